@@ -122,6 +122,7 @@ def race_throughput(options: argparse.Namespace, model: Path, depth: int, sequen
     decode = Line(f"{options.gen} tokens one by one{where}{beside}", "tokens/s")
     memory = Line("peak memory of that process", "MB")
     sizes = {"prompt": options.prompt, "gen": options.gen, "depth": depth, "sequences": sequences}
+    sizes["repeat"] = options.repeat
 
     def note(ended: Ended, side: str) -> None:
         figures = ended.json()
@@ -133,7 +134,7 @@ def race_throughput(options: argparse.Namespace, model: Path, depth: int, sequen
     alternate(
         options.rounds,
         lambda: note(gumba("bench", model, *arguments, "--threads", options.threads, "--json"), "ours"),
-        lambda: note(peer(options, "bench", model=str(model), repeat=options.repeat, **sizes), "theirs"),
+        lambda: note(peer(options, "bench", model=str(model), **sizes), "theirs"),
     )
     if sequences > 1:
         return [decode]
@@ -248,7 +249,9 @@ def parse() -> argparse.Namespace:
         "--sequences", type=int, nargs="+", default=[1], help="how many generate at once (at depth 128)"
     )
     parser.add_argument("--rounds", type=int, default=3, help="turns of each engine")
-    parser.add_argument("--repeat", type=int, default=3, help="measurements within one turn of llama.cpp")
+    parser.add_argument(
+        "--repeat", type=int, default=3, help="measurements within one turn, of which the median counts"
+    )
     parser.add_argument("--hf-folder", type=Path, help="also time the conversion of this folder to q4_0 and q8_0")
     parser.add_argument("--no-start", action="store_true", help="leave out the starts")
     parser.add_argument("--date", help="stands in BENCHMARKS.md")

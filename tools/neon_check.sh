@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Run gumba's kernel and model tests as 64-bit Arm code (NEON with dot products), emulated on an x86 Debian machine.
+#
+#     tools/neon_check.sh FOLDER [PYTEST ARGUMENTS]
+#
+# FOLDER (about 600 MB, filled on the first run, kept) takes an arm64 Python from Debian's packages, the aarch64 wheels of
+# what the tests need, and qemu's user emulation. Nothing is installed on this machine and no root rights are needed.
+# Slow (every import takes seconds): right for correctness, not for speed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+folder=$(realpath -m "${1:?usage: tools/neon_check.sh FOLDER [PYTEST ARGUMENTS]}")
+shift
+tests=("$@")
+if [ ${#tests[@]} -eq 0 ]; then
+    tests=(tests/models -k 'not every_instruction_set')
+fi
+
+unpack() { for package in "$@"; do dpkg-deb -x "$package" "$root"; done; }
+
+root=$folder/root site=$folder/site apt=$folder/apt
+if [ ! -e "$folder/complete" ]; then
+    mkdir -p "$root" "$site" "$apt"/{state/lists/partial,cache/archives/partial}
+    : > "$apt/status"
+    options=(-q -o "Dir::State=$apt/state" -o "Dir::State::status=$apt/status" -o "Dir::Cache=$apt/cache"
+        -o APT::Sandbox::User="$(id -un)" -o Debug::NoLocking=1)
+    arm=("${options[@]}" -o APT::Architecture=arm64 -o APT::Architectures::=arm64)
+    apt-get "${arm[@]}" update
+    # With an empty list of installed packages this downloads Python with all that it stands on.
+    apt-get "${arm[@]}" --yes --download-only --no-install-recommends install python3 libstdc++6
+    unpack "$apt"/cache/archives/*_{arm64,all}.deb
+    apt-get "${options[@]}" update
+    (cd "$folder" && apt-get "${options[@]}" download qemu-user-static && dpkg-deb -x qemu-user-static_*.deb qemu)
+    version=$(cd "$root/usr/bin" && echo python3.*[0-9])
+    python3 -m pip install --quiet --target "$site" --python-version "${version#python}" --implementation cp \
+        --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 --platform manylinux_2_17_aarch64 \
+        --platform manylinux2014_aarch64 --only-binary=:all: \
+        numpy numba gguf regex platformdirs pytest hypothesis
+    touch "$folder/complete"
+fi
+
+python=$(echo "$root"/usr/bin/python3.*[0-9])
+# Emulation hides the processor's features from numba: name them.
+export NUMBA_CPU_NAME=generic NUMBA_CPU_FEATURES=+neon,+fp-armv8,+fullfp16,+dotprod
+export GUMBA_ISA=neon GUMBA_CACHE_DIR=$folder/cache PYTHONPATH=$site:runtime:convert PYTHONDONTWRITEBYTECODE=1
+exec "$folder/qemu/usr/bin/qemu-aarch64-static" -cpu max -L "$root" "$python" -m pytest -p no:cacheprovider "${tests[@]}"
