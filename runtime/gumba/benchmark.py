@@ -1,0 +1,167 @@
+"""How fast a model runs here: prefill and decode, measured on the bare forward pass.
+
+No sampling and no text is in the figures, only what every generation must pay. Token ids are random: speed does not
+depend on them. Each phase runs once unmeasured (which compiles and warms up), then ``repeat`` times; medians are
+reported.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gumba.errors import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gumba.models import Model
+
+_BATCH_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What ``measure`` found. Rates are medians, in tokens per second; None where nothing was asked for."""
+
+    prefill_tokens_per_s: float | None
+    decode_tokens_per_s: float | None
+    #: Seconds from opening the file to a model that is ready, compiling not counted.
+    load_s: float
+    #: Seconds spent compiling kernels; 0 when all came from the cache.
+    compile_s: float
+    #: The process's highest resident memory, in units of 10**6 bytes; None where the system does not tell.
+    peak_rss_mb: float | None
+    threads: int
+
+
+def measure(
+    path: Path,
+    *,
+    prompt: int = 512,
+    gen: int = 64,
+    depth: int = 0,
+    sequences: int = 1,
+    n_threads: int | None = None,
+    repeat: int = 5,
+    progress: Callable[[float], None] = lambda done: None,
+) -> Speed:
+    """Measure the model at ``path``.
+
+    Prefill: a prompt of ``prompt`` tokens after ``depth`` tokens of context. Decode: ``gen`` steps of ``sequences``
+    sequences at once, each after ``depth`` tokens of its own (one token, where ``depth`` is 0); all sequences count.
+
+    Raises ``RequestError`` when the model's context is too short for that.
+    """
+    from gumba.gguf import GGUFFile
+    from gumba.kernels import jit
+    from gumba.models import load_model
+
+    n_ctx = depth + max(prompt, gen + 1)
+    compiled_s = jit.stats.compile_s
+    began = time.perf_counter()
+    with GGUFFile(path) as file:
+        model = load_model(
+            file,
+            n_ctx=n_ctx,
+            max_batch_tokens=max(_BATCH_TOKENS, sequences),
+            kv_tokens=sequences * (-(-n_ctx // 64)) * 64,
+            n_threads=n_threads,
+        )
+    load_s = time.perf_counter() - began - (jit.stats.compile_s - compiled_s)
+    try:
+        if model.n_ctx < n_ctx:
+            raise RequestError(f"this needs a context of {n_ctx} tokens, the model has {model.n_ctx}")
+        bench = _Bench(model, depth)
+        rounds = (bool(prompt) + bool(gen)) * (repeat + 1)
+        prefill: list[float] = []
+        decode: list[float] = []
+        for _ in range(repeat + 1):
+            if prompt:
+                prefill.append(prompt / bench.prefill(prompt))
+                progress((len(prefill) + len(decode)) / rounds)
+            if gen:
+                decode.append(gen * sequences / bench.decode(gen, sequences))
+                progress((len(prefill) + len(decode)) / rounds)
+        return Speed(
+            prefill_tokens_per_s=statistics.median(prefill[1:]) if prompt else None,
+            decode_tokens_per_s=statistics.median(decode[1:]) if gen else None,
+            load_s=load_s,
+            compile_s=jit.stats.compile_s - compiled_s,
+            peak_rss_mb=peak_rss_mb(),
+            threads=model.n_threads,
+        )
+    finally:
+        model.close()
+
+
+class _Bench:
+    """The timed phases. The context before them is laid once per sequence and kept: later phases write after it."""
+
+    def __init__(self, model: Model, depth: int) -> None:
+        self._model = model
+        self._depth = depth
+        self._random = np.random.default_rng(0)
+        self._pages: list[list[int]] = []
+
+    def _tokens(self, n: int) -> np.ndarray:
+        return self._random.integers(0, self._model.config.n_vocab, n, dtype=np.int32)
+
+    def _feed(self, pages: list[int], position: int, n: int, outputs: str) -> None:
+        """Prefill ``n`` tokens from ``position`` on, in steps as large as the model takes."""
+        from gumba.models import Chunk
+
+        tokens, step = self._tokens(n), self._model.max_batch_tokens
+        for start in range(0, n, step):
+            last = start + step >= n
+            chunk = Chunk(tokens[start : start + step], position + start, pages, outputs if last else "none")
+            self._model.forward([chunk])
+
+    def _sequences(self, n: int) -> list[list[int]]:
+        """The pages of ``n`` sequences, each with ``depth`` tokens of context."""
+        each = self._model.n_ctx // self._model.kv.page_tokens + bool(self._model.n_ctx % self._model.kv.page_tokens)
+        while len(self._pages) < n:
+            pages = self._model.kv.allocate(each)
+            self._feed(pages, 0, self._depth, "none")
+            self._pages.append(pages)
+        return self._pages[:n]
+
+    def prefill(self, n: int) -> float:
+        """Seconds that a prompt of ``n`` tokens takes, to the logits of its last one."""
+        pages = self._sequences(1)[0]
+        began = time.perf_counter()
+        self._feed(pages, self._depth, n, "last")
+        return time.perf_counter() - began
+
+    def decode(self, n: int, sequences: int) -> float:
+        """Seconds that ``n`` steps of ``sequences`` sequences take."""
+        from gumba.models import Chunk
+
+        tables = self._sequences(sequences)
+        position = self._depth
+        if position == 0:
+            for pages in tables:
+                self._feed(pages, 0, 1, "none")
+            position = 1
+        steps = [[self._tokens(1) for _ in tables] for _ in range(n)]
+        began = time.perf_counter()
+        for i, tokens in enumerate(steps):
+            self._model.forward([Chunk(t, position + i, pages, "last") for t, pages in zip(tokens, tables)])
+        return time.perf_counter() - began
+
+
+def peak_rss_mb() -> float | None:
+    """The highest resident memory of this process so far, in units of 10**6 bytes; None where it cannot be had."""
+    if os.name == "posix":
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
+    return None

@@ -1,0 +1,54 @@
+"""``gumba convert``: make a GGUF file out of a Hugging Face checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gumba.cli.options import Commands, add_threads, command
+from gumba.cli.progress import Progress
+from gumba.cli.text import note, size
+
+_EXAMPLES = """
+gumba convert ./SmolLM2-135M-Instruct -o smollm2.gguf --type q4_0
+gumba convert HuggingFaceTB/SmolLM2-135M-Instruct -o smollm2-f16.gguf --type f16
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    """Add ``convert`` to the command line."""
+    parser = command(commands, "convert", convert, "make a GGUF file out of a Hugging Face checkpoint", _EXAMPLES)
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a folder (config.json, safetensors, tokenizer) or a hub id (owner/name)",
+    )
+    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="the GGUF file to write")
+    parser.add_argument(
+        "--type",
+        choices=("f32", "f16", "bf16", "q8_0", "q4_0"),
+        default="q8_0",
+        help="type of weights (default q8_0)",
+    )
+    parser.add_argument("--pure", action="store_true", help="that type throughout, also where a mixture keeps more")
+    parser.add_argument("--pre-tokenizer", metavar="NAME", help="the pre-tokenizer, where it is not recognized")
+    add_threads(parser)
+
+
+def convert(args: argparse.Namespace) -> int:
+    """Carry out ``gumba convert``."""
+    out = Path(args.output)
+    with Progress() as progress:
+        from gumba_convert import convert
+
+        convert(
+            args.source,
+            out,
+            type=args.type,
+            pure=args.pure,
+            pre_tokenizer=args.pre_tokenizer,
+            n_threads=args.threads,
+            progress=progress,
+        )
+    note(f"gumba: {out}, {size(out.stat().st_size)}")
+    return 0

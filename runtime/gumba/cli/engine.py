@@ -1,0 +1,50 @@
+"""Opening a model for a command, and saying what that takes."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gumba.cli.progress import Progress
+from gumba.cli.text import note
+from gumba.sources import resolve
+
+if TYPE_CHECKING:
+    from gumba.llm import LLM
+
+
+def find_model(model: str | None) -> Path:
+    """The GGUF file of MODEL, with a progress bar where it has to be fetched or converted first."""
+    with Progress() as progress:
+        return resolve(model, progress=progress)
+
+
+def announce_compilation(progress: Progress | None = None) -> None:
+    """Have the first kernel that is compiled in this process tell the user, once, that it takes a while."""
+    from gumba.kernels import jit
+
+    told = False
+
+    def tell() -> None:
+        nonlocal told
+        if not told:
+            told = True
+            if progress is not None:
+                progress.clear()
+            note("gumba: compiling kernels for this processor (only this once, takes some seconds) ...")
+
+    jit.on_first_compile = tell
+
+
+def open_llm(args: argparse.Namespace) -> tuple[LLM, float]:
+    """The model that the options of a command name, and the seconds that opening it took."""
+    path = find_model(args.model)
+    began = time.perf_counter()
+    with Progress() as progress:
+        announce_compilation(progress)
+        from gumba.llm import LLM
+
+        llm = LLM(path, n_ctx=args.ctx, n_threads=args.threads, progress=progress.fraction("load"))
+    return llm, time.perf_counter() - began

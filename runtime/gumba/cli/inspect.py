@@ -1,0 +1,112 @@
+"""``gumba inspect``: what a GGUF file holds."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections import Counter
+from collections.abc import Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from gumba.cli.engine import find_model
+from gumba.cli.options import Commands, command
+from gumba.cli.text import print_json, printable, size, table
+
+if TYPE_CHECKING:
+    from gumba.gguf import GGUFFile
+
+_EXAMPLES = """
+gumba inspect model.gguf
+gumba inspect model.gguf --tensors
+gumba inspect model.gguf --json
+"""
+
+#: What is shown of a long array and of a long string.
+_ITEMS, _CHARACTERS = 6, 100
+
+
+def add_parser(commands: Commands) -> None:
+    """Add ``inspect`` to the command line."""
+    parser = command(commands, "inspect", inspect, "show the metadata and tensors of a GGUF file", _EXAMPLES)
+    parser.add_argument("file", metavar="FILE", help="a GGUF file (of a sharded model: its first shard), or a MODEL")
+    parser.add_argument("--tensors", action="store_true", help="only the table of tensors")
+    parser.add_argument("--json", action="store_true", help="print one JSON object (long arrays cut short)")
+
+
+def inspect(args: argparse.Namespace) -> int:
+    """Carry out ``gumba inspect``."""
+    path = find_model(args.file)
+    from gumba.gguf import GGUFFile
+
+    with GGUFFile(path) as file:
+        if args.json:
+            print_json(_description(file, path.stat().st_size))
+        else:
+            if not args.tensors:
+                print(_heading(file, path.stat().st_size))
+                print()
+            print(_tensor_table(file))
+    return 0
+
+
+def _description(file: GGUFFile, n_bytes: int) -> dict[str, Any]:
+    return {
+        "path": str(file.path),
+        "version": file.version,
+        "byte_order": file.byte_order,
+        "alignment": file.alignment,
+        "file_bytes": n_bytes,
+        "parameters": _parameters(file),
+        "metadata": {key: _plain(value) for key, value in file.metadata.items()},
+        "tensors": [
+            {"name": t.name, "type": t.type.name, "shape": list(t.shape), "offset": t.offset, "bytes": t.n_bytes}
+            for t in file.tensors.values()
+        ],
+    }
+
+
+def _plain(value: Any) -> Any:
+    """A metadata value as JSON can hold it: arrays as their element type, length and first items."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        first = [_plain(item) for item in islice(value, _ITEMS)]
+        return {"element_type": str(getattr(value, "element_type", "")), "length": len(value), "first": first}
+    return value
+
+
+def _parameters(file: GGUFFile) -> int:
+    return sum(math.prod(t.shape) for t in file.tensors.values())
+
+
+def _heading(file: GGUFFile, n_bytes: int) -> str:
+    types = Counter(t.type.name for t in file.tensors.values())
+    rows = [
+        ["file", printable(str(file.path))],
+        ["format", f"GGUF version {file.version}, {file.byte_order}-endian, aligned to {file.alignment} bytes"],
+        ["size", f"{size(n_bytes)}, {_parameters(file):,} parameters"],
+        ["tensors", f"{len(file.tensors)} ({', '.join(f'{n} {name}' for name, n in types.most_common())})"],
+        ["", ""],
+    ]
+    rows += [[printable(key), _shown(value)] for key, value in file.metadata.items()]
+    return table(rows)
+
+
+def _shown(value: Any) -> str:
+    """A metadata value on one line."""
+    if isinstance(value, str):
+        rest = len(value) - _CHARACTERS
+        return printable(value[:_CHARACTERS]) + (f" ... ({rest} more characters)" if rest > 0 else "")
+    if isinstance(value, Sequence):
+        items = [_shown(item) for item in islice(value, _ITEMS)]
+        dots = ["..."] if len(value) > _ITEMS else []
+        return f"{len(value)} x {getattr(value, 'element_type', '')}: [{', '.join(items + dots)}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _tensor_table(file: GGUFFile) -> str:
+    rows = [["TENSOR", "TYPE", "SHAPE", "BYTES", "OFFSET"]]
+    for t in file.tensors.values():
+        rows.append([printable(t.name), t.type.name, " x ".join(map(str, t.shape)), str(t.n_bytes), str(t.offset)])
+    return table(rows, right="34")

@@ -1,0 +1,144 @@
+"""Options that several commands share, and how their values are checked."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gumba.params import SamplingParams
+
+MODEL_HELP = "a GGUF file, a Hugging Face folder or hub id (converted once and kept), or a known name"
+
+#: As ``add_subparsers`` returns it; argparse keeps the class to itself.
+Commands = Any
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help whose examples keep their lines, with room for the names of options."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28)
+
+
+def command(
+    commands: Commands, name: str, function: Callable[[argparse.Namespace], int], help: str, examples: str
+) -> Any:
+    """Add the command ``name``, carried out by ``function``, and return its parser."""
+    parser = commands.add_parser(
+        name,
+        help=help,
+        description=f"{help[0].upper()}{help[1:]}.",
+        epilog="examples:\n" + "\n".join(f"  {line}" for line in examples.strip().splitlines()),
+        formatter_class=Formatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=function)
+    return parser
+
+
+def whole(low: int, high: int | None = None) -> Callable[[str], int]:
+    """A whole number of at least ``low``, at most ``high``."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < low or (high is not None and value > high):
+            raise argparse.ArgumentTypeError(f"{text} is out of range: {_range(low, high)}")
+        return value
+
+    return parse
+
+
+def real(low: float, high: float | None = None) -> Callable[[str], float]:
+    """A finite number of at least ``low``, at most ``high``."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not low <= value <= (1e30 if high is None else high):  # NaN fails too
+            raise argparse.ArgumentTypeError(f"{text} is out of range: {_range(low, high)}")
+        return value
+
+    return parse
+
+
+def _range(low: float, high: float | None) -> str:
+    return f"it must be at least {low}" if high is None else f"it must be from {low} to {high}"
+
+
+def add_model(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    """The positional MODEL."""
+    if optional:
+        parser.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP + " (default: SmolLM2-135M-Instruct)")
+    else:
+        parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """``--threads``."""
+    parser.add_argument(
+        "-t",
+        "--threads",
+        metavar="N",
+        type=whole(1, 1024),
+        help="threads that compute (default: the cores this process may use)",
+    )
+
+
+def add_context(parser: argparse.ArgumentParser) -> None:
+    """``--ctx``."""
+    parser.add_argument(
+        "-c",
+        "--ctx",
+        metavar="N",
+        type=whole(1, 1 << 24),
+        help="tokens of context (default: what the model was made for)",
+    )
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """How the next token is chosen; options that are not given keep the defaults of ``SamplingParams``."""
+    group = parser.add_argument_group("choosing the next token")
+    group.add_argument(
+        "--temp", metavar="T", type=real(0, 100), help="temperature; 0 takes the likeliest (default 0.8)"
+    )
+    group.add_argument(
+        "--top-k", metavar="K", type=whole(0, 2**31 - 1), help="of the K likeliest only; 0: of all (default 40)"
+    )
+    group.add_argument("--top-p", metavar="P", type=real(0, 1), help="of the likeliest that sum to P (default 0.95)")
+    group.add_argument(
+        "--min-p", metavar="P", type=real(0, 1), help="none below P times the likeliest's probability (default 0.05)"
+    )
+    group.add_argument(
+        "--repeat-penalty",
+        metavar="R",
+        type=real(0.01, 100),
+        help="weigh down recent tokens; 1: not at all (default 1)",
+    )
+    group.add_argument("--seed", metavar="S", type=whole(0, 2**64 - 1), help="same seed, same text (default: random)")
+    group.add_argument(
+        "--stop", metavar="TEXT", action="append", default=[], help="end before TEXT (may be given several times)"
+    )
+
+
+def sampling_params(args: argparse.Namespace) -> SamplingParams:
+    """The ``SamplingParams`` that the options say."""
+    from gumba.params import SamplingParams
+
+    given = {
+        "max_tokens": args.n,
+        "temperature": args.temp,
+        "top_k": args.top_k,
+        "top_p": args.top_p,
+        "min_p": args.min_p,
+        "repetition_penalty": args.repeat_penalty,
+        "seed": args.seed,
+        "stop": args.stop or None,
+    }
+    return SamplingParams(**{name: value for name, value in given.items() if value is not None})

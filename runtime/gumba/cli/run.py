@@ -1,0 +1,149 @@
+"""``gumba run``: continue a text, or answer one message."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from gumba.cli.engine import open_llm
+from gumba.cli.options import (
+    Commands,
+    add_context,
+    add_model,
+    add_sampling,
+    add_threads,
+    command,
+    sampling_params,
+    whole,
+)
+from gumba.cli.text import argument_text, note, print_json, read_text, show
+from gumba.errors import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gumba.outputs import StreamOutput, Timings
+
+_EXAMPLES = """
+gumba run -p "The capital of France is" -n 16
+gumba run model.gguf -f prompt.txt --temp 0
+gumba run model.gguf --chat -p "Why is the sky blue?"
+git diff | gumba run model.gguf --chat --system "Write a commit message." -p -
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    """Add ``run`` to the command line."""
+    parser = command(commands, "run", run, "continue a text (or answer a message with --chat)", _EXAMPLES)
+    add_model(parser, optional=True)
+    parser.add_argument("-p", "--prompt", metavar="TEXT", help="the text to continue; - reads it from stdin")
+    parser.add_argument("-f", "--file", metavar="FILE", help="read the text to continue from a file; - is stdin")
+    parser.add_argument(
+        "-n",
+        metavar="N",
+        type=whole(1, 2**31 - 1),
+        help="tokens to generate at most (default: to the end of text or context)",
+    )
+    parser.add_argument("--chat", action="store_true", help="answer the prompt as a message (chat format)")
+    parser.add_argument("--system", metavar="TEXT", help="with --chat: the system message")
+    add_context(parser)
+    add_threads(parser)
+    add_sampling(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object with text, token ids and timings")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no timings on stderr")
+
+
+@dataclass
+class Answer:
+    """A generation as it is watched."""
+
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: str | None = None
+    timings: Timings | None = None
+
+    def watch(self, stream: Iterator[StreamOutput]) -> Iterator[str]:
+        """Hand on the text of each step of ``stream``."""
+        for step in stream:
+            if step.token_id is not None:
+                self.token_ids.append(step.token_id)
+            self.text += step.text
+            self.finish_reason, self.timings = step.finish_reason, step.timings
+            yield step.text
+
+    def summary(self) -> str:
+        """Tokens and speed on one line; empty for a generation that did not end."""
+        t = self.timings
+        if t is None:
+            return ""
+        return (
+            f"prompt {t.prompt_tokens} tokens, {t.prompt_tokens_per_s:.1f}/s | "
+            f"decode {t.generated_tokens} tokens, {t.decode_tokens_per_s:.1f}/s"
+        )
+
+    def as_json(self, prompt: str, load_s: float) -> dict[str, object]:
+        """What ``--json`` prints."""
+        t = self.timings
+        timings = {"load_s": round(load_s, 4)}
+        if t is not None:
+            timings |= {
+                "prompt_s": round(t.prompt_s, 4),
+                "decode_s": round(t.decode_s, 4),
+                "prompt_tokens_per_s": round(t.prompt_tokens_per_s, 2),
+                "decode_tokens_per_s": round(t.decode_tokens_per_s, 2),
+            }
+        return {
+            "prompt": prompt,
+            "text": self.text,
+            "finish_reason": self.finish_reason,
+            "prompt_tokens": 0 if t is None else t.prompt_tokens,
+            "completion_tokens": len(self.token_ids),
+            "token_ids": self.token_ids,
+            "timings": timings,
+        }
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out ``gumba run``."""
+    prompt = _prompt(args)
+    params = sampling_params(args)
+    llm, load_s = open_llm(args)
+    answer = Answer()
+    with llm:
+        stream = llm.chat_stream(_messages(args, prompt), params) if args.chat else llm.stream(prompt, params)
+        for text in answer.watch(stream):
+            if not args.json:
+                show(text)
+    if args.json:
+        print_json(answer.as_json(prompt, load_s))
+    elif not answer.text.endswith("\n"):
+        show("\n")
+    if not args.quiet:
+        note(f"gumba: load {load_s:.2f} s | {answer.summary()}")
+    return 0
+
+
+def _messages(args: argparse.Namespace, prompt: str) -> list[dict[str, str]]:
+    system = [] if args.system is None else [{"role": "system", "content": argument_text(args.system)}]
+    return [*system, {"role": "user", "content": prompt}]
+
+
+def _prompt(args: argparse.Namespace) -> str:
+    """The prompt, from wherever the options say it is."""
+    if args.prompt is not None and args.file is not None:
+        raise RequestError("give the prompt with -p or with -f, not both")
+    if args.system is not None and not args.chat:
+        raise RequestError("--system needs --chat")
+    if args.file is not None:
+        text = read_text(args.file)
+    elif args.prompt == "-" or (args.prompt is None and not sys.stdin.isatty()):
+        text = read_text("-")
+    elif args.prompt is not None:
+        text = argument_text(args.prompt)
+    else:
+        raise RequestError("no prompt: give one with -p TEXT, -f FILE or on stdin (to talk: gumba chat)")
+    if not text:
+        raise RequestError("the prompt is empty")
+    return text

@@ -1,0 +1,80 @@
+"""Text in and out: what comes from files and models is not trusted to be text, or to be kind to a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from gumba.errors import RequestError
+
+_KEEP = "\n\t\r"
+
+
+def printable(text: str) -> str:
+    """``text`` on one line, with whatever a terminal would act on written as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def show(text: str) -> None:
+    """Write generated text to stdout at once; a terminal gets no control characters but line breaks and tabs."""
+    if sys.stdout.isatty():
+        text = "".join(
+            c if c.isprintable() or c in _KEEP or ord(c) > 0x9F else "\N{REPLACEMENT CHARACTER}" for c in text
+        )
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def note(text: str = "") -> None:
+    """Write one line to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """Write one JSON object to stdout."""
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def read_text(path: str) -> str:
+    """The text of a UTF-8 file, or of stdin for ``-``. Raises ``RequestError`` for anything else."""
+    name = "stdin" if path == "-" else path
+    try:
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        return data.decode("utf-8-sig" if path != "-" else "utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{name} is not UTF-8 text (byte {error.start})") from error
+    except OSError as error:
+        raise RequestError(f"{name} cannot be read: {error.strerror or error}") from error
+
+
+def argument_text(text: str) -> str:
+    """``text`` as given on the command line, which may hold bytes that are not text. Raises ``RequestError``."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RequestError(f"the text on the command line is not UTF-8 (character {error.start})") from error
+    return text
+
+
+def table(rows: list[list[str]], *, right: str = "") -> str:
+    """``rows`` in columns two spaces apart; the columns whose index is a digit of ``right`` are flush right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if str(i) in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def size(n_bytes: float) -> str:
+    """A number of bytes as a person reads it."""
+    for unit in ("B", "kB", "MB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.2f} GB"

@@ -1,0 +1,46 @@
+"""``gumba tokenize``: the token ids of a text."""
+
+from __future__ import annotations
+
+import argparse
+
+from gumba.cli.engine import find_model
+from gumba.cli.options import Commands, add_model, command
+from gumba.cli.text import argument_text, print_json, printable, read_text
+from gumba.errors import RequestError
+
+_EXAMPLES = """
+gumba tokenize model.gguf "Hello, world"
+gumba tokenize model.gguf -f chapter.txt --json
+echo -n "<|im_start|>user" | gumba tokenize model.gguf --parse-special
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    """Add ``tokenize`` to the command line."""
+    parser = command(commands, "tokenize", tokenize, "show the token ids of a text", _EXAMPLES)
+    add_model(parser)
+    parser.add_argument("text", metavar="TEXT", nargs="?", help="the text (default: stdin)")
+    parser.add_argument("-f", "--file", metavar="FILE", help="read the text from a file; - is stdin")
+    parser.add_argument("--no-special", action="store_true", help="add no BOS or EOS, whatever the model asks for")
+    parser.add_argument("--parse-special", action="store_true", help="read special tokens written out in the text")
+    parser.add_argument("--json", action="store_true", help="print one JSON object with ids and pieces")
+
+
+def tokenize(args: argparse.Namespace) -> int:
+    """Carry out ``gumba tokenize``: one line per token, id and piece."""
+    if args.text is not None and args.file is not None:
+        raise RequestError("give the text as an argument or with -f, not both")
+    path = find_model(args.model)
+    text = argument_text(args.text) if args.text is not None and args.text != "-" else read_text(args.file or "-")
+    from gumba.text import Tokenizer
+
+    tokenizer = Tokenizer.from_gguf(path)
+    ids = tokenizer.encode(text, add_special=not args.no_special, parse_special=args.parse_special)
+    pieces = [tokenizer.token_bytes(i).decode("utf-8", errors="backslashreplace") for i in ids]
+    if args.json:
+        print_json({"count": len(ids), "ids": ids, "pieces": pieces})
+    else:
+        for i, piece in zip(ids, pieces):
+            print(f"{i:7d}  {printable(piece)}")
+    return 0

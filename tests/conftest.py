@@ -1,0 +1,32 @@
+"""Fixtures that all tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from gumba import sources
+
+#: Looked up before any test gets a home of its own.
+_REAL_MODEL = os.environ.get("GUMBA_TEST_MODEL") or sources.pulled(sources.DEFAULT_MODEL)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A GUMBA_HOME of the test's own: no test sees, or touches, the user's models."""
+    path = tmp_path / "gumba-home"
+    monkeypatch.setenv("GUMBA_HOME", str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """SmolLM2-135M-Instruct in Q4_1: the file GUMBA_TEST_MODEL names, or the one that `gumba pull` has fetched."""
+    if not _REAL_MODEL:
+        pytest.skip("no real model here: `gumba pull` fetches it, or GUMBA_TEST_MODEL names it")
+    path = Path(_REAL_MODEL)
+    if not path.is_file():
+        pytest.fail(f"GUMBA_TEST_MODEL names no file: {path}")
+    return path
