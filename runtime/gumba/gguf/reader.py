@@ -1,0 +1,172 @@
+"""Opening GGUF models: one file, or all shards of a model as `llama-gguf-split` writes them.
+
+Every shard is a whole GGUF file. Its metadata tell its place: ``split.no`` from 0, ``split.count``, and
+``split.tensors.count`` of all shards together. The model's own metadata are in the first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from types import MappingProxyType
+from typing import NoReturn, TypeVar, overload
+
+from gumba.errors import GGUFError, ModelError
+from gumba.gguf.array import GGUFArray
+from gumba.gguf.mapped import printable
+from gumba.gguf.parser import MAX_ENTRIES, GGUFTensor, Part
+
+_SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
+_KIND_NAMES = {int: "an integer", float: "a float", bool: "a bool", str: "a string", GGUFArray: "an array"}
+
+T = TypeVar("T", int, float, bool, str, GGUFArray)
+D = TypeVar("D")
+
+
+class GGUFFile:
+    """A GGUF model file, or all shards of one, open for reading.
+
+    Arguments: ``path`` of the file; of a sharded model ``NAME-00001-of-0000N.gguf``, the others beside it.
+
+    Attributes: ``path``; ``version`` (2 or 3); ``byte_order`` ("little"); ``alignment`` of tensor data in bytes;
+    ``metadata``, of the first shard; ``tensors`` by name in file order, of all shards; ``shards``, the paths;
+    ``file_size`` in bytes, of all shards.
+
+    Raises GGUFError when the file cannot be read or anything in it is malformed. Use as a context manager, or call
+    `close`. Views already taken of tensor data outlive it.
+    """
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        first = Part(path)
+        parts = [first]
+        try:
+            n_shards = _shard_count(first, 0)
+            if n_shards > 1:
+                for shard_path in _shard_paths(first, n_shards)[1:]:
+                    parts.append(Part(shard_path))
+                    _check_shard(parts, n_shards)
+            self.tensors: Mapping[str, GGUFTensor] = MappingProxyType(_merge(parts))
+        except BaseException:
+            for part in parts:
+                part.file.close()
+            raise
+        self.path = first.file.path
+        self.version = first.version
+        self.byte_order = "little"
+        self.alignment = first.alignment
+        self.metadata = first.metadata
+        self.shards = tuple(part.file.path for part in parts)
+        self.file_size = sum(part.file.size for part in parts)
+        self._files = [part.file for part in parts]
+
+    @overload
+    def get(self, key: str, kind: type[T]) -> T | None: ...
+    @overload
+    def get(self, key: str, kind: type[T], default: D) -> T | D: ...
+    def get(self, key: str, kind: type, default: object = None) -> object:
+        """The value of ``key``, or ``default`` without such a key; ModelError when it is not of ``kind``.
+
+        ``kind`` is int (any of GGUF's integers), float, bool, str or GGUFArray.
+        """
+        if key not in self.metadata:
+            return default
+        value = self.metadata[key]
+        if type(value) is not kind:
+            found = self.metadata.value_type(key).name.lower()
+            where = f"{self.path}, metadata {key}, byte {self.metadata.offset(key)}"
+            raise ModelError(f"{where}: expected {_KIND_NAMES[kind]}, found {found}")
+        return value
+
+    def require(self, key: str, kind: type[T]) -> T:
+        """The value of ``key``. Raises ModelError when it is absent or not of ``kind`` (see `get`)."""
+        value = self.get(key, kind)
+        if value is None:
+            raise ModelError(f"{self.path}: metadata {key} is missing, {_KIND_NAMES[kind]}")
+        return value
+
+    def close(self) -> None:
+        """Unmaps the file. Arrays and tensors can no longer be read through it. Harmless when repeated."""
+        for file in self._files:
+            file.close()
+
+    def __enter__(self) -> GGUFFile:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"GGUFFile({str(self.path)!r}, {len(self.metadata)} metadata keys, {len(self.tensors)} tensors)"
+
+
+def _split_value(part: Part, key: str) -> int | None:
+    """A ``split.`` key's value, None without it; GGUFError when it is no integer from 0."""
+    value = part.metadata.get(key)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
+        _fail_split(part, key, f"is {part.metadata.value_type(key).name}, expected an integer")
+    if value < 0:
+        _fail_split(part, key, f"is {value}, expected 0 or more")
+    return value
+
+
+def _fail_split(part: Part, key: str, message: str) -> NoReturn:
+    offset = part.metadata.offset(key) if key in part.metadata else None
+    raise GGUFError(message, path=part.file.path, field=f"metadata {key}", offset=offset)
+
+
+def _shard_count(part: Part, number: int) -> int:
+    """How many shards ``part`` says there are, 0 for a whole model; GGUFError when it is not shard ``number``."""
+    count = _split_value(part, "split.count")
+    if not count:  # merging shards into one file leaves split.count 0 and the other two keys behind
+        return 0
+    found = _split_value(part, "split.no")
+    if found is None:
+        _fail_split(part, "split.no", "is missing beside split.count")
+    if found >= count:
+        _fail_split(part, "split.no", f"is {found}, expected less than split.count, {count}")
+    if found != number:
+        hint = f"; open the first one, NAME-00001-of-{count:05d}.gguf" if number == 0 else ""
+        _fail_split(part, "split.no", f"this is shard {found + 1} of {count}, expected shard {number + 1}{hint}")
+    return count
+
+
+def _shard_paths(first: Part, n_shards: int) -> list[Path]:
+    """Paths of all shards, made from the first one's name alone: nothing inside a file can choose what is opened."""
+    path = first.file.path
+    name = _SHARD_NAME.fullmatch(path.name)
+    if name is None or int(name["number"]) != 1 or int(name["count"]) != n_shards:
+        expected = f"NAME-00001-of-{n_shards:05d}.gguf"
+        _fail_split(first, "split.count", f"is {n_shards}: the first shard's file must be named {expected}")
+    stem = name["stem"] if name else ""
+    return [path.with_name(f"{stem}-{number:05d}-of-{n_shards:05d}.gguf") for number in range(1, n_shards + 1)]
+
+
+def _check_shard(parts: list[Part], n_shards: int) -> None:
+    """GGUFError unless the last of ``parts`` is the shard that follows those before it."""
+    part = parts[-1]
+    count = _shard_count(part, len(parts) - 1)
+    if count != n_shards:
+        _fail_split(part, "split.count", f"says {count} shards, but the first shard says {n_shards}")
+    if sum(len(p.tensors) + len(p.metadata) for p in parts) > MAX_ENTRIES:
+        message = f"metadata keys and tensors of all shards so far are more than {MAX_ENTRIES}"
+        raise GGUFError(message, path=part.file.path, field="n_tensors", offset=8)
+
+
+def _merge(parts: list[Part]) -> dict[str, GGUFTensor]:
+    """The tensors of all shards; GGUFError when one appears twice or their number is not split.tensors.count."""
+    tensors: dict[str, GGUFTensor] = {}
+    for part in parts:
+        for name, tensor in part.tensors.items():
+            if name in tensors:
+                message = f"is also in {tensors[name].path.name}"
+                raise GGUFError(message, path=part.file.path, field=f"tensor {printable(name)}", offset=tensor.offset)
+            tensors[name] = tensor
+    for part in parts:
+        count = _split_value(part, "split.tensors.count")
+        if count is not None and count != len(tensors) and _split_value(part, "split.count"):
+            _fail_split(part, "split.tensors.count", f"is {count}, but there are {len(tensors)} tensors")
+    return tensors
