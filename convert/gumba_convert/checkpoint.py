@@ -1,0 +1,143 @@
+"""A Hugging Face checkpoint folder: its JSON files and its tensors, never anything outside the folder."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from gumba.errors import ConvertError
+from gumba_convert.safetensors import SafeTensor, read_header
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+MAX_JSON = 1 << 28
+
+
+class Checkpoint:
+    """A folder with config.json, safetensors and tokenizer files.
+
+    Args:
+        folder: the folder. Its files may be links as long as they stay inside it; a snapshot in Hugging Face's cache
+            may also link to the `blobs` beside it.
+
+    Raises:
+        ConvertError: there is no such folder, or no usable config.json in it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise ConvertError(f"{folder}: no such folder")
+        self.folder = folder
+        real = folder.resolve()
+        self._roots = [real]
+        if real.parent.name == "snapshots" and real.parent.parent.name.startswith("models--"):
+            self._roots.append(real.parent.parent / "blobs")
+        config = self.json("config.json")
+        if config is None:
+            raise ConvertError(f"{folder}: no config.json; is this a Hugging Face model folder?")
+        self.config: dict[str, Any] = config
+
+    def path(self, name: object, origin: str = "") -> Path:
+        """The file of that name in the folder.
+
+        Raises:
+            ConvertError: the name is not a plain file name, or leads out of the folder; `origin` says who asked.
+        """
+        where = f"{self.folder}{f', {origin}' if origin else ''}"
+        if not isinstance(name, str) or not name or name in (".", "..") or re.search(r"[/\\\0:]", name):
+            raise ConvertError(f"{where}: {name!r} is not a plain file name")
+        path = self.folder / name
+        try:
+            real = path.resolve()
+        except (OSError, RuntimeError) as error:
+            raise ConvertError(f"{where}: {name!r} cannot be followed: {error}") from None
+        if not any(real.is_relative_to(root) for root in self._roots):
+            raise ConvertError(f"{where}: {name!r} is a link that leads out of the folder")
+        return path
+
+    def has(self, name: str) -> bool:
+        return self.path(name).is_file()
+
+    def bytes(self, name: str) -> bytes | None:
+        """Contents of a file of at most MAX_JSON bytes; None where there is no such file."""
+        path = self.path(name)
+        if not path.exists():
+            return None
+        if not path.is_file():
+            raise ConvertError(f"{path}: not a regular file")
+        try:
+            if path.stat().st_size > MAX_JSON:
+                raise ConvertError(f"{path}: {path.stat().st_size} bytes; at most {MAX_JSON} are read")
+            return path.read_bytes()
+        except OSError as error:
+            raise ConvertError(f"{path}: cannot be read: {error.strerror}") from error
+
+    def text(self, name: str) -> str | None:
+        """Contents of a UTF-8 file; None where there is no such file."""
+        data = self.bytes(name)
+        if data is None:
+            return None
+        try:
+            return data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ConvertError(f"{self.folder / name}: not UTF-8 (byte {error.start})") from None
+
+    def json(self, name: str) -> dict[str, Any] | None:
+        """A JSON object; None where there is no such file."""
+        text = self.text(name)
+        if text is None:
+            return None
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ConvertError(f"{self.folder / name}: not valid JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise ConvertError(f"{self.folder / name}: expected a JSON object")
+        return value
+
+    @cached_property
+    def tensors(self) -> Mapping[str, SafeTensor]:
+        """All tensors of the checkpoint by name.
+
+        Raises:
+            ConvertError: no safetensors, a damaged one, or an index that does not agree with its files.
+        """
+        if self.has(INDEX):
+            return self._indexed()
+        if self.has(SINGLE):
+            return self._header(SINGLE)
+        shards = sorted(path.name for path in self.folder.iterdir() if SHARD.fullmatch(path.name))
+        if shards:
+            raise ConvertError(f"{self.folder}: {len(shards)} shards ({shards[0]}, ...) but no {INDEX}")
+        if any(path.name.endswith((".bin", ".pt", ".pth")) for path in self.folder.iterdir()):
+            raise ConvertError(
+                f"{self.folder}: PyTorch weights (pickles, which can run code) are not read; load the model with "
+                "transformers and save_pretrained() it, which writes safetensors"
+            )
+        raise ConvertError(f"{self.folder}: no {SINGLE} and no {INDEX}")
+
+    def _header(self, name: object) -> dict[str, SafeTensor]:
+        path = self.path(name, INDEX)
+        if not path.is_file():
+            raise ConvertError(f"{path}: no such file, though {INDEX} names it")
+        return read_header(path)
+
+    def _indexed(self) -> dict[str, SafeTensor]:
+        weight_map = (self.json(INDEX) or {}).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ConvertError(f"{self.folder / INDEX}: no weight_map")
+        files: dict[object, dict[str, SafeTensor]] = {}
+        tensors = {}
+        for tensor, name in weight_map.items():
+            key = name if isinstance(name, str) else repr(name)
+            if key not in files:
+                files[key] = self._header(name)
+            if tensor not in files[key]:
+                raise ConvertError(f"{self.folder / INDEX}: tensor {tensor!r} is not in {name}")
+            tensors[tensor] = files[key][tensor]
+        return tensors

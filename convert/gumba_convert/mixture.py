@@ -1,0 +1,40 @@
+"""Which block format each tensor of a file gets.
+
+A file type names the format of most tensors. What differs follows llama.cpp, so that both make the same files: norms
+and biases stay F32, q4_0 files carry their output matrix (the token embedding where it serves as both) in Q6_K, and
+rows that are not whole blocks fall back to Q8_0 or F16.
+"""
+
+from __future__ import annotations
+
+from gumba import quants
+from gumba.errors import ConvertError
+
+#: File types by name, with their number in `general.file_type`.
+FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}
+
+
+def file_type(name: str) -> int:
+    """The number of a file type. Raises ConvertError listing the known ones."""
+    if name not in FILE_TYPES:
+        raise ConvertError(f"unknown type {name!r}; known are {', '.join(FILE_TYPES)}")
+    return FILE_TYPES[name]
+
+
+def tensor_format(name: str, shape: tuple[int, ...], file_type: str, *, tied: bool, pure: bool) -> str:
+    """The format ("q4_0") of one tensor, by its GGUF name and shape (rows first).
+
+    Args:
+        tied: the token embedding is also the output matrix.
+        pure: every matrix gets the file type, the output matrix too.
+    """
+    if len(shape) < 2 or not name.endswith(".weight") or name.endswith("_norm.weight"):
+        return "f32"
+    chosen = file_type
+    if file_type == "q4_0" and not pure and name == ("token_embd.weight" if tied else "output.weight"):
+        chosen = "q6_k" if _fits(shape, "q6_k") else "q8_0"
+    return chosen if _fits(shape, chosen) else "f16"
+
+
+def _fits(shape: tuple[int, ...], name: str) -> bool:
+    return bool(shape[-1] % quants.get(name).BLOCK_SIZE == 0)

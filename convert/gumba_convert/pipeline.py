@@ -1,0 +1,50 @@
+"""Work on many pieces at once, results in order, memory for only a few of them."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+MAX_THREADS = 16
+CHUNK = 1 << 20  # weights in a piece: small enough for a core's cache, large enough to hide the queue
+
+Job = Callable[[], np.ndarray]
+
+#: Called with the stage, the bytes written so far, and the bytes to write in all.
+Progress = Callable[[str, int, int], None]
+
+
+def available_threads() -> int:
+    """The processors that this process may run on, at most MAX_THREADS."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return min(MAX_THREADS, len(affinity(0)) if affinity is not None else os.cpu_count() or 1)
+
+
+def in_order(jobs: Iterable[Job], n_threads: int) -> Generator[np.ndarray, None, None]:
+    """Results of the jobs in their order. At most a few more than `n_threads` are begun and not yet taken.
+
+    Jobs should release the GIL. The first one that fails ends the iteration with its exception. Close the generator when
+    leaving early: that waits for what has begun.
+    """
+    pool = ThreadPoolExecutor(n_threads, "gumba-convert")
+    begun: deque[Future[np.ndarray]] = deque()
+    try:
+        for job in jobs:
+            begun.append(pool.submit(job))
+            if len(begun) > n_threads + 2:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def row_pieces(n_rows: int, row_length: int, unit: int = 1) -> Iterator[tuple[int, int]]:
+    """(first row, number of rows) of pieces of about CHUNK weights, each a multiple of `unit` rows."""
+    step = max(1, CHUNK // (row_length * unit)) * unit
+    for first in range(0, n_rows, step):
+        yield first, min(step, n_rows - first)

@@ -1,0 +1,103 @@
+"""What an architecture hands to the converter: where each tensor comes from, and the metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gumba.errors import ConvertError
+from gumba_convert.gguf_writer import Value
+from gumba_convert.safetensors import SafeTensor
+
+
+@dataclass(frozen=True)
+class Source:
+    """One tensor to write: GGUF's name, and a tensor of the checkpoint or numbers computed here.
+
+    `head_rows` is not 0 for the rows of Q and K, which are reordered within each head of that many rows.
+    """
+
+    name: str
+    tensor: SafeTensor | np.ndarray
+    head_rows: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A model to write: architecture ("llama"), its metadata without the tokenizer's, tensors in file order."""
+
+    architecture: str
+    metadata: dict[str, Value]
+    tensors: Sequence[Source]
+    n_vocab: int
+    tied: bool
+    warnings: list[str] = field(default_factory=list)
+
+
+class ConfigReader:
+    """Typed access to config.json. Every error names the key.
+
+    Raises:
+        ConvertError: a required key is missing, or has the wrong type or range.
+    """
+
+    def __init__(self, config: dict[str, Any], where: str, *, prefix: str = "") -> None:
+        self.config = config
+        self.where = where
+        self.prefix = prefix
+
+    def fail(self, key: str, message: str) -> ConvertError:
+        return ConvertError(f"{self.where}: {self.prefix}{key} {message}")
+
+    def has(self, key: str) -> bool:
+        """Whether the key is there and not null."""
+        return self.config.get(key) is not None
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """A positive integer below 2**31; without a default it is required."""
+        value = self.config.get(key)
+        value = default if value is None else value
+        if value is None:
+            raise self.fail(key, "is missing")
+        if type(value) is not int or not 0 < value < 2**31:
+            raise self.fail(key, f"is {value!r}, expected a positive integer")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A finite positive number; without a default it is required."""
+        value = self.config.get(key)
+        value = default if value is None else value
+        if value is None:
+            raise self.fail(key, "is missing")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e38:
+            raise self.fail(key, f"is {value!r}, expected a positive number")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.config.get(key)
+        value = default if value is None else value
+        if not isinstance(value, bool):
+            raise self.fail(key, f"is {value!r}, expected true or false")
+        return value
+
+    def must_be(self, key: str, *allowed: Any) -> None:
+        """The key is absent, null, or one of the allowed values."""
+        if self.has(key) and self.config[key] not in allowed:
+            names = " or ".join(map(repr, allowed)) or "absent"
+            raise self.fail(key, f"is {str(self.config[key])[:100]!r}; only {names} is supported")
+
+    def section(self, key: str) -> ConfigReader | None:
+        """A nested object."""
+        value = self.config.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise self.fail(key, f"is {value!r}, expected an object")
+        return ConfigReader(value, self.where, prefix=f"{self.prefix}{key}.")

@@ -1,0 +1,141 @@
+"""Special tokens and the chat template of a checkpoint, found by the rules of llama.cpp's converter."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from gumba.errors import ConvertError
+from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.gguf_writer import Value, string, strings
+
+KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+
+
+@dataclass
+class SpecialTokens:
+    """`ids` by kind (bos, eos, eot, unk, ...); `add`: whether a text gets its bos, eos; chat templates by name."""
+
+    ids: dict[str, int] = field(default_factory=dict)
+    add: dict[str, bool] = field(default_factory=dict)
+    templates: dict[str, str] = field(default_factory=dict)
+
+    def template_metadata(self) -> dict[str, Value]:
+        """`tokenizer.chat_template` for the default one, `tokenizer.chat_template.NAME` for the others."""
+        result = {}
+        others = []
+        for name, template in self.templates.items():
+            if name == "default":
+                result["tokenizer.chat_template"] = string(template)
+            else:
+                clean = re.sub("[^A-Za-z0-9]", "_", name)
+                result[f"tokenizer.chat_template.{clean}"] = string(template)
+                others.append(clean)
+        if others:
+            result["tokenizer.chat_templates"] = strings(others)
+        return result
+
+
+def added_tokens(tokenizer: dict[str, Any], config: dict[str, Any], where: str) -> dict[int, dict[str, Any]]:
+    """Added tokens by id, each {"content": str, "special": bool}.
+
+    They are listed in tokenizer.json; tokenizer_config.json may list them too, and knows better which are special.
+    """
+    result: dict[int, dict[str, Any]] = {}
+    listed = tokenizer.get("added_tokens")
+    decoder = config.get("added_tokens_decoder")
+    entries = (
+        [(token.get("id"), token) for token in listed if isinstance(token, dict)] if isinstance(listed, list) else []
+    )
+    if isinstance(decoder, dict):
+        entries += [(int(i) if i.isdecimal() else i, token) for i, token in decoder.items()]
+    for i, token in entries:
+        content = token.get("content") if isinstance(token, dict) else None
+        if type(i) is not int or i < 0 or not isinstance(content, str) or not content:
+            raise ConvertError(f"{where}: added token {i!r}: {str(token)[:120]} is not valid")
+        special = bool(token.get("special")) or result.get(i, {}).get("special", False)
+        result[i] = {"content": content, "special": special}
+    named = {text for kind in KINDS if (text := _content(config.get(f"{kind}_token")))}
+    for token in result.values():
+        token["special"] = token["special"] or token["content"] in named
+    return dict(sorted(result.items()))
+
+
+def read_special_tokens(
+    checkpoint: Checkpoint, tokenizer: dict[str, Any], config: dict[str, Any], n_rows: int
+) -> SpecialTokens:
+    """Special tokens and chat templates.
+
+    Args:
+        tokenizer: tokenizer.json, or empty. config: tokenizer_config.json, or empty.
+        n_rows: ids from here on are not tokens and are left out.
+    """
+    result = SpecialTokens(templates=_templates(checkpoint, config))
+    texts = {kind: _content(config.get(f"{kind}_token")) for kind in KINDS}
+    kinds = list(KINDS)
+    texts["bos"] = texts["bos"] or texts["cls"]
+    texts["eos"] = texts["eos"] or texts["sep"]
+    first, last = _template_ends(tokenizer.get("post_processor"))
+    if first is not None:
+        texts["bos"] = texts["bos"] or first
+        result.add["bos"] = first in (texts["bos"], texts["cls"])
+    if last is not None:
+        if texts["eos"] and last != texts["eos"]:  # what ends a turn is not what ends a text
+            texts["eot"] = texts["eos"]
+            kinds.append("eot")
+        texts["eos"] = last
+        result.add["eos"] = True
+    ids = {token["content"]: i for i, token in added_tokens(tokenizer, config, str(checkpoint.folder)).items()}
+    for kind in kinds:
+        add = config.get(f"add_{kind}_token")
+        if isinstance(add, bool):
+            result.add[kind] = add
+        candidates = (ids.get(texts.get(kind) or ""), checkpoint.config.get(f"{kind}_token_id"))
+        for i in candidates:
+            i = i[0] if isinstance(i, list) and i else i
+            if type(i) is int and 0 <= i < n_rows:
+                result.ids[kind] = i
+                break
+    return result
+
+
+def _content(entry: Any) -> str | None:
+    """The text of a token that is given plainly or as an object."""
+    text = entry.get("content") if isinstance(entry, dict) else entry
+    return text if isinstance(text, str) and text else None
+
+
+def _template_ends(processor: Any) -> tuple[str | None, str | None]:
+    """The special tokens before and after a single text in a TemplateProcessing step."""
+    if not isinstance(processor, dict):
+        return None, None
+    steps = processor.get("processors")
+    for step in steps if isinstance(steps, list) else [processor]:
+        if not isinstance(step, dict) or step.get("type") != "TemplateProcessing":
+            continue
+        single = step.get("single")
+        if isinstance(single, list) and len(single) > 1:
+            ends = [part.get("SpecialToken") if isinstance(part, dict) else None for part in (single[0], single[-1])]
+            first, last = (end.get("id") if isinstance(end, dict) else None for end in ends)
+            return _content(first), _content(last)
+    return None, None
+
+
+def _templates(checkpoint: Checkpoint, config: dict[str, Any]) -> dict[str, str]:
+    """Chat templates by name, from tokenizer_config.json, chat_template.jinja or chat_template.json."""
+    template = config.get("chat_template")
+    if template is None:
+        template = checkpoint.text("chat_template.jinja")
+    if template is None:
+        template = (checkpoint.json("chat_template.json") or {}).get("chat_template")
+    if isinstance(template, str):
+        return {"default": template}
+    if isinstance(template, list):
+        named = [entry for entry in template if isinstance(entry, dict)]
+        return {
+            entry["name"]: entry["template"]
+            for entry in named
+            if isinstance(entry.get("name"), str) and isinstance(entry.get("template"), str)
+        }
+    return {}

@@ -1,0 +1,204 @@
+"""Hugging Face checkpoint -> GGUF file, tensor by tensor.
+
+A tensor goes through in pieces of whole rows: read, reorder the rows of Q and K, encode, write. Pieces are encoded by a
+few threads while this one writes finished ones in order; a bounded queue keeps memory at a few pieces per thread,
+however large the tensor or the model.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from gumba import quants
+from gumba.errors import ConvertError, ModelError, ResourceError
+from gumba_convert import general, hub, llama
+from gumba_convert.atomic import atomic_file
+from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.gguf_writer import TensorInfo, Value, data_size, header, padding, string, u32
+from gumba_convert.mixture import file_type, tensor_format
+from gumba_convert.pipeline import Job, Progress, available_threads, in_order, row_pieces
+from gumba_convert.plan import Plan, Source
+from gumba_convert.safetensors import FileReader, SafeTensor
+from gumba_convert.vocabulary import read_vocabulary
+
+QUANTIZATION_VERSION = 2
+
+FAMILIES: dict[str, ModuleType] = {name: family for family in (llama,) for name in family.HF_ARCHITECTURES}
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """What a conversion made: `formats` counts tensors by block format, `warnings` are for the user to read."""
+
+    path: Path
+    source: Path
+    architecture: str
+    type: str
+    n_tensors: int
+    n_parameters: int
+    n_bytes: int
+    formats: dict[str, int]
+    seconds: float
+    warnings: tuple[str, ...]
+
+
+def convert(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    type: str = "q8_0",
+    pure: bool = False,
+    progress: Progress | None = None,
+    n_threads: int | None = None,
+    name: str | None = None,
+    pre_tokenizer: str | None = None,
+    revision: str | None = None,
+    cache_dir: Path | None = None,
+) -> ConvertReport:
+    """Convert a Hugging Face checkpoint to one GGUF file (version 3).
+
+    Args:
+        source: a folder with config.json, safetensors and a tokenizer; or a hub id such as "org/model".
+        out: the file to write. It appears complete or not at all; an existing one is replaced.
+        type: "f32", "f16", "bf16", "q8_0" or "q4_0"; norms and biases stay F32.
+        pure: give every matrix that type. Otherwise a q4_0 file carries its output matrix in Q6_K, as llama.cpp's do.
+        progress: called with "convert", the bytes written so far and the bytes of the whole file.
+        n_threads: encoding threads; by default the processors of this process. The file does not depend on it.
+        name: `general.name`, instead of the one that the checkpoint or its folder suggests.
+        pre_tokenizer: GGUF's name of the pre-tokenizer, where it is not recognised.
+        revision, cache_dir: for a hub id, as in huggingface_hub.
+
+    Raises:
+        ConvertError: the checkpoint cannot be read or is not supported, or the file cannot be written.
+        DownloadError: a hub id cannot be fetched.
+        ResourceError: the disk has too little room.
+    """
+    started = time.perf_counter()
+    number, out = file_type(type), Path(out)
+    folder, title = _locate(source, revision, cache_dir)
+    checkpoint = Checkpoint(folder)
+    plan = _family(checkpoint).plan(checkpoint)
+    vocabulary = read_vocabulary(checkpoint, plan.n_vocab, pre_tokenizer=pre_tokenizer)
+    formats = [tensor_format(s.name, s.shape, type, tied=plan.tied, pure=pure) for s in plan.tensors]
+    infos = [_info(source, quants.get(fmt)) for source, fmt in zip(plan.tensors, formats, strict=True)]
+    n_parameters = sum(math.prod(info.shape) for info in infos)
+    described, warnings = general.metadata(checkpoint, name or title, n_parameters)
+    metadata: dict[str, Value] = {
+        "general.architecture": string(plan.architecture),
+        "general.type": string("model"),
+        **described,
+        "general.file_type": u32(number),
+        "general.quantization_version": u32(QUANTIZATION_VERSION),
+        **plan.metadata,
+        **vocabulary.metadata(),
+    }
+    head = header(metadata, infos)
+    n_bytes = len(head) + data_size(infos)
+    _check_room(out, n_bytes)
+    with FileReader() as reader, atomic_file(out) as file:
+        reader.open([s.tensor for s in plan.tensors if isinstance(s.tensor, SafeTensor)])
+        file.write(head)
+        done = len(head)
+        jobs = _jobs(reader, plan, formats, infos)
+        with closing(in_order(jobs, n_threads or available_threads())) as pieces:
+            for data in pieces:
+                file.write(data.data)
+                done += data.nbytes
+                if progress is not None:
+                    progress("convert", done, n_bytes)
+    return ConvertReport(
+        path=out,
+        source=folder,
+        architecture=plan.architecture,
+        type=type,
+        n_tensors=len(infos),
+        n_parameters=n_parameters,
+        n_bytes=n_bytes,
+        formats=dict(Counter(formats)),
+        seconds=time.perf_counter() - started,
+        warnings=(*plan.warnings, *vocabulary.warnings, *warnings),
+    )
+
+
+def _locate(source: str | os.PathLike[str], revision: str | None, cache_dir: Path | None) -> tuple[Path, str | None]:
+    """The folder to read, and the model's title where the source gives one."""
+    text = os.fspath(source)
+    path = Path(text)
+    if path.is_dir():
+        return path, None
+    if path.exists():
+        what = "is a GGUF file already" if path.suffix == ".gguf" else "is a file"
+        raise ConvertError(f"{path} {what}; expected a Hugging Face folder or hub id")
+    if not isinstance(source, str) or not hub.HUB_ID.fullmatch(text):
+        raise ConvertError(f"{path}: no such folder, and not a hub id")
+    return hub.fetch(text, revision=revision, cache_dir=cache_dir), text.rpartition("/")[2]
+
+
+def _family(checkpoint: Checkpoint) -> Any:
+    """The module that knows the checkpoint's architecture."""
+    architectures = checkpoint.config.get("architectures")
+    found = architectures[0] if isinstance(architectures, list) and len(architectures) == 1 else architectures
+    if not isinstance(found, str) or found not in FAMILIES:
+        raise ConvertError(
+            f"{checkpoint.folder / 'config.json'}: architectures is {architectures!r}; known are {', '.join(FAMILIES)}"
+        )
+    return FAMILIES[found]
+
+
+def _info(source: Source, fmt: Any) -> TensorInfo:
+    n_bytes = math.prod(source.shape) // fmt.BLOCK_SIZE * fmt.TYPE_SIZE
+    return TensorInfo(source.name, source.shape, fmt.GGML_TYPE, n_bytes)
+
+
+def _check_room(out: Path, n_bytes: int) -> None:
+    try:
+        free = shutil.disk_usage(out.absolute().parent).free
+    except OSError:  # a missing folder is reported where the file is opened
+        return
+    if free < n_bytes:
+        raise ResourceError(f"{out} needs {n_bytes / 1e6:.0f} MB, but the disk has {free / 1e6:.0f} MB free")
+
+
+def _jobs(reader: FileReader, plan: Plan, formats: list[str], infos: list[TensorInfo]) -> Iterator[Job]:
+    """The data section in order: each tensor's pieces, then its padding."""
+    for source, fmt, info in zip(plan.tensors, formats, infos, strict=True):
+        rows, length = _matrix(source.shape)
+        for first, n_rows in row_pieces(rows, length, source.head_rows or 1):
+            yield partial(_encode, reader, source, quants.get(fmt), first, n_rows)
+        yield partial(np.zeros, padding(info.n_bytes), np.uint8)
+
+
+def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and row length; a vector is one element a row, so that Q and K biases can be reordered too."""
+    return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (shape[0], 1)
+
+
+def _encode(reader: FileReader, source: Source, fmt: Any, first: int, n_rows: int) -> np.ndarray:
+    """Rows of a tensor as the bytes of a format; uint8, flat."""
+    _, length = _matrix(source.shape)
+    if isinstance(source.tensor, SafeTensor):
+        data = reader.read(source.tensor, first * length, n_rows * length)
+        where = f"{source.tensor.path}: tensor {source.tensor.name!r}"
+    else:
+        data, where = source.tensor[first : first + n_rows], f"tensor {source.name!r}"
+    rows = data.reshape(n_rows, length)
+    if source.head_rows:
+        rows = llama.interleave_rows(rows, source.head_rows)
+    try:
+        encoded: np.ndarray = fmt.quantize(rows)
+        return encoded.reshape(-1)
+    except ModelError as error:
+        raise ConvertError(f"{where}, rows from {first}: {error}") from None

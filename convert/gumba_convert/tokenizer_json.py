@@ -1,0 +1,207 @@
+"""The tokenizer of a GGUF file as Hugging Face's tokenizer.json, tokenizer_config.json and generation_config.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gumba.errors import ConvertError
+from gumba.gguf import GGUFArray, GGUFFile
+from gumba_convert import pre_tokenizers
+from gumba_convert.vocabulary import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+
+_MODELS = ("gpt2", "llama")
+
+
+def tokenizer_files(file: GGUFFile, n_ctx: int) -> dict[str, dict[str, Any]]:
+    """tokenizer.json, tokenizer_config.json and generation_config.json by name.
+
+    Raises:
+        ConvertError: a vocabulary of a kind that is not known, or an inconsistent one.
+    """
+    model = file.require("tokenizer.ggml.model", str)
+    if model not in _MODELS:
+        raise ConvertError(f"{file.path}: tokenizer.ggml.model is {model!r}; known are {', '.join(_MODELS)}")
+    tokens = [str(token) for token in file.require("tokenizer.ggml.tokens", GGUFArray).to_list()]
+    types = file.get("tokenizer.ggml.token_type", GGUFArray)
+    kinds = np.full(len(tokens), NORMAL) if types is None else types.to_numpy()
+    if len(kinds) != len(tokens):
+        raise ConvertError(f"{file.path}: {len(tokens)} tokens, but {len(kinds)} token types")
+    vocab = {text: i for i, text in enumerate(tokens) if kinds[i] != UNUSED}
+    ids = {name: _special(file, name, len(tokens)) for name in ("bos", "eos", "unknown", "padding", "eot", "eom")}
+    texts = {name: tokens[i] for name, i in ids.items() if i is not None}
+    tokenizer = _gpt2(file, vocab) if model == "gpt2" else _llama(file, tokens, kinds, vocab, texts.get("unknown"))
+    added = [
+        {"id": i, "content": text, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        | {"special": bool(kinds[i] != USER_DEFINED)}
+        for i, text in enumerate(tokens)
+        if kinds[i] in (CONTROL, USER_DEFINED, UNKNOWN)
+    ]
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        **tokenizer,
+        "post_processor": _post_processor(file, model, texts, vocab),
+    }
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": n_ctx,
+    }
+    for ours, theirs in (
+        ("bos", "bos_token"),
+        ("eos", "eos_token"),
+        ("unknown", "unk_token"),
+        ("padding", "pad_token"),
+    ):
+        if ours in texts:
+            config[theirs] = texts[ours]
+    template = _chat_template(file)
+    if template:
+        config["chat_template"] = template
+    return {
+        "tokenizer.json": tokenizer,
+        "tokenizer_config.json": config,
+        "generation_config.json": _generation(file, ids),
+    }
+
+
+def special_ids(file: GGUFFile, n_tokens: int) -> dict[str, int]:
+    """bos_token_id and the like, for config.json."""
+    pairs = (("bos", "bos_token_id"), ("eos", "eos_token_id"), ("padding", "pad_token_id"))
+    found = {theirs: _special(file, ours, n_tokens) for ours, theirs in pairs}
+    return {name: i for name, i in found.items() if i is not None}
+
+
+def _special(file: GGUFFile, name: str, n_tokens: int) -> int | None:
+    i = file.get(f"tokenizer.ggml.{name}_token_id", int)
+    if i is not None and not 0 <= i < n_tokens:
+        raise ConvertError(f"{file.path}: tokenizer.ggml.{name}_token_id is {i}, but there are {n_tokens} tokens")
+    return i
+
+
+def _gpt2(file: GGUFFile, vocab: dict[str, int]) -> dict[str, Any]:
+    pre = file.get("tokenizer.ggml.pre", str, "default")
+    merges = [str(merge).split(" ") for merge in file.require("tokenizer.ggml.merges", GGUFArray).to_list()]
+    for i, pair in enumerate(merges):
+        if len(pair) != 2 or "".join(pair) not in vocab or pair[0] not in vocab or pair[1] not in vocab:
+            raise ConvertError(f"{file.path}: tokenizer.ggml.merges[{i}] {' '.join(pair)!r} is of or makes no token")
+    byte_level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    return {
+        "normalizer": None,
+        "pre_tokenizer": pre_tokenizers.spell(pre),
+        "decoder": byte_level,
+        "model": _bpe(vocab, merges, None, byte_fallback=False, ignore_merges=pre == "llama-bpe"),
+    }
+
+
+def _llama(
+    file: GGUFFile, tokens: list[str], kinds: np.ndarray, vocab: dict[str, int], unknown: str | None
+) -> dict[str, Any]:
+    stored = file.get("tokenizer.ggml.scores", GGUFArray)
+    scores = np.zeros(len(tokens), np.float32) if stored is None else stored.to_numpy()
+    if len(scores) != len(tokens):
+        raise ConvertError(f"{file.path}: {len(tokens)} tokens, but {len(scores)} scores")
+    merges = _merges(tokens, np.asarray(scores, np.float64), kinds, vocab)
+    prefix = file.get("tokenizer.ggml.add_space_prefix", bool, True)
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    prepend = {"type": "Prepend", "prepend": "▁"}
+    decoders: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if prefix:
+        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": [prepend, replace] if prefix else [replace]},
+        "pre_tokenizer": None,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": _bpe(vocab, merges, unknown, byte_fallback=True, ignore_merges=False),
+    }
+
+
+def _merges(tokens: list[str], scores: np.ndarray, kinds: np.ndarray, vocab: dict[str, int]) -> list[list[str]]:
+    """Every way to make a token of two others, best-scored token first: SentencePiece's order as a list of merges."""
+    normal = np.flatnonzero(kinds == NORMAL)
+    made: list[list[str]] = []
+    usable = {text for text, i in vocab.items() if kinds[i] == NORMAL}
+    for i in normal[np.argsort(-scores[normal], kind="stable")]:
+        text = tokens[i]
+        splits = [(text[:at], text[at:]) for at in range(1, len(text))]
+        pairs = [pair for pair in splits if pair[0] in usable and pair[1] in usable]
+        made += sorted(([left, right] for left, right in pairs), key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
+    return made
+
+
+def _bpe(
+    vocab: dict[str, int], merges: list[list[str]], unknown: str | None, *, byte_fallback: bool, ignore_merges: bool
+) -> dict[str, Any]:
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": unknown,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": byte_fallback,
+        "byte_fallback": byte_fallback,
+        "ignore_merges": ignore_merges,
+        "vocab": vocab,
+        "merges": merges,
+    }
+
+
+def _post_processor(file: GGUFFile, model: str, texts: dict[str, str], vocab: dict[str, int]) -> dict[str, Any] | None:
+    """Puts BOS and EOS around a text where the file says so; the defaults are GGUF readers'."""
+    starts = model == "llama" or file.get("tokenizer.ggml.pre", str) == "llama-bpe"
+    before = ["bos"] if "bos" in texts and file.get("tokenizer.ggml.add_bos_token", bool, starts) else []
+    after = ["eos"] if "eos" in texts and file.get("tokenizer.ggml.add_eos_token", bool, False) else []
+    if not before and not after:
+        return None
+
+    def part(sequence: str, type_id: int) -> list[dict[str, Any]]:
+        middle = {"Sequence": {"id": sequence, "type_id": type_id}}
+        around = [
+            [{"SpecialToken": {"id": texts[name], "type_id": type_id}} for name in side] for side in (before, after)
+        ]
+        return [*around[0], middle, *around[1]]
+
+    used = {texts[name] for name in (*before, *after)}
+    return {
+        "type": "TemplateProcessing",
+        "single": part("A", 0),
+        "pair": part("A", 0) + part("B", 1),
+        "special_tokens": {text: {"id": text, "ids": [vocab[text]], "tokens": [text]} for text in sorted(used)},
+    }
+
+
+def _chat_template(file: GGUFFile) -> str | list[dict[str, str]] | None:
+    default = file.get("tokenizer.chat_template", str)
+    names = file.get("tokenizer.chat_templates", GGUFArray)
+    if names is None:
+        return default
+    named = [(str(name), file.require(f"tokenizer.chat_template.{name}", str)) for name in names.to_list()]
+    return [{"name": name, "template": text} for name, text in [("default", default), *named] if text]
+
+
+def _generation(file: GGUFFile, ids: dict[str, int | None]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    ends = list(dict.fromkeys(i for name in ("eos", "eot", "eom") if (i := ids[name]) is not None))
+    if ends:
+        result["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+    for ours, theirs in (("bos", "bos_token_id"), ("padding", "pad_token_id")):
+        if ids[ours] is not None:
+            result[theirs] = ids[ours]
+    for ours, theirs in (("temp", "temperature"), ("top_p", "top_p"), ("min_p", "min_p")):
+        value = file.get(f"general.sampling.{ours}", float)
+        if value is not None:
+            result[theirs] = float(str(np.float32(value)))
+    top_k = file.get("general.sampling.top_k", int)
+    if top_k is not None:
+        result["top_k"] = top_k
+    if result.keys() & {"temperature", "top_p", "min_p", "top_k"}:
+        result["do_sample"] = True
+    return result
