@@ -1,0 +1,191 @@
+"""Quantizes and dequantizes whole tensors with one format's compiled loops: checks, pieces, threads, errors.
+
+A tensor is worked through in pieces of ``PIECE`` values, so that the memory used besides input and output stays at 1 MB
+a thread, whatever the tensor's size and type.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gumba.errors import ModelError, RequestError
+
+#: Values worked on at a time; a whole number of blocks of every format.
+PIECE = 1 << 18
+
+#: A compiled loop: (address in, address out, number of blocks, values in a block) -> 0, or 1 for "not finite".
+Loop = Callable[[int, int, int, int], int]
+
+
+def available_threads() -> int:
+    """The processors that this process may run on, at most 16 (more do not help: memory is the limit by then)."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return min(16, len(affinity(0)) if affinity is not None else os.cpu_count() or 1)
+
+
+class Codec:
+    """``quantize`` and ``dequantize`` of one format. ``loops()`` gives its compiled encoder and decoder."""
+
+    def __init__(self, name: str, block_size: int, type_size: int, loops: Callable[[], tuple[Loop, Loop]]) -> None:
+        self.name = name
+        self.block_size = block_size
+        self.type_size = type_size
+        self.loops = loops
+
+    def quantize(
+        self, x: NDArray[Any], out: NDArray[np.uint8] | None = None, *, n_threads: int = 1
+    ) -> NDArray[np.uint8]:
+        """Encode ``x``: float32, float16, or bfloat16 as uint16, ``[..., n]``; n is a multiple of the block size.
+
+        Returns uint8 ``[..., n / block_size * type_size]``: ``out`` when given (C-contiguous, of that shape). The
+        result does not depend on ``n_threads``. The GIL is released while values are worked on.
+
+        Raises ModelError for an unfit row length, and for a NaN, an infinity or a value that the format cannot hold
+        (most end with float16's range), naming its index; RequestError for an unfit type or an unfit ``out``.
+        """
+        source = np.asarray(x)
+        widen = _widener(source.dtype)
+        shape = self._shape(source.shape, self.block_size, self.type_size, "values")
+        result = _output(out, shape, np.dtype(np.uint8))
+        encode = _ready(self.loops()[0])
+        unit = self.block_size if source.flags.c_contiguous else max(source.shape[-1], 1)
+        rows, target = source.reshape(-1, unit), result.reshape(-1)
+
+        def work(first: int, last: int) -> None:
+            values = widen(rows[first:last])
+            blocks = target[first * unit // self.block_size * self.type_size :]
+            if encode(_address(values), _address(blocks), values.size // self.block_size, self.block_size):
+                self._explain(values, blocks, first * unit, source.shape)
+
+        _spread(work, len(rows), unit, n_threads)
+        return result
+
+    def dequantize(
+        self, data: NDArray[np.uint8], out: NDArray[np.float32] | None = None, *, n_threads: int = 1
+    ) -> NDArray[np.float32]:
+        """Decode ``data``: uint8 ``[..., bytes]``, whole blocks in each row.
+
+        Returns float32 ``[..., bytes / type_size * block_size]``: ``out`` when given (C-contiguous, of that shape).
+        Any bytes decode to something; a block whose scale is not finite decodes to values that are not finite.
+
+        Raises ModelError for rows that are not whole blocks; RequestError for an unfit type, or an unfit ``out``.
+        """
+        source = np.asarray(data)
+        if source.dtype != np.uint8:
+            raise RequestError(f"{self.name} blocks must be given as uint8, not {source.dtype}")
+        shape = self._shape(source.shape, self.type_size, self.block_size, "bytes")
+        result = _output(out, shape, np.dtype(np.float32))
+        decode = _ready(self.loops()[1])
+        unit = self.type_size if source.flags.c_contiguous else max(source.shape[-1], 1)
+        rows, target = source.reshape(-1, unit), result.reshape(-1)
+
+        def work(first: int, last: int) -> None:
+            blocks = _plain(rows[first:last], 4)
+            values = target[first * unit // self.type_size * self.block_size :]
+            decode(_address(blocks), _address(values), blocks.size // self.type_size, self.block_size)
+
+        _spread(work, len(rows), unit * self.block_size // self.type_size, n_threads)
+        return result
+
+    def _shape(self, shape: tuple[int, ...], block: int, made: int, what: str) -> tuple[int, ...]:
+        if not shape:
+            raise ModelError(f"{self.name} holds rows of {what}, not a single number")
+        if shape[-1] % block:
+            raise ModelError(f"rows of {shape[-1]} {what} are not whole {self.name} blocks of {block} {what}")
+        return (*shape[:-1], shape[-1] // block * made)
+
+    def _explain(
+        self, values: NDArray[np.float32], blocks: NDArray[np.uint8], start: int, shape: Sequence[int]
+    ) -> None:
+        """Raise the error for a piece that did not encode to finite numbers: which value, where, and why."""
+        strange = np.flatnonzero(~np.isfinite(values))
+        if strange.size:
+            at, why = int(strange[0]), "weights must be finite"
+        else:
+            encoded = blocks[: values.size // self.block_size * self.type_size]
+            first = int(np.flatnonzero(~np.isfinite(self.dequantize(encoded)))[0]) // self.block_size * self.block_size
+            at = first + int(np.argmax(np.abs(values.reshape(-1)[first : first + self.block_size])))
+            why = f"too large for {self.name}"
+        index = ", ".join(str(i) for i in np.unravel_index(start + at, shape))
+        raise ModelError(f"value {values.reshape(-1)[at]:g} at [{index}]: {why}")
+
+
+def _address(array: NDArray[Any]) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def _plain(array: NDArray[Any], alignment: int) -> NDArray[Any]:
+    """The same numbers, contiguous and on an aligned address; copied only if they are not."""
+    array = np.ascontiguousarray(array)
+    return array.copy() if _address(array) % alignment else array
+
+
+def _widener(dtype: np.dtype[Any]) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
+    """How values of this type become float32."""
+    if dtype == np.float32:
+        return lambda x: _plain(x, 4)
+    if dtype == np.float16:
+        from gumba.quants import f16 as narrow
+    elif dtype == np.uint16:
+        from gumba.quants import bf16 as narrow  # type: ignore[no-redef]
+    else:
+        raise RequestError(f"weights must be float32, float16, or bfloat16 as uint16, not {dtype}")
+    return lambda x: narrow.dequantize(_plain(x, 2).reshape(-1).view(np.uint8))
+
+
+def _output(out: NDArray[Any] | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    if out is None:
+        return np.empty(shape, dtype)
+    if out.dtype != dtype or out.shape != shape:
+        raise RequestError(f"out must be {dtype} {list(shape)}, not {out.dtype} {list(out.shape)}")
+    if not (out.flags.c_contiguous and out.flags.aligned and out.flags.writeable):
+        raise RequestError("out must be C-contiguous, aligned and writeable")
+    return out
+
+
+def _ready(loop: Loop) -> Loop:
+    """Compile now rather than inside a thread pool, where all but one thread would only wait."""
+    loop.compile()  # type: ignore[attr-defined]
+    return loop
+
+
+def _spread(work: Callable[[int, int], None], n_rows: int, row_values: int, n_threads: int) -> None:
+    """Call ``work(first, last)`` for pieces that cover all rows; the first piece's error is the one raised."""
+    step = max(1, PIECE // row_values)
+    starts = range(0, n_rows, step)
+    if n_threads == 1 or len(starts) < 2:
+        for first in starts:
+            work(first, min(first + step, n_rows))
+        return
+    stopped = False
+    failures: dict[int, Exception] = {}
+    left = iter(starts)  # shared: whoever is free takes the next piece
+
+    def worker() -> None:
+        nonlocal stopped
+        for first in left:
+            if stopped:
+                return
+            try:
+                work(first, min(first + step, n_rows))
+            except Exception as error:
+                failures[first] = error
+                stopped = True
+
+    with ThreadPoolExecutor(n_threads - 1, "gumba-quants") as pool:
+        tasks = [pool.submit(worker) for _ in range(min(n_threads, len(starts)) - 1)]
+        try:
+            worker()
+        except BaseException:  # Ctrl-C: the helpers must not work on through the rest of a large tensor
+            stopped = True
+            raise
+    for task in tasks:
+        task.result()
+    if failures:
+        raise failures[min(failures)]

@@ -1,0 +1,493 @@
+"""Block formats against hand-written blocks, gguf-py's NumPy quantizers bit for bit, and error budgets."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tracemalloc
+import types
+import warnings
+
+import numpy as np
+import pytest
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import quants as reference
+
+from gumba import quants
+from gumba.errors import ModelError, RequestError, UnsupportedError
+from gumba.quants import bf16, f16, f32, q4_0, q4_1, q6_k, q8_0
+
+ALL = list(quants.FORMATS.values())
+QUANTIZED_BY_GGUF = [f16, bf16, q8_0, q4_0, q4_1]
+BLOCKS = [q8_0, q4_0, q4_1, q6_k]
+by_name = pytest.mark.parametrize("format", ALL, ids=lambda module: module.NAME)
+
+
+def gguf_type(format) -> GGMLQuantizationType:
+    return GGMLQuantizationType(format.GGML_TYPE)
+
+
+def gguf_quantize(format, x):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        made = reference.quantize(np.ascontiguousarray(x, np.float32), gguf_type(format))
+    return made.view(np.uint8).reshape(*x.shape[:-1], -1)
+
+
+def gguf_dequantize(format, data):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return reference.dequantize(data, gguf_type(format))
+
+
+def assert_same_floats(got, expected):
+    """Equal bit for bit, the sign of zeros included; NaNs where NaNs are (which NaN depends on the processor)."""
+    assert got.dtype == expected.dtype == np.float32
+    assert got.shape == expected.shape
+    nan = np.isnan(expected)
+    np.testing.assert_array_equal(np.isnan(got), nan)
+    np.testing.assert_array_equal(got.view(np.uint32)[~nan], expected.view(np.uint32)[~nan])
+
+
+def half(x: float) -> list[int]:
+    return list(np.array(x, "<f2").tobytes())
+
+
+# --- the registry
+
+
+@by_name
+def test_sizes_are_those_of_ggml(format):
+    assert GGML_QUANT_SIZES[gguf_type(format)] == (format.BLOCK_SIZE, format.TYPE_SIZE)
+    assert gguf_type(format).name == format.NAME.upper()
+    assert format.DTYPE.itemsize == format.TYPE_SIZE
+
+
+@by_name
+def test_get_by_name_and_by_id(format):
+    assert quants.get(format.NAME) is quants.get(format.NAME.upper()) is quants.get(format.GGML_TYPE) is format
+
+
+@pytest.mark.parametrize("unknown", ["q9_9", 999, ""])
+def test_an_unknown_format_lists_the_known_ones(unknown):
+    with pytest.raises(UnsupportedError) as caught:
+        quants.get(unknown)
+    assert repr(unknown) in str(caught.value)
+    assert all(f"{format.NAME} ({format.GGML_TYPE})" in str(caught.value) for format in ALL)
+
+
+@pytest.mark.parametrize("change", [{"GGML_TYPE": 8}, {"NAME": "q8_0"}, {"DTYPE": np.dtype("u1")}])
+def test_a_contradictory_registration_is_refused(change):
+    fields = {"NAME": "new", "GGML_TYPE": 77, "TYPE_SIZE": 2, "DTYPE": np.dtype("<f2")} | change
+    with pytest.raises(ValueError, match=r"twice|dtype"):
+        quants.register([q8_0, types.SimpleNamespace(**fields)])
+
+
+def test_importing_the_formats_does_not_import_numba():
+    code = "import sys, gumba.quants; gumba.quants.get('q4_0').DTYPE; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- one block of each, written by hand
+
+Q6_K_CODES = [(7 * i) % 64 for i in range(256)]
+Q6_K_SCALES = [3, -5, 127, -128, 0, 1, 2, 4, 8, 16, -1, -2, -4, -8, 64, 100]
+
+
+def q6_k_block() -> list[int]:
+    """The layout written out weight by weight, as the format's drawing says."""
+    ql, qh = [0] * 128, [0] * 64
+    for i, code in enumerate(Q6_K_CODES):
+        part, within = divmod(i, 128)
+        ql[part * 64 + within % 64] |= (code & 15) << (4 if within >= 64 else 0)
+        qh[part * 32 + within % 32] |= (code >> 4) << (within // 32 * 2)
+    return ql + qh + [s % 256 for s in Q6_K_SCALES] + half(0.25)
+
+
+HAND_WRITTEN = [
+    (f32, [0x00, 0x00, 0xC0, 0x3F], [1.5]),
+    (f16, [0x00, 0x3E], [1.5]),
+    (bf16, [0xC0, 0xBF], [-1.5]),
+    (q8_0, half(0.5) + [i * 4 for i in range(31)] + [256 - 127], [i * 2.0 for i in range(31)] + [-63.5]),
+    # d = 0.5: the low nibbles are weights 0-15, and the largest, -4, is 0
+    (
+        q4_0,
+        half(0.5) + [(15 - i) << 4 | i for i in range(16)],
+        [(i - 8) * 0.5 for i in range(16)] + [(7 - i) * 0.5 for i in range(16)],
+    ),
+    (
+        q4_1,
+        half(0.25) + half(-3) + [(15 - i) << 4 | i for i in range(16)],
+        [i * 0.25 - 3 for i in range(16)] + [(15 - i) * 0.25 - 3 for i in range(16)],
+    ),
+]
+
+
+@pytest.mark.parametrize("format, block, weights", HAND_WRITTEN, ids=lambda v: getattr(v, "NAME", ""))
+def test_a_hand_written_block_reads_and_writes(format, block, weights):
+    np.testing.assert_array_equal(format.dequantize(np.array(block, np.uint8)), np.array(weights, np.float32))
+    np.testing.assert_array_equal(format.quantize(np.array(weights, np.float32)), np.array(block, np.uint8))
+
+
+def test_a_hand_written_q6_k_block_reads():
+    expected = [0.25 * Q6_K_SCALES[i // 16] * (code - 32) for i, code in enumerate(Q6_K_CODES)]
+    np.testing.assert_array_equal(q6_k.dequantize(np.array(q6_k_block(), np.uint8)), np.array(expected, np.float32))
+
+
+def test_q6_k_writes_what_fits_exactly():
+    """Weights that are exact multiples of int8 scales survive: quantize finds an encoding with no error at all."""
+    codes = np.array([(11 * i) % 64 for i in range(16)]) - 32
+    codes[0] = -32  # the whole range is used
+    scales = np.array([-128, 64, 32, -16, 8, 4, 2, 1, 127, 100, 50, 25, -10, 5, 3, 0])
+    weights = (0.125 * scales[:, None] * codes[None, :]).astype(np.float32).reshape(-1)
+    np.testing.assert_array_equal(q6_k.dequantize(q6_k.quantize(weights)), weights)
+
+
+@pytest.mark.parametrize("format", BLOCKS, ids=lambda module: module.NAME)
+def test_the_dtype_names_the_bytes(format):
+    """Fields found through DTYPE give back, by the docstring's formula, what dequantize gives."""
+    rng = np.random.default_rng(1)
+    data = format.quantize(rng.standard_normal((1, 512)).astype(np.float32))
+    blocks = data.view(format.DTYPE).reshape(-1)
+    d = blocks["d"].astype(np.float32)[:, None]
+    if format is q8_0:
+        weights = d * blocks["qs"]
+    elif format is q6_k:
+        assert blocks["scales"].shape == (2, 16)
+        assert set(np.abs(blocks["scales"].astype(int)).max(axis=1)) <= {127, 128}  # the largest scale sets d
+        return
+    else:
+        codes = np.concatenate([blocks["qs"] & 15, blocks["qs"] >> 4], axis=1).astype(np.float32)
+        weights = d * codes + blocks["m"].astype(np.float32)[:, None] if format is q4_1 else d * (codes - 8)
+    np.testing.assert_array_equal(format.dequantize(data).reshape(weights.shape), weights.astype(np.float32))
+
+
+# --- gguf-py, bit for bit
+
+
+def ties(rng) -> np.ndarray:
+    """Weights that fall halfway between two codes, and the floats just beside them; both signs of the largest."""
+    x = np.concatenate([np.arange(-127, 128) + 0.5, np.arange(-8, 9) + 0.5, [127, -127, 8, -8, 7.5]] * 8)
+    x = np.concatenate([x, np.nextafter(x, np.inf, dtype=np.float32), np.nextafter(x, -np.inf, dtype=np.float32)])
+    x = rng.permutation(x)[: x.size // 32 * 32].astype(np.float32).reshape(-1, 32)
+    x[:, 5], x[:, 20] = 127, -127
+    x[::2, 5], x[::2, 20] = -8, 8
+    x[::2] = np.clip(x[::2], -8, 8)
+    return x.reshape(1, -1)
+
+
+def gaussian(scale):
+    return lambda rng: (rng.standard_normal((37, 96)) * scale).astype(np.float32)
+
+
+INPUTS = {
+    "random": gaussian(0.02),
+    "wide": lambda rng: np.exp(rng.uniform(-30, 10, (64, 64))).astype(np.float32) * rng.choice([-1, 1], (64, 64)),
+    "zeros": lambda rng: np.zeros((3, 64), np.float32),
+    "negative zeros": lambda rng: np.full((3, 64), -0.0, np.float32),
+    "constant": lambda rng: np.full((2, 64), 0.3, np.float32),
+    "negative constant": lambda rng: np.full((2, 64), -7.7, np.float32),
+    "one of 32": lambda rng: np.eye(32, dtype=np.float32) * -3,
+    "integers": lambda rng: rng.integers(-8, 9, (64, 64)).astype(np.float32),
+    "ties": ties,
+    "subnormal as float16": gaussian(1e-6),
+    "zero as float16": gaussian(1e-12),
+    "near float32's smallest normal": gaussian(1e-36),
+    "huge": lambda rng: np.clip(rng.standard_normal((64, 64)) * 20000, -65504, 65504).astype(np.float32),
+    "positive only": lambda rng: rng.uniform(3, 4, (16, 64)).astype(np.float32),
+}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("format", QUANTIZED_BY_GGUF, ids=lambda module: module.NAME)
+def test_quantize_gives_the_bytes_of_gguf(format, name):
+    x = np.ascontiguousarray(INPUTS[name](np.random.default_rng(0)), np.float32)
+    np.testing.assert_array_equal(format.quantize(x), gguf_quantize(format, x))
+
+
+@pytest.mark.parametrize("format", [q8_0, q4_0], ids=lambda module: module.NAME)
+def test_scales_up_to_the_largest_float16(format):
+    x = np.random.default_rng(0).uniform(-1, 1, (64, 64)).astype(np.float32)
+    x *= np.float32(65519.0 * {"q8_0": 127, "q4_0": 8}[format.NAME]) / np.abs(x).max()
+    np.testing.assert_array_equal(format.quantize(x), gguf_quantize(format, x))
+
+
+@pytest.mark.parametrize("format", [q8_0, q4_0, q4_1], ids=lambda module: module.NAME)
+def test_blocks_too_small_for_an_inverse_scale_decode_to_zero(format):
+    """1/d is infinite here, so that gguf-py's codes depend on the processor; the scale is 0 in both."""
+    x = (np.random.default_rng(0).standard_normal((4, 64)) * 1e-41).astype(np.float32)
+    assert not np.any(format.dequantize(format.quantize(x)))
+
+
+@by_name
+def test_dequantize_of_random_bytes_gives_the_floats_of_gguf(format):
+    """Any bytes: scales are subnormal, infinite and NaN among them."""
+    data = np.random.default_rng(2).integers(0, 256, (257, 6 * format.TYPE_SIZE), dtype=np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = format.dequantize(data)
+    assert_same_floats(got, gguf_dequantize(format, data))
+
+
+@by_name
+def test_dequantize_of_zero_bytes(format):
+    data = np.zeros((2, 2 * format.TYPE_SIZE), np.uint8)
+    assert_same_floats(format.dequantize(data), gguf_dequantize(format, data))
+
+
+def test_every_float16_decodes_as_in_numpy():
+    every = np.arange(65536, dtype=np.uint16)
+    assert_same_floats(f16.dequantize(every.view(np.uint8)), every.view(np.float16).astype(np.float32))
+
+
+def test_float16_rounding_at_and_beside_every_midpoint():
+    every = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
+    middle = (every[1:] + every[:-1]) / 2
+    x = np.concatenate([every, middle, np.nextafter(middle, np.float32(0)), np.nextafter(middle, np.float32(70000))])
+    x = np.concatenate([x, -x])
+    np.testing.assert_array_equal(f16.quantize(x).view(np.uint16), x.astype(np.float16).view(np.uint16))
+
+
+def test_bfloat16_rounding_of_any_finite_bits():
+    bits = np.random.default_rng(3).integers(0, 1 << 32, 1 << 18, dtype=np.uint32)
+    bits = np.concatenate([bits, (bits & np.uint32(0xFFFF0000)) | np.uint32(0x8000)])  # ties
+    bits = bits[(bits & np.uint32(0x7FFFFFFF)) < np.uint32(0x7F7F8000)]
+    np.testing.assert_array_equal(bf16.quantize(bits.view(np.float32)), gguf_quantize(bf16, bits.view(np.float32)))
+
+
+def test_a_tensor_of_many_pieces_gives_the_bytes_of_gguf():
+    x = np.random.default_rng(4).standard_normal((301, 2048)).astype(np.float32)
+    for format in (q4_0, q8_0, q4_1):
+        for n_threads in (1, 2, 3, 7):
+            np.testing.assert_array_equal(format.quantize(x, n_threads=n_threads), gguf_quantize(format, x))
+    data = q4_0.quantize(x)
+    assert_same_floats(q4_0.dequantize(data, n_threads=3), gguf_dequantize(q4_0, data))
+
+
+# --- error budgets: root mean square error over that of the weights, for normal and heavy-tailed (Laplace) weights
+
+BUDGET = {  # measured, rounded up. ggml's own quantizer for q6_k: 0.01775 and 0.02169
+    "f32": (0, 0),
+    "f16": (2.09e-4, 2.09e-4),
+    "bf16": (1.67e-3, 1.67e-3),
+    "q8_0": (5.33e-3, 6.71e-3),
+    "q4_0": (0.0857, 0.1064),
+    "q4_1": (0.0781, 0.0913),
+    "q6_k": (0.0176, 0.0216),
+}
+
+
+@by_name
+@pytest.mark.parametrize("column, draw", [(0, "standard_normal"), (1, "laplace")])
+@pytest.mark.parametrize("scale", [0.02, 1.0, 300.0])
+def test_error_budget(format, column, draw, scale):
+    x = (getattr(np.random.default_rng(5), draw)(size=(256, 1024)) * scale).astype(np.float32)
+    error = format.dequantize(format.quantize(x)).astype(np.float64) - x
+    assert np.sqrt(np.mean(error**2) / np.mean(x.astype(np.float64) ** 2)) <= BUDGET[format.NAME][column]
+
+
+# --- q6_k's own quantizer
+
+
+def test_q6_k_error_of_each_weight_is_bounded():
+    """Never further off than a step and a bit: the group's range over 31, plus what rounding the group's scale adds."""
+    x = np.random.default_rng(6).standard_normal((64, 256)).astype(np.float32)
+    error = np.abs(q6_k.dequantize(q6_k.quantize(x)) - x).reshape(64, 16, 16)
+    largest = np.abs(x).reshape(64, 16, 16).max(axis=2, keepdims=True)
+    assert np.all(error <= largest / 31 * 2 + largest.max(axis=1, keepdims=True) / 128)
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.0, 1e-45, 1e-41, 1e-35, 1e-12])
+def test_q6_k_of_weights_below_its_scale_is_zero(scale):
+    x = np.full((2, 256), scale, np.float32)
+    assert not np.any(q6_k.dequantize(q6_k.quantize(x)))
+
+
+def test_q6_k_groups_of_very_different_size():
+    x = np.random.default_rng(7).standard_normal((16, 16)).astype(np.float32)
+    x[3], x[5] = 0, x[5] * 1e-20
+    x[9] *= 1000
+    got = q6_k.dequantize(q6_k.quantize(x.reshape(-1))).reshape(16, 16)
+    assert not np.any(got[[3, 5]])
+    assert np.abs(got[9] - x[9]).max() < np.abs(x[9]).max() / 31
+
+
+def test_q6_k_is_the_same_up_to_a_power_of_two():
+    x = np.random.default_rng(8).standard_normal((8, 512)).astype(np.float32)
+    small, large = (q6_k.quantize(x * np.float32(f)).view(q6_k.DTYPE) for f in (1, 1024))
+    for field in ("ql", "qh", "scales"):
+        np.testing.assert_array_equal(small[field], large[field])
+
+
+def test_q6_k_does_not_depend_on_the_neighbours():
+    """Sixteen blocks are searched at a time; each must come out as it does alone."""
+    x = np.random.default_rng(9).standard_normal((37, 256)).astype(np.float32)
+    np.testing.assert_array_equal(q6_k.quantize(x), np.stack([q6_k.quantize(row) for row in x]))
+
+
+# --- shapes, types, outputs
+
+
+@by_name
+@pytest.mark.parametrize("shape", [(256,), (3, 256), (2, 3, 512), (1, 2, 1, 256), (0, 256), (4, 0)])
+def test_shapes(format, shape):
+    x = np.random.default_rng(10).standard_normal(shape).astype(np.float32)
+    data = format.quantize(x)
+    assert data.dtype == np.uint8
+    assert data.shape == (*shape[:-1], shape[-1] // format.BLOCK_SIZE * format.TYPE_SIZE)
+    assert format.dequantize(data).shape == shape
+    np.testing.assert_array_equal(data.reshape(-1), format.quantize(x.reshape(-1)))
+
+
+@pytest.mark.parametrize("format", BLOCKS, ids=lambda module: module.NAME)
+def test_rows_that_are_not_whole_blocks_are_refused(format):
+    size, n_bytes = format.BLOCK_SIZE, format.TYPE_SIZE
+    with pytest.raises(
+        ModelError, match=f"rows of {size + 1} values are not whole {format.NAME} blocks of {size} values"
+    ):
+        format.quantize(np.zeros((size, size + 1), np.float32))  # a whole number of blocks only as a whole
+    with pytest.raises(
+        ModelError, match=f"rows of {n_bytes - 1} bytes are not whole {format.NAME} blocks of {n_bytes}"
+    ):
+        format.dequantize(np.zeros((n_bytes, n_bytes - 1), np.uint8))
+
+
+@by_name
+def test_a_single_number_is_refused(format):
+    with pytest.raises(ModelError, match="single number"):
+        format.quantize(np.float32(1))
+
+
+@by_name
+@pytest.mark.parametrize("kind", [np.float64, np.int32, np.uint8, ">f4", object])
+def test_other_types_are_refused(format, kind):
+    with pytest.raises(RequestError, match="weights must be float32, float16, or bfloat16 as uint16, not"):
+        format.quantize(np.zeros(256, kind))
+
+
+@by_name
+def test_blocks_must_be_bytes(format):
+    with pytest.raises(RequestError, match="uint8, not int8"):
+        format.dequantize(np.zeros(format.TYPE_SIZE, np.int8))
+
+
+@by_name
+def test_float16_and_bfloat16_weights(format):
+    x = np.random.default_rng(11).standard_normal((600, 1024)).astype(np.float32)
+    narrow = x.astype(np.float16)
+    np.testing.assert_array_equal(format.quantize(narrow), format.quantize(narrow.astype(np.float32)))
+    upper = (x.view(np.uint32) >> 16).astype(np.uint16)
+    np.testing.assert_array_equal(
+        format.quantize(upper, n_threads=2), format.quantize((upper.astype(np.uint32) << 16).view(np.float32))
+    )
+
+
+@by_name
+def test_views_that_are_not_contiguous_or_not_aligned(format):
+    x = np.random.default_rng(12).standard_normal((512, 768)).astype(np.float32)
+    for view in (x[::2], x[:, 256:512], x.T[:, :256], x[::-1], x.reshape(8, 64, 768).swapaxes(0, 1)):
+        np.testing.assert_array_equal(format.quantize(view), format.quantize(np.ascontiguousarray(view)))
+    shifted = np.frombuffer(b"\0" + x.tobytes(), np.float32, x.size, offset=1)
+    np.testing.assert_array_equal(format.quantize(shifted), format.quantize(x.reshape(-1)))
+    data = format.quantize(x)
+    some = format.dequantize(data[::3])
+    np.testing.assert_array_equal(some, format.dequantize(np.ascontiguousarray(data[::3])))
+    shifted = np.frombuffer(b"\0" + data.tobytes(), np.uint8, data.size, offset=1)
+    np.testing.assert_array_equal(format.dequantize(shifted), format.dequantize(data).reshape(-1))
+
+
+@by_name
+def test_out_is_filled_and_returned(format):
+    x = np.random.default_rng(13).standard_normal((4, 512)).astype(np.float32)
+    x.flags.writeable = False
+    data = format.quantize(x)
+    out = np.empty_like(data)
+    assert format.quantize(x, out) is out
+    np.testing.assert_array_equal(out, data)
+    back = np.empty(x.shape, np.float32)
+    assert format.dequantize(data, back) is back
+    np.testing.assert_array_equal(back, format.dequantize(data))
+
+
+def test_an_unfit_out_is_refused():
+    x = np.zeros((4, 64), np.float32)
+    locked = np.empty((4, 36), np.uint8)
+    locked.flags.writeable = False
+    for out in (np.empty((4, 35), np.uint8), np.empty((4, 36), np.int8), np.empty((8, 36), np.uint8)[::2], locked):
+        with pytest.raises(RequestError, match="out must be"):
+            q4_0.quantize(x, out)
+    with pytest.raises(RequestError, match="out must be"):
+        q4_0.dequantize(np.zeros((4, 36), np.uint8), np.empty((4, 64), np.float16))
+
+
+def test_the_threaded_functions_take_names_and_ids():
+    x = np.random.default_rng(14).standard_normal((700, 1024)).astype(np.float32)
+    data = quants.quantize("Q8_0", x)
+    np.testing.assert_array_equal(data, q8_0.quantize(x))
+    np.testing.assert_array_equal(quants.dequantize(8, data), q8_0.dequantize(data))
+    with pytest.raises(UnsupportedError):
+        quants.quantize("iq9", x)
+
+
+def test_memory_besides_input_and_output_is_small():
+    x = np.zeros((4096, 1024), np.uint16)
+    q4_0.quantize(x[:1])  # compiled before measuring
+    out = np.empty((4096, 576), np.uint8)
+    tracemalloc.start()
+    q4_0.quantize(x, out, n_threads=2)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20
+
+
+# --- weights that are not finite, or too large
+
+
+@by_name
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_not_finite_is_named(format, value):
+    for where in [(0, 0), (1, 700), (2, 255), (2, 1023)]:
+        x = np.random.default_rng(15).standard_normal((3, 1024)).astype(np.float32)
+        x[where] = value
+        with pytest.raises(ModelError) as caught:
+            format.quantize(x)
+        assert str(caught.value) == f"value {x[where]:g} at [{where[0]}, {where[1]}]: weights must be finite"
+        x[:] = value
+        with pytest.raises(ModelError, match=r"at \[0, 0\]"):
+            format.quantize(x)
+
+
+@by_name
+@pytest.mark.parametrize("n_threads", [1, 4])
+def test_the_first_of_several_is_named_whatever_the_threads(format, n_threads):
+    x = np.zeros((40, 64, 1024), np.float16)
+    x[39, 63, 1023] = x[31, 0, 2] = x[17, 1, 1] = np.inf
+    for view in (x, x[:, :, ::-1][:, :, ::-1], np.ascontiguousarray(x.swapaxes(0, 1)).swapaxes(0, 1)):
+        with pytest.raises(ModelError, match=r"value inf at \[17, 1, 1\]: weights must be finite"):
+            format.quantize(view, n_threads=n_threads)
+
+
+@pytest.mark.parametrize(
+    "format, largest", [(f16, 65519.0), (bf16, 3.396e38), (q8_0, 127 * 65519.0), (q4_0, 8 * 65519.0), (q4_1, 65519.0)]
+)
+def test_a_weight_too_large_for_the_format_is_named(format, largest):
+    x = np.random.default_rng(16).standard_normal((2, 256)).astype(np.float32)
+    x[1, 77] = -largest
+    assert np.all(np.isfinite(format.dequantize(format.quantize(x))))
+    x[1, 77] = -largest * 1.001
+    with pytest.raises(ModelError) as caught:
+        format.quantize(x)
+    assert str(caught.value) == f"value {x[1, 77]:g} at [1, 77]: too large for {format.NAME}"
+
+
+@pytest.mark.parametrize("format", BLOCKS, ids=lambda module: module.NAME)
+def test_the_largest_float32_is_too_large(format):
+    x = np.full(512, np.finfo(np.float32).max, np.float32)
+    x[256:] = -x[256:]
+    with pytest.raises(ModelError, match=rf"value 3.40282e\+38 at \[0\]: too large for {format.NAME}"):
+        format.quantize(x)
+
+
+def test_f32_takes_any_finite_weight():
+    x = np.array([np.finfo(np.float32).max, -np.finfo(np.float32).max, 1e-45, -0.0], np.float32)
+    assert f32.quantize(x).tobytes() == x.tobytes()
