@@ -1,0 +1,83 @@
+"""Architectures, one file each, named as GGUF's ``general.architecture``; and how a file becomes a model that runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from gumba.errors import ModelError, RequestError, UnsupportedError
+from gumba.gguf import GGUFFile
+from gumba.kernels.attention import PAGE_TOKENS
+from gumba.kv_cache import KVCache
+from gumba.models import llama
+from gumba.models.loader import Loader
+from gumba.models.model import Chunk, Model, token_ids
+from gumba.program.builder import Program
+from gumba.program.executor import Team
+from gumba.program.threads import default_threads
+from gumba.simd import isa
+
+#: Every architecture that runs, by its name in files.
+ARCHITECTURES: dict[str, ModuleType] = {llama.NAME: llama}
+
+#: Context when none is asked for: the model's own, but no more than this.
+DEFAULT_CONTEXT = 4096
+MAX_THREADS = 512
+
+
+def architecture(gguf: GGUFFile) -> ModuleType:
+    """The module of a file's architecture. Raises UnsupportedError listing the known ones."""
+    name = gguf.require("general.architecture", str)
+    if name not in ARCHITECTURES:
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise UnsupportedError(f"{gguf.path}: architecture {name!r} is not known; this version runs: {known}")
+    return ARCHITECTURES[name]
+
+
+def load_model(
+    gguf: GGUFFile,
+    *,
+    n_ctx: int | None = None,
+    max_batch_tokens: int = 512,
+    kv_tokens: int | None = None,
+    kv_type: str = "f16",
+    n_threads: int | None = None,
+    progress: Callable[[float], Any] | None = None,
+) -> Model:
+    """Read a model's weights, weave them for this processor, and write its program.
+
+    ``n_ctx``: most tokens of a sequence (None: the model's own, at most 4096); ``max_batch_tokens``: most tokens of a step;
+    ``kv_tokens``: tokens that the KV cache holds, all sequences together (None: one sequence of ``n_ctx``); ``kv_type``:
+    "f16" or "f32"; ``n_threads``: None for as many as this process may use; ``progress``: called with 0.0 to 1.0 while reading.
+
+    Raises ModelError (UnsupportedError) for what is not a model that can run, ResourceError for too little memory,
+    RequestError for arguments out of range.
+    """
+    module = architecture(gguf)
+    config = module.read_config(gguf)
+    if n_ctx is None:
+        n_ctx = min(config.n_ctx_train, DEFAULT_CONTEXT)
+    _check("n_ctx", n_ctx, config.n_ctx_train)
+    _check("max_batch_tokens", max_batch_tokens, 1 << 16)
+    if kv_tokens is None:
+        kv_tokens = n_ctx
+    _check("kv_tokens", kv_tokens, 1 << 30)
+    if n_threads is None:
+        n_threads = default_threads()
+    _check("n_threads", n_threads, MAX_THREADS)
+    chosen = isa.current()
+    max_batch_tokens = min(max_batch_tokens, max(n_ctx, kv_tokens))
+    kv = KVCache(config.n_layers, config.n_kv_heads, config.head_dim, -(-kv_tokens // PAGE_TOKENS), kv_type)
+    weights = module.load_weights(Loader(gguf, chosen, n_threads, progress), config)
+    program = Program(chosen, n_threads, max_batch_tokens)
+    logits = module.forward(program, config, weights, kv.layout, n_ctx)
+    return Model(config, program, logits, kv, Team(n_threads), n_ctx, weights)
+
+
+def _check(name: str, value: int, most: int) -> None:
+    if type(value) is not int or not 1 <= value <= most:
+        raise RequestError(f"{name} is {value!r}, expected an integer from 1 to {most}")
+
+
+__all__ = ["ARCHITECTURES", "Chunk", "Model", "ModelError", "architecture", "load_model", "token_ids"]

@@ -1,0 +1,78 @@
+"""Embedding rows, read from the woven matrix: so tied embeddings are held once, for the output product and for this."""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+
+from gumba.kernels.op import N_TOKENS, TOKENS, Kernel, kernel, share
+from gumba.simd.isa import Isa
+from gumba.simd.memory import load_f32, load_i8, load_i32, load_i64, store_f32
+from gumba.simd.value import F32, I32, Simd, Value, simd_function
+
+#: Bytes of scratch per thread: a spilled block of the widest instruction set.
+SCRATCH = 1024
+
+
+@functools.cache
+def embed(format: ModuleType, isa: Isa) -> Kernel:
+    """out[t] = w[tokens[t]]. ``scratch``: 64-byte aligned memory, SCRATCH bytes for each thread."""
+    lanes = isa.lanes
+    block_bytes = sum(width * count for _, width, count in format.PIECES) * lanes
+    if format.ACTIVATION == "f32":
+
+        @simd_function("void(i8, i8)")
+        def column(s: Simd, w: Value, scratch: Value) -> None:
+            s.store(scratch, format.unpack(s, isa, w))
+
+        @kernel(variant=f"{format.NAME},{isa.name}")
+        def embed(batch, thread, n_threads, w, group_bytes, n_blocks, scratch, out, out_stride):
+            n = load_i64(batch + N_TOKENS)
+            tokens = load_i64(batch + TOKENS)
+            scratch += thread * SCRATCH
+            for t in range(share(n, thread, n_threads), share(n, thread + 1, n_threads)):
+                row = load_i32(tokens + 4 * t)
+                group = w + row // lanes * group_bytes
+                for b in range(n_blocks):
+                    column(group + b * block_bytes, scratch)
+                    store_f32(out + t * out_stride + 4 * b, load_f32(scratch + row % lanes * 4))
+
+        return embed
+
+    # The scratch block: 32 x lanes weights as bytes, then per lane: scale, minimum, two sub-block factors.
+    SCALE, MINIMUM, SUB = 32 * lanes, 36 * lanes, 40 * lanes
+
+    @simd_function("void(i8, i8)")
+    def spill(s: Simd, w: Value, scratch: Value) -> None:
+        block = format.unpack(s, isa, w)
+        for j, register in enumerate(block.weights):
+            stored = register if block.signed else register ^ -128  # as signed bytes, 128 less
+            s.store(scratch + 4 * lanes * j, stored)
+        bias = 0.0 if block.signed else 128.0 - block.offset
+        s.store(scratch + SCALE, block.scale)
+        s.store(scratch + MINIMUM, block.minimum if block.minimum is not None else s.zero(F32, lanes))
+        for half in range(2):
+            factor = block.sub[half] if block.sub is not None else s.constant(1, I32, lanes)
+            s.store(scratch + SUB + 4 * lanes * half, factor.to(F32))
+        s.store(scratch + SUB + 8 * lanes, s.constant(bias, F32))
+
+    @kernel(variant=f"{format.NAME},{isa.name}")
+    def embed(batch, thread, n_threads, w, group_bytes, n_blocks, scratch, out, out_stride):
+        n = load_i64(batch + N_TOKENS)
+        tokens = load_i64(batch + TOKENS)
+        scratch += thread * SCRATCH
+        for t in range(share(n, thread, n_threads), share(n, thread + 1, n_threads)):
+            row = load_i32(tokens + 4 * t)
+            group = w + row // lanes * group_bytes
+            lane = row % lanes
+            for b in range(n_blocks):
+                spill(group + b * block_bytes, scratch)
+                scale = load_f32(scratch + SCALE + 4 * lane)
+                minimum = load_f32(scratch + MINIMUM + 4 * lane)
+                bias = load_f32(scratch + SUB + 8 * lanes)
+                for c in range(32):
+                    factor = scale * load_f32(scratch + SUB + (c // 16) * 4 * lanes + 4 * lane)
+                    value = load_i8(scratch + (c // 4) * 4 * lanes + 4 * lane + c % 4) + bias
+                    store_f32(out + t * out_stride + (b * 32 + c) * 4, factor * value + minimum)
+
+    return embed

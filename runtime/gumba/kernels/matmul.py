@@ -1,0 +1,146 @@
+"""The matrix product: ``out[t, r] = sum over columns of x[t, c] * w[r, c]`` (+ a residual), for weights of every format.
+
+Tiling: threads split the groups of ``lanes`` weight rows. A thread takes TOKEN_BLOCK tokens at a time, so that their
+activations stay in its cache; under them it walks its groups, and for each group the tokens in tiles of 8, 4, 2, 1. A tile
+keeps one accumulator register per token; the group's weights are unpacked to registers once per tile and used for all its
+tokens. So one token reads every weight byte once (memory-bound), and many tokens run from cache (bound by arithmetic).
+
+The order of summation of an output element is the same for all of that: block after block, exact integers within a block,
+one float32 multiply-add (two with a minimum) per block; for float formats column after column.
+"""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+from typing import Any
+
+from gumba.kernels import q8
+from gumba.kernels.jit import inline
+from gumba.kernels.op import Kernel, kernel, share
+from gumba.quants._woven import Block
+from gumba.simd.isa import Isa
+from gumba.simd.memory import load_i64
+from gumba.simd.value import F32, I8, I32, Simd, Value, Variable, simd_function
+
+TOKEN_BLOCK = 128
+
+
+def _finish(s: Simd, accs: list[Variable], out: Value, out_stride: Value, residual: Value) -> None:
+    with s.when(residual.compare("!=", 0)):
+        for t, acc in enumerate(accs):
+            acc.set(acc.get() + s.load(residual + out_stride * t, F32, acc.get().lanes))
+    for t, acc in enumerate(accs):
+        s.store(out + out_stride * t, acc.get())
+
+
+def dot_block(s: Simd, isa: Isa, w: Block, x: Value, acc: Value) -> Value:
+    """``acc`` plus the product of a woven weight block with the activation block at ``x``."""
+    lanes = isa.lanes
+    acts = [s.splat(s.load(x + 4 * j, I32), lanes).bits(I8, 4 * lanes) for j in range(8)]
+    dot = isa.dot_signed if w.signed and isa.dot_signed is not None else isa.dot_unsigned
+
+    def start(half: int) -> Value:
+        if w.offset == 0:
+            return s.zero(I32, lanes)
+        return s.splat(s.load(x + q8.STARTS[w.offset][half], I32), lanes)
+
+    if w.sub is None:
+        total = dot(s, start(0), w.weights, acts, w.w_max)
+    else:
+        low = dot(s, start(0), w.weights[:4], acts[:4], w.w_max)
+        high = dot(s, start(1), w.weights[4:], acts[4:], w.w_max)
+        total = low * w.sub[0] + high * w.sub[1]
+    scale = w.scale * s.splat(s.load(x + q8.SCALE, F32), lanes)
+    acc = isa.multiply_add(s, total.to(F32), scale, acc)
+    if w.minimum is not None:
+        acc = isa.multiply_add(s, w.minimum, s.splat(s.load(x + q8.SUM, F32), lanes), acc)
+    return acc
+
+
+def quantized_tile(format: ModuleType, isa: Isa, tokens: int) -> Any:
+    """Micro-kernel: one group of rows times ``tokens`` rows of int8 activations."""
+    block_bytes = sum(width * count for _, width, count in format.PIECES) * isa.lanes
+
+    @simd_function("void(i8, i8, i8, i8, i8, i8, i8)")
+    def tile(
+        s: Simd, w: Value, x: Value, x_stride: Value, out: Value, out_stride: Value, residual: Value, n_blocks: Value
+    ) -> None:
+        accs = [s.variable(s.zero(F32, isa.lanes)) for _ in range(tokens)]
+        with s.loop(n_blocks) as k:
+            block = format.unpack(s, isa, w + k * block_bytes)
+            for t, acc in enumerate(accs):
+                acc.set(dot_block(s, isa, block, x + x_stride * t + k * q8.BYTES, acc.get()))
+        _finish(s, accs, out, out_stride, residual)
+
+    return tile
+
+
+def float_tile(format: ModuleType, isa: Isa, tokens: int) -> Any:
+    """Micro-kernel: one group of rows times ``tokens`` rows of float32."""
+    block_bytes = sum(width * count for _, width, count in format.PIECES) * isa.lanes
+
+    @simd_function("void(i8, i8, i8, i8, i8, i8, i8)")
+    def tile(
+        s: Simd, w: Value, x: Value, x_stride: Value, out: Value, out_stride: Value, residual: Value, n_blocks: Value
+    ) -> None:
+        accs = [s.variable(s.zero(F32, isa.lanes)) for _ in range(tokens)]
+        with s.loop(n_blocks) as k:
+            column = format.unpack(s, isa, w + k * block_bytes)
+            for t, acc in enumerate(accs):
+                value = s.splat(s.load(x + x_stride * t + k * 4, F32), isa.lanes)
+                acc.set(isa.multiply_add(s, value, column, acc.get()))
+        _finish(s, accs, out, out_stride, residual)
+
+    return tile
+
+
+@functools.cache
+def matmul(format: ModuleType, isa: Isa) -> Kernel:
+    """The kernel for one weight format on one instruction set.
+
+    ``count``: offset of the number of tokens in the batch record; ``x``: float32 rows, or int8 blocks (``gumba.kernels.q8``)
+    where the format pairs with those, ``x_stride`` bytes apart; ``out``: float32 rows of ``out_stride`` bytes, with room for
+    whole groups; ``residual``: 0, or float32 rows like ``out`` to be added.
+    """
+    make = float_tile if format.ACTIVATION == "f32" else quantized_tile
+    sizes = isa.tiles if len(isa.tiles) == 4 else (isa.tiles[0],) * 3 + (1,)
+    big, middle, small = sizes[0], sizes[1], sizes[2]
+    tile_big, tile_middle, tile_small = (make(format, isa, n) for n in (big, middle, small))
+    tile_one = make(format, isa, 1)
+    group_floats = 4 * isa.lanes
+
+    @inline
+    def group(w, x, x_stride, out, out_stride, residual, n_blocks, first, last):
+        t = first
+        while t + big <= last:
+            r = residual + t * out_stride if residual != 0 else 0
+            tile_big(w, x + t * x_stride, x_stride, out + t * out_stride, out_stride, r, n_blocks)
+            t += big
+        while t + middle <= last:
+            r = residual + t * out_stride if residual != 0 else 0
+            tile_middle(w, x + t * x_stride, x_stride, out + t * out_stride, out_stride, r, n_blocks)
+            t += middle
+        while t + small <= last:
+            r = residual + t * out_stride if residual != 0 else 0
+            tile_small(w, x + t * x_stride, x_stride, out + t * out_stride, out_stride, r, n_blocks)
+            t += small
+        while t < last:
+            r = residual + t * out_stride if residual != 0 else 0
+            tile_one(w, x + t * x_stride, x_stride, out + t * out_stride, out_stride, r, n_blocks)
+            t += 1
+
+    @kernel(variant=f"{format.NAME},{isa.name}")
+    def matmul(
+        batch, thread, n_threads, count, x, x_stride, w, group_bytes, n_blocks, n_groups, out, out_stride, residual
+    ):
+        n = load_i64(batch + count)
+        first = share(n_groups, thread, n_threads)
+        last = share(n_groups, thread + 1, n_threads)
+        for block in range(0, n, TOKEN_BLOCK):
+            end = min(block + TOKEN_BLOCK, n)
+            for g in range(first, last):
+                r = residual + g * group_floats if residual != 0 else 0
+                group(w + g * group_bytes, x, x_stride, out + g * group_floats, out_stride, r, n_blocks, block, end)
+
+    return matmul

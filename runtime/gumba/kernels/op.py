@@ -1,0 +1,90 @@
+"""How an operation of a program is declared, and what it can read besides its own arguments.
+
+A kernel is an ordinary compiled function ``kernel(batch, thread, n_threads, *arguments)``. It does its share of the work
+(thread ``thread`` of ``n_threads``) and returns; the executor then meets the other threads at a barrier. Its arguments are
+64-bit integers (addresses, counts, strides) or, where annotated ``f4``, 32-bit floats: they lie in the operation's record.
+Everything that changes from step to step is read from one batch record, so that nothing is rebuilt between steps.
+
+A share is a range of independent output elements: the split never changes the order in which a sum is taken.
+"""
+
+from __future__ import annotations
+
+import inspect
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from gumba.kernels.jit import compile_cfunc, inline
+from gumba.simd.memory import load_f32, load_i64
+
+#: 64-bit words of an operation's record: function address, whether a barrier follows, then the arguments.
+RECORD_WORDS = 20
+FIRST_ARGUMENT = 2
+MAX_ARGUMENTS = RECORD_WORDS - FIRST_ARGUMENT
+
+#: Byte offsets in the batch record (64-bit words).
+N_TOKENS = 0  # tokens in this step
+TOKENS = 8  # -> int32 [n_tokens], checked token ids
+POSITIONS = 16  # -> int32 [n_tokens], position of each token in its sequence
+SLOTS = 24  # -> int64 [n_tokens], page * PAGE_TOKENS + place in the page, where the token's key and value go
+N_TILES = 32  # runs of consecutive tokens of one sequence, for attention
+TILES = 40  # -> int64 [n_tiles, 4]: first token, tokens, position of the first, address of the sequence's int32 block table
+N_OUTPUTS = 48  # tokens whose logits are wanted
+OUTPUT_ROWS = 56  # -> int32 [n_outputs]
+BATCH_WORDS = 8
+
+f4 = "f4"
+
+
+class Kernel:
+    """A compiled operation. ``address`` compiles it (or takes it from the cache) on first use."""
+
+    def __init__(self, function: Callable[..., Any], variant: str) -> None:
+        self.name = f"{function.__name__}[{variant}]" if variant else function.__name__
+        self.function = function
+        self.py_func = function
+        parameters = list(inspect.signature(function).parameters.values())[3:]
+        if len(parameters) > MAX_ARGUMENTS:
+            raise ValueError(f"{self.name}: more than {MAX_ARGUMENTS} arguments")
+        self.arguments = [(p.name, p.annotation in (f4, "f4")) for p in parameters]
+        self._made: Any = None
+
+    @property
+    def address(self) -> int:
+        if self._made is None:
+            loads = [
+                f"{'load_f32' if is_float else 'load_i64'}(op + {8 * (FIRST_ARGUMENT + i)})"
+                for i, (_, is_float) in enumerate(self.arguments)
+            ]
+            source = (
+                "def trampoline(op, batch, thread, n_threads):\n"
+                f"    kernel(batch, thread, n_threads, {', '.join(loads)})\n"
+            )
+            scope: dict[str, Any] = {"kernel": inline(self.function), "load_i64": load_i64, "load_f32": load_f32}
+            exec(source, scope)
+            self._made = compile_cfunc(scope["trampoline"], "void(i8, i8, i8, i8)", f"kernel.{self.name}")
+        return int(self._made.address)
+
+    def words(self, values: dict[str, int | float]) -> list[int]:
+        """The arguments as 64-bit record words, in order. Every argument must be given, and none else."""
+        expected = [name for name, _ in self.arguments]
+        if set(values) != set(expected):
+            raise ValueError(f"{self.name}: arguments {sorted(values)}, expected {sorted(expected)}")
+        return [
+            struct.unpack("<q", struct.pack("<f4x", values[name]))[0] if is_float else int(values[name])
+            for name, is_float in self.arguments
+        ]
+
+
+def kernel(function: Callable[..., Any] | None = None, *, variant: str = "") -> Any:
+    """Declare an operation. ``variant`` tells apart the kernels that one factory makes."""
+    if function is not None:
+        return Kernel(function, variant)
+    return lambda f: Kernel(f, variant)
+
+
+@inline
+def share(n, thread, n_threads):
+    """First unit of a thread's share of ``n`` units; the share ends where the next thread's begins."""
+    return n * thread // n_threads

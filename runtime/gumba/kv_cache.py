@@ -1,0 +1,87 @@
+"""The KV cache: a pool of pages, each holding PAGE_TOKENS tokens of one sequence for every layer.
+
+A sequence owns a list of page ids (its block table); position p lies in page ``table[p // 64]``, place ``p % 64``
+(vLLM, Kwon et al. 2023). This module hands pages out and takes them back; what lies in a page is said in
+``gumba.kernels.attention``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+
+from gumba.errors import EngineError, RequestError, ResourceError
+from gumba.kernels.attention import ELEMENT_BYTES, PAGE_TOKENS, V_ALIGN
+from gumba.program.builder import KVLayout
+
+
+class KVCache:
+    """A pool of ``n_pages`` pages for ``n_layers`` layers of ``n_kv_heads`` heads of ``head_dim`` elements.
+
+    ``kv_type``: "f16" or "f32". Raises ResourceError when there is not enough memory.
+    """
+
+    def __init__(self, n_layers: int, n_kv_heads: int, head_dim: int, n_pages: int, kv_type: str = "f16") -> None:
+        if kv_type not in ELEMENT_BYTES:
+            raise RequestError(f"kv_type {kv_type!r}: expected one of {', '.join(ELEMENT_BYTES)}")
+        size = ELEMENT_BYTES[kv_type]
+        v_row = -(-head_dim // V_ALIGN) * V_ALIGN
+        v_offset = -(-n_kv_heads * head_dim * PAGE_TOKENS * size // 64) * 64
+        layer_bytes = v_offset + n_kv_heads * v_row * PAGE_TOKENS * size
+        self.page_tokens = PAGE_TOKENS
+        self.n_pages = n_pages
+        self.page_bytes = n_layers * layer_bytes
+        self.n_bytes = n_pages * self.page_bytes
+        try:
+            self._memory = aligned_zeros(self.n_bytes)
+        except MemoryError:
+            tokens = n_pages * PAGE_TOKENS
+            raise ResourceError(
+                f"a KV cache of {tokens} tokens needs {self.n_bytes >> 20} MB of memory: choose a smaller context"
+            ) from None
+        address = int(self._memory.ctypes.data)
+        self.layout = KVLayout(address, self.page_bytes, layer_bytes, v_offset, v_row, n_kv_heads, head_dim, kv_type)
+        self._lock = threading.Lock()
+        self._free = list(range(n_pages - 1, -1, -1))
+        self._used = np.zeros(n_pages, np.bool_)
+
+    @property
+    def n_free(self) -> int:
+        """Pages that nobody owns."""
+        return len(self._free)
+
+    def allocate(self, count: int) -> list[int]:
+        """Take ``count`` pages; all or none. Raises ResourceError when fewer are free."""
+        if count < 0:
+            raise RequestError(f"{count} pages: expected 0 or more")
+        with self._lock:
+            if count > len(self._free):
+                raise ResourceError(f"{count} KV pages wanted, {len(self._free)} of {self.n_pages} are free")
+            pages = [self._free.pop() for _ in range(count)]
+            self._used[pages] = True
+            return pages
+
+    def release(self, pages: Sequence[int]) -> None:
+        """Give pages back. Raises EngineError for a page that is not taken."""
+        with self._lock:
+            for page in pages:
+                if not 0 <= page < self.n_pages or not self._used[page]:
+                    raise EngineError(f"KV page {page} is released but was not taken")
+                self._used[page] = False
+                self._free.append(page)
+
+    def owns(self, pages: np.ndarray) -> bool:
+        """Whether all page ids (integers) are in range and taken."""
+        return bool(((pages >= 0) & (pages < self.n_pages)).all() and self._used[pages].all())
+
+
+def aligned_zeros(n_bytes: int) -> np.ndarray:
+    """Zeroed memory at a 64-byte boundary, that the system gives page by page when first touched."""
+    whole = np.zeros(n_bytes + 64, np.uint8)
+    start = -whole.ctypes.data % 64
+    return whole[start : start + n_bytes]
+
+
+

@@ -1,0 +1,147 @@
+"""A loaded model: weights, KV cache, and the program that turns chunks of tokens into logits."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from gumba.errors import EngineError, RequestError
+from gumba.kernels import op
+from gumba.kernels.attention import PAGE_TOKENS, tile_tokens
+from gumba.kv_cache import KVCache
+from gumba.program.builder import Buffer, Program
+from gumba.program.executor import Team
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive tokens of one sequence for one step.
+
+    ``tokens``: ids; ``position``: of the first one in its sequence; ``pages``: the sequence's block table, for at least
+    ``position + len(tokens)`` tokens; ``outputs``: of which tokens the logits are wanted.
+    """
+
+    tokens: Sequence[int] | np.ndarray
+    position: int
+    pages: Sequence[int] | np.ndarray
+    outputs: Literal["none", "last", "all"] = "last"
+
+
+class Model:
+    """What ``load_model`` returns. One thread at a time may call ``forward``.
+
+    ``config``: sizes (n_vocab, n_layers, n_embd, ...); ``n_ctx``: most tokens of a sequence; ``kv``: the pool of pages.
+    """
+
+    def __init__(
+        self, config: Any, program: Program, logits: Buffer, kv: KVCache, team: Team, n_ctx: int, weights: Any
+    ) -> None:
+        self.config, self.kv, self.n_ctx = config, kv, n_ctx
+        self.n_threads = team.n_threads
+        self.max_batch_tokens = program.max_rows
+        self.isa = program.isa.name
+        self._team = team
+        self._program: Program | None = program
+        self._weights = weights
+        self._records = program.finish([logits])
+        self._logits_address, self._logits_stride = logits.address, logits.row_bytes
+        self._tile = tile_tokens(config.n_heads // config.n_kv_heads)
+        self._batch = np.zeros(op.BATCH_WORDS, np.int64)
+
+    def forward(self, chunks: Sequence[Chunk]) -> np.ndarray:
+        """One step. Logits, float32 [wanted tokens, n_vocab], in the order of chunks and tokens.
+
+        The rows are a view that the next step overwrites. Raises RequestError for a chunk that is out of range (nothing has
+        been computed then), EngineError when the model is closed.
+        """
+        if self._program is None:
+            raise EngineError("the model is closed")
+        (tokens, positions, slots, tiles, rows), tables = self._gather(chunks)
+        if len(tokens) == 0:
+            return np.empty((0, self.config.n_vocab), np.float32)
+        b = self._batch
+        b[op.N_TOKENS // 8], b[op.N_TILES // 8], b[op.N_OUTPUTS // 8] = len(tokens), len(tiles), len(rows)
+        for offset, array in (
+            (op.TOKENS, tokens), (op.POSITIONS, positions), (op.SLOTS, slots), (op.TILES, tiles), (op.OUTPUT_ROWS, rows),
+        ):  # fmt: skip
+            b[offset // 8] = array.ctypes.data
+        self._team.run(self._records, b)
+        del tables  # the kernels read the block tables up to here
+        return self._rows(len(rows))
+
+    def _rows(self, n: int) -> np.ndarray:
+        """The first ``n`` rows of the logits buffer."""
+        memory = (ctypes.c_float * (n * self._logits_stride // 4)).from_address(self._logits_address)
+        return np.frombuffer(memory, np.float32).reshape(n, -1)[:, : self.config.n_vocab]
+
+    def _gather(self, chunks: Sequence[Chunk]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """The batch record's arrays (tokens, positions, slots, tiles, output rows), every number in them checked.
+
+        The second list keeps the block tables alive that the tiles point to.
+        """
+        tokens: list[np.ndarray] = []
+        positions: list[np.ndarray] = []
+        slots: list[np.ndarray] = []
+        tiles: list[tuple[int, int, int, int]] = []
+        rows: list[int] = []
+        tables: list[np.ndarray] = []
+        start = 0
+        for chunk in chunks:
+            ids = token_ids(chunk.tokens, self.config.n_vocab)
+            n, first = len(ids), chunk.position
+            table = np.ascontiguousarray(chunk.pages, np.int32)
+            end = first + n
+            if first < 0 or end > self.n_ctx:
+                raise RequestError(f"positions {first} to {end - 1}: expected 0 to {self.n_ctx - 1} (the context's size)")
+            if table.ndim != 1 or len(table) * PAGE_TOKENS < end or not self.kv.owns(table):
+                raise RequestError(f"a block table of {table.size} pages for {end} tokens: expected enough pages, all taken")
+            at = np.arange(first, end)
+            tokens.append(ids)
+            positions.append(at.astype(np.int32))
+            slots.append(table[at // PAGE_TOKENS].astype(np.int64) * PAGE_TOKENS + at % PAGE_TOKENS)
+            for i in range(0, n, self._tile):
+                tiles.append((start + i, min(self._tile, n - i), first + i, int(table.ctypes.data)))
+            if n and chunk.outputs != "none":
+                rows.extend(range(start, start + n) if chunk.outputs == "all" else [start + n - 1])
+            tables.append(table)
+            start += n
+        if start > self.max_batch_tokens:
+            raise RequestError(f"a step of {start} tokens: expected no more than {self.max_batch_tokens}")
+        return [
+            np.concatenate([np.empty(0, np.int32), *tokens]),
+            np.concatenate([np.empty(0, np.int32), *positions]),
+            np.concatenate([np.empty(0, np.int64), *slots]),
+            np.array(tiles, np.int64),
+            np.array(rows, np.int32),
+        ], tables
+
+    def close(self) -> None:
+        """Stop the threads and let go of all memory. Harmless when repeated."""
+        self._team.close()
+        self._program = None
+        self._weights = None
+
+    def __del__(self) -> None:
+        team = getattr(self, "_team", None)
+        if team is not None:
+            team.close()
+
+
+def token_ids(tokens: Sequence[int] | np.ndarray, n_vocab: int) -> np.ndarray:
+    """Token ids as int32. Raises RequestError for anything that is no integer in 0 .. n_vocab - 1."""
+    if not isinstance(tokens, np.ndarray):
+        for i, token in enumerate(tokens):
+            if type(token) is not int and not isinstance(token, np.integer):
+                raise RequestError(f"token {i} is {token!r}, expected an integer from 0 to {n_vocab - 1}")
+            if not 0 <= token < n_vocab:
+                raise RequestError(f"token {i} is {token}, expected 0 to {n_vocab - 1}")
+        return np.array(tokens, np.int32)
+    if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
+        raise RequestError(f"tokens are {tokens.dtype} {list(tokens.shape)}, expected one row of integers")
+    if tokens.size and not (0 <= int(tokens.min()) and int(tokens.max()) < n_vocab):
+        raise RequestError(f"tokens from {tokens.min()} to {tokens.max()}, expected 0 to {n_vocab - 1}")
+    return np.ascontiguousarray(tokens, np.int32)

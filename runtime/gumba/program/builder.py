@@ -1,0 +1,262 @@
+"""Writing a program: each call appends one operation and hands back the buffer that it fills.
+
+A ``Program`` is written once, at load. Buffers are named runs of rows (one per token, or one per wanted logit row); where they
+lie is settled at the end: buffers whose lives do not overlap share memory. Barriers are placed by the data: an operation
+waits only if it reads what another thread may still be writing, or overwrites what another may still be reading. Operations
+that split their work alike (the same rows, the same units) hand each thread its own results, and need no barrier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gumba.errors import ResourceError
+from gumba.kernels import attention as att
+from gumba.kernels import elementwise, embed, matmul, q8, rope
+from gumba.kernels.op import FIRST_ARGUMENT, N_OUTPUTS, N_TOKENS, RECORD_WORDS, Kernel
+from gumba.kernels.packed import ROW_ALIGN, PackedMatrix, aligned_empty
+from gumba.simd.isa import Isa
+
+
+@dataclass(eq=False)
+class Buffer:
+    """Rows of ``width`` elements. ``count``: offset in the batch record of how many rows a step has."""
+
+    name: str
+    width: int
+    row_bytes: int
+    count: int
+    blocks: Buffer | None = None  # the same rows as int8 blocks, once an operation has asked for them
+    address: int = 0
+    first_use: int = -1
+    last_use: int = -1
+
+
+@dataclass
+class Operation:
+    kernel: Kernel
+    arguments: dict[str, int | float | Buffer]
+    reads: Sequence[Buffer]
+    writes: Sequence[Buffer]
+    split: tuple[object, ...]  # operations of equal split give each thread the same rows and columns
+    gathers: bool = False  # reads more of its inputs than its own share
+    phase: int = 0
+
+
+@dataclass(frozen=True)
+class KVLayout:
+    """Where keys and values of each layer lie in a page. Bytes; ``pages`` is the address of page 0."""
+
+    pages: int
+    page_bytes: int
+    layer_bytes: int
+    v_offset: int
+    v_row: int
+    n_kv_heads: int
+    head_dim: int
+    kv_type: str
+
+
+@dataclass
+class Program:
+    isa: Isa
+    n_threads: int
+    max_rows: int
+    operations: list[Operation] = field(default_factory=list)
+    _keep: list[np.ndarray] = field(default_factory=list)
+    _scratch_bytes: int = embed.SCRATCH
+
+    # What an architecture writes -----------------------------------------------------------------------------------
+
+    def embed(self, w: PackedMatrix) -> Buffer:
+        """Rows of ``w`` for this step's token ids."""
+        out = self._buffer("embed", w.columns)
+        self._append(
+            embed.embed(w.format, self.isa),
+            {"w": w.address, "group_bytes": w.group_bytes, "n_blocks": w.n_blocks, "scratch": -1,
+             "out": out, "out_stride": out.row_bytes},
+            [], [out], ("tokens",),
+        )  # fmt: skip
+        return out
+
+    def rms_norm(self, x: Buffer, weight: np.ndarray, eps: float) -> Buffer:
+        """x / sqrt(mean(x^2) + eps) * weight."""
+        out = self._buffer("rms_norm", x.width, x.count)
+        arguments = {"x": x, "weight": self.constant(weight), "out": out, "width": x.width, "eps": eps}
+        self._elementwise(elementwise.rms_norm, arguments, [x], out)
+        return out
+
+    def matmul(self, w: PackedMatrix, x: Buffer, residual: Buffer | None = None, bias: np.ndarray | None = None) -> Buffer:
+        """x times w transposed, plus a residual, plus a bias."""
+        out = self._buffer("matmul", w.rows, x.count)
+        source = x if w.format.ACTIVATION == "f32" else self._blocks(x)
+        self._append(
+            matmul.matmul(w.format, self.isa),
+            {"count": x.count, "x": source, "x_stride": source.row_bytes, "w": w.address, "group_bytes": w.group_bytes,
+             "n_blocks": w.n_blocks, "n_groups": w.n_groups, "out": out, "out_stride": out.row_bytes,
+             "residual": residual if residual is not None else 0},
+            [source] + ([residual] if residual is not None else []), [out], ("groups", w.n_groups),
+        )  # fmt: skip
+        return out if bias is None else self.add_row(out, bias)
+
+    def add_row(self, x: Buffer, row: np.ndarray) -> Buffer:
+        """The same row of numbers added to every row of x."""
+        out = self._buffer("add_row", x.width, x.count)
+        self._elementwise(elementwise.add_row, {"x": x, "row": self.constant(row), "out": out}, [x], out)
+        return out
+
+    def swiglu(self, gate: Buffer, up: Buffer) -> Buffer:
+        """silu(gate) * up."""
+        out = self._buffer("swiglu", gate.width, gate.count)
+        self._elementwise(elementwise.swiglu(self.isa), {"gate": gate, "up": up, "out": out}, [gate, up], out)
+        return out
+
+    def rope(self, x: Buffer, n_heads: int, head_dim: int, rope_dim: int, table: int, neox: bool = False) -> Buffer:
+        """Turn the heads of x by their positions, in place. ``table``: a constant made by ``gumba.kernels.rope.rope_table``."""
+        arguments = {"x": x, "stride": x.row_bytes, "n_heads": n_heads, "head_dim": head_dim, "rope_dim": rope_dim,
+                     "table": table, "neox": int(neox)}  # fmt: skip
+        self._append(rope.rope, arguments, [x], [x], ("tokens",))
+        return x
+
+    def attention(self, q: Buffer, k: Buffer, v: Buffer, kv: KVLayout, layer: int, scale: float) -> Buffer:
+        """Store k and v in the cache, then attend to everything up to each token."""
+        out = self._buffer("attention", q.width)
+        group = q.width // (kv.n_kv_heads * kv.head_dim)
+        place: dict[str, int | float | Buffer] = {
+            "pages": kv.pages + layer * kv.layer_bytes, "page_bytes": kv.page_bytes, "v_offset": kv.v_offset,
+            "n_kv_heads": kv.n_kv_heads, "head_dim": kv.head_dim, "v_row": kv.v_row,
+        }  # fmt: skip
+        cache = Buffer("kv", 0, 0, N_TOKENS)  # stands for the pages of this layer, to order the two operations
+        self._append(
+            att.store_kv(self.isa, kv.kv_type),
+            place | {"k": k, "v": v, "k_stride": k.row_bytes, "v_stride": v.row_bytes},
+            [k, v], [cache], ("tokens",),
+        )  # fmt: skip
+        scratch = att.scratch_bytes(group, kv.head_dim, kv.v_row)
+        self._scratch_bytes = max(self._scratch_bytes, scratch)
+        self._append(
+            att.attention(self.isa, kv.kv_type),
+            place | {"q": q, "out": out, "stride": q.row_bytes, "group": group, "scratch": -1, "scratch_bytes": -2,
+                     "scale": scale},
+            [q, cache], [out], ("tiles",),
+        )  # fmt: skip
+        return out
+
+    def select_outputs(self, x: Buffer) -> Buffer:
+        """Only the rows whose logits are wanted."""
+        out = self._buffer("select", x.width, N_OUTPUTS)
+        self._elementwise(elementwise.select_rows, {"x": x, "out": out}, [x], out)
+        return out
+
+    def constant(self, values: np.ndarray, pad: bool = True) -> int:
+        """Address of float32 numbers that live as long as the program; padded with zeros like a buffer's row."""
+        values = np.ascontiguousarray(values, np.float32).ravel()
+        size = -(-len(values) // ROW_ALIGN) * ROW_ALIGN if pad else len(values)
+        kept = aligned_empty(4 * size).view(np.float32)
+        kept[: len(values)], kept[len(values) :] = values, 0
+        self._keep.append(kept)
+        return int(kept.ctypes.data)
+
+    # How it becomes records ----------------------------------------------------------------------------------------
+
+    def _buffer(self, name: str, width: int, count: int = N_TOKENS) -> Buffer:
+        return Buffer(f"{name}{len(self.operations)}", width, -(-width // ROW_ALIGN) * ROW_ALIGN * 4, count)
+
+    def _append(
+        self, kernel: Kernel, arguments: dict[str, int | float | Buffer], reads: Sequence[Buffer],
+        writes: Sequence[Buffer], split: tuple[object, ...],
+    ) -> None:  # fmt: skip
+        self.operations.append(Operation(kernel, arguments, reads, writes, split))
+
+    def _elementwise(
+        self, kernel: Kernel, arguments: dict[str, int | float | Buffer], reads: Sequence[Buffer], out: Buffer
+    ) -> None:
+        n_blocks = -(-out.width // q8.COLUMNS)
+        arguments = arguments | {"count": out.count, "stride": out.row_bytes, "n_blocks": n_blocks}
+        gathers = kernel in (elementwise.rms_norm, elementwise.select_rows)  # whole rows; other rows
+        split = ("blocks", out.count, n_blocks)
+        self.operations.append(Operation(kernel, arguments, reads, [out], split, gathers))
+
+    def _blocks(self, x: Buffer) -> Buffer:
+        """x as int8 blocks: made once, shared by every product that reads x."""
+        if x.blocks is None:
+            n_blocks = x.width // q8.COLUMNS
+            x.blocks = Buffer(f"{x.name}.q8", x.width, n_blocks * q8.BYTES, x.count)
+            arguments = {"count": x.count, "x": x, "x_stride": x.row_bytes, "out": x.blocks,
+                         "out_stride": x.blocks.row_bytes, "n_blocks": n_blocks}  # fmt: skip
+            self._append(q8.quantize_q8, arguments, [x], [x.blocks], ("blocks", x.count, n_blocks))
+        return x.blocks
+
+    def _place_barriers(self) -> list[bool]:
+        """Whether a barrier follows each operation; numbers the phases between barriers."""
+        after = [False] * len(self.operations)
+        begin, phase = 0, 0
+        for i, op in enumerate(self.operations):
+            for earlier in self.operations[begin:i]:
+                touched = [*earlier.reads, *earlier.writes]
+                conflict = any(b in earlier.writes for b in op.reads) or any(b in touched for b in op.writes)
+                if conflict and (op.gathers or earlier.split != op.split):
+                    after[i - 1] = True
+                    begin, phase = i, phase + 1
+                    break
+            op.phase = phase
+        if after:
+            after[-1] = True
+        return after
+
+    def _place_buffers(self, keep: Sequence[Buffer]) -> np.ndarray:
+        """One arena for all buffers: first fit, sharing memory between buffers that are never alive in the same phase."""
+        buffers: list[Buffer] = []
+        for op in self.operations:
+            for b in [*op.reads, *op.writes]:
+                if b.first_use < 0:
+                    b.first_use = op.phase
+                    buffers.append(b)
+                b.last_use = op.phase
+        for b in keep:
+            b.last_use = self.operations[-1].phase
+        placed: list[tuple[int, int, Buffer]] = []
+        for b in sorted(buffers, key=lambda b: -b.row_bytes):
+            size = -(-b.row_bytes * self.max_rows // 64) * 64
+            start = 0
+            for low, high, other in sorted(placed, key=lambda p: p[0]):
+                if other.last_use < b.first_use or b.last_use < other.first_use:
+                    continue
+                if start + size <= low:
+                    break
+                start = max(start, high)
+            placed.append((start, start + size, b))
+        total = max((high for _, high, _ in placed), default=0)
+        try:
+            arena = aligned_empty(total + 64)
+        except MemoryError:
+            raise ResourceError(f"the working buffers need {total >> 20} MB of memory") from None
+        for low, _, b in placed:
+            b.address = int(arena.ctypes.data) + low
+        return arena
+
+    def finish(self, outputs: Sequence[Buffer]) -> np.ndarray:
+        """Settle barriers and memory; the records, int64 [n, RECORD_WORDS]. ``outputs`` stay readable after a step."""
+        barriers = self._place_barriers()
+        self._keep.append(self._place_buffers(outputs))
+        scratch = aligned_empty(self._scratch_bytes * self.n_threads)
+        self._keep.append(scratch)
+        records = np.zeros((len(self.operations), RECORD_WORDS), np.int64)
+        for record, op, barrier in zip(records, self.operations, barriers):
+            values: dict[str, int | float] = {}
+            for name, value in op.arguments.items():
+                if isinstance(value, Buffer):
+                    values[name] = value.address
+                elif name == "scratch":
+                    values[name] = int(scratch.ctypes.data)
+                elif name == "scratch_bytes":
+                    values[name] = self._scratch_bytes
+                else:
+                    values[name] = value
+            words = op.kernel.words(values)
+            record[0], record[1] = op.kernel.address, int(barrier)
+            record[FIRST_ARGUMENT : FIRST_ARGUMENT + len(words)] = words
+        return records

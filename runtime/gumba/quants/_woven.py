@@ -1,0 +1,47 @@
+"""What the formats' ``unpack`` functions share: a woven block in registers (see ``gumba.kernels.packed``)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gumba.simd.isa import Isa
+from gumba.simd.value import F16, I8, I16, Simd, Value
+
+
+@dataclass
+class Block:
+    """A woven block of 32 columns. Weight of lane l, column 4 j + b: ``scale * (byte - offset) [* sub] + minimum``.
+
+    ``weights``: 8 registers of 4 x lanes bytes, register j holding columns 4 j .. 4 j + 3 of each lane; ``signed`` says how
+    to read the bytes, ``w_max`` bounds their absolute value. ``sub``: integer factors of columns 0..15 and 16..31, if any.
+    """
+
+    weights: list[Value]
+    scale: Value
+    w_max: int
+    offset: int = 0
+    signed: bool = False
+    sub: tuple[Value, Value] | None = None
+    minimum: Value | None = None
+
+
+def halves(s: Simd, isa: Isa, address: Value) -> Value:
+    """One float16 per lane, as float32."""
+    return isa.from_f16(s, s.load(address, F16, isa.lanes))
+
+
+def bytes_at(s: Simd, isa: Isa, address: Value, count: int) -> list[Value]:
+    """``count`` registers of four bytes per lane."""
+    return [s.load(address + 4 * isa.lanes * j, I8, 4 * isa.lanes) for j in range(count)]
+
+
+def shift(value: Value, bits: int) -> Value:
+    """Shift bytes right (left where negative); bits that come from a neighbouring byte must be masked off by the caller."""
+    wide = value.bits(I16, value.lanes // 2)
+    return (wide >> bits if bits >= 0 else wide << -bits).bits(I8, value.lanes)
+
+
+def nibbles(s: Simd, isa: Isa, address: Value) -> list[Value]:
+    """8 registers from 16 bytes per lane: first the low halves of the bytes (columns 0..15), then the high ones."""
+    packed = bytes_at(s, isa, address, 4)
+    return [p & 15 for p in packed] + [shift(p, 4) & 15 for p in packed]

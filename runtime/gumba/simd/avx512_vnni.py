@@ -1,0 +1,26 @@
+"""AVX-512 with VNNI: 16 lanes, ``vpdpbusd`` multiplies 64 byte pairs and adds them into 16 sums at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gumba.simd.isa import Isa
+from gumba.simd.value import Simd, Value
+
+
+def dot(s: Simd, start: Value, weights: Sequence[Value], acts: Sequence[Value], w_max: int) -> Value:
+    for w, a in zip(weights, acts):
+        start = s.call("llvm.x86.avx512.vpdpbusd.512", start.type, start, w, a)
+    return start
+
+
+ISA = Isa(
+    name="avx512_vnni",
+    lanes=16,
+    needs=(("avx512vnni", "avx512bw", "avx512vl", "fma", "f16c"),),
+    dot_unsigned=dot,
+    dot_signed=None,
+    has_fma=True,
+    has_f16=True,
+    tiles=(8, 4, 2, 1),
+)
