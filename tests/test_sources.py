@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ CONTENT = b"GGUF" + bytes(range(256)) * 3000
 MEMBER = "tiny_model/Tiny.Q4_0.gguf"
 METADATA = {
     "tiny_model-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n",
-    "tiny_model-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    "tiny_model-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     "tiny_model-1.0.dist-info/RECORD": b"",
 }
 WHEEL = "tiny_model-1.0-py3-none-any.whl"
@@ -257,9 +257,11 @@ def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
         sources.resolve(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "nobody", "a/b/c", "./a/b", "~/a/b", "a/b.gguf", "/a/b", "a\0b", "x" * 5000, "../a"])
+@pytest.mark.parametrize(
+    "text", ["", "nobody", "a/b/c", "./a/b", "~/a/b", "a/b.gguf", "/a/b", "a\0b", "x" * 5000, "../a"]
+)
 def test_what_is_no_source_at_all(text: str) -> None:
-    with pytest.raises(RequestError, match="no model .*smollm2-135m-instruct"):
+    with pytest.raises(RequestError, match=r"no model .*smollm2-135m-instruct"):
         sources.resolve(text)
 
 

@@ -35,7 +35,7 @@ from pathlib import Path
 from gumba._version import __version__
 from gumba.errors import DownloadError, RequestError, ResourceError
 
-#: Called with the stage ("download", "unpack", "convert", …), what is done and what there is to do (0: not known).
+#: Called with the stage ("download", "unpack", "check", "convert"), the bytes done and the bytes there are to do.
 Progress = Callable[[str, int, int], None]
 
 CONVERTED_TYPE = "q8_0"
@@ -288,25 +288,28 @@ def _convert_folder(folder: Path, progress: Progress | None) -> Path:
     """The GGUF file of the Hugging Face folder ``folder``, converted unless an up-to-date conversion is there."""
     if not (folder / "config.json").is_file():
         raise RequestError(f"{folder} is a folder without config.json: name a GGUF file or a Hugging Face folder")
-    return _convert(str(folder.resolve()), folder.resolve().name, folder, progress)
+    return _convert(str(folder.resolve()), folder.resolve().name, None, folder, progress)
 
 
 def _convert_hub(name: str, progress: Progress | None) -> Path:
     """The GGUF file of the checkpoint ``name`` on the hub, fetched and converted unless that has been done."""
     from gumba_convert import fetch
 
-    return _convert(name, name.replace("/", "--"), fetch(name), progress)
+    return _convert(name, name.replace("/", "--"), name.rpartition("/")[2], fetch(name), progress)
 
 
-def _convert(identity: str, title: str, folder: Path, progress: Progress | None) -> Path:
-    """Convert ``folder`` into the cache, under a name that holds what it is and what state it is in."""
+def _convert(identity: str, title: str, name: str | None, folder: Path, progress: Progress | None) -> Path:
+    """Convert ``folder`` into the cache, under a file name that holds what it is and what state it is in.
+
+    ``name`` becomes ``general.name``; None leaves that to the checkpoint.
+    """
     from gumba_convert import convert
 
     stem = f"{title}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
     target = converted_folder() / f"{stem}-{_state(folder)}.gguf"
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
-        convert(folder, target, type=CONVERTED_TYPE, progress=progress)
+        convert(folder, target, type=CONVERTED_TYPE, name=name, progress=progress)
         for old in target.parent.glob(f"{glob.escape(stem)}-*.gguf"):
             if old != target:
                 old.unlink(missing_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING
 
 from gumba.cli.engine import open_llm
@@ -162,7 +162,8 @@ class Conversation:
         except KeyboardInterrupt:
             if not sys.stdin.isatty():
                 raise
-            stream.close()
+            if isinstance(stream, Generator):
+                stream.close()
             note(" [stopped]")
         except GumbaError:
             self.messages.pop()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from gumba.cli.engine import announce_compilation
 from gumba.cli.options import Commands, add_threads, command
 from gumba.cli.progress import Progress
-from gumba.cli.text import note, size
+from gumba.cli.text import note, printable, size
 
 _EXAMPLES = """
 gumba convert ./SmolLM2-135M-Instruct -o smollm2.gguf --type q4_0
@@ -39,9 +40,10 @@ def convert(args: argparse.Namespace) -> int:
     """Carry out ``gumba convert``."""
     out = Path(args.output)
     with Progress() as progress:
-        from gumba_convert import convert
+        announce_compilation(progress)
+        from gumba_convert import convert as make_gguf
 
-        convert(
+        report = make_gguf(
             args.source,
             out,
             type=args.type,
@@ -50,5 +52,10 @@ def convert(args: argparse.Namespace) -> int:
             n_threads=args.threads,
             progress=progress,
         )
-    note(f"gumba: {out}, {size(out.stat().st_size)}")
+    for warning in report.warnings:
+        note(f"gumba: warning: {printable(warning)}")
+    note(
+        f"gumba: {printable(str(out))}: {report.architecture}, {report.n_parameters:,} parameters, {size(report.n_bytes)} "
+        f"in {report.seconds:.1f} s"
+    )
     return 0

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from gumba.cli.engine import find_model
-from gumba.cli.options import Commands, add_model, command
+from gumba.cli.options import Commands, add_model, add_threads, command
 from gumba.cli.progress import Progress
-from gumba.cli.text import note
+from gumba.cli.text import note, printable, size
 
 _EXAMPLES = """
 gumba export model.gguf -o ./model
@@ -20,14 +20,24 @@ def add_parser(commands: Commands) -> None:
     parser = command(commands, "export", export, "make a Hugging Face folder out of a GGUF file", _EXAMPLES)
     add_model(parser)
     parser.add_argument("-o", "--output", metavar="FOLDER", required=True, help="the folder to write")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        default="bfloat16",
+        help="of the weights (default bfloat16)",
+    )
+    add_threads(parser)
 
 
 def export(args: argparse.Namespace) -> int:
     """Carry out ``gumba export``."""
     path, out = find_model(args.model), Path(args.output)
     with Progress() as progress:
-        from gumba_convert import export
+        from gumba_convert import export as make_folder
 
-        export(path, out, progress=progress)
-    note(f"gumba: {out}")
+        report = make_folder(path, out, dtype=args.dtype, progress=progress, n_threads=args.threads)
+    note(
+        f"gumba: {printable(str(out))}: {report.n_tensors} tensors in {report.dtype}, {size(report.n_bytes)} "
+        f"in {report.seconds:.1f} s"
+    )
     return 0

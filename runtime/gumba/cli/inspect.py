@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import struct
 from collections import Counter
 from collections.abc import Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from gumba.cli.engine import find_model
@@ -71,8 +71,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Sequence) and not isinstance(value, str):
-        first = [_plain(item) for item in islice(value, _ITEMS)]
-        return {"element_type": str(getattr(value, "element_type", "")), "length": len(value), "first": first}
+        first = [_plain(value[i]) for i in range(min(_ITEMS, len(value)))]
+        return {"element_type": _element_type(value), "length": len(value), "first": first}
     return value
 
 
@@ -99,10 +99,26 @@ def _shown(value: Any) -> str:
         rest = len(value) - _CHARACTERS
         return printable(value[:_CHARACTERS]) + (f" ... ({rest} more characters)" if rest > 0 else "")
     if isinstance(value, Sequence):
-        items = [_shown(item) for item in islice(value, _ITEMS)]
+        items = [_shown(value[i]) for i in range(min(_ITEMS, len(value)))]
         dots = ["..."] if len(value) > _ITEMS else []
-        return f"{len(value)} x {getattr(value, 'element_type', '')}: [{', '.join(items + dots)}]"
+        return f"{len(value)} x {_element_type(value)}: [{', '.join(items + dots)}]"
+    if isinstance(value, float):
+        return _shortest(value)
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _element_type(array: Any) -> str:
+    """The name of what an array holds, as the GGUF specification has it."""
+    return str(array.element_type.name).lower()
+
+
+def _shortest(value: float) -> str:
+    """The fewest digits that mean the same float32 (nearly all floats in metadata are float32)."""
+    if not math.isfinite(value) or abs(value) > 3e38:
+        return str(value)
+    stored = struct.pack("f", value)
+    texts = (f"{value:.{digits}g}" for digits in range(6, 10))
+    return next((text for text in texts if struct.pack("f", float(text)) == stored), str(value))
 
 
 def _tensor_table(file: GGUFFile) -> str:

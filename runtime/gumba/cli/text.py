@@ -42,7 +42,7 @@ def read_text(path: str) -> str:
     name = "stdin" if path == "-" else path
     try:
         data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-        return data.decode("utf-8-sig" if path != "-" else "utf-8")
+        return data.decode()
     except UnicodeDecodeError as error:
         raise RequestError(f"{name} is not UTF-8 text (byte {error.start})") from error
     except OSError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from gumba.cli.engine import find_model
+from gumba.cli.engine import announce_compilation, find_model
 from gumba.cli.options import Commands, add_model, command
 from gumba.cli.text import argument_text, print_json, printable, read_text
 from gumba.errors import RequestError
@@ -33,9 +33,13 @@ def tokenize(args: argparse.Namespace) -> int:
         raise RequestError("give the text as an argument or with -f, not both")
     path = find_model(args.model)
     text = argument_text(args.text) if args.text is not None and args.text != "-" else read_text(args.file or "-")
+    from gumba.gguf import GGUFFile
     from gumba.text import Tokenizer
 
-    tokenizer = Tokenizer.from_gguf(path)
+    with GGUFFile(path) as file:
+        if "tokenizer.ggml.merges" in file.metadata:  # merging is compiled code; nothing else here is
+            announce_compilation()
+        tokenizer = Tokenizer.from_gguf(file)
     ids = tokenizer.encode(text, add_special=not args.no_special, parse_special=args.parse_special)
     pieces = [tokenizer.token_bytes(i).decode("utf-8", errors="backslashreplace") for i in ids]
     if args.json:

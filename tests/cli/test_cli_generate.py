@@ -1,0 +1,316 @@
+"""run, chat, bench and perplexity with a tiny random model: what goes where, and that it is what the library says."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_chat
+
+from gumba import LLM, SamplingParams
+
+TIMINGS = r"gumba: load [\d.]+ s \| prompt \d+ tokens, [\d.]+/s \| decode \d+ tokens, [\d.]+/s\n"
+
+
+@pytest.fixture(scope="module")
+def llm(tiny: Path) -> Iterator[LLM]:
+    with LLM(tiny) as llm:
+        yield llm
+
+
+def greedy(llm: LLM, prompt: str, n: int) -> str:
+    return llm.generate(prompt, SamplingParams(max_tokens=n, temperature=0))[0].text
+
+
+# -------------------------------------------------------------------------------------------------------------- run
+
+
+def test_run_prints_the_text_alone(gumba_process: Callable, tiny: Path, llm: LLM) -> None:
+    result = gumba_process("run", tiny, "-p", "hello", "-n", 12, "--temp", 0)
+    assert result.code == 0
+    assert result.out.rstrip("\n") == greedy(llm, "hello", 12).rstrip("\n")
+    assert re.fullmatch(TIMINGS, result.err)
+
+
+def test_run_takes_its_prompt_from_anywhere(gumba: Callable, tiny: Path, llm: LLM, tmp_path: Path) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_text("hello", encoding="utf-8")
+    common = ("-n", 5, "--temp", 0, "--quiet")
+    expected = (0, gumba("run", tiny, "-p", "hello", *common).out, "")
+    assert expected[1].rstrip("\n") == greedy(llm, "hello", 5).rstrip("\n")
+    for result in (
+        gumba("run", tiny, "-f", file, *common),
+        gumba("run", tiny, "-f", "-", *common, stdin="hello"),
+        gumba("run", tiny, "-p", "-", *common, stdin="hello"),
+        gumba("run", tiny, *common, stdin="hello"),
+    ):
+        assert (result.code, result.out, result.err) == expected
+
+
+def test_run_json(gumba: Callable, tiny: Path, llm: LLM) -> None:
+    result = gumba("run", tiny, "-p", "hello", "-n", 7, "--seed", 3, "--json")
+    found = json.loads(result.out)
+    [expected] = llm.generate("hello", SamplingParams(max_tokens=7, seed=3))
+    assert found["text"] == expected.text
+    assert found["token_ids"] == expected.token_ids
+    assert found["finish_reason"] == expected.finish_reason
+    assert (found["prompt"], found["prompt_tokens"]) == ("hello", 1)
+    assert found["completion_tokens"] == len(expected.token_ids)
+    assert all(value >= 0 for value in found["timings"].values())
+    assert re.fullmatch(TIMINGS, result.err)
+
+
+def test_run_options_reach_the_sampler(gumba: Callable, tiny: Path, llm: LLM) -> None:
+    options = {"temp": 1.7, "top_k": 9, "top_p": 0.9, "min_p": 0.01, "repeat_penalty": 1.3, "seed": 11}
+    args = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+    found = json.loads(gumba("run", tiny, "-p", "hello", "-n", 20, "--json", "--ctx", 64, "--threads", 1, *args).out)
+    params = SamplingParams(
+        max_tokens=20, temperature=1.7, top_k=9, top_p=0.9, min_p=0.01, repetition_penalty=1.3, seed=11
+    )
+    [expected] = llm.generate("hello", params)
+    assert found["token_ids"] == expected.token_ids
+
+
+def test_run_stops_at_any_of_several_strings(gumba: Callable, tiny: Path, llm: LLM) -> None:
+    text = greedy(llm, "hello", 30)
+    stop = next(c for c in text[3:] if c.isascii() and c.isprintable() and c not in text[:3])
+    result = gumba("run", tiny, "-p", "hello", "-n", 30, "--temp", 0, "--json", "--stop", "\x01\x02", "--stop", stop)
+    found = json.loads(result.out)
+    assert found["text"] == text[: text.index(stop)]
+    assert found["finish_reason"] == "stop"
+
+
+def test_run_chat_is_the_models_template(gumba: Callable, tiny: Path, llm: LLM) -> None:
+    result = gumba("run", tiny, "--chat", "--system", "Be kind.", "-p", "hello", "-n", 9, "--temp", 0, "--json")
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hello"}]
+    assert json.loads(result.out)["text"] == llm.chat(messages, SamplingParams(max_tokens=9, temperature=0)).text
+
+
+def test_run_that_does_not_fit_is_one_line(gumba: Callable, tiny: Path) -> None:
+    result = gumba("run", tiny, "-p", "x" * (2 * tiny_chat.CONTEXT))
+    assert (result.code, result.out) == (2, "")
+    assert re.fullmatch(r"gumba: error: [^\n]*context[^\n]*\n", result.err)
+
+
+def test_the_first_start_says_that_it_compiles_once(gumba_process: Callable, tiny: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "gumba", "run", str(tiny), "-p", "hello", "-n", "3", "--quiet"]
+    cache = tmp_path / "cache"
+    env = {**os.environ, "GUMBA_CACHE_DIR": str(cache), "GUMBA_ISA": "generic"}
+    first = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+    assert first.returncode == 0
+    assert re.fullmatch(r"gumba: compiling kernels for this processor[^\n]*\n", first.stderr)
+    again = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+    assert (again.returncode, again.stderr) == (0, "")
+
+
+@pytest.mark.model
+def test_run_knows_the_capital_of_france(gumba_process: Callable, real_model: Path) -> None:
+    result = gumba_process("run", real_model, "-p", "The capital of France is", "-n", 16, "--temp", 0)
+    assert result.code == 0
+    assert "Paris" in result.out
+
+
+# ------------------------------------------------------------------------------------------------------------- chat
+
+
+def test_chat_answers_each_line_with_the_history(gumba: Callable, tiny: Path, llm: LLM) -> None:
+    params = SamplingParams(max_tokens=8, temperature=0)
+    messages = [{"role": "user", "content": "hello"}]
+    first = llm.chat(messages, params).text
+    messages += [{"role": "assistant", "content": first}, {"role": "user", "content": "more"}]
+    second = llm.chat(messages, params).text
+    result = gumba("chat", tiny, "-n", 8, "--temp", 0, stdin="hello\n\nmore\n")
+    assert (result.code, result.out) == (0, f"{first}\n{second}\n")
+
+
+def test_chat_commands(gumba: Callable, tiny: Path, llm: LLM) -> None:
+    params = SamplingParams(max_tokens=8, temperature=0)
+    kind = {"role": "system", "content": "Be kind."}
+    hello = {"role": "user", "content": "hello\nyou"}
+    plain, told = llm.chat([hello], params).text, llm.chat([kind, hello], params).text
+    assert plain != told
+    script = [
+        "/help", "/stats", "hello\\", "you", "/stats", "/regen", "/clear", "hello\\", "you", "/nonsense",
+        "/system Be kind.", "/system", "hello\\", "you", "/undo", "hello\\", "you", "/exit", "hello",
+    ]  # fmt: skip
+    result = gumba("chat", tiny, "-n", 8, "--temp", 0, stdin="\n".join(script))
+    assert result.code == 0
+    assert result.out == f"{plain}\n" * 3 + f"{told}\n" * 2
+    for said in ("/regen", "no answer yet", "prompt ", "no command /nonsense", "Be kind."):
+        assert said in result.err
+
+
+def test_chat_with_nothing_to_take_back(gumba: Callable, tiny: Path) -> None:
+    for line in ("/regen", "/undo"):
+        result = gumba("chat", tiny, stdin=line + "\n")
+        assert (result.code, result.out) == (2, "")
+        assert re.fullmatch(r"gumba: error: there is no (answer|message) yet\n", result.err)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="terminals are POSIX here")
+def test_chat_at_a_terminal(tiny: Path, home: Path) -> None:
+    """Ctrl-C stops an answer and keeps the conversation; a message that is too long is refused; Ctrl-D leaves."""
+    import pty
+
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "gumba", "chat", str(tiny), "--ctx", "256", "--temp", "0"]
+    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+    os.close(slave)
+    seen = b""
+
+    def wait_for(text: bytes) -> None:
+        nonlocal seen
+        while text not in seen:
+            seen += os.read(master, 65536)
+        seen = seen.partition(text)[2]
+
+    try:
+        wait_for(b"/help lists the commands")
+        wait_for(b"> ")
+        os.write(master, b"x" * 600 + b"\n")
+        wait_for(b"context")
+        wait_for(b"> ")
+        os.write(master, b"hello\n")
+        wait_for(b"> ")
+        os.write(master, b"/stats\n")
+        wait_for(b"prompt ")
+        wait_for(b"> ")
+        os.write(master, b"\x04")
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
+
+
+def test_ctrl_c_at_a_terminal_keeps_what_was_said(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gumba.cli import chat
+
+    shown: list[str] = []
+
+    def show(text: str) -> None:
+        shown.append(text)
+        if len(shown) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat, "show", show)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    conversation = chat.Conversation(llm, SamplingParams(temperature=0))
+    assert conversation.take("hello")
+    whole = llm.chat([{"role": "user", "content": "hello"}], SamplingParams(temperature=0)).text
+    kept = conversation.messages[1]["content"]
+    assert conversation.messages[0] == {"role": "user", "content": "hello"}
+    assert kept and whole.startswith(kept) and len(kept) < len(whole)
+    assert conversation.take("more")
+
+
+# ------------------------------------------------------------------------------------------------------------ bench
+
+
+def test_bench_json(gumba: Callable, tiny: Path) -> None:
+    sizes = ("--prompt", 32, "--gen", 4, "--depth", 40, "--sequences", 3, "--threads", 1, "--repeat", 2)
+    result = gumba("bench", tiny, *sizes, "--json")
+    assert (result.code, result.err) == (0, "")
+    found = json.loads(result.out)
+    assert {name: found[name] for name in ("prompt", "gen", "depth", "sequences", "threads", "repeat")} == {
+        "prompt": 32, "gen": 4, "depth": 40, "sequences": 3, "threads": 1, "repeat": 2,
+    }  # fmt: skip
+    assert found["prefill_tokens_per_s"] > 0 and found["decode_tokens_per_s"] > 0
+    assert found["load_s"] > 0 and found["compile_s"] >= 0
+    assert found["peak_rss_mb"] is None or 20 < found["peak_rss_mb"] < 10_000
+
+
+def test_bench_measures_what_it_says(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counts the work that is timed: positions, lengths and outputs of every step, with a clock that counts seconds."""
+    from gumba import benchmark
+    from gumba.models import Model
+
+    steps: list[list[tuple[int, int, str]]] = []
+    forward = Model.forward
+
+    def watched(self: Model, chunks: list) -> np.ndarray:
+        steps.append([(c.position, len(c.tokens), c.outputs) for c in chunks])
+        return forward(self, chunks)
+
+    monkeypatch.setattr(Model, "forward", watched)
+    monkeypatch.setattr(benchmark.time, "perf_counter", iter(range(1000)).__next__)
+    speed = benchmark.measure(tiny, prompt=32, gen=4, depth=40, sequences=3, n_threads=1, repeat=2)
+    # every measured span lasts one tick of this clock
+    assert (speed.prefill_tokens_per_s, speed.decode_tokens_per_s) == (32, 12)
+    assert [step for step in steps if len(step) == 1 and step[0][0] == 40] == [[(40, 32, "last")]] * 3
+    decode = [step for step in steps if len(step) == 3]
+    assert decode == [[(40 + i, 1, "last")] * 3 for i in range(4)] * 3
+    assert sum(1 for step in steps if step == [(0, 40, "none")]) == 3
+
+
+def test_bench_without_json_is_a_table(gumba: Callable, tiny: Path) -> None:
+    result = gumba("bench", tiny, "--prompt", 8, "--gen", 0, "--repeat", 1, "--threads", 1)
+    rows = dict(line.split() for line in result.out.splitlines())
+    assert float(rows["prefill_tokens_per_s"]) > 0
+    assert rows["decode_tokens_per_s"] == "-"
+
+
+def test_bench_beyond_the_context(gumba: Callable, tiny: Path) -> None:
+    result = gumba("bench", tiny, "--depth", 4 * tiny_chat.CONTEXT, "--threads", 1)
+    assert (result.code, result.out) == (2, "") or json.dumps(result.out)
+
+
+# ------------------------------------------------------------------------------------------------------- perplexity
+
+
+def test_perplexity_is_what_the_logits_say(gumba: Callable, tiny: Path, llm: LLM, tmp_path: Path) -> None:
+    text = "hello world, so many letters. " * 20
+    file = tmp_path / "text.txt"
+    file.write_text(text, encoding="utf-8")
+    n_ctx = 37
+    ids = llm.tokenizer.encode(text)
+    scores = []
+    for start in range(0, len(ids) - n_ctx + 1, n_ctx):
+        window = ids[start : start + n_ctx]
+        logits = llm.logits(window).astype(np.float64)
+        scores += [
+            math.log(np.exp(logits[i] - logits[i].max()).sum()) + logits[i].max() - logits[i][window[i + 1]]
+            for i in range(n_ctx // 2, n_ctx - 1)
+        ]
+    result = gumba("perplexity", tiny, file, "--ctx", n_ctx, "--threads", 1, "--json")
+    assert (result.code, result.err) == (0, "")
+    found = json.loads(result.out)
+    assert found["perplexity"] == pytest.approx(math.exp(np.mean(scores)), rel=1e-9)
+    assert found["error"] == pytest.approx(found["perplexity"] * np.std(scores) / math.sqrt(len(scores) - 1), rel=1e-6)
+    assert (found["scored"], found["windows"], found["tokens"]) == (len(scores), len(ids) // n_ctx, len(ids))
+    shown = gumba("perplexity", tiny, file, "--ctx", n_ctx, "--threads", 1).out
+    assert shown.startswith(f"perplexity {found['perplexity']:.4f} +/- ")
+
+
+def test_perplexity_puts_bos_first_where_the_model_adds_one(tiny: Path, llm: LLM) -> None:
+    from gumba import evaluate
+
+    ids = llm.tokenizer.encode("hello world, so many letters. " * 5)
+    with_bos = list(evaluate.perplexity(llm.model, ids, 16, 1))
+    replaced = [1 if i % 16 == 0 else token for i, token in enumerate(ids)]
+    assert with_bos == list(evaluate.perplexity(llm.model, replaced, 16))
+    assert with_bos != list(evaluate.perplexity(llm.model, ids, 16))
+
+
+def test_perplexity_of_too_little(gumba: Callable, tiny: Path, tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("hello " * 10, encoding="utf-8")
+    result = gumba("perplexity", tiny, file, "--ctx", 100)
+    assert result.code == 2
+    assert re.fullmatch(r"gumba: error: [^\n]* has \d+ tokens; --ctx 100 needs at least 200\n", result.err)
+
+
+@pytest.mark.model
+def test_perplexity_of_a_real_model_is_llama_cpps(gumba: Callable, real_model: Path) -> None:
+    """tools/llama_peer.py perplexity, on this repository's LICENSE."""
+    licence = Path(__file__).parents[2] / "LICENSE"
+    found = json.loads(gumba("perplexity", real_model, licence, "--ctx", 256, "--json").out)
+    assert found["perplexity"] == pytest.approx(17.7438, rel=0.005)

@@ -1,0 +1,169 @@
+"""The command line as a whole: help, exit codes, one line for each thing that is wrong."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gumba._version import __version__
+from gumba.cli.main import COMMANDS, main
+from gumba.errors import ModelError
+
+NAMES = [command.__name__.rpartition(".")[2] for command in COMMANDS]
+
+
+def one_line(err: str) -> str:
+    """The message of a command that failed as it should."""
+    assert re.fullmatch(r"gumba: error: [^\n]+\n", err), err
+    return err
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_command_has_help_with_examples(gumba: Callable, name: str) -> None:
+    result = gumba(name, "--help")
+    assert result.code == 0
+    assert f"usage: gumba {name}" in result.out and f"examples:\n  gumba {name}" in result.out
+    assert not result.err
+
+
+def test_help_names_every_command(gumba: Callable) -> None:
+    result = gumba("--help")
+    assert result.code == 0
+    listed = [line.split()[0] for line in result.out.partition("commands:")[2].splitlines() if line.split()]
+    assert [name for name in NAMES if name not in listed] == []
+
+
+def test_readme_names_every_command() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert [name for name in NAMES if f"| `gumba {name}" not in readme] == []
+
+
+def test_version(gumba_process: Callable) -> None:
+    result = gumba_process("--version")
+    assert (result.code, result.out, result.err) == (0, f"gumba {__version__}\n", "")
+
+
+def test_help_and_files_need_no_compiler(tiny: Path) -> None:
+    """numba takes long to import: what runs no model must not."""
+    code = (
+        "import sys; from gumba.cli.main import main\n"
+        "assert main(['inspect', sys.argv[1]]) == 0\n"
+        "assert main(['pull', '--list']) == 0\n"
+        "sys.exit('numba' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tiny)], stdout=subprocess.DEVNULL).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ([], "COMMAND"),
+        (["fly"], "'fly'"),
+        (["run", "--tmep", "1"], "--tmep"),
+        (["run", "-p", "x", "--temp", "warm"], "argument --temp: 'warm' is not a number"),
+        (["run", "-p", "x", "--temp", "nan"], "argument --temp: nan is out of range"),
+        (["run", "-p", "x", "--temp", "-1"], "argument --temp: -1 is out of range: it must be from 0 to 100"),
+        (["run", "-p", "x", "--top-p", "1.5"], "it must be from 0 to 1"),
+        (["run", "-p", "x", "-n", "0"], "argument -n: 0 is out of range"),
+        (["run", "-p", "x", "-n", "ten"], "'ten' is not a whole number"),
+        (["run", "-p", "x", "--threads", "0"], "argument -t/--threads: 0 is out of range"),
+        (["run", "-p", "x", "--seed", str(2**64)], "out of range"),
+        (["run", "-p", "x", "-f", "y"], "-p or with -f"),
+        (["run", "-p", ""], "the prompt is empty"),
+        (["run"], "the prompt is empty"),
+        (["run", "-p", "x", "--system", "y"], "--system needs --chat"),
+        (["run", "-f", "/nonexistent/prompt.txt"], "/nonexistent/prompt.txt cannot be read"),
+        (["run", "nobody", "-p", "x"], "no model 'nobody'"),
+        (["run", "no/such/file.gguf", "-p", "x"], "no model 'no/such/file.gguf'"),
+        (["run", "/nonexistent/model.gguf", "-p", "x"], "no model '/nonexistent/model.gguf'"),
+        (["run", "bad\nname", "-p", "x"], r"bad\nname"),
+        (["inspect", "/"], "config.json"),
+        (["chat", "nobody"], "no model 'nobody'"),
+        (["tokenize", "nobody", "x"], "no model 'nobody'"),
+        (["tokenize", "nobody", "x", "-f", "y"], "as an argument or with -f"),
+        (["bench", "nobody"], "no model 'nobody'"),
+        (["bench", "x.gguf", "--prompt", "0", "--gen", "0"], "nothing to measure"),
+        (["bench", "x.gguf", "--prompt", "-1"], "out of range"),
+        (["perplexity", "nobody", "x.txt"], "no model 'nobody'"),
+        (["pull", "nobody"], "no known model 'nobody'"),
+        (["convert", "x"], "-o/--output"),
+        (["convert", "x", "-o", "y.gguf", "--type", "q2"], "q2"),
+        (["export", "nobody", "-o", "y"], "no model 'nobody'"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(gumba: Callable, args: list[str], says: str) -> None:
+    result = gumba(*args)
+    assert result.code == 2
+    assert says in one_line(result.err)
+    assert result.out == ""
+
+
+@pytest.mark.parametrize("command", [["run", "-p", "x"], ["inspect"], ["tokenize"], ["bench"]], ids=lambda c: c[0])
+def test_bad_files_are_one_line_and_code_2(
+    gumba_process: Callable, tiny: Path, tmp_path: Path, command: list[str]
+) -> None:
+    whole = tiny.read_bytes()
+    for name, data in {"empty": b"", "text": b"hello", "cut": whole[:5000], "short": whole[:-1]}.items():
+        path = tmp_path / f"{name}.gguf"
+        path.write_bytes(data)
+        result = gumba_process(command[0], path, *command[1:])
+        assert result.code == 2, (name, result)
+        assert str(path) in one_line(result.err)
+        assert result.out == ""
+
+
+def test_a_message_stays_one_line_whatever_is_in_it(gumba: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise ModelError("tensor 'a\nb\x1b[31m' is wrong")
+
+    monkeypatch.setattr("gumba.cli.inspect.find_model", fail)
+    result = gumba("inspect", "x")
+    assert (result.code, result.err) == (2, "gumba: error: tensor 'a\\nb\\x1b[31m' is wrong\n")
+
+
+def test_ctrl_c_is_130_without_a_traceback(gumba: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gumba.cli.inspect.find_model", interrupt)
+    result = gumba("inspect", "x")
+    assert (result.code, result.out, result.err) == (130, "", "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
+def test_ctrl_c_during_generation(gumba_process: Callable, tiny: Path, tmp_path: Path) -> None:
+    """The signal comes after the first token; nothing is printed, and there is no traceback."""
+    script = tmp_path / "interrupted.py"
+    script.write_text(
+        "import os, signal, sys; from gumba.cli import run; from gumba.cli.main import main\n"
+        "watch = run.Answer.watch\n"
+        "def interrupted(self, stream):\n"
+        "    for text in watch(self, stream):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        yield text\n"
+        "run.Answer.watch = interrupted\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    result = gumba_process("run", tiny, "-p", "hello", "--json", program=[str(script)])
+    assert (result.code, result.out, result.err) == (130, "", "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes differ elsewhere")
+def test_a_reader_that_leaves_is_silent(tiny: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "gumba", "inspect", str(tiny)]
+    result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (141, b"")
+
+
+def test_main_takes_its_arguments_from_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["gumba", "pull", "--list"])
+    assert main() == 0
