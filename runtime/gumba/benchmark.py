@@ -13,7 +13,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -114,7 +114,7 @@ class _Bench:
     def _tokens(self, n: int) -> np.ndarray:
         return self._random.integers(0, self._model.config.n_vocab, n, dtype=np.int32)
 
-    def _feed(self, pages: list[int], position: int, n: int, outputs: str) -> None:
+    def _feed(self, pages: list[int], position: int, n: int, outputs: Literal["none", "last"]) -> None:
         """Prefill ``n`` tokens from ``position`` on, in steps as large as the model takes."""
         from gumba.models import Chunk
 

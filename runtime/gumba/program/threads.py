@@ -58,4 +58,4 @@ def default_threads() -> int:
     """Physical cores of the processors this process may run on, no more than its control group's quota; at least 1."""
     cores = _physical(_affinity())
     quota = _quota()
-    return max(1, min(cores, int(quota) if quota >= 1 else 1))
+    return max(1, int(min(cores, quota)))
