@@ -82,6 +82,3 @@ def aligned_zeros(n_bytes: int) -> np.ndarray:
     whole = np.zeros(n_bytes + 64, np.uint8)
     start = -whole.ctypes.data % 64
     return whole[start : start + n_bytes]
-
-
-

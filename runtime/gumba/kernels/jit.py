@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numba.core.ccallback
 import platformdirs
 from numba.core import sigutils
 from numba.core.compiler import CompileResult

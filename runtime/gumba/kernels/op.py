@@ -29,7 +29,9 @@ TOKENS = 8  # -> int32 [n_tokens], checked token ids
 POSITIONS = 16  # -> int32 [n_tokens], position of each token in its sequence
 SLOTS = 24  # -> int64 [n_tokens], page * PAGE_TOKENS + place in the page, where the token's key and value go
 N_TILES = 32  # runs of consecutive tokens of one sequence, for attention
-TILES = 40  # -> int64 [n_tiles, 4]: first token, tokens, position of the first, address of the sequence's int32 block table
+TILES = (
+    40  # -> int64 [n_tiles, 4]: first token, tokens, position of the first, address of the sequence's int32 block table
+)
 N_OUTPUTS = 48  # tokens whose logits are wanted
 OUTPUT_ROWS = 56  # -> int32 [n_outputs]
 BATCH_WORDS = 8
@@ -61,7 +63,12 @@ class Kernel:
                 "def trampoline(op, batch, thread, n_threads):\n"
                 f"    kernel(batch, thread, n_threads, {', '.join(loads)})\n"
             )
-            scope: dict[str, Any] = {"kernel": inline(self.function), "load_i64": load_i64, "load_f32": load_f32}
+            scope: dict[str, Any] = {
+                "__name__": __name__,
+                "kernel": inline(self.function),
+                "load_i64": load_i64,
+                "load_f32": load_f32,
+            }
             exec(source, scope)
             self._made = compile_cfunc(scope["trampoline"], "void(i8, i8, i8, i8)", f"kernel.{self.name}")
         return int(self._made.address)

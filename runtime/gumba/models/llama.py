@@ -81,7 +81,9 @@ def read_config(gguf: GGUFFile) -> Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
     for key, harmless in _UNSUPPORTED.items():
         if key in gguf.metadata and gguf.metadata[key] not in harmless:
-            raise UnsupportedError(f"{gguf.path}: metadata {key} is {gguf.metadata[key]}, which this version cannot run")
+            raise UnsupportedError(
+                f"{gguf.path}: metadata {key} is {gguf.metadata[key]}, which this version cannot run"
+            )
     n_embd = require_positive(gguf, "llama.embedding_length", MAX_WIDTH)
     n_heads = require_positive(gguf, "llama.attention.head_count", MAX_WIDTH)
     n_kv_heads = require_positive(gguf, "llama.attention.head_count_kv", MAX_WIDTH, default=n_heads)
@@ -96,7 +98,9 @@ def read_config(gguf: GGUFFile) -> Config:
     head_dim = require_positive(gguf, "llama.attention.key_length", 4096, default=max(1, n_embd // n_heads))
     value_dim = require_positive(gguf, "llama.attention.value_length", 4096, default=head_dim)
     if value_dim != head_dim:
-        raise UnsupportedError(f"{gguf.path}: metadata llama.attention.value_length {value_dim} differs from key_length {head_dim}")
+        raise UnsupportedError(
+            f"{gguf.path}: metadata llama.attention.value_length {value_dim} differs from key_length {head_dim}"
+        )
     rope_dim = require_positive(gguf, "llama.rope.dimension_count", head_dim, default=head_dim)
     if rope_dim % 2:
         raise ModelError(f"{gguf.path}: metadata llama.rope.dimension_count is {rope_dim}, expected an even number")
@@ -106,7 +110,9 @@ def read_config(gguf: GGUFFile) -> Config:
     if not scaling:
         scaling = "linear" if legacy not in (0.0, 1.0) else "none"
     if scaling not in ("none", "linear", "yarn"):
-        raise UnsupportedError(f"{gguf.path}: metadata llama.rope.scaling.type is {scaling!r}, expected none, linear or yarn")
+        raise UnsupportedError(
+            f"{gguf.path}: metadata llama.rope.scaling.type is {scaling!r}, expected none, linear or yarn"
+        )
     factor = require_finite(gguf, "llama.rope.scaling.factor", default=legacy or 1.0)
     return Config(
         architecture=NAME,
@@ -123,7 +129,9 @@ def read_config(gguf: GGUFFile) -> Config:
         rope_freq_base=require_finite(gguf, "llama.rope.freq_base", default=10000.0),
         rope_scaling=scaling,
         rope_factor=factor,
-        rope_original_ctx=require_positive(gguf, "llama.rope.scaling.original_context_length", 1 << 30, default=n_ctx_train),
+        rope_original_ctx=require_positive(
+            gguf, "llama.rope.scaling.original_context_length", 1 << 30, default=n_ctx_train
+        ),
         yarn_beta_fast=require_finite(gguf, "llama.rope.scaling.yarn_beta_fast", default=32.0),
         yarn_beta_slow=require_finite(gguf, "llama.rope.scaling.yarn_beta_slow", default=1.0),
         yarn_ext_factor=require_finite(gguf, "llama.rope.scaling.yarn_ext_factor", default=1.0),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -48,7 +47,7 @@ class Model:
         self._program: Program | None = program
         self._weights = weights
         self._records = program.finish([logits])
-        self._logits_address, self._logits_stride = logits.address, logits.row_bytes
+        self._logits = program.rows(logits)
         self._tile = tile_tokens(config.n_heads // config.n_kv_heads)
         self._batch = np.zeros(op.BATCH_WORDS, np.int64)
 
@@ -71,12 +70,7 @@ class Model:
             b[offset // 8] = array.ctypes.data
         self._team.run(self._records, b)
         del tables  # the kernels read the block tables up to here
-        return self._rows(len(rows))
-
-    def _rows(self, n: int) -> np.ndarray:
-        """The first ``n`` rows of the logits buffer."""
-        memory = (ctypes.c_float * (n * self._logits_stride // 4)).from_address(self._logits_address)
-        return np.frombuffer(memory, np.float32).reshape(n, -1)[:, : self.config.n_vocab]
+        return self._logits[: len(rows), : self.config.n_vocab]
 
     def _gather(self, chunks: Sequence[Chunk]) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """The batch record's arrays (tokens, positions, slots, tiles, output rows), every number in them checked.
@@ -96,9 +90,13 @@ class Model:
             table = np.ascontiguousarray(chunk.pages, np.int32)
             end = first + n
             if first < 0 or end > self.n_ctx:
-                raise RequestError(f"positions {first} to {end - 1}: expected 0 to {self.n_ctx - 1} (the context's size)")
+                raise RequestError(
+                    f"positions {first} to {end - 1}: expected 0 to {self.n_ctx - 1} (the context's size)"
+                )
             if table.ndim != 1 or len(table) * PAGE_TOKENS < end or not self.kv.owns(table):
-                raise RequestError(f"a block table of {table.size} pages for {end} tokens: expected enough pages, all taken")
+                raise RequestError(
+                    f"a block table of {table.size} pages for {end} tokens: expected enough pages, all taken"
+                )
             at = np.arange(first, end)
             tokens.append(ids)
             positions.append(at.astype(np.int32))
@@ -142,6 +140,6 @@ def token_ids(tokens: Sequence[int] | np.ndarray, n_vocab: int) -> np.ndarray:
         return np.array(tokens, np.int32)
     if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
         raise RequestError(f"tokens are {tokens.dtype} {list(tokens.shape)}, expected one row of integers")
-    if tokens.size and not (0 <= int(tokens.min()) and int(tokens.max()) < n_vocab):
+    if tokens.size and not (int(tokens.min()) >= 0 and int(tokens.max()) < n_vocab):
         raise RequestError(f"tokens from {tokens.min()} to {tokens.max()}, expected 0 to {n_vocab - 1}")
     return np.ascontiguousarray(tokens, np.int32)

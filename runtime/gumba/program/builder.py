@@ -68,6 +68,7 @@ class Program:
     operations: list[Operation] = field(default_factory=list)
     _keep: list[np.ndarray] = field(default_factory=list)
     _scratch_bytes: int = embed.SCRATCH
+    _arena: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
 
     # What an architecture writes -----------------------------------------------------------------------------------
 
@@ -89,7 +90,9 @@ class Program:
         self._elementwise(elementwise.rms_norm, arguments, [x], out)
         return out
 
-    def matmul(self, w: PackedMatrix, x: Buffer, residual: Buffer | None = None, bias: np.ndarray | None = None) -> Buffer:
+    def matmul(
+        self, w: PackedMatrix, x: Buffer, residual: Buffer | None = None, bias: np.ndarray | None = None
+    ) -> Buffer:
         """x times w transposed, plus a residual, plus a bias."""
         out = self._buffer("matmul", w.rows, x.count)
         source = x if w.format.ACTIVATION == "f32" else self._blocks(x)
@@ -220,7 +223,7 @@ class Program:
             b.last_use = self.operations[-1].phase
         placed: list[tuple[int, int, Buffer]] = []
         for b in sorted(buffers, key=lambda b: -b.row_bytes):
-            size = -(-b.row_bytes * self.max_rows // 64) * 64
+            size = -(-b.row_bytes * self.max_rows // 64) * 64  # a multiple of a cache line
             start = 0
             for low, high, other in sorted(placed, key=lambda p: p[0]):
                 if other.last_use < b.first_use or b.last_use < other.first_use:
@@ -238,10 +241,16 @@ class Program:
             b.address = int(arena.ctypes.data) + low
         return arena
 
+    def rows(self, buffer: Buffer) -> np.ndarray:
+        """A view of a finished program's buffer, float32 [max_rows, padded width]."""
+        start = buffer.address - int(self._arena.ctypes.data)
+        size = buffer.row_bytes * self.max_rows
+        return self._arena[start : start + size].view(np.float32).reshape(self.max_rows, -1)
+
     def finish(self, outputs: Sequence[Buffer]) -> np.ndarray:
         """Settle barriers and memory; the records, int64 [n, RECORD_WORDS]. ``outputs`` stay readable after a step."""
         barriers = self._place_barriers()
-        self._keep.append(self._place_buffers(outputs))
+        self._arena = self._place_buffers(outputs)
         scratch = aligned_empty(self._scratch_bytes * self.n_threads)
         self._keep.append(scratch)
         records = np.zeros((len(self.operations), RECORD_WORDS), np.int64)

@@ -259,7 +259,7 @@ def simd_function(signature: str) -> Callable[[Callable[..., Any]], Any]:
             return context.get_dummy_value() if value is None else value.ir
 
         names = ", ".join(f"a{i}" for i in range(len(argument_types)))
-        scope: dict[str, Any] = {"sig": sig, "codegen": codegen}
+        scope: dict[str, Any] = {"__name__": __name__, "sig": sig, "codegen": codegen}
         exec(f"def {function.__name__}(typingctx, {names}):\n    return sig, codegen", scope)
         return intrinsic(scope[function.__name__])
 
