@@ -1,0 +1,83 @@
+"""Run GGUF language models fast on any CPU, from Python alone.
+
+    from gumba import LLM, SamplingParams
+
+    with LLM("model.gguf") as llm:
+        for step in llm.stream("The capital of France is", SamplingParams(max_tokens=32)):
+            print(step.text, end="", flush=True)
+
+Names are imported when they are first used: ``import gumba`` itself loads nothing heavy.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from gumba._version import __version__
+
+if TYPE_CHECKING:
+    from gumba.errors import (
+        ConvertError,
+        DownloadError,
+        EngineError,
+        GGUFError,
+        GumbaError,
+        ModelError,
+        RequestError,
+        ResourceError,
+        TemplateError,
+        TokenizerError,
+        UnsupportedError,
+    )
+    from gumba.gguf import GGUFFile
+    from gumba.llm import LLM
+    from gumba.outputs import RequestOutput, StreamOutput, Timings
+    from gumba.params import SamplingParams
+    from gumba.text import Tokenizer
+
+__all__ = [
+    "LLM",
+    "SamplingParams",
+    "StreamOutput",
+    "RequestOutput",
+    "Timings",
+    "Tokenizer",
+    "GGUFFile",
+    "GumbaError",
+    "GGUFError",
+    "ModelError",
+    "UnsupportedError",
+    "TokenizerError",
+    "TemplateError",
+    "RequestError",
+    "ConvertError",
+    "DownloadError",
+    "ResourceError",
+    "EngineError",
+    "__version__",
+]
+
+_HOMES = {
+    "LLM": "gumba.llm",
+    "SamplingParams": "gumba.params",
+    "StreamOutput": "gumba.outputs",
+    "RequestOutput": "gumba.outputs",
+    "Timings": "gumba.outputs",
+    "Tokenizer": "gumba.text",
+    "GGUFFile": "gumba.gguf",
+    **{name: "gumba.errors" for name in __all__ if name.endswith("Error")},
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'gumba' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,319 @@
+"""``LLM``: a model file, loaded and ready to generate."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
+from os import PathLike
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gumba.engine.engine import Engine
+from gumba.engine.sequence import Generation, Scoring
+from gumba.errors import EngineError, ModelError, RequestError, ResourceError
+from gumba.gguf import GGUFFile
+from gumba.models import load_model
+from gumba.outputs import RequestOutput, StreamOutput
+from gumba.params import SamplingParams, require_count, show
+from gumba.text import ChatTemplate, StreamDecoder, Tokenizer, encode_chat
+
+if TYPE_CHECKING:
+    from gumba.models import Model
+
+#: A prompt: text, or token ids.
+Prompt = str | Sequence[int] | np.ndarray[Any, Any]
+Messages = Sequence[Mapping[str, Any]]
+
+
+class LLM:
+    """A language model from a GGUF file.
+
+    Several threads may call it at once: their requests are computed together. It must be loaded in the process that
+    uses it.
+
+    Args:
+        path: The GGUF file (of a sharded one, the first shard).
+        n_ctx: Tokens that prompt and answer may have together; None: what the model was trained for, at most 4096.
+        n_threads: Threads to compute with; None: as many as this process has cores for.
+        max_batch_tokens: Most tokens computed in one step. Cancelling takes effect between steps.
+        max_sequences: Most requests computed at once; others wait.
+        kv_tokens: Tokens that the KV cache holds, for all requests together; None: one request of ``n_ctx``.
+        progress: Called with the loaded fraction, 0 to 1, while loading.
+
+    Raises:
+        GGUFError: The file is not well-formed.
+        ModelError: It is no model that can be run (UnsupportedError: not by this version).
+        TokenizerError: Its vocabulary is inconsistent.
+        ResourceError: It does not fit the memory.
+        RequestError: An argument is out of range.
+    """
+
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        *,
+        n_ctx: int | None = None,
+        n_threads: int | None = None,
+        max_batch_tokens: int = 512,
+        max_sequences: int = 32,
+        kv_tokens: int | None = None,
+        progress: Callable[[float], None] | None = None,
+    ) -> None:
+        max_sequences = require_count("max_sequences", max_sequences, 1)
+        self._gguf = GGUFFile(path)
+        try:
+            self._tokenizer = Tokenizer.from_gguf(self._gguf)
+            self._model: Model = load_model(
+                self._gguf,
+                n_ctx=n_ctx,
+                n_threads=n_threads,
+                max_batch_tokens=max_batch_tokens,
+                kv_tokens=kv_tokens,
+                progress=progress,
+            )
+            n_vocab = self._model.config.n_vocab
+            if self._tokenizer.n_vocab > n_vocab:
+                self._model.close()
+                raise ModelError(
+                    f"{path}: the vocabulary has {self._tokenizer.n_vocab} tokens, the model has logits for {n_vocab}"
+                )
+        except BaseException:
+            self._gguf.close()
+            raise
+        self._engine = Engine(self._model, self._tokenizer.n_vocab, max_sequences=max_sequences)
+        self._template: ChatTemplate | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The file's tokenizer."""
+        return self._tokenizer
+
+    @property
+    def model(self) -> Model:
+        """The model itself, below the engine."""
+        return self._model
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The file's metadata, by key."""
+        return self._gguf.metadata
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """The file's chat template. Raises TemplateError when it is missing or wrong."""
+        if self._template is None:
+            self._template = ChatTemplate.from_gguf(self._gguf, self._tokenizer)
+        return self._template
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamOutput]:
+        """Generate from ``prompt`` (text, or token ids), one StreamOutput per token.
+
+        Text is encoded with the tokens that the model wants around it (BOS), but names of special tokens in it stay
+        text. The prompt is checked now; computing begins with the first item. Closing the iterator cancels the
+        request.
+
+        Raises:
+            RequestError: The prompt is empty, too long for the context or has an id out of range; or params are wrong.
+            TokenizerError: The text cannot be encoded.
+            ModelError: While iterating: the model's logits are not finite.
+            EngineError: The LLM is closed, or was loaded before this process was forked.
+        """
+        return self._stream(self._generation(self._prompt_ids(prompt), params))
+
+    def generate(
+        self, prompts: str | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[RequestOutput]:
+        """Generate from all ``prompts`` (a text, or a list of texts and lists of token ids), computed together.
+
+        ``params`` is for all, or a list of one for each. The results are in the order of the prompts; each is what
+        the prompt would give alone. Raises as ``stream`` does; then no result is returned.
+        """
+        if not isinstance(prompts, Iterable):
+            raise RequestError(f"prompts: expected a text or a list of prompts, found {show(prompts)}")
+        asked: list[Prompt] = [prompts] if isinstance(prompts, str) else list(prompts)
+        each: list[SamplingParams | None]
+        each = list(params) if isinstance(params, Sequence) else [params] * len(asked)
+        if len(each) != len(asked):
+            raise RequestError(f"params: expected one SamplingParams per prompt ({len(asked)}), found {len(each)}")
+        for prompt in asked:
+            if isinstance(prompt, Integral):
+                raise RequestError(
+                    "prompts: expected a list of prompts; give token ids as a list in that list, [[1, 2]]"
+                )
+        generations = [self._generation(self._prompt_ids(prompt), one) for prompt, one in zip(asked, each)]
+        return self._complete(generations, [prompt if isinstance(prompt, str) else None for prompt in asked])
+
+    def chat(
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        template_args: Mapping[str, Any] | None = None,
+    ) -> RequestOutput:
+        """Answer a conversation, a list of ``{"role": ..., "content": ...}``, by the file's chat template.
+
+        ``template_args`` are further variables for the template (``enable_thinking`` of some models). Raises as
+        ``stream`` does, and TemplateError.
+        """
+        ids = self._chat_ids(messages, template_args)
+        return self._complete([self._generation(ids, params, "messages")], [None])[0]
+
+    def chat_stream(
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        template_args: Mapping[str, Any] | None = None,
+    ) -> Iterator[StreamOutput]:
+        """As ``chat``, one StreamOutput per token, as ``stream`` gives them."""
+        return self._stream(self._generation(self._chat_ids(messages, template_args), params, "messages"))
+
+    def logits(self, tokens: Sequence[int] | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Logits after each of ``tokens``, float32 [len(tokens), n_vocab]: the bare forward pass.
+
+        Raises:
+            RequestError: ``tokens`` is empty, longer than the context, or has an id out of range.
+            ResourceError: The result does not fit the memory.
+            EngineError: The LLM is closed or forked, or ``cancel`` was called.
+        """
+        self._engine.check_usable()
+        ids = self._checked(tokens, "tokens")
+        if len(ids) > self._engine.capacity:
+            raise RequestError(f"tokens: {len(ids)} tokens do not fit the context of {self._engine.capacity}")
+        width = self._model.config.n_vocab
+        try:
+            scoring = Scoring(ids, width)
+        except MemoryError:
+            raise ResourceError(
+                f"logits of {len(ids)} tokens need {len(ids) * width * 4 / 1e6:.0f} MB, more than there is"
+            ) from None
+        try:
+            self._engine.submit([scoring])
+            self._engine.finish([scoring])
+        finally:
+            self._engine.discard([scoring])
+        if scoring.finish_reason == "cancelled":
+            raise EngineError("cancelled")
+        return scoring.logits
+
+    def cancel(self) -> None:
+        """End all requests now running, of all threads, before their next step; their finish_reason is "cancelled".
+
+        May be called from any thread and from a signal handler.
+        """
+        self._engine.cancel()
+
+    def close(self) -> None:
+        """Cancel what is running and free the model. Further calls raise EngineError; closing twice is fine."""
+        self._engine.close()
+        self._gguf.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _stream(self, generation: Generation) -> Iterator[StreamOutput]:
+        try:
+            self._engine.submit([generation])
+            while True:
+                output = self._engine.next_event(generation)
+                yield output
+                if output.finish_reason is not None:
+                    return
+        finally:
+            self._engine.discard([generation])
+
+    def _complete(self, generations: list[Generation], prompts: list[str | None]) -> list[RequestOutput]:
+        try:
+            self._engine.submit(generations)
+            self._engine.finish(generations)
+        finally:
+            self._engine.discard(generations)
+        outputs = []
+        for prompt, generation in zip(prompts, generations):
+            last = generation.events[-1]
+            assert last.finish_reason is not None and last.timings is not None
+            outputs.append(
+                RequestOutput(
+                    prompt=prompt,
+                    prompt_token_ids=generation.tokens[: generation.n_prompt],
+                    text="".join(event.text for event in generation.events),
+                    token_ids=generation.tokens[generation.n_prompt :],
+                    finish_reason=last.finish_reason,
+                    timings=last.timings,
+                )
+            )
+        return outputs
+
+    def _generation(self, ids: list[int], params: SamplingParams | None, field: str = "prompt") -> Generation:
+        """A checked request that has not been submitted."""
+        self._engine.check_usable()
+        if params is None:
+            params = SamplingParams()
+        if not isinstance(params, SamplingParams):
+            raise RequestError(f"params: expected SamplingParams, found {show(params)}")
+        capacity = self._engine.capacity
+        if len(ids) >= capacity:
+            raise RequestError(
+                f"{field}: {len(ids)} tokens leave no room in the context of {capacity}; "
+                "shorten the prompt or load the model with a larger n_ctx"
+            )
+        for token in params.stop_token_ids:
+            if token >= self._tokenizer.n_vocab:
+                raise RequestError(
+                    f"stop_token_ids: expected ids below n_vocab {self._tokenizer.n_vocab}, found {token}"
+                )
+        ends = frozenset() if params.ignore_eos else self._tokenizer.eog_ids
+        return Generation(
+            ids,
+            params,
+            seed=secrets.randbits(64) if params.seed is None else params.seed,
+            decoder=StreamDecoder(self._tokenizer, skip_special=True),
+            end_ids=ends | frozenset(params.stop_token_ids),
+            capacity=capacity,
+        )
+
+    def _chat_ids(self, messages: Messages, template_args: Mapping[str, Any] | None) -> list[int]:
+        self._engine.check_usable()
+        args = {"add_generation_prompt": True, **(template_args or {})}
+        for name in args:
+            if not isinstance(name, str) or name in ("tokenizer", "template", "messages"):
+                raise RequestError(f"template_args: {show(name)} is not the name of a further variable")
+        ids = encode_chat(self._tokenizer, self.chat_template, messages, **args)
+        return self._checked(ids, "messages")
+
+    def _prompt_ids(self, prompt: Prompt) -> list[int]:
+        self._engine.check_usable()
+        if isinstance(prompt, str):
+            prompt = self._tokenizer.encode(prompt, add_special=True, parse_special=False)
+        return self._checked(prompt, "prompt")
+
+    def _checked(self, tokens: Any, field: str) -> list[int]:
+        """``tokens`` as a list of ids that are all in the vocabulary: kernels index with them."""
+        n_vocab = self._tokenizer.n_vocab
+        if isinstance(tokens, np.ndarray) and tokens.ndim == 1 and tokens.dtype.kind in "iu":
+            tokens = tokens.tolist()
+        if not isinstance(tokens, (list, tuple, range)):
+            if isinstance(tokens, (str, bytes)) or not isinstance(tokens, Sequence):
+                raise RequestError(f"{field}: expected text or a list of token ids, found {show(tokens)}")
+            tokens = list(tokens)
+        if not tokens:
+            raise RequestError(f"{field}: expected at least one token, found none")
+        ids: list[int] = []
+        for index, token in enumerate(tokens):
+            if type(token) is not int and (isinstance(token, bool) or not isinstance(token, Integral)):
+                raise RequestError(f"{field}: expected integer token ids, found {show(token)} at index {index}")
+            value = int(token)
+            if not 0 <= value < n_vocab:
+                raise RequestError(
+                    f"{field}: expected token ids from 0 to {n_vocab - 1}, found {show(value)} at index {index}"
+                )
+            ids.append(value)
+        return ids

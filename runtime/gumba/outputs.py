@@ -1,0 +1,73 @@
+"""What generation hands back: one ``StreamOutput`` per token, or one ``RequestOutput`` per request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+#: Why a request ended: an end-of-generation token, stop token or stop string; max_tokens or the context's end;
+#: cancelled.
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Where the time of one request went. Times are wall-clock seconds, shared with whatever ran in the same steps."""
+
+    #: From submission to the first step that took part of the prompt in.
+    queue_s: float
+    #: From there to the first generated token (or to the end, when there was none).
+    prompt_s: float
+    #: From the first generated token to the last.
+    decode_s: float
+    #: Tokens of the prompt.
+    prompt_tokens: int
+    #: Tokens generated, one that ended the request included.
+    generated_tokens: int
+
+    @property
+    def prompt_tokens_per_s(self) -> float:
+        """Speed of prefill; 0 when nothing could be measured."""
+        return self.prompt_tokens / self.prompt_s if self.prompt_s > 0 else 0.0
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """Speed of decoding: the tokens after the first, whose time is prefill's; 0 when there were none."""
+        return (self.generated_tokens - 1) / self.decode_s if self.decode_s > 0 and self.generated_tokens > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class StreamOutput:
+    """One step of a stream.
+
+    ``text`` is the new text: whole characters, without any part of a stop string, and so sometimes empty or of several
+    tokens. ``token_id`` is the new token (None when the request was cancelled), ``index`` counts tokens from 0.
+    ``finish_reason`` and ``timings`` are set on the last one only.
+    """
+
+    text: str
+    token_id: int | None
+    index: int
+    finish_reason: FinishReason | None = None
+    timings: Timings | None = None
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """The result of one request.
+
+    ``prompt`` is the text given, None when token ids were. ``token_ids`` are all tokens generated, the one that ended
+    the request included; ``text`` is their text without special tokens that ended it and without the stop string.
+    """
+
+    prompt: str | None
+    prompt_token_ids: list[int]
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    timings: Timings
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Number of tokens of the prompt."""
+        return len(self.prompt_token_ids)

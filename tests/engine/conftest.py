@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from fake_model import FakeModel, FakeTokenizer
+
+import gumba.llm
+
+
+@pytest.fixture
+def make_llm(monkeypatch):
+    """``make_llm(n_ctx=..., **fake)``: an LLM on a FakeModel, whose pages must be free at the end."""
+    made = []
+
+    def make(*, max_sequences=32, **fake):
+        model = FakeModel(**fake)
+        file = SimpleNamespace(metadata={"general.name": "fake"}, close=lambda: None)
+        tokenizer = SimpleNamespace(from_gguf=lambda gguf: FakeTokenizer())
+        monkeypatch.setattr(gumba.llm, "GGUFFile", lambda path: file)
+        monkeypatch.setattr(gumba.llm, "Tokenizer", tokenizer)
+        monkeypatch.setattr(gumba.llm, "load_model", lambda gguf, **options: model)
+        llm = gumba.llm.LLM("fake.gguf", max_sequences=max_sequences)
+        made.append(llm)
+        return llm
+
+    yield make
+    for llm in made:
+        assert llm.model.kv.n_free == llm.model.kv.n_pages
+        llm.close()

@@ -1,0 +1,120 @@
+"""A model that is its own oracle: logits are a function of the token history that it reads back through the pages."""
+
+from __future__ import annotations
+
+import zlib
+from types import SimpleNamespace
+
+import numpy as np
+
+from gumba.errors import ResourceError
+
+#: Bytes, an end-of-generation token, a special token, and tokens of several bytes.
+PIECES = [bytes([i]) for i in range(256)] + [b"", b"", b"the ", b" cat", "€".encode(), b"st", b"op", b"xyz"]
+END, MARK, EURO, ST, OP, XYZ = 256, 257, 260, 261, 262, 263
+N_VOCAB = len(PIECES)
+
+
+class FakeTokenizer:
+    """Bytes are tokens; what the engine and StreamDecoder need of a tokenizer."""
+
+    n_vocab = N_VOCAB
+    eog_ids = frozenset({END})
+
+    def encode(self, text, add_special=True, parse_special=False):
+        return list(text.encode())
+
+    def check_id(self, token):
+        assert 0 <= token < N_VOCAB
+        return token
+
+    def pieces(self, ids, skip_special=False, continuation=False):
+        return [PIECES[token] for token in ids]
+
+
+def hashed_logits(history):
+    """Deterministic, different for every history; END is never likely."""
+    rng = np.random.default_rng(zlib.crc32(np.asarray(history, np.int64).tobytes()))
+    logits = (rng.standard_normal(N_VOCAB) * 3).astype(np.float32)
+    logits[END] = -30
+    return logits
+
+
+def scripted(*tokens, start):
+    """Logits that make greedy generation from a prompt of ``start`` tokens say ``tokens``, then END."""
+    script = [*tokens, END]
+
+    def logits(history):
+        out = np.zeros(N_VOCAB, np.float32)
+        out[script[min(max(len(history) - start, 0), len(script) - 1)]] = 10
+        return out
+
+    return logits
+
+
+class FakeKV:
+    """Pages that remember tokens; a freed page forgets them."""
+
+    def __init__(self, n_pages, page_tokens=4):
+        self.n_pages, self.page_tokens = n_pages, page_tokens
+        self.store = np.full((n_pages, page_tokens), -1)
+        self.free = list(range(n_pages))[::-1]
+
+    @property
+    def n_free(self):
+        return len(self.free)
+
+    def allocate(self, n):
+        if n > len(self.free):
+            raise ResourceError(f"{n} pages wanted, {len(self.free)} free")
+        # Neither end, so that block tables are not simply ascending.
+        return [self.free.pop(len(self.free) // 2) for _ in range(n)]
+
+    def release(self, pages):
+        assert not set(pages) & set(self.free) and len(set(pages)) == len(pages)
+        self.store[list(pages)] = -1
+        self.free += pages
+
+
+class FakeModel:
+    """Checks every chunk it is given; ``before(model)`` is called at the start of every forward."""
+
+    config = SimpleNamespace(n_vocab=N_VOCAB)
+
+    def __init__(self, *, n_ctx=64, n_pages=64, page_tokens=4, max_batch_tokens=16, logits=hashed_logits, before=None):
+        self.n_ctx, self.kv = n_ctx, FakeKV(n_pages, page_tokens)
+        self.max_batch_tokens, self.logits, self.before = max_batch_tokens, logits, before
+        self.steps: list[list[tuple[int, int]]] = []
+        self.rows = np.empty((0, N_VOCAB), np.float32)
+        self.closed = 0
+
+    def forward(self, chunks):
+        assert not self.closed
+        self.rows.fill(np.nan)  # a row is a view that is valid until the next forward
+        if self.before:
+            self.before(self)
+        page_tokens = self.kv.page_tokens
+        pages = [page for chunk in chunks for page in chunk.pages]
+        assert len(pages) == len(set(pages)), "a page belongs to two sequences"
+        assert not set(pages) & set(self.kv.free), "a page is used that is free"
+        assert 0 < sum(len(chunk.tokens) for chunk in chunks) <= self.max_batch_tokens
+        self.steps.append([(chunk.position, len(chunk.tokens)) for chunk in chunks])
+        rows = []
+        for chunk in chunks:
+            end = chunk.position + len(chunk.tokens)
+            assert len(chunk.tokens) and end <= self.n_ctx
+            assert len(chunk.pages) == -(-end // page_tokens), "the block table does not cover the chunk exactly"
+            history = []
+            for position in range(end):
+                at = chunk.pages[position // page_tokens], position % page_tokens
+                if position >= chunk.position:
+                    self.kv.store[at] = chunk.tokens[position - chunk.position]
+                assert self.kv.store[at] >= 0, "a position is read that was never written"
+                history.append(int(self.kv.store[at]))
+            wanted = {"none": [], "last": [end], "all": range(chunk.position + 1, end + 1)}[chunk.outputs]
+            rows += [self.logits(history[:length]) for length in wanted]
+        self.rows = np.array(rows, np.float32).reshape(len(rows), N_VOCAB)
+        return self.rows
+
+    def close(self):
+        self.closed += 1
