@@ -1,7 +1,8 @@
 """Llama and Mistral checkpoints as GGUF architecture `llama`, and back.
 
 Hugging Face stores the rows of each Q and K head as two halves (x of all pairs, then y of all pairs, as RoPE
-rotates halves there); GGUF's llama wants the pairs side by side. Row `i` of either half of a head becomes row `2 i` or `2 i + 1`.
+rotates halves there); GGUF's llama wants the pairs side by side. Row `i` of either half of a head becomes row `2 i` or
+`2 i + 1`.
 """
 
 from __future__ import annotations
@@ -267,10 +268,12 @@ def _shape(name: str, config: Config) -> tuple[int, ...]:
 def interleave_rows(rows: np.ndarray, head_rows: int) -> np.ndarray:
     """Rows [n, ...] of whole heads from two halves to pairs side by side."""
     halves: np.ndarray = rows.reshape(-1, 2, head_rows // 2, *rows.shape[1:])
-    return halves.swapaxes(1, 2).reshape(rows.shape)
+    mixed: np.ndarray = halves.swapaxes(1, 2).reshape(rows.shape)
+    return mixed
 
 
 def separate_rows(rows: np.ndarray, head_rows: int) -> np.ndarray:
     """The way back from `interleave_rows`."""
     pairs: np.ndarray = rows.reshape(-1, head_rows // 2, 2, *rows.shape[1:])
-    return pairs.swapaxes(1, 2).reshape(rows.shape)
+    apart: np.ndarray = pairs.swapaxes(1, 2).reshape(rows.shape)
+    return apart

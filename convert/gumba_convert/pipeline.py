@@ -27,8 +27,8 @@ def available_threads() -> int:
 def in_order(jobs: Iterable[Job], n_threads: int) -> Generator[np.ndarray, None, None]:
     """Results of the jobs in their order. At most a few more than `n_threads` are begun and not yet taken.
 
-    Jobs should release the GIL. The first one that fails ends the iteration with its exception. Close the generator when
-    leaving early: that waits for what has begun.
+    Jobs should release the GIL. The first one that fails ends the iteration with its exception. Close the generator
+    when leaving early: that waits for what has begun.
     """
     pool = ThreadPoolExecutor(n_threads, "gumba-convert")
     begun: deque[Future[np.ndarray]] = deque()

@@ -168,7 +168,7 @@ class FileReader:
                 f"{tensor.path}: tensor {tensor.name!r} is {tensor.dtype}; only F32, F16 and BF16 can be converted"
             )
         data = np.empty(count, dtype)
-        view = memoryview(data).cast("B") if count else memoryview(b"")
+        view = data.data.cast("B") if count else memoryview(b"")
         offset, done = tensor.start + first * dtype.itemsize, 0
         while done < len(view):
             try:

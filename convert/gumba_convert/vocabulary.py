@@ -153,6 +153,10 @@ def _sentencepiece(
     for i in added:
         scores[i : i + 1] = ADDED_SCORE
     _add(tokens, types, added, where)
+    trainer = model.trainer_spec
+    for kind, i in (("bos", trainer.bos_id), ("eos", trainer.eos_id), ("unk", trainer.unk_id)):
+        if 0 <= i < len(model.pieces):
+            special.ids.setdefault(kind, i)
     prefix = None if model.normalizer_spec.add_dummy_prefix else False
     return Vocabulary("llama", "default", tokens, types, special, scores=scores, add_space_prefix=prefix)
 
@@ -181,16 +185,17 @@ def _tokenizer_json(
     merges = _merges(model, vocab, where)
     if model.get("byte_fallback"):
         scores = _scores(tokens, merges)
-        unknown = model.get("unk_token")
-        if unknown in vocab:
+        unknown = model.get("unk_token") or config.get("unk_token") or "<unk>"
+        if isinstance(unknown, str) and unknown in vocab:
             types[vocab[unknown]] = UNKNOWN
+            special.ids.setdefault("unk", vocab[unknown])
         for text, i in vocab.items():
             if BYTE_TOKEN.fullmatch(text):
                 types[i] = BYTE
-        scores[types != NORMAL] = 0.0
-        scores[types == UNUSED] = PAD_SCORE
-        scores[[i for i in added if i < n_rows and tokens[i] != added[i]["content"]]] = ADDED_SCORE
         _add(tokens, types, added, where)
+        scores[types != NORMAL] = 0.0
+        scores[types == USER_DEFINED] = ADDED_SCORE
+        scores[types == UNUSED] = PAD_SCORE
         prefix = None if _has_dummy_prefix(tokenizer) else False
         return Vocabulary("llama", "default", tokens, types, special, scores=scores, add_space_prefix=prefix)
     _add(tokens, types, added, where)

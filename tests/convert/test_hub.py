@@ -1,0 +1,147 @@
+"""Fetching from a hub: a loopback server with the routes that huggingface_hub uses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from tiny_checkpoints import write_checkpoint
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+CHILD = """
+import sys
+from gumba.errors import GumbaError
+from gumba_convert import convert
+try:
+    convert(sys.argv[1], sys.argv[2], name=None)
+except GumbaError as error:
+    print(type(error).__name__, error, sep=": ")
+    sys.exit(2)
+"""
+
+
+class Hub(ThreadingHTTPServer):
+    """Serves `folder` as the model ada/tiny; `requests` holds (method, path) of all that was asked."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Routes)
+        self.folder = folder
+        self.requests: list[tuple[str, str]] = []
+        self.status = 200
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Routes(BaseHTTPRequestHandler):
+    server: Hub
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        self.server.requests.append((self.command, path))
+        if self.server.status != 200:
+            return self.answer(self.server.status, b"{}")
+        if path.startswith("/api/models/ada/tiny"):
+            files = sorted(self.server.folder.iterdir())
+            if "/tree/" in path:
+                tree = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": digest(f)} for f in files]
+                return self.answer(200, json.dumps(tree).encode())
+            info = {"id": "ada/tiny", "sha": COMMIT, "siblings": [{"rfilename": file.name} for file in files]}
+            return self.answer(200, json.dumps(info).encode())
+        prefix = f"/ada/tiny/resolve/{COMMIT}/"
+        file = self.server.folder / path.removeprefix(prefix)
+        if path.startswith(prefix) and file.is_file():
+            return self.answer(200, file.read_bytes(), {"ETag": f'"{digest(file)}"', "X-Repo-Commit": COMMIT})
+        return self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+
+    do_HEAD = do_GET
+
+    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha1(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    folder = tmp_path / "server"
+    write_checkpoint(folder)
+    (folder / "training.log").write_text("not needed")
+    (folder / "pytorch_model.bin").write_text("not needed")
+    with Hub(folder) as server:
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def run(tmp_path: Path, url: str, source: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    import os
+
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+    env = {key: value for key, value in env.items() if not key.lower().endswith("_proxy")}
+    env |= {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "home"), **environment}
+    command = [sys.executable, "-c", CHILD, source, str(tmp_path / "out.gguf")]
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=120, check=False)
+
+
+def test_fetched_converted_and_kept(hub: Hub, tmp_path: Path) -> None:
+    first = run(tmp_path, hub.url, "ada/tiny")
+    assert first.returncode == 0, first.stdout + first.stderr
+    made = (tmp_path / "out.gguf").read_bytes()
+    fetched = {path.rpartition("/")[2] for method, path in hub.requests if method == "GET" and "/resolve/" in path}
+    assert fetched == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert {method for method, _ in hub.requests} <= {"GET", "HEAD"}  # nothing is sent
+    (tmp_path / "out.gguf").unlink()
+    hub.shutdown()
+    hub.server_close()  # nobody answers now: the cache has to do
+    second = run(tmp_path, hub.url, "ada/tiny")
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert (tmp_path / "out.gguf").read_bytes() == made
+
+
+def one_line(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stdout.startswith("DownloadError: ") and done.stdout.count("\n") == 1, done.stdout
+    return done.stdout
+
+
+def test_unknown_model(hub: Hub, tmp_path: Path) -> None:
+    assert "ada/other: no such model" in one_line(run(tmp_path, hub.url, "ada/other"))
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_hub_in_trouble(hub: Hub, tmp_path: Path) -> None:
+    hub.status = 500
+    message = one_line(run(tmp_path, hub.url, "ada/tiny"))
+    assert "ada/tiny" in message
+
+
+def test_unreachable(tmp_path: Path) -> None:
+    assert "cannot be reached" in one_line(run(tmp_path, "http://127.0.0.1:9", "ada/tiny"))
+
+
+def test_offline(tmp_path: Path) -> None:
+    assert "not in the cache" in one_line(run(tmp_path, "http://127.0.0.1:9", "ada/tiny", HF_HUB_OFFLINE="1"))

@@ -1,0 +1,214 @@
+"""Checkpoint files that nobody vouches for: every fault is a ConvertError that names the file and the tensor."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_checkpoints import CONFIG, raw_safetensors, weights, write_checkpoint
+
+from gumba.errors import ConvertError
+from gumba_convert import convert
+from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.safetensors import FileReader, read_header
+
+
+def entry(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8), **more: Any) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets} | more
+
+
+HOSTILE = {
+    "empty": (b"", "too short"),
+    "seven bytes": (b"1234567", "too short"),
+    "length past the end": ((100).to_bytes(8, "little") + b"{}", "header of 100 bytes"),
+    "length 2**64 - 1": (b"\xff" * 8 + b"{}", "header of 18446744073709551615 bytes"),
+    "empty header": (raw_safetensors(b"", b""), "start with"),
+    "a list": (raw_safetensors(b"[]", b""), "start with"),
+    "a leading space": (raw_safetensors(b" {}", b""), "start with"),
+    "half a header": (raw_safetensors(b'{"a":', b""), "not valid JSON"),
+    "not UTF-8": (raw_safetensors(b'{"\xff":1}', b""), "not valid JSON"),
+    "deep nesting": (raw_safetensors(b'{"a":' * 100_000, b""), "not valid JSON"),
+    "a number of 10,000 digits": (raw_safetensors(b'{"a":' + b"9" * 10_000 + b"}", b""), "not valid JSON"),
+    "same name twice": (raw_safetensors(b'{"a":{},"a":{}}', b""), "'a' appears twice"),
+    "same field twice": (raw_safetensors(b'{"a":{"dtype":"F32","dtype":"F16"}}', b""), "'dtype' appears twice"),
+    "metadata of numbers": (raw_safetensors({"__metadata__": {"a": 1}}, b""), "__metadata__"),
+    "metadata a list": (raw_safetensors({"__metadata__": []}, b""), "__metadata__"),
+    "entry a number": (raw_safetensors({"a": 1}, b""), "'a'.*exactly"),
+    "field missing": (raw_safetensors({"a": {"dtype": "F32", "shape": [1]}}, b"1234"), "'a'.*exactly"),
+    "field too many": (raw_safetensors({"a": entry(extra=1)}, bytes(8)), "'a'.*exactly"),
+    "unknown dtype": (raw_safetensors({"a": entry("F33")}, bytes(8)), "'a'.*unknown dtype 'F33'"),
+    "dtype a list": (raw_safetensors({"a": entry(["F32"])}, bytes(8)), "'a'.*unknown dtype"),
+    "negative size": (raw_safetensors({"a": entry(shape=[-2])}, bytes(8)), "'a'.*shape"),
+    "fractional size": (raw_safetensors({"a": entry(shape=[2.0])}, bytes(8)), "'a'.*shape"),
+    "boolean size": (raw_safetensors({"a": entry(shape=[True, 2])}, bytes(8)), "'a'.*shape"),
+    "shape a number": (raw_safetensors({"a": entry(shape=2)}, bytes(8)), "'a'.*shape"),
+    "shape of 100,000 dimensions": (raw_safetensors({"a": entry(shape=[2**62] * 100_000)}, bytes(8)), "'a'.*shape"),
+    "product past 64 bits": (raw_safetensors({"a": entry(shape=[2**32, 2**32, 2])}, bytes(8)), "'a'.*takes"),
+    "three offsets": (raw_safetensors({"a": entry(offsets=[0, 4, 8])}, bytes(8)), "'a'.*data_offsets"),
+    "offsets of text": (raw_safetensors({"a": entry(offsets=["0", "8"])}, bytes(8)), "'a'.*data_offsets"),
+    "negative offset": (raw_safetensors({"a": entry(offsets=[-8, 0])}, bytes(8)), "'a'.*outside"),
+    "end before begin": (raw_safetensors({"a": entry(offsets=[8, 0])}, bytes(8)), "'a'.*outside"),
+    "end past the file": (raw_safetensors({"a": entry()}, bytes(7)), "'a'.*outside"),
+    "size against shape": (raw_safetensors({"a": entry(shape=[3])}, bytes(8)), "'a'.*takes 12"),
+    "size against dtype": (raw_safetensors({"a": entry("F16")}, bytes(8)), "'a'.*takes 4"),
+    "gap at the start": (raw_safetensors({"a": entry(offsets=[4, 12])}, bytes(12)), "'a'.*gap"),
+    "gap between": (raw_safetensors({"a": entry(), "b": entry(offsets=[12, 20])}, bytes(20)), "'b'.*gap"),
+    "overlap": (raw_safetensors({"a": entry(), "b": entry(offsets=[4, 12])}, bytes(12)), "'b'.*overlaps"),
+    "shared bytes": (raw_safetensors({"a": entry(), "b": entry()}, bytes(8)), "'b'.*overlaps"),
+    "trailing bytes": (raw_safetensors({"a": entry()}, bytes(9)), "1 bytes after"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_header(tmp_path: Path, case: str) -> None:
+    data, message = HOSTILE[case]
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(ConvertError, match=rf"bad\.safetensors.*{message}"):
+        read_header(path)
+
+
+def test_every_prefix_and_random_damage(tmp_path: Path) -> None:
+    good = raw_safetensors({"a": entry(), "__metadata__": {"x": "y"}, "b": entry("BF16", [2, 2], [8, 16])}, bytes(16))
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(good)
+    assert {name: t.shape for name, t in read_header(path).items()} == {"a": (2,), "b": (2, 2)}
+    rng = random.Random(1)
+    damaged = [good[:n] for n in range(len(good))]
+    for _ in range(2000):
+        data = bytearray(good)
+        for _ in range(rng.randint(1, 3)):
+            data[rng.randrange(len(data) - 16)] = rng.choice(b'\x00\xff{}[]",:0189-eE')
+        damaged.append(bytes(data))
+    for data in damaged:
+        path.write_bytes(data)
+        try:
+            read_header(path)
+        except ConvertError:
+            continue
+        assert len(data) == len(good)
+
+
+def test_100k_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    n = 100_000
+    path.write_bytes(raw_safetensors({str(i): entry("U8", [1], [i, i + 1]) for i in range(n)}, bytes(n)))
+    started = time.perf_counter()
+    assert len(read_header(path)) == n
+    assert time.perf_counter() - started < 20
+
+
+def test_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(raw_safetensors({"a": entry()}, bytes(8)))
+    tensor = read_header(path)["a"]
+    with FileReader() as reader:
+        reader.open([tensor])
+        np.testing.assert_array_equal(reader.read(tensor, 1, 1), np.zeros(1, np.float32))
+        os.truncate(path, path.stat().st_size - 4)
+        with pytest.raises(ConvertError, match=r"x\.safetensors: tensor 'a': the file ended early"):
+            reader.read(tensor, 0, 2)
+
+
+ESCAPES = [
+    "../secret.safetensors",
+    "/etc/passwd",
+    "..",
+    ".",
+    "",
+    "a/b.safetensors",
+    "a\\b.safetensors",
+    "x\0.safetensors",
+    "C:x.safetensors",
+    "link.safetensors",
+    None,
+    5,
+    ["model.safetensors"],
+]
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+def test_index_cannot_leave_the_folder(tmp_path: Path, name: Any) -> None:
+    write_checkpoint(tmp_path / "hf")
+    model = tmp_path / "hf" / "model.safetensors"
+    model.rename(tmp_path / "secret.safetensors")
+    (tmp_path / "hf" / "link.safetensors").symlink_to(tmp_path / "secret.safetensors")
+    index = {"weight_map": dict.fromkeys(weights(CONFIG), name)}
+    (tmp_path / "hf" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ConvertError, match=r"plain file name|leads out of the folder"):
+        convert(tmp_path / "hf", tmp_path / "out.gguf")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors", "README.md", "tokenizer.model"])
+def test_links_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
+    write_checkpoint(tmp_path / "hf", files={"README.md": "hello"})
+    path = tmp_path / "hf" / name
+    outside = tmp_path / "outside"
+    outside.write_bytes(path.read_bytes() if path.exists() else b"x")
+    path.unlink(missing_ok=True)
+    path.symlink_to(outside)
+    with pytest.raises(ConvertError, match="leads out of the folder"):
+        convert(tmp_path / "hf", tmp_path / "out.gguf")
+
+
+def test_links_inside_and_in_the_hub_cache_are_followed(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+    write_checkpoint(snapshot)
+    blobs = tmp_path / "models--a--b" / "blobs"
+    blobs.mkdir()
+    for path in list(snapshot.iterdir()):
+        path.rename(blobs / path.name)
+        path.symlink_to(Path("../../blobs") / path.name)
+    convert(snapshot, tmp_path / "out.gguf")
+    assert (tmp_path / "out.gguf").stat().st_size > 0
+
+
+def test_link_that_goes_round(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "hf")
+    (tmp_path / "hf" / "model.safetensors").unlink()
+    (tmp_path / "hf" / "model.safetensors").symlink_to("model.safetensors")
+    with pytest.raises(ConvertError):
+        convert(tmp_path / "hf", tmp_path / "out.gguf")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no FIFOs")
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_special_files_do_not_hang(tmp_path: Path, name: str) -> None:
+    write_checkpoint(tmp_path / "hf")
+    (tmp_path / "hf" / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "hf" / name)
+    with pytest.raises(ConvertError):
+        convert(tmp_path / "hf", tmp_path / "out.gguf")
+
+
+INDEXES = [
+    ({}, "no weight_map"),
+    ({"weight_map": []}, "no weight_map"),
+    ({"weight_map": {"a": "gone.safetensors"}}, "gone.safetensors"),
+    ({"weight_map": {"a": "model.safetensors"}}, "'a' is not in model.safetensors"),
+    ("{", "not valid JSON"),
+    ("[" * 100_000, "not valid JSON"),
+    ("[]", "expected a JSON object"),
+    (b"\xff", "not UTF-8"),
+]
+
+
+@pytest.mark.parametrize(("index", "message"), INDEXES)
+def test_bad_index(tmp_path: Path, index: Any, message: str) -> None:
+    write_checkpoint(tmp_path / "hf", files={"model.safetensors.index.json": index})
+    with pytest.raises(ConvertError, match=message):
+        convert(tmp_path / "hf", tmp_path / "out.gguf")
+
+
+def test_shards_without_an_index(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "hf")
+    (tmp_path / "hf" / "model.safetensors").rename(tmp_path / "hf" / "model-00001-of-00001.safetensors")
+    with pytest.raises(ConvertError, match=r"no model\.safetensors\.index\.json"):
+        assert Checkpoint(tmp_path / "hf").tensors

@@ -1,0 +1,343 @@
+"""Vocabularies of checkpoints: kinds, special tokens, pre-tokenizers, SentencePiece."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sentencepiece
+from tiny_checkpoints import CONFIG, GPT2, MERGES, VOCAB, added, tokenizer, weights, write_checkpoint
+
+from gumba import GGUFFile
+from gumba.errors import ConvertError
+from gumba_convert import convert
+from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.pre_tokenizers import NAMES, detect, spell
+from gumba_convert.vocabulary import Vocabulary, read_vocabulary
+
+N_ROWS = CONFIG["vocab_size"]
+
+# As the published models spell them.
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+
+
+def split(pattern: str, behavior: str = "Isolated", invert: bool = False) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": invert}
+
+
+def chain(*steps: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "Sequence", "pretokenizers": list(steps)}
+
+
+PRE = [
+    (GPT2, "gpt-2"),
+    ({"type": "ByteLevel", "add_prefix_space": False}, "gpt-2"),
+    (chain({"type": "Digits", "individual_digits": True}, GPT2), "smollm"),
+    (chain(split(LLAMA3), BYTES), "llama-bpe"),
+    (chain(split(LLAMA3, "Removed", True), BYTES), "llama-bpe"),
+    (chain(split(LLAMA3.replace("{1,3}", "")), BYTES), "qwen2"),
+]
+UNKNOWN_PRE = [
+    None,
+    {"type": "ByteLevel"},  # puts a space before the text by default
+    {"type": "Whitespace"},
+    chain(split(LLAMA3), GPT2),
+    chain(split(LLAMA3.replace("{1,3}", "{1,2}")), BYTES),
+    chain(split(LLAMA3, "MergedWithPrevious"), BYTES),
+    chain({"type": "Digits", "individual_digits": False}, GPT2),
+]
+
+
+@pytest.mark.parametrize(("step", "name"), PRE)
+def test_pre_tokenizer(step: dict[str, Any], name: str) -> None:
+    assert detect(step, "x") == name
+
+
+@pytest.mark.parametrize("step", UNKNOWN_PRE)
+def test_unknown_pre_tokenizer_is_shown(tmp_path: Path, step: Any) -> None:
+    write_checkpoint(tmp_path / "hf", files={"tokenizer.json": tokenizer(pre_tokenizer=step)})
+    with pytest.raises(ConvertError, match=r"tokenizer\.json: unknown pre-tokenizer.*pre_tokenizer=NAME"):
+        convert(tmp_path / "hf", tmp_path / "out.gguf")
+    convert(tmp_path / "hf", tmp_path / "out.gguf", pre_tokenizer="qwen2")
+    with GGUFFile(tmp_path / "out.gguf") as file:
+        assert file.metadata["tokenizer.ggml.pre"] == "qwen2"
+    with pytest.raises(ConvertError, match="'qwen3'; known are"):
+        convert(tmp_path / "hf", tmp_path / "out.gguf", pre_tokenizer="qwen3")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_spelled_and_found_again(name: str) -> None:
+    assert detect(spell(name), "x") == ("gpt-2" if name == "default" else name)
+
+
+def vocabulary(tmp_path: Path, **files: Any) -> Vocabulary:
+    names = {"proto": "tokenizer.model"}
+    write_checkpoint(tmp_path / "hf", files={names.get(k, f"{k}.json"): v for k, v in files.items()}, tensors={})
+    return read_vocabulary(Checkpoint(tmp_path / "hf"), N_ROWS)
+
+
+def test_added_tokens(tmp_path: Path) -> None:
+    more = [added(N_ROWS - 3, "<tool>", False), added(N_ROWS - 2, "<|odd|>", False), added(N_ROWS - 1, "▁x", False)]
+    json = tokenizer(added_tokens=tokenizer()["added_tokens"] + more)
+    found = vocabulary(tmp_path, tokenizer=json)
+    assert found.tokens[-3:] == ["<tool>", "<|odd|>", " x"]
+    assert found.types[-3:].tolist() == [4, 3, 4]  # user-defined; control by its looks; user-defined, a space again
+
+
+def test_special_by_tokenizer_config(tmp_path: Path) -> None:
+    config = {
+        "eos_token": {"content": "abc"},
+        "added_tokens_decoder": {
+            str(VOCAB["abc"]): {"content": "abc", "special": False},
+            str(VOCAB["ab"]): {"content": "ab", "special": True},
+        },
+    }
+    found = vocabulary(tmp_path, tokenizer_config=config)
+    assert [found.types[VOCAB[text]] for text in ("ab", "abc", "Ġt")] == [3, 3, 1]
+    assert found.special.ids["eos"] == VOCAB["abc"]
+
+
+def template(*parts: str) -> dict[str, Any]:
+    single = [{"Sequence": {"id": "A"}} if part == "A" else {"SpecialToken": {"id": part}} for part in parts]
+    return {"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": {}}
+
+
+SPECIALS = [
+    ({}, {}, {"bos": 1, "eos": 2, "unk": 0}, {"bos": False}),
+    ({"post_processor": template("<|im_start|>", "A")}, {"bos_token": "<|im_start|>"}, {"bos": 1}, {"bos": True}),
+    (
+        {"post_processor": {"type": "Sequence", "processors": [{"type": "ByteLevel"}, template("<|im_start|>", "A")]}},
+        {},
+        {"bos": 1},
+        {"bos": True},
+    ),
+    # what ends a text is not what ends a turn
+    (
+        {"post_processor": template("A", "<|end|>")},
+        {"eos_token": "<|im_end|>"},
+        {"eos": 0, "eot": 2},
+        {"eos": True, "bos": False},
+    ),
+    ({}, {"add_bos_token": True, "add_eos_token": False}, {}, {"bos": True, "eos": False}),
+    ({}, {"pad_token": "<|end|>", "mask_token": None}, {"pad": 0}, {}),
+]
+
+
+@pytest.mark.parametrize(("json", "config", "ids", "add"), SPECIALS)
+def test_special_tokens(
+    tmp_path: Path, json: dict[str, Any], config: dict[str, Any], ids: dict[str, int], add: dict[str, bool]
+) -> None:
+    found = vocabulary(
+        tmp_path, tokenizer=tokenizer(**json), tokenizer_config={"unk_token": "<|end|>"} | config
+    ).special
+    assert ids.items() <= found.ids.items()
+    assert add.items() <= found.add.items()
+
+
+def test_ids_beyond_the_vocabulary_are_left_out(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "hf", config={"bos_token_id": 10**6, "eos_token_id": [2, 0], "pad_token_id": -1})
+    (tmp_path / "hf" / "tokenizer_config.json").unlink()
+    found = read_vocabulary(Checkpoint(tmp_path / "hf"), N_ROWS).special
+    assert found.ids == {"eos": 2}
+    assert found.templates == {}
+
+
+TEMPLATES = [
+    ({"tokenizer_config.json": {"chat_template": "A"}, "chat_template.jinja": "B"}, {"tokenizer.chat_template": "A"}),
+    ({"tokenizer_config.json": {}, "chat_template.jinja": "B é"}, {"tokenizer.chat_template": "B é"}),
+    ({"tokenizer_config.json": None, "chat_template.json": {"chat_template": "C"}}, {"tokenizer.chat_template": "C"}),
+    (
+        {
+            "tokenizer_config.json": {
+                "chat_template": [{"name": "default", "template": "D"}, {"name": "tool use", "template": "T"}]
+            }
+        },
+        {"tokenizer.chat_template": "D", "tokenizer.chat_template.tool_use": "T"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("files", "wanted"), TEMPLATES)
+def test_chat_template(tmp_path: Path, files: dict[str, Any], wanted: dict[str, str]) -> None:
+    write_checkpoint(tmp_path / "hf", files=files)
+    convert(tmp_path / "hf", tmp_path / "out.gguf")
+    with GGUFFile(tmp_path / "out.gguf") as file:
+        found = {key: value for key, value in file.metadata.items() if key.startswith("tokenizer.chat_template")}
+        names = found.pop("tokenizer.chat_templates", None)
+        assert names is None or list(names) == ["tool_use"]  # type: ignore[call-overload]
+    assert found == wanted
+
+
+def test_merges_of_either_spelling(tmp_path: Path) -> None:
+    found = vocabulary(tmp_path, tokenizer=tokenizer(model={"merges": [" ".join(pair) for pair in MERGES]}))
+    assert found.merges == ["a b", "ab c", "Ġ t"]
+
+
+BAD = [
+    ({"vocab": {}}, "no vocabulary"),
+    ({"vocab": {"a": "1"}}, "'a' has id '1'"),
+    ({"vocab": {"a": -1}}, "'a' has id -1"),
+    ({"vocab": VOCAB | {"zz": N_ROWS}}, f"'zz' has id {N_ROWS}, but .* {N_ROWS} rows"),
+    ({"vocab": VOCAB | {"zz": 5}}, "id 5 is both"),
+    ({"vocab": VOCAB | {"<|end|>": N_ROWS - 1}}, "'<|end|>'|no id"),
+    ({"vocab": VOCAB | {"\ud800": N_ROWS - 1}}, "not valid Unicode"),
+    ({"merges": None}, "no list of merges"),
+    ({"merges": ["ab"]}, "merge 0"),
+    ({"merges": ["a b", "a b c"]}, "merge 1"),
+    ({"merges": [["a", "b", "c"]]}, "merge 0"),
+    ({"merges": [["a", 1]]}, "merge 0"),
+    ({"merges": [["a", "c"]]}, "merge 0.*makes no token"),
+    ({"type": "Unigram"}, "'Unigram'; only BPE"),
+    ({"end_of_word_suffix": "</w>"}, "end_of_word_suffix"),
+]
+
+
+@pytest.mark.parametrize(("model", "message"), BAD)
+def test_bad_tokenizer_json(tmp_path: Path, model: dict[str, Any], message: str) -> None:
+    write_checkpoint(tmp_path / "hf", files={"tokenizer.json": tokenizer(model=model)})
+    if message.startswith("'<|end|>'"):  # the added token's id has no token of its own: it gets one
+        convert(tmp_path / "hf", tmp_path / "out.gguf")
+        return
+    with pytest.raises(ConvertError, match=message):
+        convert(tmp_path / "hf", tmp_path / "out.gguf")
+
+
+def test_bad_added_tokens(tmp_path: Path) -> None:
+    for token, message in (
+        (added(5, "<odd>"), "id 5 is both"),
+        (added(N_ROWS, "<odd>"), f"'<odd>' has id {N_ROWS}"),
+        (added(-1, "<odd>"), "added token -1"),
+        ({"id": 3}, "added token 3"),
+    ):
+        write_checkpoint(tmp_path / "hf", files={"tokenizer.json": tokenizer(added_tokens=[token])})
+        with pytest.raises(ConvertError, match=re.escape(message)):
+            convert(tmp_path / "hf", tmp_path / "out.gguf")
+
+
+def test_normalizers(tmp_path: Path) -> None:
+    assert "NFC" in vocabulary(tmp_path, tokenizer=tokenizer(normalizer={"type": "NFC"})).warnings[0]
+    with pytest.raises(ConvertError, match="Lowercase"):
+        vocabulary(tmp_path, tokenizer=tokenizer(normalizer={"type": "Lowercase"}))
+
+
+def test_no_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(ConvertError, match=r"no tokenizer\.json and no tokenizer\.model"):
+        vocabulary(tmp_path, tokenizer=None)
+
+
+# SentencePiece: a model of kind BPE, with byte fallback, and the same as a tokenizer.json.
+
+PIECES = ["▁", "e", "t", "a", "h", "o", "n", "▁t", "he", "▁the", "on", "▁a", "an", "▁an", "at", "tat", "é"]
+
+
+def proto(kind: int = 2, dummy_prefix: bool = True) -> bytes:
+    from sentencepiece import sentencepiece_model_pb2
+
+    model: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    model.trainer_spec.model_type = kind
+    model.trainer_spec.byte_fallback = True
+    model.normalizer_spec.name = "identity"
+    model.normalizer_spec.add_dummy_prefix = dummy_prefix
+    model.normalizer_spec.remove_extra_whitespaces = False
+    for text, type in (("<unk>", 2), ("<s>", 3), ("</s>", 3)):
+        model.pieces.add(piece=text, score=0, type=type)
+    for byte in range(256):
+        model.pieces.add(piece=f"<0x{byte:02X}>", score=0, type=6)
+    joined = [text for text in PIECES if len(text) > 1]
+    for text in [*joined, *(text for text in PIECES if len(text) == 1)]:
+        score = -float(joined.index(text)) if text in joined else -100.0 - PIECES.index(text)
+        model.pieces.add(piece=text, score=score, type=1)
+    return bytes(model.SerializeToString())
+
+
+N_PIECES = 3 + 256 + len(PIECES)
+
+
+def write_sentencepiece(folder: Path, **files: Any) -> None:
+    config = {"vocab_size": N_PIECES + 4, "tie_word_embeddings": True}
+    base = {"tokenizer.model": proto(), "tokenizer.json": None, "tokenizer_config.json": None}
+    write_checkpoint(folder, config=config, tensors=weights(CONFIG | config), files=base | files)
+
+
+def test_sentencepiece_model(tmp_path: Path) -> None:
+    config = {"added_tokens_decoder": {str(N_PIECES): {"content": "<|turn|>", "special": True}}}
+    extra = {"<tool>": N_PIECES + 1}
+    write_sentencepiece(tmp_path / "hf", **{"tokenizer_config.json": config, "added_tokens.json": extra})
+    convert(tmp_path / "hf", tmp_path / "out.gguf")
+    processor = sentencepiece.SentencePieceProcessor(model_proto=proto())
+    with GGUFFile(tmp_path / "out.gguf") as file:
+        meta = file.metadata
+        assert (meta["tokenizer.ggml.model"], meta["tokenizer.ggml.pre"]) == ("llama", "default")
+        tokens, types, scores = (list(meta[f"tokenizer.ggml.{key}"]) for key in ("tokens", "token_type", "scores"))  # type: ignore[call-overload]
+        ids = [meta[f"tokenizer.ggml.{key}_token_id"] for key in ("unknown", "bos", "eos")]
+        assert "tokenizer.ggml.merges" not in meta and "tokenizer.ggml.add_space_prefix" not in meta
+    assert tokens == [*map(processor.id_to_piece, range(N_PIECES)), "<|turn|>", "<tool>", *tokens[-2:]]
+    assert tokens[-2:] == [f"[PAD{i}]" for i in (N_PIECES + 2, N_PIECES + 3)]
+    assert types == [2, 3, 3] + [6] * 256 + [1] * len(PIECES) + [3, 4, 5, 5]
+    np.testing.assert_array_equal(scores[:N_PIECES], [processor.get_score(i) for i in range(N_PIECES)])
+    assert ids == [0, 1, 2]
+
+
+def test_sentencepiece_without_dummy_prefix(tmp_path: Path) -> None:
+    write_sentencepiece(tmp_path / "hf", **{"tokenizer.model": proto(dummy_prefix=False)})
+    found = read_vocabulary(Checkpoint(tmp_path / "hf"), N_PIECES + 4)
+    assert found.add_space_prefix is False
+
+
+def byte_fallback_json() -> dict[str, Any]:
+    processor = sentencepiece.SentencePieceProcessor(model_proto=proto())
+    vocab = {processor.id_to_piece(i): i for i in range(N_PIECES)}
+    normal = [text for text in PIECES if len(text) > 1]
+    merges = [
+        [text[:i], text[i:]] for text in normal for i in range(1, len(text)) if text[:i] in vocab and text[i:] in vocab
+    ]
+    return {
+        "added_tokens": [added(i, text) for i, text in enumerate(("<unk>", "<s>", "</s>"))],
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}]},
+        "pre_tokenizer": None,
+        "post_processor": template("<s>", "A"),
+        "decoder": {"type": "Sequence", "decoders": []},
+        "model": {"type": "BPE", "unk_token": "<unk>", "byte_fallback": True, "vocab": vocab, "merges": merges},
+    }
+
+
+def test_byte_fallback_tokenizer_json_cuts_as_sentencepiece_does(tmp_path: Path) -> None:
+    write_sentencepiece(tmp_path / "hf", **{"tokenizer.model": None, "tokenizer.json": byte_fallback_json()})
+    found = read_vocabulary(Checkpoint(tmp_path / "hf"), N_PIECES + 4)
+    assert found.model == "llama" and found.merges is None and found.scores is not None
+    assert found.types.tolist() == [2, 3, 3] + [6] * 256 + [1] * len(PIECES) + [5] * 4
+    assert found.special.add == {"bos": True}
+    # The same order of joining as the model's own scores give.
+    own = [sentencepiece.SentencePieceProcessor(model_proto=proto()).get_score(i) for i in range(259, N_PIECES)]
+    joined = [i for i, text in enumerate(found.tokens[259:N_PIECES]) if len(text) > 1]
+    rebuilt = found.scores[259:N_PIECES]
+    assert (
+        np.argsort(-rebuilt[joined], kind="stable").tolist()
+        == np.argsort(-np.array(own)[joined], kind="stable").tolist()
+    )
+    assert len(set(rebuilt.tolist())) == len(rebuilt)
+
+
+def test_metaspace_says_whether_a_space_comes_first(tmp_path: Path) -> None:
+    for scheme, wanted in (("never", False), ("first", None), ("always", None)):
+        json = byte_fallback_json() | {"normalizer": None}
+        json["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme}
+        write_sentencepiece(tmp_path / scheme, **{"tokenizer.model": None, "tokenizer.json": json})
+        assert read_vocabulary(Checkpoint(tmp_path / scheme), N_PIECES + 4).add_space_prefix is wanted
+
+
+def test_bad_sentencepiece_models(tmp_path: Path) -> None:
+    for data, message in ((b"\xff\xff", "not a SentencePiece model"), (proto(1), "kind BPE"), (b"", "kind BPE")):
+        write_sentencepiece(tmp_path / "hf", **{"tokenizer.model": data})
+        with pytest.raises(ConvertError, match=message):
+            convert(tmp_path / "hf", tmp_path / "out.gguf")
+    write_sentencepiece(tmp_path / "hf")
+    with pytest.raises(ConvertError, match=f"{N_PIECES} pieces"):
+        read_vocabulary(Checkpoint(tmp_path / "hf"), N_PIECES - 1)
