@@ -29,6 +29,7 @@ _U64 = struct.Struct("<Q")
 _WINDOW = 1 << 18  # bytes looked at together: small enough for the second-level cache
 _PORTION = 1 << 16  # strings decoded together: bounds what positions take as Python integers
 _BURST = 64  # strings walked one by one where guessing failed, before it is tried again
+_LONGEST_BURST = 1 << 16
 
 
 def string_bounds(cursor: Cursor, count: int, field: str) -> npt.NDArray[np.int64]:
@@ -40,10 +41,10 @@ def string_bounds(cursor: Cursor, count: int, field: str) -> npt.NDArray[np.int6
     Nearly every string is shorter than 256 bytes and holds no NUL. Then a length is eight bytes that read as a
     number below 256, and no other eight bytes do. So all such places in a window are found at once, and taken as far
     as each is where the one before it ends: that makes the guess exact. Where the chain breaks (an empty string, a
-    long one, a NUL), a few strings are walked one by one. The worst file costs about the plain loop.
+    long one, a NUL), a few strings are walked one by one. The worst file costs about what the plain loop does.
     """
     bounds = np.empty(count + 1, np.int64)
-    done = 0
+    done, burst = 0, _BURST
     while done < count:
         base = cursor.position
         data = cursor.file.bytes
@@ -56,9 +57,10 @@ def string_bounds(cursor: Cursor, count: int, field: str) -> npt.NDArray[np.int6
         breaks = np.flatnonzero(starts[1:] != ends[:-1])
         while done < count and cursor.position - base < size:
             here = cursor.position - base
-            first = int(np.searchsorted(starts, here))
+            taken = 0
+            first = int(starts.searchsorted(here))
             if first < len(starts) and starts[first] == here:
-                next_break = int(np.searchsorted(breaks, first))
+                next_break = int(breaks.searchsorted(first))
                 last = int(breaks[next_break]) if next_break < len(breaks) else len(starts) - 1
                 taken = min(last - first + 1, count - done)
                 np.add(starts[first : first + taken], base + 8, out=bounds[done : done + taken])
@@ -70,7 +72,9 @@ def string_bounds(cursor: Cursor, count: int, field: str) -> npt.NDArray[np.int6
                 else:
                     cursor.position = base + int(starts[first + taken - 1])
                     done += taken - 1
-            done = _burst(cursor, bounds, done, min(done + _BURST, count), field)
+            # Where guessing gains little, try it less often.
+            burst = _BURST if taken > burst else min(2 * burst, _LONGEST_BURST)
+            done = _burst(cursor, bounds, done, min(done + burst, count), field)
     bounds[count] = cursor.position + 8
     return bounds
 
