@@ -1,10 +1,10 @@
-"""Choosing a token from one row of logits: top-k, top-p, min-p, temperature and the draw, in one compiled function.
+"""Choosing a token from one row of logits: top-k, top-p, min-p, temperature and the draw, in one compiled call.
 
 Every filter keeps a *prefix* of the vocabulary in the order (logit descending, id ascending), so nothing is sorted that
 need not be. A token's place in that order is one int64, its rank: the logit's bits as a sortable integer above, the
-inverted id below. ``_scan`` finds the best token and the largest logit of every block of 256; ``_cut`` finds the rank
-of the last token that top-k and top-p keep; ``_draw`` walks the kept tokens by ascending id. Blocks whose best is
-below the cut are skipped, so a draw costs little more than reading the row once.
+inverted id below. ``_scan`` finds the best token and the largest logit of every block of 256; then the rank of the last
+token that top-k and top-p keep is found; ``_draw`` walks the kept tokens by ascending id. Blocks whose best is below
+the cut are skipped, so a draw costs little more than reading the row once.
 
 Probabilities are float64, except where the whole vocabulary is weighed (top-p without top-k, or no filter at all): a
 float64 ``exp`` of 150,000 logits would cost more than everything else together, so each block of 256 is float32 there.
@@ -262,40 +262,54 @@ def _draw(logits, bits, blocks, best, last, floor, temperature, uniform, heap, w
     return heap[low]
 
 
-@entry("i8(f4[::1], i8, f8, f8, f8, f8, i4[::1], i8[::1], f8[::1], f4[::1])")
-def sample(logits, top_k, top_p, min_p, temperature, uniform, blocks, heap, weights, terms):
-    """Choose a token: top-k, top-p, min-p, temperature, draw, in this order.
+@inline
+def _min_p_floor(min_p):
+    return math.log(min_p) if min_p > 0.0 else -np.inf
 
-    ``logits`` float32 [n]; ``top_k`` 0 keeps all, ``top_p`` 1 keeps all, ``min_p`` 0 keeps all, ``temperature`` 0 takes
-    the largest logit (of several the lowest id); ``uniform`` in [0, 1) decides the draw. Scratch: ``blocks`` int32
-    [ceil(n / 256)], ``heap`` int64 [n], ``weights`` float64 [n], ``terms`` float32 [512].
-    Returns the token, or ``-1 - token`` for a logit that is NaN or infinite.
+
+@entry("i8(f4[::1], i8, f8, f8, f8, f8, i4[::1], i8[::1], f8[::1])")
+def sample_top_k(logits, top_k, top_p, min_p, temperature, uniform, blocks, heap, weights):
+    """Choose a token: top-k, top-p, min-p, temperature, draw, in this order; ``top_k`` 1 takes the likeliest (lowest id).
+
+    ``logits`` float32 [n]; ``top_k`` 1 to n, ``top_p`` above 0 (1 keeps all), ``min_p`` (0 keeps all), ``temperature``
+    above 0; ``uniform`` in [0, 1) decides the draw. Scratch: ``blocks`` int32 [ceil(n / 256)], ``heap`` int64 [n],
+    ``weights`` float64 [n]. Returns the token, or ``-1 - token`` for a logit that is NaN or infinite.
     """
     bits = logits.view(np.int32)
     best = _scan(bits, blocks)
-    if best < 0 or temperature == 0.0 or top_k == 1 or top_p == 0.0:
+    if best < 0 or top_k == 1:
+        return best
+    _top_k(bits, blocks, top_k, heap)
+    kept = top_k
+    if top_p < 1.0:
+        wanted = 0.0
+        for i in range(top_k):
+            weights[i] = math.exp(np.float64(logits[_token(heap[i])]) - np.float64(logits[best]))
+            wanted += weights[i]
+        wanted *= top_p
+        cumulative = weights[0]
+        kept = 1
+        while cumulative < wanted and kept < top_k:
+            cumulative += weights[kept]
+            kept += 1
+    return _draw(logits, bits, blocks, best, heap[kept - 1], _min_p_floor(min_p), temperature, uniform, heap, weights)
+
+
+@entry("i8(f4[::1], f8, f8, f8, f8, i4[::1], i8[::1], f8[::1], f4[::1])")
+def sample_all(logits, top_p, min_p, temperature, uniform, blocks, heap, weights, terms):
+    """As ``sample_top_k`` with a ``top_k`` of n; ``terms`` float32 [512] is further scratch.
+
+    A function of its own, compiled when it is first wanted, because it takes longer to compile than the usual one.
+    """
+    bits = logits.view(np.int32)
+    best = _scan(bits, blocks)
+    if best < 0:
         return best
     powers = terms[BLOCK:]
     powers_bits = powers.view(np.int32)
-    last = np.int64(-0x7FFFFFFFFFFFFFFF)
-    if 0 < top_k < bits.size:
-        _top_k(bits, blocks, top_k, heap)
-        kept = top_k
-        if top_p < 1.0:
-            wanted = 0.0
-            for i in range(top_k):
-                weights[i] = math.exp(np.float64(logits[_token(heap[i])]) - np.float64(logits[best]))
-                wanted += weights[i]
-            wanted *= top_p
-            cumulative = weights[0]
-            kept = 1
-            while cumulative < wanted and kept < top_k:
-                cumulative += weights[kept]
-                kept += 1
-        last = heap[kept - 1]
-    elif top_p < 1.0:
-        last = _cut_top_p(logits, bits, blocks, best, top_p, heap, weights, terms, powers_bits, powers)
-    elif min_p == 0.0:
+    if top_p == 1.0 and min_p == 0.0:
         return _draw_all(logits, best, temperature, uniform, weights, terms, powers_bits, powers)
-    floor = math.log(min_p) if min_p > 0.0 else -np.inf
-    return _draw(logits, bits, blocks, best, last, floor, temperature, uniform, heap, weights)
+    last = np.int64(-0x7FFFFFFFFFFFFFFF)
+    if top_p < 1.0:
+        last = _cut_top_p(logits, bits, blocks, best, top_p, heap, weights, terms, powers_bits, powers)
+    return _draw(logits, bits, blocks, best, last, _min_p_floor(min_p), temperature, uniform, heap, weights)

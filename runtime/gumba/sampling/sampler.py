@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gumba.errors import ModelError
-from gumba.kernels.sample import BLOCK, sample
+from gumba.kernels.sample import BLOCK, sample_all, sample_top_k
 from gumba.params import SamplingParams
 
 
@@ -51,18 +51,15 @@ class Sampler:
         row = logits[: self.n_vocab]
         if params.repetition_penalty != 1.0 and params.repetition_window != 0:
             row = self._penalized(row, params, history)
-        token: int = sample(
-            row,
-            params.top_k,
-            params.top_p,
-            params.min_p,
-            params.temperature,
-            uniform,
-            self._blocks,
-            self._heap,
-            self._weights,
-            self._terms,
-        )
+        # Taking the likeliest is top-k of one.
+        top_k = 1 if params.temperature == 0 or params.top_p == 0 else params.top_k
+        filters = (params.top_p, params.min_p, params.temperature, uniform)
+        scratch = (self._blocks, self._heap, self._weights)
+        token: int
+        if 0 < top_k <= self.n_vocab:
+            token = sample_top_k(row, top_k, *filters, *scratch)
+        else:
+            token = sample_all(row, *filters, *scratch, self._terms)
         if token < 0:
             bad = -1 - token
             raise ModelError(
