@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 
 from gumba.kernels.jit import inline
-from gumba.kernels.op import OUTPUT_ROWS, Kernel, f4, kernel, share
+from gumba.kernels.op import OUTPUT_ROWS, Kernel, f4, kernel, next_unit, share
 from gumba.simd.isa import Isa
 from gumba.simd.maths import exp
 from gumba.simd.memory import load_f32, load_i32, load_i64
@@ -54,14 +54,17 @@ def rms_norm(batch, thread, n_threads, count, x, weight, out, stride, width, n_b
     x, out: float32 [n, width], rows ``stride`` bytes apart; weight: float32 [width], padded.
     """
     n = load_i64(batch + count) * n_blocks
-    row = -1
+    first = share(n, thread, n_threads)
+    row = first // n_blocks
+    block = first - row * n_blocks
     scale = eps
-    for unit in range(share(n, thread, n_threads), share(n, thread + 1, n_threads)):
-        if unit // n_blocks != row:
-            row = unit // n_blocks
-            scale = _rms_scale(x + row * stride, width, eps)
-        at = (unit - row * n_blocks) * 128
-        _scale_block(x + row * stride + at, weight + at, scale, out + row * stride + at)
+    for unit in range(first, share(n, thread + 1, n_threads)):
+        at = row * stride
+        if block == 0 or unit == first:
+            scale = _rms_scale(x + at, width, eps)
+        at += block * 128
+        _scale_block(x + at, weight + block * 128, scale, out + at)
+        row, block = next_unit(row, block, n_blocks)
 
 
 @functools.cache
@@ -78,9 +81,13 @@ def swiglu(isa: Isa) -> Kernel:
     @kernel(variant=isa.name)
     def swiglu(batch, thread, n_threads, count, gate, up, out, stride, n_blocks):
         n = load_i64(batch + count) * n_blocks
-        for unit in range(share(n, thread, n_threads), share(n, thread + 1, n_threads)):
-            at = unit // n_blocks * stride + unit % n_blocks * 128
+        first = share(n, thread, n_threads)
+        row = first // n_blocks
+        b = first - row * n_blocks
+        for _ in range(first, share(n, thread + 1, n_threads)):
+            at = row * stride + b * 128
             block(gate + at, up + at, out + at)
+            row, b = next_unit(row, b, n_blocks)
 
     return swiglu
 
@@ -95,10 +102,13 @@ def _add_block(s: Simd, x: Value, y: Value, out: Value) -> None:
 def add_row(batch, thread, n_threads, count, x, row, out, stride, n_blocks):
     """out = x + row: the same row (a bias, padded) added to every row of x."""
     n = load_i64(batch + count) * n_blocks
-    for unit in range(share(n, thread, n_threads), share(n, thread + 1, n_threads)):
-        column = unit % n_blocks * 128
-        at = unit // n_blocks * stride + column
-        _add_block(x + at, row + column, out + at)
+    first = share(n, thread, n_threads)
+    line = first // n_blocks
+    block = first - line * n_blocks
+    for _ in range(first, share(n, thread + 1, n_threads)):
+        at = line * stride + block * 128
+        _add_block(x + at, row + block * 128, out + at)
+        line, block = next_unit(line, block, n_blocks)
 
 
 @simd_function("void(i8, i8)")

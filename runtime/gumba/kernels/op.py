@@ -95,3 +95,12 @@ def kernel(function: Callable[..., Any] | None = None, *, variant: str = "") -> 
 def share(n, thread, n_threads):
     """First unit of a thread's share of ``n`` units; the share ends where the next thread's begins."""
     return n * thread // n_threads
+
+
+@inline
+def next_unit(row, block, n_blocks):
+    """The unit after (row, block). Counting is several times faster than dividing a unit's number again each time."""
+    block += 1
+    if block == n_blocks:
+        return row + 1, 0
+    return row, block

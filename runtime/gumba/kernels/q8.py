@@ -9,13 +9,13 @@ A row of n floats becomes n / 32 blocks of 64 bytes, one cache line each:
     byte 44      int32   -128 * (...)
     byte 48      int32   -32 * (q_0 + ... + q_15), byte 52: -32 * (q_16 + ... + q_31)
 
-Infinities and NaN come out as a NaN scale, so that they are not lost.
+Infinities and NaN come out as an infinite or NaN scale, so that they are not lost.
 """
 
 from __future__ import annotations
 
 from gumba.kernels.jit import inline
-from gumba.kernels.op import kernel, share
+from gumba.kernels.op import kernel, next_unit, share
 from gumba.simd.memory import load_i64
 from gumba.simd.value import F32, I8, I32, Simd, Value, simd_function
 
@@ -32,16 +32,24 @@ _ROUND = 12582912.0  # 1.5 * 2^23: adding and subtracting it rounds to an intege
 def quantize_block(s: Simd, x: Value, out: Value) -> None:
     """32 floats at ``x`` to one block at ``out``."""
     halves = [s.load(x + 64 * i, F32, 16) for i in range(2)]
-    largest = s.reduce(s.maximum(s.absolute(halves[0]), s.absolute(halves[1])), s.maximum)
-    probe = s.reduce(halves[0] * 0.0 + halves[1] * 0.0, lambda a, b: a + b)  # 0, or NaN if anything is not finite
+    # As integers, magnitudes order like the numbers they stand for, with infinity and NaN on top: one maximum finds both.
+    sizes = [half.bits(I32, 16) & 0x7FFFFFFF for half in halves]
+    largest = s.reduce(s.maximum(sizes[0], sizes[1]), s.maximum).bits(F32, 1)
     inverse = s.select(largest.compare(">", 0.0), s.constant(127.0, F32) / largest, s.zero(F32))
-    scale = largest * (1 / 127) + probe
-    sums = []
+    scale = largest * (1 / 127)
+    quantized = []
     for i, half in enumerate(halves):
         rounded = half * s.splat(inverse, 16) + _ROUND - _ROUND
-        q = rounded.to(I32)
-        s.store(out + 16 * i, q.to(I8))
-        sums.append(s.reduce(q, lambda a, b: a + b))
+        quantized.append(rounded.to(I32))
+        s.store(out + 16 * i, quantized[i].to(I8))
+    # Both halves' sums at once: fold each to 8 lanes, lay them side by side, fold on.
+    folded = [s.shuffle(q, range(8)) + s.shuffle(q, range(8, 16)) for q in quantized]
+    both = s.shuffle(folded[0], range(4)) + s.shuffle(folded[0], range(4, 8))
+    other = s.shuffle(folded[1], range(4)) + s.shuffle(folded[1], range(4, 8))
+    both = s.concatenate(both, other)
+    both = both + s.shuffle(both, [2, 3, 0, 1, 6, 7, 4, 5])
+    both = both + s.shuffle(both, [1, 0, 3, 2, 5, 4, 7, 6])
+    sums = [s.lane(both, 0), s.lane(both, 4)]
     total = sums[0] + sums[1]
     s.store(out + SCALE, scale)
     s.store(out + SUM, scale * total.to(F32))
@@ -54,10 +62,11 @@ def quantize_block(s: Simd, x: Value, out: Value) -> None:
 @inline
 def quantize_units(x, x_stride, out, out_stride, n_blocks, first, last):
     """Units ``first`` up to ``last`` of (row, block)."""
-    for unit in range(first, last):
-        row = unit // n_blocks
-        block = unit - row * n_blocks
+    row = first // n_blocks
+    block = first - row * n_blocks
+    for _ in range(last - first):
         quantize_block(x + row * x_stride + block * 128, out + row * out_stride + block * BYTES)
+        row, block = next_unit(row, block, n_blocks)
 
 
 @kernel

@@ -189,6 +189,11 @@ class Simd:
         mask = ir.Constant(vector(I32, len(picks)), list(picks))
         return Value(self.b, self.b.shuffle_vector(value.ir, undefined, mask))
 
+    def concatenate(self, a: Value, b: Value) -> Value:
+        """The lanes of ``a``, then those of ``b``."""
+        mask = ir.Constant(ir.VectorType(I32, a.lanes + b.lanes), list(range(a.lanes + b.lanes)))
+        return Value(self.b, self.b.shuffle_vector(a.ir, b.ir, mask))
+
     def lane(self, value: Value, index: int) -> Value:
         return Value(self.b, self.b.extract_element(value.ir, ir.Constant(I32, index)))
 
