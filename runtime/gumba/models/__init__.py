@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from gumba.errors import ModelError, RequestError, UnsupportedError
+from gumba.errors import ModelError, RequestError, ResourceError, UnsupportedError
 from gumba.gguf import GGUFFile
 from gumba.kernels.attention import PAGE_TOKENS
 from gumba.kv_cache import KVCache
@@ -68,11 +68,17 @@ def load_model(
     _check("n_threads", n_threads, MAX_THREADS)
     chosen = isa.current()
     max_batch_tokens = min(max_batch_tokens, max(n_ctx, kv_tokens))
-    kv = KVCache(config.n_layers, config.n_kv_heads, config.head_dim, -(-kv_tokens // PAGE_TOKENS), kv_type)
-    weights = module.load_weights(Loader(gguf, chosen, n_threads, progress), config)
-    program = Program(chosen, n_threads, max_batch_tokens)
-    logits = module.forward(program, config, weights, kv.layout, n_ctx)
-    return Model(config, program, logits, kv, Team(n_threads), n_ctx, weights)
+    try:
+        kv = KVCache(config.n_layers, config.n_kv_heads, config.head_dim, -(-kv_tokens // PAGE_TOKENS), kv_type)
+        weights = module.load_weights(Loader(gguf, chosen, n_threads, progress), config)
+        program = Program(chosen, n_threads, max_batch_tokens)
+        logits = module.forward(program, config, weights, kv.layout, n_ctx)
+        return Model(config, program, logits, kv, Team(n_threads), n_ctx, weights)
+    except MemoryError:
+        raise ResourceError(
+            f"{gguf.path}: not enough memory: the weights alone need {gguf.file_size >> 20} MB, "
+            f"and a context of {n_ctx} tokens its tables and cache"
+        ) from None
 
 
 def _check(name: str, value: int, most: int) -> None:

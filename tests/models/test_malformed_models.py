@@ -1,0 +1,193 @@
+"""Well-formed GGUF files that are no sound model: each gets one ModelError that names what is wrong, before any kernel runs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from tiny_models import GOLDENS, load
+
+from gumba import GGUFFile
+from gumba.errors import ModelError, RequestError, ResourceError, UnsupportedError
+from gumba.gguf import ValueType
+from gumba.models import Chunk, load_model
+
+SOURCE = next(path for path in GOLDENS if path.stem == "model_llama3")
+KINDS = {int: ValueType.UINT32, float: ValueType.FLOAT32, bool: ValueType.BOOL, str: ValueType.STRING}
+
+
+def rewrite(out: Path, metadata: dict[str, Any] | None = None, tensors: dict[str, Any] | None = None) -> Path:
+    """The source model with some metadata and tensors replaced, added, or (None) left out."""
+    metadata, tensors = metadata or {}, tensors or {}
+    writer = gguf.GGUFWriter(out, "placeholder")
+    writer.kv_data[0].clear()
+    with GGUFFile(SOURCE) as source:
+        values: dict[str, tuple[Any, ValueType, ValueType | None]] = {}
+        for key, value in source.metadata.items():
+            if hasattr(value, "to_list"):
+                values[key] = (value.to_list(), ValueType.ARRAY, value.element_type)
+            else:
+                values[key] = (value, source.metadata.value_type(key), None)
+        for key, value in metadata.items():
+            values.pop(key, None)
+            if value is not None:
+                values[key] = (value, KINDS[type(value)], None)
+        for key, (value, kind, element) in values.items():
+            sub = None if element is None else gguf.GGUFValueType(int(element))
+            writer.add_key_value(key, value, gguf.GGUFValueType(int(kind)), sub)
+        data = {t.name: t.data.view(np.float32).reshape(t.shape).copy() for t in source.tensors.values()}
+    data.update(tensors)
+    for name, array in data.items():
+        if array is not None:
+            writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out
+
+
+def test_the_rewritten_source_still_loads(tmp_path: Path) -> None:
+    load(rewrite(tmp_path / "same.gguf"), n_threads=1).close()
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("llama.attention.head_count", 0),
+        ("llama.attention.head_count", 5),
+        ("llama.attention.head_count", 2**32 - 1),
+        ("llama.attention.head_count", None),
+        ("llama.attention.head_count_kv", 0),
+        ("llama.attention.head_count_kv", 1000),
+        ("llama.attention.key_length", 0),
+        ("llama.attention.key_length", 2**31),
+        ("llama.attention.value_length", 7),
+        ("llama.block_count", 0),
+        ("llama.block_count", 2**32 - 1),
+        ("llama.block_count", 513),
+        ("llama.embedding_length", 0),
+        ("llama.embedding_length", 2**32 - 1),
+        ("llama.embedding_length", "many"),
+        ("llama.embedding_length", 96.0),
+        ("llama.feed_forward_length", 0),
+        ("llama.feed_forward_length", 2**31),
+        ("llama.context_length", 0),
+        ("llama.context_length", 2**32 - 1),
+        ("llama.rope.dimension_count", 0),
+        ("llama.rope.dimension_count", 3),
+        ("llama.rope.dimension_count", 1 << 20),
+        ("llama.rope.freq_base", 0.0),
+        ("llama.rope.freq_base", math.inf),
+        ("llama.rope.freq_base", math.nan),
+        ("llama.rope.freq_base", 10000),
+        ("llama.attention.layer_norm_rms_epsilon", 0.0),
+        ("llama.attention.layer_norm_rms_epsilon", -1.0),
+        ("llama.attention.layer_norm_rms_epsilon", math.nan),
+        ("llama.attention.layer_norm_rms_epsilon", None),
+        ("llama.rope.scaling.type", "stretchy"),
+        ("llama.rope.scaling.factor", -2.0),
+        ("llama.expert_count", 8),
+        ("llama.attention.sliding_window", 16),
+        ("general.architecture", None),
+    ],
+)
+def test_impossible_hyperparameters(tmp_path: Path, key: str, value: Any) -> None:
+    path = rewrite(tmp_path / "bad.gguf", {key: value})
+    with pytest.raises(ModelError) as caught:
+        load(path, n_threads=1)
+    last = key.rpartition(".")[2]
+    # what a wrong size breaks may be a tensor's shape: then that is what the message names
+    assert last in str(caught.value) or "tensor" in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_an_unknown_architecture_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"'lama'.*llama"):
+        load(rewrite(tmp_path / "bad.gguf", {"general.architecture": "lama"}))
+
+
+def test_tensor_faults_are_reported_together(tmp_path: Path) -> None:
+    path = rewrite(
+        tmp_path / "bad.gguf",
+        tensors={
+            "blk.0.attn_q.weight": None,
+            "blk.1.ffn_norm.weight": np.zeros(7, np.float32),
+            "blk.0.surprise.weight": np.zeros(7, np.float32),
+        },
+    )
+    with pytest.raises(ModelError) as caught:
+        load(path)
+    for part in (
+        "missing: blk.0.attn_q.weight",
+        "unexpected: blk.0.surprise",
+        "blk.1.ffn_norm.weight is [7], expected",
+    ):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_numbers_that_are_not_finite_reach_the_logits(tmp_path: Path, bad: float) -> None:
+    """In a norm they are refused; in a matrix, whose numbers nobody reads at load, they show in the logits; nothing crashes."""
+    with GGUFFile(SOURCE) as source:
+        shape = source.tensors["blk.0.ffn_down.weight"].shape
+        norm = np.ones(source.tensors["output_norm.weight"].shape, np.float32)
+    weights = np.ones(shape, np.float32)
+    weights[0, 0] = norm[0] = bad
+    with pytest.raises(ModelError, match="output_norm"):
+        load(rewrite(tmp_path / "norm.gguf", tensors={"output_norm.weight": norm}))
+    model = load(rewrite(tmp_path / "matrix.gguf", tensors={"blk.0.ffn_down.weight": weights}), n_threads=1)
+    logits = model.forward([Chunk([1, 2, 3], 0, model.kv.allocate(1))])
+    assert not np.isfinite(logits).all()
+    model.close()
+
+
+def test_arguments_out_of_range() -> None:
+    with GGUFFile(SOURCE) as file:
+        for arguments in (
+            {"n_ctx": 0},
+            {"n_ctx": 10**9},
+            {"n_threads": 0},
+            {"n_threads": True},
+            {"max_batch_tokens": -1},
+        ):
+            with pytest.raises(RequestError, match=next(iter(arguments))):
+                load_model(file, **arguments)
+        with pytest.raises(RequestError, match="kv_type"):
+            load_model(file, kv_type="q1")
+
+
+def test_bad_chunks_change_nothing() -> None:
+    """Each is refused before anything is computed; a good step right after has the bits it had before."""
+    model = load(SOURCE, n_threads=1, kv_tokens=256)
+    pages = model.kv.allocate(2)
+    n_vocab = model.config.n_vocab
+    good = model.forward([Chunk([5, 6, 7], 0, pages, "all")]).copy()
+    for chunk in (
+        Chunk([n_vocab], 0, pages),
+        Chunk([-1], 0, pages),
+        Chunk([2**31], 0, pages),
+        Chunk([2**63], 0, pages),
+        Chunk([True], 0, pages),
+        Chunk([1.5], 0, pages),  # type: ignore[list-item]
+        Chunk(np.array([1.0]), 0, pages),
+        Chunk(np.array([-1]), 0, pages),
+        Chunk([1], -1, pages),
+        Chunk([1], model.n_ctx, pages),
+        Chunk([1], 128, pages),
+        Chunk([1], 0, []),
+        Chunk([1], 0, [model.kv.n_pages]),
+        Chunk([1], 0, [-1]),
+        Chunk([1], 0, [p for p in range(model.kv.n_pages) if p not in pages][:1]),
+        Chunk([1] * (model.max_batch_tokens + 1), 0, pages),
+    ):
+        with pytest.raises(RequestError):
+            model.forward([chunk])
+    assert (model.forward([Chunk([5, 6, 7], 0, pages, "all")]) == good).all()
+    with pytest.raises(ResourceError, match="pages"):
+        model.kv.allocate(model.kv.n_pages)
+    model.close()
