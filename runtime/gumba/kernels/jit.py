@@ -177,9 +177,25 @@ class _KernelCache:
                 temporary.unlink(missing_ok=True)
 
 
+@functools.cache
+def _process_token(pid: int) -> str:
+    return os.urandom(8).hex()
+
+
+def _name_apart(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give ``function`` a name that no other process gives, so that its machine code has one too.
+
+    numba tells functions of one name apart by a number that counts from 1 in every process. Two kernels of one factory
+    that two processes compiled and cached would carry the same symbols, and in a process that loads both, one would run
+    the other's code.
+    """
+    function.__qualname__ += f"_{_process_token(os.getpid())}"
+    return function
+
+
 def inline(function: Callable[..., Any]) -> Dispatcher:
     """A function called only from other compiled functions; compiled together with its caller."""
-    return numba.njit(**FLAGS)(function)
+    return numba.njit(**FLAGS)(_name_apart(function))
 
 
 class Entry:
@@ -196,7 +212,7 @@ class Entry:
         """The compiled dispatcher, made on the first call."""
         with _lock:
             if self._dispatcher is None:
-                dispatcher = numba.njit(**FLAGS)(self.py_func)
+                dispatcher = numba.njit(**FLAGS)(_name_apart(self.py_func))
                 dispatcher._cache = _KernelCache(self.name)
                 began, compiled = time.perf_counter(), stats.compiled
                 dispatcher.compile(self.signature)
@@ -221,7 +237,7 @@ def compile_cfunc(function: Callable[..., Any], signature: str, name: str) -> An
     """Compile ``function`` to a C function, or take it from the cache; ``.address`` of the result is its address."""
     with _lock:
         args, result = sigutils.normalize_signature(signature)
-        made = numba.core.ccallback.CFunc(function, (args, result), locals={}, options=dict(FLAGS))
+        made = numba.core.ccallback.CFunc(_name_apart(function), (args, result), locals={}, options=dict(FLAGS))
         made._cache = _KernelCache(name)
         began, compiled = time.perf_counter(), stats.compiled
         made.compile()
