@@ -6,8 +6,10 @@ import json
 import math
 import os
 import re
+import select
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -101,7 +103,7 @@ def test_run_that_does_not_fit_is_one_line(gumba: Callable, tiny: Path) -> None:
 
 
 def test_the_first_start_says_that_it_compiles_once(gumba_process: Callable, tiny: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "gumba", "run", str(tiny), "-p", "hello", "-n", "3", "--quiet"]
+    command = [sys.executable, "-m", "gumba", "run", str(tiny), "-p", "hello", "-n", "3", "--temp", "0", "-q"]
     cache = tmp_path / "cache"
     env = {**os.environ, "GUMBA_CACHE_DIR": str(cache), "GUMBA_ISA": "generic"}
     first = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
@@ -164,11 +166,12 @@ def test_chat_at_a_terminal(tiny: Path, home: Path) -> None:
     command = [sys.executable, "-m", "gumba", "chat", str(tiny), "--ctx", "256", "--temp", "0"]
     process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
     os.close(slave)
-    seen = b""
+    seen, deadline = b"", time.monotonic() + 300
 
     def wait_for(text: bytes) -> None:
         nonlocal seen
         while text not in seen:
+            assert select.select([master], [], [], deadline - time.monotonic())[0], (text, seen)
             seen += os.read(master, 65536)
         seen = seen.partition(text)[2]
 

@@ -25,6 +25,7 @@ from gumba.errors import GumbaError, RequestError
 
 if TYPE_CHECKING:
     from gumba.llm import LLM
+    from gumba.outputs import StreamOutput
     from gumba.params import SamplingParams
 
 _EXAMPLES = """
@@ -155,8 +156,9 @@ class Conversation:
         A message that cannot be answered at all (too long for the context, say) is taken back.
         """
         answer = Answer()
-        stream = self._llm.chat_stream(self.messages, self._params)
+        stream: Iterator[StreamOutput] = iter(())
         try:
+            stream = self._llm.chat_stream(self.messages, self._params)
             for text in answer.watch(stream):
                 show(text)
         except KeyboardInterrupt:

@@ -68,7 +68,7 @@ def check_tensors(gguf: GGUFFile, rules: Mapping[str, TensorRule], ignored: Call
 def block_format(gguf: GGUFFile, tensor: GGUFTensor) -> ModuleType:
     """The module of a tensor's block format."""
     try:
-        format = FORMATS[tensor.type.id]
+        format: ModuleType = FORMATS[tensor.type.id]
     except KeyError:
         known = ", ".join(f.NAME for f in FORMATS.values())
         raise UnsupportedError(
@@ -99,7 +99,7 @@ class Loader:
         data = np.empty(n_bytes, np.uint8)
         with tensor.path.open("rb") as file:
             file.seek(tensor.offset + offset)
-            if file.readinto(memoryview(data)) != n_bytes:
+            if file.readinto(data.data) != n_bytes:
                 raise GGUFError("the file ends inside the tensor", path=tensor.path, field=tensor.name)
         return data
 
