@@ -198,6 +198,15 @@ class GGUFArray(Sequence[object]):
             strings += [data[start:end] for start, end in zip(starts, ends)]
         return strings
 
+    def string_view(self) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+        """All strings without making any: the file's bytes (read-only view) and ``bounds``, int64[len(self) + 1].
+
+        String ``i`` is ``bytes[bounds[i] : bounds[i + 1] - 8]``. Raises GGUFError for an array of numbers.
+        """
+        if self._bounds is None:
+            raise self._error(f"is an array of {self.element_type.name}, not of strings", self.offset)
+        return self._file.bytes, self._bounds
+
     def _spans(self) -> Iterator[tuple[int, bytes, list[int], list[int]]]:
         """In portions: the first string's index, a copy of the bytes, and where in it each string begins and ends."""
         if self._bounds is None:

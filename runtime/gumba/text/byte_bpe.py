@@ -1,0 +1,123 @@
+"""Byte-level BPE (``tokenizer.ggml.model = gpt2``): words, then merges of token pairs by rank.
+
+Token texts spell each byte as one printable character, GPT-2's way (Radford et al. 2019): bytes that are printable in
+Latin-1 stand for themselves, the others are counted up from U+0100.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gumba.errors import TokenizerError
+from gumba.gguf.array import GGUFArray
+from gumba.text.pretokenize import PRE_TOKENIZERS, compiled
+from gumba.text.vocabulary import PREFIX, TokenType, Vocabulary
+
+log = logging.getLogger("gumba")
+
+MAX_MERGES = 1 << 21  # four times the largest in use
+
+
+def _byte_characters() -> dict[int, str]:
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {byte: chr(byte) for byte in plain} | {byte: chr(0x100 + i) for i, byte in enumerate(others)}
+
+
+BYTE_TO_CHARACTER = _byte_characters()
+CHARACTER_TO_BYTE = {character: byte for byte, character in BYTE_TO_CHARACTER.items()}
+
+
+def spelled_bytes(text: bytes) -> bytes:
+    """The bytes that a token's text stands for; characters outside the spelling stand for themselves."""
+    try:
+        characters = text.decode()
+    except UnicodeDecodeError:
+        return text
+    try:
+        return bytes([CHARACTER_TO_BYTE[character] for character in characters])
+    except KeyError:
+        known = CHARACTER_TO_BYTE
+        return b"".join(bytes([known[c]]) if c in known else c.encode() for c in characters)
+
+
+def _joined(texts: list[bytes]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """The texts as one buffer uint8[bytes] and offsets int64[n + 1]."""
+    offsets = np.zeros(len(texts) + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)), out=offsets[1:])
+    return np.frombuffer(b"".join(texts), np.uint8), offsets
+
+
+def _room(n: int) -> int:
+    """Capacity of an open-addressing table for n entries."""
+    return 1 << max(4, (2 * n).bit_length())
+
+
+class BytePairEncoder:
+    """Encodes text without special tokens. Raises TokenizerError naming the key when vocabulary and merges disagree."""
+
+    def __init__(self, vocabulary: Vocabulary, merges: GGUFArray) -> None:
+        from gumba.kernels import bpe
+
+        self._pattern = compiled(vocabulary.pre)
+        self._multiplier = secrets.randbits(62) | 1
+        self._tokens, self._offsets = _joined(vocabulary.texts)
+        self._table = np.full(_room(len(vocabulary.texts)), -1, np.int32)
+        twin = bpe.index_tokens(self._tokens, self._offsets, self._multiplier, self._table)
+        if twin >= 0:
+            raise TokenizerError(f"{PREFIX}tokens: token {twin} stands there twice: {vocabulary.texts[twin]!r:.80}")
+        self._byte_ids = np.full(256, -1, np.int32)
+        self._byte_texts = np.zeros((256, 3), np.uint8)
+        for byte, character in BYTE_TO_CHARACTER.items():
+            spelling = character.encode()
+            self._byte_ids[byte] = vocabulary.ids.get(spelling, -1)
+            self._byte_texts[byte, : 1 + len(spelling)] = (len(spelling), *spelling)
+        if (self._byte_ids < 0).all():
+            raise TokenizerError(f"{PREFIX}tokens: not one single-byte token, which a gpt2 vocabulary builds upon")
+        data, bounds = merges.string_view()
+        if len(merges) > MAX_MERGES:
+            raise TokenizerError(f"{PREFIX}merges: {len(merges)} merges; the limit is {MAX_MERGES}")
+        self._pairs = np.full((_room(len(merges)), 2), -1, np.int64)
+        fault = bpe.index_merges(self._table, self._tokens, self._offsets, data, bounds, self._multiplier, self._pairs)
+        if fault >= 0:
+            merge, why = merges.to_bytes_list()[fault // 4], bpe.MERGE_FAULTS[fault % 4]
+            raise TokenizerError(f"{PREFIX}merges: merge {fault // 4}, {merge!r:.80}, {why}")
+        # Only normal tokens are taken whole: the text of a control token stays text.
+        whole = vocabulary.types == TokenType.NORMAL
+        self._whole = whole.astype(np.uint8)
+        self._longest_whole = 0
+        if PRE_TOKENIZERS[vocabulary.pre].whole_words:
+            self._longest_whole = int(np.diff(self._offsets)[whole].max(initial=0))
+        self._warned = False
+        self._encode: Any = bpe.encode_words
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, any Unicode but lone surrogates."""
+        words = self._pattern.findall(text)
+        data = np.frombuffer(text.encode(), np.uint8)
+        ends = np.cumsum(np.fromiter(map(len, words), np.int64, len(words)))
+        longest_word = int(np.diff(ends, prepend=0).max(initial=0)) * (1 if text.isascii() else 4)
+        if len(data) != len(text):
+            characters = np.flatnonzero((data & 0xC0) != 0x80)
+            ends = np.append(characters, len(data))[ends]
+        scratch = np.empty((7, longest_word), np.int64)
+        spelled = np.empty(2 * self._longest_whole, np.uint8)
+        out = np.empty(len(data), np.int32)
+        count = self._encode(
+            data, ends, self._byte_ids, self._byte_texts, self._pairs, self._multiplier, self._table, self._tokens,
+            self._offsets, self._whole, scratch, spelled, out,
+        )  # fmt: skip
+        ids = out[:count]
+        if count and ids.min() < 0:
+            if not self._warned:
+                missing = -1 - int(ids.min())
+                log.warning("the vocabulary has no token for some bytes of this text (0x%02X): left out", missing)
+                self._warned = True
+            ids = ids[ids >= 0]
+        found: list[int] = ids.tolist()
+        return found

@@ -1,0 +1,141 @@
+"""Chat templates: messages to the text that a model was trained on (Jinja2, with Hugging Face's conventions)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from gumba.errors import RequestError, TemplateError
+from gumba.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from gumba.gguf.reader import GGUFFile
+
+KEY = "tokenizer.chat_template"
+MAX_SOURCE = 128 << 10  # characters; the largest templates in use have about 25,000
+
+#: For files without a template whose vocabulary has ChatML's markers.
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def _raise_exception(message: object = "") -> None:
+    raise TemplateError(f"the chat template refuses these messages: {message!s:.500}")
+
+
+def _strftime_now(pattern: str) -> str:
+    if len(pattern) > 100:
+        raise TemplateError("the chat template was stopped: a very long date format")
+    return datetime.now().strftime(pattern)
+
+
+@functools.cache
+def _environment() -> Any:
+    from gumba.text.sandbox import ChatEnvironment
+
+    environment = ChatEnvironment()
+    environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+    return environment
+
+
+class ChatTemplate:
+    """A compiled chat template; ``source`` is its text.
+
+    ``special_texts``: what ``bos_token``, ``eos_token`` and so on stand for in it. Untrusted templates are safe to render:
+    no access to Python, at most 2 seconds and 8 MB of output.
+    """
+
+    def __init__(self, source: str, special_texts: Mapping[str, str] | None = None) -> None:
+        """Raises TemplateError for a template that is too long or not well-formed."""
+        import jinja2
+
+        if len(source) > MAX_SOURCE:
+            raise TemplateError(f"the chat template has {len(source)} characters; the limit is {MAX_SOURCE}")
+        self.source = source
+        self._special_texts = dict(special_texts or {})
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise TemplateError(f"the chat template is wrong in line {error.lineno}: {error.message}") from None
+        except (jinja2.TemplateError, RecursionError, SyntaxError, MemoryError, ValueError) as error:
+            raise TemplateError(f"the chat template does not compile: {error!s:.500}") from None
+
+    @classmethod
+    def from_gguf(cls, gguf: GGUFFile, tokenizer: Tokenizer) -> ChatTemplate:
+        """The template of a file; ChatML where the file has none, but the vocabulary has ``<|im_start|>``.
+
+        Raises TemplateError when there is neither, or the template is not well-formed.
+        """
+        source = gguf.metadata.get(KEY)
+        if source is None:
+            if tokenizer.token_id("<|im_start|>") is None:
+                raise TemplateError(
+                    f"the file has no chat template ({KEY}) and its vocabulary does not look like ChatML: "
+                    "it is probably not a chat model. Give it a plain prompt, or make ChatTemplate(source) of your own"
+                )
+            source = CHATML
+        if not isinstance(source, str):
+            raise TemplateError(f"{KEY}: expected a string, found {type(source).__name__}")
+        names = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "unk": tokenizer.unk_id, "pad": tokenizer.pad_id}
+        texts = {
+            f"{name}_token": tokenizer.token_bytes(token).decode("utf-8", "replace")
+            for name, token in names.items()
+            if token is not None
+        }
+        return cls(source, texts)
+
+    def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **kwargs: Any) -> str:
+        """The prompt for a conversation.
+
+        ``messages``: mappings with at least ``role``, as in the OpenAI API. ``add_generation_prompt``: end with the
+        opening of the assistant's answer. ``kwargs``: further variables of the template (``tools``, ``enable_thinking``).
+        Raises RequestError for messages of another form, TemplateError when the template refuses them, fails, or needs too
+        much time or memory.
+        """
+        import jinja2
+
+        from gumba.text.sandbox import render
+
+        if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
+            raise RequestError(f"messages: expected a list of messages, found {type(messages).__name__}")
+        for i, message in enumerate(messages):
+            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+                raise RequestError(f"messages[{i}]: expected a mapping with a 'role', found {message!r:.80}")
+        variables = {
+            **self._special_texts,
+            "tools": None,
+            "documents": None,
+            **kwargs,
+            "messages": [dict(message) for message in messages],
+            "add_generation_prompt": add_generation_prompt,
+        }
+        try:
+            return render(self._template, variables)
+        except TemplateError:
+            raise
+        except jinja2.TemplateError as error:
+            raise TemplateError(f"the chat template fails: {error!s:.500}") from None
+        except Exception as error:  # a template can make anything raise: it is the template's fault
+            raise TemplateError(f"the chat template fails: {type(error).__name__}: {error!s:.500}") from None
+
+
+def encode_chat(
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    messages: Sequence[Mapping[str, Any]],
+    add_generation_prompt: bool = True,
+    **kwargs: Any,
+) -> list[int]:
+    """Token ids of a conversation: the rendered template with its special tokens parsed, and BOS exactly once.
+
+    Arguments and errors as for `ChatTemplate.render`.
+    """
+    text = template.render(messages, add_generation_prompt, **kwargs)
+    ids = tokenizer.encode(text, add_special=False, parse_special=True)
+    if tokenizer.add_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
+        ids.insert(0, tokenizer.bos_id)
+    return ids

@@ -1,0 +1,191 @@
+"""Text to token ids and back, from the vocabulary in a GGUF file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from operator import index
+from os import PathLike
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gumba.errors import RequestError, TokenizerError
+from gumba.text.byte_bpe import BytePairEncoder, spelled_bytes
+from gumba.text.pretokenize import PRE_TOKENIZERS
+from gumba.text.sentence_piece import SPACE, SentencePieceEncoder, byte_value
+from gumba.text.vocabulary import PREFIX, TokenType, Vocabulary, metadata_strings, read_vocabulary
+
+if TYPE_CHECKING:
+    from gumba.gguf.reader import GGUFFile
+
+_MARKERS = frozenset((int(TokenType.CONTROL), int(TokenType.UNKNOWN)))
+_NORMAL, _USER_DEFINED = int(TokenType.NORMAL), int(TokenType.USER_DEFINED)
+
+
+class Tokenizer:
+    """Token ids as llama.cpp gives them: ``gpt2`` (byte-level BPE) and ``llama`` (SentencePiece BPE) vocabularies.
+
+    One tokenizer may be used by several threads at once.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, encoder: BytePairEncoder | SentencePieceEncoder) -> None:
+        self._vocabulary = vocabulary
+        self._encoder = encoder
+        self._bytes: dict[int, bytes] = {}
+        self._types = vocabulary.types.astype(np.uint8).tobytes()  # indexed much faster than an array
+        special = vocabulary.special
+        self.n_vocab: int = len(vocabulary.texts)
+        self.bos_id: int | None = special.get("bos")
+        self.eos_id: int | None = special.get("eos")
+        self.unk_id: int | None = special.get("unk")
+        self.pad_id: int | None = special.get("pad")
+        self.eot_id: int | None = special.get("eot")
+        self.eom_id: int | None = special.get("eom")
+        self.eog_ids: frozenset[int] = vocabulary.eog_ids
+        self.add_bos: bool = vocabulary.add_bos
+        self.add_eos: bool = vocabulary.add_eos
+        self.add_space_prefix: bool = vocabulary.add_space_prefix and isinstance(encoder, SentencePieceEncoder)
+
+    @classmethod
+    def from_gguf(cls, source: str | PathLike[str] | GGUFFile) -> Tokenizer:
+        """The tokenizer of a GGUF file: its path, or the file opened. A file that holds only a vocabulary will do.
+
+        Raises GGUFError for a malformed file, TokenizerError (naming the key) for a vocabulary that is inconsistent or of
+        an unknown kind.
+        """
+        if isinstance(source, str | PathLike):
+            from gumba.gguf.reader import GGUFFile
+
+            with GGUFFile(source) as file:
+                return cls.from_gguf(file)
+        metadata = source.metadata
+        vocabulary = read_vocabulary(metadata, {name: each.add_bos for name, each in PRE_TOKENIZERS.items()})
+        encoder: BytePairEncoder | SentencePieceEncoder
+        if vocabulary.model == "gpt2":
+            encoder = BytePairEncoder(vocabulary, metadata_strings(metadata, PREFIX + "merges"))
+        else:
+            encoder = SentencePieceEncoder(vocabulary)
+        return cls(vocabulary, encoder)
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({self._vocabulary.model}, {self._vocabulary.pre}, {self.n_vocab} tokens)"
+
+    def encode(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """Token ids of ``text``.
+
+        ``add_special``: add the BOS and EOS tokens that the file asks for. ``parse_special``: take the texts of control
+        tokens ("<|im_end|>") for these tokens; never do that with text from strangers. User-defined tokens always are.
+        Time grows linearly with the text (n log n within a single word). Bytes that the vocabulary cannot express are left
+        out with a warning. Raises TokenizerError for a lone surrogate.
+        """
+        if not isinstance(text, str):
+            raise RequestError(f"text to encode: expected str, found {type(text).__name__}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise TokenizerError(
+                f"character {error.start} of the text is {text[error.start]!r}, half of a surrogate pair: not Unicode text"
+            ) from None
+        ids: list[int] = []
+        if add_special and self.add_bos and self.bos_id is not None:
+            ids.append(self.bos_id)
+        after_special = True
+        for fragment in self._fragments(text, parse_special):
+            if isinstance(fragment, int):
+                ids.append(fragment)
+            else:
+                spaced = self.add_space_prefix and after_special
+                ids += self._encoder.encode(" " + fragment if spaced else fragment)
+            after_special = isinstance(fragment, int)
+        if add_special and self.add_eos and self.eos_id is not None:
+            ids.append(self.eos_id)
+        return ids
+
+    def _fragments(self, text: str, parse_special: bool) -> list[str | int]:
+        """The text cut at special tokens: of overlapping ones the longest counts, wherever it begins."""
+        fragments: list[str | int] = [text] if text else []
+        for special, token in self._vocabulary.special_texts[parse_special]:
+            if special not in text:
+                continue
+            cut: list[str | int] = []
+            for fragment in fragments:
+                if isinstance(fragment, int) or special not in fragment:
+                    cut.append(fragment)
+                    continue
+                for piece in fragment.split(special):
+                    if piece:
+                        cut.append(piece)
+                    cut.append(token)
+                cut.pop()
+            fragments = cut
+        return fragments
+
+    def check_id(self, token: object) -> int:
+        """``token`` as an int. Raises RequestError unless it is an integer (not a bool) inside the vocabulary."""
+        try:
+            if isinstance(token, bool):
+                raise TypeError
+            number = index(token)  # type: ignore[arg-type]
+        except TypeError:
+            raise RequestError(f"token id: expected an integer, found {token!r:.80}") from None
+        if not 0 <= number < self.n_vocab:
+            raise RequestError(f"token id {number}: outside the vocabulary of {self.n_vocab} tokens")
+        return number
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that one token stands for; b"" for unused tokens. Raises RequestError for an id out of range."""
+        known = self._bytes.get(token)
+        if known is None or isinstance(token, bool):
+            token = self.check_id(token)
+            known = self._bytes[token] = self._token_bytes(token)
+        return known
+
+    def _token_bytes(self, token: int) -> bytes:
+        text, kind = self._vocabulary.texts[token], self._types[token]
+        if kind == TokenType.UNUSED:
+            return b""
+        if kind == TokenType.BYTE:
+            return bytes([byte_value(token, text)])
+        if kind != TokenType.NORMAL:
+            return text
+        return text.replace(SPACE, b" ") if self._vocabulary.model == "llama" else spelled_bytes(text)
+
+    def token_id(self, text: str) -> int | None:
+        """The token with exactly this text in the file (so the spelling of bytes is the file's); None when there is none."""
+        return self._vocabulary.ids.get(text.encode("utf-8", "surrogatepass"))
+
+    def is_special(self, token: int) -> bool:
+        """Whether a token is a control or unknown token, which ``skip_special`` leaves out."""
+        return self._types[self.check_id(token)] in _MARKERS
+
+    def pieces(self, ids: Iterable[int], skip_special: bool = False, continuation: bool = False) -> Iterable[bytes]:
+        """The bytes of each token, without the spaces that ``encode`` puts in front of text (SentencePiece only).
+
+        ``continuation``: the ids go on after a prompt, so that a space at their beginning is text.
+        """
+        if not self.add_space_prefix and not skip_special:
+            yield from map(self.token_bytes, ids)
+            return
+        at_start = self.add_space_prefix and not continuation
+        for token in ids:
+            piece = self.token_bytes(token)
+            kind = self._types[token]
+            marker = kind in _MARKERS
+            if marker and skip_special:
+                piece = b""
+            elif at_start and kind == _NORMAL and piece.startswith(b" "):
+                piece = piece[1:]
+            at_start = self.add_space_prefix and (marker or kind == _USER_DEFINED)
+            yield piece
+
+    def decode_bytes(self, ids: Sequence[int], skip_special: bool = False, *, continuation: bool = False) -> bytes:
+        """The bytes that token ids stand for: what ``decode`` gives, before it is read as UTF-8."""
+        return b"".join(self.pieces(ids, skip_special, continuation))
+
+    def decode(self, ids: Sequence[int], skip_special: bool = False, *, continuation: bool = False) -> str:
+        """The text of token ids; incomplete or wrong UTF-8 becomes U+FFFD.
+
+        ``skip_special``: leave control tokens out. ``continuation``: the ids go on after a prompt (see ``pieces``).
+        Raises RequestError for an id that is not in the vocabulary.
+        """
+        return self.decode_bytes(ids, skip_special, continuation=continuation).decode("utf-8", "replace")

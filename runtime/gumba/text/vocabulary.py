@@ -1,0 +1,247 @@
+"""What a GGUF file says about its vocabulary, checked.
+
+Keys (all under ``tokenizer.ggml.``; GGUF specification, "Tokenizer"): ``model``, ``pre``, ``tokens``, ``scores``,
+``token_type``, ``merges``, the special ids ``bos_token_id`` ..., and the flags ``add_bos_token``, ``add_eos_token``,
+``add_space_prefix``. Where the file is silent, the defaults are llama.cpp's, per kind of vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gumba.errors import TokenizerError
+from gumba.gguf.array import GGUFArray
+from gumba.gguf.types import ValueType
+
+PREFIX = "tokenizer.ggml."
+
+
+class TokenType(enum.IntEnum):
+    """``tokenizer.ggml.token_type``."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+#: Names of special tokens -> the keys that may hold their ids, the first one present counts.
+SPECIAL_KEYS = {
+    "bos": ("bos_token_id",),
+    "eos": ("eos_token_id",),
+    "unk": ("unknown_token_id",),
+    "pad": ("padding_token_id",),
+    "sep": ("seperator_token_id",),  # spelled so in the specification
+    "mask": ("mask_token_id",),
+    "eot": ("eot_token_id",),
+    "eom": ("eom_token_id",),
+    "fim_pre": ("fim_pre_token_id", "prefix_token_id"),
+    "fim_suf": ("fim_suf_token_id", "suffix_token_id"),
+    "fim_mid": ("fim_mid_token_id", "middle_token_id"),
+    "fim_pad": ("fim_pad_token_id",),
+    "fim_rep": ("fim_rep_token_id",),
+    "fim_sep": ("fim_sep_token_id",),
+}
+
+#: Tokens that end a generation, known by their text because files rarely name all of them.
+END_TEXTS = (
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
+    "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>",
+    "<eos>", "<turn|>", "<|tool_response>", "<\uff5cend▁of▁sentence\uff5c>", "[e~[",
+)  # fmt: skip
+
+#: Infill tokens known by their text. Those of padding, repository and file end a generation too.
+INFILL_TEXTS = {
+    "fim_pre": (
+        "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<\uff5cfim▁begin\uff5c>", "<PRE>", "▁<PRE>", "<|code_prefix|>",
+        "<|prefix|>",
+    ),
+    "fim_suf": (
+        "<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<\uff5cfim▁hole\uff5c>", "<SUF>", "▁<SUF>", "<|code_suffix|>",
+        "<|suffix|>",
+    ),
+    "fim_mid": (
+        "<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<\uff5cfim▁end\uff5c>", "<MID>", "▁<MID>", "<|code_middle|>",
+        "<|middle|>",
+    ),
+    "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+    "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
+    "fim_sep": ("<|file_sep|>",),
+}  # fmt: skip
+
+#: Markers of a message's structure, which are always shown and always parsed.
+VISIBLE_TEXTS = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
+
+
+def metadata_value(metadata: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
+    """``metadata[key]`` when it is a ``kind``; ``default`` when absent. Raises TokenizerError naming the key."""
+    value = metadata.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise TokenizerError(f"{key}: expected {kind.__name__}, found {type(value).__name__}")
+    return value
+
+
+def metadata_strings(metadata: Mapping[str, Any], key: str) -> GGUFArray:
+    """The array of strings at ``key``. Raises TokenizerError naming the key."""
+    value = metadata.get(key)
+    if value is None:
+        raise TokenizerError(f"{key}: missing")
+    if not isinstance(value, GGUFArray) or value.element_type is not ValueType.STRING:
+        raise TokenizerError(f"{key}: expected an array of strings, found {value!r:.80}")
+    return value
+
+
+def _numbers(metadata: Mapping[str, Any], key: str, kinds: str, n_vocab: int) -> npt.NDArray[Any] | None:
+    """The array of ``n_vocab`` numbers at ``key`` (numpy kinds in ``kinds``); None when absent."""
+    value = metadata.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, GGUFArray) or value.element_type in (ValueType.STRING, ValueType.BOOL):
+        raise TokenizerError(f"{key}: expected an array of numbers, found {value!r:.80}")
+    array = value.to_numpy()
+    if array.dtype.kind not in kinds:
+        raise TokenizerError(f"{key}: its elements are {value.element_type.name}, which makes no sense here")
+    if len(array) != n_vocab:
+        raise TokenizerError(f"{key}: {len(array)} elements, but tokenizer.ggml.tokens has {n_vocab}")
+    return array
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Tokens and rules of one file.
+
+    ``texts``: each token as the file spells it; ``scores`` float32[n] and ``types`` int32[n] (TokenType; all NORMAL and 0
+    when the file has none); ``special``: name (see SPECIAL_KEYS) -> id; ``eog_ids``: tokens that end a generation.
+    """
+
+    model: str
+    pre: str
+    texts: list[bytes]
+    scores: npt.NDArray[np.float32]
+    types: npt.NDArray[np.int32]
+    special: Mapping[str, int]
+    eog_ids: frozenset[int]
+    add_bos: bool
+    add_eos: bool
+    add_space_prefix: bool
+    ids: Mapping[bytes, int] = field(repr=False)
+
+    @functools.cached_property
+    def special_texts(self) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+        """Tokens to find in a text before it is encoded, longest first: (those always parsed, those on request too)."""
+        wanted = np.isin(self.types, (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED))
+        found = []
+        for token in map(int, np.flatnonzero(wanted)):
+            with contextlib.suppress(UnicodeDecodeError):  # what is not UTF-8 stands in no text
+                found.append((self.texts[token].decode(), token))
+        found = [each for each in found if each[0]]
+        found.sort(key=lambda each: -len(each[0].encode()))
+        return [each for each in found if self.types[each[1]] == TokenType.USER_DEFINED], found
+
+
+def read_vocabulary(metadata: Mapping[str, Any], pre_adds_bos: Mapping[str, bool]) -> Vocabulary:
+    """Read and check a vocabulary.
+
+    ``pre_adds_bos``: names of pre-tokenizers -> whether their families start with BOS unless the file says otherwise.
+    Raises TokenizerError naming the key at fault.
+    """
+    model = metadata_value(metadata, PREFIX + "model", str, None)
+    if model is None:
+        raise TokenizerError("tokenizer.ggml.model: missing (the file has no vocabulary)")
+    if model not in ("gpt2", "llama"):
+        raise TokenizerError(f"tokenizer.ggml.model: unknown tokenizer {model!r:.80}; known are 'gpt2' and 'llama'")
+    texts = metadata_strings(metadata, PREFIX + "tokens").to_bytes_list()
+    n_vocab = len(texts)
+    if not 0 < n_vocab < 2**31:
+        raise TokenizerError(f"tokenizer.ggml.tokens: {n_vocab} tokens")
+    scores = _numbers(metadata, PREFIX + "scores", "fiu", n_vocab)
+    if scores is None:
+        scores = np.zeros(n_vocab, np.float32)
+    scores = scores.astype(np.float32)
+    if np.isnan(scores).any():
+        raise TokenizerError(f"tokenizer.ggml.scores: element {int(np.isnan(scores).argmax())} is not a number")
+    types = _numbers(metadata, PREFIX + "token_type", "iu", n_vocab)
+    types = np.full(n_vocab, TokenType.NORMAL, np.int32) if types is None else types.astype(np.int32)
+    types[(types < TokenType.NORMAL) | (types > TokenType.BYTE)] = TokenType.UNUSED
+    ids = dict(zip(texts, range(n_vocab)))
+    if len(ids) != n_vocab:
+        _report_duplicate(texts)
+    special = _special_ids(metadata, n_vocab, model)
+    pre = metadata_value(metadata, PREFIX + "pre", str, "default")
+    add_bos = _flag(metadata, "add_bos_token", special.get("bos"), model == "llama" or pre_adds_bos.get(pre, False))
+    add_eos = _flag(metadata, "add_eos_token", special.get("eos"), False)
+    eog_ids = _end_ids(ids, special, types)
+    space = metadata_value(metadata, PREFIX + "add_space_prefix", bool, model == "llama")
+    return Vocabulary(model, pre, texts, scores, types, special, eog_ids, add_bos, add_eos, space, ids)
+
+
+def _report_duplicate(texts: Sequence[bytes]) -> None:
+    """Raise for the first text that stands twice; empty texts may, as placeholders that nothing encodes to."""
+    seen: dict[bytes, int] = {}
+    for token, text in enumerate(texts):
+        if text and text in seen:
+            raise TokenizerError(f"tokenizer.ggml.tokens: tokens {seen[text]} and {token} are both {text!r:.80}")
+        seen[text] = token
+
+
+def _special_ids(metadata: Mapping[str, Any], n_vocab: int, model: str) -> dict[str, int]:
+    found = {"unk": 0, "bos": 1, "eos": 2} if model == "llama" and n_vocab > 2 else {}
+    for name, keys in SPECIAL_KEYS.items():
+        for key in keys:
+            token = metadata_value(metadata, PREFIX + key, int, None)
+            if token is not None:
+                if not 0 <= token < n_vocab:
+                    raise TokenizerError(f"{PREFIX}{key}: {token} is outside the vocabulary of {n_vocab} tokens")
+                found[name] = token
+                break
+    return found
+
+
+def _flag(metadata: Mapping[str, Any], key: str, token: int | None, default: bool) -> bool:
+    """An ``add_..._token`` flag, which needs its token; a mere default gives way where there is none."""
+    flag: bool | None = metadata_value(metadata, PREFIX + key, bool, None)
+    if flag and token is None:
+        raise TokenizerError(f"{PREFIX}{key}: true, but {PREFIX}{key[4:7]}_token_id is not set")
+    return flag if flag is not None else default and token is not None
+
+
+def _end_ids(ids: Mapping[bytes, int], special: dict[str, int], types: npt.NDArray[np.int32]) -> frozenset[int]:
+    """Tokens that end a generation. Adds infill tokens known by text to ``special`` and corrects ``types``.
+
+    Files often leave such tokens' types NORMAL: their text makes them CONTROL, as llama.cpp does.
+    """
+    for name, candidates in INFILL_TEXTS.items():
+        if name not in special:
+            token = next((ids[t.encode()] for t in candidates if t.encode() in ids), None)
+            if token is not None:
+                special[name] = token
+                types[token] = TokenType.CONTROL
+    by_text = {text: ids[text.encode()] for text in END_TEXTS if text.encode() in ids}
+    for token in by_text.values():
+        types[token] = TokenType.CONTROL
+    for text in VISIBLE_TEXTS:
+        if text.encode() in ids:
+            types[ids[text.encode()]] = TokenType.USER_DEFINED
+    ends = set(by_text.values())
+    ends.update(special[name] for name in ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep") if name in special)
+    # Where a format has an end of answer and an end of call, "<|end|>" only closes one of several messages.
+    calls = by_text.keys() & {"<|call|>", "<|calls|>"}
+    if "<|end|>" in by_text and calls and by_text.keys() & {"<|return|>", "<|flush|>"}:
+        ends.discard(by_text["<|end|>"])
+        types[by_text["<|end|>"]] = TokenType.USER_DEFINED
+    if "<|tool_response>" in by_text and "</s>" in by_text:
+        ends.discard(by_text["</s>"])
+        types[by_text["</s>"]] = TokenType.NORMAL
+    return frozenset(ends)
