@@ -83,6 +83,13 @@ def test_tokenize_special_tokens_only_on_request(gumba: Callable, tiny: Path) ->
     assert len(plain) == len("<|im_end|>")
 
 
+def test_endless_text_is_refused(gumba: Callable, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gumba.cli.text._MOST_TEXT", 1000)
+    assert gumba("tokenize", tiny, stdin="x" * 1000).code == 0
+    result = gumba("tokenize", tiny, stdin="x" * 1001)
+    assert (result.code, result.out, result.err) == (2, "", "gumba: error: stdin is longer than 1.0 kB\n")
+
+
 @pytest.mark.parametrize("data", [b"caf\xe9", b"\xff\xfe"], ids=["latin-1", "utf-16"])
 def test_text_that_is_not_utf_8_is_refused(gumba: Callable, tiny: Path, tmp_path: Path, data: bytes) -> None:
     file = tmp_path / "text.txt"

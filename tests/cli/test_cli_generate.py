@@ -113,6 +113,13 @@ def test_the_first_start_says_that_it_compiles_once(gumba_process: Callable, tin
     assert (again.returncode, again.stderr) == (0, "")
 
 
+def test_the_readmes_example(tiny: Path, llm: LLM, capsys: pytest.CaptureFixture[str]) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    code = readme.partition("```python\n")[2].partition("```")[0]
+    exec(code.replace("model.gguf", tiny.as_posix()), {})
+    assert capsys.readouterr().out == greedy(llm, "The capital of France is", 32)
+
+
 @pytest.mark.model
 def test_run_knows_the_capital_of_france(gumba_process: Callable, real_model: Path) -> None:
     result = gumba_process("run", real_model, "-p", "The capital of France is", "-n", 16, "--temp", 0)
@@ -263,7 +270,8 @@ def test_bench_without_json_is_a_table(gumba: Callable, tiny: Path) -> None:
 
 def test_bench_beyond_the_context(gumba: Callable, tiny: Path) -> None:
     result = gumba("bench", tiny, "--depth", 4 * tiny_chat.CONTEXT, "--threads", 1)
-    assert (result.code, result.out) == (2, "") or json.dumps(result.out)
+    assert (result.code, result.out) == (2, "")
+    assert re.fullmatch(rf"gumba: error: n_ctx is \d+, expected [^\n]* {tiny_chat.CONTEXT}\n", result.err)
 
 
 # ------------------------------------------------------------------------------------------------------- perplexity

@@ -9,6 +9,8 @@ from typing import Any
 
 from gumba.errors import RequestError
 
+#: Bytes of text that a command takes in at once: far beyond any context, and far from the end of memory.
+_MOST_TEXT = 250_000_000
 _KEEP = "\n\t\r"
 
 
@@ -41,7 +43,13 @@ def read_text(path: str) -> str:
     """The text of a UTF-8 file, or of stdin for ``-``. Raises ``RequestError`` for anything else."""
     name = "stdin" if path == "-" else path
     try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        if path == "-":
+            data = sys.stdin.buffer.read(_MOST_TEXT + 1)
+        else:
+            with Path(path).open("rb") as file:
+                data = file.read(_MOST_TEXT + 1)
+        if len(data) > _MOST_TEXT:
+            raise RequestError(f"{name} is longer than {size(_MOST_TEXT)}")
         return data.decode()
     except UnicodeDecodeError as error:
         raise RequestError(f"{name} is not UTF-8 text (byte {error.start})") from error
