@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import http.server
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
-import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -46,6 +46,8 @@ class Index:
         #: Set to have the wheel's second half wait.
         self.stall = threading.Event()
         self.stalling = threading.Event()
+        #: Set when pip hangs up on a wheel that waits.
+        self.left = threading.Event()
         index = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -67,8 +69,9 @@ class Index:
                     self.wfile.write(body[: len(body) // 2])
                     self.wfile.flush()
                     index.stalling.set()
-                    while index.stall.is_set():
-                        time.sleep(0.01)
+                    while index.stall.is_set() and not index.left.is_set():
+                        if select.select([self.connection], [], [], 0.01)[0]:
+                            index.left.set()  # pip has no more to say: its end is closed
                     return
                 self.wfile.write(body)
 
@@ -219,6 +222,7 @@ def test_ctrl_c_stops_pip_and_leaves_nothing(tiny: sources.KnownModel, index: In
     finally:
         process.kill()
     assert (process.returncode, out, err) == (130, b"", b"")
+    assert index.left.wait(5), "pip runs on"
     assert list((home / "models").iterdir()) == []
 
 
