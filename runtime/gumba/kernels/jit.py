@@ -91,6 +91,15 @@ def _private(folder: Path) -> bool:
     return info.st_uid == os.getuid() and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
+def _in_safe_hands(folder: Path) -> bool:
+    """Whether nobody else can put other folders in the place of those in ``folder`` (its group is trusted, if it has one)."""
+    info = folder.stat()
+    if not hasattr(os, "getuid"):
+        return True
+    owned = info.st_uid in (0, os.getuid())
+    return owned and (not info.st_mode & stat.S_IWOTH or bool(info.st_mode & stat.S_ISVTX))
+
+
 @functools.cache
 def cache_folder() -> Path | None:
     """The folder of compiled kernels for these sources, created when missing; None when there is nowhere safe to write."""
@@ -100,9 +109,10 @@ def cache_folder() -> Path | None:
     try:
         root = Path(setting) if setting else Path(platformdirs.user_cache_dir("gumba", appauthor=False))
         folder = root / "kernels" / sources_hash()
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for each in (folder.parent, folder):
-            if not _private(each):
+        for each in (folder.parent, folder):  # one by one: folders that ``parents`` makes do not get the mode
+            each.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for each, safe in ((root, _in_safe_hands), (folder.parent, _private), (folder, _private)):
+            if not safe(each):
                 log.warning("kernel cache %s is not private to this user: kernels are compiled in memory", each)
                 return None
         with tempfile.TemporaryFile(dir=folder):

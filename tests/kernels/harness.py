@@ -1,0 +1,142 @@
+"""What the kernel tests share: calling one kernel with a record and a batch record, as the executor does."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from gumba.kernels import op
+from gumba.kernels.op import FIRST_ARGUMENT, RECORD_WORDS, Kernel
+from gumba.kernels.packed import ROW_ALIGN, PackedMatrix, aligned_empty, pack
+from gumba.simd import isa as isa_module
+from gumba.simd.isa import Isa
+
+_FUNCTION = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)
+
+#: Every instruction set that this machine can run.
+ISAS = [isa_module.known()[name] for name in isa_module.available()]
+GENERIC = isa_module.known()["generic"]
+
+
+def isa_id(isa: object) -> str:
+    """The name that a test's parameter shows."""
+    return getattr(isa, "name", None) or getattr(isa, "NAME", None) or str(isa)
+
+
+class Batch:
+    """One batch record, and the arrays that it points to."""
+
+    def __init__(
+        self,
+        n_tokens: int,
+        tokens: Sequence[int] = (),
+        positions: Sequence[int] = (),
+        slots: Sequence[int] = (),
+        tiles: Sequence[tuple[int, int, int, int]] = (),
+        output_rows: Sequence[int] = (),
+    ) -> None:
+        self.words = np.zeros(op.BATCH_WORDS, np.int64)
+        self.tiles = list(tiles)
+        self._set(op.N_TOKENS, n_tokens)
+        self._set(op.N_TILES, len(tiles))
+        self._set(op.N_OUTPUTS, len(output_rows))
+        self._arrays = [
+            (op.TOKENS, np.array(tokens, np.int32)),
+            (op.POSITIONS, np.array(positions, np.int32)),
+            (op.SLOTS, np.array(slots, np.int64)),
+            (op.TILES, np.array(tiles, np.int64)),
+            (op.OUTPUT_ROWS, np.array(output_rows, np.int32)),
+        ]
+        for offset, array in self._arrays:
+            self._set(offset, array.ctypes.data)
+
+    def _set(self, offset: int, value: int) -> None:
+        self.words[offset // 8] = value
+
+
+def rows(values: np.ndarray, rows: int | None = None, padding: float = np.nan) -> np.ndarray:
+    """float32 [rows, padded width] at a cache line, holding ``values``; all the rest is ``padding``."""
+    n, width = values.shape
+    count = n if rows is None else rows
+    padded = -(-width // ROW_ALIGN) * ROW_ALIGN
+    made = aligned_empty(4 * count * padded).view(np.float32).reshape(count, padded)
+    made[:] = padding
+    made[:n, :width] = values
+    return made
+
+
+@dataclass
+class Setup:
+    """One kernel with its inputs, what it must make of them, and how close.
+
+    ``out``: the memory that the kernel writes (put back to what it was before each run); ``view``: the results in it.
+    ``tolerance``: largest absolute difference, one number or an array; 0 asks for the same bits. ``keep``: what must
+    live as long as the addresses among the arguments.
+    """
+
+    kernel: Kernel
+    arguments: dict[str, int | float]
+    batch: Batch
+    out: np.ndarray
+    view: Callable[[np.ndarray], np.ndarray]
+    expected: np.ndarray
+    tolerance: Any = 0
+    keep: list[object] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._before = self.out.copy()
+
+    def run(self, n_threads: int = 1, order: Iterable[int] | None = None, batch: Batch | None = None) -> np.ndarray:
+        """Results of all shares, run one after the other in ``order``."""
+        self.out[:] = self._before
+        record = np.zeros(RECORD_WORDS, np.int64)
+        words = self.kernel.words(self.arguments)
+        record[0] = self.kernel.address
+        record[FIRST_ARGUMENT : FIRST_ARGUMENT + len(words)] = words
+        function = _FUNCTION(int(record[0]))
+        words_of_batch = (batch or self.batch).words
+        for thread in range(n_threads) if order is None else order:
+            function(record.ctypes.data, words_of_batch.ctypes.data, thread, n_threads)
+        return self.view(self.out).copy()
+
+    def check(self) -> np.ndarray:
+        """Run it whole, compare with what is expected, then in shares: the same bits. Returns the results."""
+        got = self.run()
+        assert got.shape == self.expected.shape
+        if np.ndim(self.tolerance) == 0 and self.tolerance == 0:
+            np.testing.assert_array_equal(got, self.expected)
+        else:
+            off = np.abs(got.astype(np.float64) - self.expected)
+            assert np.all(np.isfinite(got))
+            assert np.all(off <= self.tolerance), f"off by {off.max()}, {np.max(off / self.tolerance)} times too much"
+        for order in ([1, 0], [2, 0, 1], list(range(50))):
+            np.testing.assert_array_equal(same_bits(self.run(len(order), order)), same_bits(got))
+        return got
+
+
+def same_bits(values: np.ndarray) -> np.ndarray:
+    """The bytes of an array: for comparisons in which NaN equals NaN and 0.0 differs from -0.0."""
+    return np.ascontiguousarray(values).view(np.uint8)
+
+
+def random_rows(format: ModuleType, n_rows: int, columns: int, rng: np.random.Generator) -> np.ndarray:
+    """uint8 [n_rows, bytes of a row]: blocks of random bits whose float fields are ordinary numbers."""
+    if format.NAME in ("f32", "f16", "bf16"):
+        return np.asarray(format.quantize(rng.standard_normal((n_rows, columns)).astype(np.float32)))
+    blocks = np.empty((n_rows, columns // format.BLOCK_SIZE), format.DTYPE)
+    raw = blocks.view(np.uint8)
+    raw[:] = rng.integers(0, 256, raw.shape)
+    for name in format.DTYPE.names:
+        if format.DTYPE[name].base == np.dtype("<f2"):
+            blocks[name] = rng.standard_normal(blocks.shape) * 0.01
+    return raw
+
+
+def packed(format: ModuleType, raw: np.ndarray, columns: int, isa: Isa) -> PackedMatrix:
+    """The rows of blocks, woven for ``isa``."""
+    return pack(format, len(raw), columns, lambda first, count: raw[first : first + count], isa)

@@ -1,0 +1,102 @@
+"""What each kernel computes, in slow and obvious NumPy. Layouts are spelled out here once more, from their documentation."""
+
+from __future__ import annotations
+
+import numpy as np
+
+PAGE_TOKENS = 64
+
+
+def quantize_q8(x: np.ndarray) -> np.ndarray:
+    """float32 [n, 32 k] -> uint8 [n, k, 64]: exactly the blocks that ``gumba.kernels.q8`` describes, for finite x."""
+    blocks = x.reshape(len(x), -1, 32)
+    largest = np.abs(blocks).max(axis=2)
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+    q = np.rint(blocks * inverse[..., None]).astype(np.int32)
+    sums = q.reshape(*q.shape[:2], 2, 16).sum(axis=3).astype(np.int32)
+    total = sums.sum(axis=2).astype(np.int32)
+    out = np.zeros((*largest.shape, 64), np.uint8)
+    out[..., 0:32] = q.astype(np.int8).view(np.uint8)
+    scale = largest * np.float32(1 / 127)
+    for at, field in (
+        (32, scale), (36, scale * total.astype(np.float32)), (40, -8 * total), (44, -128 * total),
+        (48, -32 * sums[..., 0]), (52, -32 * sums[..., 1]),
+    ):  # fmt: skip
+        out[..., at : at + 4] = np.ascontiguousarray(field)[..., None].view(np.uint8)
+    return out
+
+
+def dequantize_q8(blocks: np.ndarray) -> np.ndarray:
+    """uint8 [n, k, 64] -> float64 [n, 32 k]."""
+    q = np.ascontiguousarray(blocks[..., :32]).view(np.int8).astype(np.float64)
+    scale = np.ascontiguousarray(blocks[..., 32:36]).view(np.float32).astype(np.float64)
+    return (q * scale).reshape(len(blocks), -1)
+
+
+def matmul(x: np.ndarray, w: np.ndarray, residual: np.ndarray | None) -> np.ndarray:
+    """float64 [n, columns], [rows, columns] -> [n, rows]."""
+    out = x.astype(np.float64) @ w.astype(np.float64).T
+    return out if residual is None else out + residual
+
+
+def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+    """float64 of x / sqrt(mean(x^2) + eps) * weight, row by row."""
+    x = x.astype(np.float64)
+    return np.asarray(x / np.sqrt((x * x).mean(axis=1, keepdims=True) + np.float32(eps)) * weight)
+
+
+def swiglu(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """float64 of gate * sigmoid(gate) * up."""
+    gate = gate.astype(np.float64)
+    with np.errstate(over="ignore"):  # e^710 and more is infinite: then the result is 0, as it must be
+        return np.asarray(gate / (1 + np.exp(-gate)) * up)
+
+
+def add_row(x: np.ndarray, row: np.ndarray) -> np.ndarray:
+    return np.asarray(x + row[None, :])
+
+
+def select_rows(x: np.ndarray, chosen: list[int]) -> np.ndarray:
+    return np.asarray(x[chosen])
+
+
+def embed(w: np.ndarray, tokens: list[int]) -> np.ndarray:
+    return np.asarray(w[tokens])
+
+
+def rope(x: np.ndarray, positions: list[int], frequencies: np.ndarray, neox: bool) -> np.ndarray:
+    """float64 [n, heads, head_dim]: pairs turn as complex numbers; what lies behind the pairs stays."""
+    out = x.astype(np.float64)
+    half = len(frequencies)
+    for t, position in enumerate(positions):
+        for i, frequency in enumerate(frequencies):
+            a, b = (i, half + i) if neox else (2 * i, 2 * i + 1)
+            turned = (out[t, :, a] + 1j * out[t, :, b]) * np.exp(1j * position * frequency)
+            out[t, :, a], out[t, :, b] = turned.real, turned.imag
+    return out
+
+
+def store_kv(
+    page: np.ndarray, place: int, k: np.ndarray, v: np.ndarray, v_offset: int, v_row: int, dtype: np.dtype
+) -> None:
+    """One token's keys and values, float32 [heads, head_dim], into one page, uint8 [bytes of a layer's page]."""
+    heads, head_dim = k.shape
+    size = dtype.itemsize
+    keys = page[: heads * head_dim * PAGE_TOKENS * size].view(dtype).reshape(heads, head_dim, PAGE_TOKENS)
+    values = page[v_offset : v_offset + heads * PAGE_TOKENS * v_row * size].view(dtype)
+    keys[:, :, place] = k
+    values.reshape(heads, PAGE_TOKENS, v_row)[:, place, :head_dim] = v
+
+
+def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, first_position: int, scale: float) -> np.ndarray:
+    """float64 [n, heads, head_dim] for queries at ``first_position`` ...; k, v: [context, kv_heads, head_dim]."""
+    n, heads, head_dim = q.shape
+    group = heads // k.shape[1]
+    out = np.zeros((n, heads, head_dim))
+    for t in range(n):
+        seen = first_position + t + 1
+        for h in range(heads):
+            scores = k[:seen, h // group].astype(np.float64) @ q[t, h].astype(np.float64) * scale
+            weights = np.exp(scores - scores.max())
+            out[t, h] = weights / weights.sum() @ v[:seen, h // group].astype(np.float64)
+    return out

@@ -1,0 +1,272 @@
+"""A builder for every kernel: inputs, and what its oracle makes of them. ``TABLE`` names them all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+import numpy as np
+import oracles
+from harness import Batch, Setup, packed, random_rows, rows
+
+from gumba.kernels import attention as att
+from gumba.kernels import elementwise, embed, matmul, q8, rope
+from gumba.kernels.op import N_OUTPUTS, N_TOKENS
+from gumba.kernels.packed import aligned_empty
+from gumba.quants import FORMATS, q4_1
+from gumba.simd.isa import Isa
+
+EPS32 = 2.0**-24
+
+
+def address(array: np.ndarray) -> int:
+    return int(array.ctypes.data)
+
+
+def n_blocks(width: int) -> int:
+    return -(-width // 32)
+
+
+def rng_of(*seed: int) -> np.random.Generator:
+    return np.random.default_rng([7, *seed])
+
+
+def setup_quantize_q8(isa: Isa, x: np.ndarray | None = None) -> Setup:
+    if x is None:
+        x = rng_of(1).standard_normal((5, 160)).astype(np.float32) * np.float32(3)
+    held = rows(x)
+    out = np.zeros((len(x), x.shape[1] // 32, 64), np.uint8)
+    arguments = {"count": N_TOKENS, "x": address(held), "x_stride": held.strides[0], "out": address(out),
+                 "out_stride": out.strides[0], "n_blocks": x.shape[1] // 32}  # fmt: skip
+    ordinary = np.isfinite(x).all() and not np.any((np.abs(x) > 0) & (np.abs(x) < 1e-30))
+    expected = oracles.quantize_q8(x) if ordinary else out.copy()  # else only some properties are promised
+    return Setup(q8.quantize_q8, arguments, Batch(len(x)), out, lambda a: a, expected, keep=[held])
+
+
+def setup_matmul(
+    isa: Isa,
+    format: ModuleType = q4_1,
+    n: int = 13,
+    n_rows: int = 37,
+    columns: int | None = None,
+    residual: bool = True,
+) -> Setup:
+    columns = columns or (512 if format.BLOCK_SIZE == 256 else 160)
+    rng = rng_of(2)
+    raw = random_rows(format, n_rows, columns, rng)
+    w = packed(format, raw, columns, isa)
+    dense = np.asarray(format.dequantize(raw), np.float64).reshape(n_rows, columns)
+    x = rng.standard_normal((n, columns)).astype(np.float32)
+    added = rows(rng.standard_normal((n, n_rows)).astype(np.float32), padding=0.0)
+    if format.ACTIVATION == "q8":
+        held = oracles.quantize_q8(x)
+        seen, stride = oracles.dequantize_q8(held), held.shape[1] * 64
+        # Exact within a block, then some roundings for each; a minimum is added apart from the rest.
+        size = np.abs(seen).sum(axis=1)[:, None] * np.abs(dense).max(axis=1)[None, :] * 3
+        roundings = 6 * columns // 32
+    else:
+        held = rows(x)
+        seen, stride = x.astype(np.float64), held.strides[0]
+        size = np.abs(seen) @ np.abs(dense).T
+        roundings = 2 * columns
+    out = rows(np.full((n, n_rows), np.nan, np.float32))
+    arguments = {
+        "count": N_TOKENS, "x": address(held), "x_stride": stride, "w": w.address, "group_bytes": w.group_bytes,
+        "n_blocks": w.n_blocks, "n_groups": w.n_groups, "out": address(out), "out_stride": out.strides[0],
+        "residual": address(added) if residual else 0,
+    }  # fmt: skip
+    expected = oracles.matmul(seen, dense, added[:, :n_rows] if residual else None)
+    tolerance = (roundings + 4) * EPS32 * (size + np.abs(expected)) + 1e-30
+    return Setup(
+        matmul.matmul(format, isa), arguments, Batch(n), out, lambda a: a[:, :n_rows], expected, tolerance,
+        keep=[held, added, w],
+    )  # fmt: skip
+
+
+def setup_rms_norm(isa: Isa, width: int = 100, n: int = 5, eps: float = 1e-5, scale: float = 1.0) -> Setup:
+    """Beside the rows lies NaN: nothing there may count."""
+    rng = rng_of(3)
+    x = (rng.standard_normal((n, width)) * scale).astype(np.float32)
+    weight = rng.standard_normal((1, width)).astype(np.float32)
+    held, held_weight, out = rows(x), rows(weight), rows(np.zeros((n, width), np.float32))
+    arguments = {"count": N_TOKENS, "x": address(held), "weight": address(held_weight), "out": address(out),
+                 "stride": out.strides[0], "width": width, "n_blocks": n_blocks(width), "eps": eps}  # fmt: skip
+    expected = oracles.rms_norm(x, weight[0], eps)
+    tolerance = 8 * EPS32 * np.abs(expected) + 1e-30
+    return Setup(elementwise.rms_norm, arguments, Batch(n), out, lambda a: a[:, :width], expected, tolerance,
+                 keep=[held, held_weight])  # fmt: skip
+
+
+def setup_swiglu(isa: Isa, gate: np.ndarray | None = None) -> Setup:
+    rng = rng_of(4)
+    if gate is None:
+        gate = (rng.standard_normal((5, 100)) * 8).astype(np.float32)
+    up = rng.standard_normal(gate.shape).astype(np.float32)
+    held, held_up, out = rows(gate), rows(up), rows(np.zeros_like(gate))
+    width = gate.shape[1]
+    arguments = {"count": N_TOKENS, "gate": address(held), "up": address(held_up), "out": address(out),
+                 "stride": out.strides[0], "n_blocks": n_blocks(width)}  # fmt: skip
+    expected = oracles.swiglu(gate, up)
+    tolerance = 1e-6 * np.abs(expected) + 1e-30
+    return Setup(elementwise.swiglu(isa), arguments, Batch(len(gate)), out, lambda a: a[:, :width], expected, tolerance,
+                 keep=[held, held_up])  # fmt: skip
+
+
+def setup_add_row(isa: Isa, width: int = 100, n: int = 5) -> Setup:
+    rng = rng_of(5)
+    x, row = rng.standard_normal((n, width)).astype(np.float32), rng.standard_normal((1, width)).astype(np.float32)
+    held, held_row, out = rows(x), rows(row), rows(np.zeros((n, width), np.float32))
+    arguments = {"count": N_TOKENS, "x": address(held), "row": address(held_row), "out": address(out),
+                 "stride": out.strides[0], "n_blocks": n_blocks(width)}  # fmt: skip
+    return Setup(elementwise.add_row, arguments, Batch(n), out, lambda a: a[:, :width], oracles.add_row(x, row[0]),
+                 keep=[held, held_row])  # fmt: skip
+
+
+def setup_select_rows(isa: Isa, chosen: Sequence[int] = (8, 0, 3, 3), width: int = 100, n: int = 9) -> Setup:
+    x = rng_of(6).standard_normal((n, width)).astype(np.float32)
+    held, out = rows(x), rows(np.zeros((len(chosen), width), np.float32))
+    arguments = {"count": N_OUTPUTS, "x": address(held), "out": address(out), "stride": out.strides[0],
+                 "n_blocks": n_blocks(width)}  # fmt: skip
+    batch = Batch(n, output_rows=chosen)
+    return Setup(elementwise.select_rows, arguments, batch, out, lambda a: a[:, :width],
+                 oracles.select_rows(x, list(chosen)), keep=[held])  # fmt: skip
+
+
+def setup_embed(isa: Isa, format: ModuleType = q4_1, n_rows: int = 37, columns: int | None = None) -> Setup:
+    columns = columns or (512 if format.BLOCK_SIZE == 256 else 160)
+    raw = random_rows(format, n_rows, columns, rng_of(7))
+    w = packed(format, raw, columns, isa)
+    tokens = [n_rows - 1, 0, 5, 5, *range(n_rows)]
+    out = rows(np.zeros((len(tokens), columns), np.float32))
+    scratch = aligned_empty(50 * embed.SCRATCH)
+    arguments = {"w": w.address, "group_bytes": w.group_bytes, "n_blocks": w.n_blocks, "scratch": address(scratch),
+                 "out": address(out), "out_stride": out.strides[0]}  # fmt: skip
+    dense = np.asarray(format.dequantize(raw)).reshape(n_rows, columns)
+    return Setup(embed.embed(format, isa), arguments, Batch(len(tokens), tokens=tokens), out, lambda a: a[:, :columns],
+                 oracles.embed(dense, tokens), keep=[w, scratch])  # fmt: skip
+
+
+def setup_rope(
+    isa: Isa, rope_dim: int = 20, head_dim: int = 24, n_heads: int = 3, neox: bool = False, n: int = 6
+) -> Setup:
+    rng = rng_of(8)
+    x = rng.standard_normal((n, n_heads * head_dim)).astype(np.float32)
+    positions = [0, 1, 500, 7, 63, 64][:n]
+    frequencies = 10000.0 ** -(np.arange(rope_dim // 2) * 2.0 / rope_dim)
+    table = np.ascontiguousarray(rope.rope_table(frequencies, 501, 1.0, neox))
+    out = rows(x)
+    arguments = {"x": address(out), "stride": out.strides[0], "n_heads": n_heads, "head_dim": head_dim,
+                 "rope_dim": rope_dim, "table": address(table), "neox": int(neox)}  # fmt: skip
+    expected = oracles.rope(x.reshape(n, n_heads, head_dim), positions, frequencies, neox).reshape(n, -1)
+    return Setup(rope.rope, arguments, Batch(n, positions=positions), out, lambda a: a[:, : x.shape[1]], expected, 2e-6,
+                 keep=[table])  # fmt: skip
+
+
+class Cache:
+    """Pages of one layer, full of NaN until they are written; each sequence has a shuffled block table."""
+
+    def __init__(
+        self, heads: int, head_dim: int, kv_type: str, contexts: Sequence[int], rng: np.random.Generator
+    ) -> None:
+        self.heads, self.head_dim = heads, head_dim
+        self.dtype = np.dtype({"f16": np.float16, "f32": np.float32}[kv_type])
+        size = self.dtype.itemsize
+        self.v_row = -(-head_dim // 16) * 16
+        self.v_offset = -(-heads * head_dim * 64 * size // 64) * 64
+        self.page_bytes = self.v_offset + heads * 64 * self.v_row * size + 128  # and 128 that belong to nobody
+        counts = [-(-context // 64) for context in contexts]
+        ids = rng.permutation(sum(counts) + 2)
+        self.tables = [ids[sum(counts[:i]) : sum(counts[: i + 1])].astype(np.int32) for i in range(len(counts))]
+        self.memory = aligned_empty(len(ids) * self.page_bytes).reshape(len(ids), self.page_bytes)
+        self.memory.view(self.dtype)[:] = np.nan
+
+    def write(self, sequence: int, position: int, k: np.ndarray, v: np.ndarray) -> None:
+        page = self.memory[self.tables[sequence][position // 64]]
+        oracles.store_kv(page, position % 64, k, v, self.v_offset, self.v_row, self.dtype)
+
+    def arguments(self) -> dict[str, int | float]:
+        return {"pages": address(self.memory), "page_bytes": self.page_bytes, "v_offset": self.v_offset,
+                "n_kv_heads": self.heads, "head_dim": self.head_dim, "v_row": self.v_row}  # fmt: skip
+
+
+def setup_store_kv(isa: Isa, kv_type: str = "f16", head_dim: int = 24, heads: int = 2) -> Setup:
+    """Every byte of the pages is compared: nothing beside the tokens' places may change."""
+    rng = rng_of(9)
+    cache = Cache(heads, head_dim, kv_type, [200], rng)
+    positions = [0, 1, 63, 64, 130, 199]
+    k, v = (rng.standard_normal((len(positions), heads * head_dim)).astype(np.float32) for _ in range(2))
+    k[0, :4] = (7e4, -7e4, 1e-6, 65519.9)  # too large for float16, subnormal in it, just small enough
+    table = cache.tables[0]
+    before = cache.memory.copy()
+    with np.errstate(over="ignore"):
+        for t, position in enumerate(positions):
+            cache.write(0, position, k[t].reshape(heads, -1), v[t].reshape(heads, -1))
+    expected = cache.memory.copy()
+    cache.memory[:] = before
+    held_k, held_v = rows(k), rows(v)
+    arguments = cache.arguments() | {"k": address(held_k), "v": address(held_v), "k_stride": held_k.strides[0],
+                                     "v_stride": held_v.strides[0]}  # fmt: skip
+    slots = [int(table[p // 64]) * 64 + p % 64 for p in positions]
+    return Setup(att.store_kv(isa, kv_type), arguments, Batch(len(slots), slots=slots), cache.memory, lambda a: a, expected,
+                 keep=[held_k, held_v, cache])  # fmt: skip
+
+
+#: (tokens already in the cache, tokens of this step) of each sequence of a batch.
+SEQUENCES = ((0, 1), (0, 70), (63, 1), (64, 1), (60, 9), (127, 2))
+
+
+def setup_attention(
+    isa: Isa,
+    kv_type: str = "f16",
+    group: int = 3,
+    head_dim: int = 24,
+    sequences: Sequence[tuple[int, int]] = SEQUENCES,
+    tile: int | None = None,
+    sharpness: float = 1.0,
+    kv_heads: int = 2,
+) -> Setup:
+    rng = rng_of(10, group, head_dim)
+    cache = Cache(kv_heads, head_dim, kv_type, [past + new for past, new in sequences], rng)
+    scale = 1 / math.sqrt(head_dim)
+    tile = tile or att.tile_tokens(group)
+    tiles: list[tuple[int, int, int, int]] = []
+    queries, expected = [], []
+    start = 0
+    for i, (past, new) in enumerate(sequences):
+        q = rng.standard_normal((new, kv_heads * group, head_dim)).astype(np.float32) * np.float32(sharpness)
+        k, v = (rng.standard_normal((past + new, kv_heads, head_dim)).astype(cache.dtype) for _ in range(2))
+        for position in range(past + new):
+            cache.write(i, position, k[position], v[position])
+        for at in range(0, new, tile):
+            tiles.append((start + at, min(tile, new - at), past + at, address(cache.tables[i])))
+        queries.append(q.reshape(new, -1))
+        expected.append(oracles.attention(q, k, v, past, scale).reshape(new, -1))
+        start += new
+    held, out = rows(np.concatenate(queries)), rows(np.zeros((start, queries[0].shape[1]), np.float32))
+    width = queries[0].shape[1]
+    size = att.scratch_bytes(group, head_dim, cache.v_row)
+    scratch = aligned_empty(50 * size)
+    arguments = cache.arguments() | {"q": address(held), "out": address(out), "stride": out.strides[0], "group": group,
+                                     "scratch": address(scratch), "scratch_bytes": size, "scale": scale}  # fmt: skip
+    return Setup(
+        att.attention(isa, kv_type), arguments, Batch(start, tiles=tiles), out, lambda a: a[:, :width],
+        np.concatenate(expected), 1e-5 * max(1.0, sharpness), keep=[held, cache, scratch],
+    )  # fmt: skip
+
+
+#: Every kernel of ``gumba.kernels``, by module and name: how its inputs and its oracle's answer are made.
+TABLE: dict[str, Callable[[Isa], Setup]] = {
+    "attention.attention": setup_attention,
+    "attention.store_kv": setup_store_kv,
+    "elementwise.add_row": setup_add_row,
+    "elementwise.rms_norm": setup_rms_norm,
+    "elementwise.select_rows": setup_select_rows,
+    "elementwise.swiglu": setup_swiglu,
+    "embed.embed": setup_embed,
+    "matmul.matmul": setup_matmul,
+    "q8.quantize_q8": setup_quantize_q8,
+    "rope.rope": setup_rope,
+}
+
+ALL_FORMATS = list(FORMATS.values())

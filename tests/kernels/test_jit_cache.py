@@ -1,0 +1,322 @@
+"""The cache of compiled kernels: found again, made anew when sources change or files are damaged, never trusted unsafely.
+
+Tests in this process make their kernel afresh each time (``counts``), so that it asks the cache again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import setups
+from harness import GENERIC
+
+import gumba
+from gumba.kernels import jit
+from gumba.kernels.op import Kernel
+
+posix = pytest.mark.skipif(not hasattr(os, "getuid"), reason="folders have no owners here")
+root = pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can give files away")
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that holds the kernel of ``counts``."""
+    path = tmp_path_factory.mktemp("filled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GUMBA_CACHE_DIR", str(path))
+        jit.cache_folder.cache_clear()
+        assert counts() == (1, 0)
+    return path
+
+
+@pytest.fixture
+def warm(filled: Path, cache: Path) -> Path:
+    """The test's cache, with the kernel of ``counts`` in it."""
+    shutil.copytree(filled, cache)
+    return cache
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """GUMBA_CACHE_DIR of the test's own; nothing is remembered before or after."""
+    path = tmp_path / "cache"
+    monkeypatch.setenv("GUMBA_CACHE_DIR", str(path))
+    jit.cache_folder.cache_clear()
+    yield path
+    jit.cache_folder.cache_clear()
+
+
+def use(caplog: pytest.LogCaptureFixture, setting: str | Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another GUMBA_CACHE_DIR from here on."""
+    monkeypatch.setenv("GUMBA_CACHE_DIR", str(setting))
+    jit.cache_folder.cache_clear()
+    caplog.clear()
+
+
+def counts() -> tuple[int, int]:
+    """(compiled, loaded) when a kernel that is new to this process was run and found right."""
+    setup = setups.setup_add_row(GENERIC)
+    setup.kernel = Kernel(setup.kernel.function, "")
+    compiled, loaded = jit.stats.compiled, jit.stats.loaded
+    np.testing.assert_array_equal(setup.run(), setup.expected)
+    return jit.stats.compiled - compiled, jit.stats.loaded - loaded
+
+
+def files(cache: Path) -> list[Path]:
+    return sorted(path for path in cache.rglob("*") if path.is_file())
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_compiled_once_then_loaded(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert counts() == (1, 0)
+    assert len(files(cache)) == 1
+    assert counts() == (0, 1)
+    assert not warnings(caplog)
+    assert not [path for path in files(cache) if path.name.startswith(".new-")]
+
+
+@posix
+def test_the_folder_is_private(cache: Path) -> None:
+    assert counts() == (1, 0)
+    for folder in (cache / "kernels", cache / "kernels" / jit.sources_hash()):
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert all(path.stat().st_mode & 0o077 == 0 for path in files(cache))
+
+
+@posix
+def test_a_user_whose_files_are_group_writable_has_a_cache(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """umask 002, the default of Debian and Fedora: folders made on the way must not count against it."""
+    before = os.umask(0o002)
+    try:
+        assert counts() == (1, 0) and counts() == (0, 1)
+    finally:
+        os.umask(before)
+    assert not warnings(caplog)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[:20],
+        lambda data: data[: len(data) // 2],
+        lambda data: bytes(len(data)),
+        lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+        lambda data: b"\x80\x04garbage." * 99,
+    ],
+    ids=["empty", "short", "half", "zeros", "one bit", "garbage"],
+)
+def test_damaged_files_are_made_anew(damage, warm: Path, caplog: pytest.LogCaptureFixture) -> None:  # type: ignore[no-untyped-def]
+    for path in files(warm):
+        path.write_bytes(damage(path.read_bytes()))
+    assert counts() == (1, 0)
+    assert len(warnings(caplog)) == 1 and all("made anew" in text for text in warnings(caplog))
+    caplog.clear()
+    assert counts() == (0, 1)
+    assert not warnings(caplog) and len(files(warm)) == 1
+
+
+def test_a_payload_that_is_no_kernel_is_made_anew(warm: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The hash is right, what it covers is not: as after an update of numba that changed its pickles."""
+    payload = pickle.dumps(("something", "else"))
+    for path in files(warm):
+        path.write_bytes(hashlib.sha256(payload).digest() + payload)
+    assert counts() == (1, 0)
+    assert len(warnings(caplog)) == 1
+    assert counts() == (0, 1)
+
+
+def nowhere(kind: str, tmp_path: Path) -> Path:
+    """A setting that can hold no cache, also for root."""
+    file = tmp_path / "file"
+    file.write_text("not a folder")
+    if kind == "proc" and not Path("/proc/self").exists():
+        pytest.skip("no /proc here")
+    return {"file": file, "below a file": file / "deeper" / "still", "proc": Path("/proc/gumba")}[kind]
+
+
+@pytest.mark.parametrize("kind", ["file", "below a file", "proc"])
+def test_nowhere_to_write(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(caplog, nowhere(kind, tmp_path), monkeypatch)
+    assert counts() == (1, 0) and counts() == (1, 0)
+    assert len(warnings(caplog)) == 1 and "compiled in memory" in warnings(caplog)[0]
+
+
+def test_a_folder_that_fills_up(cache: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing fails after the folder was found good: a warning for each kernel, results, nothing left behind."""
+    jit.cache_folder()
+
+    def full(self: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    assert counts() == (1, 0)
+    assert len(warnings(caplog)) == 1 and all("No space left" in text for text in warnings(caplog))
+    assert not files(cache)
+
+
+def test_an_empty_setting_is_no_cache(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    use(caplog, "", monkeypatch)
+    assert jit.cache_folder() is None
+    assert counts() == (1, 0) and counts() == (1, 0)
+    assert not warnings(caplog) and not files(tmp_path)
+
+
+def test_the_usual_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("GUMBA_CACHE_DIR")
+    monkeypatch.setattr(jit.platformdirs, "user_cache_dir", lambda *args, **kwargs: str(tmp_path / "usual"))
+    jit.cache_folder.cache_clear()
+    assert jit.cache_folder() == tmp_path / "usual" / "kernels" / jit.sources_hash()
+
+
+# Folders that others could write to ------------------------------------------------------------------------------------
+
+
+def refused(where: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """No cache, and one warning. What a kernel does then: see ``test_nowhere_to_write``."""
+    caplog.clear()
+    jit.cache_folder.cache_clear()
+    assert jit.cache_folder() is None and jit.cache_folder() is None
+    assert len(warnings(caplog)) == 1 and f"{where} is not private" in warnings(caplog)[0]
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
+def test_folders_that_others_can_write_are_refused(mode: int, warm: Path, caplog: pytest.LogCaptureFixture) -> None:
+    own = warm / "kernels" / jit.sources_hash()
+    for folder in (own, own.parent):
+        folder.chmod(mode)
+        refused(folder, caplog)
+        folder.chmod(0o700)
+    jit.cache_folder.cache_clear()
+    assert counts() == (0, 1)
+
+
+@posix
+def test_a_cache_root_that_others_can_write_is_refused(warm: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever can rename ``kernels`` can put another folder in its place; in /tmp (sticky) only its owner can."""
+    warm.chmod(0o777)
+    refused(warm, caplog)
+    warm.chmod(0o1777)
+    jit.cache_folder.cache_clear()
+    assert counts() == (0, 1)
+
+
+@root
+def test_folders_of_someone_else_are_refused(warm: Path, caplog: pytest.LogCaptureFixture) -> None:
+    own = warm / "kernels" / jit.sources_hash()
+    for folder in (own, own.parent, warm):
+        os.chown(folder, 65534, 65534)
+        refused(folder, caplog)
+        os.chown(folder, 0, 0)
+
+
+@posix
+def test_symbolic_links(
+    cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link in the place of our own folders is refused; a link to the whole cache is followed, and checked there."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    cache.mkdir(mode=0o700)
+    (cache / "kernels").symlink_to(elsewhere, target_is_directory=True)
+    refused(cache / "kernels", caplog)
+    link = tmp_path / "link"
+    link.symlink_to(elsewhere, target_is_directory=True)
+    use(caplog, link, monkeypatch)
+    assert counts() == (1, 0) and counts() == (0, 1) and not warnings(caplog)
+    elsewhere.chmod(0o777)
+    refused(link, caplog)
+
+
+# Old folders -----------------------------------------------------------------------------------------------------------
+
+
+def test_prune_keeps_the_newest(warm: Path) -> None:
+    for i in range(5):
+        old = warm / "kernels" / f"old{i}"
+        old.mkdir()
+        (old / "kernel.x").write_bytes(b"x")
+        os.utime(old, (1000 + i, 1000 + i))
+    jit.prune_cache(keep=3)
+    left = sorted(path.name for path in (warm / "kernels").iterdir())
+    assert left == sorted(["old3", "old4", jit.sources_hash()])
+    assert counts() == (0, 1)
+
+
+# Several processes -----------------------------------------------------------------------------------------------------
+
+#: swiglu calls ``exp`` of another file (simd/maths.py), add_row nothing of the kind.
+CHILD = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import numpy as np, setups, harness
+from gumba.kernels import jit
+gate = np.linspace(-4, 4, 64, dtype=np.float32)[None, :]
+swiglu, add_row = setups.setup_swiglu(harness.GENERIC, gate), setups.setup_add_row(harness.GENERIC)
+swiglu.run(), add_row.run()
+right = bool(np.abs(swiglu.run() - swiglu.expected).max() < 1e-5 and (add_row.run() == add_row.expected).all())
+print(json.dumps({"right": right, "swiglu": swiglu.run()[0].tolist(), "compiled": jit.stats.compiled,
+                  "loaded": jit.stats.loaded, "package": jit.__file__}))
+"""
+
+
+def start(cache: Path, package: Path) -> subprocess.Popen[str]:
+    """A child that runs two kernels of the gumba in ``package``."""
+    environment = {**os.environ, "GUMBA_CACHE_DIR": str(cache), "PYTHONPATH": str(package)}
+    command = [sys.executable, "-c", CHILD, str(Path(__file__).parent)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def result(process: subprocess.Popen[str]) -> dict:  # type: ignore[type-arg]
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and "Traceback" not in err, err
+    return json.loads(out)  # type: ignore[no-any-return]
+
+
+def test_two_processes_at_once_an_edit_elsewhere(cache: Path, tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    source = Path(gumba.__file__).parent
+    shutil.copytree(source, package / "gumba", ignore=shutil.ignore_patterns("__pycache__"))
+
+    both = [start(cache, package) for _ in range(2)]
+    first = [result(process) for process in both]
+    for one in first:
+        assert one["right"] and one["compiled"] + one["loaded"] == 2
+        assert Path(one["package"]).is_relative_to(package)
+    assert len(files(cache)) == 2 and all(not path.name.startswith(".") for path in files(cache))
+
+    again = result(start(cache, package))
+    assert again["right"] and (again["compiled"], again["loaded"]) == (0, 2)
+    assert again["swiglu"] == first[0]["swiglu"]
+
+    maths = package / "gumba" / "simd" / "maths.py"
+    text = maths.read_text(encoding="utf-8")
+    edited = text.replace("result, x)  # NaN", "result * 2.0, x)  # NaN")
+    assert edited != text
+    maths.write_text(edited, encoding="utf-8")
+    after = result(start(cache, package))
+    assert (after["compiled"], after["loaded"]) == (2, 0) and not after["right"]
+    gate = np.linspace(-4, 4, 64)
+    factor = (1 + np.exp(-gate)) / (1 + 2 * np.exp(-gate))
+    np.testing.assert_allclose(after["swiglu"], first[0]["swiglu"] * factor, rtol=1e-5)
