@@ -1,0 +1,97 @@
+"""Attention over a paged cache against a float64 softmax, and the same bits however queries are tiled."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import setups
+from harness import ISAS, Batch, isa_id, same_bits
+
+from gumba.kernels.attention import PAGE_TOKENS, TILE_ROWS, scratch_bytes, tile_tokens
+from gumba.simd.isa import Isa
+
+ISA = ISAS[0]
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "f32"])
+@pytest.mark.parametrize("isa", ISAS, ids=isa_id)
+def test_every_instruction_set_and_cache_type(isa: Isa, kv_type: str) -> None:
+    setups.setup_attention(isa, kv_type).check()
+    setups.setup_store_kv(isa, kv_type).check()
+
+
+@pytest.mark.parametrize("group", [1, 3, 8, 40])
+@pytest.mark.parametrize("head_dim", [24, 64, 80])
+def test_group_and_head_sizes(group: int, head_dim: int) -> None:
+    """40 heads in a group are more rows than a tile aims at."""
+    for kv_type in ("f16", "f32"):
+        setups.setup_attention(ISA, kv_type, group, head_dim, kv_heads=1 if group == 40 else 2).check()
+
+
+@pytest.mark.parametrize(
+    "past, new", [(0, 1), (0, 63), (0, 64), (0, 65), (62, 2), (63, 1), (63, 3), (64, 1), (100, 29), (191, 66)]
+)
+def test_contexts_that_end_anywhere_in_a_page(past: int, new: int) -> None:
+    setups.setup_attention(ISA, sequences=[(past, new)], head_dim=20).check()
+
+
+@pytest.mark.parametrize("group", [1, 3, 8])
+def test_same_bits_for_any_tiling(group: int) -> None:
+    """A row's numbers do not depend on the queries that share its tile, down to one query per tile."""
+    tiles = {1, 2, 3, 5, tile_tokens(group)}
+    results = [
+        setups.setup_attention(ISA, group=group, tile=tile).run() for tile in tiles if tile <= tile_tokens(group)
+    ]
+    for other in results[1:]:
+        np.testing.assert_array_equal(same_bits(other), same_bits(results[0]))
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=isa_id)
+def test_same_bits_token_by_token(isa: Isa) -> None:
+    """The last queries of a long prompt, and the same queries as a chunk of their own."""
+    setup = setups.setup_attention(isa, sequences=[(0, 130)], group=3)
+    whole = setup.run()
+    block_table = setup.batch.tiles[0][3]
+    for first in (129, 128, 127, 64, 63, 1):
+        one = Batch(130, tiles=[(first, 1, first, block_table)])
+        np.testing.assert_array_equal(same_bits(setup.run(batch=one)[first]), same_bits(whole[first]))
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "f32"])
+def test_large_scores(kv_type: str) -> None:
+    """Scores of some hundreds: e^x alone would be infinite."""
+    setup = setups.setup_attention(ISA, kv_type, sharpness=300.0)
+    setup.tolerance = 2e-3
+    setup.check()
+
+
+def test_one_key_gives_its_value() -> None:
+    setup = setups.setup_attention(ISA, "f32", group=1, sequences=[(0, 1)])
+    np.testing.assert_array_equal(setup.run(), setup.expected.astype(np.float32))
+
+
+@pytest.mark.parametrize("group", [1, 2, 3, 5, 7, 8, 12, 31, 32, 33, 40])
+def test_scratch_holds_a_tile(group: int) -> None:
+    for head_dim, v_row in ((24, 32), (64, 64), (80, 80)):
+        rows = tile_tokens(group) * group
+        assert tile_tokens(group) >= 1 and (rows <= TILE_ROWS or tile_tokens(group) == 1)
+        padded = -(-rows // 8) * 8
+        assert scratch_bytes(group, head_dim, v_row) >= 4 * padded * (head_dim + PAGE_TOKENS + v_row + 16 + 1)
+        assert scratch_bytes(group, head_dim, v_row) % 64 == 0
+
+
+def test_scratch_is_not_left() -> None:
+    """Each thread keeps to its own scratch: guards before, between and after."""
+    for group in (1, 3, 40):
+        setup = setups.setup_attention(ISA, group=group, kv_heads=1)
+        size = int(setup.arguments["scratch_bytes"])
+        guarded = setups.aligned_empty(6 * (size + 64))
+        guarded[:] = 0x5A
+        setup.arguments["scratch"] = setups.address(guarded) + 64
+        setup.arguments["scratch_bytes"] = size + 64
+        setup.run(3)
+        parts = guarded[64:].copy()
+        for thread in range(3):
+            assert (parts[thread * (size + 64) + size : (thread + 1) * (size + 64)] == 0x5A).all()
+        assert (guarded[:64] == 0x5A).all() and (parts[3 * (size + 64) :] == 0x5A).all()
+        assert not (parts[:size] == 0x5A).all()

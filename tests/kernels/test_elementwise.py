@@ -1,0 +1,138 @@
+"""Norm, activation function, addition, row copies, embedding, rotation: shapes and values beyond the common case."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import numpy as np
+import pytest
+import setups
+from harness import GENERIC, ISAS, isa_id, same_bits
+
+from gumba.kernels.rope import rope_table
+from gumba.simd.isa import Isa
+
+ISA = ISAS[0]
+
+
+@pytest.mark.parametrize("width", [1, 7, 16, 31, 33, 64, 65, 575])
+def test_rms_norm_of_any_width(width: int) -> None:
+    setups.setup_rms_norm(ISA, width=width).check()
+
+
+@pytest.mark.parametrize("n", [1, 2, 63])
+def test_rms_norm_of_any_number_of_rows(n: int) -> None:
+    whole = setups.setup_rms_norm(ISA, n=n, width=96)
+    got = whole.check()
+    for row in (0, n - 1):
+        alone = setups.setup_rms_norm(ISA, n=n, width=96)
+        alone.arguments["x"] += row * whole.arguments["stride"]
+        alone.batch.words[0] = 1
+        np.testing.assert_array_equal(same_bits(alone.run()[0]), same_bits(got[row]))
+
+
+def test_rms_norm_uses_eps() -> None:
+    for eps in (1e-6, 0.1, 100.0):
+        setups.setup_rms_norm(ISA, eps=eps).check()
+    tiny = setups.setup_rms_norm(ISA, eps=1e-5, scale=1e-30)
+    np.testing.assert_allclose(tiny.run(), tiny.expected, rtol=1e-6)
+    assert (setups.setup_rms_norm(ISA, scale=0.0).run() == 0).all()
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=isa_id)
+def test_swiglu_far_from_zero(isa: Isa) -> None:
+    gate = np.array([[0.0, -0.0, 80.0, 1e30, 1e-30, -1e-30, -10.0, -80.0, 3.4e38]], np.float32)
+    setup = setups.setup_swiglu(isa, gate)
+    setup.tolerance = 1e-6 * np.abs(setup.expected) + 1e-30
+    setup.check()
+    below = setups.setup_swiglu(isa, np.array([[-88.0, -100.0, -1e4, -3e38]], np.float32))
+    with np.errstate(over="ignore"):
+        assert np.abs(below.run()).max() <= 12, "e^88 stands for all that is beyond"
+        assert np.abs(below.run()[0, :3]).max() < 1e-30
+    assert np.isnan(setups.setup_swiglu(isa, np.array([[np.nan, 1.0]], np.float32)).run()).tolist() == [[True, False]]
+
+
+@pytest.mark.parametrize("chosen", [(), (0,), (8,), tuple(range(9)), (4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4)])
+def test_select_rows_of_any_choice(chosen: tuple[int, ...]) -> None:
+    setup = setups.setup_select_rows(ISA, chosen) if chosen else setups.setup_select_rows(ISA, (1,))
+    if not chosen:
+        setup.batch.words[6] = 0
+        assert (setup.run() == 0).all()
+        return
+    setup.check()
+
+
+@pytest.mark.parametrize("width", [1, 32, 33, 200])
+def test_copies_and_sums_of_any_width(width: int) -> None:
+    setups.setup_add_row(ISA, width=width, n=3).check()
+    setups.setup_select_rows(ISA, width=width).check()
+
+
+@pytest.mark.parametrize("format", setups.ALL_FORMATS, ids=isa_id)
+@pytest.mark.parametrize("isa", ISAS, ids=isa_id)
+def test_embedding_rows_are_the_decoded_weights(format: ModuleType, isa: Isa) -> None:
+    """Exactly: a product and a sum of the decoder round as here."""
+    setups.setup_embed(isa, format).check()
+
+
+@pytest.mark.parametrize("n_rows", [6, 16, 65])
+def test_embedding_of_few_and_many_rows(n_rows: int) -> None:
+    setups.setup_embed(ISA, n_rows=n_rows).check()
+
+
+# Rotary positions --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("neox", [False, True])
+@pytest.mark.parametrize(
+    "rope_dim, head_dim", [(2, 2), (6, 8), (8, 8), (10, 24), (16, 16), (18, 64), (30, 30), (64, 64), (128, 130)]
+)
+def test_rope_of_any_width(rope_dim: int, head_dim: int, neox: bool) -> None:
+    """Half of 6, 10, 18 and 30 is odd; elements behind ``rope_dim`` keep their bits."""
+    setup = setups.setup_rope(ISA, rope_dim, head_dim, neox=neox)
+    before = setup.view(setup.out).copy().reshape(6, 3, head_dim)[:, :, rope_dim:]
+    got = setup.check().reshape(6, 3, head_dim)
+    np.testing.assert_array_equal(same_bits(got[:, :, rope_dim:]), same_bits(before))
+    np.testing.assert_array_equal(got[0], setup.expected[0].reshape(3, head_dim).astype(np.float32))  # position 0
+
+
+def test_rope_does_not_touch_the_padding() -> None:
+    for neox in (False, True):
+        setup = setups.setup_rope(ISA, 18, 18, neox=neox)
+        setup.run()
+        assert np.isnan(setup.out[:, 54:]).all()
+
+
+def test_rope_is_the_same_for_a_token_alone() -> None:
+    setup = setups.setup_rope(ISA, 20, 24)
+    whole = setup.run()
+    setup.batch.words[0] = 1
+    np.testing.assert_array_equal(same_bits(setup.run()[0]), same_bits(whole[0]))
+    shifted = setups.setup_rope(ISA, 20, 24)
+    shifted.arguments["x"] += 2 * shifted.arguments["stride"]
+    shifted.batch.words[0], shifted.batch.words[2] = 1, shifted.batch.words[2] + 8  # the third token, with its position
+    np.testing.assert_array_equal(same_bits(shifted.run()[2]), same_bits(whole[2]))
+
+
+@pytest.mark.parametrize("neox", [False, True])
+def test_rope_table_layout(neox: bool) -> None:
+    frequencies = np.array([1.0, 0.25, 0.001])
+    table = rope_table(frequencies, 40, 1.5, neox)
+    assert table.shape == (40, 2, 6) and table.dtype == np.float32
+    for position in (0, 1, 39):
+        for i, frequency in enumerate(frequencies):
+            a, b = (i, 3 + i) if neox else (2 * i, 2 * i + 1)
+            cos, sin = 1.5 * np.cos(position * frequency), 1.5 * np.sin(position * frequency)
+            np.testing.assert_allclose(table[position, 0, [a, b]], [cos, cos], rtol=1e-6)
+            np.testing.assert_allclose(table[position, 1, [a, b]], [-sin, sin], rtol=1e-6)
+
+
+def test_rope_scale_multiplies_queries() -> None:
+    frequencies = np.array([0.5, 0.125])
+    assert np.array_equal(rope_table(frequencies, 9, 2.0, True), 2 * rope_table(frequencies, 9, 1.0, True))
+
+
+def test_generic_and_best_round_alike_where_no_set_differs() -> None:
+    """Norm, rotation, addition and copies are one code for all sets."""
+    for make in (setups.setup_rms_norm, setups.setup_rope, setups.setup_add_row, setups.setup_select_rows):
+        assert make(ISA).kernel is make(GENERIC).kernel

@@ -1,0 +1,98 @@
+"""Every kernel against its oracle, in one run and in shares, on every instruction set that it is made for."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import setups
+from harness import GENERIC, ISAS, Setup, isa_id
+
+import gumba.kernels
+from gumba.kernels import op
+from gumba.kernels.op import Kernel, f4, share
+from gumba.simd.isa import Isa
+
+
+def declared() -> set[str]:
+    """``module.name`` of every function in gumba.kernels that is decorated with ``@kernel``."""
+    found = set()
+    for path in Path(gumba.kernels.__path__[0]).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for decorator in getattr(node, "decorator_list", ()):
+                called = decorator.func if isinstance(decorator, ast.Call) else decorator
+                if "kernel" in (getattr(called, "id", ""), getattr(called, "attr", "")):
+                    found.add(f"{path.stem}.{node.name}")
+    return found
+
+
+def test_every_kernel_has_an_oracle() -> None:
+    assert declared() == set(setups.TABLE)
+    assert len(declared()) >= 10
+
+
+@pytest.mark.parametrize("name", sorted(setups.TABLE))
+@pytest.mark.parametrize("isa", ISAS, ids=isa_id)
+def test_kernel_computes_what_its_oracle_does(name: str, isa: Isa) -> None:
+    make: Callable[[Isa], Setup] = setups.TABLE[name]
+    setup = make(isa)
+    assert setup.kernel.name.split("[")[0] == name.split(".")[1]
+    setup.check()
+
+
+def test_a_step_without_rows_writes_nothing() -> None:
+    for name, make in setups.TABLE.items():
+        setup = make(GENERIC)
+        before = setup.out.tobytes()
+        setup.batch.words[[op.N_TOKENS // 8, op.N_TILES // 8, op.N_OUTPUTS // 8]] = 0
+        for n_threads in (1, 3):
+            setup.run(n_threads)
+            assert setup.out.tobytes() == before, name
+
+
+def test_cache_names_differ() -> None:
+    """Two kernels of one name would take each other's machine code from the cache."""
+    names = [name.split(".")[1] for name in setups.TABLE]
+    assert len(names) == len(set(names))
+
+
+# How an operation is declared --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 7, 8, 1000, 2**40])
+@pytest.mark.parametrize("n_threads", [1, 2, 3, 16])
+def test_shares_cover_everything_once(n: int, n_threads: int) -> None:
+    bounds = [share.py_func(n, thread, n_threads) for thread in range(n_threads + 1)]
+    assert bounds[0] == 0 and bounds[-1] == n
+    sizes = [high - low for low, high in itertools.pairwise(bounds)]
+    assert max(sizes) - min(sizes) <= 1 and min(sizes) >= 0
+
+
+def _takes_two(batch, thread, n_threads, count, scale: f4):  # type: ignore[no-untyped-def]
+    """Never compiled."""
+
+
+def test_words_are_the_arguments_in_order() -> None:
+    kernel = Kernel(_takes_two, "")
+    assert kernel.words({"scale": 1.0, "count": 5}) == [5, 0x3F800000]
+    assert kernel.words({"count": -1, "scale": -2.5}) == [-1, 0xC0200000]
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"count": 1}, {"count": 1, "scale": 1.0, "more": 2}, {"Count": 1, "scale": 1.0}]
+)
+def test_words_want_every_argument_and_no_other(values: dict[str, int | float]) -> None:
+    with pytest.raises(ValueError, match="_takes_two"):
+        Kernel(_takes_two, "").words(values)
+
+
+def test_a_kernel_has_as_many_arguments_as_a_record() -> None:
+    scope: dict[str, Callable[..., None]] = {}
+    for n in (op.MAX_ARGUMENTS, op.MAX_ARGUMENTS + 1):
+        exec(f"def k{n}(batch, thread, n_threads, {', '.join(f'a{i}' for i in range(n))}): pass", scope)
+    Kernel(scope[f"k{op.MAX_ARGUMENTS}"], "")
+    with pytest.raises(ValueError, match="arguments"):
+        Kernel(scope[f"k{op.MAX_ARGUMENTS + 1}"], "")

@@ -1,0 +1,137 @@
+"""The matrix product: every format on every instruction set, and the same bits however the work is cut."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import numpy as np
+import pytest
+import setups
+from harness import GENERIC, ISAS, Batch, Setup, isa_id, same_bits
+
+from gumba.kernels.matmul import TOKEN_BLOCK, matmul
+from gumba.quants import bf16, f16, f32, q4_0, q4_1, q6_k, q8_0
+from gumba.simd.isa import Isa
+
+every = pytest.mark.parametrize("isa", ISAS, ids=isa_id)
+every_format = pytest.mark.parametrize("format", setups.ALL_FORMATS, ids=isa_id)
+
+
+def test_all_formats_are_here() -> None:
+    assert set(setups.ALL_FORMATS) == {f32, f16, bf16, q4_0, q4_1, q8_0, q6_k}
+
+
+@every
+@every_format
+def test_every_format_on_every_instruction_set(format: ModuleType, isa: Isa) -> None:
+    """37 rows are no multiple of any number of lanes; weights are random bits."""
+    many = setups.setup_matmul(isa, format, n=20).check()
+    for n in range(1, 21):
+        setup = setups.setup_matmul(isa, format, n=20)
+        got = setup.run(batch=Batch(n))
+        np.testing.assert_array_equal(same_bits(got[:n]), same_bits(many[:n]), err_msg=f"{n} tokens")
+        assert np.isnan(got[n:]).all(), "rows past the last token are not touched"
+        alone = one_token(setup, n - 1)
+        np.testing.assert_array_equal(same_bits(alone), same_bits(many[n - 1]), err_msg=f"token {n - 1} alone")
+
+
+def one_token(setup: Setup, token: int) -> np.ndarray:
+    """The results of a run over that one token."""
+    whole = dict(setup.arguments)
+    for name, stride in (("x", "x_stride"), ("out", "out_stride"), ("residual", "out_stride")):
+        if whole[name]:
+            setup.arguments[name] = whole[name] + token * whole[stride]
+    got = setup.run(batch=Batch(1))[token]
+    setup.arguments.update(whole)
+    return got
+
+
+@every
+@pytest.mark.parametrize("format", [q4_1, f32], ids=isa_id)
+def test_without_a_residual(format: ModuleType, isa: Isa) -> None:
+    plain = setups.setup_matmul(isa, format, residual=False).check()
+    added = setups.setup_matmul(isa, format, residual=True)
+    residual = added.expected - setups.setup_matmul(isa, format, residual=False).expected
+    np.testing.assert_array_equal(added.run(), plain + residual.astype(np.float32))
+
+
+@pytest.mark.parametrize("n_rows", [1, 3, 4, 5, 15, 16, 17, 64, 65])
+def test_any_number_of_rows(n_rows: int) -> None:
+    for isa in {ISAS[0].name: ISAS[0], "generic": GENERIC}.values():
+        setups.setup_matmul(isa, q4_1, n=3, n_rows=n_rows).check()
+
+
+def test_columns_of_one_block_and_of_many() -> None:
+    for columns in (32, 64, 1504):
+        setups.setup_matmul(ISAS[0], q4_1, columns=columns).check()
+    for columns in (1, 2, 33, 1000):
+        setups.setup_matmul(ISAS[0], f32, columns=columns).check()
+
+
+@pytest.mark.parametrize("format", [q4_1, f32], ids=isa_id)
+def test_more_tokens_than_a_token_block(format: ModuleType) -> None:
+    setup = setups.setup_matmul(ISAS[0], format, n=2 * TOKEN_BLOCK + 7)
+    whole = setup.check()
+    for token in (0, TOKEN_BLOCK - 1, TOKEN_BLOCK, 2 * TOKEN_BLOCK + 6):
+        np.testing.assert_array_equal(same_bits(one_token(setup, token)), same_bits(whole[token]))
+
+
+def test_a_residual_may_be_the_output_itself() -> None:
+    setup = setups.setup_matmul(ISAS[0], q4_1, residual=True)
+    apart = setup.run()
+    start = np.frombuffer(setup.keep[1], np.float32).reshape(setup.out.shape)  # the residual's rows
+    setup._before[:] = start
+    setup.arguments["residual"] = setup.arguments["out"]
+    np.testing.assert_array_equal(same_bits(setup.run()), same_bits(apart))
+
+
+@every
+@pytest.mark.parametrize("format", [q4_0, q4_1, q8_0, q6_k], ids=isa_id)
+def test_the_largest_numbers_do_not_overflow(format: ModuleType, isa: Isa) -> None:
+    """All weights at one end of their range, all activations at 127 or -127."""
+    for byte in (0x00, 0x7F, 0x80, 0xFF):
+        for sign in (1, -1):
+            setup = extremes(format, isa, byte, sign)
+            got = setup.run()
+            np.testing.assert_allclose(got, setup.expected, rtol=1e-5, err_msg=f"{byte:#x} {sign}")
+
+
+def extremes(format: ModuleType, isa: Isa, byte: int, sign: int) -> Setup:
+    columns, n_rows = 512, 20
+    blocks = np.empty((n_rows, columns // format.BLOCK_SIZE), format.DTYPE)
+    blocks.view(np.uint8)[:] = byte
+    for name in format.DTYPE.names:
+        if format.DTYPE[name].base == np.dtype("<f2"):
+            blocks[name] = 0.5
+    raw = blocks.view(np.uint8)
+    x = np.full((5, columns), sign * 127, np.float32)
+    held = setups.oracles.quantize_q8(x)
+    w = setups.packed(format, raw, columns, isa)
+    out = setups.rows(np.zeros((len(x), n_rows), np.float32))
+    arguments = {"count": 0, "x": setups.address(held), "x_stride": held.strides[0], "w": w.address,
+                 "group_bytes": w.group_bytes, "n_blocks": w.n_blocks, "n_groups": w.n_groups,
+                 "out": setups.address(out), "out_stride": out.strides[0], "residual": 0}  # fmt: skip
+    dense = np.asarray(format.dequantize(raw)).reshape(n_rows, columns)
+    expected = setups.oracles.matmul(x, dense, None)
+    return Setup(matmul(format, isa), arguments, Batch(len(x)), out, lambda a: a[:, :n_rows], expected, keep=[held, w])
+
+
+@every
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_comes_through(bad: float, isa: Isa) -> None:
+    """A token with a NaN or an infinity has no finite results; its neighbours do not notice."""
+    from gumba.kernels import q8
+
+    x = np.ones((3, 160), np.float32)
+    clean = setups.setup_quantize_q8(isa, x.copy())
+    x[1, 77] = bad
+    dirty = setups.setup_quantize_q8(isa, x)
+    assert dirty.kernel is q8.quantize_q8
+    product = setups.setup_matmul(isa, q4_1, n=3)
+    results = []
+    for quantized in (clean, dirty):
+        quantized.run()
+        product.arguments["x"] = setups.address(quantized.out)
+        results.append(product.run())
+    np.testing.assert_array_equal(results[1][[0, 2]], results[0][[0, 2]])
+    assert np.isfinite(results[0]).all() and not np.isfinite(results[1][1]).any()

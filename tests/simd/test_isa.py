@@ -1,0 +1,82 @@
+"""Which instruction set is used: the processor's best, or the one that GUMBA_ISA names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from gumba.errors import EngineError
+from gumba.simd import isa
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    """No choice is remembered from one test to the next."""
+    isa._choose.cache_clear()
+    yield
+    isa._choose.cache_clear()
+
+
+def test_generic_is_everywhere_and_last() -> None:
+    assert isa.available()[-1] == "generic"
+    assert list(isa.known())[-1] == "generic"
+    assert all(name == one.name for name, one in isa.known().items())
+
+
+def test_best_without_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    for nothing in (None, "", "  "):
+        monkeypatch.delenv("GUMBA_ISA", raising=False)
+        if nothing is not None:
+            monkeypatch.setenv("GUMBA_ISA", nothing)
+        assert isa.current().name == isa.available()[0]
+
+
+def test_choice_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in isa.available():
+        for written in (name, name.upper(), f" {name} "):
+            monkeypatch.setenv("GUMBA_ISA", written)
+            assert isa.current() is isa.known()[name]
+
+
+@pytest.mark.parametrize("name", ["sse9", "avx", "best", "0"])
+def test_unknown_name_lists_what_there_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GUMBA_ISA", name)
+    with pytest.raises(EngineError) as error:
+        isa.current()
+    assert f"GUMBA_ISA={name}" in str(error.value)
+    assert all(there in str(error.value) for there in isa.available())
+
+
+def test_known_but_not_on_this_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isa, "features", lambda: frozenset({"avx2", "fma", "f16c"}))
+    assert isa.available() == ["avx2", "generic"]
+    assert isa.current().name == "avx2"
+    for name in ("avx512_vnni", "neon"):
+        monkeypatch.setenv("GUMBA_ISA", name)
+        with pytest.raises(EngineError, match=r"avx2, generic$"):
+            isa.current()
+
+
+@pytest.mark.parametrize(
+    "features, expected",
+    [
+        ((), ["generic"]),
+        (("avx2",), ["generic"]),
+        (("neon",), ["generic"]),
+        (("neon", "dotprod"), ["neon", "generic"]),
+        (("avx2", "fma", "f16c", "avxvnni"), ["avx_vnni", "avx2", "generic"]),
+        (("avx2", "fma", "f16c", "avx512vnni", "avx512bw", "avx512vl"), ["avx512_vnni", "avx_vnni", "avx2", "generic"]),
+        (("avx2", "fma", "f16c", "avx512bw", "avx512vl"), ["avx2", "generic"]),
+    ],
+)
+def test_sets_by_feature(features: tuple[str, ...], expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isa, "features", lambda: frozenset(features))
+    assert isa.available() == expected
+
+
+def test_features_follow_what_numba_compiles_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from numba.core import config
+
+    monkeypatch.setattr(config, "CPU_FEATURES", "+neon,-sve,+dotprod")
+    assert isa.features.__wrapped__() == {"neon", "dotprod"}

@@ -1,0 +1,196 @@
+"""What instruction sets differ in: conversions, exp and integer dot products, each against NumPy.
+
+The functions compiled here stay in memory: the kernel cache knows nothing of tests.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gumba.kernels.jit import inline
+from gumba.simd import isa as isa_module
+from gumba.simd.isa import Isa
+from gumba.simd.maths import exp
+from gumba.simd.value import F16, F32, I8, I32, Simd, Value, simd_function
+
+ISAS = [isa_module.known()[name] for name in isa_module.available()]
+every = pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+
+
+@functools.cache
+def converters(isa: Isa) -> Callable[[int, int, int, int], None]:
+    """(input, output, vectors, which): 0 float16 to float32, 1 float32 to float16, 2 exp."""
+    n = isa.lanes
+
+    @simd_function("void(i8, i8, i8)")
+    def widen(s: Simd, x: Value, out: Value, vectors: Value) -> None:
+        with s.loop(vectors) as i:
+            s.store(out + i * (4 * n), isa.from_f16(s, s.load(x + i * (2 * n), F16, n)))
+
+    @simd_function("void(i8, i8, i8)")
+    def narrow(s: Simd, x: Value, out: Value, vectors: Value) -> None:
+        with s.loop(vectors) as i:
+            s.store(out + i * (2 * n), isa.to_f16(s, s.load(x + i * (4 * n), F32, n)))
+
+    @simd_function("void(i8, i8, i8)")
+    def exponential(s: Simd, x: Value, out: Value, vectors: Value) -> None:
+        with s.loop(vectors) as i:
+            s.store(out + i * (4 * n), exp(s, isa, s.load(x + i * (4 * n), F32, n)))
+
+    @inline
+    def convert(x, out, vectors, which):  # type: ignore[no-untyped-def]
+        if which == 0:
+            widen(x, out, vectors)
+        elif which == 1:
+            narrow(x, out, vectors)
+        else:
+            exponential(x, out, vectors)
+
+    return convert  # type: ignore[no-any-return]
+
+
+def run(isa: Isa, which: int, x: np.ndarray, dtype: Any) -> np.ndarray:
+    padded = np.zeros(-(-len(x) // isa.lanes) * isa.lanes, x.dtype)
+    padded[: len(x)] = x
+    out = np.zeros(len(padded), dtype)
+    converters(isa)(padded.ctypes.data, out.ctypes.data, len(padded) // isa.lanes, which)
+    return out[: len(x)]
+
+
+def assert_same_bits(got: np.ndarray, expected: np.ndarray) -> None:
+    """NaN is NaN whatever its payload; every other number has one form."""
+    bits = np.uint16 if got.dtype == np.float16 else np.uint32
+    nan = np.isnan(expected)
+    assert np.isnan(got[nan]).all()
+    np.testing.assert_array_equal(got[~nan].view(bits), expected[~nan].view(bits))
+
+
+HALVES = np.arange(65536, dtype=np.uint16).view(np.float16)
+
+
+@every
+def test_all_halves_to_float32(isa: Isa) -> None:
+    with np.errstate(invalid="ignore"):
+        expected = HALVES.astype(np.float32)
+    assert_same_bits(run(isa, 0, HALVES, np.float32), expected)
+
+
+@every
+def test_all_halves_back(isa: Isa) -> None:
+    with np.errstate(invalid="ignore"):
+        wide = HALVES.astype(np.float32)
+    assert_same_bits(run(isa, 1, wide, np.float16), HALVES)
+
+
+@every
+def test_float32_to_half_between_the_halves(isa: Isa) -> None:
+    """Ties between neighbours, and the floats next to them; numbers that overflow or vanish; random bits."""
+    finite = np.sort(HALVES[np.isfinite(HALVES)].astype(np.float32))
+    ties = ((finite[1:].astype(np.float64) + finite[:-1]) / 2).astype(np.float32)
+    infinity = np.float32(np.inf)
+    edges = np.array([65504, 65519.996, 65520, 65536, 1e5, 3.4e38, 2**-24, 2**-25, 2**-26, 1e-45, 0], np.float32)
+    random = np.random.default_rng(0).integers(0, 2**32, 100000, dtype=np.uint32).view(np.float32)
+    x = np.concatenate([ties, np.nextafter(ties, infinity), np.nextafter(ties, -infinity), edges, -edges, random])
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        expected = x.astype(np.float16)
+    assert_same_bits(run(isa, 1, x, np.float16), expected)
+
+
+@every
+def test_exp_is_close(isa: Isa) -> None:
+    grid = np.linspace(-87, 88, 1_000_003)
+    near = np.arange(-125, 127) * np.log(2)  # where the reduction changes its integer
+    x = np.concatenate([grid, near, near + 0.5 * np.log(2), [0.0, -0.0, 1e-8, -1e-8, 1e-40]]).astype(np.float32)
+    x = x[(x >= -87) & (x <= 88)]
+    expected = np.exp(x.astype(np.float64))
+    assert np.abs(run(isa, 2, x, np.float32) / expected - 1).max() < 3e-7
+    assert run(isa, 2, np.zeros(4, np.float32), np.float32).tolist() == [1.0] * 4
+
+
+@every
+def test_exp_of_what_is_far_off(isa: Isa) -> None:
+    x = np.array([-np.inf, -1e30, -88, np.nan, np.inf, 1e30, 200], np.float32)
+    got = run(isa, 2, x, np.float32)
+    assert got[:3].tolist() == [0.0, 0.0, 0.0] and np.isnan(got[3])
+    assert (got[4:] > 1.6e38).all() and np.isfinite(got[4:]).all()
+
+
+# Integer dot products ----------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def dot_product(isa: Isa, signed: bool, w_max: int) -> Callable[[int, int, int, int], None]:
+    """(start, weights, activations, output): one call of the primitive with 8 registers, as for a block of 32."""
+    n = isa.lanes
+
+    @simd_function("void(i8, i8, i8, i8)")
+    def product(s: Simd, start: Value, weights: Value, acts: Value, out: Value) -> None:
+        w = [s.load(weights + 4 * n * j, I8, 4 * n) for j in range(8)]
+        a = [s.load(acts + 4 * n * j, I8, 4 * n) for j in range(8)]
+        function = isa.dot_signed if signed else isa.dot_unsigned
+        assert function is not None
+        s.store(out, function(s, s.load(start, I32, n), w, a, w_max))
+
+    @inline
+    def call(start, weights, acts, out):  # type: ignore[no-untyped-def]
+        product(start, weights, acts, out)
+
+    return call  # type: ignore[no-any-return]
+
+
+def check_dot(isa: Isa, signed: bool, w_max: int, weights: np.ndarray, acts: np.ndarray, start: np.ndarray) -> None:
+    """weights, acts: [8, lanes, 4]; start: [lanes]."""
+    w = weights.astype(np.int8 if signed else np.uint8)
+    a, first, out = acts.astype(np.int8), start.astype(np.int32), np.zeros(isa.lanes, np.int32)
+    dot_product(isa, signed, w_max)(first.ctypes.data, w.ctypes.data, a.ctypes.data, out.ctypes.data)
+    expected = start + (weights.astype(np.int64) * acts.astype(np.int64)).sum(axis=(0, 2))
+    np.testing.assert_array_equal(out, expected)
+
+
+#: Sets with a fast signed product never get unsigned weights above 63: 8-bit weights go signed there.
+CASES = [
+    pytest.param(isa, signed, least, most, id=f"{isa.name}-{least}..{most}")
+    for isa in ISAS
+    for signed, least, most in [
+        (False, 0, 15),
+        (False, 0, 63),
+        *([(True, -128, 127)] if isa.dot_signed is not None else [(False, 0, 255)]),
+    ]
+]
+
+
+@pytest.mark.parametrize("isa, signed, least, most", CASES)
+def test_dot_products_are_exact(isa: Isa, signed: bool, least: int, most: int) -> None:
+    rng = np.random.default_rng(1)
+    shape = (8, isa.lanes, 4)
+    w_max = max(-least, most)
+    for w in (least, most, least + 1, 0):
+        for a in (-127, 127, -1, 0):
+            for start in (0, -128 * 32 * 127, 2**20):
+                check_dot(isa, signed, w_max, np.full(shape, w), np.full(shape, a), np.full(isa.lanes, start))
+    for _ in range(50):
+        start = rng.integers(-(2**24), 2**24, isa.lanes)
+        extreme_w, extreme_a = rng.choice([least, most], shape), rng.choice([-127, 127], shape)
+        check_dot(isa, signed, w_max, extreme_w, extreme_a, start)
+        w, a = rng.integers(least, most + 1, shape), rng.integers(-127, 128, shape)
+        check_dot(isa, signed, w_max, w, a, start)
+
+
+@pytest.mark.parametrize("isa, signed, least, most", CASES)
+def test_each_product_lands_in_its_lane(isa: Isa, signed: bool, least: int, most: int) -> None:
+    shape = (8, isa.lanes, 4)
+    for place in range(0, 8 * isa.lanes * 4, 5):
+        w, a = np.zeros(shape, int), np.full(shape, 11)
+        w.flat[place] = most
+        check_dot(isa, signed, max(-least, most), w, a, np.zeros(isa.lanes, int))
+
+
+@every
+def test_lanes_and_tiles_fit_the_kernels(isa: Isa) -> None:
+    assert isa.lanes in (4, 8, 16)
+    assert isa.tiles[-1] == 1 and sorted(isa.tiles, reverse=True) == list(isa.tiles)
