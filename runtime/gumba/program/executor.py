@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import threading
 
 import numpy as np
 
 from gumba.errors import EngineError
 from gumba.kernels.jit import entry, inline
+from gumba.kernels.op import RECORD_WORDS
 from gumba.simd.memory import (
     atomic_add,
     atomic_exchange,
@@ -123,7 +125,7 @@ def _yield_address() -> int:
 
 
 class Team:
-    """Threads that run programs. One job at a time: ``run`` must not be called from two threads at once."""
+    """Threads that run programs, one job at a time."""
 
     def __init__(self, n_threads: int) -> None:
         self.n_threads = n_threads
@@ -131,7 +133,8 @@ class Team:
         self._address = (self._shared.ctypes.data + 63) // 64 * 64
         self._pid = os.getpid()
         self._closed = False
-        self._locks: list[int] = []
+        self._busy = threading.Lock()
+        self._helpers: list[tuple[threading.Thread, int]] = []  # with the lock that each sleeps on
         run_step.compile()
         if n_threads > 1:
             self._start()
@@ -140,39 +143,60 @@ class Team:
         api = ctypes.pythonapi
         api.PyThread_allocate_lock.restype = ctypes.c_void_p
         api.PyThread_acquire_lock.argtypes = [ctypes.c_void_p, ctypes.c_int]
+        api.PyThread_free_lock.argtypes = [ctypes.c_void_p]
         for offset, function in ((ACQUIRE, api.PyThread_acquire_lock), (RELEASE, api.PyThread_release_lock)):
             self._set(offset, ctypes.cast(function, ctypes.c_void_p).value or 0)
         self._set(YIELD, _yield_address())
-        from gumba.kernels.op import RECORD_WORDS
-
         help_team.compile()
         for thread in range(1, self.n_threads):
             lock = api.PyThread_allocate_lock()
             if not lock:
                 raise EngineError("cannot allocate a lock for a helper thread")
             api.PyThread_acquire_lock(lock, 1)  # taken from the start: a sleeper waits for the caller to release it
-            self._locks.append(lock)
             self._set(HELPERS + (thread - 1) * HELPER_BYTES + 8, lock)
-            arguments = (self._address, thread, self.n_threads, 8 * RECORD_WORDS)
-            threading.Thread(target=help_team, args=arguments, name=f"gumba-{thread}", daemon=True).start()
+            helper = threading.Thread(
+                target=_help,
+                args=(self._shared, self._address, thread, self.n_threads),
+                name=f"gumba-{thread}",
+                daemon=True,
+            )
+            self._helpers.append((helper, lock))
+            helper.start()
 
     def _set(self, offset: int, value: int) -> None:
         ctypes.c_int64.from_address(self._address + offset).value = value
 
     def run(self, ops: np.ndarray, batch: np.ndarray) -> None:
         """Run a program's records (int64 [n, RECORD_WORDS]) once, with one batch record (int64)."""
-        if self._closed:
-            raise EngineError("the engine is closed")
-        if os.getpid() != self._pid:
-            raise EngineError("this process was forked after the model was loaded: load the model in the child instead")
-        run_step(self._address, ops.ctypes.data, len(ops), batch.ctypes.data, self.n_threads, ops.strides[0])
+        with self._busy:
+            if self._closed:
+                raise EngineError("the engine is closed")
+            if os.getpid() != self._pid:
+                raise EngineError(
+                    "this process was forked after the model was loaded: load the model in the child instead"
+                )
+            run_step(self._address, ops.ctypes.data, len(ops), batch.ctypes.data, self.n_threads, ops.strides[0])
 
     def close(self) -> None:
-        """Let the helpers end. They keep the shared memory alive until they have."""
-        if self._closed:
+        """Let the helpers end, after a step that is under way. Harmless when repeated."""
+        if self._closed or os.getpid() != self._pid:
+            self._closed = True
             return
-        self._closed = True
-        if self.n_threads > 1 and os.getpid() == self._pid:
+        with self._busy:
+            self._closed = True
+            if not self._helpers:
+                return
             self._set(STOP, 1)
-            empty = np.zeros((1, 1), np.int64)
-            run_step(self._address, empty.ctypes.data, 0, 0, self.n_threads, 8)
+            run_step(self._address, 0, 0, 0, self.n_threads, 0)
+        for helper, lock in self._helpers:
+            if not sys.is_finalizing():
+                helper.join(1.0)
+                if not helper.is_alive():
+                    ctypes.pythonapi.PyThread_free_lock(lock)
+        self._helpers.clear()
+
+
+def _help(shared: np.ndarray, address: int, thread: int, n_threads: int) -> None:
+    """A helper's thread. It holds on to the memory that its compiled loop reads (``shared``) until that has ended."""
+    help_team(address, thread, n_threads, 8 * RECORD_WORDS)
+    del shared
