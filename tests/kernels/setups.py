@@ -248,7 +248,8 @@ def setup_attention(
     size = att.scratch_bytes(group, head_dim, cache.v_row)
     scratch = aligned_empty(50 * size)
     arguments = cache.arguments() | {"q": address(held), "out": address(out), "stride": out.strides[0], "group": group,
-                                     "scratch": address(scratch), "scratch_bytes": size, "scale": scale}  # fmt: skip
+                                     "scratch": address(scratch), "scratch_bytes": size, "partials": 0,
+                                     "scale": scale}  # fmt: skip
     return Setup(
         att.attention(isa, kv_type), arguments, Batch(start, tiles=tiles), out, lambda a: a[:, :width],
         np.concatenate(expected), 1e-5 * max(1.0, sharpness), keep=[held, cache, scratch],

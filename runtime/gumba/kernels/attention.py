@@ -9,8 +9,12 @@ so that scores (Q times K) and outputs (P times V) are both small matrix product
 
 The unit of work is (tile of consecutive query tokens of one sequence, KV head): its rows are the queries of all heads of the
 group, so every page is read once for all of them. Pages are taken in order with an online softmax (Milakov and Gimelshein
-2018, Rabe and Staats 2021): per row a running maximum, a running sum and a running output. A row's numbers depend on its own
-query and on the pages before it, never on which rows share its tile: its place in a batch or prompt chunk changes nothing.
+2018, Rabe and Staats 2021): per row a running maximum, a running sum and a running output.
+
+The context is cut into parts of PART_TOKENS at fixed places. Each part's softmax runs by itself, and the parts are merged in
+order (Dao et al. 2023, "Flash-Decoding"). Where a step has too few units for the threads (one sequence that decodes), the
+parts become units too, and whoever ends a tile's last part merges them all. So a row's numbers depend on its own query and on
+the pages before it: not on the threads, nor on which rows share its tile, its batch or its prompt chunk.
 """
 
 from __future__ import annotations
@@ -18,18 +22,22 @@ from __future__ import annotations
 import functools
 
 from gumba.kernels.jit import inline
-from gumba.kernels.op import N_TILES, N_TOKENS, SLOTS, TILES, Kernel, f4, kernel, share
+from gumba.kernels.op import N_TILES, N_TOKENS, SLOTS, SPLIT, TILES, Kernel, f4, kernel, share
 from gumba.simd.isa import Isa
 from gumba.simd.maths import exp
-from gumba.simd.memory import load_i32, load_i64, store_f32
+from gumba.simd.memory import atomic_add, load_f32, load_i32, load_i64, store_f32, store_i64
 from gumba.simd.value import F16, F32, I32, Simd, Value, simd_function
 
 PAGE_TOKENS = 64
+#: Tokens of context whose softmax runs by itself: fixed, since it decides the order of sums.
+PART_TOKENS = 256
+PART_PAGES = PART_TOKENS // PAGE_TOKENS
 #: A tile's rows (query tokens times heads of the group) are padded to a multiple of this.
 ROW_TILE = 8
 #: Rows that a tile aims at: enough to use each page often, few enough for the scratch to stay in the first-level cache.
 TILE_ROWS = 32
 V_ALIGN = 16
+_SPLIT_UNITS_PER_THREAD = 4
 ELEMENT_BYTES = {"f16": 2, "f32": 4}
 
 
@@ -38,10 +46,26 @@ def tile_tokens(group: int) -> int:
     return max(1, TILE_ROWS // group)
 
 
+def tile_rows(group: int) -> int:
+    """Rows of a whole tile, padded."""
+    return -(-tile_tokens(group) * group // ROW_TILE) * ROW_TILE
+
+
 def scratch_bytes(group: int, head_dim: int, v_row: int) -> int:
-    """Scratch per thread: queries, scores, outputs, sums (16 lanes) and maxima of a tile's rows."""
-    rows = -(-tile_tokens(group) * group // ROW_TILE) * ROW_TILE
-    return -(-rows * 4 * (head_dim + PAGE_TOKENS + v_row + 16 + 1) // 64) * 64
+    """Scratch per thread: a tile's queries and scores, and twice (part and whole) its outputs, sums (16 lanes) and maxima."""
+    return -(-tile_rows(group) * 4 * (head_dim + PAGE_TOKENS + 2 * (v_row + 16 + 1)) // 64) * 64
+
+
+def split_units(n_threads: int) -> int:
+    """With fewer units than this (tiles times KV heads) the context is split among the threads."""
+    return _SPLIT_UNITS_PER_THREAD * n_threads
+
+
+def partials_bytes(group: int, v_row: int, n_threads: int, n_ctx: int) -> int:
+    """Memory in which threads leave the parts of a split context: a counter for each unit, then the parts' rows."""
+    units = split_units(n_threads)
+    parts = -(-n_ctx // PART_TOKENS)
+    return units * 64 + units * parts * tile_rows(group) * 4 * (v_row + 16 + 1)
 
 
 def _load(s: Simd, isa: Isa, kv_type: str, address: Value) -> Value:
@@ -160,6 +184,32 @@ def _scale_row(s: Simd, x: Value, n_vectors: Value, factor: Value) -> None:
         s.store(x + i * 64, s.load(x + i * 64, F32, 16) * s.splat(factor, 16))
 
 
+def _merge(isa: Isa):
+    """Add a part's row (maximum, sums, output) to that of the parts before it."""
+
+    @simd_function("void(i8, i8, i8, i8, i8, i8, i8)")
+    def merge(
+        s: Simd, m: Value, total: Value, o: Value, to_m: Value, to_total: Value, to_o: Value, n_vectors: Value
+    ) -> None:
+        ours, theirs = s.load(to_m, F32), s.load(m, F32)
+        now = s.maximum(ours, theirs)
+        s.store(to_m, now)
+        keep = s.splat(s.lane(exp(s, isa, s.splat(ours - now, 4)), 0), 16)
+        add = s.splat(s.lane(exp(s, isa, s.splat(theirs - now, 4)), 0), 16)
+        s.store(to_total, s.load(to_total, F32, 16) * keep + s.load(total, F32, 16) * add)
+        with s.loop(n_vectors) as i:
+            at = i * 64
+            s.store(to_o + at, s.load(to_o + at, F32, 16) * keep + s.load(o + at, F32, 16) * add)
+
+    return merge
+
+
+@simd_function("void(i8, i8, i8)")
+def _copy(s: Simd, x: Value, out: Value, n_vectors: Value) -> None:
+    with s.loop(n_vectors) as i:
+        s.store(out + i * 64, s.load(x + i * 64, F32, 16))
+
+
 @simd_function("void(i8, i8, i8, f4)")
 def _scale_copy(s: Simd, x: Value, out: Value, n: Value, factor: Value) -> None:
     with s.loop(n) as i:
@@ -182,12 +232,12 @@ def attention(isa: Isa, kv_type: str) -> Kernel:
     """q: float32 [n_tokens, n_kv_heads * group, head_dim] -> out, the same shape. ``scale``: of the scores, 1 / sqrt(head_dim).
 
     ``pages``: address of this layer's part of page 0; ``v_offset``: from a page's keys to its values; ``scratch``: 64-byte
-    aligned, ``scratch_bytes`` for each thread.
+    aligned, ``scratch_bytes`` for each thread; ``partials``: ``partials_bytes``, its counters zero (only for a split step).
     """
     size = ELEMENT_BYTES[kv_type]
     scores_8, scores_4, scores_1 = (_scores(isa, kv_type, n) for n in (8, 4, 1))
     outputs_8, outputs_4, outputs_1 = (_outputs(isa, kv_type, n) for n in (8, 4, 1))
-    softmax = _softmax(isa)
+    softmax, merge = _softmax(isa), _merge(isa)
 
     @inline
     def one_page(q, s, o, totals, maxima, rows, keys, values, head_dim, v_row, first_visible, group, n_keys):
@@ -226,44 +276,96 @@ def attention(isa: Isa, kv_type: str) -> Kernel:
                 outputs_1(s + r * (4 * PAGE_TOKENS), values, o + r * v_row * 4, v_row, n_keys)
                 r += 1
 
+    @inline
+    def begin_rows(o, totals, maxima, rows, v_row):
+        """No keys seen yet."""
+        _clear(o, rows * v_row // 16)
+        _clear(totals, rows)
+        for r in range(rows):
+            store_f32(maxima + 4 * r, -float("inf"))
+
+    @inline
+    def one_part(q, s, o, totals, maxima, rows, part, table, pages, page_bytes, k_offset, v_offset, head_dim, v_row,
+                 first_position, n_context, group):  # fmt: skip
+        """The pages of one part of the context, from nothing."""
+        begin_rows(o, totals, maxima, rows, v_row)
+        last = min((part + 1) * PART_PAGES, (n_context + PAGE_TOKENS - 1) // PAGE_TOKENS)
+        for page in range(part * PART_PAGES, last):
+            base = pages + load_i32(table + 4 * page) * page_bytes
+            n_keys = min(PAGE_TOKENS, n_context - page * PAGE_TOKENS)
+            first_visible = first_position + 1 - page * PAGE_TOKENS
+            one_page(q, s, o, totals, maxima, rows, base + k_offset, base + v_offset, head_dim, v_row, first_visible,
+                     group, n_keys)  # fmt: skip
+
+    @inline
+    def merge_rows(o, totals, maxima, to_o, to_totals, to_maxima, rows, v_row):
+        for r in range(rows):
+            merge(maxima + 4 * r, totals + 64 * r, o + r * v_row * 4,
+                  to_maxima + 4 * r, to_totals + 64 * r, to_o + r * v_row * 4, v_row // 16)  # fmt: skip
+
     @kernel(variant=f"{isa.name},{kv_type}")
     def attention(
         batch, thread, n_threads, q, out, stride, pages, page_bytes, v_offset, n_kv_heads, group, head_dim, v_row,
-        scratch, scratch_bytes, scale: f4,
+        scratch, scratch_bytes, partials, scale: f4,
     ):  # fmt: skip
         tiles = load_i64(batch + TILES)
         n_units = load_i64(batch + N_TILES) * n_kv_heads
+        split = load_i64(batch + SPLIT)
+        parts_each = max(1, split)
         max_rows = max(1, TILE_ROWS // group) * group
         max_rows = (max_rows + ROW_TILE - 1) // ROW_TILE * ROW_TILE
+        row_bytes = 4 * (v_row + 16 + 1)  # of a row in partials: output, sums, maximum, each for all rows together
         q_rows = scratch + thread * scratch_bytes
         o_rows = q_rows + max_rows * head_dim * 4
         s_rows = o_rows + max_rows * v_row * 4
         totals = s_rows + max_rows * (4 * PAGE_TOKENS)
-        maxima = totals + max_rows * 64
-        for unit in range(thread, n_units, n_threads):
+        whole_o = totals + max_rows * 64
+        whole_totals = whole_o + max_rows * v_row * 4
+        maxima = whole_totals + max_rows * 64
+        whole_maxima = maxima + max_rows * 4
+        for job in range(thread, n_units * parts_each, n_threads):
+            unit = job // parts_each
             tile = tiles + unit // n_kv_heads * 32
             head = unit % n_kv_heads
             first_token = load_i64(tile)
-            n_queries = load_i64(tile + 8)
+            rows = load_i64(tile + 8) * group
             first_position = load_i64(tile + 16)
             table = load_i64(tile + 24)
-            rows = n_queries * group
-            _clear(q_rows, (max_rows * (head_dim + v_row + PAGE_TOKENS + 16)) // 16)
+            n_context = first_position + load_i64(tile + 8)
+            n_parts = (n_context + PART_TOKENS - 1) // PART_TOKENS
+            k_offset = head * head_dim * (PAGE_TOKENS * size)
+            v_at = v_offset + head * v_row * (PAGE_TOKENS * size)
+            if job % parts_each >= n_parts:
+                continue
+            _clear(q_rows, max_rows * head_dim // 16)
             for r in range(rows):
                 source = q + (first_token + r // group) * stride + (head * group + r % group) * head_dim * 4
                 _scale_copy(source, q_rows + r * head_dim * 4, head_dim, scale)
-                store_f32(maxima + 4 * r, -float("inf"))
-            n_context = first_position + n_queries
-            for page in range((n_context + PAGE_TOKENS - 1) // PAGE_TOKENS):
-                base = pages + load_i32(table + 4 * page) * page_bytes
-                n_keys = min(PAGE_TOKENS, n_context - page * PAGE_TOKENS)
-                one_page(
-                    q_rows, s_rows, o_rows, totals, maxima, rows,
-                    base + head * head_dim * (PAGE_TOKENS * size), base + v_offset + head * v_row * (PAGE_TOKENS * size),
-                    head_dim, v_row, first_position + 1 - page * PAGE_TOKENS, group, n_keys,
-                )  # fmt: skip
+            if split != 0:
+                parts = partials + _SPLIT_UNITS_PER_THREAD * n_threads * 64 + unit * split * max_rows * row_bytes
+                own = parts + job % parts_each * max_rows * row_bytes
+                one_part(q_rows, s_rows, o_rows, totals, maxima, rows, job % parts_each, table, pages, page_bytes,
+                         k_offset, v_at, head_dim, v_row, first_position, n_context, group)  # fmt: skip
+                _copy(o_rows, own, rows * v_row // 16)
+                _copy(totals, own + max_rows * v_row * 4, rows)
+                for r in range(rows):
+                    store_f32(own + (max_rows * (v_row + 16) + r) * 4, load_f32(maxima + 4 * r))
+                if atomic_add(partials + unit * 64, 1) != n_parts - 1:
+                    continue
+                store_i64(partials + unit * 64, 0)
+                begin_rows(whole_o, whole_totals, whole_maxima, rows, v_row)
+                for part in range(n_parts):
+                    own = parts + part * max_rows * row_bytes
+                    merge_rows(own, own + max_rows * v_row * 4, own + max_rows * (v_row + 16) * 4,
+                               whole_o, whole_totals, whole_maxima, rows, v_row)  # fmt: skip
+            else:
+                begin_rows(whole_o, whole_totals, whole_maxima, rows, v_row)
+                for part in range(n_parts):
+                    one_part(q_rows, s_rows, o_rows, totals, maxima, rows, part, table, pages, page_bytes,
+                             k_offset, v_at, head_dim, v_row, first_position, n_context, group)  # fmt: skip
+                    merge_rows(o_rows, totals, maxima, whole_o, whole_totals, whole_maxima, rows, v_row)
             for r in range(rows):
                 target = out + (first_token + r // group) * stride + (head * group + r % group) * head_dim * 4
-                _scale_copy(o_rows + r * v_row * 4, target, head_dim, _inverse_total(totals + 64 * r))
+                _scale_copy(whole_o + r * v_row * 4, target, head_dim, _inverse_total(whole_totals + 64 * r))
 
     return attention

@@ -34,7 +34,8 @@ TILES = (
 )
 N_OUTPUTS = 48  # tokens whose logits are wanted
 OUTPUT_ROWS = 56  # -> int32 [n_outputs]
-BATCH_WORDS = 8
+SPLIT = 64  # attention: parts of the context that threads take apart for this step; 0: each tile's context is one piece
+BATCH_WORDS = 9
 
 f4 = "f4"
 

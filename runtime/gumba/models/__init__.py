@@ -71,7 +71,7 @@ def load_model(
     try:
         kv = KVCache(config.n_layers, config.n_kv_heads, config.head_dim, -(-kv_tokens // PAGE_TOKENS), kv_type)
         weights = module.load_weights(Loader(gguf, chosen, n_threads, progress), config)
-        program = Program(chosen, n_threads, max_batch_tokens)
+        program = Program(chosen, n_threads, max_batch_tokens, n_ctx)
         logits = module.forward(program, config, weights, kv.layout, n_ctx)
         return Model(config, program, logits, kv, Team(n_threads), n_ctx, weights)
     except MemoryError:

@@ -10,7 +10,7 @@ import numpy as np
 
 from gumba.errors import EngineError, RequestError
 from gumba.kernels import op
-from gumba.kernels.attention import PAGE_TOKENS, tile_tokens
+from gumba.kernels.attention import PAGE_TOKENS, PART_TOKENS, split_units, tile_tokens
 from gumba.kv_cache import KVCache
 from gumba.program.builder import Buffer, Program
 from gumba.program.executor import Team
@@ -63,6 +63,7 @@ class Model:
         if len(tokens) == 0:
             return np.empty((0, self.config.n_vocab), np.float32)
         b = self._batch
+        b[op.SPLIT // 8] = self._split(tiles)
         b[op.N_TOKENS // 8], b[op.N_TILES // 8], b[op.N_OUTPUTS // 8] = len(tokens), len(tiles), len(rows)
         for offset, array in (
             (op.TOKENS, tokens), (op.POSITIONS, positions), (op.SLOTS, slots), (op.TILES, tiles), (op.OUTPUT_ROWS, rows),
@@ -71,6 +72,14 @@ class Model:
         self._team.run(self._records, b)
         del tables  # the kernels read the block tables up to here
         return self._logits[: len(rows), : self.config.n_vocab]
+
+    def _split(self, tiles: np.ndarray) -> int:
+        """In how many parts the threads take the longest context; 0 where the step has units enough for all of them."""
+        n_units = len(tiles) * self.config.n_kv_heads
+        if self.n_threads == 1 or n_units >= split_units(self.n_threads):
+            return 0
+        longest = int((tiles[:, 1] + tiles[:, 2]).max())
+        return -(-longest // PART_TOKENS) if longest > PART_TOKENS else 0
 
     def _gather(self, chunks: Sequence[Chunk]) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """The batch record's arrays (tokens, positions, slots, tiles, output rows), every number in them checked.

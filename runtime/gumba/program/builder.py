@@ -65,9 +65,11 @@ class Program:
     isa: Isa
     n_threads: int
     max_rows: int
+    max_context: int = 0
     operations: list[Operation] = field(default_factory=list)
     _keep: list[np.ndarray] = field(default_factory=list)
     _scratch_bytes: int = embed.SCRATCH
+    _partials_bytes: int = 0
     _arena: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
 
     # What an architecture writes -----------------------------------------------------------------------------------
@@ -140,10 +142,12 @@ class Program:
         )  # fmt: skip
         scratch = att.scratch_bytes(group, kv.head_dim, kv.v_row)
         self._scratch_bytes = max(self._scratch_bytes, scratch)
+        partials = att.partials_bytes(group, kv.v_row, self.n_threads, self.max_context)
+        self._partials_bytes = max(self._partials_bytes, partials)
         self._append(
             att.attention(self.isa, kv.kv_type),
-            place | {"q": q, "out": out, "stride": q.row_bytes, "group": group, "scratch": -1, "scratch_bytes": -2,
-                     "scale": scale},
+            place | {"q": q, "out": out, "stride": q.row_bytes, "group": group, "scale": scale, "scratch": -1,
+                     "scratch_bytes": -1, "partials": -1},
             [q, cache], [out], ("tiles",),
         )  # fmt: skip
         return out
@@ -252,17 +256,22 @@ class Program:
         barriers = self._place_barriers()
         self._arena = self._place_buffers(outputs)
         scratch = aligned_empty(self._scratch_bytes * self.n_threads)
-        self._keep.append(scratch)
+        partials = aligned_empty(self._partials_bytes)
+        partials[: 64 * att.split_units(self.n_threads)] = 0  # the counters
+        self._keep += [scratch, partials]
+        own = {
+            "scratch": int(scratch.ctypes.data),
+            "scratch_bytes": self._scratch_bytes,
+            "partials": int(partials.ctypes.data),
+        }
         records = np.zeros((len(self.operations), RECORD_WORDS), np.int64)
         for record, op, barrier in zip(records, self.operations, barriers):
             values: dict[str, int | float] = {}
             for name, value in op.arguments.items():
                 if isinstance(value, Buffer):
                     values[name] = value.address
-                elif name == "scratch":
-                    values[name] = int(scratch.ctypes.data)
-                elif name == "scratch_bytes":
-                    values[name] = self._scratch_bytes
+                elif name in own:
+                    values[name] = own[name]
                 else:
                     values[name] = value
             words = op.kernel.words(values)
