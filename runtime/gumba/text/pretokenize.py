@@ -43,7 +43,7 @@ _SMOLLM = PreTokenizer(
 #: digits in threes.
 _PUNCTUATION = r"\p{P}$+<=>\^~|"
 _DEFAULT = PreTokenizer(
-    rf"[{_PUNCTUATION}]++| ?\p{{L}}++| (?=\p{{N}})|[0-9]{{3}}|(?:(?![0-9]{{3}})\p{{N}})++"
+    rf"[{_PUNCTUATION}]++| ?\p{{L}}++|[0-9]{{3}}|(?:(?![0-9]{{3}})\p{{N}})++"
     rf"| ?[^\s\p{{L}}\p{{N}}{_PUNCTUATION}]++|\s+(?![^\s{_PUNCTUATION}])|\s++",
 )
 

@@ -26,8 +26,7 @@ class StreamDecoder:
         """Text that this token completes ("" when none). Raises RequestError for an id out of range."""
         token = self._tokenizer.check_id(token)
         ids = [token] if self._previous is None else [self._previous, token]
-        continuation = self._continuation or self._previous is not None
-        *_, piece = self._tokenizer.pieces(ids, self._skip_special, continuation)
+        *_, piece = self._tokenizer.pieces(ids, self._skip_special, self._continuation)
         self._previous = token
         return self._decoder.decode(piece)
 
