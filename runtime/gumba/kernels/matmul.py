@@ -58,9 +58,11 @@ def dot_block(s: Simd, isa: Isa, w: Block, x: Value, acc: Value) -> Value:
     return acc
 
 
-def quantized_tile(format: ModuleType, isa: Isa, tokens: int) -> Any:
-    """Micro-kernel: one group of rows times ``tokens`` rows of int8 activations."""
+def _tiles(format: ModuleType, isa: Isa, tokens: int) -> Any:
+    """A compiled loop that takes ``tokens`` tokens at a time, for one group of rows; returns the first token left over."""
     block_bytes = sum(width * count for _, width, count in format.PIECES) * isa.lanes
+    is_float = format.ACTIVATION == "f32"
+    x_bytes = 4 if is_float else q8.BYTES  # of the activations that meet one block (of a float format: one column)
 
     @simd_function("void(i8, i8, i8, i8, i8, i8, i8)")
     def tile(
@@ -70,29 +72,22 @@ def quantized_tile(format: ModuleType, isa: Isa, tokens: int) -> Any:
         with s.loop(n_blocks) as k:
             block = format.unpack(s, isa, w + k * block_bytes)
             for t, acc in enumerate(accs):
-                acc.set(dot_block(s, isa, block, x + x_stride * t + k * q8.BYTES, acc.get()))
+                at = x + x_stride * t + k * x_bytes
+                if is_float:
+                    acc.set(isa.multiply_add(s, s.splat(s.load(at, F32), isa.lanes), block, acc.get()))
+                else:
+                    acc.set(dot_block(s, isa, block, at, acc.get()))
         _finish(s, accs, out, out_stride, residual)
 
-    return tile
+    @inline
+    def loop(t, last, w, x, x_stride, out, out_stride, residual, n_blocks):
+        while t + tokens <= last:
+            r = residual + t * out_stride if residual != 0 else 0
+            tile(w, x + t * x_stride, x_stride, out + t * out_stride, out_stride, r, n_blocks)
+            t += tokens
+        return t
 
-
-def float_tile(format: ModuleType, isa: Isa, tokens: int) -> Any:
-    """Micro-kernel: one group of rows times ``tokens`` rows of float32."""
-    block_bytes = sum(width * count for _, width, count in format.PIECES) * isa.lanes
-
-    @simd_function("void(i8, i8, i8, i8, i8, i8, i8)")
-    def tile(
-        s: Simd, w: Value, x: Value, x_stride: Value, out: Value, out_stride: Value, residual: Value, n_blocks: Value
-    ) -> None:
-        accs = [s.variable(s.zero(F32, isa.lanes)) for _ in range(tokens)]
-        with s.loop(n_blocks) as k:
-            column = format.unpack(s, isa, w + k * block_bytes)
-            for t, acc in enumerate(accs):
-                value = s.splat(s.load(x + x_stride * t + k * 4, F32), isa.lanes)
-                acc.set(isa.multiply_add(s, value, column, acc.get()))
-        _finish(s, accs, out, out_stride, residual)
-
-    return tile
+    return loop
 
 
 @functools.cache
@@ -103,32 +98,16 @@ def matmul(format: ModuleType, isa: Isa) -> Kernel:
     where the format pairs with those, ``x_stride`` bytes apart; ``out``: float32 rows of ``out_stride`` bytes, with room for
     whole groups; ``residual``: 0, or float32 rows like ``out`` to be added.
     """
-    make = float_tile if format.ACTIVATION == "f32" else quantized_tile
     sizes = isa.tiles if len(isa.tiles) == 4 else (isa.tiles[0],) * 3 + (1,)
-    big, middle, small = sizes[0], sizes[1], sizes[2]
-    tile_big, tile_middle, tile_small = (make(format, isa, n) for n in (big, middle, small))
-    tile_one = make(format, isa, 1)
+    tiles_big, tiles_middle, tiles_small, tiles_one = (_tiles(format, isa, size) for size in sizes)
     group_floats = 4 * isa.lanes
 
     @inline
-    def group(w, x, x_stride, out, out_stride, residual, n_blocks, first, last):
-        t = first
-        while t + big <= last:
-            r = residual + t * out_stride if residual != 0 else 0
-            tile_big(w, x + t * x_stride, x_stride, out + t * out_stride, out_stride, r, n_blocks)
-            t += big
-        while t + middle <= last:
-            r = residual + t * out_stride if residual != 0 else 0
-            tile_middle(w, x + t * x_stride, x_stride, out + t * out_stride, out_stride, r, n_blocks)
-            t += middle
-        while t + small <= last:
-            r = residual + t * out_stride if residual != 0 else 0
-            tile_small(w, x + t * x_stride, x_stride, out + t * out_stride, out_stride, r, n_blocks)
-            t += small
-        while t < last:
-            r = residual + t * out_stride if residual != 0 else 0
-            tile_one(w, x + t * x_stride, x_stride, out + t * out_stride, out_stride, r, n_blocks)
-            t += 1
+    def group(w, x, x_stride, out, out_stride, residual, n_blocks, t, last):
+        t = tiles_big(t, last, w, x, x_stride, out, out_stride, residual, n_blocks)
+        t = tiles_middle(t, last, w, x, x_stride, out, out_stride, residual, n_blocks)
+        t = tiles_small(t, last, w, x, x_stride, out, out_stride, residual, n_blocks)
+        tiles_one(t, last, w, x, x_stride, out, out_stride, residual, n_blocks)
 
     @kernel(variant=f"{format.NAME},{isa.name}")
     def matmul(

@@ -19,7 +19,7 @@ import numpy as np
 
 from gumba.kernels.jit import entry, inline
 from gumba.simd.isa import Isa
-from gumba.simd.memory import load_i8, load_i32, store_i8, store_i32
+from gumba.simd.memory import load_i8, load_i16, load_i32, store_i8, store_i16, store_i32
 
 #: How much of a matrix a thread reads and weaves at a time.
 CHUNK_BYTES = 2 << 20
@@ -28,12 +28,14 @@ ROW_ALIGN = 64
 
 
 @inline
-def _copy(target, source, width):
+def _copy(target, source, width, mask):
+    """One element of 1, 2 or 4 bytes; ``mask`` is XORed into the last kind."""
     if width == 4:
-        store_i32(target, load_i32(source))
+        store_i32(target, load_i32(source) ^ mask)
+    elif width == 2:
+        store_i16(target, load_i16(source))
     else:
-        for k in range(width):
-            store_i8(target + k, load_i8(source + k))
+        store_i8(target, load_i8(source))
 
 
 @entry("void(i8, i8, i8, i8, i8, i8, i8, i8, i8[:, ::1], i8)")
@@ -52,16 +54,13 @@ def interleave(source, row_bytes, n_rows, target, first_group, last_group, lanes
                 width = pieces[p, 1]
                 for e in range(pieces[p, 2]):
                     at = b * block_bytes + pieces[p, 0] + e * width
-                    mask = flip if width == 4 else 0
                     for lane in range(lanes):
                         row = g * lanes + lane
-                        if (first_group * lanes + row) >= n_rows:
+                        if first_group * lanes + row < n_rows:
+                            _copy(target, source + row * row_bytes + at, width, flip)
+                        else:
                             for k in range(width):
                                 store_i8(target + k, 0)
-                        elif mask != 0:
-                            store_i32(target, load_i32(source + row * row_bytes + at) ^ mask)
-                        else:
-                            _copy(target, source + row * row_bytes + at, width)
                         target += width
 
 

@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from gumba.simd.value import F32, I8, I32, I64, Simd, Value, simd_function
+from gumba.simd.value import F32, I8, I16, I32, I64, Simd, Value, simd_function
 
 
 @simd_function("i8(i8)")
@@ -19,6 +19,11 @@ def load_i64(s: Simd, address: Value) -> Value:
 @simd_function("i8(i8)")
 def load_i32(s: Simd, address: Value) -> Value:
     return s.load(address, I32).to(I64)
+
+
+@simd_function("i8(i8)")
+def load_i16(s: Simd, address: Value) -> Value:
+    return s.load(address, I16).to(I64)
 
 
 @simd_function("i8(i8)")
@@ -44,6 +49,11 @@ def store_i64(s: Simd, address: Value, value: Value) -> None:
 @simd_function("void(i8, i8)")
 def store_i32(s: Simd, address: Value, value: Value) -> None:
     s.store(address, value.to(I32))
+
+
+@simd_function("void(i8, i8)")
+def store_i16(s: Simd, address: Value, value: Value) -> None:
+    s.store(address, value.to(I16))
 
 
 @simd_function("void(i8, i8)")
@@ -147,11 +157,13 @@ __all__ = [
     "call_pointer_int",
     "load_f32",
     "load_i8",
+    "load_i16",
     "load_i32",
     "load_i64",
     "spin_hint",
     "store_f32",
     "store_i8",
+    "store_i16",
     "store_i32",
     "store_i64",
 ]
