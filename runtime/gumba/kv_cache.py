@@ -64,11 +64,14 @@ class KVCache:
             return pages
 
     def release(self, pages: Sequence[int]) -> None:
-        """Give pages back. Raises EngineError for a page that is not taken."""
+        """Give pages back; all or none. Raises EngineError for a page that is not taken, or named twice."""
         with self._lock:
+            named: set[int] = set()
             for page in pages:
-                if not 0 <= page < self.n_pages or not self._used[page]:
+                if not 0 <= page < self.n_pages or not self._used[page] or page in named:
                     raise EngineError(f"KV page {page} is released but was not taken")
+                named.add(page)
+            for page in pages:
                 self._used[page] = False
                 self._free.append(page)
 
