@@ -42,8 +42,17 @@ class Operation:
     reads: Sequence[Buffer]
     writes: Sequence[Buffer]
     split: tuple[object, ...]  # operations of equal split give each thread the same rows and columns
-    gathers: bool = False  # reads more of its inputs than its own share
+    gathers: Sequence[Buffer] = ()  # inputs of which a thread reads more than its own share
     phase: int = 0
+
+    def waits_for(self, earlier: Operation) -> bool:
+        """Whether every thread must have ended ``earlier`` before any begins this."""
+        alike = self.split == earlier.split
+        return (
+            any(b in earlier.writes and not (alike and b not in self.gathers) for b in self.reads)
+            or any(b in earlier.reads and not (alike and b not in earlier.gathers) for b in self.writes)
+            or any(b in earlier.writes and not alike for b in self.writes)
+        )
 
 
 @dataclass(frozen=True)
@@ -103,7 +112,7 @@ class Program:
             {"count": x.count, "x": source, "x_stride": source.row_bytes, "w": w.address, "group_bytes": w.group_bytes,
              "n_blocks": w.n_blocks, "n_groups": w.n_groups, "out": out, "out_stride": out.row_bytes,
              "residual": residual if residual is not None else 0},
-            [source] + ([residual] if residual is not None else []), [out], ("groups", w.n_groups),
+            [source] + ([residual] if residual is not None else []), [out], ("groups", w.n_groups), [source],
         )  # fmt: skip
         return out if bias is None else self.add_row(out, bias)
 
@@ -174,18 +183,17 @@ class Program:
 
     def _append(
         self, kernel: Kernel, arguments: dict[str, int | float | Buffer], reads: Sequence[Buffer],
-        writes: Sequence[Buffer], split: tuple[object, ...],
+        writes: Sequence[Buffer], split: tuple[object, ...], gathers: Sequence[Buffer] = (),
     ) -> None:  # fmt: skip
-        self.operations.append(Operation(kernel, arguments, reads, writes, split))
+        self.operations.append(Operation(kernel, arguments, reads, writes, split, gathers))
 
     def _elementwise(
         self, kernel: Kernel, arguments: dict[str, int | float | Buffer], reads: Sequence[Buffer], out: Buffer
     ) -> None:
         n_blocks = -(-out.width // q8.COLUMNS)
         arguments = arguments | {"count": out.count, "stride": out.row_bytes, "n_blocks": n_blocks}
-        gathers = kernel in (elementwise.rms_norm, elementwise.select_rows)  # whole rows; other rows
-        split = ("blocks", out.count, n_blocks)
-        self.operations.append(Operation(kernel, arguments, reads, [out], split, gathers))
+        gathers = reads if kernel in (elementwise.rms_norm, elementwise.select_rows) else ()  # whole rows; other rows
+        self._append(kernel, arguments, reads, [out], ("blocks", out.count, n_blocks), gathers)
 
     def _blocks(self, x: Buffer) -> Buffer:
         """x as int8 blocks: made once, shared by every product that reads x."""
@@ -202,13 +210,9 @@ class Program:
         after = [False] * len(self.operations)
         begin, phase = 0, 0
         for i, op in enumerate(self.operations):
-            for earlier in self.operations[begin:i]:
-                touched = [*earlier.reads, *earlier.writes]
-                conflict = any(b in earlier.writes for b in op.reads) or any(b in touched for b in op.writes)
-                if conflict and (op.gathers or earlier.split != op.split):
-                    after[i - 1] = True
-                    begin, phase = i, phase + 1
-                    break
+            if any(op.waits_for(earlier) for earlier in self.operations[begin:i]):
+                after[i - 1] = True
+                begin, phase = i, phase + 1
             op.phase = phase
         if after:
             after[-1] = True

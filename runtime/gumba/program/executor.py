@@ -168,13 +168,11 @@ class Team:
 
     def run(self, ops: np.ndarray, batch: np.ndarray) -> None:
         """Run a program's records (int64 [n, RECORD_WORDS]) once, with one batch record (int64)."""
+        if os.getpid() != self._pid:  # looked at first: the lock may have been taken when the process was forked
+            raise EngineError("this process was forked after the model was loaded: load the model in the child instead")
         with self._busy:
             if self._closed:
                 raise EngineError("the engine is closed")
-            if os.getpid() != self._pid:
-                raise EngineError(
-                    "this process was forked after the model was loaded: load the model in the child instead"
-                )
             run_step(self._address, ops.ctypes.data, len(ops), batch.ctypes.data, self.n_threads, ops.strides[0])
 
     def close(self) -> None:

@@ -1,0 +1,237 @@
+"""The team of threads: right with any number of them, quiet when idle, never stuck, clear errors when it cannot run."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import threading
+import time
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from programs import batch, named, two_norms
+
+from gumba.errors import EngineError
+from gumba.kernels import elementwise
+from gumba.kernels.op import FIRST_ARGUMENT, N_TOKENS, RECORD_WORDS
+from gumba.program.builder import Program
+from gumba.program.executor import Team
+from gumba.simd.isa import current
+
+ROWS, WIDTH = 5, 64
+
+
+class Counter:
+    """A program of ``n_ops`` operations that each add 1 to every number, in place; a barrier follows each."""
+
+    def __init__(self, n_ops: int = 3) -> None:
+        self.n_ops = n_ops
+        self.numbers = np.zeros((ROWS, WIDTH), np.float32)
+        self._one = np.ones(WIDTH, np.float32)
+        words = elementwise.add_row.words(
+            {"count": N_TOKENS, "x": self.numbers.ctypes.data, "row": self._one.ctypes.data,
+             "out": self.numbers.ctypes.data, "stride": 4 * WIDTH, "n_blocks": WIDTH // 32}
+        )  # fmt: skip
+        self.records = np.zeros((n_ops, RECORD_WORDS), np.int64)
+        self.records[:, 0], self.records[:, 1] = elementwise.add_row.address, 1
+        self.records[:, FIRST_ARGUMENT : FIRST_ARGUMENT + len(words)] = words
+        self.batch = batch(ROWS)
+
+    def step(self, team: Team) -> None:
+        team.run(self.records, self.batch)
+
+
+def within(seconds: float, work: Callable[[], None]) -> None:
+    """Run ``work`` on a thread of its own; fail, instead of hanging, when it does not end."""
+    raised: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            work()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=guarded, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        pytest.fail(f"stuck for {seconds} s")
+    if raised:
+        raise raised[0]
+
+
+@pytest.fixture
+def team_of() -> object:
+    """Makes teams that are closed after the test."""
+    made: list[Team] = []
+
+    def make(n_threads: int) -> Team:
+        made.append(Team(n_threads))
+        return made[-1]
+
+    yield make
+    for team in made:
+        team.close()
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 4, 16])
+def test_any_number_of_threads(n_threads: int, team_of: Callable[[int], Team]) -> None:
+    """16 are more than the machines of our tests have: slower, but it must not collapse."""
+    tokens, outputs = np.arange(16, dtype=np.int32), np.array([3, 15, 0], np.int32)
+    results = []
+    for n in (1, n_threads):
+        program = Program(current(), n, 16)
+        logits, _ = two_norms(program, named("q4_0"))
+        records = program.finish([logits])
+        team = team_of(n)
+        words = batch(len(tokens), tokens, outputs)
+
+        def steps(team: Team = team, records: np.ndarray = records, words: np.ndarray = words) -> None:
+            for _ in range(100):
+                team.run(records, words)
+
+        began = time.perf_counter()
+        within(60, steps)
+        assert time.perf_counter() - began < 30
+        results.append(program.rows(logits)[:3, :70].copy())
+    assert np.isfinite(results[0]).all()
+    np.testing.assert_array_equal(results[1], results[0])
+
+
+@pytest.mark.parametrize("n_threads", [2, 3, 8])
+def test_thousands_of_short_steps(n_threads: int, team_of: Callable[[int], Team]) -> None:
+    """With pauses around the moment at which helpers fall asleep: each step's work is done once, and none is missed."""
+    counter, team, chance = Counter(), team_of(n_threads), random.Random(5)
+    n_steps = 3000 if n_threads < 8 else 500
+
+    def steps() -> None:
+        for i in range(n_steps):
+            counter.step(team)
+            assert (counter.numbers == counter.n_ops * (i + 1)).all()
+            pause = chance.choice([0, 0, 0, 1e-5, 1e-4, 5e-4, 1e-3])
+            until = time.perf_counter() + pause * chance.random()
+            if chance.random() < 0.1:
+                time.sleep(pause)
+            while time.perf_counter() < until:
+                pass
+
+    within(90, steps)
+
+
+def test_helpers_sleep_when_there_is_nothing_to_do(team_of: Callable[[int], Team]) -> None:
+    counter, team = Counter(), team_of(4)
+    counter.step(team)
+    time.sleep(0.3)
+    before = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - before < 0.1
+    within(10, lambda: counter.step(team))
+    assert (counter.numbers == 2 * counter.n_ops).all()
+
+
+def test_a_step_without_rows_and_a_program_without_operations(team_of: Callable[[int], Team]) -> None:
+    counter, team = Counter(), team_of(3)
+
+    def steps() -> None:
+        counter.batch[0] = 0
+        counter.step(team)
+        team.run(np.zeros((0, RECORD_WORDS), np.int64), counter.batch)
+        counter.batch[0] = ROWS
+        counter.step(team)
+
+    within(10, steps)
+    assert (counter.numbers == counter.n_ops).all()
+
+
+def test_callers_take_turns(team_of: Callable[[int], Team]) -> None:
+    counter, team = Counter(), team_of(2)
+    callers = [threading.Thread(target=lambda: [counter.step(team) for _ in range(100)]) for _ in range(4)]
+
+    def all_of_them() -> None:
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+
+    within(60, all_of_them)
+    assert (counter.numbers == 400 * counter.n_ops).all()
+
+
+def names_of_helpers() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("gumba-")]
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 4])
+def test_close(n_threads: int) -> None:
+    counter, team = Counter(), Team(n_threads)
+    counter.step(team)
+    assert len(names_of_helpers()) >= n_threads - 1
+    before = len(names_of_helpers())
+    within(10, team.close)
+    assert len(names_of_helpers()) == before - (n_threads - 1)
+    within(10, team.close)
+    with pytest.raises(EngineError, match="closed"):
+        counter.step(team)
+    assert (counter.numbers == counter.n_ops).all()
+
+
+def test_close_wakes_sleepers() -> None:
+    team = Team(4)
+    time.sleep(0.2)
+    began = time.perf_counter()
+    within(10, team.close)
+    assert time.perf_counter() - began < 1.0
+
+
+def test_teams_come_and_go() -> None:
+    """Helpers that still end while the next team starts, and memory that is used again."""
+
+    def many() -> None:
+        for i in range(60):
+            counter, team = Counter(), Team(3)
+            if i % 3:
+                counter.step(team)
+                assert (counter.numbers == counter.n_ops).all()
+            team.close()
+            del team
+            gc.collect(0)
+            np.full(64, -1, np.int64)
+
+    within(60, many)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_forked_child_gets_an_error(busy: bool, team_of: Callable[[int], Team]) -> None:
+    """Helpers are not in the child: a step would never end. ``busy``: another thread was in a step at that moment."""
+    counter, team = Counter(), team_of(2)
+    counter.step(team)
+    if busy:
+        team._busy.acquire()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: fork with threads
+        child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            counter.step(team)
+        except EngineError as error:
+            code = 0 if "fork" in str(error) else 2
+            team.close()
+        finally:
+            os._exit(code)
+    if busy:
+        team._busy.release()
+    until = time.perf_counter() + 20
+    while (done := os.waitpid(child, os.WNOHANG)) == (0, 0):
+        if time.perf_counter() > until:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+            pytest.fail("the child is stuck")
+        time.sleep(0.01)
+    assert os.waitstatus_to_exitcode(done[1]) == 0
+    within(10, lambda: counter.step(team))
+    assert (counter.numbers == 2 * counter.n_ops).all()
