@@ -39,12 +39,14 @@ class Batch:
         slots: Sequence[int] = (),
         tiles: Sequence[tuple[int, int, int, int]] = (),
         output_rows: Sequence[int] = (),
+        split: int = 0,
     ) -> None:
         self.words = np.zeros(op.BATCH_WORDS, np.int64)
         self.tiles = list(tiles)
         self._set(op.N_TOKENS, n_tokens)
         self._set(op.N_TILES, len(tiles))
         self._set(op.N_OUTPUTS, len(output_rows))
+        self._set(op.SPLIT, split)
         self._arrays = [
             (op.TOKENS, np.array(tokens, np.int32)),
             (op.POSITIONS, np.array(positions, np.int32)),

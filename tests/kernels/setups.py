@@ -225,7 +225,9 @@ def setup_attention(
     tile: int | None = None,
     sharpness: float = 1.0,
     kv_heads: int = 2,
+    split: bool = False,
 ) -> Setup:
+    """``split``: threads share the parts of a context; there must be fewer units than ``att.split_units(1)`` then."""
     rng = rng_of(10, group, head_dim)
     cache = Cache(kv_heads, head_dim, kv_type, [past + new for past, new in sequences], rng)
     scale = 1 / math.sqrt(head_dim)
@@ -247,12 +249,17 @@ def setup_attention(
     width = queries[0].shape[1]
     size = att.scratch_bytes(group, head_dim, cache.v_row)
     scratch = aligned_empty(50 * size)
+    longest = max(past + new for past, new in sequences)
+    partials = aligned_empty(att.partials_bytes(group, cache.v_row, 50, longest) if split else 0)
+    partials[:] = 0xFF  # NaN, but for the counters
+    partials[: 64 * att.split_units(50)] = 0
     arguments = cache.arguments() | {"q": address(held), "out": address(out), "stride": out.strides[0], "group": group,
-                                     "scratch": address(scratch), "scratch_bytes": size, "partials": 0,
-                                     "scale": scale}  # fmt: skip
+                                     "scratch": address(scratch), "scratch_bytes": size,
+                                     "partials": address(partials) if split else 0, "scale": scale}  # fmt: skip
+    batch = Batch(start, tiles=tiles, split=-(-longest // att.PART_TOKENS) if split else 0)
     return Setup(
-        att.attention(isa, kv_type), arguments, Batch(start, tiles=tiles), out, lambda a: a[:, :width],
-        np.concatenate(expected), 1e-5 * max(1.0, sharpness), keep=[held, cache, scratch],
+        att.attention(isa, kv_type), arguments, batch, out, lambda a: a[:, :width],
+        np.concatenate(expected), 1e-5 * max(1.0, sharpness), keep=[held, cache, scratch, partials],
     )  # fmt: skip
 
 

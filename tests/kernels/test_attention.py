@@ -7,7 +7,7 @@ import pytest
 import setups
 from harness import ISAS, Batch, isa_id, same_bits
 
-from gumba.kernels.attention import PAGE_TOKENS, TILE_ROWS, scratch_bytes, tile_tokens
+from gumba.kernels.attention import PAGE_TOKENS, TILE_ROWS, partials_bytes, scratch_bytes, split_units, tile_tokens
 from gumba.simd.isa import Isa
 
 ISA = ISAS[0]
@@ -29,9 +29,10 @@ def test_group_and_head_sizes(group: int, head_dim: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "past, new", [(0, 1), (0, 63), (0, 64), (0, 65), (62, 2), (63, 1), (63, 3), (64, 1), (100, 29), (191, 66)]
+    "past, new",
+    [(0, 1), (0, 63), (0, 64), (0, 65), (62, 2), (63, 1), (64, 1), (191, 66), (250, 12), (700, 5), (0, 300)],
 )
-def test_contexts_that_end_anywhere_in_a_page(past: int, new: int) -> None:
+def test_contexts_that_end_anywhere_in_a_page_or_part(past: int, new: int) -> None:
     setups.setup_attention(ISA, sequences=[(past, new)], head_dim=20).check()
 
 
@@ -48,13 +49,54 @@ def test_same_bits_for_any_tiling(group: int) -> None:
 
 @pytest.mark.parametrize("isa", ISAS, ids=isa_id)
 def test_same_bits_token_by_token(isa: Isa) -> None:
-    """The last queries of a long prompt, and the same queries as a chunk of their own."""
-    setup = setups.setup_attention(isa, sequences=[(0, 130)], group=3)
+    """Queries of a long prompt, and the same queries as a chunk of their own."""
+    setup = setups.setup_attention(isa, sequences=[(0, 270)], group=3)
     whole = setup.run()
     block_table = setup.batch.tiles[0][3]
-    for first in (129, 128, 127, 64, 63, 1):
-        one = Batch(130, tiles=[(first, 1, first, block_table)])
+    for first in (269, 257, 256, 255, 129, 128, 127, 64, 63, 1):
+        one = Batch(270, tiles=[(first, 1, first, block_table)])
         np.testing.assert_array_equal(same_bits(setup.run(batch=one)[first]), same_bits(whole[first]))
+
+
+#: Parts that a step's last tokens share with none, one and several before; tiles of different length in one step.
+SPLIT = [[(255, 1)], [(256, 1)], [(1023, 1)], [(1024, 3)], [(254, 4)], [(5, 1), (600, 1)], [(700, 2), (0, 1)]]
+
+
+@pytest.mark.parametrize("sequences", SPLIT, ids=str)
+@pytest.mark.parametrize("isa", ISAS, ids=isa_id)
+def test_same_bits_when_threads_share_a_context(isa: Isa, sequences: list[tuple[int, int]]) -> None:
+    """The parts of the context as units of their own, with any number of threads, in any order, time after time."""
+    whole = setups.setup_attention(isa, sequences=sequences, kv_heads=1)
+    parted = setups.setup_attention(isa, sequences=sequences, kv_heads=1, split=True)
+    assert len(parted.batch.tiles) < split_units(1)
+    np.testing.assert_array_equal(same_bits(parted.check()), same_bits(whole.check()))
+    counters = parted.keep[-1][: 64 * split_units(1)]  # more threads keep more, but no more are used here
+    assert not counters.any(), "ready for the next step"
+
+
+def test_split_context_of_any_group() -> None:
+    for group, head_dim in ((1, 24), (8, 64), (40, 80)):
+        for kv_type in ("f16", "f32"):
+            sizes = {"group": group, "head_dim": head_dim, "sequences": [(520, 1)], "kv_heads": 2}
+            parted = setups.setup_attention(ISA, kv_type, split=True, **sizes)
+            np.testing.assert_array_equal(
+                same_bits(parted.check()), same_bits(setups.setup_attention(ISA, kv_type, **sizes).run())
+            )
+
+
+def test_partials_stay_in_their_memory() -> None:
+    """What ``partials_bytes`` promises is enough, to the byte, for as many units as are ever split."""
+    for n_threads in (1, 2, 3):
+        units = split_units(n_threads) - 1
+        setup = setups.setup_attention(ISA, sequences=[(511, 1)] * units, kv_heads=1, split=True)
+        size = partials_bytes(3, 32, n_threads, 512)
+        guarded = setups.aligned_empty(size + 4096)
+        guarded[:] = 0x5A
+        guarded[: 64 * split_units(n_threads)] = 0
+        setup.arguments["partials"] = setups.address(guarded)
+        got = setup.run(n_threads)
+        assert np.abs(got - setup.expected).max() < 1e-5
+        assert (guarded[size:] == 0x5A).all()
 
 
 @pytest.mark.parametrize("kv_type", ["f16", "f32"])
@@ -76,7 +118,7 @@ def test_scratch_holds_a_tile(group: int) -> None:
         rows = tile_tokens(group) * group
         assert tile_tokens(group) >= 1 and (rows <= TILE_ROWS or tile_tokens(group) == 1)
         padded = -(-rows // 8) * 8
-        assert scratch_bytes(group, head_dim, v_row) >= 4 * padded * (head_dim + PAGE_TOKENS + v_row + 16 + 1)
+        assert scratch_bytes(group, head_dim, v_row) >= 4 * padded * (head_dim + PAGE_TOKENS + 2 * (v_row + 16 + 1))
         assert scratch_bytes(group, head_dim, v_row) % 64 == 0
 
 
