@@ -115,10 +115,11 @@ def test_a_user_whose_files_are_group_writable_has_a_cache(cache: Path, caplog: 
         lambda data: data[:20],
         lambda data: data[: len(data) // 2],
         lambda data: bytes(len(data)),
-        lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+        lambda data: data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :],
+        lambda data: bytes(32) + data[32:],
         lambda data: b"\x80\x04garbage." * 99,
     ],
-    ids=["empty", "short", "half", "zeros", "one bit", "garbage"],
+    ids=["empty", "short", "half", "zeros", "one bit", "hash", "garbage"],
 )
 def test_damaged_files_are_made_anew(damage, warm: Path, caplog: pytest.LogCaptureFixture) -> None:  # type: ignore[no-untyped-def]
     for path in files(warm):

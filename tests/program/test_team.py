@@ -74,7 +74,7 @@ def team_of() -> object:
 
     yield make
     for team in made:
-        team.close()
+        within(10, team.close)
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 4, 16])
@@ -123,7 +123,7 @@ def test_thousands_of_short_steps(n_threads: int, team_of: Callable[[int], Team]
 
 def test_helpers_sleep_when_there_is_nothing_to_do(team_of: Callable[[int], Team]) -> None:
     counter, team = Counter(), team_of(4)
-    counter.step(team)
+    within(10, lambda: counter.step(team))
     time.sleep(0.3)
     before = time.process_time()
     time.sleep(0.5)
