@@ -11,8 +11,9 @@ from gumba.simd import isa
 
 
 @pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
-    """No choice is remembered from one test to the next."""
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No choice is made outside, or remembered from one test to the next."""
+    monkeypatch.delenv("GUMBA_ISA", raising=False)
     isa._choose.cache_clear()
     yield
     isa._choose.cache_clear()
@@ -26,7 +27,6 @@ def test_generic_is_everywhere_and_last() -> None:
 
 def test_best_without_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     for nothing in (None, "", "  "):
-        monkeypatch.delenv("GUMBA_ISA", raising=False)
         if nothing is not None:
             monkeypatch.setenv("GUMBA_ISA", nothing)
         assert isa.current().name == isa.available()[0]
