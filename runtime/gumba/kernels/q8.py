@@ -35,11 +35,14 @@ def quantize_block(s: Simd, x: Value, out: Value) -> None:
     # As integers, magnitudes order like the numbers they stand for, with infinity and NaN on top: one maximum finds both.
     sizes = [half.bits(I32, 16) & 0x7FFFFFFF for half in halves]
     largest = s.reduce(s.maximum(sizes[0], sizes[1]), s.maximum).bits(F32, 1)
-    inverse = s.select(largest.compare(">", 0.0), s.constant(127.0, F32) / largest, s.zero(F32))
+    # Outside this range (zeros, infinity, NaN; below it the quotient would be infinite) all q are 0, and the scale says why.
+    usable = largest.compare(">", 1e-36) & largest.compare("<", float("inf"))
+    inverse = s.select(usable, s.constant(127.0, F32) / largest, s.zero(F32))
+    keep = s.splat(s.select(usable, s.constant(-1, I32), s.zero(I32)), 16)
     scale = largest * (1 / 127)
     quantized = []
     for i, half in enumerate(halves):
-        rounded = half * s.splat(inverse, 16) + _ROUND - _ROUND
+        rounded = (half.bits(I32, 16) & keep).bits(F32, 16) * s.splat(inverse, 16) + _ROUND - _ROUND
         quantized.append(rounded.to(I32))
         s.store(out + 16 * i, quantized[i].to(I8))
     # Both halves' sums at once: fold each to 8 lanes, lay them side by side, fold on.

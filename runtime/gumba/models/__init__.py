@@ -69,8 +69,8 @@ def load_model(
     chosen = isa.current()
     max_batch_tokens = min(max_batch_tokens, max(n_ctx, kv_tokens))
     try:
-        kv = KVCache(config.n_layers, config.n_kv_heads, config.head_dim, -(-kv_tokens // PAGE_TOKENS), kv_type)
         weights = module.load_weights(Loader(gguf, chosen, n_threads, progress), config)
+        kv = KVCache(config.n_layers, config.n_kv_heads, config.head_dim, -(-kv_tokens // PAGE_TOKENS), kv_type)
         program = Program(chosen, n_threads, max_batch_tokens, n_ctx)
         logits = module.forward(program, config, weights, kv.layout, n_ctx)
         return Model(config, program, logits, kv, Team(n_threads), n_ctx, weights)

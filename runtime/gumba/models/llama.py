@@ -23,7 +23,7 @@ from gumba.models.loader import (
     Loader,
     TensorRule,
     check_tensors,
-    require_finite,
+    require_float,
     require_positive,
 )
 from gumba.program.builder import Buffer, KVLayout, Program
@@ -113,7 +113,7 @@ def read_config(gguf: GGUFFile) -> Config:
         raise UnsupportedError(
             f"{gguf.path}: metadata llama.rope.scaling.type is {scaling!r}, expected none, linear or yarn"
         )
-    factor = require_finite(gguf, "llama.rope.scaling.factor", default=legacy or 1.0)
+    factor = require_float(gguf, "llama.rope.scaling.factor", default=legacy or 1.0)
     return Config(
         architecture=NAME,
         n_vocab=_vocabulary_size(gguf),
@@ -125,18 +125,18 @@ def read_config(gguf: GGUFFile) -> Config:
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,
         rope_dim=rope_dim,
-        norm_eps=require_finite(gguf, "llama.attention.layer_norm_rms_epsilon"),
-        rope_freq_base=require_finite(gguf, "llama.rope.freq_base", default=10000.0),
+        norm_eps=require_float(gguf, "llama.attention.layer_norm_rms_epsilon", most=1.0),
+        rope_freq_base=require_float(gguf, "llama.rope.freq_base", default=10000.0, least=1.001),
         rope_scaling=scaling,
         rope_factor=factor,
         rope_original_ctx=require_positive(
             gguf, "llama.rope.scaling.original_context_length", 1 << 30, default=n_ctx_train
         ),
-        yarn_beta_fast=require_finite(gguf, "llama.rope.scaling.yarn_beta_fast", default=32.0),
-        yarn_beta_slow=require_finite(gguf, "llama.rope.scaling.yarn_beta_slow", default=1.0),
-        yarn_ext_factor=require_finite(gguf, "llama.rope.scaling.yarn_ext_factor", default=1.0),
-        yarn_attn_factor=require_finite(gguf, "llama.rope.scaling.attn_factor", default=1.0)
-        * require_finite(gguf, "llama.rope.scaling.yarn_attn_factor", default=1.0),
+        yarn_beta_fast=require_float(gguf, "llama.rope.scaling.yarn_beta_fast", default=32.0),
+        yarn_beta_slow=require_float(gguf, "llama.rope.scaling.yarn_beta_slow", default=1.0),
+        yarn_ext_factor=require_float(gguf, "llama.rope.scaling.yarn_ext_factor", default=1.0),
+        yarn_attn_factor=require_float(gguf, "llama.rope.scaling.attn_factor", default=1.0)
+        * require_float(gguf, "llama.rope.scaling.yarn_attn_factor", default=1.0),
     )
 
 

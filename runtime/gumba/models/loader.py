@@ -38,11 +38,13 @@ def require_positive(gguf: GGUFFile, key: str, most: int, default: int | None = 
     return value
 
 
-def require_finite(gguf: GGUFFile, key: str, default: float | None = None, *, least: float = 0.0) -> float:
-    """A finite float metadata value above ``least``; ``default`` when the key is absent (None: it must be there)."""
+def require_float(
+    gguf: GGUFFile, key: str, default: float | None = None, *, least: float = 1e-12, most: float = 1e12
+) -> float:
+    """A float metadata value in ``least`` .. ``most``; ``default`` when the key is absent (None: it must be there)."""
     value = gguf.require(key, float) if default is None else gguf.get(key, float, default)
-    if not (np.isfinite(value) and value > least):
-        raise ModelError(f"{gguf.path}: metadata {key} is {value}, expected a finite number above {least}")
+    if not least <= value <= most:  # NaN is not, either
+        raise ModelError(f"{gguf.path}: metadata {key} is {value}, expected {least:g} to {most:g}")
     return float(value)
 
 

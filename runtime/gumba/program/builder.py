@@ -85,6 +85,7 @@ class Program:
 
     def embed(self, w: PackedMatrix) -> Buffer:
         """Rows of ``w`` for this step's token ids."""
+        self._keep.append(w.data)
         out = self._buffer("embed", w.columns)
         self._append(
             embed.embed(w.format, self.isa),
@@ -105,6 +106,7 @@ class Program:
         self, w: PackedMatrix, x: Buffer, residual: Buffer | None = None, bias: np.ndarray | None = None
     ) -> Buffer:
         """x times w transposed, plus a residual, plus a bias."""
+        self._keep.append(w.data)
         out = self._buffer("matmul", w.rows, x.count)
         source = x if w.format.ACTIVATION == "f32" else self._blocks(x)
         self._append(
