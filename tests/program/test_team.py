@@ -186,6 +186,24 @@ def test_close_wakes_sleepers() -> None:
     assert time.perf_counter() - began < 1.0
 
 
+def test_close_from_several_threads_at_once() -> None:
+    def many() -> None:
+        for _ in range(60):
+            team, together = Team(3), threading.Barrier(3)
+
+            def close(team: Team = team, together: threading.Barrier = together) -> None:
+                together.wait()
+                team.close()
+
+            closers = [threading.Thread(target=close) for _ in range(3)]
+            for closer in closers:
+                closer.start()
+            for closer in closers:
+                closer.join()
+
+    within(60, many)
+
+
 def test_teams_come_and_go() -> None:
     """Helpers that still end while the next team starts, and memory that is used again."""
 

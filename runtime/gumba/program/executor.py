@@ -177,21 +177,20 @@ class Team:
 
     def close(self) -> None:
         """Let the helpers end, after a step that is under way. Harmless when repeated."""
-        if self._closed or os.getpid() != self._pid:
+        if os.getpid() != self._pid:  # a fork's child has no helpers
             self._closed = True
             return
         with self._busy:
+            helpers, self._helpers = self._helpers, []
             self._closed = True
-            if not self._helpers:
-                return
-            self._set(STOP, 1)
-            run_step(self._address, 0, 0, 0, self.n_threads, 0)
-        for helper, lock in self._helpers:
+            if helpers:
+                self._set(STOP, 1)
+                run_step(self._address, 0, 0, 0, self.n_threads, 0)
+        for helper, lock in helpers:
             if not sys.is_finalizing():
                 helper.join(1.0)
                 if not helper.is_alive():
                     ctypes.pythonapi.PyThread_free_lock(lock)
-        self._helpers.clear()
 
 
 def _help(shared: np.ndarray, address: int, thread: int, n_threads: int) -> None:
