@@ -35,13 +35,14 @@ class KVCache:
         self.page_bytes = n_layers * layer_bytes
         self.n_bytes = n_pages * self.page_bytes
         try:
-            self._memory = aligned_zeros(self.n_bytes)
+            memory = aligned_zeros(self.n_bytes)
         except MemoryError:
             tokens = n_pages * PAGE_TOKENS
             raise ResourceError(
                 f"a KV cache of {tokens} tokens needs {self.n_bytes >> 20} MB of memory: choose a smaller context"
             ) from None
-        address = int(self._memory.ctypes.data)
+        self._memory: np.ndarray | None = memory
+        address = int(memory.ctypes.data)
         self.layout = KVLayout(address, self.page_bytes, layer_bytes, v_offset, v_row, n_kv_heads, head_dim, kv_type)
         self._lock = threading.Lock()
         self._free = list(range(n_pages - 1, -1, -1))
@@ -57,6 +58,8 @@ class KVCache:
         if count < 0:
             raise RequestError(f"{count} pages: expected 0 or more")
         with self._lock:
+            if self._memory is None:
+                raise EngineError("the model is closed")
             if count > len(self._free):
                 raise ResourceError(f"{count} KV pages wanted, {len(self._free)} of {self.n_pages} are free")
             pages = [self._free.pop() for _ in range(count)]
@@ -74,6 +77,11 @@ class KVCache:
             for page in pages:
                 self._used[page] = False
                 self._free.append(page)
+
+    def close(self) -> None:
+        """Let go of the memory; nothing can be allocated any more."""
+        with self._lock:
+            self._memory = None
 
     def owns(self, pages: np.ndarray) -> bool:
         """Whether all page ids (integers) are in range and taken."""

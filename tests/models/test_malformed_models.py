@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from tiny_models import GOLDENS, load
 
 from gumba import GGUFFile
-from gumba.errors import ModelError, RequestError, ResourceError, UnsupportedError
+from gumba.errors import EngineError, ModelError, RequestError, ResourceError, UnsupportedError
 from gumba.gguf import ValueType
 from gumba.models import Chunk, load_model
 
@@ -93,6 +94,9 @@ def test_the_rewritten_source_still_loads(tmp_path: Path) -> None:
         ("llama.rope.scaling.factor", -2.0),
         ("llama.expert_count", 8),
         ("llama.attention.sliding_window", 16),
+        ("llama.some_new_thing", 1),
+        ("llama.tensor_data_layout", "Meta AI original pth"),
+        ("llama.rope.scaling.yarn_log_multiplier", 0.5),
         ("general.architecture", None),
     ],
 )
@@ -182,6 +186,11 @@ def test_bad_chunks_change_nothing() -> None:
         Chunk([1], 0, []),
         Chunk([1], 0, [model.kv.n_pages]),
         Chunk([1], 0, [-1]),
+        Chunk([1], 0, np.array(pages, np.int64) + 2**32),
+        Chunk([1], 0, [[p] for p in pages]),  # type: ignore[list-item]
+        Chunk([1], 0, np.array(pages, np.float32)),
+        Chunk([1], np.int64(2**63 - 1), pages),  # type: ignore[arg-type]
+        Chunk([1], 1.5, pages),  # type: ignore[arg-type]
         Chunk([1], 0, [p for p in range(model.kv.n_pages) if p not in pages][:1]),
         Chunk([1] * (model.max_batch_tokens + 1), 0, pages),
     ):
@@ -191,3 +200,42 @@ def test_bad_chunks_change_nothing() -> None:
     with pytest.raises(ResourceError, match="pages"):
         model.kv.allocate(model.kv.n_pages)
     model.close()
+
+
+def test_a_closed_model_lets_go_of_its_memory() -> None:
+    model = load(SOURCE, n_threads=2)
+    memory = [weakref.ref(held) for held in (model.kv._memory.base, model._program._arena.base)]  # type: ignore[union-attr]
+    rows = model.forward([Chunk([1, 2], 0, model.kv.allocate(1), "all")])
+    kept = rows.copy()
+    model.close()
+    model.close()
+    assert memory[0]() is None and (rows == kept).all()  # rows already given out stay readable
+    del rows
+    assert memory[1]() is None
+    for use in (lambda: model.kv.allocate(1), lambda: model.forward([Chunk([1], 0, [])])):
+        with pytest.raises(EngineError, match="closed"):
+            use()
+
+
+#: Makes the values of some tokens, not of all, too large for float16.
+LARGE = 14000
+
+
+def test_a_later_token_changes_nothing_before_it(tmp_path: Path) -> None:
+    """Not even where its values are too large for the cache's float16: an infinity must not be multiplied by a weight of 0."""
+    with GGUFFile(SOURCE) as source:
+        weights = source.tensors["blk.0.attn_v.weight"]
+        values = weights.data.view(np.float32).reshape(weights.shape) * np.float32(LARGE)
+    path = rewrite(tmp_path / "large.gguf", tensors={"blk.0.attn_v.weight": values})
+    tokens = [(7 * i) % 40 for i in range(100)]
+    seen = []
+    for size in (1, 100):
+        model = load(path, n_threads=1)
+        pages = model.kv.allocate(2)
+        rows = [model.forward([Chunk(tokens[i : i + size], i, pages, "all")]).copy() for i in range(0, 100, size)]
+        seen.append(np.concatenate(rows))
+        model.close()
+    finite = np.isfinite(seen[0]).all(axis=1)
+    assert finite.any() and not finite.all()
+    assert (seen[0].view(np.uint32)[finite] == seen[1].view(np.uint32)[finite]).all()
+    assert (np.isfinite(seen[1]).all(axis=1) == finite).all()

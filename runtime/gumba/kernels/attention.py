@@ -266,15 +266,24 @@ def attention(isa: Isa, kv_type: str) -> Kernel:
         r = 0
         while r < rows:
             left = rows - r
-            if left > 4:
-                outputs_8(s + r * (4 * PAGE_TOKENS), values, o + r * v_row * 4, v_row, n_keys)
-                r += 8
-            elif left > 1:
-                outputs_4(s + r * (4 * PAGE_TOKENS), values, o + r * v_row * 4, v_row, n_keys)
-                r += 4
+            together = 8 if left > 4 else 4 if left > 1 else 1
+            # Keys that every row of these sees are taken together, later ones row by row: a key is multiplied by no weight,
+            # not even by zero, for a token that comes before it (zero times infinity would be NaN).
+            common = max(0, min(first_visible + r // group, n_keys))
+            p = s + r * (4 * PAGE_TOKENS)
+            if together == 8:
+                outputs_8(p, values, o + r * v_row * 4, v_row, common)
+            elif together == 4:
+                outputs_4(p, values, o + r * v_row * 4, v_row, common)
             else:
-                outputs_1(s + r * (4 * PAGE_TOKENS), values, o + r * v_row * 4, v_row, n_keys)
-                r += 1
+                outputs_1(p, values, o + r * v_row * 4, v_row, common)
+            if common < n_keys:
+                for k in range(r + 1, min(r + together, rows)):
+                    own = min(first_visible + k // group, n_keys)
+                    if own > common:
+                        outputs_1(s + k * (4 * PAGE_TOKENS) + 4 * common, values + common * v_row * size,
+                                  o + k * v_row * 4, v_row, own - common)  # fmt: skip
+            r += together
 
     @inline
     def begin_rows(o, totals, maxima, rows, v_row):

@@ -60,30 +60,69 @@ class Config:
     yarn_attn_factor: float
 
 
-#: Keys whose presence changes the computation in ways this file does not have; with the values that mean "not used".
-_UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "llama.expert_count": (0,),
-    "llama.attention.sliding_window": (0,),
-    "llama.attention.clamp_kqv": (0.0,),
-    "llama.attention.max_alibi_bias": (0.0,),
-    "llama.attention.scale": (0.0,),
-    "llama.attn_logit_softcapping": (0.0,),
-    "llama.final_logit_softcapping": (0.0,),
-    "llama.use_parallel_residual": (False,),
-    "llama.attention.causal": (True,),
-    "llama.logit_scale": (0.0, 1.0),
-    "llama.residual_scale": (0.0, 1.0),
-    "llama.embedding_scale": (0.0, 1.0),
+#: Keys that may have these values only: any other changes the computation in ways this file does not have.
+_MUST_EQUAL: dict[str, tuple[object, ...]] = {
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    "attention.scale": (0.0,),
+    "attention.sliding_window": (0,),
+    "attn_logit_softcapping": (0.0,),
+    "embedding_scale": (0.0, 1.0),
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+    "final_logit_softcapping": (0.0,),
+    "logit_scale": (0.0, 1.0),
+    "residual_scale": (0.0, 1.0),
+    "rope.scaling.yarn_log_multiplier": (0.0,),
+    "use_parallel_residual": (False,),
 }
+#: Keys that are read below, or that say nothing about the computation.
+_KNOWN = {
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.layer_norm_rms_epsilon",
+    "attention.value_length",
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scale_linear",
+    "rope.scaling.attn_factor",
+    "rope.scaling.factor",
+    "rope.scaling.finetuned",
+    "rope.scaling.original_context_length",
+    "rope.scaling.type",
+    "rope.scaling.yarn_attn_factor",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+    "rope.scaling.yarn_ext_factor",
+    "vocab_size",
+}
+
+
+def _check_keys(gguf: GGUFFile) -> None:
+    """UnsupportedError for a ``llama.`` key that is unknown or asks for something else than is computed here."""
+    for key in gguf.metadata:
+        name = key.removeprefix(f"{NAME}.")
+        if name == key or name in _KNOWN:
+            continue
+        if name not in _MUST_EQUAL:
+            raise UnsupportedError(
+                f"{gguf.path}: metadata {key} is not known to this version, which cannot tell what it changes"
+            )
+        if gguf.metadata[key] not in _MUST_EQUAL[name]:
+            raise UnsupportedError(
+                f"{gguf.path}: metadata {key} is {gguf.metadata[key]}, which this version cannot run"
+            )
 
 
 def read_config(gguf: GGUFFile) -> Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    for key, harmless in _UNSUPPORTED.items():
-        if key in gguf.metadata and gguf.metadata[key] not in harmless:
-            raise UnsupportedError(
-                f"{gguf.path}: metadata {key} is {gguf.metadata[key]}, which this version cannot run"
-            )
+    _check_keys(gguf)
     n_embd = require_positive(gguf, "llama.embedding_length", MAX_WIDTH)
     n_heads = require_positive(gguf, "llama.attention.head_count", MAX_WIDTH)
     n_kv_heads = require_positive(gguf, "llama.attention.head_count_kv", MAX_WIDTH, default=n_heads)

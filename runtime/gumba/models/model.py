@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -69,9 +70,10 @@ class Model:
             (op.TOKENS, tokens), (op.POSITIONS, positions), (op.SLOTS, slots), (op.TILES, tiles), (op.OUTPUT_ROWS, rows),
         ):  # fmt: skip
             b[offset // 8] = array.ctypes.data
+        logits = self._logits
         self._team.run(self._records, b)
         del tables  # the kernels read the block tables up to here
-        return self._logits[: len(rows), : self.config.n_vocab]
+        return logits[: len(rows), : self.config.n_vocab]
 
     def _split(self, tiles: np.ndarray) -> int:
         """In how many parts the threads take the longest context; 0 where the step has units enough for all of them."""
@@ -95,8 +97,8 @@ class Model:
         start = 0
         for chunk in chunks:
             ids = token_ids(chunk.tokens, self.config.n_vocab)
-            n, first = len(ids), chunk.position
-            table = np.ascontiguousarray(chunk.pages, np.int32)
+            n, first = len(ids), _index(chunk.position)
+            table = self._table(chunk.pages)
             end = first + n
             if first < 0 or end > self.n_ctx:
                 raise RequestError(
@@ -126,16 +128,32 @@ class Model:
             np.array(rows, np.int32),
         ], tables
 
+    def _table(self, pages: Sequence[int] | np.ndarray) -> np.ndarray:
+        """A block table as the kernels read it, int32; this model's own copy, so that nobody changes it during a step."""
+        table = np.array(pages if len(pages) else np.empty(0, np.int64))
+        if table.ndim != 1 or not np.issubdtype(table.dtype, np.integer) or not self.kv.owns(table):
+            raise RequestError("a block table must be a row of page ids, all of them taken from this model's cache")
+        return table.astype(np.int32)
+
     def close(self) -> None:
-        """Stop the threads and let go of all memory. Harmless when repeated."""
+        """Stop the threads and let go of all memory, once a step that is under way has ended. Harmless when repeated."""
         self._team.close()
-        self._program = None
-        self._weights = None
+        self.kv.close()
+        self._program = self._weights = None
+        self._records = np.empty((0, op.RECORD_WORDS), np.int64)
+        self._logits = np.empty((0, self.config.n_vocab), np.float32)
 
     def __del__(self) -> None:
         team = getattr(self, "_team", None)
         if team is not None:
             team.close()
+
+
+def _index(position: object) -> int:
+    try:
+        return operator.index(position)  # type: ignore[arg-type]
+    except TypeError:
+        raise RequestError(f"position {position!r}: expected an integer") from None
 
 
 def token_ids(tokens: Sequence[int] | np.ndarray, n_vocab: int) -> np.ndarray:
