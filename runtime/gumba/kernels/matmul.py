@@ -6,7 +6,7 @@ keeps one accumulator register per token; the group's weights are unpacked to re
 tokens. So one token reads every weight byte once (memory-bound), and many tokens run from cache (bound by arithmetic).
 
 The order of summation of an output element is the same for all of that: block after block, exact integers within a block,
-one float32 multiply-add (two with a minimum) per block; for float formats column after column.
+one float32 multiply-add (two with a minimum) per block; for float formats even and odd columns by themselves, then both.
 """
 
 from __future__ import annotations
@@ -69,14 +69,29 @@ def _tiles(format: ModuleType, isa: Isa, tokens: int) -> Any:
         s: Simd, w: Value, x: Value, x_stride: Value, out: Value, out_stride: Value, residual: Value, n_blocks: Value
     ) -> None:
         accs = [s.variable(s.zero(F32, isa.lanes)) for _ in range(tokens)]
-        with s.loop(n_blocks) as k:
+
+        def column(sums: list[Variable], k: Value) -> None:
             block = format.unpack(s, isa, w + k * block_bytes)
-            for t, acc in enumerate(accs):
+            for t, acc in enumerate(sums):
                 at = x + x_stride * t + k * x_bytes
                 if is_float:
                     acc.set(isa.multiply_add(s, s.splat(s.load(at, F32), isa.lanes), block, acc.get()))
                 else:
                     acc.set(dot_block(s, isa, block, at, acc.get()))
+
+        if is_float:
+            # Even and odd columns apart: a sum waits for its last addition, so two of them run twice as fast as one.
+            odd = [s.variable(s.zero(F32, isa.lanes)) for _ in range(tokens)]
+            with s.loop(n_blocks & -2, step=2) as k:
+                column(accs, k)
+                column(odd, k + 1)
+            with s.when((n_blocks & 1).compare("==", 1)):
+                column(accs, n_blocks - 1)
+            for acc, other in zip(accs, odd):
+                acc.set(acc.get() + other.get())
+        else:
+            with s.loop(n_blocks) as k:
+                column(accs, k)
         _finish(s, accs, out, out_stride, residual)
 
     @inline
@@ -98,7 +113,9 @@ def matmul(format: ModuleType, isa: Isa) -> Kernel:
     where the format pairs with those, ``x_stride`` bytes apart; ``out``: float32 rows of ``out_stride`` bytes, with room for
     whole groups; ``residual``: 0, or float32 rows like ``out`` to be added.
     """
-    sizes = isa.tiles if len(isa.tiles) == 4 else (isa.tiles[0],) * 3 + (1,)
+    sizes = isa.tiles
+    if format.ACTIVATION == "f32" and isa.lanes < 16:  # two sums per token: 16 registers hold no more
+        sizes = (4, 4, 2, 1)
     tiles_big, tiles_middle, tiles_small, tiles_one = (_tiles(format, isa, size) for size in sizes)
     group_floats = 4 * isa.lanes
 

@@ -31,5 +31,5 @@ ISA = Isa(
     dot_signed=dot_signed,
     has_fma=False,
     has_f16=False,
-    tiles=(4, 1),
+    tiles=(4, 4, 1, 1),
 )
