@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +28,13 @@ CODE = [
 ]
 
 GROW = "{%% set ns = namespace(s=%s) %%}{%% for i in range(60) %%}{%% set ns.s = %s %%}{%% endfor %%}{{ %s }}"
+
+
+def kept(expression: str, times: int) -> str:
+    """The expression's values, each in a variable of its own, without a loop."""
+    return "".join(f"{{%set a{i}={expression}%}}" for i in range(times))
+
+
 BOMBS = {
     "repeat": "{{ 'a' * 10**9 }}",
     "repeat list": "{{ [0] * 10**9 }}",
@@ -79,6 +90,20 @@ BOMBS = {
     "huge source": "a" * 5_000_000,
     "deep source": "{{ " + "(" * 60000 + ")" * 60000 + " }}",
     "long sum": "{{ " + "+".join(["1"] * 20000) + " }}",
+    "reverse without a loop": "{% set s = '\U0001f600' * 2000000 %}" + "{%set a=s[::-1]%}" * 2800,
+    "slices kept": "{% set s = '\U0001f600' * 2000000 %}" + kept("s[1:]", 100),
+    "wide texts kept": "{% set s = '\U0001f600' * 8000000 %}" + kept("s[1:]", 20),
+    "slices of a list kept": "{% set s = range(100000) | list %}"
+    + kept("s[1:]", 1000),
+    "keys": "{% set s = 'a' * 8000000 %}{% set d = {} %}" + "{%if d[s[1:]]%}{%endif%}" * 100,
+    "keys by attribute": "{% set s = 'a' * 4000000 %}" + "{%if s[s[1:]]%}{%endif%}" * 100,
+    "texts of a list kept": "{% set l = ['a' * 4000000] %}" + kept("l|string", 100),
+    "widened by one": "{% set l = ['a' * 2000000, '\U0001f600'] %}"
+    + kept("l|join", 100),
+    "escapes kept": "{% set l = ['\x01' * 2000000, '\U0001f600'] %}"
+    + kept("l~''", 100),
+    "many prints": "{{a}}" * 26000,
+    "many lists": "{{[" + "[]," * 16000 + "]}}",
     "date": "{{ strftime_now('%c' * 100000) }}",
 }  # fmt: skip
 
@@ -90,20 +115,74 @@ def test_no_way_to_python(source):
     assert MESSAGES == [{"role": "user", "content": "banana"}]
 
 
-def peak_memory_mb() -> float:
-    resource = pytest.importorskip("resource")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+def run_bomb(source: str) -> dict[str, object]:
+    began = time.monotonic()
+    try:
+        ChatTemplate(source).render(MESSAGES)
+        error = None
+    except TemplateError:
+        error = "TemplateError"
+    except BaseException as other:
+        error = repr(other)[:300]
+    return {"error": error, "seconds": time.monotonic() - began}
+
+
+def serve() -> None:
+    """Run the sources that come in, each in a fork of its own: its peak of memory begins at what the parent has."""
+    ChatTemplate("{{ messages }}").render(MESSAGES)  # imports are not the template's
+    for line in sys.stdin:
+        source = json.loads(line)
+        if not hasattr(os, "fork"):
+            print(json.dumps(run_bomb(source)), flush=True)
+            continue
+        end, start = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.write(start, json.dumps(run_bomb(source)).encode())
+            os._exit(0)
+        os.close(start)
+        _, status, usage = os.wait4(child, 0)
+        result = json.loads(os.read(end, 4096) or "{}")  # shorter than a pipe's buffer
+        os.close(end)
+        result["peak_mb"] = usage.ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+        print(json.dumps({"error": f"status {status}", "seconds": 0.0} | result), flush=True)
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """Seconds, peak of memory (above that of a harmless template, in MB; None where unknown) and error of a source."""
+    command = [sys.executable, str(Path(__file__).resolve())]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8") as server:
+
+        def run(source):
+            server.stdin.write(json.dumps(source) + "\n")
+            server.stdin.flush()
+            return json.loads(server.stdout.readline())
+
+        least = run("{{ messages }}").get("peak_mb")
+
+        def above(source):
+            result = run(source)
+            extra = None if least is None else result["peak_mb"] - least
+            return result["seconds"], extra, result["error"]
+
+        yield above
+        server.stdin.close()
+
+
+def test_the_measure_of_memory_measures(measured):
+    for size in (7_000_000, 10, 7_000_000):
+        _, extra, error = measured("{% set x = 'a' * " + str(size) + " %}")
+        assert error is None
+        assert extra is None or (6 < extra < 20) == (size > 10)
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_bounded(name):
-    ChatTemplate("{{ messages }}").render(MESSAGES)  # imports are not the template's
-    before, began = peak_memory_mb(), time.monotonic()
-    with pytest.raises(TemplateError):
-        ChatTemplate(BOMBS[name]).render(MESSAGES)
-    assert time.monotonic() - began < 5  # the limit is 2 s of its own; machines are shared
-    assert peak_memory_mb() - before < 150
+def test_bounded(name, measured):
+    seconds, extra, error = measured(BOMBS[name])
+    assert error == "TemplateError"
+    assert seconds < 5  # the limit is 2 s of its own; machines are shared
+    assert extra is None or extra < 150
 
 
 def test_a_long_conversation_is_no_bomb():
@@ -115,3 +194,22 @@ def test_a_long_conversation_is_no_bomb():
 def test_the_budget_is_one_renderings():
     template = ChatTemplate("{% for i in range(90000) %}{{ 'x' * 50 }}{% endfor %}")
     assert {len(template.render(MESSAGES)) for _ in range(3)} == {4_500_000}
+
+
+def test_the_largest_templates_are_accepted():
+    line = "{%- if message.role == 'tool' and loop.index0 not in ns.seen -%}{{- message['content'][1:] ~ '\\n' -}}{%- endif -%}\n"
+    source = "{% for message in messages %}" + line * (40_436 // len(line)) + "{% endfor %}"
+    assert ChatTemplate(source).render(MESSAGES) == ""
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [("'banana'[1:4]", "ana"), ("'banana'[::-2]", "aaa"), ("[1, 2, 3][:-1]", "[1, 2]"), ("(1, 2)[1:]", "(2,)"),
+     ("range(9)[2:4] | list", "[2, 3]"), ("'banana'[1:3:1][0]", "a"), ("messages[-1:][0].content[2:]", "nana")],
+)  # fmt: skip
+def test_slices(expression, value):
+    assert ChatTemplate("{{ " + expression + " }}").render(MESSAGES) == value
+
+
+if __name__ == "__main__":
+    serve()

@@ -8,13 +8,14 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from gumba.errors import RequestError, TemplateError
+from gumba.text.shield import shielded
 from gumba.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from gumba.gguf.reader import GGUFFile
 
 KEY = "tokenizer.chat_template"
-MAX_SOURCE = 128 << 10  # characters; the largest templates in use have about 25,000
+MAX_SOURCE = 48 << 10  # characters; the largest template known has 40,436 (GigaChat 3.5)
 
 #: For files without a template whose vocabulary has ChatML's markers.
 CHATML = (
@@ -130,12 +131,23 @@ def encode_chat(
     add_generation_prompt: bool = True,
     **kwargs: Any,
 ) -> list[int]:
-    """Token ids of a conversation: the rendered template with its special tokens parsed, and BOS exactly once.
+    """Token ids of a conversation: the rendered template with its control tokens parsed, and BOS exactly once.
+
+    Control tokens come from the template only. Where the text of one stands in the messages, ``tools`` or ``documents``, or
+    would come about where two of their strings meet, it is encoded as text. To that end a character that occurs nowhere else
+    stands inside it while the template runs: a template that looks for a control token's text in a message does not find
+    it, and one that takes such texts apart and joins them anew, or itself writes a part of one around a message's text, is
+    not covered. Neither are control tokens of a single character. User-defined tokens (``<think>``) are parsed
+    everywhere, as the model's format expects; in vocabularies that mark their turns by these (gpt-oss), contents can too.
 
     Arguments and errors as for `ChatTemplate.render`.
     """
-    text = template.render(messages, add_generation_prompt, **kwargs)
-    ids = tokenizer.encode(text, add_special=False, parse_special=True)
+    given = {name: kwargs[name] for name in ("tools", "documents") if name in kwargs}
+    (messages, given), mark = shielded((messages, given), tokenizer.control_texts, template.source)
+    text = template.render(messages, add_generation_prompt, **{**kwargs, **given})
+    # A printed list or dict, and JSON in ASCII, show the mark by its number.
+    text = text.replace(f"\\u{ord(mark):04x}", mark)
+    ids = tokenizer.encode(text, add_special=False, parse_special=True, shield=mark)
     if tokenizer.add_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
         ids.insert(0, tokenizer.bos_id)
     return ids

@@ -4,12 +4,14 @@ jinja2's immutable sandbox stops a template from reaching Python. It does not st
 lists that contain themselves thirty times over, or a million passes of an empty loop. Here:
 
 - every operator that can make a value larger, every call, filter and test, and every pass of a loop reports to a
-  `Budget`, which counts steps, looks at the clock and adds up the sizes of all values made. ``~``, comparisons, list and
-  dict literals and the loops' iterables are no hooks of jinja2's, so the syntax tree is rewritten to pass them through
-  filters of ours (whose names no template can spell);
+  `Budget`, which counts steps, looks at the clock and adds up the sizes of all values made. ``~``, slices, comparisons,
+  list and dict literals and the loops' iterables are no hooks of jinja2's, so the syntax tree is rewritten to pass them
+  through filters of ours (whose names no template can spell);
 - filters and methods are named one by one; those that repeat or pad (``center``, ``wordwrap``, ``lipsum`` ...) are not
   among them, and the arguments of the others are checked before they run, because nothing can stop them afterwards;
-- nothing is computed at compile time.
+- nothing is computed at compile time, and a syntax tree of too many nodes is not compiled.
+
+Sizes are bytes, and nothing made is ever given back: what a rendering holds at once is no more than the total.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import contextvars
 import json
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
@@ -31,10 +34,11 @@ from jinja2.visitor import NodeTransformer
 from gumba.errors import TemplateError
 
 MAX_SECONDS = 2.0
-MAX_OUTPUT = 8 << 20  # characters of the result, and of any one value
-MAX_MADE = 64 << 20  # characters of all values made on the way
+MAX_OUTPUT = 8 << 20  # bytes of the result, and of any one value
+MAX_MADE = 64 << 20  # bytes of all values made on the way
 MAX_ITEMS = 200_000  # items of a list, with all that it contains
 MAX_STEPS = 1_000_000  # passes of loops, calls, operators
+MAX_NODES = 30_000  # of the syntax tree
 MAX_INT_BITS = 4096
 MAX_WIDTH = 1000  # padding and precision, in characters
 
@@ -72,12 +76,12 @@ class Budget:
             refuse(f"it takes more than {MAX_SECONDS:g} s")
 
     def make(self, size: int) -> None:
-        """A value of ``size`` characters or items is about to be made."""
+        """A value of ``size`` bytes is about to be made, or was."""
         if size > MAX_OUTPUT:
-            refuse(f"it makes a value of {size} characters; the limit is {MAX_OUTPUT}")
+            refuse(f"it makes a value of {size} bytes; the limit is {MAX_OUTPUT}")
         self.made += size
         if self.made > MAX_MADE:
-            refuse(f"it makes more than {MAX_MADE} characters on the way")
+            refuse(f"it makes more than {MAX_MADE} bytes on the way")
 
 
 _budget: contextvars.ContextVar[Budget | None] = contextvars.ContextVar("gumba_template_budget", default=None)
@@ -92,10 +96,35 @@ def refuse(why: str) -> NoReturn:
     raise TemplateError(f"the chat template was stopped: {why}")
 
 
-def measure(value: Any) -> int:
-    """Characters and items of a value with all that it contains, each as often as it would be printed."""
+def _width(text: str) -> int:
+    """Upper bound of the bytes per character: 1, 2 or 4 in long texts."""
+    if text.isascii():
+        return 1
+    # Not less than the characters take: the header has 56 bytes or more. Texts too short to tell count as widest.
+    return max(1, min(4, -(-(sys.getsizeof(text) - 56) // len(text)))) if len(text) > 64 else 4
+
+
+def _text_size(texts: Iterable[str]) -> int:
+    """Bytes of texts that are joined: one wide character widens all."""
+    length, width = 0, 1
+    for text in texts:
+        length += len(text)
+        if width < 4:
+            width = max(width, _width(text))
+    return length * width
+
+
+def _shallow_size(value: Any) -> int:
+    """Bytes of a text or list, without what a list contains."""
     if isinstance(value, str):
-        return len(value)
+        return len(value) * _width(value)
+    return 64 + 16 * len(value) if isinstance(value, list | tuple | dict) else 1
+
+
+def measure(value: Any) -> int:
+    """Bytes of a value with all that it contains, each as often as it would be printed."""
+    if isinstance(value, str):
+        return len(value) * _width(value)
     if not isinstance(value, list | tuple | dict):
         return 1
     size = items = 0
@@ -103,20 +132,22 @@ def measure(value: Any) -> int:
     while left:
         each = left.pop()
         if isinstance(each, str):
-            size += len(each)
+            size += 48 + len(each) * _width(each)
         elif isinstance(each, list | tuple | dict):
             items += len(each)
+            size += 64 + 16 * len(each)
             if items <= MAX_ITEMS:
                 left.extend(each)
                 if isinstance(each, dict):
+                    size += 168 + 48 * len(each)
                     left.extend(each.values())
         else:
-            size += 8
+            size += 32
         if items > MAX_ITEMS:
             refuse(f"a list holds more than {MAX_ITEMS} items in all")
         if size > MAX_OUTPUT:
-            refuse(f"a list holds more than {MAX_OUTPUT} characters in all")
-    return size + 4 * items
+            refuse(f"a list holds more than {MAX_OUTPUT} bytes in all")
+    return size
 
 
 def _check_number(value: Any) -> None:
@@ -129,7 +160,7 @@ def _check_format(template: str, values: Iterable[Any], long_width: re.Pattern[s
     if long_width.search(template):
         refuse(f"a format has a computed width, or one of more than {MAX_WIDTH}")
     places = template.count("%") + template.count("{")
-    budget().make(len(template) + places * (MAX_WIDTH + sum(map(measure, values))))
+    budget().make(_width(template) * (len(template) + places * (MAX_WIDTH + sum(map(measure, values)))))
 
 
 def _binary_size(operator: str, left: Any, right: Any) -> int:
@@ -151,8 +182,11 @@ def _binary_size(operator: str, left: Any, right: Any) -> int:
             refuse(f"a number has more than {MAX_INT_BITS} bits")
     elif operator == "%" and isinstance(left, str):
         _check_format(left, right if isinstance(right, tuple) else (right,), _LONG_PERCENT)
-    elif operator == "+" and not isinstance(left, int | float):
-        return measure(left) + measure(right)
+    elif operator == "+" and isinstance(left, str) and isinstance(right, str):
+        return _text_size((left, right))
+    elif operator == "+" and isinstance(left, list | tuple) and isinstance(right, list | tuple):
+        _check_list(range(len(left) + len(right)))
+        return _shallow_size(left) + _shallow_size(right)
     return 1
 
 
@@ -185,13 +219,32 @@ def _measured(value: Any) -> Any:
 
 
 def _concatenate(values: list[Any]) -> str:
-    texts = [value if isinstance(value, str) else str(_measured(value)) for value in values]
-    budget().make(sum(map(len, texts)))
+    texts = [_text(value) for value in values]
+    budget().make(_text_size(texts))
     return "".join(texts)
 
 
+def _text(value: Any) -> str:
+    """``str(value)``, counted."""
+    if isinstance(value, str):
+        return value
+    text = str(_measured(value))
+    budget().make(_text_size((text,)))
+    return text
+
+
+def _slice(value: Any, start: Any, stop: Any, step: Any) -> Any:
+    """``value[start:stop:step]``, counted before it is made."""
+    spent = budget()
+    spent.step()
+    if isinstance(value, str | list | tuple):
+        taken = len(range(*slice(start, stop, step).indices(len(value))))
+        spent.make(taken * _width(value) if isinstance(value, str) else 64 + 16 * taken)
+    return value[start:stop:step]
+
+
 class _Rewriter(NodeTransformer):
-    """Passes loops' iterables, ``~``, comparisons and literals through our filters; names begin with a space."""
+    """Passes loops' iterables, ``~``, slices, comparisons and literals through our filters; names begin with a space."""
 
     @staticmethod
     def _through(name: str, node: Any) -> nodes.Filter:
@@ -205,6 +258,15 @@ class _Rewriter(NodeTransformer):
     def visit_Concat(self, node: nodes.Concat) -> nodes.Filter:
         self.generic_visit(node)
         return self._through(" concatenate", nodes.List(node.nodes, lineno=node.lineno))
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Expr:
+        self.generic_visit(node)
+        if not isinstance(node.arg, nodes.Slice):
+            return node
+        bounds = [node.arg.start, node.arg.stop, node.arg.step]
+        taken = self._through(" slice", node.node)
+        taken.args = [nodes.Const(None, lineno=node.lineno) if bound is None else bound for bound in bounds]
+        return taken
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Compare:
         self.generic_visit(node)
@@ -234,8 +296,7 @@ class _Namespace(jinja2.utils.Namespace):
 #: Filters and tests that neither look into their arguments nor make anything new.
 _CHEAP = {
     "attr", "count", "d", "default", "first", "items", "last", "length", "boolean", "callable", "defined", "even",
-    "false", "float", "integer", "iterable", "mapping", "none", "number", "odd", "sequence", "string", "true",
-    "undefined",
+    "false", "float", "integer", "iterable", "mapping", "none", "number", "odd", "sequence", "true", "undefined",
 }  # fmt: skip
 
 
@@ -276,7 +337,8 @@ def _check_strip(text: Any, chars: Any = None) -> None:
 
 def _check_replace(text: Any, old: Any, new: Any, count: Any = None) -> None:
     text, old, new = str(text), str(old), str(new)
-    budget().make(len(text) + text.count(old) * max(0, len(new) - len(old)))
+    spent = budget()
+    spent.make(max(_width(text), _width(new)) * (len(text) + text.count(old) * max(0, len(new) - len(old))))
 
 
 def _check_list(values: Any) -> None:
@@ -309,7 +371,7 @@ def _filter_indent(text: Any, width: Any = 4, first: bool = False, blank: bool =
     _check_width(text, width)
     prefix = width if isinstance(width, str) else " " * width
     text = str(text)
-    budget().make(len(text) + (text.count("\n") + 1) * len(prefix))
+    budget().make(max(_width(text), _width(prefix)) * (len(text) + (text.count("\n") + 1) * len(prefix)))
     lines = text.splitlines() if len(text) < MAX_OUTPUT // 8 else refuse("a very long text is indented")
     if text.endswith("\n"):
         lines.append("")
@@ -319,9 +381,10 @@ def _filter_indent(text: Any, width: Any = 4, first: bool = False, blank: bool =
 def _filter_join(values: Any, d: Any = "", attribute: Any = None) -> str:
     if attribute is not None:
         values = [value.get(attribute, "") if isinstance(value, dict) else value[attribute] for value in values]
-    parts = [each if isinstance(each, str) else str(_measured(each)) for each in values]
-    budget().make(sum(map(len, parts)) + len(parts) * len(str(d)))
-    return str(d).join(parts)
+    parts = [_text(each) for each in values]
+    glue = _text(d)
+    budget().make(max(_width(glue), *map(_width, parts), 1) * (sum(map(len, parts)) + len(parts) * len(glue)))
+    return glue.join(parts)
 
 
 def _filter_tojson(
@@ -389,7 +452,7 @@ class ChatEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             "tojson": _filter_tojson,
         }
         self.filters = {name: _guarded(name, each, _CHECKS.get(name)) for name, each in filters.items()}
-        self.filters |= {" steps": _steps, " measured": _measured, " concatenate": _concatenate}
+        self.filters |= {" steps": _steps, " measured": _measured, " concatenate": _concatenate, " slice": _slice}
         tests: dict[str, Any] = dict(self.tests)
         self.tests = {name: _guarded(name, each, None) for name, each in tests.items()}
         self.globals = {name: self.globals[name] for name in ("range", "dict", "cycler", "joiner")}
@@ -399,11 +462,13 @@ class ChatEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def concat(parts: Iterable[str]) -> str:
         """What blocks and macros are joined by."""
         texts = list(parts)
-        budget().make(sum(map(len, texts)))
+        budget().make(_text_size(texts))
         return "".join(texts)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree: nodes.Template = _Rewriter().visit(super()._parse(source, name, filename))
+        if sum(1 for _ in tree.find_all(nodes.Node)) > MAX_NODES:
+            refuse(f"it has more than {MAX_NODES} parts")
         return tree
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
@@ -424,12 +489,22 @@ class ChatEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
         return checked
 
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        budget().step()
+        return super().getitem(obj, argument)
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        budget().step()
+        return super().getattr(obj, attribute)
+
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         spent = budget()
         spent.step()
         spent.make(_binary_size(operator, left, right))
         result = super().call_binop(context, operator, left, right)
         _check_number(result)
+        if operator == "%":
+            spent.make(measure(result))
         return result
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
@@ -452,8 +527,10 @@ def _finalize(value: Any) -> Any:
     """Before a value is printed."""
     spent = budget()
     spent.step()
-    spent.make(measure(value))
-    return value
+    if isinstance(value, str):
+        spent.make(measure(value))
+        return value
+    return value if isinstance(value, jinja2.Undefined) else _text(value)
 
 
 def render(template: jinja2.Template, variables: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from operator import index
 from os import PathLike
@@ -70,11 +71,21 @@ class Tokenizer:
     def __repr__(self) -> str:
         return f"Tokenizer({self._vocabulary.model}, {self._vocabulary.pre}, {self.n_vocab} tokens)"
 
-    def encode(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
+    @functools.cached_property
+    def control_texts(self) -> tuple[str, ...]:
+        """The texts that ``parse_special`` takes for control (or unknown) tokens, longest first."""
+        found = self._vocabulary.special_texts[True]
+        return tuple(text for text, token in found if self._types[token] in _MARKERS)
+
+    def encode(
+        self, text: str, add_special: bool = True, parse_special: bool = False, *, shield: str = ""
+    ) -> list[int]:
         """Token ids of ``text``.
 
         ``add_special``: add the BOS and EOS tokens that the file asks for. ``parse_special``: take the texts of control
         tokens ("<|im_end|>") for these tokens; never do that with text from strangers. User-defined tokens always are.
+        ``shield``: a character that is left out of the text once control tokens have been found, so that one inside such a
+        text keeps it from being taken for the token.
         Time grows linearly with the text (n log n within a single word). Bytes that the vocabulary cannot express are left
         out with a warning. Raises TokenizerError for a lone surrogate.
         """
@@ -90,7 +101,7 @@ class Tokenizer:
         if add_special and self.add_bos and self.bos_id is not None:
             ids.append(self.bos_id)
         after_special = True
-        for fragment in self._fragments(text, parse_special):
+        for fragment in self._fragments(text, parse_special, shield):
             if isinstance(fragment, int):
                 ids.append(fragment)
             else:
@@ -101,8 +112,14 @@ class Tokenizer:
             ids.append(self.eos_id)
         return ids
 
-    def _fragments(self, text: str, parse_special: bool) -> list[str | int]:
+    def _fragments(self, text: str, parse_special: bool, shield: str = "") -> list[str | int]:
         """The text cut at special tokens: of overlapping ones the longest counts, wherever it begins."""
+        if shield and shield in text:
+            outer = self._fragments(text, parse_special)
+            inner = (
+                [each] if isinstance(each, int) else self._fragments(each.replace(shield, ""), False) for each in outer
+            )
+            return [each for fragments in inner for each in fragments]
         fragments: list[str | int] = [text] if text else []
         for special, token in self._vocabulary.special_texts[parse_special]:
             if special not in text:
