@@ -72,7 +72,8 @@ def convert(
 
     Args:
         source: a folder with config.json, safetensors and a tokenizer; or a hub id such as "org/model".
-        out: the file to write. It appears complete or not at all; an existing one is replaced.
+        out: the file to write, outside of the source folder. It appears complete or not at all; an existing GGUF file
+            is replaced, anything else that exists is refused.
         type: "f32", "f16", "bf16", "q8_0" or "q4_0"; norms and biases stay F32.
         pure: give every matrix that type. Otherwise a q4_0 file carries its output matrix in Q6_K, as llama.cpp's do.
         progress: called with "convert", the bytes written so far and the bytes of the whole file.
@@ -82,13 +83,15 @@ def convert(
         revision, cache_dir: for a hub id, as in huggingface_hub.
 
     Raises:
-        ConvertError: the checkpoint cannot be read or is not supported, or the file cannot be written.
+        ConvertError: the checkpoint cannot be read or is not supported, or the file cannot or must not be written.
         DownloadError: a hub id cannot be fetched.
         ResourceError: the disk has too little room.
     """
     started = time.perf_counter()
     number, out = file_type(type), Path(out)
+    _check_target(out)
     folder, title = _locate(source, revision, cache_dir)
+    _check_outside(out, folder)
     checkpoint = Checkpoint(folder)
     plan = _family(checkpoint).plan(checkpoint)
     vocabulary = read_vocabulary(checkpoint, plan.n_vocab, pre_tokenizer=pre_tokenizer)
@@ -161,6 +164,27 @@ def _family(checkpoint: Checkpoint) -> Any:
 def _info(source: Source, fmt: Any) -> TensorInfo:
     n_bytes = math.prod(source.shape) // fmt.BLOCK_SIZE * fmt.TYPE_SIZE
     return TensorInfo(source.name, source.shape, fmt.GGML_TYPE, n_bytes)
+
+
+def _check_target(out: Path) -> None:
+    """Refuse a target that exists and is no GGUF file: a slip of the hand must not cost anything else."""
+    if not out.exists() or out.is_dir():  # a folder is reported where the file is opened
+        return
+    magic = b""
+    try:
+        if out.is_file():  # a device or a pipe is not opened
+            with out.open("rb") as file:
+                magic = file.read(4)
+    except OSError as error:
+        raise ConvertError(f"{out} exists and cannot be read: {error.strerror or error}") from error
+    if magic != b"GGUF":
+        raise ConvertError(f"{out} exists and is no GGUF file; name a new file, or remove that one first")
+
+
+def _check_outside(out: Path, folder: Path) -> None:
+    """Refuse a target inside the source: a checkpoint is read only, whatever a file in it is called."""
+    if folder.resolve() in (out.absolute().parent.resolve() / out.name).parents:
+        raise ConvertError(f"{out} lies inside the source folder {folder}; name a file outside of it")
 
 
 def _check_room(out: Path, n_bytes: int) -> None:

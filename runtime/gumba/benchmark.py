@@ -29,10 +29,15 @@ _BATCH_TOKENS = 512
 
 @dataclass(frozen=True)
 class Speed:
-    """What ``measure`` found. Rates are medians, in tokens per second; None where nothing was asked for."""
+    """What ``measure`` found. Rates are in tokens per second, medians beside the slowest and the fastest run; None where
+    nothing was asked for."""
 
     prefill_tokens_per_s: float | None
+    prefill_min: float | None
+    prefill_max: float | None
     decode_tokens_per_s: float | None
+    decode_min: float | None
+    decode_max: float | None
     #: Seconds from opening the file to a model that is ready, compiling not counted.
     load_s: float
     #: Seconds spent compiling kernels; 0 when all came from the cache.
@@ -62,12 +67,18 @@ def measure(
     """
     from gumba.gguf import GGUFFile
     from gumba.kernels import jit
-    from gumba.models import load_model
+    from gumba.models import architecture, load_model
 
     n_ctx = depth + max(prompt, gen + 1)
     compiled_s = jit.stats.compile_s
     began = time.perf_counter()
     with GGUFFile(path) as file:
+        most = architecture(file).read_config(file).n_ctx_train
+        if n_ctx > most:
+            raise RequestError(
+                f"this needs a context of {n_ctx} tokens (depth, and the prompt or the decode steps after it); "
+                f"the model was made for {most}"
+            )
         model = load_model(
             file,
             n_ctx=n_ctx,
@@ -77,8 +88,6 @@ def measure(
         )
     load_s = time.perf_counter() - began - (jit.stats.compile_s - compiled_s)
     try:
-        if model.n_ctx < n_ctx:
-            raise RequestError(f"this needs a context of {n_ctx} tokens, the model has {model.n_ctx}")
         bench = _Bench(model, depth)
         rounds = (bool(prompt) + bool(gen)) * (repeat + 1)
         prefill: list[float] = []
@@ -92,7 +101,11 @@ def measure(
                 progress((len(prefill) + len(decode)) / rounds)
         return Speed(
             prefill_tokens_per_s=statistics.median(prefill[1:]) if prompt else None,
+            prefill_min=min(prefill[1:], default=None),
+            prefill_max=max(prefill[1:], default=None),
             decode_tokens_per_s=statistics.median(decode[1:]) if gen else None,
+            decode_min=min(decode[1:], default=None),
+            decode_max=max(decode[1:], default=None),
             load_s=load_s,
             compile_s=jit.stats.compile_s - compiled_s,
             peak_rss_mb=peak_rss_mb(),

@@ -46,6 +46,16 @@ def test_convert_types(gumba: Callable, checkpoint: Path, tmp_path: Path) -> Non
             assert file.tensors["token_embd.weight"].type.name == kind
 
 
+def test_convert_to_stdout_is_refused(
+    gumba: Callable, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = gumba("convert", checkpoint, "-o", "-")
+    assert (result.code, result.out) == (2, "")
+    assert re.fullmatch(r"gumba: error: -o -: [^\n]+ stdout; name a file\n", result.err)
+    assert not Path("-").exists()
+
+
 @pytest.mark.parametrize("make", ["missing", "empty", "file"])
 def test_convert_of_what_is_no_checkpoint(gumba: Callable, tiny: Path, tmp_path: Path, make: str) -> None:
     source, out = tmp_path / "source", tmp_path / "out.gguf"

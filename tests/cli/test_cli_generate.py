@@ -271,7 +271,7 @@ def test_bench_without_json_is_a_table(gumba: Callable, tiny: Path) -> None:
 def test_bench_beyond_the_context(gumba: Callable, tiny: Path) -> None:
     result = gumba("bench", tiny, "--depth", 4 * tiny_chat.CONTEXT, "--threads", 1)
     assert (result.code, result.out) == (2, "")
-    assert re.fullmatch(rf"gumba: error: n_ctx is \d+, expected [^\n]* {tiny_chat.CONTEXT}\n", result.err)
+    assert re.fullmatch(rf"gumba: error: [^\n]* context of 1536 tokens [^\n]* for {tiny_chat.CONTEXT}\n", result.err)
 
 
 # ------------------------------------------------------------------------------------------------------- perplexity

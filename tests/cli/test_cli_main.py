@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from gumba._version import __version__
-from gumba.cli.main import COMMANDS, main
+from gumba.cli.commands import COMMANDS
+from gumba.cli.main import main
 from gumba.errors import ModelError
 
 NAMES = [command.__name__.rpartition(".")[2] for command in COMMANDS]
@@ -65,7 +66,8 @@ def test_help_and_files_need_no_compiler(tiny: Path) -> None:
     [
         ([], "COMMAND"),
         (["fly"], "'fly'"),
-        (["run", "--tmep", "1"], "--tmep"),
+        (["--foo"], "unrecognized arguments: --foo (see gumba --help)"),
+        (["run", "--tmep"], "unrecognized arguments: --tmep (see gumba run --help)"),
         (["run", "-p", "x", "--temp", "warm"], "argument --temp: 'warm' is not a number"),
         (["run", "-p", "x", "--temp", "nan"], "argument --temp: nan is out of range"),
         (["run", "-p", "x", "--temp", "-1"], "argument --temp: -1 is out of range: it must be from 0 to 100"),
@@ -73,6 +75,7 @@ def test_help_and_files_need_no_compiler(tiny: Path) -> None:
         (["run", "-p", "x", "-n", "0"], "argument -n: 0 is out of range"),
         (["run", "-p", "x", "-n", "ten"], "'ten' is not a whole number"),
         (["run", "-p", "x", "--threads", "0"], "argument -t/--threads: 0 is out of range"),
+        (["run", "-p", "x", "--threads", "513"], "argument -t/--threads: 513 is out of range"),
         (["run", "-p", "x", "--seed", str(2**64)], "out of range"),
         (["run", "-p", "x", "-f", "y"], "-p or with -f"),
         (["run", "-p", ""], "the prompt is empty"),
@@ -116,6 +119,22 @@ def test_bad_files_are_one_line_and_code_2(
         assert result.code == 2, (name, result)
         assert str(path) in one_line(result.err)
         assert result.out == ""
+
+
+def test_messages_speak_of_options(gumba: Callable, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gumba.cli.options import MOST_THREADS
+    from gumba.models import MAX_THREADS
+
+    assert MOST_THREADS == MAX_THREADS
+    assert "gumba: error: -c/--ctx is 4000, expected" in one_line(gumba("run", tiny, "-p", "x", "-c", 4000).err)
+    err = one_line(gumba("run", tiny, "-p", "x" * 100, "-c", 64).err)
+    assert "ask for more context with -c N" in err and "n_ctx" not in err
+
+    def fail(*args: object, **options: object) -> None:
+        raise ModelError("/models/n_ctx: n_ctx is the name of a folder")
+
+    monkeypatch.setattr("gumba.cli.inspect.find_model", fail)
+    assert "/models/n_ctx: n_ctx is" in gumba("inspect", "x").err
 
 
 def test_a_message_stays_one_line_whatever_is_in_it(gumba: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,6 +181,57 @@ def test_a_reader_that_leaves_is_silent(tiny: Path) -> None:
     result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
     assert (result.returncode, result.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("start", ["runpy.run_module('gumba', run_name='__main__')", "gumba.cli.main.main()"])
+@pytest.mark.parametrize("module", ["argparse", "gumba.cli.commands", "gumba.params"])
+def test_ctrl_c_during_imports_is_130_without_a_traceback(
+    gumba_process: Callable, tmp_path: Path, start: str, module: str
+) -> None:
+    script = tmp_path / "interrupted.py"
+    ending = "import gumba.cli.main; sys.exit(gumba.cli.main.main())" if start.startswith("gumba") else start
+    script.write_text(
+        "import runpy, sys\n"
+        f"sys.modules.pop('{module}', None)\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == '{module}': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        f"{ending}\n"
+    )
+    result = gumba_process("run", "-p", "x", program=[str(script)])
+    assert (result.code, result.out, result.err) == (130, "", "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="shells differ elsewhere")
+@pytest.mark.parametrize("name", NAMES)
+def test_closed_standard_streams(tiny: Path, tmp_path: Path, home: Path, name: str) -> None:
+    """No traceback, and no file gets the descriptor of a closed stream."""
+    text = tmp_path / "text.txt"
+    text.write_text("hello world, so many letters. " * 20, encoding="utf-8")
+    source = tmp_path / "empty"
+    source.mkdir()
+    arguments = {
+        "run": f"{tiny} -p hello -n 2 -t 1",
+        "chat": f"{tiny} -n 2 -t 1",
+        "pull": "--list",
+        "inspect": f"{tiny}",
+        "tokenize": f"{tiny} hello",
+        "convert": f"{source} -o {tmp_path}/out.gguf",
+        "export": f"{tiny} -o {tmp_path}/%s",
+        "bench": f"{tiny} --prompt 4 --gen 1 --repeat 1 -t 1",
+        "perplexity": f"{tiny} {text} --ctx 16 -t 1",
+    }[name]
+    code = 2 if name == "convert" else 0
+    for closing, expected in ((">&-", 2), ("<&- 2>&-", code)):
+        target = "first" if expected == 2 else "second"
+        command = f"{sys.executable} -m gumba {name} {arguments.replace('%s', target)} {closing}"
+        result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=300)
+        assert result.returncode == expected, (closing, result)
+        if closing == ">&-":
+            assert "stdout is closed" in one_line(result.stderr)
+        elif name in ("inspect", "tokenize", "run", "bench", "perplexity", "pull"):
+            assert result.stdout
 
 
 def test_main_takes_its_arguments_from_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,7 @@ def test_interrupted(checkpoint: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 @pytest.mark.parametrize("step", ["write", "fsync", "replace"])
 def test_writing_fails(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, step: str) -> None:
-    (tmp_path / "out.gguf").write_text("an older result")
+    (tmp_path / "out.gguf").write_text("GGUF, an older result")
 
     def fail(*_: Any, **__: Any) -> Any:
         raise OSError(code, os.strerror(code))
@@ -90,7 +90,7 @@ def test_writing_fails(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(ConvertError, match=rf"cannot write .*out\.gguf: {os.strerror(code)}"):
         convert(checkpoint, tmp_path / "out.gguf")
     assert names(tmp_path) == ["out.gguf"]
-    assert (tmp_path / "out.gguf").read_text() == "an older result"
+    assert (tmp_path / "out.gguf").read_text() == "GGUF, an older result"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,41 @@ def run(
     write_checkpoint(tmp_path / "hf", **checkpoint)
     convert(tmp_path / "hf", tmp_path / "out.gguf", type=type, pure=pure)
     return read(tmp_path / "out.gguf")
+
+
+@pytest.mark.parametrize("kind", ["text", "empty", "short", "device", "link"])
+def test_a_target_that_is_no_gguf_file_is_kept(tmp_path: Path, kind: str) -> None:
+    write_checkpoint(tmp_path / "hf")
+    out = kept = tmp_path / "thesis.txt"
+    kept.write_bytes({"empty": b"", "short": b"GGU"}.get(kind, b"three years of work"))
+    if kind == "device":
+        out = Path(os.devnull)
+    elif kind == "link":
+        out = tmp_path / "link.gguf"
+        out.symlink_to(kept)
+    before = kept.read_bytes()
+    with pytest.raises(ConvertError, match="exists and is no GGUF file"):
+        convert(tmp_path / "hf", out)
+    assert kept.read_bytes() == before and (kind != "link" or out.is_symlink())
+
+
+def test_a_gguf_file_is_replaced(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "hf")
+    out = tmp_path / "out.gguf"
+    out.write_bytes(b"GGUF and what was there")
+    report = convert(tmp_path / "hf", out)
+    assert out.stat().st_size == report.n_bytes
+
+
+@pytest.mark.parametrize("place", ["hf/model.gguf", "hf/below/model.gguf", "hf/../hf/new.gguf", "link/model.gguf"])
+def test_nothing_is_written_into_the_source(tmp_path: Path, place: str) -> None:
+    write_checkpoint(tmp_path / "hf")
+    (tmp_path / "hf" / "below").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "hf", target_is_directory=True)
+    before = sorted((tmp_path / "hf").rglob("*"))
+    with pytest.raises(ConvertError, match="inside the source folder"):
+        convert(tmp_path / "hf", tmp_path / place)
+    assert sorted((tmp_path / "hf").rglob("*")) == before
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])

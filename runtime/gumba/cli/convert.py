@@ -9,6 +9,7 @@ from gumba.cli.engine import announce_compilation
 from gumba.cli.options import Commands, add_threads, command
 from gumba.cli.progress import Progress
 from gumba.cli.text import note, printable, size
+from gumba.errors import ConvertError
 
 _EXAMPLES = """
 gumba convert ./SmolLM2-135M-Instruct -o smollm2.gguf --type q4_0
@@ -24,7 +25,9 @@ def add_parser(commands: Commands) -> None:
         metavar="SOURCE",
         help="a folder (config.json, safetensors, tokenizer) or a hub id (owner/name)",
     )
-    parser.add_argument("-o", "--output", metavar="OUT", required=True, help="the GGUF file to write")
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", required=True, help="the GGUF file to write; an existing one is replaced"
+    )
     parser.add_argument(
         "--type",
         choices=("f32", "f16", "bf16", "q8_0", "q4_0"),
@@ -38,6 +41,8 @@ def add_parser(commands: Commands) -> None:
 
 def convert(args: argparse.Namespace) -> int:
     """Carry out ``gumba convert``."""
+    if args.output == "-":
+        raise ConvertError("-o -: a GGUF file cannot be written to stdout; name a file")
     out = Path(args.output)
     with Progress() as progress:
         announce_compilation(progress)

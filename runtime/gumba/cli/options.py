@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from gumba.errors import RequestError
 
 if TYPE_CHECKING:
     from gumba.params import SamplingParams
 
 MODEL_HELP = "a GGUF file, a Hugging Face folder or hub id (converted once and kept), or a known name"
+
+#: ``gumba.models.MAX_THREADS``, which takes long to import.
+MOST_THREADS = 512
+
+#: What the options of the library's functions are called here, and what is said about them.
+_OPTIONS = {
+    "load the model with a larger n_ctx": "ask for more context with -c N",
+    "n_ctx": "-c/--ctx",
+    "n_threads": "-t/--threads",
+    "max_tokens": "-n",
+    "max_batch_tokens": "--prompt",
+    "messages:": "conversation:",
+}
+_NAMES = re.compile("|".join(rf"(?<![\w./-]){re.escape(name)}(?![\w./-])" for name in _OPTIONS))
 
 #: As ``add_subparsers`` returns it; argparse keeps the class to itself.
 Commands = Any
@@ -34,7 +51,7 @@ def command(
         formatter_class=Formatter,
         allow_abbrev=False,
     )
-    parser.set_defaults(command=function)
+    parser.set_defaults(command=function, parser=parser)
     return parser
 
 
@@ -72,6 +89,12 @@ def _range(low: float, high: float | None) -> str:
     return f"it must be at least {low}" if high is None else f"it must be from {low} to {high}"
 
 
+def in_options(error: Exception) -> str:
+    """The message of ``error``, with the names that options have at the command line."""
+    message = str(error)
+    return _NAMES.sub(lambda found: _OPTIONS[found[0]], message) if isinstance(error, RequestError) else message
+
+
 def add_model(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
     """The positional MODEL."""
     if optional:
@@ -86,7 +109,7 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
         "-t",
         "--threads",
         metavar="N",
-        type=whole(1, 1024),
+        type=whole(1, MOST_THREADS),
         help="threads that compute (default: the cores this process may use)",
     )
 
@@ -98,7 +121,7 @@ def add_context(parser: argparse.ArgumentParser) -> None:
         "--ctx",
         metavar="N",
         type=whole(1, 1 << 24),
-        help="tokens of context (default: what the model was made for)",
+        help="tokens of context (default: what the model was made for, but at most 4096)",
     )
 
 

@@ -1,0 +1,121 @@
+"""The commands of ``gumba``: which there are, and what each way of ending looks like.
+
+=================================== ==================================== =========
+how a command ends                  stderr                               exit code
+=================================== ==================================== =========
+well                                                                     0
+bad input, any ``GumbaError``       one line, ``gumba: error: …``        2
+Ctrl-C (see ``gumba.cli.main``)                                          130
+nobody reads stdout any more                                             141
+=================================== ==================================== =========
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from gumba._version import __version__
+from gumba.cli import bench, chat, convert, export, inspect, perplexity, pull, run, tokenize
+from gumba.cli.options import Formatter, in_options
+from gumba.cli.text import printable
+from gumba.errors import GumbaError
+
+COMMANDS = (run, chat, pull, inspect, tokenize, convert, export, bench, perplexity)
+
+_EXAMPLES = """\
+examples:
+  gumba run -p "The capital of France is" -n 16
+  gumba chat
+  gumba convert ./Llama-3.2-1B -o llama.gguf --type q4_0
+  gumba run llama.gguf -p "Once upon a time"
+
+MODEL is a GGUF file, a Hugging Face folder or hub id (converted once and kept), or a known name (see gumba pull).
+Without MODEL, run and chat take SmolLM2-135M-Instruct.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        _complain(f"{message} (see {self.prog} --help)")
+        sys.exit(2)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = _Parser(
+        prog="gumba",
+        description="Convert Hugging Face language models to GGUF files and run them on this machine's processor.",
+        epilog=_EXAMPLES,
+        formatter_class=Formatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"gumba {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for command in COMMANDS:
+        command.add_parser(commands)
+    return parser
+
+
+def execute(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (the process's own when None) and return the exit code."""
+    writable = sys.stdout is not None
+    _open_streams()
+    logging.basicConfig(format="gumba: %(message)s", level=logging.WARNING)
+    if not writable:
+        _complain("stdout is closed: there is nowhere to write to (to throw output away: > /dev/null)")
+        return 2
+    try:
+        args = _parse(argv)
+        code: int = args.command(args)
+        sys.stdout.flush()
+        return code
+    except GumbaError as error:
+        _complain(in_options(error))
+    except BrokenPipeError:
+        # stdout is gone: give the interpreter somewhere harmless to flush to at exit
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+        _complain(f"{name}{error.strerror or error}")
+    except MemoryError:
+        _complain("not enough memory")
+    return 2
+
+
+def _open_streams() -> None:
+    """Make stdin, stdout and stderr UTF-8. Closed ones (``<&-``) are opened on nothing, in the order of their numbers, so
+    that no file of ours gets the descriptor of one."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - open until the end
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options of ``argv``. What nobody knows is complained about first, with the help of its command."""
+    parser = build_parser()
+    args, unknown = parser.parse_known_args(argv)
+    command = getattr(args, "parser", parser)
+    if unknown:
+        command.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if command is parser:
+        parser.error("no COMMAND is given")
+    return args
+
+
+def _complain(message: str) -> None:
+    with contextlib.suppress(OSError):
+        print(f"gumba: error: {printable(message)}", file=sys.stderr)
