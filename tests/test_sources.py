@@ -261,9 +261,13 @@ def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
         sources.resolve(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "nobody", "a/b/c", "./a/b", "~/a/b", "a/b.gguf", "/a/b", "a\0b", "x" * 5000, "../a"]
-)
+@pytest.mark.parametrize("text", ["a/b.gguf", "b.GGUF", "/a/b.gguf"])
+def test_a_file_that_is_missing(text: str) -> None:
+    with pytest.raises(RequestError, match=f"^{text}: no such file$"):
+        sources.resolve(text)
+
+
+@pytest.mark.parametrize("text", ["", "nobody", "a/b/c", "./a/b", "~/a/b", "/a/b", "a\0b", "x" * 5000, "../a"])
 def test_what_is_no_source_at_all(text: str) -> None:
     with pytest.raises(RequestError, match=r"no model .*smollm2-135m-instruct"):
         sources.resolve(text)

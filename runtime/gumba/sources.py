@@ -123,7 +123,9 @@ def resolve(model: str | os.PathLike[str] | None = None, *, progress: Progress |
         return path
     if text.lower() in KNOWN:
         return pulled(text.lower()) or pull(text, progress=progress)
-    looks_like_path = path.suffix == ".gguf" or path.is_absolute() or text.startswith((".", "~")) or "\\" in text
+    if path.suffix.lower() == ".gguf":
+        raise RequestError(f"{text}: no such file")
+    looks_like_path = path.is_absolute() or text.startswith((".", "~")) or "\\" in text
     if not looks_like_path and _HUB_ID.fullmatch(text):
         return _convert_hub(text, progress)
     raise RequestError(

@@ -19,7 +19,10 @@ import tiny_chat
 
 from gumba import LLM, SamplingParams
 
-TIMINGS = r"gumba: load [\d.]+ s \| prompt \d+ tokens, [\d.]+/s \| decode \d+ tokens, [\d.]+/s\n"
+TIMINGS = (
+    r"gumba: (compile [\d.]+ s \| )?load [\d.]+ s \| "
+    r"prompt (1 token|\d+ tokens), [\d.]+/s \| decode (1 token|\d+ tokens), [\d.]+/s\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +53,44 @@ def test_run_takes_its_prompt_from_anywhere(gumba: Callable, tiny: Path, llm: LL
     assert expected[1].rstrip("\n") == greedy(llm, "hello", 5).rstrip("\n")
     for result in (
         gumba("run", tiny, "-f", file, *common),
+        gumba("run", tiny, "-f", "-", *common, stdin="hello\n"),
+        gumba("run", tiny, *common, stdin="hello\r\n"),
         gumba("run", tiny, "-f", "-", *common, stdin="hello"),
         gumba("run", tiny, "-p", "-", *common, stdin="hello"),
         gumba("run", tiny, *common, stdin="hello"),
     ):
         assert (result.code, result.out, result.err) == expected
+    file.write_bytes(b"hello\n\n")
+    assert json.loads(gumba("run", tiny, "-f", file, *common, "--json").out)["prompt"] == "hello\n"
+
+
+def test_run_tells_the_seed_that_it_chose(gumba: Callable, tiny: Path) -> None:
+    asked = ("run", tiny, "-p", "hello", "--temp", 3, "--top-k", 0, "--top-p", 1, "--min-p", 0, "-n", 12, "--json")
+    first, second = (json.loads(gumba(*asked).out) for _ in range(2))
+    assert first["seed"] != second["seed"] and first["token_ids"] != second["token_ids"]
+    again = json.loads(gumba(*asked, "--seed", first["seed"]).out)
+    assert again["token_ids"] == first["token_ids"]
+
+
+def test_run_takes_llama_cpps_names(gumba: Callable, tiny: Path) -> None:
+    plain = gumba("run", tiny, "-p", "hello", "--temp", 0, "-q", "-n", 5, "-c", 64)
+    assert gumba("run", tiny, "-p", "hello", "--temp", 0, "-q", "--n-predict", 5, "--ctx-size", 64) == plain
+    assert gumba("run", tiny, "-p", "hello", "--ctx-size", 4000).code == 2
+    assert "n-predict" not in gumba("run", "--help").out
+
+
+def test_compiling_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """3 s of compiling before the first token and 2 s after it are in neither rate."""
+    from gumba.cli import run
+    from gumba.outputs import StreamOutput, Timings
+
+    clock = iter([10.0, 13.0, 15.0])
+    monkeypatch.setattr(run, "compile_seconds", lambda: next(clock))
+    answer = run.Answer()
+    timings = Timings(queue_s=0, prompt_s=4, decode_s=4, prompt_tokens=8, generated_tokens=2)
+    steps = [StreamOutput("a", 1, 0), StreamOutput("b", 2, 1, "length", timings)]
+    assert "".join(answer.watch(iter(steps))) == "ab"
+    assert answer.summary() == "prompt 8 tokens, 8.0/s | decode 2 tokens, 0.5/s"
 
 
 def test_run_json(gumba: Callable, tiny: Path, llm: LLM) -> None:
@@ -103,14 +139,26 @@ def test_run_that_does_not_fit_is_one_line(gumba: Callable, tiny: Path) -> None:
 
 
 def test_the_first_start_says_that_it_compiles_once(gumba_process: Callable, tiny: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "gumba", "run", str(tiny), "-p", "hello", "-n", "3", "--temp", "0", "-q"]
+    command = [sys.executable, "-m", "gumba", "run", str(tiny), "-p", "hello", "-n", "3", "--temp", "0"]
     cache = tmp_path / "cache"
     env = {**os.environ, "GUMBA_CACHE_DIR": str(cache), "GUMBA_ISA": "generic"}
     first = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
     assert first.returncode == 0
-    assert re.fullmatch(r"gumba: compiling kernels for this processor[^\n]*\n", first.stderr)
+    notice, timings = first.stderr.splitlines(keepends=True)
+    assert re.fullmatch(r"gumba: compiling kernels for this processor[^\n]*\n", notice)
+    compiled, load = map(float, re.match(r"gumba: compile ([\d.]+) s \| load ([\d.]+) s", timings).groups())
+    assert re.fullmatch(TIMINGS, timings) and compiled > load
     again = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
-    assert (again.returncode, again.stderr) == (0, "")
+    assert again.returncode == 0
+    assert re.fullmatch(TIMINGS, again.stderr) and "compile" not in again.stderr
+
+
+def test_quiet_is_quiet_about_compiling_too(tiny: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "gumba", "run", str(tiny), "-p", "hello", "-n", "1", "-q"]
+    env = {**os.environ, "GUMBA_CACHE_DIR": str(tmp_path / "cache"), "GUMBA_ISA": "generic"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert any((tmp_path / "cache").rglob("*"))
 
 
 def test_the_readmes_example(tiny: Path, llm: LLM, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,6 +203,50 @@ def test_chat_commands(gumba: Callable, tiny: Path, llm: LLM) -> None:
     assert result.out == f"{plain}\n" * 3 + f"{told}\n" * 2
     for said in ("/regen", "no answer yet", "prompt ", "no command /nonsense", "Be kind."):
         assert said in result.err
+
+
+def test_chat_regenerates_something_else(gumba: Callable, tiny: Path, llm: LLM) -> None:
+    wild = {"temperature": 3, "top_k": 0, "top_p": 1, "min_p": 0, "max_tokens": 9}
+    hello = [{"role": "user", "content": "hello"}]
+    answers = [llm.chat(hello, SamplingParams(seed=seed, **wild)).text for seed in (5, 6, 7, 5)]
+    args = ("--temp", 3, "--top-k", 0, "--top-p", 1, "--min-p", 0, "-n", 9, "--seed", 5)
+    result = gumba("chat", tiny, *args, stdin="hello\n/regen\n/regen\n/clear\nhello\n")
+    assert result.out == "".join(f"{text}\n" for text in answers) and len(set(answers)) == 3
+    assert "the same" not in result.err
+    assert "the answer will be the same" in gumba("chat", tiny, "-n", 1, "--temp", 0, stdin="hello\n/regen\n").err
+
+
+def test_chat_says_why_an_answer_was_cut_off(gumba: Callable, tiny: Path) -> None:
+    assert gumba("chat", tiny, "-n", 4, "--temp", 0, stdin="hello\n").err == "[cut off after 4 tokens, as -n says]\n"
+    full = gumba("chat", tiny, "-c", 64, "--temp", 0, "--stop", "\x01\x02", stdin="hello\n").err
+    assert full == "[cut off: the context of 64 tokens is full; /clear forgets the conversation, -c N asks for more]\n"
+
+
+def test_chat_sends_a_slash(gumba: Callable, tiny: Path, llm: LLM) -> None:
+    text = llm.chat([{"role": "user", "content": "/exit"}], SamplingParams(max_tokens=8, temperature=0)).text
+    assert gumba("chat", tiny, "-n", 8, "--temp", 0, "-q", stdin="//exit\n").out == text + "\n"
+
+
+def test_piped_chat_forgets_the_oldest_messages(gumba: Callable, tiny: Path, llm: LLM) -> None:
+    """Answers are those of a conversation that begins later; the system message stays; one message too long is an error."""
+    params = SamplingParams(max_tokens=8, temperature=0)
+    kind = {"role": "system", "content": "Be kind."}
+    asked = [{"role": "user", "content": letter * 40} for letter in "abcd"]
+    answers, kept = [], []
+    for message in asked:
+        kept.append(message)
+        while len(llm.tokenizer.encode(llm.chat_template.render([kind, *kept]), parse_special=True)) + 8 > 160:
+            del kept[:2]
+        answers.append(llm.chat([kind, *kept], params).text)
+        kept.append({"role": "assistant", "content": answers[-1]})
+    assert kept[0] != asked[0]
+    lines = "".join(message["content"] + "\n" for message in asked)
+    args = ("chat", tiny, "-n", 8, "--temp", 0, "-c", 160, "--system", "Be kind.")
+    result = gumba(*args, stdin=lines)
+    assert (result.code, result.out) == (0, "".join(f"{text}\n" for text in answers))
+    assert "gumba: the context is full: 1 old message forgotten\n" in result.err
+    too_long = gumba(*args, stdin="x" * 300)
+    assert (too_long.code, too_long.out) == (2, "")
 
 
 def test_chat_with_nothing_to_take_back(gumba: Callable, tiny: Path) -> None:
@@ -233,7 +325,8 @@ def test_bench_json(gumba: Callable, tiny: Path) -> None:
     assert {name: found[name] for name in ("prompt", "gen", "depth", "sequences", "threads", "repeat")} == {
         "prompt": 32, "gen": 4, "depth": 40, "sequences": 3, "threads": 1, "repeat": 2,
     }  # fmt: skip
-    assert found["prefill_tokens_per_s"] > 0 and found["decode_tokens_per_s"] > 0
+    for phase in ("prefill", "decode"):
+        assert 0 < found[f"{phase}_min"] <= found[f"{phase}_tokens_per_s"] <= found[f"{phase}_max"]
     assert found["load_s"] > 0 and found["compile_s"] >= 0
     assert found["peak_rss_mb"] is None or 20 < found["peak_rss_mb"] < 10_000
 
@@ -265,7 +358,8 @@ def test_bench_without_json_is_a_table(gumba: Callable, tiny: Path) -> None:
     result = gumba("bench", tiny, "--prompt", 8, "--gen", 0, "--repeat", 1, "--threads", 1)
     rows = dict(line.split() for line in result.out.splitlines())
     assert float(rows["prefill_tokens_per_s"]) > 0
-    assert rows["decode_tokens_per_s"] == "-"
+    assert rows["prefill_min"] == rows["prefill_max"] == rows["prefill_tokens_per_s"]
+    assert rows["decode_tokens_per_s"] == rows["decode_min"] == rows["decode_max"] == "-"
 
 
 def test_bench_beyond_the_context(gumba: Callable, tiny: Path) -> None:

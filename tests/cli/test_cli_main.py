@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
@@ -79,12 +80,13 @@ def test_help_and_files_need_no_compiler(tiny: Path) -> None:
         (["run", "-p", "x", "--seed", str(2**64)], "out of range"),
         (["run", "-p", "x", "-f", "y"], "-p or with -f"),
         (["run", "-p", ""], "the prompt is empty"),
-        (["run"], "the prompt is empty"),
+        (["run"], "no prompt: give one with -p TEXT"),
+        (["run", "-p", "-"], "the prompt is empty"),
         (["run", "-p", "x", "--system", "y"], "--system needs --chat"),
         (["run", "-f", "/nonexistent/prompt.txt"], "/nonexistent/prompt.txt cannot be read"),
         (["run", "nobody", "-p", "x"], "no model 'nobody'"),
-        (["run", "no/such/file.gguf", "-p", "x"], "no model 'no/such/file.gguf'"),
-        (["run", "/nonexistent/model.gguf", "-p", "x"], "no model '/nonexistent/model.gguf'"),
+        (["run", "no/such/file.gguf", "-p", "x"], "no/such/file.gguf: no such file"),
+        (["run", "/nonexistent/model.gguf", "-p", "x"], "/nonexistent/model.gguf: no such file"),
         (["run", "bad\nname", "-p", "x"], r"bad\nname"),
         (["inspect", "/"], "config.json"),
         (["chat", "nobody"], "no model 'nobody'"),
@@ -237,3 +239,28 @@ def test_closed_standard_streams(tiny: Path, tmp_path: Path, home: Path, name: s
 def test_main_takes_its_arguments_from_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["gumba", "pull", "--list"])
     assert main() == 0
+
+
+@pytest.mark.parametrize(
+    ("columns", "line"),
+    [
+        (80, "windows  perplexity 17.7438  [#####...................]  20%  0:08 left  1 of 5"),
+        (70, "windows  perplexity 17.7438  [#####...................]  20%"),
+        (30, "windows  perplexity 17.7438"),
+        (9, "windows"),
+    ],
+)
+def test_progress_shows_whole_figures(monkeypatch: pytest.MonkeyPatch, columns: int, line: str) -> None:
+    from gumba.cli import progress
+
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(progress.time, "monotonic", iter([10.0, 12.0]).__next__)
+    bar = progress.Progress("windows")
+    bar("windows", 0, 5)
+    terminal.seek(0)
+    terminal.truncate()
+    bar("windows", 1, 5, figure="perplexity 17.7438")
+    assert terminal.getvalue().strip("\r ") == line

@@ -6,21 +6,23 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gumba.cli.engine import open_llm
 from gumba.cli.options import (
     Commands,
     add_context,
+    add_length,
     add_model,
     add_sampling,
     add_threads,
     command,
+    in_options,
     sampling_params,
-    whole,
 )
 from gumba.cli.run import Answer
-from gumba.cli.text import argument_text, note, printable, show
+from gumba.cli.text import argument_text, count, note, printable, show
 from gumba.errors import GumbaError, RequestError
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ _HELP = """\
 /clear         forget the conversation (the system message stays)
 /stats         tokens and speed of the last answer
 /exit          leave (so does Ctrl-D); Ctrl-C stops an answer
-A line that ends in \\ goes on in the next one."""
+A line that ends in \\ goes on in the next one; one that begins with // is sent, beginning with /."""
 
 
 def add_parser(commands: Commands) -> None:
@@ -50,12 +52,11 @@ def add_parser(commands: Commands) -> None:
     parser = command(commands, "chat", chat, "talk with a model", _EXAMPLES)
     add_model(parser, optional=True)
     parser.add_argument("--system", metavar="TEXT", help="the system message")
-    parser.add_argument(
-        "-n", metavar="N", type=whole(1, 2**31 - 1), help="tokens of an answer at most (default: as it comes)"
-    )
+    add_length(parser, "tokens of an answer at most (default: as it comes)")
     add_context(parser)
     add_threads(parser)
     add_sampling(parser)
+    parser.add_argument("-q", "--quiet", action="store_true", help="no notices on stderr before the first message")
 
 
 def chat(args: argparse.Namespace) -> int:
@@ -64,12 +65,13 @@ def chat(args: argparse.Namespace) -> int:
     system = None if args.system is None else argument_text(args.system)
     llm, _ = open_llm(args)
     with llm:
-        conversation = Conversation(llm, params, system)
         interactive = sys.stdin.isatty()
+        conversation = Conversation(llm, params, system, forgetful=not interactive)
         if interactive:
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401  (line editing in input())
-            note("Ctrl-C stops an answer, Ctrl-D leaves, /help lists the commands.")
+            if not args.quiet:
+                note("Ctrl-C stops an answer, Ctrl-D leaves, /help lists the commands.")
         for line in _lines(interactive):
             try:
                 if not conversation.take(line):
@@ -77,7 +79,7 @@ def chat(args: argparse.Namespace) -> int:
             except GumbaError as error:
                 if not interactive:
                     raise
-                note(f"gumba: {printable(str(error))}")
+                note(f"gumba: {printable(in_options(error))}")
     return 0
 
 
@@ -111,13 +113,18 @@ def _lines(interactive: bool) -> Iterator[str]:
 
 
 class Conversation:
-    """The messages so far, and what a line from the user does to them."""
+    """The messages so far, and what a line from the user does to them.
 
-    def __init__(self, llm: LLM, params: SamplingParams, system: str | None = None) -> None:
+    ``forgetful``: where the context is full, forget the oldest messages instead of refusing a new one.
+    """
+
+    def __init__(self, llm: LLM, params: SamplingParams, system: str | None = None, *, forgetful: bool = False) -> None:
         self._llm = llm
         self._params = params
         self._system = system
+        self._forgetful = forgetful
         self._last: Answer | None = None
+        self._attempt = 0
         self.messages: list[dict[str, str]] = []
         self.clear()
         self._commands: dict[str, Callable[[str], bool | None]] = {
@@ -136,7 +143,9 @@ class Conversation:
     def take(self, line: str) -> bool:
         """Answer ``line``, or obey it if it is a command; False when the user wants to leave."""
         name, _, rest = line.strip().partition(" ")
-        if name.startswith("/"):
+        if name.startswith("//"):
+            line = line.lstrip()[1:]
+        elif name.startswith("/"):
             obey = self._commands.get(name.lower())
             if obey is None:
                 note(f"no command {printable(name)}; /help lists them")
@@ -150,15 +159,21 @@ class Conversation:
         """Forget all but the system message."""
         self.messages = [] if self._system is None else [{"role": "system", "content": self._system}]
 
-    def _answer(self) -> None:
+    def _answer(self, attempt: int = 0) -> None:
         """Stream an answer to the last message and keep it, all of it or what had come when Ctrl-C was pressed.
 
-        A message that cannot be answered at all (too long for the context, say) is taken back.
+        A message that cannot be answered at all (too long for the context, say) is taken back. ``attempt`` counts the
+        answers to the same message: each has a seed of its own.
         """
+        params = self._params
+        if params.seed is not None:
+            params = replace(params, seed=(params.seed + attempt) % 2**64)
         answer = Answer()
         stream: Iterator[StreamOutput] = iter(())
         try:
-            stream = self._llm.chat_stream(self.messages, self._params)
+            if self._forgetful:
+                self._make_room()
+            stream = self._llm.chat_stream(self.messages, params)
             for text in answer.watch(stream):
                 show(text)
         except KeyboardInterrupt:
@@ -172,9 +187,33 @@ class Conversation:
             raise
         show("\n")
         if answer.finish_reason == "length":
-            note("[cut off: no tokens left for this answer; /clear makes room in the context]")
+            if params.max_tokens is not None and len(answer.token_ids) >= params.max_tokens:
+                note(f"[cut off after {count(params.max_tokens, 'token')}, as -n says]")
+            else:
+                note(
+                    f"[cut off: the context of {self._llm.model.n_ctx} tokens is full; "
+                    "/clear forgets the conversation, -c N asks for more]"
+                )
         self.messages.append({"role": "assistant", "content": answer.text})
-        self._last = answer
+        self._last, self._attempt = answer, attempt
+
+    def _make_room(self) -> None:
+        """Forget the oldest messages and their answers, until a quarter of the context (or ``-n``) is free."""
+        n_ctx, most = self._llm.model.n_ctx, self._params.max_tokens
+        room = max(1, n_ctx // 4 if most is None else min(most, n_ctx // 4))
+        first, forgotten = int(self._system is not None), 0
+        while len(self.messages) > first + 1 and self._tokens() + room > n_ctx:
+            del self.messages[first]
+            while self.messages[first]["role"] != "user":
+                del self.messages[first]
+            forgotten += 1
+        if forgotten:
+            note(f"gumba: the context is full: {count(forgotten, 'old message')} forgotten")
+
+    def _tokens(self) -> int:
+        from gumba.text import encode_chat
+
+        return len(encode_chat(self._llm.tokenizer, self._llm.chat_template, self.messages, add_generation_prompt=True))
 
     def _set_system(self, text: str) -> None:
         if not text:
@@ -194,7 +233,9 @@ class Conversation:
         if not self.messages or self.messages[-1]["role"] != "assistant":
             raise RequestError("there is no answer yet")
         self.messages.pop()
-        self._answer()
+        if self._params.temperature == 0:
+            note("[at temperature 0 the answer will be the same]")
+        self._answer(self._attempt + 1)
 
     def _stats(self) -> None:
         note("no answer yet" if self._last is None else self._last.summary() or "the last answer was stopped")

@@ -21,11 +21,21 @@ def find_model(model: str | None) -> Path:
         return resolve(model, progress=progress)
 
 
-def announce_compilation(progress: Progress | None = None) -> None:
-    """Have the first kernel that is compiled in this process tell the user, once, that it takes a while."""
+def compile_seconds() -> float:
+    """Seconds that this process has spent compiling kernels so far."""
     from gumba.kernels import jit
 
-    told = False
+    return jit.stats.compile_s
+
+
+def announce_compilation(progress: Progress | None = None, *, quiet: bool = False) -> None:
+    """Have the first kernel that is compiled in this process tell the user, once, that it takes a while.
+
+    ``quiet``: tell nothing.
+    """
+    from gumba.kernels import jit
+
+    told = quiet
 
     def tell() -> None:
         nonlocal told
@@ -39,12 +49,15 @@ def announce_compilation(progress: Progress | None = None) -> None:
 
 
 def open_llm(args: argparse.Namespace) -> tuple[LLM, float]:
-    """The model that the options of a command name, and the seconds that opening it took."""
+    """The model that the options of a command name, and the seconds that opening it took, compiling not counted."""
     path = find_model(args.model)
     began = time.perf_counter()
     with Progress() as progress:
-        announce_compilation(progress)
+        announce_compilation(progress, quiet=args.quiet)
         from gumba.llm import LLM
 
+        compiled = compile_seconds()
+
         llm = LLM(path, n_ctx=args.ctx, n_threads=args.threads, progress=progress.fraction("load"))
-    return llm, time.perf_counter() - began
+        load_s = time.perf_counter() - began - (compile_seconds() - compiled)
+    return llm, max(0.0, load_s)

@@ -103,6 +103,15 @@ def add_model(parser: argparse.ArgumentParser, *, optional: bool = False) -> Non
         parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
 
 
+def add_length(parser: argparse.ArgumentParser, help: str) -> None:
+    """``-n``, and without a word in the help what llama.cpp calls it."""
+    kind = whole(1, 2**31 - 1)
+    parser.add_argument("-n", metavar="N", type=kind, help=help)
+    parser.add_argument(
+        "--n-predict", dest="n", metavar="N", type=kind, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )
+
+
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """``--threads``."""
     parser.add_argument(
@@ -115,12 +124,16 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
 
 
 def add_context(parser: argparse.ArgumentParser) -> None:
-    """``--ctx``."""
+    """``--ctx``, and without a word in the help what llama.cpp calls it."""
+    kind = whole(1, 1 << 24)
+    parser.add_argument(
+        "--ctx-size", dest="ctx", metavar="N", type=kind, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )
     parser.add_argument(
         "-c",
         "--ctx",
         metavar="N",
-        type=whole(1, 1 << 24),
+        type=kind,
         help="tokens of context (default: what the model was made for, but at most 4096)",
     )
 

@@ -37,7 +37,7 @@ class Progress:
             self._stage, self._began, self._drawn = stage, now, 0.0
         if now - self._drawn >= _INTERVAL_S:
             self._drawn = now
-            self._draw("  ".join(filter(None, (self._line(done, total, now - self._began), figure))))
+            self._draw(self._parts(done, total, now - self._began, figure))
 
     def fraction(self, stage: str) -> Callable[[float], None]:
         """A callback for work that reports a fraction between 0 and 1."""
@@ -56,23 +56,29 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.clear()
 
-    def _line(self, done: float, total: float, elapsed: float) -> str:
+    def _parts(self, done: float, total: float, elapsed: float, figure: str) -> list[str]:
+        """What there is to say: the stage and ``figure`` first, then the rest, what matters most first."""
         share = min(1.0, done / total) if total else 0.0
-        parts = [self._stage]
+        parts = [self._stage, figure]
         if total:
             full = round(share * _BAR)
             parts.append("[" + "#" * full + "." * (_BAR - full) + f"] {share:4.0%}")
-        if total != 1.0:
-            count = size if self._unit == "bytes" else lambda n: f"{n:.0f} {self._unit}"
-            parts.append(count(done) + (f" of {count(total)}" if total else ""))
-            if elapsed > 1:
-                parts.append(f"{count(done / elapsed)}/s")
         if total and elapsed > 1 and 0 < share < 1:
             parts.append(f"{_clock(elapsed / share - elapsed)} left")
-        return "  ".join(parts)
+        if total != 1.0 and self._unit == "bytes":
+            parts.append(size(done) + (f" of {size(total)}" if total else ""))
+            if elapsed > 1:
+                parts.append(f"{size(done / elapsed)}/s")
+        elif total != 1.0:
+            parts.append(f"{done:.0f}" + (f" of {total:.0f}" if total else ""))
+        return [part for part in parts if part]
 
-    def _draw(self, line: str) -> None:
-        line = line[: shutil.get_terminal_size().columns - 1]
+    def _draw(self, parts: list[str]) -> None:
+        """Draw as many of ``parts`` as the terminal is wide enough for."""
+        width = shutil.get_terminal_size().columns - 1
+        while len(parts) > 1 and len("  ".join(parts)) > width:
+            parts = parts[:-1]
+        line = "  ".join(parts)[: max(0, width)]
         sys.stderr.write("\r" + line.ljust(self._width))
         sys.stderr.flush()
         self._width = len(line)

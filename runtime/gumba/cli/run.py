@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import secrets
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from gumba.cli.engine import open_llm
+from gumba.cli.engine import compile_seconds, open_llm
 from gumba.cli.options import (
     Commands,
     add_context,
+    add_length,
     add_model,
     add_sampling,
     add_threads,
     command,
     sampling_params,
-    whole,
 )
-from gumba.cli.text import argument_text, note, print_json, read_text, show
+from gumba.cli.text import argument_text, count, note, print_json, read_text, show
 from gumba.errors import RequestError
 
 if TYPE_CHECKING:
@@ -40,19 +41,14 @@ def add_parser(commands: Commands) -> None:
     add_model(parser, optional=True)
     parser.add_argument("-p", "--prompt", metavar="TEXT", help="the text to continue; - reads it from stdin")
     parser.add_argument("-f", "--file", metavar="FILE", help="read the text to continue from a file; - is stdin")
-    parser.add_argument(
-        "-n",
-        metavar="N",
-        type=whole(1, 2**31 - 1),
-        help="tokens to generate at most (default: to the end of text or context)",
-    )
+    add_length(parser, "tokens to generate at most (default: to the end of text or context)")
     parser.add_argument("--chat", action="store_true", help="answer the prompt as a message (chat format)")
     parser.add_argument("--system", metavar="TEXT", help="with --chat: the system message")
     add_context(parser)
     add_threads(parser)
     add_sampling(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object with text, token ids and timings")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no timings on stderr")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no timings and no notices on stderr")
 
 
 @dataclass
@@ -65,12 +61,21 @@ class Answer:
     timings: Timings | None = None
 
     def watch(self, stream: Iterator[StreamOutput]) -> Iterator[str]:
-        """Hand on the text of each step of ``stream``."""
+        """Hand on the text of each step of ``stream``. Kernels compiled on the way are taken out of the timings."""
+        began = first = compile_seconds()
         for step in stream:
+            if not self.token_ids:
+                first = compile_seconds()
             if step.token_id is not None:
                 self.token_ids.append(step.token_id)
             self.text += step.text
-            self.finish_reason, self.timings = step.finish_reason, step.timings
+            self.finish_reason = step.finish_reason
+            if step.timings is not None:
+                self.timings = replace(
+                    step.timings,
+                    prompt_s=max(0.0, step.timings.prompt_s - (first - began)),
+                    decode_s=max(0.0, step.timings.decode_s - (compile_seconds() - first)),
+                )
             yield step.text
 
     def summary(self) -> str:
@@ -79,14 +84,14 @@ class Answer:
         if t is None:
             return ""
         return (
-            f"prompt {t.prompt_tokens} tokens, {t.prompt_tokens_per_s:.1f}/s | "
-            f"decode {t.generated_tokens} tokens, {t.decode_tokens_per_s:.1f}/s"
+            f"prompt {count(t.prompt_tokens, 'token')}, {t.prompt_tokens_per_s:.1f}/s | "
+            f"decode {count(t.generated_tokens, 'token')}, {t.decode_tokens_per_s:.1f}/s"
         )
 
-    def as_json(self, prompt: str, load_s: float) -> dict[str, object]:
+    def as_json(self, prompt: str, seed: int | None, load_s: float) -> dict[str, object]:
         """What ``--json`` prints."""
         t = self.timings
-        timings = {"load_s": round(load_s, 4)}
+        timings = {"compile_s": round(compile_seconds(), 4), "load_s": round(load_s, 4)}
         if t is not None:
             timings |= {
                 "prompt_s": round(t.prompt_s, 4),
@@ -96,6 +101,7 @@ class Answer:
             }
         return {
             "prompt": prompt,
+            "seed": seed,
             "text": self.text,
             "finish_reason": self.finish_reason,
             "prompt_tokens": 0 if t is None else t.prompt_tokens,
@@ -109,6 +115,8 @@ def run(args: argparse.Namespace) -> int:
     """Carry out ``gumba run``."""
     prompt = _prompt(args)
     params = sampling_params(args)
+    if params.seed is None:  # chosen here, so that --json can tell how to get the same text again
+        params = replace(params, seed=secrets.randbits(32))
     llm, load_s = open_llm(args)
     answer = Answer()
     with llm:
@@ -117,11 +125,12 @@ def run(args: argparse.Namespace) -> int:
             if not args.json:
                 show(text)
     if args.json:
-        print_json(answer.as_json(prompt, load_s))
+        print_json(answer.as_json(prompt, params.seed, load_s))
     elif not answer.text.endswith("\n"):
         show("\n")
     if not args.quiet:
-        note(f"gumba: load {load_s:.2f} s | {answer.summary()}")
+        compiled = f"compile {compile_seconds():.2f} s | " if compile_seconds() else ""
+        note(f"gumba: {compiled}load {load_s:.2f} s | {answer.summary()}")
     return 0
 
 
@@ -137,13 +146,21 @@ def _prompt(args: argparse.Namespace) -> str:
     if args.system is not None and not args.chat:
         raise RequestError("--system needs --chat")
     if args.file is not None:
-        text = read_text(args.file)
-    elif args.prompt == "-" or (args.prompt is None and not sys.stdin.isatty()):
-        text = read_text("-")
-    elif args.prompt is not None:
-        text = argument_text(args.prompt)
+        text = _without_newline(read_text(args.file))
+    elif args.prompt == "-":
+        text = _without_newline(read_text("-"))
+    elif args.prompt is None:
+        given = "" if sys.stdin.isatty() else read_text("-")
+        if not given:
+            raise RequestError("no prompt: give one with -p TEXT, -f FILE or on stdin (to talk: gumba chat)")
+        text = _without_newline(given)
     else:
-        raise RequestError("no prompt: give one with -p TEXT, -f FILE or on stdin (to talk: gumba chat)")
+        text = argument_text(args.prompt)
     if not text:
         raise RequestError("the prompt is empty")
     return text
+
+
+def _without_newline(text: str) -> str:
+    """``text`` without the line break that editors and shells end a text with (one; llama.cpp does the same)."""
+    return text[:-1].removesuffix("\r") if text.endswith("\n") else text

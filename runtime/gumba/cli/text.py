@@ -79,6 +79,11 @@ def table(rows: list[list[str]], *, right: str = "") -> str:
     return "\n".join(lines)
 
 
+def count(n: int, thing: str) -> str:
+    """``n`` of a thing, in the singular or plural."""
+    return f"{n} {thing}" if n == 1 else f"{n} {thing}s"
+
+
 def size(n_bytes: float) -> str:
     """A number of bytes as a person reads it."""
     for unit in ("B", "kB", "MB"):
