@@ -54,9 +54,8 @@ def open_llm(args: argparse.Namespace) -> tuple[LLM, float]:
     began = time.perf_counter()
     with Progress() as progress:
         announce_compilation(progress, quiet=args.quiet)
+        compiled = compile_seconds()  # importing may compile too
         from gumba.llm import LLM
-
-        compiled = compile_seconds()
 
         llm = LLM(path, n_ctx=args.ctx, n_threads=args.threads, progress=progress.fraction("load"))
         load_s = time.perf_counter() - began - (compile_seconds() - compiled)
