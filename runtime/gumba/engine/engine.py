@@ -3,11 +3,16 @@
 There is no thread of its own. A thread that needs a token takes the wheel when nobody has it, runs one step for *all*
 sequences, and passes it on; the others sleep until their token is there. So several threads may use one engine, their
 requests share steps, and a stream that nobody reads costs nothing.
+
+While state changes, Ctrl-C is held back (``gumba.engine.interrupts``), so it strikes between steps, or in the wait for
+another thread's step. That wait is on a queue of the waiter's own: no lock is held there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -16,6 +21,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from gumba.engine.interrupts import Held
 from gumba.engine.scheduler import PagePool, Scheduler
 from gumba.engine.sequence import Generation, Sequence
 from gumba.errors import EngineError
@@ -54,8 +60,10 @@ class Engine:
         self.capacity = min(model.n_ctx, model.kv.n_pages * model.kv.page_tokens)
         self._pid = os.getpid()
         self._closed = False
-        self._turn = threading.Condition(threading.RLock())
-        self._driver: object | None = None
+        self._model_closed = False
+        self._turn = threading.RLock()
+        self._driver: int | None = None  # the thread at the wheel
+        self._waiters: deque[queue.SimpleQueue[None]] = deque()
         self._incoming: deque[Sequence] = deque()
         self._live: dict[Sequence, None] = {}
         self._reaping = False
@@ -73,7 +81,7 @@ class Engine:
     def submit(self, sequences: Iterable[Sequence]) -> None:
         """Take in sequences; each must be given to ``discard`` in the end, whatever happens."""
         self.check_usable()
-        with self._turn:
+        with Held(), self._turn:
             self.check_usable()
             for sequence in sequences:
                 self._live[sequence] = None
@@ -103,7 +111,7 @@ class Engine:
         if os.getpid() != self._pid:
             return
         # The lock is re-entrant and never held for long. Whoever is at the wheel reaps when the step ends.
-        with self._turn:
+        with Held(), self._turn:
             if self._driver is None:
                 self._reap()
 
@@ -112,43 +120,72 @@ class Engine:
         self.discard(list(self._live))
 
     def close(self) -> None:
-        """Cancel everything, wait for the step now running, and close the model. In a forked child: do nothing."""
+        """Cancel everything, wait for the step now running, and close the model. In a forked child: do nothing.
+
+        In a signal handler that has interrupted a step of this very thread, the step's end closes the model.
+        """
         if os.getpid() != self._pid:
             return
-        with self._turn:
-            if self._closed:
-                return
-            self._closed = True
-            for each in self._live:
-                each.cancelled = True
-            while self._driver is not None:
-                self._turn.wait()
-            self._reap()
-            self._turn.notify_all()
-            self._model.close()
+        while not self._model_closed:
+            waiter: queue.SimpleQueue[None] = queue.SimpleQueue()
+            with Held(), self._turn:
+                self._closed = True
+                for each in self._live:
+                    each.cancelled = True
+                if self._driver is None:
+                    self._pass_on()
+                    return
+                if self._driver == threading.get_ident():
+                    return
+                self._waiters.append(waiter)
+            self._wait(waiter)
 
     def _run_until(self, ready: Callable[[], bool]) -> None:
         """Return once ``ready()``; run steps meanwhile, or sleep while another thread does."""
         while not ready():
             if os.getpid() != self._pid:
                 self.check_usable()  # the lock may have been held when this process was forked
-            me = object()
-            try:
+            waiter: queue.SimpleQueue[None] | None = None
+            with Held():
                 with self._turn:
-                    while self._driver is not None and not ready():
-                        self._turn.wait()
                     if ready():
                         return
-                    self.check_usable()
-                    self._driver = me
-                self._step()
-            finally:
-                # Not a matter of where an interrupt strikes: the wheel is ours, or it is not.
-                if self._driver is me:
-                    with self._turn:
-                        self._driver = None
-                        self._reap()
-                        self._turn.notify_all()
+                    if self._driver is None:
+                        self.check_usable()
+                        self._driver = threading.get_ident()
+                    elif self._driver == threading.get_ident():
+                        raise EngineError("the engine is asked for tokens by a handler that interrupts its own step")
+                    else:
+                        waiter = queue.SimpleQueue()
+                        self._waiters.append(waiter)
+                if waiter is None:
+                    try:
+                        self._step()
+                    finally:
+                        with self._turn:
+                            self._driver = None
+                            self._pass_on()
+            if waiter is not None:
+                self._wait(waiter)
+
+    def _wait(self, waiter: queue.SimpleQueue[None]) -> None:
+        """Sleep until the step now running has ended."""
+        try:
+            waiter.get(timeout=1.0)
+        except queue.Empty:
+            pass
+        finally:
+            with contextlib.suppress(ValueError):
+                self._waiters.remove(waiter)
+
+    def _pass_on(self) -> None:
+        """Let go of what has ended and wake who waits; with the lock held and nobody at the wheel."""
+        self._reap()
+        if self._closed and not self._model_closed:
+            self._model_closed = True
+            self._model.close()
+        while self._waiters:
+            self._waiters.popleft().put(None)
 
     def _step(self) -> None:
         """One step for all sequences; only for the thread at the wheel."""
