@@ -247,7 +247,7 @@ def test_symbolic_links(
     use(caplog, link, monkeypatch)
     assert counts() == (1, 0) and counts() == (0, 1) and not warnings(caplog)
     elsewhere.chmod(0o777)
-    refused(link, caplog)
+    refused(elsewhere, caplog)
 
 
 # Old folders -----------------------------------------------------------------------------------------------------------
@@ -321,3 +321,30 @@ def test_two_processes_at_once_an_edit_elsewhere(cache: Path, tmp_path: Path) ->
     gate = np.linspace(-4, 4, 64)
     factor = (1 + np.exp(-gate)) / (1 + 2 * np.exp(-gate))
     np.testing.assert_allclose(after["swiglu"], first[0]["swiglu"] * factor, rtol=1e-5)
+
+
+def test_a_relative_folder_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a change of directory the same words must not lead to somebody else's files."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GUMBA_CACHE_DIR", "here")
+    jit.cache_folder.cache_clear()
+    try:
+        folder = jit.cache_folder()
+        assert folder is not None and folder.is_absolute() and folder.is_relative_to(tmp_path.resolve() / "here")
+    finally:
+        jit.cache_folder.cache_clear()
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners here")
+def test_files_that_others_can_write_are_not_loaded(tmp_path: Path) -> None:
+    file = tmp_path / "kernel"
+    file.write_bytes(b"code")
+    file.chmod(0o600)
+    assert jit._read_own(file) == b"code"
+    link = tmp_path / "link"
+    link.symlink_to(file)
+    with pytest.raises(OSError):
+        jit._read_own(link)
+    file.chmod(0o622)
+    with pytest.raises(PermissionError):
+        jit._read_own(file)

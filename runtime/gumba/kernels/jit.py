@@ -42,11 +42,15 @@ from numba.core.dispatcher import Dispatcher
 from numba.core.serialize import dumps
 
 from gumba._version import __version__
+from gumba.errors import EngineError
 
 log = logging.getLogger("gumba")
 
 #: Rooms of the package whose sources may hold compiled code.
 KERNEL_ROOMS = ("kernels", "program", "quants", "simd")
+
+#: numba's settings (environment variables of the same name) that change the code it makes.
+_SETTINGS = ("OPT", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "ENABLE_AVX")
 
 #: Never ``fastmath=True``: masks need infinities, and every sum keeps its written order.
 FLAGS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
@@ -108,6 +112,7 @@ def cache_folder() -> Path | None:
         return None
     try:
         root = Path(setting) if setting else Path(platformdirs.user_cache_dir("gumba", appauthor=False))
+        root = root.expanduser().resolve()  # a relative path must not mean another folder after a change of directory
         folder = root / "kernels" / sources_hash()
         for each in (folder.parent, folder):  # one by one: folders that ``parents`` makes do not get the mode
             each.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -136,6 +141,18 @@ def prune_cache(keep: int = 3) -> None:
             old.rmdir()
 
 
+def _read_own(path: Path) -> bytes:
+    """The bytes of a plain file of this user's; OSError for a link, or for what others own or can write."""
+    with os.fdopen(
+        os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)), "rb"
+    ) as file:
+        info = os.fstat(file.fileno())
+        strange = hasattr(os, "getuid") and (info.st_uid != os.getuid() or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+        if not stat.S_ISREG(info.st_mode) or strange:
+            raise PermissionError("it is not a plain file that only this user can write")
+        return file.read()
+
+
 class _KernelCache:
     """Stands in for numba's per-function cache (the two methods that dispatchers and cfuncs call)."""
 
@@ -143,7 +160,8 @@ class _KernelCache:
         self.name = name
 
     def _path(self, folder: Path, sig: Any, codegen: Any) -> Path:
-        key = hashlib.sha256(repr((self.name, sig, codegen.magic_tuple())).encode()).hexdigest()[:16]
+        settings = [getattr(numba.core.config, name, None) for name in _SETTINGS]
+        key = hashlib.sha256(repr((self.name, sig, codegen.magic_tuple(), settings)).encode()).hexdigest()[:16]
         return folder / f"{self.name.split('[')[0]}-{key}"
 
     def load_overload(self, sig: Any, target_context: Any) -> CompileResult | None:
@@ -152,7 +170,7 @@ class _KernelCache:
         if folder is not None:
             path = self._path(folder, sig, target_context.codegen())
             try:
-                data = path.read_bytes()
+                data = _read_own(path)
                 if hashlib.sha256(data[32:]).digest() == data[:32]:
                     began = time.perf_counter()
                     result = CompileResult._rebuild(target_context, *pickle.loads(data[32:]))
@@ -170,6 +188,8 @@ class _KernelCache:
 
     def save_overload(self, sig: Any, result: CompileResult) -> None:
         stats.compiled += 1
+        if stats.compiled == 1:
+            prune_cache()
         folder = cache_folder()
         if folder is None:
             return
@@ -203,6 +223,11 @@ def _name_apart(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def _check_compiler() -> None:
+    if numba.core.config.DISABLE_JIT:
+        raise EngineError("NUMBA_DISABLE_JIT is set: gumba's kernels exist only as compiled code")
+
+
 def inline(function: Callable[..., Any]) -> Dispatcher:
     """A function called only from other compiled functions; compiled together with its caller."""
     return numba.njit(**FLAGS)(_name_apart(function))
@@ -222,6 +247,7 @@ class Entry:
         """The compiled dispatcher, made on the first call."""
         with _lock:
             if self._dispatcher is None:
+                _check_compiler()
                 dispatcher = numba.njit(**FLAGS)(_name_apart(self.py_func))
                 dispatcher._cache = _KernelCache(self.name)
                 began, compiled = time.perf_counter(), stats.compiled
@@ -246,6 +272,7 @@ def entry(signature: str, *, variant: str = "") -> Callable[[Callable[..., Any]]
 def compile_cfunc(function: Callable[..., Any], signature: str, name: str) -> Any:
     """Compile ``function`` to a C function, or take it from the cache; ``.address`` of the result is its address."""
     with _lock:
+        _check_compiler()
         args, result = sigutils.normalize_signature(signature)
         made = numba.core.ccallback.CFunc(_name_apart(function), (args, result), locals={}, options=dict(FLAGS))
         made._cache = _KernelCache(name)

@@ -28,7 +28,7 @@ class Isa:
     ``lanes``: 32-bit lanes of its register. ``needs``: one tuple of LLVM feature names per sufficient combination.
     ``dot_unsigned``: weights 0..255 (0..w_max) times signed activations. ``dot_signed``: both signed; None where only the
     unsigned form is fast: 8-bit weights are then stored with 128 added. ``has_fma``, ``has_f16``: fused multiply-add, and
-    half-precision conversion in hardware. ``tiles``: the four numbers of tokens that a matrix product takes at once, largest first.
+    half-precision conversion in hardware. ``tiles``: numbers of tokens that a matrix product takes at once, largest first.
     """
 
     name: str
