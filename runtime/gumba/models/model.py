@@ -13,8 +13,9 @@ from gumba.errors import EngineError, RequestError
 from gumba.kernels import op
 from gumba.kernels.attention import PAGE_TOKENS, PART_TOKENS, split_units, tile_tokens
 from gumba.kv_cache import KVCache
-from gumba.program.builder import Buffer, Program
+from gumba.program.builder import Buffer, Operation, Program
 from gumba.program.executor import Team
+from gumba.program.timing import Timing
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Model:
         self._program: Program | None = program
         self._weights = weights
         self._records = program.finish([logits])
+        self._timing: Timing | None = None
         self._logits = program.rows(logits)
         self._tile = tile_tokens(config.n_heads // config.n_kv_heads)
         self._batch = np.zeros(op.BATCH_WORDS, np.int64)
@@ -58,6 +60,22 @@ class Model:
         The rows are a view that the next step overwrites. Raises RequestError for a chunk that is out of range (nothing has
         been computed then), EngineError when the model is closed.
         """
+        return self._step(chunks, self._records)
+
+    def forward_timed(self, chunks: Sequence[Chunk]) -> np.ndarray:
+        """A step like ``forward``'s: nanoseconds that each of ``operations`` took, int64 [n]. Raises what ``forward`` does."""
+        timing = self._timing = self._timing or Timing(self._records)
+        self._step(chunks, timing.records)
+        return timing.nanoseconds()
+
+    @property
+    def operations(self) -> list[Operation]:
+        """What a step consists of, in order. Raises EngineError when the model is closed."""
+        if self._program is None:
+            raise EngineError("the model is closed")
+        return self._program.operations
+
+    def _step(self, chunks: Sequence[Chunk], records: np.ndarray) -> np.ndarray:
         if self._program is None:
             raise EngineError("the model is closed")
         (tokens, positions, slots, tiles, rows), tables = self._gather(chunks)
@@ -71,7 +89,7 @@ class Model:
         ):  # fmt: skip
             b[offset // 8] = array.ctypes.data
         logits = self._logits
-        self._team.run(self._records, b)
+        self._team.run(records, b)
         del tables  # the kernels read the block tables up to here
         return logits[: len(rows), : self.config.n_vocab]
 
@@ -141,6 +159,7 @@ class Model:
         self.kv.close()
         self._program = self._weights = None
         self._records = np.empty((0, op.RECORD_WORDS), np.int64)
+        self._timing = None
         self._logits = np.empty((0, self.config.n_vocab), np.float32)
 
     def __del__(self) -> None:

@@ -9,7 +9,7 @@ that split their work alike (the same rows, the same units) hand each thread its
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -35,6 +35,24 @@ class Buffer:
     last_use: int = -1
 
 
+@dataclass(frozen=True)
+class Work:
+    """What an operation must read, write and compute at the least: what its measured time is held against.
+
+    ``weights``: bytes of a matrix, read once a step; ``row_bytes``: read and written for each of its rows; ``kv_bytes``: per
+    token of context of each sequence; ``row_ops``: multiplications and additions per row; ``pair_ops``: per pair of a token
+    and one that it attends to; ``kind``: the arithmetic of those, "int8" or "float32"; ``shape``: in words.
+    """
+
+    weights: int = 0
+    row_bytes: int = 0
+    kv_bytes: int = 0
+    row_ops: int = 0
+    pair_ops: int = 0
+    kind: str = "float32"
+    shape: str = ""
+
+
 @dataclass
 class Operation:
     kernel: Kernel
@@ -44,6 +62,7 @@ class Operation:
     split: tuple[object, ...]  # operations of equal split give each thread the same rows and columns
     gathers: Sequence[Buffer] = ()  # inputs of which a thread reads more than its own share
     phase: int = 0
+    work: Work = Work()
 
     def waits_for(self, earlier: Operation) -> bool:
         """Whether every thread must have ended ``earlier`` before any begins this."""
@@ -53,6 +72,12 @@ class Operation:
             or any(b in earlier.reads and not (alike and b not in earlier.gathers) for b in self.writes)
             or any(b in earlier.writes and not alike for b in self.writes)
         )
+
+
+def _product(w: PackedMatrix) -> Work:
+    """The work of one matrix product."""
+    kind = "float32" if w.format.ACTIVATION == "f32" else "int8"
+    return Work(w.data.nbytes, row_ops=2 * w.rows * w.columns, kind=kind, shape=f"{w.rows}x{w.columns}")
 
 
 @dataclass(frozen=True)
@@ -91,7 +116,7 @@ class Program:
             embed.embed(w.format, self.isa),
             {"w": w.address, "group_bytes": w.group_bytes, "n_blocks": w.n_blocks, "scratch": -1,
              "out": out, "out_stride": out.row_bytes},
-            [], [out], ("tokens",),
+            [], [out], ("tokens",), work=Work(row_bytes=len(w.data) // max(1, w.rows)),
         )  # fmt: skip
         return out
 
@@ -115,6 +140,7 @@ class Program:
              "n_blocks": w.n_blocks, "n_groups": w.n_groups, "out": out, "out_stride": out.row_bytes,
              "residual": residual if residual is not None else 0},
             [source] + ([residual] if residual is not None else []), [out], ("groups", w.n_groups), [source],
+            _product(w),
         )  # fmt: skip
         return out if bias is None else self.add_row(out, bias)
 
@@ -160,6 +186,7 @@ class Program:
             place | {"q": q, "out": out, "stride": q.row_bytes, "group": group, "scale": scale, "scratch": -1,
                      "scratch_bytes": -1, "partials": -1},
             [q, cache], [out], ("tiles",),
+            work=Work(kv_bytes=kv.layer_bytes // att.PAGE_TOKENS, pair_ops=4 * q.width),
         )  # fmt: skip
         return out
 
@@ -185,9 +212,11 @@ class Program:
 
     def _append(
         self, kernel: Kernel, arguments: dict[str, int | float | Buffer], reads: Sequence[Buffer],
-        writes: Sequence[Buffer], split: tuple[object, ...], gathers: Sequence[Buffer] = (),
+        writes: Sequence[Buffer], split: tuple[object, ...], gathers: Sequence[Buffer] = (), work: Work = Work(),
     ) -> None:  # fmt: skip
-        self.operations.append(Operation(kernel, arguments, reads, writes, split, gathers))
+        moved = sum(b.row_bytes for b in [*reads, *writes])
+        work = replace(work, row_bytes=work.row_bytes + moved)
+        self.operations.append(Operation(kernel, arguments, reads, writes, split, gathers, work=work))
 
     def _elementwise(
         self, kernel: Kernel, arguments: dict[str, int | float | Buffer], reads: Sequence[Buffer], out: Buffer
