@@ -103,11 +103,16 @@ def test_threads_never_share_a_page() -> None:
 def test_layout(kv_type: str, size: int) -> None:
     kv = cache(kv_type=kv_type)
     layout = kv.layout
-    assert (layout.n_kv_heads, layout.head_dim, layout.v_row, layout.kv_type) == (3, 24, 32, kv_type)
+    assert (layout.n_kv_heads, layout.head_dim, layout.kv_type) == (3, 24, kv_type)
     assert layout.v_offset >= 3 * 24 * 64 * size and layout.layer_bytes - layout.v_offset >= 3 * 32 * 64 * size
     assert layout.pages % 64 == layout.v_offset % 64 == layout.layer_bytes % 64 == 0
     assert layout.page_bytes == kv.page_bytes == 2 * layout.layer_bytes
     assert kv.n_bytes == 6 * kv.page_bytes and kv.page_tokens == 64
+
+
+def test_q8_0_takes_34_bytes_for_32_elements() -> None:
+    layout = cache(kv_type="q8_0").layout  # head_dim 24: one block each
+    assert layout.v_offset == 3 * 34 * 64 and layout.layer_bytes == 2 * layout.v_offset
 
 
 def test_fresh_memory_is_zero() -> None:
@@ -116,8 +121,8 @@ def test_fresh_memory_is_zero() -> None:
 
 
 def test_errors_at_construction(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RequestError, match="q8_0"):
-        cache(kv_type="q8_0")
+    with pytest.raises(RequestError, match="'q1': expected one of f16, f32, q8_0"):
+        cache(kv_type="q1")
 
     def nothing_left(n_bytes: int) -> np.ndarray:
         raise MemoryError

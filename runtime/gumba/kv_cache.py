@@ -2,7 +2,7 @@
 
 A sequence owns a list of page ids (its block table); position p lies in page ``table[p // 64]``, place ``p % 64``
 (vLLM, Kwon et al. 2023). This module hands pages out and takes them back; what lies in a page is said in
-``gumba.kernels.attention``.
+``gumba.kernels.pages``.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from collections.abc import Sequence
 import numpy as np
 
 from gumba.errors import EngineError, RequestError, ResourceError
-from gumba.kernels.attention import ELEMENT_BYTES, PAGE_TOKENS, V_ALIGN
+from gumba.kernels.pages import PAGE_TOKENS, page_formats
 from gumba.program.builder import KVLayout
 
 
 class KVCache:
     """A pool of ``n_pages`` pages for ``n_layers`` layers of ``n_kv_heads`` heads of ``head_dim`` elements.
 
-    ``kv_type``: "f16" or "f32". Raises ResourceError when there is not enough memory.
+    ``kv_type``: "f16", "f32" or "q8_0". Raises ResourceError when there is not enough memory.
     """
 
     def __init__(self, n_layers: int, n_kv_heads: int, head_dim: int, n_pages: int, kv_type: str = "f16") -> None:
-        if kv_type not in ELEMENT_BYTES:
-            raise RequestError(f"kv_type {kv_type!r}: expected one of {', '.join(ELEMENT_BYTES)}")
-        size = ELEMENT_BYTES[kv_type]
-        v_row = -(-head_dim // V_ALIGN) * V_ALIGN
-        v_offset = -(-n_kv_heads * head_dim * PAGE_TOKENS * size // 64) * 64
-        layer_bytes = v_offset + n_kv_heads * v_row * PAGE_TOKENS * size
+        formats = page_formats()
+        if kv_type not in formats:
+            raise RequestError(f"kv_type {kv_type!r}: expected one of {', '.join(formats)}")
+        pages = formats[kv_type]
+        v_offset = -(-n_kv_heads * pages.key_bytes(head_dim) // 64) * 64
+        layer_bytes = -(-(v_offset + n_kv_heads * pages.value_bytes(head_dim)) // 64) * 64
         self.page_tokens = PAGE_TOKENS
         self.n_pages = n_pages
         self.page_bytes = n_layers * layer_bytes
@@ -43,7 +43,7 @@ class KVCache:
             ) from None
         self._memory: np.ndarray | None = memory
         address = int(memory.ctypes.data)
-        self.layout = KVLayout(address, self.page_bytes, layer_bytes, v_offset, v_row, n_kv_heads, head_dim, kv_type)
+        self.layout = KVLayout(address, self.page_bytes, layer_bytes, v_offset, n_kv_heads, head_dim, kv_type)
         self._lock = threading.Lock()
         self._free = list(range(n_pages - 1, -1, -1))
         self._used = np.zeros(n_pages, np.bool_)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from gumba.simd.isa import Isa
+
 PAGE_TOKENS = 64
 
 
@@ -86,6 +88,44 @@ def store_kv(
     values = page[v_offset : v_offset + heads * PAGE_TOKENS * v_row * size].view(dtype)
     keys[:, :, place] = k
     values.reshape(heads, PAGE_TOKENS, v_row)[:, place, :head_dim] = v
+
+
+def store_kv_q8_0(page: np.ndarray, place: int, k: np.ndarray, v: np.ndarray, v_offset: int, isa: Isa) -> None:
+    """The same for pages of q8_0: keys woven like the rows of a weight matrix, values token by token."""
+    heads, head_dim = k.shape
+    n_blocks, lanes = -(-head_dim // 32), isa.lanes
+    keys = page[: heads * n_blocks * 34 * 64].reshape(heads, 64 // lanes, n_blocks, 34 * lanes)
+    values = page[v_offset : v_offset + heads * n_blocks * 34 * 64].reshape(heads, n_blocks, 34 * 64)
+    group, lane = divmod(place, lanes)
+    for x, is_key in ((k, True), (v, False)):
+        padded = np.zeros((heads, n_blocks * 32), np.float32)
+        padded[:, :head_dim] = x
+        made = quantize_q8(padded)
+        with np.errstate(over="ignore"):
+            scales = made[..., 32:36].view(np.float32)[..., 0].astype(np.float16)
+        for h in range(heads):
+            for b in range(n_blocks):
+                q = made[h, b, :32]
+                if is_key:
+                    keys[h, group, b, 2 * lane : 2 * lane + 2] = scales[h, b].reshape(1).view(np.uint8)
+                    words = keys[h, group, b, 2 * lanes :].reshape(8, lanes, 4)
+                    words[:, lane] = q.reshape(8, 4) ^ (0 if isa.dot_signed is not None else 128)
+                else:
+                    values[h, b, 32 * place : 32 * place + 32] = q
+                    values[h, b, 2048 + 2 * place : 2050 + 2 * place] = scales[h, b].reshape(1).view(np.uint8)
+
+
+def through_q8(x: np.ndarray, half: bool) -> np.ndarray:
+    """float32 [..., n] as it comes back from int8 blocks of 32, whose scales are float16 when ``half``."""
+    n = x.shape[-1]
+    padded = np.zeros((int(np.prod(x.shape[:-1])), -(-n // 32) * 32), np.float32)
+    padded[:, :n] = x.reshape(-1, n)
+    made = quantize_q8(padded)
+    scales = np.ascontiguousarray(made[..., 32:36]).view(np.float32)
+    if half:
+        scales = scales.astype(np.float16).astype(np.float32)
+    values = made[..., :32].view(np.int8).astype(np.float64) * scales
+    return np.asarray(values.reshape(len(padded), -1)[:, :n].reshape(x.shape))
 
 
 def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, first_position: int, scale: float) -> np.ndarray:

@@ -14,6 +14,7 @@ from gumba.kernels import attention as att
 from gumba.kernels import elementwise, embed, matmul, q8, rope
 from gumba.kernels.op import N_OUTPUTS, N_TOKENS
 from gumba.kernels.packed import aligned_empty
+from gumba.kernels.pages import page_formats
 from gumba.quants import FORMATS, q4_1
 from gumba.simd.isa import Isa
 
@@ -167,33 +168,43 @@ class Cache:
     """Pages of one layer, full of NaN until they are written; each sequence has a shuffled block table."""
 
     def __init__(
-        self, heads: int, head_dim: int, kv_type: str, contexts: Sequence[int], rng: np.random.Generator
+        self, isa: Isa, heads: int, head_dim: int, kv_type: str, contexts: Sequence[int], rng: np.random.Generator
     ) -> None:
-        self.heads, self.head_dim = heads, head_dim
-        self.dtype = np.dtype({"f16": np.float16, "f32": np.float32}[kv_type])
-        size = self.dtype.itemsize
-        self.v_row = -(-head_dim // 16) * 16
-        self.v_offset = -(-heads * head_dim * 64 * size // 64) * 64
-        self.page_bytes = self.v_offset + heads * 64 * self.v_row * size + 128  # and 128 that belong to nobody
+        self.isa, self.heads, self.head_dim, self.kv_type = isa, heads, head_dim, kv_type
+        self.pages = page_formats()[kv_type]
+        self.dtype = np.dtype({"f16": np.float16, "f32": np.float32, "q8_0": np.float32}[kv_type])
+        # What a head's keys and values take of a page, by the formats' descriptions.
+        self.v_row = -(-head_dim // (32 if kv_type == "q8_0" else 16)) * (32 if kv_type == "q8_0" else 16)
+        k_bytes = -(-head_dim // 32) * 34 if kv_type == "q8_0" else head_dim * self.dtype.itemsize
+        v_bytes = -(-head_dim // 32) * 34 if kv_type == "q8_0" else self.v_row * self.dtype.itemsize
+        self.v_offset = -(-heads * k_bytes * 64 // 64) * 64
+        self.page_bytes = self.v_offset + heads * 64 * v_bytes + 128  # and 128 that belong to nobody
         counts = [-(-context // 64) for context in contexts]
         ids = rng.permutation(sum(counts) + 2)
         self.tables = [ids[sum(counts[:i]) : sum(counts[: i + 1])].astype(np.int32) for i in range(len(counts))]
         self.memory = aligned_empty(len(ids) * self.page_bytes).reshape(len(ids), self.page_bytes)
-        self.memory.view(self.dtype)[:] = np.nan
+        self.memory[:] = 0xFF  # NaN as float16 and float32
 
     def write(self, sequence: int, position: int, k: np.ndarray, v: np.ndarray) -> None:
         page = self.memory[self.tables[sequence][position // 64]]
-        oracles.store_kv(page, position % 64, k, v, self.v_offset, self.v_row, self.dtype)
+        if self.kv_type == "q8_0":
+            oracles.store_kv_q8_0(page, position % 64, k, v, self.v_offset, self.isa)
+        else:
+            oracles.store_kv(page, position % 64, k, v, self.v_offset, self.v_row, self.dtype)
 
-    def arguments(self) -> dict[str, int | float]:
-        return {"pages": address(self.memory), "page_bytes": self.page_bytes, "v_offset": self.v_offset,
-                "n_kv_heads": self.heads, "head_dim": self.head_dim, "v_row": self.v_row}  # fmt: skip
+    def arguments(self, group: int, threads: int = 50) -> dict[str, int | float]:
+        """What both kernels take. ``self.scratch`` is for that many threads."""
+        self.geometry = att.geometry(self.pages, self.page_bytes, self.v_offset, self.heads, group, self.head_dim)
+        size = att.scratch_bytes(self.pages, group, self.head_dim)
+        self.scratch = aligned_empty(threads * size)
+        return {"memory": address(self.memory), "geo": address(self.geometry), "scratch": address(self.scratch),
+                "scratch_bytes": size}  # fmt: skip
 
 
 def setup_store_kv(isa: Isa, kv_type: str = "f16", head_dim: int = 24, heads: int = 2) -> Setup:
     """Every byte of the pages is compared: nothing beside the tokens' places may change."""
     rng = rng_of(9)
-    cache = Cache(heads, head_dim, kv_type, [200], rng)
+    cache = Cache(isa, heads, head_dim, kv_type, [200], rng)
     positions = [0, 1, 63, 64, 130, 199]
     k, v = (rng.standard_normal((len(positions), heads * head_dim)).astype(np.float32) for _ in range(2))
     k[0, :4] = (7e4, -7e4, 1e-6, 65519.9)  # too large for float16, subnormal in it, just small enough
@@ -205,10 +216,10 @@ def setup_store_kv(isa: Isa, kv_type: str = "f16", head_dim: int = 24, heads: in
     expected = cache.memory.copy()
     cache.memory[:] = before
     held_k, held_v = rows(k), rows(v)
-    arguments = cache.arguments() | {"k": address(held_k), "v": address(held_v), "k_stride": held_k.strides[0],
-                                     "v_stride": held_v.strides[0]}  # fmt: skip
+    arguments = cache.arguments(1) | {"k": address(held_k), "v": address(held_v), "k_stride": held_k.strides[0],
+                                      "v_stride": held_v.strides[0]}  # fmt: skip
     slots = [int(table[p // 64]) * 64 + p % 64 for p in positions]
-    return Setup(att.store_kv(isa, kv_type), arguments, Batch(len(slots), slots=slots), cache.memory, lambda a: a, expected,
+    return Setup(att.store_kv(isa, cache.pages), arguments, Batch(len(slots), slots=slots), cache.memory, lambda a: a, expected,
                  keep=[held_k, held_v, cache])  # fmt: skip
 
 
@@ -229,7 +240,7 @@ def setup_attention(
 ) -> Setup:
     """``split``: threads share the parts of a context; there must be fewer units than ``att.split_units(1)`` then."""
     rng = rng_of(10, group, head_dim)
-    cache = Cache(kv_heads, head_dim, kv_type, [past + new for past, new in sequences], rng)
+    cache = Cache(isa, kv_heads, head_dim, kv_type, [past + new for past, new in sequences], rng)
     scale = 1 / math.sqrt(head_dim)
     tile = tile or att.tile_tokens(group)
     tiles: list[tuple[int, int, int, int]] = []
@@ -243,23 +254,24 @@ def setup_attention(
         for at in range(0, new, tile):
             tiles.append((start + at, min(tile, new - at), past + at, address(cache.tables[i])))
         queries.append(q.reshape(new, -1))
+        if kv_type == "q8_0":
+            k, v = oracles.through_q8(k, half=True), oracles.through_q8(v, half=True)
+            q = oracles.through_q8(q * np.float32(scale * att.LOG2_E), half=False) / (scale * att.LOG2_E)
         expected.append(oracles.attention(q, k, v, past, scale).reshape(new, -1))
         start += new
     held, out = rows(np.concatenate(queries)), rows(np.zeros((start, queries[0].shape[1]), np.float32))
     width = queries[0].shape[1]
-    size = att.scratch_bytes(group, head_dim, cache.v_row)
-    scratch = aligned_empty(50 * size)
     longest = max(past + new for past, new in sequences)
     partials = aligned_empty(att.partials_bytes(group, cache.v_row, 50, longest) if split else 0)
     partials[:] = 0xFF  # NaN, but for the counters
     partials[: 64 * att.split_units(50)] = 0
-    arguments = cache.arguments() | {"q": address(held), "out": address(out), "stride": out.strides[0], "group": group,
-                                     "scratch": address(scratch), "scratch_bytes": size,
-                                     "partials": address(partials) if split else 0, "scale": scale}  # fmt: skip
+    arguments = cache.arguments(group) | {"q": address(held), "out": address(out), "stride": out.strides[0],
+                                          "partials": address(partials) if split else 0,
+                                          "scale": scale * att.LOG2_E}  # fmt: skip
     batch = Batch(start, tiles=tiles, split=-(-longest // att.PART_TOKENS) if split else 0)
     return Setup(
-        att.attention(isa, kv_type), arguments, batch, out, lambda a: a[:, :width],
-        np.concatenate(expected), 1e-5 * max(1.0, sharpness), keep=[held, cache, scratch, partials],
+        att.attention(isa, cache.pages), arguments, batch, out, lambda a: a[:, :width],
+        np.concatenate(expected), 1e-5 * max(1.0, sharpness), keep=[held, cache, partials],
     )  # fmt: skip
 
 

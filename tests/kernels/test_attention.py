@@ -7,13 +7,22 @@ import pytest
 import setups
 from harness import ISAS, Batch, isa_id, same_bits
 
-from gumba.kernels.attention import PAGE_TOKENS, TILE_ROWS, partials_bytes, scratch_bytes, split_units, tile_tokens
+from gumba.kernels.attention import (
+    BLOCK_ROWS,
+    TILE_ROWS,
+    partials_bytes,
+    scratch_bytes,
+    split_units,
+    tile_rows,
+    tile_tokens,
+)
+from gumba.kernels.pages import PART_TOKENS, SCRATCH, page_formats
 from gumba.simd.isa import Isa
 
 ISA = ISAS[0]
 
 
-@pytest.mark.parametrize("kv_type", ["f16", "f32"])
+@pytest.mark.parametrize("kv_type", ["f16", "f32", "q8_0"])
 @pytest.mark.parametrize("isa", ISAS, ids=isa_id)
 def test_every_instruction_set_and_cache_type(isa: Isa, kv_type: str) -> None:
     setups.setup_attention(isa, kv_type).check()
@@ -24,7 +33,7 @@ def test_every_instruction_set_and_cache_type(isa: Isa, kv_type: str) -> None:
 @pytest.mark.parametrize("head_dim", [24, 64, 80])
 def test_group_and_head_sizes(group: int, head_dim: int) -> None:
     """40 heads in a group are more rows than a tile aims at."""
-    for kv_type in ("f16", "f32"):
+    for kv_type in ("f16", "f32", "q8_0"):
         setups.setup_attention(ISA, kv_type, group, head_dim, kv_heads=1 if group == 40 else 2).check()
 
 
@@ -76,7 +85,7 @@ def test_same_bits_when_threads_share_a_context(isa: Isa, sequences: list[tuple[
 
 def test_split_context_of_any_group() -> None:
     for group, head_dim in ((1, 24), (8, 64), (40, 80)):
-        for kv_type in ("f16", "f32"):
+        for kv_type in ("f16", "f32", "q8_0"):
             sizes = {"group": group, "head_dim": head_dim, "sequences": [(520, 1)], "kv_heads": 2}
             parted = setups.setup_attention(ISA, kv_type, split=True, **sizes)
             np.testing.assert_array_equal(
@@ -99,7 +108,7 @@ def test_partials_stay_in_their_memory() -> None:
         assert (guarded[size:] == 0x5A).all()
 
 
-@pytest.mark.parametrize("kv_type", ["f16", "f32"])
+@pytest.mark.parametrize("kv_type", ["f16", "f32", "q8_0"])
 def test_large_scores(kv_type: str) -> None:
     """Scores of some hundreds: e^x alone would be infinite."""
     setup = setups.setup_attention(ISA, kv_type, sharpness=300.0)
@@ -114,18 +123,23 @@ def test_one_key_gives_its_value() -> None:
 
 @pytest.mark.parametrize("group", [1, 2, 3, 5, 7, 8, 12, 31, 32, 33, 40])
 def test_scratch_holds_a_tile(group: int) -> None:
-    for head_dim, v_row in ((24, 32), (64, 64), (80, 80)):
-        rows = tile_tokens(group) * group
-        assert tile_tokens(group) >= 1 and (rows <= TILE_ROWS or tile_tokens(group) == 1)
-        padded = -(-rows // 8) * 8
-        assert scratch_bytes(group, head_dim, v_row) >= 4 * padded * (head_dim + PAGE_TOKENS + 2 * (v_row + 16 + 1))
-        assert scratch_bytes(group, head_dim, v_row) % 64 == 0
+    rows = tile_tokens(group) * group
+    assert tile_tokens(group) >= 1 and (rows <= TILE_ROWS or tile_tokens(group) == 1)
+    assert tile_rows(group) >= rows and tile_rows(group) % BLOCK_ROWS == 0
+    for head_dim in (24, 64, 80):
+        for pages in page_formats().values():
+            size = scratch_bytes(pages, group, head_dim)
+            results = (tile_rows(group) + BLOCK_ROWS) * 4 * (pages.v_row(head_dim) + 16 + 1)
+            queries = tile_rows(group) * pages.query_bytes(head_dim)
+            assert size >= queries + results + BLOCK_ROWS * 4 * PART_TOKENS + SCRATCH
+            assert size % 64 == 0
 
 
-def test_scratch_is_not_left() -> None:
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+def test_scratch_is_not_left(kv_type: str) -> None:
     """Each thread keeps to its own scratch: guards before, between and after."""
     for group in (1, 3, 40):
-        setup = setups.setup_attention(ISA, group=group, kv_heads=1)
+        setup = setups.setup_attention(ISA, kv_type, group=group, kv_heads=1)
         size = int(setup.arguments["scratch_bytes"])
         guarded = setups.aligned_empty(6 * (size + 64))
         guarded[:] = 0x5A

@@ -1,44 +1,44 @@
 """Causal attention over a paged KV cache, with grouped heads, for one and for many tokens.
 
-A page holds PAGE_TOKENS tokens of one sequence. Within a page, per layer and KV head, keys lie transposed and values plain:
-
-    keys    [kv_head][head_dim][PAGE_TOKENS]        a vector = the same element of neighbouring tokens
-    values  [kv_head][PAGE_TOKENS][v_row]           a vector = neighbouring elements of one token (v_row: padded head_dim)
-
-so that scores (Q times K) and outputs (P times V) are both small matrix products in which a lane sums one result.
-
 The unit of work is (tile of consecutive query tokens of one sequence, KV head): its rows are the queries of all heads of the
-group, so every page is read once for all of them. Pages are taken in order with an online softmax (Milakov and Gimelshein
-2018, Rabe and Staats 2021): per row a running maximum, a running sum and a running output.
+group, so every page is read once for all of them. The context is cut into parts of PART_TOKENS at fixed places. For each
+part, rows are taken in blocks of BLOCK_ROWS: their scores with all keys of the part, the softmax of each row, the weighted
+sum of the values; scores stay in the first-level cache, the part's keys and values in the second. What lies in a page, and
+the two small matrix products over it, is the page format's affair (``gumba.kernels.pages``).
 
-The context is cut into parts of PART_TOKENS at fixed places. Each part's softmax runs by itself, and the parts are merged in
-order (Dao et al. 2023, "Flash-Decoding"). Where a step has too few units for the threads (one sequence that decodes), the
-parts become units too, and whoever ends a tile's last part merges them all. So a row's numbers depend on its own query and on
-the pages before it: not on the threads, nor on which rows share its tile, its batch or its prompt chunk.
+Each part's softmax runs by itself, and the parts are merged in order (Milakov and Gimelshein 2018; Dao et al. 2023,
+"Flash-Decoding"). Where a step has too few units for the threads (one sequence that decodes), the parts become units too, and
+whoever ends a tile's last part merges them all. So a row's numbers depend on its own query and on the pages before it: not on
+the threads, nor on which rows share its tile, its batch or its prompt chunk. Exponentials are powers of two: the base's
+logarithm is part of the queries' scale.
 """
 
 from __future__ import annotations
 
 import functools
+import math
+
+import numpy as np
 
 from gumba.kernels.jit import inline
 from gumba.kernels.op import N_TILES, N_TOKENS, SLOTS, SPLIT, TILES, Kernel, f4, kernel, share
+from gumba.kernels.pages import BLOCK_ROWS, PAGE_TOKENS, PART_TOKENS, S_ROW, SCRATCH, PageFormat, block_rows
 from gumba.simd.isa import Isa
-from gumba.simd.maths import exp
+from gumba.simd.maths import exp2
 from gumba.simd.memory import atomic_add, load_f32, load_i32, load_i64, store_f32, store_i64
-from gumba.simd.value import F16, F32, I32, Simd, Value, simd_function
+from gumba.simd.value import F32, I32, Simd, Value, simd_function
 
-PAGE_TOKENS = 64
-#: Tokens of context whose softmax runs by itself: fixed, since it decides the order of sums.
-PART_TOKENS = 256
 PART_PAGES = PART_TOKENS // PAGE_TOKENS
-#: A tile's rows (query tokens times heads of the group) are padded to a multiple of this.
-ROW_TILE = 8
-#: Rows that a tile aims at: enough to use each page often, few enough for the scratch to stay in the first-level cache.
-TILE_ROWS = 32
-V_ALIGN = 16
+#: Rows that a tile aims at: enough to use each part of the context often while it is in the second-level cache.
+TILE_ROWS = 48
 _SPLIT_UNITS_PER_THREAD = 4
-ELEMENT_BYTES = {"f16": 2, "f32": 4}
+#: Factor of the scores' scale: softmax is computed with powers of two.
+LOG2_E = math.log2(math.e)
+
+# Byte offsets in the geometry, a constant int64 array that says how things lie.
+PAGE_BYTES, V_OFFSET, K_HEAD, V_HEAD, N_KV_HEADS, GROUP, HEAD_DIM, V_ROW, Q_ROW, MAX_ROWS, THREAD_SCRATCH = range(
+    0, 88, 8
+)
 
 
 def tile_tokens(group: int) -> int:
@@ -47,13 +47,34 @@ def tile_tokens(group: int) -> int:
 
 
 def tile_rows(group: int) -> int:
-    """Rows of a whole tile, padded."""
-    return -(-tile_tokens(group) * group // ROW_TILE) * ROW_TILE
+    """Rows of a whole tile, padded to whole blocks."""
+    return -(-tile_tokens(group) * group // BLOCK_ROWS) * BLOCK_ROWS
 
 
-def scratch_bytes(group: int, head_dim: int, v_row: int) -> int:
-    """Scratch per thread: a tile's queries and scores, and twice (part and whole) its outputs, sums (16 lanes) and maxima."""
-    return -(-tile_rows(group) * 4 * (head_dim + PAGE_TOKENS + 2 * (v_row + 16 + 1)) // 64) * 64
+def geometry(
+    pages: PageFormat, page_bytes: int, v_offset: int, n_kv_heads: int, group: int, head_dim: int
+) -> np.ndarray:
+    """How pages and a thread's scratch lie: int64, read by the kernels through the offsets above.
+
+    ``page_bytes``: from page to page; ``v_offset``: from a page's keys to its values; ``group``: query heads per KV head.
+    """
+    return np.array(
+        [page_bytes, v_offset, pages.key_bytes(head_dim), pages.value_bytes(head_dim), n_kv_heads, group, head_dim,
+         pages.v_row(head_dim), pages.query_bytes(head_dim), tile_rows(group), scratch_bytes(pages, group, head_dim)],
+        np.int64,
+    )  # fmt: skip
+
+
+def _row_bytes(v_row: int) -> int:
+    """Of a row's result: output, sums (16 lanes), maximum."""
+    return 4 * (v_row + 16 + 1)
+
+
+def scratch_bytes(pages: PageFormat, group: int, head_dim: int) -> int:
+    """Scratch per thread: a tile's queries and results; a block's scores and results of one part; what the format needs."""
+    row = _row_bytes(pages.v_row(head_dim))
+    tile = tile_rows(group) * (-(-pages.query_bytes(head_dim) // 4) * 4 + row)
+    return -(-(tile + BLOCK_ROWS * (S_ROW + row) + SCRATCH) // 64) * 64 + 64
 
 
 def split_units(n_threads: int) -> int:
@@ -65,137 +86,86 @@ def partials_bytes(group: int, v_row: int, n_threads: int, n_ctx: int) -> int:
     """Memory in which threads leave the parts of a split context: a counter for each unit, then the parts' rows."""
     units = split_units(n_threads)
     parts = -(-n_ctx // PART_TOKENS)
-    return units * 64 + units * parts * tile_rows(group) * 4 * (v_row + 16 + 1)
-
-
-def _load(s: Simd, isa: Isa, kv_type: str, address: Value) -> Value:
-    if kv_type == "f32":
-        return s.load(address, F32, isa.lanes)
-    return isa.from_f16(s, s.load(address, F16, isa.lanes))
+    return units * 64 + units * parts * tile_rows(group) * _row_bytes(v_row)
 
 
 @functools.cache
-def store_kv(isa: Isa, kv_type: str) -> Kernel:
-    """Write the keys and values of this step's tokens to their places in the cache."""
-    size = ELEMENT_BYTES[kv_type]
+def store_kv(isa: Isa, pages: PageFormat) -> Kernel:
+    """Write the keys and values of this step's tokens to their places in the cache.
 
-    @simd_function("void(i8, i8, i8, i8)")
-    def scatter(s: Simd, x: Value, out: Value, out_stride: Value, n: Value) -> None:
-        with s.loop(n) as i:
-            value = s.load(x + i * 4, F32)
-            s.store(out + i * out_stride, value if kv_type == "f32" else isa.to_f16(s, value))
+    k, v: float32 [n_tokens, n_kv_heads * head_dim]; ``memory``: this layer's part of page 0; ``scratch``: 64-byte aligned,
+    ``scratch_bytes`` for each thread; ``geo``: address of the ``geometry``.
+    """
+    store = pages.functions(isa).store
 
-    @kernel(variant=f"{isa.name},{kv_type}")
-    def store_kv(
-        batch, thread, n_threads, k, v, k_stride, v_stride, n_kv_heads, head_dim, v_row, pages, page_bytes, v_offset
-    ):
+    @kernel(variant=f"{isa.name},{pages.name}")
+    def store_kv(batch, thread, n_threads, k, v, k_stride, v_stride, memory, geo, scratch, scratch_bytes):
         n = load_i64(batch + N_TOKENS)
         slots = load_i64(batch + SLOTS)
+        head_dim = load_i64(geo + HEAD_DIM)
         for t in range(share(n, thread, n_threads), share(n, thread + 1, n_threads)):
             slot = load_i64(slots + 8 * t)
-            page = pages + slot // PAGE_TOKENS * page_bytes
-            place = slot % PAGE_TOKENS
-            for h in range(n_kv_heads):
-                keys = page + (h * head_dim * PAGE_TOKENS + place) * size
-                scatter(k + t * k_stride + h * head_dim * 4, keys, PAGE_TOKENS * size, head_dim)
-                values = page + v_offset + (h * PAGE_TOKENS + place) * v_row * size
-                scatter(v + t * v_stride + h * head_dim * 4, values, size, head_dim)
+            keys = memory + slot // PAGE_TOKENS * load_i64(geo + PAGE_BYTES)
+            values = keys + load_i64(geo + V_OFFSET)
+            for h in range(load_i64(geo + N_KV_HEADS)):
+                at = h * head_dim * 4
+                store(k + t * k_stride + at, v + t * v_stride + at, keys, values, slot % PAGE_TOKENS, head_dim,
+                      load_i64(geo + V_ROW), scratch + thread * scratch_bytes)  # fmt: skip
+                keys += load_i64(geo + K_HEAD)
+                values += load_i64(geo + V_HEAD)
 
     return store_kv
 
 
-def _scores(isa: Isa, kv_type: str, rows: int):
-    """S[r, key] = sum over d of Q[r, d] * K[d, key], for one page."""
-    size = ELEMENT_BYTES[kv_type]
-    vectors = 2 if isa.lanes >= 16 else 1
+def _softmax(isa: Isa):
+    """Softmax of the first ``visible`` scores of a part: scores to weights in place, their maximum, their sum (16 lanes).
+
+    Scores after the last visible one, up to a whole vector, become 0.
+    """
 
     @simd_function("void(i8, i8, i8, i8)")
-    def scores(s: Simd, q: Value, keys: Value, out: Value, head_dim: Value) -> None:
-        width = vectors * isa.lanes
-        for c in range(PAGE_TOKENS // width):
-            accs = [[s.variable(s.zero(F32, isa.lanes)) for _ in range(vectors)] for _ in range(rows)]
-            with s.loop(head_dim) as d:
-                row = keys + d * (PAGE_TOKENS * size) + c * width * size
-                k = [_load(s, isa, kv_type, row + v * isa.lanes * size) for v in range(vectors)]
-                for r in range(rows):
-                    x = s.splat(s.load(q + head_dim * (4 * r) + d * 4, F32), isa.lanes)
-                    for v in range(vectors):
-                        accs[r][v].set(isa.multiply_add(s, x, k[v], accs[r][v].get()))
-            for r in range(rows):
-                for v in range(vectors):
-                    s.store(out + r * PAGE_TOKENS * 4 + (c * width + v * isa.lanes) * 4, accs[r][v].get())
-
-    return scores
-
-
-def _outputs(isa: Isa, kv_type: str, rows: int):
-    """O[r, :] += sum over keys of P[r, key] * V[key, :], for the first ``n_keys`` keys of a page."""
-    size = ELEMENT_BYTES[kv_type]
-
-    @simd_function("void(i8, i8, i8, i8, i8)")
-    def outputs(s: Simd, p: Value, values: Value, out: Value, v_row: Value, n_keys: Value) -> None:
-        with s.loop(v_row, step=isa.lanes) as c:
-            accs = [s.variable(s.load(out + v_row * (4 * r) + c * 4, F32, isa.lanes)) for r in range(rows)]
-            with s.loop(n_keys) as key:
-                v = _load(s, isa, kv_type, values + key * v_row * size + c * size)
-                for r in range(rows):
-                    x = s.splat(s.load(p + r * PAGE_TOKENS * 4 + key * 4, F32), isa.lanes)
-                    accs[r].set(isa.multiply_add(s, x, v, accs[r].get()))
-            for r in range(rows):
-                s.store(out + v_row * (4 * r) + c * 4, accs[r].get())
-
-    return outputs
-
-
-def _softmax(isa: Isa):
-    """One page of the online softmax of one row: scores to weights in place; returns the factor for what came before."""
-
-    @simd_function("f4(i8, i8, i8, i8)")
-    def softmax(s: Simd, scores: Value, maximum: Value, total: Value, visible: Value) -> Value:
-        n = PAGE_TOKENS // 16
+    def softmax(s: Simd, scores: Value, visible: Value, maximum: Value, total: Value) -> None:
+        full = visible >> 4
+        rest = (visible & 15).to(I32)
+        tail = scores + (visible & -16) * 4
         below = s.constant(float("-inf"), F32, 16)
-        limit = s.splat(visible.to(I32), 16)
-        x = []
-        for i in range(n):
-            place = s.constant([16 * i + j for j in range(16)], I32, 16)
-            x.append(s.select(place.compare("<", limit), s.load(scores + 64 * i, F32, 16), below))
-        top = x[0]
-        for part in x[1:]:
-            top = s.maximum(top, part)
-        before = s.load(maximum, F32)
-        now = s.maximum(before, s.reduce(top, s.maximum))
+        place = s.constant(list(range(16)), I32, 16)
+        seen = place.compare("<", s.splat(rest, 16))
+        top = s.variable(below)
+        with s.loop(full) as i:
+            top.set(s.maximum(top.get(), s.load(scores + i * 64, F32, 16)))
+        with s.when(rest.compare(">", 0)):
+            top.set(s.maximum(top.get(), s.select(seen, s.load(tail, F32, 16), below)))
+        now = s.reduce(top.get(), s.maximum)
         s.store(maximum, now)
-        parts = [exp(s, isa, v - s.splat(now, 16)) for v in x]
-        for i, part in enumerate(parts):
-            s.store(scores + 64 * i, part)
-        factor = s.lane(exp(s, isa, s.splat(before - now, 4)), 0)
-        sums = s.load(total, F32, 16) * s.splat(factor, 16)
-        for part in parts:
-            sums = sums + part
-        s.store(total, sums)
-        return factor
+        shift = s.splat(now, 16)
+        sums = s.variable(s.zero(F32, 16))
+        with s.loop(full) as i:
+            weights = exp2(s, isa, s.load(scores + i * 64, F32, 16) - shift)
+            s.store(scores + i * 64, weights)
+            sums.set(sums.get() + weights)
+        with s.when(rest.compare(">", 0)):
+            weights = exp2(s, isa, s.load(tail, F32, 16) - shift)
+            weights = s.select(seen, weights, s.zero(F32, 16))
+            s.store(tail, weights)
+            sums.set(sums.get() + weights)
+        s.store(total, sums.get())
 
     return softmax
 
 
-@simd_function("void(i8, i8, f4)")
-def _scale_row(s: Simd, x: Value, n_vectors: Value, factor: Value) -> None:
-    with s.loop(n_vectors) as i:
-        s.store(x + i * 64, s.load(x + i * 64, F32, 16) * s.splat(factor, 16))
-
-
 def _merge(isa: Isa):
-    """Add a part's row (maximum, sums, output) to that of the parts before it."""
+    """Add a part's row (output, sums, maximum) to that of the parts before it."""
 
     @simd_function("void(i8, i8, i8, i8, i8, i8, i8)")
     def merge(
-        s: Simd, m: Value, total: Value, o: Value, to_m: Value, to_total: Value, to_o: Value, n_vectors: Value
+        s: Simd, o: Value, total: Value, m: Value, to_o: Value, to_total: Value, to_m: Value, n_vectors: Value
     ) -> None:
         ours, theirs = s.load(to_m, F32), s.load(m, F32)
         now = s.maximum(ours, theirs)
         s.store(to_m, now)
-        keep = s.splat(s.lane(exp(s, isa, s.splat(ours - now, 4)), 0), 16)
-        add = s.splat(s.lane(exp(s, isa, s.splat(theirs - now, 4)), 0), 16)
+        factors = exp2(s, isa, s.concatenate(s.splat(ours - now, 4), s.splat(theirs - now, 4)))
+        keep, add = s.splat(s.lane(factors, 0), 16), s.splat(s.lane(factors, 4), 16)
         s.store(to_total, s.load(to_total, F32, 16) * keep + s.load(total, F32, 16) * add)
         with s.loop(n_vectors) as i:
             at = i * 64
@@ -227,154 +197,162 @@ def _clear(s: Simd, x: Value, n_vectors: Value) -> None:
         s.store(x + i * 64, s.zero(F32, 16))
 
 
+@inline
+def _visible(first_position, row, group, part):
+    """Keys of a part that a tile's row sees."""
+    return min(max(first_position + row // group + 1 - part * PART_TOKENS, 0), PART_TOKENS)
+
+
+def _attend_block(isa: Isa, pages: PageFormat):
+    """A compiled function: one block of rows with one part of the context, from nothing."""
+    functions = pages.functions(isa)
+    scores, outputs, softmax = functions.scores, functions.outputs, _softmax(isa)
+
+    @inline
+    def attend_block(row, rows, q, table, k_pages, v_pages, geo, part, first_position, work, o, totals, maxima):
+        """``work``: memory for a block's scores, then SCRATCH bytes; ``o``, ``totals``, ``maxima``: where the results go."""
+        group, v_row = load_i64(geo + GROUP), load_i64(geo + V_ROW)
+        page_bytes = load_i64(geo + PAGE_BYTES)
+        left = rows - row
+        n = block_rows(left)
+        common = _visible(first_position, row, group, part)
+        n_keys = _visible(first_position, min(row + n, rows) - 1, group, part)
+        for page in range((n_keys + PAGE_TOKENS - 1) // PAGE_TOKENS):
+            keys = k_pages + load_i32(table + 4 * (part * PART_PAGES + page)) * page_bytes
+            columns = (min(PAGE_TOKENS, n_keys - page * PAGE_TOKENS) + 15) // 16 * 16
+            scores(left, q, load_i64(geo + Q_ROW), keys, work + page * (4 * PAGE_TOKENS), columns,
+                   load_i64(geo + HEAD_DIM))  # fmt: skip
+        for r in range(n):
+            visible = _visible(first_position, min(row + r, rows - 1), group, part)
+            softmax(work + r * S_ROW, visible, maxima + 4 * r, totals + 64 * r)
+        _clear(o, n * v_row // 16)
+        # Keys that every row of the block sees are taken together, later ones row by row: a key is multiplied by no weight,
+        # not even by zero, for a token that comes before it (zero times infinity would be NaN).
+        for r in range(min(n, left)):
+            first = common if r > 0 else 0
+            last = _visible(first_position, row + r, group, part)
+            while first < last:
+                page = first // PAGE_TOKENS
+                end = min(last, (page + 1) * PAGE_TOKENS)
+                values = v_pages + load_i32(table + 4 * (part * PART_PAGES + page)) * page_bytes
+                outputs(1 if r > 0 else left, work + r * S_ROW + 4 * first, values, first % PAGE_TOKENS, end - first,
+                        o + r * v_row * 4, v_row, work + BLOCK_ROWS * S_ROW)  # fmt: skip
+                first = end
+
+    return attend_block
+
+
 @functools.cache
-def attention(isa: Isa, kv_type: str) -> Kernel:
-    """q: float32 [n_tokens, n_kv_heads * group, head_dim] -> out, the same shape. ``scale``: of the scores, 1 / sqrt(head_dim).
+def attention(isa: Isa, pages: PageFormat) -> Kernel:
+    """q: float32 [n_tokens, n_kv_heads * group, head_dim] -> out, the same shape.
 
-    ``pages``: address of this layer's part of page 0; ``v_offset``: from a page's keys to its values; ``scratch``: 64-byte
-    aligned, ``scratch_bytes`` for each thread; ``partials``: ``partials_bytes``, its counters zero (only for a split step).
+    ``scale``: of the scores (1 / sqrt(head_dim)), times LOG2_E; ``memory``: address of this layer's part of page 0; ``geo``:
+    address of the ``geometry``; ``scratch``: 64-byte aligned, ``scratch_bytes`` for each thread; ``partials``:
+    ``partials_bytes``, its counters zero (only for a split step).
     """
-    size = ELEMENT_BYTES[kv_type]
-    scores_8, scores_4, scores_1 = (_scores(isa, kv_type, n) for n in (8, 4, 1))
-    outputs_8, outputs_4, outputs_1 = (_outputs(isa, kv_type, n) for n in (8, 4, 1))
-    softmax, merge = _softmax(isa), _merge(isa)
+    query = pages.functions(isa).query
+    attend_block, merge = _attend_block(isa, pages), _merge(isa)
 
     @inline
-    def one_page(q, s, o, totals, maxima, rows, keys, values, head_dim, v_row, first_visible, group, n_keys):
-        """``first_visible``: keys of this page that the tile's first query token sees (the next one sees one more)."""
-        r = 0
-        while r < rows:
-            left = rows - r
-            if left > 4:
-                scores_8(q + r * head_dim * 4, keys, s + r * (4 * PAGE_TOKENS), head_dim)
-                r += 8
-            elif left > 1:
-                scores_4(q + r * head_dim * 4, keys, s + r * (4 * PAGE_TOKENS), head_dim)
-                r += 4
-            else:
-                scores_1(q + r * head_dim * 4, keys, s + r * (4 * PAGE_TOKENS), head_dim)
-                r += 1
+    def gather(q, stride, out, geo, first_token, head, rows, scale):
+        """A tile's queries for one KV head, as rows one after the other; zeros to the end of the last block."""
+        group, head_dim, q_row = load_i64(geo + GROUP), load_i64(geo + HEAD_DIM), load_i64(geo + Q_ROW)
         for r in range(rows):
-            visible = min(first_visible + r // group, PAGE_TOKENS)
-            row = s + r * (4 * PAGE_TOKENS)
-            if visible > 0:
-                factor = softmax(row, maxima + 4 * r, totals + 64 * r, visible)
-                if factor != 1.0:
-                    _scale_row(o + r * v_row * 4, v_row // 16, factor)
-            else:
-                _clear(row, PAGE_TOKENS // 16)
-        r = 0
-        while r < rows:
-            left = rows - r
-            together = 8 if left > 4 else 4 if left > 1 else 1
-            # Keys that every row of these sees are taken together, later ones row by row: a key is multiplied by no weight,
-            # not even by zero, for a token that comes before it (zero times infinity would be NaN).
-            common = max(0, min(first_visible + r // group, n_keys))
-            p = s + r * (4 * PAGE_TOKENS)
-            if together == 8:
-                outputs_8(p, values, o + r * v_row * 4, v_row, common)
-            elif together == 4:
-                outputs_4(p, values, o + r * v_row * 4, v_row, common)
-            else:
-                outputs_1(p, values, o + r * v_row * 4, v_row, common)
-            if common < n_keys:
-                for k in range(r + 1, min(r + together, rows)):
-                    own = min(first_visible + k // group, n_keys)
-                    if own > common:
-                        outputs_1(s + k * (4 * PAGE_TOKENS) + 4 * common, values + common * v_row * size,
-                                  o + k * v_row * 4, v_row, own - common)  # fmt: skip
-            r += together
+            source = q + (first_token + r // group) * stride + (head * group + r % group) * head_dim * 4
+            query(source, out + r * q_row, head_dim, scale)
+        padded = (rows + BLOCK_ROWS - 1) // BLOCK_ROWS * BLOCK_ROWS
+        for i in range((padded - rows) * q_row // 4):
+            store_f32(out + rows * q_row + 4 * i, 0.0)
 
     @inline
-    def begin_rows(o, totals, maxima, rows, v_row):
-        """No keys seen yet."""
-        _clear(o, rows * v_row // 16)
-        _clear(totals, rows)
+    def merge_rows(row, last, o, totals, maxima, to_o, to_totals, to_maxima, first_position, part, geo):
+        """Rows ``row`` up to ``last`` of a later part, whose first row is at ``o``, to those of the parts before."""
+        v_row = load_i64(geo + V_ROW)
+        for r in range(last - row):
+            if _visible(first_position, row + r, load_i64(geo + GROUP), part) > 0:
+                merge(o + r * v_row * 4, totals + 64 * r, maxima + 4 * r, to_o + (row + r) * v_row * 4,
+                      to_totals + 64 * (row + r), to_maxima + 4 * (row + r), v_row // 16)  # fmt: skip
+
+    @inline
+    def attend_parts(q, rows, table, k_pages, v_pages, geo, first_position, first, last, work, o):
+        """Parts ``first`` up to ``last`` of the context, in order, for all rows of a tile. ``work``: a block's scores,
+        SCRATCH, and a block's results; ``o``: where the outputs go, and after MAX_ROWS of them the sums and the maxima."""
+        q_row, v_row = load_i64(geo + Q_ROW), load_i64(geo + V_ROW)
+        totals = o + load_i64(geo + MAX_ROWS) * v_row * 4
+        maxima = totals + load_i64(geo + MAX_ROWS) * 64
+        part_o = work + BLOCK_ROWS * S_ROW + SCRATCH
+        part_totals = part_o + BLOCK_ROWS * v_row * 4
+        part_maxima = part_totals + BLOCK_ROWS * 64
+        for part in range(first, last):
+            row = 0
+            while row < rows:
+                n = block_rows(rows - row)
+                end = min(row + n, rows)
+                direct = part == first
+                if direct or _visible(first_position, end - 1, load_i64(geo + GROUP), part) > 0:
+                    attend_block(row, rows, q + row * q_row, table, k_pages, v_pages, geo, part, first_position, work,
+                                 o + row * v_row * 4 if direct else part_o, totals + row * 64 if direct else part_totals,
+                                 maxima + row * 4 if direct else part_maxima)  # fmt: skip
+                    if not direct:
+                        merge_rows(row, end, part_o, part_totals, part_maxima, o, totals, maxima, first_position, part,
+                                   geo)  # fmt: skip
+                row += n
+
+    @inline
+    def merge_parts(parts, rows, geo, first_position, n_parts, o, totals, maxima):
+        """What ``one_part`` left of each part, in order."""
+        v_row, max_rows = load_i64(geo + V_ROW), load_i64(geo + MAX_ROWS)
+        _copy(parts, o, rows * v_row // 16)
+        _copy(parts + max_rows * v_row * 4, totals, rows)
         for r in range(rows):
-            store_f32(maxima + 4 * r, -float("inf"))
+            store_f32(maxima + 4 * r, load_f32(parts + max_rows * (v_row + 16) * 4 + 4 * r))
+        for part in range(1, n_parts):
+            own = parts + part * max_rows * (4 * (v_row + 16 + 1))
+            merge_rows(0, rows, own, own + max_rows * v_row * 4, own + max_rows * (v_row + 16) * 4, o, totals, maxima,
+                       first_position, part, geo)  # fmt: skip
 
     @inline
-    def one_part(q, s, o, totals, maxima, rows, part, table, pages, page_bytes, k_offset, v_offset, head_dim, v_row,
-                 first_position, n_context, group):  # fmt: skip
-        """The pages of one part of the context, from nothing."""
-        begin_rows(o, totals, maxima, rows, v_row)
-        last = min((part + 1) * PART_PAGES, (n_context + PAGE_TOKENS - 1) // PAGE_TOKENS)
-        for page in range(part * PART_PAGES, last):
-            base = pages + load_i32(table + 4 * page) * page_bytes
-            n_keys = min(PAGE_TOKENS, n_context - page * PAGE_TOKENS)
-            first_visible = first_position + 1 - page * PAGE_TOKENS
-            one_page(q, s, o, totals, maxima, rows, base + k_offset, base + v_offset, head_dim, v_row, first_visible,
-                     group, n_keys)  # fmt: skip
-
-    @inline
-    def merge_rows(o, totals, maxima, to_o, to_totals, to_maxima, rows, v_row):
+    def scatter(o, totals, out, stride, geo, first_token, head, rows):
+        """Outputs divided by their weights' sums, to their tokens and heads."""
+        group, head_dim, v_row = load_i64(geo + GROUP), load_i64(geo + HEAD_DIM), load_i64(geo + V_ROW)
         for r in range(rows):
-            merge(maxima + 4 * r, totals + 64 * r, o + r * v_row * 4,
-                  to_maxima + 4 * r, to_totals + 64 * r, to_o + r * v_row * 4, v_row // 16)  # fmt: skip
+            target = out + (first_token + r // group) * stride + (head * group + r % group) * head_dim * 4
+            _scale_copy(o + r * v_row * 4, target, head_dim, _inverse_total(totals + 64 * r))
 
-    @kernel(variant=f"{isa.name},{kv_type}")
-    def attention(
-        batch, thread, n_threads, q, out, stride, pages, page_bytes, v_offset, n_kv_heads, group, head_dim, v_row,
-        scratch, scratch_bytes, partials, scale: f4,
-    ):  # fmt: skip
-        tiles = load_i64(batch + TILES)
-        n_units = load_i64(batch + N_TILES) * n_kv_heads
+    @kernel(variant=f"{isa.name},{pages.name}")
+    def attention(batch, thread, n_threads, q, out, stride, memory, geo, scratch, scratch_bytes, partials, scale: f4):
+        n_heads, v_row, max_rows = load_i64(geo + N_KV_HEADS), load_i64(geo + V_ROW), load_i64(geo + MAX_ROWS)
         split = load_i64(batch + SPLIT)
-        parts_each = max(1, split)
-        max_rows = max(1, TILE_ROWS // group) * group
-        max_rows = (max_rows + ROW_TILE - 1) // ROW_TILE * ROW_TILE
-        row_bytes = 4 * (v_row + 16 + 1)  # of a row in partials: output, sums, maximum, each for all rows together
-        q_rows = scratch + thread * scratch_bytes
-        o_rows = q_rows + max_rows * head_dim * 4
-        s_rows = o_rows + max_rows * v_row * 4
-        totals = s_rows + max_rows * (4 * PAGE_TOKENS)
-        whole_o = totals + max_rows * 64
-        whole_totals = whole_o + max_rows * v_row * 4
-        maxima = whole_totals + max_rows * 64
-        whole_maxima = maxima + max_rows * 4
-        for job in range(thread, n_units * parts_each, n_threads):
+        parts_each, parts = max(1, split), 0
+        queries = scratch + thread * scratch_bytes
+        o = queries + max_rows * load_i64(geo + Q_ROW)
+        totals = o + max_rows * v_row * 4
+        maxima = totals + max_rows * 64
+        work = maxima + max_rows * 4
+        for job in range(thread, load_i64(batch + N_TILES) * n_heads * parts_each, n_threads):
             unit = job // parts_each
-            tile = tiles + unit // n_kv_heads * 32
-            head = unit % n_kv_heads
-            first_token = load_i64(tile)
-            rows = load_i64(tile + 8) * group
-            first_position = load_i64(tile + 16)
-            table = load_i64(tile + 24)
-            n_context = first_position + load_i64(tile + 8)
-            n_parts = (n_context + PART_TOKENS - 1) // PART_TOKENS
-            k_offset = head * head_dim * (PAGE_TOKENS * size)
-            v_at = v_offset + head * v_row * (PAGE_TOKENS * size)
+            tile = load_i64(batch + TILES) + unit // n_heads * 32
+            head = unit % n_heads
+            first_token, rows = load_i64(tile), load_i64(tile + 8) * load_i64(geo + GROUP)
+            first_position, table = load_i64(tile + 16), load_i64(tile + 24)
+            n_parts = (first_position + load_i64(tile + 8) + PART_TOKENS - 1) // PART_TOKENS
             if job % parts_each >= n_parts:
                 continue
-            _clear(q_rows, max_rows * head_dim // 16)
-            for r in range(rows):
-                source = q + (first_token + r // group) * stride + (head * group + r % group) * head_dim * 4
-                _scale_copy(source, q_rows + r * head_dim * 4, head_dim, scale)
+            k_pages = memory + head * load_i64(geo + K_HEAD)
+            v_pages = memory + load_i64(geo + V_OFFSET) + head * load_i64(geo + V_HEAD)
+            gather(q, stride, queries, geo, first_token, head, rows, scale)
+            first, last, target = 0, n_parts, o
             if split != 0:
-                parts = partials + _SPLIT_UNITS_PER_THREAD * n_threads * 64 + unit * split * max_rows * row_bytes
-                own = parts + job % parts_each * max_rows * row_bytes
-                one_part(q_rows, s_rows, o_rows, totals, maxima, rows, job % parts_each, table, pages, page_bytes,
-                         k_offset, v_at, head_dim, v_row, first_position, n_context, group)  # fmt: skip
-                _copy(o_rows, own, rows * v_row // 16)
-                _copy(totals, own + max_rows * v_row * 4, rows)
-                for r in range(rows):
-                    store_f32(own + (max_rows * (v_row + 16) + r) * 4, load_f32(maxima + 4 * r))
+                parts = partials + _SPLIT_UNITS_PER_THREAD * n_threads * 64
+                parts += unit * split * max_rows * (4 * (v_row + 16 + 1))
+                first, last = job % parts_each, job % parts_each + 1
+                target = parts + first * max_rows * (4 * (v_row + 16 + 1))
+            attend_parts(queries, rows, table, k_pages, v_pages, geo, first_position, first, last, work, target)
+            if split != 0:
                 if atomic_add(partials + unit * 64, 1) != n_parts - 1:
                     continue
                 store_i64(partials + unit * 64, 0)
-                begin_rows(whole_o, whole_totals, whole_maxima, rows, v_row)
-                for part in range(n_parts):
-                    own = parts + part * max_rows * row_bytes
-                    merge_rows(own, own + max_rows * v_row * 4, own + max_rows * (v_row + 16) * 4,
-                               whole_o, whole_totals, whole_maxima, rows, v_row)  # fmt: skip
-            else:
-                begin_rows(whole_o, whole_totals, whole_maxima, rows, v_row)
-                for part in range(n_parts):
-                    one_part(q_rows, s_rows, o_rows, totals, maxima, rows, part, table, pages, page_bytes,
-                             k_offset, v_at, head_dim, v_row, first_position, n_context, group)  # fmt: skip
-                    merge_rows(o_rows, totals, maxima, whole_o, whole_totals, whole_maxima, rows, v_row)
-            for r in range(rows):
-                target = out + (first_token + r // group) * stride + (head * group + r % group) * head_dim * 4
-                _scale_copy(whole_o + r * v_row * 4, target, head_dim, _inverse_total(whole_totals + 64 * r))
+                merge_parts(parts, rows, geo, first_position, n_parts, o, totals, maxima)
+            scatter(o, totals, out, stride, geo, first_token, head, rows)
 
     return attention

@@ -8,7 +8,7 @@ from typing import Any
 
 from gumba.errors import ModelError, RequestError, ResourceError, UnsupportedError
 from gumba.gguf import GGUFFile
-from gumba.kernels.attention import PAGE_TOKENS
+from gumba.kernels.pages import PAGE_TOKENS
 from gumba.kv_cache import KVCache
 from gumba.models import llama
 from gumba.models.loader import Loader
@@ -49,7 +49,8 @@ def load_model(
 
     ``n_ctx``: most tokens of a sequence (None: the model's own, at most 4096); ``max_batch_tokens``: most tokens of a step;
     ``kv_tokens``: tokens that the KV cache holds, all sequences together (None: one sequence of ``n_ctx``); ``kv_type``:
-    "f16" or "f32"; ``n_threads``: None for as many as this process may use; ``progress``: called with 0.0 to 1.0 while reading.
+    "f16", "f32" or "q8_0" (8.5 bits per element); ``n_threads``: None for as many as this process may use; ``progress``:
+    called with 0.0 to 1.0 while reading.
 
     Raises ModelError (UnsupportedError) for what is not a model that can run, ResourceError for too little memory,
     RequestError for arguments out of range.

@@ -11,7 +11,8 @@ import numpy as np
 
 from gumba.errors import EngineError, RequestError
 from gumba.kernels import op
-from gumba.kernels.attention import PAGE_TOKENS, PART_TOKENS, split_units, tile_tokens
+from gumba.kernels.attention import split_units, tile_tokens
+from gumba.kernels.pages import PAGE_TOKENS, PART_TOKENS
 from gumba.kv_cache import KVCache
 from gumba.program.builder import Buffer, Operation, Program
 from gumba.program.executor import Team

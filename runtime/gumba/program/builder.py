@@ -18,6 +18,7 @@ from gumba.kernels import attention as att
 from gumba.kernels import elementwise, embed, matmul, q8, rope
 from gumba.kernels.op import FIRST_ARGUMENT, N_OUTPUTS, N_TOKENS, RECORD_WORDS, Kernel
 from gumba.kernels.packed import ROW_ALIGN, PackedMatrix, aligned_empty
+from gumba.kernels.pages import page_formats
 from gumba.simd.isa import Isa
 
 
@@ -88,7 +89,6 @@ class KVLayout:
     page_bytes: int
     layer_bytes: int
     v_offset: int
-    v_row: int
     n_kv_heads: int
     head_dim: int
     kv_type: str
@@ -167,24 +167,25 @@ class Program:
         """Store k and v in the cache, then attend to everything up to each token."""
         out = self._buffer("attention", q.width)
         group = q.width // (kv.n_kv_heads * kv.head_dim)
+        pages = page_formats()[kv.kv_type]
+        geometry = att.geometry(pages, kv.page_bytes, kv.v_offset, kv.n_kv_heads, group, kv.head_dim)
+        self._keep.append(geometry)
         place: dict[str, int | float | Buffer] = {
-            "pages": kv.pages + layer * kv.layer_bytes, "page_bytes": kv.page_bytes, "v_offset": kv.v_offset,
-            "n_kv_heads": kv.n_kv_heads, "head_dim": kv.head_dim, "v_row": kv.v_row,
+            "memory": kv.pages + layer * kv.layer_bytes, "geo": int(geometry.ctypes.data), "scratch": -1,
+            "scratch_bytes": -1,
         }  # fmt: skip
         cache = Buffer("kv", 0, 0, N_TOKENS)  # stands for the pages of this layer, to order the two operations
         self._append(
-            att.store_kv(self.isa, kv.kv_type),
+            att.store_kv(self.isa, pages),
             place | {"k": k, "v": v, "k_stride": k.row_bytes, "v_stride": v.row_bytes},
             [k, v], [cache], ("tokens",),
         )  # fmt: skip
-        scratch = att.scratch_bytes(group, kv.head_dim, kv.v_row)
-        self._scratch_bytes = max(self._scratch_bytes, scratch)
-        partials = att.partials_bytes(group, kv.v_row, self.n_threads, self.max_context)
+        self._scratch_bytes = max(self._scratch_bytes, att.scratch_bytes(pages, group, kv.head_dim))
+        partials = att.partials_bytes(group, pages.v_row(kv.head_dim), self.n_threads, self.max_context)
         self._partials_bytes = max(self._partials_bytes, partials)
         self._append(
-            att.attention(self.isa, kv.kv_type),
-            place | {"q": q, "out": out, "stride": q.row_bytes, "group": group, "scale": scale, "scratch": -1,
-                     "scratch_bytes": -1, "partials": -1},
+            att.attention(self.isa, pages),
+            place | {"q": q, "out": out, "stride": q.row_bytes, "scale": scale * att.LOG2_E, "partials": -1},
             [q, cache], [out], ("tiles",),
             work=Work(kv_bytes=kv.layer_bytes // att.PAGE_TOKENS, pair_ops=4 * q.width),
         )  # fmt: skip
