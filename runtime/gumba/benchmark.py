@@ -7,6 +7,7 @@ reported.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 import sys
@@ -20,9 +21,12 @@ import numpy as np
 from gumba.errors import RequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
-    from gumba.models import Model
+    from gumba.models import Chunk, Model
+
+    #: Runs one step.
+    Step = Callable[[Sequence[Chunk]], object]
 
 _BATCH_TOKENS = 512
 
@@ -65,6 +69,45 @@ def measure(
 
     Raises ``RequestError`` when the model's context is too short for that.
     """
+    sizes = {"prompt": prompt, "gen": gen, "depth": depth, "sequences": sequences}
+    with opened(path, **sizes, n_threads=n_threads) as ready:
+        bench = Bench(ready.model, depth)
+        rounds = (bool(prompt) + bool(gen)) * (repeat + 1)
+        prefill: list[float] = []
+        decode: list[float] = []
+        for _ in range(repeat + 1):
+            if prompt:
+                prefill.append(prompt / bench.prefill(prompt))
+                progress((len(prefill) + len(decode)) / rounds)
+            if gen:
+                decode.append(gen * sequences / bench.decode(gen, sequences))
+                progress((len(prefill) + len(decode)) / rounds)
+        return Speed(
+            prefill_tokens_per_s=statistics.median(prefill[1:]) if prompt else None,
+            prefill_min=min(prefill[1:], default=None),
+            prefill_max=max(prefill[1:], default=None),
+            decode_tokens_per_s=statistics.median(decode[1:]) if gen else None,
+            decode_min=min(decode[1:], default=None),
+            decode_max=max(decode[1:], default=None),
+            load_s=ready.load_s,
+            compile_s=ready.compile_s(),
+            peak_rss_mb=peak_rss_mb(),
+            threads=ready.model.n_threads,
+        )
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A loaded model, seconds that it took (compiling not counted), and a count of seconds spent compiling since before."""
+
+    model: Model
+    load_s: float
+    compile_s: Callable[[], float]
+
+
+@contextlib.contextmanager
+def opened(path: Path, *, prompt: int, gen: int, depth: int, sequences: int, n_threads: int | None) -> Iterator[Ready]:
+    """The model at ``path`` with room for what is to be measured; closed at the end. Raises what ``measure`` does."""
     from gumba.gguf import GGUFFile
     from gumba.kernels import jit
     from gumba.models import architecture, load_model
@@ -88,35 +131,16 @@ def measure(
         )
     load_s = time.perf_counter() - began - (jit.stats.compile_s - compiled_s)
     try:
-        bench = _Bench(model, depth)
-        rounds = (bool(prompt) + bool(gen)) * (repeat + 1)
-        prefill: list[float] = []
-        decode: list[float] = []
-        for _ in range(repeat + 1):
-            if prompt:
-                prefill.append(prompt / bench.prefill(prompt))
-                progress((len(prefill) + len(decode)) / rounds)
-            if gen:
-                decode.append(gen * sequences / bench.decode(gen, sequences))
-                progress((len(prefill) + len(decode)) / rounds)
-        return Speed(
-            prefill_tokens_per_s=statistics.median(prefill[1:]) if prompt else None,
-            prefill_min=min(prefill[1:], default=None),
-            prefill_max=max(prefill[1:], default=None),
-            decode_tokens_per_s=statistics.median(decode[1:]) if gen else None,
-            decode_min=min(decode[1:], default=None),
-            decode_max=max(decode[1:], default=None),
-            load_s=load_s,
-            compile_s=jit.stats.compile_s - compiled_s,
-            peak_rss_mb=peak_rss_mb(),
-            threads=model.n_threads,
-        )
+        yield Ready(model, load_s, lambda: jit.stats.compile_s - compiled_s)
     finally:
         model.close()
 
 
-class _Bench:
-    """The timed phases. The context before them is laid once per sequence and kept: later phases write after it."""
+class Bench:
+    """The timed phases. The context before them is laid once per sequence and kept: later phases write after it.
+
+    ``step``: what runs a timed step's chunks; None for the model's own ``forward``.
+    """
 
     def __init__(self, model: Model, depth: int) -> None:
         self._model = model
@@ -127,33 +151,34 @@ class _Bench:
     def _tokens(self, n: int) -> np.ndarray:
         return self._random.integers(0, self._model.config.n_vocab, n, dtype=np.int32)
 
-    def _feed(self, pages: list[int], position: int, n: int, outputs: Literal["none", "last"]) -> None:
+    def _feed(
+        self, step: Step, pages: list[int], position: int, n: int, outputs: Literal["none", "last"] = "none"
+    ) -> None:
         """Prefill ``n`` tokens from ``position`` on, in steps as large as the model takes."""
         from gumba.models import Chunk
 
-        tokens, step = self._tokens(n), self._model.max_batch_tokens
-        for start in range(0, n, step):
-            last = start + step >= n
-            chunk = Chunk(tokens[start : start + step], position + start, pages, outputs if last else "none")
-            self._model.forward([chunk])
+        tokens, size = self._tokens(n), self._model.max_batch_tokens
+        for start in range(0, n, size):
+            last = start + size >= n
+            step([Chunk(tokens[start : start + size], position + start, pages, outputs if last else "none")])
 
     def _sequences(self, n: int) -> list[list[int]]:
         """The pages of ``n`` sequences, each with ``depth`` tokens of context."""
         each = self._model.n_ctx // self._model.kv.page_tokens + bool(self._model.n_ctx % self._model.kv.page_tokens)
         while len(self._pages) < n:
             pages = self._model.kv.allocate(each)
-            self._feed(pages, 0, self._depth, "none")
+            self._feed(self._model.forward, pages, 0, self._depth)
             self._pages.append(pages)
         return self._pages[:n]
 
-    def prefill(self, n: int) -> float:
+    def prefill(self, n: int, step: Step | None = None) -> float:
         """Seconds that a prompt of ``n`` tokens takes, to the logits of its last one."""
         pages = self._sequences(1)[0]
         began = time.perf_counter()
-        self._feed(pages, self._depth, n, "last")
+        self._feed(step or self._model.forward, pages, self._depth, n, "last")
         return time.perf_counter() - began
 
-    def decode(self, n: int, sequences: int) -> float:
+    def decode(self, n: int, sequences: int, step: Step | None = None) -> float:
         """Seconds that ``n`` steps of ``sequences`` sequences take."""
         from gumba.models import Chunk
 
@@ -161,12 +186,13 @@ class _Bench:
         position = self._depth
         if position == 0:
             for pages in tables:
-                self._feed(pages, 0, 1, "none")
+                self._feed(self._model.forward, pages, 0, 1)
             position = 1
         steps = [[self._tokens(1) for _ in tables] for _ in range(n)]
+        step = step or self._model.forward
         began = time.perf_counter()
         for i, tokens in enumerate(steps):
-            self._model.forward([Chunk(t, position + i, pages, "last") for t, pages in zip(tokens, tables)])
+            step([Chunk(t, position + i, pages, "last") for t, pages in zip(tokens, tables)])
         return time.perf_counter() - began
 
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -366,6 +367,47 @@ def test_bench_beyond_the_context(gumba: Callable, tiny: Path) -> None:
     result = gumba("bench", tiny, "--depth", 4 * tiny_chat.CONTEXT, "--threads", 1)
     assert (result.code, result.out) == (2, "")
     assert re.fullmatch(rf"gumba: error: [^\n]* context of 1536 tokens [^\n]* for {tiny_chat.CONTEXT}\n", result.err)
+
+
+def test_profile(gumba: Callable, tiny: Path, tmp_path: Path) -> None:
+    """One table per phase, the same as JSON and as a well-formed picture in which every operation is named."""
+    picture = tmp_path / "profile.svg"
+    sizes = ("--prompt", 32, "--gen", 4, "--threads", 2, "--repeat", 1)
+    result = gumba("bench", tiny, "--profile", *sizes, "--json", "--plot", picture)
+    assert (result.code, result.err) == (0, "")
+    found = json.loads(result.out)
+    assert (found["model"], found["prompt"], found["limits"]["threads"]) == (tiny.name, 32, 2)
+    for which in ("one", "all"):
+        assert all(rate > 0 for rate in found["limits"][which].values()) and len(found["limits"][which]) == 4
+    shown = " ".join(ElementTree.parse(picture).getroot().itertext())
+    for name in ("prefill", "decode"):
+        phase = found[name]
+        parts = sum(op["ms"] for op in phase["operations"])
+        assert parts == pytest.approx(phase["operations_ms"], rel=1e-3)
+        assert phase["operations_ms"] + phase["overhead_ms"] == pytest.approx(phase["step_ms"], rel=1e-3)
+        for op in phase["operations"]:
+            assert f"{op['name']} {op['shape']}".rstrip() in shown
+            assert op["share"] == pytest.approx(op["ms"] / phase["step_ms"], rel=1e-3, abs=1e-6)
+        assert f"{name}: " in shown
+    table = gumba("bench", tiny, "--profile", *sizes).out
+    for name in ("prefill", "decode"):
+        for op in found[name]["operations"]:
+            assert op["name"] in table
+    assert table.count("overhead") == 2 and "memory read, GB/s" in table
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("--plot", "x.svg"), "--plot draws a profile: give --profile as well"),
+        (("--profile", "--plot", "x.png"), "--plot x.png: expected a name that ends in .svg"),
+        (("--profile", "--plot", "no/such/folder/x.svg", "--gen", 0, "--prompt", 1), "cannot be written"),
+    ],
+)
+def test_plots_that_cannot_be(gumba: Callable, tiny: Path, args: tuple, says: str) -> None:
+    result = gumba("bench", tiny, *args, "--repeat", 1)
+    assert (result.code, result.out) == (2, "")
+    assert re.fullmatch(rf"gumba: error: [^\n]*{re.escape(says)}[^\n]*\n", result.err)
 
 
 # ------------------------------------------------------------------------------------------------------- perplexity

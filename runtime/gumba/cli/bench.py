@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from pathlib import Path
 
 from gumba.cli.engine import announce_compilation, find_model
 from gumba.cli.options import Commands, add_model, add_threads, command, whole
+from gumba.cli.profile import as_json, as_text, check_plot, write_plot
 from gumba.cli.progress import Progress
 from gumba.cli.text import print_json, table
 from gumba.errors import RequestError
@@ -15,6 +17,7 @@ _EXAMPLES = """
 gumba bench model.gguf
 gumba bench model.gguf --prompt 512 --gen 64 --depth 2048 --threads 2 --json
 gumba bench model.gguf --prompt 0 --gen 64 --sequences 8
+gumba bench model.gguf --profile --plot where-the-time-goes.svg
 """
 
 
@@ -36,6 +39,12 @@ def add_parser(commands: Commands) -> None:
         "--repeat", metavar="N", type=whole(1, 1000), default=5, help="measured runs; medians are shown (default 5)"
     )
     add_threads(parser)
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="time every operation, and hold it against this machine's measured limits",
+    )
+    parser.add_argument("--plot", metavar="FILE.svg", type=Path, help="with --profile: draw where a step's time goes")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -43,32 +52,28 @@ def bench(args: argparse.Namespace) -> int:
     """Carry out ``gumba bench``."""
     if not args.prompt and not args.gen:
         raise RequestError("nothing to measure: --prompt and --gen are both 0")
+    if args.plot is not None:
+        if not args.profile:
+            raise RequestError("--plot draws a profile: give --profile as well")
+        check_plot(args.plot)
     path = find_model(args.model)
+    sizes = {name: getattr(args, name) for name in ("prompt", "gen", "depth", "sequences", "repeat")}
+    asked = {"model": path.name, **sizes}
     with Progress() as progress:
         announce_compilation(progress)
         from gumba.benchmark import measure
+        from gumba.profiling import profile
 
-        speed = measure(
-            path,
-            prompt=args.prompt,
-            gen=args.gen,
-            depth=args.depth,
-            sequences=args.sequences,
-            n_threads=args.threads,
-            repeat=args.repeat,
-            progress=progress.fraction("bench"),
-        )
-    asked = {
-        "model": path.name,
-        "prompt": args.prompt,
-        "gen": args.gen,
-        "depth": args.depth,
-        "sequences": args.sequences,
-        "repeat": args.repeat,
-    }
-    found = {name: round(value, 3) if isinstance(value, float) else value for name, value in asdict(speed).items()}
-    if args.json:
-        print_json({**asked, **found})
-    else:
-        print(table([[name, "-" if value is None else str(value)] for name, value in {**asked, **found}.items()]))
+        if not args.profile:
+            speed = measure(path, **sizes, n_threads=args.threads, progress=progress.fraction("bench"))
+        else:
+            found = profile(path, **sizes, n_threads=args.threads, progress=progress.fraction("profile"))
+    if not args.profile:
+        rounded = {k: round(value, 3) if isinstance(value, float) else value for k, value in asdict(speed).items()}
+        rows = [[name, "-" if value is None else str(value)] for name, value in {**asked, **rounded}.items()]
+        print_json({**asked, **rounded}) if args.json else print(table(rows))
+        return 0
+    if args.plot is not None:
+        write_plot(args.plot, found, path.name)
+    print_json({**asked, **as_json(found)}) if args.json else print(as_text(found))
     return 0

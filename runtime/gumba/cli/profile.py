@@ -1,0 +1,168 @@
+"""What ``gumba bench --profile`` shows: a table, a JSON object, a plot."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.sax.saxutils import escape
+
+from gumba.cli.text import count, table
+from gumba.errors import RequestError
+
+if TYPE_CHECKING:
+    from gumba.profiling import Limits, OperationTime, Phase, Profile
+
+# Table and JSON --------------------------------------------------------------------------------------------------------
+
+
+def as_json(found: Profile) -> dict[str, Any]:
+    """The profile as JSON takes it; numbers to six digits, which is more than they are worth."""
+
+    def short(value: Any) -> Any:
+        if isinstance(value, float):
+            return float(f"{value:.6g}")
+        if isinstance(value, dict):
+            return {key: short(each) for key, each in value.items()}
+        return [short(each) for each in value] if isinstance(value, list) else value
+
+    def phase(phase: Phase | None) -> dict[str, Any] | None:
+        if phase is None:
+            return None
+        operations = [{**asdict(op), "of_limit": op.of_limit} for op in phase.operations]
+        return {**asdict(phase), "overhead_ms": phase.overhead_ms, "operations": operations}
+
+    whole = {"limits": asdict(found.limits), "prefill": phase(found.prefill), "decode": phase(found.decode)}
+    made: dict[str, Any] = short(whole)
+    return made
+
+
+def as_text(found: Profile) -> str:
+    """The limits, then one table per phase."""
+    return "\n\n".join([_limits_table(found.limits), *(_phase_table(phase) for phase in found.phases)])
+
+
+def _limits_table(limits: Limits) -> str:
+    names = {
+        "memory read, GB/s": "memory_gb_s",
+        "cache read, GB/s": "cache_gb_s",
+        "int8 dot products, GOP/s": "int8_gop_s",
+        "float32 multiply-adds, GFLOP/s": "float32_gflop_s",
+    }
+    columns = {"1 thread": limits.one}
+    if limits.threads > 1:
+        columns[count(limits.threads, "thread")] = limits.all
+    rows = [[f"limits measured ({limits.isa})", *columns]]
+    rows += [[name, *(f"{getattr(rates, field):.1f}" for rates in columns.values())] for name, field in names.items()]
+    return table(rows, right="12")
+
+
+def title(phase: Phase) -> str:
+    """A phase in one line."""
+    each = "" if phase.steps == 1 else f", {phase.steps} steps, one of them"
+    return (
+        f"{phase.name}: {count(phase.tokens, 'token')}{each} {phase.step_ms:.3f} ms, {phase.tokens_per_s:.1f} tokens/s"
+    )
+
+
+def _phase_table(phase: Phase) -> str:
+    rows = [["operation", "shape", "records", "ms", "share", "GOP/s", "GB/s", "limit ms", "of limit", "bound by"]]
+    for op in phase.operations:
+        gop_s = "-" if op.gop_s is None else f"{op.gop_s:.1f}"
+        rows.append(
+            [op.name, op.shape or "-", str(op.records), f"{op.ms:.3f}", f"{op.share:.1%}", gop_s, f"{op.gb_s:.1f}",
+             f"{op.limit_ms:.3f}", f"{op.of_limit:.0%}", op.bound]
+        )  # fmt: skip
+    share = phase.overhead_ms / phase.step_ms
+    rows.append(["overhead", "-", "-", f"{phase.overhead_ms:.3f}", f"{share:.1%}", "-", "-", "-", "-", "-"])
+    limit_ms = sum(op.limit_ms for op in phase.operations)
+    records = str(sum(op.records for op in phase.operations))
+    rows.append(
+        ["step", "-", records, f"{phase.step_ms:.3f}", "100.0%", "-", f"{phase.memory_gb_s:.1f}", f"{limit_ms:.3f}",
+         f"{limit_ms / phase.step_ms:.0%}", "-"]
+    )  # fmt: skip
+    return f"{title(phase)}\n{table(rows, right='2345678')}"
+
+
+# Plot ------------------------------------------------------------------------------------------------------------------
+
+_ROW, _NAMES, _BARS, _FIGURES, _MARGIN = 22, 330, 420, 330, 16
+_WIDTH = _NAMES + _BARS + _FIGURES + 2 * _MARGIN
+_TIME, _LIMIT, _OTHER = "#9db8d9", "#2f5d9b", "#c9c9c9"
+
+
+def plot(found: Profile, heading: str) -> str:
+    """Where a step's time goes, as SVG: a bar per operation, in it the least time that the limits allow."""
+    limits = found.limits
+    parts = [
+        _text(_MARGIN, 28, heading, size=16),
+        _text(
+            _MARGIN, 48,
+            f"{limits.isa}, {count(limits.threads, 'thread')}; limits: {limits.all.memory_gb_s:.1f} GB/s from memory, "
+            f"{limits.all.cache_gb_s:.0f} GB/s from cache, {limits.all.int8_gop_s:.0f} GOP/s int8, "
+            f"{limits.all.float32_gflop_s:.0f} GFLOP/s float32",
+        ),
+        _box(_MARGIN, 58, 12, _TIME, 12), _text(_MARGIN + 18, 68, "time taken"),
+        _box(_MARGIN + 100, 58, 12, _LIMIT, 12), _text(_MARGIN + 118, 68, "least time that the limits allow"),
+    ]  # fmt: skip
+    y = 84
+    for phase in found.phases:
+        lines, y = _panel(phase, y)
+        parts += lines
+    body = "\n".join(parts)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{y}" viewBox="0 0 {_WIDTH} {y}" '
+        f'font-family="sans-serif" font-size="12">\n<rect width="{_WIDTH}" height="{y}" fill="#ffffff"/>\n{body}\n</svg>\n'
+    )
+
+
+def _panel(phase: Phase, y: int) -> tuple[list[str], int]:
+    """The lines of one phase from ``y`` on, and where they end."""
+    widest = max([op.ms for op in phase.operations] + [phase.overhead_ms]) or 1.0
+    parts = [_text(_MARGIN, y + 18, title(phase), size=14)]
+    y += 30
+    for op in phase.operations:
+        label = f"{op.name} {op.shape}".rstrip() + (f" x{op.records}" if op.records > 1 else "")
+        parts += _bar(y, label, op.ms / widest, min(op.limit_ms, op.ms) / widest, _figures(op))
+        y += _ROW
+    share = phase.overhead_ms / phase.step_ms
+    parts += _bar(y, "overhead", max(phase.overhead_ms, 0.0) / widest, 0.0, f"{phase.overhead_ms:.3f} ms, {share:.1%}")
+    return parts, y + _ROW + 12
+
+
+def _figures(op: OperationTime) -> str:
+    arithmetic = "" if op.gop_s is None else f", {op.gop_s:.0f} GOP/s"
+    return f"{op.ms:.3f} ms, {op.share:.1%}{arithmetic}, {op.gb_s:.1f} GB/s, {op.of_limit:.0%} of the {op.bound} limit"
+
+
+def _bar(y: int, label: str, length: float, limit: float, figures: str) -> list[str]:
+    """One row: label, bar, figures. Lengths from 0 to 1."""
+    left = _MARGIN + _NAMES
+    return [
+        _text(left - 8, y + 13, label, anchor="end"),
+        _box(left, y, max(length * _BARS, 0.5), _TIME if limit else _OTHER),
+        _box(left, y, limit * _BARS, _LIMIT),
+        _text(left + length * _BARS + 8, y + 13, figures),
+    ]
+
+
+def _text(x: float, y: float, text: str, *, size: int = 12, anchor: str = "start") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _box(x: float, y: float, width: float, colour: str, height: int = _ROW - 6) -> str:
+    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height}" fill="{colour}"/>'
+
+
+def check_plot(path: Path) -> None:
+    """Raise ``RequestError`` for a name that asks for another kind of picture."""
+    if path.suffix.lower() != ".svg":
+        raise RequestError(f"--plot {path}: expected a name that ends in .svg")
+
+
+def write_plot(path: Path, found: Profile, heading: str) -> None:
+    """Write the plot. Raises ``RequestError`` when the file cannot be written."""
+    try:
+        path.write_text(plot(found, heading), encoding="utf-8")
+    except OSError as error:
+        raise RequestError(f"{path} cannot be written: {error.strerror or error}") from error

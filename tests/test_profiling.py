@@ -1,0 +1,102 @@
+"""The profile: every operation is there with its share, parts and whole agree, work is what shapes say, limits exist."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gumba import GGUFFile, RequestError, profiling
+from gumba.benchmark import Bench
+from gumba.models import Chunk, load_model
+from gumba.profiling import Limits, Phase, Rates, measure_limits, profile
+
+MODEL = Path(__file__).parent / "data" / "model_gqa_tied.gguf"
+RATES = Rates(memory_gb_s=10.0, cache_gb_s=100.0, int8_gop_s=500.0, float32_gflop_s=50.0)
+
+
+@pytest.fixture
+def known_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spares the test the measurement, and makes it the same on every machine."""
+    monkeypatch.setattr(profiling, "measure_limits", lambda n_threads: Limits("none", n_threads, RATES, RATES))
+
+
+def test_limits_are_measured() -> None:
+    limits = measure_limits(2, buffer_bytes=1 << 20)
+    assert limits.threads == 2 and limits.isa
+    for rates in (limits.one, limits.all):
+        for rate in (rates.memory_gb_s, rates.cache_gb_s, rates.int8_gop_s, rates.float32_gflop_s):
+            assert math.isfinite(rate) and rate > 0
+    alone = measure_limits(1, buffer_bytes=1 << 20)
+    assert alone.one == alone.all
+
+
+@pytest.mark.usefixtures("known_limits")
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_parts_and_whole(n_threads: int) -> None:
+    found = profile(MODEL, prompt=20, gen=3, depth=30, sequences=2, n_threads=n_threads, repeat=2)
+    with GGUFFile(MODEL) as file:
+        model = load_model(file, n_threads=n_threads)
+    names = {(op.kernel.name, op.work.shape) for op in model.operations}
+    assert found.prefill is not None and found.decode is not None and found.phases == [found.prefill, found.decode]
+    assert (found.prefill.tokens, found.prefill.steps, found.decode.tokens, found.decode.steps) == (20, 1, 6, 3)
+    for phase in found.phases:
+        assert {(op.name, op.shape) for op in phase.operations} == names
+        assert sum(op.records for op in phase.operations) == len(model.operations)
+        assert [op.ms for op in phase.operations] == sorted((op.ms for op in phase.operations), reverse=True)
+        assert phase.operations_ms == pytest.approx(sum(op.ms for op in phase.operations))
+        assert phase.operations_ms + phase.overhead_ms == pytest.approx(phase.step_ms)
+        assert sum(op.share for op in phase.operations) == pytest.approx(phase.operations_ms / phase.step_ms)
+        assert phase.tokens_per_s == pytest.approx(1e3 * phase.tokens / (phase.steps * phase.step_ms))
+        assert phase.operations_ms > 0 and phase.step_ms > 0
+    model.close()
+
+
+@pytest.mark.usefixtures("known_limits")
+def test_work_is_what_the_shapes_say() -> None:
+    """Two sequences that decode three tokens each after 30: weights once a step, each one's cache, pairs with all before."""
+    decode = profile(MODEL, prompt=0, gen=3, depth=30, sequences=2, n_threads=1, repeat=1).decode
+    assert decode is not None
+    with GGUFFile(MODEL) as file:
+        model = load_model(file, n_threads=1)
+    work = [op.work for op in model.operations]
+    context = 2 * 32  # 31, 32 and 33 tokens: 32 on average
+    weights = sum(w.weights for w in work)
+    assert decode.memory_bytes == weights + context * model.kv.page_bytes // model.kv.page_tokens
+    ops = sum(op.gop_s * op.ms * 1e6 for op in decode.operations if op.gop_s is not None)
+    assert ops == pytest.approx(2 * sum(w.row_ops for w in work) + context * sum(w.pair_ops for w in work), rel=1e-6)
+    for op in decode.operations:
+        assert op.of_limit == (op.limit_ms / op.ms if op.ms else 0)
+        assert op.bound in ("int8", "float32", "memory", "cache")
+    # The limit's time: 10**9 bytes take 0.1 s, or 10**9 multiply-adds of float32 0.02 s, whichever is more.
+    product = next(op for op in decode.operations if op.shape == f"{model.config.n_vocab}x{model.config.n_embd}")
+    output = next(w for w in work if w.shape == product.shape)
+    assert product.bound == "memory" and product.limit_ms == pytest.approx(output.weights / 10e9 * 1e3)
+    model.close()
+
+
+def test_pairs_of_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Token p attends to p + 1 tokens: counted one by one."""
+    step = profiling._Step([Chunk([1] * 5, 7, [0], "last"), Chunk([1, 2], 0, [1], "all")], np.zeros(0, np.int64))
+    assert step.pairs == sum(p + 1 for p in range(7, 12)) + 1 + 2
+    assert (step.tokens, step.outputs, step.context) == (7, 3, 14)
+
+
+@pytest.mark.usefixtures("known_limits")
+def test_what_was_not_asked_for_is_none() -> None:
+    assert profile(MODEL, prompt=4, gen=0, n_threads=1, repeat=1).decode is None
+    with pytest.raises(RequestError, match="context"):
+        profile(MODEL, prompt=1 << 20, gen=0, n_threads=1)
+
+
+@pytest.mark.usefixtures("known_limits")
+def test_a_slow_step_is_overhead_and_not_an_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second between the steps, seen by the passes without clocks only, belongs to none of the operations."""
+    plain = Bench.decode
+    monkeypatch.setattr(
+        Bench, "decode", lambda self, n, sequences, step=None: plain(self, n, sequences, step) + (step is None)
+    )
+    decode = profile(MODEL, prompt=0, gen=1, n_threads=1, repeat=1).decode
+    assert isinstance(decode, Phase) and decode.overhead_ms > 900 > decode.operations_ms
