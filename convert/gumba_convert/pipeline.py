@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-MAX_THREADS = 16
 CHUNK = 1 << 20  # weights in a piece: small enough for a core's cache, large enough to hide the queue
 
 Job = Callable[[], np.ndarray]
 
 #: Called with the stage, the bytes written so far, and the bytes to write in all.
 Progress = Callable[[str, int, int], None]
-
-
-def available_threads() -> int:
-    """The processors that this process may run on, at most MAX_THREADS."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return min(MAX_THREADS, len(affinity(0)) if affinity is not None else os.cpu_count() or 1)
 
 
 def in_order(jobs: Iterable[Job], n_threads: int) -> Generator[np.ndarray, None, None]:

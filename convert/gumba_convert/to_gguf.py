@@ -24,12 +24,13 @@ import numpy as np
 
 from gumba import quants
 from gumba.errors import ConvertError, ModelError, ResourceError
+from gumba.processors import available_threads
 from gumba_convert import general, hub, llama
 from gumba_convert.atomic import atomic_file
 from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.gguf_writer import TensorInfo, Value, data_size, header, padding, string, u32
 from gumba_convert.mixture import file_type, tensor_format
-from gumba_convert.pipeline import Job, Progress, available_threads, in_order, row_pieces
+from gumba_convert.pipeline import Job, Progress, in_order, row_pieces
 from gumba_convert.plan import Plan, Source
 from gumba_convert.safetensors import FileReader, SafeTensor
 from gumba_convert.vocabulary import read_vocabulary

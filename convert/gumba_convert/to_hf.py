@@ -19,9 +19,10 @@ import numpy as np
 from gumba import quants
 from gumba.errors import ConvertError, ModelError, UnsupportedError
 from gumba.gguf import GGUFFile, GGUFTensor
+from gumba.processors import available_threads
 from gumba_convert import llama, llama_to_hf
 from gumba_convert.atomic import atomic_folder
-from gumba_convert.pipeline import Job, Progress, available_threads, in_order, row_pieces
+from gumba_convert.pipeline import Job, Progress, in_order, row_pieces
 from gumba_convert.shards import Entry, write_shards
 from gumba_convert.tokenizer_json import special_ids, tokenizer_files
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import random
@@ -14,9 +15,10 @@ import numpy as np
 import pytest
 from programs import batch, named, two_norms
 
-from gumba.errors import EngineError
+from gumba.errors import EngineError, ResourceError
 from gumba.kernels import elementwise
-from gumba.kernels.op import FIRST_ARGUMENT, N_TOKENS, RECORD_WORDS
+from gumba.kernels.op import BARRIER, CUT, FIRST_ARGUMENT, LARGE_STEP, N_TOKENS, RECORD_WORDS, cut
+from gumba.program import executor
 from gumba.program.builder import Program
 from gumba.program.executor import Team
 from gumba.simd.isa import current
@@ -253,3 +255,121 @@ def test_a_forked_child_gets_an_error(busy: bool, team_of: Callable[[int], Team]
     assert os.waitstatus_to_exitcode(done[1]) == 0
     within(10, lambda: counter.step(team))
     assert (counter.numbers == 2 * counter.n_ops).all()
+
+
+def test_a_thread_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that says so, and nothing left behind: those that did start end."""
+    before, real = names_of_helpers(), threading.Thread.start
+
+    def start(self: threading.Thread) -> None:
+        if self.name == "gumba-3":
+            raise RuntimeError("can't start new thread")
+        real(self)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(ResourceError, match=r"thread 4 of 6.*fewer"):
+        Team(6)
+    assert names_of_helpers() == before
+
+
+class Scripted:
+    """A program whose operations, one to a phase, are Python functions: ``hold(phase, share)``.
+
+    ``took`` notes who ended which share of which phase, ``sizes`` into how many shares phases were cut.
+    """
+
+    def __init__(self, n_phases: int, pieces: int, hold: Callable[[int, int], object]) -> None:
+        self.took: list[tuple[int, int, str]] = []
+        self.sizes: set[int] = set()
+        self.hold = hold
+
+        def operation(record: int, words: int, share: int, n_shares: int) -> None:
+            phase = (record - self.records.ctypes.data) // self.records.strides[0]
+            self.sizes.add(n_shares)
+            self.hold(phase, share)
+            self.took.append((phase, share, threading.current_thread().name))
+
+        self._function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(operation)
+        self.records = np.zeros((n_phases, RECORD_WORDS), np.int64)
+        self.records[:, 0] = ctypes.cast(self._function, ctypes.c_void_p).value
+        self.records[:, BARRIER], self.records[:, CUT] = 1, cut(pieces, 8)
+        self.batch = batch(1)
+
+
+@pytest.mark.parametrize("n_threads, pieces", [(2, 1), (2, 4), (3, 8), (9, 2), (17, 1)])
+def test_every_piece_once_and_phases_in_order(n_threads: int, pieces: int, team_of: Callable[[int], Team]) -> None:
+    """Nine and seventeen threads count done pieces in groups."""
+    program = Scripted(20, pieces, lambda phase, share: time.sleep(0.0002 * (share % 3 == 0)))
+    team = team_of(n_threads)
+    for _ in range(3):
+        program.took.clear()
+        within(30, lambda: team.run(program.records, program.batch))
+        n_shares = n_threads * pieces
+        assert program.sizes == {n_shares}
+        assert sorted(t[:2] for t in program.took) == [(p, s) for p in range(20) for s in range(n_shares)]
+        assert [t[0] for t in program.took] == sorted(t[0] for t in program.took), "a phase began before the last ended"
+
+
+def test_a_large_step_is_cut_finer(team_of: Callable[[int], Team]) -> None:
+    program, team = Scripted(3, 2, lambda phase, share: None), team_of(2)
+    for n_tokens, n_shares in ((LARGE_STEP, 16), (LARGE_STEP - 1, 4)):
+        program.sizes.clear()
+        program.batch[N_TOKENS // 8] = n_tokens
+        within(10, lambda: team.run(program.records, program.batch))
+        assert program.sizes == {n_shares}
+
+
+def test_others_take_the_pieces_of_a_thread_that_is_held_up(team_of: Callable[[int], Team]) -> None:
+    """Whoever has the first piece is held in it until all other pieces of the phase are done."""
+
+    def hold(phase: int, share: int) -> None:
+        until = time.perf_counter() + 10
+        while share == 0 and sum(t[0] == phase for t in program.took) < 7 and time.perf_counter() < until:
+            time.sleep(0.001)
+
+    program, team = Scripted(4, 4, hold), team_of(2)
+    within(60, lambda: team.run(program.records, program.batch))
+    for phase in range(4):
+        runs = [t for t in program.took if t[0] == phase]
+        assert runs[-1][1] == 0, "the others waited for the piece that was held"
+        assert all(name != runs[-1][2] for _, share, name in runs if share in (1, 2, 3)), "pieces of thread 0"
+
+
+def test_a_helper_that_does_not_come_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, team_of: Callable[[int], Team]
+) -> None:
+    """The system may give a thread no processor for long: here one of them enters only after the first steps."""
+    gate, real = threading.Event(), executor._help
+
+    def late(shared: np.ndarray, address: int, thread: int, n_threads: int, processor: int | None) -> None:
+        if thread == 2:
+            gate.wait(20)
+        real(shared, address, thread, n_threads, processor)
+
+    monkeypatch.setattr(executor, "_help", late)
+    counter, team = Counter(), team_of(4)
+    within(10, lambda: [counter.step(team) for _ in range(20)])  # type: ignore[arg-type, return-value]
+    assert (counter.numbers == 20 * counter.n_ops).all()
+    gate.set()
+    within(10, lambda: [counter.step(team) for _ in range(20)])  # type: ignore[arg-type, return-value]
+    assert (counter.numbers == 40 * counter.n_ops).all()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="what a thread is tied to is asked as Linux does")
+def test_helpers_are_tied_to_processors(team_of: Callable[[int], Team]) -> None:
+    mine = os.sched_getaffinity(0)
+    where: dict[str, set[int]] = {}
+    program = Scripted(6, 1, lambda phase, share: time.sleep(0.002))
+    usable = sorted(mine)
+    team = Team(3, usable[-1:])
+    try:
+        record = program.hold
+        program.hold = lambda phase, share: (
+            where.__setitem__(threading.current_thread().name, os.sched_getaffinity(0)), record(phase, share)
+        )  # fmt: skip
+        within(10, lambda: team.run(program.records, program.batch))
+    finally:
+        team.close()
+    tied = {name: allowed for name, allowed in where.items() if name.startswith("gumba-")}
+    assert tied and all(allowed == {usable[-1]} for allowed in tied.values())
+    assert os.sched_getaffinity(0) == mine, "the application's own thread is left alone"

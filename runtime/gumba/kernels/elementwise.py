@@ -47,7 +47,7 @@ def _rms_scale(x, width, eps):
     return _inverse_sqrt(total / width + eps)
 
 
-@kernel
+@kernel(divisible=True)
 def rms_norm(batch, thread, n_threads, count, x, weight, out, stride, width, n_blocks, eps: f4):
     """out = x / sqrt(mean(x^2) + eps) * weight, row by row (Zhang and Sennrich 2019).
 
@@ -78,7 +78,7 @@ def swiglu(isa: Isa) -> Kernel:
             silu = g / (exp(s, isa, s.zero(F32, 16) - g) + 1.0)
             s.store(out + 64 * i, silu * s.load(up + 64 * i, F32, 16))
 
-    @kernel(variant=isa.name)
+    @kernel(variant=isa.name, divisible=True)
     def swiglu(batch, thread, n_threads, count, gate, up, out, stride, n_blocks):
         n = load_i64(batch + count) * n_blocks
         first = share(n, thread, n_threads)
@@ -98,7 +98,7 @@ def _add_block(s: Simd, x: Value, y: Value, out: Value) -> None:
         s.store(out + 64 * i, s.load(x + 64 * i, F32, 16) + s.load(y + 64 * i, F32, 16))
 
 
-@kernel
+@kernel(divisible=True)
 def add_row(batch, thread, n_threads, count, x, row, out, stride, n_blocks):
     """out = x + row: the same row (a bias, padded) added to every row of x."""
     n = load_i64(batch + count) * n_blocks
@@ -117,7 +117,7 @@ def _copy_block(s: Simd, x: Value, out: Value) -> None:
         s.store(out + 64 * i, s.load(x + 64 * i, F32, 16))
 
 
-@kernel
+@kernel(divisible=True)
 def select_rows(batch, thread, n_threads, count, x, out, stride, n_blocks):
     """Copy the rows whose logits are wanted: x [n_tokens, ...] -> out [n_outputs, ...]."""
     n = load_i64(batch + count) * n_blocks

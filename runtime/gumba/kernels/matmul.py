@@ -126,7 +126,7 @@ def matmul(format: ModuleType, isa: Isa) -> Kernel:
         t = tiles_small(t, last, w, x, x_stride, out, out_stride, residual, n_blocks)
         tiles_one(t, last, w, x, x_stride, out, out_stride, residual, n_blocks)
 
-    @kernel(variant=f"{format.NAME},{isa.name}")
+    @kernel(variant=f"{format.NAME},{isa.name}", divisible=True)
     def matmul(
         batch, thread, n_threads, count, x, x_stride, w, group_bytes, n_blocks, n_groups, out, out_stride, residual
     ):

@@ -5,7 +5,10 @@ A kernel is an ordinary compiled function ``kernel(batch, thread, n_threads, *ar
 64-bit integers (addresses, counts, strides) or, where annotated ``f4``, 32-bit floats: they lie in the operation's record.
 Everything that changes from step to step is read from one batch record, so that nothing is rebuilt between steps.
 
-A share is a range of independent output elements: the split never changes the order in which a sum is taken.
+A share is a range of independent output elements: the split never changes the order in which a sum is taken. So it does not
+matter either how many shares there are, nor which thread takes which: where a kernel is ``divisible``, the executor may cut
+every thread's share into some pieces, and who has ended takes over the pieces of those who are late. The kernel sees shares
+``thread`` of ``n_threads`` as ever, only more of them; each is run once, by one thread at a time.
 """
 
 from __future__ import annotations
@@ -18,9 +21,11 @@ from typing import Any
 from gumba.kernels.jit import compile_cfunc, inline
 from gumba.simd.memory import load_f32, load_i64
 
-#: 64-bit words of an operation's record: function address, whether a barrier follows, then the arguments.
-RECORD_WORDS = 20
-FIRST_ARGUMENT = 2
+#: 64-bit words of an operation's record: function address, whether a barrier follows, how finely shares are cut from here to
+#: the next barrier (``cut``; 0: not), then the arguments.
+RECORD_WORDS = 21
+BARRIER, CUT = 1, 2
+FIRST_ARGUMENT = 3
 MAX_ARGUMENTS = RECORD_WORDS - FIRST_ARGUMENT
 
 #: Byte offsets in the batch record (64-bit words).
@@ -40,10 +45,31 @@ BATCH_WORDS = 9
 f4 = "f4"
 
 
-class Kernel:
-    """A compiled operation. ``address`` compiles it (or takes it from the cache) on first use."""
+#: A thread's share may be cut into this many pieces at most.
+MAX_PIECES = 8
+#: A step of at least so many tokens is a large one.
+LARGE_STEP = 16
 
-    def __init__(self, function: Callable[..., Any], variant: str) -> None:
+
+def cut(small: int, large: int) -> int:
+    """The word that says: in a small step each thread's share is cut into ``small`` pieces, in a large one ``large``.
+
+    Powers of two, at most MAX_PIECES.
+    """
+    for pieces in (small, large):
+        if pieces not in (1, 2, 4, 8):
+            raise ValueError(f"{pieces} pieces, expected a power of two up to {MAX_PIECES}")
+    return (small.bit_length() - 1) | (large.bit_length() - 1) << 8
+
+
+class Kernel:
+    """A compiled operation. ``address`` compiles it (or takes it from the cache) on first use.
+
+    ``divisible``: a thread's share may be cut into up to MAX_PIECES; not so for a kernel that keeps memory for each thread.
+    """
+
+    def __init__(self, function: Callable[..., Any], variant: str, divisible: bool = False) -> None:
+        self.divisible = divisible
         self.name = f"{function.__name__}[{variant}]" if variant else function.__name__
         self.function = function
         self.py_func = function
@@ -85,11 +111,11 @@ class Kernel:
         ]
 
 
-def kernel(function: Callable[..., Any] | None = None, *, variant: str = "") -> Any:
-    """Declare an operation. ``variant`` tells apart the kernels that one factory makes."""
+def kernel(function: Callable[..., Any] | None = None, *, variant: str = "", divisible: bool = False) -> Any:
+    """Declare an operation. ``variant`` tells apart the kernels that one factory makes; ``divisible``: see ``Kernel``."""
     if function is not None:
-        return Kernel(function, variant)
-    return lambda f: Kernel(f, variant)
+        return Kernel(function, variant, divisible)
+    return lambda f: Kernel(f, variant, divisible)
 
 
 @inline

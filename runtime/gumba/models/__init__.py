@@ -13,9 +13,9 @@ from gumba.kv_cache import KVCache
 from gumba.models import llama
 from gumba.models.loader import Loader
 from gumba.models.model import Chunk, Model, token_ids
+from gumba.processors import default_threads
 from gumba.program.builder import Program
 from gumba.program.executor import Team
-from gumba.program.threads import default_threads
 from gumba.simd import isa
 
 #: Every architecture that runs, by its name in files.

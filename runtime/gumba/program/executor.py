@@ -1,29 +1,47 @@
-"""Running a program: compiled code walks the records, threads meet at a spin barrier after each operation that needs one.
+"""Running a program: compiled code walks the records, a team of threads shares each phase's work.
 
 The team is one caller and ``n_threads - 1`` helpers. A helper is a Python thread that enters compiled code once and stays
-there with the GIL released: it spins for a while between steps, so that the next token starts at once, then sleeps on a lock
-(the interpreter's own portable one, called through its C address) until the caller wakes it. A step is one call: whatever
-Python does to the calling thread, Ctrl-C included, happens before or after it.
+there with the GIL released. A step is one call: whatever Python does to the calling thread, Ctrl-C included, happens before
+or after it.
 
-Everything that the threads share lies in one int64 array, each word on a cache line of its own.
+A phase is a run of operations up to a barrier. Its work is cut into pieces: a piece is one share (``thread`` of ``n_threads``,
+in the kernels' words) of each of the phase's operations, in order. A thread begins with its own run of pieces, so that it
+reads the same weights step after step; when those are gone it takes pieces of the others, one at a time. A phase is over when
+all its pieces are done, and then whoever ended the last one opens the next. So nobody waits for a thread that holds no piece:
+a slow core does less, and a thread that the system does not run at all (more threads than cores, a busy machine) costs the
+piece that it was interrupted in, and nothing after that.
+
+All of it hangs on one word, ``STATE``: number of the phase, pieces of each thread (as a power of two), first operation. A piece
+is claimed in its owner's ``CURSOR``: number of the phase, pieces taken. Both only grow. A claim succeeds only while its phase
+is open (it still has a piece to be done), so a late thread that read an old ``STATE`` finds nothing, and an operation's record
+is read only by who holds a piece of it. Nothing is ever put back to zero but the counters of done pieces: those by who fills
+them, before the next phase opens.
+
+Who waits spins, then offers the processor to others, then sleeps on a lock (the interpreter's own portable one, called through
+its C address). Everything that the threads share lies in one int64 array; words that several write are on cache lines of their
+own, and done pieces are counted in groups of threads first, so that 64 threads do not queue for one line.
 """
 
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import sys
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 
-from gumba.errors import EngineError
+from gumba.errors import EngineError, ResourceError
 from gumba.kernels.jit import entry, inline
-from gumba.kernels.op import RECORD_WORDS
+from gumba.kernels.op import BARRIER, CUT, LARGE_STEP, N_TOKENS, RECORD_WORDS
+from gumba.processors import allowed, tie
 from gumba.simd.memory import (
     atomic_add,
     atomic_exchange,
     atomic_load,
+    atomic_replace,
     atomic_store,
     call_address,
     call_pointer_int,
@@ -32,86 +50,221 @@ from gumba.simd.memory import (
     store_i64,
 )
 
-# Byte offsets in the shared array.
-ARRIVED, PHASE, JOB, STOP = 0, 64, 128, 192
-OPS, N_OPS, BATCH = 256, 264, 272  # of the current job; written before JOB
-ACQUIRE, RELEASE, YIELD = 320, 328, 336  # C functions: lock, unlock, give up the processor (0 where there is none)
-HELPERS = 384  # then per helper: sleeping (0 or 1) at +0, its lock at +8
-HELPER_BYTES = 64
+log = logging.getLogger("gumba")
 
-#: Turns of a waiting loop before the processor is offered to others: a few tens of microseconds.
-SPIN = 2000
-#: Turns that a helper waits for the next step before it sleeps: some milliseconds at most.
-PATIENCE = 40000
+# Byte offsets in the shared array. Words that threads write at different times are two cache lines apart, since processors
+# fetch lines in pairs.
+LINE = 128
+STATE = 0
+OPS, N_OPS, BATCH, CUT_SHIFT = LINE, LINE + 8, LINE + 16, LINE + 24  # of the current step; written before STATE
+ACQUIRE, RELEASE, YIELD = LINE + 32, LINE + 40, LINE + 48  # C functions; YIELD may be 0
+SPIN, CROWDED = LINE + 56, LINE + 64  # settings
+SLEEPERS = 2 * LINE  # at least as many as the slots that say so
+GROUPS_DONE = 3 * LINE
+SLOTS = 4 * LINE  # then per thread: its cursor; whether it sleeps, and its lock; done pieces of the group that it leads
+SLEEPING, LOCK, GROUP_DONE = LINE, LINE + 8, 2 * LINE
+SLOT_BYTES = 3 * LINE
+
+#: Threads whose done pieces are counted together.
+GROUP = 8
+
+# STATE: phase << 18 | log2(pieces) << 16 | first operation, or one of these.
+PHASE_BITS = 18
+NO_WORK, STOP = 0xFFFF, 0xFFFE
+MAX_OPERATIONS = STOP
+
+#: Turns of a waiting loop before it looks for other threads' pieces: one or two microseconds, so that threads of equal speed
+#: leave each other's cursors in peace.
+ALONE = 100
+#: Turns before the processor is offered to others: a few tens of microseconds; with more threads than cores, hardly any.
+SPIN_TURNS, CROWDED_SPIN_TURNS = 2000, 40
+#: How often the processor is offered before the thread sleeps, in a step and between two: about 0.1 and 1 ms.
+OFFERS, IDLE_OFFERS = 300, 3000
+#: Sleepers that one thread wakes; each of those wakes as many again.
+WAKES = 2
 
 
 @inline
-def _wait_hint(shared, turn):
-    if turn > SPIN and load_i64(shared + YIELD) != 0:
-        call_pointer_int(load_i64(shared + YIELD), 0, 0)
+def _slot(shared, thread):
+    return shared + SLOTS + thread * SLOT_BYTES
+
+
+@inline
+def _claim(cursor, phase, pieces):
+    """The next piece of a cursor's owner in this phase; -1: none is left, or the phase is over."""
+    while True:
+        found = atomic_load(cursor)
+        taken = found & ((1 << PHASE_BITS) - 1) if found >> PHASE_BITS == phase else 0
+        if found >> PHASE_BITS > phase or taken >= pieces:
+            return -1
+        if atomic_replace(cursor, found, (phase << PHASE_BITS) | (taken + 1)):
+            return taken
+
+
+@inline
+def _run(shared, first, share, n_shares, record_bytes):
+    """One piece; returns the first operation of the next phase."""
+    batch = load_i64(shared + BATCH)
+    end = load_i64(shared + N_OPS)
+    op = load_i64(shared + OPS) + first * record_bytes
+    while first < end:
+        call_address(load_i64(op), op, batch, share, n_shares)
+        first += 1
+        if load_i64(op + 8 * BARRIER) != 0:
+            break
+        op += record_bytes
+    return first
+
+
+@inline
+def _state(shared, phase, first, record_bytes):
+    """The word that opens a phase."""
+    if first >= load_i64(shared + N_OPS):
+        return (phase << PHASE_BITS) | NO_WORK
+    words = load_i64(load_i64(shared + OPS) + first * record_bytes + 8 * CUT)
+    pieces = (words >> load_i64(shared + CUT_SHIFT)) & 3
+    return (phase << PHASE_BITS) | (pieces << 16) | first
+
+
+@inline
+def _wake(shared, n_threads):
+    """Wake some sleepers, the caller of the step first. Each of them wakes others when it comes to itself."""
+    if atomic_load(shared + SLEEPERS) == 0:
+        return
+    woken = 0
+    for thread in range(n_threads):
+        slot = _slot(shared, thread)
+        if atomic_load(slot + SLEEPING) == 1 and atomic_exchange(slot + SLEEPING, 0) == 1:
+            atomic_add(shared + SLEEPERS, -1)
+            call_pointer_int(load_i64(shared + RELEASE), load_i64(slot + LOCK), 0)
+            woken += 1
+            if woken == WAKES:
+                return
+
+
+@inline
+def _done(shared, owner, count, n_threads, state, end, record_bytes):
+    """Count pieces of ``owner`` that were done in this phase; who counts the last opens the next one."""
+    leader = owner // GROUP * GROUP
+    in_group = min(GROUP, n_threads - leader) << ((state >> 16) & 3)
+    counter = _slot(shared, leader) + GROUP_DONE
+    if atomic_add(counter, count) + count < in_group:
+        return
+    atomic_store(counter, 0)
+    n_groups = (n_threads + GROUP - 1) // GROUP
+    if n_groups > 1:
+        if atomic_add(shared + GROUPS_DONE, 1) + 1 < n_groups:
+            return
+        atomic_store(shared + GROUPS_DONE, 0)
+    # Compared with a plain store, an exchange makes sure that this is seen before SLEEPERS is looked at.
+    opened = _state(shared, (state >> PHASE_BITS) + 1, end, record_bytes)
+    atomic_exchange(shared + STATE, opened)
+    # Threads that sleep within a step of a crowded machine are better left alone until the next one.
+    if opened & 0xFFFF == NO_WORK or load_i64(shared + CROWDED) == 0 or load_i64(shared + CUT_SHIFT) != 0:
+        _wake(shared, n_threads)
+
+
+@inline
+def _work(shared, thread, n_threads, state, record_bytes):
+    """Do a thread's own pieces of a phase, then what is left of the others'."""
+    phase = state >> PHASE_BITS
+    first = state & 0xFFFF
+    pieces = 1 << ((state >> 16) & 3)
+    owner = thread
+    for _ in range(n_threads):
+        count, end = 0, 0
+        cursor = _slot(shared, owner)
+        while True:
+            piece = _claim(cursor, phase, pieces)
+            if piece < 0:
+                break
+            end = _run(shared, first, owner * pieces + piece, n_threads * pieces, record_bytes)
+            count += 1
+        if count > 0:
+            _done(shared, owner, count, n_threads, state, end, record_bytes)
+        if owner == thread:
+            turn = 0
+            while turn < ALONE and atomic_load(shared + STATE) == state:
+                turn += 1
+                spin_hint()
+        if atomic_load(shared + STATE) != state:
+            return
+        owner += 1
+        if owner == n_threads:
+            owner = 0
+
+
+@inline
+def _sleep(shared, thread, n_threads, state):
+    slot = _slot(shared, thread)
+    atomic_add(shared + SLEEPERS, 1)
+    atomic_exchange(slot + SLEEPING, 1)
+    # The change may have come before the flag. Whoever takes the flag back unlocks: then lock.
+    if atomic_load(shared + STATE) != state and atomic_exchange(slot + SLEEPING, 0) == 1:
+        atomic_add(shared + SLEEPERS, -1)
     else:
-        spin_hint()
+        call_pointer_int(load_i64(shared + ACQUIRE), load_i64(slot + LOCK), 1)
+        _wake(shared, n_threads)
 
 
 @inline
-def _meet(shared, n_threads):
-    phase = atomic_load(shared + PHASE)
-    if atomic_add(shared + ARRIVED, 1) == n_threads - 1:
-        atomic_store(shared + ARRIVED, 0)
-        atomic_add(shared + PHASE, 1)
-    else:
-        turn = 0
-        while atomic_load(shared + PHASE) == phase:
-            turn += 1
-            _wait_hint(shared, turn)
-
-
-@inline
-def _walk(shared, ops, n_ops, batch, thread, n_threads, record_bytes):
-    for i in range(n_ops):
-        op = ops + i * record_bytes
-        call_address(load_i64(op), op, batch, thread, n_threads)
-        if n_threads > 1 and load_i64(op + 8) != 0:
-            _meet(shared, n_threads)
+def _wait(shared, thread, n_threads, state):
+    """Until STATE is another one; returns that."""
+    spin = load_i64(shared + SPIN)
+    patience = spin + (IDLE_OFFERS if state & 0xFFFF == NO_WORK else OFFERS)
+    turn = 0
+    while True:
+        now = atomic_load(shared + STATE)
+        if now != state:
+            return now
+        turn += 1
+        if turn > patience:
+            _sleep(shared, thread, n_threads, state)
+            turn = 0
+        elif turn > spin and load_i64(shared + YIELD) != 0:
+            call_pointer_int(load_i64(shared + YIELD), 0, 0)
+        else:
+            spin_hint()
 
 
 @entry("void(i8, i8, i8, i8, i8, i8)")
 def run_step(shared, ops, n_ops, batch, n_threads, record_bytes):
-    """The caller's part of one step: publish the job, wake who sleeps, work as thread 0."""
-    if n_threads > 1:
-        store_i64(shared + OPS, ops)
-        store_i64(shared + N_OPS, n_ops)
-        store_i64(shared + BATCH, batch)
-        atomic_add(shared + JOB, 1)
-        for helper in range(n_threads - 1):
-            own = shared + HELPERS + helper * HELPER_BYTES
-            if atomic_exchange(own, 0) == 1:
-                call_pointer_int(load_i64(shared + RELEASE), load_i64(own + 8), 0)
-    _walk(shared, ops, n_ops, batch, 0, n_threads, record_bytes)
+    """The caller's part of one step: open its first phase, wake who sleeps, work as thread 0 until all is done."""
+    store_i64(shared + OPS, ops)
+    store_i64(shared + N_OPS, n_ops)
+    store_i64(shared + BATCH, batch)
+    if n_threads == 1:
+        first = 0
+        while first < n_ops:
+            first = _run(shared, first, 0, 1, record_bytes)
+        return
+    large = n_ops > 0 and load_i64(batch + N_TOKENS) >= LARGE_STEP
+    store_i64(shared + CUT_SHIFT, 8 if large else 0)
+    state = _state(shared, (atomic_load(shared + STATE) >> PHASE_BITS) + 1, 0, record_bytes)
+    atomic_exchange(shared + STATE, state)
+    _wake(shared, n_threads)
+    while state & 0xFFFF != NO_WORK:
+        _work(shared, 0, n_threads, state, record_bytes)
+        state = _wait(shared, 0, n_threads, state)
+
+
+@entry("void(i8, i8)")
+def stop_team(shared, n_threads):
+    """Let the helpers end. No step may be under way."""
+    atomic_exchange(shared + STATE, (((atomic_load(shared + STATE) >> PHASE_BITS) + 1) << PHASE_BITS) | STOP)
+    _wake(shared, n_threads)
 
 
 @entry("void(i8, i8, i8, i8)")
 def help_team(shared, thread, n_threads, record_bytes):
-    """A helper's whole life: wait for a job, do its part, until the team stops."""
-    own = shared + HELPERS + (thread - 1) * HELPER_BYTES
-    done = 0
+    """A helper's whole life: take part in phase after phase, until the team stops."""
+    state = NO_WORK
     while True:
-        turn = 0
-        while atomic_load(shared + JOB) == done:
-            turn += 1
-            if turn > PATIENCE:
-                atomic_exchange(own, 1)
-                # The job may have come between the look and the flag. If the caller saw the flag, it unlocks: then lock.
-                if atomic_load(shared + JOB) == done or atomic_exchange(own, 0) == 0:
-                    call_pointer_int(load_i64(shared + ACQUIRE), load_i64(own + 8), 1)
-                turn = 0
-            else:
-                spin_hint()
-        done = atomic_load(shared + JOB)
-        if atomic_load(shared + STOP) != 0:
+        state = _wait(shared, thread, n_threads, state)
+        if state & 0xFFFF == STOP:
             return
-        _walk(shared, load_i64(shared + OPS), load_i64(shared + N_OPS), load_i64(shared + BATCH), thread, n_threads,
-              record_bytes)  # fmt: skip
+        if state & 0xFFFF != NO_WORK:
+            _work(shared, thread, n_threads, state, record_bytes)
 
 
 def _yield_address() -> int:
@@ -125,21 +278,31 @@ def _yield_address() -> int:
 
 
 class Team:
-    """Threads that run programs, one job at a time."""
+    """Threads that run programs, one job at a time.
 
-    def __init__(self, n_threads: int) -> None:
+    ``processors``: helper i is tied to the i-th of these (modulo their number); None: the system places them. The caller is
+    the application's own thread and never tied. Raises ResourceError when a thread cannot be started.
+    """
+
+    def __init__(self, n_threads: int, processors: Sequence[int] | None = None) -> None:
         self.n_threads = n_threads
-        self._shared = np.zeros(HELPERS // 8 + 8 * n_threads + 8, np.int64)
-        self._address = (self._shared.ctypes.data + 63) // 64 * 64
+        self._shared = np.zeros((SLOTS + n_threads * SLOT_BYTES + LINE) // 8, np.int64)
+        self._address = -(-self._shared.ctypes.data // LINE) * LINE
+        self._set(STATE, NO_WORK)
         self._pid = os.getpid()
         self._closed = False
         self._busy = threading.Lock()
-        self._helpers: list[tuple[threading.Thread, int]] = []  # with the lock that each sleeps on
+        self._helpers: list[threading.Thread] = []
+        self._locks: list[int] = []  # one for each thread to sleep on
         run_step.compile()
         if n_threads > 1:
-            self._start()
+            try:
+                self._start(processors)
+            except BaseException:
+                self.close()
+                raise
 
-    def _start(self) -> None:
+    def _start(self, processors: Sequence[int] | None) -> None:
         api = ctypes.pythonapi
         api.PyThread_allocate_lock.restype = ctypes.c_void_p
         api.PyThread_acquire_lock.argtypes = [ctypes.c_void_p, ctypes.c_int]
@@ -147,21 +310,33 @@ class Team:
         for offset, function in ((ACQUIRE, api.PyThread_acquire_lock), (RELEASE, api.PyThread_release_lock)):
             self._set(offset, ctypes.cast(function, ctypes.c_void_p).value or 0)
         self._set(YIELD, _yield_address())
+        crowded = self.n_threads > len(allowed())
+        self._set(CROWDED, int(crowded))
+        self._set(SPIN, CROWDED_SPIN_TURNS if crowded else SPIN_TURNS)
+        stop_team.compile()
         help_team.compile()
-        for thread in range(1, self.n_threads):
+        for thread in range(self.n_threads):
             lock = api.PyThread_allocate_lock()
             if not lock:
-                raise EngineError("cannot allocate a lock for a helper thread")
-            api.PyThread_acquire_lock(lock, 1)  # taken from the start: a sleeper waits for the caller to release it
-            self._set(HELPERS + (thread - 1) * HELPER_BYTES + 8, lock)
+                raise ResourceError("cannot allocate a lock for a helper thread")
+            api.PyThread_acquire_lock(lock, 1)  # taken from the start: a sleeper waits until it is released
+            self._locks.append(lock)
+            self._set(SLOTS + thread * SLOT_BYTES + LOCK, lock)
+        for thread in range(1, self.n_threads):
+            processor = processors[thread % len(processors)] if processors else None
             helper = threading.Thread(
                 target=_help,
-                args=(self._shared, self._address, thread, self.n_threads),
+                args=(self._shared, self._address, thread, self.n_threads, processor),
                 name=f"gumba-{thread}",
                 daemon=True,
             )
-            self._helpers.append((helper, lock))
-            helper.start()
+            try:
+                helper.start()
+            except RuntimeError as error:
+                raise ResourceError(
+                    f"cannot start thread {thread + 1} of {self.n_threads} ({error}): use fewer threads"
+                ) from None
+            self._helpers.append(helper)
 
     def _set(self, offset: int, value: int) -> None:
         ctypes.c_int64.from_address(self._address + offset).value = value
@@ -170,6 +345,8 @@ class Team:
         """Run a program's records (int64 [n, RECORD_WORDS]) once, with one batch record (int64)."""
         if os.getpid() != self._pid:  # looked at first: the lock may have been taken when the process was forked
             raise EngineError("this process was forked after the model was loaded: load the model in the child instead")
+        if len(ops) > MAX_OPERATIONS:
+            raise EngineError(f"a program of {len(ops)} operations, expected no more than {MAX_OPERATIONS}")
         with self._busy:
             if self._closed:
                 raise EngineError("the engine is closed")
@@ -182,18 +359,22 @@ class Team:
             return
         with self._busy:
             helpers, self._helpers = self._helpers, []
+            locks, self._locks = self._locks, []
             self._closed = True
             if helpers:
-                self._set(STOP, 1)
-                run_step(self._address, 0, 0, 0, self.n_threads, 0)
-        for helper, lock in helpers:
-            if not sys.is_finalizing():
-                helper.join(1.0)
-                if not helper.is_alive():
-                    ctypes.pythonapi.PyThread_free_lock(lock)
+                stop_team(self._address, self.n_threads)
+        if sys.is_finalizing():
+            return
+        for helper in helpers:
+            helper.join(1.0)
+        if not any(helper.is_alive() for helper in helpers):  # a helper may wake any other
+            for lock in locks:
+                ctypes.pythonapi.PyThread_free_lock(lock)
 
 
-def _help(shared: np.ndarray, address: int, thread: int, n_threads: int) -> None:
+def _help(shared: np.ndarray, address: int, thread: int, n_threads: int, processor: int | None) -> None:
     """A helper's thread. It holds on to the memory that its compiled loop reads (``shared``) until that has ended."""
+    if processor is not None and not tie(processor):
+        log.warning("thread %s could not be tied to processor %s", thread, processor)
     help_team(address, thread, n_threads, 8 * RECORD_WORDS)
     del shared

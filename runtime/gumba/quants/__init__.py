@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gumba.errors import UnsupportedError
+from gumba.processors import available_threads
 from gumba.quants import bf16, f16, f32, q4_0, q4_1, q6_k, q8_0
-from gumba.quants._codec import Codec, available_threads
+from gumba.quants._codec import Codec
 
 
 class BlockFormat(Protocol):

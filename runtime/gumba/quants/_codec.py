@@ -6,7 +6,6 @@ a thread, whatever the tensor's size and type.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -21,12 +20,6 @@ PIECE = 1 << 18
 
 #: A compiled loop: (address in, address out, number of blocks, values in a block) -> 0, or 1 for "not finite".
 Loop = Callable[[int, int, int, int], int]
-
-
-def available_threads() -> int:
-    """The processors that this process may run on, at most 16 (more do not help: memory is the limit by then)."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return min(16, len(affinity(0)) if affinity is not None else os.cpu_count() or 1)
 
 
 class Codec:

@@ -67,10 +67,10 @@ def _pointer(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
 
 @intrinsic
 def atomic_load(typingctx: Any, address: Any) -> Any:
-    """The int64 at ``address`` (acquire)."""
+    """The int64 at ``address`` (sequentially consistent: not read before an earlier atomic change is visible to all)."""
 
     def codegen(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
-        return b.load_atomic(_pointer(b, args[0]), "acquire", 8)
+        return b.load_atomic(_pointer(b, args[0]), "seq_cst", 8)
 
     return types.int64(types.int64), codegen
 
@@ -104,6 +104,17 @@ def atomic_exchange(typingctx: Any, address: Any, value: Any) -> Any:
         return b.atomic_rmw("xchg", _pointer(b, args[0]), args[1], "seq_cst")
 
     return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def atomic_replace(typingctx: Any, address: Any, old: Any, new: Any) -> Any:
+    """Store ``new`` at ``address`` if ``old`` is there; whether it was (sequentially consistent)."""
+
+    def codegen(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
+        made = b.cmpxchg(_pointer(b, args[0]), args[1], args[2], "seq_cst", "seq_cst")
+        return b.extract_value(made, 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -152,6 +163,7 @@ __all__ = [
     "atomic_add",
     "atomic_exchange",
     "atomic_load",
+    "atomic_replace",
     "atomic_store",
     "call_address",
     "call_pointer_int",
