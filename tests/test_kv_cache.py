@@ -104,15 +104,17 @@ def test_layout(kv_type: str, size: int) -> None:
     kv = cache(kv_type=kv_type)
     layout = kv.layout
     assert (layout.n_kv_heads, layout.head_dim, layout.kv_type) == (3, 24, kv_type)
-    assert layout.v_offset >= 3 * 24 * 64 * size and layout.layer_bytes - layout.v_offset >= 3 * 32 * 64 * size
-    assert layout.pages % 64 == layout.v_offset % 64 == layout.layer_bytes % 64 == 0
-    assert layout.page_bytes == kv.page_bytes == 2 * layout.layer_bytes
-    assert kv.n_bytes == 6 * kv.page_bytes and kv.page_tokens == 64
+    assert (layout.k_page, layout.v_page) == (24 * 64 * size, 32 * 64 * size)
+    assert (layout.k_head, layout.v_head) == (6 * layout.k_page, 6 * layout.v_page)
+    assert layout.v_offset == 3 * layout.k_head and layout.layer_bytes == layout.v_offset + 3 * layout.v_head
+    assert layout.pages % 64 == layout.v_offset % 64 == layout.layer_bytes % 64 == layout.k_page % 64 == 0
+    assert kv.page_bytes == 2 * 3 * (layout.k_page + layout.v_page)
+    assert kv.n_bytes == 6 * kv.page_bytes == 2 * layout.layer_bytes and kv.page_tokens == 64
 
 
 def test_q8_0_takes_34_bytes_for_32_elements() -> None:
     layout = cache(kv_type="q8_0").layout  # head_dim 24: one block each
-    assert layout.v_offset == 3 * 34 * 64 and layout.layer_bytes == 2 * layout.v_offset
+    assert layout.k_page == layout.v_page == 34 * 64
 
 
 def test_fresh_memory_is_zero() -> None:

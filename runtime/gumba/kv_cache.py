@@ -1,7 +1,9 @@
 """The KV cache: a pool of pages, each holding PAGE_TOKENS tokens of one sequence for every layer.
 
 A sequence owns a list of page ids (its block table); position p lies in page ``table[p // 64]``, place ``p % 64``
-(vLLM, Kwon et al. 2023). This module hands pages out and takes them back; what lies in a page is said in
+(vLLM, Kwon et al. 2023). In memory, the pages of one head of one layer lie one after the other: a sequence whose pages are
+neighbours is read in long runs (with whole pages side by side instead, 1.4 MB apart for a small model, decoding at a context
+of 6144 tokens ran at half the speed). This module hands pages out and takes them back; what lies in a page is said in
 ``gumba.kernels.pages``.
 """
 
@@ -28,12 +30,14 @@ class KVCache:
         if kv_type not in formats:
             raise RequestError(f"kv_type {kv_type!r}: expected one of {', '.join(formats)}")
         pages = formats[kv_type]
-        v_offset = -(-n_kv_heads * pages.key_bytes(head_dim) // 64) * 64
-        layer_bytes = -(-(v_offset + n_kv_heads * pages.value_bytes(head_dim)) // 64) * 64
+        k_page, v_page = pages.key_bytes(head_dim), pages.value_bytes(head_dim)
+        k_head, v_head = n_pages * k_page, n_pages * v_page
+        v_offset = n_kv_heads * k_head
+        layer_bytes = v_offset + n_kv_heads * v_head
         self.page_tokens = PAGE_TOKENS
         self.n_pages = n_pages
-        self.page_bytes = n_layers * layer_bytes
-        self.n_bytes = n_pages * self.page_bytes
+        self.page_bytes = n_layers * n_kv_heads * (k_page + v_page)
+        self.n_bytes = n_layers * layer_bytes
         try:
             memory = aligned_zeros(self.n_bytes)
         except MemoryError:
@@ -43,7 +47,9 @@ class KVCache:
             ) from None
         self._memory: np.ndarray | None = memory
         address = int(memory.ctypes.data)
-        self.layout = KVLayout(address, self.page_bytes, layer_bytes, v_offset, n_kv_heads, head_dim, kv_type)
+        self.layout = KVLayout(
+            address, layer_bytes, k_page, v_page, k_head, v_head, v_offset, n_kv_heads, head_dim, kv_type
+        )
         self._lock = threading.Lock()
         self._free = list(range(n_pages - 1, -1, -1))
         self._used = np.zeros(n_pages, np.bool_)

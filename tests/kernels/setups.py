@@ -177,6 +177,7 @@ class Cache:
         self.v_row = -(-head_dim // (32 if kv_type == "q8_0" else 16)) * (32 if kv_type == "q8_0" else 16)
         k_bytes = -(-head_dim // 32) * 34 if kv_type == "q8_0" else head_dim * self.dtype.itemsize
         v_bytes = -(-head_dim // 32) * 34 if kv_type == "q8_0" else self.v_row * self.dtype.itemsize
+        self.k_bytes, self.v_bytes = k_bytes, v_bytes
         self.v_offset = -(-heads * k_bytes * 64 // 64) * 64
         self.page_bytes = self.v_offset + heads * 64 * v_bytes + 128  # and 128 that belong to nobody
         counts = [-(-context // 64) for context in contexts]
@@ -194,7 +195,10 @@ class Cache:
 
     def arguments(self, group: int, threads: int = 50) -> dict[str, int | float]:
         """What both kernels take. ``self.scratch`` is for that many threads."""
-        self.geometry = att.geometry(self.pages, self.page_bytes, self.v_offset, self.heads, group, self.head_dim)
+        page = {"k_page": self.page_bytes, "v_page": self.page_bytes, "v_offset": self.v_offset}
+        self.geometry = att.geometry(
+            self.pages, self.heads, group, self.head_dim, **page, k_head=self.k_bytes * 64, v_head=self.v_bytes * 64
+        )
         size = att.scratch_bytes(self.pages, group, self.head_dim)
         self.scratch = aligned_empty(threads * size)
         return {"memory": address(self.memory), "geo": address(self.geometry), "scratch": address(self.scratch),

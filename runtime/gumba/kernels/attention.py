@@ -36,9 +36,8 @@ _SPLIT_UNITS_PER_THREAD = 4
 LOG2_E = math.log2(math.e)
 
 # Byte offsets in the geometry, a constant int64 array that says how things lie.
-PAGE_BYTES, V_OFFSET, K_HEAD, V_HEAD, N_KV_HEADS, GROUP, HEAD_DIM, V_ROW, Q_ROW, MAX_ROWS, THREAD_SCRATCH = range(
-    0, 88, 8
-)
+K_PAGE, V_PAGE, K_HEAD, V_HEAD, V_OFFSET = 0, 8, 16, 24, 32
+N_KV_HEADS, GROUP, HEAD_DIM, V_ROW, Q_ROW, MAX_ROWS = 40, 48, 56, 64, 72, 80
 
 
 def tile_tokens(group: int) -> int:
@@ -52,17 +51,16 @@ def tile_rows(group: int) -> int:
 
 
 def geometry(
-    pages: PageFormat, page_bytes: int, v_offset: int, n_kv_heads: int, group: int, head_dim: int
-) -> np.ndarray:
-    """How pages and a thread's scratch lie: int64, read by the kernels through the offsets above.
+    pages: PageFormat, n_kv_heads: int, group: int, head_dim: int, *,
+    k_page: int, v_page: int, k_head: int, v_head: int, v_offset: int,
+) -> np.ndarray:  # fmt: skip
+    """How pages and a tile's rows lie: int64, read by the kernels through the offsets above.
 
-    ``page_bytes``: from page to page; ``v_offset``: from a page's keys to its values; ``group``: query heads per KV head.
+    ``group``: query heads per KV head. Bytes from one page to the next (``k_page``, ``v_page``) and from one head to the next
+    (``k_head``, ``v_head``), of keys and of values; ``v_offset``: from the first keys of a layer to its first values.
     """
-    return np.array(
-        [page_bytes, v_offset, pages.key_bytes(head_dim), pages.value_bytes(head_dim), n_kv_heads, group, head_dim,
-         pages.v_row(head_dim), pages.query_bytes(head_dim), tile_rows(group), scratch_bytes(pages, group, head_dim)],
-        np.int64,
-    )  # fmt: skip
+    rows = [pages.v_row(head_dim), pages.query_bytes(head_dim), tile_rows(group)]
+    return np.array([k_page, v_page, k_head, v_head, v_offset, n_kv_heads, group, head_dim, *rows], np.int64)
 
 
 def _row_bytes(v_row: int) -> int:
@@ -93,7 +91,7 @@ def partials_bytes(group: int, v_row: int, n_threads: int, n_ctx: int) -> int:
 def store_kv(isa: Isa, pages: PageFormat) -> Kernel:
     """Write the keys and values of this step's tokens to their places in the cache.
 
-    k, v: float32 [n_tokens, n_kv_heads * head_dim]; ``memory``: this layer's part of page 0; ``scratch``: 64-byte aligned,
+    k, v: float32 [n_tokens, n_kv_heads * head_dim]; ``memory``: this layer's part of the cache; ``scratch``: 64-byte aligned,
     ``scratch_bytes`` for each thread; ``geo``: address of the ``geometry``.
     """
     store = pages.functions(isa).store
@@ -105,8 +103,8 @@ def store_kv(isa: Isa, pages: PageFormat) -> Kernel:
         head_dim = load_i64(geo + HEAD_DIM)
         for t in range(share(n, thread, n_threads), share(n, thread + 1, n_threads)):
             slot = load_i64(slots + 8 * t)
-            keys = memory + slot // PAGE_TOKENS * load_i64(geo + PAGE_BYTES)
-            values = keys + load_i64(geo + V_OFFSET)
+            keys = memory + slot // PAGE_TOKENS * load_i64(geo + K_PAGE)
+            values = memory + load_i64(geo + V_OFFSET) + slot // PAGE_TOKENS * load_i64(geo + V_PAGE)
             for h in range(load_i64(geo + N_KV_HEADS)):
                 at = h * head_dim * 4
                 store(k + t * k_stride + at, v + t * v_stride + at, keys, values, slot % PAGE_TOKENS, head_dim,
@@ -212,13 +210,12 @@ def _attend_block(isa: Isa, pages: PageFormat):
     def attend_block(row, rows, q, table, k_pages, v_pages, geo, part, first_position, work, o, totals, maxima):
         """``work``: memory for a block's scores, then SCRATCH bytes; ``o``, ``totals``, ``maxima``: where the results go."""
         group, v_row = load_i64(geo + GROUP), load_i64(geo + V_ROW)
-        page_bytes = load_i64(geo + PAGE_BYTES)
         left = rows - row
         n = block_rows(left)
         common = _visible(first_position, row, group, part)
         n_keys = _visible(first_position, min(row + n, rows) - 1, group, part)
         for page in range((n_keys + PAGE_TOKENS - 1) // PAGE_TOKENS):
-            keys = k_pages + load_i32(table + 4 * (part * PART_PAGES + page)) * page_bytes
+            keys = k_pages + load_i32(table + 4 * (part * PART_PAGES + page)) * load_i64(geo + K_PAGE)
             columns = (min(PAGE_TOKENS, n_keys - page * PAGE_TOKENS) + 15) // 16 * 16
             scores(left, q, load_i64(geo + Q_ROW), keys, work + page * (4 * PAGE_TOKENS), columns,
                    load_i64(geo + HEAD_DIM))  # fmt: skip
@@ -234,7 +231,7 @@ def _attend_block(isa: Isa, pages: PageFormat):
             while first < last:
                 page = first // PAGE_TOKENS
                 end = min(last, (page + 1) * PAGE_TOKENS)
-                values = v_pages + load_i32(table + 4 * (part * PART_PAGES + page)) * page_bytes
+                values = v_pages + load_i32(table + 4 * (part * PART_PAGES + page)) * load_i64(geo + V_PAGE)
                 outputs(1 if r > 0 else left, work + r * S_ROW + 4 * first, values, first % PAGE_TOKENS, end - first,
                         o + r * v_row * 4, v_row, work + BLOCK_ROWS * S_ROW)  # fmt: skip
                 first = end
@@ -246,7 +243,7 @@ def _attend_block(isa: Isa, pages: PageFormat):
 def attention(isa: Isa, pages: PageFormat) -> Kernel:
     """q: float32 [n_tokens, n_kv_heads * group, head_dim] -> out, the same shape.
 
-    ``scale``: of the scores (1 / sqrt(head_dim)), times LOG2_E; ``memory``: address of this layer's part of page 0; ``geo``:
+    ``scale``: of the scores (1 / sqrt(head_dim)), times LOG2_E; ``memory``: address of this layer's part of the cache; ``geo``:
     address of the ``geometry``; ``scratch``: 64-byte aligned, ``scratch_bytes`` for each thread; ``partials``:
     ``partials_bytes``, its counters zero (only for a split step).
     """

@@ -18,7 +18,7 @@ from gumba.kernels import attention as att
 from gumba.kernels import elementwise, embed, matmul, q8, rope
 from gumba.kernels.op import BARRIER, CUT, FIRST_ARGUMENT, MAX_PIECES, N_OUTPUTS, N_TOKENS, RECORD_WORDS, Kernel, cut
 from gumba.kernels.packed import ROW_ALIGN, PackedMatrix, aligned_empty
-from gumba.kernels.pages import page_formats
+from gumba.kernels.pages import PAGE_TOKENS, page_formats
 from gumba.simd.isa import Isa
 
 #: A piece of a small step's product reads at least so much, or is not cut further.
@@ -86,11 +86,17 @@ def _product(w: PackedMatrix) -> Work:
 
 @dataclass(frozen=True)
 class KVLayout:
-    """Where keys and values of each layer lie in a page. Bytes; ``pages`` is the address of page 0."""
+    """Where keys and values lie, in bytes. ``pages``: address of the first layer's; ``layer_bytes``: from layer to layer.
+
+    Within a layer, the keys of one head in page after page, then the next head's; from ``v_offset`` on the values likewise.
+    """
 
     pages: int
-    page_bytes: int
     layer_bytes: int
+    k_page: int
+    v_page: int
+    k_head: int
+    v_head: int
     v_offset: int
     n_kv_heads: int
     head_dim: int
@@ -171,7 +177,8 @@ class Program:
         out = self._buffer("attention", q.width)
         group = q.width // (kv.n_kv_heads * kv.head_dim)
         pages = page_formats()[kv.kv_type]
-        geometry = att.geometry(pages, kv.page_bytes, kv.v_offset, kv.n_kv_heads, group, kv.head_dim)
+        geometry = att.geometry(pages, kv.n_kv_heads, group, kv.head_dim, k_page=kv.k_page, v_page=kv.v_page,
+                                k_head=kv.k_head, v_head=kv.v_head, v_offset=kv.v_offset)  # fmt: skip
         self._keep.append(geometry)
         place: dict[str, int | float | Buffer] = {
             "memory": kv.pages + layer * kv.layer_bytes, "geo": int(geometry.ctypes.data), "scratch": -1,
@@ -190,7 +197,7 @@ class Program:
             att.attention(self.isa, pages),
             place | {"q": q, "out": out, "stride": q.row_bytes, "scale": scale * att.LOG2_E, "partials": -1},
             [q, cache], [out], ("tiles",),
-            work=Work(kv_bytes=kv.layer_bytes // att.PAGE_TOKENS, pair_ops=4 * q.width),
+            work=Work(kv_bytes=kv.n_kv_heads * (kv.k_page + kv.v_page) // PAGE_TOKENS, pair_ops=4 * q.width),
         )  # fmt: skip
         return out
 
