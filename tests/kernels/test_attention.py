@@ -39,7 +39,7 @@ def test_group_and_head_sizes(group: int, head_dim: int) -> None:
 
 @pytest.mark.parametrize(
     "past, new",
-    [(0, 1), (0, 63), (0, 64), (0, 65), (62, 2), (63, 1), (64, 1), (191, 66), (250, 12), (700, 5), (0, 300)],
+    [(0, 1), (0, 63), (0, 64), (0, 65), (62, 2), (63, 1), (64, 1), (191, 66), (506, 12), (1100, 5), (0, 300)],
 )
 def test_contexts_that_end_anywhere_in_a_page_or_part(past: int, new: int) -> None:
     setups.setup_attention(ISA, sequences=[(past, new)], head_dim=20).check()
@@ -59,16 +59,16 @@ def test_same_bits_for_any_tiling(group: int) -> None:
 @pytest.mark.parametrize("isa", ISAS, ids=isa_id)
 def test_same_bits_token_by_token(isa: Isa) -> None:
     """Queries of a long prompt, and the same queries as a chunk of their own."""
-    setup = setups.setup_attention(isa, sequences=[(0, 270)], group=3)
+    setup = setups.setup_attention(isa, sequences=[(0, 526)], group=3)
     whole = setup.run()
     block_table = setup.batch.tiles[0][3]
-    for first in (269, 257, 256, 255, 129, 128, 127, 64, 63, 1):
-        one = Batch(270, tiles=[(first, 1, first, block_table)])
+    for first in (525, 513, 512, 511, 129, 128, 127, 64, 63, 1):
+        one = Batch(526, tiles=[(first, 1, first, block_table)])
         np.testing.assert_array_equal(same_bits(setup.run(batch=one)[first]), same_bits(whole[first]))
 
 
 #: Parts that a step's last tokens share with none, one and several before; tiles of different length in one step.
-SPLIT = [[(255, 1)], [(256, 1)], [(1023, 1)], [(1024, 3)], [(254, 4)], [(5, 1), (600, 1)], [(700, 2), (0, 1)]]
+SPLIT = [[(511, 1)], [(512, 1)], [(2047, 1)], [(2048, 3)], [(510, 4)], [(5, 1), (1200, 1)], [(1400, 2), (0, 1)]]
 
 
 @pytest.mark.parametrize("sequences", SPLIT, ids=str)
@@ -129,7 +129,7 @@ def test_scratch_holds_a_tile(group: int) -> None:
     for head_dim in (24, 64, 80):
         for pages in page_formats().values():
             size = scratch_bytes(pages, group, head_dim)
-            results = (tile_rows(group) + BLOCK_ROWS) * 4 * (pages.v_row(head_dim) + 16 + 1)
+            results = (tile_rows(group) + BLOCK_ROWS) * 4 * (pages.v_row(head_dim) + 16)
             queries = tile_rows(group) * pages.query_bytes(head_dim)
             assert size >= queries + results + BLOCK_ROWS * 4 * PART_TOKENS + SCRATCH
             assert size % 64 == 0

@@ -63,14 +63,14 @@ def geometry(
     return np.array([k_page, v_page, k_head, v_head, v_offset, n_kv_heads, group, head_dim, *rows], np.int64)
 
 
-def _row_bytes(v_row: int) -> int:
-    """Of a row's result: output, sums (16 lanes), maximum."""
-    return 4 * (v_row + 16 + 1)
+def _result_bytes(v_row: int) -> int:
+    """Of a row's result: its output, and a cache line with the sum of its weights (+0) and its largest score (+4)."""
+    return 4 * (v_row + 16)
 
 
 def scratch_bytes(pages: PageFormat, group: int, head_dim: int) -> int:
     """Scratch per thread: a tile's queries and results; a block's scores and results of one part; what the format needs."""
-    row = _row_bytes(pages.v_row(head_dim))
+    row = _result_bytes(pages.v_row(head_dim))
     tile = tile_rows(group) * (-(-pages.query_bytes(head_dim) // 4) * 4 + row)
     return -(-(tile + BLOCK_ROWS * (S_ROW + row) + SCRATCH) // 64) * 64 + 64
 
@@ -84,7 +84,7 @@ def partials_bytes(group: int, v_row: int, n_threads: int, n_ctx: int) -> int:
     """Memory in which threads leave the parts of a split context: a counter for each unit, then the parts' rows."""
     units = split_units(n_threads)
     parts = -(-n_ctx // PART_TOKENS)
-    return units * 64 + units * parts * tile_rows(group) * _row_bytes(v_row)
+    return units * 64 + units * parts * tile_rows(group) * _result_bytes(v_row)
 
 
 @functools.cache
@@ -116,13 +116,13 @@ def store_kv(isa: Isa, pages: PageFormat) -> Kernel:
 
 
 def _softmax(isa: Isa):
-    """Softmax of the first ``visible`` scores of a part: scores to weights in place, their maximum, their sum (16 lanes).
+    """Softmax of the first ``visible`` scores of a part: scores to weights in place; their sum (+0) and maximum (+4).
 
     Scores after the last visible one, up to a whole vector, become 0.
     """
 
-    @simd_function("void(i8, i8, i8, i8)")
-    def softmax(s: Simd, scores: Value, visible: Value, maximum: Value, total: Value) -> None:
+    @simd_function("void(i8, i8, i8)")
+    def softmax(s: Simd, scores: Value, visible: Value, out: Value) -> None:
         full = visible >> 4
         rest = (visible & 15).to(I32)
         tail = scores + (visible & -16) * 4
@@ -135,7 +135,7 @@ def _softmax(isa: Isa):
         with s.when(rest.compare(">", 0)):
             top.set(s.maximum(top.get(), s.select(seen, s.load(tail, F32, 16), below)))
         now = s.reduce(top.get(), s.maximum)
-        s.store(maximum, now)
+        s.store(out + 4, now)
         shift = s.splat(now, 16)
         sums = s.variable(s.zero(F32, 16))
         with s.loop(full) as i:
@@ -147,27 +147,27 @@ def _softmax(isa: Isa):
             weights = s.select(seen, weights, s.zero(F32, 16))
             s.store(tail, weights)
             sums.set(sums.get() + weights)
-        s.store(total, sums.get())
+        s.store(out, s.reduce(sums.get(), lambda a, b: a + b))
 
     return softmax
 
 
 def _merge(isa: Isa):
-    """Add a part's row (output, sums, maximum) to that of the parts before it."""
+    """Add a part's row to that of the parts before it, both outputs of ``v_row`` elements with sum and maximum after them."""
 
-    @simd_function("void(i8, i8, i8, i8, i8, i8, i8)")
-    def merge(
-        s: Simd, o: Value, total: Value, m: Value, to_o: Value, to_total: Value, to_m: Value, n_vectors: Value
-    ) -> None:
-        ours, theirs = s.load(to_m, F32), s.load(m, F32)
+    @simd_function("void(i8, i8, i8)")
+    def merge(s: Simd, part: Value, whole: Value, v_row: Value) -> None:
+        total, to_total = part + v_row * 4, whole + v_row * 4
+        ours, theirs = s.load(to_total + 4, F32), s.load(total + 4, F32)
         now = s.maximum(ours, theirs)
-        s.store(to_m, now)
+        s.store(to_total + 4, now)
         factors = exp2(s, isa, s.concatenate(s.splat(ours - now, 4), s.splat(theirs - now, 4)))
-        keep, add = s.splat(s.lane(factors, 0), 16), s.splat(s.lane(factors, 4), 16)
-        s.store(to_total, s.load(to_total, F32, 16) * keep + s.load(total, F32, 16) * add)
-        with s.loop(n_vectors) as i:
+        keep, add = s.lane(factors, 0), s.lane(factors, 4)
+        s.store(to_total, s.load(to_total, F32) * keep + s.load(total, F32) * add)
+        keep, add = s.splat(keep, 16), s.splat(add, 16)
+        with s.loop(v_row >> 4) as i:
             at = i * 64
-            s.store(to_o + at, s.load(to_o + at, F32, 16) * keep + s.load(o + at, F32, 16) * add)
+            s.store(whole + at, s.load(whole + at, F32, 16) * keep + s.load(part + at, F32, 16) * add)
 
     return merge
 
@@ -184,9 +184,9 @@ def _scale_copy(s: Simd, x: Value, out: Value, n: Value, factor: Value) -> None:
         s.store(out + i * 4, s.load(x + i * 4, F32) * factor)
 
 
-@simd_function("f4(i8)")
-def _inverse_total(s: Simd, total: Value) -> Value:
-    return s.constant(1.0, F32) / s.reduce(s.load(total, F32, 16), lambda a, b: a + b)
+@simd_function("f4(f4)")
+def _inverse(s: Simd, x: Value) -> Value:
+    return s.constant(1.0, F32) / x
 
 
 @simd_function("void(i8, i8)")
@@ -207,9 +207,10 @@ def _attend_block(isa: Isa, pages: PageFormat):
     scores, outputs, softmax = functions.scores, functions.outputs, _softmax(isa)
 
     @inline
-    def attend_block(row, rows, q, table, k_pages, v_pages, geo, part, first_position, work, o, totals, maxima):
-        """``work``: memory for a block's scores, then SCRATCH bytes; ``o``, ``totals``, ``maxima``: where the results go."""
+    def attend_block(row, rows, q, table, k_pages, v_pages, geo, part, first_position, work, out):
+        """``work``: memory for a block's scores, then SCRATCH bytes; ``out``: where the rows' results go."""
         group, v_row = load_i64(geo + GROUP), load_i64(geo + V_ROW)
+        out_row = 4 * (v_row + 16)
         left = rows - row
         n = block_rows(left)
         common = _visible(first_position, row, group, part)
@@ -221,8 +222,8 @@ def _attend_block(isa: Isa, pages: PageFormat):
                    load_i64(geo + HEAD_DIM))  # fmt: skip
         for r in range(n):
             visible = _visible(first_position, min(row + r, rows - 1), group, part)
-            softmax(work + r * S_ROW, visible, maxima + 4 * r, totals + 64 * r)
-        _clear(o, n * v_row // 16)
+            _clear(out + r * out_row, v_row // 16)
+            softmax(work + r * S_ROW, visible, out + r * out_row + 4 * v_row)
         # Keys that every row of the block sees are taken together, later ones row by row: a key is multiplied by no weight,
         # not even by zero, for a token that comes before it (zero times infinity would be NaN).
         for r in range(min(n, left)):
@@ -233,7 +234,7 @@ def _attend_block(isa: Isa, pages: PageFormat):
                 end = min(last, (page + 1) * PAGE_TOKENS)
                 values = v_pages + load_i32(table + 4 * (part * PART_PAGES + page)) * load_i64(geo + V_PAGE)
                 outputs(1 if r > 0 else left, work + r * S_ROW + 4 * first, values, first % PAGE_TOKENS, end - first,
-                        o + r * v_row * 4, v_row, work + BLOCK_ROWS * S_ROW)  # fmt: skip
+                        out + r * out_row, out_row, v_row, work + BLOCK_ROWS * S_ROW)  # fmt: skip
                 first = end
 
     return attend_block
@@ -262,94 +263,78 @@ def attention(isa: Isa, pages: PageFormat) -> Kernel:
             store_f32(out + rows * q_row + 4 * i, 0.0)
 
     @inline
-    def merge_rows(row, last, o, totals, maxima, to_o, to_totals, to_maxima, first_position, part, geo):
-        """Rows ``row`` up to ``last`` of a later part, whose first row is at ``o``, to those of the parts before."""
+    def merge_rows(row, last, part_rows, whole, first_position, part, geo):
+        """Rows ``row`` up to ``last`` of a later part, whose first row is at ``part_rows``, to those of the parts before."""
         v_row = load_i64(geo + V_ROW)
-        for r in range(last - row):
-            if _visible(first_position, row + r, load_i64(geo + GROUP), part) > 0:
-                merge(o + r * v_row * 4, totals + 64 * r, maxima + 4 * r, to_o + (row + r) * v_row * 4,
-                      to_totals + 64 * (row + r), to_maxima + 4 * (row + r), v_row // 16)  # fmt: skip
+        out_row = 4 * (v_row + 16)
+        for r in range(row, last):
+            if _visible(first_position, r, load_i64(geo + GROUP), part) > 0:
+                merge(part_rows + (r - row) * out_row, whole + r * out_row, v_row)
 
     @inline
-    def attend_parts(q, rows, table, k_pages, v_pages, geo, first_position, first, last, work, o):
-        """Parts ``first`` up to ``last`` of the context, in order, for all rows of a tile. ``work``: a block's scores,
-        SCRATCH, and a block's results; ``o``: where the outputs go, and after MAX_ROWS of them the sums and the maxima."""
-        q_row, v_row = load_i64(geo + Q_ROW), load_i64(geo + V_ROW)
-        totals = o + load_i64(geo + MAX_ROWS) * v_row * 4
-        maxima = totals + load_i64(geo + MAX_ROWS) * 64
-        part_o = work + BLOCK_ROWS * S_ROW + SCRATCH
-        part_totals = part_o + BLOCK_ROWS * v_row * 4
-        part_maxima = part_totals + BLOCK_ROWS * 64
+    def attend_parts(q, rows, table, k_pages, v_pages, geo, first_position, first, last, work, out):
+        """Parts ``first`` up to ``last`` of the context, in order, for all rows of a tile, whose results go to ``out``.
+
+        ``work``: memory for a block's scores, SCRATCH bytes, and a block's results.
+        """
+        out_row = 4 * (load_i64(geo + V_ROW) + 16)
+        results = work + BLOCK_ROWS * S_ROW + SCRATCH
         for part in range(first, last):
             row = 0
             while row < rows:
-                n = block_rows(rows - row)
-                end = min(row + n, rows)
-                direct = part == first
-                if direct or _visible(first_position, end - 1, load_i64(geo + GROUP), part) > 0:
-                    attend_block(row, rows, q + row * q_row, table, k_pages, v_pages, geo, part, first_position, work,
-                                 o + row * v_row * 4 if direct else part_o, totals + row * 64 if direct else part_totals,
-                                 maxima + row * 4 if direct else part_maxima)  # fmt: skip
-                    if not direct:
-                        merge_rows(row, end, part_o, part_totals, part_maxima, o, totals, maxima, first_position, part,
-                                   geo)  # fmt: skip
-                row += n
+                end = min(row + block_rows(rows - row), rows)
+                if part == first or _visible(first_position, end - 1, load_i64(geo + GROUP), part) > 0:
+                    attend_block(row, rows, q + row * load_i64(geo + Q_ROW), table, k_pages, v_pages, geo, part,
+                                 first_position, work, out + row * out_row if part == first else results)  # fmt: skip
+                if part > first:
+                    merge_rows(row, end, results, out, first_position, part, geo)
+                row += block_rows(rows - row)
 
     @inline
-    def merge_parts(parts, rows, geo, first_position, n_parts, o, totals, maxima):
-        """What ``one_part`` left of each part, in order."""
-        v_row, max_rows = load_i64(geo + V_ROW), load_i64(geo + MAX_ROWS)
-        _copy(parts, o, rows * v_row // 16)
-        _copy(parts + max_rows * v_row * 4, totals, rows)
-        for r in range(rows):
-            store_f32(maxima + 4 * r, load_f32(parts + max_rows * (v_row + 16) * 4 + 4 * r))
-        for part in range(1, n_parts):
-            own = parts + part * max_rows * (4 * (v_row + 16 + 1))
-            merge_rows(0, rows, own, own + max_rows * v_row * 4, own + max_rows * (v_row + 16) * 4, o, totals, maxima,
-                       first_position, part, geo)  # fmt: skip
-
-    @inline
-    def scatter(o, totals, out, stride, geo, first_token, head, rows):
+    def scatter(results, out, stride, geo, first_token, head, rows):
         """Outputs divided by their weights' sums, to their tokens and heads."""
         group, head_dim, v_row = load_i64(geo + GROUP), load_i64(geo + HEAD_DIM), load_i64(geo + V_ROW)
         for r in range(rows):
+            source = results + r * (4 * (v_row + 16))
             target = out + (first_token + r // group) * stride + (head * group + r % group) * head_dim * 4
-            _scale_copy(o + r * v_row * 4, target, head_dim, _inverse_total(totals + 64 * r))
+            _scale_copy(source, target, head_dim, _inverse(load_f32(source + 4 * v_row)))
 
     @kernel(variant=f"{isa.name},{pages.name}")
     def attention(batch, thread, n_threads, q, out, stride, memory, geo, scratch, scratch_bytes, partials, scale: f4):
-        n_heads, v_row, max_rows = load_i64(geo + N_KV_HEADS), load_i64(geo + V_ROW), load_i64(geo + MAX_ROWS)
+        n_heads, max_rows = load_i64(geo + N_KV_HEADS), load_i64(geo + MAX_ROWS)
+        out_row = 4 * (load_i64(geo + V_ROW) + 16)
         split = load_i64(batch + SPLIT)
-        parts_each, parts = max(1, split), 0
+        parts_each = max(1, split)
         queries = scratch + thread * scratch_bytes
-        o = queries + max_rows * load_i64(geo + Q_ROW)
-        totals = o + max_rows * v_row * 4
-        maxima = totals + max_rows * 64
-        work = maxima + max_rows * 4
+        results = queries + max_rows * load_i64(geo + Q_ROW)
+        work = results + max_rows * out_row
         for job in range(thread, load_i64(batch + N_TILES) * n_heads * parts_each, n_threads):
             unit = job // parts_each
+            part = job % parts_each
             tile = load_i64(batch + TILES) + unit // n_heads * 32
             head = unit % n_heads
             first_token, rows = load_i64(tile), load_i64(tile + 8) * load_i64(geo + GROUP)
             first_position, table = load_i64(tile + 16), load_i64(tile + 24)
             n_parts = (first_position + load_i64(tile + 8) + PART_TOKENS - 1) // PART_TOKENS
-            if job % parts_each >= n_parts:
+            if part >= n_parts:
                 continue
             k_pages = memory + head * load_i64(geo + K_HEAD)
             v_pages = memory + load_i64(geo + V_OFFSET) + head * load_i64(geo + V_HEAD)
             gather(q, stride, queries, geo, first_token, head, rows, scale)
-            first, last, target = 0, n_parts, o
+            first, last, target = 0, n_parts, results
+            # Of a split context: one part, left beside the others' by whoever computes it.
+            padded = (rows + BLOCK_ROWS - 1) // BLOCK_ROWS * BLOCK_ROWS
+            parts = partials + _SPLIT_UNITS_PER_THREAD * n_threads * 64 + unit * split * max_rows * out_row
             if split != 0:
-                parts = partials + _SPLIT_UNITS_PER_THREAD * n_threads * 64
-                parts += unit * split * max_rows * (4 * (v_row + 16 + 1))
-                first, last = job % parts_each, job % parts_each + 1
-                target = parts + first * max_rows * (4 * (v_row + 16 + 1))
+                first, last, target = part, part + 1, parts + part * padded * out_row
             attend_parts(queries, rows, table, k_pages, v_pages, geo, first_position, first, last, work, target)
             if split != 0:
                 if atomic_add(partials + unit * 64, 1) != n_parts - 1:
                     continue
                 store_i64(partials + unit * 64, 0)
-                merge_parts(parts, rows, geo, first_position, n_parts, o, totals, maxima)
-            scatter(o, totals, out, stride, geo, first_token, head, rows)
+                _copy(parts, results, rows * out_row // 64)
+                for each in range(1, n_parts):
+                    merge_rows(0, rows, parts + each * padded * out_row, results, first_position, each, geo)
+            scatter(results, out, stride, geo, first_token, head, rows)
 
     return attention

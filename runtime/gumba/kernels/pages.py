@@ -8,7 +8,7 @@ the compiled functions that attention is made of:
 - ``query(x, out, head_dim, scale)``: one query row as ``scores`` wants it.
 - ``scores(left, q, q_row, keys, out, n_columns, head_dim)``: Q K^T of a block of query rows with the first ``n_columns`` (a
   multiple of 16) keys of a page. ``left``: rows from here to the end of the tile, see ``block_rows``.
-- ``outputs(left, p, values, first_key, n_keys, o, v_row, scratch)``: O += P V for keys ``first_key`` up to
+- ``outputs(left, p, values, first_key, n_keys, o, o_row, v_row, scratch)``: O += P V for keys ``first_key`` up to
   ``first_key + n_keys`` of a page.
 
 Scores and weights (float32) are rows of PART_TOKENS; each element is summed in one order, whatever rows stand beside it.
@@ -26,7 +26,7 @@ from gumba.simd.value import F32, Simd, Value, simd_function
 
 PAGE_TOKENS = 64
 #: Tokens of context whose softmax runs by itself: fixed, since it decides the order of sums.
-PART_TOKENS = 256
+PART_TOKENS = 512
 #: Bytes between rows of scores and weights.
 S_ROW = 4 * PART_TOKENS
 #: Query rows are worked on in blocks of 6, the last ones of 6, 3 or 1; a tile's memory has room for whole blocks.

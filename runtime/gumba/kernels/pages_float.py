@@ -49,8 +49,8 @@ def _functions(isa: Isa, size: int) -> PageFunctions:
         update(left, q, q_row, keys, PAGE_TOKENS * size, out, S_ROW, n_columns, head_dim, 1)
 
     @inline
-    def outputs(left, p, values, first_key, n_keys, o, v_row, scratch):
-        update(left, p, S_ROW, values + first_key * v_row * size, v_row * size, o, v_row * 4, v_row, n_keys, 0)
+    def outputs(left, p, values, first_key, n_keys, o, o_row, v_row, scratch):
+        update(left, p, S_ROW, values + first_key * v_row * size, v_row * size, o, o_row, v_row, n_keys, 0)
 
     return PageFunctions(store, query, scores, outputs)
 

@@ -132,12 +132,12 @@ def _functions(isa: Isa) -> PageFunctions:
                 scores_1(q, q_row, group, out + g * (4 * lanes), n_blocks)
 
     @inline
-    def outputs(left, p, values, first_key, n_keys, o, v_row, scratch):
+    def outputs(left, p, values, first_key, n_keys, o, o_row, v_row, scratch):
         for b in range(v_row // BLOCK):
             block = values + b * _VALUE_BLOCK
             for r in range(block_rows(left)):
                 weigh(p + r * S_ROW, block + PAGE_TOKENS * BLOCK + 2 * first_key, scratch + r * _WEIGHTS_ROW, n_keys)
-            update(left, scratch, _WEIGHTS_ROW, block + first_key * BLOCK, BLOCK, o + b * (4 * BLOCK), v_row * 4, BLOCK,
+            update(left, scratch, _WEIGHTS_ROW, block + first_key * BLOCK, BLOCK, o + b * (4 * BLOCK), o_row, BLOCK,
                    n_keys, 0)  # fmt: skip
 
     return PageFunctions(store, query, scores, outputs)
