@@ -33,20 +33,26 @@ def printable(name: str, limit: int = 80) -> str:
     return text if len(text) <= limit else text[:limit] + "..."
 
 
+def identity(status: os.stat_result) -> tuple[int, ...]:
+    """What tells a file, and a change of it, from others: device, inode, size, time of the last change in nanoseconds."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 class MappedFile:
     """A regular file, mapped read-only.
 
-    ``bytes`` is uint8[size]; ``size`` the length when it was opened. Arrays sliced from ``bytes`` stay valid after
-    `close`: the mapping goes when the last of them does.
+    ``bytes`` is uint8[size]; ``size`` the length, and ``identity`` what file it was, when it was opened. Arrays sliced from
+    ``bytes`` stay valid after `close`: the mapping goes when the last of them does.
     """
 
-    __slots__ = ("_bytes", "_map", "data_start", "path", "size")
+    __slots__ = ("_bytes", "_map", "data_start", "identity", "path", "size")
 
     def __init__(self, path: str | PathLike[str], least: int) -> None:
         """Maps the file at ``path``. Raises GGUFError unless it is a readable regular file of ``least`` (> 0) bytes."""
         self.path = Path(path)
         self.size = 0
         self.data_start = 0
+        self.identity: tuple[int, ...] = ()
         self._bytes: npt.NDArray[np.uint8] | None = None
         try:
             # Non-blocking, so that a FIFO without a writer opens at once and is then refused like any other device.
@@ -60,6 +66,7 @@ class MappedFile:
                     kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
                     raise GGUFError(f"cannot be opened: it is {kind}", path=self.path)
                 self.size = status.st_size
+                self.identity = identity(status)
                 if self.size < least:
                     raise GGUFError(
                         f"not a GGUF file: it has {self.size} bytes, and the header alone takes {least}",

@@ -6,6 +6,7 @@ Every shard is a whole GGUF file. Its metadata tell its place: ``split.no`` from
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from os import PathLike
@@ -15,7 +16,7 @@ from typing import NoReturn, TypeVar, overload
 
 from gumba.errors import GGUFError, ModelError
 from gumba.gguf.array import GGUFArray
-from gumba.gguf.mapped import printable
+from gumba.gguf.mapped import identity, printable
 from gumba.gguf.parser import MAX_ENTRIES, GGUFTensor, Part
 
 _SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
@@ -60,6 +61,15 @@ class GGUFFile:
         self.shards = tuple(part.file.path for part in parts)
         self.file_size = sum(part.file.size for part in parts)
         self._files = [part.file for part in parts]
+
+    @property
+    def identity(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """What tells this model's files from others, and from changed ones: of each its real path, inode, size and time."""
+        return tuple((os.path.realpath(file.path), file.identity) for file in self._files)
+
+    def changed(self, path: Path, status: os.stat_result) -> bool:
+        """Whether the file at ``path``, of which ``status`` speaks, is another one than when this was opened."""
+        return any(file.path == path and file.identity != identity(status) for file in self._files)
 
     @overload
     def get(self, key: str, kind: type[T]) -> T | None: ...

@@ -10,8 +10,7 @@ registers (``unpack``); what all formats share is here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -19,12 +18,36 @@ import numpy as np
 
 from gumba.kernels.jit import entry, inline
 from gumba.simd.isa import Isa
-from gumba.simd.memory import load_i8, load_i16, load_i32, store_i8, store_i16, store_i32
+from gumba.simd.memory import load_i8, load_i16, load_i32, load_i64, store_i8, store_i16, store_i32
+from gumba.simd.value import I16, I32, Simd, Value, simd_function
 
-#: How much of a matrix a thread reads and weaves at a time.
-CHUNK_BYTES = 2 << 20
+#: How much of a matrix a thread reads and weaves at a time: it stays in the second-level cache between the two.
+CHUNK_BYTES = 1 << 19
 #: Rows of float buffers and packed matrices are padded to this many elements: the widest group of any instruction set.
 ROW_ALIGN = 64
+
+
+def _turn(element, flip_bits):
+    """4 elements of 4 rows to 4 rows of 4 elements; ``flip`` is XORed into 4-byte elements."""
+
+    @simd_function("void(i8, i8, i8, i8, i8)")
+    def turn(s: Simd, source: Value, row_bytes: Value, target: Value, target_bytes: Value, flip: Value) -> None:
+        rows = [s.load(source + row_bytes * r, element, 4) for r in range(4)]
+        if flip_bits:
+            mask = s.splat(flip.to(I32), 4)
+            rows = [row ^ mask for row in rows]
+        low, high = s.concatenate(rows[0], rows[1]), s.concatenate(rows[2], rows[3])
+        for half in range(2):
+            i = 2 * half
+            a, b = s.shuffle(low, [i, 4 + i, i + 1, 5 + i]), s.shuffle(high, [i, 4 + i, i + 1, 5 + i])
+            both = s.concatenate(a, b)
+            s.store(target + target_bytes * i, s.shuffle(both, [0, 1, 4, 5]))
+            s.store(target + target_bytes * (i + 1), s.shuffle(both, [2, 3, 6, 7]))
+
+    return turn
+
+
+_turn_words, _turn_halves = _turn(I32, True), _turn(I16, False)
 
 
 @inline
@@ -38,30 +61,40 @@ def _copy(target, source, width, mask):
         store_i8(target, load_i8(source))
 
 
-@entry("void(i8, i8, i8, i8, i8, i8, i8, i8, i8[:, ::1], i8)")
-def interleave(source, row_bytes, n_rows, target, first_group, last_group, lanes, n_blocks, pieces, flip):
-    """Weave rows ``lanes * first_group`` up to ``lanes * last_group`` into ``target`` (which starts at ``first_group``).
+@entry("void(i8, i8, i8, i8, i8, i8, i8, i8, i8)")
+def interleave(source, row_bytes, target, n_groups, lanes, n_blocks, pieces, n_pieces, flip):
+    """Weave ``n_groups`` groups of ``lanes`` (a multiple of 4) rows at ``source``, ``row_bytes`` each, into ``target``.
 
-    ``source``: address of row ``lanes * first_group``, rows of ``row_bytes``; ``n_rows``: how many rows the matrix has.
-    ``pieces``: int64 [p, 3] of (offset in the block, bytes of an element, elements); ``flip``: XORed into 4-byte elements.
+    ``pieces``: address of int64 [n_pieces, 3]: offset in the block, bytes of an element, elements; ``flip``: XORed into 4-byte
+    elements.
     """
     block_bytes = 0
-    for p in range(pieces.shape[0]):
-        block_bytes = max(block_bytes, pieces[p, 0] + pieces[p, 1] * pieces[p, 2])
-    for g in range(last_group - first_group):
+    for p in range(n_pieces):
+        end = load_i64(pieces + 24 * p) + load_i64(pieces + 24 * p + 8) * load_i64(pieces + 24 * p + 16)
+        block_bytes = max(block_bytes, end)
+    for _ in range(n_groups):
         for b in range(n_blocks):
-            for p in range(pieces.shape[0]):
-                width = pieces[p, 1]
-                for e in range(pieces[p, 2]):
-                    at = b * block_bytes + pieces[p, 0] + e * width
+            for p in range(n_pieces):
+                at = source + b * block_bytes + load_i64(pieces + 24 * p)
+                width = load_i64(pieces + 24 * p + 8)
+                count = load_i64(pieces + 24 * p + 16)
+                e = 0
+                if width > 1:
+                    while e + 4 <= count:
+                        for lane in range(0, lanes, 4):
+                            from_rows = at + lane * row_bytes + e * width
+                            if width == 4:
+                                _turn_words(from_rows, row_bytes, target + lane * 4, lanes * 4, flip)
+                            else:
+                                _turn_halves(from_rows, row_bytes, target + lane * 2, lanes * 2, flip)
+                        e += 4
+                        target += 4 * lanes * width
+                while e < count:
                     for lane in range(lanes):
-                        row = g * lanes + lane
-                        if first_group * lanes + row < n_rows:
-                            _copy(target, source + row * row_bytes + at, width, flip)
-                        else:
-                            for k in range(width):
-                                store_i8(target + k, 0)
+                        _copy(target, at + lane * row_bytes + e * width, width, flip)
                         target += width
+                    e += 1
+        source += lanes * row_bytes
 
 
 @dataclass(frozen=True)
@@ -85,50 +118,59 @@ class PackedMatrix:
 
 
 def aligned_empty(n_bytes: int, alignment: int = 64) -> np.ndarray:
-    """Uninitialised uint8 memory whose address is a multiple of ``alignment``."""
+    """Uninitialised uint8 memory whose address is a multiple of ``alignment``. (Large ones: numpy asks for huge pages.)"""
     whole = np.empty(n_bytes + alignment, np.uint8)
     start = -whole.ctypes.data % alignment
     return whole[start : start + n_bytes]
 
 
-def pack(
-    format: ModuleType,
-    n_rows: int,
-    columns: int,
-    read: Callable[[int, int], np.ndarray],
-    isa: Isa,
-    n_threads: int = 1,
+def unwoven(
+    format: ModuleType, n_rows: int, columns: int, isa: Isa, memory: Callable[[int], np.ndarray] = aligned_empty
 ) -> PackedMatrix:
-    """Weave a matrix of ``n_rows`` rows for ``isa``, a few megabytes at a time on each thread.
-
-    ``read(first, count)`` gives rows in the file's block format, uint8 [count, bytes of a row], C-contiguous; it is called
-    from several threads. Checked by the caller: a row's bytes are those of ``columns`` weights.
-    """
-    woven_size = getattr(format, "WOVEN_BLOCK_SIZE", format.BLOCK_SIZE)
-    n_blocks = columns // woven_size
-    pieces = np.array(format.PIECES, np.int64)
-    row_bytes = n_blocks * int((pieces[:, 1] * pieces[:, 2]).sum())
-    group_bytes = row_bytes * isa.lanes
+    """A matrix whose data is yet to be woven. ``memory(n)`` gives n bytes, 64-byte aligned."""
+    n_blocks = columns // getattr(format, "WOVEN_BLOCK_SIZE", format.BLOCK_SIZE)
+    group_bytes = n_blocks * sum(width * count for _, width, count in format.PIECES) * isa.lanes
     n_groups = -(-n_rows // isa.lanes)
-    data = aligned_empty(n_groups * group_bytes)
+    return PackedMatrix(format, n_rows, columns, n_blocks, n_groups, group_bytes, memory(n_groups * group_bytes))
+
+
+def chunks(matrix: PackedMatrix) -> Iterator[tuple[int, int]]:
+    """(first, last) group of runs of about CHUNK_BYTES."""
+    step = max(1, CHUNK_BYTES // max(1, matrix.group_bytes))
+    for first in range(0, matrix.n_groups, step):
+        yield first, min(first + step, matrix.n_groups)
+
+
+def weave(matrix: PackedMatrix, isa: Isa, rows: np.ndarray, first: int, last: int) -> None:
+    """Weave groups ``first`` up to ``last``. ``rows``: their rows as the file has them, uint8 [count, bytes of a row]."""
+    format, lanes = matrix.format, isa.lanes
+    if hasattr(format, "to_woven"):  # a format whose bits are rearranged first, into smaller blocks
+        rows = format.to_woven(rows)
+    short = (last - first) * lanes - len(rows)
+    if short:
+        rows = np.concatenate([rows, np.zeros((short, rows.shape[1]), np.uint8)])
+    rows = np.ascontiguousarray(rows)
+    pieces, n_blocks = np.array(format.PIECES, np.int64), matrix.n_blocks
+    if len(pieces) == 1:  # a run of equal elements: the whole row at once
+        pieces[0, 2] *= n_blocks
+        n_blocks = 1
     flip = 0 if isa.dot_signed is not None else getattr(format, "FLIP", 0)
-    interleave.compile()
+    interleave(
+        int(rows.ctypes.data), rows.shape[1], matrix.address + first * matrix.group_bytes, last - first, lanes, n_blocks,
+        int(pieces.ctypes.data), len(pieces), flip,
+    )  # fmt: skip
 
-    def weave(first: int) -> None:
-        last = min(first + step, n_groups)
+
+def pack(
+    format: ModuleType, n_rows: int, columns: int, read: Callable[[int, int], np.ndarray], isa: Isa
+) -> PackedMatrix:
+    """Weave a whole matrix of ``n_rows`` rows for ``isa``, on this thread.
+
+    ``read(first, count)`` gives rows in the file's block format, uint8 [count, bytes of a row]. Checked by the caller: a row's
+    bytes are those of ``columns`` weights.
+    """
+    matrix = unwoven(format, n_rows, columns, isa)
+    for first, last in chunks(matrix):
         first_row = first * isa.lanes
-        rows = read(first_row, min(last * isa.lanes, n_rows) - first_row)
-        if hasattr(format, "to_woven"):  # a format whose bits are rearranged first, into smaller blocks
-            rows = format.to_woven(rows)
-        target = data.ctypes.data + first * group_bytes
-        interleave(rows.ctypes.data, row_bytes, n_rows, target, first, last, isa.lanes, n_blocks, pieces, flip)
-
-    step = max(1, CHUNK_BYTES // group_bytes)
-    starts = range(0, n_groups, step)
-    if n_threads == 1 or len(starts) == 1:
-        for first in starts:
-            weave(first)
-    else:
-        with ThreadPoolExecutor(n_threads) as pool:
-            list(pool.map(weave, starts))
-    return PackedMatrix(format, n_rows, columns, n_blocks, n_groups, group_bytes, data)
+        weave(matrix, isa, read(first_row, min(last * isa.lanes, n_rows) - first_row), first, last)
+    return matrix

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import weakref
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -17,6 +20,7 @@ from gumba.processors import default_threads
 from gumba.program.builder import Program
 from gumba.program.executor import Team
 from gumba.simd import isa
+from gumba.simd.isa import Isa
 
 #: Every architecture that runs, by its name in files.
 ARCHITECTURES: dict[str, ModuleType] = {llama.NAME: llama}
@@ -70,7 +74,7 @@ def load_model(
     chosen = isa.current()
     max_batch_tokens = min(max_batch_tokens, max(n_ctx, kv_tokens))
     try:
-        weights = module.load_weights(Loader(gguf, chosen, n_threads, progress), config)
+        weights = _weights(gguf, module, config, chosen, n_threads, progress)
         kv = KVCache(config.n_layers, config.n_kv_heads, config.head_dim, -(-kv_tokens // PAGE_TOKENS), kv_type)
         program = Program(chosen, n_threads, max_batch_tokens, n_ctx)
         logits = module.forward(program, config, weights, kv.layout, n_ctx)
@@ -80,6 +84,34 @@ def load_model(
             f"{gguf.path}: not enough memory: the weights alone need {gguf.file_size >> 20} MB, "
             f"and a context of {n_ctx} tokens its tables and cache"
         ) from None
+
+
+#: Woven weights of models that are in use, by file and instruction set; and who weaves some just now, by process.
+_in_use: weakref.WeakValueDictionary[object, Any] = weakref.WeakValueDictionary()
+_weaving: weakref.WeakValueDictionary[object, Any] = weakref.WeakValueDictionary()
+
+
+def _weights(
+    gguf: GGUFFile,
+    module: ModuleType,
+    config: Any,
+    chosen: Isa,
+    n_threads: int,
+    progress: Callable[[float], Any] | None,
+) -> Any:
+    """A model's weights; the same ones for all models of a file that are in use at a time. Nobody changes them."""
+    key = (gguf.identity, chosen.name)
+    lock = _weaving.setdefault((os.getpid(), key), threading.Lock())
+    with lock:
+        weights = _in_use.get(key)
+        if weights is None:
+            with Loader(gguf, chosen, n_threads, progress) as loader:
+                weights = module.load_weights(loader, config)
+                loader.run()
+            _in_use[key] = weights
+        elif progress is not None:
+            progress(1.0)
+    return weights
 
 
 def _check(name: str, value: int, most: int) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -11,7 +15,7 @@ import numpy as np
 
 from gumba.errors import GGUFError, ModelError, UnsupportedError
 from gumba.gguf import GGUFFile, GGUFTensor
-from gumba.kernels.packed import PackedMatrix, pack
+from gumba.kernels.packed import PackedMatrix, aligned_empty, chunks, interleave, unwoven, weave
 from gumba.quants import FORMATS
 from gumba.simd.isa import Isa
 
@@ -84,10 +88,13 @@ def block_format(gguf: GGUFFile, tensor: GGUFTensor) -> ModuleType:
 
 
 class Loader:
-    """Reads tensors, counts the bytes, and weaves matrices for an instruction set.
+    """Reads tensors and weaves matrices for an instruction set.
 
-    Data is read, not mapped: a file that is cut while open gives an error instead of a signal, and its pages do not count as
-    this process's memory beside the woven copy.
+    ``matrix`` only sets memory aside; ``run`` then reads and weaves all of them, on all threads, in the order of the file. A
+    thread has its own handle and reads a piece at a time: there is never more of the file in this process than a few
+    megabytes beside the woven copy. Data is read, not mapped: a file that is cut while open gives an error instead of a
+    signal. The woven weights lie in one run of memory, so that the system can back it with huge pages; they are not written
+    again. A context manager: leaving it closes the handles.
     """
 
     def __init__(
@@ -96,19 +103,17 @@ class Loader:
         self.gguf, self.isa, self.n_threads, self._progress = gguf, isa, n_threads, progress
         self._total = sum(t.n_bytes for t in gguf.tensors.values()) or 1
         self._done = 0
+        self._lock = threading.Lock()
+        self._matrices: list[tuple[GGUFTensor, PackedMatrix]] = []
+        self._memory: np.ndarray | None = None
+        self._used = 0
+        self._own = _Files(gguf)
 
-    def _read(self, tensor: GGUFTensor, offset: int, n_bytes: int) -> np.ndarray:
-        data = np.empty(n_bytes, np.uint8)
-        with tensor.path.open("rb") as file:
-            file.seek(tensor.offset + offset)
-            if file.readinto(data.data) != n_bytes:
-                raise GGUFError("the file ends inside the tensor", path=tensor.path, field=tensor.name)
-        return data
+    def __enter__(self) -> Loader:
+        return self
 
-    def _count(self, n_bytes: int) -> None:
-        self._done += n_bytes
-        if self._progress is not None:
-            self._progress(min(1.0, self._done / self._total))
+    def __exit__(self, *exception: object) -> None:
+        self._own.__exit__()
 
     def vector(self, name: str) -> np.ndarray | None:
         """A vector as float32; None when the file has none of that name."""
@@ -116,23 +121,143 @@ class Loader:
         if tensor is None:
             return None
         format = block_format(self.gguf, tensor)
-        values = format.dequantize(self._read(tensor, 0, tensor.n_bytes))
+        data = np.empty(tensor.n_bytes, np.uint8)
+        self._own.read(tensor, 0, data)
+        values = np.array(format.dequantize(data), np.float32).reshape(tensor.shape)
         if not np.isfinite(values).all():
             raise ModelError(f"{self.gguf.path}: tensor {name} holds numbers that are not finite")
+        values.flags.writeable = False
         self._count(tensor.n_bytes)
-        return np.asarray(values, np.float32).reshape(tensor.shape)
+        return values
 
     def matrix(self, name: str) -> PackedMatrix | None:
-        """A matrix woven for the kernels; None when the file has none of that name."""
+        """A matrix, woven for the kernels when ``run`` has ended; None when the file has none of that name."""
         tensor = self.gguf.tensors.get(name)
         if tensor is None:
             return None
-        format = block_format(self.gguf, tensor)
         n_rows, columns = tensor.shape
-        row_bytes = columns // format.BLOCK_SIZE * format.TYPE_SIZE
+        made = unwoven(block_format(self.gguf, tensor), n_rows, columns, self.isa, self._take)
+        made.data.flags.writeable = False
+        self._matrices.append((tensor, made))
+        return made
 
-        def read(first: int, count: int) -> np.ndarray:
-            self._count(count * row_bytes)
-            return self._read(tensor, first * row_bytes, count * row_bytes).reshape(count, row_bytes)
+    def _take(self, n_bytes: int) -> np.ndarray:
+        """Part of the one run of memory, which is made large enough for all matrices of the file at the first call."""
+        if self._memory is None:
+            total = 0
+            for tensor in self.gguf.tensors.values():
+                if len(tensor.shape) == 2:
+                    format = block_format(self.gguf, tensor)
+                    size = unwoven(format, *tensor.shape, self.isa, lambda n: np.empty(0, np.uint8))
+                    total += -(-size.n_groups * size.group_bytes // 64) * 64
+            self._memory = aligned_empty(total)
+        start, self._used = self._used, self._used + -(-n_bytes // 64) * 64
+        return self._memory[start : start + n_bytes]
 
-        return pack(format, n_rows, columns, read, self.isa, self.n_threads)
+    def run(self) -> None:
+        """Read and weave all matrices that were asked for. Raises GGUFError when the file cannot be read.
+
+        Whatever is raised here, Ctrl-C and what the progress callback raises included, the other threads have ended by then.
+        """
+        interleave.compile()
+        order = sorted(self._matrices, key=lambda m: (str(m[0].path), m[0].offset))
+        pieces = [(tensor, matrix, *groups) for tensor, matrix in order for groups in chunks(matrix)]
+        self._matrices = []
+        left = iter(pieces)
+        failed: list[BaseException] = []
+
+        def work(own: _Files, report: bool) -> None:
+            while not failed:
+                with self._lock:
+                    piece = next(left, None)
+                if piece is None:
+                    return
+                self._weave(own, *piece)
+                if report:
+                    self._report()
+
+        def help() -> None:
+            try:
+                with _Files(self.gguf) as own:
+                    work(own, False)
+            except BaseException as error:
+                failed.append(error)
+
+        helpers = [threading.Thread(target=help, name=f"gumba-load-{i}") for i in range(1, self.n_threads)]
+        started: list[threading.Thread] = []
+        try:
+            for helper in helpers[: len(pieces) - 1]:
+                try:
+                    helper.start()
+                except RuntimeError:  # no more threads to be had: those that there are will do
+                    break
+                started.append(helper)
+            work(self._own, True)
+            for helper in started:
+                helper.join()
+        except BaseException as error:
+            failed.append(error)
+            raise
+        finally:
+            for helper in started:
+                helper.join()
+        if failed:
+            raise failed[0]
+        self._report()
+
+    def _weave(self, own: _Files, tensor: GGUFTensor, matrix: PackedMatrix, first: int, last: int) -> None:
+        lanes = self.isa.lanes
+        row_bytes = tensor.n_bytes // matrix.rows
+        first_row, n_rows = first * lanes, min(last * lanes, matrix.rows) - first * lanes
+        data = own.buffer(n_rows * row_bytes)
+        own.read(tensor, first_row * row_bytes, data)
+        weave(matrix, self.isa, data.reshape(n_rows, row_bytes), first, last)
+        self._count(len(data))
+
+    def _count(self, n_bytes: int) -> None:
+        with self._lock:
+            self._done += n_bytes
+
+    def _report(self) -> None:
+        if self._progress is not None:
+            self._progress(min(1.0, self._done / self._total))
+
+
+class _Files:
+    """One thread's handles of a model's files, and its reading buffer."""
+
+    def __init__(self, gguf: GGUFFile) -> None:
+        self._gguf = gguf
+        self._open: dict[Path, FileIO] = {}
+        self._buffer = np.empty(0, np.uint8)
+
+    def __enter__(self) -> _Files:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for file in self._open.values():
+            file.close()
+        self._open.clear()
+
+    def buffer(self, n_bytes: int) -> np.ndarray:
+        if len(self._buffer) < n_bytes:
+            self._buffer = aligned_empty(n_bytes)
+        return self._buffer[:n_bytes]
+
+    def read(self, tensor: GGUFTensor, offset: int, out: np.ndarray) -> None:
+        """Fill ``out`` with a tensor's bytes from ``offset`` on. Raises GGUFError."""
+        try:
+            file = self._open.get(tensor.path)
+            if file is None:
+                file = self._open[tensor.path] = FileIO(tensor.path)
+                if self._gguf.changed(tensor.path, os.fstat(file.fileno())):
+                    raise GGUFError("the file was changed or replaced since it was opened", path=tensor.path)
+            file.seek(tensor.offset + offset)
+            done = 0
+            while done < len(out):
+                n = file.readinto(out[done:].data)
+                if not n:
+                    raise GGUFError("the file ends inside the tensor", path=tensor.path, field=tensor.name)
+                done += n
+        except OSError as error:
+            raise GGUFError(f"cannot be read: {error.strerror}", path=tensor.path, field=tensor.name) from error

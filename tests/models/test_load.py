@@ -1,0 +1,232 @@
+"""Loading: weights on all threads and shared between models of a file; the progress callback; interruption; changed files."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_models import GOLDENS, load, logits_of, prompt, write_model
+
+import gumba.models
+from gumba import GGUFFile
+from gumba.errors import GGUFError, ResourceError
+from gumba.kernels import packed
+from gumba.models import Model, loader
+from gumba.simd.isa import current
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "model.gguf", "Q4_0")
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the tiny models come in many."""
+    monkeypatch.setattr(packed, "CHUNK_BYTES", 4096)
+
+
+def helpers() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith("gumba-load")]
+
+
+def woven(model: Model) -> dict[str, np.ndarray]:
+    """Every matrix of a model."""
+    weights = model._weights
+    found = {"token_embd": weights.token_embd.data, "output": weights.output.data}
+    for i, layer in enumerate(weights.layers):
+        found |= {f"{i}.{n}": m.data for n, m in vars(layer).items() if isinstance(m, packed.PackedMatrix)}
+    return found
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 5])
+@pytest.mark.parametrize("kind", ["Q4_0", "Q6_K", "F16"])
+def test_every_matrix_is_its_tensor(n_threads: int, kind: str, tmp_path: Path) -> None:
+    """Against each tensor woven by itself."""
+    path = write_model(tmp_path / "model.gguf", kind)
+    model = load(path, n_threads=n_threads)
+    try:
+        found = woven(model)
+        with GGUFFile(path) as file:
+            for name, data in found.items():
+                tensor = file.tensors[f"{name if not name[0].isdigit() else 'blk.' + name}.weight"]
+                format = loader.block_format(file, tensor)
+                raw = tensor.data.reshape(tensor.shape[0], -1)
+                expected = packed.pack(
+                    format, *tensor.shape, lambda first, n, raw=raw: raw[first : first + n], current()
+                )
+                np.testing.assert_array_equal(data, expected.data, err_msg=name)
+                assert not data.flags.writeable and data.ctypes.data % 64 == 0
+        spans = sorted((d.ctypes.data, d.ctypes.data + d.nbytes) for d in found.values())
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
+        assert spans[-1][1] - spans[0][0] < sum(d.nbytes for d in found.values()) + 64 * len(found), "one run of memory"
+    finally:
+        model.close()
+
+
+def test_a_second_model_shares_the_weights(path: Path) -> None:
+    ids = prompt(40)
+    first = load(path, n_threads=1)
+    expected = logits_of(first, ids, 40)
+    told: list[float] = []
+    second = load(path, n_threads=2, progress=told.append)
+    addresses = {name: data.ctypes.data for name, data in woven(first).items()}
+    assert {name: data.ctypes.data for name, data in woven(second).items()} == addresses
+    assert told == [1.0]
+    first.close()
+    np.testing.assert_array_equal(logits_of(second, ids, 7), expected)
+    link = path.with_name("link.gguf")
+    link.symlink_to(path)
+    third = load(link, n_threads=1)
+    assert third._weights is second._weights, "the same file by another name"
+    second.close()
+    third.close()
+
+
+def test_the_last_one_frees_them(path: Path) -> None:
+    models = [load(path, n_threads=1) for _ in range(2)]
+    before = len(gumba.models._in_use)
+    models[0].close()
+    gc.collect()
+    assert len(gumba.models._in_use) == before
+    models[1].close()
+    gc.collect()
+    assert len(gumba.models._in_use) == before - 1
+
+
+@pytest.mark.parametrize("how", ["replaced", "touched", "copied"])
+def test_another_file_is_loaded_anew(how: str, path: Path) -> None:
+    first = load(path, n_threads=1)
+    if how == "touched":
+        os.utime(path, ns=(1, 1))
+    else:
+        copy = path.with_name("copy.gguf")
+        copy.write_bytes(path.read_bytes())
+        os.utime(copy, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+        path = copy.replace(path) if how == "replaced" else copy
+    second = load(path, n_threads=1)
+    assert woven(second)["output"].ctypes.data != woven(first)["output"].ctypes.data
+    first.close()
+    second.close()
+
+
+def test_another_instruction_set_has_its_own(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load(path, n_threads=1)
+    monkeypatch.setenv("GUMBA_ISA", "generic")
+    second = load(path, n_threads=1)
+    assert second._weights is not first._weights
+    first.close()
+    second.close()
+
+
+def test_loading_at_the_same_time_weaves_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+    real = loader.Loader.run
+
+    def run(self: loader.Loader) -> None:
+        runs.append(1)
+        real(self)
+
+    monkeypatch.setattr(loader.Loader, "run", run)
+    models: list[Model] = []
+    threads = [threading.Thread(target=lambda: models.append(load(path, n_threads=2))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(runs) == 1 and len({id(model._weights) for model in models}) == 1
+    for model in models:
+        model.close()
+
+
+def test_a_file_replaced_between_opening_and_loading(path: Path) -> None:
+    """What was checked is not what would be read."""
+    with GGUFFile(path) as file:
+        copy = path.with_name("copy.gguf")
+        copy.write_bytes(path.read_bytes())
+        copy.replace(path)
+        with pytest.raises(GGUFError, match="changed or replaced"):
+            gumba.models.load_model(file, n_threads=2)
+    assert not helpers()
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_progress_grows_to_the_end(n_threads: int, path: Path) -> None:
+    told: list[tuple[float, int]] = []
+    load(path, n_threads=n_threads, progress=lambda done: told.append((done, threading.get_ident()))).close()
+    fractions = [done for done, _ in told]
+    assert fractions == sorted(fractions) and fractions[-1] == 1.0 and all(0 < done <= 1 for done in fractions)
+    assert {ident for _, ident in told} == {threading.get_ident()}, "on the caller's thread"
+    assert len(told) > 5 or n_threads > 1, "the others may have been faster"
+
+
+@pytest.mark.parametrize("n_threads, when", [(1, 3), (4, 1)])
+def test_interrupted(n_threads: int, when: int, path: Path) -> None:
+    """Ctrl-C in the middle: no thread, no open handle (a warning would be an error), no half of a model is left."""
+    calls: list[float] = []
+
+    def interrupt(done: float) -> None:
+        calls.append(done)
+        if len(calls) == when:
+            raise KeyboardInterrupt
+
+    before = set(gumba.models._in_use)
+    with pytest.raises(KeyboardInterrupt):
+        load(path, n_threads=n_threads, progress=interrupt)
+    gc.collect()
+    assert len(calls) == when and not helpers() and set(gumba.models._in_use) == before
+    load(path, n_threads=n_threads).close()
+
+
+@pytest.mark.parametrize("who", ["the caller", "a helper"])
+def test_an_error_while_weaving_is_raised(who: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = loader.weave
+    failed = threading.Event()
+
+    def weave(*args: Any) -> None:
+        if threading.current_thread().name.startswith("gumba-load") == (who == "a helper"):
+            failed.set()
+            raise MemoryError
+        failed.wait(10)
+        real(*args)
+
+    monkeypatch.setattr(loader, "weave", weave)
+    with pytest.raises(ResourceError, match="memory"):
+        load(path, n_threads=2)
+    assert failed.is_set() and not helpers()
+
+
+def test_a_file_that_ends_too_early(path: Path) -> None:
+    size = path.stat().st_size
+    with GGUFFile(path) as file:
+        os.truncate(path, size - 1000)
+        with pytest.raises(GGUFError):
+            gumba.models.load_model(file, n_threads=2)
+    assert not helpers()
+
+
+def test_fewer_threads_than_asked_for_will_do(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only while loading: a team's threads are needed, one by one."""
+    real: Callable[[threading.Thread], None] = threading.Thread.start
+
+    def start(self: threading.Thread) -> None:
+        if self.name == "gumba-load-2":
+            raise RuntimeError("can't start new thread")
+        real(self)
+
+    expected = load(GOLDENS[0], n_threads=1)
+    bits = {name: data.copy() for name, data in woven(expected).items()}
+    expected.close()
+    gc.collect()
+    monkeypatch.setattr(threading.Thread, "start", start)
+    model = load(GOLDENS[0], n_threads=4)
+    for name, data in woven(model).items():
+        np.testing.assert_array_equal(data, bits[name])
+    model.close()
