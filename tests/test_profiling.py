@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 from pathlib import Path
 
@@ -19,8 +21,15 @@ RATES = Rates(memory_gb_s=10.0, cache_gb_s=100.0, int8_gop_s=500.0, float32_gflo
 
 @pytest.fixture
 def known_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spares the test the measurement, and makes it the same on every machine."""
+    """Spares the test the measurements, and makes them the same on every machine. Memory: 10, 12, 14, 10, ... GB/s."""
     monkeypatch.setattr(profiling, "measure_limits", lambda n_threads: Limits("none", n_threads, RATES, RATES))
+    rates = itertools.cycle((10.0, 12.0, 14.0))
+    monkeypatch.setattr(profiling, "_memory_probe", lambda n_threads: contextlib.nullcontext(lambda: next(rates)))
+
+
+def test_the_memory_is_probed() -> None:
+    with profiling._memory_probe(2) as probe:
+        assert math.isfinite(probe()) and probe() > 0
 
 
 def test_limits_are_measured() -> None:
@@ -70,10 +79,12 @@ def test_work_is_what_the_shapes_say() -> None:
     for op in decode.operations:
         assert op.of_limit == (op.limit_ms / op.ms if op.ms else 0)
         assert op.bound in ("int8", "float32", "memory", "cache")
-    # The limit's time: 10**9 bytes take 0.1 s, or 10**9 multiply-adds of float32 0.02 s, whichever is more.
+    assert decode.memory_gb_s == pytest.approx(decode.memory_bytes / (decode.step_ms * 1e6))
+    assert decode.memory_of_limit == pytest.approx(decode.memory_gb_s / 12)
+    # A pass with clocks stands between 12 and 14 GB/s.
     product = next(op for op in decode.operations if op.shape == f"{model.config.n_vocab}x{model.config.n_embd}")
     output = next(w for w in work if w.shape == product.shape)
-    assert product.bound == "memory" and product.limit_ms == pytest.approx(output.weights / 10e9 * 1e3)
+    assert product.bound == "memory" and product.limit_ms == pytest.approx(output.weights / 14e9 * 1e3)
     model.close()
 
 

@@ -1,15 +1,21 @@
-"""Race gumba against llama.cpp on this machine, in turn, and write BENCHMARKS.md.
+"""Race gumba against its peers on this machine, in turn, and write BENCHMARKS.md.
 
-    python tools/race.py q4_0.gguf q8_0.gguf --peer-python ../llama/bin/python --threads 2 \\
-        --depths 0 2048 6144 --sequences 1 8 --hf-folder SmolLM2 --date 2026-11-21 --write
+    python tools/make_big_gguf.py big-q4_0.gguf --type q4_0
+    python tools/race.py --q4_0 smollm2-q4_0.gguf --q8_0 smollm2-q8_0.gguf --big big-q4_0.gguf \\
+        --peer-python ../llama/bin/python --peer-python-avx2 ../llama-avx2/bin/python \\
+        --openvino-python ../openvino/bin/python --ik-bench ../ik_llama.cpp/build/bin/llama-bench \\
+        --threads 2 --date 2026-11-21 --write
+    python tools/race.py ... --rows deep big --reuse --write          some rows anew, the others as they were
 
-Every measurement is a child process of its own, and the engines take turns (A B A B ...): same file, same threads,
-same token counts. Reported are medians over the rounds, with the lowest and highest, and the ratio of the medians:
-absolute figures move between runs of a shared machine, ratios within one run much less. gumba's figures come from
-``gumba bench`` and ``gumba run``, llama.cpp's from tools/llama_peer.py, run by the Python that has llama-cpp-python,
-built for this processor (``CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python llama-cpp-python``).
+Every measurement is a child process of its own, and the engines take turns (A B C, A B C, ...): same file, same threads,
+same token counts. Reported are medians over the rounds, with the lowest and highest, and the ratio of the medians: absolute
+figures move between runs of a shared machine, ratios within one run much less. Every row keeps the day and the commands
+that it comes from, in benchmarks.json beside BENCHMARKS.md; ``--reuse`` starts from that file.
 
-Run it with the Python that has gumba, on an otherwise idle machine.
+gumba's figures come from ``gumba bench`` and ``gumba run``, llama.cpp's from tools/llama_peer.py, run by a Python that has
+llama-cpp-python built for this processor (``CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python
+llama-cpp-python``), OpenVINO's from tools/openvino_peer.py, ik_llama.cpp's from its llama-bench. A peer that is not given,
+or cannot do a row, has no figure there. Run it with the Python that has gumba, on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -19,86 +25,87 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+
+from engines import ENGINES, GUMBA, LLAMA, OPENVINO, PROMPT, Sizes, about, bench, gumba, peer
 
 ROOT = Path(__file__).parent.parent
-PEER = Path(__file__).with_name("llama_peer.py")
-PROMPT = "The capital of France is"
+#: The context whose memory is measured: filled but for one token, for which llama.cpp would take another page.
+MEMORY_CONTEXT = 2048
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How one child process ended: its output, seconds from start to end, peak resident memory in MB."""
+class Target:
+    """What gumba is to reach; None and False ask for nothing."""
 
-    output: str
-    wall_s: float
-    rss_mb: float
+    of_llama: float | None = None  # times llama.cpp's figure
+    above_openvino: bool = False
+    at_least: float | None = None
+    at_most: float | None = None
 
-    def json(self) -> dict[str, Any]:
-        """The JSON object on its last line."""
-        result: dict[str, Any] = json.loads(self.output.strip().splitlines()[-1])
-        return result
+    def words(self) -> str:
+        """For the table."""
+        parts = [f"{self.of_llama:g} x llama.cpp"] if self.of_llama is not None else []
+        parts += ["above OpenVINO"] if self.above_openvino else []
+        parts += [f"at least {self.at_least:g}"] if self.at_least is not None else []
+        parts += [f"at most {self.at_most:g}"] if self.at_most is not None else []
+        return ", ".join(parts)
 
-
-def child(command: Sequence[str], **environment: str) -> Ended:
-    """Run ``command`` to its end; exit with its complaint when it fails."""
-    with tempfile.TemporaryFile() as output:
-        began = time.perf_counter()
-        process = subprocess.Popen(command, stdout=output, env={**os.environ, **environment})
-        _, status, usage = os.wait4(process.pid, 0)
-        wall_s = time.perf_counter() - began
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode != 0:
-            sys.exit(f"exit code {process.returncode} of: {' '.join(command)}")
-        output.seek(0)
-        text = output.read().decode(errors="replace")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return Ended(text, wall_s, usage.ru_maxrss * unit / 1e6)
-
-
-def gumba(*arguments: object, **environment: str) -> Ended:
-    """Run one command of gumba."""
-    return child([sys.executable, "-m", "gumba", *map(str, arguments)], **environment)
-
-
-def peer(options: argparse.Namespace, job: str, **order: Any) -> Ended:
-    """Run one job of tools/llama_peer.py."""
-    return child([options.peer_python, str(PEER), job, json.dumps({**order, "threads": options.threads})])
+    def met(self, medians: dict[str, float]) -> bool | None:
+        """Whether it is; None where nothing is asked for, or what it is held against was not measured."""
+        ours = medians[GUMBA]
+        checks = []
+        if self.of_llama is not None:
+            checks.append(ours >= self.of_llama * medians[LLAMA] if LLAMA in medians else None)
+        if self.above_openvino:
+            checks.append(ours > medians[OPENVINO] if OPENVINO in medians else None)
+        if self.at_least is not None:
+            checks.append(ours >= self.at_least)
+        if self.at_most is not None:
+            checks.append(ours <= self.at_most)
+        if not checks or None in checks:
+            return False if False in checks else None
+        return all(checks)
 
 
 @dataclass
-class Line:
-    """One line of a table: what is measured, and each round's figure of both engines."""
+class Row:
+    """One line of the table: what is measured, and each engine's figure of every round."""
 
     what: str
     unit: str
-    ours: list[float] = field(default_factory=list)
-    theirs: list[float] = field(default_factory=list)
+    target: Target = field(default_factory=Target)
+    figures: dict[str, list[float]] = field(default_factory=dict)
 
-    def row(self) -> str:
+    def note(self, engine: str, figure: float | None) -> None:
+        """Add a figure, where there is one."""
+        if figure is not None:
+            self.figures.setdefault(engine, []).append(figure)
+
+    @property
+    def medians(self) -> dict[str, float]:
+        return {engine: statistics.median(figures) for engine, figures in self.figures.items()}
+
+    def markdown(self) -> str:
         """The line in Markdown; the ratio says how many times better gumba is, whichever way better is."""
-        ours, theirs = statistics.median(self.ours), statistics.median(self.theirs) if self.theirs else None
-        if theirs is None:
-            ratio = ""
-        elif self.unit == "tokens/s":
-            ratio = f"{ours / theirs:.2f}"
-        else:
-            ratio = f"{theirs / ours:.2f}"
-        return f"| {self.what}, {self.unit} | {spread(self.ours)} | {spread(self.theirs)} | {ratio} |"
+        medians = self.medians
+        ratio = ""
+        if LLAMA in medians:
+            better = medians[GUMBA] / medians[LLAMA]
+            ratio = f"{better if self.unit == 'tokens/s' else 1 / better:.2f}"
+        met = {True: "yes", False: "**no**", None: ""}[self.target.met(medians)]
+        cells = [spread(self.figures.get(engine, [])) for engine in ENGINES]
+        return f"| {self.what}, {self.unit} | {' | '.join(cells)} | {ratio} | {self.target.words()} | {met} |"
 
 
-def spread(figures: list[float]) -> str:
+def spread(figures: Sequence[float]) -> str:
     """Median and, with several rounds, lowest and highest."""
     if not figures:
-        return ""
+        return "-"
 
     def short(x: float) -> str:
         return f"{x:.0f}" if x >= 100 else f"{x:.1f}" if x >= 10 else f"{x:.2f}"
@@ -107,79 +114,195 @@ def spread(figures: list[float]) -> str:
     return middle if len(figures) == 1 else f"{middle} ({short(min(figures))}-{short(max(figures))})"
 
 
-def alternate(rounds: int, ours: Callable[[], None], theirs: Callable[[], None]) -> None:
-    """A B, A B, ...: both engines in turn, ``rounds`` times."""
+@dataclass
+class Race:
+    """One job's results: rows that come from the same processes, and where they come from."""
+
+    rows: list[Row]
+    rounds: int = 0
+    date: str = ""
+    commands: list[str] = field(default_factory=list)
+    remark: str = ""
+
+    def ran(self, command: str) -> None:
+        """Remember a command, once."""
+        if command not in self.commands:
+            self.commands.append(command)
+
+
+# The jobs --------------------------------------------------------------------------------------------------------------
+
+
+def throughput(
+    options: argparse.Namespace, race: Race, model: Path, sizes: Sizes, prefill: Row | None, decode: Row | None,
+    isa: str = "",
+) -> None:  # fmt: skip
+    """Every engine in turn, ``race.rounds`` times."""
+    for _ in range(race.rounds):
+        for engine in ENGINES:
+            found = bench(engine, options, model, sizes, isa)
+            if found is None:
+                continue
+            race.ran(found.command)
+            for row, figure in ((prefill, found.prefill), (decode, found.decode)):
+                if row is not None and figure is not None:
+                    row.note(engine, figure)
+                    tell(row, engine)
+
+
+def race_q4_0(options: argparse.Namespace, rounds: int) -> Race:
+    """The small model in q4_0."""
+    prefill = Row("SmolLM2 135M q4_0, prompt of 512", "tokens/s", Target(of_llama=2.2, above_openvino=True))
+    decode = Row("SmolLM2 135M q4_0, 64 tokens one by one", "tokens/s", Target(of_llama=1.4))
+    race = Race([prefill, decode], rounds)
+    throughput(options, race, options.q4_0, Sizes(), prefill, decode)
+    return race
+
+
+def race_q8_0(options: argparse.Namespace, rounds: int) -> Race:
+    """The small model in q8_0."""
+    prefill = Row("SmolLM2 135M q8_0, prompt of 512", "tokens/s", Target(of_llama=3, above_openvino=True))
+    decode = Row("SmolLM2 135M q8_0, 64 tokens one by one", "tokens/s", Target(of_llama=1.3))
+    race = Race([prefill, decode], rounds)
+    throughput(options, race, options.q8_0, Sizes(), prefill, decode)
+    return race
+
+
+def race_deep(options: argparse.Namespace, rounds: int) -> Race:
+    """After 6144 tokens. Filling that context is most of the time: two rounds, one measured repetition in each."""
+    prefill = Row("q4_0, prompt of 512 after 6144", "tokens/s", Target(of_llama=3))
+    decode = Row("q4_0, 64 tokens one by one after 6144", "tokens/s", Target(of_llama=3))
+    race = Race([prefill, decode], min(rounds, 2))
+    throughput(options, race, options.q4_0, Sizes(depth=6144, repeat=1), prefill, decode)
+    return race
+
+
+def race_batch(options: argparse.Namespace, rounds: int) -> Race:
+    """Many sequences at once."""
+    decode = Row("q4_0, 32 sequences at once from an empty context, 64 steps", "tokens/s", Target(of_llama=2))
+    race = Race([decode], rounds)
+    throughput(options, race, options.q4_0, Sizes(prompt=0, sequences=32, repeat=2), None, decode)
+    return race
+
+
+def race_big(options: argparse.Namespace, rounds: int) -> Race:
+    """The shape of Llama 3.2 1B, and how near its decode comes to the memory's speed, measured in the same process."""
+    prefill = Row("1.2 B shape q4_0, prompt of 512", "tokens/s", Target(of_llama=2.2))
+    steps = Row("1.2 B shape q4_0, 32 tokens one by one", "tokens/s")
+    share = Row("1.2 B shape q4_0, decode: of the read limit", "%", Target(at_least=90))
+    race = Race([prefill, steps, share], min(rounds, 2))
+    throughput(options, race, options.big, Sizes(gen=32, repeat=1), prefill, steps)
     for _ in range(rounds):
-        ours()
-        theirs()
+        ended = gumba(
+            "bench", options.big, "--prompt", 0, "--gen", 16, "--repeat", 5, "--threads", options.threads, "--profile",
+            "--json",
+        )  # fmt: skip
+        race.ran(ended.command)
+        found = ended.json()
+        limit, reached = found["limits"]["all"]["memory_gb_s"], found["decode"]["memory_gb_s"]
+        share.note(GUMBA, 100 * reached / limit)
+        race.remark = (
+            f"In the last round decode read {reached:.1f} GB/s of weights and KV cache; the limit was {limit:.1f}."
+        )
+        tell(share, GUMBA)
+    return race
 
 
-def race_throughput(options: argparse.Namespace, model: Path, depth: int, sequences: int) -> list[Line]:
-    """Prompt and generation after ``depth`` tokens; peak memory when it is the plain case."""
-    where = f" after {depth}" if depth else ""
-    beside = f", {sequences} sequences at once" if sequences > 1 else ""
-    prefill = Line(f"prompt of {options.prompt}{where}", "tokens/s")
-    decode = Line(f"{options.gen} tokens one by one{where}{beside}", "tokens/s")
-    memory = Line("peak memory of that process", "MB")
-    sizes = {"prompt": options.prompt, "gen": options.gen, "depth": depth, "sequences": sequences}
-    sizes["repeat"] = options.repeat
-
-    def note(ended: Ended, side: str) -> None:
-        figures = ended.json()
-        getattr(prefill, side).append(figures["prefill_tokens_per_s"])
-        getattr(decode, side).append(figures["decode_tokens_per_s"])
-        getattr(memory, side).append(ended.rss_mb)
-
-    arguments = [part for name, value in sizes.items() for part in (f"--{name}", value)]
-    alternate(
-        options.rounds,
-        lambda: note(gumba("bench", model, *arguments, "--threads", options.threads, "--json"), "ours"),
-        lambda: note(peer(options, "bench", model=str(model), **sizes), "theirs"),
-    )
-    if sequences > 1:
-        return [decode]
-    return [prefill, decode] if depth else [prefill, decode, memory]
+def race_avx2(options: argparse.Namespace, rounds: int) -> Race:
+    """Both engines with no more than AVX2."""
+    prefill = Row("AVX2 only, q4_0, prompt of 512", "tokens/s", Target(of_llama=1.5))
+    decode = Row("AVX2 only, q4_0, 64 tokens one by one", "tokens/s")
+    race = Race([prefill, decode], rounds)
+    throughput(options, race, options.q4_0, Sizes(), prefill, decode, isa="avx2")
+    return race
 
 
-def race_start(options: argparse.Namespace, model: Path) -> list[Line]:
+def race_start(options: argparse.Namespace, rounds: int) -> Race:
     """From starting the process to its end with one token: the first time ever (kernels are compiled), and later."""
-    first, later = Line("first start ever, to one token", "s"), Line("later start, to one token", "s")
-    command = ["run", model, "-p", PROMPT, "-n", 1, "--temp", 0, "--threads", options.threads]
-
-    def ours() -> None:
+    later = Row("later start, to one token", "s", Target(at_most=0.6))
+    first = Row("first start ever, to one token", "s", Target(at_most=12))
+    race = Race([later, first], rounds)
+    command = ["run", options.q4_0, "-p", PROMPT, "-n", 1, "--temp", 0, "--threads", options.threads]
+    for _ in range(rounds):
         with tempfile.TemporaryDirectory() as cache:
-            first.ours.append(gumba(*command, GUMBA_CACHE_DIR=cache).wall_s)
-            later.ours.append(gumba(*command, GUMBA_CACHE_DIR=cache).wall_s)
+            for row in (first, later):
+                ended = gumba(*command, GUMBA_CACHE_DIR=cache)
+                row.note(GUMBA, ended.wall_s)
+                tell(row, GUMBA)
+                race.ran(ended.command)
+        ended = peer(
+            options.peer_python, "llama_peer.py", "start", model=str(options.q4_0), text=PROMPT, threads=options.threads
+        )
+        later.note(LLAMA, ended.wall_s)
+        tell(later, LLAMA)
+        race.ran(ended.command)
+    return race
 
-    def theirs() -> None:
-        wall_s = peer(options, "start", model=str(model), text=PROMPT).wall_s
-        later.theirs.append(wall_s)
 
-    alternate(options.rounds, ours, theirs)
-    return [first, later]
+def race_memory(options: argparse.Namespace, rounds: int) -> Race:
+    """Peak resident memory with a full context, beyond the file's size and the KV cache."""
+    beyond = Row("peak memory at context 2048, beyond file and KV cache", "MB", Target(at_most=150))
+    whole = Row("peak memory at context 2048, in all", "MB")
+    race = Race([beyond, whole], 1)
+    sizes = Sizes(prompt=MEMORY_CONTEXT - 1, gen=0, repeat=1)
+    kv_mb = None
+    for engine in (GUMBA, LLAMA):
+        found = bench(engine, options, options.q4_0, sizes)
+        if found is None:
+            continue
+        kv_mb = found.kv_mb or kv_mb  # both keep float16 for the same tokens
+        race.ran(found.command)
+        whole.note(engine, found.rss_mb)
+        if kv_mb is not None:
+            beyond.note(engine, found.rss_mb - options.q4_0.stat().st_size / 1e6 - kv_mb)
+            tell(beyond, engine)
+    race.remark = f"The file has {options.q4_0.stat().st_size / 1e6:.0f} MB, the KV cache {kv_mb or 0:.0f} MB."
+    return race
 
 
-def race_conversion(options: argparse.Namespace, kind: str) -> list[Line]:
+def race_convert(options: argparse.Namespace, rounds: int) -> Race:
     """A Hugging Face folder to a GGUF file; of llama.cpp only the second step (from f16), which its library can do."""
-    whole = Line(f"Hugging Face folder to {kind}", "s")
-    memory = Line(f"peak memory, folder to {kind}", "MB")
+    race = Race([], rounds, remark="llama.cpp's figure is its second step alone, from a GGUF file in f16.")
     with tempfile.TemporaryDirectory() as folder:
         f16, ours, theirs = (Path(folder) / name for name in ("f16.gguf", "ours.gguf", "theirs.gguf"))
         gumba("convert", options.hf_folder, "-o", f16, "--type", "f16")
+        for kind in ("q4_0", "q8_0"):
+            time_row = Row(f"Hugging Face folder of SmolLM2 135M to {kind}", "s")
+            memory_row = Row(f"peak memory of that, {kind}", "MB")
+            race.rows += [time_row, memory_row]
+            for _ in range(rounds):
+                ours.unlink(missing_ok=True)
+                mine = gumba("convert", options.hf_folder, "-o", ours, "--type", kind)
+                order = {"model": str(f16), "out": str(theirs), "type": kind, "threads": options.threads}
+                other = peer(options.peer_python, "llama_peer.py", "quantize", **order)
+                for engine, ended in ((GUMBA, mine), (LLAMA, other)):
+                    time_row.note(engine, ended.wall_s)
+                    memory_row.note(engine, ended.rss_mb)
+                    tell(time_row, engine)
+                    race.ran(ended.command)
+    return race
 
-        def convert() -> None:
-            ours.unlink(missing_ok=True)
-            ended = gumba("convert", options.hf_folder, "-o", ours, "--type", kind)
-            whole.ours.append(ended.wall_s)
-            memory.ours.append(ended.rss_mb)
 
-        def second_step() -> None:
-            ended = peer(options, "quantize", model=str(f16), out=str(theirs), type=kind)
-            whole.theirs.append(ended.wall_s)
-            memory.theirs.append(ended.rss_mb)
+#: By the name that ``--rows`` takes: the job, and the option without which it cannot run.
+JOBS: dict[str, tuple[Callable[[argparse.Namespace, int], Race], str]] = {
+    "q4_0": (race_q4_0, "q4_0"),
+    "q8_0": (race_q8_0, "q8_0"),
+    "deep": (race_deep, "q4_0"),
+    "batch": (race_batch, "q4_0"),
+    "big": (race_big, "big"),
+    "avx2": (race_avx2, "peer_python_avx2"),
+    "start": (race_start, "q4_0"),
+    "memory": (race_memory, "q4_0"),
+    "convert": (race_convert, "hf_folder"),
+}
 
-        alternate(options.rounds, convert, second_step)
-    return [whole, memory]
+
+def tell(row: Row, engine: str) -> None:
+    """Say on stderr what was just measured."""
+    print(f"{row.what}, {row.unit}: {engine} {spread(row.figures[engine][-1:])}", file=sys.stderr, flush=True)
+
+
+# The report ------------------------------------------------------------------------------------------------------------
 
 
 def processor() -> str:
@@ -196,92 +319,96 @@ def processor() -> str:
     return f"{name}, {len(os.sched_getaffinity(0))} cores"
 
 
-def command_line(arguments: Iterable[str], options: argparse.Namespace) -> str:
-    """The command as anyone could type it: file names without this machine's folders."""
-    shown = []
-    for word in arguments:
-        if word == options.peer_python:
-            shown.append("PEER_PYTHON")
-        else:
-            shown.append(Path(word).name if os.sep in word else word)
-    return " ".join(["python tools/race.py", *shown])
+INTRODUCTION = """\
+Written by tools/race.py, never by hand. The engines take turns in one run, each measurement in a process of its own, with
+the same file, threads and token counts; figures are medians (lowest-highest of the rounds), and the ratio says how many
+times better gumba is: more tokens per second, less time, less memory. Rows that stand together come from one run; the shared
+machine's speed, its memory's above all, moves between runs. "-": not measured, or the engine's tool cannot measure it."""
+
+HOW = """\
+- Tokens per second: the bare forward pass after a warm-up, no sampling, median of the repetitions in a process. OpenVINO's
+  pipeline tells the time to the first token and per token after it (sampling included); after 6144 tokens its prefill is
+  the difference of two prompts. ik_llama.cpp's llama-bench repacks weights at run time (-rtr 1) and reports means.
+- Starts are whole processes, from the command to its end after one token. gumba's very first start compiles its kernels for
+  this processor; they are kept.
+- Memory is the peak resident set of a process that fills its context with one prompt.
+- The read limit is measured just before and after every decode pass, in the same process, by `gumba bench --profile`: plain
+  vector reads on all threads.
+- The 1.2 B shape has the sizes of Llama 3.2 1B and random weights (tools/make_big_gguf.py)."""
 
 
-def report(options: argparse.Namespace, tables: dict[str, list[Line]]) -> str:
+def report(races: dict[str, Race], engines: dict[str, str], machine: str) -> str:
     """The whole of BENCHMARKS.md."""
-    about = peer(options, "about").json()
-    versions = ", ".join(f"{name} {version(name)}" for name in ("gumba", "numba", "llvmlite", "numpy"))
-    parts = [
-        "# Benchmarks",
-        "Written by tools/race.py, never by hand. gumba and llama.cpp take turns in one run, each measurement in a "
-        "process of its own; figures are medians (lowest-highest of the rounds), and the ratio says how many times "
-        "better gumba is: more tokens per second, less time, less memory.",
-        f"- {options.date or 'undated'}, {processor()}, threads: {options.threads}, rounds: {options.rounds}\n"
-        f"- {versions}, Python {platform.python_version()}\n"
-        f"- {about['version']}, built for this processor: {about['features'].strip().rstrip('|').strip()}\n"
-        f"- `{command_line(sys.argv[1:], options)}`",
-        "Starts are whole Python processes on both sides, from the command to its end after one token. gumba's very "
-        "first start compiles its kernels for this processor; they are kept. Memory is the peak resident set of the "
-        "process that measured the prompt and the tokens.",
-    ]
-    if options.hf_folder:
-        parts.append(
-            "Conversion: gumba goes from the Hugging Face folder to the quantized file in one command; llama.cpp's "
-            "figure is its second step alone (f16 GGUF to quantized)."
-        )
-    for title, lines in tables.items():
-        head = "| | gumba | llama.cpp | ratio |\n| --- | --- | --- | --- |"
-        parts.append(f"## {title}")
-        parts.append("\n".join([head, *(line.row() for line in lines)]))
+    head = f"| | {' | '.join(ENGINES)} | ratio to llama.cpp | target | met? |\n|{' --- |' * (len(ENGINES) + 4)}"
+    ordered = [(name, races[name]) for name in JOBS if name in races]
+    table = "\n".join([head, *(row.markdown() for _, race in ordered for row in race.rows)])
+    sources = []
+    for name, race in ordered:
+        remark = f" {race.remark}" if race.remark else ""
+        commands = "\n".join(f"  - `{command}`" for command in race.commands)
+        sources.append(f"- **{name}**, {race.date or 'undated'}, rounds: {race.rounds}.{remark}\n{commands}")
+    parts = ["# Benchmarks", INTRODUCTION, "\n".join([f"- {machine}", *(f"- {text}" for text in engines.values())])]
+    parts += [table, "## How", HOW, "## Where each row comes from", "\n".join(sources)]
     return "\n\n".join(parts) + "\n"
+
+
+def save(path: Path, races: dict[str, Race], engines: dict[str, str], machine: str) -> None:
+    """Keep everything that BENCHMARKS.md is written from."""
+    kept = {"machine": machine, "engines": engines, "races": {name: asdict(race) for name, race in races.items()}}
+    path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+def restore(path: Path) -> tuple[dict[str, Race], dict[str, str]]:
+    """What ``save`` kept: the races and the engines' versions."""
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    races = {}
+    for name, race in kept["races"].items():
+        rows = [Row(**{**row, "target": Target(**row["target"])}) for row in race["rows"]]
+        races[name] = Race(**{**race, "rows": rows})
+    return races, kept["engines"]
+
+
+# The command -----------------------------------------------------------------------------------------------------------
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", type=Path, metavar="MODEL", help="GGUF files")
+    parser.add_argument("--q4_0", type=Path, required=True, metavar="MODEL", help="SmolLM2 135M in q4_0")
+    parser.add_argument("--q8_0", type=Path, metavar="MODEL", help="SmolLM2 135M in q8_0")
+    parser.add_argument("--big", type=Path, metavar="MODEL", help="what tools/make_big_gguf.py writes")
     parser.add_argument("--peer-python", required=True, help="the Python that has llama-cpp-python")
+    parser.add_argument("--peer-python-avx2", help="one whose llama-cpp-python is built for AVX2 and no more")
+    parser.add_argument("--openvino-python", help="the Python that has openvino-genai")
+    parser.add_argument("--ik-bench", help="ik_llama.cpp's llama-bench")
+    parser.add_argument("--ik-version", default="", help="which ik_llama.cpp that is: it does not know itself")
+    parser.add_argument("--hf-folder", type=Path, help="also time the conversion of this folder")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--gen", type=int, default=64)
-    parser.add_argument("--depths", type=int, nargs="+", default=[0], help="tokens of context before what is timed")
-    parser.add_argument(
-        "--sequences", type=int, nargs="+", default=[1], help="how many generate at once (at depth 128)"
-    )
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each engine")
-    parser.add_argument(
-        "--repeat", type=int, default=3, help="measurements within one turn, of which the median counts"
-    )
-    parser.add_argument("--hf-folder", type=Path, help="also time the conversion of this folder to q4_0 and q8_0")
-    parser.add_argument("--no-start", action="store_true", help="leave out the starts")
-    parser.add_argument("--date", help="stands in BENCHMARKS.md")
-    parser.add_argument("--write", action="store_true", help="write BENCHMARKS.md; otherwise print it")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each engine (default 3; long rows take 2)")
+    parser.add_argument("--rows", nargs="+", choices=JOBS, metavar="ROWS", help=f"only these of {', '.join(JOBS)}")
+    parser.add_argument("--reuse", action="store_true", help="keep what benchmarks.json has of the other rows")
+    parser.add_argument("--date", default="", help="stands with the rows that are measured")
+    parser.add_argument("--write", action="store_true", help="write BENCHMARKS.md and benchmarks.json; otherwise print")
     return parser.parse_args()
 
 
 def main() -> None:
     """Race, then write or print."""
     options = parse()
-    tables: dict[str, list[Line]] = {}
-
-    def add(title: str, lines: list[Line]) -> None:
-        tables.setdefault(title, []).extend(lines)
-        for line in lines:
-            print(title, line.row(), file=sys.stderr, flush=True)
-
-    for model in options.models:
-        title = f"{model.name}, {model.stat().st_size / 1e6:.0f} MB"
-        for depth in options.depths:
-            add(title, race_throughput(options, model, depth, 1))
-        for sequences in options.sequences:
-            if sequences > 1:
-                add(title, race_throughput(options, model, 128, sequences))
-        if not options.no_start:
-            add(title, race_start(options, model))
-    if options.hf_folder:
-        for kind in ("q4_0", "q8_0"):
-            add(f"Converting {options.hf_folder.name}", race_conversion(options, kind))
-    text = report(options, tables)
+    kept = ROOT / "benchmarks.json"
+    races, engines = restore(kept) if options.reuse and kept.exists() else ({}, {})
+    machine = f"{processor()}, threads: {options.threads}; Python {platform.python_version()}"
+    for engine in ENGINES:
+        text = about(engine, options)
+        if text is not None:
+            engines[engine] = text
+    for name, (job, needs) in JOBS.items():
+        if (options.rows is None or name in options.rows) and getattr(options, needs) is not None:
+            races[name] = job(options, options.rounds)
+            races[name].date = options.date
+            if options.write:
+                save(kept, races, engines, machine)
+    text = report(races, engines, machine)
     if options.write:
         (ROOT / "BENCHMARKS.md").write_text(text, encoding="utf-8")
     else:

@@ -48,6 +48,8 @@ class Speed:
     compile_s: float
     #: The process's highest resident memory, in units of 10**6 bytes; None where the system does not tell.
     peak_rss_mb: float | None
+    #: The KV cache, in the same units; all of it is there from the start, but not resident before tokens fill it.
+    kv_mb: float
     threads: int
 
 
@@ -92,6 +94,7 @@ def measure(
             load_s=ready.load_s,
             compile_s=ready.compile_s(),
             peak_rss_mb=peak_rss_mb(),
+            kv_mb=ready.model.kv.n_bytes / 1e6,
             threads=ready.model.n_threads,
         )
 

@@ -6,9 +6,11 @@ of themselves (``gumba.program.builder.Work``); the limits are measured here, by
 
 from __future__ import annotations
 
+import contextlib
 import statistics
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +20,12 @@ from gumba.benchmark import Bench, opened
 from gumba.errors import ResourceError
 
 if TYPE_CHECKING:
-    from gumba.models import Chunk
-    from gumba.models.model import Model
-    from gumba.program.builder import Operation
+    from collections.abc import Iterator
+
+    from gumba.benchmark import Step
+    from gumba.kernels.op import Kernel
+    from gumba.models import Chunk, Model
+    from gumba.program.builder import Buffer, Operation
 
 #: The buffer of the memory test: this many times the last-level cache, within these bounds (bytes).
 _CACHES, _LEAST_BUFFER, _MOST_BUFFER = 8, 256 << 20, 1 << 30
@@ -89,6 +94,9 @@ class Phase:
     #: Bytes of weights and KV cache that a step reads, and 10**9 of them a second.
     memory_bytes: int
     memory_gb_s: float
+    #: The memory limit as it was just before and after the passes (median), and the share of it that a pass reached (median).
+    memory_limit_gb_s: float
+    memory_of_limit: float
     operations: list[OperationTime]
 
     @property
@@ -129,62 +137,100 @@ def measure_limits(n_threads: int, *, buffer_bytes: int | None = None) -> Limits
     ``buffer_bytes``: what the memory test reads; None for eight times the last-level cache. Raises ResourceError when there is
     not so much memory.
     """
-    from gumba.kernels.packed import aligned_empty
     from gumba.simd.isa import current
 
-    size = buffer_bytes or min(max(_CACHES * _cache_size(), _LEAST_BUFFER), _MOST_BUFFER)
+    memory = _memory(buffer_bytes)
+    found = []
+    for n in sorted({1, n_threads}):
+        with _LimitTests(n, memory) as tests:
+            found.append(Rates(*tests.best(_LIMIT_RUNS)))
+    return Limits(current().name, n_threads, found[0], found[-1])
+
+
+def _memory(n_bytes: int | None = None) -> np.ndarray:
+    """What the memory test reads, uint8. Every page is written to: untouched ones would all be one page of zeros."""
+    from gumba.kernels.packed import aligned_empty
+
+    size = n_bytes or min(max(_CACHES * _cache_size(), _LEAST_BUFFER), _MOST_BUFFER)
     try:
         memory = aligned_empty(size)
     except MemoryError:
         raise ResourceError(f"the memory test needs {size >> 20} MB of memory") from None
-    memory[:] = 1  # untouched pages would all be one page of zeros
-    one = _rates(1, memory)
-    return Limits(current().name, n_threads, one, _rates(n_threads, memory) if n_threads > 1 else one)
+    memory[:] = 1
+    return memory
 
 
-def _rates(n_threads: int, memory: np.ndarray) -> Rates:
-    """The limits of ``n_threads`` threads. ``memory``: uint8, for the memory test."""
-    from gumba.kernels import limits, op
-    from gumba.kernels.packed import aligned_empty
-    from gumba.program.builder import Buffer, Operation, Program
-    from gumba.program.executor import Team
-    from gumba.program.timing import Timing
-    from gumba.simd.isa import current
+class _LimitTests:
+    """The tests as a program of their own, with a team of their own, which ends with the ``with`` statement.
 
-    isa = current()
-    small = aligned_empty(n_threads * _CACHE_BYTES)
-    small[:] = 1
-    out = aligned_empty(n_threads * limits.CORNER)
-    out[:] = 0
-    program = Program(isa, n_threads, 1)
-    order = Buffer("order", 0, 0, op.N_TOKENS)  # written by all, so that a barrier stands between them
-    amounts: list[float] = []
+    ``memory``: what the memory test reads; ``only_memory``: no other test is run.
+    """
 
-    def test(kernel: object, turns: int, amount: float, **arguments: int) -> None:
-        """The test itself after one turn that brings all threads there; ``amount``: what all of them do in ``turns``."""
+    def __init__(self, n_threads: int, memory: np.ndarray, only_memory: bool = False) -> None:
+        from gumba.kernels import limits, op
+        from gumba.kernels.packed import aligned_empty
+        from gumba.program.builder import Buffer, Program
+        from gumba.program.executor import Team
+        from gumba.program.timing import Timing
+        from gumba.simd.isa import current
+
+        isa = current()
+        self._small = aligned_empty(n_threads * _CACHE_BYTES)
+        self._small[:] = 1
+        self._out = aligned_empty(n_threads * limits.CORNER)
+        self._out[:] = 0
+        self._memory = memory
+        self._batch = np.zeros(op.BATCH_WORDS, np.int64)
+        self._program = Program(isa, n_threads, 1)
+        self._order = Buffer("order", 0, 0, op.N_TOKENS)  # written by all, so that a barrier stands between them
+        self._amounts: list[float] = []
+        read, units, small = limits.read_memory(isa), len(memory) // limits.UNIT, int(self._small.ctypes.data)
+        large = {"x": int(memory.ctypes.data), "units": units, "shared": 1, "stride": 0}
+        self._add(read, 1, units * limits.UNIT, large)
+        if not only_memory:
+            own = {"x": small, "units": _CACHE_BYTES // limits.UNIT, "shared": 0, "stride": _CACHE_BYTES}
+            self._add(read, 4000, 4000 * len(self._small), own)
+            self._add(limits.dot_int8(isa), 400_000, 400_000 * n_threads * limits.dot_ops(isa), {"x": small})
+            self._add(limits.fma_float32(isa), 400_000, 400_000 * n_threads * limits.fma_ops(isa), {})
+        self._timing = Timing(self._program.finish([]))
+        self._team = Team(n_threads)
+
+    def _add(self, kernel: Kernel, turns: int, amount: float, arguments: dict[str, int]) -> None:
+        """A test of ``turns`` turns, after one turn that brings all threads there; ``amount``: what all of them do in it."""
+        from gumba.program.builder import Operation
+
         for each in (1, turns):
-            values = arguments | {"turns": each, "out": int(out.ctypes.data)}
-            program.operations.append(Operation(kernel, values, [], [order], (len(program.operations),)))  # type: ignore[arg-type]
-            amounts.append(amount)
+            values: dict[str, int | float | Buffer] = {**arguments, "turns": each, "out": int(self._out.ctypes.data)}
+            split = (len(self._program.operations),)
+            self._program.operations.append(Operation(kernel, values, [], [self._order], split))
+        self._amounts.append(amount)
 
-    read, units = limits.read_memory(isa), len(memory) // limits.UNIT
-    test(read, 1, units * limits.UNIT, x=int(memory.ctypes.data), units=units, shared=1, stride=0)
-    test(
-        read, 4000, 4000 * len(small), x=int(small.ctypes.data), units=_CACHE_BYTES // limits.UNIT, shared=0,
-        stride=_CACHE_BYTES,
-    )  # fmt: skip
-    test(limits.dot_int8(isa), 400_000, 400_000 * n_threads * limits.dot_ops(isa), x=int(small.ctypes.data))
-    test(limits.fma_float32(isa), 400_000, 400_000 * n_threads * limits.fma_ops(isa))
-    timing = Timing(program.finish([]))
-    team = Team(n_threads)
-    try:
-        best = np.full(len(amounts), np.inf)
-        for _ in range(_LIMIT_RUNS):
-            team.run(timing.records, np.zeros(op.BATCH_WORDS, np.int64))
-            best = np.minimum(best, np.maximum(timing.nanoseconds(), 1))
-    finally:
-        team.close()
-    return Rates(*(amount / float(ns) for amount, ns in zip(amounts[1::2], best[1::2])))
+    def best(self, runs: int) -> list[float]:
+        """10**9 bytes or operations a second of each test, in the fastest of ``runs`` runs."""
+        fastest = np.full(len(self._amounts), np.inf)
+        for _ in range(runs):
+            self._team.run(self._timing.records, self._batch)
+            fastest = np.minimum(fastest, np.maximum(self._timing.nanoseconds()[1::2], 1))
+        return [amount / float(ns) for amount, ns in zip(self._amounts, fastest)]
+
+    def __enter__(self) -> _LimitTests:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._team.close()
+
+
+@contextlib.contextmanager
+def _memory_probe(n_threads: int) -> Iterator[Callable[[], float]]:
+    """A function that measures the memory's speed now, 10**9 bytes a second: on shared machines it moves within seconds."""
+    with _LimitTests(n_threads, _memory(), only_memory=True) as tests:
+
+        def probe() -> float:
+            rate = tests.best(3)[0]
+            time.sleep(0.01)  # until the probe's threads sleep, and leave their cores to the model's
+            return rate
+
+        yield probe
 
 
 # A model's operations --------------------------------------------------------------------------------------------------
@@ -274,52 +320,73 @@ def profile(
             passes["decode"] = (gen * sequences, lambda step: bench.decode(gen, sequences, step))
         limits = measure_limits(model.n_threads)
         found: dict[str, Phase] = {}
-        for name, (tokens, run) in passes.items():
-            done = len(found) / len(passes)
-            found[name] = _phase(
-                name, model, limits.all, tokens, run, repeat,
-                lambda part, done=done: progress(done + part / len(passes)),  # type: ignore[misc]
-            )  # fmt: skip
+        with _memory_probe(model.n_threads) as probe:
+            for name, (tokens, run) in passes.items():
+                taken = _take(model, run, probe, repeat, progress, (len(found) / len(passes), 1 / len(passes)))
+                found[name] = _phase(name, model, limits.all, tokens, taken)
     return Profile(limits, found.get("prefill"), found.get("decode"))
 
 
-def _phase(
-    name: str,
+@dataclass
+class _Passes:
+    """Passes of one phase in turn: seconds of each without clocks, steps of each with clocks, memory limits around both."""
+
+    plain: list[float]
+    timed: list[list[_Step]]
+    plain_limits: list[float]
+    timed_limits: list[float]
+
+
+def _take(
     model: Model,
-    rates: Rates,
-    tokens: int,
-    run: Callable[[Callable[[Sequence[Chunk]], object] | None], float],
+    run: Callable[[Step | None], float],
+    probe: Callable[[], float],
     repeat: int,
     progress: Callable[[float], None],
-) -> Phase:
-    """Run the passes of one phase and add up. ``run(step)``: one pass, its seconds; ``step`` takes the place of forward."""
-    plain: list[float] = []
-    timed: list[list[_Step]] = []
+    span: tuple[float, float],
+) -> _Passes:
+    """Run the passes. ``run(step)``: one pass, its seconds; ``span``: where the progress begins and how long it is."""
+    taken = _Passes([], [], [], [])
     for i in range(repeat + 1):
         steps: list[_Step] = []
+        before = probe()
         seconds = run(None)
+        between = probe()
         run(lambda chunks, steps=steps: steps.append(_Step(chunks, model.forward_timed(chunks))))  # type: ignore[misc]
-        if i:
-            plain.append(seconds)
-            timed.append(steps)
-        progress((i + 1) / (repeat + 1))
-    timed.sort(key=lambda steps: sum(int(step.spans.sum()) for step in steps))
-    steps = timed[(len(timed) - 1) // 2]
-    step_ms = statistics.median(plain) * 1e3 / len(steps)
+        after = probe()
+        if i:  # the first ones warm up
+            taken.plain.append(seconds)
+            taken.timed.append(steps)
+            taken.plain_limits.append(max(before, between))
+            taken.timed_limits.append(max(between, after))
+        progress(span[0] + span[1] * (i + 1) / (repeat + 1))
+    return taken
+
+
+def _phase(name: str, model: Model, rates: Rates, tokens: int, taken: _Passes) -> Phase:
+    """Add up: the operations of the pass with clocks that took the median time, against the memory limit around it."""
+    order = sorted(range(len(taken.timed)), key=lambda i: sum(int(step.spans.sum()) for step in taken.timed[i]))
+    median = order[(len(order) - 1) // 2]
+    steps = taken.timed[median]
+    rates = replace(rates, memory_gb_s=taken.timed_limits[median])
+    step_ms = statistics.median(taken.plain) * 1e3 / len(steps)
     totals: dict[tuple[str, str], _Total] = {}
     for step in steps:
         for op, ns in zip(model.operations, step.spans):
             totals.setdefault((op.kernel.name, op.work.shape), _Total()).add(op, step, int(ns))
     operations = [total.result(*key, len(steps), step_ms, rates) for key, total in totals.items()]
-    memory = sum(total.memory for total in totals.values()) // len(steps)
+    memory = sum(total.memory for total in totals.values())
+    reached = [memory / (seconds * 1e9) / limit for seconds, limit in zip(taken.plain, taken.plain_limits)]
     return Phase(
         name=name,
         tokens=tokens,
         steps=len(steps),
         step_ms=step_ms,
-        tokens_per_s=tokens / statistics.median(plain),
+        tokens_per_s=tokens / statistics.median(taken.plain),
         operations_ms=sum(op.ms for op in operations),
-        memory_bytes=memory,
-        memory_gb_s=memory / (step_ms * 1e6),
+        memory_bytes=memory // len(steps),
+        memory_gb_s=memory / len(steps) / (step_ms * 1e6),
+        memory_limit_gb_s=statistics.median(taken.plain_limits),
+        memory_of_limit=statistics.median(reached),
         operations=sorted(operations, key=lambda op: -op.ms),
     )

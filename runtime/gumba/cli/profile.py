@@ -81,7 +81,11 @@ def _phase_table(phase: Phase) -> str:
         ["step", "-", records, f"{phase.step_ms:.3f}", "100.0%", "-", f"{phase.memory_gb_s:.1f}", f"{limit_ms:.3f}",
          f"{limit_ms / phase.step_ms:.0%}", "-"]
     )  # fmt: skip
-    return f"{title(phase)}\n{table(rows, right='2345678')}"
+    memory = (
+        f"weights and KV cache: {phase.memory_gb_s:.1f} GB/s, {phase.memory_of_limit:.0%} of the memory limit around "
+        f"these passes ({phase.memory_limit_gb_s:.1f} GB/s)"
+    )
+    return f"{title(phase)}\n{table(rows, right='2345678')}\n{memory}"
 
 
 # Plot ------------------------------------------------------------------------------------------------------------------
