@@ -132,7 +132,7 @@ def test_a_list_of_processors(text: str, expected: list[int], monkeypatch: pytes
 @pytest.mark.parametrize("text", ["", "x", "1", "4-8", "4-2", "-1", "2-", "2,,3", "0-99999999999", "3-x"])
 def test_a_wrong_list_of_processors(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processors, "allowed", lambda: [2, 3, 4, 8])
-    with pytest.raises(RequestError, match="processors"):
+    with pytest.raises(RequestError, match="GUMBA_AFFINITY"):
         processors.parse_list(text)
 
 

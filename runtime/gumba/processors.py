@@ -147,7 +147,7 @@ def available_threads(most: int = MOST_FOR_COPYING) -> int:
 
 
 def parse_list(text: str) -> list[int]:
-    """Processors named as in "0-3,8" (as Linux' taskset writes them), or "all": those that this process may use.
+    """GUMBA_AFFINITY's processors, as in "0-3,8" (as Linux' taskset writes them), or "all": those that this process may use.
 
     Raises RequestError for anything else, or for a processor that this process may not use.
     """
@@ -161,9 +161,9 @@ def parse_list(text: str) -> list[int]:
             low = int(first)
             high = int(last) if dash else low
         except ValueError:
-            raise RequestError(f'processors {text!r}: expected a list such as "0-3,8", or "all"') from None
+            raise RequestError(f'GUMBA_AFFINITY={text}: expected a list such as "0-3,8", or "all"') from None
         if not (0 <= low <= high <= usable[-1] and set(range(low, high + 1)) <= set(usable)):
-            raise RequestError(f"processors {text!r}: {part.strip()} is not among those of this process, {usable}")
+            raise RequestError(f"GUMBA_AFFINITY={text}: {part.strip()} is not among those of this process, {usable}")
         chosen += range(low, high + 1)
     return chosen
 

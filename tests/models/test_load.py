@@ -6,6 +6,7 @@ import gc
 import itertools
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tiny_models import GOLDENS, load, logits_of, prompt, write_model
 
 import gumba.models
 from gumba import GGUFFile
-from gumba.errors import GGUFError, ResourceError
+from gumba.errors import GGUFError, RequestError, ResourceError
 from gumba.kernels import packed
 from gumba.models import Model, loader
 from gumba.simd.isa import current
@@ -230,3 +231,33 @@ def test_fewer_threads_than_asked_for_will_do(path: Path, monkeypatch: pytest.Mo
     for name, data in woven(model).items():
         np.testing.assert_array_equal(data, bits[name])
     model.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="what a thread is tied to is asked as Linux does")
+def test_threads_are_tied_as_the_environment_says(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    last = max(os.sched_getaffinity(0))
+    monkeypatch.setenv("GUMBA_AFFINITY", str(last))
+    known = {thread.native_id for thread in threading.enumerate()}
+    model = load(path, n_threads=3)
+    try:
+        logits_of(model, prompt(3), 1)  # by now they have begun
+        tied = [t.native_id for t in threading.enumerate() if t.native_id not in known]
+        assert len(tied) == 2
+        until = time.perf_counter() + 10
+        while any(os.sched_getaffinity(t or 0) != {last} for t in tied) and time.perf_counter() < until:
+            time.sleep(0.001)
+        assert all(os.sched_getaffinity(t or 0) == {last} for t in tied)
+    finally:
+        model.close()
+    monkeypatch.setenv("GUMBA_AFFINITY", "nonsense")
+    with pytest.raises(RequestError, match="GUMBA_AFFINITY"):
+        load(path)
+
+
+def test_where_threads_cannot_be_tied(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("GUMBA_AFFINITY", "all")
+    monkeypatch.setattr(gumba.models, "can_tie", lambda: False)
+    load(path, n_threads=2).close()
+    assert "GUMBA_AFFINITY" in caplog.text

@@ -9,7 +9,9 @@ import programs
 import pytest
 from programs import GOLDENS, batch, named, phases, two_norms, walk
 
+from gumba.kernels.op import CUT
 from gumba.models import Chunk
+from gumba.program import builder
 from gumba.program.builder import Buffer, Program
 from gumba.simd.isa import current
 
@@ -141,3 +143,27 @@ def play(model: object, n_threads: int, order: list[int]) -> None:
 
     team = model._team  # type: ignore[attr-defined]
     model._team = Player()  # type: ignore[attr-defined]
+
+
+def test_shares_are_cut_where_all_operations_allow_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a small step only where a piece is worth it, at most into MAX_PIECES; a kernel with memory for each thread never."""
+    monkeypatch.setattr(builder, "PIECE_BYTES", 1000)
+    program = Program(current(), 2, 16)
+    logits, _ = two_norms(program, named("f32"), 64)
+    records = program.finish([logits])
+    found = {}
+    for members in phases(records):
+        names = " ".join(program.operations[i].kernel.name.split("[")[0] for i in members)
+        weights = sum(program.operations[i].work.weights for i in members)
+        word = int(records[members[0], CUT])
+        found[names] = (weights, 1 << (word & 3), 1 << (word >> 8 & 3))
+        assert not records[members[1:], CUT].any(), "it stands with the phase's first operation"
+    assert found["embed"][1:] == (1, 1)
+    assert found["rms_norm"][1:] == (1, 8)
+    assert 16 * 1000 <= found["matmul"][0] < 24 * 1000 and found["matmul"][1:] == (8, 8)
+    assert found["matmul matmul matmul"][0] >= 2000 * 8 and found["matmul matmul matmul"][1:] == (8, 8)
+    monkeypatch.setattr(builder, "PIECE_BYTES", 3000)
+    again = program.finish([logits])
+    assert [1 << (int(w) & 3) for w in again[:, CUT] if w][-1] == 2, (
+        "three pieces of 3000 bytes for each thread, cut into two"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import weakref
@@ -16,11 +17,13 @@ from gumba.kv_cache import KVCache
 from gumba.models import llama
 from gumba.models.loader import Loader
 from gumba.models.model import Chunk, Model, token_ids
-from gumba.processors import default_threads
+from gumba.processors import can_tie, default_threads, parse_list
 from gumba.program.builder import Program
 from gumba.program.executor import Team
 from gumba.simd import isa
 from gumba.simd.isa import Isa
+
+log = logging.getLogger("gumba")
 
 #: Every architecture that runs, by its name in files.
 ARCHITECTURES: dict[str, ModuleType] = {llama.NAME: llama}
@@ -56,6 +59,8 @@ def load_model(
     "f16", "f32" or "q8_0" (8.5 bits per element); ``n_threads``: None for as many as this process may use; ``progress``:
     called with 0.0 to 1.0 while reading.
 
+    The environment variable GUMBA_AFFINITY ("0-3,8", or "all") ties the threads beside the caller's to processors.
+
     Raises ModelError (UnsupportedError) for what is not a model that can run, ResourceError for too little memory,
     RequestError for arguments out of range.
     """
@@ -71,6 +76,7 @@ def load_model(
     if n_threads is None:
         n_threads = default_threads()
     _check("n_threads", n_threads, MAX_THREADS)
+    processors = _processors()
     chosen = isa.current()
     max_batch_tokens = min(max_batch_tokens, max(n_ctx, kv_tokens))
     try:
@@ -78,7 +84,7 @@ def load_model(
         kv = KVCache(config.n_layers, config.n_kv_heads, config.head_dim, -(-kv_tokens // PAGE_TOKENS), kv_type)
         program = Program(chosen, n_threads, max_batch_tokens, n_ctx)
         logits = module.forward(program, config, weights, kv.layout, n_ctx)
-        return Model(config, program, logits, kv, Team(n_threads), n_ctx, weights)
+        return Model(config, program, logits, kv, Team(n_threads, processors), n_ctx, weights)
     except MemoryError:
         raise ResourceError(
             f"{gguf.path}: not enough memory: the weights alone need {gguf.file_size >> 20} MB, "
@@ -112,6 +118,17 @@ def _weights(
         elif progress is not None:
             progress(1.0)
     return weights
+
+
+def _processors() -> list[int] | None:
+    """The processors that GUMBA_AFFINITY ties threads to; None where it is not set, or where threads cannot be tied."""
+    setting = os.environ.get("GUMBA_AFFINITY", "").strip()
+    if not setting:
+        return None
+    if not can_tie():
+        log.warning("GUMBA_AFFINITY is set, but threads cannot be tied to processors on this system")
+        return None
+    return parse_list(setting)
 
 
 def _check(name: str, value: int, most: int) -> None:
