@@ -189,6 +189,7 @@ def test_bad_chunks_change_nothing() -> None:
         Chunk([1], 0, np.array(pages, np.int64) + 2**32),
         Chunk([1], 0, [[p] for p in pages]),  # type: ignore[list-item]
         Chunk([1], 0, np.array(pages, np.float32)),
+        Chunk([1], 0, np.array([2**63 + pages[0]], np.uint64)),
         Chunk([1], np.int64(2**63 - 1), pages),  # type: ignore[arg-type]
         Chunk([1], 1.5, pages),  # type: ignore[arg-type]
         Chunk([1], 0, [p for p in range(model.kv.n_pages) if p not in pages][:1]),
@@ -196,6 +197,8 @@ def test_bad_chunks_change_nothing() -> None:
     ):
         with pytest.raises(RequestError):
             model.forward([chunk])
+        with pytest.raises(RequestError):
+            model.forward([Chunk([5, 6], 0, pages), chunk])
     assert (model.forward([Chunk([5, 6, 7], 0, pages, "all")]) == good).all()
     with pytest.raises(ResourceError, match="pages"):
         model.kv.allocate(model.kv.n_pages)

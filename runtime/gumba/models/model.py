@@ -79,7 +79,7 @@ class Model:
     def _step(self, chunks: Sequence[Chunk], records: np.ndarray) -> np.ndarray:
         if self._program is None:
             raise EngineError("the model is closed")
-        (tokens, positions, slots, tiles, rows), tables = self._gather(chunks)
+        (tokens, positions, slots, tiles, rows), pages = self._gather(chunks)
         if len(tokens) == 0:
             return np.empty((0, self.config.n_vocab), np.float32)
         b = self._batch
@@ -91,7 +91,7 @@ class Model:
             b[offset // 8] = array.ctypes.data
         logits = self._logits
         self._team.run(records, b)
-        del tables  # the kernels read the block tables up to here
+        del pages  # the kernels read the block tables up to here
         return logits[: len(rows), : self.config.n_vocab]
 
     def _split(self, tiles: np.ndarray) -> int:
@@ -102,57 +102,56 @@ class Model:
         longest = int((tiles[:, 1] + tiles[:, 2]).max())
         return -(-longest // PART_TOKENS) if longest > PART_TOKENS else 0
 
-    def _gather(self, chunks: Sequence[Chunk]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def _gather(self, chunks: Sequence[Chunk]) -> tuple[list[np.ndarray], np.ndarray]:
         """The batch record's arrays (tokens, positions, slots, tiles, output rows), every number in them checked.
 
-        The second list keeps the block tables alive that the tiles point to.
+        The second value holds the block tables one after the other. The tiles point into it: it must outlive the step.
         """
         tokens: list[np.ndarray] = []
-        positions: list[np.ndarray] = []
-        slots: list[np.ndarray] = []
-        tiles: list[tuple[int, int, int, int]] = []
-        rows: list[int] = []
         tables: list[np.ndarray] = []
-        start = 0
+        places: list[tuple[int, int, int, int]] = []
+        rows: list[int] = []
+        start = page = 0
         for chunk in chunks:
-            ids = token_ids(chunk.tokens, self.config.n_vocab)
+            ids, table = token_ids(chunk.tokens, self.config.n_vocab), _page_ids(chunk.pages)
             n, first = len(ids), _index(chunk.position)
-            table = self._table(chunk.pages)
             end = first + n
             if first < 0 or end > self.n_ctx:
                 raise RequestError(
                     f"positions {first} to {end - 1}: expected 0 to {self.n_ctx - 1} (the context's size)"
                 )
-            if table.ndim != 1 or len(table) * PAGE_TOKENS < end or not self.kv.owns(table):
-                raise RequestError(
-                    f"a block table of {table.size} pages for {end} tokens: expected enough pages, all taken"
-                )
-            at = np.arange(first, end)
-            tokens.append(ids)
-            positions.append(at.astype(np.int32))
-            slots.append(table[at // PAGE_TOKENS].astype(np.int64) * PAGE_TOKENS + at % PAGE_TOKENS)
-            for i in range(0, n, self._tile):
-                tiles.append((start + i, min(self._tile, n - i), first + i, int(table.ctypes.data)))
+            if len(table) * PAGE_TOKENS < end:
+                raise RequestError(f"a block table of {len(table)} pages for {end} tokens: expected enough pages")
             if n and chunk.outputs != "none":
                 rows.extend(range(start, start + n) if chunk.outputs == "all" else [start + n - 1])
+            tokens.append(ids)
             tables.append(table)
-            start += n
+            places.append((start, n, first, page))
+            start, page = start + n, page + len(table)
         if start > self.max_batch_tokens:
             raise RequestError(f"a step of {start} tokens: expected no more than {self.max_batch_tokens}")
-        return [
-            np.concatenate([np.empty(0, np.int32), *tokens]),
-            np.concatenate([np.empty(0, np.int32), *positions]),
-            np.concatenate([np.empty(0, np.int64), *slots]),
-            np.array(tiles, np.int64),
-            np.array(rows, np.int32),
-        ], tables
-
-    def _table(self, pages: Sequence[int] | np.ndarray) -> np.ndarray:
-        """A block table as the kernels read it, int32; this model's own copy, so that nobody changes it during a step."""
-        table = np.array(pages if len(pages) else np.empty(0, np.int64))
-        if table.ndim != 1 or not np.issubdtype(table.dtype, np.integer) or not self.kv.owns(table):
+        pages = np.concatenate([np.empty(0, np.int64), *tables])
+        if not self.kv.owns(pages):
             raise RequestError("a block table must be a row of page ids, all of them taken from this model's cache")
-        return table.astype(np.int32)
+        pages = pages.astype(np.int32)
+        ids = np.concatenate([np.empty(0, np.int32), *tokens])
+        return [ids, *self._places(places, pages), np.array(rows, np.int32)], pages
+
+    def _places(self, chunks: list[tuple[int, int, int, int]], pages: np.ndarray) -> list[np.ndarray]:
+        """Positions, slots and tiles of checked chunks, each (first token, tokens, first position, where in ``pages``)."""
+        start, n, first, page = np.array(chunks, np.int64).reshape(-1, 4).T
+        positions = np.arange(n.sum()) + np.repeat(first - start, n)
+        within = positions % PAGE_TOKENS
+        slots = pages[np.repeat(page, n) + positions // PAGE_TOKENS] * np.int64(PAGE_TOKENS) + within
+        count = -(-n // self._tile)
+        whose = np.repeat(np.arange(len(chunks)), count)
+        done = (np.arange(len(whose)) - (np.cumsum(count) - count)[whose]) * self._tile
+        tiles = np.empty((len(whose), 4), np.int64)
+        tiles[:, 0] = start[whose] + done
+        tiles[:, 1] = np.minimum(n[whose] - done, self._tile)
+        tiles[:, 2] = first[whose] + done
+        tiles[:, 3] = pages.ctypes.data + 4 * page[whose]
+        return [positions.astype(np.int32), slots, tiles]
 
     def close(self) -> None:
         """Stop the threads and let go of all memory, once a step that is under way has ended. Harmless when repeated."""
@@ -176,6 +175,14 @@ def _index(position: object) -> int:
         raise RequestError(f"position {position!r}: expected an integer") from None
 
 
+def _page_ids(pages: Sequence[int] | np.ndarray) -> np.ndarray:
+    """A block table as int64: a copy, so that nobody changes it during a step."""
+    table = np.array(pages) if len(pages) else np.empty(0, np.int64)
+    if table.ndim != 1 or table.dtype.kind not in "iu":
+        raise RequestError("a block table must be a row of page ids, all of them taken from this model's cache")
+    return table.astype(np.int64, copy=False)  # ids past its range become negative
+
+
 def token_ids(tokens: Sequence[int] | np.ndarray, n_vocab: int) -> np.ndarray:
     """Token ids as int32. Raises RequestError for anything that is no integer in 0 .. n_vocab - 1."""
     if not isinstance(tokens, np.ndarray):
@@ -185,7 +192,7 @@ def token_ids(tokens: Sequence[int] | np.ndarray, n_vocab: int) -> np.ndarray:
             if not 0 <= token < n_vocab:
                 raise RequestError(f"token {i} is {token}, expected 0 to {n_vocab - 1}")
         return np.array(tokens, np.int32)
-    if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
+    if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
         raise RequestError(f"tokens are {tokens.dtype} {list(tokens.shape)}, expected one row of integers")
     if tokens.size and not (int(tokens.min()) >= 0 and int(tokens.max()) < n_vocab):
         raise RequestError(f"tokens from {tokens.min()} to {tokens.max()}, expected 0 to {n_vocab - 1}")
