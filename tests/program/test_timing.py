@@ -10,10 +10,11 @@ from programs import GOLDENS, batch, load, matrix, named, two_norms
 
 from gumba.errors import EngineError
 from gumba.kernels import q8
+from gumba.kernels.op import BARRIER, CUT, FIRST_ARGUMENT
 from gumba.models import Chunk
 from gumba.program.builder import Program
 from gumba.program.executor import Team
-from gumba.program.timing import Timing
+from gumba.program.timing import Timing, stamp
 from gumba.simd.isa import current
 
 
@@ -40,19 +41,35 @@ def test_times_add_up_and_results_stay(n_threads: int) -> None:
     assert np.array_equal(program.rows(out)[:1], plain)
 
 
-def test_the_time_stands_with_the_operation_that_took_it() -> None:
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_the_time_stands_with_the_operation_that_took_it(n_threads: int) -> None:
     """Among small products stands one with two thousand times their work."""
     format, width = named("f32"), 64
     for heavy in range(3):
-        program = Program(current(), 1, 4)
+        program = Program(current(), n_threads, 4)
         x = program.embed(matrix(format, 50, width))
         for i in range(3):
             last = program.matmul(matrix(format, 131072 if i == heavy else 64, width), x)
         records = program.finish([last])
-        timing, team, tokens = Timing(records), Team(1), np.zeros(4, np.int32)
+        timing, team, tokens = Timing(records), Team(n_threads), np.zeros(4, np.int32)
         team.run(timing.records, batch(4, tokens))
         team.close()
         assert int(timing.nanoseconds().argmax()) == 1 + heavy
+
+
+def test_each_operation_is_a_phase_cut_as_its_own_was() -> None:
+    """What the team sees of a program with clocks: the same operations, each with a clock before it."""
+    program = Program(current(), 4, 32)
+    records = program.finish([two_norms(program, named("q8_0"))[0]])
+    timed = Timing(records).records
+    clocks = timed[:, 0] == stamp.address
+    assert np.array_equal(timed[~clocks][:, FIRST_ARGUMENT:], records[:, FIRST_ARGUMENT:])
+    assert np.array_equal(timed[~clocks][:, 0], records[:, 0])
+    assert timed[:, BARRIER].tolist() == [*(~clocks[:-1]).astype(int), 1]
+    begins = np.flatnonzero([True, *timed[:-1, BARRIER]])  # the record that says how a phase is cut
+    own = np.flatnonzero([True, *records[:-1, BARRIER]])
+    expected = records[own[np.searchsorted(own, np.arange(len(records)), side="right") - 1], CUT]
+    assert timed[begins, CUT].tolist() == [*expected, 0] and expected.any()
 
 
 def test_a_model_times_its_operations_and_goes_on_as_before() -> None:
