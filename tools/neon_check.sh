@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Run gumba's kernel and model tests as 64-bit Arm code (NEON with dot products), emulated on an x86 Debian machine.
+# Run gumba's kernel and model tests as 64-bit Arm code, emulated on an x86 Debian machine.
 #
-#     tools/neon_check.sh FOLDER [PYTEST ARGUMENTS]
+#     [SET=neon_i8mm|neon|neon_base] tools/neon_check.sh FOLDER [PYTEST ARGUMENTS]
 #
+# SET: as a processor with integer matrix products (the default), with dot products only, or with neither (Raspberry Pi 4).
+# The kernels' own tests also take the lesser sets, each in turn; what runs a whole model takes SET.
 # FOLDER (about 600 MB, filled on the first run, kept) takes an arm64 Python from Debian's packages, the aarch64 wheels of
 # what the tests need, and qemu's user emulation. Nothing is installed on this machine and no root rights are needed.
 # Slow (every import takes seconds): right for correctness, not for speed.
@@ -40,6 +42,13 @@ fi
 
 python=$(echo "$root"/usr/bin/python3.*[0-9])
 # Emulation hides the processor's features from numba: name them.
-export NUMBA_CPU_NAME=generic NUMBA_CPU_FEATURES=+neon,+fp-armv8,+fullfp16,+dotprod
-export GUMBA_ISA=neon GUMBA_CACHE_DIR=$folder/cache PYTHONPATH=$site:runtime:convert PYTHONDONTWRITEBYTECODE=1
+features=+neon,+fp-armv8
+case ${SET:=neon_i8mm} in
+    neon_i8mm) features+=,+fullfp16,+dotprod,+i8mm ;;
+    neon) features+=,+fullfp16,+dotprod ;;
+    neon_base) ;;
+    *) echo "SET=$SET: expected neon_i8mm, neon or neon_base" >&2 && exit 2 ;;
+esac
+export NUMBA_CPU_NAME=generic NUMBA_CPU_FEATURES=$features
+export GUMBA_ISA=$SET GUMBA_CACHE_DIR=$folder/cache PYTHONPATH=$site:runtime:convert PYTHONDONTWRITEBYTECODE=1
 exec "$folder/qemu/usr/bin/qemu-aarch64-static" -cpu max -L "$root" "$python" -m pytest -p no:cacheprovider "${tests[@]}"

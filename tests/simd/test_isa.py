@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -63,8 +63,11 @@ def test_known_but_not_on_this_processor(monkeypatch: pytest.MonkeyPatch) -> Non
     [
         ((), ["generic"]),
         (("avx2",), ["generic"]),
-        (("neon",), ["generic"]),
-        (("neon", "dotprod"), ["neon", "generic"]),
+        (("neon",), ["neon_base", "generic"]),
+        (("neon", "dotprod"), ["neon", "neon_base", "generic"]),
+        (("neon", "dotprod", "i8mm"), ["neon_i8mm", "neon", "neon_base", "generic"]),
+        (("neon", "i8mm"), ["neon_base", "generic"]),
+        (("sse3", "ssse3", "sse4.1", "sse4.2", "avx"), ["generic"]),
         (("avx2", "fma", "f16c", "avxvnni"), ["avx_vnni", "avx2", "generic"]),
         (("avx2", "fma", "f16c", "avx512vnni", "avx512bw", "avx512vl"), ["avx512_vnni", "avx_vnni", "avx2", "generic"]),
         (("avx2", "fma", "f16c", "avx512bw", "avx512vl"), ["avx2", "generic"]),
@@ -75,8 +78,38 @@ def test_sets_by_feature(features: tuple[str, ...], expected: list[str], monkeyp
     assert isa.available() == expected
 
 
-def test_features_follow_what_numba_compiles_for(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def processor(monkeypatch: pytest.MonkeyPatch) -> Callable[..., frozenset[str]]:
+    """``features()`` on a machine with this architecture and processor name, whose system tells these features."""
+    import llvmlite.binding as llvm
     from numba.core import config
 
-    monkeypatch.setattr(config, "CPU_FEATURES", "+neon,-sve,+dotprod")
-    assert isa.features.__wrapped__() == {"neon", "dotprod"}
+    def features(machine: str, name: str, told: str, **settings: object) -> frozenset[str]:
+        monkeypatch.setattr(isa, "_machine", lambda: machine)
+        monkeypatch.setattr(llvm, "get_host_cpu_name", lambda: name)
+        there = {feature.lstrip("-"): not feature.startswith("-") for feature in told.split()}
+        monkeypatch.setattr(llvm, "get_host_cpu_features", lambda: there)
+        for setting in ("CPU_FEATURES", "CPU_NAME"):
+            monkeypatch.setattr(config, setting, settings.get(setting))
+        monkeypatch.setattr(config, "ENABLE_AVX", settings.get("ENABLE_AVX", 1))
+        return isa.features.__wrapped__()
+
+    return features
+
+
+def test_features_follow_what_numba_compiles_for(processor: Callable[..., frozenset[str]]) -> None:
+    told = "sse4.1 avx avx2 fma f16c avx512vl -avxvnni"
+    assert processor("x86_64", "znver4", told) == {"sse4.1", "avx", "avx2", "fma", "f16c", "avx512vl"}
+    assert processor("x86_64", "znver4", told, CPU_FEATURES="+avx2,-fma,+f16c") == {"avx2", "f16c"}
+    assert processor("x86_64", "znver4", told, CPU_NAME="generic", CPU_FEATURES="") == set()
+    assert processor("x86_64", "znver4", told, CPU_NAME="haswell") == processor("x86_64", "znver4", told)
+    assert processor("x86_64", "znver4", told, ENABLE_AVX=0) == {"sse4.1", "fma", "f16c"}
+
+
+def test_features_of_arm(processor: Callable[..., frozenset[str]]) -> None:
+    """Neon always; Apple's processors, whose system tells nothing, by name."""
+    assert processor("aarch64", "cortex-a72", "neon crc") == {"neon", "crc"}
+    assert processor("aarch64", "neoverse-n1", "neon dotprod") == {"neon", "dotprod"}
+    assert processor("arm64", "apple-m1", "") == {"neon", "dotprod"}
+    assert processor("arm64", "apple-m3", "") == {"neon", "dotprod", "i8mm"}
+    assert processor("aarch64", "generic", "", CPU_NAME="generic", CPU_FEATURES="") == {"neon"}

@@ -13,6 +13,7 @@ one float32 multiply-add (two with a minimum) per block; for float formats even 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -35,28 +36,43 @@ def _finish(s: Simd, accs: list[Variable], out: Value, out_stride: Value, residu
         s.store(out + out_stride * t, acc.get())
 
 
-def dot_block(s: Simd, isa: Isa, w: Block, x: Value, acc: Value) -> Value:
-    """``acc`` plus the product of a woven weight block with the activation block at ``x``."""
-    lanes = isa.lanes
-    acts = [s.splat(s.load(x + 4 * j, I32), lanes).bits(I8, 4 * lanes) for j in range(8)]
+def _dots(s: Simd, isa: Isa, w: Block, tokens: Sequence[Value]) -> list[Value]:
+    """The integer dot products of a woven weight block with the activation blocks at ``tokens``."""
     dot = isa.dot_signed if w.signed and isa.dot_signed is not None else isa.dot_unsigned
 
-    def start(half: int) -> Value:
+    def part(half: int, first: int, last: int) -> list[Value]:
+        """Of weight registers ``first`` up to ``last``."""
+        weights = w.weights[first:last]
         if w.offset == 0:
-            return s.zero(I32, lanes)
-        return s.splat(s.load(x + q8.STARTS[w.offset][half], I32), lanes)
+            starts = [s.zero(I32, isa.lanes)] * len(tokens)
+        else:
+            starts = [s.splat(s.load(x + q8.STARTS[w.offset][half], I32), isa.lanes) for x in tokens]
+        if isa.dot_tile is not None and len(tokens) > 1:
+            return isa.dot_tile(s, starts, weights, [x + 4 * first for x in tokens], w.w_max, w.signed)
+        words = [[s.load(x + 4 * j, I32) for j in range(first, last)] for x in tokens]
+        acts = [[s.splat(word, isa.lanes).bits(I8, 4 * isa.lanes) for word in of_token] for of_token in words]
+        return [dot(s, start, weights, a, w.w_max) for start, a in zip(starts, acts)]
 
     if w.sub is None:
-        total = dot(s, start(0), w.weights, acts, w.w_max)
-    else:
-        low = dot(s, start(0), w.weights[:4], acts[:4], w.w_max)
-        high = dot(s, start(1), w.weights[4:], acts[4:], w.w_max)
-        total = low * w.sub[0] + high * w.sub[1]
-    scale = w.scale * s.splat(s.load(x + q8.SCALE, F32), lanes)
-    acc = isa.multiply_add(s, total.to(F32), scale, acc)
-    if w.minimum is not None:
-        acc = isa.multiply_add(s, w.minimum, s.splat(s.load(x + q8.SUM, F32), lanes), acc)
-    return acc
+        return part(0, 0, 8)
+    return [low * w.sub[0] + high * w.sub[1] for low, high in zip(part(0, 0, 4), part(1, 4, 8))]
+
+
+def dot_blocks(s: Simd, isa: Isa, w: Block, tokens: Sequence[Value], accs: Sequence[Value]) -> list[Value]:
+    """Each of ``accs`` plus the product of a woven weight block with the activation block at one of ``tokens``."""
+    out = []
+    for x, acc, total in zip(tokens, accs, _dots(s, isa, w, tokens)):
+        scale = w.scale * s.splat(s.load(x + q8.SCALE, F32), isa.lanes)
+        acc = isa.multiply_add(s, total.to(F32), scale, acc)
+        if w.minimum is not None:
+            acc = isa.multiply_add(s, w.minimum, s.splat(s.load(x + q8.SUM, F32), isa.lanes), acc)
+        out.append(acc)
+    return out
+
+
+def dot_block(s: Simd, isa: Isa, w: Block, x: Value, acc: Value) -> Value:
+    """``dot_blocks`` of one token."""
+    return dot_blocks(s, isa, w, [x], [acc])[0]
 
 
 def _tiles(format: ModuleType, isa: Isa, tokens: int) -> Any:
@@ -77,12 +93,16 @@ def _tiles(format: ModuleType, isa: Isa, tokens: int) -> Any:
                 for line in range(0, block_bytes, 64):
                     s.prefetch(next_group + k * block_bytes + line)
             block = format.unpack(s, isa, w + k * block_bytes)
-            for t, acc in enumerate(sums):
-                at = x + x_stride * t + k * x_bytes
-                if is_float:
-                    acc.set(isa.multiply_add(s, s.splat(s.load(at, F32), isa.lanes), block, acc.get()))
-                else:
-                    acc.set(dot_block(s, isa, block, at, acc.get()))
+            at = [x + x_stride * t + k * x_bytes for t in range(tokens)]
+            if is_float:
+                for t, acc in enumerate(sums):
+                    acc.set(isa.multiply_add(s, s.splat(s.load(at[t], F32), isa.lanes), block, acc.get()))
+            elif isa.dot_tile is not None:
+                for acc, value in zip(sums, dot_blocks(s, isa, block, at, [acc.get() for acc in sums])):
+                    acc.set(value)
+            else:  # token after token, so that no more than one token's numbers are in registers
+                for t, acc in enumerate(sums):
+                    acc.set(dot_block(s, isa, block, at[t], acc.get()))
 
         if is_float:
             # Even and odd columns apart: a sum waits for its last addition, so two of them run twice as fast as one.

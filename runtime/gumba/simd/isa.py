@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from gumba.simd.value import F16, F32, I16, I32, Simd, Value
 
 #: dot(s, start, weights, acts, w_max): w_max bounds the weights' absolute value.
 Dot = Callable[[Simd, Value, Sequence[Value], Sequence[Value], int], Value]
+#: dot_tile(s, starts, weights, acts, w_max, signed): one result per start; ``acts`` are the addresses of as many tokens' bytes.
+DotTile = Callable[[Simd, Sequence[Value], Sequence[Value], Sequence[Value], int, bool], list[Value]]
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Isa:
     ``dot_unsigned``: weights 0..255 (0..w_max) times signed activations. ``dot_signed``: both signed; None where only the
     unsigned form is fast: 8-bit weights are then stored with 128 added. ``has_fma``, ``has_f16``: fused multiply-add, and
     half-precision conversion in hardware. ``tiles``: numbers of tokens that a matrix product takes at once, largest first.
+    ``dot_tile``: the dot products of a whole tile of tokens with the same weights, where that is faster than one by one.
     """
 
     name: str
@@ -39,6 +43,7 @@ class Isa:
     has_fma: bool
     has_f16: bool
     tiles: tuple[int, int, int, int]
+    dot_tile: DotTile | None = None
 
     def multiply_add(self, s: Simd, a: Value, x: Value, acc: Value) -> Value:
         """``a * x + acc`` in float32: one rounding where the set has it, two elsewhere."""
@@ -74,21 +79,39 @@ class Isa:
 
 def known() -> dict[str, Isa]:
     """All instruction sets by name, best first within each processor family."""
-    from gumba.simd import avx2, avx512_vnni, avx_vnni, generic, neon
+    from gumba.simd import avx2, avx512_vnni, avx_vnni, generic, neon, neon_base, neon_i8mm
 
-    sets = (avx512_vnni.ISA, avx_vnni.ISA, avx2.ISA, neon.ISA, generic.ISA)
+    sets = (avx512_vnni.ISA, avx_vnni.ISA, avx2.ISA, neon_i8mm.ISA, neon.ISA, neon_base.ISA, generic.ISA)
     return {isa.name: isa for isa in sets}
+
+
+def _machine() -> str:
+    return platform.machine().lower()
 
 
 @functools.cache
 def features() -> frozenset[str]:
-    """The LLVM feature names of the processor that code is generated for."""
+    """The LLVM feature names of the processor that code is generated for: those that numba hands to LLVM.
+
+    ``NUMBA_CPU_FEATURES`` replaces the processor's own, ``NUMBA_CPU_NAME=generic`` leaves none of them, ``NUMBA_ENABLE_AVX=0``
+    those without AVX; any other ``NUMBA_CPU_NAME`` only tunes. 64-bit Arm has NEON by definition, but not every system
+    tells what else: Apple's processors are known by name (M1: dot products, from M2 on also integer matrix products).
+    """
     import llvmlite.binding as llvm
     from numba.core import config
 
-    if config.CPU_FEATURES is not None:  # set by NUMBA_CPU_FEATURES: what numba will compile for
-        return frozenset(f[1:] for f in config.CPU_FEATURES.split(",") if f.startswith("+"))
-    return frozenset(name for name, there in llvm.get_host_cpu_features().items() if there)
+    if config.CPU_FEATURES is not None:
+        have = {f[1:] for f in config.CPU_FEATURES.split(",") if f.startswith("+")}
+    else:
+        have = {name for name, there in llvm.get_host_cpu_features().items() if there}
+        if not config.ENABLE_AVX:
+            have = {name for name in have if not name.startswith("avx")}
+        name = config.CPU_NAME or llvm.get_host_cpu_name()
+        if name.startswith("apple-m"):
+            have |= {"dotprod"} if name == "apple-m1" else {"dotprod", "i8mm"}
+    if _machine() in ("aarch64", "arm64"):
+        have.add("neon")
+    return frozenset(have)
 
 
 def available() -> list[str]:

@@ -202,6 +202,12 @@ class Simd:
         mask = ir.Constant(ir.VectorType(I32, a.lanes + b.lanes), list(range(a.lanes + b.lanes)))
         return Value(self.b, self.b.shuffle_vector(a.ir, b.ir, mask))
 
+    def interleave(self, a: Value, b: Value, high: bool) -> Value:
+        """The low (or high) halves of ``a`` and ``b``, their lanes in turn."""
+        half = a.lanes // 2
+        picks = [side * a.lanes + half * high + i for i in range(half) for side in (0, 1)]
+        return Value(self.b, self.b.shuffle_vector(a.ir, b.ir, ir.Constant(vector(I32, a.lanes), picks)))
+
     def lane(self, value: Value, index: int) -> Value:
         return Value(self.b, self.b.extract_element(value.ir, ir.Constant(I32, index)))
 
