@@ -131,9 +131,20 @@ def test_damaged_files_are_made_anew(damage, warm: Path, caplog: pytest.LogCaptu
     assert not warnings(caplog) and len(files(warm)) == 1
 
 
-def test_a_payload_that_is_no_kernel_is_made_anew(warm: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The hash is right, what it covers is not: as after an update of numba that changed its pickles."""
-    payload = pickle.dumps(("something", "else"))
+FACTS = {"name": "kernel.add_row", "symbol": "f", "needs": []}
+PAYLOADS = [
+    pickle.dumps(("something", "else")),
+    jit._MAGIC,
+    jit._MAGIC + b"[]\ncode",
+    jit._MAGIC + json.dumps(FACTS).encode() + b"\nno object file",
+    jit._MAGIC + json.dumps(FACTS | {"name": "kernel.other"}).encode() + b"\n",
+    jit._MAGIC + json.dumps(FACTS | {"needs": ["gumba_no_such_function"]}).encode() + b"\n",
+]
+
+
+@pytest.mark.parametrize("payload", PAYLOADS, ids=range(len(PAYLOADS)))
+def test_a_payload_that_is_no_kernel_is_made_anew(payload: bytes, warm: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The hash is right, what it covers is not."""
     for path in files(warm):
         path.write_bytes(hashlib.sha256(payload).digest() + payload)
     assert counts() == (1, 0)

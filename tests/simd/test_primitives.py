@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gumba.kernels.jit import inline
+from gumba.kernels import jit
+from gumba.kernels.jit import Entry
 from gumba.simd import isa as isa_module
 from gumba.simd.isa import Isa
 from gumba.simd.maths import exp
@@ -20,6 +21,15 @@ from gumba.simd.value import F16, F32, I8, I32, Simd, Value, simd_function
 
 ISAS = [isa_module.known()[name] for name in isa_module.available()]
 every = pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+
+
+def in_memory(function: Callable[..., None]) -> Entry:
+    """Compiled now, without the cache."""
+    made = Entry(function, "void(i8, i8, i8, i8)", "")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jit, "cache_folder", lambda: None)
+        made.compile()
+    return made
 
 
 @functools.cache
@@ -42,7 +52,7 @@ def converters(isa: Isa) -> Callable[[int, int, int, int], None]:
         with s.loop(vectors) as i:
             s.store(out + i * (4 * n), exp(s, isa, s.load(x + i * (4 * n), F32, n)))
 
-    @inline
+    @in_memory
     def convert(x, out, vectors, which):  # type: ignore[no-untyped-def]
         if which == 0:
             widen(x, out, vectors)
@@ -51,7 +61,7 @@ def converters(isa: Isa) -> Callable[[int, int, int, int], None]:
         else:
             exponential(x, out, vectors)
 
-    return convert  # type: ignore[no-any-return]
+    return convert
 
 
 def run(isa: Isa, which: int, x: np.ndarray, dtype: Any) -> np.ndarray:
@@ -136,11 +146,11 @@ def dot_product(isa: Isa, signed: bool, w_max: int) -> Callable[[int, int, int, 
         assert function is not None
         s.store(out, function(s, s.load(start, I32, n), w, a, w_max))
 
-    @inline
+    @in_memory
     def call(start, weights, acts, out):  # type: ignore[no-untyped-def]
         product(start, weights, acts, out)
 
-    return call  # type: ignore[no-any-return]
+    return call
 
 
 def check_dot(isa: Isa, signed: bool, w_max: int, weights: np.ndarray, acts: np.ndarray, start: np.ndarray) -> None:
@@ -205,11 +215,11 @@ def tile_product(
         for t, total in enumerate(isa.dot_tile(s, starts, w, [acts + 64 * t for t in range(tokens)], w_max, signed)):
             s.store(out + 4 * n * t, total)
 
-    @inline
+    @in_memory
     def call(start, weights, acts, out):  # type: ignore[no-untyped-def]
         product(start, weights, acts, out)
 
-    return call  # type: ignore[no-any-return]
+    return call
 
 
 @pytest.mark.parametrize("tokens", [2, 3, 4])

@@ -118,7 +118,7 @@ def index_tokens(tokens, offsets, multiplier, table):
     return -1
 
 
-@entry("i8(i4[::1], u1[::1], i8[::1], Array(u1, 1, 'C', readonly=True), i8[::1], i8, i8[:, ::1])")
+@entry("i8(i4[::1], u1[::1], i8[::1], u1[::1], i8[::1], i8, i8[:, ::1])")
 def index_merges(table, tokens, offsets, merges, bounds, multiplier, pairs):
     """Fill the ``pairs`` table (first column all -1, with room) from merges written "left right", in order of rank.
 
@@ -240,7 +240,7 @@ def _merge_word(begin, n, pairs, multiplier, symbols, following, previous, ranks
 
 
 @entry(
-    "i8(u1[::1], i8[::1], i4[::1], u1[:, ::1], i8[:, ::1], i8, i4[::1], u1[::1], i8[::1], u1[::1], i8[:, ::1], u1[::1],"
+    "i8(u1[::1], i8[::1], i4[::1], u1[:, ::1], i8[:, ::1], i8, i4[::1], u1[::1], i8[::1], u1[::1], i8[::1], u1[::1],"
     "i4[::1])"
 )
 def encode_words(
@@ -255,11 +255,12 @@ def encode_words(
         pairs, multiplier: as ``index_merges`` left them.
         table, tokens, offsets: as ``index_tokens`` left them; whole: uint8[tokens], 1 for tokens that a word with just
             their text becomes whatever its merges give.
-        scratch: int64[7, longest word]; spelled: uint8[2 * longest word to be looked up whole]; out: int32[bytes].
+        scratch: int64[7 * longest word]; spelled: uint8[2 * longest word to be looked up whole]; out: int32[bytes].
     Returns how many ids were written to ``out``; a byte without a token is written as -1 - byte.
     """
-    symbols, following, previous, ranks, merged = scratch[0], scratch[1], scratch[2], scratch[3], scratch[4]
-    heap = scratch[5:7].reshape(2 * scratch.shape[1])
+    room = scratch.size // 7
+    symbols, following, previous = scratch[:room], scratch[room : 2 * room], scratch[2 * room : 3 * room]
+    ranks, merged, heap = scratch[3 * room : 4 * room], scratch[4 * room : 5 * room], scratch[5 * room :]
     longest_whole = spelled.size >> 1
     count = 0
     begin = 0

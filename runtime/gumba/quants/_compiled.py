@@ -1,6 +1,6 @@
 """What the compiled loops of the format files share: memory at raw addresses, and the bits of floats.
 
-Imported only when something is first quantized or dequantized, because it imports numba.
+Imported only when something is first quantized or dequantized.
 
 A loop is vectorised by LLVM where its length is known only at run time; with a literal 32 it is unrolled into scalar
 code instead (measured for q4_0: 1.9 against 8.4 GB/s). That is why every encoder and decoder is handed ``length``, its
@@ -14,11 +14,9 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
-from numba.np import arrayobj as _arrayobj
 
-from gumba.kernels.jit import entry, inline
+from gumba.kernels.jit import array_at, entry, inline, intrinsic
+from gumba.simd.value import I8, I64
 
 #: Of every encoder: (float32 values, blocks out, number of blocks, values in a block) -> 1 if any is not finite, or 0.
 #: Of every decoder: (blocks, float32 values out, number of blocks, values in a block) -> 0.
@@ -26,38 +24,12 @@ SIGNATURE = "i8(i8, i8, i8, i8)"
 
 codec_entry = entry(SIGNATURE)
 
-arrayobj: Any = _arrayobj  # untyped in numba
-
-
-def _view(element: types.Type) -> Any:
-    """A function ``(address, n)`` giving the array of n ``element`` at an address. Nothing is checked."""
-    array = types.Array(element, 1, "C")
-
-    @intrinsic
-    def view(typingctx: Any, address: Any, n: Any) -> Any:
-        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            made = arrayobj.make_array(array)(context, builder)
-            size = context.get_abi_sizeof(context.get_data_type(element))
-            arrayobj.populate_array(
-                made,
-                data=builder.inttoptr(args[0], context.get_data_type(element).as_pointer()),
-                shape=[args[1]],
-                strides=[context.get_constant(types.intp, size)],
-                itemsize=size,
-                meminfo=None,
-            )
-            return made._getvalue()
-
-        return array(types.int64, types.int64), codegen
-
-    return view
-
-
-floats_at = _view(types.float32)
-words_at = _view(types.uint32)
-halves_at = _view(types.uint16)
-bytes_at = _view(types.uint8)
-int8s_at = _view(types.int8)
+#: Functions ``(address, n)`` giving the array of n numbers at an address. Nothing is checked.
+floats_at: Any = array_at("f4")
+words_at: Any = array_at("u4")
+halves_at: Any = array_at("u2")
+bytes_at: Any = array_at("u1")
+int8s_at: Any = array_at("i1")
 
 
 def scratch(n_bytes: int) -> Any:
@@ -65,11 +37,13 @@ def scratch(n_bytes: int) -> Any:
 
     @intrinsic
     def allocate(typingctx: Any) -> Any:
+        from numba import types
+
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             with builder.goto_entry_block():
-                memory = builder.alloca(ir.ArrayType(ir.IntType(8), n_bytes))
+                memory = builder.alloca(ir.ArrayType(I8, n_bytes))
             memory.align = 64
-            return builder.ptrtoint(memory, ir.IntType(64))
+            return builder.ptrtoint(memory, I64)
 
         return types.int64(), codegen
 
@@ -79,6 +53,7 @@ def scratch(n_bytes: int) -> Any:
 @intrinsic
 def _bits_of(typingctx: Any, x: Any) -> Any:
     """The 32 bits of a float32 as a uint32."""
+    from numba import types
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.bitcast(args[0], context.get_value_type(types.uint32))
@@ -89,6 +64,7 @@ def _bits_of(typingctx: Any, x: Any) -> Any:
 @intrinsic
 def _float_of(typingctx: Any, bits: Any) -> Any:
     """The float32 with these 32 bits."""
+    from numba import types
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.bitcast(args[0], context.get_value_type(types.float32))

@@ -98,15 +98,18 @@ def features() -> frozenset[str]:
     tells what else: Apple's processors are known by name (M1: dot products, from M2 on also integer matrix products).
     """
     import llvmlite.binding as llvm
-    from numba.core import config
 
-    if config.CPU_FEATURES is not None:
-        have = {f[1:] for f in config.CPU_FEATURES.split(",") if f.startswith("+")}
+    from gumba.kernels.jit import compiler_settings
+
+    settings = compiler_settings()
+    forced = settings["CPU_FEATURES"]
+    if forced is not None:
+        have = {f[1:] for f in forced.split(",") if f.startswith("+")}
     else:
         have = {name for name, there in llvm.get_host_cpu_features().items() if there}
-        if not config.ENABLE_AVX:
+        if settings["ENABLE_AVX"] is not None:
             have = {name for name in have if not name.startswith("avx")}
-        name = config.CPU_NAME or llvm.get_host_cpu_name()
+        name = settings["CPU_NAME"] or llvm.get_host_cpu_name()
         if name.startswith("apple-m"):
             have |= {"dotprod"} if name == "apple-m1" else {"dotprod", "i8mm"}
     if _machine() in ("aarch64", "arm64"):

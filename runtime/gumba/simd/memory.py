@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from gumba.simd.value import F32, I8, I16, I32, I64, Simd, Value, simd_function
 
@@ -61,102 +57,65 @@ def store_i8(s: Simd, address: Value, value: Value) -> None:
     s.store(address, value.to(I8))
 
 
-def _pointer(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
-    return builder.inttoptr(address, I64.as_pointer())
+def _pointer(s: Simd, address: Value) -> ir.Value:
+    return s.b.inttoptr(address.ir, I64.as_pointer())
 
 
-@intrinsic
-def atomic_load(typingctx: Any, address: Any) -> Any:
+@simd_function("i8(i8)")
+def atomic_load(s: Simd, address: Value) -> Value:
     """The int64 at ``address`` (sequentially consistent: not read before an earlier atomic change is visible to all)."""
-
-    def codegen(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
-        return b.load_atomic(_pointer(b, args[0]), "seq_cst", 8)
-
-    return types.int64(types.int64), codegen
+    return Value(s.b, s.b.load_atomic(_pointer(s, address), "seq_cst", 8))
 
 
-@intrinsic
-def atomic_store(typingctx: Any, address: Any, value: Any) -> Any:
+@simd_function("void(i8, i8)")
+def atomic_store(s: Simd, address: Value, value: Value) -> None:
     """Store an int64 at ``address`` (release)."""
-
-    def codegen(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
-        b.store_atomic(args[1], _pointer(b, args[0]), "release", 8)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
+    s.b.store_atomic(value.ir, _pointer(s, address), "release", 8)
 
 
-@intrinsic
-def atomic_add(typingctx: Any, address: Any, value: Any) -> Any:
+@simd_function("i8(i8, i8)")
+def atomic_add(s: Simd, address: Value, value: Value) -> Value:
     """Add to the int64 at ``address``; returns what was there before (sequentially consistent)."""
-
-    def codegen(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
-        return b.atomic_rmw("add", _pointer(b, args[0]), args[1], "seq_cst")
-
-    return types.int64(types.int64, types.int64), codegen
+    return Value(s.b, s.b.atomic_rmw("add", _pointer(s, address), value.ir, "seq_cst"))
 
 
-@intrinsic
-def atomic_exchange(typingctx: Any, address: Any, value: Any) -> Any:
+@simd_function("i8(i8, i8)")
+def atomic_exchange(s: Simd, address: Value, value: Value) -> Value:
     """Replace the int64 at ``address``; returns what was there before (sequentially consistent)."""
-
-    def codegen(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
-        return b.atomic_rmw("xchg", _pointer(b, args[0]), args[1], "seq_cst")
-
-    return types.int64(types.int64, types.int64), codegen
+    return Value(s.b, s.b.atomic_rmw("xchg", _pointer(s, address), value.ir, "seq_cst"))
 
 
-@intrinsic
-def atomic_replace(typingctx: Any, address: Any, old: Any, new: Any) -> Any:
+@simd_function("b1(i8, i8, i8)")
+def atomic_replace(s: Simd, address: Value, old: Value, new: Value) -> Value:
     """Store ``new`` at ``address`` if ``old`` is there; whether it was (sequentially consistent)."""
-
-    def codegen(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
-        made = b.cmpxchg(_pointer(b, args[0]), args[1], args[2], "seq_cst", "seq_cst")
-        return b.extract_value(made, 1)
-
-    return types.boolean(types.int64, types.int64, types.int64), codegen
+    made = s.b.cmpxchg(_pointer(s, address), old.ir, new.ir, "seq_cst", "seq_cst")
+    return Value(s.b, s.b.extract_value(made, 1))
 
 
-@intrinsic
-def spin_hint(typingctx: Any) -> Any:
+@simd_function("void()")
+def spin_hint(s: Simd) -> None:
     """Tell the processor that this is a waiting loop (x86 ``pause``, Arm ``yield``); nothing elsewhere."""
-
-    def codegen(context: Any, b: ir.IRBuilder, sig: Any, args: Any) -> Any:
-        if b.module.triple.startswith(("x86_64", "i386", "i686")):
-            Simd(b).call("llvm.x86.sse2.pause", ir.VoidType())
-        elif b.module.triple.startswith(("aarch64", "arm64")):
-            Simd(b).call("llvm.aarch64.hint", ir.VoidType(), Simd(b).constant(1, I32))
-        return context.get_dummy_value()
-
-    return types.void(), codegen
+    if s.b.module.triple.startswith(("x86_64", "i386", "i686")):
+        s.call("llvm.x86.sse2.pause", ir.VoidType())
+    elif s.b.module.triple.startswith(("aarch64", "arm64")):
+        s.call("llvm.aarch64.hint", ir.VoidType(), s.constant(1, I32))
 
 
-@intrinsic
-def call_address(typingctx: Any, function: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+@simd_function("void(i8, i8, i8, i8, i8)")
+def call_address(s: Simd, function: Value, a: Value, b: Value, c: Value, d: Value) -> None:
     """Call the C function ``void f(int64, int64, int64, int64)`` at an address."""
-
-    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.VoidType(), [I64] * 4)
-        builder.call(builder.inttoptr(args[0], kind.as_pointer()), list(args[1:]))
-        return context.get_dummy_value()
-
-    return types.void(*([types.int64] * 5)), codegen
+    kind = ir.FunctionType(ir.VoidType(), [I64] * 4)
+    s.b.call(s.b.inttoptr(function.ir, kind.as_pointer()), [a.ir, b.ir, c.ir, d.ir])
 
 
-@intrinsic
-def call_pointer_int(typingctx: Any, function: Any, pointer: Any, number: Any) -> Any:
+@simd_function("i8(i8, i8, i8)")
+def call_pointer_int(s: Simd, function: Value, pointer: Value, number: Value) -> Value:
     """Call the C function ``int f(void *, int)`` at an address (also right for functions that take fewer arguments)."""
-
-    def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> Any:
-        byte_pointer = ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(I32, [byte_pointer, I32])
-        number = builder.trunc(args[2], I32)
-        made = builder.call(
-            builder.inttoptr(args[0], kind.as_pointer()), [builder.inttoptr(args[1], byte_pointer), number]
-        )
-        return builder.sext(made, I64)
-
-    return types.int64(types.int64, types.int64, types.int64), codegen
+    byte_pointer = I8.as_pointer()
+    kind = ir.FunctionType(I32, [byte_pointer, I32])
+    address = s.b.inttoptr(function.ir, kind.as_pointer())
+    made = s.b.call(address, [s.b.inttoptr(pointer.ir, byte_pointer), number.to(I32).ir])
+    return Value(s.b, made).to(I64)
 
 
 __all__ = [

@@ -19,14 +19,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
+
+from gumba.kernels.jit import Intrinsic
 
 I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 _FLOATS = (ir.HalfType, ir.FloatType, ir.DoubleType)
-_NUMBA = {"i8": types.int64, "i4": types.int32, "f4": types.float32, "void": types.void}
+_NUMBA = {"i8": "int64", "i4": "int32", "f4": "float32", "b1": "boolean", "void": "void"}
 
 
 def vector(element: ir.Type, lanes: int) -> ir.Type:
@@ -40,6 +39,12 @@ def _element(type_: ir.Type) -> ir.Type:
 
 def _lanes(type_: ir.Type) -> int:
     return type_.count if isinstance(type_, ir.VectorType) else 1
+
+
+def _declared(builder: ir.IRBuilder, kind: ir.FunctionType, name: str) -> ir.Function:
+    """The function ``name`` of the module under construction, declared on its first use."""
+    found = builder.module.globals.get(name)
+    return ir.Function(builder.module, kind, name) if found is None else found
 
 
 class Value:
@@ -137,7 +142,8 @@ class Variable:
 
     def __init__(self, builder: ir.IRBuilder, initial: Value) -> None:
         self.b = builder
-        self.slot = cgutils.alloca_once(builder, initial.type)
+        with builder.goto_entry_block():
+            self.slot = builder.alloca(initial.type)
         self.set(initial)
 
     def get(self) -> Value:
@@ -178,7 +184,7 @@ class Simd:
         """Ask for the cache line at ``address``, which need not exist: nothing waits for it."""
         pointer = self.b.inttoptr(address.ir, I8.as_pointer())
         kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
-        function = cgutils.get_or_insert_function(self.b.module, kind, "llvm.prefetch.p0")
+        function = _declared(self.b, kind, "llvm.prefetch.p0")
         read, keep, data = (ir.Constant(I32, n) for n in (0, 3, 1))
         self.b.call(function, [pointer, read, keep, data])
 
@@ -217,7 +223,7 @@ class Simd:
     def call(self, name: str, result: ir.Type, *args: Value) -> Value:
         """Call an LLVM intrinsic by its mangled name."""
         signature = ir.FunctionType(result, [a.type for a in args])
-        function = cgutils.get_or_insert_function(self.b.module, signature, name)
+        function = _declared(self.b, signature, name)
         return Value(self.b, self.b.call(function, [a.ir for a in args]))
 
     def _unary(self, name: str, *args: Value) -> Value:
@@ -253,6 +259,8 @@ class Simd:
     @contextlib.contextmanager
     def loop(self, count: Value, start: int = 0, step: int = 1) -> Iterator[Value]:
         """A run-time loop; yields the index (64-bit)."""
+        from numba.core import cgutils
+
         first, by = ir.Constant(I64, start), ir.Constant(I64, step)
         with cgutils.for_range_slice(self.b, first, count.ir, by, intp=I64) as (index, _):
             yield Value(self.b, index)
@@ -264,22 +272,28 @@ class Simd:
 
 
 def simd_function(signature: str) -> Callable[[Callable[..., Any]], Any]:
-    """Make a micro-kernel callable from compiled functions. ``signature``: ``"result(type, ...)"`` of i8, i4, f4, void.
+    """Make a micro-kernel callable from compiled functions. ``signature``: ``"result(type, ...)"`` of i8, i4, f4, b1, void.
 
-    The Python function gets a ``Simd`` and one ``Value`` per argument, and returns a ``Value`` (or None for void).
+    The Python function gets a ``Simd`` and one ``Value`` per argument, and returns a ``Value`` (or None for void). It runs
+    when something that calls it is compiled.
     """
     result, _, rest = signature.partition("(")
-    argument_types = tuple(_NUMBA[name.strip()] for name in rest.rstrip(")").split(",") if name.strip())
-    sig = _NUMBA[result.strip()](*argument_types)
+    arguments = [_NUMBA[name.strip()] for name in rest.rstrip(")").split(",") if name.strip()]
+    returned = _NUMBA[result.strip()]
 
     def decorate(function: Callable[..., Any]) -> Any:
         def codegen(context: Any, builder: ir.IRBuilder, signature_: Any, args: Sequence[ir.Value]) -> Any:
             value = function(Simd(builder), *(Value(builder, a) for a in args))
             return context.get_dummy_value() if value is None else value.ir
 
-        names = ", ".join(f"a{i}" for i in range(len(argument_types)))
-        scope: dict[str, Any] = {"__name__": __name__, "sig": sig, "codegen": codegen}
-        exec(f"def {function.__name__}(typingctx, {names}):\n    return sig, codegen", scope)
-        return intrinsic(scope[function.__name__])
+        def typed() -> Any:
+            from numba import types
+
+            return getattr(types, returned)(*(getattr(types, name) for name in arguments)), codegen
+
+        names = ", ".join(f"a{i}" for i in range(len(arguments)))
+        scope: dict[str, Any] = {"__name__": __name__, "typed": typed}
+        exec(f"def {function.__name__}(typingctx, {names}):\n    return typed()", scope)
+        return Intrinsic(scope[function.__name__])
 
     return decorate

@@ -105,7 +105,7 @@ class BytePairEncoder:
         if len(data) != len(text):
             characters = np.flatnonzero((data & 0xC0) != 0x80)
             ends = np.append(characters, len(data))[ends]
-        scratch = np.empty((7, longest_word), np.int64)
+        scratch = np.empty(7 * longest_word, np.int64)
         spelled = np.empty(2 * self._longest_whole, np.uint8)
         out = np.empty(len(data), np.int32)
         count = self._encode(

@@ -1,0 +1,166 @@
+"""Compiling one function to an object file: numba's front end, one run of LLVM's passes, nothing of numba left in the result.
+
+Imported only when something must be compiled: a process whose kernels are all in the cache never imports numba.
+
+Numba's own ``njit`` optimises and emits every helper function by itself and once more in each of its callers, with wrappers
+for Python around each. Here helpers are only translated to LLVM's language; the passes run once, over a whole kernel with its
+helpers inside, whose other symbols become private. The C function around it ignores numba's status, because kernels raise
+nothing: so an object file refers to nothing but C's mathematical library (and memcpy and the like).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+from llvmlite import ir
+from numba.core import sigutils, types
+from numba.core.codegen import JITCodeLibrary
+from numba.core.compiler import Compiler, Flags, compile_extra
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.dispatcher import _FunctionCompiler
+from numba.core.registry import CPUDispatcher, cpu_target
+from numba.core.typing.templates import AbstractTemplate
+
+from gumba.errors import EngineError
+
+#: Never ``fastmath=True``: masks need infinities, and every sum keeps its written order.
+FLAGS: dict[str, Any] = {
+    "nopython": True,
+    "nogil": True,
+    "error_model": "numpy",
+    "_nrt": False,
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+}
+
+
+class _Library(JITCodeLibrary):
+    """A function in LLVM's language, linked with its helpers; neither optimised nor emitted."""
+
+    def _optimize_functions(self, ll_module: Any) -> None:
+        ll_module.data_layout = self._codegen._data_layout
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalized = True
+
+    def emit(self, symbol: str) -> tuple[bytes, list[str]]:
+        """The object file, with ``symbol`` as its only name, and the names that it needs from outside."""
+        self._ensure_finalized()
+        module = self._final_module
+        for value in [*module.functions, *module.global_variables]:
+            if not value.is_declaration and value.name != symbol:
+                value.linkage = "internal"
+        passes, builder = self._codegen._module_pass_manager()
+        passes.run(module, builder)
+        module.verify()
+        values = [*module.functions, *module.global_variables]
+        needed = [v.name for v in values if v.is_declaration and not v.name.startswith("llvm.")]
+        return self._codegen._tm.emit_object(module), needed
+
+
+_context: Any = cpu_target.target_context
+_typing: Any = cpu_target.typing_context
+
+
+class _HelperCompiler(_FunctionCompiler):
+    """Compiles to a ``_Library``, and tells numba of the function by that: there is no Python function made of it."""
+
+    def _compile_core(self, args: Any, return_type: Any) -> Any:
+        flags = Flags()
+        _Helper.targetdescr.options.parse_as_flags(flags, FLAGS)
+        flags.no_compile = True
+        library = _Library(_context.codegen(), self.py_func.__qualname__)
+        made = compile_extra(_typing, _context, self.py_func, args, return_type, flags, {}, library=library)
+        if made.typing_error is not None:
+            raise made.typing_error
+        _context.insert_user_function(library, made.fndesc, [library])
+        return made
+
+
+class _Helper(CPUDispatcher):
+    """A function that other compiled functions call."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function, targetoptions=FLAGS)
+        self._compiler = _HelperCompiler(function, self.targetdescr, FLAGS, {}, Compiler)
+
+    def add_overload(self, made: Any) -> None:
+        self.overloads[made.signature.args] = made
+
+    def get_overload(self, signature: Any) -> Any:
+        """What the context knows the function by."""
+        return self.overloads[tuple(sigutils.normalize_signature(signature)[0])].library
+
+
+def helper(function: Callable[..., Any]) -> Any:
+    """What numba takes for a function that is called only from compiled functions (its ``_numba_type_`` refers to it weakly)."""
+    return _Helper(function)
+
+
+def intrinsic_type(define: Callable[..., Any]) -> Any:
+    """Numba's type of a function that ``define(typing_context, *arguments)`` gives as (signature, code generator).
+
+    Numba's own ``intrinsic`` puts generators into registries that all contexts of the process share, and starts them up.
+    """
+    known: dict[Any, Any] = {}
+    generators: dict[Any, Any] = {}
+
+    class Template(AbstractTemplate):
+        key = define
+
+        def generic(self, args: Any, kws: Any) -> Any:
+            if args not in known:
+                known[args], generator = define(self.context, *args)
+                generators[known[args].args] = generator
+                _context.insert_func_defn([(generator, generator, known[args].args)])
+            return known[args]
+
+        def get_impl_key(self, sig: Any) -> Any:
+            return generators[sig.args]
+
+    return types.Function(Template)
+
+
+def parse_signature(signature: str) -> tuple[tuple[Any, ...], Any]:
+    """Argument types and result type of a signature in numba's notation."""
+    arguments, result = sigutils.normalize_signature(signature)
+    return arguments, result
+
+
+@global_compiler_lock
+def compile_object(function: Callable[..., Any], signature: str, symbol: str) -> tuple[bytes, list[str]]:
+    """An object file with the C function ``symbol``, and the names it needs. ``signature``: of numbers (and void) only."""
+    if numba.core.config.DISABLE_JIT:
+        raise EngineError("NUMBA_DISABLE_JIT is set: gumba's kernels exist only as compiled code")
+    arguments, result = parse_signature(signature)
+    _context.refresh()
+    _typing.refresh()
+    made = _Helper(function)._compiler.compile(arguments, result)
+    _add_c_function(made, symbol)
+    library: _Library = made.library
+    return library.emit(symbol)
+
+
+def _add_c_function(made: Any, symbol: str) -> None:
+    """Add a C function that calls numba's (which returns a status, and its result through a pointer)."""
+    call_conv, description = _context.call_conv, made.fndesc
+    module = _context.create_module("c_function")
+    kind = call_conv.get_function_type(description.restype, description.argtypes)
+    inner = ir.Function(module, kind, description.llvm_func_name)
+    values = [_context.get_value_type(t) for t in description.argtypes]
+    is_void = description.restype in (types.void, types.none)
+    returned = ir.VoidType() if is_void else _context.get_value_type(description.restype)
+    outer = ir.Function(module, ir.FunctionType(returned, values), symbol)
+    builder = ir.IRBuilder(outer.append_basic_block("entry"))
+    _, result = call_conv.call_function(builder, inner, description.restype, description.argtypes, outer.args)
+    if is_void:
+        builder.ret_void()
+    else:
+        builder.ret(result)
+    made.library._finalized = False
+    made.library.add_ir_module(module)
