@@ -115,6 +115,24 @@ def store_kv_q8_0(page: np.ndarray, place: int, k: np.ndarray, v: np.ndarray, v_
                     values[h, b, 2048 + 2 * place : 2050 + 2 * place] = scales[h, b].reshape(1).view(np.uint8)
 
 
+def through_bf16(x: np.ndarray) -> np.ndarray:
+    """float32 rounded to the nearest bfloat16, ties to even."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).view(np.float32)
+
+
+def store_kv_bf16(page: np.ndarray, place: int, k: np.ndarray, v: np.ndarray, v_offset: int, v_row: int) -> None:
+    """The same for pages of bfloat16: keys in pairs of elements, values in pairs of tokens."""
+    heads, head_dim = k.shape
+    pairs = -(-head_dim // 2)
+    halves = [(through_bf16(x).view(np.uint32) >> 16).astype(np.uint16) for x in (k, v)]
+    keys = page[: heads * pairs * 256].view(np.uint16).reshape(heads, pairs, 64, 2)
+    values = page[v_offset : v_offset + heads * 64 * v_row * 2].view(np.uint16).reshape(heads, 32, v_row, 2)
+    for i in range(2 * pairs):
+        keys[:, i // 2, place, i % 2] = halves[0][:, i] if i < head_dim else 0
+    values[:, place // 2, :head_dim, place % 2] = halves[1]
+
+
 def through_q8(x: np.ndarray, half: bool) -> np.ndarray:
     """float32 [..., n] as it comes back from int8 blocks of 32, whose scales are float16 when ``half``."""
     n = x.shape[-1]

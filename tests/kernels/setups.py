@@ -172,11 +172,12 @@ class Cache:
     ) -> None:
         self.isa, self.heads, self.head_dim, self.kv_type = isa, heads, head_dim, kv_type
         self.pages = page_formats()[kv_type]
-        self.dtype = np.dtype({"f16": np.float16, "f32": np.float32, "q8_0": np.float32}[kv_type])
+        self.dtype = np.dtype({"f16": np.float16}.get(kv_type, np.float32))
         # What a head's keys and values take of a page, by the formats' descriptions.
         self.v_row = -(-head_dim // (32 if kv_type == "q8_0" else 16)) * (32 if kv_type == "q8_0" else 16)
-        k_bytes = -(-head_dim // 32) * 34 if kv_type == "q8_0" else head_dim * self.dtype.itemsize
-        v_bytes = -(-head_dim // 32) * 34 if kv_type == "q8_0" else self.v_row * self.dtype.itemsize
+        size = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 0}[kv_type]
+        k_bytes = -(-head_dim // 32) * 34 if kv_type == "q8_0" else -(-head_dim // 2) * 2 * size
+        v_bytes = -(-head_dim // 32) * 34 if kv_type == "q8_0" else self.v_row * size
         self.k_bytes, self.v_bytes = k_bytes, v_bytes
         self.v_offset = -(-heads * k_bytes * 64 // 64) * 64
         self.page_bytes = self.v_offset + heads * 64 * v_bytes + 128  # and 128 that belong to nobody
@@ -190,6 +191,8 @@ class Cache:
         page = self.memory[self.tables[sequence][position // 64]]
         if self.kv_type == "q8_0":
             oracles.store_kv_q8_0(page, position % 64, k, v, self.v_offset, self.isa)
+        elif self.kv_type == "bf16":
+            oracles.store_kv_bf16(page, position % 64, k, v, self.v_offset, self.v_row)
         else:
             oracles.store_kv(page, position % 64, k, v, self.v_offset, self.v_row, self.dtype)
 
@@ -261,6 +264,9 @@ def setup_attention(
         if kv_type == "q8_0":
             k, v = oracles.through_q8(k, half=True), oracles.through_q8(v, half=True)
             q = oracles.through_q8(q * np.float32(scale * att.LOG2_E), half=False) / (scale * att.LOG2_E)
+        if kv_type == "bf16":
+            k, v = oracles.through_bf16(k), oracles.through_bf16(v)
+            q = oracles.through_bf16(q * np.float32(scale * att.LOG2_E)).astype(np.float64) / (scale * att.LOG2_E)
         expected.append(oracles.attention(q, k, v, past, scale).reshape(new, -1))
         start += new
     held, out = rows(np.concatenate(queries)), rows(np.zeros((start, queries[0].shape[1]), np.float32))
@@ -275,7 +281,7 @@ def setup_attention(
     batch = Batch(start, tiles=tiles, split=-(-longest // att.PART_TOKENS) if split else 0)
     return Setup(
         att.attention(isa, cache.pages), arguments, batch, out, lambda a: a[:, :width],
-        np.concatenate(expected), 1e-5 * max(1.0, sharpness), keep=[held, cache, partials],
+        np.concatenate(expected), (6e-3 if kv_type == "bf16" else 1e-5) * max(1.0, sharpness), keep=[held, cache, partials],
     )  # fmt: skip
 
 

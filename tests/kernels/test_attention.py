@@ -22,7 +22,7 @@ from gumba.simd.isa import Isa
 ISA = ISAS[0]
 
 
-@pytest.mark.parametrize("kv_type", ["f16", "f32", "q8_0"])
+@pytest.mark.parametrize("kv_type", ["f16", "f32", "bf16", "q8_0"])
 @pytest.mark.parametrize("isa", ISAS, ids=isa_id)
 def test_every_instruction_set_and_cache_type(isa: Isa, kv_type: str) -> None:
     setups.setup_attention(isa, kv_type).check()
@@ -33,7 +33,7 @@ def test_every_instruction_set_and_cache_type(isa: Isa, kv_type: str) -> None:
 @pytest.mark.parametrize("head_dim", [24, 64, 80])
 def test_group_and_head_sizes(group: int, head_dim: int) -> None:
     """40 heads in a group are more rows than a tile aims at."""
-    for kv_type in ("f16", "f32", "q8_0"):
+    for kv_type in ("f16", "f32", "bf16", "q8_0"):
         setups.setup_attention(ISA, kv_type, group, head_dim, kv_heads=1 if group == 40 else 2).check()
 
 
@@ -85,7 +85,7 @@ def test_same_bits_when_threads_share_a_context(isa: Isa, sequences: list[tuple[
 
 def test_split_context_of_any_group() -> None:
     for group, head_dim in ((1, 24), (8, 64), (40, 80)):
-        for kv_type in ("f16", "f32", "q8_0"):
+        for kv_type in ("f16", "f32", "bf16", "q8_0"):
             sizes = {"group": group, "head_dim": head_dim, "sequences": [(520, 1)], "kv_heads": 2}
             parted = setups.setup_attention(ISA, kv_type, split=True, **sizes)
             np.testing.assert_array_equal(
@@ -108,7 +108,7 @@ def test_partials_stay_in_their_memory() -> None:
         assert (guarded[size:] == 0x5A).all()
 
 
-@pytest.mark.parametrize("kv_type", ["f16", "f32", "q8_0"])
+@pytest.mark.parametrize("kv_type", ["f16", "f32", "bf16", "q8_0"])
 def test_large_scores(kv_type: str) -> None:
     """Scores of some hundreds: e^x alone would be infinite."""
     setup = setups.setup_attention(ISA, kv_type, sharpness=300.0)
@@ -135,7 +135,7 @@ def test_scratch_holds_a_tile(group: int) -> None:
             assert size % 64 == 0
 
 
-@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+@pytest.mark.parametrize("kv_type", ["f16", "bf16", "q8_0"])
 def test_scratch_is_not_left(kv_type: str) -> None:
     """Each thread keeps to its own scratch: guards before, between and after."""
     for group in (1, 3, 40):

@@ -204,7 +204,7 @@ def _visible(first_position, row, group, part):
 def _attend_block(isa: Isa, pages: PageFormat):
     """A compiled function: one block of rows with one part of the context, from nothing."""
     functions = pages.functions(isa)
-    scores, outputs, softmax = functions.scores, functions.outputs, _softmax(isa)
+    scores, outputs, softmax, together = functions.scores, functions.outputs, _softmax(isa), pages.together
 
     @inline
     def attend_block(row, rows, q, table, k_pages, v_pages, geo, part, first_position, work, out):
@@ -213,7 +213,7 @@ def _attend_block(isa: Isa, pages: PageFormat):
         out_row = 4 * (v_row + 16)
         left = rows - row
         n = block_rows(left)
-        common = _visible(first_position, row, group, part)
+        common = _visible(first_position, row, group, part) // together * together
         n_keys = _visible(first_position, min(row + n, rows) - 1, group, part)
         for page in range((n_keys + PAGE_TOKENS - 1) // PAGE_TOKENS):
             keys = k_pages + load_i32(table + 4 * (part * PART_PAGES + page)) * load_i64(geo + K_PAGE)
@@ -226,14 +226,15 @@ def _attend_block(isa: Isa, pages: PageFormat):
             softmax(work + r * S_ROW, visible, out + r * out_row + 4 * v_row)
         # Keys that every row of the block sees are taken together, later ones row by row: a key is multiplied by no weight,
         # not even by zero, for a token that comes before it (zero times infinity would be NaN).
-        for r in range(min(n, left)):
-            first = common if r > 0 else 0
-            last = _visible(first_position, row + r, group, part)
+        for r in range(-1, min(n, left)):
+            first = common if r >= 0 else 0
+            last = _visible(first_position, row + r, group, part) if r >= 0 else common
+            lines, r = (1, r) if r >= 0 else (left, 0)
             while first < last:
                 page = first // PAGE_TOKENS
                 end = min(last, (page + 1) * PAGE_TOKENS)
                 values = v_pages + load_i32(table + 4 * (part * PART_PAGES + page)) * load_i64(geo + V_PAGE)
-                outputs(1 if r > 0 else left, work + r * S_ROW + 4 * first, values, first % PAGE_TOKENS, end - first,
+                outputs(lines, work + r * S_ROW + 4 * first, values, first % PAGE_TOKENS, end - first,
                         out + r * out_row, out_row, v_row, work + BLOCK_ROWS * S_ROW)  # fmt: skip
                 first = end
 

@@ -9,7 +9,7 @@ the compiled functions that attention is made of:
 - ``scores(left, q, q_row, keys, out, n_columns, head_dim)``: Q K^T of a block of query rows with the first ``n_columns`` (a
   multiple of 16) keys of a page. ``left``: rows from here to the end of the tile, see ``block_rows``.
 - ``outputs(left, p, values, first_key, n_keys, o, o_row, v_row, scratch)``: O += P V for keys ``first_key`` up to
-  ``first_key + n_keys`` of a page.
+  ``first_key + n_keys`` of a page, both multiples of ``together`` unless it is the last key of a single row.
 
 Scores and weights (float32) are rows of PART_TOKENS; each element is summed in one order, whatever rows stand beside it.
 """
@@ -48,7 +48,7 @@ class PageFunctions:
 @dataclass(frozen=True)
 class PageFormat:
     """Sizes in bytes of one head's keys and values in a page, and of a query row; ``v_align``: values of a token are padded
-    to this many elements; ``functions(isa)`` makes the compiled part."""
+    to this many elements; ``functions(isa)`` makes the compiled part; ``together``: keys that are multiplied at once."""
 
     name: str
     v_align: int
@@ -56,6 +56,7 @@ class PageFormat:
     value_bytes: Callable[[int], int]
     query_bytes: Callable[[int], int]
     functions: Callable[[Isa], PageFunctions]
+    together: int = 1
 
     def v_row(self, head_dim: int) -> int:
         """Elements of a token's values, padding included."""
@@ -64,9 +65,14 @@ class PageFormat:
 
 def page_formats() -> dict[str, PageFormat]:
     """All formats by name."""
-    from gumba.kernels import pages_float, pages_q8_0
+    from gumba.kernels import pages_bf16, pages_float, pages_q8_0
 
-    return {"f16": pages_float.F16_PAGES, "f32": pages_float.F32_PAGES, "q8_0": pages_q8_0.Q8_0_PAGES}
+    return {
+        "bf16": pages_bf16.BF16_PAGES,
+        "f16": pages_float.F16_PAGES,
+        "f32": pages_float.F32_PAGES,
+        "q8_0": pages_q8_0.Q8_0_PAGES,
+    }
 
 
 @inline
@@ -75,29 +81,61 @@ def block_rows(left):
     return 6 if left > 3 else 3 if left > 1 else 1
 
 
-def _update(isa: Isa, load: Callable[[Simd, Value], Value], size: int, rows: int, vectors: int) -> Any:
-    """C[r, :] += sum over k of A[r, k] * B[k, :], k from first to last; C begins at zero when ``fresh``.
+@dataclass(frozen=True)
+class Product:
+    """How ``rank_update`` multiplies. A is loaded as ``element`` (32 bits) to all lanes; B by ``load(s, address)``, for each
+    lane ``size`` bytes; ``multiply_add(s, a, b, sum)``. ``last(s, b)``, if any: B's part that counts in an odd last step."""
 
-    ``load(s, address)`` brings ``isa.lanes`` elements of B, ``size`` bytes each, as float32.
-    """
-    lanes = isa.lanes
+    element: Any
+    size: int
+    load: Callable[[Simd, Value], Value]
+    multiply_add: Callable[[Simd, Value, Value, Value], Value]
+    last: Callable[[Simd, Value], Value] | None = None
 
-    @simd_function("void(i8, i8, i8, i8, i8, i8, i8, i8)")
+
+def float_product(isa: Isa, size: int, load: Callable[[Simd, Value], Value]) -> Product:
+    """Float32 multiply-adds of what ``load`` makes of ``isa.lanes`` elements of ``size`` bytes."""
+    return Product(F32, size, load, lambda s, a, b, acc: isa.multiply_add(s, a, b, acc))
+
+
+def _update(isa: Isa, product: Product, rows: int, vectors: int) -> Any:
+    """C[r, :] += sum over k of A[r, k] * B[k, :] for ``n`` k; C begins at zero when ``fresh``. ``odd``: one more step, with
+    ``product.last`` (one row only)."""
+    lanes, size = isa.lanes, product.size
+
+    @simd_function("void(i8, i8, i8, i8, i8, i8, i8, i8, i8)")
     def update(
-        s: Simd, a: Value, a_row: Value, b: Value, b_row: Value, c: Value, c_row: Value, n: Value, fresh: Value
+        s: Simd,
+        a: Value,
+        a_row: Value,
+        b: Value,
+        b_row: Value,
+        c: Value,
+        c_row: Value,
+        n: Value,
+        fresh: Value,
+        odd: Value,
     ) -> None:
         accs = [[s.variable(s.zero(F32, lanes)) for _ in range(vectors)] for _ in range(rows)]
         with s.when(fresh.compare("==", 0)):
             for r in range(rows):
                 for v in range(vectors):
                     accs[r][v].set(s.load(c + c_row * r + 4 * lanes * v, F32, lanes))
-        with s.loop(n) as k:
+
+        def step(k: Value, part: Callable[[Value], Value]) -> None:
             row = b + k * b_row
-            bs = [load(s, row + lanes * size * v) for v in range(vectors)]
+            bs = [part(product.load(s, row + lanes * size * v)) for v in range(vectors)]
             for r in range(rows):
-                x = s.splat(s.load(a + a_row * r + k * 4, F32), lanes)
+                x = s.splat(s.load(a + a_row * r + k * 4, product.element), lanes)
                 for v in range(vectors):
-                    accs[r][v].set(isa.multiply_add(s, x, bs[v], accs[r][v].get()))
+                    accs[r][v].set(product.multiply_add(s, x, bs[v], accs[r][v].get()))
+
+        with s.loop(n) as k:
+            step(k, lambda x: x)
+        if product.last is not None and rows == 1:
+            last = product.last
+            with s.when(odd.compare("!=", 0)):
+                step(n, lambda x: last(s, x))
         for r in range(rows):
             for v in range(vectors):
                 s.store(c + c_row * r + 4 * lanes * v, accs[r][v].get())
@@ -105,35 +143,36 @@ def _update(isa: Isa, load: Callable[[Simd, Value], Value], size: int, rows: int
     return update
 
 
-def rank_update(isa: Isa, load: Callable[[Simd, Value], Value], size: int, wide: int) -> Any:
-    """A compiled ``update(left, a, a_row, b, b_row, c, c_row, columns, n, fresh)`` for a block of rows.
+def rank_update(isa: Isa, product: Product, wide: int) -> Any:
+    """A compiled ``update(left, a, a_row, b, b_row, c, c_row, columns, n, fresh, odd)`` for a block of rows.
 
     ``columns`` is a multiple of 16. ``wide``: registers of columns taken at once where there are so many: with 32 registers,
     6 rows by 4 registers of sums leave room for what they are made of.
     """
+    size = product.size
     narrow = max(1, min(wide, 16 // isa.lanes))
     wide_columns, narrow_columns = wide * isa.lanes, narrow * isa.lanes
-    wide_6, wide_3, wide_1 = (_update(isa, load, size, rows, wide) for rows in (6, 3, 1))
-    narrow_6, narrow_3, narrow_1 = (_update(isa, load, size, rows, narrow) for rows in (6, 3, 1))
+    wide_6, wide_3, wide_1 = (_update(isa, product, rows, wide) for rows in (6, 3, 1))
+    narrow_6, narrow_3, narrow_1 = (_update(isa, product, rows, narrow) for rows in (6, 3, 1))
 
     @inline
-    def update(left, a, a_row, b, b_row, c, c_row, columns, n, fresh):
+    def update(left, a, a_row, b, b_row, c, c_row, columns, n, fresh, odd):
         done = 0
         while done + wide_columns <= columns:
             if left > 3:
-                wide_6(a, a_row, b + done * size, b_row, c + done * 4, c_row, n, fresh)
+                wide_6(a, a_row, b + done * size, b_row, c + done * 4, c_row, n, fresh, odd)
             elif left > 1:
-                wide_3(a, a_row, b + done * size, b_row, c + done * 4, c_row, n, fresh)
+                wide_3(a, a_row, b + done * size, b_row, c + done * 4, c_row, n, fresh, odd)
             else:
-                wide_1(a, a_row, b + done * size, b_row, c + done * 4, c_row, n, fresh)
+                wide_1(a, a_row, b + done * size, b_row, c + done * 4, c_row, n, fresh, odd)
             done += wide_columns
         while done < columns:
             if left > 3:
-                narrow_6(a, a_row, b + done * size, b_row, c + done * 4, c_row, n, fresh)
+                narrow_6(a, a_row, b + done * size, b_row, c + done * 4, c_row, n, fresh, odd)
             elif left > 1:
-                narrow_3(a, a_row, b + done * size, b_row, c + done * 4, c_row, n, fresh)
+                narrow_3(a, a_row, b + done * size, b_row, c + done * 4, c_row, n, fresh, odd)
             else:
-                narrow_1(a, a_row, b + done * size, b_row, c + done * 4, c_row, n, fresh)
+                narrow_1(a, a_row, b + done * size, b_row, c + done * 4, c_row, n, fresh, odd)
             done += narrow_columns
 
     return update

@@ -11,7 +11,15 @@ from __future__ import annotations
 import functools
 
 from gumba.kernels.jit import inline
-from gumba.kernels.pages import PAGE_TOKENS, S_ROW, PageFormat, PageFunctions, rank_update, wide_registers
+from gumba.kernels.pages import (
+    PAGE_TOKENS,
+    S_ROW,
+    PageFormat,
+    PageFunctions,
+    float_product,
+    rank_update,
+    wide_registers,
+)
 from gumba.simd.isa import Isa
 from gumba.simd.value import F16, F32, Simd, Value, simd_function
 
@@ -33,7 +41,7 @@ def _functions(isa: Isa, size: int) -> PageFunctions:
         with s.loop(n) as i:
             s.store(out + i * 4, s.load(x + i * 4, F32) * factor)
 
-    update = rank_update(isa, load, size, wide_registers(isa))
+    update = rank_update(isa, float_product(isa, size, load), wide_registers(isa))
 
     @inline
     def store(k, v, keys, values, place, head_dim, v_row, scratch):
@@ -46,11 +54,11 @@ def _functions(isa: Isa, size: int) -> PageFunctions:
 
     @inline
     def scores(left, q, q_row, keys, out, n_columns, head_dim):
-        update(left, q, q_row, keys, PAGE_TOKENS * size, out, S_ROW, n_columns, head_dim, 1)
+        update(left, q, q_row, keys, PAGE_TOKENS * size, out, S_ROW, n_columns, head_dim, 1, 0)
 
     @inline
     def outputs(left, p, values, first_key, n_keys, o, o_row, v_row, scratch):
-        update(left, p, S_ROW, values + first_key * v_row * size, v_row * size, o, o_row, v_row, n_keys, 0)
+        update(left, p, S_ROW, values + first_key * v_row * size, v_row * size, o, o_row, v_row, n_keys, 0, 0)
 
     return PageFunctions(store, query, scores, outputs)
 

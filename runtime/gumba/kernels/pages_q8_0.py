@@ -18,7 +18,7 @@ import functools
 from gumba.kernels import q8
 from gumba.kernels.jit import inline
 from gumba.kernels.matmul import dot_block
-from gumba.kernels.pages import PAGE_TOKENS, S_ROW, PageFormat, PageFunctions, block_rows, rank_update
+from gumba.kernels.pages import PAGE_TOKENS, S_ROW, PageFormat, PageFunctions, block_rows, float_product, rank_update
 from gumba.quants import q8_0
 from gumba.simd.isa import Isa
 from gumba.simd.memory import load_f32, load_i32, store_f32, store_i32
@@ -73,7 +73,7 @@ def _functions(isa: Isa) -> PageFunctions:
     block_bytes = (2 + BLOCK) * lanes
     flip = 0 if isa.dot_signed is not None else q8_0.FLIP
     scores_6, scores_3, scores_1 = (_scores(isa, rows) for rows in (6, 3, 1))
-    update = rank_update(isa, lambda s, address: s.load(address, I8, lanes).to(F32), 1, 2)
+    update = rank_update(isa, float_product(isa, 1, lambda s, address: s.load(address, I8, lanes).to(F32)), 2)
 
     @simd_function("void(i8, i8)")
     def store_half(s: Simd, x: Value, out: Value) -> None:
@@ -138,7 +138,7 @@ def _functions(isa: Isa) -> PageFunctions:
             for r in range(block_rows(left)):
                 weigh(p + r * S_ROW, block + PAGE_TOKENS * BLOCK + 2 * first_key, scratch + r * _WEIGHTS_ROW, n_keys)
             update(left, scratch, _WEIGHTS_ROW, block + first_key * BLOCK, BLOCK, o + b * (4 * BLOCK), o_row, BLOCK,
-                   n_keys, 0)  # fmt: skip
+                   n_keys, 0, 0)  # fmt: skip
 
     return PageFunctions(store, query, scores, outputs)
 

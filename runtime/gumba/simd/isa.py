@@ -33,6 +33,7 @@ class Isa:
     unsigned form is fast: 8-bit weights are then stored with 128 added. ``has_fma``, ``has_f16``: fused multiply-add, and
     half-precision conversion in hardware. ``tiles``: numbers of tokens that a matrix product takes at once, largest first.
     ``dot_tile``: the dot products of a whole tile of tokens with the same weights, where that is faster than one by one.
+    ``dot_bf16``, ``round_bf16``: what ``pair_dot`` and ``to_bf16`` do, where there are instructions for it.
     """
 
     name: str
@@ -44,6 +45,8 @@ class Isa:
     has_f16: bool
     tiles: tuple[int, int, int, int]
     dot_tile: DotTile | None = None
+    dot_bf16: Callable[[Simd, Value, Value, Value], Value] | None = None
+    round_bf16: Callable[[Simd, Value], Value] | None = None
 
     def multiply_add(self, s: Simd, a: Value, x: Value, acc: Value) -> Value:
         """``a * x + acc`` in float32: one rounding where the set has it, two elsewhere."""
@@ -59,6 +62,23 @@ class Isa:
         infinite = magnitude.compare(">=", 65536.0)
         magnitude = s.select(infinite, (magnitude.bits(I32, n) | 0x7F800000).bits(F32, n), magnitude)
         return (magnitude.bits(I32, n) | ((bits & 0x8000) << 16)).bits(F32, n)
+
+    def to_bf16(self, s: Simd, value: Value) -> Value:
+        """float32 to bfloat16 (as 16-bit integers), to nearest even. NaN stays NaN; subnormals may become zero."""
+        if self.round_bf16 is not None and value.lanes == self.lanes:
+            return self.round_bf16(s, value)
+        bits = value.bits(I32, value.lanes)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return s.select(value.compare("==", value), rounded, s.constant(0x7FC0, I32, value.lanes)).to(I16)
+
+    def pair_dot(self, s: Simd, acc: Value, a: Value, b: Value) -> Value:
+        """``acc`` (float32) plus, in each lane, the two products of pairs of bfloat16; a, b: pairs as 32-bit integers."""
+        if self.dot_bf16 is not None:
+            return self.dot_bf16(s, acc, a, b)
+        n = acc.lanes
+        for part in (lambda x: x << 16, lambda x: x & -65536):
+            acc = self.multiply_add(s, part(a).bits(F32, n), part(b).bits(F32, n), acc)
+        return acc
 
     def to_f16(self, s: Simd, value: Value) -> Value:
         """float32 to float16, to nearest even; too large becomes infinity."""
@@ -79,9 +99,18 @@ class Isa:
 
 def known() -> dict[str, Isa]:
     """All instruction sets by name, best first within each processor family."""
-    from gumba.simd import avx2, avx512_vnni, avx_vnni, generic, neon, neon_base, neon_i8mm
+    from gumba.simd import avx2, avx512_bf16, avx512_vnni, avx_vnni, generic, neon, neon_base, neon_i8mm
 
-    sets = (avx512_vnni.ISA, avx_vnni.ISA, avx2.ISA, neon_i8mm.ISA, neon.ISA, neon_base.ISA, generic.ISA)
+    sets = (
+        avx512_bf16.ISA,
+        avx512_vnni.ISA,
+        avx_vnni.ISA,
+        avx2.ISA,
+        neon_i8mm.ISA,
+        neon.ISA,
+        neon_base.ISA,
+        generic.ISA,
+    )
     return {isa.name: isa for isa in sets}
 
 
