@@ -61,6 +61,7 @@ def measure(
     depth: int = 0,
     sequences: int = 1,
     n_threads: int | None = None,
+    kv_type: str | None = None,
     repeat: int = 5,
     progress: Callable[[float], None] = lambda done: None,
 ) -> Speed:
@@ -72,7 +73,7 @@ def measure(
     Raises ``RequestError`` when the model's context is too short for that.
     """
     sizes = {"prompt": prompt, "gen": gen, "depth": depth, "sequences": sequences}
-    with opened(path, **sizes, n_threads=n_threads) as ready:
+    with opened(path, **sizes, n_threads=n_threads, kv_type=kv_type) as ready:
         bench = Bench(ready.model, depth)
         rounds = (bool(prompt) + bool(gen)) * (repeat + 1)
         prefill: list[float] = []
@@ -109,7 +110,9 @@ class Ready:
 
 
 @contextlib.contextmanager
-def opened(path: Path, *, prompt: int, gen: int, depth: int, sequences: int, n_threads: int | None) -> Iterator[Ready]:
+def opened(
+    path: Path, *, prompt: int, gen: int, depth: int, sequences: int, n_threads: int | None, kv_type: str | None
+) -> Iterator[Ready]:
     """The model at ``path`` with room for what is to be measured; closed at the end. Raises what ``measure`` does."""
     from gumba.gguf import GGUFFile
     from gumba.kernels import jit
@@ -131,6 +134,7 @@ def opened(path: Path, *, prompt: int, gen: int, depth: int, sequences: int, n_t
             max_batch_tokens=max(_BATCH_TOKENS, sequences),
             kv_tokens=sequences * (-(-n_ctx // 64)) * 64,
             n_threads=n_threads,
+            kv_type=kv_type,
         )
     load_s = time.perf_counter() - began - (jit.stats.compile_s - compiled_s)
     try:

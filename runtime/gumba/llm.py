@@ -41,6 +41,8 @@ class LLM:
         max_batch_tokens: Most tokens computed in one step. Cancelling takes effect between steps.
         max_sequences: Most requests computed at once; others wait.
         kv_tokens: Tokens that the KV cache holds, for all requests together; None: one request of ``n_ctx``.
+        kv_type: How the KV cache holds keys and values: "f16", "bf16", "f32", or "q8_0" in half the memory; None: bf16
+            on processors that multiply it (twice as fast), else f16.
         progress: Called with the loaded fraction, 0 to 1, while loading.
 
     Raises:
@@ -60,6 +62,7 @@ class LLM:
         max_batch_tokens: int = 512,
         max_sequences: int = 32,
         kv_tokens: int | None = None,
+        kv_type: str | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> None:
         max_sequences = require_count("max_sequences", max_sequences, 1)
@@ -72,6 +75,7 @@ class LLM:
                 n_threads=n_threads,
                 max_batch_tokens=max_batch_tokens,
                 kv_tokens=kv_tokens,
+                kv_type=kv_type,
                 progress=progress,
             )
             n_vocab = self._model.config.n_vocab

@@ -304,6 +304,7 @@ def profile(
     depth: int = 0,
     sequences: int = 1,
     n_threads: int | None = None,
+    kv_type: str | None = None,
     repeat: int = 5,
     progress: Callable[[float], None] = lambda done: None,
 ) -> Profile:
@@ -311,7 +312,9 @@ def profile(
 
     Passes with clocks and passes without take turns, ``repeat`` of each after one that warms up.
     """
-    with opened(path, prompt=prompt, gen=gen, depth=depth, sequences=sequences, n_threads=n_threads) as ready:
+    with opened(
+        path, prompt=prompt, gen=gen, depth=depth, sequences=sequences, n_threads=n_threads, kv_type=kv_type
+    ) as ready:
         model, bench = ready.model, Bench(ready.model, depth)
         passes = {}
         if prompt:

@@ -116,6 +116,21 @@ def test_large_scores(kv_type: str) -> None:
     setup.check()
 
 
+@pytest.mark.parametrize("kv_type", ["f16", "f32", "bf16", "q8_0"])
+@pytest.mark.parametrize("tokens", [2, 75, 76])
+def test_a_later_token_changes_nothing_before_it(kv_type: str, tokens: int) -> None:
+    """Not even one whose key and value are no numbers: nothing of it may be multiplied, not even by a weight of 0."""
+    setup = setups.setup_attention(ISA, kv_type, sequences=[(0, tokens)])
+    before = setup.run()[:-1]
+    cache = setup.keep[1]
+    assert isinstance(cache, setups.Cache)
+    with np.errstate(invalid="ignore"):
+        cache.write(0, tokens - 1, np.full((2, 24), np.nan, np.float32), np.full((2, 24), np.inf, np.float32))
+    after = setup.run()
+    np.testing.assert_array_equal(same_bits(after[:-1]), same_bits(before))
+    assert np.isnan(after[-1]).all()
+
+
 def test_one_key_gives_its_value() -> None:
     setup = setups.setup_attention(ISA, "f32", group=1, sequences=[(0, 1)])
     np.testing.assert_array_equal(setup.run(), setup.expected.astype(np.float32))

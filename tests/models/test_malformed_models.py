@@ -233,7 +233,7 @@ def test_a_later_token_changes_nothing_before_it(tmp_path: Path) -> None:
     tokens = [(7 * i) % 40 for i in range(100)]
     seen = []
     for size in (1, 100):
-        model = load(path, n_threads=1)
+        model = load(path, kv_type="f16", n_threads=1)
         pages = model.kv.allocate(2)
         rows = [model.forward([Chunk(tokens[i : i + size], i, pages, "all")]).copy() for i in range(0, 100, size)]
         seen.append(np.concatenate(rows))

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gumba.cli.engine import announce_compilation, find_model
-from gumba.cli.options import Commands, add_model, add_threads, command, whole
+from gumba.cli.options import Commands, add_kv_type, add_model, add_threads, command, whole
 from gumba.cli.profile import as_json, as_text, check_plot, write_plot
 from gumba.cli.progress import Progress
 from gumba.cli.text import print_json, table
@@ -39,6 +39,7 @@ def add_parser(commands: Commands) -> None:
         "--repeat", metavar="N", type=whole(1, 1000), default=5, help="measured runs; medians are shown (default 5)"
     )
     add_threads(parser)
+    add_kv_type(parser)
     parser.add_argument(
         "--profile",
         action="store_true",
@@ -58,6 +59,7 @@ def bench(args: argparse.Namespace) -> int:
         check_plot(args.plot)
     path = find_model(args.model)
     sizes = {name: getattr(args, name) for name in ("prompt", "gen", "depth", "sequences", "repeat")}
+    how = {"n_threads": args.threads, "kv_type": args.kv_type}
     asked = {"model": path.name, **sizes}
     with Progress() as progress:
         announce_compilation(progress)
@@ -65,9 +67,9 @@ def bench(args: argparse.Namespace) -> int:
         from gumba.profiling import profile
 
         if not args.profile:
-            speed = measure(path, **sizes, n_threads=args.threads, progress=progress.fraction("bench"))
+            speed = measure(path, **sizes, **how, progress=progress.fraction("bench"))
         else:
-            found = profile(path, **sizes, n_threads=args.threads, progress=progress.fraction("profile"))
+            found = profile(path, **sizes, **how, progress=progress.fraction("profile"))
     if not args.profile:
         rounded = {k: round(value, 3) if isinstance(value, float) else value for k, value in asdict(speed).items()}
         rows = [[name, "-" if value is None else str(value)] for name, value in {**asked, **rounded}.items()]

@@ -57,6 +57,12 @@ def open_llm(args: argparse.Namespace) -> tuple[LLM, float]:
         compiled = compile_seconds()  # importing may compile too
         from gumba.llm import LLM
 
-        llm = LLM(path, n_ctx=args.ctx, n_threads=args.threads, progress=progress.fraction("load"))
+        llm = LLM(
+            path,
+            n_ctx=args.ctx,
+            n_threads=args.threads,
+            kv_type=args.kv_type,
+            progress=progress.fraction("load"),
+        )
         load_s = time.perf_counter() - began - (compile_seconds() - compiled)
     return llm, max(0.0, load_s)

@@ -16,6 +16,8 @@ MODEL_HELP = "a GGUF file, a Hugging Face folder or hub id (converted once and k
 
 #: ``gumba.models.MAX_THREADS``, which takes long to import.
 MOST_THREADS = 512
+#: The names of ``gumba.kernels.pages.page_formats``, which take as long.
+KV_TYPES = ("bf16", "f16", "f32", "q8_0")
 
 #: What the options of the library's functions are called here, and what is said about them.
 _OPTIONS = {
@@ -135,6 +137,17 @@ def add_context(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=kind,
         help="tokens of context (default: what the model was made for, but at most 4096)",
+    )
+    add_kv_type(parser)
+
+
+def add_kv_type(parser: argparse.ArgumentParser) -> None:
+    """``--kv-type``: None for the processor's best."""
+    parser.add_argument(
+        "--kv-type",
+        choices=KV_TYPES,
+        help="how the KV cache holds numbers; q8_0 takes half the memory (default: bf16 on processors that multiply it, "
+        "else f16)",
     )
 
 

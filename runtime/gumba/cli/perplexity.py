@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from gumba.cli.engine import announce_compilation, find_model
-from gumba.cli.options import Commands, add_model, add_threads, command, whole
+from gumba.cli.options import Commands, add_kv_type, add_model, add_threads, command, whole
 from gumba.cli.progress import Progress
 from gumba.cli.text import print_json, read_text
 from gumba.errors import RequestError
@@ -25,6 +25,7 @@ def add_parser(commands: Commands) -> None:
         "-c", "--ctx", metavar="N", type=whole(4), default=512, help="tokens of a window; half are scored (default 512)"
     )
     add_threads(parser)
+    add_kv_type(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -47,7 +48,12 @@ def perplexity(args: argparse.Namespace) -> int:
                 f"{args.textfile} has {len(tokens)} tokens; --ctx {args.ctx} needs at least {2 * args.ctx}"
             )
         model = load_model(
-            file, n_ctx=args.ctx, kv_tokens=args.ctx, n_threads=args.threads, progress=progress.fraction("load")
+            file,
+            n_ctx=args.ctx,
+            kv_tokens=args.ctx,
+            kv_type=args.kv_type,
+            n_threads=args.threads,
+            progress=progress.fraction("load"),
         )
         try:
             bos = tokenizer.bos_id if tokenizer.add_bos else None

@@ -72,7 +72,7 @@ def scratch_bytes(pages: PageFormat, group: int, head_dim: int) -> int:
     """Scratch per thread: a tile's queries and results; a block's scores and results of one part; what the format needs."""
     row = _result_bytes(pages.v_row(head_dim))
     tile = tile_rows(group) * (-(-pages.query_bytes(head_dim) // 4) * 4 + row)
-    return -(-(tile + BLOCK_ROWS * (S_ROW + row) + SCRATCH) // 64) * 64 + 64
+    return -(-max(tile + BLOCK_ROWS * (S_ROW + row) + SCRATCH, 4 * head_dim) // 64) * 64 + 64
 
 
 def split_units(n_threads: int) -> int:

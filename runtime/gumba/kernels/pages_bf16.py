@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
+
 from gumba.kernels.jit import inline
 from gumba.kernels.pages import (
     PAGE_TOKENS,
@@ -24,7 +26,8 @@ from gumba.kernels.pages import (
     wide_registers,
 )
 from gumba.simd.isa import Isa
-from gumba.simd.value import F32, I16, I32, Simd, Value, simd_function
+from gumba.simd.memory import load_i16, load_i32, store_i16, store_i32
+from gumba.simd.value import F32, I32, Simd, Value, simd_function
 
 #: Bytes of a row of weights as bfloat16.
 _WEIGHTS_ROW = 2 * PAGE_TOKENS
@@ -33,22 +36,17 @@ _WEIGHTS_ROW = 2 * PAGE_TOKENS
 def _functions(isa: Isa) -> PageFunctions:
     lanes = isa.lanes
 
-    @simd_function("void(i8, i8, i8, i8, f4)")
-    def scatter_pairs(s: Simd, x: Value, out: Value, pair_stride: Value, n: Value, factor: Value) -> None:
-        """Elements of x times ``factor``, as pairs ``pair_stride`` apart; an odd last one is paired with zero."""
-        with s.loop(n) as i:
-            value = isa.to_bf16(s, s.load(x + i * 4, F32) * factor)
-            s.store(out + (i >> 1) * pair_stride + (i & 1) * 2, value)
-        with s.when((n & 1).compare("==", 1)):
-            s.store(out + (n >> 1) * pair_stride + 2, s.zero(I16))
+    @simd_function("void(i8, i8, i8, f4)")
+    def convert(s: Simd, x: Value, out: Value, n: Value, factor: Value) -> None:
+        """``n`` float32 times ``factor`` to bfloat16."""
+        whole = n & -lanes
+        with s.loop(whole, step=lanes) as i:
+            s.store(out + i * 2, isa.to_bf16(s, s.load(x + i * 4, F32, lanes) * s.splat(factor, lanes)))
+        with s.loop(n - whole) as i:
+            s.store(out + (whole + i) * 2, isa.to_bf16(s, s.load(x + (whole + i) * 4, F32) * factor))
 
     @simd_function("void(i8, i8, i8)")
-    def scatter_values(s: Simd, x: Value, out: Value, n: Value) -> None:
-        with s.loop(n) as i:
-            s.store(out + i * 4, isa.to_bf16(s, s.load(x + i * 4, F32)))
-
-    @simd_function("void(i8, i8, i8)")
-    def convert(s: Simd, x: Value, out: Value, n: Value) -> None:
+    def convert_vectors(s: Simd, x: Value, out: Value, n: Value) -> None:
         """``n`` float32 (and some more, up to a whole vector) to bfloat16."""
         with s.loop(n, step=lanes) as i:
             s.store(out + i * 2, isa.to_bf16(s, s.load(x + i * 4, F32, lanes)))
@@ -63,13 +61,20 @@ def _functions(isa: Isa) -> PageFunctions:
     update = rank_update(isa, product, wide_registers(isa))
 
     @inline
-    def store(k, v, keys, values, place, head_dim, v_row, scratch):
-        scatter_pairs(k, keys + 4 * place, 4 * PAGE_TOKENS, head_dim, 1.0)
-        scatter_values(v, values + place // 2 * (4 * v_row) + place % 2 * 2, head_dim)
+    def query(x, out, head_dim, scale):
+        convert(x, out, head_dim, scale)
+        if head_dim % 2 == 1:
+            store_i16(out + 2 * head_dim, 0)
 
     @inline
-    def query(x, out, head_dim, scale):
-        scatter_pairs(x, out, 4, head_dim, scale)
+    def store(k, v, keys, values, place, head_dim, v_row, scratch):
+        query(k, scratch, head_dim, np.float32(1))
+        for i in range((head_dim + 1) // 2):
+            store_i32(keys + i * (4 * PAGE_TOKENS) + 4 * place, load_i32(scratch + 4 * i))
+        convert(v, scratch, head_dim, np.float32(1))
+        row = values + place // 2 * (4 * v_row) + place % 2 * 2
+        for i in range(head_dim):
+            store_i16(row + 4 * i, load_i16(scratch + 2 * i))
 
     @inline
     def scores(left, q, q_row, keys, out, n_columns, head_dim):
@@ -78,7 +83,7 @@ def _functions(isa: Isa) -> PageFunctions:
     @inline
     def outputs(left, p, values, first_key, n_keys, o, o_row, v_row, scratch):
         for r in range(block_rows(left)):
-            convert(p + r * S_ROW, scratch + r * _WEIGHTS_ROW, n_keys)
+            convert_vectors(p + r * S_ROW, scratch + r * _WEIGHTS_ROW, n_keys)
         update(left, scratch, _WEIGHTS_ROW, values + first_key // 2 * (4 * v_row), 4 * v_row, o, o_row, v_row,
                n_keys // 2, 0, n_keys % 2)  # fmt: skip
 

@@ -48,7 +48,7 @@ def load_model(
     n_ctx: int | None = None,
     max_batch_tokens: int = 512,
     kv_tokens: int | None = None,
-    kv_type: str = "f16",
+    kv_type: str | None = None,
     n_threads: int | None = None,
     progress: Callable[[float], Any] | None = None,
 ) -> Model:
@@ -56,8 +56,8 @@ def load_model(
 
     ``n_ctx``: most tokens of a sequence (None: the model's own, at most 4096); ``max_batch_tokens``: most tokens of a step;
     ``kv_tokens``: tokens that the KV cache holds, all sequences together (None: one sequence of ``n_ctx``); ``kv_type``:
-    "f16", "f32" or "q8_0" (8.5 bits per element); ``n_threads``: None for as many as this process may use; ``progress``:
-    called with 0.0 to 1.0 while reading.
+    "f16", "bf16", "f32" or "q8_0" (8.5 bits per element), None for bf16 on processors that multiply it and else f16;
+    ``n_threads``: None for as many as this process may use; ``progress``: called with 0.0 to 1.0 while reading.
 
     The environment variable GUMBA_AFFINITY ("0-3,8", or "all") ties the threads beside the caller's to processors.
 
@@ -79,6 +79,8 @@ def load_model(
     processors = _processors()
     chosen = isa.current()
     max_batch_tokens = min(max_batch_tokens, max(n_ctx, kv_tokens))
+    if kv_type is None:
+        kv_type = "bf16" if chosen.dot_bf16 is not None else "f16"
     try:
         weights = _weights(gguf, module, config, chosen, n_threads, progress)
         kv = KVCache(config.n_layers, config.n_kv_heads, config.head_dim, -(-kv_tokens // PAGE_TOKENS), kv_type)
