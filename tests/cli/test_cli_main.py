@@ -222,6 +222,7 @@ def test_closed_standard_streams(tiny: Path, tmp_path: Path, home: Path, name: s
         "convert": f"{source} -o {tmp_path}/out.gguf",
         "export": f"{tiny} -o {tmp_path}/%s",
         "bench": f"{tiny} --prompt 4 --gen 1 --repeat 1 -t 1",
+        "compile": f"{tiny}",
         "perplexity": f"{tiny} {text} --ctx 16 -t 1",
     }[name]
     code = 2 if name == "convert" else 0
@@ -232,7 +233,7 @@ def test_closed_standard_streams(tiny: Path, tmp_path: Path, home: Path, name: s
         assert result.returncode == expected, (closing, result)
         if closing == ">&-":
             assert "stdout is closed" in one_line(result.stderr)
-        elif name in ("inspect", "tokenize", "run", "bench", "perplexity", "pull"):
+        elif name in ("inspect", "tokenize", "run", "bench", "perplexity", "pull", "compile"):
             assert result.stdout
 
 

@@ -1,0 +1,39 @@
+"""gumba compile: what it leaves for other processes to do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+CHILD = """
+import json, sys
+from gumba import LLM, SamplingParams
+with LLM(sys.argv[1], n_threads=2) as llm:
+    text = llm.generate("hello", SamplingParams(max_tokens=2, seed=1))[0].text
+    llm.generate("hello", SamplingParams(max_tokens=1, seed=1, top_k=0, top_p=0.9))
+from gumba.kernels import jit
+print(json.dumps([jit.stats.compiled, jit.stats.loaded > 8, "numba" in sys.modules]))
+"""
+
+
+def test_a_model_then_runs_without_compiler(
+    gumba_process: Callable, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GUMBA_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("GUMBA_ISA", "generic")
+    first, second = gumba_process("compile", str(tiny)), gumba_process("compile", str(tiny))
+    assert first.code == second.code == 0 and str(tmp_path) in first.out
+    assert not first.out.startswith("0 of") and second.out.startswith("0 of")
+    ran = subprocess.run([sys.executable, "-c", CHILD, str(tiny)], stdout=subprocess.PIPE, check=True, timeout=120)
+    assert json.loads(ran.stdout) == [0, True, False]
+
+
+def test_without_a_cache(gumba_process: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GUMBA_CACHE_DIR", "")
+    result = gumba_process("compile")
+    assert result.code == 2 and "no kernel cache" in result.err
