@@ -16,7 +16,7 @@ from gumba.models import Chunk, load_model
 from gumba.profiling import Limits, Phase, Rates, measure_limits, profile
 
 MODEL = Path(__file__).parent / "data" / "model_gqa_tied.gguf"
-RATES = Rates(memory_gb_s=10.0, cache_gb_s=100.0, int8_gop_s=500.0, float32_gflop_s=50.0)
+RATES = Rates(memory_gb_s=10.0, cache_gb_s=100.0, int8_gop_s=500.0, float32_gflop_s=50.0, bf16_gflop_s=100.0)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_limits_are_measured() -> None:
     limits = measure_limits(2, buffer_bytes=1 << 20)
     assert limits.threads == 2 and limits.isa
     for rates in (limits.one, limits.all):
-        for rate in (rates.memory_gb_s, rates.cache_gb_s, rates.int8_gop_s, rates.float32_gflop_s):
+        for rate in (rates.memory_gb_s, rates.cache_gb_s, rates.int8_gop_s, rates.float32_gflop_s, rates.bf16_gflop_s):
             assert math.isfinite(rate) and rate > 0
     alone = measure_limits(1, buffer_bytes=1 << 20)
     assert alone.one == alone.all
@@ -78,7 +78,7 @@ def test_work_is_what_the_shapes_say() -> None:
     assert ops == pytest.approx(2 * sum(w.row_ops for w in work) + context * sum(w.pair_ops for w in work), rel=1e-6)
     for op in decode.operations:
         assert op.of_limit == (op.limit_ms / op.ms if op.ms else 0)
-        assert op.bound in ("int8", "float32", "memory", "cache")
+        assert op.bound in ("int8", "float32", "bf16", "memory", "cache")
     assert decode.memory_gb_s == pytest.approx(decode.memory_bytes / (decode.step_ms * 1e6))
     assert decode.memory_of_limit == pytest.approx(decode.memory_gb_s / 12)
     # A pass with clocks stands between 12 and 14 GB/s.

@@ -42,6 +42,11 @@ class Rates:
     cache_gb_s: float
     int8_gop_s: float
     float32_gflop_s: float
+    bf16_gflop_s: float
+
+    def arithmetic(self, kind: str) -> float:
+        """10**9 operations a second in "int8", "float32" or "bf16"."""
+        return {"int8": self.int8_gop_s, "float32": self.float32_gflop_s, "bf16": self.bf16_gflop_s}[kind]
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class OperationTime:
     gb_s: float
     #: The least time that the limits allow: for its arithmetic, for weights and KV cache from memory, for the rest from cache.
     limit_ms: float
-    #: Which of the three it is: "int8", "float32", "memory" or "cache".
+    #: Which of the three it is: "int8", "float32", "bf16", "memory" or "cache".
     bound: str
 
     @property
@@ -192,6 +197,7 @@ class _LimitTests:
             self._add(read, 4000, 4000 * len(self._small), own)
             self._add(limits.dot_int8(isa), 400_000, 400_000 * n_threads * limits.dot_ops(isa), {"x": small})
             self._add(limits.fma_float32(isa), 400_000, 400_000 * n_threads * limits.fma_ops(isa), {})
+            self._add(limits.pairs_bf16(isa), 400_000, 400_000 * n_threads * limits.pair_ops(isa), {"x": small})
         self._timing = Timing(self._program.finish([]))
         self._team = Team(n_threads)
 
@@ -258,9 +264,8 @@ class _Total:
 
     def result(self, name: str, shape: str, steps: int, step_ms: float, rates: Rates) -> OperationTime:
         """Per step. A time of 0 is what the clock cannot see: then nothing is said about rates."""
-        arithmetic = rates.int8_gop_s if self.kind == "int8" else rates.float32_gflop_s
         floors = {
-            self.kind: self.ops / arithmetic,
+            self.kind: self.ops / rates.arithmetic(self.kind),
             "memory": self.memory / rates.memory_gb_s,
             "cache": self.cache / rates.cache_gb_s,
         }

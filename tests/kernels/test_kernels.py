@@ -17,7 +17,7 @@ from gumba.kernels.op import Kernel, f4, share
 from gumba.simd.isa import Isa
 
 #: Kernels that are no operations of a model, with their oracles in a file of their own.
-ELSEWHERE = {"limits.dot_int8", "limits.fma_float32", "limits.read_memory"}  # test_limits.py
+ELSEWHERE = {"limits.dot_int8", "limits.fma_float32", "limits.pairs_bf16", "limits.read_memory"}  # test_limits.py
 
 
 def declared() -> set[str]:

@@ -73,3 +73,16 @@ def test_every_multiply_add_is_done(isa: Isa, turns: int) -> None:
     expected = sum(np.float32(2 + (i - 1) / 2.0**n) for i in range(limits.SUMS))
     np.testing.assert_allclose(got, expected, rtol=1e-6)
     assert limits.fma_ops(isa) == 2 * limits.SUMS * limits.WEIGHTS * isa.lanes
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=isa_id)
+@pytest.mark.parametrize("turns", [0, 1, 50])
+def test_every_pair_is_multiplied(isa: Isa, turns: int) -> None:
+    """Small integers, so that sums are exact: each of the sums' registers meets each of the weights' registers."""
+    values = np.random.default_rng(2).integers(-4, 5, (limits.SUMS + limits.WEIGHTS, isa.lanes, 2))
+    x = aligned_empty(values.size * 2).view(np.uint16)
+    x[:] = (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16).ravel()
+    got = run(limits.pairs_bf16(isa), isa, x=int(x.ctypes.data), turns=turns).view(np.float32)
+    expected = turns * (values[: limits.SUMS].sum(0) * values[limits.SUMS :].sum(0)).sum(1)
+    assert np.array_equal(got, np.tile(expected.astype(np.float32), (THREADS, 1)))
+    assert limits.pair_ops(isa) == 4 * limits.SUMS * limits.WEIGHTS * isa.lanes

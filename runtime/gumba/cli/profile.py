@@ -48,6 +48,7 @@ def _limits_table(limits: Limits) -> str:
         "cache read, GB/s": "cache_gb_s",
         "int8 dot products, GOP/s": "int8_gop_s",
         "float32 multiply-adds, GFLOP/s": "float32_gflop_s",
+        "bfloat16 dot products, GFLOP/s": "bf16_gflop_s",
     }
     columns = {"1 thread": limits.one}
     if limits.threads > 1:
@@ -104,7 +105,7 @@ def plot(found: Profile, heading: str) -> str:
             _MARGIN, 48,
             f"{limits.isa}, {count(limits.threads, 'thread')}; limits: {limits.all.memory_gb_s:.1f} GB/s from memory, "
             f"{limits.all.cache_gb_s:.0f} GB/s from cache, {limits.all.int8_gop_s:.0f} GOP/s int8, "
-            f"{limits.all.float32_gflop_s:.0f} GFLOP/s float32",
+            f"{limits.all.float32_gflop_s:.0f} GFLOP/s float32, {limits.all.bf16_gflop_s:.0f} GFLOP/s bfloat16",
         ),
         _box(_MARGIN, 58, 12, _TIME, 12), _text(_MARGIN + 18, 68, "time taken"),
         _box(_MARGIN + 100, 58, 12, _LIMIT, 12), _text(_MARGIN + 118, 68, "least time that the limits allow"),

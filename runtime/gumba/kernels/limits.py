@@ -1,6 +1,6 @@
 """What this machine can do at most: reading memory, and dot products that never leave the registers.
 
-Three operations without a result, run by the same team and compiled by the same compiler as a model's, so that a model's
+Four operations without a result, run by the same team and compiled by the same compiler as a model's, so that a model's
 operations can be held against them. Every thread does its own part; the numbers that they add up are stored at the end, for
 otherwise the compiler would see that nobody wants them.
 """
@@ -31,6 +31,11 @@ def dot_ops(isa: Isa) -> int:
 def fma_ops(isa: Isa) -> int:
     """Multiplications and additions in one turn of ``fma_float32``."""
     return 2 * SUMS * WEIGHTS * isa.lanes
+
+
+def pair_ops(isa: Isa) -> int:
+    """Multiplications and additions in one turn of ``pairs_bf16``."""
+    return 2 * fma_ops(isa)
 
 
 def _store_sum(s: Simd, out: Value, accs: list[Variable]) -> None:
@@ -120,3 +125,28 @@ def fma_float32(isa: Isa) -> Kernel:
         chains(turns, out + thread * CORNER)
 
     return fma_float32
+
+
+@functools.cache
+def pairs_bf16(isa: Isa) -> Kernel:
+    """Dot products of pairs of bfloat16: ``turns`` times ``pair_ops`` operations on each thread.
+
+    ``x``: (SUMS + WEIGHTS) registers of pairs; each of the first meets each of the others.
+    """
+    lanes = isa.lanes
+
+    @simd_function("void(i8, i8, i8)")
+    def chains(s: Simd, x: Value, turns: Value, out: Value) -> None:
+        accs = [s.variable(s.zero(F32, lanes)) for _ in range(SUMS)]
+        with s.loop(turns):
+            weights = [s.load(x + 4 * lanes * (SUMS + i), I32, lanes) for i in range(WEIGHTS)]
+            for w in weights:
+                for k, acc in enumerate(accs):
+                    acc.set(isa.pair_dot(s, acc.get(), s.load(x + 4 * lanes * k, I32, lanes), w))
+        _store_sum(s, out, accs)
+
+    @kernel(variant=isa.name)
+    def pairs_bf16(batch, thread, n_threads, x, turns, out):
+        chains(x, turns, out + thread * CORNER)
+
+    return pairs_bf16

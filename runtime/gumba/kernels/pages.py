@@ -58,6 +58,10 @@ class PageFormat:
     functions: Callable[[Isa], PageFunctions]
     together: int = 1
 
+    def arithmetic(self, isa: Isa) -> str:
+        """What the products are computed in, for those who hold them against the processor's limits."""
+        return "bf16" if self.together == 2 and isa.dot_bf16 is not None else "float32"
+
     def v_row(self, head_dim: int) -> int:
         """Elements of a token's values, padding included."""
         return -(-head_dim // self.v_align) * self.v_align

@@ -45,7 +45,7 @@ class Work:
 
     ``weights``: bytes of a matrix, read once a step; ``row_bytes``: read and written for each of its rows; ``kv_bytes``: per
     token of context of each sequence; ``row_ops``: multiplications and additions per row; ``pair_ops``: per pair of a token
-    and one that it attends to; ``kind``: the arithmetic of those, "int8" or "float32"; ``shape``: in words.
+    and one that it attends to; ``kind``: the arithmetic of those, "int8", "float32" or "bf16"; ``shape``: in words.
     """
 
     weights: int = 0
@@ -197,7 +197,11 @@ class Program:
             att.attention(self.isa, pages),
             place | {"q": q, "out": out, "stride": q.row_bytes, "scale": scale * att.LOG2_E, "partials": -1},
             [q, cache], [out], ("tiles",),
-            work=Work(kv_bytes=kv.n_kv_heads * (kv.k_page + kv.v_page) // PAGE_TOKENS, pair_ops=4 * q.width),
+            work=Work(
+                kv_bytes=kv.n_kv_heads * (kv.k_page + kv.v_page) // PAGE_TOKENS,
+                pair_ops=4 * q.width,
+                kind=pages.arithmetic(self.isa),
+            ),
         )  # fmt: skip
         return out
 
