@@ -123,7 +123,7 @@ def test_fresh_memory_is_zero() -> None:
 
 
 def test_errors_at_construction(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RequestError, match="'q1': expected one of f16, f32, q8_0"):
+    with pytest.raises(RequestError, match="'q1': expected one of bf16, f16, f32, q8_0"):
         cache(kv_type="q1")
 
     def nothing_left(n_bytes: int) -> np.ndarray:
