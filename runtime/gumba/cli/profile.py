@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from xml.sax.saxutils import escape
 
 from gumba.cli.text import count, table
 from gumba.errors import RequestError
@@ -152,6 +151,8 @@ def _bar(y: int, label: str, length: float, limit: float, figures: str) -> list[
 
 
 def _text(x: float, y: float, text: str, *, size: int = 12, anchor: str = "start") -> str:
+    from xml.sax.saxutils import escape  # brings urllib with it
+
     return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
