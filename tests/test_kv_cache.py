@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 
 import numpy as np
@@ -110,6 +111,23 @@ def test_layout(kv_type: str, size: int) -> None:
     assert layout.pages % 64 == layout.v_offset % 64 == layout.layer_bytes % 64 == layout.k_page % 64 == 0
     assert kv.page_bytes == 2 * 3 * (layout.k_page + layout.v_page)
     assert kv.n_bytes == 6 * kv.page_bytes == 2 * layout.layer_bytes and kv.page_tokens == 64
+
+
+@pytest.mark.parametrize("n_pages", [1, 15, 16, 17, 40])
+def test_every_page_has_memory_of_its_own(n_pages: int) -> None:
+    """Each head's keys and values of each layer and page: disjoint, and inside what was allocated."""
+    kv = KVCache(2, 3, 24, n_pages, "bf16")
+    at, runs = kv.layout, []
+    for page in range(n_pages):
+        extent, place = divmod(page, at.extent_pages)
+        for layer in range(2):
+            first = extent * at.extent_bytes + layer * at.layer_bytes
+            for head in range(3):
+                runs.append((first + head * at.k_head + place * at.k_page, at.k_page))
+                runs.append((first + at.v_offset + head * at.v_head + place * at.v_page, at.v_page))
+    runs.sort()
+    assert all(start + size <= following for (start, size), (following, _) in itertools.pairwise(runs))
+    assert runs[0][0] == 0 and sum(runs[-1]) <= kv.n_bytes < (n_pages + 3) * kv.page_bytes
 
 
 def test_q8_0_takes_34_bytes_for_32_elements() -> None:

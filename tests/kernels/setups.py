@@ -184,11 +184,13 @@ class Cache:
         counts = [-(-context // 64) for context in contexts]
         ids = rng.permutation(sum(counts) + 2)
         self.tables = [ids[sum(counts[:i]) : sum(counts[: i + 1])].astype(np.int32) for i in range(len(counts))]
-        self.memory = aligned_empty(len(ids) * self.page_bytes).reshape(len(ids), self.page_bytes)
+        self.extent_bytes = 2 * self.page_bytes + 192  # two pages, and a gap
+        self.memory = aligned_empty(-(-len(ids) // 2) * self.extent_bytes)
         self.memory[:] = 0xFF  # NaN as float16 and float32
 
     def write(self, sequence: int, position: int, k: np.ndarray, v: np.ndarray) -> None:
-        page = self.memory[self.tables[sequence][position // 64]]
+        extent, place = divmod(int(self.tables[sequence][position // 64]), 2)
+        page = self.memory[extent * self.extent_bytes + place * self.page_bytes :][: self.page_bytes]
         if self.kv_type == "q8_0":
             oracles.store_kv_q8_0(page, position % 64, k, v, self.v_offset, self.isa)
         elif self.kv_type == "bf16":
@@ -199,6 +201,7 @@ class Cache:
     def arguments(self, group: int, threads: int = 50) -> dict[str, int | float]:
         """What both kernels take. ``self.scratch`` is for that many threads."""
         page = {"k_page": self.page_bytes, "v_page": self.page_bytes, "v_offset": self.v_offset}
+        page |= {"extent_pages": 2, "extent_bytes": self.extent_bytes}
         self.geometry = att.geometry(
             self.pages, self.heads, group, self.head_dim, **page, k_head=self.k_bytes * 64, v_head=self.v_bytes * 64
         )

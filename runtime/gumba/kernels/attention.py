@@ -38,6 +38,7 @@ LOG2_E = math.log2(math.e)
 # Byte offsets in the geometry, a constant int64 array that says how things lie.
 K_PAGE, V_PAGE, K_HEAD, V_HEAD, V_OFFSET = 0, 8, 16, 24, 32
 N_KV_HEADS, GROUP, HEAD_DIM, V_ROW, Q_ROW, MAX_ROWS = 40, 48, 56, 64, 72, 80
+EXTENT_PAGES, EXTENT_BYTES = 88, 96
 
 
 def tile_tokens(group: int) -> int:
@@ -52,15 +53,17 @@ def tile_rows(group: int) -> int:
 
 def geometry(
     pages: PageFormat, n_kv_heads: int, group: int, head_dim: int, *,
-    k_page: int, v_page: int, k_head: int, v_head: int, v_offset: int,
+    k_page: int, v_page: int, k_head: int, v_head: int, v_offset: int, extent_pages: int, extent_bytes: int,
 ) -> np.ndarray:  # fmt: skip
     """How pages and a tile's rows lie: int64, read by the kernels through the offsets above.
 
     ``group``: query heads per KV head. Bytes from one page to the next (``k_page``, ``v_page``) and from one head to the next
-    (``k_head``, ``v_head``), of keys and of values; ``v_offset``: from the first keys of a layer to its first values.
+    (``k_head``, ``v_head``), of keys and of values; ``v_offset``: from the first keys of a layer to its first values, in
+    each extent of ``extent_pages`` pages; ``extent_bytes``: from one extent to the next.
     """
     rows = [pages.v_row(head_dim), pages.query_bytes(head_dim), tile_rows(group)]
-    return np.array([k_page, v_page, k_head, v_head, v_offset, n_kv_heads, group, head_dim, *rows], np.int64)
+    extent = [extent_pages, extent_bytes]
+    return np.array([k_page, v_page, k_head, v_head, v_offset, n_kv_heads, group, head_dim, *rows, *extent], np.int64)
 
 
 def _result_bytes(v_row: int) -> int:
@@ -87,6 +90,13 @@ def partials_bytes(group: int, v_row: int, n_threads: int, n_ctx: int) -> int:
     return units * 64 + units * parts * tile_rows(group) * _result_bytes(v_row)
 
 
+@inline
+def page_address(first, page, geo, stride):
+    """A head's keys (``stride``: K_PAGE) or values (V_PAGE) in a page; ``first``: those in page 0."""
+    extent = load_i64(geo + EXTENT_PAGES)
+    return first + page // extent * load_i64(geo + EXTENT_BYTES) + page % extent * load_i64(geo + stride)
+
+
 @functools.cache
 def store_kv(isa: Isa, pages: PageFormat) -> Kernel:
     """Write the keys and values of this step's tokens to their places in the cache.
@@ -103,8 +113,8 @@ def store_kv(isa: Isa, pages: PageFormat) -> Kernel:
         head_dim = load_i64(geo + HEAD_DIM)
         for t in range(share(n, thread, n_threads), share(n, thread + 1, n_threads)):
             slot = load_i64(slots + 8 * t)
-            keys = memory + slot // PAGE_TOKENS * load_i64(geo + K_PAGE)
-            values = memory + load_i64(geo + V_OFFSET) + slot // PAGE_TOKENS * load_i64(geo + V_PAGE)
+            keys = page_address(memory, slot // PAGE_TOKENS, geo, K_PAGE)
+            values = page_address(memory + load_i64(geo + V_OFFSET), slot // PAGE_TOKENS, geo, V_PAGE)
             for h in range(load_i64(geo + N_KV_HEADS)):
                 at = h * head_dim * 4
                 store(k + t * k_stride + at, v + t * v_stride + at, keys, values, slot % PAGE_TOKENS, head_dim,
@@ -216,7 +226,7 @@ def _attend_block(isa: Isa, pages: PageFormat):
         common = _visible(first_position, row, group, part) // together * together
         n_keys = _visible(first_position, min(row + n, rows) - 1, group, part)
         for page in range((n_keys + PAGE_TOKENS - 1) // PAGE_TOKENS):
-            keys = k_pages + load_i32(table + 4 * (part * PART_PAGES + page)) * load_i64(geo + K_PAGE)
+            keys = page_address(k_pages, load_i32(table + 4 * (part * PART_PAGES + page)), geo, K_PAGE)
             columns = (min(PAGE_TOKENS, n_keys - page * PAGE_TOKENS) + 15) // 16 * 16
             scores(left, q, load_i64(geo + Q_ROW), keys, work + page * (4 * PAGE_TOKENS), columns,
                    load_i64(geo + HEAD_DIM))  # fmt: skip
@@ -233,7 +243,7 @@ def _attend_block(isa: Isa, pages: PageFormat):
             while first < last:
                 page = first // PAGE_TOKENS
                 end = min(last, (page + 1) * PAGE_TOKENS)
-                values = v_pages + load_i32(table + 4 * (part * PART_PAGES + page)) * load_i64(geo + V_PAGE)
+                values = page_address(v_pages, load_i32(table + 4 * (part * PART_PAGES + page)), geo, V_PAGE)
                 outputs(lines, work + r * S_ROW + 4 * first, values, first % PAGE_TOKENS, end - first,
                         out + r * out_row, out_row, v_row, work + BLOCK_ROWS * S_ROW)  # fmt: skip
                 first = end

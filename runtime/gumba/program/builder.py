@@ -88,7 +88,8 @@ def _product(w: PackedMatrix) -> Work:
 class KVLayout:
     """Where keys and values lie, in bytes. ``pages``: address of the first layer's; ``layer_bytes``: from layer to layer.
 
-    Within a layer, the keys of one head in page after page, then the next head's; from ``v_offset`` on the values likewise.
+    Memory is cut into extents of ``extent_pages`` pages, ``extent_bytes`` each, with a place for every layer. There the keys
+    of one head lie in page after page, then the next head's; from ``v_offset`` on the values likewise.
     """
 
     pages: int
@@ -98,6 +99,8 @@ class KVLayout:
     k_head: int
     v_head: int
     v_offset: int
+    extent_pages: int
+    extent_bytes: int
     n_kv_heads: int
     head_dim: int
     kv_type: str
@@ -178,7 +181,8 @@ class Program:
         group = q.width // (kv.n_kv_heads * kv.head_dim)
         pages = page_formats()[kv.kv_type]
         geometry = att.geometry(pages, kv.n_kv_heads, group, kv.head_dim, k_page=kv.k_page, v_page=kv.v_page,
-                                k_head=kv.k_head, v_head=kv.v_head, v_offset=kv.v_offset)  # fmt: skip
+                                k_head=kv.k_head, v_head=kv.v_head, v_offset=kv.v_offset, extent_pages=kv.extent_pages,
+                                extent_bytes=kv.extent_bytes)  # fmt: skip
         self._keep.append(geometry)
         place: dict[str, int | float | Buffer] = {
             "memory": kv.pages + layer * kv.layer_bytes, "geo": int(geometry.ctypes.data), "scratch": -1,
