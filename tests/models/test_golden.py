@@ -14,10 +14,16 @@ from gumba.models import Chunk
 EXACT = 1e-4
 #: A float16 KV cache rounds keys and values to 11 bits (5e-4 each at most); two or three layers let that grow a little.
 F16_CACHE = 5e-3
+#: bfloat16 keeps 8 bits, 8 times less, and weights and queries are rounded to it as well.
+BF16_CACHE = 4e-2
+#: Blocks of 32 with one scale, whose largest number decides how fine the others are; queries are rounded to them too.
+Q8_0_CACHE = 0.11
 
 
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
-@pytest.mark.parametrize("kv_type, budget", [("f32", EXACT), ("f16", F16_CACHE)])
+@pytest.mark.parametrize(
+    "kv_type, budget", [("f32", EXACT), ("f16", F16_CACHE), ("bf16", BF16_CACHE), ("q8_0", Q8_0_CACHE)]
+)
 def test_logits_of_every_position(path: Path, kv_type: str, budget: float) -> None:
     tokens, expected = stored(path)
     model = load(path, kv_type=kv_type, n_threads=1)

@@ -17,6 +17,7 @@ import pytest
 import tiny_models
 from tiny_models import GOLDENS, PROMPT, TYPES, distance, load, logits_of, prompt, stored, write_model
 
+from gumba.kernels.pages import page_formats
 from gumba.models import Chunk, Model
 from gumba.simd import isa
 
@@ -75,11 +76,11 @@ def beside_others(model: Model, tokens: list[int], size: int) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def check_same_bits(path: Path, tokens: list[int]) -> None:
+def check_same_bits(path: Path, tokens: list[int], kv_type: str | None = None) -> None:
     """All ways of running ``tokens`` through the model of ``path`` give the bits of one thread and large steps."""
     seen = {}
     for n_threads in (1, 2, 4):
-        model = load(path, n_threads=n_threads, kv_tokens=4 * CONTEXT)
+        model = load(path, kv_type=kv_type, n_threads=n_threads, kv_tokens=4 * CONTEXT)
         try:
             for size in (512, 32, 1):
                 seen[f"{n_threads} threads, {size} at a time"] = digest(logits_of(model, tokens, size))
@@ -97,6 +98,11 @@ def check_same_bits(path: Path, tokens: list[int]) -> None:
 @pytest.mark.parametrize("path", GOLDENS, ids=lambda path: path.stem)
 def test_same_bits_float(path: Path) -> None:
     check_same_bits(path, stored(path)[0])
+
+
+@pytest.mark.parametrize("kv_type", page_formats())
+def test_same_bits_of_every_cache(quantized: Callable[[str], Path], kv_type: str) -> None:
+    check_same_bits(quantized("Q4_0"), prompt(PROMPT), kv_type)
 
 
 @pytest.mark.parametrize("kind", TYPES)

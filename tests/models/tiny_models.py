@@ -153,7 +153,7 @@ def main() -> None:
     """Logits of each model named on the command line, into one file: float32 [PROMPT, VOCAB] by the file's stem."""
     found = {}
     for path in map(Path, sys.argv[2:]):
-        model = load(path, n_threads=2)
+        model = load(path, kv_type="f16", n_threads=2)  # sets with bfloat16 products round those otherwise
         found[path.stem] = logits_of(model, prompt(PROMPT), 96)
         model.close()
     np.savez(sys.argv[1], **found)
