@@ -378,7 +378,7 @@ def test_profile(gumba: Callable, tiny: Path, tmp_path: Path) -> None:
     found = json.loads(result.out)
     assert (found["model"], found["prompt"], found["limits"]["threads"]) == (tiny.name, 32, 2)
     for which in ("one", "all"):
-        assert all(rate > 0 for rate in found["limits"][which].values()) and len(found["limits"][which]) == 4
+        assert all(rate > 0 for rate in found["limits"][which].values()) and len(found["limits"][which]) == 5
     shown = " ".join(ElementTree.parse(picture).getroot().itertext())
     for name in ("prefill", "decode"):
         phase = found[name]
