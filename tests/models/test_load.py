@@ -186,6 +186,28 @@ def test_interrupted(n_threads: int, when: int, path: Path) -> None:
     load(path, n_threads=n_threads).close()
 
 
+def test_interrupting_stops_the_others_too(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each ends the piece that it is at, and takes no other."""
+    real, pieces = loader.weave, []
+
+    def weave(*args: Any) -> None:
+        pieces.append(args)
+        time.sleep(0.02)
+        real(*args)
+
+    def interrupt(done: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loader, "weave", weave)
+    load(path, n_threads=1).close()
+    gc.collect()
+    whole = len(pieces)
+    pieces.clear()
+    with pytest.raises(KeyboardInterrupt):
+        load(path, n_threads=3, progress=interrupt)
+    assert whole > 60 and len(pieces) < whole / 3
+
+
 @pytest.mark.parametrize("who", ["the caller", "a helper"])
 def test_an_error_while_weaving_is_raised(who: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = loader.weave

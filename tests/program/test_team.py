@@ -335,6 +335,25 @@ def test_others_take_the_pieces_of_a_thread_that_is_held_up(team_of: Callable[[i
         assert all(name != runs[-1][2] for _, share, name in runs if share in (1, 2, 3)), "pieces of thread 0"
 
 
+def test_sleepers_come_back(team_of: Callable[[int], Team]) -> None:
+    """All of them, though each thread wakes only a few: every share waits until all have been begun."""
+    begun: set[int] = set()
+
+    def hold(phase: int, share: int) -> None:
+        begun.add(share)
+        until = time.perf_counter() + 15
+        while len(begun) < 7 and time.perf_counter() < until:
+            time.sleep(0.001)
+
+    program, team = Scripted(1, 1, hold), team_of(7)
+    for _ in range(2):
+        begun.clear()
+        program.took.clear()
+        time.sleep(0.3)
+        within(60, lambda: team.run(program.records, program.batch))
+        assert len({name for _, _, name in program.took}) == 7
+
+
 def test_a_helper_that_does_not_come_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, team_of: Callable[[int], Team]
 ) -> None:
