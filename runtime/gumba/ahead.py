@@ -7,10 +7,10 @@ from pathlib import Path
 
 from gumba.errors import UnsupportedError
 from gumba.gguf.reader import GGUFFile
-from gumba.kernels import attention, bpe, elementwise, embed, matmul, packed, q8, rope, sample
+from gumba.kernels import attention, bpe, elementwise, embed, limits, matmul, packed, q8, rope, sample
 from gumba.kernels.op import Kernel
 from gumba.kernels.pages import page_formats
-from gumba.program import executor
+from gumba.program import executor, timing
 from gumba.quants import FORMATS
 from gumba.simd import isa
 
@@ -48,6 +48,9 @@ def _jobs(path: Path | None) -> list[Callable[[], object]]:
     ]  # fmt: skip
     for pages in page_formats().values():
         kernels += [attention.store_kv(set_, pages), attention.attention(set_, pages)]
+    if path is None:  # what ``gumba bench --profile`` measures the machine with
+        kernels += [timing.stamp]
+        kernels += [test(set_) for test in (limits.read_memory, limits.dot_int8, limits.fma_float32, limits.pairs_bf16)]
     entries = [executor.run_step, executor.stop_team, executor.help_team, packed.interleave, sample.sample_top_k,
                sample.sample_all, bpe.index_tokens, bpe.index_merges, bpe.encode_words]  # fmt: skip
     for number in _formats(path):

@@ -30,7 +30,7 @@ class KVCache:
 
     def __init__(self, n_layers: int, n_kv_heads: int, head_dim: int, n_pages: int, kv_type: str = "f16") -> None:
         formats = page_formats()
-        if kv_type not in formats:
+        if not isinstance(kv_type, str) or kv_type not in formats:
             raise RequestError(f"kv_type {kv_type!r}: expected one of {', '.join(formats)}")
         pages = formats[kv_type]
         k_page, v_page = pages.key_bytes(head_dim), pages.value_bytes(head_dim)

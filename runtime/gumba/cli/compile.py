@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 
 from gumba.cli.engine import find_model
-from gumba.cli.options import Commands, add_model, command
+from gumba.cli.options import MODEL_HELP, Commands, command
 from gumba.cli.progress import Progress
 from gumba.errors import ResourceError
 
@@ -20,7 +21,7 @@ GUMBA_ISA=avx2 gumba compile
 def add_parser(commands: Commands) -> None:
     """Add ``compile`` to the command line."""
     parser = command(commands, "compile", compile_, "compile everything for this processor ahead of time", _EXAMPLES)
-    add_model(parser, optional=True)
+    parser.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP + " (default: what any model needs)")
 
 
 def compile_(args: argparse.Namespace) -> int:
@@ -32,10 +33,13 @@ def compile_(args: argparse.Namespace) -> int:
 
     folder = jit.cache_folder()
     if folder is None:
-        raise ResourceError("there is no kernel cache to compile into: GUMBA_CACHE_DIR names a private folder for it")
+        setting = os.environ.get("GUMBA_CACHE_DIR")
+        where = "the user's cache folder" if setting is None else f"GUMBA_CACHE_DIR={setting}"
+        raise ResourceError(f"no kernel cache to compile into: {where} is no folder that this user alone can write to")
     jit.on_first_compile = lambda: None
     with Progress("functions") as progress:
         total = compile_all(path, lambda done, jobs: progress("compile", done, jobs))
     seconds = time.perf_counter() - began
-    print(f"{jit.stats.compiled} of {total} functions compiled in {seconds:.1f} s, the others were there: {folder}")
+    there = "" if jit.stats.compiled >= total else ", the others were there"
+    print(f"{jit.stats.compiled} of {total} functions compiled in {seconds:.1f} s{there}: {folder}")
     return 0

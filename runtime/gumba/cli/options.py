@@ -121,7 +121,7 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
         "--threads",
         metavar="N",
         type=whole(1, MOST_THREADS),
-        help="threads that compute (default: the cores this process may use)",
+        help="threads that compute (default: the physical cores that this process may use)",
     )
 
 

@@ -161,9 +161,11 @@ def _box(x: float, y: float, width: float, colour: str, height: int = _ROW - 6) 
 
 
 def check_plot(path: Path) -> None:
-    """Raise ``RequestError`` for a name that asks for another kind of picture."""
+    """Raise ``RequestError`` for a name that asks for another kind of picture, or lies in no folder."""
     if path.suffix.lower() != ".svg":
         raise RequestError(f"--plot {path}: expected a name that ends in .svg")
+    if not path.parent.is_dir():
+        raise RequestError(f"--plot {path}: the folder {path.parent} does not exist")
 
 
 def write_plot(path: Path, found: Profile, heading: str) -> None:

@@ -85,7 +85,8 @@ class Answer:
             return ""
         return (
             f"prompt {count(t.prompt_tokens, 'token')}, {t.prompt_tokens_per_s:.1f}/s | "
-            f"decode {count(t.generated_tokens, 'token')}, {t.decode_tokens_per_s:.1f}/s"
+            f"decode {count(t.generated_tokens, 'token')}"
+            + (f", {t.decode_tokens_per_s:.1f}/s" if t.generated_tokens > 1 else "")
         )
 
     def as_json(self, prompt: str, seed: int | None, load_s: float) -> dict[str, object]:
