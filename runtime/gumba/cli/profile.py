@@ -165,7 +165,7 @@ def check_plot(path: Path) -> None:
     if path.suffix.lower() != ".svg":
         raise RequestError(f"--plot {path}: expected a name that ends in .svg")
     if not path.parent.is_dir():
-        raise RequestError(f"--plot {path}: the folder {path.parent} does not exist")
+        raise RequestError(f"{path} cannot be written: the folder {path.parent} does not exist")
 
 
 def write_plot(path: Path, found: Profile, heading: str) -> None:
