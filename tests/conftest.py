@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from gumba import sources
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell starts background jobs like that, and children inherit it: those that are to be interrupted never would be.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Looked up before any test gets a home of its own.
 _REAL_MODEL = os.environ.get("GUMBA_TEST_MODEL") or sources.pulled(sources.DEFAULT_MODEL)

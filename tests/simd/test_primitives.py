@@ -200,46 +200,52 @@ def test_each_product_lands_in_its_lane(isa: Isa, signed: bool, least: int, most
         check_dot(isa, signed, max(-least, most), w, a, np.zeros(isa.lanes, int))
 
 
-@functools.cache
-def tile_product(
-    isa: Isa, tokens: int, registers: int, signed: bool, w_max: int
-) -> Callable[[int, int, int, int], None]:
-    """(starts, weights, activations, output): one call of ``dot_tile``; tokens lie 64 bytes apart."""
-    n = isa.lanes
+#: Only Arm's 8-bit matrix products take a tile at once.
+TILED = [isa for isa in ISAS if isa.dot_tile is not None]
 
-    @simd_function("void(i8, i8, i8, i8)")
-    def product(s: Simd, start: Value, weights: Value, acts: Value, out: Value) -> None:
-        assert isa.dot_tile is not None
-        w = [s.load(weights + 4 * n * j, I8, 4 * n) for j in range(registers)]
-        starts = [s.load(start + 4 * n * t, I32, n) for t in range(tokens)]
-        for t, total in enumerate(isa.dot_tile(s, starts, w, [acts + 64 * t for t in range(tokens)], w_max, signed)):
-            s.store(out + 4 * n * t, total)
+if TILED:
 
-    @in_memory
-    def call(start, weights, acts, out):  # type: ignore[no-untyped-def]
-        product(start, weights, acts, out)
+    @functools.cache
+    def tile_product(
+        isa: Isa, tokens: int, registers: int, signed: bool, w_max: int
+    ) -> Callable[[int, int, int, int], None]:
+        """(starts, weights, activations, output): one call of ``dot_tile``; tokens lie 64 bytes apart."""
+        n = isa.lanes
 
-    return call
+        @simd_function("void(i8, i8, i8, i8)")
+        def product(s: Simd, start: Value, weights: Value, acts: Value, out: Value) -> None:
+            assert isa.dot_tile is not None
+            w = [s.load(weights + 4 * n * j, I8, 4 * n) for j in range(registers)]
+            starts = [s.load(start + 4 * n * t, I32, n) for t in range(tokens)]
+            for t, total in enumerate(
+                isa.dot_tile(s, starts, w, [acts + 64 * t for t in range(tokens)], w_max, signed)
+            ):
+                s.store(out + 4 * n * t, total)
 
+        @in_memory
+        def call(start, weights, acts, out):  # type: ignore[no-untyped-def]
+            product(start, weights, acts, out)
 
-@pytest.mark.parametrize("tokens", [2, 3, 4])
-@pytest.mark.parametrize("signed, least, most", [(False, 0, 15), (False, 0, 63), (True, -128, 127)])
-@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa.dot_tile is not None], ids=lambda isa: isa.name)
-def test_dot_products_of_a_tile(isa: Isa, signed: bool, least: int, most: int, tokens: int) -> None:
-    """Whole blocks and halves of them, extreme and random numbers, against NumPy."""
-    rng = np.random.default_rng(2)
-    for registers in (8, 4):
-        for extreme in (True, False):
-            shape, acts_shape = (registers, isa.lanes, 4), (tokens, registers, 4)
-            w = rng.choice([least, most], shape) if extreme else rng.integers(least, most + 1, shape)
-            a = rng.choice([-127, 127], acts_shape) if extreme else rng.integers(-127, 128, acts_shape)
-            starts = rng.integers(-(2**24), 2**24, (tokens, isa.lanes)).astype(np.int32)
-            acts = np.zeros((tokens, 64), np.int8)
-            acts[:, : 4 * registers] = a.reshape(tokens, -1)
-            weights, out = w.astype(np.int8 if signed else np.uint8), np.zeros_like(starts)
-            product = tile_product(isa, tokens, registers, signed, max(-least, most))
-            product(starts.ctypes.data, weights.ctypes.data, acts.ctypes.data, out.ctypes.data)
-            np.testing.assert_array_equal(out, starts + np.einsum("jlb,tjb->tl", w, a))
+        return call
+
+    @pytest.mark.parametrize("tokens", [2, 3, 4])
+    @pytest.mark.parametrize("signed, least, most", [(False, 0, 15), (False, 0, 63), (True, -128, 127)])
+    @pytest.mark.parametrize("isa", TILED, ids=lambda isa: isa.name)
+    def test_dot_products_of_a_tile(isa: Isa, signed: bool, least: int, most: int, tokens: int) -> None:
+        """Whole blocks and halves of them, extreme and random numbers, against NumPy."""
+        rng = np.random.default_rng(2)
+        for registers in (8, 4):
+            for extreme in (True, False):
+                shape, acts_shape = (registers, isa.lanes, 4), (tokens, registers, 4)
+                w = rng.choice([least, most], shape) if extreme else rng.integers(least, most + 1, shape)
+                a = rng.choice([-127, 127], acts_shape) if extreme else rng.integers(-127, 128, acts_shape)
+                starts = rng.integers(-(2**24), 2**24, (tokens, isa.lanes)).astype(np.int32)
+                acts = np.zeros((tokens, 64), np.int8)
+                acts[:, : 4 * registers] = a.reshape(tokens, -1)
+                weights, out = w.astype(np.int8 if signed else np.uint8), np.zeros_like(starts)
+                product = tile_product(isa, tokens, registers, signed, max(-least, most))
+                product(starts.ctypes.data, weights.ctypes.data, acts.ctypes.data, out.ctypes.data)
+                np.testing.assert_array_equal(out, starts + np.einsum("jlb,tjb->tl", w, a))
 
 
 @every

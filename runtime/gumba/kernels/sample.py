@@ -23,6 +23,12 @@ from gumba.kernels.jit import entry, inline
 BLOCK = 256
 #: Below this difference from the best logit (divided by the temperature) a weight is zero: exp(-60) = 9e-27.
 LOWEST = -60.0
+#: Top-p without top-k sums probabilities in this many steps of the distance from the best logit, the last from DEEPEST on.
+BUCKETS = 512
+LANES = 4
+DEEPEST = 32.0
+#: This many tokens are put in order by a heap.
+SMALL = 64
 #: float32 numbers at and above these bits are infinities and NaNs.
 INFINITY_BITS = 0x7F800000
 
@@ -137,83 +143,177 @@ def _weigh(logits, best, scale, terms, powers_bits, powers):
 
 
 @inline
-def _mass(logits, best, scale, masses, terms, powers_bits, powers):
-    """Sum of exp((logit - best) * scale) over the vocabulary; ``masses`` [blocks] gets the sum up to and with each block.
+def _mask(bits, first, last, terms):
+    """Clear the terms of a block's tokens (``first`` on) that rank below ``last``."""
+    cut = np.int32(last >> 32)
+    # Among tokens of the cut's own logit the early ids rank above it.
+    ties = np.int32(min(_token(last) - first, np.int64(BLOCK)))
+    for j in range(bits.size):
+        magnitude = np.int32(bits[j] & np.int32(0x7FFFFFFF))
+        key = magnitude if bits[j] >= 0 else np.int32(-magnitude)
+        kept = key > cut or (key == cut and np.int32(j) <= ties)
+        terms[j] = terms[j] if kept else np.float32(0.0)
 
-    float32 within a block, halved again and again, and float64 across blocks.
+
+@inline
+def _mass(logits, bits, blocks, best, scale, last, masses, terms, powers_bits, powers):
+    """Sum of exp((logit - best) * scale) over the tokens that rank at least ``last``.
+
+    ``masses`` [blocks] gets the sum up to and with each block: float32 within a block, halved again and again, and float64
+    across blocks.
     """
     total = 0.0
-    for start in range(0, logits.size, BLOCK):
-        _weigh(logits[start : start + BLOCK], best, scale, terms, powers_bits, powers)
-        half = BLOCK // 2
-        while half > 0:
-            for j in range(half):
-                terms[j] += terms[j + half]
-            half //= 2
-        total += np.float64(terms[0])
-        masses[start // BLOCK] = total
+    for block in range(blocks.size):
+        if blocks[block] >= (last >> 32):
+            start = block * BLOCK
+            _weigh(logits[start : start + BLOCK], best, scale, terms, powers_bits, powers)
+            _mask(bits[start : start + BLOCK], start, last, terms)
+            half = BLOCK // 2
+            while half > 0:
+                for j in range(half):
+                    terms[j] += terms[j + half]
+                half //= 2
+            total += np.float64(terms[0])
+        masses[block] = total
     return total
 
 
 @inline
-def _draw_all(logits, best, temperature, uniform, masses, terms, powers_bits, powers):
-    """Draw from the whole vocabulary: first the block, then the token in it."""
+def _draw_all(logits, bits, blocks, best, last, temperature, uniform, masses, terms, powers_bits, powers):
+    """Draw from all tokens that rank at least ``last``: first the block, then the token in it."""
     scale = np.float32(min(1.0 / temperature, 1e30))
-    target = uniform * _mass(logits, logits[best], scale, masses, terms, powers_bits, powers)
+    target = uniform * _mass(logits, bits, blocks, logits[best], scale, last, masses, terms, powers_bits, powers)
     block = 0
-    while block + 1 < (logits.size + BLOCK - 1) // BLOCK and masses[block] <= target:
+    while block + 1 < blocks.size and masses[block] <= target:
         block += 1
     before = masses[block - 1] if block > 0 else 0.0
-    part = logits[block * BLOCK : (block + 1) * BLOCK]
+    start = block * BLOCK
+    part = logits[start : start + BLOCK]
     _weigh(part, logits[best], scale, terms, powers_bits, powers)
+    _mask(bits[start : start + BLOCK], start, last, terms)
     held = 0.0
     for j in range(part.size):
         held += np.float64(terms[j])
     # The block's mass, summed in another order, is not quite what its terms add up to one by one.
     target = (target - before) / (masses[block] - before) * held
-    token = 0
-    cumulative = np.float64(terms[0])
-    while token + 1 < part.size and cumulative <= target:
-        token += 1
-        cumulative += np.float64(terms[token])
-    return block * BLOCK + token
+    token, cumulative = 0, 0.0
+    for j in range(part.size):
+        if terms[j] > np.float32(0.0):
+            token = j
+            cumulative += np.float64(terms[j])
+            if cumulative > target:
+                break
+    return start + token
 
 
 @inline
-def _cut_top_p(logits, bits, blocks, best, top_p, heap, masses, terms, powers_bits, powers):
+def _key(bits):
+    """The float32 pattern ``bits`` as a sortable int32; -0.0 equals 0.0."""
+    return bits if bits >= 0 else np.int32(-(bits & np.int32(0x7FFFFFFF)))
+
+
+@inline
+def _crossed(buckets, held, wanted):
+    """The first bucket with which the sum from ``held`` on reaches ``wanted`` (else the last filled), and the sum before it."""
+    crossed, before = 0, held
+    for bucket in range(BUCKETS):
+        if buckets[bucket] > 0.0:
+            crossed, before = bucket, held
+            held += buckets[bucket]
+            if held >= wanted:
+                break
+    return crossed, before
+
+
+@inline
+def _histogram(logits, highest, buckets, terms, powers_bits, powers):
+    """Probability (of the best token: 1) by distance from the best logit, ``buckets`` float64 [LANES * BUCKETS]; the sum.
+
+    Neighbouring tokens are summed in different lanes, so that no addition waits for the one before it.
+    """
+    places = powers_bits  # not needed any more once the terms are there
+    for i in range(LANES * BUCKETS):
+        buckets[i] = 0.0
+    for start in range(0, logits.size, BLOCK):
+        part = logits[start : start + BLOCK]
+        _weigh(part, highest, np.float32(1.0), terms, powers_bits, powers)
+        for j in range(part.size):
+            places[j] = np.int32(min((highest - part[j]) * np.float32(BUCKETS / DEEPEST), np.float32(BUCKETS - 1)))
+        for j in range(part.size, BLOCK):
+            places[j] = 0
+        for j in range(0, BLOCK, LANES):
+            for lane in range(LANES):
+                buckets[np.uint32(places[j + lane] * LANES + lane)] += np.float64(terms[j + lane])
+    total = 0.0
+    for i in range(BUCKETS):
+        held = 0.0
+        for lane in range(LANES):
+            held += buckets[i * LANES + lane]
+        buckets[i] = held
+        total += held
+    return total
+
+
+@inline
+def _cut_top_p(logits, bits, blocks, best, top_p, heap, buckets, terms, powers_bits, powers):
     """Rank of the last token that top-p keeps out of the whole vocabulary.
 
-    Only tokens near the best are ordered: those within 4 of it, 8, 16, ... until they hold enough probability.
+    No sort: probabilities are summed by their logit's distance from the best, and the bucket in which the sum is reached is
+    looked into again, by the bits of its logits, until it is small enough to be put in order.
     """
-    highest = np.float64(logits[best])
-    wanted = top_p * _mass(logits, logits[best], np.float32(1.0), masses, terms, powers_bits, powers)
-    depth = 4.0
-    size = 0
-    held = 0.0
-    while True:
-        # Each round appends the tokens whose distance from the best lies in (depth / 2, depth].
-        nearest = depth * 0.5 if size > 0 else -1.0
-        for block in range(blocks.size):
-            top = _token_value(blocks[block], powers_bits, powers)
-            if highest - top > depth:
-                continue
-            for i in range(block * BLOCK, min((block + 1) * BLOCK, bits.size)):
-                distance = highest - np.float64(logits[i])
-                if nearest < distance and distance <= depth:
-                    heap[size] = -_rank(bits[i], i)
-                    size += 1
-                    held += math.exp(-distance)
-        if size == bits.size or held > wanted * 1.00001:
-            break
-        depth *= 2.0
+    highest = logits[best]
+    wanted = top_p * _histogram(logits, highest, buckets, terms, powers_bits, powers)
+    bucket, held = _crossed(buckets, 0.0, wanted)
+    # Keys of the bucket's tokens: from low up to high. Distances are rounded as in the histogram.
+    low, high, size = np.int64(0x7FFFFFFF), np.int64(-0x7FFFFFFF), 0
+    for block in range(blocks.size):
+        nearest = highest - np.float32(_key_value(blocks[block], powers_bits, powers))
+        if np.int32(min(nearest * np.float32(BUCKETS / DEEPEST), np.float32(BUCKETS - 1))) > bucket:
+            continue
+        start = block * BLOCK
+        part = logits[start : start + BLOCK]
+        for j in range(part.size):
+            place = np.int32(min((highest - part[j]) * np.float32(BUCKETS / DEEPEST), np.float32(BUCKETS - 1)))
+            powers_bits[j] = np.int32(place == bucket)
+        for j in range(part.size):
+            heap[np.uint32(size)] = start + j
+            size += powers_bits[j]
+    for i in range(size):
+        key = np.int64(_key(bits[heap[i]]))
+        low, high = min(low, key), max(high, key)
+    while size > SMALL and low < high:
+        width = (high - low) // BUCKETS + 1
+        for place in range(BUCKETS):
+            buckets[place] = 0.0
+        for i in range(size):
+            place = (high - np.int64(_key(bits[heap[i]]))) // width
+            buckets[place] += math.exp(np.float64(logits[heap[i]]) - np.float64(highest))
+        bucket, held = _crossed(buckets, held, wanted)
+        top, kept = high, 0
+        low, high = np.int64(0x7FFFFFFF), np.int64(-0x7FFFFFFF)
+        for i in range(size):
+            key = np.int64(_key(bits[heap[i]]))
+            if (top - key) // width == bucket:
+                low, high = min(low, key), max(high, key)
+                heap[kept] = heap[i]
+                kept += 1
+        size = kept
+    if size > SMALL:  # all of one value, by ascending id
+        each = math.exp(np.float64(logits[heap[0]]) - np.float64(highest))
+        index = 0
+        while index + 1 < size and held + each < wanted:
+            held += each
+            index += 1
+        return _rank(bits[heap[index]], heap[index])
+    for i in range(size):
+        heap[i] = -_rank(bits[heap[i]], heap[i])
     for i in range(size // 2 - 1, -1, -1):
         _sift(heap, i, size)
-    cumulative = 0.0
     last = -heap[0]
     while size > 0:
         last = -heap[0]
-        cumulative += math.exp(np.float64(logits[_token(last)]) - highest)
-        if cumulative >= wanted:
+        held += math.exp(np.float64(logits[_token(last)]) - np.float64(highest))
+        if held >= wanted:
             break
         size -= 1
         heap[0] = heap[size]
@@ -222,7 +322,21 @@ def _cut_top_p(logits, bits, blocks, best, top_p, heap, masses, terms, powers_bi
 
 
 @inline
-def _token_value(key, powers_bits, powers):
+def _cut_min_p(highest, min_p, powers_bits, powers):
+    """Rank of the last token that min-p could keep."""
+    floor = math.log(min_p)
+    powers[0] = np.float32(np.float64(highest) + floor)
+    key = np.int64(_key(powers_bits[0]))
+    # The smallest float32 that is not too far from the best.
+    while _key_value(key, powers_bits, powers) - np.float64(highest) >= floor:
+        key -= 1
+    while _key_value(key, powers_bits, powers) - np.float64(highest) < floor:
+        key += 1
+    return key << 32
+
+
+@inline
+def _key_value(key, powers_bits, powers):
     """The float32 logit that has this sortable key, as float64."""
     magnitude = key if key >= 0 else -key
     powers_bits[0] = np.int32(magnitude)
@@ -307,9 +421,9 @@ def sample_all(logits, top_p, min_p, temperature, uniform, blocks, heap, weights
         return best
     powers = terms[BLOCK:]
     powers_bits = powers.view(np.int32)
-    if top_p == 1.0 and min_p == 0.0:
-        return _draw_all(logits, best, temperature, uniform, weights, terms, powers_bits, powers)
     last = np.int64(-0x7FFFFFFFFFFFFFFF)
     if top_p < 1.0:
         last = _cut_top_p(logits, bits, blocks, best, top_p, heap, weights, terms, powers_bits, powers)
-    return _draw(logits, bits, blocks, best, last, _min_p_floor(min_p), temperature, uniform, heap, weights)
+    if min_p > 0.0:
+        last = max(last, _cut_min_p(logits[best], min_p, powers_bits, powers))
+    return _draw_all(logits, bits, blocks, best, last, temperature, uniform, weights, terms, powers_bits, powers)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gumba.errors import ModelError
-from gumba.kernels.sample import BLOCK, sample_all, sample_top_k
+from gumba.kernels.sample import BLOCK, BUCKETS, LANES, sample_all, sample_top_k
 from gumba.params import SamplingParams
 
 
@@ -36,8 +36,8 @@ class Sampler:
         self.n_vocab = n_vocab
         self._row = np.empty(n_vocab, np.float32)
         self._blocks = np.empty((n_vocab + BLOCK - 1) // BLOCK, np.int32)
-        self._heap = np.empty(n_vocab, np.int64)
-        self._weights = np.empty(n_vocab, np.float64)
+        self._heap = np.empty(n_vocab + 1, np.int64)
+        self._weights = np.empty(max(n_vocab, LANES * BUCKETS), np.float64)
         self._terms = np.empty(2 * BLOCK, np.float32)
 
     def sample(
