@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gumba.errors import UnsupportedError
 from gumba.gguf.reader import GGUFFile
-from gumba.kernels import attention, bpe, elementwise, embed, limits, matmul, packed, q8, rope, sample
+from gumba.kernels import attention, bpe, elementwise, embed, gather, limits, matmul, packed, q8, rope, sample
 from gumba.kernels.op import Kernel
 from gumba.kernels.pages import page_formats
 from gumba.program import executor, timing
@@ -51,7 +51,7 @@ def _jobs(path: Path | None) -> list[Callable[[], object]]:
     if path is None:  # what ``gumba bench --profile`` measures the machine with
         kernels += [timing.stamp]
         kernels += [test(set_) for test in (limits.read_memory, limits.dot_int8, limits.fma_float32, limits.pairs_bf16)]
-    entries = [executor.run_step, executor.stop_team, executor.help_team, packed.interleave, sample.sample_top_k,
+    entries = [executor.run_step, executor.stop_team, executor.help_team, packed.interleave, gather.gather, sample.sample_top_k,
                sample.sample_all, bpe.index_tokens, bpe.index_merges, bpe.encode_words]  # fmt: skip
     for number in _formats(path):
         format = FORMATS[number]

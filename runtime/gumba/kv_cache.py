@@ -68,7 +68,8 @@ class KVCache:
         )
         self._lock = threading.Lock()
         self._free = list(range(n_pages - 1, -1, -1))
-        self._used = np.zeros(n_pages, np.bool_)
+        #: Which pages are taken, a byte for each.
+        self.used = np.zeros(n_pages, np.bool_)
 
     @property
     def n_free(self) -> int:
@@ -85,7 +86,7 @@ class KVCache:
             if count > len(self._free):
                 raise ResourceError(f"{count} KV pages wanted, {len(self._free)} of {self.n_pages} are free")
             pages = [self._free.pop() for _ in range(count)]
-            self._used[pages] = True
+            self.used[pages] = True
             return pages
 
     def release(self, pages: Sequence[int]) -> None:
@@ -93,11 +94,11 @@ class KVCache:
         with self._lock:
             named: set[int] = set()
             for page in pages:
-                if not 0 <= page < self.n_pages or not self._used[page] or page in named:
+                if not 0 <= page < self.n_pages or not self.used[page] or page in named:
                     raise EngineError(f"KV page {page} is released but was not taken")
                 named.add(page)
             for page in pages:
-                self._used[page] = False
+                self.used[page] = False
                 self._free.append(page)
 
     def close(self) -> None:
@@ -107,7 +108,7 @@ class KVCache:
 
     def owns(self, pages: np.ndarray) -> bool:
         """Whether all page ids (integers) are in range and taken."""
-        return bool(((pages >= 0) & (pages < self.n_pages)).all() and self._used[pages].all())
+        return bool(((pages >= 0) & (pages < self.n_pages)).all() and self.used[pages].all())
 
 
 def aligned_zeros(n_bytes: int) -> np.ndarray:

@@ -428,6 +428,12 @@ class Entry:
         made: Callable[..., Any] = scope["trampoline"]
         return made
 
+    @property
+    def bare(self) -> Any:
+        """The compiled function itself, for callers in a hurry: of numbers only, and arrays must be given as numbers."""
+        self.compile()
+        return self._call
+
     def __call__(self, *args: Any) -> Any:
         if self._call is None:
             self.compile()

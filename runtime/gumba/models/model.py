@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from gumba.errors import EngineError, RequestError
 from gumba.kernels import op
 from gumba.kernels.attention import split_units, tile_tokens
-from gumba.kernels.pages import PAGE_TOKENS, PART_TOKENS
+from gumba.kernels.gather import LIMIT_WORDS, OUTPUTS, gather
+from gumba.kernels.pages import PAGE_TOKENS
 from gumba.kv_cache import KVCache
 from gumba.program.builder import Buffer, Operation, Program
 from gumba.program.executor import Team
 from gumba.program.timing import Timing
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Consecutive tokens of one sequence for one step.
 
     ``tokens``: ids; ``position``: of the first one in its sequence; ``pages``: the sequence's block table, for at least
@@ -52,8 +51,23 @@ class Model:
         self._records = program.finish([logits])
         self._timing: Timing | None = None
         self._logits = program.rows(logits)
-        self._tile = tile_tokens(config.n_heads // config.n_kv_heads)
+        tile = tile_tokens(config.n_heads // config.n_kv_heads)
+        units = split_units(self.n_threads) if self.n_threads > 1 else 0
+        limits = [config.n_vocab, n_ctx, kv.n_pages, self.max_batch_tokens, tile, config.n_kv_heads, units]
+        self._limits = np.array(limits, np.int64)
+        self._gather = gather.bare
+        assert len(limits) == LIMIT_WORDS
+        self._tables = np.empty(64, np.int32)
+        rows = self.max_batch_tokens
+        self._arrays: dict[int, np.ndarray] = {
+            op.TOKENS: np.empty(rows, np.int32), op.POSITIONS: np.empty(rows, np.int32), op.SLOTS: np.empty(rows, np.int64),
+            op.TILES: np.empty((rows, 4), np.int64), op.OUTPUT_ROWS: np.empty(rows, np.int32),
+        }  # fmt: skip
         self._batch = np.zeros(op.BATCH_WORDS, np.int64)
+        for offset, array in self._arrays.items():
+            self._batch[offset // 8] = array.ctypes.data
+        shared: list[np.ndarray] = [self._limits, kv.used, self._tables, self._batch]
+        self._addresses = [array.ctypes.data for array in shared]
 
     def forward(self, chunks: Sequence[Chunk]) -> np.ndarray:
         """One step. Logits, float32 [wanted tokens, n_vocab], in the order of chunks and tokens.
@@ -79,79 +93,58 @@ class Model:
     def _step(self, chunks: Sequence[Chunk], records: np.ndarray) -> np.ndarray:
         if self._program is None:
             raise EngineError("the model is closed")
-        (tokens, positions, slots, tiles, rows), pages = self._gather(chunks)
-        if len(tokens) == 0:
-            return np.empty((0, self.config.n_vocab), np.float32)
-        b = self._batch
-        b[op.SPLIT // 8] = self._split(tiles)
-        b[op.N_TOKENS // 8], b[op.N_TILES // 8], b[op.N_OUTPUTS // 8] = len(tokens), len(tiles), len(rows)
-        for offset, array in (
-            (op.TOKENS, tokens), (op.POSITIONS, positions), (op.SLOTS, slots), (op.TILES, tiles), (op.OUTPUT_ROWS, rows),
-        ):  # fmt: skip
-            b[offset // 8] = array.ctypes.data
-        logits = self._logits
-        self._team.run(records, b)
-        del pages  # the kernels read the block tables up to here
-        return logits[: len(rows), : self.config.n_vocab]
+        numbers = self._numbers(chunks)
+        if self._gather(numbers.__array_interface__["data"][0], len(chunks), *self._addresses):
+            self._refuse(chunks)
+        if self._batch[op.N_TOKENS // 8]:
+            self._team.run(records, self._batch)
+        n_outputs: int = self._batch[op.N_OUTPUTS // 8]
+        return self._logits[:n_outputs, : self.config.n_vocab]
 
-    def _split(self, tiles: np.ndarray) -> int:
-        """In how many parts the threads take the longest context; 0 where the step has units enough for all of them."""
-        n_units = len(tiles) * self.config.n_kv_heads
-        if self.n_threads == 1 or n_units >= split_units(self.n_threads):
-            return 0
-        longest = int((tiles[:, 1] + tiles[:, 2]).max())
-        return -(-longest // PART_TOKENS) if longest > PART_TOKENS else 0
+    def _numbers(self, chunks: Sequence[Chunk]) -> np.ndarray:
+        """What ``gumba.kernels.gather`` reads: int64, nothing in it checked but that all are integers."""
+        words: list[int] = []
+        tokens: list[int] = []
+        pages: list[int] = []
+        for chunk in chunks:
+            ids, position, table, outputs = chunk
+            if type(ids) is not list or type(table) is not list:
+                ids, table = token_ids(ids, self.config.n_vocab).tolist(), _page_ids(table).tolist()
+            words += (len(ids), position, len(table), OUTPUTS[outputs])
+            tokens += ids
+            pages += table
+        words += tokens
+        words += pages
+        if len(pages) > len(self._tables):
+            self._tables = np.empty(2 * len(pages), np.int32)
+            self._addresses[2] = self._tables.ctypes.data
+        if not all(type(word) is int for word in words):
+            self._refuse(chunks)
+            words = [operator.index(word) for word in words]
+        try:
+            return np.array(words, np.int64)
+        except OverflowError:
+            self._refuse(chunks)
+            raise
 
-    def _gather(self, chunks: Sequence[Chunk]) -> tuple[list[np.ndarray], np.ndarray]:
-        """The batch record's arrays (tokens, positions, slots, tiles, output rows), every number in them checked.
-
-        The second value holds the block tables one after the other. The tiles point into it: it must outlive the step.
-        """
-        tokens: list[np.ndarray] = []
-        tables: list[np.ndarray] = []
-        places: list[tuple[int, int, int, int]] = []
-        rows: list[int] = []
-        start = page = 0
+    def _refuse(self, chunks: Sequence[Chunk]) -> None:
+        """Raise RequestError for what is wrong with a step; nothing when all is well."""
+        total = 0
         for chunk in chunks:
             ids, table = token_ids(chunk.tokens, self.config.n_vocab), _page_ids(chunk.pages)
-            n, first = len(ids), _index(chunk.position)
-            end = first + n
+            first = _index(chunk.position)
+            end = first + len(ids)
             if first < 0 or end > self.n_ctx:
                 raise RequestError(
                     f"positions {first} to {end - 1}: expected 0 to {self.n_ctx - 1} (the context's size)"
                 )
             if len(table) * PAGE_TOKENS < end:
                 raise RequestError(f"a block table of {len(table)} pages for {end} tokens: expected enough pages")
-            if n and chunk.outputs != "none":
-                rows.extend(range(start, start + n) if chunk.outputs == "all" else [start + n - 1])
-            tokens.append(ids)
-            tables.append(table)
-            places.append((start, n, first, page))
-            start, page = start + n, page + len(table)
-        if start > self.max_batch_tokens:
-            raise RequestError(f"a step of {start} tokens: expected no more than {self.max_batch_tokens}")
-        pages = np.concatenate([np.empty(0, np.int64), *tables])
-        if not self.kv.owns(pages):
-            raise RequestError("a block table must be a row of page ids, all of them taken from this model's cache")
-        pages = pages.astype(np.int32)
-        ids = np.concatenate([np.empty(0, np.int32), *tokens])
-        return [ids, *self._places(places, pages), np.array(rows, np.int32)], pages
-
-    def _places(self, chunks: list[tuple[int, int, int, int]], pages: np.ndarray) -> list[np.ndarray]:
-        """Positions, slots and tiles of checked chunks, each (first token, tokens, first position, where in ``pages``)."""
-        start, n, first, page = np.array(chunks, np.int64).reshape(-1, 4).T
-        positions = np.arange(n.sum()) + np.repeat(first - start, n)
-        within = positions % PAGE_TOKENS
-        slots = pages[np.repeat(page, n) + positions // PAGE_TOKENS] * np.int64(PAGE_TOKENS) + within
-        count = -(-n // self._tile)
-        whose = np.repeat(np.arange(len(chunks)), count)
-        done = (np.arange(len(whose)) - (np.cumsum(count) - count)[whose]) * self._tile
-        tiles = np.empty((len(whose), 4), np.int64)
-        tiles[:, 0] = start[whose] + done
-        tiles[:, 1] = np.minimum(n[whose] - done, self._tile)
-        tiles[:, 2] = first[whose] + done
-        tiles[:, 3] = pages.ctypes.data + 4 * page[whose]
-        return [positions.astype(np.int32), slots, tiles]
+            if not self.kv.owns(table):
+                raise RequestError("a block table must be a row of page ids, all of them taken from this model's cache")
+            total += len(ids)
+        if total > self.max_batch_tokens:
+            raise RequestError(f"a step of {total} tokens: expected no more than {self.max_batch_tokens}")
 
     def close(self) -> None:
         """Stop the threads and let go of all memory, once a step that is under way has ended. Harmless when repeated."""

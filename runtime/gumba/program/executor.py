@@ -294,7 +294,7 @@ class Team:
         self._busy = threading.Lock()
         self._helpers: list[threading.Thread] = []
         self._locks: list[int] = []  # one for each thread to sleep on
-        run_step.compile()
+        self._run_step = run_step.bare
         if n_threads > 1:
             try:
                 self._start(processors)
@@ -350,7 +350,8 @@ class Team:
         with self._busy:
             if self._closed:
                 raise EngineError("the engine is closed")
-            run_step(self._address, ops.ctypes.data, len(ops), batch.ctypes.data, self.n_threads, ops.strides[0])
+            ops_address, batch_address = (array.__array_interface__["data"][0] for array in (ops, batch))
+            self._run_step(self._address, ops_address, len(ops), batch_address, self.n_threads, ops.strides[0])
 
     def close(self) -> None:
         """Let the helpers end, after a step that is under way. Harmless when repeated."""

@@ -1,0 +1,111 @@
+"""A step's batch record against the obvious Python, and every number that must not reach a kernel."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gumba.kernels import op
+from gumba.kernels.gather import LIMIT_WORDS, OUTPUTS, gather
+from gumba.kernels.pages import PAGE_TOKENS, PART_TOKENS
+
+VOCAB, CONTEXT, N_PAGES, ROWS, TILE, HEADS = 100, 2048, 200, 64, 5, 3
+
+
+def run(chunks, used=None, units=8, tail=0):
+    """(status, batch record, arrays) of chunks (tokens, position, pages, outputs)."""
+    used = np.ones(N_PAGES, np.bool_) if used is None else used
+    words = [n for ids, at, pages, outputs in chunks for n in (len(ids), at, len(pages), OUTPUTS[outputs])]
+    words += [t for ids, *_ in chunks for t in ids] + [p for _, _, pages, _ in chunks for p in pages]
+    numbers = np.array(words, np.int64)
+    limits = np.array([VOCAB, CONTEXT, N_PAGES, ROWS, TILE, HEADS, units], np.int64)
+    assert limits.size == LIMIT_WORDS
+    tables = np.full(sum(len(c[2]) for c in chunks) + 1, -7, np.int32)
+    batch = np.zeros(op.BATCH_WORDS, np.int64)
+    arrays = {op.TOKENS: np.full(ROWS + 1, -7, np.int32), op.POSITIONS: np.full(ROWS + 1, -7, np.int32),
+              op.SLOTS: np.full(ROWS + 1, -7, np.int64), op.TILES: np.full((ROWS + 1, 4), -7, np.int64),
+              op.OUTPUT_ROWS: np.full(ROWS + 1, -7, np.int32)}  # fmt: skip
+    for offset, array in arrays.items():
+        batch[offset // 8] = array.ctypes.data
+    status = gather(numbers.ctypes.data, len(chunks), limits.ctypes.data, used.ctypes.data, tables.ctypes.data,
+                    batch.ctypes.data)  # fmt: skip
+    assert tables[-1] == -7 and all((array[-1] == -7).all() for array in arrays.values()), "written past the end"
+    return status, batch, arrays, tables
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_as_the_obvious_loop_says(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    chunks = []
+    left = ROWS
+    while left:
+        n = int(rng.integers(0, min(left, 20) + 1))
+        at = int(rng.integers(0, CONTEXT - n + 1))
+        pages = rng.permutation(N_PAGES)[: -(-(at + n) // PAGE_TOKENS) + rng.integers(0, 3)].tolist()
+        chunks.append((rng.integers(0, VOCAB, n).tolist(), at, pages, str(rng.choice(["none", "last", "all"]))))
+        left -= n
+    status, batch, arrays, tables = run(chunks)
+    tokens, positions, slots, tiles, rows, table = [], [], [], [], [], []
+    for ids, at, pages, outputs in chunks:
+        for first in range(0, len(ids), TILE):
+            where = tables.ctypes.data + 4 * len(table)
+            tiles.append([len(tokens) + first, min(TILE, len(ids) - first), at + first, where])
+        for i, token in enumerate(ids):
+            if outputs == "all" or (outputs == "last" and i == len(ids) - 1):
+                rows.append(len(tokens))
+            tokens.append(token)
+            positions.append(at + i)
+            slots.append(pages[(at + i) // PAGE_TOKENS] * PAGE_TOKENS + (at + i) % PAGE_TOKENS)
+        table += pages
+    assert status == 0
+    assert [batch[o // 8] for o in (op.N_TOKENS, op.N_TILES, op.N_OUTPUTS)] == [len(tokens), len(tiles), len(rows)]
+    expected = [
+        (op.TOKENS, tokens),
+        (op.POSITIONS, positions),
+        (op.SLOTS, slots),
+        (op.TILES, tiles),
+        (op.OUTPUT_ROWS, rows),
+    ]
+    for offset, values in expected:
+        assert arrays[offset][: len(values)].tolist() == values
+    assert tables[: len(table)].tolist() == table
+
+
+@pytest.mark.parametrize(
+    "context, units, parts",
+    [(PART_TOKENS, 8, 0), (PART_TOKENS + 1, 8, 2), (2048, 8, 4), (2048, HEADS, 0), (2048, HEADS + 1, 4), (2048, 0, 0)],
+)
+def test_the_context_is_split_where_units_are_few(context: int, units: int, parts: int) -> None:
+    pages = list(range(-(-context // PAGE_TOKENS)))
+    status, batch, *_ = run([([1], context - 1, pages, "last")], units=units)
+    assert (status, batch[op.SPLIT // 8]) == (0, parts)
+
+
+GOOD = ([1, 2, 3], 62, [4, 5], "last")
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        ([-1], 0, [4], "last"),
+        ([VOCAB], 0, [4], "last"),
+        ([2**63 - 1], 0, [4], "last"),
+        ([1], -1, [4], "last"),
+        ([1, 2, 3], CONTEXT - 2, list(range(33)), "last"),
+        ([1], 2**63 - 1, [4], "last"),
+        ([1], 64, [4], "last"),
+        ([1], 0, [], "last"),
+        ([1], 0, [-1], "last"),
+        ([1], 0, [N_PAGES], "last"),
+        ([1], 0, [4, 2**62], "last"),
+        ([1], 0, [6], "last"),
+        ([1] * (ROWS - 2), 0, [4], "last"),
+    ],
+)
+@pytest.mark.parametrize("before", [0, 1])
+def test_numbers_out_of_range_are_refused(chunk: tuple, before: int) -> None:
+    used = np.ones(N_PAGES, np.bool_)
+    used[6] = False
+    chunks = [GOOD] * before + [chunk] + [GOOD] * (1 - before)
+    assert run(chunks, used)[0] == 1
+    assert run([GOOD], used)[0] == 0
