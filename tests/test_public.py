@@ -9,9 +9,9 @@ import pytest
 
 import gumba
 
-PUBLIC = """LLM SamplingParams StreamOutput RequestOutput Timings Tokenizer GGUFFile GumbaError GGUFError ModelError
-UnsupportedError TokenizerError TemplateError RequestError ConvertError DownloadError ResourceError EngineError
-__version__"""
+PUBLIC = """LLM SamplingParams BeamSearchParams StructuredOutputsParams StreamOutput RequestOutput Timings Tokenizer
+GGUFFile GumbaError GGUFError ModelError UnsupportedError TokenizerError TemplateError RequestError
+ConvertError DownloadError ResourceError EngineError __version__"""
 
 
 def test_all_names_are_there_and_no_others():

@@ -33,12 +33,14 @@ if TYPE_CHECKING:
     from gumba.gguf import GGUFFile
     from gumba.llm import LLM
     from gumba.outputs import RequestOutput, StreamOutput, Timings
-    from gumba.params import SamplingParams
+    from gumba.params import BeamSearchParams, SamplingParams, StructuredOutputsParams
     from gumba.text import Tokenizer
 
 __all__ = [
     "LLM",
     "SamplingParams",
+    "BeamSearchParams",
+    "StructuredOutputsParams",
     "StreamOutput",
     "RequestOutput",
     "Timings",
@@ -61,6 +63,8 @@ __all__ = [
 _HOMES = {
     "LLM": "gumba.llm",
     "SamplingParams": "gumba.params",
+    "BeamSearchParams": "gumba.params",
+    "StructuredOutputsParams": "gumba.params",
     "StreamOutput": "gumba.outputs",
     "RequestOutput": "gumba.outputs",
     "Timings": "gumba.outputs",
