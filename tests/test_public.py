@@ -9,8 +9,8 @@ import pytest
 
 import gumba
 
-PUBLIC = """LLM SamplingParams BeamSearchParams StructuredOutputsParams StreamOutput RequestOutput Timings Tokenizer
-GGUFFile GumbaError GGUFError ModelError UnsupportedError TokenizerError TemplateError RequestError
+PUBLIC = """LLM SamplingParams BeamSearchParams StructuredOutputsParams StreamOutput RequestOutput Timings KVUsage Tokenizer
+GGUFFile GumbaError GGUFError ModelError UnsupportedError TokenizerError TemplateError RequestError QueueFullError
 ConvertError DownloadError ResourceError EngineError __version__"""
 
 

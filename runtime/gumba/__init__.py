@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         GGUFError,
         GumbaError,
         ModelError,
+        QueueFullError,
         RequestError,
         ResourceError,
         TemplateError,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     )
     from gumba.gguf import GGUFFile
     from gumba.llm import LLM
-    from gumba.outputs import RequestOutput, StreamOutput, Timings
+    from gumba.outputs import KVUsage, RequestOutput, StreamOutput, Timings
     from gumba.params import BeamSearchParams, SamplingParams, StructuredOutputsParams
     from gumba.text import Tokenizer
 
@@ -44,6 +45,7 @@ __all__ = [
     "StreamOutput",
     "RequestOutput",
     "Timings",
+    "KVUsage",
     "Tokenizer",
     "GGUFFile",
     "GumbaError",
@@ -52,6 +54,7 @@ __all__ = [
     "UnsupportedError",
     "TokenizerError",
     "TemplateError",
+    "QueueFullError",
     "RequestError",
     "ConvertError",
     "DownloadError",
@@ -68,6 +71,7 @@ _HOMES = {
     "StreamOutput": "gumba.outputs",
     "RequestOutput": "gumba.outputs",
     "Timings": "gumba.outputs",
+    "KVUsage": "gumba.outputs",
     "Tokenizer": "gumba.text",
     "GGUFFile": "gumba.gguf",
     **{name: "gumba.errors" for name in __all__ if name.endswith("Error")},

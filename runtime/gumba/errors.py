@@ -10,6 +10,7 @@
     ├── ConvertError         a checkpoint cannot be read, or a file cannot be written
     ├── DownloadError        a model source is unknown, unreachable, or failed its checksum
     ├── ResourceError        not enough memory, disk or pages: says what is needed and what there is
+    │   └── QueueFullError   more requests wait than may: try again later
     └── EngineError          the engine cannot work here (closed, forked, unknown instruction set)
 
 A message says what was found, where, what was expected and, where there is one, what to do.
@@ -74,6 +75,10 @@ class DownloadError(GumbaError):
 
 class ResourceError(GumbaError):
     """Not enough memory, disk or KV pages."""
+
+
+class QueueFullError(ResourceError):
+    """More requests wait than may; the same request may well succeed later."""
 
 
 class EngineError(GumbaError, RuntimeError):

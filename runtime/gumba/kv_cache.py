@@ -23,7 +23,9 @@ EXTENT_PAGES = 16
 
 
 class KVCache:
-    """A pool of ``n_pages`` pages for ``n_layers`` layers of ``n_kv_heads`` heads of ``head_dim`` elements.
+    """A pool of ``n_pages`` pages, each with any number of owners.
+
+    Made for ``n_layers`` layers of ``n_kv_heads`` heads of ``head_dim`` elements.
 
     ``kv_type``: "f16", "f32" or "q8_0". Raises ResourceError when there is not enough memory.
     """
@@ -66,8 +68,10 @@ class KVCache:
             head_dim,
             kv_type,
         )
+        self._n_layers = n_layers
         self._lock = threading.Lock()
         self._free = list(range(n_pages - 1, -1, -1))
+        self._owners = [0] * n_pages
         #: Which pages are taken, a byte for each.
         self.used = np.zeros(n_pages, np.bool_)
 
@@ -87,19 +91,75 @@ class KVCache:
                 raise ResourceError(f"{count} KV pages wanted, {len(self._free)} of {self.n_pages} are free")
             pages = [self._free.pop() for _ in range(count)]
             self.used[pages] = True
+            for page in pages:
+                self._owners[page] = 1
             return pages
 
-    def release(self, pages: Sequence[int]) -> None:
-        """Give pages back; all or none. Raises EngineError for a page that is not taken, or named twice."""
+    def share(self, pages: Sequence[int]) -> None:
+        """Count one more owner of each page; all or none. Raises EngineError for a page that is not taken."""
         with self._lock:
-            named: set[int] = set()
+            self._check(pages)
             for page in pages:
-                if not 0 <= page < self.n_pages or not self.used[page] or page in named:
-                    raise EngineError(f"KV page {page} is released but was not taken")
-                named.add(page)
+                self._owners[page] += 1
+
+    def release(self, pages: Sequence[int]) -> None:
+        """Give pages back, free when their last owner does; all or none.
+
+        Raises EngineError for a page that is not taken, or named twice.
+        """
+        with self._lock:
+            self._check(pages)
             for page in pages:
-                self.used[page] = False
-                self._free.append(page)
+                self._owners[page] -= 1
+                if not self._owners[page]:
+                    self.used[page] = False
+                    self._free.append(page)
+
+    def _check(self, pages: Sequence[int]) -> None:
+        named: set[int] = set()
+        for page in pages:
+            if not 0 <= page < self.n_pages or not self._owners[page] or page in named:
+                raise EngineError(f"KV page {page} is released or shared but was not taken")
+            named.add(page)
+
+    def owners(self, page: int) -> int:
+        """How many hold a page."""
+        return self._owners[page]
+
+    def copy(self, source: int, target: int) -> None:
+        """Make one taken page hold what another one holds."""
+        with self._lock:
+            self._check([source, target])
+            for area in self._areas():
+                area[target] = area[source]
+
+    def read(self, page: int) -> bytes:
+        """All that a taken page holds, ``page_bytes`` of it. The order depends on ``kv_type`` and the program alone."""
+        with self._lock:
+            self._check([page])
+            return b"".join(area[page].tobytes() for area in self._areas())
+
+    def write(self, page: int, data: bytes) -> None:
+        """Fill a taken page with what ``read`` gave. Raises RequestError when that has another length."""
+        if len(data) != self.page_bytes:
+            raise RequestError(f"a KV page of {len(data)} bytes: expected {self.page_bytes}")
+        with self._lock:
+            self._check([page])
+            start = 0
+            for area in self._areas():
+                part = area[page]
+                part[...] = np.frombuffer(data, np.uint8, part.size, start).reshape(part.shape)
+                start += part.size
+
+    def _areas(self) -> list[_Area]:
+        """Keys and values as bytes, each indexed by page: [n_layers, n_kv_heads, bytes]."""
+        if self._memory is None:
+            raise EngineError("the model is closed")
+        at = self.layout
+        return [
+            _Area(self._memory, self._n_layers, at, 0, at.k_head, at.k_page),
+            _Area(self._memory, self._n_layers, at, at.v_offset, at.v_head, at.v_page),
+        ]
 
     def close(self) -> None:
         """Let go of the memory; nothing can be allocated any more."""
@@ -116,3 +176,19 @@ def aligned_zeros(n_bytes: int) -> np.ndarray:
     whole = np.zeros(n_bytes + 64, np.uint8)
     start = -whole.ctypes.data % 64
     return whole[start : start + n_bytes]
+
+
+class _Area:
+    """All keys (or all values): bytes [n_layers, n_kv_heads, page] of each page, as a view."""
+
+    def __init__(self, memory: np.ndarray, n_layers: int, at: KVLayout, offset: int, head: int, page: int) -> None:
+        self._memory, self._at, self._offset, self._page = memory, at, offset, page
+        self._shape, self._strides = (n_layers, at.n_kv_heads, page), (at.layer_bytes, head, 1)
+
+    def __getitem__(self, page: int) -> np.ndarray:
+        extent, place = divmod(page, self._at.extent_pages)
+        start = extent * self._at.extent_bytes + self._offset + place * self._page
+        return np.ndarray(self._shape, np.uint8, self._memory.data, start, self._strides)
+
+    def __setitem__(self, page: int, values: np.ndarray) -> None:
+        self[page][...] = values

@@ -16,7 +16,7 @@ from gumba.engine.sequence import Generation, Scoring
 from gumba.errors import EngineError, ModelError, RequestError, ResourceError
 from gumba.gguf import GGUFFile
 from gumba.models import load_model
-from gumba.outputs import RequestOutput, StreamOutput
+from gumba.outputs import KVUsage, RequestOutput, StreamOutput
 from gumba.params import SamplingParams, require_count, show
 from gumba.text import ChatTemplate, StreamDecoder, Tokenizer, encode_chat
 
@@ -194,14 +194,18 @@ class LLM:
             raise ResourceError(
                 f"logits of {len(ids)} tokens need {len(ids) * width * 4 / 1e6:.0f} MB, more than there is"
             ) from None
-        try:
-            self._engine.submit([scoring])
-            self._engine.finish([scoring])
-        finally:
-            self._engine.discard([scoring])
+        self._engine.finish([scoring])
         if scoring.finish_reason == "cancelled":
             raise EngineError("cancelled")
         return scoring.logits
+
+    def kv_usage(self) -> KVUsage:
+        """Who holds the pages of the KV cache. Raises EngineError when the LLM is closed or forked."""
+        return self._engine.kv_usage()
+
+    def clear_cache(self) -> None:
+        """Forget what was kept for requests that begin like earlier ones. Raises EngineError when closed or forked."""
+        self._engine.clear_cache()
 
     def cancel(self) -> None:
         """End all requests now running, of all threads, before their next step; their finish_reason is "cancelled".
@@ -224,31 +228,19 @@ class LLM:
         self.close()
 
     def _stream(self, generation: Generation) -> Iterator[StreamOutput]:
-        try:
-            self._engine.submit([generation])
-            while True:
-                output = self._engine.next_event(generation)
-                yield output
-                if output.finish_reason is not None:
-                    return
-        finally:
-            self._engine.discard([generation])
+        yield from self._engine.stream(generation)
 
     def _complete(self, generations: list[Generation], prompts: list[str | None]) -> list[RequestOutput]:
-        try:
-            self._engine.submit(generations)
-            self._engine.finish(generations)
-        finally:
-            self._engine.discard(generations)
+        self._engine.finish(generations)
         outputs = []
         for prompt, generation in zip(prompts, generations):
-            last = generation.events[-1]
+            last = generation.outputs[-1]
             assert last.finish_reason is not None and last.timings is not None
             outputs.append(
                 RequestOutput(
                     prompt=prompt,
                     prompt_token_ids=generation.tokens[: generation.n_prompt],
-                    text="".join(event.text for event in generation.events),
+                    text="".join(output.text for output in generation.outputs),
                     token_ids=generation.tokens[generation.n_prompt :],
                     finish_reason=last.finish_reason,
                     timings=last.timings,

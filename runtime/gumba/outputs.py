@@ -24,11 +24,13 @@ class Timings:
     prompt_tokens: int
     #: Tokens generated, one that ended the request included.
     generated_tokens: int
+    #: Tokens of the prompt that were there already, because another request began with them.
+    cached_tokens: int = 0
 
     @property
     def prompt_tokens_per_s(self) -> float:
-        """Speed of prefill; 0 when nothing could be measured."""
-        return self.prompt_tokens / self.prompt_s if self.prompt_s > 0 else 0.0
+        """Speed of prefill, of the tokens that it had to compute; 0 when nothing could be measured."""
+        return (self.prompt_tokens - self.cached_tokens) / self.prompt_s if self.prompt_s > 0 else 0.0
 
     @property
     def decode_tokens_per_s(self) -> float:
@@ -71,3 +73,13 @@ class RequestOutput:
     def prompt_tokens(self) -> int:
         """Number of tokens of the prompt."""
         return len(self.prompt_token_ids)
+
+
+@dataclass(frozen=True)
+class KVUsage:
+    """Pages of the KV cache: all, those that requests hold, and those only kept for requests that begin alike."""
+
+    pages: int
+    in_use: int
+    kept: int
+    page_tokens: int

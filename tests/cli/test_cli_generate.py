@@ -440,6 +440,7 @@ def test_perplexity_is_what_the_logits_say(gumba: Callable, tiny: Path, llm: LLM
 def test_perplexity_puts_bos_first_where_the_model_adds_one(tiny: Path, llm: LLM) -> None:
     from gumba import evaluate
 
+    llm.clear_cache()
     ids = llm.tokenizer.encode("hello world, so many letters. " * 5)
     with_bos = list(evaluate.perplexity(llm.model, ids, 16, 1))
     replaced = [1 if i % 16 == 0 else token for i, token in enumerate(ids)]

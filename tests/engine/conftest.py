@@ -10,7 +10,8 @@ import gumba.llm
 
 @pytest.fixture
 def make_llm(monkeypatch):
-    """``make_llm(n_ctx=..., **fake)``: an LLM on a FakeModel, whose pages must be free at the end."""
+    """``make_llm(n_ctx=..., **fake)``: an LLM on a FakeModel, whose pages must belong to no request at the end, and to nobody
+    after it was closed."""
     made = []
 
     def make(*, max_sequences=32, **fake):
@@ -26,5 +27,8 @@ def make_llm(monkeypatch):
 
     yield make
     for llm in made:
-        assert llm.model.kv.n_free == llm.model.kv.n_pages
+        if not llm._engine._closed:
+            assert llm.kv_usage().in_use == 0
         llm.close()
+        assert llm.model.kv.n_free == llm.model.kv.n_pages
+        assert llm.model.closed == 1

@@ -53,12 +53,14 @@ def scripted(*tokens, start):
 
 
 class FakeKV:
-    """Pages that remember tokens; a freed page forgets them."""
+    """Pages that remember tokens; a page that nobody owns any more forgets them."""
 
     def __init__(self, n_pages, page_tokens=4):
         self.n_pages, self.page_tokens = n_pages, page_tokens
         self.store = np.full((n_pages, page_tokens), -1)
         self.free = list(range(n_pages))[::-1]
+        self.held = [0] * n_pages
+        self.copies = 0
 
     @property
     def n_free(self):
@@ -68,12 +70,34 @@ class FakeKV:
         if n > len(self.free):
             raise ResourceError(f"{n} pages wanted, {len(self.free)} free")
         # Neither end, so that block tables are not simply ascending.
-        return [self.free.pop(len(self.free) // 2) for _ in range(n)]
+        pages = [self.free.pop(len(self.free) // 2) for _ in range(n)]
+        for page in pages:
+            assert self.held[page] == 0
+            self.held[page] = 1
+        return pages
+
+    def share(self, pages):
+        assert len(set(pages)) == len(pages)
+        for page in pages:
+            assert self.held[page] > 0
+            self.held[page] += 1
 
     def release(self, pages):
-        assert not set(pages) & set(self.free) and len(set(pages)) == len(pages)
-        self.store[list(pages)] = -1
-        self.free += pages
+        assert len(set(pages)) == len(pages)
+        for page in pages:
+            assert self.held[page] > 0
+            self.held[page] -= 1
+            if not self.held[page]:
+                self.store[page] = -1
+                self.free.append(page)
+
+    def owners(self, page):
+        return self.held[page]
+
+    def copy(self, source, target):
+        assert self.held[source] and self.held[target] == 1
+        self.store[target] = self.store[source]
+        self.copies += 1
 
 
 class FakeModel:
@@ -87,6 +111,7 @@ class FakeModel:
         self.steps: list[list[tuple[int, int]]] = []
         self.rows = np.empty((0, N_VOCAB), np.float32)
         self.closed = 0
+        self.shared_writes: list[tuple[tuple[int, int], int]] = []
 
     def forward(self, chunks):
         assert not self.closed
@@ -95,8 +120,10 @@ class FakeModel:
             self.before(self)
         page_tokens = self.kv.page_tokens
         pages = [page for chunk in chunks for page in chunk.pages]
-        assert len(pages) == len(set(pages)), "a page belongs to two sequences"
         assert not set(pages) & set(self.kv.free), "a page is used that is free"
+        for chunk in chunks:
+            for page in chunk.pages[chunk.position // page_tokens :]:
+                assert pages.count(page) == 1, "a page is written that belongs to two sequences"
         assert 0 < sum(len(chunk.tokens) for chunk in chunks) <= self.max_batch_tokens
         self.steps.append([(chunk.position, len(chunk.tokens)) for chunk in chunks])
         rows = []
@@ -108,6 +135,9 @@ class FakeModel:
             for position in range(end):
                 at = chunk.pages[position // page_tokens], position % page_tokens
                 if position >= chunk.position:
+                    if self.kv.held[at[0]] > 1:
+                        # Of a page that is kept, only what lies behind the tokens it is kept for may be written.
+                        self.shared_writes.append((at, chunk.tokens[position - chunk.position]))
                     self.kv.store[at] = chunk.tokens[position - chunk.position]
                 assert self.kv.store[at] >= 0, "a position is read that was never written"
                 history.append(int(self.kv.store[at]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import random
 import signal
 import threading
@@ -13,7 +14,6 @@ import pytest
 from fake_model import END, N_VOCAB, FakeModel
 
 from gumba.engine.engine import Engine
-from gumba.engine.interrupts import Held
 from gumba.engine.sequence import Generation
 from gumba.params import SamplingParams
 
@@ -34,81 +34,102 @@ def request(start: int, count: int) -> Generation:
     return Generation(tokens, params, seed=1, decoder=Letters(), end_ids=frozenset({END}), capacity=64)
 
 
-def test_repeated_interrupts_leave_the_engine_whole() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+def test_interrupts_at_any_moment_leave_the_engine_whole() -> None:
+    armed, struck = [False], [0]
+
+    def strike_once(number: int, frame: object) -> None:
+        if armed[0]:
+            armed[0] = False
+            struck[0] += 1
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, strike_once)
     flat = np.zeros(N_VOCAB, np.float32)
-    chance, struck, end = random.Random(5), 0, time.monotonic() + 4.0
+    chance, end = random.Random(5), time.monotonic() + 4.0
     while time.monotonic() < end:
-        model = FakeModel(n_pages=40, logits=lambda history: flat)
+        model = FakeModel(n_pages=40, logits=lambda history: flat, before=lambda model: time.sleep(0.0001))
         engine = Engine(model, N_VOCAB, max_sequences=8)
         mine, other = request(1, 5), request(50, 7)
+        others: queue.SimpleQueue[object] = queue.SimpleQueue()
+        other.deliver = others.put
         engine.submit([other])
-        stop, delay = threading.Event(), chance.uniform(0.0, 0.004)
-
-        def strike(stop: threading.Event = stop, delay: float = delay) -> None:
-            time.sleep(delay)
-            while not stop.is_set():
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(0.0004)
-
-        striker = threading.Thread(target=strike)
-        striker.start()
+        striker = threading.Timer(chance.uniform(0.0, 0.01), os.kill, (os.getpid(), signal.SIGINT))
         try:
-            try:
-                engine.submit([mine])
-                while not mine.done:
-                    engine.next_event(mine)
-            finally:
-                stop.set()
+            armed[0] = True
+            striker.start()
+            for _ in engine.stream(mine):
+                pass
+            armed[0] = False
         except KeyboardInterrupt:
-            struck += 1
-        while striker.is_alive():
-            try:
-                stop.set()
-                striker.join()
-            except KeyboardInterrupt:
-                struck += 1
-        engine.discard([mine])
-        done = threading.Thread(target=engine.finish, args=([other],), daemon=True)
-        done.start()
-        done.join(5.0)
-        assert not done.is_alive(), "another thread's request hangs"
-        assert other.error is None and other.finish_reason is not None
-        engine.discard([other])
-        assert model.kv.n_free == model.kv.n_pages
+            pass
+        striker.join()
+        assert others.get(timeout=5.0) is other, "another request hangs"
+        assert other.error is None and other.finish_reason == "length"
+        engine.discard([mine])  # the interrupt may have come before the stream could do so itself
+        assert engine.kv_usage().in_use == 0
         closing = threading.Thread(target=engine.close, daemon=True)
         closing.start()
         closing.join(5.0)
         assert not closing.is_alive(), "close() hangs"
-    assert struck > 20
+        assert model.kv.n_free == model.kv.n_pages
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert struck[0] > 20
 
 
-def test_close_in_a_signal_handler() -> None:
-    """The handler returns at once; the step that it interrupted ends, and closes the model."""
+@pytest.mark.parametrize("at_step", range(6))
+def test_an_interrupt_ends_the_callers_own_requests_alone(at_step: int) -> None:
+    """Ctrl-C during any step of a blocking call: its requests are given up, another's goes on."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def interrupt(model: FakeModel) -> None:
+        if len(model.steps) == at_step:
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.002)
+
+    model = FakeModel(n_pages=40, max_batch_tokens=8, before=interrupt)
+    engine = Engine(model, N_VOCAB, max_sequences=8)
+    other = request(3, 1)
+    others: queue.SimpleQueue[object] = queue.SimpleQueue()
+    other.deliver = others.put
+    engine.submit([other])
+    with pytest.raises(KeyboardInterrupt):
+        engine.finish([request(0, 20), request(1, 2)])
+        time.sleep(5)
+    assert others.get(timeout=5.0) is other and other.finish_reason == "length"
+    alone = request(3, 1)
+    engine.finish([alone])
+    assert other.tokens == alone.tokens and engine.kv_usage().in_use == 0
+    engine.close()
+
+
+def test_closing_in_a_signal_handler() -> None:
+    """The handler waits for the step that is under way, and no longer."""
     model = FakeModel(n_pages=8)
     engine = Engine(model, N_VOCAB, max_sequences=2)
     sequence = request(1, 5)
-    engine.submit([sequence])
     before = signal.signal(signal.SIGTERM, lambda *_: engine.close())
-    model.before = lambda _: os.kill(os.getpid(), signal.SIGTERM)
+    model.before = lambda _: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(0.05))
     try:
         engine.finish([sequence])
     finally:
         signal.signal(signal.SIGTERM, before)
     assert sequence.finish_reason == "cancelled"
-    assert engine._model_closed
+    assert model.closed == 1 and len(model.steps) < 30
     engine.close()
 
 
-def test_held_interrupts_come_after() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    seen = []
-    with pytest.raises(KeyboardInterrupt), Held():
-        with Held():
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.01)
-        seen.append("inner ended")
-        time.sleep(0.01)
-        seen.append("outer ended")
-    assert seen == ["inner ended", "outer ended"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), ValueError("no")])
+def test_whatever_a_step_raises_reaches_its_requests_and_no_others(error: BaseException) -> None:
+    def fail(model: FakeModel) -> None:
+        if len(model.steps) == 2:
+            model.steps.append([])
+            raise error
+
+    model = FakeModel(n_pages=40, before=fail)
+    engine = Engine(model, N_VOCAB, max_sequences=8)
+    with pytest.raises(type(error)):
+        engine.finish([request(1, 5)])
+    later = request(1, 5)
+    engine.finish([later])
+    assert later.finish_reason == "length" and engine.kv_usage().in_use == 0
+    engine.close()

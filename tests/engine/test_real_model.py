@@ -20,7 +20,7 @@ PROMPTS = ["The capital of France is", "def fibonacci(n):", "1, 2, 3, 5, 8,", "O
 def llm(real_model):
     with LLM(real_model, n_ctx=1024) as loaded:
         yield loaded
-        assert loaded.model.kv.n_free == loaded.model.kv.n_pages
+        assert loaded.kv_usage().in_use == 0
 
 
 def test_the_capital_of_france(llm):
@@ -55,5 +55,5 @@ def test_interrupt(llm):
     with pytest.raises(KeyboardInterrupt):
         llm.generate(PROMPTS * 8, SamplingParams(ignore_eos=True))
     timer.join()
-    assert llm.model.kv.n_free == llm.model.kv.n_pages
+    assert llm.kv_usage().in_use == 0
     assert "Paris" in llm.generate("The capital of France is", GREEDY)[0].text

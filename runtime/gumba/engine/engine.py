@@ -1,35 +1,41 @@
-"""The engine: runs steps for whoever waits for a result, one step at a time.
+"""The engine: one thread owns a model and computes step after step; any other thread, or asyncio task, submits and waits.
 
-There is no thread of its own. A thread that needs a token takes the wheel when nobody has it, runs one step for *all*
-sequences, and passes it on; the others sleep until their token is there. So several threads may use one engine, their
-requests share steps, and a stream that nobody reads costs nothing.
-
-While state changes, Ctrl-C is held back (``gumba.engine.interrupts``), so it strikes between steps, or in the wait for
-another thread's step. That wait is on a queue of the waiter's own: no lock is held there.
+Orders reach the engine through a queue that may be written to anywhere: by any thread, in a signal handler, by the garbage
+collector. What comes of a request goes to its ``deliver``, called in the engine's thread. So no state is shared, no lock is
+held by a caller, and Ctrl-C, which only strikes the main thread, only ever ends a wait.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import logging
 import os
 import queue
 import threading
-from collections import deque
+import time
+import weakref
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Ordered
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from gumba.engine.interrupts import Held
-from gumba.engine.scheduler import PagePool, Scheduler
+from gumba.engine.scheduler import PagePool, Scheduler, Work
 from gumba.engine.sequence import Generation, Sequence
-from gumba.errors import EngineError
+from gumba.errors import EngineError, QueueFullError, ResourceError
 from gumba.models import Chunk
-from gumba.outputs import StreamOutput
+from gumba.outputs import KVUsage, StreamOutput
 from gumba.sampling.sampler import Sampler
 
+log = logging.getLogger("gumba")
+
 _ROWS = {"none": 0, "last": 1}
+#: A wait is interrupted this often to see whether somebody is there to end it, in seconds.
+_LOOK_S = 1.0
+
+T = TypeVar("T")
 
 
 class Runner(Protocol):
@@ -49,24 +55,41 @@ class Runner(Protocol):
     def close(self) -> None: ...
 
 
-class Engine:
-    """Runs sequences on a model, of whose logits the first ``n_vocab`` are tokens."""
+@dataclass
+class _Call:
+    """Something for the engine's thread to do between two steps."""
 
-    def __init__(self, model: Runner, n_vocab: int, *, max_sequences: int) -> None:
-        self._model = model
-        self._scheduler = Scheduler(model.kv, max_batch_tokens=model.max_batch_tokens, max_sequences=max_sequences)
-        self._sampler = Sampler(n_vocab)
+    function: Callable[[], object]
+    answer: queue.SimpleQueue[tuple[object, BaseException | None]]
+
+
+_CLOSE = object()
+_WAKE = object()
+
+
+class Engine:
+    """Runs sequences on a model, of whose logits the first ``n_vocab`` are tokens.
+
+    ``max_queue``: sequences that may wait for their first step; None: any number. Raises ResourceError when the thread
+    cannot be started. The thread ends when the engine is closed or forgotten.
+    """
+
+    def __init__(self, model: Runner, n_vocab: int, *, max_sequences: int, max_queue: int | None = None) -> None:
         #: Tokens that fit the context of one sequence.
         self.capacity = min(model.n_ctx, model.kv.n_pages * model.kv.page_tokens)
+        self._core = _Core(model, n_vocab, max_sequences)
+        self._orders = self._core.orders
+        self._max_queue = max_queue
         self._pid = os.getpid()
         self._closed = False
-        self._model_closed = False
-        self._turn = threading.RLock()
-        self._driver: int | None = None  # the thread at the wheel
-        self._waiters: deque[queue.SimpleQueue[None]] = deque()
-        self._incoming: deque[Sequence] = deque()
-        self._live: dict[Sequence, None] = {}
-        self._reaping = False
+        self._thread = threading.Thread(target=self._core.run, name="gumba-engine", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            model.close()
+            raise ResourceError(f"cannot start the engine's thread ({error})") from None
+        weakref.finalize(self, _forget, self._core.orders, self._pid)
+        _engines.add(self)
 
     def check_usable(self) -> None:
         """Raise EngineError when the engine is closed, or this process was forked after it was made."""
@@ -77,169 +100,253 @@ class Engine:
             )
         if self._closed:
             raise EngineError("the model is closed")
+        if not self._thread.is_alive():
+            raise EngineError("the engine's thread has ended") from self._core.broken
 
     def submit(self, sequences: Iterable[Sequence]) -> None:
-        """Take in sequences; each must be given to ``discard`` in the end, whatever happens."""
+        """Take in sequences; each must be given to ``discard`` in the end, whatever happens.
+
+        Raises QueueFullError when too many wait; then none is taken in.
+        """
         self.check_usable()
-        with Held(), self._turn:
-            self.check_usable()
-            for sequence in sequences:
-                self._live[sequence] = None
-                self._incoming.append(sequence)
-
-    def next_event(self, sequence: Generation) -> StreamOutput:
-        """The next token of a sequence that is not at its end, waited for or computed here. Raises its error."""
-        self._run_until(lambda: bool(sequence.events) or sequence.done)
-        if not sequence.events and sequence.error is not None:
-            raise sequence.error
-        return sequence.events.popleft()
-
-    def finish(self, sequences: Ordered[Sequence]) -> None:
-        """Compute sequences to their ends. Raises the first error among them."""
-        self._run_until(lambda: all(each.done for each in sequences) or any(each.error for each in sequences))
-        for each in sequences:
-            if each.error is not None:
-                raise each.error
+        taken = list(sequences)
+        if self._max_queue is not None and self._core.n_waiting + len(taken) > self._max_queue:
+            raise QueueFullError(f"{self._core.n_waiting} requests wait already, at most {self._max_queue} may")
+        self._orders.put(taken)
 
     def discard(self, sequences: Iterable[Sequence]) -> None:
-        """Give up sequences in any state. Their pages are free at once, or when the step now running has ended.
-
-        Waits for no step: it may be called by the garbage collector, in the middle of a step.
-        """
-        for each in sequences:
+        """Give up sequences in any state; they end before the next step. Waits for nothing: it may be called anywhere."""
+        unfinished = [each for each in sequences if not each.done]
+        for each in unfinished:
             each.cancelled = True
-        if os.getpid() != self._pid:
-            return
-        # The lock is re-entrant and never held for long. Whoever is at the wheel reaps when the step ends.
-        with Held(), self._turn:
-            if self._driver is None:
-                self._reap()
+        if unfinished:
+            self._orders.put(_WAKE)
 
     def cancel(self) -> None:
         """End all sequences as cancelled before the next step. For any thread, and for signal handlers."""
-        self.discard(list(self._live))
+        self._orders.put(self._core.cancel_all)
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Run ``function`` in the engine's thread between two steps; its result. For what touches the model or its pages."""
+        self.check_usable()
+        if threading.current_thread() is self._thread:
+            return function()
+        answer: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        self._orders.put(_Call(function, answer))
+        result: T
+        result, error = self.take(answer)
+        if error is not None:
+            raise error
+        return result
+
+    def take(self, results: queue.SimpleQueue[T]) -> T:
+        """The next thing that the engine puts into ``results``, waited for."""
+        while True:
+            if os.getpid() != self._pid:
+                self.check_usable()
+            try:
+                return results.get(timeout=_LOOK_S)
+            except queue.Empty:
+                pass
+            if not self._thread.is_alive() and results.empty():
+                raise EngineError("the model is closed") from self._core.broken
+
+    def stream(self, sequence: Generation) -> Iterable[StreamOutput]:
+        """Submit a sequence; its tokens as they come. Raises its error."""
+        results: queue.SimpleQueue[StreamOutput | Sequence] = queue.SimpleQueue()
+        sequence.streaming, sequence.deliver = True, results.put
+        try:
+            self.submit([sequence])
+            while not isinstance(item := self.take(results), Sequence):
+                yield item
+            if item.error is not None:
+                raise item.error
+        finally:
+            self.discard([sequence])
+
+    def finish(self, sequences: Ordered[Sequence], each: Callable[[Sequence], object] = lambda sequence: None) -> None:
+        """Submit sequences and compute them to their ends; ``each`` is called as they end. Raises the first error."""
+        results: queue.SimpleQueue[Sequence] = queue.SimpleQueue()
+        for sequence in sequences:
+            sequence.deliver = results.put
+        try:
+            self.submit(sequences)
+            for _ in sequences:
+                ended = self.take(results)
+                if ended.error is not None:
+                    raise ended.error
+                each(ended)
+        finally:
+            self.discard(sequences)
+
+    def kv_usage(self) -> KVUsage:
+        """Who holds the KV cache's pages, after all that was asked for before."""
+        return self.call(self._core.kv_usage)
+
+    def clear_cache(self) -> None:
+        """Give up the pages that no request holds."""
+        self.call(lambda: self._core.scheduler.cache.reclaim(self._core.model.kv.n_pages))
 
     def close(self) -> None:
-        """Cancel everything, wait for the step now running, and close the model. In a forked child: do nothing.
-
-        In a signal handler that has interrupted a step of this very thread, the step's end closes the model.
-        """
+        """Cancel everything, wait for the step now running, and close the model. In a forked child: do nothing."""
         if os.getpid() != self._pid:
             return
-        while not self._model_closed:
-            waiter: queue.SimpleQueue[None] = queue.SimpleQueue()
-            with Held(), self._turn:
-                self._closed = True
-                for each in self._live:
-                    each.cancelled = True
-                if self._driver is None:
-                    self._pass_on()
-                    return
-                if self._driver == threading.get_ident():
-                    return
-                self._waiters.append(waiter)
-            self._wait(waiter)
+        self._closed = True
+        self._orders.put(_CLOSE)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
 
-    def _run_until(self, ready: Callable[[], bool]) -> None:
-        """Return once ``ready()``; run steps meanwhile, or sleep while another thread does."""
-        while not ready():
-            if os.getpid() != self._pid:
-                self.check_usable()  # the lock may have been held when this process was forked
-            waiter: queue.SimpleQueue[None] | None = None
-            with Held():
-                with self._turn:
-                    if ready():
-                        return
-                    if self._driver is None:
-                        self.check_usable()
-                        self._driver = threading.get_ident()
-                    elif self._driver == threading.get_ident():
-                        raise EngineError("the engine is asked for tokens by a handler that interrupts its own step")
-                    else:
-                        waiter = queue.SimpleQueue()
-                        self._waiters.append(waiter)
-                if waiter is None:
-                    try:
-                        self._step()
-                    finally:
-                        with self._turn:
-                            self._driver = None
-                            self._pass_on()
-            if waiter is not None:
-                self._wait(waiter)
 
-    def _wait(self, waiter: queue.SimpleQueue[None]) -> None:
-        """Sleep until the step now running has ended."""
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Before the interpreter goes, so that no thread is in the middle of something then."""
+    for engine in list(_engines):
+        engine.close()
+
+
+def _forget(orders: queue.SimpleQueue[Any], pid: int) -> None:
+    """Nobody has the engine any more: let its thread end too."""
+    if os.getpid() == pid:
+        orders.put(_CLOSE)
+
+
+class _Core:
+    """What the engine's thread works with. It does not hold the engine, so that a forgotten engine is collected."""
+
+    def __init__(self, model: Runner, n_vocab: int, max_sequences: int) -> None:
+        self.model = model
+        self.orders: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.broken: BaseException | None = None
+        self.scheduler = Scheduler(model.kv, max_batch_tokens=model.max_batch_tokens, max_sequences=max_sequences)
+        self.sampler = Sampler(n_vocab)
+        self._live: dict[Sequence, None] = {}
+        self._closing = False
+
+    @property
+    def n_waiting(self) -> int:
+        """Sequences that have not had their first step."""
+        return self.scheduler.n_waiting + self.orders.qsize()
+
+    def run(self) -> None:
+        """The engine's thread."""
         try:
-            waiter.get(timeout=1.0)
-        except queue.Empty:
-            pass
+            while True:
+                self._take_orders()
+                if self._closing:
+                    break
+                self._step()
+        except BaseException as error:
+            log.exception("the engine has failed")
+            self.broken = error
+        for sequence in self._live:
+            sequence.cancelled = True
+            if self.broken is not None:
+                sequence.fail(EngineError(f"the engine has failed: {self.broken!r}"))
+        try:
+            self._reap()
+            self.scheduler.cache.clear()
         finally:
-            with contextlib.suppress(ValueError):
-                self._waiters.remove(waiter)
+            self.model.close()
+        self._refuse_orders()
 
-    def _pass_on(self) -> None:
-        """Let go of what has ended and wake who waits; with the lock held and nobody at the wheel."""
+    def _take_orders(self) -> None:
+        """Do what was asked for; wait for it when there is nothing else to do."""
+        while True:
+            try:
+                order = self.orders.get(block=self.scheduler.idle and not self._closing)
+            except queue.Empty:
+                break
+            if order is _CLOSE:
+                self._closing = True
+            elif isinstance(order, _Call):
+                self._reap()
+                self._answer(order)
+            elif isinstance(order, list):
+                for sequence in order:
+                    self._live[sequence] = None
+                    self.scheduler.add(sequence)
+            elif order is not _WAKE:
+                order()
+            if self.scheduler.idle and self.orders.empty():
+                self._reap()
         self._reap()
-        if self._closed and not self._model_closed:
-            self._model_closed = True
-            self._model.close()
-        while self._waiters:
-            self._waiters.popleft().put(None)
+
+    def _answer(self, call: _Call) -> None:
+        try:
+            call.answer.put((call.function(), None))
+        except BaseException as error:
+            call.answer.put((None, error))
+
+    def _refuse_orders(self) -> None:
+        """Nobody waits for an answer that never comes."""
+        while True:
+            try:
+                order = self.orders.get_nowait()
+            except queue.Empty:
+                return
+            if isinstance(order, _Call):
+                order.answer.put((None, EngineError("the model is closed")))
+            elif isinstance(order, list):
+                for sequence in order:
+                    sequence.fail(EngineError("the model is closed"))
+                    sequence.ended()
+
+    def cancel_all(self) -> None:
+        for sequence in self._live:
+            sequence.cancelled = True
+
+    def kv_usage(self) -> KVUsage:
+        kv = self.model.kv
+        kept = self.scheduler.cache.idle()
+        return KVUsage(kv.n_pages, kv.n_pages - kv.n_free - kept, kept, kv.page_tokens)
 
     def _step(self) -> None:
-        """One step for all sequences; only for the thread at the wheel."""
-        with self._turn:
-            self._reap()
-            while self._incoming:
-                sequence = self._incoming.popleft()
-                if not sequence.done:
-                    self._scheduler.add(sequence)
-        plan = self._scheduler.plan()
+        """One step for all sequences."""
+        began = time.perf_counter()
+        plan = self.scheduler.plan()
         if not plan:
+            self._reap()
             return
-        page_tokens = self._model.kv.page_tokens
+        page_tokens = self.model.kv.page_tokens
         chunks = []
-        for sequence, count, outputs in plan:
-            start, end = sequence.n_cached, sequence.n_cached + count
-            pages = sequence.pages[: -(-end // page_tokens)]
-            chunks.append(Chunk(tokens=sequence.tokens[start:end], position=start, pages=pages, outputs=outputs))
+        for sequence, tokens, outputs in plan:
+            end = sequence.n_cached + len(tokens)
+            chunks.append(Chunk(tokens, sequence.n_cached, sequence.pages[: -(-end // page_tokens)], outputs))
         try:
-            rows = self._model.forward(chunks)
-        except Exception as error:
+            rows = self.model.forward(chunks)
+        except BaseException as error:
             for work in plan:
                 work.sequence.fail(error)
+            self._reap()
             return
+        self._advance(plan, rows)
+        self.scheduler.observe(time.perf_counter() - began)
+        self._reap()
+
+    def _advance(self, plan: list[Work], rows: np.ndarray[Any, Any]) -> None:
         first = 0
-        for sequence, count, outputs in plan:
-            last = first + _ROWS.get(outputs, count)
+        for sequence, tokens, outputs in plan:
+            last = first + _ROWS.get(outputs, len(tokens))
             try:
-                sequence.advance(count, rows[first:last], self._sampler)
-            except Exception as error:
+                sequence.advance(len(tokens), rows[first:last], self.sampler)
+            except BaseException as error:  # of a user's own function, whatever it raises
                 sequence.fail(error)
-            except BaseException:
-                # An interrupt of this thread, while it worked for a sequence that may be another's.
-                sequence.fail(EngineError("interrupted while a token was being chosen"))
-                raise
+            else:
+                self.scheduler.computed(sequence)
             first = last
 
     def _reap(self) -> None:
-        """End cancelled sequences, and let go of all that have ended; with the lock held.
-
-        The collector or a signal handler may cancel more sequences meanwhile, in this very thread: the loop sees them.
-        """
-        if self._reaping:
-            return
-        self._reaping = True
-        try:
-            while ended := [each for each in list(self._live) if each.cancelled or each.done]:
-                for sequence in ended:
-                    try:
-                        if not sequence.done:
-                            sequence.cancel()
-                    except Exception as error:
-                        sequence.fail(error)
-                    del self._live[sequence]
-                    self._scheduler.remove(sequence)
-        finally:
-            self._reaping = False
+        """End cancelled sequences, and let go of all that have ended."""
+        for sequence in [each for each in self._live if each.cancelled or each.done]:
+            if not sequence.done:
+                try:
+                    sequence.cancel()
+                except Exception as error:
+                    sequence.fail(error)
+            del self._live[sequence]
+            self.scheduler.remove(sequence)
+            with contextlib.suppress(Exception):  # an event loop that is closed; nobody is there to hear of it
+                sequence.ended()

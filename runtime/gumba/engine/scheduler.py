@@ -1,42 +1,50 @@
 """Which tokens of which sequences the next step computes, and who holds the KV pages.
 
-Continuous batching: sequences that decode come first with one token each, what is left of the step goes to prompts, a
-part at a time. Everything is in order of arrival. A sequence is let in when pages for all its tokens are free; when a
-running one needs a page and none is left, the one let in last gives its pages back and waits to be computed again.
-The oldest sequence can therefore always go on, and every sequence ends.
+Continuous batching (Yu et al. 2022, "Orca"): sequences that decode come first, with a token each and what they guess of the
+next ones; what is left of the step goes to prompts, a part at a time (Agrawal et al. 2024, "Sarathi-Serve"). While somebody's
+answer is streaming, that part is kept so small that the step takes STEP_SECONDS. Everything is in order of priority, then of
+arrival. A sequence is let in when pages for all its tokens are there; when a running one needs a page and none is left, the
+last in that order gives its pages back and waits to be computed again (what the prefix cache still has of it, is taken from
+there). The first in order can therefore always go on, and every sequence ends.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
+from operator import attrgetter
 from typing import NamedTuple, Protocol
 
+from gumba.engine.prefix_cache import Pages, PrefixCache
 from gumba.engine.sequence import Outputs, Sequence
 from gumba.errors import ResourceError
 
+#: What a step that holds up streams aims at, in seconds, and the least part of a prompt that it takes.
+STEP_SECONDS = 0.08
+LEAST_PROMPT_PART = 16
+#: Prompt tokens of the first such step, before any was measured.
+FIRST_PROMPT_PART = 32
+#: Sequences decode with guessed tokens while no more than this many decode: beyond, a step is bound by arithmetic.
+GUESSING_SEQUENCES = 8
 
-class PagePool(Protocol):
+_rank = attrgetter("rank")
+
+
+class PagePool(Pages, Protocol):
     """What the scheduler needs of ``gumba.kv_cache.KVCache``."""
-
-    @property
-    def page_tokens(self) -> int: ...
 
     @property
     def n_pages(self) -> int: ...
 
-    @property
-    def n_free(self) -> int: ...
-
     def allocate(self, n: int, /) -> list[int]: ...
 
-    def release(self, pages: list[int], /) -> None: ...
+    def copy(self, source: int, target: int, /) -> None: ...
 
 
 class Work(NamedTuple):
-    """Part of a step: the next ``n_tokens`` tokens of a sequence, and which rows of logits are wanted."""
+    """Part of a step: tokens of a sequence from ``n_cached`` on, and which rows of logits are wanted."""
 
     sequence: Sequence
-    n_tokens: int
+    tokens: list[int]
     outputs: Outputs
 
 
@@ -48,76 +56,198 @@ class Scheduler:
         self._max_batch_tokens = max_batch_tokens
         # Each decoding sequence needs a token of every step.
         self._max_running = min(max_sequences, max_batch_tokens)
-        self._waiting: deque[Sequence] = deque()
+        self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
+        self._arrivals = 0
+        self._decode_s = 0.0  # of a step without prompts
+        self._prompt_s: float | None = None  # of a prompt's token in a step
+        self._prompt_tokens, self._decoding = 0, False  # of the step planned last
+        self.cache = PrefixCache(kv)
+
+    @property
+    def n_waiting(self) -> int:
+        """Sequences that have not been let in."""
+        return len(self._waiting)
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self._waiting and not self._running
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence."""
-        self._waiting.append(sequence)
+        self._arrivals += 1
+        sequence.rank = (sequence.priority, self._arrivals)
+        insort(self._waiting, sequence, key=_rank)
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """Let ``child``, which begins with the same tokens, run beside ``parent`` from now on, with its pages.
+
+        Full pages are shared, the last one is copied if there is a page for it; if not, its part is computed again.
+        """
+        self._arrivals += 1
+        child.rank = (child.priority, self._arrivals)
+        whole = parent.n_cached // self._kv.page_tokens
+        pages = parent.pages[:whole]
+        self._kv.share(pages)
+        child.pages = pages
+        child.n_cached = whole * self._kv.page_tokens
+        child.node, child.n_kept = parent.node, parent.n_kept
+        if parent.n_cached > child.n_cached and self.cache.reclaim(1):
+            child.pages = pages + self._kv.allocate(1)
+            self._kv.copy(parent.pages[whole], child.pages[whole])
+            child.n_cached = parent.n_cached
+        insort(self._running, child, key=_rank)
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence, whatever its state, and free its pages."""
+        """Forget a sequence, whatever its state; its pages are kept for others as long as there is room."""
         if sequence in self._running:
             self._running.remove(sequence)
+            self.keep(sequence, whole=True)
         elif sequence in self._waiting:
             self._waiting.remove(sequence)
         self._free(sequence)
 
     def plan(self) -> list[Work]:
-        """The next step; empty when no sequence is here.
+        """The next step; empty when no sequence is here that can go on.
 
-        A step that was planned but not computed, because it was interrupted, may simply be planned again.
+        A step that was planned but not computed may simply be planned again.
         """
         work: list[Work] = []
-        budget = self._max_batch_tokens
-        for sequence in [each for each in self._running if each.remaining == 1]:
+        budget, streaming = self._max_batch_tokens, False
+        self._decoding = False
+        ready = [each for each in self._running if each.remaining == 1]
+        guessing = len(ready) <= GUESSING_SEQUENCES
+        for index, sequence in enumerate(ready):
             if sequence in self._running and self._grow(sequence):
-                work.append(Work(sequence, *sequence.share(1)))
-                budget -= 1
+                spare = budget - (len(ready) - index) if guessing else 0
+                tokens, outputs = sequence.share(1 + max(0, min(spare, self._room(sequence))))
+                self._extend(sequence, sequence.n_cached + len(tokens))
+                budget -= len(tokens)
+                self._decoding, streaming = True, streaming or sequence.streaming
+                work.append(Work(sequence, tokens, outputs))
+        if streaming:
+            budget = min(budget, self._prompt_part())
+        before = budget
         for sequence in self._running:
             if budget and sequence.remaining > 1:
-                work.append(self._share(sequence, budget))
-                budget -= work[-1].n_tokens
-        while budget and self._waiting and len(self._running) < self._max_running and self._admit(self._waiting[0]):
-            sequence = self._waiting.popleft()
-            work.append(self._share(sequence, budget))
-            budget -= work[-1].n_tokens
-        if not work and self._waiting:
+                budget -= self._take(work, sequence, budget)
+        for sequence in self._waiting[:]:
+            if not budget or len(self._running) >= self._max_running:
+                break
+            if sequence.leader is not None and not sequence.leader.prompt_done:
+                continue  # what it would compute is being computed
+            if not self._admit(sequence):
+                break
+            budget -= self._take(work, sequence, budget)
+        self._prompt_tokens = before - budget
+        if not work and not self._running and self._waiting:
             head = self._waiting[0]
             head.fail(ResourceError(f"{self._pages(head)} KV pages are needed, {self._kv.n_free} are free"))
         return work
 
-    def _share(self, sequence: Sequence, budget: int) -> Work:
+    def computed(self, sequence: Sequence) -> None:
+        """Take note of a sequence whose tokens have just been computed: others may begin with its full pages."""
+        self.keep(sequence, whole=sequence.n_cached == sequence.n_prompt)
+
+    def observe(self, seconds: float) -> None:
+        """Take note of how long the planned step took."""
+        if not self._prompt_tokens:
+            self._decode_s = seconds if not self._decode_s else 0.75 * self._decode_s + 0.25 * seconds
+        elif self._prompt_tokens >= LEAST_PROMPT_PART:
+            rest = max(seconds - (self._decode_s if self._decoding else 0.0), 0.2 * seconds)
+            each_s = rest / self._prompt_tokens
+            self._prompt_s = each_s if self._prompt_s is None else max(each_s, 0.5 * (self._prompt_s + each_s))
+
+    def _prompt_part(self) -> int:
+        """Tokens of prompts in a step that streams wait for."""
+        if self._prompt_s is None:
+            return FIRST_PROMPT_PART
+        return max(LEAST_PROMPT_PART, int((STEP_SECONDS - self._decode_s) / self._prompt_s))
+
+    def _take(self, work: list[Work], sequence: Sequence, budget: int) -> int:
         sequence.start()
-        return Work(sequence, *sequence.share(budget))
+        tokens, outputs = sequence.share(budget)
+        if tokens:
+            work.append(Work(sequence, tokens, outputs))
+        return len(tokens)
 
     def _pages(self, sequence: Sequence) -> int:
         return -(-len(sequence.tokens) // self._kv.page_tokens)
 
+    def _room(self, sequence: Sequence) -> int:
+        """Further tokens that a sequence's pages hold, or could without taking a page from somebody."""
+        size = self._kv.page_tokens
+        return (len(sequence.pages) + min(self._kv.n_free, 1)) * size - len(sequence.tokens)
+
+    def _extend(self, sequence: Sequence, end: int) -> None:
+        """Pages for tokens up to ``end``, which there is room for."""
+        missing = -(-end // self._kv.page_tokens) - len(sequence.pages)
+        if missing > 0:
+            sequence.pages += self._kv.allocate(missing)
+
     def _admit(self, sequence: Sequence) -> bool:
-        """Let a waiting sequence in if its pages are free and leave the running ones a page each to grow into."""
-        needed = self._pages(sequence)
-        if self._kv.n_free < needed + len(self._running):
+        """Let a waiting sequence in if its pages are there and leave the running ones a page each to grow into."""
+        cached = None
+        if sequence.shares:
+            cached = self.cache.find(sequence.tokens, min(len(sequence.tokens) - 1, sequence.most_cached))
+            pages = [*cached.pages, cached.source] if cached.copied else cached.pages
+            self._kv.share(pages)  # so that they are not given up
+        else:
+            pages = []
+        n_found = len(cached.pages) if cached else 0
+        needed = self._pages(sequence) - n_found
+        if not self.cache.reclaim(needed + len(self._running)):
+            self._kv.release(pages)
             return False
-        sequence.pages += self._kv.allocate(needed)
-        self._running.append(sequence)
+        sequence.pages = pages[:n_found] + self._kv.allocate(needed)
+        sequence.n_cached = n_found * self._kv.page_tokens
+        if cached is not None:
+            sequence.node, sequence.n_kept = cached.node, n_found
+            if cached.copied:
+                self._kv.copy(cached.source, sequence.pages[n_found])
+                self._kv.release([cached.source])
+                sequence.n_cached += cached.copied
+        sequence.n_reused = max(sequence.n_reused, sequence.n_cached)
+        self._waiting.remove(sequence)
+        insort(self._running, sequence, key=_rank)
         return True
 
     def _grow(self, sequence: Sequence) -> bool:
         """Make sure of a page for the newest token; False when the sequence had to give way itself."""
         while self._pages(sequence) > len(sequence.pages):
-            if self._kv.n_free:
+            if self.cache.reclaim(1):
                 sequence.pages += self._kv.allocate(1)
                 continue
             last = self._running.pop()
+            self.keep(last, whole=False)
             self._free(last)
-            last.n_cached = 0
-            self._waiting.appendleft(last)
+            insort(self._waiting, last, key=_rank)
             if last is sequence:
                 return False
         return True
 
+    def keep(self, sequence: Sequence, *, whole: bool) -> None:
+        """Put a sequence's full pages into the cache; with ``whole`` the begun one too."""
+        if not sequence.shares or not sequence.pages:
+            return
+        size = self._kv.page_tokens
+        node = sequence.node if sequence.node is not None else self.cache.root
+        while (sequence.n_kept + 1) * size <= sequence.n_cached:
+            at = sequence.n_kept
+            node = self.cache.add(node, tuple(sequence.tokens[at * size : (at + 1) * size]), sequence.pages[at])
+            if node.page != sequence.pages[at]:  # somebody else computed the same: one of the two is enough
+                self._kv.share([node.page])
+                self._kv.release([sequence.pages[at]])
+                sequence.pages[at] = node.page
+            sequence.n_kept += 1
+        sequence.node = node
+        rest = tuple(sequence.tokens[sequence.n_kept * size : sequence.n_cached])
+        if whole and rest:
+            self.cache.add(node, rest, sequence.pages[sequence.n_kept])
+
     def _free(self, sequence: Sequence) -> None:
         pages, sequence.pages = sequence.pages, []
+        sequence.n_cached, sequence.node, sequence.n_kept = 0, None, 0
         if pages:
             self._kv.release(pages)

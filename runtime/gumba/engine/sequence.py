@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from abc import ABC, abstractmethod
-from collections import deque
+from collections.abc import Callable, Set
 from collections.abc import Sequence as Ordered
-from collections.abc import Set
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from gumba.engine.prefix_cache import Node
 from gumba.engine.stopping import StopStrings
 from gumba.outputs import FinishReason, StreamOutput, Timings
 from gumba.params import SamplingParams
@@ -30,18 +31,49 @@ class TextDecoder(Protocol):
     def finish(self) -> str: ...
 
 
+class Drafter(Protocol):
+    """Guesses what comes next; a wrong guess costs time, never changes an answer."""
+
+    def guess(self, tokens: Ordered[int], most: int, /) -> list[int]:
+        """At most ``most`` tokens that may follow ``tokens``."""
+
+    def learn(self, n_cached: int, /) -> None:
+        """The last guess was right up to where ``n_cached`` tokens are computed."""
+
+
 class Sequence(ABC):
     """Tokens of one request and how far the KV cache has them: ``tokens[:n_cached]`` lie in ``pages``.
 
     A sequence that loses its pages goes back to ``n_cached = 0`` and is computed again; since results do not depend
-    on how tokens are grouped into steps, nothing else changes.
+    on how tokens are grouped into steps, nothing else changes. All of it belongs to the engine's thread once it is submitted,
+    but ``cancelled``, which any thread may set, and what ``deliver`` has handed over.
     """
+
+    #: Whether somebody waits for each token.
+    streaming = False
+    #: Whether it may begin with pages that others computed, and leave its own to others.
+    shares = True
+    #: Most tokens that may come from there.
+    most_cached = sys.maxsize
 
     def __init__(self, prompt: Ordered[int]) -> None:
         self.tokens = list(prompt)
         self.n_prompt = len(self.tokens)
         self.pages: list[int] = []
         self.n_cached = 0
+        #: Of the prefix cache: the last page that is in it, and how many of ``pages`` are.
+        self.node: Node | None = None
+        self.n_kept = 0
+        #: Tokens of the prompt that did not have to be computed.
+        self.n_reused = 0
+        self.priority = 0
+        #: Its place in the order: priority, arrival.
+        self.rank = (0, 0)
+        #: Another sequence with the same prompt, which computes it; this one waits until then.
+        self.leader: Sequence | None = None
+        self.prompt_done = False
+        #: Takes what comes of it, in the engine's thread: each token of a stream, then the sequence itself at its end.
+        self.deliver: Callable[[Any], object] = lambda item: None
         #: Set by any thread; the engine ends the sequence before its next step.
         self.cancelled = False
         self.finish_reason: FinishReason | None = None
@@ -67,12 +99,12 @@ class Sequence(ABC):
             self._started = time.perf_counter()
 
     @abstractmethod
-    def share(self, budget: int) -> tuple[int, Outputs]:
-        """How many of at most ``budget`` tokens to compute in a step, and which rows of logits to ask for."""
+    def share(self, budget: int) -> tuple[list[int], Outputs]:
+        """Tokens from ``n_cached`` on to compute in a step, at most ``budget``, and which rows of logits to ask for."""
 
     @abstractmethod
     def advance(self, count: int, rows: np.ndarray[Any, Any], sampler: Sampler) -> None:
-        """Take in that a step computed ``count`` more tokens; ``rows``: the logits asked for, valid during the call."""
+        """Take in that a step computed ``count`` tokens; ``rows``: the logits asked for, valid during the call."""
 
     def cancel(self) -> None:
         """End as cancelled."""
@@ -82,6 +114,10 @@ class Sequence(ABC):
         """End with ``error``, which the request's owner raises."""
         if not self.done:
             self.error = error
+
+    def ended(self) -> None:
+        """Tell the owner that it is done, and its pages are free."""
+        self.deliver(self)
 
     def timings(self) -> Timings:
         """Times of the request so far."""
@@ -94,6 +130,7 @@ class Sequence(ABC):
             decode_s=(self._last or first) - first,
             prompt_tokens=self.n_prompt,
             generated_tokens=len(self.tokens) - self.n_prompt,
+            cached_tokens=self.n_reused,
         )
 
 
@@ -121,24 +158,46 @@ class Generation(Sequence):
     ) -> None:
         super().__init__(prompt)
         self.params = params
-        #: What the owner has not taken yet, one entry per token.
-        self.events: deque[StreamOutput] = deque()
+        self.priority = params.priority
+        self.shares = params.cache_prompt
+        #: What came of it so far, one entry per token.
+        self.outputs: list[StreamOutput] = []
         self._uniforms = UniformStream(seed)
         self._decoder = decoder
         self._end_ids = end_ids
         self._stops = StopStrings(params.stop)
         limit = capacity if params.max_tokens is None else self.n_prompt + params.max_tokens
         self._limit = min(limit, capacity)
+        #: Guesses the next tokens; None: nobody does.
+        self.drafter: Drafter | None = None
+        self._guess: list[int] = []
 
-    def share(self, budget: int) -> tuple[int, Outputs]:
+    def share(self, budget: int) -> tuple[list[int], Outputs]:
         count = min(self.remaining, budget)
-        return count, "last" if count == self.remaining else "none"
+        tokens = self.tokens[self.n_cached : self.n_cached + count]
+        self._guess = []
+        if count < self.remaining:
+            return tokens, "none"
+        if self.drafter is not None and count == 1 and budget > 1:
+            self._guess = self.drafter.guess(self.tokens, min(budget - 1, self._limit - len(self.tokens) - 1))
+        return (tokens + self._guess, "all") if self._guess else (tokens, "last")
 
     def advance(self, count: int, rows: np.ndarray[Any, Any], sampler: Sampler) -> None:
-        if len(rows):
-            index = len(self.tokens) - self.n_prompt
-            self._accept(sampler.sample(rows[0], self.params, self.tokens, self._uniforms[index]))
-        self.n_cached += count
+        guess, self._guess = self._guess, []
+        self.n_cached += count - len(guess)
+        self.prompt_done = self.prompt_done or self.n_cached >= self.n_prompt
+        for row, guessed in zip(rows, [*guess, None]):
+            # Guessed or not, the token is chosen by the same logits and the same random number: the answer is the same.
+            self._accept(self._choose(row, sampler))
+            if self.done or self.tokens[-1] != guessed:
+                break
+            self.n_cached += 1
+        if guess and self.drafter is not None:
+            self.drafter.learn(self.n_cached)
+
+    def _choose(self, row: np.ndarray[Any, Any], sampler: Sampler) -> int:
+        index = len(self.tokens) - self.n_prompt
+        return sampler.sample(row, self.params, self.tokens, self._uniforms[index])
 
     def _accept(self, token: int) -> None:
         self.tokens.append(token)
@@ -174,7 +233,15 @@ class Generation(Sequence):
     def _emit(self, text: str, token: int | None, reason: FinishReason | None) -> None:
         generated = len(self.tokens) - self.n_prompt
         index = generated if token is None else generated - 1
-        self.events.append(StreamOutput(text, token, index, reason, self.timings() if reason else None))
+        output = StreamOutput(text, token, index, reason, self.timings() if reason else None)
+        self.outputs.append(output)
+        if self.streaming and reason is None:
+            self.deliver(output)
+
+    def ended(self) -> None:
+        if self.streaming and self.error is None:
+            self.deliver(self.outputs[-1])
+        super().ended()
 
 
 class Scoring(Sequence):
@@ -182,13 +249,15 @@ class Scoring(Sequence):
 
     def __init__(self, tokens: Ordered[int], n_vocab: int) -> None:
         super().__init__(tokens)
+        self.most_cached = 0
         self.logits = np.empty((self.n_prompt, n_vocab), np.float32)
 
-    def share(self, budget: int) -> tuple[int, Outputs]:
-        return min(self.remaining, budget, SCORED_PER_STEP), "all"
+    def share(self, budget: int) -> tuple[list[int], Outputs]:
+        return self.tokens[self.n_cached : self.n_cached + min(budget, SCORED_PER_STEP)], "all"
 
     def advance(self, count: int, rows: np.ndarray[Any, Any], sampler: Sampler) -> None:
         self.logits[self.n_cached : self.n_cached + count] = rows
         self.n_cached += count
         if self.n_cached == self.n_prompt:
+            self.prompt_done = True
             self.finish_reason = "length"
