@@ -10,7 +10,7 @@ import pytest
 import gumba
 
 PUBLIC = """LLM SamplingParams BeamSearchParams StructuredOutputsParams StreamOutput RequestOutput Timings KVUsage Tokenizer
-GGUFFile GumbaError GGUFError ModelError UnsupportedError TokenizerError TemplateError RequestError QueueFullError
+GGUFFile pipeline GumbaError GGUFError ModelError UnsupportedError TokenizerError TemplateError RequestError QueueFullError
 ConvertError DownloadError ResourceError EngineError __version__"""
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fnmatch
 import re
+from collections.abc import Iterator
+from os import PathLike
 from pathlib import Path
 
-from gumba.errors import DownloadError
+from gumba.errors import DownloadError, RequestError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 NEEDED = [
@@ -32,7 +36,49 @@ def fetch(hub_id: str, *, revision: str | None = None, cache_dir: Path | None = 
     """
     # Imported here: huggingface_hub takes 0.2 s, and a local folder does not need it.
     from huggingface_hub import snapshot_download
+
+    with _hub_errors(hub_id, revision):
+        return Path(
+            snapshot_download(hub_id, revision=revision, cache_dir=cache_dir, allow_patterns=NEEDED, max_workers=4)
+        )
+
+
+def fetch_file(
+    hub_id: str,
+    pattern: str,
+    *,
+    local_dir: str | PathLike[str] | None = None,
+    cache_dir: str | PathLike[str] | None = None,
+) -> Path:
+    """One file of a hub model, downloaded (into ``local_dir``, if given) or taken from the cache.
+
+    ``pattern``: its name, or a glob pattern that fits no other. HF_ENDPOINT, HF_HOME and HF_TOKEN count.
+
+    Raises:
+        RequestError: No file fits, or several do.
+        DownloadError: As ``fetch``.
+    """
+    from huggingface_hub import hf_hub_download, list_repo_files
+
+    with _hub_errors(hub_id, None):
+        name = pattern
+        if any(sign in pattern for sign in "*?["):  # a plain name is found in the cache without asking the hub
+            names = list_repo_files(hub_id)
+            fitting = [each for each in names if fnmatch.fnmatch(each, pattern)]
+            if len(fitting) != 1:
+                raise RequestError(
+                    f"{hub_id}: {len(fitting) or 'no'} files fit {pattern!r}, expected one of {', '.join(names)}"
+                )
+            name = fitting[0]
+        places = [None if each is None else Path(each) for each in (local_dir, cache_dir)]
+        return Path(hf_hub_download(hub_id, name, local_dir=places[0], cache_dir=places[1]))
+
+
+@contextlib.contextmanager
+def _hub_errors(hub_id: str, revision: str | None) -> Iterator[None]:
+    """What goes wrong with the hub, as DownloadError."""
     from huggingface_hub.errors import (
+        EntryNotFoundError,
         GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
@@ -43,9 +89,7 @@ def fetch(hub_id: str, *, revision: str | None = None, cache_dir: Path | None = 
 
     at = f" at revision {revision}" if revision else ""
     try:
-        return Path(
-            snapshot_download(hub_id, revision=revision, cache_dir=cache_dir, allow_patterns=NEEDED, max_workers=4)
-        )
+        yield
     except GatedRepoError:
         raise DownloadError(f"{hub_id}: access must be granted on the hub first; then set HF_TOKEN") from None
     except RepositoryNotFoundError:
@@ -56,6 +100,8 @@ def fetch(hub_id: str, *, revision: str | None = None, cache_dir: Path | None = 
         raise DownloadError(f"{hub_id!r} is neither a folder nor a valid hub id") from None
     except LocalEntryNotFoundError:
         raise DownloadError(f"{hub_id}{at}: the hub cannot be reached, and the model is not in the cache") from None
+    except EntryNotFoundError as error:
+        raise DownloadError(f"{hub_id}: the hub has no such file: {str(error).splitlines()[0]}") from None
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", "an error")
         raise DownloadError(f"{hub_id}{at}: the hub answered {status}") from None

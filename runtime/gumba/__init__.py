@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from gumba.llm import LLM
     from gumba.outputs import KVUsage, RequestOutput, StreamOutput, Timings
     from gumba.params import BeamSearchParams, SamplingParams, StructuredOutputsParams
+    from gumba.pipelines import pipeline
     from gumba.text import Tokenizer
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "KVUsage",
     "Tokenizer",
     "GGUFFile",
+    "pipeline",
     "GumbaError",
     "GGUFError",
     "ModelError",
@@ -74,6 +76,7 @@ _HOMES = {
     "KVUsage": "gumba.outputs",
     "Tokenizer": "gumba.text",
     "GGUFFile": "gumba.gguf",
+    "pipeline": "gumba.pipelines",
     **{name: "gumba.errors" for name in __all__ if name.endswith("Error")},
 }
 

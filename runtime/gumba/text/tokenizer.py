@@ -171,6 +171,10 @@ class Tokenizer:
         """The token with exactly this text in the file (so the spelling of bytes is the file's); None when there is none."""
         return self._vocabulary.ids.get(text.encode("utf-8", "surrogatepass"))
 
+    def special_id(self, name: str) -> int | None:
+        """The token with a role (``bos``, ``sep``, ``fim_pre``: the keys of ``SPECIAL_KEYS``); None when there is none."""
+        return self._vocabulary.special.get(name)
+
     def is_special(self, token: int) -> bool:
         """Whether a token is a control or unknown token, which ``skip_special`` leaves out."""
         return self._types[self.check_id(token)] in _MARKERS

@@ -1,0 +1,1 @@
+"""Look-alikes of other libraries' interfaces: an application changes one import."""

@@ -1,0 +1,393 @@
+"""``Llama``: the class that applications written for llama-cpp-python use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from gumba import sources
+from gumba.compat.llama_cpp import llama_chat_format
+from gumba.compat.llama_cpp.completion import Completion, log_softmax, steps
+from gumba.compat.llama_cpp.llama_grammar import LlamaGrammar
+from gumba.compat.llama_cpp.loaded import LlamaState, LoadedModel
+from gumba.compat.llama_cpp.options import OptionError
+from gumba.compat.llama_cpp.sampling import (
+    Controls,
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinTokensLogitsProcessor,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from gumba.errors import EngineError
+from gumba.params import SamplingParams
+
+__all__ = [
+    "Llama",
+    "LlamaState",
+    "LogitsProcessor",
+    "LogitsProcessorList",
+    "MinTokensLogitsProcessor",
+    "StoppingCriteria",
+    "StoppingCriteriaList",
+]
+
+Array: TypeAlias = "np.ndarray[Any, Any]"
+Answer: TypeAlias = dict[str, Any]
+
+
+class Llama(LoadedModel):
+    """A model, with the methods and keywords of llama-cpp-python's ``Llama``.
+
+    Args:
+        model_path: The GGUF file.
+        vocab_only: Load the tokenizer and the metadata only.
+        seed: Seeds the calls that give none, in their order; -1 and LLAMA_DEFAULT_SEED: another one each time.
+        n_ctx: Tokens that prompt and answer may have together; 0, and anything past it: what the model was trained for.
+        n_batch: Most tokens computed in one step.
+        n_threads: Threads to compute with (without it ``n_threads_batch``, then the machine's cores).
+        logits_all: Needed for ``logprobs`` and for ``scores``.
+        embedding: Needed for ``embed`` and ``create_embedding``.
+        last_n_tokens_size: How many of the last tokens the penalties look at.
+        chat_format: A name of ``llama_chat_format.CHAT_FORMATS``; None: the file's own template, else ChatML.
+        chat_handler: Called instead of a chat format, with ``llama=`` and the keywords of ``create_chat_completion``.
+        draft_model: Accepted: speculation never changes what comes out.
+        type_k, type_v: ggml's number of the KV cache's type, the same for both; None: gumba's own choice.
+        spm_infill: Order of infill prompts: the suffix first.
+        verbose: Log (logger ``gumba.compat.llama_cpp``) what was ignored. Nothing is printed.
+        options: Further keywords of llama-cpp-python: those about other hardware and memory are accepted and have no
+            effect, those that would change results are refused (see ``options``).
+
+    Raises:
+        ValueError: The file is missing or cannot be loaded, or an option is not supported. It is a GumbaError too.
+        ResourceError: The model does not fit the memory.
+    """
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_id: str,
+        filename: str | None = None,
+        additional_files: Sequence[str] | None = None,
+        local_dir: str | os.PathLike[str] | None = None,
+        local_dir_use_symlinks: bool | str = "auto",
+        cache_dir: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> Llama:
+        """The model of a GGUF file on the Hugging Face hub, or one that ``gumba.sources`` knows.
+
+        ``filename`` is a name or a glob pattern that fits one file of the repository; ``additional_files`` are such for
+        further shards. Without ``filename``: whatever ``gumba run`` would take ``repo_id`` for, a known name, or a
+        checkpoint that is converted. ``kwargs`` go to the constructor.
+
+        Raises ValueError when no file fits, or several do; DownloadError when it cannot be fetched.
+        """
+        if filename is None:
+            path = sources.resolve(repo_id)
+        else:
+            from gumba_convert.hub import fetch_file
+
+            path = fetch_file(repo_id, filename, local_dir=local_dir, cache_dir=cache_dir)
+            for pattern in additional_files or ():
+                fetch_file(repo_id, pattern, local_dir=local_dir, cache_dir=cache_dir)
+        return cls(path, **kwargs)
+
+    # --------------------------------------------------------------------------------------------- generating
+
+    def sample(
+        self,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        typical_p: float = 1.0,
+        temp: float = 0.80,
+        repeat_penalty: float = 1.0,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        tfs_z: float = 1.0,
+        mirostat_mode: int = 0,
+        mirostat_eta: float = 0.1,
+        mirostat_tau: float = 5.0,
+        penalize_nl: bool = True,
+        logits_processor: LogitsProcessorList | None = None,
+        grammar: LlamaGrammar | None = None,
+        idx: int | None = None,
+    ) -> int:
+        """Choose a token to follow the state, or its first ``idx + 1`` tokens; the state stays as it is.
+
+        ``tfs_z`` and ``penalize_nl`` have no effect, as in llama.cpp. Raises RequestError (a ValueError) when the state is
+        empty or a value is out of range.
+        """
+        controls = Controls(
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            typical_p=typical_p,
+            temp=temp,
+            repeat_penalty=repeat_penalty,
+            frequency_penalty=frequency_penalty,
+            presence_penalty=presence_penalty,
+            mirostat_mode=mirostat_mode,
+            mirostat_eta=mirostat_eta,
+            mirostat_tau=mirostat_tau,
+            logits_processor=logits_processor,
+            grammar=grammar,
+        )
+        tokens = self.tokens()[: None if idx is None else idx + 1]
+        with closing(steps(self, tokens, self._params(controls, len(tokens), max_tokens=1), None)) as outputs:
+            (token,) = (token for token, _ in outputs)
+        return token
+
+    def generate(
+        self,
+        tokens: Sequence[int],
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        typical_p: float = 1.0,
+        temp: float = 0.80,
+        repeat_penalty: float = 1.0,
+        reset: bool = True,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        tfs_z: float = 1.0,
+        mirostat_mode: int = 0,
+        mirostat_tau: float = 5.0,
+        mirostat_eta: float = 0.1,
+        penalize_nl: bool = True,
+        logits_processor: LogitsProcessorList | None = None,
+        stopping_criteria: StoppingCriteriaList | None = None,
+        grammar: LlamaGrammar | None = None,
+    ) -> Generator[int, Sequence[int] | None, None]:
+        """Tokens that follow ``tokens`` (after those of the state, unless ``reset``), without end.
+
+        End-of-generation tokens are given like others. Tokens that are sent to the generator are added after the last one.
+        ``stopping_criteria`` are asked before each token and end the generator. Raises EngineError (a RuntimeError) when the
+        context is full.
+        """
+        controls = Controls(
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            typical_p=typical_p,
+            temp=temp,
+            repeat_penalty=repeat_penalty,
+            frequency_penalty=frequency_penalty,
+            presence_penalty=presence_penalty,
+            mirostat_mode=mirostat_mode,
+            mirostat_tau=mirostat_tau,
+            mirostat_eta=mirostat_eta,
+            logits_processor=logits_processor,
+            grammar=grammar,
+        )
+        if reset:
+            self.reset()
+        new = list(tokens)
+        while new:
+            self.eval(new)
+            new = yield from self._generate_until_sent(controls, stopping_criteria)
+
+    def _generate_until_sent(
+        self, controls: Controls, criteria: StoppingCriteriaList | None
+    ) -> Generator[int, Sequence[int] | None, list[int]]:
+        """Tokens after the state until some are sent: returns the last one and these; none when the criteria ended it."""
+        params = self._params(controls, self.n_tokens)
+        with closing(steps(self, self.tokens(), params, criteria)) as outputs:
+            for token, output in outputs:
+                sent = yield token
+                if sent:
+                    return [token, *sent]
+                self.eval([token])
+                if output.finish_reason == "length":
+                    raise EngineError(f"the context of {self._n_ctx} tokens is full")
+        return []
+
+    def create_completion(
+        self,
+        prompt: str | Sequence[int],
+        suffix: str | None = None,
+        max_tokens: int | None = 16,
+        temperature: float = 0.8,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        typical_p: float = 1.0,
+        logprobs: int | None = None,
+        echo: bool = False,
+        stop: str | Sequence[str] | None = None,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        repeat_penalty: float = 1.0,
+        top_k: int = 40,
+        stream: bool = False,
+        seed: int | None = None,
+        tfs_z: float = 1.0,
+        mirostat_mode: int = 0,
+        mirostat_tau: float = 5.0,
+        mirostat_eta: float = 0.1,
+        model: str | None = None,
+        stopping_criteria: StoppingCriteriaList | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        grammar: LlamaGrammar | None = None,
+        logit_bias: Mapping[Any, float] | None = None,
+    ) -> Answer | Iterator[Answer]:
+        """Continue a text, or token ids: an answer of OpenAI's form, or with ``stream`` an iterator of parts of it.
+
+        ``max_tokens`` None, 0 or less: to the end of the context. ``suffix``: text to come after the answer; models with
+        infill tokens write what goes between, for others it is appended. ``logprobs``: how many of the likeliest tokens to
+        tell with each token; needs ``logits_all``. ``stopping_criteria`` are asked before each token.
+
+        Raises RequestError (a ValueError) for a prompt that does not fit the context or a value out of range.
+        """
+        controls = Controls(
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            typical_p=typical_p,
+            temp=temperature,
+            repeat_penalty=repeat_penalty,
+            frequency_penalty=frequency_penalty,
+            presence_penalty=presence_penalty,
+            mirostat_mode=mirostat_mode,
+            mirostat_tau=mirostat_tau,
+            mirostat_eta=mirostat_eta,
+            logits_processor=logits_processor,
+            grammar=grammar,
+            logit_bias=logit_bias,
+        )
+        completion = Completion(
+            self,
+            prompt,
+            controls,
+            suffix=suffix,
+            max_tokens=max_tokens,
+            logprobs=logprobs,
+            echo=echo,
+            stop=stop,
+            seed=seed,
+            model=model,
+            stopping_criteria=stopping_criteria,
+        )
+        return completion.chunks() if stream else completion.response()
+
+    __call__ = create_completion
+
+    def create_chat_completion(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        functions: Sequence[Mapping[str, Any]] | None = None,
+        function_call: str | Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        temperature: float = 0.2,
+        top_p: float = 0.95,
+        top_k: int = 40,
+        min_p: float = 0.05,
+        typical_p: float = 1.0,
+        stream: bool = False,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        max_tokens: int | None = None,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        repeat_penalty: float = 1.0,
+        tfs_z: float = 1.0,
+        mirostat_mode: int = 0,
+        mirostat_tau: float = 5.0,
+        mirostat_eta: float = 0.1,
+        model: str | None = None,
+        logits_processor: LogitsProcessorList | None = None,
+        grammar: LlamaGrammar | None = None,
+        logit_bias: Mapping[Any, float] | None = None,
+        logprobs: bool | None = None,
+        top_logprobs: int | None = None,
+    ) -> Answer | Iterator[Answer]:
+        """Answer a conversation: an answer of OpenAI's form, or with ``stream`` an iterator of parts of it.
+
+        ``response_format``: ``{"type": "json_object"}``, with a ``schema`` if wanted, or OpenAI's ``json_schema``.
+        ``tool_choice`` that names one of ``tools``: the answer is a call of it; otherwise the template is told of them.
+
+        Raises ValueError for messages that the template refuses, and what ``create_completion`` raises.
+        """
+        handler = self.chat_handler or llama_chat_format.get_chat_completion_handler(self.chat_format)
+        return handler(
+            llama=self,
+            messages=messages,
+            functions=functions,
+            function_call=function_call,
+            tools=tools,
+            tool_choice=tool_choice,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            typical_p=typical_p,
+            stream=stream,
+            stop=stop,
+            seed=seed,
+            response_format=response_format,
+            max_tokens=max_tokens,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            repeat_penalty=repeat_penalty,
+            tfs_z=tfs_z,
+            mirostat_mode=mirostat_mode,
+            mirostat_tau=mirostat_tau,
+            mirostat_eta=mirostat_eta,
+            model=model,
+            logits_processor=logits_processor,
+            grammar=grammar,
+            logit_bias=logit_bias,
+            logprobs=logprobs,
+            top_logprobs=top_logprobs,
+        )
+
+    # --------------------------------------------------------------------------------------------- embeddings
+
+    def create_embedding(self, input: str | Sequence[str], model: str | None = None) -> Answer:
+        """Embeddings, as ``embed`` gives them, in an answer of OpenAI's form."""
+        texts = [input] if isinstance(input, str) else list(input)
+        embeddings, total = self.embed(texts, return_count=True)
+        return {
+            "object": "list",
+            "data": [
+                {"object": "embedding", "embedding": embedding, "index": i} for i, embedding in enumerate(embeddings)
+            ],
+            "model": self.model_path if model is None else model,
+            "usage": {"prompt_tokens": total, "total_tokens": total},
+        }
+
+    def embed(
+        self, input: str | Sequence[str], normalize: bool = False, truncate: bool = True, return_count: bool = False
+    ) -> Any:
+        """Embeddings of texts. This version has none.
+
+        Raises EngineError (a RuntimeError) unless made with ``embedding=True``, else OptionError.
+        """
+        if not self.embedding:
+            raise EngineError("the model must be made with embedding=True to call this method")
+        raise OptionError("embeddings: this version of gumba does not compute them")
+
+    def _params(self, controls: Controls, position: int, max_tokens: int | None = None) -> SamplingParams:
+        """For tokens after ``position`` ones of the state, the end-of-generation token among them."""
+        return controls.params(
+            window=self.last_n_tokens_size,
+            seed=self.position_seed(position),
+            max_tokens=max_tokens,
+            ignore_eos=True,
+            prompt_lookup_tokens=self.prompt_lookup_tokens,
+        )
+
+    @staticmethod
+    def logits_to_logprobs(logits: Array | Sequence[float], axis: int = -1) -> Array:
+        """Log-probabilities of logits, float32, along ``axis``."""
+        return log_softmax(np.asarray(logits), axis)
+
+    @staticmethod
+    def longest_token_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+        """How many tokens two sequences have in common at their beginnings."""
+        return next((i for i, (one, other) in enumerate(zip(a, b)) if one != other), min(len(a), len(b)))

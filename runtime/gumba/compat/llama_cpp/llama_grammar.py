@@ -1,0 +1,55 @@
+"""Grammars that outputs are held to."""
+
+from __future__ import annotations
+
+import json
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from gumba.errors import RequestError
+from gumba.params import StructuredOutputsParams, show
+
+LLAMA_GRAMMAR_DEFAULT_ROOT = "root"
+
+
+class LlamaGrammar:
+    """A GBNF grammar, or a JSON schema, for the ``grammar`` keyword of generating calls.
+
+    It is compiled when it is used: errors in it are raised there.
+    """
+
+    def __init__(self, *, _grammar: str | None = None, _schema: str | dict[str, Any] | None = None) -> None:
+        self._grammar = _grammar
+        self._schema = _schema
+
+    @classmethod
+    def from_string(cls, grammar: str, verbose: bool = True) -> LlamaGrammar:
+        """A grammar in GBNF, whose first rule is ``root``. Raises RequestError (a ValueError) for anything but text."""
+        if not isinstance(grammar, str) or not grammar.strip():
+            raise RequestError(f"grammar: expected the text of a GBNF grammar, found {show(grammar)}")
+        return cls(_grammar=grammar)
+
+    @classmethod
+    def from_file(cls, file: str | PathLike[str], verbose: bool = True) -> LlamaGrammar:
+        """A grammar from a file of GBNF."""
+        try:
+            text = Path(file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RequestError(f"{file}: the grammar file cannot be read: {error}") from None
+        return cls.from_string(text, verbose)
+
+    @classmethod
+    def from_json_schema(cls, json_schema: str, verbose: bool = True) -> LlamaGrammar:
+        """A grammar of the JSON texts that fit a JSON schema. Raises RequestError when ``json_schema`` is no JSON."""
+        try:
+            schema = json.loads(json_schema)
+        except (TypeError, ValueError) as error:
+            raise RequestError(f"json_schema: expected the text of a JSON schema: {error}") from None
+        return cls(_schema=schema if isinstance(schema, dict) else json_schema)
+
+    def structured_outputs(self) -> StructuredOutputsParams:
+        """The same for ``SamplingParams``."""
+        if self._grammar is not None:
+            return StructuredOutputsParams(grammar=self._grammar)
+        return StructuredOutputsParams(json=self._schema)

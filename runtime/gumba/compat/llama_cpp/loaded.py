@@ -1,0 +1,315 @@
+"""A model file behind llama-cpp-python's interface: loading, tokens, and the state that calls build on."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, NoReturn, TypeAlias, TypeVar
+
+import numpy as np
+
+from gumba.compat.llama_cpp.llama_cache import BaseLlamaCache
+from gumba.compat.llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+from gumba.compat.llama_cpp.llama_tokenizer import LlamaTokenizer, detokenize, tokenize
+from gumba.compat.llama_cpp.options import (
+    LLAMA_DEFAULT_SEED,
+    LLAMA_POOLING_TYPE_UNSPECIFIED,
+    PickleError,
+    check_options,
+    context_size,
+    kv_type,
+    loading,
+)
+from gumba.errors import EngineError, RequestError
+from gumba.gguf import GGUFFile
+from gumba.gguf.array import GGUFArray
+from gumba.llm import LLM
+from gumba.params import require_count
+from gumba.text import Tokenizer
+
+Array: TypeAlias = "np.ndarray[Any, Any]"
+M = TypeVar("M", bound="LoadedModel")
+
+
+class LlamaState:
+    """The tokens of a ``Llama`` at some moment: what ``save_state`` gives and ``load_state`` takes.
+
+    Keys and values are not in it: they are computed again, to the same bits.
+    """
+
+    def __init__(self, input_ids: Array, scores: Array, n_tokens: int, seed: int) -> None:
+        self.input_ids = input_ids
+        self.scores = scores
+        self.n_tokens = n_tokens
+        self.seed = seed
+        self.llama_state = input_ids[:n_tokens].tobytes()
+        self.llama_state_size = len(self.llama_state)
+
+
+class LoadedModel:
+    """What a ``Llama`` is before it generates: the file, its tokens, and the tokens that were evaluated."""
+
+    def __init__(
+        self,
+        model_path: str | os.PathLike[str],
+        *,
+        vocab_only: bool = False,
+        seed: int = LLAMA_DEFAULT_SEED,
+        n_ctx: int = 512,
+        n_batch: int = 512,
+        n_threads: int | None = None,
+        n_threads_batch: int | None = None,
+        pooling_type: int = LLAMA_POOLING_TYPE_UNSPECIFIED,
+        logits_all: bool = False,
+        embedding: bool = False,
+        last_n_tokens_size: int = 64,
+        chat_format: str | None = None,
+        chat_handler: Callable[..., Any] | None = None,
+        draft_model: object = None,
+        type_k: int | None = None,
+        type_v: int | None = None,
+        spm_infill: bool = False,
+        verbose: bool = True,
+        **options: Any,
+    ) -> None:
+        check_options(options, verbose)
+        self.model_path = os.fspath(model_path)
+        if not os.path.exists(self.model_path):  # noqa: PTH110 (a path with a NUL does not exist either)
+            raise RequestError(f"Model path does not exist: {self.model_path}")
+        self.verbose = verbose
+        self.logits_all = logits_all or draft_model is not None
+        self.embedding = embedding
+        self.last_n_tokens_size = last_n_tokens_size
+        self.chat_format = chat_format
+        self.chat_handler = chat_handler
+        self.draft_model = draft_model
+        self.spm_infill = spm_infill
+        self.cache: BaseLlamaCache | None = None
+        self._pooling_type = pooling_type
+        self._seed = seed & 0xFFFFFFFF
+        self._lock = threading.Lock()
+        self._llm: LLM | None = None
+        with loading(), GGUFFile(self.model_path) as file:
+            self.metadata = _strings(file.metadata)
+            trained = self._size("context_length")
+            self._n_ctx = context_size(n_ctx, trained)
+            self.n_batch = min(self._n_ctx, require_count("n_batch", n_batch, 1))
+            if vocab_only:
+                self._tokenizer = Tokenizer.from_gguf(file)
+        if not vocab_only:
+            with loading():
+                self._llm = LLM(
+                    self.model_path,
+                    n_ctx=self._n_ctx,
+                    n_threads=n_threads or n_threads_batch,
+                    max_batch_tokens=self.n_batch,
+                    kv_type=kv_type(type_k, type_v),
+                )
+            self._tokenizer = self._llm.tokenizer
+        self.tokenizer_ = LlamaTokenizer(self)
+        self.n_tokens = 0
+        self.input_ids: Array = np.zeros(self._n_ctx, np.intc)
+        self._logits: Array | None = None  # of the tokens in _scored
+        self._scored: list[int] = []
+
+    # ------------------------------------------------------------------------------------------------- tokens
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+        """Token ids of UTF-8 text. ``add_bos``: with BOS and EOS where the model wants them; ``special``: read the
+        texts of control tokens as these."""
+        return tokenize(self._tokenizer, text, add_bos, special)
+
+    def detokenize(
+        self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False
+    ) -> bytes:
+        """The bytes of tokens, which need not be whole characters; of control tokens only if ``special``."""
+        return detokenize(self._tokenizer, tokens, special)
+
+    def tokenizer(self) -> LlamaTokenizer:
+        """The tokenizer."""
+        return LlamaTokenizer(self)
+
+    def token_eos(self) -> int:
+        """The end-of-sequence token, -1 when there is none."""
+        return -1 if self._tokenizer.eos_id is None else self._tokenizer.eos_id
+
+    def token_bos(self) -> int:
+        """The beginning-of-sequence token, -1 when there is none."""
+        return -1 if self._tokenizer.bos_id is None else self._tokenizer.bos_id
+
+    def token_nl(self) -> int:
+        """The token of a line break, -1 when there is none."""
+        return ([-1] + self._tokenizer.encode("\n", add_special=False))[-1]
+
+    def n_vocab(self) -> int:
+        """Tokens of the vocabulary."""
+        return self._tokenizer.n_vocab
+
+    def n_ctx(self) -> int:
+        """Tokens that prompt and answer may have together."""
+        return self._n_ctx
+
+    def n_embd(self) -> int:
+        """Width of the model."""
+        return self._size("embedding_length")
+
+    def pooling_type(self) -> int:
+        """The pooling type of embeddings that was asked for."""
+        return self._pooling_type
+
+    # -------------------------------------------------------------------------------------------------- state
+
+    @property
+    def eval_tokens(self) -> deque[int]:
+        """The tokens of the state."""
+        return deque(self.tokens(), maxlen=self._n_ctx)
+
+    @property
+    def scores(self) -> Array:
+        """Logits after each token of the state, float32 [n_ctx, n_vocab]; zeros past it, and without ``logits_all``.
+
+        They are computed when they are asked for, and kept while the state only grows.
+        """
+        if not self.logits_all:
+            return np.broadcast_to(np.float32(0), (self.n_batch, self.n_vocab()))
+        tokens = self.tokens()
+        if self._logits is None:
+            self._logits = np.zeros((self._n_ctx, self.n_vocab()), np.float32)
+        if tokens and tokens != self._scored[: len(tokens)]:
+            self._logits[: len(tokens)] = self.llm.logits(tokens)[:, : self.n_vocab()]
+            self._scored = tokens
+        self._logits[len(tokens) :] = 0
+        return self._logits
+
+    @property
+    def eval_logits(self) -> deque[list[float]]:
+        """Logits after each token of the state; of the last one only, without ``logits_all``."""
+        if self.logits_all:
+            return deque(self.scores[: self.n_tokens].tolist(), maxlen=self._n_ctx)
+        tokens = self.tokens()
+        return deque(self.llm.logits(tokens)[-1:, : self.n_vocab()].tolist() if tokens else [], maxlen=1)
+
+    def set_cache(self, cache: BaseLlamaCache | None) -> None:
+        """Accepted: the engine shares the pages of common prefixes by itself."""
+        self.cache = cache
+
+    def set_seed(self, seed: int) -> None:
+        """Seed the calls that give no seed."""
+        self._seed = seed & 0xFFFFFFFF
+
+    def reset(self) -> None:
+        """Forget the tokens of the state."""
+        self.n_tokens = 0
+
+    def eval(self, tokens: Sequence[int]) -> None:
+        """Add tokens to the state. What they need is computed when it is asked for.
+
+        Raises RequestError (a ValueError) for a token that is not in the vocabulary, EngineError (a RuntimeError) when the
+        context is full.
+        """
+        _ = self.llm  # there must be one
+        ids = [self._tokenizer.check_id(token) for token in tokens]
+        if self.n_tokens + len(ids) > self._n_ctx:
+            raise EngineError(
+                f"{len(ids)} tokens do not fit the context of {self._n_ctx}, which holds {self.n_tokens} already"
+            )
+        self.input_ids[self.n_tokens : self.n_tokens + len(ids)] = ids
+        self.n_tokens += len(ids)
+
+    def save_state(self) -> LlamaState:
+        """The state, for ``load_state`` of this or another ``Llama`` with the same model."""
+        scores = self.scores[: self.n_tokens].copy() if self.logits_all else np.empty((0, self.n_vocab()), np.float32)
+        return LlamaState(self.input_ids.copy(), scores, self.n_tokens, self._seed)
+
+    def load_state(self, state: LlamaState) -> None:
+        """Go back to a saved state. Raises RequestError (a ValueError) for one of another vocabulary or larger context."""
+        tokens = [self._tokenizer.check_id(token) for token in state.input_ids[: state.n_tokens].tolist()]
+        if len(tokens) > self._n_ctx:
+            raise RequestError(f"state: {len(tokens)} tokens do not fit the context of {self._n_ctx}")
+        self.remember(tokens)
+        self._seed = state.seed
+
+    # ------------------------------------------------------------------------------------------------ the end
+
+    def close(self) -> None:
+        """Free the model. Further calls raise EngineError; closing twice is fine."""
+        if self._llm is not None:
+            self._llm.close()
+
+    def __enter__(self: M) -> M:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise PickleError("a loaded model cannot be pickled: make one from the same file where it is needed")
+
+    # ---------------------------------------------------------------------------------------- for this package
+
+    @property
+    def llm(self) -> LLM:
+        """The model itself. Raises EngineError without one."""
+        if self._llm is None:
+            raise EngineError("the model was loaded with vocab_only=True: it has no weights")
+        return self._llm
+
+    def tokens(self) -> list[int]:
+        """The tokens of the state."""
+        found: list[int] = self.input_ids[: self.n_tokens].tolist()
+        return found
+
+    def remember(self, tokens: Sequence[int]) -> None:
+        """Make ``tokens`` the state."""
+        with self._lock:
+            kept = tokens[: self._n_ctx]
+            self.input_ids[: len(kept)] = kept
+            self.n_tokens = len(kept)
+
+    @property
+    def prompt_lookup_tokens(self) -> int:
+        """How many tokens ``draft_model`` asks to guess at a time; 0 for one of another kind, which only goes slower."""
+        lookup = self.draft_model
+        return min(lookup.num_pred_tokens, 1024) if isinstance(lookup, LlamaPromptLookupDecoding) else 0
+
+    def next_seed(self, seed: int | None) -> int:
+        """The seed of a call: its own, or the next of a chain that begins with the constructor's."""
+        with self._lock:
+            if seed is not None:
+                self._seed = seed & 0xFFFFFFFF
+            elif self._seed == LLAMA_DEFAULT_SEED:
+                return secrets.randbits(32)
+            else:
+                self._seed = random.Random(self._seed).randint(0, 0xFFFFFFFE)
+            return self._seed
+
+    def position_seed(self, position: int) -> int:
+        """A seed for the token at a position of the state."""
+        if self._seed == LLAMA_DEFAULT_SEED:
+            return secrets.randbits(32)
+        return self._seed << 32 | position
+
+    def _size(self, key: str) -> int:
+        """A size of the architecture, from the metadata; 0 when the file does not tell it."""
+        text = self.metadata.get(f"{self.metadata.get('general.architecture')}.{key}", "")
+        return int(text) if text.isdecimal() else 0
+
+
+def _strings(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Metadata as llama.cpp prints them: without arrays, floats with six digits."""
+    found: dict[str, str] = {}
+    for key, value in metadata.items():
+        if isinstance(value, bool):
+            found[key] = str(value).lower()
+        elif isinstance(value, float):
+            found[key] = f"{value:f}"
+        elif not isinstance(value, GGUFArray):
+            found[key] = str(value)
+    return found

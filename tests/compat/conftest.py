@@ -1,0 +1,36 @@
+"""A tiny chat model, as a file, as an LLM (the oracle) and behind the two look-alikes."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gumba import LLM
+from gumba.compat.llama_cpp import Llama
+
+_TINY_CHAT = Path(__file__).parent.parent / "cli" / "tiny_chat.py"
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GGUF file of a tiny chat model with random weights and a context of 256 tokens."""
+    spec = importlib.util.spec_from_file_location("tiny_chat", _TINY_CHAT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.write(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture(scope="module")
+def llm(tiny: Path) -> Iterator[LLM]:
+    with LLM(tiny, n_ctx=128) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def llama(tiny: Path) -> Iterator[Llama]:
+    with Llama(tiny, n_ctx=128, seed=5, logits_all=True) as loaded:
+        yield loaded

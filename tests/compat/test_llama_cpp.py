@@ -1,0 +1,388 @@
+"""Llama behaves as llama-cpp-python documents it; what it computes is what LLM computes."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+
+import numpy as np
+import pytest
+
+from gumba import EngineError, GumbaError, RequestError, SamplingParams, UnsupportedError
+from gumba.compat import llama_cpp
+from gumba.compat.llama_cpp import Llama, LlamaGrammar, LlamaRAMCache, LlamaTokenizer
+
+PROMPT = "hello world"
+
+
+def greedy(llm, prompt, n, **options):
+    """LLM's answer to a text whose control tokens are read."""
+    ids = llm.tokenizer.encode(prompt, add_special=True, parse_special=True) if isinstance(prompt, str) else prompt
+    return llm.generate([ids], SamplingParams(temperature=0, max_tokens=n, **options))[0]
+
+
+def ended(llm, result):
+    """Tokens of an answer without the one that ended it."""
+    return [token for token in result.token_ids if token not in llm.tokenizer.eog_ids]
+
+
+def text_of(llm, tokens):
+    """As bytes that make no character are left out."""
+    return llm.tokenizer.decode_bytes(tokens, True).decode("utf-8", "ignore")
+
+
+# -------------------------------------------------------------------------------------------------------- loading
+
+
+def test_missing_and_malformed_files_are_value_errors(tmp_path):
+    with pytest.raises(ValueError, match="Model path does not exist") as missing:
+        Llama(str(tmp_path / "none.gguf"))
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(b"GGUF" + bytes(60))
+    with pytest.raises(ValueError, match=r"bad\.gguf") as malformed:
+        Llama(bad)
+    assert isinstance(missing.value, GumbaError) and isinstance(malformed.value, GumbaError)
+
+
+def test_options_without_effect_are_accepted_and_logged(tiny, caplog, capfd):
+    with caplog.at_level(logging.INFO, logger="gumba"):
+        model = Llama(str(tiny), vocab_only=True, n_ctx=0, n_gpu_layers=-1, use_mlock=True, flash_attn=True)
+    assert [record.name for record in caplog.records] == ["gumba.compat.llama_cpp"] * 3
+    assert "n_gpu_layers=-1" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="gumba"):
+        Llama(str(tiny), vocab_only=True, n_ctx=0, n_gpu_layers=-1, verbose=False, rope_freq_base=0.0)
+    assert not caplog.records
+    assert capfd.readouterr() == ("", "")
+    assert model.n_vocab() == 264
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"lora_path": "x"},
+        {"rope_freq_base": 1e6},
+        {"kv_overrides": {"a": 1}},
+        {"type_k": 2},
+        {"type_k": 1, "type_v": 8},
+    ],
+)
+def test_options_that_would_change_results_are_refused(tiny, option):
+    with pytest.raises(UnsupportedError, match=next(iter(option))) as error:
+        Llama(tiny, **option)
+    assert isinstance(error.value, ValueError)
+
+
+def test_unknown_keywords_are_refused(tiny):
+    with pytest.raises(TypeError, match="n_contexts"):
+        Llama(tiny, n_contexts=1)
+
+
+def test_sizes(tiny, llama, caplog):
+    assert (llama.n_ctx(), llama.n_vocab(), llama.n_embd()) == (128, 264, 64)
+    assert (llama.token_bos(), llama.token_eos()) == (1, 2)
+    assert llama.detokenize([llama.token_nl()]) == b"\n"
+    assert Llama(tiny, n_ctx=0, vocab_only=True).n_ctx() == 256
+    assert Llama(tiny, n_ctx=1000, vocab_only=True).n_ctx() == 256
+    assert "trained for 256" in caplog.text
+    assert Llama(tiny, n_ctx=64, type_k=llama_cpp.GGML_TYPE_F32).n_ctx() == 64
+
+
+def test_metadata_are_strings(llama):
+    assert llama.metadata["general.name"] == "Tiny chat"
+    assert llama.metadata["llama.context_length"] == "256"
+    assert llama.metadata["llama.attention.layer_norm_rms_epsilon"] == "0.000010"
+    assert llama.metadata["tokenizer.ggml.add_bos_token"] == "false"
+    assert "tokenizer.ggml.tokens" not in llama.metadata
+    assert all(type(value) is str for value in llama.metadata.values())
+
+
+def test_vocab_only_has_no_weights(tiny):
+    model = Llama(tiny, vocab_only=True)
+    assert (
+        model.tokenize(b"hello")
+        == model.tokenizer().encode("hello")
+        == LlamaTokenizer.from_ggml_file(tiny).encode("hello")
+    )
+    with pytest.raises(EngineError, match="vocab_only"):
+        model("hello")
+    model.close()
+
+
+def test_from_pretrained_takes_what_sources_take(tiny):
+    model = Llama.from_pretrained(str(tiny), vocab_only=True)
+    assert model.model_path == str(tiny)
+
+
+# --------------------------------------------------------------------------------------------------------- tokens
+
+
+def test_tokens_and_bytes(llama, llm):
+    text = "hello <|im_end|> é"
+    assert llama.tokenize(text.encode()) == llm.tokenizer.encode(text)
+    assert llama.tokenize(text.encode(), special=True) == llm.tokenizer.encode(text, parse_special=True)
+    ids = llama.tokenize(text.encode(), special=True)
+    assert llama.detokenize(ids) == "hello  é".encode()
+    assert llama.detokenize(ids, special=True) == text.encode()
+    assert llama.detokenize(ids[-1:]) == "é".encode()[-1:]
+    assert llama.tokenize(b"a\xff") == llama.tokenize("a�".encode())
+    assert llama.tokenizer().decode(ids[:-1]) == "hello  "
+    with pytest.raises(RequestError):
+        llama.detokenize([264])
+
+
+# ----------------------------------------------------------------------------------------------------- completions
+
+
+def test_completion(llama, llm):
+    answer = llama(PROMPT, max_tokens=12, temperature=0)
+    expected = greedy(llm, PROMPT, 12)
+    tokens = ended(llm, expected)
+    prompt_tokens = len(llm.tokenizer.encode(PROMPT))
+    assert answer == {
+        "id": answer["id"],
+        "object": "text_completion",
+        "created": answer["created"],
+        "model": llama.model_path,
+        "choices": [
+            {
+                "text": text_of(llm, tokens),
+                "index": 0,
+                "logprobs": None,
+                "finish_reason": expected.finish_reason,
+            }
+        ],
+        "usage": {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": len(tokens),
+            "total_tokens": prompt_tokens + len(tokens),
+        },
+    }
+    assert answer["id"].startswith("cmpl-") and type(answer["created"]) is int
+    assert list(llama.eval_tokens) == [*expected.prompt_token_ids, *tokens]
+
+
+def test_completion_defaults(llama):
+    assert llama(PROMPT, seed=1)["usage"]["completion_tokens"] <= 16
+    assert llama(PROMPT, None, 2, 0.0, model="mine")["model"] == "mine"
+
+
+def test_prompts_of_tokens_and_empty_ones(llama, llm):
+    ids = llama.tokenize(PROMPT.encode())
+    assert llama(ids, max_tokens=5, temperature=0)["choices"] == llama(PROMPT, max_tokens=5, temperature=0)["choices"]
+    assert llama("", max_tokens=2, temperature=0)["usage"]["prompt_tokens"] == 1
+    assert llama("<|im_start|>hello", max_tokens=1)["usage"]["prompt_tokens"] == 2
+
+
+def test_echo_and_suffix(llama):
+    text = llama(PROMPT, max_tokens=5, temperature=0)["choices"][0]["text"]
+    assert llama(PROMPT, max_tokens=5, temperature=0, echo=True)["choices"][0]["text"] == PROMPT + text
+    assert llama(PROMPT, suffix=" end", max_tokens=5, temperature=0)["choices"][0]["text"] == text + " end"
+    ids = llama.tokenize(PROMPT.encode())
+    assert llama(ids, max_tokens=5, temperature=0, echo=True)["choices"][0]["text"] == PROMPT + text
+
+
+@pytest.mark.parametrize("max_tokens", [None, 0, -1, 9999])
+def test_to_the_end_of_the_context(llama, llm, max_tokens):
+    usage = llama(PROMPT, max_tokens=max_tokens, temperature=0)["usage"]
+    expected = greedy(llm, PROMPT, 9999)
+    assert usage["completion_tokens"] == len(ended(llm, expected))
+    assert expected.finish_reason == "stop" or usage["total_tokens"] == 128
+
+
+def test_prompts_that_do_not_fit(llama):
+    with pytest.raises(ValueError, match=r"Requested tokens \(128\) exceed context window of 128"):
+        llama([5] * 128)
+    assert llama([5] * 127, max_tokens=9)["usage"]["completion_tokens"] <= 1
+
+
+def test_stop_strings(llama):
+    whole = llama(PROMPT, max_tokens=30, temperature=0)["choices"][0]["text"]
+    stop = whole[6:8]
+    for given in (stop, [stop], ("never there", stop)):
+        choice = llama(PROMPT, max_tokens=30, temperature=0, stop=given)["choices"][0]
+        assert choice["text"] == whole[: whole.index(stop)] and choice["finish_reason"] == "stop"
+        chunks = list(llama(PROMPT, max_tokens=30, temperature=0, stop=given, stream=True))
+        assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == choice["text"]
+    with pytest.raises(ValueError, match="stop"):
+        llama(PROMPT, stop=[""])
+
+
+def test_streaming(llama):
+    whole = llama(PROMPT, max_tokens=20, temperature=0)
+    chunks = list(llama(PROMPT, max_tokens=20, temperature=0, stream=True))
+    *parts, last = [chunk["choices"][0] for chunk in chunks]
+    assert "".join(part["text"] for part in parts) == whole["choices"][0]["text"]
+    assert all(part["text"] and part["finish_reason"] is None for part in parts)
+    assert last == {"text": "", "index": 0, "logprobs": None, "finish_reason": whole["choices"][0]["finish_reason"]}
+    assert len({chunk["id"] for chunk in chunks}) == 1 and "usage" not in chunks[0]
+    stream = llama(PROMPT, max_tokens=20, temperature=0, stream=True)
+    next(stream)
+    stream.close()
+    assert llama(PROMPT, max_tokens=20, temperature=0)["choices"] == whole["choices"]
+
+
+def test_only_whole_characters_come(tiny, llama):
+    """The euro sign, byte by byte, one step short: what is no character is left out."""
+    from gumba.compat.llama_cpp.completion import Pieces
+
+    euro = llama.tokenize("€a".encode())
+    pieces = Pieces(llama.llm.tokenizer, [], strip=False)
+    assert [pieces.push(token) for token in euro] == ["", "", "€", "a"]
+    assert pieces.push(euro[0]) == "" and pieces.finish() == ""
+
+
+def test_seeds(tiny, llama):
+    def text(**options):
+        return llama(PROMPT, max_tokens=12, temperature=1.5, **options)["choices"][0]["text"]
+
+    assert text(seed=1) == text(seed=1) != text(seed=2)
+    llama.set_seed(9)
+    chain = [text(), text()]
+    llama.set_seed(9)
+    assert [text(), text()] == chain and chain[0] != chain[1]
+    llama.set_seed(-1)
+    assert len({text() for _ in range(4)}) > 1
+
+
+def test_filters_out_of_range_are_off_and_greedy_ones_greedy(llama):
+    best = llama(PROMPT, max_tokens=8, temperature=0)["choices"][0]["text"]
+    for option in ({"top_k": 1}, {"top_p": 0.0}, {"top_p": -1.0}, {"min_p": 1.0}, {"min_p": 7.0}):
+        assert llama(PROMPT, max_tokens=8, temperature=1.0, **option)["choices"][0]["text"] == best
+    for option in ({"top_k": -1}, {"top_p": 2.0}, {"min_p": -1.0}, {"tfs_z": 0.3}, {"temperature": -1.0}):
+        assert llama(PROMPT, max_tokens=2, seed=1, **option)["usage"]["completion_tokens"] <= 2
+
+
+# ----------------------------------------------------------------------------------------------------- lower level
+
+
+def test_generate_is_endless_and_fills_the_state(llama, llm):
+    ids = llama.tokenize(PROMPT.encode())
+    tokens = llama.generate(ids, temp=0)
+    found = [next(tokens) for _ in range(10)]
+    assert found == greedy(llm, ids, 10, ignore_eos=True).token_ids
+    assert list(llama.eval_tokens) == [*ids, *found[:-1]]
+    tokens.close()
+    with pytest.raises(RuntimeError, match="context"):
+        for _ in llama.generate([5] * 120, temp=0):
+            pass
+
+
+def test_tokens_can_be_sent(llama, llm):
+    ids, more = llama.tokenize(PROMPT.encode()), llama.tokenize(b" hello")
+    tokens = llama.generate(ids, temp=0)
+    first = next(tokens)
+    second = tokens.send(more)
+    assert [second] == greedy(llm, [*ids, first, *more], 1, ignore_eos=True).token_ids
+    tokens.close()
+
+
+def test_generate_goes_on_from_the_state_without_reset(llama, llm):
+    llama.reset()
+    llama.eval([5, 6, 7])
+    tokens = llama.generate([8], temp=0, reset=False)
+    assert [next(tokens)] == greedy(llm, [5, 6, 7, 8], 1, ignore_eos=True).token_ids
+    tokens.close()
+
+
+def test_eval_and_sample(llama, llm):
+    ids = llama.tokenize(PROMPT.encode())
+    llama.reset()
+    llama.eval(ids)
+    found = []
+    for _ in range(4):
+        found.append(llama.sample(temp=0))
+        llama.eval(found[-1:])
+    expected = greedy(llm, ids, 5, ignore_eos=True).token_ids
+    assert found == expected[:4] and llama.n_tokens == len(ids) + 4
+    assert llama.sample(temp=0, idx=len(ids) - 1) == expected[0]
+    assert llama.sample(temp=0) == expected[4]
+    assert llama.n_tokens == len(ids) + 4
+    with pytest.raises(RuntimeError, match="context"):
+        llama.eval([5] * 128)
+    with pytest.raises(ValueError, match="264"):
+        llama.eval([264])
+    llama.reset()
+    with pytest.raises(ValueError):
+        llama.sample()
+
+
+def test_scores_are_the_logits(tiny, llama, llm):
+    llama.reset()
+    llama.eval([5, 6, 7])
+    assert llama.scores.shape == (128, 264) and llama.scores.dtype == np.float32
+    np.testing.assert_array_equal(llama.scores[:3], llm.logits([5, 6, 7]))
+    assert not llama.scores[3:].any()
+    llama.eval([8])
+    np.testing.assert_array_equal(np.array(llama.eval_logits, np.float32), llm.logits([5, 6, 7, 8]))
+    llama.n_tokens = 2
+    llama.eval([9])
+    np.testing.assert_array_equal(llama.scores[:3], llm.logits([5, 6, 9]))
+    with Llama(tiny, n_ctx=64) as last:
+        last.eval([5, 6])
+        np.testing.assert_array_equal(np.array(last.eval_logits, np.float32), llm.logits([5, 6])[-1:])
+        assert not last.scores.any()
+
+
+def test_states(llama):
+    llama.reset()
+    llama.eval([5, 6, 7])
+    saved = llama.save_state()
+    assert saved.n_tokens == 3 and saved.llama_state_size > 0
+    llama.eval([8])
+    llama.load_state(saved)
+    assert list(llama.eval_tokens) == [5, 6, 7]
+    wrong = copy.copy(saved)
+    wrong.input_ids = np.array([5, 6, 999])
+    with pytest.raises(ValueError, match="999"):
+        llama.load_state(wrong)
+
+
+def test_caches_are_accepted(llama):
+    cache = LlamaRAMCache(capacity_bytes=1 << 20)
+    llama.set_cache(cache)
+    assert llama(PROMPT, max_tokens=2, temperature=0) and llama.cache is cache
+    assert cache.cache_size == 0 and [1, 2] not in cache
+    with pytest.raises(KeyError):
+        cache[[1, 2]]
+    llama.set_cache(None)
+
+
+def test_log_softmax_and_prefixes():
+    values = np.array([[1.0, 2.0, 3.0], [0.0, 0.0, -np.inf]], np.float32)
+    expected = np.log(np.exp(values.astype(float)) / np.exp(values.astype(float)).sum(-1, keepdims=True) + 1e-300)
+    found = Llama.logits_to_logprobs(values)
+    np.testing.assert_allclose(found[np.isfinite(found)], expected[np.isfinite(found)], atol=1e-6)
+    assert found.dtype == np.float32 and found[1, 2] == -np.inf
+    assert Llama.longest_token_prefix([1, 2, 3], [1, 2, 4]) == 2 == Llama.longest_token_prefix([1, 2], [1, 2, 4])
+    assert Llama.longest_token_prefix([], [1]) == 0
+
+
+def test_embeddings_are_refused(tiny, llama):
+    with pytest.raises(RuntimeError, match="embedding=True"):
+        llama.embed("hello")
+    with Llama(tiny, n_ctx=64, embedding=True) as model, pytest.raises(UnsupportedError, match="embeddings"):
+        model.create_embedding("hello")
+
+
+def test_pickling_is_refused_and_closing_final(tiny):
+    model = Llama(tiny, n_ctx=64)
+    with pytest.raises(TypeError, match="pickled"):
+        pickle.dumps(model)
+    model.close()
+    model.close()
+    with pytest.raises(EngineError, match="closed"):
+        model("hello")
+
+
+def test_grammars_are_checked_when_made(tmp_path):
+    with pytest.raises(ValueError, match="GBNF"):
+        LlamaGrammar.from_string("")
+    with pytest.raises(ValueError, match="JSON schema"):
+        LlamaGrammar.from_json_schema("{")
+    with pytest.raises(ValueError, match=r"none\.gbnf"):
+        LlamaGrammar.from_file(tmp_path / "none.gbnf")
+    (tmp_path / "a.gbnf").write_text('root ::= "a"')
+    assert LlamaGrammar.from_file(tmp_path / "a.gbnf").structured_outputs().grammar == 'root ::= "a"'
+    assert LlamaGrammar.from_json_schema('{"type": "object"}').structured_outputs().json == '{"type": "object"}'

@@ -1,0 +1,159 @@
+"""pipeline("text-generation") gives transformers' shapes; what it says is what LLM says."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+import gumba
+from gumba import RequestError, SamplingParams, UnsupportedError
+from gumba.pipelines import TextGenerationPipeline, TextIteratorStreamer, TextStreamer
+
+TEXT = "hello world"
+CHAT = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture(scope="module")
+def pipe(llm):
+    return gumba.pipeline("text-generation", model=llm, device="cpu")
+
+
+def greedy(llm, ids, n=8, **options):
+    return llm.generate([ids], SamplingParams(temperature=0, max_tokens=n, **options))[0].token_ids
+
+
+def text_of(llm, ids):
+    return llm.tokenizer.decode(ids, True, continuation=True)
+
+
+def test_texts(pipe, llm):
+    answer = text_of(llm, greedy(llm, llm.tokenizer.encode(TEXT)))
+    assert pipe(TEXT, max_new_tokens=8) == [{"generated_text": TEXT + answer}]
+    assert pipe(TEXT, max_new_tokens=8, return_full_text=False) == [{"generated_text": answer}]
+    assert pipe([TEXT], max_new_tokens=8) == [[{"generated_text": TEXT + answer}]]
+    assert pipe([TEXT, "w"], max_new_tokens=8)[0] == pipe(TEXT, max_new_tokens=8)
+    assert pipe([]) == []
+    assert pipe("world", prefix="hello ", max_new_tokens=8) == pipe(TEXT, max_new_tokens=8)
+
+
+def test_conversations(pipe, llm):
+    result = llm.chat(CHAT, SamplingParams(temperature=0, max_tokens=8))
+    answer = {"role": "assistant", "content": text_of(llm, result.token_ids)}
+    assert pipe(CHAT, max_new_tokens=8) == [{"generated_text": [*CHAT, answer]}]
+    assert pipe([CHAT, CHAT], max_new_tokens=8) == [[{"generated_text": [*CHAT, answer]}]] * 2
+    assert pipe(CHAT, max_new_tokens=8, return_full_text=False) == [{"generated_text": answer["content"]}]
+    begun = [*CHAT, {"role": "assistant", "content": "he"}]
+    ids = [*result.prompt_token_ids, *llm.tokenizer.encode("he", add_special=False)]
+    more = text_of(llm, greedy(llm, ids))
+    assert pipe(begun, max_new_tokens=8) == [{"generated_text": [*CHAT, {"role": "assistant", "content": "he" + more}]}]
+    assert pipe(begun, max_new_tokens=2, continue_final_message=False)[0]["generated_text"][:-1] == begun
+    assert CHAT == [{"role": "user", "content": "hello"}]
+
+
+def test_tokens_and_lengths(pipe, llm):
+    ids = llm.tokenizer.encode(TEXT)
+    found = pipe(TEXT, max_length=len(ids) + 3, return_tensors=True)
+    assert found == [{"generated_token_ids": [*ids, *greedy(llm, ids, 3)]}]
+    with pytest.raises(RequestError, match="max_length"):
+        pipe(TEXT, max_length=len(ids))
+
+
+def test_samples(pipe):
+    options = {"max_new_tokens": 10, "do_sample": True, "temperature": 1.5, "top_k": 0}
+    texts = [each["generated_text"] for each in pipe(TEXT, num_return_sequences=4, seed=1, **options)]
+    assert len(texts) == 4 and len(set(texts)) > 1
+    assert texts == [each["generated_text"] for each in pipe(TEXT, num_return_sequences=4, seed=1, **options)]
+    assert len({pipe(TEXT, **options)[0]["generated_text"] for _ in range(4)}) > 1
+    assert pipe(TEXT, max_new_tokens=4, temperature=9.0) == pipe(TEXT, max_new_tokens=4)  # greedy without do_sample
+
+
+def test_stops(pipe, llm):
+    ids = llm.tokenizer.encode(TEXT)
+    tokens = greedy(llm, ids, 20, ignore_eos=True)
+    stop = next(text_of(llm, [token]) for token in tokens if text_of(llm, [token]).isprintable())
+    for name in ("stop_strings", "stop_sequence"):
+        found = pipe(TEXT, max_new_tokens=20, return_full_text=False, **{name: stop})[0]["generated_text"]
+        assert found.endswith(stop) and found.count(stop) == 1
+    ended = pipe(TEXT, max_new_tokens=20, eos_token_id=tokens[4], return_tensors=True)[0]["generated_token_ids"]
+    assert ended == [*ids, *tokens[: tokens.index(tokens[4]) + 1]]
+
+
+def test_defaults_of_the_pipeline_and_of_calls(llm, pipe):
+    with_defaults = TextGenerationPipeline(llm, max_new_tokens=3)
+    assert with_defaults(TEXT) == pipe(TEXT, max_new_tokens=3)
+    assert with_defaults(TEXT, max_new_tokens=5) == pipe(TEXT, max_new_tokens=5)
+
+
+def test_what_is_refused(pipe, llm, tmp_path):
+    with pytest.raises(UnsupportedError, match="translation"):
+        gumba.pipeline("translation")
+    with pytest.raises(UnsupportedError, match="num_beams"):
+        pipe(TEXT, num_beams=4)
+    for options in ({"max_tokens": 3}, {"num_return_sequences": 0}, {"max_new_tokens": 0}, {"top_p": 2.0}):
+        with pytest.raises(ValueError, match=next(iter(options)).replace("max_new_", "max_")):
+            pipe(TEXT, **({"do_sample": True} | options))
+    for wrong in (3, {"text": "hello"}, [3], [[]], [{"role": "user"}, "hello"]):
+        with pytest.raises(ValueError, match="text_inputs"):
+            pipe(wrong)
+    with pytest.raises(RequestError, match=r"none\.gguf"):
+        gumba.pipeline(model=tmp_path / "none.gguf")
+    with pytest.raises(RequestError, match="model_kwargs"):
+        gumba.pipeline(model=llm, model_kwargs={"n_ctx": 64})
+
+
+def test_a_pipeline_of_a_file_is_closed(tiny):
+    with gumba.pipeline(model=tiny, model_kwargs={"n_ctx": 64}) as pipe:
+        assert pipe(TEXT, max_new_tokens=1) and pipe.llm.model.n_ctx == 64
+    with pytest.raises(gumba.EngineError):
+        pipe(TEXT)
+
+
+class Recorder:
+    def __init__(self):
+        self.put_shapes, self.ids, self.ends = [], [], 0
+
+    def put(self, value):
+        self.put_shapes.append(value.shape)
+        self.ids += value.reshape(-1).tolist()
+
+    def end(self):
+        self.ends += 1
+
+
+def test_streamers_get_what_transformers_gives_them(pipe, llm):
+    recorder = Recorder()
+    (result,) = pipe(TEXT, max_new_tokens=6, return_tensors=True, streamer=recorder)
+    n_prompt = len(llm.tokenizer.encode(TEXT))
+    assert recorder.ids == result["generated_token_ids"] and recorder.ends == 1
+    assert recorder.put_shapes == [(1, n_prompt)] + [(1,)] * (len(recorder.ids) - n_prompt)
+    with pytest.raises(RequestError, match="streamer"):
+        pipe([TEXT, TEXT], streamer=recorder)
+    with pytest.raises(RequestError, match="streamer"):
+        pipe(TEXT, num_return_sequences=2, streamer=recorder)
+
+
+def test_the_streamer_is_told_the_end_after_an_error(pipe):
+    class Broken(Recorder):
+        def put(self, value):
+            super().put(value)
+            if len(self.put_shapes) == 3:
+                raise OSError("broken")
+
+    recorder = Broken()
+    with pytest.raises(OSError, match="broken"):
+        pipe(TEXT, max_new_tokens=6, streamer=recorder)
+    assert recorder.ends == 1
+
+
+def test_text_streamers(pipe, capsys):
+    answer = pipe(TEXT, max_new_tokens=8, return_full_text=False)[0]["generated_text"]
+    pipe(TEXT, max_new_tokens=8, streamer=TextStreamer(pipe.tokenizer, skip_special_tokens=True))
+    assert capsys.readouterr().out == TEXT + answer + "\n"
+    streamer = TextIteratorStreamer(pipe.tokenizer, skip_prompt=True, timeout=60, skip_special_tokens=True)
+    thread = threading.Thread(target=pipe, args=(TEXT,), kwargs={"max_new_tokens": 8, "streamer": streamer})
+    thread.start()
+    assert "".join(streamer) == answer
+    thread.join()
+    with pytest.raises(RequestError, match="width"):
+        TextStreamer(pipe.tokenizer, width=3)
