@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     )
     from gumba.gguf import GGUFFile
     from gumba.llm import LLM
-    from gumba.outputs import KVUsage, RequestOutput, StreamOutput, Timings
+    from gumba.outputs import CompletionOutput, KVUsage, RequestOutput, StreamOutput, Timings
     from gumba.params import BeamSearchParams, SamplingParams, StructuredOutputsParams
     from gumba.pipelines import pipeline
     from gumba.text import Tokenizer
@@ -45,6 +45,7 @@ __all__ = [
     "StructuredOutputsParams",
     "StreamOutput",
     "RequestOutput",
+    "CompletionOutput",
     "Timings",
     "KVUsage",
     "Tokenizer",
@@ -72,6 +73,7 @@ _HOMES = {
     "StructuredOutputsParams": "gumba.params",
     "StreamOutput": "gumba.outputs",
     "RequestOutput": "gumba.outputs",
+    "CompletionOutput": "gumba.outputs",
     "Timings": "gumba.outputs",
     "KVUsage": "gumba.outputs",
     "Tokenizer": "gumba.text",

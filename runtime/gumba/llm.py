@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Integral
 from os import PathLike
 from types import TracebackType
@@ -16,7 +17,7 @@ from gumba.engine.sequence import Generation, Scoring
 from gumba.errors import EngineError, ModelError, RequestError, ResourceError
 from gumba.gguf import GGUFFile
 from gumba.models import load_model
-from gumba.outputs import KVUsage, RequestOutput, StreamOutput
+from gumba.outputs import CompletionOutput, KVUsage, RequestOutput, StreamOutput
 from gumba.params import SamplingParams, require_count, show
 from gumba.text import ChatTemplate, StreamDecoder, Tokenizer, encode_chat
 
@@ -26,6 +27,30 @@ if TYPE_CHECKING:
 #: A prompt: text, or token ids.
 Prompt = str | Sequence[int] | np.ndarray[Any, Any]
 Messages = Sequence[Mapping[str, Any]]
+
+
+#: From the seed of one answer to that of the next: the golden ratio's fraction of 2**64.
+_SEED_STEP = 0x9E3779B97F4A7C15
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What was asked of one prompt, and the sequences that answer it."""
+
+    prompt: str | None
+    generations: list[Generation]
+
+    def output(self) -> RequestOutput:
+        """The result, when all have ended."""
+        first = self.generations[0]
+        outputs = []
+        for each in self.generations:
+            last = each.outputs[-1]
+            assert last.finish_reason is not None and last.timings is not None
+            text = "".join(output.text for output in each.outputs)
+            tokens = each.tokens[each.n_prompt :]
+            outputs.append(CompletionOutput(each.choice, text, tokens, last.finish_reason, last.timings))
+        return RequestOutput(self.prompt, first.tokens[: first.n_prompt], outputs)
 
 
 class LLM:
@@ -125,7 +150,7 @@ class LLM:
             ModelError: While iterating: the model's logits are not finite.
             EngineError: The LLM is closed, or was loaded before this process was forked.
         """
-        return self._stream(self._generation(self._prompt_ids(prompt), params))
+        return self._engine.stream(self._generations(self._prompt_ids(prompt), params))
 
     def generate(
         self, prompts: str | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
@@ -135,20 +160,44 @@ class LLM:
         ``params`` is for all, or a list of one for each. The results are in the order of the prompts; each is what
         the prompt would give alone. Raises as ``stream`` does; then no result is returned.
         """
-        if not isinstance(prompts, Iterable):
-            raise RequestError(f"prompts: expected a text or a list of prompts, found {show(prompts)}")
-        asked: list[Prompt] = [prompts] if isinstance(prompts, str) else list(prompts)
-        each: list[SamplingParams | None]
-        each = list(params) if isinstance(params, Sequence) else [params] * len(asked)
-        if len(each) != len(asked):
-            raise RequestError(f"params: expected one SamplingParams per prompt ({len(asked)}), found {len(each)}")
-        for prompt in asked:
-            if isinstance(prompt, Integral):
-                raise RequestError(
-                    "prompts: expected a list of prompts; give token ids as a list in that list, [[1, 2]]"
-                )
-        generations = [self._generation(self._prompt_ids(prompt), one) for prompt, one in zip(asked, each)]
-        return self._complete(generations, [prompt if isinstance(prompt, str) else None for prompt in asked])
+        requests = self._requests(prompts, params)
+        self._engine.finish([each for request in requests for each in request.generations])
+        return [request.output() for request in requests]
+
+    async def agenerate(
+        self, prompts: str | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[RequestOutput]:
+        """As ``generate``, for an event loop, which goes on meanwhile. Cancelling the task cancels the requests."""
+        requests = self._requests(prompts, params)
+        await self._engine.afinish([each for request in requests for each in request.generations])
+        return [request.output() for request in requests]
+
+    def astream(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncIterator[StreamOutput]:
+        """As ``stream``, for an event loop."""
+        return self._engine.astream(self._generations(self._prompt_ids(prompt), params))
+
+    async def achat(
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        template_args: Mapping[str, Any] | None = None,
+    ) -> RequestOutput:
+        """As ``chat``, for an event loop."""
+        request = self._chat_request(messages, params, template_args)
+        await self._engine.afinish(request.generations)
+        return request.output()
+
+    def achat_stream(
+        self,
+        messages: Messages,
+        params: SamplingParams | None = None,
+        *,
+        template_args: Mapping[str, Any] | None = None,
+    ) -> AsyncIterator[StreamOutput]:
+        """As ``chat_stream``, for an event loop."""
+        ids = self._chat_ids(messages, template_args)
+        return self._engine.astream(self._generations(ids, params, "messages"))
 
     def chat(
         self,
@@ -162,8 +211,9 @@ class LLM:
         ``template_args`` are further variables for the template (``enable_thinking`` of some models). Raises as
         ``stream`` does, and TemplateError.
         """
-        ids = self._chat_ids(messages, template_args)
-        return self._complete([self._generation(ids, params, "messages")], [None])[0]
+        request = self._chat_request(messages, params, template_args)
+        self._engine.finish(request.generations)
+        return request.output()
 
     def chat_stream(
         self,
@@ -173,7 +223,8 @@ class LLM:
         template_args: Mapping[str, Any] | None = None,
     ) -> Iterator[StreamOutput]:
         """As ``chat``, one StreamOutput per token, as ``stream`` gives them."""
-        return self._stream(self._generation(self._chat_ids(messages, template_args), params, "messages"))
+        ids = self._chat_ids(messages, template_args)
+        return self._engine.stream(self._generations(ids, params, "messages"))
 
     def logits(self, tokens: Sequence[int] | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Logits after each of ``tokens``, float32 [len(tokens), n_vocab]: the bare forward pass.
@@ -227,29 +278,33 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _stream(self, generation: Generation) -> Iterator[StreamOutput]:
-        yield from self._engine.stream(generation)
-
-    def _complete(self, generations: list[Generation], prompts: list[str | None]) -> list[RequestOutput]:
-        self._engine.finish(generations)
-        outputs = []
-        for prompt, generation in zip(prompts, generations):
-            last = generation.outputs[-1]
-            assert last.finish_reason is not None and last.timings is not None
-            outputs.append(
-                RequestOutput(
-                    prompt=prompt,
-                    prompt_token_ids=generation.tokens[: generation.n_prompt],
-                    text="".join(output.text for output in generation.outputs),
-                    token_ids=generation.tokens[generation.n_prompt :],
-                    finish_reason=last.finish_reason,
-                    timings=last.timings,
+    def _requests(
+        self, prompts: str | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[_Request]:
+        if not isinstance(prompts, Iterable):
+            raise RequestError(f"prompts: expected a text or a list of prompts, found {show(prompts)}")
+        asked: list[Prompt] = [prompts] if isinstance(prompts, str) else list(prompts)
+        each: list[SamplingParams | None]
+        each = list(params) if isinstance(params, Sequence) else [params] * len(asked)
+        if len(each) != len(asked):
+            raise RequestError(f"params: expected one SamplingParams per prompt ({len(asked)}), found {len(each)}")
+        for prompt in asked:
+            if isinstance(prompt, Integral):
+                raise RequestError(
+                    "prompts: expected a list of prompts; give token ids as a list in that list, [[1, 2]]"
                 )
-            )
-        return outputs
+        return [
+            _Request(prompt if isinstance(prompt, str) else None, self._generations(self._prompt_ids(prompt), one))
+            for prompt, one in zip(asked, each)
+        ]
 
-    def _generation(self, ids: list[int], params: SamplingParams | None, field: str = "prompt") -> Generation:
-        """A checked request that has not been submitted."""
+    def _chat_request(
+        self, messages: Messages, params: SamplingParams | None, template_args: Mapping[str, Any] | None
+    ) -> _Request:
+        return _Request(None, self._generations(self._chat_ids(messages, template_args), params, "messages"))
+
+    def _generations(self, ids: list[int], params: SamplingParams | None, field: str = "prompt") -> list[Generation]:
+        """The answers to a checked prompt, not submitted yet."""
         self._engine.check_usable()
         if params is None:
             params = SamplingParams()
@@ -267,14 +322,22 @@ class LLM:
                     f"stop_token_ids: expected ids below n_vocab {self._tokenizer.n_vocab}, found {token}"
                 )
         ends = frozenset() if params.ignore_eos else self._tokenizer.eog_ids
-        return Generation(
-            ids,
-            params,
-            seed=secrets.randbits(64) if params.seed is None else params.seed,
-            decoder=StreamDecoder(self._tokenizer, skip_special=True),
-            end_ids=ends | frozenset(params.stop_token_ids),
-            capacity=capacity,
-        )
+        seed = secrets.randbits(64) if params.seed is None else params.seed
+        made = [
+            Generation(
+                ids,
+                params,
+                seed=(seed + choice * _SEED_STEP) % 2**64,
+                decoder=StreamDecoder(self._tokenizer, skip_special=params.skip_special_tokens),
+                end_ids=ends | frozenset(params.stop_token_ids),
+                capacity=capacity,
+                choice=choice,
+            )
+            for choice in range(params.n)
+        ]
+        for other in made[1:]:
+            other.leader = made[0]
+        return made
 
     def _chat_ids(self, messages: Messages, template_args: Mapping[str, Any] | None) -> list[int]:
         self._engine.check_usable()

@@ -43,8 +43,8 @@ class StreamOutput:
     """One step of a stream.
 
     ``text`` is the new text: whole characters, without any part of a stop string, and so sometimes empty or of several
-    tokens. ``token_id`` is the new token (None when the request was cancelled), ``index`` counts tokens from 0.
-    ``finish_reason`` and ``timings`` are set on the last one only.
+    tokens. ``token_id`` is the new token (None when the request was cancelled), ``index`` counts tokens from 0, ``choice``
+    the answers of one prompt. ``finish_reason`` and ``timings`` are set on the last one of an answer only.
     """
 
     text: str
@@ -52,27 +52,59 @@ class StreamOutput:
     index: int
     finish_reason: FinishReason | None = None
     timings: Timings | None = None
+    choice: int = 0
 
 
 @dataclass(frozen=True)
-class RequestOutput:
-    """The result of one request.
+class CompletionOutput:
+    """One answer to a prompt, the ``index``-th.
 
-    ``prompt`` is the text given, None when token ids were. ``token_ids`` are all tokens generated, the one that ended
-    the request included; ``text`` is their text without special tokens that ended it and without the stop string.
+    ``token_ids`` are all tokens generated, the one that ended the request included; ``text`` is their text without special
+    tokens that ended it and without the stop string.
     """
 
-    prompt: str | None
-    prompt_token_ids: list[int]
+    index: int
     text: str
     token_ids: list[int]
     finish_reason: FinishReason
     timings: Timings
 
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """The result of one request: its answers, and the first one's fields as its own.
+
+    ``prompt`` is the text given, None when token ids were.
+    """
+
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+
     @property
     def prompt_tokens(self) -> int:
         """Number of tokens of the prompt."""
         return len(self.prompt_token_ids)
+
+    @property
+    def text(self) -> str:
+        """Of the first answer."""
+        return self.outputs[0].text
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Of the first answer."""
+        return self.outputs[0].token_ids
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """Of the first answer."""
+        return self.outputs[0].finish_reason
+
+    @property
+    def timings(self) -> Timings:
+        """Of the first answer."""
+        return self.outputs[0].timings
 
 
 @dataclass(frozen=True)

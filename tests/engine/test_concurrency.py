@@ -120,9 +120,9 @@ def test_garbage_collected_in_the_middle_of_a_step(make_llm):
 
 def test_a_request_cancelled_before_its_first_step_takes_no_part(make_llm):
     llm = make_llm()
-    generation = llm._generation([5], GREEDY)
+    (generation,) = llm._generations([5], GREEDY)
     llm._engine.submit([generation])
-    llm.cancel()
+    llm._engine.discard([generation])
     llm.generate([[1]], GREEDY)
     assert generation.finish_reason == "cancelled" and free(llm)
     assert max(map(len, llm.model.steps)) == 1

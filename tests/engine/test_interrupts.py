@@ -57,7 +57,7 @@ def test_interrupts_at_any_moment_leave_the_engine_whole() -> None:
         try:
             armed[0] = True
             striker.start()
-            for _ in engine.stream(mine):
+            for _ in engine.stream([mine]):
                 pass
             armed[0] = False
         except KeyboardInterrupt:

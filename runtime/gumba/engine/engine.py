@@ -15,10 +15,10 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,9 @@ from gumba.errors import EngineError, QueueFullError, ResourceError
 from gumba.models import Chunk
 from gumba.outputs import KVUsage, StreamOutput
 from gumba.sampling.sampler import Sampler
+
+if TYPE_CHECKING:
+    import asyncio
 
 log = logging.getLogger("gumba")
 
@@ -113,6 +116,8 @@ class Engine:
         if self._max_queue is not None and self._core.n_waiting + len(taken) > self._max_queue:
             raise QueueFullError(f"{self._core.n_waiting} requests wait already, at most {self._max_queue} may")
         self._orders.put(taken)
+        if not self._thread.is_alive():  # it has ended in between, perhaps without a look at this order
+            self.check_usable()
 
     def discard(self, sequences: Iterable[Sequence]) -> None:
         """Give up sequences in any state; they end before the next step. Waits for nothing: it may be called anywhere."""
@@ -147,22 +152,74 @@ class Engine:
             try:
                 return results.get(timeout=_LOOK_S)
             except queue.Empty:
-                pass
-            if not self._thread.is_alive() and results.empty():
-                raise EngineError("the model is closed") from self._core.broken
+                self._look(results.empty())
 
-    def stream(self, sequence: Generation) -> Iterable[StreamOutput]:
-        """Submit a sequence; its tokens as they come. Raises its error."""
+    def _look(self, empty: bool) -> None:
+        """Raise EngineError when nobody is there any more who could deliver something."""
+        if os.getpid() != self._pid:
+            self.check_usable()
+        if empty and not self._thread.is_alive():
+            raise EngineError("the model is closed") from self._core.broken
+
+    def stream(self, sequences: Ordered[Generation]) -> Iterator[StreamOutput]:
+        """Submit sequences; their tokens as they come. Raises the first error."""
         results: queue.SimpleQueue[StreamOutput | Sequence] = queue.SimpleQueue()
-        sequence.streaming, sequence.deliver = True, results.put
+        for sequence in sequences:
+            sequence.streaming, sequence.deliver = True, results.put
         try:
-            self.submit([sequence])
-            while not isinstance(item := self.take(results), Sequence):
-                yield item
-            if item.error is not None:
-                raise item.error
+            self.submit(sequences)
+            running = len(sequences)
+            while running:
+                item = self.take(results)
+                if not isinstance(item, Sequence):
+                    yield item
+                    continue
+                if item.error is not None:
+                    raise item.error
+                running -= 1
         finally:
-            self.discard([sequence])
+            self.discard(sequences)
+
+    async def astream(self, sequences: Ordered[Generation]) -> AsyncIterator[StreamOutput]:
+        """As ``stream``, for an event loop."""
+        results = self._listen(sequences)
+        for sequence in sequences:
+            sequence.streaming = True
+        try:
+            self.submit(sequences)
+            running = len(sequences)
+            while running:
+                item = await results.get()
+                if not isinstance(item, Sequence):
+                    yield item
+                    continue
+                if item.error is not None:
+                    raise item.error
+                running -= 1
+        finally:
+            self.discard(sequences)
+
+    async def afinish(self, sequences: Ordered[Sequence]) -> None:
+        """As ``finish``, for an event loop."""
+        results = self._listen(sequences)
+        try:
+            self.submit(sequences)
+            for _ in sequences:
+                ended = await results.get()
+                if ended.error is not None:
+                    raise ended.error
+        finally:
+            self.discard(sequences)
+
+    @staticmethod
+    def _listen(sequences: Ordered[Sequence]) -> asyncio.Queue[Any]:
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        results: asyncio.Queue[Any] = asyncio.Queue()
+        for sequence in sequences:
+            sequence.deliver = lambda item: loop.call_soon_threadsafe(results.put_nowait, item)
+        return results
 
     def finish(self, sequences: Ordered[Sequence], each: Callable[[Sequence], object] = lambda sequence: None) -> None:
         """Submit sequences and compute them to their ends; ``each`` is called as they end. Raises the first error."""

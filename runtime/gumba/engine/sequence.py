@@ -144,6 +144,7 @@ class Generation(Sequence):
         decoder: Makes text of its tokens.
         end_ids: Tokens that end it.
         capacity: Tokens that fit the context.
+        choice: Its number among the answers to its prompt.
     """
 
     def __init__(
@@ -155,9 +156,11 @@ class Generation(Sequence):
         decoder: TextDecoder,
         end_ids: Set[int],
         capacity: int,
+        choice: int = 0,
     ) -> None:
         super().__init__(prompt)
         self.params = params
+        self.choice = choice
         self.priority = params.priority
         self.shares = params.cache_prompt
         #: What came of it so far, one entry per token.
@@ -165,7 +168,7 @@ class Generation(Sequence):
         self._uniforms = UniformStream(seed)
         self._decoder = decoder
         self._end_ids = end_ids
-        self._stops = StopStrings(params.stop)
+        self._stops = StopStrings(params.stop, params.include_stop_str_in_output)
         limit = capacity if params.max_tokens is None else self.n_prompt + params.max_tokens
         self._limit = min(limit, capacity)
         #: Guesses the next tokens; None: nobody does.
@@ -233,7 +236,7 @@ class Generation(Sequence):
     def _emit(self, text: str, token: int | None, reason: FinishReason | None) -> None:
         generated = len(self.tokens) - self.n_prompt
         index = generated if token is None else generated - 1
-        output = StreamOutput(text, token, index, reason, self.timings() if reason else None)
+        output = StreamOutput(text, token, index, reason, self.timings() if reason else None, self.choice)
         self.outputs.append(output)
         if self.streaming and reason is None:
             self.deliver(output)

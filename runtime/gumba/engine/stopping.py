@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 
 class StopStrings:
-    """Passes text through up to the first stop string, whatever pieces the text comes in.
+    """Passes text through up to the first stop string (``include``: and with it), whatever pieces the text comes in.
 
     The stop string that is *complete* first wins (of several that end together, the one that began first), so that the
     result does not depend on where the pieces are cut.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
+    def __init__(self, stops: Sequence[str], include: bool = False) -> None:
+        self._stops, self._include = tuple(stops), include
         self._longest = max(map(len, stops), default=0)
         self._held = ""
         #: True once a stop string was seen; nothing comes out any more.
@@ -30,7 +30,7 @@ class StopStrings:
         if found:
             self.stopped = True
             self._held = ""
-            return held[: min(found)[1]]
+            return held[: min(found)[0 if self._include else 1]]
         keep = min(self._longest - 1, len(held))
         while keep and not any(stop.startswith(held[-keep:]) for stop in self._stops):
             keep -= 1
