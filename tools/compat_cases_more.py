@@ -88,7 +88,7 @@ def chat_stop(lib: Any, path: str) -> Any:
 @case
 def chat_without_limit(lib: Any, path: str) -> Any:
     answer = llama(lib, path).create_chat_completion(
-        [{"role": "user", "content": "Say yes."}], temperature=0, max_tokens=None
+        [{"role": "user", "content": "What is 2 + 2?"}], temperature=0, max_tokens=None
     )
     return answer["choices"][0]["finish_reason"]
 

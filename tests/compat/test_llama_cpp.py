@@ -110,8 +110,18 @@ def test_vocab_only_has_no_weights(tiny):
     model.close()
 
 
-def test_from_pretrained_takes_what_sources_take(tiny):
-    model = Llama.from_pretrained(str(tiny), vocab_only=True)
+def test_from_pretrained(tiny, monkeypatch):
+    assert Llama.from_pretrained(str(tiny), vocab_only=True).model_path == str(tiny)  # what gumba run would take
+    fetched = []
+
+    def fetch_file(*args, **places):
+        fetched.append((*args, places))
+        return tiny
+
+    monkeypatch.setattr("gumba_convert.hub.fetch_file", fetch_file)
+    model = Llama.from_pretrained("ada/tiny", "*q8_0.gguf", ["*-2.gguf"], local_dir="here", vocab_only=True)
+    places = {"local_dir": "here", "cache_dir": None}
+    assert fetched == [("ada/tiny", "*q8_0.gguf", places), ("ada/tiny", "*-2.gguf", places)]
     assert model.model_path == str(tiny)
 
 

@@ -25,6 +25,16 @@ except GumbaError as error:
     print(type(error).__name__, error, sep=": ")
     sys.exit(2)
 """
+FETCH_FILE = """
+import sys
+from gumba.errors import GumbaError
+from gumba_convert.hub import fetch_file
+try:
+    print(fetch_file(sys.argv[1], *sys.argv[3:]).read_text())
+except GumbaError as error:
+    print(type(error).__name__, error, sep=": ")
+    sys.exit(2)
+"""
 
 
 class Hub(ThreadingHTTPServer):
@@ -59,11 +69,12 @@ class Routes(BaseHTTPRequestHandler):
                 return self.answer(200, json.dumps(tree).encode())
             info = {"id": "ada/tiny", "sha": COMMIT, "siblings": [{"rfilename": file.name} for file in files]}
             return self.answer(200, json.dumps(info).encode())
-        prefix = f"/ada/tiny/resolve/{COMMIT}/"
+        prefix = "/ada/tiny/resolve/main/" if "/resolve/main/" in path else f"/ada/tiny/resolve/{COMMIT}/"
         file = self.server.folder / path.removeprefix(prefix)
         if path.startswith(prefix) and file.is_file():
             return self.answer(200, file.read_bytes(), {"ETag": f'"{digest(file)}"', "X-Repo-Commit": COMMIT})
-        return self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        code = "EntryNotFound" if path.startswith("/ada/tiny/") else "RepoNotFound"
+        return self.answer(404, b"{}", {"X-Error-Code": code})
 
     do_HEAD = do_GET
 
@@ -97,13 +108,15 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         thread.join()
 
 
-def run(tmp_path: Path, url: str, source: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    tmp_path: Path, url: str, source: str, *more: str, code: str = CHILD, **environment: str
+) -> subprocess.CompletedProcess[str]:
     import os
 
     env = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
     env = {key: value for key, value in env.items() if not key.lower().endswith("_proxy")}
     env |= {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "home"), **environment}
-    command = [sys.executable, "-c", CHILD, source, str(tmp_path / "out.gguf")]
+    command = [sys.executable, "-c", code, source, str(tmp_path / "out.gguf"), *more]
     return subprocess.run(command, capture_output=True, text=True, env=env, timeout=120, check=False)
 
 
@@ -145,3 +158,22 @@ def test_unreachable(tmp_path: Path) -> None:
 
 def test_offline(tmp_path: Path) -> None:
     assert "not in the cache" in one_line(run(tmp_path, "http://127.0.0.1:9", "ada/tiny", HF_HUB_OFFLINE="1"))
+
+
+def test_one_file_by_name_or_pattern(hub: Hub, tmp_path: Path) -> None:
+    def fetched(pattern: str) -> subprocess.CompletedProcess[str]:
+        return run(tmp_path, hub.url, "ada/tiny", pattern, code=FETCH_FILE)
+
+    for pattern in ("training.log", "*.log"):
+        done = fetched(pattern)
+        assert done.returncode == 0 and done.stdout == "not needed\n", done.stdout + done.stderr
+    for pattern, reason in (("*.gguf", "no files fit"), ("*tokenizer*", "2 files fit"), ("none.gguf", "no such file")):
+        done = fetched(pattern)
+        assert done.returncode == 2 and reason in done.stdout, done.stdout + done.stderr
+    assert {path for method, path in hub.requests if method == "GET" and "/resolve/" in path} == {
+        "/ada/tiny/resolve/main/training.log"
+    }
+    hub.shutdown()
+    hub.server_close()  # nobody answers now: a file that was named is in the cache
+    done = fetched("training.log")
+    assert done.returncode == 0 and done.stdout == "not needed\n", done.stdout + done.stderr
