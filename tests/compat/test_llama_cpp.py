@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -193,6 +194,18 @@ def test_echo_and_suffix(llama):
     assert llama(ids, max_tokens=5, temperature=0, echo=True)["choices"][0]["text"] == PROMPT + text
 
 
+def test_the_end_of_generation_is_no_part_of_the_answer(llama, llm, ending):
+    expected = greedy(llm, ending, 40)
+    answer = llama(ending, max_tokens=40, temperature=0)
+    assert expected.token_ids[-1] in llm.tokenizer.eog_ids
+    assert answer["choices"][0]["text"] == text_of(llm, expected.token_ids)
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["usage"]["completion_tokens"] == len(expected.token_ids) - 1
+    tokens = llama.generate(ending, temp=0)
+    assert [next(tokens) for _ in range(len(expected.token_ids) + 1)][:-1] == expected.token_ids
+    tokens.close()
+
+
 @pytest.mark.parametrize("max_tokens", [None, 0, -1, 9999])
 def test_to_the_end_of_the_context(llama, llm, max_tokens):
     usage = llama(PROMPT, max_tokens=max_tokens, temperature=0)["usage"]
@@ -215,6 +228,11 @@ def test_stop_strings(llama):
         assert choice["text"] == whole[: whole.index(stop)] and choice["finish_reason"] == "stop"
         chunks = list(llama(PROMPT, max_tokens=30, temperature=0, stop=given, stream=True))
         assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == choice["text"]
+    held = whole[-1] + "never there"  # text that might become a stop string comes at the end
+    assert llama(PROMPT, max_tokens=30, temperature=0, stop=held)["choices"][0]["text"] == whole
+    chunks = list(llama(PROMPT, max_tokens=30, temperature=0, stop=held, stream=True))
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == whole
+    assert chunks[-1]["choices"][0]["finish_reason"] == "length"
     with pytest.raises(ValueError, match="stop"):
         llama(PROMPT, stop=[""])
 
@@ -262,6 +280,14 @@ def test_filters_out_of_range_are_off_and_greedy_ones_greedy(llama):
         assert llama(PROMPT, max_tokens=8, temperature=1.0, **option)["choices"][0]["text"] == best
     for option in ({"top_k": -1}, {"top_p": 2.0}, {"min_p": -1.0}, {"tfs_z": 0.3}, {"temperature": -1.0}):
         assert llama(PROMPT, max_tokens=2, seed=1, **option)["usage"]["completion_tokens"] <= 2
+
+
+def test_threads_may_share_it(llama):
+    prompts = [f"{PROMPT} {i}" for i in range(6)]
+    alone = [llama(prompt, max_tokens=12, temperature=0)["choices"] for prompt in prompts]
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        together = list(pool.map(lambda prompt: llama(prompt, max_tokens=12, temperature=0)["choices"], prompts))
+    assert together == alone
 
 
 # ----------------------------------------------------------------------------------------------------- lower level
@@ -326,9 +352,13 @@ def test_scores_are_the_logits(tiny, llama, llm):
     assert not llama.scores[3:].any()
     llama.eval([8])
     np.testing.assert_array_equal(np.array(llama.eval_logits, np.float32), llm.logits([5, 6, 7, 8]))
-    llama.n_tokens = 2
+    llama.n_tokens = 3
     llama.eval([9])
-    np.testing.assert_array_equal(llama.scores[:3], llm.logits([5, 6, 9]))
+    np.testing.assert_array_equal(llama.scores[:4], llm.logits([5, 6, 7, 9]))
+    llama.n_tokens = 2
+    assert llama.scores[1].any() and not llama.scores[2:].any()
+    llama.eval([7, 9])
+    np.testing.assert_array_equal(llama.scores[:4], llm.logits([5, 6, 7, 9]))
     with Llama(tiny, n_ctx=64) as last:
         last.eval([5, 6])
         np.testing.assert_array_equal(np.array(last.eval_logits, np.float32), llm.logits([5, 6])[-1:])

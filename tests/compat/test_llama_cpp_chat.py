@@ -123,6 +123,9 @@ def test_handlers_and_formats(tiny, llama):
     with Llama(tiny, n_ctx=128, chat_format="chatml") as model:  # the file's own template is ChatML too
         answer = model.create_chat_completion(MESSAGES, temperature=0, max_tokens=6)
         assert answer["choices"] == llama.create_chat_completion(MESSAGES, temperature=0, max_tokens=6)["choices"]
+    with Llama(tiny, n_ctx=128, chat_format="zephyr") as model:
+        answer = model.create_chat_completion(MESSAGES, temperature=0, max_tokens=1)
+        assert answer["usage"]["prompt_tokens"] == len(model.tokenize(b"<|user|>\nhello</s>\n<|assistant|>\n"))
 
 
 TURNS = [

@@ -79,6 +79,15 @@ def test_stops(pipe, llm):
     assert ended == [*ids, *tokens[: tokens.index(tokens[4]) + 1]]
 
 
+def test_other_ends_take_the_place_of_the_models(pipe, llm, ending):
+    text = llm.tokenizer.decode(ending)
+    assert llm.tokenizer.encode(text) == ending
+    whole = greedy(llm, ending, 30)
+    assert pipe(text, max_new_tokens=30, return_tensors=True)[0]["generated_token_ids"] == [*ending, *whole]
+    found = pipe(text, max_new_tokens=30, eos_token_id=[263], return_tensors=True)[0]["generated_token_ids"]
+    assert len(found) > len([*ending, *whole]) and found[: len(whole) + 1] == [*ending, *whole]
+
+
 def test_defaults_of_the_pipeline_and_of_calls(llm, pipe):
     with_defaults = TextGenerationPipeline(llm, max_new_tokens=3)
     assert with_defaults(TEXT) == pipe(TEXT, max_new_tokens=3)

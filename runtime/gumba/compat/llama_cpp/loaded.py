@@ -180,10 +180,10 @@ class LoadedModel:
         tokens = self.tokens()
         if self._logits is None:
             self._logits = np.zeros((self._n_ctx, self.n_vocab()), np.float32)
-        if tokens and tokens != self._scored[: len(tokens)]:
+        if tokens != self._scored[: len(tokens)]:
             self._logits[: len(tokens)] = self.llm.logits(tokens)[:, : self.n_vocab()]
-            self._scored = tokens
-        self._logits[len(tokens) :] = 0
+        self._logits[len(tokens) : len(self._scored)] = 0
+        self._scored = tokens
         return self._logits
 
     @property
