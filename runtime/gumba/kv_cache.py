@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gumba.errors import EngineError, RequestError, ResourceError
-from gumba.kernels.pages import PAGE_TOKENS, page_formats
+from gumba.kernels.pages import PAGE_TOKENS, PageFormat, page_formats
 from gumba.program.builder import KVLayout
 
 #: Pages of one head of one layer that lie one after the other, at most.
@@ -31,10 +31,7 @@ class KVCache:
     """
 
     def __init__(self, n_layers: int, n_kv_heads: int, head_dim: int, n_pages: int, kv_type: str = "f16") -> None:
-        formats = page_formats()
-        if not isinstance(kv_type, str) or kv_type not in formats:
-            raise RequestError(f"kv_type {kv_type!r}: expected one of {', '.join(formats)}")
-        pages = formats[kv_type]
+        pages = _format(kv_type)
         k_page, v_page = pages.key_bytes(head_dim), pages.value_bytes(head_dim)
         n_extents = -(-n_pages // EXTENT_PAGES)
         extent_pages = -(-n_pages // n_extents)
@@ -74,6 +71,12 @@ class KVCache:
         self._owners = [0] * n_pages
         #: Which pages are taken, a byte for each.
         self.used = np.zeros(n_pages, np.bool_)
+
+    @staticmethod
+    def bytes_per_page(n_layers: int, n_kv_heads: int, head_dim: int, kv_type: str) -> int:
+        """Memory of a page. Raises RequestError for an unknown ``kv_type``."""
+        pages = _format(kv_type)
+        return n_layers * n_kv_heads * (pages.key_bytes(head_dim) + pages.value_bytes(head_dim))
 
     @property
     def n_free(self) -> int:
@@ -176,6 +179,13 @@ def aligned_zeros(n_bytes: int) -> np.ndarray:
     whole = np.zeros(n_bytes + 64, np.uint8)
     start = -whole.ctypes.data % 64
     return whole[start : start + n_bytes]
+
+
+def _format(kv_type: object) -> PageFormat:
+    formats = page_formats()
+    if not isinstance(kv_type, str) or kv_type not in formats:
+        raise RequestError(f"kv_type {kv_type!r}: expected one of {', '.join(formats)}")
+    return formats[kv_type]
 
 
 class _Area:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from numbers import Integral
 from os import PathLike
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from gumba.engine.engine import Engine
-from gumba.engine.sequence import Generation, Scoring
+from gumba.engine.sequence import Embedding, Generation, Scoring
 from gumba.errors import EngineError, ModelError, RequestError, ResourceError
 from gumba.gguf import GGUFFile
 from gumba.models import load_model
@@ -65,7 +65,10 @@ class LLM:
         n_threads: Threads to compute with; None: as many as this process has cores for.
         max_batch_tokens: Most tokens computed in one step. Cancelling takes effect between steps.
         max_sequences: Most requests computed at once; others wait.
-        kv_tokens: Tokens that the KV cache holds, for all requests together; None: one request of ``n_ctx``.
+        max_queue: Most requests that may wait; one more is a QueueFullError. None: any number.
+        kv_tokens: Tokens that the KV cache holds, for all requests together, kept beginnings included.
+        kv_memory: As many tokens as fit so many bytes. Where neither is given: four requests of ``n_ctx``, or as many, but at
+            least one, as fit an eighth of the memory there is. Memory is taken only as it fills.
         kv_type: How the KV cache holds keys and values: "f16", "bf16", "f32", or "q8_0" in half the memory; None: bf16
             on processors that multiply it (twice as fast), else f16.
         progress: Called with the loaded fraction, 0 to 1, while loading.
@@ -86,11 +89,14 @@ class LLM:
         n_threads: int | None = None,
         max_batch_tokens: int = 512,
         max_sequences: int = 32,
+        max_queue: int | None = None,
         kv_tokens: int | None = None,
+        kv_memory: int | None = None,
         kv_type: str | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> None:
         max_sequences = require_count("max_sequences", max_sequences, 1)
+        max_queue = None if max_queue is None else require_count("max_queue", max_queue, 0)
         self._gguf = GGUFFile(path)
         try:
             self._tokenizer = Tokenizer.from_gguf(self._gguf)
@@ -100,6 +106,7 @@ class LLM:
                 n_threads=n_threads,
                 max_batch_tokens=max_batch_tokens,
                 kv_tokens=kv_tokens,
+                kv_memory=kv_memory,
                 kv_type=kv_type,
                 progress=progress,
             )
@@ -112,7 +119,7 @@ class LLM:
         except BaseException:
             self._gguf.close()
             raise
-        self._engine = Engine(self._model, self._tokenizer.n_vocab, max_sequences=max_sequences)
+        self._engine = Engine(self._model, self._tokenizer.n_vocab, max_sequences=max_sequences, max_queue=max_queue)
         self._template: ChatTemplate | None = None
 
     @property
@@ -249,6 +256,41 @@ class LLM:
         if scoring.finish_reason == "cancelled":
             raise EngineError("cancelled")
         return scoring.logits
+
+    def embed(
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        *,
+        pooling: Literal["mean", "first", "last"] = "mean",
+        normalize: bool = True,
+    ) -> np.ndarray[Any, Any]:
+        """Vectors that stand for texts, float32 [prompts, n_embd]: the final hidden states, pooled.
+
+        ``prompts`` as of ``generate``. ``pooling``: the mean over all tokens, or the first or the last token alone (which of
+        them means something depends on the training; the mean is the usual choice for models not trained for it).
+        ``normalize``: to length 1, so that a dot product is the cosine. Raises as ``stream`` does.
+        """
+        if pooling not in ("mean", "first", "last"):
+            raise RequestError(f'pooling: expected "mean", "first" or "last", found {show(pooling)}')
+        asked = [prompts] if isinstance(prompts, str) else prompts
+        if not isinstance(asked, Iterable):
+            raise RequestError(f"prompts: expected a text or a list of prompts, found {show(prompts)}")
+        sequences = []
+        for prompt in asked:
+            ids = self._prompt_ids(prompt)  # type: ignore[arg-type]
+            if len(ids) > self._engine.capacity:
+                raise RequestError(f"prompt: {len(ids)} tokens do not fit the context of {self._engine.capacity}")
+            sequences.append(Embedding(ids, self._model.config.n_embd, pooling))
+        self._engine.finish(sequences)
+        found = np.empty((len(sequences), self._model.config.n_embd), np.float32)
+        for row, sequence in zip(found, sequences):
+            if sequence.finish_reason == "cancelled":
+                raise EngineError("cancelled")
+            if not np.isfinite(sequence.vector).all():
+                raise ModelError(f"the model's hidden states of a prompt of {sequence.n_prompt} tokens are not finite")
+            length = float(np.linalg.norm(sequence.vector)) if normalize else 1.0
+            row[:] = sequence.vector / (length or 1.0)
+        return found
 
     def kv_usage(self) -> KVUsage:
         """Who holds the pages of the KV cache. Raises EngineError when the LLM is closed or forked."""

@@ -188,3 +188,41 @@ def tie(processor: int) -> bool:
     except (OSError, AttributeError):
         pass
     return False
+
+
+def available_memory() -> int | None:
+    """Bytes of memory that this process could still take without anything being swapped out; None where nobody says."""
+    found = [_free_memory(), _group_memory()]
+    return min((each for each in found if each is not None), default=None)
+
+
+def _free_memory() -> int | None:
+    if os.name == "nt":
+        status = (ctypes.c_uint64 * 8)()  # MEMORYSTATUSEX: two 32-bit words, then 64-bit ones: in all, free, ...
+        ctypes.cast(status, ctypes.POINTER(ctypes.c_uint32))[0] = 64
+        library = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined]
+        return int(status[2]) if library.GlobalMemoryStatusEx(ctypes.byref(status)) else None
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    try:  # of macOS only the whole is known here; half of it is a cautious guess
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _group_memory() -> int | None:
+    """What is left of the limit of this process's control group."""
+    folder = Path("/sys/fs/cgroup")
+    for most, now in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            return max(0, int((folder / most).read_text()) - int((folder / now).read_text()))
+        except (OSError, ValueError):
+            continue
+    return None

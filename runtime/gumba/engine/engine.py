@@ -53,6 +53,9 @@ class Runner(Protocol):
     @property
     def max_batch_tokens(self) -> int: ...
 
+    @property
+    def hidden(self) -> np.ndarray[Any, Any]: ...
+
     def forward(self, chunks: Ordered[Chunk], /) -> np.ndarray[Any, Any]: ...
 
     def close(self) -> None: ...
@@ -73,7 +76,7 @@ _WAKE = object()
 class Engine:
     """Runs sequences on a model, of whose logits the first ``n_vocab`` are tokens.
 
-    ``max_queue``: sequences that may wait for their first step; None: any number. Raises ResourceError when the thread
+    ``max_queue``: sequences that may wait while ``max_sequences`` run; None: any number. Raises ResourceError when the thread
     cannot be started. The thread ends when the engine is closed or forgotten.
     """
 
@@ -82,7 +85,7 @@ class Engine:
         self.capacity = min(model.n_ctx, model.kv.n_pages * model.kv.page_tokens)
         self._core = _Core(model, n_vocab, max_sequences)
         self._orders = self._core.orders
-        self._max_queue = max_queue
+        self._max_sequences, self._max_queue = max_sequences, max_queue
         self._pid = os.getpid()
         self._closed = False
         self._thread = threading.Thread(target=self._core.run, name="gumba-engine", daemon=True)
@@ -113,8 +116,11 @@ class Engine:
         """
         self.check_usable()
         taken = list(sequences)
-        if self._max_queue is not None and self._core.n_waiting + len(taken) > self._max_queue:
-            raise QueueFullError(f"{self._core.n_waiting} requests wait already, at most {self._max_queue} may")
+        if self._max_queue is not None and self._core.n_present + len(taken) > self._max_sequences + self._max_queue:
+            raise QueueFullError(
+                f"{self._core.n_present} requests are here already; {self._max_sequences} run at a time, and no more than "
+                f"{self._max_queue} may wait"
+            )
         self._orders.put(taken)
         if not self._thread.is_alive():  # it has ended in between, perhaps without a look at this order
             self.check_usable()
@@ -283,9 +289,9 @@ class _Core:
         self._closing = False
 
     @property
-    def n_waiting(self) -> int:
-        """Sequences that have not had their first step."""
-        return self.scheduler.n_waiting + self.orders.qsize()
+    def n_present(self) -> int:
+        """Sequences that run or wait; those submitted just now may not be counted yet."""
+        return len(self._live) + self.orders.qsize()
 
     def run(self) -> None:
         """The engine's thread."""
@@ -388,6 +394,8 @@ class _Core:
         for sequence, tokens, outputs in plan:
             last = first + _ROWS.get(outputs, len(tokens))
             try:
+                if sequence.wants_hidden:
+                    sequence.hidden = self.model.hidden[first:last]
                 sequence.advance(len(tokens), rows[first:last], self.sampler)
             except BaseException as error:  # of a user's own function, whatever it raises
                 sequence.fail(error)

@@ -53,6 +53,9 @@ class Sequence(ABC):
     streaming = False
     #: Whether it may begin with pages that others computed, and leave its own to others.
     shares = True
+    #: Whether ``advance`` reads ``hidden``, the final hidden states of the rows asked for: float32 [n, n_embd].
+    wants_hidden = False
+    hidden: np.ndarray[Any, Any]
     #: Most tokens that may come from there.
     most_cached = sys.maxsize
 
@@ -262,5 +265,42 @@ class Scoring(Sequence):
         self.logits[self.n_cached : self.n_cached + count] = rows
         self.n_cached += count
         if self.n_cached == self.n_prompt:
+            self.prompt_done = True
+            self.finish_reason = "length"
+
+
+class Embedding(Sequence):
+    """A sequence whose final hidden states are wanted, pooled: float64 [n_embd] in ``vector``.
+
+    ``pooling``: "mean" of all tokens, or that of the "first" or the "last".
+    """
+
+    wants_hidden = True
+
+    def __init__(self, tokens: Ordered[int], n_embd: int, pooling: Literal["mean", "first", "last"]) -> None:
+        super().__init__(tokens)
+        if pooling != "last":
+            self.most_cached = 0
+        self._pooling = pooling
+        self.vector = np.zeros(n_embd, np.float64)
+
+    def share(self, budget: int) -> tuple[list[int], Outputs]:
+        count = min(self.remaining, budget)
+        if self._pooling == "mean":
+            return self.tokens[self.n_cached : self.n_cached + min(count, SCORED_PER_STEP)], "all"
+        if self._pooling == "first" and self.n_cached == 0:
+            return self.tokens[:1], "last"
+        last = self._pooling == "last" and count == self.remaining
+        return self.tokens[self.n_cached : self.n_cached + count], "last" if last else "none"
+
+    def advance(self, count: int, rows: np.ndarray[Any, Any], sampler: Sampler) -> None:
+        if self._pooling == "mean" and self.n_cached == 0:
+            self.vector[:] = 0.0  # perhaps from the beginning again
+        for row in self.hidden:  # one after the other, so that the sum does not depend on the steps
+            self.vector = self.vector + row if self._pooling == "mean" else row.astype(np.float64)
+        self.n_cached += count
+        if self.n_cached == self.n_prompt or self._pooling == "first":
+            if self._pooling == "mean":
+                self.vector /= self.n_prompt
             self.prompt_done = True
             self.finish_reason = "length"

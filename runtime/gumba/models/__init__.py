@@ -17,7 +17,7 @@ from gumba.kv_cache import KVCache
 from gumba.models import llama
 from gumba.models.loader import Loader
 from gumba.models.model import Chunk, Model, token_ids
-from gumba.processors import can_tie, default_threads, parse_list
+from gumba.processors import available_memory, can_tie, default_threads, parse_list
 from gumba.program.builder import Program
 from gumba.program.executor import Team
 from gumba.simd import isa
@@ -31,6 +31,8 @@ ARCHITECTURES: dict[str, ModuleType] = {llama.NAME: llama}
 #: Context when none is asked for: the model's own, but no more than this.
 DEFAULT_CONTEXT = 4096
 MAX_THREADS = 512
+#: Sequences of the whole context that the KV cache has room for, where memory allows. It takes memory only as it fills.
+USUAL_CONTEXTS = 4
 
 
 def architecture(gguf: GGUFFile) -> ModuleType:
@@ -48,6 +50,7 @@ def load_model(
     n_ctx: int | None = None,
     max_batch_tokens: int = 512,
     kv_tokens: int | None = None,
+    kv_memory: int | None = None,
     kv_type: str | None = None,
     n_threads: int | None = None,
     progress: Callable[[float], Any] | None = None,
@@ -55,7 +58,8 @@ def load_model(
     """Read a model's weights, weave them for this processor, and write its program.
 
     ``n_ctx``: most tokens of a sequence (None: the model's own, at most 4096); ``max_batch_tokens``: most tokens of a step;
-    ``kv_tokens``: tokens that the KV cache holds, all sequences together (None: one sequence of ``n_ctx``); ``kv_type``:
+    ``kv_tokens``: tokens that the KV cache holds, all sequences together; ``kv_memory``: as many as fit so many bytes (neither:
+    USUAL_CONTEXTS sequences of ``n_ctx``, or as many, but at least one, as fit an eighth of the memory there is); ``kv_type``:
     "f16", "bf16", "f32" or "q8_0" (8.5 bits per element), None for bf16 on processors that multiply it and else f16;
     ``n_threads``: None for as many as this process may use; ``progress``: called with 0.0 to 1.0 while reading.
 
@@ -70,28 +74,44 @@ def load_model(
         n_ctx = min(config.n_ctx_train, DEFAULT_CONTEXT)
     _check("n_ctx", n_ctx, config.n_ctx_train)
     _check("max_batch_tokens", max_batch_tokens, 1 << 16)
-    if kv_tokens is None:
-        kv_tokens = n_ctx
-    _check("kv_tokens", kv_tokens, 1 << 30)
+    if kv_tokens is not None:
+        _check("kv_tokens", kv_tokens, 1 << 30)
+    if kv_memory is not None:
+        _check("kv_memory", kv_memory, 1 << 50)
     if n_threads is None:
         n_threads = default_threads()
     _check("n_threads", n_threads, MAX_THREADS)
     processors = _processors()
     chosen = isa.current()
-    max_batch_tokens = min(max_batch_tokens, max(n_ctx, kv_tokens))
     if kv_type is None:
         kv_type = "bf16" if chosen.dot_bf16 is not None else "f16"
+    if kv_tokens is None:
+        kv_tokens = _kv_tokens(config, n_ctx, kv_memory, kv_type)
+    max_batch_tokens = min(max_batch_tokens, max(n_ctx, kv_tokens))
     try:
         weights = _weights(gguf, module, config, chosen, n_threads, progress)
         kv = KVCache(config.n_layers, config.n_kv_heads, config.head_dim, -(-kv_tokens // PAGE_TOKENS), kv_type)
         program = Program(chosen, n_threads, max_batch_tokens, n_ctx)
-        logits = module.forward(program, config, weights, kv.layout, n_ctx)
-        return Model(config, program, logits, kv, Team(n_threads, processors), n_ctx, weights)
+        outputs = module.forward(program, config, weights, kv.layout, n_ctx)
+        return Model(config, program, outputs, kv, Team(n_threads, processors), n_ctx, weights)
     except MemoryError:
         raise ResourceError(
             f"{gguf.path}: not enough memory: the weights alone need {gguf.file_size >> 20} MB, "
             f"and a context of {n_ctx} tokens its tables and cache"
         ) from None
+
+
+def _kv_tokens(config: Any, n_ctx: int, kv_memory: int | None, kv_type: str) -> int:
+    """Tokens of the KV cache where the caller names no number."""
+    page_bytes = KVCache.bytes_per_page(config.n_layers, config.n_kv_heads, config.head_dim, kv_type)
+    if kv_memory is not None:
+        if kv_memory < page_bytes:
+            raise RequestError(f"kv_memory is {kv_memory}, expected at least {page_bytes}, for {PAGE_TOKENS} tokens")
+        return kv_memory // page_bytes * PAGE_TOKENS
+    there_is = available_memory()
+    if there_is is None:
+        return n_ctx
+    return max(n_ctx, min(USUAL_CONTEXTS * n_ctx, there_is // 8 // page_bytes * PAGE_TOKENS))
 
 
 #: Woven weights of models that are in use, by file and instruction set; and who weaves some just now, by process.

@@ -301,8 +301,8 @@ def rope_frequencies(c: Config, factors: np.ndarray | None) -> tuple[np.ndarray,
     return frequency, 1.0
 
 
-def forward(p: Program, c: Config, w: Weights, kv: KVLayout, n_ctx: int) -> Buffer:
-    """Write the program; the buffer of logits, float32 [n_outputs, n_vocab]."""
+def forward(p: Program, c: Config, w: Weights, kv: KVLayout, n_ctx: int) -> tuple[Buffer, Buffer]:
+    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
     frequencies, magnitude = rope_frequencies(c, w.rope_freqs)
     rope = p.constant(rope_table(frequencies, n_ctx, magnitude, neox=False), pad=False)
     x = p.embed(w.token_embd)
@@ -320,5 +320,5 @@ def forward(p: Program, c: Config, w: Weights, kv: KVLayout, n_ctx: int) -> Buff
         gate = p.matmul(layer.ffn_gate, h, bias=layer.ffn_gate_bias)
         up = p.matmul(layer.ffn_up, h, bias=layer.ffn_up_bias)
         x = p.matmul(layer.ffn_down, p.swiglu(gate, up), residual=x, bias=layer.ffn_down_bias)
-    last = p.select_outputs(x)
-    return p.matmul(w.output, p.rms_norm(last, w.output_norm, c.norm_eps))
+    hidden = p.rms_norm(p.select_outputs(x), w.output_norm, c.norm_eps)
+    return hidden, p.matmul(w.output, hidden)

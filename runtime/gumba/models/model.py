@@ -39,8 +39,16 @@ class Model:
     """
 
     def __init__(
-        self, config: Any, program: Program, logits: Buffer, kv: KVCache, team: Team, n_ctx: int, weights: Any
+        self,
+        config: Any,
+        program: Program,
+        outputs: tuple[Buffer, Buffer],
+        kv: KVCache,
+        team: Team,
+        n_ctx: int,
+        weights: Any,
     ) -> None:
+        hidden, logits = outputs
         self.config, self.kv, self.n_ctx = config, kv, n_ctx
         self.n_threads = team.n_threads
         self.max_batch_tokens = program.max_rows
@@ -48,9 +56,9 @@ class Model:
         self._team = team
         self._program: Program | None = program
         self._weights = weights
-        self._records = program.finish([logits])
+        self._records = program.finish([hidden, logits])
         self._timing: Timing | None = None
-        self._logits = program.rows(logits)
+        self._hidden, self._logits = program.rows(hidden), program.rows(logits)
         tile = tile_tokens(config.n_heads // config.n_kv_heads)
         units = split_units(self.n_threads) if self.n_threads > 1 else 0
         limits = [config.n_vocab, n_ctx, kv.n_pages, self.max_batch_tokens, tile, config.n_kv_heads, units]
@@ -76,6 +84,12 @@ class Model:
         been computed then), EngineError when the model is closed.
         """
         return self._step(chunks, self._records)
+
+    @property
+    def hidden(self) -> np.ndarray:
+        """Of the last step: the final hidden states, float32 [wanted tokens, n_embd], of which the logits were made; a view."""
+        n_outputs: int = self._batch[op.N_OUTPUTS // 8]
+        return self._hidden[:n_outputs, : self.config.n_embd]
 
     def forward_timed(self, chunks: Sequence[Chunk]) -> np.ndarray:
         """A step like ``forward``'s: nanoseconds that each of ``operations`` took, int64 [n]. Raises what ``forward`` does."""
@@ -154,6 +168,7 @@ class Model:
         self._records = np.empty((0, op.RECORD_WORDS), np.int64)
         self._timing = None
         self._logits = np.empty((0, self.config.n_vocab), np.float32)
+        self._hidden = np.empty((0, self.config.n_embd), np.float32)
 
     def __del__(self) -> None:
         team = getattr(self, "_team", None)

@@ -1,0 +1,74 @@
+"""Vectors of texts: the hidden states that the logits are made of, pooled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf import GGUFReader
+
+from gumba.engine.engine import Engine
+from gumba.engine.sequence import Embedding, Scoring
+from gumba.gguf import GGUFFile
+from gumba.models import load_model
+
+DATA = Path(__file__).parent.parent / "data" / "model_plain.gguf"
+TOKENS = [3, 9, 4, 1, 7, 7, 2, 11, 5, 8, 3, 3, 6, 10, 2, 9, 1]
+
+
+@pytest.fixture(scope="module")
+def gguf() -> Iterator[GGUFFile]:
+    with GGUFFile(DATA) as file:
+        yield file
+
+
+def make(gguf: GGUFFile, **options: int) -> Engine:
+    model = load_model(gguf, n_ctx=64, kv_type="f32", **options)
+    return Engine(model, model.config.n_vocab, max_sequences=8)
+
+
+def embed(engine: Engine, tokens: list[int], pooling: str) -> np.ndarray:
+    sequence = Embedding(tokens, engine._core.model.config.n_embd, pooling)
+    engine.finish([sequence])
+    return sequence.vector
+
+
+def test_the_output_matrix_makes_logits_of_them(gguf: GGUFFile) -> None:
+    """What comes of the last token's vector by the output matrix are the logits after it."""
+    engine = make(gguf)
+    (output,) = [t for t in GGUFReader(DATA).tensors if t.name == "output.weight"]
+    matrix = output.data.astype(np.float64)
+    for n in (1, 5, 17):
+        scoring = Scoring(TOKENS[:n], engine._core.model.config.n_vocab)
+        engine.finish([scoring])
+        found = matrix @ embed(engine, TOKENS[:n], "last")
+        np.testing.assert_allclose(found, scoring.logits[-1], rtol=1e-4, atol=1e-4)
+    engine.close()
+
+
+@pytest.mark.parametrize("max_batch_tokens", [3, 64])
+def test_pooling(gguf: GGUFFile, max_batch_tokens: int) -> None:
+    """Each token's own vector is that of the text that ends there; the steps change no bit."""
+    engine, whole = make(gguf, max_batch_tokens=max_batch_tokens), make(gguf)
+    each = [embed(engine, TOKENS[: i + 1], "last") for i in range(len(TOKENS))]
+    mean = np.zeros_like(each[0])
+    for row in each:
+        mean = mean + row
+    assert np.array_equal(embed(engine, TOKENS, "mean"), mean / len(TOKENS))
+    assert np.array_equal(embed(engine, TOKENS, "first"), each[0])
+    assert np.array_equal(embed(whole, TOKENS, "mean"), mean / len(TOKENS))
+    engine.close()
+    whole.close()
+
+
+def test_many_at_once_are_what_they_are_alone(gguf: GGUFFile) -> None:
+    engine = make(gguf)
+    n_embd = engine._core.model.config.n_embd
+    texts = [TOKENS[i : i + 1 + i % 7] for i in range(12)]
+    together = [Embedding(tokens, n_embd, "mean") for tokens in texts]
+    engine.finish(together)
+    assert all(np.array_equal(a.vector, embed(engine, tokens, "mean")) for a, tokens in zip(together, texts))
+    assert engine.kv_usage().in_use == 0
+    engine.close()
