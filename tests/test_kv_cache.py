@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gumba import kv_cache
 from gumba.errors import EngineError, RequestError, ResourceError
+from gumba.kernels.pages import page_formats
 from gumba.kv_cache import KVCache
 
 
@@ -113,21 +114,138 @@ def test_layout(kv_type: str, size: int) -> None:
     assert kv.n_bytes == 6 * kv.page_bytes == 2 * layout.layer_bytes and kv.page_tokens == 64
 
 
+def runs_of(kv: KVCache, page: int) -> list[tuple[int, int]]:
+    """(first byte, bytes) of each layer's and head's keys and values of a page, in memory."""
+    at = kv.layout
+    extent, place = divmod(page, at.extent_pages)
+    layers = kv.page_bytes // (at.n_kv_heads * (at.k_page + at.v_page))
+    keys, values = [], []
+    for layer, head in itertools.product(range(layers), range(at.n_kv_heads)):
+        first = extent * at.extent_bytes + layer * at.layer_bytes
+        keys.append((first + head * at.k_head + place * at.k_page, at.k_page))
+        values.append((first + at.v_offset + head * at.v_head + place * at.v_page, at.v_page))
+    return keys + values
+
+
 @pytest.mark.parametrize("n_pages", [1, 15, 16, 17, 40])
 def test_every_page_has_memory_of_its_own(n_pages: int) -> None:
     """Each head's keys and values of each layer and page: disjoint, and inside what was allocated."""
     kv = KVCache(2, 3, 24, n_pages, "bf16")
-    at, runs = kv.layout, []
-    for page in range(n_pages):
-        extent, place = divmod(page, at.extent_pages)
-        for layer in range(2):
-            first = extent * at.extent_bytes + layer * at.layer_bytes
-            for head in range(3):
-                runs.append((first + head * at.k_head + place * at.k_page, at.k_page))
-                runs.append((first + at.v_offset + head * at.v_head + place * at.v_page, at.v_page))
-    runs.sort()
+    runs = sorted(run for page in range(n_pages) for run in runs_of(kv, page))
+    assert len(runs) == n_pages * 2 * 3 * 2
     assert all(start + size <= following for (start, size), (following, _) in itertools.pairwise(runs))
     assert runs[0][0] == 0 and sum(runs[-1]) <= kv.n_bytes < (n_pages + 3) * kv.page_bytes
+
+
+def filled(kv_type: str, n_pages: int, seed: int = 0) -> KVCache:
+    """A cache of random bytes, all its pages taken."""
+    kv = cache(n_pages, kv_type=kv_type)
+    assert sorted(kv.allocate(n_pages)) == list(range(n_pages))
+    kv._memory[:] = np.random.default_rng(seed).integers(0, 256, kv.n_bytes, np.uint8)
+    return kv
+
+
+@pytest.mark.parametrize("kv_type", page_formats())
+def test_a_copy_has_every_byte_and_touches_no_other_page(kv_type: str) -> None:
+    kv = filled(kv_type, 17)  # two extents of 9: the last place of the second one is no page
+    assert kv.layout.extent_pages == 9
+    for source, target in ((0, 1), (3, 16), (16, 0), (8, 9), (9, 8)):
+        expected = kv._memory.copy()
+        for (start, size), (to, _) in zip(runs_of(kv, source), runs_of(kv, target), strict=True):
+            expected[to : to + size] = expected[start : start + size]
+        kv.copy(source, target)
+        assert np.array_equal(kv._memory, expected)
+
+
+@pytest.mark.parametrize("kv_type", page_formats())
+def test_what_is_read_can_be_written_into_another_cache(kv_type: str) -> None:
+    """Caches of other sizes, whose pages lie otherwise, understand each other."""
+    one, two = filled(kv_type, 6, 1), filled(kv_type, 40, 2)
+    for source, target in ((0, 39), (5, 0), (3, 20)):
+        data = one.read(source)
+        assert len(data) == one.page_bytes and one.read(source) == data
+        expected = two._memory.copy()
+        for (start, size), (to, _) in zip(runs_of(one, source), runs_of(two, target), strict=True):
+            expected[to : to + size] = one._memory[start : start + size]
+        two.write(target, data)
+        assert np.array_equal(two._memory, expected)
+        assert two.read(target) == data and two.read(target - 1 if target else 1) != data
+
+
+def test_what_cannot_be_copied_read_or_written() -> None:
+    kv = cache()
+    assert kv.allocate(2) == [0, 1]
+    data = kv.read(0)
+    for wrong in (2, -1, 6):
+        for call in (
+            lambda page: kv.copy(0, page),
+            lambda page: kv.copy(page, 0),
+            kv.read,
+            lambda page: kv.write(page, data),
+        ):
+            with pytest.raises(EngineError, match=f"KV page {wrong} "):
+                call(wrong)
+    with pytest.raises(EngineError, match="KV page 0 "):
+        kv.copy(0, 0)
+    for size in (0, kv.page_bytes - 1, kv.page_bytes + 1):
+        with pytest.raises(RequestError, match=rf"a KV page of {size} bytes: expected {kv.page_bytes}"):
+            kv.write(0, bytes(size))
+    assert not kv._memory.any()
+    kv.close()
+    for closed in (lambda: kv.copy(0, 1), lambda: kv.read(0), lambda: kv.write(0, data), lambda: kv.allocate(1)):
+        with pytest.raises(EngineError, match="closed"):
+            closed()
+    kv.release([0, 1])
+
+
+def test_a_page_is_free_when_its_last_owner_gives_it_back() -> None:
+    kv = cache()
+    pages = kv.allocate(3)
+    kv.share(pages[:2])
+    kv.share(pages[:1])
+    assert [kv.owners(page) for page in range(6)] == [3, 2, 1, 0, 0, 0]
+    kv.release(pages)
+    assert [kv.owners(page) for page in range(3)] == [2, 1, 0] and kv.n_free == 4
+    assert kv.owns(np.array(pages[:2])) and not kv.owns(np.array(pages[2:]))
+    assert sorted(kv.allocate(4)) == [2, 3, 4, 5] and pages == [0, 1, 2]
+    kv.release(pages[:2])
+    assert kv.n_free == 1 and kv.owns(np.array(pages[:1])) and not kv.owns(np.array(pages[1:2]))
+    kv.release(pages[:1])
+    assert kv.n_free == 2
+    with pytest.raises(EngineError):
+        kv.release(pages[:1])
+
+
+@pytest.mark.parametrize("wrong", [[-1], [6], [5], [0, 5], [0, 0]])
+def test_only_taken_pages_are_shared(wrong: list[int]) -> None:
+    """No owner is counted then, not even of the right ones among them."""
+    kv = cache()
+    kv.allocate(3)
+    with pytest.raises(EngineError, match=str(wrong[-1])):
+        kv.share(wrong)
+    assert [kv.owners(page) for page in range(6)] == [1, 1, 1, 0, 0, 0]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["allocate", "share", "release"]), st.integers(0, 9)), max_size=60))
+def test_owners_are_counted(actions: list[tuple[str, int]]) -> None:
+    """Whatever the order: as often as it was taken and shared, a page must be given back."""
+    kv = cache(5)
+    owners = [0] * 5
+    for action, n in actions:
+        page = n % 5
+        if action == "allocate" and kv.n_free:
+            (page,) = kv.allocate(1)
+            assert owners[page] == 0, "a page is handed out that somebody owns"
+            owners[page] = 1
+        elif action != "allocate" and not owners[page]:
+            with pytest.raises(EngineError):
+                getattr(kv, action)([page])
+        elif action != "allocate":
+            getattr(kv, action)([page])
+            owners[page] += 1 if action == "share" else -1
+        assert [kv.owners(page) for page in range(5)] == owners and kv.n_free == owners.count(0)
+        assert kv.used.tolist() == [n > 0 for n in owners]
 
 
 def test_q8_0_takes_34_bytes_for_32_elements() -> None:

@@ -100,13 +100,16 @@ class PrefixCache:
 
     def add(self, node: Node, tokens: tuple[int, ...], page: int) -> Node:
         """Put the page that follows ``node`` into the tree; the node with these tokens, whose page may be another one."""
+        if node is not self.root and node not in self._order:  # the tree was cleared since: nobody will find it
+            return Node(tokens, page, node)
         if len(tokens) < self._kv.page_tokens:
             for part in node.parts:
                 if part.page == page:
                     part.tokens = max(part.tokens, tokens, key=len)
-                    return part
-                if part.tokens[: len(tokens)] == tokens:
-                    return part
+                elif part.tokens[: len(tokens)] != tokens:
+                    continue
+                self._touch(part)
+                return part
             while len(node.parts) >= LOOK_AT:
                 self._drop(node.parts[0])
             made = Node(tokens, page, node)
@@ -135,10 +138,9 @@ class PrefixCache:
         return True
 
     def clear(self) -> None:
-        """Give up everything."""
+        """Give up everything; what sequences hold stays theirs."""
         for node in list(self._order):
             self._kv.release([node.page])
-            # A sequence may hold on to its node; what it adds there is out of reach, and given up with the sequence's pages.
         self._order.clear()
         self.root = Node()
 

@@ -1,0 +1,375 @@
+"""The tree of pages against a slow oracle: a dict from each page to all the tokens that lead to its end."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+from fake_model import FakeKV
+
+from gumba.engine.prefix_cache import LEAST_COPY, LOOK_AT, PrefixCache
+
+SIZE = 8
+
+
+def common(one, other):
+    return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other))))
+
+
+class Oracle:
+    """What is in the tree: ``paths[page]`` are the tokens from the beginning to the last one that the page is kept for;
+    the longest unused page comes first in ``used``."""
+
+    def __init__(self, kv):
+        self.kv, self.paths, self.used = kv, {}, []
+
+    def page_of(self, path):
+        return next((page for page, other in self.paths.items() if other == path), None)
+
+    def touch(self, path, part=None):
+        """All full pages of ``path`` and the page ``part``; the end is older than the beginning."""
+        full = [page for page, one in self.paths.items() if not len(one) % SIZE and path[: len(one)] == one]
+        full.sort(key=lambda page: -len(self.paths[page]))
+        for page in full if part in (None, *full) else [part, *full]:
+            if page in self.used:
+                self.used.remove(page)
+            self.used.append(page)
+
+    def find(self, tokens, most):
+        """The pages, and how many tokens each page has of what comes next."""
+        pages = []
+        while (len(pages) + 1) * SIZE <= most and (page := self.page_of(tokens[: (len(pages) + 1) * SIZE])) is not None:
+            pages.append(page)
+        known = len(pages) * SIZE
+        self.touch(tokens[:known])
+        following = {
+            page: common(path[known:], tokens[known:most])
+            for page, path in self.paths.items()
+            if path[:known] == tokens[:known] and known < len(path) <= known + SIZE
+        }
+        return pages, following
+
+    def add(self, path, page):
+        if len(path) % SIZE:
+            for other, known in list(self.paths.items()):
+                if other == page:
+                    self.paths[page] = max(known, path, key=len)
+                    return self.touch(path, other)
+                if len(known) // SIZE == len(path) // SIZE and len(known) % SIZE and known[: len(path)] == path:
+                    return self.touch(known, other)
+        elif self.page_of(path) is not None:
+            return self.touch(path)
+        self.paths.pop(page, None)
+        self.paths[page] = path
+        self.touch(path, page)
+
+    def idle(self):
+        return [page for page in self.used if self.kv.owners(page) == 1]
+
+    def victim(self):
+        """The longest unused of those that nobody holds and that nothing follows."""
+        for page in self.idle():
+            path = self.paths[page]
+            if len(path) % SIZE or not any(o[: len(path)] == path for o in self.paths.values() if len(o) > len(path)):
+                return page
+        return None
+
+
+def walk(cache):
+    """Page -> path of all that is in the tree; every link is there in both directions."""
+    found = {}
+    todo = [(cache.root, ())]
+    while todo:
+        node, path = todo.pop()
+        for tokens, child in node.full.items():
+            assert child.tokens == tokens and len(tokens) == SIZE and child.parent is node
+            todo.append((child, path + tokens))
+        for part in node.parts:
+            assert 0 < len(part.tokens) < SIZE and part.parent is node and not part.full and not part.parts
+            todo.append((part, path + part.tokens))
+        if node is not cache.root:
+            assert node.page not in found, "a page is in the tree twice"
+            found[node.page] = path
+    return found
+
+
+class World:
+    """A cache with its oracle, and clients that hold pages: they begin with what is found, go on in pages of their own."""
+
+    def __init__(self, n_pages):
+        self.kv = FakeKV(n_pages, SIZE)
+        self.cache, self.oracle = PrefixCache(self.kv), Oracle(self.kv)
+        self.clients = []
+        self.seen = {"pages": 0, "copies": 0, "same": 0, "victims": 0, "full parts": 0}
+
+    def reclaim(self, n_free):
+        expected = []  # what the oracle gives up, with its own count of free pages
+        before = dict(self.oracle.paths)
+        while self.kv.n_free + len(expected) < n_free and (page := self.oracle.victim()) is not None:
+            del self.oracle.paths[page]
+            self.oracle.used.remove(page)
+            expected.append(page)
+        possible = self.kv.n_free + len(expected) >= n_free
+        assert self.cache.reclaim(n_free) is possible
+        assert {page: self.kv.owners(page) for page in expected} == dict.fromkeys(expected, 0)
+        assert before.keys() - walk(self.cache).keys() == set(expected)
+        self.seen["victims"] += len(expected)
+        return possible
+
+    def join(self, tokens):
+        """A new client: what the engine does when it lets a request in."""
+        most = len(tokens) - 1
+        pages, following = self.oracle.find(tokens, most)
+        match = self.cache.find(tokens, most)
+        assert match.pages == pages
+        assert match.copied == max((n for n in following.values() if n >= LEAST_COPY), default=0)
+        assert len(pages) * SIZE + match.copied <= most
+        if match.copied:
+            assert following[match.source] == match.copied
+            self.oracle.touch(self.oracle.paths[match.source], match.source)
+        held = pages + ([match.source] if match.copied else [])
+        self.kv.share(held)
+        self.check()
+        needed = -(-len(tokens) // SIZE) - len(pages)
+        if self.reclaim(needed):
+            client = {
+                "tokens": tokens,
+                "pages": pages + self.kv.allocate(needed),
+                "node": match.node,
+                "kept": len(pages),
+            }
+            if match.copied:
+                self.kv.copy(match.source, client["pages"][len(pages)])
+                self.kv.release([match.source])
+            written = len(pages) * SIZE + match.copied
+            assert self.content(client)[:written] == list(tokens[:written])
+            self.write(client, written)
+            self.clients.append(client)
+            self.seen["pages"] += len(pages)
+            self.seen["copies"] += match.copied > 0
+        else:
+            self.kv.release(held)
+
+    def content(self, client):
+        return self.kv.store[client["pages"]].ravel().tolist()
+
+    def write(self, client, start):
+        for at in range(start, len(client["tokens"])):
+            self.kv.store[client["pages"][at // SIZE], at % SIZE] = client["tokens"][at]
+
+    def keep(self, client, *, part):
+        tokens, pages = client["tokens"], client["pages"]
+        while (client["kept"] + 1) * SIZE <= len(tokens):
+            at = client["kept"]
+            path, page = tokens[: (at + 1) * SIZE], pages[at]
+            self.seen["full parts"] += len(self.oracle.paths.get(page, path)) < len(path)
+            self.oracle.add(path, page)
+            node = self.cache.add(client["node"], path[-SIZE:], page)
+            assert node.page == self.oracle.page_of(path)
+            if node.page != page:  # somebody else computed the same
+                self.kv.share([node.page])
+                self.kv.release([page])
+                pages[at] = node.page
+                self.seen["same"] += 1
+            client["node"], client["kept"] = node, at + 1
+            self.check()
+        rest = tokens[client["kept"] * SIZE :]
+        if part and rest:
+            self.oracle.add(tokens, pages[client["kept"]])
+            self.cache.add(client["node"], rest, pages[client["kept"]])
+
+    def grow(self, client, more):
+        start, client["tokens"] = len(client["tokens"]), client["tokens"] + more
+        missing = -(-len(client["tokens"]) // SIZE) - len(client["pages"])
+        if self.reclaim(missing):
+            client["pages"] = client["pages"] + self.kv.allocate(missing)
+            self.write(client, start)
+        else:
+            client["tokens"] = client["tokens"][:start]
+
+    def leave(self, client):
+        self.clients.remove(client)
+        self.kv.release(client["pages"])
+
+    def check(self):
+        paths = walk(self.cache)
+        assert paths == self.oracle.paths and self.cache.n_pages == len(paths)
+        assert [node.page for node in self.cache._order] == self.oracle.used
+        assert self.cache.idle() == len(self.oracle.idle())
+        for page, path in paths.items():
+            first = (len(path) - 1) // SIZE * SIZE
+            assert self.kv.store[page, : len(path) - first].tolist() == list(path[first:])
+        for client in self.clients:
+            assert self.content(client)[: len(client["tokens"])] == list(client["tokens"])
+        held = [page for client in self.clients for page in client["pages"]] + list(paths)
+        assert len(set(held)) + self.kv.n_free == self.kv.n_pages, "a page is leaked"
+
+
+@pytest.mark.parametrize("n_pages", [6, 12, 20, 31])
+def test_random_requests_against_the_oracle(n_pages):
+    """Few different tokens, so that requests often begin alike; few pages, so that many are given up."""
+    rng = random.Random(n_pages)
+    world = World(n_pages)
+
+    def some(n):
+        return tuple(rng.choices((1, 2), (9, 1), k=n))
+
+    for _ in range(3000):
+        kind = rng.randrange(8)
+        client = rng.choice(world.clients) if world.clients else None
+        if kind < 3:
+            start = rng.choice(list(world.oracle.paths.values()) or [()])
+            start = start[: rng.randrange(len(start) + 1)]
+            world.join(start + some(rng.randrange(1, 12)))
+        elif client and kind == 3:
+            world.grow(client, some(rng.randrange(1, 10)))
+        elif client and kind < 6:
+            world.keep(client, part=rng.random() < 0.6)
+        elif client and kind == 6:
+            world.leave(client)
+        elif kind == 7 and rng.random() < 0.3:
+            world.reclaim(rng.randrange(n_pages + 2))
+        world.check()
+    assert all(n > 10 for n in world.seen.values()), world.seen
+    while world.clients:
+        world.leave(world.clients[0])
+    assert world.reclaim(n_pages)
+    world.check()
+    assert world.kv.n_free == n_pages and world.cache.n_pages == 0
+
+
+def fill(kv, cache, path, *, hold=False):
+    """Computes ``path`` for the cache; its pages."""
+    pages, node = [], cache.root
+    for at in range(0, len(path), SIZE):
+        (page,) = kv.allocate(1)
+        node = cache.add(node, tuple(path[at : at + SIZE]), page)
+        if not hold:
+            kv.release([page])
+        pages.append(page)
+    return pages
+
+
+@pytest.fixture
+def kv():
+    return FakeKV(40, SIZE)
+
+
+@pytest.fixture
+def cache(kv):
+    return PrefixCache(kv)
+
+
+def kept(cache):
+    return set(walk(cache))
+
+
+def test_the_least_recently_used_goes_first_and_ends_before_beginnings(kv, cache):
+    one, two, three = (fill(kv, cache, [number] * 3 * SIZE) for number in (1, 2, 3))
+    cache.find([1] * 3 * SIZE, 3 * SIZE)  # now the second path is the oldest
+    gone = []
+    for n_free in range(kv.n_free + 1, kv.n_pages + 1):
+        before = kept(cache)
+        assert cache.reclaim(n_free)
+        gone += before - kept(cache)
+    assert gone == two[::-1] + three[::-1] + one[::-1]
+
+
+def test_what_somebody_holds_stays_and_so_does_all_before_it(kv, cache):
+    held, other = fill(kv, cache, [1] * 3 * SIZE), fill(kv, cache, [2] * 3 * SIZE)
+    kv.share(held)
+    assert not cache.reclaim(kv.n_pages)
+    assert kept(cache) == set(held) and not any(kv.owners(page) for page in other)
+    assert cache.find([1] * 3 * SIZE, 3 * SIZE).pages == held
+    kv.release(held)
+    assert cache.reclaim(kv.n_pages) and kept(cache) == set()
+
+
+def test_nothing_is_given_up_while_enough_is_free(kv, cache):
+    fill(kv, cache, [1] * 3 * SIZE)
+    assert cache.reclaim(kv.n_free) and cache.n_pages == 3
+    assert not cache.reclaim(kv.n_pages + 1)
+
+
+def test_what_ends_is_used_as_lately_as_what_is_found(kv, cache):
+    """A begun page that is put in once more counts as used then."""
+    (first,), (second,) = fill(kv, cache, [1] * 5, hold=True), fill(kv, cache, [2] * 5, hold=True)
+    cache.add(cache.root, (1,) * 6, first)
+    kv.release([first, second])
+    assert cache.reclaim(kv.n_free + 1) and kept(cache) == {first}
+
+
+@pytest.mark.parametrize("most", range(2 * SIZE + 1))
+def test_never_more_than_asked_for(kv, cache, most):
+    pages = fill(kv, cache, range(2 * SIZE))
+    match = cache.find(list(range(2 * SIZE)), most)
+    assert match.pages == pages[: most // SIZE]
+    rest = most % SIZE
+    assert (match.copied, match.source) == ((rest, pages[most // SIZE]) if rest >= LEAST_COPY else (0, -1))
+
+
+def test_the_longest_match_is_copied_from_full_pages_and_parts(kv, cache):
+    fill(kv, cache, [*range(SIZE), *[1, 1, 1, 1, 9, 9, 9, 9]])
+    (_, best) = fill(kv, cache, [*range(SIZE), *[1, 1, 1, 1, 1, 8, 8, 8]])
+    match = cache.find([*range(SIZE), *[1] * 7], 2 * SIZE - 1)
+    assert (match.source, match.copied) == (best, 5)
+    (page,) = kv.allocate(1)
+    node = cache.find(list(range(SIZE)), SIZE).node
+    cache.add(node, (1, 1, 1, 1, 1, 1), page)
+    match = cache.find([*range(SIZE), *[1] * 7], 2 * SIZE - 1)
+    assert (match.source, match.copied) == (page, 6)
+    assert cache.find([5, *[1] * 7], SIZE).copied == 0
+
+
+def test_a_part_becomes_a_full_page(kv, cache):
+    (page,) = fill(kv, cache, [1] * 5, hold=True)
+    assert kv.owners(page) == 2
+    cache.add(cache.root, (1,) * 6, page)
+    assert walk(cache) == {page: (1,) * 6}
+    assert cache.add(cache.root, (1,) * SIZE, page).page == page
+    assert walk(cache) == {page: (1,) * SIZE} and kv.owners(page) == 2
+    kv.release([page])
+    assert cache.reclaim(kv.n_pages)
+
+
+def test_a_part_that_is_there_already_is_not_kept_twice(kv, cache):
+    (page,) = fill(kv, cache, [1] * 5)
+    (other,) = kv.allocate(1)
+    assert cache.add(cache.root, (1,) * 4, other).page == page and kv.owners(other) == 1
+    assert walk(cache) == {page: (1,) * 5}
+    assert cache.add(cache.root, (1,) * 6, other).page == other and kv.owners(other) == 2
+
+
+def test_a_full_page_that_is_there_already_is_not_kept_twice(kv, cache):
+    (page,) = fill(kv, cache, [1] * SIZE)
+    (other,) = kv.allocate(1)
+    assert cache.add(cache.root, (1,) * SIZE, other).page == page
+    assert walk(cache) == {page: (1,) * SIZE} and kv.owners(other) == 1
+
+
+def test_only_so_many_parts_follow_a_page(kv, cache):
+    """A request is compared with each of them."""
+    pages = [fill(kv, cache, [number, 0, 0, 0, 0])[0] for number in range(LOOK_AT + 3)]
+    assert kept(cache) == set(pages[3:])
+    assert cache.find([0, 0, 0, 0, 0, 0], 5).copied == 0
+    assert cache.find([3, 0, 0, 0, 0, 0], 5).copied == 5
+
+
+def test_clear(kv, cache):
+    held = fill(kv, cache, [1] * 2 * SIZE, hold=True)
+    fill(kv, cache, [1] * SIZE + [2] * 5)
+    node = cache.find([1] * SIZE, SIZE).node
+    cache.clear()
+    assert cache.n_pages == cache.idle() == 0 and kv.n_free == kv.n_pages - 2
+    assert cache.find([1] * SIZE, SIZE).pages == []
+    # A sequence that goes on where it was.
+    (more,) = kv.allocate(1)
+    node = cache.add(node, (3,) * SIZE, held[1])
+    assert node.page == held[1] and cache.add(node, (4,) * 5, more).page == more
+    assert cache.n_pages == 0 and kv.owners(held[1]) == kv.owners(more) == 1
+    # And a new one.
+    fill(kv, cache, [1] * SIZE)
+    assert cache.n_pages == 1
+    kv.release([*held, more])
+    assert cache.reclaim(kv.n_pages) and kv.n_free == kv.n_pages
