@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from os import PathLike
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from gumba import session
 from gumba.engine.engine import Engine
 from gumba.engine.sequence import Embedding, Generation, Scoring
 from gumba.errors import EngineError, ModelError, RequestError, ResourceError
@@ -291,6 +294,66 @@ class LLM:
             length = float(np.linalg.norm(sequence.vector)) if normalize else 1.0
             row[:] = sequence.vector / (length or 1.0)
         return found
+
+    def save_session(self, path: str | PathLike[str], tokens: Sequence[int], notes: Any = None) -> int:
+        """Write tokens of a conversation, and what is kept of their KV pages, to a file; the number of tokens so kept.
+
+        ``tokens``: prompt and answer of the last turn, say. ``notes``: anything that JSON can hold, handed back by
+        ``load_session``. The file appears whole or not at all. Raises RequestError, ResourceError when it cannot be
+        written, EngineError when the LLM is closed.
+        """
+        ids = self._checked(tokens, "tokens")
+        pages, n_kept = self._engine.hold(ids)
+        kv = self._model.kv
+        try:
+            session.write(
+                Path(path),
+                self._maker(),
+                ids,
+                n_kept,
+                lambda i: self._engine.call(lambda: kv.read(pages[i])),
+                notes,
+            )
+        finally:
+            self._engine.release(pages)
+        return n_kept
+
+    def load_session(self, path: str | PathLike[str]) -> tuple[list[int], Any]:
+        """Take in what ``save_session`` wrote: its tokens and notes. A request that begins with them starts at once.
+
+        Raises RequestError when the file is no session, damaged, or of another model or kv_type; ResourceError when the KV
+        cache has no room for it.
+        """
+        kv = self._model.kv
+        held: list[int] = []
+
+        def take(found: session.Session, page: Callable[[], bytes]) -> None:
+            for _ in range(found.n_pages):
+                held.append(self._engine.take_page())
+                self._engine.call(functools.partial(kv.write, held[-1], page()))
+            self._engine.keep(found.tokens[: found.n_kept], held[:])
+            held.clear()
+
+        try:
+            found = session.read(Path(path), self._maker(), self._tokenizer.n_vocab, take)
+        finally:
+            if held:
+                self._engine.release(held)
+        return found.tokens, found.notes
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        return self._gguf.fingerprint()
+
+    def _maker(self) -> dict[str, Any]:
+        """What KV pages depend on."""
+        kv = self._model.kv
+        return {
+            "model": self._fingerprint,
+            "kv_type": kv.layout.kv_type,
+            "page_tokens": kv.page_tokens,
+            "page_bytes": kv.page_bytes,
+        }
 
     def kv_usage(self) -> KVUsage:
         """Who holds the pages of the KV cache. Raises EngineError when the LLM is closed or forked."""

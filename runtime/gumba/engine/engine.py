@@ -246,6 +246,42 @@ class Engine:
         """Who holds the KV cache's pages, after all that was asked for before."""
         return self.call(self._core.kv_usage)
 
+    def hold(self, tokens: list[int]) -> tuple[list[int], int]:
+        """Pages of the cache that hold the beginning of ``tokens``, for the caller to own, and how many tokens they hold."""
+
+        def hold() -> tuple[list[int], int]:
+            match = self._core.scheduler.cache.find(tokens, len(tokens))
+            pages = [*match.pages, match.source] if match.copied else match.pages
+            self._core.model.kv.share(pages)
+            return pages, len(match.pages) * self._core.model.kv.page_tokens + match.copied
+
+        return self.call(hold)
+
+    def keep(self, tokens: list[int], pages: list[int]) -> None:
+        """Put pages that the caller owns, and which hold ``tokens``, into the cache; the caller's no longer."""
+
+        def keep() -> None:
+            cache, kv = self._core.scheduler.cache, self._core.model.kv
+            node = cache.root
+            for i, page in enumerate(pages):
+                node = cache.add(node, tuple(tokens[i * kv.page_tokens : (i + 1) * kv.page_tokens]), page)
+            kv.release(pages)
+
+        self.call(keep)
+
+    def take_page(self) -> int:
+        """A page for the caller to own. Raises ResourceError when requests hold them all."""
+
+        def take() -> int:
+            self._core.scheduler.cache.reclaim(1)
+            return self._core.model.kv.allocate(1)[0]
+
+        return self.call(take)
+
+    def release(self, pages: list[int]) -> None:
+        """Give up pages that the caller owns."""
+        self.call(lambda: self._core.model.kv.release(pages))
+
     def clear_cache(self) -> None:
         """Give up the pages that no request holds."""
         self.call(lambda: self._core.scheduler.cache.reclaim(self._core.model.kv.n_pages))

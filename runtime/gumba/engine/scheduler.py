@@ -39,6 +39,10 @@ class PagePool(Pages, Protocol):
 
     def copy(self, source: int, target: int, /) -> None: ...
 
+    def read(self, page: int, /) -> bytes: ...
+
+    def write(self, page: int, data: bytes, /) -> None: ...
+
 
 class Work(NamedTuple):
     """Part of a step: tokens of a sequence from ``n_cached`` on, and which rows of logits are wanted."""

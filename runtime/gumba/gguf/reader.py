@@ -6,6 +6,7 @@ Every shard is a whole GGUF file. Its metadata tell its place: ``split.no`` from
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -21,6 +22,9 @@ from gumba.gguf.parser import MAX_ENTRIES, GGUFTensor, Part
 
 _SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
 _KIND_NAMES = {int: "an integer", float: "a float", bool: "a bool", str: "a string", GGUFArray: "an array"}
+
+#: Of a file's contents, for its fingerprint.
+SAMPLES, SAMPLE_BYTES = 64, 1 << 15
 
 T = TypeVar("T", int, float, bool, str, GGUFArray)
 D = TypeVar("D")
@@ -70,6 +74,23 @@ class GGUFFile:
     def changed(self, path: Path, status: os.stat_result) -> bool:
         """Whether the file at ``path``, of which ``status`` speaks, is another one than when this was opened."""
         return any(file.path == path and file.identity != identity(status) for file in self._files)
+
+    def fingerprint(self) -> str:
+        """Hexadecimal digits that tell this model's contents from others', wherever the file lies.
+
+        Of each shard its size and SAMPLES stretches of it, read now. Raises GGUFError when they cannot be.
+        """
+        digest = hashlib.sha256()
+        for path, mapped in zip(self.shards, self._files):
+            digest.update(mapped.size.to_bytes(8, "little"))
+            try:
+                with path.open("rb") as file:
+                    for i in range(SAMPLES):
+                        file.seek(max(0, mapped.size - SAMPLE_BYTES) * i // (SAMPLES - 1))
+                        digest.update(file.read(SAMPLE_BYTES))
+            except OSError as error:
+                raise GGUFError(f"cannot be read: {error.strerror or error}", path=path) from None
+        return digest.hexdigest()
 
     @overload
     def get(self, key: str, kind: type[T]) -> T | None: ...

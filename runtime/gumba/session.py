@@ -1,0 +1,154 @@
+"""Session files: a conversation's tokens and their KV pages, so that it goes on later without being computed again.
+
+    8 bytes    b"gumbaKV1"
+    8 bytes    length of the header, little-endian
+    header     JSON: what the pages belong to (model, kv_type, page sizes), number of tokens and of those that the pages hold,
+               the application's notes
+    tokens     int32
+    pages      ``page_bytes`` each, in order
+    32 bytes   SHA-256 of everything before
+
+A file is written whole or not at all, and believed only when its checksum is right and it was made for the same model. Pages
+of another make would be wrong numbers, never a wrong address: nothing in them is an index.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from gumba.errors import RequestError, ResourceError
+
+MAGIC = b"gumbaKV1"
+#: Longest header that is read.
+MAX_HEADER = 16 << 20
+_SHOWN = {
+    "model": "another model",
+    "kv_type": "another kv_type",
+    "page_tokens": "other pages",
+    "page_bytes": "other pages",
+}
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a file says: ``tokens``, the first ``n_kept`` of which ``n_pages`` pages hold; ``notes``, the application's own."""
+
+    tokens: list[int]
+    n_kept: int
+    n_pages: int
+    notes: Any
+
+
+def write(
+    path: Path, maker: Mapping[str, Any], tokens: list[int], n_kept: int, page: Callable[[int], bytes], notes: Any
+) -> None:
+    """Write a session; ``page(i)`` gives the bytes of page i. Raises RequestError or ResourceError when it cannot be."""
+    try:
+        header = json.dumps({**maker, "n_tokens": len(tokens), "n_kept": n_kept, "notes": notes}).encode()
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"notes of a session: expected what JSON can hold ({error})") from None
+    if len(header) > MAX_HEADER:
+        raise RequestError(f"notes of a session: {len(header)} bytes, expected no more than {MAX_HEADER}")
+    temporary = None
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            digest = hashlib.sha256()
+
+            def put(data: bytes) -> None:
+                digest.update(data)
+                file.write(data)
+
+            put(MAGIC + struct.pack("<Q", len(header)) + header)
+            put(np.array(tokens, "<i4").tobytes())
+            for index in range(-(-n_kept // maker["page_tokens"])):
+                put(page(index))
+            file.write(digest.digest())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        temporary = None
+    except OSError as error:
+        raise ResourceError(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+def read(
+    path: Path, maker: Mapping[str, Any], n_vocab: int, take: Callable[[Session, Callable[[], bytes]], None]
+) -> Session:
+    """Read a session that was made by ``maker``; ``take(session, page)`` gets its pages, one with each call of ``page``.
+
+    All has been checked by then. Raises RequestError when the file is no session, is damaged, or is of another model.
+    """
+    try:
+        with path.open("rb") as file:
+            return _read(path, file, maker, n_vocab, take)
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _read(
+    path: Path,
+    file: BinaryIO,
+    maker: Mapping[str, Any],
+    n_vocab: int,
+    take: Callable[[Session, Callable[[], bytes]], None],
+) -> Session:
+    begin = file.read(16)
+    if len(begin) < 16 or begin[:8] != MAGIC:
+        raise RequestError(f"{path} is no session file of this version")
+    (length,) = struct.unpack("<Q", begin[8:])
+    damaged = RequestError(f"{path} is damaged")
+    if length > MAX_HEADER:
+        raise damaged
+    data = file.read(length)
+    try:
+        header = json.loads(data)
+        n_tokens, n_kept, notes = header["n_tokens"], header["n_kept"], header["notes"]
+        sizes = {name: header[name] for name in maker}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise damaged from None
+    for name, value in maker.items():
+        if sizes[name] != value:
+            raise RequestError(f"{path} was made with {_SHOWN[name]}: it can only be loaded where {name} is the same")
+    page_bytes, page_tokens = maker["page_bytes"], maker["page_tokens"]
+    size = os.fstat(file.fileno()).st_size
+    if type(n_tokens) is not int or type(n_kept) is not int or n_tokens < 1 or not 0 <= n_kept <= n_tokens:
+        raise damaged
+    n_pages = -(-n_kept // page_tokens)
+    if size != 16 + length + 4 * n_tokens + n_pages * page_bytes + 32:
+        raise damaged
+    digest = hashlib.sha256(begin + data)
+    tokens = np.frombuffer(file.read(4 * n_tokens), "<i4")
+    digest.update(tokens.tobytes())
+    pages_start = file.tell()
+    for _ in range(n_pages):
+        digest.update(file.read(page_bytes))
+    if digest.digest() != file.read() or len(tokens) != n_tokens or tokens.min() < 0 or tokens.max() >= n_vocab:
+        raise damaged
+    file.seek(pages_start)
+    session = Session(tokens.tolist(), n_kept, n_pages, notes)
+
+    def page() -> bytes:
+        found = file.read(page_bytes)
+        if len(found) != page_bytes:
+            raise damaged
+        return found
+
+    take(session, page)
+    return session
