@@ -21,7 +21,19 @@ import compat_cases_more  # noqa: F401 (its cases register themselves)
 from compat_cases import CASES
 
 #: Cases that differ, and why.
-EXPECTED: dict[str, str] = {}
+EXPECTED = {
+    "unknown_keyword": "refused here, swallowed there",
+    "detokenize": "there tokens of more than 32 bytes are lost",
+    "completion_empty_prompt": "begins with BOS here; there an assertion fails",
+    "completion_suffix": "appended here, as documented; there token 0 is put around it",
+    "grammar_malformed": "an error here; there the process crashes",
+    "logprobs_echo": "there shifted by one for models without BOS, and the last token is missing",
+    "generate_send": "there the process crashes",
+    "embedding": "not yet here",
+    "pickling": "refused here",
+}
+#: How far log-probabilities may lie apart: arithmetic differs.
+TOLERANCE = 0.3
 
 
 def kinds(error: BaseException) -> list[str]:
@@ -38,7 +50,10 @@ def run_all(module: str, path: str, names: list[str]) -> None:
             found = {"value": CASES[name](lib, path)}
         except Exception as error:
             found = {"error": kinds(error), "text": f"{type(error).__name__}: {error}"[:160]}
-        print(json.dumps([name, found], default=repr), flush=True)
+        print(
+            json.dumps([name, found], default=lambda value: float(value) if hasattr(value, "dtype") else repr(value)),
+            flush=True,
+        )
 
 
 def results(python: str, module: str, path: str, only: str) -> dict[str, Any]:
@@ -64,7 +79,18 @@ def agree(ours: Any, theirs: Any) -> bool:
         return False
     if "error" in theirs:
         return set(theirs["error"]) <= set(ours["error"])
-    return bool(ours["value"] == theirs["value"])
+    return equal(ours["value"], theirs["value"])
+
+
+def equal(ours: Any, theirs: Any) -> bool:
+    """The same value, to any depth; fractions within TOLERANCE."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        return ours.keys() == theirs.keys() and all(equal(ours[key], theirs[key]) for key in ours)
+    if isinstance(ours, list) and isinstance(theirs, list):
+        return len(ours) == len(theirs) and all(map(equal, ours, theirs))
+    if isinstance(ours, float) and isinstance(theirs, float):
+        return ours == theirs or abs(ours - theirs) <= TOLERANCE
+    return bool(ours == theirs)
 
 
 def main() -> int:
