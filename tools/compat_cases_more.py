@@ -10,6 +10,8 @@ import numpy as np
 
 from compat_cases import CHAT, CITY, TOOL, case, llama, plain, shape
 
+PARIS = [{"role": "user", "content": "What is the capital of France?"}]
+
 # ------------------------------------------------------------------------------------------------ log-probabilities
 
 
@@ -301,6 +303,36 @@ def embed_refused(lib: Any, path: str) -> Any:
 def embedding(lib: Any, path: str) -> Any:
     answer = llama(lib, path, embedding=True).create_embedding(["a text", "another"])
     return [shape(answer), answer["usage"], len(answer["data"][0]["embedding"])]
+
+
+def larger(vectors: Any) -> Any:
+    """Vectors whose components are about 1, so that the tolerance says something."""
+    return (np.array(vectors) * np.shape(vectors)[-1] ** 0.5).tolist()
+
+
+@case
+def embedding_of_a_text(lib: Any, path: str) -> Any:
+    return larger(llama(lib, path, embedding=True).embed("a text", normalize=True))
+
+
+@case
+def embedding_pooled(lib: Any, path: str) -> Any:
+    pools = [lib.LLAMA_POOLING_TYPE_MEAN, lib.LLAMA_POOLING_TYPE_CLS, lib.LLAMA_POOLING_TYPE_LAST]
+    models = [llama(lib, path, embedding=True, pooling_type=pool) for pool in pools]
+    found = [model.embed(["a text", "another one"], normalize=True, return_count=True) for model in models]
+    return [[larger(vectors), count] for vectors, count in found]
+
+
+@case
+def embedding_lengths(lib: Any, path: str) -> Any:
+    model = llama(lib, path, embedding=True, pooling_type=lib.LLAMA_POOLING_TYPE_MEAN)
+    vector = model.embed("a text")
+    return round(float(np.linalg.norm(vector)) / 10)
+
+
+@case
+def embedding_too_long(lib: Any, path: str) -> Any:
+    return llama(lib, path, embedding=True).embed("one two " * 200, truncate=False)
 
 
 @case

@@ -29,7 +29,6 @@ EXPECTED = {
     "grammar_malformed": "an error here; there the process crashes",
     "logprobs_echo": "there shifted by one for models without BOS, and the last token is missing",
     "generate_send": "there the process crashes",
-    "embedding": "not yet here",
     "pickling": "refused here",
 }
 #: How far log-probabilities may lie apart: arithmetic differs.

@@ -399,11 +399,35 @@ def test_log_softmax_and_prefixes():
     assert Llama.longest_token_prefix([], [1]) == 0
 
 
-def test_embeddings_are_refused(tiny, llama):
+def test_embeddings(tiny, llama, llm):
+    texts = ["hello world", "hell"]
+    tokens = [llm.tokenizer.encode(text) for text in texts]
     with pytest.raises(RuntimeError, match="embedding=True"):
         llama.embed("hello")
-    with Llama(tiny, n_ctx=64, embedding=True) as model, pytest.raises(UnsupportedError, match="embeddings"):
-        model.create_embedding("hello")
+    with Llama(tiny, n_ctx=64, embedding=True, pooling_type=llama_cpp.LLAMA_POOLING_TYPE_MEAN) as model:
+        vectors = llm.embed(texts, pooling="mean", normalize=False).tolist()
+        assert model.embed(texts) == vectors and model.embed(texts[0]) == vectors[0]
+        assert model.embed(texts, normalize=True) == llm.embed(texts, pooling="mean").tolist()
+        total = sum(map(len, tokens))
+        assert model.create_embedding(texts, model="mine") == {
+            "object": "list",
+            "data": [{"object": "embedding", "embedding": vector, "index": i} for i, vector in enumerate(vectors)],
+            "model": "mine",
+            "usage": {"prompt_tokens": total, "total_tokens": total},
+        }
+        assert model.embed("hello " * 40) == model.embed(" ".join(["hello"] * 40))  # both cut to n_batch
+        with pytest.raises(ValueError, match="exceed batch size of 64"):
+            model.embed("hello " * 40, truncate=False)
+    with Llama(tiny, n_ctx=64, embedding=True) as model:  # no pooling: a vector for each token
+        states = [
+            llm.embed([tokens[0][: i + 1]], pooling="last", normalize=False)[0].tolist() for i in range(len(tokens[0]))
+        ]
+        assert model.embed(texts)[0] == states and model.embed(texts[0], return_count=True) == (states, len(states))
+    with (
+        Llama(tiny, n_ctx=64, embedding=True, pooling_type=4) as model,
+        pytest.raises(UnsupportedError, match="pooling_type"),
+    ):
+        model.embed("hello")
 
 
 def test_pickling_is_refused_and_closing_final(tiny):

@@ -14,7 +14,7 @@ from gumba.compat.llama_cpp import llama_chat_format
 from gumba.compat.llama_cpp.completion import Completion, log_softmax, steps
 from gumba.compat.llama_cpp.llama_grammar import LlamaGrammar
 from gumba.compat.llama_cpp.loaded import LlamaState, LoadedModel
-from gumba.compat.llama_cpp.options import OptionError
+from gumba.compat.llama_cpp.options import pooling_name
 from gumba.compat.llama_cpp.sampling import (
     Controls,
     LogitsProcessor,
@@ -23,7 +23,7 @@ from gumba.compat.llama_cpp.sampling import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
-from gumba.errors import EngineError
+from gumba.errors import EngineError, RequestError
 from gumba.params import SamplingParams
 
 __all__ = [
@@ -364,13 +364,33 @@ class Llama(LoadedModel):
     def embed(
         self, input: str | Sequence[str], normalize: bool = False, truncate: bool = True, return_count: bool = False
     ) -> Any:
-        """Embeddings of texts. This version has none.
+        """Embeddings of texts: of each token, or pooled as the constructor's ``pooling_type`` says.
 
-        Raises EngineError (a RuntimeError) unless made with ``embedding=True``, else OptionError.
+        ``normalize``: to length 1. ``truncate``: texts of more than ``n_batch`` tokens to these. ``return_count``: a pair of
+        the embeddings and how many tokens there were.
+
+        Raises EngineError (a RuntimeError) unless made with ``embedding=True``, RequestError (a ValueError) for a text that
+        is empty or too long.
         """
         if not self.embedding:
             raise EngineError("the model must be made with embedding=True to call this method")
-        raise OptionError("embeddings: this version of gumba does not compute them")
+        pooling = pooling_name(self._pooling_type)
+        prompts = []
+        for text in [input] if isinstance(input, str) else input:
+            ids = self.tokenize(text.encode("utf-8"))
+            ids = ids[: self.n_batch] if truncate else ids
+            if len(ids) > self.n_batch:
+                raise RequestError(f"Requested tokens ({len(ids)}) exceed batch size of {self.n_batch}")
+            prompts.append(ids)
+        if pooling is not None:
+            found = self.llm.embed(prompts, pooling=pooling, normalize=normalize).tolist()
+        else:  # what a token's state is depends on those before it only
+            found = [
+                self.llm.embed([ids[: i + 1] for i in range(len(ids))], pooling="last", normalize=normalize).tolist()
+                for ids in prompts
+            ]
+        embeddings = found[0] if isinstance(input, str) else found
+        return (embeddings, sum(map(len, prompts))) if return_count else embeddings
 
     def _params(self, controls: Controls, position: int, max_tokens: int | None = None) -> SamplingParams:
         """For tokens after ``position`` ones of the state, the end-of-generation token among them."""

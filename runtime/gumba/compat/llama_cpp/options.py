@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from gumba.errors import EngineError, GGUFError, ModelError, RequestError, TokenizerError, UnsupportedError
 from gumba.params import show
@@ -107,3 +107,17 @@ def context_size(n_ctx: int, trained: int) -> int:
     if n_ctx > trained:
         logger.warning("n_ctx=%d: the model was trained for %d tokens, which is the context it gets", n_ctx, trained)
     return min(n_ctx or trained, trained)
+
+
+def pooling_name(pooling_type: int) -> Literal["mean", "first", "last"] | None:
+    """``LLM.embed``'s name of a pooling type; None: none, which is also what llama.cpp's "unspecified" means for models that
+    generate. Raises OptionError for one that gumba does not have."""
+    if pooling_type in (LLAMA_POOLING_TYPE_UNSPECIFIED, LLAMA_POOLING_TYPE_NONE):
+        return None
+    if pooling_type == LLAMA_POOLING_TYPE_MEAN:
+        return "mean"
+    if pooling_type == LLAMA_POOLING_TYPE_CLS:
+        return "first"
+    if pooling_type == LLAMA_POOLING_TYPE_LAST:
+        return "last"
+    raise OptionError(f"pooling_type: expected -1 to {LLAMA_POOLING_TYPE_LAST}, found {show(pooling_type)}")
