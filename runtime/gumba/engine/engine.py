@@ -76,14 +76,23 @@ _WAKE = object()
 class Engine:
     """Runs sequences on a model, of whose logits the first ``n_vocab`` are tokens.
 
-    ``max_queue``: sequences that may wait while ``max_sequences`` run; None: any number. Raises ResourceError when the thread
-    cannot be started. The thread ends when the engine is closed or forgotten.
+    ``also_close``: models that its sequences draft with, closed before this one. ``max_queue``: sequences that may wait while
+    ``max_sequences`` run; None: any number. Raises ResourceError when the thread cannot be started. The thread ends when the
+    engine is closed or forgotten.
     """
 
-    def __init__(self, model: Runner, n_vocab: int, *, max_sequences: int, max_queue: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Runner,
+        n_vocab: int,
+        *,
+        max_sequences: int,
+        max_queue: int | None = None,
+        also_close: Ordered[Runner] = (),
+    ) -> None:
         #: Tokens that fit the context of one sequence.
         self.capacity = min(model.n_ctx, model.kv.n_pages * model.kv.page_tokens)
-        self._core = _Core(model, n_vocab, max_sequences)
+        self._core = _Core(model, n_vocab, max_sequences, also_close)
         self._orders = self._core.orders
         self._max_sequences, self._max_queue = max_sequences, max_queue
         self._pid = os.getpid()
@@ -315,8 +324,8 @@ def _forget(orders: queue.SimpleQueue[Any], pid: int) -> None:
 class _Core:
     """What the engine's thread works with. It does not hold the engine, so that a forgotten engine is collected."""
 
-    def __init__(self, model: Runner, n_vocab: int, max_sequences: int) -> None:
-        self.model = model
+    def __init__(self, model: Runner, n_vocab: int, max_sequences: int, also_close: Ordered[Runner]) -> None:
+        self.model, self._also_close = model, also_close
         self.orders: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.broken: BaseException | None = None
         self.scheduler = Scheduler(model.kv, max_batch_tokens=model.max_batch_tokens, max_sequences=max_sequences)
@@ -348,7 +357,8 @@ class _Core:
             self._reap()
             self.scheduler.cache.clear()
         finally:
-            self.model.close()
+            for each in (*self._also_close, self.model):
+                each.close()
         self._refuse_orders()
 
     def _take_orders(self) -> None:

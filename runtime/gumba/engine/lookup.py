@@ -47,3 +47,6 @@ class PromptLookup:
     def learn(self, n_cached: int) -> None:
         right = n_cached - self._before
         self._now = min(self._most, 2 * self._now) if right == self._guessed else min(self._most, max(LEAST, right + 1))
+
+    def close(self) -> None:
+        """Nothing to give back."""

@@ -19,7 +19,7 @@ from gumba.engine.sequence import Outputs, Sequence
 from gumba.errors import ResourceError
 
 #: What a step that holds up streams aims at, in seconds, and the least part of a prompt that it takes.
-STEP_SECONDS = 0.08
+STEP_SECONDS = 0.06
 LEAST_PROMPT_PART = 16
 #: Prompt tokens of the first such step, before any was measured.
 FIRST_PROMPT_PART = 32
@@ -66,6 +66,7 @@ class Scheduler:
         self._decode_s = 0.0  # of a step without prompts
         self._prompt_s: float | None = None  # of a prompt's token in a step
         self._prompt_tokens, self._decoding = 0, False  # of the step planned last
+        self._mixed_tokens = 0  # of prompts, if streams waited for them
         self.cache = PrefixCache(kv)
 
     @property
@@ -145,6 +146,7 @@ class Scheduler:
                 break
             budget -= self._take(work, sequence, budget)
         self._prompt_tokens = before - budget
+        self._mixed_tokens = self._prompt_tokens if streaming else 0
         if not work and not self._running and self._waiting:
             head = self._waiting[0]
             head.fail(ResourceError(f"{self._pages(head)} KV pages are needed, {self._kv.n_free} are free"))
@@ -167,7 +169,9 @@ class Scheduler:
         """Tokens of prompts in a step that streams wait for."""
         if self._prompt_s is None:
             return FIRST_PROMPT_PART
-        return max(LEAST_PROMPT_PART, int((STEP_SECONDS - self._decode_s) / self._prompt_s))
+        part = int((STEP_SECONDS - self._decode_s) / self._prompt_s)
+        # A measurement at another place of the context, or on a busier machine, may promise too much: no leaps.
+        return max(LEAST_PROMPT_PART, min(part, 2 * max(self._mixed_tokens, FIRST_PROMPT_PART)))
 
     def _take(self, work: list[Work], sequence: Sequence, budget: int) -> int:
         sequence.start()

@@ -40,6 +40,9 @@ class Drafter(Protocol):
     def learn(self, n_cached: int, /) -> None:
         """The last guess was right up to where ``n_cached`` tokens are computed."""
 
+    def close(self) -> None:
+        """There will be no more guesses."""
+
 
 class Sequence(ABC):
     """Tokens of one request and how far the KV cache has them: ``tokens[:n_cached]`` lie in ``pages``.
@@ -245,6 +248,8 @@ class Generation(Sequence):
             self.deliver(output)
 
     def ended(self) -> None:
+        if self.drafter is not None:
+            self.drafter.close()
         if self.streaming and self.error is None:
             self.deliver(self.outputs[-1])
         super().ended()

@@ -53,6 +53,7 @@ def load_model(
     kv_memory: int | None = None,
     kv_type: str | None = None,
     n_threads: int | None = None,
+    team: Team | None = None,
     progress: Callable[[float], Any] | None = None,
 ) -> Model:
     """Read a model's weights, weave them for this processor, and write its program.
@@ -61,7 +62,8 @@ def load_model(
     ``kv_tokens``: tokens that the KV cache holds, all sequences together; ``kv_memory``: as many as fit so many bytes (neither:
     USUAL_CONTEXTS sequences of ``n_ctx``, or as many, but at least one, as fit an eighth of the memory there is); ``kv_type``:
     "f16", "bf16", "f32" or "q8_0" (8.5 bits per element), None for bf16 on processors that multiply it and else f16;
-    ``n_threads``: None for as many as this process may use; ``progress``: called with 0.0 to 1.0 while reading.
+    ``n_threads``: None for as many as this process may use; ``team``: another model's threads to compute with instead, never at
+    the same time; it must outlive this model; ``progress``: called with 0.0 to 1.0 while reading.
 
     The environment variable GUMBA_AFFINITY ("0-3,8", or "all") ties the threads beside the caller's to processors.
 
@@ -78,7 +80,9 @@ def load_model(
         _check("kv_tokens", kv_tokens, 1 << 30)
     if kv_memory is not None:
         _check("kv_memory", kv_memory, 1 << 50)
-    if n_threads is None:
+    if team is not None:
+        n_threads = team.n_threads
+    elif n_threads is None:
         n_threads = default_threads()
     _check("n_threads", n_threads, MAX_THREADS)
     processors = _processors()
@@ -93,7 +97,8 @@ def load_model(
         kv = KVCache(config.n_layers, config.n_kv_heads, config.head_dim, -(-kv_tokens // PAGE_TOKENS), kv_type)
         program = Program(chosen, n_threads, max_batch_tokens, n_ctx)
         outputs = module.forward(program, config, weights, kv.layout, n_ctx)
-        return Model(config, program, outputs, kv, Team(n_threads, processors), n_ctx, weights)
+        threads = Team(n_threads, processors) if team is None else team
+        return Model(config, program, outputs, kv, threads, n_ctx, weights, owns_team=team is None)
     except MemoryError:
         raise ResourceError(
             f"{gguf.path}: not enough memory: the weights alone need {gguf.file_size >> 20} MB, "

@@ -47,8 +47,10 @@ class Model:
         team: Team,
         n_ctx: int,
         weights: Any,
+        owns_team: bool = True,
     ) -> None:
         hidden, logits = outputs
+        self._owns_team = owns_team
         self.config, self.kv, self.n_ctx = config, kv, n_ctx
         self.n_threads = team.n_threads
         self.max_batch_tokens = program.max_rows
@@ -84,6 +86,11 @@ class Model:
         been computed then), EngineError when the model is closed.
         """
         return self._step(chunks, self._records)
+
+    @property
+    def team(self) -> Team:
+        """The threads that compute."""
+        return self._team
 
     @property
     def hidden(self) -> np.ndarray:
@@ -162,7 +169,8 @@ class Model:
 
     def close(self) -> None:
         """Stop the threads and let go of all memory, once a step that is under way has ended. Harmless when repeated."""
-        self._team.close()
+        if self._owns_team:
+            self._team.close()
         self.kv.close()
         self._program = self._weights = None
         self._records = np.empty((0, op.RECORD_WORDS), np.int64)
@@ -172,7 +180,7 @@ class Model:
 
     def __del__(self) -> None:
         team = getattr(self, "_team", None)
-        if team is not None:
+        if team is not None and self._owns_team:
             team.close()
 
 

@@ -68,6 +68,11 @@ class Tokenizer:
             encoder = SentencePieceEncoder(vocabulary)
         return cls(vocabulary, encoder)
 
+    def same_vocabulary(self, other: Tokenizer) -> bool:
+        """Whether every token id stands for the same text and kind in both."""
+        mine, theirs = self._vocabulary, other._vocabulary
+        return self._types == other._types and list(mine.texts) == list(theirs.texts)
+
     def __repr__(self) -> str:
         return f"Tokenizer({self._vocabulary.model}, {self._vocabulary.pre}, {self.n_vocab} tokens)"
 

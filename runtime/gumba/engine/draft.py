@@ -1,0 +1,100 @@
+"""Guessing the next tokens with a smaller model of the same vocabulary (Leviathan et al. 2023; Chen et al. 2023).
+
+What the large model checks it chooses itself, with its own random numbers: unlike rejection sampling, the answer is not only of
+the same distribution but the very same. So the draft model is always greedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from gumba.errors import ResourceError
+from gumba.models import Chunk
+
+
+class DraftPages(Protocol):
+    """What is needed of the draft model's KV cache."""
+
+    @property
+    def page_tokens(self) -> int: ...
+
+    def allocate(self, n: int, /) -> list[int]: ...
+
+    def release(self, pages: list[int], /) -> None: ...
+
+
+class DraftRunner(Protocol):
+    """What is needed of the draft model."""
+
+    @property
+    def kv(self) -> DraftPages: ...
+
+    @property
+    def n_ctx(self) -> int: ...
+
+    @property
+    def max_batch_tokens(self) -> int: ...
+
+    def forward(self, chunks: Sequence[Chunk], /) -> np.ndarray[Any, Any]: ...
+
+
+class ModelDrafter:
+    """A drafter of one sequence; at most ``most`` tokens a guess. Its pages are given back by ``close``."""
+
+    def __init__(self, model: DraftRunner, n_vocab: int, most: int) -> None:
+        self._model, self._n_vocab, self._most = model, n_vocab, most
+        self._tokens: list[int] = []  # that the draft model's cache holds
+        self._sure = 0  # of them, how many were in the sequence when the last guess began
+        self._pages: list[int] = []
+
+    def guess(self, tokens: Sequence[int], most: int) -> list[int]:
+        """What the draft model thinks is likeliest after ``tokens``; nothing when it has no room for them."""
+        most = min(most, self._most, self._model.n_ctx - len(tokens))
+        if most <= 0 or not self._room(len(tokens) + most):
+            return []
+        common = min(self._sure, len(self._tokens))
+        while common < min(len(self._tokens), len(tokens) - 1) and self._tokens[common] == tokens[common]:
+            common += 1
+        del self._tokens[common:]
+        self._sure = len(tokens)
+        step = list(tokens[common:])
+        found: list[int] = []
+        while True:
+            while len(step) > self._model.max_batch_tokens:
+                self._forward(step[: self._model.max_batch_tokens], "none")
+                step = step[self._model.max_batch_tokens :]
+            row = self._forward(step, "last")[0, : self._n_vocab]
+            token = int(row.argmax())
+            if not np.isfinite(row[token]):
+                return found
+            found.append(token)
+            if len(found) == most:
+                return found
+            step = [token]
+
+    def learn(self, n_cached: int) -> None:
+        """Nothing: wrong guesses are found when the next one begins."""
+
+    def close(self) -> None:
+        """Give the pages back."""
+        pages, self._pages = self._pages, []
+        self._tokens, self._sure = [], 0
+        if pages:
+            self._model.kv.release(pages)
+
+    def _forward(self, tokens: list[int], outputs: Any) -> np.ndarray[Any, Any]:
+        rows = self._model.forward([Chunk(tokens, len(self._tokens), self._pages, outputs)])
+        self._tokens += tokens
+        return rows
+
+    def _room(self, n_tokens: int) -> bool:
+        missing = -(-n_tokens // self._model.kv.page_tokens) - len(self._pages)
+        if missing > 0:
+            try:
+                self._pages += self._model.kv.allocate(missing)
+            except ResourceError:
+                return False
+        return True

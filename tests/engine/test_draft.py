@@ -1,0 +1,72 @@
+"""A draft model changes nothing but the number of steps."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from gumba import LLM, ModelError, RequestError, SamplingParams
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "cli"))
+import tiny_chat
+
+DATA = Path(__file__).parent.parent / "data"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_chat.write(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+def steps(llm: LLM) -> list[int]:
+    """The sizes of all steps from now on."""
+    seen: list[int] = []
+    forward = llm.model.forward
+
+    def counted(chunks):  # type: ignore[no-untyped-def]
+        seen.append(sum(len(chunk.tokens) for chunk in chunks))
+        return forward(chunks)
+
+    llm.model.forward = counted  # type: ignore[method-assign]
+    return seen
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("draft_tokens", [1, 3, 8])
+def test_the_same_answers(tiny: Path, temperature: float, draft_tokens: int) -> None:
+    prompts = [[5, 6, 7], list(range(3, 70)), [9]]
+    params = SamplingParams(temperature=temperature, seed=3, max_tokens=60, ignore_eos=True, logit_bias={7: 2.0})
+    with LLM(tiny) as llm:
+        expected = [each.token_ids for each in llm.generate(prompts, params)]
+    with LLM(tiny, draft_model=tiny, draft_tokens=draft_tokens) as llm:
+        seen = steps(llm)
+        assert [each.token_ids for each in llm.generate(prompts, params)] == expected
+        assert [step.token_id for step in llm.stream(prompts[1], params)] == expected[1]
+        if temperature == 0:  # its own guesses are always right
+            assert len(seen) < 2 * 60 * 1.3 / (1 + draft_tokens) + 8
+        assert llm._draft is not None and llm._draft.kv.n_free == llm._draft.kv.n_pages
+        assert llm.kv_usage().in_use == 0
+
+
+def test_a_draft_model_without_room_is_no_obstacle(tiny: Path) -> None:
+    """A context of the draft model shorter than the text, and fewer pages than sequences: answers go on without guesses."""
+    params = SamplingParams(temperature=0, max_tokens=120, ignore_eos=True)
+    prompts = [[i, i + 1] for i in range(1, 9)]
+    with LLM(tiny) as llm:
+        expected = [each.token_ids for each in llm.generate(prompts, params)]
+    with LLM(tiny, draft_model=tiny) as llm:
+        assert llm._draft is not None
+        taken = llm._draft.kv.allocate(llm._draft.kv.n_pages - 3)
+        llm._draft.n_ctx = 80
+        assert [each.token_ids for each in llm.generate(prompts, params)] == expected
+        llm._draft.kv.release(taken)
+        assert llm._draft.kv.n_free == llm._draft.kv.n_pages
+
+
+def test_what_cannot_draft(tiny: Path) -> None:
+    with pytest.raises(ModelError, match="same vocabulary"):
+        LLM(tiny, draft_model=DATA / "tokenizer_gpt_2.gguf")
+    with pytest.raises(RequestError, match="draft_tokens"):
+        LLM(tiny, draft_model=tiny, draft_tokens=0)
