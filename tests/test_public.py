@@ -9,9 +9,10 @@ import pytest
 
 import gumba
 
-PUBLIC = """LLM SamplingParams BeamSearchParams StructuredOutputsParams StreamOutput RequestOutput CompletionOutput Timings
-KVUsage Tokenizer GGUFFile pipeline GumbaError GGUFError ModelError UnsupportedError TokenizerError TemplateError
-RequestError QueueFullError ConvertError DownloadError ResourceError EngineError __version__"""
+PUBLIC = """LLM SamplingParams BeamSearchParams StructuredOutputsParams StreamOutput RequestOutput CompletionOutput
+BeamSearchOutput BeamSearchSequence Timings KVUsage Tokenizer GGUFFile pipeline GumbaError GGUFError
+ModelError UnsupportedError TokenizerError TemplateError RequestError QueueFullError ConvertError
+DownloadError ResourceError EngineError __version__"""
 
 
 def test_all_names_are_there_and_no_others():

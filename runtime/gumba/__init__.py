@@ -33,7 +33,15 @@ if TYPE_CHECKING:
     )
     from gumba.gguf import GGUFFile
     from gumba.llm import LLM
-    from gumba.outputs import CompletionOutput, KVUsage, RequestOutput, StreamOutput, Timings
+    from gumba.outputs import (
+        BeamSearchOutput,
+        BeamSearchSequence,
+        CompletionOutput,
+        KVUsage,
+        RequestOutput,
+        StreamOutput,
+        Timings,
+    )
     from gumba.params import BeamSearchParams, SamplingParams, StructuredOutputsParams
     from gumba.pipelines import pipeline
     from gumba.text import Tokenizer
@@ -46,6 +54,8 @@ __all__ = [
     "StreamOutput",
     "RequestOutput",
     "CompletionOutput",
+    "BeamSearchOutput",
+    "BeamSearchSequence",
     "Timings",
     "KVUsage",
     "Tokenizer",
@@ -74,6 +84,8 @@ _HOMES = {
     "StreamOutput": "gumba.outputs",
     "RequestOutput": "gumba.outputs",
     "CompletionOutput": "gumba.outputs",
+    "BeamSearchOutput": "gumba.outputs",
+    "BeamSearchSequence": "gumba.outputs",
     "Timings": "gumba.outputs",
     "KVUsage": "gumba.outputs",
     "Tokenizer": "gumba.text",

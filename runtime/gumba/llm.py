@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from gumba import session
+from gumba.engine.beam import BeamSearch
 from gumba.engine.draft import ModelDrafter
 from gumba.engine.engine import Engine
 from gumba.engine.lookup import PromptLookup
@@ -22,8 +23,15 @@ from gumba.engine.sequence import Embedding, Generation, Scoring
 from gumba.errors import EngineError, ModelError, RequestError, ResourceError
 from gumba.gguf import GGUFFile
 from gumba.models import load_model
-from gumba.outputs import CompletionOutput, KVUsage, RequestOutput, StreamOutput
-from gumba.params import SamplingParams, require_count, show
+from gumba.outputs import (
+    BeamSearchOutput,
+    BeamSearchSequence,
+    CompletionOutput,
+    KVUsage,
+    RequestOutput,
+    StreamOutput,
+)
+from gumba.params import BeamSearchParams, SamplingParams, require_count, show
 from gumba.text import ChatTemplate, StreamDecoder, Tokenizer, encode_chat
 
 if TYPE_CHECKING:
@@ -216,6 +224,22 @@ class LLM:
     def astream(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncIterator[StreamOutput]:
         """As ``stream``, for an event loop."""
         return self._engine.astream(self._generations(self._prompt_ids(prompt), params))
+
+    def beam_search(self, prompts: str | Iterable[Prompt], params: BeamSearchParams) -> list[BeamSearchOutput]:
+        """The likeliest answers to all ``prompts`` (as ``generate`` takes them), found by beam search.
+
+        The ``params.n`` best of each, fewer only where no more can be formed. Scores and answers are those of
+        ``generate(num_beams=...)`` of transformers. Raises as ``stream`` does; then no result is returned.
+        """
+        searches = self._searches(prompts, params)
+        self._engine.finish([search for _, search in searches])
+        return [self._found(prompt, search) for prompt, search in searches]
+
+    async def abeam_search(self, prompts: str | Iterable[Prompt], params: BeamSearchParams) -> list[BeamSearchOutput]:
+        """As ``beam_search``, for an event loop."""
+        searches = self._searches(prompts, params)
+        await self._engine.afinish([search for _, search in searches])
+        return [self._found(prompt, search) for prompt, search in searches]
 
     async def achat(
         self,
@@ -417,22 +441,37 @@ class LLM:
     def _requests(
         self, prompts: str | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
     ) -> list[_Request]:
-        if not isinstance(prompts, Iterable):
-            raise RequestError(f"prompts: expected a text or a list of prompts, found {show(prompts)}")
-        asked: list[Prompt] = [prompts] if isinstance(prompts, str) else list(prompts)
+        asked = _listed(prompts)
         each: list[SamplingParams | None]
         each = list(params) if isinstance(params, Sequence) else [params] * len(asked)
         if len(each) != len(asked):
             raise RequestError(f"params: expected one SamplingParams per prompt ({len(asked)}), found {len(each)}")
-        for prompt in asked:
-            if isinstance(prompt, Integral):
-                raise RequestError(
-                    "prompts: expected a list of prompts; give token ids as a list in that list, [[1, 2]]"
-                )
         return [
             _Request(prompt if isinstance(prompt, str) else None, self._generations(self._prompt_ids(prompt), one))
             for prompt, one in zip(asked, each)
         ]
+
+    def _searches(
+        self, prompts: str | Iterable[Prompt], params: BeamSearchParams
+    ) -> list[tuple[str | None, BeamSearch]]:
+        if not isinstance(params, BeamSearchParams):
+            raise RequestError(f"params: expected BeamSearchParams, found {show(params)}")
+        searches = []
+        for prompt in _listed(prompts):
+            ids = self._prompt_ids(prompt)
+            ends = self._end_ids(ids, params, "prompt")
+            search = BeamSearch(ids, params, end_ids=ends, capacity=self._engine.capacity)
+            searches.append((prompt if isinstance(prompt, str) else None, search))
+        return searches
+
+    def _found(self, prompt: str | None, search: BeamSearch) -> BeamSearchOutput:
+        sequences = []
+        for answer in search.answers:
+            decoder = StreamDecoder(self._tokenizer, skip_special=search.params.skip_special_tokens)
+            shown = answer.tokens[:-1] if answer.reason == "stop" else answer.tokens
+            text = "".join(decoder.push(token) for token in shown) + decoder.finish()
+            sequences.append(BeamSearchSequence(text, answer.tokens, answer.logprob, answer.score, answer.reason))
+        return BeamSearchOutput(prompt, search.tokens, sequences, search.timings())
 
     def _chat_request(
         self, messages: Messages, params: SamplingParams | None, template_args: Mapping[str, Any] | None
@@ -446,18 +485,7 @@ class LLM:
             params = SamplingParams()
         if not isinstance(params, SamplingParams):
             raise RequestError(f"params: expected SamplingParams, found {show(params)}")
-        capacity = self._engine.capacity
-        if len(ids) >= capacity:
-            raise RequestError(
-                f"{field}: {len(ids)} tokens leave no room in the context of {capacity}; "
-                "shorten the prompt or load the model with a larger n_ctx"
-            )
-        for token in params.stop_token_ids:
-            if token >= self._tokenizer.n_vocab:
-                raise RequestError(
-                    f"stop_token_ids: expected ids below n_vocab {self._tokenizer.n_vocab}, found {token}"
-                )
-        ends = frozenset() if params.ignore_eos else self._tokenizer.eog_ids
+        ends = self._end_ids(ids, params, field)
         seed = secrets.randbits(64) if params.seed is None else params.seed
         made = [
             Generation(
@@ -465,8 +493,8 @@ class LLM:
                 params,
                 seed=(seed + choice * _SEED_STEP) % 2**64,
                 decoder=StreamDecoder(self._tokenizer, skip_special=params.skip_special_tokens),
-                end_ids=ends | frozenset(params.stop_token_ids),
-                capacity=capacity,
+                end_ids=ends,
+                capacity=self._engine.capacity,
                 choice=choice,
             )
             for choice in range(params.n)
@@ -479,6 +507,22 @@ class LLM:
             elif self._draft is not None:
                 each.drafter = ModelDrafter(self._draft, self._tokenizer.n_vocab, self._draft_tokens)
         return made
+
+    def _end_ids(self, ids: list[int], params: SamplingParams | BeamSearchParams, field: str) -> frozenset[int]:
+        """Tokens that end an answer to the prompt ``ids``, which is checked to leave room for one."""
+        capacity = self._engine.capacity
+        if len(ids) >= capacity:
+            raise RequestError(
+                f"{field}: {len(ids)} tokens leave no room in the context of {capacity}; "
+                "shorten the prompt or load the model with a larger n_ctx"
+            )
+        for token in params.stop_token_ids:
+            if token >= self._tokenizer.n_vocab:
+                raise RequestError(
+                    f"stop_token_ids: expected ids below n_vocab {self._tokenizer.n_vocab}, found {token}"
+                )
+        ends = frozenset() if params.ignore_eos else self._tokenizer.eog_ids
+        return ends | frozenset(params.stop_token_ids)
 
     def _chat_ids(self, messages: Messages, template_args: Mapping[str, Any] | None) -> list[int]:
         self._engine.check_usable()
@@ -517,3 +561,14 @@ class LLM:
                 )
             ids.append(value)
         return ids
+
+
+def _listed(prompts: str | Iterable[Prompt]) -> list[Prompt]:
+    """A text, or several prompts, as a list of prompts."""
+    if not isinstance(prompts, Iterable):
+        raise RequestError(f"prompts: expected a text or a list of prompts, found {show(prompts)}")
+    asked: list[Prompt] = [prompts] if isinstance(prompts, str) else list(prompts)
+    for prompt in asked:
+        if isinstance(prompt, Integral):
+            raise RequestError("prompts: expected a list of prompts; give token ids as a list in that list, [[1, 2]]")
+    return asked

@@ -108,6 +108,33 @@ class RequestOutput:
 
 
 @dataclass(frozen=True)
+class BeamSearchSequence:
+    """One answer that beam search found.
+
+    ``token_ids`` are all tokens generated, the one that ended it included; ``text`` is their text without special tokens that
+    ended it. ``cumulative_logprob`` is the sum of the tokens' log-probabilities, as the search's parameters (temperature,
+    repetition penalty) made them; ``score`` is what answers are ranked by: that sum, less diversity penalties, divided by the
+    length to the power of the length penalty.
+    """
+
+    text: str
+    token_ids: list[int]
+    cumulative_logprob: float
+    score: float
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
+class BeamSearchOutput:
+    """The answers that beam search found to one prompt, best first; ``prompt`` is the text given, None for token ids."""
+
+    prompt: str | None
+    prompt_token_ids: list[int]
+    sequences: list[BeamSearchSequence]
+    timings: Timings
+
+
+@dataclass(frozen=True)
 class KVUsage:
     """Pages of the KV cache: all, those that requests hold, and those only kept for requests that begin alike."""
 

@@ -448,16 +448,26 @@ class _Core:
             else:
                 self.scheduler.computed(sequence)
             first = last
+        for sequence, _, _ in plan:
+            try:
+                self._live.update(dict.fromkeys(sequence.after_step(self.scheduler)))
+            except BaseException as error:
+                sequence.fail(error)
 
     def _reap(self) -> None:
         """End cancelled sequences, and let go of all that have ended."""
-        for sequence in [each for each in self._live if each.cancelled or each.done]:
-            if not sequence.done:
-                try:
-                    sequence.cancel()
-                except Exception as error:
-                    sequence.fail(error)
-            del self._live[sequence]
-            self.scheduler.remove(sequence)
+        ended = []
+        # The end of one may be the end of others; nobody hears of it before all their pages are free.
+        while gone := [each for each in self._live if each.cancelled or each.done]:
+            for sequence in gone:
+                if not sequence.done:
+                    try:
+                        sequence.cancel()
+                    except Exception as error:
+                        sequence.fail(error)
+                del self._live[sequence]
+                self.scheduler.remove(sequence)
+            ended += gone
+        for sequence in ended:
             with contextlib.suppress(Exception):  # an event loop that is closed; nobody is there to hear of it
                 sequence.ended()

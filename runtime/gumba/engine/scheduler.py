@@ -5,12 +5,14 @@ next ones; what is left of the step goes to prompts, a part at a time (Agrawal e
 answer is streaming, that part is kept so small that the step takes STEP_SECONDS. Everything is in order of priority, then of
 arrival. A sequence is let in when pages for all its tokens are there; when a running one needs a page and none is left, the
 last in that order gives its pages back and waits to be computed again (what the prefix cache still has of it, is taken from
-there). The first in order can therefore always go on, and every sequence ends.
+there). The first in order can therefore always go on, and every sequence ends. Sequences of one request that wait for each
+other (``held``) stay where they are as long as there is room; else they make way for the others of the request.
 """
 
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Sequence as Ordered
 from operator import attrgetter
 from typing import NamedTuple, Protocol
 
@@ -85,24 +87,36 @@ class Scheduler:
         sequence.rank = (sequence.priority, self._arrivals)
         insort(self._waiting, sequence, key=_rank)
 
-    def fork(self, parent: Sequence, child: Sequence) -> None:
-        """Let ``child``, which begins with the same tokens, run beside ``parent`` from now on, with its pages.
+    def fork(self, parent: Sequence, children: Ordered[Sequence]) -> None:
+        """Let ``children``, which begin with the same tokens, run in the place of ``parent``, with its pages.
 
-        Full pages are shared, the last one is copied if there is a page for it; if not, its part is computed again.
+        The first one takes them over; the others share the full ones and copy the begun one. Those for which there is no room,
+        and all when the parent has no pages itself, wait to be computed again. ``parent`` is to be forgotten.
         """
-        self._arrivals += 1
-        child.rank = (child.priority, self._arrivals)
-        whole = parent.n_cached // self._kv.page_tokens
-        pages = parent.pages[:whole]
-        self._kv.share(pages)
-        child.pages = pages
-        child.n_cached = whole * self._kv.page_tokens
-        child.node, child.n_kept = parent.node, parent.n_kept
-        if parent.n_cached > child.n_cached and self.cache.reclaim(1):
-            child.pages = pages + self._kv.allocate(1)
-            self._kv.copy(parent.pages[whole], child.pages[whole])
-            child.n_cached = parent.n_cached
-        insort(self._running, child, key=_rank)
+        whole, begun = divmod(parent.n_cached, self._kv.page_tokens)
+        room = 0
+        if parent in self._running:
+            self._running.remove(parent)
+            room = self._max_running - len(self._running)
+        elif parent in self._waiting:
+            self._waiting.remove(parent)
+        for index, child in enumerate(children):
+            child.rank = parent.rank
+            if index >= room or (index and begun and not self.cache.reclaim(1)):
+                insort(self._waiting, child, key=_rank)
+                continue
+            child.pages = parent.pages
+            if index:
+                child.pages = parent.pages[:whole]
+                self._kv.share(child.pages)
+                if begun:
+                    child.pages += self._kv.allocate(1)
+                    self._kv.copy(parent.pages[whole], child.pages[whole])
+            child.n_cached, child.node, child.n_kept = parent.n_cached, parent.node, parent.n_kept
+            insort(self._running, child, key=_rank)
+        if room and children:
+            parent.pages = []
+        self._free(parent)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence, whatever its state; its pages are kept for others as long as there is room."""
@@ -138,17 +152,24 @@ class Scheduler:
             if budget and sequence.remaining > 1:
                 budget -= self._take(work, sequence, budget)
         for sequence in self._waiting[:]:
-            if not budget or len(self._running) >= self._max_running:
+            if not budget:
                 break
+            if sequence.held:
+                continue
             if sequence.leader is not None and not sequence.leader.prompt_done:
                 continue  # what it would compute is being computed
-            if not self._admit(sequence):
+            if len(self._running) >= self._max_running and not self._make_way(sequence):
+                break
+            admitted = self._admit(sequence)
+            while not admitted and self._make_way(sequence):
+                admitted = self._admit(sequence)
+            if not admitted:
                 break
             budget -= self._take(work, sequence, budget)
         self._prompt_tokens = before - budget
         self._mixed_tokens = self._prompt_tokens if streaming else 0
         if not work and not self._running and self._waiting:
-            head = self._waiting[0]
+            head = next(each for each in self._waiting if not each.held)
             head.fail(ResourceError(f"{self._pages(head)} KV pages are needed, {self._kv.n_free} are free"))
         return work
 
@@ -227,13 +248,26 @@ class Scheduler:
             if self.cache.reclaim(1):
                 sequence.pages += self._kv.allocate(1)
                 continue
-            last = self._running.pop()
-            self.keep(last, whole=False)
-            self._free(last)
-            insort(self._waiting, last, key=_rank)
+            last = self._running[-1]
+            self._put_back(last)
             if last is sequence:
                 return False
         return True
+
+    def _make_way(self, sequence: Sequence) -> bool:
+        """Take place and pages from the last one that has nothing to compute now and does not come before ``sequence``."""
+        for last in reversed(self._running):
+            if last.held and last.rank >= sequence.rank:
+                self._put_back(last)
+                return True
+        return False
+
+    def _put_back(self, sequence: Sequence) -> None:
+        """Let a running sequence wait, without its pages."""
+        self._running.remove(sequence)
+        self.keep(sequence, whole=sequence.held)
+        self._free(sequence)
+        insort(self._waiting, sequence, key=_rank)
 
     def keep(self, sequence: Sequence, *, whole: bool) -> None:
         """Put a sequence's full pages into the cache; with ``whole`` the begun one too."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterable, Set
 from collections.abc import Sequence as Ordered
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from gumba.engine.stopping import StopStrings
 from gumba.outputs import FinishReason, StreamOutput, Timings
 from gumba.params import SamplingParams
 from gumba.sampling.sampler import Sampler, UniformStream
+
+if TYPE_CHECKING:
+    from gumba.engine.scheduler import Scheduler
 
 #: Most rows of logits that a scored sequence asks for in one step: a row is as wide as the vocabulary.
 SCORED_PER_STEP = 128
@@ -80,6 +83,8 @@ class Sequence(ABC):
         self.prompt_done = False
         #: Takes what comes of it, in the engine's thread: each token of a stream, then the sequence itself at its end.
         self.deliver: Callable[[Any], object] = lambda item: None
+        #: Whether it waits for other sequences, and has nothing to compute until one of them releases it.
+        self.held = False
         #: Set by any thread; the engine ends the sequence before its next step.
         self.cancelled = False
         self.finish_reason: FinishReason | None = None
@@ -111,6 +116,10 @@ class Sequence(ABC):
     @abstractmethod
     def advance(self, count: int, rows: np.ndarray[Any, Any], sampler: Sampler) -> None:
         """Take in that a step computed ``count`` tokens; ``rows``: the logits asked for, valid during the call."""
+
+    def after_step(self, scheduler: Scheduler) -> Iterable[Sequence]:
+        """Called when a step that this sequence was part of has been taken in; sequences that the engine is to run as well."""
+        return ()
 
     def cancel(self) -> None:
         """End as cancelled."""
