@@ -211,11 +211,14 @@ def test_closed_standard_streams(tiny: Path, tmp_path: Path, home: Path, name: s
     """No traceback, and no file gets the descriptor of a closed stream."""
     text = tmp_path / "text.txt"
     text.write_text("hello world, so many letters. " * 20, encoding="utf-8")
+    requests = tmp_path / "requests.jsonl"
+    requests.write_text('{"prompt": "hello"}', encoding="utf-8")
     source = tmp_path / "empty"
     source.mkdir()
     arguments = {
         "run": f"{tiny} -p hello -n 2 -t 1",
         "chat": f"{tiny} -n 2 -t 1",
+        "batch": f"{requests} {tiny} -o {tmp_path}/%s.jsonl -n 2 -t 1",
         "pull": "--list",
         "inspect": f"{tiny}",
         "tokenize": f"{tiny} hello",

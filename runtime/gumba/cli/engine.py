@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gumba.cli.progress import Progress
 from gumba.cli.text import note
@@ -51,8 +51,11 @@ def announce_compilation(progress: Progress | None = None, *, quiet: bool = Fals
     jit.on_first_compile = tell
 
 
-def open_llm(args: argparse.Namespace) -> tuple[LLM, float]:
-    """The model that the options of a command name, and the seconds that opening it took, compiling not counted."""
+def open_llm(args: argparse.Namespace, **options: Any) -> tuple[LLM, float]:
+    """The model that the options of a command name, and the seconds that opening it took, compiling not counted.
+
+    ``options``: further arguments of ``LLM``.
+    """
     path = find_model(args.model)
     began = time.perf_counter()
     with Progress() as progress:
@@ -66,6 +69,7 @@ def open_llm(args: argparse.Namespace) -> tuple[LLM, float]:
             n_threads=args.threads,
             kv_type=args.kv_type,
             progress=progress.fraction("load"),
+            **options,
         )
         load_s = time.perf_counter() - began - (compile_seconds() - compiled)
     return llm, max(0.0, load_s)

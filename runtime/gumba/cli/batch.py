@@ -1,0 +1,252 @@
+"""``gumba batch``: answer all requests of a file, computed together, and go on where an earlier run was ended."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from gumba._version import __version__
+from gumba.cli.batch_file import Lines, Results
+from gumba.cli.batch_lines import Line, Request
+from gumba.cli.engine import compile_seconds, find_model, open_llm
+from gumba.cli.options import (
+    Commands,
+    add_context,
+    add_length,
+    add_model,
+    add_sampling,
+    add_threads,
+    command,
+    sampling_params,
+    whole,
+)
+from gumba.cli.progress import Progress
+from gumba.cli.text import count, note
+from gumba.errors import EngineError, GumbaError, RequestError, ResourceError
+
+if TYPE_CHECKING:
+    from gumba.llm import LLM
+    from gumba.outputs import RequestOutput
+
+_EXAMPLES = """
+gumba batch requests.jsonl -o answers.jsonl model.gguf
+gumba batch requests.jsonl -o answers.jsonl model.gguf -n 200 --temp 0 --parallel 64
+"""
+_DETAILS = """\
+A line of FILE is a request in OpenAI's batch format (/v1/chat/completions or /v1/completions), or an object with a
+"prompt" or "messages" and perhaps an "id" and SamplingParams' fields. The options are for what a line does not say.
+A line of OUT answers one line of FILE, as soon as it is answered; a bad line is answered by an error.
+Results are kept in OUT.part until all are there: the same command goes on after Ctrl-C, a kill or a crash.
+"""
+#: Errors that are not the fault of one line.
+_FATAL = (EngineError, ResourceError)
+#: A model file is known by this many pieces of it, spread over it evenly, of so many bytes.
+_PIECES, _PIECE_BYTES = 64, 1 << 20
+
+
+def add_parser(commands: Commands) -> None:
+    """Add ``batch`` to the command line."""
+    parser = command(commands, "batch", batch, "answer all requests of a file together", _EXAMPLES)
+    parser.description += "\n\n" + _DETAILS
+    parser.add_argument("file", metavar="FILE", type=Path, help="the requests, one JSON object per line")
+    add_model(parser)
+    parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="the answers, one per line")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT and forget an earlier run's results")
+    parser.add_argument("--fail-fast", action="store_true", help="end at the first line that cannot be answered")
+    parser.add_argument(
+        "--parallel", metavar="N", type=whole(1, 4096), default=32, help="requests computed at once (default 32)"
+    )
+    add_length(parser, "tokens of an answer at most (default: to the end of text or context)")
+    add_context(parser)
+    add_threads(parser)
+    add_sampling(parser)
+    parser.add_argument("-q", "--quiet", action="store_true", help="no summary and no notices on stderr")
+
+
+def batch(args: argparse.Namespace) -> int:
+    """Carry out ``gumba batch``."""
+    params = sampling_params(args)
+    defaults = {name: value for name, value in vars(params).items() if name != "seed"}
+    with Lines(args.file) as lines:
+        with Progress() as progress:
+            survey = lines.survey(lambda done, total: progress("read", done, total))
+        path = find_model(args.model)
+        asked = {
+            "gumba": __version__,
+            "input": {"bytes": survey.n_bytes, "lines": survey.n_lines, "sha256": survey.sha256},
+            "model": fingerprint(path),
+            "options": {"--ctx": args.ctx, "--kv-type": args.kv_type, **{k: repr(v) for k, v in defaults.items()}},
+        }
+        chosen = {
+            "seed": secrets.randbits(32) if params.seed is None else params.seed,
+            "created": int(survey.modified),
+        }
+        given = {} if params.seed is None else {"seed": params.seed}
+        with Results(args.output, args.file, asked, chosen, given, overwrite=args.overwrite) as results:
+            run = _Run(lines, results, survey.n_requests, defaults, args, path.stem)
+            try:
+                if results.n_kept < survey.n_requests:
+                    llm, _ = open_llm(args, max_sequences=args.parallel)
+                    with llm:
+                        run.all(llm)
+                lines.check_unchanged(survey)
+                results.complete()
+            except KeyboardInterrupt:
+                if not args.quiet:
+                    note(f"gumba: stopped with {run.done} of {survey.n_requests} lines done; the same command goes on")
+                raise
+    if not args.quiet:
+        note(run.summary(args.output))
+    return 0
+
+
+def fingerprint(path: Path) -> str:
+    """What tells a model file (all of its shards) from others: its size, and a hash of pieces spread over it."""
+    from gumba.gguf import GGUFFile
+
+    digest = hashlib.sha256()
+    with GGUFFile(path) as file:
+        shards = [Path(shard) for shard in file.shards]
+    for shard in shards:
+        with shard.open("rb") as data:
+            n_bytes = data.seek(0, 2)
+            digest.update(b"%d " % n_bytes)
+            step = max(_PIECE_BYTES, n_bytes // _PIECES)
+            for start in [*range(0, n_bytes, step), max(0, n_bytes - _PIECE_BYTES)]:
+                data.seek(start)
+                digest.update(data.read(_PIECE_BYTES))
+    return digest.hexdigest()
+
+
+@dataclass
+class _Tally:
+    """What this run has done so far."""
+
+    answered: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class _Run:
+    """One run over the lines that have no result yet."""
+
+    def __init__(
+        self,
+        lines: Lines,
+        results: Results,
+        n_requests: int,
+        defaults: dict[str, Any],
+        args: argparse.Namespace,
+        model: str,
+    ) -> None:
+        self._lines, self._results, self._n_requests, self._defaults = lines, results, n_requests, defaults
+        self._args, self._model = args, model
+        self._tally = _Tally()
+        self._began = time.perf_counter()
+        self._elapsed = 0.0
+
+    @property
+    def done(self) -> int:
+        """Lines that have a result."""
+        return self._results.n_kept + self._tally.answered + self._tally.failed
+
+    def all(self, llm: LLM) -> None:
+        """Answer every line that has no result."""
+        compiled = compile_seconds()
+        self._began = time.perf_counter()
+        with Progress("lines") as progress:
+            asyncio.run(self._answer_all(llm, progress))
+        self._elapsed = max(0.0, time.perf_counter() - self._began - (compile_seconds() - compiled))
+
+    async def _answer_all(self, llm: LLM, progress: Progress) -> None:
+        """Keep as many lines in flight as are computed at once, and as many again ready to take their places."""
+        window = 2 * self._args.parallel
+        running: _Running = {}
+        for line, request in self._requests():
+            task = asyncio.ensure_future(_compute(llm, request))
+            running[task] = line, request.messages is not None
+            if len(running) >= window:
+                await self._take(running, llm, progress)
+        while running:
+            await self._take(running, llm, progress)
+
+    def _requests(self) -> Iterator[tuple[Line, Request]]:
+        """The lines without a result, as far as they can be read; the others are answered here."""
+        for number, data in self._lines:
+            if self._results.has(number):
+                continue
+            line = Line(number, data)
+            try:
+                request = line.parse(self._defaults, self._results.seed)
+            except GumbaError as error:
+                self._fail(line, error)
+            else:
+                yield line, request
+
+    async def _take(self, running: _Running, llm: LLM, progress: Progress) -> None:
+        """Wait for a line or several to be ready, and write what they are answered."""
+        ready, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        for task in ready:
+            line, chat = running.pop(task)
+            found = task.result()
+            if isinstance(found, list):
+                self._write(line, found, chat, llm)
+            elif isinstance(found, GumbaError) and not isinstance(found, _FATAL):
+                self._fail(line, found)
+            else:
+                raise found
+        rate = self._tally.completion_tokens / max(1e-9, time.perf_counter() - self._began)
+        progress("batch", self.done, self._n_requests, figure=f"{rate:.0f} tokens/s")
+
+    def _write(self, line: Line, outputs: list[RequestOutput], chat: bool, llm: LLM) -> None:
+        piece = llm.tokenizer.token_bytes
+        self._results.add(
+            line.answered(outputs, chat=chat, model=self._model, created=self._results.created, piece=piece)
+        )
+        self._tally.answered += 1
+        self._tally.prompt_tokens += sum(output.prompt_tokens for output in outputs)
+        self._tally.completion_tokens += sum(len(each.token_ids) for output in outputs for each in output.outputs)
+
+    def _fail(self, line: Line, error: GumbaError) -> None:
+        if self._args.fail_fast:
+            raise RequestError(f"{self._args.file}, line {line.number}: {error}") from error
+        self._results.add(line.failed(error))
+        self._tally.failed += 1
+
+    def summary(self, output: Path) -> str:
+        """What was done, and how fast."""
+        t, kept = self._tally, self._results.n_kept
+        parts = [count(t.answered, "request") + f" answered in {self._elapsed:.1f} s"]
+        if t.failed:
+            parts.append(count(t.failed, "line") + " answered by an error")
+        if kept:
+            parts.append(f"{kept} kept from an earlier run")
+        speed = ""
+        if self._elapsed and t.answered:
+            speed = (
+                f" | prompt {count(t.prompt_tokens, 'token')}, decode {count(t.completion_tokens, 'token')}, "
+                f"{t.completion_tokens / self._elapsed:.1f}/s"
+            )
+        return f"gumba: {', '.join(parts)}{speed} | {output}"
+
+
+async def _compute(llm: LLM, request: Request) -> list[RequestOutput] | Exception:
+    """What a line is answered, or why it cannot be."""
+    try:
+        if request.messages is not None:
+            return [await llm.achat(request.messages, request.params[0], template_args=request.template_args)]
+        return await llm.agenerate(request.prompts or [], request.params)
+    except Exception as error:
+        return error
+
+
+#: The lines being computed, and whether they are conversations.
+_Running: TypeAlias = "dict[asyncio.Task[list[RequestOutput] | Exception], tuple[Line, bool]]"

@@ -1,0 +1,321 @@
+"""The lines of a batch: what a line asks for, and the line that answers it.
+
+Two kinds of line are read. OpenAI's batch format::
+
+    {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": [...], "max_tokens": 20}}
+
+with ``/v1/completions`` and a ``prompt`` as the other address; and plain lines, with ``SamplingParams``' fields beside the
+prompt or the messages, and perhaps an ``id``::
+
+    {"id": "a", "prompt": "Once upon", "temperature": 0}
+
+Each is answered by one line: ``line`` (the number of the line in the input, from 1), ``custom_id`` or ``id``, and either
+``response`` (``body`` is OpenAI's completion) or ``error`` (``code`` and ``message``), the other being null.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from gumba.errors import GumbaError, RequestError
+from gumba.params import SamplingParams, StructuredOutputsParams, show
+
+if TYPE_CHECKING:
+    from gumba.outputs import CompletionOutput, RequestOutput
+
+#: Of OpenAI's addresses, whether a conversation is answered there.
+_ADDRESSES = {"/v1/chat/completions": True, "/v1/completions": False}
+_LINE_FIELDS = ("custom_id", "method", "url", "body")
+#: Said for the sake of a service; of no effect on an answer here.
+_WITHOUT_EFFECT = frozenset({
+    "model", "user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options",
+})  # fmt: skip
+#: Fields that must have one of these values, since they ask for what a batch does not do.
+_ONLY: dict[str, tuple[object, ...]] = {"stream": (False,), "echo": (False,), "suffix": ("",), "tools": ([],)}
+_OTHER_NAMES = {
+    "max_completion_tokens": "max_tokens", "repeat_penalty": "repetition_penalty", "repeat_last_n": "repetition_window",
+}  # fmt: skip
+#: What a JSON document can say of SamplingParams.
+_PARAMS = frozenset(field.name for field in fields(SamplingParams)) - {"logits_processors"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a line asks for: answers to ``prompts``, or to the conversation ``messages``.
+
+    ``params``: one for each prompt, or the conversation's.
+    """
+
+    params: list[SamplingParams]
+    prompts: list[str | list[int]] | None
+    messages: list[Mapping[str, Any]] | None
+    template_args: dict[str, Any]
+
+
+class Line:
+    """Line ``number`` (from 1) of a batch; ``data`` are its bytes, None for a line that is too long to be read."""
+
+    def __init__(self, number: int, data: bytes | None) -> None:
+        self.number = number
+        self._data = data
+        self._openai = False
+        self._name: str | int | None = None
+        self._model: str | None = None
+
+    def parse(self, defaults: Mapping[str, Any], seed: int) -> Request:
+        """What the line asks for; ``defaults`` are SamplingParams' fields for what it does not say.
+
+        Where neither says a seed, each prompt has one of its own, which ``seed`` and the line's number decide. Raises
+        RequestError (and other GumbaErrors) naming the field at fault.
+        """
+        value = self._object()
+        self._openai = any(name in value for name in _LINE_FIELDS)
+        name = value.get("custom_id" if self._openai else "id")
+        if isinstance(name, str) or (type(name) is int and not self._openai):
+            self._name = name
+        elif name is not None or self._openai:
+            expected = "custom_id: expected a string" if self._openai else "id: expected a string or an integer"
+            raise RequestError(f"{expected}, found {show(name)}")
+        body, chat = self._body(value) if self._openai else (value, "messages" in value)
+        body = {key: each for key, each in body.items() if each is not None and (self._openai or key != "id")}
+        if "model" in body:
+            self._model = _text("model", body["model"])
+        asked = "messages" if chat else "prompt"
+        if asked not in body:
+            raise RequestError(f"there is no {asked!r}" if self._openai else "there is no 'prompt' and no 'messages'")
+        if (not chat and "messages" in body) or (chat and "prompt" in body):
+            raise RequestError("expected either a prompt or messages, found both")
+        given = body.pop(asked)
+        template_args = body.pop("chat_template_kwargs", {}) if chat else {}
+        if not isinstance(template_args, dict):
+            raise RequestError(f"chat_template_kwargs: expected an object, found {show(template_args)}")
+        said = {**defaults, **_params(body)}
+        if chat:
+            if not isinstance(given, list):
+                raise RequestError(f"messages: expected a list of messages, found {show(given)}")
+            return Request([self._sampling(said, seed, 0)], None, given, template_args)
+        prompts = _prompts(given)
+        return Request([self._sampling(said, seed, i) for i in range(len(prompts))], prompts, None, {})
+
+    def answered(
+        self,
+        outputs: Sequence[RequestOutput],
+        *,
+        chat: bool,
+        model: str,
+        created: int,
+        piece: Callable[[int], bytes],
+    ) -> bytes:
+        """The answer to the line. ``model`` is the name that it gets unless the line says one; ``piece`` gives the bytes of a
+        token."""
+        shape = _chat_choice if chat else _text_choice
+        choices = [each for output in outputs for each in output.outputs]
+        prompt_tokens = sum(output.prompt_tokens for output in outputs)
+        completion_tokens = sum(len(each.token_ids) for each in choices)
+        body = {
+            "id": f"{'chatcmpl' if chat else 'cmpl'}-{self.number}",
+            "object": "chat.completion" if chat else "text_completion",
+            "created": created,
+            "model": model if self._model is None else self._model,
+            "choices": [{"index": i, **shape(each, piece)} for i, each in enumerate(choices)],
+            "usage": {
+                "prompt_tokens": prompt_tokens,
+                "completion_tokens": completion_tokens,
+                "total_tokens": prompt_tokens + completion_tokens,
+            },
+        }
+        response = {"status_code": 200, "request_id": f"line-{self.number}", "body": body}
+        return self._written(response, None)
+
+    def failed(self, error: GumbaError) -> bytes:
+        """The line that says what is wrong with this one."""
+        return self._written(None, {"code": type(error).__name__, "message": str(error)})
+
+    def _written(self, response: object, error: object) -> bytes:
+        name: dict[str, object] = {"id": self._name}
+        if self._openai:
+            name = {"id": f"batch_req_{self.number}", "custom_id": self._name}
+        whole = {"line": self.number, **name, "response": response, "error": error}
+        try:
+            return json.dumps(whole, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        except UnicodeEncodeError:  # half a surrogate pair, in a name
+            return json.dumps(whole, allow_nan=False).encode() + b"\n"
+
+    def _object(self) -> dict[str, Any]:
+        if self._data is None:
+            raise RequestError("the line is too long")
+        data = self._data.removeprefix(b"\xef\xbb\xbf") if self.number == 1 else self._data
+        try:
+            value = json.loads(data.decode())
+        except UnicodeDecodeError as error:
+            raise RequestError(f"the line is not UTF-8 text (byte {error.start})") from None
+        except RecursionError:
+            raise RequestError("the line is no JSON that can be read: it is nested too deeply") from None
+        except ValueError as error:
+            raise RequestError(f"the line is not JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise RequestError(f"the line is no JSON object, but {show(value)}")
+        return value
+
+    @staticmethod
+    def _body(value: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+        """The body of a line in OpenAI's format, and whether it is a conversation."""
+        for key in value:
+            if key not in _LINE_FIELDS:
+                raise RequestError(f"{key!s:.40}: not a field of a batch line ({', '.join(_LINE_FIELDS)})")
+        if value.get("method", "POST") != "POST":
+            raise RequestError(f"method: expected 'POST', found {show(value['method'])}")
+        url = value.get("url")
+        if not isinstance(url, str) or url not in _ADDRESSES:
+            raise RequestError(f"url: expected {' or '.join(_ADDRESSES)}, found {show(url)}")
+        body = value.get("body")
+        if not isinstance(body, dict):
+            raise RequestError(f"body: expected an object, found {show(body)}")
+        return body, _ADDRESSES[url]
+
+    def _sampling(self, said: dict[str, Any], seed: int, prompt: int) -> SamplingParams:
+        from gumba.compat.pending import supported
+
+        own = {} if said.get("seed") is not None else {"seed": _seed(seed, self.number, prompt)}
+        return supported(SamplingParams(**{**said, **own}))
+
+
+def _seed(seed: int, line: int, prompt: int) -> int:
+    """The seed of a prompt of a line: far from those of all others."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {line} {prompt}".encode()).digest()[:8], "little")
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise RequestError(f"{name}: expected a string, found {show(value)}")
+    return value
+
+
+def _prompts(value: Any) -> list[str | list[int]]:
+    """A text, texts, token ids or lists of token ids, as prompts. What is in a list of ids is checked by the LLM."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list) or not value:
+        raise RequestError(f"prompt: expected a text, token ids, or a list of such prompts, found {show(value)}")
+    if all(isinstance(each, str | list) for each in value):
+        return value
+    return [value]
+
+
+def _params(body: dict[str, Any]) -> dict[str, Any]:
+    """The fields of ``SamplingParams`` that a body says, by whichever names."""
+    found: dict[str, Any] = {}
+
+    def put(name: str, value: object, source: str) -> None:
+        if name in found:
+            raise RequestError(f"{source}: {name} is said twice")
+        found[name] = value
+
+    for key, value in body.items():
+        name = _OTHER_NAMES.get(key, key)
+        if key in _ONLY:
+            if value not in _ONLY[key]:
+                raise RequestError(f"{key}: a batch does not support it, found {show(value)}")
+        elif key == "response_format":
+            spec = _response_format(value)
+            if spec is not None:
+                put("structured_outputs", spec, key)
+        elif key == "structured_outputs":
+            put(key, _structured(value), key)
+        elif key in ("json_schema", "grammar"):
+            put("structured_outputs", _structured({"json" if key == "json_schema" else key: value}), key)
+        elif key == "logit_bias":
+            put(key, _bias(value), key)
+        elif key == "logprobs" and isinstance(value, bool):
+            if value:
+                put(key, body.get("top_logprobs", 0), key)
+        elif key == "top_logprobs":
+            if body.get("logprobs") is not True:
+                raise RequestError("top_logprobs: expected logprobs to be true")
+        elif name in _PARAMS:
+            put(name, value, key)
+        elif key not in _WITHOUT_EFFECT:
+            raise RequestError(f"{key!s:.40}: there is no such parameter")
+    return found
+
+
+def _bias(value: Any) -> Any:
+    """The keys of a JSON object are texts: those that are token ids become numbers again."""
+    if not isinstance(value, dict):
+        return value
+    return {
+        int(key) if key.isascii() and key.isdecimal() and len(key) < 20 else key: each for key, each in value.items()
+    }
+
+
+def _structured(value: Any) -> StructuredOutputsParams:
+    known = [field.name for field in fields(StructuredOutputsParams)]
+    if not isinstance(value, dict) or not all(key in known for key in value):
+        raise RequestError(
+            f"structured_outputs: expected an object with one of {', '.join(known)}, found {show(value)}"
+        )
+    return StructuredOutputsParams(**value)
+
+
+def _response_format(value: Any) -> StructuredOutputsParams | None:
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return StructuredOutputsParams(json_object=True)
+    if kind == "json_schema":
+        inner = value.get("json_schema")
+        if isinstance(inner, dict) and "schema" in inner:
+            return StructuredOutputsParams(json=inner["schema"])
+    raise RequestError(
+        "response_format: expected an object of type 'text', 'json_object' or 'json_schema' (with json_schema.schema), "
+        f"found {show(value)}"
+    )
+
+
+def _chat_choice(output: CompletionOutput, piece: Callable[[int], bytes]) -> dict[str, object]:
+    logprobs = _logprobs(output)
+    content = None
+    if logprobs is not None:
+        content = [
+            {
+                **_likelihood(token, each.logprob, piece),
+                "top_logprobs": [_likelihood(i, value, piece) for i, value in each.top],
+            }
+            for token, each in zip(output.token_ids, logprobs)
+        ]
+    return {
+        "message": {"role": "assistant", "content": output.text},
+        "logprobs": None if content is None else {"content": content},
+        "finish_reason": output.finish_reason,
+    }
+
+
+def _text_choice(output: CompletionOutput, piece: Callable[[int], bytes]) -> dict[str, object]:
+    logprobs = _logprobs(output)
+    found = None
+    if logprobs is not None:
+
+        def text(token: int) -> str:
+            return piece(token).decode(errors="replace")
+
+        found = {
+            "tokens": [text(token) for token in output.token_ids],
+            "token_logprobs": [each.logprob for each in logprobs],
+            "top_logprobs": [{text(token): value for token, value in each.top} for each in logprobs],
+        }
+    return {"text": output.text, "logprobs": found, "finish_reason": output.finish_reason}
+
+
+def _logprobs(output: CompletionOutput) -> Sequence[Any] | None:
+    """For each token its ``logprob`` and the ``top`` ones, pairs of id and log-probability; None unless they were asked for."""
+    return getattr(output, "logprobs", None)
+
+
+def _likelihood(token: int, logprob: float, piece: Callable[[int], bytes]) -> dict[str, object]:
+    data = piece(token)
+    return {"token": data.decode(errors="replace"), "logprob": logprob, "bytes": list(data)}
