@@ -327,7 +327,9 @@ def test_what_may_change_on_the_way(gumba: Callable, tiny: Path, requests: Path,
 
 
 @pytest.mark.parametrize(
-    "damage", [b'{"line": 1}\n', b'{"line": 99}\n', b"\0\0\0\n", b"[]\n", b'{"line": true}\n', b'{"line": 2'], ids=repr
+    "damage",
+    [b'{"line": 1}\n', b'{"line": 99}\n', b"\0\0\0\n", b"[]\n", b'{"line": true}\n', b'{"line": 2' + b" " * 9999],
+    ids=range(6),
 )
 def test_results_that_are_damaged_are_computed_anew(
     gumba: Callable, tiny: Path, requests: Path, out: Path, damage: bytes
