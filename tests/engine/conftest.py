@@ -10,18 +10,18 @@ import gumba.llm
 
 @pytest.fixture
 def make_llm(monkeypatch):
-    """``make_llm(n_ctx=..., **fake)``: an LLM on a FakeModel, whose pages must belong to no request at the end, and to nobody
-    after it was closed."""
+    """``make_llm(n_ctx=..., max_queue=..., **fake)``: an LLM on a FakeModel, whose pages must belong to no request at the end,
+    and to nobody after it was closed."""
     made = []
 
-    def make(*, max_sequences=32, **fake):
+    def make(*, max_sequences=32, max_queue=None, **fake):
         model = FakeModel(**fake)
         file = SimpleNamespace(metadata={"general.name": "fake"}, close=lambda: None)
         tokenizer = SimpleNamespace(from_gguf=lambda gguf: FakeTokenizer())
         monkeypatch.setattr(gumba.llm, "GGUFFile", lambda path: file)
         monkeypatch.setattr(gumba.llm, "Tokenizer", tokenizer)
         monkeypatch.setattr(gumba.llm, "load_model", lambda gguf, **options: model)
-        llm = gumba.llm.LLM("fake.gguf", max_sequences=max_sequences)
+        llm = gumba.llm.LLM("fake.gguf", max_sequences=max_sequences, max_queue=max_queue)
         made.append(llm)
         return llm
 

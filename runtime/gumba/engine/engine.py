@@ -93,8 +93,8 @@ class Engine:
         #: Tokens that fit the context of one sequence.
         self.capacity = min(model.n_ctx, model.kv.n_pages * model.kv.page_tokens)
         self._core = _Core(model, n_vocab, max_sequences, also_close)
+        self._core.most_present = None if max_queue is None else max_sequences + max_queue
         self._orders = self._core.orders
-        self._max_sequences, self._max_queue = max_sequences, max_queue
         self._pid = os.getpid()
         self._closed = False
         self._thread = threading.Thread(target=self._core.run, name="gumba-engine", daemon=True)
@@ -121,15 +121,10 @@ class Engine:
     def submit(self, sequences: Iterable[Sequence]) -> None:
         """Take in sequences; each must be given to ``discard`` in the end, whatever happens.
 
-        Raises QueueFullError when too many wait; then none is taken in.
+        When too many wait, none of them is taken in: they end with a QueueFullError.
         """
         self.check_usable()
         taken = list(sequences)
-        if self._max_queue is not None and self._core.n_present + len(taken) > self._max_sequences + self._max_queue:
-            raise QueueFullError(
-                f"{self._core.n_present} requests are here already; {self._max_sequences} run at a time, and no more than "
-                f"{self._max_queue} may wait"
-            )
         self._orders.put(taken)
         if not self._thread.is_alive():  # it has ended in between, perhaps without a look at this order
             self.check_usable()
@@ -332,11 +327,8 @@ class _Core:
         self.sampler = Sampler(n_vocab)
         self._live: dict[Sequence, None] = {}
         self._closing = False
-
-    @property
-    def n_present(self) -> int:
-        """Sequences that run or wait; those submitted just now may not be counted yet."""
-        return len(self._live) + self.orders.qsize()
+        #: Sequences that may be here, running or waiting; None: any number.
+        self.most_present: int | None = None
 
     def run(self) -> None:
         """The engine's thread."""
@@ -374,14 +366,27 @@ class _Core:
                 self._reap()
                 self._answer(order)
             elif isinstance(order, list):
-                for sequence in order:
-                    self._live[sequence] = None
-                    self.scheduler.add(sequence)
+                self._take_in(order)
             elif order is not _WAKE:
                 order()
             if self.scheduler.idle and self.orders.empty():
                 self._reap()
         self._reap()
+
+    def _take_in(self, sequences: list[Sequence]) -> None:
+        """Queue sequences that come together: all, or none when there are too many. Here, where they are counted exactly."""
+        if self.most_present is not None:
+            self._reap()
+            here = len(self._live)
+            if here + len(sequences) > self.most_present:
+                _refuse(
+                    sequences,
+                    QueueFullError(f"{here} requests are here already, no more than {self.most_present} may be"),
+                )
+                return
+        for sequence in sequences:
+            self._live[sequence] = None
+            self.scheduler.add(sequence)
 
     def _answer(self, call: _Call) -> None:
         try:
@@ -399,9 +404,7 @@ class _Core:
             if isinstance(order, _Call):
                 order.answer.put((None, EngineError("the model is closed")))
             elif isinstance(order, list):
-                for sequence in order:
-                    sequence.fail(EngineError("the model is closed"))
-                    sequence.ended()
+                _refuse(order, EngineError("the model is closed"))
 
     def cancel_all(self) -> None:
         for sequence in self._live:
@@ -471,3 +474,11 @@ class _Core:
         for sequence in ended:
             with contextlib.suppress(Exception):  # an event loop that is closed; nobody is there to hear of it
                 sequence.ended()
+
+
+def _refuse(sequences: list[Sequence], error: Exception) -> None:
+    """End sequences that were not taken in."""
+    for sequence in sequences:
+        sequence.fail(error)
+        with contextlib.suppress(Exception):  # an event loop that is closed
+            sequence.ended()

@@ -156,7 +156,8 @@ class Scheduler:
                 break
             if sequence.held:
                 continue
-            if sequence.leader is not None and not sequence.leader.prompt_done:
+            leader = sequence.leader
+            if leader is not None and not leader.prompt_done and not leader.done:
                 continue  # what it would compute is being computed
             if len(self._running) >= self._max_running and not self._make_way(sequence):
                 break
@@ -188,7 +189,7 @@ class Scheduler:
 
     def _prompt_part(self) -> int:
         """Tokens of prompts in a step that streams wait for."""
-        if self._prompt_s is None:
+        if not self._prompt_s:
             return FIRST_PROMPT_PART
         part = int((STEP_SECONDS - self._decode_s) / self._prompt_s)
         # A measurement at another place of the context, or on a busier machine, may promise too much: no leaps.
@@ -217,27 +218,28 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence) -> bool:
         """Let a waiting sequence in if its pages are there and leave the running ones a page each to grow into."""
-        cached = None
-        if sequence.shares:
-            cached = self.cache.find(sequence.tokens, min(len(sequence.tokens) - 1, sequence.most_cached))
-            pages = [*cached.pages, cached.source] if cached.copied else cached.pages
-            self._kv.share(pages)  # so that they are not given up
-        else:
-            pages = []
-        n_found = len(cached.pages) if cached else 0
+        most = min(len(sequence.tokens) - 1, sequence.most_cached) if sequence.shares else 0
+        cached = self.cache.find(sequence.tokens, most)
+        n_found = len(cached.pages)
         needed = self._pages(sequence) - n_found
+        source = [cached.source] if cached.copied else []
+        self._kv.share(cached.pages + source)  # so that they are not given up
         if not self.cache.reclaim(needed + len(self._running)):
-            self._kv.release(pages)
-            return False
-        sequence.pages = pages[:n_found] + self._kv.allocate(needed)
+            # The page that would be copied may be one of those that have to go.
+            self._kv.release(source)
+            if not source or not self.cache.reclaim(needed + len(self._running)):
+                self._kv.release(cached.pages)
+                return False
+            source = []
+        sequence.pages = cached.pages + self._kv.allocate(needed)
         sequence.n_cached = n_found * self._kv.page_tokens
-        if cached is not None:
-            sequence.node, sequence.n_kept = cached.node, n_found
-            if cached.copied:
-                self._kv.copy(cached.source, sequence.pages[n_found])
-                self._kv.release([cached.source])
-                sequence.n_cached += cached.copied
-        sequence.n_reused = max(sequence.n_reused, sequence.n_cached)
+        sequence.node, sequence.n_kept = cached.node, n_found
+        if source:
+            self._kv.copy(cached.source, sequence.pages[n_found])
+            self._kv.release(source)
+            sequence.n_cached += cached.copied
+        if not sequence.started:
+            sequence.n_reused = sequence.n_cached
         self._waiting.remove(sequence)
         insort(self._running, sequence, key=_rank)
         return True

@@ -104,6 +104,11 @@ class Sequence(ABC):
         """Whether the engine has nothing left to do for it."""
         return self.finish_reason is not None or self.error is not None
 
+    @property
+    def started(self) -> bool:
+        """Whether a step took part of it in."""
+        return self._started is not None
+
     def start(self) -> None:
         """Note that a step is about to take part of it in."""
         if self._started is None:

@@ -1,0 +1,495 @@
+"""The scheduler alone: who takes part in a step, with how much, and who holds the pages. Steps are made here, in no time."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+
+import pytest
+from fake_model import FakeKV
+from test_generate import oracle
+
+from gumba import QueueFullError, SamplingParams
+from gumba.engine.prefix_cache import LEAST_COPY
+from gumba.engine.scheduler import FIRST_PROMPT_PART, LEAST_PROMPT_PART, STEP_SECONDS, Scheduler
+from gumba.engine.sequence import Sequence
+from gumba.errors import ResourceError
+
+SIZE = 8
+
+
+class Job(Sequence):
+    """Goes on with numbers that follow from all before them, until ``more`` tokens were made."""
+
+    def __init__(self, prompt, more=4, *, priority=0, streaming=False, name=""):
+        super().__init__(prompt)
+        self.priority, self.streaming, self.end = priority, streaming, self.n_prompt + more
+        self.name = name
+
+    def __repr__(self):
+        return self.name or f"Job({self.n_prompt})"
+
+    def share(self, budget):
+        count = min(self.remaining, budget)
+        return self.tokens[self.n_cached :][:count], "last" if count == self.remaining else "none"
+
+    def advance(self, count, rows, sampler):
+        self.n_cached += count
+        self.prompt_done = self.prompt_done or self.n_cached >= self.n_prompt
+        if self.n_cached == len(self.tokens):
+            self.tokens.append(hash(tuple(self.tokens)) % 1000)
+            if len(self.tokens) >= self.end:
+                self.finish_reason = "length"
+
+
+class Steps:
+    """A scheduler, and what the engine does with its plans; looks at every one."""
+
+    def __init__(self, *, n_pages=64, budget=32, most=8, seconds=lambda prompt, decoding: 0.0):
+        self.kv = FakeKV(n_pages, SIZE)
+        self.scheduler = Scheduler(self.kv, max_batch_tokens=budget, max_sequences=most)
+        self.budget, self.most, self.seconds = budget, most, seconds
+        self.here, self.ended = [], []
+        self.plans = []
+
+    def add(self, *jobs):
+        for job in jobs:
+            self.scheduler.add(job)
+            self.here.append(job)
+        return jobs[0]
+
+    def remove(self, job):
+        self.scheduler.remove(job)
+        self.here.remove(job)
+
+    def step(self):
+        """Makes one step; (job, tokens) of all that took part."""
+        plan = self.scheduler.plan()
+        self.check(plan)
+        for job, tokens, _ in plan:
+            for i, token in enumerate(tokens):
+                at = job.n_cached + i
+                page = job.pages[at // SIZE]
+                held = sum(page in other.pages for other in self.here)
+                assert held == 1, "a page is written that several have"
+                self.kv.store[page, at % SIZE] = token
+        prompt = sum(len(tokens) for job, tokens, _ in plan if len(tokens) > 1)
+        for job, tokens, _ in plan:
+            job.advance(len(tokens), [], None)
+            self.scheduler.computed(job)
+        self.scheduler.observe(self.seconds(prompt, any(len(tokens) == 1 for _, tokens, _ in plan)))
+        for job in [job for job in self.here if job.done]:
+            self.remove(job)
+            self.ended.append(job)
+        made = [(job, len(tokens)) for job, tokens, _ in plan]
+        self.plans.append(made)
+        return made
+
+    def check(self, plan):
+        assert sum(len(tokens) for _, tokens, _ in plan) <= self.budget and len(plan) <= self.most
+        assert len({job for job, _, _ in plan}) == len(plan)
+        for job, tokens, _ in plan:
+            assert tokens and tokens == job.tokens[job.n_cached : job.n_cached + len(tokens)]
+            assert len(job.pages) * SIZE >= job.n_cached + len(tokens)
+        for job in self.here:
+            stored = self.kv.store[job.pages].ravel()[: job.n_cached].tolist() if job.pages else []
+            assert stored == job.tokens[: job.n_cached], "its pages hold something else"
+
+    def run(self, most=1000):
+        while not self.scheduler.idle:
+            assert self.step() and len(self.plans) < most, "nothing goes on"
+        usage = self.kv.n_pages - self.kv.n_free - self.scheduler.cache.idle()
+        assert usage == 0, f"{usage} pages are held by nobody"
+        return self.ended
+
+
+def prompt(n, seed=0):
+    return random.Random(seed).choices(range(1000), k=n)
+
+
+def test_in_order_of_priority_then_of_arrival():
+    steps = Steps(most=1)
+    jobs = [Job(prompt(5, i), priority=p, name=f"{p} {i}") for i, p in enumerate((0, 2, -1, 0, 2, -1))]
+    steps.add(*jobs)
+    assert [job.name for job in steps.run()] == ["-1 2", "-1 5", "0 0", "0 3", "2 1", "2 4"]
+
+
+def test_who_runs_is_not_sent_away_by_a_higher_priority():
+    steps = Steps(most=1)
+    first = steps.add(Job(prompt(5), 9))
+    steps.step()
+    second = steps.add(Job(prompt(5, 1), 2, priority=-5))
+    assert steps.run() == [first, second]
+
+
+def test_who_decodes_comes_first_and_prompts_share_the_rest():
+    steps = Steps(budget=20)
+    one = steps.add(Job(prompt(4), 30))
+    steps.step()
+    two, three = Job(prompt(30, 1)), Job(prompt(30, 2))
+    steps.add(two, three)
+    assert steps.step() == [(one, 1), (two, 19)]
+    assert steps.step() == [(one, 1), (two, 11), (three, 8)]
+    assert steps.step() == [(one, 1), (two, 1), (three, 18)]
+    assert steps.step() == [(one, 1), (two, 1), (three, 4)]
+    assert steps.step() == [(one, 1), (two, 1), (three, 1)]
+
+
+def test_a_prompt_of_higher_priority_takes_what_is_left_first():
+    steps = Steps(budget=16)
+    low, high = Job(prompt(60)), Job(prompt(20, 1), priority=-1)
+    steps.add(low)
+    steps.step()
+    steps.add(high)
+    assert steps.step() == [(low, 16)], "a prompt that is being read goes on"
+    assert steps.step()[0] == (low, 16)
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_no_more_than_allowed_run_at_once(most):
+    steps = Steps(most=most)
+    steps.add(*(Job(prompt(3, i)) for i in range(7)))
+    steps.run()
+    assert max(map(len, steps.plans)) == most
+
+
+def test_each_that_decodes_has_a_token_of_every_step():
+    steps = Steps(budget=4, most=32)
+    steps.add(*(Job(prompt(3, i), 5) for i in range(9)))
+    steps.run()
+    assert max(map(len, steps.plans)) == 4
+
+
+def test_the_last_in_order_gives_way_when_pages_run_out_and_comes_back():
+    steps = Steps(n_pages=6)
+    first = steps.add(Job(prompt(8), 33, name="first"))
+    second = steps.add(Job(prompt(8, 1), 20, name="second"))
+    taking_part = {first: [], second: []}
+    while not steps.scheduler.idle:
+        for job, tokens in steps.step():
+            taking_part[job].append((len(steps.plans), tokens))
+    assert steps.ended == [first, second]
+    assert [tokens for _, tokens in taking_part[first]] == [8] + [1] * 32, "the first was held up"
+    pauses = [a for (a, _), (b, _) in zip(taking_part[second], taking_part[second][1:]) if b - a > 1]
+    assert len(pauses) == 1, "the second was not sent away once"
+    alone = Steps()
+    other = alone.add(Job(prompt(8, 1), 20))
+    alone.run()
+    assert other.tokens == second.tokens
+
+
+def test_what_the_cache_still_has_is_not_computed_again():
+    """Of two, the last is sent away, and let in again when the first has ended: most of its full pages are there."""
+    steps = Steps(n_pages=9)
+    first, second = Job(prompt(14), 30), Job(prompt(14, 1), 40)
+    steps.add(first, second)
+    while second.remaining == second.n_prompt or second.pages:
+        steps.step()
+    assert first in steps.here and len(second.tokens) > 4 * SIZE
+    while not second.pages:
+        length = len(second.tokens)
+        steps.step()
+    assert steps.ended == [first]
+    assert 1 < dict(steps.plans[-1])[second] == length - 3 * SIZE
+    steps.run()
+
+
+@pytest.mark.parametrize("more", range(1, 12))
+def test_the_next_turn_of_a_chat_begins_where_the_last_one_ended(more):
+    """All that was computed is there, but for fewer tokens at the end than are worth a copy."""
+    steps = Steps()
+    steps.add(one := Job(prompt(13), more))
+    steps.run()
+    computed = 13 + more - 1
+    steps.add(two := Job(one.tokens + prompt(5, 1), 2))
+    steps.run()
+    assert two.n_reused == (computed if computed % SIZE >= LEAST_COPY else computed // SIZE * SIZE)
+
+
+def test_tokens_of_its_own_are_not_counted_as_those_of_others():
+    """How much of a prompt was there already: when it came, not when it came back."""
+    steps = Steps(n_pages=6)
+    steps.add(Job(prompt(8), 33), second := Job(prompt(8, 1), 20))
+    steps.run()
+    assert second.n_reused == 0
+    steps.add(third := Job(prompt(8, 1), 4))
+    steps.run()
+    assert third.n_reused == 7
+
+
+def test_nothing_is_let_in_that_leaves_no_room_to_grow():
+    steps = Steps(n_pages=5)
+    steps.add(Job(prompt(8), 6), Job(prompt(17, 1), 2), Job(prompt(8, 2), 2))
+    assert [tokens for _, tokens in steps.step()] == [8, 17]
+    while len(steps.ended) < 1:
+        assert len(steps.step()) <= 2
+    steps.run()
+
+
+def test_one_that_waits_for_pages_is_not_overtaken():
+    steps = Steps(n_pages=6)
+    first = steps.add(Job(prompt(20), 12))
+    steps.step()
+    large, small = Job(prompt(40, 1), 2, name="large"), Job(prompt(3, 2), 2, name="small")
+    steps.add(large, small)
+    assert steps.run()[:2] == [first, large]
+
+
+def test_more_pages_than_there_are_is_an_error_of_that_request_alone():
+    steps = Steps(n_pages=4)
+    large = steps.add(Job(prompt(33), 2))
+    assert steps.scheduler.plan() == [] and isinstance(large.error, ResourceError)
+    assert "5 KV pages are needed, 4 are free" in str(large.error)
+    steps.remove(large)
+    steps.add(Job(prompt(3)))
+    steps.run()
+
+
+@pytest.mark.parametrize("n", range(4 * SIZE - 7, 4 * SIZE + 1))
+def test_a_page_that_would_be_copied_is_given_up_when_there_is_no_other(n):
+    """The same prompt again, of as many pages as there are: its last page cannot be both kept and copied."""
+    steps = Steps(n_pages=4)
+    steps.add(one := Job(prompt(n), 0))
+    steps.run()
+    steps.add(two := Job(prompt(n), 0))
+    steps.run()
+    assert one.tokens == two.tokens and two.n_reused == 3 * SIZE
+
+
+def test_followers_wait_for_the_prompt_of_their_leader():
+    steps = Steps(budget=16)
+    leader = Job(prompt(46), 3)
+    followers = [Job(prompt(46), 3), Job(prompt(46), 3)]
+    for follower in followers:
+        follower.leader = leader
+    other = Job(prompt(2, 1), 2)
+    steps.add(leader, *followers, other)
+    assert steps.step() == [(leader, 16)]
+    assert steps.step() == [(leader, 16)]
+    assert steps.step() == [(leader, 14), (other, 2)], "who follows nobody need not wait"
+    assert [tokens for job, tokens in steps.step() if job in followers] == [1, 1]
+    steps.run()
+    assert [job.n_reused for job in (leader, *followers)] == [0, 45, 45]
+    assert leader.tokens == followers[0].tokens == followers[1].tokens
+
+
+def test_followers_of_a_leader_that_is_gone_go_on_alone():
+    steps = Steps(budget=16)
+    leader, follower = Job(prompt(40), 3), Job(prompt(40), 3)
+    follower.leader = leader
+    steps.add(leader, follower)
+    steps.step()
+    leader.cancel()
+    steps.remove(leader)
+    assert steps.step() == [(follower, 16)]
+    steps.run()
+    assert follower.n_reused == 16
+
+
+class Machine:
+    """Made-up times: seconds of a step by the tokens of prompts in it."""
+
+    def __init__(self, decode, each):
+        self.decode, self.each = decode, each
+
+    def __call__(self, prompt, decoding):
+        return (self.decode if decoding else 0.0) + self.each * prompt
+
+
+def parts_of(steps, job):
+    return [tokens for plan in steps.plans for other, tokens in plan if other is job and tokens > 1]
+
+
+def test_prompts_come_in_parts_that_keep_streams_fluent():
+    machine = Machine(0.01, 0.001)
+    steps = Steps(n_pages=700, budget=512, seconds=machine)
+    stream = steps.add(Job(prompt(3), 300, streaming=True))
+    for _ in range(5):
+        steps.step()
+    steps.add(reading := Job(prompt(4000, 1), 2))
+    steps.step()
+    assert parts_of(steps, reading) == [FIRST_PROMPT_PART], "nothing was measured yet"
+    for _ in range(8):
+        steps.step()
+    fits = round((STEP_SECONDS - machine.decode) / machine.each)
+    assert all(abs(part - fits) <= 1 for part in parts_of(steps, reading)[2:])
+    # The machine becomes slower: at once there is less; faster: there is more, by and by.
+    machine.each = 0.003
+    for _ in range(3):
+        steps.step()
+    assert abs(parts_of(steps, reading)[-1] - fits / 3) <= 1
+    machine.each = 0.5
+    for _ in range(3):
+        steps.step()
+    assert parts_of(steps, reading)[-2:] == [LEAST_PROMPT_PART] * 2
+    machine.each = 0.001
+    before = len(parts_of(steps, reading))
+    for _ in range(20):
+        steps.step()
+    later = parts_of(steps, reading)[before:]
+    assert later == sorted(later) and later[0] < fits / 2 < fits - 3 < later[-1] <= fits
+    assert all(job is stream for job, _ in (plan[0] for plan in steps.plans)), "the stream missed a step"
+    # When the stream has ended, prompts take the whole step.
+    stream.cancel()
+    steps.remove(stream)
+    assert steps.step() == [(reading, 512)]
+
+
+@pytest.mark.parametrize("decode", [0.05, 0.08, 3.0])
+def test_there_is_always_a_least_part(decode):
+    """Streams of many others may take all the time there is; a prompt must be read nevertheless."""
+    steps = Steps(n_pages=400, budget=512, seconds=Machine(decode, 0.01))
+    steps.add(Job(prompt(3), 900, streaming=True))
+    steps.step()
+    steps.step()
+    steps.add(reading := Job(prompt(200, 1), 2))
+    while reading in steps.here:
+        steps.step()
+    assert set(parts_of(steps, reading)[1:-1]) == {LEAST_PROMPT_PART}
+
+
+def test_without_streams_steps_are_full():
+    steps = Steps(n_pages=400, budget=100, seconds=Machine(0.01, 0.1))
+    steps.add(Job(prompt(3), 50), reading := Job(prompt(350, 1), 2))
+    steps.run()
+    assert parts_of(steps, reading) == [97, 99, 99, 55]
+
+
+def test_a_plan_that_was_not_computed_is_made_again():
+    steps = Steps(budget=16)
+    steps.add(Job(prompt(20), 9), Job(prompt(9, 1), 9))
+    for _ in range(12):
+        assert steps.scheduler.plan() == steps.scheduler.plan() == steps.scheduler.plan()
+        steps.step()
+    steps.run()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_nobody_starves_and_nothing_is_lost(seed):
+    """Random requests come and go, with few pages: in each step the first in order takes part, and all end with what they
+    would say alone."""
+    rng = random.Random(seed)
+    steps = Steps(n_pages=rng.choice([9, 12, 30]), budget=rng.choice([8, 17, 64]), most=rng.choice([3, 10]))
+    stems = [prompt(40, i) for i in range(3)]
+    gone = []
+    for _ in range(250):
+        if rng.random() < 0.35:
+            start = rng.choice(stems)[: rng.randrange(40)]
+            job = Job(
+                start + prompt(rng.randrange(1, 9), rng.random()), rng.randrange(25), priority=rng.choice([-1, 0, 0, 3])
+            )
+            job.streaming, job.shares = rng.random() < 0.2, rng.random() < 0.9
+            if rng.random() < 0.2:
+                job.most_cached = 0
+            steps.add(job)
+            if rng.random() < 0.3:
+                other = Job(job.tokens, rng.randrange(9), priority=job.priority)
+                other.leader = job
+                steps.add(other)
+        if steps.here and rng.random() < 0.08:
+            job = rng.choice(steps.here)
+            job.cancel()
+            steps.remove(job)
+            gone.append(job)
+        if steps.here:
+            running = [job for job in steps.here if job.pages]
+            part = [job for job, _ in steps.step()]
+            if running:
+                assert part and min(running, key=lambda job: job.rank) in part, "the first in order was held up"
+            assert part
+    steps.run(5000)
+    assert len(steps.ended) > 40 and gone
+    for job in steps.ended:
+        alone = Job(job.tokens[: job.n_prompt], job.end - job.n_prompt)
+        while not alone.done:
+            alone.advance(alone.remaining, [], None)
+        assert job.tokens == alone.tokens
+    assert steps.scheduler.cache.reclaim(steps.kv.n_pages)
+
+
+SHORT = SamplingParams(temperature=0, max_tokens=3)
+
+
+@pytest.fixture
+def busy_llm(make_llm):
+    """An LLM of two places, three may wait besides; and an event that its steps wait for, one that says it has begun."""
+    go, begun = threading.Event(), threading.Event()
+
+    def wait(model):
+        begun.set()
+        assert go.wait(20)
+
+    llm = make_llm(max_sequences=2, max_queue=3, before=wait)
+    yield llm, go, begun
+    go.set()
+
+
+def in_thread(call):
+    """Runs ``call`` in a thread; a function that waits for its result, or its error."""
+    found = []
+
+    def run():
+        try:
+            found.append(call())
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+
+    def result():
+        thread.join(20)
+        return found[0]
+
+    return result
+
+
+def test_a_full_queue_takes_nothing_in(busy_llm):
+    """However many come at once, while a step is being computed: those that fit are all computed, no other is."""
+    llm, go, begun = busy_llm
+    first = in_thread(lambda: llm.generate([[1]], SHORT))
+    assert begun.wait(20)
+    others = [in_thread(lambda i=i: llm.generate([[i], [i, 0]], SHORT)) for i in range(2, 9)]
+    while llm._engine._orders.qsize() < len(others):
+        time.sleep(0.001)
+    go.set()
+    results = [other() for other in others]
+    assert [each.token_ids for each in first()] == [oracle([1], SHORT, 3)]
+    full = [result for result in results if isinstance(result, QueueFullError)]
+    assert len(results) - len(full) == 2, "five places, one of them taken: two of the pairs fit"
+    assert all("5 requests are here already, no more than 5 may be" in str(error) for error in full)
+    for i, result in enumerate(results, 2):
+        if result not in full:
+            assert [each.token_ids for each in result] == [oracle([i], SHORT, 3), oracle([i, 0], SHORT, 3)]
+    assert sum(count for step in llm.model.steps for _, count in step) == 3 + 2 * (3 + 4), "a refused one was computed"
+    # When they have ended there is room again.
+    assert [each.token_ids for each in llm.generate([[7]] * 5, SHORT)] == [oracle([7], SHORT, 3)] * 5
+
+
+def test_more_at_once_than_will_ever_fit(busy_llm):
+    llm, go, _ = busy_llm
+    go.set()
+    with pytest.raises(QueueFullError, match="0 requests are here already, no more than 5"):
+        llm.generate([[7]] * 6, SHORT)
+    with pytest.raises(QueueFullError):
+        llm.generate([[7]], SamplingParams(n=6))
+    with pytest.raises(QueueFullError):
+        list(llm.stream([7], SamplingParams(n=6)))
+    with pytest.raises(QueueFullError):
+        asyncio.run(llm.agenerate([[7]] * 6, SHORT))
+    assert llm.model.steps == []
+
+
+def test_those_that_are_given_up_make_room(busy_llm):
+    llm, go, begun = busy_llm
+    first = in_thread(lambda: llm.generate([[1]], SHORT))
+    assert begun.wait(20)
+    generations = llm._generations([2], SamplingParams(temperature=0, n=4))
+    llm._engine.submit(generations)
+    llm._engine.discard(generations)
+    second = in_thread(lambda: llm.generate([[3]] * 4, SHORT))
+    go.set()
+    assert [len(first()), len(second())] == [1, 4]
+    assert {each.finish_reason for each in generations} == {"cancelled"}
