@@ -184,6 +184,10 @@ class Tokenizer:
         """Whether a token is a control or unknown token, which ``skip_special`` leaves out."""
         return self._types[self.check_id(token)] in _MARKERS
 
+    def token_type(self, token: int) -> TokenType:
+        """What kind of token this is. Raises RequestError for an id out of range."""
+        return TokenType(self._types[self.check_id(token)])
+
     def pieces(self, ids: Iterable[int], skip_special: bool = False, continuation: bool = False) -> Iterable[bytes]:
         """The bytes of each token, without the spaces that ``encode`` puts in front of text (SentencePiece only).
 

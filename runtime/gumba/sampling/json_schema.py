@@ -1,0 +1,198 @@
+"""JSON schemas before they are compiled: sizes that keep compilation short, and the place of what is wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from gumba.errors import RequestError
+from gumba.params import show
+
+#: Longest schema (characters of JSON), deepest nesting, most values in it.
+MAX_TEXT, MAX_DEPTH, MAX_VALUES = 1_000_000, 100, 10_000
+#: Most properties of one object: each that may be left out costs four of the parser's items.
+MAX_PROPERTIES = 400
+#: Most patterns in ``patternProperties``: each pair of them has to be apart.
+MAX_PATTERNS = 20
+#: Most items of an ``enum``.
+MAX_ENUM = 9000
+#: Largest multiple, in units of its last decimal: a number is followed with one state per remainder.
+MAX_MULTIPLE = 1000
+#: The same for all multiples together, and most patterns, where parts of a schema are merged: their automata multiply.
+MAX_MERGED_MULTIPLE, MAX_MERGED_PATTERNS = 10_000, 8
+#: How many times ``locate`` compiles a part of a schema.
+MAX_ATTEMPTS = 100
+
+_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_LISTS = ("prefixItems", "anyOf", "oneOf", "allOf")
+_SCHEMAS = (
+    "items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames", "unevaluatedItems",
+    "unevaluatedProperties", "additionalItems",
+)  # fmt: skip
+_TYPES = ("null", "boolean", "object", "array", "number", "integer", "string")
+
+
+def check_schema(text: str) -> dict[str, Any] | bool:
+    """A JSON schema from its text, without options of the library. Raises RequestError naming the place."""
+    if len(text) > MAX_TEXT:
+        raise RequestError(f"json: {len(text)} characters, expected at most {MAX_TEXT}")
+    depth = 0
+    for opened in _nesting(text):
+        depth = max(depth, opened)
+    if depth > MAX_DEPTH:
+        raise RequestError(f"json: nested {depth} deep, expected at most {MAX_DEPTH}")
+    try:
+        schema = json.loads(text)
+    except ValueError as error:
+        raise RequestError(f"json: expected a JSON schema ({error})") from None
+    _count(schema)
+    _check(schema, "#")
+    _check_merging(schema)
+    if isinstance(schema, dict):
+        schema.pop("x-guidance", None)
+    checked: dict[str, Any] | bool = schema
+    return checked
+
+
+def _nesting(text: str) -> Iterator[int]:
+    """How many brackets are open after each opening one outside of strings."""
+    depth, quoted, skip = 0, False, False
+    for character in text:
+        if skip:
+            skip = False
+        elif quoted:
+            skip, quoted = character == "\\", character != '"'
+        elif character == '"':
+            quoted = True
+        elif character in "[{":
+            depth += 1
+            yield depth
+        elif character in "]}":
+            depth -= 1
+
+
+def _count(schema: Any) -> None:
+    waiting, found = [schema], 0
+    while waiting:
+        value = waiting.pop()
+        found += 1
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        waiting.extend(inner)
+    if found > MAX_VALUES:
+        raise RequestError(f"json: a schema of {found} values, expected at most {MAX_VALUES}")
+
+
+def _subschemas(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """(path from here, subschema) of each one right inside."""
+    for key in _MAPS:
+        if isinstance(schema.get(key), dict):
+            yield from ((f"{key}/{name}", each) for name, each in schema[key].items())
+    for key in _LISTS + ("items",):
+        if isinstance(schema.get(key), list):
+            yield from ((f"{key}/{i}", each) for i, each in enumerate(schema[key]))
+    for key in _SCHEMAS:
+        if key in schema and not isinstance(schema[key], list):
+            yield key, schema[key]
+
+
+def _check(schema: Any, place: str) -> None:
+    """Raise RequestError for what the compiler would explain without its place, or take too long for."""
+    if isinstance(schema, bool):
+        return
+    if not isinstance(schema, dict):
+        raise RequestError(f"json: at {place}: expected a schema (an object, true or false), found {show(schema)}")
+    for key in _MAPS:
+        if not isinstance(schema.get(key, {}), dict):
+            raise RequestError(f"json: at {place}/{key}: expected an object, found {show(schema[key])}")
+    for key in _LISTS:
+        if not isinstance(schema.get(key, []), list):
+            raise RequestError(f"json: at {place}/{key}: expected a list of schemas, found {show(schema[key])}")
+    _check_keywords(schema, place)
+    for path, each in _subschemas(schema):
+        _check(each, f"{place}/{path}")
+
+
+def _check_keywords(schema: dict[str, Any], place: str) -> None:
+    types = schema.get("type", [])
+    for name in types if isinstance(types, list) else [types]:
+        if not isinstance(name, str) or name not in _TYPES:
+            raise RequestError(f"json: at {place}/type: expected {', '.join(_TYPES)}, found {show(name)}")
+    required = schema.get("required", [])
+    if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
+        raise RequestError(f"json: at {place}/required: expected a list of names, found {show(required)}")
+    names = len({*schema.get("properties", {}), *required})
+    if names > MAX_PROPERTIES:
+        raise RequestError(
+            f"json: at {place}: {names} properties and required names, expected at most {MAX_PROPERTIES}"
+        )
+    if len(schema.get("patternProperties", {})) > MAX_PATTERNS:
+        raise RequestError(f"json: at {place}/patternProperties: more than {MAX_PATTERNS} patterns")
+    options = schema.get("enum", [None])
+    if not isinstance(options, list) or not 0 < len(options) <= MAX_ENUM:
+        raise RequestError(f"json: at {place}/enum: expected a list of 1 to {MAX_ENUM} values, found {show(options)}")
+    multiple = schema.get("multipleOf", 1)
+    if isinstance(multiple, bool) or not isinstance(multiple, int | float) or not 0 < _units(multiple) <= MAX_MULTIPLE:
+        raise RequestError(
+            f"json: at {place}/multipleOf: expected a number of 1 to {MAX_MULTIPLE} in its last decimal, found {show(multiple)}"
+        )
+
+
+def _check_merging(schema: Any) -> None:
+    """Raise RequestError where ``allOf``, or a keyword beside a reference or choice, may combine too many automata."""
+    waiting, merging, patterns, multiples = [schema], False, 0, {1}
+    while waiting:
+        part = waiting.pop()
+        if not isinstance(part, dict):
+            continue
+        own = [key for key in ("pattern", "format", "multipleOf") if key in part]
+        merging |= "allOf" in part or len([key for key in ("$ref", "anyOf", "oneOf") if key in part]) + bool(own) > 1
+        patterns += len(own) + len(part.get("patternProperties", {}))
+        multiples.add(_units(part.get("multipleOf", 1)))
+        waiting += [each for _, each in _subschemas(part)]
+    if merging and (patterns > MAX_MERGED_PATTERNS or math.prod(multiples) > MAX_MERGED_MULTIPLE):
+        raise RequestError(
+            f"json: {patterns} patterns, formats and multiples in a schema that merges parts (allOf, or keywords beside "
+            f"$ref, anyOf or oneOf), expected at most {MAX_MERGED_PATTERNS} and multiples small together"
+        )
+
+
+def _units(number: int | float) -> int:
+    """A positive decimal number without its point (0.25 -> 25); 0 where there is none."""
+    if isinstance(number, int):
+        return number
+    text = repr(number)
+    if not number > 0 or "e" in text or "n" in text:
+        return 0
+    return int(text.replace(".", "")) if not text.endswith(".0") else int(text[:-2])
+
+
+def locate(schema: dict[str, Any] | bool, failure: Callable[[Any], str]) -> RequestError:
+    """The error of a schema that does not compile, with the innermost part that fails by itself.
+
+    ``failure`` compiles a schema and gives the complaint, "" when there is none.
+    """
+    place, reason = "#", _first_line(failure(schema))
+    shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema} if isinstance(schema, dict) else {}
+    attempts = 0
+    inner: Any = schema
+    while isinstance(inner, dict):
+        for path, each in _subschemas(inner):
+            if not isinstance(each, dict) or attempts >= MAX_ATTEMPTS:
+                continue
+            attempts += 1
+            found = failure({**shared, **each})
+            if found and _first_line(found) == reason:
+                place, inner = f"{place}/{path}", each
+                break
+        else:
+            break
+    return RequestError(f"json: at {place}: {reason}")
+
+
+def _first_line(message: str) -> str:
+    message = re.sub(r"^at \d+\(\d+\): failed to compile JSON schema: ", "", message)
+    errors = [line[len("error: ") :] for line in message.splitlines() if line.startswith("error: ")]
+    return (errors or message.splitlines() or [""])[-1 if errors else 0][:300]
