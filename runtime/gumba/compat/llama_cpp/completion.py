@@ -236,7 +236,7 @@ class Completion:
                     self._finish_reason = "length"
                 if self._pieces.stopped:
                     self._finish_reason = "stop"
-                yield Step(token, text, _floats(getattr(output, "logprobs", None)))
+                yield Step(token, text, _by_token(token, getattr(output, "logprobs", None)))
                 if self._finish_reason:
                     break
         self._finish_reason = self._finish_reason or "stop"
@@ -266,8 +266,9 @@ class Completion:
         return prompt, [*start, *(after + before if llama.spm_infill else before + after), mid], ""
 
 
-def _floats(logprobs: Mapping[int, Any] | None) -> dict[int, float] | None:
-    return None if logprobs is None else {token: float(each.logprob) for token, each in logprobs.items()}
+def _by_token(token: int, logprobs: Any) -> dict[int, float] | None:
+    """Log-probabilities of ``token`` and of the likeliest ones, from what the engine tells of a token."""
+    return None if logprobs is None else {**dict(logprobs.top), token: logprobs.logprob}
 
 
 def _likeliest(logits: np.ndarray[Any, Any], n_top: int, token: int) -> dict[int, float]:
