@@ -190,3 +190,15 @@ def test_how_much_is_guessed_follows_from_how_much_was_right(most):
         wanted = 2 * last if right == 1.0 else max(LEAST, round(right * last) + 1)
         expected.append(min(most, wanted))
     assert sizes == expected
+
+
+def test_guesses_behind_a_prompt_that_was_there_already(make_llm):
+    """All but the last token is found in the cache, and its page is nearly full."""
+    llm = make_llm(logits=echo(6, 10**9))
+    for n in range(12, 18):
+        prompt = [*b"abcdef" * 3][:n]
+        params = SamplingParams(temperature=0, max_tokens=20)
+        expected = told(llm.generate([prompt], params))
+        (found,) = llm.generate([prompt], replace(params, prompt_lookup_tokens=16))
+        assert told([found]) == expected
+        assert found.timings.cached_tokens == (n - 1) // 4 * 4

@@ -197,7 +197,7 @@ class Scheduler:
 
     def _take(self, work: list[Work], sequence: Sequence, budget: int) -> int:
         sequence.start()
-        tokens, outputs = sequence.share(budget)
+        tokens, outputs = sequence.share(min(budget, sequence.remaining))  # no guesses: there may be no pages for them
         if tokens:
             work.append(Work(sequence, tokens, outputs))
         return len(tokens)
