@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from gumba._version import __version__
 
 if TYPE_CHECKING:
+    from gumba.conversation import Conversation
     from gumba.errors import (
         ConvertError,
         DownloadError,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LLM",
+    "Conversation",
     "SamplingParams",
     "BeamSearchParams",
     "StructuredOutputsParams",
@@ -78,6 +80,7 @@ __all__ = [
 
 _HOMES = {
     "LLM": "gumba.llm",
+    "Conversation": "gumba.conversation",
     "SamplingParams": "gumba.params",
     "BeamSearchParams": "gumba.params",
     "StructuredOutputsParams": "gumba.params",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from gumba import session
+from gumba.conversation import Conversation
 from gumba.engine.beam import BeamSearch
 from gumba.engine.draft import ModelDrafter
 from gumba.engine.engine import Engine
@@ -290,6 +291,10 @@ class LLM:
         """As ``chat``, one StreamOutput per token, as ``stream`` gives them."""
         ids = self._chat_ids(messages, template_args)
         return self._engine.stream(self._generations(ids, params, "messages"))
+
+    def conversation(self, **settings: Any) -> Conversation:
+        """A new ``Conversation(self, **settings)``: messages and answers, kept together."""
+        return Conversation(self, **settings)
 
     def logits(self, tokens: Sequence[int] | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Logits after each of ``tokens``, float32 [len(tokens), n_vocab]: the bare forward pass.
