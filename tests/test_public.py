@@ -9,7 +9,8 @@ import pytest
 
 import gumba
 
-PUBLIC = """LLM Conversation SamplingParams BeamSearchParams StructuredOutputsParams StreamOutput RequestOutput CompletionOutput
+PUBLIC = """LLM Conversation SamplingParams BeamSearchParams ContrastiveSearchParams
+StructuredOutputsParams StreamOutput RequestOutput CompletionOutput
 BeamSearchOutput BeamSearchSequence Timings KVUsage Tokenizer GGUFFile pipeline GumbaError GGUFError
 ModelError UnsupportedError TokenizerError TemplateError RequestError QueueFullError ConvertError
 DownloadError ResourceError EngineError __version__"""

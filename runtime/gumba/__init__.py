@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         StreamOutput,
         Timings,
     )
-    from gumba.params import BeamSearchParams, SamplingParams, StructuredOutputsParams
+    from gumba.params import BeamSearchParams, ContrastiveSearchParams, SamplingParams, StructuredOutputsParams
     from gumba.pipelines import pipeline
     from gumba.text import Tokenizer
 
@@ -52,6 +52,7 @@ __all__ = [
     "Conversation",
     "SamplingParams",
     "BeamSearchParams",
+    "ContrastiveSearchParams",
     "StructuredOutputsParams",
     "StreamOutput",
     "RequestOutput",
@@ -83,6 +84,7 @@ _HOMES = {
     "Conversation": "gumba.conversation",
     "SamplingParams": "gumba.params",
     "BeamSearchParams": "gumba.params",
+    "ContrastiveSearchParams": "gumba.params",
     "StructuredOutputsParams": "gumba.params",
     "StreamOutput": "gumba.outputs",
     "RequestOutput": "gumba.outputs",

@@ -17,6 +17,7 @@ import numpy as np
 from gumba import session
 from gumba.conversation import Conversation
 from gumba.engine.beam import BeamSearch
+from gumba.engine.contrastive import ContrastiveSearch
 from gumba.engine.draft import ModelDrafter
 from gumba.engine.engine import Engine
 from gumba.engine.lookup import PromptLookup
@@ -28,11 +29,12 @@ from gumba.outputs import (
     BeamSearchOutput,
     BeamSearchSequence,
     CompletionOutput,
+    FinishReason,
     KVUsage,
     RequestOutput,
     StreamOutput,
 )
-from gumba.params import BeamSearchParams, SamplingParams, require_count, show
+from gumba.params import BeamSearchParams, ContrastiveSearchParams, SamplingParams, require_count, show
 from gumba.text import ChatTemplate, StreamDecoder, Tokenizer, encode_chat
 
 if TYPE_CHECKING:
@@ -241,6 +243,31 @@ class LLM:
         searches = self._searches(prompts, params)
         await self._engine.afinish([search for _, search in searches])
         return [self._found(prompt, search) for prompt, search in searches]
+
+    def contrastive_search(
+        self, prompts: str | Iterable[Prompt], params: ContrastiveSearchParams | None = None
+    ) -> list[RequestOutput]:
+        """One answer to each of ``prompts`` (as ``generate`` takes them), found by contrastive search.
+
+        Raises as ``stream`` does; then no result is returned.
+        """
+        if params is None:
+            params = ContrastiveSearchParams()
+        if not isinstance(params, ContrastiveSearchParams):
+            raise RequestError(f"params: expected ContrastiveSearchParams, found {show(params)}")
+        asked, searches = _listed(prompts), []
+        for prompt in asked:
+            ids = self._prompt_ids(prompt)
+            ends, size = self._end_ids(ids, params, "prompt"), self._model.config.n_embd
+            searches.append(ContrastiveSearch(ids, params, end_ids=ends, capacity=self._engine.capacity, n_embd=size))
+        self._engine.finish(searches)
+        outputs = []
+        for prompt, search in zip(asked, searches):
+            assert search.finish_reason is not None
+            text = self._text(search.answer, search.finish_reason, params.skip_special_tokens)
+            answer = CompletionOutput(0, text, search.answer, search.finish_reason, search.timings())
+            outputs.append(RequestOutput(prompt if isinstance(prompt, str) else None, search.tokens, [answer]))
+        return outputs
 
     async def achat(
         self,
@@ -472,11 +499,14 @@ class LLM:
     def _found(self, prompt: str | None, search: BeamSearch) -> BeamSearchOutput:
         sequences = []
         for answer in search.answers:
-            decoder = StreamDecoder(self._tokenizer, skip_special=search.params.skip_special_tokens)
-            shown = answer.tokens[:-1] if answer.reason == "stop" else answer.tokens
-            text = "".join(decoder.push(token) for token in shown) + decoder.finish()
+            text = self._text(answer.tokens, answer.reason, search.params.skip_special_tokens)
             sequences.append(BeamSearchSequence(text, answer.tokens, answer.logprob, answer.score, answer.reason))
         return BeamSearchOutput(prompt, search.tokens, sequences, search.timings())
+
+    def _text(self, tokens: list[int], reason: FinishReason, skip_special: bool) -> str:
+        """The text of an answer, without the token that ended it."""
+        decoder = StreamDecoder(self._tokenizer, skip_special=skip_special)
+        return "".join(map(decoder.push, tokens[:-1] if reason == "stop" else tokens)) + decoder.finish()
 
     def _chat_request(
         self, messages: Messages, params: SamplingParams | None, template_args: Mapping[str, Any] | None
@@ -513,7 +543,9 @@ class LLM:
                 each.drafter = ModelDrafter(self._draft, self._tokenizer.n_vocab, self._draft_tokens)
         return made
 
-    def _end_ids(self, ids: list[int], params: SamplingParams | BeamSearchParams, field: str) -> frozenset[int]:
+    def _end_ids(
+        self, ids: list[int], params: SamplingParams | BeamSearchParams | ContrastiveSearchParams, field: str
+    ) -> frozenset[int]:
         """Tokens that end an answer to the prompt ``ids``, which is checked to leave room for one."""
         capacity = self._engine.capacity
         if len(ids) >= capacity:

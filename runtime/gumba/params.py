@@ -225,6 +225,44 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ContrastiveSearchParams:
+    """How contrastive search goes (Su et al., "A contrastive framework for neural text generation", 2022).
+
+    Args:
+        penalty_alpha: What being alike costs, 0 to 1: of the ``top_k`` likeliest tokens the one with the largest
+            ``(1 - penalty_alpha) * probability - penalty_alpha * cosine`` is taken, where the cosine is the largest one between
+            the token's hidden state and those before. 0 takes the likeliest.
+        top_k: Tokens compared, 1 to 1024; each of them is computed.
+        max_tokens: As of ``SamplingParams``.
+        min_tokens: As of ``SamplingParams``.
+        stop_token_ids: As of ``SamplingParams``.
+        ignore_eos: As of ``SamplingParams``.
+        skip_special_tokens: As of ``SamplingParams``.
+        priority: As of ``SamplingParams``.
+
+    Raises:
+        RequestError: A value has the wrong type or is out of range; the message names the field.
+    """
+
+    penalty_alpha: float = 0.6
+    top_k: int = 4
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    priority: int = 0
+
+    def __post_init__(self) -> None:
+        shared = [field.name for field in fields(self) if field.name not in ("penalty_alpha", "top_k")]
+        checked = SamplingParams(**{name: getattr(self, name) for name in shared})
+        for name in shared:
+            object.__setattr__(self, name, getattr(checked, name))
+        object.__setattr__(self, "penalty_alpha", _number("penalty_alpha", self.penalty_alpha, 0.0, 1.0))
+        object.__setattr__(self, "top_k", require_count("top_k", self.top_k, 1, MAX_SEQUENCES))
+
+
+@dataclass(frozen=True, kw_only=True)
 class BeamSearchParams:
     """How beam search goes: the likeliest whole answers, found by keeping the best ``beam_width`` partial ones.
 
@@ -241,7 +279,7 @@ class BeamSearchParams:
             search", 2016).
         diversity_penalty: Subtracted from a token's score for each time that earlier groups chose it in this step, 0 to 100.
         temperature: Divides the logits before their log-probabilities are taken, 0 to 100; 0 leaves them, as 1 does.
-        repetition_penalty: As of ``SamplingParams``, over prompt and answer.
+        repetition_penalty: Multiplies the log-probabilities of tokens that occurred in prompt or answer, 0.01 to 100.
         no_repeat_ngram_size: As of ``SamplingParams``.
         stop_token_ids: As of ``SamplingParams``.
         ignore_eos: As of ``SamplingParams``.

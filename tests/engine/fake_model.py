@@ -13,6 +13,7 @@ from gumba.errors import ResourceError
 PIECES = [bytes([i]) for i in range(256)] + [b"", b"", b"the ", b" cat", "€".encode(), b"st", b"op", b"xyz"]
 END, MARK, EURO, ST, OP, XYZ = 256, 257, 260, 261, 262, 263
 N_VOCAB = len(PIECES)
+N_EMBD = 12
 
 
 class FakeTokenizer:
@@ -38,6 +39,13 @@ def hashed_logits(history):
     logits = (rng.standard_normal(N_VOCAB) * 3).astype(np.float32)
     logits[END] = -30
     return logits
+
+
+def hashed_hidden(history):
+    """Deterministic, different for every history; most of it depends on the last token, so that some are much alike."""
+    rng = np.random.default_rng(zlib.crc32(np.asarray(history, np.int64).tobytes()) + 1)
+    same = np.random.default_rng(history[-1] % 16).standard_normal(N_EMBD)
+    return (same + 0.3 * rng.standard_normal(N_EMBD)).astype(np.float32)
 
 
 def scripted(*tokens, start):
@@ -103,13 +111,14 @@ class FakeKV:
 class FakeModel:
     """Checks every chunk it is given; ``before(model)`` is called at the start of every forward."""
 
-    config = SimpleNamespace(n_vocab=N_VOCAB)
+    config = SimpleNamespace(n_vocab=N_VOCAB, n_embd=N_EMBD)
 
     def __init__(self, *, n_ctx=64, n_pages=64, page_tokens=4, max_batch_tokens=16, logits=hashed_logits, before=None):
         self.n_ctx, self.kv = n_ctx, FakeKV(n_pages, page_tokens)
         self.max_batch_tokens, self.logits, self.before = max_batch_tokens, logits, before
         self.steps: list[list[tuple[int, int]]] = []
         self.rows = np.empty((0, N_VOCAB), np.float32)
+        self.hidden = np.empty((0, N_EMBD), np.float32)
         self.closed = 0
         self.shared_writes: list[tuple[tuple[int, int], int]] = []
 
@@ -126,7 +135,7 @@ class FakeModel:
                 assert pages.count(page) == 1, "a page is written that belongs to two sequences"
         assert 0 < sum(len(chunk.tokens) for chunk in chunks) <= self.max_batch_tokens
         self.steps.append([(chunk.position, len(chunk.tokens)) for chunk in chunks])
-        rows = []
+        rows, hidden = [], []
         for chunk in chunks:
             end = chunk.position + len(chunk.tokens)
             assert len(chunk.tokens) and end <= self.n_ctx
@@ -143,6 +152,9 @@ class FakeModel:
                 history.append(int(self.kv.store[at]))
             wanted = {"none": [], "last": [end], "all": range(chunk.position + 1, end + 1)}[chunk.outputs]
             rows += [self.logits(history[:length]) for length in wanted]
+            hidden += [hashed_hidden(history[:length]) for length in wanted]
+        self.hidden.fill(np.nan)
+        self.hidden = np.array(hidden, np.float32).reshape(len(rows), N_EMBD)
         self.rows = np.array(rows, np.float32).reshape(len(rows), N_VOCAB)
         return self.rows
 

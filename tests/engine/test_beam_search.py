@@ -120,6 +120,7 @@ PARAMS = [
     {"beam_width": 5, "n": 3, "length_penalty": 0.0},
     {"beam_width": 3, "n": 3, "length_penalty": 3.0, "early_stopping": "never"},
     {"beam_width": 3, "n": 3, "length_penalty": -2.0, "max_tokens": 20},
+    {"beam_width": 2, "n": 2, "length_penalty": -0.2, "early_stopping": "never", "temperature": 0.5},
     {"beam_width": 4, "n": 4, "early_stopping": True, "temperature": 2.5},
     {"beam_width": 4, "n": 4, "min_tokens": 5, "max_tokens": 8, "early_stopping": True, "temperature": 0.7},
     {"beam_width": 3, "n": 3, "repetition_penalty": 1.4, "no_repeat_ngram_size": 2, "max_tokens": 10},
@@ -200,6 +201,14 @@ def test_beams_share_the_pages_of_their_prompt(make_llm, n_prompt):
     assert max(held) <= n_prompt // 16 + 2 * 8 + 2
 
 
+def test_beams_that_end_leave_their_places_to_others(make_llm):
+    """With no more places than beams, no beam is computed again for want of one."""
+    llm = make_llm(n_pages=100, max_sequences=4)
+    params = BeamSearchParams(beam_width=4, max_tokens=15)
+    check(llm.beam_search([[1, 2, 3]], params)[0], slow_search([1, 2, 3], params, ends=(END,)))
+    assert [[n for _, n in step] for step in llm.model.steps] == [[3]] + [[1] * 4] * 14
+
+
 @pytest.mark.parametrize("max_sequences", [1, 2, 3, 32])
 @pytest.mark.parametrize("n_pages", [16, 19, 26, 60])
 @pytest.mark.parametrize("cached", [True, False])
@@ -273,7 +282,7 @@ def test_cancelled(make_llm):
 
 def test_cancelled_before_it_began(make_llm):
     llm = make_llm(before=lambda model: llm.cancel())
-    (output,) = llm.beam_search([list(range(30))], BeamSearchParams(beam_width=2, n=2))
+    (output,) = llm.beam_search([list(range(30))], BeamSearchParams(beam_width=2, n=2, num_groups=2))
     assert [(each.token_ids, each.finish_reason) for each in output.sequences] == [([], "cancelled")]
 
 
@@ -319,10 +328,17 @@ def test_no_token_is_left(make_llm):
 def test_extreme_length_penalties(make_llm):
     llm = make_llm(n_ctx=2000, n_pages=2000)
     for penalty in (100.0, -100.0):
-        params = BeamSearchParams(beam_width=2, n=2, max_tokens=1500, length_penalty=penalty, stop_token_ids=STOPS)
+        params = BeamSearchParams(beam_width=2, n=2, max_tokens=1250, length_penalty=penalty, stop_token_ids=STOPS)
         (output,) = llm.beam_search([[1, 2]], params)
         assert len(output.sequences) == 2
         assert not any(np.isnan(each.score) for each in output.sequences)
+
+    def certain(history):
+        return np.where(np.arange(N_VOCAB) == (1 if len(history) < 1700 else END), 1e4, 0).astype(np.float32)
+
+    llm = make_llm(n_ctx=2000, n_pages=2000, logits=certain)
+    (output,) = llm.beam_search([[1, 2]], BeamSearchParams(beam_width=1, length_penalty=-100.0))
+    assert [each.score for each in output.sequences] == [0] and len(output.sequences[0].token_ids) == 1699
 
 
 def test_requests_are_checked(make_llm):

@@ -4,63 +4,44 @@ Which beginnings go on, which answers are complete, and when no better one can c
 decides it: of the continuations of all beams, the ``beam_width`` best that do not end go on, and those that end are kept if
 they are among the ``beam_width`` best of all. Scores divide by a power of the length (Wu et al. 2016). Diverse groups take
 turns within a step, and each pays for the tokens that earlier groups have taken in it (Vijayakumar et al. 2016).
-
-Each beam is a sequence of the engine, computed once: when it has its candidates it waits (``held``) until all beams of the
-request have theirs, whichever steps that took. Then beams are chosen for the next token, and run with their parents' pages.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Set
 from collections.abc import Sequence as Ordered
+from collections.abc import Set
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from gumba.engine.sequence import Outputs, Sequence
+from gumba.engine.branching import Branch, Search
 from gumba.errors import ModelError, RequestError
 from gumba.outputs import FinishReason, Timings
 from gumba.params import BeamSearchParams
 from gumba.sampling.sampler import Sampler
 
-if TYPE_CHECKING:
-    from gumba.engine.scheduler import Scheduler
 
-
-class Beam(Sequence):
+class Beam(Branch):
     """A beginning of an answer.
 
     ``logprob``: the sum of its tokens' log-probabilities; ``score``: the same after its group's diversity penalties.
     """
 
     def __init__(self, search: BeamSearch, tokens: Ordered[int], logprob: float, score: float) -> None:
-        super().__init__(tokens)
-        self.search = search
+        super().__init__(search, tokens)
+        self.search: BeamSearch = search
         self.logprob, self.score = logprob, score
         #: Tokens that may follow, int64 [n], and their log-probabilities, float64 [n], the likeliest first.
         self.candidates: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None = None
-
-    def share(self, budget: int) -> tuple[list[int], Outputs]:
-        count = min(self.remaining, budget)
-        return self.tokens[self.n_cached : self.n_cached + count], "last" if count == self.remaining else "none"
 
     def advance(self, count: int, rows: np.ndarray[Any, Any], sampler: Sampler) -> None:
         self.n_cached += count
         if len(rows):
             self.candidates = self.search.likeliest(self.tokens, rows[0][: sampler.n_vocab])
             self.held = True
-
-    def after_step(self, scheduler: Scheduler) -> Iterable[Sequence]:
-        return self.search.select(scheduler)
-
-    def cancel(self) -> None:
-        self.search.cancel()
-
-    def fail(self, error: BaseException) -> None:
-        self.search.fail(error)
 
 
 @dataclass(frozen=True)
@@ -82,8 +63,8 @@ class _Group:
     done: bool = False
 
 
-class BeamSearch(Beam):
-    """The request: the beam that is nothing but the prompt, and, when that is computed, the owner of all others.
+class BeamSearch(Search, Beam):
+    """A request for the likeliest answers.
 
     Args:
         prompt: Token ids, at least one and fewer than ``capacity``.
@@ -93,7 +74,7 @@ class BeamSearch(Beam):
     """
 
     def __init__(self, prompt: Ordered[int], params: BeamSearchParams, *, end_ids: Set[int], capacity: int) -> None:
-        super().__init__(self, prompt, 0.0, 0.0)
+        Beam.__init__(self, self, prompt, 0.0, 0.0)
         self.params = params
         self.priority = params.priority
         self.shares = params.cache_prompt
@@ -102,7 +83,7 @@ class BeamSearch(Beam):
         self._limit = capacity if params.max_tokens is None else min(self.n_prompt + params.max_tokens, capacity)
         self._width = params.beam_width // params.num_groups
         self._groups = [_Group([self]) for _ in range(params.num_groups)]
-        self._beams: list[Beam] = [self]
+        self.branches = [self]
         self._length = 0
 
     @property
@@ -143,31 +124,22 @@ class BeamSearch(Beam):
         ids = ids[np.argsort(-values[ids], kind="stable")[:count]]
         return ids, values[ids]
 
-    def select(self, scheduler: Scheduler) -> Iterable[Sequence]:
-        """When all beams have their candidates: choose those that go on, which are returned."""
-        if self.done or not all(beam.held for beam in self._beams):
-            return ()
+    def select(self) -> dict[Branch, list[Branch]]:
         self._last = time.perf_counter()
         self._first = self._first or self._last
         self._length += 1
-        children: dict[Beam, list[Beam]] = {beam: [] for beam in self._beams}
+        chosen: dict[Branch, list[Branch]] = {}
         taken: Counter[int] = Counter()
         for group in self._groups:
             if not group.done:
                 for parent, child in self._continue(group, taken):
-                    children[parent].append(child)
+                    chosen.setdefault(parent, []).append(child)
                 taken.update(beam.tokens[-1] for beam in group.beams)
-        # Those that nothing comes of go first: others may need their place.
-        for parent in sorted(children, key=lambda beam: bool(children[beam])):
-            scheduler.fork(parent, children[parent])
-            if parent is not self:
-                parent.finish_reason = "stop"
-        self._beams = [beam for group in self._groups for beam in group.beams]
-        if not self._beams:
+        if not chosen:
             if not self.answers:
                 raise RequestError("no token is left to choose from: min_tokens or no_repeat_ngram_size rule out all")
             self.finish_reason = self.answers[0].reason
-        return self._beams
+        return chosen
 
     def _continue(self, group: _Group, taken: Counter[int]) -> list[tuple[Beam, Beam]]:
         """Go on with a group's best; parents and children. ``taken``: how often earlier groups took a token in this step."""
@@ -188,9 +160,7 @@ class BeamSearch(Beam):
             tokens, logprob = [*parent.tokens, token], parent.logprob + float(logprobs[at])
             ends = token in self._end_ids
             if not ends and not full:
-                child = Beam(self, tokens, logprob, score)
-                child.n_prompt, child.priority, child.shares = self.n_prompt, self.priority, self.shares
-                made.append((parent, child))
+                made.append((parent, Beam(self, tokens, logprob, score)))
             elif place < self._width:
                 reason: FinishReason = "stop" if ends else "length"
                 rank = _ranked(score, self._length, params.length_penalty)
@@ -221,15 +191,7 @@ class BeamSearch(Beam):
             for beam in group.beams:
                 rank = _ranked(beam.score, max(self._length, 1), penalty)
                 group.answers.append(Hypothesis(beam.tokens[self.n_prompt :], beam.logprob, rank, "cancelled"))
-        self._end("cancelled", None)
-
-    def fail(self, error: BaseException) -> None:
-        if not self.done:
-            self._end(None, error)
-
-    def _end(self, reason: FinishReason | None, error: BaseException | None) -> None:
-        for beam in [*self._beams, self]:
-            beam.finish_reason, beam.error = reason, error
+        super().cancel()
 
     def timings(self) -> Timings:
         return replace(super().timings(), generated_tokens=len(self.answers[0].tokens) if self.answers else 0)

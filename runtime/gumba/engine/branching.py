@@ -1,0 +1,70 @@
+"""Requests that try several continuations side by side: sequences that wait for each other after every token.
+
+Each branch is computed once, and then ``held`` until all branches of its request are, whichever steps that took. Then the
+request chooses, and new branches run with the pages of those that they continue.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as Ordered
+from typing import TYPE_CHECKING
+
+from gumba.engine.sequence import Outputs, Sequence
+from gumba.outputs import FinishReason
+
+if TYPE_CHECKING:
+    from gumba.engine.scheduler import Scheduler
+
+
+class Branch(Sequence):
+    """A beginning of an answer; what ends it ends the whole request."""
+
+    def __init__(self, search: Search, tokens: Ordered[int]) -> None:
+        super().__init__(tokens)
+        self.search = search
+        if search is not self:
+            self.n_prompt, self.priority, self.shares = search.n_prompt, search.priority, search.shares
+
+    def share(self, budget: int) -> tuple[list[int], Outputs]:
+        count = min(self.remaining, budget)
+        return self.tokens[self.n_cached : self.n_cached + count], "last" if count == self.remaining else "none"
+
+    def after_step(self, scheduler: Scheduler) -> Iterable[Sequence]:
+        search = self.search
+        if search.done or not all(branch.held for branch in search.branches):
+            return ()
+        chosen = search.select()
+        # Those that nothing comes of go first: others may need their place.
+        for parent in sorted(search.branches, key=lambda branch: branch in chosen):
+            scheduler.fork(parent, chosen.get(parent, ()))
+            if parent is not search:
+                parent.finish_reason = "stop"
+        search.branches = [child for children in chosen.values() for child in children]
+        return search.branches
+
+    def fail(self, error: BaseException) -> None:
+        self.search.fail(error)
+
+
+class Search(Branch):
+    """The request: the branch that is nothing but the prompt, and, when that is computed, the owner of all others."""
+
+    #: Those that run.
+    branches: list[Branch]
+
+    @abstractmethod
+    def select(self) -> Mapping[Branch, Ordered[Branch]]:
+        """The branches that go on, each with its continuations. None: this is the end, and ``finish_reason`` is set."""
+
+    def cancel(self) -> None:
+        self._end("cancelled", None)
+
+    def fail(self, error: BaseException) -> None:
+        if not self.done:
+            self._end(None, error)
+
+    def _end(self, reason: FinishReason | None, error: BaseException | None) -> None:
+        for branch in [*self.branches, self]:
+            branch.finish_reason, branch.error = reason, error
