@@ -215,7 +215,7 @@ def test_random_requests_against_the_oracle(n_pages):
     def some(n):
         return tuple(rng.choices((1, 2), (9, 1), k=n))
 
-    for _ in range(3000):
+    for _ in range(2400):
         kind = rng.randrange(8)
         client = rng.choice(world.clients) if world.clients else None
         if kind < 3:

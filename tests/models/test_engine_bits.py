@@ -1,0 +1,123 @@
+"""A request has the same tokens, and every row of logits the same bits: alone, in a batch, after a hit of the prefix cache,
+sent away and computed again, guessed ahead, at any number of threads. And what others computed is not computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_models import prompt, write_model
+
+from gumba import LLM, SamplingParams
+from gumba.engine.sequence import Generation
+from gumba.kernels.pages import PAGE_TOKENS, page_formats
+
+#: Beginnings in common: two full pages, two and a part, none; and the whole.
+STEM = prompt(230)
+PROMPTS = [STEM, STEM[:140] + prompt(71, 1), STEM[:128] + prompt(50, 2), prompt(101, 3), STEM[:200] + prompt(3, 4)]
+PARAMS = [
+    SamplingParams(temperature=0 if i % 2 else 0.9, seed=i, max_tokens=9 + 2 * i, ignore_eos=True)
+    for i in range(len(PROMPTS))
+]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("bits") / "tiny.gguf", "Q4_0")
+
+
+@pytest.fixture
+def rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[tuple[int, ...], bytes]]:
+    """The logits that each token was chosen by, by all tokens before it: whoever has the same tokens has the same bits."""
+    seen: dict[tuple[int, ...], bytes] = {}
+    choose: Any = Generation._choose
+
+    def checked(self: Generation, row: np.ndarray, *rest: Any) -> Any:
+        assert seen.setdefault(tuple(self.tokens), row.tobytes()) == row.tobytes(), "other bits after the same tokens"
+        return choose(self, row, *rest)
+
+    monkeypatch.setattr(Generation, "_choose", checked)
+    yield seen
+
+
+def counted(llm: LLM) -> list[int]:
+    """Tokens of each step from now on."""
+    sizes: list[int] = []
+    forward: Callable[..., Any] = llm.model.forward
+
+    def counting(chunks: Any) -> Any:
+        sizes.append(sum(len(chunk.tokens) for chunk in chunks))
+        return forward(chunks)
+
+    llm.model.forward = counting  # type: ignore[method-assign]
+    return sizes
+
+
+def answers(llm: LLM, prompts: list[list[int]] = PROMPTS, **changes: Any) -> list[list[int]]:
+    results = llm.generate(prompts, [replace(one, **changes) for one in PARAMS[: len(prompts)]])
+    assert llm.kv_usage().in_use == 0
+    return [result.token_ids for result in results]
+
+
+@pytest.mark.parametrize("kv_type", page_formats())
+def test_same_bits_whatever_happens(tiny: Path, rows: dict[tuple[int, ...], bytes], kv_type: str) -> None:
+    expected: list[list[int]] = []
+    for n_threads in (1, 2, 4):
+        with LLM(tiny, n_ctx=320, kv_tokens=1536, kv_type=kv_type, n_threads=n_threads, max_batch_tokens=200) as llm:
+            alone = []
+            for one, params in zip(PROMPTS, PARAMS):
+                llm.clear_cache()
+                (result,) = llm.generate([one], params)
+                assert result.timings.cached_tokens == 0
+                alone.append(result.token_ids)
+            assert alone == (expected := expected or alone), "the number of threads matters"
+            n_rows = len(rows)
+            assert answers(llm, cache_prompt=False) == expected, "the batch matters"
+            found = [llm.generate([one], params)[0] for one, params in zip(PROMPTS, PARAMS)]
+            assert [result.token_ids for result in found] == expected, "the prefix cache matters"
+            # Pages that are shared as they are, and one that is copied: STEM has a page in part that others do not have.
+            cached = [result.timings.cached_tokens for result in found]
+            assert cached[1] == 140 and cached[2] == 2 * PAGE_TOKENS and cached[4] == 200, cached
+            assert answers(llm) == expected, "what all have computed before matters"
+            assert answers(llm, prompt_lookup_tokens=7) == expected, "guesses matter"
+            assert len(rows) == n_rows, "rows were not compared"
+    assert len(rows) == sum(map(len, expected))
+
+
+@pytest.mark.parametrize("kv_type", page_formats())
+def test_same_bits_when_sent_away_and_computed_again(
+    tiny: Path, rows: dict[tuple[int, ...], bytes], kv_type: str
+) -> None:
+    with LLM(tiny, n_ctx=320, kv_tokens=2048, kv_type=kv_type, n_threads=2) as llm:
+        expected = answers(llm, max_tokens=60)
+    n_rows = len(rows)
+    with LLM(tiny, n_ctx=320, kv_tokens=13 * PAGE_TOKENS, kv_type=kv_type, n_threads=2, max_batch_tokens=256) as llm:
+        sizes = counted(llm)
+        assert answers(llm, max_tokens=60, cache_prompt=False) == expected
+        assert sum(sizes) > sum(map(len, PROMPTS)) + len(PROMPTS) * 59, "nobody was sent away"
+        assert answers(llm, max_tokens=60) == expected
+    assert len(rows) == n_rows
+
+
+def test_only_the_rest_is_computed(tiny: Path) -> None:
+    with LLM(tiny, n_ctx=320, kv_tokens=1024, n_threads=2) as llm:
+        sizes = counted(llm)
+        first, again, longer, other = (
+            llm.generate([one], SamplingParams(temperature=0, max_tokens=1))[0].timings
+            for one in (STEM, STEM, STEM + prompt(40, 1), STEM[:150] + prompt(60, 2))
+        )
+        assert [each.cached_tokens for each in (first, again, longer, other)] == [0, 229, 230, 150]
+        assert sizes == [230, 1, 40, 60]
+        llm.clear_cache()
+        (result,) = llm.generate([STEM], SamplingParams(temperature=0, max_tokens=1))
+        assert result.timings.cached_tokens == 0 and sizes[-1] == 230
+        # Answers to one prompt, and to a request that does without the cache.
+        del sizes[:]
+        (result,) = llm.generate([prompt(100, 5)], SamplingParams(seed=1, n=4, max_tokens=1))
+        assert [each.timings.cached_tokens for each in result.outputs] == [0, 99, 99, 99] and sizes == [100, 3]
+        (result,) = llm.generate([STEM], SamplingParams(max_tokens=1, cache_prompt=False))
+        assert result.timings.cached_tokens == 0 and sizes[-1] == 230
