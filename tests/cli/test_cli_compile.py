@@ -33,6 +33,21 @@ def test_a_model_then_runs_without_compiler(
     assert json.loads(ran.stdout) == [0, True, False]
 
 
+def test_kernels_to_ship(gumba_process: Callable, tiny: Path, tmp_path: Path) -> None:
+    """Those of the model, whether they were compiled just now or before, under the hash of their sources."""
+    from gumba.kernels.jit import sources_hash
+
+    made = [tmp_path / "first", tmp_path / "second"]
+    for folder in made:
+        result = gumba_process("compile", str(tiny), "--output", str(folder), GUMBA_ISA="generic")
+        assert result.code == 0 and str(folder) in result.out
+    first, second = ({path.name: path.read_bytes() for path in (each / sources_hash()).iterdir()} for each in made)
+    assert first == second and len(first) > 8
+    (tmp_path / "file").touch()
+    result = gumba_process("compile", str(tiny), "--output", str(tmp_path / "file"), GUMBA_ISA="generic")
+    assert result.code == 2 and "cannot write kernels into" in result.err
+
+
 def test_without_a_cache(gumba_process: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GUMBA_CACHE_DIR", "")
     result = gumba_process("compile")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from pathlib import Path
 
 from gumba.cli.engine import find_model
 from gumba.cli.options import MODEL_HELP, Commands, command
@@ -15,6 +16,7 @@ _EXAMPLES = """
 gumba compile
 gumba compile model.gguf
 GUMBA_ISA=avx2 gumba compile
+gumba compile model.gguf --output gumba-kernels
 """
 
 
@@ -22,6 +24,13 @@ def add_parser(commands: Commands) -> None:
     """Add ``compile`` to the command line."""
     parser = command(commands, "compile", compile_, "compile everything for this processor ahead of time", _EXAMPLES)
     parser.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP + " (default: what any model needs)")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="DIR",
+        type=Path,
+        help="copy the compiled kernels into DIR, which a frozen application can ship as gumba-kernels beside its program",
+    )
 
 
 def compile_(args: argparse.Namespace) -> int:
@@ -29,7 +38,7 @@ def compile_(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     path = None if args.model is None else find_model(args.model)
     from gumba.ahead import compile_all
-    from gumba.kernels import jit
+    from gumba.kernels import jit, shipping
 
     folder = jit.cache_folder()
     if folder is None:
@@ -39,6 +48,9 @@ def compile_(args: argparse.Namespace) -> int:
     jit.on_first_compile = lambda: None
     with Progress("functions") as progress:
         total = compile_all(path, lambda done, jobs: progress("compile", done, jobs))
+    if args.output is not None:
+        shipping.ship(jit.kept, args.output / folder.name)
+        folder = args.output
     seconds = time.perf_counter() - began
     there = "" if jit.stats.compiled >= total else ", the others were there"
     print(f"{jit.stats.compiled} of {total} functions compiled in {seconds:.1f} s{there}: {folder}")

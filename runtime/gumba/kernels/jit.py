@@ -13,7 +13,8 @@ of the outer function, and never hits for kernels that a factory makes around an
 The cache is a folder of one file per kernel: a SHA-256 of the payload, then the payload (a pickle of machine code). It is
 private to the user (mode 0700, owner checked), each file appears whole or not at all, a damaged file is compiled anew, and
 where no folder can be had kernels are simply compiled in memory. ``GUMBA_CACHE_DIR`` moves it; ``GUMBA_CACHE_DIR=`` (empty)
-turns it off. No global numba setting is touched: gumba lives inside other people's applications.
+turns it off. A frozen application may bring kernels along (``gumba.kernels.shipping``), which come first.
+No global numba setting is touched: gumba lives inside other people's applications.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ import platformdirs
 
 from gumba._version import __version__
 from gumba.errors import EngineError
+from gumba.kernels import shipping
 
 log = logging.getLogger("gumba")
 
@@ -80,6 +82,8 @@ class CompileStats:
 
 
 stats = CompileStats()
+#: The files in the cache of the kernels that this process has.
+kept: list[Path] = []
 _lock = threading.RLock()
 
 
@@ -96,11 +100,17 @@ def _numba_version() -> bytes:
 
 @functools.cache
 def sources_hash() -> str:
-    """Hash of gumba's version and of every source that compiled code can come from."""
+    """Hash of gumba's version and of every source that compiled code can come from.
+
+    Raises FileNotFoundError where they are not on disk: what is not known cannot tell old kernels from new ones.
+    """
     digest = hashlib.sha256(f"{__version__}|{llvmlite.__version__}|{sys.version_info[:2]}".encode() + _numba_version())
     package = Path(__file__).parent.parent
     for room in KERNEL_ROOMS:
-        for path in sorted((package / room).glob("**/*.py")):
+        sources = sorted((package / room).glob("**/*.py"))
+        if not sources:
+            raise FileNotFoundError(f"there are no sources in {package / room}")
+        for path in sources:
             digest.update(path.relative_to(package).as_posix().encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()[:20]
@@ -251,10 +261,10 @@ def _kernel_path(folder: Path, name: str, signature: str) -> Path:
     return folder / f"{name.split('[')[0]}-{key}"
 
 
-def _load(path: Path, name: str) -> Compiled | None:
+def _load(path: Path, name: str, read: Callable[[Path], bytes] = _read_own) -> Compiled | None:
     """The function in a kernel file; None when there is no such file, or not one that can be used."""
     try:
-        data = _read_own(path)
+        data = read(path)
         if hashlib.sha256(data[32:]).digest() != data[:32]:
             log.warning("kernel cache: %s is damaged and is made anew", path)
             return None
@@ -296,10 +306,16 @@ def _save(path: Path, facts: dict[str, Any], code: bytes) -> None:
 
 
 def _make(function: Callable[..., Any], signature: str, name: str) -> Compiled:
-    """Take a function of numbers from the cache, or compile it and put it there."""
+    """Take a function of numbers from what is shipped or from the cache, or compile it and put it there."""
+    with contextlib.suppress(FileNotFoundError):  # no sources: cache_folder says so
+        for shipped in shipping.shipped_folders(sources_hash()):
+            found = _load(_kernel_path(shipped, name, signature), name, Path.read_bytes)
+            if found is not None:
+                return found
     folder = cache_folder()
     path = None if folder is None else _kernel_path(folder, name, signature)
     if path is not None:
+        kept.append(path)
         found = _load(path, name)
         if found is not None:
             return found

@@ -1,0 +1,191 @@
+"""The example with a window: what its thread does, without a window; and the window, where a display can be had."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from gumba import LLM, SamplingParams
+
+SOURCE = Path(__file__).parents[2] / "examples" / "chat_window.py"
+
+
+@pytest.fixture(scope="module")
+def example() -> Iterator[ModuleType]:
+    spec = importlib.util.spec_from_file_location("chat_window", SOURCE)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["chat_window"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["chat_window"]
+
+
+@pytest.fixture
+def chat(example: ModuleType) -> Iterator[Any]:
+    chat = example.Chat(params=SamplingParams(max_tokens=12, temperature=0, ignore_eos=True))
+    yield chat
+    chat.close()
+    chat.join(60)
+    assert not chat._thread.is_alive()
+
+
+class Slow(LLM):
+    """A model that takes 10 s to fill its context."""
+
+    def chat_stream(self, *args: Any, **options: Any) -> Any:
+        for step in super().chat_stream(*args, **options):
+            time.sleep(0.04)
+            yield step
+
+
+def until(chat: Any, *kinds: str) -> tuple[str, Any]:
+    """The text that comes until an event of one of these kinds, and that event."""
+    text = ""
+    while True:
+        event = chat.events.get(timeout=120)
+        if event.kind in kinds:
+            return text, event
+        text += event.text
+
+
+def test_a_conversation(chat: Any, tiny: Path) -> None:
+    chat.load(tiny)
+    assert until(chat, "loaded", "error")[1].text == "tiny.gguf"
+    chat.send("hi", "be kind")
+    first, event = until(chat, "done", "error")
+    chat.send("hello")
+    second, _ = until(chat, "done", "error")
+    params = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
+    asked = [{"role": "user", "content": "hi"}]
+    with LLM(tiny) as llm:
+        assert (event.kind, first) == (
+            "done",
+            llm.chat([{"role": "system", "content": "be kind"}, *asked], params).text,
+        )
+        asked += [{"role": "assistant", "content": first}, {"role": "user", "content": "hello"}]
+        assert second == llm.chat(asked, params).text
+    assert chat.messages == [*asked, {"role": "assistant", "content": second}]
+    chat.clear()
+    chat.send("hi", "be kind")
+    assert until(chat, "done", "error")[0] == first
+
+
+def test_stopping_keeps_what_has_come(example: ModuleType, tiny: Path) -> None:
+    """The answer would go on to the end of the context."""
+    chat = example.Chat(open_model=Slow, params=SamplingParams(temperature=0, ignore_eos=True))
+    chat.load(tiny)
+    until(chat, "loaded")
+    chat.send("hi")
+    first = until(chat, "text")[1].text
+    chat.stop()
+    rest, event = until(chat, "done", "error")
+    assert (event.kind, event.text) == ("done", "stopped")
+    assert chat.messages[-1] == {"role": "assistant", "content": first + rest}
+    chat.send("x")  # the stop was for the one before
+    assert until(chat, "text")[1].kind == "text"
+    chat.close()
+    chat.join(60)
+    assert not chat._thread.is_alive()
+
+
+def test_what_goes_wrong_is_told_and_the_chat_goes_on(chat: Any, tiny: Path, tmp_path: Path) -> None:
+    chat.send("hi")
+    assert "no model" in until(chat, "error")[1].text
+    chat.load(tmp_path / "none.gguf")
+    assert "none.gguf" in until(chat, "error")[1].text
+    chat.load(tiny)
+    until(chat, "loaded")
+    chat.send("y" * 5000)
+    assert "leave no room in the context" in until(chat, "error", "done")[1].text
+    assert chat.messages == []
+    chat.send("hi")
+    assert until(chat, "done", "error")[1].kind == "done"
+
+
+def test_nothing_waits_for_the_model(example: ModuleType) -> None:
+    """Loading takes as long as it likes; every method has returned before, and closing ends it."""
+    started, seen = threading.Event(), threading.Event()
+
+    def slowly(path: Path, *, progress: Any) -> Any:
+        started.set()
+        assert seen.wait(60)
+        progress(0.5)
+
+    chat = example.Chat(open_model=slowly)
+    chat.load(Path("x.gguf"))
+    assert started.wait(60)
+    chat.send("hi")
+    chat.stop()
+    chat.clear()
+    chat.close()
+    seen.set()
+    chat.join(60)
+    assert not chat._thread.is_alive()
+
+
+def test_without_tkinter(tmp_path: Path) -> None:
+    (tmp_path / "tkinter.py").write_text("raise ImportError('no')", encoding="utf-8")
+    code = f"import sys, runpy; sys.path.insert(0, {str(tmp_path)!r}); runpy.run_path({str(SOURCE)!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr.startswith("This Python has no tkinter. Install it")
+
+
+WINDOW = """
+import sys, time, tkinter as tk
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from chat_window import Chat, Window
+from gumba import LLM, SamplingParams
+
+class Slow(LLM):
+    def chat_stream(self, *args, **options):
+        for step in super().chat_stream(*args, **options):
+            time.sleep(0.04)
+            yield step
+
+chat = Chat(open_model=Slow, params=SamplingParams(temperature=0, ignore_eos=True))
+window = Window(tk, chat, [])
+def until(ready):
+    end = time.monotonic() + 100
+    while not ready():
+        assert time.monotonic() < end, window.status["text"]
+        window.root.update()
+def shown():
+    return window.text.get("1.0", "end").strip()
+window.load(Path(sys.argv[2]))
+assert str(window.button["state"]) == "disabled"
+until(lambda: str(window.button["state"]) == "normal")
+window.entry.insert("1.0", "hello")
+window.send()
+assert window.button["text"] == "Stop" and shown() == "hello"
+until(lambda: len(shown()) > 10)
+window.send()
+until(lambda: not window.answering)
+assert window.button["text"] == "Send" and window.status["text"] == "Stopped", window.status["text"]
+assert chat.messages[0] == {"role": "user", "content": "hello"} and len(chat.messages) == 2
+window.clear()
+assert not shown()
+window.close()
+chat.join(60)
+"""
+
+
+@pytest.mark.skipif(not shutil.which("xvfb-run"), reason="there is no display, and no Xvfb to make one")
+def test_the_window(tiny: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tkinter")
+    script = tmp_path / "drive.py"
+    script.write_text(WINDOW, encoding="utf-8")
+    command = ["xvfb-run", "-a", sys.executable, str(script), str(SOURCE.parent), str(tiny)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr + done.stdout
