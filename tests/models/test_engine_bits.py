@@ -85,7 +85,14 @@ def test_same_bits_whatever_happens(tiny: Path, rows: dict[tuple[int, ...], byte
             assert answers(llm) == expected, "what all have computed before matters"
             assert answers(llm, prompt_lookup_tokens=7) == expected, "guesses matter"
             assert len(rows) == n_rows, "rows were not compared"
-    assert len(rows) == sum(map(len, expected))
+            # The next turn of a chat: all is there but the last token, which was chosen and never computed.
+            turn = PROMPTS[0] + expected[0] + prompt(5, 6)
+            (there,) = llm.generate([turn], PARAMS[0])
+            llm.clear_cache()
+            (fresh,) = llm.generate([turn], PARAMS[0])
+            assert there.token_ids == fresh.token_ids and fresh.timings.cached_tokens == 0
+            assert there.timings.cached_tokens == len(PROMPTS[0]) + len(expected[0]) - 1
+    assert len(rows) == sum(map(len, expected)) + PARAMS[0].max_tokens
 
 
 @pytest.mark.parametrize("kv_type", page_formats())
