@@ -39,12 +39,27 @@ class Timings:
 
 
 @dataclass(frozen=True)
+class Logprobs:
+    """How likely the model held one token, and which ones it held the likeliest, before any sampler changed that.
+
+    ``logprob`` is the natural logarithm of the token's probability, the log-softmax of the model's logits in float64;
+    ``rank`` its place among all tokens from 1 (equal ones by ascending id); ``top`` are the ids and log-probabilities of
+    the likeliest tokens, best first, as many as were asked for.
+    """
+
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class StreamOutput:
     """One step of a stream.
 
     ``text`` is the new text: whole characters, without any part of a stop string, and so sometimes empty or of several
     tokens. ``token_id`` is the new token (None when the request was cancelled), ``index`` counts tokens from 0, ``choice``
-    the answers of one prompt. ``finish_reason`` and ``timings`` are set on the last one of an answer only.
+    the answers of one prompt. ``finish_reason`` and ``timings`` are set on the last one of an answer only; ``logprobs`` on
+    each that has a token, where ``SamplingParams.logprobs`` asks for it.
     """
 
     text: str
@@ -53,6 +68,7 @@ class StreamOutput:
     finish_reason: FinishReason | None = None
     timings: Timings | None = None
     choice: int = 0
+    logprobs: Logprobs | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +76,8 @@ class CompletionOutput:
     """One answer to a prompt, the ``index``-th.
 
     ``token_ids`` are all tokens generated, the one that ended the request included; ``text`` is their text without special
-    tokens that ended it and without the stop string.
+    tokens that ended it and without the stop string. ``logprobs`` has one entry per token where ``SamplingParams.logprobs``
+    asks for it.
     """
 
     index: int
@@ -68,6 +85,12 @@ class CompletionOutput:
     token_ids: list[int]
     finish_reason: FinishReason
     timings: Timings
+    logprobs: list[Logprobs] | None = None
+
+    @property
+    def cumulative_logprob(self) -> float | None:
+        """Sum of the tokens' log-probabilities; None when they were not asked for."""
+        return None if self.logprobs is None else sum(each.logprob for each in self.logprobs)
 
 
 @dataclass(frozen=True)
@@ -105,6 +128,11 @@ class RequestOutput:
     def timings(self) -> Timings:
         """Of the first answer."""
         return self.outputs[0].timings
+
+    @property
+    def logprobs(self) -> list[Logprobs] | None:
+        """Of the first answer."""
+        return self.outputs[0].logprobs
 
 
 @dataclass(frozen=True)

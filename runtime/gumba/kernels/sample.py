@@ -421,9 +421,11 @@ def sample_all(logits, top_p, min_p, temperature, uniform, blocks, heap, weights
         return best
     powers = terms[BLOCK:]
     powers_bits = powers.view(np.int32)
-    last = np.int64(-0x7FFFFFFFFFFFFFFF)
+    # The lowest float32 is the logit of tokens that are ruled out: they are never drawn.
+    last = np.int64(-0x7F7FFFFE) << 32
     if top_p < 1.0:
-        last = _cut_top_p(logits, bits, blocks, best, top_p, heap, weights, terms, powers_bits, powers)
+        cut = _cut_top_p(logits, bits, blocks, best, top_p, heap, weights, terms, powers_bits, powers)
+        last = max(last, cut)
     if min_p > 0.0:
         last = max(last, _cut_min_p(logits[best], min_p, powers_bits, powers))
     return _draw_all(logits, bits, blocks, best, last, temperature, uniform, weights, terms, powers_bits, powers)

@@ -1,0 +1,152 @@
+"""Changing a row of logits before a token is chosen: ruling tokens out, penalties, DRY, repeated n-grams.
+
+A row to be changed is a copy (``copy_row``), in which a token that is ruled out has the logit ``BANNED``: finite, so that
+the kernels that choose need no case for it, and so low that its probability is 0. What tokens have left in their tracks is
+counted in ``marks``, an int32 per token of the vocabulary, which is all zeros between calls.
+
+Penalties and DRY come in two forms: on a whole row (``row``, float32), and on candidates that filters left (``ids`` int32 and
+``x`` float64, of which the first ``n`` count).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from gumba.kernels.jit import entry, inline
+
+#: The logit of a token that is ruled out: the lowest float32.
+BANNED = np.float32(-3.4028234663852886e38)
+#: No penalty brings a logit below this, so that it stays above BANNED.
+LOWEST_LOGIT = -3.0e38
+INFINITY_BITS = 0x7F800000
+
+
+@entry("i8(f4[::1], u4[::1], f4[::1])")
+def copy_row(logits, mask, row):
+    """Copy ``logits`` to ``row`` (float32 [n]), with BANNED for tokens that ``mask`` does not have.
+
+    Bit i % 32 of word i // 32 of ``mask`` (uint32 [ceil(n / 32)], or empty for all) is token i. Returns 0, or ``-1 - token``
+    for a logit that is NaN or infinite, whatever its mask.
+    """
+    bits = logits.view(np.int32)
+    for start in range(0, logits.size, 32):
+        part, out = logits[start : start + 32], row[start : start + 32]
+        extreme = np.int32(0)
+        for j in range(part.size):
+            extreme = max(extreme, np.int32(bits[start + j] & np.int32(0x7FFFFFFF)))
+        if extreme >= INFINITY_BITS:
+            for j in range(part.size):
+                if (bits[start + j] & 0x7FFFFFFF) >= INFINITY_BITS:
+                    return -1 - (start + j)
+        if mask.size == 0 or mask[start >> 5] == np.uint32(0xFFFFFFFF):
+            for j in range(part.size):
+                out[j] = part[j]
+        elif mask[start >> 5] == np.uint32(0):
+            for j in range(part.size):
+                out[j] = BANNED
+        else:
+            word = mask[start >> 5]
+            for j in range(part.size):
+                out[j] = part[j] if (word >> np.uint32(j)) & np.uint32(1) else BANNED
+    return 0
+
+
+@inline
+def _penalized(logit, count, repetition, frequency, presence):
+    """The logit of a token that occurred ``count`` times, 1 or more."""
+    logit = logit / repetition if logit > 0.0 else logit * repetition
+    return max(logit - count * frequency - presence, LOWEST_LOGIT)
+
+
+@entry("void(f4[::1], i4[::1], i4[::1], f8, f8, f8)")
+def penalize_row(row, window, marks, repetition, frequency, presence):
+    """Penalize the tokens that occur in ``window`` (int32 [any]); those BANNED stay so."""
+    for i in range(window.size):
+        marks[window[i]] += 1
+    for i in range(window.size):
+        token = window[i]
+        if marks[token] > 0 and row[token] != BANNED:
+            value = _penalized(np.float64(row[token]), marks[token], repetition, frequency, presence)
+            row[token] = np.float32(min(value, -LOWEST_LOGIT))
+        marks[token] = 0
+
+
+@entry("void(i4[::1], f8[::1], i8, i4[::1], i4[::1], f8, f8, f8)")
+def penalize(ids, x, n, window, marks, repetition, frequency, presence):
+    """As ``penalize_row``, on candidates."""
+    for i in range(window.size):
+        marks[window[i]] += 1
+    for i in range(n):
+        if marks[ids[i]] > 0:
+            x[i] = _penalized(x[i], marks[ids[i]], repetition, frequency, presence)
+    for i in range(window.size):
+        marks[window[i]] = 0
+
+
+@inline
+def _mark_repetitions(window, limit, allowed, lengths, marks):
+    """marks[t] = length of the longest repetition, ``allowed`` or more, that token t would go on with.
+
+    A repetition of L tokens: the last L of ``window``, L at most ``limit``, occur earlier in it, and t comes next there.
+    ``lengths`` int32 [window.size] is scratch: how far the window backwards from its end and from place p agree (the Z
+    function of the window read backwards; Gusfield, "Algorithms on strings, trees and sequences", 1997): linear time.
+    """
+    n = window.size
+    left, right = 0, 0  # the stretch of the backward window known to equal its beginning that reaches farthest
+    for p in range(1, n):
+        length = 0
+        if p < right:
+            length = min(np.int64(lengths[p - left]), right - p)
+        while p + length < n and window[n - 1 - length] == window[n - 1 - p - length]:
+            length += 1
+        if p + length > right:
+            left, right = p, p + length
+        lengths[p] = length
+        follower = window[n - p]
+        length = min(length, limit)
+        if length >= allowed and length > marks[follower]:
+            marks[follower] = length
+
+
+@inline
+def _dry_penalty(length, allowed, multiplier, base):
+    # Powers end where float64 does.
+    return multiplier * math.exp(min((length - allowed) * math.log(base), 700.0))
+
+
+@entry("void(f4[::1], i4[::1], i8, i8, f8, f8, i4[::1], i4[::1])")
+def dry_row(row, window, limit, allowed, multiplier, base, lengths, marks):
+    """Subtract ``multiplier * base ** (L - allowed)`` from tokens that would go on with a repetition of L tokens."""
+    _mark_repetitions(window, limit, allowed, lengths, marks)
+    for i in range(window.size):
+        token = window[i]
+        if marks[token] > 0 and row[token] != BANNED:
+            value = np.float64(row[token]) - _dry_penalty(marks[token], allowed, multiplier, base)
+            row[token] = np.float32(max(value, LOWEST_LOGIT))
+        marks[token] = 0
+
+
+@entry("void(i4[::1], f8[::1], i8, i4[::1], i8, i8, f8, f8, i4[::1], i4[::1])")
+def dry(ids, x, n, window, limit, allowed, multiplier, base, lengths, marks):
+    """As ``dry_row``, on candidates."""
+    _mark_repetitions(window, limit, allowed, lengths, marks)
+    for i in range(n):
+        if marks[ids[i]] > 0:
+            x[i] = max(x[i] - _dry_penalty(marks[ids[i]], allowed, multiplier, base), LOWEST_LOGIT)
+    for i in range(window.size):
+        marks[window[i]] = 0
+
+
+@entry("void(f4[::1], i4[::1], i8)")
+def ban_ngrams(row, tokens, size):
+    """Ban each token that would end a sequence of ``size`` tokens that ``tokens`` (int32 [any]) already has."""
+    prefix = size - 1
+    last = tokens.size - prefix
+    for start in range(last):
+        j = 0
+        while j < prefix and tokens[start + j] == tokens[last + j]:
+            j += 1
+        if j == prefix:
+            row[tokens[start + prefix]] = BANNED

@@ -1,0 +1,52 @@
+"""Log-probabilities of tokens: the log-softmax of a row of logits, in float64, and the likeliest tokens."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from gumba.kernels.filters import BLOCK, _decay
+from gumba.kernels.jit import entry
+from gumba.kernels.sample import _rank, _scan, _top_k
+
+
+@entry("i8(f4[::1], i8, i8, i4[::1], i8[::1], f8[::1], f8[::1])")
+def log_softmax(logits, token, top_k, blocks, heap, room, result):
+    """``result`` (float64 [1]) gets log(sum(exp(logits))), ``heap[:top_k]`` the ranks of the likeliest tokens, best first.
+
+    ``logits`` float32 [n]; ``top_k`` 0 to n. Returns how many tokens are likelier than ``token`` (of equal ones: have a lower
+    id), or ``-1 - token`` for a logit that is not finite. Scratch: ``blocks`` and ``heap`` as in ``sample_top_k``, ``room``
+    float64 [1024].
+    """
+    bits = logits.view(np.int32)
+    best = _scan(bits, blocks)
+    if best < 0:
+        return best
+    far, weights, powers = room[:BLOCK], room[BLOCK : 2 * BLOCK], room[2 * BLOCK : 3 * BLOCK]
+    lanes, powers_bits = room[3 * BLOCK : 4 * BLOCK], powers.view(np.int64)
+    highest = np.float64(logits[best])
+    for j in range(BLOCK):
+        lanes[j] = 0.0
+    for start in range(0, logits.size, BLOCK):
+        part = logits[start : start + BLOCK]
+        for j in range(part.size):
+            far[j] = highest - np.float64(part[j])
+        _decay(far[: part.size], weights, powers, powers_bits)
+        for j in range(part.size):
+            lanes[j] += weights[j]
+    half = BLOCK // 2
+    while half > 0:
+        for j in range(half):
+            lanes[j] += lanes[j + half]
+        half //= 2
+    result[0] = highest + math.log(lanes[0])
+    if top_k > 0:
+        _top_k(bits, blocks, top_k, heap)
+    own = _rank(bits[token], token)
+    likelier = 0
+    for block in range(blocks.size):
+        if blocks[block] >= (own >> 32):
+            for i in range(block * BLOCK, min((block + 1) * BLOCK, bits.size)):
+                likelier += _rank(bits[i], i) > own
+    return likelier
