@@ -35,6 +35,8 @@ from gumba.outputs import (
     StreamOutput,
 )
 from gumba.params import BeamSearchParams, ContrastiveSearchParams, SamplingParams, require_count, show
+from gumba.sampling.state import SamplerState
+from gumba.sampling.words import bad_word_sequences, breaker_sequences
 from gumba.text import ChatTemplate, StreamDecoder, Tokenizer, encode_chat
 
 if TYPE_CHECKING:
@@ -65,7 +67,9 @@ class _Request:
             assert last.finish_reason is not None and last.timings is not None
             text = "".join(output.text for output in each.outputs)
             tokens = each.tokens[each.n_prompt :]
-            outputs.append(CompletionOutput(each.choice, text, tokens, last.finish_reason, last.timings))
+            logprobs = [output.logprobs for output in each.outputs if output.logprobs is not None]
+            asked = None if each.params.logprobs is None else logprobs
+            outputs.append(CompletionOutput(each.choice, text, tokens, last.finish_reason, last.timings, asked))
         return RequestOutput(self.prompt, first.tokens[: first.n_prompt], outputs)
 
 
@@ -522,11 +526,14 @@ class LLM:
             raise RequestError(f"params: expected SamplingParams, found {show(params)}")
         ends = self._end_ids(ids, params, field)
         seed = secrets.randbits(64) if params.seed is None else params.seed
+        seeds = [(seed + choice * _SEED_STEP) % 2**64 for choice in range(params.n)]
+        sampling = self._sampler_state(params, ids, ends)
         made = [
             Generation(
                 ids,
                 params,
-                seed=(seed + choice * _SEED_STEP) % 2**64,
+                seed=seeds[choice],
+                sampling=sampling.fork(seeds[choice]),
                 decoder=StreamDecoder(self._tokenizer, skip_special=params.skip_special_tokens),
                 end_ids=ends,
                 capacity=self._engine.capacity,
@@ -560,6 +567,18 @@ class LLM:
                 )
         ends = frozenset() if params.ignore_eos else self._tokenizer.eog_ids
         return ends | frozenset(params.stop_token_ids)
+
+    def _sampler_state(self, params: SamplingParams, ids: list[int], end_ids: frozenset[int]) -> SamplerState:
+        """What the sampler of a generation from the prompt ``ids`` carries."""
+        tokenizer, breakers = self._tokenizer, tuple(params.dry_sequence_breakers)
+        return SamplerState(
+            params,
+            tokenizer.n_vocab,
+            ids,
+            end_ids=end_ids,
+            bad_words=bad_word_sequences(tokenizer, params.bad_words) if params.bad_words else (),
+            breakers=breaker_sequences(tokenizer, breakers) if params.dry_multiplier > 0 else (),
+        )
 
     def _chat_ids(self, messages: Messages, template_args: Mapping[str, Any] | None) -> list[int]:
         self._engine.check_usable()

@@ -10,7 +10,7 @@ import pytest
 from fake_model import END, EURO, MARK, N_VOCAB, OP, ST, XYZ, hashed_logits, scripted
 
 from gumba import EngineError, ModelError, RequestError, SamplingParams
-from gumba.sampling.sampler import Sampler, UniformStream
+from gumba.sampling.sampler import Sampler, SamplerState, UniformStream
 
 GREEDY = SamplingParams(temperature=0)
 
@@ -18,9 +18,11 @@ GREEDY = SamplingParams(temperature=0)
 def oracle(prompt, params, n, capacity=64):
     """Tokens that sampling from the bare function gives."""
     history, numbers, sampler = list(prompt), UniformStream(params.seed or 0), Sampler(N_VOCAB)
+    state = SamplerState(params, N_VOCAB, prompt, seed=params.seed or 0)
     while len(history) < min(len(prompt) + n, capacity):
         index = len(history) - len(prompt)
-        history.append(sampler.sample(hashed_logits(history), params, history, numbers[index]))
+        history.append(sampler.sample(hashed_logits(history), state, numbers[index]).token)
+        state.accept(history[-1])
         if history[-1] == END:
             break
     return history[len(prompt) :]

@@ -13,9 +13,10 @@ import numpy as np
 
 from gumba.engine.prefix_cache import Node
 from gumba.engine.stopping import StopStrings
-from gumba.outputs import FinishReason, StreamOutput, Timings
+from gumba.outputs import FinishReason, Logprobs, StreamOutput, Timings
 from gumba.params import SamplingParams
-from gumba.sampling.sampler import Sampler, UniformStream
+from gumba.sampling.sampler import Choice, Sampler
+from gumba.sampling.state import SamplerState, UniformStream
 
 if TYPE_CHECKING:
     from gumba.engine.scheduler import Scheduler
@@ -161,6 +162,7 @@ class Generation(Sequence):
         prompt: Token ids, at least one and fewer than ``capacity``.
         params: How to choose tokens and when to stop.
         seed: Of its random numbers.
+        sampling: What its sampler carries from token to token; of the prompt and ``params``.
         decoder: Makes text of its tokens.
         end_ids: Tokens that end it.
         capacity: Tokens that fit the context.
@@ -173,6 +175,7 @@ class Generation(Sequence):
         params: SamplingParams,
         *,
         seed: int,
+        sampling: SamplerState,
         decoder: TextDecoder,
         end_ids: Set[int],
         capacity: int,
@@ -186,6 +189,7 @@ class Generation(Sequence):
         #: What came of it so far, one entry per token.
         self.outputs: list[StreamOutput] = []
         self._uniforms = UniformStream(seed)
+        self._sampling = sampling
         self._decoder = decoder
         self._end_ids = end_ids
         self._stops = StopStrings(params.stop, params.include_stop_str_in_output)
@@ -218,11 +222,16 @@ class Generation(Sequence):
         if guess and self.drafter is not None:
             self.drafter.learn(self.n_cached)
 
-    def _choose(self, row: np.ndarray[Any, Any], sampler: Sampler) -> int:
+    def _choose(self, row: np.ndarray[Any, Any], sampler: Sampler) -> Choice:
         index = len(self.tokens) - self.n_prompt
-        return sampler.sample(row, self.params, self.tokens, self._uniforms[index])
+        return sampler.sample(row, self._sampling, self._uniforms[index])
 
-    def _accept(self, token: int) -> None:
+    def _accept(self, choice: Choice) -> None:
+        token = choice.token
+        logprobs = None
+        if choice.logprob is not None and choice.rank is not None:
+            logprobs = Logprobs(choice.logprob, choice.rank, choice.top)
+        self._sampling.accept(token)
         self.tokens.append(token)
         self._last = time.perf_counter()
         if self._first is None:
@@ -238,25 +247,25 @@ class Generation(Sequence):
             elif len(self.tokens) >= self._limit:
                 reason = "length"
         if reason is None:
-            self._emit(text, token, None)
+            self._emit(text, token, None, logprobs)
         else:
-            self._end(text, token, reason)
+            self._end(text, token, reason, logprobs)
 
     def cancel(self) -> None:
         self._end("", None, "cancelled")
 
-    def _end(self, text: str, token: int | None, reason: FinishReason) -> None:
+    def _end(self, text: str, token: int | None, reason: FinishReason, logprobs: Logprobs | None = None) -> None:
         """Finish; text still held back comes out, and may even complete a stop string."""
         text += self._stops.push(self._decoder.finish())
         if self._stops.stopped and reason == "length":
             reason = "stop"
-        self._emit(text + self._stops.flush(), token, reason)
+        self._emit(text + self._stops.flush(), token, reason, logprobs)
         self.finish_reason = reason
 
-    def _emit(self, text: str, token: int | None, reason: FinishReason | None) -> None:
+    def _emit(self, text: str, token: int | None, reason: FinishReason | None, logprobs: Logprobs | None) -> None:
         generated = len(self.tokens) - self.n_prompt
         index = generated if token is None else generated - 1
-        output = StreamOutput(text, token, index, reason, self.timings() if reason else None, self.choice)
+        output = StreamOutput(text, token, index, reason, self.timings() if reason else None, self.choice, logprobs)
         self.outputs.append(output)
         if self.streaming and reason is None:
             self.deliver(output)

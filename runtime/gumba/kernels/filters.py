@@ -132,38 +132,31 @@ def _decay(far, weights, powers, powers_bits):
 
 
 @inline
-def _rooms(room, size):
-    """The parts of ``room``: distances, weights, members, masses and numbers of buckets, lanes, powers and their bits."""
-    rest = room[3 * size :]
-    powers = rest[2 * BUCKETS + BLOCK : 2 * BUCKETS + 2 * BLOCK]
-    return (
-        room[:size],
-        room[size : 2 * size],
-        room[2 * size : 3 * size].view(np.int64),
-        rest[:BUCKETS],
-        rest[BUCKETS : 2 * BUCKETS],
-        rest[2 * BUCKETS : 2 * BUCKETS + BLOCK],
-        powers,
-        powers.view(np.int64),
-    )
+def _parts(room, size):
+    """The parts of ``room`` that are as long as ``x``: distances, weights, members (int64)."""
+    return room[:size], room[size : 2 * size], room[2 * size : 3 * size].view(np.int64)
 
 
 @inline
-def _weigh(x, n, far, weights, lanes, powers, powers_bits):
+def _weigh(x, n, far, weights, room):
     """far[i]: how far x[i] lies below the largest; weights[i] = exp(-far[i]). Returns the sum of the weights."""
+    lanes = room[room.size - BLOCK :]
+    powers = room[room.size - 2 * BLOCK : room.size - BLOCK]
+    powers_bits = powers.view(np.int64)
     highest = _largest(x[:n], lanes)
     for i in range(n):
-        far[i] = highest - x[i]
+        far[i] = highest - x[i] + 0.0  # not -0.0, whose bits are far from those of 0.0
     _decay(far[:n], weights[:n], powers, powers_bits)
     return _total(weights[:n], lanes)
 
 
 @inline
-def _mean_distance(n, far, weights, total, room, lanes):
-    """Mean of ``far`` under the probabilities ``weights / total``: the entropy less log(total). ``room``: scratch [n]."""
+def _mean_distance(n, far, weights, total, members, room):
+    """Mean of ``far`` under the probabilities ``weights / total``: the entropy less log(total). ``members`` is scratch."""
+    products = members.view(np.float64)
     for i in range(n):
-        room[i] = weights[i] * far[i]
-    return _total(room[:n], lanes) / total
+        products[i] = weights[i] * far[i]
+    return _total(products[:n], room[room.size - BLOCK :]) / total
 
 
 @inline
@@ -195,8 +188,10 @@ def _sort_by_distance(far, members, size):
 
 
 @inline
-def _cut(far, weights, n, wanted, least, members, masses, numbers):
+def _cut(far, weights, n, wanted, least, members, room):
     """Where the nearest candidates have ``wanted`` mass and are ``least`` many: a distance, and how many at it to keep."""
+    masses = room[room.size - 4 * BUCKETS : room.size - 3 * BUCKETS]
+    numbers = room[room.size - 3 * BUCKETS : room.size - 2 * BUCKETS]
     bits = far.view(np.int64)
     held, count, size = 0.0, 0.0, n
     for i in range(min(n, SMALL + 1)):
@@ -271,50 +266,50 @@ def _keep_nearest(ids, x, n, far, distance, ties):
 @entry("i8(i4[::1], f8[::1], i8, i8, f8[::1])")
 def top_k(ids, x, n, k, room):
     """Keep the ``k`` likeliest, 1 or more."""
-    far, weights, members, masses, numbers, lanes, powers, powers_bits = _rooms(room, x.size)
-    highest = _largest(x[:n], lanes)
+    far, weights, members = _parts(room, x.size)
+    highest = _largest(x[:n], room[room.size - BLOCK :])
     for i in range(n):
-        far[i] = highest - x[i]
+        far[i] = highest - x[i] + 0.0  # not -0.0, whose bits are far from those of 0.0
         weights[i] = 0.0
-    distance, ties = _cut(far, weights, n, 0.0, k, members, masses, numbers)
+    distance, ties = _cut(far, weights, n, 0.0, k, members, room)
     return _keep_nearest(ids, x, n, far, distance, ties)
 
 
 @entry("i8(i4[::1], f8[::1], i8, f8, i8, f8[::1])")
 def top_p(ids, x, n, p, min_keep, room):
     """Keep the likeliest until they hold the probability ``p``, and at least ``min_keep`` (1 or more)."""
-    far, weights, members, masses, numbers, lanes, powers, powers_bits = _rooms(room, x.size)
-    total = _weigh(x, n, far, weights, lanes, powers, powers_bits)
-    distance, ties = _cut(far, weights, n, p * total, min_keep, members, masses, numbers)
+    far, weights, members = _parts(room, x.size)
+    total = _weigh(x, n, far, weights, room)
+    distance, ties = _cut(far, weights, n, p * total, min_keep, members, room)
     return _keep_nearest(ids, x, n, far, distance, ties)
 
 
 @entry("i8(i4[::1], f8[::1], i8, f8, i8, f8[::1])")
 def typical(ids, x, n, p, min_keep, room):
     """As ``top_p``, but the nearest are those whose surprise is nearest the entropy."""
-    far, weights, members, masses, numbers, lanes, powers, powers_bits = _rooms(room, x.size)
-    total = _weigh(x, n, far, weights, lanes, powers, powers_bits)
-    mean = _mean_distance(n, far, weights, total, members.view(np.float64), lanes)
+    far, weights, members = _parts(room, x.size)
+    total = _weigh(x, n, far, weights, room)
+    mean = _mean_distance(n, far, weights, total, members, room)
     for i in range(n):
         far[i] = abs(far[i] - mean)
-    distance, ties = _cut(far, weights, n, p * total, min_keep, members, masses, numbers)
+    distance, ties = _cut(far, weights, n, p * total, min_keep, members, room)
     return _keep_nearest(ids, x, n, far, distance, ties)
 
 
 @entry("i8(i4[::1], f8[::1], i8, f8, i8, f8[::1])")
 def within(ids, x, n, distance, min_keep, room):
     """Keep those whose logit is at most ``distance`` below the largest, and at least ``min_keep`` (1 or more)."""
-    far, weights, members, masses, numbers, lanes, powers, powers_bits = _rooms(room, x.size)
-    highest = _largest(x[:n], lanes)
+    far, weights, members = _parts(room, x.size)
+    highest = _largest(x[:n], room[room.size - BLOCK :])
     near = 0
     for i in range(n):
-        far[i] = highest - x[i]
+        far[i] = highest - x[i] + 0.0  # not -0.0, whose bits are far from those of 0.0
         near += far[i] <= distance
     ties = n
     if near < min_keep:
         for i in range(n):
             weights[i] = 0.0
-        distance, ties = _cut(far, weights, n, 0.0, min_keep, members, masses, numbers)
+        distance, ties = _cut(far, weights, n, 0.0, min_keep, members, room)
     return _keep_nearest(ids, x, n, far, distance, ties)
 
 
@@ -334,9 +329,9 @@ def deviation(x, n):
 @entry("f8(f8[::1], i8, f8[::1], f8[::1])")
 def log_total(x, n, entropy, room):
     """log(sum(exp(x - max(x)))) of the candidates; ``entropy`` float64 [1] gets that of their probabilities, in nats."""
-    far, weights, members, masses, numbers, lanes, powers, powers_bits = _rooms(room, x.size)
-    total = _weigh(x, n, far, weights, lanes, powers, powers_bits)
-    entropy[0] = math.log(total) + _mean_distance(n, far, weights, total, members.view(np.float64), lanes)
+    far, weights, members = _parts(room, x.size)
+    total = _weigh(x, n, far, weights, room)
+    entropy[0] = math.log(total) + _mean_distance(n, far, weights, total, members, room)
     return math.log(total)
 
 
@@ -369,8 +364,8 @@ def draw(x, n, uniform, surprise, room):
 
     Inverse of the cumulative distribution, over ascending ids. ``surprise`` float64 [1] gets -log2 of its probability.
     """
-    far, weights, members, masses, numbers, lanes, powers, powers_bits = _rooms(room, x.size)
-    _weigh(x, n, far, weights, lanes, powers, powers_bits)
+    far, weights = room[: x.size], room[x.size : 2 * x.size]
+    _weigh(x, n, far, weights, room)
     total = 0.0
     for i in range(n):
         far[i] = weights[i]

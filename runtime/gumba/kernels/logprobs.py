@@ -13,11 +13,11 @@ from gumba.kernels.sample import _rank, _scan, _top_k
 
 @entry("i8(f4[::1], i8, i8, i4[::1], i8[::1], f8[::1], f8[::1])")
 def log_softmax(logits, token, top_k, blocks, heap, room, result):
-    """``result`` (float64 [1]) gets log(sum(exp(logits))), ``heap[:top_k]`` the ranks of the likeliest tokens, best first.
+    """``result`` (float64 [2]) gets the largest logit and log(sum(exp(logits - largest))).
 
-    ``logits`` float32 [n]; ``top_k`` 0 to n. Returns how many tokens are likelier than ``token`` (of equal ones: have a lower
-    id), or ``-1 - token`` for a logit that is not finite. Scratch: ``blocks`` and ``heap`` as in ``sample_top_k``, ``room``
-    float64 [1024].
+    ``heap[:top_k]`` gets the ranks of the likeliest tokens, best first. ``logits`` float32 [n]; ``top_k`` 0 to n. Returns how
+    many tokens are likelier than ``token`` (of equal ones: have a lower id), or ``-1 - token`` for a logit that is not finite.
+    Scratch: ``blocks`` and ``heap`` as in ``sample_top_k``, ``room`` float64 [1024].
     """
     bits = logits.view(np.int32)
     best = _scan(bits, blocks)
@@ -40,7 +40,8 @@ def log_softmax(logits, token, top_k, blocks, heap, room, result):
         for j in range(half):
             lanes[j] += lanes[j + half]
         half //= 2
-    result[0] = highest + math.log(lanes[0])
+    result[0] = highest
+    result[1] = math.log(lanes[0])
     if top_k > 0:
         _top_k(bits, blocks, top_k, heap)
     own = _rank(bits[token], token)

@@ -44,7 +44,7 @@ class Sampler:
         self._heap = np.empty(n_vocab + 1, np.int64)
         self._weights = np.empty(max(n_vocab, LANES * BUCKETS), np.float64)
         self._terms = np.empty(2 * BLOCK, np.float32)
-        self._result = np.empty(1, np.float64)
+        self._result = np.empty(2, np.float64)
         self._wide = np.empty(4 * filters.BLOCK, np.float64)
         self._rare: _Rare | None = None
 
@@ -71,7 +71,15 @@ class Sampler:
         edited = mask is not None or state.edits_row
         changed = self._rare_room.edit(row, state, mask) if edited else row
         if chain.one_call:
-            draw = (chain.top_p, chain.min_p, chain.temperature or 1.0, uniform, self._blocks, self._heap, self._weights)
+            draw = (
+                chain.top_p,
+                chain.min_p,
+                chain.temperature or 1.0,
+                uniform,
+                self._blocks,
+                self._heap,
+                self._weights,
+            )
             if 0 < chain.top_k <= self.n_vocab:
                 token: int = sample_top_k(changed, chain.top_k, *draw)
             else:
@@ -97,10 +105,10 @@ class Sampler:
         likelier = log_softmax(row, token, top, self._blocks, self._heap, self._wide, self._result)
         if likelier < 0:
             raise _not_finite(row, -1 - likelier)
-        total = float(self._result[0])
+        largest, total = self._result.tolist()
         ids = 0xFFFFFFFF - (self._heap[:top] & 0xFFFFFFFF)
-        values = row[ids].astype(np.float64) - total
-        return Logprobs(float(row[token]) - total, likelier + 1, tuple(zip(ids.tolist(), values.tolist())))
+        values = row[ids].astype(np.float64) - largest - total
+        return Logprobs(float(row[token]) - largest - total, likelier + 1, tuple(zip(ids.tolist(), values.tolist())))
 
     @property
     def _rare_room(self) -> _Rare:
@@ -177,9 +185,12 @@ class _Rare:
         if state.chain.mirostat == 1:
             n = self._mirostat_top_k(n, state)
         elif state.chain.mirostat == 2:
-            # In nats; the likeliest token always stays.
-            total = filters.log_total(self._x, n, self._number, self._room)
-            n = filters.within(self._ids, self._x, n, max(state.mu * math.log(2) - total, 0.0), 1, self._room)
+            # The bound in nats, of the distance from the likeliest token, which stays even beyond it.
+            bound = state.mu * math.log(2) - filters.log_total(self._x, n, self._number, self._room)
+            if bound >= 0:
+                n = filters.within(self._ids, self._x, n, bound, 1, self._room)
+            else:
+                n = filters.top_k(self._ids, self._x, n, 1, self._room)
         token = int(self._ids[filters.draw(self._x, n, uniform, self._number, self._room)])
         if state.chain.mirostat:
             surprise = float(self._number[0])
@@ -302,7 +313,9 @@ class _Rare:
         wrong = np.flatnonzero(np.isnan(changed) | (changed == np.inf))
         if wrong.size:
             token = int(wrong[0])
-            raise RequestError(f"logits_processors: expected finite logits or -inf, found {changed[token]} of token {token}")
+            raise RequestError(
+                f"logits_processors: expected finite logits or -inf, found {changed[token]} of token {token}"
+            )
         np.maximum(changed, edit.BANNED, out=changed)
         return changed
 

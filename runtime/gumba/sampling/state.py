@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from types import EllipsisType
 from typing import Any
 
@@ -121,13 +121,15 @@ class SamplerState:
         self.mu = 2.0 * params.mirostat_tau
         self.drawn: tuple[int, float] | None = None
         words = [tuple(each) for each in bad_words]
+        bias = params.logit_bias.items() if isinstance(params.logit_bias, Mapping) else params.logit_bias
+        biases = dict(bias)
         _check("bad_words", [token for word in words for token in word], n_vocab)
-        _check("logit_bias", [token for token, _ in params.logit_bias], n_vocab)
+        _check("logit_bias", biases, n_vocab)
         _check("allowed_token_ids", params.allowed_token_ids or (), n_vocab)
         #: Sequences of two or more tokens whose last one is ruled out after the others.
         self.bad_sequences = [word for word in words if len(word) > 1]
-        self.bias_ids = np.array([token for token, _ in params.logit_bias], np.int64)
-        self.biases = np.array([bias for _, bias in params.logit_bias], np.float32)
+        self.bias_ids = np.array(list(biases), np.int64)
+        self.biases = np.array(list(biases.values()), np.float32)
         banned = {word[0] for word in words if len(word) == 1}
         self._mask = _mask(n_vocab, params.allowed_token_ids, banned)
         self._mask_before_end = self._mask
