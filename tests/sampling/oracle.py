@@ -184,6 +184,8 @@ def distribution(logits, params, at, nudge=0.0):
             continue
         elif name == "temperature":
             x = tempered(x, params)
+        elif name == "top_n_sigma" and params.top_n_sigma <= 0:
+            continue
         elif not params.mirostat and getattr(params, name if name != "xtc" else "xtc_probability") != OFF.get(name, 0):
             places = np.sort(kept(name, ids, x, params, at, nudge))
             ids, x = ids[places], x[places]

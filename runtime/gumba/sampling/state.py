@@ -67,7 +67,7 @@ class Chain:
         self.edits, self.filters = active[:edits], active[edits:]
         order = [_ONE_CALL.index(name) for name in self.filters if name in _ONE_CALL]
         #: Whether all filters are one compiled call.
-        self.one_call = (
+        self.one_call = self.greedy or (
             len(order) == len(self.filters)
             and order == sorted(order)
             and not self.mirostat
