@@ -264,16 +264,80 @@ def test_symbolic_links(
 # Old folders -----------------------------------------------------------------------------------------------------------
 
 
-def test_prune_keeps_the_newest(warm: Path) -> None:
-    for i in range(5):
-        old = warm / "kernels" / f"old{i}"
+def old_folders(warm: Path, n: int) -> list[Path]:
+    """Cache folders of other versions, the oldest first."""
+    made = []
+    for i in range(n):
+        old = warm / "kernels" / f"{i:020x}"
         old.mkdir()
-        (old / "kernel.x").write_bytes(b"x")
+        (old / f"kernels.x-{i:016x}").write_bytes(b"x")
+        (old / ".new-x").write_bytes(b"x")
         os.utime(old, (1000 + i, 1000 + i))
+        made.append(old)
+    return made
+
+
+def test_prune_keeps_the_newest(warm: Path) -> None:
+    made = old_folders(warm, 5)
+    (warm / "kernels" / "a file").write_bytes(b"")
     jit.prune_cache(keep=3)
     left = sorted(path.name for path in (warm / "kernels").iterdir())
-    assert left == sorted(["old3", "old4", jit.sources_hash()])
+    assert left == sorted([made[3].name, made[4].name, "a file", jit.sources_hash()])
     assert counts() == (0, 1)
+
+
+def test_prune_touches_nothing_of_others(warm: Path, tmp_path: Path) -> None:
+    """A folder of this name may well be the user's own."""
+    made = old_folders(warm, 3)
+    kept = [warm / "kernels" / name / "matmul.cu" for name in ("matmul", "norm", "conv", "x" * 20)]
+    for path in kept:
+        path.parent.mkdir()
+    kept += [made[0] / "notes.txt", made[1] / "kernels.x-0123", made[2] / f"sub-{0:016x}" / "file"]
+    kept[-1].parent.mkdir()
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    kept.append(outside / f"kernels.x-{0:016x}")
+    (warm / "kernels" / f"{9:020x}").symlink_to(outside, target_is_directory=True)
+    for path in kept:
+        path.write_text("mine")
+    jit.prune_cache(keep=1)
+    assert all(path.read_text() == "mine" for path in kept)
+    assert not (made[0] / f"kernels.x-{0:016x}").exists() and not (made[0] / ".new-x").exists()
+
+
+def test_a_folder_in_use_counts_as_new(warm: Path) -> None:
+    own = warm / "kernels" / jit.sources_hash()
+    os.utime(own, (1000, 1000))
+    jit.cache_folder.cache_clear()
+    assert jit.cache_writable() and own.stat().st_mtime > 2000
+
+
+def test_a_cache_that_can_only_be_read_is_read(
+    warm: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of an image, made ahead of time; what it lacks is compiled in memory."""
+
+    def no(*args: object, **kwargs: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(jit.tempfile, "TemporaryFile", no)
+    monkeypatch.setattr(jit.tempfile, "NamedTemporaryFile", no)
+    monkeypatch.setattr(Path, "mkdir", no)
+    assert counts() == (0, 1) and not warnings(caplog)
+    for path in (warm / "kernels" / jit.sources_hash()).iterdir():
+        path.unlink()
+    assert counts() == (1, 0) and counts() == (1, 0)
+    assert len(warnings(caplog)) == 1 and "cannot be written" in warnings(caplog)[0]
+
+
+def test_code_of_sources_that_have_changed_is_not_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that imported before an edit and compiles after it: nobody else must get that code."""
+    monkeypatch.setattr(jit, "_imported", jit._imported[:-1])
+    assert counts() == (1, 0) and counts() == (1, 0)
+    monkeypatch.undo()
+    monkeypatch.setenv("GUMBA_CACHE_DIR", str(cache))
+    jit.cache_folder.cache_clear()
+    assert counts() == (1, 0) and counts() == (0, 1)
 
 
 # Several processes -----------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import stat
 import sys
 import tempfile
@@ -98,6 +99,23 @@ def _numba_version() -> bytes:
     return str(numba.__version__).encode()
 
 
+def _sources_state() -> list[tuple[str, int, int]]:
+    """Size and time of every source that compiled code can come from."""
+    package = Path(__file__).parent.parent
+    found = []
+    for room in KERNEL_ROOMS:
+        for path in (package / room).glob("**/*.py"):
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                found.append((str(path), status.st_size, status.st_mtime_ns))
+    return sorted(found)
+
+
+#: When this module was imported, which all others with compiled code import first: what they were made of. Code that was
+#: imported before an edit and compiled after it must not be kept for those who come from the new sources.
+_imported = _sources_state()
+
+
 @functools.cache
 def sources_hash() -> str:
     """Hash of gumba's version and of every source that compiled code can come from.
@@ -117,13 +135,13 @@ def sources_hash() -> str:
 
 
 def _private(folder: Path) -> bool:
-    """Whether ``folder`` is a real folder that only this user can write (always true where owners do not exist)."""
+    """Whether ``folder`` is a real folder that only this user, or the system's, can write (true where owners do not exist)."""
     info = folder.lstat()
     if not stat.S_ISDIR(info.st_mode):
         return False
     if not hasattr(os, "getuid"):
         return True
-    return info.st_uid == os.getuid() and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return info.st_uid in (0, os.getuid()) and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _in_safe_hands(folder: Path) -> bool:
@@ -137,7 +155,10 @@ def _in_safe_hands(folder: Path) -> bool:
 
 @functools.cache
 def cache_folder() -> Path | None:
-    """The folder of compiled kernels for these sources, created when missing; None when there is nowhere safe to write."""
+    """The folder of compiled kernels for these sources, created when missing; None when there is no safe one.
+
+    It may be one that can only be read (``cache_writable``): that of an image, say.
+    """
     setting = os.environ.get("GUMBA_CACHE_DIR")
     if setting == "":
         return None
@@ -146,29 +167,57 @@ def cache_folder() -> Path | None:
         root = root.expanduser().resolve()  # a relative path must not mean another folder after a change of directory
         folder = root / "kernels" / sources_hash()
         for each in (folder.parent, folder):  # one by one: folders that ``parents`` makes do not get the mode
-            each.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not each.is_dir():
+                each.mkdir(mode=0o700, parents=True, exist_ok=True)
         for each, safe in ((root, _in_safe_hands), (folder.parent, _private), (folder, _private)):
             if not safe(each):
                 log.warning("kernel cache %s is not private to this user: kernels are compiled in memory", each)
                 return None
-        with tempfile.TemporaryFile(dir=folder):
-            pass
     except (OSError, RuntimeError) as error:
         log.warning("no kernel cache (%s): kernels are compiled in memory", error)
         return None
     return folder
 
 
-def prune_cache(keep: int = 3) -> None:
-    """Delete all but the ``keep`` most recently used cache folders (each gumba version or edit makes one)."""
+def cache_writable() -> bool:
+    """Whether compiled kernels can be kept."""
     folder = cache_folder()
-    if folder is None:
-        return
+    return folder is not None and _writable(folder)
+
+
+@functools.cache
+def _writable(folder: Path) -> bool:
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        log.warning("kernel cache %s cannot be written (%s): what it lacks is compiled in memory", folder, error)
+        return False
     with contextlib.suppress(OSError):
-        others = sorted(folder.parent.iterdir(), key=lambda p: p.stat().st_mtime, reverse=True)
-        for old in [p for p in others if p != folder][keep - 1 :]:
+        os.utime(folder)  # in use, for ``prune_cache``
+    return True
+
+
+def prune_cache(keep: int = 3) -> None:
+    """Delete all but the ``keep`` most recently used cache folders (each gumba version or edit makes one).
+
+    Nothing else that may lie there: only folders and files with the names that this module gives.
+    """
+    folder = cache_folder()
+    if folder is None or not cache_writable():
+        return
+    others = []
+    with contextlib.suppress(OSError):
+        for each in folder.parent.iterdir():
+            with contextlib.suppress(OSError):
+                info = each.lstat()
+                if each != folder and stat.S_ISDIR(info.st_mode) and re.fullmatch(r"[0-9a-f]{20}", each.name):
+                    others.append((info.st_mtime_ns, each))
+    for _, old in sorted(others, reverse=True)[keep - 1 :]:
+        with contextlib.suppress(OSError):
             for file in old.iterdir():
-                file.unlink(missing_ok=True)
+                if re.fullmatch(r"\.new-.*|.*-[0-9a-f]{16}", file.name) and stat.S_ISREG(file.lstat().st_mode):
+                    file.unlink(missing_ok=True)
             old.rmdir()
 
 
@@ -178,7 +227,9 @@ def _read_own(path: Path) -> bytes:
         os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)), "rb"
     ) as file:
         info = os.fstat(file.fileno())
-        strange = hasattr(os, "getuid") and (info.st_uid != os.getuid() or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+        strange = hasattr(os, "getuid") and (
+            info.st_uid not in (0, os.getuid()) or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        )
         if not stat.S_ISREG(info.st_mode) or strange:
             raise PermissionError("it is not a plain file that only this user can write")
         return file.read()
@@ -292,6 +343,11 @@ def _load(path: Path, name: str, read: Callable[[Path], bytes] = _read_own) -> C
 
 
 def _save(path: Path, facts: dict[str, Any], code: bytes) -> None:
+    if not cache_writable():
+        return
+    if _sources_state() != _imported:
+        log.info("kernel cache: gumba's sources have changed since they were imported; %s is not kept", path.name)
+        return
     payload = _MAGIC + json.dumps(facts).encode() + b"\n" + code
     temporary = None
     try:
