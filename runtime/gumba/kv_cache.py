@@ -27,7 +27,7 @@ class KVCache:
 
     Made for ``n_layers`` layers of ``n_kv_heads`` heads of ``head_dim`` elements.
 
-    ``kv_type``: "f16", "f32" or "q8_0". Raises ResourceError when there is not enough memory.
+    ``kv_type``: "f16", "bf16", "f32" or "q8_0". Raises ResourceError when there is not enough memory.
     """
 
     def __init__(self, n_layers: int, n_kv_heads: int, head_dim: int, n_pages: int, kv_type: str = "f16") -> None:

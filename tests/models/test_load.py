@@ -159,6 +159,45 @@ def test_a_file_replaced_between_opening_and_loading(path: Path) -> None:
 
 
 @pytest.mark.parametrize("n_threads", [1, 3])
+def test_a_file_rewritten_while_it_is_loaded(path: Path, n_threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tensors would be some of one model and some of another; nobody gets them, not even later."""
+    data = path.read_bytes()
+    times, weave = path.stat(), loader.Loader._weave
+
+    def rewrite(self: loader.Loader, *piece: Any) -> None:
+        weave(self, *piece)
+        with path.open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(bytes([data[-1] ^ 1]))
+
+    with GGUFFile(path) as file:
+        monkeypatch.setattr(loader.Loader, "_weave", rewrite)
+        with pytest.raises(GGUFError, match="changed"):
+            gumba.models.load_model(file, n_ctx=64, n_threads=n_threads)
+        monkeypatch.undo()
+        with pytest.raises(GGUFError, match="changed"):
+            gumba.models.load_model(file, n_ctx=64, n_threads=n_threads)
+    path.write_bytes(data)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    load(path).close()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the time of the last change of any kind is POSIX")
+def test_a_file_rewritten_with_its_old_time_is_another_model(path: Path) -> None:
+    """As ``cp -p`` and ``rsync -t --inplace`` do it."""
+    first = load(path)
+    data, times = bytearray(path.read_bytes()), path.stat()
+    data[-3] ^= 1
+    with path.open("r+b") as file:
+        file.write(bytes(data))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    second = load(path)
+    assert first._weights is not second._weights
+    first.close()
+    second.close()
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
 def test_progress_grows_to_the_end(n_threads: int, path: Path) -> None:
     told: list[tuple[float, int]] = []
     load(path, n_threads=n_threads, progress=lambda done: told.append((done, threading.get_ident()))).close()

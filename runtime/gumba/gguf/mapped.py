@@ -45,7 +45,7 @@ class MappedFile:
     ``bytes`` stay valid after `close`: the mapping goes when the last of them does.
     """
 
-    __slots__ = ("_bytes", "_map", "data_start", "identity", "path", "size")
+    __slots__ = ("_bytes", "_map", "data_start", "identity", "path", "size", "touched")
 
     def __init__(self, path: str | PathLike[str], least: int) -> None:
         """Maps the file at ``path``. Raises GGUFError unless it is a readable regular file of ``least`` (> 0) bytes."""
@@ -53,6 +53,8 @@ class MappedFile:
         self.size = 0
         self.data_start = 0
         self.identity: tuple[int, ...] = ()
+        #: When its contents, times or rights were last changed, in nanoseconds; 0 where the system does not say.
+        self.touched = 0
         self._bytes: npt.NDArray[np.uint8] | None = None
         try:
             # Non-blocking, so that a FIFO without a writer opens at once and is then refused like any other device.
@@ -67,6 +69,7 @@ class MappedFile:
                     raise GGUFError(f"cannot be opened: it is {kind}", path=self.path)
                 self.size = status.st_size
                 self.identity = identity(status)
+                self.touched = status.st_ctime_ns if os.name == "posix" else 0
                 if self.size < least:
                     raise GGUFError(
                         f"not a GGUF file: it has {self.size} bytes, and the header alone takes {least}",

@@ -68,8 +68,8 @@ class GGUFFile:
 
     @property
     def identity(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """What tells this model's files from others, and from changed ones: of each its real path, inode, size and time."""
-        return tuple((os.path.realpath(file.path), file.identity) for file in self._files)
+        """What tells this model's files from others, and from changed ones: of each its real path, inode, size and times."""
+        return tuple((os.path.realpath(file.path), (*file.identity, file.touched)) for file in self._files)
 
     def changed(self, path: Path, status: os.stat_result) -> bool:
         """Whether the file at ``path``, of which ``status`` speaks, is another one than when this was opened."""

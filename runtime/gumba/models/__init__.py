@@ -122,6 +122,17 @@ def _kv_tokens(config: Any, n_ctx: int, kv_memory: int | None, kv_type: str) -> 
 #: Woven weights of models that are in use, by file and instruction set; and who weaves some just now, by process.
 _in_use: weakref.WeakValueDictionary[object, Any] = weakref.WeakValueDictionary()
 _weaving: weakref.WeakValueDictionary[object, Any] = weakref.WeakValueDictionary()
+_guard = threading.Lock()
+
+
+def _renew_guard() -> None:
+    """In a forked child: somebody may have held it at that moment."""
+    global _guard
+    _guard = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_guard)
 
 
 def _weights(
@@ -134,7 +145,8 @@ def _weights(
 ) -> Any:
     """A model's weights; the same ones for all models of a file that are in use at a time. Nobody changes them."""
     key = (gguf.identity, chosen.name)
-    lock = _weaving.setdefault((os.getpid(), key), threading.Lock())
+    with _guard:
+        lock = _weaving.setdefault((os.getpid(), key), threading.Lock())
     with lock:
         weights = _in_use.get(key)
         if weights is None:

@@ -203,6 +203,7 @@ class Loader:
                 helper.join()
         if failed:
             raise failed[0]
+        self._own.check_unchanged()
         self._report()
 
     def _weave(self, own: _Files, tensor: GGUFTensor, matrix: PackedMatrix, first: int, last: int) -> None:
@@ -238,6 +239,17 @@ class _Files:
         for file in self._open.values():
             file.close()
         self._open.clear()
+
+    def check_unchanged(self) -> None:
+        """Raise GGUFError when a file was written to while it was read: what was read may be of both."""
+        for path in self._gguf.shards:
+            file = self._open.get(path)
+            try:
+                status = path.stat() if file is None else os.fstat(file.fileno())
+            except OSError:  # it is gone, but not before it was opened
+                continue
+            if self._gguf.changed(path, status):
+                raise GGUFError("the file was changed while it was read", path=path)
 
     def buffer(self, n_bytes: int) -> np.ndarray:
         if len(self._buffer) < n_bytes:
