@@ -41,7 +41,7 @@ def compile_(args: argparse.Namespace) -> int:
     from gumba.kernels import jit, shipping
 
     folder = jit.cache_folder()
-    if not jit.cache_writable():
+    if folder is None or not jit.cache_writable():
         setting = os.environ.get("GUMBA_CACHE_DIR")
         where = "the user's cache folder" if setting is None else f"GUMBA_CACHE_DIR={setting}"
         raise ResourceError(f"no kernel cache to compile into: {where} is no folder that this user alone can write to")
