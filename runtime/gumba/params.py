@@ -284,7 +284,6 @@ class BeamSearchParams:
         stop_token_ids: As of ``SamplingParams``.
         ignore_eos: As of ``SamplingParams``.
         skip_special_tokens: As of ``SamplingParams``.
-        logprobs: As of ``SamplingParams``.
         priority: As of ``SamplingParams``.
         cache_prompt: As of ``SamplingParams``.
 
@@ -306,7 +305,6 @@ class BeamSearchParams:
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     skip_special_tokens: bool = True
-    logprobs: int | None = None
     priority: int = 0
     cache_prompt: bool = True
 
@@ -526,5 +524,5 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
 #: Fields of BeamSearchParams that are checked as those of SamplingParams.
 _SHARED = (
     "max_tokens", "min_tokens", "temperature", "repetition_penalty", "no_repeat_ngram_size", "stop_token_ids",
-    "ignore_eos", "skip_special_tokens", "logprobs", "priority", "cache_prompt",
+    "ignore_eos", "skip_special_tokens", "priority", "cache_prompt",
 )  # fmt: skip

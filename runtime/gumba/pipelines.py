@@ -253,7 +253,7 @@ def _inputs(given: Any) -> tuple[list[str | list[Message]], bool]:
 def _check_keywords(options: Mapping[str, Any]) -> None:
     """Raises RequestError for an unknown keyword, UnsupportedError for beams."""
     if options.get("num_beams", 1) not in (None, 1):
-        raise UnsupportedError("num_beams: the pipeline takes the likeliest token or draws; use LLM for beam search")
+        raise UnsupportedError("num_beams: the pipeline takes the likeliest token or draws; use LLM.beam_search")
     for name in options:
         if name not in _KEYWORDS and name not in _WITHOUT_EFFECT:
             raise RequestError(f"{show(name)}: unknown keyword; expected some of {', '.join(sorted(_KEYWORDS))}")

@@ -14,6 +14,7 @@ from fake_model import END, N_VOCAB, hashed_logits
 
 from gumba import BeamSearchParams, GGUFFile, ModelError, RequestError, SamplingParams
 from gumba.engine.beam import BeamSearch
+from gumba.engine.branching import largest
 from gumba.engine.engine import Engine
 from gumba.models import load_model
 
@@ -143,6 +144,16 @@ def test_answers_are_those_of_the_slow_search(make_llm, fields):
         assert output.timings.generated_tokens == len(output.sequences[0].token_ids)
 
 
+@pytest.mark.parametrize("n", [1, 5, 16, 17, 100, 263, 1000])
+def test_the_largest_numbers_are_found(n):
+    rng = np.random.default_rng(n)
+    for count in (1, 2, 6, 7, 20, 62, 63, 100, n, n + 3):
+        for values in (rng.standard_normal(n), rng.integers(0, 4, n).astype(float), np.zeros(n)):
+            values[rng.random(n) < 0.3] = -np.inf
+            order = sorted(np.flatnonzero(values > -np.inf).tolist(), key=lambda i: -values[i])
+            assert largest(values, count).tolist() == order[:count]
+
+
 def test_groups_choose_different_tokens(make_llm):
     """With a penalty that outweighs all, no two groups choose the same token in a step."""
     llm = make_llm(n_pages=500)
@@ -222,7 +233,7 @@ def test_same_answers_when_pages_or_places_run_out(make_llm, max_sequences, n_pa
     together = llm.beam_search(prompts, params)
     assert [output.sequences for output in together] == alone
     assert max(map(len, llm.model.steps)) <= max_sequences
-    assert llm.kv_usage().in_use == 0
+    assert llm.kv_usage().in_use == 0 and (cached or llm.kv_usage().kept == 0)
     check(together[1], slow_search([5, 6], params))
 
 
@@ -334,11 +345,11 @@ def test_extreme_length_penalties(make_llm):
         assert not any(np.isnan(each.score) for each in output.sequences)
 
     def certain(history):
-        return np.where(np.arange(N_VOCAB) == (1 if len(history) < 1700 else END), 1e4, 0).astype(np.float32)
+        return np.where(np.arange(N_VOCAB) == (1 if len(history) < 1900 else END), 1e4, 0).astype(np.float32)
 
     llm = make_llm(n_ctx=2000, n_pages=2000, logits=certain)
     (output,) = llm.beam_search([[1, 2]], BeamSearchParams(beam_width=1, length_penalty=-100.0))
-    assert [each.score for each in output.sequences] == [0] and len(output.sequences[0].token_ids) == 1699
+    assert [each.score for each in output.sequences] == [0] and len(output.sequences[0].token_ids) == 1899
 
 
 def test_requests_are_checked(make_llm):

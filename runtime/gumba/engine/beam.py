@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from gumba.engine.branching import Branch, Search
-from gumba.errors import ModelError, RequestError
+from gumba.engine.branching import Branch, Search, checked, largest
+from gumba.errors import RequestError
 from gumba.outputs import FinishReason, Timings
 from gumba.params import BeamSearchParams
 from gumba.sampling.sampler import Sampler
@@ -101,13 +101,7 @@ class BeamSearch(Search, Beam):
         ``row``: logits, float32 [n_vocab]. Raises ModelError when one is not finite.
         """
         params = self.params
-        values = row.astype(np.float64)
-        if not np.isfinite(values).all():
-            bad = int(np.flatnonzero(~np.isfinite(values))[0])
-            raise ModelError(
-                f"the model's logit of token {bad} is {row[bad]}, expected a finite number: "
-                "the file's weights are damaged, or the model overflowed on this prompt"
-            )
+        values = checked(row)
         if params.temperature:
             values /= params.temperature
         highest = values.max()
@@ -118,10 +112,7 @@ class BeamSearch(Search, Beam):
             values[_repeating(tokens, params.no_repeat_ngram_size)] = -np.inf
         if self._length < params.min_tokens:
             values[self._ends] = -np.inf
-        count = min(values.size, params.beam_width + len(self._ends))
-        least = np.partition(values, values.size - count)[values.size - count]
-        ids = np.flatnonzero((values >= least) & (values > -np.inf))
-        ids = ids[np.argsort(-values[ids], kind="stable")[:count]]
+        ids = largest(values, params.beam_width + len(self._ends))
         return ids, values[ids]
 
     def select(self) -> dict[Branch, list[Branch]]:

@@ -9,13 +9,19 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Ordered
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from gumba.engine.sequence import Outputs, Sequence
+from gumba.errors import ModelError
 from gumba.outputs import FinishReason
 
 if TYPE_CHECKING:
     from gumba.engine.scheduler import Scheduler
+
+#: The largest of so many numbers stands for all of them where the largest of all are looked for.
+_BLOCK = 16
 
 
 class Branch(Sequence):
@@ -68,3 +74,33 @@ class Search(Branch):
     def _end(self, reason: FinishReason | None, error: BaseException | None) -> None:
         for branch in [*self.branches, self]:
             branch.finish_reason, branch.error = reason, error
+
+
+def checked(row: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Logits (float32 [n_vocab]) in float64. Raises ModelError when one is not finite."""
+    values: np.ndarray[Any, Any] = row.astype(np.float64)
+    if not np.isfinite(values).all():
+        bad = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise ModelError(
+            f"the model's logit of token {bad} is {row[bad]}, expected a finite number: "
+            "the file's weights are damaged, or the model overflowed on this prompt"
+        )
+    return values
+
+
+def largest(values: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
+    """Where the ``count`` largest of ``values`` (float64 [n]) are, the largest first, of equal ones the first; never -inf.
+
+    As many blocks have their largest number at or above a bound as numbers are asked for: so what lies below the bound need
+    not be sorted, and finding it reads the numbers once.
+    """
+    tops = np.maximum.reduceat(values, np.arange(0, values.size, _BLOCK))
+    if count < tops.size:
+        least = np.partition(tops, tops.size - count)[tops.size - count]
+    elif count < values.size:
+        least = np.partition(values, values.size - count)[values.size - count]
+    else:
+        least = -np.inf
+    at = np.flatnonzero((values >= least) & (values > -np.inf))
+    found: np.ndarray[Any, Any] = at[np.argsort(-values[at], kind="stable")[:count]]
+    return found

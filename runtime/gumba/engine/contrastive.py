@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from gumba.engine.branching import Branch, Search
+from gumba.engine.branching import Branch, Search, checked, largest
 from gumba.engine.sequence import SCORED_PER_STEP, Outputs
-from gumba.errors import ModelError, RequestError
+from gumba.errors import RequestError
 from gumba.outputs import Timings
 from gumba.params import ContrastiveSearchParams
 from gumba.sampling.sampler import Sampler
@@ -89,21 +89,12 @@ class ContrastiveSearch(Search, Trial):
 
         Raises ModelError when a logit is not finite, RequestError when no token is left.
         """
-        values = row.astype(np.float64)
-        if not np.isfinite(values).all():
-            bad = int(np.flatnonzero(~np.isfinite(values))[0])
-            raise ModelError(
-                f"the model's logit of token {bad} is {row[bad]}, expected a finite number: "
-                "the file's weights are damaged, or the model overflowed on this prompt"
-            )
+        values = checked(row)
         if n_tokens - self.n_prompt < self.params.min_tokens:
             values[self._ends] = -np.inf
             if values.max() == -np.inf:
                 raise RequestError("no token is left to choose from: min_tokens rules out all")
-        count = min(self.params.top_k, values.size)
-        least = np.partition(values, values.size - count)[values.size - count]
-        ids = np.flatnonzero((values >= least) & (values > -np.inf))
-        ids = ids[np.argsort(-values[ids], kind="stable")[:count]]
+        ids = largest(values, self.params.top_k)
         weights = np.exp(values - values.max())
         return list(zip(ids.tolist(), (weights[ids] / weights.sum()).tolist()))
 
