@@ -16,6 +16,7 @@ from fake_model import END, N_VOCAB, FakeModel
 from gumba.engine.engine import Engine
 from gumba.engine.sequence import Generation
 from gumba.params import SamplingParams
+from gumba.sampling.state import SamplerState
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals to oneself are POSIX")
 
@@ -31,7 +32,8 @@ class Letters:
 def request(start: int, count: int) -> Generation:
     params = SamplingParams(max_tokens=30, temperature=0)
     tokens = list(range(start, start + count))
-    return Generation(tokens, params, seed=1, decoder=Letters(), end_ids=frozenset({END}), capacity=64)
+    state = SamplerState(params, N_VOCAB, tokens)
+    return Generation(tokens, params, seed=1, sampling=state, decoder=Letters(), end_ids=frozenset({END}), capacity=64)
 
 
 def test_interrupts_at_any_moment_leave_the_engine_whole() -> None:
