@@ -108,24 +108,23 @@ def _decay(far, weights, powers, powers_bits):
     for start in range(0, far.size, BLOCK):
         part, out = far[start : start + BLOCK], weights[start : start + BLOCK]
         for j in range(part.size):
-            # exp(t) = 2^whole * exp(rest), |rest| <= ln(2) / 2: ln(2) in two parts, and 13 terms of the series.
+            # exp(t) = 2^whole * exp(rest), |rest| <= ln(2) / 2: ln(2) in two parts, and
+            # eight terms of the series of rest / 4, to the fourth power.
             t = -(part[j] if part[j] < 700.0 else 700.0)
             whole = np.int32(t * 1.4426950408889634 - 0.5)
             rest = t - np.float64(whole) * 0.6931471803691238
             rest = rest - np.float64(whole) * 1.9082149292705877e-10
-            series = (1 / 6227020800) * rest + (1 / 479001600)
-            series = series * rest + (1 / 39916800)
-            series = series * rest + (1 / 3628800)
-            series = series * rest + (1 / 362880)
-            series = series * rest + (1 / 40320)
-            series = series * rest + (1 / 5040)
-            series = series * rest + (1 / 720)
-            series = series * rest + (1 / 120)
-            series = series * rest + (1 / 24)
-            series = series * rest + (1 / 6)
-            series = series * rest + 0.5
-            series = series * rest + 1.0
-            out[j] = series * rest + 1.0
+            quarter = rest * 0.25
+            series = (1 / 40320) * quarter + (1 / 5040)
+            series = series * quarter + (1 / 720)
+            series = series * quarter + (1 / 120)
+            series = series * quarter + (1 / 24)
+            series = series * quarter + (1 / 6)
+            series = series * quarter + 0.5
+            series = series * quarter + 1.0
+            series = series * quarter + 1.0
+            series = series * series
+            out[j] = series * series
             powers_bits[j] = (np.int64(whole) + 1023) << 52
         for j in range(part.size):
             out[j] = out[j] * powers[j] if part[j] < 700.0 else 0.0

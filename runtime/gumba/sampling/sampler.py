@@ -13,13 +13,11 @@ from gumba.kernels.logprobs import log_softmax
 from gumba.kernels.sample import BLOCK, BUCKETS, LANES, sample_all, sample_top_k
 from gumba.outputs import Logprobs
 from gumba.params import SamplingParams
-from gumba.sampling.state import SamplerState, UniformStream
+from gumba.sampling.state import HEAP, SamplerState, UniformStream
 
 __all__ = ["Choice", "Sampler", "SamplerState", "UniformStream"]
 
 _NO_MASK = np.empty(0, np.uint32)
-#: Up to this many tokens top-k collects them in a heap.
-_HEAP = 1024
 #: How far below the best a logit can be once temperature has divided it.
 _LOWEST = -1e300
 #: Mirostat looks at this many of the likeliest tokens (version 1).
@@ -170,7 +168,7 @@ class _Rare:
         """Draw a token of ``row``, the logits after ``edit``, by way of candidates; ``blocks`` and ``heap`` are scratch."""
         todo = list(state.chain.filters)
         k = max(state.params.top_k, state.params.min_keep)
-        if todo and todo[0] == "top_k" and k <= min(_HEAP, row.size):
+        if todo and todo[0] == "top_k" and k <= min(HEAP, row.size):
             n = filters.gather_top_k(row, k, blocks, heap, self._ids, self._x)
             del todo[0]
         else:

@@ -11,6 +11,8 @@ import numpy as np
 from gumba.errors import RequestError
 from gumba.params import SAMPLERS, SamplingParams
 
+#: Up to this many tokens top-k collects them in a heap.
+HEAP = 1024
 #: Samplers, in this order, that need no candidates: they are one compiled call.
 _ONE_CALL = ("top_k", "top_p", "min_p", "temperature")
 #: Samplers that change logits, where the others drop candidates.
@@ -37,14 +39,14 @@ class UniformStream:
 class Chain:
     """What the parameters ask for, worked out once: which samplers really do something, and how they are run."""
 
-    def __init__(self, params: SamplingParams) -> None:
+    def __init__(self, params: SamplingParams, n_vocab: int) -> None:
         named = SAMPLERS if params.samplers is None else params.samplers
         does_something = {
             "penalties": params.repetition_window != 0
             and (params.repetition_penalty, params.frequency_penalty, params.presence_penalty) != (1.0, 0.0, 0.0),
             "dry": params.dry_multiplier > 0 and params.dry_range != 0,
             "top_n_sigma": params.top_n_sigma > 0,
-            "top_k": params.top_k > 0,
+            "top_k": 0 < params.top_k < n_vocab,
             "typical_p": params.typical_p < 1,
             "top_p": params.top_p < 1,
             "min_p": params.min_p > 0,
@@ -73,6 +75,7 @@ class Chain:
             and not self.mirostat
             and params.dynatemp_range == 0
             and params.min_keep <= 1
+            and ("top_k" not in active or params.top_k <= HEAP)
         )
         self.temperature = params.temperature if "temperature" in active else 1.0
         self.top_k = params.top_k if "top_k" in active else 0
@@ -113,7 +116,7 @@ class SamplerState:
     ) -> None:
         self.params = params
         self.n_vocab = n_vocab
-        self.chain = Chain(params)
+        self.chain = Chain(params, n_vocab)
         self.logprobs: int | None = params.logprobs if isinstance(logprobs, EllipsisType) else logprobs
         #: Tokens accepted after the prompt.
         self.n_generated = 0
@@ -138,6 +141,13 @@ class SamplerState:
         self._breakers: dict[int, list[tuple[int, ...]]] = {}
         for sequence in map(tuple, breakers):
             self._breakers.setdefault(sequence[-1], []).append(sequence)
+        self._edits = bool(
+            self.chain.edits
+            or self.bias_ids.size
+            or self.bad_sequences
+            or params.no_repeat_ngram_size
+            or params.logits_processors
+        )
         self._set_seed(seed)
         looks_back = bool({"penalties", "dry"} & {*self.chain.edits, *self.chain.filters}) or bool(
             params.no_repeat_ngram_size or self.bad_sequences or params.logits_processors
@@ -164,14 +174,7 @@ class SamplerState:
     @property
     def edits_row(self) -> bool:
         """Whether the model's logits are changed before filters see them."""
-        return bool(
-            self.chain.edits
-            or self.bias_ids.size
-            or self.bad_sequences
-            or self.params.no_repeat_ngram_size
-            or self.params.logits_processors
-            or self.mask is not None
-        )
+        return self._edits or self.mask is not None
 
     def window(self, size: int) -> np.ndarray[Any, Any]:
         """The last ``size`` tokens, all for -1."""
