@@ -40,7 +40,7 @@ def llama(lib: Any, path: str, **options: Any) -> Any:
     """A model, made once for the same options."""
     key = json.dumps(options, sort_keys=True)
     if key not in _loaded:
-        _loaded[key] = lib.Llama(path, **{"n_ctx": 256, "verbose": False, "n_threads": 2, "seed": 7, **options})
+        _loaded[key] = lib.Llama(path, **{"n_ctx": 256, "verbose": False, "n_threads": 1, "seed": 7, **options})
     return _loaded[key]
 
 
@@ -80,7 +80,7 @@ def load_malformed_file(lib: Any, path: str) -> Any:
 def load_keywords(lib: Any, path: str) -> Any:
     model = lib.Llama(
         path, n_gpu_layers=0, main_gpu=0, split_mode=lib.LLAMA_SPLIT_MODE_LAYER, use_mmap=True, use_mlock=False, n_ctx=256,
-        n_batch=64, n_ubatch=64, n_threads=2, n_threads_batch=2, rope_freq_base=0.0, offload_kqv=True, flash_attn=False,
+        n_batch=64, n_ubatch=64, n_threads=1, n_threads_batch=1, rope_freq_base=0.0, offload_kqv=True, flash_attn=False,
         last_n_tokens_size=32, numa=False, verbose=False, type_k=lib.GGML_TYPE_F16, type_v=lib.GGML_TYPE_F16,
     )  # fmt: skip
     return [model.n_ctx(), model.n_batch, model(CITY, max_tokens=4, temperature=0)["choices"][0]["text"]]
@@ -290,7 +290,7 @@ def penalties(lib: Any, path: str) -> Any:
     model = llama(lib, path)
     options: list[dict[str, float]] = [{"repeat_penalty": 1.3}, {"frequency_penalty": 1.0}, {"presence_penalty": 1.5}]
     text = "one two three one two three one two"
-    return [model(text, max_tokens=12, temperature=0, **each)["choices"][0]["text"] for each in options]
+    return [model(text, max_tokens=8, temperature=0, **each)["choices"][0]["text"] for each in options]
 
 
 @case

@@ -85,6 +85,8 @@ def test_tool_calls_have_the_form_of_calls(llama, monkeypatch):
     (call,) = answer["choices"][0]["message"]["tool_calls"]
     assert call["type"] == "function" and call["function"] == {"name": "look", "arguments": "{}"}
     assert answer["choices"][0]["message"]["content"] is None
+    assert answer["choices"][0]["message"]["function_call"] == call["function"]
+    assert answer["choices"][0]["message"]["function_call"] is not call["function"]
     assert answer["choices"][0]["finish_reason"] == "tool_calls" and seen["schema"] == '{"type": "object"}'
     old = llama.create_chat_completion(MESSAGES, functions=[TOOLS[0]["function"]], function_call={"name": "look"})
     assert old["choices"] == answer["choices"]

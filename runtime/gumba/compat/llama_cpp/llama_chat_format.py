@@ -212,7 +212,7 @@ def _call(completion: Answer, name: str) -> Answer:
     """The answer is a call of the function ``name``, whose arguments are the text."""
     answer = _answer(completion)
     function = {"name": name, "arguments": completion["choices"][0]["text"]}
-    tool_call = {"id": _call_id(completion, name), "type": "function", "function": function}
+    tool_call = {"id": _call_id(completion, name), "type": "function", "function": dict(function)}
     answer["choices"][0]["message"] |= {"content": None, "function_call": function, "tool_calls": [tool_call]}
     answer["choices"][0]["finish_reason"] = "tool_calls"
     return answer
@@ -239,7 +239,7 @@ def _call_chunks(chunks: Iterator[Answer], name: str) -> Iterator[Answer]:
             yield _chunk(chunk, empty, "tool_calls")
             continue
         function = {"name": name, "arguments": choice["text"]}
-        tool_call = {"index": 0, "id": _call_id(chunk, name), "type": "function", "function": function}
+        tool_call = {"index": 0, "id": _call_id(chunk, name), "type": "function", "function": dict(function)}
         yield _chunk(chunk, {**empty, "function_call": function, "tool_calls": [tool_call]}, None, choice["logprobs"])
 
 
