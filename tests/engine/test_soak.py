@@ -15,7 +15,7 @@ from fake_model import N_VOCAB
 from gumba import SamplingParams
 from gumba.engine.prefix_cache import Node
 from gumba.engine.sequence import Sequence
-from gumba.sampling.sampler import Sampler, UniformStream
+from gumba.sampling.sampler import Sampler, SamplerState, UniformStream
 
 THREADS, REQUESTS = 6, 168
 STEMS = [random.Random(i).choices(range(97, 123), k=24) for i in range(4)]
@@ -37,8 +37,10 @@ def logits(history):
 def expected(prompt, params):
     """Without any engine."""
     history, numbers, sampler = list(prompt), UniformStream(params.seed), Sampler(N_VOCAB)
+    state = SamplerState(params, N_VOCAB, prompt, seed=params.seed)
     for index in range(params.max_tokens):
-        history.append(sampler.sample(logits(history), params, history, numbers[index]))
+        history.append(sampler.sample(logits(history), state, numbers[index]).token)
+        state.accept(history[-1])
     return history[len(prompt) :]
 
 
