@@ -314,3 +314,21 @@ def test_chat(make_llm, monkeypatch):
         llm.chat(messages, template_args={"messages": []})
     with pytest.raises(RequestError, match=r"messages: 4\d+ tokens .* context of 64"):
         llm.chat([{"role": "user", "content": "x" * 400}])
+
+
+def test_log_probabilities_come_with_every_token(make_llm):
+    llm = make_llm()
+    params = SamplingParams(seed=5, max_tokens=8, logprobs=3, repetition_penalty=1.3)
+    (result,) = llm.generate([[1, 2, 3]], params)
+    answer = result.outputs[0]
+    history = [1, 2, 3]
+    for token, found in zip(answer.token_ids, answer.logprobs, strict=True):
+        logits = hashed_logits(history).astype(np.float64)
+        expected = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+        assert found.logprob == pytest.approx(expected[token])
+        assert [each for each, _ in found.top] == np.argsort(-expected, kind="stable")[:3].tolist()
+        assert found.rank == 1 + (expected > expected[token]).sum()
+        history.append(token)
+    assert answer.cumulative_logprob == pytest.approx(sum(each.logprob for each in answer.logprobs))
+    assert [step.logprobs for step in llm.stream([1, 2, 3], params)] == answer.logprobs
+    assert llm.generate([[1, 2, 3]], SamplingParams(seed=5, max_tokens=8))[0].logprobs is None
