@@ -10,8 +10,8 @@ Folders and hub ids are converted to ``CONVERTED_TYPE`` and kept, under a name t
 Nothing appears under a final name before it is complete: every file is made in a temporary folder beside its target,
 checked, flushed to disk and renamed.
 
-Pulled files live in ``models`` and converted ones in ``converted`` of the user's data and cache folders;
-``GUMBA_HOME`` names one folder for both.
+Pulled files live in ``models`` and converted ones in ``converted`` of the user's data and cache folders, what commands
+remember in ``state`` of the state folder; ``GUMBA_HOME`` names one folder for all.
 """
 
 from __future__ import annotations
@@ -86,13 +86,19 @@ def converted_folder() -> Path:
     return _home("converted")
 
 
+def state_folder() -> Path:
+    """The folder of what commands remember from one run to the next (it may not exist yet)."""
+    return _home("state")
+
+
 def _home(room: str) -> Path:
     setting = os.environ.get("GUMBA_HOME")
     if setting:
         return Path(setting).expanduser().absolute() / room
     import platformdirs
 
-    place = platformdirs.user_data_dir if room == "models" else platformdirs.user_cache_dir
+    places = {"models": platformdirs.user_data_dir, "state": platformdirs.user_state_dir}
+    place = places.get(room, platformdirs.user_cache_dir)
     return Path(place("gumba", appauthor=False)) / room
 
 

@@ -299,20 +299,21 @@ def test_ctrl_c_at_a_terminal_keeps_what_was_said(llm: LLM, monkeypatch: pytest.
 
     shown: list[str] = []
 
-    def show(text: str) -> None:
+    def show(text: str, style: str = "") -> None:
         shown.append(text)
         if len(shown) == 3:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(chat, "show", show)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    conversation = chat.Conversation(llm, SamplingParams(temperature=0))
-    assert conversation.take("hello")
+    talk = chat.Talk(llm, SamplingParams(temperature=0))
+    assert talk.take("hello")
     whole = llm.chat([{"role": "user", "content": "hello"}], SamplingParams(temperature=0)).text
-    kept = conversation.messages[1]["content"]
-    assert conversation.messages[0] == {"role": "user", "content": "hello"}
+    kept = talk.conversation.messages[1]["content"]
+    assert talk.conversation.messages[0] == {"role": "user", "content": "hello"}
     assert kept and whole.startswith(kept) and len(kept) < len(whole)
-    assert conversation.take("more")
+    assert talk.take("more")
+    assert len(talk.conversation.messages) == 4
 
 
 # ------------------------------------------------------------------------------------------------------------ bench

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
+import json
 import sys
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from gumba.cli.engine import open_llm
+from gumba.cli.lines import Lines, open_history
 from gumba.cli.options import (
     Commands,
     add_context,
@@ -22,13 +25,15 @@ from gumba.cli.options import (
     sampling_params,
 )
 from gumba.cli.run import Answer
-from gumba.cli.text import argument_text, count, note, printable, show
+from gumba.cli.text import argument_text, count, note, printable, show, size, tame
 from gumba.errors import GumbaError, RequestError
+from gumba.params import SamplingParams
+from gumba.sources import state_folder
 
 if TYPE_CHECKING:
+    from gumba.conversation import Conversation
     from gumba.llm import LLM
     from gumba.outputs import StreamOutput
-    from gumba.params import SamplingParams
 
 _EXAMPLES = """
 gumba chat
@@ -37,14 +42,33 @@ echo "Name three rivers." | gumba chat
 """
 
 _HELP = """\
-/help          this list
-/system TEXT   set the system message (without TEXT: show it) and start afresh
-/regen         answer the last message once more
-/undo          take the last message and its answer back
-/clear         forget the conversation (the system message stays)
-/stats         tokens and speed of the last answer
-/exit          leave (so does Ctrl-D); Ctrl-C stops an answer
-A line that ends in \\ goes on in the next one; one that begins with // is sent, beginning with /."""
+/help              this list
+/system TEXT       set the system message (without TEXT: show it) and start afresh
+/regen             answer the last message once more
+/undo              take the last message and its answer back
+/clear             forget the conversation (the system message stays)
+/history           show the messages
+/save FILE         write the conversation to a file; /load FILE goes on with it
+/fork [NAME]       go on in a copy; /forks lists the copies, /switch NAME goes to one ("main" is the first)
+/set NAME VALUE    change a setting (temperature, top_k, seed, max_tokens ...); "default" for VALUE undoes that
+/show              what is set, and the model
+/stats             tokens and speed of the last answer
+/exit              leave (so does Ctrl-D); Ctrl-C stops an answer
+A line that ends in \\ goes on in the next one, as do lines between \"\"\" and \"\"\"; one that begins with // is sent,
+beginning with /."""
+
+#: Settings that the answers of a chat cannot have, and where there is another way.
+_REFUSED = ("n", "best_of", "logits_processors", "logprobs", "prompt_logprobs")
+#: What settings are called at the command line and by others.
+_ALIASES = {
+    "temp": "temperature",
+    "n": "max_tokens",
+    "n_predict": "max_tokens",
+    "num_predict": "max_tokens",
+    "repeat_penalty": "repetition_penalty",
+    "repeat_last_n": "repetition_window",
+}
+_MAIN = "main"
 
 
 def add_parser(commands: Commands) -> None:
@@ -56,6 +80,11 @@ def add_parser(commands: Commands) -> None:
     add_context(parser)
     add_threads(parser)
     add_sampling(parser)
+    parser.add_argument(
+        "--no-history",
+        action="store_true",
+        help="do not remember the lines that are typed, for the arrow keys, between runs",
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="no notices on stderr before the first message")
 
 
@@ -66,114 +95,94 @@ def chat(args: argparse.Namespace) -> int:
     llm, _ = open_llm(args)
     with llm:
         interactive = sys.stdin.isatty()
-        conversation = Conversation(llm, params, system, forgetful=not interactive)
+        talk = Talk(llm, params, system, forgetful=not interactive)
+        history = None
         if interactive:
-            with contextlib.suppress(ImportError):
-                import readline  # noqa: F401  (line editing in input())
+            # Whatever is imported with the first message is imported now: Ctrl-C during an import leaves half a module.
+            with contextlib.suppress(GumbaError):
+                llm.chat_template.render([{"role": "user", "content": ""}])
+            history = open_history(None if args.no_history else state_folder() / "chat_history")
             if not args.quiet:
                 note("Ctrl-C stops an answer, Ctrl-D leaves, /help lists the commands.")
-        for line in _lines(interactive):
+        lines = Lines(interactive, None if history is None else history.keep)
+        while True:
             try:
-                if not conversation.take(line):
+                line = lines.read()
+                if line is None or not talk.take(line[0], is_message=line[1]):
                     break
             except GumbaError as error:
                 if not interactive:
                     raise
                 note(f"gumba: {printable(in_options(error))}")
+            except KeyboardInterrupt:
+                if not interactive:
+                    raise
+                lines.forget()
+                note(" [stopped]")
     return 0
 
 
-def _lines(interactive: bool) -> Iterator[str]:
-    """The user's messages; a backslash at the end of a line joins the next one to it."""
-    held = ""
-    while True:
-        try:
-            line = input("... " if held else "> ") if interactive else sys.stdin.readline()
-        except EOFError:
-            note()
-            line = ""
-            interactive = False
-        except KeyboardInterrupt:
-            if not interactive:
-                raise
-            note()
-            held = ""
-            continue
-        if not interactive and not line:
-            if held.strip():
-                yield held
-            return
-        line = line.rstrip("\r\n")
-        if line.endswith("\\"):
-            held += line[:-1] + "\n"
-            continue
-        text, held = held + line, ""
-        if text.strip():
-            yield text
-
-
-class Conversation:
-    """The messages so far, and what a line from the user does to them.
+class Talk:
+    """The conversations at the terminal, one of which is the current one, and what a line from the user does to them.
 
     ``forgetful``: where the context is full, forget the oldest messages instead of refusing a new one.
     """
 
     def __init__(self, llm: LLM, params: SamplingParams, system: str | None = None, *, forgetful: bool = False) -> None:
         self._llm = llm
-        self._params = params
-        self._system = system
         self._forgetful = forgetful
         self._last: Answer | None = None
-        self._attempt = 0
-        self.messages: list[dict[str, str]] = []
-        self.clear()
+        self._name = _MAIN
+        self._forks = {_MAIN: llm.conversation(system=system, params=params, forgetful=forgetful)}
         self._commands: dict[str, Callable[[str], bool | None]] = {
             "/help": lambda _: note(_HELP),
             "/?": lambda _: note(_HELP),
             "/system": self._set_system,
             "/regen": lambda _: self._regenerate(),
             "/undo": lambda _: self._undo(),
-            "/clear": lambda _: self.clear(),
+            "/clear": lambda _: self.conversation.clear(),
+            "/history": lambda _: self._history(),
+            "/save": self._save,
+            "/load": self._load,
+            "/fork": self._fork,
+            "/forks": lambda _: self._list_forks(),
+            "/switch": self._switch,
+            "/set": self._set,
+            "/temp": lambda text: self._set(f"temperature {text}"),
+            "/seed": lambda text: self._set(f"seed {text}"),
+            "/show": lambda _: self._show(),
             "/stats": lambda _: self._stats(),
             "/exit": lambda _: False,
             "/quit": lambda _: False,
             "/bye": lambda _: False,
         }
 
-    def take(self, line: str) -> bool:
+    @property
+    def conversation(self) -> Conversation:
+        """The current one."""
+        return self._forks[self._name]
+
+    def take(self, line: str, *, is_message: bool = False) -> bool:
         """Answer ``line``, or obey it if it is a command; False when the user wants to leave."""
-        name, _, rest = line.strip().partition(" ")
-        if name.startswith("//"):
+        name, *rest = line.strip().split(maxsplit=1)
+        if name.startswith("//") and not is_message:
             line = line.lstrip()[1:]
-        elif name.startswith("/"):
+        elif name.startswith("/") and not is_message:
             obey = self._commands.get(name.lower())
             if obey is None:
                 note(f"no command {printable(name)}; /help lists them")
                 return True
-            return obey(rest.strip()) is not False
-        self.messages.append({"role": "user", "content": line})
-        self._answer()
+            return obey("".join(rest).strip()) is not False
+        self._watch(lambda: self.conversation.stream(line))
         return True
 
-    def clear(self) -> None:
-        """Forget all but the system message."""
-        self.messages = [] if self._system is None else [{"role": "system", "content": self._system}]
-
-    def _answer(self, attempt: int = 0) -> None:
-        """Stream an answer to the last message and keep it, all of it or what had come when Ctrl-C was pressed.
-
-        A message that cannot be answered at all (too long for the context, say) is taken back. ``attempt`` counts the
-        answers to the same message: each has a seed of its own.
-        """
-        params = self._params
-        if params.seed is not None:
-            params = replace(params, seed=(params.seed + attempt) % 2**64)
-        answer = Answer()
+    def _watch(self, ask: Callable[[], Iterator[StreamOutput]]) -> None:
+        """Show an answer as it comes. Ctrl-C ends it; what has come is kept."""
+        conversation, answer = self.conversation, Answer()
+        forgotten = conversation.forgotten
         stream: Iterator[StreamOutput] = iter(())
         try:
-            if self._forgetful:
-                self._make_room()
-            stream = self._llm.chat_stream(self.messages, params)
+            stream = ask()
             for text in answer.watch(stream):
                 show(text)
         except KeyboardInterrupt:
@@ -182,60 +191,144 @@ class Conversation:
             if isinstance(stream, Generator):
                 stream.close()
             note(" [stopped]")
-        except GumbaError:
-            self.messages.pop()
-            raise
         show("\n")
+        self._last = answer
+        if conversation.forgotten > forgotten:
+            note(f"gumba: the context is full: {count(conversation.forgotten - forgotten, 'old message')} forgotten")
+        most = conversation.params.max_tokens
         if answer.finish_reason == "length":
-            if params.max_tokens is not None and len(answer.token_ids) >= params.max_tokens:
-                note(f"[cut off after {count(params.max_tokens, 'token')}, as -n says]")
+            if most is not None and len(answer.token_ids) >= most:
+                note(f"[cut off after {count(most, 'token')}, as -n says]")
             else:
                 note(
                     f"[cut off: the context of {self._llm.model.n_ctx} tokens is full; "
                     "/clear forgets the conversation, -c N asks for more]"
                 )
-        self.messages.append({"role": "assistant", "content": answer.text})
-        self._last, self._attempt = answer, attempt
-
-    def _make_room(self) -> None:
-        """Forget the oldest messages and their answers, until a quarter of the context (or ``-n``) is free."""
-        n_ctx, most = self._llm.model.n_ctx, self._params.max_tokens
-        room = max(1, n_ctx // 4 if most is None else min(most, n_ctx // 4))
-        first, forgotten = int(self._system is not None), 0
-        while len(self.messages) > first + 1 and self._tokens() + room > n_ctx:
-            del self.messages[first]
-            while self.messages[first]["role"] != "user":
-                del self.messages[first]
-            forgotten += 1
-        if forgotten:
-            note(f"gumba: the context is full: {count(forgotten, 'old message')} forgotten")
-
-    def _tokens(self) -> int:
-        from gumba.text import encode_chat
-
-        return len(encode_chat(self._llm.tokenizer, self._llm.chat_template, self.messages, add_generation_prompt=True))
 
     def _set_system(self, text: str) -> None:
         if not text:
-            note(printable(self._system) if self._system else "no system message")
+            system = self.conversation.system
+            note(tame(system) if system else "no system message")
             return
-        self._system = text
-        self.clear()
+        self.conversation.system = text
+        self.conversation.clear()
 
     def _undo(self) -> None:
-        while self.messages and self.messages[-1]["role"] == "assistant":
-            self.messages.pop()
-        if not self.messages or self.messages[-1]["role"] != "user":
-            raise RequestError("there is no message yet")
-        self.messages.pop()
+        self.conversation.undo()
 
     def _regenerate(self) -> None:
-        if not self.messages or self.messages[-1]["role"] != "assistant":
-            raise RequestError("there is no answer yet")
-        self.messages.pop()
-        if self._params.temperature == 0:
+        messages, params = self.conversation.messages, self.conversation.params
+        if params.temperature == 0 and messages and messages[-1]["role"] == "assistant":
             note("[at temperature 0 the answer will be the same]")
-        self._answer(self._attempt + 1)
+        self._watch(self.conversation.regenerate_stream)
+
+    def _history(self) -> None:
+        for message in self.conversation.messages:
+            note(f"{message['role']}: {tame(message['content'])}")
+        if not self.conversation.messages:
+            note("no message yet")
+
+    def _save(self, name: str) -> None:
+        from gumba.session import MAGIC
+
+        path = _path("/save", name)
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            if file.read(len(MAGIC)) != MAGIC:
+                raise RequestError(f"{path} is there, and no saved conversation: it is left as it is")
+        self.conversation.save(path)
+        note(f"saved: {count(len(self.conversation.messages), 'message')}, {size(path.stat().st_size)}")
+
+    def _load(self, name: str) -> None:
+        from gumba.conversation import Conversation
+
+        conversation = Conversation.load(self._llm, _path("/load", name))
+        conversation.forgetful = self._forgetful
+        self._forks[self._name] = conversation
+        self._last = None
+        note(f"loaded: {count(len(conversation.messages), 'message')}; /history shows them")
+
+    def _fork(self, name: str) -> None:
+        if not name:
+            name = next(f"fork{i}" for i in itertools.count(1) if f"fork{i}" not in self._forks)
+        if name in self._forks:
+            raise RequestError(f"there is a conversation {_quoted(name)} already")
+        self._forks[name] = self.conversation.fork()
+        note(f"now in {_quoted(name)}; /switch {printable(self._name)} goes back")
+        self._name = name
+
+    def _list_forks(self) -> None:
+        for name, conversation in self._forks.items():
+            mark = "*" if name == self._name else " "
+            note(f"{mark} {printable(name)}: {count(len(conversation.messages), 'message')}")
+
+    def _switch(self, name: str) -> None:
+        if name not in self._forks:
+            raise RequestError(f"no conversation {_quoted(name)}; /forks lists them")
+        self._name, self._last = name, None
+        note(f"now in {_quoted(name)}: {count(len(self.conversation.messages), 'message')}")
+
+    def _set(self, text: str) -> None:
+        from gumba.conversation import params_of, settings_of
+
+        name, _, value = text.partition(" ")
+        if name == "parameter":  # as ollama has it
+            name, _, value = value.strip().partition(" ")
+        if name == "system":
+            self._set_system(value.strip())
+            return
+        name = name.replace("-", "_")
+        name = _ALIASES.get(name, name)
+        settings = settings_of(self.conversation.params)
+        if name not in settings or name in _REFUSED:
+            raise RequestError(
+                f"no setting {_quoted(name)}: expected one of {', '.join(sorted({*settings} - {*_REFUSED}))}"
+            )
+        value = value.strip()
+        if not value:
+            note(f"{name} {_json(settings[name])}")
+            return
+        settings[name] = settings_of(SamplingParams())[name] if value == "default" else _value(value)
+        self.conversation.params = params_of(settings)
+
+    def _show(self) -> None:
+        from gumba.conversation import settings_of
+
+        usual, settings = settings_of(SamplingParams()), settings_of(self.conversation.params)
+        note(
+            f"model {printable(str(self._llm.metadata.get('general.name', '')))}, context {self._llm.model.n_ctx} tokens"
+        )
+        for name, value in settings.items():
+            if value != usual[name] or name in ("temperature", "top_k", "top_p", "min_p", "seed", "max_tokens"):
+                note(f"{name} {_json(value)}")
 
     def _stats(self) -> None:
         note("no answer yet" if self._last is None else self._last.summary() or "the last answer was stopped")
+
+
+def _path(command: str, name: str) -> Path:
+    """The file that a command names."""
+    if not name:
+        raise RequestError(f"{command}: expected the name of a file")
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # a ~ without a home
+        return Path(name)
+
+
+def _value(text: str) -> Any:
+    """A setting as it is typed: as JSON has it, or a bare text."""
+    if text.lower() in ("none", "off"):
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _json(value: Any) -> str:
+    return "none" if value is None else printable(json.dumps(value, ensure_ascii=False))
+
+
+def _quoted(name: str) -> str:
+    """A name that was typed, for a message."""
+    return f'"{printable(name[:60])}"'

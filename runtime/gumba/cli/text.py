@@ -19,12 +19,15 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def show(text: str) -> None:
-    """Write generated text to stdout at once; a terminal gets no control characters but line breaks and tabs."""
+def tame(text: str) -> str:
+    """``text`` with no control characters but line breaks and tabs: what a terminal may be given."""
+    return "".join(c if c.isprintable() or c in _KEEP or ord(c) > 0x9F else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def show(text: str, style: str = "") -> None:
+    """Write generated text to stdout at once; a terminal gets it tamed, in the ``style`` of an ANSI sequence if there is one."""
     if sys.stdout.isatty():
-        text = "".join(
-            c if c.isprintable() or c in _KEEP or ord(c) > 0x9F else "\N{REPLACEMENT CHARACTER}" for c in text
-        )
+        text = f"\x1b[{style}m{tame(text)}\x1b[0m" if style and text else tame(text)
     sys.stdout.write(text)
     sys.stdout.flush()
 

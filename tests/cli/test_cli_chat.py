@@ -1,0 +1,402 @@
+"""What can be said to ``gumba chat`` itself: files, copies, settings, lines that go on, and the lines of earlier runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gumba import LLM, SamplingParams
+from gumba.cli import lines
+from gumba.cli.text import tame
+
+GREEDY = SamplingParams(max_tokens=8, temperature=0)
+ARGS = ("-n", 8, "--temp", 0)
+posix = pytest.mark.skipif(os.name != "posix", reason="terminals and file modes are POSIX here")
+
+
+@pytest.fixture(scope="module")
+def llm(tiny: Path) -> Iterator[LLM]:
+    with LLM(tiny) as llm:
+        yield llm
+
+
+def answers(llm: LLM, *asked: str, params: SamplingParams = GREEDY, system: str | None = None) -> list[str]:
+    """What the model answers to these messages of one conversation."""
+    talk = llm.conversation(params=params, system=system)
+    return [talk.send(text).text for text in asked]
+
+
+def out(*texts: str) -> str:
+    return "".join(text + "\n" for text in texts)
+
+
+def script(*lines: object) -> str:
+    return "".join(f"{line}\n" for line in lines)
+
+
+# ------------------------------------------------------------------------------------------------------------ files
+
+
+def test_save_and_load(gumba: Callable, tiny: Path, llm: LLM, tmp_path: Path) -> None:
+    """The conversation goes on in another process, settings included; ``/save`` again replaces the file."""
+    file = tmp_path / "a talk.session"
+    first, second, third = answers(llm, "hello", "more", "again")
+    said = gumba("chat", tiny, *ARGS, stdin=script("hello", f"/save {file}", "more", f"/save {file}"))
+    assert (said.code, said.out) == (0, out(first, second))
+    assert re.search(r"^saved: 2 messages, \d+\.\d kB$", said.err, re.M)
+    found = gumba("chat", tiny, stdin=script("other things", "/clear", f"/load {file}", "again", "/history"))
+    assert found.code == 0 and found.out.endswith(out(third))
+    assert "loaded: 4 messages" in found.err
+    shown = tame(f"user: hello\nassistant: {first}\nuser: more\nassistant: {second}\nuser: again\nassistant: {third}\n")
+    assert shown in found.err
+
+
+def test_save_spares_what_it_finds(gumba: Callable, tiny: Path, tmp_path: Path) -> None:
+    file = tmp_path / "letter.txt"
+    file.write_text("dear all")
+    for name, says in (
+        (file, "no saved conversation: it is left as it is"),
+        (tmp_path, "Is a directory"),
+        ("", "/save: expected the name of a file"),
+        (tmp_path / "none" / "a", "cannot be written"),
+    ):
+        result = gumba("chat", tiny, stdin=script(f"/save {name}"))
+        assert result.code == 2 and says in result.err
+        assert result.err.count("\n") == 1
+    assert file.read_text() == "dear all"
+
+
+def test_load_says_what_is_wrong(gumba: Callable, tiny: Path, llm: LLM, tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    llm.save_session(file, [1], {"kind": "conversation", "version": 1, "messages": [5]})
+    for name, says in (
+        (file, r"messages\[0\]: expected an object, found 5"),
+        (tiny, "no session file"),
+        (tmp_path / "none", "cannot be read"),
+        ("", "/load: expected the name of a file"),
+    ):
+        result = gumba("chat", tiny, stdin=script(f"/load {name}"))
+        assert result.code == 2 and re.fullmatch(rf"gumba: error: [^\n]*{says}[^\n]*\n", result.err)
+
+
+# ------------------------------------------------------------------------------------------------------------ forks
+
+
+def test_forks(gumba: Callable, tiny: Path, llm: LLM) -> None:
+    first, second = answers(llm, "hello", "more")
+    other = answers(llm, "hello", "something else")[1]
+    last = answers(llm, "hello", "more", "again")[2]
+    result = gumba(
+        "chat", tiny, *ARGS,
+        stdin=script(
+            "hello", "/fork try", "something else", "/switch main", "more", "/fork", "/undo", "/forks", "/switch main", "again"
+        ),
+    )  # fmt: skip
+    assert (result.code, result.out) == (0, out(first, other, second, last))
+    assert "  main: 4 messages\n  try: 4 messages\n* fork1: 2 messages\n" in result.err
+    assert 'now in "fork1"; /switch main goes back\n' in result.err
+
+
+def test_forks_that_cannot_be(gumba: Callable, tiny: Path) -> None:
+    for line, says in (
+        ("/fork main", 'there is a conversation "main" already'),
+        ("/switch other", 'no conversation "other"'),
+        ("/switch", 'no conversation ""'),
+    ):
+        result = gumba("chat", tiny, stdin=script(line))
+        assert (result.code, result.out) == (2, "") and says in result.err
+
+
+# --------------------------------------------------------------------------------------------------------- settings
+
+
+def test_settings(gumba: Callable, tiny: Path, llm: LLM) -> None:
+    wild = SamplingParams(max_tokens=6, temperature=3, top_k=0, top_p=1, min_p=0, seed=5)
+    result = gumba(
+        "chat", tiny, *ARGS,
+        stdin=script(
+            "/set temp 3", "/set top-k 0", "/set parameter top_p 1", "/set min_p 0", "/seed 5", "/set n 6", "hello",
+            "/clear", "/temp 0", "/set max_tokens 8", "/set seed none", "/show", "hello",
+            "/clear", '/set stop ["\\u0001", "x"]', "/set stop", "/set temperature default", "/set temperature",
+        ),
+    )  # fmt: skip
+    assert (result.code, result.out) == (0, out(*answers(llm, "hello", params=wild), *answers(llm, "hello")))
+    for line in ("temperature 0.0", "seed none", "max_tokens 8", "top_k 0", r'stop ["\u0001", "x"]', "temperature 0.8"):
+        assert f"\n{line}\n" in "\n" + result.err.replace("\\\\", "\\")
+    assert "dry_base" not in result.err
+
+
+def test_the_system_message_by_set(gumba: Callable, tiny: Path, llm: LLM) -> None:
+    told = answers(llm, "hello", system="Be kind.")
+    assert gumba("chat", tiny, *ARGS, stdin=script("hi", "/set system Be kind.", "hello")).out.endswith(out(*told))
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("/set temperature hot", "temperature: expected a number from 0 to 100, found 'hot'"),
+        ("/set top_k -4", "top_k: expected an integer"),
+        ("/set wit 3", 'no setting "wit": expected one of allowed_token_ids, bad_words'),
+        ("/set", 'no setting ""'),
+        ("/set best_of 3", 'no setting "best_of"'),
+        ("/set logprobs 3", 'no setting "logprobs"'),
+        ("/set structured_outputs 3", "structured_outputs: expected an object"),
+        ("/seed x", "seed: expected an integer"),
+        ("/set logit_bias [[1]]", "logit_bias: expected"),
+    ],
+)
+def test_settings_that_are_wrong(gumba: Callable, tiny: Path, line: str, says: str) -> None:
+    result = gumba("chat", tiny, stdin=script(line))
+    assert (result.code, result.out) == (2, "")
+    assert says in result.err and result.err.count("\n") == 1
+
+
+# ------------------------------------------------------------------------------------------- lines and their history
+
+
+def typed(monkeypatch: pytest.MonkeyPatch, *given: str, interactive: bool = False) -> list[tuple[str, bool]]:
+    """The messages in these lines, at a terminal or from a pipe."""
+    left = iter(given)
+    if interactive:
+
+        def answer(prompt: str) -> str:
+            try:
+                return next(left)
+            except StopIteration:
+                raise EOFError from None
+
+        monkeypatch.setattr("builtins.input", answer)
+    else:
+
+        class Pipe:
+            def readline(self) -> str:
+                return next((line + "\n" for line in left), "")
+
+        monkeypatch.setattr("sys.stdin", Pipe())
+    return list(iter(lines.Lines(interactive).read, None))
+
+
+@pytest.mark.parametrize("interactive", [False, True])
+def test_lines_that_go_on(monkeypatch: pytest.MonkeyPatch, interactive: bool) -> None:
+    for given, expected in (
+        (["a", "", "  ", "b"], [("a", False), ("b", False)]),
+        (["a\\", "", "b"], [("a\n", False), ("b", False)]),
+        (["a\\", "b\\", "c", "d"], [("a\nb\nc", False), ("d", False)]),
+        (['"""a', "", ' b\\', 'c"""', "d"], [("a\n\n b\\\nc", True), ("d", False)]),
+        (['"""', "/exit", '"""', "d"], [("/exit", True), ("d", False)]),
+        (['"""a"""', '"""a""" b', 'c"""'], [("a", True), ('a""" b\nc', True)]),
+        (['  """ a """  ', "d"], [(" a ", True), ("d", False)]),
+        (['/system """Be', 'kind."""', "d"], [("/system Be\nkind.", False), ("d", False)]),
+        (['"""', '"""', "d"], [("d", False)]),
+        (['"""', "a"], [("a\n", True)]),
+        (["a\\"], [("a\n", False)]),
+        (['a """b', 'c"""'], [('a """b', False), ('c"""', False)]),
+        (['a\\', '"""b', "c"], [('a\n"""b', False), ("c", False)]),
+    ):  # fmt: skip
+        assert typed(monkeypatch, *given, interactive=interactive) == expected, given
+
+
+def test_ctrl_c_forgets_the_lines_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: Iterator[str | type[BaseException]] = iter(['"""a', "b", KeyboardInterrupt, "c", EOFError])
+
+    def answer(prompt: str) -> str:
+        assert prompt == ("... " if line in ('"""a', "b") else "> ")
+        found = following()
+        if not isinstance(found, str):
+            raise found
+        return found
+
+    line: object = None
+
+    def following() -> str | type[BaseException]:
+        nonlocal line
+        line = next(given)
+        return line  # type: ignore[return-value]
+
+    monkeypatch.setattr("builtins.input", answer)
+    assert list(iter(lines.Lines(True).read, None)) == [("c", False)]
+
+
+def test_quoted_messages(gumba: Callable, tiny: Path, llm: LLM) -> None:
+    expected = answers(llm, "hello\nyou"), answers(llm, "/exit"), answers(llm, "hello", system="Be\nkind.")
+    given = ('"""hello', 'you"""', "/clear", '"""', "/exit", '"""', '/system """Be', 'kind."""', "hello", "/system")
+    result = gumba("chat", tiny, *ARGS, stdin=script(*given))
+    assert (result.code, result.out) == (0, out(*(texts[0] for texts in expected)))
+    assert "\nBe\nkind.\n" in result.err
+
+
+class Editor:
+    """Stands for readline."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def add_history(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def test_lines_are_kept_between_runs(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "chat_history"
+    history = lines.History(path, Editor())
+    for line in ("one", "one", "", "  ", "tw\u00f6", "one", "x" * (lines.MOST_CHARACTERS + 1), "bad\udcff"):
+        history.keep(line)
+    if os.name == "posix":
+        assert path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o777 == 0o700
+    editor = Editor()
+    again = lines.History(path, editor)
+    assert editor.lines == ["one", "tw\u00f6", "one", "bad?"]
+    again.keep("bad?")
+    assert path.read_text(encoding="utf-8") == script("one", "tw\u00f6", "one", "bad?")
+
+
+def test_the_history_stays_short_tame_and_private(tmp_path: Path) -> None:
+    path = tmp_path / "chat_history"
+    many = [f"line {i}" for i in range(lines.MOST_LINES + 50)]
+    path.write_bytes(script("\x1b[31mred\x07", *many, "\x1b[31mred\x07").encode() + b"\xff\n")
+    path.chmod(0o644)
+    editor = Editor()
+    lines.History(path, editor)
+    expected = [*many[-lines.MOST_LINES + 2 :], "[31mred", "\ufffd"]
+    assert editor.lines == expected
+    assert path.read_text(encoding="utf-8") == script(*expected)
+    assert [each.name for each in tmp_path.iterdir() if each.name != "gumba-home"] == ["chat_history"]
+    if os.name == "posix":
+        assert path.stat().st_mode & 0o777 == 0o600
+    path.unlink()
+    path.mkdir()
+    lines.History(path, editor).keep("one")  # nowhere to keep it: nothing is said
+    assert len(editor.lines) == len(expected)
+
+
+# --------------------------------------------------------------------------------------------------------- terminals
+
+
+class Terminal:
+    """``gumba chat`` at a terminal of its own."""
+
+    def __init__(self, *args: object) -> None:
+        import pty
+
+        self._master, slave = pty.openpty()
+        own = "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)"  # so that Ctrl-C is a signal
+        start = f"{own}; from gumba.cli.main import main; sys.exit(main())"
+        command = [sys.executable, "-c", start, "chat", *map(str, args)]
+        env = {**os.environ, "TERM": "xterm"}
+        self.process = subprocess.Popen(
+            command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True, env=env
+        )
+        os.close(slave)
+        self.seen = b""
+        self._deadline = time.monotonic() + 60
+
+    def wait_for(self, text: bytes) -> bytes:
+        """Read on until ``text`` has come; what came before it."""
+        while text not in self.seen:
+            left = max(0.0, self._deadline - time.monotonic())
+            assert select.select([self._master], [], [], left)[0], (text, self.seen)
+            try:
+                self.seen += os.read(self._master, 65536)
+            except OSError:  # the other end is closed
+                pytest.fail(f"gumba ended ({self.process.wait(30)}) before {text!r} came: {self.seen!r}")
+        before, _, self.seen = self.seen.partition(text)
+        return before
+
+    def type(self, text: bytes) -> None:
+        os.write(self._master, text)
+
+    def __enter__(self) -> Terminal:
+        self.wait_for(b"> ")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._master)
+
+
+@posix
+def test_a_terminal_remembers_lines(tiny: Path, home: Path) -> None:
+    """The arrow key brings the last run's last line back; ``--no-history`` neither reads nor writes."""
+    kept = home / "state" / "chat_history"
+    with Terminal(tiny, "-n", 2, "-q") as terminal:
+        terminal.type(b"/stats\n")
+        terminal.wait_for(b"no answer yet")
+        terminal.wait_for(b"> ")
+        terminal.type(b"\x04")
+        assert terminal.process.wait(30) == 0
+    assert kept.read_text() == "/stats\n"
+    with Terminal(tiny, "-n", 2, "-q") as terminal:
+        terminal.type(b"\x1b[A\n")
+        terminal.wait_for(b"no answer yet")
+        terminal.wait_for(b"> ")
+        terminal.type(b"/forks\n")
+        terminal.wait_for(b"main: 0 messages")
+        terminal.wait_for(b"> ")
+    assert kept.read_text() == "/stats\n/forks\n"
+    with Terminal(tiny, "-n", 2, "-q", "--no-history") as terminal:
+        terminal.type(b"\x1b[A/history\n")
+        terminal.wait_for(b"no message yet")
+        terminal.wait_for(b"> ")
+    assert kept.read_text() == "/stats\n/forks\n"
+
+
+def test_a_pipe_is_not_remembered(gumba: Callable, tiny: Path, home: Path) -> None:
+    assert gumba("chat", tiny, stdin="/stats\n").code == 0
+    assert not (home / "state").exists()
+
+
+@posix
+def test_ctrl_c_at_a_terminal(tiny: Path, home: Path) -> None:
+    """Ctrl-C while the model answers: the conversation is kept, with what has come as the answer, and goes on."""
+    with Terminal(tiny, "-q", "--temp", 0, "--no-history") as terminal:
+        terminal.type(b"/set ignore_eos true\n")
+        terminal.wait_for(b"> ")
+        for attempt in range(100):  # an answer takes a moment: sooner or later Ctrl-C comes within one
+            terminal.type(b"hello\n")
+            terminal.wait_for(b"hello\r\n")
+            time.sleep(0.002 * (attempt % 20))
+            terminal.type(b"\x03/forks\n")
+            stopped = b"[stopped]" in terminal.wait_for(b"main: ")
+            kept = terminal.wait_for(b" messages")  # 0: Ctrl-C came before the message was asked
+            terminal.wait_for(b"> ")
+            if stopped and kept == b"2":
+                break
+            terminal.type(b"/clear\n")
+            terminal.wait_for(b"> ")
+        else:
+            pytest.fail("no answer could be stopped")
+        terminal.type(b"/set max_tokens 2\n")
+        terminal.wait_for(b"> ")
+        terminal.type(b"more\n")
+        terminal.wait_for(b"cut off after 2 tokens")
+        terminal.type(b"/forks\n")
+        terminal.wait_for(b"main: 4 messages")
+        assert terminal.process.poll() is None
+
+
+def test_ctrl_c_before_the_first_token(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The message stays, answered by nothing; /regen answers it."""
+    from gumba.cli import chat
+
+    def strike(*_: object) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    talk = chat.Talk(llm, GREEDY)
+    with monkeypatch.context() as patch:
+        patch.setattr(llm._engine, "take", strike)
+        assert talk.take("hello")
+    assert talk.conversation.messages == [{"role": "user", "content": "hello"}, {"role": "assistant", "content": ""}]
+    assert capsys.readouterr().err == " [stopped]\n"
+    assert talk.take("/regen")
+    assert talk.conversation.messages[1]["content"] == answers(llm, "hello")[0]
