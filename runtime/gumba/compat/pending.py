@@ -5,10 +5,7 @@ from __future__ import annotations
 from gumba.errors import UnsupportedError
 from gumba.params import SamplingParams
 
-PENDING = (
-    "min_tokens", "typical_p", "epsilon_cutoff", "eta_cutoff", "mirostat", "frequency_penalty", "presence_penalty",
-    "no_repeat_ngram_size", "logit_bias", "logits_processors", "logprobs", "structured_outputs",
-)  # fmt: skip
+PENDING = ("structured_outputs",)
 _NONE = SamplingParams()
 
 

@@ -17,6 +17,7 @@ from gumba.compat.llama_cpp.sampling import Controls, StoppingCriteria
 from gumba.compat.pending import supported
 from gumba.engine.stopping import StopStrings
 from gumba.errors import EngineError, RequestError
+from gumba.outputs import Logprobs as TokenLogprobs
 from gumba.outputs import StreamOutput
 from gumba.params import SamplingParams, show
 from gumba.text import Tokenizer
@@ -236,7 +237,7 @@ class Completion:
                     self._finish_reason = "length"
                 if self._pieces.stopped:
                     self._finish_reason = "stop"
-                yield Step(token, text, _by_token(token, getattr(output, "logprobs", None)))
+                yield Step(token, text, _by_token(token, output.logprobs))
                 if self._finish_reason:
                     break
         self._finish_reason = self._finish_reason or "stop"
@@ -266,7 +267,7 @@ class Completion:
         return prompt, [*start, *(after + before if llama.spm_infill else before + after), mid], ""
 
 
-def _by_token(token: int, logprobs: Any) -> dict[int, float] | None:
+def _by_token(token: int, logprobs: TokenLogprobs | None) -> dict[int, float] | None:
     """Log-probabilities of ``token`` and of the likeliest ones, from what the engine tells of a token."""
     return None if logprobs is None else {**dict(logprobs.top), token: logprobs.logprob}
 
