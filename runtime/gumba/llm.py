@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
@@ -31,6 +31,7 @@ from gumba.outputs import (
     CompletionOutput,
     FinishReason,
     KVUsage,
+    Logprobs,
     RequestOutput,
     StreamOutput,
 )
@@ -61,16 +62,30 @@ class _Request:
     def output(self) -> RequestOutput:
         """The result, when all have ended."""
         first = self.generations[0]
+        found = (
+            sorted(self.generations, key=_mean_logprob) if len(self.generations) > first.params.n else self.generations
+        )
         outputs = []
-        for each in self.generations:
+        for index, each in enumerate(found[: first.params.n]):
             last = each.outputs[-1]
             assert last.finish_reason is not None and last.timings is not None
             text = "".join(output.text for output in each.outputs)
             tokens = each.tokens[each.n_prompt :]
             logprobs = [output.logprobs for output in each.outputs if output.logprobs is not None]
             asked = None if each.params.logprobs is None else logprobs
-            outputs.append(CompletionOutput(each.choice, text, tokens, last.finish_reason, last.timings, asked))
-        return RequestOutput(self.prompt, first.tokens[: first.n_prompt], outputs)
+            outputs.append(CompletionOutput(index, text, tokens, last.finish_reason, last.timings, asked))
+        return RequestOutput(self.prompt, first.tokens[: first.n_prompt], outputs, first.prompt_logprobs)
+
+
+def _mean_logprob(generation: Generation) -> float:
+    """Of all its tokens, with the sign changed: the likeliest first. Every answer of ``best_of`` has log-probabilities."""
+    logprobs = [output.logprobs.logprob for output in generation.outputs if output.logprobs is not None]
+    return -sum(logprobs) / len(logprobs) if logprobs else 0.0
+
+
+def _answers(params: SamplingParams) -> int:
+    """Answers to compute, of which ``n`` are returned."""
+    return params.n if params.best_of is None else params.best_of
 
 
 class LLM:
@@ -206,7 +221,7 @@ class LLM:
             ModelError: While iterating: the model's logits are not finite.
             EngineError: The LLM is closed, or was loaded before this process was forked.
         """
-        return self._engine.stream(self._generations(self._prompt_ids(prompt), params))
+        return self._engine.stream(self._streamed(self._prompt_ids(prompt), params))
 
     def generate(
         self, prompts: str | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
@@ -230,7 +245,7 @@ class LLM:
 
     def astream(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncIterator[StreamOutput]:
         """As ``stream``, for an event loop."""
-        return self._engine.astream(self._generations(self._prompt_ids(prompt), params))
+        return self._engine.astream(self._streamed(self._prompt_ids(prompt), params))
 
     def beam_search(self, prompts: str | Iterable[Prompt], params: BeamSearchParams) -> list[BeamSearchOutput]:
         """The likeliest answers to all ``prompts`` (as ``generate`` takes them), found by beam search.
@@ -294,7 +309,7 @@ class LLM:
     ) -> AsyncIterator[StreamOutput]:
         """As ``chat_stream``, for an event loop."""
         ids = self._chat_ids(messages, template_args)
-        return self._engine.astream(self._generations(ids, params, "messages"))
+        return self._engine.astream(self._streamed(ids, params, "messages"))
 
     def chat(
         self,
@@ -321,7 +336,7 @@ class LLM:
     ) -> Iterator[StreamOutput]:
         """As ``chat``, one StreamOutput per token, as ``stream`` gives them."""
         ids = self._chat_ids(messages, template_args)
-        return self._engine.stream(self._generations(ids, params, "messages"))
+        return self._engine.stream(self._streamed(ids, params, "messages"))
 
     def conversation(self, **settings: Any) -> Conversation:
         """A new ``Conversation(self, **settings)``: messages and answers, kept together."""
@@ -385,6 +400,22 @@ class LLM:
             length = float(np.linalg.norm(sequence.vector)) if normalize else 1.0
             row[:] = sequence.vector / (length or 1.0)
         return found
+
+    def score(self, prompt: Prompt, continuation: Prompt) -> list[Logprobs]:
+        """Log-probability of each token of ``continuation`` after ``prompt``, by the model's own logits.
+
+        Both are text (the continuation's own tokens follow the prompt's) or token ids. Raises as ``generate`` does.
+        """
+        before = self._prompt_ids(prompt)
+        if isinstance(continuation, str):
+            continuation = self._tokenizer.encode(continuation, add_special=False, parse_special=False)
+        ids = before + self._checked(continuation, "continuation")
+        params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
+        (output,) = self.generate([ids], params)
+        if output.finish_reason == "cancelled":
+            raise EngineError("cancelled")
+        assert output.prompt_logprobs is not None
+        return [each for each in output.prompt_logprobs[len(before) :] if each is not None]
 
     def save_session(self, path: str | PathLike[str], tokens: Sequence[int], notes: Any = None) -> int:
         """Write tokens of a conversation, and what is kept of their KV pages, to a file; the number of tokens so kept.
@@ -526,7 +557,12 @@ class LLM:
             raise RequestError(f"params: expected SamplingParams, found {show(params)}")
         ends = self._end_ids(ids, params, field)
         seed = secrets.randbits(64) if params.seed is None else params.seed
-        seeds = [(seed + choice * _SEED_STEP) % 2**64 for choice in range(params.n)]
+        seeds = [(seed + choice * _SEED_STEP) % 2**64 for choice in range(_answers(params))]
+        constraint = None
+        if params.structured_outputs is not None:
+            from gumba.sampling.constraints import compile_constraint
+
+            constraint = compile_constraint(params.structured_outputs, self._tokenizer)
         sampling = self._sampler_state(params, ids, ends)
         made = [
             Generation(
@@ -538,8 +574,9 @@ class LLM:
                 end_ids=ends,
                 capacity=self._engine.capacity,
                 choice=choice,
+                constraint=None if constraint is None else constraint.fork(),
             )
-            for choice in range(params.n)
+            for choice in range(_answers(params))
         ]
         for other in made[1:]:
             other.leader = made[0]
@@ -549,6 +586,12 @@ class LLM:
             elif self._draft is not None:
                 each.drafter = ModelDrafter(self._draft, self._tokenizer.n_vocab, self._draft_tokens)
         return made
+
+    def _streamed(self, ids: list[int], params: SamplingParams | None, field: str = "prompt") -> list[Generation]:
+        """As ``_generations``, for answers that are handed over as they come."""
+        if params is not None and isinstance(params, SamplingParams) and _answers(params) > params.n:
+            raise RequestError("best_of: which answers are best is only known at the end, so they cannot be streamed")
+        return self._generations(ids, params, field)
 
     def _end_ids(
         self, ids: list[int], params: SamplingParams | BeamSearchParams | ContrastiveSearchParams, field: str
@@ -571,6 +614,8 @@ class LLM:
     def _sampler_state(self, params: SamplingParams, ids: list[int], end_ids: frozenset[int]) -> SamplerState:
         """What the sampler of a generation from the prompt ``ids`` carries."""
         tokenizer, breakers = self._tokenizer, tuple(params.dry_sequence_breakers)
+        if _answers(params) > params.n and params.logprobs is None:
+            params = replace(params, logprobs=0)
         return SamplerState(
             params,
             tokenizer.n_vocab,

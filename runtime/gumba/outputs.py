@@ -97,12 +97,14 @@ class CompletionOutput:
 class RequestOutput:
     """The result of one request: its answers, and the first one's fields as its own.
 
-    ``prompt`` is the text given, None when token ids were.
+    ``prompt`` is the text given, None when token ids were. ``prompt_logprobs`` has one entry per token of the prompt, None for
+    the first, where ``SamplingParams.prompt_logprobs`` asks for it.
     """
 
     prompt: str | None
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
+    prompt_logprobs: list[Logprobs | None] | None = None
 
     @property
     def prompt_tokens(self) -> int:

@@ -170,7 +170,7 @@ class Scheduler:
         self._prompt_tokens = before - budget
         self._mixed_tokens = self._prompt_tokens if streaming else 0
         if not work and not self._running and self._waiting:
-            head = next(each for each in self._waiting if not each.held)
+            head = next((each for each in self._waiting if not each.held), self._waiting[0])
             head.fail(ResourceError(f"{self._pages(head)} KV pages are needed, {self._kv.n_free} are free"))
         return work
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -21,6 +22,8 @@ from gumba.sampling.state import SamplerState, UniformStream
 if TYPE_CHECKING:
     from gumba.engine.scheduler import Scheduler
 
+log = logging.getLogger("gumba")
+
 #: Most rows of logits that a scored sequence asks for in one step: a row is as wide as the vocabulary.
 SCORED_PER_STEP = 128
 
@@ -33,6 +36,17 @@ class TextDecoder(Protocol):
     def push(self, token: int, /) -> str: ...
 
     def finish(self) -> str: ...
+
+
+class TokenConstraint(Protocol):
+    """What a sequence needs of ``gumba.sampling.constraints.Constraint``."""
+
+    @property
+    def finished(self) -> bool: ...
+
+    def mask(self) -> np.ndarray[Any, Any] | None: ...
+
+    def accept(self, token: int, /) -> None: ...
 
 
 class Drafter(Protocol):
@@ -166,7 +180,8 @@ class Generation(Sequence):
         decoder: Makes text of its tokens.
         end_ids: Tokens that end it.
         capacity: Tokens that fit the context.
-        choice: Its number among the answers to its prompt.
+        choice: Its number among the answers to its prompt. The first one collects the prompt's log-probabilities.
+        constraint: What its text must be; of its own.
     """
 
     def __init__(
@@ -180,6 +195,7 @@ class Generation(Sequence):
         end_ids: Set[int],
         capacity: int,
         choice: int = 0,
+        constraint: TokenConstraint | None = None,
     ) -> None:
         super().__init__(prompt)
         self.params = params
@@ -198,19 +214,40 @@ class Generation(Sequence):
         #: Guesses the next tokens; None: nobody does.
         self.drafter: Drafter | None = None
         self._guess: list[int] = []
+        self._constraint = constraint
+        #: Of the prompt's tokens, as far as they were computed: nothing of the first; None where they are not wanted.
+        self.prompt_logprobs: list[Logprobs | None] | None = None
+        if params.prompt_logprobs is not None and choice == 0:
+            self.prompt_logprobs = [None]
+            self.most_cached = 0
+
+    @property
+    def _scores_prompt(self) -> bool:
+        """Whether the prompt's log-probabilities are wanted and not complete."""
+        return self.prompt_logprobs is not None and len(self.prompt_logprobs) < self.n_prompt
 
     def share(self, budget: int) -> tuple[list[int], Outputs]:
         count = min(self.remaining, budget)
+        if self._scores_prompt:
+            return self.tokens[self.n_cached : self.n_cached + min(count, SCORED_PER_STEP)], "all"
         tokens = self.tokens[self.n_cached : self.n_cached + count]
         self._guess = []
         if count < self.remaining:
             return tokens, "none"
         if self.drafter is not None and count == 1 and budget > 1:
-            self._guess = self.drafter.guess(self.tokens, min(budget - 1, self._limit - len(self.tokens) - 1))
+            try:
+                self._guess = self.drafter.guess(self.tokens, min(budget - 1, self._limit - len(self.tokens) - 1))
+            except Exception as error:  # nobody needs guesses
+                log.warning("guessing tokens has failed, they are computed one by one (%s)", error)
+                self.drafter.close()
+                self.drafter = None
         return (tokens + self._guess, "all") if self._guess else (tokens, "last")
 
     def advance(self, count: int, rows: np.ndarray[Any, Any], sampler: Sampler) -> None:
         guess, self._guess = self._guess, []
+        if self._scores_prompt:
+            self._score_prompt(rows, sampler)
+            rows = rows[-1:] if count == self.remaining else rows[:0]
         self.n_cached += count - len(guess)
         self.prompt_done = self.prompt_done or self.n_cached >= self.n_prompt
         for row, guessed in zip(rows, [*guess, None]):
@@ -222,9 +259,16 @@ class Generation(Sequence):
         if guess and self.drafter is not None:
             self.drafter.learn(self.n_cached)
 
+    def _score_prompt(self, rows: np.ndarray[Any, Any], sampler: Sampler) -> None:
+        assert self.prompt_logprobs is not None and self.params.prompt_logprobs is not None
+        for position, row in enumerate(rows, self.n_cached + 1):
+            if position == len(self.prompt_logprobs) and position < self.n_prompt:
+                self.prompt_logprobs.append(sampler.logprobs(row, self.tokens[position], self.params.prompt_logprobs))
+
     def _choose(self, row: np.ndarray[Any, Any], sampler: Sampler) -> Choice:
         index = len(self.tokens) - self.n_prompt
-        return sampler.sample(row, self._sampling, self._uniforms[index])
+        mask = None if self._constraint is None else self._constraint.mask()
+        return sampler.sample(row, self._sampling, self._uniforms[index], mask)
 
     def _accept(self, choice: Choice) -> None:
         token = choice.token
@@ -242,7 +286,9 @@ class Generation(Sequence):
             reason = "stop"
         else:
             text = self._stops.push(self._decoder.push(token))
-            if self._stops.stopped:
+            if self._constraint is not None:
+                self._constraint.accept(token)
+            if self._stops.stopped or (self._constraint is not None and self._constraint.finished):
                 reason = "stop"
             elif len(self.tokens) >= self._limit:
                 reason = "length"
