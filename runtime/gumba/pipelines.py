@@ -18,7 +18,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from gumba import sources
-from gumba.compat.pending import supported
 from gumba.errors import RequestError, UnsupportedError
 from gumba.llm import LLM
 from gumba.params import SamplingParams, require_count, show
@@ -280,7 +279,7 @@ def _params(options: Mapping[str, Any], n_prompt: int) -> SamplingParams:
         stop_token_ids=() if ends is None else [ends] if isinstance(ends, int) else ends,
         ignore_eos=ends is not None,
     )
-    return supported(params)
+    return params
 
 
 class TextStreamer:

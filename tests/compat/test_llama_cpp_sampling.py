@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import json
 
 import numpy as np
 import pytest
 
-from gumba import RequestError, SamplingParams, UnsupportedError
+from gumba import RequestError, SamplingParams
 from gumba.compat.llama_cpp import (
     Llama,
     LlamaGrammar,
@@ -16,26 +15,8 @@ from gumba.compat.llama_cpp import (
     MinTokensLogitsProcessor,
     StoppingCriteriaList,
 )
-from gumba.compat.pending import PENDING
 
 PROMPT = "hello world"
-
-
-def needs(*names):
-    """The test is of what these parameters do; while the engine does not act on them, it is that they are refused."""
-
-    def prepared(test):
-        if not set(names) & set(PENDING):
-            return test
-
-        @functools.wraps(test)
-        def refused(*args, **options):
-            with pytest.raises(UnsupportedError, match="|".join(names)):
-                test(*args, **options)
-
-        return refused
-
-    return prepared
 
 
 def text_of(llama, tokens):
@@ -78,7 +59,6 @@ def oracle(llama, llm, tokens, first, n_top):
     return texts, values, tops
 
 
-@needs("logprobs")
 def test_logprobs_are_those_of_the_logits(llama, llm):
     prompt = llama.tokenize(PROMPT.encode())
     found = answer(llama, n=6, logprobs=3)["logprobs"]
@@ -95,7 +75,6 @@ def test_logprobs_are_those_of_the_logits(llama, llm):
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == answer(llama, n=6)["text"]
 
 
-@needs("logprobs")
 def test_logprobs_of_an_echoed_prompt(llama, llm):
     prompt = llama.tokenize(PROMPT.encode())
     found = answer(llama, n=3, logprobs=2, echo=True)["logprobs"]
@@ -109,7 +88,6 @@ def test_logprobs_of_an_echoed_prompt(llama, llm):
     assert len(with_bos["tokens"]) == len(prompt) + 1 and with_bos["token_logprobs"][0] is None
 
 
-@needs("logprobs")
 def test_logprobs_of_a_chat(llama):
     messages = [{"role": "user", "content": "hello"}]
     options = {"temperature": 0, "max_tokens": 3, "logprobs": True}
@@ -132,7 +110,6 @@ def test_logprobs_need_logits_all(tiny):
 # ------------------------------------------------------------------------------------------- processors and criteria
 
 
-@needs("logits_processors")
 def test_logits_processors_see_and_change_the_logits(llama, llm):
     prompt = llama.tokenize(PROMPT.encode())
     seen = []
@@ -152,7 +129,6 @@ def test_logits_processors_see_and_change_the_logits(llama, llm):
     assert found == [int(np.argsort(-scores)[1]) for _, _, scores in seen[:3]]
 
 
-@needs("logits_processors")
 def test_bytes_of_a_character_come_together(llama):
     tokens = llama.tokenize("é€😀".encode())
     whole = answer(llama, n=len(tokens), logits_processor=force(*tokens))
@@ -162,7 +138,6 @@ def test_bytes_of_a_character_come_together(llama):
     assert answer(llama, n=len(tokens) - 1, logits_processor=force(*tokens))["text"] == "é€"
 
 
-@needs("logits_processors")
 def test_min_tokens(llama, llm, ending):
     eos = llm.generate([ending], SamplingParams(temperature=0, max_tokens=40))[0].token_ids[-1]
     n = llama(ending, max_tokens=40, temperature=0)["usage"]["completion_tokens"]
@@ -172,7 +147,6 @@ def test_min_tokens(llama, llm, ending):
     )
 
 
-@needs("logit_bias")
 def test_logit_bias(llama):
     (token,) = llama.tokenize(b"hello")
     for bias in ({token: 1000.0}, {str(token): 1000.0}):
@@ -181,7 +155,6 @@ def test_logit_bias(llama):
         llama(PROMPT, logit_bias={"hello": 1.0})
 
 
-@needs("logits_processors")
 def test_stopping_criteria(llama, llm):
     prompt = llama.tokenize(PROMPT.encode())
     seen = []
@@ -217,10 +190,6 @@ def test_stopping_criteria(llama, llm):
     ],
 )
 def test_samplers_are_those_of_the_engine(llama, llm, theirs, ours):
-    needs(*ours)(compare_samplers)(llama, llm, theirs, ours)
-
-
-def compare_samplers(llama, llm, theirs, ours):
     ids = llama.tokenize(PROMPT.encode())
     options = {"temperature": 0.7, **theirs}
     params = SamplingParams(**{"temperature": 0.7, "seed": 11, "max_tokens": 12, **ours})
@@ -237,7 +206,6 @@ def test_the_window_of_the_penalties(tiny, llm):
         assert answer(model, n=12, repeat_penalty=2.0)["text"] == text_of(model, expected)
 
 
-@needs("structured_outputs")
 def test_grammars(llama):
     grammar = LlamaGrammar.from_string('root ::= "he" [a-c]{2} ("!" | "?")')
     found = answer(llama, n=20, grammar=grammar)
@@ -250,7 +218,6 @@ def test_grammars(llama):
 SCHEMA = {"type": "object", "properties": {"a": {"enum": ["x", "y"]}}, "required": ["a"], "additionalProperties": False}
 
 
-@needs("structured_outputs")
 def test_json_schemas(llama):
     messages = [{"role": "user", "content": "hello"}]
     schemas = [
@@ -267,7 +234,6 @@ def test_json_schemas(llama):
     assert json.loads(call["function"]["arguments"])["a"] in ("x", "y")
 
 
-@needs("structured_outputs")
 def test_any_json_object(llama):
     messages = [{"role": "user", "content": "hello"}]
     reply = llama.create_chat_completion(messages, response_format={"type": "json_object"}, max_tokens=40, seed=1)

@@ -178,10 +178,8 @@ class Line:
         return body, _ADDRESSES[url]
 
     def _sampling(self, said: dict[str, Any], seed: int, prompt: int) -> SamplingParams:
-        from gumba.compat.pending import supported
-
         own = {} if said.get("seed") is not None else {"seed": _seed(seed, self.number, prompt)}
-        return supported(SamplingParams(**{**said, **own}))
+        return SamplingParams(**{**said, **own})
 
 
 def _seed(seed: int, line: int, prompt: int) -> int:

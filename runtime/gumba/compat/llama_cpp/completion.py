@@ -14,7 +14,6 @@ import numpy as np
 
 from gumba.compat.llama_cpp.llama_tokenizer import detokenize
 from gumba.compat.llama_cpp.sampling import Controls, StoppingCriteria
-from gumba.compat.pending import supported
 from gumba.engine.stopping import StopStrings
 from gumba.errors import EngineError, RequestError
 from gumba.outputs import Logprobs as TokenLogprobs
@@ -109,7 +108,7 @@ def steps(
         return logits
 
     if criteria is not None:
-        params = supported(replace(params, logits_processors=(keep, *params.logits_processors)))
+        params = replace(params, logits_processors=(keep, *params.logits_processors))
     history = list(tokens)
     stream = cast("Generator[StreamOutput, None, None]", llama.llm.stream(history, params))
     with closing(stream) as outputs:

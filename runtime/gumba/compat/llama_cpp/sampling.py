@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from gumba.compat.llama_cpp.llama_grammar import LlamaGrammar
-from gumba.compat.pending import supported
 from gumba.errors import RequestError
 from gumba.params import SamplingParams, show
 
@@ -103,7 +102,7 @@ class Controls:
             seed=seed,
             **more,
         )
-        return supported(params)
+        return params
 
 
 def _processor(processor: LogitsProcessor) -> Callable[[list[int], Array], Array]:
