@@ -298,3 +298,12 @@ def test_breakers_are_all_tokens_that_hold_one():
     assert breaker_sequences(tokenizer, ("\n", ":")) == ((4,), (5,), (7,))
     assert breaker_sequences(tokenizer, ("c:",)) == ((2, 5),)
     assert breaker_sequences(tokenizer, ()) == ()
+
+
+def test_dry_sees_no_repetition_across_a_breaker():
+    logits = np.array([8, 0, 0, 10, 0, 0], np.float32)
+    params = SamplingParams(**GREEDY, dry_multiplier=1.0, dry_base=4.0)
+    # The last three tokens were there before: a penalty of 4 for a fourth; of 1 where only two of them count.
+    for breakers, expected in (((), 0), ([(5,)], 3), ([(1, 2)], 3), ([(4, 1)], 0)):
+        state = SamplerState(params, 6, [5, 1, 2, 3, 5, 1, 2], breakers=breakers)
+        assert Sampler(6).sample(logits, state, 0.5).token == expected
