@@ -7,7 +7,23 @@ from pathlib import Path
 
 from gumba.errors import UnsupportedError
 from gumba.gguf.reader import GGUFFile
-from gumba.kernels import attention, bpe, elementwise, embed, gather, limits, matmul, packed, q8, rope, sample
+from gumba.kernels import (
+    attention,
+    bpe,
+    edit,
+    elementwise,
+    embed,
+    filters,
+    gather,
+    limits,
+    logprobs,
+    matmul,
+    packed,
+    q8,
+    rope,
+    sample,
+)
+from gumba.kernels.jit import Entry
 from gumba.kernels.op import Kernel
 from gumba.kernels.pages import page_formats
 from gumba.program import executor, timing
@@ -51,8 +67,10 @@ def _jobs(path: Path | None) -> list[Callable[[], object]]:
     if path is None:  # what ``gumba bench --profile`` measures the machine with
         kernels += [timing.stamp]
         kernels += [test(set_) for test in (limits.read_memory, limits.dot_int8, limits.fma_float32, limits.pairs_bf16)]
-    entries = [executor.run_step, executor.stop_team, executor.help_team, packed.interleave, gather.gather, sample.sample_top_k,
-               sample.sample_all, bpe.index_tokens, bpe.index_merges, bpe.encode_words]  # fmt: skip
+    entries = [executor.run_step, executor.stop_team, executor.help_team, packed.interleave, gather.gather, bpe.index_tokens,
+               bpe.index_merges, bpe.encode_words]  # fmt: skip
+    for module in (sample, edit, filters, logprobs):
+        entries += [each for each in vars(module).values() if isinstance(each, Entry)]
     for number in _formats(path):
         format = FORMATS[number]
         kernels += [embed.embed(format, set_), matmul.matmul(format, set_)]
