@@ -91,6 +91,7 @@ FIELDS = {
     "structured_outputs": ([None, REGEX], ["a+", {"regex": "a+"}, True]),
     "prompt_lookup_tokens": counts(0, 1024),
     "cache_prompt": BOOLEANS,
+    "token_healing": BOOLEANS,
 }  # fmt: skip
 BEAM_FIELDS = {
     "beam_width": counts(1, 1024),

@@ -36,12 +36,14 @@ from gumba.outputs import (
     StreamOutput,
 )
 from gumba.params import BeamSearchParams, ContrastiveSearchParams, SamplingParams, require_count, show
+from gumba.sampling.healing import HealedDecoder, Healing, healable
 from gumba.sampling.state import SamplerState
 from gumba.sampling.words import bad_word_sequences, breaker_sequences
 from gumba.text import ChatTemplate, StreamDecoder, Tokenizer, encode_chat
 
 if TYPE_CHECKING:
     from gumba.models import Model
+    from gumba.sampling.constraints import Constraint
 
 #: A prompt: text, or token ids.
 Prompt = str | Sequence[int] | np.ndarray[Any, Any]
@@ -558,7 +560,11 @@ class LLM:
         ends = self._end_ids(ids, params, field)
         seed = secrets.randbits(64) if params.seed is None else params.seed
         seeds = [(seed + choice * _SEED_STEP) % 2**64 for choice in range(_answers(params))]
-        constraint = None
+        constraint: Constraint | Healing | None = None
+        healed = healable(self._tokenizer, ids) if params.token_healing and field == "prompt" else ""
+        if healed:
+            constraint = Healing(self._tokenizer, self._tokenizer.token_bytes(ids[-1]))
+            ids = ids[:-1]
         if params.structured_outputs is not None:
             from gumba.sampling.constraints import compile_constraint
 
@@ -570,7 +576,7 @@ class LLM:
                 params,
                 seed=seeds[choice],
                 sampling=sampling.fork(seeds[choice]),
-                decoder=StreamDecoder(self._tokenizer, skip_special=params.skip_special_tokens),
+                decoder=self._decoder(params, len(healed)),
                 end_ids=ends,
                 capacity=self._engine.capacity,
                 choice=choice,
@@ -586,6 +592,11 @@ class LLM:
             elif self._draft is not None:
                 each.drafter = ModelDrafter(self._draft, self._tokenizer.n_vocab, self._draft_tokens)
         return made
+
+    def _decoder(self, params: SamplingParams, healed: int) -> StreamDecoder | HealedDecoder:
+        """Of an answer whose first ``healed`` characters are the prompt's."""
+        decoder = StreamDecoder(self._tokenizer, skip_special=params.skip_special_tokens)
+        return HealedDecoder(decoder, healed) if healed else decoder
 
     def _streamed(self, ids: list[int], params: SamplingParams | None, field: str = "prompt") -> list[Generation]:
         """As ``_generations``, for answers that are handed over as they come."""

@@ -153,6 +153,8 @@ class SamplingParams:
         prompt_lookup_tokens: Guess up to this many tokens, 0 to 1024, from what followed the last tokens earlier on, and
             check them in one step: the same answer, sooner (Saxena, "Prompt lookup decoding", 2023); 0 is off.
         cache_prompt: Start from what other requests computed of this prompt, and let others start from it.
+        token_healing: Write the prompt's last token anew, as the beginning of a longer one perhaps (not with
+            ``structured_outputs``, nor in a chat, whose template ends the prompt).
 
     Raises:
         RequestError: A value has the wrong type or is out of range; the message names the field.
@@ -205,6 +207,7 @@ class SamplingParams:
     structured_outputs: StructuredOutputsParams | None = None
     prompt_lookup_tokens: int = 0
     cache_prompt: bool = True
+    token_healing: bool = False
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -220,6 +223,8 @@ class SamplingParams:
             object.__setattr__(self, field.name, value)
         if self.best_of is not None and self.best_of < self.n:
             raise RequestError(f"best_of: expected at least n {self.n}, found {self.best_of}")
+        if self.token_healing and self.structured_outputs is not None:
+            raise RequestError("token_healing: expected False with structured_outputs, found True")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise RequestError(f"min_tokens: expected at most max_tokens {self.max_tokens}, found {self.min_tokens}")
 
@@ -520,6 +525,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "skip_special_tokens": _boolean,
     "structured_outputs": _structured,
     "cache_prompt": _boolean,
+    "token_healing": _boolean,
 }
 #: Fields of BeamSearchParams that are checked as those of SamplingParams.
 _SHARED = (
