@@ -24,7 +24,7 @@ from gumba.engine.lookup import PromptLookup
 from gumba.engine.sequence import Embedding, Generation, Scoring
 from gumba.errors import EngineError, ModelError, RequestError, ResourceError
 from gumba.gguf import GGUFFile
-from gumba.models import load_model
+from gumba.loaded import LoadedModel
 from gumba.outputs import (
     BeamSearchOutput,
     BeamSearchSequence,
@@ -35,7 +35,7 @@ from gumba.outputs import (
     RequestOutput,
     StreamOutput,
 )
-from gumba.params import BeamSearchParams, ContrastiveSearchParams, SamplingParams, require_count, show
+from gumba.params import BeamSearchParams, ContrastiveSearchParams, SamplingParams, require_count, require_number, show
 from gumba.sampling.healing import HealedDecoder, Healing, healable
 from gumba.sampling.state import SamplerState
 from gumba.sampling.words import bad_word_sequences, breaker_sequences
@@ -111,6 +111,8 @@ class LLM:
         draft_model: A smaller model of the same vocabulary that guesses tokens, which this one checks several at a time:
             the same answers, sooner where the guesses are good.
         draft_tokens: Tokens that it guesses at a time, at most.
+        unload_after: Seconds without a request after which the model's memory is given back; the next request loads it again.
+            None keeps it.
         progress: Called with the loaded fraction, 0 to 1, while loading.
 
     Raises:
@@ -135,58 +137,51 @@ class LLM:
         kv_type: str | None = None,
         draft_model: str | PathLike[str] | None = None,
         draft_tokens: int = 4,
+        unload_after: float | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> None:
         draft_tokens = require_count("draft_tokens", draft_tokens, 1, 64)
         max_sequences = require_count("max_sequences", max_sequences, 1)
+        if unload_after is not None:
+            unload_after = require_number("unload_after", unload_after, 0.0, 1e9)
         max_queue = None if max_queue is None else require_count("max_queue", max_queue, 0)
         self._gguf = GGUFFile(path)
         try:
             self._tokenizer = Tokenizer.from_gguf(self._gguf)
-            self._model: Model = load_model(
+            self._loaded = LoadedModel(
                 self._gguf,
+                self._tokenizer,
+                draft_model,
+                progress,
                 n_ctx=n_ctx,
                 n_threads=n_threads,
                 max_batch_tokens=max_batch_tokens,
                 kv_tokens=kv_tokens,
                 kv_memory=kv_memory,
                 kv_type=kv_type,
-                progress=progress,
             )
-            n_vocab = self._model.config.n_vocab
-            if self._tokenizer.n_vocab > n_vocab:
-                self._model.close()
-                raise ModelError(
-                    f"{path}: the vocabulary has {self._tokenizer.n_vocab} tokens, the model has logits for {n_vocab}"
-                )
         except BaseException:
             self._gguf.close()
             raise
-        self._draft, self._draft_tokens = None, draft_tokens
-        if draft_model is not None:
-            try:
-                self._draft = self._load_draft(draft_model)
-            except BaseException:
-                self._model.close()
-                self._gguf.close()
-                raise
+        self._draft_tokens = draft_tokens
         self._engine = Engine(
             self._model,
             self._tokenizer.n_vocab,
             max_sequences=max_sequences,
             max_queue=max_queue,
             also_close=[] if self._draft is None else [self._draft],
+            unload_after=unload_after,
+            load=self._loaded.load,
         )
         self._template: ChatTemplate | None = None
 
-    def _load_draft(self, path: str | PathLike[str]) -> Model:
-        with GGUFFile(path) as gguf:
-            if not self._tokenizer.same_vocabulary(Tokenizer.from_gguf(gguf)):
-                raise ModelError(f"{path}: a draft model must have the same vocabulary as the model it drafts for")
-            n_ctx = min(
-                self._model.n_ctx, gguf.get(f"{gguf.require('general.architecture', str)}.context_length", int, 1)
-            )
-            return load_model(gguf, n_ctx=n_ctx, team=self._model.team)
+    @property
+    def _model(self) -> Model:
+        return self._loaded.model
+
+    @property
+    def _draft(self) -> Model | None:
+        return self._loaded.draft
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -448,13 +443,12 @@ class LLM:
         Raises RequestError when the file is no session, damaged, or of another model or kv_type; ResourceError when the KV
         cache has no room for it.
         """
-        kv = self._model.kv
         held: list[int] = []
 
         def take(found: session.Session, page: Callable[[], bytes]) -> None:
             for _ in range(found.n_pages):
                 held.append(self._engine.take_page())
-                self._engine.call(functools.partial(kv.write, held[-1], page()))
+                self._engine.call(functools.partial(self._model.kv.write, held[-1], page()))
             self._engine.keep(found.tokens[: found.n_kept], held[:])
             held.clear()
 

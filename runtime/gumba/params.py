@@ -213,7 +213,7 @@ class SamplingParams:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name in _RANGES:
-                value = _number(field.name, value, *_RANGES[field.name])
+                value = require_number(field.name, value, *_RANGES[field.name])
             elif field.name in _COUNTS:
                 value = require_count(field.name, value, *_COUNTS[field.name])
             elif field.name in _OPTIONAL_COUNTS:
@@ -263,7 +263,7 @@ class ContrastiveSearchParams:
         checked = SamplingParams(**{name: getattr(self, name) for name in shared})
         for name in shared:
             object.__setattr__(self, name, getattr(checked, name))
-        object.__setattr__(self, "penalty_alpha", _number("penalty_alpha", self.penalty_alpha, 0.0, 1.0))
+        object.__setattr__(self, "penalty_alpha", require_number("penalty_alpha", self.penalty_alpha, 0.0, 1.0))
         object.__setattr__(self, "top_k", require_count("top_k", self.top_k, 1, MAX_SEQUENCES))
 
 
@@ -327,10 +327,10 @@ class BeamSearchParams:
         values = {
             "beam_width": width,
             "n": require_count("n", self.n, 1, width),
-            "length_penalty": _number("length_penalty", self.length_penalty, -100.0, 100.0),
+            "length_penalty": require_number("length_penalty", self.length_penalty, -100.0, 100.0),
             "early_stopping": early,
             "num_groups": groups,
-            "diversity_penalty": _number("diversity_penalty", self.diversity_penalty, 0.0, 100.0),
+            "diversity_penalty": require_number("diversity_penalty", self.diversity_penalty, 0.0, 100.0),
             **{name: getattr(shared, name) for name in _SHARED},
         }
         for field in fields(self):
@@ -355,7 +355,7 @@ def require_count(name: str, value: Any, low: int, high: int = MAX_COUNT) -> int
     return number
 
 
-def _number(name: str, value: Any, low: float, high: float) -> float:
+def require_number(name: str, value: Any, low: float, high: float) -> float:
     expected = f"{name}: expected a number from {low:g} to {high:g}, found {show(value)}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise RequestError(expected)
@@ -435,7 +435,7 @@ def _bias(name: str, value: Any) -> tuple[tuple[int, float], ...]:
         if token in found:
             raise RequestError(f"{name}: expected each token id once, found {token} twice")
         banned = isinstance(pair[1], Real) and pair[1] == -math.inf
-        found[token] = -math.inf if banned else _number(name, pair[1], -1e6, 1e6)
+        found[token] = -math.inf if banned else require_number(name, pair[1], -1e6, 1e6)
     return tuple(sorted(found.items()))
 
 

@@ -6,6 +6,7 @@ import pytest
 from fake_model import FakeModel, FakeTokenizer
 
 import gumba.llm
+import gumba.loaded
 
 
 @pytest.fixture
@@ -16,11 +17,11 @@ def make_llm(monkeypatch):
 
     def make(*, max_sequences=32, max_queue=None, **fake):
         model = FakeModel(**fake)
-        file = SimpleNamespace(metadata={"general.name": "fake"}, close=lambda: None)
+        file = SimpleNamespace(path="fake.gguf", metadata={"general.name": "fake"}, close=lambda: None)
         tokenizer = SimpleNamespace(from_gguf=lambda gguf: FakeTokenizer())
         monkeypatch.setattr(gumba.llm, "GGUFFile", lambda path: file)
         monkeypatch.setattr(gumba.llm, "Tokenizer", tokenizer)
-        monkeypatch.setattr(gumba.llm, "load_model", lambda gguf, **options: model)
+        monkeypatch.setattr(gumba.loaded, "load_model", lambda gguf, **options: model)
         llm = gumba.llm.LLM("fake.gguf", max_sequences=max_sequences, max_queue=max_queue)
         made.append(llm)
         return llm

@@ -67,6 +67,7 @@ class _Call:
 
     function: Callable[[], object]
     answer: queue.SimpleQueue[tuple[object, BaseException | None]]
+    needs_model: bool
 
 
 _CLOSE = object()
@@ -76,9 +77,10 @@ _WAKE = object()
 class Engine:
     """Runs sequences on a model, of whose logits the first ``n_vocab`` are tokens.
 
-    ``also_close``: models that its sequences draft with, closed before this one. ``max_queue``: sequences that may wait while
-    ``max_sequences`` run; None: any number. Raises ResourceError when the thread cannot be started. The thread ends when the
-    engine is closed or forgotten.
+    ``also_close``: models that its sequences draft with, closed before this one. ``unload_after``: seconds without anything to
+    do after which all are closed; ``load()`` gives them anew, this model first, when something is to be done again.
+    ``max_queue``: sequences that may wait while ``max_sequences`` run; None: any number. Raises ResourceError when the thread
+    cannot be started. The thread ends when the engine is closed or forgotten.
     """
 
     def __init__(
@@ -89,10 +91,13 @@ class Engine:
         max_sequences: int,
         max_queue: int | None = None,
         also_close: Ordered[Runner] = (),
+        unload_after: float | None = None,
+        load: Callable[[], Ordered[Runner]] | None = None,
     ) -> None:
         #: Tokens that fit the context of one sequence.
         self.capacity = min(model.n_ctx, model.kv.n_pages * model.kv.page_tokens)
         self._core = _Core(model, n_vocab, max_sequences, also_close)
+        self._core.patience, self._core.reload = (unload_after, load) if load is not None else (None, None)
         self._core.most_present = None if max_queue is None else max_sequences + max_queue
         self._orders = self._core.orders
         self._pid = os.getpid()
@@ -141,13 +146,13 @@ class Engine:
         """End all sequences as cancelled before the next step. For any thread, and for signal handlers."""
         self._orders.put(self._core.cancel_all)
 
-    def call(self, function: Callable[[], T]) -> T:
+    def call(self, function: Callable[[], T], needs_model: bool = True) -> T:
         """Run ``function`` in the engine's thread between two steps; its result. For what touches the model or its pages."""
         self.check_usable()
         if threading.current_thread() is self._thread:
             return function()
         answer: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-        self._orders.put(_Call(function, answer))
+        self._orders.put(_Call(function, answer, needs_model))
         result: T
         result, error = self.take(answer)
         if error is not None:
@@ -248,7 +253,7 @@ class Engine:
 
     def kv_usage(self) -> KVUsage:
         """Who holds the KV cache's pages, after all that was asked for before."""
-        return self.call(self._core.kv_usage)
+        return self.call(self._core.kv_usage, needs_model=False)
 
     def hold(self, tokens: list[int]) -> tuple[list[int], int]:
         """Pages of the cache that hold the beginning of ``tokens``, for the caller to own, and how many tokens they hold."""
@@ -288,7 +293,7 @@ class Engine:
 
     def clear_cache(self) -> None:
         """Give up the pages that no request holds."""
-        self.call(lambda: self._core.scheduler.cache.reclaim(self._core.model.kv.n_pages))
+        self.call(self._core.clear_cache, needs_model=False)
 
     def close(self) -> None:
         """Cancel everything, wait for the step now running, and close the model. In a forked child: do nothing."""
@@ -327,6 +332,11 @@ class _Core:
         self.sampler = Sampler(n_vocab)
         self._live: dict[Sequence, None] = {}
         self._closing = False
+        self._max_sequences = max_sequences
+        #: Seconds without anything to do after which the models are closed, and what loads them again.
+        self.patience: float | None = None
+        self.reload: Callable[[], Ordered[Runner]] | None = None
+        self.loaded = True
         #: Sequences that may be here, running or waiting; None: any number.
         self.most_present: int | None = None
 
@@ -349,17 +359,36 @@ class _Core:
             self._reap()
             self.scheduler.cache.clear()
         finally:
-            for each in (*self._also_close, self.model):
-                each.close()
+            self._close_models()
         self._refuse_orders()
+
+    def _close_models(self) -> None:
+        for each in (*self._also_close, self.model):
+            each.close()
+        self.loaded = False
+
+    def _load(self) -> None:
+        """Have the models there. Raises what loading them does."""
+        if not self.loaded:
+            assert self.reload is not None
+            self.model, *self._also_close = self.reload()
+            batch = self.model.max_batch_tokens
+            self.scheduler = Scheduler(self.model.kv, max_batch_tokens=batch, max_sequences=self._max_sequences)
+            self.loaded = True
 
     def _take_orders(self) -> None:
         """Do what was asked for; wait for it when there is nothing else to do."""
         while True:
+            idle = self.scheduler.idle and not self._closing
             try:
-                order = self.orders.get(block=self.scheduler.idle and not self._closing)
+                order = self.orders.get(block=idle, timeout=self.patience if idle and self.loaded else None)
             except queue.Empty:
-                break
+                if not idle:
+                    break
+                if not self.kv_usage().in_use:  # else somebody outside holds pages: a session is being written
+                    self.scheduler.cache.clear()
+                    self._close_models()
+                continue
             if order is _CLOSE:
                 self._closing = True
             elif isinstance(order, _Call):
@@ -384,12 +413,19 @@ class _Core:
                     QueueFullError(f"{here} requests are here already, no more than {self.most_present} may be"),
                 )
                 return
+        try:
+            self._load()
+        except BaseException as error:
+            _refuse(sequences, error)
+            return
         for sequence in sequences:
             self._live[sequence] = None
             self.scheduler.add(sequence)
 
     def _answer(self, call: _Call) -> None:
         try:
+            if call.needs_model:
+                self._load()
             call.answer.put((call.function(), None))
         except BaseException as error:
             call.answer.put((None, error))
@@ -406,12 +442,18 @@ class _Core:
             elif isinstance(order, list):
                 _refuse(order, EngineError("the model is closed"))
 
+    def clear_cache(self) -> None:
+        if self.loaded:
+            self.scheduler.cache.reclaim(self.model.kv.n_pages)
+
     def cancel_all(self) -> None:
         for sequence in self._live:
             sequence.cancelled = True
 
     def kv_usage(self) -> KVUsage:
         kv = self.model.kv
+        if not self.loaded:
+            return KVUsage(kv.n_pages, 0, 0, kv.page_tokens)
         kept = self.scheduler.cache.idle()
         return KVUsage(kv.n_pages, kv.n_pages - kv.n_free - kept, kept, kv.page_tokens)
 
@@ -476,7 +518,7 @@ class _Core:
                 sequence.ended()
 
 
-def _refuse(sequences: list[Sequence], error: Exception) -> None:
+def _refuse(sequences: list[Sequence], error: BaseException) -> None:
     """End sequences that were not taken in."""
     for sequence in sequences:
         sequence.fail(error)

@@ -1,0 +1,64 @@
+"""A model, and the smaller one that drafts for it, which may be unloaded and loaded again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+from gumba.errors import ModelError
+from gumba.gguf import GGUFFile
+from gumba.models import load_model
+from gumba.text import Tokenizer
+
+if TYPE_CHECKING:
+    from gumba.models import Model
+
+
+class LoadedModel:
+    """``model`` of an open file, with ``options`` as of ``gumba.models.load_model``; ``draft``, None without a ``draft_path``.
+
+    Raises what ``load_model`` does, and ModelError when vocabulary and model do not fit, or the two vocabularies.
+    """
+
+    model: Model
+    draft: Model | None
+
+    def __init__(
+        self,
+        gguf: GGUFFile,
+        tokenizer: Tokenizer,
+        draft_path: str | PathLike[str] | None,
+        progress: Callable[[float], None] | None,
+        **options: Any,
+    ) -> None:
+        self._gguf, self._tokenizer, self._draft_path, self._options = gguf, tokenizer, draft_path, options
+        self.load(progress)
+        # The second time the same memory, whatever the machine then has to spare.
+        for name in ("n_ctx", "n_threads"):
+            self._options[name] = getattr(self.model, name)
+        kv = self.model.kv
+        self._options |= {"kv_tokens": kv.n_pages * kv.page_tokens, "kv_memory": None}
+
+    def load(self, progress: Callable[[float], None] | None = None) -> list[Model]:
+        """Load both; the model first, then what drafts for it."""
+        model = load_model(self._gguf, progress=progress, **self._options)
+        try:
+            if self._tokenizer.n_vocab > model.config.n_vocab:
+                raise ModelError(
+                    f"{self._gguf.path}: the vocabulary has {self._tokenizer.n_vocab} tokens, "
+                    f"the model has logits for {model.config.n_vocab}"
+                )
+            draft = None if self._draft_path is None else self._load_draft(model, self._draft_path)
+        except BaseException:
+            model.close()
+            raise
+        self.model, self.draft = model, draft
+        return [model] if draft is None else [model, draft]
+
+    def _load_draft(self, model: Model, path: str | PathLike[str]) -> Model:
+        with GGUFFile(path) as gguf:
+            if not self._tokenizer.same_vocabulary(Tokenizer.from_gguf(gguf)):
+                raise ModelError(f"{path}: a draft model must have the same vocabulary as the model it drafts for")
+            trained = gguf.get(f"{gguf.require('general.architecture', str)}.context_length", int, 1)
+            return load_model(gguf, n_ctx=min(model.n_ctx, trained), team=model.team)

@@ -1,0 +1,92 @@
+"""A model that nobody uses gives its memory back, and is there again when it is wanted."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from gumba import LLM, EngineError, GGUFError, RequestError, SamplingParams
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "cli"))
+import tiny_chat
+
+PARAMS = SamplingParams(seed=1, max_tokens=12, ignore_eos=True)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return tiny_chat.write(tmp_path / "tiny.gguf")
+
+
+def unloaded(llm: LLM) -> bool:
+    """Whether the model has gone by now, waited for a little."""
+    end = time.monotonic() + 10
+    while llm._engine._core.loaded and time.monotonic() < end:
+        time.sleep(0.005)
+    return not llm._engine._core.loaded
+
+
+@pytest.mark.parametrize("draft", [False, True])
+def test_it_goes_and_comes_back(tiny: Path, draft: bool) -> None:
+    with LLM(tiny, unload_after=0.02, draft_model=tiny if draft else None) as llm:
+        before = {thread.name for thread in threading.enumerate()}
+        expected = llm.generate([[5, 6, 7]], PARAMS)[0]
+        pages = llm.kv_usage().pages
+        for _ in range(3):
+            first = llm.model
+            assert unloaded(llm)
+            usage = llm.kv_usage()
+            assert (usage.pages, usage.in_use, usage.kept) == (pages, 0, 0)
+            llm.clear_cache()
+            assert unloaded(llm), "looking does not load it"
+            with pytest.raises(EngineError):
+                first.forward([])
+            assert llm.generate([[5, 6, 7]], PARAMS)[0].token_ids == expected.token_ids
+            assert llm.model is not first and llm.kv_usage().pages == pages
+        assert unloaded(llm)
+        assert [step.token_id for step in llm.stream([5, 6, 7], PARAMS)] == expected.token_ids
+        assert {thread.name for thread in threading.enumerate()} <= before | {"gumba-1", "gumba-2", "gumba-3"}
+
+
+def test_sessions(tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.session"
+    prompt = list(range(3, 90))
+    with LLM(tiny, unload_after=0.02) as llm:
+        said = prompt + llm.generate([prompt], PARAMS)[0].token_ids
+        assert llm.save_session(path, said) == len(said) - 1
+        expected = llm.generate([[*said, 4]], PARAMS)[0].token_ids
+        assert unloaded(llm)
+        llm.load_session(path)
+        found = llm.generate([[*said, 4]], PARAMS)[0]
+        assert found.token_ids == expected and found.timings.cached_tokens == len(said) - 1
+
+
+def test_a_file_that_has_changed_meanwhile(tiny: Path) -> None:
+    llm = LLM(tiny, unload_after=0.01)
+    assert unloaded(llm)
+    data = tiny.read_bytes()
+    tiny.write_bytes(data)  # the same, but how would one know
+    with pytest.raises(GGUFError, match="changed"):
+        llm.generate([[5]], PARAMS)
+    with pytest.raises(GGUFError, match="changed"):
+        llm.save_session(tiny.with_name("a"), [5])
+    llm.close()
+    with pytest.raises(EngineError, match="closed"):
+        llm.generate([[5]], PARAMS)
+
+
+def test_closing_an_unloaded_one(tiny: Path) -> None:
+    llm = LLM(tiny, unload_after=0.0)
+    assert unloaded(llm)
+    llm.close()
+    llm.close()
+
+
+@pytest.mark.parametrize("value", [-1, "1", float("nan"), True])
+def test_bad_times(tiny: Path, value: object) -> None:
+    with pytest.raises(RequestError, match="unload_after"):
+        LLM(tiny, unload_after=value)  # type: ignore[arg-type]
