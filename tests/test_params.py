@@ -92,6 +92,8 @@ FIELDS = {
     "prompt_lookup_tokens": counts(0, 1024),
     "cache_prompt": BOOLEANS,
     "token_healing": BOOLEANS,
+    "context_shift": BOOLEANS,
+    "n_keep": counts(-1),
 }  # fmt: skip
 BEAM_FIELDS = {
     "beam_width": counts(1, 1024),

@@ -72,11 +72,10 @@ class _Request:
             last = each.outputs[-1]
             assert last.finish_reason is not None and last.timings is not None
             text = "".join(output.text for output in each.outputs)
-            tokens = each.tokens[each.n_prompt :]
             logprobs = [output.logprobs for output in each.outputs if output.logprobs is not None]
             asked = None if each.params.logprobs is None else logprobs
-            outputs.append(CompletionOutput(index, text, tokens, last.finish_reason, last.timings, asked))
-        return RequestOutput(self.prompt, first.tokens[: first.n_prompt], outputs, first.prompt_logprobs)
+            outputs.append(CompletionOutput(index, text, each.answer, last.finish_reason, last.timings, asked))
+        return RequestOutput(self.prompt, first.prompt, outputs, first.prompt_logprobs)
 
 
 def _mean_logprob(generation: Generation) -> float:

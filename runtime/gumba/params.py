@@ -153,6 +153,10 @@ class SamplingParams:
         prompt_lookup_tokens: Guess up to this many tokens, 0 to 1024, from what followed the last tokens earlier on, and
             check them in one step: the same answer, sooner (Saxena, "Prompt lookup decoding", 2023); 0 is off.
         cache_prompt: Start from what other requests computed of this prompt, and let others start from it.
+        context_shift: Where the context is full go on instead of ending: of the tokens behind the first ``n_keep`` the older
+            half is forgotten, and what is left is read anew.
+        n_keep: First tokens that are never forgotten then, 0 or more; -1 is the whole prompt. The very first ones matter
+            most (Xiao et al., "Efficient streaming language models with attention sinks", 2023).
         token_healing: Write the prompt's last token anew, as the beginning of a longer one perhaps (not with
             ``structured_outputs``, nor in a chat, whose template ends the prompt).
 
@@ -208,6 +212,8 @@ class SamplingParams:
     prompt_lookup_tokens: int = 0
     cache_prompt: bool = True
     token_healing: bool = False
+    context_shift: bool = False
+    n_keep: int = 4
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -503,6 +509,7 @@ _COUNTS = {
     "no_repeat_ngram_size": (0, MAX_COUNT),
     "priority": (-MAX_COUNT - 1, MAX_COUNT),
     "prompt_lookup_tokens": (0, 1024),
+    "n_keep": (-1, MAX_COUNT),
 }
 _OPTIONAL_COUNTS = {
     "max_tokens": (1, MAX_COUNT),
@@ -526,6 +533,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "structured_outputs": _structured,
     "cache_prompt": _boolean,
     "token_healing": _boolean,
+    "context_shift": _boolean,
 }
 #: Fields of BeamSearchParams that are checked as those of SamplingParams.
 _SHARED = (

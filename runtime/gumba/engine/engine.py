@@ -491,7 +491,10 @@ class _Core:
             except BaseException as error:  # of a user's own function, whatever it raises
                 sequence.fail(error)
             else:
-                self.scheduler.computed(sequence)
+                if sequence.shifted:
+                    self.scheduler.restart(sequence)
+                else:
+                    self.scheduler.computed(sequence)
             first = last
         for sequence, _, _ in plan:
             try:

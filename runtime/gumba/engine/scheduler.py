@@ -174,6 +174,13 @@ class Scheduler:
             head.fail(ResourceError(f"{self._pages(head)} KV pages are needed, {self._kv.n_free} are free"))
         return work
 
+    def restart(self, sequence: Sequence) -> None:
+        """Compute a running sequence anew, whose tokens are others now."""
+        self._running.remove(sequence)
+        self._free(sequence)
+        insort(self._waiting, sequence, key=_rank)
+        sequence.shifted = False
+
     def computed(self, sequence: Sequence) -> None:
         """Take note of a sequence whose tokens have just been computed: others may begin with its full pages."""
         self.keep(sequence, whole=sequence.n_cached == sequence.n_prompt)
@@ -273,7 +280,7 @@ class Scheduler:
 
     def keep(self, sequence: Sequence, *, whole: bool) -> None:
         """Put a sequence's full pages into the cache; with ``whole`` the begun one too."""
-        if not sequence.shares or not sequence.pages:
+        if not sequence.shares or not sequence.pages or sequence.shifted:
             return
         size = self._kv.page_tokens
         node = sequence.node if sequence.node is not None else self.cache.root

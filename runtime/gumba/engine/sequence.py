@@ -90,6 +90,9 @@ class Sequence(ABC):
         self.n_kept = 0
         #: Tokens of the prompt that did not have to be computed.
         self.n_reused = 0
+        #: Tokens that were forgotten because the context was full; ``shifted``: just now, so nothing computed is of use.
+        self.n_dropped = 0
+        self.shifted = False
         self.priority = 0
         #: Its place in the order: priority, arrival.
         self.rank = (0, 0)
@@ -113,6 +116,11 @@ class Sequence(ABC):
     def remaining(self) -> int:
         """Tokens that the KV cache does not have yet."""
         return len(self.tokens) - self.n_cached
+
+    @property
+    def n_generated(self) -> int:
+        """Tokens chosen so far."""
+        return len(self.tokens) - self.n_prompt + self.n_dropped
 
     @property
     def done(self) -> bool:
@@ -164,7 +172,7 @@ class Sequence(ABC):
             prompt_s=first - started,
             decode_s=(self._last or first) - first,
             prompt_tokens=self.n_prompt,
-            generated_tokens=len(self.tokens) - self.n_prompt,
+            generated_tokens=self.n_generated,
             cached_tokens=self.n_reused,
         )
 
@@ -209,8 +217,11 @@ class Generation(Sequence):
         self._decoder = decoder
         self._end_ids = end_ids
         self._stops = StopStrings(params.stop, params.include_stop_str_in_output)
-        limit = capacity if params.max_tokens is None else self.n_prompt + params.max_tokens
-        self._limit = min(limit, capacity)
+        self.prompt = list(prompt)
+        #: All tokens chosen.
+        self.answer: list[int] = []
+        self._capacity = capacity
+        self._most = sys.maxsize if params.max_tokens is None else params.max_tokens
         #: Guesses the next tokens; None: nobody does.
         self.drafter: Drafter | None = None
         self._guess: list[int] = []
@@ -236,7 +247,8 @@ class Generation(Sequence):
             return tokens, "none"
         if self.drafter is not None and count == 1 and budget > 1:
             try:
-                self._guess = self.drafter.guess(self.tokens, min(budget - 1, self._limit - len(self.tokens) - 1))
+                room = min(self._most - len(self.answer), self._capacity - len(self.tokens)) - 1
+                self._guess = self.drafter.guess(self.tokens, min(budget - 1, room))
             except Exception as error:  # nobody needs guesses
                 log.warning("guessing tokens has failed, they are computed one by one (%s)", error)
                 self.drafter.close()
@@ -253,7 +265,7 @@ class Generation(Sequence):
         for row, guessed in zip(rows, [*guess, None]):
             # Guessed or not, the token is chosen by the same logits and the same random number: the answer is the same.
             self._accept(self._choose(row, sampler))
-            if self.done or self.tokens[-1] != guessed:
+            if self.done or self.shifted or self.tokens[-1] != guessed:
                 break
             self.n_cached += 1
         if guess and self.drafter is not None:
@@ -266,7 +278,7 @@ class Generation(Sequence):
                 self.prompt_logprobs.append(sampler.logprobs(row, self.tokens[position], self.params.prompt_logprobs))
 
     def _choose(self, row: np.ndarray[Any, Any], sampler: Sampler) -> Choice:
-        index = len(self.tokens) - self.n_prompt
+        index = len(self.answer)
         mask = None if self._constraint is None else self._constraint.mask()
         return sampler.sample(row, self._sampling, self._uniforms[index], mask)
 
@@ -277,6 +289,7 @@ class Generation(Sequence):
             logprobs = Logprobs(choice.logprob, choice.rank, choice.top)
         self._sampling.accept(token)
         self.tokens.append(token)
+        self.answer.append(token)
         self._last = time.perf_counter()
         if self._first is None:
             self._first = self._last
@@ -290,12 +303,25 @@ class Generation(Sequence):
                 self._constraint.accept(token)
             if self._stops.stopped or (self._constraint is not None and self._constraint.finished):
                 reason = "stop"
-            elif len(self.tokens) >= self._limit:
+            elif len(self.answer) >= self._most or (len(self.tokens) >= self._capacity and not self._shift()):
                 reason = "length"
         if reason is None:
             self._emit(text, token, None, logprobs)
         else:
             self._end(text, token, reason, logprobs)
+
+    def _shift(self) -> bool:
+        """Make room in a full context by forgetting old tokens, if that is wanted; what is left is to be computed anew."""
+        keep = self.n_prompt if self.params.n_keep < 0 else self.params.n_keep
+        drop = (len(self.tokens) - keep) // 2
+        if not self.params.context_shift or drop < 1:
+            return False
+        del self.tokens[keep : keep + drop]
+        self.n_dropped += drop
+        self.shifted = True
+        if self.drafter is not None:
+            self.drafter.close()
+        return True
 
     def cancel(self) -> None:
         self._end("", None, "cancelled")
@@ -309,8 +335,7 @@ class Generation(Sequence):
         self.finish_reason = reason
 
     def _emit(self, text: str, token: int | None, reason: FinishReason | None, logprobs: Logprobs | None) -> None:
-        generated = len(self.tokens) - self.n_prompt
-        index = generated if token is None else generated - 1
+        index = len(self.answer) - (token is not None)
         output = StreamOutput(text, token, index, reason, self.timings() if reason else None, self.choice, logprobs)
         self.outputs.append(output)
         if self.streaming and reason is None:
