@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from gumba.engine.branching import Branch, Search, checked, largest
+from gumba.engine.branching import Branch, Search, largest, likely
 from gumba.errors import RequestError
 from gumba.outputs import FinishReason, Timings
 from gumba.params import BeamSearchParams
@@ -40,7 +40,7 @@ class Beam(Branch):
     def advance(self, count: int, rows: np.ndarray[Any, Any], sampler: Sampler) -> None:
         self.n_cached += count
         if len(rows):
-            self.candidates = self.search.likeliest(self.tokens, rows[0][: sampler.n_vocab])
+            self.candidates = self.search.likeliest(self.tokens, rows[0], sampler)
             self.held = True
 
 
@@ -93,19 +93,19 @@ class BeamSearch(Search, Beam):
         return sorted(found, key=lambda answer: -answer.score)[: self.params.n]
 
     def likeliest(
-        self, tokens: list[int], row: np.ndarray[Any, Any]
+        self, tokens: list[int], row: np.ndarray[Any, Any], sampler: Sampler
     ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """The tokens that may follow ``tokens`` (int64 [n]) and their log-probabilities (float64 [n]), likeliest first.
 
         They are enough for every choice to come: a group's beams that go on, all ends, and what other groups may take away.
-        ``row``: logits, float32 [n_vocab]. Raises ModelError when one is not finite.
+        ``row``: logits, float32 [>= n_vocab]. Raises ModelError when one is not finite.
         """
         params = self.params
-        values = checked(row)
-        if params.temperature:
+        values, total = likely(row, sampler)
+        if params.temperature not in (0, 1):
             values /= params.temperature
-        highest = values.max()
-        values -= highest + np.log(np.exp(values - highest).sum())
+            total = values.max() + np.log(np.exp(values - values.max()).sum())
+        values -= total
         if params.repetition_penalty != 1.0:
             values[np.unique(tokens)] *= params.repetition_penalty  # none is above 0
         if params.no_repeat_ngram_size:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gumba.engine.sequence import Outputs, Sequence
-from gumba.errors import ModelError
 from gumba.outputs import FinishReason
+from gumba.sampling.sampler import Sampler
 
 if TYPE_CHECKING:
     from gumba.engine.scheduler import Scheduler
@@ -76,16 +76,14 @@ class Search(Branch):
             branch.finish_reason, branch.error = reason, error
 
 
-def checked(row: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Logits (float32 [n_vocab]) in float64. Raises ModelError when one is not finite."""
-    values: np.ndarray[Any, Any] = row.astype(np.float64)
-    if not np.isfinite(values).all():
-        bad = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise ModelError(
-            f"the model's logit of token {bad} is {row[bad]}, expected a finite number: "
-            "the file's weights are damaged, or the model overflowed on this prompt"
-        )
-    return values
+def likely(row: np.ndarray[Any, Any], sampler: Sampler) -> tuple[np.ndarray[Any, Any], float]:
+    """Logits (``row``: float32 [>= n_vocab]) as float64 [n_vocab], and the logarithm of the sum of their exponentials.
+
+    Raises ModelError when one is not finite.
+    """
+    values: np.ndarray[Any, Any] = row[: sampler.n_vocab].astype(np.float64)
+    best = int(values.argmax())
+    return values, float(values[best]) - sampler.logprobs(row, best, 0).logprob
 
 
 def largest(values: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:

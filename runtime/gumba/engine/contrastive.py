@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gumba.engine.branching import Branch, Search, checked, largest
+from gumba.engine.branching import Branch, Search, largest, likely
 from gumba.engine.sequence import SCORED_PER_STEP, Outputs
 from gumba.errors import RequestError
 from gumba.outputs import Timings
@@ -41,7 +41,7 @@ class Trial(Branch):
         self.n_cached += count
         if len(rows):
             self.direction = _directions(self.hidden)[0]
-            self.candidates = self.search.likeliest(len(self.tokens), rows[0][: sampler.n_vocab])
+            self.candidates = self.search.likeliest(len(self.tokens), rows[0], sampler)
             self.held = True
 
 
@@ -81,22 +81,22 @@ class ContrastiveSearch(Search, Trial):
         self.n_cached += count
         if self.n_cached == self.n_prompt:
             self.prompt_done = True
-            self.candidates = self.likeliest(self.n_prompt, rows[-1][: sampler.n_vocab])
+            self.candidates = self.likeliest(self.n_prompt, rows[-1], sampler)
             self.held = True
 
-    def likeliest(self, n_tokens: int, row: np.ndarray[Any, Any]) -> list[tuple[int, float]]:
-        """The ``top_k`` likeliest tokens to follow ``n_tokens``, and their probabilities; ``row``: logits, float32 [n_vocab].
+    def likeliest(self, n_tokens: int, row: np.ndarray[Any, Any], sampler: Sampler) -> list[tuple[int, float]]:
+        """The ``top_k`` likeliest tokens to follow ``n_tokens``, and their probabilities; ``row``: logits, float32 [>= n_vocab].
 
         Raises ModelError when a logit is not finite, RequestError when no token is left.
         """
-        values = checked(row)
+        values, total = likely(row, sampler)
         if n_tokens - self.n_prompt < self.params.min_tokens:
             values[self._ends] = -np.inf
             if values.max() == -np.inf:
                 raise RequestError("no token is left to choose from: min_tokens rules out all")
+            total = values.max() + np.log(np.exp(values - values.max()).sum())
         ids = largest(values, self.params.top_k)
-        weights = np.exp(values - values.max())
-        return list(zip(ids.tolist(), (weights[ids] / weights.sum()).tolist()))
+        return list(zip(ids.tolist(), np.exp(values[ids] - total).tolist()))
 
     def select(self) -> dict[Branch, list[Branch]]:
         best = self._best()
