@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gumba import LLM, SamplingParams
@@ -157,6 +158,47 @@ def test_settings_that_are_wrong(gumba: Callable, tiny: Path, line: str, says: s
     result = gumba("chat", tiny, stdin=script(line))
     assert (result.code, result.out) == (2, "")
     assert says in result.err and result.err.count("\n") == 1
+
+
+# ---------------------------------------------------------------------------------------------------- probabilities
+
+
+def test_probabilities(gumba: Callable, tiny: Path, llm: LLM) -> None:
+    """The answer stays the same on stdout; stderr has a line per token, with what the model's logits say."""
+    messages = [{"role": "user", "content": "hello"}]
+    found = llm.chat(messages, GREEDY)
+    ids = [*found.prompt_token_ids, *found.token_ids]
+    logits = llm.logits(ids).astype(np.float64)[len(found.prompt_token_ids) - 1 : -1]
+    chances = np.exp(logits - logits.max(1, keepdims=True))
+    chances /= chances.sum(1, keepdims=True)
+    result = gumba(
+        "chat", tiny, *ARGS, stdin=script("/probs 2", "hello", "/probs", "/clear", "hello", "/probs 0", "/regen")
+    )
+    assert (result.code, result.out) == (0, out(*[found.text] * 3))
+    rows = re.findall(r'^ *([\d.]+)%  (".*?")(  of (".*?") ([\d.]+)%, (".*?") ([\d.]+)%)?$', result.err, re.M)
+    assert len(rows) == 2 * len(found.token_ids) == 16
+    for row, chance, token in zip(rows, [*chances] * 2, found.token_ids * 2):
+        assert float(row[0]) == pytest.approx(100 * chance[token], abs=0.06)
+    for row, chance in zip(rows[:8], chances):
+        best = np.sort(chance)[::-1]
+        assert row[1] == row[3]  # greedy: the likeliest is the one that was taken
+        assert [float(row[4]), float(row[6])] == pytest.approx(list(100 * best[:2]), abs=0.06)
+    assert all(row[2] == "" for row in rows[8:])
+    for wrong in ("21", "-1", "x", "9" * 5000):
+        result = gumba("chat", tiny, stdin=script(f"/probs {wrong}"))
+        assert result.code == 2 and "/probs: expected a number from 0 to 20" in result.err
+
+
+@posix
+def test_probabilities_are_colours_at_a_terminal(tiny: Path, home: Path) -> None:
+    with Terminal(tiny, "-q", *ARGS, "--no-history") as terminal:
+        terminal.type(b"hello\n")
+        assert b"\x1b[3" not in terminal.wait_for(b"cut off")
+        terminal.wait_for(b"> ")
+        terminal.type(b"/probs 0\n")
+        terminal.wait_for(b"> ")
+        terminal.type(b"hello\n")
+        assert re.search(rb"\x1b\[3[1236]m[^\x1b]+\x1b\[0m", terminal.wait_for(b"cut off"))
 
 
 # ------------------------------------------------------------------------------------------- lines and their history

@@ -8,6 +8,7 @@ import itertools
 import json
 import sys
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from gumba.cli.options import (
     in_options,
     sampling_params,
 )
+from gumba.cli.probabilities import MOST, USUAL, View
 from gumba.cli.run import Answer
 from gumba.cli.text import argument_text, count, note, printable, show, size, tame
 from gumba.errors import GumbaError, RequestError
@@ -51,6 +53,7 @@ _HELP = """\
 /save FILE         write the conversation to a file; /load FILE goes on with it
 /fork [NAME]       go on in a copy; /forks lists the copies, /switch NAME goes to one ("main" is the first)
 /set NAME VALUE    change a setting (temperature, top_k, seed, max_tokens ...); "default" for VALUE undoes that
+/probs [N]         show how likely each token was, and the N likeliest at its place (3); once more: no longer
 /show              what is set, and the model
 /stats             tokens and speed of the last answer
 /exit              leave (so does Ctrl-D); Ctrl-C stops an answer
@@ -132,6 +135,7 @@ class Talk:
         self._llm = llm
         self._forgetful = forgetful
         self._last: Answer | None = None
+        self._top: int | None = None
         self._name = _MAIN
         self._forks = {_MAIN: llm.conversation(system=system, params=params, forgetful=forgetful)}
         self._commands: dict[str, Callable[[str], bool | None]] = {
@@ -150,6 +154,7 @@ class Talk:
             "/set": self._set,
             "/temp": lambda text: self._set(f"temperature {text}"),
             "/seed": lambda text: self._set(f"seed {text}"),
+            "/probs": self._set_probabilities,
             "/show": lambda _: self._show(),
             "/stats": lambda _: self._stats(),
             "/exit": lambda _: False,
@@ -180,11 +185,13 @@ class Talk:
         """Show an answer as it comes. Ctrl-C ends it; what has come is kept."""
         conversation, answer = self.conversation, Answer()
         forgotten = conversation.forgotten
+        conversation.params = replace(conversation.params, logprobs=self._top)
+        view = View(self._llm.tokenizer)
         stream: Iterator[StreamOutput] = iter(())
         try:
             stream = ask()
-            for text in answer.watch(stream):
-                show(text)
+            for text in answer.watch(view.tap(stream)):
+                show(text, view.style)
         except KeyboardInterrupt:
             if not sys.stdin.isatty():
                 raise
@@ -192,6 +199,7 @@ class Talk:
                 stream.close()
             note(" [stopped]")
         show("\n")
+        view.table()
         self._last = answer
         if conversation.forgotten > forgotten:
             note(f"gumba: the context is full: {count(conversation.forgotten - forgotten, 'old message')} forgotten")
@@ -289,6 +297,19 @@ class Talk:
             return
         settings[name] = settings_of(SamplingParams())[name] if value == "default" else _value(value)
         self.conversation.params = params_of(settings)
+
+    def _set_probabilities(self, text: str) -> None:
+        top = None if text.lower() == "off" else USUAL
+        if text and top is not None:
+            if not text.isascii() or not text.isdigit() or int(text[:9]) > MOST:
+                raise RequestError(f"/probs: expected a number from 0 to {MOST} or off, found {_quoted(text)}")
+            top = int(text)
+        self._top = None if not text and self._top is not None else top
+        note(
+            "token probabilities: off"
+            if self._top is None
+            else f"token probabilities: on, with the {self._top} likeliest"
+        )
 
     def _show(self) -> None:
         from gumba.conversation import settings_of

@@ -398,6 +398,7 @@ class _Core:
                 self._take_in(order)
             elif order is not _WAKE:
                 order()
+            order = None  # or the last requests would be remembered until others come
             if self.scheduler.idle and self.orders.empty():
                 self._reap()
         self._reap()
