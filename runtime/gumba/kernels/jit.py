@@ -176,6 +176,8 @@ def cache_folder() -> Path | None:
     except (OSError, RuntimeError) as error:
         log.warning("no kernel cache (%s): kernels are compiled in memory", error)
         return None
+    with contextlib.suppress(OSError):  # one that can only be read
+        os.utime(folder)  # in use, for ``prune_cache``, also by those who find all kernels there
     return folder
 
 
@@ -193,8 +195,6 @@ def _writable(folder: Path) -> bool:
     except OSError as error:
         log.warning("kernel cache %s cannot be written (%s): what it lacks is compiled in memory", folder, error)
         return False
-    with contextlib.suppress(OSError):
-        os.utime(folder)  # in use, for ``prune_cache``
     return True
 
 
