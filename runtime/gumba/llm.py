@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 #: A prompt: text, or token ids.
 Prompt = str | Sequence[int] | np.ndarray[Any, Any]
 Messages = Sequence[Mapping[str, Any]]
+#: Told how many tokens of prompts have been read, and how many there are.
+PromptProgress = Callable[[int, int], object]
 
 
 #: From the seed of one answer to that of the next: the golden ratio's fraction of 2**64.
@@ -82,6 +84,24 @@ def _mean_logprob(generation: Generation) -> float:
     """Of all its tokens, with the sign changed: the likeliest first. Every answer of ``best_of`` has log-probabilities."""
     logprobs = [output.logprobs.logprob for output in generation.outputs if output.logprobs is not None]
     return -sum(logprobs) / len(logprobs) if logprobs else 0.0
+
+
+def _report(generations: Sequence[Generation], progress: PromptProgress | None) -> None:
+    """Have ``progress`` told of the prompts of ``generations``, each of which counts once."""
+    if progress is None:
+        return
+    first = [each for each in generations if each.leader is None]
+    total, read = sum(each.n_prompt for each in first), [0] * len(first)
+
+    def told(index: int) -> Callable[[int, int], object]:
+        def tell(done: int, _: int) -> object:
+            read[index] = max(read[index], done)
+            return progress(sum(read), total)
+
+        return tell
+
+    for index, each in enumerate(first):
+        each.on_prompt = told(index)
 
 
 def _answers(params: SamplingParams) -> int:
@@ -204,12 +224,14 @@ class LLM:
             self._template = ChatTemplate.from_gguf(self._gguf, self._tokenizer)
         return self._template
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[StreamOutput]:
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, progress: PromptProgress | None = None
+    ) -> Iterator[StreamOutput]:
         """Generate from ``prompt`` (text, or token ids), one StreamOutput per token.
 
         Text is encoded with the tokens that the model wants around it (BOS), but names of special tokens in it stay
         text. The prompt is checked now; computing begins with the first item. Closing the iterator cancels the
-        request.
+        request. ``progress(done, total)`` is called in the engine's thread as the prompt's tokens are read.
 
         Raises:
             RequestError: The prompt is empty, too long for the context or has an id out of range; or params are wrong.
@@ -217,18 +239,27 @@ class LLM:
             ModelError: While iterating: the model's logits are not finite.
             EngineError: The LLM is closed, or was loaded before this process was forked.
         """
-        return self._engine.stream(self._streamed(self._prompt_ids(prompt), params))
+        generations = self._streamed(self._prompt_ids(prompt), params)
+        _report(generations, progress)
+        return self._engine.stream(generations)
 
     def generate(
-        self, prompts: str | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+        self,
+        prompts: str | Iterable[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: PromptProgress | None = None,
     ) -> list[RequestOutput]:
         """Generate from all ``prompts`` (a text, or a list of texts and lists of token ids), computed together.
 
         ``params`` is for all, or a list of one for each. The results are in the order of the prompts; each is what
-        the prompt would give alone. Raises as ``stream`` does; then no result is returned.
+        the prompt would give alone. ``progress`` as of ``stream``, over all prompts. Raises as ``stream`` does; then no
+        result is returned.
         """
         requests = self._requests(prompts, params)
-        self._engine.finish([each for request in requests for each in request.generations])
+        generations = [each for request in requests for each in request.generations]
+        _report(generations, progress)
+        self._engine.finish(generations)
         return [request.output() for request in requests]
 
     async def agenerate(
@@ -313,6 +344,7 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         template_args: Mapping[str, Any] | None = None,
+        progress: PromptProgress | None = None,
     ) -> RequestOutput:
         """Answer a conversation, a list of ``{"role": ..., "content": ...}``, by the file's chat template.
 
@@ -320,6 +352,7 @@ class LLM:
         ``stream`` does, and TemplateError.
         """
         request = self._chat_request(messages, params, template_args)
+        _report(request.generations, progress)
         self._engine.finish(request.generations)
         return request.output()
 
@@ -329,10 +362,13 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         template_args: Mapping[str, Any] | None = None,
+        progress: PromptProgress | None = None,
     ) -> Iterator[StreamOutput]:
         """As ``chat``, one StreamOutput per token, as ``stream`` gives them."""
         ids = self._chat_ids(messages, template_args)
-        return self._engine.stream(self._streamed(ids, params, "messages"))
+        generations = self._streamed(ids, params, "messages")
+        _report(generations, progress)
+        return self._engine.stream(generations)
 
     def conversation(self, **settings: Any) -> Conversation:
         """A new ``Conversation(self, **settings)``: messages and answers, kept together."""

@@ -463,3 +463,36 @@ def test_perplexity_of_a_real_model_is_llama_cpps(gumba: Callable, real_model: P
     licence = Path(__file__).parents[2] / "LICENSE"
     found = json.loads(gumba("perplexity", real_model, licence, "--ctx", 256, "--json").out)
     assert found["perplexity"] == pytest.approx(17.7438, rel=0.005)
+
+
+def test_further_options_of_sampling(gumba: Callable, tiny: Path, tmp_path: Path) -> None:
+    """Each reaches the sampler: a form of the answer, a strong penalty, guesses that change nothing."""
+    pytest.importorskip("llguidance")
+    run = ("run", tiny, "-p", "hello", "-n", 40, "--seed", 3, "--temp", 1.5)
+    grammar = tmp_path / "g.gbnf"
+    grammar.write_text('root ::= ("yes" | "no") "!"', encoding="utf-8")
+    for given in (grammar.read_text(encoding="utf-8"), f"@{grammar}"):
+        assert gumba(*run, "--grammar", given).out.strip() in ("yes!", "no!")
+    schema = '{"enum": ["a", "b"]}'
+    assert gumba(*run, "--json-schema", schema).out.strip() in ('"a"', '"b"')
+    plain = gumba(*run).out
+    assert gumba(*run, "--lookup", 5).out == plain
+    assert gumba(*run, "--presence-penalty", 50, "--repeat-last-n", -1).out != plain
+    shifted = gumba(
+        "run", tiny, "-p", "hello", "-n", 90, "-c", 32, "--seed", 3, "--context-shift", "--keep", 0, "--json"
+    )
+    assert json.loads(shifted.out)["finish_reason"] in ("length", "stop")
+    wrong = gumba(*run, "--grammar", f"@{tmp_path / 'none'}")
+    assert wrong.code == 2 and "cannot be read" in wrong.err
+    assert gumba(*run, "--grammar", "root ::= x").code == 2
+    assert gumba(*run, "--grammar", "a", "--json-schema", "{}").code == 2
+
+
+@pytest.mark.parametrize(
+    "size, code", [("64M", 0), ("1g", 0), ("900000", 0), ("10", 2), ("2T", 2), ("-1", 2), ("x", 2)]
+)
+def test_memory_of_the_kv_cache(gumba: Callable, tiny: Path, size: str, code: int) -> None:
+    result = gumba("run", tiny, "-p", "hello", "-n", 2, f"--kv-memory={size}")
+    assert result.code == code
+    if code:
+        assert "--kv-memory" in result.err

@@ -135,3 +135,22 @@ def test_closing_ends_tasks(make_llm):
 
     (result,) = asyncio.run(main())
     assert result.finish_reason == "cancelled"
+
+
+def test_the_reading_of_prompts_is_reported(make_llm):
+    llm = make_llm(max_batch_tokens=8)
+    told = []
+    params = SamplingParams(temperature=0, max_tokens=3)
+    llm.generate([list(range(20)), [1, 2, 3]], params, progress=lambda *numbers: told.append(numbers))
+    assert [total for _, total in told] == [23] * len(told) and told[-1][0] == 23 and len(told) > 2
+    assert told == sorted(told)
+    told.clear()
+    list(llm.stream(list(range(50, 79)), SamplingParams(max_tokens=3, n=2), progress=lambda *n: told.append(n)))
+    assert told[-1] == (29, 29) and told[0][0] < 29
+
+    def fail(done, total):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        llm.generate([[1]], params, progress=fail)
+    assert llm.kv_usage().in_use == 0

@@ -66,6 +66,7 @@ def open_llm(args: argparse.Namespace, **options: Any) -> tuple[LLM, float]:
             n_ctx=args.ctx,
             n_threads=args.threads,
             kv_type=args.kv_type,
+            kv_memory=args.kv_memory,
             progress=progress.fraction("load"),
             **options,
         )

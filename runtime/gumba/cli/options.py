@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gumba.errors import RequestError
@@ -24,6 +25,7 @@ _OPTIONS = {
     "load the model with a larger n_ctx": "ask for more context with -c N",
     "n_ctx": "-c/--ctx",
     "n_threads": "-t/--threads",
+    "kv_memory": "--kv-memory",
     "max_tokens": "-n",
     "max_batch_tokens": "--prompt",
     "messages:": "conversation:",
@@ -70,6 +72,14 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def size(text: str) -> int:
+    """A number of bytes: digits, and perhaps K, M or G (of 1024) behind them."""
+    found = re.fullmatch(r"([0-9]{1,15})([KMG]?)i?B?", text, re.IGNORECASE | re.ASCII)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: 512M and 2G are")
+    return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2].upper()]
 
 
 def real(low: float, high: float | None = None) -> Callable[[str], float]:
@@ -138,6 +148,12 @@ def add_context(parser: argparse.ArgumentParser) -> None:
         type=kind,
         help="tokens of context (default: what the model was made for, but at most 4096)",
     )
+    parser.add_argument(
+        "--kv-memory",
+        metavar="SIZE",
+        type=size,
+        help="memory of the KV cache, 512M or 2G say (default: four contexts, or an eighth of what is free)",
+    )
     add_kv_type(parser)
 
 
@@ -149,6 +165,44 @@ def add_kv_type(parser: argparse.ArgumentParser) -> None:
         help="how the KV cache holds numbers; q8_0 takes half the memory (default: bf16 on processors that multiply it, "
         "else f16)",
     )
+
+
+#: Options for those who know what they want: name, field of ``SamplingParams``, and what argparse is told.
+_FURTHER = (
+    (
+        "--repeat-last-n",
+        "repetition_window",
+        "N",
+        whole(-1, 2**31 - 1),
+        "penalties look at the last N tokens (default 64)",
+    ),
+    (
+        "--presence-penalty",
+        "presence_penalty",
+        "A",
+        real(-100, 100),
+        "subtracted from tokens that occurred (default 0)",
+    ),
+    ("--frequency-penalty", "frequency_penalty", "A", real(-100, 100), "the same for each time (default 0)"),
+    ("--typical", "typical_p", "P", real(0, 1), "locally typical sampling (default 1: off)"),
+    (
+        "--top-n-sigma",
+        "top_n_sigma",
+        "N",
+        real(-1, 100),
+        "none N standard deviations below the likeliest (default -1: off)",
+    ),
+    ("--xtc-probability", "xtc_probability", "P", real(0, 1), "how often the likeliest are left out (default 0)"),
+    ("--xtc-threshold", "xtc_threshold", "P", real(0, 1), "which those are (default 0.1)"),
+    ("--dry-multiplier", "dry_multiplier", "M", real(0, 100), "against repetitions of several tokens (default 0: off)"),
+    ("--dry-base", "dry_base", "B", real(1, 100), "see there (default 1.75)"),
+    ("--dry-allowed-length", "dry_allowed_length", "N", whole(0, 2**31 - 1), "see there (default 2)"),
+    ("--mirostat", "mirostat", "1|2", whole(0, 2), "keep the surprise at a target (default 0: off)"),
+    ("--mirostat-ent", "mirostat_tau", "T", real(0, 100), "the target (default 5)"),
+    ("--mirostat-lr", "mirostat_eta", "E", real(0, 10), "how fast it is met (default 0.1)"),
+    ("--keep", "n_keep", "N", whole(-1, 2**31 - 1), "first tokens that --context-shift never forgets (default 4)"),
+    ("--lookup", "prompt_lookup_tokens", "N", whole(0, 1024), "guess up to N tokens from earlier text (default 0)"),
+)
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -170,6 +224,17 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         type=real(0.01, 100),
         help="weigh down recent tokens; 1: not at all (default 1)",
     )
+    for name, field, metavar, kind, text in _FURTHER:
+        group.add_argument(name, dest=field, metavar=metavar, type=kind, help=text)
+    group.add_argument(
+        "--context-shift",
+        action="store_true",
+        default=None,
+        help="where the context is full, forget old tokens and go on",
+    )
+    form = group.add_mutually_exclusive_group()
+    form.add_argument("--json-schema", metavar="SCHEMA", help="answer in JSON of this schema (text, or @FILE)")
+    form.add_argument("--grammar", metavar="GBNF", help="answer in this grammar (text, or @FILE)")
     group.add_argument("--seed", metavar="S", type=whole(0, 2**64 - 1), help="same seed, same text (default: random)")
     group.add_argument(
         "--stop", metavar="TEXT", action="append", default=[], help="end before TEXT (may be given several times)"
@@ -178,7 +243,14 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 def sampling_params(args: argparse.Namespace) -> SamplingParams:
     """The ``SamplingParams`` that the options say."""
-    from gumba.params import SamplingParams
+    from gumba.cli.text import argument_text
+    from gumba.params import SamplingParams, StructuredOutputsParams
+
+    form = None
+    if args.json_schema is not None:
+        form = StructuredOutputsParams(json=_text_or_file(argument_text(args.json_schema)))
+    elif args.grammar is not None:
+        form = StructuredOutputsParams(grammar=_text_or_file(argument_text(args.grammar)))
 
     given = {
         "max_tokens": args.n,
@@ -189,5 +261,18 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
         "repetition_penalty": args.repeat_penalty,
         "seed": args.seed,
         "stop": args.stop or None,
+        "context_shift": args.context_shift,
+        "structured_outputs": form,
+        **{field: getattr(args, field) for _, field, *_ in _FURTHER},
     }
     return SamplingParams(**{name: value for name, value in given.items() if value is not None})
+
+
+def _text_or_file(text: str) -> str:
+    """``text``, or with an @ in front the contents of a file. Raises RequestError when that cannot be read."""
+    if not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{text[1:]} cannot be read: {getattr(error, 'strerror', None) or error}") from None

@@ -488,6 +488,8 @@ class _Core:
             try:
                 if sequence.wants_hidden:
                     sequence.hidden = self.model.hidden[first:last]
+                if sequence.on_prompt is not None and not sequence.prompt_done:
+                    sequence.on_prompt(min(sequence.n_cached + len(tokens), sequence.n_prompt), sequence.n_prompt)
                 sequence.advance(len(tokens), rows[first:last], self.sampler)
             except BaseException as error:  # of a user's own function, whatever it raises
                 sequence.fail(error)

@@ -103,6 +103,8 @@ class Sequence(ABC):
         self.deliver: Callable[[Any], object] = lambda item: None
         #: Whether it waits for other sequences, and has nothing to compute until one of them releases it.
         self.held = False
+        #: Called in the engine's thread while the prompt is read: tokens that are there, tokens in all.
+        self.on_prompt: Callable[[int, int], object] | None = None
         #: Set by any thread; the engine ends the sequence before its next step.
         self.cancelled = False
         self.finish_reason: FinishReason | None = None
