@@ -35,7 +35,7 @@ def test_a_model_then_runs_without_compiler(
 
 def test_kernels_to_ship(gumba_process: Callable, tiny: Path, tmp_path: Path) -> None:
     """Those of the model, whether they were compiled just now or before, under the hash of their sources."""
-    from gumba.kernels.jit import sources_hash
+    from gumba.kernels.cache import sources_hash
 
     made = [tmp_path / "first", tmp_path / "second"]
     for folder in made:

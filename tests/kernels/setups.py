@@ -8,11 +8,11 @@ from types import ModuleType
 
 import numpy as np
 import oracles
-from harness import Batch, Setup, packed, random_rows, rows
+from harness import GENERIC, Batch, Setup, packed, random_rows, rows
 
 from gumba.kernels import attention as att
-from gumba.kernels import elementwise, embed, matmul, q8, rope
-from gumba.kernels.op import N_OUTPUTS, N_TOKENS
+from gumba.kernels import elementwise, embed, jit, matmul, q8, rope
+from gumba.kernels.op import N_OUTPUTS, N_TOKENS, Kernel
 from gumba.kernels.packed import aligned_empty
 from gumba.kernels.pages import page_formats
 from gumba.quants import FORMATS, q4_1
@@ -303,3 +303,12 @@ TABLE: dict[str, Callable[[Isa], Setup]] = {
 }
 
 ALL_FORMATS = list(FORMATS.values())
+
+
+def counts() -> tuple[int, int]:
+    """(compiled, loaded) when a kernel that is new to this process, add_row, was run and found right."""
+    setup = setup_add_row(GENERIC)
+    setup.kernel = Kernel(setup.kernel.function, "")
+    compiled, loaded = jit.stats.compiled, jit.stats.loaded
+    np.testing.assert_array_equal(setup.run(), setup.expected)
+    return jit.stats.compiled - compiled, jit.stats.loaded - loaded

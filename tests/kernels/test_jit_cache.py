@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import setups
-from harness import GENERIC
+from setups import counts
 
 import gumba
-from gumba.kernels import jit
-from gumba.kernels.op import Kernel
+from gumba.kernels import cache as kernel_cache
+from gumba.kernels.cache import cache_folder, prune_cache, read_own, sources_hash
+from gumba.kernels.objects import MAGIC
 
 posix = pytest.mark.skipif(not hasattr(os, "getuid"), reason="folders have no owners here")
 root = pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can give files away")
@@ -35,7 +35,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("filled")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GUMBA_CACHE_DIR", str(path))
-        jit.cache_folder.cache_clear()
+        cache_folder.cache_clear()
         assert counts() == (1, 0)
     return path
 
@@ -52,25 +52,16 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """GUMBA_CACHE_DIR of the test's own; nothing is remembered before or after."""
     path = tmp_path / "cache"
     monkeypatch.setenv("GUMBA_CACHE_DIR", str(path))
-    jit.cache_folder.cache_clear()
+    cache_folder.cache_clear()
     yield path
-    jit.cache_folder.cache_clear()
+    cache_folder.cache_clear()
 
 
 def use(caplog: pytest.LogCaptureFixture, setting: str | Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another GUMBA_CACHE_DIR from here on."""
     monkeypatch.setenv("GUMBA_CACHE_DIR", str(setting))
-    jit.cache_folder.cache_clear()
+    cache_folder.cache_clear()
     caplog.clear()
-
-
-def counts() -> tuple[int, int]:
-    """(compiled, loaded) when a kernel that is new to this process was run and found right."""
-    setup = setups.setup_add_row(GENERIC)
-    setup.kernel = Kernel(setup.kernel.function, "")
-    compiled, loaded = jit.stats.compiled, jit.stats.loaded
-    np.testing.assert_array_equal(setup.run(), setup.expected)
-    return jit.stats.compiled - compiled, jit.stats.loaded - loaded
 
 
 def files(cache: Path) -> list[Path]:
@@ -92,7 +83,7 @@ def test_compiled_once_then_loaded(cache: Path, caplog: pytest.LogCaptureFixture
 @posix
 def test_the_folder_is_private(cache: Path) -> None:
     assert counts() == (1, 0)
-    for folder in (cache / "kernels", cache / "kernels" / jit.sources_hash()):
+    for folder in (cache / "kernels", cache / "kernels" / sources_hash()):
         assert folder.stat().st_mode & 0o777 == 0o700
     assert all(path.stat().st_mode & 0o077 == 0 for path in files(cache))
 
@@ -134,11 +125,11 @@ def test_damaged_files_are_made_anew(damage, warm: Path, caplog: pytest.LogCaptu
 FACTS = {"name": "kernel.add_row", "symbol": "f", "needs": []}
 PAYLOADS = [
     pickle.dumps(("something", "else")),
-    jit._MAGIC,
-    jit._MAGIC + b"[]\ncode",
-    jit._MAGIC + json.dumps(FACTS).encode() + b"\nno object file",
-    jit._MAGIC + json.dumps(FACTS | {"name": "kernel.other"}).encode() + b"\n",
-    jit._MAGIC + json.dumps(FACTS | {"needs": ["gumba_no_such_function"]}).encode() + b"\n",
+    MAGIC,
+    MAGIC + b"[]\ncode",
+    MAGIC + json.dumps(FACTS).encode() + b"\nno object file",
+    MAGIC + json.dumps(FACTS | {"name": "kernel.other"}).encode() + b"\n",
+    MAGIC + json.dumps(FACTS | {"needs": ["gumba_no_such_function"]}).encode() + b"\n",
 ]
 
 
@@ -172,7 +163,7 @@ def test_nowhere_to_write(
 
 def test_a_folder_that_fills_up(cache: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Writing fails after the folder was found good: a warning for each kernel, results, nothing left behind."""
-    jit.cache_folder()
+    cache_folder()
 
     def full(self: Path, target: Path) -> Path:
         raise OSError(28, "No space left on device")
@@ -189,16 +180,16 @@ def test_an_empty_setting_is_no_cache(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     use(caplog, "", monkeypatch)
-    assert jit.cache_folder() is None
+    assert cache_folder() is None
     assert counts() == (1, 0) and counts() == (1, 0)
     assert not warnings(caplog) and not files(tmp_path)
 
 
 def test_the_usual_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("GUMBA_CACHE_DIR")
-    monkeypatch.setattr(jit.platformdirs, "user_cache_dir", lambda *args, **kwargs: str(tmp_path / "usual"))
-    jit.cache_folder.cache_clear()
-    assert jit.cache_folder() == tmp_path / "usual" / "kernels" / jit.sources_hash()
+    monkeypatch.setattr(kernel_cache.platformdirs, "user_cache_dir", lambda *args, **kwargs: str(tmp_path / "usual"))
+    cache_folder.cache_clear()
+    assert cache_folder() == tmp_path / "usual" / "kernels" / sources_hash()
 
 
 # Folders that others could write to ------------------------------------------------------------------------------------
@@ -207,20 +198,20 @@ def test_the_usual_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 def refused(where: Path, caplog: pytest.LogCaptureFixture) -> None:
     """No cache, and one warning. What a kernel does then: see ``test_nowhere_to_write``."""
     caplog.clear()
-    jit.cache_folder.cache_clear()
-    assert jit.cache_folder() is None and jit.cache_folder() is None
+    cache_folder.cache_clear()
+    assert cache_folder() is None and cache_folder() is None
     assert len(warnings(caplog)) == 1 and f"{where} is not private" in warnings(caplog)[0]
 
 
 @posix
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
 def test_folders_that_others_can_write_are_refused(mode: int, warm: Path, caplog: pytest.LogCaptureFixture) -> None:
-    own = warm / "kernels" / jit.sources_hash()
+    own = warm / "kernels" / sources_hash()
     for folder in (own, own.parent):
         folder.chmod(mode)
         refused(folder, caplog)
         folder.chmod(0o700)
-    jit.cache_folder.cache_clear()
+    cache_folder.cache_clear()
     assert counts() == (0, 1)
 
 
@@ -230,13 +221,13 @@ def test_a_cache_root_that_others_can_write_is_refused(warm: Path, caplog: pytes
     warm.chmod(0o777)
     refused(warm, caplog)
     warm.chmod(0o1777)
-    jit.cache_folder.cache_clear()
+    cache_folder.cache_clear()
     assert counts() == (0, 1)
 
 
 @root
 def test_folders_of_someone_else_are_refused(warm: Path, caplog: pytest.LogCaptureFixture) -> None:
-    own = warm / "kernels" / jit.sources_hash()
+    own = warm / "kernels" / sources_hash()
     for folder in (own, own.parent, warm):
         os.chown(folder, 65534, 65534)
         refused(folder, caplog)
@@ -280,9 +271,9 @@ def old_folders(warm: Path, n: int) -> list[Path]:
 def test_prune_keeps_the_newest(warm: Path) -> None:
     made = old_folders(warm, 5)
     (warm / "kernels" / "a file").write_bytes(b"")
-    jit.prune_cache(keep=3)
+    prune_cache(keep=3)
     left = sorted(path.name for path in (warm / "kernels").iterdir())
-    assert left == sorted([made[3].name, made[4].name, "a file", jit.sources_hash()])
+    assert left == sorted([made[3].name, made[4].name, "a file", sources_hash()])
     assert counts() == (0, 1)
 
 
@@ -300,15 +291,15 @@ def test_prune_touches_nothing_of_others(warm: Path, tmp_path: Path) -> None:
     (warm / "kernels" / f"{9:020x}").symlink_to(outside, target_is_directory=True)
     for path in kept:
         path.write_text("mine")
-    jit.prune_cache(keep=1)
+    prune_cache(keep=1)
     assert all(path.read_text() == "mine" for path in kept)
     assert not (made[0] / f"kernels.x-{0:016x}").exists() and not (made[0] / ".new-x").exists()
 
 
 def test_a_folder_in_use_counts_as_new(warm: Path) -> None:
-    own = warm / "kernels" / jit.sources_hash()
+    own = warm / "kernels" / sources_hash()
     os.utime(own, (1000, 1000))
-    jit.cache_folder.cache_clear()
+    cache_folder.cache_clear()
     assert counts() == (0, 1) and own.stat().st_mtime > 2000
 
 
@@ -328,11 +319,11 @@ def test_a_cache_that_can_only_be_read_is_read(
     def no(*args: object, **kwargs: object) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(jit.tempfile, "TemporaryFile", no)
-    monkeypatch.setattr(jit.tempfile, "NamedTemporaryFile", no)
+    monkeypatch.setattr(kernel_cache.tempfile, "TemporaryFile", no)
+    monkeypatch.setattr(kernel_cache.tempfile, "NamedTemporaryFile", no)
     monkeypatch.setattr(Path, "mkdir", no)
     assert counts() == (0, 1) and not warnings(caplog)
-    for path in (warm / "kernels" / jit.sources_hash()).iterdir():
+    for path in (warm / "kernels" / sources_hash()).iterdir():
         path.unlink()
     assert counts() == (1, 0) and counts() == (1, 0)
     assert len(warnings(caplog)) == 1 and "cannot be written" in warnings(caplog)[0]
@@ -340,11 +331,11 @@ def test_a_cache_that_can_only_be_read_is_read(
 
 def test_code_of_sources_that_have_changed_is_not_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that imported before an edit and compiles after it: nobody else must get that code."""
-    monkeypatch.setattr(jit, "_imported", jit._imported[:-1])
+    monkeypatch.setattr(kernel_cache, "_imported", kernel_cache._imported[:-1])
     assert counts() == (1, 0) and counts() == (1, 0)
     monkeypatch.undo()
     monkeypatch.setenv("GUMBA_CACHE_DIR", str(cache))
-    jit.cache_folder.cache_clear()
+    cache_folder.cache_clear()
     assert counts() == (1, 0) and counts() == (0, 1)
 
 
@@ -410,12 +401,12 @@ def test_a_relative_folder_stays_where_it_was(tmp_path: Path, monkeypatch: pytes
     """After a change of directory the same words must not lead to somebody else's files."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GUMBA_CACHE_DIR", "here")
-    jit.cache_folder.cache_clear()
+    cache_folder.cache_clear()
     try:
-        folder = jit.cache_folder()
+        folder = cache_folder()
         assert folder is not None and folder.is_absolute() and folder.is_relative_to(tmp_path.resolve() / "here")
     finally:
-        jit.cache_folder.cache_clear()
+        cache_folder.cache_clear()
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners here")
@@ -423,11 +414,11 @@ def test_files_that_others_can_write_are_not_loaded(tmp_path: Path) -> None:
     file = tmp_path / "kernel"
     file.write_bytes(b"code")
     file.chmod(0o600)
-    assert jit._read_own(file) == b"code"
+    assert read_own(file) == b"code"
     link = tmp_path / "link"
     link.symlink_to(file)
     with pytest.raises(OSError):
-        jit._read_own(link)
+        read_own(link)
     file.chmod(0o622)
     with pytest.raises(PermissionError):
-        jit._read_own(file)
+        read_own(file)

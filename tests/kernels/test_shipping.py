@@ -8,27 +8,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-import setups
-from harness import GENERIC
+from setups import counts
 
 from gumba.errors import ResourceError
-from gumba.kernels import jit, shipping
-from gumba.kernels.op import Kernel
-
-
-def counts() -> tuple[int, int]:
-    """(compiled, loaded) when a kernel that is new to this process was run and found right."""
-    setup = setups.setup_add_row(GENERIC)
-    setup.kernel = Kernel(setup.kernel.function, "")
-    compiled, loaded = jit.stats.compiled, jit.stats.loaded
-    np.testing.assert_array_equal(setup.run(), setup.expected)
-    return jit.stats.compiled - compiled, jit.stats.loaded - loaded
+from gumba.kernels import cache, shipping
 
 
 def forget() -> None:
-    jit.cache_folder.cache_clear()
+    cache.cache_folder.cache_clear()
     shipping.shipped_folders.cache_clear()
 
 
@@ -37,10 +25,10 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder of an application that this process is now; it ships the kernel of ``counts``, and there is no cache."""
     monkeypatch.setenv("GUMBA_CACHE_DIR", str(tmp_path / "cache"))
     forget()
-    jit.kept.clear()
+    cache.kept.clear()
     assert counts() == (1, 0)
     app = tmp_path / "app"
-    shipping.ship(jit.kept, app / "gumba-kernels" / jit.sources_hash())
+    shipping.ship(cache.kept, app / "gumba-kernels" / cache.sources_hash())
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     monkeypatch.setattr(sys, "executable", str(app / "program"))
     monkeypatch.setenv("GUMBA_CACHE_DIR", "")
@@ -111,8 +99,8 @@ def test_without_sources_nothing_is_kept(
 ) -> None:
     """As where a freezer packed the sources away: old kernels could not be told from new ones."""
     monkeypatch.setenv("GUMBA_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(jit, "__file__", str(tmp_path / "gumba" / "kernels" / "jit.py"))
-    jit.sources_hash.cache_clear()
+    monkeypatch.setattr(cache, "__file__", str(tmp_path / "gumba" / "kernels" / "cache.py"))
+    cache.sources_hash.cache_clear()
     forget()
     try:
         with caplog.at_level(logging.WARNING, logger="gumba"):
@@ -120,7 +108,7 @@ def test_without_sources_nothing_is_kept(
         assert "there are no sources in" in caplog.text
         assert not (tmp_path / "cache").exists()
     finally:
-        jit.sources_hash.cache_clear()
+        cache.sources_hash.cache_clear()
         forget()
 
 

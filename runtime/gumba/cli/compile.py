@@ -38,10 +38,10 @@ def compile_(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     path = None if args.model is None else find_model(args.model)
     from gumba.ahead import compile_all
-    from gumba.kernels import jit, shipping
+    from gumba.kernels import cache, jit, shipping
 
-    folder = jit.cache_folder()
-    if folder is None or not jit.cache_writable():
+    folder = cache.cache_folder()
+    if folder is None or not cache.cache_writable():
         setting = os.environ.get("GUMBA_CACHE_DIR")
         where = "the user's cache folder" if setting is None else f"GUMBA_CACHE_DIR={setting}"
         raise ResourceError(f"no kernel cache to compile into: {where} is no folder that this user alone can write to")
@@ -49,7 +49,7 @@ def compile_(args: argparse.Namespace) -> int:
     with Progress("functions") as progress:
         total = compile_all(path, lambda done, jobs: progress("compile", done, jobs))
     if args.output is not None:
-        shipping.ship(jit.kept, args.output / folder.name)
+        shipping.ship(cache.kept, args.output / folder.name)
         folder = args.output
     seconds = time.perf_counter() - began
     there = "" if jit.stats.compiled >= total else ", the others were there"

@@ -33,7 +33,7 @@ def announce_compilation(progress: Progress | None = None, *, quiet: bool = Fals
 
     ``quiet``: tell nothing.
     """
-    from gumba.kernels import jit
+    from gumba.kernels import cache, jit
 
     told = quiet
 
@@ -43,7 +43,7 @@ def announce_compilation(progress: Progress | None = None, *, quiet: bool = Fals
             told = True
             if progress is not None:
                 progress.clear()
-            kept = "only this once" if jit.cache_writable() else "they cannot be kept: there is no kernel cache"
+            kept = "only this once" if cache.cache_writable() else "they cannot be kept: there is no kernel cache"
             note(f"gumba: compiling kernels for this processor ({kept}, takes some seconds) ...")
 
     jit.on_first_compile = tell

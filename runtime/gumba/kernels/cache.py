@@ -1,0 +1,200 @@
+"""The folder of compiled kernels: where it is, whether it is safe, and what its files were made from.
+
+One file per kernel (``gumba.kernels.objects`` knows what is in them), in a folder named after a hash of all sources that
+compiled code can come from. It is private to the user (mode 0700, owner checked), each file appears whole or not at all, and
+where no folder can be had kernels are simply compiled in memory. ``GUMBA_CACHE_DIR`` moves it; ``GUMBA_CACHE_DIR=`` (empty)
+turns it off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import logging
+import os
+import re
+import stat
+import sys
+import tempfile
+from pathlib import Path
+
+import llvmlite
+import platformdirs
+
+from gumba._version import __version__
+
+log = logging.getLogger("gumba")
+
+#: Rooms of the package whose sources may hold compiled code.
+KERNEL_ROOMS = ("kernels", "program", "quants", "simd")
+
+#: The files in the cache of the kernels that this process has.
+kept: list[Path] = []
+
+
+def _numba_version() -> bytes:
+    """What tells versions of numba apart, found without importing it where it lies in a folder."""
+    spec = importlib.util.find_spec("numba")
+    if spec is not None and spec.origin is not None:
+        with contextlib.suppress(OSError):
+            return (Path(spec.origin).parent / "_version.py").read_bytes()
+    import numba
+
+    return str(numba.__version__).encode()
+
+
+def _sources_state() -> list[tuple[str, int, int]]:
+    """Size and time of every source that compiled code can come from."""
+    package = Path(__file__).parent.parent
+    found = []
+    for room in KERNEL_ROOMS:
+        for path in (package / room).glob("**/*.py"):
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                found.append((str(path), status.st_size, status.st_mtime_ns))
+    return sorted(found)
+
+
+#: When this module was imported, which all others with compiled code import first: what they were made of. Code that was
+#: imported before an edit and compiled after it must not be kept for those who come from the new sources.
+_imported = _sources_state()
+
+
+@functools.cache
+def sources_hash() -> str:
+    """Hash of gumba's version and of every source that compiled code can come from.
+
+    Raises FileNotFoundError where they are not on disk: what is not known cannot tell old kernels from new ones.
+    """
+    digest = hashlib.sha256(f"{__version__}|{llvmlite.__version__}|{sys.version_info[:2]}".encode() + _numba_version())
+    package = Path(__file__).parent.parent
+    for room in KERNEL_ROOMS:
+        sources = sorted((package / room).glob("**/*.py"))
+        if not sources:
+            raise FileNotFoundError(f"there are no sources in {package / room}")
+        for path in sources:
+            digest.update(path.relative_to(package).as_posix().encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:20]
+
+
+def _private(folder: Path) -> bool:
+    """Whether ``folder`` is a real folder that only this user, or the system's, can write (true where owners do not exist)."""
+    info = folder.lstat()
+    if not stat.S_ISDIR(info.st_mode):
+        return False
+    if not hasattr(os, "getuid"):
+        return True
+    return info.st_uid in (0, os.getuid()) and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _in_safe_hands(folder: Path) -> bool:
+    """Whether nobody else can put other folders in the place of those in ``folder`` (its group is trusted, if it has one)."""
+    info = folder.stat()
+    if not hasattr(os, "getuid"):
+        return True
+    owned = info.st_uid in (0, os.getuid())
+    return owned and (not info.st_mode & stat.S_IWOTH or bool(info.st_mode & stat.S_ISVTX))
+
+
+@functools.cache
+def cache_folder() -> Path | None:
+    """The folder of compiled kernels for these sources, created when missing; None when there is no safe one.
+
+    It may be one that can only be read (``cache_writable``): that of an image, say.
+    """
+    setting = os.environ.get("GUMBA_CACHE_DIR")
+    if setting == "":
+        return None
+    try:
+        root = Path(setting) if setting else Path(platformdirs.user_cache_dir("gumba", appauthor=False))
+        root = root.expanduser().resolve()  # a relative path must not mean another folder after a change of directory
+        folder = root / "kernels" / sources_hash()
+        for each in (folder.parent, folder):  # one by one: folders that ``parents`` makes do not get the mode
+            if not each.is_dir():
+                each.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for each, safe in ((root, _in_safe_hands), (folder.parent, _private), (folder, _private)):
+            if not safe(each):
+                log.warning("kernel cache %s is not private to this user: kernels are compiled in memory", each)
+                return None
+    except (OSError, RuntimeError) as error:
+        log.warning("no kernel cache (%s): kernels are compiled in memory", error)
+        return None
+    with contextlib.suppress(OSError):  # one that can only be read
+        os.utime(folder)  # in use, for ``prune_cache``, also by those who find all kernels there
+    return folder
+
+
+def cache_writable() -> bool:
+    """Whether compiled kernels can be kept."""
+    folder = cache_folder()
+    return folder is not None and _writable(folder)
+
+
+@functools.cache
+def _writable(folder: Path) -> bool:
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        log.warning("kernel cache %s cannot be written (%s): what it lacks is compiled in memory", folder, error)
+        return False
+    return True
+
+
+def prune_cache(keep: int = 3) -> None:
+    """Delete all but the ``keep`` most recently used cache folders (each gumba version or edit makes one).
+
+    Nothing else that may lie there: only folders and files with the names that this module gives.
+    """
+    folder = cache_folder()
+    if folder is None or not cache_writable():
+        return
+    others = []
+    with contextlib.suppress(OSError):
+        for each in folder.parent.iterdir():
+            with contextlib.suppress(OSError):
+                info = each.lstat()
+                if each != folder and stat.S_ISDIR(info.st_mode) and re.fullmatch(r"[0-9a-f]{20}", each.name):
+                    others.append((info.st_mtime_ns, each))
+    for _, old in sorted(others, reverse=True)[keep - 1 :]:
+        with contextlib.suppress(OSError):
+            for file in old.iterdir():
+                if re.fullmatch(r"\.new-.*|.*-[0-9a-f]{16}", file.name) and stat.S_ISREG(file.lstat().st_mode):
+                    file.unlink(missing_ok=True)
+            old.rmdir()
+
+
+def read_own(path: Path) -> bytes:
+    """The bytes of a plain file of this user's; OSError for a link, or for what others own or can write."""
+    with os.fdopen(
+        os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)), "rb"
+    ) as file:
+        info = os.fstat(file.fileno())
+        strange = hasattr(os, "getuid") and (
+            info.st_uid not in (0, os.getuid()) or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        )
+        if not stat.S_ISREG(info.st_mode) or strange:
+            raise PermissionError("it is not a plain file that only this user can write")
+        return file.read()
+
+
+def write(path: Path, data: bytes) -> None:
+    """Put a file into the folder, whole or not at all; nothing where that cannot be, or would mislead others."""
+    if not cache_writable():
+        return
+    if _sources_state() != _imported:
+        log.info("kernel cache: gumba's sources have changed since they were imported; %s is not kept", path.name)
+        return
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(data)
+        temporary.replace(path)
+    except OSError as error:
+        log.warning("kernel cache: cannot write %s (%s)", path, error)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
