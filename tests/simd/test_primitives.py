@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gumba.kernels import jit
+from gumba.kernels import cache
 from gumba.kernels.jit import Entry
 from gumba.simd import isa as isa_module
 from gumba.simd.isa import Isa
@@ -27,7 +27,7 @@ def in_memory(function: Callable[..., None]) -> Entry:
     """Compiled now, without the cache."""
     made = Entry(function, "void(i8, i8, i8, i8)", "")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jit, "cache_folder", lambda: None)
+        patch.setattr(cache, "cache_folder", lambda: None)
         made.compile()
     return made
 
