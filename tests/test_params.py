@@ -68,9 +68,10 @@ FIELDS = {
     "dry_sequence_breakers": STRINGS,
     "no_repeat_ngram_size": counts(0),
     "logit_bias": (
-        [{}, {5: 1.5, 2: -1}, {0: -math.inf}, {np.int64(1): np.float32(2)}, [(1, 1e6), (0, -1e6)]],
+        [{}, {5: 1.5, 2: -1}, {0: -math.inf}, {np.int64(1): np.float32(2)}, [(1, 1e6), (0, -1e6)],
+         {"5": 3, "0": -1.5, 2: 1}],
         [None, 5, "ab", {-1: 1}, {1.5: 1}, {True: 1}, {1: math.inf}, {1: math.nan}, {1: 1.1e6}, {1: None}, [1], [(1,)],
-         [(1, 1), (1, 2)], {"1": 1}, {1: np.ones(2)}],
+         [(1, 1), (1, 2)], {"1": 1, 1: 2}, {"-1": 1}, {"x": 1}, {"\u00b2": 1}, {"9" * 30: 1}, {1: np.ones(2)}],
     ),
     "bad_words": STRINGS,
     "allowed_token_ids": ([None, [0, 5], np.array([1, 2])], [[], *NOT_IDS]),
@@ -88,7 +89,7 @@ FIELDS = {
     "logprobs": ([None, 0, 1000], [-1, 1001, *NOT_A_COUNT]),
     "prompt_logprobs": ([None, 0, 1000], [-1, 1001, *NOT_A_COUNT]),
     "priority": counts(-COUNT - 1),
-    "structured_outputs": ([None, REGEX], ["a+", {"regex": "a+"}, True]),
+    "structured_outputs": ([None, REGEX, {"regex": "a+"}], ["a+", True, {"yaml": "a"}, [REGEX], {1: 2}]),
     "prompt_lookup_tokens": counts(0, 1024),
     "cache_prompt": BOOLEANS,
     "token_healing": BOOLEANS,
@@ -117,6 +118,8 @@ def expected(field, value):
         return (value,) if isinstance(value, str) else tuple(value)
     if field == "logit_bias":
         return tuple(sorted((int(token), float(bias)) for token, bias in dict(value).items()))
+    if field == "structured_outputs" and isinstance(value, dict):
+        return StructuredOutputsParams(**value)
     if value is None or field not in ("stop_token_ids", "allowed_token_ids", "samplers", "logits_processors"):
         return value
     return tuple(value)
@@ -265,3 +268,21 @@ def test_structured_outputs_rejected_by_name(field, value):
 def test_exactly_one_structure(given, found):
     with pytest.raises(RequestError, match=f"structured_outputs: expected exactly one of json, .*, found {found}$"):
         StructuredOutputsParams(**given)
+
+
+def test_structured_outputs_as_a_dict_are_checked():
+    for given, says in (
+        ({}, "exactly one of"),
+        ({"json": 5}, "json: expected"),
+        ({"regex": "a", "choice": "b"}, "regex and"),
+    ):
+        with pytest.raises(RequestError, match=says):
+            SamplingParams(structured_outputs=given)
+
+
+def test_vllms_detokenize_is_taken_where_it_changes_nothing():
+    assert SamplingParams(detokenize=True) == SamplingParams()
+    assert dataclasses.replace(SamplingParams(detokenize=True), n=2).n == 2
+    for wrong in (False, None, 1):
+        with pytest.raises(RequestError, match=r"^detokenize: expected True, found .*text is always made"):
+            SamplingParams(detokenize=wrong)

@@ -8,9 +8,11 @@ from dataclasses import asdict, fields, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+from gumba.checks import require_count, show
 from gumba.errors import RequestError, TemplateError
-from gumba.params import SamplingParams, StructuredOutputsParams, require_count, show
+from gumba.params import SamplingParams
 from gumba.text import encode_chat
+from gumba.text.chat import Content, joined_text, plain_messages
 
 if TYPE_CHECKING:
     from gumba.llm import LLM
@@ -74,14 +76,14 @@ class Conversation:
             raise RequestError(f"system: expected a text or None, found {show(text)}")
         self.messages[: self._first] = [] if text is None else [{"role": "system", "content": text}]
 
-    def send(self, text: str) -> RequestOutput:
-        """The answer to the message ``text``.
+    def send(self, text: Content) -> RequestOutput:
+        """The answer to the message ``text``, a string or a list of ``{"type": "text", "text": ...}``.
 
         Raises as ``LLM.chat`` does. Then, as when Ctrl-C ends it, the conversation is as it was before.
         """
         return self._finish(self._asked(text), 0)
 
-    def stream(self, text: str) -> Iterator[StreamOutput]:
+    def stream(self, text: Content) -> Iterator[StreamOutput]:
         """As ``send``, one StreamOutput per token, as ``LLM.stream`` gives them.
 
         The message is checked now and joins the conversation with the first item. When the iterator is closed, or
@@ -138,7 +140,7 @@ class Conversation:
         notes = {
             "kind": KIND,
             "version": VERSION,
-            "messages": _messages(self.messages),
+            "messages": _messages("messages", self.messages),
             "params": settings_of(self.params),
             "template_args": self.template_args,
             "forgetful": self.forgetful,
@@ -189,12 +191,10 @@ class Conversation:
                 "the conversation is still answering: take the whole answer, or close its iterator, first"
             )
 
-    def _asked(self, text: str) -> list[dict[str, Any]]:
-        """The messages with a new one of the user, and without those that have to be forgotten for it."""
+    def _asked(self, text: Content) -> list[dict[str, Any]]:
+        """The messages with a new one of the user."""
         self._check_idle()
-        if not isinstance(text, str):
-            raise RequestError(f"text: expected a text, found {show(text)}")
-        return [*self.messages, {"role": "user", "content": text}]
+        return [*self.messages, {"role": "user", "content": joined_text("text", text)}]
 
     def _unanswered(self) -> list[dict[str, Any]]:
         """The messages without the last answer."""
@@ -241,7 +241,7 @@ class Conversation:
                 if step.choice == 0:
                     pieces.append(step.text)
                 yield step
-        except Exception:
+        except Exception:  # of the engine, or of a logits processor: whatever it is, the message is taken back
             self.messages[:] = before
             raise
         except BaseException:  # closed, or Ctrl-C
@@ -311,26 +311,16 @@ def params_of(settings: Mapping[str, Any]) -> SamplingParams:
     bias = values.get("logit_bias")
     if isinstance(bias, list):
         values["logit_bias"] = [tuple(pair) if isinstance(pair, list) else pair for pair in bias]
-    outputs = values.get("structured_outputs")
-    if outputs is not None:
-        allowed = {field.name for field in fields(StructuredOutputsParams)}
-        if not isinstance(outputs, Mapping) or not set(outputs) <= allowed:
-            raise RequestError(
-                f"structured_outputs: expected an object with one of {', '.join(sorted(allowed))}, found {show(outputs)}"
-            )
-        values["structured_outputs"] = StructuredOutputsParams(**outputs)
     return SamplingParams(**values)
 
 
-def _messages(found: Any, name: str = "messages") -> list[dict[str, Any]]:
+def _messages(name: str, found: Any) -> list[dict[str, Any]]:
+    return plain_messages(_list(name, found)) if found != [] else []
+
+
+def _list(name: str, found: Any) -> list[Any]:
     if not isinstance(found, list):
         raise RequestError(f"{name}: expected a list, found {show(found)}")
-    for index, message in enumerate(found):
-        if not isinstance(message, dict):
-            raise RequestError(f"{name}[{index}]: expected an object, found {show(message)}")
-        for field in ("role", "content"):
-            if not isinstance(message.get(field), str):
-                raise RequestError(f"{name}[{index}].{field}: expected a string, found {show(message.get(field))}")
     return found
 
 
@@ -366,7 +356,7 @@ def _count(name: str, found: Any) -> int:
 
 #: The fields of a conversation's notes, and how each is checked.
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "messages": lambda name, found: _messages(found, name),
+    "messages": _messages,
     "params": _params,
     "template_args": _template_args,
     "forgetful": _flag,

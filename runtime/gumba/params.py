@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from numbers import Integral, Real
+from dataclasses import InitVar, dataclass, fields
+from numbers import Real
 from typing import Any, Literal
 
+from gumba.checks import (
+    MAX_COUNT,
+    require_boolean,
+    require_count,
+    require_ids,
+    require_number,
+    require_optional_ids,
+    require_optional_text,
+    require_schema,
+    require_strings,
+    show,
+)
 from gumba.errors import RequestError
 
-#: Largest value of a count (max_tokens, top_k, repetition_window).
-MAX_COUNT = 2**31 - 1
+__all__ = [
+    "LogitsProcessor", "SAMPLERS", "MAX_COUNT", "MAX_SEQUENCES", "MAX_LOGPROBS", "SamplingParams", "BeamSearchParams",
+    "ContrastiveSearchParams", "StructuredOutputsParams", "require_count", "require_number", "show",
+]  # fmt: skip
+
 #: Most samples of one prompt, and most beams.
 MAX_SEQUENCES = 1024
 #: Most likeliest tokens whose log-probabilities may be asked for.
@@ -61,11 +75,11 @@ class StructuredOutputsParams:
                 f"structured_outputs: expected exactly one of {names}, found {' and '.join(given) or 'none'}"
             )
         values = {
-            "json": None if self.json is None else _schema("json", self.json),
-            "regex": _optional_text("regex", self.regex),
-            "choice": None if self.choice is None else _strings("choice", self.choice),
-            "grammar": _optional_text("grammar", self.grammar),
-            "json_object": None if self.json_object is None else _boolean("json_object", self.json_object),
+            "json": None if self.json is None else require_schema("json", self.json),
+            "regex": require_optional_text("regex", self.regex),
+            "choice": None if self.choice is None else require_strings("choice", self.choice),
+            "grammar": require_optional_text("grammar", self.grammar),
+            "json_object": None if self.json_object is None else require_boolean("json_object", self.json_object),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -132,7 +146,8 @@ class SamplingParams:
         dry_sequence_breakers: Texts across which DRY sees no repetition.
         no_repeat_ngram_size: No sequence of this many tokens, prompt included, occurs twice; 0 is off (Paulus et al., "A
             deep reinforced model for abstractive summarization", 2017).
-        logit_bias: Added to the logits of tokens: a dict from token id to a number up to 1e6; -inf rules the token out.
+        logit_bias: Added to the logits of tokens: a dict from token id (as an integer, or in digits as
+            JSON has it) to a number up to 1e6; -inf rules the token out.
         bad_words: Texts that are not generated, as the tokens that they are encoded in.
         allowed_token_ids: The only tokens that may be chosen; None allows all.
         logits_processors: Functions of (token ids of prompt and answer so far, logits float32 [n_vocab] that they may
@@ -149,7 +164,7 @@ class SamplingParams:
             of the model's own logits, before any of the above. None returns none.
         prompt_logprobs: The same of the prompt's tokens.
         priority: Requests with lower numbers come first, -2**31 to 2**31 - 1.
-        structured_outputs: What the answer must look like.
+        structured_outputs: What the answer must look like; a dict of ``StructuredOutputsParams``' fields will do.
         prompt_lookup_tokens: Guess up to this many tokens, 0 to 1024, from what followed the last tokens earlier on, and
             check them in one step: the same answer, sooner (Saxena, "Prompt lookup decoding", 2023); 0 is off.
         cache_prompt: Start from what other requests computed of this prompt, and let others start from it.
@@ -159,6 +174,7 @@ class SamplingParams:
             most (Xiao et al., "Efficient streaming language models with attention sinks", 2023).
         token_healing: Write the prompt's last token anew, as the beginning of a longer one perhaps (not with
             ``structured_outputs``, nor in a chat, whose template ends the prompt).
+        detokenize: vLLM has it; only True is taken, since the text is always made.
 
     Raises:
         RequestError: A value has the wrong type or is out of range; the message names the field.
@@ -214,8 +230,14 @@ class SamplingParams:
     token_healing: bool = False
     context_shift: bool = False
     n_keep: int = 4
+    detokenize: InitVar[bool] = True
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, detokenize: bool) -> None:
+        if detokenize is not True:
+            raise RequestError(
+                f"detokenize: expected True, found {show(detokenize)}; the text is always made, "
+                "token_ids of an output are there too"
+            )
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name in _RANGES:
@@ -236,7 +258,26 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContrastiveSearchParams:
+class _SearchParams:
+    """What searches have in common with ``SamplingParams``."""
+
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    priority: int = 0
+
+    def _check_shared(self, *own: str) -> None:
+        """Check all fields but ``own`` as ``SamplingParams`` does."""
+        shared = [field.name for field in fields(self) if field.name not in own]
+        checked = SamplingParams(**{name: getattr(self, name) for name in shared})
+        for name in shared:
+            object.__setattr__(self, name, getattr(checked, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveSearchParams(_SearchParams):
     """How contrastive search goes (Su et al., "A contrastive framework for neural text generation", 2022).
 
     Args:
@@ -257,24 +298,15 @@ class ContrastiveSearchParams:
 
     penalty_alpha: float = 0.6
     top_k: int = 4
-    max_tokens: int | None = None
-    min_tokens: int = 0
-    stop_token_ids: Sequence[int] = ()
-    ignore_eos: bool = False
-    skip_special_tokens: bool = True
-    priority: int = 0
 
     def __post_init__(self) -> None:
-        shared = [field.name for field in fields(self) if field.name not in ("penalty_alpha", "top_k")]
-        checked = SamplingParams(**{name: getattr(self, name) for name in shared})
-        for name in shared:
-            object.__setattr__(self, name, getattr(checked, name))
+        self._check_shared("penalty_alpha", "top_k")
         object.__setattr__(self, "penalty_alpha", require_number("penalty_alpha", self.penalty_alpha, 0.0, 1.0))
         object.__setattr__(self, "top_k", require_count("top_k", self.top_k, 1, MAX_SEQUENCES))
 
 
 @dataclass(frozen=True, kw_only=True)
-class BeamSearchParams:
+class BeamSearchParams(_SearchParams):
     """How beam search goes: the likeliest whole answers, found by keeping the best ``beam_width`` partial ones.
 
     Args:
@@ -304,8 +336,6 @@ class BeamSearchParams:
 
     beam_width: int
     n: int = 1
-    max_tokens: int | None = None
-    min_tokens: int = 0
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
     num_groups: int = 1
@@ -313,10 +343,6 @@ class BeamSearchParams:
     temperature: float = 0.0
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
-    stop_token_ids: Sequence[int] = ()
-    ignore_eos: bool = False
-    skip_special_tokens: bool = True
-    priority: int = 0
     cache_prompt: bool = True
 
     def __post_init__(self) -> None:
@@ -327,9 +353,6 @@ class BeamSearchParams:
         groups = require_count("num_groups", self.num_groups, 1, width)
         if width % groups:
             raise RequestError(f"num_groups: expected a divisor of beam_width {width}, found {groups}")
-        shared = SamplingParams(
-            **{field.name: getattr(self, field.name) for field in fields(self) if field.name in _SHARED}
-        )
         values = {
             "beam_width": width,
             "n": require_count("n", self.n, 1, width),
@@ -337,95 +360,10 @@ class BeamSearchParams:
             "early_stopping": early,
             "num_groups": groups,
             "diversity_penalty": require_number("diversity_penalty", self.diversity_penalty, 0.0, 100.0),
-            **{name: getattr(shared, name) for name in _SHARED},
         }
-        for field in fields(self):
-            object.__setattr__(self, field.name, values[field.name])
-
-
-def show(value: object) -> str:
-    """A short picture of a value of any kind for an error message."""
-    try:
-        text = repr(value)
-    except Exception:  # a foreign object's own __repr__, or an int too large to print
-        text = f"an object of type {type(value).__name__}"
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def require_count(name: str, value: Any, low: int, high: int = MAX_COUNT) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise RequestError(f"{name}: expected an integer from {low} to {high}, found {show(value)}")
-    number = int(value)
-    if not low <= number <= high:
-        raise RequestError(f"{name}: expected an integer from {low} to {high}, found {show(number)}")
-    return number
-
-
-def require_number(name: str, value: Any, low: float, high: float) -> float:
-    expected = f"{name}: expected a number from {low:g} to {high:g}, found {show(value)}"
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise RequestError(expected)
-    try:
-        number = float(value)
-    except OverflowError:
-        raise RequestError(expected) from None
-    if math.isnan(number) or not low <= number <= high:
-        raise RequestError(expected)
-    return number
-
-
-def _boolean(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise RequestError(f"{name}: expected True or False, found {show(value)}")
-    return value
-
-
-def _strings(name: str, value: Any) -> tuple[str, ...]:
-    items = (value,) if isinstance(value, str) else value
-    if isinstance(items, (bytes, dict)) or not isinstance(items, Iterable):
-        raise RequestError(f"{name}: expected a string or a list of strings, found {show(value)}")
-    found = tuple(items)
-    for item in found:
-        if not isinstance(item, str) or not item:
-            raise RequestError(f"{name}: expected strings of at least one character, found {show(item)}")
-    return found
-
-
-def _ids(name: str, value: Any) -> tuple[int, ...]:
-    if isinstance(value, (str, bytes, dict)) or not isinstance(value, Iterable):
-        raise RequestError(f"{name}: expected a list of token ids, found {show(value)}")
-    return tuple(require_count(name, item, 0) for item in value)
-
-
-def _optional_text(name: str, value: Any) -> str | None:
-    if value is not None and (not isinstance(value, str) or not value):
-        raise RequestError(f"{name}: expected a string of at least one character, found {show(value)}")
-    return value
-
-
-def _schema(name: str, value: Any) -> str:
-    """A JSON schema as JSON text."""
-    expected = f"{name}: expected a JSON schema, an object or true, found {show(value)}"
-    if not isinstance(value, (str, Mapping, bool)):
-        raise RequestError(expected)
-    try:
-        schema = dict(value) if isinstance(value, Mapping) else value
-        text = schema if isinstance(schema, str) else json.dumps(schema, ensure_ascii=False, allow_nan=False)
-        parsed = json.loads(text)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise RequestError(f"{expected} ({error})") from None
-    if not isinstance(parsed, dict) and parsed is not True:
-        raise RequestError(expected)
-    return text
-
-
-def _optional_ids(name: str, value: Any) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    found = _ids(name, value)
-    if not found:
-        raise RequestError(f"{name}: expected at least one token id or None, found {show(value)}")
-    return found
+        self._check_shared(*values)
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
 
 def _bias(name: str, value: Any) -> tuple[tuple[int, float], ...]:
@@ -437,12 +375,18 @@ def _bias(name: str, value: Any) -> tuple[tuple[int, float], ...]:
     for pair in value.items() if isinstance(value, Mapping) else value:
         if not isinstance(pair, tuple) or len(pair) != 2:
             raise RequestError(expected)
-        token = require_count(name, pair[0], 0)
+        token = require_count(name, _token(pair[0]), 0)
         if token in found:
             raise RequestError(f"{name}: expected each token id once, found {token} twice")
         banned = isinstance(pair[1], Real) and pair[1] == -math.inf
         found[token] = -math.inf if banned else require_number(name, pair[1], -1e6, 1e6)
     return tuple(sorted(found.items()))
+
+
+def _token(key: Any) -> Any:
+    """A token id; the keys of JSON objects are texts."""
+    digits = isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 20
+    return int(key) if digits else key
 
 
 def _samplers(name: str, value: Any) -> tuple[str, ...] | None:
@@ -472,9 +416,15 @@ def _callables(name: str, value: Any) -> tuple[LogitsProcessor, ...]:
 
 
 def _structured(name: str, value: Any) -> StructuredOutputsParams | None:
-    if value is not None and not isinstance(value, StructuredOutputsParams):
-        raise RequestError(f"{name}: expected StructuredOutputsParams or None, found {show(value)}")
-    return value
+    if value is None or isinstance(value, StructuredOutputsParams):
+        return value
+    known = [field.name for field in fields(StructuredOutputsParams)]
+    if not isinstance(value, Mapping) or not all(key in known for key in value):
+        raise RequestError(
+            f"{name}: expected an object with one of {', '.join(known)} (a dict, or StructuredOutputsParams), "
+            f"found {show(value)}"
+        )
+    return StructuredOutputsParams(**value)
 
 
 _RANGES = {
@@ -519,24 +469,19 @@ _OPTIONAL_COUNTS = {
     "prompt_logprobs": (0, MAX_LOGPROBS),
 }
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "dry_sequence_breakers": _strings,
+    "dry_sequence_breakers": require_strings,
     "logit_bias": _bias,
-    "bad_words": _strings,
-    "allowed_token_ids": _optional_ids,
+    "bad_words": require_strings,
+    "allowed_token_ids": require_optional_ids,
     "logits_processors": _callables,
     "samplers": _samplers,
-    "stop": _strings,
-    "include_stop_str_in_output": _boolean,
-    "stop_token_ids": _ids,
-    "ignore_eos": _boolean,
-    "skip_special_tokens": _boolean,
+    "stop": require_strings,
+    "include_stop_str_in_output": require_boolean,
+    "stop_token_ids": require_ids,
+    "ignore_eos": require_boolean,
+    "skip_special_tokens": require_boolean,
     "structured_outputs": _structured,
-    "cache_prompt": _boolean,
-    "token_healing": _boolean,
-    "context_shift": _boolean,
+    "cache_prompt": require_boolean,
+    "token_healing": require_boolean,
+    "context_shift": require_boolean,
 }
-#: Fields of BeamSearchParams that are checked as those of SamplingParams.
-_SHARED = (
-    "max_tokens", "min_tokens", "temperature", "repetition_penalty", "no_repeat_ngram_size", "stop_token_ids",
-    "ignore_eos", "skip_special_tokens", "priority", "cache_prompt",
-)  # fmt: skip

@@ -71,10 +71,13 @@ def test_answers_are_the_librarys(gumba: Callable, tiny: Path, llm: LLM, request
         post("a", CHAT, messages=HI, model="mine", max_completion_tokens=4, n=2, seed=3, user="me", stream=False),
         post("b", TEXT, prompt=["hello", "w"], seed=3, stop=["zz"], min_p=0),
         post("c", TEXT, prompt=[[262], [263, 261]], seed=2**64 - 1, repeat_penalty=1.5, repeat_last_n=9),
+        {"custom_id": "d", "prompt": "hello", "temperature": 0, "max_tokens": 9},
+        post("e", CHAT, messages=[{"role": "user", "content": [{"type": "text", "text": t} for t in "hi"]}], seed=1),
+        {"custom_id": 9, "prompt": "hello", "temperature": 0, "logit_bias": {"5": 1000}, "max_tokens": 3},
     )
     result = gumba("batch", requests, "-o", out, tiny, "-n", 12, "--top-p", 0.9, "--parallel", 3)
     assert (result.code, result.out) == (0, "")
-    assert "6 requests answered" in result.err and "tokens, " in result.err and str(out) in result.err
+    assert "9 requests answered" in result.err and "tokens, " in result.err and str(out) in result.err
     found = results(out)
 
     def texts_of(prompts: list[Any], **params: Any) -> list[str]:
@@ -92,6 +95,9 @@ def test_answers_are_the_librarys(gumba: Callable, tiny: Path, llm: LLM, request
     assert texts(found[4]) == chat(seed=3, n=2, max_tokens=4)
     assert texts(found[5]) == texts_of(["hello", "w"], seed=3, stop="zz", min_p=0)
     assert texts(found[6]) == texts_of([[262], [263, 261]], seed=2**64 - 1, repetition_penalty=1.5, repetition_window=9)
+    assert texts(found[7]) == texts(found[1]) and texts(found[8]) == texts(found[3])
+    assert texts(found[9]) == texts_of(["hello"], temperature=0, max_tokens=3, logit_bias={5: 1000}) != texts(found[1])
+    assert [found[i]["custom_id"] for i in (7, 8, 9)] == ["d", "e", 9]
     assert [found[i].get("id") for i in range(1, 7)] == [7, None, "é", "batch_req_4", "batch_req_5", "batch_req_6"]
     assert [found[i].get("custom_id") for i in range(1, 7)] == [None, None, None, "a", "b", "c"]
     body = found[4]["response"]["body"]
@@ -159,8 +165,17 @@ BAD: list[tuple[str | bytes, str]] = [
     ('{"prompt": "x", "top_logprobs": 3}', "expected logprobs to be true"),
     ('{"prompt": "x", "stream": true}', "stream: a batch does not support it"),
     ('{"messages": "hello"}', "messages: expected a list"),
-    ('{"messages": []}', ""),
-    ('{"messages": [{"content": "x"}]}', "messages[0]: expected a mapping with a 'role'"),
+    ('{"messages": []}', "messages: expected at least one message"),
+    ('{"messages": [{"content": "x"}]}', "messages[0]: there is no role"),
+    ('{"messages": [{"role": "user"}]}', "messages[0]: there is no content"),
+    (
+        '{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}',
+        "messages[0].content[0]: gumba reads text",
+    ),
+    ('{"prompt": "x", "custom_id": [1]}', "custom_id: expected a string or an integer, found [1]"),
+    ('{"prompt": "x", "custom_id": "a", "id": "b"}', "either a custom_id or an id, found both"),
+    ('{"custom_id": "a"}', "there is no 'prompt' and no 'messages'"),
+    ('{"prompt": "x", "detokenize": false}', "detokenize: a batch does not support it"),
     ('{"messages": [{"role": "user", "content": "x"}], "chat_template_kwargs": 1}', "chat_template_kwargs: expected"),
     (json.dumps({**post("q", TEXT, prompt="x"), "custom_id": 3}), "custom_id: expected a string, found 3"),
     (json.dumps({"url": TEXT, "body": {"prompt": "x"}}), "custom_id: expected a string, found None"),
@@ -182,7 +197,7 @@ def test_bad_lines_are_answered_by_an_error(gumba: Callable, tiny: Path, request
     requests.write_bytes(b"\r\n".join([*lines, good]))
     result = gumba("batch", requests, "-o", out, tiny, "-n", 3)
     found = results(out)
-    assert result.code == 0
+    assert result.code == 1
     assert sorted(found) == [1, *range(2, 2 * len(BAD) + 1, 2), 2 * len(BAD) + 2]
     for i, (bad, says) in enumerate(BAD):
         each = found[2 + 2 * i]
@@ -195,7 +210,7 @@ def test_bad_lines_are_answered_by_an_error(gumba: Callable, tiny: Path, request
     n_bad = sum(each["error"] is not None for each in found.values())
     assert n_bad >= len(BAD) - 2 and f"{n_bad} lines answered by an error" in result.err
     assert found[1]["error"] is None and found[2 * len(BAD) + 2]["error"] is None
-    assert {each["custom_id"] for each in found.values() if "custom_id" in each} == {"q", None}
+    assert {each["custom_id"] for each in found.values() if "custom_id" in each} == {"q", "a", None}
 
 
 def test_a_line_that_is_too_long(
@@ -204,7 +219,7 @@ def test_a_line_that_is_too_long(
     monkeypatch.setattr("gumba.cli.batch_file.LINE_LIMIT", 40)
     good = {"prompt": "hello", "max_tokens": 2}
     write(requests, good, {"prompt": "x" * 1000}, good)
-    assert gumba("batch", requests, "-o", out, tiny).code == 0
+    assert gumba("batch", requests, "-o", out, tiny).code == 1
     found = results(out)
     assert found[2]["error"]["message"] == "the line is too long"
     assert found[1]["error"] is None and found[3]["error"] is None
@@ -242,7 +257,7 @@ def test_goes_on_where_it_was_ended(gumba: Callable, tiny: Path, requests: Path,
     write(requests, *lines)
     whole = out.with_name("whole.jsonl")
     common = (tiny, "--seed", 9, "--temp", 1, "-t", 1)
-    assert gumba("batch", requests, "-o", whole, *common).code == 0
+    assert gumba("batch", requests, "-o", whole, *common).code == 1
 
     part = out.with_name(out.name + ".part")
     kept = b""
@@ -262,7 +277,7 @@ def test_goes_on_where_it_was_ended(gumba: Callable, tiny: Path, requests: Path,
 
     result = gumba("batch", requests, "-o", out, *common)
     n_kept = kept.count(b"\n")
-    assert result.code == 0 and f"{n_kept} kept from an earlier run" in result.err
+    assert result.code == 1 and f"{n_kept} kept from an earlier run" in result.err
     assert out.read_bytes().startswith(kept)
     assert sorted(out.read_bytes().splitlines()) == sorted(whole.read_bytes().splitlines())
     assert sorted(out.parent.glob("out*")) == [out]
@@ -312,7 +327,7 @@ def test_results_of_something_else_are_not_mixed_in(
     result = gumba("batch", requests, "-o", out, model, *options)
     assert result.code == 2 and says in result.err and "--overwrite" in result.err
     assert part.read_bytes() == line and not out.exists()
-    assert gumba("batch", requests, "-o", out, model, *options, "--overwrite").code == 0
+    assert gumba("batch", requests, "-o", out, model, *options, "--overwrite").code == 1
     assert results(out)[1]["error"] is None
     assert sorted(out.parent.glob("out*")) == [out]
 
@@ -322,7 +337,7 @@ def test_what_may_change_on_the_way(gumba: Callable, tiny: Path, requests: Path,
     line = begin(gumba, tiny, requests, out)
     seed = json.loads(out.with_name(out.name + ".part.json").read_text())["chosen"]["seed"]
     result = gumba("batch", requests, "-o", out, tiny, "--parallel", 5, "-t", 2, "--seed", seed)
-    assert result.code == 0 and "1 kept" in result.err
+    assert result.code == 1 and "1 kept" in result.err
     assert out.read_bytes().startswith(line) and sorted(results(out)) == [1, 2]
 
 
@@ -336,7 +351,7 @@ def test_results_that_are_damaged_are_computed_anew(
 ) -> None:
     line = begin(gumba, tiny, requests, out)
     out.with_name(out.name + ".part").write_bytes(line + damage)
-    assert gumba("batch", requests, "-o", out, tiny).code == 0
+    assert gumba("batch", requests, "-o", out, tiny).code == 1
     assert out.read_bytes().startswith(line) and sorted(results(out)) == [1, 2]
 
 
@@ -351,7 +366,7 @@ def test_results_that_are_there_are_not_replaced(gumba: Callable, tiny: Path, re
     assert out.read_bytes() == before and sorted(out.parent.glob("out*")) == [out]
     line = begin(gumba, tiny, requests, out, "--overwrite")  # this run may replace it, and so may the one that goes on
     assert out.read_bytes() == before
-    assert gumba("batch", requests, "-o", out, tiny).code == 0
+    assert gumba("batch", requests, "-o", out, tiny).code == 1
     assert out.read_bytes().startswith(line) and sorted(results(out)) == [1, 2]
 
 
@@ -359,7 +374,7 @@ def test_all_was_done_but_the_renaming(gumba: Callable, tiny: Path, requests: Pa
     line = begin(gumba, tiny, requests, out)
     both = line + line.replace(b"1", b"2")
     out.with_name(out.name + ".part").write_bytes(both)
-    assert gumba("batch", requests, "-o", out, tiny).code == 0
+    assert gumba("batch", requests, "-o", out, tiny).code == 1
     assert out.read_bytes() == both
 
 
@@ -427,8 +442,41 @@ def test_bad_files(gumba: Callable, tiny: Path, requests: Path, out: Path, tmp_p
 
 def test_no_requests_at_all(gumba: Callable, tiny: Path, requests: Path, out: Path) -> None:
     requests.write_bytes(b"\n \n")
-    assert gumba("batch", requests, "-o", out, tiny).code == 0
+    result = gumba("batch", requests, "-o", out, tiny)
+    assert result.code == 0 and f"{requests} holds no requests" in result.err
     assert out.read_bytes() == b""
+
+
+def test_requests_that_were_all_wrong_are_mended(gumba: Callable, tiny: Path, requests: Path, out: Path) -> None:
+    """The same command with the mended file replaces what holds no answer; what holds one stays."""
+    write(requests, *[{"prompt": "hello", "max_tokns": 2}] * 3)
+    command = ("batch", requests, "-o", out, tiny)
+    result = gumba(*command)
+    assert (result.code, result.out) == (1, "") and "3 lines answered by an error" in result.err
+    assert "the first error: line 1: max_tokns: there is no such parameter\n" in result.err
+    assert gumba(*command, "-q").code == 1 and len(results(out)) == 3
+    write(requests, {"prompt": "hello", "max_tokens": 2}, {"prompt": "hello", "max_tokns": 2})
+    result = gumba(*command)
+    assert result.code == 1 and "1 request answered" in result.err and "1 line answered by an error" in result.err
+    found = results(out)
+    assert found[1]["error"] is None and found[2]["response"] is None
+    write(requests, *[{"prompt": "hello", "max_tokens": 2}] * 2)
+    result = gumba(*command)
+    assert result.code == 2 and "exists already: give --overwrite" in result.err
+    assert results(out) == found
+    assert gumba(*command, "--overwrite").code == 0
+    out.write_text("dear all")
+    assert gumba(*command).code == 2 and out.read_text() == "dear all"
+
+
+def test_names_that_two_lines_have_are_noticed(gumba: Callable, tiny: Path, requests: Path, out: Path) -> None:
+    line = {"prompt": "hello", "max_tokens": 2}
+    write(requests, {**line, "id": "a"}, line, line, {**line, "custom_id": "b"}, {**line, "custom_id": "a"})
+    result = gumba("batch", requests, "-o", out, tiny)
+    assert result.code == 0 and "gumba: a: more than one line has this id (line 5 again)\n" in result.err
+    assert sorted(results(out)) == [1, 2, 3, 4, 5]
+    write(requests, {**line, "id": "a"}, line, line, {**line, "id": 1}, {**line, "id": "1"})
+    assert "more than one" not in gumba("batch", requests, "-o", out, tiny, "--overwrite").err
 
 
 def test_a_big_batch_needs_little_memory(gumba: Callable, tiny: Path, requests: Path, out: Path) -> None:

@@ -291,7 +291,7 @@ def test_what_cannot_be_saved(llm: LLM, tmp_path: Path) -> None:
         Conversation(llm, template_args={"x": {1}}).save(path)
     talk = Conversation(llm)
     talk.messages = [{"role": "user", "content": None}]
-    with pytest.raises(RequestError, match=r"messages\[0\]\.content: expected a string, found None"):
+    with pytest.raises(RequestError, match=r"messages\[0\]: there is no content"):
         talk.save(path)
     with pytest.raises(ResourceError, match="cannot be written"):
         Conversation(llm).save(tmp_path / "none" / "a")
@@ -303,8 +303,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("version", 2, "version: expected 1, found 2"),
     ("version", True, "version: expected 1, found True"),
     ("messages", {}, "messages: expected a list"),
-    ("messages", ["x"], r"messages\[0\]: expected an object"),
-    ("messages", [{"content": "x"}], r"messages\[0\].role: expected a string, found None"),
+    ("messages", ["x"], r"messages\[0\]: expected a mapping"),
+    ("messages", [{"content": "x"}], r"messages\[0\]: there is no role"),
     (
         "messages",
         [{"role": "user", "content": "x"}, {"role": "user", "content": 5}],
@@ -360,3 +360,26 @@ def test_arguments_that_are_wrong(llm: LLM) -> None:
         llm.conversation(system=5)
     with pytest.raises(RequestError, match="template_args: 'messages'"):
         llm.conversation(template_args={"messages": []})
+
+
+def parts(*texts: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text} for text in texts]
+
+
+def test_messages_in_parts(llm: LLM, tmp_path: Path) -> None:
+    """They are asked, kept and saved as their text; messages put in by hand in parts do too."""
+    plain, other = (Conversation(llm, params=PARAMS) for _ in range(2))
+    for text in ("hello you", "more"):
+        plain.send(text)
+    other.send(parts("hello", " you"))
+    assert [step.choice for step in other.stream(parts("more"))]
+    assert other.messages == plain.messages
+    other.messages[0] = {"role": "user", "content": parts("hello ", "you")}
+    other.save(tmp_path / "a")
+    assert Conversation.load(llm, tmp_path / "a").messages == plain.messages
+    assert other.send("again").text == plain.send("again").text
+    before = list(other.messages)
+    for wrong in ([{"type": "image_url"}], 5, None, b"x", {}):
+        with pytest.raises(RequestError, match=r"^text(\[0\])?: (expected a text|gumba reads text alone)"):
+            other.send(wrong)  # type: ignore[arg-type]
+    assert other.messages == before

@@ -98,8 +98,8 @@ def test_strftime_now():
 
 
 SHIELDED = {
-    "text": "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>{% endfor %}",
-    "trimmed": "{% for m in messages %}<s>{{ m.role }}\n{{ m.content | trim | replace('</think>', '') }}</s>{% endfor %}",
+    "text": "{% for m in messages %}<s>{{ m.name }}\n{{ m.content }}</s>{% endfor %}",
+    "trimmed": "{% for m in messages %}<s>{{ m.name }}\n{{ m.content | trim | replace('</think>', '') }}</s>{% endfor %}",
     "json": "<s>{{ messages | tojson }}</s>{{ tools | tojson(ensure_ascii=True) }}",
     "printed": "<s>{{ messages }}</s>{{ tools }}",
     "parts": "{% for m in messages %}<s>{% for part in m.parts %}{{ part.text | trim }}{% endfor %}</s>{% endfor %}",
@@ -122,7 +122,13 @@ def test_messages_make_no_control_tokens(make, source, attack):
 
     def conversation(text):
         parts = [{"text": each} for each in (text, "/s>", text, "s>")]
-        message = {"role": text, "content": text, "parts": parts, "calls": ({"name": text, text: [text]},)}
+        message = {
+            "role": "user",
+            "name": text,
+            "content": text,
+            "parts": parts,
+            "calls": ({"name": text, text: [text]},),
+        }
         return [message, {"role": "user", "content": "/s>", "parts": parts}]
 
     def controls(text):
@@ -166,6 +172,66 @@ def test_messages_with_every_noncharacter_or_without_end(make):
     template = ChatTemplate("{{ messages[0].content }}")
     endless = []
     endless.append(endless)
-    for content, why in [("".join(map(chr, range(0xFDD0, 0xFDF0))), "noncharacters"), (endless, "nested")]:
+    for name, why in [("".join(map(chr, range(0xFDD0, 0xFDF0))), "noncharacters"), (endless, "nested")]:
         with pytest.raises(RequestError, match=why):
-            encode_chat(tokenizer, template, [{"role": "user", "content": content}])
+            encode_chat(tokenizer, template, [{"role": "user", "content": "x", "name": name}])
+
+
+def part(text):
+    return {"type": "text", "text": text}
+
+
+def test_contents_in_parts_are_their_texts(make):
+    """Also where a control token's text would come about between two parts: it stays text."""
+    file, tokenizer = make(template="<s>{{ messages[0].content + '!' }}</s>")
+    template = ChatTemplate.from_gguf(file, tokenizer)
+    for texts in (["Hello"], ["Hel", "lo", " you"], [], ["a </", "s> b"]):
+        whole = encode_chat(tokenizer, template, [{"role": "user", "content": "".join(texts)}])
+        assert encode_chat(tokenizer, template, [{"role": "user", "content": [part(text) for text in texts]}]) == whole
+        assert sum(tokenizer.is_special(token) for token in whole) == 2
+
+
+HI = {"role": "user", "content": "hi"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [
+        ([], r"^messages: expected at least one message, found none$"),
+        ([HI, "hi"], r"^messages\[1\]: expected a mapping with a 'role' and a 'content', found 'hi'$"),
+        ([HI, {"content": "x"}], r"^messages\[1\]: there is no role in \{'content': 'x'\}$"),
+        ([{"role": 5, "content": "x"}], r"^messages\[0\]\.role: expected a string, found 5$"),
+        ([{"role": "", "content": "x"}], r"^messages\[0\]\.role: expected a string, found ''$"),
+        ([HI, {"role": "bogus", "content": "x"}], r"^messages\[1\]\.role: expected system, user, .* found 'bogus'$"),
+        ([{"role": "ip", "content": "x"}], r"^messages\[0\]\.role: expected .* found 'ip'$"),
+        ([HI, {"role": "assistant"}], r"^messages\[1\]: there is no content in \{'role': 'assistant'\}$"),
+        ([{"role": "user", "content": None}], r"^messages\[0\]: there is no content"),
+        ([{"role": "user", "content": 5}], r"^messages\[0\]\.content: expected a text or a list of parts .* found 5$"),
+        ([{"role": "user", "content": b"x"}], r"^messages\[0\]\.content: expected a text or a list"),
+        ([{"role": "user", "content": {"type": "text"}}], r"^messages\[0\]\.content: expected a text or a list"),
+        ([HI, {"role": "user", "content": [part("a"), {"type": "image_url", "image_url": {"url": "x"}}]}],
+         r"^messages\[1\]\.content\[1\]: gumba reads text alone: .* found \{'type': 'image_url'"),
+        ([{"role": "user", "content": [{"type": "text"}]}], r"^messages\[0\]\.content\[0\]: gumba reads text alone"),
+        ([{"role": "user", "content": ["a"]}], r"^messages\[0\]\.content\[0\]: gumba reads text alone"),
+    ],
+)  # fmt: skip
+def test_messages_that_are_wrong_are_named(make, messages, says):
+    _, tokenizer = make()
+    template = ChatTemplate("{% if messages[0].role == 'ipython' %}{% endif %}{{ messages[0].content }}")
+    for ask in (template.render, lambda messages: encode_chat(tokenizer, template, messages)):
+        with pytest.raises(RequestError, match=says):
+            ask(messages)
+
+
+def test_messages_that_call_tools_need_no_content(make):
+    _, tokenizer = make()
+    template = ChatTemplate("{{ messages | tojson }}{# ipython #}")
+    for field in ("tool_calls", "function_call"):
+        messages = [
+            HI,
+            {"role": "assistant", "content": None, field: [{"name": "f"}]},
+            {"role": "ipython", "content": "1"},
+        ]
+        assert json.loads(tokenizer.decode(encode_chat(tokenizer, template, messages))) == messages
+        del messages[1]["content"]
+        assert json.loads(template.render(messages)) == messages

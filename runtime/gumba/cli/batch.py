@@ -28,7 +28,7 @@ from gumba.cli.options import (
     whole,
 )
 from gumba.cli.progress import Progress
-from gumba.cli.text import count, note
+from gumba.cli.text import count, note, printable
 from gumba.errors import EngineError, GumbaError, RequestError, ResourceError
 
 if TYPE_CHECKING:
@@ -41,9 +41,14 @@ gumba batch requests.jsonl -o answers.jsonl model.gguf -n 200 --temp 0 --paralle
 """
 _DETAILS = """\
 A line of FILE is a request in OpenAI's batch format (/v1/chat/completions or /v1/completions), or an object with a
-"prompt" or "messages" and perhaps an "id" and SamplingParams' fields. The options are for what a line does not say.
-A line of OUT answers one line of FILE, as soon as it is answered; a bad line is answered by an error.
+"prompt" or "messages" and perhaps an "id" (or "custom_id") and SamplingParams' fields. The options are for what a
+line does not say.
+A line of OUT answers one line of FILE, whose number it tells; they stand in the order in which they were ready. A bad
+line is answered by an error. An OUT without a single answer is replaced when the requests are mended.
 Results are kept in OUT.part until all are there: the same command goes on after Ctrl-C, a kill or a crash.
+
+Exit code: 0 when every line was answered, 1 when OUT is complete but a line or more were answered by an error, 2 when
+the run could not be carried out, 130 after Ctrl-C.
 """
 #: Errors that are not the fault of one line.
 _FATAL = (EngineError, ResourceError)
@@ -103,8 +108,9 @@ def batch(args: argparse.Namespace) -> int:
                     note(f"gumba: stopped with {run.done} of {survey.n_requests} lines done; the same command goes on")
                 raise
     if not args.quiet:
-        note(run.summary(args.output))
-    return 0
+        for line in run.summary(args.output):
+            note(line)
+    return 1 if run.failed else 0
 
 
 def fingerprint(path: Path) -> str:
@@ -150,6 +156,10 @@ class _Run:
         self._lines, self._results, self._n_requests, self._defaults = lines, results, n_requests, defaults
         self._args, self._model = args, model
         self._tally = _Tally()
+        self._first_error = ""
+        #: Hashes of the names of lines, and one that two lines have.
+        self._names: set[int] = set()
+        self._twice: tuple[str | int, int] | None = None
         self._began = time.perf_counter()
         self._elapsed = 0.0
 
@@ -157,6 +167,11 @@ class _Run:
     def done(self) -> int:
         """Lines that have a result."""
         return self._results.n_kept + self._tally.answered + self._tally.failed
+
+    @property
+    def failed(self) -> int:
+        """Lines that were answered by an error, in an earlier run or in this one."""
+        return self._results.n_kept_errors + self._tally.failed
 
     def all(self, llm: LLM) -> None:
         """Answer every line that has no result."""
@@ -189,7 +204,15 @@ class _Run:
             except GumbaError as error:
                 self._fail(line, error)
             else:
+                self._note_name(line)
                 yield line, request
+
+    def _note_name(self, line: Line) -> None:
+        if line.name is not None and self._twice is None:
+            mark = hash(line.name)
+            if mark in self._names:
+                self._twice = line.name, line.number
+            self._names.add(mark)
 
     async def _take(self, running: _Running, llm: LLM, progress: Progress) -> None:
         """Wait for a line or several to be ready, and write what they are answered."""
@@ -219,10 +242,13 @@ class _Run:
         if self._args.fail_fast:
             raise RequestError(f"{self._args.file}, line {line.number}: {error}") from error
         self._results.add(line.failed(error))
+        self._first_error = self._first_error or f"line {line.number}: {error}"
         self._tally.failed += 1
 
-    def summary(self, output: Path) -> str:
-        """What was done, and how fast."""
+    def summary(self, output: Path) -> list[str]:
+        """What was done, and how fast; what was wrong first; and what the user may want to know of the names."""
+        if not self._n_requests:
+            return [f"gumba: {self._args.file} holds no requests | {output}"]
         t, kept = self._tally, self._results.n_kept
         parts = [count(t.answered, "request") + f" answered in {self._elapsed:.1f} s"]
         if t.failed:
@@ -235,7 +261,13 @@ class _Run:
                 f" | prompt {count(t.prompt_tokens, 'token')}, decode {count(t.completion_tokens, 'token')}, "
                 f"{t.completion_tokens / self._elapsed:.1f}/s"
             )
-        return f"gumba: {', '.join(parts)}{speed} | {output}"
+        found = [f"gumba: {', '.join(parts)}{speed} | {output}"]
+        if self._first_error:
+            found.append(f"gumba: the first error: {printable(self._first_error)}")
+        if self._twice is not None:
+            name, number = self._twice
+            found.append(f"gumba: {printable(str(name))[:60]}: more than one line has this id (line {number} again)")
+        return found
 
 
 async def _compute(llm: LLM, request: Request) -> list[RequestOutput] | Exception:

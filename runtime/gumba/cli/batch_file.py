@@ -108,7 +108,8 @@ class Results:
     ``chosen`` are values that the first run chooses for all, integers; those in ``given`` were asked for and must be the
     same too. ``overwrite`` forgets earlier runs, and lets OUT be replaced.
 
-    Raises RequestError when there is an OUT, when an earlier run was one of something else, and when one goes on just now.
+    Raises RequestError when there is an OUT with an answer in it, when an earlier run was one of something else, and when one
+    goes on just now.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class Results:
             if path.exists() and (not path.is_file() or path.samefile(requests)):
                 raise RequestError(f"{path} is {'a file of requests' if path.is_file() else 'not a plain file'}")
         self._done = bytearray(asked["input"]["lines"] + 1)
-        self.n_kept = 0
+        self.n_kept = self.n_kept_errors = 0
         self._file = self._open()
         try:
             if not overwrite:
@@ -193,7 +194,7 @@ class Results:
                 f"{self._part} holds results of something else: {differs}. "
                 "Go on with what they are of, or give --overwrite to begin anew"
             )
-        if self._out.exists() and (said is None or differs or not said.get("replaces")):
+        if (said is None or differs or not said.get("replaces")) and _holds_answers(self._out):
             if not n_bytes:
                 self._part.unlink()
             raise RequestError(f"{self._out} exists already: give --overwrite to replace it")
@@ -220,11 +221,12 @@ class Results:
         self._file.seek(0)
         end = 0
         for data in self._file:
-            number = _number(data)
+            number, failed = _result(data)
             if number is None or not 0 < number < len(self._done) or self._done[number]:
                 break
             self._done[number] = 1
             self.n_kept += 1
+            self.n_kept_errors += failed
             end += len(data)
         self._file.truncate(end)
         self._file.seek(end)
@@ -238,15 +240,25 @@ class Results:
             file.write(json.dumps(said, indent=1).encode() + b"\n")
 
 
-def _number(data: bytes) -> int | None:
-    """The number of the line that a whole line of results is for."""
+def _result(data: bytes) -> tuple[int | None, bool]:
+    """The number of the line that a whole line of results is for, and whether it was answered by an error."""
     if not data.endswith(b"\n"):
-        return None
+        return None, False
     try:
-        number = json.loads(data)["line"]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
-    return number if type(number) is int else None
+        result = json.loads(data)
+        number, failed = result["line"], result.get("response") is None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None, False
+    return (number if type(number) is int else None), failed
+
+
+def _holds_answers(out: Path) -> bool:
+    """Whether something would be lost with ``out``: all but a file of errors alone, where every line was wrong."""
+    try:
+        with out.open("rb") as file:
+            return not all(number is not None and failed for number, failed in map(_result, file))
+    except FileNotFoundError:
+        return False
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ Two kinds of line are read. OpenAI's batch format::
     {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": [...], "max_tokens": 20}}
 
 with ``/v1/completions`` and a ``prompt`` as the other address; and plain lines, with ``SamplingParams``' fields beside the
-prompt or the messages, and perhaps an ``id``::
+prompt or the messages, and perhaps an ``id`` or a ``custom_id``::
 
     {"id": "a", "prompt": "Once upon", "temperature": 0}
 
@@ -30,12 +30,20 @@ if TYPE_CHECKING:
 #: Of OpenAI's addresses, whether a conversation is answered there.
 _ADDRESSES = {"/v1/chat/completions": True, "/v1/completions": False}
 _LINE_FIELDS = ("custom_id", "method", "url", "body")
+#: What a line is called by, in either kind; a plain one may have one of them.
+_NAMES = ("custom_id", "id")
 #: Said for the sake of a service; of no effect on an answer here.
 _WITHOUT_EFFECT = frozenset({
     "model", "user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "stream_options",
 })  # fmt: skip
 #: Fields that must have one of these values, since they ask for what a batch does not do.
-_ONLY: dict[str, tuple[object, ...]] = {"stream": (False,), "echo": (False,), "suffix": ("",), "tools": ([],)}
+_ONLY: dict[str, tuple[object, ...]] = {
+    "stream": (False,),
+    "echo": (False,),
+    "suffix": ("",),
+    "tools": ([],),
+    "detokenize": (True,),
+}
 _OTHER_NAMES = {
     "max_completion_tokens": "max_tokens", "repeat_penalty": "repetition_penalty", "repeat_last_n": "repetition_window",
 }  # fmt: skip
@@ -62,7 +70,7 @@ class Line:
     def __init__(self, number: int, data: bytes | None) -> None:
         self.number = number
         self._data = data
-        self._openai = False
+        self._custom = False  # called by a custom_id
         self._name: str | int | None = None
         self._model: str | None = None
 
@@ -73,20 +81,16 @@ class Line:
         RequestError (and other GumbaErrors) naming the field at fault.
         """
         value = self._object()
-        self._openai = any(name in value for name in _LINE_FIELDS)
-        name = value.get("custom_id" if self._openai else "id")
-        if isinstance(name, str) or (type(name) is int and not self._openai):
-            self._name = name
-        elif name is not None or self._openai:
-            expected = "custom_id: expected a string" if self._openai else "id: expected a string or an integer"
-            raise RequestError(f"{expected}, found {show(name)}")
-        body, chat = self._body(value) if self._openai else (value, "messages" in value)
-        body = {key: each for key, each in body.items() if each is not None and (self._openai or key != "id")}
+        openai = any(name in value for name in _LINE_FIELDS if name != "custom_id")
+        self._custom = openai or "custom_id" in value
+        self._take_name(value, openai)
+        body, chat = self._body(value) if openai else (value, "messages" in value)
+        body = {key: each for key, each in body.items() if each is not None and (openai or key not in _NAMES)}
         if "model" in body:
             self._model = _text("model", body["model"])
         asked = "messages" if chat else "prompt"
         if asked not in body:
-            raise RequestError(f"there is no {asked!r}" if self._openai else "there is no 'prompt' and no 'messages'")
+            raise RequestError(f"there is no {asked!r}" if openai else "there is no 'prompt' and no 'messages'")
         if (not chat and "messages" in body) or (chat and "prompt" in body):
             raise RequestError("expected either a prompt or messages, found both")
         given = body.pop(asked)
@@ -100,6 +104,11 @@ class Line:
             return Request([self._sampling(said, seed, 0)], None, given, template_args)
         prompts = _prompts(given)
         return Request([self._sampling(said, seed, i) for i in range(len(prompts))], prompts, None, {})
+
+    @property
+    def name(self) -> str | int | None:
+        """The line's ``custom_id`` or ``id``, after ``parse``."""
+        return self._name
 
     def answered(
         self,
@@ -137,13 +146,23 @@ class Line:
 
     def _written(self, response: object, error: object) -> bytes:
         name: dict[str, object] = {"id": self._name}
-        if self._openai:
+        if self._custom:
             name = {"id": f"batch_req_{self.number}", "custom_id": self._name}
         whole = {"line": self.number, **name, "response": response, "error": error}
         try:
             return json.dumps(whole, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         except UnicodeEncodeError:  # half a surrogate pair, in a name
             return json.dumps(whole, allow_nan=False).encode() + b"\n"
+
+    def _take_name(self, value: dict[str, Any], openai: bool) -> None:
+        if not openai and "custom_id" in value and "id" in value:
+            raise RequestError("expected either a custom_id or an id, found both")
+        name = value.get("custom_id" if self._custom else "id")
+        if isinstance(name, str) or (type(name) is int and not openai):
+            self._name = name
+        elif name is not None or openai:
+            kind = "a string" if openai else "a string or an integer"
+            raise RequestError(f"{'custom_id' if self._custom else 'id'}: expected {kind}, found {show(name)}")
 
     def _object(self) -> dict[str, Any]:
         if self._data is None:
@@ -222,12 +241,8 @@ def _params(body: dict[str, Any]) -> dict[str, Any]:
             spec = _response_format(value)
             if spec is not None:
                 put("structured_outputs", spec, key)
-        elif key == "structured_outputs":
-            put(key, _structured(value), key)
         elif key in ("json_schema", "grammar"):
-            put("structured_outputs", _structured({"json" if key == "json_schema" else key: value}), key)
-        elif key == "logit_bias":
-            put(key, _bias(value), key)
+            put("structured_outputs", {"json" if key == "json_schema" else key: value}, key)
         elif key == "logprobs" and isinstance(value, bool):
             if value:
                 put(key, body.get("top_logprobs", 0), key)
@@ -239,24 +254,6 @@ def _params(body: dict[str, Any]) -> dict[str, Any]:
         elif key not in _WITHOUT_EFFECT:
             raise RequestError(f"{key!s:.40}: there is no such parameter")
     return found
-
-
-def _bias(value: Any) -> Any:
-    """The keys of a JSON object are texts: those that are token ids become numbers again."""
-    if not isinstance(value, dict):
-        return value
-    return {
-        int(key) if key.isascii() and key.isdecimal() and len(key) < 20 else key: each for key, each in value.items()
-    }
-
-
-def _structured(value: Any) -> StructuredOutputsParams:
-    known = [field.name for field in fields(StructuredOutputsParams)]
-    if not isinstance(value, dict) or not all(key in known for key in value):
-        raise RequestError(
-            f"structured_outputs: expected an object with one of {', '.join(known)}, found {show(value)}"
-        )
-    return StructuredOutputsParams(**value)
 
 
 def _response_format(value: Any) -> StructuredOutputsParams | None:

@@ -4,6 +4,7 @@
 how a command ends                  stderr                               exit code
 =================================== ==================================== =========
 well                                                                     0
+some of many failed (``batch``)     a summary                            1
 bad input, any ``GumbaError``       one line, ``gumba: error: …``        2
 Ctrl-C (see ``gumba.cli.main``)                                          130
 nobody reads stdout any more                                             141

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from gumba.checks import show
 from gumba.errors import RequestError, TemplateError
 from gumba.text.shield import shielded
 from gumba.text.tokenizer import Tokenizer
@@ -22,6 +24,62 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+
+
+#: What a message says: a text, or OpenAI's parts, ``{"type": "text", "text": ...}``.
+Content = str | Sequence[Mapping[str, Any]]
+#: The roles of the OpenAI API. Others are taken where the template has their names.
+ROLES = ("system", "user", "assistant", "tool", "developer", "function")
+
+
+def plain_messages(messages: Any, source: str | None = None) -> list[dict[str, Any]]:
+    """Checked copies of ``messages`` whose contents are texts: those in parts are joined.
+
+    ``source``: the template's text, which may name more roles than ``ROLES``; None takes any role. A message without content
+    is taken only if it calls tools. Raises RequestError naming the message at fault by its index.
+    """
+    if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
+        raise RequestError(f"messages: expected a list of messages, found {show(messages)}")
+    if not messages:
+        raise RequestError("messages: expected at least one message, found none")
+    found = []
+    for i, message in enumerate(messages):
+        name = f"messages[{i}]"
+        if not isinstance(message, Mapping):
+            raise RequestError(f"{name}: expected a mapping with a 'role' and a 'content', found {show(message)}")
+        role, content = message.get("role"), message.get("content")
+        if "role" not in message:
+            raise RequestError(f"{name}: there is no role in {show(dict(message))}")
+        if not isinstance(role, str) or not role:
+            raise RequestError(f"{name}.role: expected a string, found {show(role)}")
+        if source is not None and role not in ROLES and not re.search(rf"(?<!\w){re.escape(role)}(?!\w)", source):
+            raise RequestError(
+                f"{name}.role: expected {', '.join(ROLES)}, or one that the chat template names, found {show(role)}"
+            )
+        plain = dict(message)
+        if content is not None:
+            plain["content"] = joined_text(f"{name}.content", content)
+        elif not message.get("tool_calls") and not message.get("function_call"):
+            raise RequestError(f"{name}: there is no content in {show(plain)}")
+        found.append(plain)
+    return found
+
+
+def joined_text(name: str, content: Any) -> str:
+    """The text of a message's ``content``. Raises RequestError for what is no text."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, Sequence) or isinstance(content, bytes):
+        raise RequestError(f"{name}: expected a text or a list of parts of text, found {show(content)}")
+    texts = []
+    for i, part in enumerate(content):
+        text = part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
+        if not isinstance(text, str):
+            raise RequestError(
+                f"{name}[{i}]: gumba reads text alone: expected {{'type': 'text', 'text': ...}}, found {show(part)}"
+            )
+        texts.append(text)
+    return "".join(texts)
 
 
 def _raise_exception(message: object = "") -> None:
@@ -92,8 +150,9 @@ class ChatTemplate:
     def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **kwargs: Any) -> str:
         """The prompt for a conversation.
 
-        ``messages``: mappings with at least ``role``, as in the OpenAI API. ``add_generation_prompt``: end with the
-        opening of the assistant's answer. ``kwargs``: further variables of the template (``tools``, ``enable_thinking``).
+        ``messages``: mappings with ``role`` and ``content``, as in the OpenAI API; contents that are lists of
+        ``{"type": "text", "text": ...}`` are handed to the template as such. ``add_generation_prompt``: end with the opening
+        of the assistant's answer. ``kwargs``: further variables of the template (``tools``, ``enable_thinking``).
         Raises RequestError for messages of another form, TemplateError when the template refuses them, fails, or needs too
         much time or memory.
         """
@@ -101,11 +160,7 @@ class ChatTemplate:
 
         from gumba.text.sandbox import render
 
-        if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
-            raise RequestError(f"messages: expected a list of messages, found {type(messages).__name__}")
-        for i, message in enumerate(messages):
-            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-                raise RequestError(f"messages[{i}]: expected a mapping with a 'role', found {message!r:.80}")
+        plain_messages(messages, self.source)
         variables = {
             **self._special_texts,
             "tools": None,
@@ -140,9 +195,11 @@ def encode_chat(
     not covered. Neither are control tokens of a single character. User-defined tokens (``<think>``) are parsed
     everywhere, as the model's format expects; in vocabularies that mark their turns by these (gpt-oss), contents can too.
 
-    Arguments and errors as for `ChatTemplate.render`.
+    Arguments and errors as for `ChatTemplate.render`, but for contents in parts: most templates cannot take them, so their
+    texts are joined.
     """
     given = {name: kwargs[name] for name in ("tools", "documents") if name in kwargs}
+    messages = plain_messages(messages, template.source)  # joined before control tokens are looked for
     (messages, given), mark = shielded((messages, given), tokenizer.control_texts, template.source)
     text = template.render(messages, add_generation_prompt, **{**kwargs, **given})
     # A printed list or dict, and JSON in ASCII, show the mark by its number.
