@@ -118,13 +118,15 @@ class Chat:
             for step in stream:
                 if self._stopped.is_set():
                     break
-                answer += step.text
-                self._tell("text", step.text)
+                if step.text:  # a token may be a part of a character
+                    answer += step.text
+                    self._tell("text", step.text)
                 if step.finish_reason is not None:
                     ended = {"cancelled": "stopped", "length": "cut off"}.get(step.finish_reason, "")
         finally:
             stream.close()
-        self.messages[:] = [*asked, {"role": "assistant", "content": answer}]
+        if answer or ended != "stopped":  # stopped before a word: as if it had not been asked
+            self.messages[:] = [*asked, {"role": "assistant", "content": answer}]
         self._tell("done", ended)
 
 

@@ -23,6 +23,7 @@ def test_all_names_are_there_and_no_others():
         assert getattr(gumba, name) is not None
         assert name in dir(gumba)
     assert gumba.LLM.__module__ == "gumba.llm"
+    assert dir(gumba) == sorted(gumba.__all__)
 
 
 def test_every_error_is_public_and_a_gumba_error():

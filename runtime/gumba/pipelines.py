@@ -7,6 +7,7 @@ training are not here; a keyword that gumba does not know is refused by name.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +23,8 @@ from gumba.errors import RequestError, UnsupportedError
 from gumba.llm import LLM
 from gumba.params import SamplingParams, require_count, show
 from gumba.text import StreamDecoder, Tokenizer, encode_chat
+
+log = logging.getLogger("gumba")
 
 Message = Mapping[str, Any]
 Record = dict[str, Any]
@@ -72,15 +75,21 @@ def pipeline(
         model: A GGUF file, a Hugging Face folder or hub id (converted once and kept), a known name, or an ``LLM``;
             None: a small default model.
         model_kwargs: Arguments of ``LLM`` (``n_ctx``, ``n_threads``, ...).
-        defaults: Values for keywords of the calls (see ``TextGenerationPipeline``). Those about devices and types of
-            numbers (``device``, ``torch_dtype``, ...) have no effect.
+        defaults: Values for keywords of the calls (see ``TextGenerationPipeline``). Those about types of numbers
+            (``torch_dtype``, ...) have no effect; ``device`` and ``device_map`` may say "cpu" or "auto".
 
     Raises:
-        UnsupportedError: Another task.
+        UnsupportedError: Another task, or another device.
         RequestError: ``model`` is no model, or a keyword is unknown.
     """
     if task != "text-generation":
         raise UnsupportedError(f"task: gumba has 'text-generation', found {show(task)}")
+    _check_keywords(defaults)  # before anything is fetched
+    if model is None and sources.pulled(sources.DEFAULT_MODEL) is None:
+        known = sources.KNOWN[sources.DEFAULT_MODEL]
+        log.warning(
+            "no model is given: fetching %s (%.0f MB) to %s", known.title, known.n_bytes / 1e6, sources.models_folder()
+        )
     if not isinstance(model, LLM):
         model = LLM(sources.resolve(model), **(model_kwargs or {}))
     elif model_kwargs:
@@ -250,9 +259,14 @@ def _inputs(given: Any) -> tuple[list[str | list[Message]], bool]:
 
 
 def _check_keywords(options: Mapping[str, Any]) -> None:
-    """Raises RequestError for an unknown keyword, UnsupportedError for beams."""
+    """Raises RequestError for an unknown keyword, UnsupportedError for beams and for devices other than the processor."""
     if options.get("num_beams", 1) not in (None, 1):
         raise UnsupportedError("num_beams: the pipeline takes the likeliest token or draws; use LLM.beam_search")
+    for name in ("device", "device_map"):
+        given = options.get(name)
+        for device in given.values() if isinstance(given, Mapping) else [given]:
+            if device is not None and str(device) not in ("cpu", "auto", "-1"):
+                raise UnsupportedError(f"{name}: gumba computes on the CPU, found {show(given)}")
     for name in options:
         if name not in _KEYWORDS and name not in _WITHOUT_EFFECT:
             raise RequestError(f"{show(name)}: unknown keyword; expected some of {', '.join(sorted(_KEYWORDS))}")

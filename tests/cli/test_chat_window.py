@@ -99,6 +99,36 @@ def test_stopping_keeps_what_has_come(example: ModuleType, tiny: Path) -> None:
     assert not chat._thread.is_alive()
 
 
+def test_stopping_before_the_first_word_leaves_nothing(example: ModuleType, tiny: Path) -> None:
+    """As if it had not been asked; and no piece of an answer that comes is empty."""
+    reading, stopped = threading.Event(), threading.Event()
+
+    class Waiting(LLM):
+        def chat_stream(self, *args: Any, **options: Any) -> Any:
+            stream = super().chat_stream(*args, **options)
+            reading.set()
+            assert stopped.wait(60)
+            yield from stream
+
+    chat = example.Chat(open_model=Waiting, params=SamplingParams(max_tokens=40, temperature=2, top_k=0, seed=3))
+    chat.load(tiny)
+    until(chat, "loaded")
+    chat.send("hi")
+    assert reading.wait(60)
+    chat.stop()
+    stopped.set()
+    assert until(chat, "done", "error") == ("", example.Event("done", "stopped"))
+    assert chat.messages == []
+    chat.send("hi")
+    pieces = []
+    while (event := chat.events.get(timeout=60)).kind == "text":
+        pieces.append(event.text)
+    assert event.kind == "done" and all(pieces)
+    assert chat.messages[-1]["content"] == "".join(pieces) != ""
+    chat.close()
+    chat.join(60)
+
+
 def test_what_goes_wrong_is_told_and_the_chat_goes_on(chat: Any, tiny: Path, tmp_path: Path) -> None:
     chat.send("hi")
     assert "no model" in until(chat, "error")[1].text

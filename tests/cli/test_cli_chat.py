@@ -135,6 +135,69 @@ def test_settings(gumba: Callable, tiny: Path, llm: LLM) -> None:
     assert "dry_base" not in result.err
 
 
+def test_settings_by_the_names_of_options(gumba: Callable, tiny: Path) -> None:
+    """And what is wrong is told by the names that /set has."""
+    given = ("-n 6", "--repeat-last-n 9", "typical 0.5", "mirostat-ent 4", "--keep 2", "lookup 3", "n-predict 7")
+    names = ("max_tokens", "repetition_window", "typical_p", "mirostat_tau", "n_keep", "prompt_lookup_tokens")
+    lines = [f"/set {each}" for each in (*given, *names)]
+    said = gumba("chat", tiny, stdin=script(*lines)).err.splitlines()
+    assert said == [
+        "max_tokens 7", "repetition_window 9", "typical_p 0.5", "mirostat_tau 4.0", "n_keep 2", "prompt_lookup_tokens 3"
+    ]  # fmt: skip
+    said = gumba("chat", tiny, stdin="/set wit 3\n").err
+    assert ", max_tokens, " in said and "-n" not in said
+    assert "max_tokens: expected an integer" in gumba("chat", tiny, stdin="/set -n 0\n").err
+
+
+def test_settings_that_are_lists_and_objects(gumba: Callable, tiny: Path, llm: LLM) -> None:
+    for typed, found in (
+        ("samplers top_k, temperature", '["top_k", "temperature"]'),
+        ("samplers min_p", '["min_p"]'),
+        ('samplers ["min_p"]', '["min_p"]'),
+        ("samplers none", "none"),
+        ("stop_token_ids 5,7", "[5, 7]"),
+        ("allowed_token_ids 5", "[5]"),
+        ("stop a, b", '["a, b"]'),
+        ('stop ["a", "b"]', '["a", "b"]'),
+        ('logit_bias {"5": -2}', "[[5, -2.0]]"),
+        ('structured_outputs {"choice": ["yes", "no"]}', '{"choice": ["yes", "no"]}'),
+    ):
+        name = typed.partition(" ")[0]
+        assert gumba("chat", tiny, stdin=script(f"/set {typed}", f"/set {name}")).err == f"{name} {found}\n"
+    for typed in ("samplers top_k;temperature", "stop_token_ids 5,x"):
+        assert gumba("chat", tiny, stdin=script(f"/set {typed}")).code == 2
+    biased = SamplingParams(max_tokens=8, temperature=0, logit_bias={262: 1000})
+    result = gumba("chat", tiny, *ARGS, stdin=script('/set logit_bias {"262": 1000}', "hello"))
+    assert result.out == out(*answers(llm, "hello", params=biased)) != out(*answers(llm, "hello"))
+
+
+def test_what_a_command_did_is_said_at_a_terminal_only(
+    gumba: Callable, tiny: Path, llm: LLM, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from gumba.cli.chat import Talk
+
+    talk = Talk(llm, GREEDY, confirming=True)
+    for line, says in (
+        ("/set temp 0.5", "temperature 0.5\n"),
+        ("/temp 0", "temperature 0.0\n"),
+        ("/set -n default", "max_tokens none\n"),
+        ("/set max_tokens 2", "max_tokens 2\n"),
+        ("/clear", "0 messages forgotten\n"),
+        ("/system Be kind.", "the system message is set; 0 messages forgotten\n"),
+    ):
+        assert talk.take(line)
+        assert capsys.readouterr().err == says
+    assert talk.take("hello") and capsys.readouterr().err == "[cut off after 2 tokens, as max_tokens (-n) says]\n"
+    assert talk.take("/undo") and capsys.readouterr().err == 'taken back: "hello"\n'
+    assert talk.take("hello") and capsys.readouterr()
+    assert talk.take("/clear") and capsys.readouterr().err == "2 messages forgotten\n"
+    assert talk.take("hello") and capsys.readouterr()
+    assert talk.take("/set system Be rude.")
+    assert capsys.readouterr().err == "the system message is set; 2 messages forgotten\n"
+    lines = script("/set temp 0.5", "/system Be kind.", "/clear", "hello", "/undo")
+    assert gumba("chat", tiny, "-n", 1, stdin=lines).err == "[cut off after 1 token, as max_tokens (-n) says]\n"
+
+
 def test_the_system_message_by_set(gumba: Callable, tiny: Path, llm: LLM) -> None:
     told = answers(llm, "hello", system="Be kind.")
     assert gumba("chat", tiny, *ARGS, stdin=script("hi", "/set system Be kind.", "hello")).out.endswith(out(*told))
@@ -174,6 +237,9 @@ def test_probabilities(gumba: Callable, tiny: Path, llm: LLM) -> None:
     result = gumba(
         "chat", tiny, *ARGS, stdin=script("/probs 2", "hello", "/probs", "/clear", "hello", "/probs 0", "/regen")
     )
+    switched = gumba("chat", tiny, stdin=script("/probs on", "/probs ON", "/probs off", "/probs off")).err
+    on, off = "token probabilities: on, with the 3 likeliest\n", "token probabilities: off\n"
+    assert switched == on * 2 + off * 2
     assert (result.code, result.out) == (0, out(*[found.text] * 3))
     rows = re.findall(r'^ *([\d.]+)%  (".*?")(  of (".*?") ([\d.]+)%, (".*?") ([\d.]+)%)?$', result.err, re.M)
     assert len(rows) == 2 * len(found.token_ids) == 16
@@ -416,6 +482,7 @@ def test_ctrl_c_at_a_terminal(tiny: Path, home: Path) -> None:
         else:
             pytest.fail("no answer could be stopped")
         terminal.type(b"/set max_tokens 2\n")
+        terminal.wait_for(b"\nmax_tokens 2\r\n")
         terminal.wait_for(b"> ")
         terminal.type(b"more\n")
         terminal.wait_for(b"cut off after 2 tokens")

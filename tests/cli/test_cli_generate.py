@@ -71,6 +71,9 @@ def test_run_tells_the_seed_that_it_chose(gumba: Callable, tiny: Path) -> None:
     assert first["seed"] != second["seed"] and first["token_ids"] != second["token_ids"]
     again = json.loads(gumba(*asked, "--seed", first["seed"]).out)
     assert again["token_ids"] == first["token_ids"]
+    greedy = ("run", tiny, "-p", "hello", "--temp", 0, "-n", 2, "--json")  # nothing is drawn
+    assert json.loads(gumba(*greedy).out)["seed"] is None
+    assert json.loads(gumba(*greedy, "--seed", 5).out)["seed"] == 5
 
 
 def test_run_takes_llama_cpps_names(gumba: Callable, tiny: Path) -> None:
@@ -146,7 +149,7 @@ def test_the_first_start_says_that_it_compiles_once(gumba_process: Callable, tin
     first = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
     assert first.returncode == 0
     notice, timings = first.stderr.splitlines(keepends=True)
-    assert re.fullmatch(r"gumba: compiling kernels for this processor[^\n]*\n", notice)
+    assert re.fullmatch(r"gumba: compiling kernels for this processor[^\n]* \(they are kept\) \.\.\.\n", notice)
     compiled, load = map(float, re.match(r"gumba: compile ([\d.]+) s \| load ([\d.]+) s", timings).groups())
     assert re.fullmatch(TIMINGS, timings) and compiled > load
     again = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
@@ -218,7 +221,10 @@ def test_chat_regenerates_something_else(gumba: Callable, tiny: Path, llm: LLM) 
 
 
 def test_chat_says_why_an_answer_was_cut_off(gumba: Callable, tiny: Path) -> None:
-    assert gumba("chat", tiny, "-n", 4, "--temp", 0, stdin="hello\n").err == "[cut off after 4 tokens, as -n says]\n"
+    assert (
+        gumba("chat", tiny, "-n", 4, "--temp", 0, stdin="hello\n").err
+        == "[cut off after 4 tokens, as max_tokens (-n) says]\n"
+    )
     full = gumba("chat", tiny, "-c", 64, "--temp", 0, "--stop", "\x01\x02", stdin="hello\n").err
     assert full == "[cut off: the context of 64 tokens is full; /clear forgets the conversation, -c N asks for more]\n"
 

@@ -99,6 +99,25 @@ def test_what_is_refused(pipe, llm, tmp_path):
         gumba.pipeline("translation")
     with pytest.raises(UnsupportedError, match="num_beams"):
         pipe(TEXT, num_beams=4)
+    for options in (
+        {"device": "cuda"},
+        {"device": 0},
+        {"device": "cuda:1"},
+        {"device_map": {"": "cuda"}},
+        {"device": "mps"},
+    ):
+        with pytest.raises(UnsupportedError, match=r"device.*CPU, found"):
+            pipe(TEXT, **options)
+        with pytest.raises(UnsupportedError, match=r"device.*CPU, found"):
+            gumba.pipeline(model=llm, **options)
+    for options in (
+        {"device": "cpu"},
+        {"device": -1},
+        {"device": None},
+        {"device_map": "auto"},
+        {"device_map": {"": "cpu"}},
+    ):
+        assert pipe(TEXT, max_new_tokens=1, **options)
     for options in ({"max_tokens": 3}, {"num_return_sequences": 0}, {"max_new_tokens": 0}, {"top_p": 2.0}):
         with pytest.raises(ValueError, match=next(iter(options)).replace("max_new_", "max_")):
             pipe(TEXT, **({"do_sample": True} | options))
@@ -116,6 +135,21 @@ def test_a_pipeline_of_a_file_is_closed(tiny):
         assert pipe(TEXT, max_new_tokens=1) and pipe.llm.model.n_ctx == 64
     with pytest.raises(gumba.EngineError):
         pipe(TEXT)
+
+
+def test_a_pipeline_without_a_model_says_what_it_fetches(tiny, home, monkeypatch, caplog):
+    """Once, before it is fetched; not where it is there."""
+    there = []
+    monkeypatch.setattr("gumba.sources.pulled", lambda name: there[0] if there else None)
+    monkeypatch.setattr("gumba.sources.pull", lambda name, progress=None: there.append(tiny) or tiny)
+    for _ in range(2):
+        with gumba.pipeline() as pipe:
+            assert pipe(TEXT, max_new_tokens=1)
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert record.name == "gumba"
+    assert record.getMessage().startswith("no model is given: fetching SmolLM2 135M Instruct, Q4_1 (98 MB) to ")
+    with pytest.raises(RequestError, match="nonsense"):
+        gumba.pipeline(nonsense=1)
 
 
 class Recorder:

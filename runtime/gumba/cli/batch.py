@@ -16,17 +16,7 @@ from gumba._version import __version__
 from gumba.cli.batch_file import Lines, Results
 from gumba.cli.batch_lines import Line, Request
 from gumba.cli.engine import compile_seconds, find_model, open_llm
-from gumba.cli.options import (
-    Commands,
-    add_context,
-    add_length,
-    add_model,
-    add_sampling,
-    add_threads,
-    command,
-    sampling_params,
-    whole,
-)
+from gumba.cli.options import Commands, add_generation, add_model, command, sampling_params, whole
 from gumba.cli.progress import Progress
 from gumba.cli.text import count, note, printable
 from gumba.errors import EngineError, GumbaError, RequestError, ResourceError
@@ -68,10 +58,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--parallel", metavar="N", type=whole(1, 4096), default=32, help="requests computed at once (default 32)"
     )
-    add_length(parser, "tokens of an answer at most (default: to the end of text or context)")
-    add_context(parser)
-    add_threads(parser)
-    add_sampling(parser)
+    add_generation(parser, "tokens of an answer at most (default: to the end of text or context)")
     parser.add_argument("-q", "--quiet", action="store_true", help="no summary and no notices on stderr")
 
 

@@ -14,17 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gumba.cli.engine import open_llm
 from gumba.cli.lines import Lines, open_history
-from gumba.cli.options import (
-    Commands,
-    add_context,
-    add_length,
-    add_model,
-    add_sampling,
-    add_threads,
-    command,
-    in_options,
-    sampling_params,
-)
+from gumba.cli.options import FURTHER, Commands, add_generation, add_model, command, in_options, sampling_params
 from gumba.cli.probabilities import MOST, USUAL, View
 from gumba.cli.run import Answer
 from gumba.cli.text import argument_text, count, note, printable, show, size, tame
@@ -52,8 +42,9 @@ _HELP = """\
 /history           show the messages
 /save FILE         write the conversation to a file; /load FILE goes on with it
 /fork [NAME]       go on in a copy; /forks lists the copies, /switch NAME goes to one ("main" is the first)
-/set NAME VALUE    change a setting (temperature, top_k, seed, max_tokens ...); "default" for VALUE undoes that
-/probs [N]         show how likely each token was, and the N likeliest at its place (3); once more: no longer
+/set NAME VALUE    change a setting (temperature, top_k, seed, max_tokens ...; without VALUE: show it). VALUE is a number,
+                   true, false, none, default, a text, a list (top_k,temperature or ["a", "b"]) or an object ({"5": -2})
+/probs [N]         show how likely each token was, and the N likeliest at its place (3); /probs off: no longer
 /show              what is set, and the model
 /stats             tokens and speed of the last answer
 /exit              leave (so does Ctrl-D); Ctrl-C stops an answer
@@ -70,7 +61,10 @@ _ALIASES = {
     "num_predict": "max_tokens",
     "repeat_penalty": "repetition_penalty",
     "repeat_last_n": "repetition_window",
+    **{option.lstrip("-").replace("-", "_"): field for option, field, *_ in FURTHER},
 }
+#: Settings that are lists of names or numbers, which may be typed with commas between them.
+_LISTS = ("samplers", "allowed_token_ids", "stop_token_ids")
 _MAIN = "main"
 
 
@@ -79,10 +73,7 @@ def add_parser(commands: Commands) -> None:
     parser = command(commands, "chat", chat, "talk with a model", _EXAMPLES)
     add_model(parser, optional=True)
     parser.add_argument("--system", metavar="TEXT", help="the system message")
-    add_length(parser, "tokens of an answer at most (default: as it comes)")
-    add_context(parser)
-    add_threads(parser)
-    add_sampling(parser)
+    add_generation(parser, "tokens of an answer at most (default: as it comes)")
     parser.add_argument(
         "--no-history",
         action="store_true",
@@ -98,7 +89,7 @@ def chat(args: argparse.Namespace) -> int:
     llm, _ = open_llm(args)
     with llm:
         interactive = sys.stdin.isatty()
-        talk = Talk(llm, params, system, forgetful=not interactive)
+        talk = Talk(llm, params, system, forgetful=not interactive, confirming=interactive)
         history = None
         if interactive:
             # Whatever is imported with the first message is imported now: Ctrl-C during an import leaves half a module.
@@ -128,11 +119,21 @@ def chat(args: argparse.Namespace) -> int:
 class Talk:
     """The conversations at the terminal, one of which is the current one, and what a line from the user does to them.
 
-    ``forgetful``: where the context is full, forget the oldest messages instead of refusing a new one.
+    ``forgetful``: where the context is full, forget the oldest messages instead of refusing a new one. ``confirming``: say in
+    a line what a command has done that would otherwise say nothing.
     """
 
-    def __init__(self, llm: LLM, params: SamplingParams, system: str | None = None, *, forgetful: bool = False) -> None:
+    def __init__(
+        self,
+        llm: LLM,
+        params: SamplingParams,
+        system: str | None = None,
+        *,
+        forgetful: bool = False,
+        confirming: bool = False,
+    ) -> None:
         self._llm = llm
+        self._confirming = confirming
         self._forgetful = forgetful
         self._last: Answer | None = None
         self._top: int | None = None
@@ -144,7 +145,7 @@ class Talk:
             "/system": self._set_system,
             "/regen": lambda _: self._regenerate(),
             "/undo": lambda _: self._undo(),
-            "/clear": lambda _: self.conversation.clear(),
+            "/clear": lambda _: self._clear(),
             "/history": lambda _: self._history(),
             "/save": self._save,
             "/load": self._load,
@@ -206,7 +207,7 @@ class Talk:
         most = conversation.params.max_tokens
         if answer.finish_reason == "length":
             if most is not None and len(answer.token_ids) >= most:
-                note(f"[cut off after {count(most, 'token')}, as -n says]")
+                note(f"[cut off after {count(most, 'token')}, as max_tokens (-n) says]")
             else:
                 note(
                     f"[cut off: the context of {self._llm.model.n_ctx} tokens is full; "
@@ -219,10 +220,19 @@ class Talk:
             note(tame(system) if system else "no system message")
             return
         self.conversation.system = text
+        self._clear("the system message is set; ")
+
+    def _clear(self, before: str = "") -> None:
+        forgotten = len(self.conversation.messages) - (self.conversation.system is not None)
         self.conversation.clear()
+        self._confirm(f"{before}{count(forgotten, 'message')} forgotten")
 
     def _undo(self) -> None:
-        self.conversation.undo()
+        self._confirm(f"taken back: {_quoted(self.conversation.undo()['content'])}")
+
+    def _confirm(self, text: str) -> None:
+        if self._confirming:
+            note(text)
 
     def _regenerate(self) -> None:
         messages, params = self.conversation.messages, self.conversation.params
@@ -284,7 +294,7 @@ class Talk:
         if name == "system":
             self._set_system(value.strip())
             return
-        name = name.replace("-", "_")
+        name = name.lstrip("-").replace("-", "_")
         name = _ALIASES.get(name, name)
         settings = settings_of(self.conversation.params)
         if name not in settings or name in _REFUSED:
@@ -295,14 +305,15 @@ class Talk:
         if not value:
             note(f"{name} {_json(settings[name])}")
             return
-        settings[name] = settings_of(SamplingParams())[name] if value == "default" else _value(value)
+        settings[name] = settings_of(SamplingParams())[name] if value == "default" else _value(name, value)
         self.conversation.params = params_of(settings)
+        self._confirm(f"{name} {_json(settings_of(self.conversation.params)[name])}")
 
     def _set_probabilities(self, text: str) -> None:
         top = None if text.lower() == "off" else USUAL
-        if text and top is not None:
+        if text.lower() not in ("", "on", "off"):
             if not text.isascii() or not text.isdigit() or int(text[:9]) > MOST:
-                raise RequestError(f"/probs: expected a number from 0 to {MOST} or off, found {_quoted(text)}")
+                raise RequestError(f"/probs: expected a number from 0 to {MOST}, on or off, found {_quoted(text)}")
             top = int(text)
         self._top = None if not text and self._top is not None else top
         note(
@@ -336,14 +347,18 @@ def _path(command: str, name: str) -> Path:
         return Path(name)
 
 
-def _value(text: str) -> Any:
-    """A setting as it is typed: as JSON has it, or a bare text."""
+def _value(name: str, text: str) -> Any:
+    """A setting as it is typed: as JSON has it, a bare text, or what stands between commas."""
     if text.lower() in ("none", "off"):
         return None
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
-        return text
+        value = text
+    if name in _LISTS and isinstance(value, str | int):
+        parts = [part.strip() for part in text.split(",")]
+        return [int(part) if part.isascii() and part.isdigit() and len(part) < 20 else part for part in parts]
+    return value
 
 
 def _json(value: Any) -> str:

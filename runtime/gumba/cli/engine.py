@@ -43,8 +43,8 @@ def announce_compilation(progress: Progress | None = None, *, quiet: bool = Fals
             told = True
             if progress is not None:
                 progress.clear()
-            kept = "only this once" if cache.cache_writable() else "they cannot be kept: there is no kernel cache"
-            note(f"gumba: compiling kernels for this processor ({kept}, takes some seconds) ...")
+            kept = "they are kept" if cache.cache_writable() else "they cannot be kept: there is no kernel cache"
+            note(f"gumba: compiling kernels for this processor, which takes some seconds ({kept}) ...")
 
     jit.on_first_compile = tell
 

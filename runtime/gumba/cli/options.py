@@ -26,7 +26,6 @@ _OPTIONS = {
     "n_ctx": "-c/--ctx",
     "n_threads": "-t/--threads",
     "kv_memory": "--kv-memory",
-    "max_tokens": "-n",
     "max_batch_tokens": "--prompt",
     "messages:": "conversation:",
 }
@@ -168,7 +167,7 @@ def add_kv_type(parser: argparse.ArgumentParser) -> None:
 
 
 #: Options for those who know what they want: name, field of ``SamplingParams``, and what argparse is told.
-_FURTHER = (
+FURTHER = (
     (
         "--repeat-last-n",
         "repetition_window",
@@ -205,6 +204,14 @@ _FURTHER = (
 )
 
 
+def add_generation(parser: argparse.ArgumentParser, length: str) -> None:
+    """How long an answer may be (``length`` is the help), what computes it, and how its tokens are chosen."""
+    add_length(parser, length)
+    add_context(parser)
+    add_threads(parser)
+    add_sampling(parser)
+
+
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """How the next token is chosen; options that are not given keep the defaults of ``SamplingParams``."""
     group = parser.add_argument_group("choosing the next token")
@@ -224,7 +231,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         type=real(0.01, 100),
         help="weigh down recent tokens; 1: not at all (default 1)",
     )
-    for name, field, metavar, kind, text in _FURTHER:
+    for name, field, metavar, kind, text in FURTHER:
         group.add_argument(name, dest=field, metavar=metavar, type=kind, help=text)
     group.add_argument(
         "--context-shift",
@@ -263,7 +270,7 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
         "stop": args.stop or None,
         "context_shift": args.context_shift,
         "structured_outputs": form,
-        **{field: getattr(args, field) for _, field, *_ in _FURTHER},
+        **{field: getattr(args, field) for _, field, *_ in FURTHER},
     }
     return SamplingParams(**{name: value for name, value in given.items() if value is not None})
 

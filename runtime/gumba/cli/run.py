@@ -9,16 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from gumba.cli.engine import compile_seconds, open_llm
-from gumba.cli.options import (
-    Commands,
-    add_context,
-    add_length,
-    add_model,
-    add_sampling,
-    add_threads,
-    command,
-    sampling_params,
-)
+from gumba.cli.options import Commands, add_generation, add_model, command, sampling_params
 from gumba.cli.text import argument_text, count, note, print_json, read_text, show
 from gumba.errors import RequestError
 
@@ -41,12 +32,9 @@ def add_parser(commands: Commands) -> None:
     add_model(parser, optional=True)
     parser.add_argument("-p", "--prompt", metavar="TEXT", help="the text to continue; - reads it from stdin")
     parser.add_argument("-f", "--file", metavar="FILE", help="read the text to continue from a file; - is stdin")
-    add_length(parser, "tokens to generate at most (default: to the end of text or context)")
     parser.add_argument("--chat", action="store_true", help="answer the prompt as a message (chat format)")
     parser.add_argument("--system", metavar="TEXT", help="with --chat: the system message")
-    add_context(parser)
-    add_threads(parser)
-    add_sampling(parser)
+    add_generation(parser, "tokens to generate at most (default: to the end of text or context)")
     parser.add_argument("--json", action="store_true", help="print one JSON object with text, token ids and timings")
     parser.add_argument("-q", "--quiet", action="store_true", help="no timings and no notices on stderr")
 
@@ -116,7 +104,9 @@ def run(args: argparse.Namespace) -> int:
     """Carry out ``gumba run``."""
     prompt = _prompt(args)
     params = sampling_params(args)
-    if params.seed is None:  # chosen here, so that --json can tell how to get the same text again
+    if (
+        params.seed is None and params.temperature > 0
+    ):  # chosen here, so that --json can tell how to get the same text again
         params = replace(params, seed=secrets.randbits(32))
     llm, load_s = open_llm(args)
     answer = Answer()
