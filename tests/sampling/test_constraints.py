@@ -122,6 +122,55 @@ def test_texts_are_json_objects(name: str) -> None:
         assert isinstance(json.loads(sample(constraint.fork(), tokenizer, seed, wordy=12)[0]), dict)
 
 
+def follows(spec: dict[str, Any], text: str, name: str = "tokenizer_smollm") -> bool:
+    """Whether a constraint takes the whole of ``text``."""
+    tokenizer = tokenizer_of(name)
+    constraint = compile_constraint(StructuredOutputsParams(**spec), tokenizer)
+    try:
+        for token in tokenizer.encode(text, False):
+            constraint.accept(token)
+    except RequestError:
+        return False
+    (end, *_) = tokenizer.eog_ids
+    return bool(int(constraint.mask()[end // 32]) >> end % 32 & 1)
+
+
+#: (schema, texts that are valid, texts that are not)
+JSON_TEXTS: list[tuple[dict[str, Any], list[str], list[str]]] = [
+    # A name has one spelling, so that no other schema applies to it.
+    (
+        {"properties": {"age": {"type": "integer"}, "\"\n\u00e9": {"type": "null"}}},
+        ['{"age":1}', '{"ag":"x"}', '{"\\"\\n\u00e9":null}'],
+        ['{"age":"x"}', '{"\\u0061ge":"x"}', '{"ag\\u0065":"x"}', '{"\\"\\n\\u00e9":1}', '{"\\u0022\\n\u00e9":1}'],
+    ),
+    ({"patternProperties": {"^a": {"type": "null"}}}, ['{"ab":null,"b":1}'], ['{"ab":1}', '{"\\u0061":1}']),
+    (
+        {"type": "object", "properties": {"at": {"format": "date"}}},
+        ['{"at":"2024-02-29"}', '{"at":"2000-02-29"}', '{"at":"0001-12-31"}'],
+        ['{"at":"2023-02-29"}', '{"at":"1900-02-29"}', '{"at":"2023-04-31"}', '{"at":"0000-01-01"}'],
+    ),
+    ({"type": "string", "format": "date", "pattern": "^2"}, ['"2024-02-29"'], ['"1924-02-29"', '"2023-02-29"']),
+    (
+        {"$ref": "#/at/0", "at": [{"type": "string", "format": "date-time"}]},
+        ['"2024-02-29T23:59:59Z"', '"2024-02-28t00:00:00.5+14:00"'],
+        ['"2023-02-29T00:00:00Z"', '"2024-02-28T12:00:60Z"', '"2024-02-28T24:00:00Z"', '"2024-02-28T12:00:00"'],
+    ),
+    ({"type": "string", "format": "time"}, ['"23:59:59z"'], ['"22:10:60Z"', '"24:00:00Z"']),
+    (
+        {"minProperties": 2, "required": ["a"], "type": "object"},
+        ['{"a":1,"b":2}'],
+        ['{"a":1}', '{"a":1,"a":2}'],
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("index", range(len(JSON_TEXTS)))
+def test_what_a_schema_allows(index: int) -> None:
+    schema, valid, invalid = JSON_TEXTS[index]
+    assert [text for text in valid if not follows({"json": schema}, text)] == []
+    assert [text for text in invalid if follows({"json": schema}, text)] == []
+
+
 REGEXES = [
     "a+[bc]?", "^(ab|a)*$", r"\d{3}-\d{2,4}", "(?i)yes|no", r"[a-z]+@[a-z]+\.(com|org)", "é{2}\n?", "", "a|", r"\{\}[/\"]x",
     "(a+)+b", "^a|b$", r"[^\x00-\x7f]{1,3}", "(?:x{0,3}y){2}", ".{0,4}",

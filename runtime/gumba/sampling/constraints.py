@@ -29,6 +29,8 @@ MAX_REGEX, MAX_CHOICES = 20_000, 200_000
 MAX_REPEAT = 65_536
 #: Whitespace where JSON allows it: a model that likes blanks could otherwise write nothing else.
 WHITESPACE = r" |\n[ \t]{0,32}"
+#: What may follow a backslash in JSON. Not \\u: the library does not read it, so that "\\u0061" would not be the property "a".
+ESCAPES = 'nrbtf\\"'
 
 #: Every token that the text allows, not only the one that spells forced text in the fewest tokens.
 NO_FORCING = '%llguidance {"no_forcing": true}\n'
@@ -179,7 +181,7 @@ def _matcher(grammar: str, tables: VocabularyTables) -> Any:
 
 
 def _json_grammar(schema: dict[str, Any] | bool) -> str:
-    options = {"whitespace_pattern": WHITESPACE}
+    options = {"whitespace_pattern": WHITESPACE, "json_allowed_escapes": ESCAPES}
     text = json.dumps({**(schema if isinstance(schema, dict) else {}), "x-guidance": options})
     return f"{NO_FORCING}start: %json {text}\n"
 

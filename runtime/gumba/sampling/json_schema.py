@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import unquote
 
 from gumba.errors import RequestError
 from gumba.params import show
@@ -34,6 +35,17 @@ _SCHEMAS = (
 )  # fmt: skip
 _TYPES = ("null", "boolean", "object", "array", "number", "integer", "string")
 
+_YEAR = "(?:[0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"
+_LEAP_YEAR = "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)"
+_DATE = (
+    rf"(?:{_YEAR}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|"
+    rf"02-(?:0[1-9]|1[0-9]|2[0-8]))|{_LEAP_YEAR}-02-29)"
+)
+_TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]+)?(?:[Zz]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
+#: RFC 3339, without the year 0 and leap seconds, which hardly a reader knows. The library's own have a 29th of every February,
+#: and leap seconds at any time.
+_FORMATS = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}[Tt]{_TIME}$"}
+
 
 def check_schema(text: str) -> dict[str, Any] | bool:
     """A JSON schema from its text, without options of the library. Raises RequestError naming the place."""
@@ -49,8 +61,9 @@ def check_schema(text: str) -> dict[str, Any] | bool:
     except ValueError as error:
         raise RequestError(f"json: expected a JSON schema ({error})") from None
     _count(schema)
-    _check(schema, "#")
-    _check_merging(schema)
+    parts = _parts(schema)
+    _check_merging(parts)
+    _write_out_formats(parts)
     if isinstance(schema, dict):
         schema.pop("x-guidance", None)
     checked: dict[str, Any] | bool = schema
@@ -98,12 +111,58 @@ def _subschemas(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield key, schema[key]
 
 
-def _check(schema: Any, place: str) -> None:
-    """Raise RequestError for what the compiler would explain without its place, or take too long for."""
-    if isinstance(schema, bool):
-        return
-    if not isinstance(schema, dict):
-        raise RequestError(f"json: at {place}: expected a schema (an object, true or false), found {show(schema)}")
+def _parts(schema: Any) -> list[dict[str, Any]]:
+    """All subschemas that are in use, itself first, each checked: those in their places and those that are referred to.
+
+    Raises RequestError for what the compiler would explain without its place, or take too long for.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    waiting = [("#", schema)]
+    while waiting:
+        place, part = waiting.pop()
+        if isinstance(part, bool) or id(part) in found:
+            continue
+        if not isinstance(part, dict):
+            raise RequestError(f"json: at {place}: expected a schema (an object, true or false), found {show(part)}")
+        found[id(part)] = part
+        _check(part, place)
+        waiting += [(f"{place}/{path}", each) for path, each in _subschemas(part)]
+        if "$ref" in part:
+            waiting.append(_target(schema, part["$ref"], place))
+        if place != "#":
+            _check_base(part, place)
+    return list(found.values())
+
+
+def _target(schema: Any, reference: Any, place: str) -> tuple[str, Any]:
+    """What ``$ref`` means, with its place. Other documents are not read, so it must be a pointer into this one."""
+    expected = f"json: at {place}/$ref: expected # or a pointer into the schema, like #/$defs/name, found {show(reference)}"
+    if reference == "#":
+        return "#", schema
+    if not isinstance(reference, str) or not reference.startswith("#/"):
+        raise RequestError(expected)
+    part = schema
+    for step in unquote(reference[2:]).split("/"):
+        name = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(part, dict) and name in part:
+            part = part[name]
+        elif isinstance(part, list) and name.isdecimal() and int(name[:9]) < len(part):
+            part = part[int(name)]
+        else:
+            raise RequestError(f"{expected}: not present")
+        if isinstance(part, dict):
+            _check_base(part, reference)
+    return reference, part
+
+
+def _check_base(part: dict[str, Any], place: str) -> None:
+    """Raise RequestError where references inside a part would be relative to it."""
+    for key in ("$id", "id"):
+        if isinstance(part.get(key), str):
+            raise RequestError(f"json: at {place}/{key}: expected none inside a schema, found {show(part[key])}")
+
+
+def _check(schema: dict[str, Any], place: str) -> None:
     for key in _MAPS:
         if not isinstance(schema.get(key, {}), dict):
             raise RequestError(f"json: at {place}/{key}: expected an object, found {show(schema[key])}")
@@ -111,8 +170,6 @@ def _check(schema: Any, place: str) -> None:
         if not isinstance(schema.get(key, []), list):
             raise RequestError(f"json: at {place}/{key}: expected a list of schemas, found {show(schema[key])}")
     _check_keywords(schema, place)
-    for path, each in _subschemas(schema):
-        _check(each, f"{place}/{path}")
 
 
 def _check_keywords(schema: dict[str, Any], place: str) -> None:
@@ -133,6 +190,7 @@ def _check_keywords(schema: dict[str, Any], place: str) -> None:
     options = schema.get("enum", [None])
     if not isinstance(options, list) or not 0 < len(options) <= MAX_ENUM:
         raise RequestError(f"json: at {place}/enum: expected a list of 1 to {MAX_ENUM} values, found {show(options)}")
+    _check_least(schema, place)
     multiple = schema.get("multipleOf", 1)
     if isinstance(multiple, bool) or not isinstance(multiple, int | float) or not 0 < _units(multiple) <= MAX_MULTIPLE:
         raise RequestError(
@@ -140,23 +198,42 @@ def _check_keywords(schema: dict[str, Any], place: str) -> None:
         )
 
 
-def _check_merging(schema: Any) -> None:
+def _check_least(schema: dict[str, Any], place: str) -> None:
+    """Raise RequestError where ``minProperties`` could be reached by one name again and again, which counts once."""
+    least, required = schema.get("minProperties", 0), schema.get("required", [])
+    closed = schema.get("additionalProperties") is False and not schema.get("patternProperties")
+    if not closed and isinstance(least, int | float) and least > len(set(required)) + 1:
+        raise RequestError(
+            f"json: at {place}/minProperties: expected at most one more than required names ({len(set(required))}) where "
+            f"properties of any name are allowed, found {show(least)}"
+        )
+
+
+def _check_merging(parts: list[dict[str, Any]]) -> None:
     """Raise RequestError where ``allOf``, or a keyword beside a reference or choice, may combine too many automata."""
-    waiting, merging, patterns, multiples = [schema], False, 0, {1}
-    while waiting:
-        part = waiting.pop()
-        if not isinstance(part, dict):
-            continue
+    merging, patterns, multiples = False, 0, {1}
+    for part in parts:
         own = [key for key in ("pattern", "format", "multipleOf") if key in part]
         merging |= "allOf" in part or len([key for key in ("$ref", "anyOf", "oneOf") if key in part]) + bool(own) > 1
         patterns += len(own) + len(part.get("patternProperties", {}))
         multiples.add(_units(part.get("multipleOf", 1)))
-        waiting += [each for _, each in _subschemas(part)]
     if merging and (patterns > MAX_MERGED_PATTERNS or math.prod(multiples) > MAX_MERGED_MULTIPLE):
         raise RequestError(
             f"json: {patterns} patterns, formats and multiples in a schema that merges parts (allOf, or keywords beside "
             f"$ref, anyOf or oneOf), expected at most {MAX_MERGED_PATTERNS} and multiples small together"
         )
+
+
+def _write_out_formats(parts: list[dict[str, Any]]) -> None:
+    """Give formats that the library is too generous with as patterns."""
+    for part in parts:
+        name = part.get("format")
+        if isinstance(name, str) and name in _FORMATS:
+            del part["format"]
+            if "pattern" in part:
+                part["allOf"] = [*part.get("allOf", ()), {"pattern": _FORMATS[name]}]
+            else:
+                part["pattern"] = _FORMATS[name]
 
 
 def _units(number: int | float) -> int:
