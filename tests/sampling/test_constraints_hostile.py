@@ -128,6 +128,7 @@ COSTLY: list[tuple[dict[str, Any], str]] = [
     ({"grammar": 'root ::= (("a"{0,2000}){0,2000}){0,2000} | "(" root ")"'}, "(aaa)"),
     ({"grammar": "root ::= r0\n" + CHAIN}, ""),
     ({"grammar": 'root ::= r0 | "(" root ")"\n' + CHAIN}, ""),
+    ({"grammar": 'root ::= ("b" x){0} "a" | "(" root ")"\nx ::= "c"{0,0}'}, "(a)"),
     ({"json": {"type": "array", "minItems": 0, "maxItems": 2**31}}, "[1]"),
     ({"json": {"allOf": [{"type": "string", "minLength": 2}, {"maxLength": 2**31}]}}, '"ab"'),
     ({"json": json.loads(array_of(40))}, "1"),

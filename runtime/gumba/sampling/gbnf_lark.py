@@ -147,6 +147,8 @@ def _written(node: Node, names: dict[str, str]) -> str:
     if isinstance(node, Chars):
         return "/[" + "".join(rf"\u{{{first:x}}}-\u{{{last:x}}}" for first, last in node.ranges) + "]/"
     if isinstance(node, Repeat):
+        if node.high == 0:
+            return '""'
         return f"({_written(node.item, names)}){{{node.low},{'' if node.high is None else node.high}}}"
     if isinstance(node, Choice):
         return "(" + " | ".join(_written(item, names) for item in node.items) + ")"

@@ -136,7 +136,9 @@ def _parts(schema: Any) -> list[dict[str, Any]]:
 
 def _target(schema: Any, reference: Any, place: str) -> tuple[str, Any]:
     """What ``$ref`` means, with its place. Other documents are not read, so it must be a pointer into this one."""
-    expected = f"json: at {place}/$ref: expected # or a pointer into the schema, like #/$defs/name, found {show(reference)}"
+    expected = (
+        f"json: at {place}/$ref: expected # or a pointer into the schema, like #/$defs/name, found {show(reference)}"
+    )
     if reference == "#":
         return "#", schema
     if not isinstance(reference, str) or not reference.startswith("#/"):
