@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gumba.errors import ModelError
@@ -32,7 +33,9 @@ class LoadedModel:
         progress: Callable[[float], None] | None,
         **options: Any,
     ) -> None:
-        self._gguf, self._tokenizer, self._draft_path, self._options = gguf, tokenizer, draft_path, options
+        self._gguf, self._tokenizer, self._options = gguf, tokenizer, options
+        # Absolute, since it may be loaded again after a change of folder.
+        self._draft_path = None if draft_path is None else Path(draft_path).absolute()
         self.load(progress)
         # The second time the same memory, whatever the machine then has to spare.
         for name in ("n_ctx", "n_threads"):
@@ -56,7 +59,7 @@ class LoadedModel:
         self.model, self.draft = model, draft
         return [model] if draft is None else [model, draft]
 
-    def _load_draft(self, model: Model, path: str | PathLike[str]) -> Model:
+    def _load_draft(self, model: Model, path: Path) -> Model:
         with GGUFFile(path) as gguf:
             if not self._tokenizer.same_vocabulary(Tokenizer.from_gguf(gguf)):
                 raise ModelError(f"{path}: a draft model must have the same vocabulary as the model it drafts for")

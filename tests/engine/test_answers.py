@@ -10,7 +10,7 @@ from fake_model import END, OP, ST, scripted
 from test_generate import GREEDY, oracle
 
 from gumba import EngineError, SamplingParams
-from gumba.llm import _SEED_STEP
+from gumba.requests import _SEED_STEP
 
 
 def test_answers_are_those_of_their_seeds(make_llm):

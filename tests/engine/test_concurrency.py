@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import multiprocessing
 import random
@@ -12,8 +13,9 @@ import time
 import pytest
 from fake_model import hashed_logits
 from test_generate import GREEDY, oracle
+from test_scheduler import in_thread
 
-from gumba import EngineError, SamplingParams
+from gumba import BeamSearchParams, EngineError, SamplingParams
 
 
 def slow(model):
@@ -120,7 +122,7 @@ def test_garbage_collected_in_the_middle_of_a_step(make_llm):
 
 def test_a_request_cancelled_before_its_first_step_takes_no_part(make_llm):
     llm = make_llm()
-    (generation,) = llm._generations([5], GREEDY)
+    (generation,) = llm._requests.generations([5], GREEDY)
     llm._engine.submit([generation])
     llm._engine.discard([generation])
     llm.generate([[1]], GREEDY)
@@ -209,3 +211,45 @@ def test_a_forked_child_gets_a_clear_error(make_llm):
     assert child.exitcode == 0
     assert all("forked" in answer or "fork" in answer for answer in answers[:3]) and answers[3] == "done"
     assert [first] + [step.token_id for step in stream] == oracle([1], GREEDY, 64)
+
+
+@pytest.mark.parametrize("call", ["generate", "stream", "beams", "embed", "logits", "async"])
+@pytest.mark.parametrize("where", ["processor", "progress"])
+def test_a_request_from_within_the_engine_is_refused(make_llm, call, where):
+    """It would wait for itself, and everybody else for it."""
+    llm = make_llm()
+    calls = {
+        "generate": lambda: llm.generate([[1]]),
+        "stream": lambda: next(llm.stream([1])),
+        "beams": lambda: llm.beam_search([[1]], BeamSearchParams(beam_width=2, max_tokens=3)),
+        "embed": lambda: llm.embed([[1]]),
+        "logits": lambda: llm.logits([1]),
+        "async": lambda: asyncio.run(llm.agenerate([[1]])),
+    }
+
+    def within(*_):
+        calls[call]()
+
+    params = SamplingParams(max_tokens=2, logits_processors=[within] if where == "processor" else [])
+    with pytest.raises(EngineError, match="would wait for itself"):
+        llm.generate([[1]], params, progress=within if where == "progress" else None)
+    assert llm.generate([[1]], SamplingParams(temperature=0, max_tokens=5))[0].token_ids == oracle([1], GREEDY, 5)
+    assert free(llm)
+
+
+def test_an_order_that_the_engine_will_not_see_is_refused(make_llm):
+    """Given between the engine's last look and the end of its thread."""
+    llm = make_llm()
+    core, late = llm._engine._core, []
+    refuse = core._refuse_orders
+
+    def slowly():
+        refuse()
+        llm._engine._closed = False  # as if nobody had closed it: it has failed
+        for call in (lambda: llm.generate([[1]]), llm.kv_usage, lambda: asyncio.run(llm.agenerate([[1]]))):
+            late.append(in_thread(call)())
+
+    core._refuse_orders = slowly
+    llm.close()
+    assert [type(each) for each in late] == [EngineError] * 3
+    llm._engine._closed = True

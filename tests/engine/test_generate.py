@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from fake_model import END, EURO, MARK, N_VOCAB, OP, ST, XYZ, hashed_logits, scripted
 
+import gumba
+import gumba.loaded
 from gumba import EngineError, ModelError, RequestError, SamplingParams
 from gumba.sampling.sampler import Sampler, SamplerState, UniformStream
 
@@ -294,13 +297,32 @@ class FakeTemplate:
         return f"{messages[-1]['content']}|{add_generation_prompt}|{kwargs}"
 
 
-def test_chat(make_llm, monkeypatch):
+@pytest.fixture
+def chatting(make_llm, monkeypatch):
+    """An LLM with a FakeTemplate."""
+
     def encode_chat(tokenizer, template, messages, add_generation_prompt=True, **kwargs):
         return tokenizer.encode(template.render(messages, add_generation_prompt, **kwargs))
 
     monkeypatch.setattr("gumba.llm.ChatTemplate", FakeTemplate)
-    monkeypatch.setattr("gumba.llm.encode_chat", encode_chat)
-    llm = make_llm()
+    monkeypatch.setattr("gumba.requests.encode_chat", encode_chat)
+    return make_llm()
+
+
+def test_several_conversations_at_once(chatting):
+    """As vLLM's ``chat``: a list of conversations gives a list of answers, each what it would be alone."""
+    chats = [[{"role": "user", "content": text}] for text in ("hi", "ho", "he")]
+    params = [SamplingParams(seed=i, max_tokens=5) for i in range(3)]
+    alone = [chatting.chat(chat, one).token_ids for chat, one in zip(chats, params)]
+    assert [each.token_ids for each in chatting.chat(chats, params)] == alone
+    assert [each.token_ids for each in asyncio.run(chatting.achat(chats, sampling_params=params))] == alone
+    assert [each.token_ids for each in chatting.chat(chats[:1], params[0])] == alone[:1]
+    with pytest.raises(RequestError, match=r"one SamplingParams per prompt \(3\), found 2"):
+        chatting.chat(chats, params[:2])
+
+
+def test_chat(chatting):
+    llm = chatting
     params = SamplingParams(temperature=0, max_tokens=5)
     messages = [{"role": "user", "content": "hi"}]
     result = llm.chat(messages, params)
@@ -332,3 +354,29 @@ def test_log_probabilities_come_with_every_token(make_llm):
     assert answer.cumulative_logprob == pytest.approx(sum(each.logprob for each in answer.logprobs))
     assert [step.logprobs for step in llm.stream([1, 2, 3], params)] == answer.logprobs
     assert llm.generate([[1, 2, 3]], SamplingParams(seed=5, max_tokens=8))[0].logprobs is None
+
+
+def test_names_of_vllm(make_llm, monkeypatch, capfd):
+    """``sampling_params``, ``use_tqdm`` (a bar where stderr is a terminal), ``max_model_len``, the model by ``model``."""
+    llm = make_llm()
+    params = SamplingParams(temperature=0, max_tokens=5)
+    expected = llm.generate([[1], [2]], params)
+    results = llm.generate(prompts=[[1], [2]], sampling_params=params, use_tqdm=True)
+    assert [each.token_ids for each in results] == [each.token_ids for each in expected]
+    assert capfd.readouterr() == ("", ""), "there is no terminal"
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("gumba.progress._INTERVAL_S", 0.0)
+    llm.generate([[1], [2]], params, use_tqdm=True)
+    assert "generating" in capfd.readouterr().err
+    llm.generate([[1], [2]], params)
+    assert capfd.readouterr() == ("", "")
+    loaded = []
+    load = gumba.loaded.load_model
+    monkeypatch.setattr(gumba.loaded, "load_model", lambda gguf, **options: loaded.append(options) or load(gguf))
+    gumba.LLM(model="fake.gguf", max_model_len=48)
+    assert loaded[0]["n_ctx"] == 48
+    with pytest.raises(RequestError, match="max_model_len: is another name of n_ctx"):
+        gumba.LLM("fake.gguf", max_model_len=48, n_ctx=48)
+    with pytest.raises(RequestError, match="max_model_len: expected"):
+        gumba.LLM("fake.gguf", max_model_len=0)
+    assert repr(llm) == "LLM('fake.gguf', n_ctx=64)"

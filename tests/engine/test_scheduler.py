@@ -11,7 +11,7 @@ import pytest
 from fake_model import FakeKV
 from test_generate import oracle
 
-from gumba import QueueFullError, SamplingParams
+from gumba import BeamSearchParams, QueueFullError, SamplingParams
 from gumba.engine.prefix_cache import LEAST_COPY
 from gumba.engine.scheduler import FIRST_PROMPT_PART, LEAST_PROMPT_PART, STEP_SECONDS, Scheduler
 from gumba.engine.sequence import Sequence
@@ -486,10 +486,27 @@ def test_those_that_are_given_up_make_room(busy_llm):
     llm, go, begun = busy_llm
     first = in_thread(lambda: llm.generate([[1]], SHORT))
     assert begun.wait(20)
-    generations = llm._generations([2], SamplingParams(temperature=0, n=4))
+    generations = llm._requests.generations([2], SamplingParams(temperature=0, n=4))
     llm._engine.submit(generations)
     llm._engine.discard(generations)
     second = in_thread(lambda: llm.generate([[3]] * 4, SHORT))
     go.set()
     assert [len(first()), len(second())] == [1, 4]
     assert {each.finish_reason for each in generations} == {"cancelled"}
+
+
+def test_a_search_counts_once(busy_llm):
+    """However many branches it has: those of one request are not others that wait."""
+    llm, go, begun = busy_llm
+    first = in_thread(lambda: llm.generate([[1]], SHORT))
+    assert begun.wait(20)
+    search = in_thread(lambda: llm.beam_search([[2]], BeamSearchParams(beam_width=8, max_tokens=30)))
+    while llm._engine._orders.qsize() < 1:
+        time.sleep(0.001)
+    go.set()
+    assert len(first()) == 1
+    deadline = time.monotonic() + 20
+    while len(llm._engine._core._live) < 8 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert len(llm.generate([[3]] * 4, SHORT)) == 4
+    assert not isinstance(search(), Exception)

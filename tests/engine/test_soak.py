@@ -90,7 +90,7 @@ def work(llm, rng):
         (result,) = asyncio.run(llm.agenerate([prompt], params))
         assert result.token_ids == right
     elif kind == "given up":
-        generations = llm._generations(prompt, params)
+        generations = llm._requests.generations(prompt, params)
         llm._engine.submit(generations)
         llm._engine.discard(generations)
         assert llm.kv_usage().pages

@@ -90,3 +90,38 @@ def test_closing_an_unloaded_one(tiny: Path) -> None:
 def test_bad_times(tiny: Path, value: object) -> None:
     with pytest.raises(RequestError, match="unload_after"):
         LLM(tiny, unload_after=value)  # type: ignore[arg-type]
+
+
+def test_what_drafts_is_there_again_at_once(tiny: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The first request after every return of the model is drafted for as well."""
+    with LLM(tiny, unload_after=0.01, draft_model=tiny, draft_tokens=8) as llm:
+        for _ in range(2):
+            assert unloaded(llm)
+            greedy = SamplingParams(temperature=0, max_tokens=48, ignore_eos=True)
+            steps: list[int] = []
+            load = llm._engine._core._reload
+            assert load is not None
+
+            def counted(load=load, steps=steps):  # type: ignore[no-untyped-def]
+                models = load()
+                forward = models[0].forward
+                models[0].forward = lambda chunks: steps.append(1) or forward(chunks)
+                return models
+
+            llm._engine._core._reload = counted
+            llm.generate([[5, 6, 7]], greedy)
+            llm._engine._core._reload = load
+            assert len(steps) < 24, "its own guesses are always right"
+    assert not caplog.records
+
+
+def test_a_relative_path_and_another_folder(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiny.parent)
+    with LLM(tiny.name, unload_after=0.01, draft_model=tiny.name) as llm:
+        expected = llm.generate([[5, 6, 7]], PARAMS)[0].token_ids
+        (tmp_path / "other").mkdir()
+        monkeypatch.chdir(tmp_path / "other")
+        assert unloaded(llm)
+        assert llm.generate([[5, 6, 7]], PARAMS)[0].token_ids == expected
+        llm.save_session("here", [5, 6, 7])
+        assert (tmp_path / "other" / "here").exists()

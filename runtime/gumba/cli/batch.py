@@ -17,9 +17,9 @@ from gumba.cli.batch_file import Lines, Results
 from gumba.cli.batch_lines import Line, Request
 from gumba.cli.engine import compile_seconds, find_model, open_llm
 from gumba.cli.options import Commands, add_generation, add_model, command, sampling_params, whole
-from gumba.cli.progress import Progress
 from gumba.cli.text import count, note, printable
 from gumba.errors import EngineError, GumbaError, RequestError, ResourceError
+from gumba.progress import Progress
 
 if TYPE_CHECKING:
     from gumba.llm import LLM

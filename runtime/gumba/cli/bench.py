@@ -9,9 +9,9 @@ from pathlib import Path
 from gumba.cli.engine import announce_compilation, find_model
 from gumba.cli.options import Commands, add_kv_type, add_model, add_threads, command, whole
 from gumba.cli.profile import as_json, as_text, check_plot, write_plot
-from gumba.cli.progress import Progress
 from gumba.cli.text import print_json, table
 from gumba.errors import RequestError
+from gumba.progress import Progress
 
 _EXAMPLES = """
 gumba bench model.gguf

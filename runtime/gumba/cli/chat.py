@@ -17,9 +17,10 @@ from gumba.cli.lines import Lines, open_history
 from gumba.cli.options import FURTHER, Commands, add_generation, add_model, command, in_options, sampling_params
 from gumba.cli.probabilities import MOST, USUAL, View
 from gumba.cli.run import Answer
-from gumba.cli.text import argument_text, count, note, printable, show, size, tame
+from gumba.cli.text import argument_text, count, note, printable, show, tame
 from gumba.errors import GumbaError, RequestError
 from gumba.params import SamplingParams
+from gumba.progress import size
 from gumba.sources import state_folder
 
 if TYPE_CHECKING:

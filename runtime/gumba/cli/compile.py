@@ -9,8 +9,8 @@ from pathlib import Path
 
 from gumba.cli.engine import find_model
 from gumba.cli.options import MODEL_HELP, Commands, command
-from gumba.cli.progress import Progress
 from gumba.errors import ResourceError
+from gumba.progress import Progress
 
 _EXAMPLES = """
 gumba compile

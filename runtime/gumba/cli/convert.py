@@ -7,9 +7,9 @@ from pathlib import Path
 
 from gumba.cli.engine import announce_compilation
 from gumba.cli.options import Commands, add_threads, command
-from gumba.cli.progress import Progress
-from gumba.cli.text import note, printable, size
+from gumba.cli.text import note, printable
 from gumba.errors import ConvertError
+from gumba.progress import Progress, size
 
 _EXAMPLES = """
 gumba convert ./SmolLM2-135M-Instruct -o smollm2.gguf --type q4_0

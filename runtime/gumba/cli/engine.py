@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gumba.cli.progress import Progress
 from gumba.cli.text import note
+from gumba.progress import Progress
 from gumba.sources import resolve
 
 if TYPE_CHECKING:

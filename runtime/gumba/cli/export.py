@@ -7,8 +7,8 @@ from pathlib import Path
 
 from gumba.cli.engine import find_model
 from gumba.cli.options import Commands, add_model, add_threads, command
-from gumba.cli.progress import Progress
-from gumba.cli.text import note, printable, size
+from gumba.cli.text import note, printable
+from gumba.progress import Progress, size
 
 _EXAMPLES = """
 gumba export model.gguf -o ./model

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from gumba.cli.engine import find_model
 from gumba.cli.options import Commands, command
-from gumba.cli.text import print_json, printable, size, table
+from gumba.cli.text import print_json, printable, table
+from gumba.progress import size
 
 if TYPE_CHECKING:
     from gumba.gguf import GGUFFile

@@ -6,9 +6,9 @@ import argparse
 
 from gumba.cli.engine import announce_compilation, find_model
 from gumba.cli.options import Commands, add_kv_type, add_model, add_threads, command, whole
-from gumba.cli.progress import Progress
 from gumba.cli.text import print_json, read_text
 from gumba.errors import RequestError
+from gumba.progress import Progress
 
 _EXAMPLES = """
 gumba perplexity model.gguf book.txt

@@ -6,8 +6,8 @@ import argparse
 
 from gumba import sources
 from gumba.cli.options import Commands, command
-from gumba.cli.progress import Progress
-from gumba.cli.text import note, size, table
+from gumba.cli.text import note, table
+from gumba.progress import Progress, size
 
 _EXAMPLES = """
 gumba pull smollm2-135m-instruct

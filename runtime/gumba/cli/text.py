@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gumba.errors import RequestError
+from gumba.progress import size
 
 #: Bytes of text that a command takes in at once: far beyond any context, and far from the end of memory.
 _MOST_TEXT = 250_000_000
@@ -85,12 +86,3 @@ def table(rows: list[list[str]], *, right: str = "") -> str:
 def count(n: int, thing: str) -> str:
     """``n`` of a thing, in the singular or plural."""
     return f"{n} {thing}" if n == 1 else f"{n} {thing}s"
-
-
-def size(n_bytes: float) -> str:
-    """A number of bytes as a person reads it."""
-    for unit in ("B", "kB", "MB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.2f} GB"

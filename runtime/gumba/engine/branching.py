@@ -33,6 +33,10 @@ class Branch(Sequence):
         if search is not self:
             self.n_prompt, self.priority, self.shares = search.n_prompt, search.priority, search.shares
 
+    @property
+    def owner(self) -> Sequence:
+        return self.search
+
     def share(self, budget: int) -> tuple[list[int], Outputs]:
         count = min(self.remaining, budget)
         return self.tokens[self.n_cached : self.n_cached + count], "last" if count == self.remaining else "none"

@@ -6,7 +6,7 @@ the same distribution but the very same. So the draft model is always greedy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -42,18 +42,25 @@ class DraftRunner(Protocol):
 
 
 class ModelDrafter:
-    """A drafter of one sequence; at most ``most`` tokens a guess. Its pages are given back by ``close``."""
+    """A drafter of one sequence; at most ``most`` tokens a guess. Its pages are given back by ``close``.
 
-    def __init__(self, model: DraftRunner, n_vocab: int, most: int) -> None:
-        self._model, self._n_vocab, self._most = model, n_vocab, most
+    ``find``: the draft model; asked at the first guess, since until then models may be unloaded and loaded again.
+    """
+
+    def __init__(self, find: Callable[[], DraftRunner | None], n_vocab: int, most: int) -> None:
+        self._find, self._n_vocab, self._most = find, n_vocab, most
+        self._found: DraftRunner | None = None
         self._tokens: list[int] = []  # that the draft model's cache holds
         self._sure = 0  # of them, how many were in the sequence when the last guess began
         self._pages: list[int] = []
 
     def guess(self, tokens: Sequence[int], most: int) -> list[int]:
         """What the draft model thinks is likeliest after ``tokens``; nothing when it has no room for them."""
-        most = min(most, self._most, self._model.n_ctx - len(tokens))
-        if most <= 0 or not self._room(len(tokens) + most):
+        model = self._found = self._found or self._find()
+        if model is None:
+            return []
+        most = min(most, self._most, model.n_ctx - len(tokens))
+        if most <= 0 or not self._room(model, len(tokens) + most):
             return []
         common = min(self._sure, len(self._tokens))
         while common < min(len(self._tokens), len(tokens) - 1) and self._tokens[common] == tokens[common]:
@@ -63,10 +70,10 @@ class ModelDrafter:
         step = list(tokens[common:])
         found: list[int] = []
         while True:
-            while len(step) > self._model.max_batch_tokens:
-                self._forward(step[: self._model.max_batch_tokens], "none")
-                step = step[self._model.max_batch_tokens :]
-            row = self._forward(step, "last")[0, : self._n_vocab]
+            while len(step) > model.max_batch_tokens:
+                self._forward(model, step[: model.max_batch_tokens], "none")
+                step = step[model.max_batch_tokens :]
+            row = self._forward(model, step, "last")[0, : self._n_vocab]
             token = int(row.argmax())
             if not np.isfinite(row[token]):
                 return found
@@ -82,19 +89,19 @@ class ModelDrafter:
         """Give the pages back."""
         pages, self._pages = self._pages, []
         self._tokens, self._sure = [], 0
-        if pages:
-            self._model.kv.release(pages)
+        if pages and self._found is not None:
+            self._found.kv.release(pages)
 
-    def _forward(self, tokens: list[int], outputs: Any) -> np.ndarray[Any, Any]:
-        rows = self._model.forward([Chunk(tokens, len(self._tokens), self._pages, outputs)])
+    def _forward(self, model: DraftRunner, tokens: list[int], outputs: Any) -> np.ndarray[Any, Any]:
+        rows = model.forward([Chunk(tokens, len(self._tokens), self._pages, outputs)])
         self._tokens += tokens
         return rows
 
-    def _room(self, n_tokens: int) -> bool:
-        missing = -(-n_tokens // self._model.kv.page_tokens) - len(self._pages)
+    def _room(self, model: DraftRunner, n_tokens: int) -> bool:
+        missing = -(-n_tokens // model.kv.page_tokens) - len(self._pages)
         if missing > 0:
             try:
-                self._pages += self._model.kv.allocate(missing)
+                self._pages += model.kv.allocate(missing)
             except ResourceError:
                 return False
         return True

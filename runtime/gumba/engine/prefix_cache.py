@@ -160,11 +160,11 @@ class PrefixCache:
 
     def _drop(self, node: Node) -> None:
         del self._order[node]
-        assert node.parent is not None
-        if node.parent.full.get(node.tokens) is node:
-            del node.parent.full[node.tokens]
+        parent = node.parent or self.root
+        if parent.full.get(node.tokens) is node:
+            del parent.full[node.tokens]
         else:
-            node.parent.parts.remove(node)
+            parent.parts.remove(node)
         self._kv.release([node.page])
 
 

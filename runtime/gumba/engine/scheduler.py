@@ -70,6 +70,8 @@ class Scheduler:
         self._prompt_tokens, self._decoding = 0, False  # of the step planned last
         self._mixed_tokens = 0  # of prompts, if streams waited for them
         self.cache = PrefixCache(kv)
+        #: Whether nothing can go on before somebody outside gives pages back. To be unset by whoever may have changed that.
+        self.stuck = False
 
     @property
     def n_waiting(self) -> int:
@@ -171,8 +173,15 @@ class Scheduler:
         self._mixed_tokens = self._prompt_tokens if streaming else 0
         if not work and not self._running and self._waiting:
             head = next((each for each in self._waiting if not each.held), self._waiting[0])
-            head.fail(ResourceError(f"{self._pages(head)} KV pages are needed, {self._kv.n_free} are free"))
+            if self._pages(head) <= self._kv.n_pages and self._lent():
+                self.stuck = True
+            else:
+                head.fail(ResourceError(f"{self._pages(head)} KV pages are needed, {self._kv.n_free} are free"))
         return work
+
+    def _lent(self) -> bool:
+        """Whether pages are held by none of the sequences, while none is running: a session is being written or read."""
+        return self._kv.n_free + self.cache.idle() < self._kv.n_pages
 
     def restart(self, sequence: Sequence) -> None:
         """Compute a running sequence anew, whose tokens are others now."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from gumba.engine.prefix_cache import Node
 from gumba.engine.stopping import StopStrings
+from gumba.errors import EngineError
 from gumba.outputs import FinishReason, Logprobs, StreamOutput, Timings
 from gumba.params import SamplingParams
 from gumba.sampling.sampler import Choice, Sampler
@@ -115,6 +116,11 @@ class Sequence(ABC):
         self._last: float | None = None
 
     @property
+    def owner(self) -> Sequence:
+        """The sequence that stands for its request: another one where a request runs several that belong together."""
+        return self
+
+    @property
     def remaining(self) -> int:
         """Tokens that the KV cache does not have yet."""
         return len(self.tokens) - self.n_cached
@@ -128,6 +134,13 @@ class Sequence(ABC):
     def done(self) -> bool:
         """Whether the engine has nothing left to do for it."""
         return self.finish_reason is not None or self.error is not None
+
+    @property
+    def ending(self) -> FinishReason:
+        """Why it ended. Raises EngineError when it has not, or by an error."""
+        if self.finish_reason is None:
+            raise EngineError("the request has not ended")
+        return self.finish_reason
 
     @property
     def started(self) -> bool:
@@ -274,10 +287,12 @@ class Generation(Sequence):
             self.drafter.learn(self.n_cached)
 
     def _score_prompt(self, rows: np.ndarray[Any, Any], sampler: Sampler) -> None:
-        assert self.prompt_logprobs is not None and self.params.prompt_logprobs is not None
+        found, most = self.prompt_logprobs, self.params.prompt_logprobs
+        if found is None or most is None:
+            return
         for position, row in enumerate(rows, self.n_cached + 1):
-            if position == len(self.prompt_logprobs) and position < self.n_prompt:
-                self.prompt_logprobs.append(sampler.logprobs(row, self.tokens[position], self.params.prompt_logprobs))
+            if position == len(found) and position < self.n_prompt:
+                found.append(sampler.logprobs(row, self.tokens[position], most))
 
     def _choose(self, row: np.ndarray[Any, Any], sampler: Sampler) -> Choice:
         index = len(self.answer)

@@ -84,6 +84,8 @@ class MappedFile:
             reason = getattr(error, "strerror", None) or str(error)
             raise GGUFError(f"cannot be opened: {reason}", path=printable(str(self.path), 4096)) from error
         self._bytes = np.frombuffer(self._map, np.uint8)
+        with suppress(OSError):  # the current folder is gone: the path stays as it is
+            self.path = self.path.absolute()  # it may be opened again after a change of folder
 
     @property
     def bytes(self) -> npt.NDArray[np.uint8]:

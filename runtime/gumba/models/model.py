@@ -64,9 +64,9 @@ class Model:
         tile = tile_tokens(config.n_heads // config.n_kv_heads)
         units = split_units(self.n_threads) if self.n_threads > 1 else 0
         limits = [config.n_vocab, n_ctx, kv.n_pages, self.max_batch_tokens, tile, config.n_kv_heads, units]
-        self._limits = np.array(limits, np.int64)
+        self._limits = np.empty(LIMIT_WORDS, np.int64)
+        self._limits[:] = limits
         self._gather = gather.bare
-        assert len(limits) == LIMIT_WORDS
         self._tables = np.empty(64, np.int32)
         rows = self.max_batch_tokens
         self._arrays: dict[int, np.ndarray] = {

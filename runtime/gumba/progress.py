@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from gumba.cli.text import size
-
 _INTERVAL_S = 0.1
 _BAR = 24
 
@@ -19,12 +17,12 @@ class Progress:
 
     An instance is called as sources and converters report: with the stage, what is done, and what there is to do
     (0 where that is not known). ``figure`` is shown beside them. ``unit`` says what is counted: "bytes" are
-    shown as sizes.
+    shown as sizes. Without ``shown`` nothing is drawn.
     """
 
-    def __init__(self, unit: str = "bytes") -> None:
+    def __init__(self, unit: str = "bytes", shown: bool = True) -> None:
         self._unit = unit
-        self._shown = sys.stderr.isatty()
+        self._shown = shown and sys.stderr is not None and sys.stderr.isatty()
         self._stage = ""
         self._began = self._drawn = 0.0
         self._width = 0
@@ -82,6 +80,15 @@ class Progress:
         sys.stderr.write("\r" + line.ljust(self._width))
         sys.stderr.flush()
         self._width = len(line)
+
+
+def size(n_bytes: float) -> str:
+    """A number of bytes as a person reads it."""
+    for unit in ("B", "kB", "MB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.2f} GB"
 
 
 def _clock(seconds: float) -> str:

@@ -1,0 +1,317 @@
+"""What the engine's thread works with: its orders, its scheduler, and the step from one to the next."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Ordered
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from gumba.engine.scheduler import PagePool, Scheduler, Work
+from gumba.engine.sequence import Sequence
+from gumba.errors import EngineError, QueueFullError
+from gumba.models import Chunk
+from gumba.outputs import KVUsage
+from gumba.sampling.sampler import Sampler
+
+log = logging.getLogger("gumba")
+
+_ROWS = {"none": 0, "last": 1}
+#: While somebody outside holds pages, an engine that is to unload its models looks this often whether it may, in seconds.
+_LEAST_PATIENCE_S = 1.0
+
+
+class Runner(Protocol):
+    """What the engine needs of ``gumba.models.Model``."""
+
+    @property
+    def kv(self) -> PagePool: ...
+
+    @property
+    def n_ctx(self) -> int: ...
+
+    @property
+    def max_batch_tokens(self) -> int: ...
+
+    @property
+    def hidden(self) -> np.ndarray[Any, Any]: ...
+
+    def forward(self, chunks: Ordered[Chunk], /) -> np.ndarray[Any, Any]: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class Call:
+    """Something for the engine's thread to do between two steps."""
+
+    function: Callable[[], object]
+    answer: queue.SimpleQueue[tuple[object, BaseException | None]]
+    needs_model: bool
+
+
+#: Orders without more to say: end; look whether something is to be done.
+CLOSE = object()
+WAKE = object()
+
+
+class Core:
+    """What the engine's thread works with. It does not hold the engine, so that a forgotten engine is collected."""
+
+    def __init__(
+        self,
+        model: Runner,
+        n_vocab: int,
+        *,
+        max_sequences: int,
+        most_present: int | None,
+        also_close: Ordered[Runner],
+        patience: float | None,
+        reload: Callable[[], Ordered[Runner]] | None,
+    ) -> None:
+        self.model, self._also_close = model, also_close
+        self.orders: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.broken: BaseException | None = None
+        #: Set before the last look at the orders: who then gives one, and looks here after that, knows that it is not answered.
+        self.ended = False
+        self.scheduler = Scheduler(model.kv, max_batch_tokens=model.max_batch_tokens, max_sequences=max_sequences)
+        self.sampler = Sampler(n_vocab)
+        self._live: dict[Sequence, None] = {}
+        self._closing = False
+        self._max_sequences = max_sequences
+        #: Requests that may be here, running or waiting; None: any number.
+        self._most_present = most_present
+        #: Seconds without anything to do after which the models are closed, and what loads them again.
+        self._patience = None if reload is None else patience
+        self._reload = reload
+        self.loaded = True
+
+    def run(self) -> None:
+        """The engine's thread."""
+        try:
+            while True:
+                self._take_orders()
+                if self._closing:
+                    break
+                self._step()
+        except BaseException as error:
+            log.exception("the engine has failed")
+            self.broken = error
+        for sequence in self._live:
+            sequence.cancelled = True
+            if self.broken is not None:
+                sequence.fail(EngineError(f"the engine has failed: {self.broken!r}"))
+        try:
+            self._reap()
+            self.scheduler.cache.clear()
+        finally:
+            try:
+                self._close_models()
+            finally:
+                self.ended = True
+                self._refuse_orders()
+
+    def _close_models(self) -> None:
+        for each in (*self._also_close, self.model):
+            each.close()
+        self.loaded = False
+
+    def _load(self) -> None:
+        """Have the models there. Raises what loading them does."""
+        if self.loaded:
+            return
+        if self._reload is None:
+            raise EngineError("the model is closed")
+        self.model, *self._also_close = self._reload()
+        batch = self.model.max_batch_tokens
+        self.scheduler = Scheduler(self.model.kv, max_batch_tokens=batch, max_sequences=self._max_sequences)
+        self.loaded = True
+
+    def _take_orders(self) -> None:
+        """Do what was asked for; wait for it when there is nothing else to do."""
+        patience = self._patience
+        while True:
+            idle = (self.scheduler.idle or self.scheduler.stuck) and not self._closing
+            try:
+                order = self.orders.get(block=idle, timeout=patience if idle and self.loaded else None)
+            except queue.Empty:
+                if not idle:
+                    break
+                if not self.kv_usage().in_use:
+                    self.scheduler.cache.clear()
+                    self._close_models()
+                elif patience is not None:  # somebody outside holds pages: a session is being written
+                    patience = max(patience, _LEAST_PATIENCE_S)
+                continue
+            self.scheduler.stuck = False  # perhaps the order has changed that
+            if order is CLOSE:
+                self._closing = True
+            elif isinstance(order, Call):
+                self._reap()
+                self._answer(order)
+            elif isinstance(order, list):
+                self._take_in(order)
+            elif order is not WAKE:
+                order()
+            order = None  # or the last requests would be remembered until others come
+            if self.scheduler.idle and self.orders.empty():
+                self._reap()
+        self._reap()
+
+    def _take_in(self, sequences: list[Sequence]) -> None:
+        """Queue sequences that come together: all, or none when there are too many. Here, where they are counted exactly."""
+        if self._most_present is not None:
+            self._reap()
+            here = sum(each.owner is each for each in self._live)
+            if here + len(sequences) > self._most_present:
+                _refuse(
+                    sequences,
+                    QueueFullError(f"{here} requests are here already, no more than {self._most_present} may be"),
+                )
+                return
+        try:
+            self._load()
+        except BaseException as error:
+            _refuse(sequences, error)
+            return
+        for sequence in sequences:
+            self._live[sequence] = None
+            self.scheduler.add(sequence)
+
+    def _answer(self, call: Call) -> None:
+        try:
+            if call.needs_model:
+                self._load()
+            call.answer.put((call.function(), None))
+        except BaseException as error:
+            call.answer.put((None, error))
+
+    def _refuse_orders(self) -> None:
+        """Nobody waits for an answer that never comes."""
+        while True:
+            try:
+                order = self.orders.get_nowait()
+            except queue.Empty:
+                return
+            if isinstance(order, Call):
+                order.answer.put((None, EngineError("the model is closed")))
+            elif isinstance(order, list):
+                _refuse(order, EngineError("the model is closed"))
+
+    def hold(self, tokens: list[int]) -> tuple[list[int], int]:
+        """Pages of the cache that hold the beginning of ``tokens``, for the caller to own, and how many tokens they hold."""
+        kv, match = self.model.kv, self.scheduler.cache.find(tokens, len(tokens))
+        pages = [*match.pages, match.source] if match.copied else match.pages
+        kv.share(pages)
+        return pages, len(match.pages) * kv.page_tokens + match.copied
+
+    def keep(self, tokens: list[int], pages: list[int]) -> None:
+        """Put pages that the caller owns, and which hold ``tokens``, into the cache; the caller's no longer."""
+        cache, kv = self.scheduler.cache, self.model.kv
+        node = cache.root
+        for i, page in enumerate(pages):
+            node = cache.add(node, tuple(tokens[i * kv.page_tokens : (i + 1) * kv.page_tokens]), page)
+        kv.release(pages)
+
+    def take_page(self) -> int:
+        """A page for the caller to own. Raises ResourceError when requests hold them all."""
+        self.scheduler.cache.reclaim(1)
+        return self.model.kv.allocate(1)[0]
+
+    def release(self, pages: list[int]) -> None:
+        """Give up pages that the caller owns."""
+        self.model.kv.release(pages)
+
+    def clear_cache(self) -> None:
+        if self.loaded:
+            self.scheduler.cache.reclaim(self.model.kv.n_pages)
+
+    def cancel_all(self) -> None:
+        for sequence in self._live:
+            sequence.cancelled = True
+
+    def kv_usage(self) -> KVUsage:
+        kv = self.model.kv
+        if not self.loaded:
+            return KVUsage(kv.n_pages, 0, 0, kv.page_tokens)
+        kept = self.scheduler.cache.idle()
+        return KVUsage(kv.n_pages, kv.n_pages - kv.n_free - kept, kept, kv.page_tokens)
+
+    def _step(self) -> None:
+        """One step for all sequences."""
+        began = time.perf_counter()
+        plan = self.scheduler.plan()
+        if not plan:
+            self._reap()
+            return
+        page_tokens = self.model.kv.page_tokens
+        chunks = []
+        for sequence, tokens, outputs in plan:
+            end = sequence.n_cached + len(tokens)
+            chunks.append(Chunk(tokens, sequence.n_cached, sequence.pages[: -(-end // page_tokens)], outputs))
+        try:
+            rows = self.model.forward(chunks)
+        except BaseException as error:
+            for work in plan:
+                work.sequence.fail(error)
+            self._reap()
+            return
+        self._advance(plan, rows)
+        self.scheduler.observe(time.perf_counter() - began)
+        self._reap()
+
+    def _advance(self, plan: list[Work], rows: np.ndarray[Any, Any]) -> None:
+        first = 0
+        for sequence, tokens, outputs in plan:
+            last = first + _ROWS.get(outputs, len(tokens))
+            try:
+                if sequence.wants_hidden:
+                    sequence.hidden = self.model.hidden[first:last]
+                if sequence.on_prompt is not None and not sequence.prompt_done:
+                    sequence.on_prompt(min(sequence.n_cached + len(tokens), sequence.n_prompt), sequence.n_prompt)
+                sequence.advance(len(tokens), rows[first:last], self.sampler)
+            except BaseException as error:  # of a user's own function, whatever it raises
+                sequence.fail(error)
+            else:
+                if sequence.shifted:
+                    self.scheduler.restart(sequence)
+                else:
+                    self.scheduler.computed(sequence)
+            first = last
+        for sequence, _, _ in plan:
+            try:
+                self._live.update(dict.fromkeys(sequence.after_step(self.scheduler)))
+            except BaseException as error:
+                sequence.fail(error)
+
+    def _reap(self) -> None:
+        """End cancelled sequences, and let go of all that have ended."""
+        ended = []
+        # The end of one may be the end of others; nobody hears of it before all their pages are free.
+        while gone := [each for each in self._live if each.cancelled or each.done]:
+            for sequence in gone:
+                if not sequence.done:
+                    try:
+                        sequence.cancel()
+                    except Exception as error:
+                        sequence.fail(error)
+                del self._live[sequence]
+                self.scheduler.remove(sequence)
+            ended += gone
+        for sequence in ended:
+            with contextlib.suppress(Exception):  # an event loop that is closed; nobody is there to hear of it
+                sequence.ended()
+
+
+def _refuse(sequences: list[Sequence], error: BaseException) -> None:
+    """End sequences that were not taken in."""
+    for sequence in sequences:
+        sequence.fail(error)
+        with contextlib.suppress(Exception):  # an event loop that is closed
+            sequence.ended()

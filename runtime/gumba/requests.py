@@ -1,0 +1,370 @@
+"""From what was asked to the sequences that the engine runs: all of it is checked here, before anything is computed."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from gumba.engine.beam import BeamSearch
+from gumba.engine.contrastive import ContrastiveSearch
+from gumba.engine.draft import DraftRunner, ModelDrafter
+from gumba.engine.lookup import PromptLookup
+from gumba.engine.sequence import Embedding, Generation, Scoring
+from gumba.errors import RequestError, ResourceError
+from gumba.outputs import BeamSearchOutput, BeamSearchSequence, CompletionOutput, FinishReason, RequestOutput
+from gumba.params import BeamSearchParams, ContrastiveSearchParams, SamplingParams, show
+from gumba.sampling.healing import HealedDecoder, Healing, healable
+from gumba.sampling.state import SamplerState
+from gumba.sampling.words import bad_word_sequences, breaker_sequences
+from gumba.text import ChatTemplate, StreamDecoder, Tokenizer, encode_chat
+
+if TYPE_CHECKING:
+    from gumba.sampling.constraints import Constraint
+
+#: A prompt: text, or token ids.
+Prompt = str | Sequence[int] | np.ndarray[Any, Any]
+Messages = Sequence[Mapping[str, Any]]
+#: One for all requests, or one for each of them.
+ParamsOf = SamplingParams | Sequence[SamplingParams | None] | None
+#: Told how many tokens of prompts have been read, and how many there are.
+PromptProgress = Callable[[int, int], object]
+Pooling = Literal["mean", "first", "last"]
+
+#: From the seed of one answer to that of the next: the golden ratio's fraction of 2**64.
+_SEED_STEP = 0x9E3779B97F4A7C15
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked of one prompt, and the sequences that answer it."""
+
+    prompt: str | None
+    generations: list[Generation]
+
+    def output(self) -> RequestOutput:
+        """The result, when all have ended."""
+        first = self.generations[0]
+        found = (
+            sorted(self.generations, key=_mean_logprob) if len(self.generations) > first.params.n else self.generations
+        )
+        outputs = []
+        for index, each in enumerate(found[: first.params.n]):
+            text = "".join(output.text for output in each.outputs)
+            logprobs = [output.logprobs for output in each.outputs if output.logprobs is not None]
+            asked = None if each.params.logprobs is None else logprobs
+            outputs.append(CompletionOutput(index, text, each.answer, each.ending, each.timings(), asked))
+        return RequestOutput(self.prompt, first.prompt, outputs, first.prompt_logprobs)
+
+
+def _mean_logprob(generation: Generation) -> float:
+    """Of all its tokens, with the sign changed: the likeliest first. Every answer of ``best_of`` has log-probabilities."""
+    logprobs = [output.logprobs.logprob for output in generation.outputs if output.logprobs is not None]
+    return -sum(logprobs) / len(logprobs) if logprobs else 0.0
+
+
+@dataclass(frozen=True)
+class BeamRequest:
+    """A beam search for one prompt."""
+
+    prompt: str | None
+    search: BeamSearch
+    tokenizer: Tokenizer
+
+    def output(self) -> BeamSearchOutput:
+        """The result, when it has ended."""
+        sequences = []
+        for answer in self.search.answers:
+            text = _text(self.tokenizer, answer.tokens, answer.reason, self.search.params.skip_special_tokens)
+            sequences.append(BeamSearchSequence(text, answer.tokens, answer.logprob, answer.score, answer.reason))
+        return BeamSearchOutput(self.prompt, self.search.tokens, sequences, self.search.timings())
+
+
+@dataclass(frozen=True)
+class ContrastiveRequest:
+    """A contrastive search for one prompt."""
+
+    prompt: str | None
+    search: ContrastiveSearch
+    tokenizer: Tokenizer
+
+    def output(self) -> RequestOutput:
+        """The result, when it has ended."""
+        search = self.search
+        text = _text(self.tokenizer, search.answer, search.ending, search.params.skip_special_tokens)
+        answer = CompletionOutput(0, text, search.answer, search.ending, search.timings())
+        return RequestOutput(self.prompt, search.tokens, [answer])
+
+
+def _text(tokenizer: Tokenizer, tokens: list[int], reason: FinishReason, skip_special: bool) -> str:
+    """The text of an answer, without the token that ended it."""
+    decoder = StreamDecoder(tokenizer, skip_special=skip_special)
+    return "".join(map(decoder.push, tokens[:-1] if reason == "stop" else tokens)) + decoder.finish()
+
+
+def report(generations: Sequence[Generation], progress: PromptProgress | None) -> None:
+    """Have ``progress`` told of the prompts of ``generations``, each of which counts once."""
+    if progress is None:
+        return
+    first = [each for each in generations if each.leader is None]
+    total, read = sum(each.n_prompt for each in first), [0] * len(first)
+
+    def told(index: int) -> Callable[[int, int], object]:
+        def tell(done: int, _: int) -> object:
+            read[index] = max(read[index], done)
+            return progress(sum(read), total)
+
+        return tell
+
+    for index, each in enumerate(first):
+        each.on_prompt = told(index)
+
+
+def _answers(params: SamplingParams) -> int:
+    """Answers to compute, of which ``n`` are returned."""
+    return params.n if params.best_of is None else params.best_of
+
+
+class Requests:
+    """Makes sequences of what is asked of one model.
+
+    ``check_usable``: raises when nothing can be asked any more. ``capacity``: tokens that fit the context. ``template``: the
+    chat template. ``find_draft``: the model that drafts, None where there is none; ``draft_tokens``: how many at a time.
+
+    What its methods raise: RequestError for what is wrong, too long or out of range, TokenizerError for text that cannot be
+    encoded, TemplateError for messages that the template refuses, and what ``check_usable`` raises.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        check_usable: Callable[[], None],
+        capacity: int,
+        n_embd: int,
+        template: Callable[[], ChatTemplate],
+        find_draft: Callable[[], DraftRunner | None] | None,
+        draft_tokens: int,
+    ) -> None:
+        self._tokenizer, self._check_usable = tokenizer, check_usable
+        self._capacity, self._n_embd, self._template = capacity, n_embd, template
+        self._find_draft, self._draft_tokens = find_draft, draft_tokens
+
+    def completions(self, prompts: str | Iterable[Prompt], params: ParamsOf) -> list[Request]:
+        """Answers to prompts."""
+        asked = _listed(prompts)
+        return [
+            Request(prompt if isinstance(prompt, str) else None, self.generations(self.prompt_ids(prompt), one))
+            for prompt, one in zip(asked, _each(params, len(asked)))
+        ]
+
+    def chats(self, chats: Sequence[Messages], params: ParamsOf, args: Mapping[str, Any] | None) -> list[Request]:
+        """Answers to conversations."""
+        return [
+            Request(None, self.generations(self.chat_ids(messages, args), one, "messages"))
+            for messages, one in zip(chats, _each(params, len(chats)))
+        ]
+
+    def streamed(self, ids: list[int], params: SamplingParams | None, field: str = "prompt") -> list[Generation]:
+        """As ``generations``, for answers that are handed over as they come."""
+        if isinstance(params, SamplingParams) and _answers(params) > params.n:
+            raise RequestError("best_of: which answers are best is only known at the end, so they cannot be streamed")
+        return self.generations(ids, params, field)
+
+    def beam_searches(self, prompts: str | Iterable[Prompt], params: BeamSearchParams) -> list[BeamRequest]:
+        """Beam searches."""
+        if not isinstance(params, BeamSearchParams):
+            raise RequestError(f"params: expected BeamSearchParams, found {show(params)}")
+        searches = []
+        for prompt in _listed(prompts):
+            ids = self.prompt_ids(prompt)
+            ends = self._end_ids(ids, params, "prompt")
+            search = BeamSearch(ids, params, end_ids=ends, capacity=self._capacity)
+            searches.append(BeamRequest(prompt if isinstance(prompt, str) else None, search, self._tokenizer))
+        return searches
+
+    def contrastive_searches(
+        self, prompts: str | Iterable[Prompt], params: ContrastiveSearchParams | None
+    ) -> list[ContrastiveRequest]:
+        """Contrastive searches."""
+        if params is None:
+            params = ContrastiveSearchParams()
+        if not isinstance(params, ContrastiveSearchParams):
+            raise RequestError(f"params: expected ContrastiveSearchParams, found {show(params)}")
+        searches = []
+        for prompt in _listed(prompts):
+            ids = self.prompt_ids(prompt)
+            ends = self._end_ids(ids, params, "prompt")
+            search = ContrastiveSearch(ids, params, end_ids=ends, capacity=self._capacity, n_embd=self._n_embd)
+            searches.append(ContrastiveRequest(prompt if isinstance(prompt, str) else None, search, self._tokenizer))
+        return searches
+
+    def embeddings(self, prompts: Prompt | Iterable[Prompt], pooling: Pooling) -> list[Embedding]:
+        """Pooled hidden states of prompts."""
+        if pooling not in ("mean", "first", "last"):
+            raise RequestError(f'pooling: expected "mean", "first" or "last", found {show(pooling)}')
+        sequences = []
+        for prompt in _listed(prompts):  # type: ignore[arg-type]
+            ids = self._fitting(self.prompt_ids(prompt), "prompt")
+            sequences.append(Embedding(ids, self._n_embd, pooling))
+        return sequences
+
+    def scoring(self, tokens: Sequence[int] | np.ndarray[Any, Any], width: int) -> Scoring:
+        """Logits (``width`` of them) after each of ``tokens``."""
+        self._check_usable()
+        ids = self._fitting(self.checked(tokens, "tokens"), "tokens")
+        try:
+            return Scoring(ids, width)
+        except MemoryError:
+            raise ResourceError(
+                f"logits of {len(ids)} tokens need {len(ids) * width * 4 / 1e6:.0f} MB, more than there is"
+            ) from None
+
+    def generations(self, ids: list[int], params: SamplingParams | None, field: str = "prompt") -> list[Generation]:
+        """The answers to a checked prompt, not submitted yet."""
+        self._check_usable()
+        if params is None:
+            params = SamplingParams()
+        if not isinstance(params, SamplingParams):
+            raise RequestError(f"params: expected SamplingParams, found {show(params)}")
+        ends = self._end_ids(ids, params, field)
+        seed = secrets.randbits(64) if params.seed is None else params.seed
+        seeds = [(seed + choice * _SEED_STEP) % 2**64 for choice in range(_answers(params))]
+        constraint: Constraint | Healing | None = None
+        healed = healable(self._tokenizer, ids) if params.token_healing and field == "prompt" else ""
+        if healed:
+            constraint = Healing(self._tokenizer, self._tokenizer.token_bytes(ids[-1]))
+            ids = ids[:-1]
+        if params.structured_outputs is not None:
+            from gumba.sampling.constraints import compile_constraint
+
+            constraint = compile_constraint(params.structured_outputs, self._tokenizer)
+        sampling = self._sampler_state(params, ids, ends)
+        made = [
+            Generation(
+                ids,
+                params,
+                seed=seeds[choice],
+                sampling=sampling.fork(seeds[choice]),
+                decoder=self._decoder(params, len(healed)),
+                end_ids=ends,
+                capacity=self._capacity,
+                choice=choice,
+                constraint=None if constraint is None else constraint.fork(),
+            )
+            for choice in range(_answers(params))
+        ]
+        for other in made[1:]:
+            other.leader = made[0]
+        for each in made:
+            if params.prompt_lookup_tokens:
+                each.drafter = PromptLookup(params.prompt_lookup_tokens)
+            elif self._find_draft is not None:
+                each.drafter = ModelDrafter(self._find_draft, self._tokenizer.n_vocab, self._draft_tokens)
+        return made
+
+    def _decoder(self, params: SamplingParams, healed: int) -> StreamDecoder | HealedDecoder:
+        """Of an answer whose first ``healed`` characters are the prompt's."""
+        decoder = StreamDecoder(self._tokenizer, skip_special=params.skip_special_tokens)
+        return HealedDecoder(decoder, healed) if healed else decoder
+
+    def _end_ids(
+        self, ids: list[int], params: SamplingParams | BeamSearchParams | ContrastiveSearchParams, field: str
+    ) -> frozenset[int]:
+        """Tokens that end an answer to the prompt ``ids``, which is checked to leave room for one."""
+        capacity = self._capacity
+        if len(ids) >= capacity:
+            raise RequestError(
+                f"{field}: {len(ids)} tokens leave no room in the context of {capacity}; "
+                "shorten the prompt or load the model with a larger n_ctx"
+            )
+        for token in params.stop_token_ids:
+            if token >= self._tokenizer.n_vocab:
+                raise RequestError(
+                    f"stop_token_ids: expected ids below n_vocab {self._tokenizer.n_vocab}, found {token}"
+                )
+        ends = frozenset() if params.ignore_eos else self._tokenizer.eog_ids
+        return ends | frozenset(params.stop_token_ids)
+
+    def _sampler_state(self, params: SamplingParams, ids: list[int], end_ids: frozenset[int]) -> SamplerState:
+        """What the sampler of a generation from the prompt ``ids`` carries."""
+        tokenizer, breakers = self._tokenizer, tuple(params.dry_sequence_breakers)
+        if _answers(params) > params.n and params.logprobs is None:
+            params = replace(params, logprobs=0)
+        return SamplerState(
+            params,
+            tokenizer.n_vocab,
+            ids,
+            end_ids=end_ids,
+            bad_words=bad_word_sequences(tokenizer, params.bad_words) if params.bad_words else (),
+            breakers=breaker_sequences(tokenizer, breakers) if params.dry_multiplier > 0 else (),
+        )
+
+    def chat_ids(self, messages: Messages, template_args: Mapping[str, Any] | None) -> list[int]:
+        """Token ids of a conversation, rendered by the template with ``template_args``."""
+        self._check_usable()
+        args = {"add_generation_prompt": True, **(template_args or {})}
+        for name in args:
+            if not isinstance(name, str) or name in ("tokenizer", "template", "messages"):
+                raise RequestError(f"template_args: {show(name)} is not the name of a further variable")
+        ids = encode_chat(self._tokenizer, self._template(), messages, **args)
+        return self.checked(ids, "messages")
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt."""
+        self._check_usable()
+        if isinstance(prompt, str):
+            prompt = self._tokenizer.encode(prompt, add_special=True, parse_special=False)
+        return self.checked(prompt, "prompt")
+
+    def checked(self, tokens: Any, field: str) -> list[int]:
+        """``tokens`` as a list of ids that are all in the vocabulary: kernels index with them."""
+        n_vocab = self._tokenizer.n_vocab
+        if isinstance(tokens, np.ndarray) and tokens.ndim == 1 and tokens.dtype.kind in "iu":
+            tokens = tokens.tolist()
+        if not isinstance(tokens, (list, tuple, range)):
+            if isinstance(tokens, (str, bytes)) or not isinstance(tokens, Sequence):
+                raise RequestError(f"{field}: expected text or a list of token ids, found {show(tokens)}")
+            tokens = list(tokens)
+        if not tokens:
+            raise RequestError(f"{field}: expected at least one token, found none")
+        ids: list[int] = []
+        for index, token in enumerate(tokens):
+            if type(token) is not int and (isinstance(token, bool) or not isinstance(token, Integral)):
+                raise RequestError(f"{field}: expected integer token ids, found {show(token)} at index {index}")
+            value = int(token)
+            if not 0 <= value < n_vocab:
+                raise RequestError(
+                    f"{field}: expected token ids from 0 to {n_vocab - 1}, found {show(value)} at index {index}"
+                )
+            ids.append(value)
+        return ids
+
+    def _fitting(self, ids: list[int], field: str) -> list[int]:
+        if len(ids) > self._capacity:
+            raise RequestError(f"{field}: {len(ids)} tokens do not fit the context of {self._capacity}")
+        return ids
+
+
+def _each(params: ParamsOf, count: int) -> Sequence[SamplingParams | None]:
+    """What each of ``count`` requests is to be answered with."""
+    if not isinstance(params, Sequence):
+        return [params] * count
+    if len(params) != count:
+        raise RequestError(f"params: expected one SamplingParams per prompt ({count}), found {len(params)}")
+    return params
+
+
+def _listed(prompts: str | Iterable[Prompt]) -> list[Prompt]:
+    """A text, or several prompts, as a list of prompts."""
+    if not isinstance(prompts, Iterable):
+        raise RequestError(f"prompts: expected a text or a list of prompts, found {show(prompts)}")
+    asked: list[Prompt] = [prompts] if isinstance(prompts, str) else list(prompts)
+    for prompt in asked:
+        if isinstance(prompt, Integral):
+            raise RequestError("prompts: expected a list of prompts; give token ids as a list in that list, [[1, 2]]")
+    return asked

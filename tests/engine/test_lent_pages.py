@@ -1,0 +1,72 @@
+"""Pages that belong to nobody's request, while a session is written or read: requests wait for them, and nobody spins."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from test_generate import GREEDY, oracle
+from test_scheduler import in_thread
+
+from gumba import SamplingParams
+
+SHORT = SamplingParams(temperature=0, max_tokens=6)
+
+
+def lend(llm, count):
+    return [llm._engine.take_page() for _ in range(count)]
+
+
+def test_a_request_waits_for_pages_that_are_lent(make_llm):
+    llm = make_llm(n_pages=8)
+    pages = lend(llm, 7)
+    expected = oracle(range(12), SHORT, 6)
+    result = in_thread(lambda: llm.generate([list(range(12))], SHORT)[0].token_ids)
+    time.sleep(0.05)
+    assert llm.model.steps == [], "there was no page for it"
+    llm._engine.release(pages[:3])
+    time.sleep(0.02)
+    llm._engine.release(pages[3:])
+    assert result() == expected
+
+
+def test_a_stream_that_runs_out_of_pages_goes_on_when_they_come_back(make_llm):
+    llm = make_llm(n_pages=8)
+    stream = llm.stream([1], GREEDY)
+    first = [next(stream).token_id for _ in range(2)]
+    pages = lend(llm, 5)
+    threading.Timer(0.1, lambda: llm._engine.release(pages)).start()
+    rest = [step.token_id for step in stream if step.token_id is not None]
+    expected = oracle([1], GREEDY, 31)
+    assert len(first + rest) == 31 and first + rest == expected
+
+
+def test_waiting_requests_can_be_given_up(make_llm):
+    llm = make_llm(n_pages=8)
+    pages = lend(llm, 7)
+    result = in_thread(lambda: llm.generate([list(range(12))], SHORT)[0].finish_reason)
+    time.sleep(0.02)
+    llm.cancel()
+    assert result() == "cancelled"
+    llm._engine.release(pages)
+
+
+@pytest.mark.parametrize("waiting", [False, True])
+def test_nothing_is_done_meanwhile(make_llm, monkeypatch, waiting):
+    llm = make_llm(n_pages=8)
+    core = llm._engine._core
+    pages = lend(llm, 7)
+    looks = []
+    usage, plan = core.kv_usage, core.scheduler.plan
+    monkeypatch.setattr(core, "kv_usage", lambda: looks.append(1) or usage())
+    monkeypatch.setattr(core.scheduler, "plan", lambda: looks.append(1) or plan())
+    monkeypatch.setattr(core, "_patience", 0.0)
+    result = in_thread(lambda: llm.generate([list(range(12))], SHORT)[0].token_ids) if waiting else None
+    llm._engine.call(lambda: None)  # wakes it
+    time.sleep(0.2)
+    assert len(looks) < 8
+    monkeypatch.setattr(core, "_patience", None)
+    llm._engine.release(pages)
+    if result is not None:
+        assert result() == oracle(range(12), SHORT, 6)
