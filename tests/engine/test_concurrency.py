@@ -9,13 +9,14 @@ import random
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from fake_model import hashed_logits
 from test_generate import GREEDY, oracle
-from test_scheduler import in_thread
 
 from gumba import BeamSearchParams, EngineError, SamplingParams
+from gumba.engine.core import CLOSE
 
 
 def slow(model):
@@ -237,19 +238,24 @@ def test_a_request_from_within_the_engine_is_refused(make_llm, call, where):
     assert free(llm)
 
 
-def test_an_order_that_the_engine_will_not_see_is_refused(make_llm):
-    """Given between the engine's last look and the end of its thread."""
+@pytest.mark.parametrize("how", ["agenerate", "generate", "usage"])
+def test_an_order_that_the_engine_will_not_see_is_refused(make_llm, how):
+    """Given after the engine's last look at its orders, by somebody who found it running."""
     llm = make_llm()
-    core, late = llm._engine._core, []
-    refuse = core._refuse_orders
+    engine, put = llm._engine, llm._engine._orders.put
 
-    def slowly():
-        refuse()
-        llm._engine._closed = False  # as if nobody had closed it: it has failed
-        for call in (lambda: llm.generate([[1]]), llm.kv_usage, lambda: asyncio.run(llm.agenerate([[1]]))):
-            late.append(in_thread(call)())
+    def late(order):
+        put(CLOSE)
+        engine._thread.join()
+        put(order)
 
-    core._refuse_orders = slowly
+    engine._orders = SimpleNamespace(put=late)
+    calls = {
+        "agenerate": lambda: asyncio.run(asyncio.wait_for(llm.agenerate([[1]]), 5)),
+        "generate": lambda: llm.generate([[1]]),
+        "usage": llm.kv_usage,
+    }
+    with pytest.raises(EngineError, match="thread has ended"):
+        calls[how]()
+    engine._orders = engine._core.orders
     llm.close()
-    assert [type(each) for each in late] == [EngineError] * 3
-    llm._engine._closed = True

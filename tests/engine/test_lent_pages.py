@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 
 import pytest
@@ -32,14 +31,17 @@ def test_a_request_waits_for_pages_that_are_lent(make_llm):
 
 
 def test_a_stream_that_runs_out_of_pages_goes_on_when_they_come_back(make_llm):
-    llm = make_llm(n_pages=8)
+    llm = make_llm(n_pages=8, before=lambda model: time.sleep(0.005))
     stream = llm.stream([1], GREEDY)
-    first = [next(stream).token_id for _ in range(2)]
+    first = next(stream).token_id
     pages = lend(llm, 5)
-    threading.Timer(0.1, lambda: llm._engine.release(pages)).start()
-    rest = [step.token_id for step in stream if step.token_id is not None]
-    expected = oracle([1], GREEDY, 31)
-    assert len(first + rest) == 31 and first + rest == expected
+    rest = in_thread(lambda: [step.token_id for step in stream])
+    deadline = time.monotonic() + 20
+    while not llm._engine._core.scheduler.stuck and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert llm.kv_usage().in_use == 5, "the stream holds none any more"
+    llm._engine.release(pages)
+    assert [first, *rest()] == oracle([1], GREEDY, 31)
 
 
 def test_waiting_requests_can_be_given_up(make_llm):
@@ -62,11 +64,14 @@ def test_nothing_is_done_meanwhile(make_llm, monkeypatch, waiting):
     monkeypatch.setattr(core, "kv_usage", lambda: looks.append(1) or usage())
     monkeypatch.setattr(core.scheduler, "plan", lambda: looks.append(1) or plan())
     monkeypatch.setattr(core, "_patience", 0.0)
+    llm.generate([[1]], SamplingParams(max_tokens=1))
+    looks.clear()
     result = in_thread(lambda: llm.generate([list(range(12))], SHORT)[0].token_ids) if waiting else None
     llm._engine.call(lambda: None)  # wakes it
     time.sleep(0.2)
-    assert len(looks) < 8
-    monkeypatch.setattr(core, "_patience", None)
+    seen = len(looks)
+    monkeypatch.undo()
     llm._engine.release(pages)
+    assert seen < 8
     if result is not None:
         assert result() == oracle(range(12), SHORT, 6)
