@@ -506,7 +506,7 @@ def test_a_big_batch_needs_little_memory(gumba: Callable, tiny: Path, requests: 
 def test_progress_on_a_terminal(gumba: Callable, tiny: Path, requests: Path, out: Path, monkeypatch: Any) -> None:
     import io
 
-    from gumba.cli import progress
+    from gumba import progress
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
