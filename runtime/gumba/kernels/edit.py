@@ -32,10 +32,11 @@ def copy_row(logits, mask, row):
     """
     bits = logits.view(np.int32)
     for start in range(0, logits.size, 32):
-        part, out = logits[start : start + 32], row[start : start + 32]
+        # Slices, whose indices are known to be in range: these loops become vector code.
+        part, out, patterns = logits[start : start + 32], row[start : start + 32], bits[start : start + 32]
         extreme = np.int32(0)
-        for j in range(part.size):
-            extreme = max(extreme, np.int32(bits[start + j] & np.int32(0x7FFFFFFF)))
+        for j in range(patterns.size):
+            extreme = max(extreme, np.int32(patterns[j] & np.int32(0x7FFFFFFF)))
         if extreme >= INFINITY_BITS:
             for j in range(part.size):
                 if (bits[start + j] & 0x7FFFFFFF) >= INFINITY_BITS:

@@ -6,8 +6,8 @@ nearest to something until they hold enough probability, distances are put into 
 reached is looked into again, by the bits of its distances, until it is small (``_cut``). At equal distance lower ids come
 first. All sums have a fixed order.
 
-``room`` (float64 [3 * x.size + 4 * BUCKETS]) is scratch: distances, weights, and the rest. Each entry is compiled when it is
-first wanted.
+``room`` (float64 [3 * x.size + ROOM]) is scratch: distances, weights, and the rest. Each entry is compiled when it is first
+wanted.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ import numpy as np
 
 from gumba.kernels.edit import BANNED
 from gumba.kernels.jit import entry, inline
-from gumba.kernels.sample import _scan, _sift, _top_k
+from gumba.kernels.sample import INFINITY_BITS, LANES, _scan, _sift, _top_k, first_above, halved
 
 #: Elements that are worked on at once.
 BLOCK = 256
 BUCKETS = 512
+#: Scratch besides what is as long as the candidates: sums and counts by bucket, two blocks, and a block of places.
+ROOM = 2 * LANES * BUCKETS + 2 * BLOCK
 #: This many candidates are simply put in order.
 SMALL = 64
 #: Distances from here on are in one bucket of the first round: exp(-32) = 1e-14.
@@ -31,12 +33,33 @@ DEEPEST = 32.0
 
 @entry("i8(f4[::1], i4[::1], f8[::1])")
 def gather(row, ids, x):
-    """Take all tokens of ``row`` that are not BANNED as candidates; how many."""
+    """Take all tokens of ``row`` that are not BANNED as candidates; how many.
+
+    Returns ``-1 - token`` for a logit that is not finite.
+    """
+    bits = row.view(np.int32)
     size = 0
-    for i in range(row.size):
-        ids[np.uint32(size)] = i
-        x[np.uint32(size)] = np.float64(row[i])
-        size += row[i] != BANNED
+    for start in range(0, row.size, BLOCK):
+        part, patterns = row[start : start + BLOCK], bits[start : start + BLOCK]
+        extreme, banned = np.int32(0), np.int32(0)
+        for j in range(part.size):
+            extreme = max(extreme, np.int32(patterns[j] & np.int32(0x7FFFFFFF)))
+            banned |= np.int32(part[j] == BANNED)
+        if extreme >= INFINITY_BITS:
+            for j in range(part.size):
+                if (patterns[j] & 0x7FFFFFFF) >= INFINITY_BITS:
+                    return -1 - (start + j)
+        if banned == 0:
+            own_ids, own_x = ids[size : size + part.size], x[size : size + part.size]
+            for j in range(part.size):
+                own_ids[j] = np.int32(start + j)
+                own_x[j] = np.float64(part[j])
+            size += part.size
+        else:
+            for j in range(part.size):
+                ids[np.uint32(size)] = start + j
+                x[np.uint32(size)] = np.float64(part[j])
+                size += part[j] != BANNED
     return size
 
 
@@ -69,23 +92,6 @@ def gather_top_k(row, k, blocks, heap, ids, x):
 
 
 @inline
-def _total(values, lanes):
-    """Sum of ``values`` (float64 [any]): 256 running sums, then halved again and again; ``lanes`` float64 [256] is scratch."""
-    for j in range(BLOCK):
-        lanes[j] = 0.0
-    for start in range(0, values.size, BLOCK):
-        part = values[start : start + BLOCK]
-        for j in range(part.size):
-            lanes[j] += part[j]
-    half = BLOCK // 2
-    while half > 0:
-        for j in range(half):
-            lanes[j] += lanes[j + half]
-        half //= 2
-    return lanes[0]
-
-
-@inline
 def _largest(values, lanes):
     """Largest of ``values`` (float64 [1 or more]); ``lanes`` float64 [256] is scratch."""
     for j in range(BLOCK):
@@ -100,34 +106,32 @@ def _largest(values, lanes):
 
 
 @inline
-def _decay(far, weights, powers, powers_bits):
-    """weights[i] = exp(-far[i]) for distances of 0 or more, in vector code; 0 from 700 on.
+def decay(far, weights, powers, powers_bits):
+    """weights[i] = exp(-far[i]) for up to 256 distances of 0 or more, in vector code; 0 from 700 on.
 
     ``powers`` float64 [256] and its int64 view ``powers_bits`` are scratch.
     """
-    for start in range(0, far.size, BLOCK):
-        part, out = far[start : start + BLOCK], weights[start : start + BLOCK]
-        for j in range(part.size):
-            # exp(t) = 2^whole * exp(rest), |rest| <= ln(2) / 2: ln(2) in two parts, and
-            # eight terms of the series of rest / 4, to the fourth power.
-            t = -(part[j] if part[j] < 700.0 else 700.0)
-            whole = np.int32(t * 1.4426950408889634 - 0.5)
-            rest = t - np.float64(whole) * 0.6931471803691238
-            rest = rest - np.float64(whole) * 1.9082149292705877e-10
-            quarter = rest * 0.25
-            series = (1 / 40320) * quarter + (1 / 5040)
-            series = series * quarter + (1 / 720)
-            series = series * quarter + (1 / 120)
-            series = series * quarter + (1 / 24)
-            series = series * quarter + (1 / 6)
-            series = series * quarter + 0.5
-            series = series * quarter + 1.0
-            series = series * quarter + 1.0
-            series = series * series
-            out[j] = series * series
-            powers_bits[j] = (np.int64(whole) + 1023) << 52
-        for j in range(part.size):
-            out[j] = out[j] * powers[j] if part[j] < 700.0 else 0.0
+    for j in range(far.size):
+        # exp(t) = 2^whole * exp(rest), |rest| <= ln(2) / 2: ln(2) in two parts, and
+        # eight terms of the series of rest / 4, to the fourth power.
+        t = -(far[j] if far[j] < 700.0 else 700.0)
+        whole = np.int32(t * 1.4426950408889634 - 0.5)
+        rest = t - np.float64(whole) * 0.6931471803691238
+        rest = rest - np.float64(whole) * 1.9082149292705877e-10
+        quarter = rest * 0.25
+        series = (1 / 40320) * quarter + (1 / 5040)
+        series = series * quarter + (1 / 720)
+        series = series * quarter + (1 / 120)
+        series = series * quarter + (1 / 24)
+        series = series * quarter + (1 / 6)
+        series = series * quarter + 0.5
+        series = series * quarter + 1.0
+        series = series * quarter + 1.0
+        series = series * series
+        weights[j] = series * series
+        powers_bits[j] = (np.int64(whole) + 1023) << 52
+    for j in range(far.size):
+        weights[j] = weights[j] * powers[j] if far[j] < 700.0 else 0.0
 
 
 @inline
@@ -137,25 +141,82 @@ def _parts(room, size):
 
 
 @inline
-def _weigh(x, n, far, weights, room):
-    """far[i]: how far x[i] lies below the largest; weights[i] = exp(-far[i]). Returns the sum of the weights."""
-    lanes = room[room.size - BLOCK :]
-    powers = room[room.size - 2 * BLOCK : room.size - BLOCK]
-    powers_bits = powers.view(np.int64)
-    highest = _largest(x[:n], lanes)
-    for i in range(n):
-        far[i] = highest - x[i] + 0.0  # not -0.0, whose bits are far from those of 0.0
-    _decay(far[:n], weights[:n], powers, powers_bits)
-    return _total(weights[:n], lanes)
+def _blocks(room):
+    """Two blocks of float64 [256] in ``room``, apart from its other parts."""
+    return room[room.size - BLOCK :], room[room.size - 2 * BLOCK : room.size - BLOCK]
 
 
 @inline
-def _mean_distance(n, far, weights, total, members, room):
-    """Mean of ``far`` under the probabilities ``weights / total``: the entropy less log(total). ``members`` is scratch."""
-    products = members.view(np.float64)
+def _measure(x, n, far, room):
+    """far[i]: how far x[i] lies below the largest."""
+    lanes, _ = _blocks(room)
+    highest = _largest(x[:n], lanes)
     for i in range(n):
-        products[i] = weights[i] * far[i]
-    return _total(products[:n], room[room.size - BLOCK :]) / total
+        far[i] = highest - x[i] + 0.0  # not -0.0, whose bits are far from those of 0.0
+
+
+@inline
+def _weigh(x, n, far, weights, room):
+    """As ``_measure``; weights[i] = exp(-far[i]). Returns their sum: 256 running sums, halved again and again."""
+    lanes, powers = _blocks(room)
+    powers_bits = powers.view(np.int64)
+    highest = _largest(x[:n], lanes)
+    for j in range(BLOCK):
+        lanes[j] = 0.0
+    for start in range(0, n, BLOCK):
+        stop = min(start + BLOCK, n)
+        part, own_far, own = x[start:stop], far[start:stop], weights[start:stop]
+        for j in range(part.size):
+            own_far[j] = highest - part[j] + 0.0
+        decay(own_far, own, powers, powers_bits)
+        for j in range(part.size):
+            lanes[j] += own[j]
+    return halved(lanes)
+
+
+@inline
+def _mean_distance(n, far, weights, total, room):
+    """Mean of ``far`` under the probabilities ``weights / total``: the entropy less log(total)."""
+    lanes, _ = _blocks(room)
+    for j in range(BLOCK):
+        lanes[j] = 0.0
+    for start in range(0, n, BLOCK):
+        part, own = far[start : min(start + BLOCK, n)], weights[start : min(start + BLOCK, n)]
+        for j in range(part.size):
+            lanes[j] += own[j] * part[j]
+    return halved(lanes) / total
+
+
+@inline
+def _places(far, scale, places):
+    """Of up to 256 distances, the bucket and a lane: ``bucket * LANES + lane``, in int32 [256]."""
+    for j in range(far.size):
+        places[j] = np.int32(min(far[j] * scale, BUCKETS - 1.0)) * np.int32(LANES) + np.int32(j % LANES)
+
+
+@inline
+def _spread(far, weights, n, scale, masses, numbers, places):
+    """Sum and count ``weights`` by bucket, into the first BUCKETS of ``masses`` and ``numbers`` (float64 [LANES * BUCKETS]).
+
+    Neighbours are summed in different lanes, so that no addition waits for the one before it.
+    """
+    for i in range(LANES * BUCKETS):
+        masses[i] = 0.0
+        numbers[i] = 0.0
+    for start in range(0, n, BLOCK):
+        part, own = far[start : min(start + BLOCK, n)], weights[start : min(start + BLOCK, n)]
+        _places(part, scale, places)
+        for j in range(part.size):
+            place = np.uint32(places[j])
+            masses[place] += own[j]
+            numbers[place] += 1.0
+    for i in range(BUCKETS):
+        held, count = 0.0, 0.0
+        for lane in range(LANES):
+            held += masses[i * LANES + lane]
+            count += numbers[i * LANES + lane]
+        masses[i] = held
+        numbers[i] = count
 
 
 @inline
@@ -189,28 +250,29 @@ def _sort_by_distance(far, members, size):
 @inline
 def _cut(far, weights, n, wanted, least, members, room):
     """Where the nearest candidates have ``wanted`` mass and are ``least`` many: a distance, and how many at it to keep."""
-    masses = room[room.size - 4 * BUCKETS : room.size - 3 * BUCKETS]
-    numbers = room[room.size - 3 * BUCKETS : room.size - 2 * BUCKETS]
+    tail = room[room.size - ROOM :]
+    masses, numbers = tail[: LANES * BUCKETS], tail[LANES * BUCKETS : 2 * LANES * BUCKETS]
+    lanes, spare = _blocks(room)
     bits = far.view(np.int64)
     held, count, size = 0.0, 0.0, n
     for i in range(min(n, SMALL + 1)):
         members[i] = i
     if n > SMALL:
-        deepest = 0.0
-        for i in range(n):
-            deepest = far[i] if far[i] > deepest else deepest
-        scale = BUCKETS / min(max(deepest, 1e-300), DEEPEST)
-        masses[:] = 0.0
-        numbers[:] = 0.0
-        for i in range(n):
-            place = np.uint32(min(far[i] * scale, BUCKETS - 1.0))
-            masses[place] += weights[i]
-            numbers[place] += 1.0
+        scale = BUCKETS / min(max(_largest(far[:n], lanes), 1e-300), DEEPEST)
+        places = spare.view(np.int32)
+        _spread(far, weights, n, scale, masses, numbers, places)
         bucket, held, count = _crossing(masses, numbers, held, count, wanted, least)
         size = 0
-        for i in range(n):
-            members[np.uint32(size)] = i
-            size += np.int64(min(far[i] * scale, BUCKETS - 1.0)) == bucket
+        for start in range(0, n, BLOCK):
+            part = far[start : min(start + BLOCK, n)]
+            _places(part, scale, places)
+            found = np.int32(0)
+            for j in range(part.size):
+                found += np.int32(places[j] // LANES == bucket)
+            if found > 0:
+                for j in range(part.size):
+                    members[np.uint32(size)] = start + j
+                    size += places[j] // LANES == bucket
     low, high = np.int64(0), np.int64(1)
     while size > SMALL:
         low, high = bits[members[0]], bits[members[0]]
@@ -221,8 +283,8 @@ def _cut(far, weights, n, wanted, least, members, room):
         shift = np.int64(0)
         while (high - low) >> shift >= BUCKETS:
             shift += 1
-        masses[:] = 0.0
-        numbers[:] = 0.0
+        masses[:BUCKETS] = 0.0
+        numbers[:BUCKETS] = 0.0
         for i in range(size):
             place = (bits[members[i]] - low) >> shift
             masses[place] += weights[members[i]]
@@ -252,13 +314,27 @@ def _cut(far, weights, n, wanted, least, members, room):
 def _keep_nearest(ids, x, n, far, distance, ties):
     """Keep candidates nearer than ``distance`` and the first ``ties`` at it."""
     kept = 0
-    for i in range(n):
-        at = far[i] == distance
-        if far[i] < distance or (at and ties > 0):
-            ties -= at
-            ids[kept] = ids[i]
-            x[kept] = x[i]
-            kept += 1
+    for start in range(0, n, BLOCK):
+        part = far[start : min(start + BLOCK, n)]
+        near, at = np.int64(0), np.int64(0)
+        for j in range(part.size):
+            near += part[j] < distance
+            at += part[j] == distance
+        if near + at == 0:
+            continue
+        # Written in any case, and without a branch, which nobody could predict.
+        own_ids, own_x = ids[start : start + part.size], x[start : start + part.size]
+        if at == 0:
+            for j in range(part.size):
+                ids[np.uint32(kept)] = own_ids[j]
+                x[np.uint32(kept)] = own_x[j]
+                kept += part[j] < distance
+        else:
+            for j in range(part.size):
+                ids[np.uint32(kept)] = own_ids[j]
+                x[np.uint32(kept)] = own_x[j]
+                kept += (part[j] < distance) | ((part[j] == distance) & (ties > 0))
+                ties -= part[j] == distance
     return kept
 
 
@@ -266,9 +342,8 @@ def _keep_nearest(ids, x, n, far, distance, ties):
 def top_k(ids, x, n, k, room):
     """Keep the ``k`` likeliest, 1 or more."""
     far, weights, members = _parts(room, x.size)
-    highest = _largest(x[:n], room[room.size - BLOCK :])
+    _measure(x, n, far, room)
     for i in range(n):
-        far[i] = highest - x[i] + 0.0  # not -0.0, whose bits are far from those of 0.0
         weights[i] = 0.0
     distance, ties = _cut(far, weights, n, 0.0, k, members, room)
     return _keep_nearest(ids, x, n, far, distance, ties)
@@ -288,7 +363,7 @@ def typical(ids, x, n, p, min_keep, room):
     """As ``top_p``, but the nearest are those whose surprise is nearest the entropy."""
     far, weights, members = _parts(room, x.size)
     total = _weigh(x, n, far, weights, room)
-    mean = _mean_distance(n, far, weights, total, members, room)
+    mean = _mean_distance(n, far, weights, total, room)
     for i in range(n):
         far[i] = abs(far[i] - mean)
     distance, ties = _cut(far, weights, n, p * total, min_keep, members, room)
@@ -299,11 +374,12 @@ def typical(ids, x, n, p, min_keep, room):
 def within(ids, x, n, distance, min_keep, room):
     """Keep those whose logit is at most ``distance`` below the largest, and at least ``min_keep`` (1 or more)."""
     far, weights, members = _parts(room, x.size)
-    highest = _largest(x[:n], room[room.size - BLOCK :])
+    _measure(x, n, far, room)
     near = 0
     for i in range(n):
-        far[i] = highest - x[i] + 0.0  # not -0.0, whose bits are far from those of 0.0
         near += far[i] <= distance
+    if near == n:
+        return n
     ties = n
     if near < min_keep:
         for i in range(n):
@@ -312,25 +388,49 @@ def within(ids, x, n, distance, min_keep, room):
     return _keep_nearest(ids, x, n, far, distance, ties)
 
 
-@entry("f8(f8[::1], i8)")
-def deviation(x, n):
+@entry("f8(f8[::1], i8, f8[::1])")
+def deviation(x, n, room):
     """Standard deviation of the candidates' logits."""
-    mean = 0.0
-    for i in range(n):
-        mean += x[i]
-    mean /= n
-    squares = 0.0
-    for i in range(n):
-        squares += (x[i] - mean) * (x[i] - mean)
-    return math.sqrt(squares / n)
+    lanes, _ = _blocks(room)
+    mean, result = 0.0, 0.0
+    for turn in range(2):  # the mean, then the mean square of what is left without it
+        for j in range(BLOCK):
+            lanes[j] = 0.0
+        for start in range(0, n, BLOCK):
+            part = x[start : min(start + BLOCK, n)]
+            for j in range(part.size):
+                lanes[j] += part[j] if turn == 0 else (part[j] - mean) * (part[j] - mean)
+        result = halved(lanes) / n
+        if turn == 0:
+            mean = result
+    return math.sqrt(result)
+
+
+@entry("void(f8[::1], i8, f8[::1])")
+def largest(x, n, out):
+    """``out`` (float64 [1 to n]) gets the largest logits of the candidates, descending."""
+    size = out.size
+    for i in range(size):
+        out[i] = x[i]
+    for i in range(size // 2 - 1, -1, -1):
+        _sift(out, i, size)
+    for i in range(size, n):
+        if x[i] > out[0]:
+            out[0] = x[i]
+            _sift(out, 0, size)
+    for last in range(size - 1, 0, -1):
+        smallest = out[0]
+        out[0] = out[last]
+        out[last] = smallest
+        _sift(out, 0, last)
 
 
 @entry("f8(f8[::1], i8, f8[::1], f8[::1])")
 def log_total(x, n, entropy, room):
     """log(sum(exp(x - max(x)))) of the candidates; ``entropy`` float64 [1] gets that of their probabilities, in nats."""
-    far, weights, members = _parts(room, x.size)
+    far, weights, _ = _parts(room, x.size)
     total = _weigh(x, n, far, weights, room)
-    entropy[0] = math.log(total) + _mean_distance(n, far, weights, total, members, room)
+    entropy[0] = math.log(total) + _mean_distance(n, far, weights, total, room)
     return math.log(total)
 
 
@@ -363,23 +463,29 @@ def draw(x, n, uniform, surprise, room):
 
     Inverse of the cumulative distribution, over ascending ids. ``surprise`` float64 [1] gets -log2 of its probability.
     """
-    far, weights = room[: x.size], room[x.size : 2 * x.size]
+    far, weights, _ = _parts(room, x.size)
     _weigh(x, n, far, weights, room)
-    total = 0.0
-    for i in range(n):
-        far[i] = weights[i]
-        total += weights[i]
-        weights[i] = total
+    lanes, _ = _blocks(room)
+    sums, n_blocks, total = far, 0, 0.0  # up to and with each block; distances are not needed any more
+    for start in range(0, n, BLOCK):
+        part = weights[start : min(start + BLOCK, n)]
+        for j in range(BLOCK):
+            lanes[j] = 0.0
+        for j in range(part.size):
+            lanes[j] = part[j]
+        total += halved(lanes)
+        sums[n_blocks] = total
+        n_blocks += 1
     target = uniform * total
-    low, high = 0, n - 1
-    while low < high:
-        middle = (low + high) // 2
-        if weights[middle] > target:
-            high = middle
-        else:
-            low = middle + 1
-    # Rounding can reach past the last candidate that has any probability.
-    while far[low] == 0.0 and low > 0:
-        low -= 1
-    surprise[0] = -math.log2(far[low] / total)
-    return low
+    block = first_above(sums, n_blocks, target)
+    # The block's own sum, in another order, may not reach the target: then its last candidate with any probability.
+    held = sums[block - 1] if block > 0 else 0.0
+    place = block * BLOCK
+    for i in range(block * BLOCK, min((block + 1) * BLOCK, n)):
+        if weights[i] > 0.0:
+            place = i
+            held += weights[i]
+            if held > target:
+                break
+    surprise[0] = -math.log2(weights[place] / total)
+    return place

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from gumba.kernels.filters import BLOCK, _decay
+from gumba.kernels.filters import BLOCK, decay
 from gumba.kernels.jit import entry
-from gumba.kernels.sample import _rank, _scan, _top_k
+from gumba.kernels.sample import _rank, _scan, _top_k, halved
 
 
 @entry("i8(f4[::1], i8, i8, i4[::1], i8[::1], f8[::1], f8[::1])")
@@ -32,16 +32,11 @@ def log_softmax(logits, token, top_k, blocks, heap, room, result):
         part = logits[start : start + BLOCK]
         for j in range(part.size):
             far[j] = highest - np.float64(part[j])
-        _decay(far[: part.size], weights, powers, powers_bits)
+        decay(far[: part.size], weights, powers, powers_bits)
         for j in range(part.size):
             lanes[j] += weights[j]
-    half = BLOCK // 2
-    while half > 0:
-        for j in range(half):
-            lanes[j] += lanes[j + half]
-        half //= 2
     result[0] = highest
-    result[1] = math.log(lanes[0])
+    result[1] = math.log(halved(lanes))
     if top_k > 0:
         _top_k(bits, blocks, top_k, heap)
     own = _rank(bits[token], token)

@@ -96,6 +96,30 @@ def _sift(heap, root, size):
 
 
 @inline
+def halved(lanes):
+    """Sum of ``lanes`` (BLOCK of them), which it overwrites: halved again and again."""
+    half = BLOCK // 2
+    while half > 0:
+        for j in range(half):
+            lanes[j] += lanes[j + half]
+        half //= 2
+    return lanes[0]
+
+
+@inline
+def first_above(sums, size, target):
+    """Place of the first of ``size`` ascending ``sums`` that is above ``target``; the last place where none is."""
+    low, high = 0, size - 1
+    while low < high:
+        middle = (low + high) // 2
+        if sums[middle] > target:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+@inline
 def _top_k(bits, blocks, k, heap):
     """Put the ranks of the ``k`` best tokens into ``heap[:k]``, best first."""
     for i in range(k):
@@ -168,12 +192,7 @@ def _mass(logits, bits, blocks, best, scale, last, masses, terms, powers_bits, p
             start = block * BLOCK
             _weigh(logits[start : start + BLOCK], best, scale, terms, powers_bits, powers)
             _mask(bits[start : start + BLOCK], start, last, terms)
-            half = BLOCK // 2
-            while half > 0:
-                for j in range(half):
-                    terms[j] += terms[j + half]
-                half //= 2
-            total += np.float64(terms[0])
+            total += np.float64(halved(terms))
         masses[block] = total
     return total
 
@@ -365,15 +384,7 @@ def _draw(logits, bits, blocks, best, last, floor, temperature, uniform, heap, w
                 weights[size] = total
                 heap[size] = i
                 size += 1
-    target = uniform * total
-    low, high = 0, size - 1
-    while low < high:
-        middle = (low + high) // 2
-        if weights[middle] > target:
-            high = middle
-        else:
-            low = middle + 1
-    return heap[low]
+    return heap[first_above(weights, size, uniform * total)]
 
 
 @inline

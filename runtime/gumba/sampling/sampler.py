@@ -124,7 +124,7 @@ class _Rare:
         self._lengths = np.empty(0, np.int32)
         self._ids = np.empty(n_vocab, np.int32)
         self._x = np.empty(n_vocab, np.float64)
-        self._room = np.empty(3 * n_vocab + 4 * filters.BUCKETS, np.float64)
+        self._room = np.empty(3 * n_vocab + filters.ROOM, np.float64)
         self._number = np.empty(1, np.float64)
 
     def edit(
@@ -172,8 +172,7 @@ class _Rare:
             n = filters.gather_top_k(row, k, blocks, heap, self._ids, self._x)
             del todo[0]
         else:
-            finite = edit.copy_row(row, _NO_MASK, self._row) if row is not self._row else 0
-            n = finite if finite < 0 else filters.gather(row, self._ids, self._x)
+            n = filters.gather(row, self._ids, self._x)
         if n < 0:
             raise _not_finite(row, -1 - n)
         if n == 0:
@@ -219,7 +218,7 @@ class _Rare:
         elif name == "min_p":
             left = filters.within(ids, x, n, -math.log(params.min_p), keep, room)
         elif name == "top_n_sigma":
-            left = filters.within(ids, x, n, params.top_n_sigma * filters.deviation(x, n), keep, room)
+            left = filters.within(ids, x, n, params.top_n_sigma * filters.deviation(x, n, room), keep, room)
         elif name == "epsilon_cutoff":
             left = self._above(n, params.epsilon_cutoff, keep)
         elif name == "eta_cutoff":
@@ -264,7 +263,8 @@ class _Rare:
         if n == 1:
             return n
         m = min(_MIROSTAT_TOKENS, n)
-        likeliest = np.sort(np.partition(self._x[:n], n - m)[n - m :])[::-1]
+        likeliest = np.empty(m)
+        filters.largest(self._x, n, likeliest)
         places = np.arange(1, m)
         gaps = np.log((places + 1) / places)
         exponent = float((gaps * (likeliest[:-1] - likeliest[1:])).sum() / (gaps * gaps).sum())
