@@ -255,7 +255,7 @@ def test_main_takes_its_arguments_from_the_process(monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_progress_shows_whole_figures(monkeypatch: pytest.MonkeyPatch, columns: int, line: str) -> None:
-    from gumba.cli import progress
+    from gumba import progress
 
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
