@@ -285,12 +285,7 @@ class ContrastiveSearchParams(_SearchParams):
             ``(1 - penalty_alpha) * probability - penalty_alpha * cosine`` is taken, where the cosine is the largest one between
             the token's hidden state and those before. 0 takes the likeliest.
         top_k: Tokens compared, 1 to 1024; each of them is computed.
-        max_tokens: As of ``SamplingParams``.
-        min_tokens: As of ``SamplingParams``.
-        stop_token_ids: As of ``SamplingParams``.
-        ignore_eos: As of ``SamplingParams``.
-        skip_special_tokens: As of ``SamplingParams``.
-        priority: As of ``SamplingParams``.
+        max_tokens, min_tokens, stop_token_ids, ignore_eos, skip_special_tokens, priority: As of ``SamplingParams``.
 
     Raises:
         RequestError: A value has the wrong type or is out of range; the message names the field.
@@ -323,12 +318,8 @@ class BeamSearchParams(_SearchParams):
         diversity_penalty: Subtracted from a token's score for each time that earlier groups chose it in this step, 0 to 100.
         temperature: Divides the logits before their log-probabilities are taken, 0 to 100; 0 leaves them, as 1 does.
         repetition_penalty: Multiplies the log-probabilities of tokens that occurred in prompt or answer, 0.01 to 100.
-        no_repeat_ngram_size: As of ``SamplingParams``.
-        stop_token_ids: As of ``SamplingParams``.
-        ignore_eos: As of ``SamplingParams``.
-        skip_special_tokens: As of ``SamplingParams``.
-        priority: As of ``SamplingParams``.
-        cache_prompt: As of ``SamplingParams``.
+        no_repeat_ngram_size, stop_token_ids, ignore_eos, skip_special_tokens, priority, cache_prompt: As of
+            ``SamplingParams``.
 
     Raises:
         RequestError: A value has the wrong type or is out of range; the message names the field.
