@@ -241,7 +241,10 @@ class _Run:
         if t.failed:
             parts.append(count(t.failed, "line") + " answered by an error")
         if kept:
-            parts.append(f"{kept} kept from an earlier run")
+            errors = self._results.n_kept_errors
+            parts.append(
+                f"{kept} kept from an earlier run" + (f" ({count(errors, 'error')} among them)" if errors else "")
+            )
         speed = ""
         if self._elapsed and t.answered:
             speed = (
