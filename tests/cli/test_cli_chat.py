@@ -240,6 +240,8 @@ def test_probabilities(gumba: Callable, tiny: Path, llm: LLM) -> None:
     switched = gumba("chat", tiny, stdin=script("/probs on", "/probs ON", "/probs off", "/probs off")).err
     on, off = "token probabilities: on, with the 3 likeliest\n", "token probabilities: off\n"
     assert switched == on * 2 + off * 2
+    shown = gumba("chat", tiny, *ARGS, stdin=script("/probs", "hello", "/probs off", "/show")).err
+    assert "\ntemperature 0.0\n" in shown and "logprobs" not in shown
     assert (result.code, result.out) == (0, out(*[found.text] * 3))
     rows = re.findall(r'^ *([\d.]+)%  (".*?")(  of (".*?") ([\d.]+)%, (".*?") ([\d.]+)%)?$', result.err, re.M)
     assert len(rows) == 2 * len(found.token_ids) == 16

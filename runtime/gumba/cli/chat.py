@@ -331,6 +331,8 @@ class Talk:
             f"model {printable(str(self._llm.metadata.get('general.name', '')))}, context {self._llm.model.n_ctx} tokens"
         )
         for name, value in settings.items():
+            if name in _REFUSED:  # what /probs asks for is no setting
+                continue
             if value != usual[name] or name in ("temperature", "top_k", "top_p", "min_p", "seed", "max_tokens"):
                 note(f"{name} {_json(value)}")
 
