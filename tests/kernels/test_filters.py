@@ -88,6 +88,18 @@ def test_deviation(n: int) -> None:
 
 
 @every_size
+@pytest.mark.parametrize("temperature", [0.0, 1e-300, 0.3, 1.0, 100.0])
+def test_divide(n: int, temperature: float) -> None:
+    _, x, room = candidates(row_of(n))
+    below = x - x.max()
+    expected = np.zeros(n)
+    with np.errstate(all="ignore"):
+        np.divide(below, temperature, out=expected, where=below < 0)
+    filters.divide(x, n, temperature, room)
+    np.testing.assert_array_equal(x, np.maximum(expected, -1e300))
+
+
+@every_size
 @pytest.mark.parametrize("m", [1, 2, 100])
 def test_largest(n: int, m: int) -> None:
     _, x, _ = candidates(row_of(n))

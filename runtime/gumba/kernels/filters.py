@@ -18,10 +18,9 @@ import numpy as np
 
 from gumba.kernels.edit import BANNED
 from gumba.kernels.jit import entry, inline
-from gumba.kernels.sample import INFINITY_BITS, LANES, _scan, _sift, _top_k, first_above, halved
+from gumba.kernels.sample import BLOCK, INFINITY_BITS, LANES, _scan, _sift, _top_k, first_above, halved
+from gumba.kernels.weights import largest_of, mean_distance, measure, two_blocks, weigh
 
-#: Elements that are worked on at once.
-BLOCK = 256
 BUCKETS = 512
 #: Scratch besides what is as long as the candidates: sums and counts by bucket, two blocks, and a block of places.
 ROOM = 2 * LANES * BUCKETS + 2 * BLOCK
@@ -29,6 +28,8 @@ ROOM = 2 * LANES * BUCKETS + 2 * BLOCK
 SMALL = 64
 #: Distances from here on are in one bucket of the first round: exp(-32) = 1e-14.
 DEEPEST = 32.0
+#: How far below the largest a logit can be once temperature has divided it.
+LOWEST = -1e300
 
 
 @entry("i8(f4[::1], i4[::1], f8[::1])")
@@ -92,99 +93,9 @@ def gather_top_k(row, k, blocks, heap, ids, x):
 
 
 @inline
-def _largest(values, lanes):
-    """Largest of ``values`` (float64 [1 or more]); ``lanes`` float64 [256] is scratch."""
-    for j in range(BLOCK):
-        lanes[j] = values[0]
-    for start in range(0, values.size, BLOCK):
-        part = values[start : start + BLOCK]
-        for j in range(part.size):
-            lanes[j] = part[j] if part[j] > lanes[j] else lanes[j]
-    for j in range(1, BLOCK):
-        lanes[0] = lanes[j] if lanes[j] > lanes[0] else lanes[0]
-    return lanes[0]
-
-
-@inline
-def decay(far, weights, powers, powers_bits):
-    """weights[i] = exp(-far[i]) for up to 256 distances of 0 or more, in vector code; 0 from 700 on.
-
-    ``powers`` float64 [256] and its int64 view ``powers_bits`` are scratch.
-    """
-    for j in range(far.size):
-        # exp(t) = 2^whole * exp(rest), |rest| <= ln(2) / 2: ln(2) in two parts, and
-        # eight terms of the series of rest / 4, to the fourth power.
-        t = -(far[j] if far[j] < 700.0 else 700.0)
-        whole = np.int32(t * 1.4426950408889634 - 0.5)
-        rest = t - np.float64(whole) * 0.6931471803691238
-        rest = rest - np.float64(whole) * 1.9082149292705877e-10
-        quarter = rest * 0.25
-        series = (1 / 40320) * quarter + (1 / 5040)
-        series = series * quarter + (1 / 720)
-        series = series * quarter + (1 / 120)
-        series = series * quarter + (1 / 24)
-        series = series * quarter + (1 / 6)
-        series = series * quarter + 0.5
-        series = series * quarter + 1.0
-        series = series * quarter + 1.0
-        series = series * series
-        weights[j] = series * series
-        powers_bits[j] = (np.int64(whole) + 1023) << 52
-    for j in range(far.size):
-        weights[j] = weights[j] * powers[j] if far[j] < 700.0 else 0.0
-
-
-@inline
 def _parts(room, size):
     """The parts of ``room`` that are as long as ``x``: distances, weights, members (int64)."""
     return room[:size], room[size : 2 * size], room[2 * size : 3 * size].view(np.int64)
-
-
-@inline
-def _blocks(room):
-    """Two blocks of float64 [256] in ``room``, apart from its other parts."""
-    return room[room.size - BLOCK :], room[room.size - 2 * BLOCK : room.size - BLOCK]
-
-
-@inline
-def _measure(x, n, far, room):
-    """far[i]: how far x[i] lies below the largest."""
-    lanes, _ = _blocks(room)
-    highest = _largest(x[:n], lanes)
-    for i in range(n):
-        far[i] = highest - x[i] + 0.0  # not -0.0, whose bits are far from those of 0.0
-
-
-@inline
-def _weigh(x, n, far, weights, room):
-    """As ``_measure``; weights[i] = exp(-far[i]). Returns their sum: 256 running sums, halved again and again."""
-    lanes, powers = _blocks(room)
-    powers_bits = powers.view(np.int64)
-    highest = _largest(x[:n], lanes)
-    for j in range(BLOCK):
-        lanes[j] = 0.0
-    for start in range(0, n, BLOCK):
-        stop = min(start + BLOCK, n)
-        part, own_far, own = x[start:stop], far[start:stop], weights[start:stop]
-        for j in range(part.size):
-            own_far[j] = highest - part[j] + 0.0
-        decay(own_far, own, powers, powers_bits)
-        for j in range(part.size):
-            lanes[j] += own[j]
-    return halved(lanes)
-
-
-@inline
-def _mean_distance(n, far, weights, total, room):
-    """Mean of ``far`` under the probabilities ``weights / total``: the entropy less log(total)."""
-    lanes, _ = _blocks(room)
-    for j in range(BLOCK):
-        lanes[j] = 0.0
-    for start in range(0, n, BLOCK):
-        part, own = far[start : min(start + BLOCK, n)], weights[start : min(start + BLOCK, n)]
-        for j in range(part.size):
-            lanes[j] += own[j] * part[j]
-    return halved(lanes) / total
 
 
 @inline
@@ -252,13 +163,13 @@ def _cut(far, weights, n, wanted, least, members, room):
     """Where the nearest candidates have ``wanted`` mass and are ``least`` many: a distance, and how many at it to keep."""
     tail = room[room.size - ROOM :]
     masses, numbers = tail[: LANES * BUCKETS], tail[LANES * BUCKETS : 2 * LANES * BUCKETS]
-    lanes, spare = _blocks(room)
+    lanes, spare = two_blocks(room)
     bits = far.view(np.int64)
     held, count, size = 0.0, 0.0, n
     for i in range(min(n, SMALL + 1)):
         members[i] = i
     if n > SMALL:
-        scale = BUCKETS / min(max(_largest(far[:n], lanes), 1e-300), DEEPEST)
+        scale = BUCKETS / min(max(largest_of(far[:n], lanes), 1e-300), DEEPEST)
         places = spare.view(np.int32)
         _spread(far, weights, n, scale, masses, numbers, places)
         bucket, held, count = _crossing(masses, numbers, held, count, wanted, least)
@@ -342,7 +253,7 @@ def _keep_nearest(ids, x, n, far, distance, ties):
 def top_k(ids, x, n, k, room):
     """Keep the ``k`` likeliest, 1 or more."""
     far, weights, members = _parts(room, x.size)
-    _measure(x, n, far, room)
+    measure(x, n, far, room)
     for i in range(n):
         weights[i] = 0.0
     distance, ties = _cut(far, weights, n, 0.0, k, members, room)
@@ -353,7 +264,7 @@ def top_k(ids, x, n, k, room):
 def top_p(ids, x, n, p, min_keep, room):
     """Keep the likeliest until they hold the probability ``p``, and at least ``min_keep`` (1 or more)."""
     far, weights, members = _parts(room, x.size)
-    total = _weigh(x, n, far, weights, room)
+    total = weigh(x, n, far, weights, room)
     distance, ties = _cut(far, weights, n, p * total, min_keep, members, room)
     return _keep_nearest(ids, x, n, far, distance, ties)
 
@@ -362,8 +273,8 @@ def top_p(ids, x, n, p, min_keep, room):
 def typical(ids, x, n, p, min_keep, room):
     """As ``top_p``, but the nearest are those whose surprise is nearest the entropy."""
     far, weights, members = _parts(room, x.size)
-    total = _weigh(x, n, far, weights, room)
-    mean = _mean_distance(n, far, weights, total, room)
+    total = weigh(x, n, far, weights, room)
+    mean = mean_distance(n, far, weights, total, room)
     for i in range(n):
         far[i] = abs(far[i] - mean)
     distance, ties = _cut(far, weights, n, p * total, min_keep, members, room)
@@ -374,7 +285,7 @@ def typical(ids, x, n, p, min_keep, room):
 def within(ids, x, n, distance, min_keep, room):
     """Keep those whose logit is at most ``distance`` below the largest, and at least ``min_keep`` (1 or more)."""
     far, weights, members = _parts(room, x.size)
-    _measure(x, n, far, room)
+    measure(x, n, far, room)
     near = 0
     for i in range(n):
         near += far[i] <= distance
@@ -388,10 +299,22 @@ def within(ids, x, n, distance, min_keep, room):
     return _keep_nearest(ids, x, n, far, distance, ties)
 
 
+@entry("void(f8[::1], i8, f8, f8[::1])")
+def divide(x, n, temperature, room):
+    """Logits below the largest, divided by ``temperature`` (0 or more); one of 0 leaves the largest alone."""
+    lanes, _ = two_blocks(room)
+    highest = largest_of(x[:n], lanes)
+    for i in range(n):
+        below = x[i] - highest
+        cooled = below / temperature
+        cooled = cooled if cooled > LOWEST else LOWEST
+        x[i] = cooled if below < 0.0 else 0.0  # 0 / 0 is not a number
+
+
 @entry("f8(f8[::1], i8, f8[::1])")
 def deviation(x, n, room):
     """Standard deviation of the candidates' logits."""
-    lanes, _ = _blocks(room)
+    lanes, _ = two_blocks(room)
     mean, result = 0.0, 0.0
     for turn in range(2):  # the mean, then the mean square of what is left without it
         for j in range(BLOCK):
@@ -429,8 +352,8 @@ def largest(x, n, out):
 def log_total(x, n, entropy, room):
     """log(sum(exp(x - max(x)))) of the candidates; ``entropy`` float64 [1] gets that of their probabilities, in nats."""
     far, weights, _ = _parts(room, x.size)
-    total = _weigh(x, n, far, weights, room)
-    entropy[0] = math.log(total) + _mean_distance(n, far, weights, total, room)
+    total = weigh(x, n, far, weights, room)
+    entropy[0] = math.log(total) + mean_distance(n, far, weights, total, room)
     return math.log(total)
 
 
@@ -464,8 +387,8 @@ def draw(x, n, uniform, surprise, room):
     Inverse of the cumulative distribution, over ascending ids. ``surprise`` float64 [1] gets -log2 of its probability.
     """
     far, weights, _ = _parts(room, x.size)
-    _weigh(x, n, far, weights, room)
-    lanes, _ = _blocks(room)
+    weigh(x, n, far, weights, room)
+    lanes, _ = two_blocks(room)
     sums, n_blocks, total = far, 0, 0.0  # up to and with each block; distances are not needed any more
     for start in range(0, n, BLOCK):
         part = weights[start : min(start + BLOCK, n)]

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from gumba.kernels.filters import BLOCK, decay
 from gumba.kernels.jit import entry
-from gumba.kernels.sample import _rank, _scan, _top_k, halved
+from gumba.kernels.sample import BLOCK, _rank, _scan, _top_k, halved
+from gumba.kernels.weights import decay
 
 
 @entry("i8(f4[::1], i8, i8, i4[::1], i8[::1], f8[::1], f8[::1])")

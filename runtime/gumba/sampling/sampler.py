@@ -18,8 +18,6 @@ from gumba.sampling.state import HEAP, SamplerState, UniformStream
 __all__ = ["Choice", "Sampler", "SamplerState", "UniformStream"]
 
 _NO_MASK = np.empty(0, np.uint32)
-#: How far below the best a logit can be once temperature has divided it.
-_LOWEST = -1e300
 #: Mirostat looks at this many of the likeliest tokens (version 1).
 _MIROSTAT_TOKENS = 100
 
@@ -43,7 +41,7 @@ class Sampler:
         self._weights = np.empty(max(n_vocab, LANES * BUCKETS), np.float64)
         self._terms = np.empty(2 * BLOCK, np.float32)
         self._result = np.empty(2, np.float64)
-        self._wide = np.empty(4 * filters.BLOCK, np.float64)
+        self._wide = np.empty(4 * BLOCK, np.float64)
         self._rare: _Rare | None = None
 
     def sample(
@@ -205,7 +203,7 @@ class _Rare:
         elif name == "dry":
             edit.dry(ids, x, n, *self._dry(state))
         elif name == "temperature":
-            self._divide(n, self._temperature(n, params))
+            filters.divide(x, n, self._temperature(n, params), room)
         elif n == 1:
             pass
         elif name == "top_k":
@@ -249,14 +247,6 @@ class _Rare:
         share = min(max(float(self._number[0]) / math.log(n), 0.0), 1.0)
         low, high = max(params.temperature - params.dynatemp_range, 0.0), params.temperature + params.dynatemp_range
         return float(low + (high - low) * share**params.dynatemp_exponent)
-
-    def _divide(self, n: int, temperature: float) -> None:
-        """Logits below the largest, divided by ``temperature``; one of 0 leaves the largest alone."""
-        x = self._x[:n]
-        x -= x.max()
-        with np.errstate(all="ignore"):
-            np.divide(x, temperature, out=x, where=x < 0)
-        np.maximum(x, _LOWEST, out=x)
 
     def _mirostat_top_k(self, n: int, state: SamplerState) -> int:
         """Keep as many of the likeliest tokens as Zipf's law gives the wanted surprise (Basu et al., algorithm 1)."""
