@@ -18,7 +18,18 @@ import numpy as np
 
 from gumba.kernels.edit import BANNED
 from gumba.kernels.jit import entry, inline
-from gumba.kernels.sample import BLOCK, INFINITY_BITS, LANES, _scan, _sift, _top_k, first_above, halved
+from gumba.kernels.sample import (
+    BLOCK,
+    INFINITY_BITS,
+    LANES,
+    _heapify,
+    _scan,
+    _sift,
+    _top_k,
+    _unheap,
+    first_above,
+    halved,
+)
 from gumba.kernels.weights import largest_of, mean_distance, measure, two_blocks, weigh
 
 BUCKETS = 512
@@ -77,13 +88,8 @@ def gather_top_k(row, k, blocks, heap, ids, x):
     _top_k(bits, blocks, k, heap)
     for i in range(k):
         heap[i] = (heap[i] & 0xFFFFFFFF) - 0xFFFFFFFF  # minus the token
-    for i in range(k // 2 - 1, -1, -1):
-        _sift(heap, i, k)
-    for size in range(k - 1, 0, -1):
-        smallest = heap[0]
-        heap[0] = heap[size]
-        heap[size] = smallest
-        _sift(heap, 0, size)
+    _heapify(heap, k)
+    _unheap(heap, k)
     size = 0
     for i in range(k):
         ids[size] = -heap[i]
@@ -335,17 +341,12 @@ def largest(x, n, out):
     size = out.size
     for i in range(size):
         out[i] = x[i]
-    for i in range(size // 2 - 1, -1, -1):
-        _sift(out, i, size)
+    _heapify(out, size)
     for i in range(size, n):
         if x[i] > out[0]:
             out[0] = x[i]
             _sift(out, 0, size)
-    for last in range(size - 1, 0, -1):
-        smallest = out[0]
-        out[0] = out[last]
-        out[last] = smallest
-        _sift(out, 0, last)
+    _unheap(out, size)
 
 
 @entry("f8(f8[::1], i8, f8[::1], f8[::1])")

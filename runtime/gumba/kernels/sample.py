@@ -96,6 +96,23 @@ def _sift(heap, root, size):
 
 
 @inline
+def _heapify(heap, size):
+    """Make a heap, smallest on top, of ``heap[:size]``."""
+    for i in range(size // 2 - 1, -1, -1):
+        _sift(heap, i, size)
+
+
+@inline
+def _unheap(heap, size):
+    """Put the heap ``heap[:size]`` in descending order."""
+    for last in range(size - 1, 0, -1):
+        smallest = heap[0]
+        heap[0] = heap[last]
+        heap[last] = smallest
+        _sift(heap, 0, last)
+
+
+@inline
 def halved(lanes):
     """Sum of ``lanes`` (BLOCK of them), which it overwrites: halved again and again."""
     half = BLOCK // 2
@@ -124,8 +141,7 @@ def _top_k(bits, blocks, k, heap):
     """Put the ranks of the ``k`` best tokens into ``heap[:k]``, best first."""
     for i in range(k):
         heap[i] = _rank(bits[i], i)
-    for i in range(k // 2 - 1, -1, -1):
-        _sift(heap, i, k)
+    _heapify(heap, k)
     for block in range(k // BLOCK, blocks.size):
         if (np.int64(blocks[block]) << 32) + 0xFFFFFFFF < heap[0]:
             continue
@@ -134,11 +150,7 @@ def _top_k(bits, blocks, k, heap):
             if rank > heap[0]:
                 heap[0] = rank
                 _sift(heap, 0, k)
-    for size in range(k - 1, 0, -1):
-        smallest = heap[0]
-        heap[0] = heap[size]
-        heap[size] = smallest
-        _sift(heap, 0, size)
+    _unheap(heap, k)
 
 
 @inline
@@ -326,8 +338,7 @@ def _cut_top_p(logits, bits, blocks, best, top_p, heap, buckets, terms, powers_b
         return _rank(bits[heap[index]], heap[index])
     for i in range(size):
         heap[i] = -_rank(bits[heap[i]], heap[i])
-    for i in range(size // 2 - 1, -1, -1):
-        _sift(heap, i, size)
+    _heapify(heap, size)
     last = -heap[0]
     while size > 0:
         last = -heap[0]
