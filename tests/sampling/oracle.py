@@ -143,7 +143,9 @@ def tempered(x, params):
         low, high = max(temperature - params.dynatemp_range, 0), temperature + params.dynatemp_range
         temperature = low + (high - low) * (entropy(softmax(x)) / math.log(x.size)) ** params.dynatemp_exponent
     with np.errstate(all="ignore"):
-        return np.maximum(np.where(x < x.max(), (x - x.max()) / temperature, 0.0), -1e300)
+        top = np.float64(x.max()) / temperature  # penalties that come later look at signs
+        divided = np.maximum(np.where(x < x.max(), (x - x.max()) / temperature, 0.0), -1e300)
+    return divided + top if np.isfinite(top) else divided
 
 
 def mirostat_kept(ids, x, n_vocab, params, mu, nudge):

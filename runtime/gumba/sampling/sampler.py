@@ -203,7 +203,7 @@ class _Rare:
         elif name == "dry":
             edit.dry(ids, x, n, *self._dry(state))
         elif name == "temperature":
-            filters.divide(x, n, self._temperature(n, params), room)
+            self._divide(n, self._temperature(n, params), signed=state.chain.signed)
         elif n == 1:
             pass
         elif name == "top_k":
@@ -247,6 +247,14 @@ class _Rare:
         share = min(max(float(self._number[0]) / math.log(n), 0.0), 1.0)
         low, high = max(params.temperature - params.dynatemp_range, 0.0), params.temperature + params.dynatemp_range
         return float(low + (high - low) * share**params.dynatemp_exponent)
+
+    def _divide(self, n: int, temperature: float, signed: bool) -> None:
+        """Logits divided by ``temperature``; the largest becomes 0, unless it is ``signed``."""
+        best = float(self._x[:n].max()) if signed else 0.0
+        filters.divide(self._x, n, temperature, self._room)
+        top = best / temperature if temperature else 0.0
+        if math.isfinite(top):
+            self._x[:n] += top
 
     def _mirostat_top_k(self, n: int, state: SamplerState) -> int:
         """Keep as many of the likeliest tokens as Zipf's law gives the wanted surprise (Basu et al., algorithm 1)."""

@@ -67,6 +67,8 @@ class Chain:
             edits += 1
         #: Samplers that change the row before there are candidates, and those that work on candidates.
         self.edits, self.filters = active[:edits], active[edits:]
+        #: Whether it matters which logits are positive after the temperature has divided them.
+        self.signed = "penalties" in self.filters and "temperature" in self.filters[: self.filters.index("penalties")]
         order = [_ONE_CALL.index(name) for name in self.filters if name in _ONE_CALL]
         #: Whether all filters are one compiled call.
         self.one_call = self.greedy or (
