@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gumba import LLM, RequestError, SamplingParams, StructuredOutputsParams, Tokenizer
-from gumba.sampling.healing import HealedDecoder, Healing, healable, spellings
+from gumba.sampling.healing import HealedDecoder, Healing, Spellings, healable, spellings
 from gumba.text.vocabulary import TokenType
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "cli"))
@@ -76,6 +76,32 @@ def test_pieces_shorter_than_the_token() -> None:
         healing.accept(shortest)
         spelled += tokenizer.token_bytes(shortest)
     assert spelled.startswith(wanted) and other.mask() is not None
+
+
+def test_a_piece_after_which_nothing_fits_is_not_allowed() -> None:
+    class Vocabulary:
+        texts = (b"a", b"abc", b"ab", b"cd", b"bcx", b"x")
+        n_vocab, eog_ids = len(texts), frozenset({5})
+
+        def token_bytes(self, token: int) -> bytes:
+            return self.texts[token]
+
+        def token_type(self, token: int) -> TokenType:
+            return TokenType.NORMAL
+
+    def allowed(wanted: bytes) -> set[int]:
+        mask = Spellings(Vocabulary()).mask(wanted)  # type: ignore[arg-type]
+        return set(np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")).tolist())
+
+    assert allowed(b"abc") == {0, 1, 2}  # a bcx, abc, ab cd
+    assert allowed(b"abcd") == {2}  # not abc: nothing begins with d
+    assert allowed(b"abcdc") == {2}  # ab cd cd
+
+
+def test_a_stop_token_is_not_written_anew(llm: LLM) -> None:
+    ids = llm.tokenizer.encode("hello wor")
+    params = SamplingParams(seed=1, max_tokens=5, token_healing=True, stop_token_ids=[ids[-1]])
+    assert llm.generate(["hello wor"], params)[0].prompt_token_ids == ids
 
 
 def test_texts_are_cut_once() -> None:

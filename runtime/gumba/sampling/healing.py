@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from bisect import bisect_left
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence, Set
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,18 +34,34 @@ class Spellings:
         self._n_vocab = tokenizer.n_vocab
 
     def mask(self, wanted: bytes) -> np.ndarray[Any, Any]:
-        """Tokens that begin with ``wanted``, and those that it begins with: uint32 bit mask [ceil(n_vocab / 32)]."""
+        """Tokens that begin with ``wanted``, and those that it begins with, if others spell the rest of it.
+
+        uint32 bit mask [ceil(n_vocab / 32)].
+        """
         allowed = np.zeros(-(-self._n_vocab // 32) * 32, np.bool_)
+        whole = self._beginning(wanted)
+        allowed[self._tokens[whole]] = True
+        # Which ends of ``wanted`` can be spelled: the longer ones by way of the shorter ones.
+        spelled: dict[int, bool] = {}
+        for start in range(len(wanted) - 1, 0, -1):
+            rest = self._beginning(wanted[start:])
+            spelled[start] = rest.start < rest.stop or any(
+                spelled[end] and self._equal(wanted[start:end]) for end in range(start + 1, len(wanted))
+            )
         for length in range(1, len(wanted)):
-            at = bisect_left(self._texts, wanted[:length])
-            while at < len(self._texts) and self._texts[at] == wanted[:length]:
-                allowed[self._tokens[at]] = True
-                at += 1
-        at = bisect_left(self._texts, wanted)
-        while at < len(self._texts) and self._texts[at].startswith(wanted):
-            allowed[self._tokens[at]] = True
-            at += 1
+            if spelled[length]:
+                for token in self._equal(wanted[:length]):
+                    allowed[token] = True
         return np.packbits(allowed, bitorder="little").view(np.uint32)
+
+    def _beginning(self, text: bytes) -> slice:
+        """Where the texts are that begin with ``text``."""
+        start = bisect_left(self._texts, text)
+        return slice(start, bisect_right(self._texts, text, start, key=lambda each: each[: len(text)]))
+
+    def _equal(self, text: bytes) -> list[int]:
+        """The tokens of exactly this text."""
+        return self._tokens[bisect_left(self._texts, text) : bisect_right(self._texts, text)]
 
 
 _known: weakref.WeakKeyDictionary[Tokenizer, Spellings] = weakref.WeakKeyDictionary()
@@ -108,9 +124,12 @@ class HealedDecoder:
         return text[cut:]
 
 
-def healable(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of a prompt's last token, where it can be written anew: whole characters, and not all that there is."""
-    if len(ids) < 2 or tokenizer.token_type(ids[-1]) is not TokenType.NORMAL:
+def healable(tokenizer: Tokenizer, ids: Sequence[int], end_ids: Set[int] = frozenset()) -> str:
+    """The text of a prompt's last token, where it can be written anew: whole characters, and not all that there is.
+
+    A token of ``end_ids`` would end the answer before it has begun.
+    """
+    if len(ids) < 2 or tokenizer.token_type(ids[-1]) is not TokenType.NORMAL or ids[-1] in end_ids:
         return ""
     try:
         return tokenizer.token_bytes(ids[-1]).decode("utf-8")

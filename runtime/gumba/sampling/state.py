@@ -211,7 +211,7 @@ class SamplerState:
         self._coins = UniformStream(seed, stream=1)
 
     def _append(self, token: int) -> None:
-        assert self._tokens is not None
+        assert self._tokens is not None  # its callers have looked
         if self._size == self._tokens.size:
             self._tokens = np.concatenate([self._tokens, np.empty(self._tokens.size, np.int32)])
         self._tokens[self._size] = token
