@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import pickle
+import sys
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -451,3 +454,47 @@ def test_grammars_are_checked_when_made(tmp_path):
     (tmp_path / "a.gbnf").write_text('root ::= "a"')
     assert LlamaGrammar.from_file(tmp_path / "a.gbnf").structured_outputs().grammar == 'root ::= "a"'
     assert LlamaGrammar.from_json_schema('{"type": "object"}').structured_outputs().json == '{"type": "object"}'
+
+
+# ------------------------------------------------------------------------------------------- what applications read
+
+
+def test_keywords_of_older_versions_have_no_effect(tiny):
+    with Llama(tiny, n_ctx=64, n_batch=32, f16_kv=True, n_parts=-1, low_vram=False, mul_mat_q=True) as llama:
+        assert (llama.context_params.n_ctx, llama.context_params.n_batch, llama.n_threads > 0) == (64, 32, True)
+        assert llama.model_params.vocab_only is False
+
+
+def test_a_draft_model_of_ones_own_changes_nothing(tiny, llm):
+    class Draft(llama_cpp.llama_speculative.LlamaDraftModel):
+        def __call__(self, input_ids, /, **kwargs):
+            raise AssertionError("never asked")
+
+    with Llama(tiny, n_ctx=128, draft_model=Draft()) as llama:
+        answer = llama(PROMPT, max_tokens=6, temperature=0)
+    assert answer["choices"][0]["text"] == text_of(llm, ended(llm, greedy(llm, PROMPT, 6)))
+
+
+def test_the_grammar_of_json(llama):
+    grammar = LlamaGrammar.from_string(llama_cpp.llama_grammar.JSON_GBNF)
+    for seed in range(8):
+        answer = llama("a", max_tokens=100, temperature=2.0, seed=seed, grammar=grammar)["choices"][0]
+        assert answer["finish_reason"] == "length" or isinstance(json.loads(answer["text"]), dict)
+        assert answer["text"].startswith("{")
+
+
+def test_answers_in_the_classes_of_openai(llama, monkeypatch):
+    messages = [{"role": "user", "content": "hello"}]
+    monkeypatch.setitem(sys.modules, "openai.types.chat", None)
+    with pytest.raises(ImportError, match="pip install openai") as missing:
+        llama.create_chat_completion_openai_v1(messages, max_tokens=3)
+    assert isinstance(missing.value, GumbaError)
+    for name in ("openai", "openai.types", "openai.types.chat"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    chat = sys.modules["openai.types.chat"]
+    chat.ChatCompletion, chat.ChatCompletionChunk = types.SimpleNamespace, types.SimpleNamespace
+    answer = llama.create_chat_completion_openai_v1(messages, max_tokens=3, temperature=0)
+    assert answer.object == "chat.completion" and answer.choices[0]["message"]["role"] == "assistant"
+    chunks = list(llama.create_chat_completion_openai_v1(messages, max_tokens=3, temperature=0, stream=True))
+    text = "".join(chunk.choices[0]["delta"].get("content", "") for chunk in chunks)
+    assert text == answer.choices[0]["message"]["content"] and chunks[0].object == "chat.completion.chunk"

@@ -6,6 +6,7 @@ import gc
 import json
 import random
 import re
+import sys
 import threading
 import weakref
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gumba import LLM, SamplingParams
 from gumba.errors import RequestError
 from gumba.params import StructuredOutputsParams
 from gumba.sampling import constraint_tokens
@@ -434,3 +436,17 @@ def test_a_missing_library_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -
     tokenizer = Tokenizer.from_gguf(DATA / "tokenizer_qwen2.gguf")
     with pytest.raises(RequestError, match=r"pip install 'gumba\[structured\]'"):
         compile_constraint(StructuredOutputsParams(json_object=True), tokenizer)
+
+
+def test_a_complete_text_ends_the_answer_even_without_eos(tmp_path: Path) -> None:
+    sys.path.insert(0, str(DATA.parent / "cli"))
+    import tiny_chat
+
+    choice = StructuredOutputsParams(choice=["yes", "yes sir"])
+    with LLM(tiny_chat.write(tmp_path / "tiny.gguf")) as llm:
+        for seed in range(20):
+            params = SamplingParams(
+                seed=seed, temperature=1.0, ignore_eos=True, skip_special_tokens=False, structured_outputs=choice
+            )
+            (result,) = llm.generate(["hello"], params)
+            assert result.outputs[0].text in ("yes", "yes sir") and result.outputs[0].finish_reason == "stop"

@@ -14,7 +14,7 @@ from gumba.compat.llama_cpp import llama_chat_format
 from gumba.compat.llama_cpp.completion import Completion, log_softmax, steps
 from gumba.compat.llama_cpp.llama_grammar import LlamaGrammar
 from gumba.compat.llama_cpp.loaded import LlamaState, LoadedModel
-from gumba.compat.llama_cpp.options import pooling_name
+from gumba.compat.llama_cpp.options import PackageError, pooling_name
 from gumba.compat.llama_cpp.sampling import (
     Controls,
     LogitsProcessor,
@@ -345,6 +345,22 @@ class Llama(LoadedModel):
             logprobs=logprobs,
             top_logprobs=top_logprobs,
         )
+
+    def create_chat_completion_openai_v1(self, *args: Any, **kwargs: Any) -> Any:
+        """As ``create_chat_completion``, in the classes of the ``openai`` package.
+
+        Raises EngineError (an ImportError too) where that is not installed.
+        """
+        try:
+            from openai.types.chat import ChatCompletion, ChatCompletionChunk
+        except ImportError:
+            raise PackageError(
+                "create_chat_completion_openai_v1 needs the package openai, which is not installed: pip install openai"
+            ) from None
+        answer = self.create_chat_completion(*args, **kwargs)
+        if isinstance(answer, dict):
+            return ChatCompletion(**answer)
+        return (ChatCompletionChunk(**chunk) for chunk in answer)
 
     # --------------------------------------------------------------------------------------------- embeddings
 

@@ -12,6 +12,18 @@ from gumba.params import StructuredOutputsParams, show
 
 LLAMA_GRAMMAR_DEFAULT_ROOT = "root"
 
+#: Any JSON object, for ``LlamaGrammar.from_string``.
+JSON_GBNF = r"""
+root   ::= object
+value  ::= object | array | string | number | "true" | "false" | "null"
+object ::= "{" ws ( member ( "," ws member )* )? "}" ws
+member ::= string ws ":" ws value ws
+array  ::= "[" ws ( value ws ( "," ws value ws )* )? "]"
+string ::= "\"" ( [^"\\\x00-\x1f\x7f] | "\\" ( ["\\/bfnrt] | "u" [0-9a-fA-F]{4} ) )* "\""
+number ::= "-"? ( "0" | [1-9] [0-9]{0,15} ) ( "." [0-9]{1,16} )? ( [eE] [-+]? [0-9]{1,2} )?
+ws     ::= [ \n]{0,20}
+"""
+
 
 class LlamaGrammar:
     """A GBNF grammar, or a JSON schema, for the ``grammar`` keyword of generating calls.

@@ -8,7 +8,7 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import numpy as np
@@ -112,6 +112,10 @@ class LoadedModel:
                 )
             self._tokenizer = self._llm.tokenizer
         self.tokenizer_ = LlamaTokenizer(self)
+        self.n_threads = self.n_threads_batch = n_threads or n_threads_batch or os.cpu_count() or 1
+        #: What applications read of llama.cpp's structures.
+        self.context_params = SimpleNamespace(n_ctx=self._n_ctx, n_batch=self.n_batch)
+        self.model_params = SimpleNamespace(vocab_only=vocab_only)
         self.n_tokens = 0
         self.input_ids: Array = np.zeros(self._n_ctx, np.intc)
         self._logits: Array | None = None  # of the tokens in _scored

@@ -26,6 +26,8 @@ KV_TYPES = {GGML_TYPE_F32: "f32", GGML_TYPE_F16: "f16", GGML_TYPE_Q8_0: "q8_0", 
 WITHOUT_EFFECT = frozenset({
     "n_gpu_layers", "split_mode", "main_gpu", "tensor_split", "use_mmap", "use_mlock", "n_ubatch", "offload_kqv",
     "flash_attn", "op_offload", "swa_full", "no_perf", "numa", "lora_scale",
+    # Of older versions; callers still give them, and llama-cpp-python swallows them.
+    "f16_kv", "low_vram", "mul_mat_q", "n_parts",
 })  # fmt: skip
 
 #: Keywords that would change results in a way gumba does not know, and the values that change nothing.
@@ -60,6 +62,10 @@ class KeywordError(RequestError, TypeError):
 
 class PickleError(EngineError, TypeError):
     """A model cannot be pickled. A TypeError too, as for everything else that cannot be."""
+
+
+class PackageError(EngineError, ImportError):
+    """A package that a method needs is not installed. An ImportError too, as llama-cpp-python raises."""
 
 
 @contextlib.contextmanager
