@@ -235,7 +235,7 @@ class Requests:
         seed = secrets.randbits(64) if params.seed is None else params.seed
         seeds = [(seed + choice * _SEED_STEP) % 2**64 for choice in range(_answers(params))]
         constraint: Constraint | Healing | None = None
-        healed = healable(self._tokenizer, ids) if params.token_healing and field == "prompt" else ""
+        healed = healable(self._tokenizer, ids, ends) if params.token_healing and field == "prompt" else ""
         if healed:
             constraint = Healing(self._tokenizer, self._tokenizer.token_bytes(ids[-1]))
             ids = ids[:-1]
@@ -287,7 +287,9 @@ class Requests:
                 raise RequestError(
                     f"stop_token_ids: expected ids below n_vocab {self._tokenizer.n_vocab}, found {token}"
                 )
-        ends = frozenset() if params.ignore_eos else self._tokenizer.eog_ids
+        # A constrained text ends where it is complete: no more can come.
+        constrained = isinstance(params, SamplingParams) and params.structured_outputs is not None
+        ends = frozenset() if params.ignore_eos and not constrained else self._tokenizer.eog_ids
         return ends | frozenset(params.stop_token_ids)
 
     def _sampler_state(self, params: SamplingParams, ids: list[int], end_ids: frozenset[int]) -> SamplerState:
