@@ -31,7 +31,7 @@ def ranges(low, high):
 
 
 BOOLEANS = ([True, False], [0, 1, None, "yes"])
-STRINGS = (["x", [], ["a", "bc"], ("é",)], ["", [""], [1], None, 5, b"x", ["a", None], {"a": 1}])
+STRINGS = (["x", [], ["a", "bc"], ("é",)], ["", [""], [1], 5, b"x", ["a", None], {"a": 1}])
 NOT_A_COUNT = [True, 1.0, "1", [1], math.nan, b"1", HUGE]
 NOT_A_NUMBER = [True, "1", [1], None, math.nan, math.inf, -math.inf, HUGE, fractions.Fraction(HUGE), 1j]
 NOT_IDS = ["12", [-1], [1.5], [True], [None], 5, ["1"], [2**63], b"12"]
@@ -70,12 +70,12 @@ FIELDS = {
     "logit_bias": (
         [{}, {5: 1.5, 2: -1}, {0: -math.inf}, {np.int64(1): np.float32(2)}, [(1, 1e6), (0, -1e6)],
          {"5": 3, "0": -1.5, 2: 1}],
-        [None, 5, "ab", {-1: 1}, {1.5: 1}, {True: 1}, {1: math.inf}, {1: math.nan}, {1: 1.1e6}, {1: None}, [1], [(1,)],
+        [5, "ab", {-1: 1}, {1.5: 1}, {True: 1}, {1: math.inf}, {1: math.nan}, {1: 1.1e6}, {1: None}, [1], [(1,)],
          [(1, 1), (1, 2)], {"1": 1, 1: 2}, {"-1": 1}, {"x": 1}, {"\u00b2": 1}, {"9" * 30: 1}, {1: np.ones(2)}],
     ),
     "bad_words": STRINGS,
     "allowed_token_ids": ([None, [0, 5], np.array([1, 2])], [[], *NOT_IDS]),
-    "logits_processors": ([[], [processor], (processor, print)], [None, processor, "ab", [None], ["x"], {1: 2}]),
+    "logits_processors": ([[], [processor], (processor, print)], [processor, "ab", [None], ["x"], {1: 2}]),
     "samplers": (
         [None, [], ["min_p"], ["temperature", "top_k"], list(SAMPLERS)],
         ["top_k", ["nothing"], ["top_k", "top_k"], [None], 5, {"top_k": 1}, [1], ["typ_p", "typical_p"], [np.ones(2)]],
@@ -83,7 +83,7 @@ FIELDS = {
     "seed": ([None, 0, 2**64 - 1], [-1, 2**64, *NOT_A_COUNT]),
     "stop": STRINGS,
     "include_stop_str_in_output": BOOLEANS,
-    "stop_token_ids": ([[], [0, 5], np.array([1, 2])], [None, *NOT_IDS]),
+    "stop_token_ids": ([[], [0, 5], np.array([1, 2])], NOT_IDS),
     "ignore_eos": BOOLEANS,
     "skip_special_tokens": BOOLEANS,
     "logprobs": ([None, 0, 1000], [-1, 1001, *NOT_A_COUNT]),
@@ -286,3 +286,9 @@ def test_vllms_detokenize_is_taken_where_it_changes_nothing():
     for wrong in (False, None, 1):
         with pytest.raises(RequestError, match=r"^detokenize: expected True, found .*text is always made"):
             SamplingParams(detokenize=wrong)
+
+
+@pytest.mark.parametrize("name", ["stop", "stop_token_ids", "bad_words", "logit_bias", "logits_processors"])
+def test_none_is_no_list(name):
+    """vLLM's default."""
+    assert SamplingParams(**{name: None}) == SamplingParams()

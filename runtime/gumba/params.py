@@ -240,6 +240,8 @@ class SamplingParams:
             )
         for field in fields(self):
             value = getattr(self, field.name)
+            if value is None and field.default == ():  # vLLM's way to say none
+                value = ()
             if field.name in _RANGES:
                 value = require_number(field.name, value, *_RANGES[field.name])
             elif field.name in _COUNTS:

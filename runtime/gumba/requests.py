@@ -337,7 +337,8 @@ class Requests:
         ids: list[int] = []
         for index, token in enumerate(tokens):
             if type(token) is not int and (isinstance(token, bool) or not isinstance(token, Integral)):
-                raise RequestError(f"{field}: expected integer token ids, found {show(token)} at index {index}")
+                one = "; one prompt at a time" if isinstance(token, str) and field == "prompt" else ""
+                raise RequestError(f"{field}: expected integer token ids, found {show(token)} at index {index}{one}")
             value = int(token)
             if not 0 <= value < n_vocab:
                 raise RequestError(
