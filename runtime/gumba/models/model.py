@@ -117,6 +117,7 @@ class Model:
         numbers = self._numbers(chunks)
         if self._gather(numbers.__array_interface__["data"][0], len(chunks), *self._addresses):
             self._refuse(chunks)
+            raise RequestError("a number of this step is out of range")
         if self._batch[op.N_TOKENS // 8]:
             self._team.run(records, self._batch)
         n_outputs: int = self._batch[op.N_OUTPUTS // 8]
