@@ -77,6 +77,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({"json": {"minProperties": 3, "required": ["a"]}}, r"at #/minProperties: .*required names \(1\).*found 3"),
     ({"json": {"$ref": "#"}}, "json: expected something that a text can match"),
+    (
+        {"json": {"items": {"oneOf": [{"minimum": 1}, {"maximum": 9}]}}},
+        "json: at #/items: oneOf: expected alternatives",
+    ),
     ({"json": {"enum": []}}, "json: at #/enum: expected a list of 1 to"),
     ({"json": {"multipleOf": 1_000_003}}, "json: at #/multipleOf: .*found 1000003"),
     ({"json": {"multipleOf": 0}}, "json: at #/multipleOf: .*found 0"),

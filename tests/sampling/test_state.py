@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -298,6 +300,21 @@ def test_breakers_are_all_tokens_that_hold_one():
     assert breaker_sequences(tokenizer, ("\n", ":")) == ((4,), (5,), (7,))
     assert breaker_sequences(tokenizer, ("c:",)) == ((2, 5),)
     assert breaker_sequences(tokenizer, ()) == ()
+
+
+def test_breakers_are_looked_for_once_and_go_with_their_tokenizer():
+    tokenizer, looked = Letters(), []
+    tokenizer.pieces = lambda ids: looked.append(1) or [text.encode() for text in Letters.texts]
+    for _ in range(3):
+        breaker_sequences(tokenizer, ("\n",))
+    assert len(looked) == 1
+    for text in "abc :":
+        breaker_sequences(tokenizer, (text,))
+    assert breaker_sequences(tokenizer, ("\n",)) == ((4,), (7,)) and len(looked) == 7
+    gone = weakref.ref(tokenizer)
+    del tokenizer
+    gc.collect()
+    assert gone() is None
 
 
 def test_dry_sees_no_repetition_across_a_breaker():

@@ -273,5 +273,7 @@ def locate(schema: dict[str, Any] | bool, failure: Callable[[Any], str]) -> Requ
 
 def _first_line(message: str) -> str:
     message = re.sub(r"^at \d+\(\d+\): failed to compile JSON schema: ", "", message)
+    if "coerce_one_of" in message:
+        return "oneOf: expected alternatives that exclude each other by type or by a constant, or anyOf"
     errors = [line[len("error: ") :] for line in message.splitlines() if line.startswith("error: ")]
     return (errors or message.splitlines() or [""])[-1 if errors else 0][:300]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from typing import Protocol
 
 
@@ -25,14 +26,30 @@ def bad_word_sequences(tokenizer: Encoder, words: Sequence[str]) -> list[tuple[i
     return list(dict.fromkeys(sequence for sequence in found if sequence))
 
 
-@lru_cache(maxsize=4)
+#: By tokenizer and texts.
+_breakers: weakref.WeakKeyDictionary[Encoder, dict[tuple[str, ...], tuple[tuple[int, ...], ...]]]
+_breakers = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+#: Results remembered of a tokenizer.
+REMEMBERED = 4
+
+
 def breaker_sequences(tokenizer: Encoder, texts: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
     """Token sequences that hold one of ``texts``: every token that does, and those that texts of several are encoded in.
 
-    Looks through the whole vocabulary; the last four results are remembered.
+    Looks through the whole vocabulary; a tokenizer's last results are remembered as long as it lives. Any thread may ask.
     """
+    with _lock:
+        known = _breakers.setdefault(tokenizer, {})
+        if texts in known:
+            return known[texts]
     wanted = [text.encode() for text in texts]
     pieces = tokenizer.pieces(range(tokenizer.n_vocab)) if wanted else []
-    found = [(token,) for token, piece in enumerate(pieces) if any(text in piece for text in wanted)]
+    tokens = [(token,) for token, piece in enumerate(pieces) if any(text in piece for text in wanted)]
     encoded = (tuple(tokenizer.encode(text, add_special=False, parse_special=False)) for text in texts)
-    return (*found, *(sequence for sequence in encoded if len(sequence) > 1))
+    found = (*tokens, *(sequence for sequence in encoded if len(sequence) > 1))
+    with _lock:
+        while len(known) >= REMEMBERED:
+            del known[next(iter(known))]
+        known[texts] = found
+    return found
