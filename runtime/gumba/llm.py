@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 
@@ -27,6 +29,8 @@ from gumba.text import ChatTemplate, Tokenizer
 
 if TYPE_CHECKING:
     from gumba.models import Model
+
+T = TypeVar("T")
 
 
 class LLM:
@@ -174,8 +178,8 @@ class LLM:
     def astream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, progress: PromptProgress | None = None
     ) -> AsyncIterator[StreamOutput]:
-        """As ``stream``, for an event loop."""
-        return self._engine.astream(self._streamed(prompt, sampling_params, progress))
+        """As ``stream``, for an event loop. With ``structured_outputs`` the checks come with the first item, too."""
+        return self._astream(lambda: self._streamed(prompt, sampling_params, progress), sampling_params)
 
     def generate(
         self,
@@ -201,7 +205,8 @@ class LLM:
         progress: PromptProgress | None = None,
     ) -> list[RequestOutput]:
         """As ``generate``, for an event loop, which goes on meanwhile. Cancelling the task cancels the requests."""
-        return await self._aanswer(self._requests.completions(prompts, sampling_params), progress)
+        requests = await _made(lambda: self._requests.completions(prompts, sampling_params), sampling_params)
+        return await self._aanswer(requests, progress)
 
     def beam_search(self, prompts: str | Iterable[Prompt], params: BeamSearchParams) -> list[BeamSearchOutput]:
         """The likeliest answers to all ``prompts`` (as ``generate`` takes them), found by beam search.
@@ -305,7 +310,8 @@ class LLM:
     ) -> RequestOutput | list[RequestOutput]:
         """As ``chat``, for an event loop."""
         several = _several(messages)
-        outputs = await self._aanswer(self._chats(several, messages, sampling_params, template_args), progress)
+        requests = await _made(lambda: self._chats(several, messages, sampling_params, template_args), sampling_params)
+        outputs = await self._aanswer(requests, progress)
         return outputs if several else outputs[0]
 
     def chat_stream(
@@ -327,8 +333,10 @@ class LLM:
         template_args: Mapping[str, Any] | None = None,
         progress: PromptProgress | None = None,
     ) -> AsyncIterator[StreamOutput]:
-        """As ``chat_stream``, for an event loop."""
-        return self._engine.astream(self._chat_streamed(messages, sampling_params, template_args, progress))
+        """As ``chat_stream``, for an event loop. With ``structured_outputs`` the checks come with the first item, too."""
+        return self._astream(
+            lambda: self._chat_streamed(messages, sampling_params, template_args, progress), sampling_params
+        )
 
     def conversation(self, **settings: Any) -> Conversation:
         """A new ``Conversation(self, **settings)``: messages and answers, kept together."""
@@ -512,11 +520,35 @@ class LLM:
             self._engine.finish(generations, lambda _: shown("generating", next(done), len(generations)))
         return [request.output() for request in requests]
 
+    def _astream(
+        self, make: Callable[[], list[Generation]], params: SamplingParams | None
+    ) -> AsyncIterator[StreamOutput]:
+        if not _constrained(params):
+            return self._engine.astream(make())
+
+        async def stream() -> AsyncIterator[StreamOutput]:
+            async with contextlib.aclosing(self._engine.astream(await _made(make, params))) as steps:
+                async for step in steps:
+                    yield step
+
+        return stream()
+
     async def _aanswer(self, requests: list[Request], progress: PromptProgress | None) -> list[RequestOutput]:
         generations = [each for request in requests for each in request.generations]
         report(generations, progress)
         await self._engine.afinish(generations)
         return [request.output() for request in requests]
+
+
+def _constrained(params: Any) -> bool:
+    """Whether a grammar has to be compiled, which may take tenths of a second."""
+    each = params if isinstance(params, list | tuple) else [params]
+    return any(getattr(one, "structured_outputs", None) is not None for one in each)
+
+
+async def _made(make: Callable[[], T], params: Any) -> T:
+    """What ``make`` gives, by another thread where it takes long: the event loop goes on meanwhile."""
+    return await asyncio.to_thread(make) if _constrained(params) else make()
 
 
 def _several(messages: Any) -> bool:

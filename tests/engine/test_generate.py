@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 import time
 
 import numpy as np
@@ -380,3 +381,43 @@ def test_names_of_vllm(make_llm, monkeypatch, capfd):
     with pytest.raises(RequestError, match="max_model_len: expected"):
         gumba.LLM("fake.gguf", max_model_len=0)
     assert repr(llm) == "LLM('fake.gguf', n_ctx=64)"
+
+
+@pytest.mark.parametrize("how", ["agenerate", "astream", "achat", "achat_stream"])
+def test_an_event_loop_goes_on_while_a_grammar_is_compiled(chatting, monkeypatch, how):
+    """Compiling takes tenths of a second with a large vocabulary: it is done by another thread."""
+    where = []
+
+    def compile_constraint(spec, tokenizer):
+        where.append(threading.current_thread())
+        raise RequestError("compiled")
+
+    monkeypatch.setattr("gumba.sampling.constraints.compile_constraint", compile_constraint)
+    params = SamplingParams(structured_outputs={"regex": "a+"})
+    messages = [{"role": "user", "content": "hi"}]
+
+    async def main():
+        if how in ("agenerate", "achat"):
+            await (chatting.agenerate([[1]], params) if how == "agenerate" else chatting.achat(messages, params))
+        else:
+            stream = chatting.astream([1], params) if how == "astream" else chatting.achat_stream(messages, params)
+            async for _ in stream:
+                pass
+
+    with pytest.raises(RequestError, match="compiled"):
+        asyncio.run(main())
+    assert len(where) == 1 and where[0] is not threading.main_thread()
+
+
+def test_closing_a_constrained_stream_of_an_event_loop_frees_its_pages(make_llm, monkeypatch):
+    llm = make_llm(before=lambda model: time.sleep(0.001))
+    monkeypatch.setattr("gumba.llm._constrained", lambda params: True)
+
+    async def main():
+        stream = llm.astream([1], SamplingParams(temperature=0))
+        first = await anext(stream)
+        await stream.aclose()
+        assert llm.kv_usage().in_use == 0
+        return first.token_id
+
+    assert asyncio.run(main()) == oracle([1], SamplingParams(temperature=0), 1)[0]

@@ -12,7 +12,7 @@ import os
 import queue
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from collections.abc import Sequence as Ordered
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -160,7 +160,7 @@ class Engine:
         finally:
             self.discard(sequences)
 
-    async def astream(self, sequences: Ordered[Generation]) -> AsyncIterator[StreamOutput]:
+    async def astream(self, sequences: Ordered[Generation]) -> AsyncGenerator[StreamOutput, None]:
         """As ``stream``, for an event loop."""
         results = self._listen(sequences)
         for sequence in sequences:
