@@ -49,7 +49,7 @@ def _collecting_less() -> Iterator[None]:
 
 
 #: Called with no arguments before the first kernel that is really compiled in this process.
-on_first_compile: Callable[[], None] = lambda: log.info("compiling kernels for this processor (once)")  # noqa: E731
+on_first_compile: Callable[[], None] = lambda: log.info("compiling kernels for this processor; they are kept")  # noqa: E731
 
 
 class CompileStats:
