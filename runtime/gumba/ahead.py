@@ -10,6 +10,7 @@ from gumba.gguf.reader import GGUFFile
 from gumba.kernels import (
     attention,
     bpe,
+    charsmap,
     edit,
     elementwise,
     embed,
@@ -68,7 +69,7 @@ def _jobs(path: Path | None) -> list[Callable[[], object]]:
         kernels += [timing.stamp]
         kernels += [test(set_) for test in (limits.read_memory, limits.dot_int8, limits.fma_float32, limits.pairs_bf16)]
     entries = [executor.run_step, executor.stop_team, executor.help_team, packed.interleave, gather.gather, bpe.index_tokens,
-               bpe.index_merges, bpe.encode_words]  # fmt: skip
+               bpe.index_merges, bpe.encode_words, bpe.merge_words, charsmap.normalize]  # fmt: skip
     for module in (sample, edit, filters, logprobs):
         entries += [each for each in vars(module).values() if isinstance(each, Entry)]
     for number in _formats(path):

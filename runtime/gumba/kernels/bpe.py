@@ -290,3 +290,33 @@ def encode_words(
             i = following[i]
         begin += n
     return count
+
+
+@entry("i8(i4[::1], i8[::1], i8[:, ::1], i8, i8[::1], i4[::1])")
+def merge_words(text, ends, pairs, multiplier, scratch, out):
+    """Token ids of all words of a text that is given as symbols already.
+
+    Args:
+        text: int32[symbols], the words one after another: token ids, or negative numbers, which nothing merges with and
+            which are copied; ends: int64[words], where each word ends.
+        pairs, multiplier: as ``index_merges`` left them.
+        scratch: int64[7 * longest word]; out: int32[symbols].
+    Returns how many ids were written to ``out``.
+    """
+    room = scratch.size // 7
+    symbols, following, previous = scratch[:room], scratch[room : 2 * room], scratch[2 * room : 3 * room]
+    ranks, merged, heap = scratch[3 * room : 4 * room], scratch[4 * room : 5 * room], scratch[5 * room :]
+    count = 0
+    begin = 0
+    for word in range(ends.size):
+        n = ends[word] - begin
+        for i in range(n):
+            symbols[i] = text[begin + i]
+        _merge_word(begin, n, pairs, multiplier, symbols, following, previous, ranks, merged, heap)
+        i = 0
+        while i < n:
+            out[count] = symbols[i]
+            count += 1
+            i = following[i]
+        begin += n
+    return count

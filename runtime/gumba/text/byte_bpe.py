@@ -1,11 +1,13 @@
-"""Byte-level BPE (``tokenizer.ggml.model = gpt2``): words, then merges of token pairs by rank.
+"""BPE (``tokenizer.ggml.model = gpt2`` and ``gemma4``): words, then merges of token pairs by rank.
 
-Token texts spell each byte as one printable character, GPT-2's way (Radford et al. 2019): bytes that are printable in
-Latin-1 stand for themselves, the others are counted up from U+0100.
+Byte-level BPE merges bytes: token texts spell each byte as one printable character, GPT-2's way (Radford et al. 2019);
+bytes that are printable in Latin-1 stand for themselves, the others are counted up from U+0100. The families of Gemma 4
+merge characters, with U+2581 for the space, and fall back on byte tokens for characters that are none.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 from typing import Any
@@ -15,8 +17,8 @@ import numpy.typing as npt
 
 from gumba.errors import TokenizerError
 from gumba.gguf.array import GGUFArray
-from gumba.text.pretokenize import PRE_TOKENIZERS, compiled
-from gumba.text.vocabulary import PREFIX, TokenType, Vocabulary
+from gumba.text.pretokenize import PRE_TOKENIZERS, splitter
+from gumba.text.vocabulary import PREFIX, TokenType, Vocabulary, byte_ids
 
 log = logging.getLogger("gumba")
 
@@ -58,19 +60,48 @@ def _room(n: int) -> int:
     return 1 << max(4, (2 * n).bit_length())
 
 
-class BytePairEncoder:
-    """Encodes text without special tokens. Raises TokenizerError naming the key when vocabulary and merges disagree."""
+class _Symbols(dict[str, int]):
+    """Characters and their tokens; -1 - code point for those that have none."""
+
+    def __missing__(self, character: str) -> int:
+        return -1 - ord(character)
+
+
+class _Merges:
+    """The tables of ``gumba.kernels.bpe`` over a vocabulary and its merges.
+
+    Raises TokenizerError naming the key when the two disagree.
+    """
 
     def __init__(self, vocabulary: Vocabulary, merges: GGUFArray) -> None:
         from gumba.kernels import bpe
 
-        self._pattern = compiled(vocabulary.pre)
-        self._multiplier = secrets.randbits(62) | 1
-        self._tokens, self._offsets = _joined(vocabulary.texts)
-        self._table = np.full(_room(len(vocabulary.texts)), -1, np.int32)
-        twin = bpe.index_tokens(self._tokens, self._offsets, self._multiplier, self._table)
+        self.multiplier = secrets.randbits(62) | 1
+        self.tokens, self.offsets = _joined(vocabulary.texts)
+        self.table = np.full(_room(len(vocabulary.texts)), -1, np.int32)
+        twin = bpe.index_tokens(self.tokens, self.offsets, self.multiplier, self.table)
         if twin >= 0:
             raise TokenizerError(f"{PREFIX}tokens: token {twin} stands there twice: {vocabulary.texts[twin]!r:.80}")
+        data, bounds = merges.string_view()
+        if len(merges) > MAX_MERGES:
+            raise TokenizerError(f"{PREFIX}merges: {len(merges)} merges; the limit is {MAX_MERGES}")
+        self.pairs = np.full((_room(len(merges)), 2), -1, np.int64)
+        fault = bpe.index_merges(self.table, self.tokens, self.offsets, data, bounds, self.multiplier, self.pairs)
+        if fault >= 0:
+            merge, why = merges.to_bytes_list()[fault // 4], bpe.MERGE_FAULTS[fault % 4]
+            raise TokenizerError(f"{PREFIX}merges: merge {fault // 4}, {merge!r:.80}, {why}")
+
+
+class BytePairEncoder:
+    """Encodes text without special tokens, merging bytes.
+
+    Raises TokenizerError naming the key when vocabulary and merges disagree.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, merges: GGUFArray) -> None:
+        from gumba.kernels import bpe
+
+        self._words = splitter(vocabulary.pre)
         self._byte_ids = np.full(256, -1, np.int32)
         self._byte_texts = np.zeros((256, 3), np.uint8)
         for byte, character in BYTE_TO_CHARACTER.items():
@@ -79,26 +110,19 @@ class BytePairEncoder:
             self._byte_texts[byte, : 1 + len(spelling)] = (len(spelling), *spelling)
         if (self._byte_ids < 0).all():
             raise TokenizerError(f"{PREFIX}tokens: not one single-byte token, which a gpt2 vocabulary builds upon")
-        data, bounds = merges.string_view()
-        if len(merges) > MAX_MERGES:
-            raise TokenizerError(f"{PREFIX}merges: {len(merges)} merges; the limit is {MAX_MERGES}")
-        self._pairs = np.full((_room(len(merges)), 2), -1, np.int64)
-        fault = bpe.index_merges(self._table, self._tokens, self._offsets, data, bounds, self._multiplier, self._pairs)
-        if fault >= 0:
-            merge, why = merges.to_bytes_list()[fault // 4], bpe.MERGE_FAULTS[fault % 4]
-            raise TokenizerError(f"{PREFIX}merges: merge {fault // 4}, {merge!r:.80}, {why}")
+        self._merges = _Merges(vocabulary, merges)
         # Only normal tokens are taken whole: the text of a control token stays text.
         whole = vocabulary.types == TokenType.NORMAL
         self._whole = whole.astype(np.uint8)
         self._longest_whole = 0
         if PRE_TOKENIZERS[vocabulary.pre].whole_words:
-            self._longest_whole = int(np.diff(self._offsets)[whole].max(initial=0))
+            self._longest_whole = int(np.diff(self._merges.offsets)[whole].max(initial=0))
         self._warned = False
         self._encode: Any = bpe.encode_words
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, any Unicode but lone surrogates."""
-        words = self._pattern.findall(text)
+        words = self._words(text)
         data = np.frombuffer(text.encode(), np.uint8)
         ends = np.cumsum(np.fromiter(map(len, words), np.int64, len(words)))
         longest_word = int(np.diff(ends, prepend=0).max(initial=0)) * (1 if text.isascii() else 4)
@@ -108,9 +132,10 @@ class BytePairEncoder:
         scratch = np.empty(7 * longest_word, np.int64)
         spelled = np.empty(2 * self._longest_whole, np.uint8)
         out = np.empty(len(data), np.int32)
+        tables = self._merges
         count = self._encode(
-            data, ends, self._byte_ids, self._byte_texts, self._pairs, self._multiplier, self._table, self._tokens,
-            self._offsets, self._whole, scratch, spelled, out,
+            data, ends, self._byte_ids, self._byte_texts, tables.pairs, tables.multiplier, tables.table, tables.tokens,
+            tables.offsets, self._whole, scratch, spelled, out,
         )  # fmt: skip
         ids = out[:count]
         if count and ids.min() < 0:
@@ -121,3 +146,61 @@ class BytePairEncoder:
             ids = ids[ids >= 0]
         found: list[int] = ids.tolist()
         return found
+
+
+class CharacterPairEncoder:
+    """Encodes text without special tokens, merging characters.
+
+    Raises TokenizerError naming the key when vocabulary and merges disagree.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, merges: GGUFArray) -> None:
+        from gumba.kernels import bpe
+
+        self._words = splitter(vocabulary.pre)
+        self._merges = _Merges(vocabulary, merges)
+        self._bytes = byte_ids(vocabulary)
+        self._symbols = _Symbols()
+        self._newlines: dict[str, int] = {}
+        for token in np.flatnonzero(vocabulary.types == TokenType.NORMAL).tolist():
+            with contextlib.suppress(UnicodeDecodeError):
+                text = vocabulary.texts[token].decode()
+                if len(text) == 1:
+                    self._symbols[text] = token
+                if text and not text.strip("\n"):
+                    self._newlines[text] = token
+        self._unknown = vocabulary.special.get("unk")
+        self._warned = False
+        self._merge: Any = bpe.merge_words
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, any Unicode but lone surrogates; newlines that are a token together are taken whole."""
+        symbols: list[int] = []
+        ends: list[int] = []
+        for word in self._words(text.replace(" ", "\u2581")):
+            whole = self._newlines.get(word)
+            symbols += [whole] if whole is not None else map(self._symbols.__getitem__, word)
+            ends.append(len(symbols))
+        longest_word = int(np.diff(ends, prepend=0).max(initial=0))
+        out = np.empty(len(symbols), np.int32)
+        tables = self._merges
+        scratch = np.empty(7 * longest_word, np.int64)
+        count = self._merge(
+            np.array(symbols, np.int32), np.array(ends, np.int64), tables.pairs, tables.multiplier, scratch, out
+        )
+        found: list[int] = out[:count].tolist()
+        return found if not count or min(found) >= 0 else [token for each in found for token in self._spelled(each)]
+
+    def _spelled(self, symbol: int) -> list[int]:
+        """A symbol's tokens: itself, or the bytes of the character that has no token."""
+        if symbol >= 0:
+            return [symbol]
+        character = chr(-1 - symbol)
+        if self._bytes:
+            return [self._bytes[byte] for byte in character.encode()]
+        if self._unknown is not None:
+            return [self._unknown]
+        if not self._warned:
+            log.warning("the vocabulary has no token for some characters of this text (%r): left out", character)
+            self._warned = True
+        return []

@@ -1,31 +1,66 @@
-"""SentencePiece BPE (``tokenizer.ggml.model = llama``), run by the sentencepiece library on a model made from the file.
+"""SentencePiece, BPE (``tokenizer.ggml.model = llama``) and unigram (``t5``), run by the sentencepiece library.
 
-The model is the file's pieces and scores with an identity normalizer: spaces become U+2581, nothing else changes. The
-space in front of a text, and special tokens, are the caller's business, as in llama.cpp.
+The library gets a model made from the file: its pieces and scores, with an identity normalizer: spaces become U+2581,
+nothing else changes. Special tokens, and for BPE the space in front of a text, are the caller's business, as in llama.cpp.
+A unigram vocabulary's own normalization is done here (a table from a file is walked with care, which the library lacks).
 """
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
 
 from gumba.errors import TokenizerError
-from gumba.text.vocabulary import PREFIX, TokenType, Vocabulary
+from gumba.text.vocabulary import PREFIX, TokenType, Vocabulary, byte_ids
 
 SPACE = "▁".encode()
-_BYTE = re.compile(rb"<0x([0-9A-F]{2})>")
+_BPE, _UNIGRAM = 2, 1  # the library's numbers
 
 
-def byte_value(token: int, text: bytes) -> int:
-    """The byte that the text of a BYTE token names. Raises TokenizerError when it is not ``<0xXX>``."""
-    match = _BYTE.fullmatch(text)
-    if match is None:
-        raise TokenizerError(
-            f"{PREFIX}tokens: token {token} is of type BYTE, but its text is {text!r:.80}, not '<0xXX>'"
-        )
-    return int(match[1], 16)
+class Normalizer:
+    """What is done to a text before the unigram model sees it: replacements, then spaces.
+
+    Raises TokenizerError when the table of replacements is damaged.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._merge_spaces = vocabulary.remove_extra_whitespaces
+        self._space_prefix = vocabulary.add_space_prefix
+        self._trie: Any = None
+        data = vocabulary.charsmap
+        if not data:
+            return
+        length = int.from_bytes(data[:4], "little")
+        if length % 4 or length == 0 or 4 + length >= len(data) or data[-1] != 0:
+            raise TokenizerError(f"{PREFIX}precompiled_charsmap: {len(data)} bytes that are no table of replacements")
+        self._trie = np.frombuffer(data, "<u4", length // 4, 4).astype(np.uint32)
+        self._replacements = np.frombuffer(data, np.uint8, offset=4 + length)
+
+    def __call__(self, text: str) -> str:
+        """The normalized text."""
+        if self._trie is not None:
+            text = self._replaced(text)
+        if self._merge_spaces:
+            text = " ".join(filter(None, text.split(" ")))
+        return " " + text if text and self._space_prefix else text
+
+    def _replaced(self, text: str) -> str:
+        from gumba.kernels.charsmap import normalize
+
+        data = np.frombuffer(text.encode(), np.uint8)
+        room = 2 * len(data) + 64
+        while True:
+            out = np.empty(room, np.uint8)
+            count = normalize(data, self._trie, self._replacements, out)
+            if count < 0:
+                raise TokenizerError(f"{PREFIX}precompiled_charsmap: damaged: it points outside of itself")
+            if count <= room:
+                try:
+                    return out[:count].tobytes().decode()
+                except UnicodeDecodeError:
+                    raise TokenizerError(f"{PREFIX}precompiled_charsmap: damaged: it makes text that is not UTF-8") from None
+            room = count
 
 
 class SentencePieceEncoder:
@@ -34,20 +69,16 @@ class SentencePieceEncoder:
     def __init__(self, vocabulary: Vocabulary) -> None:
         from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 
-        types = vocabulary.types
-        bytes_found = {byte_value(int(i), vocabulary.texts[i]) for i in np.flatnonzero(types == TokenType.BYTE)}
-        if 0 < len(bytes_found) < 256:
-            missing = min(set(range(256)) - bytes_found)
-            raise TokenizerError(
-                f"{PREFIX}tokens: {len(bytes_found)} of the 256 byte tokens; <0x{missing:02X}> is the first one missing"
-            )
+        bytes_found = byte_ids(vocabulary)
         if not np.isfinite(vocabulary.scores).all():
             raise TokenizerError(f"{PREFIX}scores: element {int(np.isinf(vocabulary.scores).argmax())} is infinite")
         self._unknown = self._unknown_id(vocabulary)
         self._n_vocab = len(vocabulary.texts)
         self._byte_fallback = bool(bytes_found)
         model: Any = vars(sentencepiece_model_pb2)["ModelProto"]()  # protobuf makes its classes when imported
-        model.trainer_spec.model_type = 2  # BPE
+        unigram = vocabulary.model == "t5"
+        self._normalized = Normalizer(vocabulary) if unigram else None
+        model.trainer_spec.model_type = _UNIGRAM if unigram else _BPE
         model.trainer_spec.byte_fallback = self._byte_fallback
         model.normalizer_spec.name = "identity"
         model.normalizer_spec.add_dummy_prefix = False
@@ -85,6 +116,8 @@ class SentencePieceEncoder:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text. Raises TokenizerError for a character that the vocabulary cannot express."""
+        if self._normalized is not None:
+            text = self._normalized(text)
         ids: list[int] = self._processor.EncodeAsIds(text)
         if not self._byte_fallback and self._unknown == self._n_vocab and self._n_vocab in ids:
             raise TokenizerError(f"{PREFIX}tokens: the vocabulary has no piece for some character of the text, no byte "

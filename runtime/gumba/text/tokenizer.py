@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gumba.errors import RequestError, TokenizerError
-from gumba.text.byte_bpe import BytePairEncoder, spelled_bytes
+from gumba.text.byte_bpe import BytePairEncoder, CharacterPairEncoder, spelled_bytes
 from gumba.text.pretokenize import PRE_TOKENIZERS
-from gumba.text.sentence_piece import SPACE, SentencePieceEncoder, byte_value
-from gumba.text.vocabulary import PREFIX, TokenType, Vocabulary, metadata_strings, read_vocabulary
+from gumba.text.sentence_piece import SPACE, SentencePieceEncoder
+from gumba.text.vocabulary import PREFIX, TokenType, Vocabulary, byte_value, metadata_strings, read_vocabulary
+from gumba.text.word_piece import WordPieceEncoder
 
 if TYPE_CHECKING:
     from gumba.gguf.reader import GGUFFile
@@ -22,14 +23,27 @@ if TYPE_CHECKING:
 _MARKERS = frozenset((int(TokenType.CONTROL), int(TokenType.UNKNOWN)))
 _NORMAL, _USER_DEFINED = int(TokenType.NORMAL), int(TokenType.USER_DEFINED)
 
+Encoder = BytePairEncoder | CharacterPairEncoder | SentencePieceEncoder | WordPieceEncoder
+
+
+def _of_characters(vocabulary: Vocabulary) -> bool:
+    family = PRE_TOKENIZERS.get(vocabulary.pre)
+    return family is not None and family.characters
+
 
 class Tokenizer:
-    """Token ids as llama.cpp gives them: ``gpt2`` (byte-level BPE) and ``llama`` (SentencePiece BPE) vocabularies.
+    """Token ids as llama.cpp and the model's own code give them.
 
+    Vocabularies: ``gpt2`` (byte-level BPE), ``gemma4`` (BPE over characters), ``llama`` (SentencePiece BPE), ``t5``
+    (SentencePiece unigram) and ``bert`` (WordPiece).
+
+    ``bos_id``, ``eos_id`` ...: special tokens, None where there is none. ``fim_pre_id``, ``fim_suf_id``, ``fim_mid_id``: what
+    stands before the text in front of a gap, before the text behind it, and before what fills it; ``fim_rep_id`` and
+    ``fim_sep_id`` stand before names of repositories and files. ``token_type_count``: token types of an encoder (0: none).
     One tokenizer may be used by several threads at once.
     """
 
-    def __init__(self, vocabulary: Vocabulary, encoder: BytePairEncoder | SentencePieceEncoder) -> None:
+    def __init__(self, vocabulary: Vocabulary, encoder: Encoder) -> None:
         self._vocabulary = vocabulary
         self._encoder = encoder
         self._bytes: dict[int, bytes] = {}
@@ -42,10 +56,26 @@ class Tokenizer:
         self.pad_id: int | None = special.get("pad")
         self.eot_id: int | None = special.get("eot")
         self.eom_id: int | None = special.get("eom")
+        self.sep_id: int | None = special.get("sep")
+        self.cls_id: int | None = special.get("cls")
+        self.mask_id: int | None = special.get("mask")
+        self.fim_pre_id: int | None = special.get("fim_pre")
+        self.fim_suf_id: int | None = special.get("fim_suf")
+        self.fim_mid_id: int | None = special.get("fim_mid")
+        self.fim_pad_id: int | None = special.get("fim_pad")
+        self.fim_rep_id: int | None = special.get("fim_rep")
+        self.fim_sep_id: int | None = special.get("fim_sep")
         self.eog_ids: frozenset[int] = vocabulary.eog_ids
         self.add_bos: bool = vocabulary.add_bos
         self.add_eos: bool = vocabulary.add_eos
+        self.add_sep: bool = vocabulary.add_sep
         self.add_space_prefix: bool = vocabulary.add_space_prefix and isinstance(encoder, SentencePieceEncoder)
+        self.token_type_count: int = vocabulary.token_type_count
+        # Whether the first word after a special token has a space that no text had.
+        self._space_first = self.add_space_prefix or isinstance(encoder, WordPieceEncoder)
+        self._spaced = self.add_space_prefix and vocabulary.model == "llama"  # the encoder for t5 does it itself
+        last = self.sep_id if vocabulary.model == "bert" else self.eos_id if self.add_eos else None
+        self._ends = () if last is None else (last,)
 
     @classmethod
     def from_gguf(cls, source: str | PathLike[str] | GGUFFile) -> Tokenizer:
@@ -60,12 +90,16 @@ class Tokenizer:
             with GGUFFile(source) as file:
                 return cls.from_gguf(file)
         metadata = source.metadata
-        vocabulary = read_vocabulary(metadata, {name: each.add_bos for name, each in PRE_TOKENIZERS.items()})
-        encoder: BytePairEncoder | SentencePieceEncoder
-        if vocabulary.model == "gpt2":
-            encoder = BytePairEncoder(vocabulary, metadata_strings(metadata, PREFIX + "merges"))
-        else:
+        vocabulary = read_vocabulary(metadata, PRE_TOKENIZERS)
+        encoder: Encoder
+        if vocabulary.model in ("llama", "t5"):
             encoder = SentencePieceEncoder(vocabulary)
+        elif vocabulary.model == "bert":
+            encoder = WordPieceEncoder(vocabulary)
+        else:
+            merges = metadata_strings(metadata, PREFIX + "merges")
+            kind = CharacterPairEncoder if _of_characters(vocabulary) else BytePairEncoder
+            encoder = kind(vocabulary, merges)
         return cls(vocabulary, encoder)
 
     def same_vocabulary(self, other: Tokenizer) -> bool:
@@ -87,7 +121,7 @@ class Tokenizer:
     ) -> list[int]:
         """Token ids of ``text``.
 
-        ``add_special``: add the BOS and EOS tokens that the file asks for. ``parse_special``: take the texts of control
+        ``add_special``: add the BOS and EOS tokens (BERT: CLS and SEP) that the file asks for. ``parse_special``: take the texts of control
         tokens ("<|im_end|>") for these tokens; never do that with text from strangers. User-defined tokens always are.
         ``shield``: a character that is left out of the text once control tokens have been found, so that one inside such a
         text keeps it from being taken for the token.
@@ -110,11 +144,11 @@ class Tokenizer:
             if isinstance(fragment, int):
                 ids.append(fragment)
             else:
-                spaced = self.add_space_prefix and after_special
+                spaced = self._spaced and after_special
                 ids += self._encoder.encode(" " + fragment if spaced else fragment)
             after_special = isinstance(fragment, int)
-        if add_special and self.add_eos and self.eos_id is not None:
-            ids.append(self.eos_id)
+        if add_special:
+            ids += self._ends
         return ids
 
     def _fragments(self, text: str, parse_special: bool, shield: str = "") -> list[str | int]:
@@ -170,7 +204,7 @@ class Tokenizer:
             return bytes([byte_value(token, text)])
         if kind != TokenType.NORMAL:
             return text
-        return text.replace(SPACE, b" ") if self._vocabulary.model == "llama" else spelled_bytes(text)
+        return spelled_bytes(text) if isinstance(self._encoder, BytePairEncoder) else text.replace(SPACE, b" ")
 
     def token_id(self, text: str) -> int | None:
         """The token with exactly this text in the file (so the spelling of bytes is the file's); None when there is none."""
@@ -189,14 +223,14 @@ class Tokenizer:
         return TokenType(self._types[self.check_id(token)])
 
     def pieces(self, ids: Iterable[int], skip_special: bool = False, continuation: bool = False) -> Iterable[bytes]:
-        """The bytes of each token, without the spaces that ``encode`` puts in front of text (SentencePiece only).
+        """The bytes of each token, without the spaces that ``encode`` puts in front of text (not byte-level BPE).
 
         ``continuation``: the ids go on after a prompt, so that a space at their beginning is text.
         """
-        if not self.add_space_prefix and not skip_special:
+        if not self._space_first and not skip_special:
             yield from map(self.token_bytes, ids)
             return
-        at_start = self.add_space_prefix and not continuation
+        at_start = self._space_first and not continuation
         for token in ids:
             piece = self.token_bytes(token)
             kind = self._types[token]
@@ -205,7 +239,7 @@ class Tokenizer:
                 piece = b""
             elif at_start and kind == _NORMAL and piece.startswith(b" "):
                 piece = piece[1:]
-            at_start = self.add_space_prefix and (marker or kind == _USER_DEFINED)
+            at_start = self._space_first and (marker or kind == _USER_DEFINED)
             yield piece
 
     def decode_bytes(self, ids: Sequence[int], skip_special: bool = False, *, continuation: bool = False) -> bytes:

@@ -1,8 +1,10 @@
 """What a GGUF file says about its vocabulary, checked.
 
 Keys (all under ``tokenizer.ggml.``; GGUF specification, "Tokenizer"): ``model``, ``pre``, ``tokens``, ``scores``,
-``token_type``, ``merges``, the special ids ``bos_token_id`` ..., and the flags ``add_bos_token``, ``add_eos_token``,
-``add_space_prefix``. Where the file is silent, the defaults are llama.cpp's, per kind of vocabulary.
+``token_type``, ``merges``, ``precompiled_charsmap``, ``token_type_count``, the special ids ``bos_token_id`` ..., and the
+flags ``add_bos_token``, ``add_eos_token``, ``add_sep_token``, ``add_space_prefix``, ``remove_extra_whitespaces``,
+``normalizer.lowercase``, ``normalizer.strip_accents``. Where the file is silent, the defaults are llama.cpp's, per kind of
+vocabulary.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +38,26 @@ class TokenType(enum.IntEnum):
     BYTE = 6
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What a value of ``tokenizer.ggml.model`` means where the file says nothing else: special ids, flags."""
+
+    special: Mapping[str, int] = field(default_factory=dict)
+    add_bos: bool = False
+    add_eos: bool = False
+    add_sep: bool = False
+    add_space_prefix: bool = False
+
+
+#: The kinds of vocabulary, by ``tokenizer.ggml.model``.
+KINDS = {
+    "gpt2": Kind(),
+    "gemma4": Kind(add_bos=True),
+    "llama": Kind({"unk": 0, "bos": 1, "eos": 2}, add_bos=True, add_space_prefix=True),
+    "t5": Kind({"pad": 0, "eos": 1, "unk": 2}, add_eos=True),
+    "bert": Kind({"pad": 0, "unk": 100, "bos": 101, "sep": 102, "mask": 103}, add_bos=True, add_sep=True),
+}
+
 #: Names of special tokens -> the keys that may hold their ids, the first one present counts.
 SPECIAL_KEYS = {
     "bos": ("bos_token_id",),
@@ -42,6 +65,7 @@ SPECIAL_KEYS = {
     "unk": ("unknown_token_id",),
     "pad": ("padding_token_id",),
     "sep": ("seperator_token_id",),  # spelled so in the specification
+    "cls": ("cls_token_id",),
     "mask": ("mask_token_id",),
     "eot": ("eot_token_id",),
     "eom": ("eom_token_id",),
@@ -123,7 +147,9 @@ class Vocabulary:
     """Tokens and rules of one file.
 
     ``texts``: each token as the file spells it; ``scores`` float32[n] and ``types`` int32[n] (TokenType; all NORMAL and 0
-    when the file has none); ``special``: name (see SPECIAL_KEYS) -> id; ``eog_ids``: tokens that end a generation.
+    when the file has none); ``special``: name (see SPECIAL_KEYS) -> id; ``eog_ids``: tokens that end a generation;
+    ``charsmap``: what SentencePiece's normalizer replaces; ``token_type_count``: how many token types (segments) an encoder
+    tells apart.
     """
 
     model: str
@@ -135,7 +161,13 @@ class Vocabulary:
     eog_ids: frozenset[int]
     add_bos: bool
     add_eos: bool
+    add_sep: bool
     add_space_prefix: bool
+    remove_extra_whitespaces: bool
+    lowercase: bool
+    strip_accents: bool
+    token_type_count: int
+    charsmap: bytes
     ids: Mapping[bytes, int] = field(repr=False)
 
     @functools.cached_property
@@ -151,40 +183,108 @@ class Vocabulary:
         return [each for each in found if self.types[each[1]] == TokenType.USER_DEFINED], found
 
 
-def read_vocabulary(metadata: Mapping[str, Any], pre_adds_bos: Mapping[str, bool]) -> Vocabulary:
+def read_vocabulary(metadata: Mapping[str, Any], families: Mapping[str, Any]) -> Vocabulary:
     """Read and check a vocabulary.
 
-    ``pre_adds_bos``: names of pre-tokenizers -> whether their families start with BOS unless the file says otherwise.
-    Raises TokenizerError naming the key at fault.
+    ``families``: names of pre-tokenizers -> what has ``add_bos`` and ``add_sep``, which they do unless the file says
+    otherwise. Raises TokenizerError naming the key at fault.
     """
     model = metadata_value(metadata, PREFIX + "model", str, None)
     if model is None:
         raise TokenizerError("tokenizer.ggml.model: missing (the file has no vocabulary)")
-    if model not in ("gpt2", "llama"):
-        raise TokenizerError(f"tokenizer.ggml.model: unknown tokenizer {model!r:.80}; known are 'gpt2' and 'llama'")
+    if model not in KINDS:
+        raise TokenizerError(f"tokenizer.ggml.model: unknown tokenizer {model!r:.80}; known are {', '.join(KINDS)}")
+    kind = KINDS[model]
     texts = metadata_strings(metadata, PREFIX + "tokens").to_bytes_list()
     n_vocab = len(texts)
     if not 0 < n_vocab < 2**31:
         raise TokenizerError(f"tokenizer.ggml.tokens: {n_vocab} tokens")
-    scores = _numbers(metadata, PREFIX + "scores", "fiu", n_vocab)
-    if scores is None:
-        scores = np.zeros(n_vocab, np.float32)
-    scores = scores.astype(np.float32)
-    if np.isnan(scores).any():
-        raise TokenizerError(f"tokenizer.ggml.scores: element {int(np.isnan(scores).argmax())} is not a number")
-    types = _numbers(metadata, PREFIX + "token_type", "iu", n_vocab)
-    types = np.full(n_vocab, TokenType.NORMAL, np.int32) if types is None else types.astype(np.int32)
-    types[(types < TokenType.NORMAL) | (types > TokenType.BYTE)] = TokenType.UNUSED
+    scores, types = _scores(metadata, n_vocab), _types(metadata, n_vocab)
     ids = dict(zip(texts, range(n_vocab)))
     if len(ids) != n_vocab:
         _report_duplicate(texts)
-    special = _special_ids(metadata, n_vocab, model)
-    pre = metadata_value(metadata, PREFIX + "pre", str, "default")
-    add_bos = _flag(metadata, "add_bos_token", special.get("bos"), model == "llama" or pre_adds_bos.get(pre, False))
-    add_eos = _flag(metadata, "add_eos_token", special.get("eos"), False)
-    eog_ids = _end_ids(ids, special, types)
-    space = metadata_value(metadata, PREFIX + "add_space_prefix", bool, model == "llama")
-    return Vocabulary(model, pre, texts, scores, types, special, eog_ids, add_bos, add_eos, space, ids)
+    special = _special_ids(metadata, n_vocab, kind)
+    pre = "gemma4" if model == "gemma4" else metadata_value(metadata, PREFIX + "pre", str, "default")
+    family = families.get(pre) if model == "gpt2" else None
+    add_bos = _flag(metadata, "bos", special, kind.add_bos or (family is not None and family.add_bos))
+    add_sep = _flag(metadata, "sep", special, kind.add_sep or (family is not None and family.add_sep))
+    # What ends a BERT text is the separator, whatever else is said; converters name it as the end of the text, too.
+    add_eos = model != "bert" and _flag(metadata, "eos", special, kind.add_eos)
+    lowercase = metadata_value(metadata, PREFIX + "normalizer.lowercase", bool, True)
+    count = metadata_value(metadata, PREFIX + "token_type_count", int, 0)
+    if count < 0:
+        raise TokenizerError(f"{PREFIX}token_type_count: {count}")
+    return Vocabulary(
+        model=model,
+        pre=pre,
+        texts=texts,
+        scores=scores,
+        types=types,
+        special=special,
+        eog_ids=_end_ids(ids, special, types),
+        add_bos=add_bos,
+        add_eos=add_eos,
+        add_sep=add_sep,
+        add_space_prefix=metadata_value(metadata, PREFIX + "add_space_prefix", bool, kind.add_space_prefix),
+        remove_extra_whitespaces=metadata_value(metadata, PREFIX + "remove_extra_whitespaces", bool, False),
+        lowercase=lowercase,
+        strip_accents=metadata_value(metadata, PREFIX + "normalizer.strip_accents", bool, lowercase),
+        token_type_count=count,
+        charsmap=_charsmap(metadata),
+        ids=ids,
+    )
+
+
+def _scores(metadata: Mapping[str, Any], n_vocab: int) -> npt.NDArray[np.float32]:
+    scores = _numbers(metadata, PREFIX + "scores", "fiu", n_vocab)
+    if scores is None:
+        return np.zeros(n_vocab, np.float32)
+    scores = scores.astype(np.float32)
+    if np.isnan(scores).any():
+        raise TokenizerError(f"tokenizer.ggml.scores: element {int(np.isnan(scores).argmax())} is not a number")
+    return scores
+
+
+def _types(metadata: Mapping[str, Any], n_vocab: int) -> npt.NDArray[np.int32]:
+    types = _numbers(metadata, PREFIX + "token_type", "iu", n_vocab)
+    types = np.full(n_vocab, TokenType.NORMAL, np.int32) if types is None else types.astype(np.int32)
+    types[(types < TokenType.NORMAL) | (types > TokenType.BYTE)] = TokenType.UNUSED
+    return types
+
+
+def _charsmap(metadata: Mapping[str, Any]) -> bytes:
+    key = PREFIX + "precompiled_charsmap"
+    value = metadata.get(key)
+    if value is None:
+        return b""
+    if not isinstance(value, GGUFArray) or value.element_type not in (ValueType.INT8, ValueType.UINT8):
+        raise TokenizerError(f"{key}: expected an array of bytes, found {value!r:.80}")
+    return bytes(value.to_numpy().tobytes())
+
+
+_BYTE = re.compile(rb"<0x([0-9A-F]{2})>")
+
+
+def byte_value(token: int, text: bytes) -> int:
+    """The byte that the text of a BYTE token names. Raises TokenizerError when it is not ``<0xXX>``."""
+    match = _BYTE.fullmatch(text)
+    if match is None:
+        raise TokenizerError(
+            f"{PREFIX}tokens: token {token} is of type BYTE, but its text is {text!r:.80}, not '<0xXX>'"
+        )
+    return int(match[1], 16)
+
+
+def byte_ids(vocabulary: Vocabulary) -> dict[int, int]:
+    """The BYTE tokens by their bytes: none, or all 256. Raises TokenizerError otherwise."""
+    tokens = np.flatnonzero(vocabulary.types == TokenType.BYTE).tolist()
+    found = {byte_value(token, vocabulary.texts[token]): token for token in tokens}
+    if 0 < len(found) < 256:
+        missing = min(set(range(256)) - found.keys())
+        raise TokenizerError(
+            f"{PREFIX}tokens: {len(found)} of the 256 byte tokens; <0x{missing:02X}> is the first one missing"
+        )
+    return found
 
 
 def _report_duplicate(texts: Sequence[bytes]) -> None:
@@ -196,8 +296,8 @@ def _report_duplicate(texts: Sequence[bytes]) -> None:
         seen[text] = token
 
 
-def _special_ids(metadata: Mapping[str, Any], n_vocab: int, model: str) -> dict[str, int]:
-    found = {"unk": 0, "bos": 1, "eos": 2} if model == "llama" and n_vocab > 2 else {}
+def _special_ids(metadata: Mapping[str, Any], n_vocab: int, kind: Kind) -> dict[str, int]:
+    found = dict(kind.special) if all(token < n_vocab for token in kind.special.values()) else {}
     for name, keys in SPECIAL_KEYS.items():
         for key in keys:
             token = metadata_value(metadata, PREFIX + key, int, None)
@@ -206,15 +306,18 @@ def _special_ids(metadata: Mapping[str, Any], n_vocab: int, model: str) -> dict[
                     raise TokenizerError(f"{PREFIX}{key}: {token} is outside the vocabulary of {n_vocab} tokens")
                 found[name] = token
                 break
+    if kind is KINDS["bert"] and "cls" in found and PREFIX + "bos_token_id" not in metadata:
+        found["bos"] = found["cls"]  # what begins a text has two names
     return found
 
 
-def _flag(metadata: Mapping[str, Any], key: str, token: int | None, default: bool) -> bool:
+def _flag(metadata: Mapping[str, Any], name: str, special: Mapping[str, int], default: bool) -> bool:
     """An ``add_..._token`` flag, which needs its token; a mere default gives way where there is none."""
-    flag: bool | None = metadata_value(metadata, PREFIX + key, bool, None)
-    if flag and token is None:
-        raise TokenizerError(f"{PREFIX}{key}: true, but {PREFIX}{key[4:7]}_token_id is not set")
-    return flag if flag is not None else default and token is not None
+    key = f"{PREFIX}add_{name}_token"
+    flag: bool | None = metadata_value(metadata, key, bool, None)
+    if flag and name not in special:
+        raise TokenizerError(f"{key}: true, but {PREFIX}{SPECIAL_KEYS[name][0]} is not set")
+    return flag if flag is not None else default and name in special
 
 
 def _end_ids(ids: Mapping[bytes, int], special: dict[str, int], types: npt.NDArray[np.int32]) -> frozenset[int]:
