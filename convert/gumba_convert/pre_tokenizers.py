@@ -1,78 +1,234 @@
-"""Which GGUF pre-tokenizer a tokenizer.json asks for, and back.
+r"""Which GGUF pre-tokenizer a tokenizer.json asks for, and back.
 
 GGUF names the way text is cut before byte-pair merging (`tokenizer.ggml.pre`); tokenizer.json spells it out as a chain
-of steps. A chain is recognised by its own regular expressions, so that nothing has to be run or hashed.
+of steps. A chain is recognised by its own regular expressions, brought into one spelling first: `\p{N}{1}` is `\p{N}`,
+classes are sorted, a possessive `++` is a `+`. A chain that is none of the known ones may still cut as one of them does: it
+is tried on a page of hard text.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from gumba.errors import ConvertError
+from gumba.errors import ConvertError, TokenizerError
+from gumba.text.pretokenize import PRE_TOKENIZERS, splitter
+from gumba_convert.probe import PROBE
 
-_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-LLAMA3_PATTERN = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|" + _REST
-QWEN2_PATTERN = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|" + _REST
+NAMES = tuple(PRE_TOKENIZERS)
+
+# The patterns as the models' own files spell them.
+_ANY_CASE = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|" + _SPACES
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-
-# Chains of steps, each ("digits",), ("split", pattern) or ("bytes", uses the GPT-2 pattern), and their GGUF names.
-CHAINS = {
-    (("bytes", True),): "gpt-2",
-    (("split", GPT2_PATTERN), ("bytes", False)): "gpt-2",
-    (("digits",), ("bytes", True)): "smollm",
-    (("split", LLAMA3_PATTERN), ("bytes", False)): "llama-bpe",
-    (("split", QWEN2_PATTERN), ("bytes", False)): "qwen2",
-}
-NAMES = ("default", *dict.fromkeys(CHAINS.values()))
+LLAMA3_PATTERN = _ANY_CASE + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|" + _REST
+QWEN2_PATTERN = _ANY_CASE + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|" + _REST
+QWEN35_PATTERN = _ANY_CASE + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|" + _SPACES
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 
 
-def detect(pre_tokenizer: Any, where: str) -> str:
-    """GGUF's name for the `pre_tokenizer` of a byte-level BPE tokenizer.json.
+def _cased(number: str, contraction: str, after: str = "[\\r\\n/]*") -> str:
+    before = r"[^\r\n\p{L}\p{N}]?"
+    return (
+        rf"{before}{_UPPER}*{_LOWER}+{contraction}|{before}{_UPPER}+{_LOWER}*{contraction}|{number}"
+        rf"| ?[^\s\p{{L}}\p{{N}}]+{after}|{_SPACES}"
+    )
+
+
+GPT4O_PATTERN = _cased(r"\p{N}{1,3}", _ANY_CASE + "?")
+TEKKEN_PATTERN = _cased(r"\p{N}", "")
+_DEEPSEEK3_WORDS = (
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|"
+    + _SPACES
+)
+_DEEPSEEK_CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
+_DEEPSEEK_LETTERS = (
+    "\\s?[A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373"
+    "\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-\u052f"
+    "\u0531-\u0556\u10a0-\u10c5\u13a0-\u13f5\u13f8-\u13fd\u1c90-\u1cba\u1cbd-\u1cbf\u1d00-\u1d2b\u1d6b-\u1d77\u1d79-"
+    "\u1d9a\u1e00-\u1f15\u1f18-\u1f1d\u1f20-\u1f45\u1f48-\u1f4d\u1f50-\u1f57\u1f59\u1f5b\u1f5d\u1f5f-\u1f7d\u1f80-"
+    "\u1fb4\u1fb6-\u1fbc\u1fbe\u1fc2-\u1fc4\u1fc6-\u1fcc\u1fd0-\u1fd3\u1fd6-\u1fdb\u1fe0-\u1fec\u1ff2-\u1ff4\u1ff6-"
+    "\u1ffc\u2102\u2107\u210a-\u2113\u2115\u2119-\u211d\u2124\u2126\u2128\u212a-\u212d\u212f-\u2134\u2139\u213c-"
+    "\u213f\u2145-\u2149\u214e\u2183\u2184\u2c00-\u2c7b\u2c7e-\u2ce4\u2ceb-\u2cee\u2cf2\u2cf3\ua640-\ua66d\ua680-"
+    "\ua69b\ua722-\ua76f\ua771-\ua787\ua78b-\ua78e\uab70-\uabbf\ufb00-\ufb06\ufb13-\ufb17\uff21-\uff3a\uff41-\uff5a"
+    "\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb\U00010c80-\U00010cb2\U00010cc0-\U00010cf2"
+    "\U000118a0-\U000118df\U0001e900-\U0001e943]+"
+)
+_BLOOM_PATTERN = " ?[^(\\s|[.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c])]+"
+
+# The chains, each of ("digits", one by one), ("split", pattern), ("punctuation",) or ("bytes", with GPT-2's pattern).
+_BYTES = ("bytes", False)
+_DIGITS = ("digits", True)
+CHAINS: tuple[tuple[str, tuple[tuple[Any, ...], ...]], ...] = (
+    ("gpt-2", (("bytes", True),)),
+    ("smollm", (_DIGITS, ("bytes", True))),
+    ("llama-bpe", (("split", LLAMA3_PATTERN), _BYTES)),
+    ("qwen2", (("split", QWEN2_PATTERN), _BYTES)),
+    ("qwen35", (("split", QWEN35_PATTERN), _BYTES)),
+    ("gpt-4o", (("split", GPT4O_PATTERN), _BYTES)),
+    ("tekken", (("split", TEKKEN_PATTERN), _BYTES)),
+    (
+        "deepseek-v3",
+        (
+            ("split", r"\p{N}{1,3}"),
+            ("split", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"),
+            ("split", _DEEPSEEK3_WORDS),
+            _BYTES,
+        ),
+    ),
+    (
+        "deepseek-llm",
+        (
+            ("split", r"[\r\n]"),
+            ("split", _DEEPSEEK_LETTERS),
+            ("split", "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+"),
+            ("split", r"\s+$"),
+            ("split", _DEEPSEEK_CJK),
+            ("digits", False),
+            _BYTES,
+        ),
+    ),
+    (
+        "deepseek-coder",
+        (
+            ("split", r"[\r\n]"),
+            ("split", r"\s?\p{L}+"),
+            ("split", r"\s?\p{P}+"),
+            ("split", _DEEPSEEK_CJK),
+            _DIGITS,
+            _BYTES,
+        ),
+    ),
+    ("falcon", (("punctuation",), ("bytes", True), ("digits", False), ("split", "[0-9][0-9][0-9]"))),
+    ("bloom", (("split", _BLOOM_PATTERN), _BYTES)),
+    ("viking", (("split", _BLOOM_PATTERN), _DIGITS, _BYTES)),
+    ("superbpe", (("split", r"\p{N}+"), ("split", r"(?=(\d{3})+(?!\d))"), _BYTES)),
+    ("tiny_aya", (("split", r"\d{1,3}(?=(?:\d{3})*\b)"), ("split", GPT4O_PATTERN), _BYTES)),
+    (
+        "jais-2",
+        (
+            (
+                "split",
+                _ANY_CASE
+                + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s{512}(?!\S)|\s{256}(?!\S)"
+                r"|\s{128}(?!\S)|\s{64}(?!\S)|\s{32}(?!\S)|\s{16}(?!\S)|\s{8}(?!\S)|\s{4}(?!\S)|\s{1,2}(?!\S)|\s{1}",
+            ),
+            _BYTES,
+        ),
+    ),
+    (
+        "seed-coder",
+        (
+            (
+                "split",
+                _ANY_CASE + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|" + _SPACES,
+            ),
+            _BYTES,
+        ),
+    ),
+    (
+        "exaone-moe",
+        (
+            (
+                "split",
+                _ANY_CASE
+                + r"|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]"
+                r"|\s+(?!\S)|\s+",
+            ),
+            _BYTES,
+        ),
+    ),
+    (
+        "minicpm5",
+        (
+            ("split", r"\p{N}{1,3}"),
+            ("split", _ANY_CASE + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+|" + _REST),
+            _BYTES,
+        ),
+    ),
+    ("laguna", (("split", r"[^\n]+|[\n]+"), ("split", QWEN2_PATTERN), _BYTES)),
+    ("ufakzeka", (("split", r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|" + _REST), _BYTES)),
+    (
+        "youtu",
+        (
+            (
+                "split",
+                "[\uac00-\ud7a3\u3131-\u318e]+|[\uff01\u2026\u201c\u201d\u2018\u2019\u2014\uff1a\uff1b\uff0c\u3001-\u303f\ufe30-\ufe4f]+|[\u3105-\u312f]+|[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+            ),
+            ("split", _cased(r"\p{N}", _ANY_CASE + "?")),
+            _BYTES,
+        ),
+    ),
+    (
+        "kimi-k2",
+        (
+            (
+                "split",
+                r"[\p{Han}]+|"
+                + _cased(r"\p{N}{1,3}", _ANY_CASE + "?", r"[\r\n]*").replace(r"\p{M}]", r"\p{M}&&[^\p{Han}]]"),
+            ),
+            _BYTES,
+        ),
+    ),
+    (
+        "default",
+        (
+            ("split", r"[\p{P}\$\+<=>\^~\|]+"),
+            ("split", GPT2_PATTERN),
+            ("digits", False),
+            ("split", "[0-9][0-9][0-9]"),
+            _BYTES,
+        ),
+    ),
+)
+
+
+def detect(pre_tokenizer: Any, where: str, *, ignore_merges: bool | None = None) -> tuple[str, str | None]:
+    """GGUF's name for the `pre_tokenizer` of a byte-level BPE tokenizer.json, and a warning where it was found by trying.
+
+    Args:
+        ignore_merges: as tokenizer.json has it: of names that cut alike the one is chosen that says the same.
 
     Raises:
         ConvertError: no name fits; the message shows the chain and says how to override.
     """
-    steps = pre_tokenizer.get("pretokenizers") if isinstance(pre_tokenizer, dict) else None
-    chain = tuple(_step(step) for step in (steps if isinstance(steps, list) else [pre_tokenizer]))
-    name = CHAINS.get(chain)
+    steps = _flat(pre_tokenizer)
+    chain = tuple(_step(step) for step in steps)
+    name, warning = _KNOWN.get(_plain(chain)), None
+    if name is None:
+        name = _by_trying(chain)
+        warning = f"{where}: the pre-tokenizer is spelled in a new way; it cuts a page of hard text as {name!r} does"
     if name is None:
         raise ConvertError(
-            f"{where}: unknown pre-tokenizer {' + '.join(map(str, chain))}; known are {', '.join(NAMES)}. "
-            "If it is one of them in another spelling, name it (pre_tokenizer=NAME)"
+            f"{where}: unknown pre-tokenizer {' + '.join(map(_shown, chain)):.2000}; known are {', '.join(NAMES)}. "
+            "If it is one of them in another spelling, name it (--pre-tokenizer NAME, pre_tokenizer=NAME)"
         )
-    return name
-
-
-def _step(step: Any) -> tuple[Any, ...]:
-    if isinstance(step, dict):
-        kind = step.get("type")
-        if kind == "ByteLevel" and not step.get("add_prefix_space", True):
-            return ("bytes", bool(step.get("use_regex", True)))
-        if kind == "Digits" and step.get("individual_digits"):
-            return ("digits",)
-        pattern = step.get("pattern")
-        if kind == "Split" and isinstance(pattern, dict) and isinstance(pattern.get("Regex"), str):
-            how = step.get("behavior"), bool(step.get("invert"))
-            # Keeping each match apart, or dropping all that is not matched: the same for patterns that match anything.
-            if how in (("Isolated", False), ("Removed", True)):
-                return ("split", pattern["Regex"])
-    return ("other", str(step)[:200])
+    wanted = PRE_TOKENIZERS[name]
+    if ignore_merges is not None and ignore_merges != wanted.whole_words:
+        twins = (other for other, each in PRE_TOKENIZERS.items() if each.steps == wanted.steps)
+        name = next((twin for twin in twins if PRE_TOKENIZERS[twin].whole_words == ignore_merges), name)
+    return name, warning
 
 
 def spell(name: str) -> dict[str, Any]:
     """The `pre_tokenizer` of a tokenizer.json for a GGUF name.
 
     Raises:
-        ConvertError: the name is unknown.
+        ConvertError: the name is unknown, or is one that tokenizer.json cannot say.
     """
-    chain = next((chain for chain, known in CHAINS.items() if known == ("gpt-2" if name == "default" else name)), None)
-    if chain is None:
+    wanted = PRE_TOKENIZERS.get(name)
+    if wanted is None:
         raise ConvertError(f"unknown pre-tokenizer {name!r}; known are {', '.join(NAMES)}")
+    found = next((chain for known, chain in CHAINS if PRE_TOKENIZERS[known].steps == wanted.steps), None)
+    if found is None:
+        raise ConvertError(f"the pre-tokenizer {name!r} has no known spelling as a tokenizer.json")
     steps: list[dict[str, Any]] = []
-    for kind, *rest in chain:
+    for kind, *rest in found:
         if kind == "digits":
-            steps.append({"type": "Digits", "individual_digits": True})
+            steps.append({"type": "Digits", "individual_digits": rest[0]})
+        elif kind == "punctuation":
+            steps.append({"type": "Punctuation", "behavior": "Contiguous"})
         elif kind == "split":
             split = {"type": "Split", "pattern": {"Regex": rest[0]}, "behavior": "Isolated", "invert": False}
             steps.append(split)
@@ -81,3 +237,147 @@ def spell(name: str) -> dict[str, Any]:
                 {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": bool(rest[0])}
             )
     return steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps}
+
+
+def _flat(step: Any) -> list[Any]:
+    """The steps of a pre-tokenizer, sequences within sequences included."""
+    inner = step.get("pretokenizers") if isinstance(step, dict) and step.get("type") == "Sequence" else None
+    return [each for part in inner for each in _flat(part)] if isinstance(inner, list) else [step]
+
+
+def _step(step: Any) -> tuple[Any, ...]:
+    if isinstance(step, dict):
+        kind = step.get("type")
+        if kind == "ByteLevel" and not step.get("add_prefix_space", True):
+            return ("bytes", bool(step.get("use_regex", True)))
+        if kind == "Digits":
+            return ("digits", bool(step.get("individual_digits")))
+        if kind == "Punctuation" and step.get("behavior") == "Contiguous":
+            return ("punctuation",)
+        pattern = step.get("pattern")
+        if kind == "Split" and isinstance(pattern, dict) and isinstance(pattern.get("Regex"), str):
+            how = step.get("behavior"), bool(step.get("invert"))
+            # Keeping each match apart, or dropping all that is not matched: the same for patterns that match anything.
+            if how in (("Isolated", False), ("Isolated", True), ("Removed", True)):
+                return ("split", pattern["Regex"])
+    return ("other", str(step)[:200])
+
+
+def _shown(step: tuple[Any, ...]) -> str:
+    return f"{step[0]} {step[1]!r}" if len(step) > 1 else step[0]
+
+
+_CONTRACTIONS = (
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+    "(?i:'s|'t|'m|'d|'re|'ve|'ll)",
+    "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])",
+    "'(?i:[sdmt]|ll|ve|re)",
+    "(?i:'[sdmt]|'ll|'ve|'re)",
+)
+_TOKEN = re.compile(r"\\[pP]\{\^?\w+\}|\\u[0-9A-Fa-f]{4}|\\x\{[0-9A-Fa-f]+\}|\\.|.", re.DOTALL)
+_WHITE = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
+
+
+def _plain(chain: tuple[tuple[Any, ...], ...]) -> tuple[str, ...]:
+    """A chain as patterns alone, each in one spelling."""
+    patterns: list[str] = []
+    for kind, *rest in chain:
+        if kind == "digits":
+            patterns.append(r"\p{N}" if rest[0] else r"\p{N}+")
+        elif kind == "split":
+            patterns.append(_one_spelling(rest[0]))
+        elif kind == "bytes":
+            patterns += [_one_spelling(GPT2_PATTERN)] if rest[0] else []
+        else:
+            patterns.append(_shown((kind, *rest)))
+    return (*patterns, "bytes") if any(step[0] == "bytes" for step in chain) else tuple(patterns)
+
+
+def _one_spelling(pattern: str) -> str:
+    for contractions in _CONTRACTIONS:
+        pattern = pattern.replace(contractions, _CONTRACTIONS[0])
+    tokens = [_literal(token) for token in _TOKEN.findall(pattern)]
+    out: list[str] = []
+    i = 0
+    while i < len(tokens):
+        if tokens[i] == "[":
+            text, i = _class(tokens, i)
+            out.append(text)
+            continue
+        out.append(tokens[i])
+        i += 1
+    text = "".join(out).replace("{1}", "")
+    text = re.sub(
+        r"(?<!\\)([+*?]|\{[0-9,]+\})\+(?!\(\?!)", r"\1", text
+    )  # possessive: but before a look-ahead that takes back
+    text = re.sub(r"\((?!\?)", "(?:", text)
+    text = re.sub(r"\\s\*\[\\n\\r\](?!\+)", lambda match: match[0] + "+", text)
+    return text.removesuffix(r"|\s+") if text.endswith(r"|\s+(?!\S)|\s+") else text
+
+
+def _literal(token: str) -> str:
+    """One token of a pattern: characters given by number or escaped without need become themselves."""
+    if token[:2] in (r"\u", r"\x") and len(token) > 2:
+        token = chr(int(token[2:].strip("{}"), 16) % 0x110000)
+    return _WHITE.get(token, token)
+
+
+def _class(tokens: list[str], i: int) -> tuple[str, int]:
+    """A character class from its "[" on, its members sorted; and where it ends."""
+    members: list[str] = []
+    i += 1
+    negated = tokens[i : i + 1] == ["^"]
+    i += negated
+    while i < len(tokens) and tokens[i] != "]":
+        if tokens[i] == "[":
+            text, i = _class(tokens, i)
+            members.append(text)
+            continue
+        member = tokens[i]
+        member = member[1] if len(member) == 2 and not member[1].isalnum() else member
+        if tokens[i + 1 : i + 2] == ["-"] and tokens[i + 2 : i + 3] not in ([], ["]"]):
+            last = tokens[i + 2]
+            member += "-" + (last[1] if len(last) == 2 and not last[1].isalnum() else last)
+            i += 2
+        members.append(member)
+        i += 1
+    ordered = members if "&" in members else sorted(set(members))
+    plain = len(ordered) == 1 and not negated and ordered[0].startswith("\\")
+    return ordered[0] if plain else f"[{'^' * negated}{''.join(ordered)}]", i + 1
+
+
+_KNOWN = {_plain(chain): name for name, chain in reversed(CHAINS)}
+
+
+def _by_trying(chain: tuple[tuple[Any, ...], ...]) -> str | None:
+    """The name that cuts the probe as this chain does; None when none does, or the chain cannot be run here."""
+    import regex
+
+    patterns = _plain(chain)
+    if patterns[-1:] != ("bytes",) or chain[-1][0] != "bytes":
+        return None
+    pieces = [PROBE]
+    try:
+        for kind, *rest in chain:
+            if kind == "other" or kind == "punctuation":
+                return None
+            if kind == "bytes":
+                pattern = GPT2_PATTERN if rest[0] else None
+            else:
+                pattern = rest[0] if kind == "split" else (r"\p{N}" if rest[0] else r"\p{N}+")
+            if pattern is not None:
+                cut = regex.compile(pattern, regex.VERSION1)
+                pieces = [part for piece in pieces for part in _isolated(cut, piece)]
+    except (regex.error, TimeoutError, TokenizerError):
+        return None
+    return next((name for name in NAMES if splitter(name)(PROBE) == pieces), None)
+
+
+def _isolated(cut: Any, text: str) -> list[str]:
+    parts, begin = [], 0
+    for match in cut.finditer(text, timeout=1.0):
+        for end in match.span():
+            if end > begin:
+                parts.append(text[begin:end])
+                begin = end
+    return [*parts, text[begin:]] if begin < len(text) else parts

@@ -95,7 +95,7 @@ def _family(*steps: Step | str, **options: Any) -> PreTokenizer:
 
 
 _CONTRACTION = r"'(?:[stmd]|re|ve|ll)"
-_ANY_CASE_CONTRACTION = r"'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])"
+_ANY_CASE_CONTRACTION = r"'(?:[sS\u017FtTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])"  # U+017F is an s that is long
 
 #: The pattern of GPT-2.
 _GPT2_WORDS = rf"{_CONTRACTION}| ?\p{{L}}++| ?\p{{N}}++| ?[^\s\p{{L}}\p{{N}}]++|\s+(?!\S)|\s++"
@@ -141,15 +141,10 @@ _QWEN35 = _family(_tiktoken_words(r"\p{N}", letters=r"[\p{L}\p{M}]++", other=r"\
 _CASCADE = "|".join(rf"\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4))
 _JAIS2 = _family(_tiktoken_words(r"\p{N}{1,3}+", spaces=rf"\s*[\r\n]++|{_CASCADE}|\s{{1,2}}(?!\S)|\s"))
 _SEED_CODER = _family(_tiktoken_words(r"\p{N}", other=r"\s\p{L}\p{N}\r\n", after=""))
-_BAILINGMOE = _family(_tiktoken_words(r"\p{N}", spaces=r"\s*[\r\n]|\s+(?!\S)|\s++"))
 _UFAKZEKA = _family(_tiktoken_words(r"\p{N}", contraction=""))
 _MINICPM5 = _family(Isolate(r"\p{N}{1,3}+"), _tiktoken_words(r"\p{N}++"), whole_words=True)
 _LAGUNA = _family(r"[^\n]++|\n++", _QWEN2_WORDS)
-_EXAONE_MOE = _family(
-    _tiktoken_words(
-        r"\p{N}", letters=r"(?:\p{L}\p{M}*+(?: \p{L}\p{M}*+)*+)++", after=r"[\r\n/]?", spaces=r"\s*[\r\n]|\s+(?!\S)|\s++"
-    )
-)
+_EXAONE_MOE = _family(_tiktoken_words(r"\p{N}", letters=r"(?:\p{L}\p{M}*+(?: \p{L}\p{M}*+)*+)++", after=r"[\r\n/]?"))
 
 
 def _cased_words(number: str, *, contraction: str = "", without: str = "", after: str = r"[\r\n/]*+") -> str:
@@ -171,7 +166,7 @@ _KIMI_K2 = _family(
     r"(?V1)\p{Han}++|"
     + _cased_words(r"\p{N}{1,3}+", contraction=_ANY_CASE_CONTRACTION, without=r"\p{Han}", after=r"[\r\n]*+")
 )
-_TINY_AYA = _family(Thousands(r"\d++\b"), _GPT4O_WORDS)
+_TINY_AYA = _family(Thousands(r"\d++(?![\p{L}\p{M}\p{Pc}\u00B2\u00B3\u00B9\u00BC-\u00BE])"), _GPT4O_WORDS)
 _YOUTU = _family(
     Isolate(
         r"[\uAC00-\uD7A3\u3131-\u318E]++|[\uFF01\u2026\u201C\u201D\u2018\u2019\u2014\uFF1A\uFF1B\uFF0C\u3001-\u303F"
@@ -252,7 +247,11 @@ _FAMILIES: tuple[tuple[PreTokenizer, str], ...] = (
     (_LLAMA3, "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano"),
     (_CL100K, "dbrx smaug-bpe chatglm-bpe"),
     (_GLM4, "glm4 glm5"),
-    (_QWEN2, "qwen2 deepseek-r1-qwen stablelm2 kormo f2llmv2 openpangu megrez hunyuan solar-open grok-2"),
+    (
+        _QWEN2,
+        "qwen2 deepseek-r1-qwen stablelm2 kormo f2llmv2 openpangu megrez hunyuan solar-open grok-2 bailingmoe bailingmoe2 "
+        "llada-moe",
+    ),
     (_SMOLLM, "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2"),
     (_QWEN35, "qwen35"),
     (_DEEPSEEK3, "deepseek-v3 hunyuan-dense joyai-llm hy_v4"),
@@ -267,7 +266,6 @@ _FAMILIES: tuple[tuple[PreTokenizer, str], ...] = (
     (_YOUTU, "youtu"),
     (_JAIS2, "jais-2"),
     (_SEED_CODER, "seed-coder"),
-    (_BAILINGMOE, "bailingmoe bailingmoe2 llada-moe"),
     (_UFAKZEKA, "ufakzeka"),
     (_MINICPM5, "minicpm5"),
     (_LAGUNA, "laguna"),

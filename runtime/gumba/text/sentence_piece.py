@@ -59,7 +59,9 @@ class Normalizer:
                 try:
                     return out[:count].tobytes().decode()
                 except UnicodeDecodeError:
-                    raise TokenizerError(f"{PREFIX}precompiled_charsmap: damaged: it makes text that is not UTF-8") from None
+                    raise TokenizerError(
+                        f"{PREFIX}precompiled_charsmap: damaged: it makes text that is not UTF-8"
+                    ) from None
             room = count
 
 

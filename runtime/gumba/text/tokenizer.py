@@ -121,10 +121,10 @@ class Tokenizer:
     ) -> list[int]:
         """Token ids of ``text``.
 
-        ``add_special``: add the BOS and EOS tokens (BERT: CLS and SEP) that the file asks for. ``parse_special``: take the texts of control
-        tokens ("<|im_end|>") for these tokens; never do that with text from strangers. User-defined tokens always are.
-        ``shield``: a character that is left out of the text once control tokens have been found, so that one inside such a
-        text keeps it from being taken for the token.
+        ``add_special``: add the BOS and EOS tokens (BERT: CLS and SEP) that the file asks for. ``parse_special``: take the
+        texts of control tokens ("<|im_end|>") for these tokens; never do that with text from strangers. User-defined tokens
+        always are. ``shield``: a character that is left out of the text once control tokens have been found, so that one
+        inside such a text keeps it from being taken for the token.
         Time grows linearly with the text (n log n within a single word). Bytes that the vocabulary cannot express are left
         out with a warning. Raises TokenizerError for a lone surrogate.
         """
