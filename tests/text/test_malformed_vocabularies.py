@@ -57,7 +57,7 @@ def refused(path, match):
         ("llama", {"tokens": [*PIECES[:-1], "▁"]}, r"tokenizer\.ggml\.tokens: tokens 259 and 260"),
         ("llama", {"scores": [float("-inf")] * len(PIECES)}, r"tokenizer\.ggml\.scores: element 0 is infinite"),
         ("llama", {"scores": ["0"] * len(PIECES)}, r"tokenizer\.ggml\.scores: expected an array of numbers"),
-        ("bert", {}, r"tokenizer\.ggml\.model: unknown tokenizer 'bert'; known are 'gpt2' and 'llama'"),
+        ("plamo2", {}, r"tokenizer\.ggml\.model: unknown tokenizer 'plamo2'; known are gpt2, gemma4, llama, t5, bert"),
         (None, {}, r"tokenizer\.ggml\.model: missing"),
     ],
 )
@@ -95,7 +95,7 @@ def test_flag_without_its_token(tmp_path, flag):
 
 def test_unknown_pre_tokenizer_lists_the_known(tmp_path):
     refused(
-        byte_level(tmp_path / "v.gguf", pre="bloom"), r"tokenizer\.ggml\.pre: .*'bloom'.*default, gpt-2.*qwen2.*smollm"
+        byte_level(tmp_path / "v.gguf", pre="sunflower"), r"tokenizer\.ggml\.pre: .*'sunflower'.*default, gpt-2.*qwen2"
     )
 
 

@@ -20,6 +20,8 @@ from gumba.errors import TokenizerError
 
 Cut = Callable[[str], list[str]]
 
+_SHORT, _REMEMBERED = 24, 1 << 14  # characters of a piece that is remembered, how many pieces are
+
 
 @dataclass(frozen=True)
 class Words:
@@ -166,7 +168,7 @@ _KIMI_K2 = _family(
     r"(?V1)\p{Han}++|"
     + _cased_words(r"\p{N}{1,3}+", contraction=_ANY_CASE_CONTRACTION, without=r"\p{Han}", after=r"[\r\n]*+")
 )
-_TINY_AYA = _family(Thousands(r"\d++(?![\p{L}\p{M}\p{Pc}\u00B2\u00B3\u00B9\u00BC-\u00BE])"), _GPT4O_WORDS)
+_TINY_AYA = _family(Thousands(r"(?<!\d)\d++(?![\p{L}\p{M}\p{Pc}\u00B2\u00B3\u00B9\u00BC-\u00BE])"), _GPT4O_WORDS)
 _YOUTU = _family(
     Isolate(
         r"[\uAC00-\uD7A3\u3131-\u318E]++|[\uFF01\u2026\u201C\u201D\u2018\u2019\u2014\uFF1A\uFF1B\uFF0C\u3001-\u303F"
@@ -298,14 +300,28 @@ def splitter(name: str) -> Cut:
     if name not in PRE_TOKENIZERS:
         known = ", ".join(PRE_TOKENIZERS)
         raise TokenizerError(f"tokenizer.ggml.pre: unknown pre-tokenizer {name!r:.80}; known are {known}")
-    first, *others = [step.compiled() for step in PRE_TOKENIZERS[name].steps]
-    if not others:
-        return first
+    return _chained([step.compiled() for step in PRE_TOKENIZERS[name].steps])
 
-    def cut(text: str) -> list[str]:
-        pieces = first(text)
-        for step in others:
-            pieces = [piece for each in pieces for piece in step(each)]
-        return pieces
 
-    return cut
+def _chained(steps: list[Cut]) -> Cut:
+    if len(steps) == 1:
+        return steps[0]
+    first, rest = steps[0], _remembering(_chained(steps[1:]))
+    return lambda text: [word for piece in first(text) for word in rest(piece)]
+
+
+def _remembering(cut: Cut) -> Cut:
+    """The same, with the short pieces that it has cut kept: most of a text are words that come again and again."""
+    known: dict[str, list[str]] = {}
+
+    def remembered(text: str) -> list[str]:
+        if len(text) > _SHORT:
+            return cut(text)
+        found = known.get(text)
+        if found is None:
+            if len(known) >= _REMEMBERED:
+                known.clear()
+            found = known[text] = cut(text)
+        return found
+
+    return remembered

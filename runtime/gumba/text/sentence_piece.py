@@ -42,7 +42,7 @@ class Normalizer:
         if self._trie is not None:
             text = self._replaced(text)
         if self._merge_spaces:
-            text = " ".join(filter(None, text.split(" ")))
+            text = " ".join(filter(None, text.split(" "))).rstrip(" \u2581")
         return " " + text if text and self._space_prefix else text
 
     def _replaced(self, text: str) -> str:

@@ -37,7 +37,7 @@ class _Characters(dict[int, str]):
         category, point = unicodedata.category(character), ord(character)
         if character in "\t\n\r" or category in ("Zs", "Zl", "Zp"):
             return " "
-        if category[0] == "C" or point == 0xFFFD or (self._strip_accents and category == "Mn"):
+        if category in ("Cc", "Cf", "Co", "Cs") or point == 0xFFFD or (self._strip_accents and category == "Mn"):
             return ""
         character = character.lower() if self._lowercase else character
         if any(first <= point <= last for first, last in _IDEOGRAPHS) or category[0] == "P":
