@@ -55,6 +55,10 @@ def strings(value: Iterable[str | bytes]) -> Value:
     return Value(ARRAY, list(value), STRING)
 
 
+def u8_array(value: bytes) -> Value:
+    return Value(ARRAY, np.frombuffer(value, np.uint8), U8)
+
+
 def i32_array(value: Sequence[int] | np.ndarray) -> Value:
     return Value(ARRAY, np.asarray(value, np.int32), I32)
 

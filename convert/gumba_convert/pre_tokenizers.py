@@ -42,6 +42,7 @@ _DEEPSEEK3_WORDS = (
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|"
     + _SPACES
 )
+_HAN_AND_KANA = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 _DEEPSEEK_CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 _DEEPSEEK_LETTERS = (
     "\\s?[A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373"
@@ -72,8 +73,18 @@ CHAINS: tuple[tuple[str, tuple[tuple[Any, ...], ...]], ...] = (
         "deepseek-v3",
         (
             ("split", r"\p{N}{1,3}"),
-            ("split", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"),
+            ("split", _HAN_AND_KANA),
             ("split", _DEEPSEEK3_WORDS),
+            _BYTES,
+        ),
+    ),
+    (
+        "spark2_5",
+        (
+            ("split", r"\p{N}{1,3}"),
+            ("split", _HAN_AND_KANA),
+            ("split", _DEEPSEEK3_WORDS.replace(r"+[\r\n]*|\s*[\r\n]+", r"+|[\r\n]")),
+            _DIGITS,
             _BYTES,
         ),
     ),

@@ -8,8 +8,9 @@ import numpy as np
 
 from gumba.errors import ConvertError
 from gumba.gguf import GGUFArray, GGUFFile
+from gumba.text.pretokenize import PRE_TOKENIZERS
 from gumba_convert import pre_tokenizers
-from gumba_convert.vocabulary import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from gumba_convert.tokens import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
 _MODELS = ("gpt2", "llama")
 
@@ -94,7 +95,7 @@ def _gpt2(file: GGUFFile, vocab: dict[str, int]) -> dict[str, Any]:
         "normalizer": None,
         "pre_tokenizer": pre_tokenizers.spell(pre),
         "decoder": byte_level,
-        "model": _bpe(vocab, merges, None, byte_fallback=False, ignore_merges=pre == "llama-bpe"),
+        "model": _bpe(vocab, merges, None, byte_fallback=False, ignore_merges=PRE_TOKENIZERS[pre].whole_words),
     }
 
 
@@ -156,7 +157,8 @@ def _bpe(
 
 def _post_processor(file: GGUFFile, model: str, texts: dict[str, str], vocab: dict[str, int]) -> dict[str, Any] | None:
     """Puts BOS and EOS around a text where the file says so; the defaults are GGUF readers'."""
-    starts = model == "llama" or file.get("tokenizer.ggml.pre", str) == "llama-bpe"
+    family = PRE_TOKENIZERS.get(file.get("tokenizer.ggml.pre", str, "default"))
+    starts = model == "llama" or (family is not None and family.add_bos)
     before = ["bos"] if "bos" in texts and file.get("tokenizer.ggml.add_bos_token", bool, starts) else []
     after = ["eos"] if "eos" in texts and file.get("tokenizer.ggml.add_eos_token", bool, False) else []
     if not before and not after:

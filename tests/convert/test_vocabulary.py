@@ -13,9 +13,10 @@ from tiny_checkpoints import CONFIG, GPT2, MERGES, VOCAB, added, tokenizer, weig
 
 from gumba import GGUFFile
 from gumba.errors import ConvertError
+from gumba.text.pretokenize import PRE_TOKENIZERS
 from gumba_convert import convert
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.pre_tokenizers import NAMES, detect, spell
+from gumba_convert.pre_tokenizers import CHAINS, NAMES, detect, spell
 from gumba_convert.vocabulary import Vocabulary, read_vocabulary
 
 N_ROWS = CONFIG["vocab_size"]
@@ -43,12 +44,37 @@ PRE = [
     (chain(split(LLAMA3), BYTES), "llama-bpe"),
     (chain(split(LLAMA3, "Removed", True), BYTES), "llama-bpe"),
     (chain(split(LLAMA3.replace("{1,3}", "")), BYTES), "qwen2"),
+    # the same in other spellings
+    (chain(chain(split(LLAMA3)), BYTES), "llama-bpe"),
+    (chain(split(LLAMA3.replace("{1,3}", "{1}")), BYTES), "qwen2"),
+    (
+        chain(split(LLAMA3.replace("?\\p{L}+", "?+\\p{L}++").replace("]+[\\r\\n]*", "]++[\\r\\n]*+")), BYTES),
+        "llama-bpe",
+    ),
+    (chain(split(LLAMA3.replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)", "'(?i:[sdmt]|ll|ve|re)")), BYTES), "llama-bpe"),
+    (chain(split(LLAMA3.replace("\\r\\n", "\r\n").replace("\\p{L}\\p{N}]", "\\p{N}\\p{L}]")), BYTES), "llama-bpe"),
+    (chain(split(LLAMA3.removesuffix("|\\s+").replace("\\s*[\\r\\n]+", "\\s*[\\r\\n]")), BYTES), "llama-bpe"),
+    (chain(split(r"\p{N}"), GPT2), "smollm"),
+    (
+        chain(
+            split(r"[\r\n]"),
+            split(r"\s?\p{L}+"),
+            split(r"\s?\p{P}+"),
+            split(r"[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"),
+            {"type": "Digits", "individual_digits": True},
+            BYTES,
+        ),
+        "deepseek-coder",
+    ),
 ]
 UNKNOWN_PRE = [
     None,
     {"type": "ByteLevel"},  # puts a space before the text by default
     {"type": "Whitespace"},
-    chain(split(LLAMA3), GPT2),
+    chain(split(LLAMA3), split("[0-9]{2}"), BYTES),
+    chain(split("(unclosed"), BYTES),
+    chain(split("(x+x+)+y"), BYTES),
+    split(LLAMA3),
     chain(split(LLAMA3.replace("{1,3}", "{1,2}")), BYTES),
     chain(split(LLAMA3, "MergedWithPrevious"), BYTES),
     chain({"type": "Digits", "individual_digits": False}, GPT2),
@@ -57,7 +83,32 @@ UNKNOWN_PRE = [
 
 @pytest.mark.parametrize(("step", "name"), PRE)
 def test_pre_tokenizer(step: dict[str, Any], name: str) -> None:
-    assert detect(step, "x") == name
+    assert detect(step, "x") == (name, None)
+
+
+def test_pre_tokenizer_in_a_new_spelling() -> None:
+    """Words that are letters of any kind: none of the known spellings, but the same on every text."""
+    spelled = chain(split(LLAMA3.replace(r"\p{L}+", r"[\p{Lu}\p{Ll}\p{Lt}\p{Lm}\p{Lo}]+")), BYTES)
+    name, warning = detect(spelled, "x")
+    assert name == "llama-bpe" and warning is not None and "'llama-bpe'" in warning
+
+
+@pytest.mark.parametrize(
+    ("step", "whole", "name"),
+    [
+        (PRE[3][0], True, "llama-bpe"),
+        (PRE[3][0], False, "dbrx"),
+        (GPT2, False, "gpt-2"),
+        (GPT2, True, "gpt-2"),  # none that takes words whole
+    ],
+)
+def test_name_of_the_same_options(step: dict[str, Any], whole: bool, name: str) -> None:
+    assert detect(step, "x", ignore_merges=whole) == (name, None)
+
+
+def test_chains_are_found() -> None:
+    for name, _ in CHAINS:
+        assert detect(spell(name), "x") == (name, None)
 
 
 @pytest.mark.parametrize("step", UNKNOWN_PRE)
@@ -74,7 +125,14 @@ def test_unknown_pre_tokenizer_is_shown(tmp_path: Path, step: Any) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_spelled_and_found_again(name: str) -> None:
-    assert detect(spell(name), "x") == ("gpt-2" if name == "default" else name)
+    if name in ("afmoe", "chameleon") or PRE_TOKENIZERS[name].characters:
+        with pytest.raises(ConvertError, match="no known spelling"):
+            spell(name)
+        return
+    found, warning = detect(spell(name), "x", ignore_merges=PRE_TOKENIZERS[name].whole_words)
+    same = PRE_TOKENIZERS[found]
+    assert warning is None
+    assert (same.steps, same.whole_words) == (PRE_TOKENIZERS[name].steps, PRE_TOKENIZERS[name].whole_words)
 
 
 def vocabulary(tmp_path: Path, **files: Any) -> Vocabulary:
@@ -194,7 +252,7 @@ BAD = [
     ({"merges": [["a", "b", "c"]]}, "merge 0"),
     ({"merges": [["a", 1]]}, "merge 0"),
     ({"merges": [["a", "c"]]}, "merge 0.*makes no token"),
-    ({"type": "Unigram"}, "'Unigram'; only BPE"),
+    ({"type": "WordLevel"}, "'WordLevel'; only BPE"),
     ({"end_of_word_suffix": "</w>"}, "end_of_word_suffix"),
 ]
 
@@ -334,7 +392,7 @@ def test_metaspace_says_whether_a_space_comes_first(tmp_path: Path) -> None:
 
 
 def test_bad_sentencepiece_models(tmp_path: Path) -> None:
-    for data, message in ((b"\xff\xff", "not a SentencePiece model"), (proto(1), "kind BPE"), (b"", "kind BPE")):
+    for data, message in ((b"\xff\xff", "not a SentencePiece model"), (proto(3), "kind BPE"), (b"", "0 pieces")):
         write_sentencepiece(tmp_path / "hf", **{"tokenizer.model": data})
         with pytest.raises(ConvertError, match=message):
             convert(tmp_path / "hf", tmp_path / "out.gguf")

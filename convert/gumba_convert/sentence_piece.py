@@ -1,0 +1,208 @@
+"""SentencePiece vocabularies: the library's own files, BPE or unigram, and tokenizer.json of kind Unigram."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Any
+
+import numpy as np
+
+from gumba.errors import ConvertError
+from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.gguf_writer import Value, boolean, u8_array, u32
+from gumba_convert.special_tokens import SpecialTokens, added_tokens
+from gumba_convert.tokens import (
+    ADDED_SCORE,
+    BYTE,
+    BYTE_TOKEN,
+    CONTROL,
+    NORMAL,
+    PAD_SCORE,
+    UNKNOWN,
+    Vocabulary,
+    add,
+    padding,
+    steps,
+)
+from gumba_convert.word_piece import token_types
+
+FAIRSEQ_FILE = "sentencepiece.bpe.model"
+_UNIGRAM, _BPE = 1, 2
+#: What ChatGLM2's and 3's code adds after the last piece.
+_GLM_ADDED = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
+_GLM_ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
+
+
+def from_model(
+    checkpoint: Checkpoint,
+    name: str,
+    data: bytes,
+    tokenizer: dict[str, Any],
+    config: dict[str, Any],
+    n_rows: int,
+    special: SpecialTokens,
+) -> Vocabulary:
+    """From a file of the sentencepiece library.
+
+    Raises:
+        ConvertError: it is none, of another kind than BPE or unigram, or too big for the model.
+    """
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2
+
+    where = f"{checkpoint.folder / name}"
+    model: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    try:
+        model.ParseFromString(data)
+    except DecodeError:
+        raise ConvertError(f"{where}: not a SentencePiece model") from None
+    kind = model.trainer_spec.model_type
+    if kind not in (_BPE, _UNIGRAM):
+        raise ConvertError(f"{where}: only SentencePiece models of kind BPE and unigram are supported")
+    if not 0 < len(model.pieces) <= n_rows:
+        raise ConvertError(f"{where}: {len(model.pieces)} pieces, but the model's embedding has {n_rows} rows")
+    tokens, types = padding(n_rows)
+    scores = np.full(n_rows, PAD_SCORE, np.float32)
+    for i, piece in enumerate(model.pieces):
+        tokens[i], scores[i], types[i] = piece.piece, piece.score, piece.type
+    if name == FAIRSEQ_FILE:
+        return _of_fairseq(checkpoint, model, n_rows, special, where)
+    added = _added(checkpoint, len(model.pieces), tokenizer, config, n_rows, where)
+    added = {i: token for i, token in added.items() if tokens[i : i + 1] != [token["content"]] or types[i] == NORMAL}
+    for i in added:
+        scores[i : i + 1] = ADDED_SCORE
+    add(tokens, types, added, where)
+    trainer = model.trainer_spec
+    for role, i in (("bos", trainer.bos_id), ("eos", trainer.eos_id), ("unk", trainer.unk_id), ("pad", trainer.pad_id)):
+        if 0 <= i < len(model.pieces) and (role != "pad" or kind == _UNIGRAM):
+            special.ids.setdefault(role, i)
+    spec = model.normalizer_spec
+    if kind == _UNIGRAM:
+        vocabulary = Vocabulary("t5", "default", tokens, types, special, scores=scores)
+        vocabulary.add_space_prefix = bool(spec.add_dummy_prefix)
+        vocabulary.more = _normalizer(spec.precompiled_charsmap, bool(spec.remove_extra_whitespaces))
+        vocabulary.more["token_type_count"] = u32(token_types(checkpoint, 1))
+        return vocabulary
+    prefix = None if spec.add_dummy_prefix else False
+    vocabulary = Vocabulary("llama", "default", tokens, types, special, scores=scores, add_space_prefix=prefix)
+    if spec.precompiled_charsmap:
+        vocabulary.warnings.append(f"{where} normalizes text ({spec.name or 'unnamed rules'}); GGUF readers do not")
+    return vocabulary
+
+
+def _of_fairseq(checkpoint: Checkpoint, model: Any, n_rows: int, special: SpecialTokens, where: str) -> Vocabulary:
+    """XLM-RoBERTa's: four tokens of its own come first, the mask last, and the pieces after the third between them."""
+    pieces = model.pieces[3:]
+    if model.trainer_spec.model_type != _UNIGRAM or len(pieces) + 5 > n_rows:
+        raise ConvertError(f"{where}: not a unigram model of at most {n_rows - 5} pieces, as {FAIRSEQ_FILE} usually is")
+    tokens, types = padding(n_rows)
+    scores = np.full(n_rows, PAD_SCORE, np.float32)
+    tokens[:4], types[:4], scores[:4] = ["<s>", "<pad>", "</s>", "<unk>"], (CONTROL, CONTROL, CONTROL, UNKNOWN), 0.0
+    for i, piece in enumerate(pieces, 4):
+        tokens[i], scores[i], types[i] = piece.piece, piece.score, piece.type
+    mask = 4 + len(pieces)
+    tokens[mask], types[mask], scores[mask] = "<mask>", CONTROL, 0.0
+    for role, i in (("bos", 0), ("pad", 1), ("eos", 2), ("sep", 2), ("unk", 3), ("mask", mask)):
+        special.ids[role] = i
+    special.add |= {"bos": True, "eos": True}
+    spec = model.normalizer_spec
+    vocabulary = Vocabulary("t5", "default", tokens, types, special, scores=scores)
+    vocabulary.add_space_prefix = bool(spec.add_dummy_prefix)
+    vocabulary.more = _normalizer(spec.precompiled_charsmap, bool(spec.remove_extra_whitespaces))
+    vocabulary.more["token_type_count"] = u32(token_types(checkpoint, 1))
+    return vocabulary
+
+
+def _added(
+    checkpoint: Checkpoint, n_pieces: int, tokenizer: dict[str, Any], config: dict[str, Any], n_rows: int, where: str
+) -> dict[int, dict[str, Any]]:
+    """Tokens that are no pieces. Where no file has their kinds, added_tokens.json has at least their ids."""
+    added: dict[int, dict[str, Any]] = {}
+    if checkpoint.config.get("model_type") == "chatglm":
+        code = checkpoint.text("tokenization_chatglm.py") or ""
+        names = _GLM_ADDED + (_GLM_ROLES if _GLM_ROLES[1] in code else ())
+        added |= {
+            n_pieces + i: {"content": text, "special": True} for i, text in enumerate(names) if n_pieces + i < n_rows
+        }
+    extra = checkpoint.json("added_tokens.json") or {}
+    added |= {
+        i: {"content": text, "special": False} for text, i in extra.items() if type(i) is int and n_pieces <= i < n_rows
+    }
+    return added | added_tokens(tokenizer, config, where)
+
+
+def _normalizer(charsmap: bytes, remove_extra_whitespaces: bool) -> dict[str, Value]:
+    more = {"remove_extra_whitespaces": boolean(remove_extra_whitespaces)}
+    return more | ({"precompiled_charsmap": u8_array(charsmap)} if charsmap else {})
+
+
+def unigram_from_json(
+    checkpoint: Checkpoint, tokenizer: dict[str, Any], config: dict[str, Any], n_rows: int, special: SpecialTokens
+) -> Vocabulary:
+    """From a tokenizer.json of kind Unigram.
+
+    Raises:
+        ConvertError: an inconsistent vocabulary, or steps before it that are not SentencePiece's.
+    """
+    where = f"{checkpoint.folder / 'tokenizer.json'}"
+    model = tokenizer["model"]
+    pieces = model.get("vocab")
+    if not isinstance(pieces, list) or not 0 < len(pieces) <= n_rows:
+        n = len(pieces) if isinstance(pieces, list) else "no"
+        raise ConvertError(f"{where}: {n} pieces, but the model's embedding has {n_rows} rows")
+    tokens, types = padding(n_rows)
+    scores = np.full(n_rows, PAD_SCORE, np.float32)
+    for i, piece in enumerate(pieces):
+        if not isinstance(piece, list) or len(piece) != 2 or not isinstance(piece[0], str):
+            raise ConvertError(f"{where}: piece {i}, {piece!r:.80}, is not a text and a score")
+        text, score = piece
+        if isinstance(score, bool) or not isinstance(score, (int, float)) or not -1e30 < score < 1e30:
+            raise ConvertError(f"{where}: piece {i}, {text!r:.80}, has the score {score!r}")
+        tokens[i], scores[i], types[i] = text, score, BYTE if BYTE_TOKEN.fullmatch(text) else NORMAL
+    if not model.get("byte_fallback"):
+        types[types == BYTE] = NORMAL
+    unknown = model.get("unk_id")
+    if type(unknown) is int and 0 <= unknown < len(pieces):
+        types[unknown] = UNKNOWN
+        special.ids.setdefault("unk", unknown)
+    add(tokens, types, added_tokens(tokenizer, config, where), where)
+    for i in special.ids.values():
+        types[i] = types[i] if types[i] == UNKNOWN else CONTROL
+    charsmap, merged = _read_normalizer(tokenizer.get("normalizer"), where)
+    prefix, split = _read_metaspace(tokenizer.get("pre_tokenizer"), where)
+    vocabulary = Vocabulary("t5", "default", tokens, types, special, scores=scores, add_space_prefix=prefix)
+    vocabulary.more = _normalizer(charsmap, merged or split)
+    vocabulary.more["token_type_count"] = u32(token_types(checkpoint, 1))
+    return vocabulary
+
+
+def _read_normalizer(normalizer: Any, where: str) -> tuple[bytes, bool]:
+    """The table of replacements, and whether runs of spaces become one."""
+    charsmap, merged = b"", False
+    for step in steps(normalizer, "normalizers"):
+        kind = step.get("type")
+        if kind == "Precompiled" and isinstance(step.get("precompiled_charsmap"), str):
+            try:
+                charsmap = base64.b64decode(step["precompiled_charsmap"], validate=True)
+            except (binascii.Error, ValueError):
+                raise ConvertError(f"{where}: precompiled_charsmap is not base64") from None
+        elif kind == "Replace" and (step.get("pattern") or {}).get("Regex") == " {2,}":
+            merged = True
+        elif kind not in ("Strip", "Nmt"):
+            raise ConvertError(f"{where}: normalizer {str(step)[:200]} is not supported with Unigram")
+    return charsmap, merged
+
+
+def _read_metaspace(pre_tokenizer: Any, where: str) -> tuple[bool, bool]:
+    """Whether a space is put before the text, and whether whitespace only parts words."""
+    prefix, split = False, False
+    for step in steps(pre_tokenizer, "pretokenizers"):
+        kind = step.get("type")
+        if kind == "Metaspace":
+            prefix = step.get("prepend_scheme", "always") != "never" and step.get("add_prefix_space", True) is not False
+        elif kind == "WhitespaceSplit":
+            split = True
+        else:
+            raise ConvertError(f"{where}: pre-tokenizer {str(step)[:200]} is not supported with Unigram")
+    return prefix, split

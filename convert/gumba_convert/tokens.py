@@ -1,0 +1,118 @@
+"""A vocabulary on its way into a GGUF file, and what every kind of source does to make one."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gumba.errors import ConvertError
+from gumba.text.vocabulary import INFILL_TEXTS
+from gumba_convert.gguf_writer import Value, boolean, f32_array, i32_array, string, strings, u32
+from gumba_convert.special_tokens import SpecialTokens
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+ADDED_SCORE = -1000.0
+PAD_SCORE = -10000.0
+BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+# Added tokens of this look are control tokens even where the checkpoint does not say so.
+CONTROL_LOOK = re.compile(r"<pad>|<mask>|<2mass>|\[@BOS@\]|<\|.*\|>|<\uff5c.*\uff5c>|<unused.*>", re.DOTALL)
+
+
+@dataclass
+class Vocabulary:
+    """Tokens with their GGUF types, one per row of the embedding; `scores` for SentencePiece, `merges` for BPE.
+
+    `more`: further metadata of the tokenizer, keys without "tokenizer.ggml.".
+    """
+
+    model: str
+    pre: str
+    tokens: list[str]
+    types: np.ndarray
+    special: SpecialTokens
+    scores: np.ndarray | None = None
+    merges: list[str] | None = None
+    add_space_prefix: bool | None = None
+    more: dict[str, Value] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def metadata(self) -> dict[str, Value]:
+        """The `tokenizer.*` metadata."""
+        result = {
+            "tokenizer.ggml.model": string(self.model),
+            "tokenizer.ggml.pre": string(self.pre),
+            "tokenizer.ggml.tokens": strings(self.tokens),
+            "tokenizer.ggml.token_type": i32_array(self.types),
+        }
+        if self.scores is not None:
+            result["tokenizer.ggml.scores"] = f32_array(self.scores)
+        if self.merges is not None:
+            result["tokenizer.ggml.merges"] = strings(self.merges)
+        if self.add_space_prefix is not None:
+            result["tokenizer.ggml.add_space_prefix"] = boolean(self.add_space_prefix)
+        for kind, token in {**self.special.ids, **self._infill_ids()}.items():
+            key = {"unk": "unknown", "sep": "seperator", "pad": "padding"}.get(kind, kind)  # GGUF's own spelling
+            result[f"tokenizer.ggml.{key}_token_id"] = u32(token)
+        for kind, add in self.special.add.items():
+            result[f"tokenizer.ggml.add_{kind}_token"] = boolean(add)
+        result |= {f"tokenizer.ggml.{key}": value for key, value in self.more.items()}
+        result |= self.special.template_metadata()
+        return result
+
+    def _infill_ids(self) -> dict[str, int]:
+        """Fill-in-the-middle tokens, known by their texts; none where there is no mark for what comes before the gap."""
+        wanted = {text for texts in INFILL_TEXTS.values() for text in texts}
+        places = {text: i for i, text in enumerate(self.tokens) if text in wanted and self.types[i] != UNUSED}
+        found = {
+            name: next(places[text] for text in texts if text in places)
+            for name, texts in INFILL_TEXTS.items()
+            if not places.keys().isdisjoint(texts)
+        }
+        return found if found.keys() >= {"fim_pre", "fim_suf", "fim_mid"} else {}
+
+
+def padding(n_rows: int) -> tuple[list[str], np.ndarray]:
+    """`n_rows` tokens that nothing becomes, and their types."""
+    return [f"[PAD{i}]" for i in range(n_rows)], np.full(n_rows, UNUSED, np.int32)
+
+
+def add(tokens: list[str], types: np.ndarray, added: dict[int, dict[str, Any]], where: str) -> None:
+    """Put the added tokens in their places."""
+    for token_id, token in added.items():
+        if token_id >= len(tokens):
+            raise ConvertError(
+                f"{where}: added token {token['content']!r} has id {token_id}, "
+                f"but the model's embedding has {len(tokens)} rows"
+            )
+        control = token["special"] or CONTROL_LOOK.fullmatch(token["content"])
+        kind = CONTROL if control else USER_DEFINED
+        if types[token_id] not in (UNKNOWN, BYTE):
+            types[token_id] = kind
+        tokens[token_id] = token["content"].replace("▁", " ") if kind == USER_DEFINED else token["content"]
+
+
+def ids_in_vocab(vocab: Any, n_rows: int, where: str) -> dict[str, int]:
+    """A mapping of token texts to ids, checked: not empty, ids different and below `n_rows`."""
+    if not isinstance(vocab, dict) or not vocab:
+        raise ConvertError(f"{where}: no vocabulary")
+    taken: dict[int, str] = {}
+    for text, i in vocab.items():
+        if type(i) is not int or i < 0:
+            raise ConvertError(f"{where}: token {text!r} has id {i!r}")
+        if i >= n_rows:
+            raise ConvertError(f"{where}: token {text!r} has id {i}, but the model's embedding has {n_rows} rows")
+        if i in taken:
+            raise ConvertError(f"{where}: id {i} is both {taken[i]!r} and {text!r}")
+        taken[i] = text
+    return vocab
+
+
+def steps(step: Any, children: str) -> list[dict[str, Any]]:
+    """The steps of a normalizer or pre-tokenizer of tokenizer.json: those in its list `children`, or itself."""
+    if not isinstance(step, dict):
+        return []
+    inner = step.get(children)
+    return [s for s in inner if isinstance(s, dict)] if isinstance(inner, list) else [step]

@@ -1,0 +1,102 @@
+"""WordPiece vocabularies (BERT): tokenizer.json of that kind, or vocab.txt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gumba.errors import ConvertError
+from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.gguf_writer import boolean, u32
+from gumba_convert.special_tokens import SpecialTokens, added_tokens
+from gumba_convert.tokens import CONTROL, NORMAL, Vocabulary, add, ids_in_vocab, padding
+
+_USUAL = {"unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "mask": "[MASK]"}
+_MARK = "▁"
+
+
+def from_json(
+    checkpoint: Checkpoint, tokenizer: dict[str, Any], config: dict[str, Any], n_rows: int, special: SpecialTokens
+) -> Vocabulary:
+    """From tokenizer.json. Raises ConvertError for another continuation mark or normalizer than BERT's."""
+    where = f"{checkpoint.folder / 'tokenizer.json'}"
+    model = tokenizer["model"]
+    if model.get("continuing_subword_prefix", "##") != "##":
+        raise ConvertError(
+            f"{where}: continuing_subword_prefix {model['continuing_subword_prefix']!r} is not supported"
+        )
+    normalizer = tokenizer.get("normalizer") or {}
+    if normalizer.get("type") != "BertNormalizer":
+        raise ConvertError(f"{where}: normalizer {str(normalizer)[:200]} is not supported with WordPiece")
+    cutter = tokenizer.get("pre_tokenizer") or {}
+    if cutter.get("type") != "BertPreTokenizer":
+        raise ConvertError(f"{where}: pre-tokenizer {str(cutter)[:200]} is not supported with WordPiece")
+    vocab = ids_in_vocab(model.get("vocab"), n_rows, where)
+    lowercase = bool(normalizer.get("lowercase", True))
+    strip = normalizer.get("strip_accents")
+    return _vocabulary(
+        checkpoint, vocab, added_tokens(tokenizer, config, where), n_rows, special, where, lowercase, strip
+    )
+
+
+def from_text(
+    checkpoint: Checkpoint, text: str, config: dict[str, Any], n_rows: int, special: SpecialTokens
+) -> Vocabulary:
+    """From vocab.txt: a token a line."""
+    where = f"{checkpoint.folder / 'vocab.txt'}"
+    lines = text.removesuffix("\n").split("\n")
+    vocab = {line.removesuffix("\r"): i for i, line in enumerate(lines)}
+    if len(vocab) != len(lines):
+        raise ConvertError(f"{where}: {len(lines)} lines, but only {len(vocab)} different tokens")
+    lowercase = config.get("do_lower_case", True) is not False
+    vocab = ids_in_vocab(vocab, n_rows, where)
+    strip = config.get("strip_accents")
+    return _vocabulary(checkpoint, vocab, added_tokens({}, config, where), n_rows, special, where, lowercase, strip)
+
+
+def _vocabulary(
+    checkpoint: Checkpoint,
+    vocab: dict[str, int],
+    added: dict[int, dict[str, Any]],
+    n_rows: int,
+    special: SpecialTokens,
+    where: str,
+    lowercase: bool,
+    strip_accents: Any,
+) -> Vocabulary:
+    tokens, types = padding(n_rows)
+    for text, i in vocab.items():
+        tokens[i], types[i] = text, NORMAL
+    add(tokens, types, added, where)
+    for kind, text in _USUAL.items():
+        if text in vocab:
+            special.ids.setdefault(kind, vocab[text])
+    for i in special.ids.values():
+        types[i] = CONTROL
+    # GGUF marks the pieces that begin a word, not those that continue one.
+    for i in range(n_rows):
+        if types[i] == NORMAL:
+            tokens[i] = tokens[i][2:] if tokens[i].startswith("##") and len(tokens[i]) > 2 else _MARK + tokens[i]
+    if "unk" not in special.ids or "cls" not in special.ids or "sep" not in special.ids:
+        raise ConvertError(f"{where}: no unknown, class or separator token")
+    if len(set(tokens)) != n_rows:
+        twice = next(text for i, text in enumerate(tokens) if text in tokens[:i])
+        raise ConvertError(f"{where}: the token {twice!r} stands there twice")
+    special.ids["bos"] = special.ids["cls"]  # readers look for either
+    special.ids.setdefault("eos", special.ids["sep"])
+    special.add = {}  # the class and the separator are always added
+    vocabulary = Vocabulary("bert", "bert-bge", tokens, types, special)
+    strip = lowercase if not isinstance(strip_accents, bool) else strip_accents
+    vocabulary.more = {
+        "normalizer.lowercase": boolean(lowercase),
+        "normalizer.strip_accents": boolean(strip),
+        "token_type_count": u32(token_types(checkpoint, 2)),
+    }
+    return vocabulary
+
+
+def token_types(checkpoint: Checkpoint, default: int) -> int:
+    """How many token types the model's embedding of them has."""
+    count = checkpoint.config.get("type_vocab_size", default)
+    if type(count) is not int or not 0 <= count < 2**16:
+        raise ConvertError(f"{checkpoint.folder / 'config.json'}: type_vocab_size is {count!r}")
+    return count
