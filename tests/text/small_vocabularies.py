@@ -20,7 +20,7 @@ def write(path: Path, model: str | None, arrays: dict[str, Any], **scalars: Any)
     for key, value in arrays.items():
         out.add_array("tokenizer.ggml." + key, value)
     for key, value in scalars.items():
-        name = key if key.startswith("tokenizer.") else "tokenizer.ggml." + key
+        name = key if key.startswith(("tokenizer.", "general.")) else "tokenizer.ggml." + key
         add = {bool: out.add_bool, int: out.add_uint32, str: out.add_string, float: out.add_float32}[type(value)]
         add(name, value)
     out.write_header_to_file()

@@ -176,6 +176,22 @@ def test_infill_tokens_by_text_and_by_key(tmp_path):
     assert Tokenizer.from_gguf(sentence_piece(tmp_path / "c.gguf")).fim_pre_id is None
 
 
+def test_tokens_that_take_whitespace_along(tmp_path):
+    """Phi-3's special tokens take what follows them, the mask of RoBERTa's line what stands before it."""
+    path = tmp_path / "v.gguf"
+    arrays = {
+        "tokens": ["<unk>", "<s>", "</s>", "<|end|>", "<|user|>", "<mask>", "▁", "a", "\n"],
+        "token_type": [2, 3, 3, 3, 3, 3, 1, 1, 1],
+        "scores": [0.0] * 9,
+    }
+    phi = Tokenizer.from_gguf(write(path, "llama", arrays, add_space_prefix=False, **{"general.name": "Phi-3-mini"}))
+    assert phi.encode("a <|user|>\n a<|end|>\n<s> a", False, True) == [7, 6, 4, 7, 3, 1, 6, 7]
+    assert phi.encode("a \n<mask>\na", False, True) == [7, 5, 7]
+    other = Tokenizer.from_gguf(write(path, "llama", arrays, add_space_prefix=False))
+    assert other.encode("a<|end|>\na", False, True) == [7, 3, 8, 7]
+    assert other.encode("a \n<mask>\na", False, True) == [7, 5, 8, 7]
+
+
 BAD = [
     ("bert", {"tokens": ["[UNK]", "a"], "token_type": [3, 1]}, {}, r"unknown_token_id: 1.*|.*outside the vocabulary"),
     (

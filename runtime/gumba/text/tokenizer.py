@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gumba.gguf.reader import GGUFFile
 
 _MARKERS = frozenset((int(TokenType.CONTROL), int(TokenType.UNKNOWN)))
+_WHITESPACE = " \t\n\v\f\r"
 _NORMAL, _USER_DEFINED = int(TokenType.NORMAL), int(TokenType.USER_DEFINED)
 
 Encoder = BytePairEncoder | CharacterPairEncoder | SentencePieceEncoder | WordPieceEncoder
@@ -168,13 +169,21 @@ class Tokenizer:
                 if isinstance(fragment, int) or special not in fragment:
                     cut.append(fragment)
                     continue
-                for piece in fragment.split(special):
+                for piece in self._trimmed(fragment.split(special), token):
                     if piece:
                         cut.append(piece)
                     cut.append(token)
                 cut.pop()
             fragments = cut
         return fragments
+
+    def _trimmed(self, pieces: list[str], token: int) -> list[str]:
+        """The texts between occurrences of a token, without the whitespace that it takes along."""
+        if token in self._vocabulary.eats_after:
+            pieces = [pieces[0], *(piece.lstrip(_WHITESPACE) for piece in pieces[1:])]
+        if token in self._vocabulary.eats_before:
+            pieces = [*(piece.rstrip(_WHITESPACE) for piece in pieces[:-1]), pieces[-1]]
+        return pieces
 
     def check_id(self, token: object) -> int:
         """``token`` as an int. Raises RequestError unless it is an integer (not a bool) inside the vocabulary."""

@@ -149,7 +149,7 @@ class Vocabulary:
     ``texts``: each token as the file spells it; ``scores`` float32[n] and ``types`` int32[n] (TokenType; all NORMAL and 0
     when the file has none); ``special``: name (see SPECIAL_KEYS) -> id; ``eog_ids``: tokens that end a generation;
     ``charsmap``: what SentencePiece's normalizer replaces; ``token_type_count``: how many token types (segments) an encoder
-    tells apart.
+    tells apart; ``eats_before`` and ``eats_after``: special tokens that take the whitespace beside them along.
     """
 
     model: str
@@ -168,6 +168,8 @@ class Vocabulary:
     strip_accents: bool
     token_type_count: int
     charsmap: bytes
+    eats_before: frozenset[int]
+    eats_after: frozenset[int]
     ids: Mapping[bytes, int] = field(repr=False)
 
     @functools.cached_property
@@ -211,6 +213,8 @@ def read_vocabulary(metadata: Mapping[str, Any], families: Mapping[str, Any]) ->
     # What ends a BERT text is the separator, whatever else is said; converters name it as the end of the text, too.
     add_eos = model != "bert" and _flag(metadata, "eos", special, kind.add_eos)
     lowercase = metadata_value(metadata, PREFIX + "normalizer.lowercase", bool, True)
+    eog_ids = _end_ids(ids, special, types)
+    eats_before, eats_after = _eaters(metadata, ids, types, model, pre)
     count = metadata_value(metadata, PREFIX + "token_type_count", int, 0)
     if count < 0:
         raise TokenizerError(f"{PREFIX}token_type_count: {count}")
@@ -221,7 +225,7 @@ def read_vocabulary(metadata: Mapping[str, Any], families: Mapping[str, Any]) ->
         scores=scores,
         types=types,
         special=special,
-        eog_ids=_end_ids(ids, special, types),
+        eog_ids=eog_ids,
         add_bos=add_bos,
         add_eos=add_eos,
         add_sep=add_sep,
@@ -231,6 +235,8 @@ def read_vocabulary(metadata: Mapping[str, Any], families: Mapping[str, Any]) ->
         strip_accents=metadata_value(metadata, PREFIX + "normalizer.strip_accents", bool, lowercase),
         token_type_count=count,
         charsmap=_charsmap(metadata),
+        eats_before=eats_before,
+        eats_after=eats_after,
         ids=ids,
     )
 
@@ -318,6 +324,25 @@ def _flag(metadata: Mapping[str, Any], name: str, special: Mapping[str, int], de
     if flag and name not in special:
         raise TokenizerError(f"{key}: true, but {PREFIX}{SPECIAL_KEYS[name][0]} is not set")
     return flag if flag is not None else default and name in special
+
+
+_PHI3 = re.compile(r"phi[- ]?3", re.IGNORECASE)
+#: Special tokens of Phi-3 that leave the whitespace after them alone.
+_PHI3_OTHERS = (b"<unk>", b"<s>", b"<|endoftext|>")
+
+
+def _eaters(
+    metadata: Mapping[str, Any], ids: Mapping[bytes, int], types: npt.NDArray[np.int32], model: str, pre: str
+) -> tuple[frozenset[int], frozenset[int]]:
+    """Special tokens that take whitespace before, and after them along. Files do not say it: it is known of families."""
+    mask = ids.get(b"[MASK]" if pre == "modern-bert" else b"<mask>")
+    before = frozenset() if mask is None else frozenset((mask,))
+    name = metadata.get("general.name")
+    if model != "llama" or not isinstance(name, str) or not _PHI3.search(name):
+        return before, frozenset()
+    special = np.flatnonzero(np.isin(types, (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED)))
+    after = {*special.tolist(), *(ids[text] for text in (b"</s>",) if text in ids)}
+    return before, frozenset(after - {ids[text] for text in _PHI3_OTHERS if text in ids})
 
 
 def _end_ids(ids: Mapping[bytes, int], special: dict[str, int], types: npt.NDArray[np.int32]) -> frozenset[int]:
