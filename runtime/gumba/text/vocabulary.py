@@ -335,7 +335,8 @@ def _eaters(
     metadata: Mapping[str, Any], ids: Mapping[bytes, int], types: npt.NDArray[np.int32], model: str, pre: str
 ) -> tuple[frozenset[int], frozenset[int]]:
     """Special tokens that take whitespace before, and after them along. Files do not say it: it is known of families."""
-    mask = ids.get(b"[MASK]" if pre == "modern-bert" else b"<mask>")
+    of_roberta = model == "t5" or (model == "gpt2" and pre.startswith(("jina-", "roberta")))
+    mask = ids.get(b"<mask>") if of_roberta else ids.get(b"[MASK]") if pre == "modern-bert" else None
     before = frozenset() if mask is None else frozenset((mask,))
     name = metadata.get("general.name")
     if model != "llama" or not isinstance(name, str) or not _PHI3.search(name):
