@@ -9,13 +9,16 @@ is tried on a page of hard text.
 from __future__ import annotations
 
 import re
+import time
 from typing import Any
 
-from gumba.errors import ConvertError, TokenizerError
+from gumba.errors import ConvertError
 from gumba.text.pretokenize import PRE_TOKENIZERS, splitter
 from gumba_convert.probe import PROBE
 
 NAMES = tuple(PRE_TOKENIZERS)
+# What of a strange chain is tried: its steps, the length of their patterns, seconds.
+_MOST_STEPS, _LONGEST_PATTERN, _PATIENCE = 16, 20_000, 2.0
 
 # The patterns as the models' own files spell them.
 _ANY_CASE = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -361,32 +364,35 @@ _KNOWN = {_plain(chain): name for name, chain in reversed(CHAINS)}
 
 
 def _by_trying(chain: tuple[tuple[Any, ...], ...]) -> str | None:
-    """The name that cuts the probe as this chain does; None when none does, or the chain cannot be run here."""
+    """The name that cuts the probe as this chain does; None when none does, or the chain cannot be run here in time."""
     import regex
 
-    patterns = _plain(chain)
-    if patterns[-1:] != ("bytes",) or chain[-1][0] != "bytes":
+    if (
+        len(chain) > _MOST_STEPS
+        or chain[-1][0] != "bytes"
+        or any(step[0] in ("other", "punctuation") for step in chain)
+    ):
         return None
-    pieces = [PROBE]
+    pieces, deadline = [PROBE], time.monotonic() + _PATIENCE
     try:
         for kind, *rest in chain:
-            if kind == "other" or kind == "punctuation":
-                return None
             if kind == "bytes":
                 pattern = GPT2_PATTERN if rest[0] else None
             else:
                 pattern = rest[0] if kind == "split" else (r"\p{N}" if rest[0] else r"\p{N}+")
+            if pattern is not None and len(pattern) > _LONGEST_PATTERN:
+                return None
             if pattern is not None:
                 cut = regex.compile(pattern, regex.VERSION1)
-                pieces = [part for piece in pieces for part in _isolated(cut, piece)]
-    except (regex.error, TimeoutError, TokenizerError):
+                pieces = [part for piece in pieces for part in _isolated(cut, piece, deadline)]
+    except (regex.error, TimeoutError, RecursionError, OverflowError):
         return None
     return next((name for name in NAMES if splitter(name)(PROBE) == pieces), None)
 
 
-def _isolated(cut: Any, text: str) -> list[str]:
+def _isolated(cut: Any, text: str, deadline: float) -> list[str]:
     parts, begin = [], 0
-    for match in cut.finditer(text, timeout=1.0):
+    for match in cut.finditer(text, timeout=max(deadline - time.monotonic(), 1e-3)):
         for end in match.span():
             if end > begin:
                 parts.append(text[begin:end])

@@ -16,7 +16,6 @@ from small_vocabularies import byte_level, sentence_piece, write
 from gumba.errors import RequestError, TokenizerError
 from gumba.gguf.reader import GGUFFile
 from gumba.text import StreamDecoder, Tokenizer
-from gumba.text.pretokenize import PRE_TOKENIZERS, splitter
 
 DATA = Path(__file__).parent.parent / "data"
 GOLDENS = json.loads((DATA / "tokenizer_goldens.json").read_text(encoding="utf-8"))
@@ -136,13 +135,6 @@ def test_a_million_letters_are_one_word(name):
     tokenizer = TOKENIZERS[name]
     short, long = tokenizer.encode("a" * 1000, False), tokenizer.encode("a" * 1_000_000, False)
     assert len(long) == pytest.approx(1000 * len(short), rel=0.01)
-
-
-@pytest.mark.parametrize("name", sorted(PRE_TOKENIZERS))
-@settings(max_examples=200, deadline=None)
-@given(text=ANY_TEXT)
-def test_words_cover_the_text(name, text):
-    assert "".join(splitter(name)(text)) == text
 
 
 @pytest.mark.parametrize("name", FILES)
