@@ -86,6 +86,8 @@ def read_special_tokens(
             kinds.append("eot")
         texts["eos"] = last
         result.add["eos"] = True
+    if _separated(tokenizer.get("post_processor")):
+        result.add["sep"] = True
     ids = {token["content"]: i for i, token in added_tokens(tokenizer, config, str(checkpoint.folder)).items()}
     for kind in kinds:
         add = config.get(f"add_{kind}_token")
@@ -106,20 +108,48 @@ def _content(entry: Any) -> str | None:
     return text if isinstance(text, str) and text else None
 
 
-def _template_ends(processor: Any) -> tuple[str | None, str | None]:
-    """The special tokens before and after a single text in a TemplateProcessing step."""
-    if not isinstance(processor, dict):
-        return None, None
-    steps = processor.get("processors")
+def _processing(processor: Any) -> dict[str, Any]:
+    """The TemplateProcessing step of a post-processor; empty when there is none."""
+    steps = processor.get("processors") if isinstance(processor, dict) else None
     for step in steps if isinstance(steps, list) else [processor]:
-        if not isinstance(step, dict) or step.get("type") != "TemplateProcessing":
-            continue
-        single = step.get("single")
-        if isinstance(single, list) and len(single) > 1:
-            ends = [part.get("SpecialToken") if isinstance(part, dict) else None for part in (single[0], single[-1])]
-            first, last = (end.get("id") if isinstance(end, dict) else None for end in ends)
-            return _content(first), _content(last)
-    return None, None
+        if isinstance(step, dict) and step.get("type") == "TemplateProcessing":
+            return step
+    return {}
+
+
+def _separated(processor: Any) -> bool:
+    """Whether two texts have a token more between them than stands at the end of one."""
+    step = _processing(processor)
+    single, pair = step.get("single"), step.get("pair")
+    if isinstance(processor, dict) and processor.get("type") == "RobertaProcessing":
+        return True
+    if not isinstance(single, list) or not isinstance(pair, list):
+        return False
+    texts = [i for i, part in enumerate(pair) if isinstance(part, dict) and "Sequence" in part]
+    last = [i for i, part in enumerate(single) if isinstance(part, dict) and "Sequence" in part]
+    if len(texts) != 2 or len(last) != 1:
+        return False
+    begin = single[: last[0]]  # what begins a text may begin the second one again
+    between = [part for part in pair[texts[0] + 1 : texts[1]] if not any(_same_token(part, each) for each in begin)]
+    return len(between) > len(single) - last[0] - 1
+
+
+def _same_token(part: Any, other: Any) -> bool:
+    first, second = (each.get("SpecialToken") if isinstance(each, dict) else None for each in (part, other))
+    return isinstance(first, dict) and isinstance(second, dict) and first.get("id") == second.get("id")
+
+
+def _template_ends(processor: Any) -> tuple[str | None, str | None]:
+    """The special tokens before and after a single text in the post-processor."""
+    if isinstance(processor, dict) and processor.get("type") in ("RobertaProcessing", "BertProcessing"):
+        ends = (processor.get("cls"), processor.get("sep"))
+        return tuple(_content(end[0]) if isinstance(end, list) and end else None for end in ends)  # type: ignore[return-value]
+    single = _processing(processor).get("single")
+    if not isinstance(single, list) or len(single) < 2:
+        return None, None
+    parts = [part.get("SpecialToken") if isinstance(part, dict) else None for part in (single[0], single[-1])]
+    first, last = (part.get("id") if isinstance(part, dict) else None for part in parts)
+    return _content(first), _content(last)
 
 
 def _templates(checkpoint: Checkpoint, config: dict[str, Any]) -> dict[str, str]:

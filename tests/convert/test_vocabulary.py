@@ -199,6 +199,29 @@ def test_special_tokens(
     assert add.items() <= found.add.items()
 
 
+def pair(*parts: str) -> dict[str, Any]:
+    """The step for a text alone and for two: RoBERTa's, or BERT's."""
+    sequence = [{"Sequence": {"id": part}} if part in "AB" else {"SpecialToken": {"id": part}} for part in parts]
+    return template("<|im_start|>", "A", "<|end|>") | {"pair": sequence}
+
+
+@pytest.mark.parametrize(
+    ("step", "add"),
+    [
+        (pair("<|im_start|>", "A", "<|end|>", "<|end|>", "B", "<|end|>"), {"bos": True, "eos": True, "sep": True}),
+        (pair("<|im_start|>", "A", "<|end|>", "B", "<|end|>"), {"bos": True, "eos": True}),
+        ({"type": "RobertaProcessing", "cls": ["<|im_start|>", 1], "sep": ["<|end|>", 0]},
+         {"bos": True, "eos": True, "sep": True}),
+        ({"type": "BertProcessing", "cls": ["<|im_start|>", 1], "sep": ["<|end|>", 0]}, {"bos": True, "eos": True}),
+        ({"type": "BertProcessing", "cls": 7, "sep": []}, {}),
+    ],
+)  # fmt: skip
+def test_separator_of_pairs(tmp_path: Path, step: dict[str, Any], add: dict[str, bool]) -> None:
+    config = {"bos_token": "<|im_start|>", "eos_token": "<|end|>", "sep_token": "<|end|>"}
+    found = vocabulary(tmp_path, tokenizer=tokenizer(post_processor=step), tokenizer_config=config).special
+    assert found.add == ({"bos": False} | add)
+
+
 def test_ids_beyond_the_vocabulary_are_left_out(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "hf", config={"bos_token_id": 10**6, "eos_token_id": [2, 0], "pad_token_id": -1})
     (tmp_path / "hf" / "tokenizer_config.json").unlink()

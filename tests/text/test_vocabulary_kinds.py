@@ -106,6 +106,18 @@ def test_flags(tokenizers):
     assert (gemma.add_bos, gemma.bos_id, gemma.token_type_count) == (True, 2, 0)
 
 
+def test_pairs(tmp_path, tokenizers):
+    bert = tokenizers["bert"]
+    a, b = (bert.encode(text, add_special=False) for text in ("one text", "another"))
+    ids, types = bert.encode_pair("one text", "another")
+    assert ids == [2, *a, 3, *b, 3]
+    assert types == [0] * (len(a) + 2) + [1] * (len(b) + 1)
+    roberta = make(tmp_path, "t5", bos_token_id=0, seperator_token_id=1, add_bos_token=True, add_sep_token=True)
+    a, b = (roberta.encode(text, add_special=False) for text in ("one text", "another"))
+    assert roberta.encode_pair("one text", "another") == ([0, *a, 1, 1, *b, 1], [0] * (len(a) + len(b) + 4))
+    assert tokenizers["t5"].encode_pair("one text", "another")[0] == [*a, 1, *b, 1]
+
+
 def test_bert_without_ids_has_the_usual_ones(tmp_path):
     tokens = [f"[{i}]" for i in range(104)] + ["\u2581a", "b"]
     types = [3] * 104 + [1, 1]

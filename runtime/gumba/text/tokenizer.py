@@ -152,6 +152,18 @@ class Tokenizer:
             ids += self._ends
         return ids
 
+    def encode_pair(self, first: str, second: str) -> tuple[list[int], list[int]]:
+        """Token ids of two texts that an encoder reads together (a query and a document), and their token types.
+
+        Begin, first text, end, second text, end; vocabularies with ``add_sep`` have the separator between the two, too. The
+        type is 1 from the second text on where the model tells types apart, else 0. Raises as ``encode`` does.
+        """
+        left, right = self.encode(first), self.encode(second, add_special=False)
+        if self.add_sep and self.sep_id is not None and self._vocabulary.model != "bert":
+            left.append(self.sep_id)
+        right += self._ends
+        return left + right, [0] * len(left) + [int(self.token_type_count > 1)] * len(right)
+
     def _fragments(self, text: str, parse_special: bool, shield: str = "") -> list[str | int]:
         """The text cut at special tokens: of overlapping ones the longest counts, wherever it begins."""
         if shield and shield in text:
