@@ -18,6 +18,7 @@ from gumba_convert.probe import PROBE
 
 NAMES = tuple(PRE_TOKENIZERS)
 # What of a strange chain is tried: its steps, the length of their patterns, seconds.
+_TRIED = ("split", "digits", "bytes")
 _MOST_STEPS, _LONGEST_PATTERN, _PATIENCE = 16, 20_000, 2.0
 
 # The patterns as the models' own files spell them.
@@ -61,7 +62,8 @@ _DEEPSEEK_LETTERS = (
 )
 _BLOOM_PATTERN = " ?[^(\\s|[.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c])]+"
 
-# The chains, each of ("digits", one by one), ("split", pattern), ("punctuation",) or ("bytes", with GPT-2's pattern).
+# The chains, each of ("digits", one by one), ("split", pattern), ("next", pattern: a match goes to what follows),
+# ("punctuation",) or ("bytes", with GPT-2's pattern).
 _BYTES = ("bytes", False)
 _DIGITS = ("digits", True)
 CHAINS: tuple[tuple[str, tuple[tuple[Any, ...], ...]], ...] = (
@@ -99,7 +101,7 @@ CHAINS: tuple[tuple[str, tuple[tuple[Any, ...], ...]], ...] = (
             ("split", "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+"),
             ("split", r"\s+$"),
             ("split", _DEEPSEEK_CJK),
-            ("digits", False),
+            _DIGITS,
             _BYTES,
         ),
     ),
@@ -161,7 +163,7 @@ CHAINS: tuple[tuple[str, tuple[tuple[Any, ...], ...]], ...] = (
             _BYTES,
         ),
     ),
-    ("laguna", (("split", r"[^\n]+|[\n]+"), ("split", QWEN2_PATTERN), _BYTES)),
+    ("laguna", (("next", r"(?:\r?\n)+(?!\r?\n)"), ("split", QWEN2_PATTERN), _BYTES)),
     ("ufakzeka", (("split", r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|" + _REST), _BYTES)),
     (
         "youtu",
@@ -243,9 +245,9 @@ def spell(name: str) -> dict[str, Any]:
             steps.append({"type": "Digits", "individual_digits": rest[0]})
         elif kind == "punctuation":
             steps.append({"type": "Punctuation", "behavior": "Contiguous"})
-        elif kind == "split":
-            split = {"type": "Split", "pattern": {"Regex": rest[0]}, "behavior": "Isolated", "invert": False}
-            steps.append(split)
+        elif kind in ("split", "next"):
+            behavior = "Isolated" if kind == "split" else "MergedWithNext"
+            steps.append({"type": "Split", "pattern": {"Regex": rest[0]}, "behavior": behavior, "invert": False})
         else:
             steps.append(
                 {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": bool(rest[0])}
@@ -274,6 +276,8 @@ def _step(step: Any) -> tuple[Any, ...]:
             # Keeping each match apart, or dropping all that is not matched: the same for patterns that match anything.
             if how in (("Isolated", False), ("Isolated", True), ("Removed", True)):
                 return ("split", pattern["Regex"])
+            if how == ("MergedWithNext", False):
+                return ("next", pattern["Regex"])
     return ("other", str(step)[:200])
 
 
@@ -303,7 +307,7 @@ def _plain(chain: tuple[tuple[Any, ...], ...]) -> tuple[str, ...]:
         elif kind == "bytes":
             patterns += [_one_spelling(GPT2_PATTERN)] if rest[0] else []
         else:
-            patterns.append(_shown((kind, *rest)))
+            patterns.append(f"{kind} {_one_spelling(rest[0])}" if rest else kind)
     return (*patterns, "bytes") if any(step[0] == "bytes" for step in chain) else tuple(patterns)
 
 

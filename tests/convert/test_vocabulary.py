@@ -16,7 +16,7 @@ from gumba.errors import ConvertError
 from gumba.text.pretokenize import PRE_TOKENIZERS
 from gumba_convert import convert
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.pre_tokenizers import CHAINS, NAMES, detect, spell
+from gumba_convert.pre_tokenizers import CHAINS, GPT4O_PATTERN, NAMES, TEKKEN_PATTERN, detect, spell
 from gumba_convert.vocabulary import Vocabulary, read_vocabulary
 
 N_ROWS = CONFIG["vocab_size"]
@@ -84,6 +84,28 @@ UNKNOWN_PRE = [
 @pytest.mark.parametrize(("step", "name"), PRE)
 def test_pre_tokenizer(step: dict[str, Any], name: str) -> None:
     assert detect(step, "x") == (name, None)
+
+
+def test_pre_tokenizers_of_published_models() -> None:
+    """In use, and spelled otherwise than in the table: Granite 4.1 and MiniMax M2 drop what is not matched."""
+    removed = [split(pattern, "Removed", True) for pattern in (LLAMA3, GPT4O_PATTERN)]
+    assert [detect(chain(step, BYTES), "x")[0] for step in removed] == ["llama-bpe", "gpt-4o"]
+    tekken = chain(split(TEKKEN_PATTERN), BYTES)
+    assert [detect(tekken, "x", ignore_merges=whole) for whole in (True, False)] == [("tekken", None)] * 2
+    lines = {
+        "type": "Split",
+        "pattern": {"Regex": r"(?:\r?\n)+(?!\r?\n)"},
+        "behavior": "MergedWithNext",
+        "invert": False,
+    }
+    assert detect(chain(lines, split(LLAMA3.replace("{1,3}", "")), BYTES), "x") == ("laguna", None)
+    literal = spell("deepseek-v3")
+    literal["pretokenizers"][2]["pattern"]["Regex"] = literal["pretokenizers"][2]["pattern"]["Regex"].replace(
+        "\\r\\n", "\r\n"
+    )
+    assert detect(literal, "x") == ("deepseek-v3", None)
+    with pytest.raises(ConvertError, match="next 'x'"):
+        detect(chain({**lines, "pattern": {"Regex": "x"}}, split(LLAMA3), BYTES), "x")
 
 
 def test_pre_tokenizer_in_a_new_spelling() -> None:

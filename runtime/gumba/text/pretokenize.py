@@ -4,7 +4,7 @@ A pre-tokenizer is one step or a few: the first cuts the text, each other one th
 that a piece's end is the end of the text to its pattern. Steps are written as the models' own tokenizer.json files have
 them. llama.cpp folds Unicode's categories for its engine in some patterns, and so cuts otherwise where marks (Devanagari,
 Thai) or letters of both cases outside of ASCII stand together: "gpt-4o", "tekken", "kimi-k2", "youtu", "tiny_aya" and their
-like follow the model here.
+like follow the model here, and so do "deepseek-llm" (single digits) and "laguna" (lines with what ends the one before).
 
 Runs are possessive (``++``) wherever the pattern that follows cannot take back from them: no backtracking, linear time.
 """
@@ -146,7 +146,8 @@ _JAIS2 = _family(_tiktoken_words(r"\p{N}{1,3}+", spaces=rf"(?<![^\S\r\n])\s*[\r\
 _SEED_CODER = _family(_tiktoken_words(r"\p{N}", other=r"\s\p{L}\p{N}\r\n", after=""))
 _UFAKZEKA = _family(_tiktoken_words(r"\p{N}", contraction=""))
 _MINICPM5 = _family(Isolate(r"\p{N}{1,3}+"), _tiktoken_words(r"\p{N}++"), whole_words=True)
-_LAGUNA = _family(r"[^\n]++|\n++", _QWEN2_WORDS)
+#: Lines, each with the ends of lines before it.
+_LAGUNA = _family(r"(?:\r?\n)++(?:(?!\r?\n).)*+|(?:(?!\r?\n).)++", _QWEN2_WORDS)
 _EXAONE_MOE = _family(_tiktoken_words(r"\p{N}", letters=r"(?:\p{L}\p{M}*+(?: \p{L}\p{M}*+)*+)++", after=r"[\r\n/]?"))
 
 
@@ -199,7 +200,7 @@ _DEEPSEEK_LLM = _family(
     Isolate(r"\s?[!-/:-~\uFF01-\uFF0F\uFF1A-\uFF5E\u2018-\u201F\u3000-\u3002]++"),
     Isolate(r"(?<!\s)\s++\Z"),
     _DEEPSEEK_CJK,
-    Isolate(r"\p{N}++"),
+    Isolate(r"\p{N}"),
 )
 _DEEPSEEK_CODER = _family(
     Isolate(r"[\r\n]"), Isolate(r"\s?\p{L}++"), Isolate(r"\s?\p{P}++"), _DEEPSEEK_CJK, Isolate(r"\p{N}")
@@ -289,7 +290,7 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {name: each for each, names in _FAMILI
 def _regex(pattern: str) -> Any:
     import regex
 
-    return regex.compile(pattern, regex.VERSION0 if not pattern.startswith(("(?V1)", "((?V1)")) else 0)
+    return regex.compile(pattern, regex.DOTALL | (0 if "(?V1)" in pattern[:6] else regex.VERSION0))
 
 
 @functools.cache
