@@ -226,6 +226,16 @@ def test_merges_are_recovered(tmp_path: Path) -> None:
     assert merges_of(parse_tiktoken(tiktoken_file(), "x"), "x") == wanted
 
 
+def test_tokens_that_nothing_makes_get_no_merge() -> None:
+    assert merges_of([b"a", b"b", b"c", b"abc", b"ab", b"abcc", b"abca"], "x") == [
+        (b"a", b"b"),
+        (b"abc", b"c"),
+        (b"abc", b"a"),
+    ]
+    with pytest.raises(ConvertError, match="rank 1 has 0 bytes"):
+        merges_of([b"a", b""], "x")
+
+
 def test_qwen_tiktoken(tmp_path: Path) -> None:
     n = len(ranked())
     found = read(tmp_path / "hf", {"qwen.tiktoken": tiktoken_file()}, n + 210)

@@ -106,6 +106,10 @@ def test_flags(tokenizers):
     assert (gemma.add_bos, gemma.bos_id, gemma.token_type_count) == (True, 2, 0)
 
 
+def test_gemma4_always_begins_with_bos(tmp_path):
+    assert make(tmp_path, "gemma4", add_bos_token=False).encode("")[:1] == [2]
+
+
 def test_pairs(tmp_path, tokenizers):
     bert = tokenizers["bert"]
     a, b = (bert.encode(text, add_special=False) for text in ("one text", "another"))

@@ -209,6 +209,8 @@ def read_vocabulary(metadata: Mapping[str, Any], families: Mapping[str, Any]) ->
     pre = "gemma4" if model == "gemma4" else metadata_value(metadata, PREFIX + "pre", str, "default")
     family = families.get(pre) if model == "gpt2" else None
     add_bos = _flag(metadata, "bos", special, kind.add_bos or (family is not None and family.add_bos))
+    if model == "gemma4" and "bos" in special:
+        add_bos = True  # the first files of Gemma 4 deny it, and the model goes astray without it
     add_sep = _flag(metadata, "sep", special, kind.add_sep or (family is not None and family.add_sep))
     # What ends a BERT text is the separator, whatever else is said; converters name it as the end of the text, too.
     add_eos = model != "bert" and _flag(metadata, "eos", special, kind.add_eos)
