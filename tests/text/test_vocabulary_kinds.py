@@ -232,6 +232,7 @@ BAD = [
         {},
         "precompiled_charsmap: 14 bytes that are no table",
     ),
+    ("t5", {"precompiled_charsmap": b"\x04\0\0\0" + bytes(4) + b"x" * 2000 + b"\0"}, {}, "a replacement of 2000 bytes"),
     ("t5", {"precompiled_charsmap": [1.0, 2.0]}, {}, "precompiled_charsmap: expected an array of bytes"),
     ("t5", {"scores": [float("nan")] + KINDS["t5"]["arrays"]["scores"][1:]}, {}, "scores: element 0 is not a number"),
     ("t5", {}, {"remove_extra_whitespaces": 1}, "remove_extra_whitespaces: expected bool"),

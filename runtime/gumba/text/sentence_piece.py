@@ -16,6 +16,7 @@ from gumba.text.vocabulary import PREFIX, TokenType, Vocabulary, byte_ids
 
 SPACE = "▁".encode()
 _BPE, _UNIGRAM = 2, 1  # the library's numbers
+_LONGEST_REPLACEMENT = 1024  # bytes; Unicode's longest has 33, and a text must not grow without bounds
 
 
 class Normalizer:
@@ -36,6 +37,9 @@ class Normalizer:
             raise TokenizerError(f"{PREFIX}precompiled_charsmap: {len(data)} bytes that are no table of replacements")
         self._trie = np.frombuffer(data, "<u4", length // 4, 4).astype(np.uint32)
         self._replacements = np.frombuffer(data, np.uint8, offset=4 + length)
+        longest = int(np.diff(np.flatnonzero(self._replacements == 0), prepend=-1).max()) - 1
+        if longest > _LONGEST_REPLACEMENT:
+            raise TokenizerError(f"{PREFIX}precompiled_charsmap: a replacement of {longest} bytes")
 
     def __call__(self, text: str) -> str:
         """The normalized text."""
