@@ -8,6 +8,7 @@ from pathlib import Path
 from gumba.errors import UnsupportedError
 from gumba.gguf.reader import GGUFFile
 from gumba.kernels import (
+    activations,
     attention,
     bpe,
     charsmap,
@@ -19,6 +20,7 @@ from gumba.kernels import (
     limits,
     logprobs,
     matmul,
+    norms,
     packed,
     q8,
     rope,
@@ -61,7 +63,8 @@ def _jobs(path: Path | None) -> list[Callable[[], object]]:
     """One call for each function. Of a file's formats the encoders are left out."""
     set_ = isa.current()
     kernels: list[Kernel] = [
-        elementwise.rms_norm, elementwise.add_row, elementwise.select_rows, elementwise.swiglu(set_), rope.rope, q8.quantize_q8,
+        norms.rms_norm, elementwise.combine("add"), elementwise.select_rows, activations.gated(set_, "silu"), rope.rope,
+        q8.quantize_q8,
     ]  # fmt: skip
     for pages in page_formats().values():
         kernels += [attention.store_kv(set_, pages), attention.attention(set_, pages)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from gumba.simd.isa import Isa
@@ -47,15 +49,38 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
     return np.asarray(x / np.sqrt((x * x).mean(axis=1, keepdims=True) + np.float32(eps)) * weight)
 
 
-def swiglu(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
-    """float64 of gate * sigmoid(gate) * up."""
-    gate = gate.astype(np.float64)
+def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:
+    """float64 of (x - mean) / sqrt(variance + eps) * weight + bias, row by row."""
+    x = x.astype(np.float64)
+    off = x - x.mean(axis=1, keepdims=True)
+    return np.asarray(off / np.sqrt((off * off).mean(axis=1, keepdims=True) + np.float32(eps)) * weight + bias)
+
+
+def activate(kind: str, x: np.ndarray) -> np.ndarray:
+    """float64 of the functions by their definitions."""
+    x = x.astype(np.float64)
     with np.errstate(over="ignore"):  # e^710 and more is infinite: then the result is 0, as it must be
-        return np.asarray(gate / (1 + np.exp(-gate)) * up)
+        if kind == "silu":
+            return np.asarray(x / (1 + np.exp(-x)))
+        if kind == "gelu":
+            return np.asarray([v / 2 * math.erfc(-v / math.sqrt(2)) for v in x.flat]).reshape(x.shape)
+        if kind == "gelu_tanh":  # 1 + tanh(y) = 2 / (1 + e^-2y)
+            return np.asarray(x / (1 + np.exp(-2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
+        if kind == "gelu_quick":
+            return np.asarray(x / (1 + np.exp(-1.702 * x)))
+        if kind == "sigmoid":
+            return np.asarray(1 / (1 + np.exp(-x)))
+    return np.asarray({"relu": np.maximum(x, 0), "relu2": np.maximum(x, 0) ** 2, "tanh": np.tanh(x)}[kind])
 
 
-def add_row(x: np.ndarray, row: np.ndarray) -> np.ndarray:
-    return np.asarray(x + row[None, :])
+def swiglu_oai(gate: np.ndarray, up: np.ndarray, alpha: float, limit: float) -> np.ndarray:
+    gate, up = np.minimum(gate.astype(np.float64), limit), np.clip(up.astype(np.float64), -limit, limit)
+    return np.asarray(gate / (1 + np.exp(-alpha * gate)) * (up + 1))
+
+
+def combine(kind: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """float32: one rounding."""
+    return np.asarray(x + y if kind == "add" else x * y)
 
 
 def select_rows(x: np.ndarray, chosen: list[int]) -> np.ndarray:

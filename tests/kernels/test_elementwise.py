@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 
 import numpy as np
+import oracles
 import pytest
 import setups
 from harness import GENERIC, ISAS, isa_id, same_bits
@@ -39,17 +40,75 @@ def test_rms_norm_uses_eps() -> None:
     assert (setups.setup_rms_norm(ISA, scale=0.0).run() == 0).all()
 
 
+@pytest.mark.parametrize("width", [1, 7, 16, 31, 33, 64, 65, 575])
+def test_layer_norm_of_any_width(width: int) -> None:
+    setups.setup_layer_norm(ISA, width=width).check()
+
+
+def test_layer_norm_of_numbers_far_from_zero() -> None:
+    """The mean is subtracted before anything is squared."""
+    setups.setup_layer_norm(ISA, width=575, around=1000.0).check()
+    setups.setup_layer_norm(ISA, eps=10.0).check()
+
+
+@pytest.mark.parametrize("of_each", [False, True])
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("head_dim, n_heads", [(1, 64), (7, 3), (16, 4), (31, 2), (64, 1), (80, 5), (128, 2)])
+def test_head_norm_of_any_size(head_dim: int, n_heads: int, centred: bool, of_each: bool) -> None:
+    """Nothing behind a row is touched: 64 of 1, 4 of 16, and 128s are rows without padding."""
+    setup = setups.setup_head_norm(ISA, head_dim, n_heads, centred, of_each)
+    setup.check()
+    setup.batch.words[0] = 4
+    setup.run()
+    assert np.isnan(setup.out[4]).all() and np.isnan(setup.out[:4, n_heads * head_dim :]).all()
+
+
+def test_columns_are_copied_from_anywhere() -> None:
+    for first, width in ((0, 1), (0, 64), (1, 64), (63, 65), (100, 28), (5, 31)):
+        setups.setup_copy_columns(ISA, first, width).check()
+
+
+@pytest.mark.parametrize("kind", sorted(setups.ACTIVATION_ERROR))
+@pytest.mark.parametrize("isa", ISAS, ids=isa_id)
+def test_activations(isa: Isa, kind: str) -> None:
+    """On a fine grid; where results vanish; and numbers that are none."""
+    grid = np.linspace(-9, 9, 60001)
+    near = np.concatenate([sign * 10.0 ** np.arange(-30, 1) for sign in (-1, 1)])
+    setups.setup_activation(isa, kind, np.concatenate([grid, near])[None, :].astype(np.float32)).check()
+    setups.setup_gated(isa, kind).check()
+    far = np.array([[20.0, 80, 1e4, 1e18, 0.0, -20, -80, -1e4, -1e18]], np.float32)
+    got = setups.setup_activation(isa, kind, far).run()
+    np.testing.assert_allclose(got, oracles.activate(kind, far), rtol=1e-6, atol=1e-15)
+    assert np.isnan(setups.setup_activation(isa, kind, np.array([[np.nan, 1.0]], np.float32)).run()).tolist() == [
+        [True, False]
+    ]
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=isa_id)
+def test_softcap_near_and_far(isa: Isa) -> None:
+    for cap, spread in ((30.0, 1e-6), (30.0, 1.0), (50.0, 1e3), (0.5, 1.0)):
+        setups.setup_softcap(isa, cap, spread).check()
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=isa_id)
+def test_swiglu_oai_limits(isa: Isa) -> None:
+    for alpha, limit in ((1.702, 7.0), (1.0, 0.25)):
+        setups.setup_swiglu_oai(isa, alpha, limit).check()
+
+
 @pytest.mark.parametrize("isa", ISAS, ids=isa_id)
 def test_swiglu_far_from_zero(isa: Isa) -> None:
     gate = np.array([[0.0, -0.0, 80.0, 1e30, 1e-30, -1e-30, -10.0, -80.0, 3.4e38]], np.float32)
-    setup = setups.setup_swiglu(isa, gate)
+    setup = setups.setup_gated(isa, gate=gate)
     setup.tolerance = 1e-6 * np.abs(setup.expected) + 1e-30
     setup.check()
-    below = setups.setup_swiglu(isa, np.array([[-88.0, -100.0, -1e4, -3e38]], np.float32))
+    below = setups.setup_gated(isa, gate=np.array([[-88.0, -100.0, -1e4, -3e38]], np.float32))
     with np.errstate(over="ignore"):
         assert np.abs(below.run()).max() <= 12, "e^88 stands for all that is beyond"
         assert np.abs(below.run()[0, :3]).max() < 1e-30
-    assert np.isnan(setups.setup_swiglu(isa, np.array([[np.nan, 1.0]], np.float32)).run()).tolist() == [[True, False]]
+    assert np.isnan(setups.setup_gated(isa, gate=np.array([[np.nan, 1.0]], np.float32)).run()).tolist() == [
+        [True, False]
+    ]
 
 
 @pytest.mark.parametrize("chosen", [(), (0,), (8,), tuple(range(9)), (4, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4)])
@@ -64,7 +123,11 @@ def test_select_rows_of_any_choice(chosen: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("width", [1, 32, 33, 200])
 def test_copies_and_sums_of_any_width(width: int) -> None:
-    setups.setup_add_row(ISA, width=width, n=3).check()
+    for kind in ("add", "multiply"):
+        for row in (True, False):
+            setups.setup_combine(ISA, kind, width=width, n=3, row=row).check()
+    setups.setup_scale(ISA, width=width, n=3).check()
+    setups.setup_add_positions(ISA, width=width).check()
     setups.setup_select_rows(ISA, width=width).check()
 
 
@@ -134,5 +197,11 @@ def test_rope_scale_multiplies_queries() -> None:
 
 def test_generic_and_best_round_alike_where_no_set_differs() -> None:
     """Norm, rotation, addition and copies are one code for all sets."""
-    for make in (setups.setup_rms_norm, setups.setup_rope, setups.setup_add_row, setups.setup_select_rows):
+    for make in (
+        setups.setup_rms_norm,
+        setups.setup_layer_norm,
+        setups.setup_head_norm,
+        setups.setup_rope,
+        setups.setup_combine,
+    ):
         assert make(ISA).kernel is make(GENERIC).kernel

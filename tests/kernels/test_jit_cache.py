@@ -122,7 +122,7 @@ def test_damaged_files_are_made_anew(damage, warm: Path, caplog: pytest.LogCaptu
     assert not warnings(caplog) and len(files(warm)) == 1
 
 
-FACTS = {"name": "kernel.add_row", "symbol": "f", "needs": []}
+FACTS = {"name": "kernel.scale", "symbol": "f", "needs": []}
 PAYLOADS = [
     pickle.dumps(("something", "else")),
     MAGIC,
@@ -341,17 +341,17 @@ def test_code_of_sources_that_have_changed_is_not_kept(cache: Path, monkeypatch:
 
 # Several processes -----------------------------------------------------------------------------------------------------
 
-#: swiglu calls ``exp`` of another file (simd/maths.py), add_row nothing of the kind.
+#: gated calls ``exp`` of another file (simd/maths.py), scale nothing of the kind.
 CHILD = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 import numpy as np, setups, harness
 from gumba.kernels import jit
 gate = np.linspace(-4, 4, 64, dtype=np.float32)[None, :]
-swiglu, add_row = setups.setup_swiglu(harness.GENERIC, gate), setups.setup_add_row(harness.GENERIC)
-swiglu.run(), add_row.run()
-right = bool(np.abs(swiglu.run() - swiglu.expected).max() < 1e-5 and (add_row.run() == add_row.expected).all())
-print(json.dumps({"right": right, "swiglu": swiglu.run()[0].tolist(), "compiled": jit.stats.compiled,
+gated, scale = setups.setup_gated(harness.GENERIC, "silu", gate), setups.setup_scale(harness.GENERIC)
+gated.run(), scale.run()
+right = bool(np.abs(gated.run() - gated.expected).max() < 1e-5 and (scale.run() == scale.expected).all())
+print(json.dumps({"right": right, "gated": gated.run()[0].tolist(), "compiled": jit.stats.compiled,
                   "loaded": jit.stats.loaded, "package": jit.__file__}))
 """
 
@@ -383,7 +383,7 @@ def test_two_processes_at_once_an_edit_elsewhere(cache: Path, tmp_path: Path) ->
 
     again = result(start(cache, package))
     assert again["right"] and (again["compiled"], again["loaded"]) == (0, 2)
-    assert again["swiglu"] == first[0]["swiglu"]
+    assert again["gated"] == first[0]["gated"]
 
     maths = package / "gumba" / "simd" / "maths.py"
     text = maths.read_text(encoding="utf-8")
@@ -394,7 +394,7 @@ def test_two_processes_at_once_an_edit_elsewhere(cache: Path, tmp_path: Path) ->
     assert (after["compiled"], after["loaded"]) == (2, 0) and not after["right"]
     gate = np.linspace(-4, 4, 64)
     factor = (1 + np.exp(-gate)) / (1 + 2 * np.exp(-gate))
-    np.testing.assert_allclose(after["swiglu"], first[0]["swiglu"] * factor, rtol=1e-5)
+    np.testing.assert_allclose(after["gated"], first[0]["gated"] * factor, rtol=1e-5)
 
 
 def test_a_relative_folder_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,8 +30,8 @@ def test_where_a_program_waits() -> None:
     records = program.finish([logits])
     after = barriers(records)
     names = [operation.kernel.name.split("[")[0] for operation in program.operations]
-    assert names == ["embed", "rms_norm", "quantize_q8", "matmul", "matmul", "matmul", "swiglu", "quantize_q8", "matmul",
-                     "add_row", "swiglu", "select_rows", "rms_norm", "quantize_q8", "matmul"]  # fmt: skip
+    assert names == ["embed", "rms_norm", "quantize_q8", "matmul", "matmul", "matmul", "gated", "quantize_q8", "matmul",
+                     "combine", "gated", "select_rows", "rms_norm", "quantize_q8", "matmul"]  # fmt: skip
     assert after[0], "embed splits tokens, the norm blocks"
     assert not after[at["norm"]], "norm and quantization give each thread the same blocks"
     assert after[at["first product"] - 1], "a product reads all columns of its input"

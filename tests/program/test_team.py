@@ -33,12 +33,12 @@ class Counter:
         self.n_ops = n_ops
         self.numbers = np.zeros((ROWS, WIDTH), np.float32)
         self._one = np.ones(WIDTH, np.float32)
-        words = elementwise.add_row.words(
-            {"count": N_TOKENS, "x": self.numbers.ctypes.data, "row": self._one.ctypes.data,
+        words = elementwise.combine("add").words(
+            {"count": N_TOKENS, "x": self.numbers.ctypes.data, "y": self._one.ctypes.data, "y_stride": 0,
              "out": self.numbers.ctypes.data, "stride": 4 * WIDTH, "n_blocks": WIDTH // 32}
         )  # fmt: skip
         self.records = np.zeros((n_ops, RECORD_WORDS), np.int64)
-        self.records[:, 0], self.records[:, 1] = elementwise.add_row.address, 1
+        self.records[:, 0], self.records[:, 1] = elementwise.combine("add").address, 1
         self.records[:, FIRST_ARGUMENT : FIRST_ARGUMENT + len(words)] = words
         self.batch = batch(ROWS)
 

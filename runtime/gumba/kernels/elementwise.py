@@ -1,4 +1,4 @@
-"""Operations that go over rows of float32: normalisation, activation function, addition, copies.
+"""Operations that go over rows of float32 and compute next to nothing: sums, products, copies.
 
 Rows are padded (``ROW_ALIGN``), so vectors of 16 may run past a row's end; what lies there is never part of a sum. The unit of
 work is (row, block of 32 columns), the same as for quantization: operations that follow each other with the same rows and
@@ -9,87 +9,9 @@ from __future__ import annotations
 
 import functools
 
-from gumba.kernels.jit import inline
-from gumba.kernels.op import OUTPUT_ROWS, Kernel, f4, kernel, next_unit, share
-from gumba.simd.isa import Isa
-from gumba.simd.maths import exp
-from gumba.simd.memory import load_f32, load_i32, load_i64
+from gumba.kernels.op import OUTPUT_ROWS, POSITIONS, Kernel, f4, kernel, next_unit, share
+from gumba.simd.memory import load_f32, load_i32, load_i64, store_f32
 from gumba.simd.value import F32, Simd, Value, simd_function
-
-
-@simd_function("f4(i8, i8)")
-def _sum_squares(s: Simd, x: Value, n_vectors: Value) -> Value:
-    acc = s.variable(s.zero(F32, 16))
-    with s.loop(n_vectors) as i:
-        v = s.load(x + i * 64, F32, 16)
-        acc.set(acc.get() + v * v)
-    return s.reduce(acc.get(), lambda a, b: a + b)
-
-
-@simd_function("f4(f4)")
-def _inverse_sqrt(s: Simd, x: Value) -> Value:
-    return s.constant(1.0, F32) / s.sqrt(x)
-
-
-@simd_function("void(i8, i8, f4, i8)")
-def _scale_block(s: Simd, x: Value, weight: Value, scale: Value, out: Value) -> None:
-    for i in range(2):
-        v = s.load(x + 64 * i, F32, 16) * s.splat(scale, 16)
-        s.store(out + 64 * i, v * s.load(weight + 64 * i, F32, 16))
-
-
-@inline
-def _rms_scale(x, width, eps):
-    total = _sum_squares(x, width // 16)
-    for i in range(width // 16 * 16, width):
-        v = load_f32(x + 4 * i)
-        total += v * v
-    return _inverse_sqrt(total / width + eps)
-
-
-@kernel(divisible=True)
-def rms_norm(batch, thread, n_threads, count, x, weight, out, stride, width, n_blocks, eps: f4):
-    """out = x / sqrt(mean(x^2) + eps) * weight, row by row (Zhang and Sennrich 2019).
-
-    x, out: float32 [n, width], rows ``stride`` bytes apart; weight: float32 [width], padded.
-    """
-    n = load_i64(batch + count) * n_blocks
-    first = share(n, thread, n_threads)
-    row = first // n_blocks
-    block = first - row * n_blocks
-    scale = eps
-    for unit in range(first, share(n, thread + 1, n_threads)):
-        at = row * stride
-        if block == 0 or unit == first:
-            scale = _rms_scale(x + at, width, eps)
-        at += block * 128
-        _scale_block(x + at, weight + block * 128, scale, out + at)
-        row, block = next_unit(row, block, n_blocks)
-
-
-@functools.cache
-def swiglu(isa: Isa) -> Kernel:
-    """out = gate / (1 + e^-gate) * up (Shazeer 2020)."""
-
-    @simd_function("void(i8, i8, i8)")
-    def block(s: Simd, gate: Value, up: Value, out: Value) -> None:
-        for i in range(2):
-            g = s.load(gate + 64 * i, F32, 16)
-            silu = g / (exp(s, isa, s.zero(F32, 16) - g) + 1.0)
-            s.store(out + 64 * i, silu * s.load(up + 64 * i, F32, 16))
-
-    @kernel(variant=isa.name, divisible=True)
-    def swiglu(batch, thread, n_threads, count, gate, up, out, stride, n_blocks):
-        n = load_i64(batch + count) * n_blocks
-        first = share(n, thread, n_threads)
-        row = first // n_blocks
-        b = first - row * n_blocks
-        for _ in range(first, share(n, thread + 1, n_threads)):
-            at = row * stride + b * 128
-            block(gate + at, up + at, out + at)
-            row, b = next_unit(row, b, n_blocks)
-
-    return swiglu
 
 
 @simd_function("void(i8, i8, i8)")
@@ -98,23 +20,72 @@ def _add_block(s: Simd, x: Value, y: Value, out: Value) -> None:
         s.store(out + 64 * i, s.load(x + 64 * i, F32, 16) + s.load(y + 64 * i, F32, 16))
 
 
-@kernel(divisible=True)
-def add_row(batch, thread, n_threads, count, x, row, out, stride, n_blocks):
-    """out = x + row: the same row (a bias, padded) added to every row of x."""
-    n = load_i64(batch + count) * n_blocks
-    first = share(n, thread, n_threads)
-    line = first // n_blocks
-    block = first - line * n_blocks
-    for _ in range(first, share(n, thread + 1, n_threads)):
-        at = line * stride + block * 128
-        _add_block(x + at, row + block * 128, out + at)
-        line, block = next_unit(line, block, n_blocks)
+@simd_function("void(i8, i8, i8)")
+def _multiply_block(s: Simd, x: Value, y: Value, out: Value) -> None:
+    for i in range(2):
+        s.store(out + 64 * i, s.load(x + 64 * i, F32, 16) * s.load(y + 64 * i, F32, 16))
+
+
+@simd_function("void(i8, f4, i8)")
+def _scale_block(s: Simd, x: Value, factor: Value, out: Value) -> None:
+    for i in range(2):
+        s.store(out + 64 * i, s.load(x + 64 * i, F32, 16) * s.splat(factor, 16))
 
 
 @simd_function("void(i8, i8)")
 def _copy_block(s: Simd, x: Value, out: Value) -> None:
     for i in range(2):
         s.store(out + 64 * i, s.load(x + 64 * i, F32, 16))
+
+
+@functools.cache
+def combine(kind: str) -> Kernel:
+    """out = x + y ("add") or x * y ("multiply"), number by number.
+
+    x, out: float32 [n, width], rows ``stride`` bytes apart; y: rows ``y_stride`` apart, 0 for one row (padded) with them all.
+    """
+    block = {"add": _add_block, "multiply": _multiply_block}[kind]
+
+    @kernel(variant=kind, divisible=True)
+    def combine(batch, thread, n_threads, count, x, y, y_stride, out, stride, n_blocks):
+        n = load_i64(batch + count) * n_blocks
+        first = share(n, thread, n_threads)
+        row = first // n_blocks
+        b = first - row * n_blocks
+        for _ in range(first, share(n, thread + 1, n_threads)):
+            at = row * stride + b * 128
+            block(x + at, y + row * y_stride + b * 128, out + at)
+            row, b = next_unit(row, b, n_blocks)
+
+    return combine
+
+
+@kernel(divisible=True)
+def scale(batch, thread, n_threads, count, x, out, stride, n_blocks, factor: f4):
+    """out = x * factor."""
+    n = load_i64(batch + count) * n_blocks
+    first = share(n, thread, n_threads)
+    row = first // n_blocks
+    block = first - row * n_blocks
+    for _ in range(first, share(n, thread + 1, n_threads)):
+        at = row * stride + block * 128
+        _scale_block(x + at, factor, out + at)
+        row, block = next_unit(row, block, n_blocks)
+
+
+@kernel(divisible=True)
+def add_positions(batch, thread, n_threads, count, x, table, table_stride, out, stride, n_blocks):
+    """out = x + the row of the token's position. table: float32 [n_positions, width], rows ``table_stride`` bytes apart."""
+    n = load_i64(batch + count) * n_blocks
+    positions = load_i64(batch + POSITIONS)
+    first = share(n, thread, n_threads)
+    row = first // n_blocks
+    block = first - row * n_blocks
+    for _ in range(first, share(n, thread + 1, n_threads)):
+        at = row * stride + block * 128
+        added = table + load_i32(positions + 4 * row) * table_stride + block * 128
+        _add_block(x + at, added, out + at)
+        row, block = next_unit(row, block, n_blocks)
 
 
 @kernel(divisible=True)
@@ -126,3 +97,18 @@ def select_rows(batch, thread, n_threads, count, x, out, stride, n_blocks):
         row = unit // n_blocks
         column = unit % n_blocks * 128
         _copy_block(x + load_i32(rows + 4 * row) * stride + column, out + row * stride + column)
+
+
+@kernel(divisible=True)
+def copy_columns(batch, thread, n_threads, count, x, x_stride, first, out, stride, width, n_blocks):
+    """out = ``width`` columns of x from column ``first`` on, rows of x ``x_stride`` bytes apart; nothing behind them is read."""
+    n = load_i64(batch + count) * n_blocks
+    for unit in range(share(n, thread, n_threads), share(n, thread + 1, n_threads)):
+        row = unit // n_blocks
+        column = unit % n_blocks * 32
+        source, target = x + row * x_stride + 4 * (first + column), out + row * stride + 4 * column
+        if column + 32 <= width:
+            _copy_block(source, target)
+        else:
+            for i in range(width - column):
+                store_f32(target + 4 * i, load_f32(source + 4 * i))

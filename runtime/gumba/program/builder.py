@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from gumba.errors import ResourceError
+from gumba.kernels import activations, elementwise, embed, matmul, norms, q8, rope
 from gumba.kernels import attention as att
-from gumba.kernels import elementwise, embed, matmul, q8, rope
 from gumba.kernels.op import BARRIER, CUT, FIRST_ARGUMENT, MAX_PIECES, N_OUTPUTS, N_TOKENS, RECORD_WORDS, Kernel, cut
 from gumba.kernels.packed import ROW_ALIGN, PackedMatrix, aligned_empty
 from gumba.kernels.pages import PAGE_TOKENS, page_formats
@@ -78,6 +78,16 @@ class Operation:
         )
 
 
+#: Operations over blocks of rows that read more than the block they write: whole rows, other rows, other columns.
+_GATHERING = (norms.rms_norm, norms.layer_norm, elementwise.select_rows, elementwise.copy_columns)
+
+
+def _check_alike(x: Buffer, y: Buffer) -> None:
+    """ValueError for buffers of other rows or columns."""
+    if (x.width, x.count) != (y.width, y.count):
+        raise ValueError(f"{x.name} has {x.width} columns, {y.name} {y.width}; or one of them has other rows")
+
+
 def _product(w: PackedMatrix) -> Work:
     """The work of one matrix product."""
     kind = "float32" if w.format.ACTIVATION == "f32" else "int8"
@@ -114,6 +124,7 @@ class Program:
     max_context: int = 0
     operations: list[Operation] = field(default_factory=list)
     _keep: list[np.ndarray] = field(default_factory=list)
+    _plain_rows: dict[tuple[int, float], int] = field(default_factory=dict)
     _scratch_bytes: int = embed.SCRATCH
     _partials_bytes: int = 0
     _arena: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
@@ -132,11 +143,33 @@ class Program:
         )  # fmt: skip
         return out
 
-    def rms_norm(self, x: Buffer, weight: np.ndarray, eps: float) -> Buffer:
-        """x / sqrt(mean(x^2) + eps) * weight."""
+    def rms_norm(self, x: Buffer, weight: np.ndarray | None, eps: float) -> Buffer:
+        """x / sqrt(mean(x^2) + eps) * weight, float32 [width]; None: without."""
         out = self._buffer("rms_norm", x.width, x.count)
-        arguments = {"x": x, "weight": self.constant(weight), "out": out, "width": x.width, "eps": eps}
-        self._elementwise(elementwise.rms_norm, arguments, [x], out)
+        arguments = {"x": x, "weight": self._row(weight, x.width, 1.0), "out": out, "width": x.width, "eps": eps}
+        self._elementwise(norms.rms_norm, arguments, [x], out)
+        return out
+
+    def layer_norm(self, x: Buffer, weight: np.ndarray | None, bias: np.ndarray | None, eps: float) -> Buffer:
+        """(x - mean(x)) / sqrt(variance(x) + eps) * weight + bias, both float32 [width]; None: without."""
+        out = self._buffer("layer_norm", x.width, x.count)
+        arguments = {"x": x, "weight": self._row(weight, x.width, 1.0), "bias": self._row(bias, x.width, 0.0), "out": out,
+                     "width": x.width, "eps": eps}  # fmt: skip
+        self._elementwise(norms.layer_norm, arguments, [x], out)
+        return out
+
+    def head_norm(
+        self, x: Buffer, weight: np.ndarray | None, eps: float, n_heads: int, head_dim: int, centred: bool = False
+    ) -> Buffer:
+        """The RMS norm of each head (``centred``: the layer norm). weight: float32 [head_dim] or [n_heads * head_dim]."""
+        if n_heads * head_dim != x.width:
+            raise ValueError(f"{n_heads} heads of {head_dim}: {x.name} has {x.width} columns")
+        of_each = weight is not None and np.size(weight) == x.width
+        out = self._buffer("head_norm", x.width, x.count)
+        arguments = {"count": x.count, "x": x, "weight": self._row(weight, x.width if of_each else head_dim, 1.0),
+                     "weight_step": 4 * head_dim if of_each else 0, "out": out, "stride": x.row_bytes, "n_heads": n_heads,
+                     "head_dim": head_dim, "centred": int(centred), "eps": eps}  # fmt: skip
+        self._append(norms.head_norm, arguments, [x], [out], ("tokens",) if x.count == N_TOKENS else ("rows", x.count))
         return out
 
     def matmul(
@@ -156,16 +189,77 @@ class Program:
         )  # fmt: skip
         return out if bias is None else self.add_row(out, bias)
 
+    def add(self, x: Buffer, y: Buffer) -> Buffer:
+        """x + y."""
+        return self._combine("add", x, y, y.row_bytes, [x, y])
+
+    def multiply(self, x: Buffer, y: Buffer) -> Buffer:
+        """x * y, number by number."""
+        return self._combine("multiply", x, y, y.row_bytes, [x, y])
+
     def add_row(self, x: Buffer, row: np.ndarray) -> Buffer:
-        """The same row of numbers added to every row of x."""
-        out = self._buffer("add_row", x.width, x.count)
-        self._elementwise(elementwise.add_row, {"x": x, "row": self.constant(row), "out": out}, [x], out)
+        """The same row of numbers, float32 [width], added to every row of x."""
+        return self._combine("add", x, self._row(row, x.width, 0.0), 0, [x])
+
+    def multiply_row(self, x: Buffer, row: np.ndarray) -> Buffer:
+        """Every row of x times the same row of numbers, float32 [width]."""
+        return self._combine("multiply", x, self._row(row, x.width, 1.0), 0, [x])
+
+    def scale(self, x: Buffer, factor: float) -> Buffer:
+        """x * factor."""
+        out = self._buffer("scale", x.width, x.count)
+        self._elementwise(elementwise.scale, {"x": x, "out": out, "factor": factor}, [x], out)
+        return out
+
+    def add_positions(self, x: Buffer, table: np.ndarray) -> Buffer:
+        """x plus the row of ``table``, float32 [n_positions, width], at each token's position."""
+        if x.count != N_TOKENS or len(table) < self.max_context or table.shape[1:] != (x.width,):
+            raise ValueError(f"positions {table.shape} for {x.width} columns and a context of {self.max_context}")
+        padded = np.zeros((len(table), x.row_bytes // 4), np.float32)
+        padded[:, : x.width] = table
+        out = self._buffer("add_positions", x.width)
+        arguments = {"x": x, "table": self.constant(padded, pad=False), "table_stride": padded.strides[0], "out": out}
+        self._elementwise(elementwise.add_positions, arguments, [x], out)
+        return out
+
+    def slice(self, x: Buffer, first: int, width: int) -> Buffer:
+        """Columns ``first`` up to ``first + width`` of x, as a buffer of its own."""
+        if not 0 <= first < first + width <= x.width:
+            raise ValueError(f"columns {first} to {first + width} of {x.name}, which has {x.width}")
+        out = self._buffer("slice", width, x.count)
+        arguments = {"x": x, "x_stride": x.row_bytes, "first": first, "out": out, "width": width}
+        self._elementwise(elementwise.copy_columns, arguments, [x], out)
+        return out
+
+    def activation(self, x: Buffer, kind: str) -> Buffer:
+        """A function of each number of x; ``kind``: one of ``gumba.kernels.activations.KINDS``."""
+        out = self._buffer(kind, x.width, x.count)
+        self._elementwise(activations.activation(self.isa, kind), {"x": x, "out": out}, [x], out)
+        return out
+
+    def gated(self, gate: Buffer, up: Buffer, kind: str) -> Buffer:
+        """kind(gate) * up; ``kind`` as of ``activation``."""
+        _check_alike(gate, up)
+        out = self._buffer("gated", gate.width, gate.count)
+        self._elementwise(activations.gated(self.isa, kind), {"gate": gate, "up": up, "out": out}, [gate, up], out)
         return out
 
     def swiglu(self, gate: Buffer, up: Buffer) -> Buffer:
         """silu(gate) * up."""
-        out = self._buffer("swiglu", gate.width, gate.count)
-        self._elementwise(elementwise.swiglu(self.isa), {"gate": gate, "up": up, "out": out}, [gate, up], out)
+        return self.gated(gate, up, "silu")
+
+    def swiglu_oai(self, gate: Buffer, up: Buffer, alpha: float, limit: float) -> Buffer:
+        """g sigmoid(alpha g) (u + 1), where g is gate, at most ``limit``, and u is up, within ``limit`` of 0."""
+        _check_alike(gate, up)
+        out = self._buffer("swiglu_oai", gate.width, gate.count)
+        arguments = {"gate": gate, "up": up, "out": out, "alpha": alpha, "limit": limit}
+        self._elementwise(activations.swiglu_oai(self.isa), arguments, [gate, up], out)
+        return out
+
+    def softcap(self, x: Buffer, cap: float) -> Buffer:
+        """cap * tanh(x / cap)."""
+        out = self._buffer("softcap", x.width, x.count)
+        self._elementwise(activations.softcap(self.isa), {"x": x, "out": out, "cap": cap, "inverse": 1 / cap}, [x], out)
         return out
 
     def rope(self, x: Buffer, n_heads: int, head_dim: int, rope_dim: int, table: int, neox: bool = False) -> Buffer:
@@ -237,12 +331,29 @@ class Program:
         work = replace(work, row_bytes=work.row_bytes + moved)
         self.operations.append(Operation(kernel, arguments, reads, writes, split, gathers, work=work))
 
+    def _row(self, values: np.ndarray | None, width: int, default: float) -> int:
+        """Address of one row of numbers; of ``default`` where there are none."""
+        if values is None:
+            if (width, default) not in self._plain_rows:
+                self._plain_rows[width, default] = self.constant(np.full(width, default, np.float32))
+            return self._plain_rows[width, default]
+        if np.size(values) != width:
+            raise ValueError(f"{np.size(values)} numbers for {width} columns")
+        return self.constant(values)
+
+    def _combine(self, kind: str, x: Buffer, y: Buffer | int, y_stride: int, reads: Sequence[Buffer]) -> Buffer:
+        if isinstance(y, Buffer):
+            _check_alike(x, y)
+        out = self._buffer(kind, x.width, x.count)
+        self._elementwise(elementwise.combine(kind), {"x": x, "y": y, "y_stride": y_stride, "out": out}, reads, out)
+        return out
+
     def _elementwise(
         self, kernel: Kernel, arguments: dict[str, int | float | Buffer], reads: Sequence[Buffer], out: Buffer
     ) -> None:
         n_blocks = -(-out.width // q8.COLUMNS)
         arguments = arguments | {"count": out.count, "stride": out.row_bytes, "n_blocks": n_blocks}
-        gathers = reads if kernel in (elementwise.rms_norm, elementwise.select_rows) else ()  # whole rows; other rows
+        gathers = reads if kernel in _GATHERING else ()
         self._append(kernel, arguments, reads, [out], ("blocks", out.count, n_blocks), gathers)
 
     def _blocks(self, x: Buffer) -> Buffer:
