@@ -65,7 +65,7 @@ CASES: dict[str, tuple[Callable[[Program, Buffer, Buffer], Buffer], Callable[[np
     "scale": (lambda p, x, y: p.scale(x, 1.5), lambda x, y: x * 1.5),
     "softcap": (lambda p, x, y: p.softcap(x, 2.0), lambda x, y: 2 * np.tanh(x / 2)),
     "add_positions": (lambda p, x, y: p.add_positions(x, TABLE), lambda x, y: x + TABLE[POSITIONS]),
-    "slice": (lambda p, x, y: p.slice(p.scale(x, 3.0), 31, 41), lambda x, y: 3 * x[:, 31:]),
+    "slice": (lambda p, x, y: p.slice(p.scale(x, 3.0), 7, 65), lambda x, y: 3 * x[:, 7:]),
     "slices": (lambda p, x, y: p.add(p.slice(x, 5, 40), p.slice(y, 32, 40)), lambda x, y: x[:, 5:45] + y[:, 32:]),
     "activation": (lambda p, x, y: p.activation(x, "gelu_tanh"),
                    lambda x, y: x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))),
