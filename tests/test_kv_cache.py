@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from gumba import kv_cache
 from gumba.errors import EngineError, RequestError, ResourceError
 from gumba.kernels.pages import page_formats
-from gumba.kv_cache import KVCache
+from gumba.kv_cache import KVCache, KVShape
 
 
 def cache(n_pages: int = 6, **options: str) -> KVCache:
-    return KVCache(n_layers=2, n_kv_heads=3, head_dim=24, n_pages=n_pages, **options)
+    return KVCache([KVShape(3, 24, 24)] * 2, n_pages=n_pages, **options)
 
 
 def test_pages_are_handed_out_once_and_come_back() -> None:
@@ -104,42 +104,52 @@ def test_threads_never_share_a_page() -> None:
 @pytest.mark.parametrize("kv_type, size", [("f16", 2), ("f32", 4)])
 def test_layout(kv_type: str, size: int) -> None:
     kv = cache(kv_type=kv_type)
-    layout = kv.layout
-    assert (layout.n_kv_heads, layout.head_dim, layout.kv_type) == (3, 24, kv_type)
-    assert (layout.k_page, layout.v_page) == (24 * 64 * size, 32 * 64 * size)
-    assert (layout.k_head, layout.v_head) == (6 * layout.k_page, 6 * layout.v_page)
-    assert layout.v_offset == 3 * layout.k_head and layout.layer_bytes == layout.v_offset + 3 * layout.v_head
-    assert layout.pages % 64 == layout.v_offset % 64 == layout.layer_bytes % 64 == layout.k_page % 64 == 0
+    assert len(kv.layouts) == 2 and kv.kv_type == kv_type
+    for layout in kv.layouts:
+        assert (layout.n_kv_heads, layout.head_dim, layout.v_dim, layout.kv_type) == (3, 24, 24, kv_type)
+        assert (layout.k_page, layout.v_page) == (24 * 64 * size, 32 * 64 * size)
+        assert (layout.k_head, layout.v_head) == (6 * layout.k_page, 6 * layout.v_page)
+        assert layout.v_offset == 3 * layout.k_head
+        assert layout.pages % 64 == layout.v_offset % 64 == layout.k_page % 64 == layout.extent_bytes % 64 == 0
+    layer_bytes = kv.layouts[1].pages - kv.layouts[0].pages
+    assert layer_bytes == layout.v_offset + 3 * layout.v_head
     assert kv.page_bytes == 2 * 3 * (layout.k_page + layout.v_page)
-    assert kv.n_bytes == 6 * kv.page_bytes == 2 * layout.layer_bytes and kv.page_tokens == 64
+    assert kv.n_bytes == 6 * kv.page_bytes == 2 * layer_bytes and kv.page_tokens == 64
+
+
+#: Layers of several sizes; one that keeps nothing; two of the same that follow each other.
+MIXED = [KVShape(3, 24, 24), KVShape(1, 72, 40), KVShape(1, 72, 40), KVShape(0, 8, 8), KVShape(2, 16, 64)]
 
 
 def runs_of(kv: KVCache, page: int) -> list[tuple[int, int]]:
     """(first byte, bytes) of each layer's and head's keys and values of a page, in memory."""
-    at = kv.layout
-    extent, place = divmod(page, at.extent_pages)
-    layers = kv.page_bytes // (at.n_kv_heads * (at.k_page + at.v_page))
     keys, values = [], []
-    for layer, head in itertools.product(range(layers), range(at.n_kv_heads)):
-        first = extent * at.extent_bytes + layer * at.layer_bytes
-        keys.append((first + head * at.k_head + place * at.k_page, at.k_page))
-        values.append((first + at.v_offset + head * at.v_head + place * at.v_page, at.v_page))
+    for at in kv.layouts:
+        extent, place = divmod(page, at.extent_pages)
+        first = at.pages - kv._memory.ctypes.data + extent * at.extent_bytes
+        for head in range(at.n_kv_heads):
+            keys.append((first + head * at.k_head + place * at.k_page, at.k_page))
+            values.append((first + at.v_offset + head * at.v_head + place * at.v_page, at.v_page))
     return keys + values
 
 
+@pytest.mark.parametrize("shapes", [[KVShape(3, 24, 24)] * 2, MIXED], ids=["alike", "mixed"])
 @pytest.mark.parametrize("n_pages", [1, 15, 16, 17, 40])
-def test_every_page_has_memory_of_its_own(n_pages: int) -> None:
+def test_every_page_has_memory_of_its_own(n_pages: int, shapes: list[KVShape]) -> None:
     """Each head's keys and values of each layer and page: disjoint, and inside what was allocated."""
-    kv = KVCache(2, 3, 24, n_pages, "bf16")
+    kv = KVCache(shapes, n_pages, "bf16")
     runs = sorted(run for page in range(n_pages) for run in runs_of(kv, page))
-    assert len(runs) == n_pages * 2 * 3 * 2
+    assert len(runs) == n_pages * sum(shape.n_kv_heads for shape in shapes) * 2
     assert all(start + size <= following for (start, size), (following, _) in itertools.pairwise(runs))
     assert runs[0][0] == 0 and sum(runs[-1]) <= kv.n_bytes < (n_pages + 3) * kv.page_bytes
+    assert sum(size for _, size in runs) == n_pages * kv.page_bytes == n_pages * KVCache.bytes_per_page(shapes, "bf16")
+    for layout, shape in zip(kv.layouts, shapes, strict=True):
+        assert (layout.n_kv_heads, layout.head_dim, layout.v_dim) == (shape.n_kv_heads, shape.head_dim, shape.v_dim)
 
 
-def filled(kv_type: str, n_pages: int, seed: int = 0) -> KVCache:
+def filled(kv_type: str, n_pages: int, seed: int = 0, shapes: list[KVShape] = MIXED) -> KVCache:
     """A cache of random bytes, all its pages taken."""
-    kv = cache(n_pages, kv_type=kv_type)
+    kv = KVCache(shapes, n_pages, kv_type)
     assert sorted(kv.allocate(n_pages)) == list(range(n_pages))
     kv._memory[:] = np.random.default_rng(seed).integers(0, 256, kv.n_bytes, np.uint8)
     return kv
@@ -148,7 +158,7 @@ def filled(kv_type: str, n_pages: int, seed: int = 0) -> KVCache:
 @pytest.mark.parametrize("kv_type", page_formats())
 def test_a_copy_has_every_byte_and_touches_no_other_page(kv_type: str) -> None:
     kv = filled(kv_type, 17)  # two extents of 9: the last place of the second one is no page
-    assert kv.layout.extent_pages == 9
+    assert kv.layouts[0].extent_pages == 9
     for source, target in ((0, 1), (3, 16), (16, 0), (8, 9), (9, 8)):
         expected = kv._memory.copy()
         for (start, size), (to, _) in zip(runs_of(kv, source), runs_of(kv, target), strict=True):
@@ -249,13 +259,13 @@ def test_owners_are_counted(actions: list[tuple[str, int]]) -> None:
 
 
 def test_q8_0_takes_34_bytes_for_32_elements() -> None:
-    layout = cache(kv_type="q8_0").layout  # head_dim 24: one block each
+    layout = cache(kv_type="q8_0").layouts[0]  # head_dim 24: one block each
     assert layout.k_page == layout.v_page == 34 * 64
 
 
 def test_fresh_memory_is_zero() -> None:
     kv = cache()
-    assert not kv._memory.any() and kv._memory.ctypes.data == kv.layout.pages
+    assert not kv._memory.any() and kv._memory.ctypes.data == kv.layouts[0].pages
 
 
 def test_errors_at_construction(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,8 +91,13 @@ def test_work_is_what_the_shapes_say() -> None:
 def test_pairs_of_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Token p attends to p + 1 tokens: counted one by one."""
     step = profiling._Step([Chunk([1] * 5, 7, [0], "last"), Chunk([1, 2], 0, [1], "all")], np.zeros(0, np.int64))
-    assert step.pairs == sum(p + 1 for p in range(7, 12)) + 1 + 2
-    assert (step.tokens, step.outputs, step.context) == (7, 3, 14)
+    assert (step.tokens, step.outputs) == (7, 3)
+    assert step.seen() == (14, sum(p + 1 for p in range(7, 12)) + 1 + 2)
+    for window in (1, 2, 3, 9, 10, 11, 12, 13):
+        seen = [{k for k in range(p + 1) if p - k < window} for p in range(7, 12)]
+        other = [{k for k in range(p + 1) if p - k < window} for p in range(2)]
+        context = len(set.union(*seen)) + len(set.union(*other))
+        assert step.seen(window) == (context, sum(map(len, seen + other))), window
 
 
 @pytest.mark.usefixtures("known_limits")

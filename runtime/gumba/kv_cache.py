@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,26 +23,40 @@ from gumba.program.builder import KVLayout
 EXTENT_PAGES = 16
 
 
+@dataclass(frozen=True)
+class KVShape:
+    """What one layer keeps of a token: ``head_dim`` elements of a key and ``v_dim`` of a value for each KV head.
+
+    0 heads: nothing.
+    """
+
+    n_kv_heads: int
+    head_dim: int
+    v_dim: int
+
+    def bytes_per_page(self, kv_type: str) -> int:
+        """Memory of a page in this layer. Raises RequestError for an unknown ``kv_type``."""
+        pages = _format(kv_type)
+        return self.n_kv_heads * (pages.key_bytes(self.head_dim) + pages.value_bytes(self.v_dim))
+
+
 class KVCache:
     """A pool of ``n_pages`` pages, each with any number of owners.
 
-    Made for ``n_layers`` layers of ``n_kv_heads`` heads of ``head_dim`` elements.
-
-    ``kv_type``: "f16", "bf16", "f32" or "q8_0". Raises ResourceError when there is not enough memory.
+    ``shapes``: of each layer; ``kv_type``: "f16", "bf16", "f32" or "q8_0". ``layouts``: where each layer's keys and values lie.
+    Raises ResourceError when there is not enough memory.
     """
 
-    def __init__(self, n_layers: int, n_kv_heads: int, head_dim: int, n_pages: int, kv_type: str = "f16") -> None:
+    def __init__(self, shapes: Sequence[KVShape], n_pages: int, kv_type: str = "f16") -> None:
         pages = _format(kv_type)
-        k_page, v_page = pages.key_bytes(head_dim), pages.value_bytes(head_dim)
         n_extents = -(-n_pages // EXTENT_PAGES)
         extent_pages = -(-n_pages // n_extents)
-        k_head, v_head = extent_pages * k_page, extent_pages * v_page
-        v_offset = n_kv_heads * k_head
-        layer_bytes = v_offset + n_kv_heads * v_head
         self.page_tokens = PAGE_TOKENS
         self.n_pages = n_pages
-        self.page_bytes = n_layers * n_kv_heads * (k_page + v_page)
-        self.n_bytes = n_extents * n_layers * layer_bytes
+        self.kv_type = kv_type
+        self.page_bytes = self.bytes_per_page(shapes, kv_type)
+        extent_bytes = extent_pages * self.page_bytes
+        self.n_bytes = n_extents * extent_bytes
         try:
             memory = aligned_zeros(self.n_bytes)
         except MemoryError:
@@ -50,22 +65,27 @@ class KVCache:
                 f"a KV cache of {tokens} tokens needs {self.n_bytes >> 20} MB of memory: choose a smaller context"
             ) from None
         self._memory: np.ndarray | None = memory
-        address = int(memory.ctypes.data)
-        self.layout = KVLayout(
-            address,
-            layer_bytes,
-            k_page,
-            v_page,
-            k_head,
-            v_head,
-            v_offset,
-            extent_pages,
-            n_layers * layer_bytes,
-            n_kv_heads,
-            head_dim,
-            kv_type,
-        )
-        self._n_layers = n_layers
+        self.layouts: list[KVLayout] = []
+        first = int(memory.ctypes.data)
+        for shape in shapes:
+            k_page, v_page = pages.key_bytes(shape.head_dim), pages.value_bytes(shape.v_dim)
+            k_head, v_head = extent_pages * k_page, extent_pages * v_page
+            layout = KVLayout(
+                pages=first,
+                k_page=k_page,
+                v_page=v_page,
+                k_head=k_head,
+                v_head=v_head,
+                v_offset=shape.n_kv_heads * k_head,
+                extent_pages=extent_pages,
+                extent_bytes=extent_bytes,
+                n_kv_heads=shape.n_kv_heads,
+                head_dim=shape.head_dim,
+                v_dim=shape.v_dim,
+                kv_type=kv_type,
+            )
+            self.layouts.append(layout)
+            first += shape.n_kv_heads * (k_head + v_head)
         self._lock = threading.Lock()
         self._free = list(range(n_pages - 1, -1, -1))
         self._owners = [0] * n_pages
@@ -73,10 +93,9 @@ class KVCache:
         self.used = np.zeros(n_pages, np.bool_)
 
     @staticmethod
-    def bytes_per_page(n_layers: int, n_kv_heads: int, head_dim: int, kv_type: str) -> int:
-        """Memory of a page. Raises RequestError for an unknown ``kv_type``."""
-        pages = _format(kv_type)
-        return n_layers * n_kv_heads * (pages.key_bytes(head_dim) + pages.value_bytes(head_dim))
+    def bytes_per_page(shapes: Sequence[KVShape], kv_type: str) -> int:
+        """Memory of a page, for all layers. Raises RequestError for an unknown ``kv_type``."""
+        return sum(shape.bytes_per_page(kv_type) for shape in shapes)
 
     @property
     def n_free(self) -> int:
@@ -155,14 +174,23 @@ class KVCache:
                 start += part.size
 
     def _areas(self) -> list[_Area]:
-        """Keys and values as bytes, each indexed by page: [n_layers, n_kv_heads, bytes]."""
+        """All keys, then all values, as bytes, each indexed by page; layers of one shape that follow each other are one area."""
         if self._memory is None:
             raise EngineError("the model is closed")
-        at = self.layout
-        return [
-            _Area(self._memory, self._n_layers, at, 0, at.k_head, at.k_page),
-            _Area(self._memory, self._n_layers, at, at.v_offset, at.v_head, at.v_page),
-        ]
+        keys: list[_Area] = []
+        values: list[_Area] = []
+        at = 0
+        while at < len(self.layouts):
+            first = self.layouts[at]
+            alike = 1
+            while at + alike < len(self.layouts) and _shape(self.layouts[at + alike]) == _shape(first):
+                alike += 1
+            start = first.pages - int(self._memory.ctypes.data)
+            if first.n_kv_heads:
+                keys.append(_Area(self._memory, alike, first, start, first.k_head, first.k_page))
+                values.append(_Area(self._memory, alike, first, start + first.v_offset, first.v_head, first.v_page))
+            at += alike
+        return keys + values
 
     def close(self) -> None:
         """Let go of the memory; nothing can be allocated any more."""
@@ -188,12 +216,17 @@ def _format(kv_type: object) -> PageFormat:
     return formats[kv_type]
 
 
+def _shape(layout: KVLayout) -> tuple[int, int, int]:
+    return layout.n_kv_heads, layout.head_dim, layout.v_dim
+
+
 class _Area:
-    """All keys (or all values): bytes [n_layers, n_kv_heads, page] of each page, as a view."""
+    """Keys (or values) of some layers: bytes [n_layers, n_kv_heads, page] of each page, as a view."""
 
     def __init__(self, memory: np.ndarray, n_layers: int, at: KVLayout, offset: int, head: int, page: int) -> None:
         self._memory, self._at, self._offset, self._page = memory, at, offset, page
-        self._shape, self._strides = (n_layers, at.n_kv_heads, page), (at.layer_bytes, head, 1)
+        layer = at.n_kv_heads * (at.k_head + at.v_head)
+        self._shape, self._strides = (n_layers, at.n_kv_heads, page), (layer, head, 1)
 
     def __getitem__(self, page: int) -> np.ndarray:
         extent, place = divmod(page, self._at.extent_pages)

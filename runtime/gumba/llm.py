@@ -450,7 +450,7 @@ class LLM:
         kv = self.model.kv
         return {
             "model": self._fingerprint,
-            "kv_type": kv.layout.kv_type,
+            "kv_type": kv.kv_type,
             "page_tokens": kv.page_tokens,
             "page_bytes": kv.page_bytes,
         }

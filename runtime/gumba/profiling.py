@@ -257,9 +257,10 @@ class _Total:
         work, rows = op.work, step.rows(op)
         self.records += 1
         self.ns += ns
-        self.memory += (work.weights if rows else 0) + work.kv_bytes * step.context
+        context, pairs = step.seen(work.window)
+        self.memory += (work.weights if rows else 0) + work.kv_bytes * context
         self.cache += work.row_bytes * rows
-        self.ops += work.row_ops * rows + work.pair_ops * step.pairs
+        self.ops += work.row_ops * rows + work.pair_ops * pairs
         self.kind = work.kind
 
     def result(self, name: str, shape: str, steps: int, step_ms: float, rates: Rates) -> OperationTime:
@@ -291,8 +292,17 @@ class _Step:
         self.spans = spans
         self.tokens = sum(len(c.tokens) for c in chunks)
         self.outputs = sum({"none": 0, "last": 1, "all": len(c.tokens)}[c.outputs] for c in chunks)
-        self.context = sum(c.position + len(c.tokens) for c in chunks)
-        self.pairs = sum(len(c.tokens) * (2 * c.position + len(c.tokens) + 1) // 2 for c in chunks)
+        self._chunks = [(c.position, len(c.tokens)) for c in chunks]
+
+    def seen(self, window: int = 0) -> tuple[int, int]:
+        """Tokens of context that are read, and pairs of a token with one that it attends to, among the last ``window``."""
+        context = pairs = 0
+        for position, n in self._chunks:
+            own = window or position + n
+            context += min(position + n, n + own - 1)
+            whole = min(n, max(0, own - position))  # tokens that see all before them
+            pairs += whole * (2 * position + whole + 1) // 2 + (n - whole) * own
+        return context, pairs
 
     def rows(self, op: Operation) -> int:
         """How many rows ``op`` works on."""

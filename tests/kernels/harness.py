@@ -37,7 +37,7 @@ class Batch:
         tokens: Sequence[int] = (),
         positions: Sequence[int] = (),
         slots: Sequence[int] = (),
-        tiles: Sequence[tuple[int, int, int, int]] = (),
+        tiles: Sequence[tuple[int, ...]] = (),
         output_rows: Sequence[int] = (),
         split: int = 0,
     ) -> None:

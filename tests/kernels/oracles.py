@@ -106,25 +106,26 @@ def rope(x: np.ndarray, positions: list[int], frequencies: np.ndarray, neox: boo
 def store_kv(
     page: np.ndarray, place: int, k: np.ndarray, v: np.ndarray, v_offset: int, v_row: int, dtype: np.dtype
 ) -> None:
-    """One token's keys and values, float32 [heads, head_dim], into one page, uint8 [bytes of a layer's page]."""
+    """One token's keys and values, float32 [heads, head_dim] and [heads, v_dim], into a page, uint8 [bytes of a layer]."""
     heads, head_dim = k.shape
     size = dtype.itemsize
     keys = page[: heads * head_dim * PAGE_TOKENS * size].view(dtype).reshape(heads, head_dim, PAGE_TOKENS)
     values = page[v_offset : v_offset + heads * PAGE_TOKENS * v_row * size].view(dtype)
     keys[:, :, place] = k
-    values.reshape(heads, PAGE_TOKENS, v_row)[:, place, :head_dim] = v
+    values.reshape(heads, PAGE_TOKENS, v_row)[:, place, : v.shape[1]] = v
 
 
 def store_kv_q8_0(page: np.ndarray, place: int, k: np.ndarray, v: np.ndarray, v_offset: int, isa: Isa) -> None:
     """The same for pages of q8_0: keys woven like the rows of a weight matrix, values token by token."""
-    heads, head_dim = k.shape
-    n_blocks, lanes = -(-head_dim // 32), isa.lanes
-    keys = page[: heads * n_blocks * 34 * 64].reshape(heads, 64 // lanes, n_blocks, 34 * lanes)
-    values = page[v_offset : v_offset + heads * n_blocks * 34 * 64].reshape(heads, n_blocks, 34 * 64)
+    heads, lanes = len(k), isa.lanes
+    k_blocks, v_blocks = (-(-x.shape[1] // 32) for x in (k, v))
+    keys = page[: heads * k_blocks * 34 * 64].reshape(heads, 64 // lanes, k_blocks, 34 * lanes)
+    values = page[v_offset : v_offset + heads * v_blocks * 34 * 64].reshape(heads, v_blocks, 34 * 64)
     group, lane = divmod(place, lanes)
     for x, is_key in ((k, True), (v, False)):
+        n_blocks = k_blocks if is_key else v_blocks
         padded = np.zeros((heads, n_blocks * 32), np.float32)
-        padded[:, :head_dim] = x
+        padded[:, : x.shape[1]] = x
         made = quantize_q8(padded)
         with np.errstate(over="ignore"):
             scales = made[..., 32:36].view(np.float32)[..., 0].astype(np.float16)
@@ -155,7 +156,7 @@ def store_kv_bf16(page: np.ndarray, place: int, k: np.ndarray, v: np.ndarray, v_
     values = page[v_offset : v_offset + heads * 64 * v_row * 2].view(np.uint16).reshape(heads, 32, v_row, 2)
     for i in range(2 * pairs):
         keys[:, i // 2, place, i % 2] = halves[0][:, i] if i < head_dim else 0
-    values[:, place // 2, :head_dim, place % 2] = halves[1]
+    values[:, place // 2, : v.shape[1], place % 2] = halves[1]
 
 
 def through_q8(x: np.ndarray, half: bool) -> np.ndarray:
@@ -171,15 +172,28 @@ def through_q8(x: np.ndarray, half: bool) -> np.ndarray:
     return np.asarray(values.reshape(len(padded), -1)[:, :n].reshape(x.shape))
 
 
-def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, first_position: int, scale: float) -> np.ndarray:
-    """float64 [n, heads, head_dim] for queries at ``first_position`` ...; k, v: [context, kv_heads, head_dim]."""
-    n, heads, head_dim = q.shape
+def attention(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, first_position: int, scale: float, *, window: int = 0, cap: float = 0.0,
+    sinks: np.ndarray | None = None, slopes: np.ndarray | None = None, causal: bool = True,
+) -> np.ndarray:  # fmt: skip
+    """float64 [n, heads, v_dim] for queries at ``first_position`` ...; k, v: [context, kv_heads, head_dim or v_dim]."""
+    n, heads, _ = q.shape
     group = heads // k.shape[1]
-    out = np.zeros((n, heads, head_dim))
+    out = np.zeros((n, heads, v.shape[2]))
+    keys = np.arange(len(k))
     for t in range(n):
-        seen = first_position + t + 1
+        position = first_position + t
+        seen = keys <= position if causal else keys >= 0
+        if window:
+            seen &= np.abs(keys - position) < window
         for h in range(heads):
-            scores = k[:seen, h // group].astype(np.float64) @ q[t, h].astype(np.float64) * scale
-            weights = np.exp(scores - scores.max())
-            out[t, h] = weights / weights.sum() @ v[:seen, h // group].astype(np.float64)
+            scores = k[seen, h // group].astype(np.float64) @ q[t, h].astype(np.float64) * scale
+            if cap:
+                scores = cap * np.tanh(scores / cap)
+            if slopes is not None:
+                scores = scores - slopes[h] * np.abs(keys[seen] - position)
+            top = max(scores.max(), sinks[h]) if sinks is not None else scores.max()
+            weights = np.exp(scores - top)
+            total = weights.sum() + (np.exp(sinks[h] - top) if sinks is not None else 0)
+            out[t, h] = weights / total @ v[seen, h // group].astype(np.float64)
     return out

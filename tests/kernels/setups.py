@@ -278,16 +278,25 @@ class Cache:
     """Pages of one layer, full of NaN until they are written; each sequence has a shuffled block table."""
 
     def __init__(
-        self, isa: Isa, heads: int, head_dim: int, kv_type: str, contexts: Sequence[int], rng: np.random.Generator
+        self,
+        isa: Isa,
+        heads: int,
+        head_dim: int,
+        v_dim: int,
+        kv_type: str,
+        contexts: Sequence[int],
+        rng: np.random.Generator,
     ) -> None:
-        self.isa, self.heads, self.head_dim, self.kv_type = isa, heads, head_dim, kv_type
+        self.isa, self.heads, self.head_dim, self.v_dim, self.kv_type = isa, heads, head_dim, v_dim, kv_type
         self.pages = page_formats()[kv_type]
         self.dtype = np.dtype({"f16": np.float16}.get(kv_type, np.float32))
         # What a head's keys and values take of a page, by the formats' descriptions.
-        self.v_row = -(-head_dim // (32 if kv_type == "q8_0" else 16)) * (32 if kv_type == "q8_0" else 16)
+        self.v_row = -(-v_dim // (32 if kv_type == "q8_0" else 16)) * (32 if kv_type == "q8_0" else 16)
         size = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 0}[kv_type]
-        k_bytes = -(-head_dim // 32) * 34 if kv_type == "q8_0" else -(-head_dim // 2) * 2 * size
-        v_bytes = -(-head_dim // 32) * 34 if kv_type == "q8_0" else self.v_row * size
+        k_bytes = (
+            -(-head_dim // 32) * 34 if kv_type == "q8_0" else (head_dim + (kv_type == "bf16") * head_dim % 2) * size
+        )
+        v_bytes = -(-v_dim // 32) * 34 if kv_type == "q8_0" else self.v_row * size
         self.k_bytes, self.v_bytes = k_bytes, v_bytes
         self.v_offset = -(-heads * k_bytes * 64 // 64) * 64
         self.page_bytes = self.v_offset + heads * 64 * v_bytes + 128  # and 128 that belong to nobody
@@ -308,25 +317,29 @@ class Cache:
         else:
             oracles.store_kv(page, position % 64, k, v, self.v_offset, self.v_row, self.dtype)
 
-    def arguments(self, group: int, threads: int = 50) -> dict[str, int | float]:
-        """What both kernels take. ``self.scratch`` is for that many threads."""
+    def arguments(self, group: int, threads: int = 50, **options: int) -> dict[str, int | float]:
+        """What both kernels take. ``self.scratch`` is for that many threads; ``options``: more of the geometry."""
         page = {"k_page": self.page_bytes, "v_page": self.page_bytes, "v_offset": self.v_offset}
         page |= {"extent_pages": 2, "extent_bytes": self.extent_bytes}
         self.geometry = att.geometry(
-            self.pages, self.heads, group, self.head_dim, **page, k_head=self.k_bytes * 64, v_head=self.v_bytes * 64
-        )
-        size = att.scratch_bytes(self.pages, group, self.head_dim)
+            self.pages, self.heads, group, self.head_dim, self.v_dim, **page, k_head=self.k_bytes * 64,
+            v_head=self.v_bytes * 64, **options,
+        )  # fmt: skip
+        size = att.scratch_bytes(self.pages, group, self.head_dim, self.v_dim)
         self.scratch = aligned_empty(threads * size)
         return {"memory": address(self.memory), "geo": address(self.geometry), "scratch": address(self.scratch),
                 "scratch_bytes": size}  # fmt: skip
 
 
-def setup_store_kv(isa: Isa, kv_type: str = "f16", head_dim: int = 24, heads: int = 2) -> Setup:
+def setup_store_kv(
+    isa: Isa, kv_type: str = "f16", head_dim: int = 24, heads: int = 2, v_dim: int | None = None
+) -> Setup:
     """Every byte of the pages is compared: nothing beside the tokens' places may change."""
     rng = rng_of(9)
-    cache = Cache(isa, heads, head_dim, kv_type, [200], rng)
+    v_dim = v_dim or head_dim
+    cache = Cache(isa, heads, head_dim, v_dim, kv_type, [200], rng)
     positions = [0, 1, 63, 64, 130, 199]
-    k, v = (rng.standard_normal((len(positions), heads * head_dim)).astype(np.float32) for _ in range(2))
+    k, v = (rng.standard_normal((len(positions), heads * n)).astype(np.float32) for n in (head_dim, v_dim))
     k[0, :4] = (7e4, -7e4, 1e-6, 65519.9)  # too large for float16, subnormal in it, just small enough
     table = cache.tables[0]
     before = cache.memory.copy()
@@ -357,44 +370,70 @@ def setup_attention(
     sharpness: float = 1.0,
     kv_heads: int = 2,
     split: bool = False,
+    v_dim: int | None = None,
+    window: int = 0,
+    cap: float = 0.0,
+    sinks: bool = False,
+    slopes: bool = False,
+    causal: bool = True,
+    unread: bool = True,
 ) -> Setup:
-    """``split``: threads share the parts of a context; there must be fewer units than ``att.split_units(1)`` then."""
+    """``split``: threads share the parts of a context; there must be fewer units than ``att.split_units(1)`` then.
+
+    ``unread``: pages before the window hold NaN, and the block table says -1 for them.
+    """
     rng = rng_of(10, group, head_dim)
-    cache = Cache(isa, kv_heads, head_dim, kv_type, [past + new for past, new in sequences], rng)
+    v_dim = v_dim or head_dim
+    cache = Cache(isa, kv_heads, head_dim, v_dim, kv_type, [past + new for past, new in sequences], rng)
     scale = 1 / math.sqrt(head_dim)
+    unit = 1 / cap if cap else att.LOG2_E
+    heads = kv_heads * group
+    of_heads: dict[str, np.ndarray] = {}
+    if sinks:
+        of_heads["sinks"] = np.linspace(-3, 9, heads).astype(np.float32)
+    if slopes:
+        of_heads["slopes"] = np.asarray(0.3 ** np.arange(heads), np.float32)
     tile = tile or att.tile_tokens(group)
-    tiles: list[tuple[int, int, int, int]] = []
+    tiles: list[tuple[int, ...]] = []
     queries, expected = [], []
     start = 0
     for i, (past, new) in enumerate(sequences):
-        q = rng.standard_normal((new, kv_heads * group, head_dim)).astype(np.float32) * np.float32(sharpness)
-        k, v = (rng.standard_normal((past + new, kv_heads, head_dim)).astype(cache.dtype) for _ in range(2))
+        q = rng.standard_normal((new, heads, head_dim)).astype(np.float32) * np.float32(sharpness)
+        k, v = (rng.standard_normal((past + new, kv_heads, n)).astype(cache.dtype) for n in (head_dim, v_dim))
         for position in range(past + new):
-            cache.write(i, position, k[position], v[position])
+            if window and unread and position // 64 < (past - window + 1) // 64:
+                cache.tables[i][position // 64] = -1
+            else:
+                cache.write(i, position, k[position], v[position])
         for at in range(0, new, tile):
-            tiles.append((start + at, min(tile, new - at), past + at, address(cache.tables[i])))
+            tiles.append((start + at, min(tile, new - at), past + at, address(cache.tables[i]), past + new))
         queries.append(q.reshape(new, -1))
         if kv_type == "q8_0":
             k, v = oracles.through_q8(k, half=True), oracles.through_q8(v, half=True)
-            q = oracles.through_q8(q * np.float32(scale * att.LOG2_E), half=False) / (scale * att.LOG2_E)
+            q = oracles.through_q8(q * np.float32(scale * unit), half=False) / (scale * unit)
         if kv_type == "bf16":
             k, v = oracles.through_bf16(k), oracles.through_bf16(v)
-            q = oracles.through_bf16(q * np.float32(scale * att.LOG2_E)).astype(np.float64) / (scale * att.LOG2_E)
-        expected.append(oracles.attention(q, k, v, past, scale).reshape(new, -1))
+            q = oracles.through_bf16(q * np.float32(scale * unit)).astype(np.float64) / (scale * unit)
+        made = oracles.attention(q, k, v, past, scale, window=window, cap=cap, causal=causal, **of_heads)
+        expected.append(made.reshape(new, -1))
         start += new
-    held, out = rows(np.concatenate(queries)), rows(np.zeros((start, queries[0].shape[1]), np.float32))
-    width = queries[0].shape[1]
+    width = heads * v_dim
+    held, out = rows(np.concatenate(queries)), rows(np.zeros((start, width), np.float32))
     longest = max(past + new for past, new in sequences)
     partials = aligned_empty(att.partials_bytes(group, cache.v_row, 50, longest) if split else 0)
     partials[:] = 0xFF  # NaN, but for the counters
     partials[: 64 * att.split_units(50)] = 0
-    arguments = cache.arguments(group) | {"q": address(held), "out": address(out), "stride": out.strides[0],
-                                          "partials": address(partials) if split else 0,
-                                          "scale": scale * att.LOG2_E}  # fmt: skip
+    scaled = {name: np.asarray(values * np.float32(att.LOG2_E)) for name, values in of_heads.items()}
+    options = {name: address(values) for name, values in scaled.items()}
+    arguments = cache.arguments(group, window=window, **options) | {
+        "q": address(held), "out": address(out), "stride": held.strides[0], "out_stride": out.strides[0],
+        "partials": address(partials) if split else 0, "scale": scale * unit, "cap": cap * att.LOG2_E,
+    }  # fmt: skip
+    variant = att.Variant(not causal, window > 0, cap > 0, slopes, sinks)
     batch = Batch(start, tiles=tiles, split=-(-longest // att.PART_TOKENS) if split else 0)
     return Setup(
-        att.attention(isa, cache.pages), arguments, batch, out, lambda a: a[:, :width],
-        np.concatenate(expected), (6e-3 if kv_type == "bf16" else 1e-5) * max(1.0, sharpness), keep=[held, cache, partials],
+        att.attention(isa, cache.pages, variant), arguments, batch, out, lambda a: a[:, :width], np.concatenate(expected),
+        (6e-3 if kv_type == "bf16" else 1e-5) * max(1.0, sharpness), keep=[held, cache, partials, scaled],
     )  # fmt: skip
 
 

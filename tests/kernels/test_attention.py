@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import setups
-from harness import ISAS, Batch, isa_id, same_bits
+from harness import ISAS, Batch, Setup, isa_id, same_bits
 
 from gumba.kernels.attention import (
     BLOCK_ROWS,
     TILE_ROWS,
+    Variant,
+    attention,
     partials_bytes,
     scratch_bytes,
     split_units,
@@ -63,7 +67,7 @@ def test_same_bits_token_by_token(isa: Isa) -> None:
     whole = setup.run()
     block_table = setup.batch.tiles[0][3]
     for first in (525, 513, 512, 511, 129, 128, 127, 64, 63, 1):
-        one = Batch(526, tiles=[(first, 1, first, block_table)])
+        one = Batch(526, tiles=[(first, 1, first, block_table, 526)])
         np.testing.assert_array_equal(same_bits(setup.run(batch=one)[first]), same_bits(whole[first]))
 
 
@@ -79,7 +83,7 @@ def test_same_bits_when_threads_share_a_context(isa: Isa, sequences: list[tuple[
     parted = setups.setup_attention(isa, sequences=sequences, kv_heads=1, split=True)
     assert len(parted.batch.tiles) < split_units(1)
     np.testing.assert_array_equal(same_bits(parted.check()), same_bits(whole.check()))
-    counters = parted.keep[-1][: 64 * split_units(1)]  # more threads keep more, but no more are used here
+    counters = parted.keep[2][: 64 * split_units(1)]  # more threads keep more, but no more are used here
     assert not counters.any(), "ready for the next step"
 
 
@@ -143,7 +147,7 @@ def test_scratch_holds_a_tile(group: int) -> None:
     assert tile_rows(group) >= rows and tile_rows(group) % BLOCK_ROWS == 0
     for head_dim in (24, 64, 80):
         for pages in page_formats().values():
-            size = scratch_bytes(pages, group, head_dim)
+            size = scratch_bytes(pages, group, head_dim, head_dim)
             results = (tile_rows(group) + BLOCK_ROWS) * 4 * (pages.v_row(head_dim) + 16)
             queries = tile_rows(group) * pages.query_bytes(head_dim)
             assert size >= queries + results + BLOCK_ROWS * 4 * PART_TOKENS + SCRATCH
@@ -166,3 +170,126 @@ def test_scratch_is_not_left(kv_type: str) -> None:
             assert (parts[thread * (size + 64) + size : (thread + 1) * (size + 64)] == 0x5A).all()
         assert (guarded[:64] == 0x5A).all() and (parts[3 * (size + 64) :] == 0x5A).all()
         assert not (parts[:size] == 0x5A).all()
+
+
+# What some architectures add -----------------------------------------------------------------------------------------------
+
+#: Options of each kind alone and together, as architectures have them.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "window": {"window": 50},
+    "cap": {"cap": 3.0},
+    "sinks": {"sinks": True},
+    "slopes": {"slopes": True},
+    "whole": {"causal": False},
+    "window of one": {"window": 1},
+    "window, cap": {"window": 70, "cap": 1.5},
+    "window, sinks": {"window": 129, "sinks": True},
+    "whole, window": {"causal": False, "window": 33},
+    "whole, slopes": {"causal": False, "slopes": True},
+    "all": {"causal": False, "window": 65, "cap": 2.0, "sinks": True, "slopes": True},
+}
+#: Each is code of its own, which takes a second or two to make: of formats but one, those where the format matters.
+CHOSEN = [(name, "f16") for name in OPTIONS] + [
+    (name, kv_type) for name in ("whole", "window, cap", "all") for kv_type in ("f32", "bf16", "q8_0")
+]
+
+
+def tolerance(setup: Setup, kv_type: str) -> Setup:
+    """bfloat16 rounds weights too: a sum of few of them is not rounded away."""
+    setup.tolerance = {"bf16": 1.5e-2}.get(kv_type, 2e-5)
+    return setup
+
+
+@pytest.mark.parametrize("name, kv_type", CHOSEN)
+def test_options(name: str, kv_type: str) -> None:
+    """Several sequences and pages, tiles of many rows, shares of several threads."""
+    for group, head_dim in ((3, 24), (1, 80)):
+        tolerance(setups.setup_attention(ISA, kv_type, group, head_dim, **OPTIONS[name]), kv_type).check()
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=isa_id)
+def test_options_on_every_instruction_set(isa: Isa) -> None:
+    for kv_type in ("f16", "bf16", "q8_0"):
+        tolerance(setups.setup_attention(isa, kv_type, **OPTIONS["all"]), kv_type).check()
+
+
+@pytest.mark.parametrize("window", [1, 2, 15, 16, 17, 63, 64, 65, 128, 500, 511, 512, 513, 600, 1024, 5000])
+@pytest.mark.parametrize("causal", [True, False])
+def test_windows_of_any_size(window: int, causal: bool) -> None:
+    """That begin and end anywhere in a page or part; what lies before them is not read."""
+    sequences = [(0, 75), (1030, 1), (505, 14), (1023, 3)]
+    for kv_type in ("f16", "bf16"):
+        setup = setups.setup_attention(ISA, kv_type, sequences=sequences, window=window, causal=causal, kv_heads=1)
+        tolerance(setup, kv_type).check()
+
+
+@pytest.mark.parametrize("name, kv_type", CHOSEN)
+def test_options_have_the_same_bits_for_any_tiling(name: str, kv_type: str) -> None:
+    """However many queries share a tile, and whether threads share the context: a row's numbers are its own."""
+    sequences = [(0, 20), (1015, 20)]
+    sizes = {"group": 3, "kv_heads": 1, "sequences": sequences, **OPTIONS[name]}
+    whole = setups.setup_attention(ISA, kv_type, **sizes).run()
+    for tile in (1, 2, 5):
+        np.testing.assert_array_equal(
+            same_bits(setups.setup_attention(ISA, kv_type, tile=tile, **sizes).run()), same_bits(whole)
+        )
+
+
+@pytest.mark.parametrize(
+    "isa, name", [*((ISA, name) for name in OPTIONS), *((isa, "all") for isa in ISAS[1:])], ids=isa_id
+)
+def test_options_have_the_same_bits_when_threads_share_a_context(isa: Isa, name: str) -> None:
+    for sequences in ([(1030, 1)], [(1020, 7)], [(2047, 1), (0, 1)]):
+        sizes = {"sequences": sequences, "kv_heads": 1, **OPTIONS[name]}
+        alone = tolerance(setups.setup_attention(isa, **sizes), "f16")
+        parted = tolerance(setups.setup_attention(isa, split=True, **sizes), "f16")
+        np.testing.assert_array_equal(same_bits(parted.check()), same_bits(alone.check()))
+        assert not parted.keep[2][: 64 * split_units(1)].any(), "ready for the next step"
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "f32", "bf16", "q8_0"])
+def test_a_token_before_the_window_changes_nothing(kv_type: str) -> None:
+    """Not even one whose key and value are no numbers. (Of bfloat16 pairs, the whole pair lies before it.)"""
+    setup = setups.setup_attention(ISA, kv_type, sequences=[(600, 9)], window=100)
+    before = setup.run()
+    cache = setup.keep[1]
+    assert isinstance(cache, setups.Cache)
+    for position in range(576 - 64, 600):
+        with np.errstate(invalid="ignore"):
+            cache.write(0, position, np.full((2, 24), np.nan, np.float32), np.full((2, 24), np.inf, np.float32))
+        after = setup.run()
+        clean = [t for t in range(9) if 600 + t - 99 > position + (kv_type == "bf16")]
+        np.testing.assert_array_equal(same_bits(after[clean]), same_bits(before[clean]))
+        assert np.isnan(after[[t for t in range(9) if 600 + t - 99 <= position]]).all()
+        if not clean:
+            break
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "f32", "bf16", "q8_0"])
+@pytest.mark.parametrize("head_dim, v_dim", [(24, 16), (16, 72), (80, 33), (192, 128), (7, 5)])
+def test_values_of_another_size_than_keys(head_dim: int, v_dim: int, kv_type: str) -> None:
+    for group in (1, 3):
+        setups.setup_attention(ISA, kv_type, group, head_dim, v_dim=v_dim).check()
+    setups.setup_attention(
+        ISA, kv_type, 2, head_dim, v_dim=v_dim, sequences=[(1030, 1)], kv_heads=1, split=True
+    ).check()
+    setups.setup_store_kv(ISA, kv_type, head_dim, v_dim=v_dim).check()
+
+
+def test_sinks_far_above_and_below_the_scores() -> None:
+    """A sink that takes all, and one that takes nothing."""
+    setup = setups.setup_attention(ISA, "f32", sinks=True, sequences=[(0, 9)])
+    sinks = setup.keep[3]["sinks"]
+    sinks[:] = [-np.inf, -1e4, -200, 200, 1e4, 0]
+    plain = setups.setup_attention(ISA, "f32", sequences=[(0, 9)]).run().reshape(9, 6, 24)
+    got = setup.run().reshape(9, 6, 24)
+    np.testing.assert_allclose(got[:, :3], plain[:, :3], rtol=1e-6)
+    assert (np.abs(got[:, 3:5]) < 1e-30).all() and np.isfinite(got).all()
+    assert (np.abs(got[:, 5]) < np.abs(plain[:, 5])).all()
+
+
+def test_a_plain_attention_is_code_of_its_own() -> None:
+    """Nothing that others ask for is part of it."""
+    pages = page_formats()["f16"]
+    assert attention(ISA, pages).name == f"attention[{ISA.name},f16]"
+    assert attention(ISA, pages, Variant(window=True, sinks=True)).name == f"attention[{ISA.name},f16,window,sinks]"

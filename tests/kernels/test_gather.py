@@ -23,7 +23,7 @@ def run(chunks, used=None, units=8, tail=0):
     tables = np.full(sum(len(c[2]) for c in chunks) + 1, -7, np.int32)
     batch = np.zeros(op.BATCH_WORDS, np.int64)
     arrays = {op.TOKENS: np.full(ROWS + 1, -7, np.int32), op.POSITIONS: np.full(ROWS + 1, -7, np.int32),
-              op.SLOTS: np.full(ROWS + 1, -7, np.int64), op.TILES: np.full((ROWS + 1, 4), -7, np.int64),
+              op.SLOTS: np.full(ROWS + 1, -7, np.int64), op.TILES: np.full((ROWS + 1, op.TILE_WORDS), -7, np.int64),
               op.OUTPUT_ROWS: np.full(ROWS + 1, -7, np.int32)}  # fmt: skip
     for offset, array in arrays.items():
         batch[offset // 8] = array.ctypes.data
@@ -49,7 +49,7 @@ def test_as_the_obvious_loop_says(seed: int) -> None:
     for ids, at, pages, outputs in chunks:
         for first in range(0, len(ids), TILE):
             where = tables.ctypes.data + 4 * len(table)
-            tiles.append([len(tokens) + first, min(TILE, len(ids) - first), at + first, where])
+            tiles.append([len(tokens) + first, min(TILE, len(ids) - first), at + first, where, at + len(ids)])
         for i, token in enumerate(ids):
             if outputs == "all" or (outputs == "last" and i == len(ids) - 1):
                 rows.append(len(tokens))

@@ -1,4 +1,4 @@
-"""Causal attention over a paged KV cache, with grouped heads, for one and for many tokens.
+"""Attention over a paged KV cache, with grouped heads, for one and for many tokens.
 
 The unit of work is (tile of consecutive query tokens of one sequence, KV head): its rows are the queries of all heads of the
 group, so every page is read once for all of them. The context is cut into parts of PART_TOKENS at fixed places. For each
@@ -11,20 +11,25 @@ Each part's softmax runs by itself, and the parts are merged in order (Milakov a
 whoever ends a tile's last part merges them all. So a row's numbers depend on its own query and on the pages before it: not on
 the threads, nor on which rows share its tile, its batch or its prompt chunk. Exponentials are powers of two: the base's
 logarithm is part of the queries' scale.
+
+What some architectures add (``Variant``) is code of its own: a plain causal attention pays nothing for it. Pages that lie
+before the window of all rows of a block are not read, nor are their places in the block table.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
 from gumba.kernels.jit import inline
-from gumba.kernels.op import N_TILES, N_TOKENS, SLOTS, SPLIT, TILES, Kernel, f4, kernel, share
+from gumba.kernels.op import N_TILES, N_TOKENS, SLOTS, SPLIT, TILE_WORDS, TILES, Kernel, f4, kernel, share
 from gumba.kernels.pages import BLOCK_ROWS, PAGE_TOKENS, PART_TOKENS, S_ROW, SCRATCH, PageFormat, block_rows
 from gumba.simd.isa import Isa
-from gumba.simd.maths import exp2
+from gumba.simd.maths import exp2, tanh
 from gumba.simd.memory import atomic_add, load_f32, load_i32, load_i64, store_f32, store_i64
 from gumba.simd.value import F32, I32, Simd, Value, simd_function
 
@@ -38,7 +43,32 @@ LOG2_E = math.log2(math.e)
 # Byte offsets in the geometry, a constant int64 array that says how things lie.
 K_PAGE, V_PAGE, K_HEAD, V_HEAD, V_OFFSET = 0, 8, 16, 24, 32
 N_KV_HEADS, GROUP, HEAD_DIM, V_ROW, Q_ROW, MAX_ROWS = 40, 48, 56, 64, 72, 80
-EXTENT_PAGES, EXTENT_BYTES = 88, 96
+EXTENT_PAGES, EXTENT_BYTES, V_DIM, WINDOW, SINKS, SLOPES = 88, 96, 104, 112, 120, 128
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What an attention is beside plain, each with code of its own.
+
+    ``whole``: a token sees all of its sequence, not only what comes before it; ``window``: of that, only what is less than a
+    number of tokens away (Beltagy et al. 2020); ``softcap``: scores go through cap * tanh(score / cap) (Gemma 2, 2024);
+    ``slopes``: from each score its distance times the head's slope is taken (ALiBi, Press et al. 2021); ``sinks``: one more
+    logit for each head takes part in the softmax, but has no value (gpt-oss, OpenAI 2025).
+    """
+
+    whole: bool = False
+    window: bool = False
+    softcap: bool = False
+    slopes: bool = False
+    sinks: bool = False
+
+    @property
+    def name(self) -> str:
+        """For the kernel's name; empty where nothing is asked for."""
+        return "".join(f",{f.name}" for f in fields(self) if getattr(self, f.name))
+
+
+PLAIN = Variant()
 
 
 def tile_tokens(group: int) -> int:
@@ -52,18 +82,20 @@ def tile_rows(group: int) -> int:
 
 
 def geometry(
-    pages: PageFormat, n_kv_heads: int, group: int, head_dim: int, *,
+    pages: PageFormat, n_kv_heads: int, group: int, head_dim: int, v_dim: int, *,
     k_page: int, v_page: int, k_head: int, v_head: int, v_offset: int, extent_pages: int, extent_bytes: int,
+    window: int = 0, sinks: int = 0, slopes: int = 0,
 ) -> np.ndarray:  # fmt: skip
     """How pages and a tile's rows lie: int64, read by the kernels through the offsets above.
 
     ``group``: query heads per KV head. Bytes from one page to the next (``k_page``, ``v_page``) and from one head to the next
     (``k_head``, ``v_head``), of keys and of values; ``v_offset``: from the first keys of a layer to its first values, in
-    each extent of ``extent_pages`` pages; ``extent_bytes``: from one extent to the next.
+    each extent of ``extent_pages`` pages; ``extent_bytes``: from one extent to the next. ``window``: tokens; ``sinks``,
+    ``slopes``: addresses of float32 [n_kv_heads * group], both times LOG2_E.
     """
-    rows = [pages.v_row(head_dim), pages.query_bytes(head_dim), tile_rows(group)]
-    extent = [extent_pages, extent_bytes]
-    return np.array([k_page, v_page, k_head, v_head, v_offset, n_kv_heads, group, head_dim, *rows, *extent], np.int64)
+    rows = [pages.v_row(v_dim), pages.query_bytes(head_dim), tile_rows(group)]
+    rest = [extent_pages, extent_bytes, v_dim, window, sinks, slopes]
+    return np.array([k_page, v_page, k_head, v_head, v_offset, n_kv_heads, group, head_dim, *rows, *rest], np.int64)
 
 
 def _result_bytes(v_row: int) -> int:
@@ -71,11 +103,11 @@ def _result_bytes(v_row: int) -> int:
     return 4 * (v_row + 16)
 
 
-def scratch_bytes(pages: PageFormat, group: int, head_dim: int) -> int:
+def scratch_bytes(pages: PageFormat, group: int, head_dim: int, v_dim: int) -> int:
     """Scratch per thread: a tile's queries and results; a block's scores and results of one part; what the format needs."""
-    row = _result_bytes(pages.v_row(head_dim))
+    row = _result_bytes(pages.v_row(v_dim))
     tile = tile_rows(group) * (-(-pages.query_bytes(head_dim) // 4) * 4 + row)
-    return -(-max(tile + BLOCK_ROWS * (S_ROW + row) + SCRATCH, 4 * head_dim) // 64) * 64 + 64
+    return -(-max(tile + BLOCK_ROWS * (S_ROW + row) + SCRATCH, 4 * max(head_dim, v_dim)) // 64) * 64 + 64
 
 
 def split_units(n_threads: int) -> int:
@@ -101,8 +133,8 @@ def page_address(first, page, geo, stride):
 def store_kv(isa: Isa, pages: PageFormat) -> Kernel:
     """Write the keys and values of this step's tokens to their places in the cache.
 
-    k, v: float32 [n_tokens, n_kv_heads * head_dim]; ``memory``: this layer's part of the cache; ``scratch``: 64-byte aligned,
-    ``scratch_bytes`` for each thread; ``geo``: address of the ``geometry``.
+    k, v: float32 [n_tokens, n_kv_heads * head_dim] and [n_tokens, n_kv_heads * v_dim]; ``memory``: this layer's part of the
+    cache; ``scratch``: 64-byte aligned, ``scratch_bytes`` for each thread; ``geo``: address of the ``geometry``.
     """
     store = pages.functions(isa).store
 
@@ -110,15 +142,15 @@ def store_kv(isa: Isa, pages: PageFormat) -> Kernel:
     def store_kv(batch, thread, n_threads, k, v, k_stride, v_stride, memory, geo, scratch, scratch_bytes):
         n = load_i64(batch + N_TOKENS)
         slots = load_i64(batch + SLOTS)
-        head_dim = load_i64(geo + HEAD_DIM)
+        head_dim, v_dim = load_i64(geo + HEAD_DIM), load_i64(geo + V_DIM)
         for t in range(share(n, thread, n_threads), share(n, thread + 1, n_threads)):
             slot = load_i64(slots + 8 * t)
             keys = page_address(memory, slot // PAGE_TOKENS, geo, K_PAGE)
             values = page_address(memory + load_i64(geo + V_OFFSET), slot // PAGE_TOKENS, geo, V_PAGE)
             for h in range(load_i64(geo + N_KV_HEADS)):
-                at = h * head_dim * 4
-                store(k + t * k_stride + at, v + t * v_stride + at, keys, values, slot % PAGE_TOKENS, head_dim,
-                      load_i64(geo + V_ROW), scratch + thread * scratch_bytes)  # fmt: skip
+                store(k + t * k_stride + h * head_dim * 4, v + t * v_stride + h * v_dim * 4, keys, values,
+                      slot % PAGE_TOKENS, head_dim, v_dim, load_i64(geo + V_ROW),
+                      scratch + thread * scratch_bytes)  # fmt: skip
                 keys += load_i64(geo + K_HEAD)
                 values += load_i64(geo + V_HEAD)
 
@@ -205,62 +237,174 @@ def _clear(s: Simd, x: Value, n_vectors: Value) -> None:
         s.store(x + i * 64, s.zero(F32, 16))
 
 
-@inline
-def _visible(first_position, row, group, part):
-    """Keys of a part that a tile's row sees."""
-    return min(max(first_position + row // group + 1 - part * PART_TOKENS, 0), PART_TOKENS)
+@simd_function("void(i8, i8, f4)")
+def _overwrite(s: Simd, x: Value, n: Value, number: Value) -> None:
+    """The first ``n`` of a vector's 16 numbers."""
+    chosen = s.constant(list(range(16)), I32, 16).compare("<", s.splat(n.to(I32), 16))
+    s.store(x, s.select(chosen, s.splat(number, 16), s.load(x, F32, 16)))
 
 
-def _attend_block(isa: Isa, pages: PageFormat):
-    """A compiled function: one block of rows with one part of the context, from nothing."""
-    functions = pages.functions(isa)
-    scores, outputs, softmax, together = functions.scores, functions.outputs, _softmax(isa), pages.together
+def _adjust(isa: Isa, variant: Variant) -> Any:
+    """A compiled function: soft cap and slope for ``n_vectors`` of a row's scores, which begin ``distance`` keys before it."""
+
+    @simd_function("void(i8, i8, f4, f4, i8)")
+    def adjust(s: Simd, scores: Value, n_vectors: Value, cap: Value, slope: Value, distance: Value) -> None:
+        lanes = s.constant([float(i) for i in range(16)], F32, 16)
+        with s.loop(n_vectors) as i:
+            score = s.load(scores + i * 64, F32, 16)
+            if variant.softcap:
+                score = tanh(s, isa, score) * s.splat(cap, 16)
+            if variant.slopes:
+                away = s.absolute(s.splat((distance - i * 16).to(F32), 16) - lanes)
+                score = score - away * s.splat(slope, 16)
+            s.store(scores + i * 64, score)
+
+    return adjust
+
+
+def _sink(isa: Isa) -> Any:
+    """A compiled function: what a row is multiplied by at the end, when a sink takes part in the sum at ``totals``."""
+
+    @simd_function("f4(i8, f4)")
+    def factor(s: Simd, totals: Value, sink: Value) -> Value:
+        total, top = s.load(totals, F32), s.load(totals + 4, F32)
+        now = s.maximum(top, sink)
+        powers = exp2(s, isa, s.concatenate(s.splat(top - now, 4), s.splat(sink - now, 4)))
+        ours = s.lane(powers, 0)
+        return ours / (total * ours + s.lane(powers, 4))
+
+    return factor
+
+
+def _bounds(variant: Variant) -> tuple[Any, Any]:
+    """Compiled functions: first and last (exclusive) key of a part that a tile's row sees. ``end``: tokens of the sequence."""
+    window, whole = variant.window, variant.whole
 
     @inline
-    def attend_block(row, rows, q, table, k_pages, v_pages, geo, part, first_position, work, out):
+    def first_key(first_position, row, group, part, geo):
+        if window:
+            before = first_position + row // group - load_i64(geo + WINDOW) + 1
+            return min(max(before - part * PART_TOKENS, 0), PART_TOKENS)
+        return 0
+
+    @inline
+    def last_key(first_position, row, group, part, geo, end):
+        position = first_position + row // group
+        if not whole:
+            seen = position + 1
+        elif window:
+            seen = min(end, position + load_i64(geo + WINDOW))
+        else:
+            seen = end
+        return min(max(seen - part * PART_TOKENS, 0), PART_TOKENS)
+
+    return first_key, last_key
+
+
+def _weigh(isa: Isa, variant: Variant) -> Any:
+    """A compiled function: of one row, scores with a part's keys ``first`` up to ``last`` to weights, see ``_softmax``.
+
+    Scores are there, and weights are left, for whole vectors; what is none of the row's becomes 0.
+    """
+    softmax, adjust = _softmax(isa), _adjust(isa, variant)
+    adjusts, slopes, window = variant.softcap or variant.slopes, variant.slopes, variant.window
+    minus_infinity, zero = np.float32(-np.inf), np.float32(0)
+
+    @inline
+    def weigh(scores, first, last, out, cap, slope, distance):
+        begin = first // 16 * 16 if window else 0
+        if adjusts:
+            adjust(
+                scores + 4 * begin,
+                (last - begin + 15) // 16,
+                cap,
+                load_f32(slope) if slopes else zero,
+                distance - begin,
+            )
+        if window and begin < first:
+            _overwrite(scores + 4 * begin, first - begin, minus_infinity)
+        softmax(scores + 4 * begin, last - begin, out)
+        if window and begin < first:
+            _overwrite(scores + 4 * begin, first - begin, zero)
+
+    return weigh
+
+
+def _attend_block(isa: Isa, pages: PageFormat, variant: Variant) -> Any:
+    """A compiled function: one block of rows with one part of the context, from nothing."""
+    functions = pages.functions(isa)
+    scores, outputs, together = functions.scores, functions.outputs, pages.together
+    first_key, last_key = _bounds(variant)
+    weigh, window = _weigh(isa, variant), variant.window
+
+    @inline
+    def attend_block(row, rows, q, table, k_pages, v_pages, geo, part, first_position, end, slopes, cap, work, out):
         """``work``: memory for a block's scores, then SCRATCH bytes; ``out``: where the rows' results go."""
         group, v_row = load_i64(geo + GROUP), load_i64(geo + V_ROW)
         out_row = 4 * (v_row + 16)
         left = rows - row
         n = block_rows(left)
-        common = _visible(first_position, row, group, part) // together * together
-        n_keys = _visible(first_position, min(row + n, rows) - 1, group, part)
-        for page in range((n_keys + PAGE_TOKENS - 1) // PAGE_TOKENS):
+        last_row = min(row + n, rows) - 1
+        n_keys = last_key(first_position, last_row, group, part, geo, end)
+        begin = first_key(first_position, row, group, part, geo)
+        for page in range(begin // PAGE_TOKENS, (n_keys + PAGE_TOKENS - 1) // PAGE_TOKENS):
             keys = page_address(k_pages, load_i32(table + 4 * (part * PART_PAGES + page)), geo, K_PAGE)
             columns = (min(PAGE_TOKENS, n_keys - page * PAGE_TOKENS) + 15) // 16 * 16
             scores(left, q, load_i64(geo + Q_ROW), keys, work + page * (4 * PAGE_TOKENS), columns,
                    load_i64(geo + HEAD_DIM))  # fmt: skip
         for r in range(n):
-            visible = _visible(first_position, min(row + r, rows - 1), group, part)
+            own = min(row + r, rows - 1)
+            first = first_key(first_position, own, group, part, geo)
+            last = last_key(first_position, own, group, part, geo, end)
             _clear(out + r * out_row, v_row // 16)
-            softmax(work + r * S_ROW, visible, out + r * out_row + 4 * v_row)
-        # Keys that every row of the block sees are taken together, later ones row by row: a key is multiplied by no weight,
-        # not even by zero, for a token that comes before it (zero times infinity would be NaN).
-        for r in range(-1, min(n, left)):
-            first = common if r >= 0 else 0
-            last = _visible(first_position, row + r, group, part) if r >= 0 else common
-            lines, r = (1, r) if r >= 0 else (left, 0)
+            distance = first_position + own // group - part * PART_TOKENS
+            weigh(work + r * S_ROW, first, last, out + r * out_row + 4 * v_row, cap, slopes + own % group * 4, distance)
+        # Keys that every row of the block sees are taken together, those before and after them row by row: a key is
+        # multiplied by no weight, not even by zero, for a token that does not see it (zero times infinity would be NaN).
+        # Of two keys that are multiplied at once, the first may lie before the window, with a weight of zero.
+        common = last_key(first_position, row, group, part, geo, end) // together * together
+        common_first = 0
+        if window:
+            common_first = first_key(first_position, last_row, group, part, geo)
+            common_first = (common_first + together - 1) // together * together
+        lines = min(n, left)
+        for step in range(-lines if window else 0, lines + 1):
+            r, taken, first, last = 0, left, common_first, common
+            if step > 0:
+                r, taken, first = step - 1, 1, common
+                last = last_key(first_position, row + r, group, part, geo, end)
+            if window:
+                if step < 0:
+                    r, taken = step + lines, 1
+                    first = first_key(first_position, row + r, group, part, geo) // together * together
+                    last = common_first
+                if common_first >= common and step != 0:
+                    last = last_key(first_position, row + r, group, part, geo, end)
+                    first = first if step < 0 else last
             while first < last:
                 page = first // PAGE_TOKENS
-                end = min(last, (page + 1) * PAGE_TOKENS)
+                stop = min(last, (page + 1) * PAGE_TOKENS)
                 values = page_address(v_pages, load_i32(table + 4 * (part * PART_PAGES + page)), geo, V_PAGE)
-                outputs(lines, work + r * S_ROW + 4 * first, values, first % PAGE_TOKENS, end - first,
+                outputs(taken, work + r * S_ROW + 4 * first, values, first % PAGE_TOKENS, stop - first,
                         out + r * out_row, out_row, v_row, work + BLOCK_ROWS * S_ROW)  # fmt: skip
-                first = end
+                first = stop
 
     return attend_block
 
 
 @functools.cache
-def attention(isa: Isa, pages: PageFormat) -> Kernel:
-    """q: float32 [n_tokens, n_kv_heads * group, head_dim] -> out, the same shape.
+def attention(isa: Isa, pages: PageFormat, variant: Variant = PLAIN) -> Kernel:
+    """q: float32 [n_tokens, n_kv_heads * group, head_dim] -> out: float32 [n_tokens, n_kv_heads * group, v_dim].
 
-    ``scale``: of the scores (1 / sqrt(head_dim)), times LOG2_E; ``memory``: address of this layer's part of the cache; ``geo``:
-    address of the ``geometry``; ``scratch``: 64-byte aligned, ``scratch_bytes`` for each thread; ``partials``:
-    ``partials_bytes``, its counters zero (only for a split step).
+    ``stride``, ``out_stride``: bytes from row to row of each; ``scale``: of the scores (1 / sqrt(head_dim)), times LOG2_E;
+    ``cap``: with a soft cap, this times LOG2_E, and ``scale`` is divided by it instead; ``memory``: address of this layer's part
+    of the cache; ``geo``: address of the ``geometry``; ``scratch``: 64-byte aligned, ``scratch_bytes`` for each thread;
+    ``partials``: ``partials_bytes``, its counters zero (only for a split step).
     """
     query = pages.functions(isa).query
-    attend_block, merge = _attend_block(isa, pages), _merge(isa)
+    attend_block, merge, sink_factor = _attend_block(isa, pages, variant), _merge(isa), _sink(isa)
+    first_key, last_key = _bounds(variant)
+    window, whole, has_sinks = variant.window, variant.whole, variant.sinks
 
     @inline
     def gather(q, stride, out, geo, first_token, head, rows, scale):
@@ -274,16 +418,23 @@ def attention(isa: Isa, pages: PageFormat) -> Kernel:
             store_f32(out + rows * q_row + 4 * i, 0.0)
 
     @inline
-    def merge_rows(row, last, part_rows, whole, first_position, part, geo):
+    def sees(first_position, row, part, geo, end):
+        """Whether a tile's row sees any key of a part."""
+        group = load_i64(geo + GROUP)
+        last = last_key(first_position, row, group, part, geo, end)
+        return last > first_key(first_position, row, group, part, geo)
+
+    @inline
+    def merge_rows(row, last, part_rows, whole_rows, first_position, part, geo, end):
         """Rows ``row`` up to ``last`` of a later part, whose first row is at ``part_rows``, to those of the parts before."""
         v_row = load_i64(geo + V_ROW)
         out_row = 4 * (v_row + 16)
         for r in range(row, last):
-            if _visible(first_position, r, load_i64(geo + GROUP), part) > 0:
-                merge(part_rows + (r - row) * out_row, whole + r * out_row, v_row)
+            if sees(first_position, r, part, geo, end):
+                merge(part_rows + (r - row) * out_row, whole_rows + r * out_row, v_row)
 
     @inline
-    def attend_parts(q, rows, table, k_pages, v_pages, geo, first_position, first, last, work, out):
+    def attend_parts(q, rows, table, k_pages, v_pages, geo, first_position, end, first, last, slopes, cap, work, out):
         """Parts ``first`` up to ``last`` of the context, in order, for all rows of a tile, whose results go to ``out``.
 
         ``work``: memory for a block's scores, SCRATCH bytes, and a block's results.
@@ -293,25 +444,49 @@ def attention(isa: Isa, pages: PageFormat) -> Kernel:
         for part in range(first, last):
             row = 0
             while row < rows:
-                end = min(row + block_rows(rows - row), rows)
-                if part == first or _visible(first_position, end - 1, load_i64(geo + GROUP), part) > 0:
+                stop = min(row + block_rows(rows - row), rows)
+                seen = part == first or sees(first_position, stop - 1, part, geo, end)
+                if window and not seen:
+                    seen = sees(first_position, row, part, geo, end)
+                if seen:
                     attend_block(row, rows, q + row * load_i64(geo + Q_ROW), table, k_pages, v_pages, geo, part,
-                                 first_position, work, out + row * out_row if part == first else results)  # fmt: skip
+                                 first_position, end, slopes, cap, work,
+                                 out + row * out_row if part == first else results)  # fmt: skip
                 if part > first:
-                    merge_rows(row, end, results, out, first_position, part, geo)
+                    merge_rows(row, stop, results, out, first_position, part, geo, end)
                 row += block_rows(rows - row)
 
     @inline
     def scatter(results, out, stride, geo, first_token, head, rows):
         """Outputs divided by their weights' sums, to their tokens and heads."""
-        group, head_dim, v_row = load_i64(geo + GROUP), load_i64(geo + HEAD_DIM), load_i64(geo + V_ROW)
+        group, v_dim, v_row = load_i64(geo + GROUP), load_i64(geo + V_DIM), load_i64(geo + V_ROW)
         for r in range(rows):
+            own = head * group + r % group
             source = results + r * (4 * (v_row + 16))
-            target = out + (first_token + r // group) * stride + (head * group + r % group) * head_dim * 4
-            _scale_copy(source, target, head_dim, _inverse(load_f32(source + 4 * v_row)))
+            target = out + (first_token + r // group) * stride + own * v_dim * 4
+            if has_sinks:
+                factor = sink_factor(source + 4 * v_row, load_f32(load_i64(geo + SINKS) + 4 * own))
+            else:
+                factor = _inverse(load_f32(source + 4 * v_row))
+            _scale_copy(source, target, v_dim, factor)
 
-    @kernel(variant=f"{isa.name},{pages.name}")
-    def attention(batch, thread, n_threads, q, out, stride, memory, geo, scratch, scratch_bytes, partials, scale: f4):
+    @kernel(variant=f"{isa.name},{pages.name}{variant.name}")
+    def attention(
+        batch,
+        thread,
+        n_threads,
+        q,
+        out,
+        stride,
+        out_stride,
+        memory,
+        geo,
+        scratch,
+        scratch_bytes,
+        partials,
+        scale: f4,
+        cap: f4,
+    ):
         n_heads, max_rows = load_i64(geo + N_KV_HEADS), load_i64(geo + MAX_ROWS)
         out_row = 4 * (load_i64(geo + V_ROW) + 16)
         split = load_i64(batch + SPLIT)
@@ -322,30 +497,37 @@ def attention(isa: Isa, pages: PageFormat) -> Kernel:
         for job in range(thread, load_i64(batch + N_TILES) * n_heads * parts_each, n_threads):
             unit = job // parts_each
             part = job % parts_each
-            tile = load_i64(batch + TILES) + unit // n_heads * 32
+            tile = load_i64(batch + TILES) + unit // n_heads * (8 * TILE_WORDS)
             head = unit % n_heads
-            first_token, rows = load_i64(tile), load_i64(tile + 8) * load_i64(geo + GROUP)
-            first_position, table = load_i64(tile + 16), load_i64(tile + 24)
-            n_parts = (first_position + load_i64(tile + 8) + PART_TOKENS - 1) // PART_TOKENS
-            if part >= n_parts:
+            group = load_i64(geo + GROUP)
+            first_token, rows = load_i64(tile), load_i64(tile + 8) * group
+            first_position, table, end = load_i64(tile + 16), load_i64(tile + 24), load_i64(tile + 32)
+            begin, context = 0, first_position + load_i64(tile + 8)
+            if window:
+                begin = max(first_position - load_i64(geo + WINDOW) + 1, 0) // PART_TOKENS
+            if whole:
+                context = min(end, context - 1 + load_i64(geo + WINDOW)) if window else end
+            n_parts = (context + PART_TOKENS - 1) // PART_TOKENS
+            if split != 0 and (part < begin or part >= n_parts):
                 continue
             k_pages = memory + head * load_i64(geo + K_HEAD)
             v_pages = memory + load_i64(geo + V_OFFSET) + head * load_i64(geo + V_HEAD)
             gather(q, stride, queries, geo, first_token, head, rows, scale)
-            first, last, target = 0, n_parts, results
+            first, last, target = begin, n_parts, results
             # Of a split context: one part, left beside the others' by whoever computes it.
             padded = (rows + BLOCK_ROWS - 1) // BLOCK_ROWS * BLOCK_ROWS
             parts = partials + _SPLIT_UNITS_PER_THREAD * n_threads * 64 + unit * split * max_rows * out_row
             if split != 0:
                 first, last, target = part, part + 1, parts + part * padded * out_row
-            attend_parts(queries, rows, table, k_pages, v_pages, geo, first_position, first, last, work, target)
+            attend_parts(queries, rows, table, k_pages, v_pages, geo, first_position, end, first, last,
+                         load_i64(geo + SLOPES) + 4 * head * group, cap, work, target)  # fmt: skip
             if split != 0:
-                if atomic_add(partials + unit * 64, 1) != n_parts - 1:
+                if atomic_add(partials + unit * 64, 1) != n_parts - begin - 1:
                     continue
                 store_i64(partials + unit * 64, 0)
-                _copy(parts, results, rows * out_row // 64)
-                for each in range(1, n_parts):
-                    merge_rows(0, rows, parts + each * padded * out_row, results, first_position, each, geo)
-            scatter(results, out, stride, geo, first_token, head, rows)
+                _copy(parts + begin * padded * out_row, results, rows * out_row // 64)
+                for each in range(begin + 1, n_parts):
+                    merge_rows(0, rows, parts + each * padded * out_row, results, first_position, each, geo, end)
+            scatter(results, out, out_stride, geo, first_token, head, rows)
 
     return attention

@@ -7,7 +7,18 @@ slower than in a tight loop; this much of it was 6 % of a small model's step.
 from __future__ import annotations
 
 from gumba.kernels.jit import entry
-from gumba.kernels.op import N_OUTPUTS, N_TILES, N_TOKENS, OUTPUT_ROWS, POSITIONS, SLOTS, SPLIT, TILES, TOKENS
+from gumba.kernels.op import (
+    N_OUTPUTS,
+    N_TILES,
+    N_TOKENS,
+    OUTPUT_ROWS,
+    POSITIONS,
+    SLOTS,
+    SPLIT,
+    TILE_WORDS,
+    TILES,
+    TOKENS,
+)
 from gumba.kernels.pages import PAGE_TOKENS, PART_TOKENS
 from gumba.simd.memory import load_i8, load_i64, store_i32, store_i64
 
@@ -65,8 +76,9 @@ def gather(numbers, n_chunks, limits, used, tables, batch):
             store_i64(tile + 8, min(tile_tokens, n - done))
             store_i64(tile + 16, first + done)
             store_i64(tile + 24, tables)
+            store_i64(tile + 32, first + n)
             done += tile_tokens
-            tile += 32
+            tile += 8 * TILE_WORDS
             n_tiles += 1
         longest = max(longest, first + n)
         start += n

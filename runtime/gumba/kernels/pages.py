@@ -4,7 +4,7 @@ A page holds PAGE_TOKENS tokens of one sequence. Per layer it has one run of key
 lie there is a format's own affair (``pages_float``, ``pages_q8_0``). A format brings its sizes, and, for an instruction set,
 the compiled functions that attention is made of:
 
-- ``store(k, v, keys, values, place, head_dim, v_row, scratch)``: one token's head into a page.
+- ``store(k, v, keys, values, place, head_dim, v_dim, v_row, scratch)``: one token's head into a page.
 - ``query(x, out, head_dim, scale)``: one query row as ``scores`` wants it.
 - ``scores(left, q, q_row, keys, out, n_columns, head_dim)``: Q K^T of a block of query rows with the first ``n_columns`` (a
   multiple of 16) keys of a page. ``left``: rows from here to the end of the tile, see ``block_rows``.
@@ -47,8 +47,11 @@ class PageFunctions:
 
 @dataclass(frozen=True)
 class PageFormat:
-    """Sizes in bytes of one head's keys and values in a page, and of a query row; ``v_align``: values of a token are padded
-    to this many elements; ``functions(isa)`` makes the compiled part; ``together``: keys that are multiplied at once."""
+    """How one format lies. Sizes in bytes of one head's keys (by head_dim) and values (by v_dim) in a page, and of a query row.
+
+    ``v_align``: values of a token are padded to this many elements; ``functions(isa)`` makes the compiled part; ``together``:
+    keys that are multiplied at once.
+    """
 
     name: str
     v_align: int
@@ -62,9 +65,9 @@ class PageFormat:
         """What the products are computed in, for those who hold them against the processor's limits."""
         return "bf16" if self.together == 2 and isa.dot_bf16 is not None else "float32"
 
-    def v_row(self, head_dim: int) -> int:
+    def v_row(self, v_dim: int) -> int:
         """Elements of a token's values, padding included."""
-        return -(-head_dim // self.v_align) * self.v_align
+        return -(-v_dim // self.v_align) * self.v_align
 
 
 def page_formats() -> dict[str, PageFormat]:

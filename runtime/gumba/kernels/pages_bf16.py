@@ -67,13 +67,13 @@ def _functions(isa: Isa) -> PageFunctions:
             store_i16(out + 2 * head_dim, 0)
 
     @inline
-    def store(k, v, keys, values, place, head_dim, v_row, scratch):
+    def store(k, v, keys, values, place, head_dim, v_dim, v_row, scratch):
         query(k, scratch, head_dim, np.float32(1))
         for i in range((head_dim + 1) // 2):
             store_i32(keys + i * (4 * PAGE_TOKENS) + 4 * place, load_i32(scratch + 4 * i))
-        convert(v, scratch, head_dim, np.float32(1))
+        convert(v, scratch, v_dim, np.float32(1))
         row = values + place // 2 * (4 * v_row) + place % 2 * 2
-        for i in range(head_dim):
+        for i in range(v_dim):
             store_i16(row + 4 * i, load_i16(scratch + 2 * i))
 
     @inline
@@ -94,7 +94,7 @@ BF16_PAGES = PageFormat(
     name="bf16",
     v_align=16,
     key_bytes=lambda head_dim: -(-head_dim // 2) * 4 * PAGE_TOKENS,
-    value_bytes=lambda head_dim: -(-head_dim // 16) * 16 * 2 * PAGE_TOKENS,
+    value_bytes=lambda v_dim: -(-v_dim // 16) * 16 * 2 * PAGE_TOKENS,
     query_bytes=lambda head_dim: -(-head_dim // 2) * 4,
     functions=functools.cache(_functions),
     together=2,

@@ -1,7 +1,7 @@
 """KV pages of float16 or float32. Keys lie transposed and values plain:
 
     keys    [head_dim][PAGE_TOKENS]     a vector = the same element of neighbouring tokens
-    values  [PAGE_TOKENS][v_row]        a vector = neighbouring elements of one token (v_row: head_dim padded to 16)
+    values  [PAGE_TOKENS][v_row]        a vector = neighbouring elements of one token (v_row: v_dim padded to 16)
 
 so that scores (Q times K) and outputs (P times V) are the same small product, whose lanes each sum one result in float32.
 """
@@ -44,9 +44,9 @@ def _functions(isa: Isa, size: int) -> PageFunctions:
     update = rank_update(isa, float_product(isa, size, load), wide_registers(isa))
 
     @inline
-    def store(k, v, keys, values, place, head_dim, v_row, scratch):
+    def store(k, v, keys, values, place, head_dim, v_dim, v_row, scratch):
         scatter(k, keys + place * size, PAGE_TOKENS * size, head_dim)
-        scatter(v, values + place * v_row * size, size, head_dim)
+        scatter(v, values + place * v_row * size, size, v_dim)
 
     @inline
     def query(x, out, head_dim, scale):
@@ -68,7 +68,7 @@ def _format(name: str, size: int) -> PageFormat:
         name=name,
         v_align=16,
         key_bytes=lambda head_dim: head_dim * PAGE_TOKENS * size,
-        value_bytes=lambda head_dim: -(-head_dim // 16) * 16 * PAGE_TOKENS * size,
+        value_bytes=lambda v_dim: -(-v_dim // 16) * 16 * PAGE_TOKENS * size,
         query_bytes=lambda head_dim: 4 * head_dim,
         functions=functools.cache(lambda isa: _functions(isa, size)),
     )

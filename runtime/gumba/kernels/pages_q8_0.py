@@ -5,7 +5,7 @@
 
 Keys are woven as a q8_0 weight matrix is, whose rows are tokens; a query row becomes int8 blocks like any activation, and
 scores are the same integer dot products as the matrix product's. Values stay with their tokens: a token's scale goes into
-its weight (P), and the product is summed in float32. head_dim is padded with zeros to whole blocks.
+its weight (P), and the product is summed in float32. head_dim and v_dim are padded with zeros to whole blocks.
 
 A block's scale is (largest magnitude) / 127, rounded to float16 (ggml, ``quantize_row_q8_0``); the int8 numbers come from
 the scale before rounding.
@@ -91,19 +91,19 @@ def _functions(isa: Isa) -> PageFunctions:
             s.store(out + (done + i) * 4, s.load(p + (done + i) * 4, F32) * scale)
 
     @inline
-    def store(k, v, keys, values, place, head_dim, v_row, scratch):
-        n_blocks = v_row // BLOCK
+    def store(k, v, keys, values, place, head_dim, v_dim, v_row, scratch):
+        n_blocks = (head_dim + BLOCK - 1) // BLOCK
         block_of_x = scratch + 4 * BLOCK
         group = keys + place // lanes * (n_blocks * block_bytes)
         lane = place % lanes
         for b in range(n_blocks):
-            n = min(BLOCK, head_dim - b * BLOCK)
-            _quantize(k + b * (4 * BLOCK), n, scratch, block_of_x)
+            _quantize(k + b * (4 * BLOCK), min(BLOCK, head_dim - b * BLOCK), scratch, block_of_x)
             woven = group + b * block_bytes
             store_half(block_of_x + q8.SCALE, woven + 2 * lane)
             for j in range(8):
                 store_i32(woven + 2 * lanes + j * (4 * lanes) + 4 * lane, load_i32(block_of_x + 4 * j) ^ flip)
-            _quantize(v + b * (4 * BLOCK), n, scratch, block_of_x)
+        for b in range(v_row // BLOCK):
+            _quantize(v + b * (4 * BLOCK), min(BLOCK, v_dim - b * BLOCK), scratch, block_of_x)
             block = values + b * _VALUE_BLOCK
             store_half(block_of_x + q8.SCALE, block + PAGE_TOKENS * BLOCK + 2 * place)
             for j in range(8):
@@ -147,7 +147,7 @@ Q8_0_PAGES = PageFormat(
     name="q8_0",
     v_align=BLOCK,
     key_bytes=lambda head_dim: _blocks(head_dim) * (BLOCK + 2) * PAGE_TOKENS,
-    value_bytes=lambda head_dim: _blocks(head_dim) * _VALUE_BLOCK,
+    value_bytes=lambda v_dim: _blocks(v_dim) * _VALUE_BLOCK,
     query_bytes=lambda head_dim: _blocks(head_dim) * (q8.BYTES + 4 * BLOCK),
     functions=functools.cache(_functions),
 )

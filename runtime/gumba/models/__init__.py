@@ -13,7 +13,7 @@ from typing import Any
 from gumba.errors import ModelError, RequestError, ResourceError, UnsupportedError
 from gumba.gguf import GGUFFile
 from gumba.kernels.pages import PAGE_TOKENS
-from gumba.kv_cache import KVCache
+from gumba.kv_cache import KVCache, KVShape
 from gumba.models import llama
 from gumba.models.loader import Loader
 from gumba.models.model import Chunk, Model, token_ids
@@ -94,9 +94,9 @@ def load_model(
     max_batch_tokens = min(max_batch_tokens, max(n_ctx, kv_tokens))
     try:
         weights = _weights(gguf, module, config, chosen, n_threads, progress)
-        kv = KVCache(config.n_layers, config.n_kv_heads, config.head_dim, -(-kv_tokens // PAGE_TOKENS), kv_type)
+        kv = KVCache(_kv_shapes(config), -(-kv_tokens // PAGE_TOKENS), kv_type)
         program = Program(chosen, n_threads, max_batch_tokens, n_ctx)
-        outputs = module.forward(program, config, weights, kv.layout, n_ctx)
+        outputs = module.forward(program, config, weights, kv.layouts, n_ctx)
         threads = Team(n_threads, processors) if team is None else team
         return Model(config, program, outputs, kv, threads, n_ctx, weights, owns_team=team is None)
     except MemoryError:
@@ -106,9 +106,15 @@ def load_model(
         ) from None
 
 
+def _kv_shapes(config: Any) -> list[KVShape]:
+    """What each layer keeps of a token: what the configuration says, or the same of all."""
+    shapes: list[KVShape] | None = getattr(config, "kv_shapes", None)
+    return shapes or [KVShape(config.n_kv_heads, config.head_dim, config.head_dim)] * config.n_layers
+
+
 def _kv_tokens(config: Any, n_ctx: int, kv_memory: int | None, kv_type: str) -> int:
     """Tokens of the KV cache where the caller names no number."""
-    page_bytes = KVCache.bytes_per_page(config.n_layers, config.n_kv_heads, config.head_dim, kv_type)
+    page_bytes = KVCache.bytes_per_page(_kv_shapes(config), kv_type)
     if kv_memory is not None:
         if kv_memory < page_bytes:
             raise RequestError(f"kv_memory is {kv_memory}, expected at least {page_bytes}, for {PAGE_TOKENS} tokens")

@@ -7,6 +7,7 @@ SwiGLU; no biases, unless the file has them. Files hold queries and keys so that
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -301,7 +302,7 @@ def rope_frequencies(c: Config, factors: np.ndarray | None) -> tuple[np.ndarray,
     return frequency, 1.0
 
 
-def forward(p: Program, c: Config, w: Weights, kv: KVLayout, n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
     frequencies, magnitude = rope_frequencies(c, w.rope_freqs)
     rope = p.constant(rope_table(frequencies, n_ctx, magnitude, neox=False), pad=False)

@@ -61,9 +61,9 @@ class Model:
         self._records = program.finish([hidden, logits])
         self._timing: Timing | None = None
         self._hidden, self._logits = program.rows(hidden), program.rows(logits)
-        tile = tile_tokens(config.n_heads // config.n_kv_heads)
+        tile = tile_tokens(program.most_grouped)
         units = split_units(self.n_threads) if self.n_threads > 1 else 0
-        limits = [config.n_vocab, n_ctx, kv.n_pages, self.max_batch_tokens, tile, config.n_kv_heads, units]
+        limits = [config.n_vocab, n_ctx, kv.n_pages, self.max_batch_tokens, tile, program.most_kv_heads, units]
         self._limits = np.empty(LIMIT_WORDS, np.int64)
         self._limits[:] = limits
         self._gather = gather.bare
@@ -71,7 +71,7 @@ class Model:
         rows = self.max_batch_tokens
         self._arrays: dict[int, np.ndarray] = {
             op.TOKENS: np.empty(rows, np.int32), op.POSITIONS: np.empty(rows, np.int32), op.SLOTS: np.empty(rows, np.int64),
-            op.TILES: np.empty((rows, 4), np.int64), op.OUTPUT_ROWS: np.empty(rows, np.int32),
+            op.TILES: np.empty((rows, op.TILE_WORDS), np.int64), op.OUTPUT_ROWS: np.empty(rows, np.int32),
         }  # fmt: skip
         self._batch = np.zeros(op.BATCH_WORDS, np.int64)
         for offset, array in self._arrays.items():

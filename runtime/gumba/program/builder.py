@@ -45,7 +45,8 @@ class Work:
 
     ``weights``: bytes of a matrix, read once a step; ``row_bytes``: read and written for each of its rows; ``kv_bytes``: per
     token of context of each sequence; ``row_ops``: multiplications and additions per row; ``pair_ops``: per pair of a token
-    and one that it attends to; ``kind``: the arithmetic of those, "int8", "float32" or "bf16"; ``shape``: in words.
+    and one that it attends to; ``kind``: the arithmetic of those, "int8", "float32" or "bf16"; ``shape``: in words;
+    ``window``: of the context, only so many tokens count (0: all).
     """
 
     weights: int = 0
@@ -55,6 +56,7 @@ class Work:
     pair_ops: int = 0
     kind: str = "float32"
     shape: str = ""
+    window: int = 0
 
 
 @dataclass
@@ -88,6 +90,18 @@ def _check_alike(x: Buffer, y: Buffer) -> None:
         raise ValueError(f"{x.name} has {x.width} columns, {y.name} {y.width}; or one of them has other rows")
 
 
+def _check_shapes(q: Buffer, k: Buffer | None, v: Buffer | None, at: KVLayout, window: int, stored: bool) -> None:
+    """ValueError for what does not fit the layer's cache."""
+    wanted = at.n_kv_heads * at.head_dim, at.n_kv_heads * at.v_dim
+    given = (k.width, v.width) if k is not None and v is not None else None
+    if (given is None and (k is not v or not stored)) or given not in (None, wanted):
+        raise ValueError(
+            f"keys and values of {given} columns: expected {wanted}, or none where they are stored already"
+        )
+    if not q.width or not wanted[0] or q.width % wanted[0] or window < 0:
+        raise ValueError(f"queries of {q.width} columns, keys of {wanted[0]}, window {window}")
+
+
 def _product(w: PackedMatrix) -> Work:
     """The work of one matrix product."""
     kind = "float32" if w.format.ACTIVATION == "f32" else "int8"
@@ -96,14 +110,13 @@ def _product(w: PackedMatrix) -> Work:
 
 @dataclass(frozen=True)
 class KVLayout:
-    """Where keys and values lie, in bytes. ``pages``: address of the first layer's; ``layer_bytes``: from layer to layer.
+    """Where keys and values of one layer lie, in bytes. ``pages``: address of the layer's part of the first extent.
 
     Memory is cut into extents of ``extent_pages`` pages, ``extent_bytes`` each, with a place for every layer. There the keys
     of one head lie in page after page, then the next head's; from ``v_offset`` on the values likewise.
     """
 
     pages: int
-    layer_bytes: int
     k_page: int
     v_page: int
     k_head: int
@@ -113,6 +126,7 @@ class KVLayout:
     extent_bytes: int
     n_kv_heads: int
     head_dim: int
+    v_dim: int
     kv_type: str
 
 
@@ -123,7 +137,11 @@ class Program:
     max_rows: int
     max_context: int = 0
     operations: list[Operation] = field(default_factory=list)
+    #: Of all attentions: most query heads for a KV head, and most KV heads. They bound a step's tiles.
+    most_grouped: int = 1
+    most_kv_heads: int = 1
     _keep: list[np.ndarray] = field(default_factory=list)
+    _caches: dict[int, Buffer] = field(default_factory=dict)  # stand for the pages of a layer, to order what uses them
     _plain_rows: dict[tuple[int, float], int] = field(default_factory=dict)
     _scratch_bytes: int = embed.SCRATCH
     _partials_bytes: int = 0
@@ -269,36 +287,57 @@ class Program:
         self._append(rope.rope, arguments, [x], [x], ("tokens",))
         return x
 
-    def attention(self, q: Buffer, k: Buffer, v: Buffer, kv: KVLayout, layer: int, scale: float) -> Buffer:
-        """Store k and v in the cache, then attend to everything up to each token."""
-        out = self._buffer("attention", q.width)
-        group = q.width // (kv.n_kv_heads * kv.head_dim)
-        pages = page_formats()[kv.kv_type]
-        geometry = att.geometry(pages, kv.n_kv_heads, group, kv.head_dim, k_page=kv.k_page, v_page=kv.v_page,
-                                k_head=kv.k_head, v_head=kv.v_head, v_offset=kv.v_offset, extent_pages=kv.extent_pages,
-                                extent_bytes=kv.extent_bytes)  # fmt: skip
+    def attention(
+        self, q: Buffer, k: Buffer | None, v: Buffer | None, kv: Sequence[KVLayout], layer: int, scale: float, *,
+        window: int = 0, softcap: float = 0.0, sinks: np.ndarray | None = None, slopes: np.ndarray | None = None,
+        causal: bool = True,
+    ) -> Buffer:  # fmt: skip
+        """Store k and v in the layer's cache, then attend: softmax(scale q k) v, float32 [n_tokens, n_heads * v_dim].
+
+        A token sees itself and what comes before it; if not ``causal``, all tokens that its sequence has after this step. k and
+        v None: the layer's cache holds what an earlier attention of this step has stored. ``window``: only what is less than so
+        many tokens away (0: no limit); ``softcap``: scores become cap * tanh(score / cap); ``sinks``: float32 [n_heads], logits
+        that take part in the softmax's sum only; ``slopes``: float32 [n_heads], the distance times this is taken from a score
+        (ALiBi).
+        """
+        at = kv[layer]
+        group = q.width // max(1, at.n_kv_heads * at.head_dim)
+        n_heads = at.n_kv_heads * group
+        _check_shapes(q, k, v, at, window, stored=at.pages in self._caches)
+        pages = page_formats()[at.kv_type]
+        variant = att.Variant(not causal, window > 0, softcap > 0, slopes is not None, sinks is not None)
+        of_heads = {name: self._row(values * np.float32(att.LOG2_E), n_heads, 0.0)
+                    for name, values in (("sinks", sinks), ("slopes", slopes)) if values is not None}  # fmt: skip
+        geometry = att.geometry(pages, at.n_kv_heads, group, at.head_dim, at.v_dim, k_page=at.k_page, v_page=at.v_page,
+                                k_head=at.k_head, v_head=at.v_head, v_offset=at.v_offset, extent_pages=at.extent_pages,
+                                extent_bytes=at.extent_bytes, window=window, **of_heads)  # fmt: skip
         self._keep.append(geometry)
+        self.most_grouped, self.most_kv_heads = max(self.most_grouped, group), max(self.most_kv_heads, at.n_kv_heads)
         place: dict[str, int | float | Buffer] = {
-            "memory": kv.pages + layer * kv.layer_bytes, "geo": int(geometry.ctypes.data), "scratch": -1,
-            "scratch_bytes": -1,
+            "memory": at.pages, "geo": int(geometry.ctypes.data), "scratch": -1, "scratch_bytes": -1,
         }  # fmt: skip
-        cache = Buffer("kv", 0, 0, N_TOKENS)  # stands for the pages of this layer, to order the two operations
-        self._append(
-            att.store_kv(self.isa, pages),
-            place | {"k": k, "v": v, "k_stride": k.row_bytes, "v_stride": v.row_bytes},
-            [k, v], [cache], ("tokens",),
-        )  # fmt: skip
-        self._scratch_bytes = max(self._scratch_bytes, att.scratch_bytes(pages, group, kv.head_dim))
-        partials = att.partials_bytes(group, pages.v_row(kv.head_dim), self.n_threads, self.max_context)
+        cache = self._caches.setdefault(at.pages, Buffer("kv", 0, 0, N_TOKENS))
+        self._scratch_bytes = max(self._scratch_bytes, att.scratch_bytes(pages, group, at.head_dim, at.v_dim))
+        if k is not None and v is not None:
+            self._append(
+                att.store_kv(self.isa, pages),
+                place | {"k": k, "v": v, "k_stride": k.row_bytes, "v_stride": v.row_bytes},
+                [k, v], [cache], ("tokens",),
+            )  # fmt: skip
+        partials = att.partials_bytes(group, pages.v_row(at.v_dim), self.n_threads, self.max_context)
         self._partials_bytes = max(self._partials_bytes, partials)
+        out = self._buffer("attention", n_heads * at.v_dim)
+        unit = 1 / softcap if softcap > 0 else att.LOG2_E  # scores are made for tanh, or for powers of two
         self._append(
-            att.attention(self.isa, pages),
-            place | {"q": q, "out": out, "stride": q.row_bytes, "scale": scale * att.LOG2_E, "partials": -1},
+            att.attention(self.isa, pages, variant),
+            place | {"q": q, "out": out, "stride": q.row_bytes, "out_stride": out.row_bytes, "scale": scale * unit,
+                     "cap": softcap * att.LOG2_E, "partials": -1},
             [q, cache], [out], ("tiles",),
             work=Work(
-                kv_bytes=kv.n_kv_heads * (kv.k_page + kv.v_page) // PAGE_TOKENS,
-                pair_ops=4 * q.width,
+                kv_bytes=at.n_kv_heads * (at.k_page + at.v_page) // PAGE_TOKENS,
+                pair_ops=2 * n_heads * (at.head_dim + at.v_dim) * (1 if causal else 2),
                 kind=pages.arithmetic(self.isa),
+                window=window,
             ),
         )  # fmt: skip
         return out

@@ -1,0 +1,171 @@
+"""Attention as a program has it: layers of different shapes in one cache, options, several steps and threads."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import programs
+import pytest
+from programs import batch, named, walk
+
+from gumba.kernels import op
+from gumba.kernels.attention import split_units, tile_tokens
+from gumba.kv_cache import KVCache, KVShape
+from gumba.program.builder import Buffer, Program
+from gumba.simd.isa import current
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "kernels"))
+
+import oracles
+
+SHAPES = [KVShape(2, 12, 12), KVShape(0, 1, 1), KVShape(1, 16, 40), KVShape(3, 8, 8)]
+N_HEADS = 6
+SINKS = np.linspace(-1, 3, N_HEADS).astype(np.float32)
+SLOPES = np.float32(0.5) ** np.arange(1, N_HEADS + 1, dtype=np.float32)
+#: Tokens of a sequence in each step.
+STEPS = [(70, 1), (1, 130), (3, 3)]
+
+#: (layer, options of ``Program.attention``, the same for the oracle).
+CASES: list[tuple[int, dict[str, Any], dict[str, Any]]] = [
+    (0, {}, {}),
+    (2, {}, {}),
+    (3, {"window": 40, "softcap": 2.0}, {"window": 40, "cap": 2.0}),
+    (2, {"sinks": SINKS}, {"sinks": SINKS}),
+    (0, {"slopes": SLOPES}, {"slopes": SLOPES}),
+]
+
+
+def attentions(p: Program, kv: KVCache, cases: list[tuple[int, dict[str, Any], dict[str, Any]]]) -> list[list[Buffer]]:
+    """q, k, v and result of each case, with one token table after the other."""
+    made = []
+    for layer, options, _ in cases:
+        shape = SHAPES[layer]
+        widths = (N_HEADS * shape.head_dim, shape.n_kv_heads * shape.head_dim, shape.n_kv_heads * shape.v_dim)
+        q, k, v = (p.embed(programs.matrix(named("f32"), 50, width, width + layer)) for width in widths)
+        q, k, v = (p.scale(b, 4.0) for b in (q, k, v))
+        made.append([q, k, v, p.attention(q, k, v, kv.layouts, layer, 0.3, **options)])
+    return made
+
+
+def run(
+    n_threads: int, order: list[int], write: Callable[[Program, KVCache], list[Buffer]], kv_type: str = "f32"
+) -> list[list[np.ndarray]]:
+    """Rows of the buffers that ``write`` names, for each step of two sequences."""
+    kv = KVCache(SHAPES, 7, kv_type)
+    p = Program(current(), n_threads, 140, 300)
+    kept = write(p, kv)
+    records = p.finish(kept)
+    tables = [np.array(kv.allocate(3), np.int32) for _ in STEPS[0]]
+    rng = np.random.default_rng(0)
+    past, found = [0, 0], []
+    for sizes in STEPS:
+        tokens = rng.integers(0, 50, sum(sizes)).astype(np.int32)
+        positions = np.concatenate([np.arange(at, at + n) for at, n in zip(past, sizes)]).astype(np.int32)
+        tables_of = [table for table, n in zip(tables, sizes) for _ in range(n)]
+        slots = np.array([int(t[at // 64]) * 64 + at % 64 for t, at in zip(tables_of, positions)], np.int64)
+        tiles, start = [], 0
+        for table, at, n in zip(tables, past, sizes):
+            for i in range(0, n, tile_tokens(p.most_grouped)):
+                count = min(tile_tokens(p.most_grouped), n - i)
+                tiles.append([start + i, count, at + i, table.ctypes.data, at + n])
+            start += n
+        held = np.array(tiles, np.int64)
+        assert held.shape[1] == op.TILE_WORDS
+        words = batch(len(tokens), tokens)
+        for offset, array in ((op.POSITIONS, positions), (op.SLOTS, slots), (op.TILES, held)):
+            words[offset // 8] = array.ctypes.data
+        words[op.N_TILES // 8] = len(tiles)
+        walk(records, words, n_threads, order)
+        found.append([p.rows(b)[: len(tokens), : b.width].copy() for b in kept])
+        past = [at + n for at, n in zip(past, sizes)]
+    return found
+
+
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_every_layer_has_its_shape_and_options(case: int) -> None:
+    layer, _, options = CASES[case]
+    shape = SHAPES[layer]
+    found = run(1, [0], lambda p, kv: [b for made in attentions(p, kv, CASES[: case + 1])[case:] for b in made])
+    sequences: list[list[list[np.ndarray]]] = [[[], [], []], [[], [], []]]
+    for (q, k, v, out), sizes in zip(found, STEPS):
+        start = 0
+        for i, n in enumerate(sizes):
+            past = sum(map(len, sequences[i][1]))
+            for kept, x in zip(sequences[i], (q, k, v)):
+                kept.append(x[start : start + n])
+            keys = np.concatenate(sequences[i][1]).reshape(-1, shape.n_kv_heads, shape.head_dim)
+            values = np.concatenate(sequences[i][2]).reshape(-1, shape.n_kv_heads, shape.v_dim)
+            queries = q[start : start + n].reshape(n, N_HEADS, shape.head_dim)
+            expected = oracles.attention(queries, keys, values, past, 0.3, **options)
+            np.testing.assert_allclose(out[start : start + n], expected.reshape(n, -1), rtol=2e-5, atol=2e-5)
+            start += n
+
+
+def test_a_whole_sequence_is_seen_where_it_is_not_causal() -> None:
+    """In one step: what is in the cache after the step's store."""
+    found = run(2, [0, 1], lambda p, kv: attentions(p, kv, [(0, {"causal": False, "window": 30}, {})])[0])[0]
+    q, k, v = (x[:70].reshape(70, -1, 12) for x in found[:3])
+    expected = oracles.attention(q, k, v, 0, 0.3, causal=False, window=30).reshape(70, -1)
+    np.testing.assert_allclose(found[3][:70], expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+def test_any_timing_and_number_of_threads_gives_the_same(kv_type: str) -> None:
+    def write(p: Program, kv: KVCache) -> list[Buffer]:
+        return [made[3] for made in attentions(p, kv, CASES)]
+
+    first = run(1, [0], write, kv_type)
+    for n_threads, order in ((3, [0, 1, 2]), (3, [2, 1, 0]), (4, [1, 3, 0, 2])):
+        for step, expected in zip(run(n_threads, order, write, kv_type), first):
+            for got, want in zip(step, expected):
+                np.testing.assert_array_equal(got, want)
+
+
+def test_a_layer_can_read_what_another_has_stored() -> None:
+    """Other queries with the same keys and values: stored once, waited for."""
+
+    def write(p: Program, kv: KVCache) -> list[Buffer]:
+        q, _, _, one = attentions(p, kv, [CASES[1]])[0]
+        other = p.attention(p.scale(q, -1.0), None, None, kv.layouts, 2, -0.3)
+        return [one, other]
+
+    for n_threads in (1, 3):
+        for one, other in run(n_threads, list(range(n_threads))[::-1], write):
+            np.testing.assert_array_equal(one, other)  # -q with -scale
+
+
+def test_a_program_knows_what_bounds_its_tiles() -> None:
+    kv = KVCache(SHAPES, 7, "f16")
+    p = Program(current(), 2, 8, 300)
+    assert (p.most_grouped, p.most_kv_heads) == (1, 1)
+    attentions(p, kv, [CASES[0], CASES[1]])
+    assert (p.most_grouped, p.most_kv_heads) == (6, 2)
+    attentions(p, kv, [CASES[2]])
+    assert (p.most_grouped, p.most_kv_heads) == (6, 3)
+    assert split_units(2) == 8
+
+
+def test_attention_checks_what_it_is_given() -> None:
+    kv = KVCache(SHAPES, 7, "f16")
+    p = Program(current(), 1, 8, 300)
+    q, k, v = (p.embed(programs.matrix(named("f32"), 50, width)) for width in (72, 24, 24))
+    wrong: list[Callable[[], object]] = [
+        lambda: p.attention(q, k, v, kv.layouts, 0, 0.3, sinks=SINKS[:5]),
+        lambda: p.attention(q, k, v, kv.layouts, 0, 0.3, slopes=SLOPES[:1]),
+        lambda: p.attention(k, k, q, kv.layouts, 0, 0.3),
+        lambda: p.attention(q, q, v, kv.layouts, 0, 0.3),
+        lambda: p.attention(q, k, None, kv.layouts, 0, 0.3),
+        lambda: p.attention(v, k, v, kv.layouts, 2, 0.3),
+        lambda: p.attention(q, k, v, kv.layouts, 1, 0.3),
+        lambda: p.attention(q, k, v, kv.layouts, 0, 0.3, window=-1),
+        lambda: p.attention(q, None, None, kv.layouts, 0, 0.3),
+    ]
+    before = len(p.operations)
+    for call in wrong:
+        with pytest.raises(ValueError):
+            call()
+        assert len(p.operations) == before
