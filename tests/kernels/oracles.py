@@ -197,3 +197,20 @@ def attention(
             total = weights.sum() + (np.exp(sinks[h] - top) if sinks is not None else 0)
             out[t, h] = weights / total @ v[seen, h // group].astype(np.float64)
     return out
+
+
+def choose_experts(
+    logits: np.ndarray, n_used: int, weights: str, normalized: bool, bias: np.ndarray | None, factor: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Experts int [n, n_used], best first, and their weights, float64."""
+    x = logits.astype(np.float64)
+    keys = (1 / (1 + np.exp(-x)) if weights == "sigmoid" else x) + (0 if bias is None else bias)
+    chosen = np.argsort(-keys, axis=1, kind="stable")[:, :n_used]
+    if weights == "sigmoid":
+        made = np.take_along_axis(1 / (1 + np.exp(-x)), chosen, 1)
+    else:
+        e = np.exp(x - x.max(axis=1, keepdims=True))
+        made = np.take_along_axis(e / e.sum(axis=1, keepdims=True), chosen, 1)
+    if normalized or weights == "softmax_chosen":
+        made = made / made.sum(axis=1, keepdims=True)
+    return chosen, made * factor

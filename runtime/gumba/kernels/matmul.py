@@ -130,6 +130,23 @@ def _tiles(format: ModuleType, isa: Isa, tokens: int) -> Any:
     return loop
 
 
+def token_groups(format: ModuleType, isa: Isa) -> Any:
+    """A compiled function: tokens ``t`` up to ``last`` with one group of weight rows, in tiles."""
+    sizes = isa.tiles
+    if format.ACTIVATION == "f32" and isa.lanes < 16:  # two sums per token: 16 registers hold no more
+        sizes = (4, 4, 2, 1)
+    tiles_big, tiles_middle, tiles_small, tiles_one = (_tiles(format, isa, size) for size in sizes)
+
+    @inline
+    def group(w, x, x_stride, out, out_stride, residual, n_blocks, t, last):
+        t = tiles_big(t, last, w, x, x_stride, out, out_stride, residual, n_blocks)
+        t = tiles_middle(t, last, w, x, x_stride, out, out_stride, residual, n_blocks)
+        t = tiles_small(t, last, w, x, x_stride, out, out_stride, residual, n_blocks)
+        tiles_one(t, last, w, x, x_stride, out, out_stride, residual, n_blocks)
+
+    return group
+
+
 @functools.cache
 def matmul(format: ModuleType, isa: Isa) -> Kernel:
     """The kernel for one weight format on one instruction set.
@@ -138,18 +155,8 @@ def matmul(format: ModuleType, isa: Isa) -> Kernel:
     where the format pairs with those, ``x_stride`` bytes apart; ``out``: float32 rows of ``out_stride`` bytes, with room for
     whole groups; ``residual``: 0, or float32 rows like ``out`` to be added.
     """
-    sizes = isa.tiles
-    if format.ACTIVATION == "f32" and isa.lanes < 16:  # two sums per token: 16 registers hold no more
-        sizes = (4, 4, 2, 1)
-    tiles_big, tiles_middle, tiles_small, tiles_one = (_tiles(format, isa, size) for size in sizes)
+    group = token_groups(format, isa)
     group_floats = 4 * isa.lanes
-
-    @inline
-    def group(w, x, x_stride, out, out_stride, residual, n_blocks, t, last):
-        t = tiles_big(t, last, w, x, x_stride, out, out_stride, residual, n_blocks)
-        t = tiles_middle(t, last, w, x, x_stride, out, out_stride, residual, n_blocks)
-        t = tiles_small(t, last, w, x, x_stride, out, out_stride, residual, n_blocks)
-        tiles_one(t, last, w, x, x_stride, out, out_stride, residual, n_blocks)
 
     @kernel(variant=f"{format.NAME},{isa.name}", divisible=True)
     def matmul(

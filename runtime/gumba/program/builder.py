@@ -153,7 +153,7 @@ class Program:
         """Rows of ``w`` for this step's token ids."""
         self._keep.append(w.data)
         out = self._buffer("embed", w.columns)
-        self._append(
+        self.append(
             embed.embed(w.format, self.isa),
             {"w": w.address, "group_bytes": w.group_bytes, "n_blocks": w.n_blocks, "scratch": -1,
              "out": out, "out_stride": out.row_bytes},
@@ -187,7 +187,7 @@ class Program:
         arguments = {"count": x.count, "x": x, "weight": self._row(weight, x.width if of_each else head_dim, 1.0),
                      "weight_step": 4 * head_dim if of_each else 0, "out": out, "stride": x.row_bytes, "n_heads": n_heads,
                      "head_dim": head_dim, "centred": int(centred), "eps": eps}  # fmt: skip
-        self._append(norms.head_norm, arguments, [x], [out], ("tokens",) if x.count == N_TOKENS else ("rows", x.count))
+        self.append(norms.head_norm, arguments, [x], [out], ("tokens",) if x.count == N_TOKENS else ("rows", x.count))
         return out
 
     def matmul(
@@ -196,8 +196,8 @@ class Program:
         """x times w transposed, plus a residual, plus a bias."""
         self._keep.append(w.data)
         out = self._buffer("matmul", w.rows, x.count)
-        source = x if w.format.ACTIVATION == "f32" else self._blocks(x)
-        self._append(
+        source = x if w.format.ACTIVATION == "f32" else self.blocks(x)
+        self.append(
             matmul.matmul(w.format, self.isa),
             {"count": x.count, "x": source, "x_stride": source.row_bytes, "w": w.address, "group_bytes": w.group_bytes,
              "n_blocks": w.n_blocks, "n_groups": w.n_groups, "out": out, "out_stride": out.row_bytes,
@@ -284,7 +284,7 @@ class Program:
         """Turn the heads of x by their positions, in place. ``table``: a constant made by ``gumba.kernels.rope.rope_table``."""
         arguments = {"x": x, "stride": x.row_bytes, "n_heads": n_heads, "head_dim": head_dim, "rope_dim": rope_dim,
                      "table": table, "neox": int(neox)}  # fmt: skip
-        self._append(rope.rope, arguments, [x], [x], ("tokens",))
+        self.append(rope.rope, arguments, [x], [x], ("tokens",))
         return x
 
     def attention(
@@ -319,7 +319,7 @@ class Program:
         cache = self._caches.setdefault(at.pages, Buffer("kv", 0, 0, N_TOKENS))
         self._scratch_bytes = max(self._scratch_bytes, att.scratch_bytes(pages, group, at.head_dim, at.v_dim))
         if k is not None and v is not None:
-            self._append(
+            self.append(
                 att.store_kv(self.isa, pages),
                 place | {"k": k, "v": v, "k_stride": k.row_bytes, "v_stride": v.row_bytes},
                 [k, v], [cache], ("tokens",),
@@ -328,7 +328,7 @@ class Program:
         self._partials_bytes = max(self._partials_bytes, partials)
         out = self._buffer("attention", n_heads * at.v_dim)
         unit = 1 / softcap if softcap > 0 else att.LOG2_E  # scores are made for tanh, or for powers of two
-        self._append(
+        self.append(
             att.attention(self.isa, pages, variant),
             place | {"q": q, "out": out, "stride": q.row_bytes, "out_stride": out.row_bytes, "scale": scale * unit,
                      "cap": softcap * att.LOG2_E, "partials": -1},
@@ -362,7 +362,12 @@ class Program:
     def _buffer(self, name: str, width: int, count: int = N_TOKENS) -> Buffer:
         return Buffer(f"{name}{len(self.operations)}", width, -(-width // ROW_ALIGN) * ROW_ALIGN * 4, count)
 
-    def _append(
+    def hold(self, *arrays: np.ndarray) -> int:
+        """Let arrays live as long as the program; address of the last."""
+        self._keep += arrays
+        return int(arrays[-1].ctypes.data)
+
+    def append(
         self, kernel: Kernel, arguments: dict[str, int | float | Buffer], reads: Sequence[Buffer],
         writes: Sequence[Buffer], split: tuple[object, ...], gathers: Sequence[Buffer] = (), work: Work = Work(),
     ) -> None:  # fmt: skip
@@ -393,16 +398,16 @@ class Program:
         n_blocks = -(-out.width // q8.COLUMNS)
         arguments = arguments | {"count": out.count, "stride": out.row_bytes, "n_blocks": n_blocks}
         gathers = reads if kernel in _GATHERING else ()
-        self._append(kernel, arguments, reads, [out], ("blocks", out.count, n_blocks), gathers)
+        self.append(kernel, arguments, reads, [out], ("blocks", out.count, n_blocks), gathers)
 
-    def _blocks(self, x: Buffer) -> Buffer:
+    def blocks(self, x: Buffer) -> Buffer:
         """x as int8 blocks: made once, shared by every product that reads x."""
         if x.blocks is None:
             n_blocks = x.width // q8.COLUMNS
             x.blocks = Buffer(f"{x.name}.q8", x.width, n_blocks * q8.BYTES, x.count)
             arguments = {"count": x.count, "x": x, "x_stride": x.row_bytes, "out": x.blocks,
                          "out_stride": x.blocks.row_bytes, "n_blocks": n_blocks}  # fmt: skip
-            self._append(q8.quantize_q8, arguments, [x], [x.blocks], ("blocks", x.count, n_blocks))
+            self.append(q8.quantize_q8, arguments, [x], [x.blocks], ("blocks", x.count, n_blocks))
         return x.blocks
 
     def _place_barriers(self) -> list[bool]:

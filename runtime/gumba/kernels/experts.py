@@ -1,0 +1,225 @@
+"""Mixture of experts: which experts a token goes to, tokens grouped by expert, and what comes back (Shazeer et al. 2017).
+
+Every token has ``n_used`` entries, one for each expert that it was sent to. Entries are sorted by expert, then by token; from
+there on each expert's entries are rows one after the other, and its matrices meet them in the tiles of ``gumba.kernels.matmul``:
+weights of experts that nobody chose are not read. A row of a product is summed as ever, and a token's results are added in
+the order in which its experts were chosen: who else is in the batch changes nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+
+import numpy as np
+
+from gumba.kernels.jit import inline
+from gumba.kernels.matmul import TOKEN_BLOCK, token_groups
+from gumba.kernels.op import Kernel, f4, kernel, next_unit, share
+from gumba.simd.isa import Isa
+from gumba.simd.maths import exp, sigmoid
+from gumba.simd.memory import load_f32, load_i32, load_i64, store_f32, store_i32
+from gumba.simd.value import F32, Simd, Value, simd_function
+
+#: How scores become weights: softmax over all experts, softmax over the chosen ones, sigmoid of each.
+WEIGHTS = {"softmax": 0, "softmax_chosen": 1, "sigmoid": 2}
+
+
+@functools.cache
+def choose_experts(isa: Isa) -> Kernel:
+    """The ``n_used`` experts of highest score of each token, the first of equal ones first, and their weights.
+
+    ``logits``: float32 [n, n_experts]; ``choice``: rows of ``n_used`` int32 experts, then as many float32 weights, then of each
+    expert (work memory) a float32 and an int32; ``bias``: 0, or float32 [n_experts], added to scores only to choose by;
+    ``mode``: see ``WEIGHTS``; ``normalized``: whether weights are divided by their sum; ``factor``: of the weights, at last.
+    """
+
+    @simd_function("f4(f4)")
+    def exp_one(s: Simd, x: Value) -> Value:
+        return exp(s, isa, x)
+
+    @simd_function("f4(f4)")
+    def sigmoid_one(s: Simd, x: Value) -> Value:
+        return sigmoid(s, isa, x)
+
+    @simd_function("f4(f4, f4)")
+    def divide(s: Simd, x: Value, y: Value) -> Value:
+        return x / y
+
+    @inline
+    def weigh(logits, n_experts, chosen, weights, n_used, mode, normalized, factor):
+        """Weights of the chosen experts."""
+        top = load_f32(logits + 4 * load_i32(chosen))
+        total = np.float32(0)
+        if mode == 0:
+            for e in range(n_experts):
+                top = max(top, load_f32(logits + 4 * e))
+            for e in range(n_experts):
+                total += exp_one(load_f32(logits + 4 * e) - top)
+        elif mode == 1:
+            for j in range(n_used):
+                top = max(top, load_f32(logits + 4 * load_i32(chosen + 4 * j)))
+            for j in range(n_used):
+                total += exp_one(load_f32(logits + 4 * load_i32(chosen + 4 * j)) - top)
+        own = np.float32(0)
+        for j in range(n_used):
+            logit = load_f32(logits + 4 * load_i32(chosen + 4 * j))
+            weight = sigmoid_one(logit) if mode == 2 else divide(exp_one(logit - top), total)
+            store_f32(weights + 4 * j, weight)
+            own += weight
+        for j in range(n_used):
+            weight = load_f32(weights + 4 * j)
+            if normalized != 0:
+                weight = divide(weight, max(own, np.float32(1e-20)))
+            store_f32(weights + 4 * j, weight * factor)
+
+    @kernel(variant=isa.name, divisible=True)
+    def choose_experts(
+        batch,
+        thread,
+        n_threads,
+        count,
+        logits,
+        stride,
+        choice,
+        choice_stride,
+        n_experts,
+        n_used,
+        bias,
+        mode,
+        normalized,
+        factor: f4,
+    ):
+        n = load_i64(batch + count)
+        for t in range(share(n, thread, n_threads), share(n, thread + 1, n_threads)):
+            row, chosen = logits + t * stride, choice + t * choice_stride
+            keys = chosen + 8 * n_used
+            marks = keys + 4 * n_experts
+            for e in range(n_experts):
+                key = load_f32(row + 4 * e)
+                if mode == 2:
+                    key = sigmoid_one(key)
+                if bias != 0:
+                    key += load_f32(bias + 4 * e)
+                store_f32(keys + 4 * e, key)
+                store_i32(marks + 4 * e, 0)
+            for j in range(n_used):
+                best = -1
+                for e in range(n_experts):  # whatever the numbers are, NaN too, some expert is chosen
+                    if load_i32(marks + 4 * e) == 0 and (
+                        best < 0 or load_f32(keys + 4 * e) > load_f32(keys + 4 * best)
+                    ):
+                        best = e
+                store_i32(marks + 4 * best, 1)
+                store_i32(chosen + 4 * j, best)
+            weigh(row, n_experts, chosen, chosen + 4 * n_used, n_used, mode, normalized, factor)
+
+    return choose_experts
+
+
+@kernel
+def sort_entries(batch, thread, n_threads, count, choice, choice_stride, n_experts, n_used, starts, entries):
+    """Entries by expert, then by token: a counting sort, by one thread.
+
+    ``starts``: int32 [n_experts + 1], where each expert's entries begin; ``entries``: for each token ``n_used`` int32, where its
+    entries lie, then for each entry its token: int32 [2, n * n_used] in all.
+    """
+    if thread == 0:
+        n = load_i64(batch + count)
+        tokens = entries + 4 * n * n_used
+        for e in range(n_experts + 1):
+            store_i32(starts + 4 * e, 0)
+        for t in range(n):
+            for j in range(n_used):
+                at = starts + 4 * (load_i32(choice + t * choice_stride + 4 * j) + 1)
+                store_i32(at, load_i32(at) + 1)
+        for e in range(n_experts):
+            store_i32(starts + 4 * (e + 1), load_i32(starts + 4 * (e + 1)) + load_i32(starts + 4 * e))
+        # Each start moves on as its entries are placed, to where the next expert's begin; then all move back by one.
+        for t in range(n):
+            for j in range(n_used):
+                at = starts + 4 * load_i32(choice + t * choice_stride + 4 * j)
+                place = load_i32(at)
+                store_i32(at, place + 1)
+                store_i32(entries + 4 * (t * n_used + j), place)
+                store_i32(tokens + 4 * place, t)
+        for e in range(n_experts, 0, -1):
+            store_i32(starts + 4 * e, load_i32(starts + 4 * (e - 1)))
+        store_i32(starts, 0)
+
+
+@simd_function("void(i8, i8, i8)")
+def _copy_lines(s: Simd, x: Value, out: Value, n: Value) -> None:
+    with s.loop(n) as i:
+        s.store(out + i * 64, s.load(x + i * 64, F32, 16))
+
+
+@kernel(divisible=True)
+def gather_rows(batch, thread, n_threads, count, x, row_bytes, entries, n_used, out):
+    """out, entry by entry: the row of x (``row_bytes``, whole cache lines) of the entry's token."""
+    n = load_i64(batch + count) * n_used
+    tokens = entries + 4 * n
+    for i in range(share(n, thread, n_threads), share(n, thread + 1, n_threads)):
+        _copy_lines(x + load_i32(tokens + 4 * i) * row_bytes, out + i * row_bytes, row_bytes // 64)
+
+
+@functools.cache
+def expert_matmul(format: ModuleType, isa: Isa) -> Kernel:
+    """Each expert's product with its entries: ``x``, ``out``: rows in the order of entries.
+
+    ``weights``: int64 [n_experts], addresses of matrices of one shape; the rest is as of ``gumba.kernels.matmul``.
+    """
+    group = token_groups(format, isa)
+    group_floats = 4 * isa.lanes
+
+    @kernel(variant=f"{format.NAME},{isa.name}", divisible=True)
+    def expert_matmul(
+        batch, thread, n_threads, count, n_used, x, x_stride, weights, starts, n_experts, group_bytes, n_blocks, n_groups, out,
+        out_stride,
+    ):  # fmt: skip
+        n = load_i64(batch + count) * n_used
+        first = share(n_groups, thread, n_threads)
+        last = share(n_groups, thread + 1, n_threads)
+        for e in range(n_experts):
+            begin, stop = load_i32(starts + 4 * e), min(n, load_i32(starts + 4 * e + 4))
+            w = load_i64(weights + 8 * e)
+            for block in range(begin, stop, TOKEN_BLOCK):
+                end = min(block + TOKEN_BLOCK, stop)
+                for g in range(first, last):
+                    group(w + g * group_bytes, x, x_stride, out + g * group_floats, out_stride, 0, n_blocks, block, end)
+
+    return expert_matmul
+
+
+@simd_function("void(i8, f4, i8)")
+def _scale_block(s: Simd, x: Value, weight: Value, out: Value) -> None:
+    for i in range(2):
+        s.store(out + 64 * i, s.load(x + 64 * i, F32, 16) * s.splat(weight, 16))
+
+
+@simd_function("void(i8, f4, i8)")
+def _add_block(s: Simd, x: Value, weight: Value, out: Value) -> None:
+    for i in range(2):
+        scaled = s.load(x + 64 * i, F32, 16) * s.splat(weight, 16)
+        s.store(out + 64 * i, s.load(out + 64 * i, F32, 16) + scaled)
+
+
+@kernel(divisible=True)
+def merge_experts(
+    batch, thread, n_threads, count, x, x_stride, choice, choice_stride, entries, n_used, out, stride, n_blocks
+):
+    """out[t] = the sum over t's entries of weight * x[entry], in the order in which its experts were chosen."""
+    n = load_i64(batch + count) * n_blocks
+    first = share(n, thread, n_threads)
+    t = first // n_blocks
+    block = first - t * n_blocks
+    for _ in range(first, share(n, thread + 1, n_threads)):
+        target = out + t * stride + block * 128
+        weights = choice + t * choice_stride + 4 * n_used
+        for j in range(n_used):
+            source = x + load_i32(entries + 4 * (t * n_used + j)) * x_stride + block * 128
+            if j == 0:
+                _scale_block(source, load_f32(weights), target)
+            else:
+                _add_block(source, load_f32(weights + 4 * j), target)
+        t, block = next_unit(t, block, n_blocks)
