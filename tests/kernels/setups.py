@@ -214,6 +214,17 @@ def setup_scale(isa: Isa, width: int = 100, n: int = 5, factor: float = 0.3) -> 
                  keep=[held])  # fmt: skip
 
 
+def setup_scale_rows(isa: Isa, width: int = 100, n: int = 5) -> Setup:
+    rng = rng_of(19)
+    x, factors = (rng.standard_normal((n, k)).astype(np.float32) for k in (width, 1))
+    held, held_factors, out = rows(x), rows(factors), rows(np.zeros((n, width), np.float32))
+    arguments = {"count": N_TOKENS, "x": address(held), "factors": address(held_factors),
+                 "factors_stride": held_factors.strides[0], "out": address(out), "stride": out.strides[0],
+                 "n_blocks": n_blocks(width)}  # fmt: skip
+    return Setup(elementwise.scale_rows, arguments, Batch(n), out, lambda a: a[:, :width], x * factors,
+                 keep=[held, held_factors])  # fmt: skip
+
+
 def setup_add_positions(isa: Isa, width: int = 100) -> Setup:
     rng = rng_of(17)
     positions = [5, 0, 8, 8, 1]
@@ -533,6 +544,18 @@ def setup_expert_matmul(isa: Isa, format: ModuleType = q4_1, n: int = 30, n_expe
                  keep=[held, ws, addresses, starts])  # fmt: skip
 
 
+def setup_add_expert_rows(isa: Isa, n: int = 9, n_experts: int = 7, n_used: int = 3, width: int = 100) -> Setup:
+    chosen, starts, _, _ = sent(n, n_experts, n_used)
+    rng = rng_of(25)
+    x, table = (rng.standard_normal((k, width)).astype(np.float32) for k in (n * n_used, n_experts))
+    out, held = rows(x), rows(table)
+    arguments = {"count": N_TOKENS, "n_used": n_used, "x": address(out), "stride": out.strides[0],
+                 "n_blocks": n_blocks(width), "table": address(held), "table_stride": held.strides[0],
+                 "starts": address(starts), "n_experts": n_experts}  # fmt: skip
+    return Setup(experts.add_expert_rows, arguments, Batch(n), out, lambda a: a[:, :width],
+                 x + table[np.sort(chosen.ravel())], keep=[held, starts])  # fmt: skip
+
+
 def setup_merge_experts(isa: Isa, n: int = 9, n_experts: int = 7, n_used: int = 3, width: int = 100) -> Setup:
     chosen, _, places, tokens = sent(n, n_experts, n_used)
     rng = rng_of(24)
@@ -560,8 +583,10 @@ TABLE: dict[str, Callable[[Isa], Setup]] = {
     "elementwise.combine": setup_combine,
     "elementwise.copy_columns": setup_copy_columns,
     "elementwise.scale": setup_scale,
+    "elementwise.scale_rows": setup_scale_rows,
     "elementwise.select_rows": setup_select_rows,
     "embed.embed": setup_embed,
+    "experts.add_expert_rows": setup_add_expert_rows,
     "experts.choose_experts": setup_choose_experts,
     "experts.expert_matmul": setup_expert_matmul,
     "experts.gather_rows": setup_gather_rows,

@@ -48,7 +48,12 @@ def test_numbers_that_are_none_choose_an_expert_that_exists(number: float, weigh
 
 @pytest.mark.parametrize("n, n_experts, n_used", [(1, 1, 1), (1, 64, 8), (200, 4, 2), (5, 128, 8), (33, 3, 3)])
 def test_entries_of_any_number(n: int, n_experts: int, n_used: int) -> None:
-    for make in (setups.setup_sort_entries, setups.setup_gather_rows, setups.setup_merge_experts):
+    for make in (
+        setups.setup_sort_entries,
+        setups.setup_gather_rows,
+        setups.setup_merge_experts,
+        setups.setup_add_expert_rows,
+    ):
         make(ISA, n, n_experts, n_used).check()
 
 

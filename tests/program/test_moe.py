@@ -12,7 +12,7 @@ from programs import batch, named, walk
 
 from gumba.kernels.packed import PackedMatrix
 from gumba.program.builder import Buffer, Program
-from gumba.program.experts import moe
+from gumba.program.experts import Experts, moe
 from gumba.simd.isa import current
 
 WIDTH, INNER, N_EXPERTS = 64, 96, 5
@@ -39,7 +39,11 @@ def run(
     logits = p.matmul(programs.matrix(named("f32"), N_EXPERTS, WIDTH, 7), x)
     gate, up = (of_experts(format, INNER, WIDTH, seed) for seed in (100, 200))
     down = of_experts(format, WIDTH, INNER, 300)
-    out = moe(p, x, logits, gate if gated else None, up, down, 2, "silu", **options)
+    if options.pop("oai", False):
+        options["kind"] = lambda g, u: p.swiglu_oai(g, u, 1.702, 1.5)
+    options.setdefault("kind", "silu")
+    parts = [Experts(m, options.pop(f"{name}_bias", None)) for name, m in (("gate", gate), ("up", up), ("down", down))]
+    out = moe(p, x, logits, parts[0] if gated else None, parts[1], parts[2], 2, **options)
     kept: list[Buffer] = [x, logits, out]
     records = p.finish(kept)
     p._arena[:] = 0xFF
@@ -55,7 +59,7 @@ def expected(x: np.ndarray, logits: np.ndarray, format: str, gated: bool = True,
     """float64, expert by expert, from the decoded weights."""
     gates, ups = ([dense(format, INNER, WIDTH, seed + e) for e in range(N_EXPERTS)] for seed in (100, 200))
     downs = [dense(format, WIDTH, INNER, 300 + e) for e in range(N_EXPERTS)]
-    weights = options.get("weights", "softmax")
+    weights, zeros = options.get("weights", "softmax"), np.zeros(N_EXPERTS)
     out = np.zeros((len(x), WIDTH))
     for t, row in enumerate(x.astype(np.float64)):
         score = logits[t].astype(np.float64)
@@ -65,9 +69,14 @@ def expected(x: np.ndarray, logits: np.ndarray, format: str, gated: bool = True,
         if options.get("normalized") or weights == "softmax_chosen":
             own = own / own.sum()
         for weight, e in zip(own * options.get("scale", 1.0), chosen):
-            first = gates[e] @ row if gated else ups[e] @ row
-            inner = first / (1 + np.exp(-first)) * (ups[e] @ row if gated else 1)
-            out[t] += weight * (downs[e] @ inner)
+            u = ups[e] @ row + options.get("up_bias", zeros)[e]
+            g = gates[e] @ row + options.get("gate_bias", zeros)[e] if gated else u
+            if options.get("oai"):
+                g = np.minimum(g, 1.5)
+                inner = g / (1 + np.exp(-1.702 * g)) * (np.clip(u, -1.5, 1.5) + 1)
+            else:
+                inner = g / (1 + np.exp(-g)) * (u if gated else 1)
+            out[t] += weight * (downs[e] @ inner + options.get("down_bias", zeros)[e])
     return out
 
 
@@ -80,6 +89,20 @@ def expected(x: np.ndarray, logits: np.ndarray, format: str, gated: bool = True,
 def test_against_numpy(options: dict[str, Any], gated: bool) -> None:
     x, logits, got = run(TOKENS, 1, [0], gated=gated, **options)
     np.testing.assert_allclose(got, expected(x, logits, "f32", gated, **options), rtol=1e-5, atol=1e-5)
+
+
+BIASES = {
+    f"{name}_bias": np.random.default_rng(9).standard_normal((N_EXPERTS, n_rows)).astype(np.float32)
+    for name, n_rows in (("gate", INNER), ("up", INNER), ("down", WIDTH))
+}
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_biases_and_an_activation_of_two(n_threads: int) -> None:
+    """As gpt-oss has it."""
+    options = {"weights": "softmax_chosen", **BIASES, "oai": True}
+    x, logits, got = run(TOKENS, n_threads, list(range(n_threads))[::-1], **options)
+    np.testing.assert_allclose(got, expected(x, logits, "f32", **options), rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("format", ["f32", "q4_0", "q8_0"])
@@ -103,21 +126,25 @@ def test_what_does_not_fit() -> None:
     p = Program(current(), 1, 8)
     x = p.embed(programs.matrix(named("f32"), 50, WIDTH))
     logits = p.matmul(programs.matrix(named("f32"), N_EXPERTS, WIDTH, 7), x)
-    up, down = of_experts("f32", INNER, WIDTH, 1), of_experts("f32", WIDTH, INNER, 2)
-    other = of_experts("q8_0", INNER, WIDTH, 1)
+    up, down = Experts(of_experts("f32", INNER, WIDTH, 1)), Experts(of_experts("f32", WIDTH, INNER, 2))
+    short, mixed = Experts(up.matrices[:4]), Experts([*up.matrices[:4], of_experts("q8_0", INNER, WIDTH, 1)[4]])
+    none, biased = Experts([]), Experts(up.matrices, np.zeros((N_EXPERTS, WIDTH), np.float32))
     wrong: list[Callable[[], object]] = [
         lambda: moe(p, x, logits, up, up, down, 0, "silu"),
         lambda: moe(p, x, logits, up, up, down, 6, "silu"),
         lambda: moe(p, x, x, up, up, down, 2, "silu"),
         lambda: moe(p, x, p.select_outputs(logits), up, up, down, 2, "silu"),
-        lambda: moe(p, x, logits, up[:4], up, down, 2, "silu"),
-        lambda: moe(p, x, logits, up, up, down[:4], 2, "silu"),
+        lambda: moe(p, x, logits, short, up, down, 2, "silu"),
+        lambda: moe(p, x, logits, up, up, Experts(down.matrices[:4]), 2, "silu"),
+        lambda: moe(p, x, logits, up, up, none, 2, "silu"),
         lambda: moe(p, x, logits, up, up, up, 2, "silu"),
         lambda: moe(p, x, logits, down, up, down, 2, "silu"),
-        lambda: moe(p, x, logits, up, [*up[:4], other[4]], down, 2, "silu"),
+        lambda: moe(p, x, logits, up, mixed, down, 2, "silu"),
+        lambda: moe(p, x, logits, up, biased, down, 2, "silu"),
         lambda: moe(p, x, logits, up, up, down, 2, "silu", weights="softmin"),
         lambda: moe(p, x, logits, up, up, down, 2, "silu", bias=BIAS[:4]),
-        lambda: moe(p, x, logits, [], [], [], 1, "silu"),
+        lambda: moe(p, x, logits, none, none, none, 1, "silu"),
+        lambda: moe(p, x, logits, None, up, down, 2, lambda g, u: g),
     ]
     for call in wrong:
         before = len(p.operations)

@@ -63,6 +63,7 @@ CASES: dict[str, tuple[Callable[[Program, Buffer, Buffer], Buffer], Callable[[np
     "add_row": (lambda p, x, y: p.add_row(x, ROW), lambda x, y: x + ROW),
     "multiply_row": (lambda p, x, y: p.multiply_row(x, ROW), lambda x, y: x * ROW),
     "scale": (lambda p, x, y: p.scale(x, 1.5), lambda x, y: x * 1.5),
+    "scale_rows": (lambda p, x, y: p.scale_rows(x, p.slice(y, 5, 1)), lambda x, y: x * y[:, 5:6]),
     "softcap": (lambda p, x, y: p.softcap(x, 2.0), lambda x, y: 2 * np.tanh(x / 2)),
     "add_positions": (lambda p, x, y: p.add_positions(x, TABLE), lambda x, y: x + TABLE[POSITIONS]),
     "slice": (lambda p, x, y: p.slice(p.scale(x, 3.0), 7, 65), lambda x, y: 3 * x[:, 7:]),
@@ -122,6 +123,7 @@ def test_operations_check_what_they_are_given() -> None:
         lambda: p.add_positions(x, TABLE),  # 40 positions, 41 tokens of context
         lambda: p.add_positions(y, np.zeros((41, WIDTH))),
         lambda: p.activation(x, "swish"),
+        lambda: p.scale_rows(x, y),
     ]
     before = len(p.operations)
     for call in wrong:

@@ -74,6 +74,19 @@ def scale(batch, thread, n_threads, count, x, out, stride, n_blocks, factor: f4)
 
 
 @kernel(divisible=True)
+def scale_rows(batch, thread, n_threads, count, x, factors, factors_stride, out, stride, n_blocks):
+    """out = x times one number for each row: the first of each row of ``factors``, ``factors_stride`` bytes apart."""
+    n = load_i64(batch + count) * n_blocks
+    first = share(n, thread, n_threads)
+    row = first // n_blocks
+    block = first - row * n_blocks
+    for _ in range(first, share(n, thread + 1, n_threads)):
+        at = row * stride + block * 128
+        _scale_block(x + at, load_f32(factors + row * factors_stride), out + at)
+        row, block = next_unit(row, block, n_blocks)
+
+
+@kernel(divisible=True)
 def add_positions(batch, thread, n_threads, count, x, table, table_stride, out, stride, n_blocks):
     """out = x + the row of the token's position. table: float32 [n_positions, width], rows ``table_stride`` bytes apart."""
     n = load_i64(batch + count) * n_blocks

@@ -191,6 +191,26 @@ def expert_matmul(format: ModuleType, isa: Isa) -> Kernel:
     return expert_matmul
 
 
+@simd_function("void(i8, i8)")
+def _add_to(s: Simd, x: Value, out: Value) -> None:
+    for i in range(2):
+        s.store(out + 64 * i, s.load(out + 64 * i, F32, 16) + s.load(x + 64 * i, F32, 16))
+
+
+@kernel(divisible=True)
+def add_expert_rows(
+    batch, thread, n_threads, count, n_used, x, stride, n_blocks, table, table_stride, starts, n_experts
+):
+    """x += the row of each entry's expert, in place. x: rows in the order of entries; table: float32 [n_experts, width]."""
+    n = load_i64(batch + count) * n_used
+    first, last = share(n, thread, n_threads), share(n, thread + 1, n_threads)
+    for e in range(n_experts):
+        begin, stop = max(first, load_i32(starts + 4 * e)), min(last, load_i32(starts + 4 * e + 4))
+        for i in range(begin, stop):
+            for block in range(n_blocks):
+                _add_to(table + e * table_stride + block * 128, x + i * stride + block * 128)
+
+
 @simd_function("void(i8, f4, i8)")
 def _scale_block(s: Simd, x: Value, weight: Value, out: Value) -> None:
     for i in range(2):

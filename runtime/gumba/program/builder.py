@@ -81,7 +81,13 @@ class Operation:
 
 
 #: Operations over blocks of rows that read more than the block they write: whole rows, other rows, other columns.
-_GATHERING = (norms.rms_norm, norms.layer_norm, elementwise.select_rows, elementwise.copy_columns)
+_GATHERING = (
+    norms.rms_norm,
+    norms.layer_norm,
+    elementwise.select_rows,
+    elementwise.copy_columns,
+    elementwise.scale_rows,
+)
 
 
 def _check_alike(x: Buffer, y: Buffer) -> None:
@@ -227,6 +233,17 @@ class Program:
         """x * factor."""
         out = self._buffer("scale", x.width, x.count)
         self._elementwise(elementwise.scale, {"x": x, "out": out, "factor": factor}, [x], out)
+        return out
+
+    def scale_rows(self, x: Buffer, factors: Buffer) -> Buffer:
+        """Every row of x times its own number; factors: float32 [n, 1]."""
+        if (factors.width, factors.count) != (1, x.count):
+            raise ValueError(
+                f"{factors.name} has {factors.width} columns, expected 1; or it has other rows than {x.name}"
+            )
+        out = self._buffer("scale_rows", x.width, x.count)
+        arguments = {"x": x, "factors": factors, "factors_stride": factors.row_bytes, "out": out}
+        self._elementwise(elementwise.scale_rows, arguments, [x, factors], out)
         return out
 
     def add_positions(self, x: Buffer, table: np.ndarray) -> Buffer:

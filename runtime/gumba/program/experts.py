@@ -1,8 +1,9 @@
-"""Mixture of experts as operations of a program."""
+"""Mixture of experts as operations of a program (``gumba.kernels.experts`` says how it works)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,22 +12,36 @@ from gumba.kernels.packed import ROW_ALIGN, PackedMatrix, aligned_empty
 from gumba.program.builder import Buffer, Program, Work
 
 
+@dataclass(frozen=True)
+class Experts:
+    """One matrix for each expert, all of one shape and format; ``bias``: float32 [n_experts, rows], added to products."""
+
+    matrices: Sequence[PackedMatrix]
+    bias: np.ndarray | None = None
+
+
 def moe(
-    p: Program, x: Buffer, logits: Buffer, gate: Sequence[PackedMatrix] | None, up: Sequence[PackedMatrix],
-    down: Sequence[PackedMatrix], n_used: int, kind: str, *, weights: str = "softmax", normalized: bool = False,
+    p: Program, x: Buffer, logits: Buffer, gate: Experts | None, up: Experts, down: Experts, n_used: int,
+    kind: str | Callable[[Buffer, Buffer], Buffer], *, weights: str = "softmax", normalized: bool = False,
     bias: np.ndarray | None = None, scale: float = 1.0,
 ) -> Buffer:  # fmt: skip
     """The weighted sum of what each token's ``n_used`` best experts make of it.
 
     That is down(kind(gate(x)) * up(x)), or without ``gate`` down(kind(up(x))). ``logits``: the router's scores, float32
-    [n, n_experts]; ``gate`` (or None), ``up``, ``down``: a matrix for each expert, all of one shape and format;
-    ``kind``: as of ``Program.activation``. ``weights``: "softmax" of all scores, "softmax_chosen" of the chosen ones' only, or
-    "sigmoid" of each; ``normalized``: divided by their sum; ``bias``: float32 [n_experts], added to scores (for "sigmoid": to
-    what it makes of them) to choose by, not to weigh; ``scale``: factor of the weights. ValueError for what does not fit.
+    [n, n_experts]; ``kind``: as of ``Program.activation``, or what makes one buffer of gate(x) and up(x).
+
+    ``weights``: "softmax" of all scores, "softmax_chosen" of the chosen ones' only, or "sigmoid" of each; ``normalized``:
+    divided by their sum; ``bias``: float32 [n_experts], added to scores (for "sigmoid": to what it makes of them) to choose
+    by, not to weigh; ``scale``: factor of the weights. ValueError for what does not fit.
     """
-    n_experts = len(up)
-    matrices = [up, down] if gate is None else [gate, up, down]
-    _check(x, logits, matrices, n_used, weights, bias)
+    _check(x, logits, [up, down] if gate is None else [gate, up, down], n_used)
+    n_experts = len(up.matrices)
+    if weights not in experts.WEIGHTS:
+        raise ValueError(f"weights {weights!r}: expected one of {', '.join(experts.WEIGHTS)}")
+    if bias is not None and np.size(bias) != n_experts:
+        raise ValueError(f"{np.size(bias)} numbers of bias for {n_experts} experts")
+    if gate is None and not isinstance(kind, str):
+        raise ValueError("without a gate, the activation is named")
     choice = Buffer(f"choice{len(p.operations)}", 0, -(-8 * (n_used + n_experts) // 64) * 64, x.count)
     p.append(
         experts.choose_experts(p.isa),
@@ -35,88 +50,109 @@ def moe(
          "mode": experts.WEIGHTS[weights], "normalized": int(normalized), "factor": scale},
         [logits], [choice], ("rows", x.count),
     )  # fmt: skip
-    starts = p.hold(aligned_empty(4 * (n_experts + 1)))
-    entries = Buffer(f"entries{len(p.operations)}", 0, -(-8 * n_used // 64) * 64, x.count)
-    p.append(
-        experts.sort_entries,
-        {"count": x.count, "choice": choice, "choice_stride": choice.row_bytes, "n_experts": n_experts, "n_used": n_used,
-         "starts": starts, "entries": entries},
-        [choice], [entries], ("one",),
-    )  # fmt: skip
-
-    def product(source: Buffer, source_stride: int, of: Sequence[PackedMatrix]) -> Buffer:
-        """Of rows in the order of entries; so are the result's, each padded like a row of its own."""
-        w = of[0]
-        padded = -(-w.rows // ROW_ALIGN) * ROW_ALIGN
-        out = Buffer(f"experts{len(p.operations)}", n_used * padded, 4 * n_used * padded, x.count)
-        p.hold(*(each.data for each in of))
-        addresses = p.hold(np.array([each.address for each in of], np.int64))
-        p.append(
-            experts.expert_matmul(w.format, p.isa),
-            {"count": x.count, "n_used": n_used, "x": source, "x_stride": source_stride, "weights": addresses,
-             "starts": starts, "n_experts": n_experts, "group_bytes": w.group_bytes, "n_blocks": w.n_blocks,
-             "n_groups": w.n_groups, "out": out, "out_stride": 4 * padded},
-            [source, entries], [out], ("groups", w.n_groups), [source, entries],
-            Work(n_used * w.data.nbytes, row_ops=2 * n_used * w.rows * w.columns,
-                 kind="float32" if w.format.ACTIVATION == "f32" else "int8",
-                 shape=f"{n_used} of {n_experts}x{w.rows}x{w.columns}"),
-        )  # fmt: skip
-        return out
-
-    gathered: dict[bool, tuple[Buffer, int]] = {}
-
-    def rows_of(of: Sequence[PackedMatrix]) -> tuple[Buffer, int]:
-        """x in the order of entries, as the format wants it."""
-        is_float = of[0].format.ACTIVATION == "f32"
-        if is_float not in gathered:
-            source = x if is_float else p.blocks(x)
-            out = Buffer(f"gathered{len(p.operations)}", 0, n_used * source.row_bytes, x.count)
-            p.append(
-                experts.gather_rows,
-                {"count": x.count, "x": source, "row_bytes": source.row_bytes, "entries": entries, "n_used": n_used, "out": out},
-                [source, entries], [out], ("entries", x.count, n_used), [source, entries],
-            )  # fmt: skip
-            gathered[is_float] = out, source.row_bytes
-        return gathered[is_float]
-
-    made = product(*rows_of(up), up)
-    made = p.activation(made, kind) if gate is None else p.gated(product(*rows_of(gate), gate), made, kind)
-    padded = made.width // n_used
-    if down[0].format.ACTIVATION == "f32":
-        y = product(made, 4 * padded, down)
-    else:
-        y = product(p.blocks(made), padded // q8.COLUMNS * q8.BYTES, down)
-    width = down[0].rows
-    out = Buffer(f"moe{len(p.operations)}", width, -(-width // ROW_ALIGN) * ROW_ALIGN * 4, x.count)
-    n_blocks = -(-width // q8.COLUMNS)
-    p.append(
-        experts.merge_experts,
-        {"count": x.count, "x": y, "x_stride": y.row_bytes // n_used, "choice": choice, "choice_stride": choice.row_bytes,
-         "entries": entries, "n_used": n_used, "out": out, "stride": out.row_bytes, "n_blocks": n_blocks},
-        [y, choice, entries], [out], ("blocks", x.count, n_blocks), [y, choice, entries],
-    )  # fmt: skip
-    return out
+    entries = _Entries(p, x, choice, n_experts, n_used)
+    made = entries.product(entries.rows_of(x, up), up)
+    if gate is not None:
+        gates = entries.product(entries.rows_of(x, gate), gate)
+        made = p.gated(gates, made, kind) if isinstance(kind, str) else kind(gates, made)
+    elif isinstance(kind, str):
+        made = p.activation(made, kind)
+    row = made if _is_float(down) else p.blocks(made)
+    return entries.merge(entries.product(row, down), down.matrices[0].rows)
 
 
-def _check(
-    x: Buffer,
-    logits: Buffer,
-    matrices: list[Sequence[PackedMatrix]],
-    n_used: int,
-    weights: str,
-    bias: np.ndarray | None,
-) -> None:
-    n_experts = len(matrices[0])
-    inner = matrices[0][0].rows if n_experts else 0
+def _is_float(of: Experts) -> bool:
+    return bool(of.matrices[0].format.ACTIVATION == "f32")
+
+
+def _check(x: Buffer, logits: Buffer, parts: list[Experts], n_used: int) -> None:
+    n_experts = len(parts[0].matrices)
     if not 1 <= n_used <= n_experts or (logits.width, logits.count) != (n_experts, x.count):
         raise ValueError(f"{n_used} of {n_experts} experts, {logits.width} scores; or scores of other rows")
-    if bias is not None and np.size(bias) != n_experts:
-        raise ValueError(f"{np.size(bias)} numbers of bias for {n_experts} experts")
-    if weights not in experts.WEIGHTS:
-        raise ValueError(f"weights {weights!r}: expected one of {', '.join(experts.WEIGHTS)}")
-    for i, each in enumerate(matrices):
-        wanted = (each[0].rows, inner) if i == len(matrices) - 1 else (inner, x.width)
-        if len(each) != n_experts or any((m.rows, m.columns, m.format) != (*wanted, each[0].format) for m in each):
+    inner = parts[0].matrices[0].rows
+    for i, part in enumerate(parts):
+        first = part.matrices[0] if part.matrices else parts[0].matrices[0]
+        wanted = (first.rows, inner) if i == len(parts) - 1 else (inner, x.width)
+        if len(part.matrices) != n_experts or any(
+            (m.rows, m.columns, m.format) != (*wanted, first.format) for m in part.matrices
+        ):
             raise ValueError(
-                f"experts' matrices: expected {n_experts} of {wanted[0]} rows, {wanted[1]} columns, in one format"
+                f"experts' matrices: expected {n_experts} of {wanted[0]} rows, {wanted[1]} columns, one format"
             )
+        if part.bias is not None and part.bias.shape != (n_experts, first.rows):
+            raise ValueError(f"bias {part.bias.shape} for {n_experts} experts of {first.rows} rows")
+
+
+class _Entries:
+    """Each token once for every expert that it is sent to, sorted by expert: what is computed on such rows.
+
+    A buffer of entries has ``n_used`` rows side by side in each of its own; where a token's lie is in ``order``.
+    """
+
+    def __init__(self, p: Program, x: Buffer, choice: Buffer, n_experts: int, n_used: int) -> None:
+        self._p, self._choice, self._n_experts, self._n_used = p, choice, n_experts, n_used
+        self._count = {"count": x.count, "n_used": n_used}
+        self._starts = p.hold(aligned_empty(4 * (n_experts + 1)))
+        self._order = Buffer(f"entries{len(p.operations)}", 0, -(-8 * n_used // 64) * 64, x.count)
+        self._gathered: dict[bool, Buffer] = {}
+        p.append(
+            experts.sort_entries,
+            self._count | {"choice": choice, "choice_stride": choice.row_bytes, "n_experts": n_experts,
+                           "starts": self._starts, "entries": self._order},
+            [choice], [self._order], ("one",),
+        )  # fmt: skip
+
+    def rows_of(self, x: Buffer, of: Experts) -> Buffer:
+        """x as entries, in the form that the matrices' format wants: made once for each form."""
+        if _is_float(of) not in self._gathered:
+            source = x if _is_float(of) else self._p.blocks(x)
+            out = Buffer(f"gathered{len(self._p.operations)}", 0, self._n_used * source.row_bytes, x.count)
+            self._p.append(
+                experts.gather_rows,
+                self._count | {"x": source, "row_bytes": source.row_bytes, "entries": self._order, "out": out},
+                [source, self._order], [out], ("entries", x.count, self._n_used), [source, self._order],
+            )  # fmt: skip
+            self._gathered[_is_float(of)] = out
+        return self._gathered[_is_float(of)]
+
+    def product(self, x: Buffer, of: Experts) -> Buffer:
+        """Each entry times its expert's matrix. The rows of the result are padded like those of any buffer."""
+        p, w = self._p, of.matrices[0]
+        padded = -(-w.rows // ROW_ALIGN) * ROW_ALIGN
+        out = Buffer(f"experts{len(p.operations)}", self._n_used * padded, 4 * self._n_used * padded, x.count)
+        p.hold(*(each.data for each in of.matrices))
+        p.append(
+            experts.expert_matmul(w.format, p.isa),
+            self._count | {"x": x, "x_stride": x.row_bytes // self._n_used,
+                           "weights": p.hold(np.array([each.address for each in of.matrices], np.int64)),
+                           "starts": self._starts, "n_experts": self._n_experts, "group_bytes": w.group_bytes,
+                           "n_blocks": w.n_blocks, "n_groups": w.n_groups, "out": out, "out_stride": 4 * padded},
+            [x, self._order], [out], ("groups", w.n_groups), [x, self._order],
+            Work(self._n_used * w.data.nbytes, row_ops=2 * self._n_used * w.rows * w.columns,
+                 kind="float32" if _is_float(of) else "int8",
+                 shape=f"{self._n_used} of {self._n_experts}x{w.rows}x{w.columns}"),
+        )  # fmt: skip
+        if of.bias is not None:
+            table = np.zeros((self._n_experts, padded), np.float32)
+            table[:, : w.rows] = of.bias
+            p.append(
+                experts.add_expert_rows,
+                self._count | {"x": out, "stride": 4 * padded, "n_blocks": padded // q8.COLUMNS,
+                               "table": p.constant(table, pad=False), "table_stride": 4 * padded, "starts": self._starts,
+                               "n_experts": self._n_experts},
+                [out, self._order], [out], ("entries", x.count, self._n_used), [out, self._order],
+            )  # fmt: skip
+        return out
+
+    def merge(self, y: Buffer, width: int) -> Buffer:
+        """Each token's entries, weighted and added."""
+        p, n_blocks = self._p, -(-width // q8.COLUMNS)
+        out = Buffer(f"moe{len(p.operations)}", width, y.row_bytes // self._n_used, y.count)
+        p.append(
+            experts.merge_experts,
+            self._count | {"x": y, "x_stride": y.row_bytes // self._n_used, "choice": self._choice,
+                           "choice_stride": self._choice.row_bytes, "entries": self._order, "out": out,
+                           "stride": out.row_bytes, "n_blocks": n_blocks},
+            [y, self._choice, self._order], [out], ("blocks", y.count, n_blocks), [y, self._choice, self._order],
+        )  # fmt: skip
+        return out
