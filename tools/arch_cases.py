@@ -1,0 +1,120 @@
+"""The tiny models of tools/make_arch_goldens.py: one per architecture, or per variant of it that computes otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+#: Tokens of every prompt: past the windows here (WINDOW), and past one page of the KV cache (64).
+N_TOKENS = 71
+WINDOW = 40
+N_VOCAB = 131
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tiny model.
+
+    `name`: of the files, `arch_NAME`. `family`: transformers' classes are `familyConfig` and `familyForCausalLM`.
+    `settings`: of the configuration, on top of `SIZES`. `without`: settings that turn off what is special in it, which must
+    move the logits. `n_llama`: how many tokens llama.cpp is asked for: all of them; fewer where it leaves something out of
+    the model that begins after so many; 0 where it does not have the architecture. `centre`: what norms' weights lie around.
+    """
+
+    name: str
+    family: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    without: dict[str, Any] = field(default_factory=dict)
+    n_llama: int = N_TOKENS
+    centre: float = 1.0
+    head: str = "ForCausalLM"
+
+
+SIZES: dict[str, Any] = {
+    "vocab_size": N_VOCAB,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+}
+WIDE_HEADS = {"head_dim": 16}
+MIXTURE = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+FULL, SLIDING = "full_attention", "sliding_attention"
+LONG = [1.0, 1.3, 2.0, 3.5, 6.0, 9.0, 12.0, 17.0]
+SHORT = [1.0, 1.0, 1.1, 1.2, 1.5, 1.9, 2.5, 3.0]
+
+
+def longrope(original: int, n: int, **more: Any) -> dict[str, Any]:
+    """LongRoPE on `n` frequencies, from a context of `original` tokens."""
+    factors = {"long_factor": LONG[:n], "short_factor": SHORT[:n], "original_max_position_embeddings": original}
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, **factors, **more}
+    return {"rope_parameters": rope, "original_max_position_embeddings": original}
+
+
+PLAIN_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+GEMMA3_ROPE = {
+    "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+}
+
+CASES = [
+    Case(
+        "llama_mistral",
+        "Mistral",
+        WIDE_HEADS | {"sliding_window": WINDOW},
+        {"sliding_window": None},
+        WINDOW,  # llama.cpp has no windows in this architecture
+    ),
+    Case("llama_mixtral", "Mixtral", {"num_local_experts": 5, "intermediate_size": 32, "sliding_window": None}),
+    Case("qwen2", "Qwen2", {"tie_word_embeddings": True}),
+    Case("qwen3", "Qwen3", WIDE_HEADS),
+    Case(
+        "gemma2",
+        "Gemma2",
+        WIDE_HEADS
+        | {
+            "query_pre_attn_scalar": 16,
+            "sliding_window": WINDOW,
+            "tie_word_embeddings": True,
+            "attn_logit_softcapping": 3.0,
+            "final_logit_softcapping": 5.0,
+        },
+        {"sliding_window": 256, "attn_logit_softcapping": None},
+        centre=0.0,
+    ),
+    Case(
+        "gemma3",
+        "Gemma3",
+        WIDE_HEADS
+        | {
+            "query_pre_attn_scalar": 16,
+            "sliding_window": WINDOW,
+            "tie_word_embeddings": True,
+            "num_hidden_layers": 3,
+            "layer_types": [SLIDING, FULL, SLIDING],
+            "rope_parameters": GEMMA3_ROPE,
+        },
+        {"sliding_window": 256},
+        centre=0.0,
+    ),
+    Case(
+        "phi3",
+        "Phi3",
+        {"sliding_window": WINDOW} | PLAIN_ROPE,
+        {"sliding_window": None},
+        WINDOW,  # llama.cpp ignores this architecture's window
+    ),
+    Case(
+        "phi3_longrope",
+        "Phi3",
+        {"num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True}
+        | longrope(64, 6, partial_rotary_factor=0.75),
+        longrope(128, 6, partial_rotary_factor=0.75),
+    ),
+]
