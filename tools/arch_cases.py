@@ -44,7 +44,7 @@ SIZES: dict[str, Any] = {
     "pad_token_id": None,
 }
 WIDE_HEADS = {"head_dim": 16}
-MIXTURE = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 FULL, SLIDING = "full_attention", "sliding_attention"
 LONG = [1.0, 1.3, 2.0, 3.5, 6.0, 9.0, 12.0, 17.0]
 SHORT = [1.0, 1.0, 1.1, 1.2, 1.5, 1.9, 2.5, 3.0]
@@ -57,6 +57,34 @@ def longrope(original: int, n: int, **more: Any) -> dict[str, Any]:
     return {"rope_parameters": rope, "original_max_position_embeddings": original}
 
 
+def partly(share: float) -> dict[str, Any]:
+    """Heads of which only the first share is rotated."""
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": share}}
+
+
+GPT2 = {
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_inner": None,
+    "n_positions": 96,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+    "tie_word_embeddings": True,
+}
+OLMO3_ROPE = {
+    "full_attention": {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+        "attention_factor": 1.2,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+    },
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+}
 PLAIN_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
 GEMMA3_ROPE = {
     "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000000.0},
@@ -116,5 +144,47 @@ CASES = [
         {"num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True}
         | longrope(64, 6, partial_rotary_factor=0.75),
         longrope(128, 6, partial_rotary_factor=0.75),
+    ),
+    Case("qwen2moe", "Qwen2Moe", MIXTURE | {"shared_expert_intermediate_size": 32}),
+    Case("qwen3moe", "Qwen3Moe", WIDE_HEADS | MIXTURE | {"norm_topk_prob": True}),
+    Case("gemma", "Gemma", WIDE_HEADS | {"tie_word_embeddings": True, "num_key_value_heads": 1}, centre=0.0),
+    Case("phi2", "Phi", {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 128} | partly(0.5)),
+    Case("gpt2", "GPT2", GPT2, head="LMHeadModel"),
+    Case("gptneox", "GPTNeoX", {"num_attention_heads": 2, "intermediate_size": 128} | partly(0.25)),
+    Case(
+        "gptneox_serial",
+        "GPTNeoX",
+        {"num_attention_heads": 4, "use_parallel_residual": False} | partly(1.0),
+        {"use_parallel_residual": True},
+    ),
+    Case(
+        "starcoder2",
+        "Starcoder2",
+        {"sliding_window": WINDOW, "tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh"},
+        {"sliding_window": None},
+        WINDOW,  # llama.cpp ignores this architecture's window
+    ),
+    Case(
+        "stablelm",
+        "StableLm",
+        {"num_attention_heads": 2, "use_qkv_bias": True, "num_key_value_heads": 2} | partly(0.25),
+    ),
+    Case(
+        "stablelm_parallel",
+        "StableLm",
+        {"qk_layernorm": True, "use_parallel_residual": True} | partly(0.5),
+    ),
+    Case("falcon", "Falcon", {"num_attention_heads": 4, "ffn_hidden_size": 128, "tie_word_embeddings": True}),
+    Case(
+        "falcon_groups",
+        "Falcon",
+        {"new_decoder_architecture": True, "num_kv_heads": 2, "ffn_hidden_size": 64},
+    ),
+    Case("olmo2", "Olmo2"),
+    Case(
+        "olmo2_windows",
+        "Olmo3",
+        {"sliding_window": WINDOW, "layer_types": [SLIDING, FULL], "rope_parameters": OLMO3_ROPE},
+        {"sliding_window": 256},
     ),
 ]

@@ -30,11 +30,14 @@ def read_experts(
     used_key: str = "num_experts_per_tok",
     n_ff: int,
 ) -> Experts:
-    """The sizes; `key` holds the number of experts, `n` and `n_used` are the family's defaults.
+    """The sizes; `key` holds the number of experts (or transformers 5's common `num_local_experts` does), `n` and
+    `n_used` are the family's defaults.
 
     Raises:
         ConvertError: a key is missing or wrong, or a token would use more experts than there are.
     """
+    if not reader.has(key):
+        key = "num_local_experts"
     count, used = reader.integer(key, n), reader.integer(used_key, n_used)
     if count > MAX_EXPERTS:
         raise reader.fail(key, f"is {count}; at most {MAX_EXPERTS} are supported")

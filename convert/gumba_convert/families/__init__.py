@@ -6,9 +6,45 @@ from types import ModuleType
 
 from gumba.errors import ConvertError
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.families import gemma2, gemma3, llama, mixtral, phi3, qwen2, qwen3
+from gumba_convert.families import (
+    falcon,
+    gemma,
+    gemma2,
+    gemma3,
+    gpt2,
+    gptneox,
+    llama,
+    mixtral,
+    olmo2,
+    phi2,
+    phi3,
+    qwen2,
+    qwen2moe,
+    qwen3,
+    qwen3moe,
+    stablelm,
+    starcoder2,
+)
 
-MODULES: tuple[ModuleType, ...] = (llama, mixtral, qwen2, qwen3, gemma2, gemma3, phi3)
+MODULES: tuple[ModuleType, ...] = (
+    llama,
+    mixtral,
+    qwen2,
+    qwen3,
+    gemma2,
+    gemma3,
+    phi3,
+    qwen2moe,
+    qwen3moe,
+    gemma,
+    phi2,
+    gpt2,
+    gptneox,
+    starcoder2,
+    stablelm,
+    falcon,
+    olmo2,
+)
 
 #: Families by the name in config.json's `architectures`, and by its `model_type`.
 FAMILIES: dict[str, ModuleType] = {name: family for family in MODULES for name in family.HF_ARCHITECTURES}
