@@ -19,6 +19,7 @@ class Case:
     `settings`: of the configuration, on top of `SIZES`. `without`: settings that turn off what is special in it, which must
     move the logits. `n_llama`: how many tokens llama.cpp is asked for: all of them; fewer where it leaves something out of
     the model that begins after so many; 0 where it does not have the architecture. `centre`: what norms' weights lie around.
+    `remote`: the family to rewrite the checkpoint as, see arch_remote.py.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Case:
     n_llama: int = N_TOKENS
     centre: float = 1.0
     head: str = "ForCausalLM"
+    remote: str = ""
 
 
 SIZES: dict[str, Any] = {
@@ -73,6 +75,13 @@ GPT2 = {
     "attn_pdrop": 0.0,
     "tie_word_embeddings": True,
 }
+MULTIPLIERS = {
+    "attention_multiplier": 0.5,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.7,
+    "logits_scaling": 1.5,
+}
+ONES = dict.fromkeys(MULTIPLIERS, 1.0)
 OLMO3_ROPE = {
     "full_attention": {
         "rope_type": "yarn",
@@ -187,4 +196,44 @@ CASES = [
         {"sliding_window": WINDOW, "layer_types": [SLIDING, FULL], "rope_parameters": OLMO3_ROPE},
         {"sliding_window": 256},
     ),
+    Case("granite", "Granite", MULTIPLIERS | {"tie_word_embeddings": True}, ONES),
+    Case("granitemoe", "GraniteMoe", MULTIPLIERS | {"num_local_experts": 4, "intermediate_size": 32}, ONES),
+    Case(
+        "granitemoe_shared",
+        "GraniteMoeShared",
+        MULTIPLIERS | {"num_local_experts": 3, "intermediate_size": 32, "shared_intermediate_size": 32},
+        ONES,
+    ),
+    Case(
+        "smollm3",
+        "SmolLM3",
+        {"num_hidden_layers": 4, "intermediate_size": 32, "tie_word_embeddings": True, "no_rope_layers": [1, 1, 1, 0]},
+        {"no_rope_layers": [1, 1, 1, 1]},
+    ),
+    Case("internlm2", "Llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, remote="internlm2"),
+    Case("baichuan", "Llama", {"num_key_value_heads": 4}, remote="baichuan", n_llama=0),  # rotates with 32 layers only
+    Case("exaone4", "Exaone4", {"sliding_window": None, "layer_types": [FULL, FULL]}),
+    Case(
+        "exaone4_windows",
+        "Exaone4",
+        {"sliding_window": WINDOW, "layer_types": [SLIDING, FULL]},
+        {"sliding_window": 256},
+        n_llama=0,  # has windows with 64 layers only
+    ),
+    Case(
+        "cohere2",
+        "Cohere2",
+        {"sliding_window": WINDOW, "layer_types": [SLIDING, FULL], "tie_word_embeddings": True, "logit_scale": 0.5},
+        {"sliding_window": 256},
+    ),
+    Case("glm4", "Glm4", WIDE_HEADS | {"attention_bias": True} | partly(0.5)),
+    Case("chatglm_glm", "Glm", WIDE_HEADS | {"num_attention_heads": 2, "attention_bias": True} | partly(0.5)),
+    Case(
+        "chatglm",
+        "Glm",
+        {"head_dim": 8, "attention_bias": True}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 50000.0, "partial_rotary_factor": 0.5}},
+        remote="chatglm",
+    ),
+    Case("qwen", "Qwen2", {"num_key_value_heads": 4}, remote="qwen"),
 ]

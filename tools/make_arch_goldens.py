@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from arch_cases import CASES, N_TOKENS, SIZES, Case
+from arch_remote import REMOTE
 
 DATA = Path(__file__).parent.parent / "tests" / "data"
 #: llama.cpp looks GELU up in a table of half precision; a wrong formula is off by far more than this.
@@ -112,6 +113,8 @@ def build_checkpoint(case: Case, folder: Path) -> None:
     model = build(case, {})
     tokens = np.random.default_rng([*case.name.encode()]).integers(3, 100, N_TOKENS).astype(np.int32)
     model.save_pretrained(folder / "hf")
+    if case.remote:
+        rewrite(case.remote, folder / "hf")
     for name, content in tokenizer_files(SIZES["vocab_size"]).items():
         (folder / "hf" / name).write_text(json.dumps(content), encoding="utf-8")
     logits = run(model, tokens)
@@ -123,6 +126,16 @@ def build_checkpoint(case: Case, folder: Path) -> None:
         if moved < MOVED:
             sys.exit(f"{case.name}: its special feature moves the logits by only {moved:.1e}")
     print(f"{case.name}: {note}")
+
+
+def rewrite(remote: str, folder: Path) -> None:
+    """Turn a checkpoint into that of a family whose code is not in transformers."""
+    from safetensors.numpy import load_file, save_file
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config, tensors = REMOTE[remote](config, load_file(folder / "model.safetensors"))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    save_file({name: np.ascontiguousarray(values) for name, values in tensors.items()}, folder / "model.safetensors")
 
 
 # With llama.cpp --------------------------------------------------------------------------------------------------------

@@ -26,16 +26,24 @@ def read_rows(reader: FileReader, source: Source, first: int, n_rows: int) -> np
     """
     length = source.row_length
     if source.transposed:
-        height = source.shape[-2]  # its stored matrices are [length, height]
-        stored = _gather(reader, source, first // height * length, n_rows // height * length, height)
-        rows = stored.reshape(-1, length, height).swapaxes(1, 2).reshape(n_rows, length)
+        height = source.shape[-2]  # what is picked of a stored matrix is [length, height]
+        picked = _picked(reader, source, first // height * length, n_rows // height * length, height)
+        rows = picked.reshape(-1, length, height).swapaxes(1, 2).reshape(n_rows, length)
     else:
-        rows = _gather(reader, source, first, n_rows, length)
+        rows = _picked(reader, source, first, n_rows, length)
     return source.change(_float32(rows)) if source.change is not None else rows
 
 
+def _picked(reader: FileReader, source: Source, first: int, n_rows: int, length: int) -> np.ndarray:
+    """Stored rows by their number in the tensor to write, of `length` values each."""
+    if source.columns is None:
+        return _gather(reader, source, first, n_rows, length)
+    whole = source.parts if isinstance(source.parts, np.ndarray) else source.parts[0]
+    return _gather(reader, source, first, n_rows, whole.shape[-1])[:, source.columns]
+
+
 def _gather(reader: FileReader, source: Source, first: int, n_rows: int, length: int) -> np.ndarray:
-    """Stored rows by their number in the tensor to write."""
+    """Whole stored rows, `length` values each."""
     if isinstance(source.parts, np.ndarray):
         flat = source.parts.reshape(-1, length)
         return flat[first : first + n_rows] if source.rows is None else flat[source.rows[first : first + n_rows]]

@@ -18,15 +18,16 @@ from gumba_convert.safetensors import SafeTensor
 class Source:
     """One tensor to write: GGUF's name and shape (rows first), and where its rows come from.
 
-    The rows of `parts` (all axes but the first are a row), one part after the other, are the rows there are; `rows`
-    picks and orders them, None takes all as they lie. With `transposed`, the last two axes of every part lie the other
-    way round. `change` is applied to the values in float32.
+    The rows of `parts` (the last axis is a row), one part after the other, are the rows there are; `rows` picks and
+    orders them, None takes all as they lie; `columns` picks some of each. With `transposed`, what has been picked is then
+    turned round, the last two axes of each matrix. `change` is applied to the values in float32.
     """
 
     name: str
     parts: tuple[SafeTensor, ...] | np.ndarray
     shape: tuple[int, ...]
     rows: np.ndarray | None = None
+    columns: slice | None = None
     transposed: bool = False
     change: Callable[[np.ndarray], np.ndarray] | None = None
 

@@ -61,6 +61,7 @@ class TensorTable:
         shape: tuple[int, ...],
         *,
         rows: np.ndarray | None = None,
+        columns: slice | None = None,
         transposed: bool = False,
         change: Change | None = None,
         written: tuple[int, ...] | None = None,
@@ -69,18 +70,20 @@ class TensorTable:
 
         Args:
             shape: of each part, as the checkpoint has it.
-            rows, transposed, change: see `Source`.
-            written: the shape in the file; by default the checkpoint's, with the picked rows, transposed and stacked.
+            rows, columns, transposed, change: see `Source`.
+            written: the shape in the file; by default the checkpoint's, with the picked rows and columns, transposed and stacked.
         """
         stacked = not isinstance(parts, str)
         found = [self._take(part, shape) for part in ([parts] if isinstance(parts, str) else parts)]
         if written is None:
             written = shape if rows is None else (len(rows), *shape[1:])
+            if columns is not None:
+                written = (*written[:-1], len(range(*columns.indices(shape[-1]))))
             written = (*written[:-2], written[-1], written[-2]) if transposed else written
             written = (len(found), *written) if stacked else written
         present = tuple(tensor for tensor in found if tensor is not None)
         if len(present) == len(found):
-            self._sources.append(Source(name, present, written, rows, transposed, change))
+            self._sources.append(Source(name, present, written, rows, columns, transposed, change))
 
     def linear(
         self,
@@ -158,13 +161,21 @@ class Layer:
         shape: tuple[int, ...],
         *,
         rows: np.ndarray | None = None,
+        columns: slice | None = None,
         transposed: bool = False,
         change: Change | None = None,
         written: tuple[int, ...] | None = None,
     ) -> None:
         full = self.theirs + parts if isinstance(parts, str) else [self.theirs + part for part in parts]
         self.table.tensor(
-            self.ours + name, full, shape, rows=rows, transposed=transposed, change=change, written=written
+            self.ours + name,
+            full,
+            shape,
+            rows=rows,
+            columns=columns,
+            transposed=transposed,
+            change=change,
+            written=written,
         )
 
     def linear(
