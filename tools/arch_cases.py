@@ -82,6 +82,44 @@ MULTIPLIERS = {
     "logits_scaling": 1.5,
 }
 ONES = dict.fromkeys(MULTIPLIERS, 1.0)
+LATENT = {
+    "num_attention_heads": 2,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 24,
+    "n_routed_experts": 3,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+    "intermediate_size": 32,
+}
+DEEPSEEK_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": 32,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 0.707,
+    "mscale_all_dim": 0.707,
+}
+GPT_OSS = WIDE_HEADS | {
+    "num_local_experts": 3,
+    "num_experts_per_tok": 2,
+    "intermediate_size": 32,
+    "sliding_window": WINDOW,
+}
+GPT_OSS_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 150000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": 32,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+}
 OLMO3_ROPE = {
     "full_attention": {
         "rope_type": "yarn",
@@ -236,4 +274,33 @@ CASES = [
         remote="chatglm",
     ),
     Case("qwen", "Qwen2", {"num_key_value_heads": 4}, remote="qwen"),
+    # llama.cpp wants Q in two matrices, but for models of 27 layers.
+    Case("deepseek2", "DeepseekV2", LATENT | {"q_lora_rank": None}, n_llama=0),
+    Case(
+        "deepseek2_yarn",
+        "DeepseekV2",
+        LATENT | {"q_lora_rank": 24, "rope_parameters": DEEPSEEK_YARN},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    ),
+    Case(
+        "deepseek2_v3",
+        "DeepseekV3",
+        LATENT
+        | {"q_lora_rank": 24, "n_routed_experts": 6, "n_group": 3, "topk_group": 2, "routed_scaling_factor": 2.5}
+        | {"num_key_value_heads": 2},
+    ),
+    Case("gpt_oss", "GptOss", GPT_OSS | PLAIN_ROPE, {"sliding_window": 256}),
+    Case(
+        "gpt_oss_yarn",
+        "GptOss",
+        GPT_OSS | {"rope_parameters": GPT_OSS_YARN},
+        PLAIN_ROPE,
+        n_llama=0,  # it rounds the ends of YaRN's ramp, which this family does not
+    ),
+    Case(
+        "lfm2",
+        "Lfm2",
+        {"num_hidden_layers": 3, "layer_types": ["conv", FULL, "conv"], "tie_word_embeddings": True, "conv_L_cache": 3}
+        | {"block_auto_adjust_ff_dim": False},
+    ),
 ]

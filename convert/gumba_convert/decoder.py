@@ -138,13 +138,19 @@ def read_decoder(
 
 
 def metadata(
-    architecture: str, d: Decoder, *, eps: str = RMS_EPS, kinds: tuple[str, ...] = KINDS
+    architecture: str,
+    d: Decoder,
+    *,
+    eps: str = RMS_EPS,
+    kinds: tuple[str, ...] = KINDS,
+    log_multiplier: bool = False,
+    truncates: bool = True,
 ) -> tuple[dict[str, Value], np.ndarray | None]:
     """The metadata that every decoder has, and llama3's frequency factors where the model has them.
 
     Args:
         eps: the key of the norms' epsilon, without the architecture.
-        kinds: context extensions that the architecture has.
+        kinds, log_multiplier, truncates: see `rope_metadata`.
     """
     result = {
         "block_count": u32(d.n_layers),
@@ -161,7 +167,15 @@ def metadata(
     full = {f"{architecture}.{key}": value for key, value in result.items()}
     if d.rope is None:
         return full, None
-    rope, factors = rope_metadata(d.rope, architecture, d.n_rotated, d.n_ctx, kinds=kinds)
+    rope, factors = rope_metadata(
+        d.rope,
+        architecture,
+        d.n_rotated,
+        d.n_ctx,
+        kinds=kinds,
+        log_multiplier=log_multiplier,
+        truncates=truncates,
+    )
     return full | rope, factors
 
 

@@ -11,6 +11,8 @@ from gumba_convert.safetensors import FileReader, SafeTensor
 
 # Rows that lie scattered over a span of at most so many times their number are read with all that lies between.
 SPREAD = 4
+#: The values of MXFP4's codes: sign, two bits of exponent, one of fraction.
+FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 
 
 def unit(source: Source) -> int:
@@ -25,6 +27,8 @@ def read_rows(reader: FileReader, source: Source, first: int, n_rows: int) -> np
         ConvertError: a tensor of a dtype that cannot be converted, or a file that ended early.
     """
     length = source.row_length
+    if source.mxfp4:
+        return _mxfp4_rows(reader, source, first, n_rows)
     if source.transposed:
         height = source.shape[-2]  # what is picked of a stored matrix is [length, height]
         picked = _picked(reader, source, first // height * length, n_rows // height * length, height)
@@ -73,6 +77,23 @@ def _part_rows(reader: FileReader, tensor: SafeTensor, rows: np.ndarray, length:
             for begin, end in pairwise(cuts)
         ]
     )
+
+
+def _mxfp4_rows(reader: FileReader, source: Source, first: int, n_rows: int) -> np.ndarray:
+    """Rows of a tensor in MXFP4, in float32: blocks of 32 four-bit values, the first of each byte in its low half, times
+    a power of two (OCP Microscaling Formats, version 1.0)."""
+    blocks, scales = source.parts
+    wanted = np.arange(first, first + n_rows) if source.rows is None else source.rows[first : first + n_rows]
+    low, count, n_blocks = int(wanted[0]), int(wanted[-1] - wanted[0]) + 1, source.row_length // 32
+    codes = reader.read(blocks, low * n_blocks * 16, count * n_blocks * 16, packed=True)
+    exponents = reader.read(scales, low * n_blocks, count * n_blocks, packed=True)
+    codes, exponents = (
+        codes.reshape(count, n_blocks, 16)[wanted - low],
+        exponents.reshape(count, n_blocks)[wanted - low],
+    )
+    values = FP4[np.stack((codes & 15, codes >> 4), axis=-1)].reshape(n_rows, n_blocks, 32)
+    scaled: np.ndarray = np.ldexp(values, exponents[..., None].astype(np.int32) - 127)
+    return scaled.reshape(n_rows, -1)
 
 
 def _float32(values: np.ndarray) -> np.ndarray:

@@ -20,7 +20,8 @@ class Source:
 
     The rows of `parts` (the last axis is a row), one part after the other, are the rows there are; `rows` picks and
     orders them, None takes all as they lie; `columns` picks some of each. With `transposed`, what has been picked is then
-    turned round, the last two axes of each matrix. `change` is applied to the values in float32.
+    turned round, the last two axes of each matrix. `change` is applied to the values in float32. `mxfp4`: the parts are
+    the blocks and the scales of one tensor of that format.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Source:
     columns: slice | None = None
     transposed: bool = False
     change: Callable[[np.ndarray], np.ndarray] | None = None
+    mxfp4: bool = False
 
     @property
     def n_rows(self) -> int:

@@ -48,13 +48,22 @@ def read_rope(
 
 
 def rope_metadata(
-    rope: Rope, architecture: str, n_rotated: int, n_ctx: int, *, kinds: tuple[str, ...] = KINDS
+    rope: Rope,
+    architecture: str,
+    n_rotated: int,
+    n_ctx: int,
+    *,
+    kinds: tuple[str, ...] = KINDS,
+    log_multiplier: bool = False,
+    truncates: bool = True,
 ) -> tuple[dict[str, Value], np.ndarray | None]:
     """`rope.dimension_count`, `rope.freq_base` and `rope.scaling.*`, and llama3's `rope_freqs.weight`.
 
     Args:
         n_rotated: values of a head that are rotated.
         kinds: context extensions that the architecture has.
+        log_multiplier: the architecture's attention is scaled by YaRN's `mscale_all_dim`, as DeepSeek's is.
+        truncates: the architecture rounds the ends of YaRN's ramp to whole dimensions.
 
     Raises:
         ConvertError: another kind, or parameters of it that GGUF cannot say.
@@ -69,7 +78,7 @@ def rope_metadata(
     if rope.kind == "linear":
         metadata |= {key + "type": string("linear"), key + "factor": f32(settings.number("factor"))}
     if rope.kind == "yarn":
-        metadata |= _yarn(settings, key, n_ctx)
+        metadata |= _yarn(settings, key, n_ctx, log_multiplier, truncates)
     if rope.kind == "llama3":
         return metadata, llama3_factors(
             head_dim=n_rotated,
@@ -82,16 +91,22 @@ def rope_metadata(
     return metadata, None
 
 
-def _yarn(settings: ConfigReader, key: str, n_ctx: int) -> dict[str, Value]:
+def _yarn(settings: ConfigReader, key: str, n_ctx: int, log_multiplier: bool, truncates: bool) -> dict[str, Value]:
     factor = settings.number("factor")
     metadata = {
         key + "type": string("yarn"),
         key + "factor": f32(factor),
         key + "original_context_length": u32(settings.integer("original_max_position_embeddings", n_ctx)),
     }
-    settings.must_be("truncate", True)
-    settings.must_be("mscale")
-    settings.must_be("mscale_all_dim")
+    if settings.flag("truncate", True) is not truncates:
+        raise settings.fail("truncate", f"is {not truncates}; this family's models have {truncates} only")
+    if log_multiplier and settings.has("mscale_all_dim"):
+        scale = settings.number("mscale_all_dim")
+        settings.must_be("mscale", scale)
+        metadata[key + "yarn_log_multiplier"] = f32(0.1 * scale)
+    else:
+        settings.must_be("mscale")
+        settings.must_be("mscale_all_dim")
     if settings.has("attention_factor"):
         # GGUF readers multiply by 0.1 ln(factor) + 1 themselves; transformers takes attention_factor for the whole.
         whole = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0

@@ -85,6 +85,18 @@ class TensorTable:
         if len(present) == len(found):
             self._sources.append(Source(name, present, written, rows, columns, transposed, change))
 
+    def mxfp4(self, name: str, theirs: str, shape: tuple[int, int, int], *, rows: np.ndarray, n_rows: int) -> None:
+        """Some rows of each matrix of a tensor that lies in MXFP4, as `theirs_blocks` and `theirs_scales`.
+
+        Args:
+            shape: matrices, rows of each, values of a row; `rows`, in ascending order, leaves `n_rows` of each.
+        """
+        blocks = (*shape[:2], shape[2] // 32, 16)
+        found = (self._take(f"{theirs}_blocks", blocks), self._take(f"{theirs}_scales", blocks[:-1]))
+        present = tuple(tensor for tensor in found if tensor is not None)
+        if len(present) == len(found):
+            self._sources.append(Source(name, present, (shape[0], n_rows, shape[2]), rows, mxfp4=True))
+
     def linear(
         self,
         name: str,

@@ -10,6 +10,7 @@ from gumba_convert.families import (
     baichuan,
     chatglm,
     cohere2,
+    deepseek2,
     exaone4,
     falcon,
     gemma,
@@ -17,9 +18,11 @@ from gumba_convert.families import (
     gemma3,
     glm4,
     gpt2,
+    gpt_oss,
     gptneox,
     granite,
     internlm2,
+    lfm2,
     llama,
     mixtral,
     olmo2,
@@ -62,6 +65,9 @@ MODULES: tuple[ModuleType, ...] = (
     smollm3,
     exaone4,
     cohere2,
+    deepseek2,
+    gpt_oss,
+    lfm2,
 )
 
 #: Families by the name in config.json's `architectures`, and by its `model_type`.
