@@ -133,8 +133,8 @@ class TensorTable:
             ConvertError: tensors are missing, mis-shaped, or not in the table.
         """
         unknown = [
-            f"{name} is unexpected"
-            for name in self._found
+            f"{tensor.name} is unexpected"
+            for name, tensor in self._found.items()
             if name not in self._used and not self._ignored.fullmatch(name)
         ]
         problems = self._problems + unknown
@@ -149,7 +149,7 @@ class TensorTable:
         if tensor is None:
             self._problems.append(f"{name} is missing")
         elif tensor.shape != shape:
-            self._problems.append(f"{name} is {list(tensor.shape)}, expected {list(shape)}")
+            self._problems.append(f"{tensor.name} is {list(tensor.shape)}, expected {list(shape)}")
             tensor = None
         return tensor
 
