@@ -10,9 +10,23 @@ import numpy as np
 from gumba import quants
 from gumba.errors import ConvertError
 from gumba.gguf import GGUFFile
-from gumba_convert import llama
+from gumba_convert.decoder import MAX_LAYERS
+from gumba_convert.rope import llama3_factors
 
 ROPE_FREQS = "rope_freqs.weight"
+
+# GGUF name -> Hugging Face name, inside a layer. Biases have the same names.
+LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
 
 
 def config(file: GGUFFile) -> dict[str, Any]:
@@ -70,9 +84,9 @@ def names(file: GGUFFile) -> dict[str, str]:
         ConvertError: tensors are missing, or the file has some that LlamaForCausalLM does not.
     """
     n_layers = file.require("llama.block_count", int)
-    if not 0 < n_layers <= llama.MAX_LAYERS:
+    if not 0 < n_layers <= MAX_LAYERS:
         raise ConvertError(f"{file.path}: llama.block_count is {n_layers}")
-    known = llama.names(n_layers)
+    known = _names(n_layers)
     strange = [name for name in file.tensors if name not in known and name != ROPE_FREQS]
     missing = [
         name for name in known if name not in file.tensors and name.endswith(".weight") and name != "output.weight"
@@ -86,6 +100,19 @@ def names(file: GGUFFile) -> dict[str, str]:
         what = [f"{name} is unexpected" for name in strange[:5]] + [f"{name} is missing" for name in missing[:5]]
         raise ConvertError(f"{file.path}: not a plain Llama: tensor {'; '.join(what)}")
     return {name: hf for name, hf in known.items() if name in file.tensors}
+
+
+def _names(n_layers: int) -> dict[str, str]:
+    """GGUF names of all weights that a llama file may have, and their Hugging Face names, in file order."""
+    result = {"token_embd.weight": "model.embed_tokens.weight"}
+    for i in range(n_layers):
+        for ours, theirs in LAYER.items():
+            result[f"blk.{i}.{ours}.weight"] = f"model.layers.{i}.{theirs}.weight"
+            if not ours.endswith("norm"):
+                result[f"blk.{i}.{ours}.bias"] = f"model.layers.{i}.{theirs}.bias"
+    result["output_norm.weight"] = "model.norm.weight"
+    result["output.weight"] = "lm_head.weight"
+    return result
 
 
 def _n_vocab(file: GGUFFile) -> int:
@@ -137,7 +164,7 @@ def _llama3(file: GGUFFile, head_dim: int) -> dict[str, Any]:
     theta = file.get("llama.rope.freq_base", float, 10000.0)
     for low, high, n_ctx in ((1.0, 4.0, 8192), _fit(factors, head_dim, theta)):
         parameters: dict[str, Any] = {"factor": _short(float(factors.max()))}
-        found = llama.llama3_factors(
+        found = llama3_factors(
             head_dim=head_dim, theta=theta, factor=parameters["factor"], low=low, high=high, n_ctx_original=n_ctx
         )
         if np.allclose(found, factors, rtol=1e-4, atol=0):

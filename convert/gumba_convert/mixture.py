@@ -13,6 +13,18 @@ from gumba.errors import ConvertError
 #: File types by name, with their number in `general.file_type`.
 FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}
 
+#: Small tensors that stay F32 though they have two axes: norms of heads, routers, tables of positions, convolutions.
+KEPT = (
+    "_norm.weight",
+    "ffn_gate_inp.weight",
+    "ffn_gate_inp_shexp.weight",
+    "position_embd.weight",
+    "token_types.weight",
+    "attn_rel_b.weight",
+    "shortconv.conv.weight",
+    "ssm_conv1d.weight",
+)
+
 
 def file_type(name: str) -> int:
     """The number of a file type. Raises ConvertError listing the known ones."""
@@ -28,7 +40,7 @@ def tensor_format(name: str, shape: tuple[int, ...], file_type: str, *, tied: bo
         tied: the token embedding is also the output matrix.
         pure: every matrix gets the file type, the output matrix too.
     """
-    if len(shape) < 2 or not name.endswith(".weight") or name.endswith("_norm.weight"):
+    if len(shape) < 2 or not name.endswith(".weight") or name.endswith(KEPT):
         return "f32"
     chosen = file_type
     if file_type == "q4_0" and not pure and name == ("token_embd.weight" if tied else "output.weight"):

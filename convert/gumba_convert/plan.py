@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,18 +16,31 @@ from gumba_convert.safetensors import SafeTensor
 
 @dataclass(frozen=True)
 class Source:
-    """One tensor to write: GGUF's name, and a tensor of the checkpoint or numbers computed here.
+    """One tensor to write: GGUF's name and shape (rows first), and where its rows come from.
 
-    `head_rows` is not 0 for the rows of Q and K, which are reordered within each head of that many rows.
+    The rows of `parts` (the last axis is a row), one part after the other, are the rows there are; `rows` picks and
+    orders them, None takes all as they lie; `columns` picks some of each. With `transposed`, what has been picked is then
+    turned round, the last two axes of each matrix. `change` is applied to the values in float32. `mxfp4`: the parts are
+    the blocks and the scales of one tensor of that format.
     """
 
     name: str
-    tensor: SafeTensor | np.ndarray
-    head_rows: int = 0
+    parts: tuple[SafeTensor, ...] | np.ndarray
+    shape: tuple[int, ...]
+    rows: np.ndarray | None = None
+    columns: slice | None = None
+    transposed: bool = False
+    change: Callable[[np.ndarray], np.ndarray] | None = None
+    mxfp4: bool = False
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.tensor.shape)
+    def n_rows(self) -> int:
+        """Rows as they are encoded: a vector's elements, else everything but the last axis."""
+        return self.shape[0] if len(self.shape) == 1 else math.prod(self.shape[:-1])
+
+    @property
+    def row_length(self) -> int:
+        return 1 if len(self.shape) == 1 else self.shape[-1]
 
 
 @dataclass(frozen=True)
@@ -79,6 +93,13 @@ class ConfigReader:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e38:
             raise self.fail(key, f"is {value!r}, expected a positive number")
         return float(value)
+
+    def numbers(self, key: str, count: int) -> list[float]:
+        """A list of so many finite positive numbers."""
+        value = self.config.get(key)
+        if not isinstance(value, list) or len(value) != count:
+            raise self.fail(key, f"is {str(value)[:80]}, expected a list of {count} numbers")
+        return [ConfigReader({key: item}, self.where, prefix=self.prefix).number(key) for item in value]
 
     def flag(self, key: str, default: bool) -> bool:
         value = self.config.get(key)

@@ -35,6 +35,7 @@ DTYPES = {
     "F4": 4,
 }
 FLOATS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+PACKED = np.dtype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -156,13 +157,13 @@ class FileReader:
                 except OSError as error:
                     raise ConvertError(f"{tensor.path}: cannot be read: {error.strerror}") from error
 
-    def read(self, tensor: SafeTensor, first: int, count: int) -> np.ndarray:
-        """Elements `first` to `first + count` of a tensor, flat, as stored (BF16 as uint16).
+    def read(self, tensor: SafeTensor, first: int, count: int, *, packed: bool = False) -> np.ndarray:
+        """Elements `first` to `first + count` of a tensor, flat, as stored (BF16 as uint16, bytes as uint8).
 
         Raises:
             ConvertError: the dtype cannot be converted, or the file ended early.
         """
-        dtype = FLOATS.get(tensor.dtype)
+        dtype = PACKED if packed and tensor.dtype == "U8" else FLOATS.get(tensor.dtype)
         if dtype is None:
             raise ConvertError(
                 f"{tensor.path}: tensor {tensor.name!r} is {tensor.dtype}; only F32, F16 and BF16 can be converted"

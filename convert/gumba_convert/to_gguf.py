@@ -1,8 +1,8 @@
 """Hugging Face checkpoint -> GGUF file, tensor by tensor.
 
-A tensor goes through in pieces of whole rows: read, reorder the rows of Q and K, encode, write. Pieces are encoded by a
-few threads while this one writes finished ones in order; a bounded queue keeps memory at a few pieces per thread,
-however large the tensor or the model.
+A tensor goes through in pieces of whole rows: read in GGUF's order, encode, write. Pieces are encoded by a few threads
+while this one writes finished ones in order; a bounded queue keeps memory at a few pieces per thread, however large the
+tensor or the model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,19 +24,19 @@ import numpy as np
 from gumba import quants
 from gumba.errors import ConvertError, ModelError, ResourceError
 from gumba.processors import available_threads
-from gumba_convert import general, hub, llama
+from gumba_convert import general, hub
 from gumba_convert.atomic import atomic_file
 from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.families import family_of
+from gumba_convert.gather import read_rows, unit, where
 from gumba_convert.gguf_writer import TensorInfo, Value, data_size, header, padding, string, u32
 from gumba_convert.mixture import file_type, tensor_format
 from gumba_convert.pipeline import Job, Progress, in_order, row_pieces
 from gumba_convert.plan import Plan, Source
-from gumba_convert.safetensors import FileReader, SafeTensor
+from gumba_convert.safetensors import FileReader
 from gumba_convert.vocabulary import read_vocabulary
 
 QUANTIZATION_VERSION = 2
-
-FAMILIES: dict[str, ModuleType] = {name: family for family in (llama,) for name in family.HF_ARCHITECTURES}
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def convert(
     folder, title = _locate(source, revision, cache_dir)
     _check_outside(out, folder)
     checkpoint = Checkpoint(folder)
-    plan = _family(checkpoint).plan(checkpoint)
+    plan = family_of(checkpoint).plan(checkpoint)
     vocabulary = read_vocabulary(checkpoint, plan.n_vocab, pre_tokenizer=pre_tokenizer)
     formats = [tensor_format(s.name, s.shape, type, tied=plan.tied, pure=pure) for s in plan.tensors]
     infos = [_info(source, quants.get(fmt)) for source, fmt in zip(plan.tensors, formats, strict=True)]
@@ -113,7 +112,7 @@ def convert(
     n_bytes = len(head) + data_size(infos)
     _check_room(out, n_bytes)
     with FileReader() as reader, atomic_file(out) as file:
-        reader.open([s.tensor for s in plan.tensors if isinstance(s.tensor, SafeTensor)])
+        reader.open([part for s in plan.tensors if not isinstance(s.parts, np.ndarray) for part in s.parts])
         file.write(head)
         done = len(head)
         jobs = _jobs(reader, plan, formats, infos)
@@ -149,17 +148,6 @@ def _locate(source: str | os.PathLike[str], revision: str | None, cache_dir: Pat
     if not isinstance(source, str) or not hub.HUB_ID.fullmatch(text):
         raise ConvertError(f"{path}: no such folder, and not a hub id")
     return hub.fetch(text, revision=revision, cache_dir=cache_dir), text.rpartition("/")[2]
-
-
-def _family(checkpoint: Checkpoint) -> Any:
-    """The module that knows the checkpoint's architecture."""
-    architectures = checkpoint.config.get("architectures")
-    found = architectures[0] if isinstance(architectures, list) and len(architectures) == 1 else architectures
-    if not isinstance(found, str) or found not in FAMILIES:
-        raise ConvertError(
-            f"{checkpoint.folder / 'config.json'}: architectures is {architectures!r}; known are {', '.join(FAMILIES)}"
-        )
-    return FAMILIES[found]
 
 
 def _info(source: Source, fmt: Any) -> TensorInfo:
@@ -200,30 +188,16 @@ def _check_room(out: Path, n_bytes: int) -> None:
 def _jobs(reader: FileReader, plan: Plan, formats: list[str], infos: list[TensorInfo]) -> Iterator[Job]:
     """The data section in order: each tensor's pieces, then its padding."""
     for source, fmt, info in zip(plan.tensors, formats, infos, strict=True):
-        rows, length = _matrix(source.shape)
-        for first, n_rows in row_pieces(rows, length, source.head_rows or 1):
+        for first, n_rows in row_pieces(source.n_rows, source.row_length, unit(source)):
             yield partial(_encode, reader, source, quants.get(fmt), first, n_rows)
         yield partial(np.zeros, padding(info.n_bytes), np.uint8)
 
 
-def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Rows and row length; a vector is one element a row, so that Q and K biases can be reordered too."""
-    return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (shape[0], 1)
-
-
 def _encode(reader: FileReader, source: Source, fmt: Any, first: int, n_rows: int) -> np.ndarray:
     """Rows of a tensor as the bytes of a format; uint8, flat."""
-    _, length = _matrix(source.shape)
-    if isinstance(source.tensor, SafeTensor):
-        data = reader.read(source.tensor, first * length, n_rows * length)
-        where = f"{source.tensor.path}: tensor {source.tensor.name!r}"
-    else:
-        data, where = source.tensor[first : first + n_rows], f"tensor {source.name!r}"
-    rows = data.reshape(n_rows, length)
-    if source.head_rows:
-        rows = llama.interleave_rows(rows, source.head_rows)
+    rows = read_rows(reader, source, first, n_rows)
     try:
         encoded: np.ndarray = fmt.quantize(rows)
         return encoded.reshape(-1)
     except ModelError as error:
-        raise ConvertError(f"{where}, rows from {first}: {error}") from None
+        raise ConvertError(f"{where(source)}, rows from {first}: {error}") from None

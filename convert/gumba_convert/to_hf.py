@@ -20,14 +20,15 @@ from gumba import quants
 from gumba.errors import ConvertError, ModelError, UnsupportedError
 from gumba.gguf import GGUFFile, GGUFTensor
 from gumba.processors import available_threads
-from gumba_convert import llama, llama_to_hf
+from gumba_convert import llama_to_hf
 from gumba_convert.atomic import atomic_folder
 from gumba_convert.pipeline import Job, Progress, in_order, row_pieces
 from gumba_convert.shards import Entry, write_shards
 from gumba_convert.tokenizer_json import special_ids, tokenizer_files
+from gumba_convert.transforms import separate_rows
 
 DTYPES = {"float32": ("F32", "f32"), "float16": ("F16", "f16"), "bfloat16": ("BF16", "bf16")}
-FAMILIES: dict[str, ModuleType] = {llama.ARCHITECTURE: llama_to_hf}
+FAMILIES: dict[str, ModuleType] = {"llama": llama_to_hf}
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _decode(tensor: GGUFTensor, length: int, first: int, n_rows: int, unit: int,
     try:
         values = fmt.dequantize(data)
         if unit:
-            values = llama.separate_rows(values, unit)
+            values = separate_rows(values, unit)
         encoded: np.ndarray = quants.get(target).quantize(values)
     except ModelError as error:
         raise ConvertError(f"{where}, rows from {first}: {error}") from None

@@ -326,13 +326,13 @@ def test_too_large_for_the_type(tmp_path: Path) -> None:
 
 
 REFUSED = [
-    ({"architectures": ["GPT2LMHeadModel"]}, "architectures.*GPT2LMHeadModel.*LlamaForCausalLM, MistralForCausalLM"),
+    ({"architectures": ["NoSuchLMHeadModel"]}, "architectures.*NoSuchLMHeadModel.*LlamaForCausalLM.*Qwen2ForCausalLM"),
     ({"architectures": None}, "architectures"),
     ({"hidden_act": "gelu"}, "hidden_act.*gelu"),
     ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ({"sliding_window": 64}, "sliding_window.*64"),
-    ({"architectures": ["MistralForCausalLM"], "max_position_embeddings": 8192}, "sliding_window.*4096"),
+    ({"architectures": ["MistralForCausalLM"], "sliding_window": 64.0}, "sliding_window"),
     ({"layer_types": ["sliding_attention", "full_attention"]}, "layer_types"),
     ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, r"rope_scaling\.rope_type.*dynamic"),
     ({"rope_scaling": {"rope_type": "linear"}}, r"rope_scaling\.factor is missing"),
@@ -361,8 +361,13 @@ def test_config_refused_by_key(tmp_path: Path, config: dict[str, Any], message: 
     assert not (tmp_path / "out.gguf").exists()
 
 
-def test_window_as_long_as_the_context(tmp_path: Path) -> None:
-    run(tmp_path, config={"architectures": ["MistralForCausalLM"], "sliding_window": 128})
+WINDOWS = [({"sliding_window": 128}, None), ({"sliding_window": 40}, 40), ({"max_position_embeddings": 8192}, 4096)]
+
+
+@pytest.mark.parametrize(("config", "window"), WINDOWS)
+def test_mistrals_window(tmp_path: Path, config: dict[str, Any], window: int | None) -> None:
+    fields, _ = run(tmp_path, config=config | {"architectures": ["MistralForCausalLM"]})
+    assert fields.get("llama.attention.sliding_window") == window
 
 
 def test_wrong_tensors_are_named_together(tmp_path: Path) -> None:

@@ -1,0 +1,273 @@
+"""What the families of decoders have in common: sizes in config.json, their GGUF metadata, the usual tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.gguf_writer import BOOL, Value, f32, i32_array, u32
+from gumba_convert.plan import ConfigReader, Plan
+from gumba_convert.rope import KINDS, Rope, read_rope, rope_metadata
+from gumba_convert.table import Change, Layer, TensorTable
+
+MAX_LAYERS = 4096
+RMS_EPS = "attention.layer_norm_rms_epsilon"
+LAYER_EPS = "attention.layer_norm_epsilon"
+
+
+@dataclass(frozen=True)
+class Names:
+    """The keys of config.json that hold the sizes; GPT-2's relatives have their own."""
+
+    n_layers: str = "num_hidden_layers"
+    n_embd: str = "hidden_size"
+    n_ff: str = "intermediate_size"
+    n_heads: str = "num_attention_heads"
+    n_kv_heads: str = "num_key_value_heads"
+    n_ctx: str = "max_position_embeddings"
+    norm_eps: str = "rms_norm_eps"
+    activation: str = "hidden_act"
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Sizes of a decoder, checked against each other. `rope` is None where positions are not rotated."""
+
+    reader: ConfigReader
+    n_layers: int
+    n_embd: int
+    n_ff: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    has_head_dim: bool
+    n_vocab: int
+    n_ctx: int
+    norm_eps: float
+    tied: bool
+    rope: Rope | None
+
+    @property
+    def n_q(self) -> int:
+        """Width of all query heads."""
+        return self.n_heads * self.head_dim
+
+    @property
+    def n_kv(self) -> int:
+        """Width of all heads of K, or of V."""
+        return self.n_kv_heads * self.head_dim
+
+    @property
+    def n_rotated(self) -> int:
+        """Values of a head that are rotated."""
+        return int(self.head_dim * self.rope.partial) if self.rope is not None else 0
+
+
+def text_config(checkpoint: Checkpoint) -> ConfigReader:
+    """config.json, or its `text_config` where the language model is a part of something larger."""
+    reader = ConfigReader(checkpoint.config, f"{checkpoint.folder / 'config.json'}")
+    reader.must_be("quantization_config")
+    return reader.section("text_config") or reader
+
+
+def read_decoder(
+    reader: ConfigReader,
+    *,
+    defaults: dict[str, Any] | None = None,
+    names: Names | None = None,
+    activations: tuple[str, ...] = ("silu", "swish"),
+    theta: float | None = 10000.0,
+    partial: float | None = None,
+) -> Decoder:
+    """The sizes of a decoder.
+
+    Args:
+        defaults: transformers' defaults of this family, by the fields of `Names`, and `head_dim`, `tied`, `vocab_size`.
+            A size without one is required.
+        activations: what the family's feed-forward may use.
+        theta: the default of the base frequency; None for no rotary positions.
+        partial: the default of `partial_rotary_factor`; None where all of a head must be rotated.
+
+    Raises:
+        ConvertError: a key is missing, wrong or not supported.
+    """
+    keys, given = names or Names(), defaults or {}
+    reader.must_be("quantization_config")
+    reader.must_be(keys.activation, *activations)
+    n_embd = reader.integer(keys.n_embd, given.get("n_embd"))
+    n_heads = reader.integer(keys.n_heads, given.get("n_heads"))
+    head_dim = given.get("head_dim")
+    if not reader.has("head_dim") and head_dim is None and n_embd % n_heads:
+        raise reader.fail(keys.n_heads, f"is {n_heads}, which does not divide {keys.n_embd} {n_embd}")
+    has_head_dim = reader.has("head_dim") or head_dim is not None
+    head_dim = reader.integer("head_dim", head_dim or n_embd // n_heads)
+    n_kv_heads = reader.integer(keys.n_kv_heads, given.get("n_kv_heads", n_heads))
+    if n_heads % n_kv_heads:
+        raise reader.fail(keys.n_kv_heads, f"is {n_kv_heads}, which does not divide the {n_heads} heads")
+    n_layers = reader.integer(keys.n_layers, given.get("n_layers"))
+    if n_layers > MAX_LAYERS:
+        raise reader.fail(keys.n_layers, f"is {n_layers}; at most {MAX_LAYERS} are supported")
+    rope = None
+    if theta is not None:
+        rope = read_rope(reader, theta=theta, partial=1.0 if partial is None else partial)
+        if partial is None and rope.partial != 1:
+            raise reader.fail("partial_rotary_factor", f"is {rope.partial}; only 1 is supported")
+        if int(head_dim * rope.partial) % 2:
+            raise reader.fail(
+                "head_dim",
+                f"is {head_dim}, of which {rope.partial:g} are rotated; rotary positions need an even number",
+            )
+    return Decoder(
+        reader=reader,
+        n_layers=n_layers,
+        n_embd=n_embd,
+        n_ff=reader.integer(keys.n_ff, given.get("n_ff")),
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        head_dim=head_dim,
+        has_head_dim=has_head_dim,
+        n_vocab=reader.integer("vocab_size", given.get("vocab_size")),
+        n_ctx=reader.integer(keys.n_ctx, given.get("n_ctx", 2048)),
+        norm_eps=reader.number(keys.norm_eps, given.get("norm_eps", 1e-6)),
+        tied=reader.flag("tie_word_embeddings", given.get("tied", False)),
+        rope=rope,
+    )
+
+
+def metadata(
+    architecture: str,
+    d: Decoder,
+    *,
+    eps: str = RMS_EPS,
+    kinds: tuple[str, ...] = KINDS,
+    log_multiplier: bool = False,
+    truncates: bool = True,
+) -> tuple[dict[str, Value], np.ndarray | None]:
+    """The metadata that every decoder has, and llama3's frequency factors where the model has them.
+
+    Args:
+        eps: the key of the norms' epsilon, without the architecture.
+        kinds, log_multiplier, truncates: see `rope_metadata`.
+    """
+    result = {
+        "block_count": u32(d.n_layers),
+        "context_length": u32(d.n_ctx),
+        "embedding_length": u32(d.n_embd),
+        "feed_forward_length": u32(d.n_ff),
+        "attention.head_count": u32(d.n_heads),
+        "attention.head_count_kv": u32(d.n_kv_heads),
+        eps: f32(d.norm_eps),
+        "vocab_size": u32(d.n_vocab),
+    }
+    if d.has_head_dim:
+        result |= {"attention.key_length": u32(d.head_dim), "attention.value_length": u32(d.head_dim)}
+    full = {f"{architecture}.{key}": value for key, value in result.items()}
+    if d.rope is None:
+        return full, None
+    rope, factors = rope_metadata(
+        d.rope,
+        architecture,
+        d.n_rotated,
+        d.n_ctx,
+        kinds=kinds,
+        log_multiplier=log_multiplier,
+        truncates=truncates,
+    )
+    return full | rope, factors
+
+
+def booleans(values: list[bool]) -> Value:
+    """A metadata array of booleans."""
+    return Value(i32_array([]).type, values, BOOL)
+
+
+def sliding_layers(reader: ConfigReader, n_layers: int, default: list[bool]) -> list[bool]:
+    """Which layers see only the window, from `layer_types`; `default` where there is none.
+
+    Raises:
+        ConvertError: another length, or other types than full and sliding attention.
+    """
+    types = reader.config.get("layer_types")
+    if types is None:
+        return default
+    known = ("full_attention", "sliding_attention")
+    if not isinstance(types, list) or len(types) != n_layers or any(kind not in known for kind in types):
+        raise reader.fail(
+            "layer_types", f"is {str(types)[:100]}; expected {n_layers} of full_attention and sliding_attention"
+        )
+    return [kind == "sliding_attention" for kind in types]
+
+
+def every(n_layers: int, period: int) -> list[bool]:
+    """Windows in all layers but each `period`-th."""
+    return [bool((i + 1) % period) for i in range(n_layers)]
+
+
+def no_window(d: Decoder) -> None:
+    """Refuse a sliding window that a full context leaves, and layers of other types than full attention."""
+    window = d.reader.config.get("sliding_window")
+    if window is not None and (type(window) is not int or window < d.n_ctx):
+        raise d.reader.fail(
+            "sliding_window",
+            f"is {window!r}, smaller than {d.n_ctx} tokens of context: this family's models have no sliding attention",
+        )
+    full_only(d)
+
+
+def full_only(d: Decoder) -> None:
+    """Refuse layers of other types than full attention."""
+    if any(sliding_layers(d.reader, d.n_layers, [])):
+        raise d.reader.fail("layer_types", "asks for other than full attention, which is not supported")
+
+
+def embedding_and_head(table: TensorTable, d: Decoder, *, inner: str = "model", head: str = "lm_head") -> None:
+    """Token embedding, and the output matrix where it is not the embedding."""
+    table.tensor("token_embd.weight", f"{inner}.embed_tokens.weight", (d.n_vocab, d.n_embd))
+    if d.tied:  # the output matrix of a tied checkpoint is the embedding, whatever a copy of it in the file says
+        table.spare(f"{head}.weight")
+    else:
+        table.tensor("output.weight", f"{head}.weight", (d.n_vocab, d.n_embd))
+
+
+def attention(
+    layer: Layer,
+    d: Decoder,
+    *,
+    bias: bool = False,
+    output_bias: bool = False,
+    rows: tuple[np.ndarray, np.ndarray] | None = None,
+    names: tuple[str, str, str, str] = ("q_proj", "k_proj", "v_proj", "o_proj"),
+    inner: str = "self_attn",
+) -> None:
+    """The four matrices of attention; `rows` reorders those of Q and K."""
+    rows_q, rows_k = rows or (None, None)
+    q, k, v, o = (f"{inner}.{name}" for name in names)
+    layer.linear("attn_q", q, (d.n_q, d.n_embd), bias=bias, rows=rows_q)
+    layer.linear("attn_k", k, (d.n_kv, d.n_embd), bias=bias, rows=rows_k)
+    layer.linear("attn_v", v, (d.n_kv, d.n_embd), bias=bias)
+    layer.linear("attn_output", o, (d.n_embd, d.n_q), bias=output_bias)
+
+
+def gated_ffn(layer: Layer, d: Decoder, *, bias: bool = False, inner: str = "mlp") -> None:
+    """A gated feed-forward's three matrices."""
+    layer.linear("ffn_gate", f"{inner}.gate_proj", (d.n_ff, d.n_embd), bias=bias)
+    layer.linear("ffn_up", f"{inner}.up_proj", (d.n_ff, d.n_embd), bias=bias)
+    layer.linear("ffn_down", f"{inner}.down_proj", (d.n_embd, d.n_ff), bias=bias)
+
+
+def head_norms(layer: Layer, d: Decoder, *, change: Change | None = None) -> None:
+    """RMS norms of each head of Q and K."""
+    layer.norm("attn_q_norm", "self_attn.q_norm", d.head_dim, change=change)
+    layer.norm("attn_k_norm", "self_attn.k_norm", d.head_dim, change=change)
+
+
+def finish(
+    architecture: str, d: Decoder, values: dict[str, Value], table: TensorTable, factors: np.ndarray | None
+) -> Plan:
+    """The plan of a family; llama3's factors become the last tensor."""
+    if factors is not None:
+        table.computed("rope_freqs.weight", factors)
+    return Plan(architecture, values, table.sources(), d.n_vocab, d.tied)

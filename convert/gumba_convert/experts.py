@@ -1,0 +1,72 @@
+"""Mixtures of experts: sizes, metadata, and the experts' matrices stacked into one tensor of each kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gumba_convert.decoder import Decoder
+from gumba_convert.gguf_writer import Value, u32
+from gumba_convert.plan import ConfigReader
+from gumba_convert.table import Layer
+
+MAX_EXPERTS = 4096
+
+
+@dataclass(frozen=True)
+class Experts:
+    """How many experts there are, how many a token uses, and the width of one."""
+
+    n: int
+    n_used: int
+    n_ff: int
+
+
+def read_experts(
+    reader: ConfigReader,
+    key: str,
+    *,
+    n: int | None = None,
+    n_used: int | None = None,
+    used_key: str = "num_experts_per_tok",
+    n_ff: int,
+) -> Experts:
+    """The sizes; `key` holds the number of experts (or transformers 5's common `num_local_experts` does), `n` and
+    `n_used` are the family's defaults.
+
+    Raises:
+        ConvertError: a key is missing or wrong, or a token would use more experts than there are.
+    """
+    if not reader.has(key):
+        key = "num_local_experts"
+    count, used = reader.integer(key, n), reader.integer(used_key, n_used)
+    if count > MAX_EXPERTS:
+        raise reader.fail(key, f"is {count}; at most {MAX_EXPERTS} are supported")
+    if used > count:
+        raise reader.fail(used_key, f"is {used}, more than the {count} experts")
+    return Experts(count, used, n_ff)
+
+
+def expert_metadata(architecture: str, experts: Experts, *, width: bool = False) -> dict[str, Value]:
+    """The number of experts; with `width`, also their own feed-forward's."""
+    values = {
+        f"{architecture}.expert_count": u32(experts.n),
+        f"{architecture}.expert_used_count": u32(experts.n_used),
+    }
+    if width:
+        values[f"{architecture}.expert_feed_forward_length"] = u32(experts.n_ff)
+    return values
+
+
+def separate_experts(
+    layer: Layer,
+    d: Decoder,
+    experts: Experts,
+    inner: str,
+    *,
+    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+) -> None:
+    """Experts that are three matrices each, named `inner.NUMBER.NAME`; `names` of gate, up and down."""
+    gate, up = (experts.n_ff, d.n_embd), (experts.n_ff, d.n_embd)
+    for ours, theirs, shape in zip(("gate", "up", "down"), names, (gate, up, gate[::-1])):
+        parts = [f"{inner}.{i}.{theirs}.weight" for i in range(experts.n)]
+        layer.tensor(f"ffn_{ours}_exps.weight", parts, shape)

@@ -1,0 +1,93 @@
+"""Checkpoint families, one file each: `HF_ARCHITECTURES`, `MODEL_TYPES` and `plan(checkpoint)`."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from gumba.errors import ConvertError
+from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.families import (
+    baichuan,
+    chatglm,
+    cohere2,
+    deepseek2,
+    exaone4,
+    falcon,
+    gemma,
+    gemma2,
+    gemma3,
+    glm4,
+    gpt2,
+    gpt_oss,
+    gptneox,
+    granite,
+    internlm2,
+    lfm2,
+    llama,
+    mixtral,
+    olmo2,
+    phi2,
+    phi3,
+    qwen,
+    qwen2,
+    qwen2moe,
+    qwen3,
+    qwen3moe,
+    smollm3,
+    stablelm,
+    starcoder2,
+)
+
+MODULES: tuple[ModuleType, ...] = (
+    llama,
+    mixtral,
+    qwen,
+    qwen2,
+    qwen2moe,
+    qwen3,
+    qwen3moe,
+    chatglm,
+    glm4,
+    gemma,
+    gemma2,
+    gemma3,
+    phi2,
+    phi3,
+    gpt2,
+    gptneox,
+    starcoder2,
+    stablelm,
+    falcon,
+    baichuan,
+    internlm2,
+    olmo2,
+    granite,
+    smollm3,
+    exaone4,
+    cohere2,
+    deepseek2,
+    gpt_oss,
+    lfm2,
+)
+
+#: Families by the name in config.json's `architectures`, and by its `model_type`.
+FAMILIES: dict[str, ModuleType] = {name: family for family in MODULES for name in family.HF_ARCHITECTURES}
+MODEL_TYPES: dict[str, ModuleType] = {name: family for family in MODULES for name in family.MODEL_TYPES}
+
+
+def family_of(checkpoint: Checkpoint) -> ModuleType:
+    """The family of a checkpoint: by its architecture, or where it names none, by its model type.
+
+    Raises:
+        ConvertError: none that is known here.
+    """
+    architectures, model_type = checkpoint.config.get("architectures"), checkpoint.config.get("model_type")
+    if architectures is None and isinstance(model_type, str) and model_type in MODEL_TYPES:
+        return MODEL_TYPES[model_type]
+    found = architectures[0] if isinstance(architectures, list) and len(architectures) == 1 else architectures
+    if not isinstance(found, str) or found not in FAMILIES:
+        raise ConvertError(
+            f"{checkpoint.folder / 'config.json'}: architectures is {architectures!r}; "
+            f"known are {', '.join(sorted(FAMILIES))}"
+        )
+    return FAMILIES[found]

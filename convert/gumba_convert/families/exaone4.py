@@ -1,0 +1,63 @@
+"""EXAONE 4: norms after each part and on the heads of Q and K. Where there are windows, only those layers rotate."""
+
+from __future__ import annotations
+
+from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.decoder import (
+    Decoder,
+    attention,
+    booleans,
+    embedding_and_head,
+    finish,
+    gated_ffn,
+    head_norms,
+    metadata,
+    read_decoder,
+    sliding_layers,
+    text_config,
+)
+from gumba_convert.gguf_writer import u32
+from gumba_convert.plan import Plan
+from gumba_convert.table import TensorTable
+
+ARCHITECTURE = "exaone4"
+HF_ARCHITECTURES = ("Exaone4ForCausalLM",)
+MODEL_TYPES = ("exaone4",)
+
+DEFAULTS = {"n_kv_heads": 32, "norm_eps": 1e-5}
+
+
+def plan(checkpoint: Checkpoint) -> Plan:
+    """Metadata and tensors of an EXAONE 4 checkpoint.
+
+    Raises:
+        ConvertError: an unsupported configuration or set of tensors.
+    """
+    reader = text_config(checkpoint)
+    d = read_decoder(reader, defaults=DEFAULTS)
+    values, factors = metadata(ARCHITECTURE, d)
+    if reader.has("sliding_window"):
+        values["exaone4.attention.sliding_window"] = u32(reader.integer("sliding_window"))
+        values["exaone4.attention.sliding_window_pattern"] = booleans(sliding_layers(reader, d.n_layers, _pattern(d)))
+    elif any(sliding_layers(reader, d.n_layers, [])):
+        raise reader.fail("layer_types", "has sliding attention, but there is no sliding_window")
+    table = TensorTable(checkpoint)
+    embedding_and_head(table, d)
+    for layer in table.layers(d.n_layers):
+        attention(layer, d)
+        head_norms(layer, d)
+        layer.norm("post_attention_norm", "post_attention_layernorm", d.n_embd)
+        gated_ffn(layer, d)
+        layer.norm("post_ffw_norm", "post_feedforward_layernorm", d.n_embd)
+    table.norm("output_norm", "model.norm", d.n_embd)
+    return finish(ARCHITECTURE, d, values, table, factors)
+
+
+def _pattern(d: Decoder) -> list[bool]:
+    """`sliding_window_pattern`: a period, or letters for the layers in turn, L (local) and G (global)."""
+    pattern = d.reader.config.get("sliding_window_pattern", 4)
+    if type(pattern) is int and pattern > 0:
+        pattern = "L" * (pattern - 1) + "G"
+    if not isinstance(pattern, str) or not pattern or set(pattern) - {"L", "G"}:
+        raise d.reader.fail("sliding_window_pattern", f"is {pattern!r}; expected a period or letters L and G")
+    return [pattern[i % len(pattern)] == "L" for i in range(d.n_layers)]

@@ -1,0 +1,47 @@
+"""Gemma: wide heads, norms that multiply by 1 + weight, and an output matrix that is the embedding."""
+
+from __future__ import annotations
+
+from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.decoder import (
+    attention,
+    embedding_and_head,
+    finish,
+    gated_ffn,
+    metadata,
+    read_decoder,
+    text_config,
+)
+from gumba_convert.plan import Plan
+from gumba_convert.table import TensorTable
+from gumba_convert.transforms import plus_one
+
+ARCHITECTURE = "gemma"
+HF_ARCHITECTURES = ("GemmaForCausalLM",)
+MODEL_TYPES = ("gemma",)
+
+DEFAULTS = {"n_kv_heads": 16, "n_ctx": 8192, "head_dim": 256, "tied": True}
+
+
+def plan(checkpoint: Checkpoint) -> Plan:
+    """Metadata and tensors of a Gemma checkpoint; its first files say `gelu` where they mean the tanh form.
+
+    Raises:
+        ConvertError: an unsupported configuration or set of tensors.
+    """
+    reader = text_config(checkpoint)
+    d = read_decoder(reader, defaults=DEFAULTS, activations=("gelu_pytorch_tanh", "gelu"))
+    reader.must_be("hidden_activation", "gelu_pytorch_tanh")
+    reader.must_be("use_bidirectional_attention", False)
+    reader.must_be("tie_word_embeddings", True)
+    bias = reader.flag("attention_bias", False)
+    values, factors = metadata(ARCHITECTURE, d, kinds=("default",))
+    table = TensorTable(checkpoint)
+    embedding_and_head(table, d)
+    for layer in table.layers(d.n_layers):
+        layer.norm("attn_norm", "input_layernorm", d.n_embd, change=plus_one)
+        attention(layer, d, bias=bias, output_bias=bias)
+        layer.norm("ffn_norm", "post_attention_layernorm", d.n_embd, change=plus_one)
+        gated_ffn(layer, d)
+    table.norm("output_norm", "model.norm", d.n_embd, change=plus_one)
+    return finish(ARCHITECTURE, d, values, table, factors)

@@ -1,0 +1,84 @@
+"""Gemma 2: norms before and after each part, soft caps, and every other layer sees only a window."""
+
+from __future__ import annotations
+
+from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.decoder import (
+    Decoder,
+    Names,
+    attention,
+    booleans,
+    embedding_and_head,
+    every,
+    finish,
+    gated_ffn,
+    metadata,
+    read_decoder,
+    sliding_layers,
+    text_config,
+)
+from gumba_convert.gguf_writer import f32, u32
+from gumba_convert.plan import Plan
+from gumba_convert.table import Layer, TensorTable
+from gumba_convert.transforms import plus_one
+
+ARCHITECTURE = "gemma2"
+HF_ARCHITECTURES = ("Gemma2ForCausalLM",)
+MODEL_TYPES = ("gemma2",)
+
+NAMES = Names(activation="hidden_activation")
+DEFAULTS = {"n_kv_heads": 4, "n_ctx": 8192, "head_dim": 256, "tied": True}
+PERIOD = 2
+# Models of so many layers (the 27B ones) scale attention by the width of a head as embedding / heads, others by the head's own.
+WIDE = 46
+
+
+def plan(checkpoint: Checkpoint) -> Plan:
+    """Metadata and tensors of a Gemma 2 checkpoint.
+
+    Raises:
+        ConvertError: an unsupported configuration or set of tensors.
+    """
+    reader = text_config(checkpoint)
+    d = read_decoder(reader, defaults=DEFAULTS, names=NAMES, activations=("gelu_pytorch_tanh",))
+    reader.must_be("use_bidirectional_attention", False)
+    check_scale(d, WIDE)
+    values, factors = metadata(ARCHITECTURE, d, kinds=("default",))
+    values |= {
+        "gemma2.attn_logit_softcapping": f32(reader.number("attn_logit_softcapping", 50.0)),
+        "gemma2.final_logit_softcapping": f32(reader.number("final_logit_softcapping", 30.0)),
+        "gemma2.attention.sliding_window": u32(reader.integer("sliding_window", 4096)),
+    }
+    usual = every(d.n_layers, PERIOD)
+    sliding = sliding_layers(reader, d.n_layers, usual)
+    if sliding != usual:
+        values["gemma2.attention.sliding_window_pattern"] = booleans(sliding)
+    bias = reader.flag("attention_bias", False)
+    table = TensorTable(checkpoint)
+    embedding_and_head(table, d)
+    for layer in table.layers(d.n_layers):
+        attention(layer, d, bias=bias, output_bias=bias)
+        gemma_block(layer, d)
+    table.norm("output_norm", "model.norm", d.n_embd, change=plus_one)
+    return finish(ARCHITECTURE, d, values, table, factors)
+
+
+def gemma_block(layer: Layer, d: Decoder) -> None:
+    """A layer's four norms and its feed-forward."""
+    layer.norm("attn_norm", "input_layernorm", d.n_embd, change=plus_one)
+    layer.norm("post_attention_norm", "post_attention_layernorm", d.n_embd, change=plus_one)
+    layer.norm("ffn_norm", "pre_feedforward_layernorm", d.n_embd, change=plus_one)
+    layer.norm("post_ffw_norm", "post_feedforward_layernorm", d.n_embd, change=plus_one)
+    gated_ffn(layer, d)
+
+
+def check_scale(d: Decoder, wide: int) -> None:
+    """GGUF has no key for `query_pre_attn_scalar`: readers know it from the sizes.
+
+    Raises:
+        ConvertError: it is another number than readers take.
+    """
+    known = d.n_embd // d.n_heads if d.n_layers == wide else d.head_dim
+    scalar = d.reader.number("query_pre_attn_scalar", 256)
+    if scalar != known:
+        raise d.reader.fail("query_pre_attn_scalar", f"is {scalar:g}; with these sizes only {known} is supported")

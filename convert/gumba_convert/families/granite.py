@@ -1,0 +1,87 @@
+"""IBM's Granite, dense and with experts: Llama with four multipliers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.decoder import Decoder, embedding_and_head, finish, gated_ffn, metadata, read_decoder, text_config
+from gumba_convert.experts import Experts, expert_metadata, read_experts
+from gumba_convert.families.llama import llama_attention
+from gumba_convert.gguf_writer import Value, f32, u32
+from gumba_convert.plan import Plan
+from gumba_convert.table import Layer, TensorTable
+from gumba_convert.transforms import part
+
+HF_ARCHITECTURES = ("GraniteForCausalLM", "GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM")
+MODEL_TYPES = ("granite", "granitemoe", "granitemoeshared")
+
+#: Keys of config.json and of GGUF.
+MULTIPLIERS = {
+    "attention_multiplier": "attention.scale",
+    "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale",
+    "logits_scaling": "logit_scale",
+}
+
+
+def plan(checkpoint: Checkpoint) -> Plan:
+    """Metadata and tensors of a Granite checkpoint: architecture `granite`, or `granitemoe` with experts.
+
+    Raises:
+        ConvertError: an unsupported configuration or set of tensors.
+    """
+    reader = text_config(checkpoint)
+    d = read_decoder(reader)
+    mixture = checkpoint.config.get("architectures") not in (None, ["GraniteForCausalLM"]) or reader.config.get(
+        "model_type"
+    ) not in (None, "granite")
+    architecture = "granitemoe" if mixture else "granite"
+    values, factors = metadata(architecture, d)
+    for theirs, ours in MULTIPLIERS.items():
+        values[f"{architecture}.{ours}"] = f32(reader.number(theirs, 1.0))
+    experts = read_experts(reader, "num_local_experts", n=8, n_used=2, n_ff=d.n_ff) if mixture else None
+    shared = 0
+    if experts is not None:
+        values |= expert_metadata(architecture, experts)
+        shared, more = _shared(d, architecture)
+        values |= more
+    attention_bias, mlp_bias = reader.flag("attention_bias", False), reader.flag("mlp_bias", False)
+    table = TensorTable(checkpoint)
+    embedding_and_head(table, d)
+    for layer in table.layers(d.n_layers):
+        llama_attention(layer, d, bias=attention_bias)
+        layer.norm("ffn_norm", "post_attention_layernorm", d.n_embd)
+        if experts is None:
+            gated_ffn(layer, d, bias=mlp_bias)
+        else:
+            _experts(layer, d, experts, shared)
+    table.norm("output_norm", "model.norm", d.n_embd)
+    return finish(architecture, d, values, table, factors)
+
+
+def _shared(d: Decoder, architecture: str) -> tuple[int, dict[str, Value]]:
+    """The width of the expert that every token uses, 0 for none, and its metadata."""
+    width = d.reader.integer("shared_intermediate_size") if d.reader.config.get("shared_intermediate_size") else 0
+    return width, {f"{architecture}.expert_shared_feed_forward_length": u32(width)} if width else {}
+
+
+def _experts(layer: Layer, d: Decoder, experts: Experts, shared: int) -> None:
+    """Router and experts; gate and up of each expert lie in one matrix, one after the other."""
+    n, n_ff = experts.n, experts.n_ff
+    layer.linear("ffn_gate_inp", "block_sparse_moe.router.layer", (n, d.n_embd))
+    both = np.arange(n * 2 * n_ff).reshape(n, 2, n_ff)
+    for i, name in enumerate(("gate", "up")):
+        layer.tensor(
+            f"ffn_{name}_exps.weight",
+            "block_sparse_moe.input_linear.weight",
+            (n, 2 * n_ff, d.n_embd),
+            rows=both[:, i].reshape(-1),
+            written=(n, n_ff, d.n_embd),
+        )
+    layer.tensor("ffn_down_exps.weight", "block_sparse_moe.output_linear.weight", (n, d.n_embd, n_ff))
+    if shared:
+        inner = "shared_mlp.input_linear"
+        layer.linear("ffn_gate_shexp", inner, (2 * shared, d.n_embd), rows=part(0, shared))
+        layer.linear("ffn_up_shexp", inner, (2 * shared, d.n_embd), rows=part(shared, shared))
+        layer.linear("ffn_down_shexp", "shared_mlp.output_linear", (d.n_embd, shared))

@@ -1,0 +1,77 @@
+"""Llama and Mistral checkpoints as GGUF architecture `llama`.
+
+Hugging Face stores the rows of each Q and K head as two halves (x of all pairs, then y of all pairs, as RoPE rotates
+halves there); GGUF's llama wants the pairs side by side.
+"""
+
+from __future__ import annotations
+
+from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.decoder import (
+    Decoder,
+    attention,
+    embedding_and_head,
+    finish,
+    full_only,
+    gated_ffn,
+    metadata,
+    no_window,
+    read_decoder,
+    text_config,
+)
+from gumba_convert.gguf_writer import u32
+from gumba_convert.plan import ConfigReader, Plan
+from gumba_convert.table import Layer, TensorTable
+from gumba_convert.transforms import pairs
+
+ARCHITECTURE = "llama"
+HF_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
+MODEL_TYPES = ("llama", "mistral")
+
+MISTRAL = {"n_kv_heads": 8, "n_ctx": 131072}
+
+
+def plan(checkpoint: Checkpoint) -> Plan:
+    """Metadata and tensors of a Llama or Mistral checkpoint.
+
+    Raises:
+        ConvertError: an unsupported configuration; missing, unexpected or mis-shaped tensors, all named together.
+    """
+    reader = text_config(checkpoint)
+    mistral = checkpoint.config.get("architectures") == ["MistralForCausalLM"] or reader.config.get("model_type") == (
+        "mistral"
+    )
+    d = read_decoder(reader, defaults=MISTRAL if mistral else None)
+    values, factors = metadata(ARCHITECTURE, d)
+    if mistral:
+        window = read_window(reader, d, 4096)
+        if window:
+            values["llama.attention.sliding_window"] = u32(window)
+    else:
+        no_window(d)
+    attention_bias, mlp_bias = reader.flag("attention_bias", False), reader.flag("mlp_bias", False)
+    table = TensorTable(checkpoint)
+    embedding_and_head(table, d)
+    for layer in table.layers(d.n_layers):
+        llama_attention(layer, d, bias=attention_bias)
+        layer.norm("ffn_norm", "post_attention_layernorm", d.n_embd)
+        gated_ffn(layer, d, bias=mlp_bias)
+    table.norm("output_norm", "model.norm", d.n_embd)
+    return finish(ARCHITECTURE, d, values, table, factors)
+
+
+def llama_attention(layer: Layer, d: Decoder, *, bias: bool = False) -> None:
+    """A layer's first norm and its attention, with the rows of Q and K in GGUF's order."""
+    layer.norm("attn_norm", "input_layernorm", d.n_embd)
+    rows = (pairs(d.n_heads, d.head_dim), pairs(d.n_kv_heads, d.head_dim))
+    attention(layer, d, bias=bias, output_bias=bias, rows=rows)
+
+
+def read_window(reader: ConfigReader, d: Decoder, default: int | None) -> int:
+    """The sliding window of all layers; 0 where there is none that a full context leaves."""
+    full_only(d)
+    window = reader.config.get("sliding_window", default)
+    if window is None:
+        return 0
+    window = reader.integer("sliding_window", default)
+    return window if window < d.n_ctx else 0

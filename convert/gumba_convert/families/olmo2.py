@@ -1,0 +1,59 @@
+"""OLMo 2 and 3: norms after attention and feed-forward, and over all of Q and of K; OLMo 3 has windows."""
+
+from __future__ import annotations
+
+from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.decoder import (
+    attention,
+    booleans,
+    embedding_and_head,
+    every,
+    finish,
+    gated_ffn,
+    metadata,
+    no_window,
+    read_decoder,
+    sliding_layers,
+    text_config,
+)
+from gumba_convert.gguf_writer import u32
+from gumba_convert.plan import Plan
+from gumba_convert.table import TensorTable
+
+ARCHITECTURE = "olmo2"
+HF_ARCHITECTURES = ("Olmo2ForCausalLM", "Olmo3ForCausalLM")
+MODEL_TYPES = ("olmo2", "olmo3")
+
+DEFAULTS = {"norm_eps": 1e-5}
+PERIOD = 4
+
+
+def plan(checkpoint: Checkpoint) -> Plan:
+    """Metadata and tensors of an OLMo 2 or 3 checkpoint.
+
+    Raises:
+        ConvertError: an unsupported configuration or set of tensors.
+    """
+    reader = text_config(checkpoint)
+    d = read_decoder(reader, defaults=DEFAULTS)
+    reader.must_be("attention_bias", False)
+    reader.must_be("tie_word_embeddings", False)
+    values, factors = metadata(ARCHITECTURE, d, kinds=("default", "yarn"))
+    if checkpoint.config.get("architectures") == ["Olmo3ForCausalLM"] or checkpoint.config.get("model_type") == "olmo3":
+        sliding = sliding_layers(reader, d.n_layers, every(d.n_layers, PERIOD))
+        if any(sliding):
+            values["olmo2.attention.sliding_window"] = u32(reader.integer("sliding_window", 4096))
+            values["olmo2.attention.sliding_window_pattern"] = booleans(sliding)
+    else:
+        no_window(d)
+    table = TensorTable(checkpoint)
+    embedding_and_head(table, d)
+    for layer in table.layers(d.n_layers):
+        attention(layer, d)
+        layer.norm("attn_q_norm", "self_attn.q_norm", d.n_q)
+        layer.norm("attn_k_norm", "self_attn.k_norm", d.n_kv)
+        layer.norm("post_attention_norm", "post_attention_layernorm", d.n_embd)
+        gated_ffn(layer, d)
+        layer.norm("post_ffw_norm", "post_feedforward_layernorm", d.n_embd)
+    table.norm("output_norm", "model.norm", d.n_embd)
+    return finish(ARCHITECTURE, d, values, table, factors)

@@ -1,0 +1,65 @@
+"""Qwen1.5-MoE and Qwen2-MoE: Qwen2's attention, many small experts, and one expert that every token uses."""
+
+from __future__ import annotations
+
+from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.decoder import (
+    Decoder,
+    attention,
+    embedding_and_head,
+    finish,
+    full_only,
+    metadata,
+    read_decoder,
+    text_config,
+)
+from gumba_convert.experts import expert_metadata, read_experts, separate_experts
+from gumba_convert.gguf_writer import u32
+from gumba_convert.plan import Plan
+from gumba_convert.table import TensorTable
+
+ARCHITECTURE = "qwen2moe"
+HF_ARCHITECTURES = ("Qwen2MoeForCausalLM",)
+MODEL_TYPES = ("qwen2_moe",)
+
+DEFAULTS = {"n_kv_heads": 16, "n_ctx": 32768}
+
+
+def plan(checkpoint: Checkpoint) -> Plan:
+    """Metadata and tensors of a Qwen2-MoE checkpoint; the chosen experts keep the router's weights as they are.
+
+    Raises:
+        ConvertError: an unsupported configuration or set of tensors.
+    """
+    reader = text_config(checkpoint)
+    d = read_decoder(reader, defaults=DEFAULTS)
+    every_layer_is_sparse(d)
+    reader.must_be("norm_topk_prob", False)
+    reader.must_be("qkv_bias", True)
+    experts = read_experts(reader, "num_experts", n=60, n_used=4, n_ff=reader.integer("moe_intermediate_size", 1408))
+    shared = reader.integer("shared_expert_intermediate_size", 5632)
+    values, factors = metadata(ARCHITECTURE, d)
+    values |= expert_metadata(ARCHITECTURE, experts, width=True)
+    values["qwen2moe.expert_shared_feed_forward_length"] = u32(shared)
+    table = TensorTable(checkpoint)
+    embedding_and_head(table, d)
+    for layer in table.layers(d.n_layers):
+        layer.norm("attn_norm", "input_layernorm", d.n_embd)
+        attention(layer, d, bias=True)
+        layer.norm("ffn_norm", "post_attention_layernorm", d.n_embd)
+        layer.linear("ffn_gate_inp", "mlp.gate", (experts.n, d.n_embd))
+        separate_experts(layer, d, experts, "mlp.experts")
+        layer.linear("ffn_gate_inp_shexp", "mlp.shared_expert_gate", (1, d.n_embd))
+        layer.linear("ffn_gate_shexp", "mlp.shared_expert.gate_proj", (shared, d.n_embd))
+        layer.linear("ffn_up_shexp", "mlp.shared_expert.up_proj", (shared, d.n_embd))
+        layer.linear("ffn_down_shexp", "mlp.shared_expert.down_proj", (d.n_embd, shared))
+    table.norm("output_norm", "model.norm", d.n_embd)
+    return finish(ARCHITECTURE, d, values, table, factors)
+
+
+def every_layer_is_sparse(d: Decoder) -> None:
+    """Refuse Qwen's layers without experts, and its windows."""
+    d.reader.must_be("decoder_sparse_step", 1)
+    d.reader.must_be("mlp_only_layers", [])
+    d.reader.must_be("use_sliding_window", False)
+    full_only(d)

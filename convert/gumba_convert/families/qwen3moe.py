@@ -1,0 +1,52 @@
+"""Qwen3's mixtures of experts: Qwen3's attention, and experts only."""
+
+from __future__ import annotations
+
+from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.decoder import (
+    attention,
+    embedding_and_head,
+    finish,
+    head_norms,
+    metadata,
+    read_decoder,
+    text_config,
+)
+from gumba_convert.experts import expert_metadata, read_experts, separate_experts
+from gumba_convert.families.qwen2moe import every_layer_is_sparse
+from gumba_convert.plan import Plan
+from gumba_convert.table import TensorTable
+
+ARCHITECTURE = "qwen3moe"
+HF_ARCHITECTURES = ("Qwen3MoeForCausalLM",)
+MODEL_TYPES = ("qwen3_moe",)
+
+DEFAULTS = {"n_kv_heads": 4, "n_ctx": 32768}
+
+
+def plan(checkpoint: Checkpoint) -> Plan:
+    """Metadata and tensors of a Qwen3-MoE checkpoint; the weights of the chosen experts are made to sum to 1.
+
+    Raises:
+        ConvertError: an unsupported configuration or set of tensors.
+    """
+    reader = text_config(checkpoint)
+    d = read_decoder(reader, defaults=DEFAULTS)
+    every_layer_is_sparse(d)
+    if not reader.flag("norm_topk_prob", False):
+        raise reader.fail("norm_topk_prob", "is false; only true is supported")
+    experts = read_experts(reader, "num_experts", n=128, n_used=8, n_ff=reader.integer("moe_intermediate_size", 768))
+    bias = reader.flag("attention_bias", False)
+    values, factors = metadata(ARCHITECTURE, d)
+    values |= expert_metadata(ARCHITECTURE, experts, width=True)
+    table = TensorTable(checkpoint)
+    embedding_and_head(table, d)
+    for layer in table.layers(d.n_layers):
+        layer.norm("attn_norm", "input_layernorm", d.n_embd)
+        attention(layer, d, bias=bias, output_bias=bias)
+        head_norms(layer, d)
+        layer.norm("ffn_norm", "post_attention_layernorm", d.n_embd)
+        layer.linear("ffn_gate_inp", "mlp.gate", (experts.n, d.n_embd))
+        separate_experts(layer, d, experts, "mlp.experts")
+    table.norm("output_norm", "model.norm", d.n_embd)
+    return finish(ARCHITECTURE, d, values, table, factors)

@@ -1,0 +1,52 @@
+"""SmolLM3: Llama whose every fourth layer does not rotate positions."""
+
+from __future__ import annotations
+
+from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.decoder import (
+    embedding_and_head,
+    every,
+    finish,
+    full_only,
+    gated_ffn,
+    metadata,
+    read_decoder,
+    text_config,
+)
+from gumba_convert.families.llama import llama_attention
+from gumba_convert.plan import Plan
+from gumba_convert.table import TensorTable
+
+ARCHITECTURE = "smollm3"
+HF_ARCHITECTURES = ("SmolLM3ForCausalLM",)
+MODEL_TYPES = ("smollm3",)
+
+DEFAULTS = {"n_kv_heads": 4, "n_ctx": 32768, "tied": True}
+PERIOD = 4
+
+
+def plan(checkpoint: Checkpoint) -> Plan:
+    """Metadata and tensors of a SmolLM3 checkpoint.
+
+    Raises:
+        ConvertError: an unsupported configuration (other layers without rotation, a window) or set of tensors.
+    """
+    reader = text_config(checkpoint)
+    d = read_decoder(reader, defaults=DEFAULTS, theta=2e6)
+    reader.must_be("use_sliding_window", False)
+    full_only(d)
+    rotated = reader.config.get("no_rope_layers")  # in spite of its name: 1 where positions are rotated
+    if rotated is None:
+        reader.must_be("no_rope_layer_interval", PERIOD)
+    elif rotated != [int(yes) for yes in every(d.n_layers, PERIOD)]:
+        raise reader.fail("no_rope_layers", f"is {str(rotated)[:100]}; only every {PERIOD}th layer may not rotate")
+    attention_bias, mlp_bias = reader.flag("attention_bias", False), reader.flag("mlp_bias", False)
+    values, factors = metadata(ARCHITECTURE, d, kinds=("default", "linear", "yarn"))
+    table = TensorTable(checkpoint)
+    embedding_and_head(table, d)
+    for layer in table.layers(d.n_layers):
+        llama_attention(layer, d, bias=attention_bias)
+        layer.norm("ffn_norm", "post_attention_layernorm", d.n_embd)
+        gated_ffn(layer, d, bias=mlp_bias)
+    table.norm("output_norm", "model.norm", d.n_embd)
+    return finish(ARCHITECTURE, d, values, table, factors)

@@ -1,0 +1,800 @@
+"""Every family's checkpoint in small, and by hand what GGUF makes of it: names, and moves of rows one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+W, F, V, LAYERS, HEADS, GROUPS, HEAD, CTX = 16, 24, 105, 2, 4, 2, 4, 128
+Q, KV = HEADS * HEAD, GROUPS * HEAD
+EXPERTS, EF, SHARED = 3, 8, 12
+
+Arrays = list[np.ndarray]
+Make = Callable[[Arrays], np.ndarray]
+
+BASE: dict[str, Any] = {
+    "hidden_size": W,
+    "intermediate_size": F,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": GROUPS,
+    "max_position_embeddings": CTX,
+    "vocab_size": V,
+    "tie_word_embeddings": False,
+    "rope_theta": 10000.0,
+}
+
+
+def same(parts: Arrays) -> np.ndarray:
+    return parts[0]
+
+
+def stacked(parts: Arrays) -> np.ndarray:
+    return np.stack(parts)
+
+
+def turned(parts: Arrays) -> np.ndarray:
+    return np.array([[row[i] for row in parts[0]] for i in range(parts[0].shape[1])])
+
+
+def plus_one(parts: Arrays) -> np.ndarray:
+    return parts[0] + np.float32(1)
+
+
+def paired(parts: Arrays, head: int = HEAD) -> np.ndarray:
+    """Rows of the two halves of each head in turn."""
+    rows = parts[0]
+    moved = rows.copy()
+    for row in range(len(rows)):
+        h, within = divmod(row, head)
+        half, pair = divmod(within, head // 2)
+        moved[h * head + 2 * pair + half] = rows[row]
+    return moved
+
+
+def from_groups(n_groups: int, per_group: int, *, pair: str = "") -> tuple[Make, Make, Make]:
+    """Q, K and V out of groups of `per_group` heads of Q, one of K, one of V; `pair`: whose rows are paired then."""
+
+    def pick(which: str) -> Make:
+        def make(parts: Arrays) -> np.ndarray:
+            rows = []
+            for group in range(n_groups):
+                for head in range(per_group + 2):
+                    kind = "q" if head < per_group else ("k" if head == per_group else "v")
+                    for i in range(HEAD):
+                        if kind == which:
+                            rows.append(parts[0][(group * (per_group + 2) + head) * HEAD + i])
+            found = np.array(rows)
+            return paired([found]) if which in pair else found
+
+        return make
+
+    return pick("q"), pick("k"), pick("v")
+
+
+def joined(makes: tuple[Make, Make, Make]) -> Make:
+    return lambda parts: np.concatenate([make(parts) for make in makes])
+
+
+def rows(first: int, count: int, then: Make = same) -> Make:
+    return lambda parts: then([parts[0][first : first + count]])
+
+
+Entry = tuple[str | list[str], tuple[int, ...], Make]  # checkpoint's names, their shape, what becomes of them
+
+
+@dataclass(frozen=True)
+class Family:
+    """`config` beside BASE; `outer` and `inner`: GGUF's tensors, those of a layer with the layer's beginnings put before.
+
+    `keys`: what the metadata must hold beside the sizes, without the architecture; `spare`: tensors that are not needed.
+    """
+
+    module: str
+    architecture: str
+    config: dict[str, Any]
+    outer: dict[str, Entry]
+    inner: dict[str, Entry]
+    layer: str = "model.layers"
+    keys: dict[str, Any] = field(default_factory=dict)
+    without: tuple[str, ...] = ()  # keys of BASE that this configuration does not have
+    odd: dict[int, dict[str, Entry]] = field(default_factory=dict)  # layers with other tensors than `inner`
+    spare: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, Entry]:
+        result = dict(self.outer)
+        for i in range(LAYERS):
+            for ours, (theirs, shape, make) in self.odd.get(i, self.inner).items():
+                names = [theirs] if isinstance(theirs, str) else theirs
+                result[f"blk.{i}.{ours}"] = ([f"{self.layer}.{i}.{name}" for name in names], shape, make)
+        return result
+
+    def full_config(self) -> dict[str, Any]:
+        return {key: value for key, value in BASE.items() if key not in self.without} | self.config
+
+
+def matrices(**shapes: tuple[str, tuple[int, ...]]) -> dict[str, Entry]:
+    return {f"{ours}.weight": (f"{theirs}.weight", shape, same) for ours, (theirs, shape) in shapes.items()}
+
+
+def biases(*names: str, of: dict[str, Entry]) -> dict[str, Entry]:
+    """Biases beside the named weights, moved as those are."""
+    result = {}
+    for name in names:
+        theirs, shape, make = of[f"{name}.weight"]
+        assert isinstance(theirs, str)
+        result[f"{name}.bias"] = (theirs.removesuffix("weight") + "bias", shape[:1], make)
+    return result
+
+
+def norms(make: Make = same, bias: bool = False, width: int = W, **names: str) -> dict[str, Entry]:
+    result: dict[str, Entry] = {
+        f"{ours}.weight": (f"{theirs}.weight", (width,), make) for ours, theirs in names.items()
+    }
+    return result | (biases(*names, of=result) if bias else {})
+
+
+def changed(entries: dict[str, Entry], **makes: Make) -> dict[str, Entry]:
+    result = dict(entries)
+    for name, make in makes.items():
+        result[f"{name}.weight"] = (*entries[f"{name}.weight"][:2], make)
+    return result
+
+
+def experts(inner: str, names: tuple[str, str, str]) -> dict[str, Entry]:
+    shapes = {"gate": (EF, W), "up": (EF, W), "down": (W, EF)}
+    return {
+        f"ffn_{ours}_exps.weight": ([f"{inner}.{e}.{theirs}.weight" for e in range(EXPERTS)], shapes[ours], stacked)
+        for ours, theirs in zip(("gate", "up", "down"), names)
+    }
+
+
+ENDS = matrices(token_embd=("model.embed_tokens", (V, W)), output=("lm_head", (V, W))) | norms(output_norm="model.norm")
+TIED = {name: entry for name, entry in ENDS.items() if name != "output.weight"}
+ATTENTION = matrices(
+    attn_q=("self_attn.q_proj", (Q, W)),
+    attn_k=("self_attn.k_proj", (KV, W)),
+    attn_v=("self_attn.v_proj", (KV, W)),
+    attn_output=("self_attn.o_proj", (W, Q)),
+)
+LLAMA_ATTENTION = changed(ATTENTION, attn_q=paired, attn_k=paired)
+MLP = matrices(ffn_gate=("mlp.gate_proj", (F, W)), ffn_up=("mlp.up_proj", (F, W)), ffn_down=("mlp.down_proj", (W, F)))
+NORMS = norms(attn_norm="input_layernorm", ffn_norm="post_attention_layernorm")
+HEAD_NORMS = norms(width=HEAD, attn_q_norm="self_attn.q_norm", attn_k_norm="self_attn.k_norm")
+QKV_BIAS = biases("attn_q", "attn_k", "attn_v", of=ATTENTION)
+GEMMA_BLOCK = norms(
+    plus_one,
+    attn_norm="input_layernorm",
+    post_attention_norm="post_attention_layernorm",
+    ffn_norm="pre_feedforward_layernorm",
+    post_ffw_norm="post_feedforward_layernorm",
+)
+GEMMA_ENDS = TIED | norms(plus_one, output_norm="model.norm")
+MIXTURE = {"num_experts": EXPERTS, "num_experts_per_tok": 2, "moe_intermediate_size": EF}
+MIXTURE_KEYS = {"expert_count": EXPERTS, "expert_used_count": 2, "expert_feed_forward_length": EF}
+ROUTER = matrices(ffn_gate_inp=("mlp.gate", (EXPERTS, W)))
+FUSED_GATE_UP = matrices(ffn_up=("mlp.gate_up_proj", (2 * F, W)), ffn_down=("mlp.down_proj", (W, F)))
+FALCON_FF = {"ffn_up": ("mlp.dense_h_to_4h", (4 * W, W)), "ffn_down": ("mlp.dense_4h_to_h", (W, 4 * W))}
+NEOX_FF = {"ffn_up": ("mlp.dense_h_to_4h", (F, W)), "ffn_down": ("mlp.dense_4h_to_h", (W, F))}
+WINDOW = {"sliding_window": 40}
+MULTIPLIERS = {
+    "attention_multiplier": 0.5,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.25,
+    "logits_scaling": 8.0,
+}
+SCALES = {"attention.scale": 0.5, "embedding_scale": 3.0, "residual_scale": 0.25, "logit_scale": 8.0}
+NO_BIAS_NEEDED = ("num_key_value_heads",)
+
+PHI2_ATTENTION = matrices(
+    attn_q=("self_attn.q_proj", (Q, W)),
+    attn_k=("self_attn.k_proj", (KV, W)),
+    attn_v=("self_attn.v_proj", (KV, W)),
+    attn_output=("self_attn.dense", (W, Q)),
+)
+PHI2_FF = matrices(ffn_up=("mlp.fc1", (F, W)), ffn_down=("mlp.fc2", (W, F)))
+GPT2_MATRICES = changed(
+    matrices(
+        attn_qkv=("attn.c_attn", (W, 3 * W)),
+        attn_output=("attn.c_proj", (W, W)),
+        ffn_up=("mlp.c_fc", (W, 4 * W)),
+        ffn_down=("mlp.c_proj", (4 * W, W)),
+    ),
+    **dict.fromkeys(("attn_qkv", "attn_output", "ffn_up", "ffn_down"), turned),
+)
+GPT2_BIASES: dict[str, Entry] = {
+    "attn_qkv.bias": ("attn.c_attn.bias", (3 * W,), same),
+    "attn_output.bias": ("attn.c_proj.bias", (W,), same),
+    "ffn_up.bias": ("mlp.c_fc.bias", (4 * W,), same),
+    "ffn_down.bias": ("mlp.c_proj.bias", (W,), same),
+}
+NEOX = changed(
+    matrices(attn_qkv=("attention.query_key_value", (3 * W, W)), attn_output=("attention.dense", (W, W)), **NEOX_FF),
+    attn_qkv=joined(from_groups(HEADS, 1)),
+)
+NEOX_BIASES = biases("attn_qkv", "attn_output", "ffn_up", "ffn_down", of=NEOX)
+STARCODER_FF = matrices(ffn_up=("mlp.c_fc", (F, W)), ffn_down=("mlp.c_proj", (W, F)))
+FALCON_7B = changed(
+    matrices(
+        attn_qkv=("self_attention.query_key_value", (Q + 2 * HEAD, W)),
+        attn_output=("self_attention.dense", (W, Q)),
+        **FALCON_FF,
+    ),
+    attn_qkv=joined(from_groups(1, HEADS)),
+)
+FALCON_40B = changed(
+    matrices(
+        attn_qkv=("self_attention.query_key_value", (Q + 2 * KV, W)),
+        attn_output=("self_attention.dense", (W, Q)),
+        **FALCON_FF,
+    ),
+    attn_qkv=joined(from_groups(GROUPS, HEADS // GROUPS)),
+)
+FALCON_ENDS = matrices(token_embd=("transformer.word_embeddings", (V, W))) | norms(
+    bias=True, output_norm="transformer.ln_f"
+)
+INTERNLM = from_groups(GROUPS, HEADS // GROUPS, pair="qk")
+LM2 = changed(
+    matrices(
+        attn_q=("attention.wqkv", (Q + 2 * KV, W)),
+        attn_k=("attention.wqkv", (Q + 2 * KV, W)),
+        attn_v=("attention.wqkv", (Q + 2 * KV, W)),
+        attn_output=("attention.wo", (W, Q)),
+        ffn_gate=("feed_forward.w1", (F, W)),
+        ffn_up=("feed_forward.w3", (F, W)),
+        ffn_down=("feed_forward.w2", (W, F)),
+    ),
+    **dict(zip(("attn_q", "attn_k", "attn_v"), INTERNLM)),
+)
+PACK = ("self_attn.W_pack", (3 * Q, W))
+BAICHUAN = changed(
+    matrices(attn_q=PACK, attn_k=PACK, attn_v=PACK, attn_output=("self_attn.o_proj", (W, Q))),
+    attn_q=rows(0, Q, paired),
+    attn_k=rows(Q, Q, paired),
+    attn_v=rows(2 * Q, Q),
+)
+GLM_OWN = matrices(
+    attn_qkv=("self_attention.query_key_value", (Q + 2 * KV, W)),
+    attn_output=("self_attention.dense", (W, Q)),
+    ffn_up=("mlp.dense_h_to_4h", (2 * F, W)),
+    ffn_down=("mlp.dense_4h_to_h", (W, F)),
+)
+NOPE, ROPE, VALUE, RANK = 6, 4, 5, 8
+LATENT = {"kv_lora_rank": RANK, "qk_nope_head_dim": NOPE, "qk_rope_head_dim": ROPE, "v_head_dim": VALUE}
+
+
+def latent_k(parts: Arrays) -> np.ndarray:
+    result = np.zeros((HEADS, RANK, NOPE), np.float32)
+    for head in range(HEADS):
+        for i in range(NOPE):
+            result[head, :, i] = parts[0][head * (NOPE + VALUE) + i]
+    return result
+
+
+def latent_v(parts: Arrays) -> np.ndarray:
+    first = [head * (NOPE + VALUE) + NOPE for head in range(HEADS)]
+    return np.stack([parts[0][start : start + VALUE] for start in first])
+
+
+LATENT_ATTENTION = matrices(
+    attn_q=("self_attn.q_proj", (HEADS * (NOPE + ROPE), W)),
+    attn_kv_a_mqa=("self_attn.kv_a_proj_with_mqa", (RANK + ROPE, W)),
+    attn_output=("self_attn.o_proj", (W, HEADS * VALUE)),
+) | norms(width=RANK, attn_kv_a_norm="self_attn.kv_a_layernorm")
+KV_B = ("self_attn.kv_b_proj.weight", (HEADS * (NOPE + VALUE), RANK))
+LATENT_ATTENTION |= {"attn_k_b.weight": (*KV_B, latent_k), "attn_v_b.weight": (*KV_B, latent_v)}
+SHARED_FF = matrices(
+    ffn_gate_shexp=("mlp.shared_experts.gate_proj", (2 * EF, W)),
+    ffn_up_shexp=("mlp.shared_experts.up_proj", (2 * EF, W)),
+    ffn_down_shexp=("mlp.shared_experts.down_proj", (W, 2 * EF)),
+)
+
+
+def every_other(first: int) -> Make:
+    """Columns of each expert in turn, turned round: [experts, W, 2 F] -> [experts, F, W]."""
+    return lambda parts: np.stack([np.array([matrix[:, 2 * i + first] for i in range(F)]) for matrix in parts[0]])
+
+
+OSS: dict[str, Entry] = (
+    NORMS
+    | ATTENTION
+    | biases("attn_q", "attn_k", "attn_v", "attn_output", of=ATTENTION)
+    | {
+        "attn_sinks.weight": ("self_attn.sinks", (HEADS,), same),
+        "ffn_gate_inp.weight": ("mlp.router.weight", (EXPERTS, W), same),
+        "ffn_gate_inp.bias": ("mlp.router.bias", (EXPERTS,), same),
+        "ffn_gate_exps.weight": ("mlp.experts.gate_up_proj", (EXPERTS, W, 2 * F), every_other(0)),
+        "ffn_up_exps.weight": ("mlp.experts.gate_up_proj", (EXPERTS, W, 2 * F), every_other(1)),
+        "ffn_gate_exps.bias": ("mlp.experts.gate_up_proj_bias", (EXPERTS, 2 * F), lambda p: p[0][:, 0::2]),
+        "ffn_up_exps.bias": ("mlp.experts.gate_up_proj_bias", (EXPERTS, 2 * F), lambda p: p[0][:, 1::2]),
+        "ffn_down_exps.weight": (
+            "mlp.experts.down_proj",
+            (EXPERTS, F, W),
+            lambda p: np.stack([turned([matrix]) for matrix in p[0]]),
+        ),
+        "ffn_down_exps.bias": ("mlp.experts.down_proj_bias", (EXPERTS, W), same),
+    }
+)
+OSS = {name.replace("ffn_norm", "post_attention_norm"): entry for name, entry in OSS.items()}
+LFM2_FF = matrices(
+    ffn_gate=("feed_forward.w1", (F, W)), ffn_up=("feed_forward.w3", (F, W)), ffn_down=("feed_forward.w2", (W, F))
+) | norms(attn_norm="operator_norm", ffn_norm="ffn_norm")
+LFM2_ATTENTION = (
+    matrices(
+        attn_q=("self_attn.q_proj", (Q, W)),
+        attn_k=("self_attn.k_proj", (KV, W)),
+        attn_v=("self_attn.v_proj", (KV, W)),
+        attn_output=("self_attn.out_proj", (W, Q)),
+    )
+    | norms(width=HEAD, attn_q_norm="self_attn.q_layernorm", attn_k_norm="self_attn.k_layernorm")
+    | LFM2_FF
+)
+CONVOLUTION: dict[str, Entry] = {
+    "shortconv.conv.weight": ("conv.conv.weight", (W, 1, 3), lambda p: p[0].reshape(W, 3)),
+    "shortconv.in_proj.weight": ("conv.in_proj.weight", (3 * W, W), same),
+    "shortconv.out_proj.weight": ("conv.out_proj.weight", (W, W), same),
+}
+
+
+def hf(name: str, **more: Any) -> dict[str, Any]:
+    return {"architectures": [name], **more}
+
+
+GEMMA_CONFIG = {"head_dim": HEAD, "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True}
+PARTIAL = {"partial_rotary_factor": 0.5}
+SLIDE = {"layer_types": ["sliding_attention", "full_attention"]}
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family("llama", "llama", hf("LlamaForCausalLM"), ENDS, NORMS | LLAMA_ATTENTION | MLP),
+    "mistral": Family(
+        "llama",
+        "llama",
+        hf("MistralForCausalLM", **WINDOW),
+        ENDS,
+        NORMS | LLAMA_ATTENTION | MLP,
+        keys={"attention.sliding_window": 40},
+    ),
+    "mixtral": Family(
+        "mixtral",
+        "llama",
+        hf("MixtralForCausalLM", num_local_experts=EXPERTS, intermediate_size=EF),
+        ENDS,
+        NORMS
+        | LLAMA_ATTENTION
+        | matrices(ffn_gate_inp=("block_sparse_moe.gate", (EXPERTS, W)))
+        | experts("block_sparse_moe.experts", ("w1", "w3", "w2")),
+        keys={"expert_count": EXPERTS, "expert_used_count": 2},
+    ),
+    "qwen": Family(
+        "qwen",
+        "qwen",
+        hf("QWenLMHeadModel", seq_length=64, intermediate_size=2 * F, layer_norm_epsilon=1e-6, no_bias=True),
+        matrices(token_embd=("transformer.wte", (V, W)), output=("lm_head", (V, W)))
+        | norms(output_norm="transformer.ln_f"),
+        norms(attn_norm="ln_1", ffn_norm="ln_2")
+        | matrices(
+            attn_qkv=("attn.c_attn", (3 * Q, W)),
+            attn_output=("attn.c_proj", (W, Q)),
+            ffn_gate=("mlp.w2", (F, W)),
+            ffn_up=("mlp.w1", (F, W)),
+            ffn_down=("mlp.c_proj", (W, F)),
+        )
+        | {"attn_qkv.bias": ("attn.c_attn.bias", (3 * Q,), same)},
+        layer="transformer.h",
+        keys={"context_length": 64, "feed_forward_length": 2 * F, "attention.head_count_kv": HEADS},
+        without=NO_BIAS_NEEDED,
+    ),
+    "qwen2": Family("qwen2", "qwen2", hf("Qwen2ForCausalLM"), ENDS, NORMS | ATTENTION | QKV_BIAS | MLP),
+    "qwen2 tied": Family(
+        "qwen2", "qwen2", hf("Qwen2ForCausalLM", tie_word_embeddings=True), TIED, NORMS | ATTENTION | QKV_BIAS | MLP
+    ),
+    "qwen2moe": Family(
+        "qwen2moe",
+        "qwen2moe",
+        hf("Qwen2MoeForCausalLM", **MIXTURE, shared_expert_intermediate_size=SHARED),
+        ENDS,
+        NORMS
+        | ATTENTION
+        | QKV_BIAS
+        | ROUTER
+        | experts("mlp.experts", ("gate_proj", "up_proj", "down_proj"))
+        | matrices(
+            ffn_gate_inp_shexp=("mlp.shared_expert_gate", (1, W)),
+            ffn_gate_shexp=("mlp.shared_expert.gate_proj", (SHARED, W)),
+            ffn_up_shexp=("mlp.shared_expert.up_proj", (SHARED, W)),
+            ffn_down_shexp=("mlp.shared_expert.down_proj", (W, SHARED)),
+        ),
+        keys=MIXTURE_KEYS | {"expert_shared_feed_forward_length": SHARED},
+    ),
+    "qwen3": Family(
+        "qwen3",
+        "qwen3",
+        hf("Qwen3ForCausalLM", head_dim=HEAD),
+        ENDS,
+        NORMS | ATTENTION | HEAD_NORMS | MLP,
+        keys={"attention.key_length": HEAD, "attention.value_length": HEAD},
+    ),
+    "qwen3moe": Family(
+        "qwen3moe",
+        "qwen3moe",
+        hf("Qwen3MoeForCausalLM", **MIXTURE, norm_topk_prob=True),
+        ENDS,
+        NORMS | ATTENTION | HEAD_NORMS | ROUTER | experts("mlp.experts", ("gate_proj", "up_proj", "down_proj")),
+        keys=MIXTURE_KEYS,
+    ),
+    "chatglm": Family(
+        "chatglm",
+        "chatglm",
+        {
+            "architectures": ["ChatGLMModel"],
+            "num_layers": LAYERS,
+            "ffn_hidden_size": F,
+            "kv_channels": HEAD,
+            "multi_query_attention": True,
+            "multi_query_group_num": GROUPS,
+            "layernorm_epsilon": 1e-5,
+            "rope_ratio": 50,
+            "seq_length": 64,
+            "padded_vocab_size": V,
+            "add_qkv_bias": True,
+        },
+        matrices(
+            token_embd=("transformer.embedding.word_embeddings", (V, W)), output=("transformer.output_layer", (V, W))
+        )
+        | norms(output_norm="transformer.encoder.final_layernorm"),
+        NORMS | GLM_OWN | biases("attn_qkv", of=GLM_OWN),
+        layer="transformer.encoder.layers",
+        keys={
+            "context_length": 64,
+            "attention.head_count_kv": GROUPS,
+            "rope.freq_base": 500000.0,
+            "rope.dimension_count": HEAD // 2,
+        },
+        without=(
+            "num_hidden_layers",
+            "intermediate_size",
+            "max_position_embeddings",
+            "vocab_size",
+            "num_key_value_heads",
+        ),
+        spare={"transformer.rotary_pos_emb.inv_freq": (2,)},
+    ),
+    "glm": Family(
+        "chatglm",
+        "chatglm",
+        hf("GlmForCausalLM", head_dim=HEAD, **PARTIAL),
+        ENDS,
+        NORMS | ATTENTION | QKV_BIAS | FUSED_GATE_UP,
+        keys={"rope.dimension_count": HEAD // 2},
+    ),
+    "glm4": Family(
+        "glm4",
+        "glm4",
+        hf("Glm4ForCausalLM", head_dim=HEAD, attention_bias=True, **PARTIAL),
+        ENDS,
+        norms(
+            attn_norm="input_layernorm",
+            post_attention_norm="post_self_attn_layernorm",
+            ffn_norm="post_attention_layernorm",
+            post_ffw_norm="post_mlp_layernorm",
+        )
+        | ATTENTION
+        | QKV_BIAS
+        | FUSED_GATE_UP,
+        keys={"rope.dimension_count": HEAD // 2},
+    ),
+    "gemma": Family(
+        "gemma",
+        "gemma",
+        hf("GemmaForCausalLM", head_dim=HEAD, hidden_act="gelu", tie_word_embeddings=True),
+        GEMMA_ENDS,
+        norms(plus_one, attn_norm="input_layernorm", ffn_norm="post_attention_layernorm") | ATTENTION | MLP,
+        keys={"attention.key_length": HEAD},
+    ),
+    "gemma2": Family(
+        "gemma2",
+        "gemma2",
+        hf("Gemma2ForCausalLM", **GEMMA_CONFIG, **WINDOW, query_pre_attn_scalar=HEAD),
+        GEMMA_ENDS,
+        GEMMA_BLOCK | ATTENTION | MLP,
+        keys={
+            "attention.sliding_window": 40,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+            "attention.sliding_window_pattern": None,
+        },
+    ),
+    "gemma3": Family(
+        "gemma3",
+        "gemma3",
+        hf("Gemma3ForCausalLM", **GEMMA_CONFIG, **WINDOW, **SLIDE, query_pre_attn_scalar=HEAD)
+        | {"rope_theta": 1e6, "rope_local_base_freq": 20000.0, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+        GEMMA_ENDS,
+        GEMMA_BLOCK | ATTENTION | changed(HEAD_NORMS, attn_q_norm=plus_one, attn_k_norm=plus_one) | MLP,
+        keys={
+            "attention.sliding_window": 40,
+            "attention.sliding_window_pattern": [True, False],
+            "rope.freq_base": 1e6,
+            "rope.freq_base_swa": 20000.0,
+            "rope.scaling.type": "linear",
+            "rope.scaling.factor": 8.0,
+        },
+    ),
+    "phi2": Family(
+        "phi2",
+        "phi2",
+        hf("PhiForCausalLM", hidden_act="gelu_new", **PARTIAL),
+        matrices(token_embd=("model.embed_tokens", (V, W)), output=("lm_head", (V, W)))
+        | {"output.bias": ("lm_head.bias", (V,), same)}
+        | norms(bias=True, output_norm="model.final_layernorm"),
+        norms(bias=True, attn_norm="input_layernorm")
+        | PHI2_ATTENTION
+        | biases(*("attn_q", "attn_k", "attn_v", "attn_output"), of=PHI2_ATTENTION)
+        | PHI2_FF
+        | biases("ffn_up", "ffn_down", of=PHI2_FF),
+        keys={"attention.layer_norm_epsilon": 1e-5, "rope.dimension_count": HEAD // 2},
+    ),
+    "phi3": Family(
+        "phi3",
+        "phi3",
+        hf("Phi3ForCausalLM", original_max_position_embeddings=32)
+        | {"rope_scaling": {"type": "longrope", "long_factor": [1.5, 4.0], "short_factor": [1.0, 2.0]}},
+        ENDS
+        | {
+            "rope_factors_long.weight": ([], (), lambda _: np.array([1.5, 4.0], np.float32)),
+            "rope_factors_short.weight": ([], (), lambda _: np.array([1.0, 2.0], np.float32)),
+        },
+        NORMS
+        | matrices(attn_qkv=("self_attn.qkv_proj", (Q + 2 * KV, W)), attn_output=("self_attn.o_proj", (W, Q)))
+        | FUSED_GATE_UP,
+        keys={
+            "attention.sliding_window": 0,
+            "rope.scaling.original_context_length": 32,
+            "rope.scaling.attn_factor": (1 + np.log(4) / np.log(32)) ** 0.5,
+        },
+    ),
+    "gpt2": Family(
+        "gpt2",
+        "gpt2",
+        {
+            "architectures": ["GPT2LMHeadModel"],
+            "n_embd": W,
+            "n_layer": LAYERS,
+            "n_head": HEADS,
+            "n_positions": CTX,
+            "vocab_size": V,
+            "activation_function": "gelu_new",
+            "tie_word_embeddings": True,
+        },
+        matrices(token_embd=("transformer.wte", (V, W)), position_embd=("transformer.wpe", (CTX, W)))
+        | norms(bias=True, output_norm="transformer.ln_f"),
+        norms(bias=True, attn_norm="ln_1", ffn_norm="ln_2") | GPT2_MATRICES | GPT2_BIASES,
+        layer="transformer.h",
+        keys={"attention.layer_norm_epsilon": 1e-5, "feed_forward_length": 4 * W, "rope.freq_base": None},
+        without=tuple(BASE),
+        spare={"transformer.h.0.attn.bias": (1, 1, CTX, CTX)},
+    ),
+    "gptneox": Family(
+        "gptneox",
+        "gptneox",
+        hf("GPTNeoXForCausalLM", hidden_act="gelu", rotary_pct=0.5, rotary_emb_base=20000),
+        matrices(token_embd=("gpt_neox.embed_in", (V, W)), output=("embed_out", (V, W)))
+        | norms(bias=True, output_norm="gpt_neox.final_layer_norm"),
+        norms(bias=True, attn_norm="input_layernorm", ffn_norm="post_attention_layernorm") | NEOX | NEOX_BIASES,
+        layer="gpt_neox.layers",
+        keys={"rope.dimension_count": HEAD // 2, "rope.freq_base": 20000.0, "use_parallel_residual": True},
+        without=("num_key_value_heads", "rope_theta"),
+        spare={"gpt_neox.layers.1.attention.masked_bias": (), "gpt_neox.layers.0.attention.rotary_emb.inv_freq": (2,)},
+    ),
+    "starcoder2": Family(
+        "starcoder2",
+        "starcoder2",
+        hf("Starcoder2ForCausalLM", hidden_act="gelu_pytorch_tanh", tie_word_embeddings=True, **WINDOW),
+        matrices(token_embd=("model.embed_tokens", (V, W))) | norms(bias=True, output_norm="model.norm"),
+        norms(bias=True, attn_norm="input_layernorm", ffn_norm="post_attention_layernorm")
+        | ATTENTION
+        | biases("attn_q", "attn_k", "attn_v", "attn_output", of=ATTENTION)
+        | STARCODER_FF
+        | biases("ffn_up", "ffn_down", of=STARCODER_FF),
+        keys={"attention.sliding_window": 40},
+    ),
+    "stablelm": Family(
+        "stablelm",
+        "stablelm",
+        hf("StableLmForCausalLM", use_qkv_bias=True, **PARTIAL),
+        matrices(token_embd=("model.embed_tokens", (V, W)), output=("lm_head", (V, W)))
+        | norms(bias=True, output_norm="model.norm"),
+        norms(bias=True, attn_norm="input_layernorm", ffn_norm="post_attention_layernorm") | ATTENTION | QKV_BIAS | MLP,
+        keys={"use_parallel_residual": False, "rope.dimension_count": HEAD // 2},
+    ),
+    "stablelm 12B": Family(
+        "stablelm",
+        "stablelm",
+        hf("StableLmForCausalLM", qk_layernorm=True, use_parallel_residual=True, **PARTIAL),
+        matrices(token_embd=("model.embed_tokens", (V, W)), output=("lm_head", (V, W)))
+        | norms(bias=True, output_norm="model.norm"),
+        norms(bias=True, attn_norm="input_layernorm")
+        | ATTENTION
+        | MLP
+        | {
+            "attn_q_norm.weight": ([f"self_attn.q_layernorm.norms.{i}.weight" for i in range(HEADS)], (HEAD,), stacked),
+            "attn_k_norm.weight": (
+                [f"self_attn.k_layernorm.norms.{i}.weight" for i in range(GROUPS)],
+                (HEAD,),
+                stacked,
+            ),
+        },
+        keys={"use_parallel_residual": True},
+    ),
+    "falcon 7B": Family(
+        "falcon",
+        "falcon",
+        hf("FalconForCausalLM", tie_word_embeddings=True),
+        FALCON_ENDS,
+        norms(bias=True, attn_norm="input_layernorm") | FALCON_7B,
+        layer="transformer.h",
+        keys={"attention.head_count_kv": 1, "tensor_data_layout": "jploski", "feed_forward_length": 4 * W},
+        without=("num_key_value_heads", "intermediate_size"),
+        spare={"lm_head.weight": (V, W)},
+    ),
+    "falcon 40B": Family(
+        "falcon",
+        "falcon",
+        hf("FalconForCausalLM", new_decoder_architecture=True, num_kv_heads=GROUPS, tie_word_embeddings=True),
+        FALCON_ENDS,
+        norms(bias=True, attn_norm="ln_mlp", attn_norm_2="ln_attn") | FALCON_40B,
+        layer="transformer.h",
+        keys={"attention.head_count_kv": GROUPS, "feed_forward_length": 4 * W},
+        without=("num_key_value_heads", "intermediate_size"),
+    ),
+    "baichuan": Family(
+        "baichuan",
+        "baichuan",
+        hf("BaichuanForCausalLM"),
+        ENDS,
+        NORMS | BAICHUAN | MLP,
+        keys={"attention.head_count_kv": HEADS, "tensor_data_layout": "Meta AI original pth"},
+        without=("num_key_value_heads",),
+    ),
+    "internlm2": Family(
+        "internlm2",
+        "internlm2",
+        hf("InternLM2ForCausalLM", bias=False, rope_scaling={"type": "dynamic", "factor": 2.0}),
+        matrices(token_embd=("model.tok_embeddings", (V, W)), output=("output", (V, W)))
+        | norms(output_norm="model.norm"),
+        norms(attn_norm="attention_norm", ffn_norm="ffn_norm") | LM2,
+    ),
+    "olmo2": Family(
+        "olmo2",
+        "olmo2",
+        hf("Olmo2ForCausalLM"),
+        ENDS,
+        norms(post_attention_norm="post_attention_layernorm", post_ffw_norm="post_feedforward_layernorm")
+        | norms(width=Q, attn_q_norm="self_attn.q_norm")
+        | norms(width=KV, attn_k_norm="self_attn.k_norm")
+        | ATTENTION
+        | MLP,
+        keys={"attention.sliding_window": None},
+    ),
+    "olmo3": Family(
+        "olmo2",
+        "olmo2",
+        hf("Olmo3ForCausalLM", **WINDOW, **SLIDE),
+        ENDS,
+        norms(post_attention_norm="post_attention_layernorm", post_ffw_norm="post_feedforward_layernorm")
+        | norms(width=Q, attn_q_norm="self_attn.q_norm")
+        | norms(width=KV, attn_k_norm="self_attn.k_norm")
+        | ATTENTION
+        | MLP,
+        keys={"attention.sliding_window": 40, "attention.sliding_window_pattern": [True, False]},
+    ),
+    "granite": Family(
+        "granite", "granite", hf("GraniteForCausalLM", **MULTIPLIERS), ENDS, NORMS | LLAMA_ATTENTION | MLP, keys=SCALES
+    ),
+    "granitemoe": Family(
+        "granite",
+        "granitemoe",
+        hf("GraniteMoeSharedForCausalLM", **MULTIPLIERS)
+        | {"num_local_experts": EXPERTS, "intermediate_size": EF, "shared_intermediate_size": SHARED},
+        ENDS,
+        NORMS
+        | LLAMA_ATTENTION
+        | matrices(ffn_gate_inp=("block_sparse_moe.router.layer", (EXPERTS, W)))
+        | {
+            f"ffn_{name}_exps.weight": (
+                "block_sparse_moe.input_linear.weight",
+                (EXPERTS, 2 * EF, W),
+                lambda parts, first=first: np.stack([matrix[first : first + EF] for matrix in parts[0]]),
+            )
+            for name, first in (("gate", 0), ("up", EF))
+        }
+        | matrices(ffn_down_exps=("block_sparse_moe.output_linear", (EXPERTS, W, EF)))
+        | {
+            "ffn_gate_shexp.weight": ("shared_mlp.input_linear.weight", (2 * SHARED, W), rows(0, SHARED)),
+            "ffn_up_shexp.weight": ("shared_mlp.input_linear.weight", (2 * SHARED, W), rows(SHARED, SHARED)),
+            "ffn_down_shexp.weight": ("shared_mlp.output_linear.weight", (W, SHARED), same),
+        },
+        keys=SCALES | {"expert_count": EXPERTS, "expert_used_count": 2, "expert_shared_feed_forward_length": SHARED},
+    ),
+    "smollm3": Family(
+        "smollm3", "smollm3", hf("SmolLM3ForCausalLM", no_rope_layers=[1, 1]), ENDS, NORMS | LLAMA_ATTENTION | MLP
+    ),
+    "exaone4": Family(
+        "exaone4",
+        "exaone4",
+        hf("Exaone4ForCausalLM", **WINDOW, sliding_window_pattern="LLLG"),
+        ENDS,
+        norms(post_attention_norm="post_attention_layernorm", post_ffw_norm="post_feedforward_layernorm")
+        | ATTENTION
+        | HEAD_NORMS
+        | MLP,
+        keys={"attention.sliding_window": 40, "attention.sliding_window_pattern": [True, True]},
+    ),
+    "cohere2": Family(
+        "cohere2",
+        "cohere2",
+        hf("Cohere2ForCausalLM", **WINDOW, **SLIDE, logit_scale=0.25, tie_word_embeddings=True),
+        TIED,
+        norms(attn_norm="input_layernorm") | ATTENTION | MLP,
+        keys={
+            "attention.sliding_window": 40,
+            "attention.sliding_window_pattern": [True, False],
+            "logit_scale": 0.25,
+            "attention.layer_norm_epsilon": 1e-5,
+        },
+    ),
+    "deepseek2": Family(
+        "deepseek2",
+        "deepseek2",
+        hf("DeepseekV2ForCausalLM", **LATENT, q_lora_rank=None, first_k_dense_replace=1, n_shared_experts=2)
+        | {
+            "n_routed_experts": EXPERTS,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": EF,
+            "num_key_value_heads": HEADS,
+        },
+        ENDS,
+        NORMS | LATENT_ATTENTION | ROUTER | SHARED_FF | experts("mlp.experts", ("gate_proj", "up_proj", "down_proj")),
+        odd={0: NORMS | LATENT_ATTENTION | MLP},
+        keys=MIXTURE_KEYS
+        | {
+            "attention.head_count_kv": 1,
+            "attention.kv_lora_rank": RANK,
+            "attention.key_length": RANK + ROPE,
+            "attention.value_length": RANK,
+            "attention.key_length_mla": NOPE + ROPE,
+            "attention.value_length_mla": VALUE,
+            "attention.q_lora_rank": None,
+            "expert_shared_count": 2,
+            "leading_dense_block_count": 1,
+            "expert_gating_func": 1,
+            "rope.dimension_count": ROPE,
+        },
+    ),
+    "gpt_oss": Family(
+        "gpt_oss",
+        "gpt-oss",
+        hf("GptOssForCausalLM", **WINDOW, head_dim=HEAD, num_local_experts=EXPERTS, num_experts_per_tok=2),
+        ENDS,
+        OSS,
+        keys={
+            "expert_feed_forward_length": F,
+            "attention.sliding_window": 40,
+            "attention.sliding_window_pattern": None,
+        },
+    ),
+    "lfm2": Family(
+        "lfm2",
+        "lfm2",
+        hf("Lfm2ForCausalLM", layer_types=["conv", "full_attention"], tie_embedding=True)
+        | {"block_ff_dim": 36, "block_multiple_of": 8, "norm_eps": 1e-5},
+        matrices(token_embd=("model.embed_tokens", (V, W))) | norms(token_embd_norm="model.embedding_norm"),
+        LFM2_ATTENTION,
+        odd={0: LFM2_FF | CONVOLUTION},
+        keys={"attention.head_count_kv": [0, GROUPS], "shortconv.l_cache": 3, "feed_forward_length": F},
+        without=("tie_word_embeddings", "intermediate_size"),
+    ),
+}

@@ -1,0 +1,306 @@
+"""The tiny models of tools/make_arch_goldens.py: one per architecture, or per variant of it that computes otherwise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+#: Tokens of every prompt: past the windows here (WINDOW), and past one page of the KV cache (64).
+N_TOKENS = 71
+WINDOW = 40
+N_VOCAB = 131
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tiny model.
+
+    `name`: of the files, `arch_NAME`. `family`: transformers' classes are `familyConfig` and `familyForCausalLM`.
+    `settings`: of the configuration, on top of `SIZES`. `without`: settings that turn off what is special in it, which must
+    move the logits. `n_llama`: how many tokens llama.cpp is asked for: all of them; fewer where it leaves something out of
+    the model that begins after so many; 0 where it does not have the architecture. `centre`: what norms' weights lie around.
+    `remote`: the family to rewrite the checkpoint as, see arch_remote.py.
+    """
+
+    name: str
+    family: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    without: dict[str, Any] = field(default_factory=dict)
+    n_llama: int = N_TOKENS
+    centre: float = 1.0
+    head: str = "ForCausalLM"
+    remote: str = ""
+
+
+SIZES: dict[str, Any] = {
+    "vocab_size": N_VOCAB,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+}
+WIDE_HEADS = {"head_dim": 16}
+MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+FULL, SLIDING = "full_attention", "sliding_attention"
+LONG = [1.0, 1.3, 2.0, 3.5, 6.0, 9.0, 12.0, 17.0]
+SHORT = [1.0, 1.0, 1.1, 1.2, 1.5, 1.9, 2.5, 3.0]
+
+
+def longrope(original: int, n: int, **more: Any) -> dict[str, Any]:
+    """LongRoPE on `n` frequencies, from a context of `original` tokens."""
+    factors = {"long_factor": LONG[:n], "short_factor": SHORT[:n], "original_max_position_embeddings": original}
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, **factors, **more}
+    return {"rope_parameters": rope, "original_max_position_embeddings": original}
+
+
+def partly(share: float) -> dict[str, Any]:
+    """Heads of which only the first share is rotated."""
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": share}}
+
+
+GPT2 = {
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_inner": None,
+    "n_positions": 96,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+    "tie_word_embeddings": True,
+}
+MULTIPLIERS = {
+    "attention_multiplier": 0.5,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.7,
+    "logits_scaling": 1.5,
+}
+ONES = dict.fromkeys(MULTIPLIERS, 1.0)
+LATENT = {
+    "num_attention_heads": 2,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 24,
+    "n_routed_experts": 3,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+    "intermediate_size": 32,
+}
+DEEPSEEK_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": 32,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 0.707,
+    "mscale_all_dim": 0.707,
+}
+GPT_OSS = WIDE_HEADS | {
+    "num_local_experts": 3,
+    "num_experts_per_tok": 2,
+    "intermediate_size": 32,
+    "sliding_window": WINDOW,
+}
+GPT_OSS_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 150000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": 32,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+}
+OLMO3_ROPE = {
+    "full_attention": {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+        "attention_factor": 1.2,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+    },
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+}
+PLAIN_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+GEMMA3_ROPE = {
+    "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+}
+
+CASES = [
+    Case(
+        "llama_mistral",
+        "Mistral",
+        WIDE_HEADS | {"sliding_window": WINDOW},
+        {"sliding_window": None},
+        WINDOW,  # llama.cpp has no windows in this architecture
+    ),
+    Case("llama_mixtral", "Mixtral", {"num_local_experts": 5, "intermediate_size": 32, "sliding_window": None}),
+    Case("qwen2", "Qwen2", {"tie_word_embeddings": True}),
+    Case("qwen3", "Qwen3", WIDE_HEADS),
+    Case(
+        "gemma2",
+        "Gemma2",
+        WIDE_HEADS
+        | {
+            "query_pre_attn_scalar": 16,
+            "sliding_window": WINDOW,
+            "tie_word_embeddings": True,
+            "attn_logit_softcapping": 3.0,
+            "final_logit_softcapping": 5.0,
+        },
+        {"sliding_window": 256, "attn_logit_softcapping": None},
+        centre=0.0,
+    ),
+    Case(
+        "gemma3",
+        "Gemma3",
+        WIDE_HEADS
+        | {
+            "query_pre_attn_scalar": 16,
+            "sliding_window": WINDOW,
+            "tie_word_embeddings": True,
+            "num_hidden_layers": 3,
+            "layer_types": [SLIDING, FULL, SLIDING],
+            "rope_parameters": GEMMA3_ROPE,
+        },
+        {"sliding_window": 256},
+        centre=0.0,
+    ),
+    Case(
+        "phi3",
+        "Phi3",
+        {"sliding_window": WINDOW} | PLAIN_ROPE,
+        {"sliding_window": None},
+        WINDOW,  # llama.cpp ignores this architecture's window
+    ),
+    Case(
+        "phi3_longrope",
+        "Phi3",
+        {"num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True}
+        | longrope(64, 6, partial_rotary_factor=0.75),
+        longrope(128, 6, partial_rotary_factor=0.75),
+    ),
+    Case("qwen2moe", "Qwen2Moe", MIXTURE | {"shared_expert_intermediate_size": 32}),
+    Case("qwen3moe", "Qwen3Moe", WIDE_HEADS | MIXTURE | {"norm_topk_prob": True}),
+    Case("gemma", "Gemma", WIDE_HEADS | {"tie_word_embeddings": True, "num_key_value_heads": 1}, centre=0.0),
+    Case("phi2", "Phi", {"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 128} | partly(0.5)),
+    Case("gpt2", "GPT2", GPT2, head="LMHeadModel"),
+    Case("gptneox", "GPTNeoX", {"num_attention_heads": 2, "intermediate_size": 128} | partly(0.25)),
+    Case(
+        "gptneox_serial",
+        "GPTNeoX",
+        {"num_attention_heads": 4, "use_parallel_residual": False} | partly(1.0),
+        {"use_parallel_residual": True},
+    ),
+    Case(
+        "starcoder2",
+        "Starcoder2",
+        {"sliding_window": WINDOW, "tie_word_embeddings": True, "hidden_act": "gelu_pytorch_tanh"},
+        {"sliding_window": None},
+        WINDOW,  # llama.cpp ignores this architecture's window
+    ),
+    Case(
+        "stablelm",
+        "StableLm",
+        {"num_attention_heads": 2, "use_qkv_bias": True, "num_key_value_heads": 2} | partly(0.25),
+    ),
+    Case(
+        "stablelm_parallel",
+        "StableLm",
+        {"qk_layernorm": True, "use_parallel_residual": True} | partly(0.5),
+    ),
+    Case("falcon", "Falcon", {"num_attention_heads": 4, "ffn_hidden_size": 128, "tie_word_embeddings": True}),
+    Case(
+        "falcon_groups",
+        "Falcon",
+        {"new_decoder_architecture": True, "num_kv_heads": 2, "ffn_hidden_size": 64},
+    ),
+    Case("olmo2", "Olmo2"),
+    Case(
+        "olmo2_windows",
+        "Olmo3",
+        {"sliding_window": WINDOW, "layer_types": [SLIDING, FULL], "rope_parameters": OLMO3_ROPE},
+        {"sliding_window": 256},
+    ),
+    Case("granite", "Granite", MULTIPLIERS | {"tie_word_embeddings": True}, ONES),
+    Case("granitemoe", "GraniteMoe", MULTIPLIERS | {"num_local_experts": 4, "intermediate_size": 32}, ONES),
+    Case(
+        "granitemoe_shared",
+        "GraniteMoeShared",
+        MULTIPLIERS | {"num_local_experts": 3, "intermediate_size": 32, "shared_intermediate_size": 32},
+        ONES,
+    ),
+    Case(
+        "smollm3",
+        "SmolLM3",
+        {"num_hidden_layers": 4, "intermediate_size": 32, "tie_word_embeddings": True, "no_rope_layers": [1, 1, 1, 0]},
+        {"no_rope_layers": [1, 1, 1, 1]},
+    ),
+    Case("internlm2", "Llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, remote="internlm2"),
+    Case("baichuan", "Llama", {"num_key_value_heads": 4}, remote="baichuan", n_llama=0),  # rotates with 32 layers only
+    Case("exaone4", "Exaone4", {"sliding_window": None, "layer_types": [FULL, FULL]}),
+    Case(
+        "exaone4_windows",
+        "Exaone4",
+        {"sliding_window": WINDOW, "layer_types": [SLIDING, FULL]},
+        {"sliding_window": 256},
+        n_llama=0,  # has windows with 64 layers only
+    ),
+    Case(
+        "cohere2",
+        "Cohere2",
+        {"sliding_window": WINDOW, "layer_types": [SLIDING, FULL], "tie_word_embeddings": True, "logit_scale": 0.5},
+        {"sliding_window": 256},
+    ),
+    Case("glm4", "Glm4", WIDE_HEADS | {"attention_bias": True} | partly(0.5)),
+    Case("chatglm_glm", "Glm", WIDE_HEADS | {"num_attention_heads": 2, "attention_bias": True} | partly(0.5)),
+    Case(
+        "chatglm",
+        "Glm",
+        {"head_dim": 8, "attention_bias": True}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 50000.0, "partial_rotary_factor": 0.5}},
+        remote="chatglm",
+    ),
+    Case("qwen", "Qwen2", {"num_key_value_heads": 4}, remote="qwen"),
+    # llama.cpp wants Q in two matrices, but for models of 27 layers.
+    Case("deepseek2", "DeepseekV2", LATENT | {"q_lora_rank": None}, n_llama=0),
+    Case(
+        "deepseek2_yarn",
+        "DeepseekV2",
+        LATENT | {"q_lora_rank": 24, "rope_parameters": DEEPSEEK_YARN},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    ),
+    Case(
+        "deepseek2_v3",
+        "DeepseekV3",
+        LATENT
+        | {"q_lora_rank": 24, "n_routed_experts": 6, "n_group": 3, "topk_group": 2, "routed_scaling_factor": 2.5}
+        | {"num_key_value_heads": 2},
+    ),
+    Case("gpt_oss", "GptOss", GPT_OSS | PLAIN_ROPE, {"sliding_window": 256}),
+    Case(
+        "gpt_oss_yarn",
+        "GptOss",
+        GPT_OSS | {"rope_parameters": GPT_OSS_YARN},
+        PLAIN_ROPE,
+        n_llama=0,  # it rounds the ends of YaRN's ramp, which this family does not
+    ),
+    Case(
+        "lfm2",
+        "Lfm2",
+        {"num_hidden_layers": 3, "layer_types": ["conv", FULL, "conv"], "tie_word_embeddings": True, "conv_L_cache": 3}
+        | {"block_auto_adjust_ff_dim": False},
+    ),
+]
