@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from gumba.loaded import LoadedModel
 from gumba.outputs import BeamSearchOutput, KVUsage, Logprobs, RequestOutput, StreamOutput
 from gumba.params import BeamSearchParams, ContrastiveSearchParams, SamplingParams, require_count, require_number
 from gumba.progress import Progress
-from gumba.requests import Messages, ParamsOf, Pooling, Prompt, PromptProgress, Request, Requests, report
+from gumba.requests import Messages, ParamsOf, Pooled, Pooling, Prompt, PromptProgress, Request, Requests, report
 from gumba.text import ChatTemplate, Tokenizer
 
 if TYPE_CHECKING:
@@ -124,8 +124,10 @@ class LLM:
         self._requests = Requests(
             self._tokenizer,
             check_usable=self._engine.check_usable,
-            capacity=self._engine.capacity,
-            n_embd=self._loaded.model.config.n_embd,
+            capacity=self._engine.capacity
+            if self._loaded.model.config.causal
+            else min(self._engine.capacity, self._loaded.model.max_batch_tokens),
+            config=self._loaded.model.config,
             template=lambda: self.chat_template,
             find_draft=None if draft_model is None else self._found_draft,
             draft_tokens=draft_tokens,
@@ -356,30 +358,40 @@ class LLM:
             raise EngineError("cancelled")
         return scoring.logits
 
+    @overload
     def embed(
-        self,
-        prompts: Prompt | Iterable[Prompt],
-        *,
-        pooling: Pooling = "mean",
-        normalize: bool = True,
-    ) -> np.ndarray[Any, Any]:
+        self, prompts: Prompt | Iterable[Prompt], *, pooling: Pooled | None = None, normalize: bool = True
+    ) -> np.ndarray[Any, Any]: ...
+    @overload
+    def embed(
+        self, prompts: Prompt | Iterable[Prompt], *, pooling: Literal["none"], normalize: bool = True
+    ) -> list[np.ndarray[Any, Any]]: ...
+    def embed(
+        self, prompts: Prompt | Iterable[Prompt], *, pooling: Pooling | None = None, normalize: bool = True
+    ) -> np.ndarray[Any, Any] | list[np.ndarray[Any, Any]]:
         """Vectors that stand for texts, float32 [prompts, n_embd]: the final hidden states, pooled.
 
-        ``prompts`` as of ``generate``. ``pooling``: the mean over all tokens, or the first or the last token alone (which of
-        them means something depends on the training; the mean is the usual choice for models not trained for it).
-        ``normalize``: to length 1, so that a dot product is the cosine. Raises as ``stream`` does.
+        ``prompts`` as of ``generate``. ``pooling``: the mean over all tokens ("mean"), or the "first" ("cls") or the "last" token
+        alone; None: what the file says that the model was trained for, or else the mean. "none" gives a list, for each prompt
+        the states of all its tokens, float32 [tokens, n_embd]. ``normalize``: to length 1, so that a dot product is the cosine.
+        Raises as ``stream`` does.
         """
         sequences = self._requests.embeddings(prompts, pooling)
         self._engine.finish(sequences)
-        found = np.empty((len(sequences), self.model.config.n_embd), np.float32)
-        for row, sequence in zip(found, sequences):
+        found = [
+            np.atleast_2d(each.rows if pooling == "none" else each.vector).astype(np.float64) for each in sequences
+        ]
+        for rows, sequence in zip(found, sequences):
             if sequence.finish_reason == "cancelled":
                 raise EngineError("cancelled")
-            if not np.isfinite(sequence.vector).all():
+            if not np.isfinite(rows).all():
                 raise ModelError(f"the model's hidden states of a prompt of {sequence.n_prompt} tokens are not finite")
-            length = float(np.linalg.norm(sequence.vector)) if normalize else 1.0
-            row[:] = sequence.vector / (length or 1.0)
-        return found
+            if normalize:
+                lengths = np.array([[float(np.linalg.norm(row))] for row in rows])
+                rows /= np.where(lengths == 0.0, 1.0, lengths)
+        if pooling == "none":
+            return [rows.astype(np.float32) for rows in found]
+        return np.concatenate([*found, np.empty((0, self.model.config.n_embd))]).astype(np.float32)
 
     def score(self, prompt: Prompt, continuation: Prompt) -> list[Logprobs]:
         """Log-probability of each token of ``continuation`` after ``prompt``, by the model's own logits.

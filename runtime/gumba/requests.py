@@ -33,7 +33,8 @@ Messages = Sequence[Mapping[str, Any]]
 ParamsOf = SamplingParams | Sequence[SamplingParams | None] | None
 #: Told how many tokens of prompts have been read, and how many there are.
 PromptProgress = Callable[[int, int], object]
-Pooling = Literal["mean", "first", "last"]
+Pooled = Literal["mean", "cls", "first", "last"]
+Pooling = Literal["mean", "cls", "first", "last", "none"]
 
 #: From the seed of one answer to that of the next: the golden ratio's fraction of 2**64.
 _SEED_STEP = 0x9E3779B97F4A7C15
@@ -132,8 +133,9 @@ def _answers(params: SamplingParams) -> int:
 class Requests:
     """Makes sequences of what is asked of one model.
 
-    ``check_usable``: raises when nothing can be asked any more. ``capacity``: tokens that fit the context. ``template``: the
-    chat template. ``find_draft``: the model that drafts, None where there is none; ``draft_tokens``: how many at a time.
+    ``check_usable``: raises when nothing can be asked any more. ``capacity``: tokens that fit the context, or, of an encoder, a
+    step. ``config``: the model's. ``template``: the chat template. ``find_draft``: the model that drafts, None where there is
+    none; ``draft_tokens``: how many at a time.
 
     What its methods raise: RequestError for what is wrong, too long or out of range, TokenizerError for text that cannot be
     encoded, TemplateError for messages that the template refuses, and what ``check_usable`` raises.
@@ -145,13 +147,13 @@ class Requests:
         *,
         check_usable: Callable[[], None],
         capacity: int,
-        n_embd: int,
+        config: Any,
         template: Callable[[], ChatTemplate],
         find_draft: Callable[[], DraftRunner | None] | None,
         draft_tokens: int,
     ) -> None:
         self._tokenizer, self._check_usable = tokenizer, check_usable
-        self._capacity, self._n_embd, self._template = capacity, n_embd, template
+        self._capacity, self._config, self._template = capacity, config, template
         self._find_draft, self._draft_tokens = find_draft, draft_tokens
 
     def completions(self, prompts: str | Iterable[Prompt], params: ParamsOf) -> list[Request]:
@@ -199,23 +201,32 @@ class Requests:
         for prompt in _listed(prompts):
             ids = self.prompt_ids(prompt)
             ends = self._end_ids(ids, params, "prompt")
-            search = ContrastiveSearch(ids, params, end_ids=ends, capacity=self._capacity, n_embd=self._n_embd)
+            search = ContrastiveSearch(ids, params, end_ids=ends, capacity=self._capacity, n_embd=self._config.n_embd)
             searches.append(ContrastiveRequest(prompt if isinstance(prompt, str) else None, search, self._tokenizer))
         return searches
 
-    def embeddings(self, prompts: Prompt | Iterable[Prompt], pooling: Pooling) -> list[Embedding]:
-        """Pooled hidden states of prompts."""
-        if pooling not in ("mean", "first", "last"):
-            raise RequestError(f'pooling: expected "mean", "first" or "last", found {show(pooling)}')
+    def embeddings(self, prompts: Prompt | Iterable[Prompt], pooling: Pooling | None) -> list[Embedding]:
+        """Pooled hidden states of prompts; ``pooling`` None: as the model was trained, or the mean."""
+        if pooling is None:
+            trained = getattr(self._config, "pooling", "")
+            pooling = "first" if trained == "first" else "last" if trained == "last" else "mean"
+        if pooling not in ("mean", "cls", "first", "last", "none"):
+            raise RequestError(f'pooling: expected "mean", "cls", "first", "last" or "none", found {show(pooling)}')
+        kind: Literal["mean", "first", "last", "none"] = "first" if pooling == "cls" else pooling
         sequences = []
         for prompt in _listed(prompts):  # type: ignore[arg-type]
             ids = self._fitting(self.prompt_ids(prompt), "prompt")
-            sequences.append(Embedding(ids, self._n_embd, pooling))
+            sequences.append(Embedding(ids, self._config.n_embd, kind, whole=not self._config.causal))
         return sequences
+
+    def _check_causal(self) -> None:
+        if not self._config.causal:
+            raise RequestError(f"{self._config.architecture} models are encoders, without logits: use embed")
 
     def scoring(self, tokens: Sequence[int] | np.ndarray[Any, Any], width: int) -> Scoring:
         """Logits (``width`` of them) after each of ``tokens``."""
         self._check_usable()
+        self._check_causal()
         ids = self._fitting(self.checked(tokens, "tokens"), "tokens")
         try:
             return Scoring(ids, width)
@@ -276,6 +287,7 @@ class Requests:
         self, ids: list[int], params: SamplingParams | BeamSearchParams | ContrastiveSearchParams, field: str
     ) -> frozenset[int]:
         """Tokens that end an answer to the prompt ``ids``, which is checked to leave room for one."""
+        self._check_causal()
         capacity = self._capacity
         if len(ids) >= capacity:
             raise RequestError(

@@ -151,13 +151,15 @@ class Scheduler:
             budget = min(budget, self._prompt_part())
         before = budget
         for sequence in self._running:
-            if budget and sequence.remaining > 1:
+            if budget and sequence.remaining > 1 and not (sequence.whole and sequence.remaining > budget):
                 budget -= self._take(work, sequence, budget)
         for sequence in self._waiting[:]:
             if not budget:
                 break
             if sequence.held:
                 continue
+            if sequence.whole and len(sequence.tokens) > budget:
+                break  # its turn comes in a step of its own
             leader = sequence.leader
             if leader is not None and not leader.prompt_done and not leader.done:
                 continue  # what it would compute is being computed

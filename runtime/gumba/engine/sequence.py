@@ -80,6 +80,8 @@ class Sequence(ABC):
     hidden: np.ndarray[Any, Any]
     #: Most tokens that may come from there.
     most_cached = sys.maxsize
+    #: Whether its tokens have to be in one step, since each sees those after it.
+    whole = False
 
     def __init__(self, prompt: Ordered[int]) -> None:
         self.tokens = list(prompt)
@@ -388,21 +390,33 @@ class Scoring(Sequence):
 class Embedding(Sequence):
     """A sequence whose final hidden states are wanted, pooled: float64 [n_embd] in ``vector``.
 
-    ``pooling``: "mean" of all tokens, or that of the "first" or the "last".
+    ``pooling``: "mean" of all tokens, or that of the "first" or the "last"; or "none": all of them, float32 [n, n_embd] in
+    ``rows``. ``whole``: of an encoder, whose tokens see each other all.
     """
 
     wants_hidden = True
 
-    def __init__(self, tokens: Ordered[int], n_embd: int, pooling: Literal["mean", "first", "last"]) -> None:
+    def __init__(
+        self,
+        tokens: Ordered[int],
+        n_embd: int,
+        pooling: Literal["mean", "first", "last", "none"],
+        whole: bool = False,
+    ) -> None:
         super().__init__(tokens)
         if pooling != "last":
             self.most_cached = 0
         self._pooling = pooling
         self.vector = np.zeros(n_embd, np.float64)
+        self.rows = np.empty((self.n_prompt if pooling == "none" else 0, n_embd), np.float32)
+        if whole:
+            self.whole, self.shares = True, False
 
     def share(self, budget: int) -> tuple[list[int], Outputs]:
         count = min(self.remaining, budget)
-        if self._pooling == "mean":
+        if self.whole:
+            return self.tokens[:], "last" if self._pooling == "last" else "all"
+        if self._pooling in ("mean", "none"):
             return self.tokens[self.n_cached : self.n_cached + min(count, SCORED_PER_STEP)], "all"
         if self._pooling == "first" and self.n_cached == 0:
             return self.tokens[:1], "last"
@@ -412,7 +426,10 @@ class Embedding(Sequence):
     def advance(self, count: int, rows: np.ndarray[Any, Any], sampler: Sampler) -> None:
         if self._pooling == "mean" and self.n_cached == 0:
             self.vector[:] = 0.0  # perhaps from the beginning again
-        for row in self.hidden:  # one after the other, so that the sum does not depend on the steps
+        if self._pooling == "none":
+            self.rows[self.n_cached : self.n_cached + count] = self.hidden
+        # One row after the other, so that the sum does not depend on the steps.
+        for row in self.hidden[:1] if self._pooling == "first" else self.hidden:
             self.vector = self.vector + row if self._pooling == "mean" else row.astype(np.float64)
         self.n_cached += count
         if self.n_cached == self.n_prompt or self._pooling == "first":
