@@ -14,7 +14,34 @@ from gumba.errors import ModelError, RequestError, ResourceError, UnsupportedErr
 from gumba.gguf import GGUFFile
 from gumba.kernels.pages import PAGE_TOKENS
 from gumba.kv_cache import KVCache, KVShape
-from gumba.models import llama
+from gumba.models import (
+    baichuan,
+    chatglm,
+    cohere2,
+    exaone4,
+    falcon,
+    gemma,
+    gemma2,
+    gemma3,
+    glm4,
+    gpt2,
+    gptneox,
+    granite,
+    granitemoe,
+    internlm2,
+    llama,
+    olmo2,
+    phi2,
+    phi3,
+    qwen,
+    qwen2,
+    qwen2moe,
+    qwen3,
+    qwen3moe,
+    smollm3,
+    stablelm,
+    starcoder2,
+)
 from gumba.models.loader import Loader
 from gumba.models.model import Chunk, Model, token_ids
 from gumba.processors import available_memory, can_tie, default_threads, parse_list
@@ -26,7 +53,14 @@ from gumba.simd.isa import Isa
 log = logging.getLogger("gumba")
 
 #: Every architecture that runs, by its name in files.
-ARCHITECTURES: dict[str, ModuleType] = {llama.NAME: llama}
+ARCHITECTURES: dict[str, ModuleType] = {
+    module.NAME: module
+    for module in (
+        llama, qwen, qwen2, qwen2moe, qwen3, qwen3moe, chatglm, glm4, gemma, gemma2, gemma3, phi2, phi3, gpt2, gptneox,
+        starcoder2, stablelm, falcon, internlm2, olmo2, baichuan, granite, granitemoe, smollm3, exaone4,
+        cohere2,
+    )
+}  # fmt: skip
 
 #: Context when none is asked for: the model's own, but no more than this.
 DEFAULT_CONTEXT = 4096

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -104,7 +105,7 @@ class Loader:
         self._total = sum(t.n_bytes for t in gguf.tensors.values()) or 1
         self._done = 0
         self._lock = threading.Lock()
-        self._matrices: list[tuple[GGUFTensor, PackedMatrix]] = []
+        self._matrices: list[tuple[GGUFTensor, int, PackedMatrix]] = []
         self._memory: np.ndarray | None = None
         self._used = 0
         self._own = _Files(gguf)
@@ -115,8 +116,8 @@ class Loader:
     def __exit__(self, *exception: object) -> None:
         self._own.__exit__()
 
-    def vector(self, name: str) -> np.ndarray | None:
-        """A vector as float32; None when the file has none of that name."""
+    def vector(self, name: str, first: int = 0, last: int | None = None) -> np.ndarray | None:
+        """A vector as float32, or its elements ``first`` up to ``last``; None when the file has none of that name."""
         tensor = self.gguf.tensors.get(name)
         if tensor is None:
             return None
@@ -128,17 +129,34 @@ class Loader:
             raise ModelError(f"{self.gguf.path}: tensor {name} holds numbers that are not finite")
         values.flags.writeable = False
         self._count(tensor.n_bytes)
-        return values
+        return values[first:last]
 
-    def matrix(self, name: str) -> PackedMatrix | None:
-        """A matrix, woven for the kernels when ``run`` has ended; None when the file has none of that name."""
+    def matrix(self, name: str, first: int = 0, last: int | None = None) -> PackedMatrix | None:
+        """A matrix, or its rows ``first`` up to ``last``, woven for the kernels when ``run`` has ended.
+
+        None when the file has none of that name.
+        """
         tensor = self.gguf.tensors.get(name)
         if tensor is None:
             return None
-        n_rows, columns = tensor.shape
-        made = unwoven(block_format(self.gguf, tensor), n_rows, columns, self.isa, self._take)
+        n_rows, columns = tensor.shape if len(tensor.shape) == 2 else (1, tensor.shape[0])
+        last = n_rows if last is None else last
+        made = unwoven(block_format(self.gguf, tensor), last - first, columns, self.isa, self._take)
         made.data.flags.writeable = False
-        self._matrices.append((tensor, made))
+        self._matrices.append((tensor, first, made))
+        return made
+
+    def experts(self, name: str) -> list[PackedMatrix] | None:
+        """A tensor [n_experts, rows, columns] as a matrix for each expert; None when the file has none of that name."""
+        tensor = self.gguf.tensors.get(name)
+        if tensor is None:
+            return None
+        n_experts, n_rows, columns = tensor.shape
+        format, made = block_format(self.gguf, tensor), []
+        for e in range(n_experts):
+            made.append(unwoven(format, n_rows, columns, self.isa, self._take))
+            made[-1].data.flags.writeable = False
+            self._matrices.append((tensor, e * n_rows, made[-1]))
         return made
 
     def _take(self, n_bytes: int) -> np.ndarray:
@@ -146,12 +164,17 @@ class Loader:
         if self._memory is None:
             total = 0
             for tensor in self.gguf.tensors.values():
-                if len(tensor.shape) == 2:
+                if len(tensor.shape) in (2, 3):
                     format = block_format(self.gguf, tensor)
-                    size = unwoven(format, *tensor.shape, self.isa, lambda n: np.empty(0, np.uint8))
-                    total += -(-size.n_groups * size.group_bytes // 64) * 64
+                    size = unwoven(
+                        format, tensor.shape[-2], tensor.shape[-1], self.isa, lambda n: np.empty(0, np.uint8)
+                    )
+                    total += math.prod(tensor.shape[:-2]) * (-(-size.n_groups * size.group_bytes // 64) * 64)
             self._memory = aligned_empty(total)
-        start, self._used = self._used, self._used + -(-n_bytes // 64) * 64
+        start = self._used
+        if start + n_bytes > len(self._memory):  # parts of a matrix take more than the whole
+            return aligned_empty(n_bytes)
+        self._used += -(-n_bytes // 64) * 64
         return self._memory[start : start + n_bytes]
 
     def run(self) -> None:
@@ -160,8 +183,8 @@ class Loader:
         Whatever is raised here, Ctrl-C and what the progress callback raises included, the other threads have ended by then.
         """
         interleave.compile()
-        order = sorted(self._matrices, key=lambda m: (str(m[0].path), m[0].offset))
-        pieces = [(tensor, matrix, *groups) for tensor, matrix in order for groups in chunks(matrix)]
+        order = sorted(self._matrices, key=lambda m: (str(m[0].path), m[0].offset, m[1]))
+        pieces = [(tensor, start, matrix, *groups) for tensor, start, matrix in order for groups in chunks(matrix)]
         self._matrices = []
         left = iter(pieces)
         failed: list[BaseException] = []
@@ -206,12 +229,13 @@ class Loader:
         self._own.check_unchanged()
         self._report()
 
-    def _weave(self, own: _Files, tensor: GGUFTensor, matrix: PackedMatrix, first: int, last: int) -> None:
+    def _weave(self, own: _Files, tensor: GGUFTensor, start: int, matrix: PackedMatrix, first: int, last: int) -> None:
+        """Groups ``first`` up to ``last`` of a matrix whose first row is the tensor's row ``start``."""
         lanes = self.isa.lanes
-        row_bytes = tensor.n_bytes // matrix.rows
+        row_bytes = tensor.n_bytes // math.prod(tensor.shape[:-1])
         first_row, n_rows = first * lanes, min(last * lanes, matrix.rows) - first * lanes
         data = own.buffer(n_rows * row_bytes)
-        own.read(tensor, first_row * row_bytes, data)
+        own.read(tensor, (start + first_row) * row_bytes, data)
         weave(matrix, self.isa, data.reshape(n_rows, row_bytes), first, last)
         self._count(len(data))
 

@@ -1,0 +1,33 @@
+"""``gumba models``: the architectures that run."""
+
+from __future__ import annotations
+
+import argparse
+
+from gumba.cli.options import Commands, command
+from gumba.cli.text import print_json, table
+
+_EXAMPLES = """
+gumba models
+gumba models --json
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    """Add ``models`` to the command line."""
+    parser = command(
+        commands, "models", models, "list the architectures that run, and models that have them", _EXAMPLES
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def models(args: argparse.Namespace) -> int:
+    """Carry out ``gumba models``."""
+    from gumba.models import ARCHITECTURES
+
+    if args.json:
+        print_json({name: {"families": module.FAMILIES} for name, module in ARCHITECTURES.items()})
+    else:
+        rows = [[name, module.FAMILIES] for name, module in ARCHITECTURES.items()]
+        print(table([["ARCHITECTURE", "FAMILIES"], *rows]))
+    return 0

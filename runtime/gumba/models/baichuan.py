@@ -1,0 +1,60 @@
+"""baichuan: Baichuan, Baichuan2 (Yang et al. 2023): llama; the 13B model adds a slope to scores in place of turning (ALiBi).
+
+ALiBi is Press et al. 2022. What the 13B model is, is told by its 40 layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from gumba.gguf import GGUFFile
+from gumba.models import decoder
+from gumba.models.decoder import WITHOUT, Config
+from gumba.models.keys import Keys
+from gumba.models.loader import Loader
+from gumba.models.tensors import Group, Tensors
+from gumba.program.builder import Buffer, KVLayout, Program
+
+NAME = "baichuan"
+FAMILIES = "Baichuan, Baichuan2 7B and 13B"
+#: Layers of the model with ALiBi, and how much its steepest slope is: 2 to the power of minus so much over the heads.
+ALIBI_LAYERS, ALIBI_BIAS = 40, 8.0
+
+
+def read_config(gguf: GGUFFile) -> Config:
+    """Every key is required, has a default, or must have the one value that is computed here."""
+    keys = Keys(gguf, NAME)
+    keys.must_be(WITHOUT)
+    keys.must_be({"tensor_data_layout": ("Meta AI original pth",)})
+    config = decoder.read_common(keys, neox=False)
+    keys.finish()
+    return config
+
+
+def load_weights(loader: Loader, c: Config) -> Group:
+    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    t = Tensors(loader.gguf, c.n_layers)
+    decoder.add_outer(t, c)
+    for i in range(c.n_layers):
+        decoder.add_norms(t, c, i, "attn_norm", "ffn_norm")
+        decoder.add_attention(t, c, i)
+        decoder.add_feed_forward(t, c, i)
+    return t.load(loader)
+
+
+def forward(p: Program, c: Config, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    slopes = decoder.alibi_slopes(c.n_heads, ALIBI_BIAS) if c.n_layers == ALIBI_LAYERS else None
+    table = decoder.rotation(p, c.rope, n_ctx, w.rope_freqs)
+    x = p.embed(w.token_embd)
+    for i, layer in enumerate(w.layers):
+        h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
+        q, k, v = decoder.queries_keys_values(p, layer, h)
+        if slopes is None:
+            q, k = decoder.turned(p, c, q, k, table)
+        a = p.attention(q, k, v, kv, layer=i, scale=1.0 / math.sqrt(c.head_dim), slopes=slopes)
+        x = p.matmul(layer.attn_output, a, residual=x, bias=layer.attn_output_bias)
+        h = p.rms_norm(x, layer.ffn_norm, c.norm_eps)
+        x = decoder.swiglu(p, layer, h, residual=x)
+    return decoder.outputs(p, c, w, x)

@@ -1,0 +1,54 @@
+"""falcon: Falcon 7B and 40B (Almazrouei et al. 2023): attention and feed-forward part side by side, LayerNorm, GELU.
+
+The larger ones have a norm for each of the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gumba.gguf import GGUFFile
+from gumba.models import decoder
+from gumba.models.decoder import WITHOUT, Config
+from gumba.models.keys import Keys
+from gumba.models.loader import Loader
+from gumba.models.tensors import Group, Tensors
+from gumba.program.builder import Buffer, KVLayout, Program
+
+NAME = "falcon"
+FAMILIES = "Falcon 7B, 40B, 180B"
+
+
+def read_config(gguf: GGUFFile) -> Config:
+    """Every key is required, has a default, or must have the one value that is computed here."""
+    keys = Keys(gguf, NAME)
+    keys.must_be(WITHOUT)
+    keys.must_be({"tensor_data_layout": ("jploski",)})
+    config = decoder.read_common(keys, neox=True, norm="layer_norm_epsilon")
+    keys.finish()
+    return config
+
+
+def load_weights(loader: Loader, c: Config) -> Group:
+    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    t = Tensors(loader.gguf, c.n_layers)
+    decoder.add_outer(t, c, norm_bias=True)
+    for i in range(c.n_layers):
+        decoder.add_norms(t, c, i, "attn_norm", bias=True)
+        t.add("attn_norm_2", "attn_norm_2.weight", c.n_embd, layer=i, required=False)
+        t.add("attn_norm_2_bias", "attn_norm_2.bias", c.n_embd, layer=i, required=False)
+        decoder.add_attention(t, c, i)
+        decoder.add_feed_forward(t, c, i, gate=False)
+    return t.load(loader)
+
+
+def forward(p: Program, c: Config, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    table = decoder.rotation(p, c.rope, n_ctx)
+    x = p.embed(w.token_embd)
+    for i, layer in enumerate(w.layers):
+        h = p.layer_norm(x, layer.attn_norm, layer.attn_norm_bias, c.norm_eps)
+        own = h if layer.attn_norm_2 is None else p.layer_norm(x, layer.attn_norm_2, layer.attn_norm_2_bias, c.norm_eps)
+        x = decoder.attention(p, c, layer, own, kv, i, table, residual=x)
+        x = decoder.plain(p, layer, h, "gelu", residual=x)
+    return decoder.layer_norm_outputs(p, c, w, x)

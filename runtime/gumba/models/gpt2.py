@@ -1,0 +1,48 @@
+"""gpt2: GPT-2 (Radford et al. 2019): learned positions, LayerNorm, GELU, biases everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gumba.gguf import GGUFFile
+from gumba.models import decoder
+from gumba.models.decoder import WITHOUT, Config
+from gumba.models.keys import Keys
+from gumba.models.loader import Loader
+from gumba.models.tensors import Group, Tensors
+from gumba.program.builder import Buffer, KVLayout, Program
+
+NAME = "gpt2"
+FAMILIES = "GPT-2, DistilGPT-2, DialoGPT"
+
+
+def read_config(gguf: GGUFFile) -> Config:
+    """Every key is required, has a default, or must have the one value that is computed here."""
+    keys = Keys(gguf, NAME)
+    keys.must_be(WITHOUT)
+    config = decoder.read_common(keys, neox=False, norm="layer_norm_epsilon")
+    keys.finish()
+    return config
+
+
+def load_weights(loader: Loader, c: Config) -> Group:
+    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    t = Tensors(loader.gguf, c.n_layers)
+    decoder.add_outer(t, c, norm_bias=True)
+    t.add("position_embd", "position_embd.weight", c.n_ctx_train, c.n_embd)
+    for i in range(c.n_layers):
+        decoder.add_norms(t, c, i, "attn_norm", "ffn_norm", bias=True)
+        decoder.add_attention(t, c, i)
+        decoder.add_feed_forward(t, c, i, gate=False)
+    return t.load(loader, numbers=("position_embd",))
+
+
+def forward(p: Program, c: Config, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    x = p.add_positions(p.embed(w.token_embd), w.position_embd)
+    for i, layer in enumerate(w.layers):
+        h = p.layer_norm(x, layer.attn_norm, layer.attn_norm_bias, c.norm_eps)
+        x = decoder.attention(p, c, layer, h, kv, i, None, residual=x)
+        h = p.layer_norm(x, layer.ffn_norm, layer.ffn_norm_bias, c.norm_eps)
+        x = decoder.plain(p, layer, h, "gelu_tanh", residual=x)
+    return decoder.layer_norm_outputs(p, c, w, x)

@@ -1,0 +1,58 @@
+"""gptneox: GPT-NeoX, Pythia, Dolly (Black et al. 2022): LayerNorm, a part of each head is rotary, GELU, biases.
+
+Attention and feed-forward part take the layer's input side by side, each after a norm of its own, or one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gumba.gguf import GGUFFile
+from gumba.models import decoder
+from gumba.models.decoder import WITHOUT, Config
+from gumba.models.keys import Keys
+from gumba.models.loader import Loader
+from gumba.models.tensors import Group, Tensors
+from gumba.program.builder import Buffer, KVLayout, Program
+
+NAME = "gptneox"
+FAMILIES = "GPT-NeoX, Pythia, Dolly, RedPajama-INCITE"
+
+
+@dataclass(frozen=True)
+class NeoXConfig(Config):
+    parallel: bool
+
+
+def read_config(gguf: GGUFFile) -> NeoXConfig:
+    """Every key is required, has a default, or must have the one value that is computed here."""
+    keys = Keys(gguf, NAME)
+    keys.must_be({key: values for key, values in WITHOUT.items() if key != "use_parallel_residual"})
+    common = decoder.read_common(keys, neox=True, norm="layer_norm_epsilon")
+    config: NeoXConfig = common.extended(NeoXConfig, parallel=keys.flag("use_parallel_residual", True))
+    keys.finish()
+    return config
+
+
+def load_weights(loader: Loader, c: Config) -> Group:
+    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    t = Tensors(loader.gguf, c.n_layers)
+    decoder.add_outer(t, c, norm_bias=True)
+    for i in range(c.n_layers):
+        decoder.add_norms(t, c, i, "attn_norm", "ffn_norm", bias=True)
+        decoder.add_attention(t, c, i)
+        decoder.add_feed_forward(t, c, i, gate=False)
+    return t.load(loader)
+
+
+def forward(p: Program, c: NeoXConfig, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    table = decoder.rotation(p, c.rope, n_ctx)
+    x = p.embed(w.token_embd)
+    for i, layer in enumerate(w.layers):
+        h = p.layer_norm(x, layer.attn_norm, layer.attn_norm_bias, c.norm_eps)
+        after = decoder.attention(p, c, layer, h, kv, i, table, residual=x)
+        h = p.layer_norm(x if c.parallel else after, layer.ffn_norm, layer.ffn_norm_bias, c.norm_eps)
+        x = decoder.plain(p, layer, h, "gelu", residual=after)
+    return decoder.layer_norm_outputs(p, c, w, x)

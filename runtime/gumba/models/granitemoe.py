@@ -1,0 +1,17 @@
+"""granitemoe: Granite 3 with experts (IBM 2024), with or without one that every token takes."""
+
+from __future__ import annotations
+
+from gumba.gguf import GGUFFile
+from gumba.models.granite import GraniteConfig, forward, load_weights, read_named
+from gumba.models.keys import Keys
+
+__all__ = ["FAMILIES", "NAME", "forward", "load_weights", "read_config"]
+
+NAME = "granitemoe"
+FAMILIES = "Granite 3 1B-A400M, 3B-A800M"
+
+
+def read_config(gguf: GGUFFile) -> GraniteConfig:
+    """Every key is required, has a default, or must have the one value that is computed here."""
+    return read_named(Keys(gguf, NAME))

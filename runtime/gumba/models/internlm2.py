@@ -1,0 +1,27 @@
+"""internlm2: InternLM2, InternLM2.5 (Cai et al. 2024): llama, whose checkpoints hold queries, keys and values in one tensor.
+
+Files have them apart.
+"""
+
+from __future__ import annotations
+
+from gumba.gguf import GGUFFile
+from gumba.models import decoder
+from gumba.models.decoder import WITHOUT
+from gumba.models.keys import Keys
+from gumba.models.llama import LlamaConfig, forward, load_weights
+
+__all__ = ["FAMILIES", "NAME", "forward", "load_weights", "read_config"]
+
+NAME = "internlm2"
+FAMILIES = "InternLM2, InternLM2.5"
+
+
+def read_config(gguf: GGUFFile) -> LlamaConfig:
+    """Every key is required, has a default, or must have the one value that is computed here."""
+    keys = Keys(gguf, NAME)
+    keys.must_be(WITHOUT)
+    common = decoder.read_common(keys, neox=False)
+    config: LlamaConfig = common.extended(LlamaConfig, window=0, n_experts=0, n_used=0)
+    keys.finish()
+    return config

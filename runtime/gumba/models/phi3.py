@@ -1,0 +1,66 @@
+"""phi3: Phi-3, Phi-3.5, Phi-4, Phi-4-mini (Abdin et al. 2024): llama with fused tensors, and LongRoPE for long contexts.
+
+LongRoPE (Ding et al. 2024) stretches every rotary pair by its own factor: by one set of factors in the context that the model
+was first trained for, by another in a longer one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from gumba.gguf import GGUFFile
+from gumba.models import decoder
+from gumba.models.decoder import WITHOUT, Config
+from gumba.models.keys import Keys
+from gumba.models.loader import Loader
+from gumba.models.tensors import Group, Tensors
+from gumba.program.builder import Buffer, KVLayout, Program
+
+NAME = "phi3"
+FAMILIES = "Phi-3, Phi-3.5-mini, Phi-4, Phi-4-mini"
+
+
+@dataclass(frozen=True)
+class Phi3Config(Config):
+    window: int
+
+
+def read_config(gguf: GGUFFile) -> Phi3Config:
+    """Every key is required, has a default, or must have the one value that is computed here."""
+    keys = Keys(gguf, NAME)
+    keys.must_be({key: values for key, values in WITHOUT.items() if key != "attention.sliding_window"})
+    common = decoder.read_common(keys, neox=True)
+    window = keys.size("attention.sliding_window", 1 << 30)
+    if keys.has("attention.sliding_window_pattern"):
+        keys.must_be({"attention.sliding_window_pattern": (1, True)})
+    config: Phi3Config = common.extended(Phi3Config, window=window if window < common.n_ctx_train else 0)
+    keys.finish()
+    return config
+
+
+def load_weights(loader: Loader, c: Config) -> Group:
+    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    t = Tensors(loader.gguf, c.n_layers)
+    decoder.add_outer(t, c)
+    t.add("rope_long", "rope_factors_long.weight", c.rope.dim // 2, required=False)
+    t.add("rope_short", "rope_factors_short.weight", c.rope.dim // 2, required=False)
+    for i in range(c.n_layers):
+        decoder.add_norms(t, c, i, "attn_norm", "ffn_norm")
+        decoder.add_attention(t, c, i)
+        decoder.add_feed_forward(t, c, i, fused=True)
+    return t.load(loader)
+
+
+def forward(p: Program, c: Phi3Config, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    factors = w.rope_long if n_ctx > c.rope.original_ctx else w.rope_short
+    rope = c.rope if factors is None else replace(c.rope, scaling="longrope")
+    table = decoder.rotation(p, rope, n_ctx, factors)
+    x = p.embed(w.token_embd)
+    for i, layer in enumerate(w.layers):
+        h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
+        x = decoder.attention(p, c, layer, h, kv, i, table, residual=x, window=c.window)
+        h = p.rms_norm(x, layer.ffn_norm, c.norm_eps)
+        x = decoder.swiglu(p, layer, h, residual=x)
+    return decoder.outputs(p, c, w, x)

@@ -1,0 +1,27 @@
+"""qwen2: Qwen2, Qwen2.5, DeepSeek-R1-Distill-Qwen, QwQ (Yang et al. 2024): llama with biases on queries, keys and values.
+
+Rotary partners are half a head apart.
+"""
+
+from __future__ import annotations
+
+from gumba.gguf import GGUFFile
+from gumba.models import decoder
+from gumba.models.decoder import WITHOUT
+from gumba.models.keys import Keys
+from gumba.models.llama import LlamaConfig, forward, load_weights
+
+__all__ = ["FAMILIES", "NAME", "forward", "load_weights", "read_config"]
+
+NAME = "qwen2"
+FAMILIES = "Qwen2, Qwen2.5, QwQ, DeepSeek-R1-Distill-Qwen"
+
+
+def read_config(gguf: GGUFFile) -> LlamaConfig:
+    """Every key is required, has a default, or must have the one value that is computed here."""
+    keys = Keys(gguf, NAME)
+    keys.must_be(WITHOUT)
+    common = decoder.read_common(keys, neox=True)
+    config: LlamaConfig = common.extended(LlamaConfig, window=0, n_experts=0, n_used=0)
+    keys.finish()
+    return config

@@ -1,0 +1,86 @@
+"""Rotary positions as files describe them: how fast each pair of a head's elements turns."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from gumba.errors import ModelError
+from gumba.models.keys import Keys
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Constants of ``NAME.rope.*``. ``dim``: elements of a head that turn; ``neox``: an element's partner is half of ``dim``
+    away, not its neighbour."""
+
+    dim: int
+    neox: bool
+    freq_base: float
+    scaling: str
+    factor: float
+    original_ctx: int
+    beta_fast: float
+    beta_slow: float
+    ext_factor: float
+    attn_factor: float
+
+
+def read_rope(keys: Keys, head_dim: int, n_ctx_train: int, *, neox: bool, freq_base: float = 10000.0) -> Rope:
+    """The rotary constants of a file; ``freq_base``: where it has none."""
+    dim = keys.count("rope.dimension_count", head_dim, head_dim)
+    if dim % 2:
+        raise ModelError(
+            f"{keys.gguf.path}: metadata {keys.name}.rope.dimension_count is {dim}, expected an even number"
+        )
+    scaling = keys.text("rope.scaling.type", "", ("", "none", "linear", "yarn", "longrope"))
+    legacy = keys.number("rope.scale_linear", 0.0, zero=True)  # what linear scaling was called before it had a type
+    if not scaling:
+        scaling = "linear" if legacy not in (0.0, 1.0) else "none"
+    return Rope(
+        dim=dim,
+        neox=neox,
+        freq_base=keys.number("rope.freq_base", freq_base, least=1.001),
+        scaling=scaling,
+        factor=keys.number("rope.scaling.factor", legacy or 1.0),
+        original_ctx=keys.count("rope.scaling.original_context_length", 1 << 30, n_ctx_train),
+        beta_fast=keys.number("rope.scaling.yarn_beta_fast", 32.0),
+        beta_slow=keys.number("rope.scaling.yarn_beta_slow", 1.0),
+        ext_factor=keys.number("rope.scaling.yarn_ext_factor", 1.0),
+        attn_factor=keys.number("rope.scaling.attn_factor", 1.0) * keys.number("rope.scaling.yarn_attn_factor", 1.0),
+    )
+
+
+def frequencies(rope: Rope, factors: np.ndarray | None = None) -> tuple[np.ndarray, float]:
+    """Radians per position of each rotary pair, float64 [dim / 2], and the factor of cosines and sines.
+
+    Linear scaling stretches positions (Chen et al. 2023). YaRN stretches only slow pairs, with a ramp between those that turn
+    ``beta_fast`` and ``beta_slow`` times in the original context (Peng et al. 2023). ``factors``: a stretch per pair that the
+    file holds (Llama 3, LongRoPE).
+    """
+    pair = np.arange(0, rope.dim, 2, dtype=np.float64)
+    frequency = rope.freq_base ** (-pair / rope.dim)
+    if factors is not None:
+        if not (factors > 0).all():
+            raise ModelError("tensors rope_freqs and rope_factors: expected numbers above 0")
+        frequency = frequency / factors.astype(np.float64)
+    if rope.scaling == "linear":
+        return frequency / rope.factor, 1.0
+    if rope.scaling == "longrope":
+        return frequency, rope.attn_factor
+    if rope.scaling == "yarn":
+
+        def pair_of(turns: float) -> float:
+            """The pair that turns so often in the original context."""
+            ratio = rope.original_ctx / (turns * 2 * math.pi)
+            return rope.dim * math.log(ratio) / (2 * math.log(rope.freq_base))
+
+        low = max(0.0, math.floor(pair_of(rope.beta_fast)))
+        high = min(rope.dim - 1.0, math.ceil(pair_of(rope.beta_slow)))
+        ramp = np.clip((pair / 2 - low) / max(0.001, high - low), 0.0, 1.0)
+        own = (1.0 - ramp) * rope.ext_factor  # how much of its own frequency a pair keeps
+        scale = rope.attn_factor * (1.0 + 0.1 * math.log(rope.factor))
+        return frequency / rope.factor * (1.0 - own) + frequency * own, scale
+    return frequency, 1.0

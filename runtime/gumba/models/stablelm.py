@@ -1,0 +1,73 @@
+"""stablelm: StableLM 2 and StableLM-3B (Bellagente et al. 2024): llama with LayerNorm, and a part of each head rotary.
+
+StableLM 2 12B has a LayerNorm on every head of queries and keys, and no norm before the feed-forward part, which then takes
+the same input as attention.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gumba.gguf import GGUFFile
+from gumba.models import decoder
+from gumba.models.decoder import WITHOUT, Config
+from gumba.models.keys import Keys
+from gumba.models.loader import Loader
+from gumba.models.tensors import Group, Tensors
+from gumba.program.builder import Buffer, KVLayout, Program
+
+NAME = "stablelm"
+FAMILIES = "StableLM-3B, StableLM 2 1.6B and 12B"
+
+
+@dataclass(frozen=True)
+class StableLMConfig(Config):
+    parallel: bool
+
+
+def read_config(gguf: GGUFFile) -> StableLMConfig:
+    """Every key is required, has a default, or must have the one value that is computed here."""
+    keys = Keys(gguf, NAME)
+    keys.must_be({key: values for key, values in WITHOUT.items() if key != "use_parallel_residual"})
+    common = decoder.read_common(keys, neox=True, norm="layer_norm_epsilon")
+    keys.flag("use_parallel_residual", False)
+    config: StableLMConfig = common.extended(StableLMConfig, parallel="blk.0.ffn_norm.weight" not in gguf.tensors)
+    keys.finish()
+    return config
+
+
+def load_weights(loader: Loader, c: StableLMConfig) -> Group:
+    """Read and weave everything."""
+    t = Tensors(loader.gguf, c.n_layers)
+    decoder.add_outer(t, c, norm_bias=True)
+    for i in range(c.n_layers):
+        decoder.add_norms(t, c, i, "attn_norm", bias=True)
+        if not c.parallel:
+            decoder.add_norms(t, c, i, "ffn_norm", bias=True)
+        decoder.add_attention(t, c, i)
+        t.add("attn_q_norm", "attn_q_norm.weight", c.n_heads, c.head_dim, layer=i, required=False)
+        t.add("attn_k_norm", "attn_k_norm.weight", c.n_kv_heads, c.head_dim, layer=i, required=False)
+        decoder.add_feed_forward(t, c, i)
+    return t.load(loader, numbers=("attn_q_norm", "attn_k_norm"))
+
+
+def forward(p: Program, c: StableLMConfig, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    table = decoder.rotation(p, c.rope, n_ctx)
+    x = p.embed(w.token_embd)
+    for i, layer in enumerate(w.layers):
+        h = p.layer_norm(x, layer.attn_norm, layer.attn_norm_bias, c.norm_eps)
+        q, k, v = decoder.queries_keys_values(p, layer, h)
+        if layer.attn_q_norm is not None:
+            q = p.head_norm(q, layer.attn_q_norm, c.norm_eps, c.n_heads, c.head_dim, centred=True)
+        if layer.attn_k_norm is not None:
+            k = p.head_norm(k, layer.attn_k_norm, c.norm_eps, c.n_kv_heads, c.head_dim, centred=True)
+        q, k = decoder.turned(p, c, q, k, table)
+        a = p.attention(q, k, v, kv, layer=i, scale=1.0 / math.sqrt(c.head_dim))
+        x = p.matmul(layer.attn_output, a, residual=x, bias=layer.attn_output_bias)
+        if not c.parallel:
+            h = p.layer_norm(x, layer.ffn_norm, layer.ffn_norm_bias, c.norm_eps)
+        x = decoder.swiglu(p, layer, h, residual=x)
+    return decoder.layer_norm_outputs(p, c, w, x)

@@ -1,0 +1,56 @@
+"""starcoder2: StarCoder2 (Lozhkov et al. 2024): LayerNorm, rotary positions, GELU without a gate, biases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gumba.gguf import GGUFFile
+from gumba.models import decoder
+from gumba.models.decoder import WITHOUT, Config
+from gumba.models.keys import Keys
+from gumba.models.loader import Loader
+from gumba.models.tensors import Group, Tensors
+from gumba.program.builder import Buffer, KVLayout, Program
+
+NAME = "starcoder2"
+FAMILIES = "StarCoder2"
+
+
+@dataclass(frozen=True)
+class StarCoder2Config(Config):
+    window: int
+
+
+def read_config(gguf: GGUFFile) -> StarCoder2Config:
+    """Every key is required, has a default, or must have the one value that is computed here."""
+    keys = Keys(gguf, NAME)
+    keys.must_be({key: values for key, values in WITHOUT.items() if key != "attention.sliding_window"})
+    common = decoder.read_common(keys, neox=True, norm="layer_norm_epsilon")
+    window = keys.size("attention.sliding_window", 1 << 30)
+    config: StarCoder2Config = common.extended(StarCoder2Config, window=window if window < common.n_ctx_train else 0)
+    keys.finish()
+    return config
+
+
+def load_weights(loader: Loader, c: Config) -> Group:
+    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    t = Tensors(loader.gguf, c.n_layers)
+    decoder.add_outer(t, c, norm_bias=True)
+    for i in range(c.n_layers):
+        decoder.add_norms(t, c, i, "attn_norm", "ffn_norm", bias=True)
+        decoder.add_attention(t, c, i)
+        decoder.add_feed_forward(t, c, i, gate=False)
+    return t.load(loader)
+
+
+def forward(p: Program, c: StarCoder2Config, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    table = decoder.rotation(p, c.rope, n_ctx)
+    x = p.embed(w.token_embd)
+    for i, layer in enumerate(w.layers):
+        h = p.layer_norm(x, layer.attn_norm, layer.attn_norm_bias, c.norm_eps)
+        x = decoder.attention(p, c, layer, h, kv, i, table, residual=x, window=c.window)
+        h = p.layer_norm(x, layer.ffn_norm, layer.ffn_norm_bias, c.norm_eps)
+        x = decoder.plain(p, layer, h, "gelu_tanh", residual=x)
+    return decoder.layer_norm_outputs(p, c, w, x)

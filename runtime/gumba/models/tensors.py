@@ -1,0 +1,94 @@
+"""Which tensors an architecture has, by the names that its program uses, and what becomes of them at load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+from gumba.gguf import GGUFFile
+from gumba.models.loader import Loader, TensorRule, check_tensors
+from gumba.program.experts import Experts
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows ``first`` up to ``last`` of a tensor; ``one_row``: a matrix of one row, which files may have as a vector."""
+
+    rule: TensorRule
+    first: int
+    last: int
+    one_row: bool = False
+
+
+class Group:
+    """Tensors by field: matrices, vectors (float32), or None for those that the file does not have."""
+
+    def __init__(self) -> None:
+        self.layers: list[Group] = []
+
+    def __getattr__(self, name: str) -> Any:  # what is there is found without this
+        raise AttributeError(name)
+
+
+class Tensors:
+    """The table of one model: field -> GGUF's name and shape, for the model and for each of its layers."""
+
+    def __init__(self, gguf: GGUFFile, n_layers: int) -> None:
+        self._gguf = gguf
+        self._fields: list[dict[str, Part]] = [{} for _ in range(n_layers + 1)]
+        self._rules: dict[str, TensorRule] = {}
+
+    def add(self, field: str, name: str, *shape: int, layer: int | None = None, required: bool = True) -> None:
+        """A matrix (``shape``: rows, columns), a vector, or experts' matrices (their number first).
+
+        Of a layer ``name`` begins after ``blk.N.``.
+        """
+        self.split(name, {field: shape[0]}, *shape[1:], layer=layer, required=required)
+
+    def add_row(self, field: str, name: str, columns: int, *, layer: int) -> None:
+        """A matrix of a single row, which files have as that or as a vector."""
+        whole = f"blk.{layer}.{name}"
+        found = self._gguf.tensors.get(whole)
+        rule = TensorRule(whole, (columns,) if found is not None and len(found.shape) == 1 else (1, columns))
+        self._rules[whole] = rule
+        self._fields[layer + 1][field] = Part(rule, 0, 1, one_row=True)
+
+    def split(
+        self, name: str, fields: dict[str, int], *columns: int, layer: int | None = None, required: bool = True
+    ) -> None:
+        """One tensor that holds several: each field has so many of its rows, in order."""
+        whole = name if layer is None else f"blk.{layer}.{name}"
+        rule = TensorRule(whole, (sum(fields.values()), *columns), required)
+        self._rules[whole] = rule
+        first = 0
+        for field, rows in fields.items():
+            self._fields[0 if layer is None else layer + 1][field] = Part(rule, first, first + rows)
+            first += rows
+
+    def has(self, name: str) -> bool:
+        """Whether the file has a tensor of that name."""
+        return name in self._gguf.tensors
+
+    def load(
+        self, loader: Loader, ignored: Callable[[str], bool] = lambda name: False, *, numbers: Collection[str] = ()
+    ) -> Group:
+        """Check the file against the table, and read everything. Raises ModelError, GGUFError.
+
+        ``numbers``: fields that are wanted as float32 though they have rows and columns.
+        """
+        check_tensors(self._gguf, self._rules, ignored)
+        groups = []
+        for fields in self._fields:
+            group = Group()
+            for field, part in fields.items():
+                if len(part.rule.shape) == 3:
+                    found = loader.experts(part.rule.name)
+                    setattr(group, field, None if found is None else Experts(found))
+                    continue
+                numeric = (len(part.rule.shape) == 1 and not part.one_row) or field in numbers
+                read = loader.vector if numeric else loader.matrix
+                setattr(group, field, read(part.rule.name, part.first, part.last))
+            groups.append(group)
+        groups[0].layers = groups[1:]
+        return groups[0]

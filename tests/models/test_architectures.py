@@ -1,0 +1,142 @@
+"""Every architecture of the registry: logits of tiny random models against those of transformers.
+
+tools/make_arch_goldens.py made the files: a checkpoint by transformers, converted by this project, read by llama.cpp as well.
+Prompts pass a page of the KV cache, and the windows of models that have one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from gguf.quants import dequantize, quantize
+from tiny_models import DATA, distance, load, logits_of, stored
+
+from gumba import GGUFFile
+from gumba.kernels.pages import PAGE_TOKENS
+from gumba.models import ARCHITECTURES, Chunk
+
+
+def architecture(path: Path) -> str:
+    with GGUFFile(path) as file:
+        return file.require("general.architecture", str)
+
+
+FILES = [path for path in sorted(DATA.glob("arch_*.gguf")) if architecture(path) in ARCHITECTURES]
+NAMES = [path.stem.removeprefix("arch_") for path in FILES]
+#: float32 all the way: what remains is rounding and another order of sums.
+EXACT = 1e-4
+#: Of the same weights in blocks and as float32, where activations are rounded to 8 bits: the usual error of a token's logits,
+#: relative to them. (Of the usual token: where two experts are chosen with nearly the same score, rounding chooses another.)
+ROUNDED = 6e-2
+
+
+def rewritten(
+    source: Path,
+    out: Path,
+    kind: str,
+    *,
+    dequantized: bool,
+    change: Callable[[str, np.ndarray], np.ndarray] = lambda name, values: values,
+) -> Path:
+    """The model with its matrices in block format ``kind``, or with the values that these stand for, as float32."""
+    format = gguf.GGMLQuantizationType[kind]
+    with GGUFFile(source) as file:
+        writer = gguf.GGUFWriter(out, architecture(source))
+        writer.kv_data[0].clear()
+        for key, value in file.metadata.items():
+            many: Any = hasattr(value, "to_list")
+            sub = gguf.GGUFValueType(int(value.element_type)) if many else None
+            kept = gguf.GGUFValueType.ARRAY if many else gguf.GGUFValueType(int(file.metadata.value_type(key)))
+            writer.add_key_value(key, value.to_list() if many else value, kept, sub_type=sub)
+        for name, tensor in file.tensors.items():
+            values = change(name, np.frombuffer(bytes(tensor.data), np.float32).reshape(tensor.shape))
+            # Routers and learned positions stay float32 in real files.
+            if len(tensor.shape) < 2 or tensor.shape[-1] % 32 or "gate_inp" in name or "position" in name:
+                writer.add_tensor(name, values.copy())
+                continue
+            blocks = quantize(values, format)
+            if dequantized:
+                writer.add_tensor(name, dequantize(blocks, format).astype(np.float32).reshape(tensor.shape))
+            else:
+                writer.add_tensor(name, blocks.view(np.uint8), raw_dtype=format)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return out
+
+
+def test_every_architecture_has_a_golden() -> None:
+    assert {architecture(path) for path in FILES} == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_logits_of_every_position(path: Path) -> None:
+    tokens, expected = stored(path)
+    assert len(tokens) > PAGE_TOKENS
+    model = load(path, kv_type="f32", n_threads=1)
+    try:
+        whole = logits_of(model, tokens, len(tokens))
+        assert distance(whole, expected) < EXACT
+        for size in (7, 1):
+            assert np.array_equal(logits_of(model, tokens, size), whole), f"{size} tokens at a time: not the same bits"
+    finally:
+        model.close()
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_same_bits_in_a_batch(path: Path) -> None:
+    """Sequences of different lengths beside each other, with two threads: what each gives alone."""
+    tokens, _ = stored(path)
+    model = load(path, n_threads=2, kv_tokens=8 * PAGE_TOKENS)
+    try:
+        parts = [tokens[:50], tokens[20:23], tokens[::-1][:60]]
+        alone = []
+        for part in parts:
+            pages = model.kv.allocate(1)
+            alone.append(model.forward([Chunk(part, 0, pages, "all")]).copy())
+            model.kv.release(pages)
+        pages = model.kv.allocate(3)
+        chunks = [Chunk(part, 0, [page], "all") for part, page in zip(parts, pages)]
+        assert np.array_equal(model.forward(chunks), np.concatenate(alone))
+        rows = model.forward([Chunk(tokens[50:52], 50, [pages[0]], "last"), Chunk([5], 3, [pages[1]], "last")]).copy()
+        again = model.kv.allocate(1)
+        model.forward([Chunk(tokens[:50], 0, again, "none")])
+        assert np.array_equal(model.forward([Chunk(tokens[50:52], 50, again, "last")])[0], rows[0])
+    finally:
+        model.close()
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_quantized(path: Path, kind: str, tmp_path: Path) -> None:
+    """Block formats: what the same weights give as float32, but for the rounding of activations."""
+    tokens, _ = stored(path)
+    rows = []
+    for dequantized in (True, False):
+        file = rewritten(path, tmp_path / f"{dequantized}.gguf", kind, dequantized=dequantized)
+        model = load(file, kv_type="f32", n_threads=2)
+        rows.append(logits_of(model, tokens, len(tokens)))
+        if not dequantized:
+            assert np.array_equal(logits_of(model, tokens, 5), rows[-1])
+        model.close()
+    errors = np.sqrt(((rows[1] - rows[0]) ** 2).mean(axis=1) / (rows[0] ** 2).mean(axis=1))
+    assert np.median(errors) < ROUNDED
+
+
+def test_a_row_may_be_a_vector(tmp_path: Path) -> None:
+    """Of qwen2moe's shared gate: llama.cpp's converter drops the dimension of size 1."""
+    path = DATA / "arch_qwen2moe.gguf"
+    tokens, expected = stored(path)
+
+    def squeezed(name: str, values: np.ndarray) -> np.ndarray:
+        return values.ravel() if "ffn_gate_inp_shexp" in name else values
+
+    model = load(rewritten(path, tmp_path / "vector.gguf", "F32", dequantized=True, change=squeezed), kv_type="f32")
+    assert distance(logits_of(model, tokens, 9), expected) < EXACT
+    model.close()
