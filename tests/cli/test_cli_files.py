@@ -97,3 +97,16 @@ def test_text_that_is_not_utf_8_is_refused(gumba: Callable, tiny: Path, tmp_path
     result = gumba("tokenize", tiny, "-f", file)
     assert result.code == 2
     assert f"{file} is not UTF-8 text (byte {0 if data[0] == 0xFF else 3})" in result.err
+
+
+def test_models_lists_every_architecture(gumba: Callable) -> None:
+    from gumba.models import ARCHITECTURES
+
+    result = gumba("models")
+    assert result.code == 0
+    names = [line.split()[0] for line in result.out.splitlines()[1:]]
+    assert names == list(ARCHITECTURES) and "Qwen2.5" in result.out
+    found = json.loads(gumba("models", "--json").out)
+    assert {name: each["families"] for name, each in found.items()} == {
+        name: module.FAMILIES for name, module in ARCHITECTURES.items()
+    }
