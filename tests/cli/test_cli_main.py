@@ -220,6 +220,7 @@ def test_closed_standard_streams(tiny: Path, tmp_path: Path, home: Path, name: s
         "chat": f"{tiny} -n 2 -t 1",
         "batch": f"{requests} {tiny} -o {tmp_path}/%s.jsonl -n 2 -t 1",
         "pull": "--list",
+        "models": "",
         "inspect": f"{tiny}",
         "tokenize": f"{tiny} hello",
         "convert": f"{source} -o {tmp_path}/out.gguf",
@@ -236,7 +237,7 @@ def test_closed_standard_streams(tiny: Path, tmp_path: Path, home: Path, name: s
         assert result.returncode == expected, (closing, result)
         if closing == ">&-":
             assert "stdout is closed" in one_line(result.stderr)
-        elif name in ("inspect", "tokenize", "run", "bench", "perplexity", "pull", "compile"):
+        elif name in ("inspect", "models", "tokenize", "run", "bench", "perplexity", "pull", "compile"):
             assert result.stdout
 
 
