@@ -1,19 +1,21 @@
-"""Write a model of the size of Llama 3.2 1B with random weights, to be raced: what it says is noise, how fast is not.
+"""Write a model of the sizes of a published one with random weights, to be raced: what it says is noise, how fast is not.
 
     python tools/make_big_gguf.py big-q4_0.gguf --type q4_0
-    python tools/make_big_gguf.py big-q8_0.gguf --type q8_0
+    python tools/make_big_gguf.py qwen3.gguf --shape qwen3-0.6b
 
-16 layers, 2048 wide, 32 heads of 64 and 8 KV heads, feed-forward 8192, 128256 tokens, the output tied to the embedding:
-1.24 billion weights. A block is a float16 scale and random bytes, so that the values spread about 1/sqrt(columns) as those
-of a trained model do: logits stay finite, and no shortcut for zeros can be taken. The vocabulary is made up (byte-level
-BPE, every byte and no merge but a few), valid enough for llama.cpp to load the file.
+The default has the sizes of Llama 3.2 1B: 16 layers, 2048 wide, 32 heads of 64 and 8 KV heads, feed-forward 8192, 128256
+tokens, the output tied to the embedding (as in all shapes): 1.24 billion weights. A block is a float16 scale and random
+bytes, so that the values spread about 1/sqrt(columns) as those of a trained model do: logits stay finite, and no shortcut for
+zeros can be taken. The vocabulary is made up (byte-level BPE, every byte and no merge but a few), valid enough for llama.cpp to
+load the file.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import gguf
@@ -22,7 +24,39 @@ import numpy as np
 from gumba_convert.gguf_writer import TensorInfo, f32, header, i32_array, padding, string, strings, u32
 from gumba_convert.gguf_writer import boolean as flag
 
-LAYERS, WIDTH, HEADS, KV_HEADS, HEAD_DIM, FFN, VOCAB, CONTEXT = 16, 2048, 32, 8, 64, 8192, 128256, 8192
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a published model. ``bias``: of queries, keys and values; ``head_norm``: norms on their heads; ``post``:
+    norms after each half of a layer; ``more``: further metadata."""
+
+    title: str
+    architecture: str
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    vocab: int
+    context: int
+    rope_base: float
+    eps: float = 1e-6
+    bias: bool = False
+    head_norm: bool = False
+    post: bool = False
+    more: Mapping[str, bytes] = field(default_factory=dict)
+
+
+GEMMA3 = {"attention.sliding_window": u32(512)}
+SHAPES = {
+    "llama-3.2-1b": Shape("1.2B", "llama", 16, 2048, 32, 8, 64, 8192, 128256, 8192, 500000.0, eps=1e-5),
+    "qwen2.5-0.5b": Shape("0.5B", "qwen2", 24, 896, 14, 2, 64, 4864, 151936, 32768, 1e6, bias=True),
+    "qwen3-0.6b": Shape("0.6B", "qwen3", 28, 1024, 16, 8, 128, 3072, 151936, 40960, 1e6, head_norm=True),
+    "gemma-3-270m": Shape(
+        "0.3B", "gemma3", 18, 640, 4, 1, 256, 2048, 262144, 32768, 1e6, head_norm=True, post=True, more=GEMMA3
+    ),
+}
 #: Per type: GGUF's number, ``general.file_type``, bytes of a block of 32, standard deviation of a random quantized value.
 TYPES = {"q4_0": (2, 2, 18, 4.61), "q8_0": (8, 7, 34, 73.9)}
 F32_TYPE = 0
@@ -34,50 +68,57 @@ def byte_letters() -> list[str]:
     return [chr(b) if b in shown else chr(256 + sum(c not in shown for c in range(b))) for b in range(256)]
 
 
-def tokens() -> tuple[list[str], list[str]]:
-    """``VOCAB`` tokens and their merges: two control tokens, the bytes, then longer and longer pieces."""
+def tokens(count: int) -> tuple[list[str], list[str]]:
+    """``count`` tokens and their merges: two control tokens, the bytes, then longer and longer pieces."""
     letters = byte_letters()
     made = ["<|begin|>", "<|end|>", *letters]
     merges = []
     for first in letters:
         for second in letters:
-            if len(made) < VOCAB:
+            if len(made) < count:
                 made.append(first + second)
                 merges.append(f"{first} {second}")
     pairs = made[2 + len(letters) :]
-    for pair in pairs:
-        for third in letters[:2]:
-            if len(made) < VOCAB:
-                made.append(pair + third)
-                merges.append(f"{pair} {third}")
+    for thirds in (letters[:2], letters[2:]):
+        for pair in pairs:
+            for third in thirds if len(made) < count else ():
+                if len(made) < count:
+                    made.append(pair + third)
+                    merges.append(f"{pair} {third}")
     return made, merges
 
 
-def tensors(kind: str) -> list[TensorInfo]:
+def tensors(shape: Shape, kind: str) -> list[TensorInfo]:
     """Every tensor of the file, in its order; matrices are [rows, columns]."""
     number, _, block_bytes, _ = TYPES[kind]
+    q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
 
     def matrix(name: str, rows: int, columns: int) -> TensorInfo:
         return TensorInfo(f"{name}.weight", (rows, columns), number, rows * columns // 32 * block_bytes)
 
-    def norm(name: str) -> TensorInfo:
-        return TensorInfo(f"{name}.weight", (WIDTH,), F32_TYPE, 4 * WIDTH)
+    def vector(name: str, size: int) -> TensorInfo:
+        return TensorInfo(name, (size,), F32_TYPE, 4 * size)
 
-    made = [matrix("token_embd", VOCAB, WIDTH), norm("output_norm")]
-    for i in range(LAYERS):
+    made = [matrix("token_embd", shape.vocab, shape.width), vector("output_norm.weight", shape.width)]
+    for i in range(shape.layers):
         block = f"blk.{i}"
-        made += [norm(f"{block}.attn_norm"), norm(f"{block}.ffn_norm")]
-        made += [matrix(f"{block}.attn_q", HEADS * HEAD_DIM, WIDTH), matrix(f"{block}.attn_output", WIDTH, WIDTH)]
-        made += [matrix(f"{block}.attn_{name}", KV_HEADS * HEAD_DIM, WIDTH) for name in "kv"]
-        made += [matrix(f"{block}.ffn_{name}", FFN, WIDTH) for name in ("gate", "up")]
-        made.append(matrix(f"{block}.ffn_down", WIDTH, FFN))
+        norms = ["attn_norm", "ffn_norm"] + ["post_attention_norm", "post_ffw_norm"] * shape.post
+        made += [vector(f"{block}.{name}.weight", shape.width) for name in norms]
+        heads = ["attn_q_norm", "attn_k_norm"] * shape.head_norm
+        made += [vector(f"{block}.{name}.weight", shape.head_dim) for name in heads]
+        made += [matrix(f"{block}.attn_q", q, shape.width), matrix(f"{block}.attn_output", shape.width, q)]
+        made += [matrix(f"{block}.attn_{name}", kv, shape.width) for name in "kv"]
+        sizes = {"q": q, "k": kv, "v": kv} if shape.bias else {}
+        made += [vector(f"{block}.attn_{name}.bias", size) for name, size in sizes.items()]
+        made += [matrix(f"{block}.ffn_{name}", shape.ffn, shape.width) for name in ("gate", "up")]
+        made.append(matrix(f"{block}.ffn_down", shape.width, shape.ffn))
     return made
 
 
 def data(tensor: TensorInfo, kind: str, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """The bytes of a tensor, piece by piece."""
     if tensor.type_id == F32_TYPE:
-        yield np.ones(tensor.shape, np.float32).view(np.uint8)
+        yield np.full(tensor.shape, not tensor.name.endswith("bias"), np.float32).view(np.uint8)
         return
     _, _, block_bytes, spread = TYPES[kind]
     scale = np.float16(1.0 / (spread * math.sqrt(tensor.shape[1])))
@@ -89,36 +130,42 @@ def data(tensor: TensorInfo, kind: str, rng: np.random.Generator) -> Iterator[np
         yield blocks.ravel()
 
 
-def write(path: Path, kind: str) -> None:
+def write(path: Path, kind: str, shape: Shape = SHAPES["llama-3.2-1b"]) -> None:
     """Write the file."""
     rng = np.random.default_rng(0)
-    texts, merges = tokens()
+    texts, merges = tokens(shape.vocab)
     normal, control = int(gguf.TokenType.NORMAL), int(gguf.TokenType.CONTROL)
+    own = {
+        "block_count": u32(shape.layers),
+        "context_length": u32(shape.context),
+        "embedding_length": u32(shape.width),
+        "feed_forward_length": u32(shape.ffn),
+        "attention.head_count": u32(shape.heads),
+        "attention.head_count_kv": u32(shape.kv_heads),
+        "attention.key_length": u32(shape.head_dim),
+        "attention.value_length": u32(shape.head_dim),
+        "attention.layer_norm_rms_epsilon": f32(shape.eps),
+        "rope.dimension_count": u32(shape.head_dim),
+        "rope.freq_base": f32(shape.rope_base),
+        "vocab_size": u32(shape.vocab),
+        **shape.more,
+    }
     metadata = {
-        "general.architecture": string("llama"),
-        "general.name": string("random 1.2B"),
+        "general.architecture": string(shape.architecture),
+        "general.name": string(f"random {shape.title}"),
         "general.file_type": u32(TYPES[kind][1]),
         "general.quantization_version": u32(2),
-        "llama.block_count": u32(LAYERS),
-        "llama.context_length": u32(CONTEXT),
-        "llama.embedding_length": u32(WIDTH),
-        "llama.feed_forward_length": u32(FFN),
-        "llama.attention.head_count": u32(HEADS),
-        "llama.attention.head_count_kv": u32(KV_HEADS),
-        "llama.attention.layer_norm_rms_epsilon": f32(1e-5),
-        "llama.rope.dimension_count": u32(HEAD_DIM),
-        "llama.rope.freq_base": f32(500000.0),
-        "llama.vocab_size": u32(VOCAB),
+        **{f"{shape.architecture}.{key}": value for key, value in own.items()},
         "tokenizer.ggml.model": string("gpt2"),
         "tokenizer.ggml.pre": string("gpt-2"),
         "tokenizer.ggml.tokens": strings(texts),
-        "tokenizer.ggml.token_type": i32_array([control] * 2 + [normal] * (VOCAB - 2)),
+        "tokenizer.ggml.token_type": i32_array([control] * 2 + [normal] * (shape.vocab - 2)),
         "tokenizer.ggml.merges": strings(merges),
         "tokenizer.ggml.bos_token_id": u32(0),
         "tokenizer.ggml.eos_token_id": u32(1),
         "tokenizer.ggml.add_bos_token": flag(False),
     }
-    infos = tensors(kind)
+    infos = tensors(shape, kind)
     with path.open("wb") as file:
         file.write(header(metadata, infos))
         for tensor in infos:
@@ -132,8 +179,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="FILE", help="the GGUF file to write")
     parser.add_argument("--type", choices=TYPES, default="q4_0", help="block format of every matrix (default q4_0)")
+    parser.add_argument("--shape", choices=SHAPES, default="llama-3.2-1b", help="whose sizes (default llama-3.2-1b)")
     options = parser.parse_args()
-    write(options.out, options.type)
+    write(options.out, options.type, SHAPES[options.shape])
 
 
 if __name__ == "__main__":

@@ -217,6 +217,17 @@ def race_big(options: argparse.Namespace, rounds: int) -> Race:
     return race
 
 
+def race_shapes(options: argparse.Namespace, rounds: int) -> Race:
+    """Other architectures in the sizes of published models."""
+    race = Race([], min(rounds, 2))
+    for model in options.shapes:
+        prefill = Row(f"{model.stem} shape q4_0, prompt of 512", "tokens/s", Target(of_llama=2))
+        decode = Row(f"{model.stem} shape q4_0, 32 tokens one by one", "tokens/s", Target(of_llama=1.2))
+        race.rows += [prefill, decode]
+        throughput(options, race, model, Sizes(gen=32, repeat=2), prefill, decode)
+    return race
+
+
 def race_avx2(options: argparse.Namespace, rounds: int) -> Race:
     """Both engines with no more than AVX2."""
     prefill = Row("AVX2 only, q4_0, prompt of 512", "tokens/s", Target(of_llama=1.5))
@@ -299,6 +310,7 @@ JOBS: dict[str, tuple[Callable[[argparse.Namespace, int], Race], str]] = {
     "deep": (race_deep, "q4_0"),
     "batch": (race_batch, "q4_0"),
     "big": (race_big, "big"),
+    "shapes": (race_shapes, "shapes"),
     "avx2": (race_avx2, "peer_python_avx2"),
     "start": (race_start, "q4_0"),
     "memory": (race_memory, "q4_0"),
@@ -343,7 +355,8 @@ HOW = """\
 - Memory is the peak resident set of a process that fills its context with one prompt.
 - The read limit is measured just before and after every decode pass, in the same process, by `gumba bench --profile`: plain
   vector reads on all threads.
-- The 1.2 B shape has the sizes of Llama 3.2 1B and random weights (tools/make_big_gguf.py)."""
+- The 1.2 B shape has the sizes of Llama 3.2 1B and random weights (tools/make_big_gguf.py), the others those of the models
+  that they are named after."""
 
 
 def report(races: dict[str, Race], engines: dict[str, str], machine: str) -> str:
@@ -386,6 +399,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--q4_0", type=Path, required=True, metavar="MODEL", help="SmolLM2 135M in q4_0")
     parser.add_argument("--q8_0", type=Path, metavar="MODEL", help="SmolLM2 135M in q8_0")
     parser.add_argument("--big", type=Path, metavar="MODEL", help="what tools/make_big_gguf.py writes")
+    parser.add_argument("--shapes", nargs="+", type=Path, metavar="MODEL", help="what it writes with other shapes")
     parser.add_argument("--peer-python", required=True, help="the Python that has llama-cpp-python")
     parser.add_argument("--peer-python-avx2", help="one whose llama-cpp-python is built for AVX2 and no more")
     parser.add_argument("--openvino-python", help="the Python that has openvino-genai")
