@@ -107,6 +107,7 @@ def test_models_lists_every_architecture(gumba: Callable) -> None:
     names = [line.split()[0] for line in result.out.splitlines()[1:]]
     assert names == list(ARCHITECTURES) and "Qwen2.5" in result.out
     found = json.loads(gumba("models", "--json").out)
-    assert {name: each["families"] for name, each in found.items()} == {
-        name: module.FAMILIES for name, module in ARCHITECTURES.items()
+    assert found == {
+        name: {"families": module.FAMILIES, "verified": list(module.VERIFIED)} for name, module in ARCHITECTURES.items()
     }
+    assert all("transformers" in each["verified"] for each in found.values())

@@ -1,4 +1,4 @@
-"""``gumba models``: the architectures that run."""
+"""``gumba models``: the architectures that run, and whose logits theirs were found equal to, on tiny random models."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ def models(args: argparse.Namespace) -> int:
     from gumba.models import ARCHITECTURES
 
     if args.json:
-        print_json({name: {"families": module.FAMILIES} for name, module in ARCHITECTURES.items()})
+        found = {name: {"families": m.FAMILIES, "verified": list(m.VERIFIED)} for name, m in ARCHITECTURES.items()}
+        print_json(found)
     else:
-        rows = [[name, module.FAMILIES] for name, module in ARCHITECTURES.items()]
-        print(table([["ARCHITECTURE", "FAMILIES"], *rows]))
+        rows = [[name, module.FAMILIES, ", ".join(module.VERIFIED)] for name, module in ARCHITECTURES.items()]
+        print(table([["ARCHITECTURE", "FAMILIES", "SAME LOGITS AS"], *rows]))
     return 0

@@ -18,6 +18,7 @@ from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "baichuan"
 FAMILIES = "Baichuan, Baichuan2 7B and 13B"
+VERIFIED = ("transformers",)
 #: Layers of the model with ALiBi, and how much its steepest slope is: 2 to the power of minus so much over the heads.
 ALIBI_LAYERS, ALIBI_BIAS = 40, 8.0
 

@@ -17,6 +17,7 @@ from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "chatglm"
 FAMILIES = "ChatGLM2, ChatGLM3, GLM-4-9B"
+VERIFIED = ("transformers", "llama.cpp")
 
 
 def read_config(gguf: GGUFFile) -> Config:

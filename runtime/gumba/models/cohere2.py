@@ -17,7 +17,8 @@ from gumba.models.tensors import Group, Tensors
 from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "cohere2"
-FAMILIES = "Command R7B, Command A, Aya Expanse's successors"
+FAMILIES = "Command R7B, Command A"
+VERIFIED = ("transformers", "llama.cpp")
 
 
 @dataclass(frozen=True)

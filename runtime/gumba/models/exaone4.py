@@ -20,6 +20,7 @@ from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "exaone4"
 FAMILIES = "EXAONE 4.0"
+VERIFIED = ("transformers", "llama.cpp")
 
 
 @dataclass(frozen=True)

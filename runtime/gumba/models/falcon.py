@@ -17,6 +17,7 @@ from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "falcon"
 FAMILIES = "Falcon 7B, 40B, 180B"
+VERIFIED = ("transformers", "llama.cpp")
 
 
 def read_config(gguf: GGUFFile) -> Config:

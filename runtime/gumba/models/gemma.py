@@ -18,6 +18,7 @@ from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "gemma"
 FAMILIES = "Gemma, CodeGemma"
+VERIFIED = ("transformers", "llama.cpp")
 
 
 def read_config(gguf: GGUFFile) -> Config:

@@ -20,6 +20,7 @@ from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "gemma2"
 FAMILIES = "Gemma 2"
+VERIFIED = ("transformers", "llama.cpp")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from gumba.models.tensors import Group, Tensors
 from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "gemma3"
-FAMILIES = "Gemma 3 (text), EmbeddingGemma's decoder relatives"
+FAMILIES = "Gemma 3 (text)"
+VERIFIED = ("transformers", "llama.cpp")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "glm4"
 FAMILIES = "GLM-4-0414, GLM-Z1"
+VERIFIED = ("transformers", "llama.cpp")
 
 
 def read_config(gguf: GGUFFile) -> Config:

@@ -14,6 +14,7 @@ from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "gpt2"
 FAMILIES = "GPT-2, DistilGPT-2, DialoGPT"
+VERIFIED = ("transformers", "llama.cpp")
 
 
 def read_config(gguf: GGUFFile) -> Config:

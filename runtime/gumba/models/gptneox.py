@@ -18,6 +18,7 @@ from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "gptneox"
 FAMILIES = "GPT-NeoX, Pythia, Dolly, RedPajama-INCITE"
+VERIFIED = ("transformers", "llama.cpp")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "granite"
 FAMILIES = "Granite 3.0-3.3 (dense)"
+VERIFIED = ("transformers", "llama.cpp")
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ from gumba.gguf import GGUFFile
 from gumba.models.granite import GraniteConfig, forward, load_weights, read_named
 from gumba.models.keys import Keys
 
-__all__ = ["FAMILIES", "NAME", "forward", "load_weights", "read_config"]
+__all__ = ["FAMILIES", "NAME", "VERIFIED", "forward", "load_weights", "read_config"]
 
 NAME = "granitemoe"
 FAMILIES = "Granite 3 1B-A400M, 3B-A800M"
+VERIFIED = ("transformers", "llama.cpp")
 
 
 def read_config(gguf: GGUFFile) -> GraniteConfig:

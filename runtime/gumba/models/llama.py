@@ -20,6 +20,7 @@ from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "llama"
 FAMILIES = "Llama 1-3.x, Mistral, Mixtral, SmolLM2, TinyLlama, Yi, Vicuna"
+VERIFIED = ("transformers", "llama.cpp")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "olmo2"
 FAMILIES = "OLMo 2, OLMo 3"
+VERIFIED = ("transformers", "llama.cpp")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "phi2"
 FAMILIES = "Phi-1, Phi-1.5, Phi-2"
+VERIFIED = ("transformers", "llama.cpp")
 
 
 def read_config(gguf: GGUFFile) -> Config:

@@ -19,6 +19,7 @@ from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "phi3"
 FAMILIES = "Phi-3, Phi-3.5-mini, Phi-4, Phi-4-mini"
+VERIFIED = ("transformers", "llama.cpp")
 
 
 @dataclass(frozen=True)

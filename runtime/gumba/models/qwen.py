@@ -19,6 +19,7 @@ from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "qwen"
 FAMILIES = "Qwen-1"
+VERIFIED = ("transformers", "llama.cpp")
 
 
 def read_config(gguf: GGUFFile) -> Config:

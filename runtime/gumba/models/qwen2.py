@@ -11,10 +11,11 @@ from gumba.models.decoder import WITHOUT
 from gumba.models.keys import Keys
 from gumba.models.llama import LlamaConfig, forward, load_weights
 
-__all__ = ["FAMILIES", "NAME", "forward", "load_weights", "read_config"]
+__all__ = ["FAMILIES", "NAME", "VERIFIED", "forward", "load_weights", "read_config"]
 
 NAME = "qwen2"
 FAMILIES = "Qwen2, Qwen2.5, QwQ, DeepSeek-R1-Distill-Qwen"
+VERIFIED = ("transformers", "llama.cpp")
 
 
 def read_config(gguf: GGUFFile) -> LlamaConfig:

@@ -19,6 +19,7 @@ from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "qwen2moe"
 FAMILIES = "Qwen1.5-MoE, Qwen2-57B-A14B"
+VERIFIED = ("transformers", "llama.cpp")
 
 
 @dataclass(frozen=True)

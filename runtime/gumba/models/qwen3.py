@@ -14,6 +14,7 @@ from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "qwen3"
 FAMILIES = "Qwen3, Qwen3-Embedding"
+VERIFIED = ("transformers", "llama.cpp")
 
 
 def read_config(gguf: GGUFFile) -> Config:

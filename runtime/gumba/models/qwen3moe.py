@@ -16,6 +16,7 @@ from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "qwen3moe"
 FAMILIES = "Qwen3-30B-A3B, Qwen3-235B-A22B, Qwen3-Coder"
+VERIFIED = ("transformers", "llama.cpp")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "smollm3"
 FAMILIES = "SmolLM3"
+VERIFIED = ("transformers", "llama.cpp")
 #: Of so many layers the last has no rotary positions.
 PERIOD = 4
 

@@ -20,6 +20,7 @@ from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "stablelm"
 FAMILIES = "StableLM-3B, StableLM 2 1.6B and 12B"
+VERIFIED = ("transformers", "llama.cpp")
 
 
 @dataclass(frozen=True)

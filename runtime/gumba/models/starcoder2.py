@@ -15,6 +15,7 @@ from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "starcoder2"
 FAMILIES = "StarCoder2"
+VERIFIED = ("transformers", "llama.cpp")
 
 
 @dataclass(frozen=True)
