@@ -11,6 +11,8 @@ from gumba.models.loader import MAX_VOCABULARY, require_float, require_positive
 
 #: Keys that say nothing about the computation, whatever the architecture.
 SILENT = {"context_length", "vocab_size", "rope.scaling.finetuned"}
+#: Beginnings of keys of a model's other halves (pictures, sound), which lie in files of their own.
+OTHER_HALVES = ("mm.", "vision.", "audio.")
 
 
 class Keys:
@@ -101,7 +103,8 @@ class Keys:
     def finish(self) -> None:
         """UnsupportedError for a key of the architecture that nothing has asked for: nobody knows what it changes."""
         for key in self.gguf.metadata:
-            if key.startswith(f"{self.name}.") and key.removeprefix(f"{self.name}.") not in self._read:
+            own = key.removeprefix(f"{self.name}.")
+            if own != key and own not in self._read and not own.startswith(OTHER_HALVES):
                 raise UnsupportedError(
                     f"{self.gguf.path}: metadata {key} is not known to this version, which cannot tell what it changes"
                 )
