@@ -19,7 +19,8 @@ class Case:
     `settings`: of the configuration, on top of `SIZES`. `without`: settings that turn off what is special in it, which must
     move the logits. `n_llama`: how many tokens llama.cpp is asked for: all of them; fewer where it leaves something out of
     the model that begins after so many; 0 where it does not have the architecture. `centre`: what norms' weights lie around.
-    `remote`: the family to rewrite the checkpoint as, see arch_remote.py.
+    `encoder`: the result is the last hidden states, or scores of the whole. `remote`: the family to rewrite the checkpoint
+    as, see arch_remote.py.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Case:
     centre: float = 1.0
     head: str = "ForCausalLM"
     remote: str = ""
+    encoder: bool = False
 
 
 SIZES: dict[str, Any] = {
@@ -120,6 +122,7 @@ GPT_OSS_YARN = {
     "beta_slow": 1.0,
     "truncate": False,
 }
+MODERN = {"local_attention": 24, "cls_token_id": 1, "sep_token_id": 2, "num_hidden_layers": 3, "intermediate_size": 32}
 OLMO3_ROPE = {
     "full_attention": {
         "rope_type": "yarn",
@@ -302,5 +305,23 @@ CASES = [
         "Lfm2",
         {"num_hidden_layers": 3, "layer_types": ["conv", FULL, "conv"], "tie_word_embeddings": True, "conv_L_cache": 3}
         | {"block_auto_adjust_ff_dim": False},
+    ),
+    Case("bert", "Bert", head="Model", encoder=True),
+    Case(
+        "bert_roberta_labels",
+        "Roberta",
+        {"pad_token_id": 1, "type_vocab_size": 1, "num_labels": 3},
+        head="ForSequenceClassification",
+        encoder=True,
+    ),
+    Case("bert_labels", "Bert", {"num_labels": 3}, head="ForSequenceClassification", encoder=True),
+    Case("modern_bert", "ModernBert", MODERN, {"local_attention": 256}, head="Model", encoder=True),
+    Case(
+        "modern_bert_labels",
+        "ModernBert",
+        MODERN | {"num_labels": 3, "classifier_pooling": "mean"},
+        {"classifier_pooling": "cls"},
+        head="ForSequenceClassification",
+        encoder=True,
     ),
 ]

@@ -100,12 +100,14 @@ def config_name(case: Case) -> str:
 
 
 def run(model: Any, tokens: np.ndarray) -> np.ndarray:
-    """Logits of every position, float32 [n_tokens, n_vocab]."""
+    """Logits of every position, float32 [n_tokens, n_vocab]; an encoder's last hidden states [n_tokens, width], or the
+    scores of the whole [n_labels]."""
     import torch
 
     with torch.no_grad():
-        result = model(input_ids=torch.from_numpy(tokens.astype(np.int64))[None], use_cache=False)
-        return np.asarray(result.logits[0].float().numpy())
+        result = model(input_ids=torch.from_numpy(tokens.astype(np.int64))[None])
+        found = result.logits if hasattr(result, "logits") else result.last_hidden_state
+        return np.asarray(found[0].float().numpy())
 
 
 def build_checkpoint(case: Case, folder: Path) -> None:
@@ -168,16 +170,46 @@ def llama_logits(path: Path, tokens: np.ndarray, step: int) -> np.ndarray:
     return logits
 
 
+def llama_embeddings(path: Path, tokens: np.ndarray, *, rank: bool) -> np.ndarray:
+    """llama.cpp's last hidden states, or the scores of a classifier."""
+    import llama_cpp
+
+    pooling = llama_cpp.LLAMA_POOLING_TYPE_RANK if rank else llama_cpp.LLAMA_POOLING_TYPE_NONE
+    engine = llama_cpp.Llama(
+        str(path), n_ctx=N_CTX, n_ubatch=N_CTX, embedding=True, pooling_type=pooling, verbose=False, n_threads=1
+    )
+    batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
+    batch.n_tokens = len(tokens)
+    for i, token in enumerate(tokens):
+        batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = int(token), i, 1, 0, 1
+    if llama_cpp.llama_decode(engine.ctx, batch):
+        sys.exit(f"{path}: llama.cpp cannot decode")
+    if rank:
+        found = llama_cpp.llama_get_embeddings_seq(engine.ctx, 0)
+        result = np.array([found[i] for i in range(llama_cpp.llama_model_n_cls_out(engine.model))])
+    else:
+        rows = [llama_cpp.llama_get_embeddings_ith(engine.ctx, i) for i in range(len(tokens))]
+        result = np.array([row[: engine.n_embd()] for row in rows])
+    llama_cpp.llama_batch_free(batch)
+    engine.close()
+    return result
+
+
 def check(case: Case, path: Path) -> None:
     """Compare llama.cpp with the stored logits; exit 1 where it differs."""
     if not case.n_llama:
         print(f"{case.name}: llama.cpp does not have it")
         return
     with np.load(path.with_suffix(".npz")) as stored:
-        tokens, logits = stored["tokens"][: case.n_llama], stored["logits"][: case.n_llama]
-    found = [llama_logits(path, tokens, step) for step in (len(tokens), 1)]
+        tokens, logits = stored["tokens"], stored["logits"]
+    if not case.encoder:
+        tokens, logits = tokens[: case.n_llama], logits[: case.n_llama]
+    if case.encoder:
+        found = [llama_embeddings(path, tokens, rank=logits.ndim == 1)]
+    else:
+        found = [llama_logits(path, tokens, step) for step in (len(tokens), 1)]
     worst = max(distance(got, logits) for got in found)
-    top = min(float(np.mean(got.argmax(1) == logits.argmax(1))) for got in found)
+    top = min(float(np.mean(got.argmax(-1) == logits.argmax(-1))) for got in found)
     print(f"{case.name}: llama.cpp differs by {worst:.1e} in {len(tokens)} tokens, same top token {top:.0%}")
     if not worst < TOLERANCE:
         sys.exit(f"{case.name}: llama.cpp disagrees: {worst:.1e}")

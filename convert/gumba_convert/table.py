@@ -28,16 +28,23 @@ class TensorTable:
 
     Args:
         renamed: beginnings of names that stand for others, for checkpoints that hold the model as a part; only the
-            first one that fits is replaced.
+            first one that fits is replaced. `respelled`: endings, likewise.
         ignored: a pattern of names that may be there and are not needed.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, renamed: Mapping[str, str] | None = None, ignored: str = r"(?!)"
+        self,
+        checkpoint: Checkpoint,
+        *,
+        renamed: Mapping[str, str] | None = None,
+        respelled: Mapping[str, str] | None = None,
+        ignored: str = r"(?!)",
     ) -> None:
         self.folder = checkpoint.folder
         self._ignored = re.compile(f"{COMPUTED}|{ignored}")
-        self._found = {_rename(name, renamed or {}): tensor for name, tensor in checkpoint.tensors.items()}
+        self._found = {
+            _rename(name, renamed or {}, respelled or {}): tensor for name, tensor in checkpoint.tensors.items()
+        }
         self._used: set[str] = set()
         self._sources: list[Source] = []
         self._problems: list[str] = []
@@ -206,8 +213,12 @@ class Layer:
         self.table.norm(self.ours + name, self.theirs + theirs, width, bias=bias, change=change)
 
 
-def _rename(name: str, renamed: Mapping[str, str]) -> str:
+def _rename(name: str, renamed: Mapping[str, str], respelled: Mapping[str, str]) -> str:
     for old, new in renamed.items():
         if name.startswith(old):
-            return new + name[len(old) :]
+            name = new + name[len(old) :]
+            break
+    for old, new in respelled.items():
+        if name.endswith(old):
+            return name[: -len(old)] + new
     return name

@@ -339,6 +339,41 @@ CONVOLUTION: dict[str, Entry] = {
 }
 
 
+BERT_ENDS = matrices(
+    token_embd=("bert.embeddings.word_embeddings", (V, W)),
+    token_types=("bert.embeddings.token_type_embeddings", (2, W)),
+    position_embd=("bert.embeddings.position_embeddings", (CTX, W)),
+) | norms(bias=True, token_embd_norm="bert.embeddings.LayerNorm")
+BERT_MATRICES = matrices(
+    attn_q=("attention.self.query", (W, W)),
+    attn_k=("attention.self.key", (W, W)),
+    attn_v=("attention.self.value", (W, W)),
+    attn_output=("attention.output.dense", (W, W)),
+    ffn_up=("intermediate.dense", (F, W)),
+    ffn_down=("output.dense", (W, F)),
+)
+BERT_BLOCK = (
+    BERT_MATRICES
+    | biases("attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down", of=BERT_MATRICES)
+    | norms(bias=True, attn_output_norm="attention.output.LayerNorm", layer_output_norm="output.LayerNorm")
+)
+MODERN_ENDS = matrices(token_embd=("model.embeddings.tok_embeddings", (V, W))) | norms(
+    token_embd_norm="model.embeddings.norm", output_norm="model.final_norm"
+)
+MODERN_BLOCK = matrices(
+    attn_qkv=("attn.Wqkv", (3 * W, W)),
+    attn_output=("attn.Wo", (W, W)),
+    ffn_up=("mlp.Wi", (2 * F, W)),
+    ffn_down=("mlp.Wo", (W, F)),
+) | norms(ffn_norm="mlp_norm")
+
+
+def classifier(dense: str, output: str, n: int) -> dict[str, Entry]:
+    both = {"cls": (dense, (W, W)), "cls.output": (output, (n, W))}
+    found = matrices(**both)
+    return found | biases(*both, of=found)
+
+
 def hf(name: str, **more: Any) -> dict[str, Any]:
     return {"architectures": [name], **more}
 
@@ -796,5 +831,88 @@ FAMILIES: dict[str, Family] = {
         odd={0: LFM2_FF | CONVOLUTION},
         keys={"attention.head_count_kv": [0, GROUPS], "shortconv.l_cache": 3, "feed_forward_length": F},
         without=("tie_word_embeddings", "intermediate_size"),
+    ),
+    "bert": Family(
+        "bert",
+        "bert",
+        hf("BertForMaskedLM", hidden_act="gelu", layer_norm_eps=1e-12, type_vocab_size=2),
+        BERT_ENDS,
+        BERT_BLOCK,
+        layer="bert.encoder.layer",
+        keys={
+            "attention.causal": False,
+            "attention.layer_norm_epsilon": 1e-12,
+            "attention.head_count_kv": HEADS,
+            "pooling_type": None,
+        },
+        without=NO_BIAS_NEEDED,
+        spare={"cls.predictions.bias": (V,), "bert.pooler.dense.weight": (W, W)},
+    ),
+    "roberta labels": Family(
+        "bert",
+        "bert",
+        hf("XLMRobertaForSequenceClassification", hidden_act="gelu", type_vocab_size=1, pad_token_id=1)
+        | {"id2label": {"0": "no", "1": "yes", "2": "so"}},
+        {
+            name: (str(theirs).replace("bert.", "roberta."), shape, make)
+            for name, (theirs, shape, make) in BERT_ENDS.items()
+        }
+        | {
+            "token_types.weight": ("roberta.embeddings.token_type_embeddings.weight", (1, W), same),
+            "position_embd.weight": ("roberta.embeddings.position_embeddings.weight", (CTX, W), rows(2, CTX - 2)),
+        }
+        | classifier("classifier.dense", "classifier.out_proj", 3),
+        BERT_BLOCK,
+        layer="roberta.encoder.layer",
+        keys={"pooling_type": 4, "classifier.output_labels": ["no", "yes", "so"], "context_length": CTX - 2}
+        | {"attention.head_count_kv": HEADS},
+        without=NO_BIAS_NEEDED,
+    ),
+    "bert labels": Family(
+        "bert",
+        "bert",
+        hf("BertForSequenceClassification", hidden_act="gelu", num_labels=2),
+        BERT_ENDS | classifier("bert.pooler.dense", "classifier", 2),
+        BERT_BLOCK,
+        layer="bert.encoder.layer",
+        keys={"pooling_type": 4, "classifier.output_labels": ["LABEL_0", "LABEL_1"], "attention.head_count_kv": HEADS},
+        without=NO_BIAS_NEEDED,
+    ),
+    "modern bert": Family(
+        "modern_bert",
+        "modern-bert",
+        hf("ModernBertForMaskedLM", hidden_activation="gelu", local_attention=64, global_rope_theta=80000.0),
+        MODERN_ENDS,
+        MODERN_BLOCK | norms(attn_norm="attn_norm"),
+        layer="model.layers",
+        odd={0: MODERN_BLOCK},
+        keys={
+            "attention.causal": False,
+            "attention.sliding_window": 64,
+            "attention.sliding_window_pattern": 3,
+            "rope.freq_base": 80000.0,
+            "rope.freq_base_swa": 10000.0,
+            "hidden_activation": "gelu",
+            "attention.head_count_kv": HEADS,
+        },
+        without=(*NO_BIAS_NEEDED, "rope_theta"),
+        spare={"head.dense.weight": (W, W), "head.norm.weight": (W,), "decoder.bias": (V,)},
+    ),
+    "modern bert labels": Family(
+        "modern_bert",
+        "modern-bert",
+        hf("ModernBertForSequenceClassification", num_labels=2, classifier_pooling="mean"),
+        MODERN_ENDS
+        | norms(**{"cls.norm": "head.norm"})
+        | {"cls.weight": ("head.dense.weight", (W, W), same)}
+        | {
+            "cls.output.weight": ("classifier.weight", (2, W), same),
+            "cls.output.bias": ("classifier.bias", (2,), same),
+        },
+        MODERN_BLOCK | norms(attn_norm="attn_norm"),
+        layer="model.layers",
+        odd={0: MODERN_BLOCK},
+        keys={"pooling_type": 4, "classifier.pooling_type": 1, "attention.head_count_kv": HEADS},
+        without=NO_BIAS_NEEDED,
     ),
 }

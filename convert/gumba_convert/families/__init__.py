@@ -8,6 +8,7 @@ from gumba.errors import ConvertError
 from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.families import (
     baichuan,
+    bert,
     chatglm,
     cohere2,
     deepseek2,
@@ -25,6 +26,7 @@ from gumba_convert.families import (
     lfm2,
     llama,
     mixtral,
+    modern_bert,
     olmo2,
     phi2,
     phi3,
@@ -68,6 +70,8 @@ MODULES: tuple[ModuleType, ...] = (
     deepseek2,
     gpt_oss,
     lfm2,
+    bert,
+    modern_bert,
 )
 
 #: Families by the name in config.json's `architectures`, and by its `model_type`.
