@@ -324,4 +324,25 @@ CASES = [
         head="ForSequenceClassification",
         encoder=True,
     ),
+    Case("nomic_bert", "NomicBert", {"pad_token_id": 0} | PLAIN_ROPE, head="Model", encoder=True),
+    Case("qwen3_embedding", "Qwen3", WIDE_HEADS | {"num_hidden_layers": 1}, head="Model", encoder=True),
+    Case(
+        "qwen2_labels",
+        "Qwen2",
+        {"num_hidden_layers": 1, "num_labels": 3},
+        head="ForSequenceClassification",
+        encoder=True,
+        n_llama=0,  # it has classifiers on no such model
+    ),
+    Case(
+        "gemma_embedding",
+        "Gemma3Text",
+        WIDE_HEADS
+        | {"query_pre_attn_scalar": 16, "sliding_window": 24, "num_key_value_heads": 1, "intermediate_size": 32}
+        | {"layer_types": [SLIDING, FULL], "use_bidirectional_attention": True},
+        {"sliding_window": 512},
+        head="Model",
+        encoder=True,
+        centre=0.0,
+    ),
 ]

@@ -96,7 +96,7 @@ def build(case: Case, overrides: dict[str, Any]) -> Any:
 
 def config_name(case: Case) -> str:
     """transformers' class of the configuration."""
-    return {"Gemma3": "Gemma3TextConfig"}.get(case.family, f"{case.family}Config")
+    return {"Gemma3": "Gemma3TextConfig", "Gemma3Text": "Gemma3TextConfig"}.get(case.family, f"{case.family}Config")
 
 
 def run(model: Any, tokens: np.ndarray) -> np.ndarray:

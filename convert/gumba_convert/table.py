@@ -40,7 +40,7 @@ class TensorTable:
         respelled: Mapping[str, str] | None = None,
         ignored: str = r"(?!)",
     ) -> None:
-        self.folder = checkpoint.folder
+        self.checkpoint = checkpoint
         self._ignored = re.compile(f"{COMPUTED}|{ignored}")
         self._found = {
             _rename(name, renamed or {}, respelled or {}): tensor for name, tensor in checkpoint.tensors.items()
@@ -147,7 +147,7 @@ class TensorTable:
         problems = self._problems + unknown
         if problems:
             more = f" and {len(problems) - NAMED_AT_MOST} more" if len(problems) > NAMED_AT_MOST else ""
-            raise ConvertError(f"{self.folder}: tensor {'; '.join(problems[:NAMED_AT_MOST])}{more}")
+            raise ConvertError(f"{self.checkpoint.folder}: tensor {'; '.join(problems[:NAMED_AT_MOST])}{more}")
         return self._sources
 
     def _take(self, name: str, shape: tuple[int, ...]) -> SafeTensor | None:

@@ -915,4 +915,63 @@ FAMILIES: dict[str, Family] = {
         keys={"pooling_type": 4, "classifier.pooling_type": 1, "attention.head_count_kv": HEADS},
         without=NO_BIAS_NEEDED,
     ),
+    "nomic bert": Family(
+        "nomic_bert",
+        "nomic-bert",
+        {
+            "architectures": ["NomicBertModel"],
+            "n_embd": W,
+            "n_layer": LAYERS,
+            "n_head": HEADS,
+            "n_inner": F,
+            "n_positions": 8192,
+            "max_trained_positions": 2048,
+            "vocab_size": V,
+            "activation_function": "swiglu",
+            "layer_norm_epsilon": 1e-12,
+            "rotary_emb_base": 1000,
+            "type_vocab_size": 2,
+        },
+        matrices(
+            token_embd=("embeddings.word_embeddings", (V, W)), token_types=("embeddings.token_type_embeddings", (2, W))
+        )
+        | norms(bias=True, token_embd_norm="emb_ln"),
+        matrices(
+            attn_qkv=("attn.Wqkv", (3 * W, W)),
+            attn_output=("attn.out_proj", (W, W)),
+            ffn_up=("mlp.fc11", (F, W)),
+            ffn_gate=("mlp.fc12", (F, W)),
+            ffn_down=("mlp.fc2", (W, F)),
+        )
+        | norms(bias=True, attn_output_norm="norm1", layer_output_norm="norm2"),
+        layer="encoder.layers",
+        keys={"context_length": 2048, "rope.freq_base": 1000.0, "attention.causal": False, "rope.dimension_count": HEAD}
+        | {"attention.head_count_kv": HEADS},
+        without=tuple(BASE),
+    ),
+    "qwen3 embeds": Family(
+        "qwen3",
+        "qwen3",
+        hf("Qwen3Model", head_dim=HEAD),
+        {name: (str(theirs).removeprefix("model."), shape, make) for name, (theirs, shape, make) in TIED.items()},
+        NORMS | ATTENTION | HEAD_NORMS | MLP,
+        layer="layers",
+    ),
+    "qwen2 labels": Family(
+        "qwen2",
+        "qwen2",
+        hf("Qwen2ForSequenceClassification", id2label={"0": "a", "1": "b", "2": "c"}),
+        TIED | {"cls.output.weight": ("score.weight", (3, W), same)},
+        NORMS | ATTENTION | QKV_BIAS | MLP,
+        keys={"pooling_type": 4, "classifier.output_labels": ["a", "b", "c"]},
+    ),
+    "gemma embeds": Family(
+        "gemma3",
+        "gemma-embedding",
+        hf("Gemma3TextModel", **GEMMA_CONFIG, **WINDOW, query_pre_attn_scalar=HEAD, use_bidirectional_attention=True),
+        {name: (str(theirs).removeprefix("model."), shape, make) for name, (theirs, shape, make) in GEMMA_ENDS.items()},
+        GEMMA_BLOCK | ATTENTION | changed(HEAD_NORMS, attn_q_norm=plus_one, attn_k_norm=plus_one) | MLP,
+        layer="layers",
+        keys={"attention.causal": False, "attention.sliding_window": 40, "attention.sliding_window_pattern": None},
+    ),
 }

@@ -27,6 +27,7 @@ from gumba_convert.families import (
     llama,
     mixtral,
     modern_bert,
+    nomic_bert,
     olmo2,
     phi2,
     phi3,
@@ -72,6 +73,7 @@ MODULES: tuple[ModuleType, ...] = (
     lfm2,
     bert,
     modern_bert,
+    nomic_bert,
 )
 
 #: Families by the name in config.json's `architectures`, and by its `model_type`.

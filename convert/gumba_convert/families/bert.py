@@ -12,7 +12,7 @@ from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.decoder import LAYER_EPS, Decoder, Names, finish, metadata, read_decoder, text_config
 from gumba_convert.gguf_writer import Value, boolean, u32
 from gumba_convert.plan import ConfigReader, Plan
-from gumba_convert.pooling import classifier_metadata, labels, pooling_metadata
+from gumba_convert.pooling import classifier_metadata, labels
 from gumba_convert.table import Layer, TensorTable
 from gumba_convert.transforms import part
 
@@ -48,7 +48,6 @@ def plan(checkpoint: Checkpoint) -> Plan:
     types = reader.integer("type_vocab_size", 2)
     values, _ = metadata(ARCHITECTURE, d, eps=LAYER_EPS)
     values |= {"bert.attention.causal": boolean(False), "tokenizer.ggml.token_type_count": u32(types)}
-    values |= pooling_metadata(checkpoint, ARCHITECTURE)
     classifies = name.endswith("ForSequenceClassification")
     table = TensorTable(
         checkpoint,

@@ -6,7 +6,7 @@ from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.decoder import LAYER_EPS, Names, finish, metadata, read_decoder, sliding_layers, text_config
 from gumba_convert.gguf_writer import boolean, f32, string, u32
 from gumba_convert.plan import ConfigReader, Plan
-from gumba_convert.pooling import MODES, classifier_metadata, labels, pooling_metadata
+from gumba_convert.pooling import MODES, classifier_metadata, labels
 from gumba_convert.table import TensorTable
 
 ARCHITECTURE = "modern-bert"
@@ -42,7 +42,6 @@ def plan(checkpoint: Checkpoint) -> Plan:
         "modern-bert.rope.freq_base_swa": f32(local),
         "modern-bert.hidden_activation": string(str(reader.config.get("hidden_activation") or "gelu")),
     }
-    values |= pooling_metadata(checkpoint, ARCHITECTURE)
     classifies = checkpoint.config.get("architectures") == ["ModernBertForSequenceClassification"]
     head = r"(?!)" if classifies else r"head\..*|decoder\..*"
     table = TensorTable(checkpoint, renamed={"model.": ""}, ignored=head)
