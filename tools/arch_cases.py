@@ -123,6 +123,25 @@ GPT_OSS_YARN = {
     "truncate": False,
 }
 MODERN = {"local_attention": 24, "cls_token_id": 1, "sep_token_id": 2, "num_hidden_layers": 3, "intermediate_size": 32}
+QWEN35 = {
+    "head_dim": 16,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "layer_types": ["linear_attention", FULL, "linear_attention"],
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "tie_word_embeddings": True,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.5,
+        "mrope_section": [2, 1, 1],
+        "mrope_interleaved": True,
+    },
+}
 OLMO3_ROPE = {
     "full_attention": {
         "rope_type": "yarn",
@@ -343,6 +362,15 @@ CASES = [
         {"sliding_window": 512},
         head="Model",
         encoder=True,
+        centre=0.0,
+    ),
+    Case("qwen35", "Qwen3_5", QWEN35 | {"num_hidden_layers": 3, "intermediate_size": 32}, centre=0.0),
+    Case(
+        "qwen35moe",
+        "Qwen3_5Moe",
+        QWEN35
+        | MIXTURE
+        | {"layer_types": ["linear_attention", FULL], "num_experts": 3, "shared_expert_intermediate_size": 32},
         centre=0.0,
     ),
 ]

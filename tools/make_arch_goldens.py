@@ -64,8 +64,11 @@ def weights(case: Case, name: str, shape: tuple[int, ...]) -> np.ndarray:
     values = rng.standard_normal(shape)
     if name.endswith("sinks"):
         return values
+    if name.endswith(("A_log", "dt_bias")):
+        return 0.5 * values
     if len(shape) == 1:
-        return 0.4 * values if name.endswith("bias") else case.centre + 0.3 * values
+        centre = 1.0 if "linear_attn.norm" in name else case.centre
+        return 0.4 * values if name.endswith("bias") else centre + 0.3 * values
     if name.endswith("bias"):  # of experts
         return 0.4 * values
     if any(word in name for word in ("embed", "wte", "wpe")):
@@ -96,7 +99,13 @@ def build(case: Case, overrides: dict[str, Any]) -> Any:
 
 def config_name(case: Case) -> str:
     """transformers' class of the configuration."""
-    return {"Gemma3": "Gemma3TextConfig", "Gemma3Text": "Gemma3TextConfig"}.get(case.family, f"{case.family}Config")
+    special = {
+        "Gemma3": "Gemma3TextConfig",
+        "Gemma3Text": "Gemma3TextConfig",
+        "Qwen3_5": "Qwen3_5TextConfig",
+        "Qwen3_5Moe": "Qwen3_5MoeTextConfig",
+    }
+    return special.get(case.family, f"{case.family}Config")
 
 
 def run(model: Any, tokens: np.ndarray) -> np.ndarray:

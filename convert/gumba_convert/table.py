@@ -68,7 +68,7 @@ class TensorTable:
         shape: tuple[int, ...],
         *,
         rows: np.ndarray | None = None,
-        columns: slice | None = None,
+        columns: slice | np.ndarray | None = None,
         transposed: bool = False,
         change: Change | None = None,
         written: tuple[int, ...] | None = None,
@@ -85,7 +85,8 @@ class TensorTable:
         if written is None:
             written = shape if rows is None else (len(rows), *shape[1:])
             if columns is not None:
-                written = (*written[:-1], len(range(*columns.indices(shape[-1]))))
+                n = len(columns) if isinstance(columns, np.ndarray) else len(range(*columns.indices(shape[-1])))
+                written = (*written[:-1], n)
             written = (*written[:-2], written[-1], written[-2]) if transposed else written
             written = (len(found), *written) if stacked else written
         present = tuple(tensor for tensor in found if tensor is not None)
@@ -180,7 +181,7 @@ class Layer:
         shape: tuple[int, ...],
         *,
         rows: np.ndarray | None = None,
-        columns: slice | None = None,
+        columns: slice | np.ndarray | None = None,
         transposed: bool = False,
         change: Change | None = None,
         written: tuple[int, ...] | None = None,

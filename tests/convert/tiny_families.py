@@ -368,6 +368,72 @@ MODERN_BLOCK = matrices(
 ) | norms(ffn_norm="mlp_norm")
 
 
+NET = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_conv_kernel_dim": 3,
+    "linear_key_head_dim": 2,
+    "linear_value_head_dim": 2,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+}
+NET_KEYS = {
+    "ssm.conv_kernel": 3,
+    "ssm.state_size": 2,
+    "ssm.group_count": 2,
+    "ssm.time_step_rank": 6,
+    "ssm.inner_size": 12,
+    "attention.recurrent_layers": [True, False],
+}
+
+
+def tiled(values: np.ndarray, width: int) -> np.ndarray:
+    """Six heads of `width` rows, three to a key: the first of either key, then the second, then the third."""
+    heads = [values[width * i : width * (i + 1)] for i in (0, 3, 1, 4, 2, 5)]
+    return np.concatenate(heads)
+
+
+def channels(parts: Arrays) -> np.ndarray:
+    return np.concatenate([parts[0][:8], tiled(parts[0][8:], 2)])
+
+
+DELTA_NET: dict[str, Entry] = {
+    "attn_qkv.weight": ("linear_attn.in_proj_qkv.weight", (20, W), channels),
+    "attn_gate.weight": ("linear_attn.in_proj_z.weight", (12, W), lambda p: tiled(p[0], 2)),
+    "ssm_conv1d.weight": ("linear_attn.conv1d.weight", (20, 1, 3), lambda p: channels([p[0][:, 0]])),
+    "ssm_dt.bias": ("linear_attn.dt_bias", (6,), lambda p: tiled(p[0], 1)),
+    "ssm_a": ("linear_attn.A_log", (6,), lambda p: -np.exp(tiled(p[0], 1))),
+    "ssm_beta.weight": ("linear_attn.in_proj_b.weight", (6, W), lambda p: tiled(p[0], 1)),
+    "ssm_alpha.weight": ("linear_attn.in_proj_a.weight", (6, W), lambda p: tiled(p[0], 1)),
+    "ssm_norm.weight": ("linear_attn.norm.weight", (2,), same),
+    "ssm_out.weight": ("linear_attn.out_proj.weight", (W, 12), lambda p: tiled(p[0].T, 2).T),
+}
+QWEN35_NORMS = norms(plus_one, attn_norm="input_layernorm", post_attention_norm="post_attention_layernorm")
+QWEN35_ATTENTION = changed(HEAD_NORMS, attn_q_norm=plus_one, attn_k_norm=plus_one) | matrices(
+    attn_q=("self_attn.q_proj", (2 * Q, W)),
+    attn_k=("self_attn.k_proj", (KV, W)),
+    attn_v=("self_attn.v_proj", (KV, W)),
+    attn_output=("self_attn.o_proj", (W, Q)),
+)
+FUSED_MIXTURE = (
+    ROUTER
+    | {
+        f"ffn_{name}_exps.weight": (
+            "mlp.experts.gate_up_proj",
+            (EXPERTS, 2 * EF, W),
+            lambda parts, first=first: np.stack([matrix[first : first + EF] for matrix in parts[0]]),
+        )
+        for name, first in (("gate", 0), ("up", EF))
+    }
+    | {"ffn_down_exps.weight": ("mlp.experts.down_proj", (EXPERTS, W, EF), same)}
+    | matrices(
+        ffn_gate_inp_shexp=("mlp.shared_expert_gate", (1, W)),
+        ffn_gate_shexp=("mlp.shared_expert.gate_proj", (SHARED, W)),
+        ffn_up_shexp=("mlp.shared_expert.up_proj", (SHARED, W)),
+        ffn_down_shexp=("mlp.shared_expert.down_proj", (W, SHARED)),
+    )
+)
+
+
 def classifier(dense: str, output: str, n: int) -> dict[str, Entry]:
     both = {"cls": (dense, (W, W)), "cls.output": (output, (n, W))}
     found = matrices(**both)
@@ -973,5 +1039,25 @@ FAMILIES: dict[str, Family] = {
         GEMMA_BLOCK | ATTENTION | changed(HEAD_NORMS, attn_q_norm=plus_one, attn_k_norm=plus_one) | MLP,
         layer="layers",
         keys={"attention.causal": False, "attention.sliding_window": 40, "attention.sliding_window_pattern": None},
+    ),
+    "qwen35": Family(
+        "qwen35",
+        "qwen35",
+        hf("Qwen3_5ForCausalLM", head_dim=HEAD, **NET, partial_rotary_factor=0.5),
+        ENDS | norms(plus_one, output_norm="model.norm"),
+        QWEN35_NORMS | QWEN35_ATTENTION | MLP,
+        odd={0: QWEN35_NORMS | DELTA_NET | MLP},
+        keys=NET_KEYS | {"rope.dimension_count": HEAD // 2, "rope.dimension_sections": [11, 11, 10, 0]},
+        spare={"mtp.norm.weight": (W,)},
+    ),
+    "qwen35moe": Family(
+        "qwen35",
+        "qwen35moe",
+        hf("Qwen3_5MoeForCausalLM", head_dim=HEAD, **NET, **MIXTURE, shared_expert_intermediate_size=SHARED)
+        | {"partial_rotary_factor": 0.5},
+        ENDS | norms(plus_one, output_norm="model.norm"),
+        QWEN35_NORMS | QWEN35_ATTENTION | FUSED_MIXTURE,
+        odd={0: QWEN35_NORMS | DELTA_NET | FUSED_MIXTURE},
+        keys=NET_KEYS | MIXTURE_KEYS | {"expert_shared_feed_forward_length": SHARED},
     ),
 }
