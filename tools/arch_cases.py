@@ -373,4 +373,22 @@ CASES = [
         | {"layer_types": ["linear_attention", FULL], "num_experts": 3, "shared_expert_intermediate_size": 32},
         centre=0.0,
     ),
+    Case(
+        "t5",
+        "T5",
+        {
+            "d_model": 32,
+            "d_kv": 8,
+            "d_ff": 64,
+            "num_layers": 2,
+            "num_decoder_layers": 1,
+            "num_heads": 4,
+            "feed_forward_proj": "gated-gelu",
+            "relative_attention_num_buckets": 16,
+            "decoder_start_token_id": 0,
+            "tie_word_embeddings": True,
+            "pad_token_id": 0,
+        },
+        head="ForConditionalGeneration",
+    ),
 ]

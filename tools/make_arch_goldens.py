@@ -114,7 +114,11 @@ def run(model: Any, tokens: np.ndarray) -> np.ndarray:
     import torch
 
     with torch.no_grad():
-        result = model(input_ids=torch.from_numpy(tokens.astype(np.int64))[None])
+        whole = torch.from_numpy(tokens.astype(np.int64))[None]
+        if model.config.is_encoder_decoder:  # the first half is read, the second written
+            result = model(input_ids=whole[:, : len(tokens) // 2], decoder_input_ids=whole[:, len(tokens) // 2 :])
+        else:
+            result = model(input_ids=whole)
         found = result.logits if hasattr(result, "logits") else result.last_hidden_state
         return np.asarray(found[0].float().numpy())
 
@@ -204,6 +208,34 @@ def llama_embeddings(path: Path, tokens: np.ndarray, *, rank: bool) -> np.ndarra
     return result
 
 
+def llama_two_halves(path: Path, tokens: np.ndarray) -> np.ndarray:
+    """llama.cpp's logits of the second half of the tokens, written by a decoder whose encoder read the first."""
+    import llama_cpp
+
+    engine = llama_cpp.Llama(str(path), n_ctx=N_CTX, n_ubatch=N_CTX, verbose=False, n_threads=1, type_k=0, type_v=0)
+    for half, step in (
+        (tokens[: len(tokens) // 2], llama_cpp.llama_encode),
+        (tokens[len(tokens) // 2 :], llama_cpp.llama_decode),
+    ):
+        batch = llama_cpp.llama_batch_init(len(half), 0, 1)
+        batch.n_tokens = len(half)
+        for i, token in enumerate(half):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = (
+                int(token),
+                i,
+                1,
+                0,
+                1,
+            )
+        if step(engine.ctx, batch):
+            sys.exit(f"{path}: llama.cpp cannot compute")
+        n = len(half)
+    rows = [llama_cpp.llama_get_logits_ith(engine.ctx, i) for i in range(n)]
+    result = np.array([row[: engine.n_vocab()] for row in rows])
+    engine.close()
+    return result
+
+
 def check(case: Case, path: Path) -> None:
     """Compare llama.cpp with the stored logits; exit 1 where it differs."""
     if not case.n_llama:
@@ -213,7 +245,9 @@ def check(case: Case, path: Path) -> None:
         tokens, logits = stored["tokens"], stored["logits"]
     if not case.encoder:
         tokens, logits = tokens[: case.n_llama], logits[: case.n_llama]
-    if case.encoder:
+    if case.head == "ForConditionalGeneration":
+        found = [llama_two_halves(path, tokens)]
+    elif case.encoder:
         found = [llama_embeddings(path, tokens, rank=logits.ndim == 1)]
     else:
         found = [llama_logits(path, tokens, step) for step in (len(tokens), 1)]

@@ -368,6 +368,45 @@ MODERN_BLOCK = matrices(
 ) | norms(ffn_norm="mlp_norm")
 
 
+T5_CONFIG: dict[str, Any] = {
+    "architectures": ["T5ForConditionalGeneration"],
+    "d_model": W,
+    "d_kv": HEAD,
+    "d_ff": F,
+    "num_layers": LAYERS,
+    "num_decoder_layers": 1,
+    "num_heads": HEADS,
+    "vocab_size": V,
+    "relative_attention_num_buckets": 7,
+    "pad_token_id": 0,
+}
+
+
+def t5_tensors(embedding: str, *, gated: bool) -> dict[str, Entry]:
+    """Two layers of encoder, one of decoder; the first of each has position biases."""
+    result = matrices(token_embd=(embedding, (V, W)))
+    for stack, theirs, count in (("enc", "encoder", 2), ("dec", "decoder", 1)):
+        result |= norms(**{f"{stack}.output_norm": f"{theirs}.final_layer_norm"})
+        for i in range(count):
+            ours, inner = f"{stack}.blk.{i}.", f"{theirs}.block.{i}.layer."
+            parts = [("attn", "0", "SelfAttention")] + (
+                [("cross_attn", "1", "EncDecAttention")] if stack == "dec" else []
+            )
+            for name, at, kind in parts:
+                result |= norms(**{f"{ours}{name}_norm": f"{inner}{at}.layer_norm"})
+                result |= matrices(**{f"{ours}{name}_{x}": (f"{inner}{at}.{kind}.{x}", (Q, W)) for x in "qkv"})
+                result |= matrices(**{f"{ours}{name}_o": (f"{inner}{at}.{kind}.o", (W, Q))})
+            if i == 0:
+                bias = f"{inner}0.SelfAttention.relative_attention_bias"
+                result |= matrices(**{f"{ours}attn_rel_b": (bias, (7, HEADS))})
+            dense = f"{inner}{len(parts)}.DenseReluDense."
+            up = {"ffn_gate": "wi_0", "ffn_up": "wi_1"} if gated else {"ffn_up": "wi"}
+            result |= matrices(**{f"{ours}{x}": (dense + y, (F, W)) for x, y in up.items()})
+            result |= matrices(**{f"{ours}ffn_down": (f"{dense}wo", (W, F))})
+            result |= norms(**{f"{ours}ffn_norm": f"{inner}{len(parts)}.layer_norm"})
+    return result
+
+
 NET = {
     "layer_types": ["linear_attention", "full_attention"],
     "linear_conv_kernel_dim": 3,
@@ -1059,5 +1098,26 @@ FAMILIES: dict[str, Family] = {
         QWEN35_NORMS | QWEN35_ATTENTION | FUSED_MIXTURE,
         odd={0: QWEN35_NORMS | DELTA_NET | FUSED_MIXTURE},
         keys=NET_KEYS | MIXTURE_KEYS | {"expert_shared_feed_forward_length": SHARED},
+    ),
+    "t5": Family(
+        "t5",
+        "t5",
+        T5_CONFIG | {"tie_word_embeddings": False, "feed_forward_proj": "gated-gelu"},
+        {"output.weight": ("lm_head.weight", (V, W), same)} | t5_tensors("encoder.embed_tokens", gated=True),
+        {},
+        keys={"decoder_block_count": 1, "attention.relative_buckets_count": 7, "decoder_start_token_id": 0}
+        | {"attention.key_length": HEAD, "attention.head_count_kv": HEADS, "context_length": 512},
+        without=tuple(BASE),
+        spare={"decoder.embed_tokens.weight": (V, W)},
+    ),
+    "t5 tied": Family(
+        "t5",
+        "t5",
+        T5_CONFIG,
+        t5_tensors("shared", gated=False)
+        | {"output.weight": ("shared.weight", (V, W), lambda p: p[0] * np.float32(0.25))},
+        {},
+        keys={"attention.head_count_kv": HEADS, "context_length": 512},
+        without=tuple(BASE),
     ),
 }

@@ -40,6 +40,7 @@ from gumba_convert.families import (
     smollm3,
     stablelm,
     starcoder2,
+    t5,
 )
 
 MODULES: tuple[ModuleType, ...] = (
@@ -76,6 +77,7 @@ MODULES: tuple[ModuleType, ...] = (
     bert,
     modern_bert,
     nomic_bert,
+    t5,
 )
 
 #: Families by the name in config.json's `architectures`, and by its `model_type`.
