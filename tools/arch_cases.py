@@ -391,4 +391,6 @@ CASES = [
         },
         head="ForConditionalGeneration",
     ),
+    Case("command_r", "Cohere", {"tie_word_embeddings": True, "logit_scale": 0.5}),
+    Case("seed_oss", "SeedOss", WIDE_HEADS | {"attention_bias": True, "tie_word_embeddings": True}),
 ]

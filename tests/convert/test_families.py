@@ -17,6 +17,7 @@ from tiny_checkpoints import write_checkpoint
 from tiny_families import CTX, EXPERTS, FAMILIES, GROUPS, HEADS, LAYERS, F, Family, V, W
 
 from gumba.errors import ConvertError
+from gumba.gguf import GGUFFile
 from gumba_convert import convert, families, pipeline
 
 
@@ -50,6 +51,17 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def test_every_family_is_in_the_table() -> None:
     modules = {family.module for family in FAMILIES.values()}
     assert modules == {module.__name__.rpartition(".")[2] for module in families.MODULES}
+
+
+def test_every_architecture_has_a_golden() -> None:
+    """tools/make_arch_goldens.py made a file and transformers' results for each."""
+    data = Path(__file__).parent.parent / "data"
+    found = {}
+    for path in sorted(data.glob("arch_*.gguf")):
+        assert path.with_suffix(".npz").exists()
+        with GGUFFile(path) as file:
+            found[path.stem] = file.require("general.architecture", str)
+    assert set(found.values()) == {family.architecture for family in FAMILIES.values()}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -160,6 +172,8 @@ REFUSED = [
     ("qwen35", {"linear_value_head_dim": 4}, "linear_value_head_dim"),
     ("qwen35", {"linear_num_key_heads": 4}, "linear_num_key_heads is 4"),
     ("qwen35", {"layer_types": ["linear_attention", "sliding_attention"]}, "layer_types"),
+    ("command r", {"use_qk_norm": True}, "use_qk_norm"),
+    ("seed oss", {"attention_out_bias": True}, "attention_out_bias"),
     ("t5", {"feed_forward_proj": "gated-silu"}, "feed_forward_proj"),
     ("t5", {"decoder_start_token_id": -1}, "decoder_start_token_id"),
     ("t5", {"relative_attention_max_distance": 64}, "relative_attention_max_distance"),

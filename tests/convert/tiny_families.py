@@ -1120,4 +1120,19 @@ FAMILIES: dict[str, Family] = {
         keys={"attention.head_count_kv": HEADS, "context_length": 512},
         without=tuple(BASE),
     ),
+    "command r": Family(
+        "command_r",
+        "command-r",
+        hf("CohereForCausalLM", logit_scale=0.25, tie_word_embeddings=True, model_max_length=64),
+        TIED,
+        norms(attn_norm="input_layernorm") | ATTENTION | MLP,
+        keys={"logit_scale": 0.25, "context_length": 64, "attention.layer_norm_epsilon": 1e-5},
+    ),
+    "seed oss": Family(
+        "seed_oss",
+        "seed_oss",
+        hf("SeedOssForCausalLM", head_dim=HEAD),
+        ENDS,
+        norms(attn_norm="input_layernorm", post_attention_norm="post_attention_layernorm") | ATTENTION | QKV_BIAS | MLP,
+    ),
 }
