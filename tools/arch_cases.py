@@ -19,7 +19,8 @@ class Case:
     `settings`: of the configuration, on top of `SIZES`. `without`: settings that turn off what is special in it, which must
     move the logits. `n_llama`: how many tokens llama.cpp is asked for: all of them; fewer where it leaves something out of
     the model that begins after so many; 0 where it does not have the architecture. `centre`: what norms' weights lie around.
-    `remote`: the family to rewrite the checkpoint as, see arch_remote.py.
+    `encoder`: the result is the last hidden states, or scores of the whole. `remote`: the family to rewrite the checkpoint
+    as, see arch_remote.py.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Case:
     centre: float = 1.0
     head: str = "ForCausalLM"
     remote: str = ""
+    encoder: bool = False
 
 
 SIZES: dict[str, Any] = {
@@ -119,6 +121,26 @@ GPT_OSS_YARN = {
     "beta_fast": 32.0,
     "beta_slow": 1.0,
     "truncate": False,
+}
+MODERN = {"local_attention": 24, "cls_token_id": 1, "sep_token_id": 2, "num_hidden_layers": 3, "intermediate_size": 32}
+QWEN35 = {
+    "head_dim": 16,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "layer_types": ["linear_attention", FULL, "linear_attention"],
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "tie_word_embeddings": True,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.5,
+        "mrope_section": [2, 1, 1],
+        "mrope_interleaved": True,
+    },
 }
 OLMO3_ROPE = {
     "full_attention": {
@@ -303,4 +325,72 @@ CASES = [
         {"num_hidden_layers": 3, "layer_types": ["conv", FULL, "conv"], "tie_word_embeddings": True, "conv_L_cache": 3}
         | {"block_auto_adjust_ff_dim": False},
     ),
+    Case("bert", "Bert", head="Model", encoder=True),
+    Case(
+        "bert_roberta_labels",
+        "Roberta",
+        {"pad_token_id": 1, "type_vocab_size": 1, "num_labels": 3},
+        head="ForSequenceClassification",
+        encoder=True,
+    ),
+    Case("bert_labels", "Bert", {"num_labels": 3}, head="ForSequenceClassification", encoder=True),
+    Case("modern_bert", "ModernBert", MODERN, {"local_attention": 256}, head="Model", encoder=True),
+    Case(
+        "modern_bert_labels",
+        "ModernBert",
+        MODERN | {"num_labels": 3, "classifier_pooling": "mean"},
+        {"classifier_pooling": "cls"},
+        head="ForSequenceClassification",
+        encoder=True,
+    ),
+    Case("nomic_bert", "NomicBert", {"pad_token_id": 0} | PLAIN_ROPE, head="Model", encoder=True),
+    Case("qwen3_embedding", "Qwen3", WIDE_HEADS | {"num_hidden_layers": 1}, head="Model", encoder=True),
+    Case(
+        "qwen2_labels",
+        "Qwen2",
+        {"num_hidden_layers": 1, "num_labels": 3},
+        head="ForSequenceClassification",
+        encoder=True,
+        n_llama=0,  # it has classifiers on no such model
+    ),
+    Case(
+        "gemma_embedding",
+        "Gemma3Text",
+        WIDE_HEADS
+        | {"query_pre_attn_scalar": 16, "sliding_window": 24, "num_key_value_heads": 1, "intermediate_size": 32}
+        | {"layer_types": [SLIDING, FULL], "use_bidirectional_attention": True},
+        {"sliding_window": 512},
+        head="Model",
+        encoder=True,
+        centre=0.0,
+    ),
+    Case("qwen35", "Qwen3_5", QWEN35 | {"num_hidden_layers": 3, "intermediate_size": 32}, centre=0.0),
+    Case(
+        "qwen35moe",
+        "Qwen3_5Moe",
+        QWEN35
+        | MIXTURE
+        | {"layer_types": ["linear_attention", FULL], "num_experts": 3, "shared_expert_intermediate_size": 32},
+        centre=0.0,
+    ),
+    Case(
+        "t5",
+        "T5",
+        {
+            "d_model": 32,
+            "d_kv": 8,
+            "d_ff": 64,
+            "num_layers": 2,
+            "num_decoder_layers": 1,
+            "num_heads": 4,
+            "feed_forward_proj": "gated-gelu",
+            "relative_attention_num_buckets": 16,
+            "decoder_start_token_id": 0,
+            "tie_word_embeddings": True,
+            "pad_token_id": 0,
+        },
+        head="ForConditionalGeneration",
+    ),
+    Case("command_r", "Cohere", {"tie_word_embeddings": True, "logit_scale": 0.5}),
+    Case("seed_oss", "SeedOss", WIDE_HEADS | {"attention_bias": True, "tie_word_embeddings": True}),
 ]

@@ -64,8 +64,11 @@ def weights(case: Case, name: str, shape: tuple[int, ...]) -> np.ndarray:
     values = rng.standard_normal(shape)
     if name.endswith("sinks"):
         return values
+    if name.endswith(("A_log", "dt_bias")):
+        return 0.5 * values
     if len(shape) == 1:
-        return 0.4 * values if name.endswith("bias") else case.centre + 0.3 * values
+        centre = 1.0 if "linear_attn.norm" in name else case.centre
+        return 0.4 * values if name.endswith("bias") else centre + 0.3 * values
     if name.endswith("bias"):  # of experts
         return 0.4 * values
     if any(word in name for word in ("embed", "wte", "wpe")):
@@ -96,16 +99,28 @@ def build(case: Case, overrides: dict[str, Any]) -> Any:
 
 def config_name(case: Case) -> str:
     """transformers' class of the configuration."""
-    return {"Gemma3": "Gemma3TextConfig"}.get(case.family, f"{case.family}Config")
+    special = {
+        "Gemma3": "Gemma3TextConfig",
+        "Gemma3Text": "Gemma3TextConfig",
+        "Qwen3_5": "Qwen3_5TextConfig",
+        "Qwen3_5Moe": "Qwen3_5MoeTextConfig",
+    }
+    return special.get(case.family, f"{case.family}Config")
 
 
 def run(model: Any, tokens: np.ndarray) -> np.ndarray:
-    """Logits of every position, float32 [n_tokens, n_vocab]."""
+    """Logits of every position, float32 [n_tokens, n_vocab]; an encoder's last hidden states [n_tokens, width], or the
+    scores of the whole [n_labels]."""
     import torch
 
     with torch.no_grad():
-        result = model(input_ids=torch.from_numpy(tokens.astype(np.int64))[None], use_cache=False)
-        return np.asarray(result.logits[0].float().numpy())
+        whole = torch.from_numpy(tokens.astype(np.int64))[None]
+        if model.config.is_encoder_decoder:  # the first half is read, the second written
+            result = model(input_ids=whole[:, : len(tokens) // 2], decoder_input_ids=whole[:, len(tokens) // 2 :])
+        else:
+            result = model(input_ids=whole)
+        found = result.logits if hasattr(result, "logits") else result.last_hidden_state
+        return np.asarray(found[0].float().numpy())
 
 
 def build_checkpoint(case: Case, folder: Path) -> None:
@@ -168,16 +183,76 @@ def llama_logits(path: Path, tokens: np.ndarray, step: int) -> np.ndarray:
     return logits
 
 
+def llama_embeddings(path: Path, tokens: np.ndarray, *, rank: bool) -> np.ndarray:
+    """llama.cpp's last hidden states, or the scores of a classifier."""
+    import llama_cpp
+
+    pooling = llama_cpp.LLAMA_POOLING_TYPE_RANK if rank else llama_cpp.LLAMA_POOLING_TYPE_NONE
+    engine = llama_cpp.Llama(
+        str(path), n_ctx=N_CTX, n_ubatch=N_CTX, embedding=True, pooling_type=pooling, verbose=False, n_threads=1
+    )
+    batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
+    batch.n_tokens = len(tokens)
+    for i, token in enumerate(tokens):
+        batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = int(token), i, 1, 0, 1
+    if llama_cpp.llama_decode(engine.ctx, batch):
+        sys.exit(f"{path}: llama.cpp cannot decode")
+    if rank:
+        found = llama_cpp.llama_get_embeddings_seq(engine.ctx, 0)
+        result = np.array([found[i] for i in range(llama_cpp.llama_model_n_cls_out(engine.model))])
+    else:
+        rows = [llama_cpp.llama_get_embeddings_ith(engine.ctx, i) for i in range(len(tokens))]
+        result = np.array([row[: engine.n_embd()] for row in rows])
+    llama_cpp.llama_batch_free(batch)
+    engine.close()
+    return result
+
+
+def llama_two_halves(path: Path, tokens: np.ndarray) -> np.ndarray:
+    """llama.cpp's logits of the second half of the tokens, written by a decoder whose encoder read the first."""
+    import llama_cpp
+
+    engine = llama_cpp.Llama(str(path), n_ctx=N_CTX, n_ubatch=N_CTX, verbose=False, n_threads=1, type_k=0, type_v=0)
+    for half, step in (
+        (tokens[: len(tokens) // 2], llama_cpp.llama_encode),
+        (tokens[len(tokens) // 2 :], llama_cpp.llama_decode),
+    ):
+        batch = llama_cpp.llama_batch_init(len(half), 0, 1)
+        batch.n_tokens = len(half)
+        for i, token in enumerate(half):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = (
+                int(token),
+                i,
+                1,
+                0,
+                1,
+            )
+        if step(engine.ctx, batch):
+            sys.exit(f"{path}: llama.cpp cannot compute")
+        n = len(half)
+    rows = [llama_cpp.llama_get_logits_ith(engine.ctx, i) for i in range(n)]
+    result = np.array([row[: engine.n_vocab()] for row in rows])
+    engine.close()
+    return result
+
+
 def check(case: Case, path: Path) -> None:
     """Compare llama.cpp with the stored logits; exit 1 where it differs."""
     if not case.n_llama:
         print(f"{case.name}: llama.cpp does not have it")
         return
     with np.load(path.with_suffix(".npz")) as stored:
-        tokens, logits = stored["tokens"][: case.n_llama], stored["logits"][: case.n_llama]
-    found = [llama_logits(path, tokens, step) for step in (len(tokens), 1)]
+        tokens, logits = stored["tokens"], stored["logits"]
+    if not case.encoder:
+        tokens, logits = tokens[: case.n_llama], logits[: case.n_llama]
+    if case.head == "ForConditionalGeneration":
+        found = [llama_two_halves(path, tokens)]
+    elif case.encoder:
+        found = [llama_embeddings(path, tokens, rank=logits.ndim == 1)]
+    else:
+        found = [llama_logits(path, tokens, step) for step in (len(tokens), 1)]
     worst = max(distance(got, logits) for got in found)
-    top = min(float(np.mean(got.argmax(1) == logits.argmax(1))) for got in found)
+    top = min(float(np.mean(got.argmax(-1) == logits.argmax(-1))) for got in found)
     print(f"{case.name}: llama.cpp differs by {worst:.1e} in {len(tokens)} tokens, same top token {top:.0%}")
     if not worst < TOLERANCE:
         sys.exit(f"{case.name}: llama.cpp disagrees: {worst:.1e}")

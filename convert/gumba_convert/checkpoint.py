@@ -60,6 +60,17 @@ class Checkpoint:
             raise ConvertError(f"{where}: {name!r} is a link that leads out of the folder")
         return path
 
+    def below(self, folder: object, origin: str = "") -> Checkpoint | None:
+        """The parts of a model that lie in a folder of their own, which must have a config.json; None without it.
+
+        Raises:
+            ConvertError: the name is not a plain one, or leads out of the checkpoint.
+        """
+        path = self.path(folder, origin)
+        if not path.is_dir():
+            return None
+        return Checkpoint(path)
+
     def has(self, name: str) -> bool:
         return self.path(name).is_file()
 

@@ -10,6 +10,7 @@ import numpy as np
 from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.gguf_writer import BOOL, Value, f32, i32_array, u32
 from gumba_convert.plan import ConfigReader, Plan
+from gumba_convert.pooling import classifier_metadata, labels, pooling_metadata
 from gumba_convert.rope import KINDS, Rope, read_rope, rope_metadata
 from gumba_convert.table import Change, Layer, TensorTable
 
@@ -223,13 +224,45 @@ def full_only(d: Decoder) -> None:
         raise d.reader.fail("layer_types", "asks for other than full attention, which is not supported")
 
 
-def embedding_and_head(table: TensorTable, d: Decoder, *, inner: str = "model", head: str = "lm_head") -> None:
-    """Token embedding, and the output matrix where it is not the embedding."""
-    table.tensor("token_embd.weight", f"{inner}.embed_tokens.weight", (d.n_vocab, d.n_embd))
-    if d.tied:  # the output matrix of a tied checkpoint is the embedding, whatever a copy of it in the file says
-        table.spare(f"{head}.weight")
+#: Beginnings of the names in checkpoints of a bare model, without anything on top of it.
+BARE = {name: f"model.{name}" for name in ("embed_tokens.", "layers.", "norm.")}
+CLASSIFIER = "ForSequenceClassification"
+
+
+def with_heads(*names: str) -> tuple[str, ...]:
+    """transformers' classes of families whose models embed texts and classify them, too."""
+    return tuple(f"{name}{head}" for name in names for head in ("ForCausalLM", "Model", CLASSIFIER))
+
+
+def embedding_and_head(table: TensorTable, d: Decoder) -> None:
+    """Token embedding, and the output matrix where it is not the embedding. An embedding model has none."""
+    table.tensor("token_embd.weight", "model.embed_tokens.weight", (d.n_vocab, d.n_embd))
+    embeds = architecture_name(table.checkpoint).endswith("Model") or table.checkpoint.has("modules.json")
+    if d.tied or (embeds and not table.has("lm_head.weight")):
+        # The output matrix of a tied checkpoint is the embedding, whatever a copy of it in the file says.
+        table.spare("lm_head.weight")
     else:
-        table.tensor("output.weight", f"{head}.weight", (d.n_vocab, d.n_embd))
+        table.tensor("output.weight", "lm_head.weight", (d.n_vocab, d.n_embd))
+
+
+def embedding_and_any_head(table: TensorTable, d: Decoder, architecture: str) -> dict[str, Value]:
+    """Token embedding, and what stands on top of the model: a language model's output, or a classifier.
+
+    Returns the metadata of a classifier, else none.
+    """
+    if not architecture_name(table.checkpoint).endswith(CLASSIFIER):
+        embedding_and_head(table, d)
+        return {}
+    table.tensor("token_embd.weight", "model.embed_tokens.weight", (d.n_vocab, d.n_embd))
+    classes = labels(d.reader)
+    table.tensor("cls.output.weight", "score.weight", (len(classes), d.n_embd))
+    return classifier_metadata(architecture, classes)
+
+
+def architecture_name(checkpoint: Checkpoint) -> str:
+    """transformers' class that the checkpoint was written by; empty where it does not say."""
+    names = checkpoint.config.get("architectures")
+    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
 
 
 def attention(
@@ -267,7 +300,8 @@ def head_norms(layer: Layer, d: Decoder, *, change: Change | None = None) -> Non
 def finish(
     architecture: str, d: Decoder, values: dict[str, Value], table: TensorTable, factors: np.ndarray | None
 ) -> Plan:
-    """The plan of a family; llama3's factors become the last tensor."""
+    """The plan of a family; llama3's factors become the last tensor, and an embedding model's pooling is added."""
     if factors is not None:
         table.computed("rope_freqs.weight", factors)
+    values = values | pooling_metadata(table.checkpoint, architecture)
     return Plan(architecture, values, table.sources(), d.n_vocab, d.tied)

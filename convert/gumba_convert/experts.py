@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from gumba_convert.decoder import Decoder
 from gumba_convert.gguf_writer import Value, u32
 from gumba_convert.plan import ConfigReader
@@ -65,8 +67,29 @@ def separate_experts(
     *,
     names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
 ) -> None:
-    """Experts that are three matrices each, named `inner.NUMBER.NAME`; `names` of gate, up and down."""
+    """Experts that are three matrices each, named `inner.NUMBER.NAME`; `names` of gate, up and down.
+
+    Some checkpoints have all of them in two tensors instead: `inner.gate_up_proj`, gate before up, and `inner.down_proj`.
+    """
+    if layer.has(f"{inner}.gate_up_proj"):
+        fused_experts(layer, d, experts, f"{inner}.gate_up_proj", f"{inner}.down_proj")
+        return
     gate, up = (experts.n_ff, d.n_embd), (experts.n_ff, d.n_embd)
     for ours, theirs, shape in zip(("gate", "up", "down"), names, (gate, up, gate[::-1])):
         parts = [f"{inner}.{i}.{theirs}.weight" for i in range(experts.n)]
         layer.tensor(f"ffn_{ours}_exps.weight", parts, shape)
+
+
+def fused_experts(layer: Layer, d: Decoder, experts: Experts, gate_up: str, down: str) -> None:
+    """Experts in two tensors: [experts, gate and up, embedding] and [experts, embedding, width]."""
+    n, n_ff = experts.n, experts.n_ff
+    both = np.arange(n * 2 * n_ff).reshape(n, 2, n_ff)
+    for i, name in enumerate(("gate", "up")):
+        layer.tensor(
+            f"ffn_{name}_exps.weight",
+            gate_up,
+            (n, 2 * n_ff, d.n_embd),
+            rows=both[:, i].reshape(-1),
+            written=(n, n_ff, d.n_embd),
+        )
+    layer.tensor("ffn_down_exps.weight", down, (n, d.n_embd, n_ff))

@@ -24,6 +24,8 @@ NEEDED = [
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
+    "modules.json",
+    "1_Pooling/config.json",
     "README.md",
 ]
 

@@ -28,7 +28,7 @@ class Source:
     parts: tuple[SafeTensor, ...] | np.ndarray
     shape: tuple[int, ...]
     rows: np.ndarray | None = None
-    columns: slice | None = None
+    columns: slice | np.ndarray | None = None
     transposed: bool = False
     change: Callable[[np.ndarray], np.ndarray] | None = None
     mxfp4: bool = False

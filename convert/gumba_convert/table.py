@@ -28,16 +28,23 @@ class TensorTable:
 
     Args:
         renamed: beginnings of names that stand for others, for checkpoints that hold the model as a part; only the
-            first one that fits is replaced.
+            first one that fits is replaced. `respelled`: endings, likewise.
         ignored: a pattern of names that may be there and are not needed.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, renamed: Mapping[str, str] | None = None, ignored: str = r"(?!)"
+        self,
+        checkpoint: Checkpoint,
+        *,
+        renamed: Mapping[str, str] | None = None,
+        respelled: Mapping[str, str] | None = None,
+        ignored: str = r"(?!)",
     ) -> None:
-        self.folder = checkpoint.folder
+        self.checkpoint = checkpoint
         self._ignored = re.compile(f"{COMPUTED}|{ignored}")
-        self._found = {_rename(name, renamed or {}): tensor for name, tensor in checkpoint.tensors.items()}
+        self._found = {
+            _rename(name, renamed or {}, respelled or {}): tensor for name, tensor in checkpoint.tensors.items()
+        }
         self._used: set[str] = set()
         self._sources: list[Source] = []
         self._problems: list[str] = []
@@ -61,7 +68,7 @@ class TensorTable:
         shape: tuple[int, ...],
         *,
         rows: np.ndarray | None = None,
-        columns: slice | None = None,
+        columns: slice | np.ndarray | None = None,
         transposed: bool = False,
         change: Change | None = None,
         written: tuple[int, ...] | None = None,
@@ -78,7 +85,8 @@ class TensorTable:
         if written is None:
             written = shape if rows is None else (len(rows), *shape[1:])
             if columns is not None:
-                written = (*written[:-1], len(range(*columns.indices(shape[-1]))))
+                n = len(columns) if isinstance(columns, np.ndarray) else len(range(*columns.indices(shape[-1])))
+                written = (*written[:-1], n)
             written = (*written[:-2], written[-1], written[-2]) if transposed else written
             written = (len(found), *written) if stacked else written
         present = tuple(tensor for tensor in found if tensor is not None)
@@ -140,7 +148,7 @@ class TensorTable:
         problems = self._problems + unknown
         if problems:
             more = f" and {len(problems) - NAMED_AT_MOST} more" if len(problems) > NAMED_AT_MOST else ""
-            raise ConvertError(f"{self.folder}: tensor {'; '.join(problems[:NAMED_AT_MOST])}{more}")
+            raise ConvertError(f"{self.checkpoint.folder}: tensor {'; '.join(problems[:NAMED_AT_MOST])}{more}")
         return self._sources
 
     def _take(self, name: str, shape: tuple[int, ...]) -> SafeTensor | None:
@@ -173,7 +181,7 @@ class Layer:
         shape: tuple[int, ...],
         *,
         rows: np.ndarray | None = None,
-        columns: slice | None = None,
+        columns: slice | np.ndarray | None = None,
         transposed: bool = False,
         change: Change | None = None,
         written: tuple[int, ...] | None = None,
@@ -206,8 +214,12 @@ class Layer:
         self.table.norm(self.ours + name, self.theirs + theirs, width, bias=bias, change=change)
 
 
-def _rename(name: str, renamed: Mapping[str, str]) -> str:
+def _rename(name: str, renamed: Mapping[str, str], respelled: Mapping[str, str]) -> str:
     for old, new in renamed.items():
         if name.startswith(old):
-            return new + name[len(old) :]
+            name = new + name[len(old) :]
+            break
+    for old, new in respelled.items():
+        if name.endswith(old):
+            return name[: -len(old)] + new
     return name

@@ -339,6 +339,146 @@ CONVOLUTION: dict[str, Entry] = {
 }
 
 
+BERT_ENDS = matrices(
+    token_embd=("bert.embeddings.word_embeddings", (V, W)),
+    token_types=("bert.embeddings.token_type_embeddings", (2, W)),
+    position_embd=("bert.embeddings.position_embeddings", (CTX, W)),
+) | norms(bias=True, token_embd_norm="bert.embeddings.LayerNorm")
+BERT_MATRICES = matrices(
+    attn_q=("attention.self.query", (W, W)),
+    attn_k=("attention.self.key", (W, W)),
+    attn_v=("attention.self.value", (W, W)),
+    attn_output=("attention.output.dense", (W, W)),
+    ffn_up=("intermediate.dense", (F, W)),
+    ffn_down=("output.dense", (W, F)),
+)
+BERT_BLOCK = (
+    BERT_MATRICES
+    | biases("attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down", of=BERT_MATRICES)
+    | norms(bias=True, attn_output_norm="attention.output.LayerNorm", layer_output_norm="output.LayerNorm")
+)
+MODERN_ENDS = matrices(token_embd=("model.embeddings.tok_embeddings", (V, W))) | norms(
+    token_embd_norm="model.embeddings.norm", output_norm="model.final_norm"
+)
+MODERN_BLOCK = matrices(
+    attn_qkv=("attn.Wqkv", (3 * W, W)),
+    attn_output=("attn.Wo", (W, W)),
+    ffn_up=("mlp.Wi", (2 * F, W)),
+    ffn_down=("mlp.Wo", (W, F)),
+) | norms(ffn_norm="mlp_norm")
+
+
+T5_CONFIG: dict[str, Any] = {
+    "architectures": ["T5ForConditionalGeneration"],
+    "d_model": W,
+    "d_kv": HEAD,
+    "d_ff": F,
+    "num_layers": LAYERS,
+    "num_decoder_layers": 1,
+    "num_heads": HEADS,
+    "vocab_size": V,
+    "relative_attention_num_buckets": 7,
+    "pad_token_id": 0,
+}
+
+
+def t5_tensors(embedding: str, *, gated: bool) -> dict[str, Entry]:
+    """Two layers of encoder, one of decoder; the first of each has position biases."""
+    result = matrices(token_embd=(embedding, (V, W)))
+    for stack, theirs, count in (("enc", "encoder", 2), ("dec", "decoder", 1)):
+        result |= norms(**{f"{stack}.output_norm": f"{theirs}.final_layer_norm"})
+        for i in range(count):
+            ours, inner = f"{stack}.blk.{i}.", f"{theirs}.block.{i}.layer."
+            parts = [("attn", "0", "SelfAttention")] + (
+                [("cross_attn", "1", "EncDecAttention")] if stack == "dec" else []
+            )
+            for name, at, kind in parts:
+                result |= norms(**{f"{ours}{name}_norm": f"{inner}{at}.layer_norm"})
+                result |= matrices(**{f"{ours}{name}_{x}": (f"{inner}{at}.{kind}.{x}", (Q, W)) for x in "qkv"})
+                result |= matrices(**{f"{ours}{name}_o": (f"{inner}{at}.{kind}.o", (W, Q))})
+            if i == 0:
+                bias = f"{inner}0.SelfAttention.relative_attention_bias"
+                result |= matrices(**{f"{ours}attn_rel_b": (bias, (7, HEADS))})
+            dense = f"{inner}{len(parts)}.DenseReluDense."
+            up = {"ffn_gate": "wi_0", "ffn_up": "wi_1"} if gated else {"ffn_up": "wi"}
+            result |= matrices(**{f"{ours}{x}": (dense + y, (F, W)) for x, y in up.items()})
+            result |= matrices(**{f"{ours}ffn_down": (f"{dense}wo", (W, F))})
+            result |= norms(**{f"{ours}ffn_norm": f"{inner}{len(parts)}.layer_norm"})
+    return result
+
+
+NET = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_conv_kernel_dim": 3,
+    "linear_key_head_dim": 2,
+    "linear_value_head_dim": 2,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+}
+NET_KEYS = {
+    "ssm.conv_kernel": 3,
+    "ssm.state_size": 2,
+    "ssm.group_count": 2,
+    "ssm.time_step_rank": 6,
+    "ssm.inner_size": 12,
+    "attention.recurrent_layers": [True, False],
+}
+
+
+def tiled(values: np.ndarray, width: int) -> np.ndarray:
+    """Six heads of `width` rows, three to a key: the first of either key, then the second, then the third."""
+    heads = [values[width * i : width * (i + 1)] for i in (0, 3, 1, 4, 2, 5)]
+    return np.concatenate(heads)
+
+
+def channels(parts: Arrays) -> np.ndarray:
+    return np.concatenate([parts[0][:8], tiled(parts[0][8:], 2)])
+
+
+DELTA_NET: dict[str, Entry] = {
+    "attn_qkv.weight": ("linear_attn.in_proj_qkv.weight", (20, W), channels),
+    "attn_gate.weight": ("linear_attn.in_proj_z.weight", (12, W), lambda p: tiled(p[0], 2)),
+    "ssm_conv1d.weight": ("linear_attn.conv1d.weight", (20, 1, 3), lambda p: channels([p[0][:, 0]])),
+    "ssm_dt.bias": ("linear_attn.dt_bias", (6,), lambda p: tiled(p[0], 1)),
+    "ssm_a": ("linear_attn.A_log", (6,), lambda p: -np.exp(tiled(p[0], 1))),
+    "ssm_beta.weight": ("linear_attn.in_proj_b.weight", (6, W), lambda p: tiled(p[0], 1)),
+    "ssm_alpha.weight": ("linear_attn.in_proj_a.weight", (6, W), lambda p: tiled(p[0], 1)),
+    "ssm_norm.weight": ("linear_attn.norm.weight", (2,), same),
+    "ssm_out.weight": ("linear_attn.out_proj.weight", (W, 12), lambda p: tiled(p[0].T, 2).T),
+}
+QWEN35_NORMS = norms(plus_one, attn_norm="input_layernorm", post_attention_norm="post_attention_layernorm")
+QWEN35_ATTENTION = changed(HEAD_NORMS, attn_q_norm=plus_one, attn_k_norm=plus_one) | matrices(
+    attn_q=("self_attn.q_proj", (2 * Q, W)),
+    attn_k=("self_attn.k_proj", (KV, W)),
+    attn_v=("self_attn.v_proj", (KV, W)),
+    attn_output=("self_attn.o_proj", (W, Q)),
+)
+FUSED_MIXTURE = (
+    ROUTER
+    | {
+        f"ffn_{name}_exps.weight": (
+            "mlp.experts.gate_up_proj",
+            (EXPERTS, 2 * EF, W),
+            lambda parts, first=first: np.stack([matrix[first : first + EF] for matrix in parts[0]]),
+        )
+        for name, first in (("gate", 0), ("up", EF))
+    }
+    | {"ffn_down_exps.weight": ("mlp.experts.down_proj", (EXPERTS, W, EF), same)}
+    | matrices(
+        ffn_gate_inp_shexp=("mlp.shared_expert_gate", (1, W)),
+        ffn_gate_shexp=("mlp.shared_expert.gate_proj", (SHARED, W)),
+        ffn_up_shexp=("mlp.shared_expert.up_proj", (SHARED, W)),
+        ffn_down_shexp=("mlp.shared_expert.down_proj", (W, SHARED)),
+    )
+)
+
+
+def classifier(dense: str, output: str, n: int) -> dict[str, Entry]:
+    both = {"cls": (dense, (W, W)), "cls.output": (output, (n, W))}
+    found = matrices(**both)
+    return found | biases(*both, of=found)
+
+
 def hf(name: str, **more: Any) -> dict[str, Any]:
     return {"architectures": [name], **more}
 
@@ -796,5 +936,203 @@ FAMILIES: dict[str, Family] = {
         odd={0: LFM2_FF | CONVOLUTION},
         keys={"attention.head_count_kv": [0, GROUPS], "shortconv.l_cache": 3, "feed_forward_length": F},
         without=("tie_word_embeddings", "intermediate_size"),
+    ),
+    "bert": Family(
+        "bert",
+        "bert",
+        hf("BertForMaskedLM", hidden_act="gelu", layer_norm_eps=1e-12, type_vocab_size=2),
+        BERT_ENDS,
+        BERT_BLOCK,
+        layer="bert.encoder.layer",
+        keys={
+            "attention.causal": False,
+            "attention.layer_norm_epsilon": 1e-12,
+            "attention.head_count_kv": HEADS,
+            "pooling_type": None,
+        },
+        without=NO_BIAS_NEEDED,
+        spare={"cls.predictions.bias": (V,), "bert.pooler.dense.weight": (W, W)},
+    ),
+    "roberta labels": Family(
+        "bert",
+        "bert",
+        hf("XLMRobertaForSequenceClassification", hidden_act="gelu", type_vocab_size=1, pad_token_id=1)
+        | {"id2label": {"0": "no", "1": "yes", "2": "so"}},
+        {
+            name: (str(theirs).replace("bert.", "roberta."), shape, make)
+            for name, (theirs, shape, make) in BERT_ENDS.items()
+        }
+        | {
+            "token_types.weight": ("roberta.embeddings.token_type_embeddings.weight", (1, W), same),
+            "position_embd.weight": ("roberta.embeddings.position_embeddings.weight", (CTX, W), rows(2, CTX - 2)),
+        }
+        | classifier("classifier.dense", "classifier.out_proj", 3),
+        BERT_BLOCK,
+        layer="roberta.encoder.layer",
+        keys={"pooling_type": 4, "classifier.output_labels": ["no", "yes", "so"], "context_length": CTX - 2}
+        | {"attention.head_count_kv": HEADS},
+        without=NO_BIAS_NEEDED,
+    ),
+    "bert labels": Family(
+        "bert",
+        "bert",
+        hf("BertForSequenceClassification", hidden_act="gelu", num_labels=2),
+        BERT_ENDS | classifier("bert.pooler.dense", "classifier", 2),
+        BERT_BLOCK,
+        layer="bert.encoder.layer",
+        keys={"pooling_type": 4, "classifier.output_labels": ["LABEL_0", "LABEL_1"], "attention.head_count_kv": HEADS},
+        without=NO_BIAS_NEEDED,
+    ),
+    "modern bert": Family(
+        "modern_bert",
+        "modern-bert",
+        hf("ModernBertForMaskedLM", hidden_activation="gelu", local_attention=64, global_rope_theta=80000.0),
+        MODERN_ENDS,
+        MODERN_BLOCK | norms(attn_norm="attn_norm"),
+        layer="model.layers",
+        odd={0: MODERN_BLOCK},
+        keys={
+            "attention.causal": False,
+            "attention.sliding_window": 64,
+            "attention.sliding_window_pattern": 3,
+            "rope.freq_base": 80000.0,
+            "rope.freq_base_swa": 10000.0,
+            "hidden_activation": "gelu",
+            "attention.head_count_kv": HEADS,
+        },
+        without=(*NO_BIAS_NEEDED, "rope_theta"),
+        spare={"head.dense.weight": (W, W), "head.norm.weight": (W,), "decoder.bias": (V,)},
+    ),
+    "modern bert labels": Family(
+        "modern_bert",
+        "modern-bert",
+        hf("ModernBertForSequenceClassification", num_labels=2, classifier_pooling="mean"),
+        MODERN_ENDS
+        | norms(**{"cls.norm": "head.norm"})
+        | {"cls.weight": ("head.dense.weight", (W, W), same)}
+        | {
+            "cls.output.weight": ("classifier.weight", (2, W), same),
+            "cls.output.bias": ("classifier.bias", (2,), same),
+        },
+        MODERN_BLOCK | norms(attn_norm="attn_norm"),
+        layer="model.layers",
+        odd={0: MODERN_BLOCK},
+        keys={"pooling_type": 4, "classifier.pooling_type": 1, "attention.head_count_kv": HEADS},
+        without=NO_BIAS_NEEDED,
+    ),
+    "nomic bert": Family(
+        "nomic_bert",
+        "nomic-bert",
+        {
+            "architectures": ["NomicBertModel"],
+            "n_embd": W,
+            "n_layer": LAYERS,
+            "n_head": HEADS,
+            "n_inner": F,
+            "n_positions": 8192,
+            "max_trained_positions": 2048,
+            "vocab_size": V,
+            "activation_function": "swiglu",
+            "layer_norm_epsilon": 1e-12,
+            "rotary_emb_base": 1000,
+            "type_vocab_size": 2,
+        },
+        matrices(
+            token_embd=("embeddings.word_embeddings", (V, W)), token_types=("embeddings.token_type_embeddings", (2, W))
+        )
+        | norms(bias=True, token_embd_norm="emb_ln"),
+        matrices(
+            attn_qkv=("attn.Wqkv", (3 * W, W)),
+            attn_output=("attn.out_proj", (W, W)),
+            ffn_up=("mlp.fc11", (F, W)),
+            ffn_gate=("mlp.fc12", (F, W)),
+            ffn_down=("mlp.fc2", (W, F)),
+        )
+        | norms(bias=True, attn_output_norm="norm1", layer_output_norm="norm2"),
+        layer="encoder.layers",
+        keys={"context_length": 2048, "rope.freq_base": 1000.0, "attention.causal": False, "rope.dimension_count": HEAD}
+        | {"attention.head_count_kv": HEADS},
+        without=tuple(BASE),
+    ),
+    "qwen3 embeds": Family(
+        "qwen3",
+        "qwen3",
+        hf("Qwen3Model", head_dim=HEAD),
+        {name: (str(theirs).removeprefix("model."), shape, make) for name, (theirs, shape, make) in TIED.items()},
+        NORMS | ATTENTION | HEAD_NORMS | MLP,
+        layer="layers",
+    ),
+    "qwen2 labels": Family(
+        "qwen2",
+        "qwen2",
+        hf("Qwen2ForSequenceClassification", id2label={"0": "a", "1": "b", "2": "c"}),
+        TIED | {"cls.output.weight": ("score.weight", (3, W), same)},
+        NORMS | ATTENTION | QKV_BIAS | MLP,
+        keys={"pooling_type": 4, "classifier.output_labels": ["a", "b", "c"]},
+    ),
+    "gemma embeds": Family(
+        "gemma3",
+        "gemma-embedding",
+        hf("Gemma3TextModel", **GEMMA_CONFIG, **WINDOW, query_pre_attn_scalar=HEAD, use_bidirectional_attention=True),
+        {name: (str(theirs).removeprefix("model."), shape, make) for name, (theirs, shape, make) in GEMMA_ENDS.items()},
+        GEMMA_BLOCK | ATTENTION | changed(HEAD_NORMS, attn_q_norm=plus_one, attn_k_norm=plus_one) | MLP,
+        layer="layers",
+        keys={"attention.causal": False, "attention.sliding_window": 40, "attention.sliding_window_pattern": None},
+    ),
+    "qwen35": Family(
+        "qwen35",
+        "qwen35",
+        hf("Qwen3_5ForCausalLM", head_dim=HEAD, **NET, partial_rotary_factor=0.5),
+        ENDS | norms(plus_one, output_norm="model.norm"),
+        QWEN35_NORMS | QWEN35_ATTENTION | MLP,
+        odd={0: QWEN35_NORMS | DELTA_NET | MLP},
+        keys=NET_KEYS | {"rope.dimension_count": HEAD // 2, "rope.dimension_sections": [11, 11, 10, 0]},
+        spare={"mtp.norm.weight": (W,)},
+    ),
+    "qwen35moe": Family(
+        "qwen35",
+        "qwen35moe",
+        hf("Qwen3_5MoeForCausalLM", head_dim=HEAD, **NET, **MIXTURE, shared_expert_intermediate_size=SHARED)
+        | {"partial_rotary_factor": 0.5},
+        ENDS | norms(plus_one, output_norm="model.norm"),
+        QWEN35_NORMS | QWEN35_ATTENTION | FUSED_MIXTURE,
+        odd={0: QWEN35_NORMS | DELTA_NET | FUSED_MIXTURE},
+        keys=NET_KEYS | MIXTURE_KEYS | {"expert_shared_feed_forward_length": SHARED},
+    ),
+    "t5": Family(
+        "t5",
+        "t5",
+        T5_CONFIG | {"tie_word_embeddings": False, "feed_forward_proj": "gated-gelu"},
+        {"output.weight": ("lm_head.weight", (V, W), same)} | t5_tensors("encoder.embed_tokens", gated=True),
+        {},
+        keys={"decoder_block_count": 1, "attention.relative_buckets_count": 7, "decoder_start_token_id": 0}
+        | {"attention.key_length": HEAD, "attention.head_count_kv": HEADS, "context_length": 512},
+        without=tuple(BASE),
+        spare={"decoder.embed_tokens.weight": (V, W)},
+    ),
+    "t5 tied": Family(
+        "t5",
+        "t5",
+        T5_CONFIG,
+        t5_tensors("shared", gated=False)
+        | {"output.weight": ("shared.weight", (V, W), lambda p: p[0] * np.float32(0.25))},
+        {},
+        keys={"attention.head_count_kv": HEADS, "context_length": 512},
+        without=tuple(BASE),
+    ),
+    "command r": Family(
+        "command_r",
+        "command-r",
+        hf("CohereForCausalLM", logit_scale=0.25, tie_word_embeddings=True, model_max_length=64),
+        TIED,
+        norms(attn_norm="input_layernorm") | ATTENTION | MLP,
+        keys={"logit_scale": 0.25, "context_length": 64, "attention.layer_norm_epsilon": 1e-5},
+    ),
+    "seed oss": Family(
+        "seed_oss",
+        "seed_oss",
+        hf("SeedOssForCausalLM", head_dim=HEAD),
+        ENDS,
+        norms(attn_norm="input_layernorm", post_attention_norm="post_attention_layernorm") | ATTENTION | QKV_BIAS | MLP,
     ),
 }

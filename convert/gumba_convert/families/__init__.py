@@ -8,8 +8,10 @@ from gumba.errors import ConvertError
 from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.families import (
     baichuan,
+    bert,
     chatglm,
     cohere2,
+    command_r,
     deepseek2,
     exaone4,
     falcon,
@@ -25,6 +27,8 @@ from gumba_convert.families import (
     lfm2,
     llama,
     mixtral,
+    modern_bert,
+    nomic_bert,
     olmo2,
     phi2,
     phi3,
@@ -33,9 +37,12 @@ from gumba_convert.families import (
     qwen2moe,
     qwen3,
     qwen3moe,
+    qwen35,
+    seed_oss,
     smollm3,
     stablelm,
     starcoder2,
+    t5,
 )
 
 MODULES: tuple[ModuleType, ...] = (
@@ -46,6 +53,7 @@ MODULES: tuple[ModuleType, ...] = (
     qwen2moe,
     qwen3,
     qwen3moe,
+    qwen35,
     chatglm,
     glm4,
     gemma,
@@ -64,10 +72,16 @@ MODULES: tuple[ModuleType, ...] = (
     granite,
     smollm3,
     exaone4,
+    command_r,
     cohere2,
     deepseek2,
     gpt_oss,
     lfm2,
+    seed_oss,
+    bert,
+    modern_bert,
+    nomic_bert,
+    t5,
 )
 
 #: Families by the name in config.json's `architectures`, and by its `model_type`.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.decoder import (
+    BARE,
     Decoder,
     Names,
     attention,
     booleans,
-    embedding_and_head,
+    embedding_and_any_head,
     every,
     finish,
     gated_ffn,
@@ -16,6 +17,7 @@ from gumba_convert.decoder import (
     read_decoder,
     sliding_layers,
     text_config,
+    with_heads,
 )
 from gumba_convert.gguf_writer import f32, u32
 from gumba_convert.plan import Plan
@@ -23,7 +25,7 @@ from gumba_convert.table import Layer, TensorTable
 from gumba_convert.transforms import plus_one
 
 ARCHITECTURE = "gemma2"
-HF_ARCHITECTURES = ("Gemma2ForCausalLM",)
+HF_ARCHITECTURES = with_heads("Gemma2")
 MODEL_TYPES = ("gemma2",)
 
 NAMES = Names(activation="hidden_activation")
@@ -54,8 +56,8 @@ def plan(checkpoint: Checkpoint) -> Plan:
     if sliding != usual:
         values["gemma2.attention.sliding_window_pattern"] = booleans(sliding)
     bias = reader.flag("attention_bias", False)
-    table = TensorTable(checkpoint)
-    embedding_and_head(table, d)
+    table = TensorTable(checkpoint, renamed=BARE)
+    values |= embedding_and_any_head(table, d, ARCHITECTURE)
     for layer in table.layers(d.n_layers):
         attention(layer, d, bias=bias, output_bias=bias)
         gemma_block(layer, d)

@@ -1,16 +1,18 @@
 """Gemma 3's language models: norms on the heads of Q and K, five layers with a window to one without.
 
 Layers with a window rotate with a base frequency of their own, and without context extension.
+EmbeddingGemma is the same with tokens that see both sides.
 """
 
 from __future__ import annotations
 
 from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.decoder import (
+    BARE,
     Names,
     attention,
     booleans,
-    embedding_and_head,
+    embedding_and_any_head,
     every,
     finish,
     head_norms,
@@ -20,13 +22,19 @@ from gumba_convert.decoder import (
     text_config,
 )
 from gumba_convert.families.gemma2 import check_scale, gemma_block
-from gumba_convert.gguf_writer import f32, u32
+from gumba_convert.gguf_writer import boolean, f32, u32
 from gumba_convert.plan import Plan
 from gumba_convert.table import TensorTable
 from gumba_convert.transforms import plus_one
 
 ARCHITECTURE = "gemma3"
-HF_ARCHITECTURES = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
+EMBEDDING = "gemma-embedding"
+HF_ARCHITECTURES = (
+    "Gemma3ForCausalLM",
+    "Gemma3ForConditionalGeneration",
+    "Gemma3TextForSequenceClassification",
+    "Gemma3TextModel",
+)
 MODEL_TYPES = ("gemma3", "gemma3_text")
 
 NAMES = Names(activation="hidden_activation")
@@ -44,7 +52,11 @@ DEFAULTS = {
 PERIOD = 6
 WIDE = 62
 # Where the whole model is a part of a larger one.
-PARTS = {"language_model.lm_head.": "lm_head.", "language_model.model.": "model.", "model.language_model.": "model."}
+PARTS = BARE | {
+    "language_model.lm_head.": "lm_head.",
+    "language_model.model.": "model.",
+    "model.language_model.": "model.",
+}
 VISION = r"(model\.)?(vision_tower|multi_modal_projector)\..*"
 
 
@@ -56,30 +68,33 @@ def plan(checkpoint: Checkpoint) -> Plan:
     """
     reader = text_config(checkpoint)
     d = read_decoder(reader, defaults=DEFAULTS, names=NAMES, activations=("gelu_pytorch_tanh",), theta=1e6)
-    reader.must_be("use_bidirectional_attention", False)
+    both_sides = reader.flag("use_bidirectional_attention", False)
+    architecture = EMBEDDING if both_sides else ARCHITECTURE
     reader.must_be("attn_logit_softcapping")
     check_scale(d, WIDE)
-    values, factors = metadata(ARCHITECTURE, d, kinds=("default", "linear"))
+    values, factors = metadata(architecture, d, kinds=("default", "linear"))
     settings = reader.section("rope_parameters")
     local = settings.section("sliding_attention") if settings is not None else None
     if local is not None:
         local.must_be("rope_type", "default")  # layers with a window rotate without context extension
     theta = local.number("rope_theta", 1e4) if local is not None else reader.number("rope_local_base_freq", 1e4)
+    if both_sides:
+        values["gemma-embedding.attention.causal"] = boolean(False)
     if reader.has("final_logit_softcapping"):
-        values["gemma3.final_logit_softcapping"] = f32(reader.number("final_logit_softcapping"))
+        values[f"{architecture}.final_logit_softcapping"] = f32(reader.number("final_logit_softcapping"))
     usual = every(d.n_layers, reader.integer("sliding_window_pattern", PERIOD))
     sliding = sliding_layers(reader, d.n_layers, usual)
     if any(sliding):
-        values["gemma3.attention.sliding_window"] = u32(reader.integer("sliding_window", 4096))
-        values["gemma3.rope.freq_base_swa"] = f32(theta)
+        values[f"{architecture}.attention.sliding_window"] = u32(reader.integer("sliding_window", 4096))
+        values[f"{architecture}.rope.freq_base_swa"] = f32(theta)
         if sliding != every(d.n_layers, PERIOD):
-            values["gemma3.attention.sliding_window_pattern"] = booleans(sliding)
+            values[f"{architecture}.attention.sliding_window_pattern"] = booleans(sliding)
     bias = reader.flag("attention_bias", False)
     table = TensorTable(checkpoint, renamed=PARTS, ignored=VISION)
-    embedding_and_head(table, d)
+    values |= embedding_and_any_head(table, d, architecture)
     for layer in table.layers(d.n_layers):
         attention(layer, d, bias=bias, output_bias=bias)
         head_norms(layer, d, change=plus_one)
         gemma_block(layer, d)
     table.norm("output_norm", "model.norm", d.n_embd, change=plus_one)
-    return finish(ARCHITECTURE, d, values, table, factors)
+    return finish(architecture, d, values, table, factors)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.decoder import Decoder, embedding_and_head, finish, gated_ffn, metadata, read_decoder, text_config
-from gumba_convert.experts import Experts, expert_metadata, read_experts
+from gumba_convert.experts import Experts, expert_metadata, fused_experts, read_experts
 from gumba_convert.families.llama import llama_attention
 from gumba_convert.gguf_writer import Value, f32, u32
 from gumba_convert.plan import Plan
@@ -68,18 +66,8 @@ def _shared(d: Decoder, architecture: str) -> tuple[int, dict[str, Value]]:
 
 def _experts(layer: Layer, d: Decoder, experts: Experts, shared: int) -> None:
     """Router and experts; gate and up of each expert lie in one matrix, one after the other."""
-    n, n_ff = experts.n, experts.n_ff
-    layer.linear("ffn_gate_inp", "block_sparse_moe.router.layer", (n, d.n_embd))
-    both = np.arange(n * 2 * n_ff).reshape(n, 2, n_ff)
-    for i, name in enumerate(("gate", "up")):
-        layer.tensor(
-            f"ffn_{name}_exps.weight",
-            "block_sparse_moe.input_linear.weight",
-            (n, 2 * n_ff, d.n_embd),
-            rows=both[:, i].reshape(-1),
-            written=(n, n_ff, d.n_embd),
-        )
-    layer.tensor("ffn_down_exps.weight", "block_sparse_moe.output_linear.weight", (n, d.n_embd, n_ff))
+    layer.linear("ffn_gate_inp", "block_sparse_moe.router.layer", (experts.n, d.n_embd))
+    fused_experts(layer, d, experts, "block_sparse_moe.input_linear.weight", "block_sparse_moe.output_linear.weight")
     if shared:
         inner = "shared_mlp.input_linear"
         layer.linear("ffn_gate_shexp", inner, (2 * shared, d.n_embd), rows=part(0, shared))

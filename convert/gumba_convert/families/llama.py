@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.decoder import (
+    BARE,
     Decoder,
+    architecture_name,
     attention,
-    embedding_and_head,
+    embedding_and_any_head,
     finish,
     full_only,
     gated_ffn,
@@ -18,6 +20,7 @@ from gumba_convert.decoder import (
     no_window,
     read_decoder,
     text_config,
+    with_heads,
 )
 from gumba_convert.gguf_writer import u32
 from gumba_convert.plan import ConfigReader, Plan
@@ -25,7 +28,7 @@ from gumba_convert.table import Layer, TensorTable
 from gumba_convert.transforms import pairs
 
 ARCHITECTURE = "llama"
-HF_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
+HF_ARCHITECTURES = with_heads("Llama", "Mistral")
 MODEL_TYPES = ("llama", "mistral")
 
 MISTRAL = {"n_kv_heads": 8, "n_ctx": 131072}
@@ -38,9 +41,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         ConvertError: an unsupported configuration; missing, unexpected or mis-shaped tensors, all named together.
     """
     reader = text_config(checkpoint)
-    mistral = checkpoint.config.get("architectures") == ["MistralForCausalLM"] or reader.config.get("model_type") == (
-        "mistral"
-    )
+    mistral = architecture_name(checkpoint).startswith("Mistral") or reader.config.get("model_type") == "mistral"
     d = read_decoder(reader, defaults=MISTRAL if mistral else None)
     values, factors = metadata(ARCHITECTURE, d)
     if mistral:
@@ -50,8 +51,8 @@ def plan(checkpoint: Checkpoint) -> Plan:
     else:
         no_window(d)
     attention_bias, mlp_bias = reader.flag("attention_bias", False), reader.flag("mlp_bias", False)
-    table = TensorTable(checkpoint)
-    embedding_and_head(table, d)
+    table = TensorTable(checkpoint, renamed=BARE)
+    values |= embedding_and_any_head(table, d, ARCHITECTURE)
     for layer in table.layers(d.n_layers):
         llama_attention(layer, d, bias=attention_bias)
         layer.norm("ffn_norm", "post_attention_layernorm", d.n_embd)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.decoder import (
+    BARE,
     attention,
-    embedding_and_head,
+    embedding_and_any_head,
     finish,
     full_only,
     gated_ffn,
     metadata,
     read_decoder,
     text_config,
+    with_heads,
 )
 from gumba_convert.plan import Plan
 from gumba_convert.table import TensorTable
 
 ARCHITECTURE = "qwen2"
-HF_ARCHITECTURES = ("Qwen2ForCausalLM",)
+HF_ARCHITECTURES = with_heads("Qwen2")
 MODEL_TYPES = ("qwen2",)
 
 DEFAULTS = {"n_kv_heads": 32, "n_ctx": 32768}
@@ -34,8 +36,8 @@ def plan(checkpoint: Checkpoint) -> Plan:
     reader.must_be("use_sliding_window", False)
     full_only(d)
     values, factors = metadata(ARCHITECTURE, d)
-    table = TensorTable(checkpoint)
-    embedding_and_head(table, d)
+    table = TensorTable(checkpoint, renamed=BARE)
+    values |= embedding_and_any_head(table, d, ARCHITECTURE)
     for layer in table.layers(d.n_layers):
         layer.norm("attn_norm", "input_layernorm", d.n_embd)
         attention(layer, d, bias=True)

@@ -13,10 +13,10 @@ from gumba_convert.decoder import (
     read_decoder,
     text_config,
 )
-from gumba_convert.experts import expert_metadata, read_experts, separate_experts
+from gumba_convert.experts import Experts, expert_metadata, read_experts, separate_experts
 from gumba_convert.gguf_writer import u32
 from gumba_convert.plan import Plan
-from gumba_convert.table import TensorTable
+from gumba_convert.table import Layer, TensorTable
 
 ARCHITECTURE = "qwen2moe"
 HF_ARCHITECTURES = ("Qwen2MoeForCausalLM",)
@@ -47,14 +47,19 @@ def plan(checkpoint: Checkpoint) -> Plan:
         layer.norm("attn_norm", "input_layernorm", d.n_embd)
         attention(layer, d, bias=True)
         layer.norm("ffn_norm", "post_attention_layernorm", d.n_embd)
-        layer.linear("ffn_gate_inp", "mlp.gate", (experts.n, d.n_embd))
-        separate_experts(layer, d, experts, "mlp.experts")
-        layer.linear("ffn_gate_inp_shexp", "mlp.shared_expert_gate", (1, d.n_embd))
-        layer.linear("ffn_gate_shexp", "mlp.shared_expert.gate_proj", (shared, d.n_embd))
-        layer.linear("ffn_up_shexp", "mlp.shared_expert.up_proj", (shared, d.n_embd))
-        layer.linear("ffn_down_shexp", "mlp.shared_expert.down_proj", (d.n_embd, shared))
+        mixture(layer, d, experts, shared)
     table.norm("output_norm", "model.norm", d.n_embd)
     return finish(ARCHITECTURE, d, values, table, factors)
+
+
+def mixture(layer: Layer, d: Decoder, experts: Experts, shared: int) -> None:
+    """Router and experts, and the expert of every token with a gate of its own."""
+    layer.linear("ffn_gate_inp", "mlp.gate", (experts.n, d.n_embd))
+    separate_experts(layer, d, experts, "mlp.experts")
+    layer.linear("ffn_gate_inp_shexp", "mlp.shared_expert_gate", (1, d.n_embd))
+    layer.linear("ffn_gate_shexp", "mlp.shared_expert.gate_proj", (shared, d.n_embd))
+    layer.linear("ffn_up_shexp", "mlp.shared_expert.up_proj", (shared, d.n_embd))
+    layer.linear("ffn_down_shexp", "mlp.shared_expert.down_proj", (d.n_embd, shared))
 
 
 def every_layer_is_sparse(d: Decoder) -> None:

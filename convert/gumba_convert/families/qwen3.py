@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.decoder import (
+    BARE,
     attention,
-    embedding_and_head,
+    embedding_and_any_head,
     finish,
     full_only,
     gated_ffn,
@@ -13,12 +14,13 @@ from gumba_convert.decoder import (
     metadata,
     read_decoder,
     text_config,
+    with_heads,
 )
 from gumba_convert.plan import Plan
 from gumba_convert.table import TensorTable
 
 ARCHITECTURE = "qwen3"
-HF_ARCHITECTURES = ("Qwen3ForCausalLM",)
+HF_ARCHITECTURES = with_heads("Qwen3")
 MODEL_TYPES = ("qwen3",)
 
 DEFAULTS = {"n_kv_heads": 32, "n_ctx": 32768, "head_dim": 128}
@@ -36,8 +38,8 @@ def plan(checkpoint: Checkpoint) -> Plan:
     full_only(d)
     bias = reader.flag("attention_bias", False)
     values, factors = metadata(ARCHITECTURE, d)
-    table = TensorTable(checkpoint)
-    embedding_and_head(table, d)
+    table = TensorTable(checkpoint, renamed=BARE)
+    values |= embedding_and_any_head(table, d, ARCHITECTURE)
     for layer in table.layers(d.n_layers):
         layer.norm("attn_norm", "input_layernorm", d.n_embd)
         attention(layer, d, bias=bias, output_bias=bias)

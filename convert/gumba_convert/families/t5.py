@@ -1,0 +1,115 @@
+"""T5, flan-T5, mT5 and umT5: encoder and decoder, positions as biases of attention, RMS norms."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.decoder import MAX_LAYERS, RMS_EPS, Decoder, Names, finish, metadata, read_decoder, text_config
+from gumba_convert.gguf_writer import f32, u32
+from gumba_convert.plan import ConfigReader, Plan
+from gumba_convert.table import TensorTable
+
+ARCHITECTURE = "t5"
+HF_ARCHITECTURES = (
+    "T5ForConditionalGeneration",
+    "T5WithLMHeadModel",
+    "MT5ForConditionalGeneration",
+    "UMT5ForConditionalGeneration",
+)
+MODEL_TYPES = ("t5", "mt5", "umt5")
+
+NAMES = Names(
+    "num_layers", "d_model", "d_ff", "num_heads", "num_heads", "n_positions", "layer_norm_epsilon", "dense_act_fn"
+)
+#: What readers take a feed-forward with a gate, and one without, to compute.
+FEED_FORWARDS = {"gated-gelu": True, "relu": False}
+
+
+def plan(checkpoint: Checkpoint) -> Plan:
+    """Metadata and tensors of a T5 checkpoint.
+
+    Where the output matrix is the embedding, the first T5 models divide by sqrt(d_model): theirs is stored, divided.
+
+    Raises:
+        ConvertError: an unsupported configuration or set of tensors.
+    """
+    reader = text_config(checkpoint)
+    head_dim = reader.integer("d_kv", 64)
+    given = {"n_ctx": 512, "head_dim": head_dim, "tied": True}
+    activations = ("gelu_new", "relu")
+    d = read_decoder(reader, defaults=given, names=NAMES, activations=activations, theta=None)
+    kind = reader.config.get("feed_forward_proj", "relu")
+    if kind not in FEED_FORWARDS:
+        raise reader.fail("feed_forward_proj", f"is {kind!r}; supported are {', '.join(FEED_FORWARDS)}")
+    buckets = reader.integer("relative_attention_num_buckets", 32)
+    reader.must_be("relative_attention_max_distance", 128)
+    n_decoder = reader.integer("num_decoder_layers", d.n_layers)
+    if n_decoder > MAX_LAYERS:
+        raise reader.fail("num_decoder_layers", f"is {n_decoder}; at most {MAX_LAYERS} are supported")
+    values, _ = metadata(ARCHITECTURE, d, eps=RMS_EPS)
+    values |= {
+        "t5.attention.layer_norm_epsilon": f32(d.norm_eps),
+        "t5.attention.relative_buckets_count": u32(buckets),
+        "t5.decoder_block_count": u32(n_decoder),
+        "t5.decoder_start_token_id": u32(_start(reader)),
+    }
+    table = TensorTable(checkpoint)
+    shared = next(
+        (name for name in ("shared", "encoder.embed_tokens", "decoder.embed_tokens") if table.has(f"{name}.weight")),
+        "shared",
+    )
+    for name in ("shared", "encoder.embed_tokens", "decoder.embed_tokens"):
+        table.spare(f"{name}.weight")  # copies of one matrix
+    table.tensor("token_embd.weight", f"{shared}.weight", (d.n_vocab, d.n_embd))
+    untied = table.has("lm_head.weight")
+    scaled = reader.flag("scale_decoder_outputs", reader.config.get("tie_word_embeddings") is not False)
+    if untied:
+        table.tensor("output.weight", "lm_head.weight", (d.n_vocab, d.n_embd))
+    elif scaled:
+        factor = np.float32(d.n_embd**-0.5)
+        table.tensor("output.weight", f"{shared}.weight", (d.n_vocab, d.n_embd), change=lambda rows: rows * factor)
+    every_layer = checkpoint.config.get("architectures") == ["UMT5ForConditionalGeneration"]
+    for stack, n_layers in (("enc", d.n_layers), ("dec", n_decoder)):
+        _stack(table, d, stack, n_layers, buckets, FEED_FORWARDS[kind], every_layer)
+    plan = finish(ARCHITECTURE, d, values, table, None)
+    return Plan(plan.architecture, plan.metadata, plan.tensors, plan.n_vocab, not (untied or scaled))
+
+
+def _start(reader: ConfigReader) -> int:
+    value = reader.config.get("decoder_start_token_id", reader.config.get("pad_token_id", 0))
+    if type(value) is not int or not 0 <= value < 2**31:
+        raise reader.fail("decoder_start_token_id", f"is {value!r}, expected a token's id")
+    return value
+
+
+def _stack(
+    table: TensorTable, d: Decoder, stack: str, n_layers: int, buckets: int, gated: bool, every_layer: bool
+) -> None:
+    """Encoder or decoder; the first layer's position biases serve all, but for umT5's."""
+    theirs = {"enc": "encoder", "dec": "decoder"}[stack]
+    for i in range(n_layers):
+        ours, inner = f"{stack}.blk.{i}.", f"{theirs}.block.{i}.layer."
+        _attention(table, d, ours + "attn", inner + "0.SelfAttention")
+        if i == 0 or every_layer:
+            name = "relative_attention_bias.weight"
+            table.tensor(f"{ours}attn_rel_b.weight", f"{inner}0.SelfAttention.{name}", (buckets, d.n_heads))
+        table.norm(ours + "attn_norm", inner + "0.layer_norm", d.n_embd)
+        last = 1
+        if stack == "dec":
+            _attention(table, d, ours + "cross_attn", inner + "1.EncDecAttention")
+            table.norm(ours + "cross_attn_norm", inner + "1.layer_norm", d.n_embd)
+            last = 2
+        dense = f"{inner}{last}.DenseReluDense."
+        if gated:
+            table.linear(ours + "ffn_gate", dense + "wi_0", (d.n_ff, d.n_embd))
+        table.linear(ours + "ffn_up", dense + ("wi_1" if gated else "wi"), (d.n_ff, d.n_embd))
+        table.linear(ours + "ffn_down", dense + "wo", (d.n_embd, d.n_ff))
+        table.norm(ours + "ffn_norm", f"{inner}{last}.layer_norm", d.n_embd)
+    table.norm(f"{stack}.output_norm", f"{theirs}.final_layer_norm", d.n_embd)
+
+
+def _attention(table: TensorTable, d: Decoder, ours: str, theirs: str) -> None:
+    for name in "qkv":
+        table.linear(f"{ours}_{name}", f"{theirs}.{name}", (d.n_q, d.n_embd))
+    table.linear(f"{ours}_o", f"{theirs}.o", (d.n_embd, d.n_q))
