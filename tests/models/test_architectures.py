@@ -26,7 +26,13 @@ def architecture(path: Path) -> str:
         return file.require("general.architecture", str)
 
 
-FILES = [path for path in sorted(DATA.glob("arch_*.gguf")) if architecture(path) in ARCHITECTURES]
+def has_logits(path: Path) -> bool:
+    """Whether it says how likely tokens are: embedders and classifiers do not."""
+    with GGUFFile(path) as file:
+        return f"{architecture(path)}.pooling_type" not in file.metadata
+
+
+FILES = [path for path in sorted(DATA.glob("arch_*.gguf")) if architecture(path) in ARCHITECTURES and has_logits(path)]
 NAMES = [path.stem.removeprefix("arch_") for path in FILES]
 #: float32 all the way: what remains is rounding and another order of sums.
 EXACT = 1e-4
