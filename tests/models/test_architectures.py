@@ -27,9 +27,9 @@ def architecture(path: Path) -> str:
 
 
 def has_logits(path: Path) -> bool:
-    """Whether it says how likely tokens are: embedders and classifiers do not."""
+    """Whether what is stored are logits: of embedders it is hidden states, of classifiers scores."""
     with GGUFFile(path) as file:
-        return f"{architecture(path)}.pooling_type" not in file.metadata
+        return file.tensors["token_embd.weight"].shape[0] == stored(path)[1].shape[1]
 
 
 FILES = [path for path in sorted(DATA.glob("arch_*.gguf")) if architecture(path) in ARCHITECTURES and has_logits(path)]
