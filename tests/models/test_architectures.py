@@ -29,7 +29,8 @@ def architecture(path: Path) -> str:
 def has_logits(path: Path) -> bool:
     """Whether what is stored are logits: of embedders it is hidden states, of classifiers scores."""
     with GGUFFile(path) as file:
-        return file.tensors["token_embd.weight"].shape[0] == stored(path)[1].shape[1]
+        tokens, found = stored(path)
+        return found.shape == (len(tokens), file.tensors["token_embd.weight"].shape[0])
 
 
 FILES = [path for path in sorted(DATA.glob("arch_*.gguf")) if architecture(path) in ARCHITECTURES and has_logits(path)]
