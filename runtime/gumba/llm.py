@@ -57,6 +57,8 @@ class LLM:
         draft_tokens: Tokens that it guesses at a time, at most.
         unload_after: Seconds without a request after which the model's memory is given back; the next request loads it again.
             None keeps it.
+        chat_template: Instead of the file's: the name of a built-in one ("chatml", "llama3", ...:
+            ``gumba.text.chat_templates``), a file, the text of one, or a ``ChatTemplate``.
         progress: Called with the loaded fraction, 0 to 1, while loading.
 
     Raises:
@@ -83,6 +85,7 @@ class LLM:
         draft_model: str | PathLike[str] | None = None,
         draft_tokens: int = 4,
         unload_after: float | None = None,
+        chat_template: str | PathLike[str] | ChatTemplate | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> None:
         if max_model_len is not None:
@@ -97,6 +100,8 @@ class LLM:
         self._gguf = GGUFFile(model)
         try:
             self._tokenizer = Tokenizer.from_gguf(self._gguf)
+            if chat_template is not None:
+                self.chat_template = ChatTemplate.given(chat_template, self._tokenizer)
             self._loaded = LoadedModel(
                 self._gguf,
                 self._tokenizer,
@@ -156,7 +161,7 @@ class LLM:
 
     @functools.cached_property
     def chat_template(self) -> ChatTemplate:
-        """The file's chat template. Raises TemplateError when it is missing or wrong."""
+        """The file's chat template, or the one chosen instead. Raises TemplateError when it is missing or wrong."""
         return ChatTemplate.from_gguf(self._gguf, self._tokenizer)
 
     def stream(

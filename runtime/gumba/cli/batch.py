@@ -16,7 +16,16 @@ from gumba._version import __version__
 from gumba.cli.batch_file import Lines, Results
 from gumba.cli.batch_lines import Line, Request
 from gumba.cli.engine import compile_seconds, find_model, open_llm
-from gumba.cli.options import Commands, add_generation, add_model, command, sampling_params, whole
+from gumba.cli.options import (
+    Commands,
+    add_generation,
+    add_model,
+    add_template,
+    command,
+    sampling_params,
+    template_args,
+    whole,
+)
 from gumba.cli.text import count, note, printable
 from gumba.errors import EngineError, GumbaError, RequestError, ResourceError
 from gumba.progress import Progress
@@ -59,12 +68,13 @@ def add_parser(commands: Commands) -> None:
         "--parallel", metavar="N", type=whole(1, 4096), default=32, help="requests computed at once (default 32)"
     )
     add_generation(parser, "tokens of an answer at most (default: to the end of text or context)")
+    add_template(parser)
     parser.add_argument("-q", "--quiet", action="store_true", help="no summary and no notices on stderr")
 
 
 def batch(args: argparse.Namespace) -> int:
     """Carry out ``gumba batch``."""
-    params = sampling_params(args)
+    params, variables = sampling_params(args), template_args(args)
     defaults = {name: value for name, value in vars(params).items() if name != "seed"}
     with Lines(args.file) as lines:
         with Progress() as progress:
@@ -74,7 +84,13 @@ def batch(args: argparse.Namespace) -> int:
             "gumba": __version__,
             "input": {"bytes": survey.n_bytes, "lines": survey.n_lines, "sha256": survey.sha256},
             "model": fingerprint(path),
-            "options": {"--ctx": args.ctx, "--kv-type": args.kv_type, **{k: repr(v) for k, v in defaults.items()}},
+            "options": {
+                "--ctx": args.ctx,
+                "--kv-type": args.kv_type,
+                "--chat-template": args.chat_template,
+                "--template-arg": variables,
+                **{k: repr(v) for k, v in defaults.items()},
+            },
         }
         chosen = {
             "seed": secrets.randbits(32) if params.seed is None else params.seed,
@@ -82,7 +98,7 @@ def batch(args: argparse.Namespace) -> int:
         }
         given = {} if params.seed is None else {"seed": params.seed}
         with Results(args.output, args.file, asked, chosen, given, overwrite=args.overwrite) as results:
-            run = _Run(lines, results, survey.n_requests, defaults, args, path.stem)
+            run = _Run(lines, results, survey.n_requests, defaults, variables, args, path.stem)
             try:
                 if results.n_kept < survey.n_requests:
                     llm, _ = open_llm(args, max_sequences=args.parallel)
@@ -137,11 +153,12 @@ class _Run:
         results: Results,
         n_requests: int,
         defaults: dict[str, Any],
+        variables: dict[str, Any],
         args: argparse.Namespace,
         model: str,
     ) -> None:
         self._lines, self._results, self._n_requests, self._defaults = lines, results, n_requests, defaults
-        self._args, self._model = args, model
+        self._variables, self._args, self._model = variables, args, model
         self._tally = _Tally()
         self._first_error = ""
         #: Hashes of the names of lines, and one that two lines have.
@@ -173,7 +190,7 @@ class _Run:
         window = 2 * self._args.parallel
         running: _Running = {}
         for line, request in self._requests():
-            task = asyncio.ensure_future(_compute(llm, request))
+            task = asyncio.ensure_future(_compute(llm, request, self._variables))
             running[task] = line, request.messages is not None
             if len(running) >= window:
                 await self._take(running, llm, progress)
@@ -260,11 +277,12 @@ class _Run:
         return found
 
 
-async def _compute(llm: LLM, request: Request) -> list[RequestOutput] | Exception:
-    """What a line is answered, or why it cannot be."""
+async def _compute(llm: LLM, request: Request, variables: dict[str, Any]) -> list[RequestOutput] | Exception:
+    """What a line is answered, or why it cannot be. ``variables``: the template's, for those that it does not say."""
     try:
         if request.messages is not None:
-            return [await llm.achat(request.messages, request.params[0], template_args=request.template_args)]
+            variables = {**variables, **request.template_args}
+            return [await llm.achat(request.messages, request.params[0], template_args=variables)]
         return await llm.agenerate(request.prompts or [], request.params)
     except Exception as error:
         return error

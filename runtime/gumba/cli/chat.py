@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from gumba.cli.engine import open_llm
 from gumba.cli.lines import Lines, open_history
-from gumba.cli.options import FURTHER, Commands, add_generation, add_model, command, in_options, sampling_params
+from gumba.cli.options import (
+    FURTHER,
+    Commands,
+    add_generation,
+    add_model,
+    add_template,
+    command,
+    in_options,
+    sampling_params,
+    template_args,
+)
 from gumba.cli.probabilities import MOST, USUAL, View
 from gumba.cli.run import Answer
 from gumba.cli.text import argument_text, count, note, printable, show, tame
@@ -31,6 +41,7 @@ if TYPE_CHECKING:
 _EXAMPLES = """
 gumba chat
 gumba chat model.gguf --system "You answer in one sentence." --temp 0.3
+gumba chat qwen3.gguf --template-arg enable_thinking=false
 echo "Name three rivers." | gumba chat
 """
 
@@ -75,6 +86,7 @@ def add_parser(commands: Commands) -> None:
     add_model(parser, optional=True)
     parser.add_argument("--system", metavar="TEXT", help="the system message")
     add_generation(parser, "tokens of an answer at most (default: as it comes)")
+    add_template(parser)
     parser.add_argument(
         "--no-history",
         action="store_true",
@@ -85,12 +97,12 @@ def add_parser(commands: Commands) -> None:
 
 def chat(args: argparse.Namespace) -> int:
     """Carry out ``gumba chat``. With piped stdin each line is a message, and stdout holds the answers alone."""
-    params = sampling_params(args)
+    params, variables = sampling_params(args), template_args(args)
     system = None if args.system is None else argument_text(args.system)
     llm, _ = open_llm(args)
     with llm:
         interactive = sys.stdin.isatty()
-        talk = Talk(llm, params, system, forgetful=not interactive, confirming=interactive)
+        talk = Talk(llm, params, system, variables=variables, forgetful=not interactive, confirming=interactive)
         history = None
         if interactive:
             # Whatever is imported with the first message is imported now: Ctrl-C during an import leaves half a module.
@@ -120,8 +132,8 @@ def chat(args: argparse.Namespace) -> int:
 class Talk:
     """The conversations at the terminal, one of which is the current one, and what a line from the user does to them.
 
-    ``forgetful``: where the context is full, forget the oldest messages instead of refusing a new one. ``confirming``: say in
-    a line what a command has done that would otherwise say nothing.
+    ``variables``: the template's. ``forgetful``: where the context is full, forget the oldest messages instead of refusing a
+    new one. ``confirming``: say in a line what a command has done that would otherwise say nothing.
     """
 
     def __init__(
@@ -130,6 +142,7 @@ class Talk:
         params: SamplingParams,
         system: str | None = None,
         *,
+        variables: dict[str, Any] | None = None,
         forgetful: bool = False,
         confirming: bool = False,
     ) -> None:
@@ -139,7 +152,8 @@ class Talk:
         self._last: Answer | None = None
         self._top: int | None = None
         self._name = _MAIN
-        self._forks = {_MAIN: llm.conversation(system=system, params=params, forgetful=forgetful)}
+        first = llm.conversation(system=system, params=params, template_args=variables, forgetful=forgetful)
+        self._forks = {_MAIN: first}
         self._commands: dict[str, Callable[[str], bool | None]] = {
             "/help": lambda _: note(_HELP),
             "/?": lambda _: note(_HELP),

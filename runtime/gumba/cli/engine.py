@@ -68,7 +68,7 @@ def open_llm(args: argparse.Namespace, **options: Any) -> tuple[LLM, float]:
             kv_type=args.kv_type,
             kv_memory=args.kv_memory,
             progress=progress.fraction("load"),
-            **options,
+            **{"chat_template": getattr(args, "chat_template", None), **options},
         )
         load_s = time.perf_counter() - began - (compile_seconds() - compiled)
     return llm, max(0.0, load_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,8 @@ _OPTIONS = {
     "kv_memory": "--kv-memory",
     "max_batch_tokens": "--prompt",
     "messages:": "conversation:",
+    "chat_template": "--chat-template",
+    "template_args": "--template-arg",
 }
 _NAMES = re.compile("|".join(rf"(?<![\w./-]){re.escape(name)}(?![\w./-])" for name in _OPTIONS))
 
@@ -210,6 +213,50 @@ def add_generation(parser: argparse.ArgumentParser, length: str) -> None:
     add_context(parser)
     add_threads(parser)
     add_sampling(parser)
+
+
+def add_template(parser: argparse.ArgumentParser) -> None:
+    """How conversations are written for the model; ``template_args`` reads what is given for the template."""
+    group = parser.add_argument_group("conversations")
+    group.add_argument(
+        "--chat-template",
+        metavar="NAME",
+        help="write conversations as chatml, llama3, mistral-v3, gemma ... (or as a FILE in Jinja) instead of as the model's "
+        "file says",
+    )
+    group.add_argument(
+        "--chat-template-file", dest="chat_template", metavar="FILE", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )
+    group.add_argument(
+        "--template-arg",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="a variable of the template: enable_thinking=false, say (may be given several times)",
+    )
+    group.add_argument("--chat-template-kwargs", metavar="JSON", help=argparse.SUPPRESS)
+
+
+def template_args(args: argparse.Namespace) -> dict[str, Any]:
+    """What ``--template-arg`` and llama.cpp's ``--chat-template-kwargs`` say. Raises RequestError."""
+    found: dict[str, Any] = {}
+    if args.chat_template_kwargs is not None:
+        try:
+            given = json.loads(args.chat_template_kwargs)
+        except (ValueError, RecursionError) as error:
+            raise RequestError(f"--chat-template-kwargs: not JSON ({error!s:.200})") from None
+        if not isinstance(given, dict):
+            raise RequestError(f"--chat-template-kwargs: expected an object, found {args.chat_template_kwargs:.60}")
+        found |= given
+    for text in args.template_arg:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise RequestError(f"--template-arg: expected NAME=VALUE, found {text:.60}")
+        try:
+            found[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            found[name] = value
+    return found
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:

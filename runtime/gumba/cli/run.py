@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from gumba.cli.engine import compile_seconds, open_llm
-from gumba.cli.options import Commands, add_generation, add_model, command, sampling_params
+from gumba.cli.options import Commands, add_generation, add_model, add_template, command, sampling_params, template_args
 from gumba.cli.text import argument_text, count, note, print_json, read_text, show
 from gumba.errors import RequestError
 
@@ -35,6 +35,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--chat", action="store_true", help="answer the prompt as a message (chat format)")
     parser.add_argument("--system", metavar="TEXT", help="with --chat: the system message")
     add_generation(parser, "tokens to generate at most (default: to the end of text or context)")
+    add_template(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object with text, token ids and timings")
     parser.add_argument("-q", "--quiet", action="store_true", help="no timings and no notices on stderr")
 
@@ -103,7 +104,7 @@ class Answer:
 def run(args: argparse.Namespace) -> int:
     """Carry out ``gumba run``."""
     prompt = _prompt(args)
-    params = sampling_params(args)
+    params, variables = sampling_params(args), template_args(args)
     if (
         params.seed is None and params.temperature > 0
     ):  # chosen here, so that --json can tell how to get the same text again
@@ -111,7 +112,10 @@ def run(args: argparse.Namespace) -> int:
     llm, load_s = open_llm(args)
     answer = Answer()
     with llm:
-        stream = llm.chat_stream(_messages(args, prompt), params) if args.chat else llm.stream(prompt, params)
+        if args.chat:
+            stream = llm.chat_stream(_messages(args, prompt), params, template_args=variables)
+        else:
+            stream = llm.stream(prompt, params)
         for text in answer.watch(stream):
             if not args.json:
                 show(text)
@@ -136,6 +140,8 @@ def _prompt(args: argparse.Namespace) -> str:
         raise RequestError("give the prompt with -p or with -f, not both")
     if args.system is not None and not args.chat:
         raise RequestError("--system needs --chat")
+    if (args.chat_template is not None or template_args(args)) and not args.chat:
+        raise RequestError("--chat-template and --template-arg need --chat")
     if args.file is not None:
         text = _without_newline(read_text(args.file))
     elif args.prompt == "-":

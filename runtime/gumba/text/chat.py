@@ -6,10 +6,13 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gumba.checks import show
 from gumba.errors import RequestError, TemplateError
+from gumba.text.chat_templates import CHAT_TEMPLATES, guess_name
 from gumba.text.shield import shielded
 from gumba.text.tokenizer import Tokenizer
 
@@ -18,13 +21,6 @@ if TYPE_CHECKING:
 
 KEY = "tokenizer.chat_template"
 MAX_SOURCE = 48 << 10  # characters; the largest template known has 40,436 (GigaChat 3.5)
-
-#: For files without a template whose vocabulary has ChatML's markers.
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
 
 #: What a message says: a text, or OpenAI's parts, ``{"type": "text", "text": ...}``.
 Content = str | Sequence[Mapping[str, Any]]
@@ -124,28 +120,56 @@ class ChatTemplate:
             raise TemplateError(f"the chat template does not compile: {error!s:.500}") from None
 
     @classmethod
+    def named(cls, name: str, special_texts: Mapping[str, str] | None = None) -> ChatTemplate:
+        """The built-in template ``name`` (``gumba.text.chat_templates.CHAT_TEMPLATES``). Raises RequestError if there is none."""
+        source = CHAT_TEMPLATES.get(name) if isinstance(name, str) else None
+        if source is None:
+            raise RequestError(f"chat_template: expected one of {', '.join(CHAT_TEMPLATES)}, found {show(name)}")
+        return cls(source, special_texts)
+
+    @classmethod
+    def given(cls, template: str | PathLike[str] | ChatTemplate, tokenizer: Tokenizer) -> ChatTemplate:
+        """What a user means: a built-in template's name, a file, or the text of a template (it has {{ or {% in it).
+
+        Raises RequestError when it is neither, or the file cannot be read, TemplateError when it is not well-formed.
+        """
+        if isinstance(template, ChatTemplate):
+            return template
+        texts = special_texts(tokenizer)
+        if isinstance(template, str) and template in CHAT_TEMPLATES:
+            return cls.named(template, texts)
+        if isinstance(template, str) and ("{{" in template or "{%" in template):
+            return cls(template, texts)
+        if not isinstance(template, str | PathLike):
+            raise RequestError(f"chat_template: expected a name, a file or a ChatTemplate, found {show(template)}")
+        path = Path(template)
+        if isinstance(template, str) and not path.suffix and path.name == template and not path.exists():
+            return cls.named(template)  # which tells the names
+        try:
+            with path.open(encoding="utf-8") as file:
+                return cls(file.read(MAX_SOURCE + 1), texts)
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise RequestError(f"chat_template: {template!s:.200} cannot be read: {why!s:.200}") from None
+
+    @classmethod
     def from_gguf(cls, gguf: GGUFFile, tokenizer: Tokenizer) -> ChatTemplate:
-        """The template of a file; ChatML where the file has none, but the vocabulary has ``<|im_start|>``.
+        """The template of a file; where it has none, the built-in one that its vocabulary or architecture speaks.
 
         Raises TemplateError when there is neither, or the template is not well-formed.
         """
         source = gguf.metadata.get(KEY)
         if source is None:
-            if tokenizer.token_id("<|im_start|>") is None:
+            name = guess_name(tokenizer, gguf.metadata)
+            if name is None:
                 raise TemplateError(
-                    f"the file has no chat template ({KEY}) and its vocabulary does not look like ChatML: "
-                    "it is probably not a chat model. Give it a plain prompt, or make ChatTemplate(source) of your own"
+                    f"the file has no chat template ({KEY}) and its vocabulary looks like no chat model's that is known: "
+                    "give it a plain prompt, or choose a template (chat_template=..., --chat-template NAME or FILE)"
                 )
-            source = CHATML
+            source = CHAT_TEMPLATES[name]
         if not isinstance(source, str):
             raise TemplateError(f"{KEY}: expected a string, found {type(source).__name__}")
-        names = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "unk": tokenizer.unk_id, "pad": tokenizer.pad_id}
-        texts = {
-            f"{name}_token": tokenizer.token_bytes(token).decode("utf-8", "replace")
-            for name, token in names.items()
-            if token is not None
-        }
-        return cls(source, texts)
+        return cls(source, special_texts(tokenizer))
 
     def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **kwargs: Any) -> str:
         """The prompt for a conversation.
@@ -177,6 +201,16 @@ class ChatTemplate:
             raise TemplateError(f"the chat template fails: {error!s:.500}") from None
         except Exception as error:  # a template can make anything raise: it is the template's fault
             raise TemplateError(f"the chat template fails: {type(error).__name__}: {error!s:.500}") from None
+
+
+def special_texts(tokenizer: Tokenizer) -> dict[str, str]:
+    """What ``bos_token``, ``eos_token`` and so on stand for in a template."""
+    names = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "unk": tokenizer.unk_id, "pad": tokenizer.pad_id}
+    return {
+        f"{name}_token": tokenizer.token_bytes(token).decode("utf-8", "replace")
+        for name, token in names.items()
+        if token is not None
+    }
 
 
 def encode_chat(

@@ -1,0 +1,90 @@
+"""Chat templates that are chosen at the command line, and their variables, in run, chat and batch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gumba import LLM, SamplingParams
+
+MINE = "{{ greeting }}{% for m in messages %}{{ m.content }}{% endfor %}{% if shout %}!{% endif %}"
+COMMON = ("-n", 6, "--temp", 0, "--quiet")
+
+
+@pytest.fixture(scope="module")
+def llm(tiny: Path) -> Iterator[LLM]:
+    with LLM(tiny) as llm:
+        yield llm
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.jinja"
+    path.write_text(MINE, encoding="utf-8")
+    return path
+
+
+def answer(llm: LLM, prompt: str) -> str:
+    ids = llm.tokenizer.encode(prompt, add_special=False, parse_special=True)
+    return llm.generate([ids], SamplingParams(max_tokens=6, temperature=0))[0].text
+
+
+@pytest.mark.parametrize("option", ["--chat-template", "--chat-template-file"])
+def test_run_with_a_template_of_ones_own(gumba: Callable, tiny: Path, llm: LLM, mine: Path, option: str) -> None:
+    variables = ("--template-arg", "greeting=hi hello", "--template-arg", "shout=true")
+    expected = answer(llm, "hi hello w!")
+    assert expected != answer(llm, "hi hello w")
+    result = gumba("run", tiny, "--chat", "-p", " w", option, mine, *variables, *COMMON)
+    assert (result.code, result.out.rstrip("\n")) == (0, expected.rstrip("\n"))
+    given = json.dumps({"greeting": "hi hello", "shout": True})
+    result = gumba("run", tiny, "--chat", "-p", " w", option, mine, "--chat-template-kwargs", given, *COMMON)
+    assert (result.code, result.out.rstrip("\n")) == (0, expected.rstrip("\n"))
+
+
+def test_chat_with_a_named_template(gumba: Callable, tiny: Path, llm: LLM) -> None:
+    result = gumba("chat", tiny, "--chat-template", "vicuna", *COMMON, stdin="hello\n")
+    assert result.out.rstrip("\n") == answer(llm, "USER: hello\nASSISTANT:").rstrip("\n")
+
+
+def test_chat_with_variables(gumba: Callable, tiny: Path, llm: LLM, mine: Path) -> None:
+    result = gumba("chat", tiny, "--chat-template", mine, "--template-arg", "greeting=he", *COMMON, stdin=" w\n")
+    assert result.out.rstrip("\n") == answer(llm, "he w").rstrip("\n")
+
+
+def test_batch_lines_say_more_than_the_options(
+    gumba: Callable, tiny: Path, llm: LLM, mine: Path, tmp_path: Path
+) -> None:
+    requests, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    message = {"messages": [{"role": "user", "content": " w"}]}
+    lines = [message, {**message, "chat_template_kwargs": {"shout": True}}]
+    requests.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    variables = ("--template-arg", "greeting=hello", "--template-arg", "shout=false")
+    result = gumba("batch", requests, "-o", out, tiny, "--chat-template", mine, *variables, *COMMON)
+    assert result.code == 0, result.err
+    found = sorted((json.loads(line) for line in out.read_text().splitlines()), key=lambda line: line["line"])
+    texts = [line["response"]["body"]["choices"][0]["message"]["content"] for line in found]
+    assert texts == [answer(llm, "hello w"), answer(llm, "hello w!")]
+    assert texts[0] != texts[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--chat", "--chat-template", "lama3"), "--chat-template: expected one of alpaca"),
+        (("--chat", "--chat-template", "no/such/file"), "--chat-template: no/such/file cannot be read"),
+        (("--chat", "--template-arg", "shout"), "--template-arg: expected NAME=VALUE, found shout"),
+        (("--chat", "--template-arg", "messages=1"), "--template-arg: 'messages' is not the name"),
+        (("--chat", "--chat-template-kwargs", "[1]"), "expected an object"),
+        (("--chat", "--chat-template-kwargs", "{"), "not JSON"),
+        (("--chat-template", "chatml"), "need --chat"),
+        (("--template-arg", "a=1"), "need --chat"),
+    ],
+)
+def test_what_is_wrong(gumba: Callable, tiny: Path, options: tuple, says: str) -> None:
+    result = gumba("run", tiny, "-p", "x", *options, *COMMON)
+    assert result.code == 2
+    assert says in result.err
+    assert result.out == ""
