@@ -35,10 +35,12 @@ class Conversation:
         template_args: Further variables of the template (``enable_thinking`` of some models).
         forgetful: Where the context is full, forget the oldest messages and their answers, until a quarter of it (or
             ``max_tokens``, where that is less) is free; otherwise a message that does not fit is refused.
+        reasoning: As of ``LLM.chat``. What is told from an answer goes to the message's ``reasoning_content``, which templates
+            leave out of later prompts.
 
     Attributes:
         messages: ``{"role": ..., "content": ...}`` each, the oldest first. May be changed between turns.
-        params: As given; may be changed between turns, as may ``template_args`` and ``forgetful``.
+        params: As given; may be changed between turns, as may ``template_args``, ``forgetful`` and ``reasoning``.
         forgotten: How many of the user's messages have been forgotten.
     """
 
@@ -50,6 +52,7 @@ class Conversation:
         params: SamplingParams | None = None,
         template_args: Mapping[str, Any] | None = None,
         forgetful: bool = False,
+        reasoning: str = "auto",
     ) -> None:
         if params is not None and not isinstance(params, SamplingParams):
             raise RequestError(f"params: expected SamplingParams, found {show(params)}")
@@ -57,6 +60,7 @@ class Conversation:
         self.params = SamplingParams() if params is None else params
         self.template_args = {} if template_args is None else _template_args("template_args", dict(template_args))
         self.forgetful = forgetful
+        self.reasoning = reasoning
         self.forgotten = 0
         self.messages: list[dict[str, Any]] = []
         self._attempt = 0
@@ -210,15 +214,19 @@ class Conversation:
 
     def _finish(self, messages: list[dict[str, Any]], attempt: int) -> RequestOutput:
         forgotten = self._make_room(messages)
-        output = self._llm.chat(messages, self._attempted(attempt), template_args=self.template_args)
-        self.messages[:] = [*messages, {"role": "assistant", "content": output.text}]
+        output = self._llm.chat(
+            messages, self._attempted(attempt), template_args=self.template_args, reasoning=self.reasoning
+        )
+        self.messages[:] = [*messages, _reply(output.text, output.reasoning)]
         self.forgotten += forgotten
         self._attempt = attempt
         return output
 
     def _stream(self, messages: list[dict[str, Any]], attempt: int) -> Iterator[StreamOutput]:
         forgotten = self._make_room(messages)
-        steps = self._llm.chat_stream(messages, self._attempted(attempt), template_args=self.template_args)
+        steps = self._llm.chat_stream(
+            messages, self._attempted(attempt), template_args=self.template_args, reasoning=self.reasoning
+        )
         return self._watch(steps, self.messages[:], messages, attempt, forgotten)
 
     def _watch(
@@ -235,11 +243,11 @@ class Conversation:
             raise RequestError("the conversation has gone on since this message was checked: send it anew")
         self._answering = True
         self.messages[:] = messages
-        pieces: list[str] = []
+        pieces: list[StreamOutput] = []
         try:
             for step in steps:
                 if step.choice == 0:
-                    pieces.append(step.text)
+                    pieces.append(step)
                 yield step
         except Exception:  # of the engine, or of a logits processor: whatever it is, the message is taken back
             self.messages[:] = before
@@ -253,8 +261,8 @@ class Conversation:
             self._answering = False
             steps.close()  # type: ignore[attr-defined]
 
-    def _answered(self, pieces: list[str], attempt: int, forgotten: int) -> None:
-        self.messages.append({"role": "assistant", "content": "".join(pieces)})
+    def _answered(self, pieces: list[StreamOutput], attempt: int, forgotten: int) -> None:
+        self.messages.append(_reply("".join(step.text for step in pieces), "".join(step.reasoning for step in pieces)))
         self.forgotten += forgotten
         self._attempt = attempt
 
@@ -288,6 +296,11 @@ class Conversation:
             except TemplateError:  # some refuse what does not end with a message of the user's: then no page is saved
                 ids = []
         return ids or [0 if tokenizer.bos_id is None else tokenizer.bos_id]
+
+
+def _reply(text: str, reasoning: str | None) -> dict[str, Any]:
+    """The model's message."""
+    return {"role": "assistant", "content": text, **({"reasoning_content": reasoning} if reasoning else {})}
 
 
 def settings_of(params: SamplingParams) -> dict[str, Any]:

@@ -17,20 +17,33 @@ import numpy as np
 from gumba import session
 from gumba.conversation import Conversation
 from gumba.engine.engine import Engine
-from gumba.engine.sequence import Generation
 from gumba.errors import EngineError, ModelError, RequestError
 from gumba.gguf import GGUFFile
 from gumba.loaded import LoadedModel
 from gumba.outputs import BeamSearchOutput, KVUsage, Logprobs, RequestOutput, StreamOutput
 from gumba.params import BeamSearchParams, ContrastiveSearchParams, SamplingParams, require_count, require_number
 from gumba.progress import Progress
-from gumba.requests import Messages, ParamsOf, Pooled, Pooling, Prompt, PromptProgress, Request, Requests, report
+from gumba.requests import (
+    ChatOptions,
+    Messages,
+    ParamsOf,
+    Pooled,
+    Pooling,
+    Prompt,
+    PromptProgress,
+    Request,
+    Requests,
+    report,
+)
+from gumba.streams import aparsed, parsed
 from gumba.text import ChatTemplate, Tokenizer
 
 if TYPE_CHECKING:
     from gumba.models import Model
 
 T = TypeVar("T")
+#: Functions that a model may call, as OpenAI's API has them.
+Tools = Sequence[Mapping[str, Any]] | None
 
 
 class LLM:
@@ -180,7 +193,7 @@ class LLM:
             EngineError: The LLM is closed, or was loaded before this process was forked, or this is called in a function that
                 the engine calls (a logits processor, a progress callback).
         """
-        return self._engine.stream(self._streamed(prompt, sampling_params, progress))
+        return self._engine.stream(self._streamed(prompt, sampling_params, progress).generations)
 
     def astream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, progress: PromptProgress | None = None
@@ -256,6 +269,8 @@ class LLM:
         messages: Messages,
         sampling_params: SamplingParams | None = None,
         *,
+        tools: Tools = None,
+        reasoning: str = "auto",
         template_args: Mapping[str, Any] | None = None,
         progress: PromptProgress | None = None,
         use_tqdm: bool = False,
@@ -266,6 +281,8 @@ class LLM:
         messages: Sequence[Messages],
         sampling_params: ParamsOf = None,
         *,
+        tools: Tools = None,
+        reasoning: str = "auto",
         template_args: Mapping[str, Any] | None = None,
         progress: PromptProgress | None = None,
         use_tqdm: bool = False,
@@ -275,17 +292,21 @@ class LLM:
         messages: Messages | Sequence[Messages],
         sampling_params: ParamsOf = None,
         *,
+        tools: Tools = None,
+        reasoning: str = "auto",
         template_args: Mapping[str, Any] | None = None,
         progress: PromptProgress | None = None,
         use_tqdm: bool = False,
     ) -> RequestOutput | list[RequestOutput]:
         """Answer a conversation, a list of ``{"role": ..., "content": ...}``, by the file's chat template.
 
-        Of a list of conversations all are answered, as a list. ``template_args`` are further variables for the template
-        (``enable_thinking`` of some models); the rest as of ``generate``. Raises as ``stream`` does, and TemplateError.
+        Of a list of conversations all are answered, as a list. ``tools``: functions that the model may call, as OpenAI's
+        schemas; what it calls is in ``tool_calls`` of the answer. ``reasoning``: "auto" tells it from the answer as the
+        template says, "off" leaves it in the text, or the name of a form. ``template_args`` are further variables for the
+        template (``enable_thinking`` of some models); the rest as of ``generate``. Raises as ``stream`` does, and TemplateError.
         """
         several = _several(messages)
-        requests = self._chats(several, messages, sampling_params, template_args)
+        requests = self._chats(several, messages, sampling_params, ChatOptions(template_args, tools, reasoning))
         outputs = self._answer(requests, progress, use_tqdm)
         return outputs if several else outputs[0]
 
@@ -295,6 +316,8 @@ class LLM:
         messages: Messages,
         sampling_params: SamplingParams | None = None,
         *,
+        tools: Tools = None,
+        reasoning: str = "auto",
         template_args: Mapping[str, Any] | None = None,
         progress: PromptProgress | None = None,
     ) -> RequestOutput: ...
@@ -304,6 +327,8 @@ class LLM:
         messages: Sequence[Messages],
         sampling_params: ParamsOf = None,
         *,
+        tools: Tools = None,
+        reasoning: str = "auto",
         template_args: Mapping[str, Any] | None = None,
         progress: PromptProgress | None = None,
     ) -> list[RequestOutput]: ...
@@ -312,12 +337,15 @@ class LLM:
         messages: Messages | Sequence[Messages],
         sampling_params: ParamsOf = None,
         *,
+        tools: Tools = None,
+        reasoning: str = "auto",
         template_args: Mapping[str, Any] | None = None,
         progress: PromptProgress | None = None,
     ) -> RequestOutput | list[RequestOutput]:
         """As ``chat``, for an event loop."""
         several = _several(messages)
-        requests = await _made(lambda: self._chats(several, messages, sampling_params, template_args), sampling_params)
+        options = ChatOptions(template_args, tools, reasoning)
+        requests = await _made(lambda: self._chats(several, messages, sampling_params, options), sampling_params)
         outputs = await self._aanswer(requests, progress)
         return outputs if several else outputs[0]
 
@@ -326,24 +354,29 @@ class LLM:
         messages: Messages,
         sampling_params: SamplingParams | None = None,
         *,
+        tools: Tools = None,
+        reasoning: str = "auto",
         template_args: Mapping[str, Any] | None = None,
         progress: PromptProgress | None = None,
     ) -> Iterator[StreamOutput]:
         """As ``chat`` of one conversation, one StreamOutput per token, as ``stream`` gives them."""
-        return self._engine.stream(self._chat_streamed(messages, sampling_params, template_args, progress))
+        options = ChatOptions(template_args, tools, reasoning)
+        request = self._chat_streamed(messages, sampling_params, options, progress)
+        return parsed(request, self._engine.stream(request.generations))
 
     def achat_stream(
         self,
         messages: Messages,
         sampling_params: SamplingParams | None = None,
         *,
+        tools: Tools = None,
+        reasoning: str = "auto",
         template_args: Mapping[str, Any] | None = None,
         progress: PromptProgress | None = None,
     ) -> AsyncIterator[StreamOutput]:
         """As ``chat_stream``, for an event loop. With ``structured_outputs`` the checks come with the first item, too."""
-        return self._astream(
-            lambda: self._chat_streamed(messages, sampling_params, template_args, progress), sampling_params
-        )
+        options = ChatOptions(template_args, tools, reasoning)
+        return self._astream(lambda: self._chat_streamed(messages, sampling_params, options, progress), sampling_params)
 
     def conversation(self, **settings: Any) -> Conversation:
         """A new ``Conversation(self, **settings)``: messages and answers, kept together."""
@@ -500,34 +533,24 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _streamed(
-        self, prompt: Prompt, params: SamplingParams | None, progress: PromptProgress | None
-    ) -> list[Generation]:
-        generations = self._requests.streamed(self._requests.prompt_ids(prompt), params)
-        report(generations, progress)
-        return generations
+    def _streamed(self, prompt: Prompt, params: SamplingParams | None, progress: PromptProgress | None) -> Request:
+        request = Request(None, self._requests.streamed(self._requests.prompt_ids(prompt), params))
+        report(request.generations, progress)
+        return request
 
     def _chat_streamed(
-        self,
-        messages: Messages,
-        params: SamplingParams | None,
-        template_args: Mapping[str, Any] | None,
-        progress: PromptProgress | None,
-    ) -> list[Generation]:
-        generations = self._requests.streamed(self._requests.chat_ids(messages, template_args), params, "messages")
-        report(generations, progress)
-        return generations
+        self, messages: Messages, params: SamplingParams | None, options: ChatOptions, progress: PromptProgress | None
+    ) -> Request:
+        request = self._requests.chat_streamed(messages, params, options)
+        report(request.generations, progress)
+        return request
 
     def _chats(
-        self,
-        several: bool,
-        messages: Messages | Sequence[Messages],
-        params: ParamsOf,
-        template_args: Mapping[str, Any] | None,
+        self, several: bool, messages: Messages | Sequence[Messages], params: ParamsOf, options: ChatOptions
     ) -> list[Request]:
         chats: Any = messages if several else [messages]
         each: Any = params if several else [params]
-        return self._requests.chats(chats, each, template_args)
+        return self._requests.chats(chats, each, options)
 
     def _answer(self, requests: list[Request], progress: PromptProgress | None, bar: bool) -> list[RequestOutput]:
         generations = [each for request in requests for each in request.generations]
@@ -537,14 +560,14 @@ class LLM:
             self._engine.finish(generations, lambda _: shown("generating", next(done), len(generations)))
         return [request.output() for request in requests]
 
-    def _astream(
-        self, make: Callable[[], list[Generation]], params: SamplingParams | None
-    ) -> AsyncIterator[StreamOutput]:
+    def _astream(self, make: Callable[[], Request], params: SamplingParams | None) -> AsyncIterator[StreamOutput]:
         if not _constrained(params):
-            return self._engine.astream(make())
+            request = make()
+            return aparsed(request, self._engine.astream(request.generations))
 
         async def stream() -> AsyncIterator[StreamOutput]:
-            async with contextlib.aclosing(self._engine.astream(await _made(make, params))) as steps:
+            request = await _made(make, params)
+            async with contextlib.aclosing(aparsed(request, self._engine.astream(request.generations))) as steps:
                 async for step in steps:
                     yield step
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 #: Why a request ended: an end-of-generation token, stop token or stop string; max_tokens or the context's end;
 #: cancelled.
@@ -53,13 +53,39 @@ class Logprobs:
 
 
 @dataclass(frozen=True)
+class FunctionCall:
+    """The function that a model calls: its name, and its arguments as the text of a JSON object."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call of a tool, with OpenAI's fields."""
+
+    id: str
+    function: FunctionCall
+    type: Literal["function"] = "function"
+
+    def as_dict(self) -> dict[str, Any]:
+        """As it stands in ``tool_calls`` of OpenAI's messages."""
+        return {
+            "id": self.id,
+            "type": self.type,
+            "function": {"name": self.function.name, "arguments": self.function.arguments},
+        }
+
+
+@dataclass(frozen=True)
 class StreamOutput:
     """One step of a stream.
 
     ``text`` is the new text: whole characters, without any part of a stop string, and so sometimes empty or of several
     tokens. ``token_id`` is the new token (None when the request was cancelled), ``index`` counts tokens from 0, ``choice``
     the answers of one prompt. ``finish_reason`` and ``timings`` are set on the last one of an answer only; ``logprobs`` on
-    each that has a token, where ``SamplingParams.logprobs`` asks for it.
+    each that has a token, where ``SamplingParams.logprobs`` asks for it. Chats tell ``reasoning``, new text of that kind, from
+    the ``text`` of the answer, and have the answer's ``tool_calls`` on its last one.
     """
 
     text: str
@@ -69,6 +95,8 @@ class StreamOutput:
     timings: Timings | None = None
     choice: int = 0
     logprobs: Logprobs | None = None
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,7 +105,8 @@ class CompletionOutput:
 
     ``token_ids`` are all tokens generated, the one that ended the request included; ``text`` is their text without special
     tokens that ended it and without the stop string. ``logprobs`` has one entry per token where ``SamplingParams.logprobs``
-    asks for it.
+    asks for it. Of a chat, ``reasoning`` is what the model thought (None: nothing), which is not in ``text``, and
+    ``tool_calls`` are the tools that it calls.
     """
 
     index: int
@@ -86,6 +115,8 @@ class CompletionOutput:
     finish_reason: FinishReason
     timings: Timings
     logprobs: list[Logprobs] | None = None
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
 
     @property
     def cumulative_logprob(self) -> float | None:
@@ -115,6 +146,16 @@ class RequestOutput:
     def text(self) -> str:
         """Of the first answer."""
         return self.outputs[0].text
+
+    @property
+    def reasoning(self) -> str | None:
+        """Of the first answer."""
+        return self.outputs[0].reasoning
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """Of the first answer."""
+        return self.outputs[0].tool_calls
 
     @property
     def token_ids(self) -> list[int]:

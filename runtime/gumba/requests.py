@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from gumba.chat_parsing import AnswerFormat, answer_format, checked_tools
 from gumba.engine.beam import BeamSearch
 from gumba.engine.contrastive import ContrastiveSearch
 from gumba.engine.draft import DraftRunner, ModelDrafter
@@ -46,6 +47,8 @@ class Request:
 
     prompt: str | None
     generations: list[Generation]
+    #: Of a conversation: how its answers are taken apart.
+    form: AnswerFormat | None = None
 
     def output(self) -> RequestOutput:
         """The result, when all have ended."""
@@ -58,7 +61,8 @@ class Request:
             text = "".join(output.text for output in each.outputs)
             logprobs = [output.logprobs for output in each.outputs if output.logprobs is not None]
             asked = None if each.params.logprobs is None else logprobs
-            outputs.append(CompletionOutput(index, text, each.answer, each.ending, each.timings(), asked))
+            output = CompletionOutput(index, text, each.answer, each.ending, each.timings(), asked)
+            outputs.append(output if self.form is None else self.form.parser().output(output))
         return RequestOutput(self.prompt, first.prompt, outputs, first.prompt_logprobs)
 
 
@@ -66,6 +70,15 @@ def _mean_logprob(generation: Generation) -> float:
     """Of all its tokens, with the sign changed: the likeliest first. Every answer of ``best_of`` has log-probabilities."""
     logprobs = [output.logprobs.logprob for output in generation.outputs if output.logprobs is not None]
     return -sum(logprobs) / len(logprobs) if logprobs else 0.0
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """What is said of a conversation besides its messages, as of ``LLM.chat``."""
+
+    template_args: Mapping[str, Any] | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
+    reasoning: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -164,18 +177,43 @@ class Requests:
             for prompt, one in zip(asked, _each(params, len(asked)))
         ]
 
-    def chats(self, chats: Sequence[Messages], params: ParamsOf, args: Mapping[str, Any] | None) -> list[Request]:
+    def chats(self, chats: Sequence[Messages], params: ParamsOf, options: ChatOptions) -> list[Request]:
         """Answers to conversations."""
-        return [
-            Request(None, self.generations(self.chat_ids(messages, args), one, "messages"))
-            for messages, one in zip(chats, _each(params, len(chats)))
-        ]
+        return [self.chat(messages, one, options) for messages, one in zip(chats, _each(params, len(chats)))]
 
-    def streamed(self, ids: list[int], params: SamplingParams | None, field: str = "prompt") -> list[Generation]:
+    def chat(self, messages: Messages, params: SamplingParams | None, options: ChatOptions) -> Request:
+        """Answers to a conversation."""
+        tools = None if options.tools is None else checked_tools(options.tools) or None
+        args = dict(options.template_args or {})
+        if tools is not None:
+            if "tools" in args:
+                raise RequestError("tools: are given, and among template_args too")
+            if "tools" not in self._template().source:
+                raise RequestError("tools: the chat template does not take any (chat_template='hermes' does)")
+            args["tools"] = tools
+        ids = self.chat_ids(messages, args)
+        constrained = isinstance(params, SamplingParams) and params.structured_outputs is not None
+        form = answer_format(
+            self._tokenizer,
+            self._template().source,
+            ids,
+            reasoning=options.reasoning,
+            tools=tools,
+            constrained=constrained,
+        )
+        texts = () if form is None else form.texts
+        shown = frozenset(token for text in texts if (token := self._tokenizer.token_id(text)) is not None)
+        return Request(None, self.generations(ids, params, "messages", shown), form)
+
+    def streamed(self, ids: list[int], params: SamplingParams | None) -> list[Generation]:
         """As ``generations``, for answers that are handed over as they come."""
-        if isinstance(params, SamplingParams) and _answers(params) > params.n:
-            raise RequestError("best_of: which answers are best is only known at the end, so they cannot be streamed")
-        return self.generations(ids, params, field)
+        _check_streamed(params)
+        return self.generations(ids, params)
+
+    def chat_streamed(self, messages: Messages, params: SamplingParams | None, options: ChatOptions) -> Request:
+        """As ``chat``, for answers that are handed over as they come."""
+        _check_streamed(params)
+        return self.chat(messages, params, options)
 
     def beam_searches(self, prompts: str | Iterable[Prompt], params: BeamSearchParams) -> list[BeamRequest]:
         """Beam searches."""
@@ -235,8 +273,10 @@ class Requests:
                 f"logits of {len(ids)} tokens need {len(ids) * width * 4 / 1e6:.0f} MB, more than there is"
             ) from None
 
-    def generations(self, ids: list[int], params: SamplingParams | None, field: str = "prompt") -> list[Generation]:
-        """The answers to a checked prompt, not submitted yet."""
+    def generations(
+        self, ids: list[int], params: SamplingParams | None, field: str = "prompt", shown: frozenset[int] = frozenset()
+    ) -> list[Generation]:
+        """The answers to a checked prompt, not submitted yet. ``shown``: special tokens that are part of the text."""
         self._check_usable()
         if params is None:
             params = SamplingParams()
@@ -261,7 +301,7 @@ class Requests:
                 params,
                 seed=seeds[choice],
                 sampling=sampling.fork(seeds[choice]),
-                decoder=self._decoder(params, len(healed)),
+                decoder=self._decoder(params, len(healed), shown),
                 end_ids=ends,
                 capacity=self._capacity,
                 choice=choice,
@@ -278,9 +318,9 @@ class Requests:
                 each.drafter = ModelDrafter(self._find_draft, self._tokenizer.n_vocab, self._draft_tokens)
         return made
 
-    def _decoder(self, params: SamplingParams, healed: int) -> StreamDecoder | HealedDecoder:
+    def _decoder(self, params: SamplingParams, healed: int, shown: frozenset[int]) -> StreamDecoder | HealedDecoder:
         """Of an answer whose first ``healed`` characters are the prompt's."""
-        decoder = StreamDecoder(self._tokenizer, skip_special=params.skip_special_tokens)
+        decoder = StreamDecoder(self._tokenizer, skip_special=params.skip_special_tokens, shown=shown)
         return HealedDecoder(decoder, healed) if healed else decoder
 
     def _end_ids(
@@ -363,6 +403,11 @@ class Requests:
         if len(ids) > self._capacity:
             raise RequestError(f"{field}: {len(ids)} tokens do not fit the context of {self._capacity}")
         return ids
+
+
+def _check_streamed(params: SamplingParams | None) -> None:
+    if isinstance(params, SamplingParams) and _answers(params) > params.n:
+        raise RequestError("best_of: which answers are best is only known at the end, so they cannot be streamed")
 
 
 def _each(params: ParamsOf, count: int) -> Sequence[SamplingParams | None]:

@@ -28,12 +28,15 @@ def vocabulary() -> list[str]:
     return [*SPECIAL, *byte_letters(), *(merge.replace(" ", "") for merge in MERGES)]
 
 
-def write(path: Path, *, seed: int = 0) -> Path:
-    """Write the model to ``path``: a Llama with random float32 weights, big enough that its choices are clear."""
-    tokens = vocabulary()
+def write(path: Path, *, seed: int = 0, more: tuple[str, ...] = (), context: int = CONTEXT) -> Path:
+    """Write the model to ``path``: a Llama with random float32 weights, big enough that its choices are clear.
+
+    ``more``: further control tokens.
+    """
+    tokens = [*vocabulary(), *more]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("Tiny chat")
-    writer.add_context_length(CONTEXT)
+    writer.add_context_length(context)
     writer.add_embedding_length(WIDTH)
     writer.add_block_count(LAYERS)
     writer.add_feed_forward_length(FFN)
@@ -46,7 +49,11 @@ def write(path: Path, *, seed: int = 0) -> Path:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
-    writer.add_token_types([int(gguf.TokenType.CONTROL)] * 3 + [int(gguf.TokenType.NORMAL)] * (len(tokens) - 3))
+    writer.add_token_types(
+        [int(gguf.TokenType.CONTROL)] * 3
+        + [int(gguf.TokenType.NORMAL)] * (len(tokens) - 3 - len(more))
+        + [int(gguf.TokenType.CONTROL)] * len(more)
+    )
     writer.add_token_merges(MERGES)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)

@@ -15,6 +15,7 @@ from gumba.errors import RequestError, TemplateError
 from gumba.text.chat_templates import CHAT_TEMPLATES, guess_name
 from gumba.text.shield import shielded
 from gumba.text.tokenizer import Tokenizer
+from gumba.text.tool_messages import rendered, with_objects
 
 if TYPE_CHECKING:
     from gumba.gguf.reader import GGUFFile
@@ -29,7 +30,7 @@ ROLES = ("system", "user", "assistant", "tool", "developer", "function")
 
 
 def plain_messages(messages: Any, source: str | None = None) -> list[dict[str, Any]]:
-    """Checked copies of ``messages`` whose contents are texts: those in parts are joined.
+    """Checked copies of ``messages`` whose contents are texts (those in parts are joined), and calls' arguments objects.
 
     ``source``: the template's text, which may name more roles than ``ROLES``; None takes any role. A message without content
     is taken only if it calls tools. Raises RequestError naming the message at fault by its index.
@@ -57,7 +58,7 @@ def plain_messages(messages: Any, source: str | None = None) -> list[dict[str, A
             plain["content"] = joined_text(f"{name}.content", content)
         elif not message.get("tool_calls") and not message.get("function_call"):
             raise RequestError(f"{name}: there is no content in {show(plain)}")
-        found.append(plain)
+        found.append(with_objects(plain, name))
     return found
 
 
@@ -101,7 +102,8 @@ class ChatTemplate:
     """A compiled chat template; ``source`` is its text.
 
     ``special_texts``: what ``bos_token``, ``eos_token`` and so on stand for in it. Untrusted templates are safe to render:
-    no access to Python, at most 2 seconds and 8 MB of output.
+    no access to Python, at most 2 seconds and 8 MB of output (with calls of tools in the messages, which templates want in
+    different forms, several times that).
     """
 
     def __init__(self, source: str, special_texts: Mapping[str, str] | None = None) -> None:
@@ -175,24 +177,30 @@ class ChatTemplate:
         """The prompt for a conversation.
 
         ``messages``: mappings with ``role`` and ``content``, as in the OpenAI API; contents that are lists of
-        ``{"type": "text", "text": ...}`` are handed to the template as such. ``add_generation_prompt``: end with the opening
+        ``{"type": "text", "text": ...}`` are handed to the template as such. Arguments of ``tool_calls`` may be objects or JSON:
+        the template gets what it can take. ``add_generation_prompt``: end with the opening
         of the assistant's answer. ``kwargs``: further variables of the template (``tools``, ``enable_thinking``).
         Raises RequestError for messages of another form, TemplateError when the template refuses them, fails, or needs too
         much time or memory.
         """
-        import jinja2
-
-        from gumba.text.sandbox import render
-
         plain_messages(messages, self.source)
+        given = [with_objects(dict(message), f"messages[{i}]") for i, message in enumerate(messages)]
         variables = {
             **self._special_texts,
             "tools": None,
             "documents": None,
             **kwargs,
-            "messages": [dict(message) for message in messages],
             "add_generation_prompt": add_generation_prompt,
         }
+        if any(message.get("tool_calls") for message in given):
+            return rendered(lambda variant: self._render({**variables, "messages": variant}), given)
+        return self._render({**variables, "messages": given})
+
+    def _render(self, variables: dict[str, Any]) -> str:
+        import jinja2
+
+        from gumba.text.sandbox import render
+
         try:
             return render(self._template, variables)
         except TemplateError:

@@ -1,0 +1,124 @@
+"""Which forms of reasoning and calls a model speaks: its chat template, and its vocabulary, tell."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gumba.chat_parsing import harmony
+from gumba.chat_parsing.answer import AnswerFormat, SplitterMaker
+from gumba.chat_parsing.deepseek import BEGIN, DeepSeek
+from gumba.chat_parsing.glm4 import GLM4, GLM45
+from gumba.chat_parsing.hermes import Hermes
+from gumba.chat_parsing.kimi import BEGIN as KIMI
+from gumba.chat_parsing.kimi import Kimi
+from gumba.chat_parsing.llama3 import Llama3
+from gumba.chat_parsing.marked_json import MarkedJSON
+from gumba.chat_parsing.mistral import Mistral
+from gumba.chat_parsing.qwen_xml import QwenXML
+from gumba.chat_parsing.think import Tags, ThinkSplitter
+from gumba.chat_parsing.tools import ToolFormat, Tools
+from gumba.checks import show
+from gumba.errors import RequestError
+from gumba.text import Tokenizer
+
+#: Name -> tags of reasoning.
+REASONING: Mapping[str, Tags] = {
+    "think": Tags("<think>", "</think>"),
+    "cohere": Tags("<|START_THINKING|>", "<|END_THINKING|>", ("<|START_RESPONSE|>", "<|END_RESPONSE|>")),
+    "mistral": Tags("[THINK]", "[/THINK]"),
+    "seed": Tags("<seed:think>", "</seed:think>"),
+    "granite": Tags("<think>", "</think>", ("<response>", "</response>")),
+    "granite-3.2": Tags("Here is my thought process:", "Here is my response:"),
+    "gemma4": Tags("<|channel>thought", "<channel|>"),
+    "apertus": Tags("<|inner_prefix|>", "<|inner_suffix|>"),
+}
+
+#: A text of the template's, and the reasoning that it tells; the first row that fits counts.
+_REASONING_BY_SOURCE = (
+    ("<|START_THINKING|>", "cohere"),
+    ("[THINK]", "mistral"),
+    ("<seed:think>", "seed"),
+    ("<response>", "granite"),
+    ("Here is my thought process:", "granite-3.2"),
+    ("<|channel>thought", "gemma4"),
+    ("<|inner_prefix|>", "apertus"),
+    ("<think>", "think"),
+    ("</think>", "think"),
+)
+
+#: The same of calls.
+_CALLS_BY_SOURCE: tuple[tuple[str, ToolFormat], ...] = (
+    ("[TOOL_CALLS]", Mistral()),
+    (BEGIN, DeepSeek()),
+    (KIMI, Kimi()),
+    ("<|START_ACTION|>", MarkedJSON("<|START_ACTION|>", "<|END_ACTION|>")),
+    ("<arg_key>", GLM45()),
+    ("<function=", QwenXML()),
+    ("<tool_call>", Hermes()),
+    ("<|tool_call|>", MarkedJSON("<|tool_call|>", "<|/tool_call|>")),
+    ("<|python_tag|>", Llama3()),
+    ("ipython", Llama3()),
+    ("[gMASK]", GLM4()),
+)
+_OTHERS = Hermes()
+
+
+def answer_format(
+    tokenizer: Tokenizer,
+    source: str,
+    prompt: Sequence[int],
+    *,
+    reasoning: str = "auto",
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    constrained: bool = False,
+) -> AnswerFormat | None:
+    """How the answers to ``prompt`` are taken apart; None: not at all.
+
+    Args:
+        tokenizer: The model's.
+        source: The text of the chat template.
+        prompt: Its ids; they tell whether the template has opened the reasoning.
+        reasoning: "auto": as the template says; "off": it stays in the text; or a name of ``REASONING``.
+        tools: Checked ones; calls are looked for where there are any.
+        constrained: The answer is held to a form, so it begins at once.
+
+    Raises RequestError for another ``reasoning``.
+    """
+    if not isinstance(reasoning, str) or (reasoning not in ("auto", "off", "harmony") and reasoning not in REASONING):
+        raise RequestError(f"reasoning: expected auto, off, {', '.join(REASONING)} or harmony, found {show(reasoning)}")
+    functions = Tools([tool["function"] for tool in tools or ()])
+    salt = hashlib.sha256(repr(list(prompt)).encode()).digest() if tools else b""
+    end = tokenizer.decode(prompt[-24:])
+    speaks_harmony = harmony.CHANNEL in source and harmony.MESSAGE in source
+    if reasoning == "harmony" or (speaks_harmony and (reasoning == "auto" or tools)):
+        _, started, header = end.rpartition("<|start|>assistant")
+        if harmony.MESSAGE in header or not started:
+            header = ""
+        maker: SplitterMaker = functools.partial(harmony.HarmonySplitter, bool(tools), header)
+        return AnswerFormat(maker, None, functions, salt, harmony.TEXTS)
+    tags = _tags(tokenizer, source, reasoning)
+    opened = tags is not None and end.rstrip().endswith(tags.opening)
+    split = None if tags is None or (opened and constrained) else functools.partial(ThinkSplitter, tags, opened)
+    form = _calls(source) if tools else None
+    if split is None and form is None:
+        return None
+    texts = (() if tags is None else tags.texts) + (() if form is None else (*form.markers, *form.texts))
+    return AnswerFormat(split, form, functions, salt, texts)
+
+
+def _tags(tokenizer: Tokenizer, source: str, reasoning: str) -> Tags | None:
+    if reasoning == "off":
+        return None
+    if reasoning != "auto":
+        return REASONING[reasoning]
+    for text, name in _REASONING_BY_SOURCE:
+        if text in source:
+            return REASONING[name]
+    return REASONING["think"] if tokenizer.token_id("<think>") is not None else None
+
+
+def _calls(source: str) -> ToolFormat:
+    return next((form for text, form in _CALLS_BY_SOURCE if text in source), _OTHERS)

@@ -1,0 +1,38 @@
+"""Streams of conversations, whose steps are taken apart as they come."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, closing
+from typing import Any
+
+from gumba.outputs import StreamOutput
+from gumba.requests import Request
+
+
+def parsed(request: Request, steps: Iterator[StreamOutput]) -> Iterator[StreamOutput]:
+    """``steps`` of ``request``'s answers, as its form has them. Closing it closes ``steps``."""
+    return steps if request.form is None else _parsed(request, steps)
+
+
+def aparsed(request: Request, steps: AsyncIterator[StreamOutput]) -> Any:
+    """As ``parsed``, for an event loop: an asynchronous generator."""
+    return steps if request.form is None else _aparsed(request, steps)
+
+
+def _parsed(request: Request, steps: Any) -> Iterator[StreamOutput]:
+    parsers = _parsers(request)
+    with closing(steps):
+        for step in steps:
+            yield parsers[step.choice].step(step)
+
+
+async def _aparsed(request: Request, steps: Any) -> AsyncIterator[StreamOutput]:
+    parsers = _parsers(request)
+    async with aclosing(steps):
+        async for step in steps:
+            yield parsers[step.choice].step(step)
+
+
+def _parsers(request: Request) -> dict[int, Any]:
+    return {} if request.form is None else {each.choice: request.form.parser() for each in request.generations}

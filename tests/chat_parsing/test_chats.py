@@ -1,0 +1,222 @@
+"""Answers that are taken apart by LLM.chat, its streams and conversations, and tools on their way to the template."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import closing
+from dataclasses import replace
+
+import pytest
+
+from gumba import LLM, StructuredOutputsParams
+from gumba.errors import RequestError
+from gumba.text import ChatTemplate
+
+HI = [{"role": "user", "content": "hello"}]
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {
+    "city": {"type": "string"}}}}}]  # fmt: skip
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Bonn"}}\n</tool_call>'
+#: As many models' templates do it.
+OPENED = "{% for m in messages %}{{ m.content }}{% endfor %}{% if thinking %}<think>\n{% endif %}"
+
+
+def joined(steps):
+    steps = list(steps)
+    assert not any(step.tool_calls for step in steps[:-1])
+    return "".join(step.text for step in steps), "".join(step.reasoning for step in steps), steps[-1].tool_calls
+
+
+async def gathered(steps):
+    return [step async for step in steps]
+
+
+def named(calls):
+    return [(call.function.name, json.loads(call.function.arguments)) for call in calls]
+
+
+def test_calls_of_tools(hermes, dictate):
+    text = f"I look.\n{CALL}\n{CALL}"
+    output = hermes.chat(HI, dictate(text), tools=TOOLS)
+    assert output.text == "I look."
+    assert named(output.tool_calls) == [("weather", {"city": "Bonn"})] * 2
+    assert output.finish_reason == "stop"
+    first, second = output.tool_calls
+    assert first.type == "function"
+    assert first.id != second.id
+    assert all(len(call.id) == 9 and call.id.isalnum() and call.id.isascii() for call in output.tool_calls)
+    assert joined(hermes.chat_stream(HI, dictate(text), tools=TOOLS)) == ("I look.", "", output.tool_calls)
+    later = hermes.chat([*HI, *HI], dictate(text), tools=TOOLS)
+    assert not {call.id for call in later.tool_calls} & {first.id, second.id}
+
+
+def test_calls_of_tools_in_an_event_loop(hermes, dictate):
+    output = asyncio.run(hermes.achat(HI, dictate(CALL), tools=TOOLS))
+    assert (output.text, named(output.tool_calls)) == ("", [("weather", {"city": "Bonn"})])
+    steps = asyncio.run(gathered(hermes.achat_stream(HI, dictate(CALL), tools=TOOLS)))
+    assert joined(steps) == ("", "", output.tool_calls)
+
+
+def test_several_answers_are_taken_apart_each(hermes, dictate):
+    params = dictate(f"A {CALL}", n=2)
+    output = hermes.chat(HI, params, tools=TOOLS)
+    assert [(each.text, len(each.tool_calls)) for each in output.outputs] == [("A", 1)] * 2
+    last = {step.choice: step for step in hermes.chat_stream(HI, params, tools=TOOLS)}
+    assert [len(last[choice].tool_calls) for choice in (0, 1)] == [1, 1]
+
+
+def test_without_tools_text_is_text(hermes, dictate):
+    output = hermes.chat(HI, dictate(CALL))
+    assert (output.text, output.tool_calls) == (CALL, ())
+
+
+def test_the_template_is_told_of_tools(hermes, dictate):
+    output = hermes.chat(HI, dictate("x"), tools=TOOLS)
+    prompt = hermes.tokenizer.decode(output.prompt_token_ids)
+    assert json.dumps(TOOLS[0]) in prompt
+    assert hermes.chat(HI, dictate("x"), tools=[]).prompt_tokens < output.prompt_tokens
+
+
+def test_the_rest_of_a_round(hermes, dictate):
+    """A call with OpenAI's text of arguments and no content, and its result: as the template wants them."""
+    called = hermes.chat(HI, dictate(CALL), tools=TOOLS)
+    messages = [
+        *HI,
+        {"role": "assistant", "content": None, "tool_calls": [call.as_dict() for call in called.tool_calls]},
+        {"role": "tool", "tool_call_id": called.tool_calls[0].id, "content": "rain"},
+    ]
+    output = hermes.chat(messages, dictate("Rain."), tools=TOOLS)
+    assert output.text == "Rain."
+    prompt = hermes.tokenizer.decode(output.prompt_token_ids)
+    assert f"<|im_start|>assistant\n{CALL}<|im_end|>" in prompt
+    assert "<tool_response>\nrain\n</tool_response>" in prompt
+
+
+def test_control_tokens_of_a_form_are_read_but_not_shown(marked, dictate):
+    template = "{{ messages[0].content }}{{ tools }}{# [TOOL_CALLS] #}"
+    text = '[TOOL_CALLS]weather[ARGS]{"city": "Bonn"}'
+    with LLM(marked, chat_template=template) as llm:
+        output = llm.chat(HI, dictate(text), tools=TOOLS)
+        assert (output.text, named(output.tool_calls)) == ("", [("weather", {"city": "Bonn"})])
+        assert llm.chat(HI, dictate(text)).text == 'weather{"city": "Bonn"}'
+
+
+def test_tools_that_cannot_be(plain, hermes, dictate):
+    with pytest.raises(RequestError, match=r"tools: the chat template does not take any.*hermes"):
+        plain.chat(HI, dictate("x"), tools=TOOLS)
+    with pytest.raises(RequestError, match=r"tools\[0\]"):
+        hermes.chat(HI, dictate("x"), tools=[{"name": "weather"}])
+    with pytest.raises(RequestError, match="template_args"):
+        hermes.chat(HI, dictate("x"), tools=TOOLS, template_args={"tools": TOOLS})
+    with pytest.raises(RequestError, match=r"messages\[1\]\.tool_calls\[0\]"):
+        hermes.chat([*HI, {"role": "assistant", "tool_calls": [{"id": "a"}]}], dictate("x"))
+    with pytest.raises(RequestError, match=r"messages\[1\]\.tool_calls: expected a list"):
+        hermes.chat([*HI, {"role": "assistant", "tool_calls": {"id": "a"}}], dictate("x"))
+
+
+# --------------------------------------------------------------------------------------------------------- reasoning
+
+
+def test_reasoning_is_told_from_the_answer(plain, dictate):
+    text = "<think>\nhm\n</think>\n\nhello w"
+    output = plain.chat(HI, dictate(text))
+    assert (output.text, output.reasoning) == ("hello w", "hm")
+    assert joined(plain.chat_stream(HI, dictate(text))) == ("hello w", "hm", ())
+    steps = asyncio.run(gathered(plain.achat_stream(HI, dictate(text))))
+    assert joined(steps) == ("hello w", "hm", ())
+    for off in (plain.chat(HI, dictate(text), reasoning="off"), plain.generate("hello", dictate(text))[0]):
+        assert (off.text, off.reasoning) == ("\nhm\n\n\nhello w", None)  # the tags are control tokens here
+    assert plain.chat(HI, dictate("hello")).reasoning is None
+    with pytest.raises(RequestError, match="reasoning: expected auto, off"):
+        plain.chat(HI, dictate(text), reasoning="on")
+
+
+def test_reasoning_that_the_prompt_opens(marked, dictate):
+    with LLM(marked, chat_template=OPENED) as llm:
+        thinking = {"thinking": True}
+        output = llm.chat(HI, dictate("hm\n</think>\n\nhello"), template_args=thinking)
+        assert (output.text, output.reasoning) == ("hello", "hm")
+        output = llm.chat(HI, dictate("hello"))
+        assert (output.text, output.reasoning) == ("hello", None)
+        form = StructuredOutputsParams(choice=["hello", "w"])  # begins at once, whatever the prompt opened
+        output = llm.chat(HI, replace(dictate("hello"), structured_outputs=form), template_args=thinking)
+        assert (output.text, output.reasoning) == ("hello", None)
+
+
+def test_conversations_keep_reasoning_out_of_the_history(marked, dictate):
+    template = (
+        "{% for m in messages %}{{ m.role }}:{{ m.content }};{% if m.reasoning_content and keep %}"
+        "({{ m.reasoning_content }}){% endif %}{% endfor %}"
+    )
+    text = "<think>hm</think>hello"
+    with LLM(marked, chat_template=template) as llm:
+        talk = llm.conversation(params=dictate(text))
+        assert talk.send("a").text == "hello"
+        assert talk.messages[-1] == {"role": "assistant", "content": "hello", "reasoning_content": "hm"}
+        talk.params = dictate(text)
+        assert joined(talk.stream("b")) == ("hello", "hm", ())
+        assert talk.messages[-1] == {"role": "assistant", "content": "hello", "reasoning_content": "hm"}
+        talk.params = dictate(text)
+        prompt = llm.tokenizer.decode(talk.send("c").prompt_token_ids)
+        assert prompt == "user:a;assistant:hello;user:b;assistant:hello;user:c;"
+        talk.params, talk.template_args = dictate(text), {"keep": True}
+        prompt = llm.tokenizer.decode(talk.send("d").prompt_token_ids)
+        assert prompt.startswith("user:a;assistant:hello;(hm)user:b;")
+        talk.params, talk.reasoning = dictate(text), "off"
+        talk.send("e")
+        assert talk.messages[-1] == {"role": "assistant", "content": "hmhello"}
+
+
+def test_a_stream_that_is_closed_cancels(plain, dictate):
+    with closing(plain.chat_stream(HI, dictate("<think>" + "hello " * 100))) as steps:
+        next(steps)
+    assert plain.kv_usage().in_use == 0
+
+
+# ---------------------------------------------------------------------------------------------------------- messages
+
+ASKED = {"role": "user", "content": "?"}
+CALLED = {"role": "assistant", "content": None, "tool_calls": [
+    {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"city": "Köln"}'}}]}  # fmt: skip
+WRITTEN = '{"city": "Köln"}'
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ("{{ a | tojson }}", WRITTEN),
+        ("{{ '' + a }}", WRITTEN),
+        ("{{ a }}", WRITTEN),
+        ("{% if a is string %}{{ a }}{% else %}{{ a | tojson }}{% endif %}", WRITTEN),
+        ("{% for k, v in a.items() %}{{ k }}={{ v }}{% endfor %}", "city=Köln"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("content", "shown"),
+    [
+        ("{{ m.content }}", ""),
+        ("{{ '' + m.content }}", ""),
+        ("{% if m.content is none %}-{% else %}+{% endif %}", "-"),
+        ("{{ m.content or '' }}", ""),
+    ],
+)
+def test_calls_as_templates_want_them(arguments, wanted, content, shown):
+    source = (
+        f"{{% for m in messages if m.tool_calls %}}{content}{{% set a = m.tool_calls[0].function.arguments %}}"
+        f"{arguments}{{% endfor %}}"
+    )
+    assert ChatTemplate(source).render([ASKED, CALLED]) == shown + wanted
+
+
+def test_arguments_that_are_no_objects_are_left():
+    source = "{% for m in messages if m.tool_calls %}{{ m.tool_calls[0].function.arguments }}{% endfor %}"
+    for text in ("Bonn", "[1]", '"a"', "{"):
+        called = {**CALLED, "tool_calls": [{"function": {"name": "f", "arguments": text}}]}
+        assert ChatTemplate(source).render([ASKED, called]) == text
+
+
+def test_a_template_that_refuses_calls_says_why():
+    from gumba.errors import TemplateError
+
+    with pytest.raises(TemplateError, match="no tools here"):
+        ChatTemplate("{{ raise_exception('no tools here') }}").render([ASKED, CALLED])
