@@ -10,7 +10,7 @@ import pytest
 import gumba
 
 PUBLIC = """LLM Conversation SamplingParams BeamSearchParams ContrastiveSearchParams
-StructuredOutputsParams StreamOutput RequestOutput CompletionOutput
+StructuredOutputsParams StreamOutput RequestOutput CompletionOutput ToolCall ChatTemplate
 BeamSearchOutput BeamSearchSequence Timings KVUsage Tokenizer GGUFFile pipeline GumbaError GGUFError
 ModelError UnsupportedError TokenizerError TemplateError RequestError QueueFullError ConvertError
 DownloadError ResourceError EngineError __version__"""

@@ -42,10 +42,11 @@ if TYPE_CHECKING:
         RequestOutput,
         StreamOutput,
         Timings,
+        ToolCall,
     )
     from gumba.params import BeamSearchParams, ContrastiveSearchParams, SamplingParams, StructuredOutputsParams
     from gumba.pipelines import pipeline
-    from gumba.text import Tokenizer
+    from gumba.text import ChatTemplate, Tokenizer
 
 __all__ = [
     "LLM",
@@ -57,11 +58,13 @@ __all__ = [
     "StreamOutput",
     "RequestOutput",
     "CompletionOutput",
+    "ToolCall",
     "BeamSearchOutput",
     "BeamSearchSequence",
     "Timings",
     "KVUsage",
     "Tokenizer",
+    "ChatTemplate",
     "GGUFFile",
     "pipeline",
     "GumbaError",
@@ -89,11 +92,13 @@ _HOMES = {
     "StreamOutput": "gumba.outputs",
     "RequestOutput": "gumba.outputs",
     "CompletionOutput": "gumba.outputs",
+    "ToolCall": "gumba.outputs",
     "BeamSearchOutput": "gumba.outputs",
     "BeamSearchSequence": "gumba.outputs",
     "Timings": "gumba.outputs",
     "KVUsage": "gumba.outputs",
     "Tokenizer": "gumba.text",
+    "ChatTemplate": "gumba.text",
     "GGUFFile": "gumba.gguf",
     "pipeline": "gumba.pipelines",
     **{name: "gumba.errors" for name in __all__ if name.endswith("Error")},

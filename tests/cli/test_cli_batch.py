@@ -526,7 +526,9 @@ def test_log_probabilities_are_shaped_as_openai_does() -> None:
     from types import SimpleNamespace
 
     logprobs = [SimpleNamespace(logprob=-0.5, top=((65, -0.5), (195, -2.0)))]
-    choice = SimpleNamespace(text="A", token_ids=[65], finish_reason="stop", logprobs=logprobs)
+    choice = SimpleNamespace(
+        text="A", token_ids=[65], finish_reason="stop", logprobs=logprobs, reasoning=None, tool_calls=()
+    )
     output: Any = SimpleNamespace(outputs=[choice], prompt_tokens=1)
     common: dict[str, Any] = {"model": "m", "created": 0, "piece": lambda token: bytes([token])}
     line = Line(1, b"")

@@ -93,7 +93,7 @@ def test_compiling_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = run.Answer()
     timings = Timings(queue_s=0, prompt_s=4, decode_s=4, prompt_tokens=8, generated_tokens=2)
     steps = [StreamOutput("a", 1, 0), StreamOutput("b", 2, 1, "length", timings)]
-    assert "".join(answer.watch(iter(steps))) == "ab"
+    assert "".join(step.text for step in answer.watch(iter(steps))) == "ab"
     assert answer.summary() == "prompt 8 tokens, 8.0/s | decode 2 tokens, 0.5/s"
 
 
@@ -301,7 +301,7 @@ def test_chat_at_a_terminal(tiny: Path, home: Path) -> None:
 
 
 def test_ctrl_c_at_a_terminal_keeps_what_was_said(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gumba.cli import chat
+    from gumba.cli import chat, reasoning
 
     shown: list[str] = []
 
@@ -311,6 +311,7 @@ def test_ctrl_c_at_a_terminal_keeps_what_was_said(llm: LLM, monkeypatch: pytest.
             raise KeyboardInterrupt
 
     monkeypatch.setattr(chat, "show", show)
+    monkeypatch.setattr(reasoning, "show", show)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     talk = chat.Talk(llm, SamplingParams(temperature=0))
     assert talk.take("hello")

@@ -25,6 +25,9 @@ class FakeTokenizer:
     def encode(self, text, add_special=True, parse_special=False):
         return list(text.encode())
 
+    def token_id(self, text):
+        return None
+
     def check_id(self, token):
         assert 0 <= token < N_VOCAB
         return token

@@ -289,6 +289,8 @@ def test_generation_ends_where_a_multi_token_stop_is_the_first_text(make_llm):
 class FakeTemplate:
     """Renders the last message and the arguments it was given."""
 
+    source = ""
+
     @classmethod
     def from_gguf(cls, gguf, tokenizer):
         assert gguf.metadata["general.name"] == "fake"

@@ -91,16 +91,15 @@ def answer_format(
         raise RequestError(f"reasoning: expected auto, off, {', '.join(REASONING)} or harmony, found {show(reasoning)}")
     functions = Tools([tool["function"] for tool in tools or ()])
     salt = hashlib.sha256(repr(list(prompt)).encode()).digest() if tools else b""
-    end = tokenizer.decode(prompt[-24:])
     speaks_harmony = harmony.CHANNEL in source and harmony.MESSAGE in source
     if reasoning == "harmony" or (speaks_harmony and (reasoning == "auto" or tools)):
-        _, started, header = end.rpartition("<|start|>assistant")
+        _, started, header = tokenizer.decode(prompt[-24:]).rpartition("<|start|>assistant")
         if harmony.MESSAGE in header or not started:
             header = ""
         maker: SplitterMaker = functools.partial(harmony.HarmonySplitter, bool(tools), header)
         return AnswerFormat(maker, None, functions, salt, harmony.TEXTS)
     tags = _tags(tokenizer, source, reasoning)
-    opened = tags is not None and end.rstrip().endswith(tags.opening)
+    opened = tags is not None and tokenizer.decode(prompt[-24:]).rstrip().endswith(tags.opening)
     split = None if tags is None or (opened and constrained) else functools.partial(ThinkSplitter, tags, opened)
     form = _calls(source) if tools else None
     if split is None and form is None:

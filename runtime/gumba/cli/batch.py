@@ -282,7 +282,15 @@ async def _compute(llm: LLM, request: Request, variables: dict[str, Any]) -> lis
     try:
         if request.messages is not None:
             variables = {**variables, **request.template_args}
-            return [await llm.achat(request.messages, request.params[0], template_args=variables)]
+            return [
+                await llm.achat(
+                    request.messages,
+                    request.params[0],
+                    tools=request.tools,
+                    reasoning=request.reasoning,
+                    template_args=variables,
+                )
+            ]
         return await llm.agenerate(request.prompts or [], request.params)
     except Exception as error:
         return error

@@ -41,8 +41,8 @@ _ONLY: dict[str, tuple[object, ...]] = {
     "stream": (False,),
     "echo": (False,),
     "suffix": ("",),
-    "tools": ([],),
     "detokenize": (True,),
+    "parallel_tool_calls": (True,),
 }
 _OTHER_NAMES = {
     "max_completion_tokens": "max_tokens", "repeat_penalty": "repetition_penalty", "repeat_last_n": "repetition_window",
@@ -61,7 +61,10 @@ class Request:
     params: list[SamplingParams]
     prompts: list[str | list[int]] | None
     messages: list[Mapping[str, Any]] | None
+    #: Of a conversation, further arguments of ``LLM.chat``.
     template_args: dict[str, Any]
+    tools: list[Any] | None = None
+    reasoning: str = "auto"
 
 
 class Line:
@@ -97,11 +100,14 @@ class Line:
         template_args = body.pop("chat_template_kwargs", {}) if chat else {}
         if not isinstance(template_args, dict):
             raise RequestError(f"chat_template_kwargs: expected an object, found {show(template_args)}")
+        tools, reasoning = _take_tools(body), _take_reasoning(body)
         said = {**defaults, **_params(body)}
         if chat:
             if not isinstance(given, list):
                 raise RequestError(f"messages: expected a list of messages, found {show(given)}")
-            return Request([self._sampling(said, seed, 0)], None, given, template_args)
+            return Request([self._sampling(said, seed, 0)], None, given, template_args, tools, reasoning)
+        if tools:
+            raise RequestError("tools: only conversations have any")
         prompts = _prompts(given)
         return Request([self._sampling(said, seed, i) for i in range(len(prompts))], prompts, None, {})
 
@@ -223,6 +229,24 @@ def _prompts(value: Any) -> list[str | list[int]]:
     return [value]
 
 
+def _take_tools(body: dict[str, Any]) -> list[Any] | None:
+    """The tools of a body, of which they are taken out; None where there are none to be called."""
+    tools, choice = body.pop("tools", None), body.pop("tool_choice", "auto")
+    if tools is not None and not isinstance(tools, list):
+        raise RequestError(f"tools: expected a list of tools, found {show(tools)}")
+    if choice not in ("auto", "none"):
+        raise RequestError(f"tool_choice: a batch supports 'auto' and 'none', found {show(choice)}")
+    return tools if choice == "auto" else None
+
+
+def _take_reasoning(body: dict[str, Any]) -> str:
+    """What llama.cpp's ``reasoning_format`` says, in our words."""
+    form = body.pop("reasoning_format", "auto")
+    if form not in ("auto", "deepseek", "none"):
+        raise RequestError(f"reasoning_format: expected 'auto', 'deepseek' or 'none', found {show(form)}")
+    return "off" if form == "none" else "auto"
+
+
 def _params(body: dict[str, Any]) -> dict[str, Any]:
     """The fields of ``SamplingParams`` that a body says, by whichever names."""
     found: dict[str, Any] = {}
@@ -283,10 +307,16 @@ def _chat_choice(output: CompletionOutput, piece: Callable[[int], bytes]) -> dic
             }
             for token, each in zip(output.token_ids, logprobs)
         ]
+    calls = [call.as_dict() for call in output.tool_calls]
+    message: dict[str, object] = {"role": "assistant", "content": output.text or None if calls else output.text}
+    if output.reasoning is not None:
+        message["reasoning_content"] = output.reasoning
+    if calls:
+        message["tool_calls"] = calls
     return {
-        "message": {"role": "assistant", "content": output.text},
+        "message": message,
         "logprobs": None if content is None else {"content": content},
-        "finish_reason": output.finish_reason,
+        "finish_reason": "tool_calls" if calls and output.finish_reason == "stop" else output.finish_reason,
     }
 
 

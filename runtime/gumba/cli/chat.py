@@ -26,6 +26,7 @@ from gumba.cli.options import (
     template_args,
 )
 from gumba.cli.probabilities import MOST, USUAL, View
+from gumba.cli.reasoning import MODES, Shown, add_reasoning, form_of
 from gumba.cli.run import Answer
 from gumba.cli.text import argument_text, count, note, printable, show, tame
 from gumba.errors import GumbaError, RequestError
@@ -56,6 +57,7 @@ _HELP = """\
 /fork [NAME]       go on in a copy; /forks lists the copies, /switch NAME goes to one ("main" is the first)
 /set NAME VALUE    change a setting (temperature, top_k, seed, max_tokens ...; without VALUE: show it). VALUE is a number,
                    true, false, none, default, a text, a list (top_k,temperature or ["a", "b"]) or an object ({"5": -2})
+/reasoning MODE    show, hide or raw: what the model thinks before it answers
 /probs [N]         show how likely each token was, and the N likeliest at its place (3); /probs off: no longer
 /show              what is set, and the model
 /stats             tokens and speed of the last answer
@@ -87,6 +89,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--system", metavar="TEXT", help="the system message")
     add_generation(parser, "tokens of an answer at most (default: as it comes)")
     add_template(parser)
+    add_reasoning(parser)
     parser.add_argument(
         "--no-history",
         action="store_true",
@@ -102,7 +105,15 @@ def chat(args: argparse.Namespace) -> int:
     llm, _ = open_llm(args)
     with llm:
         interactive = sys.stdin.isatty()
-        talk = Talk(llm, params, system, variables=variables, forgetful=not interactive, confirming=interactive)
+        talk = Talk(
+            llm,
+            params,
+            system,
+            variables=variables,
+            reasoning=args.reasoning,
+            forgetful=not interactive,
+            confirming=interactive,
+        )
         history = None
         if interactive:
             # Whatever is imported with the first message is imported now: Ctrl-C during an import leaves half a module.
@@ -132,8 +143,9 @@ def chat(args: argparse.Namespace) -> int:
 class Talk:
     """The conversations at the terminal, one of which is the current one, and what a line from the user does to them.
 
-    ``variables``: the template's. ``forgetful``: where the context is full, forget the oldest messages instead of refusing a
-    new one. ``confirming``: say in a line what a command has done that would otherwise say nothing.
+    ``variables``: the template's. ``reasoning``: a mode of ``Shown``, None for the usual one. ``forgetful``: where the context
+    is full, forget the oldest messages instead of refusing a new one. ``confirming``: say in a line what a command has done
+    that would otherwise say nothing.
     """
 
     def __init__(
@@ -143,6 +155,7 @@ class Talk:
         system: str | None = None,
         *,
         variables: dict[str, Any] | None = None,
+        reasoning: str | None = None,
         forgetful: bool = False,
         confirming: bool = False,
     ) -> None:
@@ -152,6 +165,7 @@ class Talk:
         self._last: Answer | None = None
         self._top: int | None = None
         self._name = _MAIN
+        self._reasoning = reasoning
         first = llm.conversation(system=system, params=params, template_args=variables, forgetful=forgetful)
         self._forks = {_MAIN: first}
         self._commands: dict[str, Callable[[str], bool | None]] = {
@@ -170,6 +184,7 @@ class Talk:
             "/set": self._set,
             "/temp": lambda text: self._set(f"temperature {text}"),
             "/seed": lambda text: self._set(f"seed {text}"),
+            "/reasoning": self._set_reasoning,
             "/probs": self._set_probabilities,
             "/show": lambda _: self._show(),
             "/stats": lambda _: self._stats(),
@@ -202,12 +217,13 @@ class Talk:
         conversation, answer = self.conversation, Answer()
         forgotten = conversation.forgotten
         conversation.params = replace(conversation.params, logprobs=self._top)
-        view = View(self._llm.tokenizer)
+        conversation.reasoning = form_of(self._reasoning)
+        view, shown = View(self._llm.tokenizer), Shown(self._reasoning)
         stream: Iterator[StreamOutput] = iter(())
         try:
             stream = ask()
-            for text in answer.watch(view.tap(stream)):
-                show(text, view.style)
+            for step in answer.watch(view.tap(stream)):
+                shown.show(step, view.style)
         except KeyboardInterrupt:
             if not sys.stdin.isatty():
                 raise
@@ -336,6 +352,12 @@ class Talk:
             if self._top is None
             else f"token probabilities: on, with the {self._top} likeliest"
         )
+
+    def _set_reasoning(self, text: str) -> None:
+        if text not in MODES:
+            raise RequestError(f"/reasoning: expected {', '.join(MODES)}, found {_quoted(text)}")
+        self._reasoning = text
+        self._confirm(f"reasoning: {text}")
 
     def _show(self) -> None:
         from gumba.conversation import settings_of

@@ -26,7 +26,7 @@ class View:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._rows: list[tuple[int, Logprobs]] = []
-        self._coloured = _colours()
+        self._coloured = colours()
         self.style = ""
 
     def tap(self, steps: Iterator[StreamOutput]) -> Iterator[StreamOutput]:
@@ -57,7 +57,7 @@ def _colour(probability: float) -> str:
     return next((colour for least, colour in _COLOURS if probability >= least), "31")
 
 
-def _colours() -> bool:
+def colours() -> bool:
     """Whether stdout shows ANSI colours. Older Windows consoles print them as text: the table tells enough there."""
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return sys.stdout.isatty() and not plain and (os.name != "nt" or "WT_SESSION" in os.environ)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from gumba.cli.engine import compile_seconds, open_llm
 from gumba.cli.options import Commands, add_generation, add_model, add_template, command, sampling_params, template_args
+from gumba.cli.reasoning import Shown, add_reasoning, form_of
 from gumba.cli.text import argument_text, count, note, print_json, read_text, show
 from gumba.errors import RequestError
 
@@ -36,6 +37,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("--system", metavar="TEXT", help="with --chat: the system message")
     add_generation(parser, "tokens to generate at most (default: to the end of text or context)")
     add_template(parser)
+    add_reasoning(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object with text, token ids and timings")
     parser.add_argument("-q", "--quiet", action="store_true", help="no timings and no notices on stderr")
 
@@ -46,11 +48,12 @@ class Answer:
 
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
+    reasoning: str = ""
     finish_reason: str | None = None
     timings: Timings | None = None
 
-    def watch(self, stream: Iterator[StreamOutput]) -> Iterator[str]:
-        """Hand on the text of each step of ``stream``. Kernels compiled on the way are taken out of the timings."""
+    def watch(self, stream: Iterator[StreamOutput]) -> Iterator[StreamOutput]:
+        """Hand on each step of ``stream``. Kernels compiled on the way are taken out of the timings."""
         began = first = compile_seconds()
         for step in stream:
             if not self.token_ids:
@@ -58,6 +61,7 @@ class Answer:
             if step.token_id is not None:
                 self.token_ids.append(step.token_id)
             self.text += step.text
+            self.reasoning += step.reasoning
             self.finish_reason = step.finish_reason
             if step.timings is not None:
                 self.timings = replace(
@@ -65,7 +69,7 @@ class Answer:
                     prompt_s=max(0.0, step.timings.prompt_s - (first - began)),
                     decode_s=max(0.0, step.timings.decode_s - (compile_seconds() - first)),
                 )
-            yield step.text
+            yield step
 
     def summary(self) -> str:
         """Tokens and speed on one line; empty for a generation that did not end."""
@@ -93,6 +97,7 @@ class Answer:
             "prompt": prompt,
             "seed": seed,
             "text": self.text,
+            **({"reasoning": self.reasoning} if self.reasoning else {}),
             "finish_reason": self.finish_reason,
             "prompt_tokens": 0 if t is None else t.prompt_tokens,
             "completion_tokens": len(self.token_ids),
@@ -110,15 +115,17 @@ def run(args: argparse.Namespace) -> int:
     ):  # chosen here, so that --json can tell how to get the same text again
         params = replace(params, seed=secrets.randbits(32))
     llm, load_s = open_llm(args)
-    answer = Answer()
+    answer, shown = Answer(), Shown(args.reasoning)
     with llm:
         if args.chat:
-            stream = llm.chat_stream(_messages(args, prompt), params, template_args=variables)
+            stream = llm.chat_stream(
+                _messages(args, prompt), params, template_args=variables, reasoning=form_of(args.reasoning)
+            )
         else:
             stream = llm.stream(prompt, params)
-        for text in answer.watch(stream):
+        for step in answer.watch(stream):
             if not args.json:
-                show(text)
+                shown.show(step)
     if args.json:
         print_json(answer.as_json(prompt, params.seed, load_s))
     elif not answer.text.endswith("\n"):

@@ -30,7 +30,9 @@ def with_objects(message: Message, name: str) -> Message:
         function = call.get("function", call)
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise RequestError(f"{name}.tool_calls[{i}]: expected a function with a name, found {show(call)}")
-        plain = {**function, "arguments": _object(function.get("arguments"))}
+        plain = dict(function)
+        if "arguments" in function:
+            plain["arguments"] = _object(function["arguments"])
         found.append({**call, "function": plain} if "function" in call else plain)
     return {**message, "tool_calls": found}
 
@@ -106,8 +108,8 @@ def _with_texts(message: Message) -> Message:
     found = []
     for call in message["tool_calls"]:
         function = call.get("function", call)
-        arguments = function.get("arguments")
-        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False, default=str)
-        plain = {**function, "arguments": text}
+        plain, arguments = dict(function), function.get("arguments")
+        if isinstance(arguments, dict):
+            plain["arguments"] = json.dumps(arguments, ensure_ascii=False, default=str)
         found.append({**call, "function": plain} if "function" in call else plain)
     return {**message, "tool_calls": found}
