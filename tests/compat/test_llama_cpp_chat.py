@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from gumba import GumbaError, SamplingParams, UnsupportedError
-from gumba.compat.llama_cpp import Llama
+from gumba.compat.llama_cpp import Llama, LlamaGrammar
 from gumba.compat.llama_cpp.llama_chat_format import CHAT_FORMATS
 from gumba.text import ChatTemplate
 
@@ -151,3 +153,30 @@ RENDERED = {
 @pytest.mark.parametrize("name", CHAT_FORMATS)
 def test_formats_by_name(name):
     assert ChatTemplate(CHAT_FORMATS[name][0]).render(TURNS) == RENDERED["chatml" if name == "qwen" else name]
+
+
+CALLED = '<tool_call>\n{"name": "look", "arguments": {"a": "é"}}\n</tool_call>'
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "n_calls"),
+    [(CALLED, None, 1), ("Hm. " + CALLED, "Hm.", 1), ("<tool_call> hm", "<tool_call> hm", 0)],
+)
+def test_calls_in_the_answers_text(llama, text, content, n_calls):
+    grammar = LlamaGrammar.from_string("root ::= " + json.dumps(text, ensure_ascii=False))
+    options = {"tools": TOOLS, "grammar": grammar, "temperature": 0}
+    for choice in (None, "auto"):
+        [answer] = llama.create_chat_completion(MESSAGES, tool_choice=choice, **options)["choices"]
+        calls = answer["message"].get("tool_calls", [])
+        assert answer["message"]["content"] == content
+        assert answer["finish_reason"] == ("tool_calls" if n_calls else "stop")
+        assert [(call["type"], call["function"]) for call in calls] == [
+            ("function", {"name": "look", "arguments": '{"a": "é"}'})
+        ] * n_calls
+    [plain] = llama.create_chat_completion(MESSAGES, tool_choice="none", **options)["choices"]
+    assert plain["message"] == {"role": "assistant", "content": text}
+    choices = [each["choices"][0] for each in llama.create_chat_completion(MESSAGES, stream=True, **options)]
+    assert "".join(choice["delta"].get("content", "") for choice in choices) == (content or "")
+    streamed = [call for choice in choices for call in choice["delta"].get("tool_calls", [])]
+    assert streamed == [{"index": i, **call} for i, call in enumerate(calls)]
+    assert [choice["finish_reason"] for choice in choices if choice["finish_reason"]] == [answer["finish_reason"]]

@@ -134,7 +134,7 @@ class AnswerParser:
             step,
             text=content + last.content,
             reasoning=reasoning + last.reasoning,
-            tool_calls=self._named(last.calls),
+            tool_calls=self.named(last.calls),
         )
 
     def output(self, output: CompletionOutput) -> CompletionOutput:
@@ -144,10 +144,10 @@ class AnswerParser:
             output,
             text=first.content + last.content,
             reasoning=first.reasoning + last.reasoning or None,
-            tool_calls=self._named(last.calls),
+            tool_calls=self.named(last.calls),
         )
 
-    def _named(self, calls: tuple[Call, ...]) -> tuple[ToolCall, ...]:
+    def named(self, calls: tuple[Call, ...]) -> tuple[ToolCall, ...]:
         """Calls with ids: the model's, or nine letters and digits (as Mistral's templates want) that tell turns apart."""
         found = []
         for index, call in enumerate(calls):

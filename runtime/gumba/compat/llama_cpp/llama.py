@@ -309,7 +309,8 @@ class Llama(LoadedModel):
         """Answer a conversation: an answer of OpenAI's form, or with ``stream`` an iterator of parts of it.
 
         ``response_format``: ``{"type": "json_object"}``, with a ``schema`` if wanted, or OpenAI's ``json_schema``.
-        ``tool_choice`` that names one of ``tools``: the answer is a call of it; otherwise the template is told of them.
+        ``tool_choice`` that names one of ``tools``: the answer is a call of it; otherwise the template is told of them (not
+        with "none"), and calls in the answer's text become its ``tool_calls``.
 
         Raises ValueError for messages that the template refuses, and what ``create_completion`` raises.
         """

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from gumba.chat_parsing import AnswerParser, answer_format, checked_tools
 from gumba.compat.llama_cpp.llama_grammar import LlamaGrammar
 from gumba.compat.llama_cpp.options import OptionError
 from gumba.errors import RequestError, TemplateError
@@ -107,11 +108,14 @@ def _complete(
     if function_call is not None:
         tool_choice = function_call if isinstance(function_call, str) else {"function": function_call}
     tool = _chosen_tool(tools, tool_choice)
+    if tool_choice == "none":
+        tools = None
     if tool is not None:
         grammar = _schema_grammar(tool.get("parameters") or {"type": "object"})
     elif response_format is not None:
         grammar = _response_grammar(response_format) or grammar
-    prompt = _prompt(llama, name, messages, tools)
+    template = _template(llama, name)
+    prompt = _prompt(llama, template, messages, tools)
     stops = [stop] if isinstance(stop, str) else list(stop or ())
     if name in CHAT_FORMATS:
         stops.append(CHAT_FORMATS[name][1])
@@ -123,23 +127,39 @@ def _complete(
         stream=stream,
         **options,
     )
+    if tool is not None:
+        name = tool["name"]
+        return _call(completion, name) if isinstance(completion, dict) else _call_chunks(completion, name)
+    parser = None
+    if tools:  # calls are looked for; reasoning stays in the text, as llama-cpp-python leaves it
+        form = answer_format(llama.llm.tokenizer, template.source, prompt, reasoning="off", tools=checked_tools(tools))
+        parser = None if form is None else form.parser()
     if isinstance(completion, dict):
-        return _answer(completion) if tool is None else _call(completion, tool["name"])
-    return _answer_chunks(completion) if tool is None else _call_chunks(completion, tool["name"])
+        return _answer(completion) if parser is None else _parsed(completion, parser)
+    return _answer_chunks(completion) if parser is None else _parsed_chunks(completion, parser)
 
 
 # -------------------------------------------------------------------------------------------------------- the prompt
 
 
+def _template(llama: Llama, name: str | None) -> ChatTemplate:
+    try:
+        return ChatTemplate(CHAT_FORMATS[name][0]) if name in CHAT_FORMATS else llama.llm.chat_template
+    except TemplateError as error:
+        raise ChatTemplateError(str(error)) from error
+
+
 def _prompt(
-    llama: Llama, name: str | None, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
+    llama: Llama,
+    template: ChatTemplate,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
 ) -> list[int]:
     """Token ids of a conversation up to where the answer begins."""
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
         raise RequestError(f"messages: expected a list of messages, found {show(messages)}")
     flat = [{**each, "content": _text(each["content"])} if "content" in each else each for each in messages]
     try:
-        template = ChatTemplate(CHAT_FORMATS[name][0]) if name in CHAT_FORMATS else llama.llm.chat_template
         variables: dict[str, Any] = {"tools": tools} if tools else {}
         return encode_chat(llama.llm.tokenizer, template, flat, **variables)
     except TemplateError as error:
@@ -216,6 +236,38 @@ def _call(completion: Answer, name: str) -> Answer:
     answer["choices"][0]["message"] |= {"content": None, "function_call": function, "tool_calls": [tool_call]}
     answer["choices"][0]["finish_reason"] = "tool_calls"
     return answer
+
+
+def _parsed(completion: Answer, parser: AnswerParser) -> Answer:
+    """The answer, with the calls of tools that are in its text."""
+    answer = _answer(completion)
+    first, last = parser.push(completion["choices"][0]["text"]), parser.finish()
+    if last.calls:
+        choice = answer["choices"][0]
+        calls = [call.as_dict() for call in parser.named(last.calls)]
+        choice["message"] |= {"content": first.content + last.content or None, "tool_calls": calls}
+        choice["finish_reason"] = "tool_calls"
+    return answer
+
+
+def _parsed_chunks(chunks: Iterator[Answer], parser: AnswerParser) -> Iterator[Answer]:
+    """As ``_answer_chunks``; calls come whole, before the last chunk."""
+    for i, chunk in enumerate(chunks):
+        if i == 0:
+            yield _chunk(chunk, {"role": "assistant"}, None)
+        choice = chunk["choices"][0]
+        content, reason = parser.push(choice["text"]).content, choice["finish_reason"]
+        calls: list[Answer] = []
+        if reason is not None:
+            last = parser.finish()
+            content += last.content
+            calls = [{"index": j, **call.as_dict()} for j, call in enumerate(parser.named(last.calls))]
+        if content or choice["logprobs"]:
+            yield _chunk(chunk, {"content": content}, None, choice["logprobs"])
+        if calls:
+            yield _chunk(chunk, {"tool_calls": calls}, None)
+        if reason is not None:
+            yield _chunk(chunk, {}, "tool_calls" if calls else reason)
 
 
 def _answer_chunks(chunks: Iterator[Answer]) -> Iterator[Answer]:
