@@ -10,6 +10,7 @@ import pytest
 from gumba.chat_parsing.answer import AnswerFormat
 from gumba.chat_parsing.deepseek import DeepSeek
 from gumba.chat_parsing.formats import REASONING
+from gumba.chat_parsing.gemma4 import Gemma4
 from gumba.chat_parsing.glm4 import GLM4, GLM45
 from gumba.chat_parsing.harmony import HarmonySplitter
 from gumba.chat_parsing.hermes import Hermes
@@ -17,6 +18,7 @@ from gumba.chat_parsing.kimi import Kimi
 from gumba.chat_parsing.llama3 import Llama3
 from gumba.chat_parsing.marked_json import MarkedJSON
 from gumba.chat_parsing.mistral import Mistral
+from gumba.chat_parsing.pythonic import Pythonic
 from gumba.chat_parsing.qwen_xml import QwenXML
 from gumba.chat_parsing.think import ThinkSplitter
 from gumba.chat_parsing.tools import Tools, checked_tools
@@ -36,6 +38,8 @@ FORMS = {
     "mistral": Mistral(),
     "deepseek": DeepSeek(),
     "kimi": Kimi(),
+    "lfm2": Pythonic(),
+    "gemma4": Gemma4(),
     "granite": MarkedJSON("<|tool_call|>", "<|/tool_call|>"),
     "cohere": MarkedJSON("<|START_ACTION|>", "<|END_ACTION|>"),
 }
@@ -142,6 +146,28 @@ CALLS = [
         "Ok.",
         [("weather", BONN), ("now", {})],
     ),
+    (
+        "lfm2",
+        'Ok.<|tool_call_start|>[weather(city="Bo\\\'nn\\n\\u00e9\\d", days=-3), now()]<|tool_call_end|>',
+        "Ok.",
+        [("weather", {"city": "Bo'nn\né\\d", "days": -3}), ("now", {})],
+    ),
+    (
+        "lfm2",
+        "[weather(city='Bonn', a=[1, 2.5, (True, None)], b={'x': {}, 'y': []},)]",
+        "",
+        [("weather", {"city": "Bonn", "a": [1, 2.5, [True, None]], "b": {"x": {}, "y": []}})],
+    ),
+    (
+        "gemma4",
+        'Ok.<|tool_call>call:weather{city:<|"|>Bo{,}nn<|"|>,days:3,a:[1,<|"|>x<|"|>,{}],b:{c:true,d:null},e:word}<tool_call|>'
+        "<|tool_call>call:now{}<tool_call|>",
+        "Ok.",
+        [
+            ("weather", {"city": "Bo{,}nn", "days": 3, "a": [1, "x", {}], "b": {"c": True, "d": None}, "e": "word"}),
+            ("now", {}),
+        ],
+    ),
     ("granite", '<|tool_call|>[{"name": "weather", "arguments": {"city": "Bonn"}}]', "", [("weather", BONN)]),
     ("granite", '<|tool_call|>[{"name": "now", "arguments": {}}]<|/tool_call|>', "", [("now", {})]),
     (
@@ -187,6 +213,20 @@ TEXTS = [
     ("deepseek", f"{BEGIN}{END}"),
     ("kimi", "<|tool_calls_section_begin|><|tool_call_begin|>weather"),
     ("granite", '<|tool_call|>["weather"]'),
+    ("lfm2", '<|tool_call_start|>[weather(city=open("x"))]<|tool_call_end|>'),
+    ("lfm2", '<|tool_call_start|>[weather("Bonn")]<|tool_call_end|>'),
+    ("lfm2", '<|tool_call_start|>[weather(city="Bo'),
+    ("lfm2", "<|tool_call_start|>[]<|tool_call_end|>"),
+    ("lfm2", "[other(city='Bonn')]"),
+    ("lfm2", "[weather] is a name"),
+    ("lfm2", "[weather(a=" + "[" * 5000),
+    ("lfm2", "[weather(a=" + "9" * 5000 + ")]"),
+    ("lfm2", "[weather(a=[1 2])]"),
+    ("gemma4", '<|tool_call>call:weather{city:<|"|>Bo'),
+    ("gemma4", "<|tool_call>weather{}<tool_call|>"),
+    ("gemma4", "<|tool_call>call:weather[1]<tool_call|>"),
+    ("gemma4", "<|tool_call>call:weather{a:" + "[" * 5000),
+    ("gemma4", "<|tool_call>call:weather{a:[1 [2]]}"),
 ]
 
 
@@ -337,7 +377,8 @@ def test_noise_never_raises():
     pieces = ["<tool_call>", "</tool_call>", "{", "}", '"name"', ":", ",", "[", "]", '"now"', "<function=", "<parameter=",
               "</parameter>", ">", "<arg_key>", "</arg_key>", "<arg_value>", BEGIN, CALL, SEP, CALL_END, "```json", "\n", "now",
               "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", ".call(", ")", "=", "1", "{}", "<think>", "</think>", "<|channel|>",
-              "<|message|>", "<|start|>", "<|call|>", "to=functions.f"]  # fmt: skip
+              "<|message|>", "<|start|>", "<|call|>", "to=functions.f",
+              "<|tool_call_start|>", "now(", "a=", "'x'", "<|tool_call>", "call:now{", "a:", '<|"|>']  # fmt: skip
     dice = random.Random(1)
     n_calls = 0
     for round in range(400):

@@ -10,6 +10,7 @@ from typing import Any
 from gumba.chat_parsing import harmony
 from gumba.chat_parsing.answer import AnswerFormat, SplitterMaker
 from gumba.chat_parsing.deepseek import BEGIN, DeepSeek
+from gumba.chat_parsing.gemma4 import Gemma4
 from gumba.chat_parsing.glm4 import GLM4, GLM45
 from gumba.chat_parsing.hermes import Hermes
 from gumba.chat_parsing.kimi import BEGIN as KIMI
@@ -17,6 +18,7 @@ from gumba.chat_parsing.kimi import Kimi
 from gumba.chat_parsing.llama3 import Llama3
 from gumba.chat_parsing.marked_json import MarkedJSON
 from gumba.chat_parsing.mistral import Mistral
+from gumba.chat_parsing.pythonic import Pythonic
 from gumba.chat_parsing.qwen_xml import QwenXML
 from gumba.chat_parsing.think import Tags, ThinkSplitter
 from gumba.chat_parsing.tools import ToolFormat, Tools
@@ -27,7 +29,11 @@ from gumba.text import Tokenizer
 #: Name -> tags of reasoning.
 REASONING: Mapping[str, Tags] = {
     "think": Tags("<think>", "</think>"),
-    "cohere": Tags("<|START_THINKING|>", "<|END_THINKING|>", ("<|START_RESPONSE|>", "<|END_RESPONSE|>")),
+    "cohere": Tags(
+        "<|START_THINKING|>",
+        "<|END_THINKING|>",
+        ("<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|START_TEXT|>", "<|END_TEXT|>"),
+    ),
     "mistral": Tags("[THINK]", "[/THINK]"),
     "seed": Tags("<seed:think>", "</seed:think>"),
     "granite": Tags("<think>", "</think>", ("<response>", "</response>")),
@@ -55,7 +61,13 @@ _CALLS_BY_SOURCE: tuple[tuple[str, ToolFormat], ...] = (
     (BEGIN, DeepSeek()),
     (KIMI, Kimi()),
     ("<|START_ACTION|>", MarkedJSON("<|START_ACTION|>", "<|END_ACTION|>")),
+    ("<|tool_call_start|>", Pythonic()),
+    ("<|tool_list_start|>", Pythonic()),
+    ("<|tool_call>", Gemma4()),
+    ("<|function_call|>", MarkedJSON("<|function_call|>", "<|message_sep|>")),
+    ("<tool_calls>", MarkedJSON("<tool_calls>", "</tool_calls>")),
     ("<arg_key>", GLM45()),
+    ("<seed:tool_call>", QwenXML("<seed:tool_call>", "</seed:tool_call>")),
     ("<function=", QwenXML()),
     ("<tool_call>", Hermes()),
     ("<|tool_call|>", MarkedJSON("<|tool_call|>", "<|/tool_call|>")),
@@ -94,7 +106,7 @@ def answer_format(
     speaks_harmony = harmony.CHANNEL in source and harmony.MESSAGE in source
     if reasoning == "harmony" or (speaks_harmony and (reasoning == "auto" or tools)):
         _, started, header = tokenizer.decode(prompt[-24:]).rpartition("<|start|>assistant")
-        if harmony.MESSAGE in header or not started:
+        if not started or any(end in header for end in harmony.ENDS):
             header = ""
         maker: SplitterMaker = functools.partial(harmony.HarmonySplitter, bool(tools), header)
         return AnswerFormat(maker, None, functions, salt, harmony.TEXTS)

@@ -14,8 +14,8 @@ from gumba.chat_parsing.answer import Delta, held_back
 from gumba.chat_parsing.tools import Call, make_call
 
 CHANNEL, MESSAGE = "<|channel|>", "<|message|>"
-_ENDS = ("<|end|>", "<|return|>", "<|call|>", "<|start|>")
-TEXTS = (CHANNEL, MESSAGE, "<|constrain|>", *_ENDS)
+ENDS = ("<|end|>", "<|return|>", "<|call|>", "<|start|>")
+TEXTS = (CHANNEL, MESSAGE, "<|constrain|>", *ENDS)
 _RECIPIENT = re.compile(r"to=(?:functions\.)?([\w.-]+)")
 
 
@@ -60,8 +60,8 @@ class HarmonySplitter:
                     break
                 self._header, self._held = self._held[:at], self._held[at + len(MESSAGE) :]
                 self._state, self._body, self._begun = "message", "", False
-            found = [at for end in _ENDS if (at := self._held.find(end)) >= 0]
-            end = min(found) if found else len(self._held) - held_back(self._held, _ENDS)
+            found = [at for end in ENDS if (at := self._held.find(end)) >= 0]
+            end = min(found) if found else len(self._held) - held_back(self._held, ENDS)
             more = self._take(self._held[:end])
             content, reasoning = content + more.content, reasoning + more.reasoning
             self._held = self._held[end:]
@@ -69,7 +69,7 @@ class HarmonySplitter:
                 break
             last = self._close()
             content += last.content
-            self._held = self._held[len(next(end for end in _ENDS if self._held.startswith(end))) :]
+            self._held = self._held[len(next(end for end in ENDS if self._held.startswith(end))) :]
             self._state = "header"
         return Delta(content, reasoning)
 

@@ -1,4 +1,8 @@
-"""Calls as JSON behind a marker of their own: Granite 3 and Phi-4-mini (<|tool_call|>), Command R7B and A (<|START_ACTION|>)."""
+"""Calls as JSON behind a marker of their own.
+
+Granite 3 and Phi-4-mini (<|tool_call|>), Command R7B and A (<|START_ACTION|>), Apriel (<tool_calls>), GigaChat
+(<|function_call|>).
+"""
 
 from __future__ import annotations
 

@@ -19,22 +19,21 @@ from typing import Any
 
 from gumba.chat_parsing.tools import Call, Found, ToolFormat, Tools, after, after_space, make_call, read_at, scan
 
-_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _FUNCTION, _FUNCTION_END, _PARAMETER, _PARAMETER_END = "<function=", "</function>", "<parameter=", "</parameter>"
 
 
 class QwenXML(ToolFormat):
-    """Parameters in tags; <tool_call> itself is sometimes left out."""
+    """Parameters in tags; the outer tag (Seed-OSS has another one) is sometimes left out."""
 
-    markers = (_OPEN, _FUNCTION)
-    texts = (_CLOSE,)
+    def __init__(self, opening: str = "<tool_call>", closing: str = "</tool_call>") -> None:
+        self.markers, self.texts = (opening, _FUNCTION), (closing,)
 
     def parse(self, text: str, tools: Tools) -> Found:
         def read(text: str, place: int) -> tuple[list[Call], int] | None:
             return _read(text, place, tools)
 
         calls, rest = scan(text, _FUNCTION, read)
-        return calls, rest.replace(_OPEN, "").replace(_CLOSE, "") if calls else rest
+        return calls, rest.replace(self.markers[0], "").replace(self.texts[0], "") if calls else rest
 
 
 def _read(text: str, place: int, tools: Tools) -> tuple[list[Call], int] | None:
