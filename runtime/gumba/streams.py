@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, closing
 from typing import Any
 
@@ -15,9 +15,12 @@ def parsed(request: Request, steps: Iterator[StreamOutput]) -> Iterator[StreamOu
     return steps if request.form is None else _parsed(request, steps)
 
 
-def aparsed(request: Request, steps: AsyncIterator[StreamOutput]) -> Any:
+def aparsed(request: Request, steps: Any) -> AsyncGenerator[StreamOutput, None]:
     """As ``parsed``, for an event loop: an asynchronous generator."""
-    return steps if request.form is None else _aparsed(request, steps)
+    if request.form is not None:
+        return _aparsed(request, steps)
+    unchanged: AsyncGenerator[StreamOutput, None] = steps
+    return unchanged
 
 
 def _parsed(request: Request, steps: Any) -> Iterator[StreamOutput]:
@@ -27,7 +30,7 @@ def _parsed(request: Request, steps: Any) -> Iterator[StreamOutput]:
             yield parsers[step.choice].step(step)
 
 
-async def _aparsed(request: Request, steps: Any) -> AsyncIterator[StreamOutput]:
+async def _aparsed(request: Request, steps: Any) -> AsyncGenerator[StreamOutput, None]:
     parsers = _parsers(request)
     async with aclosing(steps):
         async for step in steps:
