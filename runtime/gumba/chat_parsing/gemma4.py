@@ -9,7 +9,7 @@ from gumba.chat_parsing.tools import Call, Found, ToolFormat, Tools, after, afte
 
 OPEN, _CLOSE, _QUOTE = "<|tool_call>", "<tool_call|>", '<|"|>'
 _HEAD = re.compile(r"\s*call:([\w.-]+)\s*(?=\{)")
-_KEY = re.compile(r"\s*([^:{}\[\],]+?)\s*:")
+_KEY = re.compile(r"([^:{}\[\],]+):")
 _BARE = re.compile(r"[^,{}\[\]]+")
 _MOST_NESTED = 100
 
@@ -63,7 +63,7 @@ def _container(text: str, place: int, depth: int) -> tuple[Any, int] | None:
         if key is None:
             items.append(found[0])
         else:
-            table[key[1].removeprefix(_QUOTE).removesuffix(_QUOTE)] = found[0]
+            table[key[1].strip().removeprefix(_QUOTE).removesuffix(_QUOTE)] = found[0]
         place = after_space(text, found[1])
         if text.startswith(",", place):
             place = after_space(text, place + 1)

@@ -14,6 +14,9 @@ OPEN, CLOSE = "<|tool_call_start|>", "<|tool_call_end|>"
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
 _NUMBER = re.compile(r"-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "0": "\0", "\\": "\\", '"': '"', "'": "'", "\n": ""}
+_CODE = re.compile("u([0-9a-fA-F]{4})")
+#: What stands in a string up to a backslash or its end.
+_PLAIN = {"'": re.compile(r"[^'\\]*"), '"': re.compile(r'[^"\\]*')}
 _WORDS = {"True": True, "False": False, "None": None, "true": True, "false": False, "null": None}
 _MOST_NESTED = 100
 
@@ -96,21 +99,17 @@ def _string(text: str, place: int) -> tuple[str, int] | None:
     quote = text[place]
     pieces: list[str] = []
     place += 1
-    while place < len(text):
-        character = text[place]
-        if character == quote:
+    while found := _PLAIN[quote].match(text, place):
+        pieces.append(found[0])
+        place = found.end()
+        if text.startswith(quote, place):
             return "".join(pieces), place + 1
-        if character == "\\" and place + 1 < len(text):
-            place += 1
-            digits = text[place + 1 : place + 5]
-            if text[place] == "u" and re.fullmatch("[0-9a-fA-F]{4}", digits):
-                pieces.append(chr(int(digits, 16)))
-                place += 4
-            else:
-                pieces.append(_ESCAPES.get(text[place], "\\" + text[place]))
-        else:
-            pieces.append(character)
-        place += 1
+        escape = text[place + 1 : place + 2]  # behind a backslash
+        if not escape:
+            return None
+        code = _CODE.match(text, place + 1)
+        pieces.append(chr(int(code[1], 16)) if code else _ESCAPES.get(escape, "\\" + escape))
+        place = code.end() if code else place + 2
     return None
 
 
