@@ -25,19 +25,19 @@ def marked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_chat.write(tmp_path_factory.mktemp("marked") / "marked.gguf", more=MARKS, context=2048)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def plain(marked: Path) -> Iterator[LLM]:
     with LLM(marked) as llm:
         yield llm
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def hermes(marked: Path) -> Iterator[LLM]:
     with LLM(marked, chat_template="hermes") as llm:
         yield llm
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def dictate(plain: LLM) -> Callable[..., SamplingParams]:
     """``dictate(text, **params)``: parameters with which a model of this vocabulary answers ``text``."""
 
