@@ -147,8 +147,8 @@ class Requests:
     """Makes sequences of what is asked of one model.
 
     ``check_usable``: raises when nothing can be asked any more. ``capacity``: tokens that fit the context, or, of an encoder, a
-    step. ``config``: the model's. ``template``: the chat template. ``find_draft``: the model that drafts, None where there is
-    none; ``draft_tokens``: how many at a time.
+    step. ``config``: the model's. ``template``: the chat template, with tools or without. ``find_draft``: the model that drafts,
+    None where there is none; ``draft_tokens``: how many at a time.
 
     What its methods raise: RequestError for what is wrong, too long or out of range, TokenizerError for text that cannot be
     encoded, TemplateError for messages that the template refuses, and what ``check_usable`` raises.
@@ -161,7 +161,7 @@ class Requests:
         check_usable: Callable[[], None],
         capacity: int,
         config: Any,
-        template: Callable[[], ChatTemplate],
+        template: Callable[[bool], ChatTemplate],
         find_draft: Callable[[], DraftRunner | None] | None,
         draft_tokens: int,
     ) -> None:
@@ -185,17 +185,19 @@ class Requests:
         """Answers to a conversation."""
         tools = None if options.tools is None else checked_tools(options.tools) or None
         args = dict(options.template_args or {})
+        self._check_usable()
+        template = self._template(tools is not None)
         if tools is not None:
             if "tools" in args:
                 raise RequestError("tools: are given, and among template_args too")
-            if "tools" not in self._template().source:
+            if "tools" not in template.source:
                 raise RequestError("tools: the chat template does not take any (chat_template='hermes' does)")
             args["tools"] = tools
-        ids = self.chat_ids(messages, args)
+        ids = self._chat_ids(messages, template, args)
         constrained = isinstance(params, SamplingParams) and params.structured_outputs is not None
         form = answer_format(
             self._tokenizer,
-            self._template().source,
+            template.source,
             ids,
             reasoning=options.reasoning,
             tools=tools,
@@ -358,15 +360,13 @@ class Requests:
             breakers=breaker_sequences(tokenizer, breakers) if params.dry_multiplier > 0 else (),
         )
 
-    def chat_ids(self, messages: Messages, template_args: Mapping[str, Any] | None) -> list[int]:
-        """Token ids of a conversation, rendered by the template with ``template_args``."""
-        self._check_usable()
-        args = {"add_generation_prompt": True, **(template_args or {})}
+    def _chat_ids(self, messages: Messages, template: ChatTemplate, template_args: Mapping[str, Any]) -> list[int]:
+        """Token ids of a conversation, rendered by ``template`` with ``template_args``."""
+        args = {"add_generation_prompt": True, **template_args}
         for name in args:
             if not isinstance(name, str) or name in ("tokenizer", "template", "messages"):
                 raise RequestError(f"template_args: {show(name)} is not the name of a further variable")
-        ids = encode_chat(self._tokenizer, self._template(), messages, **args)
-        return self.checked(ids, "messages")
+        return self.checked(encode_chat(self._tokenizer, template, messages, **args), "messages")
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt."""

@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import replace
 
 import pytest
+import tiny_chat
 
 from gumba import LLM, StructuredOutputsParams
 from gumba.errors import RequestError
@@ -99,6 +100,16 @@ def test_control_tokens_of_a_form_are_read_but_not_shown(marked, dictate):
         output = llm.chat(HI, dictate(text), tools=TOOLS)
         assert (output.text, named(output.tool_calls)) == ("", [("weather", {"city": "Bonn"})])
         assert llm.chat(HI, dictate(text)).text == 'weather{"city": "Bonn"}'
+
+
+def test_a_file_may_have_a_template_for_tools(tmp_path, dictate):
+    path = tiny_chat.write(tmp_path / "two.gguf", context=2048, tool_template="T{{ messages[0].content }}{{ tools }}")
+    with LLM(path) as llm:
+        prompts = [llm.chat(HI, dictate("x"), tools=tools).prompt_token_ids for tools in (None, TOOLS)]
+        assert [llm.tokenizer.decode(prompt).startswith("Thello[") for prompt in prompts] == [False, True]
+    with LLM(path, chat_template="hermes") as llm:
+        prompt = llm.chat(HI, dictate("x"), tools=TOOLS).prompt_token_ids
+        assert "# Tools" in llm.tokenizer.decode(prompt)
 
 
 def test_tools_that_cannot_be(plain, hermes, dictate):

@@ -28,10 +28,12 @@ def vocabulary() -> list[str]:
     return [*SPECIAL, *byte_letters(), *(merge.replace(" ", "") for merge in MERGES)]
 
 
-def write(path: Path, *, seed: int = 0, more: tuple[str, ...] = (), context: int = CONTEXT) -> Path:
+def write(
+    path: Path, *, seed: int = 0, more: tuple[str, ...] = (), context: int = CONTEXT, tool_template: str = ""
+) -> Path:
     """Write the model to ``path``: a Llama with random float32 weights, big enough that its choices are clear.
 
-    ``more``: further control tokens.
+    ``more``: further control tokens. ``tool_template``: a second template, for conversations with tools.
     """
     tokens = [*vocabulary(), *more]
     writer = gguf.GGUFWriter(path, "llama")
@@ -59,6 +61,8 @@ def write(path: Path, *, seed: int = 0, more: tuple[str, ...] = (), context: int
     writer.add_eos_token_id(2)
     writer.add_add_bos_token(False)
     writer.add_chat_template(TEMPLATE)
+    if tool_template:
+        writer.add_string("tokenizer.chat_template.tool_use", tool_template)
 
     random = np.random.default_rng(seed)
 

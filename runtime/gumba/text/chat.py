@@ -155,12 +155,15 @@ class ChatTemplate:
             raise RequestError(f"chat_template: {template!s:.200} cannot be read: {why!s:.200}") from None
 
     @classmethod
-    def from_gguf(cls, gguf: GGUFFile, tokenizer: Tokenizer) -> ChatTemplate:
+    def from_gguf(cls, gguf: GGUFFile, tokenizer: Tokenizer, name: str | None = None) -> ChatTemplate:
         """The template of a file; where it has none, the built-in one that its vocabulary or architecture speaks.
 
+        ``name``: the one of that name ("tool_use"), of the few files that have several; the usual one where there is none.
         Raises TemplateError when there is neither, or the template is not well-formed.
         """
-        source = gguf.metadata.get(KEY)
+        source = gguf.metadata.get(KEY if name is None else f"{KEY}.{name}")
+        if source is None and name is not None:
+            return cls.from_gguf(gguf, tokenizer)
         if source is None:
             name = guess_name(tokenizer, gguf.metadata)
             if name is None:
