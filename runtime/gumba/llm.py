@@ -114,7 +114,7 @@ class LLM:
         try:
             self._tokenizer = Tokenizer.from_gguf(self._gguf)
             if chat_template is not None:
-                self.chat_template = self._tool_template = ChatTemplate.given(chat_template, self._tokenizer)
+                self.chat_template = self.tool_template = ChatTemplate.given(chat_template, self._tokenizer)
             self._loaded = LoadedModel(
                 self._gguf,
                 self._tokenizer,
@@ -146,7 +146,7 @@ class LLM:
             if self._loaded.model.config.causal
             else min(self._engine.capacity, self._loaded.model.max_batch_tokens),
             config=self._loaded.model.config,
-            template=lambda tools: self._tool_template if tools else self.chat_template,
+            template=lambda tools: self.tool_template if tools else self.chat_template,
             find_draft=None if draft_model is None else self._found_draft,
             draft_tokens=draft_tokens,
         )
@@ -178,8 +178,8 @@ class LLM:
         return ChatTemplate.from_gguf(self._gguf, self._tokenizer)
 
     @functools.cached_property
-    def _tool_template(self) -> ChatTemplate:
-        """The one for conversations with tools."""
+    def tool_template(self) -> ChatTemplate:
+        """The one for conversations with tools: a few files have two."""
         several = "tokenizer.chat_template.tool_use" in self._gguf.metadata
         return ChatTemplate.from_gguf(self._gguf, self._tokenizer, "tool_use") if several else self.chat_template
 
