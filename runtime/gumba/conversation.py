@@ -8,6 +8,7 @@ from dataclasses import asdict, fields, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+from gumba.chat_parsing import checked_tools
 from gumba.checks import require_count, show
 from gumba.errors import RequestError, TemplateError
 from gumba.params import SamplingParams
@@ -16,7 +17,7 @@ from gumba.text.chat import Content, joined_text, plain_messages
 
 if TYPE_CHECKING:
     from gumba.llm import LLM
-    from gumba.outputs import RequestOutput, StreamOutput
+    from gumba.outputs import RequestOutput, StreamOutput, ToolCall
 
 #: What the notes of a session file say first when it holds a conversation, and their version.
 KIND, VERSION = "conversation", 1
@@ -37,10 +38,12 @@ class Conversation:
             ``max_tokens``, where that is less) is free; otherwise a message that does not fit is refused.
         reasoning: As of ``LLM.chat``. What is told from an answer goes to the message's ``reasoning_content``, which templates
             leave out of later prompts.
+        tools: Functions that the model may call, as of ``LLM.chat``. An answer that calls some is followed by ``tell``.
 
     Attributes:
         messages: ``{"role": ..., "content": ...}`` each, the oldest first. May be changed between turns.
-        params: As given; may be changed between turns, as may ``template_args``, ``forgetful`` and ``reasoning``.
+        params: As given; may be changed between turns, as may ``template_args``, ``forgetful``, ``reasoning`` and
+            ``tools``.
         forgotten: How many of the user's messages have been forgotten.
     """
 
@@ -53,6 +56,7 @@ class Conversation:
         template_args: Mapping[str, Any] | None = None,
         forgetful: bool = False,
         reasoning: str = "auto",
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         if params is not None and not isinstance(params, SamplingParams):
             raise RequestError(f"params: expected SamplingParams, found {show(params)}")
@@ -61,6 +65,7 @@ class Conversation:
         self.template_args = {} if template_args is None else _template_args("template_args", dict(template_args))
         self.forgetful = forgetful
         self.reasoning = reasoning
+        self.tools = None if tools is None else checked_tools(tools)
         self.forgotten = 0
         self.messages: list[dict[str, Any]] = []
         self._attempt = 0
@@ -94,6 +99,17 @@ class Conversation:
         Ctrl-C ends it, what has come by then is kept as the answer; after an error the conversation is as it was before.
         """
         return self._stream(self._asked(text), 0)
+
+    def tell(self, results: Sequence[str]) -> RequestOutput:
+        """The answer to ``results``, texts, of the tools that the last answer called, in the order of its ``tool_calls``.
+
+        Raises RequestError when it called none, or not so many, and as ``send`` does.
+        """
+        return self._finish(self._told(results), 0)
+
+    def tell_stream(self, results: Sequence[str]) -> Iterator[StreamOutput]:
+        """As ``tell``, one StreamOutput per token, as ``stream`` gives them."""
+        return self._stream(self._told(results), 0)
 
     def regenerate(self) -> RequestOutput:
         """Another answer to the last message in place of the one it has.
@@ -131,7 +147,7 @@ class Conversation:
         self._check_idle()
         twin = copy.copy(self)
         twin.messages = copy.deepcopy(self.messages)
-        twin.template_args = copy.deepcopy(self.template_args)
+        twin.template_args, twin.tools = copy.deepcopy((self.template_args, self.tools))
         return twin
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -151,6 +167,8 @@ class Conversation:
             "forgotten": self.forgotten,
             "attempt": self._attempt,
         }
+        if self.tools is not None:
+            notes["tools"] = self.tools
         self._llm.save_session(path, self._ids(self.messages, ended=True), notes)
 
     @classmethod
@@ -179,6 +197,7 @@ class Conversation:
             if name not in notes:
                 raise RequestError(f"{name}: expected one, found none")
             found[name] = check(name, notes[name])
+        made.tools = None if notes.get("tools") is None else checked_tools(notes["tools"])
         made.messages, made.params = found["messages"], found["params"]
         made.template_args, made.forgetful = found["template_args"], found["forgetful"]
         made.forgotten, made._attempt = found["forgotten"], found["attempt"]
@@ -212,21 +231,40 @@ class Conversation:
         seed = self.params.seed
         return self.params if seed is None else replace(self.params, seed=(seed + attempt) % 2**64)
 
+    def _told(self, results: Sequence[str]) -> list[dict[str, Any]]:
+        """The messages with what the tools gave that the last one called."""
+        self._check_idle()
+        calls = (self.messages[-1].get("tool_calls") or []) if self.messages else []
+        if not calls:
+            raise RequestError("the last answer calls no tools")
+        if isinstance(results, str) or not isinstance(results, Sequence) or len(results) != len(calls):
+            raise RequestError(f"results: expected a list of {len(calls)}, one for each call, found {show(results)}")
+        told = [
+            {
+                "role": "tool",
+                "tool_call_id": call.get("id"),
+                "name": call["function"]["name"],
+                "content": joined_text(f"results[{i}]", result),
+            }
+            for i, (call, result) in enumerate(zip(calls, results))
+        ]
+        return [*self.messages, *told]
+
+    def _options(self) -> dict[str, Any]:
+        """What is said to ``LLM.chat`` besides messages and parameters."""
+        return {"template_args": self.template_args, "reasoning": self.reasoning, "tools": self.tools}
+
     def _finish(self, messages: list[dict[str, Any]], attempt: int) -> RequestOutput:
         forgotten = self._make_room(messages)
-        output = self._llm.chat(
-            messages, self._attempted(attempt), template_args=self.template_args, reasoning=self.reasoning
-        )
-        self.messages[:] = [*messages, _reply(output.text, output.reasoning)]
+        output = self._llm.chat(messages, self._attempted(attempt), **self._options())
+        self.messages[:] = [*messages, _reply(output.text, output.reasoning, output.tool_calls)]
         self.forgotten += forgotten
         self._attempt = attempt
         return output
 
     def _stream(self, messages: list[dict[str, Any]], attempt: int) -> Iterator[StreamOutput]:
         forgotten = self._make_room(messages)
-        steps = self._llm.chat_stream(
-            messages, self._attempted(attempt), template_args=self.template_args, reasoning=self.reasoning
-        )
+        steps = self._llm.chat_stream(messages, self._attempted(attempt), **self._options())
         return self._watch(steps, self.messages[:], messages, attempt, forgotten)
 
     def _watch(
@@ -262,7 +300,9 @@ class Conversation:
             steps.close()  # type: ignore[attr-defined]
 
     def _answered(self, pieces: list[StreamOutput], attempt: int, forgotten: int) -> None:
-        self.messages.append(_reply("".join(step.text for step in pieces), "".join(step.reasoning for step in pieces)))
+        text = "".join(step.text for step in pieces)
+        calls = [call for step in pieces for call in step.tool_calls]
+        self.messages.append(_reply(text, "".join(step.reasoning for step in pieces), calls))
         self.forgotten += forgotten
         self._attempt = attempt
 
@@ -286,21 +326,29 @@ class Conversation:
     def _ids(self, messages: Sequence[Mapping[str, Any]], *, ended: bool = False) -> list[int]:
         """Token ids of ``messages``, up to the answer to come; ``ended``: up to their end, and at least one."""
         args = {**self.template_args, "add_generation_prompt": not ended}
+        if self.tools:
+            args["tools"] = self.tools
         tokenizer = self._llm.tokenizer
+        template = self._llm.tool_template if self.tools else self._llm.chat_template
         if not ended:
-            return encode_chat(tokenizer, self._llm.chat_template, messages, **args)
+            return encode_chat(tokenizer, template, messages, **args)
         ids: list[int] = []
         if messages:
             try:
-                ids = encode_chat(tokenizer, self._llm.chat_template, messages, **args)
+                ids = encode_chat(tokenizer, template, messages, **args)
             except TemplateError:  # some refuse what does not end with a message of the user's: then no page is saved
                 ids = []
         return ids or [0 if tokenizer.bos_id is None else tokenizer.bos_id]
 
 
-def _reply(text: str, reasoning: str | None) -> dict[str, Any]:
+def _reply(text: str, reasoning: str | None, calls: Sequence[ToolCall]) -> dict[str, Any]:
     """The model's message."""
-    return {"role": "assistant", "content": text, **({"reasoning_content": reasoning} if reasoning else {})}
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    if reasoning:
+        message["reasoning_content"] = reasoning
+    if calls:
+        message |= {"content": text or None, "tool_calls": [call.as_dict() for call in calls]}
+    return message
 
 
 def settings_of(params: SamplingParams) -> dict[str, Any]:

@@ -178,6 +178,43 @@ def test_conversations_keep_reasoning_out_of_the_history(marked, dictate):
         assert talk.messages[-1] == {"role": "assistant", "content": "hmhello"}
 
 
+def test_conversations_with_tools(hermes, dictate):
+    talk = hermes.conversation(params=dictate(f"{CALL}\n{CALL}"), tools=TOOLS)
+    calls = talk.send("weather?").tool_calls
+    called = {"role": "assistant", "content": None, "tool_calls": [call.as_dict() for call in calls]}
+    assert talk.messages[-1] == called
+    other = talk.fork()
+    for results in (["rain"], "ab", None, ["rain", 7]):
+        with pytest.raises(RequestError, match="results"):
+            talk.tell(results)
+    talk.params = dictate("Rain.")
+    output = talk.tell(["rain", "sun"])
+    assert output.text == "Rain."
+    prompt = hermes.tokenizer.decode(output.prompt_token_ids)
+    assert prompt.count(CALL) == 2
+    assert prompt.index("# Tools") < prompt.index(CALL) < prompt.index("\nrain\n") < prompt.index("\nsun\n")
+    assert [message["role"] for message in talk.messages] == ["user", "assistant", "tool", "tool", "assistant"]
+    with pytest.raises(RequestError, match="calls no tools"):
+        talk.tell(["rain", "sun"])
+    other.params = dictate("Rain.")
+    assert joined(other.tell_stream(["rain", "sun"])) == ("Rain.", "", ())
+    assert other.messages == talk.messages
+    other.params = dictate(CALL)
+    assert len(joined(other.stream("again?"))[2]) == 1
+    assert other.messages[-1]["tool_calls"][0]["function"]["name"] == "weather"
+    assert other.undo()["content"] == "again?"
+
+
+def test_conversations_with_tools_are_saved(hermes, dictate, tmp_path):
+    talk = hermes.conversation(params=replace(dictate("x"), logits_processors=()), tools=TOOLS)
+    talk.messages = [*HI, {"role": "assistant", "content": "x"}]
+    talk.save(tmp_path / "talk.session")
+    loaded = type(talk).load(hermes, tmp_path / "talk.session")
+    assert (loaded.tools, loaded.messages) == (TOOLS, talk.messages)
+    with pytest.raises(RequestError, match=r"tools\[0\]"):
+        hermes.conversation(tools=[{}])
+
+
 def test_a_stream_that_is_closed_cancels(plain, dictate):
     with closing(plain.chat_stream(HI, dictate("<think>" + "hello " * 100))) as steps:
         next(steps)
