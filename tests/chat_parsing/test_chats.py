@@ -209,6 +209,8 @@ def test_conversations_with_tools_are_saved(hermes, dictate, tmp_path):
     talk = hermes.conversation(params=replace(dictate("x"), logits_processors=()), tools=TOOLS)
     talk.messages = [*HI, {"role": "assistant", "content": "x"}]
     talk.save(tmp_path / "talk.session")
+    tokens, _ = hermes.load_session(tmp_path / "talk.session")
+    assert hermes.tokenizer.decode(tokens).count('"name": "weather"') == 1
     loaded = type(talk).load(hermes, tmp_path / "talk.session")
     assert (loaded.tools, loaded.messages) == (TOOLS, talk.messages)
     with pytest.raises(RequestError, match=r"tools\[0\]"):

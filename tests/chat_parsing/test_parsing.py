@@ -218,6 +218,7 @@ TEXTS = [
     ("lfm2", '<|tool_call_start|>[weather(city="Bo'),
     ("lfm2", "<|tool_call_start|>[]<|tool_call_end|>"),
     ("lfm2", "[other(city='Bonn')]"),
+    ("lfm2", "[weather(city='Bonn'), other()]"),
     ("lfm2", "[weather] is a name"),
     ("lfm2", "[weather(a=" + "[" * 5000),
     ("lfm2", "[weather(a=" + "9" * 5000 + ")]"),
