@@ -17,14 +17,13 @@ GOLDENS = json.loads(
     (Path(__file__).parent.parent / "data" / "named_template_goldens.json").read_text(encoding="utf-8")
 )
 HELLO = [{"role": "user", "content": "Hello"}]
-#: llama.cpp's names that are not ours, and ours that are not llama.cpp's.
-MISSING = {"yandex", "deepseek-ocr", "gigachat", "hunyuan-vl", "pangu-embedded", "bailing2", "hunyuan-dense"}
+#: Names that are not llama.cpp's.
 OWN = {"alpaca", "glm4", "hermes", "qwen"}
 
 
 def test_names_are_llama_cpps():
     theirs = {golden["name"] for golden in GOLDENS["llama.cpp"]}
-    assert set(CHAT_TEMPLATES) == theirs - MISSING | OWN
+    assert set(CHAT_TEMPLATES) == theirs | OWN
     assert len(CHAT_TEMPLATES) > 45
 
 
@@ -51,7 +50,8 @@ def test_other_roles_and_messages_without_content():
         rendered = template.render([*HELLO, call, {"role": "tool", "content": "42"}])
         assert "None" not in rendered, name
         assert "42" in rendered, name
-        assert template.render([{"role": "system", "content": "S"}, *HELLO]).count("S") >= 1, name
+        shown = template.render([{"role": "system", "content": "Rule"}, *HELLO])
+        assert ("Rule" in shown) == (name != "yandex"), name  # which has no place for it
 
 
 def test_alpaca():

@@ -50,6 +50,11 @@ def _roles(system: _Turn, user: _Turn, assistant: _Turn, answer: str, *, trim: s
     )
 
 
+def _first_system(text: str) -> str:
+    """``text`` where no system's message comes first."""
+    return f"{{% if messages[0].role not in ('system', 'developer') %}}{_text(text)}{{% endif %}}"
+
+
 def _merged(
     start: str, between: str, end: str, assistant: _Turn, answer: str = "", *, trim: str = "", first: str | None = None
 ) -> str:
@@ -121,11 +126,9 @@ _HERMES = """\
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
 """
 
-_ALPACA = (
-    "{% if messages[0].role not in ('system', 'developer') %}{{ 'Below is an instruction that describes a task. Write a "
-    "response that appropriately completes the request.\\n\\n' }}{% endif %}"
-    + _roles(("", "\n\n"), ("### Instruction:\n", "\n\n"), ("### Response:\n", "\n\n"), "### Response:\n")
-)
+_ALPACA = _first_system(
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+) + _roles(("", "\n\n"), ("### Instruction:\n", "\n\n"), ("### Response:\n", "\n\n"), "### Response:\n")
 
 _MONARCH = (
     "{% for message in messages %}{% if not loop.first %}<s>{% endif %}{{ message.role ~ '\\n' }}"
@@ -161,6 +164,10 @@ CHAT_TEMPLATES: Mapping[str, str] = {
     "alpaca": _ALPACA,
     "bailing": _roles(*_BAILING, "<role>ASSISTANT</role>"),
     "bailing-think": _roles(*_BAILING, "<role>ASSISTANT</role><think>"),
+    "bailing2": _first_system("<role>SYSTEM</role>detailed thinking off<|role_end|>") + _roles(
+        ("<role>SYSTEM</role>", "<|role_end|>"), ("<role>HUMAN</role>", "<|role_end|>"),
+        ("<role>ASSISTANT</role>", "<|role_end|>"), "<role>ASSISTANT</role>",
+    ),
     "chatglm3": _roles(
         ("<|system|>\n ", ""), ("<|user|>\n ", ""), ("<|assistant|>\n ", ""), "<|assistant|>", first="[gMASK]sop"
     ),
@@ -173,6 +180,7 @@ CHAT_TEMPLATES: Mapping[str, str] = {
     "deepseek": _roles(
         ("", ""), ("### Instruction:\n", "\n"), ("### Response:\n", "\n<|EOT|>\n"), "### Response:\n"
     ),
+    "deepseek-ocr": _roles(("", ""), ("", ""), ("", ""), ""),
     "deepseek2": _roles(("", "\n\n"), ("User: ", "\n\n"), ("Assistant: ", _EOS), "Assistant:"),
     "deepseek3": _roles(
         ("", "\n\n"), ("<\uff5cUser\uff5c>", ""), ("<\uff5cAssistant\uff5c>", _EOS), "<\uff5cAssistant\uff5c>"
@@ -184,6 +192,11 @@ CHAT_TEMPLATES: Mapping[str, str] = {
     "gemma": _merged(
         "<start_of_turn>user\n", "\n\n", "<end_of_turn>\n", ("<start_of_turn>model\n", "<end_of_turn>\n"),
         "<start_of_turn>model\n", trim="sua",
+    ),
+    "gigachat": _roles(
+        ("", "<|message_sep|>"),
+        ("user<|role_sep|>", "<|message_sep|>available functions<|role_sep|>[]<|message_sep|>"),
+        ("assistant<|role_sep|>", "<|message_sep|>"), "assistant<|role_sep|>", first="<s>",
     ),
     "glm4": _GLM4,
     "glmedge": _same("<|ROLE|>\n", "", "<|assistant|>"),
@@ -199,6 +212,14 @@ CHAT_TEMPLATES: Mapping[str, str] = {
         "Assistant:", trim="su",
     ),
     "hermes": _HERMES,
+    "hunyuan-dense": _roles(
+        ("", "<\uff5chy_place▁holder▁no▁3\uff5c>"), ("<\uff5chy_User\uff5c>", "<\uff5chy_Assistant\uff5c>"),
+        ("<\uff5chy_Assistant\uff5c>", "<\uff5chy_place▁holder▁no▁2\uff5c>"), "",
+    ),
+    "hunyuan-vl": _roles(
+        ("", "<\uff5chy_place▁holder▁no▁3\uff5c>"), ("", "<\uff5chy_User\uff5c>"), ("", "<\uff5chy_Assistant\uff5c>"), "",
+        first="<\uff5chy_begin▁of▁sentence\uff5c>",
+    ),
     "hunyuan-moe": _roles(
         ("<|startoftext|>", "<|extra_4|>"), ("<|startoftext|>", "<|extra_0|>"), ("", "<|eos|>"), ""
     ),
@@ -227,6 +248,10 @@ CHAT_TEMPLATES: Mapping[str, str] = {
         ("GPT4 Correct Assistant: ", "<|end_of_turn|>"), "GPT4 Correct Assistant:",
     ),
     "orion": _merged("Human: ", "\n\n", "\n\nAssistant: </s>", ("", "</s>")),
+    "pangu-embedded": _first_system("[unused9]系统\uff1a[unused10]") + _roles(
+        ("[unused9]系统\uff1a", "[unused10]"), ("[unused9]用户\uff1a", "[unused10]"), ("[unused9]助手\uff1a", "[unused10]"),
+        "[unused9]助手\uff1a",
+    ),
     "phi3": _same("<|ROLE|>\n", "<|end|>\n", "<|assistant|>\n"),
     "phi4": _same("<|im_start|>ROLE<|im_sep|>", "<|im_end|>", "<|im_start|>assistant<|im_sep|>"),
     "qwen": CHATML,
@@ -242,6 +267,11 @@ CHAT_TEMPLATES: Mapping[str, str] = {
     "solar-open": _same("<|begin|>ROLE<|content|>", "<|end|>", "<|begin|>assistant"),
     "vicuna": _roles(("", "\n\n"), ("USER: ", "\n"), ("ASSISTANT: ", "</s>\n"), "ASSISTANT:"),
     "vicuna-orca": _roles(("SYSTEM: ", "\n"), ("USER: ", "\n"), ("ASSISTANT: ", "</s>\n"), "ASSISTANT:"),
+    "yandex": (
+        "{% for message in messages if message.role != 'system' %}{% if message.role == 'assistant' %}{{ ' Ассистент: ' }}"
+        "{% else %}{{ ' Пользователь: ' }}{% endif %}" + _content(False) + "{{ '\\n\\n' }}{% endfor %}"
+        + _answer(" Ассистент:[SEP]")
+    ),
     "zephyr": _ZEPHYR,
 }  # fmt: skip
 
