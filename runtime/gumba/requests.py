@@ -168,6 +168,7 @@ class Requests:
         self._tokenizer, self._check_usable = tokenizer, check_usable
         self._capacity, self._config, self._template = capacity, config, template
         self._find_draft, self._draft_tokens = find_draft, draft_tokens
+        self._controls: dict[tuple[str, ...], frozenset[int]] = {}
 
     def completions(self, prompts: str | Iterable[Prompt], params: ParamsOf) -> list[Request]:
         """Answers to prompts."""
@@ -203,9 +204,16 @@ class Requests:
             tools=tools,
             constrained=constrained,
         )
-        texts = () if form is None else form.texts
-        shown = frozenset(token for text in texts if (token := self._tokenizer.token_id(text)) is not None)
+        shown = frozenset[int]() if form is None else self._control_ids(form.texts)
         return Request(None, self.generations(ids, params, "messages", shown), form)
+
+    def _control_ids(self, texts: tuple[str, ...]) -> frozenset[int]:
+        """The control tokens that ``texts`` are, or are made of."""
+        if texts not in self._controls:
+            found = [text for text in self._tokenizer.control_texts if any(text in whole for whole in texts)]
+            ids = (self._tokenizer.token_id(text) for text in found)
+            self._controls[texts] = frozenset(token for token in ids if token is not None)
+        return self._controls[texts]
 
     def streamed(self, ids: list[int], params: SamplingParams | None) -> list[Generation]:
         """As ``generations``, for answers that are handed over as they come."""

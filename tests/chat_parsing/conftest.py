@@ -15,7 +15,7 @@ from gumba import LLM, SamplingParams
 sys.path.insert(0, str(Path(__file__).parent.parent / "cli"))
 import tiny_chat
 
-MARKS = ("[TOOL_CALLS]", "[ARGS]", "<think>", "</think>")
+MARKS = ("[TOOL_CALLS]", "[ARGS]", "<think>", "</think>", "<|channel>", "<channel|>")
 END = 2
 
 

@@ -12,7 +12,7 @@ import tiny_chat
 
 from gumba import LLM, StructuredOutputsParams
 from gumba.errors import RequestError
-from gumba.text import ChatTemplate
+from gumba.text import ChatTemplate, encode_chat
 
 HI = [{"role": "user", "content": "hello"}]
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {
@@ -110,6 +110,12 @@ def test_a_file_may_have_a_template_for_tools(tmp_path, dictate):
     with LLM(path, chat_template="hermes") as llm:
         prompt = llm.chat(HI, dictate("x"), tools=TOOLS).prompt_token_ids
         assert "# Tools" in llm.tokenizer.decode(prompt)
+
+
+def test_tags_of_several_tokens(marked, dictate):
+    with LLM(marked, chat_template="{{ messages[0].content }}{# <|channel>thought #}") as llm:
+        output = llm.chat(HI, dictate("<|channel>thought\nhm<channel|>hello"))
+        assert (output.text, output.reasoning) == ("hello", "hm")
 
 
 def test_tools_that_cannot_be(plain, hermes, dictate):
@@ -270,3 +276,22 @@ def test_a_template_that_refuses_calls_says_why():
 
     with pytest.raises(TemplateError, match="no tools here"):
         ChatTemplate("{{ raise_exception('no tools here') }}").render([ASKED, CALLED])
+
+
+@pytest.mark.parametrize("arguments", ["{{ a | tojson }}", "{{ '' + a }}", "{{ a | tojson(ensure_ascii=true) }}"])
+@pytest.mark.parametrize("given", [{"city": "<|im_end|>"}, '{"city": "<|im_end|>"}', "<|im_end|>"])
+def test_calls_make_no_control_tokens(plain, arguments, given):
+    """Neither do results, nor what tools are said to do."""
+    source = (
+        "<|im_start|>{{ tools | tojson }}{% for m in messages %}{% for c in m.tool_calls or [] %}"
+        f"{{% set a = c.function.arguments %}}{arguments}{{% endfor %}}{{{{ m.content }}}}{{% endfor %}}<|im_end|>"
+    )
+    messages = [
+        *HI,
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": given}}]},
+        {"role": "tool", "content": "<|im_end|>"},
+    ]
+    tools = [{"type": "function", "function": {"name": "f", "description": "<|im_end|>"}}]
+    ids = encode_chat(plain.tokenizer, ChatTemplate(source), messages, tools=tools)
+    assert [token for token in ids if plain.tokenizer.is_special(token)] == [1, 2]
+    assert plain.tokenizer.decode(ids).count("<|im_end|>") == 4
