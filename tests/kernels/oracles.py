@@ -200,11 +200,23 @@ def attention(
 
 
 def choose_experts(
-    logits: np.ndarray, n_used: int, weights: str, normalized: bool, bias: np.ndarray | None, factor: float
+    logits: np.ndarray,
+    n_used: int,
+    weights: str,
+    normalized: bool,
+    bias: np.ndarray | None,
+    factor: float,
+    groups: tuple[int, int] = (1, 1),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Experts int [n, n_used], best first, and their weights, float64."""
     x = logits.astype(np.float64)
     keys = (1 / (1 + np.exp(-x)) if weights == "sigmoid" else x) + (0 if bias is None else bias)
+    grouped = np.sort(keys.reshape(len(keys), groups[0], -1), axis=2)
+    of_group = grouped[:, :, -2:].sum(axis=2) if weights == "sigmoid" else grouped[:, :, -1]
+    best = np.argsort(-of_group, axis=1, kind="stable")[:, : groups[1]]
+    out = np.ones((len(keys), groups[0]), bool)
+    np.put_along_axis(out, best, False, axis=1)
+    keys = np.where(np.repeat(out, grouped.shape[2], axis=1), -np.inf, keys)
     chosen = np.argsort(-keys, axis=1, kind="stable")[:, :n_used]
     if weights == "sigmoid":
         made = np.take_along_axis(1 / (1 + np.exp(-x)), chosen, 1)

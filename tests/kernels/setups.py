@@ -85,6 +85,36 @@ def setup_matmul(
     )  # fmt: skip
 
 
+def setup_head_matmul(isa: Isa, format: ModuleType = q4_1, n: int = 13, n_heads: int = 3, n_rows: int = 37) -> Setup:
+    columns = 256 if format.BLOCK_SIZE == 256 else 96
+    rng = rng_of(27)
+    raws = [random_rows(format, n_rows, columns, rng) for _ in range(n_heads)]
+    ws = [packed(format, raw, columns, isa) for raw in raws]
+    x = rng.standard_normal((n, n_heads * columns)).astype(np.float32)
+    if format.ACTIVATION == "q8":
+        held = oracles.quantize_q8(x)
+        seen, stride, head = oracles.dequantize_q8(held), held.shape[1] * 64, columns // 32 * 64
+    else:
+        held = rows(x)
+        seen, stride, head = x.astype(np.float64), held.strides[0], 4 * columns
+    padded = ws[0].n_groups * isa.lanes
+    out = rows(np.full((n, n_heads * padded), np.nan, np.float32))
+    addresses = np.array([w.address for w in ws], np.int64)
+    arguments = {"count": N_TOKENS, "x": address(held), "x_stride": stride, "x_head": head, "weights": address(addresses),
+                 "n_heads": n_heads, "group_bytes": ws[0].group_bytes, "n_blocks": ws[0].n_blocks,
+                 "n_groups": ws[0].n_groups, "out": address(out), "out_stride": out.strides[0]}  # fmt: skip
+    expected, size = np.zeros((n, n_heads, n_rows)), np.zeros((n, n_heads, n_rows))
+    for h, raw in enumerate(raws):
+        dense = np.asarray(format.dequantize(raw), np.float64).reshape(n_rows, columns)
+        own = seen[:, h * columns : (h + 1) * columns]
+        expected[:, h] = own @ dense.T
+        size[:, h] = np.abs(own).sum(axis=1)[:, None] * np.abs(dense).max(axis=1)[None, :] * 3
+    tolerance = (2 * columns + 4) * EPS32 * size + 1e-30
+    return Setup(matmul.head_matmul(format, isa), arguments, Batch(n), out,
+                 lambda a: a[:, : n_heads * padded].reshape(n, n_heads, padded)[:, :, :n_rows], expected, tolerance,
+                 keep=[held, ws, addresses])  # fmt: skip
+
+
 def setup_rms_norm(isa: Isa, width: int = 100, n: int = 5, eps: float = 1e-5, scale: float = 1.0) -> Setup:
     """Beside the rows lies NaN: nothing there may count."""
     rng = rng_of(3)
@@ -243,6 +273,21 @@ def setup_copy_columns(isa: Isa, first: int = 37, width: int = 91, n: int = 5) -
     arguments = {"count": N_TOKENS, "x": address(x), "x_stride": x.strides[0], "first": first, "out": address(out),
                  "stride": out.strides[0], "width": width, "n_blocks": n_blocks(width)}  # fmt: skip
     return Setup(elementwise.copy_columns, arguments, Batch(n), out, lambda a: a[:, :width], x[:, first:], keep=[x])
+
+
+def setup_copy_heads(isa: Isa, n_heads: int = 3, width: int = 37, step: int = 41, first: int = 5, at: int = 3) -> Setup:
+    """Into rows of numbers that stay where no head's part is; x ends with the last column wanted."""
+    n, out_step = 5, width + 7
+    rng = rng_of(26)
+    x = rng.standard_normal((n, first + (n_heads - 1) * step + width)).astype(np.float32)
+    out = rng.standard_normal((n, n_heads * out_step + at)).astype(np.float32)
+    expected = out.copy()
+    for h in range(n_heads):
+        expected[:, at + h * out_step :][:, :width] = x[:, first + h * step :][:, :width]
+    arguments = {"count": N_TOKENS, "x": address(x), "x_first": 4 * first, "x_stride": x.strides[0], "x_head": 4 * step,
+                 "out": address(out), "out_first": 4 * at, "stride": out.strides[0], "out_head": 4 * out_step,
+                 "n_heads": n_heads, "width": width}  # fmt: skip
+    return Setup(elementwise.copy_heads, arguments, Batch(n), out, lambda a: a, expected, keep=[x])
 
 
 def setup_select_rows(isa: Isa, chosen: Sequence[int] = (8, 0, 3, 3), width: int = 100, n: int = 9) -> Setup:
@@ -461,6 +506,7 @@ def setup_choose_experts(
     n_experts: int = 13,
     n_used: int = 4,
     n: int = 7,
+    groups: tuple[int, int] = (1, 1),
 ) -> Setup:
     rng = rng_of(20)
     logits = rng.standard_normal((n, n_experts)).astype(np.float32) * 2
@@ -468,9 +514,10 @@ def setup_choose_experts(
     held, out = rows(logits), choice_rows(n, n_experts, n_used)
     arguments = {"count": N_TOKENS, "logits": address(held), "stride": held.strides[0], "choice": address(out),
                  "choice_stride": out.strides[0], "n_experts": n_experts, "n_used": n_used,
-                 "bias": address(bias) if biased else 0, "mode": experts.WEIGHTS[weights], "normalized": int(normalized),
+                 "n_groups": groups[0], "groups_used": groups[1], "bias": address(bias) if biased else 0,
+                 "mode": experts.WEIGHTS[weights], "normalized": int(normalized),
                  "factor": 2.5}  # fmt: skip
-    chosen, made = oracles.choose_experts(logits, n_used, weights, normalized, bias if biased else None, 2.5)
+    chosen, made = oracles.choose_experts(logits, n_used, weights, normalized, bias if biased else None, 2.5, groups)
     return Setup(
         experts.choose_experts(isa), arguments, Batch(n), out,
         lambda a: np.concatenate([a[:, :n_used], a[:, n_used : 2 * n_used].view(np.float32)], axis=1),
@@ -581,6 +628,7 @@ TABLE: dict[str, Callable[[Isa], Setup]] = {
     "activations.swiglu_oai": setup_swiglu_oai,
     "elementwise.add_positions": setup_add_positions,
     "elementwise.combine": setup_combine,
+    "elementwise.copy_heads": setup_copy_heads,
     "elementwise.copy_columns": setup_copy_columns,
     "elementwise.scale": setup_scale,
     "elementwise.scale_rows": setup_scale_rows,
@@ -592,6 +640,7 @@ TABLE: dict[str, Callable[[Isa], Setup]] = {
     "experts.gather_rows": setup_gather_rows,
     "experts.merge_experts": setup_merge_experts,
     "experts.sort_entries": setup_sort_entries,
+    "matmul.head_matmul": setup_head_matmul,
     "matmul.matmul": setup_matmul,
     "norms.head_norm": setup_head_norm,
     "norms.layer_norm": setup_layer_norm,

@@ -206,3 +206,8 @@ def test_generic_and_best_round_alike_where_no_set_differs() -> None:
         setups.setup_combine,
     ):
         assert make(ISA).kernel is make(GENERIC).kernel
+
+
+@pytest.mark.parametrize("n_heads, width, step", [(1, 1, 0), (4, 32, 32), (16, 128, 192), (3, 65, 0), (128, 7, 9)])
+def test_parts_of_heads_of_any_size(n_heads: int, width: int, step: int) -> None:
+    setups.setup_copy_heads(ISA, n_heads, width, step).check()

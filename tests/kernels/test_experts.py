@@ -23,6 +23,13 @@ def test_weights_of_every_kind(weights: str, normalized: bool, biased: bool) -> 
         setups.setup_choose_experts(ISA, weights, normalized, biased, n_experts, n_used).check()
 
 
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("weights", sorted(WEIGHTS))
+def test_only_the_best_groups_take_part(weights: str, biased: bool) -> None:
+    for n_experts, n_used, groups in ((12, 4, (3, 2)), (12, 2, (6, 1)), (8, 3, (8, 5)), (256, 8, (8, 4))):
+        setups.setup_choose_experts(ISA, weights, True, biased, n_experts, n_used, 20, groups).check()
+
+
 def test_of_equal_experts_the_first_are_chosen() -> None:
     setup = setups.setup_choose_experts(ISA, n_experts=6, n_used=3, n=1)
     logits = setup.keep[0]

@@ -135,3 +135,9 @@ def test_what_is_not_finite_comes_through(bad: float, isa: Isa) -> None:
         results.append(product.run())
     np.testing.assert_array_equal(results[1][[0, 2]], results[0][[0, 2]])
     assert np.isfinite(results[0]).all() and not np.isfinite(results[1][1]).any()
+
+
+@every_format
+def test_heads_with_matrices_of_their_own(format: ModuleType) -> None:
+    for n, n_heads, n_rows in ((1, 1, 1), (3, 16, 64), (2 * TOKEN_BLOCK + 7, 2, 5)):
+        setups.setup_head_matmul(ISAS[0], format, n, n_heads, n_rows).check()

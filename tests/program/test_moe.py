@@ -143,6 +143,9 @@ def test_what_does_not_fit() -> None:
         lambda: moe(p, x, logits, up, biased, down, 2, "silu"),
         lambda: moe(p, x, logits, up, up, down, 2, "silu", weights="softmin"),
         lambda: moe(p, x, logits, up, up, down, 2, "silu", bias=BIAS[:4]),
+        lambda: moe(p, x, logits, up, up, down, 2, "silu", groups=(2, 1)),
+        lambda: moe(p, x, logits, up, up, down, 2, "silu", groups=(5, 1)),
+        lambda: moe(p, x, logits, up, up, down, 2, "silu", groups=(5, 6)),
         lambda: moe(p, x, logits, none, none, none, 1, "silu"),
         lambda: moe(p, x, logits, None, up, down, 2, lambda g, u: g),
     ]

@@ -39,6 +39,8 @@ ROW, ROW_2 = (_rng.standard_normal(WIDTH).astype(np.float32) for _ in range(2))
 HEAD = _rng.standard_normal(24).astype(np.float32)
 TABLE = _rng.standard_normal((40, WIDTH)).astype(np.float32)
 
+MATRICES = [np.random.default_rng(seed).standard_normal((5, 24)) / np.sqrt(24) for seed in range(3)]
+
 #: Operations of two buffers x and y, and the same in NumPy, float64 [n, WIDTH].
 CASES: dict[str, tuple[Callable[[Program, Buffer, Buffer], Buffer], Callable[[np.ndarray, np.ndarray], np.ndarray]]] = {
     "rms_norm": (lambda p, x, y: p.rms_norm(x, ROW, 0.01), lambda x, y: rms(x) * ROW),
@@ -67,6 +69,16 @@ CASES: dict[str, tuple[Callable[[Program, Buffer, Buffer], Buffer], Callable[[np
     "softcap": (lambda p, x, y: p.softcap(x, 2.0), lambda x, y: 2 * np.tanh(x / 2)),
     "add_positions": (lambda p, x, y: p.add_positions(x, TABLE), lambda x, y: x + TABLE[POSITIONS]),
     "slice": (lambda p, x, y: p.slice(p.scale(x, 3.0), 7, 65), lambda x, y: 3 * x[:, 7:]),
+    "join_heads": (
+        lambda p, x, y: p.join_heads(3, [(x, 4, 7, 20), (p.scale(y, 2.0), 50, 15, 0), (x, 0, 2, 35)]),
+        lambda x, y: np.concatenate(
+            [np.hstack([x[:, 4 + 20 * h :][:, :7], 2 * y[:, 50:65], x[:, 35 * h :][:, :2]]) for h in range(3)], axis=1
+        ),
+    ),
+    "head_matmul": (
+        lambda p, x, y: p.head_matmul([programs.matrix(named("f32"), 5, 24, seed) for seed in range(3)], p.scale(x, 2.0)),
+        lambda x, y: np.hstack([2 * x[:, 24 * h :][:, :24] @ MATRICES[h].T for h in range(3)]),
+    ),
     "slices": (lambda p, x, y: p.add(p.slice(x, 5, 40), p.slice(y, 32, 40)), lambda x, y: x[:, 5:45] + y[:, 32:]),
     "activation": (lambda p, x, y: p.activation(x, "gelu_tanh"),
                    lambda x, y: x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))),
@@ -124,6 +136,10 @@ def test_operations_check_what_they_are_given() -> None:
         lambda: p.add_positions(y, np.zeros((41, WIDTH))),
         lambda: p.activation(x, "swish"),
         lambda: p.scale_rows(x, y),
+        lambda: p.join_heads(3, [(x, 0, 24, 24), (x, 1, 24, 24)]),
+        lambda: p.join_heads(3, [(x, 0, 24, 24), (p.operations[0].writes[0], -1, 1, 0)]),
+        lambda: p.head_matmul([programs.matrix(named("f32"), 5, 24)] * 2, x),
+        lambda: p.head_matmul([programs.matrix(named("f32"), 5, 36), programs.matrix(named("f32"), 6, 36)], x),
     ]
     before = len(p.operations)
     for call in wrong:

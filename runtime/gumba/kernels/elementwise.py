@@ -125,3 +125,22 @@ def copy_columns(batch, thread, n_threads, count, x, x_stride, first, out, strid
         else:
             for i in range(width - column):
                 store_f32(target + 4 * i, load_f32(source + 4 * i))
+
+
+@kernel(divisible=True)
+def copy_heads(
+    batch, thread, n_threads, count, x, x_first, x_stride, x_head, out, out_first, stride, out_head, n_heads, width
+):
+    """Copy ``width`` numbers of each head. x, out: float32; in bytes: ``x_first``, ``out_first``: where the first head's begin;
+    ``x_stride``, ``stride``: from row to row; ``x_head``, ``out_head``: from head to head (``x_head`` 0: all get the same).
+    Nothing beside them is read or written."""
+    n = load_i64(batch + count)
+    for row in range(share(n, thread, n_threads), share(n, thread + 1, n_threads)):
+        for head in range(n_heads):
+            source = x + x_first + row * x_stride + head * x_head
+            target = out + out_first + row * stride + head * out_head
+            whole = width // 32 * 32
+            for i in range(0, whole, 32):
+                _copy_block(source + 4 * i, target + 4 * i)
+            for i in range(whole, width):
+                store_f32(target + 4 * i, load_f32(source + 4 * i))

@@ -32,6 +32,9 @@ def choose_experts(isa: Isa) -> Kernel:
     ``logits``: float32 [n, n_experts]; ``choice``: rows of ``n_used`` int32 experts, then as many float32 weights, then of each
     expert (work memory) a float32 and an int32; ``bias``: 0, or float32 [n_experts], added to scores only to choose by;
     ``mode``: see ``WEIGHTS``; ``normalized``: whether weights are divided by their sum; ``factor``: of the weights, at last.
+
+    The experts stand in ``n_groups`` of one size; only the ``groups_used`` best of these take part (DeepSeek-AI 2024). A group
+    is as good as its best expert, for sigmoid as its two best together.
     """
 
     @simd_function("f4(f4)")
@@ -73,6 +76,26 @@ def choose_experts(isa: Isa) -> Kernel:
                 weight = divide(weight, max(own, np.float32(1e-20)))
             store_f32(weights + 4 * j, weight * factor)
 
+    @inline
+    def leave_out(keys, marks, n_experts, n_groups, groups_used, mode):
+        """Mark the experts of all groups but the best as taken: the worst group first, of equal ones the last."""
+        size = n_experts // n_groups
+        for _ in range(n_groups - groups_used):
+            worst, least = -1, np.float32(0)
+            for g in range(n_groups):
+                if load_i32(marks + 4 * g * size) == 0:
+                    best, second = -np.float32(np.inf), -np.float32(np.inf)
+                    for e in range(g * size, (g + 1) * size):
+                        key = load_f32(keys + 4 * e)
+                        second = max(second, min(best, key))
+                        best = max(best, key)
+                    if mode == 2 and size > 1:
+                        best += second
+                    if worst < 0 or best <= least:
+                        worst, least = g, best
+            for e in range(worst * size, (worst + 1) * size):
+                store_i32(marks + 4 * e, 1)
+
     @kernel(variant=isa.name, divisible=True)
     def choose_experts(
         batch,
@@ -85,6 +108,8 @@ def choose_experts(isa: Isa) -> Kernel:
         choice_stride,
         n_experts,
         n_used,
+        n_groups,
+        groups_used,
         bias,
         mode,
         normalized,
@@ -103,6 +128,7 @@ def choose_experts(isa: Isa) -> Kernel:
                     key += load_f32(bias + 4 * e)
                 store_f32(keys + 4 * e, key)
                 store_i32(marks + 4 * e, 0)
+            leave_out(keys, marks, n_experts, n_groups, groups_used, mode)
             for j in range(n_used):
                 best = -1
                 for e in range(n_experts):  # whatever the numbers are, NaN too, some expert is chosen

@@ -172,3 +172,28 @@ def matmul(format: ModuleType, isa: Isa) -> Kernel:
                 group(w + g * group_bytes, x, x_stride, out + g * group_floats, out_stride, r, n_blocks, block, end)
 
     return matmul
+
+
+@functools.cache
+def head_matmul(format: ModuleType, isa: Isa) -> Kernel:
+    """The product of each head with a matrix of its own.
+
+    ``weights``: int64 [n_heads], addresses of matrices of one shape; ``x_head``: bytes from one head of ``x`` to the next; in
+    ``out`` each head has ``n_groups`` whole groups; the rest is as of ``matmul``.
+    """
+    group, group_floats = token_groups(format, isa), 4 * isa.lanes
+
+    @kernel(variant=f"{format.NAME},{isa.name}", divisible=True)
+    def head_matmul(
+        batch, thread, n_threads, count, x, x_stride, x_head, weights, n_heads, group_bytes, n_blocks, n_groups, out,
+        out_stride,
+    ):  # fmt: skip
+        n, units = load_i64(batch + count), n_heads * n_groups
+        for block in range(0, n, TOKEN_BLOCK):
+            end = min(block + TOKEN_BLOCK, n)
+            for unit in range(share(units, thread, n_threads), share(units, thread + 1, n_threads)):
+                head = unit // n_groups
+                w = load_i64(weights + 8 * head) + unit % n_groups * group_bytes
+                group(w, x + head * x_head, x_stride, out + unit * group_floats, out_stride, 0, n_blocks, block, end)
+
+    return head_matmul

@@ -74,8 +74,18 @@ WITHOUT: dict[str, tuple[object, ...]] = {
 }
 
 
-def read_common(keys: Keys, *, neox: bool, norm: str = "layer_norm_rms_epsilon", freq_base: float = 10000.0) -> Config:
-    """What all decoders say of themselves. ``norm``: the key of the norms' epsilon; ``neox``: see ``Rope``."""
+def read_common(
+    keys: Keys,
+    *,
+    neox: bool,
+    norm: str = "layer_norm_rms_epsilon",
+    freq_base: float = 10000.0,
+    own_values: bool = False,
+) -> Config:
+    """What all decoders say of themselves.
+
+    ``norm``: the key of the norms' epsilon; ``neox``: see ``Rope``; ``own_values``: values may have another size than keys.
+    """
     path, name = keys.gguf.path, keys.name
     n_embd = keys.count("embedding_length", MAX_WIDTH)
     n_heads = keys.count("attention.head_count", MAX_WIDTH)
@@ -90,7 +100,7 @@ def read_common(keys: Keys, *, neox: bool, norm: str = "layer_norm_rms_epsilon",
         )
     head_dim = keys.count("attention.key_length", 4096, max(1, n_embd // n_heads))
     value_dim = keys.count("attention.value_length", 4096, head_dim)
-    if value_dim != head_dim:
+    if value_dim != head_dim and not own_values:
         raise UnsupportedError(
             f"{path}: metadata {name}.attention.value_length {value_dim} differs from key_length {head_dim}"
         )

@@ -213,6 +213,56 @@ class Program:
         )  # fmt: skip
         return out if bias is None else self.add_row(out, bias)
 
+    def head_matmul(self, w: Sequence[PackedMatrix], x: Buffer) -> Buffer:
+        """Each head of x times its own matrix, transposed: float32 [n, n_heads * rows]. Matrices of one shape and format."""
+        m, n_heads = w[0], len(w)
+        if x.width != n_heads * m.columns or any(
+            (o.rows, o.columns, o.format) != (m.rows, m.columns, m.format) for o in w
+        ):
+            raise ValueError(
+                f"{n_heads} matrices of {m.rows} x {m.columns}, or of several shapes, for {x.width} columns"
+            )
+        is_float = m.format.ACTIVATION == "f32"
+        source = x if is_float else self.blocks(x)
+        padded = m.n_groups * self.isa.lanes
+        out = self._buffer("head_matmul", n_heads * padded, x.count)
+        self.hold(*(each.data for each in w))
+        self.append(
+            matmul.head_matmul(m.format, self.isa),
+            {"count": x.count, "x": source, "x_stride": source.row_bytes,
+             "x_head": 4 * m.columns if is_float else m.columns // q8.COLUMNS * q8.BYTES,
+             "weights": self.hold(np.array([each.address for each in w], np.int64)), "n_heads": n_heads,
+             "group_bytes": m.group_bytes, "n_blocks": m.n_blocks, "n_groups": m.n_groups, "out": out,
+             "out_stride": out.row_bytes},
+            [source], [out], ("head groups", n_heads, m.n_groups), [source],
+            Work(n_heads * m.data.nbytes, row_ops=2 * n_heads * m.rows * m.columns,
+                 kind="float32" if is_float else "int8", shape=f"{n_heads}x{m.rows}x{m.columns}"),
+        )  # fmt: skip
+        return out if padded == m.rows else self.join_heads(n_heads, [(out, 0, m.rows, padded)])
+
+    def join_heads(self, n_heads: int, parts: Sequence[tuple[Buffer, int, int, int]]) -> Buffer:
+        """Rows of ``n_heads`` heads, each put together of columns of several buffers.
+
+        ``parts``: buffer, first column of the first head, columns of each head, columns from one head to the next (0: all heads
+        get the same).
+        """
+        count, width = parts[0][0].count, sum(columns for _, _, columns, _ in parts)
+        for x, first, columns, step in parts:
+            if x.count != count or not 0 <= first < first + (n_heads - 1) * step + columns <= x.width:
+                raise ValueError(
+                    f"{columns} columns from {first} on, {n_heads} times {step}, of {x.width}; or other rows"
+                )
+        out, at = self._buffer("heads", n_heads * width, count), 0
+        for x, first, columns, step in parts:
+            self.append(
+                elementwise.copy_heads,
+                {"count": count, "x": x, "x_first": 4 * first, "x_stride": x.row_bytes, "x_head": 4 * step, "out": out,
+                 "out_first": 4 * at, "stride": out.row_bytes, "out_head": 4 * width, "n_heads": n_heads, "width": columns},
+                [x], [out], ("tokens",) if count == N_TOKENS else ("rows", count),
+            )  # fmt: skip
+            at += columns
+        return out
+
     def add(self, x: Buffer, y: Buffer) -> Buffer:
         """x + y."""
         return self._combine("add", x, y, y.row_bytes, [x, y])

@@ -23,7 +23,7 @@ class Experts:
 def moe(
     p: Program, x: Buffer, logits: Buffer, gate: Experts | None, up: Experts, down: Experts, n_used: int,
     kind: str | Callable[[Buffer, Buffer], Buffer], *, weights: str = "softmax", normalized: bool = False,
-    bias: np.ndarray | None = None, scale: float = 1.0,
+    bias: np.ndarray | None = None, scale: float = 1.0, groups: tuple[int, int] = (1, 1),
 ) -> Buffer:  # fmt: skip
     """The weighted sum of what each token's ``n_used`` best experts make of it.
 
@@ -32,7 +32,8 @@ def moe(
 
     ``weights``: "softmax" of all scores, "softmax_chosen" of the chosen ones' only, or "sigmoid" of each; ``normalized``:
     divided by their sum; ``bias``: float32 [n_experts], added to scores (for "sigmoid": to what it makes of them) to choose
-    by, not to weigh; ``scale``: factor of the weights. ValueError for what does not fit.
+    by, not to weigh; ``scale``: factor of the weights; ``groups``: number of groups of experts, and how many of them, the best,
+    take part. ValueError for what does not fit.
     """
     _check(x, logits, [up, down] if gate is None else [gate, up, down], n_used)
     n_experts = len(up.matrices)
@@ -42,11 +43,15 @@ def moe(
         raise ValueError(f"{np.size(bias)} numbers of bias for {n_experts} experts")
     if gate is None and not isinstance(kind, str):
         raise ValueError("without a gate, the activation is named")
+    n_groups, groups_used = groups
+    if not 1 <= groups_used <= n_groups or n_experts % n_groups or n_experts // n_groups * groups_used < n_used:
+        raise ValueError(f"{n_used} of {n_experts} experts, in {groups_used} of {n_groups} groups")
     choice = Buffer(f"choice{len(p.operations)}", 0, -(-8 * (n_used + n_experts) // 64) * 64, x.count)
     p.append(
         experts.choose_experts(p.isa),
         {"count": x.count, "logits": logits, "stride": logits.row_bytes, "choice": choice, "choice_stride": choice.row_bytes,
-         "n_experts": n_experts, "n_used": n_used, "bias": 0 if bias is None else p.constant(bias),
+         "n_experts": n_experts, "n_used": n_used, "n_groups": n_groups, "groups_used": groups_used,
+         "bias": 0 if bias is None else p.constant(bias),
          "mode": experts.WEIGHTS[weights], "normalized": int(normalized), "factor": scale},
         [logits], [choice], ("rows", x.count),
     )  # fmt: skip

@@ -1,0 +1,211 @@
+"""deepseek2: DeepSeek V2 and V3 (DeepSeek-AI 2024): multi-head latent attention, and experts behind a few dense layers.
+
+The cache holds one latent vector for each token, with a small rotary key beside it, that all heads share. Files have each head's
+part of keys and of values as matrices of its own (``attn_k_b``, ``attn_v_b``): queries go through the first, what attention
+gives through the second, and attention itself works on latent vectors. Files made before 2025 have both in one matrix
+(``attn_kv_b``), with which every head's keys and values are made and kept, as in other models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from gumba.errors import ModelError
+from gumba.gguf import GGUFFile
+from gumba.kv_cache import KVShape
+from gumba.models import decoder
+from gumba.models.decoder import WITHOUT, Config
+from gumba.models.keys import Keys
+from gumba.models.loader import MAX_LAYERS, MAX_WIDTH, Loader
+from gumba.models.tensors import Group, Tensors
+from gumba.program.builder import Buffer, KVLayout, Program
+from gumba.program.experts import moe
+
+NAME = "deepseek2"
+FAMILIES = "DeepSeek-V2, V2-Lite, Coder-V2, V2.5, V3, R1"
+#: ``expert_gating_func``: how a router's scores become weights.
+GATINGS = {1: "softmax", 2: "sigmoid"}
+
+
+@dataclass(frozen=True)
+class Deepseek2Config(Config):
+    latent: bool  # whether attention works on latent vectors
+    q_rank: int  # 0: queries are one product
+    kv_rank: int
+    n_plain: int  # of a head of queries and keys, the part without positions
+    v_dim: int
+    score_scale: float
+    n_dense: int
+    n_experts: int
+    n_used: int
+    n_ff_expert: int
+    n_ff_shared: int
+    groups: tuple[int, int]
+    gating: str
+    normalized: bool
+    weight_scale: float
+
+    @property
+    def kv_shapes(self) -> list[KVShape]:
+        """What each layer keeps of a token."""
+        own = KVShape(self.n_heads, self.n_plain + self.rope.dim, self.v_dim)
+        return [KVShape(1, self.kv_rank + self.rope.dim, self.kv_rank) if self.latent else own] * self.n_layers
+
+
+def read_config(gguf: GGUFFile) -> Deepseek2Config:
+    """Every key is required, has a default, or must have the one value that is computed here."""
+    keys = Keys(gguf, NAME)
+    own = ("expert_count", "expert_used_count", "rope.scaling.yarn_log_multiplier")
+    keys.must_be({key: values for key, values in WITHOUT.items() if key not in own})
+    common = decoder.read_common(keys, neox=False, own_values=True)
+    n_dense = keys.size("leading_dense_block_count", MAX_LAYERS)
+    n_experts, n_used = decoder.read_experts(keys)
+    if n_dense < common.n_layers and not n_experts:
+        raise ModelError(f"{gguf.path}: metadata deepseek2.expert_count is 0, expected at least 1")
+    latent = keys.has("attention.key_length_mla")
+    head_dim = keys.count("attention.key_length_mla", MAX_WIDTH, common.head_dim)
+    kv_rank = keys.count("attention.kv_lora_rank", MAX_WIDTH)
+    if head_dim <= common.rope.dim or (latent and common.head_dim != kv_rank + common.rope.dim):
+        raise ModelError(
+            f"{gguf.path}: metadata deepseek2.attention.key_length {common.head_dim} and key_length_mla {head_dim} do not fit "
+            f"kv_lora_rank {kv_rank} and rope.dimension_count {common.rope.dim}"
+        )
+    n_ff_expert = keys.count("expert_feed_forward_length", MAX_WIDTH, common.n_ff)
+    log_multiplier = keys.number("rope.scaling.yarn_log_multiplier", 0.0, zero=True)
+    rope, magnitude = common.rope, 1.0
+    if rope.scaling == "yarn":  # what YaRN makes of cosines and sines elsewhere is a factor of the scores here
+        magnitude = rope.attn_factor * (1.0 + log_multiplier * math.log(rope.factor))
+        rope = replace(rope, attn_factor=1.0 / (1.0 + 0.1 * math.log(rope.factor)))
+    value_dim = keys.count("attention.value_length", MAX_WIDTH, kv_rank if latent else common.head_dim)
+    config: Deepseek2Config = replace(common, rope=rope).extended(
+        Deepseek2Config,
+        latent=latent,
+        q_rank=keys.size("attention.q_lora_rank", MAX_WIDTH),
+        kv_rank=kv_rank,
+        n_plain=head_dim - rope.dim,
+        v_dim=keys.count("attention.value_length_mla", MAX_WIDTH) if latent else value_dim,
+        score_scale=magnitude * magnitude / math.sqrt(head_dim),
+        n_dense=n_dense,
+        n_experts=n_experts,
+        n_used=n_used,
+        n_ff_expert=n_ff_expert,
+        n_ff_shared=keys.size("expert_shared_count", 1024) * n_ff_expert,
+        groups=_groups(keys, n_experts, n_used),
+        gating=_gating(keys),
+        normalized=keys.flag("expert_weights_norm", False),
+        weight_scale=keys.number("expert_weights_scale", 0.0, zero=True) or 1.0,
+    )
+    keys.finish()
+    return config
+
+
+def _groups(keys: Keys, n_experts: int, n_used: int) -> tuple[int, int]:
+    """Groups of experts, and those of which a token's are chosen."""
+    n_groups = keys.size("expert_group_count", max(1, n_experts)) or 1
+    used = keys.size("expert_group_used_count", n_groups) or n_groups
+    if n_experts % n_groups or n_experts // n_groups * used < n_used:
+        raise ModelError(
+            f"{keys.gguf.path}: metadata deepseek2.expert_group_count {n_groups} and expert_group_used_count {used} do not fit "
+            f"expert_count {n_experts} and expert_used_count {n_used}"
+        )
+    return n_groups, used
+
+
+def _gating(keys: Keys) -> str:
+    number = keys.size("expert_gating_func", 2, 1) or 1
+    return GATINGS[number]
+
+
+def load_weights(loader: Loader, c: Deepseek2Config) -> Group:
+    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    t = Tensors(loader.gguf, c.n_layers)
+    decoder.add_outer(t, c)
+    for i in range(c.n_layers):
+        decoder.add_norms(t, c, i, "attn_norm", "ffn_norm")
+        _add_attention(t, c, i)
+        if i < c.n_dense:
+            decoder.add_feed_forward(t, c, i)
+        else:
+            decoder.add_experts(t, c, i, c.n_experts, c.n_ff_expert, n_shared=c.n_ff_shared)
+            t.add("exp_probs_b", "exp_probs_b.bias", c.n_experts, layer=i, required=False)
+    return t.load(loader)
+
+
+def _add_attention(t: Tensors, c: Deepseek2Config, i: int) -> None:
+    n_q = c.n_heads * (c.n_plain + c.rope.dim)
+    if c.q_rank:
+        t.add("attn_q_a", "attn_q_a.weight", c.q_rank, c.n_embd, layer=i)
+        t.add("attn_q_a_norm", "attn_q_a_norm.weight", c.q_rank, layer=i)
+        t.add("attn_q_b", "attn_q_b.weight", n_q, c.q_rank, layer=i)
+    else:
+        t.add("attn_q", "attn_q.weight", n_q, c.n_embd, layer=i)
+    t.add("attn_kv_a_mqa", "attn_kv_a_mqa.weight", c.kv_rank + c.rope.dim, c.n_embd, layer=i)
+    t.add("attn_kv_a_norm", "attn_kv_a_norm.weight", c.kv_rank, layer=i)
+    if c.latent:
+        t.add("attn_k_b", "attn_k_b.weight", c.n_heads, c.kv_rank, c.n_plain, layer=i)
+        t.add("attn_v_b", "attn_v_b.weight", c.n_heads, c.v_dim, c.kv_rank, layer=i)
+    else:
+        t.add("attn_kv_b", "attn_kv_b.weight", c.n_heads * (c.n_plain + c.v_dim), c.kv_rank, layer=i)
+    t.add("attn_output", "attn_output.weight", c.n_embd, c.n_heads * c.v_dim, layer=i)
+
+
+def forward(p: Program, c: Deepseek2Config, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    table = decoder.rotation(p, c.rope, n_ctx, w.rope_freqs)
+    x = p.embed(w.token_embd)
+    for i, layer in enumerate(w.layers):
+        h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
+        a = (_latent_attention if c.latent else _attention)(p, c, layer, h, kv, i, table)
+        x = p.matmul(layer.attn_output, a, residual=x)
+        h = p.rms_norm(x, layer.ffn_norm, c.norm_eps)
+        x = decoder.swiglu(p, layer, h, residual=x) if i < c.n_dense else p.add(x, _experts(p, c, layer, h))
+    return decoder.outputs(p, c, w, x)
+
+
+def _queries(p: Program, c: Deepseek2Config, layer: Group, h: Buffer) -> Buffer:
+    """Of each head the part without positions, then the part that turns."""
+    if not c.q_rank:
+        return p.matmul(layer.attn_q, h)
+    return p.matmul(layer.attn_q_b, p.rms_norm(p.matmul(layer.attn_q_a, h), layer.attn_q_a_norm, c.norm_eps))
+
+
+def _latent_attention(
+    p: Program, c: Deepseek2Config, layer: Group, h: Buffer, kv: Sequence[KVLayout], i: int, table: int
+) -> Buffer:
+    """Attention of all heads to the latent vectors; what turns comes first in queries and keys."""
+    plain, turning, rank = c.n_plain, c.rope.dim, c.kv_rank
+    q, latent = _queries(p, c, layer, h), p.matmul(layer.attn_kv_a_mqa, h)
+    v = p.rms_norm(p.slice(latent, 0, rank), layer.attn_kv_a_norm, c.norm_eps)
+    k = p.join_heads(1, [(latent, rank, turning, 0), (v, 0, rank, 0)])
+    inner = p.head_matmul(layer.attn_k_b.matrices, p.join_heads(c.n_heads, [(q, 0, plain, plain + turning)]))
+    q = p.join_heads(c.n_heads, [(q, plain, turning, plain + turning), (inner, 0, rank, rank)])
+    q = p.rope(q, c.n_heads, turning + rank, turning, table)
+    k = p.rope(k, 1, turning + rank, turning, table)
+    return p.head_matmul(layer.attn_v_b.matrices, p.attention(q, k, v, kv, layer=i, scale=c.score_scale))
+
+
+def _attention(
+    p: Program, c: Deepseek2Config, layer: Group, h: Buffer, kv: Sequence[KVLayout], i: int, table: int
+) -> Buffer:
+    """Attention with every head's own keys and values; what turns comes first in queries and keys."""
+    plain, turning, of_head = c.n_plain, c.rope.dim, c.n_plain + c.v_dim
+    q, latent = _queries(p, c, layer, h), p.matmul(layer.attn_kv_a_mqa, h)
+    inner = p.rms_norm(p.slice(latent, 0, c.kv_rank), layer.attn_kv_a_norm, c.norm_eps)
+    made = p.matmul(layer.attn_kv_b, inner)
+    k = p.join_heads(c.n_heads, [(latent, c.kv_rank, turning, 0), (made, 0, plain, of_head)])
+    v = p.join_heads(c.n_heads, [(made, plain, c.v_dim, of_head)])
+    q = p.join_heads(c.n_heads, [(q, plain, turning, plain + turning), (q, 0, plain, plain + turning)])
+    q = p.rope(q, c.n_heads, turning + plain, turning, table)
+    k = p.rope(k, c.n_heads, turning + plain, turning, table)
+    return p.attention(q, k, v, kv, layer=i, scale=c.score_scale)
+
+
+def _experts(p: Program, c: Deepseek2Config, layer: Group, h: Buffer) -> Buffer:
+    """The chosen experts and, where there are any, those that every token takes."""
+    made = moe(
+        p, h, p.matmul(layer.ffn_gate_inp, h), layer.ffn_gate_exps, layer.ffn_up_exps, layer.ffn_down_exps, c.n_used, "silu",
+        weights=c.gating, normalized=c.normalized, bias=layer.exp_probs_b, scale=c.weight_scale, groups=c.groups,
+    )  # fmt: skip
+    return p.add(made, decoder.shared_expert(p, layer, h)) if c.n_ff_shared else made
