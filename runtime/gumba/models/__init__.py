@@ -26,6 +26,7 @@ from gumba.models import (
     gemma3,
     glm4,
     gpt2,
+    gpt_oss,
     gptneox,
     granite,
     granitemoe,
@@ -59,7 +60,7 @@ ARCHITECTURES: dict[str, ModuleType] = {
     for module in (
         llama, qwen, qwen2, qwen2moe, qwen3, qwen3moe, chatglm, glm4, gemma, gemma2, gemma3, phi2, phi3, gpt2, gptneox,
         starcoder2, stablelm, falcon, internlm2, olmo2, baichuan, granite, granitemoe, smollm3, exaone4,
-        cohere2, deepseek2,
+        cohere2, deepseek2, gpt_oss,
     )
 }  # fmt: skip
 

@@ -178,12 +178,22 @@ def add_feed_forward(t: Tensors, c: Config, i: int, *, gate: bool = True, fused:
     t.add("ffn_down_bias", "ffn_down.bias", c.n_embd, layer=i, required=False)
 
 
-def add_experts(t: Tensors, c: Config, i: int, n_experts: int, n_ff: int, *, n_shared: int = 0) -> None:
-    """The experts of layer ``i``, each of width ``n_ff``; ``n_shared``: width of the one that every token takes as well."""
+def add_experts(
+    t: Tensors, c: Config, i: int, n_experts: int, n_ff: int, *, n_shared: int = 0, bias: bool = False
+) -> None:
+    """The experts of layer ``i``, each of width ``n_ff``.
+
+    ``n_shared``: width of the one that every token takes as well; ``bias``: router and experts have biases.
+    """
     t.add("ffn_gate_inp", "ffn_gate_inp.weight", n_experts, c.n_embd, layer=i)
     t.add("ffn_gate_exps", "ffn_gate_exps.weight", n_experts, n_ff, c.n_embd, layer=i)
     t.add("ffn_up_exps", "ffn_up_exps.weight", n_experts, n_ff, c.n_embd, layer=i)
     t.add("ffn_down_exps", "ffn_down_exps.weight", n_experts, c.n_embd, n_ff, layer=i)
+    if bias:
+        t.add("ffn_gate_inp_bias", "ffn_gate_inp.bias", n_experts, layer=i)
+        t.add_bias("ffn_gate_exps", "ffn_gate_exps.bias", n_experts, n_ff, layer=i)
+        t.add_bias("ffn_up_exps", "ffn_up_exps.bias", n_experts, n_ff, layer=i)
+        t.add_bias("ffn_down_exps", "ffn_down_exps.bias", n_experts, c.n_embd, layer=i)
     if n_shared:
         t.add("ffn_gate_shexp", "ffn_gate_shexp.weight", n_shared, c.n_embd, layer=i)
         t.add("ffn_up_shexp", "ffn_up_shexp.weight", n_shared, c.n_embd, layer=i)

@@ -14,7 +14,7 @@ from gumba.models.keys import Keys
 @dataclass(frozen=True)
 class Rope:
     """Constants of ``NAME.rope.*``. ``dim``: elements of a head that turn; ``neox``: an element's partner is half of ``dim``
-    away, not its neighbour."""
+    away, not its neighbour; ``whole_pairs``: YaRN's ramp begins and ends at a pair, not between two."""
 
     dim: int
     neox: bool
@@ -26,6 +26,7 @@ class Rope:
     beta_slow: float
     ext_factor: float
     attn_factor: float
+    whole_pairs: bool = True
 
 
 def read_rope(keys: Keys, head_dim: int, n_ctx_train: int, *, neox: bool, freq_base: float = 10000.0) -> Rope:
@@ -77,8 +78,10 @@ def frequencies(rope: Rope, factors: np.ndarray | None = None) -> tuple[np.ndarr
             ratio = rope.original_ctx / (turns * 2 * math.pi)
             return rope.dim * math.log(ratio) / (2 * math.log(rope.freq_base))
 
-        low = max(0.0, math.floor(pair_of(rope.beta_fast)))
-        high = min(rope.dim - 1.0, math.ceil(pair_of(rope.beta_slow)))
+        low, high = pair_of(rope.beta_fast), pair_of(rope.beta_slow)
+        if rope.whole_pairs:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(0.0, low), min(rope.dim - 1.0, high)
         ramp = np.clip((pair / 2 - low) / max(0.001, high - low), 0.0, 1.0)
         own = (1.0 - ramp) * rope.ext_factor  # how much of its own frequency a pair keeps
         scale = rope.attn_factor * (1.0 + 0.1 * math.log(rope.factor))

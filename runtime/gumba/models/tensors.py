@@ -38,6 +38,7 @@ class Tensors:
         self._gguf = gguf
         self._fields: list[dict[str, Part]] = [{} for _ in range(n_layers + 1)]
         self._rules: dict[str, TensorRule] = {}
+        self._biases: dict[str, str] = {}  # of experts: the matrices' name -> the bias's
 
     def add(self, field: str, name: str, *shape: int, layer: int | None = None, required: bool = True) -> None:
         """A matrix (``shape``: rows, columns), a vector, or experts' matrices (their number first).
@@ -53,6 +54,12 @@ class Tensors:
         rule = TensorRule(whole, (columns,) if found is not None and len(found.shape) == 1 else (1, columns))
         self._rules[whole] = rule
         self._fields[layer + 1][field] = Part(rule, 0, 1, one_row=True)
+
+    def add_bias(self, field: str, name: str, n_experts: int, rows: int, *, layer: int) -> None:
+        """Of the experts' matrices ``field``, which are there already: a bias for each."""
+        whole = f"blk.{layer}.{name}"
+        self._rules[whole] = TensorRule(whole, (n_experts, rows))
+        self._biases[self._fields[layer + 1][field].rule.name] = whole
 
     def split(
         self, name: str, fields: dict[str, int], *columns: int, layer: int | None = None, required: bool = True
@@ -84,7 +91,9 @@ class Tensors:
             for field, part in fields.items():
                 if len(part.rule.shape) == 3:
                     found = loader.experts(part.rule.name)
-                    setattr(group, field, None if found is None else Experts(found))
+                    bias = self._biases.get(part.rule.name)
+                    own = None if bias is None else loader.vector(bias)
+                    setattr(group, field, None if found is None else Experts(found, own))
                     continue
                 numeric = (len(part.rule.shape) == 1 and not part.one_row) or field in numbers
                 read = loader.vector if numeric else loader.matrix
