@@ -136,6 +136,8 @@ def random_rows(format: ModuleType, n_rows: int, columns: int, rng: np.random.Ge
     for name in format.DTYPE.names:
         if format.DTYPE[name].base == np.dtype("<f2"):
             blocks[name] = rng.standard_normal(blocks.shape) * 0.01
+        elif name == "e":  # a power of two
+            blocks[name] = rng.integers(120, 126, blocks.shape)
     return raw
 
 

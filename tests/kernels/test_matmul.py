@@ -10,7 +10,7 @@ import setups
 from harness import GENERIC, ISAS, Batch, Setup, isa_id, same_bits
 
 from gumba.kernels.matmul import TOKEN_BLOCK, matmul
-from gumba.quants import bf16, f16, f32, q4_0, q4_1, q6_k, q8_0
+from gumba.quants import bf16, f16, f32, mxfp4, q4_0, q4_1, q6_k, q8_0
 from gumba.simd.isa import Isa
 
 every = pytest.mark.parametrize("isa", ISAS, ids=isa_id)
@@ -18,7 +18,7 @@ every_format = pytest.mark.parametrize("format", setups.ALL_FORMATS, ids=isa_id)
 
 
 def test_all_formats_are_here() -> None:
-    assert set(setups.ALL_FORMATS) == {f32, f16, bf16, q4_0, q4_1, q8_0, q6_k}
+    assert set(setups.ALL_FORMATS) == {f32, f16, bf16, q4_0, q4_1, q8_0, q6_k, mxfp4}
 
 
 @every
@@ -86,7 +86,7 @@ def test_a_residual_may_be_the_output_itself() -> None:
 
 
 @every
-@pytest.mark.parametrize("format", [q4_0, q4_1, q8_0, q6_k], ids=isa_id)
+@pytest.mark.parametrize("format", [q4_0, q4_1, q8_0, q6_k, mxfp4], ids=isa_id)
 def test_the_largest_numbers_do_not_overflow(format: ModuleType, isa: Isa) -> None:
     """All weights at one end of their range, all activations at 127 or -127."""
     for byte in (0x00, 0x7F, 0x80, 0xFF):
@@ -103,6 +103,8 @@ def extremes(format: ModuleType, isa: Isa, byte: int, sign: int) -> Setup:
     for name in format.DTYPE.names:
         if format.DTYPE[name].base == np.dtype("<f2"):
             blocks[name] = 0.5
+    if format is mxfp4:
+        blocks["e"] = 127
     raw = blocks.view(np.uint8)
     x = np.full((5, columns), sign * 127, np.float32)
     held = setups.oracles.quantize_q8(x)

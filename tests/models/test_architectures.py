@@ -119,8 +119,12 @@ def test_same_bits_in_a_batch(path: Path) -> None:
         model.close()
 
 
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
-@pytest.mark.parametrize("path", FILES, ids=NAMES)
+QUANTIZED = [
+    (path, kind) for path in FILES for kind in ("Q8_0", "Q4_0", "MXFP4") if kind != "MXFP4" or "gpt_oss" in path.stem
+]
+
+
+@pytest.mark.parametrize("path, kind", QUANTIZED, ids=lambda value: getattr(value, "stem", value))
 def test_quantized(path: Path, kind: str, tmp_path: Path) -> None:
     """Block formats: what the same weights give as float32, but for the rounding of activations."""
     tokens, _ = stored(path)

@@ -15,10 +15,10 @@ from gguf import quants as reference
 
 from gumba import quants
 from gumba.errors import ModelError, RequestError, UnsupportedError
-from gumba.quants import bf16, f16, f32, q4_0, q4_1, q6_k, q8_0
+from gumba.quants import bf16, f16, f32, mxfp4, q4_0, q4_1, q6_k, q8_0
 
 ALL = list(quants.FORMATS.values())
-QUANTIZED_BY_GGUF = [f16, bf16, q8_0, q4_0, q4_1]
+QUANTIZED_BY_GGUF = [f16, bf16, q8_0, q4_0, q4_1, mxfp4]
 BLOCKS = [q8_0, q4_0, q4_1, q6_k]
 by_name = pytest.mark.parametrize("format", ALL, ids=lambda module: module.NAME)
 
@@ -104,6 +104,8 @@ def q6_k_block() -> list[int]:
     return ql + qh + [s % 256 for s in Q6_K_SCALES] + half(0.25)
 
 
+MXFP4_VALUES = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]
+
 HAND_WRITTEN = [
     (f32, [0x00, 0x00, 0xC0, 0x3F], [1.5]),
     (f16, [0x00, 0x3E], [1.5]),
@@ -119,6 +121,12 @@ HAND_WRITTEN = [
         q4_1,
         half(0.25) + half(-3) + [(15 - i) << 4 | i for i in range(16)],
         [i * 0.25 - 3 for i in range(16)] + [(15 - i) * 0.25 - 3 for i in range(16)],
+    ),
+    # scale 2^(127 - 128): all values but -0, for which 0 stands
+    (
+        mxfp4,
+        [127] + [(15 - i if i != 7 else 0) << 4 | (i if i != 8 else 0) for i in range(16)],
+        [0.5 * v for v in (MXFP4_VALUES + MXFP4_VALUES[::-1])],
     ),
 ]
 
@@ -273,6 +281,7 @@ BUDGET = {  # measured, rounded up. ggml's own quantizer for q6_k: 0.01775 and 0
     "q8_0": (5.33e-3, 6.71e-3),
     "q4_0": (0.0857, 0.1064),
     "q4_1": (0.0781, 0.0913),
+    "mxfp4": (0.1151, 0.1268),
     "q6_k": (0.0176, 0.0216),
 }
 
@@ -323,6 +332,25 @@ def test_q6_k_does_not_depend_on_the_neighbours():
     """Sixteen blocks are searched at a time; each must come out as it does alone."""
     x = np.random.default_rng(9).standard_normal((37, 256)).astype(np.float32)
     np.testing.assert_array_equal(q6_k.quantize(x), np.stack([q6_k.quantize(row) for row in x]))
+
+
+# --- mxfp4's scales
+
+
+def test_mxfp4_scales_from_the_smallest_to_the_largest():
+    """One value per block, at each power of two that float32 has; below the smallest scale's, zeros."""
+    powers = np.ldexp(np.float32(1), np.arange(-149, 128))
+    x = np.zeros((len(powers), 32), np.float32)
+    x[:, 9] = -powers
+    back = mxfp4.dequantize(mxfp4.quantize(x))
+    np.testing.assert_array_equal(back[powers >= 2.0**-128], x[powers >= 2.0**-128])
+    assert not back[powers < 2.0**-129].any()
+
+
+def test_mxfp4_has_room_for_every_finite_weight():
+    """What is above 12 times the scale becomes that."""
+    x = np.full(32, np.finfo(np.float32).max, np.float32)
+    np.testing.assert_array_equal(mxfp4.dequantize(mxfp4.quantize(x)), np.full(32, 12 * 2.0**124, np.float32))
 
 
 # --- shapes, types, outputs

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gumba.errors import UnsupportedError
 from gumba.processors import available_threads
-from gumba.quants import bf16, f16, f32, q4_0, q4_1, q6_k, q8_0
+from gumba.quants import bf16, f16, f32, mxfp4, q4_0, q4_1, q6_k, q8_0
 from gumba.quants._codec import Codec
 
 
@@ -47,7 +47,7 @@ def register(modules: Iterable[Any]) -> Mapping[int, Any]:
 
 
 #: Every block format, by its type id in GGUF.
-FORMATS: Mapping[int, Any] = register((f32, f16, q4_0, q4_1, q8_0, q6_k, bf16))
+FORMATS: Mapping[int, Any] = register((f32, f16, q4_0, q4_1, q8_0, q6_k, bf16, mxfp4))
 
 
 def get(name_or_id: str | int) -> Any:

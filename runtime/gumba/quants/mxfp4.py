@@ -1,0 +1,121 @@
+"""MXFP4: 32 weights in 17 bytes, 4.25 bits per weight (Open Compute Project, Microscaling Formats 1.0, 2023).
+
+    byte   0        1        2               16
+           eeeeeeee bbbbaaaa bbbbaaaa        bbbbaaaa        e scale, a power of two (e8m0)
+                    q16  q0  q17  q1  ...    q31  q15        a low nibble: weights 0-15, b high nibble: weights 16-31
+
+           smmm                                              a nibble: sign, then 0 1 2 3 4 6 8 12 by mmm
+
+    weight[i] = 2 ** (e - 128) * (-1) ** s * (0, 1, 2, 3, 4, 6, 8, 12)[m]
+
+The standard's values are half of these, its scale twice as large. Quantizing: e so that the power of two in the largest
+magnitude becomes 8 (at least e = 0); the others go to the nearest value, halfway between two to the smaller one.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from gumba.quants._codec import Codec, Loop
+
+NAME = "mxfp4"
+GGML_TYPE = 39
+BLOCK_SIZE = 32
+TYPE_SIZE = 17
+DTYPE = np.dtype([("e", "u1"), ("qs", "u1", 16)])
+
+
+@functools.cache
+def loops() -> tuple[Loop, Loop]:
+    """The compiled encoder and decoder."""
+    from gumba.kernels.jit import inline
+    from gumba.quants import _compiled as c
+
+    codec_entry, floats_at, words_at, bytes_at = c.codec_entry, c.floats_at, c.words_at, c.bytes_at
+    largest_size, float_of = c.largest_size, c.float_of
+
+    @inline
+    def scale_of(e: int) -> Any:
+        """2 ** (e - 128), for e of 0 and 1 subnormal."""
+        normal = np.uint32((np.uint32(e) - np.uint32(1)) << np.uint32(23))
+        small = np.uint32(np.uint32(0x00200000) << np.uint32(e & 1))
+        return float_of(small if e < 2 else normal)
+
+    @inline
+    def size_of(m: int) -> Any:
+        """The magnitude that three bits stand for."""
+        return np.int32(m + (m - 4 if m > 4 else 0) + (2 if m == 7 else 0))
+
+    @inline
+    def code_of(x: float, d: float) -> Any:
+        """The nibble whose value, times ``d``, is nearest to x."""
+        size = abs(x)
+        best, least = np.int32(0), size
+        for m in range(1, 8):
+            error = abs(d * np.float32(size_of(m)) - size)
+            best, least = (np.int32(m), error) if error < least else (best, least)
+        return np.int32(best | np.int32(8)) if x < np.float32(0) and best > 0 else best
+
+    @codec_entry
+    def encode(x_address: int, out_address: int, n_blocks: int, length: int) -> int:
+        strange = 0
+        for b in range(n_blocks):
+            x = floats_at(x_address + b * 128, 32)
+            out = bytes_at(out_address + b * 17, 17)
+            largest = largest_size(words_at(x_address + b * 128, 32), length)
+            if largest >= np.uint32(0x7F800000):
+                strange = 1
+            e = max(np.int32(largest >> np.uint32(23)) - 2, 0)
+            d = scale_of(e)
+            out[0] = np.uint8(e)
+            for i in range(length // 2):
+                out[i + 1] = np.uint8(code_of(x[i], d) | np.int32(code_of(x[i + 16], d) << np.int32(4)))
+        return strange
+
+    @codec_entry
+    def decode(data_address: int, out_address: int, n_blocks: int, length: int) -> int:
+        for b in range(n_blocks):
+            data = bytes_at(data_address + b * 17, 17)
+            out = floats_at(out_address + b * 128, 32)
+            d = scale_of(np.int32(data[0]))
+            for i in range(length // 2):
+                for half in range(2):
+                    q = np.int32(np.int32(data[i + 1]) >> np.int32(4 * half))
+                    size = size_of(q & 7)
+                    out[i + 16 * half] = d * np.float32(-size if q & 8 else size)
+        return 0
+
+    return encode, decode
+
+
+_codec = Codec(NAME, BLOCK_SIZE, TYPE_SIZE, loops)
+quantize = _codec.quantize
+dequantize = _codec.dequantize
+
+# How the kernels read it -----------------------------------------------------------------------------------------------
+
+#: What a product's activations are turned into first: int8 blocks (``gumba.kernels.q8``).
+ACTIVATION = "q8"
+#: What is woven of a block: (byte offset, bytes of an element, elements).
+PIECES = ((0, 1, 1), (1, 4, 4))
+
+
+def unpack(s: Any, isa: Any, address: Any) -> Any:
+    """A woven block in registers: signed where the instruction set multiplies those, else with 128 added."""
+    from gumba.quants import _woven
+    from gumba.simd.value import F32, I8, I32
+
+    signed = isa.dot_signed is not None
+    weights = []
+    for q in _woven.nibbles(s, isa, address + isa.lanes):
+        m, zero = q & 7, s.zero(I8, q.lanes)
+        size = m + s.select(m.compare(">", 4), m - 4, zero) + s.select(m.compare("==", 7), zero + 2, zero)
+        weight = s.select(q.compare(">", 7), zero - size, size)
+        weights.append(weight if signed else weight ^ -128)
+    e = s.load(address, I8, isa.lanes).unsigned_to(I32)
+    bits = s.select(e.compare(">", 1), (e - 1) << 23, (e + 1) << 21)
+    scale = bits.bits(F32, isa.lanes)
+    return _woven.Block(weights, scale, w_max=12 if signed else 140, offset=0 if signed else 128, signed=signed)
