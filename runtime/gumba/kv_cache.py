@@ -27,16 +27,22 @@ EXTENT_PAGES = 16
 class KVShape:
     """What one layer keeps of a token: ``head_dim`` elements of a key and ``v_dim`` of a value for each KV head.
 
-    0 heads: nothing.
+    0 heads: nothing. ``kv_type``: None for the cache's.
     """
 
     n_kv_heads: int
     head_dim: int
     v_dim: int
+    kv_type: str | None = None
+
+    @classmethod
+    def of_rows(cls, width: int) -> KVShape:
+        """A row of ``width`` float32, whatever the cache's ``kv_type``: what ``Program.short_convolution`` reads."""
+        return cls(1, 0, -(-width // 32) * 32, "f32")
 
     def bytes_per_page(self, kv_type: str) -> int:
         """Memory of a page in this layer. Raises RequestError for an unknown ``kv_type``."""
-        pages = _format(kv_type)
+        pages = _format(self.kv_type or kv_type)
         return self.n_kv_heads * (pages.key_bytes(self.head_dim) + pages.value_bytes(self.v_dim))
 
 
@@ -48,7 +54,7 @@ class KVCache:
     """
 
     def __init__(self, shapes: Sequence[KVShape], n_pages: int, kv_type: str = "f16") -> None:
-        pages = _format(kv_type)
+        _format(kv_type)
         n_extents = -(-n_pages // EXTENT_PAGES)
         extent_pages = -(-n_pages // n_extents)
         self.page_tokens = PAGE_TOKENS
@@ -68,6 +74,7 @@ class KVCache:
         self.layouts: list[KVLayout] = []
         first = int(memory.ctypes.data)
         for shape in shapes:
+            pages = _format(shape.kv_type or kv_type)
             k_page, v_page = pages.key_bytes(shape.head_dim), pages.value_bytes(shape.v_dim)
             k_head, v_head = extent_pages * k_page, extent_pages * v_page
             layout = KVLayout(
@@ -82,7 +89,7 @@ class KVCache:
                 n_kv_heads=shape.n_kv_heads,
                 head_dim=shape.head_dim,
                 v_dim=shape.v_dim,
-                kv_type=kv_type,
+                kv_type=pages.name,
             )
             self.layouts.append(layout)
             first += shape.n_kv_heads * (k_head + v_head)
@@ -186,8 +193,9 @@ class KVCache:
             while at + alike < len(self.layouts) and _shape(self.layouts[at + alike]) == _shape(first):
                 alike += 1
             start = first.pages - int(self._memory.ctypes.data)
-            if first.n_kv_heads:
+            if first.n_kv_heads and first.k_page:
                 keys.append(_Area(self._memory, alike, first, start, first.k_head, first.k_page))
+            if first.n_kv_heads:
                 values.append(_Area(self._memory, alike, first, start + first.v_offset, first.v_head, first.v_page))
             at += alike
         return keys + values
@@ -216,8 +224,8 @@ def _format(kv_type: object) -> PageFormat:
     return formats[kv_type]
 
 
-def _shape(layout: KVLayout) -> tuple[int, int, int]:
-    return layout.n_kv_heads, layout.head_dim, layout.v_dim
+def _shape(layout: KVLayout) -> tuple[int, int, int, str]:
+    return layout.n_kv_heads, layout.head_dim, layout.v_dim, layout.kv_type
 
 
 class _Area:

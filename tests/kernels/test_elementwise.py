@@ -211,3 +211,9 @@ def test_generic_and_best_round_alike_where_no_set_differs() -> None:
 @pytest.mark.parametrize("n_heads, width, step", [(1, 1, 0), (4, 32, 32), (16, 128, 192), (3, 65, 0), (128, 7, 9)])
 def test_parts_of_heads_of_any_size(n_heads: int, width: int, step: int) -> None:
     setups.setup_copy_heads(ISA, n_heads, width, step).check()
+
+
+@pytest.mark.parametrize("width, n_taps", [(1, 1), (32, 4), (33, 2), (160, 3)])
+def test_short_convolutions_of_any_size(width: int, n_taps: int) -> None:
+    setups.setup_short_conv(ISA, width, n_taps).check()
+    setups.setup_store_rows(ISA, width=-(-width // 32) * 32).check()

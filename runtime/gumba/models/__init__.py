@@ -31,6 +31,7 @@ from gumba.models import (
     granite,
     granitemoe,
     internlm2,
+    lfm2,
     llama,
     olmo2,
     phi2,
@@ -60,7 +61,7 @@ ARCHITECTURES: dict[str, ModuleType] = {
     for module in (
         llama, qwen, qwen2, qwen2moe, qwen3, qwen3moe, chatglm, glm4, gemma, gemma2, gemma3, phi2, phi3, gpt2, gptneox,
         starcoder2, stablelm, falcon, internlm2, olmo2, baichuan, granite, granitemoe, smollm3, exaone4,
-        cohere2, deepseek2, gpt_oss,
+        cohere2, deepseek2, gpt_oss, lfm2,
     )
 }  # fmt: skip
 

@@ -81,15 +81,18 @@ def read_common(
     norm: str = "layer_norm_rms_epsilon",
     freq_base: float = 10000.0,
     own_values: bool = False,
+    n_kv_heads: int | None = None,
 ) -> Config:
     """What all decoders say of themselves.
 
-    ``norm``: the key of the norms' epsilon; ``neox``: see ``Rope``; ``own_values``: values may have another size than keys.
+    ``norm``: the key of the norms' epsilon; ``neox``: see ``Rope``; ``own_values``: values may have another size than keys;
+    ``n_kv_heads``: None for a number that is the same in all layers.
     """
     path, name = keys.gguf.path, keys.name
     n_embd = keys.count("embedding_length", MAX_WIDTH)
     n_heads = keys.count("attention.head_count", MAX_WIDTH)
-    n_kv_heads = keys.count("attention.head_count_kv", MAX_WIDTH, n_heads)
+    if n_kv_heads is None:
+        n_kv_heads = keys.count("attention.head_count_kv", MAX_WIDTH, n_heads)
     if n_heads % n_kv_heads:
         raise ModelError(
             f"{path}: metadata {name}.attention.head_count {n_heads} is no multiple of head_count_kv {n_kv_heads}"
@@ -129,10 +132,12 @@ def read_experts(keys: Keys) -> tuple[int, int]:
     return (n_experts, n_used) if n_experts else (0, 0)
 
 
-def add_outer(t: Tensors, c: Config, *, norm_bias: bool = False, output_bias: bool = False) -> None:
-    """Embedding, last norm, output matrix (absent: the embedding), frequency factors."""
+def add_outer(
+    t: Tensors, c: Config, *, norm: str = "output_norm", norm_bias: bool = False, output_bias: bool = False
+) -> None:
+    """Embedding, last norm (``norm``: its name), output matrix (absent: the embedding), frequency factors."""
     t.add("token_embd", "token_embd.weight", c.n_vocab, c.n_embd)
-    t.add("output_norm", "output_norm.weight", c.n_embd)
+    t.add("output_norm", f"{norm}.weight", c.n_embd)
     t.add("output", "output.weight", c.n_vocab, c.n_embd, required=False)
     t.add("rope_freqs", "rope_freqs.weight", c.rope.dim // 2, required=False)
     if norm_bias:

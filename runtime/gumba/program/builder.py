@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from gumba.errors import ResourceError
-from gumba.kernels import activations, elementwise, embed, matmul, norms, q8, rope
+from gumba.kernels import activations, conv, elementwise, embed, matmul, norms, q8, rope
 from gumba.kernels import attention as att
 from gumba.kernels.op import BARRIER, CUT, FIRST_ARGUMENT, MAX_PIECES, N_OUTPUTS, N_TOKENS, RECORD_WORDS, Kernel, cut
 from gumba.kernels.packed import ROW_ALIGN, PackedMatrix, aligned_empty
@@ -406,6 +406,32 @@ class Program:
                 kind=pages.arithmetic(self.isa),
                 window=window,
             ),
+        )  # fmt: skip
+        return out
+
+    def short_convolution(self, x: Buffer, weight: np.ndarray, kv: Sequence[KVLayout], layer: int) -> Buffer:
+        """The sum over a token and those before it of x times a column of ``weight``, float32 [width, n_taps], the last its own.
+
+        The layer's pages keep x; they must hold rows of its width (``KVShape.of_rows``).
+        """
+        at, n_blocks = kv[layer], -(-x.width // q8.COLUMNS)
+        rows = (1, 0, n_blocks * q8.COLUMNS, "f32")
+        if (at.n_kv_heads, at.head_dim, at.v_dim, at.kv_type) != rows or len(weight) != x.width or x.count != N_TOKENS:
+            raise ValueError(
+                f"{x.name} has {x.width} columns, weights {weight.shape}; pages of {at.v_dim} {at.kv_type}"
+            )
+        taps = np.zeros((weight.shape[1], n_blocks * q8.COLUMNS), np.float32)
+        taps[:, : x.width] = weight.T
+        place = {"memory": at.pages + at.v_offset, "page_bytes": at.v_page, "extent_pages": at.extent_pages,
+                 "extent_bytes": at.extent_bytes, "row_bytes": 4 * at.v_dim, "n_blocks": n_blocks}  # fmt: skip
+        cache = self._caches.setdefault(at.pages, Buffer("kv", 0, 0, N_TOKENS))
+        self.append(conv.store_rows, place | {"x": x, "stride": x.row_bytes}, [x], [cache], ("tokens",))
+        out = self._buffer("short_conv", x.width)
+        self.append(
+            conv.short_conv,
+            place | {"weight": self.constant(taps, pad=False), "weight_stride": taps.strides[0], "n_taps": len(taps),
+                     "out": out, "stride": out.row_bytes},
+            [cache], [out], ("tile blocks", n_blocks), [cache],
         )  # fmt: skip
         return out
 

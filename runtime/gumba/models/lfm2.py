@@ -1,0 +1,94 @@
+"""lfm2: LFM2 (Liquid AI 2025): most layers mix neighbouring tokens by a short gated convolution, a few by attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gumba.errors import ModelError
+from gumba.gguf import GGUFFile
+from gumba.kv_cache import KVShape
+from gumba.models import decoder
+from gumba.models.decoder import WITHOUT, Config
+from gumba.models.keys import Keys
+from gumba.models.loader import MAX_LAYERS, MAX_WIDTH, Loader
+from gumba.models.tensors import Group, Tensors
+from gumba.program.builder import Buffer, KVLayout, Program
+
+NAME = "lfm2"
+FAMILIES = "LFM2 (350M, 700M, 1.2B, 2.6B)"
+
+
+@dataclass(frozen=True)
+class Lfm2Config(Config):
+    attends: tuple[bool, ...]  # of each layer: whether it has attention, or else a convolution
+    n_taps: int  # tokens that a convolution sees
+
+    @property
+    def kv_shapes(self) -> list[KVShape]:
+        """Of a convolution the cache keeps what it takes in."""
+        attention = KVShape(self.n_kv_heads, self.head_dim, self.head_dim)
+        return [attention if yes else KVShape.of_rows(self.n_embd) for yes in self.attends]
+
+
+def read_config(gguf: GGUFFile) -> Lfm2Config:
+    """Every key is required, has a default, or must have the one value that is computed here."""
+    keys = Keys(gguf, NAME)
+    keys.must_be(WITHOUT)
+    of_layers = keys.counts("attention.head_count_kv", keys.count("block_count", MAX_LAYERS), MAX_WIDTH)
+    found = set(of_layers) - {0}
+    if len(found) != 1:
+        raise ModelError(f"{gguf.path}: metadata lfm2.attention.head_count_kv: expected 0 or one and the same number")
+    common = decoder.read_common(keys, neox=True, freq_base=1000000.0, n_kv_heads=found.pop())
+    config: Lfm2Config = common.extended(
+        Lfm2Config,
+        attends=tuple(n > 0 for n in of_layers),
+        n_taps=keys.count("shortconv.l_cache", 64),
+    )
+    keys.finish()
+    return config
+
+
+def load_weights(loader: Loader, c: Lfm2Config) -> Group:
+    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    t = Tensors(loader.gguf, c.n_layers)
+    decoder.add_outer(t, c, norm="token_embd_norm")
+    for i, attends in enumerate(c.attends):
+        decoder.add_norms(t, c, i, "attn_norm", "ffn_norm")
+        if attends:
+            decoder.add_attention(t, c, i)
+            t.add("attn_q_norm", "attn_q_norm.weight", c.head_dim, layer=i)
+            t.add("attn_k_norm", "attn_k_norm.weight", c.head_dim, layer=i)
+        else:
+            t.split(
+                "shortconv.in_proj.weight",
+                dict.fromkeys(("conv_in", "conv_out", "conv_x"), c.n_embd),
+                c.n_embd,
+                layer=i,
+            )
+            t.add("conv", "shortconv.conv.weight", c.n_embd, c.n_taps, layer=i)
+            t.add("conv_proj", "shortconv.out_proj.weight", c.n_embd, c.n_embd, layer=i)
+        decoder.add_feed_forward(t, c, i)
+    return t.load(loader, numbers=("conv",))
+
+
+def forward(p: Program, c: Lfm2Config, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    table = decoder.rotation(p, c.rope, n_ctx, w.rope_freqs)
+    x = p.embed(w.token_embd)
+    for i, layer in enumerate(w.layers):
+        h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
+        if c.attends[i]:
+            x = decoder.head_normed_attention(p, c, layer, h, kv, i, table, residual=x)
+        else:
+            x = _convolution(p, layer, h, kv, i, residual=x)
+        h = p.rms_norm(x, layer.ffn_norm, c.norm_eps)
+        x = decoder.swiglu(p, layer, h, residual=x)
+    return decoder.outputs(p, c, w, x)
+
+
+def _convolution(p: Program, layer: Group, h: Buffer, kv: Sequence[KVLayout], i: int, residual: Buffer) -> Buffer:
+    """A gate on what goes into the convolution, another on what comes out."""
+    taken = p.multiply(p.matmul(layer.conv_in, h), p.matmul(layer.conv_x, h))
+    mixed = p.short_convolution(taken, layer.conv, kv, i)
+    return p.matmul(layer.conv_proj, p.multiply(p.matmul(layer.conv_out, h), mixed), residual=residual)
