@@ -25,6 +25,7 @@ from gumba.program.experts import moe
 
 NAME = "deepseek2"
 FAMILIES = "DeepSeek-V2, V2-Lite, Coder-V2, V2.5, V3, R1"
+VERIFIED = ("transformers", "llama.cpp")
 #: ``expert_gating_func``: how a router's scores become weights.
 GATINGS = {1: "softmax", 2: "sigmoid"}
 

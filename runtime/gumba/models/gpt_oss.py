@@ -22,6 +22,7 @@ from gumba.program.experts import moe
 
 NAME = "gpt-oss"
 FAMILIES = "gpt-oss-20b, gpt-oss-120b"
+VERIFIED = ("transformers", "llama.cpp")
 #: Of so many layers the last sees everything.
 PERIOD = 2
 #: Of the experts' SwiGLU.

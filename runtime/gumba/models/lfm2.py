@@ -17,6 +17,7 @@ from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "lfm2"
 FAMILIES = "LFM2 (350M, 700M, 1.2B, 2.6B)"
+VERIFIED = ("transformers", "llama.cpp")
 
 
 @dataclass(frozen=True)
