@@ -177,3 +177,20 @@ def test_one_file_by_name_or_pattern(hub: Hub, tmp_path: Path) -> None:
     hub.server_close()  # nobody answers now: a file that was named is in the cache
     done = fetched("training.log")
     assert done.returncode == 0 and done.stdout == "not needed\n", done.stdout + done.stderr
+
+
+def test_every_file_that_a_conversion_may_read_is_fetched() -> None:
+    """Names of files in the converter's source are all among those that are asked for."""
+    import fnmatch
+    import re
+
+    import gumba_convert
+    from gumba_convert.hub import NEEDED
+
+    named = re.compile(r'"([\w.-]+(?:/[\w.-]+)?\.(?:json|model|txt|tiktoken|jinja|py|safetensors))"')
+    found = set()
+    for path in Path(gumba_convert.__path__[0]).rglob("*.py"):
+        found |= set(named.findall(path.read_text(encoding="utf-8")))
+    found -= {"tokenizer.ggml.model"}  # a key of metadata
+    assert {"config.json", "qwen.tiktoken", "vocab.txt"} <= found
+    assert [name for name in sorted(found) if not any(fnmatch.fnmatch(name, each) for each in NEEDED)] == []
