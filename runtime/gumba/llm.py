@@ -17,6 +17,7 @@ import numpy as np
 from gumba import session
 from gumba.conversation import Conversation
 from gumba.engine.engine import Engine
+from gumba.engine.sequence import Judging
 from gumba.errors import EngineError, ModelError, RequestError
 from gumba.gguf import GGUFFile
 from gumba.loaded import LoadedModel
@@ -25,6 +26,7 @@ from gumba.params import BeamSearchParams, ContrastiveSearchParams, SamplingPara
 from gumba.progress import Progress
 from gumba.requests import (
     ChatOptions,
+    Judged,
     Messages,
     ParamsOf,
     Pooled,
@@ -436,6 +438,38 @@ class LLM:
         if pooling == "none":
             return [rows.astype(np.float32) for rows in found]
         return np.concatenate([*found, np.empty((0, self.model.config.n_embd))]).astype(np.float32)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of what a classifier tells apart, in the order of ``classify``'s columns; empty where it has none."""
+        return tuple(getattr(self.model.config, "labels", ()))
+
+    def rerank(self, query: str, documents: Iterable[str]) -> list[float]:
+        """How well each of ``documents`` answers ``query``, by a cross-encoder: what its head gives, greater is better.
+
+        Query and document are read together, as the model was trained; the logistic function makes a probability of a score.
+        Raises RequestError for a model without such a head and for texts that do not fit its context, else as ``embed``.
+        """
+        return [float(row[0]) for row in self._judged(self._requests.ranks(query, documents))]
+
+    def classify(self, texts: str | Iterable[Judged]) -> np.ndarray[Any, Any]:
+        """What a classifier says of texts: logits, float32 [texts, labels], in the order of ``labels``.
+
+        ``texts``: prompts as of ``generate``, or pairs ``(first, second)`` that are read together. The softmax of a row gives
+        probabilities where just one label is right. Raises RequestError for a model without a head, else as ``embed``.
+        """
+        rows = self._judged(self._requests.judgements(texts))
+        width: int = self.model.config.n_labels
+        return np.array(rows, np.float32).reshape(len(rows), width)
+
+    def _judged(self, sequences: list[Judging]) -> list[np.ndarray[Any, Any]]:
+        self._engine.finish(sequences)
+        for each in sequences:
+            if each.finish_reason == "cancelled":
+                raise EngineError("cancelled")
+            if not np.isfinite(each.scores).all():
+                raise ModelError(f"what the model says of a text of {each.n_prompt} tokens is not finite")
+        return [each.scores for each in sequences]
 
     def score(self, prompt: Prompt, continuation: Prompt) -> list[Logprobs]:
         """Log-probability of each token of ``continuation`` after ``prompt``, by the model's own logits.

@@ -15,7 +15,7 @@ from gumba.engine.beam import BeamSearch
 from gumba.engine.contrastive import ContrastiveSearch
 from gumba.engine.draft import DraftRunner, ModelDrafter
 from gumba.engine.lookup import PromptLookup
-from gumba.engine.sequence import Embedding, Generation, Scoring
+from gumba.engine.sequence import Embedding, Generation, Judging, Scoring
 from gumba.errors import RequestError, ResourceError
 from gumba.outputs import BeamSearchOutput, BeamSearchSequence, CompletionOutput, FinishReason, RequestOutput
 from gumba.params import BeamSearchParams, ContrastiveSearchParams, SamplingParams, show
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 #: A prompt: text, or token ids.
 Prompt = str | Sequence[int] | np.ndarray[Any, Any]
 Messages = Sequence[Mapping[str, Any]]
+#: What a classifier judges: a prompt, or two texts that it reads together.
+Judged = Prompt | tuple[str, str]
 #: One for all requests, or one for each of them.
 ParamsOf = SamplingParams | Sequence[SamplingParams | None] | None
 #: Told how many tokens of prompts have been read, and how many there are.
@@ -266,6 +268,41 @@ class Requests:
             ids = self._fitting(self.prompt_ids(prompt), "prompt")
             sequences.append(Embedding(ids, self._config.n_embd, kind, whole=not self._config.causal))
         return sequences
+
+    def ranks(self, query: str, documents: Iterable[str]) -> list[Judging]:
+        """How well each of ``documents`` answers ``query``, by the head of a cross-encoder."""
+        if isinstance(documents, str) or not isinstance(documents, Iterable):
+            raise RequestError(f"documents: expected a list of texts, found {show(documents)}")
+        n_labels = self._check_head()
+        if n_labels != 1:
+            raise RequestError(f"the model is a classifier of {n_labels} labels, not a reranker: use classify")
+        return [Judging(self._pair_ids(query, document)) for document in documents]
+
+    def judgements(self, texts: str | Iterable[Judged]) -> list[Judging]:
+        """What a classifier's head says of each of ``texts``."""
+        self._check_head()
+        found = []
+        for text in _listed(texts):  # type: ignore[arg-type]
+            if isinstance(text, tuple) and len(text) == 2 and all(isinstance(part, str) for part in text):
+                first, second = text
+                found.append(Judging(self._pair_ids(str(first), str(second))))
+            else:
+                found.append(Judging(self._fitting(self.prompt_ids(text), "prompt")))
+        return found
+
+    def _pair_ids(self, first: str, second: str) -> list[int]:
+        """Token ids of two texts; of a model that tells types of tokens apart they say the type, too."""
+        self._check_usable()
+        ids, types = self._tokenizer.encode_pair(first, second)
+        if self._config.n_types > 1:
+            ids = [token + self._config.n_vocab * kind for token, kind in zip(ids, types)]
+        return self._fitting(ids, "the two texts")
+
+    def _check_head(self) -> int:
+        n_labels: int = getattr(self._config, "n_labels", 0)
+        if not n_labels:
+            raise RequestError(f"this {self._config.architecture} model has no head that judges texts")
+        return n_labels
 
     def _check_causal(self) -> None:
         if not self._config.causal:

@@ -223,6 +223,7 @@ def test_closed_standard_streams(tiny: Path, tmp_path: Path, home: Path, name: s
         "models": "",
         "inspect": f"{tiny}",
         "tokenize": f"{tiny} hello",
+        "embed": f"{tiny} hello -t 1",
         "convert": f"{source} -o {tmp_path}/out.gguf",
         "export": f"{tiny} -o {tmp_path}/%s",
         "bench": f"{tiny} --prompt 4 --gen 1 --repeat 1 -t 1",

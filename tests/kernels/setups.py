@@ -12,7 +12,7 @@ from harness import GENERIC, Batch, Setup, packed, random_rows, rows
 
 from gumba.kernels import activations, conv, elementwise, embed, experts, jit, matmul, norms, q8, rope
 from gumba.kernels import attention as att
-from gumba.kernels.op import N_OUTPUTS, N_TOKENS, Kernel
+from gumba.kernels.op import N_OUTPUTS, N_TOKENS, POSITIONS, TOKENS, Kernel
 from gumba.kernels.packed import aligned_empty
 from gumba.kernels.pages import page_formats
 from gumba.quants import FORMATS, q4_1
@@ -255,14 +255,16 @@ def setup_scale_rows(isa: Isa, width: int = 100, n: int = 5) -> Setup:
                  keep=[held, held_factors])  # fmt: skip
 
 
-def setup_add_positions(isa: Isa, width: int = 100) -> Setup:
+def setup_add_table(isa: Isa, width: int = 100, of_types: bool = False) -> Setup:
     rng = rng_of(17)
     positions = [5, 0, 8, 8, 1]
     x, table = rng.standard_normal((5, width)).astype(np.float32), rng.standard_normal((9, width)).astype(np.float32)
     held, held_table, out = rows(x), rows(table), rows(np.zeros((5, width), np.float32))
-    arguments = {"count": N_TOKENS, "x": address(held), "table": address(held_table), "table_stride": held_table.strides[0],
+    arguments = {"count": N_TOKENS, "index": TOKENS if of_types else POSITIONS, "divisor": 50 if of_types else 1,
+                 "x": address(held), "table": address(held_table), "table_stride": held_table.strides[0],
                  "out": address(out), "stride": out.strides[0], "n_blocks": n_blocks(width)}  # fmt: skip
-    return Setup(elementwise.add_positions, arguments, Batch(5, positions=positions), out, lambda a: a[:, :width],
+    tokens = [50 * position + 7 * i for i, position in enumerate(positions)] if of_types else []
+    return Setup(elementwise.add_table, arguments, Batch(5, tokens=tokens, positions=positions), out, lambda a: a[:, :width],
                  oracles.combine("add", x, table[positions]), keep=[held, held_table])  # fmt: skip
 
 
@@ -365,14 +367,14 @@ def setup_embed(isa: Isa, format: ModuleType = q4_1, n_rows: int = 37, columns: 
     columns = columns or (512 if format.BLOCK_SIZE == 256 else 160)
     raw = random_rows(format, n_rows, columns, rng_of(7))
     w = packed(format, raw, columns, isa)
-    tokens = [n_rows - 1, 0, 5, 5, *range(n_rows)]
+    tokens = [n_rows - 1, 0, 5, 5, *range(n_rows), n_rows + 2]
     out = rows(np.zeros((len(tokens), columns), np.float32))
     scratch = aligned_empty(50 * embed.SCRATCH)
-    arguments = {"w": w.address, "group_bytes": w.group_bytes, "n_blocks": w.n_blocks, "scratch": address(scratch),
-                 "out": address(out), "out_stride": out.strides[0]}  # fmt: skip
+    arguments = {"w": w.address, "n_rows": n_rows, "group_bytes": w.group_bytes, "n_blocks": w.n_blocks,
+                 "scratch": address(scratch), "out": address(out), "out_stride": out.strides[0]}  # fmt: skip
     dense = np.asarray(format.dequantize(raw)).reshape(n_rows, columns)
     return Setup(embed.embed(format, isa), arguments, Batch(len(tokens), tokens=tokens), out, lambda a: a[:, :columns],
-                 oracles.embed(dense, tokens), keep=[w, scratch])  # fmt: skip
+                 oracles.embed(dense, [token % n_rows for token in tokens]), keep=[w, scratch])  # fmt: skip
 
 
 def setup_rope(
@@ -689,7 +691,7 @@ TABLE: dict[str, Callable[[Isa], Setup]] = {
     "activations.swiglu_oai": setup_swiglu_oai,
     "conv.short_conv": setup_short_conv,
     "conv.store_rows": setup_store_rows,
-    "elementwise.add_positions": setup_add_positions,
+    "elementwise.add_table": setup_add_table,
     "elementwise.combine": setup_combine,
     "elementwise.copy_heads": setup_copy_heads,
     "elementwise.copy_columns": setup_copy_columns,

@@ -128,7 +128,8 @@ def test_copies_and_sums_of_any_width(width: int) -> None:
             setups.setup_combine(ISA, kind, width=width, n=3, row=row).check()
     setups.setup_scale(ISA, width=width, n=3).check()
     setups.setup_scale_rows(ISA, width=width, n=3).check()
-    setups.setup_add_positions(ISA, width=width).check()
+    setups.setup_add_table(ISA, width=width).check()
+    setups.setup_add_table(ISA, width=width, of_types=True).check()
     setups.setup_select_rows(ISA, width=width).check()
 
 

@@ -68,6 +68,7 @@ CASES: dict[str, tuple[Callable[[Program, Buffer, Buffer], Buffer], Callable[[np
     "scale_rows": (lambda p, x, y: p.scale_rows(x, p.slice(y, 5, 1)), lambda x, y: x * y[:, 5:6]),
     "softcap": (lambda p, x, y: p.softcap(x, 2.0), lambda x, y: 2 * np.tanh(x / 2)),
     "add_positions": (lambda p, x, y: p.add_positions(x, TABLE), lambda x, y: x + TABLE[POSITIONS]),
+    "add_types": (lambda p, x, y: p.add_types(x, TABLE, 9), lambda x, y: x + TABLE[TOKENS // 9]),
     "slice": (lambda p, x, y: p.slice(p.scale(x, 3.0), 7, 65), lambda x, y: 3 * x[:, 7:]),
     "join_heads": (
         lambda p, x, y: p.join_heads(3, [(x, 4, 7, 20), (p.scale(y, 2.0), 50, 15, 0), (x, 0, 2, 35)]),
@@ -91,7 +92,12 @@ CASES: dict[str, tuple[Callable[[Program, Buffer, Buffer], Buffer], Callable[[np
 
 @pytest.mark.parametrize(
     "name, selected",
-    [(name, selected) for name in CASES for selected in (False, True) if name != "add_positions" or not selected],
+    [
+        (name, selected)
+        for name in CASES
+        for selected in (False, True)
+        if name not in ("add_positions", "add_types") or not selected
+    ],
 )
 def test_operation(name: str, selected: bool) -> None:
     """Of all tokens' rows, or of those whose logits are wanted."""
@@ -134,6 +140,8 @@ def test_operations_check_what_they_are_given() -> None:
         lambda: p.head_norm(x, TABLE[0, :25], 0.1, 3, 24),
         lambda: p.add_positions(x, TABLE),  # 40 positions, 41 tokens of context
         lambda: p.add_positions(y, np.zeros((41, WIDTH))),
+        lambda: p.add_types(y, TABLE, 9),
+        lambda: p.add_types(x, TABLE, 0),
         lambda: p.activation(x, "swish"),
         lambda: p.scale_rows(x, y),
         lambda: p.join_heads(3, [(x, 0, 24, 24), (x, 1, 24, 24)]),

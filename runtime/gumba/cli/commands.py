@@ -23,12 +23,26 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from gumba._version import __version__
-from gumba.cli import batch, bench, chat, compile, convert, export, inspect, models, perplexity, pull, run, tokenize
+from gumba.cli import (
+    batch,
+    bench,
+    chat,
+    compile,
+    convert,
+    embed,
+    export,
+    inspect,
+    models,
+    perplexity,
+    pull,
+    run,
+    tokenize,
+)
 from gumba.cli.options import Formatter, in_options
 from gumba.cli.text import printable
 from gumba.errors import GumbaError
 
-COMMANDS = (run, chat, batch, pull, models, inspect, tokenize, convert, export, bench, perplexity, compile)
+COMMANDS = (run, chat, batch, embed, pull, models, inspect, tokenize, convert, export, bench, perplexity, compile)
 
 _EXAMPLES = """\
 examples:

@@ -437,3 +437,22 @@ class Embedding(Sequence):
                 self.vector /= self.n_prompt
             self.prompt_done = True
             self.finish_reason = "length"
+
+
+class Judging(Sequence):
+    """A text that an encoder's head judges, by the state of its first token: float32 [n_labels] in ``scores``."""
+
+    def __init__(self, tokens: Ordered[int]) -> None:
+        super().__init__(tokens)
+        self.most_cached = 0
+        self.whole, self.shares = True, False
+        self.scores = np.empty(0, np.float32)
+
+    def share(self, budget: int) -> tuple[list[int], Outputs]:
+        return self.tokens[:], "all"
+
+    def advance(self, count: int, rows: np.ndarray[Any, Any], sampler: Sampler) -> None:
+        self.scores = rows[0].copy()
+        self.n_cached += count
+        self.prompt_done = True
+        self.finish_reason = "length"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 
-from gumba.kernels.op import OUTPUT_ROWS, POSITIONS, Kernel, f4, kernel, next_unit, share
+from gumba.kernels.op import OUTPUT_ROWS, Kernel, f4, kernel, next_unit, share
 from gumba.simd.memory import load_f32, load_i32, load_i64, store_f32
 from gumba.simd.value import F32, Simd, Value, simd_function
 
@@ -87,16 +87,19 @@ def scale_rows(batch, thread, n_threads, count, x, factors, factors_stride, out,
 
 
 @kernel(divisible=True)
-def add_positions(batch, thread, n_threads, count, x, table, table_stride, out, stride, n_blocks):
-    """out = x + the row of the token's position. table: float32 [n_positions, width], rows ``table_stride`` bytes apart."""
+def add_table(batch, thread, n_threads, count, index, divisor, x, table, table_stride, out, stride, n_blocks):
+    """out = x + a row of a table for each token. table: float32 [n, width], rows ``table_stride`` bytes apart.
+
+    The number of the row is the token's ``index`` (POSITIONS, or TOKENS), divided by ``divisor``.
+    """
     n = load_i64(batch + count) * n_blocks
-    positions = load_i64(batch + POSITIONS)
+    indices = load_i64(batch + index)
     first = share(n, thread, n_threads)
     row = first // n_blocks
     block = first - row * n_blocks
     for _ in range(first, share(n, thread + 1, n_threads)):
         at = row * stride + block * 128
-        added = table + load_i32(positions + 4 * row) * table_stride + block * 128
+        added = table + load_i32(indices + 4 * row) // divisor * table_stride + block * 128
         _add_block(x + at, added, out + at)
         row, block = next_unit(row, block, n_blocks)
 

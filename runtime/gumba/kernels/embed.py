@@ -16,7 +16,10 @@ SCRATCH = 1024
 
 @functools.cache
 def embed(format: ModuleType, isa: Isa) -> Kernel:
-    """out[t] = w[tokens[t]]. ``scratch``: 64-byte aligned memory, SCRATCH bytes for each thread."""
+    """out[t] = w[tokens[t] mod n_rows]: where a model tells types of tokens apart, ids say the type, too.
+
+    ``scratch``: 64-byte aligned memory, SCRATCH bytes for each thread.
+    """
     lanes = isa.lanes
     block_bytes = sum(width * count for _, width, count in format.PIECES) * lanes
     if format.ACTIVATION == "f32":
@@ -26,12 +29,12 @@ def embed(format: ModuleType, isa: Isa) -> Kernel:
             s.store(scratch, format.unpack(s, isa, w))
 
         @kernel(variant=f"{format.NAME},{isa.name}")
-        def embed(batch, thread, n_threads, w, group_bytes, n_blocks, scratch, out, out_stride):
+        def embed(batch, thread, n_threads, w, n_rows, group_bytes, n_blocks, scratch, out, out_stride):
             n = load_i64(batch + N_TOKENS)
             tokens = load_i64(batch + TOKENS)
             scratch += thread * SCRATCH
             for t in range(share(n, thread, n_threads), share(n, thread + 1, n_threads)):
-                row = load_i32(tokens + 4 * t)
+                row = load_i32(tokens + 4 * t) % n_rows
                 group = w + row // lanes * group_bytes
                 for b in range(n_blocks):
                     column(group + b * block_bytes, scratch)
@@ -57,12 +60,12 @@ def embed(format: ModuleType, isa: Isa) -> Kernel:
         s.store(scratch + SUB + 8 * lanes, s.constant(bias, F32))
 
     @kernel(variant=f"{format.NAME},{isa.name}")
-    def embed(batch, thread, n_threads, w, group_bytes, n_blocks, scratch, out, out_stride):
+    def embed(batch, thread, n_threads, w, n_rows, group_bytes, n_blocks, scratch, out, out_stride):
         n = load_i64(batch + N_TOKENS)
         tokens = load_i64(batch + TOKENS)
         scratch += thread * SCRATCH
         for t in range(share(n, thread, n_threads), share(n, thread + 1, n_threads)):
-            row = load_i32(tokens + 4 * t)
+            row = load_i32(tokens + 4 * t) % n_rows
             group = w + row // lanes * group_bytes
             lane = row % lanes
             for b in range(n_blocks):

@@ -16,6 +16,7 @@ from gumba.kernels.pages import PAGE_TOKENS
 from gumba.kv_cache import KVCache, KVShape
 from gumba.models import (
     baichuan,
+    bert,
     chatglm,
     cohere2,
     deepseek2,
@@ -24,6 +25,7 @@ from gumba.models import (
     gemma,
     gemma2,
     gemma3,
+    gemma_embedding,
     glm4,
     gpt2,
     gpt_oss,
@@ -33,6 +35,8 @@ from gumba.models import (
     internlm2,
     lfm2,
     llama,
+    modern_bert,
+    nomic_bert,
     olmo2,
     phi2,
     phi3,
@@ -62,6 +66,7 @@ ARCHITECTURES: dict[str, ModuleType] = {
         llama, qwen, qwen2, qwen2moe, qwen3, qwen3moe, chatglm, glm4, gemma, gemma2, gemma3, phi2, phi3, gpt2, gptneox,
         starcoder2, stablelm, falcon, internlm2, olmo2, baichuan, granite, granitemoe, smollm3, exaone4,
         cohere2, deepseek2, gpt_oss, lfm2,
+        bert, nomic_bert, modern_bert, gemma_embedding,
     )
 }  # fmt: skip
 
@@ -95,7 +100,8 @@ def load_model(
 ) -> Model:
     """Read a model's weights, weave them for this processor, and write its program.
 
-    ``n_ctx``: most tokens of a sequence (None: the model's own, at most 4096); ``max_batch_tokens``: most tokens of a step;
+    ``n_ctx``: most tokens of a sequence (None: the model's own, at most 4096); ``max_batch_tokens``: most tokens of a step, or
+    ``n_ctx`` if that is more and the model an encoder, which computes all of a text in one step;
     ``kv_tokens``: tokens that the KV cache holds, all sequences together; ``kv_memory``: as many as fit so many bytes (neither:
     USUAL_CONTEXTS sequences of ``n_ctx``, or as many, but at least one, as fit an eighth of the memory there is); ``kv_type``:
     "f16", "bf16", "f32" or "q8_0" (8.5 bits per element), None for bf16 on processors that multiply it and else f16;
@@ -122,6 +128,8 @@ def load_model(
     elif n_threads is None:
         n_threads = default_threads()
     _check("n_threads", n_threads, MAX_THREADS)
+    if not config.causal:  # all of a text is computed in one step
+        max_batch_tokens = max(max_batch_tokens, n_ctx)
     processors = _processors()
     chosen = isa.current()
     if kv_type is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,9 @@ from gumba.models.rotary import Rope, frequencies, read_rope
 from gumba.models.tensors import Group, Tensors
 from gumba.program.builder import Buffer, KVLayout, Program
 from gumba.program.experts import moe
+
+#: GGUF's ``pooling_type``, by number. "rank": a head judges the text.
+POOLINGS = ("none", "mean", "first", "last", "rank")
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,13 @@ class Config:
     head_dim: int
     norm_eps: float
     rope: Rope
+    #: Which hidden states the model was trained to be judged by, one of ``POOLINGS``; "" where the file says nothing.
+    pooling: str = field(default="", kw_only=True)
 
     #: Whether a token sees only those before it, and the model has logits.
     causal = True
+    #: Types of tokens that are told apart (the first and the second text of a pair).
+    n_types = 1
 
     @property
     def n_q(self) -> int:
@@ -50,7 +57,7 @@ class Config:
 
     def extended(self, cls: type, **more: Any) -> Any:
         """The same as a ``cls`` (a Config with more fields)."""
-        return cls(**{field.name: getattr(self, field.name) for field in fields(Config)}, **more)
+        return cls(**{each.name: getattr(self, each.name) for each in fields(Config)}, **more)
 
 
 #: Largest number of experts, and of those that a token chooses.
@@ -108,8 +115,10 @@ def read_common(
             f"{path}: metadata {name}.attention.value_length {value_dim} differs from key_length {head_dim}"
         )
     n_ctx_train = keys.count("context_length", 1 << 30)
+    pooled = keys.has("pooling_type")
     return Config(
         architecture=name,
+        pooling=POOLINGS[keys.size("pooling_type", len(POOLINGS) - 1)] if pooled else "",
         n_vocab=keys.vocabulary_size(),
         n_ctx_train=n_ctx_train,
         n_layers=keys.count("block_count", MAX_LAYERS),
@@ -118,7 +127,7 @@ def read_common(
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,
-        norm_eps=keys.number(f"attention.{norm}", most=1.0),
+        norm_eps=keys.number(f"attention.{norm}", least=1e-30, most=1.0),
         rope=read_rope(keys, head_dim, n_ctx_train, neox=neox, freq_base=freq_base),
     )
 

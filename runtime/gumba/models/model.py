@@ -52,6 +52,8 @@ class Model:
         hidden, logits = outputs
         self._owns_team = owns_team
         self.config, self.kv, self.n_ctx = config, kv, n_ctx
+        #: Of an encoder that tells types of tokens apart, ids from n_vocab on are those of the second type, and so on.
+        self._n_ids = config.n_vocab * config.n_types
         self.n_threads = team.n_threads
         self.max_batch_tokens = program.max_rows
         self.isa = program.isa.name
@@ -60,10 +62,10 @@ class Model:
         self._weights = weights
         self._records = program.finish([hidden, logits])
         self._timing: Timing | None = None
-        self._hidden, self._logits = program.rows(hidden), program.rows(logits)
+        self._hidden, self._logits = program.rows(hidden), program.rows(logits)[:, : logits.width]
         tile = tile_tokens(program.most_grouped)
         units = split_units(self.n_threads) if self.n_threads > 1 else 0
-        limits = [config.n_vocab, n_ctx, kv.n_pages, self.max_batch_tokens, tile, program.most_kv_heads, units]
+        limits = [self._n_ids, n_ctx, kv.n_pages, self.max_batch_tokens, tile, program.most_kv_heads, units]
         self._limits = np.empty(LIMIT_WORDS, np.int64)
         self._limits[:] = limits
         self._gather = gather.bare
@@ -121,7 +123,7 @@ class Model:
         if self._batch[op.N_TOKENS // 8]:
             self._team.run(records, self._batch)
         n_outputs: int = self._batch[op.N_OUTPUTS // 8]
-        return self._logits[:n_outputs, : self.config.n_vocab]
+        return self._logits[:n_outputs]
 
     def _numbers(self, chunks: Sequence[Chunk]) -> np.ndarray:
         """What ``gumba.kernels.gather`` reads: int64, nothing in it checked but that all are integers."""
@@ -131,7 +133,7 @@ class Model:
         for chunk in chunks:
             ids, position, table, outputs = chunk
             if type(ids) is not list or type(table) is not list:
-                ids, table = token_ids(ids, self.config.n_vocab).tolist(), _page_ids(table).tolist()
+                ids, table = token_ids(ids, self._n_ids).tolist(), _page_ids(table).tolist()
             words += (len(ids), position, len(table), OUTPUTS[outputs])
             tokens += ids
             pages += table
@@ -153,7 +155,7 @@ class Model:
         """Raise RequestError for what is wrong with a step; nothing when all is well."""
         total = 0
         for chunk in chunks:
-            ids, table = token_ids(chunk.tokens, self.config.n_vocab), _page_ids(chunk.pages)
+            ids, table = token_ids(chunk.tokens, self._n_ids), _page_ids(chunk.pages)
             first = _index(chunk.position)
             end = first + len(ids)
             if first < 0 or end > self.n_ctx:

@@ -16,7 +16,19 @@ import numpy as np
 from gumba.errors import ResourceError
 from gumba.kernels import activations, conv, elementwise, embed, matmul, norms, q8, rope
 from gumba.kernels import attention as att
-from gumba.kernels.op import BARRIER, CUT, FIRST_ARGUMENT, MAX_PIECES, N_OUTPUTS, N_TOKENS, RECORD_WORDS, Kernel, cut
+from gumba.kernels.op import (
+    BARRIER,
+    CUT,
+    FIRST_ARGUMENT,
+    MAX_PIECES,
+    N_OUTPUTS,
+    N_TOKENS,
+    POSITIONS,
+    RECORD_WORDS,
+    TOKENS,
+    Kernel,
+    cut,
+)
 from gumba.kernels.packed import ROW_ALIGN, PackedMatrix, aligned_empty
 from gumba.kernels.pages import PAGE_TOKENS, page_formats
 from gumba.simd.isa import Isa
@@ -156,12 +168,12 @@ class Program:
     # What an architecture writes -----------------------------------------------------------------------------------
 
     def embed(self, w: PackedMatrix) -> Buffer:
-        """Rows of ``w`` for this step's token ids."""
+        """Rows of ``w`` for this step's token ids (past its rows they count from 0 again: see ``add_types``)."""
         self._keep.append(w.data)
         out = self._buffer("embed", w.columns)
         self.append(
             embed.embed(w.format, self.isa),
-            {"w": w.address, "group_bytes": w.group_bytes, "n_blocks": w.n_blocks, "scratch": -1,
+            {"w": w.address, "n_rows": w.rows, "group_bytes": w.group_bytes, "n_blocks": w.n_blocks, "scratch": -1,
              "out": out, "out_stride": out.row_bytes},
             [], [out], ("tokens",), work=Work(row_bytes=len(w.data) // max(1, w.rows)),
         )  # fmt: skip
@@ -300,11 +312,21 @@ class Program:
         """x plus the row of ``table``, float32 [n_positions, width], at each token's position."""
         if x.count != N_TOKENS or len(table) < self.max_context or table.shape[1:] != (x.width,):
             raise ValueError(f"positions {table.shape} for {x.width} columns and a context of {self.max_context}")
+        return self._add_table("add_positions", x, table, POSITIONS, 1)
+
+    def add_types(self, x: Buffer, table: np.ndarray, n_vocab: int) -> Buffer:
+        """x plus the row of ``table``, float32 [n_types, width], of each token's type: its id, divided by ``n_vocab``."""
+        if x.count != N_TOKENS or not len(table) or table.shape[1:] != (x.width,) or n_vocab < 1:
+            raise ValueError(f"types {table.shape} for {x.width} columns, {n_vocab} ids of each")
+        return self._add_table("add_types", x, table, TOKENS, n_vocab)
+
+    def _add_table(self, name: str, x: Buffer, table: np.ndarray, index: int, divisor: int) -> Buffer:
         padded = np.zeros((len(table), x.row_bytes // 4), np.float32)
         padded[:, : x.width] = table
-        out = self._buffer("add_positions", x.width)
-        arguments = {"x": x, "table": self.constant(padded, pad=False), "table_stride": padded.strides[0], "out": out}
-        self._elementwise(elementwise.add_positions, arguments, [x], out)
+        out = self._buffer(name, x.width)
+        arguments = {"index": index, "divisor": divisor, "x": x, "table": self.constant(padded, pad=False),
+                     "table_stride": padded.strides[0], "out": out}  # fmt: skip
+        self._elementwise(elementwise.add_table, arguments, [x], out)
         return out
 
     def slice(self, x: Buffer, first: int, width: int) -> Buffer:

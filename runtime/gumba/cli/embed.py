@@ -1,0 +1,53 @@
+"""``gumba embed``: vectors that stand for texts."""
+
+from __future__ import annotations
+
+import argparse
+
+from gumba.cli.engine import open_llm
+from gumba.cli.options import Commands, add_context, add_model, add_threads, command
+from gumba.cli.text import argument_text, print_json, read_text
+from gumba.errors import RequestError
+
+_EXAMPLES = """
+gumba embed model.gguf "The cat sat on the mat." "A dog ran."
+gumba embed model.gguf -f sentences.txt --json
+echo "a line is a text" | gumba embed model.gguf --pooling cls
+"""
+
+
+def add_parser(commands: Commands) -> None:
+    """Add ``embed`` to the command line."""
+    parser = command(commands, "embed", embed, "make vectors that stand for texts", _EXAMPLES)
+    add_model(parser)
+    parser.add_argument("texts", metavar="TEXT", nargs="*", help="the texts (default: the lines of stdin)")
+    parser.add_argument("-f", "--file", metavar="FILE", help="take the lines of a file as texts; - is stdin")
+    parser.add_argument(
+        "--pooling",
+        choices=("mean", "cls", "last", "none"),
+        help="which tokens' states make the vector; none: one for each token (default: as the model was trained)",
+    )
+    parser.add_argument("--no-normalize", action="store_true", help="leave vectors as long as they are")
+    add_context(parser)
+    add_threads(parser)
+    parser.add_argument("-q", "--quiet", action="store_true", help="no notices on stderr")
+    parser.add_argument("--json", action="store_true", help="print one JSON object with all vectors")
+
+
+def embed(args: argparse.Namespace) -> int:
+    """Carry out ``gumba embed``: one line of numbers per vector."""
+    if args.texts and args.file is not None:
+        raise RequestError("give texts as arguments or with -f, not both")
+    texts = [argument_text(text) for text in args.texts] or read_text(args.file or "-").splitlines()
+    if not texts:
+        raise RequestError("there are no texts")
+    llm, _ = open_llm(args)
+    with llm:
+        vectors = llm.embed(texts, pooling=args.pooling, normalize=not args.no_normalize)
+    if args.json:
+        print_json({"embeddings": [vector.tolist() for vector in vectors]})
+        return 0
+    for vector in vectors:
+        for row in vector if vector.ndim == 2 else [vector]:
+            print(" ".join(f"{number:.7g}" for number in row.tolist()))
+    return 0

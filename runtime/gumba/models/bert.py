@@ -1,0 +1,53 @@
+"""bert: BERT and RoBERTa (Devlin et al. 2019, Liu et al. 2019): encoders, in which every token sees the whole text.
+
+Learned positions and types of tokens; LayerNorm after each half of a layer; GELU; biases everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from gumba.gguf import GGUFFile
+from gumba.models import decoder, encoder
+from gumba.models.encoder import ENCODERS_WITHOUT, EncoderConfig
+from gumba.models.keys import Keys
+from gumba.models.loader import Loader
+from gumba.models.tensors import Group, Tensors
+from gumba.program.builder import Buffer, KVLayout, Program
+
+NAME = "bert"
+FAMILIES = "BERT, MiniLM, E5, BGE, GTE, Arctic Embed, RoBERTa, XLM-RoBERTa, and their rerankers and classifiers"
+VERIFIED = ("transformers", "llama.cpp")
+
+
+def read_config(gguf: GGUFFile) -> EncoderConfig:
+    """Every key is required, has a default, or must have the one value that is computed here."""
+    keys = Keys(gguf, NAME)
+    keys.must_be(ENCODERS_WITHOUT)
+    common = decoder.read_common(keys, neox=False, norm="layer_norm_epsilon")
+    config: EncoderConfig = encoder.read_encoder(keys, common)
+    keys.finish()
+    return config
+
+
+def load_weights(loader: Loader, c: EncoderConfig) -> Group:
+    """Read and weave everything."""
+    t = Tensors(loader.gguf, c.n_layers)
+    encoder.add_embedding(t, c)
+    t.add("position_embd", "position_embd.weight", c.n_ctx_train, c.n_embd)
+    for i in range(c.n_layers):
+        encoder.add_encoder_layer(t, c, i, gate=False)
+    encoder.add_head(t, c)
+    return t.load(loader, numbers=("position_embd", "token_types"))
+
+
+def forward(p: Program, c: EncoderConfig, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the head's, float32 [n_outputs, n_labels]."""
+    x = p.add_positions(encoder.embedded(p, c, w), w.position_embd)
+    x = p.layer_norm(x, w.token_embd_norm, w.token_embd_norm_bias, c.norm_eps)
+    for i, layer in enumerate(w.layers):
+        q, k, v = decoder.queries_keys_values(p, layer, x)
+        a = p.attention(q, k, v, kv, layer=i, scale=1.0 / math.sqrt(c.head_dim), causal=False)
+        x = encoder.normed_outputs(p, c, x, layer, a, "gelu", gate=False)
+    return encoder.outputs(p, c, w, p.select_outputs(x))

@@ -1,0 +1,127 @@
+"""What encoders have in common: all of a text in one step, how its hidden states become one vector, and heads that judge it.
+
+A head (of a cross-encoder that ranks documents, or of a classifier) makes a number for each label from the state of a text's
+first token. Without one there are no logits: what is asked for are hidden states.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from gumba.errors import ModelError
+from gumba.gguf import GGUFArray
+from gumba.models import decoder
+from gumba.models.decoder import WITHOUT, Config
+from gumba.models.keys import Keys
+from gumba.models.tensors import Group, Tensors
+from gumba.program.builder import Buffer, Program
+
+#: What no encoder has, but that a token sees all others.
+ENCODERS_WITHOUT: dict[str, tuple[object, ...]] = {
+    key: values for key, values in WITHOUT.items() if key != "attention.causal"
+} | {"attention.causal": (False,)}
+
+
+@dataclass(frozen=True)
+class EncoderConfig(Config):
+    """``n_labels``: numbers that the head gives, 0 without one; ``labels``: their names, where the file has any; ``n_types``:
+    types of tokens told apart."""
+
+    n_labels: int
+    labels: tuple[str, ...]
+    n_types: int = field(kw_only=True)
+
+    causal = False
+
+
+def read_encoder(keys: Keys, common: Config, kind: type = EncoderConfig, **more: Any) -> Any:
+    """What encoders say of themselves beside their sizes: ``common`` as a ``kind`` of EncoderConfig, with ``more`` fields."""
+    n_labels, labels = _read_labels(keys)
+    return common.extended(kind, n_labels=n_labels, labels=labels, n_types=_count_types(keys), **more)
+
+
+def _read_labels(keys: Keys) -> tuple[int, tuple[str, ...]]:
+    """How many numbers the head gives, and the names of what they are for."""
+    n_labels = 0
+    for name in ("cls.output.weight", "cls.weight"):
+        tensor = keys.gguf.tensors.get(name)
+        if tensor is not None:
+            n_labels = tensor.shape[0]
+            break
+    key = "classifier.output_labels"
+    labels: tuple[Any, ...] = ()
+    if keys.has(key):
+        value = keys.gguf.metadata[f"{keys.name}.{key}"]
+        labels = tuple(value.to_list()) if isinstance(value, GGUFArray) else (value,)
+        if len(labels) != n_labels or not all(isinstance(label, str) for label in labels):
+            raise ModelError(
+                f"{keys.gguf.path}: metadata {keys.name}.{key}: expected the names of the head's {n_labels} labels"
+            )
+    return n_labels, labels
+
+
+def _count_types(keys: Keys) -> int:
+    """Types of tokens that the file has vectors for; 1 where it has none."""
+    tensor = keys.gguf.tensors.get("token_types.weight")
+    if tensor is None or len(tensor.shape) != 2:
+        return 1
+    return int(tensor.shape[0])
+
+
+def add_embedding(t: Tensors, c: EncoderConfig, *, bias: bool = True) -> None:
+    """Token embedding, token types, and the norm behind them."""
+    t.add("token_embd", "token_embd.weight", c.n_vocab, c.n_embd)
+    t.add("token_types", "token_types.weight", c.n_types, c.n_embd, required=False)
+    t.add("token_embd_norm", "token_embd_norm.weight", c.n_embd)
+    if bias:
+        t.add("token_embd_norm_bias", "token_embd_norm.bias", c.n_embd)
+
+
+def add_encoder_layer(t: Tensors, c: Config, i: int, *, gate: bool) -> None:
+    """A layer with a norm after each half."""
+    decoder.add_attention(t, c, i)
+    decoder.add_norms(t, c, i, "attn_output_norm", "layer_output_norm", bias=True)
+    decoder.add_feed_forward(t, c, i, gate=gate)
+
+
+def add_head(t: Tensors, c: EncoderConfig) -> None:
+    """The head: a layer of its own (absent in some), and the product that gives the labels' numbers."""
+    t.add("cls", "cls.weight", c.n_embd, c.n_embd, required=False)
+    t.add("cls_bias", "cls.bias", c.n_embd, required=False)
+    t.add("cls_norm", "cls.norm.weight", c.n_embd, required=False)
+    t.add("cls_output", "cls.output.weight", c.n_labels, c.n_embd, required=c.n_labels > 0)
+    t.add("cls_output_bias", "cls.output.bias", c.n_labels, required=False)
+
+
+def embedded(p: Program, c: EncoderConfig, w: Group) -> Buffer:
+    """The tokens' vectors with those of their types, without a norm."""
+    x = p.embed(w.token_embd)
+    if w.token_types is None:
+        return x
+    return p.add_row(x, w.token_types[0]) if c.n_types == 1 else p.add_types(x, w.token_types, c.n_vocab)
+
+
+def normed_outputs(
+    p: Program, c: EncoderConfig, x: Buffer, layer: Group, attended: Buffer, kind: str, *, gate: bool
+) -> Buffer:
+    """The rest of a layer with a norm after each half, from what its attention gives."""
+    x = p.matmul(layer.attn_output, attended, residual=x, bias=layer.attn_output_bias)
+    x = p.layer_norm(x, layer.attn_output_norm, layer.attn_output_norm_bias, c.norm_eps)
+    x = (decoder.gated if gate else decoder.plain)(p, layer, x, kind, residual=x)
+    return p.layer_norm(x, layer.layer_output_norm, layer.layer_output_norm_bias, c.norm_eps)
+
+
+def outputs(p: Program, c: EncoderConfig, w: Group, hidden: Buffer, kind: str = "tanh") -> tuple[Buffer, Buffer]:
+    """The last hidden states, and what the head makes of them, float32 [n_outputs, n_labels]; without a head, them again.
+
+    ``kind``: the activation of the head's own layer.
+    """
+    if not c.n_labels:
+        return hidden, hidden
+    x = hidden
+    if w.cls is not None:
+        x = p.activation(p.matmul(w.cls, x, bias=w.cls_bias), kind)
+        if w.cls_norm is not None:
+            x = p.layer_norm(x, w.cls_norm, None, c.norm_eps)
+    return hidden, p.matmul(w.cls_output, x, bias=w.cls_output_bias)

@@ -1,0 +1,50 @@
+"""nomic-bert: Nomic Embed 1 and 1.5 (Nussbaum et al. 2024): as bert, with rotary positions, SwiGLU and no biases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from gumba.gguf import GGUFFile
+from gumba.models import decoder, encoder
+from gumba.models.encoder import ENCODERS_WITHOUT, EncoderConfig
+from gumba.models.keys import Keys
+from gumba.models.loader import Loader
+from gumba.models.tensors import Group, Tensors
+from gumba.program.builder import Buffer, KVLayout, Program
+
+NAME = "nomic-bert"
+FAMILIES = "Nomic Embed Text 1 and 1.5"
+VERIFIED = ("transformers", "llama.cpp")
+
+
+def read_config(gguf: GGUFFile) -> EncoderConfig:
+    """Every key is required, has a default, or must have the one value that is computed here."""
+    keys = Keys(gguf, NAME)
+    keys.must_be(ENCODERS_WITHOUT)
+    common = decoder.read_common(keys, neox=True, norm="layer_norm_epsilon")
+    config: EncoderConfig = encoder.read_encoder(keys, common)
+    keys.finish()
+    return config
+
+
+def load_weights(loader: Loader, c: EncoderConfig) -> Group:
+    """Read and weave everything."""
+    t = Tensors(loader.gguf, c.n_layers)
+    encoder.add_embedding(t, c)
+    for i in range(c.n_layers):
+        encoder.add_encoder_layer(t, c, i, gate=True)
+    encoder.add_head(t, c)
+    return t.load(loader, numbers=("token_types",))
+
+
+def forward(p: Program, c: EncoderConfig, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the head's, float32 [n_outputs, n_labels]."""
+    table = decoder.rotation(p, c.rope, n_ctx)
+    x = p.layer_norm(encoder.embedded(p, c, w), w.token_embd_norm, w.token_embd_norm_bias, c.norm_eps)
+    for i, layer in enumerate(w.layers):
+        q, k, v = decoder.queries_keys_values(p, layer, x)
+        q, k = decoder.turned(p, c, q, k, table)
+        a = p.attention(q, k, v, kv, layer=i, scale=1.0 / math.sqrt(c.head_dim), causal=False)
+        x = encoder.normed_outputs(p, c, x, layer, a, "silu", gate=True)
+    return encoder.outputs(p, c, w, p.select_outputs(x))

@@ -1,0 +1,88 @@
+"""Rerankers and classifiers: texts in, numbers out, against transformers with the checkpoint's own tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gumba import LLM
+from gumba.errors import RequestError
+
+DATA = Path(__file__).parent.parent / "data"
+NAMES = ["bert_pairs", "bert_ranks", "roberta", "xlmr", "modern_bert"]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def judge(request: pytest.FixtureRequest) -> Iterator[tuple[LLM, list[tuple[str, str]], np.ndarray]]:
+    """A model with a head, pairs of texts, and what transformers says of them: float32 [pairs, labels]."""
+    path = DATA / f"judge_{request.param}.gguf"
+    with np.load(path.with_suffix(".npz")) as golden:
+        pairs = [(str(first), str(second)) for first, second in golden["pairs"]]
+        scores = golden["pair_scores"]
+    with LLM(path, kv_type="f32", n_threads=2) as llm:
+        yield llm, pairs, scores
+
+
+def test_pairs(judge: tuple[LLM, list[tuple[str, str]], np.ndarray]) -> None:
+    llm, pairs, scores = judge
+    found = llm.classify(pairs)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, scores, rtol=1e-4, atol=1e-4)
+    assert len(llm.labels) == scores.shape[1]
+    assert llm.classify([]).shape == (0, scores.shape[1])
+    assert np.array_equal(np.concatenate([llm.classify([pair]) for pair in pairs]), found), "alone: the same bits"
+
+
+def test_rerank(judge: tuple[LLM, list[tuple[str, str]], np.ndarray]) -> None:
+    llm, pairs, scores = judge
+    query, documents = pairs[0][0], [second for _, second in pairs]
+    if scores.shape[1] > 1:
+        with pytest.raises(RequestError, match="not a reranker"):
+            llm.rerank(query, documents)
+        return
+    found = llm.rerank(query, documents)
+    assert found == [float(row[0]) for row in llm.classify([(query, document) for document in documents])]
+    assert found[0] == pytest.approx(float(scores[0, 0]), abs=1e-4)
+    assert llm.rerank(query, []) == []
+
+
+def test_one_text_and_token_ids(judge: tuple[LLM, list[tuple[str, str]], np.ndarray]) -> None:
+    llm, _, _ = judge
+    ids = llm.tokenizer.encode("the cat")
+    assert np.array_equal(llm.classify("the cat"), llm.classify([ids]))
+    assert not np.array_equal(llm.classify("the cat"), llm.classify([("the cat", "the cat")]))
+
+
+def test_what_is_refused(judge: tuple[LLM, list[tuple[str, str]], np.ndarray]) -> None:
+    llm, _, _ = judge
+    with pytest.raises(RequestError, match="do not fit"):
+        llm.classify([("a " * 300, "b")])
+    with pytest.raises(RequestError, match="without logits"):
+        llm.generate(["the cat"])
+    with pytest.raises(RequestError, match="documents"):
+        llm.rerank("the cat", "a dog")
+    with pytest.raises(RequestError, match="expected token ids"):
+        llm.classify([[llm.tokenizer.n_vocab]])
+
+
+def test_models_without_a_head() -> None:
+    for name in ("arch_bert", "model_plain"):
+        with LLM(DATA / f"{name}.gguf", n_threads=1) as llm:
+            assert llm.labels == ()
+            with pytest.raises(RequestError, match="no head"):
+                llm.classify(["a"])
+
+
+def test_embeddings_of_an_encoder() -> None:
+    """Pooled from the states of all tokens; texts together give the bits that they give alone."""
+    with LLM(DATA / "arch_bert.gguf", kv_type="f32", n_threads=2) as llm:
+        texts = ["the cat sat on the mat", "a dog ran"]
+        states = llm.embed(texts, pooling="none", normalize=False)
+        assert [len(each) for each in states] == [len(llm.tokenizer.encode(text)) for text in texts]
+        mean = llm.embed(texts, normalize=False)
+        np.testing.assert_allclose(mean, [each.mean(axis=0) for each in states], rtol=1e-5, atol=1e-6)
+        assert np.array_equal(llm.embed(texts, pooling="cls", normalize=False), [each[0] for each in states])
+        assert np.array_equal(llm.embed(texts[1], normalize=False)[0], mean[1])

@@ -1,0 +1,78 @@
+"""Every encoder, and decoders that embed: hidden states and heads of tiny random models against those of transformers.
+
+tools/make_arch_goldens.py made the files, as those of test_architectures.py. Texts pass a page of the KV cache, and the windows
+of models that have one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_architectures import EXACT, ROUNDED, architecture, has_logits, rewritten
+from tiny_models import DATA, distance, load, stored
+
+from gumba.kernels.pages import PAGE_TOKENS
+from gumba.models import ARCHITECTURES, Chunk, Model
+
+#: Heads on decoders, and on the mean of all tokens, are not run.
+NOT_RUN = ("arch_qwen2_labels", "arch_modern_bert_labels")
+FILES = [
+    path
+    for path in sorted(DATA.glob("arch_*.gguf"))
+    if architecture(path) in ARCHITECTURES and not has_logits(path) and path.stem not in NOT_RUN
+]
+NAMES = [path.stem.removeprefix("arch_") for path in FILES]
+
+
+def run(model: Model, *texts: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Hidden states and the head's numbers of every position, of texts that are computed together."""
+    chunks = [Chunk(text, 0, model.kv.allocate(-(-len(text) // PAGE_TOKENS)), "all") for text in texts]
+    rows, hidden = model.forward(chunks).copy(), model.hidden.copy()
+    for chunk in chunks:
+        model.kv.release(list(chunk.pages))
+    ends = np.cumsum([len(text) for text in texts])
+    return [(hidden[end - len(text) : end], rows[end - len(text) : end]) for text, end in zip(texts, ends)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_hidden_states_and_scores(path: Path) -> None:
+    """Stored are states, float32 [n_tokens, n_embd], or what a head gives, float32 [n_labels]."""
+    tokens, expected = stored(path)
+    assert len(tokens) > PAGE_TOKENS
+    model = load(path, kv_type="f32", n_threads=1)
+    try:
+        ((hidden, rows),) = run(model, tokens)
+        assert (expected.ndim == 1) == bool(getattr(model.config, "n_labels", 0))
+        assert distance(rows[0] if expected.ndim == 1 else hidden, expected) < EXACT
+    finally:
+        model.close()
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_same_bits_in_a_batch(path: Path) -> None:
+    """Texts of different lengths beside each other, with two threads: what each gives alone."""
+    model = load(path, n_threads=2, kv_tokens=8 * PAGE_TOKENS)
+    try:
+        tokens, _ = stored(path)
+        texts = [tokens[:50], tokens[20:23], tokens[::-1][:70], tokens[5:6]]
+        for text, (hidden, rows) in zip(texts, run(model, *texts)):
+            ((alone, alone_rows),) = run(model, text)
+            assert np.array_equal(hidden, alone) and np.array_equal(rows, alone_rows)
+    finally:
+        model.close()
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_quantized(path: Path, kind: str, tmp_path: Path) -> None:
+    """Block formats: what the same weights give as float32, but for the rounding of activations."""
+    states = []
+    for dequantized in (True, False):
+        file = rewritten(path, tmp_path / f"{dequantized}.gguf", kind, dequantized=dequantized)
+        model = load(file, kv_type="f32", n_threads=2)
+        states.append(run(model, stored(path)[0])[0][0])
+        model.close()
+    errors = np.sqrt(((states[1] - states[0]) ** 2).mean(axis=1) / (states[0] ** 2).mean(axis=1))
+    assert np.median(errors) < ROUNDED
