@@ -1,7 +1,7 @@
 """Where a step's time goes: every operation of the program, against what this machine can do at most.
 
 Times come from clocks between the program's records (``gumba.program.timing``); bytes and arithmetic from what operations say
-of themselves (``gumba.program.builder.Work``); the limits are measured here, by kernels that do nothing else.
+of themselves (``gumba.program.operation.Work``); the limits are measured here, by kernels that do nothing else.
 """
 
 from __future__ import annotations

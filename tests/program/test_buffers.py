@@ -89,7 +89,7 @@ def test_constants_are_padded_with_zeros() -> None:
 
 
 def test_too_little_memory_is_a_resource_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gumba.program import builder
+    from gumba.program import placing
 
     program = Program(current(), 1, 1 << 16)
     logits, _ = two_norms(program, named("f32"))
@@ -97,6 +97,6 @@ def test_too_little_memory_is_a_resource_error(monkeypatch: pytest.MonkeyPatch) 
     def nothing_left(n_bytes: int, alignment: int = 64) -> np.ndarray:
         raise MemoryError
 
-    monkeypatch.setattr(builder, "aligned_empty", nothing_left)
+    monkeypatch.setattr(placing, "aligned_empty", nothing_left)
     with pytest.raises(ResourceError, match="MB"):
         program.finish([logits])
