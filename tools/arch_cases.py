@@ -392,5 +392,19 @@ CASES = [
         head="ForConditionalGeneration",
     ),
     Case("command_r", "Cohere", {"tie_word_embeddings": True, "logit_scale": 0.5}),
+    Case(
+        "command_r_norms",
+        "Cohere",
+        # llama.cpp looks for norms of heads in models of at least 64 layers.
+        {
+            "num_hidden_layers": 64,
+            "hidden_size": 8,
+            "intermediate_size": 16,
+            "num_attention_heads": 2,
+            "logit_scale": 0.5,
+        }
+        | {"num_key_value_heads": 1, "use_qk_norm": True, "tie_word_embeddings": True},
+        {"use_qk_norm": False},
+    ),
     Case("seed_oss", "SeedOss", WIDE_HEADS | {"attention_bias": True, "tie_word_embeddings": True}),
 ]

@@ -19,6 +19,7 @@ from gumba.models import (
     bert,
     chatglm,
     cohere2,
+    command_r,
     deepseek2,
     exaone4,
     falcon,
@@ -45,6 +46,7 @@ from gumba.models import (
     qwen2moe,
     qwen3,
     qwen3moe,
+    seed_oss,
     smollm3,
     stablelm,
     starcoder2,
@@ -65,7 +67,7 @@ ARCHITECTURES: dict[str, ModuleType] = {
     for module in (
         llama, qwen, qwen2, qwen2moe, qwen3, qwen3moe, chatglm, glm4, gemma, gemma2, gemma3, phi2, phi3, gpt2, gptneox,
         starcoder2, stablelm, falcon, internlm2, olmo2, baichuan, granite, granitemoe, smollm3, exaone4,
-        cohere2, deepseek2, gpt_oss, lfm2,
+        command_r, cohere2, deepseek2, gpt_oss, lfm2, seed_oss,
         bert, nomic_bert, modern_bert, gemma_embedding,
     )
 }  # fmt: skip

@@ -177,6 +177,12 @@ def add_attention(t: Tensors, c: Config, i: int) -> None:
     t.add("attn_output_bias", "attn_output.bias", c.n_embd, layer=i, required=False)
 
 
+def add_head_norms(t: Tensors, c: Config, i: int) -> None:
+    """LayerNorms of queries and keys in layer ``i``, with weights of its own for each head; absent in some files."""
+    t.add("attn_q_norm", "attn_q_norm.weight", c.n_heads, c.head_dim, layer=i, required=False)
+    t.add("attn_k_norm", "attn_k_norm.weight", c.n_kv_heads, c.head_dim, layer=i, required=False)
+
+
 def add_feed_forward(t: Tensors, c: Config, i: int, *, gate: bool = True, fused: bool = False) -> None:
     """The feed-forward part of layer ``i``; ``fused``: gate and up in one tensor, in this order."""
     parts = {"ffn_gate": c.n_ff, "ffn_up": c.n_ff} if gate else {"ffn_up": c.n_ff}
@@ -227,6 +233,15 @@ def queries_keys_values(p: Program, layer: Group, h: Buffer) -> tuple[Buffer, Bu
         p.matmul(layer.attn_k, h, bias=layer.attn_k_bias),
         p.matmul(layer.attn_v, h, bias=layer.attn_v_bias),
     )
+
+
+def layer_normed_heads(p: Program, c: Config, layer: Group, q: Buffer, k: Buffer) -> tuple[Buffer, Buffer]:
+    """Queries and keys, each head behind its LayerNorm where the layer has one (``add_head_norms``)."""
+    if layer.attn_q_norm is not None:
+        q = p.head_norm(q, layer.attn_q_norm, c.norm_eps, c.n_heads, c.head_dim, centred=True)
+    if layer.attn_k_norm is not None:
+        k = p.head_norm(k, layer.attn_k_norm, c.norm_eps, c.n_kv_heads, c.head_dim, centred=True)
+    return q, k
 
 
 def turned(p: Program, c: Config, q: Buffer, k: Buffer, table: int, rope: Rope | None = None) -> tuple[Buffer, Buffer]:

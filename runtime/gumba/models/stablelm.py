@@ -48,8 +48,7 @@ def load_weights(loader: Loader, c: StableLMConfig) -> Group:
         if not c.parallel:
             decoder.add_norms(t, c, i, "ffn_norm", bias=True)
         decoder.add_attention(t, c, i)
-        t.add("attn_q_norm", "attn_q_norm.weight", c.n_heads, c.head_dim, layer=i, required=False)
-        t.add("attn_k_norm", "attn_k_norm.weight", c.n_kv_heads, c.head_dim, layer=i, required=False)
+        decoder.add_head_norms(t, c, i)
         decoder.add_feed_forward(t, c, i)
     return t.load(loader, numbers=("attn_q_norm", "attn_k_norm"))
 
@@ -61,11 +60,7 @@ def forward(p: Program, c: StableLMConfig, w: Group, kv: Sequence[KVLayout], n_c
     for i, layer in enumerate(w.layers):
         h = p.layer_norm(x, layer.attn_norm, layer.attn_norm_bias, c.norm_eps)
         q, k, v = decoder.queries_keys_values(p, layer, h)
-        if layer.attn_q_norm is not None:
-            q = p.head_norm(q, layer.attn_q_norm, c.norm_eps, c.n_heads, c.head_dim, centred=True)
-        if layer.attn_k_norm is not None:
-            k = p.head_norm(k, layer.attn_k_norm, c.norm_eps, c.n_kv_heads, c.head_dim, centred=True)
-        q, k = decoder.turned(p, c, q, k, table)
+        q, k = decoder.turned(p, c, *decoder.layer_normed_heads(p, c, layer, q, k), table)
         a = p.attention(q, k, v, kv, layer=i, scale=1.0 / math.sqrt(c.head_dim))
         x = p.matmul(layer.attn_output, a, residual=x, bias=layer.attn_output_bias)
         if not c.parallel:

@@ -1,0 +1,66 @@
+"""command-r: Command R, R+, Aya (Cohere 2024): attention and feed-forward part side by side after a LayerNorm without bias.
+
+Command R+ has a LayerNorm on every head of queries and keys, each head's with weights of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gumba.gguf import GGUFFile
+from gumba.models import decoder
+from gumba.models.decoder import WITHOUT, Config
+from gumba.models.keys import Keys
+from gumba.models.loader import Loader
+from gumba.models.tensors import Group, Tensors
+from gumba.program.builder import Buffer, KVLayout, Program
+
+NAME = "command-r"
+FAMILIES = "Command R, Command R+, Aya 23, Aya Expanse"
+VERIFIED = ("transformers", "llama.cpp")
+
+
+@dataclass(frozen=True)
+class CommandRConfig(Config):
+    logit_scale: float
+
+
+def read_config(gguf: GGUFFile) -> CommandRConfig:
+    """Every key is required, has a default, or must have the one value that is computed here."""
+    keys = Keys(gguf, NAME)
+    keys.must_be({key: values for key, values in WITHOUT.items() if key != "logit_scale"})
+    common = decoder.read_common(keys, neox=False, norm="layer_norm_epsilon")
+    config: CommandRConfig = common.extended(
+        CommandRConfig, logit_scale=keys.number("logit_scale", 0.0, zero=True) or 1.0
+    )
+    keys.finish()
+    return config
+
+
+def load_weights(loader: Loader, c: Config) -> Group:
+    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    t = Tensors(loader.gguf, c.n_layers)
+    decoder.add_outer(t, c)
+    for i in range(c.n_layers):
+        decoder.add_norms(t, c, i, "attn_norm")
+        decoder.add_attention(t, c, i)
+        decoder.add_head_norms(t, c, i)
+        decoder.add_feed_forward(t, c, i)
+    return t.load(loader, numbers=("attn_q_norm", "attn_k_norm"))
+
+
+def forward(p: Program, c: CommandRConfig, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    table = decoder.rotation(p, c.rope, n_ctx)
+    x = p.embed(w.token_embd)
+    for i, layer in enumerate(w.layers):
+        h = p.layer_norm(x, layer.attn_norm, None, c.norm_eps)
+        q, k, v = decoder.queries_keys_values(p, layer, h)
+        q, k = decoder.turned(p, c, *decoder.layer_normed_heads(p, c, layer, q, k), table)
+        a = p.attention(q, k, v, kv, layer=i, scale=1.0 / math.sqrt(c.head_dim))
+        x = p.matmul(layer.attn_output, a, residual=x, bias=layer.attn_output_bias)
+        x = decoder.swiglu(p, layer, h, residual=x)
+    hidden = p.layer_norm(p.select_outputs(x), w.output_norm, None, c.norm_eps)
+    return hidden, p.scale(p.matmul(w.output or w.token_embd, hidden), c.logit_scale)
