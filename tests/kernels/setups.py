@@ -11,10 +11,11 @@ import oracles
 from harness import GENERIC, Batch, Setup, packed, random_rows, rows
 
 from gumba.kernels import activations, conv, elementwise, embed, experts, jit, matmul, norms, q8, rope
-from gumba.kernels import attention as att
+from gumba.kernels import attention_layout as att
+from gumba.kernels.attention import attention, store_kv
 from gumba.kernels.op import N_OUTPUTS, N_TOKENS, POSITIONS, TOKENS, Kernel
 from gumba.kernels.packed import aligned_empty
-from gumba.kernels.pages import page_formats
+from gumba.kernels.pages import PART_TOKENS, page_formats
 from gumba.quants import FORMATS, q4_1
 from gumba.simd.isa import Isa
 
@@ -471,7 +472,7 @@ def setup_store_kv(
     arguments = cache.arguments(1) | {"k": address(held_k), "v": address(held_v), "k_stride": held_k.strides[0],
                                       "v_stride": held_v.strides[0]}  # fmt: skip
     slots = [int(table[p // 64]) * 64 + p % 64 for p in positions]
-    return Setup(att.store_kv(isa, cache.pages), arguments, Batch(len(slots), slots=slots), cache.memory, lambda a: a, expected,
+    return Setup(store_kv(isa, cache.pages), arguments, Batch(len(slots), slots=slots), cache.memory, lambda a: a, expected,
                  keep=[held_k, held_v, cache])  # fmt: skip
 
 
@@ -549,9 +550,9 @@ def setup_attention(
         "partials": address(partials) if split else 0, "scale": scale * unit, "cap": cap * att.LOG2_E,
     }  # fmt: skip
     variant = att.Variant(not causal, window > 0, cap > 0, slopes, sinks)
-    batch = Batch(start, tiles=tiles, split=-(-longest // att.PART_TOKENS) if split else 0)
+    batch = Batch(start, tiles=tiles, split=-(-longest // PART_TOKENS) if split else 0)
     return Setup(
-        att.attention(isa, cache.pages, variant), arguments, batch, out, lambda a: a[:, :width], np.concatenate(expected),
+        attention(isa, cache.pages, variant), arguments, batch, out, lambda a: a[:, :width], np.concatenate(expected),
         (6e-3 if kv_type == "bf16" else 1e-5) * max(1.0, sharpness), keep=[held, cache, partials, scaled],
     )  # fmt: skip
 

@@ -9,18 +9,17 @@ import pytest
 import setups
 from harness import ISAS, Batch, Setup, isa_id, same_bits
 
-from gumba.kernels.attention import (
-    BLOCK_ROWS,
+from gumba.kernels.attention import attention
+from gumba.kernels.attention_layout import (
     TILE_ROWS,
     Variant,
-    attention,
     partials_bytes,
     scratch_bytes,
     split_units,
     tile_rows,
     tile_tokens,
 )
-from gumba.kernels.pages import PART_TOKENS, SCRATCH, page_formats
+from gumba.kernels.pages import BLOCK_ROWS, PART_TOKENS, SCRATCH, page_formats
 from gumba.simd.isa import Isa
 
 ISA = ISAS[0]

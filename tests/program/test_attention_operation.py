@@ -13,7 +13,7 @@ import pytest
 from programs import batch, named, walk
 
 from gumba.kernels import op
-from gumba.kernels.attention import split_units, tile_tokens
+from gumba.kernels.attention_layout import split_units, tile_tokens
 from gumba.kv_cache import KVCache, KVShape
 from gumba.program.builder import Buffer, Program
 from gumba.simd.isa import current

@@ -10,7 +10,7 @@ import numpy as np
 
 from gumba.errors import EngineError, RequestError
 from gumba.kernels import op
-from gumba.kernels.attention import split_units, tile_tokens
+from gumba.kernels.attention_layout import split_units, tile_tokens
 from gumba.kernels.gather import LIMIT_WORDS, OUTPUTS, gather
 from gumba.kernels.pages import PAGE_TOKENS
 from gumba.kv_cache import KVCache

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gumba.kernels import attention as att
+from gumba.kernels import attention_layout as att
 from gumba.kernels import conv, embed, matmul, q8, rope
+from gumba.kernels.attention import attention, store_kv
 from gumba.kernels.op import BARRIER, FIRST_ARGUMENT, N_TOKENS, RECORD_WORDS
 from gumba.kernels.packed import PackedMatrix, aligned_empty
 from gumba.kernels.pages import PAGE_TOKENS, page_formats
@@ -153,7 +154,7 @@ class Program(Elementwise):
         self._scratch_bytes = max(self._scratch_bytes, att.scratch_bytes(pages, group, at.head_dim, at.v_dim))
         if k is not None and v is not None:
             self.append(
-                att.store_kv(self.isa, pages),
+                store_kv(self.isa, pages),
                 place | {"k": k, "v": v, "k_stride": k.row_bytes, "v_stride": v.row_bytes},
                 [k, v], [cache], ("tokens",),
             )  # fmt: skip
@@ -162,7 +163,7 @@ class Program(Elementwise):
         out = self._buffer("attention", n_heads * at.v_dim)
         unit = 1 / softcap if softcap > 0 else att.LOG2_E  # scores are made for tanh, or for powers of two
         self.append(
-            att.attention(self.isa, pages, variant),
+            attention(self.isa, pages, variant),
             place | {"q": q, "out": out, "stride": q.row_bytes, "out_stride": out.row_bytes, "scale": scale * unit,
                      "cap": softcap * att.LOG2_E, "partials": -1},
             [q, cache], [out], ("tiles",),

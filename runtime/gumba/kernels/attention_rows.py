@@ -1,0 +1,162 @@
+"""What attention does with a row of scores: adjusts them, makes weights of them, and merges the results of parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gumba.kernels.attention_layout import Variant
+from gumba.kernels.jit import inline
+from gumba.simd.isa import Isa
+from gumba.simd.maths import exp2, tanh
+from gumba.simd.memory import load_f32
+from gumba.simd.value import F32, I32, Simd, Value, simd_function
+
+
+def _softmax(isa: Isa):
+    """Softmax of the first ``visible`` scores of a part: scores to weights in place; their sum (+0) and maximum (+4).
+
+    Scores after the last visible one, up to a whole vector, become 0.
+    """
+
+    @simd_function("void(i8, i8, i8)")
+    def softmax(s: Simd, scores: Value, visible: Value, out: Value) -> None:
+        full = visible >> 4
+        rest = (visible & 15).to(I32)
+        tail = scores + (visible & -16) * 4
+        below = s.constant(float("-inf"), F32, 16)
+        place = s.constant(list(range(16)), I32, 16)
+        seen = place.compare("<", s.splat(rest, 16))
+        top = s.variable(below)
+        with s.loop(full) as i:
+            top.set(s.maximum(top.get(), s.load(scores + i * 64, F32, 16)))
+        with s.when(rest.compare(">", 0)):
+            top.set(s.maximum(top.get(), s.select(seen, s.load(tail, F32, 16), below)))
+        now = s.reduce(top.get(), s.maximum)
+        s.store(out + 4, now)
+        shift = s.splat(now, 16)
+        sums = s.variable(s.zero(F32, 16))
+        with s.loop(full) as i:
+            weights = exp2(s, isa, s.load(scores + i * 64, F32, 16) - shift)
+            s.store(scores + i * 64, weights)
+            sums.set(sums.get() + weights)
+        with s.when(rest.compare(">", 0)):
+            weights = exp2(s, isa, s.load(tail, F32, 16) - shift)
+            weights = s.select(seen, weights, s.zero(F32, 16))
+            s.store(tail, weights)
+            sums.set(sums.get() + weights)
+        s.store(out, s.reduce(sums.get(), lambda a, b: a + b))
+
+    return softmax
+
+
+def row_merge(isa: Isa):
+    """Add a part's row to that of the parts before it, both outputs of ``v_row`` elements with sum and maximum after them."""
+
+    @simd_function("void(i8, i8, i8)")
+    def merge(s: Simd, part: Value, whole: Value, v_row: Value) -> None:
+        total, to_total = part + v_row * 4, whole + v_row * 4
+        ours, theirs = s.load(to_total + 4, F32), s.load(total + 4, F32)
+        now = s.maximum(ours, theirs)
+        s.store(to_total + 4, now)
+        factors = exp2(s, isa, s.concatenate(s.splat(ours - now, 4), s.splat(theirs - now, 4)))
+        keep, add = s.lane(factors, 0), s.lane(factors, 4)
+        s.store(to_total, s.load(to_total, F32) * keep + s.load(total, F32) * add)
+        keep, add = s.splat(keep, 16), s.splat(add, 16)
+        with s.loop(v_row >> 4) as i:
+            at = i * 64
+            s.store(whole + at, s.load(whole + at, F32, 16) * keep + s.load(part + at, F32, 16) * add)
+
+    return merge
+
+
+@simd_function("void(i8, i8, i8)")
+def copy(s: Simd, x: Value, out: Value, n_vectors: Value) -> None:
+    with s.loop(n_vectors) as i:
+        s.store(out + i * 64, s.load(x + i * 64, F32, 16))
+
+
+@simd_function("void(i8, i8, i8, f4)")
+def scale_copy(s: Simd, x: Value, out: Value, n: Value, factor: Value) -> None:
+    with s.loop(n) as i:
+        s.store(out + i * 4, s.load(x + i * 4, F32) * factor)
+
+
+@simd_function("f4(f4)")
+def inverse(s: Simd, x: Value) -> Value:
+    return s.constant(1.0, F32) / x
+
+
+@simd_function("void(i8, i8)")
+def clear(s: Simd, x: Value, n_vectors: Value) -> None:
+    with s.loop(n_vectors) as i:
+        s.store(x + i * 64, s.zero(F32, 16))
+
+
+@simd_function("void(i8, i8, f4)")
+def _overwrite(s: Simd, x: Value, n: Value, number: Value) -> None:
+    """The first ``n`` of a vector's 16 numbers."""
+    chosen = s.constant(list(range(16)), I32, 16).compare("<", s.splat(n.to(I32), 16))
+    s.store(x, s.select(chosen, s.splat(number, 16), s.load(x, F32, 16)))
+
+
+def _adjust(isa: Isa, variant: Variant) -> Any:
+    """A compiled function: soft cap and slope for ``n_vectors`` of a row's scores, which begin ``distance`` keys before it."""
+
+    @simd_function("void(i8, i8, f4, f4, i8)")
+    def adjust(s: Simd, scores: Value, n_vectors: Value, cap: Value, slope: Value, distance: Value) -> None:
+        lanes = s.constant([float(i) for i in range(16)], F32, 16)
+        with s.loop(n_vectors) as i:
+            score = s.load(scores + i * 64, F32, 16)
+            if variant.softcap:
+                score = tanh(s, isa, score) * s.splat(cap, 16)
+            if variant.slopes:
+                away = s.absolute(s.splat((distance - i * 16).to(F32), 16) - lanes)
+                score = score - away * s.splat(slope, 16)
+            s.store(scores + i * 64, score)
+
+    return adjust
+
+
+def row_sink(isa: Isa) -> Any:
+    """A compiled function: what a row is multiplied by at the end, when a sink takes part in the sum at ``totals``."""
+
+    @simd_function("f4(i8, f4)")
+    def factor(s: Simd, totals: Value, sink: Value) -> Value:
+        total, top = s.load(totals, F32), s.load(totals + 4, F32)
+        now = s.maximum(top, sink)
+        powers = exp2(s, isa, s.concatenate(s.splat(top - now, 4), s.splat(sink - now, 4)))
+        ours = s.lane(powers, 0)
+        return ours / (total * ours + s.lane(powers, 4))
+
+    return factor
+
+
+def row_weights(isa: Isa, variant: Variant) -> Any:
+    """A compiled function: of one row, scores with a part's keys ``first`` up to ``last`` to weights, see ``_softmax``.
+
+    Scores are there, and weights are left, for whole vectors; what is none of the row's becomes 0.
+    """
+    softmax, adjust = _softmax(isa), _adjust(isa, variant)
+    adjusts, slopes, window = variant.softcap or variant.slopes, variant.slopes, variant.window
+    minus_infinity, zero = np.float32(-np.inf), np.float32(0)
+
+    @inline
+    def weigh(scores, first, last, out, cap, slope, distance):
+        begin = first // 16 * 16 if window else 0
+        if adjusts:
+            adjust(
+                scores + 4 * begin,
+                (last - begin + 15) // 16,
+                cap,
+                load_f32(slope) if slopes else zero,
+                distance - begin,
+            )
+        if window and begin < first:
+            _overwrite(scores + 4 * begin, first - begin, minus_infinity)
+        softmax(scores + 4 * begin, last - begin, out)
+        if window and begin < first:
+            _overwrite(scores + 4 * begin, first - begin, zero)
+
+    return weigh
