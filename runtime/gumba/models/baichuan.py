@@ -5,15 +5,13 @@ ALiBi is Press et al. 2022. What the 13B model is, is told by its 40 layers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from gumba.gguf import GGUFFile
 from gumba.models import decoder
-from gumba.models.decoder import WITHOUT, Config
-from gumba.models.keys import Keys
+from gumba.models.decoder import Config
 from gumba.models.loader import Loader
-from gumba.models.tensors import Group, Tensors
+from gumba.models.tensors import Group
 from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "baichuan"
@@ -25,23 +23,14 @@ ALIBI_LAYERS, ALIBI_BIAS = 40, 8.0
 
 def read_config(gguf: GGUFFile) -> Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    keys = Keys(gguf, NAME)
-    keys.must_be(WITHOUT)
-    keys.must_be({"tensor_data_layout": ("Meta AI original pth",)})
-    config = decoder.read_common(keys, neox=False)
-    keys.finish()
-    return config
+    with decoder.reading(gguf, NAME) as keys:
+        keys.must_be({"tensor_data_layout": ("Meta AI original pth",)})
+        return decoder.read_common(keys, neox=False)
 
 
 def load_weights(loader: Loader, c: Config) -> Group:
     """Read and weave everything; output shares the embedding where the file has none of its own."""
-    t = Tensors(loader.gguf, c.n_layers)
-    decoder.add_outer(t, c)
-    for i in range(c.n_layers):
-        decoder.add_norms(t, c, i, "attn_norm", "ffn_norm")
-        decoder.add_attention(t, c, i)
-        decoder.add_feed_forward(t, c, i)
-    return t.load(loader)
+    return decoder.table(loader.gguf, c).load(loader)
 
 
 def forward(p: Program, c: Config, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
@@ -51,11 +40,7 @@ def forward(p: Program, c: Config, w: Group, kv: Sequence[KVLayout], n_ctx: int)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
-        q, k, v = decoder.queries_keys_values(p, layer, h)
-        if slopes is None:
-            q, k = decoder.turned(p, c, q, k, table)
-        a = p.attention(q, k, v, kv, layer=i, scale=1.0 / math.sqrt(c.head_dim), slopes=slopes)
-        x = p.matmul(layer.attn_output, a, residual=x, bias=layer.attn_output_bias)
+        x = decoder.attention(p, c, layer, h, kv, i, table if slopes is None else None, residual=x, slopes=slopes)
         h = p.rms_norm(x, layer.ffn_norm, c.norm_eps)
         x = decoder.swiglu(p, layer, h, residual=x)
     return decoder.outputs(p, c, w, x)

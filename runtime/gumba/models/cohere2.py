@@ -10,48 +10,34 @@ from dataclasses import dataclass
 
 from gumba.gguf import GGUFFile
 from gumba.models import decoder
-from gumba.models.decoder import WITHOUT, Config
-from gumba.models.keys import Keys
+from gumba.models.decoder import WindowedConfig
 from gumba.models.loader import Loader
-from gumba.models.tensors import Group, Tensors
+from gumba.models.tensors import Group
 from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "cohere2"
 FAMILIES = "Command R7B, Command A"
 VERIFIED = ("transformers", "llama.cpp")
+#: Of so many layers the last sees everything.
+PERIOD = 4
 
 
 @dataclass(frozen=True)
-class Cohere2Config(Config):
-    window: int
-    windowed: tuple[bool, ...]
+class Cohere2Config(WindowedConfig):
     logit_scale: float
 
 
 def read_config(gguf: GGUFFile) -> Cohere2Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    keys = Keys(gguf, NAME)
-    keys.must_be({key: v for key, v in WITHOUT.items() if key not in ("attention.sliding_window", "logit_scale")})
-    common = decoder.read_common(keys, neox=False, norm="layer_norm_epsilon")
-    config: Cohere2Config = common.extended(
-        Cohere2Config,
-        window=keys.count("attention.sliding_window", 1 << 30),
-        windowed=decoder.windowed_layers(keys, common.n_layers, 4),
-        logit_scale=keys.number("logit_scale", 0.0, zero=True) or 1.0,
-    )
-    keys.finish()
-    return config
+    with decoder.reading(gguf, NAME, "attention.sliding_window", "logit_scale") as keys:
+        common = decoder.read_common(keys, neox=False, norm="layer_norm_epsilon")
+        scale = keys.number("logit_scale", 0.0, zero=True) or 1.0
+        return common.extended(Cohere2Config, **decoder.read_window(keys, common, PERIOD), logit_scale=scale)
 
 
-def load_weights(loader: Loader, c: Config) -> Group:
+def load_weights(loader: Loader, c: Cohere2Config) -> Group:
     """Read and weave everything; output shares the embedding where the file has none of its own."""
-    t = Tensors(loader.gguf, c.n_layers)
-    decoder.add_outer(t, c)
-    for i in range(c.n_layers):
-        decoder.add_norms(t, c, i, "attn_norm")
-        decoder.add_attention(t, c, i)
-        decoder.add_feed_forward(t, c, i)
-    return t.load(loader)
+    return decoder.table(loader.gguf, c, norms=("attn_norm",)).load(loader)
 
 
 def forward(p: Program, c: Cohere2Config, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
@@ -60,10 +46,8 @@ def forward(p: Program, c: Cohere2Config, w: Group, kv: Sequence[KVLayout], n_ct
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         h = p.layer_norm(x, layer.attn_norm, None, c.norm_eps)
-        local = c.windowed[i]
-        x = decoder.attention(
-            p, c, layer, h, kv, i, table if local else None, residual=x, window=c.window if local else 0
-        )
+        turning = table if c.windowed[i] else None
+        x = decoder.attention(p, c, layer, h, kv, i, turning, residual=x, window=c.window_of(i))
         x = decoder.swiglu(p, layer, h, residual=x)
     hidden = p.layer_norm(p.select_outputs(x), w.output_norm, None, c.norm_eps)
     return hidden, p.scale(p.matmul(w.output or w.token_embd, hidden), c.logit_scale)

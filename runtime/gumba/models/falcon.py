@@ -9,10 +9,9 @@ from collections.abc import Sequence
 
 from gumba.gguf import GGUFFile
 from gumba.models import decoder
-from gumba.models.decoder import WITHOUT, Config
-from gumba.models.keys import Keys
+from gumba.models.decoder import Config
 from gumba.models.loader import Loader
-from gumba.models.tensors import Group, Tensors
+from gumba.models.tensors import Group
 from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "falcon"
@@ -22,24 +21,17 @@ VERIFIED = ("transformers", "llama.cpp")
 
 def read_config(gguf: GGUFFile) -> Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    keys = Keys(gguf, NAME)
-    keys.must_be(WITHOUT)
-    keys.must_be({"tensor_data_layout": ("jploski",)})
-    config = decoder.read_common(keys, neox=True, norm="layer_norm_epsilon")
-    keys.finish()
-    return config
+    with decoder.reading(gguf, NAME) as keys:
+        keys.must_be({"tensor_data_layout": ("jploski",)})
+        return decoder.read_common(keys, neox=True, norm="layer_norm_epsilon")
 
 
 def load_weights(loader: Loader, c: Config) -> Group:
     """Read and weave everything; output shares the embedding where the file has none of its own."""
-    t = Tensors(loader.gguf, c.n_layers)
-    decoder.add_outer(t, c, norm_bias=True)
+    t = decoder.table(loader.gguf, c, norms=("attn_norm",), norm_bias=True, feed_forward="plain")
     for i in range(c.n_layers):
-        decoder.add_norms(t, c, i, "attn_norm", bias=True)
         t.add("attn_norm_2", "attn_norm_2.weight", c.n_embd, layer=i, required=False)
         t.add("attn_norm_2_bias", "attn_norm_2.bias", c.n_embd, layer=i, required=False)
-        decoder.add_attention(t, c, i)
-        decoder.add_feed_forward(t, c, i, gate=False)
     return t.load(loader)
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from gumba.gguf import GGUFFile
 from gumba.models import decoder
-from gumba.models.decoder import WITHOUT, Config
+from gumba.models.decoder import Config, WindowedConfig
 from gumba.models.keys import Keys
 from gumba.models.loader import Loader
-from gumba.models.tensors import Group, Tensors
+from gumba.models.tensors import Group
 from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "gemma2"
@@ -24,8 +24,7 @@ VERIFIED = ("transformers", "llama.cpp")
 
 
 @dataclass(frozen=True)
-class Gemma2Config(Config):
-    window: int
+class Gemma2Config(WindowedConfig):
     score_cap: float
     logit_cap: float
     query_scale: float
@@ -33,32 +32,31 @@ class Gemma2Config(Config):
 
 def read_config(gguf: GGUFFile) -> Gemma2Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    keys = Keys(gguf, NAME)
     own = ("attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping", "attention.scale")
-    keys.must_be({key: values for key, values in WITHOUT.items() if key not in own})
-    common = decoder.read_common(keys, neox=True)
-    # The largest of the family scales by the width over the number of heads, which is not the size of its heads.
-    usual = common.n_embd // common.n_heads if common.n_layers == 46 else common.head_dim
-    config: Gemma2Config = common.extended(
-        Gemma2Config,
-        window=keys.count("attention.sliding_window", 1 << 30, 4096),
-        score_cap=keys.number("attn_logit_softcapping", 50.0),
-        logit_cap=keys.number("final_logit_softcapping", 30.0),
-        query_scale=keys.number("attention.scale", 1.0 / math.sqrt(usual)),
-    )
-    keys.finish()
-    return config
+    with decoder.reading(gguf, NAME, *own) as keys:
+        common = decoder.read_common(keys, neox=True)
+        return common.extended(
+            Gemma2Config,
+            **decoder.read_window(keys, common, 2, default=4096),
+            score_cap=keys.number("attn_logit_softcapping", 50.0),
+            logit_cap=keys.number("final_logit_softcapping", 30.0),
+            query_scale=read_query_scale(keys, common, largest=46),
+        )
 
 
-def load_weights(loader: Loader, c: Config) -> Group:
+def read_query_scale(keys: Keys, common: Config, largest: int) -> float:
+    """What scores are scaled by.
+
+    The model of ``largest`` layers, the largest of its family, scales by the width over the number of heads, which is not the
+    size of its heads.
+    """
+    usual = common.n_embd // common.n_heads if common.n_layers == largest else common.head_dim
+    return keys.number("attention.scale", 1.0 / math.sqrt(usual))
+
+
+def load_weights(loader: Loader, c: Gemma2Config) -> Group:
     """Read and weave everything; output shares the embedding where the file has none of its own."""
-    t = Tensors(loader.gguf, c.n_layers)
-    decoder.add_outer(t, c)
-    for i in range(c.n_layers):
-        decoder.add_norms(t, c, i, "attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
-        decoder.add_attention(t, c, i)
-        decoder.add_feed_forward(t, c, i)
-    return t.load(loader)
+    return decoder.table(loader.gguf, c, norms=decoder.AROUND).load(loader)
 
 
 def forward(p: Program, c: Gemma2Config, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
@@ -67,13 +65,9 @@ def forward(p: Program, c: Gemma2Config, w: Group, kv: Sequence[KVLayout], n_ctx
     x = p.scale(p.embed(w.token_embd), math.sqrt(c.n_embd))
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
-        q, k, v = decoder.queries_keys_values(p, layer, h)
-        q, k = decoder.turned(p, c, q, k, table)
-        window = c.window if i % 2 == 0 else 0
-        a = p.attention(q, k, v, kv, layer=i, scale=c.query_scale, window=window, softcap=c.score_cap)
-        h = p.matmul(layer.attn_output, a, bias=layer.attn_output_bias)
-        x = p.add(x, p.rms_norm(h, layer.post_attention_norm, c.norm_eps))
-        h = decoder.gated(p, layer, p.rms_norm(x, layer.ffn_norm, c.norm_eps), "gelu_tanh")
-        x = p.add(x, p.rms_norm(h, layer.post_ffw_norm, c.norm_eps))
+        h = decoder.attention(
+            p, c, layer, h, kv, i, table, scale=c.query_scale, window=c.window_of(i), softcap=c.score_cap
+        )
+        x = decoder.normed_halves(p, c, layer, x, h, "gelu_tanh")
     hidden, logits = decoder.outputs(p, c, w, x)
     return hidden, p.softcap(logits, c.logit_cap)

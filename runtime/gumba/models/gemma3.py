@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 from gumba.gguf import GGUFFile
 from gumba.models import decoder
-from gumba.models.decoder import WITHOUT, Config
-from gumba.models.keys import Keys
+from gumba.models.decoder import WindowedConfig
+from gumba.models.gemma2 import read_query_scale
 from gumba.models.loader import Loader
-from gumba.models.tensors import Group, Tensors
+from gumba.models.tensors import Group
 from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "gemma3"
@@ -23,9 +23,7 @@ VERIFIED = ("transformers", "llama.cpp")
 
 
 @dataclass(frozen=True)
-class Gemma3Config(Config):
-    window: int
-    windowed: tuple[bool, ...]
+class Gemma3Config(WindowedConfig):
     local_freq_base: float
     logit_cap: float
     query_scale: float
@@ -33,35 +31,21 @@ class Gemma3Config(Config):
 
 def read_config(gguf: GGUFFile) -> Gemma3Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    keys = Keys(gguf, NAME)
     own = ("attention.sliding_window", "final_logit_softcapping", "attention.scale")
-    keys.must_be({key: values for key, values in WITHOUT.items() if key not in own})
-    common = decoder.read_common(keys, neox=True, freq_base=1000000.0)
-    # The largest of the family scales by the width over the number of heads, which is not the size of its heads.
-    usual = common.n_embd // common.n_heads if common.n_layers == 62 else common.head_dim
-    config: Gemma3Config = common.extended(
-        Gemma3Config,
-        window=keys.count("attention.sliding_window", 1 << 30),
-        windowed=decoder.windowed_layers(keys, common.n_layers, 6),
-        local_freq_base=keys.number("rope.freq_base_swa", 10000.0, least=1.001),
-        logit_cap=keys.number("final_logit_softcapping", 0.0, zero=True),
-        query_scale=keys.number("attention.scale", 1.0 / math.sqrt(usual)),
-    )
-    keys.finish()
-    return config
+    with decoder.reading(gguf, NAME, *own) as keys:
+        common = decoder.read_common(keys, neox=True, freq_base=1000000.0)
+        return common.extended(
+            Gemma3Config,
+            **decoder.read_window(keys, common, 6),
+            local_freq_base=keys.number("rope.freq_base_swa", 10000.0, least=1.001),
+            logit_cap=keys.number("final_logit_softcapping", 0.0, zero=True),
+            query_scale=read_query_scale(keys, common, largest=62),
+        )
 
 
-def load_weights(loader: Loader, c: Config) -> Group:
+def load_weights(loader: Loader, c: Gemma3Config) -> Group:
     """Read and weave everything; output shares the embedding where the file has none of its own."""
-    t = Tensors(loader.gguf, c.n_layers)
-    decoder.add_outer(t, c)
-    for i in range(c.n_layers):
-        decoder.add_norms(t, c, i, "attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
-        decoder.add_attention(t, c, i)
-        t.add("attn_q_norm", "attn_q_norm.weight", c.head_dim, layer=i)
-        t.add("attn_k_norm", "attn_k_norm.weight", c.head_dim, layer=i)
-        decoder.add_feed_forward(t, c, i)
-    return t.load(loader)
+    return decoder.table(loader.gguf, c, norms=decoder.AROUND, head_norms=True).load(loader)
 
 
 def forward(p: Program, c: Gemma3Config, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
@@ -71,14 +55,8 @@ def forward(p: Program, c: Gemma3Config, w: Group, kv: Sequence[KVLayout], n_ctx
     x = p.scale(p.embed(w.token_embd), math.sqrt(c.n_embd))
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
-        q, k, v = decoder.queries_keys_values(p, layer, h)
-        q = p.head_norm(q, layer.attn_q_norm, c.norm_eps, c.n_heads, c.head_dim)
-        k = p.head_norm(k, layer.attn_k_norm, c.norm_eps, c.n_kv_heads, c.head_dim)
-        q, k = decoder.turned(p, c, q, k, local if c.windowed[i] else everywhere)
-        a = p.attention(q, k, v, kv, layer=i, scale=c.query_scale, window=c.window if c.windowed[i] else 0)
-        h = p.matmul(layer.attn_output, a, bias=layer.attn_output_bias)
-        x = p.add(x, p.rms_norm(h, layer.post_attention_norm, c.norm_eps))
-        h = decoder.gated(p, layer, p.rms_norm(x, layer.ffn_norm, c.norm_eps), "gelu_tanh")
-        x = p.add(x, p.rms_norm(h, layer.post_ffw_norm, c.norm_eps))
+        table = local if c.windowed[i] else everywhere
+        h = decoder.head_normed_attention(p, c, layer, h, kv, i, table, scale=c.query_scale, window=c.window_of(i))
+        x = decoder.normed_halves(p, c, layer, x, h, "gelu_tanh")
     hidden, logits = decoder.outputs(p, c, w, x)
     return hidden, p.softcap(logits, c.logit_cap) if c.logit_cap else logits

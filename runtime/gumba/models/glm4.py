@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from gumba.gguf import GGUFFile
 from gumba.models import decoder
-from gumba.models.decoder import WITHOUT, Config
-from gumba.models.keys import Keys
+from gumba.models.decoder import Config
 from gumba.models.loader import Loader
-from gumba.models.tensors import Group, Tensors
+from gumba.models.tensors import Group
 from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "glm4"
@@ -19,22 +18,12 @@ VERIFIED = ("transformers", "llama.cpp")
 
 def read_config(gguf: GGUFFile) -> Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    keys = Keys(gguf, NAME)
-    keys.must_be(WITHOUT)
-    config = decoder.read_common(keys, neox=False)
-    keys.finish()
-    return config
+    return decoder.read_plain(gguf, NAME, neox=False)
 
 
 def load_weights(loader: Loader, c: Config) -> Group:
     """Read and weave everything; output shares the embedding where the file has none of its own."""
-    t = Tensors(loader.gguf, c.n_layers)
-    decoder.add_outer(t, c)
-    for i in range(c.n_layers):
-        decoder.add_norms(t, c, i, "attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
-        decoder.add_attention(t, c, i)
-        decoder.add_feed_forward(t, c, i, fused=True)
-    return t.load(loader)
+    return decoder.table(loader.gguf, c, norms=decoder.AROUND, feed_forward="fused").load(loader)
 
 
 def forward(p: Program, c: Config, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
@@ -44,7 +33,5 @@ def forward(p: Program, c: Config, w: Group, kv: Sequence[KVLayout], n_ctx: int)
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
         h = decoder.attention(p, c, layer, h, kv, i, table)
-        x = p.add(x, p.rms_norm(h, layer.post_attention_norm, c.norm_eps))
-        h = decoder.swiglu(p, layer, p.rms_norm(x, layer.ffn_norm, c.norm_eps))
-        x = p.add(x, p.rms_norm(h, layer.post_ffw_norm, c.norm_eps))
+        x = decoder.normed_halves(p, c, layer, x, h, "silu")
     return decoder.outputs(p, c, w, x)

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from gumba.gguf import GGUFFile
 from gumba.models import decoder
-from gumba.models.decoder import WITHOUT, Config
-from gumba.models.keys import Keys
+from gumba.models.decoder import Config
 from gumba.models.loader import Loader
-from gumba.models.tensors import Group, Tensors
+from gumba.models.tensors import Group
 from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "gpt2"
@@ -19,22 +18,13 @@ VERIFIED = ("transformers", "llama.cpp")
 
 def read_config(gguf: GGUFFile) -> Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    keys = Keys(gguf, NAME)
-    keys.must_be(WITHOUT)
-    config = decoder.read_common(keys, neox=False, norm="layer_norm_epsilon")
-    keys.finish()
-    return config
+    return decoder.read_plain(gguf, NAME, neox=False, norm="layer_norm_epsilon")
 
 
 def load_weights(loader: Loader, c: Config) -> Group:
     """Read and weave everything; output shares the embedding where the file has none of its own."""
-    t = Tensors(loader.gguf, c.n_layers)
-    decoder.add_outer(t, c, norm_bias=True)
+    t = decoder.table(loader.gguf, c, norm_bias=True, feed_forward="plain")
     t.add("position_embd", "position_embd.weight", c.n_ctx_train, c.n_embd)
-    for i in range(c.n_layers):
-        decoder.add_norms(t, c, i, "attn_norm", "ffn_norm", bias=True)
-        decoder.add_attention(t, c, i)
-        decoder.add_feed_forward(t, c, i, gate=False)
     return t.load(loader, numbers=("position_embd",))
 
 

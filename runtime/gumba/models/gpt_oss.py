@@ -6,17 +6,14 @@ softmax without a value: a head may attend to nothing.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from gumba.errors import ModelError
 from gumba.gguf import GGUFFile
 from gumba.models import decoder
-from gumba.models.decoder import WITHOUT, Config
-from gumba.models.keys import Keys
-from gumba.models.loader import MAX_WIDTH, Loader
-from gumba.models.tensors import Group, Tensors
+from gumba.models.decoder import ExpertsConfig, WindowedConfig
+from gumba.models.loader import Loader
+from gumba.models.tensors import Group
 from gumba.program.builder import Buffer, KVLayout, Program
 from gumba.program.experts import moe
 
@@ -30,42 +27,24 @@ ALPHA, LIMIT = 1.702, 7.0
 
 
 @dataclass(frozen=True)
-class GptOssConfig(Config):
-    window: int
-    windowed: tuple[bool, ...]
-    n_experts: int
-    n_used: int
-    n_ff_expert: int
+class GptOssConfig(WindowedConfig, ExpertsConfig):
+    """Every layer has experts; of each ``PERIOD`` the last sees everything."""
 
 
 def read_config(gguf: GGUFFile) -> GptOssConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    keys = Keys(gguf, NAME)
-    own = ("attention.sliding_window", "expert_count", "expert_used_count")
-    keys.must_be({key: values for key, values in WITHOUT.items() if key not in own})
-    common = decoder.read_common(keys, neox=True)
-    n_experts, n_used = decoder.read_experts(keys)
-    if not n_experts:
-        raise ModelError(f"{gguf.path}: metadata gpt-oss.expert_count is 0, expected at least 1")
-    config: GptOssConfig = replace(common, rope=replace(common.rope, whole_pairs=False)).extended(
-        GptOssConfig,
-        window=keys.count("attention.sliding_window", 1 << 30),
-        windowed=decoder.windowed_layers(keys, common.n_layers, PERIOD),
-        n_experts=n_experts,
-        n_used=n_used,
-        n_ff_expert=keys.count("expert_feed_forward_length", MAX_WIDTH, common.n_ff),
-    )
-    keys.finish()
-    return config
+    with decoder.reading(gguf, NAME, "attention.sliding_window", *decoder.EXPERT_KEYS) as keys:
+        common = decoder.read_common(keys, neox=True)
+        experts = decoder.read_required_experts(keys, common)
+        window = decoder.read_window(keys, common, PERIOD)
+        rope = replace(common.rope, whole_pairs=False)
+        return replace(common, rope=rope).extended(GptOssConfig, **window, **experts)
 
 
 def load_weights(loader: Loader, c: GptOssConfig) -> Group:
     """Read and weave everything; output shares the embedding where the file has none of its own."""
-    t = Tensors(loader.gguf, c.n_layers)
-    decoder.add_outer(t, c)
+    t = decoder.table(loader.gguf, c, norms=("attn_norm", "post_attention_norm"), feed_forward="none")
     for i in range(c.n_layers):
-        decoder.add_norms(t, c, i, "attn_norm", "post_attention_norm")
-        decoder.add_attention(t, c, i)
         t.add("attn_sinks", "attn_sinks.weight", c.n_heads, layer=i)
         decoder.add_experts(t, c, i, c.n_experts, c.n_ff_expert, bias=True)
     return t.load(loader)
@@ -74,15 +53,10 @@ def load_weights(loader: Loader, c: GptOssConfig) -> Group:
 def forward(p: Program, c: GptOssConfig, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
     table = decoder.rotation(p, c.rope, n_ctx, w.rope_freqs)
-    scale = 1.0 / math.sqrt(c.head_dim)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
-        q, k, v = decoder.queries_keys_values(p, layer, h)
-        q, k = decoder.turned(p, c, q, k, table)
-        window = c.window if c.windowed[i] else 0
-        a = p.attention(q, k, v, kv, layer=i, scale=scale, window=window, sinks=layer.attn_sinks)
-        x = p.matmul(layer.attn_output, a, residual=x, bias=layer.attn_output_bias)
+        x = decoder.attention(p, c, layer, h, kv, i, table, residual=x, window=c.window_of(i), sinks=layer.attn_sinks)
         h = p.rms_norm(x, layer.post_attention_norm, c.norm_eps)
         scores = p.matmul(layer.ffn_gate_inp, h, bias=layer.ffn_gate_inp_bias)
         made = moe(

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 from gumba.gguf import GGUFFile
 from gumba.models import decoder
-from gumba.models.decoder import WITHOUT, Config
-from gumba.models.keys import Keys
+from gumba.models.decoder import Config
 from gumba.models.loader import MAX_WIDTH, Loader
-from gumba.models.tensors import Group, Tensors
+from gumba.models.tensors import Group
 from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "granite"
@@ -35,40 +34,32 @@ class GraniteConfig(Config):
 
 def read_config(gguf: GGUFFile) -> GraniteConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    return read_named(Keys(gguf, NAME))
+    return read_named(gguf, NAME)
 
 
-def read_named(keys: Keys) -> GraniteConfig:
-    """As ``read_config``, for the architecture of ``keys``."""
-    own = ("embedding_scale", "attention.scale", "residual_scale", "logit_scale", "expert_count", "expert_used_count")
-    keys.must_be({key: values for key, values in WITHOUT.items() if key not in own})
-    common = decoder.read_common(keys, neox=False)
-    n_experts, n_used = decoder.read_experts(keys)
-    config: GraniteConfig = common.extended(
-        GraniteConfig,
-        embedding_scale=keys.number("embedding_scale", 0.0, zero=True) or 1.0,
-        score_scale=keys.number("attention.scale", 0.0, zero=True) or 1.0 / math.sqrt(common.head_dim),
-        residual_scale=keys.number("residual_scale", 0.0, zero=True) or 1.0,
-        logit_scale=keys.number("logit_scale", 0.0, zero=True) or 1.0,
-        n_experts=n_experts,
-        n_used=n_used,
-        n_ff_shared=keys.size("expert_shared_feed_forward_length", MAX_WIDTH),
-    )
-    keys.finish()
-    return config
+def read_named(gguf: GGUFFile, name: str) -> GraniteConfig:
+    """As ``read_config``, for the architecture ``name``."""
+    own = ("embedding_scale", "attention.scale", "residual_scale", "logit_scale", *decoder.EXPERT_KEYS)
+    with decoder.reading(gguf, name, *own) as keys:
+        common = decoder.read_common(keys, neox=False)
+        n_experts, n_used = decoder.read_experts(keys)
+        return common.extended(
+            GraniteConfig,
+            embedding_scale=keys.number("embedding_scale", 0.0, zero=True) or 1.0,
+            score_scale=keys.number("attention.scale", 0.0, zero=True) or 1.0 / math.sqrt(common.head_dim),
+            residual_scale=keys.number("residual_scale", 0.0, zero=True) or 1.0,
+            logit_scale=keys.number("logit_scale", 0.0, zero=True) or 1.0,
+            n_experts=n_experts,
+            n_used=n_used,
+            n_ff_shared=keys.size("expert_shared_feed_forward_length", MAX_WIDTH),
+        )
 
 
 def load_weights(loader: Loader, c: GraniteConfig) -> Group:
     """Read and weave everything; output shares the embedding where the file has none of its own."""
-    t = Tensors(loader.gguf, c.n_layers)
-    decoder.add_outer(t, c)
-    for i in range(c.n_layers):
-        decoder.add_norms(t, c, i, "attn_norm", "ffn_norm")
-        decoder.add_attention(t, c, i)
-        if c.n_experts:
-            decoder.add_experts(t, c, i, c.n_experts, c.n_ff, n_shared=c.n_ff_shared)
-        else:
-            decoder.add_feed_forward(t, c, i)
+    t = decoder.table(loader.gguf, c, feed_forward="none" if c.n_experts else "gated")
+    for i in range(c.n_layers if c.n_experts else 0):
+        decoder.add_experts(t, c, i, c.n_experts, c.n_ff, n_shared=c.n_ff_shared)
     return t.load(loader)
 
 
@@ -78,10 +69,7 @@ def forward(p: Program, c: GraniteConfig, w: Group, kv: Sequence[KVLayout], n_ct
     x = p.scale(p.embed(w.token_embd), c.embedding_scale)
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
-        q, k, v = decoder.queries_keys_values(p, layer, h)
-        q, k = decoder.turned(p, c, q, k, table)
-        a = p.attention(q, k, v, kv, layer=i, scale=c.score_scale)
-        h = p.matmul(layer.attn_output, a, bias=layer.attn_output_bias)
+        h = decoder.attention(p, c, layer, h, kv, i, table, scale=c.score_scale)
         x = p.add(x, p.scale(h, c.residual_scale))
         h = p.rms_norm(x, layer.ffn_norm, c.norm_eps)
         if c.n_experts:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from gumba.gguf import GGUFFile
 from gumba.models.granite import GraniteConfig, forward, load_weights, read_named
-from gumba.models.keys import Keys
 
 __all__ = ["FAMILIES", "NAME", "VERIFIED", "forward", "load_weights", "read_config"]
 
@@ -15,4 +14,4 @@ VERIFIED = ("transformers", "llama.cpp")
 
 def read_config(gguf: GGUFFile) -> GraniteConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    return read_named(Keys(gguf, NAME))
+    return read_named(gguf, NAME)

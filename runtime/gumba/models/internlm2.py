@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from gumba.gguf import GGUFFile
 from gumba.models import decoder
-from gumba.models.decoder import WITHOUT
-from gumba.models.keys import Keys
 from gumba.models.llama import LlamaConfig, forward, load_weights
 
 __all__ = ["FAMILIES", "NAME", "VERIFIED", "forward", "load_weights", "read_config"]
@@ -20,9 +18,4 @@ VERIFIED = ("transformers", "llama.cpp")
 
 def read_config(gguf: GGUFFile) -> LlamaConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    keys = Keys(gguf, NAME)
-    keys.must_be(WITHOUT)
-    common = decoder.read_common(keys, neox=False)
-    config: LlamaConfig = common.extended(LlamaConfig, window=0, n_experts=0, n_used=0)
-    keys.finish()
-    return config
+    return decoder.read_plain(gguf, NAME, neox=False).extended(LlamaConfig)

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 from gumba.gguf import GGUFFile
 from gumba.models import decoder
-from gumba.models.decoder import WITHOUT, Config
-from gumba.models.keys import Keys
+from gumba.models.decoder import Config
 from gumba.models.loader import Loader
 from gumba.models.tensors import Group, Tensors
 from gumba.program.builder import Buffer, KVLayout, Program
@@ -25,24 +24,18 @@ VERIFIED = ("transformers", "llama.cpp")
 
 @dataclass(frozen=True)
 class LlamaConfig(Config):
-    window: int
-    n_experts: int
-    n_used: int
+    window: int = 0
+    n_experts: int = 0
+    n_used: int = 0
 
 
 def read_config(gguf: GGUFFile) -> LlamaConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    keys = Keys(gguf, NAME)
-    own = ("attention.sliding_window", "expert_count", "expert_used_count")
-    keys.must_be({key: values for key, values in WITHOUT.items() if key not in own})
-    common = decoder.read_common(keys, neox=False)
-    window = keys.size("attention.sliding_window", 1 << 30)
-    n_experts, n_used = decoder.read_experts(keys)
-    config: LlamaConfig = common.extended(
-        LlamaConfig, window=window if window < common.n_ctx_train else 0, n_experts=n_experts, n_used=n_used
-    )
-    keys.finish()
-    return config
+    with decoder.reading(gguf, NAME, "attention.sliding_window", *decoder.EXPERT_KEYS) as keys:
+        common = decoder.read_common(keys, neox=False)
+        n_experts, n_used = decoder.read_experts(keys)
+        window = decoder.read_single_window(keys, common)
+        return common.extended(LlamaConfig, window=window, n_experts=n_experts, n_used=n_used)
 
 
 def load_weights(loader: Loader, c: LlamaConfig) -> Group:

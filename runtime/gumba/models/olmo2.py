@@ -5,57 +5,40 @@ In OLMo 3 three of every four layers see a window, and turn queries and keys wit
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from gumba.gguf import GGUFFile
 from gumba.models import decoder
-from gumba.models.decoder import WITHOUT, Config
-from gumba.models.keys import Keys
+from gumba.models.decoder import WindowedConfig
 from gumba.models.loader import Loader
-from gumba.models.tensors import Group, Tensors
+from gumba.models.tensors import Group
 from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "olmo2"
 FAMILIES = "OLMo 2, OLMo 3"
 VERIFIED = ("transformers", "llama.cpp")
+#: Of so many layers the last sees everything.
+PERIOD = 4
 
 
-@dataclass(frozen=True)
-class Olmo2Config(Config):
-    window: int
-    windowed: tuple[bool, ...]
-
-
-def read_config(gguf: GGUFFile) -> Olmo2Config:
+def read_config(gguf: GGUFFile) -> WindowedConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    keys = Keys(gguf, NAME)
-    keys.must_be({key: values for key, values in WITHOUT.items() if key != "attention.sliding_window"})
-    common = decoder.read_common(keys, neox=True)
-    config: Olmo2Config = common.extended(
-        Olmo2Config,
-        window=keys.size("attention.sliding_window", 1 << 30),
-        windowed=decoder.windowed_layers(keys, common.n_layers, 4),
-    )
-    keys.finish()
-    return config
+    with decoder.reading(gguf, NAME, "attention.sliding_window") as keys:
+        common = decoder.read_common(keys, neox=True)
+        return common.extended(WindowedConfig, **decoder.read_window(keys, common, PERIOD, default=0))
 
 
-def load_weights(loader: Loader, c: Config) -> Group:
+def load_weights(loader: Loader, c: WindowedConfig) -> Group:
     """Read and weave everything; output shares the embedding where the file has none of its own."""
-    t = Tensors(loader.gguf, c.n_layers)
-    decoder.add_outer(t, c)
+    t = decoder.table(loader.gguf, c, norms=decoder.BEHIND)
     for i in range(c.n_layers):
-        decoder.add_norms(t, c, i, "post_attention_norm", "post_ffw_norm")
-        decoder.add_attention(t, c, i)
         t.add("attn_q_norm", "attn_q_norm.weight", c.n_q, layer=i)
         t.add("attn_k_norm", "attn_k_norm.weight", c.n_kv, layer=i)
-        decoder.add_feed_forward(t, c, i)
     return t.load(loader)
 
 
-def forward(p: Program, c: Olmo2Config, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: WindowedConfig, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
     everywhere = decoder.rotation(p, c.rope, n_ctx)
     local = decoder.rotation(p, replace(c.rope, scaling="none"), n_ctx)
@@ -64,10 +47,8 @@ def forward(p: Program, c: Olmo2Config, w: Group, kv: Sequence[KVLayout], n_ctx:
         q, k, v = decoder.queries_keys_values(p, layer, x)
         q = p.rms_norm(q, layer.attn_q_norm, c.norm_eps)
         k = p.rms_norm(k, layer.attn_k_norm, c.norm_eps)
-        near = c.window > 0 and c.windowed[i]
-        q, k = decoder.turned(p, c, q, k, local if near else everywhere)
-        a = p.attention(q, k, v, kv, layer=i, scale=1.0 / math.sqrt(c.head_dim), window=c.window if near else 0)
-        h = p.matmul(layer.attn_output, a)
+        window = c.window_of(i)
+        h = decoder.attend(p, c, layer, (q, k, v), kv, i, local if window else everywhere, window=window)
         x = p.add(x, p.rms_norm(h, layer.post_attention_norm, c.norm_eps))
         x = p.add(x, p.rms_norm(decoder.swiglu(p, layer, x), layer.post_ffw_norm, c.norm_eps))
     return decoder.outputs(p, c, w, x)

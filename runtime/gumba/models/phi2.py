@@ -9,10 +9,9 @@ from collections.abc import Sequence
 
 from gumba.gguf import GGUFFile
 from gumba.models import decoder
-from gumba.models.decoder import WITHOUT, Config
-from gumba.models.keys import Keys
+from gumba.models.decoder import Config
 from gumba.models.loader import Loader
-from gumba.models.tensors import Group, Tensors
+from gumba.models.tensors import Group
 from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "phi2"
@@ -22,22 +21,15 @@ VERIFIED = ("transformers", "llama.cpp")
 
 def read_config(gguf: GGUFFile) -> Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    keys = Keys(gguf, NAME)
-    keys.must_be({key: values for key, values in WITHOUT.items() if key != "use_parallel_residual"})
-    config = decoder.read_common(keys, neox=True, norm="layer_norm_epsilon")
-    keys.must_be({"use_parallel_residual": (True,)})
-    keys.finish()
-    return config
+    with decoder.reading(gguf, NAME, "use_parallel_residual") as keys:
+        keys.must_be({"use_parallel_residual": (True,)})
+        return decoder.read_common(keys, neox=True, norm="layer_norm_epsilon")
 
 
 def load_weights(loader: Loader, c: Config) -> Group:
     """Read and weave everything."""
-    t = Tensors(loader.gguf, c.n_layers)
-    decoder.add_outer(t, c, norm_bias=True, output_bias=True)
-    for i in range(c.n_layers):
-        decoder.add_norms(t, c, i, "attn_norm", bias=True)
-        decoder.add_attention(t, c, i)
-        decoder.add_feed_forward(t, c, i, gate=False)
+    t = decoder.table(loader.gguf, c, norms=("attn_norm",), norm_bias=True, feed_forward="plain")
+    t.add("output_bias", "output.bias", c.n_vocab, required=False)
     return t.load(loader)
 
 

@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 
 from gumba.gguf import GGUFFile
 from gumba.models import decoder
-from gumba.models.decoder import WITHOUT, Config
-from gumba.models.keys import Keys
+from gumba.models.decoder import Config
 from gumba.models.loader import Loader
-from gumba.models.tensors import Group, Tensors
+from gumba.models.tensors import Group
 from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "phi3"
@@ -29,27 +28,18 @@ class Phi3Config(Config):
 
 def read_config(gguf: GGUFFile) -> Phi3Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    keys = Keys(gguf, NAME)
-    keys.must_be({key: values for key, values in WITHOUT.items() if key != "attention.sliding_window"})
-    common = decoder.read_common(keys, neox=True)
-    window = keys.size("attention.sliding_window", 1 << 30)
-    if keys.has("attention.sliding_window_pattern"):
-        keys.must_be({"attention.sliding_window_pattern": (1, True)})
-    config: Phi3Config = common.extended(Phi3Config, window=window if window < common.n_ctx_train else 0)
-    keys.finish()
-    return config
+    with decoder.reading(gguf, NAME, "attention.sliding_window") as keys:
+        common = decoder.read_common(keys, neox=True)
+        if keys.has("attention.sliding_window_pattern"):
+            keys.must_be({"attention.sliding_window_pattern": (1, True)})
+        return common.extended(Phi3Config, window=decoder.read_single_window(keys, common))
 
 
 def load_weights(loader: Loader, c: Config) -> Group:
     """Read and weave everything; output shares the embedding where the file has none of its own."""
-    t = Tensors(loader.gguf, c.n_layers)
-    decoder.add_outer(t, c)
+    t = decoder.table(loader.gguf, c, feed_forward="fused")
     t.add("rope_long", "rope_factors_long.weight", c.rope.dim // 2, required=False)
     t.add("rope_short", "rope_factors_short.weight", c.rope.dim // 2, required=False)
-    for i in range(c.n_layers):
-        decoder.add_norms(t, c, i, "attn_norm", "ffn_norm")
-        decoder.add_attention(t, c, i)
-        decoder.add_feed_forward(t, c, i, fused=True)
     return t.load(loader)
 
 

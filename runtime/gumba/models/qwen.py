@@ -5,52 +5,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from gumba.errors import ModelError
 from gumba.gguf import GGUFFile
 from gumba.models import decoder
-from gumba.models.decoder import WITHOUT, Config
-from gumba.models.keys import Keys
-from gumba.models.loader import Loader
-from gumba.models.tensors import Group, Tensors
-from gumba.program.builder import Buffer, KVLayout, Program
+from gumba.models.llama import LlamaConfig, forward, load_weights
+
+__all__ = ["FAMILIES", "NAME", "VERIFIED", "forward", "load_weights", "read_config"]
 
 NAME = "qwen"
 FAMILIES = "Qwen-1"
 VERIFIED = ("transformers", "llama.cpp")
 
 
-def read_config(gguf: GGUFFile) -> Config:
+def read_config(gguf: GGUFFile) -> LlamaConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    keys = Keys(gguf, NAME)
-    keys.must_be(WITHOUT)
-    common = decoder.read_common(keys, neox=True)
-    keys.finish()
+    common = decoder.read_plain(gguf, NAME, neox=True)
     if common.n_ff % 2:
         raise ModelError(f"{gguf.path}: metadata qwen.feed_forward_length is {common.n_ff}, expected an even number")
-    return replace(common, n_ff=common.n_ff // 2)
-
-
-def load_weights(loader: Loader, c: Config) -> Group:
-    """Read and weave everything; output shares the embedding where the file has none of its own."""
-    t = Tensors(loader.gguf, c.n_layers)
-    decoder.add_outer(t, c)
-    for i in range(c.n_layers):
-        decoder.add_norms(t, c, i, "attn_norm", "ffn_norm")
-        decoder.add_attention(t, c, i)
-        decoder.add_feed_forward(t, c, i)
-    return t.load(loader)
-
-
-def forward(p: Program, c: Config, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
-    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    table = decoder.rotation(p, c.rope, n_ctx)
-    x = p.embed(w.token_embd)
-    for i, layer in enumerate(w.layers):
-        h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
-        x = decoder.attention(p, c, layer, h, kv, i, table, residual=x)
-        h = p.rms_norm(x, layer.ffn_norm, c.norm_eps)
-        x = decoder.swiglu(p, layer, h, residual=x)
-    return decoder.outputs(p, c, w, x)
+    return replace(common.extended(LlamaConfig), n_ff=common.n_ff // 2)

@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gumba.errors import ModelError
 from gumba.gguf import GGUFFile
 from gumba.models import decoder
-from gumba.models.decoder import WITHOUT, Config
-from gumba.models.keys import Keys
+from gumba.models.decoder import ExpertsConfig
 from gumba.models.loader import MAX_WIDTH, Loader
-from gumba.models.tensors import Group, Tensors
+from gumba.models.tensors import Group
 from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "qwen2moe"
@@ -23,39 +21,25 @@ VERIFIED = ("transformers", "llama.cpp")
 
 
 @dataclass(frozen=True)
-class Qwen2MoeConfig(Config):
-    n_experts: int
-    n_used: int
-    n_ff_expert: int
+class Qwen2MoeConfig(ExpertsConfig):
     n_ff_shared: int
 
 
 def read_config(gguf: GGUFFile) -> Qwen2MoeConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    keys = Keys(gguf, NAME)
-    keys.must_be({key: values for key, values in WITHOUT.items() if not key.startswith("expert_")})
-    common = decoder.read_common(keys, neox=True)
-    n_experts, n_used = decoder.read_experts(keys)
-    if not n_experts:
-        raise ModelError(f"{gguf.path}: metadata qwen2moe.expert_count is 0, expected at least 1")
-    config: Qwen2MoeConfig = common.extended(
-        Qwen2MoeConfig,
-        n_experts=n_experts,
-        n_used=n_used,
-        n_ff_expert=keys.count("expert_feed_forward_length", MAX_WIDTH, common.n_ff // n_used or 1),
-        n_ff_shared=keys.count("expert_shared_feed_forward_length", MAX_WIDTH, common.n_ff),
-    )
-    keys.finish()
-    return config
+    with decoder.reading(gguf, NAME, *decoder.EXPERT_KEYS) as keys:
+        common = decoder.read_common(keys, neox=True)
+        return common.extended(
+            Qwen2MoeConfig,
+            **decoder.read_required_experts(keys, common, split=True),
+            n_ff_shared=keys.count("expert_shared_feed_forward_length", MAX_WIDTH, common.n_ff),
+        )
 
 
 def load_weights(loader: Loader, c: Qwen2MoeConfig) -> Group:
     """Read and weave everything; output shares the embedding where the file has none of its own."""
-    t = Tensors(loader.gguf, c.n_layers)
-    decoder.add_outer(t, c)
+    t = decoder.table(loader.gguf, c, feed_forward="none")
     for i in range(c.n_layers):
-        decoder.add_norms(t, c, i, "attn_norm", "ffn_norm")
-        decoder.add_attention(t, c, i)
         decoder.add_experts(t, c, i, c.n_experts, c.n_ff_expert, n_shared=c.n_ff_shared)
         t.add_row("ffn_gate_inp_shexp", "ffn_gate_inp_shexp.weight", c.n_embd, layer=i)
     return t.load(loader)

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from gumba.gguf import GGUFFile
 from gumba.models import decoder
-from gumba.models.decoder import WITHOUT, Config
-from gumba.models.keys import Keys
+from gumba.models.decoder import Config
 from gumba.models.loader import Loader
-from gumba.models.tensors import Group, Tensors
+from gumba.models.tensors import Group
 from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "qwen3"
@@ -19,24 +18,12 @@ VERIFIED = ("transformers", "llama.cpp")
 
 def read_config(gguf: GGUFFile) -> Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    keys = Keys(gguf, NAME)
-    keys.must_be(WITHOUT)
-    config = decoder.read_common(keys, neox=True)
-    keys.finish()
-    return config
+    return decoder.read_plain(gguf, NAME, neox=True)
 
 
 def load_weights(loader: Loader, c: Config) -> Group:
     """Read and weave everything; output shares the embedding where the file has none of its own."""
-    t = Tensors(loader.gguf, c.n_layers)
-    decoder.add_outer(t, c)
-    for i in range(c.n_layers):
-        decoder.add_norms(t, c, i, "attn_norm", "ffn_norm")
-        decoder.add_attention(t, c, i)
-        t.add("attn_q_norm", "attn_q_norm.weight", c.head_dim, layer=i)
-        t.add("attn_k_norm", "attn_k_norm.weight", c.head_dim, layer=i)
-        decoder.add_feed_forward(t, c, i)
-    return t.load(loader)
+    return decoder.table(loader.gguf, c, head_norms=True).load(loader)
 
 
 def forward(p: Program, c: Config, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:

@@ -6,16 +6,14 @@ the same input as attention.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gumba.gguf import GGUFFile
 from gumba.models import decoder
-from gumba.models.decoder import WITHOUT, Config
-from gumba.models.keys import Keys
+from gumba.models.decoder import Config
 from gumba.models.loader import Loader
-from gumba.models.tensors import Group, Tensors
+from gumba.models.tensors import Group
 from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "stablelm"
@@ -30,26 +28,17 @@ class StableLMConfig(Config):
 
 def read_config(gguf: GGUFFile) -> StableLMConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    keys = Keys(gguf, NAME)
-    keys.must_be({key: values for key, values in WITHOUT.items() if key != "use_parallel_residual"})
-    common = decoder.read_common(keys, neox=True, norm="layer_norm_epsilon")
-    keys.flag("use_parallel_residual", False)
-    config: StableLMConfig = common.extended(StableLMConfig, parallel="blk.0.ffn_norm.weight" not in gguf.tensors)
-    keys.finish()
-    return config
+    with decoder.reading(gguf, NAME, "use_parallel_residual") as keys:
+        common = decoder.read_common(keys, neox=True, norm="layer_norm_epsilon")
+        keys.flag("use_parallel_residual", False)
+        return common.extended(StableLMConfig, parallel="blk.0.ffn_norm.weight" not in gguf.tensors)
 
 
 def load_weights(loader: Loader, c: StableLMConfig) -> Group:
     """Read and weave everything."""
-    t = Tensors(loader.gguf, c.n_layers)
-    decoder.add_outer(t, c, norm_bias=True)
+    t = decoder.table(loader.gguf, c, norms=("attn_norm",) if c.parallel else decoder.BEFORE, norm_bias=True)
     for i in range(c.n_layers):
-        decoder.add_norms(t, c, i, "attn_norm", bias=True)
-        if not c.parallel:
-            decoder.add_norms(t, c, i, "ffn_norm", bias=True)
-        decoder.add_attention(t, c, i)
         decoder.add_head_norms(t, c, i)
-        decoder.add_feed_forward(t, c, i)
     return t.load(loader, numbers=("attn_q_norm", "attn_k_norm"))
 
 
@@ -60,9 +49,8 @@ def forward(p: Program, c: StableLMConfig, w: Group, kv: Sequence[KVLayout], n_c
     for i, layer in enumerate(w.layers):
         h = p.layer_norm(x, layer.attn_norm, layer.attn_norm_bias, c.norm_eps)
         q, k, v = decoder.queries_keys_values(p, layer, h)
-        q, k = decoder.turned(p, c, *decoder.layer_normed_heads(p, c, layer, q, k), table)
-        a = p.attention(q, k, v, kv, layer=i, scale=1.0 / math.sqrt(c.head_dim))
-        x = p.matmul(layer.attn_output, a, residual=x, bias=layer.attn_output_bias)
+        q, k = decoder.layer_normed_heads(p, c, layer, q, k)
+        x = decoder.attend(p, c, layer, (q, k, v), kv, i, table, residual=x)
         if not c.parallel:
             h = p.layer_norm(x, layer.ffn_norm, layer.ffn_norm_bias, c.norm_eps)
         x = decoder.swiglu(p, layer, h, residual=x)

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from gumba.gguf import GGUFFile
 from gumba.models import decoder
-from gumba.models.decoder import WITHOUT, Config
-from gumba.models.keys import Keys
+from gumba.models.decoder import Config
 from gumba.models.loader import Loader
-from gumba.models.tensors import Group, Tensors
+from gumba.models.tensors import Group
 from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "starcoder2"
@@ -25,24 +24,14 @@ class StarCoder2Config(Config):
 
 def read_config(gguf: GGUFFile) -> StarCoder2Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    keys = Keys(gguf, NAME)
-    keys.must_be({key: values for key, values in WITHOUT.items() if key != "attention.sliding_window"})
-    common = decoder.read_common(keys, neox=True, norm="layer_norm_epsilon")
-    window = keys.size("attention.sliding_window", 1 << 30)
-    config: StarCoder2Config = common.extended(StarCoder2Config, window=window if window < common.n_ctx_train else 0)
-    keys.finish()
-    return config
+    with decoder.reading(gguf, NAME, "attention.sliding_window") as keys:
+        common = decoder.read_common(keys, neox=True, norm="layer_norm_epsilon")
+        return common.extended(StarCoder2Config, window=decoder.read_single_window(keys, common))
 
 
 def load_weights(loader: Loader, c: Config) -> Group:
     """Read and weave everything; output shares the embedding where the file has none of its own."""
-    t = Tensors(loader.gguf, c.n_layers)
-    decoder.add_outer(t, c, norm_bias=True)
-    for i in range(c.n_layers):
-        decoder.add_norms(t, c, i, "attn_norm", "ffn_norm", bias=True)
-        decoder.add_attention(t, c, i)
-        decoder.add_feed_forward(t, c, i, gate=False)
-    return t.load(loader)
+    return decoder.table(loader.gguf, c, norm_bias=True, feed_forward="plain").load(loader)
 
 
 def forward(p: Program, c: StarCoder2Config, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:

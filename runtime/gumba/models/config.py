@@ -1,0 +1,229 @@
+"""What a file says of a decoder: sizes and constants that all have, and groups of keys that some share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from gumba.errors import ModelError, UnsupportedError
+from gumba.gguf import GGUFFile
+from gumba.models.keys import Keys
+from gumba.models.loader import MAX_LAYERS, MAX_WIDTH
+from gumba.models.rotary import Rope, read_rope
+
+#: GGUF's ``pooling_type``, by number. "rank": a head judges the text.
+POOLINGS = ("none", "mean", "first", "last", "rank")
+
+
+C = TypeVar("C", bound="Config")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes and constants, from metadata ``NAME.*``."""
+
+    architecture: str
+    n_vocab: int
+    n_ctx_train: int
+    n_layers: int
+    n_embd: int
+    n_ff: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    norm_eps: float
+    rope: Rope
+    #: Which hidden states the model was trained to be judged by, one of ``POOLINGS``; "" where the file says nothing.
+    pooling: str = field(default="", kw_only=True)
+
+    #: Whether a token sees only those before it, and the model has logits.
+    causal = True
+    #: Types of tokens that are told apart (the first and the second text of a pair).
+    n_types = 1
+
+    @property
+    def n_q(self) -> int:
+        """Width of all queries."""
+        return self.n_heads * self.head_dim
+
+    @property
+    def n_kv(self) -> int:
+        """Width of all keys."""
+        return self.n_kv_heads * self.head_dim
+
+    def extended(self, cls: type[C], **more: Any) -> C:
+        """The same as a ``cls`` (a Config with more fields)."""
+        return cls(**{each.name: getattr(self, each.name) for each in fields(Config)}, **more)
+
+
+@dataclass(frozen=True)
+class WindowedConfig(Config):
+    """``window``: tokens that a token sees in the layers that are ``windowed``; 0: all."""
+
+    window: int
+    windowed: tuple[bool, ...]
+
+    def window_of(self, i: int) -> int:
+        """Tokens that a token sees in layer ``i``; 0: all."""
+        return self.window if self.windowed[i] else 0
+
+
+@dataclass(frozen=True)
+class ExpertsConfig(Config):
+    """``n_used``: experts that a token chooses; ``n_ff_expert``: width of each."""
+
+    n_experts: int
+    n_used: int
+    n_ff_expert: int
+
+
+#: Largest number of experts, and of those that a token chooses.
+MAX_EXPERTS, MAX_CHOSEN = 1024, 64
+#: Largest window.
+MAX_WINDOW = 1 << 30
+#: Keys with the only values that have no effect, for architectures without what they ask for.
+WITHOUT: dict[str, tuple[object, ...]] = {
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    "attention.scale": (0.0,),
+    "attention.sliding_window": (0,),
+    "attn_logit_softcapping": (0.0,),
+    "embedding_scale": (0.0, 1.0),
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+    "final_logit_softcapping": (0.0,),
+    "logit_scale": (0.0, 1.0),
+    "residual_scale": (0.0, 1.0),
+    "rope.scaling.yarn_log_multiplier": (0.0,),
+    "use_parallel_residual": (False,),
+}
+#: Keys of WITHOUT that belong together.
+EXPERT_KEYS = ("expert_count", "expert_used_count")
+
+
+@contextmanager
+def reading(
+    gguf: GGUFFile, name: str, *own: str, without: Mapping[str, tuple[object, ...]] = WITHOUT
+) -> Iterator[Keys]:
+    """The metadata of architecture ``name``: every key is required, has a default, or must have the one value that is computed.
+
+    Keys of ``without`` other than the architecture's ``own`` may not ask for anything; in the end no key may be unread.
+    """
+    keys = Keys(gguf, name)
+    keys.must_be({key: values for key, values in without.items() if key not in own})
+    yield keys
+    keys.finish()
+
+
+def read_plain(gguf: GGUFFile, name: str, *, neox: bool, norm: str = "layer_norm_rms_epsilon") -> Config:
+    """An architecture that has nothing beside what all have; arguments as of ``read_common``."""
+    with reading(gguf, name) as keys:
+        return read_common(keys, neox=neox, norm=norm)
+
+
+def read_common(
+    keys: Keys,
+    *,
+    neox: bool,
+    norm: str = "layer_norm_rms_epsilon",
+    freq_base: float = 10000.0,
+    own_values: bool = False,
+    n_kv_heads: int | None = None,
+) -> Config:
+    """What all decoders say of themselves.
+
+    ``norm``: the key of the norms' epsilon; ``neox``: see ``Rope``; ``own_values``: values may have another size than keys;
+    ``n_kv_heads``: None for a number that is the same in all layers.
+    """
+    path, name = keys.gguf.path, keys.name
+    n_embd = keys.count("embedding_length", MAX_WIDTH)
+    n_heads = keys.count("attention.head_count", MAX_WIDTH)
+    if n_kv_heads is None:
+        n_kv_heads = keys.count("attention.head_count_kv", MAX_WIDTH, n_heads)
+    if n_heads % n_kv_heads:
+        raise ModelError(
+            f"{path}: metadata {name}.attention.head_count {n_heads} is no multiple of head_count_kv {n_kv_heads}"
+        )
+    if not keys.has("attention.key_length") and n_embd % n_heads:
+        raise ModelError(
+            f"{path}: metadata {name}.embedding_length {n_embd} is no multiple of attention.head_count {n_heads}"
+        )
+    head_dim = keys.count("attention.key_length", 4096, max(1, n_embd // n_heads))
+    value_dim = keys.count("attention.value_length", 4096, head_dim)
+    if value_dim != head_dim and not own_values:
+        raise UnsupportedError(
+            f"{path}: metadata {name}.attention.value_length {value_dim} differs from key_length {head_dim}"
+        )
+    n_ctx_train = keys.count("context_length", 1 << 30)
+    pooled = keys.has("pooling_type")
+    return Config(
+        architecture=name,
+        pooling=POOLINGS[keys.size("pooling_type", len(POOLINGS) - 1)] if pooled else "",
+        n_vocab=keys.vocabulary_size(),
+        n_ctx_train=n_ctx_train,
+        n_layers=keys.count("block_count", MAX_LAYERS),
+        n_embd=n_embd,
+        n_ff=keys.count("feed_forward_length", MAX_WIDTH),
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        head_dim=head_dim,
+        norm_eps=keys.number(f"attention.{norm}", least=1e-30, most=1.0),
+        rope=read_rope(keys, head_dim, n_ctx_train, neox=neox, freq_base=freq_base),
+    )
+
+
+def read_experts(keys: Keys) -> tuple[int, int]:
+    """Experts of a layer, and those that a token chooses; 0 and 0 where there are none."""
+    n_experts = keys.size("expert_count", MAX_EXPERTS)
+    n_used = keys.size("expert_used_count", min(MAX_CHOSEN, n_experts) if n_experts else MAX_CHOSEN)
+    if n_experts and not n_used:
+        raise ModelError(f"{keys.gguf.path}: metadata {keys.name}.expert_used_count is 0, expected 1 to {n_experts}")
+    return (n_experts, n_used) if n_experts else (0, 0)
+
+
+def read_required_experts(keys: Keys, common: Config, *, split: bool = False) -> dict[str, int]:
+    """The fields of an ``ExpertsConfig``. Where the file has no width of an expert, it is that of a layer.
+
+    ``split``: that of a layer, divided among the experts that a token chooses.
+    """
+    n_experts, n_used = read_experts(keys)
+    if not n_experts:
+        raise ModelError(f"{keys.gguf.path}: metadata {keys.name}.expert_count is 0, expected at least 1")
+    usual = common.n_ff // n_used or 1 if split else common.n_ff
+    n_ff = keys.count("expert_feed_forward_length", MAX_WIDTH, usual)
+    return {"n_experts": n_experts, "n_used": n_used, "n_ff_expert": n_ff}
+
+
+def read_single_window(keys: Keys, common: Config) -> int:
+    """Tokens that a token sees in every layer; 0: all."""
+    window = keys.size("attention.sliding_window", MAX_WINDOW)
+    return window if window < common.n_ctx_train else 0
+
+
+def read_window(
+    keys: Keys, common: Config, period: int, *, default: int | None = None, first: bool = False
+) -> dict[str, Any]:
+    """The fields of a ``WindowedConfig``; ``period`` and ``first`` as of ``windowed_layers``.
+
+    ``default``: the window where the file has none (None: it must have one; 0: all).
+    """
+    key = "attention.sliding_window"
+    return {
+        "window": keys.size(key, MAX_WINDOW) if default == 0 else keys.count(key, MAX_WINDOW, default),
+        "windowed": windowed_layers(keys, common.n_layers, period, first=first),
+    }
+
+
+def windowed_layers(keys: Keys, n_layers: int, period: int, *, first: bool = False) -> tuple[bool, ...]:
+    """Which layers see a window only: all but the last (``first``: but the first) of each ``period``.
+
+    Unless the file says otherwise: for every layer, or by another period.
+    """
+    key = "attention.sliding_window_pattern"
+    if keys.is_array(key):
+        return keys.flags(key, n_layers) or ()
+    period = keys.count(key, MAX_LAYERS, period)
+    return tuple((i if first else i + 1) % period != 0 for i in range(n_layers))
