@@ -217,6 +217,13 @@ def read_window(
     }
 
 
+def read_windowed(gguf: GGUFFile, name: str, period: int, *, neox: bool) -> WindowedConfig:
+    """An architecture that has nothing beside what all have but windows, in all but the last of each ``period`` layers."""
+    with reading(gguf, name, "attention.sliding_window") as keys:
+        common = read_common(keys, neox=neox)
+        return common.extended(WindowedConfig, **read_window(keys, common, period, default=0))
+
+
 def windowed_layers(keys: Keys, n_layers: int, period: int, *, first: bool = False) -> tuple[bool, ...]:
     """Which layers see a window only: all but the last (``first``: but the first) of each ``period``.
 

@@ -26,6 +26,7 @@ from gumba.models.config import (
     read_required_experts,
     read_single_window,
     read_window,
+    read_windowed,
     reading,
     windowed_layers,
 )
@@ -51,7 +52,7 @@ __all__ = [
     "AROUND", "BEFORE", "BEHIND", "EXPERT_KEYS", "POOLINGS", "WITHOUT", "Config", "ExpertsConfig", "WindowedConfig",
     "add_attention", "add_experts", "add_feed_forward", "add_head_norms", "add_norms", "add_outer",
     "add_shared_head_norms", "read_common", "read_experts", "read_plain", "read_required_experts", "read_single_window",
-    "read_window", "reading", "table", "windowed_layers",
+    "read_window", "read_windowed", "reading", "table", "windowed_layers",
 ]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from gumba.errors import ModelError
 from gumba.gguf import GGUFFile
 from gumba.kv_cache import KVShape
 from gumba.models import decoder
-from gumba.models.decoder import WITHOUT, Config
+from gumba.models.decoder import Config
 from gumba.models.keys import Keys
 from gumba.models.loader import MAX_LAYERS, MAX_WIDTH, Loader
 from gumba.models.tensors import Group, Tensors
@@ -57,21 +57,24 @@ class Deepseek2Config(Config):
 
 def read_config(gguf: GGUFFile) -> Deepseek2Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    keys = Keys(gguf, NAME)
-    own = ("expert_count", "expert_used_count", "rope.scaling.yarn_log_multiplier")
-    keys.must_be({key: values for key, values in WITHOUT.items() if key not in own})
+    with decoder.reading(gguf, NAME, "rope.scaling.yarn_log_multiplier", *decoder.EXPERT_KEYS) as keys:
+        return _read(keys)
+
+
+def _read(keys: Keys) -> Deepseek2Config:
+    """As ``read_config``; nothing is refused that stays unread."""
     common = decoder.read_common(keys, neox=False, own_values=True)
     n_dense = keys.size("leading_dense_block_count", MAX_LAYERS)
     n_experts, n_used = decoder.read_experts(keys)
     if n_dense < common.n_layers and not n_experts:
-        raise ModelError(f"{gguf.path}: metadata deepseek2.expert_count is 0, expected at least 1")
+        raise ModelError(f"{keys.gguf.path}: metadata deepseek2.expert_count is 0, expected at least 1")
     latent = keys.has("attention.key_length_mla")
     head_dim = keys.count("attention.key_length_mla", MAX_WIDTH, common.head_dim)
     kv_rank = keys.count("attention.kv_lora_rank", MAX_WIDTH)
     if head_dim <= common.rope.dim or (latent and common.head_dim != kv_rank + common.rope.dim):
         raise ModelError(
-            f"{gguf.path}: metadata deepseek2.attention.key_length {common.head_dim} and key_length_mla {head_dim} do not fit "
-            f"kv_lora_rank {kv_rank} and rope.dimension_count {common.rope.dim}"
+            f"{keys.gguf.path}: metadata deepseek2.attention.key_length {common.head_dim} and key_length_mla {head_dim} do not "
+            f"fit kv_lora_rank {kv_rank} and rope.dimension_count {common.rope.dim}"
         )
     n_ff_expert = keys.count("expert_feed_forward_length", MAX_WIDTH, common.n_ff)
     log_multiplier = keys.number("rope.scaling.yarn_log_multiplier", 0.0, zero=True)
@@ -80,7 +83,7 @@ def read_config(gguf: GGUFFile) -> Deepseek2Config:
         magnitude = rope.attn_factor * (1.0 + log_multiplier * math.log(rope.factor))
         rope = replace(rope, attn_factor=1.0 / (1.0 + 0.1 * math.log(rope.factor)))
     value_dim = keys.count("attention.value_length", MAX_WIDTH, kv_rank if latent else common.head_dim)
-    config: Deepseek2Config = replace(common, rope=rope).extended(
+    return replace(common, rope=rope).extended(
         Deepseek2Config,
         latent=latent,
         q_rank=keys.size("attention.q_lora_rank", MAX_WIDTH),
@@ -98,8 +101,6 @@ def read_config(gguf: GGUFFile) -> Deepseek2Config:
         normalized=keys.flag("expert_weights_norm", False),
         weight_scale=keys.number("expert_weights_scale", 0.0, zero=True) or 1.0,
     )
-    keys.finish()
-    return config
 
 
 def _groups(keys: Keys, n_experts: int, n_used: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gumba.errors import ModelError
-from gumba.gguf import GGUFArray
+from gumba.gguf import GGUFArray, GGUFFile
 from gumba.models import decoder
 from gumba.models.decoder import WITHOUT, Config
 from gumba.models.keys import Keys
@@ -33,6 +33,13 @@ class EncoderConfig(Config):
     n_types: int = field(kw_only=True)
 
     causal = False
+
+
+def read_plain(gguf: GGUFFile, name: str, *, neox: bool) -> EncoderConfig:
+    """An architecture that has nothing beside what all encoders have; ``neox``: see ``Rope``."""
+    with decoder.reading(gguf, name, without=ENCODERS_WITHOUT) as keys:
+        config: EncoderConfig = read_encoder(keys, decoder.read_common(keys, neox=neox, norm="layer_norm_epsilon"))
+    return config
 
 
 def read_encoder(keys: Keys, common: Config, kind: type = EncoderConfig, **more: Any) -> Any:

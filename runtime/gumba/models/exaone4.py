@@ -18,15 +18,11 @@ from gumba.program.builder import Buffer, KVLayout, Program
 NAME = "exaone4"
 FAMILIES = "EXAONE 4.0"
 VERIFIED = ("transformers", "llama.cpp")
-#: Of so many layers the last sees everything.
-PERIOD = 4
 
 
 def read_config(gguf: GGUFFile) -> WindowedConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with decoder.reading(gguf, NAME, "attention.sliding_window") as keys:
-        common = decoder.read_common(keys, neox=True)
-        return common.extended(WindowedConfig, **decoder.read_window(keys, common, PERIOD, default=0))
+    return decoder.read_windowed(gguf, NAME, 4, neox=True)
 
 
 def load_weights(loader: Loader, c: WindowedConfig) -> Group:

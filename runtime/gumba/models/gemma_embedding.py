@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 from gumba.gguf import GGUFFile
 from gumba.models import decoder, encoder
+from gumba.models.decoder import WindowedConfig
 from gumba.models.encoder import ENCODERS_WITHOUT, EncoderConfig
-from gumba.models.keys import Keys
 from gumba.models.loader import MAX_WIDTH, Loader
-from gumba.models.tensors import Group, Tensors
+from gumba.models.tensors import Group
 from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "gemma-embedding"
@@ -23,12 +23,9 @@ VERIFIED = ("transformers", "llama.cpp")
 
 
 @dataclass(frozen=True)
-class GemmaEmbeddingConfig(EncoderConfig):
-    """``window``: tokens that a token sees in the layers that are ``windowed``, half on either side; ``n_dense``: width
-    between the two projections, 0 without them."""
+class GemmaEmbeddingConfig(EncoderConfig, WindowedConfig):
+    """Windows reach to either side by half; ``n_dense``: width between the two projections, 0 without them."""
 
-    window: int
-    windowed: tuple[bool, ...]
     local_freq_base: float
     query_scale: float
     n_dense: int
@@ -36,40 +33,30 @@ class GemmaEmbeddingConfig(EncoderConfig):
 
 def read_config(gguf: GGUFFile) -> GemmaEmbeddingConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    keys = Keys(gguf, NAME)
     own = ("attention.sliding_window", "attention.scale")
-    keys.must_be({key: values for key, values in ENCODERS_WITHOUT.items() if key not in own})
-    common = decoder.read_common(keys, neox=True, freq_base=1000000.0)
-    keys.must_be({"dense_2_feat_in": (common.n_embd,), "dense_3_feat_out": (common.n_embd,)})
-    n_dense = keys.size("dense_2_feat_out", MAX_WIDTH)
-    keys.must_be({"dense_3_feat_in": (n_dense,)})
-    config: GemmaEmbeddingConfig = encoder.read_encoder(
-        keys,
-        common,
-        GemmaEmbeddingConfig,
-        window=keys.count("attention.sliding_window", 1 << 30),
-        windowed=decoder.windowed_layers(keys, common.n_layers, 6),
-        local_freq_base=keys.number("rope.freq_base_swa", 10000.0, least=1.001),
-        query_scale=keys.number("attention.scale", 1.0 / math.sqrt(common.head_dim)),
-        n_dense=n_dense,
-    )
-    keys.finish()
+    with decoder.reading(gguf, NAME, *own, without=ENCODERS_WITHOUT) as keys:
+        common = decoder.read_common(keys, neox=True, freq_base=1000000.0)
+        keys.must_be({"dense_2_feat_in": (common.n_embd,), "dense_3_feat_out": (common.n_embd,)})
+        n_dense = keys.size("dense_2_feat_out", MAX_WIDTH)
+        keys.must_be({"dense_3_feat_in": (n_dense,)})
+        config: GemmaEmbeddingConfig = encoder.read_encoder(
+            keys,
+            common,
+            GemmaEmbeddingConfig,
+            **decoder.read_window(keys, common, 6),
+            local_freq_base=keys.number("rope.freq_base_swa", 10000.0, least=1.001),
+            query_scale=keys.number("attention.scale", 1.0 / math.sqrt(common.head_dim)),
+            n_dense=n_dense,
+        )
     return config
 
 
 def load_weights(loader: Loader, c: GemmaEmbeddingConfig) -> Group:
     """Read and weave everything."""
-    t = Tensors(loader.gguf, c.n_layers)
-    decoder.add_outer(t, c)
+    t = decoder.table(loader.gguf, c, norms=decoder.AROUND, head_norms=True)
     if c.n_dense:
         t.add("dense_2", "dense_2.weight", c.n_dense, c.n_embd)
         t.add("dense_3", "dense_3.weight", c.n_embd, c.n_dense)
-    for i in range(c.n_layers):
-        decoder.add_norms(t, c, i, "attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
-        decoder.add_attention(t, c, i)
-        t.add("attn_q_norm", "attn_q_norm.weight", c.head_dim, layer=i)
-        t.add("attn_k_norm", "attn_k_norm.weight", c.head_dim, layer=i)
-        decoder.add_feed_forward(t, c, i)
     return t.load(loader)
 
 
@@ -80,16 +67,9 @@ def forward(p: Program, c: GemmaEmbeddingConfig, w: Group, kv: Sequence[KVLayout
     x = p.scale(p.embed(w.token_embd), math.sqrt(c.n_embd))
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
-        q, k, v = decoder.queries_keys_values(p, layer, h)
-        q = p.head_norm(q, layer.attn_q_norm, c.norm_eps, c.n_heads, c.head_dim)
-        k = p.head_norm(k, layer.attn_k_norm, c.norm_eps, c.n_kv_heads, c.head_dim)
-        q, k = decoder.turned(p, c, q, k, local if c.windowed[i] else everywhere)
-        seen = c.window // 2 + 1 if c.windowed[i] else 0
-        a = p.attention(q, k, v, kv, layer=i, scale=c.query_scale, window=seen, causal=False)
-        h = p.matmul(layer.attn_output, a, bias=layer.attn_output_bias)
-        x = p.add(x, p.rms_norm(h, layer.post_attention_norm, c.norm_eps))
-        h = decoder.gated(p, layer, p.rms_norm(x, layer.ffn_norm, c.norm_eps), "gelu_tanh")
-        x = p.add(x, p.rms_norm(h, layer.post_ffw_norm, c.norm_eps))
+        table, seen = (local, c.window // 2 + 1) if c.windowed[i] else (everywhere, 0)
+        h = decoder.head_normed_attention(p, c, layer, h, kv, i, table, scale=c.query_scale, window=seen, causal=False)
+        x = decoder.normed_halves(p, c, layer, x, h, "gelu_tanh")
     hidden = p.rms_norm(p.select_outputs(x), w.output_norm, c.norm_eps)
     if c.n_dense:
         hidden = p.matmul(w.dense_3, p.matmul(w.dense_2, hidden))

@@ -9,8 +9,7 @@ from gumba.errors import ModelError
 from gumba.gguf import GGUFFile
 from gumba.kv_cache import KVShape
 from gumba.models import decoder
-from gumba.models.decoder import WITHOUT, Config
-from gumba.models.keys import Keys
+from gumba.models.decoder import Config
 from gumba.models.loader import MAX_LAYERS, MAX_WIDTH, Loader
 from gumba.models.tensors import Group, Tensors
 from gumba.program.builder import Buffer, KVLayout, Program
@@ -34,20 +33,16 @@ class Lfm2Config(Config):
 
 def read_config(gguf: GGUFFile) -> Lfm2Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    keys = Keys(gguf, NAME)
-    keys.must_be(WITHOUT)
-    of_layers = keys.counts("attention.head_count_kv", keys.count("block_count", MAX_LAYERS), MAX_WIDTH)
-    found = set(of_layers) - {0}
-    if len(found) != 1:
-        raise ModelError(f"{gguf.path}: metadata lfm2.attention.head_count_kv: expected 0 or one and the same number")
-    common = decoder.read_common(keys, neox=True, freq_base=1000000.0, n_kv_heads=found.pop())
-    config: Lfm2Config = common.extended(
-        Lfm2Config,
-        attends=tuple(n > 0 for n in of_layers),
-        n_taps=keys.count("shortconv.l_cache", 64),
-    )
-    keys.finish()
-    return config
+    with decoder.reading(gguf, NAME) as keys:
+        of_layers = keys.counts("attention.head_count_kv", keys.count("block_count", MAX_LAYERS), MAX_WIDTH)
+        found = set(of_layers) - {0}
+        if len(found) != 1:
+            raise ModelError(
+                f"{gguf.path}: metadata lfm2.attention.head_count_kv: expected 0 or one and the same number"
+            )
+        common = decoder.read_common(keys, neox=True, freq_base=1000000.0, n_kv_heads=found.pop())
+        n_taps = keys.count("shortconv.l_cache", 64)
+        return common.extended(Lfm2Config, attends=tuple(n > 0 for n in of_layers), n_taps=n_taps)
 
 
 def load_weights(loader: Loader, c: Lfm2Config) -> Group:
@@ -58,8 +53,7 @@ def load_weights(loader: Loader, c: Lfm2Config) -> Group:
         decoder.add_norms(t, c, i, "attn_norm", "ffn_norm")
         if attends:
             decoder.add_attention(t, c, i)
-            t.add("attn_q_norm", "attn_q_norm.weight", c.head_dim, layer=i)
-            t.add("attn_k_norm", "attn_k_norm.weight", c.head_dim, layer=i)
+            decoder.add_shared_head_norms(t, c, i)
         else:
             t.split(
                 "shortconv.in_proj.weight",

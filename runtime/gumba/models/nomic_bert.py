@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 from gumba.gguf import GGUFFile
 from gumba.models import decoder, encoder
-from gumba.models.encoder import ENCODERS_WITHOUT, EncoderConfig
-from gumba.models.keys import Keys
+from gumba.models.encoder import EncoderConfig
 from gumba.models.loader import Loader
 from gumba.models.tensors import Group, Tensors
 from gumba.program.builder import Buffer, KVLayout, Program
@@ -20,12 +19,7 @@ VERIFIED = ("transformers", "llama.cpp")
 
 def read_config(gguf: GGUFFile) -> EncoderConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    keys = Keys(gguf, NAME)
-    keys.must_be(ENCODERS_WITHOUT)
-    common = decoder.read_common(keys, neox=True, norm="layer_norm_epsilon")
-    config: EncoderConfig = encoder.read_encoder(keys, common)
-    keys.finish()
-    return config
+    return encoder.read_plain(gguf, NAME, neox=True)
 
 
 def load_weights(loader: Loader, c: EncoderConfig) -> Group:
