@@ -14,7 +14,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -133,6 +133,7 @@ def opened(
             n_ctx=n_ctx,
             max_batch_tokens=max(_BATCH_TOKENS, sequences),
             kv_tokens=sequences * (-(-n_ctx // 64)) * 64,
+            n_states=2 * sequences,
             n_threads=n_threads,
             kv_type=kv_type,
         )
@@ -141,6 +142,14 @@ def opened(
         yield Ready(model, load_s, lambda: jit.stats.compile_s - compiled_s)
     finally:
         model.close()
+
+
+class _Place(NamedTuple):
+    """Where a sequence lies: its pages, its state (a slot), and that of its context before any phase."""
+
+    pages: list[int]
+    state: int
+    kept: int
 
 
 class Bench:
@@ -153,53 +162,59 @@ class Bench:
         self._model = model
         self._depth = depth
         self._random = np.random.default_rng(0)
-        self._pages: list[list[int]] = []
+        self._made: list[_Place] = []
 
     def _tokens(self, n: int) -> np.ndarray:
         return self._random.integers(0, self._model.config.n_vocab, n, dtype=np.int32)
 
-    def _feed(
-        self, step: Step, pages: list[int], position: int, n: int, outputs: Literal["none", "last"] = "none"
-    ) -> None:
+    def _feed(self, step: Step, at: _Place, position: int, n: int, outputs: Literal["none", "last"] = "none") -> None:
         """Prefill ``n`` tokens from ``position`` on, in steps as large as the model takes."""
         from gumba.models import Chunk
 
         tokens, size = self._tokens(n), self._model.max_batch_tokens
         for start in range(0, n, size):
             last = start + size >= n
-            step([Chunk(tokens[start : start + size], position + start, pages, outputs if last else "none")])
+            step(
+                [Chunk(tokens[start : start + size], position + start, at.pages, outputs if last else "none", at.state)]
+            )
 
-    def _sequences(self, n: int) -> list[list[int]]:
-        """The pages of ``n`` sequences, each with ``depth`` tokens of context."""
+    def _sequences(self, n: int) -> list[_Place]:
+        """Where ``n`` sequences lie, each with ``depth`` tokens of context."""
         each = self._model.n_ctx // self._model.kv.page_tokens + bool(self._model.n_ctx % self._model.kv.page_tokens)
-        while len(self._pages) < n:
-            pages = self._model.kv.allocate(each)
-            self._feed(self._model.forward, pages, 0, self._depth)
-            self._pages.append(pages)
-        return self._pages[:n]
+        model = self._model
+        while len(self._made) < n:
+            made = _Place(model.kv.allocate(each), model.take_state(), model.take_state())
+            self._feed(model.forward, made, 0, self._depth)
+            if model.states is not None:
+                model.states.copy(made.state, made.kept)
+            self._made.append(made)
+        if model.states is not None:
+            for place in self._made[:n]:  # a state cannot go back to what it was before the last phase
+                model.states.copy(place.kept, place.state)
+        return self._made[:n]
 
     def prefill(self, n: int, step: Step | None = None) -> float:
         """Seconds that a prompt of ``n`` tokens takes, to the logits of its last one."""
-        pages = self._sequences(1)[0]
+        place = self._sequences(1)[0]
         began = time.perf_counter()
-        self._feed(step or self._model.forward, pages, self._depth, n, "last")
+        self._feed(step or self._model.forward, place, self._depth, n, "last")
         return time.perf_counter() - began
 
     def decode(self, n: int, sequences: int, step: Step | None = None) -> float:
         """Seconds that ``n`` steps of ``sequences`` sequences take."""
         from gumba.models import Chunk
 
-        tables = self._sequences(sequences)
+        places = self._sequences(sequences)
         position = self._depth
         if position == 0:
-            for pages in tables:
-                self._feed(self._model.forward, pages, 0, 1)
+            for place in places:
+                self._feed(self._model.forward, place, 0, 1)
             position = 1
-        steps = [[self._tokens(1) for _ in tables] for _ in range(n)]
+        steps = [[self._tokens(1) for _ in places] for _ in range(n)]
         step = step or self._model.forward
         began = time.perf_counter()
         for i, tokens in enumerate(steps):
-            step([Chunk(t, position + i, pages, "last") for t, pages in zip(tokens, tables)])
+            step([Chunk(t, position + i, at.pages, "last", at.state) for t, at in zip(tokens, places)])
         return time.perf_counter() - began
 
 

@@ -87,16 +87,17 @@ def _score_window(model: Model, ids: np.ndarray) -> np.ndarray:
 
     n, first = len(ids), len(ids) // 2
     step = max(1, min(model.max_batch_tokens, _LOGITS_BYTES // (4 * model.config.n_vocab)))
-    pages = model.kv.allocate(-(-n // model.kv.page_tokens))
+    pages, state = model.kv.allocate(-(-n // model.kv.page_tokens)), model.take_state()
     try:
         for start in range(0, first, model.max_batch_tokens):
             end = min(first, start + model.max_batch_tokens)
-            model.forward([Chunk(ids[start:end], start, pages, "none")])
+            model.forward([Chunk(ids[start:end], start, pages, "none", state)])
         found = []
         for start in range(first, n - 1, step):
             end = min(n - 1, start + step)
-            logits = model.forward([Chunk(ids[start:end], start, pages, "all")])
+            logits = model.forward([Chunk(ids[start:end], start, pages, "all", state)])
             found.append(log_probabilities(logits, ids[start + 1 : end + 1]))
         return np.concatenate(found)
     finally:
         model.kv.release(pages)
+        model.drop_state(state)

@@ -40,6 +40,7 @@ class Batch:
         tiles: Sequence[tuple[int, ...]] = (),
         output_rows: Sequence[int] = (),
         split: int = 0,
+        runs: Sequence[tuple[int, ...]] = (),
     ) -> None:
         self.words = np.zeros(op.BATCH_WORDS, np.int64)
         self.tiles = list(tiles)
@@ -47,12 +48,14 @@ class Batch:
         self._set(op.N_TILES, len(tiles))
         self._set(op.N_OUTPUTS, len(output_rows))
         self._set(op.SPLIT, split)
+        self._set(op.N_RUNS, len(runs))
         self._arrays = [
             (op.TOKENS, np.array(tokens, np.int32)),
             (op.POSITIONS, np.array(positions, np.int32)),
             (op.SLOTS, np.array(slots, np.int64)),
             (op.TILES, np.array(tiles, np.int64)),
             (op.OUTPUT_ROWS, np.array(output_rows, np.int32)),
+            (op.RUNS, np.array(runs, np.int64)),
         ]
         for offset, array in self._arrays:
             self._set(offset, array.ctypes.data)

@@ -9,6 +9,7 @@ from types import ModuleType
 import numpy as np
 import oracles
 from harness import GENERIC, Batch, Setup, packed, random_rows, rows
+from setups_recurrent import setup_causal_conv, setup_decay, setup_delta_rule
 
 from gumba.kernels import activations, conv, elementwise, embed, experts, jit, matmul, norms, q8, rope
 from gumba.kernels import attention_layout as att
@@ -712,6 +713,9 @@ TABLE: dict[str, Callable[[Isa], Setup]] = {
     "norms.layer_norm": setup_layer_norm,
     "norms.rms_norm": setup_rms_norm,
     "q8.quantize_q8": setup_quantize_q8,
+    "recurrent.causal_conv": setup_causal_conv,
+    "recurrent.decay": setup_decay,
+    "recurrent.delta_rule": setup_delta_rule,
     "rope.rope": setup_rope,
 }
 

@@ -50,7 +50,7 @@ def test_a_step_without_rows_writes_nothing() -> None:
     for name, make in setups.TABLE.items():
         setup = make(GENERIC)
         before = setup.out.tobytes()
-        setup.batch.words[[op.N_TOKENS // 8, op.N_TILES // 8, op.N_OUTPUTS // 8]] = 0
+        setup.batch.words[[op.N_TOKENS // 8, op.N_TILES // 8, op.N_OUTPUTS // 8, op.N_RUNS // 8]] = 0
         for n_threads in (1, 3):
             setup.run(n_threads)
             assert setup.out.tobytes() == before, name

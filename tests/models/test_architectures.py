@@ -107,15 +107,18 @@ def test_same_bits_in_a_batch(path: Path) -> None:
         alone = []
         for part in parts:
             pages = model.kv.allocate(1)
-            alone.append(model.forward([Chunk(part, 0, pages, "all")]).copy())
+            alone.append(model.forward([Chunk(part, 0, pages, "all", model.take_state())]).copy())
             model.kv.release(pages)
         pages = model.kv.allocate(3)
-        chunks = [Chunk(part, 0, [page], "all") for part, page in zip(parts, pages)]
+        slots = [model.take_state() for _ in parts]
+        chunks = [Chunk(part, 0, [page], "all", at) for part, page, at in zip(parts, pages, slots)]
         assert np.array_equal(model.forward(chunks), np.concatenate(alone))
-        rows = model.forward([Chunk(tokens[50:52], 50, [pages[0]], "last"), Chunk([5], 3, [pages[1]], "last")]).copy()
-        again = model.kv.allocate(1)
-        model.forward([Chunk(tokens[:50], 0, again, "none")])
-        assert np.array_equal(model.forward([Chunk(tokens[50:52], 50, again, "last")])[0], rows[0])
+        rows = model.forward(
+            [Chunk(tokens[50:52], 50, [pages[0]], "last", slots[0]), Chunk([5], 3, [pages[1]], "last", slots[1])]
+        ).copy()
+        again, place = model.kv.allocate(1), model.take_state()
+        model.forward([Chunk(tokens[:50], 0, again, "none", place)])
+        assert np.array_equal(model.forward([Chunk(tokens[50:52], 50, again, "last", place)])[0], rows[0])
     finally:
         model.close()
 

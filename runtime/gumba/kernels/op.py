@@ -41,7 +41,11 @@ TILE_WORDS = 5
 N_OUTPUTS = 48  # tokens whose logits are wanted
 OUTPUT_ROWS = 56  # -> int32 [n_outputs]
 SPLIT = 64  # attention: parts of the context that threads take apart for this step; 0: each tile's context is one piece
-BATCH_WORDS = 9
+N_RUNS = 72  # of models with states: runs of consecutive tokens of one sequence, each whole
+# -> int64 [n_runs, RUN_WORDS]: first token, tokens, position of the first, byte offset of the sequence's slot of states
+RUNS = 80
+RUN_WORDS = 4
+BATCH_WORDS = 11
 
 f4 = "f4"
 

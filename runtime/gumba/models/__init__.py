@@ -46,6 +46,8 @@ from gumba.models import (
     qwen2moe,
     qwen3,
     qwen3moe,
+    qwen35,
+    qwen35moe,
     seed_oss,
     smollm3,
     stablelm,
@@ -58,6 +60,7 @@ from gumba.program.builder import Program
 from gumba.program.executor import Team
 from gumba.simd import isa
 from gumba.simd.isa import Isa
+from gumba.states import States
 
 log = logging.getLogger("gumba")
 
@@ -67,7 +70,7 @@ ARCHITECTURES: dict[str, ModuleType] = {
     for module in (
         llama, qwen, qwen2, qwen2moe, qwen3, qwen3moe, chatglm, glm4, gemma, gemma2, gemma3, phi2, phi3, gpt2, gptneox,
         starcoder2, stablelm, falcon, internlm2, olmo2, baichuan, granite, granitemoe, smollm3, exaone4,
-        command_r, cohere2, deepseek2, gpt_oss, lfm2, seed_oss,
+        command_r, cohere2, deepseek2, gpt_oss, lfm2, qwen35, qwen35moe, seed_oss,
         bert, nomic_bert, modern_bert, gemma_embedding,
     )
 }  # fmt: skip
@@ -77,6 +80,8 @@ DEFAULT_CONTEXT = 4096
 MAX_THREADS = 512
 #: Sequences of the whole context that the KV cache has room for, where memory allows. It takes memory only as it fills.
 USUAL_CONTEXTS = 4
+#: Slots for recurrent states, where memory allows. They take memory only when used.
+MOST_STATES = 128
 
 
 def architecture(gguf: GGUFFile) -> ModuleType:
@@ -96,6 +101,7 @@ def load_model(
     kv_tokens: int | None = None,
     kv_memory: int | None = None,
     kv_type: str | None = None,
+    n_states: int | None = None,
     n_threads: int | None = None,
     team: Team | None = None,
     progress: Callable[[float], Any] | None = None,
@@ -107,6 +113,8 @@ def load_model(
     ``kv_tokens``: tokens that the KV cache holds, all sequences together; ``kv_memory``: as many as fit so many bytes (neither:
     USUAL_CONTEXTS sequences of ``n_ctx``, or as many, but at least one, as fit an eighth of the memory there is); ``kv_type``:
     "f16", "bf16", "f32" or "q8_0" (8.5 bits per element), None for bf16 on processors that multiply it and else f16;
+    ``n_states``: of a model with recurrent layers, how many sequences' states it holds, those kept for others to begin with
+    among them (None: MOST_STATES, or as many as fit an eighth of the memory there is);
     ``n_threads``: None for as many as this process may use; ``team``: another model's threads to compute with instead, never at
     the same time; it must outlive this model; ``progress``: called with 0.0 to 1.0 while reading.
 
@@ -125,6 +133,8 @@ def load_model(
         _check("kv_tokens", kv_tokens, 1 << 30)
     if kv_memory is not None:
         _check("kv_memory", kv_memory, 1 << 50)
+    if n_states is not None:
+        _check("n_states", n_states, 1 << 16)
     if team is not None:
         n_threads = team.n_threads
     elif n_threads is None:
@@ -142,10 +152,11 @@ def load_model(
     try:
         weights = _weights(gguf, module, config, chosen, n_threads, progress)
         kv = KVCache(_kv_shapes(config), -(-kv_tokens // PAGE_TOKENS), kv_type)
-        program = Program(chosen, n_threads, max_batch_tokens, n_ctx)
+        states = _states(config, n_states)
+        program = Program(chosen, n_threads, max_batch_tokens, n_ctx, states=states.layouts if states else [])
         outputs = module.forward(program, config, weights, kv.layouts, n_ctx)
         threads = Team(n_threads, processors) if team is None else team
-        return Model(config, program, outputs, kv, threads, n_ctx, weights, owns_team=team is None)
+        return Model(config, program, outputs, kv, threads, n_ctx, weights, owns_team=team is None, states=states)
     except MemoryError:
         raise ResourceError(
             f"{gguf.path}: not enough memory: the weights alone need {gguf.file_size >> 20} MB, "
@@ -170,6 +181,18 @@ def _kv_tokens(config: Any, n_ctx: int, kv_memory: int | None, kv_type: str) -> 
     if there_is is None:
         return n_ctx
     return max(n_ctx, min(USUAL_CONTEXTS * n_ctx, there_is // 8 // page_bytes * PAGE_TOKENS))
+
+
+def _states(config: Any, n_states: int | None) -> States | None:
+    """The pool of recurrent states; None for a model without recurrent layers."""
+    parts: list[tuple[int, ...]] = getattr(config, "state_parts", [])
+    if not any(parts):
+        return None
+    if n_states is None:
+        there_is = available_memory()
+        fitting = MOST_STATES if there_is is None else there_is // 8 // States.bytes_per_slot(parts)
+        n_states = max(2, min(MOST_STATES, fitting))
+    return States(parts, n_states)
 
 
 #: Woven weights of models that are in use, by file and instruction set; and who weaves some just now, by process.

@@ -132,11 +132,12 @@ def read_common(
     freq_base: float = 10000.0,
     own_values: bool = False,
     n_kv_heads: int | None = None,
+    n_ff: int | None = None,
 ) -> Config:
     """What all decoders say of themselves.
 
     ``norm``: the key of the norms' epsilon; ``neox``: see ``Rope``; ``own_values``: values may have another size than keys;
-    ``n_kv_heads``: None for a number that is the same in all layers.
+    ``n_kv_heads``: None for a number that is the same in all layers; ``n_ff``: where the file has none (None: it must).
     """
     path, name = keys.gguf.path, keys.name
     n_embd = keys.count("embedding_length", MAX_WIDTH)
@@ -166,7 +167,7 @@ def read_common(
         n_ctx_train=n_ctx_train,
         n_layers=keys.count("block_count", MAX_LAYERS),
         n_embd=n_embd,
-        n_ff=keys.count("feed_forward_length", MAX_WIDTH),
+        n_ff=keys.count("feed_forward_length", MAX_WIDTH, n_ff),
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,

@@ -177,6 +177,12 @@ def shared_expert(p: Program, layer: Group, h: Buffer) -> Buffer:
     return p.matmul(layer.ffn_down_shexp, p.swiglu(p.matmul(layer.ffn_gate_shexp, h), p.matmul(layer.ffn_up_shexp, h)))
 
 
+def gated_shared_expert(p: Program, layer: Group, h: Buffer) -> Buffer:
+    """As ``shared_expert``, which counts by a gate of its own, a sigmoid."""
+    gate = p.activation(p.matmul(layer.ffn_gate_inp_shexp, h), "sigmoid")
+    return p.scale_rows(shared_expert(p, layer, h), gate)
+
+
 def outputs(p: Program, c: Config, w: Group, x: Buffer) -> tuple[Buffer, Buffer]:
     """The last hidden states and the logits of the rows that are wanted."""
     hidden = p.rms_norm(p.select_outputs(x), w.output_norm, c.norm_eps)

@@ -17,25 +17,29 @@ from gumba.kv_cache import KVCache
 from gumba.program.builder import Buffer, Operation, Program
 from gumba.program.executor import Team
 from gumba.program.timing import Timing
+from gumba.states import States
 
 
 class Chunk(NamedTuple):
     """Consecutive tokens of one sequence for one step.
 
     ``tokens``: ids; ``position``: of the first one in its sequence; ``pages``: the sequence's block table, for at least
-    ``position + len(tokens)`` tokens; ``outputs``: of which tokens the logits are wanted.
+    ``position + len(tokens)`` tokens; ``outputs``: of which tokens the logits are wanted; ``state``: of a model with recurrent
+    layers, the sequence's slot of ``Model.states``, which holds the state after ``position`` tokens.
     """
 
     tokens: Sequence[int] | np.ndarray
     position: int
     pages: Sequence[int] | np.ndarray
     outputs: Literal["none", "last", "all"] = "last"
+    state: int = -1
 
 
 class Model:
     """What ``load_model`` returns. One thread at a time may call ``forward``.
 
-    ``config``: sizes (n_vocab, n_layers, n_embd, ...); ``n_ctx``: most tokens of a sequence; ``kv``: the pool of pages.
+    ``config``: sizes (n_vocab, n_layers, n_embd, ...); ``n_ctx``: most tokens of a sequence; ``kv``: the pool of pages;
+    ``states``: the pool of recurrent states, None for a model without.
     """
 
     def __init__(
@@ -48,10 +52,11 @@ class Model:
         n_ctx: int,
         weights: Any,
         owns_team: bool = True,
+        states: States | None = None,
     ) -> None:
         hidden, logits = outputs
         self._owns_team = owns_team
-        self.config, self.kv, self.n_ctx = config, kv, n_ctx
+        self.config, self.kv, self.states, self.n_ctx = config, kv, states, n_ctx
         #: Of an encoder that tells types of tokens apart, ids from n_vocab on are those of the second type, and so on.
         self._n_ids = config.n_vocab * config.n_types
         self.n_threads = team.n_threads
@@ -74,6 +79,7 @@ class Model:
         self._arrays: dict[int, np.ndarray] = {
             op.TOKENS: np.empty(rows, np.int32), op.POSITIONS: np.empty(rows, np.int32), op.SLOTS: np.empty(rows, np.int64),
             op.TILES: np.empty((rows, op.TILE_WORDS), np.int64), op.OUTPUT_ROWS: np.empty(rows, np.int32),
+            op.RUNS: np.empty((rows if states else 0, op.RUN_WORDS), np.int64),
         }  # fmt: skip
         self._batch = np.zeros(op.BATCH_WORDS, np.int64)
         for offset, array in self._arrays.items():
@@ -88,6 +94,15 @@ class Model:
         been computed then), EngineError when the model is closed.
         """
         return self._step(chunks, self._records)
+
+    def take_state(self) -> int:
+        """A slot of ``states`` for a new sequence; -1 for a model without recurrent layers. Raises ResourceError."""
+        return -1 if self.states is None else self.states.allocate()
+
+    def drop_state(self, slot: int) -> None:
+        """Give back what ``take_state`` gave."""
+        if self.states is not None:
+            self.states.release(slot)
 
     @property
     def team(self) -> Team:
@@ -120,6 +135,8 @@ class Model:
         if self._gather(numbers.__array_interface__["data"][0], len(chunks), *self._addresses):
             self._refuse(chunks)
             raise RequestError("a number of this step is out of range")
+        if self.states is not None:
+            self._gather_runs(chunks, self.states)
         if self._batch[op.N_TOKENS // 8]:
             self._team.run(records, self._batch)
         n_outputs: int = self._batch[op.N_OUTPUTS // 8]
@@ -131,7 +148,7 @@ class Model:
         tokens: list[int] = []
         pages: list[int] = []
         for chunk in chunks:
-            ids, position, table, outputs = chunk
+            ids, position, table, outputs, _ = chunk
             if type(ids) is not list or type(table) is not list:
                 ids, table = token_ids(ids, self._n_ids).tolist(), _page_ids(table).tolist()
             words += (len(ids), position, len(table), OUTPUTS[outputs])
@@ -150,6 +167,29 @@ class Model:
         except OverflowError:
             self._refuse(chunks)
             raise
+
+    def _gather_runs(self, chunks: Sequence[Chunk], states: States) -> None:
+        """Each sequence's tokens of this step and its slot, for the kernels. All else of the chunks is checked already."""
+        runs: list[tuple[int, int, int, int]] = []
+        after: dict[int, int] = {}
+        first = 0
+        for tokens, position, _, _, slot in chunks:
+            if type(slot) is not int or not states.owns(slot) or slot in after:
+                raise RequestError(
+                    f"slot {slot!r} for states: expected one taken from this model, for each sequence its own"
+                )
+            if position and states.lengths[slot] != position:
+                raise RequestError(
+                    f"position {position}: the state in slot {slot} is that of {states.lengths[slot]} tokens"
+                )
+            if len(tokens):
+                runs.append((first, len(tokens), position, slot * states.slot_bytes))
+                after[slot] = position + len(tokens)
+                first += len(tokens)
+        for slot, length in after.items():
+            states.lengths[slot] = length
+        self._arrays[op.RUNS][: len(runs)] = runs
+        self._batch[op.N_RUNS // 8] = len(runs)
 
     def _refuse(self, chunks: Sequence[Chunk]) -> None:
         """Raise RequestError for what is wrong with a step; nothing when all is well."""
@@ -175,6 +215,8 @@ class Model:
         if self._owns_team:
             self._team.close()
         self.kv.close()
+        if self.states is not None:
+            self.states.close()
         self._program = self._weights = None
         self._records = np.empty((0, op.RECORD_WORDS), np.int64)
         self._timing = None

@@ -54,6 +54,5 @@ def forward(p: Program, c: Qwen2MoeConfig, w: Group, kv: Sequence[KVLayout], n_c
         x = decoder.attention(p, c, layer, h, kv, i, table, residual=x)
         h = p.rms_norm(x, layer.ffn_norm, c.norm_eps)
         x = p.add(x, decoder.experts(p, layer, h, c.n_used, normalized=False))
-        gate = p.activation(p.matmul(layer.ffn_gate_inp_shexp, h), "sigmoid")
-        x = p.add(x, p.scale_rows(decoder.shared_expert(p, layer, h), gate))
+        x = p.add(x, decoder.gated_shared_expert(p, layer, h))
     return decoder.outputs(p, c, w, x)

@@ -19,9 +19,9 @@ from gumba.kernels.attention import attention, store_kv
 from gumba.kernels.op import BARRIER, FIRST_ARGUMENT, N_TOKENS, RECORD_WORDS
 from gumba.kernels.packed import PackedMatrix, aligned_empty
 from gumba.kernels.pages import PAGE_TOKENS, page_formats
-from gumba.program.elementwise import Elementwise
 from gumba.program.operation import Buffer, KVLayout, Operation, Work
 from gumba.program.placing import place_barriers, place_buffers, place_cuts
+from gumba.program.recurrent import Recurrent
 
 __all__ = ["Buffer", "KVLayout", "Operation", "Program", "Work"]
 
@@ -45,8 +45,8 @@ def _product(w: PackedMatrix) -> Work:
 
 
 @dataclass
-class Program(Elementwise):
-    """What an architecture writes; ``Elementwise`` holds the operations that work row by row."""
+class Program(Recurrent):
+    """What an architecture writes; ``Elementwise`` holds what works row by row, ``Recurrent`` what has a state."""
 
     #: Of all attentions: most query heads for a KV head, and most KV heads. They bound a step's tiles.
     most_grouped: int = 1

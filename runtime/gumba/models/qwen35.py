@@ -1,0 +1,203 @@
+"""qwen35: Qwen3.5 (Qwen 2026): three of four layers keep a state by the gated delta rule, the others attend, through a gate.
+
+Its relative with experts (``qwen35moe``) is computed here as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gumba.errors import ModelError, UnsupportedError
+from gumba.gguf import GGUFFile
+from gumba.kernels.recurrent import COLUMNS
+from gumba.kv_cache import KVShape
+from gumba.models import decoder
+from gumba.models.decoder import Config
+from gumba.models.keys import Keys
+from gumba.models.loader import MAX_LAYERS, MAX_WIDTH, Loader
+from gumba.models.tensors import Group, Tensors
+from gumba.program.builder import Buffer, KVLayout, Program
+from gumba.program.recurrent import conv_state, delta_state
+
+NAME = "qwen35"
+FAMILIES = "Qwen3.5 (0.8B, 2B, 4B, 9B, 27B)"
+VERIFIED = ("transformers", "llama.cpp")
+
+#: What is added to a squared length before queries and keys are divided by it.
+LENGTH_EPS = 1e-6
+#: Parts of a layer's state: inputs of the convolution of queries and keys, of that of values, and the delta rule's matrices.
+CONV_QK, CONV_V, MATRICES = range(3)
+
+
+@dataclass(frozen=True)
+class Qwen35Config(Config):
+    recurrent: tuple[bool, ...]  # of each layer: whether it keeps a state, or else attends
+    n_taps: int  # tokens that a convolution sees
+    n_key_heads: int
+    n_value_heads: int
+    state_dim: int  # of a key's head and of a value's
+    n_experts: int  # 0: dense
+    n_used: int
+    n_ff_expert: int
+    n_ff_shared: int
+
+    @property
+    def n_state_qk(self) -> int:
+        """Width of a recurrent layer's queries and keys together."""
+        return 2 * self.n_key_heads * self.state_dim
+
+    @property
+    def n_state_v(self) -> int:
+        """Width of its values."""
+        return self.n_value_heads * self.state_dim
+
+    @property
+    def kv_shapes(self) -> list[KVShape]:
+        """Only attention has keys and values in the cache."""
+        return [
+            KVShape(0 if recurrent else self.n_kv_heads, self.head_dim, self.head_dim) for recurrent in self.recurrent
+        ]
+
+    @property
+    def state_parts(self) -> list[tuple[int, ...]]:
+        """float32 of the parts of each layer's state."""
+        convolutions = conv_state(self.n_state_qk, self.n_taps), conv_state(self.n_state_v, self.n_taps)
+        parts = (*convolutions, delta_state(self.n_value_heads, self.state_dim))
+        return [parts if recurrent else () for recurrent in self.recurrent]
+
+
+def read_config(gguf: GGUFFile) -> Qwen35Config:
+    """Every key is required, has a default, or must have the one value that is computed here."""
+    return read_named(gguf, NAME)
+
+
+def read_named(gguf: GGUFFile, name: str, *, sparse: bool = False) -> Qwen35Config:
+    """As ``read_config``, for the architecture ``name``; ``sparse``: with experts."""
+    with decoder.reading(gguf, name, *(decoder.EXPERT_KEYS if sparse else ())) as keys:
+        keys.is_array("rope.dimension_sections")  # of positions in pictures; in text all sections have the same
+        n_ff_expert = keys.count("expert_feed_forward_length", MAX_WIDTH) if sparse else 0
+        common = decoder.read_common(keys, neox=True, freq_base=10000000.0, n_ff=n_ff_expert or None)
+        experts = {"n_experts": 0, "n_used": 0, "n_ff_expert": 0, "n_ff_shared": 0}
+        if sparse:
+            experts = decoder.read_required_experts(keys, common)
+            experts["n_ff_shared"] = keys.count("expert_shared_feed_forward_length", MAX_WIDTH)
+        recurrent = _recurrent_layers(keys, common.n_layers)
+        # The last blocks of a file may be those that predict further tokens, which are not used.
+        n_layers = common.n_layers - keys.size("nextn_predict_layers", common.n_layers - 1)
+        return replace(common, n_layers=n_layers).extended(
+            Qwen35Config, recurrent=recurrent[:n_layers], **_read_net(keys), **experts
+        )
+
+
+def _recurrent_layers(keys: Keys, n_layers: int) -> tuple[bool, ...]:
+    """Which layers keep a state: what the file says of each, or all but the last of each period."""
+    period = keys.count("full_attention_interval", MAX_LAYERS, 4)
+    usual = tuple((i + 1) % period != 0 for i in range(n_layers))
+    recurrent = keys.flags("attention.recurrent_layers", n_layers) or usual
+    if all(recurrent) or not any(recurrent):
+        raise UnsupportedError(f"{keys.gguf.path}: metadata {keys.name}: all layers are of one kind, expected both")
+    return recurrent
+
+
+def _read_net(keys: Keys) -> dict[str, int]:
+    """The sizes of the recurrent layers."""
+    path, name = keys.gguf.path, keys.name
+    dim, n_values, n_keys = (keys.count(f"ssm.{key}", 1024) for key in ("state_size", "time_step_rank", "group_count"))
+    if dim % COLUMNS:
+        raise UnsupportedError(f"{path}: metadata {name}.ssm.state_size is {dim}, expected a multiple of {COLUMNS}")
+    if n_values % n_keys:
+        raise ModelError(
+            f"{path}: metadata {name}.ssm.time_step_rank {n_values} is no multiple of ssm.group_count {n_keys}"
+        )
+    if keys.count("ssm.inner_size", MAX_WIDTH) != n_values * dim:
+        raise ModelError(f"{path}: metadata {name}.ssm.inner_size: expected {n_values} heads of {dim}")
+    n_taps = keys.count("ssm.conv_kernel", 16)
+    return {"n_taps": n_taps, "n_key_heads": n_keys, "n_value_heads": n_values, "state_dim": dim}
+
+
+def load_weights(loader: Loader, c: Qwen35Config) -> Group:
+    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    t = Tensors(loader.gguf, c.n_layers)
+    decoder.add_outer(t, c)
+    for i, recurrent in enumerate(c.recurrent):
+        decoder.add_norms(t, c, i, "attn_norm", "post_attention_norm")
+        (_add_delta_net if recurrent else _add_gated_attention)(t, c, i)
+        if c.n_experts:
+            decoder.add_experts(t, c, i, c.n_experts, c.n_ff_expert, n_shared=c.n_ff_shared)
+            t.add_row("ffn_gate_inp_shexp", "ffn_gate_inp_shexp.weight", c.n_embd, layer=i)
+        else:
+            decoder.add_feed_forward(t, c, i)
+    further = tuple(f"blk.{i}." for i in range(c.n_layers, MAX_LAYERS))
+    return t.load(loader, lambda name: name.startswith(further), numbers=("conv_qk", "conv_v"))
+
+
+def _add_delta_net(t: Tensors, c: Qwen35Config, i: int) -> None:
+    """A recurrent layer: queries, keys and values in one tensor, and what is made of them."""
+    t.split("attn_qkv.weight", {"qk": c.n_state_qk, "v": c.n_state_v}, c.n_embd, layer=i)
+    t.split("ssm_conv1d.weight", {"conv_qk": c.n_state_qk, "conv_v": c.n_state_v}, c.n_taps, layer=i)
+    t.add("z", "attn_gate.weight", c.n_state_v, c.n_embd, layer=i)
+    t.add("alpha", "ssm_alpha.weight", c.n_value_heads, c.n_embd, layer=i)
+    t.add("beta", "ssm_beta.weight", c.n_value_heads, c.n_embd, layer=i)
+    t.add("dt_bias", "ssm_dt.bias", c.n_value_heads, layer=i)
+    t.add("rate", "ssm_a", c.n_value_heads, layer=i)
+    t.add("ssm_norm", "ssm_norm.weight", c.state_dim, layer=i)
+    t.add("ssm_out", "ssm_out.weight", c.n_embd, c.n_state_v, layer=i)
+
+
+def _add_gated_attention(t: Tensors, c: Qwen35Config, i: int) -> None:
+    """An attention: each head of the queries' tensor is followed by its gate."""
+    t.add("attn_q", "attn_q.weight", 2 * c.n_q, c.n_embd, layer=i)
+    t.add("attn_k", "attn_k.weight", c.n_kv, c.n_embd, layer=i)
+    t.add("attn_v", "attn_v.weight", c.n_kv, c.n_embd, layer=i)
+    t.add("attn_output", "attn_output.weight", c.n_embd, c.n_q, layer=i)
+    decoder.add_shared_head_norms(t, c, i)
+
+
+def forward(p: Program, c: Qwen35Config, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    table = decoder.rotation(p, c.rope, n_ctx, w.rope_freqs)
+    x = p.embed(w.token_embd)
+    for i, layer in enumerate(w.layers):
+        h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
+        if c.recurrent[i]:
+            x = _delta_net(p, c, layer, h, i, residual=x)
+        else:
+            x = _gated_attention(p, c, layer, h, kv, i, table, residual=x)
+        h = p.rms_norm(x, layer.post_attention_norm, c.norm_eps)
+        if c.n_experts:
+            x = p.add(x, decoder.experts(p, layer, h, c.n_used))
+            x = p.add(x, decoder.gated_shared_expert(p, layer, h))
+        else:
+            x = decoder.swiglu(p, layer, h, residual=x)
+    return decoder.outputs(p, c, w, x)
+
+
+def _delta_net(p: Program, c: Qwen35Config, layer: Group, h: Buffer, i: int, residual: Buffer) -> Buffer:
+    """Queries, keys and values of neighbouring tokens mixed; the delta rule; a norm of each head; a gate."""
+    qk = p.causal_conv(p.matmul(layer.qk, h), layer.conv_qk, i, CONV_QK, silu=True)
+    v = p.causal_conv(p.matmul(layer.v, h), layer.conv_v, i, CONV_V, silu=True)
+    decays = p.decay(p.matmul(layer.alpha, h), layer.dt_bias, layer.rate)
+    betas = p.activation(p.matmul(layer.beta, h), "sigmoid")
+    # Queries and keys of length 1, queries then divided by the root of their size: an RMS norm with other weights.
+    unit = np.repeat([1 / c.state_dim, 1 / math.sqrt(c.state_dim)], c.n_state_qk // 2)
+    qk = p.head_norm(qk, unit, LENGTH_EPS / c.state_dim, 2 * c.n_key_heads, c.state_dim)
+    out = p.delta_rule(qk, v, decays, betas, c.state_dim, i, MATRICES)
+    out = p.head_norm(out, layer.ssm_norm, c.norm_eps, c.n_value_heads, c.state_dim)
+    return p.matmul(layer.ssm_out, p.gated(p.matmul(layer.z, h), out, "silu"), residual=residual)
+
+
+def _gated_attention(
+    p: Program, c: Qwen35Config, layer: Group, h: Buffer, kv: Sequence[KVLayout], i: int, table: int, residual: Buffer
+) -> Buffer:
+    """Attention whose result goes through a gate."""
+    q_gate = p.matmul(layer.attn_q, h)
+    q = p.join_heads(c.n_heads, [(q_gate, 0, c.head_dim, 2 * c.head_dim)])
+    gate = p.join_heads(c.n_heads, [(q_gate, c.head_dim, c.head_dim, 2 * c.head_dim)])
+    q, k = decoder.rms_normed_heads(p, c, layer, q, p.matmul(layer.attn_k, h))
+    q, k = decoder.turned(p, c, q, k, table)
+    a = p.attention(q, k, p.matmul(layer.attn_v, h), kv, layer=i, scale=1.0 / math.sqrt(c.head_dim))
+    return p.matmul(layer.attn_output, p.gated(gate, a, "sigmoid"), residual=residual)

@@ -1,0 +1,124 @@
+"""Recurrent states: who has which slot, and what a model refuses; copies go on as their originals would."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tiny_models import DATA, load, logits_of, stored
+
+from gumba.errors import EngineError, RequestError, ResourceError
+from gumba.models import Chunk, Model
+from gumba.states import States
+
+PATH = DATA / "arch_qwen35.gguf"
+
+
+def test_slots_are_handed_out_and_taken_back() -> None:
+    states = States([(3, 100), (), (16,)], 3)
+    assert states.slot_bytes == 64 + 448 + 64
+    assert [len(layer) for layer in states.layouts] == [2, 0, 1]
+    assert (np.diff([*states.layouts[0], *states.layouts[2]]) == [64, 448]).all()
+    taken = [states.allocate() for _ in range(3)]
+    assert sorted(taken) == [0, 1, 2] and states.n_free == 0
+    with pytest.raises(ResourceError, match="3 slots"):
+        states.allocate()
+    states.release(taken[1])
+    assert states.n_free == 1
+    for wrong in (taken[1], -1, 3):
+        assert not states.owns(wrong)
+        for call in (states.release, states.read, lambda slot: states.copy(slot, taken[0])):
+            with pytest.raises(EngineError, match="was not taken"):
+                call(wrong)
+    assert states.allocate() == taken[1]
+    states.close()
+    for call in (lambda _: states.allocate(), states.read):
+        with pytest.raises(EngineError, match="closed"):
+            call(taken[0])
+
+
+def test_what_is_copied_or_written_is_what_was_there() -> None:
+    states = States([(20,), (7,)], 4)
+    first, second = states.allocate(), states.allocate()
+    data = bytes(range(1, states.slot_bytes + 1))
+    states.write(first, data, 9)
+    assert states.read(first) == data and states.lengths[first] == 9
+    assert states.read(second) == bytes(states.slot_bytes)
+    states.copy(first, second)
+    assert states.read(second) == data and states.lengths[second] == 9
+    with pytest.raises(RequestError, match="expected 192"):
+        states.write(first, data[1:], 9)
+    states.release(second)
+    assert states.lengths[states.allocate()] == 0
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return load(PATH, n_threads=2, n_states=4)
+
+
+def test_a_copy_goes_on_as_the_original_would(model: Model) -> None:
+    tokens, _ = stored(PATH)
+    whole = logits_of(model, tokens, len(tokens))
+    states = model.states
+    assert states is not None
+    pages, others = model.kv.allocate(2), model.kv.allocate(2)
+    one, other = states.allocate(), states.allocate()
+    cut = 66
+    model.forward([Chunk(tokens[:cut], 0, pages, "none", one)])
+    states.copy(one, other)
+    model.forward([Chunk([5, 6, 7], cut, pages, "none", one)])  # the original goes on differently
+    model.kv.copy(pages[1], others[1])
+    assert np.array_equal(model.forward([Chunk(tokens[cut:], cut, [pages[0], others[1]], "all", other)]), whole[cut:])
+    saved = states.read(other)
+    assert states.lengths[other] == len(tokens)
+    # A slot that was used is as good as new at position 0.
+    assert np.array_equal(model.forward([Chunk(tokens, 0, others, "all", one)]), whole)
+    assert states.read(one) == saved
+    model.kv.release(pages + others)
+    states.release(one)
+    states.release(other)
+
+
+def test_wrong_slots_are_refused_and_nothing_is_computed(model: Model) -> None:
+    tokens, _ = stored(PATH)
+    states = model.states
+    assert states is not None
+    pages = model.kv.allocate(2)
+    taken = states.allocate()
+    model.forward([Chunk(tokens[:5], 0, pages[:1], "none", taken)])
+    before = states.read(taken)
+    good = Chunk(tokens[5:7], 5, pages[:1], "none", taken)
+    wrong = [
+        [good._replace(state=-1)],
+        [good._replace(state=4)],
+        [good._replace(state=1 << 70)],
+        [good._replace(state=np.int64(taken))],
+        [good._replace(state=next(slot for slot in range(4) if not states.owns(slot)))],
+        [good, Chunk([1], 0, pages[1:], "none", taken)],
+    ]
+    for chunks in wrong:
+        with pytest.raises(RequestError, match=r"slot .* for states"):
+            model.forward(chunks)
+    for position in (4, 6):
+        with pytest.raises(RequestError, match=f"position {position}: the state in slot {taken} is that of 5"):
+            model.forward([good._replace(position=position)])
+    with pytest.raises(RequestError):
+        model.forward([good._replace(tokens=[-1])])
+    assert states.read(taken) == before and states.lengths[taken] == 5
+    model.forward([good])
+    assert states.lengths[taken] == 7
+    model.kv.release(pages)
+    states.release(taken)
+
+
+def test_a_model_without_states_has_none() -> None:
+    model = load(DATA / "arch_qwen3.gguf", n_threads=1)
+    assert model.states is None and model.take_state() == -1
+    model.drop_state(-1)
+    model.close()
+
+
+def test_close_lets_go(model: Model) -> None:
+    model.close()
+    with pytest.raises(EngineError, match="closed"):
+        model.take_state()
