@@ -2,53 +2,39 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import functools
-import itertools
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from gumba import session
+from gumba.answering import made
+from gumba.chats import Chats
 from gumba.conversation import Conversation
 from gumba.engine.engine import Engine
-from gumba.engine.sequence import Judging
-from gumba.errors import EngineError, ModelError, RequestError
+from gumba.errors import RequestError
 from gumba.gguf import GGUFFile
+from gumba.judging import Judges
 from gumba.loaded import LoadedModel
-from gumba.outputs import BeamSearchOutput, KVUsage, Logprobs, RequestOutput, StreamOutput
+from gumba.outputs import BeamSearchOutput, KVUsage, RequestOutput, StreamOutput
 from gumba.params import BeamSearchParams, ContrastiveSearchParams, SamplingParams, require_count, require_number
-from gumba.progress import Progress
 from gumba.requests import (
-    ChatOptions,
-    Judged,
-    Messages,
     ParamsOf,
-    Pooled,
-    Pooling,
     Prompt,
     PromptProgress,
     Request,
     Requests,
     report,
 )
-from gumba.streams import aparsed, parsed
 from gumba.text import ChatTemplate, Tokenizer
 
 if TYPE_CHECKING:
     from gumba.models import Model
 
-T = TypeVar("T")
-#: Functions that a model may call, as OpenAI's API has them.
-Tools = Sequence[Mapping[str, Any]] | None
 
-
-class LLM:
+class LLM(Chats, Judges):
     """A language model from a GGUF file.
 
     Several threads may call it at once: their requests are computed together. It must be loaded in the process that
@@ -165,11 +151,6 @@ class LLM:
         return self._tokenizer
 
     @property
-    def model(self) -> Model:
-        """The model itself, below the engine."""
-        return self._loaded.model
-
-    @property
     def metadata(self) -> Mapping[str, Any]:
         """The file's metadata, by key."""
         return self._gguf.metadata
@@ -233,7 +214,7 @@ class LLM:
         progress: PromptProgress | None = None,
     ) -> list[RequestOutput]:
         """As ``generate``, for an event loop, which goes on meanwhile. Cancelling the task cancels the requests."""
-        requests = await _made(lambda: self._requests.completions(prompts, sampling_params), sampling_params)
+        requests = await made(lambda: self._requests.completions(prompts, sampling_params), sampling_params)
         return await self._aanswer(requests, progress)
 
     def beam_search(self, prompts: str | Iterable[Prompt], params: BeamSearchParams) -> list[BeamSearchOutput]:
@@ -271,220 +252,9 @@ class LLM:
         await self._engine.afinish([each.search for each in requests])
         return [each.output() for each in requests]
 
-    @overload
-    def chat(
-        self,
-        messages: Messages,
-        sampling_params: SamplingParams | None = None,
-        *,
-        tools: Tools = None,
-        reasoning: str = "auto",
-        template_args: Mapping[str, Any] | None = None,
-        progress: PromptProgress | None = None,
-        use_tqdm: bool = False,
-    ) -> RequestOutput: ...
-    @overload
-    def chat(
-        self,
-        messages: Sequence[Messages],
-        sampling_params: ParamsOf = None,
-        *,
-        tools: Tools = None,
-        reasoning: str = "auto",
-        template_args: Mapping[str, Any] | None = None,
-        progress: PromptProgress | None = None,
-        use_tqdm: bool = False,
-    ) -> list[RequestOutput]: ...
-    def chat(
-        self,
-        messages: Messages | Sequence[Messages],
-        sampling_params: ParamsOf = None,
-        *,
-        tools: Tools = None,
-        reasoning: str = "auto",
-        template_args: Mapping[str, Any] | None = None,
-        progress: PromptProgress | None = None,
-        use_tqdm: bool = False,
-    ) -> RequestOutput | list[RequestOutput]:
-        """Answer a conversation, a list of ``{"role": ..., "content": ...}``, by the file's chat template.
-
-        Of a list of conversations all are answered, as a list. ``tools``: functions that the model may call, as OpenAI's
-        schemas; what it calls is in ``tool_calls`` of the answer. ``reasoning``: "auto" tells it from the answer as the
-        template says, "off" leaves it in the text, or the name of a form. ``template_args`` are further variables for the
-        template (``enable_thinking`` of some models); the rest as of ``generate``. Raises as ``stream`` does, and TemplateError.
-        """
-        several = _several(messages)
-        requests = self._chats(several, messages, sampling_params, ChatOptions(template_args, tools, reasoning))
-        outputs = self._answer(requests, progress, use_tqdm)
-        return outputs if several else outputs[0]
-
-    @overload
-    async def achat(
-        self,
-        messages: Messages,
-        sampling_params: SamplingParams | None = None,
-        *,
-        tools: Tools = None,
-        reasoning: str = "auto",
-        template_args: Mapping[str, Any] | None = None,
-        progress: PromptProgress | None = None,
-    ) -> RequestOutput: ...
-    @overload
-    async def achat(
-        self,
-        messages: Sequence[Messages],
-        sampling_params: ParamsOf = None,
-        *,
-        tools: Tools = None,
-        reasoning: str = "auto",
-        template_args: Mapping[str, Any] | None = None,
-        progress: PromptProgress | None = None,
-    ) -> list[RequestOutput]: ...
-    async def achat(
-        self,
-        messages: Messages | Sequence[Messages],
-        sampling_params: ParamsOf = None,
-        *,
-        tools: Tools = None,
-        reasoning: str = "auto",
-        template_args: Mapping[str, Any] | None = None,
-        progress: PromptProgress | None = None,
-    ) -> RequestOutput | list[RequestOutput]:
-        """As ``chat``, for an event loop."""
-        several = _several(messages)
-        options = ChatOptions(template_args, tools, reasoning)
-        requests = await _made(lambda: self._chats(several, messages, sampling_params, options), sampling_params)
-        outputs = await self._aanswer(requests, progress)
-        return outputs if several else outputs[0]
-
-    def chat_stream(
-        self,
-        messages: Messages,
-        sampling_params: SamplingParams | None = None,
-        *,
-        tools: Tools = None,
-        reasoning: str = "auto",
-        template_args: Mapping[str, Any] | None = None,
-        progress: PromptProgress | None = None,
-    ) -> Iterator[StreamOutput]:
-        """As ``chat`` of one conversation, one StreamOutput per token, as ``stream`` gives them."""
-        options = ChatOptions(template_args, tools, reasoning)
-        request = self._chat_streamed(messages, sampling_params, options, progress)
-        return parsed(request, self._engine.stream(request.generations))
-
-    def achat_stream(
-        self,
-        messages: Messages,
-        sampling_params: SamplingParams | None = None,
-        *,
-        tools: Tools = None,
-        reasoning: str = "auto",
-        template_args: Mapping[str, Any] | None = None,
-        progress: PromptProgress | None = None,
-    ) -> AsyncIterator[StreamOutput]:
-        """As ``chat_stream``, for an event loop. With ``structured_outputs`` the checks come with the first item, too."""
-        options = ChatOptions(template_args, tools, reasoning)
-        return self._astream(lambda: self._chat_streamed(messages, sampling_params, options, progress), sampling_params)
-
     def conversation(self, **settings: Any) -> Conversation:
         """A new ``Conversation(self, **settings)``: messages and answers, kept together."""
         return Conversation(self, **settings)
-
-    def logits(self, tokens: Sequence[int] | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Logits after each of ``tokens``, float32 [len(tokens), n_vocab]: the bare forward pass.
-
-        Raises:
-            RequestError: ``tokens`` is empty, longer than the context, or has an id out of range.
-            ResourceError: The result does not fit the memory.
-            EngineError: The LLM is closed or forked, or ``cancel`` was called.
-        """
-        scoring = self._requests.scoring(tokens, self.model.config.n_vocab)
-        self._engine.finish([scoring])
-        if scoring.finish_reason == "cancelled":
-            raise EngineError("cancelled")
-        return scoring.logits
-
-    @overload
-    def embed(
-        self, prompts: Prompt | Iterable[Prompt], *, pooling: Pooled | None = None, normalize: bool = True
-    ) -> np.ndarray[Any, Any]: ...
-    @overload
-    def embed(
-        self, prompts: Prompt | Iterable[Prompt], *, pooling: Literal["none"], normalize: bool = True
-    ) -> list[np.ndarray[Any, Any]]: ...
-    def embed(
-        self, prompts: Prompt | Iterable[Prompt], *, pooling: Pooling | None = None, normalize: bool = True
-    ) -> np.ndarray[Any, Any] | list[np.ndarray[Any, Any]]:
-        """Vectors that stand for texts, float32 [prompts, n_embd]: the final hidden states, pooled.
-
-        ``prompts`` as of ``generate``. ``pooling``: the mean over all tokens ("mean"), or the "first" ("cls") or the "last" token
-        alone; None: what the file says that the model was trained for, or else the mean. "none" gives a list, for each prompt
-        the states of all its tokens, float32 [tokens, n_embd]. ``normalize``: to length 1, so that a dot product is the cosine.
-        Raises as ``stream`` does.
-        """
-        sequences = self._requests.embeddings(prompts, pooling)
-        self._engine.finish(sequences)
-        found = [
-            np.atleast_2d(each.rows if pooling == "none" else each.vector).astype(np.float64) for each in sequences
-        ]
-        for rows, sequence in zip(found, sequences):
-            if sequence.finish_reason == "cancelled":
-                raise EngineError("cancelled")
-            if not np.isfinite(rows).all():
-                raise ModelError(f"the model's hidden states of a prompt of {sequence.n_prompt} tokens are not finite")
-            if normalize:
-                lengths = np.array([[float(np.linalg.norm(row))] for row in rows])
-                rows /= np.where(lengths == 0.0, 1.0, lengths)
-        if pooling == "none":
-            return [rows.astype(np.float32) for rows in found]
-        return np.concatenate([*found, np.empty((0, self.model.config.n_embd))]).astype(np.float32)
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The names of what a classifier tells apart, in the order of ``classify``'s columns; empty where it has none."""
-        return tuple(getattr(self.model.config, "labels", ()))
-
-    def rerank(self, query: str, documents: Iterable[str]) -> list[float]:
-        """How well each of ``documents`` answers ``query``, by a cross-encoder: what its head gives, greater is better.
-
-        Query and document are read together, as the model was trained; the logistic function makes a probability of a score.
-        Raises RequestError for a model without such a head and for texts that do not fit its context, else as ``embed``.
-        """
-        return [float(row[0]) for row in self._judged(self._requests.ranks(query, documents))]
-
-    def classify(self, texts: str | Iterable[Judged]) -> np.ndarray[Any, Any]:
-        """What a classifier says of texts: logits, float32 [texts, labels], in the order of ``labels``.
-
-        ``texts``: prompts as of ``generate``, or pairs ``(first, second)`` that are read together. The softmax of a row gives
-        probabilities where just one label is right. Raises RequestError for a model without a head, else as ``embed``.
-        """
-        rows = self._judged(self._requests.judgements(texts))
-        width: int = self.model.config.n_labels
-        return np.array(rows, np.float32).reshape(len(rows), width)
-
-    def _judged(self, sequences: list[Judging]) -> list[np.ndarray[Any, Any]]:
-        self._engine.finish(sequences)
-        for each in sequences:
-            if each.finish_reason == "cancelled":
-                raise EngineError("cancelled")
-            if not np.isfinite(each.scores).all():
-                raise ModelError(f"what the model says of a text of {each.n_prompt} tokens is not finite")
-        return [each.scores for each in sequences]
-
-    def score(self, prompt: Prompt, continuation: Prompt) -> list[Logprobs]:
-        """Log-probability of each token of ``continuation`` after ``prompt``, by the model's own logits.
-
-        Both are text (the continuation's own tokens follow the prompt's) or token ids. Raises as ``generate`` does.
-        """
-        before = self._requests.prompt_ids(prompt)
-        if isinstance(continuation, str):
-            continuation = self._tokenizer.encode(continuation, add_special=False, parse_special=False)
-        ids = before + self._requests.checked(continuation, "continuation")
-        params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
-        (output,) = self.generate([ids], params)
-        if output.finish_reason == "cancelled":
-            raise EngineError("cancelled")
-        return [each for each in (output.prompt_logprobs or [])[len(before) :] if each is not None]
 
     def save_session(self, path: str | PathLike[str], tokens: Sequence[int], notes: Any = None) -> int:
         """Write tokens of a conversation, and what is kept of their KV pages, to a file; the number of tokens so kept.
@@ -577,60 +347,3 @@ class LLM:
         request = Request(None, self._requests.streamed(self._requests.prompt_ids(prompt), params))
         report(request.generations, progress)
         return request
-
-    def _chat_streamed(
-        self, messages: Messages, params: SamplingParams | None, options: ChatOptions, progress: PromptProgress | None
-    ) -> Request:
-        request = self._requests.chat_streamed(messages, params, options)
-        report(request.generations, progress)
-        return request
-
-    def _chats(
-        self, several: bool, messages: Messages | Sequence[Messages], params: ParamsOf, options: ChatOptions
-    ) -> list[Request]:
-        chats: Any = messages if several else [messages]
-        each: Any = params if several else [params]
-        return self._requests.chats(chats, each, options)
-
-    def _answer(self, requests: list[Request], progress: PromptProgress | None, bar: bool) -> list[RequestOutput]:
-        generations = [each for request in requests for each in request.generations]
-        report(generations, progress)
-        with Progress("answers", shown=bar) as shown:
-            done = itertools.count(1)
-            self._engine.finish(generations, lambda _: shown("generating", next(done), len(generations)))
-        return [request.output() for request in requests]
-
-    def _astream(self, make: Callable[[], Request], params: SamplingParams | None) -> AsyncIterator[StreamOutput]:
-        if not _constrained(params):
-            request = make()
-            return aparsed(request, self._engine.astream(request.generations))
-
-        async def stream() -> AsyncIterator[StreamOutput]:
-            request = await _made(make, params)
-            async with contextlib.aclosing(aparsed(request, self._engine.astream(request.generations))) as steps:
-                async for step in steps:
-                    yield step
-
-        return stream()
-
-    async def _aanswer(self, requests: list[Request], progress: PromptProgress | None) -> list[RequestOutput]:
-        generations = [each for request in requests for each in request.generations]
-        report(generations, progress)
-        await self._engine.afinish(generations)
-        return [request.output() for request in requests]
-
-
-def _constrained(params: Any) -> bool:
-    """Whether a grammar has to be compiled, which may take tenths of a second."""
-    each = params if isinstance(params, list | tuple) else [params]
-    return any(getattr(one, "structured_outputs", None) is not None for one in each)
-
-
-async def _made(make: Callable[[], T], params: Any) -> T:
-    """What ``make`` gives, by another thread where it takes long: the event loop goes on meanwhile."""
-    return await asyncio.to_thread(make) if _constrained(params) else make()
-
-
-def _several(messages: Any) -> bool:
-    """Whether these are several conversations, not the messages of one."""
-    return isinstance(messages, Sequence) and bool(messages) and isinstance(messages[0], list | tuple)

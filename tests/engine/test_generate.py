@@ -413,7 +413,7 @@ def test_an_event_loop_goes_on_while_a_grammar_is_compiled(chatting, monkeypatch
 
 def test_closing_a_constrained_stream_of_an_event_loop_frees_its_pages(make_llm, monkeypatch):
     llm = make_llm(before=lambda model: time.sleep(0.001))
-    monkeypatch.setattr("gumba.llm._constrained", lambda params: True)
+    monkeypatch.setattr("gumba.answering.constrained", lambda params: True)
 
     async def main():
         stream = llm.astream([1], SamplingParams(temperature=0))

@@ -1,0 +1,115 @@
+"""The part of an ``LLM`` that says something of texts: vectors, scores, labels, probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, overload
+
+import numpy as np
+
+from gumba.answering import Answering
+from gumba.engine.sequence import Judging
+from gumba.errors import EngineError, ModelError
+from gumba.outputs import Logprobs
+from gumba.params import SamplingParams
+from gumba.requests import Judged, Pooled, Pooling, Prompt
+
+
+class Judges(Answering):
+    """What a model makes of texts that are there already."""
+
+    def logits(self, tokens: Sequence[int] | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Logits after each of ``tokens``, float32 [len(tokens), n_vocab]: the bare forward pass.
+
+        Raises:
+            RequestError: ``tokens`` is empty, longer than the context, or has an id out of range.
+            ResourceError: The result does not fit the memory.
+            EngineError: The LLM is closed or forked, or ``cancel`` was called.
+        """
+        scoring = self._requests.scoring(tokens, self.model.config.n_vocab)
+        self._engine.finish([scoring])
+        if scoring.finish_reason == "cancelled":
+            raise EngineError("cancelled")
+        return scoring.logits
+
+    @overload
+    def embed(
+        self, prompts: Prompt | Iterable[Prompt], *, pooling: Pooled | None = None, normalize: bool = True
+    ) -> np.ndarray[Any, Any]: ...
+    @overload
+    def embed(
+        self, prompts: Prompt | Iterable[Prompt], *, pooling: Literal["none"], normalize: bool = True
+    ) -> list[np.ndarray[Any, Any]]: ...
+    def embed(
+        self, prompts: Prompt | Iterable[Prompt], *, pooling: Pooling | None = None, normalize: bool = True
+    ) -> np.ndarray[Any, Any] | list[np.ndarray[Any, Any]]:
+        """Vectors that stand for texts, float32 [prompts, n_embd]: the final hidden states, pooled.
+
+        ``prompts`` as of ``generate``. ``pooling``: the mean over all tokens ("mean"), or the "first" ("cls") or the "last" token
+        alone; None: what the file says that the model was trained for, or else the mean. "none" gives a list, for each prompt
+        the states of all its tokens, float32 [tokens, n_embd]. ``normalize``: to length 1, so that a dot product is the cosine.
+        Raises as ``stream`` does.
+        """
+        sequences = self._requests.embeddings(prompts, pooling)
+        self._engine.finish(sequences)
+        found = [
+            np.atleast_2d(each.rows if pooling == "none" else each.vector).astype(np.float64) for each in sequences
+        ]
+        for rows, sequence in zip(found, sequences):
+            if sequence.finish_reason == "cancelled":
+                raise EngineError("cancelled")
+            if not np.isfinite(rows).all():
+                raise ModelError(f"the model's hidden states of a prompt of {sequence.n_prompt} tokens are not finite")
+            if normalize:
+                lengths = np.array([[float(np.linalg.norm(row))] for row in rows])
+                rows /= np.where(lengths == 0.0, 1.0, lengths)
+        if pooling == "none":
+            return [rows.astype(np.float32) for rows in found]
+        return np.concatenate([*found, np.empty((0, self.model.config.n_embd))]).astype(np.float32)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of what a classifier tells apart, in the order of ``classify``'s columns; empty where it has none."""
+        return tuple(getattr(self.model.config, "labels", ()))
+
+    def rerank(self, query: str, documents: Iterable[str]) -> list[float]:
+        """How well each of ``documents`` answers ``query``, by a cross-encoder: what its head gives, greater is better.
+
+        Query and document are read together, as the model was trained; the logistic function makes a probability of a score.
+        Raises RequestError for a model without such a head and for texts that do not fit its context, else as ``embed``.
+        """
+        return [float(row[0]) for row in self._judged(self._requests.ranks(query, documents))]
+
+    def classify(self, texts: str | Iterable[Judged]) -> np.ndarray[Any, Any]:
+        """What a classifier says of texts: logits, float32 [texts, labels], in the order of ``labels``.
+
+        ``texts``: prompts as of ``generate``, or pairs ``(first, second)`` that are read together. The softmax of a row gives
+        probabilities where just one label is right. Raises RequestError for a model without a head, else as ``embed``.
+        """
+        rows = self._judged(self._requests.judgements(texts))
+        width: int = self.model.config.n_labels
+        return np.array(rows, np.float32).reshape(len(rows), width)
+
+    def _judged(self, sequences: list[Judging]) -> list[np.ndarray[Any, Any]]:
+        self._engine.finish(sequences)
+        for each in sequences:
+            if each.finish_reason == "cancelled":
+                raise EngineError("cancelled")
+            if not np.isfinite(each.scores).all():
+                raise ModelError(f"what the model says of a text of {each.n_prompt} tokens is not finite")
+        return [each.scores for each in sequences]
+
+    def score(self, prompt: Prompt, continuation: Prompt) -> list[Logprobs]:
+        """Log-probability of each token of ``continuation`` after ``prompt``, by the model's own logits.
+
+        Both are text (the continuation's own tokens follow the prompt's) or token ids. Raises as ``generate`` does.
+        """
+        before = self._requests.prompt_ids(prompt)
+        if isinstance(continuation, str):
+            continuation = self._tokenizer.encode(continuation, add_special=False, parse_special=False)
+        ids = before + self._requests.checked(continuation, "continuation")
+        params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
+        (output,) = self._answer(self._requests.completions([ids], params), None, False)
+        if output.finish_reason == "cancelled":
+            raise EngineError("cancelled")
+        return [each for each in (output.prompt_logprobs or [])[len(before) :] if each is not None]
