@@ -160,6 +160,36 @@ GEMMA3_ROPE = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
 }
 
+#: llama.cpp takes it that the last layers with keys of their own are one with a window, then one without.
+GEMMA4 = {
+    "head_dim": 8,
+    "global_head_dim": 16,
+    "num_hidden_layers": 4,
+    "layer_types": [SLIDING, FULL, SLIDING, FULL],
+    "num_kv_shared_layers": 2,
+    "use_double_wide_mlp": True,
+    "vocab_size_per_layer_input": N_VOCAB,
+    "hidden_size_per_layer_input": 32,
+    "intermediate_size": 32,
+    "sliding_window": WINDOW,
+    "tie_word_embeddings": True,
+}
+GEMMA4_EXPERTS = {
+    "head_dim": 8,
+    "global_head_dim": 16,
+    "attention_k_eq_v": True,
+    "num_global_key_value_heads": 1,
+    "layer_types": [SLIDING, FULL],
+    "hidden_size_per_layer_input": 0,
+    "enable_moe_block": True,
+    "num_experts": 5,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 32,
+    "final_logit_softcapping": 5.0,
+    "sliding_window": WINDOW,
+    "tie_word_embeddings": True,
+}
+
 CASES = [
     Case(
         "llama_mistral",
@@ -407,4 +437,6 @@ CASES = [
         {"use_qk_norm": False},
     ),
     Case("seed_oss", "SeedOss", WIDE_HEADS | {"attention_bias": True, "tie_word_embeddings": True}),
+    Case("gemma4", "Gemma4", GEMMA4, {"sliding_window": 256}),
+    Case("gemma4_experts", "Gemma4", GEMMA4_EXPERTS, {"sliding_window": 256}),
 ]

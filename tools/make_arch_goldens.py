@@ -94,6 +94,9 @@ def build(case: Case, overrides: dict[str, Any]) -> Any:
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
             parameter.copy_(torch.from_numpy(weights(case, name, tuple(parameter.shape)).astype(np.float32)))
+        for name, buffer in sorted(model.named_buffers()):
+            if name.endswith("layer_scalar"):
+                buffer.copy_(torch.from_numpy(weights(case, name, tuple(buffer.shape)).astype(np.float32)))
     return model.eval()
 
 
@@ -102,6 +105,8 @@ def config_name(case: Case) -> str:
     special = {
         "Gemma3": "Gemma3TextConfig",
         "Gemma3Text": "Gemma3TextConfig",
+        "Gemma3n": "Gemma3nTextConfig",
+        "Gemma4": "Gemma4TextConfig",
         "Qwen3_5": "Qwen3_5TextConfig",
         "Qwen3_5Moe": "Qwen3_5MoeTextConfig",
     }

@@ -125,6 +125,7 @@ def test_wrong_tensors_are_named(tmp_path: Path, name: str) -> None:
     assert re.search(rf"{re.escape(first)} is \[.*\], expected \[", message)
 
 
+SLIDE = ["sliding_attention", "full_attention"]
 REFUSED = [
     ("mixtral", {"num_experts_per_tok": 4}, "num_experts_per_tok is 4, more than the 3 experts"),
     ("mixtral", {"num_local_experts": 1 << 20}, "num_local_experts is 1048576"),
@@ -148,6 +149,16 @@ REFUSED = [
     ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     ("gemma2", {"layer_types": ["full_attention", "chunked_attention"]}, "layer_types"),
     ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+    ("gemma4", {"use_bidirectional_attention": "all"}, "use_bidirectional_attention"),
+    ("gemma4", {"attention_bias": True}, "attention_bias"),
+    ("gemma4", {"num_kv_shared_layers": 2}, "num_kv_shared_layers is 2: no layer before"),
+    ("gemma4", {"layer_types": SLIDE}, "num_kv_shared_layers is 1: no layer before"),
+    ("gemma4_experts", {"layer_types": SLIDE[:1] * 2, "per_layer_config": {}}, "layers without a window"),
+    ("gemma4", {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "supported is proportional"),
+    ("gemma4", {"global_head_dim": 7}, "do not fit"),
+    ("gemma4_experts", {"per_layer_config": {"0": {"head_dim": 6}}}, "per_layer_config of layer 0"),
+    ("gemma4_experts", {"per_layer_config": {"1": {"sliding_window": 6}}}, "per_layer_config of layer 1"),
+    ("gemma4_experts", {"rope_parameters": {"sliding_attention": {"rope_type": "linear"}}}, "plain rotation"),
     ("gemma3", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
     ("phi2", {"qk_layernorm": True}, "qk_layernorm"),
     ("phi3", {"rope_scaling": {"type": "longrope", "long_factor": [1.0], "short_factor": [1.0]}}, "long_factor"),
@@ -203,13 +214,24 @@ def test_model_type_names_the_family_too(tmp_path: Path) -> None:
     assert convert(tmp_path / "hf", tmp_path / "out.gguf").architecture == "qwen3"
 
 
-def test_a_language_model_inside_of_a_larger_one(tmp_path: Path) -> None:
-    family = FAMILIES["gemma3"]
+@pytest.mark.parametrize(
+    ("name", "beginning", "others"),
+    [
+        ("gemma3", "language_model.model.", ("vision_tower.some.weight", "multi_modal_projector.other.weight")),
+        ("gemma4", "model.language_model.", ("model.vision_tower.a", "model.audio_tower.b", "model.embed_vision.c")),
+    ],
+)
+def test_a_language_model_inside_of_a_larger_one(
+    tmp_path: Path, name: str, beginning: str, others: tuple[str, ...]
+) -> None:
+    family = FAMILIES[name]
     tensors = checkpoint_tensors(family)
-    inside = {f"language_model.{name}": values for name, values in tensors.items()}
-    inside["vision_tower.some.weight"] = inside["multi_modal_projector.other.weight"] = np.ones((2, 2), np.float32)
+    inside = {name.replace("model.", beginning, 1): values for name, values in tensors.items()}
+    inside |= dict.fromkeys(others, np.ones((2, 2), np.float32))
     config = {key: value for key, value in family.full_config().items() if key != "architectures"}
-    outer = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": config}
+    (architecture,) = family.config["architectures"]
+    whole = architecture.replace("CausalLM", "ConditionalGeneration")
+    outer = {"architectures": [whole], "model_type": name, "text_config": config}
     write_checkpoint(tmp_path / "hf", tensors=inside, files={"config.json": outer})
     convert(tmp_path / "hf", tmp_path / "out.gguf", type="f32")
     _, found = read(tmp_path / "out.gguf")

@@ -1136,3 +1136,117 @@ FAMILIES: dict[str, Family] = {
         norms(attn_norm="input_layernorm", post_attention_norm="post_attention_layernorm") | ATTENTION | QKV_BIAS | MLP,
     ),
 }
+
+PER_LAYER = 6  # width of embeddings of every layer's own
+PER_LAYER_ENDS = TIED | {
+    "per_layer_token_embd.weight": (
+        "model.embed_tokens_per_layer.weight",
+        (V - 3, LAYERS * PER_LAYER),
+        lambda parts: np.array([*parts[0], parts[0][0], parts[0][0], parts[0][0]]),
+    ),
+    "per_layer_model_proj.weight": ("model.per_layer_model_projection.weight", (LAYERS * PER_LAYER, W), same),
+    "per_layer_proj_norm.weight": ("model.per_layer_projection_norm.weight", (PER_LAYER,), same),
+}
+PER_LAYER_GATE = matrices(
+    inp_gate=("per_layer_input_gate", (PER_LAYER, W)), proj=("per_layer_projection", (W, PER_LAYER))
+) | norms(post_norm="post_per_layer_input_norm")
+PLAIN_BLOCK = {ours: (*entry[:2], same) for ours, entry in GEMMA_BLOCK.items()}
+
+
+def gemma4_attention(head: int, groups: int) -> dict[str, Entry]:
+    return matrices(
+        attn_q=("self_attn.q_proj", (HEADS * head, W)),
+        attn_output=("self_attn.o_proj", (W, HEADS * head)),
+        attn_k=("self_attn.k_proj", (groups * head, W)),
+        attn_v=("self_attn.v_proj", (groups * head, W)),
+    ) | norms(width=head, attn_q_norm="self_attn.q_norm", attn_k_norm="self_attn.k_norm")
+
+
+def without(entries: dict[str, Entry], *names: str) -> dict[str, Entry]:
+    return {ours: entry for ours, entry in entries.items() if ours.removesuffix(".weight") not in names}
+
+
+def gemma4_factors(*turning: float) -> dict[str, Entry]:
+    return {"rope_freqs.weight": ([], (), lambda _: np.array([*turning, 1e30, 1e30, 1e30], np.float32))}
+
+
+GEMMA4_ROPE = {
+    "rope_parameters": {
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 2e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 20000.0},
+    }
+}
+GEMMA4_EXPERTS = (
+    norms(
+        post_ffw_norm_1="post_feedforward_layernorm_1",
+        pre_ffw_norm_2="pre_feedforward_layernorm_2",
+        post_ffw_norm_2="post_feedforward_layernorm_2",
+    )
+    | matrices(ffn_gate_inp=("router.proj", (EXPERTS, W)))
+    | {
+        "layer_output_scale.weight": ("layer_scalar", (1,), same),  # may be absent
+        "ffn_gate_inp.scale": ("router.scale", (W,), same),
+        "ffn_down_exps.scale": ("router.per_expert_scale", (EXPERTS,), same),
+        "ffn_gate_up_exps.weight": ("experts.gate_up_proj", (EXPERTS, 2 * EF, W), same),
+        "ffn_down_exps.weight": ("experts.down_proj", (EXPERTS, W, EF), same),
+    }
+)
+FAMILIES["gemma4"] = Family(
+    "gemma4",
+    "gemma4",
+    hf("Gemma4ForCausalLM", **GEMMA_CONFIG, **WINDOW, **GEMMA4_ROPE, layer_types=["full_attention"] * LAYERS)
+    | {"global_head_dim": 8, "num_kv_shared_layers": 1, "use_double_wide_mlp": True}
+    | {"hidden_size_per_layer_input": PER_LAYER, "vocab_size_per_layer_input": V - 3},
+    PER_LAYER_ENDS | norms(output_norm="model.norm") | gemma4_factors(1.0),
+    PLAIN_BLOCK | gemma4_attention(8, GROUPS) | MLP | PER_LAYER_GATE,
+    odd={
+        1: PLAIN_BLOCK
+        | without(gemma4_attention(8, GROUPS), "attn_k", "attn_v", "attn_k_norm")
+        | matrices(
+            ffn_gate=("mlp.gate_proj", (2 * F, W)),
+            ffn_up=("mlp.up_proj", (2 * F, W)),
+            ffn_down=("mlp.down_proj", (W, 2 * F)),
+        )
+        | PER_LAYER_GATE
+    },
+    spare={"model.layers.1.self_attn.k_proj.weight": (3, 3)},  # released checkpoints have them
+    keys={
+        "feed_forward_length": [F, 2 * F],
+        "attention.key_length": 8,
+        "attention.value_length": 8,
+        "attention.key_length_swa": HEAD,
+        "attention.value_length_swa": HEAD,
+        "attention.sliding_window": 40,
+        "attention.sliding_window_pattern": [False, False],
+        "attention.shared_kv_layers": 1,
+        "embedding_length_per_layer_input": PER_LAYER,
+        "final_logit_softcapping": 0.0,  # llama.cpp takes an absent one for 30
+        "rope.freq_base": 2e6,
+        "rope.freq_base_swa": 20000.0,
+        "rope.dimension_count": 8,
+        "rope.dimension_count_swa": HEAD,
+        "expert_count": None,
+    },
+)
+FAMILIES["gemma4_experts"] = Family(
+    "gemma4",
+    "gemma4",
+    hf("Gemma4ForCausalLM", **GEMMA_CONFIG, **WINDOW, **SLIDE, attention_k_eq_v=True, hidden_size_per_layer_input=0)
+    | {"per_layer_config": {"1": {"head_dim": 8, "num_key_value_heads": 1}}, "final_logit_softcapping": 25.0}
+    | {"rope_parameters": GEMMA4_ROPE["rope_parameters"] | {"sliding_attention": None}}
+    | {"enable_moe_block": True, "num_experts": EXPERTS, "top_k_experts": 2, "moe_intermediate_size": EF},
+    TIED | gemma4_factors(1.0),
+    PLAIN_BLOCK | gemma4_attention(HEAD, GROUPS) | MLP | GEMMA4_EXPERTS,
+    odd={1: PLAIN_BLOCK | without(gemma4_attention(8, 1), "attn_v") | MLP | GEMMA4_EXPERTS},
+    keys=MIXTURE_KEYS
+    | {
+        "attention.head_count_kv": [GROUPS, 1],
+        "attention.key_length": 8,
+        "attention.key_length_swa": HEAD,
+        "attention.sliding_window_pattern": [True, False],
+        "attention.shared_kv_layers": 0,
+        "embedding_length_per_layer_input": 0,
+        "final_logit_softcapping": 25.0,
+        "rope.freq_base_swa": 10000.0,
+    },
+)

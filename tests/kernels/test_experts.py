@@ -30,6 +30,10 @@ def test_only_the_best_groups_take_part(weights: str, biased: bool) -> None:
         setups.setup_choose_experts(ISA, weights, True, biased, n_experts, n_used, 20, groups).check()
 
 
+def test_weights_of_experts_with_factors_of_their_own() -> None:
+    setups.setup_choose_experts(ISA, "softmax", True, scaled=True).check()
+
+
 def test_of_equal_experts_the_first_are_chosen() -> None:
     setup = setups.setup_choose_experts(ISA, n_experts=6, n_used=3, n=1)
     logits = setup.keep[0]

@@ -68,6 +68,7 @@ def expected(x: np.ndarray, logits: np.ndarray, format: str, gated: bool = True,
         own = made[chosen]
         if options.get("normalized") or weights == "softmax_chosen":
             own = own / own.sum()
+        own = own * options.get("factors", np.ones(N_EXPERTS))[chosen]
         for weight, e in zip(own * options.get("scale", 1.0), chosen):
             u = ups[e] @ row + options.get("up_bias", zeros)[e]
             g = gates[e] @ row + options.get("gate_bias", zeros)[e] if gated else u
@@ -84,7 +85,7 @@ def expected(x: np.ndarray, logits: np.ndarray, format: str, gated: bool = True,
 @pytest.mark.parametrize(
     "options",
     [{}, {"normalized": True}, {"weights": "softmax_chosen", "scale": 1.5},
-     {"weights": "sigmoid", "bias": BIAS, "normalized": True, "scale": 2.5}],
+     {"weights": "sigmoid", "bias": BIAS, "normalized": True, "scale": 2.5}, {"normalized": True, "factors": 2 + BIAS}],
 )  # fmt: skip
 def test_against_numpy(options: dict[str, Any], gated: bool) -> None:
     x, logits, got = run(TOKENS, 1, [0], gated=gated, **options)
@@ -143,6 +144,7 @@ def test_what_does_not_fit() -> None:
         lambda: moe(p, x, logits, up, biased, down, 2, "silu"),
         lambda: moe(p, x, logits, up, up, down, 2, "silu", weights="softmin"),
         lambda: moe(p, x, logits, up, up, down, 2, "silu", bias=BIAS[:4]),
+        lambda: moe(p, x, logits, up, up, down, 2, "silu", factors=BIAS[:4]),
         lambda: moe(p, x, logits, up, up, down, 2, "silu", groups=(2, 1)),
         lambda: moe(p, x, logits, up, up, down, 2, "silu", groups=(5, 1)),
         lambda: moe(p, x, logits, up, up, down, 2, "silu", groups=(5, 6)),

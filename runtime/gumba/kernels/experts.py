@@ -31,7 +31,8 @@ def choose_experts(isa: Isa) -> Kernel:
 
     ``logits``: float32 [n, n_experts]; ``choice``: rows of ``n_used`` int32 experts, then as many float32 weights, then of each
     expert (work memory) a float32 and an int32; ``bias``: 0, or float32 [n_experts], added to scores only to choose by;
-    ``mode``: see ``WEIGHTS``; ``normalized``: whether weights are divided by their sum; ``factor``: of the weights, at last.
+    ``mode``: see ``WEIGHTS``; ``normalized``: whether weights are divided by their sum; ``factor``: of the weights, at last;
+    ``factors``: 0, or float32 [n_experts], of each expert's weight besides.
 
     The experts stand in ``n_groups`` of one size; only the ``groups_used`` best of these take part (DeepSeek-AI 2024). A group
     is as good as its best expert, for sigmoid as its two best together.
@@ -50,7 +51,7 @@ def choose_experts(isa: Isa) -> Kernel:
         return x / y
 
     @inline
-    def weigh(logits, n_experts, chosen, weights, n_used, mode, normalized, factor):
+    def weigh(logits, n_experts, chosen, weights, n_used, mode, normalized, factor, factors):
         """Weights of the chosen experts."""
         top = load_f32(logits + 4 * load_i32(chosen))
         total = np.float32(0)
@@ -74,6 +75,8 @@ def choose_experts(isa: Isa) -> Kernel:
             weight = load_f32(weights + 4 * j)
             if normalized != 0:
                 weight = divide(weight, max(own, np.float32(1e-20)))
+            if factors != 0:
+                weight *= load_f32(factors + 4 * load_i32(chosen + 4 * j))
             store_f32(weights + 4 * j, weight * factor)
 
     @inline
@@ -114,6 +117,7 @@ def choose_experts(isa: Isa) -> Kernel:
         mode,
         normalized,
         factor: f4,
+        factors,
     ):
         n = load_i64(batch + count)
         for t in range(share(n, thread, n_threads), share(n, thread + 1, n_threads)):
@@ -138,7 +142,7 @@ def choose_experts(isa: Isa) -> Kernel:
                         best = e
                 store_i32(marks + 4 * best, 1)
                 store_i32(chosen + 4 * j, best)
-            weigh(row, n_experts, chosen, chosen + 4 * n_used, n_used, mode, normalized, factor)
+            weigh(row, n_experts, chosen, chosen + 4 * n_used, n_used, mode, normalized, factor, factors)
 
     return choose_experts
 

@@ -26,6 +26,7 @@ from gumba.models import (
     gemma,
     gemma2,
     gemma3,
+    gemma4,
     gemma_embedding,
     glm4,
     gpt2,
@@ -68,8 +69,8 @@ log = logging.getLogger("gumba")
 ARCHITECTURES: dict[str, ModuleType] = {
     module.NAME: module
     for module in (
-        llama, qwen, qwen2, qwen2moe, qwen3, qwen3moe, chatglm, glm4, gemma, gemma2, gemma3, phi2, phi3, gpt2, gptneox,
-        starcoder2, stablelm, falcon, internlm2, olmo2, baichuan, granite, granitemoe, smollm3, exaone4,
+        llama, qwen, qwen2, qwen2moe, qwen3, qwen3moe, chatglm, glm4, gemma, gemma2, gemma3, gemma4, phi2, phi3, gpt2,
+        gptneox, starcoder2, stablelm, falcon, internlm2, olmo2, baichuan, granite, granitemoe, smollm3, exaone4,
         command_r, cohere2, deepseek2, gpt_oss, lfm2, qwen35, qwen35moe, seed_oss,
         bert, nomic_bert, modern_bert, gemma_embedding,
     )

@@ -137,7 +137,8 @@ def read_common(
     """What all decoders say of themselves.
 
     ``norm``: the key of the norms' epsilon; ``neox``: see ``Rope``; ``own_values``: values may have another size than keys;
-    ``n_kv_heads``: None for a number that is the same in all layers; ``n_ff``: where the file has none (None: it must).
+    ``n_kv_heads``: None for a number that is the same in all layers; ``n_ff``: where the file has none, or
+    one for each layer (None: it must have one number).
     """
     path, name = keys.gguf.path, keys.name
     n_embd = keys.count("embedding_length", MAX_WIDTH)
@@ -159,7 +160,7 @@ def read_common(
             f"{path}: metadata {name}.attention.value_length {value_dim} differs from key_length {head_dim}"
         )
     n_ctx_train = keys.count("context_length", 1 << 30)
-    pooled = keys.has("pooling_type")
+    pooled, key = keys.has("pooling_type"), "feed_forward_length"
     return Config(
         architecture=name,
         pooling=POOLINGS[keys.size("pooling_type", len(POOLINGS) - 1)] if pooled else "",
@@ -167,7 +168,7 @@ def read_common(
         n_ctx_train=n_ctx_train,
         n_layers=keys.count("block_count", MAX_LAYERS),
         n_embd=n_embd,
-        n_ff=keys.count("feed_forward_length", MAX_WIDTH, n_ff),
+        n_ff=n_ff if n_ff and keys.is_array(key) else keys.count(key, MAX_WIDTH, n_ff),
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,

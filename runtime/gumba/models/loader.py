@@ -146,17 +146,21 @@ class Loader:
         self._matrices.append((tensor, first, made))
         return made
 
-    def experts(self, name: str) -> list[PackedMatrix] | None:
-        """A tensor [n_experts, rows, columns] as a matrix for each expert; None when the file has none of that name."""
+    def experts(self, name: str, first: int = 0, last: int | None = None) -> list[PackedMatrix] | None:
+        """A tensor [n_experts, rows, columns] as a matrix for each expert, or rows ``first`` up to ``last`` of each.
+
+        None when the file has none of that name.
+        """
         tensor = self.gguf.tensors.get(name)
         if tensor is None:
             return None
         n_experts, n_rows, columns = tensor.shape
+        last = n_rows if last is None else last
         format, made = block_format(self.gguf, tensor), []
         for e in range(n_experts):
-            made.append(unwoven(format, n_rows, columns, self.isa, self._take))
+            made.append(unwoven(format, last - first, columns, self.isa, self._take))
             made[-1].data.flags.writeable = False
-            self._matrices.append((tensor, e * n_rows, made[-1]))
+            self._matrices.append((tensor, e * n_rows + first, made[-1]))
         return made
 
     def _take(self, n_bytes: int) -> np.ndarray:

@@ -13,12 +13,14 @@ from gumba.program.experts import Experts
 
 @dataclass(frozen=True)
 class Part:
-    """Rows ``first`` up to ``last`` of a tensor; ``one_row``: a matrix of one row, which files may have as a vector."""
+    """Rows ``first`` up to ``last`` of a tensor, of experts' matrices (``of_each``) those of each expert's; ``one_row``: a
+    matrix of one row, which files may have as a vector."""
 
     rule: TensorRule
     first: int
     last: int
     one_row: bool = False
+    of_each: bool = False
 
 
 class Group:
@@ -73,6 +75,16 @@ class Tensors:
             self._fields[0 if layer is None else layer + 1][field] = Part(rule, first, first + rows)
             first += rows
 
+    def split_experts(self, name: str, n_experts: int, fields: dict[str, int], columns: int, *, layer: int) -> None:
+        """One tensor of experts' matrices that hold several: each field has so many rows of each, in order."""
+        whole = f"blk.{layer}.{name}"
+        rule = TensorRule(whole, (n_experts, sum(fields.values()), columns))
+        self._rules[whole] = rule
+        first = 0
+        for field, rows in fields.items():
+            self._fields[layer + 1][field] = Part(rule, first, first + rows, of_each=True)
+            first += rows
+
     def has(self, name: str) -> bool:
         """Whether the file has a tensor of that name."""
         return name in self._gguf.tensors
@@ -90,7 +102,8 @@ class Tensors:
             group = Group()
             for field, part in fields.items():
                 if len(part.rule.shape) == 3:
-                    found = loader.experts(part.rule.name)
+                    rows = (part.first, part.last) if part.of_each else (0, None)
+                    found = loader.experts(part.rule.name, *rows)
                     bias = self._biases.get(part.rule.name)
                     own = None if bias is None else loader.vector(bias)
                     setattr(group, field, None if found is None else Experts(found, own))

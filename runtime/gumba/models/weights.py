@@ -95,15 +95,18 @@ def add_head_norms(t: Tensors, c: Config, i: int) -> None:
     t.add("attn_k_norm", "attn_k_norm.weight", c.n_kv_heads, c.head_dim, layer=i, required=False)
 
 
-def add_feed_forward(t: Tensors, c: Config, i: int, *, gate: bool = True, fused: bool = False) -> None:
-    """The feed-forward part of layer ``i``; ``fused``: gate and up in one tensor, in this order."""
-    parts = {"ffn_gate": c.n_ff, "ffn_up": c.n_ff} if gate else {"ffn_up": c.n_ff}
+def add_feed_forward(
+    t: Tensors, c: Config, i: int, *, gate: bool = True, fused: bool = False, n_ff: int | None = None
+) -> None:
+    """The feed-forward part of layer ``i``; ``fused``: gate and up in one tensor, in this order; ``n_ff``: its own width."""
+    n_ff = n_ff or c.n_ff
+    parts = {"ffn_gate": n_ff, "ffn_up": n_ff} if gate else {"ffn_up": n_ff}
     if fused:
         t.split("ffn_up.weight", parts, c.n_embd, layer=i)
         _add_biases(t, parts, i)
     else:
         _add_products(t, parts, c.n_embd, i)
-    _add_products(t, {"ffn_down": c.n_embd}, c.n_ff, i)
+    _add_products(t, {"ffn_down": c.n_embd}, n_ff, i)
 
 
 def add_experts(

@@ -23,7 +23,8 @@ class Experts:
 def moe(
     p: Program, x: Buffer, logits: Buffer, gate: Experts | None, up: Experts, down: Experts, n_used: int,
     kind: str | Callable[[Buffer, Buffer], Buffer], *, weights: str = "softmax", normalized: bool = False,
-    bias: np.ndarray | None = None, scale: float = 1.0, groups: tuple[int, int] = (1, 1),
+    bias: np.ndarray | None = None, scale: float = 1.0, factors: np.ndarray | None = None,
+    groups: tuple[int, int] = (1, 1),
 ) -> Buffer:  # fmt: skip
     """The weighted sum of what each token's ``n_used`` best experts make of it.
 
@@ -32,15 +33,17 @@ def moe(
 
     ``weights``: "softmax" of all scores, "softmax_chosen" of the chosen ones' only, or "sigmoid" of each; ``normalized``:
     divided by their sum; ``bias``: float32 [n_experts], added to scores (for "sigmoid": to what it makes of them) to choose
-    by, not to weigh; ``scale``: factor of the weights; ``groups``: number of groups of experts, and how many of them, the best,
+    by, not to weigh; ``scale``: factor of the weights; ``factors``: float32 [n_experts], of
+    each expert's weight besides; ``groups``: number of groups of experts, and how many of them, the best,
     take part. ValueError for what does not fit.
     """
     _check(x, logits, [up, down] if gate is None else [gate, up, down], n_used)
     n_experts = len(up.matrices)
     if weights not in experts.WEIGHTS:
         raise ValueError(f"weights {weights!r}: expected one of {', '.join(experts.WEIGHTS)}")
-    if bias is not None and np.size(bias) != n_experts:
-        raise ValueError(f"{np.size(bias)} numbers of bias for {n_experts} experts")
+    for values in (bias, factors):
+        if values is not None and np.size(values) != n_experts:
+            raise ValueError(f"{np.size(values)} numbers for {n_experts} experts")
     if gate is None and not isinstance(kind, str):
         raise ValueError("without a gate, the activation is named")
     n_groups, groups_used = groups
@@ -52,7 +55,8 @@ def moe(
         {"count": x.count, "logits": logits, "stride": logits.row_bytes, "choice": choice, "choice_stride": choice.row_bytes,
          "n_experts": n_experts, "n_used": n_used, "n_groups": n_groups, "groups_used": groups_used,
          "bias": 0 if bias is None else p.constant(bias),
-         "mode": experts.WEIGHTS[weights], "normalized": int(normalized), "factor": scale},
+         "mode": experts.WEIGHTS[weights], "normalized": int(normalized), "factor": scale,
+         "factors": 0 if factors is None else p.constant(factors)},
         [logits], [choice], ("rows", x.count),
     )  # fmt: skip
     entries = _Entries(p, x, choice, n_experts, n_used)

@@ -1,0 +1,94 @@
+"""What Gemma 3n and 4 have in common: embeddings of every layer's own, and layers that share keys and values."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gumba_convert.decoder import BARE, Decoder, booleans
+from gumba_convert.gguf_writer import Value, f32, i32_array, u32
+from gumba_convert.plan import ConfigReader
+from gumba_convert.rope import Rope, read_rope
+from gumba_convert.table import Layer, TensorTable
+
+# Where the whole model is a part of a larger one, and the larger one's other parts.
+PARTS = BARE | {"model.language_model.": "model.", "language_model.": "model."} | {
+    name: f"model.{name}"
+    for name in ("embed_tokens_per_layer.", "per_layer_", "altup_")
+}  # fmt: skip
+OTHER_HALVES = r"(model\.)?(vision_tower|audio_tower|embed_vision|embed_audio)\..*"
+
+
+def optional_integer(reader: ConfigReader, key: str) -> int:
+    """A positive integer, or 0 where it is absent, null or 0."""
+    return reader.integer(key) if reader.config.get(key) else 0
+
+
+def counts(values: list[int]) -> Value:
+    """A number of each layer; one number where all are equal."""
+    return u32(values[0]) if len(set(values)) == 1 else i32_array(values)
+
+
+def shared_layers(reader: ConfigReader, sliding: list[bool]) -> int:
+    """How many of the last layers read an earlier one's keys and values; before them lies one of their kind."""
+    key, n = "num_kv_shared_layers", len(sliding)
+    shared = optional_integer(reader, key)
+    if shared >= n or not set(sliding[n - shared :]) <= set(sliding[: n - shared]):
+        raise reader.fail(key, f"is {shared}: no layer before those has keys and values for them")
+    return shared
+
+
+def common_metadata(
+    architecture: str, d: Decoder, sliding: list[bool], n_shared: int, n_per_layer: int
+) -> dict[str, Value]:
+    """Windows, shared layers, the width of a layer's own embeddings, and the cap of the logits: 0 for none, since some
+    readers take an absent one for 30."""
+    capped = d.reader.has("final_logit_softcapping")
+    values = {
+        "attention.sliding_window": u32(d.reader.integer("sliding_window", 512)),
+        "attention.sliding_window_pattern": booleans(sliding),
+        "attention.shared_kv_layers": u32(n_shared),
+        "embedding_length_per_layer_input": u32(n_per_layer),
+        "final_logit_softcapping": f32(d.reader.number("final_logit_softcapping") if capped else 0.0),
+    }
+    return {f"{architecture}.{key}": value for key, value in values.items()}
+
+
+def local_rope(reader: ConfigReader, key: str = "rope_local_base_freq") -> Rope:
+    """The rotation of layers with a window, without context extension; `key`: where older files have its frequency."""
+    settings = reader.section("rope_parameters")
+    if settings is not None and settings.section("sliding_attention") is not None:
+        rope = read_rope(reader, layer_type="sliding_attention")
+    else:
+        rope = read_rope(ConfigReader({"rope_theta": reader.number(key, 1e4)}, reader.where))
+    if rope.kind != "default" or rope.partial != 1:
+        raise reader.fail("rope_parameters", "asks for more than a plain rotation in layers with a window")
+    return rope
+
+
+def embeddings(table: TensorTable, d: Decoder, n_per_layer: int) -> None:
+    """Embeddings of every layer's own, and what projects the usual one beside them.
+
+    Ids past the end of their table (pictures, sound) have the embeddings of id 0, as in transformers.
+    """
+    width = d.n_layers * n_per_layer
+    n_rows = d.reader.integer("vocab_size_per_layer_input", d.n_vocab)
+    ids = np.arange(d.n_vocab)
+    rows = None if n_rows == d.n_vocab else np.where(ids < n_rows, ids, 0)
+    table.tensor("per_layer_token_embd.weight", "model.embed_tokens_per_layer.weight", (n_rows, width), rows=rows)
+    table.linear("per_layer_model_proj", "model.per_layer_model_projection", (width, d.n_embd))
+    table.norm("per_layer_proj_norm", "model.per_layer_projection_norm", n_per_layer)
+
+
+def gate(layer: Layer, d: Decoder, n_per_layer: int) -> None:
+    """What a layer does with its own embeddings."""
+    layer.linear("inp_gate", "per_layer_input_gate", (n_per_layer, d.n_embd))
+    layer.linear("proj", "per_layer_projection", (d.n_embd, n_per_layer))
+    layer.norm("post_norm", "post_per_layer_input_norm", d.n_embd)
+
+
+def block_norms(layer: Layer, d: Decoder) -> None:
+    """A layer's four usual norms."""
+    layer.norm("attn_norm", "input_layernorm", d.n_embd)
+    layer.norm("post_attention_norm", "post_attention_layernorm", d.n_embd)
+    layer.norm("ffn_norm", "pre_feedforward_layernorm", d.n_embd)
+    layer.norm("post_ffw_norm", "post_feedforward_layernorm", d.n_embd)

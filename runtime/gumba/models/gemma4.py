@@ -1,0 +1,100 @@
+"""gemma4: Gemma 4's text: gemma3 whose global layers have heads of their own size, of which a part turns.
+
+Small models have embeddings of every layer's own and share keys and values among the last layers; others make values of keys
+in global layers, or have experts beside the feed-forward part, with norms of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gumba.gguf import GGUFFile
+from gumba.models import decoder, gemma_layers
+from gumba.models.decoder import ExpertsConfig
+from gumba.models.gemma_layers import LayersConfig
+from gumba.models.loader import MAX_LAYERS, MAX_WIDTH, Loader
+from gumba.models.tensors import Group, Tensors
+from gumba.program.builder import Buffer, KVLayout, Program
+from gumba.program.experts import moe
+
+NAME = "gemma4"
+FAMILIES = "Gemma 4 (text)"
+VERIFIED = ("transformers", "llama.cpp")
+
+
+@dataclass(frozen=True)
+class Gemma4Config(LayersConfig, ExpertsConfig):
+    """There are experts in every layer, or in none."""
+
+
+def read_config(gguf: GGUFFile) -> Gemma4Config:
+    """Every key is required, has a default, or must have the one value that is computed here."""
+    with decoder.reading(gguf, NAME, *gemma_layers.OWN, *decoder.EXPERT_KEYS) as keys:
+        common, layers = gemma_layers.read_layers(keys, period=6, n_own=MAX_LAYERS)
+        n_experts, n_used = decoder.read_experts(keys)
+        n_ff = keys.count("expert_feed_forward_length", MAX_WIDTH) if n_experts else 0
+        return common.extended(Gemma4Config, **layers, n_experts=n_experts, n_used=n_used, n_ff_expert=n_ff)
+
+
+def load_weights(loader: Loader, c: Gemma4Config) -> Group:
+    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    t = Tensors(loader.gguf, c.n_layers)
+    decoder.add_outer(t, c)
+    if c.n_per_layer:
+        gemma_layers.add_per_layer(t, c)
+    for i in range(c.n_layers):
+        decoder.add_norms(t, c, i, *decoder.AROUND)
+        gemma_layers.add_attention(t, c, i, keys_are_values=not c.windowed[i])
+        decoder.add_feed_forward(t, c, i, n_ff=c.n_ffs[i])
+        t.add("layer_output_scale", "layer_output_scale.weight", 1, layer=i, required=False)
+        if c.n_experts:
+            _add_experts(t, c, i)
+    return t.load(loader, gemma_layers.unused(c))
+
+
+def _add_experts(t: Tensors, c: Gemma4Config, i: int) -> None:
+    """Router and experts; gate and up of an expert lie in one matrix, or in two."""
+    decoder.add_norms(t, c, i, "post_ffw_norm_1", "pre_ffw_norm_2", "post_ffw_norm_2")
+    t.add("ffn_gate_inp", "ffn_gate_inp.weight", c.n_experts, c.n_embd, layer=i)
+    t.add("router_scale", "ffn_gate_inp.scale", c.n_embd, layer=i)
+    parts = {"ffn_gate_exps": c.n_ff_expert, "ffn_up_exps": c.n_ff_expert}
+    if t.has(f"blk.{i}.ffn_gate_up_exps.weight"):
+        t.split_experts("ffn_gate_up_exps.weight", c.n_experts, parts, c.n_embd, layer=i)
+    else:
+        for name, rows in parts.items():
+            t.add(name, f"{name}.weight", c.n_experts, rows, c.n_embd, layer=i)
+    t.add("ffn_down_exps", "ffn_down_exps.weight", c.n_experts, c.n_embd, c.n_ff_expert, layer=i)
+    t.add("expert_factors", "ffn_down_exps.scale", c.n_experts, layer=i, required=False)
+
+
+def forward(p: Program, c: Gemma4Config, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    tables = gemma_layers.rotations(p, c, w, n_ctx)
+    x = p.scale(p.embed(w.token_embd), math.sqrt(c.n_embd))
+    inputs = gemma_layers.per_layer_inputs(p, c, w, x) if c.n_per_layer else None
+    for i, layer in enumerate(w.layers):
+        h = gemma_layers.attention(p, c, layer, p.rms_norm(x, layer.attn_norm, c.norm_eps), kv, i, tables)
+        halves = _halves_with_experts if c.n_experts else decoder.normed_halves
+        x = halves(p, c, layer, x, h, "gelu_tanh")
+        if inputs is not None:
+            x = p.add(x, gemma_layers.per_layer_part(p, c, layer, x, inputs, i))
+        if layer.layer_output_scale is not None:
+            x = p.scale(x, float(layer.layer_output_scale[0]))
+    return gemma_layers.outputs(p, c, w, x)
+
+
+def _halves_with_experts(p: Program, c: Gemma4Config, layer: Group, x: Buffer, attended: Buffer, kind: str) -> Buffer:
+    """As ``decoder.normed_halves``, with experts beside the feed-forward part: chosen by a norm of x, working on another."""
+    x = p.add(x, p.rms_norm(attended, layer.post_attention_norm, c.norm_eps))
+    h = decoder.gated(p, layer, p.rms_norm(x, layer.ffn_norm, c.norm_eps), kind)
+    scores = p.matmul(layer.ffn_gate_inp, p.rms_norm(x, layer.router_scale / math.sqrt(c.n_embd), c.norm_eps))
+    made = moe(
+        p, p.rms_norm(x, layer.pre_ffw_norm_2, c.norm_eps), scores,
+        layer.ffn_gate_exps, layer.ffn_up_exps, layer.ffn_down_exps, c.n_used, kind,
+        normalized=True, factors=layer.expert_factors,
+    )  # fmt: skip
+    made = p.rms_norm(made, layer.post_ffw_norm_2, c.norm_eps)
+    h = p.add(p.rms_norm(h, layer.post_ffw_norm_1, c.norm_eps), made)
+    return p.add(x, p.rms_norm(h, layer.post_ffw_norm, c.norm_eps))

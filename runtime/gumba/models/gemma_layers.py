@@ -1,0 +1,190 @@
+"""What Gemma 3n and 4 have in common: layers unlike each other, embeddings of every layer's own, shared keys and values.
+
+The last layers have no keys and values of their own: they read those of the last layer before them that has some, and the same
+kind of attention (with a window, or without). Every layer gets its part of a second embedding of each token, and of a
+projection of the first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gumba.errors import ModelError
+from gumba.kv_cache import KVShape
+from gumba.models import decoder
+from gumba.models.decoder import Config, WindowedConfig
+from gumba.models.keys import Keys
+from gumba.models.loader import MAX_LAYERS, MAX_WIDTH
+from gumba.models.rotary import Rope
+from gumba.models.tensors import Group, Tensors
+from gumba.program.builder import Buffer, KVLayout, Program
+
+#: Keys of ``decoder.WITHOUT`` that are read here.
+OWN = ("attention.sliding_window", "final_logit_softcapping", "attention.scale")
+
+
+@dataclass(frozen=True)
+class LayersConfig(WindowedConfig):
+    """Of each layer: its KV heads, the width of its feed-forward part, and the layer whose keys and values it reads: its own,
+    or one before it.
+
+    ``local_rope``: of windowed layers, whose heads may have another size; ``n_per_layer``: width of the embeddings of a layer,
+    0 where there are none.
+    """
+
+    kv_heads: tuple[int, ...]
+    n_ffs: tuple[int, ...]
+    sources: tuple[int, ...]
+    local_head_dim: int
+    local_rope: Rope
+    n_per_layer: int
+    logit_cap: float
+
+    def head_dim_of(self, i: int) -> int:
+        """Elements of a head in layer ``i``."""
+        return self.local_head_dim if self.windowed[i] else self.head_dim
+
+    @property
+    def kv_shapes(self) -> list[KVShape]:
+        """Layers that read another's keys and values keep nothing."""
+        return [
+            KVShape(self.kv_heads[i], self.head_dim_of(i), self.head_dim_of(i)) if source == i else KVShape(0, 0, 0)
+            for i, source in enumerate(self.sources)
+        ]
+
+
+def read_layers(keys: Keys, *, period: int, n_own: int) -> tuple[Config, dict[str, Any]]:
+    """What all decoders say of themselves, and the fields of a ``LayersConfig`` beside.
+
+    ``period``: of so many layers the last sees everything, ``n_own``: only the first so many have keys of their own, both where
+    the file does not say.
+    """
+    keys.must_be({"attention.scale": (0.0, 1.0)})
+    n_layers = keys.count("block_count", MAX_LAYERS)
+    kv_heads = keys.counts("attention.head_count_kv", n_layers, MAX_WIDTH)
+    n_ffs = keys.counts("feed_forward_length", n_layers, MAX_WIDTH)
+    if not all((*kv_heads, *n_ffs)):
+        raise ModelError(
+            f"{keys.gguf.path}: metadata {keys.name}.attention.head_count_kv or feed_forward_length holds 0"
+        )
+    common = decoder.read_common(keys, neox=True, freq_base=1e6, n_kv_heads=kv_heads[0], n_ff=n_ffs[0])
+    if any(common.n_heads % n for n in kv_heads):
+        raise ModelError(
+            f"{keys.gguf.path}: metadata {keys.name}.attention.head_count {common.n_heads} is no multiple of "
+            f"head_count_kv {max(kv_heads)}"
+        )
+    head_dim = keys.count("attention.key_length_swa", 4096, common.head_dim)
+    keys.must_be({"attention.value_length_swa": (head_dim,)})
+    turning = keys.count("rope.dimension_count_swa", head_dim, head_dim)
+    if turning % 2:
+        raise ModelError(
+            f"{keys.gguf.path}: metadata {keys.name}.rope.dimension_count_swa is {turning}, expected an even number"
+        )
+    freq_base = keys.number("rope.freq_base_swa", 10000.0, least=1.001)
+    window = decoder.read_window(keys, common, period)
+    n_shared = keys.size("attention.shared_kv_layers", n_layers, max(0, n_layers - n_own))
+    return common, window | {
+        "kv_heads": kv_heads,
+        "n_ffs": n_ffs,
+        "sources": _sources(keys, window["windowed"], n_layers - n_shared),
+        "local_head_dim": head_dim,
+        "local_rope": replace(common.rope, dim=turning, freq_base=freq_base, scaling="none"),
+        "n_per_layer": keys.size("embedding_length_per_layer_input", MAX_WIDTH),
+        "logit_cap": keys.number("final_logit_softcapping", 0.0, zero=True),
+    }
+
+
+def _sources(keys: Keys, windowed: Sequence[bool], n_own: int) -> tuple[int, ...]:
+    """Whose keys and values each layer reads, where the first ``n_own`` have their own."""
+    sources = list(range(n_own))
+    for i in range(n_own, len(windowed)):
+        alike = [j for j in range(n_own) if windowed[j] == windowed[i]]
+        if not alike:
+            raise ModelError(
+                f"{keys.gguf.path}: metadata {keys.name}.attention.shared_kv_layers: no layer before layer {n_own} "
+                f"has keys for layer {i}"
+            )
+        sources.append(alike[-1])
+    return tuple(sources)
+
+
+def add_attention(t: Tensors, c: LayersConfig, i: int, *, keys_are_values: bool) -> None:
+    """The attention of layer ``i``. ``keys_are_values``: there may be no matrix that makes values."""
+    dim, n_kv = c.head_dim_of(i), c.kv_heads[i] * c.head_dim_of(i)
+    t.add("attn_q", "attn_q.weight", c.n_heads * dim, c.n_embd, layer=i)
+    t.add("attn_q_norm", "attn_q_norm.weight", dim, layer=i)
+    t.add("attn_output", "attn_output.weight", c.n_embd, c.n_heads * dim, layer=i)
+    if c.sources[i] == i:
+        t.add("attn_k", "attn_k.weight", n_kv, c.n_embd, layer=i)
+        t.add("attn_k_norm", "attn_k_norm.weight", dim, layer=i)
+        t.add("attn_v", "attn_v.weight", n_kv, c.n_embd, layer=i, required=not keys_are_values)
+
+
+def unused(c: LayersConfig) -> Callable[[str], bool]:
+    """Tells the tensors that files may have though nothing reads them: what would make keys and values that are another's."""
+    names = {
+        f"blk.{i}.{name}.weight"
+        for i, source in enumerate(c.sources)
+        for name in ("attn_k", "attn_v", "attn_k_norm")
+        if source != i
+    }
+    return names.__contains__
+
+
+def add_per_layer(t: Tensors, c: LayersConfig) -> None:
+    """The embeddings of every layer's own."""
+    width = c.n_layers * c.n_per_layer
+    t.add("per_layer_token_embd", "per_layer_token_embd.weight", c.n_vocab, width)
+    t.add("per_layer_model_proj", "per_layer_model_proj.weight", width, c.n_embd)
+    t.add("per_layer_proj_norm", "per_layer_proj_norm.weight", c.n_per_layer)
+    for i in range(c.n_layers):
+        t.add("inp_gate", "inp_gate.weight", c.n_per_layer, c.n_embd, layer=i)
+        t.add("proj", "proj.weight", c.n_embd, c.n_per_layer, layer=i)
+        t.add("post_norm", "post_norm.weight", c.n_embd, layer=i)
+
+
+def rotations(p: Program, c: LayersConfig, w: Group, n_ctx: int) -> tuple[int, int]:
+    """The constants that layers without a window turn by, and those with one."""
+    return decoder.rotation(p, c.rope, n_ctx, w.rope_freqs), decoder.rotation(p, c.local_rope, n_ctx)
+
+
+def attention(
+    p: Program, c: LayersConfig, layer: Group, h: Buffer, kv: Sequence[KVLayout], i: int, tables: tuple[int, int]
+) -> Buffer:
+    """Attention with norms on every head of queries, keys and values, not scaled; with the output's product."""
+    windowed, dim, n_kv = c.windowed[i], c.head_dim_of(i), c.kv_heads[i]
+    rope, table = c.local_rope if windowed else c.rope, tables[windowed]
+    q = p.head_norm(p.matmul(layer.attn_q, h), layer.attn_q_norm, c.norm_eps, c.n_heads, dim)
+    q = p.rope(q, c.n_heads, dim, rope.dim, table, neox=rope.neox)
+    k = v = None
+    if c.sources[i] == i:
+        plain = p.matmul(layer.attn_k, h)
+        k = p.head_norm(plain, layer.attn_k_norm, c.norm_eps, n_kv, dim)
+        k = p.rope(k, n_kv, dim, rope.dim, table, neox=rope.neox)
+        v = p.head_norm(p.matmul(layer.attn_v, h) if layer.attn_v else plain, None, c.norm_eps, n_kv, dim)
+    a = p.attention(q, k, v, kv, layer=c.sources[i], scale=1.0, window=c.window_of(i))
+    return p.matmul(layer.attn_output, a)
+
+
+def per_layer_inputs(p: Program, c: LayersConfig, w: Group, x: Buffer) -> Buffer:
+    """What all layers get beside x, the scaled embeddings: float32 [n_tokens, n_layers * n_per_layer]."""
+    own = p.scale(p.embed(w.per_layer_token_embd), math.sqrt(c.n_per_layer))
+    projected = p.scale(p.matmul(w.per_layer_model_proj, x), 1.0 / math.sqrt(c.n_embd))
+    projected = p.head_norm(projected, w.per_layer_proj_norm, c.norm_eps, c.n_layers, c.n_per_layer)
+    return p.scale(p.add(projected, own), math.sqrt(0.5))
+
+
+def per_layer_part(p: Program, c: LayersConfig, layer: Group, x: Buffer, inputs: Buffer, i: int) -> Buffer:
+    """What layer ``i`` makes of its part of ``inputs``, gated by x."""
+    part = p.slice(inputs, i * c.n_per_layer, c.n_per_layer)
+    h = p.matmul(layer.proj, p.gated(p.matmul(layer.inp_gate, x), part, "gelu_tanh"))
+    return p.rms_norm(h, layer.post_norm, c.norm_eps)
+
+
+def outputs(p: Program, c: LayersConfig, w: Group, x: Buffer) -> tuple[Buffer, Buffer]:
+    """The last hidden states and the logits of the rows that are wanted."""
+    hidden, logits = decoder.outputs(p, c, w, x)
+    return hidden, p.softcap(logits, c.logit_cap) if c.logit_cap else logits
