@@ -48,6 +48,9 @@ SIZES: dict[str, Any] = {
     "pad_token_id": None,
 }
 WIDE_HEADS = {"head_dim": 16}
+ONE_LAYER = {"num_hidden_layers": 1}
+TIED = {"tie_word_embeddings": True}
+LABELS = "ForSequenceClassification"
 MIXTURE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 FULL, SLIDING = "full_attention", "sliding_attention"
 LONG = [1.0, 1.3, 2.0, 3.5, 6.0, 9.0, 12.0, 17.0]
@@ -360,28 +363,69 @@ CASES = [
         "bert_roberta_labels",
         "Roberta",
         {"pad_token_id": 1, "type_vocab_size": 1, "num_labels": 3},
-        head="ForSequenceClassification",
+        head=LABELS,
         encoder=True,
     ),
-    Case("bert_labels", "Bert", {"num_labels": 3}, head="ForSequenceClassification", encoder=True),
+    Case("bert_labels", "Bert", {"num_labels": 3}, head=LABELS, encoder=True),
     Case("modern_bert", "ModernBert", MODERN, {"local_attention": 256}, head="Model", encoder=True),
     Case(
         "modern_bert_labels",
         "ModernBert",
         MODERN | {"num_labels": 3, "classifier_pooling": "mean"},
         {"classifier_pooling": "cls"},
-        head="ForSequenceClassification",
+        head=LABELS,
         encoder=True,
     ),
     Case("nomic_bert", "NomicBert", {"pad_token_id": 0} | PLAIN_ROPE, head="Model", encoder=True),
     Case("qwen3_embedding", "Qwen3", WIDE_HEADS | {"num_hidden_layers": 1}, head="Model", encoder=True),
+    # llama.cpp has classifiers on no decoder but qwen3, which then gives probabilities.
+    Case("qwen2_labels", "Qwen2", ONE_LAYER | {"num_labels": 3}, head=LABELS, encoder=True, n_llama=0),
+    Case("llama_labels", "Llama", ONE_LAYER | {"num_labels": 1}, head=LABELS, encoder=True, n_llama=0),
     Case(
-        "qwen2_labels",
-        "Qwen2",
-        {"num_hidden_layers": 1, "num_labels": 3},
-        head="ForSequenceClassification",
+        "llama_mistral_labels",
+        "Mistral",
+        ONE_LAYER | {"num_labels": 2, "sliding_window": WINDOW},
+        {"sliding_window": None},
+        head=LABELS,
         encoder=True,
-        n_llama=0,  # it has classifiers on no such model
+        n_llama=0,
+    ),
+    Case("qwen3_labels", "Qwen3", ONE_LAYER | WIDE_HEADS | {"num_labels": 3}, head=LABELS, encoder=True),
+    Case(
+        "gemma_labels",
+        "Gemma",
+        ONE_LAYER | TIED | WIDE_HEADS | {"num_labels": 2},
+        head=LABELS,
+        encoder=True,
+        n_llama=0,
+        centre=0.0,
+    ),
+    Case(
+        "gemma2_labels",
+        "Gemma2",
+        ONE_LAYER | TIED | {"num_labels": 2, "query_pre_attn_scalar": 8, "head_dim": 8, "final_logit_softcapping": 0.1},
+        head=LABELS,
+        encoder=True,
+        n_llama=0,
+        centre=0.0,
+    ),
+    Case(
+        "gemma3_labels",
+        "Gemma3Text",
+        ONE_LAYER
+        | TIED
+        | {
+            "num_labels": 2,
+            "query_pre_attn_scalar": 8,
+            "head_dim": 8,
+            "layer_types": [SLIDING],
+            "sliding_window": WINDOW,
+        },
+        {"sliding_window": 256},
+        head=LABELS,
+        encoder=True,
+        n_llama=0,
+        centre=0.0,
     ),
     Case(
         "gemma_embedding",

@@ -12,7 +12,13 @@ ROBERTA = {"bos_token": "<s>", "cls_token": "<s>", "pad_token": "<pad>", "eos_to
 
 def tokenizer_files(kind: str, n_vocab: int) -> dict[str, Any]:
     """The files of a tokenizer of `n_vocab` tokens or fewer."""
-    made: dict[str, Any] = {"bytes": _bytes, "roberta": _roberta, "words": _words, "pieces": _pieces}[kind](n_vocab)
+    made: dict[str, Any] = {
+        "bytes": _bytes,
+        "roberta": _roberta,
+        "words": _words,
+        "pieces": _pieces,
+        "yes_no": _yes_no,
+    }[kind](n_vocab)
     return made
 
 
@@ -21,8 +27,10 @@ def _special(texts: list[str]) -> list[dict[str, Any]]:
     return [{"id": i, "content": text, **rules} for i, text in enumerate(texts)]
 
 
-def _byte_pairs(n_vocab: int, special: list[str], processor: dict[str, Any] | None) -> dict[str, Any]:
-    merges = [["a", "b"], ["ab", "c"], ["Ġ", "t"]]
+def _byte_pairs(
+    n_vocab: int, special: list[str], processor: dict[str, Any] | None, more: tuple[tuple[str, str], ...] = ()
+) -> dict[str, Any]:
+    merges = [["a", "b"], ["ab", "c"], ["Ġ", "t"], *map(list, more)]
     texts = [*special, *LETTERS, "Ġ", "Ċ", *("".join(pair) for pair in merges)]
     return {
         "version": "1.0",
@@ -40,6 +48,15 @@ def _bytes(n_vocab: int) -> dict[str, Any]:
         "tokenizer.json": _byte_pairs(n_vocab, ["<|unk|>", "<|im_start|>", "<|im_end|>"], None),
         "tokenizer_config.json": {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"},
     }
+
+
+def _yes_no(n_vocab: int) -> dict[str, Any]:
+    """As Qwen's, with the words yes and no as tokens, and marks of reasoning that are no control tokens."""
+    merges = (("y", "e"), ("ye", "s"), ("n", "o"))
+    made = _byte_pairs(n_vocab, ["<|unk|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"], None, merges)
+    for token in made["added_tokens"][3:]:
+        token["special"] = False
+    return {"tokenizer.json": made, "tokenizer_config.json": {"eos_token": "<|im_end|>", "pad_token": "<|unk|>"}}
 
 
 def _roberta(n_vocab: int) -> dict[str, Any]:

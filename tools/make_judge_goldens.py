@@ -28,13 +28,21 @@ BERT: dict[str, Any] = {"max_position_embeddings": 96, "pad_token_id": 0, "tie_w
 LABELS = {0: "contradiction", 1: "entailment", 2: "neutral"}
 ROBERTA = BERT | {"max_position_embeddings": 98, "pad_token_id": 1, "type_vocab_size": 1}
 MODERN: dict[str, Any] = {"num_hidden_layers": 4, "local_attention": 20, "pad_token_id": 1, "cls_token_id": 0}
-#: The models, each with its kind of tokenizer.
+#: What Qwen3-Reranker is asked, as its model card says.
+ASKED = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct provided. "
+    'Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+    "<Instruct>: Given a web search query, retrieve relevant passages that answer the query\n<Query>: {}\n<Document>: {}"
+    "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+)
+#: The models, each with its kind of tokenizer. The last one is a language model, told by its folder's name.
 CASES = [
     (Case("bert_pairs", "Bert", BERT | {"id2label": LABELS}, head=HEAD), "words"),
     (Case("bert_ranks", "Bert", BERT | {"num_labels": 1, "type_vocab_size": 1}, head=HEAD), "words"),
     (Case("roberta", "Roberta", ROBERTA | {"num_labels": 2}, head=HEAD), "roberta"),
     (Case("xlmr", "XLMRoberta", ROBERTA | {"num_labels": 1}, head=HEAD), "pieces"),
     (Case("modern_bert", "ModernBert", MODERN | {"sep_token_id": 2, "id2label": LABELS}, head=HEAD), "roberta"),
+    (Case("qwen3-reranker", "Qwen3", {"max_position_embeddings": 1024, "tie_word_embeddings": True}), "yes_no"),
 ]
 
 
@@ -50,10 +58,13 @@ def make_checkpoints(folder: Path) -> None:
             (folder / case.name / name).write_text(json.dumps(content), encoding="utf-8")
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / case.name / "tokenizer.json"))
         types, scores = getattr(model.config, "type_vocab_size", 1) > 1, []
-        for first, second in PAIRS:
-            given = tokenizer(first, second, return_tensors="pt", return_token_type_ids=types)
+        asks = case.head != HEAD
+        for pair in PAIRS:
+            texts = (ASKED.format(*pair),) if asks else pair
+            given = tokenizer(*texts, return_tensors="pt", return_token_type_ids=types and not asks)
             with torch.no_grad():
-                scores.append(model(**given).logits[0].float().numpy())
+                logits = model(**given).logits[0].float().numpy()
+            scores.append(logits[-1, tokenizer.convert_tokens_to_ids(["yes", "no"])] if asks else logits)
         np.savez_compressed(folder / f"{case.name}.npz", pairs=np.array(PAIRS), pair_scores=np.array(scores))
 
 
@@ -72,8 +83,9 @@ def main() -> None:
         folder = Path(temporary)
         subprocess.run([arguments.torch, __file__, "--folder", folder], check=True)
         for case, _ in CASES:
-            convert(folder / case.name, DATA / f"judge_{case.name}.gguf", type="f32", name="gumba golden")
-            (DATA / f"judge_{case.name}.npz").write_bytes((folder / f"{case.name}.npz").read_bytes())
+            path = DATA / f"judge_{case.name.replace('-', '_')}.gguf"
+            convert(folder / case.name, path, type="f32", name="gumba golden")
+            path.with_suffix(".npz").write_bytes((folder / f"{case.name}.npz").read_bytes())
 
 
 if __name__ == "__main__":

@@ -73,12 +73,14 @@ class Judges(Answering):
         return tuple(getattr(self.model.config, "labels", ()))
 
     def rerank(self, query: str, documents: Iterable[str]) -> list[float]:
-        """How well each of ``documents`` answers ``query``, by a cross-encoder: what its head gives, greater is better.
+        """How well each of ``documents`` answers ``query``, by a reranker: what its head gives, greater is better.
 
         Query and document are read together, as the model was trained; the logistic function makes a probability of a score.
+        Of a decoder that answers yes or no (Qwen3-Reranker) a score is how much the logit of yes is above that of no.
         Raises RequestError for a model without such a head and for texts that do not fit its context, else as ``embed``.
         """
-        return [float(row[0]) for row in self._judged(self._requests.ranks(query, documents))]
+        rows = self._judged(self._requests.ranks(query, documents))
+        return [float(row[0] - row[1] if self._requests.says_yes else row[0]) for row in rows]
 
     def classify(self, texts: str | Iterable[Judged]) -> np.ndarray[Any, Any]:
         """What a classifier says of texts: logits, float32 [texts, labels], in the order of ``labels``.

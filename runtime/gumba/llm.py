@@ -29,6 +29,7 @@ from gumba.requests import (
     report,
 )
 from gumba.text import ChatTemplate, Tokenizer
+from gumba.text.pairs import PairTemplate
 
 if TYPE_CHECKING:
     from gumba.models import Model
@@ -137,6 +138,7 @@ class LLM(Chats, Judges):
             template=lambda tools: self.tool_template if tools else self.chat_template,
             find_draft=None if draft_model is None else self._found_draft,
             draft_tokens=draft_tokens,
+            pair_template=PairTemplate.from_gguf(self._gguf) if self._loaded.model.config.n_labels else None,
         )
 
     def __repr__(self) -> str:

@@ -64,4 +64,8 @@ class LoadedModel:
             if not self._tokenizer.same_vocabulary(Tokenizer.from_gguf(gguf)):
                 raise ModelError(f"{path}: a draft model must have the same vocabulary as the model it drafts for")
             trained = gguf.get(f"{gguf.require('general.architecture', str)}.context_length", int, 1)
-            return load_model(gguf, n_ctx=min(model.n_ctx, trained), team=model.team)
+            draft = load_model(gguf, n_ctx=min(model.n_ctx, trained), team=model.team)
+            if not draft.config.causal or draft.config.n_labels:
+                draft.close()
+                raise ModelError(f"{path}: a draft model must have logits; this one is an encoder or judges texts")
+            return draft

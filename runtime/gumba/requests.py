@@ -23,6 +23,7 @@ from gumba.sampling.healing import HealedDecoder, Healing, healable
 from gumba.sampling.state import SamplerState
 from gumba.sampling.words import bad_word_sequences, breaker_sequences
 from gumba.text import ChatTemplate, StreamDecoder, Tokenizer, encode_chat
+from gumba.text.pairs import PairTemplate
 
 if TYPE_CHECKING:
     from gumba.sampling.constraints import Constraint
@@ -150,7 +151,7 @@ class Requests:
 
     ``check_usable``: raises when nothing can be asked any more. ``capacity``: tokens that fit the context, or, of an encoder, a
     step. ``config``: the model's. ``template``: the chat template, with tools or without. ``find_draft``: the model that drafts,
-    None where there is none; ``draft_tokens``: how many at a time.
+    None where there is none; ``draft_tokens``: how many at a time; ``pair_template``: how a decoder is shown two texts.
 
     What its methods raise: RequestError for what is wrong, too long or out of range, TokenizerError for text that cannot be
     encoded, TemplateError for messages that the template refuses, and what ``check_usable`` raises.
@@ -166,10 +167,12 @@ class Requests:
         template: Callable[[bool], ChatTemplate],
         find_draft: Callable[[], DraftRunner | None] | None,
         draft_tokens: int,
+        pair_template: PairTemplate | None = None,
     ) -> None:
         self._tokenizer, self._check_usable = tokenizer, check_usable
         self._capacity, self._config, self._template = capacity, config, template
         self._find_draft, self._draft_tokens = find_draft, draft_tokens
+        self._pair_template = pair_template
         self._controls: dict[tuple[str, ...], frozenset[int]] = {}
 
     def completions(self, prompts: str | Iterable[Prompt], params: ParamsOf) -> list[Request]:
@@ -274,9 +277,9 @@ class Requests:
         if isinstance(documents, str) or not isinstance(documents, Iterable):
             raise RequestError(f"documents: expected a list of texts, found {show(documents)}")
         n_labels = self._check_head()
-        if n_labels != 1:
+        if n_labels != 1 and not self.says_yes:
             raise RequestError(f"the model is a classifier of {n_labels} labels, not a reranker: use classify")
-        return [Judging(self._pair_ids(query, document)) for document in documents]
+        return [self._judging(self._pair_ids(query, document)) for document in documents]
 
     def judgements(self, texts: str | Iterable[Judged]) -> list[Judging]:
         """What a classifier's head says of each of ``texts``."""
@@ -285,14 +288,24 @@ class Requests:
         for text in _listed(texts):  # type: ignore[arg-type]
             if isinstance(text, tuple) and len(text) == 2 and all(isinstance(part, str) for part in text):
                 first, second = text
-                found.append(Judging(self._pair_ids(str(first), str(second))))
+                found.append(self._judging(self._pair_ids(str(first), str(second))))
             else:
-                found.append(Judging(self._fitting(self.prompt_ids(text), "prompt")))
+                found.append(self._judging(self._fitting(self.prompt_ids(text), "prompt")))
         return found
+
+    @property
+    def says_yes(self) -> bool:
+        """Whether the head's two numbers are the logits of the words yes and no, as of Qwen3-Reranker."""
+        return tuple(getattr(self._config, "labels", ())) == ("yes", "no")
+
+    def _judging(self, ids: list[int]) -> Judging:
+        return Judging(ids, whole=not self._config.causal)
 
     def _pair_ids(self, first: str, second: str) -> list[int]:
         """Token ids of two texts; of a model that tells types of tokens apart they say the type, too."""
         self._check_usable()
+        if self._pair_template is not None:
+            return self._fitting(self._pair_template.encode(self._tokenizer, first, second), "the two texts")
         ids, types = self._tokenizer.encode_pair(first, second)
         if self._config.n_types > 1:
             ids = [token + self._config.n_vocab * kind for token, kind in zip(ids, types)]
@@ -307,6 +320,8 @@ class Requests:
     def _check_causal(self) -> None:
         if not self._config.causal:
             raise RequestError(f"{self._config.architecture} models are encoders, without logits: use embed")
+        if getattr(self._config, "n_labels", 0):
+            raise RequestError("this model has a head that judges texts instead of logits: use rerank or classify")
 
     def scoring(self, tokens: Sequence[int] | np.ndarray[Any, Any], width: int) -> Scoring:
         """Logits (``width`` of them) after each of ``tokens``."""

@@ -208,6 +208,41 @@ def test_settings_without_a_form_in_gguf_are_refused(
         convert(tmp_path / "hf", tmp_path / "out.gguf")
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_reranker_keeps_the_rows_of_two_words(tmp_path: Path, tied: bool) -> None:
+    """Qwen3-Reranker, told by its name, by that of its source, or by its card: logits of yes and no are its head."""
+    family = FAMILIES["qwen3"]
+    tensors = checkpoint_tensors(family)
+    if tied:
+        del tensors["lm_head.weight"]
+    source = {"_name_or_path": "Qwen/Qwen3-Reranker-0.6B", "tie_word_embeddings": tied}
+    folder = tmp_path / "hf"
+    write(folder, family, tensors, **source)
+    with pytest.raises(ConvertError, match="yes and no"):
+        convert(folder, tmp_path / "out.gguf")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    words = {"yes": vocabulary.pop("Y"), "no": vocabulary.pop("N")}
+    vocabulary |= words
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    for name, card, config in (
+        ("hf", "", source),
+        ("hf", "---\nx: y\n---\n# Qwen3-Reranker-4B", {}),
+        ("qwen3-reranker", "", {}),
+    ):
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        given = family.full_config() | {"tie_word_embeddings": tied} | config
+        (folder / "config.json").write_text(json.dumps(given), encoding="utf-8")
+        folder = folder.rename(tmp_path / name)
+        convert(folder, tmp_path / "out.gguf", type="f32")
+        fields, found = read(tmp_path / "out.gguf")
+        assert "output.weight" not in found
+        rows = tensors["model.embed_tokens.weight" if tied else "lm_head.weight"]
+        np.testing.assert_array_equal(found["cls.output.weight"].data, rows[[words["yes"], words["no"]]])
+        assert fields["qwen3.pooling_type"] == 4 and list(fields["qwen3.classifier.output_labels"]) == ["yes", "no"]
+        assert "{query}" in fields["tokenizer.chat_template.rerank"]
+
+
 def test_model_type_names_the_family_too(tmp_path: Path) -> None:
     family = FAMILIES["qwen3"]
     write(tmp_path / "hf", family, checkpoint_tensors(family), architectures=None, model_type="qwen3")

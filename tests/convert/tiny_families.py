@@ -1070,6 +1070,14 @@ FAMILIES: dict[str, Family] = {
         NORMS | ATTENTION | QKV_BIAS | MLP,
         keys={"pooling_type": 4, "classifier.output_labels": ["a", "b", "c"]},
     ),
+    "gemma labels": Family(
+        "gemma",
+        "gemma",
+        hf("GemmaForSequenceClassification", num_labels=1, head_dim=HEAD, hidden_act="gelu", tie_word_embeddings=True),
+        changed(TIED, output_norm=plus_one) | {"cls.output.weight": ("score.weight", (1, W), same)},
+        changed(NORMS, attn_norm=plus_one, ffn_norm=plus_one) | ATTENTION | MLP,
+        keys={"pooling_type": 4, "classifier.output_labels": ["LABEL_0"]},
+    ),
     "gemma embeds": Family(
         "gemma3",
         "gemma-embedding",

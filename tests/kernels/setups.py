@@ -11,7 +11,7 @@ import oracles
 from harness import GENERIC, Batch, Setup, packed, random_rows, rows
 from setups_recurrent import setup_causal_conv, setup_decay, setup_delta_rule
 
-from gumba.kernels import activations, conv, elementwise, embed, experts, jit, matmul, norms, q8, rope
+from gumba.kernels import activations, conv, elementwise, embed, experts, jit, matmul, norms, q8, rope, text_means
 from gumba.kernels import attention_layout as att
 from gumba.kernels.attention import attention, store_kv
 from gumba.kernels.op import N_OUTPUTS, N_TOKENS, POSITIONS, TOKENS, Kernel
@@ -268,6 +268,20 @@ def setup_add_table(isa: Isa, width: int = 100, of_types: bool = False) -> Setup
     tokens = [50 * position + 7 * i for i, position in enumerate(positions)] if of_types else []
     return Setup(elementwise.add_table, arguments, Batch(5, tokens=tokens, positions=positions), out, lambda a: a[:, :width],
                  oracles.combine("add", x, table[positions]), keep=[held, held_table])  # fmt: skip
+
+
+def setup_text_means(isa: Isa, width: int = 100, lengths: Sequence[int] = (3, 1, 5)) -> Setup:
+    """``lengths``: of the texts. All rows but their first stay as they are."""
+    x = rng_of(31).standard_normal((sum(lengths), width)).astype(np.float32)
+    held, out, expected, start = rows(x), rows(np.zeros_like(x)), x.astype(np.float64), 0
+    for length in lengths:
+        expected[start] = expected[start : start + length].mean(axis=0)
+        start += length
+    arguments = {"count": N_TOKENS, "x": address(held), "out": address(out), "stride": out.strides[0],
+                 "n_blocks": n_blocks(width)}  # fmt: skip
+    positions = [position for length in lengths for position in range(length)]
+    return Setup(text_means.text_means, arguments, Batch(len(x), positions=positions), out, lambda a: a[:, :width],
+                 expected, 1e-6, keep=[held])  # fmt: skip
 
 
 def setup_copy_columns(isa: Isa, first: int = 37, width: int = 91, n: int = 5) -> Setup:
@@ -720,6 +734,7 @@ TABLE: dict[str, Callable[[Isa], Setup]] = {
     "recurrent.decay": setup_decay,
     "recurrent.delta_rule": setup_delta_rule,
     "rope.rope": setup_rope,
+    "text_means.text_means": setup_text_means,
 }
 
 ALL_FORMATS = list(FORMATS.values())

@@ -131,6 +131,7 @@ def test_copies_and_sums_of_any_width(width: int) -> None:
     setups.setup_add_table(ISA, width=width).check()
     setups.setup_add_table(ISA, width=width, of_types=True).check()
     setups.setup_select_rows(ISA, width=width).check()
+    setups.setup_text_means(ISA, width=width).check()
 
 
 @pytest.mark.parametrize("format", setups.ALL_FORMATS, ids=isa_id)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.decoder import (
+    BARE,
     attention,
-    embedding_and_head,
+    embedding_and_any_head,
     finish,
     gated_ffn,
     metadata,
     read_decoder,
     text_config,
+    with_heads,
 )
 from gumba_convert.plan import Plan
 from gumba_convert.table import TensorTable
 from gumba_convert.transforms import plus_one
 
 ARCHITECTURE = "gemma"
-HF_ARCHITECTURES = ("GemmaForCausalLM",)
+HF_ARCHITECTURES = with_heads("Gemma")
 MODEL_TYPES = ("gemma",)
 
 DEFAULTS = {"n_kv_heads": 16, "n_ctx": 8192, "head_dim": 256, "tied": True}
@@ -36,8 +38,8 @@ def plan(checkpoint: Checkpoint) -> Plan:
     reader.must_be("tie_word_embeddings", True)
     bias = reader.flag("attention_bias", False)
     values, factors = metadata(ARCHITECTURE, d, kinds=("default",))
-    table = TensorTable(checkpoint)
-    embedding_and_head(table, d)
+    table = TensorTable(checkpoint, renamed=BARE)
+    values |= embedding_and_any_head(table, d, ARCHITECTURE)
     for layer in table.layers(d.n_layers):
         layer.norm("attn_norm", "input_layernorm", d.n_embd, change=plus_one)
         attention(layer, d, bias=bias, output_bias=bias)

@@ -1,10 +1,19 @@
-"""Qwen3: each head of Q and K is normed before it is rotated."""
+"""Qwen3: each head of Q and K is normed before it is rotated.
+
+Qwen3-Reranker is a language model that is asked whether a document answers a query: of its logits only those of the words
+yes and no are wanted, so that its file has these two rows as a head, and the question as a template.
+"""
 
 from __future__ import annotations
 
+import numpy as np
+
+from gumba.errors import ConvertError
 from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.decoder import (
     BARE,
+    Decoder,
+    architecture_name,
     attention,
     embedding_and_any_head,
     finish,
@@ -16,7 +25,9 @@ from gumba_convert.decoder import (
     text_config,
     with_heads,
 )
+from gumba_convert.gguf_writer import Value, string, strings
 from gumba_convert.plan import Plan
+from gumba_convert.pooling import classifier_metadata
 from gumba_convert.table import TensorTable
 
 ARCHITECTURE = "qwen3"
@@ -24,6 +35,18 @@ HF_ARCHITECTURES = with_heads("Qwen3")
 MODEL_TYPES = ("qwen3",)
 
 DEFAULTS = {"n_kv_heads": 32, "n_ctx": 32768, "head_dim": 128}
+WORDS = ("yes", "no")
+#: What Qwen3-Reranker was trained to be asked, with its usual instruction.
+QUESTION = (
+    "<|im_start|>system\n"
+    "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
+    'Note that the answer can only be "yes" or "no".<|im_end|>\n'
+    "<|im_start|>user\n"
+    "<Instruct>: Given a web search query, retrieve relevant passages that answer the query\n"
+    "<Query>: {query}\n"
+    "<Document>: {document}<|im_end|>\n"
+    "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+)
 
 
 def plan(checkpoint: Checkpoint) -> Plan:
@@ -39,7 +62,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     bias = reader.flag("attention_bias", False)
     values, factors = metadata(ARCHITECTURE, d)
     table = TensorTable(checkpoint, renamed=BARE)
-    values |= embedding_and_any_head(table, d, ARCHITECTURE)
+    values |= _yes_and_no(table, d) if is_reranker(checkpoint) else embedding_and_any_head(table, d, ARCHITECTURE)
     for layer in table.layers(d.n_layers):
         layer.norm("attn_norm", "input_layernorm", d.n_embd)
         attention(layer, d, bias=bias, output_bias=bias)
@@ -48,3 +71,29 @@ def plan(checkpoint: Checkpoint) -> Plan:
         gated_ffn(layer, d)
     table.norm("output_norm", "model.norm", d.n_embd)
     return finish(ARCHITECTURE, d, values, table, factors)
+
+
+def is_reranker(checkpoint: Checkpoint) -> bool:
+    """Whether a language model's checkpoint is Qwen3-Reranker, which nothing says but its name or its model card."""
+    if not architecture_name(checkpoint).endswith("ForCausalLM"):
+        return False
+    names = (checkpoint.folder.resolve().name, checkpoint.folder.name, checkpoint.config.get("_name_or_path"))
+    card = checkpoint.text("README.md") or ""
+    return any("qwen3-reranker" in str(name).lower() for name in names) or "# qwen3-reranker" in card.lower()
+
+
+def _yes_and_no(table: TensorTable, d: Decoder) -> dict[str, Value]:
+    """Token embedding, the rows of the output matrix that say yes and no, and the metadata that goes with them."""
+    table.tensor("token_embd.weight", "model.embed_tokens.weight", (d.n_vocab, d.n_embd))
+    output = "model.embed_tokens.weight" if d.tied else "lm_head.weight"
+    table.spare("lm_head.weight")
+    tokenizer = table.checkpoint.json("tokenizer.json") or {}
+    vocabulary = tokenizer.get("model", {}).get("vocab", {}) if isinstance(tokenizer.get("model"), dict) else {}
+    ids = [vocabulary.get(word) if isinstance(vocabulary, dict) else None for word in WORDS]
+    if not all(type(token) is int and 0 <= token < d.n_vocab for token in ids):
+        raise ConvertError(f"{table.checkpoint.folder}: a reranker's tokenizer.json must have the tokens yes and no")
+    table.tensor("cls.output.weight", output, (d.n_vocab, d.n_embd), rows=np.array(ids))
+    return classifier_metadata(ARCHITECTURE, list(WORDS)) | {
+        "tokenizer.chat_template.rerank": string(QUESTION),
+        "tokenizer.chat_templates": strings(["rerank"]),
+    }

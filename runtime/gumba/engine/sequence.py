@@ -440,19 +440,27 @@ class Embedding(Sequence):
 
 
 class Judging(Sequence):
-    """A text that an encoder's head judges, by the state of its first token: float32 [n_labels] in ``scores``."""
+    """A text that a model's head judges: float32 [n_labels] in ``scores``.
 
-    def __init__(self, tokens: Ordered[int]) -> None:
+    Of an encoder, all of it in one step, by what the head says of the first token (``whole``); of a decoder, by the last one.
+    """
+
+    def __init__(self, tokens: Ordered[int], *, whole: bool) -> None:
         super().__init__(tokens)
-        self.most_cached = 0
-        self.whole, self.shares = True, False
+        if whole:
+            self.most_cached = 0
+            self.whole, self.shares = True, False
         self.scores = np.empty(0, np.float32)
 
     def share(self, budget: int) -> tuple[list[int], Outputs]:
-        return self.tokens[:], "all"
+        if self.whole:
+            return self.tokens[:], "all"
+        count = min(self.remaining, budget)
+        return self.tokens[self.n_cached : self.n_cached + count], "last" if count == self.remaining else "none"
 
     def advance(self, count: int, rows: np.ndarray[Any, Any], sampler: Sampler) -> None:
-        self.scores = rows[0].copy()
         self.n_cached += count
-        self.prompt_done = True
-        self.finish_reason = "length"
+        if self.n_cached == self.n_prompt:
+            self.scores = rows[0].copy()
+            self.prompt_done = True
+            self.finish_reason = "length"

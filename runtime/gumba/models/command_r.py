@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 from gumba.gguf import GGUFFile
 from gumba.models import decoder
-from gumba.models.decoder import WITHOUT, Config
-from gumba.models.keys import Keys
+from gumba.models.decoder import Config
 from gumba.models.loader import Loader
-from gumba.models.tensors import Group, Tensors
+from gumba.models.tensors import Group
 from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "command-r"
@@ -29,25 +28,16 @@ class CommandRConfig(Config):
 
 def read_config(gguf: GGUFFile) -> CommandRConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    keys = Keys(gguf, NAME)
-    keys.must_be({key: values for key, values in WITHOUT.items() if key != "logit_scale"})
-    common = decoder.read_common(keys, neox=False, norm="layer_norm_epsilon")
-    config: CommandRConfig = common.extended(
-        CommandRConfig, logit_scale=keys.number("logit_scale", 0.0, zero=True) or 1.0
-    )
-    keys.finish()
-    return config
+    with decoder.reading(gguf, NAME, "logit_scale") as keys:
+        common = decoder.read_common(keys, neox=False, norm="layer_norm_epsilon")
+        return common.extended(CommandRConfig, logit_scale=keys.number("logit_scale", 0.0, zero=True) or 1.0)
 
 
 def load_weights(loader: Loader, c: Config) -> Group:
     """Read and weave everything; output shares the embedding where the file has none of its own."""
-    t = Tensors(loader.gguf, c.n_layers)
-    decoder.add_outer(t, c)
+    t = decoder.table(loader.gguf, c, norms=("attn_norm",))
     for i in range(c.n_layers):
-        decoder.add_norms(t, c, i, "attn_norm")
-        decoder.add_attention(t, c, i)
         decoder.add_head_norms(t, c, i)
-        decoder.add_feed_forward(t, c, i)
     return t.load(loader, numbers=("attn_q_norm", "attn_k_norm"))
 
 

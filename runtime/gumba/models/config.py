@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from gumba.errors import ModelError, UnsupportedError
-from gumba.gguf import GGUFFile
+from gumba.gguf import GGUFArray, GGUFFile
 from gumba.models.keys import Keys
 from gumba.models.loader import MAX_LAYERS, MAX_WIDTH
 from gumba.models.rotary import Rope, read_rope
@@ -37,8 +37,11 @@ class Config:
     rope: Rope
     #: Which hidden states the model was trained to be judged by, one of ``POOLINGS``; "" where the file says nothing.
     pooling: str = field(default="", kw_only=True)
+    #: Numbers that a head gives in the place of logits, 0 without one; and their names, where the file has any.
+    n_labels: int = field(default=0, kw_only=True)
+    labels: tuple[str, ...] = field(default=(), kw_only=True)
 
-    #: Whether a token sees only those before it, and the model has logits.
+    #: Whether a token sees only those before it.
     causal = True
     #: Types of tokens that are told apart (the first and the second text of a pair).
     n_types = 1
@@ -161,9 +164,12 @@ def read_common(
         )
     n_ctx_train = keys.count("context_length", 1 << 30)
     pooled, key = keys.has("pooling_type"), "feed_forward_length"
+    n_labels, labels = read_labels(keys)
     return Config(
         architecture=name,
         pooling=POOLINGS[keys.size("pooling_type", len(POOLINGS) - 1)] if pooled else "",
+        n_labels=n_labels,
+        labels=labels,
         n_vocab=keys.vocabulary_size(),
         n_ctx_train=n_ctx_train,
         n_layers=keys.count("block_count", MAX_LAYERS),
@@ -175,6 +181,26 @@ def read_common(
         norm_eps=keys.number(f"attention.{norm}", least=1e-30, most=1.0),
         rope=read_rope(keys, head_dim, n_ctx_train, neox=neox, freq_base=freq_base),
     )
+
+
+def read_labels(keys: Keys) -> tuple[int, tuple[str, ...]]:
+    """How many numbers the head of a classifier gives, and the names of what they are for; 0 and none without a head."""
+    n_labels = 0
+    for name in ("cls.output.weight", "cls.weight"):
+        tensor = keys.gguf.tensors.get(name)
+        if tensor is not None:
+            n_labels = tensor.shape[0]
+            break
+    key = "classifier.output_labels"
+    labels: tuple[Any, ...] = ()
+    if keys.has(key):
+        value = keys.gguf.metadata[f"{keys.name}.{key}"]
+        labels = tuple(value.to_list()) if isinstance(value, GGUFArray) else (value,)
+        if len(labels) != n_labels or not all(isinstance(label, str) for label in labels):
+            raise ModelError(
+                f"{keys.gguf.path}: metadata {keys.name}.{key}: expected the names of the head's {n_labels} labels"
+            )
+    return n_labels, labels
 
 
 def read_experts(keys: Keys) -> tuple[int, int]:

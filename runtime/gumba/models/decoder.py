@@ -184,8 +184,10 @@ def gated_shared_expert(p: Program, layer: Group, h: Buffer) -> Buffer:
 
 
 def outputs(p: Program, c: Config, w: Group, x: Buffer) -> tuple[Buffer, Buffer]:
-    """The last hidden states and the logits of the rows that are wanted."""
+    """The last hidden states and the logits of the rows that are wanted, or what the head makes of them."""
     hidden = p.rms_norm(p.select_outputs(x), w.output_norm, c.norm_eps)
+    if c.n_labels:
+        return hidden, p.matmul(w.cls_output, hidden, bias=w.cls_output_bias)
     return hidden, p.matmul(w.output or w.token_embd, hidden)
 
 

@@ -1,7 +1,7 @@
 """What encoders have in common: all of a text in one step, how its hidden states become one vector, and heads that judge it.
 
 A head (of a cross-encoder that ranks documents, or of a classifier) makes a number for each label from the state of a text's
-first token. Without one there are no logits: what is asked for are hidden states.
+first token, or from the mean of all. Without one there are no logits: what is asked for are hidden states.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from gumba.errors import ModelError
-from gumba.gguf import GGUFArray, GGUFFile
+from gumba.gguf import GGUFFile
 from gumba.models import decoder
 from gumba.models.decoder import WITHOUT, Config
 from gumba.models.keys import Keys
@@ -25,11 +24,8 @@ ENCODERS_WITHOUT: dict[str, tuple[object, ...]] = {
 
 @dataclass(frozen=True)
 class EncoderConfig(Config):
-    """``n_labels``: numbers that the head gives, 0 without one; ``labels``: their names, where the file has any; ``n_types``:
-    types of tokens told apart."""
+    """``n_types``: types of tokens told apart."""
 
-    n_labels: int
-    labels: tuple[str, ...]
     n_types: int = field(kw_only=True)
 
     causal = False
@@ -44,28 +40,7 @@ def read_plain(gguf: GGUFFile, name: str, *, neox: bool) -> EncoderConfig:
 
 def read_encoder(keys: Keys, common: Config, kind: type = EncoderConfig, **more: Any) -> Any:
     """What encoders say of themselves beside their sizes: ``common`` as a ``kind`` of EncoderConfig, with ``more`` fields."""
-    n_labels, labels = _read_labels(keys)
-    return common.extended(kind, n_labels=n_labels, labels=labels, n_types=_count_types(keys), **more)
-
-
-def _read_labels(keys: Keys) -> tuple[int, tuple[str, ...]]:
-    """How many numbers the head gives, and the names of what they are for."""
-    n_labels = 0
-    for name in ("cls.output.weight", "cls.weight"):
-        tensor = keys.gguf.tensors.get(name)
-        if tensor is not None:
-            n_labels = tensor.shape[0]
-            break
-    key = "classifier.output_labels"
-    labels: tuple[Any, ...] = ()
-    if keys.has(key):
-        value = keys.gguf.metadata[f"{keys.name}.{key}"]
-        labels = tuple(value.to_list()) if isinstance(value, GGUFArray) else (value,)
-        if len(labels) != n_labels or not all(isinstance(label, str) for label in labels):
-            raise ModelError(
-                f"{keys.gguf.path}: metadata {keys.name}.{key}: expected the names of the head's {n_labels} labels"
-            )
-    return n_labels, labels
+    return common.extended(kind, n_types=_count_types(keys), **more)
 
 
 def _count_types(keys: Keys) -> int:
@@ -119,14 +94,16 @@ def normed_outputs(
     return p.layer_norm(x, layer.layer_output_norm, layer.layer_output_norm_bias, c.norm_eps)
 
 
-def outputs(p: Program, c: EncoderConfig, w: Group, hidden: Buffer, kind: str = "tanh") -> tuple[Buffer, Buffer]:
+def outputs(
+    p: Program, c: EncoderConfig, w: Group, hidden: Buffer, kind: str = "tanh", judged: Buffer | None = None
+) -> tuple[Buffer, Buffer]:
     """The last hidden states, and what the head makes of them, float32 [n_outputs, n_labels]; without a head, them again.
 
-    ``kind``: the activation of the head's own layer.
+    ``kind``: the activation of the head's own layer; ``judged``: what the head sees instead of the hidden states.
     """
     if not c.n_labels:
         return hidden, hidden
-    x = hidden
+    x = judged or hidden
     if w.cls is not None:
         x = p.activation(p.matmul(w.cls, x, bias=w.cls_bias), kind)
         if w.cls_norm is not None:

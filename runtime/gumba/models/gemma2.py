@@ -56,7 +56,7 @@ def read_query_scale(keys: Keys, common: Config, largest: int) -> float:
 
 def load_weights(loader: Loader, c: Gemma2Config) -> Group:
     """Read and weave everything; output shares the embedding where the file has none of its own."""
-    return decoder.table(loader.gguf, c, norms=decoder.AROUND).load(loader)
+    return decoder.table(loader.gguf, c, norms=decoder.AROUND, judges=True).load(loader)
 
 
 def forward(p: Program, c: Gemma2Config, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
@@ -70,4 +70,4 @@ def forward(p: Program, c: Gemma2Config, w: Group, kv: Sequence[KVLayout], n_ctx
         )
         x = decoder.normed_halves(p, c, layer, x, h, "gelu_tanh")
     hidden, logits = decoder.outputs(p, c, w, x)
-    return hidden, p.softcap(logits, c.logit_cap)
+    return hidden, logits if c.n_labels else p.softcap(logits, c.logit_cap)

@@ -45,7 +45,7 @@ def read_config(gguf: GGUFFile) -> Gemma3Config:
 
 def load_weights(loader: Loader, c: Gemma3Config) -> Group:
     """Read and weave everything; output shares the embedding where the file has none of its own."""
-    return decoder.table(loader.gguf, c, norms=decoder.AROUND, head_norms=True).load(loader)
+    return decoder.table(loader.gguf, c, norms=decoder.AROUND, head_norms=True, judges=True).load(loader)
 
 
 def forward(p: Program, c: Gemma3Config, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
@@ -59,4 +59,4 @@ def forward(p: Program, c: Gemma3Config, w: Group, kv: Sequence[KVLayout], n_ctx
         h = decoder.head_normed_attention(p, c, layer, h, kv, i, table, scale=c.query_scale, window=c.window_of(i))
         x = decoder.normed_halves(p, c, layer, x, h, "gelu_tanh")
     hidden, logits = decoder.outputs(p, c, w, x)
-    return hidden, p.softcap(logits, c.logit_cap) if c.logit_cap else logits
+    return hidden, p.softcap(logits, c.logit_cap) if c.logit_cap and not c.n_labels else logits

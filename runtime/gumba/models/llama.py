@@ -41,7 +41,7 @@ def read_config(gguf: GGUFFile) -> LlamaConfig:
 def load_weights(loader: Loader, c: LlamaConfig) -> Group:
     """Read and weave everything; output shares the embedding where the file has none of its own."""
     t = Tensors(loader.gguf, c.n_layers)
-    decoder.add_outer(t, c)
+    decoder.add_outer(t, c, judges=True)
     for i in range(c.n_layers):
         decoder.add_norms(t, c, i, "attn_norm", "ffn_norm")
         decoder.add_attention(t, c, i)

@@ -9,50 +9,51 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from gumba.errors import UnsupportedError
 from gumba.gguf import GGUFFile
 from gumba.models import decoder, encoder
+from gumba.models.decoder import POOLINGS
 from gumba.models.encoder import ENCODERS_WITHOUT, EncoderConfig
-from gumba.models.keys import Keys
-from gumba.models.loader import MAX_LAYERS, Loader
+from gumba.models.loader import Loader
 from gumba.models.tensors import Group, Tensors
 from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "modern-bert"
 FAMILIES = "ModernBERT, GTE-ModernBERT, Granite Embedding R2, and their rerankers and classifiers"
 VERIFIED = ("transformers", "llama.cpp")
+#: The number of "first" among ``POOLINGS``, which transformers' heads take where nothing is said.
+FIRST = POOLINGS.index("first")
 
 
 @dataclass(frozen=True)
 class ModernBertConfig(EncoderConfig):
-    """``window``: tokens that a token sees in the layers that are ``windowed``, itself among them, half on either side."""
+    """``window``: tokens that a token sees in the layers that are ``windowed``, itself among them, half on either side;
+    ``judges_mean``: the head sees the mean of a text's tokens, not its first token."""
 
     window: int
     windowed: tuple[bool, ...]
     local_freq_base: float
+    judges_mean: bool
 
 
 def read_config(gguf: GGUFFile) -> ModernBertConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    keys = Keys(gguf, NAME)
-    keys.must_be({key: values for key, values in ENCODERS_WITHOUT.items() if key != "attention.sliding_window"})
-    common = decoder.read_common(keys, neox=True, norm="layer_norm_epsilon", freq_base=160000.0)
-    # A head that judges the mean of all tokens is not run: heads here judge each token's state.
-    keys.must_be({"hidden_activation": ("gelu",), "classifier.pooling_type": (2,)})
-    key = "attention.sliding_window_pattern"
-    if keys.is_array(key):
-        windowed = keys.flags(key, common.n_layers) or ()
-    else:
-        period = keys.count(key, MAX_LAYERS, 3)
-        windowed = tuple(i % period != 0 for i in range(common.n_layers))
-    config: ModernBertConfig = encoder.read_encoder(
-        keys,
-        common,
-        ModernBertConfig,
-        window=keys.count("attention.sliding_window", 1 << 30, 128),
-        windowed=windowed,
-        local_freq_base=keys.number("rope.freq_base_swa", 10000.0, least=1.001),
-    )
-    keys.finish()
+    with decoder.reading(gguf, NAME, "attention.sliding_window", without=ENCODERS_WITHOUT) as keys:
+        common = decoder.read_common(keys, neox=True, norm="layer_norm_epsilon", freq_base=160000.0)
+        keys.must_be({"hidden_activation": ("gelu",)})
+        judged = POOLINGS[keys.size("classifier.pooling_type", len(POOLINGS) - 1) or FIRST]
+        if judged not in ("mean", "first"):
+            raise UnsupportedError(
+                f"{gguf.path}: metadata {NAME}.classifier.pooling_type is {judged}, expected mean or first"
+            )
+        config: ModernBertConfig = encoder.read_encoder(
+            keys,
+            common,
+            ModernBertConfig,
+            **decoder.read_window(keys, common, 3, default=128, first=True),
+            local_freq_base=keys.number("rope.freq_base_swa", 10000.0, least=1.001),
+            judges_mean=judged == "mean",
+        )
     return config
 
 
@@ -83,5 +84,7 @@ def forward(p: Program, c: ModernBertConfig, w: Group, kv: Sequence[KVLayout], n
         a = p.attention(q, k, v, kv, layer=i, scale=1.0 / math.sqrt(c.head_dim), window=seen, causal=False)
         x = p.matmul(layer.attn_output, a, residual=x, bias=layer.attn_output_bias)
         x = decoder.gated(p, layer, p.layer_norm(x, layer.ffn_norm, None, c.norm_eps), "gelu", residual=x)
-    hidden = p.layer_norm(p.select_outputs(x), w.output_norm, None, c.norm_eps)
-    return encoder.outputs(p, c, w, hidden, "gelu")
+    if not (c.n_labels and c.judges_mean):
+        return encoder.outputs(p, c, w, p.layer_norm(p.select_outputs(x), w.output_norm, None, c.norm_eps), "gelu")
+    x = p.layer_norm(x, w.output_norm, None, c.norm_eps)
+    return encoder.outputs(p, c, w, p.select_outputs(x), "gelu", p.select_outputs(p.text_means(x)))

@@ -23,7 +23,7 @@ def read_config(gguf: GGUFFile) -> Config:
 
 def load_weights(loader: Loader, c: Config) -> Group:
     """Read and weave everything; output shares the embedding where the file has none of its own."""
-    return decoder.table(loader.gguf, c, head_norms=True).load(loader)
+    return decoder.table(loader.gguf, c, head_norms=True, judges=True).load(loader)
 
 
 def forward(p: Program, c: Config, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:

@@ -20,14 +20,16 @@ def table(
     norm_bias: bool = False,
     head_norms: bool = False,
     feed_forward: str = "gated",
+    judges: bool = False,
 ) -> Tensors:
     """The tensors of a decoder that has the usual ones.
 
     ``norms``: of each layer, with biases like the last one if ``norm_bias``; ``head_norms``: see ``add_shared_head_norms``;
-    ``feed_forward``: "gated", "fused" (gate and up in one tensor), "plain" (without a gate), or "none".
+    ``feed_forward``: "gated", "fused" (gate and up in one tensor), "plain" (without a gate), or "none"; ``judges``: see
+    ``add_outer``.
     """
     t = Tensors(gguf, c.n_layers)
-    add_outer(t, c, norm_bias=norm_bias)
+    add_outer(t, c, norm_bias=norm_bias, judges=judges)
     for i in range(c.n_layers):
         add_norms(t, c, i, *norms, bias=norm_bias)
         add_attention(t, c, i)
@@ -39,9 +41,18 @@ def table(
 
 
 def add_outer(
-    t: Tensors, c: Config, *, norm: str = "output_norm", norm_bias: bool = False, output_bias: bool = False
+    t: Tensors,
+    c: Config,
+    *,
+    norm: str = "output_norm",
+    norm_bias: bool = False,
+    output_bias: bool = False,
+    judges: bool = False,
 ) -> None:
-    """Embedding, last norm (``norm``: its name), output matrix (absent: the embedding), frequency factors."""
+    """Embedding, last norm (``norm``: its name), output matrix (absent: the embedding), frequency factors.
+
+    ``judges``: a file may have a head that gives labels' numbers instead of logits. Files of other architectures may not.
+    """
     t.add("token_embd", "token_embd.weight", c.n_vocab, c.n_embd)
     t.add("output_norm", f"{norm}.weight", c.n_embd)
     t.add("output", "output.weight", c.n_vocab, c.n_embd, required=False)
@@ -50,6 +61,9 @@ def add_outer(
         t.add("output_norm_bias", "output_norm.bias", c.n_embd)
     if output_bias:
         t.add("output_bias", "output.bias", c.n_vocab, required=False)
+    if judges and c.n_labels:
+        t.add("cls_output", "cls.output.weight", c.n_labels, c.n_embd)
+        t.add("cls_output_bias", "cls.output.bias", c.n_labels, required=False)
 
 
 def add_norms(t: Tensors, c: Config, i: int, *names: str, bias: bool = False) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gumba.kernels import activations, elementwise, norms, q8
+from gumba.kernels import activations, elementwise, norms, q8, text_means
 from gumba.kernels.op import N_OUTPUTS, N_TOKENS, POSITIONS, TOKENS, Kernel
 from gumba.program.operation import Buffer
 from gumba.program.writer import Writer
@@ -18,6 +18,7 @@ _GATHERING = (
     elementwise.select_rows,
     elementwise.copy_columns,
     elementwise.scale_rows,
+    text_means.text_means,
 )
 
 
@@ -120,6 +121,14 @@ class Elementwise(Writer):
         out = self._buffer("slice", width, x.count)
         arguments = {"x": x, "x_stride": x.row_bytes, "first": first, "out": out, "width": width}
         self._elementwise(elementwise.copy_columns, arguments, [x], out)
+        return out
+
+    def text_means(self, x: Buffer) -> Buffer:
+        """x, but in the place of each text's first token the mean of all its tokens. Texts must be in the step whole."""
+        if x.count != N_TOKENS:
+            raise ValueError(f"{x.name} has no row for every token")
+        out = self._buffer("text_means", x.width)
+        self._elementwise(text_means.text_means, {"x": x, "out": out}, [x], out)
         return out
 
     def activation(self, x: Buffer, kind: str) -> Buffer:
