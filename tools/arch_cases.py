@@ -20,7 +20,7 @@ class Case:
     move the logits. `n_llama`: how many tokens llama.cpp is asked for: all of them; fewer where it leaves something out of
     the model that begins after so many; 0 where it does not have the architecture. `centre`: what norms' weights lie around.
     `encoder`: the result is the last hidden states, or scores of the whole. `remote`: the family to rewrite the checkpoint
-    as, see arch_remote.py.
+    as, see arch_remote.py. `n_dense`: width between two projections behind the pooling, as sentence-transformers has them.
     """
 
     name: str
@@ -32,6 +32,7 @@ class Case:
     head: str = "ForCausalLM"
     remote: str = ""
     encoder: bool = False
+    n_dense: int = 0
 
 
 SIZES: dict[str, Any] = {
@@ -437,6 +438,18 @@ CASES = [
         head="Model",
         encoder=True,
         centre=0.0,
+    ),
+    Case(
+        "gemma_embedding_dense",
+        "Gemma3Text",
+        TIED
+        | WIDE_HEADS
+        | {"query_pre_attn_scalar": 16, "sliding_window": WINDOW, "num_key_value_heads": 1, "intermediate_size": 32}
+        | {"layer_types": [SLIDING, FULL], "use_bidirectional_attention": True},
+        head="Model",
+        encoder=True,
+        centre=0.0,
+        n_dense=96,
     ),
     Case("qwen35", "Qwen3_5", QWEN35 | {"num_hidden_layers": 3, "intermediate_size": 32}, centre=0.0),
     Case(

@@ -138,6 +138,8 @@ def build_checkpoint(case: Case, folder: Path) -> None:
     for name, content in tokenizer_files(SIZES["vocab_size"]).items():
         (folder / "hf" / name).write_text(json.dumps(content), encoding="utf-8")
     logits = run(model, tokens)
+    for matrix in write_projections(case, folder / "hf"):
+        logits = logits @ matrix.T
     np.savez_compressed(folder / "golden.npz", tokens=tokens, logits=logits)
     note = f"logits std {logits.std():.2f} max {np.abs(logits).max():.1f}"
     if case.without:
@@ -146,6 +148,35 @@ def build_checkpoint(case: Case, folder: Path) -> None:
         if moved < MOVED:
             sys.exit(f"{case.name}: its special feature moves the logits by only {moved:.1e}")
     print(f"{case.name}: {note}")
+
+
+def write_projections(case: Case, folder: Path) -> list[np.ndarray]:
+    """sentence-transformers' files beside a checkpoint: the mean, and the projections behind it; the latters' matrices."""
+    from safetensors.numpy import save_file
+
+    if not case.n_dense:
+        return []
+    parts: list[tuple[str, str, dict[str, Any]]] = [
+        ("Transformer", "", {}),
+        ("Pooling", "1_Pooling", {"pooling_mode_mean_tokens": True}),
+    ]
+    matrices = []
+    width = SIZES["hidden_size"]
+    for i, shape in enumerate([(case.n_dense, width), (width, case.n_dense)], 2):
+        settings = {"in_features": shape[1], "out_features": shape[0], "bias": False}
+        parts.append(("Dense", f"{i}_Dense", settings | {"activation_function": "torch.nn.modules.linear.Identity"}))
+        matrices.append(weights(case, f"dense_{i}", shape).astype(np.float32))
+    listed = [
+        {"idx": i, "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, path, _) in enumerate(parts)
+    ]
+    (folder / "modules.json").write_text(json.dumps(listed), encoding="utf-8")
+    for _, path, settings in parts[1:]:
+        (folder / path).mkdir(exist_ok=True)
+        (folder / path / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    for i, matrix in enumerate(matrices, 2):
+        save_file({"linear.weight": matrix}, folder / f"{i}_Dense" / "model.safetensors")
+    return matrices
 
 
 def rewrite(remote: str, folder: Path) -> None:
@@ -188,11 +219,13 @@ def llama_logits(path: Path, tokens: np.ndarray, step: int) -> np.ndarray:
     return logits
 
 
-def llama_embeddings(path: Path, tokens: np.ndarray, *, rank: bool) -> np.ndarray:
-    """llama.cpp's last hidden states, or the scores of a classifier."""
+def llama_embeddings(path: Path, tokens: np.ndarray, *, rank: bool, mean: bool) -> np.ndarray:
+    """llama.cpp's last hidden states, their mean, or the scores of a classifier."""
     import llama_cpp
 
     pooling = llama_cpp.LLAMA_POOLING_TYPE_RANK if rank else llama_cpp.LLAMA_POOLING_TYPE_NONE
+    if mean:
+        pooling = llama_cpp.LLAMA_POOLING_TYPE_MEAN
     engine = llama_cpp.Llama(
         str(path), n_ctx=N_CTX, n_ubatch=N_CTX, embedding=True, pooling_type=pooling, verbose=False, n_threads=1
     )
@@ -202,9 +235,10 @@ def llama_embeddings(path: Path, tokens: np.ndarray, *, rank: bool) -> np.ndarra
         batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = int(token), i, 1, 0, 1
     if llama_cpp.llama_decode(engine.ctx, batch):
         sys.exit(f"{path}: llama.cpp cannot decode")
-    if rank:
+    if rank or mean:
         found = llama_cpp.llama_get_embeddings_seq(engine.ctx, 0)
-        result = np.array([found[i] for i in range(llama_cpp.llama_model_n_cls_out(engine.model))])
+        n = llama_cpp.llama_model_n_cls_out(engine.model) if rank else engine.n_embd()
+        result = np.array([found[i] for i in range(n)])
     else:
         rows = [llama_cpp.llama_get_embeddings_ith(engine.ctx, i) for i in range(len(tokens))]
         result = np.array([row[: engine.n_embd()] for row in rows])
@@ -253,7 +287,9 @@ def check(case: Case, path: Path) -> None:
     if case.head == "ForConditionalGeneration":
         found = [llama_two_halves(path, tokens)]
     elif case.encoder:
-        found = [llama_embeddings(path, tokens, rank=logits.ndim == 1)]
+        if case.n_dense:  # it projects behind the pooling only
+            logits = logits.mean(axis=0)
+        found = [llama_embeddings(path, tokens, rank=logits.ndim == 1 and not case.n_dense, mean=case.n_dense > 0)]
         if case.family == "Qwen3" and logits.ndim == 1:  # its heads give probabilities there
             logits = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     else:

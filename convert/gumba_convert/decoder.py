@@ -10,13 +10,15 @@ import numpy as np
 from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.gguf_writer import BOOL, Value, f32, i32_array, u32
 from gumba_convert.plan import ConfigReader, Plan
-from gumba_convert.pooling import classifier_metadata, labels, pooling_metadata
+from gumba_convert.pooling import classifier_metadata, labels, no_projections, pooling_metadata
 from gumba_convert.rope import KINDS, Rope, read_rope, rope_metadata
 from gumba_convert.table import Change, Layer, TensorTable
 
 MAX_LAYERS = 4096
 RMS_EPS = "attention.layer_norm_rms_epsilon"
 LAYER_EPS = "attention.layer_norm_epsilon"
+#: The architecture whose files may have projections behind the pooling.
+PROJECTED = "gemma-embedding"
 
 
 @dataclass(frozen=True)
@@ -303,5 +305,7 @@ def finish(
     """The plan of a family; llama3's factors become the last tensor, and an embedding model's pooling is added."""
     if factors is not None:
         table.computed("rope_freqs.weight", factors)
+    if architecture != PROJECTED:
+        no_projections(table.checkpoint)
     values = values | pooling_metadata(table.checkpoint, architecture)
     return Plan(architecture, values, table.sources(), d.n_vocab, d.tied)

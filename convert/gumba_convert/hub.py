@@ -32,6 +32,8 @@ NEEDED = [
     "chat_template.json",
     "modules.json",
     "1_Pooling/config.json",
+    "[23]_Dense/config.json",
+    "[23]_Dense/model.safetensors",
     "README.md",
 ]
 

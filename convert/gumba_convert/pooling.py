@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from gumba.errors import ConvertError
 from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.gguf_writer import Value, strings, u32
@@ -19,15 +21,10 @@ def pooling_metadata(checkpoint: Checkpoint, architecture: str) -> dict[str, Val
     Raises:
         ConvertError: that module is not there, or pools in another way than by mean, first or last token.
     """
-    text = checkpoint.text("modules.json")
-    if text is None:
+    pools = modules(checkpoint, "Pooling")
+    if not pools:
         return {}
-    folder = _pooling_folder(checkpoint, text)
-    if folder is None:
-        return {}
-    module = checkpoint.below(folder, "modules.json")
-    if module is None:
-        raise ConvertError(f"{checkpoint.folder}: no folder {folder!r}, though modules.json names it")
+    module = pools[0]
     found = [kind for key, kind in FLAGS.items() if module.config.get(key) is True]
     mode = module.config.get("pooling_mode")
     if isinstance(mode, str) and mode in MODES:
@@ -37,18 +34,57 @@ def pooling_metadata(checkpoint: Checkpoint, architecture: str) -> dict[str, Val
     return {f"{architecture}.pooling_type": u32(found[0])}
 
 
-def _pooling_folder(checkpoint: Checkpoint, text: str) -> str | None:
-    import json
+def projections(checkpoint: Checkpoint, n_embd: int) -> list[tuple[Checkpoint, int, int]]:
+    """The two projections behind the pooling: the folder of each, columns and rows of its matrix. Empty without any.
 
+    Raises:
+        ConvertError: others than two without a bias and an activation, from `n_embd` and back to it.
+    """
+    found = []
+    for module in modules(checkpoint, "Dense"):
+        reader = ConfigReader(module.config, f"{module.folder / 'config.json'}")
+        reader.must_be("bias", False)
+        reader.must_be("activation_function", "torch.nn.modules.linear.Identity")
+        found.append((module, reader.integer("in_features"), reader.integer("out_features")))
+    if found and not (len(found) == 2 and found[0][1] == n_embd == found[1][2] and found[0][2] == found[1][1]):
+        raise ConvertError(
+            f"{checkpoint.folder / 'modules.json'}: expected two projections, from {n_embd} and back to it"
+        )
+    return found
+
+
+def no_projections(checkpoint: Checkpoint) -> None:
+    """Refuse a model whose vectors are projected: GGUF has a form of that for one architecture only.
+
+    Raises:
+        ConvertError: modules.json names such a module.
+    """
+    if modules(checkpoint, "Dense"):
+        raise ConvertError(
+            f"{checkpoint.folder / 'modules.json'}: a projection behind the pooling is not supported in this family"
+        )
+
+
+def modules(checkpoint: Checkpoint, kind: str) -> list[Checkpoint]:
+    """The folders of a kind of module, in the order of modules.json; empty without that file.
+
+    Raises:
+        ConvertError: it is malformed, or a folder that it names is not there.
+    """
+    text = checkpoint.text("modules.json")
     try:
-        modules = json.loads(text)
+        listed = [] if text is None else json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConvertError(f"{checkpoint.folder / 'modules.json'}: not valid JSON: {error}") from None
-    for module in modules if isinstance(modules, list) else []:
-        if isinstance(module, dict) and str(module.get("type", "")).endswith("Pooling"):
+    found = []
+    for module in listed if isinstance(listed, list) else []:
+        if isinstance(module, dict) and str(module.get("type", "")).rpartition(".")[2] == kind:
             path = module.get("path")
-            return path if isinstance(path, str) else repr(path)
-    return None
+            part = checkpoint.below(path, "modules.json")
+            if part is None:
+                raise ConvertError(f"{checkpoint.folder}: no folder {path!r}, though modules.json names it")
+            found.append(part)
+    return found
 
 
 def labels(reader: ConfigReader) -> list[str]:

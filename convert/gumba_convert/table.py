@@ -49,6 +49,10 @@ class TensorTable:
         self._sources: list[Source] = []
         self._problems: list[str] = []
 
+    def include(self, prefix: str, part: Checkpoint) -> None:
+        """Add the tensors of a part that lies in a folder of its own, by names that begin with ``prefix``."""
+        self._found |= {prefix + name: tensor for name, tensor in part.tensors.items()}
+
     def has(self, name: str) -> bool:
         """Whether the checkpoint has a tensor of that name; for what a configuration does not say."""
         return name in self._found

@@ -321,6 +321,56 @@ def test_pooling_folder_stays_inside(tmp_path: Path, path: Any) -> None:
         convert(tmp_path / "hf", tmp_path / "out.gguf")
 
 
+def write_projections(folder: Path, *shapes: tuple[int, int], **changes: Any) -> list[np.ndarray]:
+    """sentence-transformers' modules of a mean and of projections behind it; their matrices."""
+    modules = [{"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"}]
+    matrices = []
+    for i, (rows, columns) in enumerate(shapes, 2):
+        part = folder / f"{i}_Dense"
+        part.mkdir()
+        settings = {"in_features": columns, "out_features": rows, "bias": False} | changes
+        (part / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+        matrices.append(np.random.default_rng(i).standard_normal((rows, columns)).astype(np.float32))
+        save_file({"linear.weight": matrices[-1]}, part / "model.safetensors")
+        modules.append({"idx": i, "path": part.name, "type": "sentence_transformers.models.Dense"})
+    (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+    return matrices
+
+
+def test_projections_behind_the_pooling(tmp_path: Path) -> None:
+    family = FAMILIES["gemma embeds"]
+    write(tmp_path / "hf", family, checkpoint_tensors(family))
+    matrices = write_projections(
+        tmp_path / "hf", (48, W), (W, 48), activation_function="torch.nn.modules.linear.Identity"
+    )
+    convert(tmp_path / "hf", tmp_path / "out.gguf", type="f32")
+    fields, found = read(tmp_path / "out.gguf")
+    for i, matrix in enumerate(matrices, 2):
+        np.testing.assert_array_equal(found[f"dense_{i}.weight"].data, matrix)
+        sizes = [fields[f"gemma-embedding.dense_{i}_feat_{side}"] for side in ("out", "in")]
+        assert tuple(sizes) == matrix.shape
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "changes", "message"),
+    [
+        ("gemma embeds", [(48, W)], {}, "expected two projections"),
+        ("gemma embeds", [(48, W), (24, 48)], {}, "expected two projections"),
+        ("gemma embeds", [(48, W), (W, 48)], {"bias": True}, "bias"),
+        ("gemma embeds", [(48, W), (W, 48)], {"activation_function": "torch.nn.modules.activation.Tanh"}, "Tanh"),
+        ("gemma embeds", [(48, W), (W, 48)], {"out_features": 40}, "expected"),
+        ("bert", [(48, W), (W, 48)], {}, "not supported in this family"),
+    ],
+)
+def test_other_projections_are_refused(
+    tmp_path: Path, name: str, shapes: list[tuple[int, int]], changes: dict[str, Any], message: str
+) -> None:
+    write(tmp_path / "hf", FAMILIES[name], checkpoint_tensors(FAMILIES[name]))
+    write_projections(tmp_path / "hf", *shapes, **changes)
+    with pytest.raises(ConvertError, match=message):
+        convert(tmp_path / "hf", tmp_path / "out.gguf")
+
+
 def test_old_names_of_norms(tmp_path: Path) -> None:
     family = FAMILIES["bert"]
     tensors = checkpoint_tensors(family)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.decoder import (
     BARE,
+    PROJECTED,
+    Decoder,
     Names,
     attention,
     booleans,
@@ -22,13 +24,13 @@ from gumba_convert.decoder import (
     text_config,
 )
 from gumba_convert.families.gemma2 import check_scale, gemma_block
-from gumba_convert.gguf_writer import boolean, f32, u32
+from gumba_convert.gguf_writer import Value, boolean, f32, u32
 from gumba_convert.plan import Plan
+from gumba_convert.pooling import projections
 from gumba_convert.table import TensorTable
 from gumba_convert.transforms import plus_one
 
 ARCHITECTURE = "gemma3"
-EMBEDDING = "gemma-embedding"
 HF_ARCHITECTURES = (
     "Gemma3ForCausalLM",
     "Gemma3ForConditionalGeneration",
@@ -69,7 +71,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     reader = text_config(checkpoint)
     d = read_decoder(reader, defaults=DEFAULTS, names=NAMES, activations=("gelu_pytorch_tanh",), theta=1e6)
     both_sides = reader.flag("use_bidirectional_attention", False)
-    architecture = EMBEDDING if both_sides else ARCHITECTURE
+    architecture = PROJECTED if both_sides else ARCHITECTURE
     reader.must_be("attn_logit_softcapping")
     check_scale(d, WIDE)
     values, factors = metadata(architecture, d, kinds=("default", "linear"))
@@ -97,4 +99,17 @@ def plan(checkpoint: Checkpoint) -> Plan:
         head_norms(layer, d, change=plus_one)
         gemma_block(layer, d)
     table.norm("output_norm", "model.norm", d.n_embd, change=plus_one)
+    if both_sides:
+        values |= _projections(table, d)
     return finish(architecture, d, values, table, factors)
+
+
+def _projections(table: TensorTable, d: Decoder) -> dict[str, Value]:
+    """EmbeddingGemma's two matrices behind the pooling, where the checkpoint has them."""
+    values = {}
+    for i, (part, columns, rows) in enumerate(projections(table.checkpoint, d.n_embd), 2):
+        table.include(f"dense_{i}.", part)
+        table.tensor(f"dense_{i}.weight", f"dense_{i}.linear.weight", (rows, columns))
+        values[f"{PROJECTED}.dense_{i}_feat_in"] = u32(columns)
+        values[f"{PROJECTED}.dense_{i}_feat_out"] = u32(rows)
+    return values
