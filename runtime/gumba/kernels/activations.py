@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-from gumba.kernels.op import Kernel, f4, kernel, next_unit, share
+from gumba.kernels.op import Kernel, f4, first_unit, kernel, next_unit
 from gumba.simd.isa import Isa
 from gumba.simd.maths import exp, normal_tail, sigmoid, tanh
 from gumba.simd.memory import load_i64
@@ -76,11 +76,8 @@ def activation(isa: Isa, kind: str) -> Kernel:
 
     @kernel(variant=f"{isa.name},{kind}", divisible=True)
     def activation(batch, thread, n_threads, count, x, out, stride, n_blocks):
-        n = load_i64(batch + count) * n_blocks
-        first = share(n, thread, n_threads)
-        row = first // n_blocks
-        b = first - row * n_blocks
-        for _ in range(first, share(n, thread + 1, n_threads)):
+        row, b, n_units = first_unit(load_i64(batch + count), n_blocks, thread, n_threads)
+        for _ in range(n_units):
             at = row * stride + b * 128
             block(x + at, out + at)
             row, b = next_unit(row, b, n_blocks)
@@ -101,11 +98,8 @@ def gated(isa: Isa, kind: str) -> Kernel:
 
     @kernel(variant=f"{isa.name},{kind}", divisible=True)
     def gated(batch, thread, n_threads, count, gate, up, out, stride, n_blocks):
-        n = load_i64(batch + count) * n_blocks
-        first = share(n, thread, n_threads)
-        row = first // n_blocks
-        b = first - row * n_blocks
-        for _ in range(first, share(n, thread + 1, n_threads)):
+        row, b, n_units = first_unit(load_i64(batch + count), n_blocks, thread, n_threads)
+        for _ in range(n_units):
             at = row * stride + b * 128
             block(gate + at, up + at, out + at)
             row, b = next_unit(row, b, n_blocks)
@@ -129,11 +123,8 @@ def swiglu_oai(isa: Isa) -> Kernel:
 
     @kernel(variant=isa.name, divisible=True)
     def swiglu_oai(batch, thread, n_threads, count, gate, up, out, stride, n_blocks, alpha: f4, limit: f4):
-        n = load_i64(batch + count) * n_blocks
-        first = share(n, thread, n_threads)
-        row = first // n_blocks
-        b = first - row * n_blocks
-        for _ in range(first, share(n, thread + 1, n_threads)):
+        row, b, n_units = first_unit(load_i64(batch + count), n_blocks, thread, n_threads)
+        for _ in range(n_units):
             at = row * stride + b * 128
             block(gate + at, up + at, out + at, alpha, limit)
             row, b = next_unit(row, b, n_blocks)
@@ -153,11 +144,8 @@ def softcap(isa: Isa) -> Kernel:
 
     @kernel(variant=isa.name, divisible=True)
     def softcap(batch, thread, n_threads, count, x, out, stride, n_blocks, cap: f4, inverse: f4):
-        n = load_i64(batch + count) * n_blocks
-        first = share(n, thread, n_threads)
-        row = first // n_blocks
-        b = first - row * n_blocks
-        for _ in range(first, share(n, thread + 1, n_threads)):
+        row, b, n_units = first_unit(load_i64(batch + count), n_blocks, thread, n_threads)
+        for _ in range(n_units):
             at = row * stride + b * 128
             block(x + at, out + at, cap, inverse)
             row, b = next_unit(row, b, n_blocks)

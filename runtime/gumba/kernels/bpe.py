@@ -15,6 +15,7 @@ entry whose pair has since changed is recognised by its rank, which names one pa
 
 from __future__ import annotations
 
+from gumba.kernels.heaps import sift
 from gumba.kernels.jit import entry, inline
 
 #: Why ``index_merges`` refused a merge: index into this tuple.
@@ -179,20 +180,8 @@ def _push(heap, size, entry_):
 def _pop(heap, size):
     """Take the least entry of a binary min-heap of ``size`` entries; the caller counts one entry less."""
     least = heap[0]
-    size -= 1
-    last = heap[size]
-    parent = 0
-    while True:
-        child = 2 * parent + 1
-        if child >= size:
-            break
-        if child + 1 < size and heap[child + 1] < heap[child]:
-            child += 1
-        if heap[child] >= last:
-            break
-        heap[parent] = heap[child]
-        parent = child
-    heap[parent] = last
+    heap[0] = heap[size - 1]
+    sift(heap, 0, size - 1)
     return least
 
 
@@ -239,6 +228,17 @@ def _merge_word(begin, n, pairs, multiplier, symbols, following, previous, ranks
                     size += 1
 
 
+@inline
+def _put(n, symbols, following, out, count):
+    """Write what ``_merge_word`` has left of a word behind ``count`` numbers of ``out``; how many are there then."""
+    i = 0
+    while i < n:
+        out[count] = symbols[i]
+        count += 1
+        i = following[i]
+    return count
+
+
 @entry(
     "i8(u1[::1], i8[::1], i4[::1], u1[:, ::1], i8[:, ::1], i8, i4[::1], u1[::1], i8[::1], u1[::1], i8[::1], u1[::1],"
     "i4[::1])"
@@ -283,11 +283,7 @@ def encode_words(
             if symbols[i] < 0:
                 symbols[i] = -1 - text[begin + i]
         _merge_word(begin, n, pairs, multiplier, symbols, following, previous, ranks, merged, heap)
-        i = 0
-        while i < n:
-            out[count] = symbols[i]
-            count += 1
-            i = following[i]
+        count = _put(n, symbols, following, out, count)
         begin += n
     return count
 
@@ -313,10 +309,6 @@ def merge_words(text, ends, pairs, multiplier, scratch, out):
         for i in range(n):
             symbols[i] = text[begin + i]
         _merge_word(begin, n, pairs, multiplier, symbols, following, previous, ranks, merged, heap)
-        i = 0
-        while i < n:
-            out[count] = symbols[i]
-            count += 1
-            i = following[i]
+        count = _put(n, symbols, following, out, count)
         begin += n
     return count

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 
-from gumba.kernels.op import OUTPUT_ROWS, Kernel, f4, kernel, next_unit, share
+from gumba.kernels.op import OUTPUT_ROWS, Kernel, f4, first_unit, kernel, next_unit, share
 from gumba.simd.memory import load_f32, load_i32, load_i64, store_f32
 from gumba.simd.value import F32, Simd, Value, simd_function
 
@@ -48,11 +48,8 @@ def combine(kind: str) -> Kernel:
 
     @kernel(variant=kind, divisible=True)
     def combine(batch, thread, n_threads, count, x, y, y_stride, out, stride, n_blocks):
-        n = load_i64(batch + count) * n_blocks
-        first = share(n, thread, n_threads)
-        row = first // n_blocks
-        b = first - row * n_blocks
-        for _ in range(first, share(n, thread + 1, n_threads)):
+        row, b, n_units = first_unit(load_i64(batch + count), n_blocks, thread, n_threads)
+        for _ in range(n_units):
             at = row * stride + b * 128
             block(x + at, y + row * y_stride + b * 128, out + at)
             row, b = next_unit(row, b, n_blocks)
@@ -63,11 +60,8 @@ def combine(kind: str) -> Kernel:
 @kernel(divisible=True)
 def scale(batch, thread, n_threads, count, x, out, stride, n_blocks, factor: f4):
     """out = x * factor."""
-    n = load_i64(batch + count) * n_blocks
-    first = share(n, thread, n_threads)
-    row = first // n_blocks
-    block = first - row * n_blocks
-    for _ in range(first, share(n, thread + 1, n_threads)):
+    row, block, n_units = first_unit(load_i64(batch + count), n_blocks, thread, n_threads)
+    for _ in range(n_units):
         at = row * stride + block * 128
         _scale_block(x + at, factor, out + at)
         row, block = next_unit(row, block, n_blocks)
@@ -76,11 +70,8 @@ def scale(batch, thread, n_threads, count, x, out, stride, n_blocks, factor: f4)
 @kernel(divisible=True)
 def scale_rows(batch, thread, n_threads, count, x, factors, factors_stride, out, stride, n_blocks):
     """out = x times one number for each row: the first of each row of ``factors``, ``factors_stride`` bytes apart."""
-    n = load_i64(batch + count) * n_blocks
-    first = share(n, thread, n_threads)
-    row = first // n_blocks
-    block = first - row * n_blocks
-    for _ in range(first, share(n, thread + 1, n_threads)):
+    row, block, n_units = first_unit(load_i64(batch + count), n_blocks, thread, n_threads)
+    for _ in range(n_units):
         at = row * stride + block * 128
         _scale_block(x + at, load_f32(factors + row * factors_stride), out + at)
         row, block = next_unit(row, block, n_blocks)
@@ -92,12 +83,9 @@ def add_table(batch, thread, n_threads, count, index, divisor, x, table, table_s
 
     The number of the row is the token's ``index`` (POSITIONS, or TOKENS), divided by ``divisor``.
     """
-    n = load_i64(batch + count) * n_blocks
+    row, block, n_units = first_unit(load_i64(batch + count), n_blocks, thread, n_threads)
     indices = load_i64(batch + index)
-    first = share(n, thread, n_threads)
-    row = first // n_blocks
-    block = first - row * n_blocks
-    for _ in range(first, share(n, thread + 1, n_threads)):
+    for _ in range(n_units):
         at = row * stride + block * 128
         added = table + load_i32(indices + 4 * row) // divisor * table_stride + block * 128
         _add_block(x + at, added, out + at)

@@ -15,7 +15,7 @@ import numpy as np
 
 from gumba.kernels.jit import inline
 from gumba.kernels.matmul import TOKEN_BLOCK, token_groups
-from gumba.kernels.op import Kernel, f4, kernel, next_unit, share
+from gumba.kernels.op import Kernel, f4, first_unit, kernel, next_unit, share
 from gumba.simd.isa import Isa
 from gumba.simd.maths import exp, sigmoid
 from gumba.simd.memory import load_f32, load_i32, load_i64, store_f32, store_i32
@@ -259,11 +259,8 @@ def merge_experts(
     batch, thread, n_threads, count, x, x_stride, choice, choice_stride, entries, n_used, out, stride, n_blocks
 ):
     """out[t] = the sum over t's entries of weight * x[entry], in the order in which its experts were chosen."""
-    n = load_i64(batch + count) * n_blocks
-    first = share(n, thread, n_threads)
-    t = first // n_blocks
-    block = first - t * n_blocks
-    for _ in range(first, share(n, thread + 1, n_threads)):
+    t, block, n_units = first_unit(load_i64(batch + count), n_blocks, thread, n_threads)
+    for _ in range(n_units):
         target = out + t * stride + block * 128
         weights = choice + t * choice_stride + 4 * n_used
         for j in range(n_used):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from gumba.kernels.jit import inline
-from gumba.kernels.op import f4, kernel, next_unit, share
+from gumba.kernels.op import f4, first_unit, kernel, next_unit, share
 from gumba.simd.memory import load_f32, load_i64
 from gumba.simd.value import F32, Simd, Value, simd_function
 
@@ -104,14 +104,11 @@ def rms_norm(batch, thread, n_threads, count, x, weight, out, stride, width, n_b
 
     x, out: float32 [n, width], rows ``stride`` bytes apart; weight: float32 [width], padded.
     """
-    n = load_i64(batch + count) * n_blocks
-    first = share(n, thread, n_threads)
-    row = first // n_blocks
-    block = first - row * n_blocks
+    row, block, n_units = first_unit(load_i64(batch + count), n_blocks, thread, n_threads)
     scale = eps
-    for unit in range(first, share(n, thread + 1, n_threads)):
+    for unit in range(n_units):
         at = row * stride
-        if block == 0 or unit == first:
+        if block == 0 or unit == 0:
             scale = _rms_scale(x + at, width, eps)
         at += block * 128
         _scale_block(x + at, weight + block * 128, scale, out + at)
@@ -124,14 +121,11 @@ def layer_norm(batch, thread, n_threads, count, x, weight, bias, out, stride, wi
 
     x, out: float32 [n, width], rows ``stride`` bytes apart; weight, bias: float32 [width], padded.
     """
-    n = load_i64(batch + count) * n_blocks
-    first = share(n, thread, n_threads)
-    row = first // n_blocks
-    block = first - row * n_blocks
+    row, block, n_units = first_unit(load_i64(batch + count), n_blocks, thread, n_threads)
     mean, scale = eps, eps
-    for unit in range(first, share(n, thread + 1, n_threads)):
+    for unit in range(n_units):
         at = row * stride
-        if block == 0 or unit == first:
+        if block == 0 or unit == 0:
             mean = _mean(x + at, width)
             scale = _layer_scale(x + at, width, mean, eps)
         at += block * 128

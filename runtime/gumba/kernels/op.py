@@ -130,6 +130,15 @@ def share(n, thread, n_threads):
 
 
 @inline
+def first_unit(n_rows, n_blocks, thread, n_threads):
+    """Of a thread's share of rows, ``n_blocks`` units each: row and block of the first, and how many units it has."""
+    n = n_rows * n_blocks
+    first = share(n, thread, n_threads)
+    row = first // n_blocks
+    return row, first - row * n_blocks, share(n, thread + 1, n_threads) - first
+
+
+@inline
 def next_unit(row, block, n_blocks):
     """The unit after (row, block). Counting is several times faster than dividing a unit's number again each time."""
     block += 1

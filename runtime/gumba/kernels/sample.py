@@ -17,6 +17,7 @@ import math
 
 import numpy as np
 
+from gumba.kernels.heaps import sift
 from gumba.kernels.jit import entry, inline
 
 #: Tokens per block of the scan.
@@ -79,27 +80,10 @@ def _scan(bits, blocks):
 
 
 @inline
-def _sift(heap, root, size):
-    """Restore the heap (smallest on top) of ``heap[:size]`` below ``root``."""
-    value = heap[root]
-    while True:
-        child = 2 * root + 1
-        if child >= size:
-            break
-        if child + 1 < size and heap[child + 1] < heap[child]:
-            child += 1
-        if heap[child] >= value:
-            break
-        heap[root] = heap[child]
-        root = child
-    heap[root] = value
-
-
-@inline
 def _heapify(heap, size):
     """Make a heap, smallest on top, of ``heap[:size]``."""
     for i in range(size // 2 - 1, -1, -1):
-        _sift(heap, i, size)
+        sift(heap, i, size)
 
 
 @inline
@@ -109,7 +93,7 @@ def _unheap(heap, size):
         smallest = heap[0]
         heap[0] = heap[last]
         heap[last] = smallest
-        _sift(heap, 0, last)
+        sift(heap, 0, last)
 
 
 @inline
@@ -149,7 +133,7 @@ def _top_k(bits, blocks, k, heap):
             rank = _rank(bits[i], i)
             if rank > heap[0]:
                 heap[0] = rank
-                _sift(heap, 0, k)
+                sift(heap, 0, k)
     _unheap(heap, k)
 
 
@@ -347,7 +331,7 @@ def _cut_top_p(logits, bits, blocks, best, top_p, heap, buckets, terms, powers_b
             break
         size -= 1
         heap[0] = heap[size]
-        _sift(heap, 0, size)
+        sift(heap, 0, size)
     return last
 
 

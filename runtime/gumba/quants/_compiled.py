@@ -128,6 +128,13 @@ def inverse(d: float) -> Any:
 
 
 @inline
+def nibble(x: float) -> Any:
+    """A number from 0 on, cut to an integer, at most 15."""
+    q = np.int32(x)
+    return q if q < np.int32(15) else np.int32(15)
+
+
+@inline
 def largest_size(bits: Any, length: int) -> Any:
     """The largest magnitude of a block, as bits: they order as magnitudes do, then comes infinity, then NaN."""
     largest = np.uint32(0)

@@ -45,8 +45,7 @@ def loops() -> tuple[Loop, Loop]:
 
 
 _codec = Codec(NAME, BLOCK_SIZE, TYPE_SIZE, loops)
-quantize = _codec.quantize
-dequantize = _codec.dequantize
+quantize, dequantize = _codec.quantize, _codec.dequantize
 
 # How the kernels read it -----------------------------------------------------------------------------------------------
 

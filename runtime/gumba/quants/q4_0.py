@@ -33,7 +33,13 @@ def loops() -> tuple[Loop, Loop]:
     from gumba.quants import _compiled as c
 
     codec_entry, floats_at, words_at, bytes_at = c.codec_entry, c.floats_at, c.words_at, c.bytes_at
-    largest_size, inverse, read_half, write_half = c.largest_size, c.inverse, c.read_half, c.write_half
+    largest_size, inverse, nibble, read_half, write_half = (
+        c.largest_size,
+        c.inverse,
+        c.nibble,
+        c.read_half,
+        c.write_half,
+    )
 
     @codec_entry
     def encode(x_address: int, out_address: int, n_blocks: int, length: int) -> int:
@@ -52,10 +58,8 @@ def loops() -> tuple[Loop, Loop]:
                 strange = 1
             over_d = inverse(d)
             for i in range(length // 2):
-                low = np.int32(x[i] * over_d + np.float32(8.5))
-                high = np.int32(x[i + 16] * over_d + np.float32(8.5))
-                low = low if low < np.int32(15) else np.int32(15)
-                high = high if high < np.int32(15) else np.int32(15)
+                low = nibble(x[i] * over_d + np.float32(8.5))
+                high = nibble(x[i + 16] * over_d + np.float32(8.5))
                 out[i + 2] = np.uint8(low | np.int32(high << np.int32(4)))
         return strange
 
@@ -75,8 +79,7 @@ def loops() -> tuple[Loop, Loop]:
 
 
 _codec = Codec(NAME, BLOCK_SIZE, TYPE_SIZE, loops)
-quantize = _codec.quantize
-dequantize = _codec.dequantize
+quantize, dequantize = _codec.quantize, _codec.dequantize
 
 # How the kernels read it -----------------------------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ def loops() -> tuple[Loop, Loop]:
     from gumba.quants import _compiled as c
 
     codec_entry, floats_at, words_at, bytes_at = c.codec_entry, c.floats_at, c.words_at, c.bytes_at
-    float_of, inverse, read_half, write_half = c.float_of, c.inverse, c.read_half, c.write_half
+    float_of, inverse, nibble, read_half, write_half = c.float_of, c.inverse, c.nibble, c.read_half, c.write_half
 
     @inline
     def ordered(bits: int) -> Any:
@@ -58,10 +58,8 @@ def loops() -> tuple[Loop, Loop]:
                 strange = 1
             over_d = inverse(d)
             for i in range(length // 2):
-                low = np.int32((x[i] - m) * over_d + np.float32(0.5))
-                high = np.int32((x[i + 16] - m) * over_d + np.float32(0.5))
-                low = low if low < np.int32(15) else np.int32(15)
-                high = high if high < np.int32(15) else np.int32(15)
+                low = nibble((x[i] - m) * over_d + np.float32(0.5))
+                high = nibble((x[i + 16] - m) * over_d + np.float32(0.5))
                 out[i + 4] = np.uint8(low | np.int32(high << np.int32(4)))
         return strange
 
@@ -82,8 +80,7 @@ def loops() -> tuple[Loop, Loop]:
 
 
 _codec = Codec(NAME, BLOCK_SIZE, TYPE_SIZE, loops)
-quantize = _codec.quantize
-dequantize = _codec.dequantize
+quantize, dequantize = _codec.quantize, _codec.dequantize
 
 # How the kernels read it -----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,22 @@
+"""Binary heaps in arrays, the smallest on top."""
+
+from __future__ import annotations
+
+from gumba.kernels.jit import inline
+
+
+@inline
+def sift(heap, root, size):
+    """Restore the heap (smallest on top) of ``heap[:size]`` below ``root``."""
+    value = heap[root]
+    while True:
+        child = 2 * root + 1
+        if child >= size:
+            break
+        if child + 1 < size and heap[child + 1] < heap[child]:
+            child += 1
+        if heap[child] >= value:
+            break
+        heap[root] = heap[child]
+        root = child
+    heap[root] = value
