@@ -17,14 +17,13 @@ import math
 import numpy as np
 
 from gumba.kernels.edit import BANNED
+from gumba.kernels.heaps import heapify, sift
 from gumba.kernels.jit import entry, inline
 from gumba.kernels.sample import (
     BLOCK,
     INFINITY_BITS,
     LANES,
-    _heapify,
     _scan,
-    _sift,
     _top_k,
     _unheap,
     first_above,
@@ -88,7 +87,7 @@ def gather_top_k(row, k, blocks, heap, ids, x):
     _top_k(bits, blocks, k, heap)
     for i in range(k):
         heap[i] = (heap[i] & 0xFFFFFFFF) - 0xFFFFFFFF  # minus the token
-    _heapify(heap, k)
+    heapify(heap, k)
     _unheap(heap, k)
     size = 0
     for i in range(k):
@@ -341,11 +340,11 @@ def largest(x, n, out):
     size = out.size
     for i in range(size):
         out[i] = x[i]
-    _heapify(out, size)
+    heapify(out, size)
     for i in range(size, n):
         if x[i] > out[0]:
             out[0] = x[i]
-            _sift(out, 0, size)
+            sift(out, 0, size)
     _unheap(out, size)
 
 

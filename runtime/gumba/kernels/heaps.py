@@ -20,3 +20,10 @@ def sift(heap, root, size):
         heap[root] = heap[child]
         root = child
     heap[root] = value
+
+
+@inline
+def heapify(heap, size):
+    """Make a heap, smallest on top, of ``heap[:size]``."""
+    for i in range(size // 2 - 1, -1, -1):
+        sift(heap, i, size)

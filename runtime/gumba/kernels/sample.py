@@ -17,7 +17,7 @@ import math
 
 import numpy as np
 
-from gumba.kernels.heaps import sift
+from gumba.kernels.heaps import heapify, sift
 from gumba.kernels.jit import entry, inline
 
 #: Tokens per block of the scan.
@@ -80,13 +80,6 @@ def _scan(bits, blocks):
 
 
 @inline
-def _heapify(heap, size):
-    """Make a heap, smallest on top, of ``heap[:size]``."""
-    for i in range(size // 2 - 1, -1, -1):
-        sift(heap, i, size)
-
-
-@inline
 def _unheap(heap, size):
     """Put the heap ``heap[:size]`` in descending order."""
     for last in range(size - 1, 0, -1):
@@ -125,7 +118,7 @@ def _top_k(bits, blocks, k, heap):
     """Put the ranks of the ``k`` best tokens into ``heap[:k]``, best first."""
     for i in range(k):
         heap[i] = _rank(bits[i], i)
-    _heapify(heap, k)
+    heapify(heap, k)
     for block in range(k // BLOCK, blocks.size):
         if (np.int64(blocks[block]) << 32) + 0xFFFFFFFF < heap[0]:
             continue
@@ -322,7 +315,7 @@ def _cut_top_p(logits, bits, blocks, best, top_p, heap, buckets, terms, powers_b
         return _rank(bits[heap[index]], heap[index])
     for i in range(size):
         heap[i] = -_rank(bits[heap[i]], heap[i])
-    _heapify(heap, size)
+    heapify(heap, size)
     last = -heap[0]
     while size > 0:
         last = -heap[0]
