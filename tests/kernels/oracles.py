@@ -174,9 +174,14 @@ def through_q8(x: np.ndarray, half: bool) -> np.ndarray:
 
 def attention(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, first_position: int, scale: float, *, window: int = 0, cap: float = 0.0,
-    sinks: np.ndarray | None = None, slopes: np.ndarray | None = None, causal: bool = True,
+    sinks: np.ndarray | None = None, slopes: np.ndarray | None = None, causal: bool = True, chunk: int = 0,
+    bias: np.ndarray | None = None, answer: int | None = None, cross: int | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """float64 [n, heads, v_dim] for queries at ``first_position`` ...; k, v: [context, kv_heads, head_dim or v_dim]."""
+    """float64 [n, heads, v_dim] for queries at ``first_position`` ...; k, v: [context, kv_heads, head_dim or v_dim].
+
+    ``bias``: [heads, 2 * reach + 1], of keys ``reach`` before the query up to as many after it; ``answer``, ``cross``: tokens
+    of the source, where only keys after it, or only its own, are seen.
+    """
     n, heads, _ = q.shape
     group = heads // k.shape[1]
     out = np.zeros((n, heads, v.shape[2]))
@@ -186,12 +191,21 @@ def attention(
         seen = keys <= position if causal else keys >= 0
         if window:
             seen &= np.abs(keys - position) < window
+        if chunk:
+            seen &= keys // chunk == position // chunk
+        if answer is not None:
+            seen &= keys >= answer
+        if cross is not None:
+            seen = keys < cross
         for h in range(heads):
             scores = k[seen, h // group].astype(np.float64) @ q[t, h].astype(np.float64) * scale
             if cap:
                 scores = cap * np.tanh(scores / cap)
             if slopes is not None:
                 scores = scores - slopes[h] * np.abs(keys[seen] - position)
+            if bias is not None:
+                reach = bias.shape[1] // 2
+                scores = scores + bias[h, np.clip(keys[seen] - position, -reach, reach) + reach]
             top = max(scores.max(), sinks[h]) if sinks is not None else scores.max()
             weights = np.exp(scores - top)
             total = weights.sum() + (np.exp(sinks[h] - top) if sinks is not None else 0)

@@ -512,10 +512,15 @@ def setup_attention(
     slopes: bool = False,
     causal: bool = True,
     unread: bool = True,
+    chunk: int = 0,
+    answer: bool = False,
+    cross: bool = False,
+    reach: int = 0,
 ) -> Setup:
     """``split``: threads share the parts of a context; there must be fewer units than ``att.split_units(1)`` then.
 
-    ``unread``: pages before the window hold NaN, and the block table says -1 for them.
+    ``unread``: pages that no token sees hold NaN, and the block table says -1 for them; ``answer``, ``cross``: two thirds of
+    what is in the cache already is the source; ``reach``: scores have biases, up to this distance.
     """
     rng = rng_of(10, group, head_dim)
     v_dim = v_dim or head_dim
@@ -528,6 +533,8 @@ def setup_attention(
         of_heads["sinks"] = np.linspace(-3, 9, heads).astype(np.float32)
     if slopes:
         of_heads["slopes"] = np.asarray(0.3 ** np.arange(heads), np.float32)
+    if reach:
+        of_heads["bias"] = rng_of(11).standard_normal((heads, 2 * reach + 1)).astype(np.float32) * np.float32(2)
     tile = tile or att.tile_tokens(group)
     tiles: list[tuple[int, ...]] = []
     queries, expected = [], []
@@ -535,13 +542,17 @@ def setup_attention(
     for i, (past, new) in enumerate(sequences):
         q = rng.standard_normal((new, heads, head_dim)).astype(np.float32) * np.float32(sharpness)
         k, v = (rng.standard_normal((past + new, kv_heads, n)).astype(cache.dtype) for n in (head_dim, v_dim))
+        source = max(past * 2 // 3, int(cross))
+        limits = {"answer": source if answer else None, "cross": source if cross else None, "chunk": chunk}
+        first = past - window + 1 if window else past // chunk * chunk if chunk else source if answer else 0
+        last = source if cross else past + new
         for position in range(past + new):
-            if window and unread and position // 64 < (past - window + 1) // 64:
+            if unread and not first // 64 <= position // 64 <= (last - 1) // 64:
                 cache.tables[i][position // 64] = -1
             else:
                 cache.write(i, position, k[position], v[position])
         for at in range(0, new, tile):
-            tiles.append((start + at, min(tile, new - at), past + at, address(cache.tables[i]), past + new))
+            tiles.append((start + at, min(tile, new - at), past + at, address(cache.tables[i]), past + new, source))
         queries.append(q.reshape(new, -1))
         if kv_type == "q8_0":
             k, v = oracles.through_q8(k, half=True), oracles.through_q8(v, half=True)
@@ -549,7 +560,7 @@ def setup_attention(
         if kv_type == "bf16":
             k, v = oracles.through_bf16(k), oracles.through_bf16(v)
             q = oracles.through_bf16(q * np.float32(scale * unit)).astype(np.float64) / (scale * unit)
-        made = oracles.attention(q, k, v, past, scale, window=window, cap=cap, causal=causal, **of_heads)
+        made = oracles.attention(q, k, v, past, scale, window=window, cap=cap, causal=causal, **of_heads, **limits)
         expected.append(made.reshape(new, -1))
         start += new
     width = heads * v_dim
@@ -559,12 +570,21 @@ def setup_attention(
     partials[:] = 0xFF  # NaN, but for the counters
     partials[: 64 * att.split_units(50)] = 0
     scaled = {name: np.asarray(values * np.float32(att.LOG2_E)) for name, values in of_heads.items()}
-    options = {name: address(values) for name, values in scaled.items()}
-    arguments = cache.arguments(group, window=window, **options) | {
+    options = {"sinks": address(scaled["sinks"])} if sinks else {}
+    if slopes:
+        options |= {"of_distance": address(scaled["slopes"]), "of_distance_row": 4}
+    if reach:
+        scaled["bias"] = att.bias_table(scaled["bias"])
+        options |= {
+            "of_distance": address(scaled["bias"]),
+            "of_distance_row": scaled["bias"].strides[0],
+            "reach": reach,
+        }
+    arguments = cache.arguments(group, window=window or chunk, **options) | {
         "q": address(held), "out": address(out), "stride": held.strides[0], "out_stride": out.strides[0],
         "partials": address(partials) if split else 0, "scale": scale * unit, "cap": cap * att.LOG2_E,
     }  # fmt: skip
-    variant = att.Variant(not causal, window > 0, cap > 0, slopes, sinks)
+    variant = att.Variant(not causal, window > 0, chunk > 0, answer, cross, cap > 0, slopes, reach > 0, sinks)
     batch = Batch(start, tiles=tiles, split=-(-longest // PART_TOKENS) if split else 0)
     return Setup(
         attention(isa, cache.pages, variant), arguments, batch, out, lambda a: a[:, :width], np.concatenate(expected),

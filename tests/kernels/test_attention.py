@@ -66,7 +66,7 @@ def test_same_bits_token_by_token(isa: Isa) -> None:
     whole = setup.run()
     block_table = setup.batch.tiles[0][3]
     for first in (525, 513, 512, 511, 129, 128, 127, 64, 63, 1):
-        one = Batch(526, tiles=[(first, 1, first, block_table, 526)])
+        one = Batch(526, tiles=[(first, 1, first, block_table, 526, 0)])
         np.testing.assert_array_equal(same_bits(setup.run(batch=one)[first]), same_bits(whole[first]))
 
 
@@ -185,11 +185,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "window, sinks": {"window": 129, "sinks": True},
     "whole, window": {"causal": False, "window": 33},
     "whole, slopes": {"causal": False, "slopes": True},
+    "chunk": {"chunk": 30},
+    "chunk, cap": {"chunk": 96, "cap": 3.0},
+    "answer, bias": {"answer": True, "reach": 21},
+    "cross": {"cross": True},
+    "whole, bias": {"causal": False, "reach": 40},
+    "bias of one": {"reach": 1},
     "all": {"causal": False, "window": 65, "cap": 2.0, "sinks": True, "slopes": True},
 }
 #: Each is code of its own, which takes a second or two to make: of formats but one, those where the format matters.
 CHOSEN = [(name, "f16") for name in OPTIONS] + [
-    (name, kv_type) for name in ("whole", "window, cap", "all") for kv_type in ("f32", "bf16", "q8_0")
+    (name, kv_type) for name in ("whole", "window, cap", "answer, bias", "all") for kv_type in ("f32", "bf16", "q8_0")
 ]
 
 

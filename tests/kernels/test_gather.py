@@ -13,10 +13,13 @@ VOCAB, CONTEXT, N_PAGES, ROWS, TILE, HEADS = 100, 2048, 200, 64, 5, 3
 
 
 def run(chunks, used=None, units=8, tail=0):
-    """(status, batch record, arrays) of chunks (tokens, position, pages, outputs)."""
+    """(status, batch record, arrays) of chunks (tokens, position, pages, outputs, and perhaps tokens of the source)."""
+    chunks = [(*chunk, 0)[:5] for chunk in chunks]
     used = np.ones(N_PAGES, np.bool_) if used is None else used
-    words = [n for ids, at, pages, outputs in chunks for n in (len(ids), at, len(pages), OUTPUTS[outputs])]
-    words += [t for ids, *_ in chunks for t in ids] + [p for _, _, pages, _ in chunks for p in pages]
+    words = [
+        n for ids, at, pages, outputs, source in chunks for n in (len(ids), at, len(pages), OUTPUTS[outputs], source)
+    ]
+    words += [t for ids, *_ in chunks for t in ids] + [p for _, _, pages, *_ in chunks for p in pages]
     numbers = np.array(words, np.int64)
     limits = np.array([VOCAB, CONTEXT, N_PAGES, ROWS, TILE, HEADS, units], np.int64)
     assert limits.size == LIMIT_WORDS
@@ -42,14 +45,15 @@ def test_as_the_obvious_loop_says(seed: int) -> None:
         n = int(rng.integers(0, min(left, 20) + 1))
         at = int(rng.integers(0, CONTEXT - n + 1))
         pages = rng.permutation(N_PAGES)[: -(-(at + n) // PAGE_TOKENS) + rng.integers(0, 3)].tolist()
-        chunks.append((rng.integers(0, VOCAB, n).tolist(), at, pages, str(rng.choice(["none", "last", "all"]))))
+        chunks.append((rng.integers(0, VOCAB, n).tolist(), at, pages, str(rng.choice(["none", "last", "all"])),
+                       int(rng.integers(0, at + 1))))  # fmt: skip
         left -= n
     status, batch, arrays, tables = run(chunks)
     tokens, positions, slots, tiles, rows, table = [], [], [], [], [], []
-    for ids, at, pages, outputs in chunks:
+    for ids, at, pages, outputs, source in chunks:
         for first in range(0, len(ids), TILE):
             where = tables.ctypes.data + 4 * len(table)
-            tiles.append([len(tokens) + first, min(TILE, len(ids) - first), at + first, where, at + len(ids)])
+            tiles.append([len(tokens) + first, min(TILE, len(ids) - first), at + first, where, at + len(ids), source])
         for i, token in enumerate(ids):
             if outputs == "all" or (outputs == "last" and i == len(ids) - 1):
                 rows.append(len(tokens))
@@ -100,6 +104,9 @@ GOOD = ([1, 2, 3], 62, [4, 5], "last")
         ([1], 0, [4, 2**62], "last"),
         ([1], 0, [6], "last"),
         ([1] * (ROWS - 2), 0, [4], "last"),
+        ([1], 5, [4], "last", 6),
+        ([1], 5, [4], "last", -1),
+        ([1], 5, [4], "last", 2**62),
     ],
 )
 @pytest.mark.parametrize("before", [0, 1])

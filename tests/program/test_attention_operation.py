@@ -26,6 +26,9 @@ SHAPES = [KVShape(2, 12, 12), KVShape(0, 1, 1), KVShape(1, 16, 40), KVShape(3, 8
 N_HEADS = 6
 SINKS = np.linspace(-1, 3, N_HEADS).astype(np.float32)
 SLOPES = np.float32(0.5) ** np.arange(1, N_HEADS + 1, dtype=np.float32)
+BIAS = np.random.default_rng(3).standard_normal((N_HEADS, 61)).astype(np.float32)
+#: Tokens of every sequence that are said to be its source (the kernels read it where they are asked to).
+N_SOURCE = 1
 #: Tokens of a sequence in each step.
 STEPS = [(70, 1), (1, 130), (3, 3)]
 
@@ -36,6 +39,9 @@ CASES: list[tuple[int, dict[str, Any], dict[str, Any]]] = [
     (3, {"window": 40, "softcap": 2.0}, {"window": 40, "cap": 2.0}),
     (2, {"sinks": SINKS}, {"sinks": SINKS}),
     (0, {"slopes": SLOPES}, {"slopes": SLOPES}),
+    (3, {"chunk": 50}, {"chunk": 50}),
+    (2, {"bias": BIAS}, {"bias": BIAS}),
+    (0, {"part": "source"}, {"cross": N_SOURCE}),
 ]
 
 
@@ -71,7 +77,7 @@ def run(
         for table, at, n in zip(tables, past, sizes):
             for i in range(0, n, tile_tokens(p.most_grouped)):
                 count = min(tile_tokens(p.most_grouped), n - i)
-                tiles.append([start + i, count, at + i, table.ctypes.data, at + n])
+                tiles.append([start + i, count, at + i, table.ctypes.data, at + n, N_SOURCE])
             start += n
         held = np.array(tiles, np.int64)
         assert held.shape[1] == op.TILE_WORDS
@@ -163,6 +169,13 @@ def test_attention_checks_what_it_is_given() -> None:
         lambda: p.attention(q, k, v, kv.layouts, 1, 0.3),
         lambda: p.attention(q, k, v, kv.layouts, 0, 0.3, window=-1),
         lambda: p.attention(q, None, None, kv.layouts, 0, 0.3),
+        lambda: p.attention(q, k, v, kv.layouts, 0, 0.3, chunk=-1),
+        lambda: p.attention(q, k, v, kv.layouts, 0, 0.3, window=9, chunk=9),
+        lambda: p.attention(q, k, v, kv.layouts, 0, 0.3, chunk=9, causal=False),
+        lambda: p.attention(q, k, v, kv.layouts, 0, 0.3, slopes=SLOPES, bias=BIAS),
+        lambda: p.attention(q, k, v, kv.layouts, 0, 0.3, bias=BIAS[:5]),
+        lambda: p.attention(q, k, v, kv.layouts, 0, 0.3, bias=BIAS[:, :60]),
+        lambda: p.store_kv(q, v, kv.layouts, 0),
     ]
     before = len(p.operations)
     for call in wrong:

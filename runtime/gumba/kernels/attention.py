@@ -13,7 +13,7 @@ the threads, nor on which rows share its tile, its batch or its prompt chunk. Ex
 logarithm is part of the queries' scale.
 
 What some architectures add (``Variant``) is code of its own: a plain causal attention pays nothing for it. Pages that lie
-before the window of all rows of a block are not read, nor are their places in the block table.
+before what any row of a block sees are not read, nor are their places in the block table.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ from gumba.kernels.attention_layout import (
     K_PAGE,
     MAX_ROWS,
     N_KV_HEADS,
+    OF_DISTANCE,
+    OF_DISTANCE_ROW,
     PART_PAGES,
     PLAIN,
     Q_ROW,
+    REACH,
     SINKS,
-    SLOPES,
     SPLIT_UNITS_PER_THREAD,
     V_DIM,
     V_HEAD,
@@ -46,7 +48,7 @@ from gumba.kernels.attention_layout import (
 )
 from gumba.kernels.attention_rows import clear, copy, inverse, row_merge, row_sink, row_weights, scale_copy
 from gumba.kernels.jit import inline
-from gumba.kernels.op import N_TILES, N_TOKENS, SLOTS, SPLIT, TILE_WORDS, TILES, Kernel, f4, kernel, share
+from gumba.kernels.op import N_TILES, N_TOKENS, SLOTS, SOURCE, SPLIT, TILE_WORDS, TILES, Kernel, f4, kernel, share
 from gumba.kernels.pages import BLOCK_ROWS, PAGE_TOKENS, PART_TOKENS, S_ROW, SCRATCH, PageFormat, block_rows
 from gumba.simd.isa import Isa
 from gumba.simd.memory import atomic_add, load_f32, load_i32, load_i64, store_f32, store_i64
@@ -84,19 +86,19 @@ def _attend_block(isa: Isa, pages: PageFormat, variant: Variant) -> Any:
     """A compiled function: one block of rows with one part of the context, from nothing."""
     functions = pages.functions(isa)
     scores, outputs, together = functions.scores, functions.outputs, pages.together
-    first_key, last_key = bounds(variant)
-    weigh, window = row_weights(isa, variant), variant.window
+    _, first_key, last_key = bounds(variant)
+    weigh, bounded = row_weights(isa, variant), variant.bounded
 
     @inline
-    def attend_block(row, rows, q, table, k_pages, v_pages, geo, part, first_position, end, slopes, cap, work, out):
-        """``work``: memory for a block's scores, then SCRATCH bytes; ``out``: where the rows' results go."""
+    def attend_block(row, rows, q, table, k_pages, v_pages, geo, part, first_position, edge, of_heads, cap, work, out):
+        """``edge``: see ``bounds``; ``work``: memory for scores, then SCRATCH bytes; ``out``: where the rows' results go."""
         group, v_row = load_i64(geo + GROUP), load_i64(geo + V_ROW)
         out_row = 4 * (v_row + 16)
         left = rows - row
         n = block_rows(left)
         last_row = min(row + n, rows) - 1
-        n_keys = last_key(first_position, last_row, group, part, geo, end)
-        begin = first_key(first_position, row, group, part, geo)
+        n_keys = last_key(first_position, last_row, group, part, geo, edge)
+        begin = first_key(first_position, row, group, part, geo, edge)
         for page in range(begin // PAGE_TOKENS, (n_keys + PAGE_TOKENS - 1) // PAGE_TOKENS):
             keys = page_address(k_pages, load_i32(table + 4 * (part * PART_PAGES + page)), geo, K_PAGE)
             columns = (min(PAGE_TOKENS, n_keys - page * PAGE_TOKENS) + 15) // 16 * 16
@@ -104,32 +106,34 @@ def _attend_block(isa: Isa, pages: PageFormat, variant: Variant) -> Any:
                    load_i64(geo + HEAD_DIM))  # fmt: skip
         for r in range(n):
             own = min(row + r, rows - 1)
-            first = first_key(first_position, own, group, part, geo)
-            last = last_key(first_position, own, group, part, geo, end)
+            first = first_key(first_position, own, group, part, geo, edge)
+            last = last_key(first_position, own, group, part, geo, edge)
             clear(out + r * out_row, v_row // 16)
             distance = first_position + own // group - part * PART_TOKENS
-            weigh(work + r * S_ROW, first, last, out + r * out_row + 4 * v_row, cap, slopes + own % group * 4, distance)
+            of_head = of_heads + own % group * load_i64(geo + OF_DISTANCE_ROW)
+            totals = out + r * out_row + 4 * v_row
+            weigh(work + r * S_ROW, first, last, totals, cap, of_head, distance, load_i64(geo + REACH))
         # Keys that every row of the block sees are taken together, those before and after them row by row: a key is
         # multiplied by no weight, not even by zero, for a token that does not see it (zero times infinity would be NaN).
-        # Of two keys that are multiplied at once, the first may lie before the window, with a weight of zero.
-        common = last_key(first_position, row, group, part, geo, end) // together * together
+        # Of two keys that are multiplied at once, the first may lie before what is seen, with a weight of zero.
+        common = last_key(first_position, row, group, part, geo, edge) // together * together
         common_first = 0
-        if window:
-            common_first = first_key(first_position, last_row, group, part, geo)
+        if bounded:
+            common_first = first_key(first_position, last_row, group, part, geo, edge)
             common_first = (common_first + together - 1) // together * together
         lines = min(n, left)
-        for step in range(-lines if window else 0, lines + 1):
+        for step in range(-lines if bounded else 0, lines + 1):
             r, taken, first, last = 0, left, common_first, common
             if step > 0:
                 r, taken, first = step - 1, 1, common
-                last = last_key(first_position, row + r, group, part, geo, end)
-            if window:
+                last = last_key(first_position, row + r, group, part, geo, edge)
+            if bounded:
                 if step < 0:
                     r, taken = step + lines, 1
-                    first = first_key(first_position, row + r, group, part, geo) // together * together
+                    first = first_key(first_position, row + r, group, part, geo, edge) // together * together
                     last = common_first
                 if common_first >= common and step != 0:
-                    last = last_key(first_position, row + r, group, part, geo, end)
+                    last = last_key(first_position, row + r, group, part, geo, edge)
                     first = first if step < 0 else last
             while first < last:
                 page = first // PAGE_TOKENS
@@ -153,8 +157,9 @@ def attention(isa: Isa, pages: PageFormat, variant: Variant = PLAIN) -> Kernel:
     """
     query = pages.functions(isa).query
     attend_block, merge, sink_factor = _attend_block(isa, pages, variant), row_merge(isa), row_sink(isa)
-    first_key, last_key = bounds(variant)
-    window, whole, has_sinks = variant.window, variant.whole, variant.sinks
+    first_seen, first_key, last_key = bounds(variant)
+    bounded, window, whole, has_sinks = variant.bounded, variant.window, variant.whole, variant.sinks
+    sourced, cross = variant.answer or variant.cross, variant.cross
 
     @inline
     def gather(q, stride, out, geo, first_token, head, rows, scale):
@@ -168,23 +173,25 @@ def attention(isa: Isa, pages: PageFormat, variant: Variant = PLAIN) -> Kernel:
             store_f32(out + rows * q_row + 4 * i, 0.0)
 
     @inline
-    def sees(first_position, row, part, geo, end):
+    def sees(first_position, row, part, geo, edge):
         """Whether a tile's row sees any key of a part."""
         group = load_i64(geo + GROUP)
-        last = last_key(first_position, row, group, part, geo, end)
-        return last > first_key(first_position, row, group, part, geo)
+        last = last_key(first_position, row, group, part, geo, edge)
+        return last > first_key(first_position, row, group, part, geo, edge)
 
     @inline
-    def merge_rows(row, last, part_rows, whole_rows, first_position, part, geo, end):
+    def merge_rows(row, last, part_rows, whole_rows, first_position, part, geo, edge):
         """Rows ``row`` up to ``last`` of a later part, whose first row is at ``part_rows``, to those of the parts before."""
         v_row = load_i64(geo + V_ROW)
         out_row = 4 * (v_row + 16)
         for r in range(row, last):
-            if sees(first_position, r, part, geo, end):
+            if sees(first_position, r, part, geo, edge):
                 merge(part_rows + (r - row) * out_row, whole_rows + r * out_row, v_row)
 
     @inline
-    def attend_parts(q, rows, table, k_pages, v_pages, geo, first_position, end, first, last, slopes, cap, work, out):
+    def attend_parts(
+        q, rows, table, k_pages, v_pages, geo, first_position, edge, first, last, of_heads, cap, work, out
+    ):
         """Parts ``first`` up to ``last`` of the context, in order, for all rows of a tile, whose results go to ``out``.
 
         ``work``: memory for a block's scores, SCRATCH bytes, and a block's results.
@@ -195,15 +202,15 @@ def attention(isa: Isa, pages: PageFormat, variant: Variant = PLAIN) -> Kernel:
             row = 0
             while row < rows:
                 stop = min(row + block_rows(rows - row), rows)
-                seen = part == first or sees(first_position, stop - 1, part, geo, end)
-                if window and not seen:
-                    seen = sees(first_position, row, part, geo, end)
+                seen = part == first or sees(first_position, stop - 1, part, geo, edge)
+                if bounded and not seen:
+                    seen = sees(first_position, row, part, geo, edge)
                 if seen:
                     attend_block(row, rows, q + row * load_i64(geo + Q_ROW), table, k_pages, v_pages, geo, part,
-                                 first_position, end, slopes, cap, work,
+                                 first_position, edge, of_heads, cap, work,
                                  out + row * out_row if part == first else results)  # fmt: skip
                 if part > first:
-                    merge_rows(row, stop, results, out, first_position, part, geo, end)
+                    merge_rows(row, stop, results, out, first_position, part, geo, edge)
                 row += block_rows(rows - row)
 
     @inline
@@ -251,12 +258,15 @@ def attention(isa: Isa, pages: PageFormat, variant: Variant = PLAIN) -> Kernel:
             head = unit % n_heads
             group = load_i64(geo + GROUP)
             first_token, rows = load_i64(tile), load_i64(tile + 8) * group
-            first_position, table, end = load_i64(tile + 16), load_i64(tile + 24), load_i64(tile + 32)
+            first_position, table = load_i64(tile + 16), load_i64(tile + 24)
+            edge = load_i64(tile + SOURCE) if sourced else load_i64(tile + 32)
             begin, context = 0, first_position + load_i64(tile + 8)
-            if window:
-                begin = max(first_position - load_i64(geo + WINDOW) + 1, 0) // PART_TOKENS
+            if bounded:
+                begin = first_seen(first_position, geo, edge) // PART_TOKENS
             if whole:
-                context = min(end, context - 1 + load_i64(geo + WINDOW)) if window else end
+                context = min(edge, context - 1 + load_i64(geo + WINDOW)) if window else edge
+            if cross:
+                context = edge
             n_parts = (context + PART_TOKENS - 1) // PART_TOKENS
             if split != 0 and (part < begin or part >= n_parts):
                 continue
@@ -269,15 +279,16 @@ def attention(isa: Isa, pages: PageFormat, variant: Variant = PLAIN) -> Kernel:
             parts = partials + SPLIT_UNITS_PER_THREAD * n_threads * 64 + unit * split * max_rows * out_row
             if split != 0:
                 first, last, target = part, part + 1, parts + part * padded * out_row
-            attend_parts(queries, rows, table, k_pages, v_pages, geo, first_position, end, first, last,
-                         load_i64(geo + SLOPES) + 4 * head * group, cap, work, target)  # fmt: skip
+            of_heads = load_i64(geo + OF_DISTANCE) + head * group * load_i64(geo + OF_DISTANCE_ROW)
+            attend_parts(queries, rows, table, k_pages, v_pages, geo, first_position, edge, first, last, of_heads, cap,
+                         work, target)  # fmt: skip
             if split != 0:
                 if atomic_add(partials + unit * 64, 1) != n_parts - begin - 1:
                     continue
                 store_i64(partials + unit * 64, 0)
                 copy(parts + begin * padded * out_row, results, rows * out_row // 64)
                 for each in range(begin + 1, n_parts):
-                    merge_rows(0, rows, parts + each * padded * out_row, results, first_position, each, geo, end)
+                    merge_rows(0, rows, parts + each * padded * out_row, results, first_position, each, geo, edge)
             scatter(results, out, out_stride, geo, first_token, head, rows)
 
     return attention

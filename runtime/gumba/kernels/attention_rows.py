@@ -10,8 +10,7 @@ from gumba.kernels.attention_layout import Variant
 from gumba.kernels.jit import inline
 from gumba.simd.isa import Isa
 from gumba.simd.maths import exp2, tanh
-from gumba.simd.memory import load_f32
-from gumba.simd.value import F32, I32, Simd, Value, simd_function
+from gumba.simd.value import F32, I32, I64, Simd, Value, simd_function
 
 
 def _softmax(isa: Isa):
@@ -102,18 +101,30 @@ def _overwrite(s: Simd, x: Value, n: Value, number: Value) -> None:
 
 
 def _adjust(isa: Isa, variant: Variant) -> Any:
-    """A compiled function: soft cap and slope for ``n_vectors`` of a row's scores, which begin ``distance`` keys before it."""
+    """A compiled function: soft cap and what depends on distance, for ``n_vectors`` of a row's scores.
 
-    @simd_function("void(i8, i8, f4, f4, i8)")
-    def adjust(s: Simd, scores: Value, n_vectors: Value, cap: Value, slope: Value, distance: Value) -> None:
+    The scores begin ``distance`` keys before the row's own; ``of_head``: address of the head's slope, or of its biases up to a
+    distance of ``reach``.
+    """
+
+    @simd_function("void(i8, i8, f4, i8, i8, i8)")
+    def adjust(
+        s: Simd, scores: Value, n_vectors: Value, cap: Value, of_head: Value, distance: Value, reach: Value
+    ) -> None:
         lanes = s.constant([float(i) for i in range(16)], F32, 16)
+        slope = s.load(of_head, F32) if variant.slopes else None
         with s.loop(n_vectors) as i:
             score = s.load(scores + i * 64, F32, 16)
             if variant.softcap:
                 score = tanh(s, isa, score) * s.splat(cap, 16)
-            if variant.slopes:
-                away = s.absolute(s.splat((distance - i * 16).to(F32), 16) - lanes)
+            before = distance - i * 16
+            if slope is not None:
+                away = s.absolute(s.splat(before.to(F32), 16) - lanes)
                 score = score - away * s.splat(slope, 16)
+            if variant.bias:
+                # Past the reach on either side, all 16 keys have the outermost bias.
+                first = s.maximum(s.minimum(reach - before, reach * 2), s.constant(-16, I64))
+                score = score + s.load(of_head + (first + 16) * 4, F32, 16)
             s.store(scores + i * 64, score)
 
     return adjust
@@ -139,24 +150,18 @@ def row_weights(isa: Isa, variant: Variant) -> Any:
     Scores are there, and weights are left, for whole vectors; what is none of the row's becomes 0.
     """
     softmax, adjust = _softmax(isa), _adjust(isa, variant)
-    adjusts, slopes, window = variant.softcap or variant.slopes, variant.slopes, variant.window
+    adjusts, bounded = variant.softcap or variant.slopes or variant.bias, variant.bounded
     minus_infinity, zero = np.float32(-np.inf), np.float32(0)
 
     @inline
-    def weigh(scores, first, last, out, cap, slope, distance):
-        begin = first // 16 * 16 if window else 0
+    def weigh(scores, first, last, out, cap, of_head, distance, reach):
+        begin = first // 16 * 16 if bounded else 0
         if adjusts:
-            adjust(
-                scores + 4 * begin,
-                (last - begin + 15) // 16,
-                cap,
-                load_f32(slope) if slopes else zero,
-                distance - begin,
-            )
-        if window and begin < first:
+            adjust(scores + 4 * begin, (last - begin + 15) // 16, cap, of_head, distance - begin, reach)
+        if bounded and begin < first:
             _overwrite(scores + 4 * begin, first - begin, minus_infinity)
         softmax(scores + 4 * begin, last - begin, out)
-        if window and begin < first:
+        if bounded and begin < first:
             _overwrite(scores + 4 * begin, first - begin, zero)
 
     return weigh

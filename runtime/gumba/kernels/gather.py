@@ -14,6 +14,7 @@ from gumba.kernels.op import (
     OUTPUT_ROWS,
     POSITIONS,
     SLOTS,
+    SOURCE,
     SPLIT,
     TILE_WORDS,
     TILES,
@@ -22,8 +23,8 @@ from gumba.kernels.op import (
 from gumba.kernels.pages import PAGE_TOKENS, PART_TOKENS
 from gumba.simd.memory import load_i8, load_i64, store_i32, store_i64
 
-#: Words of a chunk: tokens, position of the first, pages, of which tokens the logits are wanted.
-CHUNK_WORDS = 4
+#: Words of a chunk: tokens, position of the first, pages, of which tokens the logits are wanted, tokens of the source.
+CHUNK_WORDS = 5
 OUTPUTS = {"none": 0, "last": 1, "all": 2}
 
 # Byte offsets in the limits, an int64 array.
@@ -41,18 +42,21 @@ def gather(numbers, n_chunks, limits, used, tables, batch):
     """
     n_tokens = 0
     for c in range(n_chunks):
-        n_tokens += load_i64(numbers + 32 * c)
+        n_tokens += load_i64(numbers + 8 * CHUNK_WORDS * c)
     if n_tokens > load_i64(limits + ROWS):
         return 1
-    token = numbers + 32 * n_chunks
+    token = numbers + 8 * CHUNK_WORDS * n_chunks
     page = token + 8 * n_tokens
     tile_tokens = load_i64(limits + TILE_TOKENS)
     start, n_tiles, n_outputs, longest = 0, 0, 0, 0
     tile = load_i64(batch + TILES)
     for c in range(n_chunks):
-        n, first = load_i64(numbers + 32 * c), load_i64(numbers + 32 * c + 8)
-        n_pages, outputs = load_i64(numbers + 32 * c + 16), load_i64(numbers + 32 * c + 24)
+        words = numbers + 8 * CHUNK_WORDS * c
+        n, first, source = load_i64(words), load_i64(words + 8), load_i64(words + 32)
+        n_pages, outputs = load_i64(words + 16), load_i64(words + 24)
         if first < 0 or first > load_i64(limits + CONTEXT) - n or n_pages * PAGE_TOKENS < first + n:
+            return 1
+        if source < 0 or source > first:
             return 1
         for p in range(n_pages):
             at = load_i64(page + 8 * p)
@@ -77,6 +81,7 @@ def gather(numbers, n_chunks, limits, used, tables, batch):
             store_i64(tile + 16, first + done)
             store_i64(tile + 24, tables)
             store_i64(tile + 32, first + n)
+            store_i64(tile + SOURCE, source)
             done += tile_tokens
             tile += 8 * TILE_WORDS
             n_tiles += 1

@@ -35,9 +35,10 @@ POSITIONS = 16  # -> int32 [n_tokens], position of each token in its sequence
 SLOTS = 24  # -> int64 [n_tokens], page * PAGE_TOKENS + place in the page, where the token's key and value go
 N_TILES = 32  # runs of consecutive tokens of one sequence, for attention
 # -> int64 [n_tiles, TILE_WORDS]: first token, tokens, position of the first, address of the sequence's int32 block table, tokens
-# that the sequence has after this step
+# that the sequence has after this step, tokens of its source (of an encoder-decoder: those that the encoder reads)
 TILES = 40
-TILE_WORDS = 5
+TILE_WORDS = 6
+SOURCE = 40
 N_OUTPUTS = 48  # tokens whose logits are wanted
 OUTPUT_ROWS = 56  # -> int32 [n_outputs]
 SPLIT = 64  # attention: parts of the context that threads take apart for this step; 0: each tile's context is one piece

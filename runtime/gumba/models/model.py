@@ -25,7 +25,8 @@ class Chunk(NamedTuple):
 
     ``tokens``: ids; ``position``: of the first one in its sequence; ``pages``: the sequence's block table, for at least
     ``position + len(tokens)`` tokens; ``outputs``: of which tokens the logits are wanted; ``state``: of a model with recurrent
-    layers, the sequence's slot of ``Model.states``, which holds the state after ``position`` tokens.
+    layers, the sequence's slot of ``Model.states``, which holds the state after ``position`` tokens; ``n_source``: of an
+    encoder-decoder, how many of the sequence's first tokens are the source, which the encoder reads, all in one chunk.
     """
 
     tokens: Sequence[int] | np.ndarray
@@ -33,6 +34,7 @@ class Chunk(NamedTuple):
     pages: Sequence[int] | np.ndarray
     outputs: Literal["none", "last", "all"] = "last"
     state: int = -1
+    n_source: int = 0
 
 
 class Model:
@@ -148,10 +150,10 @@ class Model:
         tokens: list[int] = []
         pages: list[int] = []
         for chunk in chunks:
-            ids, position, table, outputs, _ = chunk
+            ids, position, table, outputs, _, n_source = chunk
             if type(ids) is not list or type(table) is not list:
                 ids, table = token_ids(ids, self._n_ids).tolist(), _page_ids(table).tolist()
-            words += (len(ids), position, len(table), OUTPUTS[outputs])
+            words += (len(ids), position, len(table), OUTPUTS[outputs], n_source)
             tokens += ids
             pages += table
         words += tokens
@@ -173,7 +175,7 @@ class Model:
         runs: list[tuple[int, int, int, int]] = []
         after: dict[int, int] = {}
         first = 0
-        for tokens, position, _, _, slot in chunks:
+        for tokens, position, _, _, slot, _ in chunks:
             if type(slot) is not int or not states.owns(slot) or slot in after:
                 raise RequestError(
                     f"slot {slot!r} for states: expected one taken from this model, for each sequence its own"
@@ -202,6 +204,8 @@ class Model:
                 raise RequestError(
                     f"positions {first} to {end - 1}: expected 0 to {self.n_ctx - 1} (the context's size)"
                 )
+            if not 0 <= _index(chunk.n_source) <= first:
+                raise RequestError(f"a source of {chunk.n_source} tokens before position {first}")
             if len(table) * PAGE_TOKENS < end:
                 raise RequestError(f"a block table of {len(table)} pages for {end} tokens: expected enough pages")
             if not self.kv.owns(table):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -124,7 +125,7 @@ class Program(Recurrent):
     def attention(
         self, q: Buffer, k: Buffer | None, v: Buffer | None, kv: Sequence[KVLayout], layer: int, scale: float, *,
         window: int = 0, softcap: float = 0.0, sinks: np.ndarray | None = None, slopes: np.ndarray | None = None,
-        causal: bool = True,
+        causal: bool = True, chunk: int = 0, bias: np.ndarray | None = None, part: Literal["all", "source", "answer"] = "all",
     ) -> Buffer:  # fmt: skip
         """Store k and v in the layer's cache, then attend: softmax(scale q k) v, float32 [n_tokens, n_heads * v_dim].
 
@@ -132,32 +133,25 @@ class Program(Recurrent):
         v None: the layer's cache holds what an earlier attention of this step has stored. ``window``: only what is less than so
         many tokens away (0: no limit); ``softcap``: scores become cap * tanh(score / cap); ``sinks``: float32 [n_heads], logits
         that take part in the softmax's sum only; ``slopes``: float32 [n_heads], the distance times this is taken from a score
-        (ALiBi).
+        (ALiBi). ``chunk``: only what is in the same run of so many tokens; ``bias``: float32 [n_heads, 2 * reach + 1], added to
+        the scores of keys ``reach`` tokens before the query, up to as many after it, the outermost ones to all beyond (T5);
+        ``part``: of an encoder-decoder, only keys of the "source" or of the "answer", which begins after it.
         """
         at = kv[layer]
         group = q.width // max(1, at.n_kv_heads * at.head_dim)
         n_heads = at.n_kv_heads * group
-        _check_shapes(q, k, v, at, window, stored=at.pages in self._caches)
+        _check_shapes(q, k, v, at, min(window, chunk), stored=at.pages in self._caches or part == "source")
         pages = page_formats()[at.kv_type]
-        variant = att.Variant(not causal, window > 0, softcap > 0, slopes is not None, sinks is not None)
-        of_heads = {name: self._row(values * np.float32(att.LOG2_E), n_heads, 0.0)
-                    for name, values in (("sinks", sinks), ("slopes", slopes)) if values is not None}  # fmt: skip
-        geometry = att.geometry(pages, at.n_kv_heads, group, at.head_dim, at.v_dim, k_page=at.k_page, v_page=at.v_page,
-                                k_head=at.k_head, v_head=at.v_head, v_offset=at.v_offset, extent_pages=at.extent_pages,
-                                extent_bytes=at.extent_bytes, window=window, **of_heads)  # fmt: skip
-        self._keep.append(geometry)
-        self.most_grouped, self.most_kv_heads = max(self.most_grouped, group), max(self.most_kv_heads, at.n_kv_heads)
-        place: dict[str, int | float | Buffer] = {
-            "memory": at.pages, "geo": int(geometry.ctypes.data), "scratch": -1, "scratch_bytes": -1,
-        }  # fmt: skip
-        cache = self._caches.setdefault(at.pages, Buffer("kv", 0, 0, N_TOKENS))
+        variant = att.Variant(
+            not causal, window > 0, chunk > 0, part == "answer", part == "source", softcap > 0, slopes is not None,
+            bias is not None, sinks is not None,
+        )  # fmt: skip
+        options = {"window": max(window, chunk)} | self._of_heads(n_heads, sinks, slopes, bias)
+        place, cache = self._place(at, group, options)
         self._scratch_bytes = max(self._scratch_bytes, att.scratch_bytes(pages, group, at.head_dim, at.v_dim))
+        self.most_grouped, self.most_kv_heads = max(self.most_grouped, group), max(self.most_kv_heads, at.n_kv_heads)
         if k is not None and v is not None:
-            self.append(
-                store_kv(self.isa, pages),
-                place | {"k": k, "v": v, "k_stride": k.row_bytes, "v_stride": v.row_bytes},
-                [k, v], [cache], ("tokens",),
-            )  # fmt: skip
+            self.store_kv(k, v, kv, layer)
         partials = att.partials_bytes(group, pages.v_row(at.v_dim), self.n_threads, self.max_context)
         self._partials_bytes = max(self._partials_bytes, partials)
         out = self._buffer("attention", n_heads * at.v_dim)
@@ -175,6 +169,48 @@ class Program(Recurrent):
             ),
         )  # fmt: skip
         return out
+
+    def store_kv(self, k: Buffer, v: Buffer, kv: Sequence[KVLayout], layer: int) -> None:
+        """Store keys and values of this step's tokens in the layer's cache."""
+        at = kv[layer]
+        if (k.width, v.width) != (at.n_kv_heads * at.head_dim, at.n_kv_heads * at.v_dim):
+            raise ValueError(f"keys and values of {k.width} and {v.width} columns for {at.n_kv_heads} heads")
+        pages = page_formats()[at.kv_type]
+        place, cache = self._place(at, 1, {})
+        self._scratch_bytes = max(self._scratch_bytes, att.scratch_bytes(pages, 1, at.head_dim, at.v_dim))
+        self.append(
+            store_kv(self.isa, pages),
+            place | {"k": k, "v": v, "k_stride": k.row_bytes, "v_stride": v.row_bytes},
+            [k, v], [cache], ("tokens",),
+        )  # fmt: skip
+
+    def _place(
+        self, at: KVLayout, group: int, options: dict[str, int]
+    ) -> tuple[dict[str, int | float | Buffer], Buffer]:
+        """The arguments that say where a layer's cache lies; what stands for it, to order the operations."""
+        pages = page_formats()[at.kv_type]
+        geometry = att.geometry(pages, at.n_kv_heads, group, at.head_dim, at.v_dim, k_page=at.k_page, v_page=at.v_page,
+                                k_head=at.k_head, v_head=at.v_head, v_offset=at.v_offset, extent_pages=at.extent_pages,
+                                extent_bytes=at.extent_bytes, **options)  # fmt: skip
+        cache = self._caches.setdefault(at.pages, Buffer("kv", 0, 0, N_TOKENS))
+        return {"memory": at.pages, "geo": self.hold(geometry), "scratch": -1, "scratch_bytes": -1}, cache
+
+    def _of_heads(
+        self, n_heads: int, sinks: np.ndarray | None, slopes: np.ndarray | None, bias: np.ndarray | None
+    ) -> dict[str, int]:
+        """Of the geometry: where the numbers lie that each head has for itself."""
+        found: dict[str, int] = {}
+        unit = np.float32(att.LOG2_E)
+        if sinks is not None:
+            found["sinks"] = self._row(sinks * unit, n_heads, 0.0)
+        if slopes is not None:
+            found |= {"of_distance": self._row(slopes * unit, n_heads, 0.0), "of_distance_row": 4}
+        if bias is not None:
+            if bias.ndim != 2 or len(bias) != n_heads or bias.shape[1] % 2 != 1:
+                raise ValueError(f"biases {bias.shape} for {n_heads} heads")
+            table = att.bias_table(bias * unit)
+            found |= {"of_distance": self.hold(table), "of_distance_row": table.strides[0], "reach": bias.shape[1] // 2}
+        return found
 
     def short_convolution(self, x: Buffer, weight: np.ndarray, kv: Sequence[KVLayout], layer: int) -> Buffer:
         """The sum over a token and those before it of x times a column of ``weight``, float32 [width, n_taps], the last its own.
