@@ -15,7 +15,8 @@ N_VOCAB = 131
 class Case:
     """A tiny model.
 
-    `name`: of the files, `arch_NAME`. `family`: transformers' classes are `familyConfig` and `familyForCausalLM`.
+    `name`: of the files, `arch_NAME`. `family`: transformers' classes are `familyConfig` and `familyForCausalLM`, or it is
+    one of arch_numpy.py.
     `settings`: of the configuration, on top of `SIZES`. `without`: settings that turn off what is special in it, which must
     move the logits. `n_llama`: how many tokens llama.cpp is asked for: all of them; fewer where it leaves something out of
     the model that begins after so many; 0 where it does not have the architecture. `centre`: what norms' weights lie around.
@@ -127,6 +128,8 @@ GPT_OSS_YARN = {
     "truncate": False,
 }
 MODERN = {"local_attention": 24, "cls_token_id": 1, "sep_token_id": 2, "num_hidden_layers": 3, "intermediate_size": 32}
+#: Heads that are no power of two have slopes of two series.
+JINA = {"num_attention_heads": 6, "hidden_size": 48, "intermediate_size": 32}
 QWEN35 = {
     "head_dim": 16,
     "num_attention_heads": 2,
@@ -375,6 +378,16 @@ CASES = [
         MODERN | {"num_labels": 3, "classifier_pooling": "mean"},
         {"classifier_pooling": "cls"},
         head=LABELS,
+        encoder=True,
+    ),
+    Case("jina_bert_v2", "JinaBert", JINA | {"layout": "first"}, {"alibi": 0.0}, head="Model", encoder=True),
+    Case("jina_bert_v2_code", "JinaBert", JINA | {"layout": "second"}, {"alibi": 0.0}, head="Model", encoder=True),
+    Case(
+        "jina_bert_v2_original",
+        "JinaBert",
+        JINA | ONE_LAYER | {"layout": "original"},
+        {"alibi": 0.0},
+        head="Model",
         encoder=True,
     ),
     Case("nomic_bert", "NomicBert", {"pad_token_id": 0} | PLAIN_ROPE, head="Model", encoder=True),

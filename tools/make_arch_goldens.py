@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from arch_cases import CASES, N_TOKENS, SIZES, Case
+from arch_numpy import OWN
 from arch_remote import REMOTE
 
 DATA = Path(__file__).parent.parent / "tests" / "data"
@@ -128,22 +129,42 @@ def run(model: Any, tokens: np.ndarray) -> np.ndarray:
         return np.asarray(found[0].float().numpy())
 
 
+def compute_there(case: Case, overrides: dict[str, Any], tokens: np.ndarray, folder: Path | None = None) -> np.ndarray:
+    """What transformers' model of a case gives; its checkpoint is left in `folder`."""
+    model = build(case, overrides)
+    if folder is not None:
+        model.save_pretrained(folder)
+    return run(model, tokens)
+
+
+def compute_here(case: Case, overrides: dict[str, Any], tokens: np.ndarray, folder: Path | None = None) -> np.ndarray:
+    """The same of a model that transformers does not have, see arch_numpy.py."""
+    from safetensors.numpy import save_file
+
+    settings = SIZES | case.settings | overrides
+    config, tensors, found = OWN[case.family](settings, lambda name, shape: weights(case, name, shape), tokens)
+    if folder is not None:
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        save_file(tensors, folder / "model.safetensors")
+    return found.astype(np.float32)
+
+
 def build_checkpoint(case: Case, folder: Path) -> None:
     """Write the checkpoint of a case to `folder / "hf"`, and tokens and logits to `folder / "golden.npz"`."""
-    model = build(case, {})
     tokens = np.random.default_rng([*case.name.encode()]).integers(3, 100, N_TOKENS).astype(np.int32)
-    model.save_pretrained(folder / "hf")
+    compute = compute_here if case.family in OWN else compute_there
+    logits = compute(case, {}, tokens, folder / "hf")
     if case.remote:
         rewrite(case.remote, folder / "hf")
     for name, content in tokenizer_files(SIZES["vocab_size"]).items():
         (folder / "hf" / name).write_text(json.dumps(content), encoding="utf-8")
-    logits = run(model, tokens)
     for matrix in write_projections(case, folder / "hf"):
         logits = logits @ matrix.T
     np.savez_compressed(folder / "golden.npz", tokens=tokens, logits=logits)
     note = f"logits std {logits.std():.2f} max {np.abs(logits).max():.1f}"
     if case.without:
-        moved = distance(run(build(case, case.without), tokens), logits)
+        moved = distance(compute(case, case.without, tokens), logits)
         note += f", without its feature {moved:.2f}"
         if moved < MOVED:
             sys.exit(f"{case.name}: its special feature moves the logits by only {moved:.1e}")

@@ -194,6 +194,9 @@ REFUSED = [
     ("modern bert", {"norm_bias": True}, "norm_bias"),
     ("modern bert", {"layer_types": ["sliding_attention", "full_attention"]}, "layer_types"),
     ("modern bert labels", {"classifier_pooling": "max"}, "classifier_pooling"),
+    ("jina bert", {"feed_forward_type": "reglu"}, "feed_forward_type"),
+    ("jina bert", {"position_embedding_type": "absolute"}, "position_embedding_type"),
+    ("jina bert", {"emb_pooler": "cls"}, "emb_pooler"),
     ("lfm2", {"conv_bias": True}, "conv_bias"),
     ("lfm2", {"layer_types": ["conv", "sliding_attention"]}, "layer_types"),
 ]

@@ -487,6 +487,11 @@ GEMMA_CONFIG = {"head_dim": HEAD, "hidden_activation": "gelu_pytorch_tanh", "tie
 PARTIAL = {"partial_rotary_factor": 0.5}
 SLIDE = {"layer_types": ["sliding_attention", "full_attention"]}
 
+JINA = {"hidden_act": "gelu", "feed_forward_type": "geglu", "position_embedding_type": "alibi"}
+JINA_ENDS = {name: entry for name, entry in BERT_ENDS.items() if "position" not in name}
+JINA_BLOCK = {name: entry for name, entry in BERT_BLOCK.items() if "attn" in name}
+JINA_KEYS = {"attention.causal": False, "attention.head_count_kv": HEADS, "pooling_type": 1}
+
 FAMILIES: dict[str, Family] = {
     "llama": Family("llama", "llama", hf("LlamaForCausalLM"), ENDS, NORMS | LLAMA_ATTENTION | MLP),
     "mistral": Family(
@@ -1053,6 +1058,53 @@ FAMILIES: dict[str, Family] = {
         keys={"context_length": 2048, "rope.freq_base": 1000.0, "attention.causal": False, "rope.dimension_count": HEAD}
         | {"attention.head_count_kv": HEADS},
         without=tuple(BASE),
+    ),
+    "jina bert": Family(
+        "jina_bert_v2",
+        "jina-bert-v2",
+        hf("JinaBertForMaskedLM", **JINA, emb_pooler="mean"),
+        JINA_ENDS,
+        JINA_BLOCK
+        | {"ffn_gate.weight": ("mlp.gated_layers.weight", (2 * F, W), rows(0, F))}
+        | {"ffn_up.weight": ("mlp.gated_layers.weight", (2 * F, W), rows(F, F))}
+        | matrices(ffn_down=("mlp.wo", (W, F)))
+        | norms(bias=True, layer_output_norm="mlp.layernorm")
+        | {"ffn_down.bias": ("mlp.wo.bias", (W,), same)},
+        layer="bert.encoder.layer",
+        keys=JINA_KEYS,
+        without=NO_BIAS_NEEDED,
+        spare={"cls.predictions.bias": (V,), "bert.pooler.dense.weight": (W, W)},
+    ),
+    "jina bert code": Family(
+        "jina_bert_v2",
+        "jina-bert-v2",
+        hf("JinaBertForMaskedLM", **JINA),
+        JINA_ENDS,
+        JINA_BLOCK
+        | {"ffn_gate.weight": ("mlp.up_gated_layer.weight", (2 * F, W), rows(F, F))}
+        | {"ffn_up.weight": ("mlp.up_gated_layer.weight", (2 * F, W), rows(0, F))}
+        | matrices(ffn_down=("mlp.down_layer", (W, F)))
+        | norms(
+            bias=True,
+            attn_q_norm="attention.self.layer_norm_q",
+            attn_k_norm="attention.self.layer_norm_k",
+            attn_norm_2="layer_norm_1",
+            layer_output_norm="layer_norm_2",
+        )
+        | {"ffn_down.bias": ("mlp.down_layer.bias", (W,), same)},
+        layer="bert.encoder.layer",
+        keys=JINA_KEYS,
+        without=NO_BIAS_NEEDED,
+    ),
+    "jina bert original": Family(
+        "jina_bert_v2",
+        "jina-bert-v2",
+        hf("JinaBertForMaskedLM", **JINA | {"feed_forward_type": "original"}),
+        JINA_ENDS,
+        BERT_BLOCK,
+        layer="bert.encoder.layer",
+        keys=JINA_KEYS,
+        without=NO_BIAS_NEEDED,
     ),
     "qwen3 embeds": Family(
         "qwen3",

@@ -49,9 +49,12 @@ def rewritten(
     kind: str,
     *,
     dequantized: bool,
-    change: Callable[[str, np.ndarray], np.ndarray] = lambda name, values: values,
+    change: Callable[[str, np.ndarray], np.ndarray | None] = lambda name, values: values,
 ) -> Path:
-    """The model with its matrices in block format ``kind``, or with the values that these stand for, as float32."""
+    """The model with its matrices in block format ``kind``, or with the values that these stand for, as float32.
+
+    ``change``: what becomes of a tensor; None leaves it out.
+    """
     format = gguf.GGMLQuantizationType[kind]
     with GGUFFile(source) as file:
         writer = gguf.GGUFWriter(out, architecture(source))
@@ -63,13 +66,15 @@ def rewritten(
             writer.add_key_value(key, value.to_list() if many else value, kept, sub_type=sub)
         for name, tensor in file.tensors.items():
             values = change(name, np.frombuffer(bytes(tensor.data), np.float32).reshape(tensor.shape))
+            if values is None:
+                continue
             # Routers and learned positions stay float32 in real files.
-            if len(tensor.shape) < 2 or tensor.shape[-1] % 32 or any(word in name for word in KEPT):
+            if values.ndim < 2 or values.shape[-1] % 32 or any(word in name for word in KEPT):
                 writer.add_tensor(name, values.copy())
                 continue
             blocks = quantize(values, format)
             if dequantized:
-                writer.add_tensor(name, dequantize(blocks, format).astype(np.float32).reshape(tensor.shape))
+                writer.add_tensor(name, dequantize(blocks, format).astype(np.float32).reshape(values.shape))
             else:
                 writer.add_tensor(name, blocks.view(np.uint8), raw_dtype=format)
         writer.write_header_to_file()

@@ -13,6 +13,7 @@ import pytest
 from test_architectures import EXACT, ROUNDED, architecture, has_logits, rewritten
 from tiny_models import DATA, distance, load, stored
 
+from gumba import GGUFFile
 from gumba.kernels.pages import PAGE_TOKENS
 from gumba.models import ARCHITECTURES, Chunk, Model
 
@@ -45,6 +46,26 @@ def test_hidden_states_and_scores(path: Path) -> None:
         assert distance(rows[judged] if expected.ndim == 1 else hidden, expected) < EXACT
     finally:
         model.close()
+
+
+@pytest.mark.parametrize(("name", "halves"), [("jina_bert_v2", ("gate", "up")), ("jina_bert_v2_code", ("up", "gate"))])
+def test_gate_and_up_in_one_tensor(name: str, halves: tuple[str, str], tmp_path: Path) -> None:
+    """As llama.cpp's converter has left them since 2025: in the order of the checkpoint, of which there are two."""
+    path = DATA / f"arch_{name}.gguf"
+    tokens, expected = stored(path)
+    with GGUFFile(path) as file:
+        given = {key: np.frombuffer(bytes(t.data), np.float32).reshape(t.shape) for key, t in file.tensors.items()}
+
+    def joined(name: str, values: np.ndarray) -> np.ndarray | None:
+        if "ffn_gate" in name:
+            return None
+        if "ffn_up" in name:
+            return np.concatenate([given[name.replace("ffn_up", f"ffn_{half}")] for half in halves])
+        return values
+
+    model = load(rewritten(path, tmp_path / "joined.gguf", "F32", dequantized=True, change=joined), kv_type="f32")
+    assert distance(run(model, tokens)[0][0], expected) < EXACT
+    model.close()
 
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)

@@ -25,6 +25,7 @@ from gumba_convert.families import (
     gptneox,
     granite,
     internlm2,
+    jina_bert_v2,
     lfm2,
     llama,
     mixtral,
@@ -83,6 +84,7 @@ MODULES: tuple[ModuleType, ...] = (
     bert,
     modern_bert,
     nomic_bert,
+    jina_bert_v2,
     t5,
 )
 

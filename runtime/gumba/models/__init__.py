@@ -35,6 +35,7 @@ from gumba.models import (
     granite,
     granitemoe,
     internlm2,
+    jina_bert_v2,
     lfm2,
     llama,
     modern_bert,
@@ -72,7 +73,7 @@ ARCHITECTURES: dict[str, ModuleType] = {
         llama, qwen, qwen2, qwen2moe, qwen3, qwen3moe, chatglm, glm4, gemma, gemma2, gemma3, gemma4, phi2, phi3, gpt2,
         gptneox, starcoder2, stablelm, falcon, internlm2, olmo2, baichuan, granite, granitemoe, smollm3, exaone4,
         command_r, cohere2, deepseek2, gpt_oss, lfm2, qwen35, qwen35moe, seed_oss,
-        bert, nomic_bert, modern_bert, gemma_embedding,
+        bert, nomic_bert, jina_bert_v2, modern_bert, gemma_embedding,
     )
 }  # fmt: skip
 

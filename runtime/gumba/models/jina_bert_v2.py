@@ -1,0 +1,81 @@
+"""jina-bert-v2: Jina Embeddings 2 (Günther et al. 2023): as bert, with a feed-forward part that has a gate, and ALiBi.
+
+Instead of positions, scores lose a share of the distance to either side (Press et al. 2022). The models for code, German and
+others norm queries and keys, and add a layer's input a second time behind its attention.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from gumba.gguf import GGUFFile
+from gumba.models import decoder, encoder
+from gumba.models.encoder import ENCODERS_WITHOUT, EncoderConfig
+from gumba.models.loader import Loader
+from gumba.models.tensors import Group, Tensors
+from gumba.program.builder import Buffer, KVLayout, Program
+
+NAME = "jina-bert-v2"
+FAMILIES = "Jina Embeddings 2"
+VERIFIED = ("a plain NumPy forward", "llama.cpp")
+ALIBI_BIAS = 8.0
+
+
+def read_config(gguf: GGUFFile) -> EncoderConfig:
+    """Every key is required, has a default, or must have the one value that is computed here."""
+    with decoder.reading(gguf, NAME, "attention.max_alibi_bias", without=ENCODERS_WITHOUT) as keys:
+        common = decoder.read_common(keys, neox=False, norm="layer_norm_epsilon")
+        keys.must_be({"attention.max_alibi_bias": (ALIBI_BIAS,)})
+        config: EncoderConfig = encoder.read_encoder(keys, common)
+    return config
+
+
+def load_weights(loader: Loader, c: EncoderConfig) -> Group:
+    """Read and weave everything."""
+    t = Tensors(loader.gguf, c.n_layers)
+    encoder.add_embedding(t, c)
+    for i in range(c.n_layers):
+        decoder.add_attention(t, c, i)
+        decoder.add_norms(t, c, i, "attn_output_norm", "layer_output_norm", bias=True)
+        for name, width in (("attn_q_norm", c.n_q), ("attn_k_norm", c.n_kv), ("attn_norm_2", c.n_embd)):
+            t.add(name, f"{name}.weight", width, layer=i, required=False)
+            t.add(f"{name}_bias", f"{name}.bias", width, layer=i, required=False)
+        _add_feed_forward(t, c, i, loader.gguf)
+    return t.load(loader, numbers=("token_types",))
+
+
+def _add_feed_forward(t: Tensors, c: EncoderConfig, i: int, gguf: GGUFFile) -> None:
+    """Gate and up as two tensors or in one, or no gate. In one, the gate comes first but in models with a second sum."""
+    up = gguf.tensors.get(f"blk.{i}.ffn_up.weight")
+    if up is not None and up.shape[0] == 2 * c.n_ff:
+        fields = ("ffn_up", "ffn_gate") if t.has(f"blk.{i}.attn_norm_2.weight") else ("ffn_gate", "ffn_up")
+        t.split("ffn_up.weight", dict.fromkeys(fields, c.n_ff), c.n_embd, layer=i)
+        t.add("ffn_up_bias", "ffn_up.bias", c.n_ff, layer=i, required=False)
+        t.add("ffn_down", "ffn_down.weight", c.n_embd, c.n_ff, layer=i)
+        t.add("ffn_down_bias", "ffn_down.bias", c.n_embd, layer=i, required=False)
+    else:
+        decoder.add_feed_forward(t, c, i, gate=False)
+        t.add("ffn_gate", "ffn_gate.weight", c.n_ff, c.n_embd, layer=i, required=False)
+    t.add("ffn_gate_bias", "ffn_gate.bias", c.n_ff, layer=i, required=False)
+
+
+def forward(p: Program, c: EncoderConfig, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+    """Write the program; the last hidden states, float32 [n_outputs, n_embd], twice: there are no logits."""
+    slopes = decoder.alibi_slopes(c.n_heads, ALIBI_BIAS)
+    x = p.layer_norm(encoder.embedded(p, c, w), w.token_embd_norm, w.token_embd_norm_bias, c.norm_eps)
+    for i, layer in enumerate(w.layers):
+        q, k, v = decoder.queries_keys_values(p, layer, x)
+        if layer.attn_q_norm is not None:
+            q = p.layer_norm(q, layer.attn_q_norm, layer.attn_q_norm_bias, c.norm_eps)
+        if layer.attn_k_norm is not None:
+            k = p.layer_norm(k, layer.attn_k_norm, layer.attn_k_norm_bias, c.norm_eps)
+        a = p.attention(q, k, v, kv, layer=i, scale=1.0 / math.sqrt(c.head_dim), slopes=slopes, causal=False)
+        h = p.matmul(layer.attn_output, a, residual=x, bias=layer.attn_output_bias)
+        h = p.layer_norm(h, layer.attn_output_norm, layer.attn_output_norm_bias, c.norm_eps)
+        if layer.attn_norm_2 is not None:
+            h = p.layer_norm(p.add(h, x), layer.attn_norm_2, layer.attn_norm_2_bias, c.norm_eps)
+        h = (decoder.plain if layer.ffn_gate is None else decoder.gated)(p, layer, h, "gelu", residual=h)
+        x = p.layer_norm(h, layer.layer_output_norm, layer.layer_output_norm_bias, c.norm_eps)
+    hidden = p.select_outputs(x)
+    return hidden, hidden
