@@ -14,9 +14,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from transformers.utils.chat_template_utils import render_jinja_template
 
 OUT = Path(__file__).parent.parent / "tests" / "data" / "answer_goldens.json"
+#: What rendering raises where a template refuses a message, or takes it for another shape.
+TEMPLATE_ERRORS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 #: Texts of a template's that tell the form.
 TEXTS = (
     "<|START_THINKING|>", "[THINK]", "<seed:think>", "<response>", "Here is my thought process:", "<|channel>thought",
@@ -66,7 +69,7 @@ def answer(source: str, message: dict[str, Any]) -> tuple[str, str] | None:
     """The end of the prompt and the answer; None where the template cannot write it, or not behind its own prompt."""
     try:
         prompt, whole = render(source, [USER], True), render(source, [USER, message], False)
-    except Exception:
+    except TEMPLATE_ERRORS:
         return None
     if not whole.startswith(prompt):
         return None

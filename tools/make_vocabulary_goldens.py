@@ -106,11 +106,13 @@ def of_pre_tokenizers(python: str, folder: Path) -> dict[str, Any]:
         whole = PRE_TOKENIZERS[name].whole_words
         state["model"] |= {"vocab": vocab, "merges": vocabulary["merges"], "ignore_merges": whole}
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(state))
-        assert tokenizer.pre_tokenizer is not None
+        if tokenizer.pre_tokenizer is None:
+            raise SystemExit(f"{name}: tokenizers made no pre-tokenizer of what is spelled for it")
         rows = [tokenizer.pre_tokenizer.pre_tokenize_str(text) for text in TEXTS]
         lengths = [[end - begin for _, (begin, end) in row] for row in rows]
         for text, row, counts in zip(TEXTS, rows, lengths, strict=True):
-            assert sum(counts) == len(text), (name, row)
+            if sum(counts) != len(text):
+                raise SystemExit(f"{name}: pre-tokenizing {text!r} lost or added characters: {row}")
         differs = [i for i, text in enumerate(TEXTS) if name not in ids or tokenizer.encode(text).ids != ids[name][i]]
         words[name] = {"words": [packed(row) for row in lengths], "llama_differs": differs}
         print(name, "llama.cpp differs:", differs)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
@@ -16,11 +17,32 @@ from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.plan import Source
 from gumba_convert.safetensors import SafeTensor
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # the standard library's from Python 3.11 on
+
 # Written by old versions of transformers; computed from the configuration everywhere today.
 COMPUTED = r".*(rotary_emb\.inv_freq|(self_attn|attention|attn)\.(masked_)?bias)"
 NAMED_AT_MOST = 8
 
 Change = Callable[[np.ndarray], np.ndarray]
+
+
+class Changes(TypedDict, total=False):
+    """What `TensorTable.tensor` takes by name."""
+
+    rows: np.ndarray | None
+    columns: slice | np.ndarray | None
+    transposed: bool
+    change: Change | None
+    written: tuple[int, ...] | None
+
+
+class LinearOptions(TypedDict, total=False):
+    """What `TensorTable.linear` takes by name."""
+
+    bias: bool
+    rows: np.ndarray | None
+    transposed: bool
 
 
 class TensorTable:
@@ -178,41 +200,12 @@ class Layer:
     def has(self, name: str) -> bool:
         return self.table.has(self.theirs + name)
 
-    def tensor(
-        self,
-        name: str,
-        parts: str | Sequence[str],
-        shape: tuple[int, ...],
-        *,
-        rows: np.ndarray | None = None,
-        columns: slice | np.ndarray | None = None,
-        transposed: bool = False,
-        change: Change | None = None,
-        written: tuple[int, ...] | None = None,
-    ) -> None:
+    def tensor(self, name: str, parts: str | Sequence[str], shape: tuple[int, ...], **changes: Unpack[Changes]) -> None:
         full = self.theirs + parts if isinstance(parts, str) else [self.theirs + part for part in parts]
-        self.table.tensor(
-            self.ours + name,
-            full,
-            shape,
-            rows=rows,
-            columns=columns,
-            transposed=transposed,
-            change=change,
-            written=written,
-        )
+        self.table.tensor(self.ours + name, full, shape, **changes)
 
-    def linear(
-        self,
-        name: str,
-        theirs: str,
-        shape: tuple[int, int],
-        *,
-        bias: bool = False,
-        rows: np.ndarray | None = None,
-        transposed: bool = False,
-    ) -> None:
-        self.table.linear(self.ours + name, self.theirs + theirs, shape, bias=bias, rows=rows, transposed=transposed)
+    def linear(self, name: str, theirs: str, shape: tuple[int, int], **options: Unpack[LinearOptions]) -> None:
+        self.table.linear(self.ours + name, self.theirs + theirs, shape, **options)
 
     def norm(self, name: str, theirs: str, width: int, *, bias: bool = False, change: Change | None = None) -> None:
         self.table.norm(self.ours + name, self.theirs + theirs, width, bias=bias, change=change)

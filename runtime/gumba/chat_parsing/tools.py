@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -43,7 +44,7 @@ class Tools:
         return text if value is None and text.strip() != "null" else value
 
 
-class ToolFormat:
+class ToolFormat(ABC):
     """A form of calls. Text from one of ``markers`` on, or a whole answer that ``starts`` like one, is handed to ``parse``.
 
     ``texts``: what else of the form may be control tokens of a vocabulary, which have to be shown.
@@ -56,9 +57,9 @@ class ToolFormat:
         """Whether an answer that begins with ``text`` (no white space in front) is a call without a marker; None: not clear."""
         return False
 
+    @abstractmethod
     def parse(self, text: str, tools: Tools) -> Found:
         """The calls in ``text``. What is no well-formed call is left in the text."""
-        raise NotImplementedError
 
 
 def checked_tools(tools: Any) -> list[dict[str, Any]]:

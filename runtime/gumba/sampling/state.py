@@ -151,22 +151,21 @@ class SamplerState:
             or params.logits_processors
         )
         self._set_seed(seed)
-        looks_back = bool({"penalties", "dry"} & {*self.chain.edits, *self.chain.filters}) or bool(
+        self._looks_back = bool({"penalties", "dry"} & {*self.chain.edits, *self.chain.filters}) or bool(
             params.no_repeat_ngram_size or self.bad_sequences or params.logits_processors
         )
-        self._tokens: np.ndarray[Any, Any] | None = None
         #: Tokens after the last sequence breaker.
         self.unbroken = 0
-        if looks_back:
-            self._tokens = np.empty(len(prompt_ids) + 64, np.int32)
-            self._size = 0
+        self._tokens: np.ndarray[Any, Any] = np.empty(len(prompt_ids) + 64 if self._looks_back else 0, np.int32)
+        self._size = 0
+        if self._looks_back:
             for token in prompt_ids:
                 self._append(token)
 
     @property
     def tokens(self) -> np.ndarray[Any, Any]:
         """Tokens of prompt and answer, int32; none when nothing of the parameters looks at them."""
-        return np.empty(0, np.int32) if self._tokens is None else self._tokens[: self._size]
+        return self._tokens[: self._size]
 
     @property
     def mask(self) -> np.ndarray[Any, Any] | None:
@@ -194,15 +193,14 @@ class SamplerState:
             if self.drawn[0] == token:
                 self.mu = self.drawn[1]
             self.drawn = None
-        if self._tokens is not None:
+        if self._looks_back:
             self._append(token)
 
     def fork(self, seed: int | None = None) -> SamplerState:
         """A copy that goes on by itself, with random numbers of ``seed`` (by default its own)."""
         twin = object.__new__(SamplerState)
         twin.__dict__.update(self.__dict__)
-        if self._tokens is not None:
-            twin._tokens = self._tokens.copy()
+        twin._tokens = self._tokens.copy()
         if seed is not None:
             twin._set_seed(seed)
         return twin
@@ -211,7 +209,6 @@ class SamplerState:
         self._coins = UniformStream(seed, stream=1)
 
     def _append(self, token: int) -> None:
-        assert self._tokens is not None  # its callers have looked
         if self._size == self._tokens.size:
             self._tokens = np.concatenate([self._tokens, np.empty(self._tokens.size, np.int32)])
         self._tokens[self._size] = token
