@@ -114,7 +114,7 @@ class FakeKV:
 class FakeModel:
     """Checks every chunk it is given; ``before(model)`` is called at the start of every forward."""
 
-    config = SimpleNamespace(n_vocab=N_VOCAB, n_embd=N_EMBD, causal=True)
+    config = SimpleNamespace(n_vocab=N_VOCAB, n_embd=N_EMBD, causal=True, n_labels=0)
     n_threads = 1
 
     def __init__(self, *, n_ctx=64, n_pages=64, page_tokens=4, max_batch_tokens=16, logits=hashed_logits, before=None):
