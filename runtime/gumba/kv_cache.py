@@ -5,13 +5,17 @@ A sequence owns a list of page ids (its block table); position p lies in page ``
 pages are neighbours is read in long runs, and what no sequence has come to yet takes no memory. (With all layers of a page
 side by side, a small model's step from page to page is 1.4 MB; decoding at a context of 6144 tokens gained nothing from a
 second thread.) This module hands pages out and takes them back; what lies in a page is said in ``gumba.kernels.pages``.
+
+Layers that never look back farther than a window may have a smaller pool of their own, ``near``: there a sequence has pages for
+what its next token sees, and gives those before it back while it goes on. Its block table for them is as long as the other, with
+places that say nothing.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,18 +31,20 @@ EXTENT_PAGES = 16
 class KVShape:
     """What one layer keeps of a token: ``head_dim`` elements of a key and ``v_dim`` of a value for each KV head.
 
-    0 heads: nothing. ``kv_type``: None for the cache's.
+    0 heads: nothing. ``kv_type``: None for the cache's. ``window``: of the tokens before, only those less than so many away are
+    read; 0: all.
     """
 
     n_kv_heads: int
     head_dim: int
     v_dim: int
     kv_type: str | None = None
+    window: int = 0
 
     @classmethod
-    def of_rows(cls, width: int) -> KVShape:
+    def of_rows(cls, width: int, window: int) -> KVShape:
         """A row of ``width`` float32, whatever the cache's ``kv_type``: what ``Program.short_convolution`` reads."""
-        return cls(1, 0, -(-width // 32) * 32, "f32")
+        return cls(1, 0, -(-width // 32) * 32, "f32", window)
 
     def bytes_per_page(self, kv_type: str) -> int:
         """Memory of a page in this layer. Raises RequestError for an unknown ``kv_type``."""
@@ -46,15 +52,27 @@ class KVShape:
         return self.n_kv_heads * (pages.key_bytes(self.head_dim) + pages.value_bytes(self.v_dim))
 
 
+NOTHING = KVShape(0, 0, 0)
+
+
 class KVCache:
     """A pool of ``n_pages`` pages, each with any number of owners.
 
-    ``shapes``: of each layer; ``kv_type``: "f16", "bf16", "f32" or "q8_0". ``layouts``: where each layer's keys and values lie.
-    Raises ResourceError when there is not enough memory.
+    ``shapes``: of each layer; ``kv_type``: "f16", "bf16", "f32" or "q8_0"; ``near_pages``: layers with a window have a pool
+    ``near`` of so many pages (0: they have not). ``layouts``: where each layer's keys and values lie, in either pool; ``window``:
+    the longest one of ``near``. Raises ResourceError when there is not enough memory.
     """
 
-    def __init__(self, shapes: Sequence[KVShape], n_pages: int, kv_type: str = "f16") -> None:
+    def __init__(
+        self, shapes: Sequence[KVShape], n_pages: int, kv_type: str = "f16", near_pages: int = 0, window: int = 0
+    ) -> None:
         _format(kv_type)
+        self.window = max((shape.window for shape in shapes), default=0) if near_pages else window
+        self.near: KVCache | None = None
+        if near_pages:
+            behind = [shape if shape.window else NOTHING for shape in shapes]
+            self.near = KVCache(behind, near_pages, kv_type, window=self.window)
+            shapes = [NOTHING if shape.window else shape for shape in shapes]
         n_extents = -(-n_pages // EXTENT_PAGES)
         extent_pages = -(-n_pages // n_extents)
         self.page_tokens = PAGE_TOKENS
@@ -91,6 +109,8 @@ class KVCache:
                 v_dim=shape.v_dim,
                 kv_type=pages.name,
             )
+            if self.near is not None and self.near.layouts[len(self.layouts)].n_kv_heads:
+                layout = replace(self.near.layouts[len(self.layouts)], window=self.window)
             self.layouts.append(layout)
             first += shape.n_kv_heads * (k_head + v_head)
         self._lock = threading.Lock()
@@ -187,10 +207,11 @@ class KVCache:
         keys: list[_Area] = []
         values: list[_Area] = []
         at = 0
-        while at < len(self.layouts):
-            first = self.layouts[at]
+        layouts = [layout for layout in self.layouts if not layout.window]
+        while at < len(layouts):
+            first = layouts[at]
             alike = 1
-            while at + alike < len(self.layouts) and _shape(self.layouts[at + alike]) == _shape(first):
+            while at + alike < len(layouts) and _shape(layouts[at + alike]) == _shape(first):
                 alike += 1
             start = first.pages - int(self._memory.ctypes.data)
             if first.n_kv_heads and first.k_page:
@@ -204,6 +225,12 @@ class KVCache:
         """Let go of the memory; nothing can be allocated any more."""
         with self._lock:
             self._memory = None
+        if self.near is not None:
+            self.near.close()
+
+    def first_read(self, position: int) -> int:
+        """The first page of ``near`` that a sequence's token at ``position`` reads, as an index in its block table."""
+        return max(0, position - self.window + 1) // self.page_tokens
 
     def owns(self, pages: np.ndarray) -> bool:
         """Whether all page ids (integers) are in range and taken."""

@@ -13,6 +13,7 @@ from gumba import session
 from gumba.answering import made
 from gumba.chats import Chats
 from gumba.conversation import Conversation
+from gumba.engine.core import Lent
 from gumba.engine.engine import Engine
 from gumba.errors import RequestError
 from gumba.gguf import GGUFFile
@@ -266,19 +267,12 @@ class LLM(Chats, Judges):
         written, EngineError when the LLM is closed.
         """
         ids = self._requests.checked(tokens, "tokens")
-        pages, n_kept = self._engine.hold(ids)
-        kv = self.model.kv
+        held = self._engine.hold(ids)
+        n_kept = held.n_tokens
         try:
-            session.write(
-                Path(path),
-                self._maker(),
-                ids,
-                n_kept,
-                lambda i: self._engine.call(lambda: kv.read(pages[i])),
-                notes,
-            )
+            session.write(Path(path), self._maker(), ids, n_kept, lambda i: self._engine.read_page(held, i), notes)
         finally:
-            self._engine.release(pages)
+            self._engine.release(held)
         return n_kept
 
     def load_session(self, path: str | PathLike[str]) -> tuple[list[int], Any]:
@@ -287,19 +281,17 @@ class LLM(Chats, Judges):
         Raises RequestError when the file is no session, damaged, or of another model or kv_type; ResourceError when the KV
         cache has no room for it.
         """
-        held: list[int] = []
+        held = Lent()
 
         def take(found: session.Session, page: Callable[[], bytes]) -> None:
             for _ in range(found.n_pages):
-                held.append(self._engine.take_page())
-                self._engine.call(functools.partial(self.model.kv.write, held[-1], page()))
-            self._engine.keep(found.tokens[: found.n_kept], held[:])
-            held.clear()
+                self._engine.write_page(held, page())
+            self._engine.keep(found.tokens[: found.n_kept], held)
 
         try:
             found = session.read(Path(path), self._maker(), self._tokenizer.n_vocab, take)
         finally:
-            if held:
+            if held.pages:
                 self._engine.release(held)
         return found.tokens, found.notes
 
@@ -315,6 +307,8 @@ class LLM(Chats, Judges):
             "kv_type": kv.kv_type,
             "page_tokens": kv.page_tokens,
             "page_bytes": kv.page_bytes,
+            "near_bytes": 0 if kv.near is None else kv.near.page_bytes,
+            "window": kv.window,
         }
 
     def kv_usage(self) -> KVUsage:

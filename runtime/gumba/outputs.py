@@ -207,9 +207,16 @@ class BeamSearchOutput:
 
 @dataclass(frozen=True)
 class KVUsage:
-    """Pages of the KV cache: all, those that requests hold, and those only kept for requests that begin alike."""
+    """Pages of the KV cache: all, those that requests hold, and those only kept for requests that begin alike.
+
+    ``window_pages``, ``window_in_use``, ``window_kept``: the same for layers that see a window only, where they have pages of
+    their own; of these a request gives back what is behind the window while it goes on.
+    """
 
     pages: int
     in_use: int
     kept: int
     page_tokens: int
+    window_pages: int = 0
+    window_in_use: int = 0
+    window_kept: int = 0

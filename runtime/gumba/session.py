@@ -1,11 +1,11 @@
 """Session files: a conversation's tokens and their KV pages, so that it goes on later without being computed again.
 
-    8 bytes    b"gumbaKV1"
+    8 bytes    b"gumbaKV2"
     8 bytes    length of the header, little-endian
     header     JSON: what the pages belong to (model, kv_type, page sizes), number of tokens and of those that the pages hold,
                the application's notes
     tokens     int32
-    pages      ``page_bytes`` each, in order
+    pages      ``page_bytes`` each, in order; ``near_bytes`` more where the next token's window reaches
     32 bytes   SHA-256 of everything before
 
 A file is written whole or not at all, and believed only when its checksum is right and it was made for the same model. Pages
@@ -29,7 +29,7 @@ import numpy as np
 
 from gumba.errors import RequestError, ResourceError
 
-MAGIC = b"gumbaKV1"
+MAGIC = b"gumbaKV2"
 #: Longest header that is read.
 MAX_HEADER = 16 << 20
 _SHOWN = {
@@ -37,6 +37,8 @@ _SHOWN = {
     "kv_type": "another kv_type",
     "page_tokens": "other pages",
     "page_bytes": "other pages",
+    "near_bytes": "other pages",
+    "window": "other pages",
 }
 
 
@@ -131,22 +133,26 @@ def _read(
     if type(n_tokens) is not int or type(n_kept) is not int or n_tokens < 1 or not 0 <= n_kept <= n_tokens:
         raise damaged
     n_pages = -(-n_kept // page_tokens)
-    if size != 16 + length + 4 * n_tokens + n_pages * page_bytes + 32:
+    first_near = max(0, n_kept - maker["window"] + 1) // page_tokens
+    page_sizes = [page_bytes + (maker["near_bytes"] if i >= first_near else 0) for i in range(n_pages)]
+    if size != 16 + length + 4 * n_tokens + sum(page_sizes) + 32:
         raise damaged
     digest = hashlib.sha256(begin + data)
     tokens = np.frombuffer(file.read(4 * n_tokens), "<i4")
     digest.update(tokens.tobytes())
     pages_start = file.tell()
-    for _ in range(n_pages):
-        digest.update(file.read(page_bytes))
+    for page_size in page_sizes:
+        digest.update(file.read(page_size))
     if digest.digest() != file.read() or len(tokens) != n_tokens or tokens.min() < 0 or tokens.max() >= n_vocab:
         raise damaged
     file.seek(pages_start)
     session = Session(tokens.tolist(), n_kept, n_pages, notes)
+    left = iter(page_sizes)
 
     def page() -> bytes:
-        found = file.read(page_bytes)
-        if len(found) != page_bytes:
+        page_size = next(left)
+        found = file.read(page_size)
+        if len(found) != page_size:
             raise damaged
         return found
 

@@ -29,7 +29,9 @@ def make_llm(monkeypatch):
     yield make
     for llm in made:
         if not llm._engine._closed:
-            assert llm.kv_usage().in_use == 0
+            assert llm.kv_usage().in_use == llm.kv_usage().window_in_use == 0
         llm.close()
         assert llm.model.kv.n_free == llm.model.kv.n_pages
+        near = llm.model.kv.near
+        assert near is None or near.n_free == near.n_pages
         assert llm.model.closed == 1

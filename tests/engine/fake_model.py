@@ -64,10 +64,11 @@ def scripted(*tokens, start):
 
 
 class FakeKV:
-    """Pages that remember tokens; a page that nobody owns any more forgets them."""
+    """Pages that remember tokens; a page that nobody owns any more forgets them. ``near``: such a pool for a ``window``."""
 
-    def __init__(self, n_pages, page_tokens=4):
+    def __init__(self, n_pages, page_tokens=4, *, near_pages=0, window=0):
         self.n_pages, self.page_tokens = n_pages, page_tokens
+        self.near, self.window = FakeKV(near_pages, page_tokens) if near_pages else None, window
         self.store = np.full((n_pages, page_tokens), -1)
         self.free = list(range(n_pages))[::-1]
         self.held = [0] * n_pages
@@ -76,6 +77,9 @@ class FakeKV:
     @property
     def n_free(self):
         return len(self.free)
+
+    def first_read(self, position):
+        return max(0, position - self.window + 1) // self.page_tokens
 
     def allocate(self, n):
         if n > len(self.free):
@@ -117,8 +121,9 @@ class FakeModel:
     config = SimpleNamespace(n_vocab=N_VOCAB, n_embd=N_EMBD, causal=True, n_labels=0)
     n_threads = 1
 
-    def __init__(self, *, n_ctx=64, n_pages=64, page_tokens=4, max_batch_tokens=16, logits=hashed_logits, before=None):
-        self.n_ctx, self.kv = n_ctx, FakeKV(n_pages, page_tokens)
+    def __init__(self, *, n_ctx=64, n_pages=64, page_tokens=4, max_batch_tokens=16, logits=hashed_logits, before=None,
+                 near_pages=0, window=0):  # fmt: skip
+        self.n_ctx, self.kv = n_ctx, FakeKV(n_pages, page_tokens, near_pages=near_pages, window=window)
         self.max_batch_tokens, self.logits, self.before = max_batch_tokens, logits, before
         self.steps: list[list[tuple[int, int]]] = []
         self.rows = np.empty((0, N_VOCAB), np.float32)
@@ -144,6 +149,8 @@ class FakeModel:
             end = chunk.position + len(chunk.tokens)
             assert len(chunk.tokens) and end <= self.n_ctx
             assert len(chunk.pages) == -(-end // page_tokens), "the block table does not cover the chunk exactly"
+            if self.kv.near is not None:
+                self.look_near(chunk, end)
             history = []
             for position in range(end):
                 at = chunk.pages[position // page_tokens], position % page_tokens
@@ -161,6 +168,20 @@ class FakeModel:
         self.hidden = np.array(hidden, np.float32).reshape(len(rows), N_EMBD)
         self.rows = np.array(rows, np.float32).reshape(len(rows), N_VOCAB)
         return self.rows
+
+    def look_near(self, chunk, end):
+        """What the window reaches is there: the same tokens as in the other pages."""
+        near, first = self.kv.near, self.kv.first_read(chunk.position)
+        assert len(chunk.near) == len(chunk.pages) and set(chunk.near[:first]) <= {-1}, (
+            "pages that are not needed are held"
+        )
+        assert -1 not in chunk.near[first:] and not set(chunk.near) & set(near.free), "a page is used that is free"
+        for position in range(chunk.position, end):
+            page = chunk.near[position // near.page_tokens]
+            near.store[page, position % near.page_tokens] = chunk.tokens[position - chunk.position]
+        for position in range(max(0, chunk.position - self.kv.window + 1), chunk.position):
+            index, place = divmod(position, near.page_tokens)
+            assert near.store[chunk.near[index], place] == self.kv.store[chunk.pages[index], place] >= 0
 
     def close(self):
         self.closed += 1

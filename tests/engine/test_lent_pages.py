@@ -9,12 +9,13 @@ from test_generate import GREEDY, oracle
 from test_scheduler import in_thread
 
 from gumba import SamplingParams
+from gumba.engine.core import Lent
 
 SHORT = SamplingParams(temperature=0, max_tokens=6)
 
 
 def lend(llm, count):
-    return [llm._engine.take_page() for _ in range(count)]
+    return [llm._engine.call(llm._engine._core.take_page) for _ in range(count)]
 
 
 def test_a_request_waits_for_pages_that_are_lent(make_llm):
@@ -24,9 +25,9 @@ def test_a_request_waits_for_pages_that_are_lent(make_llm):
     result = in_thread(lambda: llm.generate([list(range(12))], SHORT)[0].token_ids)
     time.sleep(0.05)
     assert llm.model.steps == [], "there was no page for it"
-    llm._engine.release(pages[:3])
+    llm._engine.release(Lent(pages[:3]))
     time.sleep(0.02)
-    llm._engine.release(pages[3:])
+    llm._engine.release(Lent(pages[3:]))
     assert result() == expected
 
 
@@ -40,7 +41,7 @@ def test_a_stream_that_runs_out_of_pages_goes_on_when_they_come_back(make_llm):
     while not llm._engine._core.scheduler.stuck and time.monotonic() < deadline:
         time.sleep(0.001)
     assert llm.kv_usage().in_use == 5, "the stream holds none any more"
-    llm._engine.release(pages)
+    llm._engine.release(Lent(pages))
     assert [first, *rest()] == oracle([1], GREEDY, 31)
 
 
@@ -51,7 +52,7 @@ def test_waiting_requests_can_be_given_up(make_llm):
     time.sleep(0.02)
     llm.cancel()
     assert result() == "cancelled"
-    llm._engine.release(pages)
+    llm._engine.release(Lent(pages))
 
 
 @pytest.mark.parametrize("waiting", [False, True])
@@ -71,7 +72,7 @@ def test_nothing_is_done_meanwhile(make_llm, monkeypatch, waiting):
     time.sleep(0.2)
     seen = len(looks)
     monkeypatch.undo()
-    llm._engine.release(pages)
+    llm._engine.release(Lent(pages))
     assert seen < 8
     if result is not None:
         assert result() == oracle(range(12), SHORT, 6)

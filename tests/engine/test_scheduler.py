@@ -47,8 +47,9 @@ class Job(Sequence):
 class Steps:
     """A scheduler, and what the engine does with its plans; looks at every one."""
 
-    def __init__(self, *, n_pages=64, budget=32, most=8, seconds=lambda prompt, decoding: 0.0):
-        self.kv = FakeKV(n_pages, SIZE)
+    def __init__(self, *, n_pages=64, budget=32, most=8, seconds=lambda prompt, decoding: 0.0, window=0):
+        near_pages = 4 * (-(-(window + budget) // SIZE) + 1) if window else 0
+        self.kv = FakeKV(n_pages, SIZE, near_pages=near_pages, window=window)
         self.scheduler = Scheduler(self.kv, max_batch_tokens=budget, max_sequences=most)
         self.budget, self.most, self.seconds = budget, most, seconds
         self.here, self.ended = [], []
@@ -75,6 +76,10 @@ class Steps:
                 held = sum(page in other.pages for other in self.here)
                 assert held == 1, "a page is written that several have"
                 self.kv.store[page, at % SIZE] = token
+                if self.kv.near is not None:
+                    page = job.near[at // SIZE]
+                    assert sum(page in other.near for other in self.here) == 1, "a page is written that several have"
+                    self.kv.near.store[page, at % SIZE] = token
         prompt = sum(len(tokens) for job, tokens, _ in plan if len(tokens) > 1)
         for job, tokens, _ in plan:
             job.advance(len(tokens), [], None)
@@ -96,12 +101,19 @@ class Steps:
         for job in self.here:
             stored = self.kv.store[job.pages].ravel()[: job.n_cached].tolist() if job.pages else []
             assert stored == job.tokens[: job.n_cached], "its pages hold something else"
+            if self.kv.near is not None:
+                first = max(0, job.n_cached - self.kv.window + 1)
+                stored = [int(self.kv.near.store[job.near[at // SIZE], at % SIZE]) for at in range(first, job.n_cached)]
+                assert stored == job.tokens[first : job.n_cached], "what the window reaches is something else"
+                assert -1 not in job.near[first // SIZE :] and set(job.near[: first // SIZE]) <= {-1}
 
     def run(self, most=1000):
         while not self.scheduler.idle:
             assert self.step() and len(self.plans) < most, "nothing goes on"
         usage = self.kv.n_pages - self.kv.n_free - self.scheduler.cache.idle()
         assert usage == 0, f"{usage} pages are held by nobody"
+        near = self.kv.near
+        assert near is None or near.n_pages - near.n_free == self.scheduler.cache.near_idle()
         return self.ended
 
 
@@ -366,12 +378,14 @@ def test_a_plan_that_was_not_computed_is_made_again():
     steps.run()
 
 
+@pytest.mark.parametrize("window", [0, 1, 7, 30])
 @pytest.mark.parametrize("seed", range(12))
-def test_nobody_starves_and_nothing_is_lost(seed):
+def test_nobody_starves_and_nothing_is_lost(seed, window):
     """Random requests come and go, with few pages: in each step the first in order takes part, and all end with what they
     would say alone."""
     rng = random.Random(seed)
-    steps = Steps(n_pages=rng.choice([9, 12, 30]), budget=rng.choice([8, 17, 64]), most=rng.choice([3, 10]))
+    sizes = {"n_pages": rng.choice([9, 12, 30]), "budget": rng.choice([8, 17, 64]), "most": rng.choice([3, 10])}
+    steps = Steps(**sizes, window=window)
     stems = [prompt(40, i) for i in range(3)]
     gone = []
     for _ in range(250):
@@ -407,6 +421,40 @@ def test_nobody_starves_and_nothing_is_lost(seed):
             alone.advance(alone.remaining, [], None)
         assert job.tokens == alone.tokens
     assert steps.scheduler.cache.reclaim(steps.kv.n_pages)
+    assert steps.kv.near is None or steps.kv.near.n_free == steps.kv.near.n_pages
+
+
+def test_pages_behind_the_window_are_given_back():
+    """A long sequence has few pages for layers with a window, and what is kept of them is given up for others."""
+    steps = Steps(n_pages=200, budget=16, window=20)
+    job = steps.add(Job(prompt(600), 300))
+    most = -(-(20 + 16) // SIZE) + 1
+    while not job.done:
+        steps.step()
+        assert sum(page >= 0 for page in job.near) <= most
+    assert steps.kv.near.n_pages == 4 * most
+    steps.run()
+
+
+@pytest.mark.parametrize("window", [1, 9, 16, 17, 40])
+def test_who_begins_alike_needs_what_the_window_reaches(window):
+    """The pages that a beginning leaves are found at its end; in its middle only as long as those before it are kept."""
+    steps = Steps(n_pages=200, budget=16, window=window)
+    tokens = prompt(400)
+    steps.add(Job(tokens, 1))
+    steps.run()
+    again = steps.add(Job([*tokens, 1, 2], 1))
+    steps.run()
+    assert again.n_reused == 400
+    middle = steps.add(Job([*tokens[:100], 1, 2], 1))
+    steps.run()
+    assert middle.n_reused == (96 if window == 1 else 0), "all but the last pages for the window have been given up"
+    other = steps.add(Job([*tokens[:100], 3, 4], 1))
+    steps.run()
+    assert other.n_reused == 100, "the gap was filled"
+    last = steps.add(Job([*tokens, 1, 3], 1))
+    steps.run()
+    assert last.n_reused == 400, "where a request ended is kept longer than what others passed by"
 
 
 SHORT = SamplingParams(temperature=0, max_tokens=3)

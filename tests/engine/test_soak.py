@@ -10,6 +10,7 @@ import zlib
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from fake_model import N_VOCAB
 
 from gumba import SamplingParams
@@ -141,6 +142,8 @@ def left(llm):
     core, kv = llm._engine._core, llm.model.kv
     assert usage.in_use == 0 and usage.kept == core.scheduler.cache.n_pages == kv.n_pages - kv.n_free
     assert sum(kv.held) == usage.kept, "a page is owned by somebody who is gone"
+    if kv.near is not None:
+        assert usage.window_in_use == 0 and sum(kv.near.held) == usage.window_kept == kv.near.n_pages - kv.near.n_free
     llm.model.steps.clear()
     gc.collect()
     objects = gc.get_objects()
@@ -152,8 +155,9 @@ def left(llm):
     return len(objects)
 
 
-def test_a_thousand_requests(make_llm):
-    llm = make_llm(n_ctx=60, n_pages=24, page_tokens=8, max_batch_tokens=24, max_sequences=5, logits=logits)
+@pytest.mark.parametrize("windows", [{}, {"window": 13, "near_pages": 15}], ids=["everything", "windows"])
+def test_a_thousand_requests(make_llm, windows):
+    llm = make_llm(n_ctx=60, n_pages=24, page_tokens=8, max_batch_tokens=24, max_sequences=5, logits=logits, **windows)
     soak(llm, 1, 20)  # whatever is made once
     threads, before = threading.active_count(), left(llm)
     done = soak(llm, 2, REQUESTS)

@@ -325,8 +325,8 @@ def row_at(memory: np.ndarray, place: dict[str, int | float], slot: int) -> np.n
     return memory[start : start + int(place["row_bytes"])].view(np.float32)
 
 
-def setup_store_rows(isa: Isa, width: int = 96) -> Setup:
-    """Every byte of the pages is compared."""
+def setup_store_rows(isa: Isa, width: int = 96, near: bool = True) -> Setup:
+    """Every byte of the pages is compared. ``near``: the places are those in layers with a window."""
     rng = rng_of(28)
     memory, place, _ = paged(rng, width)
     slots = [0, 63, 64 * 6 + 5, 130, 131]
@@ -336,12 +336,17 @@ def setup_store_rows(isa: Isa, width: int = 96) -> Setup:
         row_at(memory, place, slot)[:width] = row
     expected = memory.copy()
     memory[:] = before
-    return Setup(conv.store_rows, place | {"x": address(held), "stride": held.strides[0]}, Batch(len(slots), slots=slots),
-                 memory, lambda a: a, expected, keep=[held])  # fmt: skip
+    places = {"near_slots" if near else "slots": slots}
+    arguments = place | {"x": address(held), "stride": held.strides[0], "slots_at": att.pages_at(near)[0]}
+    return Setup(conv.store_rows, arguments, Batch(len(slots), **places), memory, lambda a: a, expected, keep=[held])  # fmt: skip
 
 
 def setup_short_conv(
-    isa: Isa, width: int = 70, n_taps: int = 3, sequences: Sequence[tuple[int, int]] = ((0, 1), (0, 5), (62, 4), (1, 2))
+    isa: Isa,
+    width: int = 70,
+    n_taps: int = 3,
+    sequences: Sequence[tuple[int, int]] = ((0, 1), (0, 5), (62, 4), (1, 2)),
+    near: bool = True,
 ) -> Setup:
     """``sequences``: (tokens before this step, tokens of it) of each. What lies before a sequence's first token is NaN."""
     rng = rng_of(29)
@@ -360,11 +365,13 @@ def setup_short_conv(
             sum(before[tap : tap + len(x)] * weight[tap].astype(np.float64) for tap in range(n_taps))[past:]
         )
         for at in range(0, new, 3):
-            tiles.append((start + at, min(3, new - at), past + at, address(tables[-1]), past + new))
+            table = address(tables[-1])
+            both = (0, table) if near else (table, 0)
+            tiles.append((start + at, min(3, new - at), past + at, both[0], past + new, both[1]))
         start += new
     held, out = rows(weight, padding=0.0), rows(np.full((start, width), np.nan, np.float32))
     arguments = place | {"weight": address(held), "weight_stride": held.strides[0], "n_taps": n_taps, "out": address(out),
-                         "stride": out.strides[0]}  # fmt: skip
+                         "stride": out.strides[0], "table_at": att.pages_at(near)[1]}  # fmt: skip
     return Setup(conv.short_conv, arguments, Batch(start, tiles=tiles), out, lambda a: a[:, :width], np.concatenate(expected),
                  2e-6, keep=[memory, held, tables])  # fmt: skip
 
@@ -552,7 +559,7 @@ def setup_attention(
             else:
                 cache.write(i, position, k[position], v[position])
         for at in range(0, new, tile):
-            tiles.append((start + at, min(tile, new - at), past + at, address(cache.tables[i]), past + new, source))
+            tiles.append((start + at, min(tile, new - at), past + at, address(cache.tables[i]), past + new, source, 0))
         queries.append(q.reshape(new, -1))
         if kv_type == "q8_0":
             k, v = oracles.through_q8(k, half=True), oracles.through_q8(v, half=True)

@@ -217,5 +217,6 @@ def test_parts_of_heads_of_any_size(n_heads: int, width: int, step: int) -> None
 
 @pytest.mark.parametrize("width, n_taps", [(1, 1), (32, 4), (33, 2), (160, 3)])
 def test_short_convolutions_of_any_size(width: int, n_taps: int) -> None:
-    setups.setup_short_conv(ISA, width, n_taps).check()
-    setups.setup_store_rows(ISA, width=-(-width // 32) * 32).check()
+    for near in (False, True):
+        setups.setup_short_conv(ISA, width, n_taps, near=near).check()
+        setups.setup_store_rows(ISA, width=-(-width // 32) * 32, near=near).check()

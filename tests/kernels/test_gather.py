@@ -9,25 +9,32 @@ from gumba.kernels import op
 from gumba.kernels.gather import LIMIT_WORDS, OUTPUTS, gather
 from gumba.kernels.pages import PAGE_TOKENS, PART_TOKENS
 
-VOCAB, CONTEXT, N_PAGES, ROWS, TILE, HEADS = 100, 2048, 200, 64, 5, 3
+VOCAB, CONTEXT, N_PAGES, ROWS, TILE, HEADS, N_NEAR = 100, 2048, 200, 64, 5, 3, 40
 
 
-def run(chunks, used=None, units=8, tail=0):
-    """(status, batch record, arrays) of chunks (tokens, position, pages, outputs, and perhaps tokens of the source)."""
-    chunks = [(*chunk, 0)[:5] for chunk in chunks]
+def run(chunks, used=None, units=8, window=0, near_used=None):
+    """(status, batch record, arrays) of chunks (tokens, position, pages, outputs, perhaps tokens of the source, and
+    pages from the first that is in the window)."""
     used = np.ones(N_PAGES, np.bool_) if used is None else used
+    near_used = np.ones(N_NEAR, np.bool_) if near_used is None else near_used
+    chunks = [(*chunk, 0, [])[:6] if len(chunk) < 5 else (*chunk, [])[:6] for chunk in chunks]
     words = [
-        n for ids, at, pages, outputs, source in chunks for n in (len(ids), at, len(pages), OUTPUTS[outputs], source)
+        n
+        for ids, at, pages, outputs, source, near in chunks
+        for n in (len(ids), at, len(pages), OUTPUTS[outputs], source, len(near))
     ]
     words += [t for ids, *_ in chunks for t in ids] + [p for _, _, pages, *_ in chunks for p in pages]
+    words += [p for *_, near in chunks for p in near]
     numbers = np.array(words, np.int64)
-    limits = np.array([VOCAB, CONTEXT, N_PAGES, ROWS, TILE, HEADS, units], np.int64)
+    limits = np.array(
+        [VOCAB, CONTEXT, N_PAGES, ROWS, TILE, HEADS, units, N_NEAR, window, near_used.ctypes.data], np.int64
+    )
     assert limits.size == LIMIT_WORDS
-    tables = np.full(sum(len(c[2]) for c in chunks) + 1, -7, np.int32)
+    tables = np.full(sum(len(c[2]) + len(c[5]) for c in chunks) + 1, -7, np.int32)
     batch = np.zeros(op.BATCH_WORDS, np.int64)
     arrays = {op.TOKENS: np.full(ROWS + 1, -7, np.int32), op.POSITIONS: np.full(ROWS + 1, -7, np.int32),
               op.SLOTS: np.full(ROWS + 1, -7, np.int64), op.TILES: np.full((ROWS + 1, op.TILE_WORDS), -7, np.int64),
-              op.OUTPUT_ROWS: np.full(ROWS + 1, -7, np.int32)}  # fmt: skip
+              op.OUTPUT_ROWS: np.full(ROWS + 1, -7, np.int32), op.NEAR_SLOTS: np.full(ROWS + 1, -7, np.int64)}  # fmt: skip
     for offset, array in arrays.items():
         batch[offset // 8] = array.ctypes.data
     status = gather(numbers.ctypes.data, len(chunks), limits.ctypes.data, used.ctypes.data, tables.ctypes.data,
@@ -36,8 +43,9 @@ def run(chunks, used=None, units=8, tail=0):
     return status, batch, arrays, tables
 
 
+@pytest.mark.parametrize("window", [0, 1, 2, 100, 1000])
 @pytest.mark.parametrize("seed", range(20))
-def test_as_the_obvious_loop_says(seed: int) -> None:
+def test_as_the_obvious_loop_says(seed: int, window: int) -> None:
     rng = np.random.default_rng(seed)
     chunks = []
     left = ROWS
@@ -45,22 +53,28 @@ def test_as_the_obvious_loop_says(seed: int) -> None:
         n = int(rng.integers(0, min(left, 20) + 1))
         at = int(rng.integers(0, CONTEXT - n + 1))
         pages = rng.permutation(N_PAGES)[: -(-(at + n) // PAGE_TOKENS) + rng.integers(0, 3)].tolist()
-        chunks.append((rng.integers(0, VOCAB, n).tolist(), at, pages, str(rng.choice(["none", "last", "all"])),
-                       int(rng.integers(0, at + 1))))  # fmt: skip
+        near = rng.permutation(N_NEAR)[: -(-(at + n) // PAGE_TOKENS) - max(0, at - window + 1) // PAGE_TOKENS].tolist()
+        outputs = str(rng.choice(["none", "last", "all"]))
+        source = int(rng.integers(0, at + 1))
+        chunks.append((rng.integers(0, VOCAB, n).tolist(), at, pages, outputs, source, near if window else []))
         left -= n
-    status, batch, arrays, tables = run(chunks)
-    tokens, positions, slots, tiles, rows, table = [], [], [], [], [], []
-    for ids, at, pages, outputs, source in chunks:
+    status, batch, arrays, tables = run(chunks, window=window)
+    tokens, positions, slots, tiles, rows, table, near_slots = [], [], [], [], [], [], []
+    for ids, at, pages, outputs, source, near in chunks:
+        skipped = max(0, at - window + 1) // PAGE_TOKENS if window else 0
         for first in range(0, len(ids), TILE):
             where = tables.ctypes.data + 4 * len(table)
-            tiles.append([len(tokens) + first, min(TILE, len(ids) - first), at + first, where, at + len(ids), source])
+            tiles.append([len(tokens) + first, min(TILE, len(ids) - first), at + first, where, at + len(ids), source,
+                          where + 4 * (len(pages) - skipped)])  # fmt: skip
         for i, token in enumerate(ids):
             if outputs == "all" or (outputs == "last" and i == len(ids) - 1):
                 rows.append(len(tokens))
             tokens.append(token)
             positions.append(at + i)
             slots.append(pages[(at + i) // PAGE_TOKENS] * PAGE_TOKENS + (at + i) % PAGE_TOKENS)
-        table += pages
+            if window:
+                near_slots.append(near[(at + i) // PAGE_TOKENS - skipped] * PAGE_TOKENS + (at + i) % PAGE_TOKENS)
+        table += pages + near
     assert status == 0
     assert [batch[o // 8] for o in (op.N_TOKENS, op.N_TILES, op.N_OUTPUTS)] == [len(tokens), len(tiles), len(rows)]
     expected = [
@@ -69,6 +83,7 @@ def test_as_the_obvious_loop_says(seed: int) -> None:
         (op.SLOTS, slots),
         (op.TILES, tiles),
         (op.OUTPUT_ROWS, rows),
+        (op.NEAR_SLOTS, near_slots),
     ]
     for offset, values in expected:
         assert arrays[offset][: len(values)].tolist() == values
@@ -116,3 +131,18 @@ def test_numbers_out_of_range_are_refused(chunk: tuple, before: int) -> None:
     chunks = [GOOD] * before + [chunk] + [GOOD] * (1 - before)
     assert run(chunks, used)[0] == 1
     assert run([GOOD], used)[0] == 0
+
+
+#: The third page is the first that position 130 sees through a window of 3.
+NEAR = ([1, 2], 130, [4, 5, 7], "last", 0, [9])
+
+
+@pytest.mark.parametrize("near", [[], [-1], [N_NEAR], [2**62], [6], [9, 6]])
+@pytest.mark.parametrize("before", [0, 1])
+def test_pages_for_windows_out_of_range_are_refused(near: list[int], before: int) -> None:
+    near_used = np.ones(N_NEAR, np.bool_)
+    near_used[6] = False
+    chunks = [NEAR] * before + [(*NEAR[:5], near)] + [NEAR] * (1 - before)
+    assert run(chunks, window=3, near_used=near_used)[0] == 1
+    assert run([NEAR], window=3, near_used=near_used)[0] == 0
+    assert run([NEAR], window=4, near_used=near_used)[0] == 1, "the page before is seen as well"

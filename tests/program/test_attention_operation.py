@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "kernels"))
 
 import oracles
 
-SHAPES = [KVShape(2, 12, 12), KVShape(0, 1, 1), KVShape(1, 16, 40), KVShape(3, 8, 8)]
+SHAPES = [KVShape(2, 12, 12), KVShape(0, 1, 1), KVShape(1, 16, 40), KVShape(3, 8, 8, window=50)]
 N_HEADS = 6
 SINKS = np.linspace(-1, 3, N_HEADS).astype(np.float32)
 SLOPES = np.float32(0.5) ** np.arange(1, N_HEADS + 1, dtype=np.float32)
@@ -61,11 +61,13 @@ def run(
     n_threads: int, order: list[int], write: Callable[[Program, KVCache], list[Buffer]], kv_type: str = "f32"
 ) -> list[list[np.ndarray]]:
     """Rows of the buffers that ``write`` names, for each step of two sequences."""
-    kv = KVCache(SHAPES, 7, kv_type)
+    kv = KVCache(SHAPES, 7, kv_type, near_pages=9)
+    assert kv.near is not None
     p = Program(current(), n_threads, 140, 300)
     kept = write(p, kv)
     records = p.finish(kept)
     tables = [np.array(kv.allocate(3), np.int32) for _ in STEPS[0]]
+    near_tables = [np.array(kv.near.allocate(3), np.int32) for _ in STEPS[0]]
     rng = np.random.default_rng(0)
     past, found = [0, 0], []
     for sizes in STEPS:
@@ -73,16 +75,24 @@ def run(
         positions = np.concatenate([np.arange(at, at + n) for at, n in zip(past, sizes)]).astype(np.int32)
         tables_of = [table for table, n in zip(tables, sizes) for _ in range(n)]
         slots = np.array([int(t[at // 64]) * 64 + at % 64 for t, at in zip(tables_of, positions)], np.int64)
+        near_of = [table for table, n in zip(near_tables, sizes) for _ in range(n)]
+        near_slots = np.array([int(t[at // 64]) * 64 + at % 64 for t, at in zip(near_of, positions)], np.int64)
         tiles, start = [], 0
-        for table, at, n in zip(tables, past, sizes):
+        for table, near, at, n in zip(tables, near_tables, past, sizes):
+            near[: kv.first_read(at)] = -1
             for i in range(0, n, tile_tokens(p.most_grouped)):
                 count = min(tile_tokens(p.most_grouped), n - i)
-                tiles.append([start + i, count, at + i, table.ctypes.data, at + n, N_SOURCE])
+                tiles.append([start + i, count, at + i, table.ctypes.data, at + n, N_SOURCE, near.ctypes.data])
             start += n
         held = np.array(tiles, np.int64)
         assert held.shape[1] == op.TILE_WORDS
         words = batch(len(tokens), tokens)
-        for offset, array in ((op.POSITIONS, positions), (op.SLOTS, slots), (op.TILES, held)):
+        for offset, array in (
+            (op.POSITIONS, positions),
+            (op.SLOTS, slots),
+            (op.NEAR_SLOTS, near_slots),
+            (op.TILES, held),
+        ):
             words[offset // 8] = array.ctypes.data
         words[op.N_TILES // 8] = len(tiles)
         walk(records, words, n_threads, order)
@@ -145,7 +155,7 @@ def test_a_layer_can_read_what_another_has_stored() -> None:
 
 
 def test_a_program_knows_what_bounds_its_tiles() -> None:
-    kv = KVCache(SHAPES, 7, "f16")
+    kv = KVCache(SHAPES, 7, "f16", near_pages=7)
     p = Program(current(), 2, 8, 300)
     assert (p.most_grouped, p.most_kv_heads) == (1, 1)
     attentions(p, kv, [CASES[0], CASES[1]])
@@ -156,7 +166,7 @@ def test_a_program_knows_what_bounds_its_tiles() -> None:
 
 
 def test_attention_checks_what_it_is_given() -> None:
-    kv = KVCache(SHAPES, 7, "f16")
+    kv = KVCache(SHAPES, 7, "f16", near_pages=7)
     p = Program(current(), 1, 8, 300)
     q, k, v = (p.embed(programs.matrix(named("f32"), 50, width)) for width in (72, 24, 24))
     wrong: list[Callable[[], object]] = [
@@ -176,6 +186,8 @@ def test_attention_checks_what_it_is_given() -> None:
         lambda: p.attention(q, k, v, kv.layouts, 0, 0.3, bias=BIAS[:5]),
         lambda: p.attention(q, k, v, kv.layouts, 0, 0.3, bias=BIAS[:, :60]),
         lambda: p.store_kv(q, v, kv.layouts, 0),
+        lambda: p.attention(v, v, v, kv.layouts, 3, 0.3),
+        lambda: p.attention(v, v, v, kv.layouts, 3, 0.3, window=51),
     ]
     before = len(p.operations)
     for call in wrong:

@@ -8,7 +8,7 @@ import queue
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Ordered
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,6 +45,19 @@ class Runner(Protocol):
     def forward(self, chunks: Ordered[Chunk], /) -> np.ndarray[Any, Any]: ...
 
     def close(self) -> None: ...
+
+
+@dataclass
+class Lent:
+    """Pages of somebody who is no sequence: ``pages`` hold ``n_tokens`` tokens; ``near``: as ``Match.near``."""
+
+    pages: list[int] = field(default_factory=list)
+    near: list[int] = field(default_factory=list)
+    n_tokens: int = 0
+
+    @property
+    def near_pages(self) -> list[int]:
+        return [page for page in self.near if page >= 0]
 
 
 @dataclass
@@ -204,33 +217,65 @@ class Core:
             elif isinstance(order, list):
                 _refuse(order, EngineError("the model is closed"))
 
-    def hold(self, tokens: list[int]) -> tuple[list[int], int]:
-        """Pages of the cache that hold the beginning of ``tokens``, for the caller to own, and how many tokens they hold."""
+    def hold(self, tokens: list[int]) -> Lent:
+        """Pages of the cache that hold the beginning of ``tokens``, for the caller to own."""
         kv, match = self.model.kv, self.scheduler.cache.find(tokens, len(tokens))
-        pages = [*match.pages, match.source] if match.copied else match.pages
-        kv.share(pages)
-        return pages, len(match.pages) * kv.page_tokens + match.copied
+        held = Lent(match.pages[:], match.near[:], len(match.pages) * kv.page_tokens + match.copied)
+        if match.copied:
+            held.pages.append(match.source)
+            held.near += [match.near_source] if kv.near is not None else []
+        kv.share(held.pages)
+        if kv.near is not None:
+            first = kv.first_read(held.n_tokens)
+            held.near[:first] = [-1] * min(first, len(held.near))
+            kv.near.share(held.near_pages)
+        return held
 
-    def keep(self, tokens: list[int], pages: list[int]) -> None:
-        """Put pages that the caller owns, and which hold ``tokens``, into the cache; the caller's no longer."""
-        cache, kv = self.scheduler.cache, self.model.kv
-        node = cache.root
-        for i, page in enumerate(pages):
-            node = cache.add(node, tuple(tokens[i * kv.page_tokens : (i + 1) * kv.page_tokens]), page)
-        kv.release(pages)
+    def read_page(self, held: Lent, index: int) -> bytes:
+        """All that a page holds; that of layers with a window last, where they need it."""
+        kv = self.model.kv
+        near = held.near[index] if held.near else -1
+        return kv.read(held.pages[index]) + (kv.near.read(near) if kv.near is not None and near >= 0 else b"")
 
     def take_page(self) -> int:
         """A page for the caller to own. Raises ResourceError when requests hold them all."""
         self.scheduler.cache.reclaim(1)
         return self.model.kv.allocate(1)[0]
 
-    def release(self, pages: list[int]) -> None:
+    def write_page(self, held: Lent, data: bytes) -> None:
+        """The next page, with what ``read_page`` gave. Raises ResourceError when requests hold them all."""
+        kv = self.model.kv
+        held.pages.append(self.take_page())
+        kv.write(held.pages[-1], data[: kv.page_bytes])
+        if kv.near is not None:
+            held.near.append(-1)
+            if len(data) > kv.page_bytes:
+                self.scheduler.cache.reclaim_near(1)
+                (held.near[-1],) = kv.near.allocate(1)
+                kv.near.write(held.near[-1], data[kv.page_bytes :])
+
+    def keep(self, tokens: list[int], held: Lent) -> None:
+        """Put pages that the caller owns, and which hold ``tokens``, into the cache; the caller's no longer."""
+        cache, size = self.scheduler.cache, self.model.kv.page_tokens
+        node = cache.root
+        for i, page in enumerate(held.pages):
+            near = held.near[i] if held.near else -1
+            node = cache.add(node, tuple(tokens[i * size : (i + 1) * size]), page, near)
+        self.release(held)
+
+    def release(self, held: Lent) -> None:
         """Give up pages that the caller owns."""
-        self.model.kv.release(pages)
+        kv = self.model.kv
+        kv.release(held.pages)
+        if kv.near is not None:
+            kv.near.release(held.near_pages)
+        held.pages, held.near = [], []
 
     def clear_cache(self) -> None:
         if self.loaded:
             self.scheduler.cache.reclaim(self.model.kv.n_pages)
+            if self.model.kv.near is not None:
+                self.scheduler.cache.reclaim_near(self.model.kv.near.n_pages)
 
     def cancel_all(self) -> None:
         for sequence in self._live:
@@ -238,10 +283,15 @@ class Core:
 
     def kv_usage(self) -> KVUsage:
         kv = self.model.kv
+        near = kv.near
         if not self.loaded:
-            return KVUsage(kv.n_pages, 0, 0, kv.page_tokens)
-        kept = self.scheduler.cache.idle()
-        return KVUsage(kv.n_pages, kv.n_pages - kv.n_free - kept, kept, kv.page_tokens)
+            return KVUsage(kv.n_pages, 0, 0, kv.page_tokens, 0 if near is None else near.n_pages)
+        kept, near_kept = self.scheduler.cache.idle(), self.scheduler.cache.near_idle()
+        usage = KVUsage(kv.n_pages, kv.n_pages - kv.n_free - kept, kept, kv.page_tokens)
+        if near is None:
+            return usage
+        in_use = near.n_pages - near.n_free - near_kept
+        return replace(usage, window_pages=near.n_pages, window_in_use=in_use, window_kept=near_kept)
 
     def _step(self) -> None:
         """One step for all sequences."""
@@ -254,7 +304,8 @@ class Core:
         chunks = []
         for sequence, tokens, outputs in plan:
             end = sequence.n_cached + len(tokens)
-            chunks.append(Chunk(tokens, sequence.n_cached, sequence.pages[: -(-end // page_tokens)], outputs))
+            count = -(-end // page_tokens)
+            chunks.append(Chunk(tokens, sequence.n_cached, sequence.pages[:count], outputs, near=sequence.near[:count]))
         try:
             rows = self.model.forward(chunks)
         except BaseException as error:

@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from collections.abc import Sequence as Ordered
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gumba.engine.core import CLOSE, WAKE, Call, Core, Runner
+from gumba.engine.core import CLOSE, WAKE, Call, Core, Lent, Runner
 from gumba.engine.sequence import Generation, Sequence
 from gumba.errors import EngineError, ResourceError
 from gumba.outputs import KVUsage, StreamOutput
@@ -218,21 +218,25 @@ class Engine:
         """Who holds the KV cache's pages, after all that was asked for before."""
         return self.call(self._core.kv_usage, needs_model=False)
 
-    def hold(self, tokens: list[int]) -> tuple[list[int], int]:
+    def hold(self, tokens: list[int]) -> Lent:
         """As ``Core.hold``."""
         return self.call(lambda: self._core.hold(tokens))
 
-    def keep(self, tokens: list[int], pages: list[int]) -> None:
+    def read_page(self, held: Lent, index: int) -> bytes:
+        """As ``Core.read_page``."""
+        return self.call(lambda: self._core.read_page(held, index))
+
+    def write_page(self, held: Lent, data: bytes) -> None:
+        """As ``Core.write_page``."""
+        self.call(lambda: self._core.write_page(held, data))
+
+    def keep(self, tokens: list[int], held: Lent) -> None:
         """As ``Core.keep``."""
-        self.call(lambda: self._core.keep(tokens, pages))
+        self.call(lambda: self._core.keep(tokens, held))
 
-    def take_page(self) -> int:
-        """As ``Core.take_page``."""
-        return self.call(self._core.take_page)
-
-    def release(self, pages: list[int]) -> None:
+    def release(self, held: Lent) -> None:
         """As ``Core.release``."""
-        self.call(lambda: self._core.release(pages))
+        self.call(lambda: self._core.release(held))
 
     def clear_cache(self) -> None:
         """Give up the pages that no request holds."""

@@ -6,15 +6,18 @@ goes on in a page of its own. What a page holds does not depend on how it was co
 
 The cache counts as one owner of each of its pages. Pages that nobody else owns are given up when memory is needed: the one not
 used for longest goes first, and always the end of a path before its beginning (Kwon et al. 2023; Zheng et al. 2024).
+
+Where layers with a window have a pool of their own (``KVCache.near``), a node has a page there too, given up by itself, wherever
+on a path it is: who goes on from some place needs those that the window reaches from there, and no others.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
 #: Pages that are compared with what comes after the last full match.
 LOOK_AT = 32
@@ -37,26 +40,41 @@ class Pages(Protocol):
 
     def owners(self, page: int, /) -> int: ...
 
+    @property
+    def near(self) -> Any:
+        """``Pages`` for layers with a window; None: they have no pool of their own."""
+
+    def first_read(self, position: int, /) -> int: ...
+
 
 @dataclass(eq=False)
 class Node:
-    """One page: ``tokens`` follow those of ``parent``; fewer than a page's in a part."""
+    """One page: ``tokens`` follow those of ``parent``; fewer than a page's in a part.
+
+    ``near``: the page for layers with a window; -1: there is none.
+    """
 
     tokens: tuple[int, ...] = ()
     page: int = -1
     parent: Node | None = None
+    near: int = -1
     full: dict[tuple[int, ...], Node] = field(default_factory=dict)
     parts: list[Node] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Match:
-    """``pages`` hold the first tokens whole; then ``copied`` more tokens are at the beginning of page ``source``."""
+    """``pages`` hold the first tokens whole; then ``copied`` more tokens are at the beginning of page ``source``.
+
+    ``near``, ``near_source``: the same for layers with a window; -1 where the window does not reach.
+    """
 
     pages: list[int]
     node: Node
     source: int = -1
     copied: int = 0
+    near: list[int] = field(default_factory=list)
+    near_source: int = -1
 
 
 class PrefixCache:
@@ -64,8 +82,12 @@ class PrefixCache:
 
     def __init__(self, kv: Pages) -> None:
         self._kv = kv
+        self._near: Pages | None = kv.near
         self.root = Node()
         self._order: OrderedDict[Node, None] = OrderedDict()  # the least recently used first
+        # Of nodes with a page there: those that somebody has only passed by, and those where requests ended or went on.
+        self._passed: OrderedDict[Node, None] = OrderedDict()
+        self._settled: OrderedDict[Node, None] = OrderedDict()
 
     @property
     def n_pages(self) -> int:
@@ -76,32 +98,101 @@ class PrefixCache:
         """Pages that nobody else owns."""
         return sum(self._kv.owners(node.page) == 1 for node in self._order)
 
-    def find(self, tokens: Sequence[int], most: int) -> Match:
-        """What is there of the beginning of ``tokens``, at most ``most`` tokens."""
+    def near_idle(self) -> int:
+        """As ``idle``, of the pages for layers with a window."""
+        near = self._near
+        return 0 if near is None else sum(near.owners(node.near) == 1 for node in (*self._passed, *self._settled))
+
+    def find(self, tokens: Sequence[int], most: int, *, copy: bool = True) -> Match:
+        """What is there of the beginning of ``tokens``, at most ``most`` tokens; without ``copy``, in full pages only."""
         node, size = self.root, self._kv.page_tokens
-        pages: list[int] = []
-        while (len(pages) + 1) * size <= most:
-            following = node.full.get(tuple(tokens[len(pages) * size : (len(pages) + 1) * size]))
+        path: list[Node] = []
+        while (len(path) + 1) * size <= most:
+            following = node.full.get(tuple(tokens[len(path) * size : (len(path) + 1) * size]))
             if following is None:
                 break
             node = following
-            pages.append(node.page)
-        self._touch(node)
-        rest = tokens[len(pages) * size : min((len(pages) + 1) * size, most)]
-        best, copied = node, LEAST_COPY - 1
+            path.append(node)
+        source, copied = self._part(path, tokens, most) if copy else (None, 0)
+        if source is None and self._gap(path) > self._first_read(len(path) * size):
+            del path[self._complete(path) :]
+            source, copied = self._part(path, tokens, most) if copy else (None, 0)
+        self._touch(path[-1] if path else self.root)
+        near: list[int] = []
+        if self._near is not None:
+            first = min(self._first_read(len(path) * size + copied), len(path))
+            near = [-1] * first + [each.near for each in path[first:]]
+            for each in path[first:]:
+                self._settle(each)
+        found = Match([each.page for each in path], path[-1] if path else self.root, near=near)
+        if source is None:
+            return found
+        self._touch(source)
+        self._settle(source)
+        return replace(found, source=source.page, copied=copied, near_source=source.near)
+
+    def _part(self, path: list[Node], tokens: Sequence[int], most: int) -> tuple[Node | None, int]:
+        """The page that has most of what follows ``path``, and how many tokens."""
+        node, size = path[-1] if path else self.root, self._kv.page_tokens
+        rest = tokens[len(path) * size : min((len(path) + 1) * size, most)]
+        best, copied, gap = None, LEAST_COPY - 1, self._gap(path)
         for other in [*node.parts, *islice(reversed(node.full.values()), LOOK_AT)]:
             common = _common(rest, other.tokens)
-            if common > copied:
+            seen = self._near is None or (other.near >= 0 and self._first_read(len(path) * size + common) >= gap)
+            if common > copied and seen:
                 best, copied = other, common
-        if best is node:
-            return Match(pages, node)
-        self._touch(best)
-        return Match(pages, node, best.page, copied)
+        return (best, copied) if best is not None else (None, 0)
 
-    def add(self, node: Node, tokens: tuple[int, ...], page: int) -> Node:
-        """Put the page that follows ``node`` into the tree; the node with these tokens, whose page may be another one."""
+    def _first_read(self, position: int) -> int:
+        """The first page that must be there for layers with a window."""
+        return 0 if self._near is None else self._kv.first_read(position)
+
+    def _gap(self, path: list[Node]) -> int:
+        """After how many nodes of ``path`` the last page for layers with a window is missing; 0: none is."""
+        if self._near is None:
+            return 0
+        return next((count for count in range(len(path), 0, -1) if path[count - 1].near < 0), 0)
+
+    def _complete(self, path: list[Node]) -> int:
+        """The largest number of nodes of ``path`` after which all that windows reach is there."""
+        found, last_gap = 0, 0
+        for count, node in enumerate(path, 1):
+            if node.near < 0:
+                last_gap = count
+            if self._first_read(count * self._kv.page_tokens) >= last_gap:
+                found = count
+        return found
+
+    def add(self, node: Node, tokens: tuple[int, ...], page: int, near: int = -1) -> Node:
+        """Put the page that follows ``node`` into the tree; the node with these tokens, whose page may be another one.
+
+        ``near``: the page for layers with a window, if there is one; it fills a gap.
+        """
         if node is not self.root and node not in self._order:  # the tree was cleared since: nobody will find it
-            return Node(tokens, page, node)
+            return Node(tokens, page, node, near)
+        made = self._add(node, tokens, page)
+        if self._near is not None and near >= 0 and made.near < 0 and len(made.tokens) == len(tokens):
+            self._near.share([near])
+            made.near = near
+        if made.near >= 0 and made not in self._settled:
+            self._passed[made] = None
+            self._passed.move_to_end(made)
+        return made
+
+    def settle(self, node: Node) -> None:
+        """Note that a request ended after ``node`` or goes on from there: what windows reach of its path goes last."""
+        if self._near is not None:
+            path = [*self.path(node)][::-1]
+            for each in path[min(self._first_read(len(path) * self._kv.page_tokens), len(path)) :]:
+                self._settle(each)
+
+    def _settle(self, node: Node) -> None:
+        if node.near >= 0 and (node in self._passed or node in self._settled):
+            self._passed.pop(node, None)
+            self._settled[node] = None
+            self._settled.move_to_end(node)
+
+    def _add(self, node: Node, tokens: tuple[int, ...], page: int) -> Node:
         if len(tokens) < self._kv.page_tokens:
             for part in node.parts:
                 if part.page == page:
@@ -137,10 +228,24 @@ class PrefixCache:
                 return False
         return True
 
+    def reclaim_near(self, n_free: int) -> bool:
+        """Give up pages for layers with a window until ``n_free`` are free; False when there are not enough."""
+        near = self._near
+        if near is None or near.n_free >= n_free:
+            return True
+        for node in [*self._passed, *self._settled]:
+            if near.owners(node.near) == 1:
+                self._drop_near(node)
+                if near.n_free >= n_free:
+                    return True
+        return False
+
     def clear(self) -> None:
         """Give up everything; what sequences hold stays theirs."""
         for node in list(self._order):
             self._kv.release([node.page])
+        for node in [*self._passed, *self._settled]:
+            self._drop_near(node)
         self._order.clear()
         self.root = Node()
 
@@ -166,6 +271,14 @@ class PrefixCache:
         else:
             parent.parts.remove(node)
         self._kv.release([node.page])
+        self._drop_near(node)
+
+    def _drop_near(self, node: Node) -> None:
+        if self._near is not None and node.near >= 0:
+            self._passed.pop(node, None)
+            self._settled.pop(node, None)
+            self._near.release([node.near])
+            node.near = -1
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Sequence as Ordered
 from operator import attrgetter
 from typing import NamedTuple, Protocol
 
-from gumba.engine.prefix_cache import Pages, PrefixCache
+from gumba.engine.prefix_cache import Match, Pages, PrefixCache
 from gumba.engine.sequence import Outputs, Sequence
 from gumba.errors import ResourceError
 
@@ -37,6 +37,9 @@ class PagePool(Pages, Protocol):
     @property
     def n_pages(self) -> int: ...
 
+    @property
+    def page_bytes(self) -> int: ...
+
     def allocate(self, n: int, /) -> list[int]: ...
 
     def copy(self, source: int, target: int, /) -> None: ...
@@ -44,6 +47,9 @@ class PagePool(Pages, Protocol):
     def read(self, page: int, /) -> bytes: ...
 
     def write(self, page: int, data: bytes, /) -> None: ...
+
+    @property
+    def window(self) -> int: ...
 
 
 class Work(NamedTuple):
@@ -59,7 +65,10 @@ class Scheduler:
 
     def __init__(self, kv: PagePool, *, max_batch_tokens: int, max_sequences: int) -> None:
         self._kv = kv
+        self._near = kv.near
         self._max_batch_tokens = max_batch_tokens
+        #: Pages that a sequence has at most in layers with a window.
+        self._most_near = -(-(kv.window + max_batch_tokens) // kv.page_tokens) + 1
         # Each decoding sequence needs a token of every step.
         self._max_running = min(max_sequences, max_batch_tokens)
         self._waiting: list[Sequence] = []
@@ -104,21 +113,29 @@ class Scheduler:
             self._waiting.remove(parent)
         for index, child in enumerate(children):
             child.rank = parent.rank
-            if index >= room or (index and begun and not self.cache.reclaim(1)):
+            if index >= room or (index and begun and not (self.cache.reclaim(1) and self.cache.reclaim_near(1))):
                 insort(self._waiting, child, key=_rank)
                 continue
-            child.pages = parent.pages
+            child.pages, child.near = parent.pages, parent.near
             if index:
-                child.pages = parent.pages[:whole]
-                self._kv.share(child.pages)
-                if begun:
-                    child.pages += self._kv.allocate(1)
-                    self._kv.copy(parent.pages[whole], child.pages[whole])
+                child.pages = self._copied(self._kv, parent.pages[: whole + bool(begun)], begun)
+                if self._near is not None:
+                    child.near = self._copied(self._near, parent.near[: whole + bool(begun)], begun)
             child.n_cached, child.node, child.n_kept = parent.n_cached, parent.node, parent.n_kept
             insort(self._running, child, key=_rank)
         if room and children:
-            parent.pages = []
+            parent.pages, parent.near = [], []
         self._free(parent)
+
+    def _copied(self, pool: PagePool, pages: list[int], begun: int) -> list[int]:
+        """Pages for another owner: the same, but the last one copied if it is ``begun``."""
+        shared = pages[:-1] if begun else pages
+        pool.share([page for page in shared if page >= 0])
+        if not begun:
+            return shared[:]
+        (own,) = pool.allocate(1)
+        pool.copy(pages[-1], own)
+        return [*shared, own]
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence, whatever its state; its pages are kept for others as long as there is room."""
@@ -150,7 +167,9 @@ class Scheduler:
         if streaming:
             budget = min(budget, self._prompt_part())
         before = budget
-        for sequence in self._running:
+        for sequence in self._running[:]:
+            if sequence not in self._running:  # it gave way
+                continue
             if budget and sequence.remaining > 1 and not (sequence.whole and sequence.remaining > budget):
                 budget -= self._take(work, sequence, budget)
         for sequence in self._waiting[:]:
@@ -183,6 +202,8 @@ class Scheduler:
 
     def _lent(self) -> bool:
         """Whether pages are held by none of the sequences, while none is running: a session is being written or read."""
+        if self._near is not None and self._near.n_free + self.cache.near_idle() < self._near.n_pages:
+            return True
         return self._kv.n_free + self.cache.idle() < self._kv.n_pages
 
     def restart(self, sequence: Sequence) -> None:
@@ -195,6 +216,14 @@ class Scheduler:
     def computed(self, sequence: Sequence) -> None:
         """Take note of a sequence whose tokens have just been computed: others may begin with its full pages."""
         self.keep(sequence, whole=sequence.n_cached == sequence.n_prompt)
+        self._trim(sequence)
+
+    def _trim(self, sequence: Sequence) -> None:
+        """Give back what lies behind the window, for good: a sequence never goes back."""
+        if self._near is not None:
+            first = min(self._kv.first_read(sequence.n_cached), len(sequence.near))
+            self._near.release([page for page in sequence.near[:first] if page >= 0])
+            sequence.near[:first] = [-1] * first
 
     def observe(self, seconds: float) -> None:
         """Take note of how long the planned step took."""
@@ -214,8 +243,11 @@ class Scheduler:
         return max(LEAST_PROMPT_PART, min(part, 2 * max(self._mixed_tokens, FIRST_PROMPT_PART)))
 
     def _take(self, work: list[Work], sequence: Sequence, budget: int) -> int:
+        budget = min(budget, sequence.remaining)  # no guesses: there may be no pages for them
+        if not self._grow_near(sequence, sequence.n_cached + budget, [each.sequence for each in work]):
+            return 0
         sequence.start()
-        tokens, outputs = sequence.share(min(budget, sequence.remaining))  # no guesses: there may be no pages for them
+        tokens, outputs = sequence.share(budget)
         if tokens:
             work.append(Work(sequence, tokens, outputs))
         return len(tokens)
@@ -226,53 +258,100 @@ class Scheduler:
     def _room(self, sequence: Sequence) -> int:
         """Further tokens that a sequence's pages hold, or could without taking a page from somebody."""
         size = self._kv.page_tokens
-        return (len(sequence.pages) + min(self._kv.n_free, 1)) * size - len(sequence.tokens)
+        n_pages = len(sequence.pages) + min(self._kv.n_free, 1)
+        if self._near is not None:
+            n_pages = min(n_pages, len(sequence.near) + min(self._near.n_free, 1))
+        return n_pages * size - len(sequence.tokens)
 
     def _extend(self, sequence: Sequence, end: int) -> None:
         """Pages for tokens up to ``end``, which there is room for."""
         missing = -(-end // self._kv.page_tokens) - len(sequence.pages)
         if missing > 0:
             sequence.pages += self._kv.allocate(missing)
+        if self._near is not None:
+            missing = -(-end // self._kv.page_tokens) - len(sequence.near)
+            if missing > 0:
+                sequence.near += self._near.allocate(missing)
+
+    def _grow_near(self, sequence: Sequence, end: int, planned: Ordered[Sequence]) -> bool:
+        """Pages for tokens up to ``end`` in layers with a window; False when the sequence had to give way itself.
+
+        Those who come after it give way before, but for those ``planned`` already: they go on, and end some time.
+        """
+        if self._near is None:
+            return True
+        missing = -(-end // self._kv.page_tokens) - len(sequence.near)
+        while not self.cache.reclaim_near(missing):
+            last = next((each for each in reversed(self._running) if each not in planned), sequence)
+            self._put_back(last)
+            if last is sequence:
+                return False
+        sequence.near += self._near.allocate(max(0, missing))
+        return True
 
     def _admit(self, sequence: Sequence) -> bool:
         """Let a waiting sequence in if its pages are there and leave the running ones a page each to grow into."""
         most = min(len(sequence.tokens) - 1, sequence.most_cached) if sequence.shares else 0
-        cached = self.cache.find(sequence.tokens, most)
-        n_found = len(cached.pages)
+        found = self.cache.find(sequence.tokens, most)
+        if self._begin(sequence, found):
+            return True
+        # The page that would be copied may be one of those that have to go.
+        return bool(found.copied) and self._begin(sequence, self.cache.find(sequence.tokens, most, copy=False))
+
+    def _begin(self, sequence: Sequence, found: Match) -> bool:
+        """Let a waiting sequence in with what was found."""
+        source, near = [found.source] if found.copied else [], [page for page in found.near if page >= 0]
+        near_source = source and [found.near_source]
+        self._kv.share(found.pages + source)  # so that they are not given up
+        if self._near is not None:
+            self._near.share(near + near_source)
+        n_found = len(found.pages)
         needed = self._pages(sequence) - n_found
-        source = [cached.source] if cached.copied else []
-        self._kv.share(cached.pages + source)  # so that they are not given up
+        begun = self._reclaim(sequence, found, needed)
+        if begun:
+            sequence.pages, sequence.near = found.pages + self._kv.allocate(needed), found.near[:]
+            sequence.n_cached = n_found * self._kv.page_tokens + found.copied
+            sequence.node, sequence.n_kept = found.node, n_found
+            if source:
+                self._kv.copy(found.source, sequence.pages[n_found])
+            if near_source and self._near is not None:
+                sequence.near += self._near.allocate(1)
+                self._near.copy(found.near_source, sequence.near[n_found])
+            if not sequence.started:
+                sequence.n_reused = sequence.n_cached
+            self._waiting.remove(sequence)
+            insort(self._running, sequence, key=_rank)
+        self._kv.release(source if begun else found.pages + source)
+        if self._near is not None:
+            self._near.release(near_source if begun else near + near_source)
+        return begun
+
+    def _reclaim(self, sequence: Sequence, found: Match, needed: int) -> bool:
+        """Whether there is room for a sequence that comes with what was found, a page for each running one left."""
         if not self.cache.reclaim(needed + len(self._running)):
-            # The page that would be copied may be one of those that have to go.
-            self._kv.release(source)
-            if not source or not self.cache.reclaim(needed + len(self._running)):
-                self._kv.release(cached.pages)
-                return False
-            source = []
-        sequence.pages = cached.pages + self._kv.allocate(needed)
-        sequence.n_cached = n_found * self._kv.page_tokens
-        sequence.node, sequence.n_kept = cached.node, n_found
-        if source:
-            self._kv.copy(cached.source, sequence.pages[n_found])
-            self._kv.release(source)
-            sequence.n_cached += cached.copied
-        if not sequence.started:
-            sequence.n_reused = sequence.n_cached
-        self._waiting.remove(sequence)
-        insort(self._running, sequence, key=_rank)
-        return True
+            return False
+        there = sum(page >= 0 for page in found.near)
+        most = min(self._pages(sequence) - len(found.near) + there, self._most_near)
+        return self.cache.reclaim_near(most - there + len(self._running))
 
     def _grow(self, sequence: Sequence) -> bool:
         """Make sure of a page for the newest token; False when the sequence had to give way itself."""
-        while self._pages(sequence) > len(sequence.pages):
-            if self.cache.reclaim(1):
-                sequence.pages += self._kv.allocate(1)
+        while self._pages(sequence) > len(sequence.pages) or self._lacks_near(sequence):
+            if self._pages(sequence) > len(sequence.pages):
+                if self.cache.reclaim(1):
+                    sequence.pages += self._kv.allocate(1)
+                    continue
+            elif self.cache.reclaim_near(1):
+                self._extend(sequence, len(sequence.tokens))
                 continue
             last = self._running[-1]
             self._put_back(last)
             if last is sequence:
                 return False
         return True
+
+    def _lacks_near(self, sequence: Sequence) -> bool:
+        return self._near is not None and self._pages(sequence) > len(sequence.near)
 
     def _make_way(self, sequence: Sequence) -> bool:
         """Take place and pages from the last one that has nothing to compute now and does not come before ``sequence``."""
@@ -297,19 +376,34 @@ class Scheduler:
         node = sequence.node if sequence.node is not None else self.cache.root
         while (sequence.n_kept + 1) * size <= sequence.n_cached:
             at = sequence.n_kept
-            node = self.cache.add(node, tuple(sequence.tokens[at * size : (at + 1) * size]), sequence.pages[at])
-            if node.page != sequence.pages[at]:  # somebody else computed the same: one of the two is enough
-                self._kv.share([node.page])
-                self._kv.release([sequence.pages[at]])
-                sequence.pages[at] = node.page
+            near = -1 if self._near is None else sequence.near[at]
+            node = self.cache.add(node, tuple(sequence.tokens[at * size : (at + 1) * size]), sequence.pages[at], near)
+            # Where somebody else computed the same, one of the two is enough.
+            _exchange(self._kv, sequence.pages, at, node.page)
+            if self._near is not None:
+                _exchange(self._near, sequence.near, at, node.near)
             sequence.n_kept += 1
         sequence.node = node
         rest = tuple(sequence.tokens[sequence.n_kept * size : sequence.n_cached])
         if whole and rest:
-            self.cache.add(node, rest, sequence.pages[sequence.n_kept])
+            near = -1 if self._near is None else sequence.near[sequence.n_kept]
+            node = self.cache.add(node, rest, sequence.pages[sequence.n_kept], near)
+        if whole:
+            self.cache.settle(node)
 
     def _free(self, sequence: Sequence) -> None:
         pages, sequence.pages = sequence.pages, []
+        near, sequence.near = [page for page in sequence.near if page >= 0], []
         sequence.n_cached, sequence.node, sequence.n_kept = 0, None, 0
         if pages:
             self._kv.release(pages)
+        if near and self._near is not None:
+            self._near.release(near)
+
+
+def _exchange(pool: PagePool, pages: list[int], at: int, other: int) -> None:
+    """Own page ``other`` in place of ``pages[at]``, if both are pages."""
+    if other >= 0 and pages[at] >= 0 and pages[at] != other:
+        pool.share([other])
+        pool.release([pages[at]])
+        pages[at] = other

@@ -87,6 +87,8 @@ class Sequence(ABC):
         self.tokens = list(prompt)
         self.n_prompt = len(self.tokens)
         self.pages: list[int] = []
+        #: The same for layers with a window, where they have pages of their own: as many places, or fewer; -1 before the window.
+        self.near: list[int] = []
         self.n_cached = 0
         #: Of the prefix cache: the last page that is in it, and how many of ``pages`` are.
         self.node: Node | None = None

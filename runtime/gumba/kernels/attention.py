@@ -35,7 +35,9 @@ from gumba.kernels.attention_layout import (
     Q_ROW,
     REACH,
     SINKS,
+    SLOTS_AT,
     SPLIT_UNITS_PER_THREAD,
+    TABLE_AT,
     V_DIM,
     V_HEAD,
     V_OFFSET,
@@ -48,7 +50,7 @@ from gumba.kernels.attention_layout import (
 )
 from gumba.kernels.attention_rows import clear, copy, inverse, row_merge, row_sink, row_weights, scale_copy
 from gumba.kernels.jit import inline
-from gumba.kernels.op import N_TILES, N_TOKENS, SLOTS, SOURCE, SPLIT, TILE_WORDS, TILES, Kernel, f4, kernel, share
+from gumba.kernels.op import N_TILES, N_TOKENS, SOURCE, SPLIT, TILE_WORDS, TILES, Kernel, f4, kernel, share
 from gumba.kernels.pages import BLOCK_ROWS, PAGE_TOKENS, PART_TOKENS, S_ROW, SCRATCH, PageFormat, block_rows
 from gumba.simd.isa import Isa
 from gumba.simd.memory import atomic_add, load_f32, load_i32, load_i64, store_f32, store_i64
@@ -66,7 +68,7 @@ def store_kv(isa: Isa, pages: PageFormat) -> Kernel:
     @kernel(variant=f"{isa.name},{pages.name}")
     def store_kv(batch, thread, n_threads, k, v, k_stride, v_stride, memory, geo, scratch, scratch_bytes):
         n = load_i64(batch + N_TOKENS)
-        slots = load_i64(batch + SLOTS)
+        slots = load_i64(batch + load_i64(geo + SLOTS_AT))
         head_dim, v_dim = load_i64(geo + HEAD_DIM), load_i64(geo + V_DIM)
         for t in range(share(n, thread, n_threads), share(n, thread + 1, n_threads)):
             slot = load_i64(slots + 8 * t)
@@ -258,7 +260,7 @@ def attention(isa: Isa, pages: PageFormat, variant: Variant = PLAIN) -> Kernel:
             head = unit % n_heads
             group = load_i64(geo + GROUP)
             first_token, rows = load_i64(tile), load_i64(tile + 8) * group
-            first_position, table = load_i64(tile + 16), load_i64(tile + 24)
+            first_position, table = load_i64(tile + 16), load_i64(tile + load_i64(geo + TABLE_AT))
             edge = load_i64(tile + SOURCE) if sourced else load_i64(tile + 32)
             begin, context = 0, first_position + load_i64(tile + 8)
             if bounded:

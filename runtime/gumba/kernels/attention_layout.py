@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from gumba.kernels.jit import inline
+from gumba.kernels.op import NEAR_SLOTS, NEAR_TABLE, SLOTS, TABLE
 from gumba.kernels.pages import BLOCK_ROWS, PAGE_TOKENS, PART_TOKENS, S_ROW, SCRATCH, PageFormat
 from gumba.simd.memory import load_i64
 
@@ -28,6 +29,7 @@ K_PAGE, V_PAGE, K_HEAD, V_HEAD, V_OFFSET = 0, 8, 16, 24, 32
 N_KV_HEADS, GROUP, HEAD_DIM, V_ROW, Q_ROW, MAX_ROWS = 40, 48, 56, 64, 72, 80
 EXTENT_PAGES, EXTENT_BYTES, V_DIM, WINDOW, SINKS = 88, 96, 104, 112, 120
 OF_DISTANCE, OF_DISTANCE_ROW, REACH = 128, 136, 144
+SLOTS_AT, TABLE_AT = 152, 160  # where the batch record and a tile say which pages
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def geometry(
     pages: PageFormat, n_kv_heads: int, group: int, head_dim: int, v_dim: int, *,
     k_page: int, v_page: int, k_head: int, v_head: int, v_offset: int, extent_pages: int, extent_bytes: int,
     window: int = 0, sinks: int = 0, of_distance: int = 0, of_distance_row: int = 0, reach: int = 0,
+    near: bool = False,
 ) -> np.ndarray:  # fmt: skip
     """How pages and a tile's rows lie: int64, read by the kernels through the offsets above.
 
@@ -94,10 +97,11 @@ def geometry(
     (``k_head``, ``v_head``), of keys and of values; ``v_offset``: from the first keys of a layer to its first values, in
     each extent of ``extent_pages`` pages; ``extent_bytes``: from one extent to the next. ``window``: tokens, of a window or a
     chunk; ``sinks``: address of float32 [n_kv_heads * group]; ``of_distance``: address of the heads' slopes, or of their biases
-    as ``bias_table`` lays them out, ``of_distance_row`` bytes for each head; all times LOG2_E. ``reach``: of the biases.
+    as ``bias_table`` lays them out, ``of_distance_row`` bytes for each head; all times LOG2_E. ``reach``: of the biases;
+    ``near``: the pages are those for layers with a window.
     """
     rows = [pages.v_row(v_dim), pages.query_bytes(head_dim), tile_rows(group)]
-    rest = [extent_pages, extent_bytes, v_dim, window, sinks, of_distance, of_distance_row, reach]
+    rest = [extent_pages, extent_bytes, v_dim, window, sinks, of_distance, of_distance_row, reach, *pages_at(near)]
     return np.array([k_page, v_page, k_head, v_head, v_offset, n_kv_heads, group, head_dim, *rows, *rest], np.int64)
 
 
@@ -108,6 +112,11 @@ def bias_table(biases: np.ndarray) -> np.ndarray:
     further away have the outermost numbers.
     """
     return np.ascontiguousarray(np.pad(biases, ((0, 0), (16, 15)), mode="edge"), np.float32)
+
+
+def pages_at(near: bool) -> tuple[int, int]:
+    """Where the batch record says in which places this step's tokens go, and where a tile says which pages its sequence has."""
+    return (NEAR_SLOTS, NEAR_TABLE) if near else (SLOTS, TABLE)
 
 
 def _result_bytes(v_row: int) -> int:

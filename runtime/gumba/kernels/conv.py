@@ -8,7 +8,7 @@ the oldest token to its own, whatever came in which step.
 from __future__ import annotations
 
 from gumba.kernels.jit import inline
-from gumba.kernels.op import N_TILES, N_TOKENS, SLOTS, TILE_WORDS, TILES, kernel, share
+from gumba.kernels.op import N_TILES, N_TOKENS, TILE_WORDS, TILES, kernel, share
 from gumba.kernels.pages import PAGE_TOKENS
 from gumba.simd.memory import load_i32, load_i64
 from gumba.simd.value import F32, Simd, Value, simd_function
@@ -41,11 +41,14 @@ def _row(memory, page, place, page_bytes, extent_pages, extent_bytes, row_bytes)
 
 @kernel(divisible=True)
 def store_rows(
-    batch, thread, n_threads, x, stride, memory, page_bytes, extent_pages, extent_bytes, row_bytes, n_blocks
+    batch, thread, n_threads, x, stride, memory, page_bytes, extent_pages, extent_bytes, row_bytes, n_blocks, slots_at
 ):
-    """This step's rows of x to their places in the cache: ``n_blocks`` of 32 columns, rows ``row_bytes`` apart in a page."""
+    """This step's rows of x to their places in the cache: ``n_blocks`` of 32 columns, rows ``row_bytes`` apart in a page.
+
+    ``slots_at``: where the batch record says which places.
+    """
     n = load_i64(batch + N_TOKENS)
-    slots = load_i64(batch + SLOTS)
+    slots = load_i64(batch + slots_at)
     for t in range(share(n, thread, n_threads), share(n, thread + 1, n_threads)):
         slot = load_i64(slots + 8 * t)
         page, place = slot // PAGE_TOKENS, slot % PAGE_TOKENS
@@ -57,17 +60,18 @@ def store_rows(
 @kernel(divisible=True)
 def short_conv(
     batch, thread, n_threads, memory, page_bytes, extent_pages, extent_bytes, row_bytes, weight, weight_stride, n_taps, out,
-    stride, n_blocks,
+    stride, n_blocks, table_at,
 ):  # fmt: skip
     """out[t] = the sum over ``n_taps`` tokens up to t of what ``store_rows`` has stored of each, times a row of ``weight``.
 
     ``weight``: float32 [n_taps, width], the oldest token's first. Nothing is before a sequence's first token.
+    ``table_at``: where a tile says which pages.
     """
     units = load_i64(batch + N_TILES) * n_blocks
     for unit in range(share(units, thread, n_threads), share(units, thread + 1, n_threads)):
         tile = load_i64(batch + TILES) + unit // n_blocks * (8 * TILE_WORDS)
         column = unit % n_blocks * 128
-        first_token, first_position, table = load_i64(tile), load_i64(tile + 16), load_i64(tile + 24)
+        first_token, first_position, table = load_i64(tile), load_i64(tile + 16), load_i64(tile + table_at)
         for i in range(load_i64(tile + 8)):
             target = out + (first_token + i) * stride + column
             _clear(target)

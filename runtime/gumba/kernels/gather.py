@@ -11,6 +11,8 @@ from gumba.kernels.op import (
     N_OUTPUTS,
     N_TILES,
     N_TOKENS,
+    NEAR_SLOTS,
+    NEAR_TABLE,
     OUTPUT_ROWS,
     POSITIONS,
     SLOTS,
@@ -23,37 +25,44 @@ from gumba.kernels.op import (
 from gumba.kernels.pages import PAGE_TOKENS, PART_TOKENS
 from gumba.simd.memory import load_i8, load_i64, store_i32, store_i64
 
-#: Words of a chunk: tokens, position of the first, pages, of which tokens the logits are wanted, tokens of the source.
-CHUNK_WORDS = 5
+#: Words of a chunk: tokens, position of the first, pages, of which tokens the logits are wanted, tokens of the source, pages for
+#: layers with a window.
+CHUNK_WORDS = 6
 OUTPUTS = {"none": 0, "last": 1, "all": 2}
 
 # Byte offsets in the limits, an int64 array.
 VOCAB, CONTEXT, PAGES, ROWS, TILE_TOKENS, KV_HEADS, SPLIT_UNITS = 0, 8, 16, 24, 32, 40, 48
-LIMIT_WORDS = 7
+# Of the pool for layers with a window: pages, window (0: there is none), address of its ``used``.
+NEAR_PAGES, WINDOW, NEAR_USED = 56, 64, 72
+LIMIT_WORDS = 10
 
 
 @entry("i8(i8, i8, i8, i8, i8, i8)")
 def gather(numbers, n_chunks, limits, used, tables, batch):
     """Fill the batch record and the arrays that it points to. Returns 0, or 1 when a number is out of range.
 
-    ``numbers``: int64, the words of the ``n_chunks`` chunks, then the tokens of all chunks, then their pages; ``used``: a byte
-    for each page, 0 where it belongs to nobody; ``tables``: int32, room for all pages, read by the kernels of this step;
+    ``numbers``: int64, the words of the ``n_chunks`` chunks, then the tokens of all chunks, then their pages, then those for
+    layers with a window, from the first that is read; ``used``: a byte for each page, 0 where it belongs to nobody;
+    ``tables``: int32, room for all pages, read by the kernels of this step;
     ``batch``: the batch record, whose arrays have room for as many tokens as ``limits`` allows. Counts are below 2**31.
     """
-    n_tokens = 0
+    n_tokens, n_tables = 0, 0
     for c in range(n_chunks):
         n_tokens += load_i64(numbers + 8 * CHUNK_WORDS * c)
+        n_tables += load_i64(numbers + 8 * CHUNK_WORDS * c + 16)
     if n_tokens > load_i64(limits + ROWS):
         return 1
     token = numbers + 8 * CHUNK_WORDS * n_chunks
     page = token + 8 * n_tokens
+    near = page + 8 * n_tables
+    window = load_i64(limits + WINDOW)
     tile_tokens = load_i64(limits + TILE_TOKENS)
     start, n_tiles, n_outputs, longest = 0, 0, 0, 0
     tile = load_i64(batch + TILES)
     for c in range(n_chunks):
         words = numbers + 8 * CHUNK_WORDS * c
         n, first, source = load_i64(words), load_i64(words + 8), load_i64(words + 32)
-        n_pages, outputs = load_i64(words + 16), load_i64(words + 24)
+        n_pages, outputs, n_near = load_i64(words + 16), load_i64(words + 24), load_i64(words + 40)
         if first < 0 or first > load_i64(limits + CONTEXT) - n or n_pages * PAGE_TOKENS < first + n:
             return 1
         if source < 0 or source > first:
@@ -63,6 +72,17 @@ def gather(numbers, n_chunks, limits, used, tables, batch):
             if at < 0 or at >= load_i64(limits + PAGES) or load_i8(used + at) == 0:
                 return 1
             store_i32(tables + 4 * p, at)
+        skipped = 0
+        if window > 0:
+            skipped = max(0, first - window + 1) // PAGE_TOKENS
+            if (skipped + n_near) * PAGE_TOKENS < first + n:
+                return 1
+        near_table = tables + 4 * n_pages - 4 * skipped
+        for p in range(n_near):
+            at = load_i64(near + 8 * p)
+            if at < 0 or at >= load_i64(limits + NEAR_PAGES) or load_i8(load_i64(limits + NEAR_USED) + at) == 0:
+                return 1
+            store_i32(tables + 4 * (n_pages + p), at)
         for i in range(n):
             value = load_i64(token + 8 * i)
             if value < 0 or value >= load_i64(limits + VOCAB):
@@ -71,6 +91,9 @@ def gather(numbers, n_chunks, limits, used, tables, batch):
             store_i32(load_i64(batch + POSITIONS) + 4 * (start + i), first + i)
             slot = load_i64(page + 8 * ((first + i) // PAGE_TOKENS)) * PAGE_TOKENS + (first + i) % PAGE_TOKENS
             store_i64(load_i64(batch + SLOTS) + 8 * (start + i), slot)
+            if window > 0:
+                at = load_i64(near + 8 * ((first + i) // PAGE_TOKENS - skipped))
+                store_i64(load_i64(batch + NEAR_SLOTS) + 8 * (start + i), at * PAGE_TOKENS + (first + i) % PAGE_TOKENS)
             if outputs == 2 or (outputs == 1 and i == n - 1):
                 store_i32(load_i64(batch + OUTPUT_ROWS) + 4 * n_outputs, start + i)
                 n_outputs += 1
@@ -82,6 +105,7 @@ def gather(numbers, n_chunks, limits, used, tables, batch):
             store_i64(tile + 24, tables)
             store_i64(tile + 32, first + n)
             store_i64(tile + SOURCE, source)
+            store_i64(tile + NEAR_TABLE, near_table)
             done += tile_tokens
             tile += 8 * TILE_WORDS
             n_tiles += 1
@@ -89,7 +113,8 @@ def gather(numbers, n_chunks, limits, used, tables, batch):
         start += n
         token += 8 * n
         page += 8 * n_pages
-        tables += 4 * n_pages
+        near += 8 * n_near
+        tables += 4 * (n_pages + n_near)
     # Where there are too few units for the threads, they take parts of the longest context.
     split = 0
     if n_tiles * load_i64(limits + KV_HEADS) < load_i64(limits + SPLIT_UNITS) and longest > PART_TOKENS:

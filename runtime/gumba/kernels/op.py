@@ -35,10 +35,11 @@ POSITIONS = 16  # -> int32 [n_tokens], position of each token in its sequence
 SLOTS = 24  # -> int64 [n_tokens], page * PAGE_TOKENS + place in the page, where the token's key and value go
 N_TILES = 32  # runs of consecutive tokens of one sequence, for attention
 # -> int64 [n_tiles, TILE_WORDS]: first token, tokens, position of the first, address of the sequence's int32 block table, tokens
-# that the sequence has after this step, tokens of its source (of an encoder-decoder: those that the encoder reads)
+# that the sequence has after this step, tokens of its source (of an encoder-decoder: those that the encoder reads), address of
+# the block table for layers with a window
 TILES = 40
-TILE_WORDS = 6
-SOURCE = 40
+TILE_WORDS = 7
+TABLE, SOURCE, NEAR_TABLE = 24, 40, 48
 N_OUTPUTS = 48  # tokens whose logits are wanted
 OUTPUT_ROWS = 56  # -> int32 [n_outputs]
 SPLIT = 64  # attention: parts of the context that threads take apart for this step; 0: each tile's context is one piece
@@ -46,7 +47,8 @@ N_RUNS = 72  # of models with states: runs of consecutive tokens of one sequence
 # -> int64 [n_runs, RUN_WORDS]: first token, tokens, position of the first, byte offset of the sequence's slot of states
 RUNS = 80
 RUN_WORDS = 4
-BATCH_WORDS = 11
+NEAR_SLOTS = 88  # -> int64 [n_tokens], as SLOTS, in layers with a window
+BATCH_WORDS = 12
 
 f4 = "f4"
 

@@ -7,6 +7,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -84,6 +85,9 @@ MAX_THREADS = 512
 USUAL_CONTEXTS = 4
 #: Slots for recurrent states, where memory allows. They take memory only when used.
 MOST_STATES = 128
+#: A pool of pages for layers with a window holds so many times what whole contexts need there, for many short sequences and for
+#: what requests have in common.
+NEAR_ROOM = 2
 
 
 def architecture(gguf: GGUFFile) -> ModuleType:
@@ -106,6 +110,7 @@ def load_model(
     n_states: int | None = None,
     n_threads: int | None = None,
     team: Team | None = None,
+    near_pages: bool = False,
     progress: Callable[[float], Any] | None = None,
 ) -> Model:
     """Read a model's weights, weave them for this processor, and write its program.
@@ -118,7 +123,8 @@ def load_model(
     ``n_states``: of a model with recurrent layers, how many sequences' states it holds, those kept for others to begin with
     among them (None: MOST_STATES, or as many as fit an eighth of the memory there is);
     ``n_threads``: None for as many as this process may use; ``team``: another model's threads to compute with instead, never at
-    the same time; it must outlive this model; ``progress``: called with 0.0 to 1.0 while reading.
+    the same time; it must outlive this model; ``near_pages``: layers with a window may have a smaller pool of pages of their own
+    (``KVCache.near``), where that saves memory; ``progress``: called with 0.0 to 1.0 while reading.
 
     The environment variable GUMBA_AFFINITY ("0-3,8", or "all") ties the threads beside the caller's to processors.
 
@@ -148,12 +154,13 @@ def load_model(
     chosen = isa.current()
     if kv_type is None:
         kv_type = "bf16" if chosen.dot_bf16 is not None else "f16"
-    if kv_tokens is None:
-        kv_tokens = _kv_tokens(config, n_ctx, kv_memory, kv_type)
+    pools = _Pools(kv_shapes(config), n_ctx, max_batch_tokens, kv_type, near_pages and config.causal)
+    n_pages = pools.n_pages(kv_memory) if kv_tokens is None else -(-kv_tokens // PAGE_TOKENS)
+    kv_tokens = n_pages * PAGE_TOKENS if kv_tokens is None else kv_tokens
     max_batch_tokens = min(max_batch_tokens, max(n_ctx, kv_tokens))
     try:
         weights = _weights(gguf, module, config, chosen, n_threads, progress)
-        kv = KVCache(_kv_shapes(config), -(-kv_tokens // PAGE_TOKENS), kv_type)
+        kv = KVCache(pools.shapes, n_pages, kv_type, pools.near(n_pages))
         states = _states(config, n_states)
         program = Program(chosen, n_threads, max_batch_tokens, n_ctx, states=states.layouts if states else [])
         outputs = module.forward(program, config, weights, kv.layouts, n_ctx)
@@ -166,23 +173,62 @@ def load_model(
         ) from None
 
 
-def _kv_shapes(config: Any) -> list[KVShape]:
+def kv_shapes(config: Any) -> list[KVShape]:
     """What each layer keeps of a token: what the configuration says, or the same of all."""
     shapes: list[KVShape] | None = getattr(config, "kv_shapes", None)
-    return shapes or [KVShape(config.n_kv_heads, config.head_dim, config.head_dim)] * config.n_layers
+    if shapes:
+        return shapes
+    shape = KVShape(config.n_kv_heads, config.head_dim, config.head_dim)
+    windowed = getattr(config, "windowed", None) or [True] * config.n_layers
+    return [replace(shape, window=getattr(config, "window", 0) if yes else 0) for yes in windowed]
 
 
-def _kv_tokens(config: Any, n_ctx: int, kv_memory: int | None, kv_type: str) -> int:
-    """Tokens of the KV cache where the caller names no number."""
-    page_bytes = KVCache.bytes_per_page(_kv_shapes(config), kv_type)
-    if kv_memory is not None:
-        if kv_memory < page_bytes:
-            raise RequestError(f"kv_memory is {kv_memory}, expected at least {page_bytes}, for {PAGE_TOKENS} tokens")
-        return kv_memory // page_bytes * PAGE_TOKENS
-    there_is = available_memory()
-    if there_is is None:
-        return n_ctx
-    return max(n_ctx, min(USUAL_CONTEXTS * n_ctx, there_is // 8 // page_bytes * PAGE_TOKENS))
+class _Pools:
+    """How many pages there are, for all layers and for those with a window.
+
+    ``n_ctx``, ``n_step``: most tokens of a sequence and of a step.
+    """
+
+    def __init__(self, shapes: list[KVShape], n_ctx: int, n_step: int, kv_type: str, near_pages: bool) -> None:
+        self.shapes = shapes
+        self._n_ctx = n_ctx
+        window = max((shape.window for shape in shapes), default=0) if near_pages else 0
+        #: Pages that a sequence has at once for the layers with a window.
+        self._each = -(-(window + n_step) // PAGE_TOKENS) + 1 if window else 0
+        self._page_bytes = KVCache.bytes_per_page([shape for shape in shapes if not (window and shape.window)], kv_type)
+        self._near_bytes = KVCache.bytes_per_page(shapes, kv_type) - self._page_bytes
+
+    def near(self, n_pages: int) -> int:
+        """Pages of the pool for layers with a window, beside ``n_pages`` for the others; 0 where one pool for all is as small."""
+        count = NEAR_ROOM * self._each * (1 + -(-n_pages * PAGE_TOKENS // self._n_ctx))
+        return count if count < n_pages else 0
+
+    def _bytes(self, n_pages: int) -> int:
+        return n_pages * self._page_bytes + (self.near(n_pages) or n_pages) * self._near_bytes
+
+    def n_pages(self, kv_memory: int | None) -> int:
+        """Pages where the caller names no number. Raises RequestError when ``kv_memory`` is too little for any."""
+        most, there_is = -(-USUAL_CONTEXTS * self._n_ctx // PAGE_TOKENS), available_memory()
+        least = -(-self._n_ctx // PAGE_TOKENS)
+        if kv_memory is not None:
+            if kv_memory < self._bytes(1):
+                raise RequestError(
+                    f"kv_memory is {kv_memory}, expected at least {self._bytes(1)}, for {PAGE_TOKENS} tokens"
+                )
+            return self._fitting(kv_memory, 1, 1 << 24)
+        if there_is is None:
+            return least
+        return self._fitting(there_is // 8, least, most)
+
+    def _fitting(self, n_bytes: int, least: int, most: int) -> int:
+        """The largest number of pages from ``least`` to ``most`` that fits ``n_bytes``; ``least`` where none does."""
+        while least < most:
+            middle = (least + most + 1) // 2
+            if self._bytes(middle) <= n_bytes:
+                least = middle
+            else:
+                most = middle - 1
+        return least
 
 
 def _states(config: Any, n_states: int | None) -> States | None:

@@ -50,10 +50,10 @@ class LayersConfig(WindowedConfig):
     @property
     def kv_shapes(self) -> list[KVShape]:
         """Layers that read another's keys and values keep nothing."""
-        return [
-            KVShape(self.kv_heads[i], self.head_dim_of(i), self.head_dim_of(i)) if source == i else KVShape(0, 0, 0)
-            for i, source in enumerate(self.sources)
-        ]
+        shapes = [KVShape(0, 0, 0)] * len(self.sources)
+        for i in set(self.sources):
+            shapes[i] = KVShape(self.kv_heads[i], self.head_dim_of(i), self.head_dim_of(i), window=self.window_of(i))
+        return shapes
 
 
 def read_layers(keys: Keys, *, period: int, n_own: int) -> tuple[Config, dict[str, Any]]:

@@ -28,7 +28,7 @@ class Lfm2Config(Config):
     def kv_shapes(self) -> list[KVShape]:
         """Of a convolution the cache keeps what it takes in."""
         attention = KVShape(self.n_kv_heads, self.head_dim, self.head_dim)
-        return [attention if yes else KVShape.of_rows(self.n_embd) for yes in self.attends]
+        return [attention if yes else KVShape.of_rows(self.n_embd, self.n_taps) for yes in self.attends]
 
 
 def read_config(gguf: GGUFFile) -> Lfm2Config:

@@ -19,6 +19,8 @@ from gumba.program.executor import Team
 from gumba.program.timing import Timing
 from gumba.states import States
 
+_TABLE = "a block table must be a row of page ids, all of them taken from this model's cache"
+
 
 class Chunk(NamedTuple):
     """Consecutive tokens of one sequence for one step.
@@ -26,7 +28,9 @@ class Chunk(NamedTuple):
     ``tokens``: ids; ``position``: of the first one in its sequence; ``pages``: the sequence's block table, for at least
     ``position + len(tokens)`` tokens; ``outputs``: of which tokens the logits are wanted; ``state``: of a model with recurrent
     layers, the sequence's slot of ``Model.states``, which holds the state after ``position`` tokens; ``n_source``: of an
-    encoder-decoder, how many of the sequence's first tokens are the source, which the encoder reads, all in one chunk.
+    encoder-decoder, how many of the sequence's first tokens are the source, which the encoder reads, all in one chunk;
+    ``near``: where the cache has a pool for layers with a window, the block table of that, whose places before the window may
+    say anything.
     """
 
     tokens: Sequence[int] | np.ndarray
@@ -35,6 +39,7 @@ class Chunk(NamedTuple):
     outputs: Literal["none", "last", "all"] = "last"
     state: int = -1
     n_source: int = 0
+    near: Sequence[int] | np.ndarray = ()
 
 
 class Model:
@@ -73,6 +78,7 @@ class Model:
         tile = tile_tokens(program.most_grouped)
         units = split_units(self.n_threads) if self.n_threads > 1 else 0
         limits = [self._n_ids, n_ctx, kv.n_pages, self.max_batch_tokens, tile, program.most_kv_heads, units]
+        limits += [0, 0, 0] if kv.near is None else [kv.near.n_pages, kv.window, kv.near.used.ctypes.data]
         self._limits = np.empty(LIMIT_WORDS, np.int64)
         self._limits[:] = limits
         self._gather = gather.bare
@@ -82,6 +88,7 @@ class Model:
             op.TOKENS: np.empty(rows, np.int32), op.POSITIONS: np.empty(rows, np.int32), op.SLOTS: np.empty(rows, np.int64),
             op.TILES: np.empty((rows, op.TILE_WORDS), np.int64), op.OUTPUT_ROWS: np.empty(rows, np.int32),
             op.RUNS: np.empty((rows if states else 0, op.RUN_WORDS), np.int64),
+            op.NEAR_SLOTS: np.empty(rows, np.int64),
         }  # fmt: skip
         self._batch = np.zeros(op.BATCH_WORDS, np.int64)
         for offset, array in self._arrays.items():
@@ -149,17 +156,24 @@ class Model:
         words: list[int] = []
         tokens: list[int] = []
         pages: list[int] = []
+        near: list[int] = []
         for chunk in chunks:
-            ids, position, table, outputs, _, n_source = chunk
+            ids, position, table, outputs, _, n_source, table_near = chunk
             if type(ids) is not list or type(table) is not list:
                 ids, table = token_ids(ids, self._n_ids).tolist(), _page_ids(table).tolist()
-            words += (len(ids), position, len(table), OUTPUTS[outputs], n_source)
+            if self.kv.near is not None:
+                if type(table_near) is not list:
+                    table_near = _page_ids(table_near).tolist()
+                table_near = table_near[self.kv.first_read(_index(position)) :]
+                near += table_near
+            words += (len(ids), position, len(table), OUTPUTS[outputs], n_source, len(table_near))
             tokens += ids
             pages += table
         words += tokens
         words += pages
-        if len(pages) > len(self._tables):
-            self._tables = np.empty(2 * len(pages), np.int32)
+        words += near
+        if len(pages) + len(near) > len(self._tables):
+            self._tables = np.empty(2 * (len(pages) + len(near)), np.int32)
             self._addresses[2] = self._tables.ctypes.data
         if not all(type(word) is int for word in words):
             self._refuse(chunks)
@@ -175,7 +189,7 @@ class Model:
         runs: list[tuple[int, int, int, int]] = []
         after: dict[int, int] = {}
         first = 0
-        for tokens, position, _, _, slot, _ in chunks:
+        for tokens, position, _, _, slot, *_ in chunks:
             if type(slot) is not int or not states.owns(slot) or slot in after:
                 raise RequestError(
                     f"slot {slot!r} for states: expected one taken from this model, for each sequence its own"
@@ -209,7 +223,15 @@ class Model:
             if len(table) * PAGE_TOKENS < end:
                 raise RequestError(f"a block table of {len(table)} pages for {end} tokens: expected enough pages")
             if not self.kv.owns(table):
-                raise RequestError("a block table must be a row of page ids, all of them taken from this model's cache")
+                raise RequestError(_TABLE)
+            if self.kv.near is not None:
+                near = _page_ids(chunk.near)
+                if len(near) * PAGE_TOKENS < end:
+                    raise RequestError(f"a second block table of {len(near)} pages for {end} tokens: expected enough")
+                if not self.kv.near.owns(near[self.kv.first_read(first) :]):
+                    raise RequestError(_TABLE)
+            elif len(chunk.near):
+                raise RequestError("a second block table: expected none, this model's cache has one pool")
             total += len(ids)
         if total > self.max_batch_tokens:
             raise RequestError(f"a step of {total} tokens: expected no more than {self.max_batch_tokens}")
@@ -244,7 +266,7 @@ def _page_ids(pages: Sequence[int] | np.ndarray) -> np.ndarray:
     """A block table as int64: a copy, so that nobody changes it during a step."""
     table = np.array(pages) if len(pages) else np.empty(0, np.int64)
     if table.ndim != 1 or table.dtype.kind not in "iu":
-        raise RequestError("a block table must be a row of page ids, all of them taken from this model's cache")
+        raise RequestError(_TABLE)
     return table.astype(np.int64, copy=False)  # ids past its range become negative
 
 

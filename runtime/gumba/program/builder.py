@@ -27,16 +27,18 @@ from gumba.program.recurrent import Recurrent
 __all__ = ["Buffer", "KVLayout", "Operation", "Program", "Work"]
 
 
-def _check_shapes(q: Buffer, k: Buffer | None, v: Buffer | None, at: KVLayout, window: int, stored: bool) -> None:
-    """ValueError for what does not fit the layer's cache."""
+def _check_shapes(
+    q: Buffer, k: Buffer | None, v: Buffer | None, at: KVLayout, windows: tuple[int, int], stored: bool
+) -> None:
+    """ValueError for what does not fit the layer's cache. ``windows``: what limits how far a token sees; 0: nothing."""
     wanted = at.n_kv_heads * at.head_dim, at.n_kv_heads * at.v_dim
     given = (k.width, v.width) if k is not None and v is not None else None
     if (given is None and (k is not v or not stored)) or given not in (None, wanted):
         raise ValueError(
             f"keys and values of {given} columns: expected {wanted}, or none where they are stored already"
         )
-    if not q.width or not wanted[0] or q.width % wanted[0] or window < 0:
-        raise ValueError(f"queries of {q.width} columns, keys of {wanted[0]}, window {window}")
+    if not q.width or not wanted[0] or q.width % wanted[0] or min(windows) < 0 or not at.covers(max(windows)):
+        raise ValueError(f"queries of {q.width} columns, keys of {wanted[0]}, windows {windows}, pages for {at.window}")
 
 
 def _product(w: PackedMatrix) -> Work:
@@ -140,7 +142,7 @@ class Program(Recurrent):
         at = kv[layer]
         group = q.width // max(1, at.n_kv_heads * at.head_dim)
         n_heads = at.n_kv_heads * group
-        _check_shapes(q, k, v, at, min(window, chunk), stored=at.pages in self._caches or part == "source")
+        _check_shapes(q, k, v, at, (window, chunk), stored=at.pages in self._caches or part == "source")
         pages = page_formats()[at.kv_type]
         variant = att.Variant(
             not causal, window > 0, chunk > 0, part == "answer", part == "source", softcap > 0, slopes is not None,
@@ -191,7 +193,7 @@ class Program(Recurrent):
         pages = page_formats()[at.kv_type]
         geometry = att.geometry(pages, at.n_kv_heads, group, at.head_dim, at.v_dim, k_page=at.k_page, v_page=at.v_page,
                                 k_head=at.k_head, v_head=at.v_head, v_offset=at.v_offset, extent_pages=at.extent_pages,
-                                extent_bytes=at.extent_bytes, **options)  # fmt: skip
+                                extent_bytes=at.extent_bytes, near=at.window > 0, **options)  # fmt: skip
         cache = self._caches.setdefault(at.pages, Buffer("kv", 0, 0, N_TOKENS))
         return {"memory": at.pages, "geo": self.hold(geometry), "scratch": -1, "scratch_bytes": -1}, cache
 
@@ -219,7 +221,8 @@ class Program(Recurrent):
         """
         at, n_blocks = kv[layer], -(-x.width // q8.COLUMNS)
         rows = (1, 0, n_blocks * q8.COLUMNS, "f32")
-        if (at.n_kv_heads, at.head_dim, at.v_dim, at.kv_type) != rows or len(weight) != x.width or x.count != N_TOKENS:
+        held = at.n_kv_heads, at.head_dim, at.v_dim, at.kv_type
+        if held != rows or len(weight) != x.width or x.count != N_TOKENS or not at.covers(weight.shape[1]):
             raise ValueError(
                 f"{x.name} has {x.width} columns, weights {weight.shape}; pages of {at.v_dim} {at.kv_type}"
             )
@@ -228,12 +231,15 @@ class Program(Recurrent):
         place = {"memory": at.pages + at.v_offset, "page_bytes": at.v_page, "extent_pages": at.extent_pages,
                  "extent_bytes": at.extent_bytes, "row_bytes": 4 * at.v_dim, "n_blocks": n_blocks}  # fmt: skip
         cache = self._caches.setdefault(at.pages, Buffer("kv", 0, 0, N_TOKENS))
-        self.append(conv.store_rows, place | {"x": x, "stride": x.row_bytes}, [x], [cache], ("tokens",))
+        slots_at, table_at = att.pages_at(at.window > 0)
+        self.append(
+            conv.store_rows, place | {"x": x, "stride": x.row_bytes, "slots_at": slots_at}, [x], [cache], ("tokens",)
+        )
         out = self._buffer("short_conv", x.width)
         self.append(
             conv.short_conv,
             place | {"weight": self.constant(taps, pad=False), "weight_stride": taps.strides[0], "n_taps": len(taps),
-                     "out": out, "stride": out.row_bytes},
+                     "out": out, "stride": out.row_bytes, "table_at": table_at},
             [cache], [out], ("tile blocks", n_blocks), [cache],
         )  # fmt: skip
         return out

@@ -86,3 +86,9 @@ class KVLayout:
     head_dim: int
     v_dim: int
     kv_type: str
+    #: Of a pool where a sequence has pages for this many tokens only; 0: for all.
+    window: int = 0
+
+    def covers(self, n_tokens: int) -> bool:
+        """Whether a token finds itself and the ``n_tokens - 1`` before it there (0: all of them)."""
+        return not self.window or 0 < n_tokens <= self.window

@@ -1,0 +1,99 @@
+"""Layers with a window have pages for what the window reaches, and no more: the same bits as with pages for everything."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_architectures import FILES as DECODERS
+from test_architectures import architecture
+
+import gumba.models
+from gumba import LLM, GGUFFile, SamplingParams
+from gumba.engine.sequence import Generation
+from gumba.kernels.pages import PAGE_TOKENS
+from gumba.models import ARCHITECTURES
+
+STEP = 64
+
+
+def windows(path: Path) -> list[int]:
+    """The window of each layer."""
+    with GGUFFile(path) as file:
+        config = ARCHITECTURES[architecture(path)].read_config(file)
+        return [shape.window for shape in gumba.models.kv_shapes(config)]
+
+
+FILES = [path for path in DECODERS if any(windows(path))]
+
+
+def prompt(n: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(5, 90, n).tolist()
+
+
+STEM = prompt(450)
+#: Far beyond a window of 40: what is in common ends in the middle, at the end, and nowhere.
+PROMPTS = [STEM, STEM[:300] + prompt(200, 1), prompt(280, 2), STEM + prompt(90, 3)]
+PARAMS = SamplingParams(temperature=0.8, seed=3, max_tokens=70, ignore_eos=True)
+
+
+@pytest.fixture
+def rows(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, ...], bytes]:
+    """The logits that each token was chosen by, by all tokens before it."""
+    seen: dict[tuple[int, ...], bytes] = {}
+    choose: Any = Generation._choose
+
+    def checked(self: Generation, row: np.ndarray, *rest: Any) -> Any:
+        assert seen.setdefault(tuple(self.tokens), row.tobytes()) == row.tobytes(), "other bits after the same tokens"
+        return choose(self, row, *rest)
+
+    monkeypatch.setattr(Generation, "_choose", checked)
+    return seen
+
+
+def load(path: Path) -> LLM:
+    return LLM(path, n_ctx=2048, kv_tokens=8192, max_batch_tokens=STEP, n_threads=2)
+
+
+@pytest.mark.parametrize("path", FILES, ids=[path.stem.removeprefix("arch_") for path in FILES])
+def test_the_same_bits_with_fewer_pages(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: dict[tuple[int, ...], bytes]
+) -> None:
+    monkeypatch.setattr(ARCHITECTURES[architecture(path)], "read_config", longer(path))
+    with monkeypatch.context() as all_pages:
+        all_pages.setattr(gumba.models, "NEAR_ROOM", 1000)
+        with load(path) as llm:
+            assert llm.model.kv.near is None
+            expected = [llm.generate([one], PARAMS)[0].token_ids for one in PROMPTS]
+    reach = max(windows(path))
+    with load(path) as llm:
+        near = llm.model.kv.near
+        assert near is not None and near.n_pages < llm.model.kv.n_pages
+        n_rows = len(rows)
+        assert [llm.generate([one], PARAMS)[0].token_ids for one in PROMPTS] == expected
+        assert llm.generate([PROMPTS[3]], PARAMS)[0].timings.cached_tokens > 400
+        llm.clear_cache()
+        assert [each.token_ids for each in llm.generate(PROMPTS, PARAMS)] == expected
+        assert len(rows) == n_rows, "tokens that nobody has said before"
+        held = []
+        for _ in llm.stream(PROMPTS[0], PARAMS):
+            held.append(llm.kv_usage().window_in_use)
+        assert max(held) <= -(-(reach + STEP) // PAGE_TOKENS) + 1
+        # A conversation saved and loaded goes on with what the window reaches.
+        said = PROMPTS[0] + expected[0]
+        assert llm.save_session(tmp_path / "a.session", said) >= len(said) - 1
+        after = llm.generate([[*said, 7, 8]], PARAMS)[0].token_ids
+        llm.clear_cache()
+        llm.load_session(tmp_path / "a.session")
+        again = llm.generate([[*said, 7, 8]], PARAMS)[0]
+        assert (again.token_ids, again.timings.cached_tokens) == (after, len(said) - 1)
+        assert llm.kv_usage().in_use == llm.kv_usage().window_in_use == 0
+
+
+def longer(path: Path) -> Any:
+    """``read_config`` of a file, as if the model were made for longer contexts."""
+    read = ARCHITECTURES[architecture(path)].read_config
+    return lambda file: replace(read(file), n_ctx_train=4096)
