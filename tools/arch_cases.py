@@ -71,6 +71,26 @@ def partly(share: float) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": share}}
 
 
+PICTURES = "ForConditionalGeneration"
+#: The smallest part for pictures of each family; nothing of it is converted.
+VISION: dict[str, Any] = {"depth": 1, "num_heads": 2, "patch_size": 4}
+VISIONS: dict[str, dict[str, Any]] = {
+    "Qwen2VL": {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 1},
+    "Qwen2_5_VL": {"hidden_size": 16, "intermediate_size": 16, "out_hidden_size": 32, "fullatt_block_indexes": [0]},
+    "Qwen3VL": {"hidden_size": 16, "intermediate_size": 16, "out_hidden_size": 32, "deepstack_visual_indexes": [0]},
+    "Qwen3VLMoe": {"hidden_size": 16, "intermediate_size": 16, "out_hidden_size": 32, "deepstack_visual_indexes": [0]},
+}
+
+
+def pictures(family: str, settings: dict[str, Any], *, tied: bool = False) -> dict[str, Any]:
+    """The configuration of a model that sees pictures, whose language model has these settings."""
+    # In llama.cpp's interleaved form every pair must have a coordinate: it does not turn the others in texts.
+    sections = {8: [2, 1, 1], 16: [3, 3, 2]}[settings.get("head_dim", 8)]
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections}
+    text = {key: value for key, value in SIZES.items() if key != "tie_word_embeddings"} | {"rope_parameters": rope}
+    return {"text_config": text | settings, "vision_config": VISION | VISIONS[family], "tie_word_embeddings": tied}
+
+
 GPT2 = {
     "n_embd": 32,
     "n_layer": 2,
@@ -208,6 +228,10 @@ CASES = [
     Case("llama_mixtral", "Mixtral", {"num_local_experts": 5, "intermediate_size": 32, "sliding_window": None}),
     Case("qwen2", "Qwen2", {"tie_word_embeddings": True}),
     Case("qwen3", "Qwen3", WIDE_HEADS),
+    Case("qwen2vl", "Qwen2VL", pictures("Qwen2VL", {}), head=PICTURES),
+    Case("qwen2vl_2_5", "Qwen2_5_VL", pictures("Qwen2_5_VL", ONE_LAYER, tied=True), head=PICTURES),
+    Case("qwen3vl", "Qwen3VL", pictures("Qwen3VL", WIDE_HEADS), head=PICTURES),
+    Case("qwen3vlmoe", "Qwen3VLMoe", pictures("Qwen3VLMoe", WIDE_HEADS | MIXTURE | ONE_LAYER), head=PICTURES),
     Case(
         "gemma2",
         "Gemma2",

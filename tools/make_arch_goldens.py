@@ -87,6 +87,8 @@ def build(case: Case, overrides: dict[str, Any]) -> Any:
     # What a family's configuration does not know would be stored without effect, and is left out.
     config_class = getattr(transformers, config_name(case))
     known = set(config_class().to_dict()) | set(case.settings)
+    if "text_config" in case.settings:  # the sizes are in there
+        known = set(case.settings)
     settings = {key: value for key, value in SIZES.items() if key in known} | case.settings | overrides
     config = config_class(**settings)
     config._attn_implementation = "eager"
@@ -305,7 +307,7 @@ def check(case: Case, path: Path) -> None:
         tokens, logits = stored["tokens"], stored["logits"]
     if not case.encoder:
         tokens, logits = tokens[: case.n_llama], logits[: case.n_llama]
-    if case.head == "ForConditionalGeneration":
+    if case.head == "ForConditionalGeneration" and "text_config" not in case.settings:
         found = [llama_two_halves(path, tokens)]
     elif case.encoder:
         if case.n_dense:  # it projects behind the pooling only

@@ -81,8 +81,15 @@ def separate_experts(
 
 
 def fused_experts(layer: Layer, d: Decoder, experts: Experts, gate_up: str, down: str) -> None:
-    """Experts in two tensors: [experts, gate and up, embedding] and [experts, embedding, width]."""
+    """Experts in two tensors: [experts, gate and up, embedding] and [experts, embedding, width]; or each matrix turned round."""
     n, n_ff = experts.n, experts.n_ff
+    if (layer.shape(gate_up), layer.shape(down)) == ((n, d.n_embd, 2 * n_ff), (n, n_ff, d.n_embd)):
+        for i, name in enumerate(("gate", "up")):
+            own = slice(i * n_ff, (i + 1) * n_ff)
+            shape = (n, d.n_embd, 2 * n_ff)
+            layer.tensor(f"ffn_{name}_exps.weight", gate_up, shape, columns=own, transposed=True)
+        layer.tensor("ffn_down_exps.weight", down, (n, n_ff, d.n_embd), transposed=True)
+        return
     both = np.arange(n * 2 * n_ff).reshape(n, 2, n_ff)
     for i, name in enumerate(("gate", "up")):
         layer.tensor(

@@ -39,6 +39,8 @@ def read_rope(
     if isinstance(nested, dict):
         settings = settings.section(layer_type) or settings
     kind = settings.config.get("rope_type", settings.config.get("type", "default"))
+    if kind == "mrope":  # a picture's tokens have several coordinates, a text's have the same position in all of them
+        kind = "default"
     found = settings.number("rope_theta") if settings.has("rope_theta") else reader.number("rope_theta", theta)
     key = "partial_rotary_factor"
     share = settings.number(key) if settings.has(key) else reader.number(key, partial)

@@ -79,6 +79,11 @@ class TensorTable:
         """Whether the checkpoint has a tensor of that name; for what a configuration does not say."""
         return name in self._found
 
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape of the checkpoint's tensor of that name, for layouts that nothing else tells apart; None without it."""
+        tensor = self._found.get(name)
+        return None if tensor is None else tensor.shape
+
     def spare(self, name: str) -> None:
         """A tensor that may be there and says nothing new."""
         self._used.add(name)
@@ -199,6 +204,9 @@ class Layer:
 
     def has(self, name: str) -> bool:
         return self.table.has(self.theirs + name)
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        return self.table.shape(self.theirs + name)
 
     def tensor(self, name: str, parts: str | Sequence[str], shape: tuple[int, ...], **changes: Unpack[Changes]) -> None:
         full = self.theirs + parts if isinstance(parts, str) else [self.theirs + part for part in parts]

@@ -483,6 +483,20 @@ def hf(name: str, **more: Any) -> dict[str, Any]:
     return {"architectures": [name], **more}
 
 
+def nested(name: str, *, tied: bool = False, **more: Any) -> dict[str, Any]:
+    """The configuration of a model that sees pictures; what the whole says of tied embeddings counts."""
+    return {"architectures": [name], "tie_word_embeddings": tied, "text_config": BASE | more}
+
+
+def moved(entries: dict[str, Entry]) -> dict[str, Entry]:
+    """Names of a language model that is a part of such a model."""
+    return {
+        ours: (str(theirs).replace("model.", "model.language_model."), shape, make)
+        for ours, (theirs, shape, make) in entries.items()
+    }
+
+
+GATE_UP = "mlp.experts.gate_up_proj"
 GEMMA_CONFIG = {"head_dim": HEAD, "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True}
 PARTIAL = {"partial_rotary_factor": 0.5}
 SLIDE = {"layer_types": ["sliding_attention", "full_attention"]}
@@ -561,6 +575,70 @@ FAMILIES: dict[str, Family] = {
         ENDS,
         NORMS | ATTENTION | HEAD_NORMS | MLP,
         keys={"attention.key_length": HEAD, "attention.value_length": HEAD},
+    ),
+    "qwen2vl": Family(
+        "qwen2vl",
+        "qwen2vl",
+        hf("Qwen2VLForConditionalGeneration", rope_scaling={"type": "mrope", "mrope_section": [1, 1]}),
+        ENDS,
+        NORMS | ATTENTION | QKV_BIAS | MLP,
+        keys={"rope.dimension_sections": [1, 1, 0, 0]},
+        spare={"visual.patch_embed.proj.weight": (2, 3)},
+    ),
+    "qwen2.5 vl, nested": Family(
+        "qwen2vl",
+        "qwen2vl",
+        nested("Qwen2_5_VLForConditionalGeneration", tied=True),
+        moved(TIED),
+        NORMS | ATTENTION | QKV_BIAS | MLP,
+        layer="model.language_model.layers",
+        keys={"rope.dimension_sections": [16, 24, 24, 0]},
+        spare={"model.visual.patch_embed.proj.weight": (2, 3), "lm_head.weight": (V, W)},
+    ),
+    "qwen3vl": Family(
+        "qwen3vl",
+        "qwen3vl",
+        nested("Qwen3VLForConditionalGeneration", head_dim=HEAD, tie_word_embeddings=True)
+        | {"vision_config": {"deepstack_visual_indexes": [0, 1]}},
+        moved(ENDS),
+        NORMS | ATTENTION | HEAD_NORMS | MLP,
+        layer="model.language_model.layers",
+        keys={"rope.dimension_sections": [24, 20, 20, 0], "n_deepstack_layers": 2},
+        spare={"model.visual.patch_embed.proj.weight": (2, 3)},
+    ),
+    "qwen3vlmoe": Family(
+        "qwen3vl",
+        "qwen3vlmoe",
+        nested("Qwen3VLMoeForConditionalGeneration", head_dim=HEAD, **MIXTURE),
+        moved(ENDS),
+        NORMS
+        | ATTENTION
+        | HEAD_NORMS
+        | ROUTER
+        | {
+            "ffn_gate_exps.weight": (GATE_UP, (EXPERTS, W, 2 * EF), lambda p: p[0][:, :, :EF].swapaxes(1, 2)),
+            "ffn_up_exps.weight": (GATE_UP, (EXPERTS, W, 2 * EF), lambda p: p[0][:, :, EF:].swapaxes(1, 2)),
+            "ffn_down_exps.weight": ("mlp.experts.down_proj", (EXPERTS, EF, W), lambda p: p[0].swapaxes(1, 2)),
+        },
+        layer="model.language_model.layers",
+        keys=MIXTURE_KEYS | {"n_deepstack_layers": 3},
+    ),
+    "qwen3vlmoe, turned": Family(
+        "qwen3vl",
+        "qwen3vlmoe",
+        nested("Qwen3VLMoeForConditionalGeneration", head_dim=HEAD, **MIXTURE),
+        moved(ENDS),
+        NORMS
+        | ATTENTION
+        | HEAD_NORMS
+        | ROUTER
+        | {
+            "ffn_gate_exps.weight": (GATE_UP, (EXPERTS, 2 * EF, W), lambda p: p[0][:, :EF]),
+            "ffn_up_exps.weight": (GATE_UP, (EXPERTS, 2 * EF, W), lambda p: p[0][:, EF:]),
+            "ffn_down_exps.weight": ("mlp.experts.down_proj", (EXPERTS, W, EF), same),
+        },
+        layer="model.language_model.layers",
+        keys=MIXTURE_KEYS,
     ),
     "qwen3moe": Family(
         "qwen3moe",

@@ -15,7 +15,8 @@ from gumba_convert.decoder import (
     text_config,
     with_heads,
 )
-from gumba_convert.plan import Plan
+from gumba_convert.multimodal import position_sections
+from gumba_convert.plan import ConfigReader, Plan
 from gumba_convert.table import TensorTable
 
 ARCHITECTURE = "qwen2"
@@ -31,17 +32,24 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = text_config(checkpoint)
+    return language_model(text_config(checkpoint), TensorTable(checkpoint, renamed=BARE))
+
+
+def language_model(
+    reader: ConfigReader, table: TensorTable, *, architecture: str = ARCHITECTURE, sections: tuple[int, ...] = ()
+) -> Plan:
+    """The same of a model that may be a part of another; `sections`: see `position_sections`, none where there are none."""
     d = read_decoder(reader, defaults=DEFAULTS)
     reader.must_be("use_sliding_window", False)
     full_only(d)
-    values, factors = metadata(ARCHITECTURE, d)
-    table = TensorTable(checkpoint, renamed=BARE)
-    values |= embedding_and_any_head(table, d, ARCHITECTURE)
+    values, factors = metadata(architecture, d)
+    if sections:
+        values |= position_sections(architecture, d, sections)
+    values |= embedding_and_any_head(table, d, architecture)
     for layer in table.layers(d.n_layers):
         layer.norm("attn_norm", "input_layernorm", d.n_embd)
         attention(layer, d, bias=True)
         layer.norm("ffn_norm", "post_attention_layernorm", d.n_embd)
         gated_ffn(layer, d)
     table.norm("output_norm", "model.norm", d.n_embd)
-    return finish(ARCHITECTURE, d, values, table, factors)
+    return finish(architecture, d, values, table, factors)

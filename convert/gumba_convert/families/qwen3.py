@@ -26,7 +26,8 @@ from gumba_convert.decoder import (
     with_heads,
 )
 from gumba_convert.gguf_writer import Value, string, strings
-from gumba_convert.plan import Plan
+from gumba_convert.multimodal import position_sections
+from gumba_convert.plan import ConfigReader, Plan
 from gumba_convert.pooling import classifier_metadata
 from gumba_convert.table import TensorTable
 
@@ -55,14 +56,28 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = text_config(checkpoint)
+    return language_model(text_config(checkpoint), TensorTable(checkpoint, renamed=BARE))
+
+
+def language_model(
+    reader: ConfigReader,
+    table: TensorTable,
+    *,
+    architecture: str = ARCHITECTURE,
+    sections: tuple[int, ...] = (),
+    more: dict[str, Value] | None = None,
+) -> Plan:
+    """The same of a model that may be a part of another, with `more` metadata; `sections`: see `position_sections`."""
     d = read_decoder(reader, defaults=DEFAULTS)
     reader.must_be("use_sliding_window", False)
     full_only(d)
     bias = reader.flag("attention_bias", False)
-    values, factors = metadata(ARCHITECTURE, d)
-    table = TensorTable(checkpoint, renamed=BARE)
-    values |= _yes_and_no(table, d) if is_reranker(checkpoint) else embedding_and_any_head(table, d, ARCHITECTURE)
+    values, factors = metadata(architecture, d)
+    values |= more or {}
+    if sections:
+        values |= position_sections(architecture, d, sections)
+    reranks = is_reranker(table.checkpoint)
+    values |= _yes_and_no(table, d) if reranks else embedding_and_any_head(table, d, architecture)
     for layer in table.layers(d.n_layers):
         layer.norm("attn_norm", "input_layernorm", d.n_embd)
         attention(layer, d, bias=bias, output_bias=bias)
@@ -70,7 +85,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         layer.norm("ffn_norm", "post_attention_layernorm", d.n_embd)
         gated_ffn(layer, d)
     table.norm("output_norm", "model.norm", d.n_embd)
-    return finish(ARCHITECTURE, d, values, table, factors)
+    return finish(architecture, d, values, table, factors)
 
 
 def is_reranker(checkpoint: Checkpoint) -> bool:

@@ -25,7 +25,8 @@ from gumba_convert.decoder import (
 )
 from gumba_convert.experts import expert_metadata, read_experts
 from gumba_convert.families.qwen2moe import mixture
-from gumba_convert.gguf_writer import Value, i32_array, u32
+from gumba_convert.gguf_writer import Value, u32
+from gumba_convert.multimodal import PARTS, position_sections
 from gumba_convert.plan import ConfigReader, Plan
 from gumba_convert.table import Layer, TensorTable
 from gumba_convert.transforms import plus_one
@@ -37,8 +38,7 @@ MODEL_TYPES = ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text")
 
 DEFAULTS = {"n_kv_heads": 4, "n_ctx": 32768, "head_dim": 256}
 PERIOD = 4
-SECTIONS = [11, 11, 10]
-PARTS = {"model.language_model.": "model.", "language_model.lm_head.": "lm_head."}
+SECTIONS = (11, 11, 10)
 UNNEEDED = r"mtp\..*|model\.visual\..*"
 
 
@@ -131,9 +131,6 @@ def _linear_layers(reader: ConfigReader, n_layers: int) -> list[bool]:
 
 def _net_metadata(architecture: str, net: DeltaNet, linear: list[bool], d: Decoder) -> dict[str, Value]:
     """The delta net's sizes, and the sections of positions that images have; text has the same position in all."""
-    sections = d.rope.settings.config.get("mrope_section", SECTIONS) if d.rope is not None else SECTIONS
-    if not isinstance(sections, list) or not 1 <= len(sections) <= 4 or any(type(n) is not int for n in sections):
-        raise d.reader.fail("mrope_section", f"is {str(sections)[:80]}, expected up to four numbers")
     values = {
         "ssm.conv_kernel": u32(net.kernel),
         "ssm.state_size": u32(net.width),
@@ -142,9 +139,9 @@ def _net_metadata(architecture: str, net: DeltaNet, linear: list[bool], d: Decod
         "ssm.inner_size": u32(net.n_values * net.width),
         "attention.recurrent_layers": booleans(linear),
         "full_attention_interval": u32(d.reader.integer("full_attention_interval", PERIOD)),
-        "rope.dimension_sections": i32_array([*sections, 0, 0, 0][:4]),
     }
-    return {f"{architecture}.{key}": value for key, value in values.items()}
+    sections = position_sections(architecture, d, SECTIONS)
+    return {f"{architecture}.{key}": value for key, value in values.items()} | sections
 
 
 def _delta_net_tensors(layer: Layer, d: Decoder, net: DeltaNet) -> None:

@@ -14,7 +14,9 @@ from gumba_convert.decoder import (
 )
 from gumba_convert.experts import expert_metadata, read_experts, separate_experts
 from gumba_convert.families.qwen2moe import every_layer_is_sparse
-from gumba_convert.plan import Plan
+from gumba_convert.gguf_writer import Value
+from gumba_convert.multimodal import position_sections
+from gumba_convert.plan import ConfigReader, Plan
 from gumba_convert.table import TensorTable
 
 ARCHITECTURE = "qwen3moe"
@@ -30,16 +32,32 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = text_config(checkpoint)
+    return language_model(text_config(checkpoint), TensorTable(checkpoint), normalizes=False)
+
+
+def language_model(
+    reader: ConfigReader,
+    table: TensorTable,
+    *,
+    architecture: str = ARCHITECTURE,
+    normalizes: bool = True,
+    sections: tuple[int, ...] = (),
+    more: dict[str, Value] | None = None,
+) -> Plan:
+    """The same of a model that may be a part of another, with `more` metadata.
+
+    `normalizes`: the default of `norm_topk_prob`; `sections`: see `position_sections`.
+    """
     d = read_decoder(reader, defaults=DEFAULTS)
     every_layer_is_sparse(d)
-    if not reader.flag("norm_topk_prob", False):
+    if not reader.flag("norm_topk_prob", normalizes):
         raise reader.fail("norm_topk_prob", "is false; only true is supported")
     experts = read_experts(reader, "num_experts", n=128, n_used=8, n_ff=reader.integer("moe_intermediate_size", 768))
     bias = reader.flag("attention_bias", False)
-    values, factors = metadata(ARCHITECTURE, d)
-    values |= expert_metadata(ARCHITECTURE, experts, width=True)
-    table = TensorTable(checkpoint)
+    values, factors = metadata(architecture, d)
+    values |= expert_metadata(architecture, experts, width=True) | (more or {})
+    if sections:
+        values |= position_sections(architecture, d, sections)
     embedding_and_head(table, d)
     for layer in table.layers(d.n_layers):
         layer.norm("attn_norm", "input_layernorm", d.n_embd)
@@ -49,4 +67,4 @@ def plan(checkpoint: Checkpoint) -> Plan:
         layer.linear("ffn_gate_inp", "mlp.gate", (experts.n, d.n_embd))
         separate_experts(layer, d, experts, "mlp.experts")
     table.norm("output_norm", "model.norm", d.n_embd)
-    return finish(ARCHITECTURE, d, values, table, factors)
+    return finish(architecture, d, values, table, factors)

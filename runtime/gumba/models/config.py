@@ -103,20 +103,30 @@ WITHOUT: dict[str, tuple[object, ...]] = {
     "rope.scaling.yarn_log_multiplier": (0.0,),
     "use_parallel_residual": (False,),
 }
+#: Keys about a picture's tokens: how many rotary pairs turn by each of their coordinates (a text's tokens have one position in
+#: all), and after how many layers something of the picture is added.
+PICTURE_KEYS = ("rope.dimension_sections", "n_deepstack_layers")
 #: Keys of WITHOUT that belong together.
 EXPERT_KEYS = ("expert_count", "expert_used_count")
 
 
 @contextmanager
 def reading(
-    gguf: GGUFFile, name: str, *own: str, without: Mapping[str, tuple[object, ...]] = WITHOUT
+    gguf: GGUFFile,
+    name: str,
+    *own: str,
+    without: Mapping[str, tuple[object, ...]] = WITHOUT,
+    pictures: bool = False,
 ) -> Iterator[Keys]:
     """The metadata of architecture ``name``: every key is required, has a default, or must have the one value that is computed.
 
     Keys of ``without`` other than the architecture's ``own`` may not ask for anything; in the end no key may be unread.
+    ``pictures``: there may be keys about a picture's tokens, which say nothing about those of a text.
     """
     keys = Keys(gguf, name)
     keys.must_be({key: values for key, values in without.items() if key not in own})
+    for key in PICTURE_KEYS if pictures else ():
+        keys.has(key)
     yield keys
     keys.finish()
 

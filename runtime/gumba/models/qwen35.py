@@ -77,8 +77,7 @@ def read_config(gguf: GGUFFile) -> Qwen35Config:
 
 def read_named(gguf: GGUFFile, name: str, *, sparse: bool = False) -> Qwen35Config:
     """As ``read_config``, for the architecture ``name``; ``sparse``: with experts."""
-    with decoder.reading(gguf, name, *(decoder.EXPERT_KEYS if sparse else ())) as keys:
-        keys.is_array("rope.dimension_sections")  # of positions in pictures; in text all sections have the same
+    with decoder.reading(gguf, name, *(decoder.EXPERT_KEYS if sparse else ()), pictures=True) as keys:
         n_ff_expert = keys.count("expert_feed_forward_length", MAX_WIDTH) if sparse else 0
         common = decoder.read_common(keys, neox=True, freq_base=10000000.0, n_ff=n_ff_expert or None)
         experts = {"n_experts": 0, "n_used": 0, "n_ff_expert": 0, "n_ff_shared": 0}

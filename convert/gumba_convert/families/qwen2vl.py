@@ -1,0 +1,24 @@
+"""Qwen2-VL and Qwen2.5-VL: the language model is Qwen2, whose positions have several coordinates in pictures."""
+
+from __future__ import annotations
+
+from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.families import qwen2
+from gumba_convert.multimodal import language_config, language_table
+from gumba_convert.plan import Plan
+
+ARCHITECTURE = "qwen2vl"
+HF_ARCHITECTURES = ("Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration")
+MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl")
+
+SECTIONS = (16, 24, 24)
+
+
+def plan(checkpoint: Checkpoint) -> Plan:
+    """Metadata and tensors of the language model; parts for pictures are left out.
+
+    Raises:
+        ConvertError: an unsupported configuration or set of tensors.
+    """
+    table = language_table(checkpoint)
+    return qwen2.language_model(language_config(checkpoint), table, architecture=ARCHITECTURE, sections=SECTIONS)

@@ -1,0 +1,40 @@
+"""Qwen3-VL, dense and with experts: the language model is Qwen3, whose positions have several coordinates in pictures."""
+
+from __future__ import annotations
+
+from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.decoder import architecture_name
+from gumba_convert.families import qwen3, qwen3moe
+from gumba_convert.gguf_writer import Value, u32
+from gumba_convert.multimodal import language_config, language_table
+from gumba_convert.plan import ConfigReader, Plan
+
+DENSE, SPARSE = "Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration"
+HF_ARCHITECTURES = (DENSE, SPARSE)
+MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
+
+SECTIONS = (24, 20, 20)
+DEEPSTACK = (8, 16, 24)
+
+
+def plan(checkpoint: Checkpoint) -> Plan:
+    """Metadata and tensors of the language model; parts for pictures are left out.
+
+    Raises:
+        ConvertError: an unsupported configuration or set of tensors.
+    """
+    reader, table = language_config(checkpoint), language_table(checkpoint)
+    sparse = (architecture_name(checkpoint) or checkpoint.config.get("model_type")) in (SPARSE, "qwen3_vl_moe")
+    architecture = "qwen3vlmoe" if sparse else "qwen3vl"
+    more = {f"{architecture}.n_deepstack_layers": _deepstack_layers(reader, checkpoint)}
+    model = qwen3moe.language_model if sparse else qwen3.language_model
+    return model(reader, table, architecture=architecture, sections=SECTIONS, more=more)
+
+
+def _deepstack_layers(reader: ConfigReader, checkpoint: Checkpoint) -> Value:
+    """After how many layers something of a picture is added, beginning with the first; nothing in text."""
+    vision = ConfigReader(checkpoint.config, reader.where).section("vision_config")
+    layers = vision.config.get("deepstack_visual_indexes", DEEPSTACK) if vision is not None else DEEPSTACK
+    if not isinstance(layers, (list, tuple)):
+        raise reader.fail("vision_config.deepstack_visual_indexes", f"is {str(layers)[:80]}, expected a list")
+    return u32(len(layers))

@@ -1,0 +1,45 @@
+"""Language models that are parts of models which see pictures: where their settings and their tensors are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.decoder import Decoder, text_config
+from gumba_convert.gguf_writer import Value, i32_array
+from gumba_convert.plan import ConfigReader
+from gumba_convert.table import TensorTable
+
+#: Beginnings of the language model's names, and a pattern of names that are not its own.
+PARTS = {"model.language_model.": "model.", "language_model.lm_head.": "lm_head."}
+PICTURES = r"(model\.)?visual\..*"
+
+
+def language_table(checkpoint: Checkpoint) -> TensorTable:
+    """The tensors of the language model; those for pictures are left out."""
+    return TensorTable(checkpoint, renamed=PARTS, ignored=PICTURES)
+
+
+def language_config(checkpoint: Checkpoint) -> ConfigReader:
+    """The language model's settings: all of config.json, or a section of it, to which the whole says what is tied."""
+    reader = text_config(checkpoint)
+    tied = checkpoint.config.get("tie_word_embeddings")
+    if tied is not None:
+        reader.config = reader.config | {"tie_word_embeddings": tied}
+    return reader
+
+
+def position_sections(architecture: str, d: Decoder, default: Sequence[int]) -> dict[str, Value]:
+    """How many rotary pairs each coordinate of a picture's patch turns; a text's tokens have one position in all of them.
+
+    Raises:
+        ConvertError: `mrope_section` is no list of up to four numbers.
+    """
+    sections = d.rope.settings.config.get("mrope_section", default) if d.rope is not None else default
+    if (
+        not isinstance(sections, (list, tuple))
+        or not 1 <= len(sections) <= 4
+        or any(type(n) is not int for n in sections)
+    ):
+        raise d.reader.fail("mrope_section", f"is {str(sections)[:80]}, expected up to four numbers")
+    return {f"{architecture}.rope.dimension_sections": i32_array([*sections, 0, 0, 0][:4])}

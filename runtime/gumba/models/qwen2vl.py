@@ -1,0 +1,22 @@
+"""qwen2vl: the text of Qwen2-VL and Qwen2.5-VL (Wang et al. 2024, Bai et al. 2025): qwen2.
+
+Positions have several coordinates, which differ in pictures only.
+"""
+
+from __future__ import annotations
+
+from gumba.gguf import GGUFFile
+from gumba.models import decoder
+from gumba.models.llama import LlamaConfig, forward, load_weights
+
+__all__ = ["FAMILIES", "NAME", "VERIFIED", "forward", "load_weights", "read_config"]
+
+NAME = "qwen2vl"
+FAMILIES = "Qwen2-VL, Qwen2.5-VL (text)"
+VERIFIED = ("transformers", "llama.cpp")
+
+
+def read_config(gguf: GGUFFile) -> LlamaConfig:
+    """Every key is required, has a default, or must have the one value that is computed here."""
+    with decoder.reading(gguf, NAME, pictures=True) as keys:
+        return decoder.read_common(keys, neox=True).extended(LlamaConfig)

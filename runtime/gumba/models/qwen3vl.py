@@ -1,0 +1,20 @@
+"""qwen3vl: the text of Qwen3-VL (Bai et al. 2025): qwen3, whose positions have several coordinates in pictures."""
+
+from __future__ import annotations
+
+from gumba.gguf import GGUFFile
+from gumba.models import decoder
+from gumba.models.decoder import Config
+from gumba.models.qwen3 import forward, load_weights
+
+__all__ = ["FAMILIES", "NAME", "VERIFIED", "forward", "load_weights", "read_config"]
+
+NAME = "qwen3vl"
+FAMILIES = "Qwen3-VL (text)"
+VERIFIED = ("transformers", "llama.cpp")
+
+
+def read_config(gguf: GGUFFile) -> Config:
+    """Every key is required, has a default, or must have the one value that is computed here."""
+    with decoder.reading(gguf, NAME, pictures=True) as keys:
+        return decoder.read_common(keys, neox=True)
