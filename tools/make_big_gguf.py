@@ -26,9 +26,20 @@ from gumba_convert.gguf_writer import boolean as flag
 
 
 @dataclass(frozen=True)
+class Net:
+    """A gated delta net: heads of keys and of values, the size of both, taps of its convolution."""
+
+    keys: int
+    values: int
+    dim: int
+    taps: int
+
+
+@dataclass(frozen=True)
 class Shape:
     """The sizes of a published model. ``bias``: of queries, keys and values; ``head_norm``: norms on their heads; ``post``:
-    norms after each half of a layer; ``more``: further metadata."""
+    norms after each half of a layer; ``net``: of a hybrid, whose layers but every fourth keep a state; ``more``: further
+    metadata."""
 
     title: str
     architecture: str
@@ -45,14 +56,41 @@ class Shape:
     bias: bool = False
     head_norm: bool = False
     post: bool = False
+    net: Net | None = None
     more: Mapping[str, bytes] = field(default_factory=dict)
 
 
+QWEN35 = {
+    "ssm.conv_kernel": u32(4),
+    "ssm.state_size": u32(128),
+    "ssm.group_count": u32(16),
+    "ssm.time_step_rank": u32(16),
+    "ssm.inner_size": u32(2048),
+    "full_attention_interval": u32(4),
+    "rope.dimension_count": u32(64),
+    "rope.dimension_sections": i32_array([11, 11, 10, 0]),
+}
 GEMMA3 = {"attention.sliding_window": u32(512)}
 SHAPES = {
     "llama-3.2-1b": Shape("1.2B", "llama", 16, 2048, 32, 8, 64, 8192, 128256, 8192, 500000.0, eps=1e-5),
     "qwen2.5-0.5b": Shape("0.5B", "qwen2", 24, 896, 14, 2, 64, 4864, 151936, 32768, 1e6, bias=True),
     "qwen3-0.6b": Shape("0.6B", "qwen3", 28, 1024, 16, 8, 128, 3072, 151936, 40960, 1e6, head_norm=True),
+    "qwen3.5-0.8b": Shape(
+        "0.8B",
+        "qwen35",
+        24,
+        1024,
+        8,
+        2,
+        256,
+        3584,
+        248320,
+        32768,
+        1e7,
+        head_norm=True,
+        net=Net(16, 16, 128, 4),
+        more=QWEN35,
+    ),
     "gemma-3-270m": Shape(
         "0.3B", "gemma3", 18, 640, 4, 1, 256, 2048, 262144, 32768, 1e6, head_norm=True, post=True, more=GEMMA3
     ),
@@ -102,23 +140,42 @@ def tensors(shape: Shape, kind: str) -> list[TensorInfo]:
     made = [matrix("token_embd", shape.vocab, shape.width), vector("output_norm.weight", shape.width)]
     for i in range(shape.layers):
         block = f"blk.{i}"
-        norms = ["attn_norm", "ffn_norm"] + ["post_attention_norm", "post_ffw_norm"] * shape.post
+        second = "ffn_norm" if shape.net is None else "post_attention_norm"
+        norms = ["attn_norm", second] + ["post_attention_norm", "post_ffw_norm"] * shape.post
         made += [vector(f"{block}.{name}.weight", shape.width) for name in norms]
+        made += [matrix(f"{block}.ffn_{name}", shape.ffn, shape.width) for name in ("gate", "up")]
+        made.append(matrix(f"{block}.ffn_down", shape.width, shape.ffn))
+        if shape.net is not None and (i + 1) % 4:
+            net, inner = shape.net, shape.net.values * shape.net.dim
+            channels = 2 * net.keys * net.dim + inner
+            made += [
+                matrix(f"{block}.attn_qkv", channels, shape.width),
+                matrix(f"{block}.attn_gate", inner, shape.width),
+            ]
+            made += [matrix(f"{block}.ssm_{name}", net.values, shape.width) for name in ("alpha", "beta")]
+            made.append(
+                TensorInfo(f"{block}.ssm_conv1d.weight", (channels, net.taps), F32_TYPE, 4 * channels * net.taps)
+            )
+            made += [vector(f"{block}.ssm_a", net.values), vector(f"{block}.ssm_dt.bias", net.values)]
+            made += [vector(f"{block}.ssm_norm.weight", net.dim), matrix(f"{block}.ssm_out", shape.width, inner)]
+            continue
         heads = ["attn_q_norm", "attn_k_norm"] * shape.head_norm
         made += [vector(f"{block}.{name}.weight", shape.head_dim) for name in heads]
-        made += [matrix(f"{block}.attn_q", q, shape.width), matrix(f"{block}.attn_output", shape.width, q)]
+        made += [
+            matrix(f"{block}.attn_q", 2 * q if shape.net else q, shape.width),
+            matrix(f"{block}.attn_output", shape.width, q),
+        ]
         made += [matrix(f"{block}.attn_{name}", kv, shape.width) for name in "kv"]
         sizes = {"q": q, "k": kv, "v": kv} if shape.bias else {}
         made += [vector(f"{block}.attn_{name}.bias", size) for name, size in sizes.items()]
-        made += [matrix(f"{block}.ffn_{name}", shape.ffn, shape.width) for name in ("gate", "up")]
-        made.append(matrix(f"{block}.ffn_down", shape.width, shape.ffn))
     return made
 
 
 def data(tensor: TensorInfo, kind: str, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """The bytes of a tensor, piece by piece."""
     if tensor.type_id == F32_TYPE:
-        yield np.full(tensor.shape, not tensor.name.endswith("bias"), np.float32).view(np.uint8)
+        value = {"bias": 0.0, "sm_a": -0.1}.get(tensor.name[-4:], 1.0)  # the rate of a state's decay is below 0
+        yield np.full(tensor.shape, value, np.float32).view(np.uint8).reshape(-1)
         return
     _, _, block_bytes, spread = TYPES[kind]
     scale = np.float16(1.0 / (spread * math.sqrt(tensor.shape[1])))
