@@ -175,7 +175,15 @@ class Bench:
         for start in range(0, n, size):
             last = start + size >= n
             step(
-                [Chunk(tokens[start : start + size], position + start, at.pages, outputs if last else "none", at.state)]
+                [
+                    Chunk(
+                        tokens[start : start + size],
+                        position + start,
+                        at.pages,
+                        outputs if last else "none",
+                        state=at.state,
+                    )
+                ]
             )
 
     def _sequences(self, n: int) -> list[_Place]:
@@ -214,7 +222,7 @@ class Bench:
         step = step or self._model.forward
         began = time.perf_counter()
         for i, tokens in enumerate(steps):
-            step([Chunk(t, position + i, at.pages, "last", at.state) for t, at in zip(tokens, places)])
+            step([Chunk(t, position + i, at.pages, "last", state=at.state) for t, at in zip(tokens, places)])
         return time.perf_counter() - began
 
 

@@ -91,11 +91,11 @@ def _score_window(model: Model, ids: np.ndarray) -> np.ndarray:
     try:
         for start in range(0, first, model.max_batch_tokens):
             end = min(first, start + model.max_batch_tokens)
-            model.forward([Chunk(ids[start:end], start, pages, "none", state)])
+            model.forward([Chunk(ids[start:end], start, pages, "none", state=state)])
         found = []
         for start in range(first, n - 1, step):
             end = min(n - 1, start + step)
-            logits = model.forward([Chunk(ids[start:end], start, pages, "all", state)])
+            logits = model.forward([Chunk(ids[start:end], start, pages, "all", state=state)])
             found.append(log_probabilities(logits, ids[start + 1 : end + 1]))
         return np.concatenate(found)
     finally:

@@ -56,7 +56,7 @@ class LLM(Chats, Judges):
         kv_type: How the KV cache holds keys and values: "f16", "bf16", "f32", or "q8_0" in half the memory; None: bf16
             on processors that multiply it (twice as fast), else f16.
         draft_model: A smaller model of the same vocabulary that guesses tokens, which this one checks several at a time:
-            the same answers, sooner where the guesses are good.
+            the same answers, sooner where the guesses are good. Neither may have recurrent layers.
         draft_tokens: Tokens that it guesses at a time, at most.
         unload_after: Seconds without a request after which the model's memory is given back; the next request loads it again.
             None keeps it.
@@ -268,7 +268,7 @@ class LLM(Chats, Judges):
         """
         ids = self._requests.checked(tokens, "tokens")
         held = self._engine.hold(ids)
-        n_kept = held.n_tokens
+        n_kept = held.n_cached
         try:
             session.write(Path(path), self._maker(), ids, n_kept, lambda i: self._engine.read_page(held, i), notes)
         finally:
@@ -284,6 +284,7 @@ class LLM(Chats, Judges):
         held = Lent()
 
         def take(found: session.Session, page: Callable[[], bytes]) -> None:
+            held.n_cached = found.n_kept
             for _ in range(found.n_pages):
                 self._engine.write_page(held, page())
             self._engine.keep(found.tokens[: found.n_kept], held)
@@ -309,6 +310,7 @@ class LLM(Chats, Judges):
             "page_bytes": kv.page_bytes,
             "near_bytes": 0 if kv.near is None else kv.near.page_bytes,
             "window": kv.window,
+            "state_bytes": 0 if self.model.states is None else self.model.states.slot_bytes,
         }
 
     def kv_usage(self) -> KVUsage:

@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gumba.errors import ModelError
+from gumba.errors import ModelError, UnsupportedError
 from gumba.gguf import GGUFFile
 from gumba.models import load_model
 from gumba.text import Tokenizer
@@ -42,6 +42,8 @@ class LoadedModel:
             self._options[name] = getattr(self.model, name)
         kv = self.model.kv
         self._options |= {"kv_tokens": kv.n_pages * kv.page_tokens, "kv_memory": None}
+        if self.model.states is not None:
+            self._options["n_states"] = self.model.states.n_slots
 
     def load(self, progress: Callable[[float], None] | None = None) -> list[Model]:
         """Load both; the model first, then what drafts for it."""
@@ -68,4 +70,10 @@ class LoadedModel:
             if not draft.config.causal or draft.config.n_labels:
                 draft.close()
                 raise ModelError(f"{path}: a draft model must have logits; this one is an encoder or judges texts")
+            if model.states is not None or draft.states is not None:
+                draft.close()
+                raise UnsupportedError(
+                    f"{path}: neither a draft model nor the one it drafts for can have recurrent layers: "
+                    f"these cannot forget a wrong guess"
+                )
             return draft

@@ -5,7 +5,8 @@
     header     JSON: what the pages belong to (model, kv_type, page sizes), number of tokens and of those that the pages hold,
                the application's notes
     tokens     int32
-    pages      ``page_bytes`` each, in order; ``near_bytes`` more where the next token's window reaches
+    pages      ``page_bytes`` each, in order; ``near_bytes`` more where the next token's window reaches; the last one
+               ``state_bytes`` more
     32 bytes   SHA-256 of everything before
 
 A file is written whole or not at all, and believed only when its checksum is right and it was made for the same model. Pages
@@ -39,6 +40,7 @@ _SHOWN = {
     "page_bytes": "other pages",
     "near_bytes": "other pages",
     "window": "other pages",
+    "state_bytes": "other states",
 }
 
 
@@ -135,6 +137,7 @@ def _read(
     n_pages = -(-n_kept // page_tokens)
     first_near = max(0, n_kept - maker["window"] + 1) // page_tokens
     page_sizes = [page_bytes + (maker["near_bytes"] if i >= first_near else 0) for i in range(n_pages)]
+    page_sizes[-1:] = [size + maker["state_bytes"] for size in page_sizes[-1:]]
     if size != 16 + length + 4 * n_tokens + sum(page_sizes) + 32:
         raise damaged
     digest = hashlib.sha256(begin + data)

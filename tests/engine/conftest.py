@@ -32,6 +32,8 @@ def make_llm(monkeypatch):
             assert llm.kv_usage().in_use == llm.kv_usage().window_in_use == 0
         llm.close()
         assert llm.model.kv.n_free == llm.model.kv.n_pages
+        states = llm.model.states
+        assert states is None or states.n_free == states.n_slots
         near = llm.model.kv.near
         assert near is None or near.n_free == near.n_pages
         assert llm.model.closed == 1

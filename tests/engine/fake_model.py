@@ -115,6 +115,44 @@ class FakeKV:
         self.copies += 1
 
 
+class FakeStates:
+    """Slots that remember all tokens that went into their state."""
+
+    def __init__(self, n_slots):
+        self.n_slots, self.free = n_slots, list(range(n_slots))
+        self.taken = [None] * n_slots
+
+    @property
+    def n_free(self):
+        return len(self.free)
+
+    @property
+    def lengths(self):
+        return [len(taken or ()) for taken in self.taken]
+
+    def allocate(self):
+        slot = self.free.pop(len(self.free) // 2)
+        assert self.taken[slot] is None
+        self.taken[slot] = []
+        return slot
+
+    def release(self, slot):
+        assert self.taken[slot] is not None
+        self.taken[slot] = None
+        self.free.append(slot)
+
+    def copy(self, source, target):
+        assert self.taken[target] is not None
+        self.taken[target] = self.taken[source][:]
+
+    def take_in(self, slot, position, tokens, history):
+        """``history``: what the pages hold, ``tokens`` last."""
+        if not position:
+            self.taken[slot] = []
+        assert self.taken[slot] == history[:position], "a state is that of other tokens"
+        self.taken[slot] += tokens
+
+
 class FakeModel:
     """Checks every chunk it is given; ``before(model)`` is called at the start of every forward."""
 
@@ -122,7 +160,8 @@ class FakeModel:
     n_threads = 1
 
     def __init__(self, *, n_ctx=64, n_pages=64, page_tokens=4, max_batch_tokens=16, logits=hashed_logits, before=None,
-                 near_pages=0, window=0):  # fmt: skip
+                 near_pages=0, window=0, n_states=0):  # fmt: skip
+        self.states = FakeStates(n_states) if n_states else None
         self.n_ctx, self.kv = n_ctx, FakeKV(n_pages, page_tokens, near_pages=near_pages, window=window)
         self.max_batch_tokens, self.logits, self.before = max_batch_tokens, logits, before
         self.steps: list[list[tuple[int, int]]] = []
@@ -161,6 +200,9 @@ class FakeModel:
                     self.kv.store[at] = chunk.tokens[position - chunk.position]
                 assert self.kv.store[at] >= 0, "a position is read that was never written"
                 history.append(int(self.kv.store[at]))
+            if self.states is not None:
+                assert [each.state for each in chunks].count(chunk.state) == 1, "two sequences have a slot"
+                self.states.take_in(chunk.state, chunk.position, chunk.tokens, history)
             wanted = {"none": [], "last": [end], "all": range(chunk.position + 1, end + 1)}[chunk.outputs]
             rows += [self.logits(history[:length]) for length in wanted]
             hidden += [hashed_hidden(history[:length]) for length in wanted]

@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from fake_model import FakeKV
+from fake_model import FakeKV, FakeStates
 from test_generate import oracle
 
 from gumba import BeamSearchParams, QueueFullError, SamplingParams
@@ -47,10 +47,11 @@ class Job(Sequence):
 class Steps:
     """A scheduler, and what the engine does with its plans; looks at every one."""
 
-    def __init__(self, *, n_pages=64, budget=32, most=8, seconds=lambda prompt, decoding: 0.0, window=0):
+    def __init__(self, *, n_pages=64, budget=32, most=8, seconds=lambda prompt, decoding: 0.0, window=0, n_states=0):
         near_pages = 4 * (-(-(window + budget) // SIZE) + 1) if window else 0
         self.kv = FakeKV(n_pages, SIZE, near_pages=near_pages, window=window)
-        self.scheduler = Scheduler(self.kv, max_batch_tokens=budget, max_sequences=most)
+        self.states = FakeStates(n_states) if n_states else None
+        self.scheduler = Scheduler(self.kv, max_batch_tokens=budget, max_sequences=most, states=self.states)
         self.budget, self.most, self.seconds = budget, most, seconds
         self.here, self.ended = [], []
         self.plans = []
@@ -80,6 +81,9 @@ class Steps:
                     page = job.near[at // SIZE]
                     assert sum(page in other.near for other in self.here) == 1, "a page is written that several have"
                     self.kv.near.store[page, at % SIZE] = token
+            if self.states is not None:
+                assert sum(job.state == other.state for other in self.here) == 1, "two sequences have a slot"
+                self.states.take_in(job.state, job.n_cached, tokens, job.tokens)
         prompt = sum(len(tokens) for job, tokens, _ in plan if len(tokens) > 1)
         for job, tokens, _ in plan:
             job.advance(len(tokens), [], None)
@@ -378,14 +382,14 @@ def test_a_plan_that_was_not_computed_is_made_again():
     steps.run()
 
 
-@pytest.mark.parametrize("window", [0, 1, 7, 30])
+@pytest.mark.parametrize("window, n_states", [(0, 0), (1, 0), (7, 0), (30, 0), (0, 1), (0, 4), (0, 60), (7, 12)])
 @pytest.mark.parametrize("seed", range(12))
-def test_nobody_starves_and_nothing_is_lost(seed, window):
+def test_nobody_starves_and_nothing_is_lost(seed, window, n_states):
     """Random requests come and go, with few pages: in each step the first in order takes part, and all end with what they
     would say alone."""
     rng = random.Random(seed)
     sizes = {"n_pages": rng.choice([9, 12, 30]), "budget": rng.choice([8, 17, 64]), "most": rng.choice([3, 10])}
-    steps = Steps(**sizes, window=window)
+    steps = Steps(**sizes, window=window, n_states=n_states)
     stems = [prompt(40, i) for i in range(3)]
     gone = []
     for _ in range(250):
@@ -421,6 +425,7 @@ def test_nobody_starves_and_nothing_is_lost(seed, window):
             alone.advance(alone.remaining, [], None)
         assert job.tokens == alone.tokens
     assert steps.scheduler.cache.reclaim(steps.kv.n_pages)
+    assert steps.states is None or steps.states.n_free == n_states
     assert steps.kv.near is None or steps.kv.near.n_free == steps.kv.near.n_pages
 
 

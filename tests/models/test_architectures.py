@@ -6,8 +6,9 @@ Prompts pass a page of the KV cache, and the windows of models that have one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gguf
@@ -50,20 +51,29 @@ def rewritten(
     *,
     dequantized: bool,
     change: Callable[[str, np.ndarray], np.ndarray | None] = lambda name, values: values,
+    own: Mapping[str, Any] = MappingProxyType({}),
+    more: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> Path:
     """The model with its matrices in block format ``kind``, or with the values that these stand for, as float32.
 
-    ``change``: what becomes of a tensor; None leaves it out.
+    ``change``: what becomes of a tensor; None leaves it out. ``own``: other values of the architecture's keys, None to leave
+    one out; ``more``: further tensors, float32.
     """
     format = gguf.GGMLQuantizationType[kind]
     with GGUFFile(source) as file:
         writer = gguf.GGUFWriter(out, architecture(source))
         writer.kv_data[0].clear()
+        for name in set(own) - {key.removeprefix(architecture(source) + ".") for key in file.metadata}:
+            writer.add_key_value(f"{architecture(source)}.{name}", own[name], gguf.GGUFValueType.UINT32)
         for key, value in file.metadata.items():
             many: Any = hasattr(value, "to_list")
             sub = gguf.GGUFValueType(int(value.element_type)) if many else None
+            name = key.removeprefix(architecture(source) + ".")
+            value = own.get(name, value)
+            if value is None:
+                continue
             kept = gguf.GGUFValueType.ARRAY if many else gguf.GGUFValueType(int(file.metadata.value_type(key)))
-            writer.add_key_value(key, value.to_list() if many else value, kept, sub_type=sub)
+            writer.add_key_value(key, value.to_list() if hasattr(value, "to_list") else value, kept, sub_type=sub)
         for name, tensor in file.tensors.items():
             values = change(name, np.frombuffer(bytes(tensor.data), np.float32).reshape(tensor.shape))
             if values is None:
@@ -77,6 +87,8 @@ def rewritten(
                 writer.add_tensor(name, dequantize(blocks, format).astype(np.float32).reshape(values.shape))
             else:
                 writer.add_tensor(name, blocks.view(np.uint8), raw_dtype=format)
+        for name, values in more.items():
+            writer.add_tensor(name, values)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -112,18 +124,21 @@ def test_same_bits_in_a_batch(path: Path) -> None:
         alone = []
         for part in parts:
             pages = model.kv.allocate(1)
-            alone.append(model.forward([Chunk(part, 0, pages, "all", model.take_state())]).copy())
+            alone.append(model.forward([Chunk(part, 0, pages, "all", state=model.take_state())]).copy())
             model.kv.release(pages)
         pages = model.kv.allocate(3)
         slots = [model.take_state() for _ in parts]
-        chunks = [Chunk(part, 0, [page], "all", at) for part, page, at in zip(parts, pages, slots)]
+        chunks = [Chunk(part, 0, [page], "all", state=at) for part, page, at in zip(parts, pages, slots)]
         assert np.array_equal(model.forward(chunks), np.concatenate(alone))
         rows = model.forward(
-            [Chunk(tokens[50:52], 50, [pages[0]], "last", slots[0]), Chunk([5], 3, [pages[1]], "last", slots[1])]
+            [
+                Chunk(tokens[50:52], 50, [pages[0]], "last", state=slots[0]),
+                Chunk([5], 3, [pages[1]], "last", state=slots[1]),
+            ]
         ).copy()
         again, place = model.kv.allocate(1), model.take_state()
-        model.forward([Chunk(tokens[:50], 0, again, "none", place)])
-        assert np.array_equal(model.forward([Chunk(tokens[50:52], 50, again, "last", place)])[0], rows[0])
+        model.forward([Chunk(tokens[:50], 0, again, "none", state=place)])
+        assert np.array_equal(model.forward([Chunk(tokens[50:52], 50, again, "last", state=place)])[0], rows[0])
     finally:
         model.close()
 

@@ -64,15 +64,17 @@ def test_a_copy_goes_on_as_the_original_would(model: Model) -> None:
     pages, others = model.kv.allocate(2), model.kv.allocate(2)
     one, other = states.allocate(), states.allocate()
     cut = 66
-    model.forward([Chunk(tokens[:cut], 0, pages, "none", one)])
+    model.forward([Chunk(tokens[:cut], 0, pages, "none", state=one)])
     states.copy(one, other)
-    model.forward([Chunk([5, 6, 7], cut, pages, "none", one)])  # the original goes on differently
+    model.forward([Chunk([5, 6, 7], cut, pages, "none", state=one)])  # the original goes on differently
     model.kv.copy(pages[1], others[1])
-    assert np.array_equal(model.forward([Chunk(tokens[cut:], cut, [pages[0], others[1]], "all", other)]), whole[cut:])
+    assert np.array_equal(
+        model.forward([Chunk(tokens[cut:], cut, [pages[0], others[1]], "all", state=other)]), whole[cut:]
+    )
     saved = states.read(other)
     assert states.lengths[other] == len(tokens)
     # A slot that was used is as good as new at position 0.
-    assert np.array_equal(model.forward([Chunk(tokens, 0, others, "all", one)]), whole)
+    assert np.array_equal(model.forward([Chunk(tokens, 0, others, "all", state=one)]), whole)
     assert states.read(one) == saved
     model.kv.release(pages + others)
     states.release(one)
@@ -85,16 +87,16 @@ def test_wrong_slots_are_refused_and_nothing_is_computed(model: Model) -> None:
     assert states is not None
     pages = model.kv.allocate(2)
     taken = states.allocate()
-    model.forward([Chunk(tokens[:5], 0, pages[:1], "none", taken)])
+    model.forward([Chunk(tokens[:5], 0, pages[:1], "none", state=taken)])
     before = states.read(taken)
-    good = Chunk(tokens[5:7], 5, pages[:1], "none", taken)
+    good = Chunk(tokens[5:7], 5, pages[:1], "none", state=taken)
     wrong = [
         [good._replace(state=-1)],
         [good._replace(state=4)],
         [good._replace(state=1 << 70)],
         [good._replace(state=np.int64(taken))],
         [good._replace(state=next(slot for slot in range(4) if not states.owns(slot)))],
-        [good, Chunk([1], 0, pages[1:], "none", taken)],
+        [good, Chunk([1], 0, pages[1:], "none", state=taken)],
     ]
     for chunks in wrong:
         with pytest.raises(RequestError, match=r"slot .* for states"):

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from gumba.engine.checkpoints import StatePool
 from gumba.engine.scheduler import PagePool, Scheduler, Work
 from gumba.engine.sequence import Sequence
 from gumba.errors import EngineError, QueueFullError
@@ -34,6 +35,9 @@ class Runner(Protocol):
     def kv(self) -> PagePool: ...
 
     @property
+    def states(self) -> StatePool | None: ...
+
+    @property
     def n_ctx(self) -> int: ...
 
     @property
@@ -49,11 +53,12 @@ class Runner(Protocol):
 
 @dataclass
 class Lent:
-    """Pages of somebody who is no sequence: ``pages`` hold ``n_tokens`` tokens; ``near``: as ``Match.near``."""
+    """Pages of somebody who is no sequence: ``pages`` hold ``n_cached`` tokens; ``near``, ``state``: as of ``Match``."""
 
     pages: list[int] = field(default_factory=list)
     near: list[int] = field(default_factory=list)
-    n_tokens: int = 0
+    n_cached: int = 0
+    state: int = -1
 
     @property
     def near_pages(self) -> list[int]:
@@ -93,17 +98,22 @@ class Core:
         self.broken: BaseException | None = None
         #: Set before the last look at the orders: who then gives one, and looks here after that, knows that it is not answered.
         self.ended = False
-        self.scheduler = Scheduler(model.kv, max_batch_tokens=model.max_batch_tokens, max_sequences=max_sequences)
+        self._max_sequences = max_sequences
+        self.scheduler = self._scheduler()
         self.sampler = Sampler(n_vocab)
         self._live: dict[Sequence, None] = {}
         self._closing = False
-        self._max_sequences = max_sequences
         #: Requests that may be here, running or waiting; None: any number.
         self._most_present = most_present
         #: Seconds without anything to do after which the models are closed, and what loads them again.
         self._patience = None if reload is None else patience
         self._reload = reload
         self.loaded = True
+
+    def _scheduler(self) -> Scheduler:
+        model, most = self.model, self._max_sequences
+        batch = model.max_batch_tokens
+        return Scheduler(model.kv, max_batch_tokens=batch, max_sequences=most, states=model.states)
 
     def run(self) -> None:
         """The engine's thread."""
@@ -142,8 +152,7 @@ class Core:
         if self._reload is None:
             raise EngineError("the model is closed")
         self.model, *self._also_close = self._reload()
-        batch = self.model.max_batch_tokens
-        self.scheduler = Scheduler(self.model.kv, max_batch_tokens=batch, max_sequences=self._max_sequences)
+        self.scheduler = self._scheduler()
         self.loaded = True
 
     def _take_orders(self) -> None:
@@ -218,24 +227,33 @@ class Core:
                 _refuse(order, EngineError("the model is closed"))
 
     def hold(self, tokens: list[int]) -> Lent:
-        """Pages of the cache that hold the beginning of ``tokens``, for the caller to own."""
+        """Pages of the cache that hold the beginning of ``tokens``, for the caller to own.
+
+        None where a model with recurrent layers has no slot left: without a state nothing goes on from them.
+        """
+        held, checkpoints = Lent(), self.scheduler.checkpoints
+        if not checkpoints.take(held):
+            return held
         kv, match = self.model.kv, self.scheduler.cache.find(tokens, len(tokens))
-        held = Lent(match.pages[:], match.near[:], len(match.pages) * kv.page_tokens + match.copied)
+        held.pages, held.near = match.pages[:], match.near[:]
+        held.n_cached = len(match.pages) * kv.page_tokens + match.copied
+        checkpoints.copy(match.state, held)
         if match.copied:
             held.pages.append(match.source)
             held.near += [match.near_source] if kv.near is not None else []
         kv.share(held.pages)
         if kv.near is not None:
-            first = kv.first_read(held.n_tokens)
+            first = kv.first_read(held.n_cached)
             held.near[:first] = [-1] * min(first, len(held.near))
             kv.near.share(held.near_pages)
         return held
 
     def read_page(self, held: Lent, index: int) -> bytes:
-        """All that a page holds; that of layers with a window last, where they need it."""
-        kv = self.model.kv
+        """All that a page holds; that of layers with a window behind it, where they need it; after the last the state."""
+        kv, states = self.model.kv, self.model.states
         near = held.near[index] if held.near else -1
-        return kv.read(held.pages[index]) + (kv.near.read(near) if kv.near is not None and near >= 0 else b"")
+        data: bytes = kv.read(held.pages[index]) + (kv.near.read(near) if kv.near is not None and near >= 0 else b"")
+        return data if states is None or index < len(held.pages) - 1 else data + states.read(held.state)
 
     def take_page(self) -> int:
         """A page for the caller to own. Raises ResourceError when requests hold them all."""
@@ -244,15 +262,19 @@ class Core:
 
     def write_page(self, held: Lent, data: bytes) -> None:
         """The next page, with what ``read_page`` gave. Raises ResourceError when requests hold them all."""
-        kv = self.model.kv
+        kv, states = self.model.kv, self.model.states
         held.pages.append(self.take_page())
         kv.write(held.pages[-1], data[: kv.page_bytes])
+        rest = data[kv.page_bytes :]
         if kv.near is not None:
             held.near.append(-1)
-            if len(data) > kv.page_bytes:
+            if rest:
                 self.scheduler.cache.reclaim_near(1)
                 (held.near[-1],) = kv.near.allocate(1)
-                kv.near.write(held.near[-1], data[kv.page_bytes :])
+                kv.near.write(held.near[-1], rest[: kv.near.page_bytes])
+                rest = rest[kv.near.page_bytes :]
+        if states is not None and rest and self.scheduler.checkpoints.take(held):
+            states.write(held.state, rest, held.n_cached)
 
     def keep(self, tokens: list[int], held: Lent) -> None:
         """Put pages that the caller owns, and which hold ``tokens``, into the cache; the caller's no longer."""
@@ -261,6 +283,8 @@ class Core:
         for i, page in enumerate(held.pages):
             near = held.near[i] if held.near else -1
             node = cache.add(node, tuple(tokens[i * size : (i + 1) * size]), page, near)
+        if cache.ends_at(node, len(tokens) - (len(held.pages) - 1) * size):
+            self.scheduler.checkpoints.give(node, held)
         self.release(held)
 
     def release(self, held: Lent) -> None:
@@ -269,6 +293,7 @@ class Core:
         kv.release(held.pages)
         if kv.near is not None:
             kv.near.release(held.near_pages)
+        self.scheduler.checkpoints.free(held)
         held.pages, held.near = [], []
 
     def clear_cache(self) -> None:
@@ -305,7 +330,8 @@ class Core:
         for sequence, tokens, outputs in plan:
             end = sequence.n_cached + len(tokens)
             count = -(-end // page_tokens)
-            chunks.append(Chunk(tokens, sequence.n_cached, sequence.pages[:count], outputs, near=sequence.near[:count]))
+            pages, near = sequence.pages[:count], sequence.near[:count]
+            chunks.append(Chunk(tokens, sequence.n_cached, pages, outputs, state=sequence.state, near=near))
         try:
             rows = self.model.forward(chunks)
         except BaseException as error:

@@ -8,7 +8,8 @@ The cache counts as one owner of each of its pages. Pages that nobody else owns 
 used for longest goes first, and always the end of a path before its beginning (Kwon et al. 2023; Zheng et al. 2024).
 
 Where layers with a window have a pool of their own (``KVCache.near``), a node has a page there too, given up by itself, wherever
-on a path it is: who goes on from some place needs those that the window reaches from there, and no others.
+on a path it is: who goes on from some place needs those that the window reaches from there, and no others. Where a model has
+recurrent layers, one can go on only at the end of a node that has a state (``gumba.engine.checkpoints``).
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol
+
+from gumba.engine.checkpoints import Checkpoints
 
 #: Pages that are compared with what comes after the last full match.
 LOOK_AT = 32
@@ -51,13 +54,14 @@ class Pages(Protocol):
 class Node:
     """One page: ``tokens`` follow those of ``parent``; fewer than a page's in a part.
 
-    ``near``: the page for layers with a window; -1: there is none.
+    ``near``: the page for layers with a window; ``state``: the slot of the recurrent layers' state at its end; -1: there is none.
     """
 
     tokens: tuple[int, ...] = ()
     page: int = -1
     parent: Node | None = None
     near: int = -1
+    state: int = -1
     full: dict[tuple[int, ...], Node] = field(default_factory=dict)
     parts: list[Node] = field(default_factory=list)
 
@@ -66,7 +70,8 @@ class Node:
 class Match:
     """``pages`` hold the first tokens whole; then ``copied`` more tokens are at the beginning of page ``source``.
 
-    ``near``, ``near_source``: the same for layers with a window; -1 where the window does not reach.
+    ``near``, ``near_source``: the same for layers with a window; -1 where the window does not reach. ``state``: the slot of the
+    recurrent layers' state after all that, -1 for none; ``n_known``: how many pages of the tree begin alike, whatever of use.
     """
 
     pages: list[int]
@@ -75,13 +80,16 @@ class Match:
     copied: int = 0
     near: list[int] = field(default_factory=list)
     near_source: int = -1
+    state: int = -1
+    n_known: int = 0
 
 
 class PrefixCache:
-    """The tree of one model's pages. For the engine's thread alone."""
+    """The tree of one model's pages. For the engine's thread alone. ``checkpoints``: of a model with recurrent layers."""
 
-    def __init__(self, kv: Pages) -> None:
+    def __init__(self, kv: Pages, checkpoints: Checkpoints | None = None) -> None:
         self._kv = kv
+        self._checkpoints = checkpoints or Checkpoints(None, kv.page_tokens)
         self._near: Pages | None = kv.near
         self.root = Node()
         self._order: OrderedDict[Node, None] = OrderedDict()  # the least recently used first
@@ -93,6 +101,10 @@ class PrefixCache:
     def n_pages(self) -> int:
         """Pages in the tree."""
         return len(self._order)
+
+    def ends_at(self, node: Node, n_tokens: int) -> bool:
+        """Whether a node is in the tree, and stands for so many tokens."""
+        return node in self._order and len(node.tokens) == n_tokens
 
     def idle(self) -> int:
         """Pages that nobody else owns."""
@@ -113,8 +125,11 @@ class PrefixCache:
                 break
             node = following
             path.append(node)
+        n_known = len(path)
         source, copied = self._part(path, tokens, most) if copy else (None, 0)
-        if source is None and self._gap(path) > self._first_read(len(path) * size):
+        if self._checkpoints.needed:
+            source, copied = self._cut_to_state(path, tokens, most if copy else 0)
+        elif source is None and self._gap(path) > self._first_read(len(path) * size):
             del path[self._complete(path) :]
             source, copied = self._part(path, tokens, most) if copy else (None, 0)
         self._touch(path[-1] if path else self.root)
@@ -124,7 +139,9 @@ class PrefixCache:
             near = [-1] * first + [each.near for each in path[first:]]
             for each in path[first:]:
                 self._settle(each)
-        found = Match([each.page for each in path], path[-1] if path else self.root, near=near)
+        last = path[-1] if path else self.root
+        self._checkpoints.use(source or last)
+        found = Match([each.page for each in path], last, near=near, state=(source or last).state, n_known=n_known)
         if source is None:
             return found
         self._touch(source)
@@ -142,6 +159,30 @@ class PrefixCache:
             if common > copied and seen:
                 best, copied = other, common
         return (best, copied) if best is not None else (None, 0)
+
+    def _cut_to_state(self, path: list[Node], tokens: Sequence[int], most: int) -> tuple[Node | None, int]:
+        """Cut ``path`` to where the state is there: at the end of its last node, or of a part that follows, and of its tokens.
+
+        A part is copied whole, and ends before ``most`` tokens.
+        """
+        while path:
+            source, copied = self._part_with_state(path, tokens, most)
+            complete = self._gap(path) <= self._first_read(len(path) * self._kv.page_tokens)
+            if source is not None or (path[-1].state >= 0 and complete):
+                return source, copied
+            path.pop()
+        return self._part_with_state(path, tokens, most)
+
+    def _part_with_state(self, path: list[Node], tokens: Sequence[int], most: int) -> tuple[Node | None, int]:
+        """The longest part with a state of which all follows ``path``, and its tokens."""
+        node, known, gap = path[-1] if path else self.root, len(path) * self._kv.page_tokens, self._gap(path)
+        best: Node | None = None
+        for part in node.parts:
+            end = known + len(part.tokens)
+            seen = self._near is None or (part.near >= 0 and self._first_read(end) >= gap)
+            if part.state >= 0 and end <= most and seen and part.tokens == tuple(tokens[known:end]):
+                best = max(best or part, part, key=lambda each: len(each.tokens))
+        return best, len(best.tokens) if best is not None else 0
 
     def _first_read(self, position: int) -> int:
         """The first page that must be there for layers with a window."""
@@ -196,7 +237,9 @@ class PrefixCache:
         if len(tokens) < self._kv.page_tokens:
             for part in node.parts:
                 if part.page == page:
-                    part.tokens = max(part.tokens, tokens, key=len)
+                    if len(tokens) > len(part.tokens):
+                        self._checkpoints.drop(part)
+                        part.tokens = tokens
                 elif part.tokens[: len(tokens)] != tokens:
                     continue
                 self._touch(part)
@@ -244,6 +287,7 @@ class PrefixCache:
         """Give up everything; what sequences hold stays theirs."""
         for node in list(self._order):
             self._kv.release([node.page])
+            self._checkpoints.drop(node)
         for node in [*self._passed, *self._settled]:
             self._drop_near(node)
         self._order.clear()
@@ -271,6 +315,7 @@ class PrefixCache:
         else:
             parent.parts.remove(node)
         self._kv.release([node.page])
+        self._checkpoints.drop(node)
         self._drop_near(node)
 
     def _drop_near(self, node: Node) -> None:

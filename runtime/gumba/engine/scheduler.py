@@ -16,7 +16,8 @@ from collections.abc import Sequence as Ordered
 from operator import attrgetter
 from typing import NamedTuple, Protocol
 
-from gumba.engine.prefix_cache import Match, Pages, PrefixCache
+from gumba.engine.checkpoints import Checkpoints, StatePool
+from gumba.engine.prefix_cache import Match, Node, Pages, PrefixCache
 from gumba.engine.sequence import Outputs, Sequence
 from gumba.errors import ResourceError
 
@@ -63,7 +64,9 @@ class Work(NamedTuple):
 class Scheduler:
     """Fills steps of at most ``max_batch_tokens`` tokens from at most ``max_sequences`` sequences at once."""
 
-    def __init__(self, kv: PagePool, *, max_batch_tokens: int, max_sequences: int) -> None:
+    def __init__(
+        self, kv: PagePool, *, max_batch_tokens: int, max_sequences: int, states: StatePool | None = None
+    ) -> None:
         self._kv = kv
         self._near = kv.near
         self._max_batch_tokens = max_batch_tokens
@@ -78,7 +81,8 @@ class Scheduler:
         self._prompt_s: float | None = None  # of a prompt's token in a step
         self._prompt_tokens, self._decoding = 0, False  # of the step planned last
         self._mixed_tokens = 0  # of prompts, if streams waited for them
-        self.cache = PrefixCache(kv)
+        self.checkpoints = Checkpoints(states, kv.page_tokens)
+        self.cache = PrefixCache(kv, self.checkpoints)
         #: Whether nothing can go on before somebody outside gives pages back. To be unset by whoever may have changed that.
         self.stuck = False
 
@@ -113,7 +117,8 @@ class Scheduler:
             self._waiting.remove(parent)
         for index, child in enumerate(children):
             child.rank = parent.rank
-            if index >= room or (index and begun and not (self.cache.reclaim(1) and self.cache.reclaim_near(1))):
+            full = index and begun and not (self.cache.reclaim(1) and self.cache.reclaim_near(1))
+            if index >= room or full or (index and not self.checkpoints.take(child)):
                 insort(self._waiting, child, key=_rank)
                 continue
             child.pages, child.near = parent.pages, parent.near
@@ -121,6 +126,9 @@ class Scheduler:
                 child.pages = self._copied(self._kv, parent.pages[: whole + bool(begun)], begun)
                 if self._near is not None:
                     child.near = self._copied(self._near, parent.near[: whole + bool(begun)], begun)
+                self.checkpoints.copy(children[0].state, child)
+            else:
+                child.state, parent.state = parent.state, -1
             child.n_cached, child.node, child.n_kept = parent.n_cached, parent.node, parent.n_kept
             insort(self._running, child, key=_rank)
         if room and children:
@@ -141,7 +149,7 @@ class Scheduler:
         """Forget a sequence, whatever its state; its pages are kept for others as long as there is room."""
         if sequence in self._running:
             self._running.remove(sequence)
-            self.keep(sequence, whole=True)
+            self._leave(sequence, whole=True)
         elif sequence in self._waiting:
             self._waiting.remove(sequence)
         self._free(sequence)
@@ -155,7 +163,8 @@ class Scheduler:
         budget, streaming = self._max_batch_tokens, False
         self._decoding = False
         ready = [each for each in self._running if each.remaining == 1]
-        guessing = len(ready) <= GUESSING_SEQUENCES
+        # What a recurrent layer has taken in, it cannot forget.
+        guessing = len(ready) <= GUESSING_SEQUENCES and not self.checkpoints.needed
         for index, sequence in enumerate(ready):
             if sequence in self._running and self._grow(sequence):
                 spare = budget - (len(ready) - index) if guessing else 0
@@ -215,7 +224,9 @@ class Scheduler:
 
     def computed(self, sequence: Sequence) -> None:
         """Take note of a sequence whose tokens have just been computed: others may begin with its full pages."""
-        self.keep(sequence, whole=sequence.n_cached == sequence.n_prompt)
+        node = self.keep(sequence, whole=sequence.n_cached == sequence.n_prompt)
+        if node is not None and self.checkpoints.due(sequence):
+            self.checkpoints.keep(node, sequence)
         self._trim(sequence)
 
     def _trim(self, sequence: Sequence) -> None:
@@ -243,7 +254,7 @@ class Scheduler:
         return max(LEAST_PROMPT_PART, min(part, 2 * max(self._mixed_tokens, FIRST_PROMPT_PART)))
 
     def _take(self, work: list[Work], sequence: Sequence, budget: int) -> int:
-        budget = min(budget, sequence.remaining)  # no guesses: there may be no pages for them
+        budget = min(budget, self.checkpoints.stop(sequence))  # no guesses: there may be no pages for them
         if not self._grow_near(sequence, sequence.n_cached + budget, [each.sequence for each in work]):
             return 0
         sequence.start()
@@ -292,11 +303,16 @@ class Scheduler:
     def _admit(self, sequence: Sequence) -> bool:
         """Let a waiting sequence in if its pages are there and leave the running ones a page each to grow into."""
         most = min(len(sequence.tokens) - 1, sequence.most_cached) if sequence.shares else 0
+        if not self.checkpoints.take(sequence):
+            return False
         found = self.cache.find(sequence.tokens, most)
         if self._begin(sequence, found):
             return True
         # The page that would be copied may be one of those that have to go.
-        return bool(found.copied) and self._begin(sequence, self.cache.find(sequence.tokens, most, copy=False))
+        if found.copied and self._begin(sequence, self.cache.find(sequence.tokens, most, copy=False)):
+            return True
+        self.checkpoints.free(sequence)
+        return False
 
     def _begin(self, sequence: Sequence, found: Match) -> bool:
         """Let a waiting sequence in with what was found."""
@@ -312,6 +328,8 @@ class Scheduler:
             sequence.pages, sequence.near = found.pages + self._kv.allocate(needed), found.near[:]
             sequence.n_cached = n_found * self._kv.page_tokens + found.copied
             sequence.node, sequence.n_kept = found.node, n_found
+            sequence.parting = found.n_known * self._kv.page_tokens
+            self.checkpoints.copy(found.state, sequence)
             if source:
                 self._kv.copy(found.source, sequence.pages[n_found])
             if near_source and self._near is not None:
@@ -364,14 +382,23 @@ class Scheduler:
     def _put_back(self, sequence: Sequence) -> None:
         """Let a running sequence wait, without its pages."""
         self._running.remove(sequence)
-        self.keep(sequence, whole=sequence.held)
+        self._leave(sequence, whole=sequence.held)
         self._free(sequence)
         insort(self._waiting, sequence, key=_rank)
 
-    def keep(self, sequence: Sequence, *, whole: bool) -> None:
-        """Put a sequence's full pages into the cache; with ``whole`` the begun one too."""
+    def _leave(self, sequence: Sequence, *, whole: bool) -> None:
+        """As ``keep``, for a sequence that is about to lose its pages, and its state with them."""
+        node = self.keep(sequence, whole=whole)
+        if node is not None:
+            self.checkpoints.give(node, sequence)
+
+    def keep(self, sequence: Sequence, *, whole: bool) -> Node | None:
+        """Put a sequence's full pages into the cache; with ``whole`` the begun one too.
+
+        The node that ends where the sequence does; None where there is none.
+        """
         if not sequence.shares or not sequence.pages or sequence.shifted:
-            return
+            return None
         size = self._kv.page_tokens
         node = sequence.node if sequence.node is not None else self.cache.root
         while (sequence.n_kept + 1) * size <= sequence.n_cached:
@@ -390,11 +417,13 @@ class Scheduler:
             node = self.cache.add(node, rest, sequence.pages[sequence.n_kept], near)
         if whole:
             self.cache.settle(node)
+        return node if (whole or not rest) and self.cache.ends_at(node, len(rest) or size) else None
 
     def _free(self, sequence: Sequence) -> None:
         pages, sequence.pages = sequence.pages, []
         near, sequence.near = [page for page in sequence.near if page >= 0], []
         sequence.n_cached, sequence.node, sequence.n_kept = 0, None, 0
+        self.checkpoints.free(sequence)
         if pages:
             self._kv.release(pages)
         if near and self._near is not None:

@@ -89,6 +89,10 @@ class Sequence(ABC):
         self.pages: list[int] = []
         #: The same for layers with a window, where they have pages of their own: as many places, or fewer; -1 before the window.
         self.near: list[int] = []
+        #: Of a model with recurrent layers: its slot, which holds the state after ``n_cached`` tokens; -1 while it does not run.
+        self.state = -1
+        #: Tokens that others began with too, as far as the prefix cache shows.
+        self.parting = 0
         self.n_cached = 0
         #: Of the prefix cache: the last page that is in it, and how many of ``pages`` are.
         self.node: Node | None = None

@@ -35,6 +35,7 @@ CONV_QK, CONV_V, MATRICES = range(3)
 
 @dataclass(frozen=True)
 class Qwen35Config(Config):
+    n_blocks: int  # of the file: the last ones may be those that predict further tokens, which are not used
     recurrent: tuple[bool, ...]  # of each layer: whether it keeps a state, or else attends
     n_taps: int  # tokens that a convolution sees
     n_key_heads: int
@@ -84,19 +85,17 @@ def read_named(gguf: GGUFFile, name: str, *, sparse: bool = False) -> Qwen35Conf
         if sparse:
             experts = decoder.read_required_experts(keys, common)
             experts["n_ff_shared"] = keys.count("expert_shared_feed_forward_length", MAX_WIDTH)
-        recurrent = _recurrent_layers(keys, common.n_layers)
-        # The last blocks of a file may be those that predict further tokens, which are not used.
-        n_layers = common.n_layers - keys.size("nextn_predict_layers", common.n_layers - 1)
-        return replace(common, n_layers=n_layers).extended(
-            Qwen35Config, recurrent=recurrent[:n_layers], **_read_net(keys), **experts
-        )
+        n_blocks = common.n_layers
+        common = replace(common, n_layers=n_blocks - keys.size("nextn_predict_layers", n_blocks - 1))
+        recurrent = _recurrent_layers(keys, n_blocks, common.n_layers)
+        return common.extended(Qwen35Config, n_blocks=n_blocks, recurrent=recurrent, **_read_net(keys), **experts)
 
 
-def _recurrent_layers(keys: Keys, n_layers: int) -> tuple[bool, ...]:
-    """Which layers keep a state: what the file says of each, or all but the last of each period."""
+def _recurrent_layers(keys: Keys, n_blocks: int, n_layers: int) -> tuple[bool, ...]:
+    """Which layers keep a state: what the file says of each block, or all but the last of each period."""
     period = keys.count("full_attention_interval", MAX_LAYERS, 4)
-    usual = tuple((i + 1) % period != 0 for i in range(n_layers))
-    recurrent = keys.flags("attention.recurrent_layers", n_layers) or usual
+    usual = tuple((i + 1) % period != 0 for i in range(n_blocks))
+    recurrent = (keys.flags("attention.recurrent_layers", n_blocks) or usual)[:n_layers]
     if all(recurrent) or not any(recurrent):
         raise UnsupportedError(f"{keys.gguf.path}: metadata {keys.name}: all layers are of one kind, expected both")
     return recurrent
@@ -130,7 +129,7 @@ def load_weights(loader: Loader, c: Qwen35Config) -> Group:
             t.add_row("ffn_gate_inp_shexp", "ffn_gate_inp_shexp.weight", c.n_embd, layer=i)
         else:
             decoder.add_feed_forward(t, c, i)
-    further = tuple(f"blk.{i}." for i in range(c.n_layers, MAX_LAYERS))
+    further = tuple(f"blk.{i}." for i in range(c.n_layers, c.n_blocks))
     return t.load(loader, lambda name: name.startswith(further), numbers=("conv_qk", "conv_v"))
 
 

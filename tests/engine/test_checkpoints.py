@@ -1,0 +1,272 @@
+"""Models with recurrent layers: who goes on from whose state. A state remembers all that went into it (``FakeStates``)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from fake_model import FakeStates
+from test_scheduler import SIZE, Job, Steps, prompt
+
+from gumba import BeamSearchParams, ContrastiveSearchParams, SamplingParams
+from gumba.engine import checkpoints
+from gumba.engine.checkpoints import Checkpoints
+from gumba.engine.prefix_cache import Node
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12)
+
+
+def run(steps, tokens, more=1):
+    """Of a new request, tokens that were there already; it then goes to its end."""
+    steps.add(job := Job(tokens, more))
+    steps.run()
+    return job.n_reused
+
+
+def test_the_same_prompt_again_begins_at_its_last_full_page():
+    for n in (1, SIZE, SIZE + 1, 5 * SIZE, 5 * SIZE + 3):
+        steps = Steps(n_states=9)
+        tokens = prompt(n)
+        assert [run(steps, tokens), run(steps, tokens)] == [0, (n - 1) // SIZE * SIZE]
+        # The last request left its state where it ended: beyond a prompt that is shorter.
+        assert run(steps, tokens[:-1] + [7, 7]) == max((n - 1) // SIZE * SIZE, 0)
+
+
+@pytest.mark.parametrize("more", range(1, 12))
+def test_the_next_turn_of_a_chat_begins_exactly_where_the_last_one_ended(more):
+    steps = Steps(n_states=9)
+    steps.add(one := Job(prompt(13), more))
+    steps.run()
+    assert run(steps, one.tokens + prompt(5, 1)) == 13 + more - 1
+
+
+def test_what_requests_have_in_common_is_kept_once_it_shows():
+    """The first cannot know where others will differ; the second computes all, and stops there; the others begin there."""
+    steps = Steps(n_states=20)
+    common = prompt(3 * SIZE + 2)
+    found = [run(steps, common + prompt(2 * SIZE, 10 + i)) for i in range(4)]
+    assert found == [0, 0, 3 * SIZE, 3 * SIZE]
+
+
+def test_long_prompts_have_checkpoints_on_the_way():
+    steps = Steps(n_pages=200, n_states=30)
+    every = checkpoints.LEAST_PAGES * SIZE
+    tokens = prompt(3 * every + SIZE)
+    assert run(steps, tokens) == 0
+    for n in (every + 3, 2 * every + 1, 3 * every + 1):
+        assert run(steps, tokens[:n] + prompt(50, n)) == n // every * every
+    longer = prompt(20 * every, 1)
+    assert run(steps, longer) == 0
+    assert steps.scheduler.checkpoints.n_kept <= checkpoints.MOST_KEPT
+    assert run(steps, longer[: 10 * every] + [7]) >= 7 * every
+
+
+def test_steps_end_where_a_checkpoint_is_made():
+    steps = Steps(budget=20, n_states=9)
+    run(steps, prompt(43))
+    assert [count for ((_, count),) in steps.plans] == [20, 20, 3]
+    steps = Steps(budget=32, n_states=9)
+    run(steps, prompt(43))
+    assert [count for ((_, count),) in steps.plans] == [32, 8, 3]
+
+
+def test_who_keeps_nothing_takes_nothing():
+    steps = Steps(n_states=3)
+    tokens = prompt(30)
+    for _ in range(2):
+        job = Job(tokens, 1)
+        job.shares = False
+        steps.add(job)
+        steps.run()
+        assert job.n_reused == 0
+    assert steps.states.n_free == 3 and [len(plan) for plan in steps.plans] == [1, 1]
+
+
+def test_no_more_run_than_there_are_slots():
+    steps = Steps(n_states=2)
+    jobs = [Job(prompt(10, i), 6) for i in range(5)]
+    steps.add(*jobs)
+    steps.run()
+    assert max(len(plan) for plan in steps.plans) == 2
+    assert steps.ended == jobs
+
+
+def test_the_checkpoint_not_used_for_longest_goes_first():
+    states = FakeStates(4)
+    made, nodes = Checkpoints(states, SIZE), [Node() for _ in range(5)]
+    jobs = [Job([1]) for _ in nodes]
+    assert made.take(jobs[0])
+    for node in nodes[:3]:
+        made.keep(node, jobs[0])
+    made.use(nodes[0])
+    assert made.take(jobs[1])  # in the place of a checkpoint
+    assert [node.state >= 0 for node in nodes] == [True, False, True, False, False]
+    made.keep(nodes[3], jobs[1])
+    assert [node.state >= 0 for node in nodes] == [True, False, False, True, False]
+    made.give(nodes[4], jobs[1])
+    assert jobs[1].state < 0 and made.n_kept == 3
+    made.give(nodes[4], jobs[0])  # it has one
+    assert jobs[0].state >= 0 and made.n_kept == 3 and states.n_free == 0
+    assert made.take(jobs[1]) and made.take(jobs[2]) and made.take(jobs[3]) and not made.take(jobs[4])
+    assert made.n_kept == 0
+    made.keep(nodes[0], jobs[0])
+    assert made.n_kept == 0
+
+
+def test_only_so_many_are_kept():
+    made, job = Checkpoints(FakeStates(100), SIZE), Job([1])
+    assert made.take(job)
+    nodes = [Node() for _ in range(checkpoints.MOST_KEPT + 5)]
+    for node in nodes:
+        made.keep(node, job)
+    assert [node.state >= 0 for node in nodes] == [False] * 5 + [True] * checkpoints.MOST_KEPT
+
+
+def test_who_gave_way_goes_on_from_its_own_state():
+    steps = Steps(n_pages=9, n_states=9)
+    first, second = Job(prompt(14), 30), Job(prompt(14, 1), 40)
+    steps.add(first, second)
+    while second.remaining == second.n_prompt or second.pages:
+        steps.step()
+    assert second.state < 0
+    steps.run()
+    assert steps.ended == [first, second]
+    alone = Steps()
+    run(alone, prompt(14, 1), 40)
+    assert second.tokens == alone.ended[0].tokens
+
+
+def test_states_go_with_their_pages():
+    steps = Steps(n_pages=8, n_states=9)
+    run(steps, prompt(30))
+    kept = steps.scheduler.checkpoints.n_kept
+    assert kept > 0 and steps.states.n_free == 9 - kept
+    assert steps.scheduler.cache.reclaim(8)
+    assert steps.scheduler.checkpoints.n_kept == 0 and steps.states.n_free == 9
+    run(steps, prompt(30))
+    steps.scheduler.cache.clear()
+    assert steps.scheduler.checkpoints.n_kept == 0 and steps.states.n_free == 9
+
+
+def test_a_state_of_more_tokens_than_it_should_is_not_kept():
+    """As after a step that failed when it had been computed."""
+    steps = Steps(n_states=4)
+    steps.add(job := Job(prompt(2 * SIZE), 9))
+    while job.n_cached < 2 * SIZE + 3:
+        steps.step()
+    steps.states.taken[job.state] += [1]
+    kept = steps.scheduler.checkpoints.n_kept
+    steps.remove(job)
+    assert steps.scheduler.checkpoints.n_kept == kept and steps.states.n_free == 4 - kept
+
+
+def test_a_part_that_others_go_beyond_does_not_get_their_state():
+    steps = Steps(n_states=9)
+    tokens = prompt(14)
+    run(steps, tokens)
+    (part,) = steps.scheduler.cache.root.full[tuple(tokens[:SIZE])].parts
+    steps.scheduler.checkpoints.drop(part)
+    run(steps, tokens[:11])
+    assert part.tokens == tuple(tokens[SIZE:14]) and part.state < 0
+    assert run(steps, tokens + [7]) == SIZE
+
+
+def test_a_part_that_grows_loses_its_state():
+    steps = Steps(n_states=9)
+    cache, made = steps.scheduler.cache, steps.scheduler.checkpoints
+    (page,) = steps.kv.allocate(1)
+    made.take(job := Job([1, 2, 3]))
+    part = cache.add(cache.root, (1, 2, 3), page)
+    steps.states.take_in(job.state, 0, [1, 2, 3], [1, 2, 3])
+    job.n_cached = 3
+    made.give(part, job)
+    assert part.state >= 0 and cache.add(cache.root, (1, 2), page) is part and part.state >= 0
+    assert cache.add(cache.root, (1, 2, 3, 4), page) is part and part.state < 0 and steps.states.n_free == 9
+
+
+def test_a_tree_that_was_cleared_keeps_nothing_of_those_who_go_on():
+    steps = Steps(n_states=9)
+    steps.add(Job(prompt(3 * SIZE), 9))
+    for _ in range(3):
+        steps.step()
+    steps.scheduler.cache.clear()
+    steps.run()
+    assert steps.scheduler.checkpoints.n_kept == 0 and steps.states.n_free == 9
+
+
+# Through the engine ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def both(make_llm):
+    """An LLM on a model with recurrent layers and few slots, and one without."""
+    return lambda n_states=40, **sizes: (make_llm(n_states=n_states, **sizes), make_llm(**sizes))
+
+
+def told(results):
+    return [replace(each, timings=None) for result in results for each in result.outputs]
+
+
+@pytest.mark.parametrize("n_states", [1, 3, 40])
+def test_several_answers_and_searches_are_what_they_are_without_states(both, n_states):
+    prompts = [[100 + i for i in range(n)] for n in (1, 9, 23)]
+    several = SamplingParams(n=3, seed=4, max_tokens=9)
+    beams, contrastive = (
+        BeamSearchParams(beam_width=4, n=2, max_tokens=9),
+        ContrastiveSearchParams(top_k=3, max_tokens=6),
+    )
+    found = []
+    for llm in both(n_states):
+        for _ in range(2):
+            answers = [llm.generate(prompts, several), llm.contrastive_search(prompts, contrastive)]
+            ranked = [(each.token_ids, each.score) for one in llm.beam_search(prompts, beams) for each in one.sequences]
+            found.append([*map(told, answers), ranked])
+    assert found == [found[0]] * 4
+
+
+def test_nothing_is_guessed(both):
+    recurrent, plain = both()
+    params = replace(GREEDY, prompt_lookup_tokens=4)
+    text = [104, 105, 106] * 6
+    assert told(recurrent.generate([text], params)) == told(plain.generate([text], GREEDY))
+    assert all(count == 1 for step in recurrent.model.steps[2:] for _, count in step)
+
+
+def test_a_full_context_is_shifted(both):
+    recurrent, plain = both(n_ctx=24)
+    params = replace(GREEDY, max_tokens=50, context_shift=True, n_keep=3)
+    assert told(recurrent.generate([[100, 101, 102, 103]], params)) == told(
+        plain.generate([[100, 101, 102, 103]], params)
+    )
+
+
+def test_the_logits_of_all_positions(both):
+    recurrent, plain = both()
+    tokens = list(range(100, 140))
+    for _ in range(2):
+        assert (recurrent.logits(tokens) == plain.logits(tokens)).all()
+        recurrent.generate([tokens], GREEDY)
+
+
+def test_what_a_session_holds_has_a_slot_of_its_own(both):
+    recurrent, plain = both(n_states=4)
+    tokens = list(range(100, 140))
+    for llm, expected in ((recurrent, 36), (plain, 40)):  # of a prompt, its last full page; or all of it
+        llm.generate([tokens], GREEDY)
+        held = llm._engine.hold(tokens)
+        assert held.n_cached == expected
+        if llm is recurrent:
+            assert llm.model.states.taken[held.state] == tokens[:36]
+            others = [llm._engine.hold(tokens) for _ in range(3)]
+            assert [each.n_cached for each in others] == [36, 36, 0]  # no checkpoint is left when all slots are lent
+            for each in others:
+                llm._engine.release(each)
+        llm._engine.release(held)
+
+
+def test_the_pool_of_the_tests_finds_mistakes():
+    states = FakeStates(2)
+    slot = states.allocate()
+    states.take_in(slot, 0, [1, 2], [1, 2])
+    with pytest.raises(AssertionError):
+        states.take_in(slot, 1, [2], [1, 2])

@@ -1,0 +1,105 @@
+"""A tiny Qwen3.5 through the engine: the same tokens alone, together, after others, forked, sent away and come back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gumba import LLM, BeamSearchParams, RequestError, SamplingParams, UnsupportedError
+
+PATH = Path(__file__).parent.parent / "data" / "arch_qwen35.gguf"
+PARAMS = SamplingParams(temperature=0.9, seed=5, max_tokens=80, ignore_eos=True)
+
+
+def prompts() -> list[list[int]]:
+    """Of which some begin alike: within a page, after one, and one that another continues."""
+    rng = np.random.default_rng(1)
+    stem = rng.integers(3, 100, 130).tolist()
+    return [stem[:70], stem[:130], stem[:20] + [9] * 60, stem[:66] + [8] * 30, [5, 6, 7]]
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[list[int]]:
+    """Each alone, in a model of its own."""
+    found = []
+    for prompt in prompts():
+        with LLM(PATH, n_threads=1) as llm:
+            found.append(llm.generate([prompt], PARAMS)[0].token_ids)
+    return found
+
+
+@pytest.fixture
+def llm() -> Iterator[LLM]:
+    with LLM(PATH, n_threads=2) as loaded:
+        yield loaded
+        assert loaded.kv_usage().in_use == 0
+
+
+def test_together_and_again(llm: LLM, expected: list[list[int]]) -> None:
+    assert len({tuple(tokens) for tokens in expected}) == len(expected)
+    for reused in (0, 64):
+        found = llm.generate(prompts(), PARAMS)
+        assert [each.token_ids for each in found] == expected
+        assert found[1].timings.cached_tokens >= reused
+
+
+def test_one_after_the_other(llm: LLM, expected: list[list[int]]) -> None:
+    for prompt, tokens in zip(prompts(), expected):
+        assert llm.generate([prompt], PARAMS)[0].token_ids == tokens
+
+
+def test_the_next_turn(llm: LLM, expected: list[list[int]]) -> None:
+    """It begins with the state that the turn before left."""
+    turn = prompts()[0] + expected[0] + [11, 12, 13]
+    llm.generate([prompts()[0]], PARAMS)
+    (found,) = llm.generate([turn], PARAMS)
+    assert found.timings.cached_tokens == 70 + 80 - 1
+    with LLM(PATH, n_threads=1) as other:
+        assert other.generate([turn], PARAMS)[0].token_ids == found.token_ids
+
+
+def test_few_pages_and_small_steps(expected: list[list[int]]) -> None:
+    """All begin, most are sent away and come back."""
+    with LLM(PATH, n_threads=1, kv_tokens=5 * 64, max_batch_tokens=24) as llm:
+        assert [each.token_ids for each in llm.generate(prompts(), PARAMS)] == expected
+
+
+def test_several_answers_and_beams(llm: LLM) -> None:
+    params = SamplingParams(temperature=0.9, seed=5, n=3, max_tokens=20, ignore_eos=True)
+    beams = BeamSearchParams(beam_width=3, n=3, max_tokens=20, ignore_eos=True)
+    found = []
+    for _ in range(2):
+        (several,), (best,) = llm.generate([prompts()[0]], params), llm.beam_search([prompts()[0]], beams)
+        found.append([[each.token_ids for each in ones] for ones in (several.outputs, best.sequences)])
+    assert found[0] == found[1]
+    assert len({tuple(tokens) for tokens in found[0][0]}) == 3
+    # Each beam's score is what its tokens, computed in one go, say.
+    for output in best.sequences:
+        logits = llm.logits(prompts()[0] + output.token_ids).astype(np.float64)[69:-1]
+        chosen = logits[np.arange(20), output.token_ids] - np.log(np.exp(logits).sum(axis=1))
+        assert chosen.sum() == pytest.approx(output.cumulative_logprob, rel=1e-6)
+
+
+def test_a_session_goes_on(llm: LLM, tmp_path: Path) -> None:
+    """With the state in it: nothing is computed again."""
+    path = tmp_path / "a.session"
+    first = llm.generate([prompts()[0]], PARAMS)[0]
+    said = first.prompt_token_ids + first.token_ids
+    assert llm.save_session(path, said) == len(said) - 1
+    expected = llm.generate([[*said, 5, 6]], PARAMS)[0].token_ids
+    with LLM(PATH, n_threads=1) as other:
+        assert other.load_session(path) == (said, None)
+        found = other.generate([[*said, 5, 6]], PARAMS)[0]
+        assert (found.token_ids, found.timings.cached_tokens) == (expected, len(said) - 1)
+        assert other.kv_usage().in_use == 0
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(RequestError, match="damaged"):
+        llm.load_session(path)
+
+
+def test_a_draft_model_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="recurrent layers"):
+        LLM(PATH, draft_model=PATH)
