@@ -187,6 +187,22 @@ GEMMA3_ROPE = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
 }
 
+GEMMA3N = {
+    "head_dim": 16,
+    "num_hidden_layers": 4,
+    "layer_types": [SLIDING, FULL, SLIDING, FULL],
+    "num_kv_shared_layers": 2,
+    "intermediate_size": [64, 96, 32, 32],
+    "activation_sparsity_pattern": [0.6, 0.9, 0.0, 0.0],
+    "altup_num_inputs": 3,
+    "altup_active_idx": 1,
+    "laurel_rank": 24,
+    "vocab_size_per_layer_input": 120,
+    "hidden_size_per_layer_input": 32,
+    "final_logit_softcapping": 10.0,
+    "sliding_window": WINDOW,
+    "tie_word_embeddings": True,
+}
 #: llama.cpp takes it that the last layers with keys of their own are one with a window, then one without.
 GEMMA4 = {
     "head_dim": 8,
@@ -531,6 +547,8 @@ CASES = [
         {"use_qk_norm": False},
     ),
     Case("seed_oss", "SeedOss", WIDE_HEADS | {"attention_bias": True, "tie_word_embeddings": True}),
+    # llama.cpp has other sizes of its own, see its converter.
+    Case("gemma3n", "Gemma3n", GEMMA3N, {"sliding_window": 256}, n_llama=0),
     Case("gemma4", "Gemma4", GEMMA4, {"sliding_window": 256}),
     Case("gemma4_experts", "Gemma4", GEMMA4_EXPERTS, {"sliding_window": 256}),
 ]

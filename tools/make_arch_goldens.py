@@ -67,6 +67,8 @@ def weights(case: Case, name: str, shape: tuple[int, ...]) -> np.ndarray:
         return values
     if name.endswith(("A_log", "dt_bias")):
         return 0.5 * values
+    if name.endswith("modality_router.weight"):  # its input is divided by its size
+        return 4 * values
     if len(shape) == 1:
         centre = 1.0 if "linear_attn.norm" in name else case.centre
         return 0.4 * values if name.endswith("bias") else centre + 0.3 * values

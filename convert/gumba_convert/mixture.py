@@ -23,6 +23,18 @@ KEPT = (
     "attn_rel_b.weight",
     "shortconv.conv.weight",
     "ssm_conv1d.weight",
+    "altup_router.weight",
+    "altup_predict_coef.weight",
+    "altup_correct_coef.weight",
+)
+
+#: Matrices that all layers depend on, small beside the rest: never in fewer than 8 bits.
+FINE = (
+    "per_layer_model_proj.weight",
+    "altup_proj.weight",
+    "altup_unembd_proj.weight",
+    "laurel_l.weight",
+    "laurel_r.weight",
 )
 
 
@@ -45,6 +57,8 @@ def tensor_format(name: str, shape: tuple[int, ...], file_type: str, *, tied: bo
     chosen = file_type
     if file_type == "q4_0" and not pure and name == ("token_embd.weight" if tied else "output.weight"):
         chosen = "q6_k" if _fits(shape, "q6_k") else "q8_0"
+    if file_type == "q4_0" and not pure and name.endswith(FINE):
+        chosen = "q8_0"
     return chosen if _fits(shape, chosen) else "f16"
 
 

@@ -18,9 +18,9 @@ PARTS = BARE | {"model.language_model.": "model.", "language_model.": "model."} 
 OTHER_HALVES = r"(model\.)?(vision_tower|audio_tower|embed_vision|embed_audio)\..*"
 
 
-def optional_integer(reader: ConfigReader, key: str) -> int:
-    """A positive integer, or 0 where it is absent, null or 0."""
-    return reader.integer(key) if reader.config.get(key) else 0
+def optional_integer(reader: ConfigReader, key: str, default: int = 0) -> int:
+    """An integer from 0 on; `default` where it is absent or null."""
+    return reader.integer(key) if reader.config.get(key) else (0 if reader.has(key) else default)
 
 
 def counts(values: list[int]) -> Value:
@@ -28,27 +28,30 @@ def counts(values: list[int]) -> Value:
     return u32(values[0]) if len(set(values)) == 1 else i32_array(values)
 
 
-def shared_layers(reader: ConfigReader, sliding: list[bool]) -> int:
+def shared_layers(reader: ConfigReader, sliding: list[bool], default: int = 0) -> int:
     """How many of the last layers read an earlier one's keys and values; before them lies one of their kind."""
     key, n = "num_kv_shared_layers", len(sliding)
-    shared = optional_integer(reader, key)
+    shared = optional_integer(reader, key, default)
     if shared >= n or not set(sliding[n - shared :]) <= set(sliding[: n - shared]):
         raise reader.fail(key, f"is {shared}: no layer before those has keys and values for them")
     return shared
 
 
 def common_metadata(
-    architecture: str, d: Decoder, sliding: list[bool], n_shared: int, n_per_layer: int
+    architecture: str, d: Decoder, sliding: list[bool], n_shared: int, n_per_layer: int, *, cap: float = 0.0
 ) -> dict[str, Value]:
-    """Windows, shared layers, the width of a layer's own embeddings, and the cap of the logits: 0 for none, since some
-    readers take an absent one for 30."""
-    capped = d.reader.has("final_logit_softcapping")
+    """Windows, shared layers, the width of a layer's own embeddings, and the cap of the logits (`cap` by default).
+
+    It is written as 0 where there is none, since llama.cpp takes an absent one for 30.
+    """
+    if d.reader.has("final_logit_softcapping"):
+        cap = d.reader.number("final_logit_softcapping")
     values = {
         "attention.sliding_window": u32(d.reader.integer("sliding_window", 512)),
         "attention.sliding_window_pattern": booleans(sliding),
         "attention.shared_kv_layers": u32(n_shared),
         "embedding_length_per_layer_input": u32(n_per_layer),
-        "final_logit_softcapping": f32(d.reader.number("final_logit_softcapping") if capped else 0.0),
+        "final_logit_softcapping": f32(cap),
     }
     return {f"{architecture}.{key}": value for key, value in values.items()}
 

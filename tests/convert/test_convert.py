@@ -128,6 +128,12 @@ MIXTURE = [
     ("q8_0", True, False, "token_embd.weight", 512, "q8_0"),
     ("q8_0", True, False, "blk.0.attn_q.weight", 48, "f16"),
     ("bf16", True, False, "token_embd.weight", 77, "bf16"),
+    ("q4_0", True, False, "blk.0.laurel_l.weight", 64, "q8_0"),
+    ("q4_0", True, False, "altup_proj.weight", 64, "q8_0"),
+    ("q4_0", True, True, "altup_proj.weight", 64, "q4_0"),
+    ("f16", True, False, "altup_proj.weight", 64, "f16"),
+    ("q4_0", True, False, "per_layer_token_embd.weight", 64, "q4_0"),
+    ("q4_0", True, False, "blk.0.altup_router.weight", 64, "f32"),
 ]
 
 

@@ -14,7 +14,7 @@ import pytest
 from gguf.quants import quantize
 from safetensors.numpy import save_file
 from tiny_checkpoints import write_checkpoint
-from tiny_families import CTX, EXPERTS, FAMILIES, GROUPS, HEADS, LAYERS, F, Family, V, W
+from tiny_families import CTX, EXPERTS, FAMILIES, GROUPS, HEADS, LAYERS, STREAMS, F, Family, V, W
 
 from gumba.errors import ConvertError
 from gumba.gguf import GGUFFile
@@ -149,6 +149,13 @@ REFUSED = [
     ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     ("gemma2", {"layer_types": ["full_attention", "chunked_attention"]}, "layer_types"),
     ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+    ("gemma3n", {"altup_active_idx": STREAMS}, "altup_active_idx is 3, but there are 3 streams"),
+    ("gemma3n", {"altup_correct_scale": False}, "altup_correct_scale"),
+    ("gemma3n", {"attention_bias": True}, "attention_bias"),
+    ("gemma3n", {"intermediate_size": [F]}, "intermediate_size is"),
+    ("gemma3n", {"activation_sparsity_pattern": [0.5, 1.0]}, "activation_sparsity_pattern is"),
+    ("gemma3n", {"num_kv_shared_layers": None}, "num_kv_shared_layers is 15: no layer before"),
+    ("gemma3n", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "linear"),
     ("gemma4", {"use_bidirectional_attention": "all"}, "use_bidirectional_attention"),
     ("gemma4", {"attention_bias": True}, "attention_bias"),
     ("gemma4", {"num_kv_shared_layers": 2}, "num_kv_shared_layers is 2: no layer before"),
@@ -256,6 +263,7 @@ def test_model_type_names_the_family_too(tmp_path: Path) -> None:
     ("name", "beginning", "others"),
     [
         ("gemma3", "language_model.model.", ("vision_tower.some.weight", "multi_modal_projector.other.weight")),
+        ("gemma3n", "model.language_model.", ("model.vision_tower.a", "model.audio_tower.b", "model.embed_audio.c")),
         ("gemma4", "model.language_model.", ("model.vision_tower.a", "model.audio_tower.b", "model.embed_vision.c")),
     ],
 )

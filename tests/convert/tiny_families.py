@@ -1388,3 +1388,81 @@ FAMILIES["gemma4_experts"] = Family(
         "rope.freq_base_swa": 10000.0,
     },
 )
+
+STREAMS, LAUREL = 3, 6
+GEMMA3N_BLOCK = (
+    PLAIN_BLOCK
+    | MLP
+    | PER_LAYER_GATE
+    | norms(altup_router_norm="altup.router_norm", laurel_post_norm="laurel.post_laurel_norm")
+    | matrices(
+        altup_router=("altup.modality_router", (STREAMS, W)),
+        altup_predict_coef=("altup.prediction_coefs", (STREAMS * STREAMS, STREAMS)),
+        altup_correct_coef=("altup.correction_coefs", (STREAMS, STREAMS)),
+        laurel_l=("laurel.linear_left", (LAUREL, W)),
+        laurel_r=("laurel.linear_right", (W, LAUREL)),
+    )
+    | {"altup_correct_scale.weight": ("altup.correct_output_scale", (W,), same)}
+    | ATTENTION
+    | HEAD_NORMS
+)
+GEMMA3N_ENDS = (
+    PER_LAYER_ENDS
+    | norms(output_norm="model.norm")
+    | {
+        f"{ours}.weight": ([f"model.{theirs}.{i}.weight" for i in range(STREAMS - 1)], (W, W), stacked)
+        for ours, theirs in (("altup_proj", "altup_projections"), ("altup_unembd_proj", "altup_unembed_projections"))
+    }
+)
+GEMMA3N_CONFIG = (
+    hf("Gemma3nForCausalLM", **GEMMA_CONFIG, **WINDOW, altup_num_inputs=STREAMS, laurel_rank=LAUREL)
+    | {"hidden_size_per_layer_input": PER_LAYER, "vocab_size_per_layer_input": V - 3}
+    | {"layer_types": ["full_attention"] * LAYERS, "num_kv_shared_layers": 1, "altup_active_idx": 1}
+    | {"rope_theta": 2e6, "rope_local_base_freq": 20000.0}  # as released
+)
+FAMILIES["gemma3n"] = Family(
+    "gemma3n",
+    "gemma3n",
+    GEMMA3N_CONFIG | {"intermediate_size": [F, F], "activation_sparsity_pattern": [0.95, 0.0]},
+    GEMMA3N_ENDS,
+    GEMMA3N_BLOCK,
+    odd={
+        1: without(GEMMA3N_BLOCK, "attn_k", "attn_v", "attn_k_norm")
+        | {  # not in the checkpoint, and read by nobody, but llama.cpp wants them
+            "attn_k.weight": ([], (), lambda _: np.zeros((KV, W), np.float32)),
+            "attn_v.weight": ([], (), lambda _: np.zeros((KV, W), np.float32)),
+            "attn_k_norm.weight": ([], (), lambda _: np.ones(HEAD, np.float32)),
+        }
+    },
+    keys={
+        "feed_forward_length": F,
+        "attention.key_length": HEAD,
+        "attention.value_length": HEAD,
+        "attention.sliding_window": 40,
+        "attention.sliding_window_pattern": [False, False],
+        "attention.shared_kv_layers": 1,
+        "embedding_length_per_layer_input": PER_LAYER,
+        "final_logit_softcapping": 30.0,
+        "rope.freq_base": 2e6,
+        "rope.freq_base_swa": 20000.0,
+        "altup.num_inputs": STREAMS,
+        "altup.active_idx": 1,
+        "activation_sparsity_scale": [np.float32(1.6448536), -np.inf],
+    },
+)
+FAMILIES["gemma3n_released"] = Family(  # with keys and values that nobody reads; and layers of several widths
+    "gemma3n",
+    "gemma3n",
+    GEMMA3N_CONFIG | {"intermediate_size": [F, 2 * F]},
+    GEMMA3N_ENDS,
+    GEMMA3N_BLOCK,
+    odd={
+        1: GEMMA3N_BLOCK
+        | matrices(
+            ffn_gate=("mlp.gate_proj", (2 * F, W)),
+            ffn_up=("mlp.up_proj", (2 * F, W)),
+            ffn_down=("mlp.down_proj", (W, 2 * F)),
+        )
+    },
+    keys={"feed_forward_length": [F, 2 * F], "activation_sparsity_scale": [-np.inf, -np.inf]},
+)

@@ -10,6 +10,7 @@ import numpy as np
 import oracles
 from harness import GENERIC, Batch, Setup, packed, random_rows, rows
 from setups_recurrent import setup_causal_conv, setup_decay, setup_delta_rule
+from setups_streams import setup_add_to_streams, setup_keep_greatest, setup_match_magnitude, setup_mix_streams
 
 from gumba.kernels import activations, conv, elementwise, embed, experts, jit, matmul, norms, q8, rope, text_means
 from gumba.kernels import attention_layout as att
@@ -761,6 +762,10 @@ TABLE: dict[str, Callable[[Isa], Setup]] = {
     "recurrent.decay": setup_decay,
     "recurrent.delta_rule": setup_delta_rule,
     "rope.rope": setup_rope,
+    "streams.add_to_streams": setup_add_to_streams,
+    "streams.keep_greatest": setup_keep_greatest,
+    "streams.match_magnitude": setup_match_magnitude,
+    "streams.mix_streams": setup_mix_streams,
     "text_means.text_means": setup_text_means,
 }
 

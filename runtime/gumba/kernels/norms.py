@@ -73,16 +73,23 @@ def _normalize_head(s: Simd, x: Value, weight: Value, mean: Value, scale: Value,
 
 
 @inline
-def _rms_scale(x, width, eps):
+def mean_square(x, width):
+    """Of ``width`` float32 numbers."""
     total = _sum_squares(x, width // 16)
     for i in range(width // 16 * 16, width):
         v = load_f32(x + 4 * i)
         total += v * v
-    return _inverse_sqrt(total / width + eps)
+    return total / width
 
 
 @inline
-def _mean(x, width):
+def _rms_scale(x, width, eps):
+    return _inverse_sqrt(mean_square(x, width) + eps)
+
+
+@inline
+def mean_of(x, width):
+    """Of ``width`` float32 numbers."""
     total = _sum(x, width // 16)
     for i in range(width // 16 * 16, width):
         total += load_f32(x + 4 * i)
@@ -90,12 +97,18 @@ def _mean(x, width):
 
 
 @inline
-def _layer_scale(x, width, mean, eps):
+def variance(x, width, mean):
+    """Of ``width`` float32 numbers, around their ``mean``."""
     total = _sum_squares_around(x, width // 16, mean)
     for i in range(width // 16 * 16, width):
         v = load_f32(x + 4 * i) - mean
         total += v * v
-    return _inverse_sqrt(total / width + eps)
+    return total / width
+
+
+@inline
+def _layer_scale(x, width, mean, eps):
+    return _inverse_sqrt(variance(x, width, mean) + eps)
 
 
 @kernel(divisible=True)
@@ -126,7 +139,7 @@ def layer_norm(batch, thread, n_threads, count, x, weight, bias, out, stride, wi
     for unit in range(n_units):
         at = row * stride
         if block == 0 or unit == 0:
-            mean = _mean(x + at, width)
+            mean = mean_of(x + at, width)
             scale = _layer_scale(x + at, width, mean, eps)
         at += block * 128
         _normalize_block(x + at, weight + block * 128, bias + block * 128, mean, scale, out + at)
@@ -148,7 +161,7 @@ def head_norm(
             at = t * stride + h * head_dim * 4
             mean = np.float32(0)
             if centred != 0:
-                mean = _mean(x + at, head_dim)
+                mean = mean_of(x + at, head_dim)
                 scale = _layer_scale(x + at, head_dim, mean, eps)
             else:
                 scale = _rms_scale(x + at, head_dim, eps)

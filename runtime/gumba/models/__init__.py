@@ -27,6 +27,7 @@ from gumba.models import (
     gemma,
     gemma2,
     gemma3,
+    gemma3n,
     gemma4,
     gemma_embedding,
     glm4,
@@ -75,7 +76,7 @@ ARCHITECTURES: dict[str, ModuleType] = {
     module.NAME: module
     for module in (
         llama, qwen, qwen2, qwen2moe, qwen2vl, qwen3, qwen3moe, qwen3vl, qwen3vlmoe,
-        chatglm, glm4, gemma, gemma2, gemma3, gemma4, phi2, phi3, gpt2,
+        chatglm, glm4, gemma, gemma2, gemma3, gemma3n, gemma4, phi2, phi3, gpt2,
         gptneox, starcoder2, stablelm, falcon, internlm2, olmo2, baichuan, granite, granitemoe, smollm3, exaone4,
         command_r, cohere2, deepseek2, gpt_oss, lfm2, qwen35, qwen35moe, seed_oss,
         bert, nomic_bert, jina_bert_v2, modern_bert, gemma_embedding,

@@ -82,7 +82,7 @@ def forward(p: Program, c: Gemma4Config, w: Group, kv: Sequence[KVLayout], n_ctx
             x = p.add(x, gemma_layers.per_layer_part(p, c, layer, x, inputs, i))
         if layer.layer_output_scale is not None:
             x = p.scale(x, float(layer.layer_output_scale[0]))
-    return gemma_layers.outputs(p, c, w, x)
+    return gemma_layers.capped(p, c, *decoder.outputs(p, c, w, x))
 
 
 def _halves_with_experts(p: Program, c: Gemma4Config, layer: Group, x: Buffer, attended: Buffer, kind: str) -> Buffer:

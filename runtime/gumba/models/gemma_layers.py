@@ -184,7 +184,6 @@ def per_layer_part(p: Program, c: LayersConfig, layer: Group, x: Buffer, inputs:
     return p.rms_norm(h, layer.post_norm, c.norm_eps)
 
 
-def outputs(p: Program, c: LayersConfig, w: Group, x: Buffer) -> tuple[Buffer, Buffer]:
-    """The last hidden states and the logits of the rows that are wanted."""
-    hidden, logits = decoder.outputs(p, c, w, x)
+def capped(p: Program, c: LayersConfig, hidden: Buffer, logits: Buffer) -> tuple[Buffer, Buffer]:
+    """The last hidden states, and logits with the cap that the model has."""
     return hidden, p.softcap(logits, c.logit_cap) if c.logit_cap else logits

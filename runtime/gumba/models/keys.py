@@ -65,6 +65,16 @@ class Keys:
             raise ModelError(f"{self.gguf.path}: metadata {self._key(key)}: expected {n} bools")
         return tuple(found)
 
+    def numbers(self, key: str, n: int) -> tuple[float, ...] | None:
+        """One number, perhaps infinite, for each of ``n`` layers; None when the key is absent."""
+        value = self.gguf.metadata.get(self._key(key))
+        if value is None:
+            return None
+        found: list[Any] = value.to_list() if isinstance(value, GGUFArray) else []
+        if len(found) != n or not all(type(each) is float and each == each for each in found):
+            raise ModelError(f"{self.gguf.path}: metadata {self._key(key)}: expected {n} numbers")
+        return tuple(found)
+
     def number(
         self, key: str, default: float | None = None, *, least: float = 1e-12, most: float = 1e12, zero: bool = False
     ) -> float:

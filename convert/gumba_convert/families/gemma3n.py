@@ -1,0 +1,146 @@
+"""Gemma 3n's language models: several streams, of which layers work on one; windows in four layers of five.
+
+Readers know some sizes without being told: llama.cpp takes it that there are 4 streams, that 20 layers have keys of their
+own and that embeddings of a layer are 256 wide, as in all released models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from statistics import NormalDist
+
+import numpy as np
+
+from gumba_convert import per_layer
+from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.decoder import (
+    Decoder,
+    Names,
+    embedding_and_head,
+    every,
+    finish,
+    gated_ffn,
+    head_norms,
+    metadata,
+    read_decoder,
+    sliding_layers,
+    text_config,
+)
+from gumba_convert.gguf_writer import f32, f32_array, u32
+from gumba_convert.plan import ConfigReader, Plan
+from gumba_convert.table import Layer, TensorTable
+
+ARCHITECTURE = "gemma3n"
+HF_ARCHITECTURES = ("Gemma3nForCausalLM", "Gemma3nForConditionalGeneration")
+MODEL_TYPES = ("gemma3n", "gemma3n_text")
+
+NAMES = Names(activation="hidden_activation")
+DEFAULTS = {
+    "n_layers": 35,
+    "n_embd": 2048,
+    "n_ff": 16384,
+    "n_heads": 8,
+    "n_kv_heads": 2,
+    "n_ctx": 32768,
+    "head_dim": 256,
+    "tied": True,
+    "vocab_size": 262400,
+}
+PERIOD = 5
+
+
+def plan(checkpoint: Checkpoint) -> Plan:
+    """Metadata and tensors of a Gemma 3n checkpoint; pictures' and sound's parts are left out.
+
+    Raises:
+        ConvertError: an unsupported configuration or set of tensors.
+    """
+    reader = text_config(checkpoint)
+    n_ffs = _widths(reader)
+    config = reader.config | {"intermediate_size": n_ffs[0]}
+    reader = ConfigReader(config, reader.where, prefix=reader.prefix)
+    d = read_decoder(reader, defaults=DEFAULTS, names=NAMES, activations=("gelu_pytorch_tanh",), theta=1e6)
+    for key, wanted in (("attention_bias", False), ("altup_correct_scale", True)):
+        reader.must_be(key, wanted)
+    sliding = sliding_layers(reader, d.n_layers, every(d.n_layers, PERIOD))
+    n_shared = per_layer.shared_layers(reader, sliding, 15)
+    n_per_layer = reader.integer("hidden_size_per_layer_input", 256)
+    n_streams, active = reader.integer("altup_num_inputs", 4), per_layer.optional_integer(reader, "altup_active_idx")
+    if active >= n_streams:
+        raise reader.fail("altup_active_idx", f"is {active}, but there are {n_streams} streams")
+    values, factors = metadata(ARCHITECTURE, d, kinds=("default",))
+    values |= per_layer.common_metadata(ARCHITECTURE, d, sliding, n_shared, n_per_layer, cap=30.0)
+    values |= {
+        f"{ARCHITECTURE}.{key}": value
+        for key, value in {
+            "feed_forward_length": per_layer.counts(n_ffs),
+            "altup.num_inputs": u32(n_streams),
+            "altup.active_idx": u32(active),
+            "activation_sparsity_scale": f32_array(_cutoffs(reader, d.n_layers)),
+            "rope.freq_base_swa": f32(per_layer.local_rope(reader).theta),
+        }.items()
+    }
+    table = TensorTable(checkpoint, renamed=per_layer.PARTS, ignored=per_layer.OTHER_HALVES)
+    embedding_and_head(table, d)
+    per_layer.embeddings(table, d, n_per_layer)
+    for ours, theirs in (("altup_proj", "altup_projections"), ("altup_unembd_proj", "altup_unembed_projections")):
+        parts = [f"model.{theirs}.{i}.weight" for i in range(n_streams - 1)]
+        table.tensor(f"{ours}.weight", parts, (d.n_embd, d.n_embd))
+    n_laurel = reader.integer("laurel_rank", 64)
+    for layer, n_ff in zip(table.layers(d.n_layers), n_ffs, strict=True):
+        per_layer.block_norms(layer, d)
+        _attention(layer, d, own=layer.index < d.n_layers - n_shared)
+        gated_ffn(layer, replace(d, n_ff=n_ff))
+        per_layer.gate(layer, d, n_per_layer)
+        _streams(layer, d, n_streams)
+        layer.linear("laurel_l", "laurel.linear_left", (n_laurel, d.n_embd))
+        layer.linear("laurel_r", "laurel.linear_right", (d.n_embd, n_laurel))
+        layer.norm("laurel_post_norm", "laurel.post_laurel_norm", d.n_embd)
+    table.norm("output_norm", "model.norm", d.n_embd)
+    return finish(ARCHITECTURE, d, values, table, factors)
+
+
+def _widths(reader: ConfigReader) -> list[int]:
+    """Widths of all layers' feed-forward parts: a list, or one number for all."""
+    key, n_layers = "intermediate_size", reader.integer("num_hidden_layers", DEFAULTS["n_layers"])
+    found = reader.config.get(key)
+    if not isinstance(found, list):
+        return [reader.integer(key, DEFAULTS["n_ff"])] * n_layers
+    if len(found) != n_layers or not all(type(n) is int and 0 < n < 2**31 for n in found):
+        raise reader.fail(key, f"is {str(found)[:80]}, expected {n_layers} positive integers")
+    return found
+
+
+def _cutoffs(reader: ConfigReader, n_layers: int) -> list[float]:
+    """For each layer, how far above the mean a gate opens so that only its share does, in standard deviations."""
+    key = "activation_sparsity_pattern"
+    usual = [0.95 if i < 10 < n_layers else 0.0 for i in range(n_layers)]
+    found = reader.config[key] if reader.has(key) else usual
+    shares = found if isinstance(found, list) else [found] * n_layers
+    if len(shares) != n_layers or not all(type(share) in (int, float) and 0 <= share < 1 for share in shares):
+        raise reader.fail(key, f"is {str(found)[:80]}, expected {n_layers} numbers from 0 to 1")
+    return [NormalDist().inv_cdf(share) if share else float("-inf") for share in shares]
+
+
+def _attention(layer: Layer, d: Decoder, *, own: bool) -> None:
+    """The attention of a layer; llama.cpp wants keys and values of layers, too, that read others' (`own` is false)."""
+    layer.linear("attn_q", "self_attn.q_proj", (d.n_q, d.n_embd))
+    layer.linear("attn_output", "self_attn.o_proj", (d.n_embd, d.n_q))
+    if own or layer.has("self_attn.k_proj.weight"):
+        layer.linear("attn_k", "self_attn.k_proj", (d.n_kv, d.n_embd))
+        layer.linear("attn_v", "self_attn.v_proj", (d.n_kv, d.n_embd))
+        head_norms(layer, d)
+    else:  # transformers 5 does not write them
+        layer.norm("attn_q_norm", "self_attn.q_norm", d.head_dim)
+        for name in ("attn_k", "attn_v"):
+            layer.table.computed(f"{layer.ours}{name}.weight", np.zeros((d.n_kv, d.n_embd), np.float32))
+        layer.table.computed(f"{layer.ours}attn_k_norm.weight", np.ones(d.head_dim, np.float32))
+
+
+def _streams(layer: Layer, d: Decoder, n: int) -> None:
+    """How a layer predicts and corrects the streams."""
+    layer.linear("altup_router", "altup.modality_router", (n, d.n_embd))
+    layer.norm("altup_router_norm", "altup.router_norm", d.n_embd)
+    layer.linear("altup_predict_coef", "altup.prediction_coefs", (n * n, n))
+    layer.linear("altup_correct_coef", "altup.correction_coefs", (n, n))
+    layer.tensor("altup_correct_scale.weight", "altup.correct_output_scale", (d.n_embd,))

@@ -1,0 +1,124 @@
+"""Gemma 3n and 4: what the cache keeps, how embeddings of layers lie in memory, and files that other converters wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from test_architectures import rewritten
+from tiny_models import DATA, distance, load, logits_of, stored
+
+from gumba import GGUFFile
+from gumba.errors import ModelError, UnsupportedError
+
+Tensors = dict[str, np.ndarray]
+U32, BOOL, F32 = gguf.GGUFValueType.UINT32, gguf.GGUFValueType.BOOL, gguf.GGUFValueType.FLOAT32
+
+
+def written(name: str, out: Path, changes: dict[str, Any], change: Callable[[Tensors], None] = lambda t: None) -> Path:
+    """A golden model with other metadata (None: without that key), and with what ``change`` makes of its tensors."""
+    with GGUFFile(DATA / f"arch_{name}.gguf") as file:
+        architecture = file.require("general.architecture", str)
+        writer = gguf.GGUFWriter(out, architecture)
+        values: dict[str, Any] = {
+            key.removeprefix(f"{architecture}."): value.to_list() if hasattr(value, "to_list") else value
+            for key, value in file.metadata.items()
+            if key.startswith(architecture)
+        }
+        kinds = {bool: BOOL, float: F32, int: U32}
+        for key, value in (values | changes).items():
+            if isinstance(value, list):
+                kind = kinds[type(value[0])]
+                writer.add_key_value(f"{architecture}.{key}", value, gguf.GGUFValueType.ARRAY, kind)
+            elif value is not None:
+                writer.add_key_value(f"{architecture}.{key}", value, kinds[type(value)])
+        tensors = {n: np.frombuffer(bytes(t.data), np.float32).reshape(t.shape) for n, t in file.tensors.items()}
+    change(tensors)
+    for tensor, numbers in tensors.items():
+        writer.add_tensor(tensor, np.ascontiguousarray(numbers))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out
+
+
+@pytest.mark.parametrize(
+    "name, sizes",
+    [
+        ("gemma4", [(2, 8), (2, 16), (0, 0), (0, 0)]),
+        ("gemma4_experts", [(2, 8), (1, 16)]),
+        ("gemma3n", [(2, 16), (2, 16), (0, 0), (0, 0)]),
+    ],
+)
+def test_layers_that_share_keys_take_no_memory(name: str, sizes: list[tuple[int, int]]) -> None:
+    model = load(DATA / f"arch_{name}.gguf")
+    layouts = model.kv.layouts
+    assert [(at.n_kv_heads, at.head_dim) for at in layouts] == sizes
+    assert model.kv.page_bytes == sum(at.n_kv_heads * (at.k_page + at.v_page) for at in layouts)
+    model.close()
+
+
+@pytest.mark.parametrize("name", ["gemma3n", "gemma4"])
+def test_embeddings_of_layers_stay_in_their_blocks(name: str, tmp_path: Path) -> None:
+    path = rewritten(DATA / f"arch_{name}.gguf", tmp_path / "q4_0.gguf", "Q4_0", dequantized=False)
+    model = load(path)
+    table = model._weights.per_layer_token_embd
+    assert table.format.NAME == "q4_0"
+    assert table.data.nbytes < 0.2 * 4 * table.rows * table.columns  # of float32; groups of rows are padded
+    model.close()
+
+
+def two_matrices(tensors: Tensors) -> None:
+    """Gate and up of experts apart, as in files of older converters."""
+    for name in [name for name in tensors if "ffn_gate_up_exps" in name]:
+        both = tensors.pop(name)
+        for part, values in zip(("gate", "up"), np.split(both, 2, axis=1)):
+            tensors[name.replace("gate_up", part)] = values
+
+
+def unread_keys(tensors: Tensors) -> None:
+    """Keys and values of layers that read others', which released checkpoints have."""
+    for name in ("attn_k", "attn_v", "attn_k_norm"):
+        tensors[f"blk.3.{name}.weight"] = np.full((2, 3), np.inf, np.float32)
+
+
+@pytest.mark.parametrize("name, change", [("gemma4_experts", two_matrices), ("gemma4", unread_keys)])
+def test_files_of_other_converters(name: str, change: Callable[[Tensors], None], tmp_path: Path) -> None:
+    tokens, wanted = stored(DATA / f"arch_{name}.gguf")
+    model = load(written(name, tmp_path / "other.gguf", {}, change), kv_type="f32")
+    assert distance(logits_of(model, tokens, len(tokens)), wanted) < 1e-4
+    model.close()
+
+
+@pytest.mark.parametrize(
+    "name, changes, message",
+    [
+        ("gemma4", {"attention.shared_kv_layers": 5}, "shared_kv_layers is 5"),
+        ("gemma4", {"attention.shared_kv_layers": 3}, "shared_kv_layers: no layer before layer 1 has keys for layer 1"),
+        ("gemma4", {"attention.shared_kv_layers": 0}, "missing: blk.2.attn_k.weight"),
+        ("gemma4", {"attention.head_count_kv": [2, 2, 0, 2]}, "head_count_kv or feed_forward_length holds 0"),
+        ("gemma4", {"attention.head_count_kv": [2, 3, 2, 2]}, "no multiple of head_count_kv 3"),
+        ("gemma4", {"attention.head_count_kv": [2, 2]}, "expected 4 integers"),
+        ("gemma4", {"feed_forward_length": [32, 32, 32, 32]}, r"blk.2.ffn_gate.weight is \[64, 32\]"),
+        ("gemma4", {"rope.dimension_count_swa": 5}, "expected an even number"),
+        ("gemma4", {"rope.dimension_count_swa": 10}, "rope.dimension_count_swa is 10"),
+        ("gemma4", {"attention.value_length_swa": 16}, "attention.value_length_swa is 16"),
+        ("gemma4", {"attention.sliding_window_pattern": [True, False]}, "expected 4 bools"),
+        ("gemma4", {"attention.scale": 0.5}, "attention.scale is 0.5"),
+        ("gemma4", {"embedding_length_per_layer_input": 0}, "unexpected"),
+        ("gemma4_experts", {"expert_count": 6}, r"ffn_gate_inp.weight is \[5, 32\]"),
+        ("gemma4_experts", {"expert_feed_forward_length": 16}, "ffn_gate_up_exps"),
+        ("gemma3n", {"altup.active_idx": 3}, "altup.active_idx is 3, expected 0 to 2"),
+        ("gemma3n", {"altup.num_inputs": 4}, "altup_proj.weight is"),
+        ("gemma3n", {"activation_sparsity_scale": [1.0, 2.0]}, "activation_sparsity_scale: expected 4 numbers"),
+        ("gemma3n", {"activation_sparsity_scale": [1.0, np.nan, 0.0, 0.0]}, "expected 4 numbers"),
+    ],
+)
+def test_metadata_that_does_not_fit(name: str, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises((ModelError, UnsupportedError), match=message):
+        load(written(name, tmp_path / "bad.gguf", changes))
