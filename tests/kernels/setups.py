@@ -368,7 +368,7 @@ def setup_short_conv(
         for at in range(0, new, 3):
             table = address(tables[-1])
             both = (0, table) if near else (table, 0)
-            tiles.append((start + at, min(3, new - at), past + at, both[0], past + new, both[1]))
+            tiles.append((start + at, min(3, new - at), past + at, both[0], past + new, 0, both[1]))
         start += new
     held, out = rows(weight, padding=0.0), rows(np.full((start, width), np.nan, np.float32))
     arguments = place | {"weight": address(held), "weight_stride": held.strides[0], "n_taps": n_taps, "out": address(out),
