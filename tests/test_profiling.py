@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gumba import GGUFFile, RequestError, profiling
-from gumba.benchmark import Bench
+from gumba.benchmark import Bench, Workload
 from gumba.models import Chunk, load_model
 from gumba.profiling import Limits, Phase, Rates, measure_limits, profile
 
@@ -45,7 +45,7 @@ def test_limits_are_measured() -> None:
 @pytest.mark.usefixtures("known_limits")
 @pytest.mark.parametrize("n_threads", [1, 2])
 def test_parts_and_whole(n_threads: int) -> None:
-    found = profile(MODEL, prompt=20, gen=3, depth=30, sequences=2, n_threads=n_threads, repeat=2)
+    found = profile(MODEL, Workload(prompt=20, gen=3, depth=30, sequences=2, n_threads=n_threads), repeat=2)
     with GGUFFile(MODEL) as file:
         model = load_model(file, n_threads=n_threads)
     names = {(op.kernel.name, op.work.shape) for op in model.operations}
@@ -66,7 +66,7 @@ def test_parts_and_whole(n_threads: int) -> None:
 @pytest.mark.usefixtures("known_limits")
 def test_work_is_what_the_shapes_say() -> None:
     """Two sequences that decode three tokens each after 30: weights once a step, each one's cache, pairs with all before."""
-    decode = profile(MODEL, prompt=0, gen=3, depth=30, sequences=2, n_threads=1, repeat=1).decode
+    decode = profile(MODEL, Workload(prompt=0, gen=3, depth=30, sequences=2, n_threads=1), repeat=1).decode
     assert decode is not None
     with GGUFFile(MODEL) as file:
         model = load_model(file, n_threads=1)
@@ -102,9 +102,9 @@ def test_pairs_of_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("known_limits")
 def test_what_was_not_asked_for_is_none() -> None:
-    assert profile(MODEL, prompt=4, gen=0, n_threads=1, repeat=1).decode is None
+    assert profile(MODEL, Workload(prompt=4, gen=0, n_threads=1), repeat=1).decode is None
     with pytest.raises(RequestError, match="context"):
-        profile(MODEL, prompt=1 << 20, gen=0, n_threads=1)
+        profile(MODEL, Workload(prompt=1 << 20, gen=0, n_threads=1))
 
 
 @pytest.mark.usefixtures("known_limits")
@@ -114,5 +114,5 @@ def test_a_slow_step_is_overhead_and_not_an_operation(monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         Bench, "decode", lambda self, n, sequences, step=None: plain(self, n, sequences, step) + (step is None)
     )
-    decode = profile(MODEL, prompt=0, gen=1, n_threads=1, repeat=1).decode
+    decode = profile(MODEL, Workload(prompt=0, gen=1, n_threads=1), repeat=1).decode
     assert isinstance(decode, Phase) and decode.overhead_ms > 900 > decode.operations_ms

@@ -53,28 +53,29 @@ class Speed:
     threads: int
 
 
-def measure(
-    path: Path,
-    *,
-    prompt: int = 512,
-    gen: int = 64,
-    depth: int = 0,
-    sequences: int = 1,
-    n_threads: int | None = None,
-    kv_type: str | None = None,
-    repeat: int = 5,
-    progress: Callable[[float], None] = lambda done: None,
-) -> Speed:
-    """Measure the model at ``path``.
+@dataclass(frozen=True)
+class Workload:
+    """What is measured, and with how many threads and what KV cache (see ``LLM``).
 
     Prefill: a prompt of ``prompt`` tokens after ``depth`` tokens of context. Decode: ``gen`` steps of ``sequences``
     sequences at once, each after ``depth`` tokens of its own (one token, where ``depth`` is 0); all sequences count.
-
-    Raises ``RequestError`` when the model's context is too short for that.
     """
-    sizes = {"prompt": prompt, "gen": gen, "depth": depth, "sequences": sequences}
-    with opened(path, **sizes, n_threads=n_threads, kv_type=kv_type) as ready:
-        bench = Bench(ready.model, depth)
+
+    prompt: int = 512
+    gen: int = 64
+    depth: int = 0
+    sequences: int = 1
+    n_threads: int | None = None
+    kv_type: str | None = None
+
+
+def measure(
+    path: Path, work: Workload, *, repeat: int = 5, progress: Callable[[float], None] = lambda done: None
+) -> Speed:
+    """Measure the model at ``path``. Raises ``RequestError`` when its context is too short for that."""
+    prompt, gen = work.prompt, work.gen
+    with opened(path, work) as ready:
+        bench = Bench(ready.model, work.depth)
         rounds = (bool(prompt) + bool(gen)) * (repeat + 1)
         prefill: list[float] = []
         decode: list[float] = []
@@ -83,7 +84,7 @@ def measure(
                 prefill.append(prompt / bench.prefill(prompt))
                 progress((len(prefill) + len(decode)) / rounds)
             if gen:
-                decode.append(gen * sequences / bench.decode(gen, sequences))
+                decode.append(gen * work.sequences / bench.decode(gen, work.sequences))
                 progress((len(prefill) + len(decode)) / rounds)
         return Speed(
             prefill_tokens_per_s=statistics.median(prefill[1:]) if prompt else None,
@@ -110,15 +111,13 @@ class Ready:
 
 
 @contextlib.contextmanager
-def opened(
-    path: Path, *, prompt: int, gen: int, depth: int, sequences: int, n_threads: int | None, kv_type: str | None
-) -> Iterator[Ready]:
+def opened(path: Path, work: Workload) -> Iterator[Ready]:
     """The model at ``path`` with room for what is to be measured; closed at the end. Raises what ``measure`` does."""
     from gumba.gguf import GGUFFile
     from gumba.kernels import jit
     from gumba.models import architecture, load_model
 
-    n_ctx = depth + max(prompt, gen + 1)
+    n_ctx = work.depth + max(work.prompt, work.gen + 1)
     compiled_s = jit.stats.compile_s
     began = time.perf_counter()
     with GGUFFile(path) as file:
@@ -131,11 +130,11 @@ def opened(
         model = load_model(
             file,
             n_ctx=n_ctx,
-            max_batch_tokens=max(_BATCH_TOKENS, sequences),
-            kv_tokens=sequences * (-(-n_ctx // 64)) * 64,
-            n_states=2 * sequences,
-            n_threads=n_threads,
-            kv_type=kv_type,
+            max_batch_tokens=max(_BATCH_TOKENS, work.sequences),
+            kv_tokens=work.sequences * (-(-n_ctx // 64)) * 64,
+            n_states=2 * work.sequences,
+            n_threads=work.n_threads,
+            kv_type=work.kv_type,
         )
     load_s = time.perf_counter() - began - (jit.stats.compile_s - compiled_s)
     try:

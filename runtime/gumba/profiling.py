@@ -22,7 +22,7 @@ from gumba.errors import ResourceError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gumba.benchmark import Step
+    from gumba.benchmark import Step, Workload
     from gumba.kernels.op import Kernel
     from gumba.models import Chunk, Model
     from gumba.program.builder import Buffer, Operation
@@ -312,30 +312,20 @@ class _Step:
 
 
 def profile(
-    path: Path,
-    *,
-    prompt: int = 512,
-    gen: int = 64,
-    depth: int = 0,
-    sequences: int = 1,
-    n_threads: int | None = None,
-    kv_type: str | None = None,
-    repeat: int = 5,
-    progress: Callable[[float], None] = lambda done: None,
+    path: Path, work: Workload, *, repeat: int = 5, progress: Callable[[float], None] = lambda done: None
 ) -> Profile:
     """Profile the model at ``path``; arguments and errors are those of ``gumba.benchmark.measure``.
 
     Passes with clocks and passes without take turns, ``repeat`` of each after one that warms up.
     """
-    with opened(
-        path, prompt=prompt, gen=gen, depth=depth, sequences=sequences, n_threads=n_threads, kv_type=kv_type
-    ) as ready:
-        model, bench = ready.model, Bench(ready.model, depth)
+    with opened(path, work) as ready:
+        model, bench = ready.model, Bench(ready.model, work.depth)
         passes = {}
-        if prompt:
-            passes["prefill"] = (prompt, lambda step: bench.prefill(prompt, step))
-        if gen:
-            passes["decode"] = (gen * sequences, lambda step: bench.decode(gen, sequences, step))
+        if work.prompt:
+            passes["prefill"] = (work.prompt, lambda step: bench.prefill(work.prompt, step))
+        if work.gen:
+            n_tokens = work.gen * work.sequences
+            passes["decode"] = (n_tokens, lambda step: bench.decode(work.gen, work.sequences, step))
         limits = measure_limits(model.n_threads)
         found: dict[str, Phase] = {}
         with _memory_probe(model.n_threads) as probe:

@@ -354,7 +354,7 @@ def test_bench_measures_what_it_says(tiny: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(Model, "forward", watched)
     monkeypatch.setattr(benchmark.time, "perf_counter", iter(range(1000)).__next__)
-    speed = benchmark.measure(tiny, prompt=32, gen=4, depth=40, sequences=3, n_threads=1, repeat=2)
+    speed = benchmark.measure(tiny, benchmark.Workload(32, 4, depth=40, sequences=3, n_threads=1), repeat=2)
     # every measured span lasts one tick of this clock
     assert (speed.prefill_tokens_per_s, speed.decode_tokens_per_s) == (32, 12)
     assert [step for step in steps if len(step) == 1 and step[0][0] == 40] == [[(40, 32, "last")]] * 3

@@ -58,18 +58,18 @@ def bench(args: argparse.Namespace) -> int:
             raise RequestError("--plot draws a profile: give --profile as well")
         check_plot(args.plot)
     path = find_model(args.model)
-    sizes = {name: getattr(args, name) for name in ("prompt", "gen", "depth", "sequences", "repeat")}
-    how = {"n_threads": args.threads, "kv_type": args.kv_type}
-    asked = {"model": path.name, **sizes}
+    sizes = {name: getattr(args, name) for name in ("prompt", "gen", "depth", "sequences")}
+    asked = {"model": path.name, **sizes, "repeat": args.repeat}
     with Progress() as progress:
         announce_compilation(progress)
-        from gumba.benchmark import measure
+        from gumba.benchmark import Workload, measure
         from gumba.profiling import profile
 
+        work = Workload(**sizes, n_threads=args.threads, kv_type=args.kv_type)
         if not args.profile:
-            speed = measure(path, **sizes, **how, progress=progress.fraction("bench"))
+            speed = measure(path, work, repeat=args.repeat, progress=progress.fraction("bench"))
         else:
-            found = profile(path, **sizes, **how, progress=progress.fraction("profile"))
+            found = profile(path, work, repeat=args.repeat, progress=progress.fraction("profile"))
     if not args.profile:
         rounded = {k: round(value, 3) if isinstance(value, float) else value for k, value in asdict(speed).items()}
         rows = [[name, "-" if value is None else str(value)] for name, value in {**asked, **rounded}.items()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from types import ModuleType
 
+from gumba.kernels.jit import Inline, inline
 from gumba.kernels.op import N_TOKENS, TOKENS, Kernel, kernel, share
 from gumba.simd.isa import Isa
 from gumba.simd.memory import load_f32, load_i8, load_i32, load_i64, store_f32
@@ -21,27 +22,45 @@ def embed(format: ModuleType, isa: Isa) -> Kernel:
     ``scratch``: 64-byte aligned memory, SCRATCH bytes for each thread.
     """
     lanes = isa.lanes
-    block_bytes = sum(width * count for _, width, count in format.PIECES) * lanes
-    if format.ACTIVATION == "f32":
+    read_row = (_float_row if format.ACTIVATION == "f32" else _block_row)(format, isa)
 
-        @simd_function("void(i8, i8)")
-        def column(s: Simd, w: Value, scratch: Value) -> None:
-            s.store(scratch, format.unpack(s, isa, w))
+    @kernel(variant=f"{format.NAME},{isa.name}")
+    def embed(batch, thread, n_threads, w, n_rows, group_bytes, n_blocks, scratch, out, out_stride):
+        n = load_i64(batch + N_TOKENS)
+        tokens = load_i64(batch + TOKENS)
+        for t in range(share(n, thread, n_threads), share(n, thread + 1, n_threads)):
+            row = load_i32(tokens + 4 * t) % n_rows
+            group = w + row // lanes * group_bytes
+            read_row(group, row % lanes, n_blocks, scratch + thread * SCRATCH, out + t * out_stride)
 
-        @kernel(variant=f"{format.NAME},{isa.name}")
-        def embed(batch, thread, n_threads, w, n_rows, group_bytes, n_blocks, scratch, out, out_stride):
-            n = load_i64(batch + N_TOKENS)
-            tokens = load_i64(batch + TOKENS)
-            scratch += thread * SCRATCH
-            for t in range(share(n, thread, n_threads), share(n, thread + 1, n_threads)):
-                row = load_i32(tokens + 4 * t) % n_rows
-                group = w + row // lanes * group_bytes
-                for b in range(n_blocks):
-                    column(group + b * block_bytes, scratch)
-                    store_f32(out + t * out_stride + 4 * b, load_f32(scratch + row % lanes * 4))
+    return embed
 
-        return embed
 
+def _block_bytes(format: ModuleType, isa: Isa) -> int:
+    """Bytes of a woven block."""
+    return sum(width * count for _, width, count in format.PIECES) * isa.lanes
+
+
+def _float_row(format: ModuleType, isa: Isa) -> Inline:
+    """A function that writes one lane of a woven group of floats to ``out``."""
+    block_bytes = _block_bytes(format, isa)
+
+    @simd_function("void(i8, i8)")
+    def column(s: Simd, w: Value, scratch: Value) -> None:
+        s.store(scratch, format.unpack(s, isa, w))
+
+    @inline
+    def read_row(group, lane, n_blocks, scratch, out):
+        for b in range(n_blocks):
+            column(group + b * block_bytes, scratch)
+            store_f32(out + 4 * b, load_f32(scratch + lane * 4))
+
+    return read_row
+
+
+def _block_row(format: ModuleType, isa: Isa) -> Inline:
+    """A function that writes one lane of a woven group of blocks to ``out``."""
+    lanes, block_bytes = isa.lanes, _block_bytes(format, isa)
     # The scratch block: 32 x lanes weights as bytes, then per lane: scale, minimum, two sub-block factors.
     SCALE, MINIMUM, SUB = 32 * lanes, 36 * lanes, 40 * lanes
 
@@ -59,23 +78,16 @@ def embed(format: ModuleType, isa: Isa) -> Kernel:
             s.store(scratch + SUB + 4 * lanes * half, factor.to(F32))
         s.store(scratch + SUB + 8 * lanes, s.constant(bias, F32))
 
-    @kernel(variant=f"{format.NAME},{isa.name}")
-    def embed(batch, thread, n_threads, w, n_rows, group_bytes, n_blocks, scratch, out, out_stride):
-        n = load_i64(batch + N_TOKENS)
-        tokens = load_i64(batch + TOKENS)
-        scratch += thread * SCRATCH
-        for t in range(share(n, thread, n_threads), share(n, thread + 1, n_threads)):
-            row = load_i32(tokens + 4 * t) % n_rows
-            group = w + row // lanes * group_bytes
-            lane = row % lanes
-            for b in range(n_blocks):
-                spill(group + b * block_bytes, scratch)
-                scale = load_f32(scratch + SCALE + 4 * lane)
-                minimum = load_f32(scratch + MINIMUM + 4 * lane)
-                bias = load_f32(scratch + SUB + 8 * lanes)
-                for c in range(32):
-                    factor = scale * load_f32(scratch + SUB + (c // 16) * 4 * lanes + 4 * lane)
-                    value = load_i8(scratch + (c // 4) * 4 * lanes + 4 * lane + c % 4) + bias
-                    store_f32(out + t * out_stride + (b * 32 + c) * 4, factor * value + minimum)
+    @inline
+    def read_row(group, lane, n_blocks, scratch, out):
+        for b in range(n_blocks):
+            spill(group + b * block_bytes, scratch)
+            scale = load_f32(scratch + SCALE + 4 * lane)
+            minimum = load_f32(scratch + MINIMUM + 4 * lane)
+            bias = load_f32(scratch + SUB + 8 * lanes)
+            for c in range(32):
+                factor = scale * load_f32(scratch + SUB + (c // 16) * 4 * lanes + 4 * lane)
+                value = load_i8(scratch + (c // 4) * 4 * lanes + 4 * lane + c % 4) + bias
+                store_f32(out + (b * 32 + c) * 4, factor * value + minimum)
 
-    return embed
+    return read_row
