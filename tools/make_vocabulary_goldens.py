@@ -216,6 +216,27 @@ def characters() -> tuple[dict[str, Any], list[list[int]]]:
     return {"model": "gemma4", "arrays": arrays, "scalars": scalars}, [[2, *tokenizer.encode(t).ids] for t in TEXTS]
 
 
+def words() -> tuple[dict[str, Any], list[list[int]]]:
+    """BPE over characters in small letters, in words that white space parts, as Jina's Chinese embeddings have it."""
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.BpeTrainer(vocab_size=800, special_tokens=special, show_progress=False, limit_alphabet=300,
+                                  max_token_length=12)  # fmt: skip
+    tokenizer.train_from_iterator([*TEXTS, *corpus()[:8]], trainer)
+    state = json.loads(tokenizer.to_str())
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps({**state, "added_tokens": []}))
+    model = state["model"]
+    vocab = model["vocab"]
+    tokens = sorted(vocab, key=vocab.get)
+    arrays = {"tokens": tokens, "token_type": [3 if t in special else 1 for t in tokens],
+              "merges": [" ".join(pair) for pair in model["merges"]]}  # fmt: skip
+    scalars = {"pre": "whitespace", "normalizer.lowercase": True, "bos_token_id": 0, "padding_token_id": 1,
+               "eos_token_id": 2, "unknown_token_id": 3, "add_bos_token": False, "add_eos_token": False}  # fmt: skip
+    return {"model": "gpt2", "arrays": arrays, "scalars": scalars}, [tokenizer.encode(t).ids for t in TEXTS]
+
+
 def of_kinds(python: str, folder: Path) -> dict[str, Any]:
     rules = folder / "rules.tsv"
     codes = {tuple(f"{ord(c):X}" for c in k): [f"{ord(c):X}" for c in v] for k, v in RULES.items()}
@@ -241,6 +262,9 @@ def of_kinds(python: str, folder: Path) -> dict[str, Any]:
             kind = {**kind, "arrays": None}
         if name != "t5_nfkc":
             result[name] = {**kind, "ids": ids, "llama_differs": differs}
+    # llama.cpp ends the process where a line ends inside a text.
+    spaced, spaced_ids = words()
+    result["whitespace"] = {**spaced, "ids": spaced_ids}
     if python:
         (folder / "t5_nfkc.ids").write_text(json.dumps(full_ids))
     return result

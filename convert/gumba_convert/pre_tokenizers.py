@@ -210,6 +210,8 @@ def detect(pre_tokenizer: Any, where: str, *, ignore_merges: bool | None = None)
         ConvertError: no name fits; the message shows the chain and says how to override.
     """
     steps = _flat(pre_tokenizer)
+    if [step.get("type") if isinstance(step, dict) else None for step in steps] == ["WhitespaceSplit"]:
+        return "whitespace", None
     chain = tuple(_step(step) for step in steps)
     name, warning = _KNOWN.get(_plain(chain)), None
     if name is None:

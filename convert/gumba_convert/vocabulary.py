@@ -24,6 +24,7 @@ from gumba.errors import ConvertError
 from gumba.text.pretokenize import PRE_TOKENIZERS
 from gumba_convert import pre_tokenizers, ranks, sentence_piece, word_piece
 from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.gguf_writer import boolean
 from gumba_convert.special_tokens import SpecialTokens, added_tokens, read_special_tokens
 from gumba_convert.tokens import (
     ADDED_SCORE,
@@ -159,8 +160,15 @@ def _tokenizer_json(
     joined = [f"{left} {right}" for left, right in merges]
     vocabulary = Vocabulary("gpt2", pre, tokens, types, special, merges=joined)
     vocabulary.warnings += [warning] if warning else []
+    if pre == "whitespace":
+        lowercase = any(step.get("type") == "Lowercase" for step in _normalizers(tokenizer))
+        vocabulary.more["normalizer.lowercase"] = boolean(lowercase)
     _check_options(vocabulary, tokenizer, where)
     return vocabulary
+
+
+def _normalizers(tokenizer: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(steps(tokenizer.get("normalizer"), "normalizers"))
 
 
 def _is_gemma4(checkpoint: Checkpoint) -> bool:
@@ -175,7 +183,9 @@ def _is_gemma4(checkpoint: Checkpoint) -> bool:
 
 def _check_options(vocabulary: Vocabulary, tokenizer: dict[str, Any], where: str) -> None:
     """Options that GGUF cannot say: refuse those that change every text, warn of those that change few."""
-    for step in steps(tokenizer.get("normalizer"), "normalizers"):
+    for step in _normalizers(tokenizer):
+        if step.get("type") == "Lowercase" and vocabulary.pre == "whitespace":
+            continue
         if step.get("type") not in ("NFC", "NFKC"):
             raise ConvertError(f"{where}: normalizer {str(step)[:200]} is not supported with byte-level BPE")
         vocabulary.warnings.append(f"the tokenizer normalizes text to {step['type']}; GGUF readers do not")

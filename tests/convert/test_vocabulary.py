@@ -16,6 +16,7 @@ from gumba.errors import ConvertError
 from gumba.text.pretokenize import PRE_TOKENIZERS
 from gumba_convert import convert
 from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.gguf_writer import boolean
 from gumba_convert.pre_tokenizers import CHAINS, GPT4O_PATTERN, NAMES, TEKKEN_PATTERN, detect, spell
 from gumba_convert.vocabulary import Vocabulary, read_vocabulary
 
@@ -169,6 +170,16 @@ def test_added_tokens(tmp_path: Path) -> None:
     found = vocabulary(tmp_path, tokenizer=json)
     assert found.tokens[-3:] == ["<tool>", "<|odd|>", " x"]
     assert found.types[-3:].tolist() == [4, 3, 4]  # user-defined; control by its looks; user-defined, a space again
+
+
+def test_words_parted_by_white_space(tmp_path: Path) -> None:
+    parts = {"pre_tokenizer": {"type": "WhitespaceSplit"}}
+    found = vocabulary(tmp_path, tokenizer=tokenizer(**parts, normalizer={"type": "Lowercase"}))
+    assert (found.pre, found.more["normalizer.lowercase"]) == ("whitespace", boolean(True))
+    found = vocabulary(tmp_path, tokenizer=tokenizer(**parts))
+    assert (found.pre, found.more["normalizer.lowercase"]) == ("whitespace", boolean(False))
+    with pytest.raises(ConvertError, match=r"normalizer .*Lowercase"):
+        vocabulary(tmp_path, tokenizer=tokenizer(normalizer={"type": "Lowercase"}))
 
 
 def test_special_by_tokenizer_config(tmp_path: Path) -> None:

@@ -158,6 +158,7 @@ class CharacterPairEncoder:
         from gumba.kernels import bpe
 
         self._words = splitter(vocabulary.pre)
+        self._spaces, self._lowercase = PRE_TOKENIZERS[vocabulary.pre].spaces, vocabulary.lowercase
         self._merges = _Merges(vocabulary, merges)
         self._bytes = byte_ids(vocabulary)
         self._symbols = _Symbols()
@@ -177,7 +178,11 @@ class CharacterPairEncoder:
         """Token ids of a text, any Unicode but lone surrogates; newlines that are a token together are taken whole."""
         symbols: list[int] = []
         ends: list[int] = []
-        for word in self._words(text.replace(" ", "\u2581")):
+        if self._spaces:
+            text = text.replace(" ", "\u2581")
+        elif self._lowercase:
+            text = "".join(map(str.lower, text))  # each by itself, so that no sigma is a final one
+        for word in self._words(text):
             whole = self._newlines.get(word)
             symbols += [whole] if whole is not None else map(self._symbols.__getitem__, word)
             ends.append(len(symbols))

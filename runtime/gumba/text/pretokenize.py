@@ -82,13 +82,15 @@ Step = Words | Isolate | Thousands
 class PreTokenizer:
     """``steps``: see above; ``whole_words``: a word that is itself a token is taken without merging ("ignore_merges");
     ``add_bos``, ``add_sep``: what the family does unless the file says otherwise; ``characters``: merging begins with
-    characters, not with bytes, and U+2581 stands for the space."""
+    characters, not with bytes, and U+2581 stands for the space; ``spaces``: white space is part of words, or else it only
+    parts them (and is lost)."""
 
     steps: tuple[Step, ...]
     whole_words: bool = False
     add_bos: bool = False
     add_sep: bool = False
     characters: bool = False
+    spaces: bool = True
 
 
 def _family(*steps: Step | str, **options: Any) -> PreTokenizer:
@@ -282,6 +284,7 @@ _FAMILIES: tuple[tuple[PreTokenizer, str], ...] = (
     (_CHAMELEON, "chameleon"),
     (_GEMMA4, "gemma4 granite-embed-multi-311m"),
     (_family(r"[^\n]++|\n++", characters=True), "sarvam-moe"),
+    (_family(r"[^\p{White_Space}]++", characters=True, spaces=False), "whitespace"),
 )
 
 PRE_TOKENIZERS: dict[str, PreTokenizer] = {name: each for each, names in _FAMILIES for name in names.split()}
@@ -295,7 +298,7 @@ def _regex(pattern: str) -> Any:
 
 @functools.cache
 def splitter(name: str) -> Cut:
-    """What cuts a text into the words of a pre-tokenizer; they are together the text.
+    """What cuts a text into the words of a pre-tokenizer; they are together the text, but for "whitespace".
 
     Raises TokenizerError for an unknown name, listing the known ones.
     """

@@ -214,7 +214,7 @@ def read_vocabulary(metadata: Mapping[str, Any], families: Mapping[str, Any]) ->
     add_sep = _flag(metadata, "sep", special, kind.add_sep or (family is not None and family.add_sep))
     # What ends a BERT text is the separator, whatever else is said; converters name it as the end of the text, too.
     add_eos = model != "bert" and _flag(metadata, "eos", special, kind.add_eos)
-    lowercase = metadata_value(metadata, PREFIX + "normalizer.lowercase", bool, True)
+    lowercase = metadata_value(metadata, PREFIX + "normalizer.lowercase", bool, model == "bert")
     eog_ids = _end_ids(ids, special, types)
     eats_before, eats_after = _eaters(metadata, ids, types, model, pre)
     count = metadata_value(metadata, PREFIX + "token_type_count", int, 0)
