@@ -5,7 +5,6 @@ Learned positions and types of tokens; LayerNorm after each half of a layer; GEL
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from gumba.gguf import GGUFFile
@@ -41,7 +40,6 @@ def forward(p: Program, c: EncoderConfig, w: Group, kv: Sequence[KVLayout], n_ct
     x = p.add_positions(encoder.embedded(p, c, w), w.position_embd)
     x = p.layer_norm(x, w.token_embd_norm, w.token_embd_norm_bias, c.norm_eps)
     for i, layer in enumerate(w.layers):
-        q, k, v = decoder.queries_keys_values(p, layer, x)
-        a = p.attention(q, k, v, kv, layer=i, scale=1.0 / math.sqrt(c.head_dim), causal=False)
-        x = encoder.normed_outputs(p, c, x, layer, a, "gelu", gate=False)
+        x = decoder.attention(p, c, layer, x, kv, i, None, residual=x, causal=False)
+        x = encoder.normed_halves(p, c, layer, x, "gelu", gate=False)
     return encoder.outputs(p, c, w, p.select_outputs(x))

@@ -7,7 +7,7 @@ first token, or from the mean of all. Without one there are no logits: what is a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from gumba.gguf import GGUFFile
 from gumba.models import decoder
@@ -31,14 +31,16 @@ class EncoderConfig(Config):
     causal = False
 
 
+E = TypeVar("E", bound=EncoderConfig)
+
+
 def read_plain(gguf: GGUFFile, name: str, *, neox: bool) -> EncoderConfig:
     """An architecture that has nothing beside what all encoders have; ``neox``: see ``Rope``."""
     with decoder.reading(gguf, name, without=ENCODERS_WITHOUT) as keys:
-        config: EncoderConfig = read_encoder(keys, decoder.read_common(keys, neox=neox, norm="layer_norm_epsilon"))
-    return config
+        return read_encoder(keys, decoder.read_common(keys, neox=neox, norm="layer_norm_epsilon"), EncoderConfig)
 
 
-def read_encoder(keys: Keys, common: Config, kind: type = EncoderConfig, **more: Any) -> Any:
+def read_encoder(keys: Keys, common: Config, kind: type[E], **more: Any) -> E:
     """What encoders say of themselves beside their sizes: ``common`` as a ``kind`` of EncoderConfig, with ``more`` fields."""
     return common.extended(kind, n_types=_count_types(keys), **more)
 
@@ -84,11 +86,8 @@ def embedded(p: Program, c: EncoderConfig, w: Group) -> Buffer:
     return p.add_row(x, w.token_types[0]) if c.n_types == 1 else p.add_types(x, w.token_types, c.n_vocab)
 
 
-def normed_outputs(
-    p: Program, c: EncoderConfig, x: Buffer, layer: Group, attended: Buffer, kind: str, *, gate: bool
-) -> Buffer:
-    """The rest of a layer with a norm after each half, from what its attention gives."""
-    x = p.matmul(layer.attn_output, attended, residual=x, bias=layer.attn_output_bias)
+def normed_halves(p: Program, c: EncoderConfig, layer: Group, x: Buffer, kind: str, *, gate: bool) -> Buffer:
+    """The rest of a layer with a norm after each half, from the sum of its input and what its attention gives."""
     x = p.layer_norm(x, layer.attn_output_norm, layer.attn_output_norm_bias, c.norm_eps)
     x = (decoder.gated if gate else decoder.plain)(p, layer, x, kind, residual=x)
     return p.layer_norm(x, layer.layer_output_norm, layer.layer_output_norm_bias, c.norm_eps)

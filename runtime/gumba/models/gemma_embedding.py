@@ -39,7 +39,7 @@ def read_config(gguf: GGUFFile) -> GemmaEmbeddingConfig:
         keys.must_be({"dense_2_feat_in": (common.n_embd,), "dense_3_feat_out": (common.n_embd,)})
         n_dense = keys.size("dense_2_feat_out", MAX_WIDTH)
         keys.must_be({"dense_3_feat_in": (n_dense,)})
-        config: GemmaEmbeddingConfig = encoder.read_encoder(
+        return encoder.read_encoder(
             keys,
             common,
             GemmaEmbeddingConfig,
@@ -48,7 +48,6 @@ def read_config(gguf: GGUFFile) -> GemmaEmbeddingConfig:
             query_scale=keys.number("attention.scale", 1.0 / math.sqrt(common.head_dim)),
             n_dense=n_dense,
         )
-    return config
 
 
 def load_weights(loader: Loader, c: GemmaEmbeddingConfig) -> Group:

@@ -6,7 +6,6 @@ others norm queries and keys, and add a layer's input a second time behind its a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from gumba.gguf import GGUFFile
@@ -27,8 +26,7 @@ def read_config(gguf: GGUFFile) -> EncoderConfig:
     with decoder.reading(gguf, NAME, "attention.max_alibi_bias", without=ENCODERS_WITHOUT) as keys:
         common = decoder.read_common(keys, neox=False, norm="layer_norm_epsilon")
         keys.must_be({"attention.max_alibi_bias": (ALIBI_BIAS,)})
-        config: EncoderConfig = encoder.read_encoder(keys, common)
-    return config
+        return encoder.read_encoder(keys, common, EncoderConfig)
 
 
 def load_weights(loader: Loader, c: EncoderConfig) -> Group:
@@ -70,8 +68,7 @@ def forward(p: Program, c: EncoderConfig, w: Group, kv: Sequence[KVLayout], n_ct
             q = p.layer_norm(q, layer.attn_q_norm, layer.attn_q_norm_bias, c.norm_eps)
         if layer.attn_k_norm is not None:
             k = p.layer_norm(k, layer.attn_k_norm, layer.attn_k_norm_bias, c.norm_eps)
-        a = p.attention(q, k, v, kv, layer=i, scale=1.0 / math.sqrt(c.head_dim), slopes=slopes, causal=False)
-        h = p.matmul(layer.attn_output, a, residual=x, bias=layer.attn_output_bias)
+        h = decoder.attend(p, c, layer, (q, k, v), kv, i, None, residual=x, slopes=slopes, causal=False)
         h = p.layer_norm(h, layer.attn_output_norm, layer.attn_output_norm_bias, c.norm_eps)
         if layer.attn_norm_2 is not None:
             h = p.layer_norm(p.add(h, x), layer.attn_norm_2, layer.attn_norm_2_bias, c.norm_eps)

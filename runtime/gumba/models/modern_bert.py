@@ -5,14 +5,13 @@ Of every three layers two see a window only, as many tokens to either side, and 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gumba.errors import UnsupportedError
 from gumba.gguf import GGUFFile
 from gumba.models import decoder, encoder
-from gumba.models.decoder import POOLINGS
+from gumba.models.decoder import POOLINGS, WindowedConfig
 from gumba.models.encoder import ENCODERS_WITHOUT, EncoderConfig
 from gumba.models.loader import Loader
 from gumba.models.tensors import Group, Tensors
@@ -26,12 +25,9 @@ FIRST = POOLINGS.index("first")
 
 
 @dataclass(frozen=True)
-class ModernBertConfig(EncoderConfig):
-    """``window``: tokens that a token sees in the layers that are ``windowed``, itself among them, half on either side;
-    ``judges_mean``: the head sees the mean of a text's tokens, not its first token."""
+class ModernBertConfig(EncoderConfig, WindowedConfig):
+    """Windows reach to either side by half; ``judges_mean``: the head sees the mean of a text's tokens, not its first token."""
 
-    window: int
-    windowed: tuple[bool, ...]
     local_freq_base: float
     judges_mean: bool
 
@@ -46,7 +42,7 @@ def read_config(gguf: GGUFFile) -> ModernBertConfig:
             raise UnsupportedError(
                 f"{gguf.path}: metadata {NAME}.classifier.pooling_type is {judged}, expected mean or first"
             )
-        config: ModernBertConfig = encoder.read_encoder(
+        return encoder.read_encoder(
             keys,
             common,
             ModernBertConfig,
@@ -54,7 +50,6 @@ def read_config(gguf: GGUFFile) -> ModernBertConfig:
             local_freq_base=keys.number("rope.freq_base_swa", 10000.0, least=1.001),
             judges_mean=judged == "mean",
         )
-    return config
 
 
 def load_weights(loader: Loader, c: ModernBertConfig) -> Group:
@@ -78,11 +73,8 @@ def forward(p: Program, c: ModernBertConfig, w: Group, kv: Sequence[KVLayout], n
     x = p.layer_norm(encoder.embedded(p, c, w), w.token_embd_norm, None, c.norm_eps)
     for i, layer in enumerate(w.layers):
         h = x if layer.attn_norm is None else p.layer_norm(x, layer.attn_norm, None, c.norm_eps)
-        q, k, v = decoder.queries_keys_values(p, layer, h)
-        q, k = decoder.turned(p, c, q, k, local if c.windowed[i] else everywhere)
-        seen = c.window // 2 + 1 if c.windowed[i] else 0
-        a = p.attention(q, k, v, kv, layer=i, scale=1.0 / math.sqrt(c.head_dim), window=seen, causal=False)
-        x = p.matmul(layer.attn_output, a, residual=x, bias=layer.attn_output_bias)
+        table, seen = (local, c.window // 2 + 1) if c.windowed[i] else (everywhere, 0)
+        x = decoder.attention(p, c, layer, h, kv, i, table, residual=x, window=seen, causal=False)
         x = decoder.gated(p, layer, p.layer_norm(x, layer.ffn_norm, None, c.norm_eps), "gelu", residual=x)
     if not (c.n_labels and c.judges_mean):
         return encoder.outputs(p, c, w, p.layer_norm(p.select_outputs(x), w.output_norm, None, c.norm_eps), "gelu")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from gumba.gguf import GGUFFile
@@ -37,8 +36,6 @@ def forward(p: Program, c: EncoderConfig, w: Group, kv: Sequence[KVLayout], n_ct
     table = decoder.rotation(p, c.rope, n_ctx)
     x = p.layer_norm(encoder.embedded(p, c, w), w.token_embd_norm, w.token_embd_norm_bias, c.norm_eps)
     for i, layer in enumerate(w.layers):
-        q, k, v = decoder.queries_keys_values(p, layer, x)
-        q, k = decoder.turned(p, c, q, k, table)
-        a = p.attention(q, k, v, kv, layer=i, scale=1.0 / math.sqrt(c.head_dim), causal=False)
-        x = encoder.normed_outputs(p, c, x, layer, a, "silu", gate=True)
+        x = decoder.attention(p, c, layer, x, kv, i, table, residual=x, causal=False)
+        x = encoder.normed_halves(p, c, layer, x, "silu", gate=True)
     return encoder.outputs(p, c, w, p.select_outputs(x))
