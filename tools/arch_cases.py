@@ -21,7 +21,8 @@ class Case:
     move the logits. `n_llama`: how many tokens llama.cpp is asked for: all of them; fewer where it leaves something out of
     the model that begins after so many; 0 where it does not have the architecture. `centre`: what norms' weights lie around.
     `encoder`: the result is the last hidden states, or scores of the whole. `remote`: the family to rewrite the checkpoint
-    as, see arch_remote.py. `n_dense`: width between two projections behind the pooling, as sentence-transformers has them.
+    as, see arch_remote.py. `n_tokens`: of the prompt, of an encoder-decoder of source and answer. `n_dense`: width between
+    two projections behind the pooling, as sentence-transformers has them.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Case:
     n_llama: int = N_TOKENS
     centre: float = 1.0
     head: str = "ForCausalLM"
+    n_tokens: int = N_TOKENS
     remote: str = ""
     encoder: bool = False
     n_dense: int = 0
@@ -150,6 +152,20 @@ GPT_OSS_YARN = {
 MODERN = {"local_attention": 24, "cls_token_id": 1, "sep_token_id": 2, "num_hidden_layers": 3, "intermediate_size": 32}
 #: Heads that are no power of two have slopes of two series.
 JINA = {"num_attention_heads": 6, "hidden_size": 48, "intermediate_size": 32}
+T5 = {
+    "d_model": 32,
+    "d_kv": 12,
+    "d_ff": 64,
+    "num_layers": 2,
+    "num_decoder_layers": 2,
+    "num_heads": 4,
+    "feed_forward_proj": "gated-gelu",
+    "decoder_start_token_id": 0,
+    "tie_word_embeddings": True,
+    "pad_token_id": 0,
+}
+#: Of a source, and of its answer: past the distance (128) from which on all is equally far.
+T5_TOKENS = 150
 QWEN35 = {
     "head_dim": 16,
     "num_attention_heads": 2,
@@ -516,20 +532,23 @@ CASES = [
     Case(
         "t5",
         "T5",
-        {
-            "d_model": 32,
-            "d_kv": 8,
-            "d_ff": 64,
-            "num_layers": 2,
-            "num_decoder_layers": 1,
-            "num_heads": 4,
-            "feed_forward_proj": "gated-gelu",
-            "relative_attention_num_buckets": 16,
-            "decoder_start_token_id": 0,
-            "tie_word_embeddings": True,
-            "pad_token_id": 0,
-        },
+        T5 | {"feed_forward_proj": "relu", "num_decoder_layers": 1, "d_kv": 8},
         head="ForConditionalGeneration",
+        n_tokens=2 * T5_TOKENS,
+    ),
+    Case(
+        "t5_gated",
+        "T5",
+        T5 | {"relative_attention_num_buckets": 12, "tie_word_embeddings": False},
+        head="ForConditionalGeneration",
+        n_tokens=2 * T5_TOKENS,
+    ),
+    Case(
+        "t5_umt5",
+        "UMT5",
+        T5 | {"feed_forward_proj": "relu"},
+        head="ForConditionalGeneration",
+        n_tokens=2 * T5_TOKENS,
     ),
     Case("command_r", "Cohere", {"tie_word_embeddings": True, "logit_scale": 0.5}),
     Case(

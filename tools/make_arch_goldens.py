@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from arch_cases import CASES, N_TOKENS, SIZES, Case
+from arch_cases import CASES, SIZES, Case
 from arch_numpy import OWN
 from arch_remote import REMOTE
 
@@ -156,7 +156,7 @@ def compute_here(case: Case, overrides: dict[str, Any], tokens: np.ndarray, fold
 
 def build_checkpoint(case: Case, folder: Path) -> None:
     """Write the checkpoint of a case to `folder / "hf"`, and tokens and logits to `folder / "golden.npz"`."""
-    tokens = np.random.default_rng([*case.name.encode()]).integers(3, 100, N_TOKENS).astype(np.int32)
+    tokens = np.random.default_rng([*case.name.encode()]).integers(3, 100, case.n_tokens).astype(np.int32)
     compute = compute_here if case.family in OWN else compute_there
     logits = compute(case, {}, tokens, folder / "hf")
     if case.remote:
@@ -307,7 +307,7 @@ def check(case: Case, path: Path) -> None:
         return
     with np.load(path.with_suffix(".npz")) as stored:
         tokens, logits = stored["tokens"], stored["logits"]
-    if not case.encoder:
+    if not case.encoder and case.head != "ForConditionalGeneration":
         tokens, logits = tokens[: case.n_llama], logits[: case.n_llama]
     if case.head == "ForConditionalGeneration" and "text_config" not in case.settings:
         found = [llama_two_halves(path, tokens)]

@@ -18,7 +18,9 @@ from gumba.kernels.pages import PAGE_TOKENS
 from gumba.models import ARCHITECTURES, Chunk, Model
 
 FILES = [
-    path for path in sorted(DATA.glob("arch_*.gguf")) if architecture(path) in ARCHITECTURES and not has_logits(path)
+    path
+    for path in sorted(DATA.glob("arch_*.gguf"))
+    if (module := ARCHITECTURES.get(architecture(path))) and not hasattr(module, "encode") and not has_logits(path)
 ]
 NAMES = [path.stem.removeprefix("arch_") for path in FILES]
 

@@ -29,7 +29,8 @@ FEED_FORWARDS = {"gated-gelu": True, "relu": False}
 def plan(checkpoint: Checkpoint) -> Plan:
     """Metadata and tensors of a T5 checkpoint.
 
-    Where the output matrix is the embedding, the first T5 models divide by sqrt(d_model): theirs is stored, divided.
+    Where the output matrix is the embedding, the first T5 models divide by sqrt(d_model): theirs is stored, divided. Where the
+    file has no such matrix, it is that: so one that is not divided is stored, too.
 
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
@@ -66,14 +67,14 @@ def plan(checkpoint: Checkpoint) -> Plan:
     scaled = reader.flag("scale_decoder_outputs", reader.config.get("tie_word_embeddings") is not False)
     if untied:
         table.tensor("output.weight", "lm_head.weight", (d.n_vocab, d.n_embd))
-    elif scaled:
-        factor = np.float32(d.n_embd**-0.5)
+    else:
+        factor = np.float32(d.n_embd**-0.5 if scaled else 1.0)
         table.tensor("output.weight", f"{shared}.weight", (d.n_vocab, d.n_embd), change=lambda rows: rows * factor)
     every_layer = checkpoint.config.get("architectures") == ["UMT5ForConditionalGeneration"]
     for stack, n_layers in (("enc", d.n_layers), ("dec", n_decoder)):
         _stack(table, d, stack, n_layers, buckets, FEED_FORWARDS[kind], every_layer)
     plan = finish(ARCHITECTURE, d, values, table, None)
-    return Plan(plan.architecture, plan.metadata, plan.tensors, plan.n_vocab, not (untied or scaled))
+    return Plan(plan.architecture, plan.metadata, plan.tensors, plan.n_vocab, False)
 
 
 def _start(reader: ConfigReader) -> int:

@@ -59,7 +59,9 @@ from gumba.models import (
     smollm3,
     stablelm,
     starcoder2,
+    t5,
 )
+from gumba.models.encoder_decoder import EncoderDecoder
 from gumba.models.loader import Loader
 from gumba.models.model import Chunk, Model, token_ids
 from gumba.processors import available_memory, can_tie, default_threads, parse_list
@@ -80,6 +82,7 @@ ARCHITECTURES: dict[str, ModuleType] = {
         gptneox, starcoder2, stablelm, falcon, internlm2, olmo2, baichuan, granite, granitemoe, smollm3, exaone4,
         command_r, cohere2, deepseek2, gpt_oss, lfm2, qwen35, qwen35moe, seed_oss,
         bert, nomic_bert, jina_bert_v2, modern_bert, gemma_embedding,
+        t5,
     )
 }  # fmt: skip
 
@@ -121,7 +124,7 @@ def load_model(
     """Read a model's weights, weave them for this processor, and write its program.
 
     ``n_ctx``: most tokens of a sequence (None: the model's own, at most 4096); ``max_batch_tokens``: most tokens of a step, or
-    ``n_ctx`` if that is more and the model an encoder, which computes all of a text in one step;
+    ``n_ctx`` if that is more and the model has an encoder, which computes all of a text in one step;
     ``kv_tokens``: tokens that the KV cache holds, all sequences together; ``kv_memory``: as many as fit so many bytes (neither:
     USUAL_CONTEXTS sequences of ``n_ctx``, or as many, but at least one, as fit an eighth of the memory there is); ``kv_type``:
     "f16", "bf16", "f32" or "q8_0" (8.5 bits per element), None for bf16 on processors that multiply it and else f16;
@@ -140,7 +143,7 @@ def load_model(
     config = module.read_config(gguf)
     if n_ctx is None:
         n_ctx = min(config.n_ctx_train, DEFAULT_CONTEXT)
-    _check("n_ctx", n_ctx, config.n_ctx_train)
+    _check("n_ctx", n_ctx, config.n_ctx_most)
     _check("max_batch_tokens", max_batch_tokens, 1 << 16)
     if kv_tokens is not None:
         _check("kv_tokens", kv_tokens, 1 << 30)
@@ -153,7 +156,7 @@ def load_model(
     elif n_threads is None:
         n_threads = default_threads()
     _check("n_threads", n_threads, MAX_THREADS)
-    if not config.causal:  # all of a text is computed in one step
+    if not config.causal or config.start_token is not None:  # all of a text, or of a source, is computed in one step
         max_batch_tokens = max(max_batch_tokens, n_ctx)
     processors = _processors()
     chosen = isa.current()
@@ -170,7 +173,13 @@ def load_model(
         program = Program(chosen, n_threads, max_batch_tokens, n_ctx, states=states.layouts if states else [])
         outputs = module.forward(program, config, weights, kv.layouts, n_ctx)
         threads = Team(n_threads, processors) if team is None else team
-        return Model(config, program, outputs, kv, threads, n_ctx, weights, owns_team=team is None, states=states)
+        owns_team = team is None
+        if config.start_token is None:
+            return Model(config, program, outputs, kv, threads, n_ctx, weights, owns_team=owns_team, states=states)
+        source = Program(chosen, n_threads, max_batch_tokens, n_ctx)
+        hidden = module.encode(source, config, weights, kv.layouts)
+        encoder = Model(config, source, (hidden, hidden), kv, threads, n_ctx, weights, owns_team=False)
+        return EncoderDecoder(encoder, config, program, outputs, kv, threads, n_ctx, weights, owns_team=owns_team)
     except MemoryError:
         raise ResourceError(
             f"{gguf.path}: not enough memory: the weights alone need {gguf.file_size >> 20} MB, "

@@ -40,11 +40,18 @@ class Config:
     #: Numbers that a head gives in the place of logits, 0 without one; and their names, where the file has any.
     n_labels: int = field(default=0, kw_only=True)
     labels: tuple[str, ...] = field(default=(), kw_only=True)
+    #: Of an encoder-decoder: the token that every answer begins with. None: the model continues what it reads.
+    start_token: int | None = field(default=None, kw_only=True)
 
     #: Whether a token sees only those before it.
     causal = True
     #: Types of tokens that are told apart (the first and the second text of a pair).
     n_types = 1
+
+    @property
+    def n_ctx_most(self) -> int:
+        """The longest context that can be asked for."""
+        return self.n_ctx_train
 
     @property
     def n_q(self) -> int:

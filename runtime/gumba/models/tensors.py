@@ -34,10 +34,13 @@ class Group:
 
 
 class Tensors:
-    """The table of one model: field -> GGUF's name and shape, for the model and for each of its layers."""
+    """The table of one model: field -> GGUF's name and shape, for the model and for each of its layers.
 
-    def __init__(self, gguf: GGUFFile, n_layers: int) -> None:
-        self._gguf = gguf
+    ``prefix``: what layers' names begin with, of a model that has two stacks of them.
+    """
+
+    def __init__(self, gguf: GGUFFile, n_layers: int, prefix: str = "") -> None:
+        self._gguf, self.prefix = gguf, prefix
         self._fields: list[dict[str, Part]] = [{} for _ in range(n_layers + 1)]
         self._rules: dict[str, TensorRule] = {}
         self._biases: dict[str, str] = {}  # of experts: the matrices' name -> the bias's
@@ -51,7 +54,7 @@ class Tensors:
 
     def add_row(self, field: str, name: str, columns: int, *, layer: int) -> None:
         """A matrix of a single row, which files have as that or as a vector."""
-        whole = f"blk.{layer}.{name}"
+        whole = f"{self.prefix}blk.{layer}.{name}"
         found = self._gguf.tensors.get(whole)
         rule = TensorRule(whole, (columns,) if found is not None and len(found.shape) == 1 else (1, columns))
         self._rules[whole] = rule
@@ -59,7 +62,7 @@ class Tensors:
 
     def add_bias(self, field: str, name: str, n_experts: int, rows: int, *, layer: int) -> None:
         """Of the experts' matrices ``field``, which are there already: a bias for each."""
-        whole = f"blk.{layer}.{name}"
+        whole = f"{self.prefix}blk.{layer}.{name}"
         self._rules[whole] = TensorRule(whole, (n_experts, rows))
         self._biases[self._fields[layer + 1][field].rule.name] = whole
 
@@ -67,7 +70,7 @@ class Tensors:
         self, name: str, fields: dict[str, int], *columns: int, layer: int | None = None, required: bool = True
     ) -> None:
         """One tensor that holds several: each field has so many of its rows, in order."""
-        whole = name if layer is None else f"blk.{layer}.{name}"
+        whole = name if layer is None else f"{self.prefix}blk.{layer}.{name}"
         rule = TensorRule(whole, (sum(fields.values()), *columns), required)
         self._rules[whole] = rule
         first = 0
@@ -77,7 +80,7 @@ class Tensors:
 
     def split_experts(self, name: str, n_experts: int, fields: dict[str, int], columns: int, *, layer: int) -> None:
         """One tensor of experts' matrices that hold several: each field has so many rows of each, in order."""
-        whole = f"blk.{layer}.{name}"
+        whole = f"{self.prefix}blk.{layer}.{name}"
         rule = TensorRule(whole, (n_experts, sum(fields.values()), columns))
         self._rules[whole] = rule
         first = 0

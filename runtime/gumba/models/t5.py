@@ -1,0 +1,201 @@
+"""t5: T5, Flan-T5, mT5 and umT5 (Raffel et al. 2019): an encoder reads the source, a decoder writes the answer.
+
+Both have RMS norms before each half of a layer and no positions: a learned number for each head, by distance, is added to the
+scores, which nothing scales. Two programs share the KV cache. The encoder's needs keys and values in one step only, and has the
+place of the decoder's first layer for them, one layer after the other; in the end it leaves the keys and values that the
+decoder's cross attention sees, each layer's in that layer's pages, at the source's positions. The decoder's own follow there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from gumba.errors import ModelError
+from gumba.gguf import GGUFFile
+from gumba.kernels.packed import PackedMatrix
+from gumba.kv_cache import KVShape
+from gumba.models import decoder
+from gumba.models.config import Config
+from gumba.models.keys import Keys
+from gumba.models.loader import MAX_LAYERS, Loader
+from gumba.models.tensors import Group, Tensors
+from gumba.program.builder import Buffer, KVLayout, Program
+
+NAME = "t5"
+FAMILIES = "T5, Flan-T5, mT5, umT5"
+VERIFIED = ("transformers", "llama.cpp")
+
+#: Distance from which on all keys have the same bias, and most buckets of shorter ones.
+MAX_DISTANCE, MAX_BUCKETS = 128, 252
+
+
+@dataclass(frozen=True)
+class T5Config(Config):
+    """``n_layers`` are the encoder's; ``n_buckets``: kinds of distances."""
+
+    n_decoder_layers: int
+    n_buckets: int
+
+    @property
+    def kv_shapes(self) -> list[KVShape]:
+        """The decoder's layers; the encoder borrows the first."""
+        return [KVShape(self.n_kv_heads, self.head_dim, self.head_dim)] * max(1, self.n_decoder_layers)
+
+    @property
+    def n_ctx_most(self) -> int:
+        """Beyond MAX_DISTANCE one token is as far away as another."""
+        return 1 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Halves:
+    """Weights: the decoder's have the embedding, and the output where the file has one."""
+
+    encoder: Group
+    decoder: Group
+
+
+def read_config(gguf: GGUFFile) -> T5Config:
+    """Every key is required, has a default, or must have the one value that is computed here."""
+    with decoder.reading(gguf, NAME) as keys:
+        n_vocab = keys.vocabulary_size()
+        start = keys.size("decoder_start_token_id", n_vocab - 1)
+        n_decoder = keys.count("decoder_block_count", MAX_LAYERS, keys.count("block_count", MAX_LAYERS))
+        return read_stack(keys, start_token=start, n_decoder_layers=n_decoder)
+
+
+def read_stack(
+    keys: Keys, *, start_token: int | None = None, n_decoder_layers: int = 0, kind: type[T5Config] = T5Config
+) -> T5Config:
+    """What encoder and decoder have in common. Source and answer may each have the length of those in training."""
+    keys.has("attention.layer_norm_epsilon")  # as the norms', written twice
+    common = decoder.read_common(keys, neox=False)
+    if common.n_kv_heads != common.n_heads:
+        raise ModelError(f"{keys.gguf.path}: metadata {keys.name}.attention.head_count_kv: expected {common.n_heads}")
+    n_buckets = keys.count("attention.relative_buckets_count", MAX_BUCKETS)
+    if n_buckets % 4:
+        raise ModelError(f"{keys.gguf.path}: metadata {keys.name}.attention.relative_buckets_count is {n_buckets}, "
+                         "expected a multiple of 4")  # fmt: skip
+    config = common.extended(kind, n_decoder_layers=n_decoder_layers, n_buckets=n_buckets)
+    n_ctx = common.n_ctx_train * (1 if start_token is None else 2)
+    return replace(config, n_ctx_train=n_ctx, start_token=start_token)
+
+
+def load_weights(loader: Loader, c: T5Config) -> Halves:
+    """Read and weave everything."""
+    t = Tensors(loader.gguf, c.n_decoder_layers, "dec.")
+    t.add("token_embd", "token_embd.weight", c.n_vocab, c.n_embd)
+    t.add("output", "output.weight", c.n_vocab, c.n_embd, required=False)
+    _add_stack(t, c, c.n_decoder_layers)
+    for i in range(c.n_decoder_layers):
+        decoder.add_norms(t, c, i, "cross_attn_norm")
+        _add_attention(t, c, i, "cross_attn")
+        # Some files have biases of the cross attention, which are not used.
+        t.add("cross_attn_rel_b", "cross_attn_rel_b.weight", c.n_buckets, c.n_heads, layer=i, required=False)
+    written = t.load(loader, ignored=lambda name: name.startswith("enc."), numbers=("attn_rel_b", "cross_attn_rel_b"))
+    return Halves(load_encoder(loader, c, ignored=lambda name: not name.startswith("enc.")), written)
+
+
+def load_encoder(loader: Loader, c: T5Config, ignored: Callable[[str], bool] = lambda name: False) -> Group:
+    """The encoder's half of a file, all but what is ``ignored``."""
+    t = Tensors(loader.gguf, c.n_layers, "enc.")
+    _add_stack(t, c, c.n_layers)
+    return t.load(loader, ignored, numbers=("attn_rel_b",))
+
+
+def _add_stack(t: Tensors, c: T5Config, n_layers: int) -> None:
+    """What layers of both halves have; biases by distance may be of the first one only, and then serve all."""
+    t.add("output_norm", f"{t.prefix}output_norm.weight", c.n_embd)
+    gate = t.has(f"{t.prefix}blk.0.ffn_gate.weight")
+    for i in range(n_layers):
+        decoder.add_norms(t, c, i, "attn_norm", "ffn_norm")
+        _add_attention(t, c, i, "attn")
+        t.add("attn_rel_b", "attn_rel_b.weight", c.n_buckets, c.n_heads, layer=i, required=i == 0)
+        decoder.add_feed_forward(t, c, i, gate=gate)
+
+
+def _add_attention(t: Tensors, c: T5Config, i: int, name: str) -> None:
+    for part in "qkv":
+        t.add(f"{name}_{part}", f"{name}_{part}.weight", c.n_q, c.n_embd, layer=i)
+    t.add(f"{name}_o", f"{name}_o.weight", c.n_embd, c.n_q, layer=i)
+
+
+def biases(c: T5Config, of_buckets: np.ndarray, *, causal: bool) -> np.ndarray:
+    """Float32 [n_heads, 2 * MAX_DISTANCE + 1]: what is added to the scores of keys at each distance from the query.
+
+    ``of_buckets``: float32 [n_buckets, n_heads]. Half of the buckets are for one distance each, the others for ranges that grow
+    by the same factor up to MAX_DISTANCE. Where a token sees those after it (not ``causal``), these have half of all buckets.
+    """
+    away = np.arange(-MAX_DISTANCE, MAX_DISTANCE + 1)
+    n = c.n_buckets if causal else c.n_buckets // 2
+    distance = np.maximum(-away, 0) if causal else np.abs(away)
+    near = n // 2
+    ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(near)) / np.float32(
+        np.log(MAX_DISTANCE / near)
+    )
+    far = np.minimum(near + (ratio * np.float32(n - near)).astype(np.int64), n - 1)
+    bucket = np.where(distance < near, distance, far) + (0 if causal else n * (away > 0))
+    return np.ascontiguousarray(of_buckets[bucket].T)
+
+
+def encode(p: Program, c: T5Config, w: Halves, kv: Sequence[KVLayout]) -> Buffer:
+    """Write the encoder's program; the last hidden states, float32 [n_outputs, n_embd]. What the decoder needs is stored."""
+    x = encoded(p, c, w.decoder.token_embd, w.encoder, kv)
+    for i, layer in enumerate(w.decoder.layers):
+        p.store_kv(p.matmul(layer.cross_attn_k, x), p.matmul(layer.cross_attn_v, x), kv, i)
+    return p.select_outputs(x)
+
+
+def encoded(p: Program, c: T5Config, token_embd: PackedMatrix, w: Group, kv: Sequence[KVLayout]) -> Buffer:
+    """The source's hidden states behind the encoder's last norm, float32 [n_tokens, n_embd]."""
+    x = p.embed(token_embd)
+    for layer in w.layers:
+        bias = biases(c, _own(layer, w), causal=False)
+        h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
+        x = _attention(p, layer, h, kv, 0, x, causal=False, bias=bias)
+        x = _feed_forward(p, c, layer, x)
+    return p.rms_norm(x, w.output_norm, c.norm_eps)
+
+
+def forward(p: Program, c: T5Config, halves: Halves, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+    """Write the decoder's program; its last hidden states, float32 [n_outputs, n_embd], and the logits [n_outputs, n_vocab]."""
+    w = halves.decoder
+    x = p.embed(w.token_embd)
+    for i, layer in enumerate(w.layers):
+        bias = biases(c, _own(layer, w), causal=True)
+        h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
+        x = _attention(p, layer, h, kv, i, x, part="answer", bias=bias)
+        q = p.matmul(layer.cross_attn_q, p.rms_norm(x, layer.cross_attn_norm, c.norm_eps))
+        a = p.attention(q, None, None, kv, i, 1.0, part="source")
+        x = _feed_forward(p, c, layer, p.matmul(layer.cross_attn_o, a, residual=x))
+    hidden = p.rms_norm(p.select_outputs(x), w.output_norm, c.norm_eps)
+    if w.output is not None:
+        return hidden, p.matmul(w.output, hidden)
+    # The first models have one matrix for both ends.
+    return hidden, p.matmul(w.token_embd, p.scale(hidden, c.n_embd**-0.5))
+
+
+def _own(layer: Group, w: Group) -> np.ndarray:
+    """A layer's biases by bucket: the first one's, where it has none."""
+    found: np.ndarray = w.layers[0].attn_rel_b if layer.attn_rel_b is None else layer.attn_rel_b
+    return found
+
+
+def _attention(
+    p: Program, layer: Group, h: Buffer, kv: Sequence[KVLayout], i: int, residual: Buffer, **options: Any
+) -> Buffer:
+    q, k, v = p.matmul(layer.attn_q, h), p.matmul(layer.attn_k, h), p.matmul(layer.attn_v, h)
+    a = p.attention(q, k, v, kv, i, 1.0, **options)
+    return p.matmul(layer.attn_o, a, residual=residual)
+
+
+def _feed_forward(p: Program, c: T5Config, layer: Group, x: Buffer) -> Buffer:
+    """With a gate in the later models, without in the first."""
+    h = p.rms_norm(x, layer.ffn_norm, c.norm_eps)
+    if hasattr(layer, "ffn_gate"):
+        return decoder.gated(p, layer, h, "gelu_tanh", residual=x)
+    return decoder.plain(p, layer, h, "relu", residual=x)
