@@ -67,7 +67,7 @@ class LoadedModel:
                 raise ModelError(f"{path}: a draft model must have the same vocabulary as the model it drafts for")
             trained = gguf.get(f"{gguf.require('general.architecture', str)}.context_length", int, 1)
             draft = load_model(gguf, n_ctx=min(model.n_ctx, trained), team=model.team)
-            if not draft.config.causal or draft.config.n_labels:
+            if not draft.config.causal or draft.config.n_labels or draft.config.start_token is not None:
                 draft.close()
                 raise ModelError(f"{path}: a draft model must have logits; this one is an encoder or judges texts")
             if model.states is not None or draft.states is not None:

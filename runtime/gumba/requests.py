@@ -66,7 +66,8 @@ class Request:
             asked = None if each.params.logprobs is None else logprobs
             output = CompletionOutput(index, text, each.answer, each.ending, each.timings(), asked)
             outputs.append(output if self.form is None else self.form.parser().output(output))
-        return RequestOutput(self.prompt, first.prompt, outputs, first.prompt_logprobs)
+        asked_ids = first.prompt[: first.n_source or None]
+        return RequestOutput(self.prompt, asked_ids, outputs, first.prompt_logprobs)
 
 
 def _mean_logprob(generation: Generation) -> float:
@@ -98,7 +99,8 @@ class BeamRequest:
         for answer in self.search.answers:
             text = _text(self.tokenizer, answer.tokens, answer.reason, self.search.params.skip_special_tokens)
             sequences.append(BeamSearchSequence(text, answer.tokens, answer.logprob, answer.score, answer.reason))
-        return BeamSearchOutput(self.prompt, self.search.tokens, sequences, self.search.timings())
+        asked_ids = self.search.tokens[: self.search.n_source or None]
+        return BeamSearchOutput(self.prompt, asked_ids, sequences, self.search.timings())
 
 
 @dataclass(frozen=True)
@@ -236,9 +238,11 @@ class Requests:
             raise RequestError(f"params: expected BeamSearchParams, found {show(params)}")
         searches = []
         for prompt in _listed(prompts):
-            ids = self.prompt_ids(prompt)
+            ids, n_source = self._begun(self.prompt_ids(prompt))
             ends = self._end_ids(ids, params, "prompt")
             search = BeamSearch(ids, params, end_ids=ends, capacity=self._capacity)
+            if n_source:
+                search.n_source, search.shares = n_source, False
             searches.append(BeamRequest(prompt if isinstance(prompt, str) else None, search, self._tokenizer))
         return searches
 
@@ -250,6 +254,7 @@ class Requests:
             params = ContrastiveSearchParams()
         if not isinstance(params, ContrastiveSearchParams):
             raise RequestError(f"params: expected ContrastiveSearchParams, found {show(params)}")
+        self._check_continues("contrastive search is for models that continue their prompt")
         searches = []
         for prompt in _listed(prompts):
             ids = self.prompt_ids(prompt)
@@ -266,6 +271,7 @@ class Requests:
         if pooling not in ("mean", "cls", "first", "last", "none"):
             raise RequestError(f'pooling: expected "mean", "cls", "first", "last" or "none", found {show(pooling)}')
         kind: Literal["mean", "first", "last", "none"] = "first" if pooling == "cls" else pooling
+        self._check_continues("embeddings are those of a file that has its encoder alone")
         sequences = []
         for prompt in _listed(prompts):  # type: ignore[arg-type]
             ids = self._fitting(self.prompt_ids(prompt), "prompt")
@@ -323,10 +329,20 @@ class Requests:
         if getattr(self._config, "n_labels", 0):
             raise RequestError("this model has a head that judges texts instead of logits: use rerank or classify")
 
+    def _begun(self, ids: list[int]) -> tuple[list[int], int]:
+        """What a sequence begins with that answers ``ids``; of an encoder-decoder, also how many of these are its source."""
+        start = getattr(self._config, "start_token", None)
+        return (ids, 0) if start is None else ([*ids, start], len(ids))
+
+    def _check_continues(self, reason: str) -> None:
+        if getattr(self._config, "start_token", None) is not None:
+            raise RequestError(f"this {self._config.architecture} model is an encoder-decoder: {reason}")
+
     def scoring(self, tokens: Sequence[int] | np.ndarray[Any, Any], width: int) -> Scoring:
         """Logits (``width`` of them) after each of ``tokens``."""
         self._check_usable()
         self._check_causal()
+        self._check_continues("it has no logits of a prompt")
         ids = self._fitting(self.checked(tokens, "tokens"), "tokens")
         try:
             return Scoring(ids, width)
@@ -344,11 +360,16 @@ class Requests:
             params = SamplingParams()
         if not isinstance(params, SamplingParams):
             raise RequestError(f"params: expected SamplingParams, found {show(params)}")
+        if params.prompt_logprobs is not None:
+            self._check_continues("it has no log-probabilities of a prompt")
+        ids, n_source = self._begun(ids)
         ends = self._end_ids(ids, params, field)
         seed = secrets.randbits(64) if params.seed is None else params.seed
         seeds = [(seed + choice * _SEED_STEP) % 2**64 for choice in range(_answers(params))]
         constraint: Constraint | Healing | None = None
-        healed = healable(self._tokenizer, ids, ends) if params.token_healing and field == "prompt" else ""
+        healed = (
+            healable(self._tokenizer, ids, ends) if params.token_healing and field == "prompt" and not n_source else ""
+        )
         if healed:
             constraint = Healing(self._tokenizer, self._tokenizer.token_bytes(ids[-1]))
             ids = ids[:-1]
@@ -356,7 +377,7 @@ class Requests:
             from gumba.sampling.constraints import compile_constraint
 
             constraint = compile_constraint(params.structured_outputs, self._tokenizer)
-        sampling = self._sampler_state(params, ids, ends)
+        sampling = self._sampler_state(params, ids[n_source:], ends)
         made = [
             Generation(
                 ids,
@@ -374,6 +395,8 @@ class Requests:
         for other in made[1:]:
             other.leader = made[0]
         for each in made:
+            if n_source:
+                each.n_source, each.shares = n_source, False
             if params.prompt_lookup_tokens:
                 each.drafter = PromptLookup(params.prompt_lookup_tokens)
             elif self._find_draft is not None:

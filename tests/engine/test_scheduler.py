@@ -563,3 +563,29 @@ def test_a_search_counts_once(busy_llm):
         time.sleep(0.001)
     assert len(llm.generate([[3]] * 4, SHORT)) == 4
     assert not isinstance(search(), Exception)
+
+
+def test_a_source_is_in_one_step() -> None:
+    """Whole or not at all, though streams wait for it; what follows it comes in parts again."""
+    steps = Steps(budget=80, seconds=lambda prompt, decoding: 0.01)
+    steps.add(Job(prompt(3), 30, streaming=True))
+    steps.step()
+    job = Job(prompt(76, seed=1), 3)
+    job.n_source, job.shares = 60, False
+    other = Job(prompt(40, seed=2), 3)
+    steps.add(job, other)
+    assert steps.step()[1:] == [(job, 60)]
+    steps.run()
+    assert sum(count for plan in steps.plans for each, count in plan if each is job) == 78
+
+
+def test_a_source_waits_until_there_is_room_for_all_of_it() -> None:
+    steps = Steps(budget=80)
+    steps.add(*(Job(prompt(3, seed=i), more) for i, more in enumerate((9, 9, 9, 5))))
+    steps.step()
+    job = Job(prompt(78), 3)
+    job.n_source, job.shares = 77, False
+    steps.add(job)
+    steps.run()
+    first = next(plan for plan in steps.plans if job in dict(plan))
+    assert dict(first)[job] == 77 and len(first) == 4

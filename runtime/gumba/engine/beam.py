@@ -40,7 +40,7 @@ class Beam(Branch):
     def advance(self, count: int, rows: np.ndarray[Any, Any], sampler: Sampler) -> None:
         self.n_cached += count
         if len(rows):
-            self.candidates = self.search.likeliest(self.tokens, rows[0], sampler)
+            self.candidates = self.search.likeliest(self.tokens[self.n_source :], rows[0], sampler)
             self.held = True
 
 

@@ -32,6 +32,7 @@ class Branch(Sequence):
         self.search = search
         if search is not self:
             self.n_prompt, self.priority, self.shares = search.n_prompt, search.priority, search.shares
+            self.n_source = search.n_source
 
     @property
     def owner(self) -> Sequence:

@@ -331,7 +331,9 @@ class Core:
             end = sequence.n_cached + len(tokens)
             count = -(-end // page_tokens)
             pages, near = sequence.pages[:count], sequence.near[:count]
-            chunks.append(Chunk(tokens, sequence.n_cached, pages, outputs, state=sequence.state, near=near))
+            chunks.append(
+                Chunk(tokens, sequence.n_cached, pages, outputs, sequence.state, n_source=sequence.n_source, near=near)
+            )
         try:
             rows = self.model.forward(chunks)
         except BaseException as error:
@@ -346,7 +348,8 @@ class Core:
     def _advance(self, plan: list[Work], rows: np.ndarray[Any, Any]) -> None:
         first = 0
         for sequence, tokens, outputs in plan:
-            last = first + _ROWS.get(outputs, len(tokens))
+            # There are no logits of a source.
+            last = first + _ROWS.get(outputs, len(tokens) - max(0, sequence.n_source - sequence.n_cached))
             try:
                 if sequence.wants_hidden:
                     sequence.hidden = self.model.hidden[first:last]

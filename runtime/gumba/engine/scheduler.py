@@ -173,20 +173,21 @@ class Scheduler:
                 budget -= len(tokens)
                 self._decoding, streaming = True, streaming or sequence.streaming
                 work.append(Work(sequence, tokens, outputs))
+        room = budget
         if streaming:
             budget = min(budget, self._prompt_part())
         before = budget
         for sequence in self._running[:]:
             if sequence not in self._running:  # it gave way
                 continue
-            if budget and sequence.remaining > 1 and not (sequence.whole and sequence.remaining > budget):
+            if budget > 0 and sequence.remaining > 1 and sequence.least <= (room if budget == before else budget):
                 budget -= self._take(work, sequence, budget)
         for sequence in self._waiting[:]:
-            if not budget:
+            if budget <= 0:
                 break
             if sequence.held:
                 continue
-            if sequence.whole and len(sequence.tokens) > budget:
+            if sequence.least > (room if budget == before else budget):
                 break  # its turn comes in a step of its own
             leader = sequence.leader
             if leader is not None and not leader.prompt_done and not leader.done:
@@ -254,7 +255,7 @@ class Scheduler:
         return max(LEAST_PROMPT_PART, min(part, 2 * max(self._mixed_tokens, FIRST_PROMPT_PART)))
 
     def _take(self, work: list[Work], sequence: Sequence, budget: int) -> int:
-        budget = min(budget, self.checkpoints.stop(sequence))  # no guesses: there may be no pages for them
+        budget = min(max(budget, sequence.least), self.checkpoints.stop(sequence))  # no guesses: there may be no pages for them
         if not self._grow_near(sequence, sequence.n_cached + budget, [each.sequence for each in work]):
             return 0
         sequence.start()

@@ -80,6 +80,8 @@ class Sequence(ABC):
     hidden: np.ndarray[Any, Any]
     #: Most tokens that may come from there.
     most_cached = sys.maxsize
+    #: Of an encoder-decoder: how many of its first tokens are the source, which has to be in one step.
+    n_source = 0
     #: Whether its tokens have to be in one step, since each sees those after it.
     whole = False
 
@@ -132,6 +134,11 @@ class Sequence(ABC):
     def remaining(self) -> int:
         """Tokens that the KV cache does not have yet."""
         return len(self.tokens) - self.n_cached
+
+    @property
+    def least(self) -> int:
+        """Fewest tokens that a step can compute of it."""
+        return len(self.tokens) if self.whole else max(1, self.n_source - self.n_cached)
 
     @property
     def n_generated(self) -> int:
@@ -337,7 +344,7 @@ class Generation(Sequence):
 
     def _shift(self) -> bool:
         """Make room in a full context by forgetting old tokens, if that is wanted; what is left is to be computed anew."""
-        keep = self.n_prompt if self.params.n_keep < 0 else self.params.n_keep
+        keep = self.n_prompt if self.params.n_keep < 0 or self.n_source else self.params.n_keep
         drop = (len(self.tokens) - keep) // 2
         if not self.params.context_shift or drop < 1:
             return False
