@@ -241,8 +241,7 @@ class Requests:
             ids, n_source = self._begun(self.prompt_ids(prompt))
             ends = self._end_ids(ids, params, "prompt")
             search = BeamSearch(ids, params, end_ids=ends, capacity=self._capacity)
-            if n_source:
-                search.n_source, search.shares = n_source, False
+            search.n_source = n_source
             searches.append(BeamRequest(prompt if isinstance(prompt, str) else None, search, self._tokenizer))
         return searches
 
@@ -395,8 +394,7 @@ class Requests:
         for other in made[1:]:
             other.leader = made[0]
         for each in made:
-            if n_source:
-                each.n_source, each.shares = n_source, False
+            each.n_source = n_source
             if params.prompt_lookup_tokens:
                 each.drafter = PromptLookup(params.prompt_lookup_tokens)
             elif self._find_draft is not None:

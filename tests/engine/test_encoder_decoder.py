@@ -114,6 +114,23 @@ def test_the_same_when_pages_are_short(llm: LLM) -> None:
         assert [each.token_ids for each in small.generate(SOURCES, params)] == expected
 
 
+def test_a_source_is_read_once_if_it_is_the_same_to_the_end(llm: LLM, model: Model) -> None:
+    """What was computed is of use to whoever has all of the source, and to nobody else."""
+    first = RNG.integers(3, 130, 90).tolist()
+    params = replace(GREEDY, max_tokens=50)
+    (found,) = llm.generate([first], params)
+    assert found.timings.cached_tokens == 0
+    for source in ([*first[:64]], [*first[:80], 5, 6, 7], [*first, 5], [9, *first[1:]]):
+        (other,) = llm.generate([source], GREEDY)
+        assert other.token_ids == oracle(model, source, GREEDY) and other.timings.cached_tokens == 0
+    (again,) = llm.generate([first], params)
+    assert again.token_ids == found.token_ids == oracle(model, first, params) and again.timings.cached_tokens == 90
+    several = llm.generate([[8, *first]], replace(SAMPLED, n=3))[0].outputs
+    assert [each.timings.cached_tokens for each in several if each.timings] == [0, 91, 91]
+    kept = llm.generate([[7, *first]], replace(GREEDY, cache_prompt=False)) + llm.generate([[7, *first]], GREEDY)
+    assert [each.timings.cached_tokens for each in kept] == [0, 0]
+
+
 def test_guesses_change_nothing(llm: LLM) -> None:
     expected = llm.generate(SOURCES, GREEDY)
     guessed = llm.generate(SOURCES, replace(GREEDY, prompt_lookup_tokens=4))

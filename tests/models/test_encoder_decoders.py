@@ -142,7 +142,7 @@ def test_chunks_that_are_refused() -> None:
 
 def test_a_source_may_be_longer_than_in_training() -> None:
     with GGUFFile(T5) as file:
-        trained = file.require("context_length", int)
+        trained = file.require("t5.context_length", int)
     model = load(T5, n_ctx=4 * trained, kv_type="f32", n_threads=1)
     pages = model.kv.allocate(4 * trained // PAGE_TOKENS)
     rows = model.forward([Chunk([5, 9] * (trained + 3) + [0], 0, pages, n_source=2 * trained + 6)])

@@ -57,12 +57,12 @@ class Node:
     ``near``: the page for layers with a window; ``state``: the slot of the recurrent layers' state at its end; -1: there is none.
     """
 
-    tokens: tuple[int, ...] = ()
+    tokens: tuple[Any, ...] = ()
     page: int = -1
     parent: Node | None = None
     near: int = -1
     state: int = -1
-    full: dict[tuple[int, ...], Node] = field(default_factory=dict)
+    full: dict[tuple[Any, ...], Node] = field(default_factory=dict)
     parts: list[Node] = field(default_factory=list)
 
 
@@ -115,7 +115,7 @@ class PrefixCache:
         near = self._near
         return 0 if near is None else sum(near.owners(node.near) == 1 for node in (*self._passed, *self._settled))
 
-    def find(self, tokens: Sequence[int], most: int, *, copy: bool = True) -> Match:
+    def find(self, tokens: Sequence[Any], most: int, *, copy: bool = True) -> Match:
         """What is there of the beginning of ``tokens``, at most ``most`` tokens; without ``copy``, in full pages only."""
         node, size = self.root, self._kv.page_tokens
         path: list[Node] = []
@@ -204,7 +204,7 @@ class PrefixCache:
                 found = count
         return found
 
-    def add(self, node: Node, tokens: tuple[int, ...], page: int, near: int = -1) -> Node:
+    def add(self, node: Node, tokens: tuple[Any, ...], page: int, near: int = -1) -> Node:
         """Put the page that follows ``node`` into the tree; the node with these tokens, whose page may be another one.
 
         ``near``: the page for layers with a window, if there is one; it fills a gap.

@@ -306,11 +306,15 @@ class Scheduler:
         most = min(len(sequence.tokens) - 1, sequence.most_cached) if sequence.shares else 0
         if not self.checkpoints.take(sequence):
             return False
-        found = self.cache.find(sequence.tokens, most)
+        tokens = sequence.spelled(0, len(sequence.tokens))
+        found = self.cache.find(tokens, most)
+        if len(found.pages) * self._kv.page_tokens + found.copied < sequence.n_source:
+            found = self.cache.find((), 0)  # part of a source is of no use
         if self._begin(sequence, found):
             return True
         # The page that would be copied may be one of those that have to go.
-        if found.copied and self._begin(sequence, self.cache.find(sequence.tokens, most, copy=False)):
+        whole = most if len(found.pages) * self._kv.page_tokens >= sequence.n_source else 0
+        if found.copied and self._begin(sequence, self.cache.find(tokens, whole, copy=False)):
             return True
         self.checkpoints.free(sequence)
         return False
@@ -405,14 +409,14 @@ class Scheduler:
         while (sequence.n_kept + 1) * size <= sequence.n_cached:
             at = sequence.n_kept
             near = -1 if self._near is None else sequence.near[at]
-            node = self.cache.add(node, tuple(sequence.tokens[at * size : (at + 1) * size]), sequence.pages[at], near)
+            node = self.cache.add(node, sequence.spelled(at * size, (at + 1) * size), sequence.pages[at], near)
             # Where somebody else computed the same, one of the two is enough.
             _exchange(self._kv, sequence.pages, at, node.page)
             if self._near is not None:
                 _exchange(self._near, sequence.near, at, node.near)
             sequence.n_kept += 1
         sequence.node = node
-        rest = tuple(sequence.tokens[sequence.n_kept * size : sequence.n_cached])
+        rest = sequence.spelled(sequence.n_kept * size, sequence.n_cached)
         if whole and rest:
             near = -1 if self._near is None else sequence.near[sequence.n_kept]
             node = self.cache.add(node, rest, sequence.pages[sequence.n_kept], near)

@@ -140,6 +140,14 @@ class Sequence(ABC):
         """Fewest tokens that a step can compute of it."""
         return len(self.tokens) if self.whole else max(1, self.n_source - self.n_cached)
 
+    def spelled(self, first: int, last: int) -> tuple[Any, ...]:
+        """What tokens ``first`` up to ``last`` are in the prefix cache, where they come after those before them.
+
+        Of a source no part has a meaning without the whole: that stands in the place of the first token.
+        """
+        part = tuple(self.tokens[first:last])
+        return part if first or not self.n_source else (tuple(self.tokens[: self.n_source]), *part[1:])
+
     @property
     def n_generated(self) -> int:
         """Tokens chosen so far."""
