@@ -28,8 +28,8 @@ class EncoderDecoder(Model):
             n, position, end = chunk.n_source, chunk.position, chunk.position + len(chunk.tokens)
             if type(n) is not int or n < 1 or 0 < position < n or (position == 0 and end < n):
                 raise RequestError(
-                    f"positions {position} to {end - 1} of a sequence with a source of {n} tokens: expected one at least, "
-                    "and all in one step"
+                    f"positions {position} to {end - 1} of a sequence with a source of {n} tokens: an encoder-decoder "
+                    "expects one at least, and all in one step"
                 )
             if position == 0:
                 sources.append(chunk._replace(tokens=chunk.tokens[:n], outputs="none", n_source=0))
