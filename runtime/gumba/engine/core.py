@@ -332,7 +332,15 @@ class Core:
             count = -(-end // page_tokens)
             pages, near = sequence.pages[:count], sequence.near[:count]
             chunks.append(
-                Chunk(tokens, sequence.n_cached, pages, outputs, sequence.state, n_source=sequence.n_source, near=near)
+                Chunk(
+                    tokens,
+                    sequence.n_cached,
+                    pages,
+                    outputs,
+                    near=near,
+                    state=sequence.state,
+                    n_source=sequence.n_source,
+                )
             )
         try:
             rows = self.model.forward(chunks)
