@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import Names, finish, gated_ffn, metadata, read_decoder, text_config
+from gumba_convert.decoder import Names
 from gumba_convert.gguf_writer import string
 from gumba_convert.plan import Plan
 from gumba_convert.table import TensorTable
@@ -28,12 +29,12 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = text_config(checkpoint)
+    reader = decoder.text_config(checkpoint)
     names = Names(n_ctx="max_position_embeddings" if reader.has("max_position_embeddings") else "model_max_length")
-    d = read_decoder(reader, defaults={"n_ctx": 4096}, names=names)
+    d = decoder.read_decoder(reader, defaults={"n_ctx": 4096}, names=names)
     reader.must_be("num_key_value_heads", d.n_heads)
     reader.must_be("tie_word_embeddings", False)
-    values, factors = metadata(ARCHITECTURE, d)
+    values, factors = decoder.metadata(ARCHITECTURE, d)
     values["baichuan.tensor_data_layout"] = string("Meta AI original pth")
     order = pairs(d.n_heads, d.head_dim)
     table = TensorTable(checkpoint)
@@ -45,11 +46,11 @@ def plan(checkpoint: Checkpoint) -> Plan:
             layer.linear(f"attn_{name}", "self_attn.W_pack", (3 * d.n_q, d.n_embd), rows=rows)
         layer.linear("attn_output", "self_attn.o_proj", (d.n_embd, d.n_q))
         layer.norm("ffn_norm", "post_attention_layernorm", d.n_embd)
-        gated_ffn(layer, d)
+        decoder.gated_ffn(layer, d)
     table.norm("output_norm", "model.norm", d.n_embd)
     head = unit_rows if d.n_vocab == N_VOCAB_2 else None
     table.tensor("output.weight", "lm_head.weight", (d.n_vocab, d.n_embd), change=head)
-    return finish(ARCHITECTURE, d, values, table, factors)
+    return decoder.finish(ARCHITECTURE, d, values, table, factors)
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:

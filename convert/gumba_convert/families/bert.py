@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import LAYER_EPS, Decoder, Names, finish, metadata, read_decoder, text_config
+from gumba_convert.decoder import Decoder, Names
 from gumba_convert.gguf_writer import Value, boolean, u32
 from gumba_convert.plan import ConfigReader, Plan
 from gumba_convert.pooling import classifier_metadata, labels
@@ -34,10 +35,10 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = text_config(checkpoint)
+    reader = decoder.text_config(checkpoint)
     name = (checkpoint.config.get("architectures") or [reader.config.get("model_type", "")])[0]
     roberta = name.startswith(ROBERTA) or "roberta" in name or "camembert" in name
-    d = read_decoder(reader, defaults=DEFAULTS, names=NAMES, activations=("gelu",), theta=None)
+    d = decoder.read_decoder(reader, defaults=DEFAULTS, names=NAMES, activations=("gelu",), theta=None)
     reader.must_be("position_embedding_type", "absolute")
     reader.must_be("is_decoder", False)
     n_positions = d.n_ctx
@@ -46,7 +47,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         raise reader.fail("pad_token_id", f"is {skipped - 1}, but there are {n_positions} positions")
     d = replace(d, n_ctx=n_positions - skipped)
     types = reader.integer("type_vocab_size", 2)
-    values, _ = metadata(ARCHITECTURE, d, eps=LAYER_EPS)
+    values, _ = decoder.metadata(ARCHITECTURE, d, eps=decoder.LAYER_EPS)
     values |= {"bert.attention.causal": boolean(False), "tokenizer.ggml.token_type_count": u32(types)}
     classifies = name.endswith("ForSequenceClassification")
     table = TensorTable(
@@ -68,7 +69,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         _block(layer, d)
     if classifies:
         values |= _head(table, reader, d, roberta)
-    return finish(ARCHITECTURE, d, values, table, None)
+    return decoder.finish(ARCHITECTURE, d, values, table, None)
 
 
 def _block(layer: Layer, d: Decoder) -> None:

@@ -6,16 +6,9 @@ form Q, K and V too.
 
 from __future__ import annotations
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import (
-    Decoder,
-    attention,
-    embedding_and_head,
-    finish,
-    metadata,
-    read_decoder,
-    text_config,
-)
+from gumba_convert.decoder import Decoder
 from gumba_convert.gguf_writer import f32
 from gumba_convert.plan import ConfigReader, Plan
 from gumba_convert.table import TensorTable
@@ -43,12 +36,12 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = text_config(checkpoint)
+    reader = decoder.text_config(checkpoint)
     own = reader.has("num_layers")
     if own:
         reader = _translated(reader)
-    d = read_decoder(reader, defaults=DEFAULTS, partial=0.5)
-    values, factors = metadata(ARCHITECTURE, d, kinds=("default",))
+    d = decoder.read_decoder(reader, defaults=DEFAULTS, partial=0.5)
+    values, factors = decoder.metadata(ARCHITECTURE, d, kinds=("default",))
     if own:
         values["chatglm.rope.freq_base"] = f32(10000.0 * reader.number("rope_ratio", 1.0))
     table = TensorTable(checkpoint, renamed={"transformer.": ""}, ignored=r"rotary_pos_emb\.inv_freq")
@@ -56,7 +49,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         _own_tensors(table, d, reader.flag("add_qkv_bias", False))
     else:
         _tensors(table, d, reader.flag("attention_bias", True))
-    return finish(ARCHITECTURE, d, values, table, factors)
+    return decoder.finish(ARCHITECTURE, d, values, table, factors)
 
 
 def _translated(reader: ConfigReader) -> ConfigReader:
@@ -88,10 +81,10 @@ def _own_tensors(table: TensorTable, d: Decoder, bias: bool) -> None:
 
 
 def _tensors(table: TensorTable, d: Decoder, bias: bool) -> None:
-    embedding_and_head(table, d)
+    decoder.embedding_and_head(table, d)
     for layer in table.layers(d.n_layers):
         layer.norm("attn_norm", "input_layernorm", d.n_embd)
-        attention(layer, d, bias=bias)
+        decoder.attention(layer, d, bias=bias)
         layer.norm("ffn_norm", "post_attention_layernorm", d.n_embd)
         layer.linear("ffn_up", "mlp.gate_up_proj", (2 * d.n_ff, d.n_embd))
         layer.linear("ffn_down", "mlp.down_proj", (d.n_embd, d.n_ff))

@@ -5,21 +5,9 @@ Cohere's own code rotates pairs side by side, as GGUF's architecture does: no ro
 
 from __future__ import annotations
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import (
-    LAYER_EPS,
-    Names,
-    attention,
-    booleans,
-    embedding_and_head,
-    every,
-    finish,
-    gated_ffn,
-    metadata,
-    read_decoder,
-    sliding_layers,
-    text_config,
-)
+from gumba_convert.decoder import Names
 from gumba_convert.gguf_writer import f32, string, u32
 from gumba_convert.plan import Plan
 from gumba_convert.table import TensorTable
@@ -39,25 +27,27 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = text_config(checkpoint)
-    d = read_decoder(reader, defaults=DEFAULTS, names=NAMES)
+    reader = decoder.text_config(checkpoint)
+    d = decoder.read_decoder(reader, defaults=DEFAULTS, names=NAMES)
     for key, wanted in (("attention_bias", False), ("rotary_pct", 1.0), ("use_qk_norm", False)):
         reader.must_be(key, wanted)
     reader.must_be("tie_word_embeddings", True)
     reader.must_be("use_gated_activation", True)
     reader.must_be("use_parallel_block", True)
-    values, _ = metadata(ARCHITECTURE, d, eps=LAYER_EPS, kinds=("default",))
+    values, _ = decoder.metadata(ARCHITECTURE, d, eps=decoder.LAYER_EPS, kinds=("default",))
     values["cohere2.logit_scale"] = f32(reader.number("logit_scale", 0.0625))
     values["cohere2.attention.sliding_window"] = u32(reader.integer("sliding_window", 4096))
     values["cohere2.rope.scaling.type"] = string("none")
-    sliding = sliding_layers(reader, d.n_layers, every(d.n_layers, reader.integer("sliding_window_pattern", PERIOD)))
-    if sliding != every(d.n_layers, PERIOD):
-        values["cohere2.attention.sliding_window_pattern"] = booleans(sliding)
+    sliding = decoder.sliding_layers(
+        reader, d.n_layers, decoder.every(d.n_layers, reader.integer("sliding_window_pattern", PERIOD))
+    )
+    if sliding != decoder.every(d.n_layers, PERIOD):
+        values["cohere2.attention.sliding_window_pattern"] = decoder.booleans(sliding)
     table = TensorTable(checkpoint)
-    embedding_and_head(table, d)
+    decoder.embedding_and_head(table, d)
     for layer in table.layers(d.n_layers):
         layer.norm("attn_norm", "input_layernorm", d.n_embd)
-        attention(layer, d)
-        gated_ffn(layer, d)
+        decoder.attention(layer, d)
+        decoder.gated_ffn(layer, d)
     table.norm("output_norm", "model.norm", d.n_embd)
-    return finish(ARCHITECTURE, d, values, table, None)
+    return decoder.finish(ARCHITECTURE, d, values, table, None)

@@ -5,18 +5,9 @@ Cohere's own code rotates pairs side by side, as GGUF's architecture does: no ro
 
 from __future__ import annotations
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import (
-    LAYER_EPS,
-    Names,
-    attention,
-    embedding_and_head,
-    finish,
-    gated_ffn,
-    metadata,
-    read_decoder,
-    text_config,
-)
+from gumba_convert.decoder import Names
 from gumba_convert.gguf_writer import f32, string
 from gumba_convert.plan import Plan
 from gumba_convert.table import TensorTable
@@ -36,25 +27,25 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = text_config(checkpoint)
+    reader = decoder.text_config(checkpoint)
     n_ctx = "model_max_length" if reader.has("model_max_length") else "max_position_embeddings"
-    d = read_decoder(reader, defaults=DEFAULTS, names=Names(norm_eps="layer_norm_eps", n_ctx=n_ctx))
+    d = decoder.read_decoder(reader, defaults=DEFAULTS, names=Names(norm_eps="layer_norm_eps", n_ctx=n_ctx))
     reader.must_be("attention_bias", False)
     reader.must_be("tie_word_embeddings", True)
     heads = reader.flag("use_qk_norm", False)
     if heads != (d.n_layers >= NORMED):
         raise reader.fail("use_qk_norm", f"is {heads}; readers expect {not heads} with {d.n_layers} layers")
-    values, _ = metadata(ARCHITECTURE, d, eps=LAYER_EPS, kinds=("default",))
+    values, _ = decoder.metadata(ARCHITECTURE, d, eps=decoder.LAYER_EPS, kinds=("default",))
     values["command-r.logit_scale"] = f32(reader.number("logit_scale", 0.0625))
     values["command-r.rope.scaling.type"] = string("none")
     table = TensorTable(checkpoint)
-    embedding_and_head(table, d)
+    decoder.embedding_and_head(table, d)
     for layer in table.layers(d.n_layers):
         layer.norm("attn_norm", "input_layernorm", d.n_embd)
-        attention(layer, d)
+        decoder.attention(layer, d)
         if heads:
             layer.tensor("attn_q_norm.weight", "self_attn.q_norm.weight", (d.n_heads, d.head_dim))
             layer.tensor("attn_k_norm.weight", "self_attn.k_norm.weight", (d.n_kv_heads, d.head_dim))
-        gated_ffn(layer, d)
+        decoder.gated_ffn(layer, d)
     table.norm("output_norm", "model.norm", d.n_embd)
-    return finish(ARCHITECTURE, d, values, table, None)
+    return decoder.finish(ARCHITECTURE, d, values, table, None)

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import Decoder, embedding_and_head, finish, gated_ffn, metadata, read_decoder, text_config
+from gumba_convert.decoder import Decoder
 from gumba_convert.experts import Experts, expert_metadata, read_experts, separate_experts
 from gumba_convert.gguf_writer import Value, boolean, f32, u32
 from gumba_convert.plan import ConfigReader, Plan
@@ -41,7 +42,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = text_config(checkpoint)
+    reader = decoder.text_config(checkpoint)
     reader = ConfigReader({key: value for key, value in reader.config.items() if key != "head_dim"}, reader.where)
     latent = Latent(
         reader.integer("q_lora_rank") if reader.has("q_lora_rank") else 0,
@@ -50,7 +51,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         reader.integer("qk_rope_head_dim", 64),
         reader.integer("v_head_dim", 128),
     )
-    d = replace(read_decoder(reader), head_dim=latent.rope, n_kv_heads=1)
+    d = replace(decoder.read_decoder(reader), head_dim=latent.rope, n_kv_heads=1)
     third = checkpoint.config.get("architectures") == ["DeepseekV3ForCausalLM"] or reader.config.get("model_type") == (
         "deepseek_v3"
     )
@@ -66,24 +67,24 @@ def plan(checkpoint: Checkpoint) -> Plan:
     )
     shared = reader.integer("n_shared_experts", 1 if third else 2)
     dense = _count(reader, "first_k_dense_replace", d.n_layers)
-    values, factors = metadata(ARCHITECTURE, d, kinds=("default", "yarn"), log_multiplier=True)
+    values, factors = decoder.metadata(ARCHITECTURE, d, kinds=("default", "yarn"), log_multiplier=True)
     values |= _attention_metadata(latent)
     values |= expert_metadata(ARCHITECTURE, experts, width=True) | _routing(reader, third)
     values["deepseek2.expert_shared_count"] = u32(shared)
     values["deepseek2.leading_dense_block_count"] = u32(dense)
     extra = rf"model\.layers\.({'|'.join(str(d.n_layers + i) for i in range(_count(reader, 'num_nextn_predict_layers', 8)))})\..*"
     table = TensorTable(checkpoint, ignored=extra)
-    embedding_and_head(table, d)
+    decoder.embedding_and_head(table, d)
     for layer in table.layers(d.n_layers):
         layer.norm("attn_norm", "input_layernorm", d.n_embd)
         _attention(layer, d, latent)
         layer.norm("ffn_norm", "post_attention_layernorm", d.n_embd)
         if layer.index < dense:
-            gated_ffn(layer, d)
+            decoder.gated_ffn(layer, d)
         else:
             _mixture(layer, d, experts, shared, third)
     table.norm("output_norm", "model.norm", d.n_embd)
-    return finish(ARCHITECTURE, d, values, table, factors)
+    return decoder.finish(ARCHITECTURE, d, values, table, factors)
 
 
 def _width(reader: ConfigReader) -> int:

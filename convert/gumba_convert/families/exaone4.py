@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import (
-    Decoder,
-    attention,
-    booleans,
-    embedding_and_head,
-    finish,
-    gated_ffn,
-    head_norms,
-    metadata,
-    read_decoder,
-    sliding_layers,
-    text_config,
-)
+from gumba_convert.decoder import Decoder
 from gumba_convert.gguf_writer import u32
 from gumba_convert.plan import Plan
 from gumba_convert.table import TensorTable
@@ -33,24 +22,26 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = text_config(checkpoint)
-    d = read_decoder(reader, defaults=DEFAULTS)
-    values, factors = metadata(ARCHITECTURE, d)
+    reader = decoder.text_config(checkpoint)
+    d = decoder.read_decoder(reader, defaults=DEFAULTS)
+    values, factors = decoder.metadata(ARCHITECTURE, d)
     if reader.has("sliding_window"):
         values["exaone4.attention.sliding_window"] = u32(reader.integer("sliding_window"))
-        values["exaone4.attention.sliding_window_pattern"] = booleans(sliding_layers(reader, d.n_layers, _pattern(d)))
-    elif any(sliding_layers(reader, d.n_layers, [])):
+        values["exaone4.attention.sliding_window_pattern"] = decoder.booleans(
+            decoder.sliding_layers(reader, d.n_layers, _pattern(d))
+        )
+    elif any(decoder.sliding_layers(reader, d.n_layers, [])):
         raise reader.fail("layer_types", "has sliding attention, but there is no sliding_window")
     table = TensorTable(checkpoint)
-    embedding_and_head(table, d)
+    decoder.embedding_and_head(table, d)
     for layer in table.layers(d.n_layers):
-        attention(layer, d)
-        head_norms(layer, d)
+        decoder.attention(layer, d)
+        decoder.head_norms(layer, d)
         layer.norm("post_attention_norm", "post_attention_layernorm", d.n_embd)
-        gated_ffn(layer, d)
+        decoder.gated_ffn(layer, d)
         layer.norm("post_ffw_norm", "post_feedforward_layernorm", d.n_embd)
     table.norm("output_norm", "model.norm", d.n_embd)
-    return finish(ARCHITECTURE, d, values, table, factors)
+    return decoder.finish(ARCHITECTURE, d, values, table, factors)
 
 
 def _pattern(d: Decoder) -> list[bool]:

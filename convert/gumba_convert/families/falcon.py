@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import LAYER_EPS, Names, finish, metadata, read_decoder, text_config
+from gumba_convert.decoder import Names
 from gumba_convert.gguf_writer import string
 from gumba_convert.plan import ConfigReader, Plan
 from gumba_convert.table import TensorTable
@@ -25,9 +26,9 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration (ALiBi, biases, attention before feed-forward) or set of tensors.
     """
-    reader = text_config(checkpoint)
+    reader = decoder.text_config(checkpoint)
     new = reader.flag("new_decoder_architecture", reader.has("n_head_kv"))
-    d = read_decoder(
+    d = decoder.read_decoder(
         reader,
         defaults={"n_ff": 4 * reader.integer("hidden_size"), "norm_eps": 1e-5, "tied": True},
         names=_names(reader, new),
@@ -36,7 +37,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     for key, wanted in (("alibi", False), ("bias", False), ("parallel_attn", True)):
         reader.must_be(key, wanted)
     groups = d.n_kv_heads if new else (1 if reader.flag("multi_query", True) else d.n_heads)
-    values, factors = metadata(ARCHITECTURE, d, eps=LAYER_EPS)
+    values, factors = decoder.metadata(ARCHITECTURE, d, eps=decoder.LAYER_EPS)
     values["falcon.attention.head_count_kv"] = values["falcon.attention.head_count_kv"]._replace(value=groups)
     values["falcon.tensor_data_layout"] = string("jploski")
     two_norms = new and reader.config.get("num_ln_in_parallel_attn") in (None, 2)
@@ -58,7 +59,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         table.spare("lm_head.weight")
     else:
         table.tensor("output.weight", "lm_head.weight", (d.n_vocab, d.n_embd))
-    return finish(ARCHITECTURE, d, values, table, factors)
+    return decoder.finish(ARCHITECTURE, d, values, table, factors)
 
 
 def _names(reader: ConfigReader, new: bool) -> Names:

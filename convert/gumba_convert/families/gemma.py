@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import (
-    BARE,
-    attention,
-    embedding_and_any_head,
-    finish,
-    gated_ffn,
-    metadata,
-    read_decoder,
-    text_config,
-    with_heads,
-)
 from gumba_convert.plan import Plan
 from gumba_convert.table import TensorTable
 from gumba_convert.transforms import plus_one
 
 ARCHITECTURE = "gemma"
-HF_ARCHITECTURES = with_heads("Gemma")
+HF_ARCHITECTURES = decoder.with_heads("Gemma")
 MODEL_TYPES = ("gemma",)
 
 DEFAULTS = {"n_kv_heads": 16, "n_ctx": 8192, "head_dim": 256, "tied": True}
@@ -31,19 +21,19 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = text_config(checkpoint)
-    d = read_decoder(reader, defaults=DEFAULTS, activations=("gelu_pytorch_tanh", "gelu"))
+    reader = decoder.text_config(checkpoint)
+    d = decoder.read_decoder(reader, defaults=DEFAULTS, activations=("gelu_pytorch_tanh", "gelu"))
     reader.must_be("hidden_activation", "gelu_pytorch_tanh")
     reader.must_be("use_bidirectional_attention", False)
     reader.must_be("tie_word_embeddings", True)
     bias = reader.flag("attention_bias", False)
-    values, factors = metadata(ARCHITECTURE, d, kinds=("default",))
-    table = TensorTable(checkpoint, renamed=BARE)
-    values |= embedding_and_any_head(table, d, ARCHITECTURE)
+    values, factors = decoder.metadata(ARCHITECTURE, d, kinds=("default",))
+    table = TensorTable(checkpoint, renamed=decoder.BARE)
+    values |= decoder.embedding_and_any_head(table, d, ARCHITECTURE)
     for layer in table.layers(d.n_layers):
         layer.norm("attn_norm", "input_layernorm", d.n_embd, change=plus_one)
-        attention(layer, d, bias=bias, output_bias=bias)
+        decoder.attention(layer, d, bias=bias, output_bias=bias)
         layer.norm("ffn_norm", "post_attention_layernorm", d.n_embd, change=plus_one)
-        gated_ffn(layer, d)
+        decoder.gated_ffn(layer, d)
     table.norm("output_norm", "model.norm", d.n_embd, change=plus_one)
-    return finish(ARCHITECTURE, d, values, table, factors)
+    return decoder.finish(ARCHITECTURE, d, values, table, factors)

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import (
-    BARE,
-    Decoder,
-    Names,
-    attention,
-    booleans,
-    embedding_and_any_head,
-    every,
-    finish,
-    gated_ffn,
-    metadata,
-    read_decoder,
-    sliding_layers,
-    text_config,
-    with_heads,
-)
+from gumba_convert.decoder import Decoder, Names
 from gumba_convert.gguf_writer import f32, u32
 from gumba_convert.plan import Plan
 from gumba_convert.table import Layer, TensorTable
 from gumba_convert.transforms import plus_one
 
 ARCHITECTURE = "gemma2"
-HF_ARCHITECTURES = with_heads("Gemma2")
+HF_ARCHITECTURES = decoder.with_heads("Gemma2")
 MODEL_TYPES = ("gemma2",)
 
 NAMES = Names(activation="hidden_activation")
@@ -41,28 +27,28 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = text_config(checkpoint)
-    d = read_decoder(reader, defaults=DEFAULTS, names=NAMES, activations=("gelu_pytorch_tanh",))
+    reader = decoder.text_config(checkpoint)
+    d = decoder.read_decoder(reader, defaults=DEFAULTS, names=NAMES, activations=("gelu_pytorch_tanh",))
     reader.must_be("use_bidirectional_attention", False)
     check_scale(d, WIDE)
-    values, factors = metadata(ARCHITECTURE, d, kinds=("default",))
+    values, factors = decoder.metadata(ARCHITECTURE, d, kinds=("default",))
     values |= {
         "gemma2.attn_logit_softcapping": f32(reader.number("attn_logit_softcapping", 50.0)),
         "gemma2.final_logit_softcapping": f32(reader.number("final_logit_softcapping", 30.0)),
         "gemma2.attention.sliding_window": u32(reader.integer("sliding_window", 4096)),
     }
-    usual = every(d.n_layers, PERIOD)
-    sliding = sliding_layers(reader, d.n_layers, usual)
+    usual = decoder.every(d.n_layers, PERIOD)
+    sliding = decoder.sliding_layers(reader, d.n_layers, usual)
     if sliding != usual:
-        values["gemma2.attention.sliding_window_pattern"] = booleans(sliding)
+        values["gemma2.attention.sliding_window_pattern"] = decoder.booleans(sliding)
     bias = reader.flag("attention_bias", False)
-    table = TensorTable(checkpoint, renamed=BARE)
-    values |= embedding_and_any_head(table, d, ARCHITECTURE)
+    table = TensorTable(checkpoint, renamed=decoder.BARE)
+    values |= decoder.embedding_and_any_head(table, d, ARCHITECTURE)
     for layer in table.layers(d.n_layers):
-        attention(layer, d, bias=bias, output_bias=bias)
+        decoder.attention(layer, d, bias=bias, output_bias=bias)
         gemma_block(layer, d)
     table.norm("output_norm", "model.norm", d.n_embd, change=plus_one)
-    return finish(ARCHITECTURE, d, values, table, factors)
+    return decoder.finish(ARCHITECTURE, d, values, table, factors)
 
 
 def gemma_block(layer: Layer, d: Decoder) -> None:
@@ -71,7 +57,7 @@ def gemma_block(layer: Layer, d: Decoder) -> None:
     layer.norm("post_attention_norm", "post_attention_layernorm", d.n_embd, change=plus_one)
     layer.norm("ffn_norm", "pre_feedforward_layernorm", d.n_embd, change=plus_one)
     layer.norm("post_ffw_norm", "post_feedforward_layernorm", d.n_embd, change=plus_one)
-    gated_ffn(layer, d)
+    decoder.gated_ffn(layer, d)
 
 
 def check_scale(d: Decoder, wide: int) -> None:

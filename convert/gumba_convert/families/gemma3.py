@@ -6,23 +6,9 @@ EmbeddingGemma is the same with tokens that see both sides.
 
 from __future__ import annotations
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import (
-    BARE,
-    PROJECTED,
-    Decoder,
-    Names,
-    attention,
-    booleans,
-    embedding_and_any_head,
-    every,
-    finish,
-    head_norms,
-    metadata,
-    read_decoder,
-    sliding_layers,
-    text_config,
-)
+from gumba_convert.decoder import Decoder, Names
 from gumba_convert.families.gemma2 import check_scale, gemma_block
 from gumba_convert.gguf_writer import Value, boolean, f32, u32
 from gumba_convert.plan import Plan
@@ -54,7 +40,7 @@ DEFAULTS = {
 PERIOD = 6
 WIDE = 62
 # Where the whole model is a part of a larger one.
-PARTS = BARE | {
+PARTS = decoder.BARE | {
     "language_model.lm_head.": "lm_head.",
     "language_model.model.": "model.",
     "model.language_model.": "model.",
@@ -68,13 +54,13 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = text_config(checkpoint)
-    d = read_decoder(reader, defaults=DEFAULTS, names=NAMES, activations=("gelu_pytorch_tanh",), theta=1e6)
+    reader = decoder.text_config(checkpoint)
+    d = decoder.read_decoder(reader, defaults=DEFAULTS, names=NAMES, activations=("gelu_pytorch_tanh",), theta=1e6)
     both_sides = reader.flag("use_bidirectional_attention", False)
-    architecture = PROJECTED if both_sides else ARCHITECTURE
+    architecture = decoder.PROJECTED if both_sides else ARCHITECTURE
     reader.must_be("attn_logit_softcapping")
     check_scale(d, WIDE)
-    values, factors = metadata(architecture, d, kinds=("default", "linear"))
+    values, factors = decoder.metadata(architecture, d, kinds=("default", "linear"))
     settings = reader.section("rope_parameters")
     local = settings.section("sliding_attention") if settings is not None else None
     if local is not None:
@@ -84,24 +70,24 @@ def plan(checkpoint: Checkpoint) -> Plan:
         values["gemma-embedding.attention.causal"] = boolean(False)
     if reader.has("final_logit_softcapping"):
         values[f"{architecture}.final_logit_softcapping"] = f32(reader.number("final_logit_softcapping"))
-    usual = every(d.n_layers, reader.integer("sliding_window_pattern", PERIOD))
-    sliding = sliding_layers(reader, d.n_layers, usual)
+    usual = decoder.every(d.n_layers, reader.integer("sliding_window_pattern", PERIOD))
+    sliding = decoder.sliding_layers(reader, d.n_layers, usual)
     if any(sliding):
         values[f"{architecture}.attention.sliding_window"] = u32(reader.integer("sliding_window", 4096))
         values[f"{architecture}.rope.freq_base_swa"] = f32(theta)
-        if sliding != every(d.n_layers, PERIOD):
-            values[f"{architecture}.attention.sliding_window_pattern"] = booleans(sliding)
+        if sliding != decoder.every(d.n_layers, PERIOD):
+            values[f"{architecture}.attention.sliding_window_pattern"] = decoder.booleans(sliding)
     bias = reader.flag("attention_bias", False)
     table = TensorTable(checkpoint, renamed=PARTS, ignored=VISION)
-    values |= embedding_and_any_head(table, d, architecture)
+    values |= decoder.embedding_and_any_head(table, d, architecture)
     for layer in table.layers(d.n_layers):
-        attention(layer, d, bias=bias, output_bias=bias)
-        head_norms(layer, d, change=plus_one)
+        decoder.attention(layer, d, bias=bias, output_bias=bias)
+        decoder.head_norms(layer, d, change=plus_one)
         gemma_block(layer, d)
     table.norm("output_norm", "model.norm", d.n_embd, change=plus_one)
     if both_sides:
         values |= _projections(table, d)
-    return finish(architecture, d, values, table, factors)
+    return decoder.finish(architecture, d, values, table, factors)
 
 
 def _projections(table: TensorTable, d: Decoder) -> dict[str, Value]:
@@ -110,6 +96,6 @@ def _projections(table: TensorTable, d: Decoder) -> dict[str, Value]:
     for i, (part, columns, rows) in enumerate(projections(table.checkpoint, d.n_embd), 2):
         table.include(f"dense_{i}.", part)
         table.tensor(f"dense_{i}.weight", f"dense_{i}.linear.weight", (rows, columns))
-        values[f"{PROJECTED}.dense_{i}_feat_in"] = u32(columns)
-        values[f"{PROJECTED}.dense_{i}_feat_out"] = u32(rows)
+        values[f"{decoder.PROJECTED}.dense_{i}_feat_in"] = u32(columns)
+        values[f"{decoder.PROJECTED}.dense_{i}_feat_out"] = u32(rows)
     return values

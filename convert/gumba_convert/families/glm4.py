@@ -5,8 +5,8 @@ GLM's own code rotates pairs side by side, as GGUF's architecture does: no rows 
 
 from __future__ import annotations
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import attention, embedding_and_head, finish, metadata, read_decoder, text_config
 from gumba_convert.plan import Plan
 from gumba_convert.table import TensorTable
 
@@ -23,19 +23,19 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = text_config(checkpoint)
-    d = read_decoder(reader, defaults=DEFAULTS, partial=0.5)
+    reader = decoder.text_config(checkpoint)
+    d = decoder.read_decoder(reader, defaults=DEFAULTS, partial=0.5)
     bias = reader.flag("attention_bias", True)
-    values, factors = metadata(ARCHITECTURE, d, kinds=("default", "linear", "yarn"))
+    values, factors = decoder.metadata(ARCHITECTURE, d, kinds=("default", "linear", "yarn"))
     table = TensorTable(checkpoint)
-    embedding_and_head(table, d)
+    decoder.embedding_and_head(table, d)
     for layer in table.layers(d.n_layers):
         layer.norm("attn_norm", "input_layernorm", d.n_embd)
-        attention(layer, d, bias=bias)
+        decoder.attention(layer, d, bias=bias)
         layer.norm("post_attention_norm", "post_self_attn_layernorm", d.n_embd)
         layer.norm("ffn_norm", "post_attention_layernorm", d.n_embd)
         layer.linear("ffn_up", "mlp.gate_up_proj", (2 * d.n_ff, d.n_embd))
         layer.linear("ffn_down", "mlp.down_proj", (d.n_embd, d.n_ff))
         layer.norm("post_ffw_norm", "post_mlp_layernorm", d.n_embd)
     table.norm("output_norm", "model.norm", d.n_embd)
-    return finish(ARCHITECTURE, d, values, table, factors)
+    return decoder.finish(ARCHITECTURE, d, values, table, factors)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import LAYER_EPS, Names, finish, metadata, read_decoder, text_config
+from gumba_convert.decoder import Names
 from gumba_convert.families.phi2 import TANH_GELU
 from gumba_convert.plan import Plan
 from gumba_convert.table import TensorTable
@@ -23,13 +24,13 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = text_config(checkpoint)
+    reader = decoder.text_config(checkpoint)
     defaults = {"n_ctx": 1024, "norm_eps": 1e-5, "tied": True, "n_ff": 4 * reader.integer("n_embd")}
-    d = read_decoder(reader, defaults=defaults, names=NAMES, activations=TANH_GELU, theta=None)
+    d = decoder.read_decoder(reader, defaults=defaults, names=NAMES, activations=TANH_GELU, theta=None)
     reader.must_be("scale_attn_weights", True)
     reader.must_be("scale_attn_by_inverse_layer_idx", False)
     reader.must_be("add_cross_attention", False)
-    values, _ = metadata(ARCHITECTURE, d, eps=LAYER_EPS)
+    values, _ = decoder.metadata(ARCHITECTURE, d, eps=decoder.LAYER_EPS)
     table = TensorTable(checkpoint, renamed={"transformer.": ""})
     table.tensor("token_embd.weight", "wte.weight", (d.n_vocab, d.n_embd))
     table.tensor("position_embd.weight", "wpe.weight", (d.n_ctx, d.n_embd))
@@ -45,4 +46,4 @@ def plan(checkpoint: Checkpoint) -> Plan:
         table.spare("lm_head.weight")
     else:
         table.tensor("output.weight", "lm_head.weight", (d.n_vocab, d.n_embd))
-    return finish(ARCHITECTURE, d, values, table, None)
+    return decoder.finish(ARCHITECTURE, d, values, table, None)

@@ -8,18 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import (
-    Decoder,
-    attention,
-    booleans,
-    embedding_and_head,
-    every,
-    finish,
-    metadata,
-    read_decoder,
-    sliding_layers,
-)
+from gumba_convert.decoder import Decoder
 from gumba_convert.experts import Experts, expert_metadata, read_experts
 from gumba_convert.gguf_writer import u32
 from gumba_convert.plan import ConfigReader, Plan
@@ -45,28 +36,28 @@ def plan(checkpoint: Checkpoint) -> Plan:
     if packed:
         del config["quantization_config"]
     reader = ConfigReader(config, f"{checkpoint.folder / 'config.json'}")
-    d = read_decoder(reader, defaults=DEFAULTS, theta=150000.0)
+    d = decoder.read_decoder(reader, defaults=DEFAULTS, theta=150000.0)
     for key, wanted in (("attention_bias", True), ("swiglu_alpha", 1.702), ("swiglu_limit", 7.0)):
         reader.must_be(key, wanted)
     experts = read_experts(reader, "num_local_experts", n=128, n_used=4, n_ff=d.n_ff)
-    values, factors = metadata(ARCHITECTURE, d, kinds=("default", "yarn"), truncates=False)
+    values, factors = decoder.metadata(ARCHITECTURE, d, kinds=("default", "yarn"), truncates=False)
     values |= expert_metadata(ARCHITECTURE, experts, width=True)
     values["gpt-oss.attention.sliding_window"] = u32(reader.integer("sliding_window", 128))
-    usual = every(d.n_layers, PERIOD)
-    sliding = sliding_layers(reader, d.n_layers, usual)
+    usual = decoder.every(d.n_layers, PERIOD)
+    sliding = decoder.sliding_layers(reader, d.n_layers, usual)
     if sliding != usual:
-        values["gpt-oss.attention.sliding_window_pattern"] = booleans(sliding)
+        values["gpt-oss.attention.sliding_window_pattern"] = decoder.booleans(sliding)
     table = TensorTable(checkpoint)
-    embedding_and_head(table, d)
+    decoder.embedding_and_head(table, d)
     for layer in table.layers(d.n_layers):
         layer.norm("attn_norm", "input_layernorm", d.n_embd)
-        attention(layer, d, bias=True, output_bias=True)
+        decoder.attention(layer, d, bias=True, output_bias=True)
         layer.tensor("attn_sinks.weight", "self_attn.sinks", (d.n_heads,))
         layer.norm("post_attention_norm", "post_attention_layernorm", d.n_embd)
         layer.linear("ffn_gate_inp", "mlp.router", (experts.n, d.n_embd), bias=True)
         _experts(layer, d, experts, packed)
     table.norm("output_norm", "model.norm", d.n_embd)
-    return finish(ARCHITECTURE, d, values, table, factors)
+    return decoder.finish(ARCHITECTURE, d, values, table, factors)
 
 
 def _experts(layer: Layer, d: Decoder, experts: Experts, packed: bool) -> None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import LAYER_EPS, Names, finish, metadata, read_decoder, text_config
+from gumba_convert.decoder import Names
 from gumba_convert.gguf_writer import boolean
 from gumba_convert.plan import Plan
 from gumba_convert.table import TensorTable
@@ -27,8 +28,8 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = text_config(checkpoint)
-    d = read_decoder(
+    reader = decoder.text_config(checkpoint)
+    d = decoder.read_decoder(
         reader,
         defaults={"norm_eps": 1e-5},
         names=NAMES,
@@ -38,7 +39,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     )
     reader.must_be("num_key_value_heads", d.n_heads)
     reader.must_be("attention_bias", True)
-    values, factors = metadata(ARCHITECTURE, d, eps=LAYER_EPS)
+    values, factors = decoder.metadata(ARCHITECTURE, d, eps=decoder.LAYER_EPS)
     values["gptneox.use_parallel_residual"] = boolean(reader.flag("use_parallel_residual", True))
     qkv = np.concatenate(grouped_qkv(d.n_heads, 1, d.head_dim))
     table = TensorTable(checkpoint)
@@ -56,4 +57,4 @@ def plan(checkpoint: Checkpoint) -> Plan:
         table.tensor("output.weight", "gpt_neox.embed_in.weight", (d.n_vocab, d.n_embd))  # readers require it
     else:
         table.tensor("output.weight", "embed_out.weight", (d.n_vocab, d.n_embd))
-    return finish(ARCHITECTURE, d, values, table, factors)
+    return decoder.finish(ARCHITECTURE, d, values, table, factors)

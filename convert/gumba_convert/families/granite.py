@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import Decoder, embedding_and_head, finish, gated_ffn, metadata, read_decoder, text_config
+from gumba_convert.decoder import Decoder
 from gumba_convert.experts import Experts, expert_metadata, fused_experts, read_experts
 from gumba_convert.families.llama import llama_attention
 from gumba_convert.gguf_writer import Value, f32, u32
@@ -29,13 +30,13 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = text_config(checkpoint)
-    d = read_decoder(reader)
+    reader = decoder.text_config(checkpoint)
+    d = decoder.read_decoder(reader)
     mixture = checkpoint.config.get("architectures") not in (None, ["GraniteForCausalLM"]) or reader.config.get(
         "model_type"
     ) not in (None, "granite")
     architecture = "granitemoe" if mixture else "granite"
-    values, factors = metadata(architecture, d)
+    values, factors = decoder.metadata(architecture, d)
     for theirs, ours in MULTIPLIERS.items():
         values[f"{architecture}.{ours}"] = f32(reader.number(theirs, 1.0))
     experts = read_experts(reader, "num_local_experts", n=8, n_used=2, n_ff=d.n_ff) if mixture else None
@@ -46,16 +47,16 @@ def plan(checkpoint: Checkpoint) -> Plan:
         values |= more
     attention_bias, mlp_bias = reader.flag("attention_bias", False), reader.flag("mlp_bias", False)
     table = TensorTable(checkpoint)
-    embedding_and_head(table, d)
+    decoder.embedding_and_head(table, d)
     for layer in table.layers(d.n_layers):
         llama_attention(layer, d, bias=attention_bias)
         layer.norm("ffn_norm", "post_attention_layernorm", d.n_embd)
         if experts is None:
-            gated_ffn(layer, d, bias=mlp_bias)
+            decoder.gated_ffn(layer, d, bias=mlp_bias)
         else:
             _experts(layer, d, experts, shared)
     table.norm("output_norm", "model.norm", d.n_embd)
-    return finish(architecture, d, values, table, factors)
+    return decoder.finish(architecture, d, values, table, factors)
 
 
 def _shared(d: Decoder, architecture: str) -> tuple[int, dict[str, Value]]:

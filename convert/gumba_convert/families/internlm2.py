@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import finish, metadata, read_decoder, text_config
 from gumba_convert.plan import Plan
 from gumba_convert.table import TensorTable
 from gumba_convert.transforms import grouped_qkv, pairs
@@ -19,15 +19,15 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = text_config(checkpoint)
+    reader = decoder.text_config(checkpoint)
     settings = reader.section("rope_scaling")
     if settings is not None and settings.config.get("type") == "dynamic":
         # Stretches frequencies beyond the trained context only, which is what the file names as the model's context.
         reader.config = {key: value for key, value in reader.config.items() if key != "rope_scaling"}
-    d = read_decoder(reader)
+    d = decoder.read_decoder(reader)
     reader.must_be("bias", False)
     reader.must_be("tie_word_embeddings", False)
-    values, factors = metadata(ARCHITECTURE, d)
+    values, factors = decoder.metadata(ARCHITECTURE, d)
     q, k, v = grouped_qkv(d.n_kv_heads, d.n_heads // d.n_kv_heads, d.head_dim)
     q, k = q[pairs(d.n_heads, d.head_dim)], k[pairs(d.n_kv_heads, d.head_dim)]
     fused = (d.n_q + 2 * d.n_kv, d.n_embd)
@@ -44,4 +44,4 @@ def plan(checkpoint: Checkpoint) -> Plan:
         layer.linear("ffn_down", "feed_forward.w2", (d.n_embd, d.n_ff))
     table.norm("output_norm", "model.norm", d.n_embd)
     table.tensor("output.weight", "output.weight", (d.n_vocab, d.n_embd))
-    return finish(ARCHITECTURE, d, values, table, factors)
+    return decoder.finish(ARCHITECTURE, d, values, table, factors)

@@ -7,8 +7,9 @@ Models with `feed_forward_type` "original" have BERT's own feed-forward.
 
 from __future__ import annotations
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import LAYER_EPS, Decoder, Names, finish, metadata, read_decoder, text_config
+from gumba_convert.decoder import Decoder, Names
 from gumba_convert.gguf_writer import boolean, u32
 from gumba_convert.plan import Plan
 from gumba_convert.pooling import MODES
@@ -29,14 +30,14 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = text_config(checkpoint)
-    d = read_decoder(reader, defaults=DEFAULTS, names=NAMES, activations=("gelu",), theta=None)
+    reader = decoder.text_config(checkpoint)
+    d = decoder.read_decoder(reader, defaults=DEFAULTS, names=NAMES, activations=("gelu",), theta=None)
     reader.must_be("position_embedding_type", "alibi")
     reader.must_be("is_decoder", False)
     reader.must_be("feed_forward_type", "geglu", "original")
     reader.must_be("emb_pooler", "mean")
     types = reader.integer("type_vocab_size", 2)
-    values, _ = metadata(ARCHITECTURE, d, eps=LAYER_EPS)
+    values, _ = decoder.metadata(ARCHITECTURE, d, eps=decoder.LAYER_EPS)
     values |= {
         f"{ARCHITECTURE}.attention.causal": boolean(False),
         f"{ARCHITECTURE}.pooling_type": u32(MODES["mean"]),
@@ -64,7 +65,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
             _gated(layer, d, "mlp.gated_layers", gate=0, up=d.n_ff)
             layer.linear("ffn_down", "mlp.wo", (d.n_embd, d.n_ff), bias=True)
             layer.norm("layer_output_norm", "mlp.layernorm", d.n_embd, bias=True)
-    return finish(ARCHITECTURE, d, values, table, None)
+    return decoder.finish(ARCHITECTURE, d, values, table, None)
 
 
 def _attention(layer: Layer, d: Decoder) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import Decoder, Names, attention, finish, metadata, read_decoder, text_config
+from gumba_convert.decoder import Decoder, Names
 from gumba_convert.gguf_writer import i32_array, u32
 from gumba_convert.plan import ConfigReader, Plan
 from gumba_convert.table import Layer, TensorTable
@@ -23,12 +24,12 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = _adjusted(text_config(checkpoint))
-    d = read_decoder(reader, defaults=DEFAULTS, names=Names(norm_eps="norm_eps"), theta=1e6)
+    reader = _adjusted(decoder.text_config(checkpoint))
+    d = decoder.read_decoder(reader, defaults=DEFAULTS, names=Names(norm_eps="norm_eps"), theta=1e6)
     reader.must_be("conv_bias", False)
     kernel = reader.integer("conv_L_cache", 3)
     attends = _attention_layers(reader, d.n_layers)
-    values, factors = metadata(ARCHITECTURE, d, kinds=("default",))
+    values, factors = decoder.metadata(ARCHITECTURE, d, kinds=("default",))
     values["lfm2.attention.head_count_kv"] = i32_array([d.n_kv_heads if yes else 0 for yes in attends])
     values["lfm2.shortconv.l_cache"] = u32(kernel)
     table = TensorTable(checkpoint)
@@ -36,7 +37,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     for layer in table.layers(d.n_layers):
         layer.norm("attn_norm", "operator_norm", d.n_embd)
         if attends[layer.index]:
-            attention(layer, d, names=("q_proj", "k_proj", "v_proj", "out_proj"))
+            decoder.attention(layer, d, names=("q_proj", "k_proj", "v_proj", "out_proj"))
             layer.norm("attn_q_norm", "self_attn.q_layernorm", d.head_dim)
             layer.norm("attn_k_norm", "self_attn.k_layernorm", d.head_dim)
         else:
@@ -50,7 +51,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         table.spare("lm_head.weight")
     else:
         table.tensor("output.weight", "lm_head.weight", (d.n_vocab, d.n_embd))
-    return finish(ARCHITECTURE, d, values, table, factors)
+    return decoder.finish(ARCHITECTURE, d, values, table, factors)
 
 
 def _convolution(layer: Layer, d: Decoder, kernel: int) -> None:

@@ -6,29 +6,16 @@ halves there); GGUF's llama wants the pairs side by side.
 
 from __future__ import annotations
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import (
-    BARE,
-    Decoder,
-    architecture_name,
-    attention,
-    embedding_and_any_head,
-    finish,
-    full_only,
-    gated_ffn,
-    metadata,
-    no_window,
-    read_decoder,
-    text_config,
-    with_heads,
-)
+from gumba_convert.decoder import Decoder
 from gumba_convert.gguf_writer import u32
 from gumba_convert.plan import ConfigReader, Plan
 from gumba_convert.table import Layer, TensorTable
 from gumba_convert.transforms import pairs
 
 ARCHITECTURE = "llama"
-HF_ARCHITECTURES = with_heads("Llama", "Mistral")
+HF_ARCHITECTURES = decoder.with_heads("Llama", "Mistral")
 MODEL_TYPES = ("llama", "mistral")
 
 MISTRAL = {"n_kv_heads": 8, "n_ctx": 131072}
@@ -40,37 +27,39 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration; missing, unexpected or mis-shaped tensors, all named together.
     """
-    reader = text_config(checkpoint)
-    mistral = architecture_name(checkpoint).startswith("Mistral") or reader.config.get("model_type") == "mistral"
-    d = read_decoder(reader, defaults=MISTRAL if mistral else None)
-    values, factors = metadata(ARCHITECTURE, d)
+    reader = decoder.text_config(checkpoint)
+    mistral = (
+        decoder.architecture_name(checkpoint).startswith("Mistral") or reader.config.get("model_type") == "mistral"
+    )
+    d = decoder.read_decoder(reader, defaults=MISTRAL if mistral else None)
+    values, factors = decoder.metadata(ARCHITECTURE, d)
     if mistral:
         window = read_window(reader, d, 4096)
         if window:
             values["llama.attention.sliding_window"] = u32(window)
     else:
-        no_window(d)
+        decoder.no_window(d)
     attention_bias, mlp_bias = reader.flag("attention_bias", False), reader.flag("mlp_bias", False)
-    table = TensorTable(checkpoint, renamed=BARE)
-    values |= embedding_and_any_head(table, d, ARCHITECTURE)
+    table = TensorTable(checkpoint, renamed=decoder.BARE)
+    values |= decoder.embedding_and_any_head(table, d, ARCHITECTURE)
     for layer in table.layers(d.n_layers):
         llama_attention(layer, d, bias=attention_bias)
         layer.norm("ffn_norm", "post_attention_layernorm", d.n_embd)
-        gated_ffn(layer, d, bias=mlp_bias)
+        decoder.gated_ffn(layer, d, bias=mlp_bias)
     table.norm("output_norm", "model.norm", d.n_embd)
-    return finish(ARCHITECTURE, d, values, table, factors)
+    return decoder.finish(ARCHITECTURE, d, values, table, factors)
 
 
 def llama_attention(layer: Layer, d: Decoder, *, bias: bool = False) -> None:
     """A layer's first norm and its attention, with the rows of Q and K in GGUF's order."""
     layer.norm("attn_norm", "input_layernorm", d.n_embd)
     rows = (pairs(d.n_heads, d.head_dim), pairs(d.n_kv_heads, d.head_dim))
-    attention(layer, d, bias=bias, output_bias=bias, rows=rows)
+    decoder.attention(layer, d, bias=bias, output_bias=bias, rows=rows)
 
 
 def read_window(reader: ConfigReader, d: Decoder, default: int | None) -> int:
     """The sliding window of all layers; 0 where there is none that a full context leaves."""
-    full_only(d)
+    decoder.full_only(d)
     window = reader.config.get("sliding_window", default)
     if window is None:
         return 0

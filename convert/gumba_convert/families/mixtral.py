@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import embedding_and_head, finish, metadata, read_decoder, text_config
 from gumba_convert.experts import expert_metadata, read_experts, separate_experts
 from gumba_convert.families.llama import ARCHITECTURE, llama_attention, read_window
 from gumba_convert.gguf_writer import u32
@@ -22,20 +22,20 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = text_config(checkpoint)
-    d = read_decoder(reader, defaults=DEFAULTS, theta=1e6)
+    reader = decoder.text_config(checkpoint)
+    d = decoder.read_decoder(reader, defaults=DEFAULTS, theta=1e6)
     experts = read_experts(reader, "num_local_experts", n_used=2, n_ff=d.n_ff)
-    values, factors = metadata(ARCHITECTURE, d)
+    values, factors = decoder.metadata(ARCHITECTURE, d)
     values |= expert_metadata(ARCHITECTURE, experts)
     window = read_window(reader, d, None)
     if window:
         values["llama.attention.sliding_window"] = u32(window)
     table = TensorTable(checkpoint)
-    embedding_and_head(table, d)
+    decoder.embedding_and_head(table, d)
     for layer in table.layers(d.n_layers):
         llama_attention(layer, d)
         layer.norm("ffn_norm", "post_attention_layernorm", d.n_embd)
         layer.linear("ffn_gate_inp", "block_sparse_moe.gate", (experts.n, d.n_embd))
         separate_experts(layer, d, experts, "block_sparse_moe.experts", names=("w1", "w3", "w2"))
     table.norm("output_norm", "model.norm", d.n_embd)
-    return finish(ARCHITECTURE, d, values, table, factors)
+    return decoder.finish(ARCHITECTURE, d, values, table, factors)

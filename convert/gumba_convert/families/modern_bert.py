@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import LAYER_EPS, Names, finish, metadata, read_decoder, sliding_layers, text_config
+from gumba_convert.decoder import Names
 from gumba_convert.gguf_writer import boolean, f32, string, u32
 from gumba_convert.plan import ConfigReader, Plan
 from gumba_convert.pooling import MODES, classifier_metadata, labels
@@ -24,17 +25,17 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = text_config(checkpoint)
+    reader = decoder.text_config(checkpoint)
     full, local = _thetas(reader)
-    d = read_decoder(reader, defaults=DEFAULTS, names=NAMES, activations=("gelu", "silu"), theta=full)
+    d = decoder.read_decoder(reader, defaults=DEFAULTS, names=NAMES, activations=("gelu", "silu"), theta=full)
     for key in ("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"):
         reader.must_be(key, False)
     reader.must_be("classifier_activation", "gelu")
     period = reader.integer("global_attn_every_n_layers", PERIOD)
     usual = [bool(i % period) for i in range(d.n_layers)]
-    if sliding_layers(reader, d.n_layers, usual) != usual:
+    if decoder.sliding_layers(reader, d.n_layers, usual) != usual:
         raise reader.fail("layer_types", f"is no pattern of one layer without a window in {period}, from the first on")
-    values, _ = metadata(ARCHITECTURE, d, eps=LAYER_EPS, kinds=("default",))
+    values, _ = decoder.metadata(ARCHITECTURE, d, eps=decoder.LAYER_EPS, kinds=("default",))
     values |= {
         "modern-bert.attention.causal": boolean(False),
         "modern-bert.attention.sliding_window": u32(reader.integer("local_attention", 128)),
@@ -66,7 +67,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         table.linear("cls", "head.dense", (d.n_embd, d.n_embd))
         table.norm("cls.norm", "head.norm", d.n_embd)
         table.linear("cls.output", "classifier", (len(names), d.n_embd), bias=True)
-    return finish(ARCHITECTURE, d, values, table, None)
+    return decoder.finish(ARCHITECTURE, d, values, table, None)
 
 
 def _thetas(reader: ConfigReader) -> tuple[float, float]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import LAYER_EPS, Names, finish, metadata, read_decoder, text_config
+from gumba_convert.decoder import Names
 from gumba_convert.gguf_writer import boolean, u32
 from gumba_convert.plan import ConfigReader, Plan
 from gumba_convert.table import TensorTable
@@ -31,12 +32,12 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration (experts among them) or set of tensors.
     """
-    reader = text_config(checkpoint)
+    reader = decoder.text_config(checkpoint)
     if reader.has("n_embd"):
         reader = _translated(reader)
-    d = read_decoder(reader, defaults=DEFAULTS, names=NAMES, theta=1000.0)
+    d = decoder.read_decoder(reader, defaults=DEFAULTS, names=NAMES, theta=1000.0)
     types = reader.integer("type_vocab_size", 2)
-    values, _ = metadata(ARCHITECTURE, d, eps=LAYER_EPS, kinds=("default",))
+    values, _ = decoder.metadata(ARCHITECTURE, d, eps=decoder.LAYER_EPS, kinds=("default",))
     values |= {"nomic-bert.attention.causal": boolean(False), "tokenizer.ggml.token_type_count": u32(types)}
     table = TensorTable(checkpoint, ignored=r"pooler\..*|cls\..*")
     table.tensor("token_embd.weight", "embeddings.word_embeddings.weight", (d.n_vocab, d.n_embd))
@@ -50,7 +51,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         layer.linear("ffn_gate", "mlp.fc12", (d.n_ff, d.n_embd))
         layer.linear("ffn_down", "mlp.fc2", (d.n_embd, d.n_ff))
         layer.norm("layer_output_norm", "norm2", d.n_embd, bias=True)
-    return finish(ARCHITECTURE, d, values, table, None)
+    return decoder.finish(ARCHITECTURE, d, values, table, None)
 
 
 def _translated(reader: ConfigReader) -> ConfigReader:

@@ -2,20 +2,8 @@
 
 from __future__ import annotations
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import (
-    attention,
-    booleans,
-    embedding_and_head,
-    every,
-    finish,
-    gated_ffn,
-    metadata,
-    no_window,
-    read_decoder,
-    sliding_layers,
-    text_config,
-)
 from gumba_convert.gguf_writer import u32
 from gumba_convert.plan import Plan
 from gumba_convert.table import TensorTable
@@ -34,26 +22,26 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = text_config(checkpoint)
-    d = read_decoder(reader, defaults=DEFAULTS)
+    reader = decoder.text_config(checkpoint)
+    d = decoder.read_decoder(reader, defaults=DEFAULTS)
     reader.must_be("attention_bias", False)
     reader.must_be("tie_word_embeddings", False)
-    values, factors = metadata(ARCHITECTURE, d, kinds=("default", "yarn"))
+    values, factors = decoder.metadata(ARCHITECTURE, d, kinds=("default", "yarn"))
     if checkpoint.config.get("architectures") == ["Olmo3ForCausalLM"] or checkpoint.config.get("model_type") == "olmo3":
-        sliding = sliding_layers(reader, d.n_layers, every(d.n_layers, PERIOD))
+        sliding = decoder.sliding_layers(reader, d.n_layers, decoder.every(d.n_layers, PERIOD))
         if any(sliding):
             values["olmo2.attention.sliding_window"] = u32(reader.integer("sliding_window", 4096))
-            values["olmo2.attention.sliding_window_pattern"] = booleans(sliding)
+            values["olmo2.attention.sliding_window_pattern"] = decoder.booleans(sliding)
     else:
-        no_window(d)
+        decoder.no_window(d)
     table = TensorTable(checkpoint)
-    embedding_and_head(table, d)
+    decoder.embedding_and_head(table, d)
     for layer in table.layers(d.n_layers):
-        attention(layer, d)
+        decoder.attention(layer, d)
         layer.norm("attn_q_norm", "self_attn.q_norm", d.n_q)
         layer.norm("attn_k_norm", "self_attn.k_norm", d.n_kv)
         layer.norm("post_attention_norm", "post_attention_layernorm", d.n_embd)
-        gated_ffn(layer, d)
+        decoder.gated_ffn(layer, d)
         layer.norm("post_ffw_norm", "post_feedforward_layernorm", d.n_embd)
     table.norm("output_norm", "model.norm", d.n_embd)
-    return finish(ARCHITECTURE, d, values, table, factors)
+    return decoder.finish(ARCHITECTURE, d, values, table, factors)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import LAYER_EPS, Names, attention, finish, metadata, read_decoder, text_config
+from gumba_convert.decoder import Names
 from gumba_convert.plan import Plan
 from gumba_convert.table import TensorTable
 
@@ -23,18 +24,18 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = text_config(checkpoint)
-    d = read_decoder(reader, defaults=DEFAULTS, names=NAMES, activations=TANH_GELU, partial=0.5)
+    reader = decoder.text_config(checkpoint)
+    d = decoder.read_decoder(reader, defaults=DEFAULTS, names=NAMES, activations=TANH_GELU, partial=0.5)
     reader.must_be("qk_layernorm", False)
     reader.must_be("tie_word_embeddings", False)
-    values, _ = metadata(ARCHITECTURE, d, eps=LAYER_EPS, kinds=("default",))
+    values, _ = decoder.metadata(ARCHITECTURE, d, eps=decoder.LAYER_EPS, kinds=("default",))
     table = TensorTable(checkpoint)
     table.tensor("token_embd.weight", "model.embed_tokens.weight", (d.n_vocab, d.n_embd))
     for layer in table.layers(d.n_layers):
         layer.norm("attn_norm", "input_layernorm", d.n_embd, bias=True)
-        attention(layer, d, bias=True, output_bias=True, names=("q_proj", "k_proj", "v_proj", "dense"))
+        decoder.attention(layer, d, bias=True, output_bias=True, names=("q_proj", "k_proj", "v_proj", "dense"))
         layer.linear("ffn_up", "mlp.fc1", (d.n_ff, d.n_embd), bias=True)
         layer.linear("ffn_down", "mlp.fc2", (d.n_embd, d.n_ff), bias=True)
     table.norm("output_norm", "model.final_layernorm", d.n_embd, bias=True)
     table.linear("output", "lm_head", (d.n_vocab, d.n_embd), bias=True)
-    return finish(ARCHITECTURE, d, values, table, None)
+    return decoder.finish(ARCHITECTURE, d, values, table, None)

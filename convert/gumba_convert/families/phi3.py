@@ -10,8 +10,9 @@ import math
 
 import numpy as np
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import Decoder, embedding_and_head, finish, metadata, read_decoder, text_config
+from gumba_convert.decoder import Decoder
 from gumba_convert.families.llama import read_window
 from gumba_convert.gguf_writer import Value, f32, u32
 from gumba_convert.plan import Plan
@@ -31,12 +32,12 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = text_config(checkpoint)
-    d = read_decoder(reader, defaults=DEFAULTS, partial=1.0)
-    values, _ = metadata(ARCHITECTURE, d, kinds=("default", "longrope", "su"))
+    reader = decoder.text_config(checkpoint)
+    d = decoder.read_decoder(reader, defaults=DEFAULTS, partial=1.0)
+    values, _ = decoder.metadata(ARCHITECTURE, d, kinds=("default", "longrope", "su"))
     values["phi3.attention.sliding_window"] = u32(read_window(reader, d, None))
     table = TensorTable(checkpoint)
-    embedding_and_head(table, d)
+    decoder.embedding_and_head(table, d)
     for layer in table.layers(d.n_layers):
         layer.norm("attn_norm", "input_layernorm", d.n_embd)
         layer.linear("attn_qkv", "self_attn.qkv_proj", (d.n_q + 2 * d.n_kv, d.n_embd))
@@ -47,7 +48,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     table.norm("output_norm", "model.norm", d.n_embd)
     if d.rope is not None:
         values |= _longrope(d.rope, d, table)
-    return finish(ARCHITECTURE, d, values, table, None)
+    return decoder.finish(ARCHITECTURE, d, values, table, None)
 
 
 def _longrope(rope: Rope, d: Decoder, table: TensorTable) -> dict[str, Value]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import Names, finish, metadata, read_decoder, text_config
+from gumba_convert.decoder import Names
 from gumba_convert.plan import Plan
 from gumba_convert.table import TensorTable
 
@@ -21,13 +22,13 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = text_config(checkpoint)
+    reader = decoder.text_config(checkpoint)
     names = Names(
         n_ctx="seq_length" if reader.has("seq_length") else "max_position_embeddings",
         norm_eps="layer_norm_epsilon",
         n_kv_heads="num_attention_heads",
     )
-    d = read_decoder(reader, names=names, theta=reader.number("rotary_emb_base", 10000.0))
+    d = decoder.read_decoder(reader, names=names, theta=reader.number("rotary_emb_base", 10000.0))
     reader.must_be("no_bias", True)
     reader.must_be("rotary_pct", 1.0)
     reader.must_be("tie_word_embeddings", False)
@@ -35,7 +36,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     if d.n_ff % 2:
         raise reader.fail("intermediate_size", f"is {d.n_ff}; expected an even number")
     half = d.n_ff // 2
-    values, factors = metadata(ARCHITECTURE, d, kinds=("default",))
+    values, factors = decoder.metadata(ARCHITECTURE, d, kinds=("default",))
     table = TensorTable(checkpoint, renamed={"transformer.": ""}, ignored=r"rotary_emb\.inv_freq")
     table.tensor("token_embd.weight", "wte.weight", (d.n_vocab, d.n_embd))
     for layer in table.layers(d.n_layers, "h"):
@@ -48,4 +49,4 @@ def plan(checkpoint: Checkpoint) -> Plan:
         layer.linear("ffn_down", "mlp.c_proj", (d.n_embd, half))
     table.norm("output_norm", "ln_f", d.n_embd)
     table.tensor("output.weight", "lm_head.weight", (d.n_vocab, d.n_embd))
-    return finish(ARCHITECTURE, d, values, table, factors)
+    return decoder.finish(ARCHITECTURE, d, values, table, factors)

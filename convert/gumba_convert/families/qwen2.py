@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import (
-    BARE,
-    attention,
-    embedding_and_any_head,
-    finish,
-    full_only,
-    gated_ffn,
-    metadata,
-    read_decoder,
-    text_config,
-    with_heads,
-)
 from gumba_convert.multimodal import position_sections
 from gumba_convert.plan import ConfigReader, Plan
 from gumba_convert.table import TensorTable
 
 ARCHITECTURE = "qwen2"
-HF_ARCHITECTURES = with_heads("Qwen2")
+HF_ARCHITECTURES = decoder.with_heads("Qwen2")
 MODEL_TYPES = ("qwen2",)
 
 DEFAULTS = {"n_kv_heads": 32, "n_ctx": 32768}
@@ -32,24 +21,24 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    return language_model(text_config(checkpoint), TensorTable(checkpoint, renamed=BARE))
+    return language_model(decoder.text_config(checkpoint), TensorTable(checkpoint, renamed=decoder.BARE))
 
 
 def language_model(
     reader: ConfigReader, table: TensorTable, *, architecture: str = ARCHITECTURE, sections: tuple[int, ...] = ()
 ) -> Plan:
     """The same of a model that may be a part of another; `sections`: see `position_sections`, none where there are none."""
-    d = read_decoder(reader, defaults=DEFAULTS)
+    d = decoder.read_decoder(reader, defaults=DEFAULTS)
     reader.must_be("use_sliding_window", False)
-    full_only(d)
-    values, factors = metadata(architecture, d)
+    decoder.full_only(d)
+    values, factors = decoder.metadata(architecture, d)
     if sections:
         values |= position_sections(architecture, d, sections)
-    values |= embedding_and_any_head(table, d, architecture)
+    values |= decoder.embedding_and_any_head(table, d, architecture)
     for layer in table.layers(d.n_layers):
         layer.norm("attn_norm", "input_layernorm", d.n_embd)
-        attention(layer, d, bias=True)
+        decoder.attention(layer, d, bias=True)
         layer.norm("ffn_norm", "post_attention_layernorm", d.n_embd)
-        gated_ffn(layer, d)
+        decoder.gated_ffn(layer, d)
     table.norm("output_norm", "model.norm", d.n_embd)
-    return finish(architecture, d, values, table, factors)
+    return decoder.finish(architecture, d, values, table, factors)

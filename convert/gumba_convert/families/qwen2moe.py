@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import (
-    Decoder,
-    attention,
-    embedding_and_head,
-    finish,
-    full_only,
-    metadata,
-    read_decoder,
-    text_config,
-)
+from gumba_convert.decoder import Decoder
 from gumba_convert.experts import Experts, expert_metadata, read_experts, separate_experts
 from gumba_convert.gguf_writer import u32
 from gumba_convert.plan import Plan
@@ -31,25 +23,25 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = text_config(checkpoint)
-    d = read_decoder(reader, defaults=DEFAULTS)
+    reader = decoder.text_config(checkpoint)
+    d = decoder.read_decoder(reader, defaults=DEFAULTS)
     every_layer_is_sparse(d)
     reader.must_be("norm_topk_prob", False)
     reader.must_be("qkv_bias", True)
     experts = read_experts(reader, "num_experts", n=60, n_used=4, n_ff=reader.integer("moe_intermediate_size", 1408))
     shared = reader.integer("shared_expert_intermediate_size", 5632)
-    values, factors = metadata(ARCHITECTURE, d)
+    values, factors = decoder.metadata(ARCHITECTURE, d)
     values |= expert_metadata(ARCHITECTURE, experts, width=True)
     values["qwen2moe.expert_shared_feed_forward_length"] = u32(shared)
     table = TensorTable(checkpoint)
-    embedding_and_head(table, d)
+    decoder.embedding_and_head(table, d)
     for layer in table.layers(d.n_layers):
         layer.norm("attn_norm", "input_layernorm", d.n_embd)
-        attention(layer, d, bias=True)
+        decoder.attention(layer, d, bias=True)
         layer.norm("ffn_norm", "post_attention_layernorm", d.n_embd)
         mixture(layer, d, experts, shared)
     table.norm("output_norm", "model.norm", d.n_embd)
-    return finish(ARCHITECTURE, d, values, table, factors)
+    return decoder.finish(ARCHITECTURE, d, values, table, factors)
 
 
 def mixture(layer: Layer, d: Decoder, experts: Experts, shared: int) -> None:
@@ -67,4 +59,4 @@ def every_layer_is_sparse(d: Decoder) -> None:
     d.reader.must_be("decoder_sparse_step", 1)
     d.reader.must_be("mlp_only_layers", [])
     d.reader.must_be("use_sliding_window", False)
-    full_only(d)
+    decoder.full_only(d)

@@ -9,22 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from gumba.errors import ConvertError
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import (
-    BARE,
-    Decoder,
-    architecture_name,
-    attention,
-    embedding_and_any_head,
-    finish,
-    full_only,
-    gated_ffn,
-    head_norms,
-    metadata,
-    read_decoder,
-    text_config,
-    with_heads,
-)
+from gumba_convert.decoder import Decoder
 from gumba_convert.gguf_writer import Value, string, strings
 from gumba_convert.multimodal import position_sections
 from gumba_convert.plan import ConfigReader, Plan
@@ -32,7 +19,7 @@ from gumba_convert.pooling import classifier_metadata
 from gumba_convert.table import TensorTable
 
 ARCHITECTURE = "qwen3"
-HF_ARCHITECTURES = with_heads("Qwen3")
+HF_ARCHITECTURES = decoder.with_heads("Qwen3")
 MODEL_TYPES = ("qwen3",)
 
 DEFAULTS = {"n_kv_heads": 32, "n_ctx": 32768, "head_dim": 128}
@@ -56,7 +43,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    return language_model(text_config(checkpoint), TensorTable(checkpoint, renamed=BARE))
+    return language_model(decoder.text_config(checkpoint), TensorTable(checkpoint, renamed=decoder.BARE))
 
 
 def language_model(
@@ -68,29 +55,29 @@ def language_model(
     more: dict[str, Value] | None = None,
 ) -> Plan:
     """The same of a model that may be a part of another, with `more` metadata; `sections`: see `position_sections`."""
-    d = read_decoder(reader, defaults=DEFAULTS)
+    d = decoder.read_decoder(reader, defaults=DEFAULTS)
     reader.must_be("use_sliding_window", False)
-    full_only(d)
+    decoder.full_only(d)
     bias = reader.flag("attention_bias", False)
-    values, factors = metadata(architecture, d)
+    values, factors = decoder.metadata(architecture, d)
     values |= more or {}
     if sections:
         values |= position_sections(architecture, d, sections)
     reranks = is_reranker(table.checkpoint)
-    values |= _yes_and_no(table, d) if reranks else embedding_and_any_head(table, d, architecture)
+    values |= _yes_and_no(table, d) if reranks else decoder.embedding_and_any_head(table, d, architecture)
     for layer in table.layers(d.n_layers):
         layer.norm("attn_norm", "input_layernorm", d.n_embd)
-        attention(layer, d, bias=bias, output_bias=bias)
-        head_norms(layer, d)
+        decoder.attention(layer, d, bias=bias, output_bias=bias)
+        decoder.head_norms(layer, d)
         layer.norm("ffn_norm", "post_attention_layernorm", d.n_embd)
-        gated_ffn(layer, d)
+        decoder.gated_ffn(layer, d)
     table.norm("output_norm", "model.norm", d.n_embd)
-    return finish(architecture, d, values, table, factors)
+    return decoder.finish(architecture, d, values, table, factors)
 
 
 def is_reranker(checkpoint: Checkpoint) -> bool:
     """Whether a language model's checkpoint is Qwen3-Reranker, which nothing says but its name or its model card."""
-    if not architecture_name(checkpoint).endswith("ForCausalLM"):
+    if not decoder.architecture_name(checkpoint).endswith("ForCausalLM"):
         return False
     names = (checkpoint.folder.resolve().name, checkpoint.folder.name, checkpoint.config.get("_name_or_path"))
     card = checkpoint.text("README.md") or ""

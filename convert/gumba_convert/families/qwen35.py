@@ -10,19 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import (
-    Decoder,
-    architecture_name,
-    booleans,
-    embedding_and_head,
-    finish,
-    gated_ffn,
-    head_norms,
-    metadata,
-    read_decoder,
-    text_config,
-)
+from gumba_convert.decoder import Decoder
 from gumba_convert.experts import expert_metadata, read_experts
 from gumba_convert.families.qwen2moe import mixture
 from gumba_convert.gguf_writer import Value, u32
@@ -71,17 +61,17 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = text_config(checkpoint)
-    name = architecture_name(checkpoint)
+    reader = decoder.text_config(checkpoint)
+    name = decoder.architecture_name(checkpoint)
     sparse = name in SPARSE or (not name and "moe" in str(reader.config.get("model_type")))
     architecture = "qwen35moe" if sparse else "qwen35"
     if sparse and not reader.has("intermediate_size"):
         reader.config = reader.config | {"intermediate_size": reader.integer("moe_intermediate_size", 512)}
-    d = read_decoder(reader, defaults=DEFAULTS, partial=0.25)
+    d = decoder.read_decoder(reader, defaults=DEFAULTS, partial=0.25)
     reader.must_be("attention_bias", False)
     net = _delta_net(reader)
     linear = _linear_layers(reader, d.n_layers)
-    values, factors = metadata(architecture, d, kinds=("default",))
+    values, factors = decoder.metadata(architecture, d, kinds=("default",))
     values |= _net_metadata(architecture, net, linear, d)
     experts = None
     shared = 0
@@ -92,7 +82,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         values |= expert_metadata(architecture, experts, width=True)
         values[f"{architecture}.expert_shared_feed_forward_length"] = u32(shared)
     table = TensorTable(checkpoint, renamed=PARTS, ignored=UNNEEDED)
-    embedding_and_head(table, d)
+    decoder.embedding_and_head(table, d)
     for layer in table.layers(d.n_layers):
         layer.norm("attn_norm", "input_layernorm", d.n_embd, change=plus_one)
         if linear[layer.index]:
@@ -101,11 +91,11 @@ def plan(checkpoint: Checkpoint) -> Plan:
             _attention(layer, d)
         layer.norm("post_attention_norm", "post_attention_layernorm", d.n_embd, change=plus_one)
         if experts is None:
-            gated_ffn(layer, d)
+            decoder.gated_ffn(layer, d)
         else:
             mixture(layer, d, experts, shared)
     table.norm("output_norm", "model.norm", d.n_embd, change=plus_one)
-    return finish(architecture, d, values, table, factors)
+    return decoder.finish(architecture, d, values, table, factors)
 
 
 def _delta_net(reader: ConfigReader) -> DeltaNet:
@@ -137,7 +127,7 @@ def _net_metadata(architecture: str, net: DeltaNet, linear: list[bool], d: Decod
         "ssm.group_count": u32(net.n_keys),
         "ssm.time_step_rank": u32(net.n_values),
         "ssm.inner_size": u32(net.n_values * net.width),
-        "attention.recurrent_layers": booleans(linear),
+        "attention.recurrent_layers": decoder.booleans(linear),
         "full_attention_interval": u32(d.reader.integer("full_attention_interval", PERIOD)),
     }
     sections = position_sections(architecture, d, SECTIONS)
@@ -176,4 +166,4 @@ def _attention(layer: Layer, d: Decoder) -> None:
     layer.linear("attn_k", "self_attn.k_proj", (d.n_kv, d.n_embd))
     layer.linear("attn_v", "self_attn.v_proj", (d.n_kv, d.n_embd))
     layer.linear("attn_output", "self_attn.o_proj", (d.n_embd, d.n_q))
-    head_norms(layer, d, change=plus_one)
+    decoder.head_norms(layer, d, change=plus_one)

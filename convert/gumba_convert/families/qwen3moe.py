@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import (
-    attention,
-    embedding_and_head,
-    finish,
-    head_norms,
-    metadata,
-    read_decoder,
-    text_config,
-)
 from gumba_convert.experts import expert_metadata, read_experts, separate_experts
 from gumba_convert.families.qwen2moe import every_layer_is_sparse
 from gumba_convert.gguf_writer import Value
@@ -32,7 +24,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    return language_model(text_config(checkpoint), TensorTable(checkpoint), normalizes=False)
+    return language_model(decoder.text_config(checkpoint), TensorTable(checkpoint), normalizes=False)
 
 
 def language_model(
@@ -48,23 +40,23 @@ def language_model(
 
     `normalizes`: the default of `norm_topk_prob`; `sections`: see `position_sections`.
     """
-    d = read_decoder(reader, defaults=DEFAULTS)
+    d = decoder.read_decoder(reader, defaults=DEFAULTS)
     every_layer_is_sparse(d)
     if not reader.flag("norm_topk_prob", normalizes):
         raise reader.fail("norm_topk_prob", "is false; only true is supported")
     experts = read_experts(reader, "num_experts", n=128, n_used=8, n_ff=reader.integer("moe_intermediate_size", 768))
     bias = reader.flag("attention_bias", False)
-    values, factors = metadata(architecture, d)
+    values, factors = decoder.metadata(architecture, d)
     values |= expert_metadata(architecture, experts, width=True) | (more or {})
     if sections:
         values |= position_sections(architecture, d, sections)
-    embedding_and_head(table, d)
+    decoder.embedding_and_head(table, d)
     for layer in table.layers(d.n_layers):
         layer.norm("attn_norm", "input_layernorm", d.n_embd)
-        attention(layer, d, bias=bias, output_bias=bias)
-        head_norms(layer, d)
+        decoder.attention(layer, d, bias=bias, output_bias=bias)
+        decoder.head_norms(layer, d)
         layer.norm("ffn_norm", "post_attention_layernorm", d.n_embd)
         layer.linear("ffn_gate_inp", "mlp.gate", (experts.n, d.n_embd))
         separate_experts(layer, d, experts, "mlp.experts")
     table.norm("output_norm", "model.norm", d.n_embd)
-    return finish(architecture, d, values, table, factors)
+    return decoder.finish(architecture, d, values, table, factors)

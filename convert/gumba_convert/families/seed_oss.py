@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import (
-    attention,
-    embedding_and_head,
-    finish,
-    gated_ffn,
-    metadata,
-    read_decoder,
-    text_config,
-)
 from gumba_convert.plan import Plan
 from gumba_convert.table import TensorTable
 
@@ -28,18 +20,18 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = text_config(checkpoint)
-    d = read_decoder(reader, defaults=DEFAULTS)
+    reader = decoder.text_config(checkpoint)
+    d = decoder.read_decoder(reader, defaults=DEFAULTS)
     reader.must_be("attention_out_bias", False)
     reader.must_be("mlp_bias", False)
     bias = reader.flag("attention_bias", True)
-    values, factors = metadata(ARCHITECTURE, d)
+    values, factors = decoder.metadata(ARCHITECTURE, d)
     table = TensorTable(checkpoint)
-    embedding_and_head(table, d)
+    decoder.embedding_and_head(table, d)
     for layer in table.layers(d.n_layers):
         layer.norm("attn_norm", "input_layernorm", d.n_embd)
-        attention(layer, d, bias=bias)
+        decoder.attention(layer, d, bias=bias)
         layer.norm("post_attention_norm", "post_attention_layernorm", d.n_embd)
-        gated_ffn(layer, d)
+        decoder.gated_ffn(layer, d)
     table.norm("output_norm", "model.norm", d.n_embd)
-    return finish(ARCHITECTURE, d, values, table, factors)
+    return decoder.finish(ARCHITECTURE, d, values, table, factors)

@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import (
-    embedding_and_head,
-    every,
-    finish,
-    full_only,
-    gated_ffn,
-    metadata,
-    read_decoder,
-    text_config,
-)
 from gumba_convert.families.llama import llama_attention
 from gumba_convert.plan import Plan
 from gumba_convert.table import TensorTable
@@ -31,22 +22,22 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration (other layers without rotation, a window) or set of tensors.
     """
-    reader = text_config(checkpoint)
-    d = read_decoder(reader, defaults=DEFAULTS, theta=2e6)
+    reader = decoder.text_config(checkpoint)
+    d = decoder.read_decoder(reader, defaults=DEFAULTS, theta=2e6)
     reader.must_be("use_sliding_window", False)
-    full_only(d)
+    decoder.full_only(d)
     rotated = reader.config.get("no_rope_layers")  # in spite of its name: 1 where positions are rotated
     if rotated is None:
         reader.must_be("no_rope_layer_interval", PERIOD)
-    elif rotated != [int(yes) for yes in every(d.n_layers, PERIOD)]:
+    elif rotated != [int(yes) for yes in decoder.every(d.n_layers, PERIOD)]:
         raise reader.fail("no_rope_layers", f"is {str(rotated)[:100]}; only every {PERIOD}th layer may not rotate")
     attention_bias, mlp_bias = reader.flag("attention_bias", False), reader.flag("mlp_bias", False)
-    values, factors = metadata(ARCHITECTURE, d, kinds=("default", "linear", "yarn"))
+    values, factors = decoder.metadata(ARCHITECTURE, d, kinds=("default", "linear", "yarn"))
     table = TensorTable(checkpoint)
-    embedding_and_head(table, d)
+    decoder.embedding_and_head(table, d)
     for layer in table.layers(d.n_layers):
         llama_attention(layer, d, bias=attention_bias)
         layer.norm("ffn_norm", "post_attention_layernorm", d.n_embd)
-        gated_ffn(layer, d, bias=mlp_bias)
+        decoder.gated_ffn(layer, d, bias=mlp_bias)
     table.norm("output_norm", "model.norm", d.n_embd)
-    return finish(ARCHITECTURE, d, values, table, factors)
+    return decoder.finish(ARCHITECTURE, d, values, table, factors)

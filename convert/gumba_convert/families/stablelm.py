@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import (
-    LAYER_EPS,
-    Names,
-    attention,
-    embedding_and_head,
-    finish,
-    gated_ffn,
-    metadata,
-    read_decoder,
-    text_config,
-)
+from gumba_convert.decoder import Names
 from gumba_convert.gguf_writer import boolean
 from gumba_convert.plan import Plan
 from gumba_convert.table import TensorTable
@@ -31,25 +22,25 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = text_config(checkpoint)
+    reader = decoder.text_config(checkpoint)
     names = Names(norm_eps="norm_eps" if reader.has("norm_eps") else "layer_norm_eps")
-    d = read_decoder(reader, defaults=DEFAULTS, names=names, partial=reader.number("rope_pct", 0.25))
+    d = decoder.read_decoder(reader, defaults=DEFAULTS, names=names, partial=reader.number("rope_pct", 0.25))
     reader.must_be("tie_word_embeddings", False)
     parallel, heads = reader.flag("use_parallel_residual", False), reader.flag("qk_layernorm", False)
     bias = reader.flag("use_qkv_bias", False)
-    values, _ = metadata(ARCHITECTURE, d, eps=LAYER_EPS, kinds=("default",))
+    values, _ = decoder.metadata(ARCHITECTURE, d, eps=decoder.LAYER_EPS, kinds=("default",))
     values["stablelm.use_parallel_residual"] = boolean(parallel)
     table = TensorTable(checkpoint)
-    embedding_and_head(table, d)
+    decoder.embedding_and_head(table, d)
     for layer in table.layers(d.n_layers):
         layer.norm("attn_norm", "input_layernorm", d.n_embd, bias=True)
-        attention(layer, d, bias=bias)
+        decoder.attention(layer, d, bias=bias)
         if heads:
             for side, count in (("q", d.n_heads), ("k", d.n_kv_heads)):
                 parts = [f"self_attn.{side}_layernorm.norms.{i}.weight" for i in range(count)]
                 layer.tensor(f"attn_{side}_norm.weight", parts, (d.head_dim,))
         if not parallel:
             layer.norm("ffn_norm", "post_attention_layernorm", d.n_embd, bias=True)
-        gated_ffn(layer, d)
+        decoder.gated_ffn(layer, d)
     table.norm("output_norm", "model.norm", d.n_embd, bias=True)
-    return finish(ARCHITECTURE, d, values, table, None)
+    return decoder.finish(ARCHITECTURE, d, values, table, None)

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import (
-    LAYER_EPS,
-    Names,
-    attention,
-    embedding_and_head,
-    finish,
-    metadata,
-    read_decoder,
-    text_config,
-)
+from gumba_convert.decoder import Names
 from gumba_convert.families.llama import read_window
 from gumba_convert.families.phi2 import TANH_GELU
 from gumba_convert.gguf_writer import u32
@@ -33,22 +25,22 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = text_config(checkpoint)
-    d = read_decoder(reader, defaults=DEFAULTS, names=NAMES, activations=TANH_GELU)
+    reader = decoder.text_config(checkpoint)
+    d = decoder.read_decoder(reader, defaults=DEFAULTS, names=NAMES, activations=TANH_GELU)
     reader.must_be("mlp_type", "default")
     reader.must_be("norm_type", "layer_norm")
     bias = reader.flag("use_bias", True)
-    values, factors = metadata(ARCHITECTURE, d, eps=LAYER_EPS, kinds=("default",))
+    values, factors = decoder.metadata(ARCHITECTURE, d, eps=decoder.LAYER_EPS, kinds=("default",))
     window = read_window(reader, d, None)
     if window:
         values["starcoder2.attention.sliding_window"] = u32(window)
     table = TensorTable(checkpoint)
-    embedding_and_head(table, d)
+    decoder.embedding_and_head(table, d)
     for layer in table.layers(d.n_layers):
         layer.norm("attn_norm", "input_layernorm", d.n_embd, bias=True)
-        attention(layer, d, bias=bias, output_bias=bias)
+        decoder.attention(layer, d, bias=bias, output_bias=bias)
         layer.norm("ffn_norm", "post_attention_layernorm", d.n_embd, bias=True)
         layer.linear("ffn_up", "mlp.c_fc", (d.n_ff, d.n_embd), bias=bias)
         layer.linear("ffn_down", "mlp.c_proj", (d.n_embd, d.n_ff), bias=bias)
     table.norm("output_norm", "model.norm", d.n_embd, bias=True)
-    return finish(ARCHITECTURE, d, values, table, factors)
+    return decoder.finish(ARCHITECTURE, d, values, table, factors)

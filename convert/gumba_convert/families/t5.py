@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import MAX_LAYERS, RMS_EPS, Decoder, Names, finish, metadata, read_decoder, text_config
+from gumba_convert.decoder import Decoder, Names
 from gumba_convert.gguf_writer import f32, u32
 from gumba_convert.plan import ConfigReader, Plan
 from gumba_convert.table import TensorTable
@@ -35,20 +36,20 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = text_config(checkpoint)
+    reader = decoder.text_config(checkpoint)
     head_dim = reader.integer("d_kv", 64)
     given = {"n_ctx": 512, "head_dim": head_dim, "tied": True}
     activations = ("gelu_new", "relu")
-    d = read_decoder(reader, defaults=given, names=NAMES, activations=activations, theta=None)
+    d = decoder.read_decoder(reader, defaults=given, names=NAMES, activations=activations, theta=None)
     kind = reader.config.get("feed_forward_proj", "relu")
     if kind not in FEED_FORWARDS:
         raise reader.fail("feed_forward_proj", f"is {kind!r}; supported are {', '.join(FEED_FORWARDS)}")
     buckets = reader.integer("relative_attention_num_buckets", 32)
     reader.must_be("relative_attention_max_distance", 128)
     n_decoder = reader.integer("num_decoder_layers", d.n_layers)
-    if n_decoder > MAX_LAYERS:
-        raise reader.fail("num_decoder_layers", f"is {n_decoder}; at most {MAX_LAYERS} are supported")
-    values, _ = metadata(ARCHITECTURE, d, eps=RMS_EPS)
+    if n_decoder > decoder.MAX_LAYERS:
+        raise reader.fail("num_decoder_layers", f"is {n_decoder}; at most {decoder.MAX_LAYERS} are supported")
+    values, _ = decoder.metadata(ARCHITECTURE, d, eps=decoder.RMS_EPS)
     values |= {
         "t5.attention.layer_norm_epsilon": f32(d.norm_eps),
         "t5.attention.relative_buckets_count": u32(buckets),
@@ -73,7 +74,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     every_layer = checkpoint.config.get("architectures") == ["UMT5ForConditionalGeneration"]
     for stack, n_layers in (("enc", d.n_layers), ("dec", n_decoder)):
         _stack(table, d, stack, n_layers, buckets, FEED_FORWARDS[kind], every_layer)
-    plan = finish(ARCHITECTURE, d, values, table, None)
+    plan = decoder.finish(ARCHITECTURE, d, values, table, None)
     return Plan(plan.architecture, plan.metadata, plan.tensors, plan.n_vocab, False)
 
 
