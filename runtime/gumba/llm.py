@@ -56,7 +56,7 @@ class LLM(Chats, Judges):
         kv_type: How the KV cache holds keys and values: "f16", "bf16", "f32", or "q8_0" in half the memory; None: bf16
             on processors that multiply it (twice as fast), else f16.
         draft_model: A smaller model of the same vocabulary that guesses tokens, which this one checks several at a time:
-            the same answers, sooner where the guesses are good. Neither may have recurrent layers.
+            the same answers, sooner where the guesses are good.
         draft_tokens: Tokens that it guesses at a time, at most.
         unload_after: Seconds without a request after which the model's memory is given back; the next request loads it again.
             None keeps it.

@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gumba.errors import ModelError, UnsupportedError
+from gumba.errors import ModelError
 from gumba.gguf import GGUFFile
 from gumba.models import load_model
 from gumba.text import Tokenizer
@@ -70,10 +70,4 @@ class LoadedModel:
             if not draft.config.causal or draft.config.n_labels or draft.config.start_token is not None:
                 draft.close()
                 raise ModelError(f"{path}: a draft model must have logits; this one is an encoder or judges texts")
-            if model.states is not None or draft.states is not None:
-                draft.close()
-                raise UnsupportedError(
-                    f"{path}: neither a draft model nor the one it drafts for can have recurrent layers: "
-                    f"these cannot forget a wrong guess"
-                )
             return draft

@@ -166,8 +166,7 @@ class SamplingParams:
         priority: Requests with lower numbers come first, -2**31 to 2**31 - 1.
         structured_outputs: What the answer must look like; a dict of ``StructuredOutputsParams``' fields will do.
         prompt_lookup_tokens: Guess up to this many tokens, 0 to 1024, from what followed the last tokens earlier on, and
-            check them in one step: the same answer, sooner (Saxena, "Prompt lookup decoding", 2023); 0 is off. Models with
-            recurrent layers do not guess.
+            check them in one step: the same answer, sooner (Saxena, "Prompt lookup decoding", 2023); 0 is off.
         cache_prompt: Start from what other requests computed of this prompt, and let others start from it.
         context_shift: Where the context is full go on instead of ending: of the tokens behind the first ``n_keep`` the older
             half is forgotten, and what is left is read anew.

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from fake_model import FakeStates
 from test_scheduler import SIZE, Job, Steps, prompt
+from test_speculative import echo, prompts_of
 
 from gumba import BeamSearchParams, ContrastiveSearchParams, SamplingParams
 from gumba.engine import checkpoints
@@ -224,12 +225,20 @@ def test_several_answers_and_searches_are_what_they_are_without_states(both, n_s
     assert found == [found[0]] * 4
 
 
-def test_nothing_is_guessed(both):
-    recurrent, plain = both()
-    params = replace(GREEDY, prompt_lookup_tokens=4)
-    text = [104, 105, 106] * 6
-    assert told(recurrent.generate([text], params)) == told(plain.generate([text], GREEDY))
-    assert all(count == 1 for step in recurrent.model.steps[2:] for _, count in step)
+@pytest.mark.parametrize("wrong", [1, 3, 10**9])
+@pytest.mark.parametrize("n_states", [1, 4, 40])
+def test_wrong_guesses_are_undone(make_llm, n_states, wrong):
+    """Guesses that are never, often and always right; without a slot for a copy there are none."""
+    recurrent, plain = (make_llm(n_states=n, logits=echo(5, wrong)) for n in (n_states, 0))
+    params = SamplingParams(temperature=0, max_tokens=40)
+    prompts = prompts_of(wrong)
+    assert told(recurrent.generate(prompts, replace(params, prompt_lookup_tokens=9))) == told(
+        plain.generate(prompts, params)
+    )
+    guessed = any(count > 1 for step in recurrent.model.steps for position, count in step if position > 30)
+    assert guessed == (n_states > 1 and wrong > 1)
+    if n_states == 40:
+        assert len(recurrent.model.steps) <= len(plain.model.steps) * (0.6 if wrong > 3 else 1)
 
 
 def test_a_full_context_is_shifted(both):

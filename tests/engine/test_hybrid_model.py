@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from gumba import LLM, BeamSearchParams, RequestError, SamplingParams, UnsupportedError
+from gumba import LLM, BeamSearchParams, GGUFFile, RequestError, SamplingParams
+from gumba.engine.draft import ModelDrafter
+from gumba.models import Chunk, load_model
 
 PATH = Path(__file__).parent.parent / "data" / "arch_qwen35.gguf"
 PARAMS = SamplingParams(temperature=0.9, seed=5, max_tokens=80, ignore_eos=True)
@@ -100,6 +103,48 @@ def test_a_session_goes_on(llm: LLM, tmp_path: Path) -> None:
         llm.load_session(path)
 
 
-def test_a_draft_model_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="recurrent layers"):
-        LLM(PATH, draft_model=PATH)
+@pytest.mark.parametrize("draft_tokens", [1, 5])
+def test_guesses_of_itself(draft_tokens: int, expected: list[list[int]]) -> None:
+    """Drawn tokens are seldom what the draft model, which is always greedy, takes them for."""
+    with LLM(PATH, n_threads=1, draft_model=PATH, draft_tokens=draft_tokens) as llm:
+        assert [each.token_ids for each in llm.generate(prompts(), PARAMS)] == expected
+        greedy = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+        guessed = [each.token_ids for each in llm.generate(prompts(), greedy)]
+        draft = llm._loaded.draft
+        assert draft is not None and draft.states is not None
+        assert (draft.states.n_free, draft.kv.n_free) == (draft.states.n_slots, draft.kv.n_pages)
+    with LLM(PATH, n_threads=1) as llm:
+        assert [each.token_ids for each in llm.generate(prompts(), greedy)] == guessed
+
+
+def test_a_draft_model_forgets_its_wrong_guesses() -> None:
+    """It guesses what one does that begins anew, and computes only what is new since it was last right."""
+    with GGUFFile(PATH) as file:
+        model = load_model(file, n_threads=1)
+    forward, seen = model.forward, []
+
+    def counted(chunks: Sequence[Chunk]) -> np.ndarray:
+        seen.extend((chunk.position, len(chunk.tokens)) for chunk in chunks)
+        return forward(chunks)
+
+    drafter, tokens = ModelDrafter(lambda: model, model.config.n_vocab, 6), prompts()[0]
+    for right in (0, 3, 6, 6, 1, 0, 0, 5, 6, 2):
+        fresh = ModelDrafter(lambda: model, model.config.n_vocab, 6)
+        expected = fresh.guess(tokens, 6)
+        fresh.close()
+        model.forward = counted  # type: ignore[method-assign]
+        guess = drafter.guess(tokens, 6)
+        model.forward = forward  # type: ignore[method-assign]
+        assert guess == expected
+        tokens = tokens + guess[:right] + [5]
+    assert [position for position, _ in seen].count(0) == 1
+    assert sum(count for _, count in seen) <= len(tokens) + 10 * 6
+    drafter.close()
+    model.close()
+
+
+def test_guesses_of_the_prompt(llm: LLM) -> None:
+    """Greedy answers of so small a model soon repeat themselves."""
+    greedy = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
+    found = [llm.generate(prompts(), replace(greedy, prompt_lookup_tokens=most)) for most in (0, 8)]
+    assert [each.token_ids for each in found[0]] == [each.token_ids for each in found[1]]

@@ -109,6 +109,8 @@ def test_wrong_slots_are_refused_and_nothing_is_computed(model: Model) -> None:
     assert states.read(taken) == before and states.lengths[taken] == 5
     model.forward([good])
     assert states.lengths[taken] == 7
+    assert len(model.forward([good._replace(tokens=[], position=7)])) == len(model.forward([])) == 0
+    assert states.lengths[taken] == 7
     model.kv.release(pages)
     states.release(taken)
 

@@ -6,6 +6,9 @@ at the end of a prompt's last full page, every so many tokens of a long one, and
 sequence that ends, or has to wait, leaves its own state. The one not used for longest goes first, and any goes when a sequence
 needs its slot.
 
+Guessed tokens go into a state as all others do. So a sequence that guesses has a copy from before, and goes back to it when a
+guess was wrong: its right tokens are computed again, with the one that follows, in one step.
+
 For a model without recurrent layers nothing here does anything.
 """
 
@@ -72,12 +75,15 @@ class Checkpoints:
         """A slot for a sequence; False when other sequences have them all."""
         if self._states is None:
             return True
-        if not self._states.n_free and self._kept:
+        if self._room(self._states):
+            holder.state = self._states.allocate()
+        return holder.state >= 0
+
+    def _room(self, states: StatePool) -> bool:
+        """Whether a slot is free, by giving up a checkpoint if need be."""
+        if not states.n_free and self._kept:
             self.drop(next(iter(self._kept)))
-        if not self._states.n_free:
-            return False
-        holder.state = self._states.allocate()
-        return True
+        return states.n_free > 0
 
     def copy(self, source: int, holder: Holder) -> None:
         """Let a holder that has a slot begin with the state in another one."""
@@ -87,6 +93,31 @@ class Checkpoints:
     def free(self, holder: Holder) -> None:
         """Take a sequence's slot back, if it has one."""
         slot, holder.state = holder.state, -1
+        if self._states is not None and slot >= 0:
+            self._states.release(slot)
+
+    def may_guess(self, sequence: Sequence) -> bool:
+        """Whether a wrong guess of a sequence could be undone."""
+        states = self._states
+        return states is None or (sequence.guesses and (sequence.backup >= 0 or self._room(states)))
+
+    def back_up(self, sequence: Sequence) -> None:
+        """Before a sequence that may guess does: remember its state."""
+        if self._states is not None:
+            if sequence.backup < 0:
+                sequence.backup = self._states.allocate()
+            self._states.copy(sequence.state, sequence.backup)
+
+    def undo(self, sequence: Sequence) -> None:
+        """After a step: if a guess was wrong, go back to before it."""
+        states = self._states
+        if states is not None and sequence.backup >= 0 and states.lengths[sequence.state] != sequence.n_cached:
+            states.copy(sequence.backup, sequence.state)
+            sequence.n_cached = states.lengths[sequence.state]
+
+    def free_backup(self, sequence: Sequence) -> None:
+        """There will be no more guesses."""
+        slot, sequence.backup = sequence.backup, -1
         if self._states is not None and slot >= 0:
             self._states.release(slot)
 

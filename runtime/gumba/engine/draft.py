@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from gumba.engine.checkpoints import StatePool
 from gumba.errors import ResourceError
 from gumba.models import Chunk
 
@@ -30,6 +31,9 @@ class DraftRunner(Protocol):
     """What is needed of the draft model."""
 
     @property
+    def states(self) -> StatePool | None: ...
+
+    @property
     def kv(self) -> DraftPages: ...
 
     @property
@@ -42,7 +46,7 @@ class DraftRunner(Protocol):
 
 
 class ModelDrafter:
-    """A drafter of one sequence; at most ``most`` tokens a guess. Its pages are given back by ``close``.
+    """A drafter of one sequence; at most ``most`` tokens a guess. Its pages, and slots, are given back by ``close``.
 
     ``find``: the draft model; asked at the first guess, since until then models may be unloaded and loaded again.
     """
@@ -53,6 +57,8 @@ class ModelDrafter:
         self._tokens: list[int] = []  # that the draft model's cache holds
         self._sure = 0  # of them, how many were in the sequence when the last guess began
         self._pages: list[int] = []
+        # Of a model with recurrent layers: the slot of its state, and that of the state after the sure tokens.
+        self._state, self._backup = -1, -1
 
     def guess(self, tokens: Sequence[int], most: int) -> list[int]:
         """What the draft model thinks is likeliest after ``tokens``; nothing when it has no room for them."""
@@ -65,6 +71,9 @@ class ModelDrafter:
         common = min(self._sure, len(self._tokens))
         while common < min(len(self._tokens), len(tokens) - 1) and self._tokens[common] == tokens[common]:
             common += 1
+        if model.states is not None and common < len(self._tokens):
+            model.states.copy(self._backup, self._state)  # no guess reaches farther back than what was sure then
+            common = model.states.lengths[self._state]
         del self._tokens[common:]
         self._sure = len(tokens)
         step = list(tokens[common:])
@@ -74,6 +83,8 @@ class ModelDrafter:
                 self._forward(model, step[: model.max_batch_tokens], "none")
                 step = step[model.max_batch_tokens :]
             row = self._forward(model, step, "last")[0, : self._n_vocab]
+            if model.states is not None and not found:
+                model.states.copy(self._state, self._backup)
             token = int(row.argmax())
             if not np.isfinite(row[token]):
                 return found
@@ -86,14 +97,21 @@ class ModelDrafter:
         """Nothing: wrong guesses are found when the next one begins."""
 
     def close(self) -> None:
-        """Give the pages back."""
+        """Give pages and slots back."""
         pages, self._pages = self._pages, []
+        slots, self._state, self._backup = (self._state, self._backup), -1, -1
         self._tokens, self._sure = [], 0
-        if pages and self._found is not None:
+        if self._found is None:
+            return
+        if pages:
             self._found.kv.release(pages)
+        if self._found.states is not None:
+            for slot in slots:
+                if slot >= 0:
+                    self._found.states.release(slot)
 
     def _forward(self, model: DraftRunner, tokens: list[int], outputs: Any) -> np.ndarray[Any, Any]:
-        rows = model.forward([Chunk(tokens, len(self._tokens), self._pages, outputs)])
+        rows = model.forward([Chunk(tokens, len(self._tokens), self._pages, outputs, state=self._state)])
         self._tokens += tokens
         return rows
 
@@ -102,6 +120,12 @@ class ModelDrafter:
         if missing > 0:
             try:
                 self._pages += model.kv.allocate(missing)
+            except ResourceError:
+                return False
+        if model.states is not None and self._backup < 0:
+            try:
+                self._state = model.states.allocate() if self._state < 0 else self._state
+                self._backup = model.states.allocate()
             except ResourceError:
                 return False
         return True

@@ -163,13 +163,14 @@ class Scheduler:
         budget, streaming = self._max_batch_tokens, False
         self._decoding = False
         ready = [each for each in self._running if each.remaining == 1]
-        # What a recurrent layer has taken in, it cannot forget.
-        guessing = len(ready) <= GUESSING_SEQUENCES and not self.checkpoints.needed
+        guessing = len(ready) <= GUESSING_SEQUENCES
         for index, sequence in enumerate(ready):
             if sequence in self._running and self._grow(sequence):
-                spare = budget - (len(ready) - index) if guessing else 0
+                spare = budget - (len(ready) - index) if guessing and self.checkpoints.may_guess(sequence) else 0
                 tokens, outputs = sequence.share(1 + max(0, min(spare, self._room(sequence))))
                 self._extend(sequence, sequence.n_cached + len(tokens))
+                if len(tokens) > 1:
+                    self.checkpoints.back_up(sequence)
                 budget -= len(tokens)
                 self._decoding, streaming = True, streaming or sequence.streaming
                 work.append(Work(sequence, tokens, outputs))
@@ -225,6 +226,7 @@ class Scheduler:
 
     def computed(self, sequence: Sequence) -> None:
         """Take note of a sequence whose tokens have just been computed: others may begin with its full pages."""
+        self.checkpoints.undo(sequence)
         node = self.keep(sequence, whole=sequence.n_cached == sequence.n_prompt)
         if node is not None and self.checkpoints.due(sequence):
             self.checkpoints.keep(node, sequence)
@@ -431,6 +433,7 @@ class Scheduler:
         near, sequence.near = [page for page in sequence.near if page >= 0], []
         sequence.n_cached, sequence.node, sequence.n_kept = 0, None, 0
         self.checkpoints.free(sequence)
+        self.checkpoints.free_backup(sequence)
         if pages:
             self._kv.release(pages)
         if near and self._near is not None:

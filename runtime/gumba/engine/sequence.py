@@ -93,6 +93,8 @@ class Sequence(ABC):
         self.near: list[int] = []
         #: Of a model with recurrent layers: its slot, which holds the state after ``n_cached`` tokens; -1 while it does not run.
         self.state = -1
+        #: Another one, for the state before guessed tokens.
+        self.backup = -1
         #: Tokens that others began with too, as far as the prefix cache shows.
         self.parting = 0
         self.n_cached = 0
@@ -147,6 +149,11 @@ class Sequence(ABC):
         """
         part = tuple(self.tokens[first:last])
         return part if first or not self.n_source else (tuple(self.tokens[: self.n_source]), *part[1:])
+
+    @property
+    def guesses(self) -> bool:
+        """Whether ``share`` may come with guessed tokens."""
+        return False
 
     @property
     def n_generated(self) -> int:
@@ -274,6 +281,10 @@ class Generation(Sequence):
     def _scores_prompt(self) -> bool:
         """Whether the prompt's log-probabilities are wanted and not complete."""
         return self.prompt_logprobs is not None and len(self.prompt_logprobs) < self.n_prompt
+
+    @property
+    def guesses(self) -> bool:
+        return self.drafter is not None
 
     def share(self, budget: int) -> tuple[list[int], Outputs]:
         count = min(self.remaining, budget)

@@ -204,7 +204,8 @@ class Model:
                 first += len(tokens)
         for slot, length in after.items():
             states.lengths[slot] = length
-        self._arrays[op.RUNS][: len(runs)] = runs
+        if runs:
+            self._arrays[op.RUNS][: len(runs)] = runs
         self._batch[op.N_RUNS // 8] = len(runs)
 
     def _refuse(self, chunks: Sequence[Chunk]) -> None:
