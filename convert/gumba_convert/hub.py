@@ -1,15 +1,18 @@
-"""Fetching a checkpoint from the Hugging Face hub: only the files that a conversion reads, and nothing is sent."""
+"""Fetching a checkpoint from the Hugging Face hub: only the files that a conversion reads, and nothing is sent.
+
+Ids that begin with `modelscope:` are fetched from there, see `gumba_convert.modelscope`.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import re
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 
-from gumba.errors import DownloadError, RequestError
+from gumba.errors import DownloadError
+from gumba_convert import modelscope
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 NEEDED = [
@@ -38,12 +41,26 @@ NEEDED = [
 ]
 
 
+def is_id(text: str) -> bool:
+    """Whether a text can be the id of a model on a hub."""
+    return HUB_ID.fullmatch(text.removeprefix(modelscope.PREFIX)) is not None
+
+
+def whole_id(hub_id: str) -> str:
+    """A hub id that also says where the model is, whatever GUMBA_USE_MODELSCOPE says."""
+    name = modelscope.named(hub_id)
+    return hub_id if name is None else modelscope.PREFIX + name
+
+
 def fetch(hub_id: str, *, revision: str | None = None, cache_dir: Path | None = None) -> Path:
     """The local folder of a hub model, downloaded or taken from the cache. HF_ENDPOINT, HF_HOME and HF_TOKEN count.
 
     Raises:
         DownloadError: no such model or revision, no access, no connection (and nothing in the cache), or disk full.
     """
+    name = modelscope.named(hub_id)
+    if name is not None:
+        return modelscope.fetch(name, NEEDED, revision=revision, cache_dir=cache_dir)
     # Imported here: huggingface_hub takes 0.2 s, and a local folder does not need it.
     from huggingface_hub import snapshot_download
 
@@ -68,19 +85,16 @@ def fetch_file(
         RequestError: No file fits, or several do.
         DownloadError: As ``fetch``.
     """
+    places = [None if each is None else Path(each) for each in (local_dir, cache_dir)]
+    there = modelscope.named(hub_id)
+    if there is not None:
+        return modelscope.fetch_file(there, pattern, local_dir=places[0], cache_dir=places[1])
     from huggingface_hub import hf_hub_download, list_repo_files
 
     with _hub_errors(hub_id, None):
         name = pattern
         if any(sign in pattern for sign in "*?["):  # a plain name is found in the cache without asking the hub
-            names = list_repo_files(hub_id)
-            fitting = [each for each in names if fnmatch.fnmatch(each, pattern)]
-            if len(fitting) != 1:
-                raise RequestError(
-                    f"{hub_id}: {len(fitting) or 'no'} files fit {pattern!r}, expected one of {', '.join(names)}"
-                )
-            name = fitting[0]
-        places = [None if each is None else Path(each) for each in (local_dir, cache_dir)]
+            name = modelscope.one_of(hub_id, list_repo_files(hub_id), pattern)
         return Path(hf_hub_download(hub_id, name, local_dir=places[0], cache_dir=places[1]))
 
 

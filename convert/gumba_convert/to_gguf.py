@@ -71,7 +71,8 @@ def convert(
     """Convert a Hugging Face checkpoint to one GGUF file (version 3).
 
     Args:
-        source: a folder with config.json, safetensors and a tokenizer; or a hub id such as "org/model".
+        source: a folder with config.json, safetensors and a tokenizer; or a hub id such as "org/model", or
+            "modelscope:org/model" (see `gumba_convert.modelscope`).
         out: the file to write, outside of the source folder. It appears complete or not at all; an existing GGUF file
             is replaced, anything else that exists is refused.
         type: "f32", "f16", "bf16", "q8_0" or "q4_0"; norms and biases stay F32.
@@ -145,7 +146,7 @@ def _locate(source: str | os.PathLike[str], revision: str | None, cache_dir: Pat
     if path.exists():
         what = "is a GGUF file already" if path.suffix == ".gguf" else "is a file"
         raise ConvertError(f"{path} {what}; expected a Hugging Face folder or hub id")
-    if not isinstance(source, str) or not hub.HUB_ID.fullmatch(text):
+    if not isinstance(source, str) or not hub.is_id(text):
         raise ConvertError(f"{path}: no such folder, and not a hub id")
     return hub.fetch(text, revision=revision, cache_dir=cache_dir), text.rpartition("/")[2]
 

@@ -4,7 +4,8 @@ A MODEL, as the commands take it, is the first of these that fits:
 
 1. a path that exists: a GGUF file, or a Hugging Face folder (one with ``config.json``);
 2. a name of ``KNOWN``: the pulled file, which is fetched when it is not there yet;
-3. ``owner/name``: an id on the Hugging Face hub.
+3. ``owner/name``: an id on the Hugging Face hub, or ``modelscope:owner/name``: one on ModelScope, where all ids are with
+   GUMBA_USE_MODELSCOPE=1.
 
 Folders and hub ids are converted to ``CONVERTED_TYPE`` and kept, under a name that changes when the checkpoint does.
 Nothing appears under a final name before it is complete: every file is made in a temporary folder beside its target,
@@ -41,7 +42,7 @@ Progress = Callable[[str, int, int], None]
 CONVERTED_TYPE = "q8_0"
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_ID = re.compile(r"(modelscope:)?[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TEMPORARY = ".part-"
 _STALE_S = 24 * 3600
 
@@ -135,8 +136,8 @@ def resolve(model: str | os.PathLike[str] | None = None, *, progress: Progress |
     if not looks_like_path and _HUB_ID.fullmatch(text):
         return _convert_hub(text, progress)
     raise RequestError(
-        f"no model {text!r}: it is no file or folder here, no hub id (owner/name), and none of the known names "
-        f"({', '.join(KNOWN)})"
+        f"no model {text!r}: it is no file or folder here, no hub id (owner/name, or modelscope:owner/name), and "
+        f"none of the known names ({', '.join(KNOWN)})"
     )
 
 
@@ -303,8 +304,11 @@ def _convert_folder(folder: Path, progress: Progress | None) -> Path:
 def _convert_hub(name: str, progress: Progress | None) -> Path:
     """The GGUF file of the checkpoint ``name`` on the hub, fetched and converted unless that has been done."""
     from gumba_convert import fetch
+    from gumba_convert.hub import whole_id
 
-    return _convert(name, name.replace("/", "--"), name.rpartition("/")[2], fetch(name), progress)
+    whole = whole_id(name)
+    title = whole.replace("/", "--").replace(":", "--")
+    return _convert(whole, title, name.rpartition("/")[2], fetch(whole), progress)
 
 
 def _convert(identity: str, title: str, name: str | None, folder: Path, progress: Progress | None) -> Path:

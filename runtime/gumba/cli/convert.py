@@ -23,7 +23,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="a folder (config.json, safetensors, tokenizer) or a hub id (owner/name)",
+        help="a folder (config.json, safetensors, tokenizer) or a hub id (owner/name, modelscope:owner/name)",
     )
     parser.add_argument(
         "-o", "--output", metavar="OUT", required=True, help="the GGUF file to write; an existing one is replaced"
