@@ -45,6 +45,16 @@ from gumba_convert.tokens import (
 
 __all__ = ["BYTE", "CONTROL", "NORMAL", "UNKNOWN", "UNUSED", "USER_DEFINED", "Vocabulary", "read_vocabulary"]
 
+#: What Gemma 4 marks thoughts and calls with: part of an answer's text, though its tokenizer calls these tokens special.
+_GEMMA4_MARKS = {
+    "<|channel>",
+    "<channel|>",
+    "<|tool_call>",
+    "<tool_call|>",
+    "<|tool_response>",
+    "<tool_response|>",
+    '<|"|>',
+}
 _MODEL_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 
@@ -143,6 +153,8 @@ def _tokenizer_json(
         add(tokens, types, added, where)
         name = pre_tokenizer or ("gemma4" if _is_gemma4(checkpoint) else "default")
         if PRE_TOKENIZERS[name].characters:
+            if name == "gemma4":
+                types[[i for i, text in enumerate(tokens) if text in _GEMMA4_MARKS]] = USER_DEFINED
             joined = [f"{left} {right}" for left, right in merges]
             special.add.setdefault("bos", PRE_TOKENIZERS[name].add_bos)
             return Vocabulary("gemma4" if name == "gemma4" else "gpt2", name, tokens, types, special, merges=joined)

@@ -294,6 +294,18 @@ def test_gemma3s_usual_pattern_is_not_written(tmp_path: Path) -> None:
     assert "gemma3.attention.sliding_window_pattern" not in read(tmp_path / "out.gguf")[0]
 
 
+def test_gemma4s_tokens_that_are_never_written(tmp_path: Path) -> None:
+    family = FAMILIES["gemma4"]
+    write(tmp_path / "hf", family, checkpoint_tensors(family), architectures=["Gemma4UnifiedForCausalLM"])
+    settings = tmp_path / "hf" / "generation_config.json"
+    settings.write_text(json.dumps({"suppress_tokens": [7, V - 1]}), encoding="utf-8")
+    convert(tmp_path / "hf", tmp_path / "out.gguf")
+    assert list(read(tmp_path / "out.gguf")[0]["tokenizer.ggml.suppress_tokens"]) == [7, V - 1]
+    settings.write_text(json.dumps({"suppress_tokens": [V]}), encoding="utf-8")
+    with pytest.raises(ConvertError, match="suppress_tokens is"):
+        convert(tmp_path / "hf", tmp_path / "out.gguf")
+
+
 POOLINGS = [
     ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, 1),
     ({"pooling_mode_cls_token": True}, 2),

@@ -20,7 +20,7 @@ from gumba_convert.gguf_writer import header, string
 from gumba_convert.pre_tokenizers import TEKKEN_PATTERN
 from gumba_convert.probe import PROBE
 from gumba_convert.ranks import merges_of, parse_tiktoken
-from gumba_convert.vocabulary import Vocabulary, read_vocabulary
+from gumba_convert.vocabulary import CONTROL, USER_DEFINED, Vocabulary, read_vocabulary
 
 DATA = Path(__file__).parent.parent / "data"
 GOLDENS = json.loads((DATA / "vocabulary_goldens.json").read_text(encoding="utf-8"))
@@ -342,7 +342,20 @@ def test_gemma4_keeps_its_merges(tmp_path: Path) -> None:
     tokenizer = tokenizer_of(tmp_path, found)
     for text, ids in zip(TEXTS, GOLDENS["kinds"]["gemma4"]["ids"], strict=True):
         assert tokenizer.encode(text) == ids, text
-    assert read(tmp_path / "hf", files, n, model_type="gemma3_text").model == "llama"
+    for model_type in ("gemma3_text", "gemma3n_text"):
+        assert read(tmp_path / "hf", files, n, model_type=model_type).model == "llama"
+
+
+def test_gemma4s_marks_of_thoughts_and_calls_are_text(tmp_path: Path) -> None:
+    n = len(GOLDENS["kinds"]["gemma4"]["arrays"]["tokens"])
+    marks = ["<|channel>", "<tool_call|>", '<|"|>', "<|turn>"]
+    tokenizer = gemma_json()
+    tokenizer["added_tokens"] += [added(n + i, text) for i, text in enumerate(marks)]
+    files = {"tokenizer.json": tokenizer, "tokenizer_config.json": {"bos_token": "<bos>"}}
+    found = read(tmp_path / "hf", files, n + 4, model_type="gemma4_unified")
+    assert found.types[n:].tolist() == [USER_DEFINED, USER_DEFINED, USER_DEFINED, CONTROL]
+    assert n in tokenizer_of(tmp_path, found).encode("a<|channel>b")
+    assert read(tmp_path / "hf", files, n + 4, model_type="gemma3_text").types[n:].tolist() == [CONTROL] * 4
 
 
 def test_infill_tokens_are_named(tmp_path: Path) -> None:

@@ -19,7 +19,13 @@ Tensors = dict[str, np.ndarray]
 U32, BOOL, F32 = gguf.GGUFValueType.UINT32, gguf.GGUFValueType.BOOL, gguf.GGUFValueType.FLOAT32
 
 
-def written(name: str, out: Path, changes: dict[str, Any], change: Callable[[Tensors], None] = lambda t: None) -> Path:
+def written(
+    name: str,
+    out: Path,
+    changes: dict[str, Any],
+    change: Callable[[Tensors], None] = lambda t: None,
+    suppressed: list[Any] | None = None,
+) -> Path:
     """A golden model with other metadata (None: without that key), and with what ``change`` makes of its tensors."""
     with GGUFFile(DATA / f"arch_{name}.gguf") as file:
         architecture = file.require("general.architecture", str)
@@ -36,6 +42,8 @@ def written(name: str, out: Path, changes: dict[str, Any], change: Callable[[Ten
                 writer.add_key_value(f"{architecture}.{key}", value, gguf.GGUFValueType.ARRAY, kind)
             elif value is not None:
                 writer.add_key_value(f"{architecture}.{key}", value, kinds[type(value)])
+        if suppressed is not None:
+            writer.add_array("tokenizer.ggml.suppress_tokens", suppressed)
         tensors = {n: np.frombuffer(bytes(t.data), np.float32).reshape(t.shape) for n, t in file.tensors.items()}
     change(tensors)
     for tensor, numbers in tensors.items():
@@ -93,6 +101,20 @@ def test_files_of_other_converters(name: str, change: Callable[[Tensors], None],
     model = load(written(name, tmp_path / "other.gguf", {}, change), kv_type="f32")
     assert distance(logits_of(model, tokens, len(tokens)), wanted) < 1e-4
     model.close()
+
+
+def test_suppressed_tokens_are_never_chosen(tmp_path: Path) -> None:
+    """Files of models that see pictures name the tokens that stand for these."""
+    tokens, wanted = stored(DATA / "arch_gemma4.gguf")
+    model = load(written("gemma4", tmp_path / "some.gguf", {}, suppressed=[130, 7]), kv_type="f32")
+    got = logits_of(model, tokens, len(tokens))
+    model.close()
+    assert (got[:, [7, 130]] == -np.inf).all()
+    others = [token for token in range(wanted.shape[1]) if token not in (7, 130)]
+    assert distance(got[:, others], wanted[:, others]) < 1e-4
+    for bad in ([131], [-1], ["a"]):
+        with pytest.raises(ModelError, match="suppress_tokens: expected integers from 0 to 130"):
+            load(written("gemma4", tmp_path / "bad.gguf", {}, suppressed=bad))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from gumba.errors import ConvertError
 from gumba_convert import per_layer
 from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.decoder import (
@@ -25,14 +26,19 @@ from gumba_convert.decoder import (
     text_config,
 )
 from gumba_convert.experts import Experts, expert_metadata, read_experts
-from gumba_convert.gguf_writer import f32, u32
+from gumba_convert.gguf_writer import f32, i32_array, u32
 from gumba_convert.plan import ConfigReader, Plan
 from gumba_convert.rope import Rope, read_rope
 from gumba_convert.table import Layer, TensorTable
 
 ARCHITECTURE = "gemma4"
-HF_ARCHITECTURES = ("Gemma4ForCausalLM", "Gemma4ForConditionalGeneration")
-MODEL_TYPES = ("gemma4", "gemma4_text")
+HF_ARCHITECTURES = (
+    "Gemma4ForCausalLM",
+    "Gemma4ForConditionalGeneration",
+    "Gemma4UnifiedForCausalLM",
+    "Gemma4UnifiedForConditionalGeneration",
+)
+MODEL_TYPES = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")
 
 NAMES = Names(activation="hidden_activation")
 DEFAULTS = {
@@ -89,6 +95,8 @@ def plan(checkpoint: Checkpoint) -> Plan:
     }
     if experts is not None:
         values |= expert_metadata(ARCHITECTURE, experts, width=True)
+    if suppressed := _suppressed(checkpoint, d.n_vocab):
+        values["tokenizer.ggml.suppress_tokens"] = i32_array(suppressed)
     table = TensorTable(checkpoint, renamed=per_layer.PARTS, ignored=per_layer.OTHER_HALVES)
     embedding_and_head(table, d)
     if n_per_layer:
@@ -158,6 +166,15 @@ def _attention(layer: Layer, d: Decoder, *, own: bool, values: bool) -> None:
         layer.norm("attn_k_norm", "self_attn.k_norm", d.head_dim)
         if values:
             layer.linear("attn_v", "self_attn.v_proj", (d.n_kv, d.n_embd))
+
+
+def _suppressed(checkpoint: Checkpoint, n_vocab: int) -> list[int]:
+    """Tokens that are never to be written, such as those that stand for pictures and sound."""
+    found = (checkpoint.json("generation_config.json") or {}).get("suppress_tokens") or []
+    if not isinstance(found, list) or not all(type(token) is int and 0 <= token < n_vocab for token in found):
+        where = checkpoint.folder / "generation_config.json"
+        raise ConvertError(f"{where}: suppress_tokens is {str(found)[:80]}, expected ids below {n_vocab}")
+    return found
 
 
 def _experts(reader: ConfigReader) -> Experts | None:

@@ -9,8 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from gumba.gguf import GGUFFile
+import numpy as np
+
+from gumba.errors import ModelError
+from gumba.gguf import GGUFArray, GGUFFile
 from gumba.models import decoder, gemma_layers
 from gumba.models.decoder import ExpertsConfig
 from gumba.models.gemma_layers import LayersConfig
@@ -26,7 +30,9 @@ VERIFIED = ("transformers", "llama.cpp")
 
 @dataclass(frozen=True)
 class Gemma4Config(LayersConfig, ExpertsConfig):
-    """There are experts in every layer, or in none."""
+    """There are experts in every layer, or in none. ``suppressed``: tokens that are never written."""
+
+    suppressed: tuple[int, ...]
 
 
 def read_config(gguf: GGUFFile) -> Gemma4Config:
@@ -35,7 +41,18 @@ def read_config(gguf: GGUFFile) -> Gemma4Config:
         common, layers = gemma_layers.read_layers(keys, period=6, n_own=MAX_LAYERS)
         n_experts, n_used = decoder.read_experts(keys)
         n_ff = keys.count("expert_feed_forward_length", MAX_WIDTH) if n_experts else 0
-        return common.extended(Gemma4Config, **layers, n_experts=n_experts, n_used=n_used, n_ff_expert=n_ff)
+        experts = {"n_experts": n_experts, "n_used": n_used, "n_ff_expert": n_ff}
+        return common.extended(Gemma4Config, **layers, **experts, suppressed=_suppressed(gguf, common.n_vocab))
+
+
+def _suppressed(gguf: GGUFFile, n_vocab: int) -> tuple[int, ...]:
+    """Tokens that the file asks not to write: those of pictures and sound, which models without them make up."""
+    key = "tokenizer.ggml.suppress_tokens"
+    value = gguf.metadata.get(key)
+    found: list[Any] = value.to_list() if isinstance(value, GGUFArray) else [value] * (value is not None)
+    if not all(type(each) is int and 0 <= each < n_vocab for each in found):
+        raise ModelError(f"{gguf.path}: metadata {key}: expected integers from 0 to {n_vocab - 1}")
+    return tuple(found)
 
 
 def load_weights(loader: Loader, c: Gemma4Config) -> Group:
@@ -82,7 +99,12 @@ def forward(p: Program, c: Gemma4Config, w: Group, kv: Sequence[KVLayout], n_ctx
             x = p.add(x, gemma_layers.per_layer_part(p, c, layer, x, inputs, i))
         if layer.layer_output_scale is not None:
             x = p.scale(x, float(layer.layer_output_scale[0]))
-    return gemma_layers.capped(p, c, *decoder.outputs(p, c, w, x))
+    hidden, logits = gemma_layers.capped(p, c, *decoder.outputs(p, c, w, x))
+    if c.suppressed:
+        never = np.zeros(c.n_vocab, np.float32)
+        never[list(c.suppressed)] = -np.inf
+        logits = p.add_row(logits, never)
+    return hidden, logits
 
 
 def _halves_with_experts(p: Program, c: Gemma4Config, layer: Group, x: Buffer, attended: Buffer, kind: str) -> Buffer:
