@@ -21,6 +21,8 @@ _FUNCTION = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)
 #: Every instruction set that this machine can run.
 ISAS = [isa_module.known()[name] for name in isa_module.available()]
 GENERIC = isa_module.known()["generic"]
+#: The distance from 1 to the next smaller float32.
+EPS32 = 2.0**-24
 
 
 def isa_id(isa: object) -> str:
@@ -149,3 +151,15 @@ def random_rows(format: ModuleType, n_rows: int, columns: int, rng: np.random.Ge
 def packed(format: ModuleType, raw: np.ndarray, columns: int, isa: Isa) -> PackedMatrix:
     """The rows of blocks, woven for ``isa``."""
     return pack(format, len(raw), columns, lambda first, count: raw[first : first + count], isa)
+
+
+def address(array: np.ndarray) -> int:
+    return int(array.ctypes.data)
+
+
+def n_blocks(width: int) -> int:
+    return -(-width // 32)
+
+
+def rng_of(*seed: int) -> np.random.Generator:
+    return np.random.default_rng([7, *seed])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import oracles
-from harness import Batch, Setup, rows
+from harness import Batch, Setup, address, rows
 
 from gumba.kernels import recurrent
 from gumba.kernels.packed import aligned_empty
@@ -15,10 +15,6 @@ from gumba.simd.isa import Isa
 #: (tokens before this step, tokens of it) of each sequence. Slots are not in order; what lies in that of a new one is NaN.
 RUNS = ((0, 1), (3, 5), (0, 4), (9, 1))
 COLUMNS = recurrent.COLUMNS
-
-
-def address(array: np.ndarray) -> int:
-    return int(array.ctypes.data)
 
 
 def floats(count: int) -> np.ndarray:

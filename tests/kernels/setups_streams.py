@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from harness import Batch, Setup, rows
+from harness import EPS32, Batch, Setup, address, n_blocks, rows
 
 from gumba.kernels import streams
 from gumba.kernels.op import N_TOKENS
 from gumba.simd.isa import Isa
-
-EPS32 = 2.0**-24
-
-
-def address(array: np.ndarray) -> int:
-    return int(array.ctypes.data)
-
-
-def n_blocks(width: int) -> int:
-    return -(-width // 32)
 
 
 def rng_of(seed: int) -> np.random.Generator:

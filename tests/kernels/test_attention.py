@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import setups
-from harness import ISAS, Batch, Setup, isa_id, same_bits
+from harness import ISAS, Batch, Setup, address, isa_id, same_bits
+from setups_attention import Cache
 
 from gumba.kernels.attention import attention
 from gumba.kernels.attention_layout import (
@@ -19,6 +20,7 @@ from gumba.kernels.attention_layout import (
     tile_rows,
     tile_tokens,
 )
+from gumba.kernels.packed import aligned_empty
 from gumba.kernels.pages import BLOCK_ROWS, PART_TOKENS, SCRATCH, page_formats
 from gumba.simd.isa import Isa
 
@@ -102,10 +104,10 @@ def test_partials_stay_in_their_memory() -> None:
         units = split_units(n_threads) - 1
         setup = setups.setup_attention(ISA, sequences=[(511, 1)] * units, kv_heads=1, split=True)
         size = partials_bytes(3, 32, n_threads, 512)
-        guarded = setups.aligned_empty(size + 4096)
+        guarded = aligned_empty(size + 4096)
         guarded[:] = 0x5A
         guarded[: 64 * split_units(n_threads)] = 0
-        setup.arguments["partials"] = setups.address(guarded)
+        setup.arguments["partials"] = address(guarded)
         got = setup.run(n_threads)
         assert np.abs(got - setup.expected).max() < 1e-5
         assert (guarded[size:] == 0x5A).all()
@@ -126,7 +128,7 @@ def test_a_later_token_changes_nothing_before_it(kv_type: str, tokens: int) -> N
     setup = setups.setup_attention(ISA, kv_type, sequences=[(0, tokens)])
     before = setup.run()[:-1]
     cache = setup.keep[1]
-    assert isinstance(cache, setups.Cache)
+    assert isinstance(cache, Cache)
     with np.errstate(invalid="ignore"):
         cache.write(0, tokens - 1, np.full((2, 24), np.nan, np.float32), np.full((2, 24), np.inf, np.float32))
     after = setup.run()
@@ -159,9 +161,9 @@ def test_scratch_is_not_left(kv_type: str) -> None:
     for group in (1, 3, 40):
         setup = setups.setup_attention(ISA, kv_type, group=group, kv_heads=1)
         size = int(setup.arguments["scratch_bytes"])
-        guarded = setups.aligned_empty(6 * (size + 64))
+        guarded = aligned_empty(6 * (size + 64))
         guarded[:] = 0x5A
-        setup.arguments["scratch"] = setups.address(guarded) + 64
+        setup.arguments["scratch"] = address(guarded) + 64
         setup.arguments["scratch_bytes"] = size + 64
         setup.run(3)
         parts = guarded[64:].copy()
@@ -258,7 +260,7 @@ def test_a_token_before_the_window_changes_nothing(kv_type: str) -> None:
     setup = setups.setup_attention(ISA, kv_type, sequences=[(600, 9)], window=100)
     before = setup.run()
     cache = setup.keep[1]
-    assert isinstance(cache, setups.Cache)
+    assert isinstance(cache, Cache)
     for position in range(576 - 64, 600):
         with np.errstate(invalid="ignore"):
             cache.write(0, position, np.full((2, 24), np.nan, np.float32), np.full((2, 24), np.inf, np.float32))

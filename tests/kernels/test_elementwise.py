@@ -9,6 +9,7 @@ import oracles
 import pytest
 import setups
 from harness import GENERIC, ISAS, isa_id, same_bits
+from setups_rows import ACTIVATION_ERROR
 
 from gumba.kernels.rope import rope_table
 from gumba.simd.isa import Isa
@@ -68,7 +69,7 @@ def test_columns_are_copied_from_anywhere() -> None:
         setups.setup_copy_columns(ISA, first, width).check()
 
 
-@pytest.mark.parametrize("kind", sorted(setups.ACTIVATION_ERROR))
+@pytest.mark.parametrize("kind", sorted(ACTIVATION_ERROR))
 @pytest.mark.parametrize("isa", ISAS, ids=isa_id)
 def test_activations(isa: Isa, kind: str) -> None:
     """On a fine grid; where results vanish; and numbers that are none."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from types import ModuleType
 
 import numpy as np
+import oracles
 import pytest
 import setups
-from harness import GENERIC, ISAS, Batch, Setup, isa_id, same_bits
+from harness import GENERIC, ISAS, Batch, Setup, address, isa_id, packed, rows, same_bits
 
 from gumba.kernels.matmul import TOKEN_BLOCK, matmul
 from gumba.quants import bf16, f16, f32, mxfp4, q4_0, q4_1, q6_k, q8_0
@@ -107,14 +108,14 @@ def extremes(format: ModuleType, isa: Isa, byte: int, sign: int) -> Setup:
         blocks["e"] = 127
     raw = blocks.view(np.uint8)
     x = np.full((5, columns), sign * 127, np.float32)
-    held = setups.oracles.quantize_q8(x)
-    w = setups.packed(format, raw, columns, isa)
-    out = setups.rows(np.zeros((len(x), n_rows), np.float32))
-    arguments = {"count": 0, "x": setups.address(held), "x_stride": held.strides[0], "w": w.address,
+    held = oracles.quantize_q8(x)
+    w = packed(format, raw, columns, isa)
+    out = rows(np.zeros((len(x), n_rows), np.float32))
+    arguments = {"count": 0, "x": address(held), "x_stride": held.strides[0], "w": w.address,
                  "group_bytes": w.group_bytes, "n_blocks": w.n_blocks, "n_groups": w.n_groups,
-                 "out": setups.address(out), "out_stride": out.strides[0], "residual": 0}  # fmt: skip
+                 "out": address(out), "out_stride": out.strides[0], "residual": 0}  # fmt: skip
     dense = np.asarray(format.dequantize(raw)).reshape(n_rows, columns)
-    expected = setups.oracles.matmul(x, dense, None)
+    expected = oracles.matmul(x, dense, None)
     return Setup(matmul(format, isa), arguments, Batch(len(x)), out, lambda a: a[:, :n_rows], expected, keep=[held, w])
 
 
@@ -133,7 +134,7 @@ def test_what_is_not_finite_comes_through(bad: float, isa: Isa) -> None:
     results = []
     for quantized in (clean, dirty):
         quantized.run()
-        product.arguments["x"] = setups.address(quantized.out)
+        product.arguments["x"] = address(quantized.out)
         results.append(product.run())
     np.testing.assert_array_equal(results[1][[0, 2]], results[0][[0, 2]])
     assert np.isfinite(results[0]).all() and not np.isfinite(results[1][1]).any()
