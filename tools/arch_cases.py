@@ -543,6 +543,7 @@ CASES = [
         head="ForConditionalGeneration",
         n_tokens=2 * T5_TOKENS,
     ),
+    Case("t5encoder", "T5", T5 | {"d_kv": 8}, head="EncoderModel", encoder=True, n_tokens=T5_TOKENS),
     Case(
         "t5_umt5",
         "UMT5",

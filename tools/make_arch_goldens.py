@@ -244,8 +244,8 @@ def llama_logits(path: Path, tokens: np.ndarray, step: int) -> np.ndarray:
     return logits
 
 
-def llama_embeddings(path: Path, tokens: np.ndarray, *, rank: bool, mean: bool) -> np.ndarray:
-    """llama.cpp's last hidden states, their mean, or the scores of a classifier."""
+def llama_embeddings(path: Path, tokens: np.ndarray, *, rank: bool, mean: bool, encode: bool) -> np.ndarray:
+    """llama.cpp's last hidden states, their mean, or the scores of a classifier; `encode`: of a model with two halves."""
     import llama_cpp
 
     pooling = llama_cpp.LLAMA_POOLING_TYPE_RANK if rank else llama_cpp.LLAMA_POOLING_TYPE_NONE
@@ -258,8 +258,9 @@ def llama_embeddings(path: Path, tokens: np.ndarray, *, rank: bool, mean: bool) 
     batch.n_tokens = len(tokens)
     for i, token in enumerate(tokens):
         batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = int(token), i, 1, 0, 1
-    if llama_cpp.llama_decode(engine.ctx, batch):
-        sys.exit(f"{path}: llama.cpp cannot decode")
+    compute = llama_cpp.llama_encode if encode else llama_cpp.llama_decode
+    if compute(engine.ctx, batch):
+        sys.exit(f"{path}: llama.cpp cannot compute")
     if rank or mean:
         found = llama_cpp.llama_get_embeddings_seq(engine.ctx, 0)
         n = llama_cpp.llama_model_n_cls_out(engine.model) if rank else engine.n_embd()
@@ -314,7 +315,8 @@ def check(case: Case, path: Path) -> None:
     elif case.encoder:
         if case.n_dense:  # it projects behind the pooling only
             logits = logits.mean(axis=0)
-        found = [llama_embeddings(path, tokens, rank=logits.ndim == 1 and not case.n_dense, mean=case.n_dense > 0)]
+        rank, mean = logits.ndim == 1 and not case.n_dense, case.n_dense > 0
+        found = [llama_embeddings(path, tokens, rank=rank, mean=mean, encode=case.head == "EncoderModel")]
         if case.family == "Qwen3" and logits.ndim == 1:  # its heads give probabilities there
             logits = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     else:

@@ -1257,6 +1257,17 @@ FAMILIES: dict[str, Family] = {
         {},
         keys={"attention.head_count_kv": HEADS, "context_length": 512},
         without=tuple(BASE),
+        spare={"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": (7, HEADS)},
+    ),
+    "t5 encoder": Family(
+        "t5",
+        "t5encoder",
+        T5_CONFIG | {"architectures": ["T5EncoderModel"]},
+        {ours: entry for ours, entry in t5_tensors("shared", gated=False).items() if not ours.startswith("dec.")},
+        {},
+        keys={"attention.head_count_kv": HEADS, "context_length": 512, "attention.relative_buckets_count": 7},
+        without=(*BASE, "decoder_block_count", "decoder_start_token_id"),
+        spare={"encoder.embed_tokens.weight": (V, W)},
     ),
     "command r": Family(
         "command_r",

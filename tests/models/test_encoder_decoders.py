@@ -153,7 +153,7 @@ def test_a_source_may_be_longer_than_in_training() -> None:
 @pytest.mark.parametrize(
     "key, value",
     [
-        ("attention.relative_buckets_count", 30),
+        ("attention.relative_buckets_count", 3),
         ("attention.relative_buckets_count", 0),
         ("attention.relative_buckets_count", 256),
         ("attention.head_count_kv", 2),
@@ -164,5 +164,7 @@ def test_a_source_may_be_longer_than_in_training() -> None:
 )
 def test_files_that_are_refused(key: str, value: int, tmp_path: Path) -> None:
     file = rewritten(T5, tmp_path / "t5.gguf", "F32", dequantized=True, own={key: value})
-    with pytest.raises(ModelError, match="dec.blk" if value == 3 else key.split(".")[-1]):
+    with pytest.raises(
+        ModelError, match="dec.blk" if (key, value) == ("decoder_block_count", 3) else key.split(".")[-1]
+    ):
         load(file)

@@ -12,17 +12,24 @@ from gumba_convert.plan import ConfigReader, Plan
 from gumba_convert.table import TensorTable
 
 ARCHITECTURE = "t5"
+#: Of checkpoints that have the encoder alone.
+ENCODER = "t5encoder"
 HF_ARCHITECTURES = (
     "T5ForConditionalGeneration",
     "T5WithLMHeadModel",
     "MT5ForConditionalGeneration",
     "UMT5ForConditionalGeneration",
+    "T5EncoderModel",
+    "MT5EncoderModel",
+    "UMT5EncoderModel",
 )
 MODEL_TYPES = ("t5", "mt5", "umt5")
 
 NAMES = Names(
     "num_layers", "d_model", "d_ff", "num_heads", "num_heads", "n_positions", "layer_norm_epsilon", "dense_act_fn"
 )
+#: The first checkpoints have biases of cross attention, which nothing reads.
+UNUSED = r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
 #: What readers take a feed-forward with a gate, and one without, to compute.
 FEED_FORWARDS = {"gated-gelu": True, "relu": False}
 
@@ -46,36 +53,43 @@ def plan(checkpoint: Checkpoint) -> Plan:
         raise reader.fail("feed_forward_proj", f"is {kind!r}; supported are {', '.join(FEED_FORWARDS)}")
     buckets = reader.integer("relative_attention_num_buckets", 32)
     reader.must_be("relative_attention_max_distance", 128)
-    n_decoder = reader.integer("num_decoder_layers", d.n_layers)
-    if n_decoder > decoder.MAX_LAYERS:
-        raise reader.fail("num_decoder_layers", f"is {n_decoder}; at most {decoder.MAX_LAYERS} are supported")
-    values, _ = decoder.metadata(ARCHITECTURE, d, eps=decoder.RMS_EPS)
+    name = (checkpoint.config.get("architectures") or [""])[0]
+    encodes = name.endswith("EncoderModel")
+    architecture = ENCODER if encodes else ARCHITECTURE
+    values, _ = decoder.metadata(architecture, d, eps=decoder.RMS_EPS)
     values |= {
-        "t5.attention.layer_norm_epsilon": f32(d.norm_eps),
-        "t5.attention.relative_buckets_count": u32(buckets),
-        "t5.decoder_block_count": u32(n_decoder),
-        "t5.decoder_start_token_id": u32(_start(reader)),
+        f"{architecture}.attention.layer_norm_epsilon": f32(d.norm_eps),
+        f"{architecture}.attention.relative_buckets_count": u32(buckets),
     }
-    table = TensorTable(checkpoint)
+    table = TensorTable(checkpoint, ignored=UNUSED)
     shared = next(
         (name for name in ("shared", "encoder.embed_tokens", "decoder.embed_tokens") if table.has(f"{name}.weight")),
         "shared",
     )
-    for name in ("shared", "encoder.embed_tokens", "decoder.embed_tokens"):
-        table.spare(f"{name}.weight")  # copies of one matrix
+    for each in ("shared", "encoder.embed_tokens", "decoder.embed_tokens"):
+        table.spare(f"{each}.weight")  # copies of one matrix
     table.tensor("token_embd.weight", f"{shared}.weight", (d.n_vocab, d.n_embd))
-    untied = table.has("lm_head.weight")
-    scaled = reader.flag("scale_decoder_outputs", reader.config.get("tie_word_embeddings") is not False)
-    if untied:
-        table.tensor("output.weight", "lm_head.weight", (d.n_vocab, d.n_embd))
-    else:
-        factor = np.float32(d.n_embd**-0.5 if scaled else 1.0)
-        table.tensor("output.weight", f"{shared}.weight", (d.n_vocab, d.n_embd), change=lambda rows: rows * factor)
-    every_layer = checkpoint.config.get("architectures") == ["UMT5ForConditionalGeneration"]
-    for stack, n_layers in (("enc", d.n_layers), ("dec", n_decoder)):
-        _stack(table, d, stack, n_layers, buckets, FEED_FORWARDS[kind], every_layer)
-    plan = decoder.finish(ARCHITECTURE, d, values, table, None)
+    stacks = {"enc": d.n_layers}
+    if not encodes:
+        stacks["dec"] = reader.integer("num_decoder_layers", d.n_layers)
+        if stacks["dec"] > decoder.MAX_LAYERS:
+            raise reader.fail("num_decoder_layers", f"is {stacks['dec']}; at most {decoder.MAX_LAYERS} are supported")
+        values |= {"t5.decoder_block_count": u32(stacks["dec"]), "t5.decoder_start_token_id": u32(_start(reader))}
+        _output(table, reader, d, shared)
+    for stack, n_layers in stacks.items():
+        _stack(table, d, stack, n_layers, buckets, FEED_FORWARDS[kind], every_layer=name.startswith("UMT5"))
+    plan = decoder.finish(architecture, d, values, table, None)
     return Plan(plan.architecture, plan.metadata, plan.tensors, plan.n_vocab, False)
+
+
+def _output(table: TensorTable, reader: ConfigReader, d: Decoder, shared: str) -> None:
+    """The output matrix; of the first models the embedding, divided by the root of its width."""
+    if table.has("lm_head.weight"):
+        table.tensor("output.weight", "lm_head.weight", (d.n_vocab, d.n_embd))
+        return
+    scaled = reader.flag("scale_decoder_outputs", reader.config.get("tie_word_embeddings") is not False)
+    factor = np.float32(d.n_embd**-0.5 if scaled else 1.0)
+    table.tensor("output.weight", f"{shared}.weight", (d.n_vocab, d.n_embd), change=lambda rows: rows * factor)
 
 
 def _start(reader: ConfigReader) -> int:
@@ -86,7 +100,7 @@ def _start(reader: ConfigReader) -> int:
 
 
 def _stack(
-    table: TensorTable, d: Decoder, stack: str, n_layers: int, buckets: int, gated: bool, every_layer: bool
+    table: TensorTable, d: Decoder, stack: str, n_layers: int, buckets: int, gated: bool, *, every_layer: bool
 ) -> None:
     """Encoder or decoder; the first layer's position biases serve all, but for umT5's."""
     theirs = {"enc": "encoder", "dec": "decoder"}[stack]

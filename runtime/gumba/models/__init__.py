@@ -60,6 +60,7 @@ from gumba.models import (
     stablelm,
     starcoder2,
     t5,
+    t5encoder,
 )
 from gumba.models.encoder_decoder import EncoderDecoder
 from gumba.models.loader import Loader
@@ -82,7 +83,7 @@ ARCHITECTURES: dict[str, ModuleType] = {
         gptneox, starcoder2, stablelm, falcon, internlm2, olmo2, baichuan, granite, granitemoe, smollm3, exaone4,
         command_r, cohere2, deepseek2, gpt_oss, lfm2, qwen35, qwen35moe, seed_oss,
         bert, nomic_bert, jina_bert_v2, modern_bert, gemma_embedding,
-        t5,
+        t5, t5encoder,
     )
 }  # fmt: skip
 

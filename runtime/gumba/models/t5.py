@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,8 +29,10 @@ NAME = "t5"
 FAMILIES = "T5, Flan-T5, mT5, umT5"
 VERIFIED = ("transformers", "llama.cpp")
 
-#: Distance from which on all keys have the same bias, and most buckets of shorter ones.
-MAX_DISTANCE, MAX_BUCKETS = 128, 252
+#: Distance from which on all keys have the same bias.
+MAX_DISTANCE = 128
+#: Numbers of buckets that have some for single distances, and some for ranges of them, in both directions.
+MIN_BUCKETS, MAX_BUCKETS = 4, 255
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,9 @@ class T5Config(Config):
         return 1 << 20
 
 
+C = TypeVar("C", bound=T5Config)
+
+
 @dataclass(frozen=True, eq=False)
 class Halves:
     """Weights: the decoder's have the embedding, and the output where the file has one."""
@@ -65,24 +70,24 @@ def read_config(gguf: GGUFFile) -> T5Config:
         n_vocab = keys.vocabulary_size()
         start = keys.size("decoder_start_token_id", n_vocab - 1)
         n_decoder = keys.count("decoder_block_count", MAX_LAYERS, keys.count("block_count", MAX_LAYERS))
-        return read_stack(keys, start_token=start, n_decoder_layers=n_decoder)
+        config = read_stack(keys, T5Config, n_decoder)
+        # Source and answer may each have the length of those in training.
+        return replace(config, n_ctx_train=2 * config.n_ctx_train, start_token=start)
 
 
-def read_stack(
-    keys: Keys, *, start_token: int | None = None, n_decoder_layers: int = 0, kind: type[T5Config] = T5Config
-) -> T5Config:
-    """What encoder and decoder have in common. Source and answer may each have the length of those in training."""
+def read_stack(keys: Keys, kind: type[C], n_decoder_layers: int = 0) -> C:
+    """What encoder and decoder have in common."""
     keys.has("attention.layer_norm_epsilon")  # as the norms', written twice
     common = decoder.read_common(keys, neox=False)
     if common.n_kv_heads != common.n_heads:
         raise ModelError(f"{keys.gguf.path}: metadata {keys.name}.attention.head_count_kv: expected {common.n_heads}")
     n_buckets = keys.count("attention.relative_buckets_count", MAX_BUCKETS)
-    if n_buckets % 4:
-        raise ModelError(f"{keys.gguf.path}: metadata {keys.name}.attention.relative_buckets_count is {n_buckets}, "
-                         "expected a multiple of 4")  # fmt: skip
-    config = common.extended(kind, n_decoder_layers=n_decoder_layers, n_buckets=n_buckets)
-    n_ctx = common.n_ctx_train * (1 if start_token is None else 2)
-    return replace(config, n_ctx_train=n_ctx, start_token=start_token)
+    if n_buckets < MIN_BUCKETS:
+        raise ModelError(
+            f"{keys.gguf.path}: metadata {keys.name}.attention.relative_buckets_count is {n_buckets}, "
+            f"expected {MIN_BUCKETS} to {MAX_BUCKETS}"
+        )
+    return common.extended(kind, n_decoder_layers=n_decoder_layers, n_buckets=n_buckets)
 
 
 def load_weights(loader: Loader, c: T5Config) -> Halves:
@@ -101,8 +106,10 @@ def load_weights(loader: Loader, c: T5Config) -> Halves:
 
 
 def load_encoder(loader: Loader, c: T5Config, ignored: Callable[[str], bool] = lambda name: False) -> Group:
-    """The encoder's half of a file, all but what is ``ignored``."""
+    """The encoder's half of a file, all but what is ``ignored``; with the embedding where it is all there is."""
     t = Tensors(loader.gguf, c.n_layers, "enc.")
+    if not c.n_decoder_layers:
+        t.add("token_embd", "token_embd.weight", c.n_vocab, c.n_embd)
     _add_stack(t, c, c.n_layers)
     return t.load(loader, ignored, numbers=("attn_rel_b",))
 

@@ -1,0 +1,41 @@
+"""t5encoder: the encoder of T5 alone (Raffel et al. 2019; Ni et al. 2022, "Sentence-T5"), for embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gumba.gguf import GGUFFile
+from gumba.models import decoder, encoder, t5
+from gumba.models.loader import Loader
+from gumba.models.t5 import T5Config
+from gumba.models.tensors import Group
+from gumba.program.builder import Buffer, KVLayout, Program
+
+NAME = "t5encoder"
+FAMILIES = "encoders of T5, mT5, umT5"
+VERIFIED = ("transformers", "llama.cpp")
+
+
+@dataclass(frozen=True)
+class T5EncoderConfig(T5Config):
+    """A T5 without a decoder."""
+
+    causal = False
+
+
+def read_config(gguf: GGUFFile) -> T5EncoderConfig:
+    """Every key is required, has a default, or must have the one value that is computed here."""
+    with decoder.reading(gguf, NAME, without=encoder.ENCODERS_WITHOUT) as keys:
+        return t5.read_stack(keys, T5EncoderConfig)
+
+
+def load_weights(loader: Loader, c: T5EncoderConfig) -> Group:
+    """Read and weave everything."""
+    return t5.load_encoder(loader, c)
+
+
+def forward(p: Program, c: T5EncoderConfig, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+    """Write the program; the last hidden states, float32 [n_outputs, n_embd], twice."""
+    hidden = p.select_outputs(t5.encoded(p, c, w.token_embd, w, kv))
+    return hidden, hidden
