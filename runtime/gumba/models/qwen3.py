@@ -12,7 +12,7 @@ from gumba.models.tensors import Group
 from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "qwen3"
-FAMILIES = "Qwen3, Qwen3-Embedding"
+FAMILIES = "Qwen3, Qwen3-Embedding, Qwen3-Reranker"
 VERIFIED = ("transformers", "llama.cpp")
 
 
