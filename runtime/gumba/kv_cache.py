@@ -31,24 +31,18 @@ EXTENT_PAGES = 16
 class KVShape:
     """What one layer keeps of a token: ``head_dim`` elements of a key and ``v_dim`` of a value for each KV head.
 
-    0 heads: nothing. ``kv_type``: None for the cache's. ``window``: of the tokens before, only those less than so many away are
+    0 heads: nothing. ``window``: of the tokens before, only those less than so many away are
     read; 0: all.
     """
 
     n_kv_heads: int
     head_dim: int
     v_dim: int
-    kv_type: str | None = None
     window: int = 0
-
-    @classmethod
-    def of_rows(cls, width: int, window: int) -> KVShape:
-        """A row of ``width`` float32, whatever the cache's ``kv_type``: what ``Program.short_convolution`` reads."""
-        return cls(1, 0, -(-width // 32) * 32, "f32", window)
 
     def bytes_per_page(self, kv_type: str) -> int:
         """Memory of a page in this layer. Raises RequestError for an unknown ``kv_type``."""
-        pages = _format(self.kv_type or kv_type)
+        pages = _format(kv_type)
         return self.n_kv_heads * (pages.key_bytes(self.head_dim) + pages.value_bytes(self.v_dim))
 
 
@@ -92,7 +86,7 @@ class KVCache:
         self.layouts: list[KVLayout] = []
         first = int(memory.ctypes.data)
         for shape in shapes:
-            pages = _format(shape.kv_type or kv_type)
+            pages = _format(kv_type)
             k_page, v_page = pages.key_bytes(shape.head_dim), pages.value_bytes(shape.v_dim)
             k_head, v_head = extent_pages * k_page, extent_pages * v_page
             layout = KVLayout(

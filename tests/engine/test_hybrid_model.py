@@ -1,4 +1,4 @@
-"""A tiny Qwen3.5 through the engine: the same tokens alone, together, after others, forked, sent away and come back."""
+"""Tiny models with recurrent layers: the same tokens alone, together, after others, forked, sent away and come back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gumba import LLM, BeamSearchParams, GGUFFile, RequestError, SamplingParams
 from gumba.engine.draft import ModelDrafter
 from gumba.models import Chunk, load_model
 
-PATH = Path(__file__).parent.parent / "data" / "arch_qwen35.gguf"
+DATA = Path(__file__).parent.parent / "data"
 PARAMS = SamplingParams(temperature=0.9, seed=5, max_tokens=80, ignore_eos=True)
 
 
@@ -24,19 +24,24 @@ def prompts() -> list[list[int]]:
     return [stem[:70], stem[:130], stem[:20] + [9] * 60, stem[:66] + [8] * 30, [5, 6, 7]]
 
 
+@pytest.fixture(scope="module", params=["lfm2", "qwen35"])
+def path(request: pytest.FixtureRequest) -> Path:
+    return DATA / f"arch_{request.param}.gguf"
+
+
 @pytest.fixture(scope="module")
-def expected() -> list[list[int]]:
+def expected(path: Path) -> list[list[int]]:
     """Each alone, in a model of its own."""
     found = []
     for prompt in prompts():
-        with LLM(PATH, n_threads=1) as llm:
+        with LLM(path, n_threads=1) as llm:
             found.append(llm.generate([prompt], PARAMS)[0].token_ids)
     return found
 
 
 @pytest.fixture
-def llm() -> Iterator[LLM]:
-    with LLM(PATH, n_threads=2) as loaded:
+def llm(path: Path) -> Iterator[LLM]:
+    with LLM(path, n_threads=2) as loaded:
         yield loaded
         assert loaded.kv_usage().in_use == 0
 
@@ -54,19 +59,19 @@ def test_one_after_the_other(llm: LLM, expected: list[list[int]]) -> None:
         assert llm.generate([prompt], PARAMS)[0].token_ids == tokens
 
 
-def test_the_next_turn(llm: LLM, expected: list[list[int]]) -> None:
+def test_the_next_turn(path: Path, llm: LLM, expected: list[list[int]]) -> None:
     """It begins with the state that the turn before left."""
     turn = prompts()[0] + expected[0] + [11, 12, 13]
     llm.generate([prompts()[0]], PARAMS)
     (found,) = llm.generate([turn], PARAMS)
     assert found.timings.cached_tokens == 70 + 80 - 1
-    with LLM(PATH, n_threads=1) as other:
+    with LLM(path, n_threads=1) as other:
         assert other.generate([turn], PARAMS)[0].token_ids == found.token_ids
 
 
-def test_few_pages_and_small_steps(expected: list[list[int]]) -> None:
+def test_few_pages_and_small_steps(path: Path, expected: list[list[int]]) -> None:
     """All begin, most are sent away and come back."""
-    with LLM(PATH, n_threads=1, kv_tokens=5 * 64, max_batch_tokens=24) as llm:
+    with LLM(path, n_threads=1, kv_tokens=5 * 64, max_batch_tokens=24) as llm:
         assert [each.token_ids for each in llm.generate(prompts(), PARAMS)] == expected
 
 
@@ -86,41 +91,41 @@ def test_several_answers_and_beams(llm: LLM) -> None:
         assert chosen.sum() == pytest.approx(output.cumulative_logprob, rel=1e-6)
 
 
-def test_a_session_goes_on(llm: LLM, tmp_path: Path) -> None:
+def test_a_session_goes_on(path: Path, llm: LLM, tmp_path: Path) -> None:
     """With the state in it: nothing is computed again."""
-    path = tmp_path / "a.session"
+    file = tmp_path / "a.session"
     first = llm.generate([prompts()[0]], PARAMS)[0]
     said = first.prompt_token_ids + first.token_ids
-    assert llm.save_session(path, said) == len(said) - 1
+    assert llm.save_session(file, said) == len(said) - 1
     expected = llm.generate([[*said, 5, 6]], PARAMS)[0].token_ids
-    with LLM(PATH, n_threads=1) as other:
-        assert other.load_session(path) == (said, None)
+    with LLM(path, n_threads=1) as other:
+        assert other.load_session(file) == (said, None)
         found = other.generate([[*said, 5, 6]], PARAMS)[0]
         assert (found.token_ids, found.timings.cached_tokens) == (expected, len(said) - 1)
         assert other.kv_usage().in_use == 0
-    path.write_bytes(path.read_bytes()[:-40])
+    file.write_bytes(file.read_bytes()[:-40])
     with pytest.raises(RequestError, match="damaged"):
-        llm.load_session(path)
+        llm.load_session(file)
 
 
 @pytest.mark.parametrize("draft_tokens", [1, 5])
-def test_guesses_of_itself(draft_tokens: int, expected: list[list[int]]) -> None:
+def test_guesses_of_itself(path: Path, draft_tokens: int, expected: list[list[int]]) -> None:
     """Drawn tokens are seldom what the draft model, which is always greedy, takes them for."""
-    with LLM(PATH, n_threads=1, draft_model=PATH, draft_tokens=draft_tokens) as llm:
+    with LLM(path, n_threads=1, draft_model=path, draft_tokens=draft_tokens) as llm:
         assert [each.token_ids for each in llm.generate(prompts(), PARAMS)] == expected
         greedy = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
         guessed = [each.token_ids for each in llm.generate(prompts(), greedy)]
         draft = llm._loaded.draft
         assert draft is not None and draft.states is not None
         assert (draft.states.n_free, draft.kv.n_free) == (draft.states.n_slots, draft.kv.n_pages)
-    with LLM(PATH, n_threads=1) as llm:
+    with LLM(path, n_threads=1) as llm:
         assert [each.token_ids for each in llm.generate(prompts(), greedy)] == guessed
 
 
-def test_a_draft_model_forgets_its_wrong_guesses() -> None:
+def test_a_draft_model_forgets_its_wrong_guesses(path: Path) -> None:
     """It guesses what one does that begins anew, and computes only what is new since it was last right."""
-    with GGUFFile(PATH) as file:
-        model = load_model(file, n_threads=1)
+    with GGUFFile(path) as gguf:
+        model = load_model(gguf, n_threads=1)
     forward, seen = model.forward, []
 
     def counted(chunks: Sequence[Chunk]) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 from harness import GENERIC, Setup
-from setups_attention import setup_attention, setup_rope, setup_short_conv, setup_store_kv, setup_store_rows
+from setups_attention import setup_attention, setup_rope, setup_store_kv
 from setups_experts import (
     setup_add_expert_rows,
     setup_choose_experts,
@@ -49,8 +49,6 @@ TABLE: dict[str, Callable[[Isa], Setup]] = {
     "activations.gated": setup_gated,
     "activations.softcap": setup_softcap,
     "activations.swiglu_oai": setup_swiglu_oai,
-    "conv.short_conv": setup_short_conv,
-    "conv.store_rows": setup_store_rows,
     "elementwise.add_table": setup_add_table,
     "elementwise.combine": setup_combine,
     "elementwise.copy_heads": setup_copy_heads,

@@ -1,4 +1,4 @@
-"""Builders for the kernels of what looks at other tokens: attention, its rotary positions, convolutions: see ``setups``."""
+"""Builders for the kernels of what looks at other tokens: attention and its rotary positions: see ``setups``."""
 
 from __future__ import annotations
 
@@ -7,82 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import oracles
-from harness import Batch, Setup, address, n_blocks, rng_of, rows
+from harness import Batch, Setup, address, rng_of, rows
 
 from gumba.kernels import attention_layout as att
-from gumba.kernels import conv, rope
+from gumba.kernels import rope
 from gumba.kernels.attention import attention, store_kv
 from gumba.kernels.packed import aligned_empty
 from gumba.kernels.pages import PART_TOKENS, page_formats
 from gumba.simd.isa import Isa
-
-
-def paged(rng: np.random.Generator, width: int) -> tuple[np.ndarray, dict[str, int | float], int]:
-    """Memory of 7 pages of rows, all NaN, two pages in an extent with a gap behind; arguments that say so; bytes of a row."""
-    row_bytes = -(-width // 32) * 128
-    page_bytes = 64 * row_bytes
-    memory = aligned_empty(4 * (2 * page_bytes + 192))
-    memory[:] = 0xFF
-    return memory, {"memory": address(memory), "page_bytes": page_bytes, "extent_pages": 2, "row_bytes": row_bytes,
-                    "extent_bytes": 2 * page_bytes + 192, "n_blocks": n_blocks(width)}, row_bytes  # fmt: skip
-
-
-def row_at(memory: np.ndarray, place: dict[str, int | float], slot: int) -> np.ndarray:
-    """float32 view of a token's row in ``paged`` memory."""
-    extent, page = divmod(slot // 64, 2)
-    start = int(extent * place["extent_bytes"] + page * place["page_bytes"] + slot % 64 * place["row_bytes"])
-    return memory[start : start + int(place["row_bytes"])].view(np.float32)
-
-
-def setup_store_rows(isa: Isa, width: int = 96, near: bool = True) -> Setup:
-    """Every byte of the pages is compared. ``near``: the places are those in layers with a window."""
-    rng = rng_of(28)
-    memory, place, _ = paged(rng, width)
-    slots = [0, 63, 64 * 6 + 5, 130, 131]
-    x = rng.standard_normal((len(slots), width)).astype(np.float32)
-    held, before = rows(x), memory.copy()
-    for slot, row in zip(slots, x):
-        row_at(memory, place, slot)[:width] = row
-    expected = memory.copy()
-    memory[:] = before
-    places = {"near_slots" if near else "slots": slots}
-    arguments = place | {"x": address(held), "stride": held.strides[0], "slots_at": att.pages_at(near)[0]}
-    return Setup(conv.store_rows, arguments, Batch(len(slots), **places), memory, lambda a: a, expected, keep=[held])  # fmt: skip
-
-
-def setup_short_conv(
-    isa: Isa,
-    width: int = 70,
-    n_taps: int = 3,
-    sequences: Sequence[tuple[int, int]] = ((0, 1), (0, 5), (62, 4), (1, 2)),
-    near: bool = True,
-) -> Setup:
-    """``sequences``: (tokens before this step, tokens of it) of each. What lies before a sequence's first token is NaN."""
-    rng = rng_of(29)
-    memory, place, _ = paged(rng, width)
-    weight = rng.standard_normal((n_taps, width)).astype(np.float32)
-    pages = list(rng.permutation(7))
-    tiles: list[tuple[int, ...]] = []
-    tables, expected, start = [], [], 0
-    for past, new in sequences:
-        tables.append(np.array([pages.pop() for _ in range(-(-(past + new) // 64))], np.int32))
-        x = rng.standard_normal((past + new, width)).astype(np.float32)
-        for position, row in enumerate(x):
-            row_at(memory, place, int(tables[-1][position // 64]) * 64 + position % 64)[:width] = row
-        before = np.concatenate([np.zeros((n_taps - 1, width)), x])
-        expected.append(
-            sum(before[tap : tap + len(x)] * weight[tap].astype(np.float64) for tap in range(n_taps))[past:]
-        )
-        for at in range(0, new, 3):
-            table = address(tables[-1])
-            both = (0, table) if near else (table, 0)
-            tiles.append((start + at, min(3, new - at), past + at, both[0], past + new, 0, both[1]))
-        start += new
-    held, out = rows(weight, padding=0.0), rows(np.full((start, width), np.nan, np.float32))
-    arguments = place | {"weight": address(held), "weight_stride": held.strides[0], "n_taps": n_taps, "out": address(out),
-                         "stride": out.strides[0], "table_at": att.pages_at(near)[1]}  # fmt: skip
-    return Setup(conv.short_conv, arguments, Batch(start, tiles=tiles), out, lambda a: a[:, :width], np.concatenate(expected),
-                 2e-6, keep=[memory, held, tables])  # fmt: skip
 
 
 def setup_rope(

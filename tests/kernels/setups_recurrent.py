@@ -60,8 +60,10 @@ def setup_causal_conv(
     def view(memory: np.ndarray) -> np.ndarray:
         found = memory[: x.size].reshape(x.shape)[:, :width]
         kept_rows = memory[x.size :].reshape(states.shape)[:, : n_blocks * kept * COLUMNS]
-        unwoven = kept_rows.reshape(-1, n_blocks, kept, COLUMNS).swapaxes(1, 2).reshape(len(sequences), kept, -1)
-        return np.concatenate([found.ravel(), unwoven[:, :, :width].ravel()])
+        unwoven = kept_rows.reshape(len(sequences), n_blocks, kept, COLUMNS).swapaxes(1, 2)
+        return np.concatenate(
+            [found.ravel(), unwoven.reshape(len(sequences), kept, n_blocks * COLUMNS)[:, :, :width].ravel()]
+        )
 
     return Setup(recurrent.causal_conv(isa, n_taps, silu), arguments, Batch(n, runs=runs), memory, view,
                  np.concatenate([results.ravel(), after.ravel()]), 3e-6, keep=[held])  # fmt: skip

@@ -216,8 +216,7 @@ def test_parts_of_heads_of_any_size(n_heads: int, width: int, step: int) -> None
     setups.setup_copy_heads(ISA, n_heads, width, step).check()
 
 
-@pytest.mark.parametrize("width, n_taps", [(1, 1), (32, 4), (33, 2), (160, 3)])
-def test_short_convolutions_of_any_size(width: int, n_taps: int) -> None:
-    for near in (False, True):
-        setups.setup_short_conv(ISA, width, n_taps, near=near).check()
-        setups.setup_store_rows(ISA, width=-(-width // 32) * 32, near=near).check()
+@pytest.mark.parametrize("width, n_taps", [(1, 1), (32, 4), (33, 2), (160, 3), (5, 16)])
+def test_convolutions_of_any_size(width: int, n_taps: int) -> None:
+    for silu in (False, True):
+        setups.setup_causal_conv(ISA, width, n_taps, silu).check()

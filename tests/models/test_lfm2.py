@@ -1,4 +1,4 @@
-"""lfm2's convolutions keep what they need in the KV pages: what is done with pages is done with their state."""
+"""What files of lfm2 may say, and what its convolutions keep."""
 
 from __future__ import annotations
 
@@ -13,65 +13,16 @@ from tiny_models import DATA, distance, load, logits_of, stored
 from gumba import GGUFFile
 from gumba.errors import ModelError
 from gumba.kernels.pages import PAGE_TOKENS
-from gumba.models import Chunk, Model
 
 PATH = DATA / "arch_lfm2.gguf"
 
 
-def step(model: Model, tokens: list[int], position: int, pages: list[int]) -> np.ndarray:
-    return model.forward([Chunk(tokens, position, pages, "all")]).copy()
-
-
-@pytest.mark.parametrize("kv_type", ["f32", "f16", "bf16", "q8_0"])
-def test_sequences_share_pages_and_go_on_from_copies(kv_type: str) -> None:
-    """A fork in the middle of a page, and one at its end: the first token after it looks back into the other's page."""
-    tokens, _ = stored(PATH)
-    model = load(PATH, kv_type=kv_type, n_threads=2, kv_tokens=8 * PAGE_TOKENS)
-    whole = logits_of(model, tokens, len(tokens))
-    first, rest = model.kv.allocate(2)
-    cut = PAGE_TOKENS + 3
-    assert np.array_equal(step(model, tokens[:cut], 0, [first, rest]), whole[:cut])
-    copied, fresh = model.kv.allocate(2)
-    model.kv.copy(rest, copied)
-    step(model, [5, 6, 7], cut, [first, rest])  # the original goes on differently
-    assert np.array_equal(step(model, tokens[cut:], cut, [first, copied]), whole[cut:])
-    assert np.array_equal(step(model, tokens[PAGE_TOKENS:], PAGE_TOKENS, [first, fresh]), whole[PAGE_TOKENS:])
-    model.close()
-
-
-def test_going_back_and_on_with_other_tokens() -> None:
-    """As after guesses that were wrong."""
-    tokens, _ = stored(PATH)
-    model = load(PATH, n_threads=1)
-    whole = logits_of(model, tokens, len(tokens))
-    pages = model.kv.allocate(2)
-    step(model, tokens[:20] + [9, 9, 9, 9, 9], 0, pages)
-    assert np.array_equal(step(model, tokens[20:], 20, pages), whole[20:])
-    model.close()
-
-
-def test_pages_written_elsewhere() -> None:
-    """As a saved session's are."""
-    tokens, _ = stored(PATH)
-    model = load(PATH, n_threads=1, kv_tokens=4 * PAGE_TOKENS)
-    whole = logits_of(model, tokens, len(tokens))
-    pages = model.kv.allocate(2)
-    step(model, tokens[:70], 0, pages)
-    saved = [model.kv.read(page) for page in pages]
-    assert all(len(data) == model.kv.page_bytes for data in saved)
-    others = model.kv.allocate(2)
-    for page, data in zip(others, saved):
-        model.kv.write(page, data)
-    assert np.array_equal(step(model, tokens[70:], 70, others), whole[70:])
-    model.close()
-
-
-def test_what_convolutions_take_in_is_kept_as_float32() -> None:
-    """Two layers of 32 float32 a token, whatever the type of keys and values; one of 2 heads of 8, keys and values (padded)."""
-    sizes = {"f32": 2 * (8 + 16) * 4, "f16": 2 * (8 + 16) * 2}
-    for kv_type, of_attention in sizes.items():
+def test_a_sequence_keeps_the_last_tokens_of_its_convolutions() -> None:
+    """Two layers, each with 2 times 32 float32, whatever the type of keys and values; in the pages is attention alone."""
+    for kv_type, size in {"f32": 4, "f16": 2}.items():
         model = load(PATH, kv_type=kv_type)
-        assert model.kv.page_bytes == PAGE_TOKENS * (2 * 32 * 4 + of_attention)
+        assert model.states is not None and model.states.slot_bytes == 2 * 2 * 32 * 4
+        assert model.kv.page_bytes == PAGE_TOKENS * 2 * (8 + 16) * size  # 2 heads of 8, values padded
         model.close()
 
 

@@ -19,6 +19,8 @@ from gumba.simd.value import F32, I64, Simd, Value, simd_function
 #: Columns that a unit takes, and the bytes of their floats.
 COLUMNS = 32
 ROW = 4 * COLUMNS
+#: Tokens that a convolution sees, at most.
+MAX_TAPS = 16
 #: Vectors of 16 in a row.
 _VECTORS = range(2)
 

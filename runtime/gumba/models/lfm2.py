@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 from gumba.errors import ModelError
 from gumba.gguf import GGUFFile
-from gumba.kv_cache import KVShape
+from gumba.kernels.recurrent import MAX_TAPS
+from gumba.kv_cache import NOTHING, KVShape
 from gumba.models import decoder
 from gumba.models.decoder import Config
 from gumba.models.loader import MAX_LAYERS, MAX_WIDTH, Loader
 from gumba.models.tensors import Group, Tensors
 from gumba.program.builder import Buffer, KVLayout, Program
+from gumba.program.recurrent import conv_state
 
 NAME = "lfm2"
 FAMILIES = "LFM2 (350M, 700M, 1.2B, 2.6B)"
@@ -26,9 +28,14 @@ class Lfm2Config(Config):
 
     @property
     def kv_shapes(self) -> list[KVShape]:
-        """Of a convolution the cache keeps what it takes in."""
+        """Only attention has keys and values in the cache."""
         attention = KVShape(self.n_kv_heads, self.head_dim, self.head_dim)
-        return [attention if yes else KVShape.of_rows(self.n_embd, self.n_taps) for yes in self.attends]
+        return [attention if yes else NOTHING for yes in self.attends]
+
+    @property
+    def state_parts(self) -> list[tuple[int, ...]]:
+        """float32 of what a convolution keeps: its last inputs."""
+        return [() if yes else (conv_state(self.n_embd, self.n_taps),) for yes in self.attends]
 
 
 def read_config(gguf: GGUFFile) -> Lfm2Config:
@@ -41,7 +48,7 @@ def read_config(gguf: GGUFFile) -> Lfm2Config:
                 f"{gguf.path}: metadata lfm2.attention.head_count_kv: expected 0 or one and the same number"
             )
         common = decoder.read_common(keys, neox=True, freq_base=1000000.0, n_kv_heads=found.pop())
-        n_taps = keys.count("shortconv.l_cache", 64)
+        n_taps = keys.count("shortconv.l_cache", MAX_TAPS)
         return common.extended(Lfm2Config, attends=tuple(n > 0 for n in of_layers), n_taps=n_taps)
 
 
@@ -76,14 +83,14 @@ def forward(p: Program, c: Lfm2Config, w: Group, kv: Sequence[KVLayout], n_ctx: 
         if c.attends[i]:
             x = decoder.head_normed_attention(p, c, layer, h, kv, i, table, residual=x)
         else:
-            x = _convolution(p, layer, h, kv, i, residual=x)
+            x = _convolution(p, layer, h, i, residual=x)
         h = p.rms_norm(x, layer.ffn_norm, c.norm_eps)
         x = decoder.swiglu(p, layer, h, residual=x)
     return decoder.outputs(p, c, w, x)
 
 
-def _convolution(p: Program, layer: Group, h: Buffer, kv: Sequence[KVLayout], i: int, residual: Buffer) -> Buffer:
+def _convolution(p: Program, layer: Group, h: Buffer, i: int, residual: Buffer) -> Buffer:
     """A gate on what goes into the convolution, another on what comes out."""
     taken = p.multiply(p.matmul(layer.conv_in, h), p.matmul(layer.conv_x, h))
-    mixed = p.short_convolution(taken, layer.conv, kv, i)
+    mixed = p.causal_conv(taken, layer.conv, i)
     return p.matmul(layer.conv_proj, p.multiply(p.matmul(layer.conv_out, h), mixed), residual=residual)

@@ -13,8 +13,8 @@ import numpy as np
 
 from gumba.errors import ModelError, UnsupportedError
 from gumba.gguf import GGUFFile
-from gumba.kernels.recurrent import COLUMNS
-from gumba.kv_cache import KVShape
+from gumba.kernels.recurrent import COLUMNS, MAX_TAPS
+from gumba.kv_cache import NOTHING, KVShape
 from gumba.models import decoder
 from gumba.models.decoder import Config
 from gumba.models.keys import Keys
@@ -59,9 +59,8 @@ class Qwen35Config(Config):
     @property
     def kv_shapes(self) -> list[KVShape]:
         """Only attention has keys and values in the cache."""
-        return [
-            KVShape(0 if recurrent else self.n_kv_heads, self.head_dim, self.head_dim) for recurrent in self.recurrent
-        ]
+        attention = KVShape(self.n_kv_heads, self.head_dim, self.head_dim)
+        return [NOTHING if recurrent else attention for recurrent in self.recurrent]
 
     @property
     def state_parts(self) -> list[tuple[int, ...]]:
@@ -113,7 +112,7 @@ def _read_net(keys: Keys) -> dict[str, int]:
         )
     if keys.count("ssm.inner_size", MAX_WIDTH) != n_values * dim:
         raise ModelError(f"{path}: metadata {name}.ssm.inner_size: expected {n_values} heads of {dim}")
-    n_taps = keys.count("ssm.conv_kernel", 16)
+    n_taps = keys.count("ssm.conv_kernel", MAX_TAPS)
     return {"n_taps": n_taps, "n_key_heads": n_keys, "n_value_heads": n_values, "state_dim": dim}
 
 

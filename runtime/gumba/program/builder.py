@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from gumba.kernels import attention_layout as att
-from gumba.kernels import conv, embed, matmul, q8, rope
+from gumba.kernels import embed, matmul, q8, rope
 from gumba.kernels.attention import attention, store_kv
 from gumba.kernels.op import BARRIER, FIRST_ARGUMENT, N_TOKENS, RECORD_WORDS
 from gumba.kernels.packed import PackedMatrix, aligned_empty
@@ -213,36 +213,6 @@ class Program(Recurrent):
             table = att.bias_table(bias * unit)
             found |= {"of_distance": self.hold(table), "of_distance_row": table.strides[0], "reach": bias.shape[1] // 2}
         return found
-
-    def short_convolution(self, x: Buffer, weight: np.ndarray, kv: Sequence[KVLayout], layer: int) -> Buffer:
-        """The sum over a token and those before it of x times a column of ``weight``, float32 [width, n_taps], the last its own.
-
-        The layer's pages keep x; they must hold rows of its width (``KVShape.of_rows``).
-        """
-        at, n_blocks = kv[layer], -(-x.width // q8.COLUMNS)
-        rows = (1, 0, n_blocks * q8.COLUMNS, "f32")
-        held = at.n_kv_heads, at.head_dim, at.v_dim, at.kv_type
-        if held != rows or len(weight) != x.width or x.count != N_TOKENS or not at.covers(weight.shape[1]):
-            raise ValueError(
-                f"{x.name} has {x.width} columns, weights {weight.shape}; pages of {at.v_dim} {at.kv_type}"
-            )
-        taps = np.zeros((weight.shape[1], n_blocks * q8.COLUMNS), np.float32)
-        taps[:, : x.width] = weight.T
-        place = {"memory": at.pages + at.v_offset, "page_bytes": at.v_page, "extent_pages": at.extent_pages,
-                 "extent_bytes": at.extent_bytes, "row_bytes": 4 * at.v_dim, "n_blocks": n_blocks}  # fmt: skip
-        cache = self._caches.setdefault(at.pages, Buffer("kv", 0, 0, N_TOKENS))
-        slots_at, table_at = att.pages_at(at.window > 0)
-        self.append(
-            conv.store_rows, place | {"x": x, "stride": x.row_bytes, "slots_at": slots_at}, [x], [cache], ("tokens",)
-        )
-        out = self._buffer("short_conv", x.width)
-        self.append(
-            conv.short_conv,
-            place | {"weight": self.constant(taps, pad=False), "weight_stride": taps.strides[0], "n_taps": len(taps),
-                     "out": out, "stride": out.row_bytes, "table_at": table_at},
-            [cache], [out], ("tile blocks", n_blocks), [cache],
-        )  # fmt: skip
-        return out
 
     # How it becomes records ----------------------------------------------------------------------------------------
 
