@@ -3,17 +3,15 @@ sent away and computed again, guessed ahead, at any number of threads. And what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from tiny_models import prompt, write_model
 
 from gumba import LLM, SamplingParams
-from gumba.engine.sequence import Generation
 from gumba.kernels.pages import PAGE_TOKENS, page_formats
 
 #: Beginnings in common: two full pages, two and a part, none; and the whole.
@@ -28,20 +26,6 @@ PARAMS = [
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("bits") / "tiny.gguf", "Q4_0")
-
-
-@pytest.fixture
-def rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[tuple[int, ...], bytes]]:
-    """The logits that each token was chosen by, by all tokens before it: whoever has the same tokens has the same bits."""
-    seen: dict[tuple[int, ...], bytes] = {}
-    choose: Any = Generation._choose
-
-    def checked(self: Generation, row: np.ndarray, *rest: Any) -> Any:
-        assert seen.setdefault(tuple(self.tokens), row.tobytes()) == row.tobytes(), "other bits after the same tokens"
-        return choose(self, row, *rest)
-
-    monkeypatch.setattr(Generation, "_choose", checked)
-    yield seen
 
 
 def counted(llm: LLM) -> list[int]:

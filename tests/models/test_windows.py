@@ -13,7 +13,6 @@ from test_architectures import architecture
 
 import gumba.models
 from gumba import LLM, GGUFFile, SamplingParams
-from gumba.engine.sequence import Generation
 from gumba.kernels.pages import PAGE_TOKENS
 from gumba.models import ARCHITECTURES
 
@@ -38,20 +37,6 @@ STEM = prompt(450)
 #: Far beyond a window of 40: what is in common ends in the middle, at the end, and nowhere.
 PROMPTS = [STEM, STEM[:300] + prompt(200, 1), prompt(280, 2), STEM + prompt(90, 3)]
 PARAMS = SamplingParams(temperature=0.8, seed=3, max_tokens=70, ignore_eos=True)
-
-
-@pytest.fixture
-def rows(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, ...], bytes]:
-    """The logits that each token was chosen by, by all tokens before it."""
-    seen: dict[tuple[int, ...], bytes] = {}
-    choose: Any = Generation._choose
-
-    def checked(self: Generation, row: np.ndarray, *rest: Any) -> Any:
-        assert seen.setdefault(tuple(self.tokens), row.tobytes()) == row.tobytes(), "other bits after the same tokens"
-        return choose(self, row, *rest)
-
-    monkeypatch.setattr(Generation, "_choose", checked)
-    return seen
 
 
 def load(path: Path) -> LLM:

@@ -11,21 +11,9 @@ from statistics import NormalDist
 
 import numpy as np
 
-from gumba_convert import per_layer
+from gumba_convert import decoder, per_layer
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import (
-    Decoder,
-    Names,
-    embedding_and_head,
-    every,
-    finish,
-    gated_ffn,
-    head_norms,
-    metadata,
-    read_decoder,
-    sliding_layers,
-    text_config,
-)
+from gumba_convert.decoder import Decoder, Names
 from gumba_convert.gguf_writer import f32, f32_array, u32
 from gumba_convert.plan import ConfigReader, Plan
 from gumba_convert.table import Layer, TensorTable
@@ -55,20 +43,20 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = text_config(checkpoint)
+    reader = decoder.text_config(checkpoint)
     n_ffs = _widths(reader)
     config = reader.config | {"intermediate_size": n_ffs[0]}
     reader = ConfigReader(config, reader.where, prefix=reader.prefix)
-    d = read_decoder(reader, defaults=DEFAULTS, names=NAMES, activations=("gelu_pytorch_tanh",), theta=1e6)
+    d = decoder.read_decoder(reader, defaults=DEFAULTS, names=NAMES, activations=("gelu_pytorch_tanh",), theta=1e6)
     for key, wanted in (("attention_bias", False), ("altup_correct_scale", True)):
         reader.must_be(key, wanted)
-    sliding = sliding_layers(reader, d.n_layers, every(d.n_layers, PERIOD))
+    sliding = decoder.sliding_layers(reader, d.n_layers, decoder.every(d.n_layers, PERIOD))
     n_shared = per_layer.shared_layers(reader, sliding, 15)
     n_per_layer = reader.integer("hidden_size_per_layer_input", 256)
     n_streams, active = reader.integer("altup_num_inputs", 4), per_layer.optional_integer(reader, "altup_active_idx")
     if active >= n_streams:
         raise reader.fail("altup_active_idx", f"is {active}, but there are {n_streams} streams")
-    values, factors = metadata(ARCHITECTURE, d, kinds=("default",))
+    values, factors = decoder.metadata(ARCHITECTURE, d, kinds=("default",))
     values |= per_layer.common_metadata(ARCHITECTURE, d, sliding, n_shared, n_per_layer, cap=30.0)
     values |= {
         f"{ARCHITECTURE}.{key}": value
@@ -81,7 +69,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         }.items()
     }
     table = TensorTable(checkpoint, renamed=per_layer.PARTS, ignored=per_layer.OTHER_HALVES)
-    embedding_and_head(table, d)
+    decoder.embedding_and_head(table, d)
     per_layer.embeddings(table, d, n_per_layer)
     for ours, theirs in (("altup_proj", "altup_projections"), ("altup_unembd_proj", "altup_unembed_projections")):
         parts = [f"model.{theirs}.{i}.weight" for i in range(n_streams - 1)]
@@ -90,14 +78,14 @@ def plan(checkpoint: Checkpoint) -> Plan:
     for layer, n_ff in zip(table.layers(d.n_layers), n_ffs, strict=True):
         per_layer.block_norms(layer, d)
         _attention(layer, d, own=layer.index < d.n_layers - n_shared)
-        gated_ffn(layer, replace(d, n_ff=n_ff))
+        decoder.gated_ffn(layer, replace(d, n_ff=n_ff))
         per_layer.gate(layer, d, n_per_layer)
         _streams(layer, d, n_streams)
         layer.linear("laurel_l", "laurel.linear_left", (n_laurel, d.n_embd))
         layer.linear("laurel_r", "laurel.linear_right", (d.n_embd, n_laurel))
         layer.norm("laurel_post_norm", "laurel.post_laurel_norm", d.n_embd)
     table.norm("output_norm", "model.norm", d.n_embd)
-    return finish(ARCHITECTURE, d, values, table, factors)
+    return decoder.finish(ARCHITECTURE, d, values, table, factors)
 
 
 def _widths(reader: ConfigReader) -> list[int]:
@@ -129,7 +117,7 @@ def _attention(layer: Layer, d: Decoder, *, own: bool) -> None:
     if own or layer.has("self_attn.k_proj.weight"):
         layer.linear("attn_k", "self_attn.k_proj", (d.n_kv, d.n_embd))
         layer.linear("attn_v", "self_attn.v_proj", (d.n_kv, d.n_embd))
-        head_norms(layer, d)
+        decoder.head_norms(layer, d)
     else:  # transformers 5 does not write them
         layer.norm("attn_q_norm", "self_attn.q_norm", d.head_dim)
         for name in ("attn_k", "attn_v"):

@@ -11,20 +11,9 @@ from dataclasses import replace
 import numpy as np
 
 from gumba.errors import ConvertError
-from gumba_convert import per_layer
+from gumba_convert import decoder, per_layer
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import (
-    Decoder,
-    Names,
-    embedding_and_head,
-    every,
-    finish,
-    gated_ffn,
-    metadata,
-    read_decoder,
-    sliding_layers,
-    text_config,
-)
+from gumba_convert.decoder import Decoder, Names
 from gumba_convert.experts import Experts, expert_metadata, read_experts
 from gumba_convert.gguf_writer import f32, i32_array, u32
 from gumba_convert.plan import ConfigReader, Plan
@@ -62,11 +51,11 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader = text_config(checkpoint)
-    d = read_decoder(reader, defaults=DEFAULTS, names=NAMES, activations=("gelu_pytorch_tanh",), theta=None)
+    reader = decoder.text_config(checkpoint)
+    d = decoder.read_decoder(reader, defaults=DEFAULTS, names=NAMES, activations=("gelu_pytorch_tanh",), theta=None)
     reader.must_be("attention_bias", False)
     reader.must_be("use_bidirectional_attention", "vision")  # of pictures only
-    sliding = sliding_layers(reader, d.n_layers, every(d.n_layers, PERIOD))
+    sliding = decoder.sliding_layers(reader, d.n_layers, decoder.every(d.n_layers, PERIOD))
     n_shared = per_layer.shared_layers(reader, sliding)
     n_own = d.n_layers - n_shared
     n_per_layer = per_layer.optional_integer(reader, "hidden_size_per_layer_input")
@@ -76,7 +65,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     kinds = [d if windowed else full for windowed in sliding]
     rope, local = read_rope(reader, theta=1e6), per_layer.local_rope(reader)
     experts = _experts(reader)
-    values, _ = metadata(ARCHITECTURE, d)
+    values, _ = decoder.metadata(ARCHITECTURE, d)
     values |= per_layer.common_metadata(ARCHITECTURE, d, sliding, n_shared, n_per_layer)
     values |= {
         f"{ARCHITECTURE}.{key}": value
@@ -98,14 +87,14 @@ def plan(checkpoint: Checkpoint) -> Plan:
     if suppressed := _suppressed(checkpoint, d.n_vocab):
         values["tokenizer.ggml.suppress_tokens"] = i32_array(suppressed)
     table = TensorTable(checkpoint, renamed=per_layer.PARTS, ignored=per_layer.OTHER_HALVES)
-    embedding_and_head(table, d)
+    decoder.embedding_and_head(table, d)
     if n_per_layer:
         per_layer.embeddings(table, d, n_per_layer)
     equal = reader.flag("attention_k_eq_v", False)
     for layer, kind, windowed, n_ff in zip(table.layers(d.n_layers), kinds, sliding, n_ffs, strict=True):
         per_layer.block_norms(layer, d)
         _attention(layer, kind, own=layer.index < n_own, values=windowed or not equal)
-        gated_ffn(layer, replace(d, n_ff=n_ff))
+        decoder.gated_ffn(layer, replace(d, n_ff=n_ff))
         if layer.has("layer_scalar"):
             layer.tensor("layer_output_scale.weight", "layer_scalar", (1,))
         if n_per_layer:
@@ -113,7 +102,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         if experts is not None:
             _expert_tensors(layer, d, experts)
     table.norm("output_norm", "model.norm", d.n_embd)
-    return finish(ARCHITECTURE, d, values, table, _factors(reader, rope, full.head_dim))
+    return decoder.finish(ARCHITECTURE, d, values, table, _factors(reader, rope, full.head_dim))
 
 
 def _everywhere(d: Decoder, sliding: list[bool]) -> Decoder:
