@@ -166,6 +166,8 @@ T5 = {
 }
 #: Of a source, and of its answer: past the distance (128) from which on all is equally far.
 T5_TOKENS = 150
+JINA3 = {"pad_token_id": 1, "num_labels": 2, "type_vocab_size": 1}
+JINA3_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}}
 QWEN35 = {
     "head_dim": 16,
     "num_attention_heads": 2,
@@ -446,6 +448,9 @@ CASES = [
         head="Model",
         encoder=True,
     ),
+    Case("jina_bert_v3", "JinaEmbeddingsV3", JINA3, JINA3_ROPE, head="Model", encoder=True),
+    # llama.cpp has no heads on these.
+    Case("jina_bert_v3_labels", "JinaEmbeddingsV3", JINA3 | ONE_LAYER, head=LABELS, encoder=True, n_llama=0),
     Case("nomic_bert", "NomicBert", {"pad_token_id": 0} | PLAIN_ROPE, head="Model", encoder=True),
     Case("qwen3_embedding", "Qwen3", WIDE_HEADS | {"num_hidden_layers": 1}, head="Model", encoder=True),
     # llama.cpp has classifiers on no decoder but qwen3, which then gives probabilities.

@@ -204,6 +204,7 @@ REFUSED = [
     ("jina bert", {"feed_forward_type": "reglu"}, "feed_forward_type"),
     ("jina bert", {"position_embedding_type": "absolute"}, "position_embedding_type"),
     ("jina bert", {"emb_pooler": "cls"}, "emb_pooler"),
+    ("jina 3", {"position_embedding_type": "absolute"}, "position_embedding_type"),
     ("lfm2", {"conv_bias": True}, "conv_bias"),
     ("lfm2", {"layer_types": ["conv", "sliding_attention"]}, "layer_types"),
 ]
@@ -392,6 +393,13 @@ def test_other_projections_are_refused(
     write_projections(tmp_path / "hf", *shapes, **changes)
     with pytest.raises(ConvertError, match=message):
         convert(tmp_path / "hf", tmp_path / "out.gguf")
+
+
+def test_adapters_that_are_left_out_are_named(tmp_path: Path) -> None:
+    family = FAMILIES["jina 3, adapters"]
+    write(tmp_path / "hf", family, checkpoint_tensors(family))
+    warnings = convert(tmp_path / "hf", tmp_path / "out.gguf").warnings
+    assert any("separation, classification" in warning and "left out" in warning for warning in warnings)
 
 
 def test_old_names_of_norms(tmp_path: Path) -> None:

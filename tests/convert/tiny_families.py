@@ -501,6 +501,29 @@ GEMMA_CONFIG = {"head_dim": HEAD, "hidden_activation": "gelu_pytorch_tanh", "tie
 PARTIAL = {"partial_rotary_factor": 0.5}
 SLIDE = {"layer_types": ["sliding_attention", "full_attention"]}
 
+
+def original(name: str | list[str]) -> str:
+    """The name of a matrix beside which adapters lie."""
+    theirs = str(name)
+    matrix = theirs.endswith(".weight") and "norm" not in theirs and "_ln" not in theirs
+    prefix = "roberta." if theirs.startswith("emb") else ""
+    return prefix + (theirs.replace(".weight", ".parametrizations.weight.original") if matrix else theirs)
+
+
+JINA3_ENDS = matrices(
+    token_embd=("embeddings.word_embeddings", (V, W)), token_types=("embeddings.token_type_embeddings", (1, W))
+) | norms(bias=True, token_embd_norm="emb_ln")
+JINA3_MATRICES = matrices(
+    attn_qkv=("mixer.Wqkv", (3 * W, W)),
+    attn_output=("mixer.out_proj", (W, W)),
+    ffn_up=("mlp.fc1", (F, W)),
+    ffn_down=("mlp.fc2", (W, F)),
+)
+JINA3_BLOCK = (
+    JINA3_MATRICES
+    | biases("attn_qkv", "attn_output", "ffn_up", "ffn_down", of=JINA3_MATRICES)
+    | norms(bias=True, attn_output_norm="norm1", layer_output_norm="norm2")
+)
 JINA = {"hidden_act": "gelu", "feed_forward_type": "geglu", "position_embedding_type": "alibi"}
 JINA_ENDS = {name: entry for name, entry in BERT_ENDS.items() if "position" not in name}
 JINA_BLOCK = {name: entry for name, entry in BERT_BLOCK.items() if "attn" in name}
@@ -1136,6 +1159,40 @@ FAMILIES: dict[str, Family] = {
         keys={"context_length": 2048, "rope.freq_base": 1000.0, "attention.causal": False, "rope.dimension_count": HEAD}
         | {"attention.head_count_kv": HEADS},
         without=tuple(BASE),
+    ),
+    "jina 3": Family(
+        "jina_bert_v3",
+        "jina-bert-v3",
+        hf("JinaEmbeddingsV3Model", hidden_act="gelu", type_vocab_size=1),
+        JINA3_ENDS,
+        JINA3_BLOCK,
+        layer="encoder.layers",
+        keys={"attention.causal": False, "attention.head_count_kv": HEADS, "pooling_type": 1},
+        without=NO_BIAS_NEEDED,
+        spare={"pooler.dense.weight": (W, W)},
+    ),
+    "jina 3 labels": Family(
+        "jina_bert_v3",
+        "jina-bert-v3",
+        hf("JinaEmbeddingsV3ForSequenceClassification", hidden_act="gelu", type_vocab_size=1, num_labels=3),
+        {ours: (f"roberta.{theirs}", shape, make) for ours, (theirs, shape, make) in JINA3_ENDS.items()}
+        | classifier("classifier.dense", "classifier.out_proj", 3),
+        JINA3_BLOCK,
+        layer="roberta.encoder.layers",
+        keys={"pooling_type": 4, "classifier.output_labels": ["LABEL_0", "LABEL_1", "LABEL_2"]},
+        without=NO_BIAS_NEEDED,
+    ),
+    "jina 3, adapters": Family(
+        "bert",
+        "jina-bert-v3",
+        hf("XLMRobertaModel", hidden_act="gelu", type_vocab_size=1, position_embedding_type="rotary")
+        | {"rotary_emb_base": 500.0, "lora_adaptations": ["separation", "classification"]},
+        {ours: (original(theirs), shape, make) for ours, (theirs, shape, make) in JINA3_ENDS.items()},
+        {ours: (original(theirs), shape, make) for ours, (theirs, shape, make) in JINA3_BLOCK.items()},
+        layer="roberta.encoder.layers",
+        keys={"rope.freq_base": 500.0},
+        without=(*NO_BIAS_NEEDED, "rope_theta"),
+        spare={"roberta.encoder.layers.0.mixer.Wqkv.parametrizations.weight.0.lora_A": (2, 4, W)},
     ),
     "jina bert": Family(
         "jina_bert_v2",

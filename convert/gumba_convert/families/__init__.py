@@ -27,6 +27,7 @@ from gumba_convert.families import (
     granite,
     internlm2,
     jina_bert_v2,
+    jina_bert_v3,
     lfm2,
     llama,
     mixtral,
@@ -91,6 +92,7 @@ MODULES: tuple[ModuleType, ...] = (
     modern_bert,
     nomic_bert,
     jina_bert_v2,
+    jina_bert_v3,
     t5,
 )
 

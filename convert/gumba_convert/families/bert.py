@@ -11,6 +11,7 @@ from dataclasses import replace
 from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.decoder import Decoder, Names
+from gumba_convert.families import jina_bert_v3
 from gumba_convert.gguf_writer import Value, boolean, u32
 from gumba_convert.plan import ConfigReader, Plan
 from gumba_convert.pooling import classifier_metadata, labels
@@ -36,6 +37,8 @@ def plan(checkpoint: Checkpoint) -> Plan:
         ConvertError: an unsupported configuration or set of tensors.
     """
     reader = decoder.text_config(checkpoint)
+    if reader.config.get("position_embedding_type") == "rotary":  # Jina Embeddings 3 says that it is XLM-RoBERTa
+        return jina_bert_v3.plan(checkpoint)
     name = (checkpoint.config.get("architectures") or [reader.config.get("model_type", "")])[0]
     roberta = name.startswith(ROBERTA) or "roberta" in name or "camembert" in name
     d = decoder.read_decoder(reader, defaults=DEFAULTS, names=NAMES, activations=("gelu",), theta=None)

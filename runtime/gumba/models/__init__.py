@@ -38,6 +38,7 @@ from gumba.models import (
     granitemoe,
     internlm2,
     jina_bert_v2,
+    jina_bert_v3,
     lfm2,
     llama,
     modern_bert,
@@ -82,7 +83,7 @@ ARCHITECTURES: dict[str, ModuleType] = {
         chatglm, glm4, gemma, gemma2, gemma3, gemma3n, gemma4, phi2, phi3, gpt2,
         gptneox, starcoder2, stablelm, falcon, internlm2, olmo2, baichuan, granite, granitemoe, smollm3, exaone4,
         command_r, cohere2, deepseek2, gpt_oss, lfm2, qwen35, qwen35moe, seed_oss,
-        bert, nomic_bert, jina_bert_v2, modern_bert, gemma_embedding,
+        bert, nomic_bert, jina_bert_v2, jina_bert_v3, modern_bert, gemma_embedding,
         t5, t5encoder,
     )
 }  # fmt: skip

@@ -6,6 +6,7 @@ first token, or from the mean of all. Without one there are no logits: what is a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from gumba.models import decoder
 from gumba.models.decoder import WITHOUT, Config
 from gumba.models.keys import Keys
 from gumba.models.tensors import Group, Tensors
-from gumba.program.builder import Buffer, Program
+from gumba.program.builder import Buffer, KVLayout, Program
 
 #: What no encoder has, but that a token sees all others.
 ENCODERS_WITHOUT: dict[str, tuple[object, ...]] = {
@@ -91,6 +92,21 @@ def normed_halves(p: Program, c: EncoderConfig, layer: Group, x: Buffer, kind: s
     x = p.layer_norm(x, layer.attn_output_norm, layer.attn_output_norm_bias, c.norm_eps)
     x = (decoder.gated if gate else decoder.plain)(p, layer, x, kind, residual=x)
     return p.layer_norm(x, layer.layer_output_norm, layer.layer_output_norm_bias, c.norm_eps)
+
+
+def rotary_forward(
+    p: Program, c: EncoderConfig, w: Group, kv: Sequence[KVLayout], n_ctx: int, kind: str, *, gate: bool
+) -> tuple[Buffer, Buffer]:
+    """The program of an encoder with rotary positions and a norm after each half of a layer; results as of ``outputs``.
+
+    ``kind``, ``gate``: the activation of the feed-forward part, and whether it has a gate.
+    """
+    table = decoder.rotation(p, c.rope, n_ctx)
+    x = p.layer_norm(embedded(p, c, w), w.token_embd_norm, w.token_embd_norm_bias, c.norm_eps)
+    for i, layer in enumerate(w.layers):
+        x = decoder.attention(p, c, layer, x, kv, i, table, residual=x, causal=False)
+        x = normed_halves(p, c, layer, x, kind, gate=gate)
+    return outputs(p, c, w, p.select_outputs(x))
 
 
 def outputs(

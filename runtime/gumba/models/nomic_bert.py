@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gumba.gguf import GGUFFile
-from gumba.models import decoder, encoder
+from gumba.models import encoder
 from gumba.models.encoder import EncoderConfig
 from gumba.models.loader import Loader
 from gumba.models.tensors import Group, Tensors
@@ -33,9 +33,4 @@ def load_weights(loader: Loader, c: EncoderConfig) -> Group:
 
 def forward(p: Program, c: EncoderConfig, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the head's, float32 [n_outputs, n_labels]."""
-    table = decoder.rotation(p, c.rope, n_ctx)
-    x = p.layer_norm(encoder.embedded(p, c, w), w.token_embd_norm, w.token_embd_norm_bias, c.norm_eps)
-    for i, layer in enumerate(w.layers):
-        x = decoder.attention(p, c, layer, x, kv, i, table, residual=x, causal=False)
-        x = encoder.normed_halves(p, c, layer, x, "silu", gate=True)
-    return encoder.outputs(p, c, w, p.select_outputs(x))
+    return encoder.rotary_forward(p, c, w, kv, n_ctx, "silu", gate=True)

@@ -1,0 +1,36 @@
+"""jina-bert-v3: Jina Embeddings 3 (Sturua et al. 2024): bert with rotary positions. Its adapters for tasks are not run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gumba.gguf import GGUFFile
+from gumba.models import encoder
+from gumba.models.encoder import EncoderConfig
+from gumba.models.loader import Loader
+from gumba.models.tensors import Group, Tensors
+from gumba.program.builder import Buffer, KVLayout, Program
+
+NAME = "jina-bert-v3"
+FAMILIES = "Jina Embeddings 3, and classifiers"
+VERIFIED = ("transformers", "llama.cpp")
+
+
+def read_config(gguf: GGUFFile) -> EncoderConfig:
+    """Every key is required, has a default, or must have the one value that is computed here."""
+    return encoder.read_plain(gguf, NAME, neox=True)
+
+
+def load_weights(loader: Loader, c: EncoderConfig) -> Group:
+    """Read and weave everything."""
+    t = Tensors(loader.gguf, c.n_layers)
+    encoder.add_embedding(t, c)
+    for i in range(c.n_layers):
+        encoder.add_encoder_layer(t, c, i, gate=False)
+    encoder.add_head(t, c)
+    return t.load(loader, numbers=("token_types",))
+
+
+def forward(p: Program, c: EncoderConfig, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the head's, float32 [n_outputs, n_labels]."""
+    return encoder.rotary_forward(p, c, w, kv, n_ctx, "gelu", gate=False)
