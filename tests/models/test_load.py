@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import GOLDENS, load, logits_of, prompt, write_model
+from tiny_models import DATA, GOLDENS, load, logits_of, prompt, write_model
 
 import gumba.models
 from gumba import GGUFFile
@@ -322,3 +322,21 @@ def test_where_threads_cannot_be_tied(
     monkeypatch.setattr(gumba.models, "can_tie", lambda: False)
     load(path, n_threads=2).close()
     assert "GUMBA_AFFINITY" in caplog.text
+
+
+ARCHITECTURE_FILES = sorted(DATA.glob("arch_*.gguf"))
+
+
+@pytest.mark.parametrize(
+    "path", ARCHITECTURE_FILES, ids=[path.stem.removeprefix("arch_") for path in ARCHITECTURE_FILES]
+)
+def test_the_kernels_of_a_file_are_known_before_it_is_read(path: Path) -> None:
+    """What ``gumba compile MODEL`` compiles is what the model runs."""
+    with GGUFFile(path) as file:
+        known = {kernel.name for kernel in gumba.models.kernels_of(file, "f32")}
+        model = gumba.models.load_model(file, n_threads=1, kv_type="f32")
+    try:
+        operations = [*model.operations, *getattr(getattr(model, "encoder", None), "operations", [])]
+        assert {operation.kernel.name for operation in operations} == known
+    finally:
+        model.close()

@@ -22,8 +22,12 @@ gumba compile model.gguf --output gumba-kernels
 
 def add_parser(commands: Commands) -> None:
     """Add ``compile`` to the command line."""
-    parser = command(commands, "compile", compile_, "compile everything for this processor ahead of time", _EXAMPLES)
-    parser.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP + " (default: what any model needs)")
+    parser = command(
+        commands, "compile", compile_, "compile what a model needs for this processor ahead of time", _EXAMPLES
+    )
+    parser.add_argument(
+        "model", metavar="MODEL", nargs="?", help=MODEL_HELP + " (default: what any model of the Llama kind needs)"
+    )
     parser.add_argument(
         "-o",
         "--output",

@@ -13,6 +13,7 @@ from typing import Any
 
 from gumba.errors import ModelError, RequestError, ResourceError, UnsupportedError
 from gumba.gguf import GGUFFile
+from gumba.kernels.op import Kernel
 from gumba.kernels.pages import PAGE_TOKENS
 from gumba.kv_cache import KVCache, KVShape
 from gumba.models import (
@@ -67,7 +68,7 @@ from gumba.models.encoder_decoder import EncoderDecoder
 from gumba.models.loader import Loader
 from gumba.models.model import Chunk, Model, token_ids
 from gumba.processors import available_memory, can_tie, default_threads, parse_list
-from gumba.program.builder import Program
+from gumba.program.builder import Buffer, Program
 from gumba.program.executor import Team
 from gumba.simd import isa
 from gumba.simd.isa import Isa
@@ -172,21 +173,56 @@ def load_model(
         weights = _weights(gguf, module, config, chosen, n_threads, progress)
         kv = KVCache(pools.shapes, n_pages, kv_type, pools.near(n_pages))
         states = _states(config, n_states)
-        program = Program(chosen, n_threads, max_batch_tokens, n_ctx, states=states.layouts if states else [])
-        outputs = module.forward(program, config, weights, kv.layouts, n_ctx)
+        sizes = n_threads, max_batch_tokens, n_ctx
+        (program, outputs), *source = _programs(module, config, weights, chosen, sizes, kv, states)
         threads = Team(n_threads, processors) if team is None else team
         owns_team = team is None
-        if config.start_token is None:
+        if not source:
             return Model(config, program, outputs, kv, threads, n_ctx, weights, owns_team=owns_team, states=states)
-        source = Program(chosen, n_threads, max_batch_tokens, n_ctx)
-        hidden = module.encode(source, config, weights, kv.layouts)
-        encoder = Model(config, source, (hidden, hidden), kv, threads, n_ctx, weights, owns_team=False)
+        encoder = Model(config, *source[0], kv, threads, n_ctx, weights, owns_team=False)
         return EncoderDecoder(encoder, config, program, outputs, kv, threads, n_ctx, weights, owns_team=owns_team)
     except MemoryError:
         raise ResourceError(
             f"{gguf.path}: not enough memory: the weights alone need {gguf.file_size >> 20} MB, "
             f"and a context of {n_ctx} tokens its tables and cache"
         ) from None
+
+
+def _programs(
+    module: ModuleType,
+    config: Any,
+    weights: Any,
+    chosen: Isa,
+    sizes: tuple[int, int, int],
+    kv: KVCache,
+    states: States | None,
+) -> list[tuple[Program, tuple[Buffer, Buffer]]]:
+    """The model's program, and that of its encoder if that is another, with what they compute.
+
+    ``sizes``: threads, tokens of a step, tokens of a sequence.
+    """
+    program = Program(chosen, *sizes, states=states.layouts if states else [])
+    made = [(program, module.forward(program, config, weights, kv.layouts, sizes[2]))]
+    if config.start_token is not None:
+        source = Program(chosen, *sizes)
+        hidden = module.encode(source, config, weights, kv.layouts)
+        made.append((source, (hidden, hidden)))
+    return made
+
+
+def kernels_of(gguf: GGUFFile, kv_type: str) -> list[Kernel]:
+    """The kernels that a file's model runs with a KV cache of ``kv_type``; its matrices are not read.
+
+    Raises what ``load_model`` does for a file that cannot run.
+    """
+    module, chosen = architecture(gguf), isa.current()
+    config = module.read_config(gguf)
+    with Loader(gguf, chosen, 1) as loader:
+        weights = module.load_weights(loader, config)
+    kv = KVCache(kv_shapes(config), 1, kv_type)
+    sizes = 1, 1, min(config.n_ctx_train, PAGE_TOKENS)
+    made = _programs(module, config, weights, chosen, sizes, kv, _states(config, 2))
+    return list({op.kernel.name: op.kernel for program, _ in made for op in program.operations}.values())
 
 
 def kv_shapes(config: Any) -> list[KVShape]:
