@@ -429,6 +429,16 @@ def test_nobody_starves_and_nothing_is_lost(seed, window, n_states):
     assert steps.kv.near is None or steps.kv.near.n_free == steps.kv.near.n_pages
 
 
+def test_what_fills_a_gap_is_in_the_tree_once():
+    """Requests that end within a page and go on, asked again when some of their pages have been given up: nothing is lost."""
+    steps = Steps(n_pages=300, budget=16, window=10)
+    questions = [prompt(5, i) for i in range(40)]
+    for _ in range(3):
+        for question in questions:
+            steps.add(Job(question, 12))
+            steps.run(5000)
+
+
 def test_pages_behind_the_window_are_given_back():
     """A long sequence has few pages for layers with a window, and what is kept of them is given up for others."""
     steps = Steps(n_pages=200, budget=16, window=20)

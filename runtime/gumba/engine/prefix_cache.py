@@ -213,6 +213,9 @@ class PrefixCache:
             return Node(tokens, page, node, near)
         made = self._add(node, tokens, page)
         if self._near is not None and near >= 0 and made.near < 0 and len(made.tokens) == len(tokens):
+            # A page has one place in the tree. A part that has this one is the beginning of what was found.
+            for part in [part for part in node.parts if part.near == near]:
+                self._drop(part)
             self._near.share([near])
             made.near = near
         if made.near >= 0 and made not in self._settled:
