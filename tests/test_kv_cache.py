@@ -172,26 +172,47 @@ def test_what_is_read_can_be_written_into_another_cache(kv_type: str) -> None:
     """Caches of other sizes, whose pages lie otherwise, understand each other."""
     one, two = filled(kv_type, 6, 1), filled(kv_type, 40, 2)
     for source, target in ((0, 39), (5, 0), (3, 20)):
-        data = one.read(source)
-        assert len(data) == one.page_bytes and one.read(source) == data
+        data = one.read(source, windowed=False)
+        assert len(data) == one.page_bytes and one.read(source, windowed=False) == data
         expected = two._memory.copy()
         for (start, size), (to, _) in zip(runs_of(one, source), runs_of(two, target), strict=True):
             expected[to : to + size] = one._memory[start : start + size]
-        two.write(target, data)
+        two.write(target, data, windowed=False)
         assert np.array_equal(two._memory, expected)
-        assert two.read(target) == data and two.read(target - 1 if target else 1) != data
+        assert (
+            two.read(target, windowed=False) == data and two.read(target - 1 if target else 1, windowed=False) != data
+        )
+
+
+def test_layers_with_a_window_read_alike_in_one_pool_and_in_two() -> None:
+    shapes = [KVShape(3, 24, 24, window=9), KVShape(3, 24, 24), KVShape(3, 24, 24, window=5), KVShape(1, 8, 40)]
+    one, two = filled("f16", 6, 1, shapes), KVCache(shapes, 40, near_pages=3)
+    assert two.near is not None
+    two.allocate(40)
+    two.near.allocate(3)
+    parts = {windowed: one.read(2, windowed) for windowed in (False, True)}
+    assert {windowed: len(part) for windowed, part in parts.items()} == one.part_bytes == two.part_bytes
+    assert two.page_bytes == one.part_bytes[False] and two.near.page_bytes == one.part_bytes[True]
+    two.write(7, parts[False], windowed=False)
+    two.near.write(1, parts[True], windowed=True)
+    assert (two.read(7, windowed=False), two.near.read(1, windowed=True)) == (parts[False], parts[True])
+    one.write(5, two.read(7, windowed=False), windowed=False)
+    assert one.read(5, windowed=False) == parts[False] and one.read(5, windowed=True) != parts[True]
+    one.write(5, two.near.read(1, windowed=True), windowed=True)
+    for (start, size), (to, _) in zip(runs_of(one, 2), runs_of(one, 5), strict=True):
+        assert np.array_equal(one._memory[start : start + size], one._memory[to : to + size])
 
 
 def test_what_cannot_be_copied_read_or_written() -> None:
     kv = cache()
     assert kv.allocate(2) == [0, 1]
-    data = kv.read(0)
+    data = kv.read(0, windowed=False)
     for wrong in (2, -1, 6):
         for call in (
             lambda page: kv.copy(0, page),
             lambda page: kv.copy(page, 0),
-            kv.read,
-            lambda page: kv.write(page, data),
+            lambda page: kv.read(page, windowed=False),
+            lambda page: kv.write(page, data, windowed=False),
         ):
             with pytest.raises(EngineError, match=f"KV page {wrong} "):
                 call(wrong)
@@ -199,10 +220,15 @@ def test_what_cannot_be_copied_read_or_written() -> None:
         kv.copy(0, 0)
     for size in (0, kv.page_bytes - 1, kv.page_bytes + 1):
         with pytest.raises(RequestError, match=rf"a KV page of {size} bytes: expected {kv.page_bytes}"):
-            kv.write(0, bytes(size))
+            kv.write(0, bytes(size), windowed=False)
     assert not kv._memory.any()
     kv.close()
-    for closed in (lambda: kv.copy(0, 1), lambda: kv.read(0), lambda: kv.write(0, data), lambda: kv.allocate(1)):
+    for closed in (
+        lambda: kv.copy(0, 1),
+        lambda: kv.read(0, windowed=False),
+        lambda: kv.write(0, data, windowed=False),
+        lambda: kv.allocate(1),
+    ):
         with pytest.raises(EngineError, match="closed"):
             closed()
     kv.release([0, 1])

@@ -61,6 +61,13 @@ class KVCache:
         self, shapes: Sequence[KVShape], n_pages: int, kv_type: str = "f16", near_pages: int = 0, window: int = 0
     ) -> None:
         _format(kv_type)
+        #: Of each layer: whether it has a window, in whichever pool it is; and what its page has, of those with one and without.
+        self._windowed = [shape.window > 0 for shape in shapes]
+        self.part_bytes = {
+            windowed: self.bytes_per_page([shape for shape in shapes if (shape.window > 0) == windowed], kv_type)
+            for windowed in (False, True)
+        }
+        self.longest_window = max((shape.window for shape in shapes), default=0)
         self.window = max((shape.window for shape in shapes), default=0) if near_pages else window
         self.near: KVCache | None = None
         if near_pages:
@@ -176,36 +183,49 @@ class KVCache:
             for area in self._areas():
                 area[target] = area[source]
 
-    def read(self, page: int) -> bytes:
-        """All that a taken page holds, ``page_bytes`` of it. The order depends on ``kv_type`` and the program alone."""
+    def read(self, page: int, windowed: bool) -> bytes:
+        """What a taken page of this pool holds of the layers with a window, or of those without.
+
+        The order depends on ``kv_type`` and the program alone, not on the pools.
+        """
         with self._lock:
             self._check([page])
-            return b"".join(area[page].tobytes() for area in self._areas())
+            return b"".join(area[page].tobytes() for area in self._areas(windowed))
 
-    def write(self, page: int, data: bytes) -> None:
+    def write(self, page: int, data: bytes, windowed: bool) -> None:
         """Fill a taken page with what ``read`` gave. Raises RequestError when that has another length."""
-        if len(data) != self.page_bytes:
-            raise RequestError(f"a KV page of {len(data)} bytes: expected {self.page_bytes}")
+        areas = self._areas(windowed)
+        if len(data) != (total := sum(area.size for area in areas)):
+            raise RequestError(f"a KV page of {len(data)} bytes: expected {total}")
         with self._lock:
             self._check([page])
             start = 0
-            for area in self._areas():
+            for area in areas:
                 part = area[page]
                 part[...] = np.frombuffer(data, np.uint8, part.size, start).reshape(part.shape)
                 start += part.size
 
-    def _areas(self) -> list[_Area]:
-        """All keys, then all values, as bytes, each indexed by page; layers of one shape that follow each other are one area."""
+    def _areas(self, windowed: bool | None = None) -> list[_Area]:
+        """All keys, then all values, as bytes, each indexed by page; layers of one shape that follow each other are one area.
+
+        ``windowed``: only those of layers with a window, or without.
+        """
         if self._memory is None:
             raise EngineError("the model is closed")
         keys: list[_Area] = []
         values: list[_Area] = []
         at = 0
-        layouts = [layout for layout in self.layouts if not layout.window]
+        layouts = [
+            layout
+            for layout, has in zip(self.layouts, self._windowed, strict=True)
+            if not layout.window and windowed in (None, has)
+        ]
         while at < len(layouts):
             first = layouts[at]
-            alike = 1
+            alike, layer = 1, first.n_kv_heads * (first.k_head + first.v_head)
             while at + alike < len(layouts) and _shape(layouts[at + alike]) == _shape(first):
+                if layouts[at + alike].pages != first.pages + alike * layer:  # another one lies between
+                    break
                 alike += 1
             start = first.pages - int(self._memory.ctypes.data)
             if first.n_kv_heads and first.k_page:
@@ -256,6 +276,7 @@ class _Area:
         self._memory, self._at, self._offset, self._page = memory, at, offset, page
         layer = at.n_kv_heads * (at.k_head + at.v_head)
         self._shape, self._strides = (n_layers, at.n_kv_heads, page), (layer, head, 1)
+        self.size = n_layers * at.n_kv_heads * page
 
     def __getitem__(self, page: int) -> np.ndarray:
         extent, place = divmod(page, self._at.extent_pages)

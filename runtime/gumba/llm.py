@@ -268,12 +268,12 @@ class LLM(Chats, Judges):
         """
         ids = self._requests.checked(tokens, "tokens")
         held = self._engine.hold(ids)
-        n_kept = held.n_cached
+        found = session.Session(ids, held.n_cached, len(held.pages), held.near_from, notes)
         try:
-            session.write(Path(path), self._maker(), ids, n_kept, lambda i: self._engine.read_page(held, i), notes)
+            session.write(Path(path), self._maker(), found, lambda i: self._engine.read_page(held, i))
         finally:
             self._engine.release(held)
-        return n_kept
+        return found.n_kept
 
     def load_session(self, path: str | PathLike[str]) -> tuple[list[int], Any]:
         """Take in what ``save_session`` wrote: its tokens and notes. A request that begins with them starts at once.
@@ -284,7 +284,9 @@ class LLM(Chats, Judges):
         held = Lent()
 
         def take(found: session.Session, page: Callable[[], bytes]) -> None:
-            held.n_cached = found.n_kept
+            held.n_cached, held.near_from = found.n_kept, found.near_from
+            if found.near_from and self.model.kv.near is None:
+                return  # beginnings would be found here at places where layers with a window have nothing
             for _ in range(found.n_pages):
                 self._engine.write_page(held, page())
             self._engine.keep(found.tokens[: found.n_kept], held)
@@ -307,9 +309,9 @@ class LLM(Chats, Judges):
             "model": self._fingerprint,
             "kv_type": kv.kv_type,
             "page_tokens": kv.page_tokens,
-            "page_bytes": kv.page_bytes,
-            "near_bytes": 0 if kv.near is None else kv.near.page_bytes,
-            "window": kv.window,
+            "page_bytes": kv.part_bytes[False],
+            "near_bytes": kv.part_bytes[True],
+            "window": kv.longest_window,
             "state_bytes": 0 if self.model.states is None else self.model.states.slot_bytes,
         }
 

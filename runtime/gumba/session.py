@@ -1,12 +1,12 @@
 """Session files: a conversation's tokens and their KV pages, so that it goes on later without being computed again.
 
-    8 bytes    b"gumbaKV2"
+    8 bytes    b"gumbaKV3"
     8 bytes    length of the header, little-endian
     header     JSON: what the pages belong to (model, kv_type, page sizes), number of tokens and of those that the pages hold,
                the application's notes
     tokens     int32
-    pages      ``page_bytes`` each, in order; ``near_bytes`` more where the next token's window reaches; the last one
-               ``state_bytes`` more
+    pages      ``page_bytes`` each, in order; from page ``near_from`` on ``near_bytes`` more, of layers with a window; the last
+               one ``state_bytes`` more
     32 bytes   SHA-256 of everything before
 
 A file is written whole or not at all, and believed only when its checksum is right and it was made for the same model. Pages
@@ -30,7 +30,7 @@ import numpy as np
 
 from gumba.errors import RequestError, ResourceError
 
-MAGIC = b"gumbaKV2"
+MAGIC = b"gumbaKV3"
 #: Longest header that is read.
 MAX_HEADER = 16 << 20
 _SHOWN = {
@@ -46,20 +46,24 @@ _SHOWN = {
 
 @dataclass(frozen=True)
 class Session:
-    """What a file says: ``tokens``, the first ``n_kept`` of which ``n_pages`` pages hold; ``notes``, the application's own."""
+    """What a file says: ``tokens``, the first ``n_kept`` of which ``n_pages`` pages hold; ``notes``, the application's own.
+
+    ``near_from``: the first page with keys and values of layers with a window.
+    """
 
     tokens: list[int]
     n_kept: int
     n_pages: int
+    near_from: int
     notes: Any
 
 
-def write(
-    path: Path, maker: Mapping[str, Any], tokens: list[int], n_kept: int, page: Callable[[int], bytes], notes: Any
-) -> None:
+def write(path: Path, maker: Mapping[str, Any], session: Session, page: Callable[[int], bytes]) -> None:
     """Write a session; ``page(i)`` gives the bytes of page i. Raises RequestError or ResourceError when it cannot be."""
+    tokens = session.tokens
+    numbers = {"n_tokens": len(tokens), "n_kept": session.n_kept, "near_from": session.near_from}
     try:
-        header = json.dumps({**maker, "n_tokens": len(tokens), "n_kept": n_kept, "notes": notes}).encode()
+        header = json.dumps({**maker, **numbers, "notes": session.notes}).encode()
     except (TypeError, ValueError) as error:
         raise RequestError(f"notes of a session: expected what JSON can hold ({error})") from None
     if len(header) > MAX_HEADER:
@@ -77,7 +81,7 @@ def write(
 
             put(MAGIC + struct.pack("<Q", len(header)) + header)
             put(np.array(tokens, "<i4").tobytes())
-            for index in range(-(-n_kept // maker["page_tokens"])):
+            for index in range(session.n_pages):
                 put(page(index))
             file.write(digest.digest())
             file.flush()
@@ -123,7 +127,7 @@ def _read(
     data = file.read(length)
     try:
         header = json.loads(data)
-        n_tokens, n_kept, notes = header["n_tokens"], header["n_kept"], header["notes"]
+        n_tokens, n_kept, near_from, notes = (header[name] for name in ("n_tokens", "n_kept", "near_from", "notes"))
         sizes = {name: header[name] for name in maker}
     except (ValueError, KeyError, TypeError, RecursionError):
         raise damaged from None
@@ -132,11 +136,12 @@ def _read(
             raise RequestError(f"{path} was made with {_SHOWN[name]}: it can only be loaded where {name} is the same")
     page_bytes, page_tokens = maker["page_bytes"], maker["page_tokens"]
     size = os.fstat(file.fileno()).st_size
-    if type(n_tokens) is not int or type(n_kept) is not int or n_tokens < 1 or not 0 <= n_kept <= n_tokens:
+    if not type(n_tokens) is type(n_kept) is type(near_from) is int or n_tokens < 1 or not 0 <= n_kept <= n_tokens:
+        raise damaged
+    if not 0 <= near_from <= max(0, n_kept - maker["window"] + 1) // page_tokens:
         raise damaged
     n_pages = -(-n_kept // page_tokens)
-    first_near = max(0, n_kept - maker["window"] + 1) // page_tokens
-    page_sizes = [page_bytes + (maker["near_bytes"] if i >= first_near else 0) for i in range(n_pages)]
+    page_sizes = [page_bytes + (maker["near_bytes"] if i >= near_from else 0) for i in range(n_pages)]
     page_sizes[-1:] = [size + maker["state_bytes"] for size in page_sizes[-1:]]
     if size != 16 + length + 4 * n_tokens + sum(page_sizes) + 32:
         raise damaged
@@ -149,7 +154,7 @@ def _read(
     if digest.digest() != file.read() or len(tokens) != n_tokens or tokens.min() < 0 or tokens.max() >= n_vocab:
         raise damaged
     file.seek(pages_start)
-    session = Session(tokens.tolist(), n_kept, n_pages, notes)
+    session = Session(tokens.tolist(), n_kept, n_pages, near_from, notes)
     left = iter(page_sizes)
 
     def page() -> bytes:

@@ -53,6 +53,7 @@ def test_the_same_bits_with_fewer_pages(
         with load(path) as llm:
             assert llm.model.kv.near is None
             expected = [llm.generate([one], PARAMS)[0].token_ids for one in PROMPTS]
+            assert llm.save_session(tmp_path / "all.session", PROMPTS[3]) >= len(PROMPTS[3]) - 1
     reach = max(windows(path))
     with load(path) as llm:
         near = llm.model.kv.near
@@ -75,7 +76,18 @@ def test_the_same_bits_with_fewer_pages(
         llm.load_session(tmp_path / "a.session")
         again = llm.generate([[*said, 7, 8]], PARAMS)[0]
         assert (again.token_ids, again.timings.cached_tokens) == (after, len(said) - 1)
+        # A session of a cache with other pools is of use as far as it has what is needed.
+        llm.clear_cache()
+        assert llm.load_session(tmp_path / "all.session")[0] == PROMPTS[3]
+        again = llm.generate([PROMPTS[3]], PARAMS)[0]
+        assert (again.token_ids, again.timings.cached_tokens) == (expected[3], len(PROMPTS[3]) - 1)
         assert llm.kv_usage().in_use == llm.kv_usage().window_in_use == 0
+    with monkeypatch.context() as all_pages:
+        all_pages.setattr(gumba.models, "NEAR_ROOM", 1000)
+        with load(path) as llm:
+            assert llm.load_session(tmp_path / "a.session")[0] == said
+            again = llm.generate([[*said, 7, 8]], PARAMS)[0]
+            assert (again.token_ids, again.timings.cached_tokens) == (after, 0)
 
 
 def longer(path: Path) -> Any:

@@ -53,12 +53,16 @@ class Runner(Protocol):
 
 @dataclass
 class Lent:
-    """Pages of somebody who is no sequence: ``pages`` hold ``n_cached`` tokens; ``near``, ``state``: as of ``Match``."""
+    """Pages of somebody who is no sequence: ``pages`` hold ``n_cached`` tokens; ``near``, ``state``: as of ``Match``.
+
+    ``near_from``: from which page on there is something for layers with a window.
+    """
 
     pages: list[int] = field(default_factory=list)
     near: list[int] = field(default_factory=list)
     n_cached: int = 0
     state: int = -1
+    near_from: int = 0
 
     @property
     def near_pages(self) -> list[int]:
@@ -244,15 +248,18 @@ class Core:
         kv.share(held.pages)
         if kv.near is not None:
             first = kv.first_read(held.n_cached)
-            held.near[:first] = [-1] * min(first, len(held.near))
+            held.near_from = min(first, len(held.near))
+            held.near[:first] = [-1] * held.near_from
             kv.near.share(held.near_pages)
         return held
 
     def read_page(self, held: Lent, index: int) -> bytes:
         """All that a page holds; that of layers with a window behind it, where they need it; after the last the state."""
         kv, states = self.model.kv, self.model.states
-        near = held.near[index] if held.near else -1
-        data: bytes = kv.read(held.pages[index]) + (kv.near.read(near) if kv.near is not None and near >= 0 else b"")
+        data = kv.read(held.pages[index], windowed=False)
+        if index >= held.near_from:
+            pool, page = (kv, held.pages[index]) if kv.near is None else (kv.near, held.near[index])
+            data += pool.read(page, windowed=True)
         return data if states is None or index < len(held.pages) - 1 else data + states.read(held.state)
 
     def take_page(self) -> int:
@@ -263,16 +270,18 @@ class Core:
     def write_page(self, held: Lent, data: bytes) -> None:
         """The next page, with what ``read_page`` gave. Raises ResourceError when requests hold them all."""
         kv, states = self.model.kv, self.model.states
+        index = len(held.pages)
         held.pages.append(self.take_page())
-        kv.write(held.pages[-1], data[: kv.page_bytes])
-        rest = data[kv.page_bytes :]
-        if kv.near is not None:
-            held.near.append(-1)
-            if rest:
+        kv.write(held.pages[-1], data[: kv.part_bytes[False]], windowed=False)
+        rest = data[kv.part_bytes[False] :]
+        if index >= held.near_from:
+            windowed, rest = rest[: kv.part_bytes[True]], rest[kv.part_bytes[True] :]
+            if kv.near is None:
+                kv.write(held.pages[-1], windowed, windowed=True)
+            elif index >= kv.first_read(held.n_cached):
                 self.scheduler.cache.reclaim_near(1)
-                (held.near[-1],) = kv.near.allocate(1)
-                kv.near.write(held.near[-1], rest[: kv.near.page_bytes])
-                rest = rest[kv.near.page_bytes :]
+                held.near += [-1] * (index - len(held.near)) + kv.near.allocate(1)
+                kv.near.write(held.near[-1], windowed, windowed=True)
         if states is not None and rest and self.scheduler.checkpoints.take(held):
             states.write(held.state, rest, held.n_cached)
 
@@ -281,7 +290,7 @@ class Core:
         cache, size = self.scheduler.cache, self.model.kv.page_tokens
         node = cache.root
         for i, page in enumerate(held.pages):
-            near = held.near[i] if held.near else -1
+            near = held.near[i] if i < len(held.near) else -1
             node = cache.add(node, tuple(tokens[i * size : (i + 1) * size]), page, near)
         if cache.ends_at(node, len(tokens) - (len(held.pages) - 1) * size):
             self.scheduler.checkpoints.give(node, held)
