@@ -114,13 +114,14 @@ def test_the_checkpoint_not_used_for_longest_goes_first():
     assert made.n_kept == 0
 
 
-def test_only_so_many_are_kept():
-    made, job = Checkpoints(FakeStates(100), SIZE), Job([1])
+@pytest.mark.parametrize("n_states, most", [(100, checkpoints.MOST_KEPT), (400, 100)])
+def test_only_so_many_are_kept(n_states, most):
+    made, job = Checkpoints(FakeStates(n_states), SIZE), Job([1])
     assert made.take(job)
-    nodes = [Node() for _ in range(checkpoints.MOST_KEPT + 5)]
+    nodes = [Node() for _ in range(most + 5)]
     for node in nodes:
         made.keep(node, job)
-    assert [node.state >= 0 for node in nodes] == [False] * 5 + [True] * checkpoints.MOST_KEPT
+    assert [node.state >= 0 for node in nodes] == [False] * 5 + [True] * most
 
 
 def test_who_gave_way_goes_on_from_its_own_state():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tiny_models import DATA, load, logits_of, stored
 
+import gumba.models
 from gumba.errors import EngineError, RequestError, ResourceError
 from gumba.models import Chunk, Model
 from gumba.states import States
@@ -126,3 +127,17 @@ def test_close_lets_go(model: Model) -> None:
     model.close()
     with pytest.raises(EngineError, match="closed"):
         model.take_state()
+
+
+@pytest.mark.parametrize("there_is, expected", [(None, 4096), (1 << 40, 4096), (400_000_000, 1284), (1, 2)])
+def test_as_many_slots_as_there_is_memory_for(
+    there_is: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gumba.models, "available_memory", lambda: there_is)
+    model = load(PATH, n_threads=1, kv_tokens=64)
+    assert model.states is not None
+    assert model.states.slot_bytes == 2 * 4 * (3 * 256 + 4 * 32 * 32) and model.states.n_slots == expected
+    model.close()
+    for wrong in (0, 1 << 21, 2.0):
+        with pytest.raises(RequestError, match="n_states"):
+            load(PATH, n_threads=1, n_states=wrong)

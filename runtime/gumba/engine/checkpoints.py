@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gumba.engine.prefix_cache import Node
     from gumba.engine.sequence import Sequence
 
-#: Checkpoints at most, of all requests; and of one prompt, beside the last, about.
+#: Checkpoints at most, of all requests (or a quarter of the slots, if that is more); and of one prompt, beside the last, about.
 MOST_KEPT, EACH = 32, 8
 #: Pages between those, at least.
 LEAST_PAGES = 8
@@ -29,6 +29,9 @@ LEAST_PAGES = 8
 
 class StatePool(Protocol):
     """What is needed of ``gumba.states.States``."""
+
+    @property
+    def n_slots(self) -> int: ...
 
     @property
     def n_free(self) -> int: ...
@@ -59,6 +62,7 @@ class Checkpoints:
 
     def __init__(self, states: StatePool | None, page_tokens: int) -> None:
         self._states, self._size = states, page_tokens
+        self._most = MOST_KEPT if states is None else max(MOST_KEPT, states.n_slots // 4)
         self._kept: OrderedDict[Node, None] = OrderedDict()  # the least recently used first
 
     @property
@@ -147,7 +151,7 @@ class Checkpoints:
         if self._states is None or not self._right(holder):
             return
         if node.state < 0:
-            while len(self._kept) >= MOST_KEPT or (self._kept and not self._states.n_free):
+            while len(self._kept) >= self._most or (self._kept and not self._states.n_free):
                 self.drop(next(iter(self._kept)))
             if not self._states.n_free:
                 return
@@ -160,7 +164,7 @@ class Checkpoints:
         if self._states is None or not self._right(holder):
             return
         if node.state < 0:
-            while len(self._kept) >= MOST_KEPT:
+            while len(self._kept) >= self._most:
                 self.drop(next(iter(self._kept)))
             node.state, holder.state = holder.state, -1
         self.use(node)

@@ -94,8 +94,9 @@ DEFAULT_CONTEXT = 4096
 MAX_THREADS = 512
 #: Sequences of the whole context that the KV cache has room for, where memory allows. It takes memory only as it fills.
 USUAL_CONTEXTS = 4
-#: Slots for recurrent states, where memory allows. They take memory only when used.
-MOST_STATES = 128
+#: Slots for recurrent states, where memory allows; of small ones more, but in no more than so many bytes. They take memory only
+#: when used.
+MOST_STATES, MOST_SMALL_STATES, STATES_BYTES = 128, 4096, 256 << 20
 #: A pool of pages for layers with a window holds so many times what whole contexts need there, for many short sequences and for
 #: what requests have in common.
 NEAR_ROOM = 2
@@ -132,7 +133,7 @@ def load_model(
     USUAL_CONTEXTS sequences of ``n_ctx``, or as many, but at least one, as fit an eighth of the memory there is); ``kv_type``:
     "f16", "bf16", "f32" or "q8_0" (8.5 bits per element), None for bf16 on processors that multiply it and else f16;
     ``n_states``: of a model with recurrent layers, how many sequences' states it holds, those kept for others to begin with
-    among them (None: MOST_STATES, or as many as fit an eighth of the memory there is);
+    among them (None: MOST_STATES, of small ones more, or as many as fit an eighth of the memory there is);
     ``n_threads``: None for as many as this process may use; ``team``: another model's threads to compute with instead, never at
     the same time; it must outlive this model; ``near_pages``: layers with a window may have a smaller pool of pages of their own
     (``KVCache.near``), where that saves memory; ``progress``: called with 0.0 to 1.0 while reading.
@@ -153,7 +154,7 @@ def load_model(
     if kv_memory is not None:
         _check("kv_memory", kv_memory, 1 << 50)
     if n_states is not None:
-        _check("n_states", n_states, 1 << 16)
+        _check("n_states", n_states, 1 << 20)
     if team is not None:
         n_threads = team.n_threads
     elif n_threads is None:
@@ -289,9 +290,9 @@ def _states(config: Any, n_states: int | None) -> States | None:
     if not any(parts):
         return None
     if n_states is None:
-        there_is = available_memory()
-        fitting = MOST_STATES if there_is is None else there_is // 8 // States.bytes_per_slot(parts)
-        n_states = max(2, min(MOST_STATES, fitting))
+        there_is, each = available_memory(), States.bytes_per_slot(parts)
+        most = max(MOST_STATES, min(STATES_BYTES // each, MOST_SMALL_STATES))
+        n_states = most if there_is is None else max(2, min(most, there_is // 8 // each))
     return States(parts, n_states)
 
 
