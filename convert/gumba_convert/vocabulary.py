@@ -16,7 +16,7 @@ converter, so that both converters write the same ids and flags.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -72,21 +72,26 @@ def read_vocabulary(checkpoint: Checkpoint, n_rows: int, *, pre_tokenizer: str |
     tokenizer = checkpoint.json("tokenizer.json") or {}
     config = checkpoint.json("tokenizer_config.json") or {}
     special = read_special_tokens(checkpoint, tokenizer, config, n_rows)
-    vocabulary = _read(checkpoint, tokenizer, config, n_rows, special, pre_tokenizer)
+    vocabulary = _read(_Given(checkpoint, tokenizer, config, n_rows, special, pre_tokenizer))
     prefix = config.get("add_prefix_space")
     if isinstance(prefix, bool) and vocabulary.model == "llama":
         vocabulary.add_space_prefix = prefix
     return vocabulary
 
 
-def _read(
-    checkpoint: Checkpoint,
-    tokenizer: dict[str, Any],
-    config: dict[str, Any],
-    n_rows: int,
-    special: SpecialTokens,
-    pre_tokenizer: str | None,
-) -> Vocabulary:
+class _Given(NamedTuple):
+    """What is known of a vocabulary before it is read; `tokenizer`: tokenizer.json, `config`: tokenizer_config.json."""
+
+    checkpoint: Checkpoint
+    tokenizer: dict[str, Any]
+    config: dict[str, Any]
+    n_rows: int
+    special: SpecialTokens
+    pre_tokenizer: str | None
+
+
+def _read(given: _Given) -> Vocabulary:
+    checkpoint, tokenizer, config, n_rows, special, pre_tokenizer = given
     model = tokenizer.get("model")
     kind = model.get("type") if isinstance(model, dict) else None
     if kind == "WordPiece":
@@ -100,7 +105,7 @@ def _read(
         if data is not None:
             return sentence_piece.from_model(checkpoint, name, data, tokenizer, config, n_rows, special)
     if tokenizer:
-        return _tokenizer_json(checkpoint, tokenizer, config, n_rows, special, pre_tokenizer)
+        return _tokenizer_json(given)
     ranked = checkpoint.bytes(ranks.QWEN_FILE)
     if ranked is not None:
         return ranks.qwen(checkpoint, ranked, n_rows, special)
@@ -116,14 +121,8 @@ def _read(
     )
 
 
-def _tokenizer_json(
-    checkpoint: Checkpoint,
-    tokenizer: dict[str, Any],
-    config: dict[str, Any],
-    n_rows: int,
-    special: SpecialTokens,
-    pre_tokenizer: str | None,
-) -> Vocabulary:
+def _tokenizer_json(given: _Given) -> Vocabulary:
+    checkpoint, tokenizer, config, n_rows, special, pre_tokenizer = given
     where = f"{checkpoint.folder / 'tokenizer.json'}"
     model = tokenizer.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":

@@ -7,11 +7,11 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 
 import pytest
+from local_sites import Local, serving
 from tiny_checkpoints import write_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -37,20 +37,12 @@ except GumbaError as error:
 """
 
 
-class Hub(ThreadingHTTPServer):
+class Hub(Local):
     """Serves `folder` as the model ada/tiny; `requests` holds (method, path) of all that was asked."""
 
-    daemon_threads = True
-
     def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Routes)
-        self.folder = folder
+        super().__init__(folder, Routes)
         self.requests: list[tuple[str, str]] = []
-        self.status = 200
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
 
 class Routes(BaseHTTPRequestHandler):
@@ -100,12 +92,8 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     write_checkpoint(folder)
     (folder / "training.log").write_text("not needed")
     (folder / "pytorch_model.bin").write_text("not needed")
-    with Hub(folder) as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving(Hub(folder)) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def run(

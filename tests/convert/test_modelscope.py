@@ -9,12 +9,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from local_sites import Local, serving
 from tiny_checkpoints import write_checkpoint
 
 CONVERT = """
@@ -37,24 +37,17 @@ WITHOUT = 'import sys\nsys.modules["modelscope"] = None\n' + CONVERT
 MODEL = "/api/v1/models/ada/tiny"
 
 
-class Site(ThreadingHTTPServer):
+class Site(Local):
     """Serves `folder` as the model ada/tiny.
 
-    `asked`: (path, FilePath, Range) of every request; `status`: of every answer, when it is not 200; `cut`: of a file so many
-    bytes are sent before the line goes dead; `spoiled`: whether files are other than their hashes say.
+    `asked`: (path, FilePath, Range) of every request; `cut`: of a file so many bytes are sent before the line goes dead;
+    `spoiled`: whether files are other than their hashes say.
     """
 
-    daemon_threads = True
-
     def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Routes)
-        self.folder = folder
+        super().__init__(folder, Routes)
         self.asked: list[tuple[str, str, str]] = []
-        self.status, self.cut, self.spoiled = 200, 0, False
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
+        self.cut, self.spoiled = 0, False
 
     def handle_error(self, *_: object) -> None:
         """A client that hangs up is no news."""
@@ -113,12 +106,8 @@ def site(tmp_path: Path) -> Iterator[Site]:
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
     (folder / "modules.json").write_text('[{"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]')
-    with Site(folder) as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving(Site(folder)) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def run(
