@@ -152,6 +152,15 @@ GPT_OSS_YARN = {
 MODERN = {"local_attention": 24, "cls_token_id": 1, "sep_token_id": 2, "num_hidden_layers": 3, "intermediate_size": 32}
 #: Heads that are no power of two have slopes of two series.
 JINA = {"num_attention_heads": 6, "hidden_size": 48, "intermediate_size": 32}
+LLAMA4 = WIDE_HEADS | {
+    "num_hidden_layers": 4,
+    "intermediate_size": 32,
+    "intermediate_size_mlp": 64,
+    "num_local_experts": 3,
+    "attention_chunk_size": WINDOW,
+    "floor_scale": WINDOW // 2 + 1,
+    "attn_scale": 1.0,
+}
 T5 = {
     "d_model": 32,
     "d_kv": 12,
@@ -533,6 +542,15 @@ CASES = [
         | MIXTURE
         | {"layer_types": ["linear_attention", FULL], "num_experts": 3, "shared_expert_intermediate_size": 32},
         centre=0.0,
+    ),
+    # llama.cpp knows chunks and scales of 8192 tokens only.
+    Case("llama4", "Llama4", LLAMA4, {"attn_temperature_tuning": False}, n_llama=WINDOW // 2),
+    Case(
+        "llama4_dense",
+        "Llama4",
+        LLAMA4 | {"interleave_moe_layer_step": 2, "num_experts_per_tok": 2},
+        {"attention_chunk_size": 256},
+        n_llama=WINDOW // 2,
     ),
     Case(
         "t5",

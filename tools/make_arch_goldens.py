@@ -76,7 +76,7 @@ def weights(case: Case, name: str, shape: tuple[int, ...]) -> np.ndarray:
         return 0.4 * values
     if any(word in name for word in ("embed", "wte", "wpe")):
         return values * (2 / math.sqrt(shape[-1]))
-    columns = case.family in ("GPT2", "GptOss") and ("experts" in name or ".c_" in name)
+    columns = case.family in ("GPT2", "GptOss", "Llama4") and ("experts" in name or ".c_" in name)
     fan_in = shape[-2] if columns else math.prod(shape[1:]) if "conv" in name else shape[-1]
     return values * ((2.0 if "lm_head" in name else 1.5) / math.sqrt(fan_in))
 
@@ -109,6 +109,7 @@ def config_name(case: Case) -> str:
     """transformers' class of the configuration."""
     special = {
         "Gemma3": "Gemma3TextConfig",
+        "Llama4": "Llama4TextConfig",
         "Gemma3Text": "Gemma3TextConfig",
         "Gemma3n": "Gemma3nTextConfig",
         "Gemma4": "Gemma4TextConfig",

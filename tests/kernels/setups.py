@@ -14,6 +14,7 @@ from setups_experts import (
     setup_gather_rows,
     setup_merge_experts,
     setup_sort_entries,
+    setup_weigh_entries,
 )
 from setups_products import setup_embed, setup_head_matmul, setup_matmul, setup_quantize_q8
 from setups_recurrent import setup_causal_conv, setup_decay, setup_delta_rule
@@ -62,6 +63,7 @@ TABLE: dict[str, Callable[[Isa], Setup]] = {
     "experts.expert_matmul": setup_expert_matmul,
     "experts.gather_rows": setup_gather_rows,
     "experts.merge_experts": setup_merge_experts,
+    "experts.weigh_entries": setup_weigh_entries,
     "experts.sort_entries": setup_sort_entries,
     "matmul.head_matmul": setup_head_matmul,
     "matmul.matmul": setup_matmul,

@@ -127,7 +127,25 @@ def setup_add_expert_rows(isa: Isa, n: int = 9, n_experts: int = 7, n_used: int 
                  x + table[np.sort(chosen.ravel())], keep=[held, starts])  # fmt: skip
 
 
-def setup_merge_experts(isa: Isa, n: int = 9, n_experts: int = 7, n_used: int = 3, width: int = 100) -> Setup:
+def setup_weigh_entries(isa: Isa, n: int = 9, n_experts: int = 7, n_used: int = 3, width: int = 100) -> Setup:
+    chosen, _, places, tokens = sent(n, n_experts, n_used)
+    rng = rng_of(26)
+    choice, weights = choice_rows(n, n_experts, n_used), rng.standard_normal((n, n_used)).astype(np.float32)
+    choice[:, :n_used], choice[:, n_used : 2 * n_used] = chosen, weights.view(np.int32)
+    x = rng.standard_normal((n * n_used, width)).astype(np.float32)
+    out, entries, expected = rows(x), np.concatenate([places, tokens]), x.copy()
+    expected[places] *= weights.reshape(-1, 1)
+    arguments = {"count": N_TOKENS, "x": address(out), "stride": out.strides[0], "choice": address(choice),
+                 "choice_stride": choice.strides[0], "entries": address(entries), "n_used": n_used,
+                 "n_blocks": n_blocks(width)}  # fmt: skip
+    return Setup(
+        experts.weigh_entries, arguments, Batch(n), out, lambda a: a[:, :width], expected, keep=[choice, entries]
+    )
+
+
+def setup_merge_experts(
+    isa: Isa, n: int = 9, n_experts: int = 7, n_used: int = 3, width: int = 100, weighted: bool = True
+) -> Setup:
     chosen, _, places, tokens = sent(n, n_experts, n_used)
     rng = rng_of(24)
     choice, weights = choice_rows(n, n_experts, n_used), rng.standard_normal((n, n_used)).astype(np.float32)
@@ -135,8 +153,10 @@ def setup_merge_experts(isa: Isa, n: int = 9, n_experts: int = 7, n_used: int = 
     x = rng.standard_normal((n * n_used, width)).astype(np.float32)
     held, out, entries = rows(x), rows(np.zeros((n, width), np.float32)), np.concatenate([places, tokens])
     arguments = {"count": N_TOKENS, "x": address(held), "x_stride": held.strides[0], "choice": address(choice),
-                 "choice_stride": choice.strides[0], "entries": address(entries), "n_used": n_used, "out": address(out),
-                 "stride": out.strides[0], "n_blocks": n_blocks(width)}  # fmt: skip
-    expected = (weights[:, :, None].astype(np.float64) * x[places.reshape(n, n_used)]).sum(axis=1)
+                 "choice_stride": choice.strides[0], "entries": address(entries), "n_used": n_used,
+                 "weighted": int(weighted), "out": address(out), "stride": out.strides[0],
+                 "n_blocks": n_blocks(width)}  # fmt: skip
+    factors = weights[:, :, None].astype(np.float64) if weighted else 1.0
+    expected = (factors * x[places.reshape(n, n_used)].astype(np.float64)).sum(axis=1)
     return Setup(experts.merge_experts, arguments, Batch(n), out, lambda a: a[:, :width], expected, 2e-6,
                  keep=[held, choice, entries])  # fmt: skip

@@ -64,8 +64,10 @@ def test_entries_of_any_number(n: int, n_experts: int, n_used: int) -> None:
         setups.setup_gather_rows,
         setups.setup_merge_experts,
         setups.setup_add_expert_rows,
+        setups.setup_weigh_entries,
     ):
         make(ISA, n, n_experts, n_used).check()
+    setups.setup_merge_experts(ISA, n, n_experts, n_used, weighted=False).check()
 
 
 @pytest.mark.parametrize("format", setups.ALL_FORMATS, ids=isa_id)

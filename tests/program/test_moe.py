@@ -70,6 +70,8 @@ def expected(x: np.ndarray, logits: np.ndarray, format: str, gated: bool = True,
             own = own / own.sum()
         own = own * options.get("factors", np.ones(N_EXPERTS))[chosen]
         for weight, e in zip(own * options.get("scale", 1.0), chosen):
+            if options.get("weigh_inputs"):
+                row, weight = x[t].astype(np.float64) * weight, 1.0
             u = ups[e] @ row + options.get("up_bias", zeros)[e]
             g = gates[e] @ row + options.get("gate_bias", zeros)[e] if gated else u
             if options.get("oai"):
@@ -84,7 +86,7 @@ def expected(x: np.ndarray, logits: np.ndarray, format: str, gated: bool = True,
 @pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"normalized": True}, {"weights": "softmax_chosen", "scale": 1.5},
+    [{}, {"normalized": True}, {"weights": "sigmoid", "weigh_inputs": True}, {"weights": "softmax_chosen", "scale": 1.5},
      {"weights": "sigmoid", "bias": BIAS, "normalized": True, "scale": 2.5}, {"normalized": True, "factors": 2 + BIAS}],
 )  # fmt: skip
 def test_against_numpy(options: dict[str, Any], gated: bool) -> None:
@@ -108,9 +110,10 @@ def test_biases_and_an_activation_of_two(n_threads: int) -> None:
 
 @pytest.mark.parametrize("format", ["f32", "q4_0", "q8_0"])
 def test_any_timing_and_company_gives_the_same_bits(format: str) -> None:
-    whole = run(TOKENS, 1, [0], format)[2]
-    for n_threads, order in ((3, [0, 1, 2]), (3, [2, 1, 0]), (4, [1, 3, 0, 2])):
-        np.testing.assert_array_equal(run(TOKENS, n_threads, order, format)[2], whole)
+    for options in ({"weigh_inputs": True}, {}):
+        whole = run(TOKENS, 1, [0], format, **options)[2]
+        for n_threads, order in ((3, [0, 1, 2]), (3, [2, 1, 0]), (4, [1, 3, 0, 2])):
+            np.testing.assert_array_equal(run(TOKENS, n_threads, order, format, **options)[2], whole)
     for first, last in ((0, 1), (13, 14), (13, 20), (69, 70)):
         np.testing.assert_array_equal(run(TOKENS[first:last].copy(), 2, [1, 0], format)[2], whole[first:last])
 

@@ -255,18 +255,47 @@ def _add_block(s: Simd, x: Value, weight: Value, out: Value) -> None:
 
 
 @kernel(divisible=True)
+def weigh_entries(batch, thread, n_threads, count, x, stride, choice, choice_stride, entries, n_used, n_blocks):
+    """x[entry] *= the entry's weight, in place."""
+    n = load_i64(batch + count)
+    for t in range(share(n, thread, n_threads), share(n, thread + 1, n_threads)):
+        for j in range(n_used):
+            weight = load_f32(choice + t * choice_stride + 4 * (n_used + j))
+            row = x + load_i32(entries + 4 * (t * n_used + j)) * stride
+            for block in range(n_blocks):
+                _scale_block(row + block * 128, weight, row + block * 128)
+
+
+@kernel(divisible=True)
 def merge_experts(
-    batch, thread, n_threads, count, x, x_stride, choice, choice_stride, entries, n_used, out, stride, n_blocks
+    batch,
+    thread,
+    n_threads,
+    count,
+    x,
+    x_stride,
+    choice,
+    choice_stride,
+    entries,
+    n_used,
+    weighted,
+    out,
+    stride,
+    n_blocks,
 ):
-    """out[t] = the sum over t's entries of weight * x[entry], in the order in which its experts were chosen."""
+    """out[t] = the sum over t's entries of weight * x[entry], in the order in which its experts were chosen.
+
+    ``weighted``: 0 where the entries are weighed already.
+    """
     t, block, n_units = first_unit(load_i64(batch + count), n_blocks, thread, n_threads)
     for _ in range(n_units):
         target = out + t * stride + block * 128
         weights = choice + t * choice_stride + 4 * n_used
         for j in range(n_used):
             source = x + load_i32(entries + 4 * (t * n_used + j)) * x_stride + block * 128
+            weight = load_f32(weights + 4 * j) if weighted != 0 else np.float32(1)
             if j == 0:
-                _scale_block(source, load_f32(weights), target)
+                _scale_block(source, weight, target)
             else:
-                _add_block(source, load_f32(weights + 4 * j), target)
+                _add_block(source, weight, target)
         t, block = next_unit(t, block, n_blocks)

@@ -42,6 +42,7 @@ from gumba.models import (
     jina_bert_v3,
     lfm2,
     llama,
+    llama4,
     modern_bert,
     nomic_bert,
     olmo2,
@@ -80,7 +81,7 @@ log = logging.getLogger("gumba")
 ARCHITECTURES: dict[str, ModuleType] = {
     module.NAME: module
     for module in (
-        llama, qwen, qwen2, qwen2moe, qwen2vl, qwen3, qwen3moe, qwen3vl, qwen3vlmoe,
+        llama, llama4, qwen, qwen2, qwen2moe, qwen2vl, qwen3, qwen3moe, qwen3vl, qwen3vlmoe,
         chatglm, glm4, gemma, gemma2, gemma3, gemma3n, gemma4, phi2, phi3, gpt2,
         gptneox, starcoder2, stablelm, falcon, internlm2, olmo2, baichuan, granite, granitemoe, smollm3, exaone4,
         command_r, cohere2, deepseek2, gpt_oss, lfm2, qwen35, qwen35moe, seed_oss,

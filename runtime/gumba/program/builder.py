@@ -167,7 +167,7 @@ class Program(Recurrent):
                 kv_bytes=at.n_kv_heads * (at.k_page + at.v_page) // PAGE_TOKENS,
                 pair_ops=2 * n_heads * (at.head_dim + at.v_dim) * (1 if causal else 2),
                 kind=pages.arithmetic(self.isa),
-                window=window,
+                window=max(window, chunk),
             ),
         )  # fmt: skip
         return out

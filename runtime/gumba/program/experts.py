@@ -24,7 +24,7 @@ def moe(
     p: Program, x: Buffer, logits: Buffer, gate: Experts | None, up: Experts, down: Experts, n_used: int,
     kind: str | Callable[[Buffer, Buffer], Buffer], *, weights: str = "softmax", normalized: bool = False,
     bias: np.ndarray | None = None, scale: float = 1.0, factors: np.ndarray | None = None,
-    groups: tuple[int, int] = (1, 1),
+    groups: tuple[int, int] = (1, 1), weigh_inputs: bool = False,
 ) -> Buffer:  # fmt: skip
     """The weighted sum of what each token's ``n_used`` best experts make of it.
 
@@ -35,7 +35,8 @@ def moe(
     divided by their sum; ``bias``: float32 [n_experts], added to scores (for "sigmoid": to what it makes of them) to choose
     by, not to weigh; ``scale``: factor of the weights; ``factors``: float32 [n_experts], of
     each expert's weight besides; ``groups``: number of groups of experts, and how many of them, the best,
-    take part. ValueError for what does not fit.
+    take part; ``weigh_inputs``: experts get x times their weights, and what they make of it is added as it is. ValueError for
+    what does not fit.
     """
     _check(x, logits, [up, down] if gate is None else [gate, up, down], n_used)
     n_experts = len(up.matrices)
@@ -60,14 +61,20 @@ def moe(
         [logits], [choice], ("rows", x.count),
     )  # fmt: skip
     entries = _Entries(p, x, choice, n_experts, n_used)
+    if weigh_inputs and any(part is not None and part.bias is not None for part in (gate, up)):
+        raise ValueError("inputs are weighed behind the products, which may not have biases then")
     made = entries.product(entries.rows_of(x, up), up)
+    if weigh_inputs:
+        entries.weigh(made)
     if gate is not None:
         gates = entries.product(entries.rows_of(x, gate), gate)
+        if weigh_inputs:
+            entries.weigh(gates)
         made = p.gated(gates, made, kind) if isinstance(kind, str) else kind(gates, made)
     elif isinstance(kind, str):
         made = p.activation(made, kind)
     row = made if _is_float(down) else p.blocks(made)
-    return entries.merge(entries.product(row, down), down.matrices[0].rows)
+    return entries.merge(entries.product(row, down), down.matrices[0].rows, weighted=not weigh_inputs)
 
 
 def _is_float(of: Experts) -> bool:
@@ -153,15 +160,25 @@ class _Entries:
             )  # fmt: skip
         return out
 
-    def merge(self, y: Buffer, width: int) -> Buffer:
-        """Each token's entries, weighted and added."""
+    def weigh(self, y: Buffer) -> None:
+        """Each entry times its weight, in place: a product with what was weighed before it."""
+        row_bytes = y.row_bytes // self._n_used
+        self._p.append(
+            experts.weigh_entries,
+            self._count | {"x": y, "stride": row_bytes, "choice": self._choice, "choice_stride": self._choice.row_bytes,
+                           "entries": self._order, "n_blocks": row_bytes // (4 * q8.COLUMNS)},
+            [y, self._choice, self._order], [y], ("rows", y.count), [y, self._order],
+        )  # fmt: skip
+
+    def merge(self, y: Buffer, width: int, *, weighted: bool) -> Buffer:
+        """Each token's entries added, times their weights if ``weighted``."""
         p, n_blocks = self._p, -(-width // q8.COLUMNS)
         out = Buffer(f"moe{len(p.operations)}", width, y.row_bytes // self._n_used, y.count)
         p.append(
             experts.merge_experts,
             self._count | {"x": y, "x_stride": y.row_bytes // self._n_used, "choice": self._choice,
-                           "choice_stride": self._choice.row_bytes, "entries": self._order, "out": out,
-                           "stride": out.row_bytes, "n_blocks": n_blocks},
+                           "choice_stride": self._choice.row_bytes, "entries": self._order, "weighted": int(weighted),
+                           "out": out, "stride": out.row_bytes, "n_blocks": n_blocks},
             [y, self._choice, self._order], [out], ("blocks", y.count, n_blocks), [y, self._choice, self._order],
         )  # fmt: skip
         return out

@@ -1,0 +1,109 @@
+"""llama4: Llama 4's text models (Meta 2025): chunks, layers without positions, and a choice of experts beside one for all.
+
+Of each four layers three turn queries and keys and see their own chunk only; the last sees everything, has no positions, and
+scales its queries up with the length of what is before them. Experts weigh what goes into them, not what comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gumba.gguf import GGUFFile
+from gumba.kernels.rope import rope_table
+from gumba.models import decoder
+from gumba.models.decoder import ExpertsConfig, WindowedConfig
+from gumba.models.loader import MAX_LAYERS, Loader
+from gumba.models.tensors import Group
+from gumba.program.builder import Buffer, KVLayout, Program
+from gumba.program.experts import moe
+
+NAME = "llama4"
+FAMILIES = "Llama 4 Scout and Maverick (text)"
+VERIFIED = ("transformers", "llama.cpp")
+#: Of so many layers the last sees everything.
+PERIOD = 4
+#: What files of Scout and Maverick leave out: tokens of a chunk; after how many tokens queries begin to grow, and how much.
+CHUNK, FLOOR, GROWTH = 8192, 8192, 0.1
+#: Maverick, the model of so many experts, has no norms of queries and keys.
+PLAIN_EXPERTS = 128
+
+
+@dataclass(frozen=True)
+class Llama4Config(WindowedConfig, ExpertsConfig):
+    """The window is a chunk; of each ``moe_step`` layers the last has experts; ``floor``, ``growth``: of queries without
+    positions, see ``temperatures``."""
+
+    moe_step: int
+    floor: int
+    growth: float
+
+    def has_experts(self, i: int) -> bool:
+        """Whether layer ``i`` has experts."""
+        return (i + 1) % self.moe_step == 0
+
+
+def read_config(gguf: GGUFFile) -> Llama4Config:
+    """Every key is required, has a default, or must have the one value that is computed here."""
+    with decoder.reading(gguf, NAME, "attention.sliding_window", *decoder.EXPERT_KEYS) as keys:
+        common = decoder.read_common(keys, neox=False, freq_base=500000.0)
+        return common.extended(
+            Llama4Config,
+            **decoder.read_required_experts(keys, common),
+            **decoder.read_window(keys, common, PERIOD, default=CHUNK),
+            moe_step=keys.count("interleave_moe_layer_step", MAX_LAYERS),
+            floor=keys.count("attention.temperature_length", 1 << 30, FLOOR),
+            growth=keys.number("attention.temperature_scale", GROWTH, zero=True),
+        )
+
+
+def load_weights(loader: Loader, c: Llama4Config) -> Group:
+    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    t = decoder.table(loader.gguf, c, feed_forward="none")
+    for i in range(c.n_layers):
+        if c.has_experts(i):
+            decoder.add_experts(t, c, i, c.n_experts, c.n_ff_expert, n_shared=c.n_ff_expert)
+        else:
+            decoder.add_feed_forward(t, c, i)
+    return t.load(loader)
+
+
+def forward(p: Program, c: Llama4Config, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    table, growing = decoder.rotation(p, c.rope, n_ctx, w.rope_freqs), temperatures(p, c, n_ctx)
+    x = p.embed(w.token_embd)
+    for i, layer in enumerate(w.layers):
+        h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
+        q, k, v = decoder.queries_keys_values(p, layer, h)
+        if c.windowed[i]:
+            q, k = decoder.turned(p, c, q, k, table)
+            if c.n_experts != PLAIN_EXPERTS:
+                q = p.head_norm(q, None, c.norm_eps, c.n_heads, c.head_dim)
+                k = p.head_norm(k, None, c.norm_eps, c.n_kv_heads, c.head_dim)
+        else:
+            q = p.rope(q, c.n_heads, c.head_dim, c.head_dim, growing)
+        x = decoder.attend(p, c, layer, (q, k, v), kv, i, None, residual=x, chunk=c.window_of(i))
+        h = p.rms_norm(x, layer.ffn_norm, c.norm_eps)
+        if c.has_experts(i):
+            scores, parts = (
+                p.matmul(layer.ffn_gate_inp, h),
+                (layer.ffn_gate_exps, layer.ffn_up_exps, layer.ffn_down_exps),
+            )
+            made = moe(p, h, scores, *parts, c.n_used, "silu", weights="sigmoid", weigh_inputs=True)
+            x = p.add(x, p.add(made, decoder.shared_expert(p, layer, h)))
+        else:
+            x = decoder.swiglu(p, layer, h, residual=x)
+    return decoder.outputs(p, c, w, x)
+
+
+def temperatures(p: Program, c: Llama4Config, n_ctx: int) -> int:
+    """What queries are multiplied by at each position, as the constant of a rotation by nothing (Nakanishi 2025).
+
+    That is 1 + growth * log(1 + floor((position + 1) / floor)).
+    """
+    table = rope_table(np.zeros(c.head_dim // 2), n_ctx, 1.0, neox=False)
+    steps = np.floor((np.arange(n_ctx, dtype=np.float64) + 1) / c.floor)
+    factors = 1 + c.growth * np.log1p(steps)
+    return p.constant(table * factors.astype(np.float32)[:, None, None], pad=False)
