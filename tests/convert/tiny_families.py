@@ -529,6 +529,47 @@ JINA_ENDS = {name: entry for name, entry in BERT_ENDS.items() if "position" not 
 JINA_BLOCK = {name: entry for name, entry in BERT_BLOCK.items() if "attn" in name}
 JINA_KEYS = {"attention.causal": False, "attention.head_count_kv": HEADS, "pooling_type": 1}
 
+LLAMA4 = {
+    "intermediate_size_mlp": F + 3,
+    "interleave_moe_layer_step": 2,
+    "num_local_experts": EXPERTS,
+    "attention_chunk_size": 40,
+    "head_dim": HEAD,
+}
+LLAMA4_KEYS = {
+    "feed_forward_length": F + 3,
+    "expert_feed_forward_length": F,
+    "expert_count": EXPERTS,
+    "expert_used_count": 1,
+    "interleave_moe_layer_step": 2,
+    "attention.sliding_window": 40,
+}
+LLAMA4_DENSE = (
+    NORMS
+    | ATTENTION
+    | matrices(
+        ffn_gate=("feed_forward.gate_proj", (F + 3, W)),
+        ffn_up=("feed_forward.up_proj", (F + 3, W)),
+        ffn_down=("feed_forward.down_proj", (W, F + 3)),
+    )
+)
+LLAMA4_GATE_UP = ("feed_forward.experts.gate_up_proj", (EXPERTS, W, 2 * F))
+LLAMA4_EXPERTS = (
+    NORMS
+    | ATTENTION
+    | matrices(
+        ffn_gate_inp=("feed_forward.router", (EXPERTS, W)),
+        ffn_gate_shexp=("feed_forward.shared_expert.gate_proj", (F, W)),
+        ffn_up_shexp=("feed_forward.shared_expert.up_proj", (F, W)),
+        ffn_down_shexp=("feed_forward.shared_expert.down_proj", (W, F)),
+    )
+    | {
+        "ffn_gate_exps.weight": (*LLAMA4_GATE_UP, lambda p: p[0][:, :, :F].swapaxes(1, 2)),
+        "ffn_up_exps.weight": (*LLAMA4_GATE_UP, lambda p: p[0][:, :, F:].swapaxes(1, 2)),
+        "ffn_down_exps.weight": ("feed_forward.experts.down_proj", (EXPERTS, F, W), lambda p: p[0].swapaxes(1, 2)),
+    }
+)
+
 FAMILIES: dict[str, Family] = {
     "llama": Family("llama", "llama", hf("LlamaForCausalLM"), ENDS, NORMS | LLAMA_ATTENTION | MLP),
     "mistral": Family(
@@ -1031,6 +1072,26 @@ FAMILIES: dict[str, Family] = {
             "attention.sliding_window": 40,
             "attention.sliding_window_pattern": None,
         },
+    ),
+    "llama4": Family(
+        "llama4",
+        "llama4",
+        hf("Llama4ForCausalLM", **LLAMA4, floor_scale=100, attn_scale=0.25),
+        ENDS,
+        LLAMA4_EXPERTS,
+        odd={0: LLAMA4_DENSE},
+        keys=LLAMA4_KEYS | {"attention.temperature_length": 100, "attention.temperature_scale": 0.25},
+    ),
+    "llama4, pictures": Family(
+        "llama4",
+        "llama4",
+        nested("Llama4ForConditionalGeneration", **LLAMA4, no_rope_layers=[], attn_temperature_tuning=4),
+        {ours: (f"language_model.{theirs}", shape, make) for ours, (theirs, shape, make) in ENDS.items()},
+        LLAMA4_EXPERTS,
+        layer="language_model.model.layers",
+        odd={0: LLAMA4_DENSE},
+        keys=LLAMA4_KEYS | {"attention.temperature_length": 8192, "attention.temperature_scale": 0.1},
+        spare={"vision_model.patch_embedding.linear.weight": (2, 3), "multi_modal_projector.linear_1.weight": (2, 3)},
     ),
     "lfm2": Family(
         "lfm2",

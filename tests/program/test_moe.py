@@ -133,9 +133,11 @@ def test_what_does_not_fit() -> None:
     up, down = Experts(of_experts("f32", INNER, WIDTH, 1)), Experts(of_experts("f32", WIDTH, INNER, 2))
     short, mixed = Experts(up.matrices[:4]), Experts([*up.matrices[:4], of_experts("q8_0", INNER, WIDTH, 1)[4]])
     none, biased = Experts([]), Experts(up.matrices, np.zeros((N_EXPERTS, WIDTH), np.float32))
+    shifted = Experts(up.matrices, np.zeros((N_EXPERTS, INNER), np.float32))
     wrong: list[Callable[[], object]] = [
         lambda: moe(p, x, logits, up, up, down, 0, "silu"),
         lambda: moe(p, x, logits, up, up, down, 6, "silu"),
+        lambda: moe(p, x, logits, up, shifted, down, 2, "silu", weigh_inputs=True),
         lambda: moe(p, x, x, up, up, down, 2, "silu"),
         lambda: moe(p, x, p.select_outputs(logits), up, up, down, 2, "silu"),
         lambda: moe(p, x, logits, short, up, down, 2, "silu"),

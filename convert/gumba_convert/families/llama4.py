@@ -71,7 +71,7 @@ def _check(d: Decoder, n_experts: int, step: int) -> None:
     usual = [int((i + 1) % PERIOD != 0) for i in layers]
     kinds = ["chunked_attention" if yes else "full_attention" for yes in usual]
     expected = {
-        "no_rope_layers": usual,
+        "no_rope_layer_interval": PERIOD,
         "layer_types": kinds,
         "moe_layers": [i for i in layers if (i + 1) % step == 0],
         "use_qk_norm": n_experts != PLAIN_EXPERTS,
@@ -79,4 +79,5 @@ def _check(d: Decoder, n_experts: int, step: int) -> None:
     }
     for key, wanted in expected.items():
         reader.must_be(key, wanted)
+    reader.must_be("no_rope_layers", usual, [])
     reader.must_be("attn_temperature_tuning", True, 4)

@@ -45,6 +45,8 @@ def moe(
     for values in (bias, factors):
         if values is not None and np.size(values) != n_experts:
             raise ValueError(f"{np.size(values)} numbers for {n_experts} experts")
+    if weigh_inputs and any(part is not None and part.bias is not None for part in (gate, up)):
+        raise ValueError("inputs are weighed behind the products, which may not have biases then")
     if gate is None and not isinstance(kind, str):
         raise ValueError("without a gate, the activation is named")
     n_groups, groups_used = groups
@@ -61,8 +63,6 @@ def moe(
         [logits], [choice], ("rows", x.count),
     )  # fmt: skip
     entries = _Entries(p, x, choice, n_experts, n_used)
-    if weigh_inputs and any(part is not None and part.bias is not None for part in (gate, up)):
-        raise ValueError("inputs are weighed behind the products, which may not have biases then")
     made = entries.product(entries.rows_of(x, up), up)
     if weigh_inputs:
         entries.weigh(made)
