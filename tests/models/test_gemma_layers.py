@@ -135,6 +135,7 @@ def test_suppressed_tokens_are_never_chosen(tmp_path: Path) -> None:
         ("gemma4", {"embedding_length_per_layer_input": 0}, "unexpected"),
         ("gemma4_experts", {"expert_count": 6}, r"ffn_gate_inp.weight is \[5, 32\]"),
         ("gemma4_experts", {"expert_feed_forward_length": 16}, "ffn_gate_up_exps"),
+        ("gemma4_experts", {"expert_feed_forward_length": None}, "expert_feed_forward_length: expected a positive"),
         ("gemma3n", {"altup.active_idx": 3}, "altup.active_idx is 3, expected 0 to 2"),
         ("gemma3n", {"altup.num_inputs": 4}, "altup_proj.weight is"),
         ("gemma3n", {"activation_sparsity_scale": [1.0, 2.0]}, "activation_sparsity_scale: expected 4 numbers"),

@@ -40,7 +40,9 @@ def read_config(gguf: GGUFFile) -> Gemma4Config:
     with decoder.reading(gguf, NAME, *gemma_layers.OWN, *decoder.EXPERT_KEYS) as keys:
         common, layers = gemma_layers.read_layers(keys, period=6, n_own=MAX_LAYERS)
         n_experts, n_used = decoder.read_experts(keys)
-        n_ff = keys.count("expert_feed_forward_length", MAX_WIDTH) if n_experts else 0
+        n_ff = keys.size("expert_feed_forward_length", MAX_WIDTH)
+        if n_experts and not n_ff:
+            raise ModelError(f"{gguf.path}: metadata gemma4.expert_feed_forward_length: expected a positive number")
         experts = {"n_experts": n_experts, "n_used": n_used, "n_ff_expert": n_ff}
         return common.extended(Gemma4Config, **layers, **experts, suppressed=_suppressed(gguf, common.n_vocab))
 
