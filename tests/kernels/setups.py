@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 from harness import GENERIC, Setup
-from setups_attention import setup_attention, setup_rope, setup_store_kv
+from setups_attention import setup_attention, setup_rope, setup_store_kv, setup_view_outputs
 from setups_experts import (
     setup_add_expert_rows,
     setup_choose_experts,
@@ -70,6 +70,7 @@ TABLE: dict[str, Callable[[Isa], Setup]] = {
     "norms.head_norm": setup_head_norm,
     "norms.layer_norm": setup_layer_norm,
     "norms.rms_norm": setup_rms_norm,
+    "outputs.view_outputs": setup_view_outputs,
     "q8.quantize_q8": setup_quantize_q8,
     "recurrent.causal_conv": setup_causal_conv,
     "recurrent.decay": setup_decay,

@@ -10,7 +10,7 @@ import oracles
 from harness import Batch, Setup, address, rng_of, rows
 
 from gumba.kernels import attention_layout as att
-from gumba.kernels import rope
+from gumba.kernels import op, outputs, rope
 from gumba.kernels.attention import attention, store_kv
 from gumba.kernels.packed import aligned_empty
 from gumba.kernels.pages import PART_TOKENS, page_formats
@@ -26,7 +26,7 @@ def setup_rope(
     frequencies = 10000.0 ** -(np.arange(rope_dim // 2) * 2.0 / rope_dim)
     table = np.ascontiguousarray(rope.rope_table(frequencies, 501, 1.0, neox))
     out = rows(x)
-    arguments = {"x": address(out), "stride": out.strides[0], "n_heads": n_heads, "head_dim": head_dim,
+    arguments = {"view": 0, "x": address(out), "stride": out.strides[0], "n_heads": n_heads, "head_dim": head_dim,
                  "rope_dim": rope_dim, "table": address(table), "neox": int(neox)}  # fmt: skip
     expected = oracles.rope(x.reshape(n, n_heads, head_dim), positions, frequencies, neox).reshape(n, -1)
     return Setup(rope.rope, arguments, Batch(n, positions=positions), out, lambda a: a[:, : x.shape[1]], expected, 2e-6,
@@ -205,7 +205,7 @@ def setup_attention(
             "reach": reach,
         }
     arguments = cache.arguments(group, window=window or chunk, **options) | {
-        "q": address(held), "out": address(out), "stride": held.strides[0], "out_stride": out.strides[0],
+        "view": 0, "q": address(held), "out": address(out), "stride": held.strides[0], "out_stride": out.strides[0],
         "partials": address(partials) if split else 0, "scale": scale * unit, "cap": cap * att.LOG2_E,
     }  # fmt: skip
     variant = att.Variant(not causal, window > 0, chunk > 0, answer, cross, cap > 0, slopes, reach > 0, sinks)
@@ -214,3 +214,34 @@ def setup_attention(
         attention(isa, cache.pages, variant), arguments, batch, out, lambda a: a[:, :width], np.concatenate(expected),
         (6e-3 if kv_type == "bf16" else 1e-5) * max(1.0, sharpness), keep=[held, cache, partials, scaled],
     )  # fmt: skip
+
+
+def setup_view_outputs(isa: Isa) -> Setup:
+    """Chunks that want all tokens, the last, none; in tiles of three."""
+    tiles: list[tuple[int, ...]] = []
+    wanted, expected = [], []
+    start = 0
+    for position, n, which in ((5, 4, "all"), (0, 7, "last"), (60, 5, "none"), (9, 1, "all"), (70, 6, "last")):
+        for at in range(0, n, 3):
+            count, words = min(3, n - at), (900 + start, position + n, 0, 800 + start)
+            tiles.append((start + at, count, position + at, *words))
+            rows = [i for i in range(at, at + count) if which == "all" or (which == "last" and i == n - 1)]
+            if rows:
+                expected.append([len(wanted), len(rows), position + rows[0], *words])
+                wanted += [start + i for i in rows]
+        start += n
+    positions = rng_of(41).permutation(start)
+    batch = Batch(start, positions=positions.tolist(), tiles=tiles, output_rows=wanted, split=7)
+    for tile in expected:  # the position of its first token is that token's
+        tile[2] = int(positions[wanted[tile[0]]])
+    out = np.full((2 + len(wanted), op.TILE_WORDS), -1, np.int64)  # positions, sizes, tiles
+    view = op.OUTPUTS_VIEW // 8
+    batch.words[view + op.POSITIONS // 8], batch.words[view + op.TILES // 8] = address(out), address(out[2:])
+    words = [view + offset // 8 for offset in (op.N_TOKENS, op.N_OUTPUTS, op.N_TILES, op.SPLIT)]
+
+    def seen(a: np.ndarray) -> np.ndarray:
+        sizes = batch.words[words].tolist()
+        return np.array([*a[:2].view(np.int32).ravel()[: sizes[0]], *sizes, *a[2 : 2 + sizes[2]].ravel()])
+
+    made = [*positions[wanted], len(wanted), len(wanted), len(expected), 7, *np.array(expected).ravel()]
+    return Setup(outputs.view_outputs, {}, batch, out, seen, np.array(made))

@@ -14,6 +14,9 @@ from tiny_models import DATA, distance, load, logits_of, stored
 
 from gumba import GGUFFile
 from gumba.errors import ModelError, UnsupportedError
+from gumba.kernels.op import N_OUTPUTS
+from gumba.kernels.pages import PAGE_TOKENS
+from gumba.models import Chunk
 
 Tensors = dict[str, np.ndarray]
 U32, BOOL, F32 = gguf.GGUFValueType.UINT32, gguf.GGUFValueType.BOOL, gguf.GGUFValueType.FLOAT32
@@ -78,6 +81,35 @@ def test_embeddings_of_layers_stay_in_their_blocks(name: str, tmp_path: Path) ->
     table = model._weights.per_layer_token_embd
     assert table.format.NAME == "q4_0"
     assert table.data.nbytes < 0.2 * 4 * table.rows * table.columns  # of float32; groups of rows are padded
+    model.close()
+
+
+@pytest.mark.parametrize("name", ["gemma3n", "gemma4"])
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_the_last_token_alone_is_what_it_is_among_all(name: str, n_threads: int) -> None:
+    """Layers that share keys compute rows whose logits are wanted only: of some chunks all, of some the last, of some none."""
+    tokens, _ = stored(DATA / f"arch_{name}.gguf")
+    model = load(DATA / f"arch_{name}.gguf", n_threads=n_threads, kv_tokens=8 * PAGE_TOKENS)
+    whole = logits_of(model, tokens, len(tokens))
+    pages = [model.kv.allocate(2) for _ in range(3)]
+    model.forward([Chunk(tokens[:30], 0, pages[0], "none")])
+    chunks = [
+        Chunk(tokens[30:], 30, pages[0], "last"),
+        Chunk(tokens[:40], 0, pages[1], "all"),
+        Chunk(tokens[:50], 0, pages[2], "none"),
+    ]
+    got = model.forward(chunks)
+    assert np.array_equal(got[0], whole[-1])
+    assert np.array_equal(got[1:], whole[:40])
+    assert np.array_equal(model.forward([Chunk(tokens[50:60], 50, pages[2], "last")])[0], whole[59])
+    model.close()
+
+
+def test_rows_that_nobody_wants_are_not_computed() -> None:
+    model = load(DATA / "arch_gemma4.gguf")
+    counts = [operation.writes[0].count for operation in model.operations if "matmul" in operation.kernel.name]
+    of_outputs = sum(count == N_OUTPUTS for count in counts)
+    assert of_outputs == 2 * 7 + 1  # of two layers with six products and one of embeddings each; and the logits
     model.close()
 
 

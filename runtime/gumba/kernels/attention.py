@@ -234,6 +234,7 @@ def attention(isa: Isa, pages: PageFormat, variant: Variant = PLAIN) -> Kernel:
         batch,
         thread,
         n_threads,
+        view,
         q,
         out,
         stride,
@@ -246,6 +247,7 @@ def attention(isa: Isa, pages: PageFormat, variant: Variant = PLAIN) -> Kernel:
         scale: f4,
         cap: f4,
     ):
+        batch += view
         n_heads, max_rows = load_i64(geo + N_KV_HEADS), load_i64(geo + MAX_ROWS)
         out_row = 4 * (load_i64(geo + V_ROW) + 16)
         split = load_i64(batch + SPLIT)

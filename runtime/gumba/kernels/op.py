@@ -48,7 +48,11 @@ N_RUNS = 72  # of models with states: runs of consecutive tokens of one sequence
 RUNS = 80
 RUN_WORDS = 4
 NEAR_SLOTS = 88  # -> int64 [n_tokens], as SLOTS, in layers with a window
-BATCH_WORDS = 12
+VIEW_WORDS = 12
+#: Behind the record of a step's tokens lies one, with the same words, of only those whose logits are wanted: for operations on
+#: their rows alone, once ``gumba.kernels.outputs`` has filled it.
+OUTPUTS_VIEW = 8 * VIEW_WORDS
+BATCH_WORDS = 2 * VIEW_WORDS
 
 f4 = "f4"
 

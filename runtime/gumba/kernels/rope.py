@@ -58,8 +58,12 @@ def _rotate_one(x, i, j, cos, sin):
 
 
 @kernel(divisible=True)
-def rope(batch, thread, n_threads, x, stride, n_heads, head_dim, rope_dim, table, neox):
-    """x: float32 [n_tokens, n_heads, head_dim] in place; the first ``rope_dim`` elements of each head turn."""
+def rope(batch, thread, n_threads, view, x, stride, n_heads, head_dim, rope_dim, table, neox):
+    """x: float32 [n_tokens, n_heads, head_dim] in place; the first ``rope_dim`` elements of each head turn.
+
+    ``view``: 0, or OUTPUTS_VIEW for rows of only the tokens whose logits are wanted.
+    """
+    batch += view
     n = load_i64(batch + N_TOKENS)
     positions = load_i64(batch + POSITIONS)
     half = rope_dim // 2

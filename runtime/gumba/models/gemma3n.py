@@ -86,6 +86,8 @@ def forward(p: Program, c: Gemma3nConfig, w: Group, kv: Sequence[KVLayout], n_ct
     others = [streams.match_magnitude(p, p.matmul(m, x), x, LEAST) for m in w.altup_proj.matrices]
     all_streams = streams.stack(p, [x, *others])
     for i, layer in enumerate(w.layers):
+        if i == c.n_own:
+            all_streams, inputs = streams.select_outputs(p, all_streams), p.select_outputs(inputs)
         before = streams.part(p, all_streams, c.active)
         predicted = streams.mix(p, all_streams, _coefficients(p, c, layer, before, "altup_predict_coef"))
         active = streams.part(p, predicted, c.active)

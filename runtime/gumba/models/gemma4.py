@@ -94,6 +94,8 @@ def forward(p: Program, c: Gemma4Config, w: Group, kv: Sequence[KVLayout], n_ctx
     x = p.scale(p.embed(w.token_embd), math.sqrt(c.n_embd))
     inputs = gemma_layers.per_layer_inputs(p, c, w, x) if c.n_per_layer else None
     for i, layer in enumerate(w.layers):
+        if i == c.n_own:
+            x, inputs = p.select_outputs(x), None if inputs is None else p.select_outputs(inputs)
         h = gemma_layers.attention(p, c, layer, p.rms_norm(x, layer.attn_norm, c.norm_eps), kv, i, tables)
         halves = _halves_with_experts if c.n_experts else decoder.normed_halves
         x = halves(p, c, layer, x, h, "gelu_tanh")

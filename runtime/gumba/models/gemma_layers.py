@@ -48,6 +48,11 @@ class LayersConfig(WindowedConfig):
         return self.local_head_dim if self.windowed[i] else self.head_dim
 
     @property
+    def n_own(self) -> int:
+        """Layers with keys and values of their own. Nothing reads what those behind them make of tokens but their logits."""
+        return len(set(self.sources))
+
+    @property
     def kv_shapes(self) -> list[KVShape]:
         """Layers that read another's keys and values keep nothing."""
         shapes = [KVShape(0, 0, 0)] * len(self.sources)

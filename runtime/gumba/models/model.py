@@ -89,6 +89,8 @@ class Model:
             op.TILES: np.empty((rows, op.TILE_WORDS), np.int64), op.OUTPUT_ROWS: np.empty(rows, np.int32),
             op.RUNS: np.empty((rows if states else 0, op.RUN_WORDS), np.int64),
             op.NEAR_SLOTS: np.empty(rows, np.int64),
+            op.OUTPUTS_VIEW + op.POSITIONS: np.empty(rows, np.int32),
+            op.OUTPUTS_VIEW + op.TILES: np.empty((rows, op.TILE_WORDS), np.int64),
         }  # fmt: skip
         self._batch = np.zeros(op.BATCH_WORDS, np.int64)
         for offset, array in self._arrays.items():

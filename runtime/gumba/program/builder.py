@@ -15,9 +15,9 @@ from typing import Literal
 import numpy as np
 
 from gumba.kernels import attention_layout as att
-from gumba.kernels import embed, matmul, q8, rope
+from gumba.kernels import embed, matmul, outputs, q8, rope
 from gumba.kernels.attention import attention, store_kv
-from gumba.kernels.op import BARRIER, FIRST_ARGUMENT, N_TOKENS, RECORD_WORDS
+from gumba.kernels.op import BARRIER, FIRST_ARGUMENT, N_TOKENS, OUTPUTS_VIEW, RECORD_WORDS
 from gumba.kernels.packed import PackedMatrix, aligned_empty
 from gumba.kernels.pages import PAGE_TOKENS, page_formats
 from gumba.program.operation import Buffer, KVLayout, Operation, Work
@@ -55,6 +55,7 @@ class Program(Recurrent):
     most_grouped: int = 1
     most_kv_heads: int = 1
     _caches: dict[int, Buffer] = field(default_factory=dict)  # stand for the pages of a layer, to order what uses them
+    _outputs_view: Buffer | None = None  # likewise, for the record of the tokens whose logits are wanted
     _scratch_bytes: int = embed.SCRATCH
     _partials_bytes: int = 0
     _arena: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
@@ -119,10 +120,20 @@ class Program(Recurrent):
 
     def rope(self, x: Buffer, n_heads: int, head_dim: int, rope_dim: int, table: int, neox: bool = False) -> Buffer:
         """Turn the heads of x by their positions, in place. ``table``: a constant made by ``gumba.kernels.rope.rope_table``."""
-        arguments = {"x": x, "stride": x.row_bytes, "n_heads": n_heads, "head_dim": head_dim, "rope_dim": rope_dim,
-                     "table": table, "neox": int(neox)}  # fmt: skip
-        self.append(rope.rope, arguments, [x], [x], ("tokens",))
+        view, reads = self._view(x.count)
+        arguments = {"view": view, "x": x, "stride": x.row_bytes, "n_heads": n_heads, "head_dim": head_dim,
+                     "rope_dim": rope_dim, "table": table, "neox": int(neox)}  # fmt: skip
+        self.append(rope.rope, arguments, [x, *reads], [x], ("tokens",) if x.count == N_TOKENS else ("rows", x.count))
         return x
+
+    def _view(self, count: int) -> tuple[int, list[Buffer]]:
+        """Which record of the batch an operation on so many rows reads, and what it waits for."""
+        if count == N_TOKENS:
+            return 0, []
+        if self._outputs_view is None:
+            self._outputs_view = Buffer("outputs view", 0, 0, N_TOKENS)
+            self.append(outputs.view_outputs, {}, [], [self._outputs_view], ("one",))
+        return OUTPUTS_VIEW, [self._outputs_view]
 
     def attention(
         self, q: Buffer, k: Buffer | None, v: Buffer | None, kv: Sequence[KVLayout], layer: int, scale: float, *,
@@ -137,9 +148,13 @@ class Program(Recurrent):
         that take part in the softmax's sum only; ``slopes``: float32 [n_heads], the distance times this is taken from a score
         (ALiBi). ``chunk``: only what is in the same run of so many tokens; ``bias``: float32 [n_heads, 2 * reach + 1], added to
         the scores of keys ``reach`` tokens before the query, up to as many after it, the outermost ones to all beyond (T5);
-        ``part``: of an encoder-decoder, only keys of the "source" or of the "answer", which begins after it.
+        ``part``: of an encoder-decoder, only keys of the "source" or of the "answer", which begins after it. q may have only the
+        rows whose logits are wanted, where k and v are None.
         """
         at = kv[layer]
+        if k is not None and k.count != q.count:
+            raise ValueError(f"{q.name} has other rows than {k.name}")
+        view, reads = self._view(q.count)
         group = q.width // max(1, at.n_kv_heads * at.head_dim)
         n_heads = at.n_kv_heads * group
         _check_shapes(q, k, v, at, (window, chunk), stored=at.pages in self._caches or part == "source")
@@ -156,13 +171,13 @@ class Program(Recurrent):
             self.store_kv(k, v, kv, layer)
         partials = att.partials_bytes(group, pages.v_row(at.v_dim), self.n_threads, self.max_context)
         self._partials_bytes = max(self._partials_bytes, partials)
-        out = self._buffer("attention", n_heads * at.v_dim)
+        out = self._buffer("attention", n_heads * at.v_dim, q.count)
         unit = 1 / softcap if softcap > 0 else att.LOG2_E  # scores are made for tanh, or for powers of two
         self.append(
             attention(self.isa, pages, variant),
-            place | {"q": q, "out": out, "stride": q.row_bytes, "out_stride": out.row_bytes, "scale": scale * unit,
+            place | {"view": view, "q": q, "out": out, "stride": q.row_bytes, "out_stride": out.row_bytes, "scale": scale * unit,
                      "cap": softcap * att.LOG2_E, "partials": -1},
-            [q, cache], [out], ("tiles",),
+            [q, cache, *reads], [out], ("tiles", q.count),
             work=Work(
                 kv_bytes=at.n_kv_heads * (at.k_page + at.v_page) // PAGE_TOKENS,
                 pair_ops=2 * n_heads * (at.head_dim + at.v_dim) * (1 if causal else 2),

@@ -186,7 +186,9 @@ class Elementwise(Writer):
         return out
 
     def select_outputs(self, x: Buffer) -> Buffer:
-        """Only the rows whose logits are wanted."""
+        """Only the rows whose logits are wanted; x where it has no others."""
+        if x.count == N_OUTPUTS:
+            return x
         out = self._buffer("select", x.width, N_OUTPUTS)
         self._elementwise(elementwise.select_rows, {"x": x, "out": out}, [x], out)
         return out
