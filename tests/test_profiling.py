@@ -16,6 +16,7 @@ from gumba.models import Chunk, load_model
 from gumba.profiling import Limits, Phase, Rates, measure_limits, profile
 
 MODEL = Path(__file__).parent / "data" / "model_gqa_tied.gguf"
+HYBRID = Path(__file__).parent / "data" / "arch_qwen35.gguf"
 RATES = Rates(memory_gb_s=10.0, cache_gb_s=100.0, int8_gop_s=500.0, float32_gflop_s=50.0, bf16_gflop_s=100.0)
 
 
@@ -98,6 +99,19 @@ def test_pairs_of_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
         other = [{k for k in range(p + 1) if p - k < window} for p in range(2)]
         context = len(set.union(*seen)) + len(set.union(*other))
         assert step.seen(window) == (context, sum(map(len, seen + other))), window
+
+
+@pytest.mark.usefixtures("known_limits")
+def test_states_are_read_and_written_for_each_sequence() -> None:
+    """Two layers with 4 heads of 32 times 32 float32, whatever the number of steps."""
+    for sequences in (1, 3):
+        decode = profile(HYBRID, Workload(prompt=0, gen=4, sequences=sequences, n_threads=1), repeat=1).decode
+        assert decode is not None
+        rule = next(each for each in decode.operations if each.name.startswith("delta_rule"))
+        state = 2 * 2 * 4 * 32 * 32 * 4 * sequences
+        # Beside it, of each sequence's token: queries, keys, values, result, padded gates.
+        rows = 2 * 4 * (2 * 2 * 32 + 2 * 4 * 32 + 2 * 64) * sequences
+        assert rule.gb_s == pytest.approx((state + rows) / (rule.ms * 1e6))
 
 
 @pytest.mark.usefixtures("known_limits")

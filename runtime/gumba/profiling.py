@@ -258,7 +258,7 @@ class _Total:
         self.records += 1
         self.ns += ns
         context, pairs = step.seen(work.window)
-        self.memory += (work.weights if rows else 0) + work.kv_bytes * context
+        self.memory += (work.weights if rows else 0) + work.kv_bytes * context + work.state_bytes * step.sequences
         self.cache += work.row_bytes * rows
         self.ops += work.row_ops * rows + work.pair_ops * pairs
         self.kind = work.kind
@@ -293,6 +293,7 @@ class _Step:
         self.tokens = sum(len(c.tokens) for c in chunks)
         self.outputs = sum({"none": 0, "last": 1, "all": len(c.tokens)}[c.outputs] for c in chunks)
         self._chunks = [(c.position, len(c.tokens)) for c in chunks]
+        self.sequences = len(self._chunks)
 
     def seen(self, window: int = 0) -> tuple[int, int]:
         """Tokens of context that are read, and pairs of a token with one that it attends to, among the last ``window``."""

@@ -29,7 +29,7 @@ class Work:
     ``weights``: bytes of a matrix, read once a step; ``row_bytes``: read and written for each of its rows; ``kv_bytes``: per
     token of context of each sequence; ``row_ops``: multiplications and additions per row; ``pair_ops``: per pair of a token
     and one that it attends to; ``kind``: the arithmetic of those, "int8", "float32" or "bf16"; ``shape``: in words;
-    ``window``: of the context, only so many tokens count (0: all).
+    ``window``: of the context, only so many tokens count (0: all); ``state_bytes``: read and written for each sequence.
     """
 
     weights: int = 0
@@ -40,6 +40,7 @@ class Work:
     kind: str = "float32"
     shape: str = ""
     window: int = 0
+    state_bytes: int = 0
 
 
 NO_WORK = Work()

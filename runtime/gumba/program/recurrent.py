@@ -82,6 +82,7 @@ class Recurrent(Elementwise):
                      "memory": self.states[layer][part], "n_heads": n_heads, "n_blocks": n_blocks, "dim": dim, "out": out,
                      "stride": out.row_bytes}  # fmt: skip
         reads = [qk, v, decays, betas]
-        work = Work(row_ops=7 * v.width * dim, shape=f"{n_heads}x{dim}x{dim}")
+        state_bytes = 2 * 4 * delta_state(n_heads, dim)
+        work = Work(row_ops=7 * v.width * dim, shape=f"{n_heads}x{dim}x{dim}", state_bytes=state_bytes)
         self.append(recurrent.delta_rule(self.isa), arguments, reads, [out], ("run heads", n_heads), reads, work)
         return out
