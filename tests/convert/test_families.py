@@ -258,6 +258,22 @@ def test_a_reranker_keeps_the_rows_of_two_words(tmp_path: Path, tied: bool) -> N
         assert "{query}" in fields["tokenizer.chat_template.rerank"]
 
 
+def test_a_reranker_with_a_head_of_its_own_is_asked_the_same(tmp_path: Path) -> None:
+    """Its name is that of the model's folder in a hub's cache."""
+    family = FAMILIES["qwen3"]
+    tensors = checkpoint_tensors(family)
+    del tensors["lm_head.weight"]
+    tensors["score.weight"] = np.ones((1, W), np.float32)
+    folder = tmp_path / "models--Ada--Qwen3-Reranker-0.6B-seq-cls" / "snapshots" / "0123"
+    folder.parent.mkdir(parents=True)
+    write(folder, family, tensors, architectures=["Qwen3ForSequenceClassification"], num_labels=1)
+    convert(folder, tmp_path / "out.gguf", type="f32")
+    fields, found = read(tmp_path / "out.gguf")
+    np.testing.assert_array_equal(found["cls.output.weight"].data, tensors["score.weight"])
+    assert "{query}" in fields["tokenizer.chat_template.rerank"]
+    assert list(fields["qwen3.classifier.output_labels"]) == ["LABEL_0"]
+
+
 def test_model_type_names_the_family_too(tmp_path: Path) -> None:
     family = FAMILIES["qwen3"]
     write(tmp_path / "hf", family, checkpoint_tensors(family), architectures=None, model_type="qwen3")

@@ -64,7 +64,15 @@ def language_model(
     if sections:
         values |= position_sections(architecture, d, sections)
     reranks = is_reranker(table.checkpoint)
-    values |= _yes_and_no(table, d) if reranks else decoder.embedding_and_any_head(table, d, architecture)
+    if reranks and decoder.architecture_name(table.checkpoint).endswith("ForCausalLM"):
+        values |= _yes_and_no(table, d)
+    else:
+        values |= decoder.embedding_and_any_head(table, d, architecture)
+    if reranks:
+        values |= {
+            "tokenizer.chat_template.rerank": string(QUESTION),
+            "tokenizer.chat_templates": strings(["rerank"]),
+        }
     for layer in table.layers(d.n_layers):
         layer.norm("attn_norm", "input_layernorm", d.n_embd)
         decoder.attention(layer, d, bias=bias, output_bias=bias)
@@ -76,10 +84,12 @@ def language_model(
 
 
 def is_reranker(checkpoint: Checkpoint) -> bool:
-    """Whether a language model's checkpoint is Qwen3-Reranker, which nothing says but its name or its model card."""
-    if not decoder.architecture_name(checkpoint).endswith("ForCausalLM"):
+    """Whether a checkpoint is Qwen3-Reranker, or what was made of it, which nothing says but its name or its model card."""
+    if not decoder.architecture_name(checkpoint).endswith(("ForCausalLM", decoder.CLASSIFIER)):
         return False
-    names = (checkpoint.folder.resolve().name, checkpoint.folder.name, checkpoint.config.get("_name_or_path"))
+    folder = checkpoint.folder.resolve()
+    folder = folder.parents[1] if folder.parent.name == "snapshots" else folder  # of a hub's cache
+    names = (folder.name, checkpoint.folder.name, checkpoint.config.get("_name_or_path"))
     card = checkpoint.text("README.md") or ""
     return any("qwen3-reranker" in str(name).lower() for name in names) or "# qwen3-reranker" in card.lower()
 
@@ -95,7 +105,4 @@ def _yes_and_no(table: TensorTable, d: Decoder) -> dict[str, Value]:
     if not all(type(token) is int and 0 <= token < d.n_vocab for token in ids):
         raise ConvertError(f"{table.checkpoint.folder}: a reranker's tokenizer.json must have the tokens yes and no")
     table.tensor("cls.output.weight", output, (d.n_vocab, d.n_embd), rows=np.array(ids))
-    return classifier_metadata(ARCHITECTURE, list(WORDS)) | {
-        "tokenizer.chat_template.rerank": string(QUESTION),
-        "tokenizer.chat_templates": strings(["rerank"]),
-    }
+    return classifier_metadata(ARCHITECTURE, list(WORDS))

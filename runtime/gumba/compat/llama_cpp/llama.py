@@ -78,7 +78,7 @@ class Llama(LoadedModel):
         cache_dir: str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> Llama:
-        """The model of a GGUF file on the Hugging Face hub, or one that ``gumba.sources`` knows.
+        """The model of a GGUF file on the Hugging Face hub or on ModelScope (``modelscope:owner/name``), or a known one.
 
         ``filename`` is a name or a glob pattern that fits one file of the repository; ``additional_files`` are such for
         further shards. Without ``filename``: whatever ``gumba run`` would take ``repo_id`` for, a known name, or a
