@@ -168,7 +168,7 @@ class Program(Recurrent):
         self._scratch_bytes = max(self._scratch_bytes, att.scratch_bytes(pages, group, at.head_dim, at.v_dim))
         self.most_grouped, self.most_kv_heads = max(self.most_grouped, group), max(self.most_kv_heads, at.n_kv_heads)
         if k is not None and v is not None:
-            self.store_kv(k, v, kv, layer)
+            self._store(k, v, at, place, cache)  # the same geometry, which is then at hand
         partials = att.partials_bytes(group, pages.v_row(at.v_dim), self.n_threads, self.max_context)
         self._partials_bytes = max(self._partials_bytes, partials)
         out = self._buffer("attention", n_heads * at.v_dim, q.count)
@@ -192,11 +192,14 @@ class Program(Recurrent):
         at = kv[layer]
         if (k.width, v.width) != (at.n_kv_heads * at.head_dim, at.n_kv_heads * at.v_dim):
             raise ValueError(f"keys and values of {k.width} and {v.width} columns for {at.n_kv_heads} heads")
-        pages = page_formats()[at.kv_type]
-        place, cache = self._place(at, 1, {})
-        self._scratch_bytes = max(self._scratch_bytes, att.scratch_bytes(pages, 1, at.head_dim, at.v_dim))
+        self._scratch_bytes = max(
+            self._scratch_bytes, att.scratch_bytes(page_formats()[at.kv_type], 1, at.head_dim, at.v_dim)
+        )
+        self._store(k, v, at, *self._place(at, 1, {}))
+
+    def _store(self, k: Buffer, v: Buffer, at: KVLayout, place: dict[str, int | float | Buffer], cache: Buffer) -> None:
         self.append(
-            store_kv(self.isa, pages),
+            store_kv(self.isa, page_formats()[at.kv_type]),
             place | {"k": k, "v": v, "k_stride": k.row_bytes, "v_stride": v.row_bytes},
             [k, v], [cache], ("tokens",),
         )  # fmt: skip
