@@ -116,6 +116,7 @@ class LLM(Chats, Judges):
                 kv_tokens=kv_tokens,
                 kv_memory=kv_memory,
                 kv_type=kv_type,
+                near_sequences=max_sequences,
             )
         except BaseException:
             self._gguf.close()

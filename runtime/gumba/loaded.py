@@ -47,7 +47,7 @@ class LoadedModel:
 
     def load(self, progress: Callable[[float], None] | None = None) -> list[Model]:
         """Load both; the model first, then what drafts for it."""
-        model = load_model(self._gguf, progress=progress, near_pages=True, **self._options)
+        model = load_model(self._gguf, progress=progress, **self._options)
         try:
             if self._tokenizer.n_vocab > model.config.n_vocab:
                 raise ModelError(

@@ -210,7 +210,8 @@ class KVUsage:
     """Pages of the KV cache: all, those that requests hold, and those only kept for requests that begin alike.
 
     ``window_pages``, ``window_in_use``, ``window_kept``: the same for layers that see a window only, where they have pages of
-    their own; of these a request gives back what is behind the window while it goes on.
+    their own; of these a request gives back what is behind the window while it goes on. ``states``, ``states_in_use``,
+    ``states_kept``: the same for the states of recurrent layers, one for each request and one for each beginning kept.
     """
 
     pages: int
@@ -220,3 +221,6 @@ class KVUsage:
     window_pages: int = 0
     window_in_use: int = 0
     window_kept: int = 0
+    states: int = 0
+    states_in_use: int = 0
+    states_kept: int = 0

@@ -138,6 +138,12 @@ def test_as_many_slots_as_there_is_memory_for(
     assert model.states is not None
     assert model.states.slot_bytes == 2 * 4 * (3 * 256 + 4 * 32 * 32) and model.states.n_slots == expected
     model.close()
+    model = load(PATH, n_threads=1, kv_memory=4_000_000)
+    assert model.states is not None and model.states.n_slots == 1_000_000 // model.states.slot_bytes
+    assert 3_900_000 < model.states.n_bytes + model.kv.n_pages * model.kv.page_bytes <= 4_000_000
+    model.close()
+    with pytest.raises(RequestError, match=r"kv_memory is 20000, expected at least .* and the states of two sequences"):
+        load(PATH, n_threads=1, kv_memory=20_000)
     for wrong in (0, 1 << 21, 2.0):
         with pytest.raises(RequestError, match="n_states"):
             load(PATH, n_threads=1, n_states=wrong)

@@ -90,6 +90,19 @@ def test_the_same_bits_with_fewer_pages(
             assert (again.token_ids, again.timings.cached_tokens) == (after, 0)
 
 
+@pytest.mark.parametrize("megabytes", [1, 3, 20])
+def test_memory_counts_both_pools(monkeypatch: pytest.MonkeyPatch, megabytes: int) -> None:
+    path = next(path for path in FILES if path.stem == "arch_gemma3")
+    monkeypatch.setattr(ARCHITECTURES[architecture(path)], "read_config", longer(path))
+    with LLM(path, n_ctx=4096, kv_memory=megabytes << 20, max_batch_tokens=STEP, max_sequences=2) as llm:
+        kv = llm.model.kv
+        assert kv.near is not None
+        taken = kv.n_pages * kv.page_bytes + kv.near.n_pages * kv.near.page_bytes
+        more = kv.page_bytes + 30 * kv.near.page_bytes  # a context more needs more pages for windows, too
+        assert (megabytes << 20) - more < taken <= megabytes << 20
+        assert llm.kv_usage().window_pages == kv.near.n_pages >= 2 * (1 + 2)
+
+
 def longer(path: Path) -> Any:
     """``read_config`` of a file, as if the model were made for longer contexts."""
     read = ARCHITECTURES[architecture(path)].read_config

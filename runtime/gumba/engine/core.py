@@ -8,7 +8,7 @@ import queue
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Ordered
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -317,15 +317,17 @@ class Core:
 
     def kv_usage(self) -> KVUsage:
         kv = self.model.kv
-        near = kv.near
+        near, states = kv.near, self.model.states
+        near_pages, n_states = 0 if near is None else near.n_pages, 0 if states is None else states.n_slots
         if not self.loaded:
-            return KVUsage(kv.n_pages, 0, 0, kv.page_tokens, 0 if near is None else near.n_pages)
-        kept, near_kept = self.scheduler.cache.idle(), self.scheduler.cache.near_idle()
-        usage = KVUsage(kv.n_pages, kv.n_pages - kv.n_free - kept, kept, kv.page_tokens)
-        if near is None:
-            return usage
-        in_use = near.n_pages - near.n_free - near_kept
-        return replace(usage, window_pages=near.n_pages, window_in_use=in_use, window_kept=near_kept)
+            return KVUsage(kv.n_pages, 0, 0, kv.page_tokens, near_pages, states=n_states)
+        cache, states_kept = self.scheduler.cache, self.scheduler.checkpoints.n_kept
+        kept, near_kept = cache.idle(), cache.near_idle()
+        return KVUsage(
+            kv.n_pages, kv.n_pages - kv.n_free - kept, kept, kv.page_tokens,
+            near_pages, 0 if near is None else near_pages - near.n_free - near_kept, near_kept,
+            n_states, 0 if states is None else n_states - states.n_free - states_kept, states_kept,
+        )  # fmt: skip
 
     def _step(self) -> None:
         """One step for all sequences."""

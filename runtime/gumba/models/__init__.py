@@ -123,7 +123,7 @@ def load_model(
     n_states: int | None = None,
     n_threads: int | None = None,
     team: Team | None = None,
-    near_pages: bool = False,
+    near_sequences: int = 0,
     progress: Callable[[float], Any] | None = None,
 ) -> Model:
     """Read a model's weights, weave them for this processor, and write its program.
@@ -136,8 +136,9 @@ def load_model(
     ``n_states``: of a model with recurrent layers, how many sequences' states it holds, those kept for others to begin with
     among them (None: MOST_STATES, of small ones more, or as many as fit an eighth of the memory there is);
     ``n_threads``: None for as many as this process may use; ``team``: another model's threads to compute with instead, never at
-    the same time; it must outlive this model; ``near_pages``: layers with a window may have a smaller pool of pages of their own
-    (``KVCache.near``), where that saves memory; ``progress``: called with 0.0 to 1.0 while reading.
+    the same time; it must outlive this model; ``near_sequences``: layers with a window may have a smaller pool of pages of their
+    own (``KVCache.near``) where that saves memory, with room for so many sequences at once (0: they may not);
+    ``progress``: called with 0.0 to 1.0 while reading.
 
     The environment variable GUMBA_AFFINITY ("0-3,8", or "all") ties the threads beside the caller's to processors.
 
@@ -167,14 +168,15 @@ def load_model(
     chosen = isa.current()
     if kv_type is None:
         kv_type = "bf16" if chosen.dot_bf16 is not None else "f16"
-    pools = _Pools(kv_shapes(config), n_ctx, max_batch_tokens, kv_type, near_pages and config.causal)
-    n_pages = pools.n_pages(kv_memory) if kv_tokens is None else -(-kv_tokens // PAGE_TOKENS)
+    pools = _Pools(kv_shapes(config), n_ctx, max_batch_tokens, kv_type, near_sequences if config.causal else 0)
+    n_states, states_bytes = _n_states(config, n_states, kv_memory)
+    n_pages = pools.n_pages(kv_memory, states_bytes) if kv_tokens is None else -(-kv_tokens // PAGE_TOKENS)
     kv_tokens = n_pages * PAGE_TOKENS if kv_tokens is None else kv_tokens
     max_batch_tokens = min(max_batch_tokens, max(n_ctx, kv_tokens))
     try:
         weights = _weights(gguf, module, config, chosen, n_threads, progress)
         kv = KVCache(pools.shapes, n_pages, kv_type, pools.near(n_pages))
-        states = _states(config, n_states)
+        states = States(config.state_parts, n_states) if n_states else None
         sizes = n_threads, max_batch_tokens, n_ctx
         (program, outputs), *source = _programs(module, config, weights, chosen, sizes, kv, states)
         threads = Team(n_threads, processors) if team is None else team
@@ -223,7 +225,8 @@ def kernels_of(gguf: GGUFFile, kv_type: str) -> list[Kernel]:
         weights = module.load_weights(loader, config)
     kv = KVCache(kv_shapes(config), 1, kv_type)
     sizes = 1, 1, min(config.n_ctx_train, PAGE_TOKENS)
-    made = _programs(module, config, weights, chosen, sizes, kv, _states(config, 2))
+    states = States(config.state_parts, 1) if _n_states(config, None, None)[0] else None
+    made = _programs(module, config, weights, chosen, sizes, kv, states)
     return list({op.kernel.name: op.kernel for program, _ in made for op in program.operations}.values())
 
 
@@ -243,10 +246,12 @@ class _Pools:
     ``n_ctx``, ``n_step``: most tokens of a sequence and of a step.
     """
 
-    def __init__(self, shapes: list[KVShape], n_ctx: int, n_step: int, kv_type: str, near_pages: bool) -> None:
+    def __init__(self, shapes: list[KVShape], n_ctx: int, n_step: int, kv_type: str, n_sequences: int) -> None:
         self.shapes = shapes
         self._n_ctx = n_ctx
-        window = max((shape.window for shape in shapes), default=0) if near_pages else 0
+        window = max((shape.window for shape in shapes), default=0) if n_sequences else 0
+        #: For so many sequences at once, a page each to grow into.
+        self._least = n_sequences * (-(-window // PAGE_TOKENS) + 2)
         #: Pages that a sequence has at once for the layers with a window.
         self._each = -(-(window + n_step) // PAGE_TOKENS) + 1 if window else 0
         self._page_bytes = KVCache.bytes_per_page([shape for shape in shapes if not (window and shape.window)], kv_type)
@@ -254,22 +259,27 @@ class _Pools:
 
     def near(self, n_pages: int) -> int:
         """Pages of the pool for layers with a window, beside ``n_pages`` for the others; 0 where one pool for all is as small."""
-        count = NEAR_ROOM * self._each * (1 + -(-n_pages * PAGE_TOKENS // self._n_ctx))
+        count = max(self._least, NEAR_ROOM * self._each * (1 + -(-n_pages * PAGE_TOKENS // self._n_ctx)))
         return count if count < n_pages else 0
 
     def _bytes(self, n_pages: int) -> int:
         return n_pages * self._page_bytes + (self.near(n_pages) or n_pages) * self._near_bytes
 
-    def n_pages(self, kv_memory: int | None) -> int:
-        """Pages where the caller names no number. Raises RequestError when ``kv_memory`` is too little for any."""
+    def n_pages(self, kv_memory: int | None, states_bytes: int) -> int:
+        """Pages where the caller names no number. Raises RequestError when ``kv_memory`` is too little for any.
+
+        ``states_bytes``: of that memory, what the recurrent states take.
+        """
         most, there_is = -(-USUAL_CONTEXTS * self._n_ctx // PAGE_TOKENS), available_memory()
         least = -(-self._n_ctx // PAGE_TOKENS)
         if kv_memory is not None:
-            if kv_memory < self._bytes(1):
+            wanted = self._bytes(1) + states_bytes
+            if kv_memory < wanted:
+                states = " and the states of two sequences" if states_bytes else ""
                 raise RequestError(
-                    f"kv_memory is {kv_memory}, expected at least {self._bytes(1)}, for {PAGE_TOKENS} tokens"
+                    f"kv_memory is {kv_memory}, expected at least {wanted}, for {PAGE_TOKENS} tokens{states}"
                 )
-            return self._fitting(kv_memory, 1, 1 << 24)
+            return self._fitting(kv_memory - states_bytes, 1, 1 << 24)
         if there_is is None:
             return least
         return self._fitting(there_is // 8, least, most)
@@ -285,16 +295,24 @@ class _Pools:
         return least
 
 
-def _states(config: Any, n_states: int | None) -> States | None:
-    """The pool of recurrent states; None for a model without recurrent layers."""
+def _n_states(config: Any, n_states: int | None, kv_memory: int | None) -> tuple[int, int]:
+    """Slots for recurrent states, and their bytes; none for a model without recurrent layers.
+
+    ``n_states``: as asked for; None: as many as fit a quarter of ``kv_memory``, or an eighth of what the machine has to spare.
+    """
     parts: list[tuple[int, ...]] = getattr(config, "state_parts", [])
     if not any(parts):
-        return None
+        return 0, 0
+    each = States.bytes_per_slot(parts)
     if n_states is None:
-        there_is, each = available_memory(), States.bytes_per_slot(parts)
-        most = max(MOST_STATES, min(STATES_BYTES // each, MOST_SMALL_STATES))
-        n_states = most if there_is is None else max(2, min(most, there_is // 8 // each))
-    return States(parts, n_states)
+        there_is = available_memory()
+        n_states = most = max(MOST_STATES, min(STATES_BYTES // each, MOST_SMALL_STATES))
+        if kv_memory is not None:
+            n_states = kv_memory // 4 // each
+        elif there_is is not None:
+            n_states = there_is // 8 // each
+        n_states = max(2, min(most, n_states))
+    return n_states, n_states * each
 
 
 #: Woven weights of models that are in use, by file and instruction set; and who weaves some just now, by process.
