@@ -101,6 +101,22 @@ def test_pairs_of_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
         assert step.seen(window) == (context, sum(map(len, seen + other))), window
 
 
+def test_layers_that_share_keys_work_for_the_last_token_of_a_prompt() -> None:
+    """Of their attention, only the pairs of the tokens whose logits are wanted count, and only their contexts."""
+    step = profiling._Step(
+        [Chunk([1] * 5, 7, [0], "last"), Chunk([1, 2], 0, [1], "all"), Chunk([1], 3, [2], "none")],
+        np.zeros(0, np.int64),
+    )
+    assert step.seen(of_outputs=True) == (12 + 2, 12 + 1 + 2)
+    assert step.seen(4, of_outputs=True) == (4 + 2, 4 + 1 + 2)
+    with GGUFFile(Path(__file__).parent / "data" / "arch_gemma4.gguf") as file:
+        model = load_model(file, n_threads=1)
+    attention = [op for op in model.operations if op.kernel.name.startswith("attention")]
+    assert [step.of_outputs(op) for op in attention] == [False, False, True, True]
+    assert [step.rows(op) for op in attention] == [8, 8, 3, 3]
+    model.close()
+
+
 @pytest.mark.usefixtures("known_limits")
 def test_states_are_read_and_written_for_each_sequence() -> None:
     """Two layers with 4 heads of 32 times 32 float32, whatever the number of steps."""

@@ -257,7 +257,7 @@ class _Total:
         work, rows = op.work, step.rows(op)
         self.records += 1
         self.ns += ns
-        context, pairs = step.seen(work.window)
+        context, pairs = step.seen(work.window, of_outputs=step.of_outputs(op))
         self.memory += (work.weights if rows else 0) + work.kv_bytes * context + work.state_bytes * step.sequences
         self.cache += work.row_bytes * rows
         self.ops += work.row_ops * rows + work.pair_ops * pairs
@@ -291,14 +291,19 @@ class _Step:
     def __init__(self, chunks: Sequence[Chunk], spans: np.ndarray) -> None:
         self.spans = spans
         self.tokens = sum(len(c.tokens) for c in chunks)
-        self.outputs = sum({"none": 0, "last": 1, "all": len(c.tokens)}[c.outputs] for c in chunks)
         self._chunks = [(c.position, len(c.tokens)) for c in chunks]
+        wanted = [{"none": 0, "last": 1, "all": len(c.tokens)}[c.outputs] for c in chunks]
+        self._wanted = [(position + n - own, own) for (position, n), own in zip(self._chunks, wanted) if own]
+        self.outputs = sum(wanted)
         self.sequences = len(self._chunks)
 
-    def seen(self, window: int = 0) -> tuple[int, int]:
-        """Tokens of context that are read, and pairs of a token with one that it attends to, among the last ``window``."""
+    def seen(self, window: int = 0, of_outputs: bool = False) -> tuple[int, int]:
+        """Tokens of context that are read, and pairs of a token with one that it attends to, among the last ``window``.
+
+        ``of_outputs``: by the tokens alone whose logits are wanted.
+        """
         context = pairs = 0
-        for position, n in self._chunks:
+        for position, n in self._wanted if of_outputs else self._chunks:
             own = window or position + n
             context += min(position + n, n + own - 1)
             whole = min(n, max(0, own - position))  # tokens that see all before them
@@ -307,9 +312,13 @@ class _Step:
 
     def rows(self, op: Operation) -> int:
         """How many rows ``op`` works on."""
+        return self.outputs if self.of_outputs(op) else self.tokens
+
+    def of_outputs(self, op: Operation) -> bool:
+        """Whether ``op`` works on the rows alone whose logits are wanted."""
         from gumba.kernels.op import N_OUTPUTS
 
-        return self.outputs if op.writes and op.writes[0].count == N_OUTPUTS else self.tokens
+        return bool(op.writes) and op.writes[0].count == N_OUTPUTS
 
 
 def profile(
