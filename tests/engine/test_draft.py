@@ -68,5 +68,7 @@ def test_a_draft_model_without_room_is_no_obstacle(tiny: Path) -> None:
 def test_what_cannot_draft(tiny: Path) -> None:
     with pytest.raises(ModelError, match="same vocabulary"):
         LLM(tiny, draft_model=DATA / "tokenizer_gpt_2.gguf")
+    with pytest.raises(ModelError, match="must have logits"):  # it judges texts
+        LLM(DATA / "arch_qwen3.gguf", draft_model=DATA / "arch_qwen3_labels.gguf")
     with pytest.raises(RequestError, match="draft_tokens"):
         LLM(tiny, draft_model=tiny, draft_tokens=0)
