@@ -20,7 +20,10 @@ OTHER_HALVES = r"(model\.)?(vision_tower|audio_tower|embed_vision|embed_audio)\.
 
 def optional_integer(reader: ConfigReader, key: str, default: int = 0) -> int:
     """An integer from 0 on; `default` where it is absent or null."""
-    return reader.integer(key) if reader.config.get(key) else (0 if reader.has(key) else default)
+    if not reader.has(key):
+        return default
+    none = type(reader.config[key]) is int and reader.config[key] == 0
+    return 0 if none else reader.integer(key)
 
 
 def counts(values: list[int]) -> Value:

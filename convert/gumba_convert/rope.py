@@ -35,9 +35,7 @@ def read_rope(
     `partial_rotary_factor` stood by themselves and `rope_scaling` held the extension.
     """
     settings = reader.section("rope_parameters") or reader.section("rope_scaling") or ConfigReader({}, reader.where)
-    nested = settings.config.get(layer_type)
-    if isinstance(nested, dict):
-        settings = settings.section(layer_type) or settings
+    settings = settings.section(layer_type) or settings
     kind = settings.config.get("rope_type", settings.config.get("type", "default"))
     if kind == "mrope":  # a picture's tokens have several coordinates, a text's have the same position in all of them
         kind = "default"
