@@ -218,6 +218,7 @@ def test_options(name: str, kv_type: str) -> None:
 def test_options_on_every_instruction_set(isa: Isa) -> None:
     for kv_type in ("f16", "bf16", "q8_0"):
         tolerance(setups.setup_attention(isa, kv_type, **OPTIONS["all"]), kv_type).check()
+    tolerance(setups.setup_attention(isa, "f16", **OPTIONS["answer, bias"]), "f16").check()
 
 
 @pytest.mark.parametrize("window", [1, 2, 15, 16, 17, 63, 64, 65, 128, 500, 511, 512, 513, 600, 1024, 5000])

@@ -50,7 +50,7 @@ class T5Config(Config):
     @property
     def n_ctx_most(self) -> int:
         """Beyond MAX_DISTANCE one token is as far away as another."""
-        return 1 << 20
+        return 1 << 16
 
 
 C = TypeVar("C", bound=T5Config)
