@@ -70,10 +70,13 @@ class Decoder:
 
 
 def text_config(checkpoint: Checkpoint) -> ConfigReader:
-    """config.json, or its `text_config` where the language model is a part of something larger."""
-    reader = ConfigReader(checkpoint.config, f"{checkpoint.folder / 'config.json'}")
-    reader.must_be("quantization_config")
-    return reader.section("text_config") or reader
+    """config.json, or its `text_config` where the language model is a part of something larger, which says what is tied."""
+    whole = ConfigReader(checkpoint.config, f"{checkpoint.folder / 'config.json'}")
+    whole.must_be("quantization_config")
+    reader = whole.section("text_config") or whole
+    if whole.has("tie_word_embeddings"):
+        reader.config = reader.config | {"tie_word_embeddings": whole.config["tie_word_embeddings"]}
+    return reader
 
 
 def read_decoder(

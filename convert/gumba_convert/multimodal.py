@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import Decoder, text_config
+from gumba_convert.decoder import Decoder
 from gumba_convert.gguf_writer import Value, i32_array
-from gumba_convert.plan import ConfigReader
 from gumba_convert.table import TensorTable
 
 #: Beginnings of the language model's names, and a pattern of names that are not its own.
@@ -18,15 +17,6 @@ PICTURES = r"(model\.)?visual\..*"
 def language_table(checkpoint: Checkpoint) -> TensorTable:
     """The tensors of the language model; those for pictures are left out."""
     return TensorTable(checkpoint, renamed=PARTS, ignored=PICTURES)
-
-
-def language_config(checkpoint: Checkpoint) -> ConfigReader:
-    """The language model's settings: all of config.json, or a section of it, to which the whole says what is tied."""
-    reader = text_config(checkpoint)
-    tied = checkpoint.config.get("tie_word_embeddings")
-    if tied is not None:
-        reader.config = reader.config | {"tie_word_embeddings": tied}
-    return reader
 
 
 def position_sections(architecture: str, d: Decoder, default: Sequence[int]) -> dict[str, Value]:

@@ -18,7 +18,8 @@ from tiny_families import CTX, EXPERTS, FAMILIES, GROUPS, HEADS, LAYERS, STREAMS
 
 from gumba.errors import ConvertError
 from gumba.gguf import GGUFFile
-from gumba_convert import convert, families, pipeline
+from gumba_convert import convert, decoder, families, pipeline
+from gumba_convert.checkpoint import Checkpoint
 
 
 def checkpoint_tensors(family: Family, seed: int = 0) -> dict[str, np.ndarray]:
@@ -533,3 +534,11 @@ def test_experts_are_encoded_as_gguf_does(tmp_path: Path) -> None:
     whole = wide["model.layers.1.block_sparse_moe.input_linear.weight"]
     wanted = quantize(np.ascontiguousarray(whole[:, 8:]), gguf.GGMLQuantizationType.Q8_0)
     np.testing.assert_array_equal(found["blk.1.ffn_up_exps.weight"].data, wanted)
+
+
+@pytest.mark.parametrize(("whole", "part", "tied"), [(True, False, True), (False, True, False), (None, True, True)])
+def test_the_whole_says_what_is_tied(tmp_path: Path, whole: bool | None, part: bool, tied: bool) -> None:
+    """As transformers ties a model for pictures, whatever the section of its language model says."""
+    config = {"text_config": {"tie_word_embeddings": part}, "tie_word_embeddings": whole}
+    write_checkpoint(tmp_path, config=config, tensors={})
+    assert decoder.text_config(Checkpoint(tmp_path)).flag("tie_word_embeddings", False) is tied

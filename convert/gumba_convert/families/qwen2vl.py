@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.families import qwen2
-from gumba_convert.multimodal import language_config, language_table
+from gumba_convert.multimodal import language_table
 from gumba_convert.plan import Plan
 
 ARCHITECTURE = "qwen2vl"
@@ -21,4 +22,4 @@ def plan(checkpoint: Checkpoint) -> Plan:
         ConvertError: an unsupported configuration or set of tensors.
     """
     table = language_table(checkpoint)
-    return qwen2.language_model(language_config(checkpoint), table, architecture=ARCHITECTURE, sections=SECTIONS)
+    return qwen2.language_model(decoder.text_config(checkpoint), table, architecture=ARCHITECTURE, sections=SECTIONS)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.decoder import architecture_name
 from gumba_convert.families import qwen3, qwen3moe
 from gumba_convert.gguf_writer import Value, u32
-from gumba_convert.multimodal import language_config, language_table
+from gumba_convert.multimodal import language_table
 from gumba_convert.plan import ConfigReader, Plan
 
 DENSE, SPARSE = "Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration"
@@ -23,7 +24,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    reader, table = language_config(checkpoint), language_table(checkpoint)
+    reader, table = decoder.text_config(checkpoint), language_table(checkpoint)
     sparse = (architecture_name(checkpoint) or checkpoint.config.get("model_type")) in (SPARSE, "qwen3_vl_moe")
     architecture = "qwen3vlmoe" if sparse else "qwen3vl"
     more = {f"{architecture}.n_deepstack_layers": _deepstack_layers(reader, checkpoint)}
