@@ -8,12 +8,13 @@ import itertools
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from gumba.asked import Request
 from gumba.engine.engine import Engine
 from gumba.loaded import LoadedModel
 from gumba.outputs import RequestOutput, StreamOutput
 from gumba.params import SamplingParams
 from gumba.progress import Progress
-from gumba.requests import PromptProgress, Request, Requests, report
+from gumba.requests import PromptProgress, Requests, report
 from gumba.streams import aparsed
 from gumba.text import Tokenizer
 

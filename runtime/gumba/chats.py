@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 from gumba.answering import Answering, made
+from gumba.asked import Request
 from gumba.outputs import RequestOutput, StreamOutput
 from gumba.params import SamplingParams
-from gumba.requests import ChatOptions, Messages, ParamsOf, PromptProgress, Request, report
+from gumba.requests import ChatOptions, Messages, ParamsOf, PromptProgress, report
 from gumba.streams import parsed
 
 if TYPE_CHECKING:

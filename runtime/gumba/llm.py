@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gumba import session
 from gumba.answering import made
+from gumba.asked import Request
 from gumba.chats import Chats
 from gumba.conversation import Conversation
 from gumba.engine.core import Lent
@@ -25,7 +26,6 @@ from gumba.requests import (
     ParamsOf,
     Prompt,
     PromptProgress,
-    Request,
     Requests,
     report,
 )

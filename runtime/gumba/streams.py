@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, closing
 from typing import Any
 
+from gumba.asked import Request
 from gumba.outputs import StreamOutput
-from gumba.requests import Request
 
 
 def parsed(request: Request, steps: Iterator[StreamOutput]) -> Iterator[StreamOutput]:
