@@ -37,6 +37,8 @@ _WITHOUT_EFFECT = frozenset({
     "num_workers", "pad_token_id", "use_cache", "truncation", "padding", "clean_up_tokenization_spaces",
     "renormalize_logits", "tokenizer",
 })  # fmt: skip
+#: What models that continue texts are for, and encoder-decoders.
+TASKS = ("text-generation", "text2text-generation")
 #: transformers' names -> SamplingParams' of what is the same.
 _SAME = {
     "temperature": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "typical_p": "typical_p",
@@ -71,7 +73,7 @@ def pipeline(
     """A callable that continues texts and answers conversations, for people who come from transformers.
 
     Args:
-        task: "text-generation".
+        task: "text-generation", or of an encoder-decoder "text2text-generation".
         model: A GGUF file, a Hugging Face folder or hub id (converted once and kept), a known name, or an ``LLM``;
             None: a small default model.
         model_kwargs: Arguments of ``LLM`` (``n_ctx``, ``n_threads``, ...).
@@ -82,8 +84,8 @@ def pipeline(
         UnsupportedError: Another task, or another device.
         RequestError: ``model`` is no model, or a keyword is unknown.
     """
-    if task != "text-generation":
-        raise UnsupportedError(f"task: gumba has 'text-generation', found {show(task)}")
+    if task not in TASKS:
+        raise UnsupportedError(f"task: gumba has {' and '.join(map(repr, TASKS))}, found {show(task)}")
     _check_keywords(defaults)  # before anything is fetched
     if model is None and sources.pulled(sources.DEFAULT_MODEL) is None:
         known = sources.KNOWN[sources.DEFAULT_MODEL]
@@ -94,7 +96,12 @@ def pipeline(
         model = LLM(sources.resolve(model), **(model_kwargs or {}))
     elif model_kwargs:
         raise RequestError("model_kwargs: the model is loaded already")
-    return TextGenerationPipeline(model, **defaults)
+    made = TextGenerationPipeline(model, **defaults)
+    if task != made.task:
+        raise UnsupportedError(
+            f"task: this {model.model.config.architecture} model is for {made.task!r}, found {task!r}"
+        )
+    return made
 
 
 class TextGenerationPipeline:
@@ -104,7 +111,7 @@ class TextGenerationPipeline:
     conversations. A text gives ``[{"generated_text": text}, ...]``, one for each of ``num_return_sequences``; a
     conversation the same, where the text is the conversation with its answer; a list gives one such list for each.
     Control tokens' texts in a text are read as these tokens. A conversation that ends with the assistant's words is gone on
-    with (``continue_final_message``).
+    with (``continue_final_message``). An encoder-decoder's text is its answer alone.
 
     Keywords of a call: ``max_new_tokens`` (256), ``max_length`` (prompt and answer together), ``min_new_tokens``,
     ``do_sample`` (False), ``temperature`` (1.0), ``top_k`` (50), ``top_p`` (1.0), ``min_p``, ``typical_p``,
@@ -118,7 +125,7 @@ class TextGenerationPipeline:
     def __init__(self, llm: LLM, **defaults: Any) -> None:
         _check_keywords(defaults)
         self.llm = llm
-        self.task = "text-generation"
+        self.task = TASKS[0] if llm.model.config.start_token is None else TASKS[1]
         self._defaults = defaults
 
     @property
@@ -180,7 +187,9 @@ class _Call:
             self._messages = given
             self.ids = self._chat_ids()
         self.n = require_count("num_return_sequences", options.get("num_return_sequences", 1), 1)
-        self.params = _params(options, len(self.ids))
+        #: What stands before an answer: of an encoder-decoder nothing but its start, which is no text.
+        self._before = self.ids if llm.model.config.start_token is None else []
+        self.params = _params(options, len(self.ids) if llm.model.config.start_token is None else 1)
 
     def samples(self) -> list[SamplingParams]:
         """What to ask for each answer: the same, but for the seed."""
@@ -192,10 +201,10 @@ class _Call:
     def record(self, token_ids: list[int]) -> Record:
         """The result of an answer."""
         if self._options.get("return_tensors"):
-            return {"generated_token_ids": [*self.ids, *token_ids]}
+            return {"generated_token_ids": [*self._before, *token_ids]}
         skip = bool(self._options.get("skip_special_tokens", True))
         text = self._llm.tokenizer.decode(token_ids, skip, continuation=True)
-        if self._options.get("return_full_text") is False:
+        if self._options.get("return_full_text") is False or not self._before:
             return {"generated_text": text}
         if self._text is not None:
             return {"generated_text": self._text + text}

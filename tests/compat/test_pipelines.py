@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -200,3 +201,21 @@ def test_text_streamers(pipe, capsys):
     thread.join()
     with pytest.raises(RequestError, match="width"):
         TextStreamer(pipe.tokenizer, width=3)
+
+
+def test_an_encoder_decoder_gives_answers_alone():
+    path = Path(__file__).parent.parent / "data" / "arch_t5.gguf"
+    with gumba.LLM(path, n_threads=1) as llm:
+        pipe = gumba.pipeline("text2text-generation", model=llm)
+        ids = llm.tokenizer.encode("abc")
+        answer = greedy(llm, ids)
+        assert pipe("abc", max_new_tokens=8) == [{"generated_text": text_of(llm, answer)}]
+        assert pipe("abc", max_new_tokens=8, return_tensors=True) == [{"generated_token_ids": answer}]
+        assert pipe("abc", max_length=9, return_tensors=True) == [{"generated_token_ids": answer}]
+        with pytest.raises(UnsupportedError, match="text2text-generation"):
+            gumba.pipeline("text-generation", model=llm)
+
+
+def test_a_task_is_for_certain_models(llm):
+    with pytest.raises(UnsupportedError, match="is for 'text-generation'"):
+        gumba.pipeline("text2text-generation", model=llm)
