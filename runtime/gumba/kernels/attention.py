@@ -50,7 +50,19 @@ from gumba.kernels.attention_layout import (
 )
 from gumba.kernels.attention_rows import clear, copy, inverse, row_merge, row_sink, row_weights, scale_copy
 from gumba.kernels.jit import inline
-from gumba.kernels.op import N_TILES, N_TOKENS, SOURCE, SPLIT, TILE_WORDS, TILES, Kernel, f4, kernel, share
+from gumba.kernels.op import (
+    N_TILES,
+    N_TOKENS,
+    SOURCE,
+    SPLIT,
+    TILE_WORDS,
+    TILES,
+    Kernel,
+    f4,
+    first_unit,
+    kernel,
+    next_unit,
+)
 from gumba.kernels.pages import BLOCK_ROWS, PAGE_TOKENS, PART_TOKENS, S_ROW, SCRATCH, PageFormat, block_rows
 from gumba.simd.isa import Isa
 from gumba.simd.memory import atomic_add, load_f32, load_i32, load_i64, store_f32, store_i64
@@ -70,16 +82,18 @@ def store_kv(isa: Isa, pages: PageFormat) -> Kernel:
         n = load_i64(batch + N_TOKENS)
         slots = load_i64(batch + load_i64(geo + SLOTS_AT))
         head_dim, v_dim = load_i64(geo + HEAD_DIM), load_i64(geo + V_DIM)
-        for t in range(share(n, thread, n_threads), share(n, thread + 1, n_threads)):
-            slot = load_i64(slots + 8 * t)
-            keys = page_address(memory, slot // PAGE_TOKENS, geo, K_PAGE)
-            values = page_address(memory + load_i64(geo + V_OFFSET), slot // PAGE_TOKENS, geo, V_PAGE)
-            for h in range(load_i64(geo + N_KV_HEADS)):
-                store(k + t * k_stride + h * head_dim * 4, v + t * v_stride + h * v_dim * 4, keys, values,
-                      slot % PAGE_TOKENS, head_dim, v_dim, load_i64(geo + V_ROW),
-                      scratch + thread * scratch_bytes)  # fmt: skip
-                keys += load_i64(geo + K_HEAD)
-                values += load_i64(geo + V_HEAD)
+        n_heads = load_i64(geo + N_KV_HEADS)
+        t, h, n_units = first_unit(n, n_heads, thread, n_threads)
+        slot, keys, values, stored = 0, 0, 0, -1
+        for _ in range(n_units):
+            if t != stored:
+                slot, stored = load_i64(slots + 8 * t), t
+                keys = page_address(memory, slot // PAGE_TOKENS, geo, K_PAGE)
+                values = page_address(memory + load_i64(geo + V_OFFSET), slot // PAGE_TOKENS, geo, V_PAGE)
+            store(k + t * k_stride + h * head_dim * 4, v + t * v_stride + h * v_dim * 4, keys + h * load_i64(geo + K_HEAD),
+                  values + h * load_i64(geo + V_HEAD), slot % PAGE_TOKENS, head_dim, v_dim, load_i64(geo + V_ROW),
+                  scratch + thread * scratch_bytes)  # fmt: skip
+            t, h = next_unit(t, h, n_heads)
 
     return store_kv
 

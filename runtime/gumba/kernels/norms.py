@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from gumba.kernels.jit import inline
-from gumba.kernels.op import f4, first_unit, kernel, next_unit, share
+from gumba.kernels.op import f4, first_unit, kernel, next_unit
 from gumba.simd.memory import load_f32, load_i64
 from gumba.simd.value import F32, Simd, Value, simd_function
 
@@ -156,13 +156,14 @@ def head_norm(
     head to head ``weight_step`` bytes on.
     """
     n = load_i64(batch + count)
-    for t in range(share(n, thread, n_threads), share(n, thread + 1, n_threads)):
-        for h in range(n_heads):
-            at = t * stride + h * head_dim * 4
-            mean = np.float32(0)
-            if centred != 0:
-                mean = mean_of(x + at, head_dim)
-                scale = _layer_scale(x + at, head_dim, mean, eps)
-            else:
-                scale = _rms_scale(x + at, head_dim, eps)
-            _normalize_head(x + at, weight + h * weight_step, mean, scale, out + at, head_dim)
+    t, h, n_units = first_unit(n, n_heads, thread, n_threads)
+    for _ in range(n_units):
+        at = t * stride + h * head_dim * 4
+        mean = np.float32(0)
+        if centred != 0:
+            mean = mean_of(x + at, head_dim)
+            scale = _layer_scale(x + at, head_dim, mean, eps)
+        else:
+            scale = _rms_scale(x + at, head_dim, eps)
+        _normalize_head(x + at, weight + h * weight_step, mean, scale, out + at, head_dim)
+        t, h = next_unit(t, h, n_heads)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from gumba.kernels.jit import inline
-from gumba.kernels.op import N_TOKENS, POSITIONS, kernel, share
+from gumba.kernels.op import N_TOKENS, POSITIONS, first_unit, kernel, next_unit
 from gumba.simd.memory import load_f32, load_i32, load_i64, store_f32
 from gumba.simd.value import F32, Simd, Value, simd_function
 
@@ -67,18 +67,19 @@ def rope(batch, thread, n_threads, view, x, stride, n_heads, head_dim, rope_dim,
     n = load_i64(batch + N_TOKENS)
     positions = load_i64(batch + POSITIONS)
     half = rope_dim // 2
-    for t in range(share(n, thread, n_threads), share(n, thread + 1, n_threads)):
+    t, h, n_units = first_unit(n, n_heads, thread, n_threads)
+    for _ in range(n_units):
         cos = table + load_i32(positions + 4 * t) * (8 * rope_dim)
         sin = cos + 4 * rope_dim
-        for h in range(n_heads):
-            head = x + t * stride + h * head_dim * 4
-            if neox != 0:
-                vectors = half // 8
-                _rotate_halves(head, cos, sin, 4 * half, vectors)
-                for i in range(8 * vectors, half):
-                    _rotate_one(head, i, half + i, cos, sin)
-            else:
-                vectors = rope_dim // 8
-                _rotate_pairs(head, cos, sin, vectors)
-                for i in range(4 * vectors, half):
-                    _rotate_one(head, 2 * i, 2 * i + 1, cos, sin)
+        head = x + t * stride + h * head_dim * 4
+        if neox != 0:
+            vectors = half // 8
+            _rotate_halves(head, cos, sin, 4 * half, vectors)
+            for i in range(8 * vectors, half):
+                _rotate_one(head, i, half + i, cos, sin)
+        else:
+            vectors = rope_dim // 8
+            _rotate_pairs(head, cos, sin, vectors)
+            for i in range(4 * vectors, half):
+                _rotate_one(head, 2 * i, 2 * i + 1, cos, sin)
+        t, h = next_unit(t, h, n_heads)

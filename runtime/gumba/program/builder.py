@@ -123,7 +123,7 @@ class Program(Recurrent):
         view, reads = self._view(x.count)
         arguments = {"view": view, "x": x, "stride": x.row_bytes, "n_heads": n_heads, "head_dim": head_dim,
                      "rope_dim": rope_dim, "table": table, "neox": int(neox)}  # fmt: skip
-        self.append(rope.rope, arguments, [x, *reads], [x], ("tokens",) if x.count == N_TOKENS else ("rows", x.count))
+        self.append(rope.rope, arguments, [x, *reads], [x], ("heads", x.count, n_heads))
         return x
 
     def _view(self, count: int) -> tuple[int, list[Buffer]]:
@@ -201,7 +201,7 @@ class Program(Recurrent):
         self.append(
             store_kv(self.isa, page_formats()[at.kv_type]),
             place | {"k": k, "v": v, "k_stride": k.row_bytes, "v_stride": v.row_bytes},
-            [k, v], [cache], ("tokens",),
+            [k, v], [cache], ("heads", k.count, at.n_kv_heads),
         )  # fmt: skip
 
     def _place(

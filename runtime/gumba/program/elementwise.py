@@ -57,7 +57,7 @@ class Elementwise(Writer):
         arguments = {"count": x.count, "x": x, "weight": self._row(weight, x.width if of_each else head_dim, 1.0),
                      "weight_step": 4 * head_dim if of_each else 0, "out": out, "stride": x.row_bytes, "n_heads": n_heads,
                      "head_dim": head_dim, "centred": int(centred), "eps": eps}  # fmt: skip
-        self.append(norms.head_norm, arguments, [x], [out], ("tokens",) if x.count == N_TOKENS else ("rows", x.count))
+        self.append(norms.head_norm, arguments, [x], [out], ("heads", x.count, n_heads))
         return out
 
     def add(self, x: Buffer, y: Buffer) -> Buffer:
