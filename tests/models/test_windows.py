@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from test_architectures import FILES as DECODERS
 from test_architectures import architecture
+from tiny_models import DATA
 
 import gumba.models
 from gumba import LLM, GGUFFile, SamplingParams
@@ -101,6 +102,14 @@ def test_memory_counts_both_pools(monkeypatch: pytest.MonkeyPatch, megabytes: in
         more = kv.page_bytes + 30 * kv.near.page_bytes  # a context more needs more pages for windows, too
         assert (megabytes << 20) - more < taken <= megabytes << 20
         assert llm.kv_usage().window_pages == kv.near.n_pages >= 2 * (1 + 2)
+
+
+@pytest.mark.parametrize("most", [1, 32])
+def test_a_model_without_windows_has_one_pool(most: int) -> None:
+    path = DATA / "arch_qwen3.gguf"
+    with LLM(path, n_ctx=256, kv_tokens=8192, max_sequences=most) as llm:
+        assert llm.model.kv.near is None and llm.kv_usage().window_pages == 0
+        assert len(llm.generate([STEM[:200]], SamplingParams(max_tokens=20, ignore_eos=True))[0].token_ids) == 20
 
 
 def longer(path: Path) -> Any:

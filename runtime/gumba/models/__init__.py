@@ -251,7 +251,7 @@ class _Pools:
         self._n_ctx = n_ctx
         window = max((shape.window for shape in shapes), default=0) if n_sequences else 0
         #: For so many sequences at once, a page each to grow into.
-        self._least = n_sequences * (-(-window // PAGE_TOKENS) + 2)
+        self._least = n_sequences * (-(-window // PAGE_TOKENS) + 2) if window else 0
         #: Pages that a sequence has at once for the layers with a window.
         self._each = -(-(window + n_step) // PAGE_TOKENS) + 1 if window else 0
         self._page_bytes = KVCache.bytes_per_page([shape for shape in shapes if not (window and shape.window)], kv_type)
@@ -259,6 +259,8 @@ class _Pools:
 
     def near(self, n_pages: int) -> int:
         """Pages of the pool for layers with a window, beside ``n_pages`` for the others; 0 where one pool for all is as small."""
+        if not self._each:
+            return 0
         count = max(self._least, NEAR_ROOM * self._each * (1 + -(-n_pages * PAGE_TOKENS // self._n_ctx)))
         return count if count < n_pages else 0
 
