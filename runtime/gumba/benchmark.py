@@ -121,7 +121,12 @@ def opened(path: Path, work: Workload) -> Iterator[Ready]:
     compiled_s = jit.stats.compile_s
     began = time.perf_counter()
     with GGUFFile(path) as file:
-        most = architecture(file).read_config(file).n_ctx_train
+        config = architecture(file).read_config(file)
+        if config.start_token is not None:
+            raise RequestError(
+                f"{path}: {config.architecture} models are encoder-decoders, which cannot be measured so"
+            )
+        most = config.n_ctx_train
         if n_ctx > most:
             raise RequestError(
                 f"this needs a context of {n_ctx} tokens (depth, and the prompt or the decode steps after it); "

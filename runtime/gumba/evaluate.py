@@ -59,6 +59,9 @@ def perplexity(
     Raises ``RequestError`` when ``n_ctx`` is below 4 or above the model's context, or the text is shorter than two
     windows (one window would score little more than its own beginning).
     """
+    config = model.config
+    if not config.causal or config.n_labels or config.start_token is not None:
+        raise RequestError(f"this {config.architecture} model has no logits of a text's next tokens to be scored by")
     if not 4 <= n_ctx <= model.n_ctx:
         raise RequestError(f"windows of {n_ctx} tokens: this model can be scored with 4 to {model.n_ctx}")
     n_windows = len(tokens) // n_ctx

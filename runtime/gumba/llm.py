@@ -53,6 +53,8 @@ class LLM(Chats, Judges):
         kv_tokens: Tokens that the KV cache holds, for all requests together, kept beginnings included.
         kv_memory: As many tokens as fit so many bytes. Where neither is given: four requests of ``n_ctx``, or as many, but at
             least one, as fit an eighth of the memory there is. Memory is taken only as it fills.
+        n_states: Of a model with recurrent layers (Qwen3.5, LFM2), how many sequences' states there is room for, those kept for
+            requests that begin alike among them. None: as many as fit a quarter of ``kv_memory``, or an eighth of the memory.
         kv_type: How the KV cache holds keys and values: "f16", "bf16", "f32", or "q8_0" in half the memory; None: bf16
             on processors that multiply it (twice as fast), else f16.
         draft_model: A smaller model of the same vocabulary that guesses tokens, which this one checks several at a time:
@@ -84,6 +86,7 @@ class LLM(Chats, Judges):
         max_queue: int | None = None,
         kv_tokens: int | None = None,
         kv_memory: int | None = None,
+        n_states: int | None = None,
         kv_type: str | None = None,
         draft_model: str | PathLike[str] | None = None,
         draft_tokens: int = 4,
@@ -115,6 +118,7 @@ class LLM(Chats, Judges):
                 max_batch_tokens=max_batch_tokens,
                 kv_tokens=kv_tokens,
                 kv_memory=kv_memory,
+                n_states=n_states,
                 kv_type=kv_type,
                 near_sequences=max_sequences,
             )

@@ -113,3 +113,21 @@ def test_models_lists_every_architecture(gumba: Callable) -> None:
     own = {"jina-bert-v2"}  # not in transformers
     assert {name for name, each in found.items() if "transformers" not in each["verified"]} == own
     assert all(each["verified"] for each in found.values())
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "message"),
+    [
+        ("perplexity", "qwen3_labels", "has no logits of a text's next tokens"),
+        ("perplexity", "jina_bert_v2", "has no logits of a text's next tokens"),
+        ("perplexity", "t5", "has no logits of a text's next tokens"),
+        ("bench", "t5", "encoder-decoders, which cannot be measured so"),
+    ],
+)
+def test_models_that_do_not_go_on_with_a_text(
+    gumba: Callable, tmp_path: Path, command: str, name: str, message: str
+) -> None:
+    model = Path(__file__).parent.parent / "data" / f"arch_{name}.gguf"
+    (tmp_path / "text").write_text("once upon a time " * 200)
+    result = gumba(command, str(model), *([str(tmp_path / "text"), "-c", "64"] if command == "perplexity" else []))
+    assert result.code == 2 and message in result.err

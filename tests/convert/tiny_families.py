@@ -1377,6 +1377,15 @@ FAMILIES: dict[str, Family] = {
         without=tuple(BASE),
         spare={"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": (7, HEADS)},
     ),
+    "mt5 tied": Family(
+        "t5",
+        "t5",
+        T5_CONFIG | {"architectures": ["MT5ForConditionalGeneration"], "model_type": "mt5"},
+        t5_tensors("shared", gated=False) | {"output.weight": ("shared.weight", (V, W), same)},
+        {},
+        keys={"attention.head_count_kv": HEADS, "context_length": 512},
+        without=tuple(BASE),
+    ),
     "t5 encoder": Family(
         "t5",
         "t5encoder",

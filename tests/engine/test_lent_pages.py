@@ -10,6 +10,7 @@ from test_scheduler import in_thread
 
 from gumba import SamplingParams
 from gumba.engine.core import Lent
+from gumba.engine.prefix_cache import Node
 
 SHORT = SamplingParams(temperature=0, max_tokens=6)
 
@@ -76,3 +77,19 @@ def test_nothing_is_done_meanwhile(make_llm, monkeypatch, waiting):
     assert seen < 8
     if result is not None:
         assert result() == oracle(range(12), SHORT, 6)
+
+
+def test_what_is_kept_is_given_up_before_anybody_waits_for_ever(make_llm):
+    """A page that stands in the cache twice, as a mistake would leave it there, counts as nobody's."""
+    llm = make_llm(n_pages=8)
+    llm.generate([list(range(12))], SHORT)
+    cache = llm._engine._core.scheduler.cache
+
+    def twice():
+        node = next(iter(cache._order))
+        llm.model.kv.share([node.page])
+        cache._order[Node(node.tokens, node.page, node.parent)] = None
+
+    llm._engine.call(twice)
+    result = in_thread(lambda: llm.generate([list(range(40, 66))], SHORT)[0].token_ids)
+    assert result() == oracle(range(40, 66), SHORT, 6)

@@ -83,11 +83,12 @@ def plan(checkpoint: Checkpoint) -> Plan:
 
 
 def _output(table: TensorTable, reader: ConfigReader, d: Decoder, shared: str) -> None:
-    """The output matrix; of the first models the embedding, divided by the root of its width."""
+    """The output matrix; of the first models the embedding, divided by the root of its width (mT5's never is)."""
     if table.has("lm_head.weight"):
         table.tensor("output.weight", "lm_head.weight", (d.n_vocab, d.n_embd))
         return
-    scaled = reader.flag("scale_decoder_outputs", reader.config.get("tie_word_embeddings") is not False)
+    plain = reader.config.get("tie_word_embeddings") is False or reader.config.get("model_type") == "mt5"
+    scaled = reader.flag("scale_decoder_outputs", not plain)
     factor = np.float32(d.n_embd**-0.5 if scaled else 1.0)
     table.tensor("output.weight", f"{shared}.weight", (d.n_vocab, d.n_embd), change=lambda rows: rows * factor)
 

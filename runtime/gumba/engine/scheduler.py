@@ -206,6 +206,9 @@ class Scheduler:
         if not work and not self._running and self._waiting:
             head = next((each for each in self._waiting if not each.held), self._waiting[0])
             if self._pages(head) <= self._kv.n_pages and self._lent():
+                if self.cache.n_pages:  # whatever is kept shall not be what is missing
+                    self.cache.clear()
+                    return self.plan()
                 self.stuck = True
             else:
                 head.fail(ResourceError(f"{self._pages(head)} KV pages are needed, {self._kv.n_free} are free"))
