@@ -18,7 +18,7 @@ def test_pages_before_the_chunk_are_given_back_and_change_nothing(tmp_path: Path
     path = rewritten(SOURCE, tmp_path / "long.gguf", "F32", dequantized=True, own={"context_length": 2048})
     prompts = [np.random.default_rng(i).integers(3, 130, n).tolist() for i, n in enumerate((300, 41, 199))]
     params = SamplingParams(temperature=0, max_tokens=90, ignore_eos=True)
-    with LLM(path, n_ctx=1024, n_threads=1, max_batch_tokens=24) as llm:
+    with LLM(path, n_ctx=1024, n_threads=1, max_batch_tokens=24, max_sequences=4) as llm:
         assert llm.model.kv.near is not None and llm.model.kv.near.n_pages < llm.model.kv.n_pages
         answers = [each.token_ids for each in llm.generate(prompts, params)]
         assert llm.generate([prompts[0]], params)[0].token_ids == answers[0]
