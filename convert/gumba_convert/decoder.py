@@ -72,7 +72,7 @@ class Decoder:
 def text_config(checkpoint: Checkpoint) -> ConfigReader:
     """config.json, or its `text_config` where the language model is a part of something larger, which says what is tied."""
     whole = ConfigReader(checkpoint.config, f"{checkpoint.folder / 'config.json'}")
-    whole.must_be("quantization_config")
+    whole.has_full_weights()
     reader = whole.section("text_config") or whole
     if whole.has("tie_word_embeddings"):
         reader.config = reader.config | {"tie_word_embeddings": whole.config["tie_word_embeddings"]}
@@ -101,7 +101,7 @@ def read_decoder(
         ConvertError: a key is missing, wrong or not supported.
     """
     keys, given = names or Names(), defaults or {}
-    reader.must_be("quantization_config")
+    reader.has_full_weights()
     reader.must_be(keys.activation, *activations)
     n_embd = reader.integer(keys.n_embd, given.get("n_embd"))
     n_heads = reader.integer(keys.n_heads, given.get("n_heads"))

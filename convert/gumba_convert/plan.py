@@ -114,6 +114,16 @@ class ConfigReader:
             names = " or ".join(map(repr, allowed)) or "absent"
             raise self.fail(key, f"is {str(self.config[key])[:100]!r}; only {names} is supported")
 
+    def has_full_weights(self) -> None:
+        """The checkpoint is not quantized by any of the methods that config.json may name."""
+        method = self.config.get("quantization_config")
+        if method is not None:
+            name = method.get("quant_method") if isinstance(method, dict) else method
+            raise self.fail(
+                "quantization_config",
+                f"says that the checkpoint is quantized ({name!s:.100}): take the one with full weights",
+            )
+
     def section(self, key: str) -> ConfigReader | None:
         """A nested object."""
         value = self.config.get(key)

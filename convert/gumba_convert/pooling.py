@@ -12,6 +12,7 @@ from gumba_convert.plan import ConfigReader
 MEAN, CLS, LAST, RANK = 1, 2, 3, 4
 MODES = {"mean": MEAN, "cls": CLS, "lasttoken": LAST}
 FLAGS = {"pooling_mode_mean_tokens": MEAN, "pooling_mode_cls_token": CLS, "pooling_mode_lasttoken": LAST}
+_NO_MODES = ("include_prompt",)
 MAX_LABELS = 1 << 20
 
 
@@ -30,7 +31,12 @@ def pooling_metadata(checkpoint: Checkpoint, architecture: str) -> dict[str, Val
     if isinstance(mode, str) and mode in MODES:
         found = [MODES[mode]]
     if len(found) != 1:
-        raise ConvertError(f"{module.folder / 'config.json'}: only pooling by mean, cls or lasttoken is supported")
+        flags = [key.removeprefix("pooling_mode_") for key, each in module.config.items() if each is True]
+        modes = [str(mode)] if mode is not None else [each for each in flags if each not in _NO_MODES]
+        raise ConvertError(
+            f"{module.folder / 'config.json'}: pooling is by {' and '.join(modes)[:200] or 'nothing'}; "
+            "only by one of mean, cls or lasttoken is supported"
+        )
     return {f"{architecture}.pooling_type": u32(found[0])}
 
 

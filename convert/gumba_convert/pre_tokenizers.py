@@ -8,6 +8,7 @@ is tried on a page of hard text.
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from typing import Any
@@ -20,6 +21,7 @@ NAMES = tuple(PRE_TOKENIZERS)
 # What of a strange chain is tried: its steps, the length of their patterns, seconds.
 _TRIED = ("split", "digits", "bytes")
 _MOST_STEPS, _LONGEST_PATTERN, _PATIENCE = 16, 20_000, 2.0
+_MOST_SHOWN = 500
 
 # The patterns as the models' own files spell them.
 _ANY_CASE = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -219,8 +221,9 @@ def detect(pre_tokenizer: Any, where: str, *, ignore_merges: bool | None = None)
         warning = f"{where}: the pre-tokenizer is spelled in a new way; it cuts a page of hard text as {name!r} does"
     if name is None:
         raise ConvertError(
-            f"{where}: unknown pre-tokenizer {' + '.join(map(_shown, chain)):.2000}; known are {', '.join(NAMES)}. "
-            "If it is one of them in another spelling, name it (--pre-tokenizer NAME, pre_tokenizer=NAME)"
+            f"{where}: unknown pre-tokenizer. If it is one of those below in another spelling, name it: "
+            "`gumba convert SOURCE -o OUT.gguf --pre-tokenizer NAME` (in Python, pre_tokenizer=NAME). "
+            f"It is {_shortened(', then '.join(map(_shown, steps)))}; known are {', '.join(sorted(NAMES))}"
         )
     wanted = PRE_TOKENIZERS[name]
     if ignore_merges is not None and ignore_merges != wanted.whole_words:
@@ -237,7 +240,7 @@ def spell(name: str) -> dict[str, Any]:
     """
     wanted = PRE_TOKENIZERS.get(name)
     if wanted is None:
-        raise ConvertError(f"unknown pre-tokenizer {name!r}; known are {', '.join(NAMES)}")
+        raise ConvertError(f"unknown pre-tokenizer {name!r}; known are {', '.join(sorted(NAMES))}")
     found = next((chain for known, chain in CHAINS if PRE_TOKENIZERS[known].steps == wanted.steps), None)
     if found is None:
         raise ConvertError(f"the pre-tokenizer {name!r} has no known spelling as a tokenizer.json")
@@ -283,8 +286,21 @@ def _step(step: Any) -> tuple[Any, ...]:
     return ("other", str(step)[:200])
 
 
-def _shown(step: tuple[Any, ...]) -> str:
-    return f"{step[0]} {step[1]!r}" if len(step) > 1 else step[0]
+def _shown(step: Any) -> str:
+    """A step as tokenizer.json spells it: its type, its pattern, and the options where those are what is unusual."""
+    if not isinstance(step, dict):
+        return "none" if step is None else f"no step ({step})"
+    kind, pattern = _step(step)[0], step.get("pattern")
+    words = [str(step.get("type")), *(map(str, pattern.values()) if isinstance(pattern, dict) else ())]
+    options = step.items() if kind in ("other", "next") else ()
+    words += [f"{key}={json.dumps(each)}" for key, each in options if key not in ("type", "pattern", "trim_offsets")]
+    return " ".join(words)
+
+
+def _shortened(text: str) -> str:
+    """A text on one line, and not all of a long one."""
+    line = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text[:_MOST_SHOWN])
+    return f"{line} ..." if len(text) > _MOST_SHOWN else line
 
 
 _CONTRACTIONS = (

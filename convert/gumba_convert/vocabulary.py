@@ -55,6 +55,10 @@ _GEMMA4_MARKS = {
     "<tool_response|>",
     '<|"|>',
 }
+#: GGUF's kinds of vocabularies without pre-tokenizers.
+_OTHER_KINDS = {"llama": "of SentencePiece's kind", "t5": "of SentencePiece's unigram kind", "bert": "WordPiece"}
+#: Beginnings of tokenizer classes, and of model types, whose code adds a BOS that no file names.
+_BOS_BY_CODE = ("codellama", "code_llama", "gemma")
 _MODEL_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
 
@@ -68,15 +72,29 @@ def read_vocabulary(checkpoint: Checkpoint, n_rows: int, *, pre_tokenizer: str |
         ConvertError: no tokenizer, a kind that GGUF does not have, or an inconsistent one.
     """
     if pre_tokenizer is not None and pre_tokenizer not in pre_tokenizers.NAMES:
-        raise ConvertError(f"unknown pre-tokenizer {pre_tokenizer!r}; known are {', '.join(pre_tokenizers.NAMES)}")
+        known = ", ".join(sorted(pre_tokenizers.NAMES))
+        raise ConvertError(f"unknown pre-tokenizer {pre_tokenizer!r}; known are {known}")
     tokenizer = checkpoint.json("tokenizer.json") or {}
     config = checkpoint.json("tokenizer_config.json") or {}
     special = read_special_tokens(checkpoint, tokenizer, config, n_rows)
     vocabulary = _read(_Given(checkpoint, tokenizer, config, n_rows, special, pre_tokenizer))
+    if pre_tokenizer is not None:
+        _check_named(vocabulary, pre_tokenizer, f"{checkpoint.folder}")
     prefix = config.get("add_prefix_space")
     if isinstance(prefix, bool) and vocabulary.model == "llama":
         vocabulary.add_space_prefix = prefix
     return vocabulary
+
+
+def _check_named(vocabulary: Vocabulary, pre_tokenizer: str, where: str) -> None:
+    """Refuse a name of a pre-tokenizer that changes nothing."""
+    if vocabulary.model in _OTHER_KINDS:
+        own = f"its vocabulary is {_OTHER_KINDS[vocabulary.model]}, only byte-level BPE has pre-tokenizers"
+    elif vocabulary.pre != pre_tokenizer:
+        own = f"the form of its vocabulary implies {vocabulary.pre!r}"
+    else:
+        return
+    raise ConvertError(f"{where}: a pre-tokenizer cannot be named (--pre-tokenizer, pre_tokenizer=): {own}")
 
 
 class _Given(NamedTuple):
@@ -161,6 +179,9 @@ def _tokenizer_json(given: _Given) -> Vocabulary:
         scores[types == USER_DEFINED] = ADDED_SCORE
         scores[types == UNUSED] = PAD_SCORE
         prefix = None if _has_dummy_prefix(tokenizer) else False
+        if not _has_bos_by_code(checkpoint, config):  # readers add a BOS by default; the post-processor adds none
+            special.add.setdefault("bos", False)
+        special.add.setdefault("eos", False)
         return Vocabulary("llama", "default", tokens, types, special, scores=scores, add_space_prefix=prefix)
     add(tokens, types, added, where)
     pre, warning = pre_tokenizer, None
@@ -180,6 +201,12 @@ def _tokenizer_json(given: _Given) -> Vocabulary:
 
 def _normalizers(tokenizer: dict[str, Any]) -> list[dict[str, Any]]:
     return list(steps(tokenizer.get("normalizer"), "normalizers"))
+
+
+def _has_bos_by_code(checkpoint: Checkpoint, config: dict[str, Any]) -> bool:
+    """Whether the tokenizer's class, or that of the model's type where none is named, adds a BOS by itself."""
+    name = config.get("tokenizer_class") or checkpoint.config.get("model_type")
+    return isinstance(name, str) and name.lower().startswith(_BOS_BY_CODE)
 
 
 def _is_gemma4(checkpoint: Checkpoint) -> bool:

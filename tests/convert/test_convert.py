@@ -332,10 +332,16 @@ def test_too_large_for_the_type(tmp_path: Path) -> None:
 
 
 REFUSED = [
-    ({"architectures": ["NoSuchLMHeadModel"]}, "architectures.*NoSuchLMHeadModel.*LlamaForCausalLM.*Qwen2ForCausalLM"),
-    ({"architectures": None}, "architectures"),
+    ({"architectures": ["NoSuchLMHeadModel"]}, r"config\.json: NoSuchLMHeadModel is not supported; .* lists what is$"),
+    ({"architectures": None, "model_type": "mamba"}, "model_type mamba without architectures is not supported; docs/"),
+    ({"architectures": None, "model_type": None}, "architectures None is not supported; docs/"),
+    ({"architectures": [1, 2]}, r"architectures \[1, 2\] is not supported; docs/"),
     ({"hidden_act": "gelu"}, "hidden_act.*gelu"),
-    ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+    (
+        {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+        r"quantization_config says that the checkpoint is quantized \(gptq\): take the one with full weights$",
+    ),
+    ({"quantization_config": "awq"}, r"is quantized \(awq\)"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ({"sliding_window": 64}, "sliding_window.*64"),
     ({"architectures": ["MistralForCausalLM"], "sliding_window": 64.0}, "sliding_window"),

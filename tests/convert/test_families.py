@@ -335,7 +335,13 @@ POOLINGS = [
     ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, 1),
     ({"pooling_mode_cls_token": True}, 2),
     ({"pooling_mode": "lasttoken"}, 3),
-    ({"pooling_mode_max_tokens": True}, "only pooling by mean"),
+    (
+        {"pooling_mode_max_tokens": True, "include_prompt": True},
+        "pooling is by max_tokens; only by one of mean, cls or lasttoken",
+    ),
+    ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, "is by mean_tokens and cls_token; only"),
+    ({"pooling_mode": "max"}, "pooling is by max; only"),
+    ({}, "pooling is by nothing; only"),
     (None, "no folder '1_Pooling'"),
 ]
 

@@ -11,7 +11,7 @@ import pytest
 import sentencepiece
 from tiny_checkpoints import CONFIG, GPT2, MERGES, VOCAB, added, tokenizer, weights, write_checkpoint
 
-from gumba import GGUFFile
+from gumba import GGUFFile, Tokenizer
 from gumba.errors import ConvertError
 from gumba.text.pretokenize import PRE_TOKENIZERS
 from gumba_convert import convert
@@ -105,7 +105,7 @@ def test_pre_tokenizers_of_published_models() -> None:
         "\\r\\n", "\r\n"
     )
     assert detect(literal, "x") == ("deepseek-v3", None)
-    with pytest.raises(ConvertError, match="next 'x'"):
+    with pytest.raises(ConvertError, match='Split x behavior="MergedWithNext"'):
         detect(chain({**lines, "pattern": {"Regex": "x"}}, split(LLAMA3), BYTES), "x")
 
 
@@ -137,13 +137,34 @@ def test_chains_are_found() -> None:
 @pytest.mark.parametrize("step", UNKNOWN_PRE)
 def test_unknown_pre_tokenizer_is_shown(tmp_path: Path, step: Any) -> None:
     write_checkpoint(tmp_path / "hf", files={"tokenizer.json": tokenizer(pre_tokenizer=step)})
-    with pytest.raises(ConvertError, match=r"tokenizer\.json: unknown pre-tokenizer.*pre_tokenizer=NAME"):
+    with pytest.raises(ConvertError, match=r"tokenizer\.json: unknown pre-tokenizer\.") as caught:
         convert(tmp_path / "hf", tmp_path / "out.gguf")
+    message = str(caught.value)
+    advice = message.index("`gumba convert SOURCE -o OUT.gguf --pre-tokenizer NAME`")
+    assert advice < message.index("It is ") < message.index("; known are a.x-4.0, afmoe, ")
+    assert "\n" not in message and len(message) < 3000
     convert(tmp_path / "hf", tmp_path / "out.gguf", pre_tokenizer="qwen2")
     with GGUFFile(tmp_path / "out.gguf") as file:
         assert file.metadata["tokenizer.ggml.pre"] == "qwen2"
     with pytest.raises(ConvertError, match="'qwen3'; known are"):
         convert(tmp_path / "hf", tmp_path / "out.gguf", pre_tokenizer="qwen3")
+
+
+@pytest.mark.parametrize(
+    ("step", "shown"),
+    [
+        (chain(split(r"\d{2}"), BYTES), r"It is Split \d{2}, then ByteLevel; known"),
+        (chain(split("\n\u0085"), BYTES), r"It is Split \n\x85, then ByteLevel; known"),
+        ({"type": "ByteLevel", "trim_offsets": True}, "It is ByteLevel; known"),
+        ({"type": "ByteLevel", "add_prefix_space": True}, "It is ByteLevel add_prefix_space=true; known"),
+        (split("x" * 1000), f"It is Split {'x' * 494} ...; known"),
+        (None, "It is none; known"),
+    ],
+)
+def test_unknown_pre_tokenizer_as_the_file_spells_it(step: Any, shown: str) -> None:
+    with pytest.raises(ConvertError) as caught:
+        detect(step, "x")
+    assert shown in str(caught.value)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -348,6 +369,7 @@ def test_no_tokenizer(tmp_path: Path) -> None:
 
 # SentencePiece: a model of kind BPE, with byte fallback, and the same as a tokenizer.json.
 
+VOCAB_TXT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##a"]
 PIECES = ["▁", "e", "t", "a", "h", "o", "n", "▁t", "he", "▁the", "on", "▁a", "an", "▁an", "at", "tat", "é"]
 
 
@@ -427,7 +449,7 @@ def test_byte_fallback_tokenizer_json_cuts_as_sentencepiece_does(tmp_path: Path)
     found = read_vocabulary(Checkpoint(tmp_path / "hf"), N_PIECES + 4)
     assert found.model == "llama" and found.merges is None and found.scores is not None
     assert found.types.tolist() == [2, 3, 3] + [6] * 256 + [1] * len(PIECES) + [5] * 4
-    assert found.special.add == {"bos": True}
+    assert found.special.add == {"bos": True, "eos": False}
     # The same order of joining as the model's own scores give.
     own = [sentencepiece.SentencePieceProcessor(model_proto=proto()).get_score(i) for i in range(259, N_PIECES)]
     joined = [i for i, text in enumerate(found.tokens[259:N_PIECES]) if len(text) > 1]
@@ -437,6 +459,50 @@ def test_byte_fallback_tokenizer_json_cuts_as_sentencepiece_does(tmp_path: Path)
         == np.argsort(-np.array(own)[joined], kind="stable").tolist()
     )
     assert len(set(rebuilt.tolist())) == len(rebuilt)
+
+
+@pytest.mark.parametrize(
+    ("post_processor", "config", "add"),
+    [
+        (None, {}, {"bos": False, "eos": False}),
+        (None, {"tokenizer_class": "TokenizersBackend"}, {"bos": False, "eos": False}),
+        (None, {"add_bos_token": True}, {"bos": True, "eos": False}),
+        (None, {"add_eos_token": True}, {"bos": False, "eos": True}),
+        (template("A", "</s>"), {}, {"bos": False, "eos": True}),
+        (template("<s>", "A"), {}, {"bos": True, "eos": False}),
+        # classes whose code puts it there: nothing is said, and readers add it
+        (None, {"tokenizer_class": "GemmaTokenizerFast"}, {"eos": False}),
+        (None, {"tokenizer_class": "CodeLlamaTokenizer"}, {"eos": False}),
+    ],
+)
+def test_bos_of_byte_fallback(
+    tmp_path: Path, post_processor: Any, config: dict[str, Any], add: dict[str, bool]
+) -> None:
+    json = byte_fallback_json() | {"post_processor": post_processor}
+    files = {"tokenizer.json": json, "tokenizer_config.json": {"bos_token": "<s>", "eos_token": "</s>"} | config}
+    write_sentencepiece(tmp_path / "hf", **files, **{"tokenizer.model": None})
+    assert read_vocabulary(Checkpoint(tmp_path / "hf"), N_PIECES + 4).special.add == add
+    convert(tmp_path / "hf", tmp_path / "out.gguf")
+    ids = Tokenizer.from_gguf(tmp_path / "out.gguf").encode("a")
+    assert (ids[0] == 1, ids[-1] == 2) == (add.get("bos", True), add["eos"])
+
+
+def test_bos_of_a_sentencepiece_model(tmp_path: Path) -> None:
+    write_sentencepiece(tmp_path / "hf")
+    assert read_vocabulary(Checkpoint(tmp_path / "hf"), N_PIECES + 4).special.add == {}
+
+
+def test_a_pre_tokenizer_named_without_effect(tmp_path: Path) -> None:
+    """Of SentencePiece's kind and of WordPiece, which have none."""
+    write_sentencepiece(tmp_path / "model")
+    write_sentencepiece(tmp_path / "json", **{"tokenizer.model": None, "tokenizer.json": byte_fallback_json()})
+    write_sentencepiece(tmp_path / "words", **{"tokenizer.model": None, "vocab.txt": "\n".join(VOCAB_TXT)})
+    for folder, kind in (("model", "SentencePiece's kind"), ("json", "SentencePiece's kind"), ("words", "WordPiece")):
+        with pytest.raises(ConvertError, match=rf"{folder}: .*--pre-tokenizer.*{kind}"):
+            convert(tmp_path / folder, tmp_path / "out.gguf", pre_tokenizer="qwen2")
+        assert not (tmp_path / "out.gguf").exists()
+        convert(tmp_path / folder, tmp_path / "out.gguf")
+        (tmp_path / "out.gguf").unlink()
 
 
 def test_metaspace_says_whether_a_space_comes_first(tmp_path: Path) -> None:

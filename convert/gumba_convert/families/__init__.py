@@ -114,8 +114,11 @@ def family_of(checkpoint: Checkpoint) -> ModuleType:
         return MODEL_TYPES[model_type]
     found = architectures[0] if isinstance(architectures, list) and len(architectures) == 1 else architectures
     if not isinstance(found, str) or found not in FAMILIES:
+        what = found if isinstance(found, str) else f"architectures {architectures!s:.100}"
+        if architectures is None and model_type is not None:
+            what = f"model_type {model_type!s:.100} without architectures"
         raise ConvertError(
-            f"{checkpoint.folder / 'config.json'}: architectures is {architectures!r}; "
-            f"known are {', '.join(sorted(FAMILIES))}"
+            f"{checkpoint.folder / 'config.json'}: {what:.200} is not supported; "
+            "docs/models.md or `gumba models` lists what is"
         )
     return FAMILIES[found]
