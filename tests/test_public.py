@@ -44,3 +44,13 @@ def test_importing_gumba_loads_nothing_heavy():
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     heavy = {"numpy", "numba", "llvmlite", "jinja2", "sentencepiece", "tiktoken", "regex", "huggingface_hub"}
     assert not heavy & set(loaded)
+
+
+@pytest.mark.parametrize("name", ["folder", "owner/name", "modelscope:owner/name"])
+def test_what_is_no_file_is_to_be_converted(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(gumba.GGUFError, match=rf"a GGUF file is expected.*gumba convert {name} -o FILE\.gguf"):
+        gumba.LLM(name)
+    with pytest.raises(gumba.GGUFError, match=r"nothing\.gguf: cannot be opened: No such file"):
+        gumba.LLM("nothing.gguf")

@@ -22,6 +22,10 @@ Written by `tools/write_models_page.py`; `gumba models` prints the first table.
 By the name that GGUF files have (`general.architecture`). "Same numbers as": whose logits, hidden states or scores this
 project's are equal to, on tiny random models whose prompts pass a page of the KV cache and the windows that a model has.
 
+LongRoPE (`phi3`): which of the two sets of factors is used depends on the context that is asked for (`n_ctx`, `-c`), as in
+llama.cpp; transformers chooses by the length of the text. In a context longer than the model's original one, shorter texts
+therefore give other numbers than there.
+
 | architecture | models | same numbers as |
 | --- | --- | --- |
 """

@@ -70,7 +70,10 @@ def export(
     with GGUFFile(gguf_path) as file:
         architecture = file.require("general.architecture", str)
         if architecture not in FAMILIES:
-            raise ConvertError(f"{file.path}: architecture {architecture!r}; known are {', '.join(FAMILIES)}")
+            raise ConvertError(
+                f"{file.path}: {architecture!r} models cannot be exported: a Hugging Face folder is made of files of the "
+                f"architecture {' or '.join(FAMILIES)} only"
+            )
         family = FAMILIES[architecture]
         config = family.config(file)
         names = family.names(file)

@@ -14,7 +14,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -67,6 +67,28 @@ class Workload:
     sequences: int = 1
     n_threads: int | None = None
     kv_type: str | None = None
+
+
+def usual(path: Path, prompt: int | None, gen: int | None, depth: int) -> tuple[int, int]:
+    """Tokens of the prompt and decode steps; where not said (None) ``Workload``'s, or as many as fit the model's context.
+
+    There are no decode steps of a model that writes no text. Raises what opening the file does.
+    """
+    from gumba.gguf import GGUFFile
+    from gumba.models import architecture
+
+    with GGUFFile(path) as file:
+        config = architecture(file).read_config(file)
+    room = config.n_ctx_train - depth
+    if room < 2:  # there is no room for anything: ``opened`` says so
+        room = Workload.prompt
+    if gen is None:
+        gen = min(Workload.gen, room - 1) if _decodes(config) else 0
+    return min(Workload.prompt, room) if prompt is None else prompt, gen
+
+
+def _decodes(config: Any) -> bool:
+    return bool(config.causal and not config.n_labels)
 
 
 def measure(
@@ -130,8 +152,12 @@ def opened(path: Path, work: Workload) -> Iterator[Ready]:
         if n_ctx > most:
             raise RequestError(
                 f"this needs a context of {n_ctx} tokens (depth, and the prompt or the decode steps after it); "
-                f"the model was made for {most}"
+                f"the model was made for {most}: ask for less (--prompt, --gen, --depth)"
             )
+        if work.gen and not _decodes(config):
+            raise RequestError(f"this {config.architecture} model writes no text: there are no decode steps (--gen 0)")
+        if work.depth and not config.causal:
+            raise RequestError(f"{config.architecture} models are encoders, which read a text whole: --depth must be 0")
         model = load_model(
             file,
             n_ctx=n_ctx,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 from gumba.answering import Answering, made
 from gumba.asked import Request
+from gumba.checks import template_variables
 from gumba.outputs import RequestOutput, StreamOutput
 from gumba.params import SamplingParams
 from gumba.requests import ChatOptions, Messages, ParamsOf, PromptProgress, report
@@ -25,6 +26,7 @@ class ChatKeywords(TypedDict, total=False):
     tools: Tools
     reasoning: str
     template_args: Mapping[str, Any] | None
+    chat_template_kwargs: Mapping[str, Any] | None
     progress: PromptProgress | None
 
 
@@ -53,6 +55,7 @@ class Chats(Answering):
         tools: Tools = None,
         reasoning: str = "auto",
         template_args: Mapping[str, Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         progress: PromptProgress | None = None,
         use_tqdm: bool = False,
     ) -> RequestOutput | list[RequestOutput]:
@@ -60,11 +63,14 @@ class Chats(Answering):
 
         Of a list of conversations all are answered, as a list. ``tools``: functions that the model may call, as OpenAI's
         schemas; what it calls is in ``tool_calls`` of the answer. ``reasoning``: "auto" tells it from the answer as the
-        template says, "off" leaves it in the text, or the name of a form. ``template_args`` are further variables for the
-        template (``enable_thinking`` of some models); the rest as of ``generate``. Raises as ``stream`` does, and TemplateError.
+        template says, "off" leaves it in the text, or the name of a form: "harmony", or one of ``gumba.chat_parsing.REASONING``.
+        ``template_args`` are further variables for the template (``enable_thinking`` of some models), ``chat_template_kwargs``
+        is vLLM's name of the same; the rest as of ``generate``. Raises as ``stream`` does, and TemplateError.
         """
         several = _several(messages)
-        requests = self._chats(several, messages, sampling_params, ChatOptions(template_args, tools, reasoning))
+        requests = self._chats(
+            several, messages, sampling_params, _options(template_args, chat_template_kwargs, tools, reasoning)
+        )
         outputs = self._answer(requests, progress, use_tqdm)
         return outputs if several else outputs[0]
 
@@ -84,11 +90,12 @@ class Chats(Answering):
         tools: Tools = None,
         reasoning: str = "auto",
         template_args: Mapping[str, Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         progress: PromptProgress | None = None,
     ) -> RequestOutput | list[RequestOutput]:
         """As ``chat``, for an event loop."""
         several = _several(messages)
-        options = ChatOptions(template_args, tools, reasoning)
+        options = _options(template_args, chat_template_kwargs, tools, reasoning)
         requests = await made(lambda: self._chats(several, messages, sampling_params, options), sampling_params)
         outputs = await self._aanswer(requests, progress)
         return outputs if several else outputs[0]
@@ -101,10 +108,11 @@ class Chats(Answering):
         tools: Tools = None,
         reasoning: str = "auto",
         template_args: Mapping[str, Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         progress: PromptProgress | None = None,
     ) -> Iterator[StreamOutput]:
         """As ``chat`` of one conversation, one StreamOutput per token, as ``stream`` gives them."""
-        options = ChatOptions(template_args, tools, reasoning)
+        options = _options(template_args, chat_template_kwargs, tools, reasoning)
         request = self._chat_streamed(messages, sampling_params, options, progress)
         return parsed(request, self._engine.stream(request.generations))
 
@@ -116,10 +124,11 @@ class Chats(Answering):
         tools: Tools = None,
         reasoning: str = "auto",
         template_args: Mapping[str, Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         progress: PromptProgress | None = None,
     ) -> AsyncIterator[StreamOutput]:
         """As ``chat_stream``, for an event loop. With ``structured_outputs`` the checks come with the first item, too."""
-        options = ChatOptions(template_args, tools, reasoning)
+        options = _options(template_args, chat_template_kwargs, tools, reasoning)
         return self._astream(lambda: self._chat_streamed(messages, sampling_params, options, progress), sampling_params)
 
     def _chat_streamed(
@@ -135,6 +144,16 @@ class Chats(Answering):
         chats: Any = messages if several else [messages]
         each: Any = params if several else [params]
         return self._requests.chats(chats, each, options)
+
+
+def _options(
+    template_args: Mapping[str, Any] | None,
+    chat_template_kwargs: Mapping[str, Any] | None,
+    tools: Tools,
+    reasoning: str,
+) -> ChatOptions:
+    given = {"template_args": template_args, "chat_template_kwargs": chat_template_kwargs}
+    return ChatOptions(template_variables(given), tools, reasoning)
 
 
 def _several(messages: Any) -> bool:

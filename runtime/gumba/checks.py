@@ -97,3 +97,20 @@ def require_schema(name: str, value: Any) -> str:
     if not isinstance(parsed, dict) and parsed is not True:
         raise RequestError(expected)
     return text
+
+
+def template_variables(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Variables of a template, which may be said by one of the names in ``given``; None: not by that one.
+
+    Raises RequestError when they are said by both names, or are no mapping of names.
+    """
+    found: dict[str, Any] | None = None
+    for name, value in given.items():
+        if value is None:
+            continue
+        if found is not None:
+            raise RequestError(f"{name}: is another name of {next(iter(given))}, which is given too")
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise RequestError(f"{name}: expected an object whose keys are names of variables, found {show(value)}")
+        found = dict(value)
+    return found or {}

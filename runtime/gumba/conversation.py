@@ -62,7 +62,7 @@ class Conversation:
             raise RequestError(f"params: expected SamplingParams, found {show(params)}")
         self._llm = llm
         self.params = SamplingParams() if params is None else params
-        self.template_args = {} if template_args is None else _template_args("template_args", dict(template_args))
+        self.template_args = {} if template_args is None else _template_args("template_args", template_args)
         self.forgetful = forgetful
         self.reasoning = reasoning
         self.tools = None if tools is None else checked_tools(tools)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
@@ -16,7 +17,7 @@ from gumba.chats import Chats
 from gumba.conversation import Conversation
 from gumba.engine.core import Lent
 from gumba.engine.engine import Engine
-from gumba.errors import RequestError
+from gumba.errors import GGUFError, RequestError
 from gumba.gguf import GGUFFile
 from gumba.judging import Judges
 from gumba.loaded import LoadedModel
@@ -29,6 +30,7 @@ from gumba.requests import (
     Requests,
     report,
 )
+from gumba.sources import is_hub_id
 from gumba.text import ChatTemplate, Tokenizer
 from gumba.text.pairs import PairTemplate
 
@@ -103,7 +105,7 @@ class LLM(Chats, Judges):
         if unload_after is not None:
             unload_after = require_number("unload_after", unload_after, 0.0, 1e9)
         max_queue = None if max_queue is None else require_count("max_queue", max_queue, 0)
-        self._gguf = GGUFFile(model)
+        self._gguf = _opened(model)
         try:
             self._tokenizer = Tokenizer.from_gguf(self._gguf)
             if chat_template is not None:
@@ -261,7 +263,11 @@ class LLM(Chats, Judges):
         return [each.output() for each in requests]
 
     def conversation(self, **settings: Any) -> Conversation:
-        """A new ``Conversation(self, **settings)``: messages and answers, kept together."""
+        """A new ``Conversation(self, **settings)``: messages and answers, kept together.
+
+        Raises RequestError for a model that writes no text, and as ``Conversation`` does.
+        """
+        self._requests.check_writes()
         return Conversation(self, **settings)
 
     def save_session(self, path: str | PathLike[str], tokens: Sequence[int], notes: Any = None) -> int:
@@ -352,3 +358,23 @@ class LLM(Chats, Judges):
         request = Request(None, self._requests.streamed(self._requests.prompt_ids(prompt), params))
         report(request.generations, progress)
         return request
+
+
+def _opened(model: str | PathLike[str]) -> GGUFFile:
+    """The file, or an error that says how a file is made of what was given in its place."""
+    try:
+        return GGUFFile(model)
+    except GGUFError as error:
+        path = Path(model)
+        with contextlib.suppress(OSError, ValueError):
+            if path.is_dir():
+                raise GGUFError(
+                    f"is a folder; a GGUF file is expected, which `gumba convert {path} -o FILE.gguf` makes", path=path
+                ) from error
+            if not path.exists() and is_hub_id(str(model)):
+                raise GGUFError(
+                    "there is no such file; a GGUF file is expected, which of a model on the hub "
+                    f"`gumba convert {model} -o FILE.gguf` makes",
+                    path=path,
+                ) from error
+        raise

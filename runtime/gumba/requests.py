@@ -122,6 +122,7 @@ class Requests:
         tools = None if options.tools is None else checked_tools(options.tools) or None
         args = dict(options.template_args or {})
         self._check_usable()
+        self.check_writes()
         template = self._template(tools is not None)
         if tools is not None:
             if "tools" in args:
@@ -207,12 +208,19 @@ class Requests:
 
     def ranks(self, query: str, documents: Iterable[str]) -> list[Judging]:
         """How well each of ``documents`` answers ``query``, by the head of a cross-encoder."""
+        if not isinstance(query, str):
+            raise RequestError(f"query: expected a text, found {show(query)}")
         if isinstance(documents, str) or not isinstance(documents, Iterable):
             raise RequestError(f"documents: expected a list of texts, found {show(documents)}")
         n_labels = self._check_head()
         if n_labels != 1 and not self.says_yes:
             raise RequestError(f"the model is a classifier of {n_labels} labels, not a reranker: use classify")
-        return [self._judging(self._pair_ids(query, document)) for document in documents]
+        sequences = []
+        for i, document in enumerate(documents):
+            if not isinstance(document, str):
+                raise RequestError(f"documents[{i}]: expected a text, found {show(document)}")
+            sequences.append(self._judging(self._pair_ids(query, document)))
+        return sequences
 
     def judgements(self, texts: str | Iterable[Judged]) -> list[Judging]:
         """What a classifier's head says of each of ``texts``."""
@@ -222,6 +230,10 @@ class Requests:
             if isinstance(text, tuple) and len(text) == 2 and all(isinstance(part, str) for part in text):
                 first, second = text
                 found.append(self._judging(self._pair_ids(str(first), str(second))))
+            elif isinstance(text, list | tuple) and any(isinstance(part, str) for part in text):
+                raise RequestError(
+                    f"texts: expected texts, token ids, or pairs of texts, (first, second), found {show(text)}"
+                )
             else:
                 found.append(self._judging(self._fitting(self.prompt_ids(text), "prompt")))
         return found
@@ -250,11 +262,19 @@ class Requests:
             raise RequestError(f"this {self._config.architecture} model has no head that judges texts")
         return n_labels
 
-    def _check_causal(self) -> None:
+    def check_writes(self) -> None:
+        """Raise RequestError for a model that writes no text."""
+        n_labels = getattr(self._config, "n_labels", 0)
+        if n_labels:
+            use = "rerank" if n_labels == 1 or self.says_yes else "classify"
+            raise RequestError(
+                f"this {self._config.architecture} model writes no text: it has a head that judges texts instead of logits; "
+                f"use {use}"
+            )
         if not self._config.causal:
-            raise RequestError(f"{self._config.architecture} models are encoders, without logits: use embed")
-        if getattr(self._config, "n_labels", 0):
-            raise RequestError("this model has a head that judges texts instead of logits: use rerank or classify")
+            raise RequestError(
+                f"{self._config.architecture} models are encoders, without logits, and write no text: use embed"
+            )
 
     def _begun(self, ids: list[int]) -> tuple[list[int], int]:
         """What a sequence begins with that answers ``ids``; of an encoder-decoder, also how many of these are its source."""
@@ -268,7 +288,7 @@ class Requests:
     def scoring(self, tokens: Sequence[int] | np.ndarray[Any, Any], width: int) -> Scoring:
         """Logits (``width`` of them) after each of ``tokens``."""
         self._check_usable()
-        self._check_causal()
+        self.check_writes()
         self._check_continues("it has no logits of a prompt")
         ids = self._fitting(self.checked(tokens, "tokens"), "tokens")
         try:
@@ -338,13 +358,16 @@ class Requests:
         self, ids: list[int], params: SamplingParams | BeamSearchParams | ContrastiveSearchParams, field: str
     ) -> frozenset[int]:
         """Tokens that end an answer to the prompt ``ids``, which is checked to leave room for one."""
-        self._check_causal()
+        self.check_writes()
         capacity = self._capacity
         if len(ids) >= capacity:
-            raise RequestError(
-                f"{field}: {len(ids)} tokens leave no room in the context of {capacity}; "
+            most = self._config.n_ctx_most
+            advice = (
                 "shorten the prompt or load the model with a larger n_ctx"
+                if capacity < most
+                else f"shorten the prompt: the model was made for {most} tokens at most"
             )
+            raise RequestError(f"{field}: {len(ids)} tokens leave no room in the context of {capacity}; {advice}")
         for token in params.stop_token_ids:
             if token >= self._tokenizer.n_vocab:
                 raise RequestError(

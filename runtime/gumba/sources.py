@@ -77,6 +77,11 @@ KNOWN: dict[str, KnownModel] = {
 }
 
 
+def is_hub_id(text: str) -> bool:
+    """Whether ``text`` is ``owner/name``, perhaps with ``modelscope:`` before it."""
+    return _HUB_ID.fullmatch(text) is not None
+
+
 def models_folder() -> Path:
     """The folder of pulled models (it may not exist yet)."""
     return _home("models")
@@ -133,7 +138,7 @@ def resolve(model: str | os.PathLike[str] | None = None, *, progress: Progress |
     if path.suffix.lower() == ".gguf":
         raise RequestError(f"{text}: no such file")
     looks_like_path = path.is_absolute() or text.startswith((".", "~")) or "\\" in text
-    if not looks_like_path and _HUB_ID.fullmatch(text):
+    if not looks_like_path and is_hub_id(text):
         return _convert_hub(text, progress)
     raise RequestError(
         f"no model {text!r}: it is no file or folder here, no hub id (owner/name, or modelscope:owner/name), and "

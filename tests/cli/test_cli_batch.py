@@ -177,6 +177,10 @@ BAD: list[tuple[str | bytes, str]] = [
     ('{"custom_id": "a"}', "there is no 'prompt' and no 'messages'"),
     ('{"prompt": "x", "detokenize": false}', "detokenize: a batch does not support it"),
     ('{"messages": [{"role": "user", "content": "x"}], "chat_template_kwargs": 1}', "chat_template_kwargs: expected"),
+    (
+        '{"messages": [{"role": "user", "content": "x"}], "template_args": {}, "chat_template_kwargs": {}}',
+        "another name",
+    ),
     (json.dumps({**post("q", TEXT, prompt="x"), "custom_id": 3}), "custom_id: expected a string, found 3"),
     (json.dumps({"url": TEXT, "body": {"prompt": "x"}}), "custom_id: expected a string, found None"),
     (json.dumps({**post("q", TEXT, prompt="x"), "method": "GET"}), "method: expected 'POST'"),

@@ -209,6 +209,8 @@ def test_the_system_message_by_set(gumba: Callable, tiny: Path, llm: LLM) -> Non
         ("/set temperature hot", "temperature: expected a number from 0 to 100, found 'hot'"),
         ("/set top_k -4", "top_k: expected an integer"),
         ("/set wit 3", 'no setting "wit": expected one of allowed_token_ids, bad_words'),
+        ("/set template_args 3", 'no setting "template_args"'),
+        ("/set --No-Thing 3", 'no setting "--No-Thing"'),
         ("/set", 'no setting ""'),
         ("/set best_of 3", 'no setting "best_of"'),
         ("/set logprobs 3", 'no setting "logprobs"'),

@@ -42,6 +42,32 @@ def test_pooling_and_json(gumba: Callable) -> None:
     np.testing.assert_allclose(numbers(each.out), states, rtol=1e-6)
 
 
+def test_texts_behind_options(gumba: Callable) -> None:
+    expected = gumba("embed", MODEL, *TEXTS, "--pooling", "cls", "-t", 1).out
+    for args in (
+        (MODEL, "--pooling", "cls", "-t", 1, *TEXTS),
+        (MODEL, TEXTS[0], "--pooling", "cls", TEXTS[1], "-t", 1),
+        ("--pooling", "cls", MODEL, "-t", 1, *TEXTS),
+        (MODEL, "--pooling", "cls", "-t", 1, "--", *TEXTS),
+    ):
+        result = gumba("embed", *args)
+        assert (result.code, result.out) == (0, expected), result.err
+    dashes = gumba("embed", MODEL, "-c", 64, "-t", 1, "--", "-x")
+    assert dashes.code == 0 and dashes.out != gumba("embed", MODEL, "-c", 64, "-t", 1, "x").out
+    result = gumba("embed", MODEL, "-t", 1, "--cls", TEXTS[0])
+    assert result.code == 2 and "unrecognized arguments: --cls" in result.err
+    result = gumba("embed")
+    assert "the following arguments are required: MODEL (" in result.err
+    assert "stdin" in gumba("embed", "--help").out
+
+
+def test_tokenize_a_text_behind_an_option(gumba: Callable) -> None:
+    expected = gumba("tokenize", MODEL, TEXTS[0], "--json")
+    assert expected.code == 0 and gumba("tokenize", MODEL, "--json", TEXTS[0]).out == expected.out
+    result = gumba("tokenize", MODEL, "--json", *TEXTS)
+    assert result.code == 2 and "expected one TEXT" in result.err
+
+
 def test_what_is_refused(gumba: Callable, tmp_path: Path) -> None:
     for args, stdin, message in (
         (("a", "-f", tmp_path / "no.txt"), "", "not both"),

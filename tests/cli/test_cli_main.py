@@ -128,7 +128,9 @@ def test_messages_speak_of_options(gumba: Callable, tiny: Path, monkeypatch: pyt
     from gumba.models import MAX_THREADS
 
     assert MOST_THREADS == MAX_THREADS
-    assert "gumba: error: -c/--ctx is 4000, expected" in one_line(gumba("run", tiny, "-p", "x", "-c", 4000).err)
+    assert "gumba: error: -c/--ctx is 4000: the model was made for" in one_line(
+        gumba("run", tiny, "-p", "x", "-c", 4000).err
+    )
     err = one_line(gumba("run", tiny, "-p", "x" * 100, "-c", 64).err)
     assert "ask for more context with -c N" in err and "n_ctx" not in err
 

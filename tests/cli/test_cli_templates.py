@@ -59,14 +59,15 @@ def test_batch_lines_say_more_than_the_options(
 ) -> None:
     requests, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     message = {"messages": [{"role": "user", "content": " w"}]}
-    lines = [message, {**message, "chat_template_kwargs": {"shout": True}}]
+    shout = {"shout": True}
+    lines = [message, {**message, "chat_template_kwargs": shout}, {**message, "template_args": shout}]
     requests.write_text("".join(json.dumps(line) + "\n" for line in lines))
     variables = ("--template-arg", "greeting=hello", "--template-arg", "shout=false")
     result = gumba("batch", requests, "-o", out, tiny, "--chat-template", mine, *variables, *COMMON)
     assert result.code == 0, result.err
     found = sorted((json.loads(line) for line in out.read_text().splitlines()), key=lambda line: line["line"])
     texts = [line["response"]["body"]["choices"][0]["message"]["content"] for line in found]
-    assert texts == [answer(llm, "hello w"), answer(llm, "hello w!")]
+    assert texts == [answer(llm, "hello w"), answer(llm, "hello w!"), answer(llm, "hello w!")]
     assert texts[0] != texts[1]
 
 

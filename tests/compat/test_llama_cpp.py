@@ -91,6 +91,9 @@ def test_sizes(tiny, llama, caplog):
     assert Llama(tiny, n_ctx=0, vocab_only=True).n_ctx() == 256
     assert Llama(tiny, n_ctx=1000, vocab_only=True).n_ctx() == 256
     assert "trained for 256" in caplog.text
+    caplog.clear()
+    assert Llama(tiny, vocab_only=True).n_ctx() == 256
+    assert not [each for each in caplog.records if each.levelno >= logging.WARNING], "nobody asked for more"
     assert Llama(tiny, n_ctx=64, type_k=llama_cpp.GGML_TYPE_F32).n_ctx() == 64
 
 

@@ -335,6 +335,26 @@ def test_chat(chatting):
     assert bytes(result.prompt_token_ids) == b"hi|False|{'think': 1}"
     steps = list(llm.chat_stream(messages, params, template_args={"think": 1, "add_generation_prompt": False}))
     assert [step.token_id for step in steps] == result.token_ids
+    variables = {"think": 1, "add_generation_prompt": False}
+    assert llm.chat(messages, params, chat_template_kwargs=variables).token_ids == result.token_ids
+    assert asyncio.run(llm.achat(messages, params, chat_template_kwargs=variables)).token_ids == result.token_ids
+    steps = list(llm.chat_stream(messages, params, chat_template_kwargs=variables))
+    assert [step.token_id for step in steps] == result.token_ids
+
+    async def streamed():
+        return [step.token_id async for step in llm.achat_stream(messages, params, chat_template_kwargs=variables)]
+
+    assert asyncio.run(streamed()) == result.token_ids
+    with pytest.raises(
+        RequestError, match="chat_template_kwargs: is another name of template_args, which is given too"
+    ):
+        llm.chat(messages, template_args={}, chat_template_kwargs={})
+    for name in ("template_args", "chat_template_kwargs"):
+        for wrong in ("x", [1], 5, {1: 2}):
+            with pytest.raises(RequestError, match=f"{name}: expected an object"):
+                llm.chat(messages, **{name: wrong})
+    with pytest.raises(RequestError, match="template_args: expected an object"):
+        llm.conversation(template_args="x")
     with pytest.raises(RequestError, match="template_args: 'messages'"):
         llm.chat(messages, template_args={"messages": []})
     with pytest.raises(RequestError, match=r"messages: 4\d+ tokens .* context of 64"):

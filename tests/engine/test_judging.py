@@ -67,8 +67,28 @@ def test_what_is_refused(judge: tuple[LLM, list[tuple[str, str]], np.ndarray]) -
         llm.generate(["the cat"])
     with pytest.raises(RequestError, match="documents"):
         llm.rerank("the cat", "a dog")
+    with pytest.raises(RequestError, match=r"texts: expected texts, token ids, or pairs of texts, \(first, second\)"):
+        llm.classify([("a", "b", "c")])  # type: ignore[list-item]
+    if len(llm.labels) == 1 or llm.labels == ("yes", "no"):
+        with pytest.raises(RequestError, match=r"query: expected a text, found \['the cat'\]"):
+            llm.rerank(["the cat"], ["a dog"])  # type: ignore[arg-type]
+        with pytest.raises(RequestError, match=r"documents\[1\]: expected a text, found 5"):
+            llm.rerank("the cat", ["a dog", 5])  # type: ignore[list-item]
     with pytest.raises(RequestError, match="expected token ids"):
         llm.classify([[llm.tokenizer.n_vocab]])
+
+
+ENCODERS = [("arch_bert", "use embed"), ("judge_bert_ranks", "use rerank"), ("judge_roberta", "use (rerank|classify)")]
+
+
+@pytest.mark.parametrize(("name", "use"), ENCODERS)
+def test_chatting_with_what_writes_nothing(name: str, use: str) -> None:
+    """Said before anything is said of a chat template, which these files have none of."""
+    with LLM(DATA / f"{name}.gguf", n_threads=1) as llm:
+        messages = [{"role": "user", "content": "a"}]
+        for ask in (llm.chat, llm.chat_stream, lambda _: llm.conversation(), lambda _: llm.generate(["a"])):
+            with pytest.raises(RequestError, match=rf"write.? no text.*{use}$"):
+                ask(messages)
 
 
 def test_models_without_a_head() -> None:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from gumba.checks import template_variables
 from gumba.errors import GumbaError, RequestError
 from gumba.params import SamplingParams, StructuredOutputsParams, show
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 #: Of OpenAI's addresses, whether a conversation is answered there.
 _ADDRESSES = {"/v1/chat/completions": True, "/v1/completions": False}
 _LINE_FIELDS = ("custom_id", "method", "url", "body")
+#: What variables of the chat template may be called, of a conversation.
+_TEMPLATE_VARIABLES = ("template_args", "chat_template_kwargs")
 #: What a line is called by, in either kind; a plain one may have one of them.
 _NAMES = ("custom_id", "id")
 #: Said for the sake of a service; of no effect on an answer here.
@@ -97,15 +100,14 @@ class Line:
         if (not chat and "messages" in body) or (chat and "prompt" in body):
             raise RequestError("expected either a prompt or messages, found both")
         given = body.pop(asked)
-        template_args = body.pop("chat_template_kwargs", {}) if chat else {}
-        if not isinstance(template_args, dict):
-            raise RequestError(f"chat_template_kwargs: expected an object, found {show(template_args)}")
+        variables = {name: body.pop(name, None) for name in _TEMPLATE_VARIABLES} if chat else {}
         tools, reasoning = _take_tools(body), _take_reasoning(body)
         said = {**defaults, **_params(body)}
         if chat:
             if not isinstance(given, list):
                 raise RequestError(f"messages: expected a list of messages, found {show(given)}")
-            return Request([self._sampling(said, seed, 0)], None, given, template_args, tools, reasoning)
+            found = template_variables(variables)
+            return Request([self._sampling(said, seed, 0)], None, given, found, tools, reasoning)
         if tools:
             raise RequestError("tools: only conversations have any")
         prompts = _prompts(given)

@@ -26,9 +26,17 @@ def add_parser(commands: Commands) -> None:
     parser = command(commands, "bench", bench, "measure how fast a model runs here", _EXAMPLES)
     add_model(parser)
     parser.add_argument(
-        "--prompt", metavar="N", type=whole(0, 1 << 24), default=512, help="tokens of the prompt (default 512)"
+        "--prompt",
+        metavar="N",
+        type=whole(0, 1 << 24),
+        help="tokens of the prompt (default 512, or as many as fit the model's context)",
     )
-    parser.add_argument("--gen", metavar="N", type=whole(0, 1 << 24), default=64, help="decode steps (default 64)")
+    parser.add_argument(
+        "--gen",
+        metavar="N",
+        type=whole(0, 1 << 24),
+        help="decode steps (default 64, or as many as fit; none of a model that writes no text)",
+    )
     parser.add_argument(
         "--depth", metavar="N", type=whole(0, 1 << 24), default=0, help="tokens of context before both (default 0)"
     )
@@ -51,20 +59,23 @@ def add_parser(commands: Commands) -> None:
 
 def bench(args: argparse.Namespace) -> int:
     """Carry out ``gumba bench``."""
-    if not args.prompt and not args.gen:
+    if args.prompt == 0 and args.gen == 0:
         raise RequestError("nothing to measure: --prompt and --gen are both 0")
     if args.plot is not None:
         if not args.profile:
             raise RequestError("--plot draws a profile: give --profile as well")
         check_plot(args.plot)
     path = find_model(args.model)
-    sizes = {name: getattr(args, name) for name in ("prompt", "gen", "depth", "sequences")}
-    asked = {"model": path.name, **sizes, "repeat": args.repeat}
     with Progress() as progress:
         announce_compilation(progress)
-        from gumba.benchmark import Workload, measure
+        from gumba.benchmark import Workload, measure, usual
         from gumba.profiling import profile
 
+        prompt, gen = usual(path, args.prompt, args.gen, args.depth)
+        if not prompt and not gen:
+            raise RequestError("nothing to measure: --prompt is 0, and the model writes no text")
+        sizes = {"prompt": prompt, "gen": gen, "depth": args.depth, "sequences": args.sequences}
+        asked = {"model": path.name, **sizes, "repeat": args.repeat}
         work = Workload(**sizes, n_threads=args.threads, kv_type=args.kv_type)
         if not args.profile:
             speed = measure(path, work, repeat=args.repeat, progress=progress.fraction("bench"))

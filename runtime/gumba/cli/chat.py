@@ -240,10 +240,9 @@ class Talk:
             if most is not None and len(answer.token_ids) >= most:
                 note(f"[cut off after {count(most, 'token')}, as max_tokens (-n) says]")
             else:
-                note(
-                    f"[cut off: the context of {self._llm.model.n_ctx} tokens is full; "
-                    "/clear forgets the conversation, -c N asks for more]"
-                )
+                model = self._llm.model
+                more = ", -c N asks for more" if model.n_ctx < model.config.n_ctx_most else ""
+                note(f"[cut off: the context of {model.n_ctx} tokens is full; /clear forgets the conversation{more}]")
 
     def _set_system(self, text: str) -> None:
         if not text:
@@ -325,12 +324,13 @@ class Talk:
         if name == "system":
             self._set_system(value.strip())
             return
+        typed = name
         name = name.lstrip("-").replace("-", "_")
         name = _ALIASES.get(name, name)
         settings = settings_of(self.conversation.params)
         if name not in settings or name in _REFUSED:
             raise RequestError(
-                f"no setting {_quoted(name)}: expected one of {', '.join(sorted({*settings} - {*_REFUSED}))}"
+                f"no setting {_quoted(typed)}: expected one of {', '.join(sorted({*settings} - {*_REFUSED}))}"
             )
         value = value.strip()
         if not value:

@@ -124,11 +124,29 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = build_parser()
     args, unknown = parser.parse_known_args(argv)
     command = getattr(args, "parser", parser)
+    if unknown and hasattr(args, "texts"):
+        args.texts, unknown = _behind_options(args.texts, unknown)
     if unknown:
         command.error(f"unrecognized arguments: {' '.join(unknown)}")
     if command is parser:
         parser.error("no COMMAND is given")
     return args
+
+
+def _behind_options(texts: list[str], unknown: list[str]) -> tuple[list[str], list[str]]:
+    """``texts`` with those that stand behind an option, and the rest of ``unknown``.
+
+    argparse takes TEXTs directly behind MODEL only. What begins with a dash is an option, unless it has a space in it, as
+    argparse has it, or stands behind ``--``.
+    """
+    if "--" in unknown:
+        end = unknown.index("--")
+        unknown, rest = unknown[:end], unknown[end + 1 :]
+    else:
+        rest = []
+    if any(each.startswith("-") and each != "-" and " " not in each for each in unknown):
+        return texts, unknown
+    return [*texts, *unknown, *rest], []
 
 
 def _complain(message: str) -> None:

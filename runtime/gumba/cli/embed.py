@@ -11,6 +11,7 @@ from gumba.errors import RequestError
 
 _EXAMPLES = """
 gumba embed model.gguf "The cat sat on the mat." "A dog ran."
+gumba embed model.gguf --pooling cls -c 512 "The cat sat on the mat."
 gumba embed model.gguf -f sentences.txt --json
 echo "a line is a text" | gumba embed model.gguf --pooling cls
 """
@@ -18,9 +19,17 @@ echo "a line is a text" | gumba embed model.gguf --pooling cls
 
 def add_parser(commands: Commands) -> None:
     """Add ``embed`` to the command line."""
-    parser = command(commands, "embed", embed, "make vectors that stand for texts", _EXAMPLES)
+    parser = command(
+        commands,
+        "embed",
+        embed,
+        "make vectors that stand for texts (arguments, or lines of a file or of stdin)",
+        _EXAMPLES,
+    )
     add_model(parser)
-    parser.add_argument("texts", metavar="TEXT", nargs="*", help="the texts (default: the lines of stdin)")
+    parser.add_argument(
+        "texts", metavar="TEXT", nargs="*", default=[], help="the texts; without any, the lines of stdin are texts"
+    )
     parser.add_argument("-f", "--file", metavar="FILE", help="take the lines of a file as texts; - is stdin")
     parser.add_argument(
         "--pooling",

@@ -17,7 +17,10 @@ gumba export model.gguf -o ./model
 
 def add_parser(commands: Commands) -> None:
     """Add ``export`` to the command line."""
-    parser = command(commands, "export", export, "make a Hugging Face folder out of a GGUF file", _EXAMPLES)
+    parser = command(commands, "export", export, "make a Hugging Face folder out of a GGUF file of a Llama", _EXAMPLES)
+    parser.description += (
+        "\nThe file's architecture must be llama (Llama, Mistral and others of that form); no other can be exported."
+    )
     add_model(parser)
     parser.add_argument("-o", "--output", metavar="FOLDER", required=True, help="the folder to write")
     parser.add_argument(

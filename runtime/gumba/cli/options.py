@@ -32,7 +32,7 @@ _OPTIONS = {
     "chat_template": "--chat-template",
     "template_args": "--template-arg",
 }
-_NAMES = re.compile("|".join(rf"(?<![\w./-]){re.escape(name)}(?![\w./-])" for name in _OPTIONS))
+_NAMES = re.compile("|".join(rf"(?<![\w./\"-]){re.escape(name)}(?![\w./-])" for name in _OPTIONS))
 
 #: As ``add_subparsers`` returns it; argparse keeps the class to itself.
 Commands = Any

@@ -20,7 +20,7 @@ def add_parser(commands: Commands) -> None:
     """Add ``tokenize`` to the command line."""
     parser = command(commands, "tokenize", tokenize, "show the token ids of a text", _EXAMPLES)
     add_model(parser)
-    parser.add_argument("text", metavar="TEXT", nargs="?", help="the text (default: stdin)")
+    parser.add_argument("texts", metavar="TEXT", nargs="*", default=[], help="the text (default: stdin)")
     parser.add_argument("-f", "--file", metavar="FILE", help="read the text from a file; - is stdin")
     parser.add_argument("--no-special", action="store_true", help="add no BOS or EOS, whatever the model asks for")
     parser.add_argument("--parse-special", action="store_true", help="read special tokens written out in the text")
@@ -29,10 +29,12 @@ def add_parser(commands: Commands) -> None:
 
 def tokenize(args: argparse.Namespace) -> int:
     """Carry out ``gumba tokenize``: one line per token, id and piece."""
-    if args.text is not None and args.file is not None:
+    if len(args.texts) > 1:
+        raise RequestError("expected one TEXT; quote one that has spaces")
+    if args.texts and args.file is not None:
         raise RequestError("give the text as an argument or with -f, not both")
     path = find_model(args.model)
-    text = argument_text(args.text) if args.text is not None and args.text != "-" else read_text(args.file or "-")
+    text = argument_text(args.texts[0]) if args.texts and args.texts != ["-"] else read_text(args.file or "-")
     from gumba.gguf import GGUFFile
     from gumba.text import Tokenizer
 

@@ -149,6 +149,8 @@ def load_model(
     config = module.read_config(gguf)
     if n_ctx is None:
         n_ctx = min(config.n_ctx_train, DEFAULT_CONTEXT)
+    if type(n_ctx) is int and n_ctx > config.n_ctx_most:
+        raise RequestError(f"n_ctx is {n_ctx}: the model was made for a context of {config.n_ctx_most} tokens at most")
     _check("n_ctx", n_ctx, config.n_ctx_most)
     _check("max_batch_tokens", max_batch_tokens, 1 << 16)
     if kv_tokens is not None:

@@ -19,6 +19,7 @@ from gumba.compat.llama_cpp.llama_tokenizer import LlamaTokenizer, detokenize, t
 from gumba.compat.llama_cpp.options import (
     LLAMA_DEFAULT_SEED,
     LLAMA_POOLING_TYPE_UNSPECIFIED,
+    USUAL_CONTEXT,
     PickleError,
     check_options,
     context_size,
@@ -60,7 +61,7 @@ class LoadedModel:
         *,
         vocab_only: bool = False,
         seed: int = LLAMA_DEFAULT_SEED,
-        n_ctx: int = 512,
+        n_ctx: int = USUAL_CONTEXT,
         n_batch: int = 512,
         n_threads: int | None = None,
         n_threads_batch: int | None = None,

@@ -12,6 +12,9 @@ from gumba.params import show
 
 logger = logging.getLogger("gumba.compat.llama_cpp")
 
+#: Tokens of context where a ``Llama`` is given no ``n_ctx``, as in llama-cpp-python.
+USUAL_CONTEXT = 512
+
 LLAMA_DEFAULT_SEED = 0xFFFFFFFF
 LLAMA_SPLIT_MODE_NONE, LLAMA_SPLIT_MODE_LAYER, LLAMA_SPLIT_MODE_ROW = 0, 1, 2
 LLAMA_ROPE_SCALING_TYPE_UNSPECIFIED = -1
@@ -107,11 +110,15 @@ def kv_type(type_k: int | None, type_v: int | None) -> str | None:
 
 
 def context_size(n_ctx: int, trained: int) -> int:
-    """How many tokens to make room for: 0 is what the model was trained for, and that is also the most."""
+    """How many tokens to make room for: 0 is what the model was trained for, and that is also the most.
+
+    Who gets fewer tokens than were asked for is told so; the usual number, 512, is what those have who ask for nothing.
+    """
     if n_ctx < 0:
         raise RequestError(f"n_ctx: expected 0 or more, found {n_ctx}")
     if n_ctx > trained:
-        logger.warning("n_ctx=%d: the model was trained for %d tokens, which is the context it gets", n_ctx, trained)
+        level = logging.INFO if n_ctx == USUAL_CONTEXT else logging.WARNING
+        logger.log(level, "n_ctx=%d: the model was trained for %d tokens, which is the context it gets", n_ctx, trained)
     return min(n_ctx or trained, trained)
 
 
