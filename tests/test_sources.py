@@ -273,6 +273,22 @@ def test_what_is_no_source_at_all(text: str) -> None:
         sources.resolve(text)
 
 
+def test_a_home_that_cannot_be_used(
+    tiny: sources.KnownModel, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_text("{}")
+    monkeypatch.setenv("GUMBA_HOME", str(tmp_path / "file"))
+    for model, use in (("tiny", "pulled models go"), (tmp_path / "hf", "converted checkpoints go")):
+        with pytest.raises(ResourceError, match=rf"file/\w+, where {use}, cannot .*: \w.* \(GUMBA_HOME is .*/file\)$"):
+            sources.resolve(model)
+    monkeypatch.delenv("GUMBA_HOME")
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_, **__: str(tmp_path / "file"))
+    with pytest.raises(ResourceError, match=r"\(set GUMBA_HOME to have it elsewhere\)$"):
+        sources.resolve(tmp_path / "hf")
+
+
 def test_where_things_are_kept(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     assert sources.models_folder() == home / "models"
     assert sources.converted_folder() == home / "converted"

@@ -56,8 +56,18 @@ def fetch(hub_id: str, *, revision: str | None = None, cache_dir: Path | None = 
     """The local folder of a hub model, downloaded or taken from the cache. HF_ENDPOINT, HF_HOME and HF_TOKEN count.
 
     Raises:
-        DownloadError: no such model or revision, no access, no connection (and nothing in the cache), or disk full.
+        DownloadError: no such model or revision, no access, no connection (and nothing in the cache), or disk full. It
+            also says that there is no folder of that name, which may be what was meant.
     """
+    try:
+        return _fetch(hub_id, revision, cache_dir)
+    except DownloadError as error:
+        if hub_id.startswith(modelscope.PREFIX) or Path(hub_id).is_dir():
+            raise
+        raise DownloadError(f"{error} (nor is there a folder {hub_id} here)") from None
+
+
+def _fetch(hub_id: str, revision: str | None, cache_dir: Path | None) -> Path:
     name = modelscope.named(hub_id)
     if name is not None:
         return modelscope.fetch(name, NEEDED, revision=revision, cache_dir=cache_dir)

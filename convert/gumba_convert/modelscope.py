@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -18,6 +19,14 @@ from gumba.errors import DownloadError, RequestError
 
 PREFIX = "modelscope:"
 SWITCH = "GUMBA_USE_MODELSCOPE"
+# The package reads these once, as it is imported; by default it tries an unreachable site for most of a minute. Downloads
+# of files, which begin after the site has answered, keep its own patience.
+_PATIENCE = {
+    "MODELSCOPE_API_MAX_RETRIES": "1",
+    "MODELSCOPE_API_CONNECT_TIMEOUT": "5",
+    "MODELSCOPE_REPO_TREE_PAGE_MAX_ATTEMPTS": "1",
+}
+_LOG_LEVEL = "MODELSCOPE_LOG_LEVEL"
 _YES, _NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 
 
@@ -98,12 +107,31 @@ def one_of(hub_id: str, names: Sequence[str], pattern: str) -> str:
 
 def _part(name: str, module: str) -> Any:
     """A module of the package, imported by its name only, so that frozen programs do not bring it along."""
+    ours = [key for key in _PATIENCE if key not in os.environ]
     try:
+        os.environ |= {key: _PATIENCE[key] for key in ours}
         return import_module(f"modelscope.hub.{module}")
     except ImportError as error:
         raise DownloadError(
             f"{PREFIX}{name}: models of ModelScope are fetched with its own package: pip install 'gumba[modelscope]' ({error})"
         ) from None
+    finally:
+        for key in ours:
+            os.environ.pop(key, None)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """The package's own lines on stderr are left out: an error says it all. MODELSCOPE_LOG_LEVEL brings them back."""
+    loggers = [] if os.environ.get(_LOG_LEVEL) else [logging.getLogger(f"modelscope{each}") for each in ("", "_hub")]
+    levels = [each.level for each in loggers]
+    try:
+        for each in loggers:
+            each.setLevel(logging.CRITICAL + 1)
+        yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
 
 
 @contextlib.contextmanager
@@ -111,7 +139,8 @@ def _errors(name: str, revision: str | None) -> Iterator[None]:
     """What goes wrong there, as DownloadError. The package raises errors of its own, of requests and of the system."""
     at = f"{PREFIX}{name}" + (f" at revision {revision}" if revision else "")
     try:
-        yield
+        with _silence():
+            yield
     except (DownloadError, RequestError):
         raise
     except ConnectionError:

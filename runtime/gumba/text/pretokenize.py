@@ -303,7 +303,7 @@ def splitter(name: str) -> Cut:
     Raises TokenizerError for an unknown name, listing the known ones.
     """
     if name not in PRE_TOKENIZERS:
-        known = ", ".join(PRE_TOKENIZERS)
+        known = ", ".join(sorted(PRE_TOKENIZERS))
         raise TokenizerError(f"tokenizer.ggml.pre: unknown pre-tokenizer {name!r:.80}; known are {known}")
     return _chained([step.compiled() for step in PRE_TOKENIZERS[name].steps])
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import index
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -82,15 +82,21 @@ class Tokenizer:
     def from_gguf(cls, source: str | PathLike[str] | GGUFFile) -> Tokenizer:
         """The tokenizer of a GGUF file: its path, or the file opened. A file that holds only a vocabulary will do.
 
-        Raises GGUFError for a malformed file, TokenizerError (naming the key) for a vocabulary that is inconsistent or of
-        an unknown kind.
+        Raises GGUFError for a malformed file, TokenizerError (naming the file and the key) for a vocabulary that is
+        inconsistent or of an unknown kind.
         """
         if isinstance(source, str | PathLike):
             from gumba.gguf.reader import GGUFFile
 
             with GGUFFile(source) as file:
                 return cls.from_gguf(file)
-        metadata = source.metadata
+        try:
+            return cls._of_metadata(source.metadata)
+        except TokenizerError as error:
+            raise TokenizerError(f"{source.path}: {error}") from None
+
+    @classmethod
+    def _of_metadata(cls, metadata: Mapping[str, Any]) -> Tokenizer:
         vocabulary = read_vocabulary(metadata, PRE_TOKENIZERS)
         encoder: Encoder
         if vocabulary.model in ("llama", "t5"):
