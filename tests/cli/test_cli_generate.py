@@ -407,6 +407,11 @@ def test_what_writes_no_text_says_so(gumba: Callable, command: tuple[str, ...]) 
     assert result.err == "gumba: error: bert models are encoders, without logits, and write no text: use embed\n"
 
 
+def test_what_judges_texts_is_for_python(gumba: Callable) -> None:
+    result = gumba("chat", ENCODER.with_name("judge_bert_ranks.gguf"), "--quiet")
+    assert result.code == 2 and result.err.endswith("instead of logits; use rerank of LLM, from Python\n")
+
+
 def test_more_context_than_the_model_was_made_for(gumba: Callable, tiny: Path) -> None:
     most = tiny_chat.CONTEXT
     result = gumba("run", tiny, "-p", "x", "-c", most + 1)

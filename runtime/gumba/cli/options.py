@@ -24,6 +24,8 @@ KV_TYPES = ("bf16", "f16", "f32", "q8_0")
 #: What the options of the library's functions are called here, and what is said about them.
 _OPTIONS = {
     "load the model with a larger n_ctx": "ask for more context with -c N",
+    "use rerank": "use rerank of LLM, from Python",
+    "use classify": "use classify of LLM, from Python",
     "n_ctx": "-c/--ctx",
     "n_threads": "-t/--threads",
     "kv_memory": "--kv-memory",
