@@ -11,7 +11,7 @@ from gumba.gguf import GGUFFile
 from gumba.models import decoder, encoder
 from gumba.models.encoder import EncoderConfig
 from gumba.models.loader import Loader
-from gumba.models.tensors import Group, Tensors
+from gumba.models.tensors import Group
 from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "bert"
@@ -26,12 +26,8 @@ def read_config(gguf: GGUFFile) -> EncoderConfig:
 
 def load_weights(loader: Loader, c: EncoderConfig) -> Group:
     """Read and weave everything."""
-    t = Tensors(loader.gguf, c.n_layers)
-    encoder.add_embedding(t, c)
+    t = encoder.table(loader.gguf, c, gate=False)
     t.add("position_embd", "position_embd.weight", c.n_ctx_train, c.n_embd)
-    for i in range(c.n_layers):
-        encoder.add_encoder_layer(t, c, i, gate=False)
-    encoder.add_head(t, c)
     return t.load(loader, numbers=("position_embd", "token_types"))
 
 

@@ -63,11 +63,16 @@ def add_embedding(t: Tensors, c: EncoderConfig, *, bias: bool = True) -> None:
         t.add("token_embd_norm_bias", "token_embd_norm.bias", c.n_embd)
 
 
-def add_encoder_layer(t: Tensors, c: Config, i: int, *, gate: bool) -> None:
-    """A layer with a norm after each half."""
-    decoder.add_attention(t, c, i)
-    decoder.add_norms(t, c, i, "attn_output_norm", "layer_output_norm", bias=True)
-    decoder.add_feed_forward(t, c, i, gate=gate)
+def table(gguf: GGUFFile, c: EncoderConfig, *, gate: bool) -> Tensors:
+    """The tensors of an encoder with a norm after each half of a layer."""
+    t = Tensors(gguf, c.n_layers)
+    add_embedding(t, c)
+    for i in range(c.n_layers):
+        decoder.add_attention(t, c, i)
+        decoder.add_norms(t, c, i, "attn_output_norm", "layer_output_norm", bias=True)
+        decoder.add_feed_forward(t, c, i, gate=gate)
+    add_head(t, c)
+    return t
 
 
 def add_head(t: Tensors, c: EncoderConfig) -> None:

@@ -8,7 +8,7 @@ from gumba.gguf import GGUFFile
 from gumba.models import encoder
 from gumba.models.encoder import EncoderConfig
 from gumba.models.loader import Loader
-from gumba.models.tensors import Group, Tensors
+from gumba.models.tensors import Group
 from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "jina-bert-v3"
@@ -23,12 +23,7 @@ def read_config(gguf: GGUFFile) -> EncoderConfig:
 
 def load_weights(loader: Loader, c: EncoderConfig) -> Group:
     """Read and weave everything."""
-    t = Tensors(loader.gguf, c.n_layers)
-    encoder.add_embedding(t, c)
-    for i in range(c.n_layers):
-        encoder.add_encoder_layer(t, c, i, gate=False)
-    encoder.add_head(t, c)
-    return t.load(loader, numbers=("token_types",))
+    return encoder.table(loader.gguf, c, gate=False).load(loader, numbers=("token_types",))
 
 
 def forward(p: Program, c: EncoderConfig, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
