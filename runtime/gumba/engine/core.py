@@ -233,7 +233,7 @@ class Core:
     def hold(self, tokens: list[int]) -> Lent:
         """Pages of the cache that hold the beginning of ``tokens``, for the caller to own.
 
-        None where a model with recurrent layers has no slot left: without a state nothing goes on from them.
+        There are none where a model with recurrent layers has no slot left: without a state nothing goes on from them.
         """
         held, checkpoints = Lent(), self.scheduler.checkpoints
         if not checkpoints.take(held):

@@ -260,9 +260,8 @@ class Scheduler:
         return max(LEAST_PROMPT_PART, min(part, 2 * max(self._mixed_tokens, FIRST_PROMPT_PART)))
 
     def _take(self, work: list[Work], sequence: Sequence, budget: int) -> int:
-        budget = min(
-            max(budget, sequence.least), self.checkpoints.stop(sequence)
-        )  # no guesses: there may be no pages for them
+        # No guesses: there may be no pages for them.
+        budget = min(max(budget, sequence.least), self.checkpoints.stop(sequence))
         if not self._grow_near(sequence, sequence.n_cached + budget, [each.sequence for each in work]):
             return 0
         sequence.start()
