@@ -23,9 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from arch_cases import CASES, SIZES, Case
+from arch_cases import CASES, Case
 from arch_numpy import OWN
 from arch_remote import REMOTE
+from arch_settings import SIZES
 
 DATA = Path(__file__).parent.parent / "tests" / "data"
 #: llama.cpp looks GELU up in a table of half precision; a wrong formula is off by far more than this.

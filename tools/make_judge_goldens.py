@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from arch_cases import SIZES, Case
+from arch_cases import Case
+from arch_settings import SIZES
 from judge_tokenizers import tokenizer_files
 from make_arch_goldens import DATA, build
 
