@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -12,6 +13,16 @@ from gumba.errors import RequestError
 
 #: Largest value of a count (max_tokens, top_k, repetition_window).
 MAX_COUNT = 2**31 - 1
+
+
+class KeywordError(RequestError, TypeError):
+    """An unknown keyword. A TypeError too, as for every other function."""
+
+
+def suggestion(name: object, known: Iterable[str]) -> str:
+    """ "; did you mean 'NAME'?" for the known name most like ``name``, "" when none is like it."""
+    near = difflib.get_close_matches(name, sorted(known), 1) if isinstance(name, str) else []
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def show(value: object) -> str:

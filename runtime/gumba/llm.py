@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -17,6 +18,7 @@ from gumba.chats import Chats
 from gumba.conversation import Conversation
 from gumba.engine.core import Lent
 from gumba.engine.engine import Engine
+from gumba.engine_args import kv_budget, translated
 from gumba.errors import GGUFError, RequestError
 from gumba.gguf import GGUFFile
 from gumba.judging import Judges
@@ -29,6 +31,7 @@ from gumba.requests import (
     PromptProgress,
     Requests,
     report,
+    with_token_ids,
 )
 from gumba.sources import is_hub_id
 from gumba.text import ChatTemplate, Tokenizer
@@ -67,13 +70,18 @@ class LLM(Chats, Judges):
         chat_template: Instead of the file's: the name of a built-in one ("chatml", "llama3", ...:
             ``gumba.text.chat_templates``), a file, the text of one, or a ``ChatTemplate``.
         progress: Called with the loaded fraction, 0 to 1, while loading.
+        engine_args: vLLM's further keywords, with its meaning (``gumba.engine_args``). ``max_num_seqs``,
+            ``max_num_batched_tokens``, ``kv_cache_dtype``, ``speculative_config`` are other names of the above;
+            ``gpu_memory_utilization``: weights and KV cache take this share of the available memory, above 0 to 1; ``seed``:
+            of requests without one of their own; ``enable_prefix_caching=False``: requests share no KV pages. Those that only
+            say where or how fast to compute (``dtype``, ``enforce_eager``, ``trust_remote_code``, ...) have no effect.
 
     Raises:
         GGUFError: The file is not well-formed.
         ModelError: It is no model that can be run (UnsupportedError: not by this version).
         TokenizerError: Its vocabulary is inconsistent.
         ResourceError: It does not fit the memory.
-        RequestError: An argument is out of range.
+        RequestError: An argument is out of range, or unknown (a TypeError too).
     """
 
     def __init__(
@@ -95,33 +103,44 @@ class LLM(Chats, Judges):
         unload_after: float | None = None,
         chat_template: str | PathLike[str] | ChatTemplate | None = None,
         progress: Callable[[float], None] | None = None,
+        **engine_args: Any,
     ) -> None:
         if max_model_len is not None:
             if n_ctx is not None:
                 raise RequestError("max_model_len: is another name of n_ctx, which is given too")
             n_ctx = require_count("max_model_len", max_model_len, 1)
-        draft_tokens = require_count("draft_tokens", draft_tokens, 1, 64)
-        max_sequences = require_count("max_sequences", max_sequences, 1)
+        own: dict[str, Any] = {
+            "max_batch_tokens": max_batch_tokens,
+            "max_sequences": max_sequences,
+            "kv_tokens": kv_tokens,
+        }
+        own |= {"kv_memory": kv_memory, "kv_type": kv_type, "draft_model": draft_model, "draft_tokens": draft_tokens}
+        args = translated(model, engine_args, own, _DEFAULTS)
+        settings = args.settings
+        draft_tokens = require_count("draft_tokens", settings["draft_tokens"], 1, 64)
+        max_sequences = require_count("max_sequences", settings["max_sequences"], 1)
         if unload_after is not None:
             unload_after = require_number("unload_after", unload_after, 0.0, 1e9)
         max_queue = None if max_queue is None else require_count("max_queue", max_queue, 0)
         self._gguf = _opened(model)
         try:
+            if args.memory_share is not None:
+                settings["kv_memory"] = kv_budget(args.memory_share, self._gguf.file_size)
             self._tokenizer = Tokenizer.from_gguf(self._gguf)
             if chat_template is not None:
                 self.chat_template = self.tool_template = ChatTemplate.given(chat_template, self._tokenizer)
             self._loaded = LoadedModel(
                 self._gguf,
                 self._tokenizer,
-                draft_model,
+                settings["draft_model"],
                 progress,
                 n_ctx=n_ctx,
                 n_threads=n_threads,
-                max_batch_tokens=max_batch_tokens,
+                max_batch_tokens=settings["max_batch_tokens"],
                 kv_tokens=kv_tokens,
-                kv_memory=kv_memory,
+                kv_memory=settings["kv_memory"],
                 n_states=n_states,
-                kv_type=kv_type,
+                kv_type=settings["kv_type"],
                 near_sequences=max_sequences,
             )
         except BaseException:
@@ -144,9 +163,11 @@ class LLM(Chats, Judges):
             else min(self._engine.capacity, self._loaded.model.max_batch_tokens),
             config=self._loaded.model.config,
             template=lambda tools: self.tool_template if tools else self.chat_template,
-            find_draft=None if draft_model is None else self._found_draft,
+            find_draft=None if settings["draft_model"] is None else self._found_draft,
             draft_tokens=draft_tokens,
             pair_template=PairTemplate.from_gguf(self._gguf) if self._loaded.model.config.n_labels else None,
+            seed=args.seed,
+            prefix_caching=args.prefix_caching,
         )
 
     def __repr__(self) -> str:
@@ -202,29 +223,35 @@ class LLM(Chats, Judges):
 
     def generate(
         self,
-        prompts: str | Iterable[Prompt],
+        prompts: str | Iterable[Prompt] | None = None,
         sampling_params: ParamsOf = None,
         *,
+        prompt_token_ids: Sequence[Any] | None = None,
         progress: PromptProgress | None = None,
         use_tqdm: bool = False,
     ) -> list[RequestOutput]:
         """Generate from all ``prompts`` (a text, or a list of texts and lists of token ids), computed together.
 
-        ``sampling_params`` is for all, or a list of one for each. The results are in the order of the prompts; each is what
-        the prompt would give alone. ``progress`` as of ``stream``, over all prompts; ``use_tqdm``: show a bar on stderr, if
-        that is a terminal. Raises as ``stream`` does; then no result is returned.
+        A prompt may also be one of vLLM's dictionaries, ``{"prompt": text}`` or ``{"prompt_token_ids": ids}``.
+        ``prompt_token_ids``: vLLM's other way to give a list of token ids, or a list of such lists; they are what counts
+        where ``prompts`` has texts, too. ``sampling_params`` is for all, or a list of one for each. The results are in the
+        order of the prompts; each is what the prompt would give alone. ``progress`` as of ``stream``, over all prompts;
+        ``use_tqdm``: show a bar on stderr, if that is a terminal. Raises as ``stream`` does; then no result is returned.
         """
+        prompts = with_token_ids(prompts, prompt_token_ids)
         return self._answer(self._requests.completions(prompts, sampling_params), progress, use_tqdm)
 
     async def agenerate(
         self,
-        prompts: str | Iterable[Prompt],
+        prompts: str | Iterable[Prompt] | None = None,
         sampling_params: ParamsOf = None,
         *,
+        prompt_token_ids: Sequence[Any] | None = None,
         progress: PromptProgress | None = None,
     ) -> list[RequestOutput]:
         """As ``generate``, for an event loop, which goes on meanwhile. Cancelling the task cancels the requests."""
-        requests = await made(lambda: self._requests.completions(prompts, sampling_params), sampling_params)
+        asked = with_token_ids(prompts, prompt_token_ids)
+        requests = await made(lambda: self._requests.completions(asked, sampling_params), sampling_params)
         return await self._aanswer(requests, progress)
 
     def beam_search(self, prompts: str | Iterable[Prompt], params: BeamSearchParams) -> list[BeamSearchOutput]:
@@ -358,6 +385,14 @@ class LLM(Chats, Judges):
         request = Request(None, self._requests.streamed(self._requests.prompt_ids(prompt), params))
         report(request.generations, progress)
         return request
+
+
+#: The keywords of ``LLM`` -> their defaults.
+_DEFAULTS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(LLM).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY
+}
 
 
 def _opened(model: str | PathLike[str]) -> GGUFFile:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from gumba.engine.contrastive import ContrastiveSearch
 from gumba.engine.draft import DraftRunner, ModelDrafter
 from gumba.engine.lookup import PromptLookup
 from gumba.engine.sequence import Embedding, Generation, Judging, Scoring
+from gumba.engine.sequence import Sequence as EngineSequence
 from gumba.errors import RequestError, ResourceError
 from gumba.params import BeamSearchParams, ContrastiveSearchParams, SamplingParams, show
 from gumba.sampling.healing import HealedDecoder, Healing, healable
@@ -28,8 +30,8 @@ from gumba.text.pairs import PairTemplate
 if TYPE_CHECKING:
     from gumba.sampling.constraints import Constraint
 
-#: A prompt: text, or token ids.
-Prompt = str | Sequence[int] | np.ndarray[Any, Any]
+#: A prompt: text, token ids, or vLLM's dictionaries of one, {"prompt": text} and {"prompt_token_ids": ids}.
+Prompt = str | Sequence[int] | np.ndarray[Any, Any] | Mapping[str, Any]
 Messages = Sequence[Mapping[str, Any]]
 #: What a classifier judges: a prompt, or two texts that it reads together.
 Judged = Prompt | tuple[str, str]
@@ -42,6 +44,8 @@ Pooling = Literal["mean", "cls", "first", "last", "none"]
 
 #: From the seed of one answer to that of the next: the golden ratio's fraction of 2**64.
 _SEED_STEP = 0x9E3779B97F4A7C15
+
+S = TypeVar("S", bound=EngineSequence)
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,8 @@ class Requests:
 
     ``check_usable``: raises when nothing can be asked any more. ``capacity``: tokens that fit the context, or, of an encoder, a
     step. ``config``: the model's. ``template``: the chat template, with tools or without. ``find_draft``: the model that drafts,
-    None where there is none; ``draft_tokens``: how many at a time; ``pair_template``: how a decoder is shown two texts.
+    None where there is none; ``draft_tokens``: how many at a time; ``pair_template``: how a decoder is shown two texts; ``seed``:
+    of the requests without one of their own, each of which draws from it; ``prefix_caching``: whether requests share pages.
 
     What its methods raise: RequestError for what is wrong, too long or out of range, TokenizerError for text that cannot be
     encoded, TemplateError for messages that the template refuses, and what ``check_usable`` raises.
@@ -98,7 +103,11 @@ class Requests:
         find_draft: Callable[[], DraftRunner | None] | None,
         draft_tokens: int,
         pair_template: PairTemplate | None = None,
+        seed: int | None = None,
+        prefix_caching: bool = True,
     ) -> None:
+        self._draw_seed = secrets.SystemRandom() if seed is None else random.Random(seed)
+        self._prefix_caching = prefix_caching
         self._tokenizer, self._check_usable = tokenizer, check_usable
         self._capacity, self._config, self._template = capacity, config, template
         self._find_draft, self._draft_tokens = find_draft, draft_tokens
@@ -109,7 +118,7 @@ class Requests:
         """Answers to prompts."""
         asked = _listed(prompts)
         return [
-            Request(prompt if isinstance(prompt, str) else None, self.generations(self.prompt_ids(prompt), one))
+            Request(prompt_text(prompt), self.generations(self.prompt_ids(prompt), one))
             for prompt, one in zip(asked, _each(params, len(asked)))
         ]
 
@@ -171,7 +180,7 @@ class Requests:
             ends = self._end_ids(ids, params, "prompt")
             search = BeamSearch(ids, params, end_ids=ends, capacity=self._capacity)
             search.n_source = n_source
-            searches.append(BeamRequest(prompt if isinstance(prompt, str) else None, search, self._tokenizer))
+            searches.append(BeamRequest(prompt_text(prompt), self._share(search), self._tokenizer))
         return searches
 
     def contrastive_searches(
@@ -188,7 +197,7 @@ class Requests:
             ids = self.prompt_ids(prompt)
             ends = self._end_ids(ids, params, "prompt")
             search = ContrastiveSearch(ids, params, end_ids=ends, capacity=self._capacity, n_embd=self._config.n_embd)
-            searches.append(ContrastiveRequest(prompt if isinstance(prompt, str) else None, search, self._tokenizer))
+            searches.append(ContrastiveRequest(prompt_text(prompt), self._share(search), self._tokenizer))
         return searches
 
     def embeddings(self, prompts: Prompt | Iterable[Prompt], pooling: Pooling | None) -> list[Embedding]:
@@ -203,7 +212,7 @@ class Requests:
         sequences = []
         for prompt in _listed(prompts):  # type: ignore[arg-type]
             ids = self._fitting(self.prompt_ids(prompt), "prompt")
-            sequences.append(Embedding(ids, self._config.n_embd, kind, whole=not self._config.causal))
+            sequences.append(self._share(Embedding(ids, self._config.n_embd, kind, whole=not self._config.causal)))
         return sequences
 
     def ranks(self, query: str, documents: Iterable[str]) -> list[Judging]:
@@ -244,7 +253,7 @@ class Requests:
         return tuple(getattr(self._config, "labels", ())) == ("yes", "no")
 
     def _judging(self, ids: list[int]) -> Judging:
-        return Judging(ids, whole=not self._config.causal)
+        return self._share(Judging(ids, whole=not self._config.causal))
 
     def _pair_ids(self, first: str, second: str) -> list[int]:
         """Token ids of two texts; of a model that tells types of tokens apart they say the type, too."""
@@ -292,7 +301,7 @@ class Requests:
         self._check_continues("it has no logits of a prompt")
         ids = self._fitting(self.checked(tokens, "tokens"), "tokens")
         try:
-            return Scoring(ids, width)
+            return self._share(Scoring(ids, width))
         except MemoryError:
             raise ResourceError(
                 f"logits of {len(ids)} tokens need {len(ids) * width * 4 / 1e6:.0f} MB, more than there is"
@@ -311,7 +320,7 @@ class Requests:
             self._check_continues("it has no log-probabilities of a prompt")
         ids, n_source = self._begun(ids)
         ends = self._end_ids(ids, params, field)
-        seed = secrets.randbits(64) if params.seed is None else params.seed
+        seed = self._draw_seed.getrandbits(64) if params.seed is None else params.seed
         seeds = [(seed + choice * _SEED_STEP) % 2**64 for choice in range(_answers(params))]
         constraint: Constraint | Healing | None = None
         healed = (
@@ -343,6 +352,7 @@ class Requests:
             other.leader = made[0]
         for each in made:
             each.n_source = n_source
+            self._share(each)
             if params.prompt_lookup_tokens:
                 each.drafter = PromptLookup(params.prompt_lookup_tokens)
             elif self._find_draft is not None:
@@ -400,9 +410,16 @@ class Requests:
                 raise RequestError(f"template_args: {show(name)} is not the name of a further variable")
         return self.checked(encode_chat(self._tokenizer, template, messages, **args), "messages")
 
+    def _share(self, sequence: S) -> S:
+        """``sequence``, which shares KV pages with others only where this model's requests do."""
+        sequence.shares = sequence.shares and self._prefix_caching
+        return sequence
+
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt."""
         self._check_usable()
+        if isinstance(prompt, Mapping):
+            prompt = _plain(prompt)
         if isinstance(prompt, str):
             prompt = self._tokenizer.encode(prompt, add_special=True, parse_special=False)
         return self.checked(prompt, "prompt")
@@ -451,11 +468,50 @@ def _each(params: ParamsOf, count: int) -> Sequence[SamplingParams | None]:
     return params
 
 
-def _listed(prompts: str | Iterable[Prompt]) -> list[Prompt]:
+def prompt_text(prompt: Prompt) -> str | None:
+    """The text of a prompt; None of one that is token ids alone."""
+    text = prompt.get("prompt") if isinstance(prompt, Mapping) else prompt
+    return text if isinstance(text, str) else None
+
+
+def with_token_ids(
+    prompts: str | Iterable[Prompt] | None, token_ids: Sequence[Any] | np.ndarray[Any, Any] | None
+) -> str | Iterable[Prompt]:
+    """``prompts``, whose token ids are given beside them (vLLM's ``prompt_token_ids``) and are what counts.
+
+    Raises RequestError when neither is given, or not as many of both.
+    """
+    if token_ids is None:
+        if prompts is None:
+            raise RequestError("prompts: expected a text or a list of prompts, found None")
+        return prompts
+    listed: list[Any] = [token_ids] if len(token_ids) and isinstance(token_ids[0], Integral) else list(token_ids)
+    if prompts is None:
+        return listed
+    texts = _listed(prompts)
+    if len(texts) != len(listed):
+        raise RequestError(f"prompt_token_ids: expected one list per prompt ({len(texts)}), found {len(listed)}")
+    return [{"prompt": prompt_text(text), "prompt_token_ids": ids} for text, ids in zip(texts, listed)]
+
+
+def _plain(prompt: Mapping[str, Any]) -> Any:
+    """The text or token ids of one of vLLM's dictionaries of a prompt. Raises RequestError for one with anything else."""
+    for name, value in prompt.items():
+        if name not in ("prompt", "prompt_token_ids") and value not in (None, {}):
+            raise RequestError(f"prompt: expected 'prompt' or 'prompt_token_ids', found {show(name)}: {show(value)}")
+    ids, text = prompt.get("prompt_token_ids"), prompt.get("prompt")
+    if ids is None and not isinstance(text, str):
+        raise RequestError(
+            f"prompt: expected a text in 'prompt' or token ids in 'prompt_token_ids', found {show(prompt)}"
+        )
+    return text if ids is None else ids
+
+
+def _listed(prompts: str | Iterable[Prompt] | Mapping[str, Any]) -> list[Prompt]:
     """A text, or several prompts, as a list of prompts."""
     if not isinstance(prompts, Iterable):
         raise RequestError(f"prompts: expected a text or a list of prompts, found {show(prompts)}")
-    asked: list[Prompt] = [prompts] if isinstance(prompts, str) else list(prompts)
+    asked: list[Prompt] = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
     for prompt in asked:
         if isinstance(prompt, Integral):
             raise RequestError("prompts: expected a list of prompts; give token ids as a list in that list, [[1, 2]]")

@@ -1,0 +1,315 @@
+"""vLLM's keywords of ``LLM(...)`` that gumba spells otherwise, does not need, or refuses.
+
+Four tables say what each keyword means here. A keyword that only says where or how fast vLLM computes has no effect and is
+logged at level INFO; one that would change results, or asks for another device, is refused by name. None means vLLM's default.
+Names: vLLM's ``LLM`` and ``EngineArgs``, versions 0.5 to 0.16.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gumba.checks import KeywordError, require_boolean, require_count, require_number, show, suggestion
+from gumba.errors import RequestError, ResourceError, UnsupportedError
+from gumba.processors import available_memory
+
+log = logging.getLogger("gumba")
+
+#: vLLM's name -> the keyword of ``LLM`` with the same meaning.
+RENAMED = {
+    "max_num_seqs": "max_sequences",
+    "max_num_batched_tokens": "max_batch_tokens",
+    "kv_cache_memory_bytes": "kv_memory",
+    "speculative_model": "draft_model",
+    "num_speculative_tokens": "draft_tokens",
+}
+
+#: Keywords about the place, the speed or the bookkeeping of the computation, never about results.
+WITHOUT_EFFECT = frozenset({
+    # loading: gumba runs no code of a checkpoint, and reads its own files
+    "trust_remote_code", "code_revision", "max_parallel_loading_workers", "model_loader_extra_config", "ignore_patterns",
+    "use_tqdm_on_load", "safetensors_load_strategy", "pt_load_map_location", "served_model_name",
+    # graphs, memory and parallel execution of accelerators
+    "enforce_eager", "max_seq_len_to_capture", "max_context_len_to_capture", "compilation_config", "optimization_level",
+    "cudagraph_capture_sizes", "max_cudagraph_capture_size", "attention_backend", "attention_config", "swap_space",
+    "cpu_offload_gb", "cpu_offload_params", "block_size", "preemption_mode", "num_lookahead_slots", "enable_sleep_mode",
+    "disable_custom_all_reduce", "distributed_executor_backend", "worker_use_ray", "ray_workers_use_nsight",
+    "enable_expert_parallel", "enable_eplb", "enable_dbo", "all2all_backend", "disable_hybrid_kv_cache_manager",
+    "kv_sharing_fast_prefill", "kernel_config", "use_v2_block_manager",
+    # scheduling: which requests a step computes changes no result here
+    "enable_chunked_prefill", "max_num_partial_prefills", "max_long_partial_prefills", "long_prefill_token_threshold",
+    "num_scheduler_steps", "multi_step_stream_outputs", "scheduler_delay_factor", "scheduling_policy",
+    "disable_chunked_mm_input", "disable_async_output_proc", "async_scheduling", "stream_interval",
+    "prefix_caching_hash_algo", "max_num_scheduled_tokens", "scheduler_reserve_full_isl",
+    # logs and statistics
+    "disable_log_stats", "disable_log_requests", "enable_log_requests", "aggregate_engine_logging",
+    "otlp_traces_endpoint", "collect_detailed_traces", "show_hidden_metrics_for_version", "kv_cache_metrics",
+    "kv_cache_metrics_sample", "cudagraph_metrics", "enable_mfu_metrics", "enable_layerwise_nvtx_tracing",
+    "enable_logging_iteration_details", "profiler_config", "fail_on_environ_validation",
+    # how a grammar is compiled; reasoning and tool calls are recognised from the chat template
+    "guided_decoding_backend", "guided_decoding_disable_fallback", "guided_decoding_disable_any_whitespace",
+    "guided_decoding_disable_additional_properties", "structured_outputs_config", "reasoning_parser", "max_logprobs",
+    # images and sound, which a prompt cannot have
+    "allowed_local_media_path", "allowed_media_domains", "limit_mm_per_prompt", "media_io_kwargs",
+    "disable_mm_preprocessor_cache", "mm_processor_cache_gb", "mm_processor_cache_type", "mm_encoder_tp_mode",
+    "mm_encoder_attn_backend", "skip_mm_profiling", "interleave_mm_strings", "mm_shm_cache_max_object_size_mb",
+    "language_model_only",
+    # the tokenizer is the file's, and texts are always made
+    "skip_tokenizer_init", "tokenizer_pool_size", "tokenizer_pool_type", "tokenizer_pool_extra_config",
+    # of adapters, which ``enable_lora`` would turn on
+    "max_loras", "max_lora_rank", "max_cpu_loras", "lora_extra_vocab_size", "lora_dtype", "fully_sharded_loras",
+    "enable_lora_bias", "max_prompt_adapters", "max_prompt_adapter_token",
+})  # fmt: skip
+
+#: Keywords that would change results, or the device, and the values (besides None) that change nothing.
+ALLOWED: dict[str, tuple[Any, ...]] = {
+    "quantization": ("gguf",),
+    "load_format": ("auto", "gguf", "safetensors", "hf", "pt"),
+    "config_format": ("auto", "hf"),
+    "tokenizer_mode": ("auto", "slow", "fast", "hf"),
+    "model_impl": ("auto", "vllm", "transformers"),
+    "task": ("auto", "generate", "embed", "embedding", "classify", "score"),
+    "runner": ("auto", "generate", "pooling"),
+    "convert": ("auto", "none", "embed"),
+    "device": ("auto", "cpu"),
+    "generation_config": ("auto", "vllm"),
+    "override_generation_config": ({},),
+    "tensor_parallel_size": (1,),
+    "pipeline_parallel_size": (1,),
+    "data_parallel_size": (1,),
+    "decode_context_parallel_size": (1,),
+    "prefill_context_parallel_size": (1,),
+    "disable_sliding_window": (False,),
+    "disable_cascade_attn": (False, True),
+    "enable_lora": (False,),
+    "enable_prompt_adapter": (False,),
+    "qlora_adapter_name_or_path": (),
+    "lora_modules": ([],),
+    "rope_scaling": ({},),
+    "rope_theta": (),
+    "hf_overrides": ({},),
+    "hf_config_path": (),
+    "mm_processor_kwargs": ({},),
+    "override_pooler_config": (),
+    "pooler_config": (),
+    "logits_processors": ([], ()),
+    "logits_processor_pattern": (),
+    "logprobs_mode": ("raw_logprobs",),
+    "calculate_kv_scales": (False,),
+    "quantization_param_path": (),
+    "num_gpu_blocks_override": (),
+    "enable_prompt_embeds": (False,),
+    "enable_return_routed_experts": (False,),
+    "kv_transfer_config": (),
+    "kv_events_config": (),
+    "ec_transfer_config": (),
+    "worker_cls": ("auto",),
+    "worker_extension_cls": ("",),
+    "additional_config": ({},),
+    "model_weights": ("",),
+}
+
+#: What to use instead of a keyword that is refused.
+_INSTEAD = {
+    "quantization": "a GGUF file says how its weights are quantized: `gumba convert --type`",
+    "tensor_parallel_size": "one LLM computes on the processors of one machine",
+    "pipeline_parallel_size": "one LLM computes on the processors of one machine",
+    "data_parallel_size": "one LLM computes on the processors of one machine",
+    "num_gpu_blocks_override": "use kv_tokens or kv_memory",
+    "kv_cache_dtype": "use kv_type='q8_0' for a cache of 8 bits",
+    "override_generation_config": "use SamplingParams",
+    "logits_processors": "use SamplingParams(logits_processors=...)",
+    "pooler_config": "use embed(pooling=...)",
+    "override_pooler_config": "use embed(pooling=...)",
+}
+
+#: Types of numbers that a model can be asked for: the file's weights have their own, whatever is asked.
+DTYPES = frozenset({"auto", "half", "float16", "bfloat16", "float", "float32"})
+#: vLLM's names of the KV cache's type -> ``kv_type``.
+_KV_TYPES = {"auto": None, "float16": "f16", "half": "f16", "bfloat16": "bf16", "float32": "f32"}
+
+#: Keywords that `translated` handles one by one.
+_SPECIAL = frozenset({
+    "gpu_memory_utilization", "dtype", "kv_cache_dtype", "seed", "enable_prefix_caching", "tokenizer", "revision",
+    "tokenizer_revision", "hf_token", "download_dir", "speculative_config", "ngram_prompt_lookup_max",
+    "ngram_prompt_lookup_min", "speculative_disable_mqa_scorer",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EngineArgs:
+    """vLLM's keywords in gumba's terms.
+
+    Attributes:
+        settings: Keywords of ``LLM`` that may have another name -> value.
+        memory_share: Share of the available memory, 0 to 1, that weights and KV cache may take together; None: not limited.
+        seed: Seed of the requests that have none of their own; None draws one each time.
+        prefix_caching: Whether requests share the KV pages of common beginnings.
+        revision: Branch, tag or commit of a model on a hub.
+        token: Access token for the hub.
+        download_dir: Folder in which files from a hub are kept.
+    """
+
+    settings: dict[str, Any]
+    memory_share: float | None
+    seed: int | None
+    prefix_caching: bool
+    revision: str | None
+    token: str | None
+    download_dir: str | None
+
+
+def translated(model: Any, given: Mapping[str, Any], own: Mapping[str, Any], defaults: Mapping[str, Any]) -> EngineArgs:
+    """vLLM's keywords ``given`` beside ``LLM``'s ``own`` ones, by name.
+
+    Args:
+        model: The model argument of ``LLM``, which ``tokenizer`` may repeat; any other tokenizer is a warning.
+        given: Keyword -> value, as the caller wrote them.
+        own: Keywords of ``LLM`` that may have another name -> value; they are part of the result's ``settings``.
+        defaults: All keywords of ``LLM`` -> default.
+
+    Raises:
+        KeywordError: A keyword that vLLM does not have either; the message names the nearest known one.
+        RequestError: A value has the wrong type or range, or one thing is given under two names.
+        UnsupportedError: A value that would change results, or the device.
+    """
+    known = {*RENAMED, *WITHOUT_EFFECT, *ALLOWED, *_SPECIAL}
+    for name in given:
+        if name not in known:
+            raise KeywordError(
+                f"LLM() got an unexpected keyword argument {name!r}{suggestion(name, {*known, *defaults})}"
+            )
+    values = {name: value for name, value in given.items() if value is not None}
+    for name, value in values.items():
+        if name in ALLOWED and not _is_one_of(value, ALLOWED[name]):
+            raise _refused(name, value, ALLOWED[name])
+        if name in WITHOUT_EFFECT:
+            log.info("%s=%s has no effect on the processor", name, show(value))
+    settings = {RENAMED[name]: (name, value) for name, value in values.items() if name in RENAMED}
+    settings |= _speculation(values)
+    if "dtype" in values:
+        check_dtype("dtype", values["dtype"])
+    if "kv_cache_dtype" in values:
+        kv_type = _kv_type(values["kv_cache_dtype"])
+        if kv_type is not None:
+            settings["kv_type"] = ("kv_cache_dtype", kv_type)
+    for ours, (theirs, _) in settings.items():
+        if own[ours] != defaults[ours]:
+            raise RequestError(f"{theirs}: is another name of {ours}, which is given too")
+    if str(values.get("tokenizer", model)) != str(model):
+        log.warning("tokenizer=%s: the tokenizer of the model file is used", show(values["tokenizer"]))
+    return EngineArgs(
+        settings={**own, **{ours: value for ours, (_, value) in settings.items()}},
+        memory_share=_memory_share(values, own, settings),
+        seed=require_count("seed", values["seed"], 0, 2**64 - 1) if "seed" in values else None,
+        prefix_caching=require_boolean("enable_prefix_caching", values.get("enable_prefix_caching", True)),
+        revision=_revision(values),
+        token=_text(values, "hf_token") if not isinstance(values.get("hf_token"), bool) else None,
+        download_dir=_text(values, "download_dir"),
+    )
+
+
+def check_dtype(name: str, value: Any) -> None:
+    """Check a type of numbers, a string or anything whose text is one such as ``torch.float16``.
+
+    The file's weights have the types that it says, so any type of floating-point numbers that models are loaded in will do.
+    Raises UnsupportedError for every other one.
+    """
+    text = str(value).removeprefix("torch.").removeprefix("jax.numpy.")
+    if isinstance(value, bool | int | float) or text not in DTYPES:
+        raise UnsupportedError(
+            f"{name}: expected one of {', '.join(sorted(DTYPES))} (the weights keep the types of the file), found {show(value)}"
+        )
+
+
+def kv_budget(share: float, weights: int) -> int | None:
+    """Bytes for the KV cache where weights and cache may take ``share`` of the available memory; None: unknown here.
+
+    Raises ResourceError when the weights alone take more.
+    """
+    available = available_memory()
+    if available is None:
+        return None
+    budget = int(share * available) - weights
+    if budget <= 0:
+        raise ResourceError(
+            f"gpu_memory_utilization: {share:g} of the {available >> 20} MB of memory available leaves nothing for the KV cache: "
+            f"the weights alone need {weights >> 20} MB"
+        )
+    return budget
+
+
+def _memory_share(values: Mapping[str, Any], own: Mapping[str, Any], settings: Mapping[str, Any]) -> float | None:
+    share = values.get("gpu_memory_utilization")
+    if share is None:
+        return None
+    number = require_number("gpu_memory_utilization", share, 0.0, 1.0)
+    if number == 0.0:
+        raise RequestError(f"gpu_memory_utilization: expected a number above 0 and at most 1, found {show(share)}")
+    for name in ("kv_memory", "kv_tokens"):
+        if own[name] is not None:
+            raise RequestError(
+                f"gpu_memory_utilization: sets the size of the KV cache, as does {name}, which is given too"
+            )
+    return None if "kv_memory" in settings else number  # kv_cache_memory_bytes overrides it, as in vLLM
+
+
+def _speculation(values: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """Keywords of ``LLM`` for a draft model, with the names that they are given by."""
+    config = values.get("speculative_config")
+    if config is None:
+        return {}
+    if not isinstance(config, Mapping):
+        raise RequestError(f"speculative_config: expected a dictionary, found {show(config)}")
+    unknown = set(config) - {"model", "num_speculative_tokens", "method", "draft_tensor_parallel_size",
+                             "prompt_lookup_max", "prompt_lookup_min", "max_model_len", "quantization", "revision"}  # fmt: skip
+    if unknown or config.get("method") not in (None, "draft_model", "ngram"):
+        raise UnsupportedError(
+            f"speculative_config: gumba has draft models ('model', 'num_speculative_tokens'), found {show(dict(config))}"
+        )
+    if config.get("method") == "ngram" or config.get("model") is None:
+        log.info("speculative_config: for prompt lookup use SamplingParams(prompt_lookup_tokens=...)")
+        return {}
+    found = {"draft_model": ("speculative_config", config["model"])}
+    if config.get("num_speculative_tokens") is not None:
+        found["draft_tokens"] = ("speculative_config", config["num_speculative_tokens"])
+    return found
+
+
+def _kv_type(value: Any) -> str | None:
+    text = str(value).removeprefix("torch.")
+    if text in _KV_TYPES:
+        return _KV_TYPES[text]
+    raise _refused("kv_cache_dtype", value, tuple(_KV_TYPES))
+
+
+def _revision(values: Mapping[str, Any]) -> str | None:
+    revision, tokenizer = _text(values, "revision"), _text(values, "tokenizer_revision")
+    if tokenizer is not None and tokenizer != (revision or "main"):
+        raise _refused("tokenizer_revision", tokenizer, (revision or "main",))
+    return revision
+
+
+def _text(values: Mapping[str, Any], name: str) -> str | None:
+    value = values.get(name)
+    if value is not None and not (hasattr(value, "__fspath__") or (isinstance(value, str) and value)):
+        raise RequestError(f"{name}: expected a string of at least one character, found {show(value)}")
+    return None if value is None else str(value)
+
+
+def _is_one_of(value: Any, allowed: Collection[Any]) -> bool:
+    text = str(value)  # a device or an enumeration's member has the text of what it stands for
+    return any(
+        (type(value) is type(each) and value == each)
+        or (isinstance(each, str) and not isinstance(value, bool | int | float) and text == each)
+        for each in allowed
+    )
+
+
+def _refused(name: str, value: Any, allowed: Collection[Any]) -> UnsupportedError:
+    expected = " or ".join(show(each) for each in allowed) or "None"
+    why = f" ({_INSTEAD[name]})" if name in _INSTEAD else ""
+    return UnsupportedError(f"{name}: gumba supports {expected} only, found {show(value)}{why}")
