@@ -18,25 +18,35 @@ SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 MAX_JSON = 1 << 28
 
 
+def _repository(folder: Path) -> Path:
+    """The resolved folder that holds all files of a model: the folder itself, or its repository in a hub's cache.
+
+    A cache has models--OWNER--NAME/snapshots/REVISION/... (Hugging Face) or OWNER--NAME/snapshots/... (ModelScope).
+    """
+    real = folder.resolve()
+    for snapshots in real.parents:
+        if snapshots.name == "snapshots" and "--" in snapshots.parent.name:
+            return snapshots.parent
+    return real
+
+
 class Checkpoint:
     """A folder with config.json, safetensors and tokenizer files.
 
     Args:
-        folder: the folder. Its files may be links as long as they stay inside it; a snapshot in Hugging Face's cache
-            may also link to the `blobs` beside it.
+        folder: the folder. Its files may be links as long as they stay inside it; in a hub's cache, inside the
+            repository (a snapshot there is links to `blobs`).
+        root: the resolved folder that links may lead into, where it is wider than that.
 
     Raises:
         ConvertError: there is no such folder, or no usable config.json in it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, root: Path | None = None) -> None:
         if not folder.is_dir():
             raise ConvertError(f"{folder}: no such folder")
         self.folder = folder
-        real = folder.resolve()
-        self._roots = [real]
-        if real.parent.name == "snapshots" and real.parent.parent.name.startswith("models--"):
-            self._roots.append(real.parent.parent / "blobs")
+        self._root = root or _repository(folder)
         config = self.json("config.json")
         if config is None:
             raise ConvertError(f"{folder}: no config.json; is this a Hugging Face model folder?")
@@ -56,8 +66,11 @@ class Checkpoint:
             real = path.resolve()
         except (OSError, RuntimeError) as error:
             raise ConvertError(f"{where}: {name!r} cannot be followed: {error}") from None
-        if not any(real.is_relative_to(root) for root in self._roots):
-            raise ConvertError(f"{where}: {name!r} is a link that leads out of the folder")
+        if not real.is_relative_to(self._root):
+            raise ConvertError(
+                f"{where}: {name!r} is a link that leads out of the folder, to {real}; "
+                "if that is meant, put a copy of it in the link's place"
+            )
         return path
 
     def below(self, folder: object, origin: str = "") -> Checkpoint | None:
@@ -69,7 +82,7 @@ class Checkpoint:
         path = self.path(folder, origin)
         if not path.is_dir():
             return None
-        return Checkpoint(path)
+        return Checkpoint(path, root=self._root)
 
     def has(self, name: str) -> bool:
         return self.path(name).is_file()

@@ -158,16 +158,52 @@ def test_links_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
         convert(tmp_path / "hf", tmp_path / "out.gguf")
 
 
-def test_links_inside_and_in_the_hub_cache_are_followed(tmp_path: Path) -> None:
-    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+def moved_to_blobs(folder: Path, blobs: Path) -> None:
+    """Put links to `blobs` in the place of all files of a folder, as the hub's cache has it."""
+    blobs.mkdir(parents=True, exist_ok=True)
+    for path in list(folder.rglob("*")):
+        if path.is_file():
+            blob = blobs / path.relative_to(folder).as_posix().replace("/", "-")
+            path.rename(blob)
+            path.symlink_to(os.path.relpath(blob, path.parent))
+
+
+@pytest.mark.parametrize("repository", ["models--a--b", "a--b"])  # Hugging Face's cache, ModelScope's
+def test_links_inside_a_repository_in_the_hub_cache_are_followed(tmp_path: Path, repository: str) -> None:
+    """Files of the snapshot and of a folder below it, a link to a link, and the snapshot reached over a link."""
+    snapshot = tmp_path / repository / "snapshots" / "0123"
     write_checkpoint(snapshot)
-    blobs = tmp_path / "models--a--b" / "blobs"
-    blobs.mkdir()
-    for path in list(snapshot.iterdir()):
-        path.rename(blobs / path.name)
-        path.symlink_to(Path("../../blobs") / path.name)
+    (snapshot / "1_Pooling").mkdir()
+    (snapshot / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    moved_to_blobs(snapshot, tmp_path / repository / "blobs")
+    (snapshot.parent / "4567").mkdir()
+    (snapshot / "README.md").symlink_to("../4567/README.md")
+    (snapshot.parent / "4567" / "README.md").symlink_to("../../blobs/config.json")
     convert(snapshot, tmp_path / "out.gguf")
-    assert (tmp_path / "out.gguf").stat().st_size > 0
+    part = Checkpoint(snapshot).below("1_Pooling")
+    assert part is not None and part.config == {"pooling_mode_mean_tokens": True}
+    (tmp_path / "link").symlink_to(snapshot)
+    assert Checkpoint(tmp_path / "link").has("README.md")
+
+
+@pytest.mark.parametrize("within", ["", "1_Pooling"])
+def test_links_to_another_repository_of_the_cache_are_refused(tmp_path: Path, within: str) -> None:
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+    other = tmp_path / "models--a--c" / "blobs"
+    write_checkpoint(snapshot)
+    (snapshot / "1_Pooling").mkdir()
+    (snapshot / "1_Pooling" / "config.json").write_text("{}")
+    moved_to_blobs(snapshot / within if within else snapshot, other)
+    with pytest.raises(ConvertError, match=r"a link that leads out of the folder, to .*blobs.*; .* put a copy"):
+        Checkpoint(snapshot).below("1_Pooling")
+
+
+def test_links_between_folders_of_a_checkpoint_are_followed(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "hf", files={"pooling.json": {"word_embedding_dimension": 8}})
+    (tmp_path / "hf" / "1_Pooling").mkdir()
+    (tmp_path / "hf" / "1_Pooling" / "config.json").symlink_to("../pooling.json")
+    part = Checkpoint(tmp_path / "hf").below("1_Pooling")
+    assert part is not None and part.config == {"word_embedding_dimension": 8}
 
 
 def test_link_that_goes_round(tmp_path: Path) -> None:
