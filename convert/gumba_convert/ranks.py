@@ -108,7 +108,7 @@ def qwen(checkpoint: Checkpoint, data: bytes, n_rows: int, special: SpecialToken
     vocabulary = _vocabulary(ranked, 0, n_rows, "qwen2", special, where)
     named = _QWEN_SPECIAL[: n_rows - len(ranked)]
     added = {len(ranked) + i: {"content": text, "special": True} for i, text in enumerate(named)}
-    add(vocabulary.tokens, vocabulary.types, added, where)
+    add(vocabulary.tokens, vocabulary.types, added)
     for kind, text in (
         ("bos", "<|endoftext|>"),
         ("eos", "<|endoftext|>"),
@@ -128,7 +128,7 @@ def glm(
     # tiktoken takes a word that is a token whole: so does "glm4".
     vocabulary = _vocabulary(parse_tiktoken(data, where), 0, n_rows, pre or "glm4", special, where)
     added = added_tokens({}, config, where)
-    add(vocabulary.tokens, vocabulary.types, added, where)
+    add(vocabulary.tokens, vocabulary.types, added)
     places = {token["content"]: i for i, token in added.items()}
     for kind, text in (("eos", "<|endoftext|>"), ("unk", "<|endoftext|>"), ("eot", "<|user|>")):
         if text in places:

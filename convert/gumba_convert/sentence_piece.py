@@ -72,7 +72,7 @@ def from_model(
     added = {i: token for i, token in added.items() if tokens[i : i + 1] != [token["content"]] or types[i] == NORMAL}
     for i in added:
         scores[i : i + 1] = ADDED_SCORE
-    add(tokens, types, added, where)
+    add(tokens, types, added)
     trainer = model.trainer_spec
     for role, i in (("bos", trainer.bos_id), ("eos", trainer.eos_id), ("unk", trainer.unk_id), ("pad", trainer.pad_id)):
         if 0 <= i < len(model.pieces) and (role != "pad" or kind == _UNIGRAM):
@@ -166,7 +166,7 @@ def unigram_from_json(
     if type(unknown) is int and 0 <= unknown < len(pieces):
         types[unknown] = UNKNOWN
         special.ids.setdefault("unk", unknown)
-    add(tokens, types, added_tokens(tokenizer, config, where), where)
+    add(tokens, types, added_tokens(tokenizer, config, where))
     for i in special.ids.values():
         types[i] = types[i] if types[i] == UNKNOWN else CONTROL
     charsmap, merged = _read_normalizer(tokenizer.get("normalizer"), where)

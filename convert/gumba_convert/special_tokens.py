@@ -11,6 +11,7 @@ from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.gguf_writer import Value, string, strings
 
 KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+NAMED_AT_MOST = 8
 
 
 @dataclass
@@ -60,6 +61,63 @@ def added_tokens(tokenizer: dict[str, Any], config: dict[str, Any], where: str) 
     for token in result.values():
         token["special"] = token["special"] or token["content"] in named
     return dict(sorted(result.items()))
+
+
+def without_rows(
+    tokenizer: dict[str, Any], config: dict[str, Any], extra: dict[str, Any], n_rows: int
+) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """tokenizer.json and tokenizer_config.json without the added tokens that the embedding has no row for, and warnings.
+
+    Gemma 3's `<image_soft_token>` is one: its id is the number of rows. transformers loads such a checkpoint, and
+    llama.cpp's converter leaves the token out.
+
+    Args:
+        extra: added_tokens.json, ids by text; it is only looked at.
+    """
+    gone: dict[int, str] = {}
+    listed, decoder = tokenizer.get("added_tokens"), config.get("added_tokens_decoder")
+
+    def has_row(i: Any, content: Any) -> bool:
+        number = int(i) if isinstance(i, str) and i.isdecimal() else i
+        if type(number) is not int or number < n_rows or not isinstance(content, str):
+            return True  # what is not valid is refused where it is read
+        gone.setdefault(number, content)
+        return False
+
+    if isinstance(listed, list):
+        kept = [t for t in listed if not isinstance(t, dict) or has_row(t.get("id"), t.get("content"))]
+        tokenizer = {**tokenizer, "added_tokens": kept}
+    if isinstance(decoder, dict):
+        kept_entries = {i: t for i, t in decoder.items() if not isinstance(t, dict) or has_row(i, t.get("content"))}
+        config = {**config, "added_tokens_decoder": kept_entries}
+    for text, i in extra.items():
+        has_row(i, text)
+    model = tokenizer.get("model")
+    if gone and isinstance(model, dict) and "vocab" in model:
+        tokenizer = {**tokenizer, "model": {**model, "vocab": _without(model["vocab"], gone)}}
+    return tokenizer, config, _warnings_of_missing_rows(gone, config, n_rows)
+
+
+def _without(vocab: Any, gone: dict[int, str]) -> Any:
+    """The vocabulary of tokenizer.json without those added tokens: ids by text, or a list of texts and scores."""
+    if isinstance(vocab, dict):
+        return {text: i for text, i in vocab.items() if type(i) is not int or gone.get(i) != text}
+    while isinstance(vocab, list) and vocab and isinstance(vocab[-1], list) and gone.get(len(vocab) - 1) in vocab[-1]:
+        vocab = vocab[:-1]
+    return vocab
+
+
+def _warnings_of_missing_rows(gone: dict[int, str], config: dict[str, Any], n_rows: int) -> list[str]:
+    warnings = []
+    for i, text in sorted(gone.items())[:NAMED_AT_MOST]:
+        roles = [f"{kind}_token" for kind in KINDS if _content(config.get(f"{kind}_token")) == text]
+        role = f" ({', '.join(roles)})" if roles else ""
+        warnings.append(
+            f"added token {text!r:.100}{role} has id {i}, but the model's embedding has {n_rows} rows: it is left out"
+        )
+    if len(gone) > NAMED_AT_MOST:
+        warnings.append(f"{len(gone) - NAMED_AT_MOST} more added tokens without a row are left out")
+    return warnings
 
 
 def read_special_tokens(

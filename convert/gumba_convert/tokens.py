@@ -79,14 +79,9 @@ def padding(n_rows: int) -> tuple[list[str], np.ndarray]:
     return [f"[PAD{i}]" for i in range(n_rows)], np.full(n_rows, UNUSED, np.int32)
 
 
-def add(tokens: list[str], types: np.ndarray, added: dict[int, dict[str, Any]], where: str) -> None:
-    """Put the added tokens in their places."""
+def add(tokens: list[str], types: np.ndarray, added: dict[int, dict[str, Any]]) -> None:
+    """Put the added tokens in their places, all of which are rows (`without_rows`)."""
     for token_id, token in added.items():
-        if token_id >= len(tokens):
-            raise ConvertError(
-                f"{where}: added token {token['content']!r} has id {token_id}, "
-                f"but the model's embedding has {len(tokens)} rows"
-            )
         control = token["special"] or CONTROL_LOOK.fullmatch(token["content"])
         kind = CONTROL if control else USER_DEFINED
         if types[token_id] not in (UNKNOWN, BYTE):

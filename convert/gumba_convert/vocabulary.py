@@ -25,7 +25,7 @@ from gumba.text.pretokenize import PRE_TOKENIZERS
 from gumba_convert import pre_tokenizers, ranks, sentence_piece, word_piece
 from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.gguf_writer import boolean
-from gumba_convert.special_tokens import SpecialTokens, added_tokens, read_special_tokens
+from gumba_convert.special_tokens import SpecialTokens, added_tokens, read_special_tokens, without_rows
 from gumba_convert.tokens import (
     ADDED_SCORE,
     BYTE,
@@ -76,8 +76,11 @@ def read_vocabulary(checkpoint: Checkpoint, n_rows: int, *, pre_tokenizer: str |
         raise ConvertError(f"unknown pre-tokenizer {pre_tokenizer!r}; known are {known}")
     tokenizer = checkpoint.json("tokenizer.json") or {}
     config = checkpoint.json("tokenizer_config.json") or {}
+    extra = checkpoint.json("added_tokens.json") or {}
+    tokenizer, config, warnings = without_rows(tokenizer, config, extra, n_rows)
     special = read_special_tokens(checkpoint, tokenizer, config, n_rows)
     vocabulary = _read(_Given(checkpoint, tokenizer, config, n_rows, special, pre_tokenizer))
+    vocabulary.warnings[:0] = warnings
     if pre_tokenizer is not None:
         _check_named(vocabulary, pre_tokenizer, f"{checkpoint.folder}")
     prefix = config.get("add_prefix_space")
@@ -167,7 +170,7 @@ def _tokenizer_json(given: _Given) -> Vocabulary:
             if BYTE_TOKEN.fullmatch(text):
                 types[i] = BYTE
         scores = _scores(tokens, merges)
-        add(tokens, types, added, where)
+        add(tokens, types, added)
         name = pre_tokenizer or ("gemma4" if _is_gemma4(checkpoint) else "default")
         if PRE_TOKENIZERS[name].characters:
             if name == "gemma4":
@@ -183,7 +186,7 @@ def _tokenizer_json(given: _Given) -> Vocabulary:
             special.add.setdefault("bos", False)
         special.add.setdefault("eos", False)
         return Vocabulary("llama", "default", tokens, types, special, scores=scores, add_space_prefix=prefix)
-    add(tokens, types, added, where)
+    add(tokens, types, added)
     pre, warning = pre_tokenizer, None
     if pre is None:
         ignore_merges = bool(model.get("ignore_merges"))

@@ -66,7 +66,7 @@ def _vocabulary(
     tokens, types = padding(n_rows)
     for text, i in vocab.items():
         tokens[i], types[i] = text, NORMAL
-    add(tokens, types, added, where)
+    add(tokens, types, added)
     for kind, text in _USUAL.items():
         if text in vocab:
             special.ids.setdefault(kind, vocab[text])

@@ -294,8 +294,6 @@ def test_tekken(tmp_path: Path) -> None:
         ({"qwen.tiktoken": b"IQ== 0\nIQ== 1\n"}, "the token b'!' stands there twice"),
         ({"qwen.tiktoken": b""}, "the ranks are not"),
         ({"qwen.tiktoken": b"".join(base64.b64encode(bytes([i, 0])) + b" %d\n" % i for i in range(40))}, "40 tokens, but"),
-        ({"tokenizer.model": b"IQ== 0\nIg== 1\n", "tokenizer_config.json": {"added_tokens_decoder": {
-            "77": {"content": "<|user|>"}}}}, "'<|user|>' has id 77"),
         ({"tekken.json": {"vocab": []}}, "not a tekken tokenizer"),
         ({"tekken.json": {"config": {"default_vocab_size": 3, "default_num_special_tokens": 1, "pattern": "x"},
                           "vocab": []}}, "unknown pattern 'x'"),
