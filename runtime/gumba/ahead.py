@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
+from gumba.errors import GumbaError
 from gumba.gguf.reader import GGUFFile
 from gumba.kernels import (
     activations,
@@ -20,36 +22,101 @@ from gumba.kernels import (
     logprobs,
     matmul,
     norms,
-    packed,
     q8,
     rope,
     sample,
 )
 from gumba.kernels.jit import Entry
 from gumba.kernels.op import Kernel
+from gumba.kernels.packed import interleave
 from gumba.kernels.pages import page_formats
-from gumba.models import kernels_of
+from gumba.models import kernels_of, usual_kv_type
 from gumba.program import executor, timing
 from gumba.quants import FORMATS
 from gumba.simd import isa
+from gumba.text.pretokenize import PRE_TOKENIZERS
+
+#: A function to be compiled.
+Function: TypeAlias = "Entry | Kernel"
+
+#: Seconds that compiling took on one machine, for what takes longer than USUAL_S: what is told of the time that is left needs
+#: only how they compare.
+SECONDS = {
+    "attention": 4.4,
+    "encode_words": 3.4,
+    "sample_top_k": 2.4,
+    "sample_all": 2.4,
+    "run_step": 1.6,
+    "index_merges": 1.6,
+    "matmul": 1.4,
+    "gather": 1.2,
+    "store_kv": 1.1,
+    "help_team": 0.9,
+    "index_tokens": 0.9,
+}
+USUAL_S = 0.5
+
+#: Called while functions are compiled: how many are done, how many there are, and the share of the time that has gone.
+Report: TypeAlias = Callable[[int, int, float], object]
 
 
-def compile_all(path: Path | None = None, progress: Callable[[int, int], object] | None = None) -> int:
+def compile_functions(functions: Sequence[Function], report: Report = lambda done, total, share: None) -> None:
+    """Compile ``functions``, or load those that are kept."""
+    weights = [SECONDS.get(each.py_func.__name__, USUAL_S) for each in functions]
+    for done, function in enumerate(functions):
+        report(done, len(functions), sum(weights[:done]) / sum(weights))
+        function.compile()
+    report(len(functions), len(functions), 1.0)
+
+
+def compile_all(path: Path | None = None, report: Report = lambda done, total, share: None) -> int:
     """Compile what the GGUF file at ``path`` needs, for the instruction set in use; how many functions.
 
-    Without a ``path``: what models of the Llama kind need, in every block format. ``progress`` is called with the functions that
-    are ready and how many there are. Raises what opening and loading a model raises.
+    Without a ``path``: what models of the Llama kind need, in every block format. Raises what opening and loading a model
+    raises.
     """
-    jobs = _jobs(path)
-    for done, job in enumerate(jobs):
-        if progress is not None:
-            progress(done, len(jobs))
-        job()
-    return len(jobs)
+    functions = _functions(path)
+    compile_functions(functions, report)
+    return len(functions)
 
 
-def _jobs(path: Path | None) -> list[Callable[[], object]]:
-    """One call for each function. Of a file's formats the encoders are left out."""
+def first_functions(path: Path, kv_type: str | None, *, text: bool = True, top_k: int | None = None) -> list[Function]:
+    """What is yet to be compiled of all that loading the GGUF file at ``path``, and a first prompt, need.
+
+    ``text``: the prompt is encoded. ``top_k``: tokens are chosen by this parameter and the usual others; None: none are
+    chosen. Empty for a file that cannot be opened or run: opening it says why.
+    """
+    found: list[Function] = [interleave, *_team(), gather.gather]
+    try:
+        with GGUFFile(path) as gguf:
+            found += kernels_of(
+                gguf, kv_type or usual_kv_type()
+            )  # which reads vectors, so their decoder is there after it
+            found += tokenizer_functions(gguf.metadata, text)
+    except GumbaError:
+        return []
+    if top_k is not None:
+        found.append(sample.sample_all if top_k == 0 else sample.sample_top_k)
+    return [function for function in dict.fromkeys(found) if function.is_missing]
+
+
+def tokenizer_functions(metadata: Mapping[str, Any], text: bool = True) -> list[Function]:
+    """What a vocabulary needs when it is loaded, and to encode ``text``."""
+    if "tokenizer.ggml.merges" in metadata:
+        family = PRE_TOKENIZERS.get(str(metadata.get("tokenizer.ggml.pre")))
+        encode = bpe.merge_words if family is not None and family.characters else bpe.encode_words
+        return [bpe.index_tokens, bpe.index_merges, *([encode] if text else [])]
+    if text and "tokenizer.ggml.precompiled_charsmap" in metadata:
+        return [charsmap.normalize]
+    return []
+
+
+def _team() -> list[Function]:
+    return [executor.run_step, executor.stop_team, executor.help_team]
+
+
+def _functions(path: Path | None) -> list[Function]:
+    """All functions. Of a file's formats the encoders are left out."""
     formats = set(FORMATS)
     if path is None:
         kernels = [*_llama_kernels(), timing.stamp]  # and what ``gumba bench --profile`` measures the machine with
@@ -59,15 +126,15 @@ def _jobs(path: Path | None) -> list[Callable[[], object]]:
         with GGUFFile(path) as gguf:
             kernels = [kernel for kv_type in page_formats() for kernel in kernels_of(gguf, kv_type)]
             formats = {tensor.type.id for tensor in gguf.tensors.values()} & set(FORMATS)
-    entries = [executor.run_step, executor.stop_team, executor.help_team, packed.interleave, gather.gather, bpe.index_tokens,
-               bpe.index_merges, bpe.encode_words, bpe.merge_words, charsmap.normalize]  # fmt: skip
+    entries = [*_team(), interleave, gather.gather, bpe.index_tokens, bpe.index_merges, bpe.encode_words, bpe.merge_words,
+               charsmap.normalize]  # fmt: skip
     for module in (sample, edit, filters, logprobs):
         entries += [each for each in vars(module).values() if isinstance(each, Entry)]
     for number in sorted(formats):
         encode, decode = FORMATS[number].loops()
         entries += [decode] if path is not None else [encode, decode]
     named = {kernel.name: kernel for kernel in kernels}
-    return [*(lambda k=kernel: k.address for kernel in named.values()), *(each.compile for each in entries)]
+    return [*named.values(), *dict.fromkeys(entries)]
 
 
 def _llama_kernels() -> list[Kernel]:

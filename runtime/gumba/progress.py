@@ -1,4 +1,4 @@
-"""A progress bar on stderr, shown only where stderr is a terminal."""
+"""Progress on stderr: a bar on a terminal, elsewhere a line now and then."""
 
 from __future__ import annotations
 
@@ -10,30 +10,38 @@ from types import TracebackType
 
 _INTERVAL_S = 0.1
 _BAR = 24
+#: Seconds before the first line where stderr is no terminal. From line to line they double, up to the second number.
+_FIRST_LINE_S, _MOST_S = 10.0, 600.0
 
 
 class Progress:
     """A line that is drawn over itself while something goes on, and is gone afterwards.
 
     An instance is called as sources and converters report: with the stage, what is done, and what there is to do
-    (0 where that is not known). ``figure`` is shown beside them. ``unit`` says what is counted: "bytes" are
-    shown as sizes. Without ``shown`` nothing is drawn.
+    (0 where that is not known). ``figure`` is shown beside them. ``rare``: the next call may be seconds away, so this one is
+    drawn however soon it comes after the last. ``unit`` says what is counted: "bytes" are shown as sizes. Without ``shown``
+    nothing is drawn. Where stderr is no terminal, a stage that takes long is told in a line now and then, unless ``quiet``.
     """
 
-    def __init__(self, unit: str = "bytes", shown: bool = True) -> None:
+    def __init__(self, unit: str = "bytes", shown: bool = True, quiet: bool = False) -> None:
         self._unit = unit
-        self._shown = shown and sys.stderr is not None and sys.stderr.isatty()
+        self._drawing = sys.stderr is not None and sys.stderr.isatty()
+        self._shown = shown and sys.stderr is not None and (self._drawing or not quiet)
         self._stage = ""
-        self._began = self._drawn = 0.0
+        self._began = self._drawn = self._told = 0.0
+        self._pause = _FIRST_LINE_S
         self._width = 0
 
-    def __call__(self, stage: str, done: float, total: float = 0, *, figure: str = "") -> None:
+    def __call__(self, stage: str, done: float, total: float = 0, *, figure: str = "", rare: bool = False) -> None:
         if not self._shown:
             return
         now = time.monotonic()
         if stage != self._stage:
             self._stage, self._began, self._drawn = stage, now, 0.0
-        if now - self._drawn >= _INTERVAL_S:
+            self._told = self._told or now
+        if not self._drawing:
+            self._tell(now, done, total, figure)
+        elif rare or now - self._drawn >= _INTERVAL_S:
             self._drawn = now
             self._draw(self._parts(done, total, now - self._began, figure))
 
@@ -60,7 +68,8 @@ class Progress:
         parts = [self._stage, figure]
         if total:
             full = round(share * _BAR)
-            parts.append("[" + "#" * full + "." * (_BAR - full) + f"] {share:4.0%}")
+            bar = "[" + "#" * full + "." * (_BAR - full) + "] " if self._drawing else ""
+            parts.append(f"{bar}{share:4.0%}")
         if total and elapsed > 1 and 0 < share < 1:
             parts.append(f"{_clock(elapsed / share - elapsed)} left")
         if total != 1.0 and self._unit == "bytes":
@@ -70,6 +79,15 @@ class Progress:
         elif total != 1.0:
             parts.append(f"{done:.0f}" + (f" of {total:.0f}" if total else ""))
         return [part for part in parts if part]
+
+    def _tell(self, now: float, done: float, total: float, figure: str) -> None:
+        """Write a line, unless the last one was a short time ago."""
+        if now - self._told < self._pause:
+            return
+        self._told, self._pause = now, min(2 * self._pause, _MOST_S)
+        parts = [part.strip() for part in self._parts(done, total, now - self._began, figure)]
+        sys.stderr.write(f"gumba: {parts[0]} {', '.join(parts[1:])}\n")
+        sys.stderr.flush()
 
     def _draw(self, parts: list[str]) -> None:
         """Draw as many of ``parts`` as the terminal is wide enough for."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,6 +55,91 @@ def test_kernels_to_ship(gumba_process: Callable, tiny: Path, tmp_path: Path) ->
     (tmp_path / "file").touch()
     result = gumba_process("compile", str(tiny), "--output", str(tmp_path / "file"), GUMBA_ISA="generic")
     assert result.code == 2 and "cannot write kernels into" in result.err
+
+
+#: Loads and runs a model, and compares what that calls for with what it says it will need.
+NEEDED = """
+import sys
+from pathlib import Path
+from gumba.kernels import jit, op
+made, make = [], jit._make
+jit._make = lambda function, signature, name: (made.append(name), make(function, signature, name))[1]
+jit.is_kept = op.is_kept = lambda name, signature: False
+from gumba import ahead
+top_k = int(sys.argv[2])
+functions = ahead.first_functions(Path(sys.argv[1]), None, top_k=top_k)
+needed = {each.name if isinstance(each, jit.Entry) else f"kernel.{each.name}" for each in functions}
+from gumba import LLM, SamplingParams
+with LLM(sys.argv[1], n_threads=2) as llm:
+    llm.generate("hello", SamplingParams(max_tokens=2, seed=1, top_k=top_k))
+made = {name for name in made if not name.startswith("quants.")}  # the decoder of vectors: needed to know the others
+assert made == needed, (made - needed, needed - made)
+"""
+
+
+@pytest.mark.parametrize("top_k", [0, 40])
+def test_what_the_first_answer_needs(tiny: Path, top_k: int) -> None:
+    """Nothing is compiled behind the counted functions, and none is counted that is not called."""
+    subprocess.run([sys.executable, "-c", NEEDED, str(tiny), str(top_k)], check=True, timeout=120)
+
+
+def test_a_file_that_cannot_run_needs_nothing(tmp_path: Path) -> None:
+    from gumba.ahead import first_functions
+
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF but no more")
+    assert first_functions(tmp_path / "bad.gguf", None) == []
+
+
+def test_kernels_compiled_on_the_way_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are known beforehand at the first one that is missed, in one go; later ones as they come."""
+    from gumba.cli.engine import Compilation
+    from gumba.kernels import jit
+    from gumba.progress import Progress
+
+    class Function:
+        name = "f"
+
+        def __init__(self, name: str) -> None:
+            self.py_func = type(name, (), {})
+
+        def compile(self) -> None:
+            jit.stats.compiled += 0
+
+    said: list[tuple[float, str]] = []
+    bar = Progress()
+    monkeypatch.setattr(Progress, "__call__", lambda *a, figure, rare: said.append((round(a[2], 2), figure)))
+    functions: Any = [Function("attention"), Function("rope")]
+    compilation = Compilation(bar, lambda: functions, quiet=True)
+    for _ in range(2):
+        with compilation.watching():
+            pass
+    assert said == [(0, "1 of 2"), (0.9, "2 of 2"), (1, "2 of 2"), (0, "3 of 3")]
+
+
+def test_a_full_disk_is_no_success(gumba: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gumba import ahead
+    from gumba.kernels.cache import cache_folder, write
+
+    def compile_all(path: object, report: object) -> int:
+        folder = cache_folder()
+        assert folder is not None
+        monkeypatch.setattr(cache.tempfile, "NamedTemporaryFile", full)
+        for name in "abcde":
+            write(folder / name, b"code")
+        return 7
+
+    def full(**options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ahead, "compile_all", compile_all)
+    monkeypatch.setattr(cache, "_warned", {"write"})
+    monkeypatch.setenv("GUMBA_CACHE_DIR", str(tmp_path))
+    cache_folder.cache_clear()
+    result = gumba("compile")
+    cache_folder.cache_clear()
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("gumba: error: 5 of 7 compiled functions could not be kept in ")
+    assert result.err.endswith(": No space left on device\n")
 
 
 def test_without_a_cache(gumba_process: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -249,6 +249,26 @@ def test_main_takes_its_arguments_from_the_process(monkeypatch: pytest.MonkeyPat
     assert main() == 0
 
 
+def test_progress_off_a_terminal_is_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing for what is over soon; for an hour of work a few lines."""
+    from gumba import progress
+
+    clock = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    loud, quiet = progress.Progress("windows"), progress.Progress("windows", quiet=True)
+    for second in range(3600):
+        clock[0] = 100.0 + second
+        for bar in (loud, quiet):
+            bar("load" if second < 5 else "windows", second, 3600)
+        if second == 9:
+            assert capsys.readouterr().err == ""
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "gumba: windows 0%, 29:55 left, 10 of 3600"
+    assert len(lines) < 12
+
+
 @pytest.mark.parametrize(
     ("columns", "line"),
     [

@@ -23,7 +23,7 @@ from setups import counts
 import gumba
 from gumba.kernels import cache as kernel_cache
 from gumba.kernels.cache import cache_folder, prune_cache, read_own, sources_hash
-from gumba.kernels.objects import MAGIC
+from gumba.kernels.objects import MAGIC, load_kernel
 
 posix = pytest.mark.skipif(not hasattr(os, "getuid"), reason="folders have no owners here")
 root = pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can give files away")
@@ -52,6 +52,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """GUMBA_CACHE_DIR of the test's own; nothing is remembered before or after."""
     path = tmp_path / "cache"
     monkeypatch.setenv("GUMBA_CACHE_DIR", str(path))
+    monkeypatch.setattr(kernel_cache, "_warned", set())
+    monkeypatch.setattr(kernel_cache, "lost", {})
     cache_folder.cache_clear()
     yield path
     cache_folder.cache_clear()
@@ -122,6 +124,34 @@ def test_damaged_files_are_made_anew(damage, warm: Path, caplog: pytest.LogCaptu
     assert not warnings(caplog) and len(files(warm)) == 1
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
+@pytest.mark.parametrize("kind", ["fifo", "link to a fifo", "link to itself", "folder"])
+def test_what_is_no_plain_file_is_not_waited_for(kind: str, warm: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Opening a FIFO that nobody writes to would wait for ever. All but the folder are replaced."""
+    [path] = files(warm)
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "link to itself":
+        path.symlink_to(path)
+    else:
+        fifo = path if kind == "fifo" else warm / "fifo"
+        os.mkfifo(fifo)
+        if fifo != path:
+            path.symlink_to(fifo)
+    assert counts() == (1, 0)
+    assert str(path) in warnings(caplog)[0]
+    assert counts() == ((1, 0) if kind == "folder" else (0, 1))
+
+
+def test_a_damaged_cache_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "gumba")
+    for name in "abc":
+        (tmp_path / name).write_bytes(b"damaged, all of them, long enough for a hash")
+        assert load_kernel(tmp_path / name, name) is None
+    assert len(warnings(caplog)) == 1 and len(caplog.records) == 3
+
+
 FACTS = {"name": "kernel.scale", "symbol": "f", "needs": []}
 PAYLOADS = [
     pickle.dumps(("something", "else")),
@@ -162,14 +192,15 @@ def test_nowhere_to_write(
 
 
 def test_a_folder_that_fills_up(cache: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writing fails after the folder was found good: a warning for each kernel, results, nothing left behind."""
+    """Writing fails after the folder was found good: one warning, results, nothing left behind; it is known what is lost."""
     cache_folder()
 
     def full(self: Path, target: Path) -> Path:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    assert counts() == (1, 0)
+    assert counts() == (1, 0) and counts() == (1, 0)
+    assert list(kernel_cache.lost.values()) == ["No space left on device"]
     assert len(warnings(caplog)) == 1 and all("No space left" in text for text in warnings(caplog))
     assert not files(cache)
 

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from gumba.cli.engine import announce_compilation, find_model
+from gumba.cli.engine import find_model, needed_for, watch_compilation
 from gumba.cli.options import Commands, add_kv_type, add_model, add_threads, command, whole
 from gumba.cli.profile import as_json, as_text, check_plot, write_plot
 from gumba.cli.text import print_json, table
@@ -67,7 +67,7 @@ def bench(args: argparse.Namespace) -> int:
         check_plot(args.plot)
     path = find_model(args.model)
     with Progress() as progress:
-        announce_compilation(progress)
+        watch_compilation(progress, needed_for(path, args.kv_type, text=False))
         from gumba.benchmark import Workload, measure, usual
         from gumba.profiling import profile
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import time
 from pathlib import Path
 
-from gumba.cli.engine import find_model
+from gumba.cli.engine import Compilation, find_model
 from gumba.cli.options import MODEL_HELP, Commands, command
 from gumba.errors import ResourceError
 from gumba.progress import Progress
@@ -49,9 +50,13 @@ def compile_(args: argparse.Namespace) -> int:
         setting = os.environ.get("GUMBA_CACHE_DIR")
         where = "the user's cache folder" if setting is None else f"GUMBA_CACHE_DIR={setting}"
         raise ResourceError(f"no kernel cache to compile into: {where} is no folder that this user alone can write to")
-    jit.on_first_compile = lambda: None
-    with Progress("functions") as progress:
-        total = compile_all(path, lambda done, jobs: progress("compile", done, jobs))
+    cache.lost.clear()
+    jit.watching = contextlib.nullcontext
+    with Progress() as progress:
+        total = compile_all(path, Compilation(progress).report)
+    if cache.lost:
+        _, why = next(iter(cache.lost.items()))
+        raise ResourceError(f"{len(cache.lost)} of {total} compiled functions could not be kept in {folder}: {why}")
     if args.output is not None:
         shipping.ship(cache.kept, args.output / folder.name)
         folder = args.output

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gumba.cli.engine import announce_compilation
+from gumba.cli.engine import watch_compilation
 from gumba.cli.options import Commands, add_threads, command
 from gumba.cli.text import note, printable
 from gumba.errors import ConvertError
@@ -45,7 +45,7 @@ def convert(args: argparse.Namespace) -> int:
         raise ConvertError("-o -: a GGUF file cannot be written to stdout; name a file")
     out = Path(args.output)
     with Progress() as progress:
-        announce_compilation(progress)
+        watch_compilation(progress)
         from gumba_convert import convert as make_gguf
 
         report = make_gguf(

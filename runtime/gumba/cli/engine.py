@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from gumba.progress import Progress
 from gumba.sources import resolve
 
 if TYPE_CHECKING:
+    from gumba.ahead import Function
     from gumba.llm import LLM
 
 
@@ -28,25 +31,63 @@ def compile_seconds() -> float:
     return jit.stats.compile_s
 
 
-def announce_compilation(progress: Progress | None = None, *, quiet: bool = False) -> None:
-    """Have the first kernel that is compiled in this process tell the user, once, that it takes a while.
+class Compilation:
+    """Tells the user of kernels that are compiled: that it happens once, and how far it is.
 
-    ``quiet``: tell nothing.
+    ``progress`` draws that. ``needed`` gives what is yet to be compiled for the work at hand: all of it is compiled when the
+    first kernel is missed, so that it can be counted. Others that are compiled later are counted as they come. ``quiet``: no
+    line that says what it is about.
     """
-    from gumba.kernels import cache, jit
 
-    told = quiet
+    def __init__(
+        self, progress: Progress, needed: Callable[[], Sequence[Function]] | None = None, *, quiet: bool = False
+    ) -> None:
+        self._progress, self._needed, self._quiet = progress, needed, quiet
+        self._begun = False
+        self._done = self._total = 0
 
-    def tell() -> None:
-        nonlocal told
-        if not told:
-            told = True
-            if progress is not None:
-                progress.clear()
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """As ``gumba.kernels.jit.watching``."""
+        if not self._begun:
+            self._begun = True
+            self._announce()
+            if self._needed is not None:
+                from gumba.ahead import compile_functions
+
+                compile_functions(self._needed(), self.report)
+                self._done = self._total
+                yield  # nearly always for one of those
+                return
+        self._done += 1
+        figure = f"{self._done} of {self._done}" if self._total else str(self._done)
+        self._progress("compiling kernels", 0, figure=figure, rare=True)
+        try:
+            yield
+        finally:
+            self._progress.clear()
+
+    def report(self, done: int, total: int, share: float) -> None:
+        """``done`` of ``total`` functions are compiled, and ``share`` of the work is done."""
+        self._total = total
+        self._progress("compiling kernels", share, 1.0, figure=f"{min(done + 1, total)} of {total}", rare=True)
+
+    def _announce(self) -> None:
+        from gumba.kernels import cache
+
+        if not self._quiet:
+            self._progress.clear()
             kept = "they are kept" if cache.cache_writable() else "they cannot be kept: there is no kernel cache"
             note(f"gumba: compiling kernels for this processor, which takes some seconds ({kept}) ...")
 
-    jit.on_first_compile = tell
+
+def watch_compilation(
+    progress: Progress, needed: Callable[[], Sequence[Function]] | None = None, *, quiet: bool = False
+) -> None:
+    """Tell the user of kernels that this process compiles from now on; arguments as of ``Compilation``."""
+    from gumba.kernels import jit
+
+    jit.watching = Compilation(progress, needed, quiet=quiet).watching
 
 
 def open_llm(args: argparse.Namespace, **options: Any) -> tuple[LLM, float]:
@@ -56,8 +97,8 @@ def open_llm(args: argparse.Namespace, **options: Any) -> tuple[LLM, float]:
     """
     path = find_model(args.model)
     began = time.perf_counter()
-    with Progress() as progress:
-        announce_compilation(progress, quiet=args.quiet)
+    with Progress(quiet=args.quiet) as progress:
+        watch_compilation(progress, needed_for(path, args.kv_type, top_k=_top_k(args)), quiet=args.quiet)
         compiled = compile_seconds()  # importing may compile too
         from gumba.llm import LLM
 
@@ -72,3 +113,27 @@ def open_llm(args: argparse.Namespace, **options: Any) -> tuple[LLM, float]:
         )
         load_s = time.perf_counter() - began - (compile_seconds() - compiled)
     return llm, max(0.0, load_s)
+
+
+def needed_for(
+    path: Path, kv_type: str | None, *, text: bool = True, top_k: int | None = None
+) -> Callable[[], list[Function]]:
+    """What ``watch_compilation`` takes, for work on a model; arguments as of ``gumba.ahead.first_functions``."""
+
+    def needed() -> list[Function]:
+        from gumba.ahead import first_functions
+
+        return first_functions(path, kv_type, text=text, top_k=top_k)
+
+    return needed
+
+
+def _top_k(args: argparse.Namespace) -> int | None:
+    """How many tokens these options choose from, 0 for all; None of a command that chooses none."""
+    from gumba.params import SamplingParams
+
+    if not hasattr(args, "top_k"):
+        return None
+    if args.temp == 0:
+        return 1
+    return SamplingParams().top_k if args.top_k is None else int(args.top_k)

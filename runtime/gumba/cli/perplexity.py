@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from gumba.cli.engine import announce_compilation, find_model
+from gumba.cli.engine import find_model, needed_for, watch_compilation
 from gumba.cli.options import Commands, add_kv_type, add_model, add_threads, command, whole
 from gumba.cli.text import print_json, read_text
 from gumba.errors import RequestError
@@ -38,7 +38,7 @@ def perplexity(args: argparse.Namespace) -> int:
     from gumba.text import Tokenizer
 
     with GGUFFile(path) as file, Progress("windows") as progress:
-        announce_compilation(progress)
+        watch_compilation(progress, needed_for(path, args.kv_type))
         from gumba.models import load_model
 
         tokenizer = Tokenizer.from_gguf(file)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-from gumba.cli.engine import announce_compilation, find_model
+from gumba.cli.engine import find_model, watch_compilation
 from gumba.cli.options import Commands, add_model, command
 from gumba.cli.text import argument_text, print_json, printable, read_text
 from gumba.errors import RequestError
+from gumba.progress import Progress
+
+if TYPE_CHECKING:
+    from gumba.ahead import Function
 
 _EXAMPLES = """
 gumba tokenize model.gguf "Hello, world"
@@ -38,11 +44,11 @@ def tokenize(args: argparse.Namespace) -> int:
     from gumba.gguf import GGUFFile
     from gumba.text import Tokenizer
 
-    with GGUFFile(path) as file:
+    with GGUFFile(path) as file, Progress() as progress:
         if "tokenizer.ggml.merges" in file.metadata:  # merging is compiled code; nothing else here is
-            announce_compilation()
+            watch_compilation(progress, lambda: _needed(file.metadata))
         tokenizer = Tokenizer.from_gguf(file)
-    ids = tokenizer.encode(text, add_special=not args.no_special, parse_special=args.parse_special)
+        ids = tokenizer.encode(text, add_special=not args.no_special, parse_special=args.parse_special)
     pieces = [tokenizer.token_bytes(i).decode("utf-8", errors="backslashreplace") for i in ids]
     if args.json:
         print_json({"count": len(ids), "ids": ids, "pieces": pieces})
@@ -50,3 +56,9 @@ def tokenize(args: argparse.Namespace) -> int:
         for i, piece in zip(ids, pieces):
             print(f"{i:7d}  {printable(piece)}")
     return 0
+
+
+def _needed(metadata: Mapping[str, Any]) -> list[Function]:
+    from gumba.ahead import tokenizer_functions
+
+    return [function for function in tokenizer_functions(metadata) if function.is_missing]

@@ -32,6 +32,10 @@ KERNEL_ROOMS = ("kernels", "program", "quants", "simd")
 
 #: The files in the cache of the kernels that this process has.
 kept: list[Path] = []
+#: The files that could not be written, and why.
+lost: dict[Path, str] = {}
+#: The kinds of trouble with files of the cache that the user has been warned of.
+_warned: set[str] = set()
 
 
 def _numba_version() -> bytes:
@@ -167,11 +171,21 @@ def prune_cache(keep: int = 3) -> None:
             old.rmdir()
 
 
+def warn_once(kind: str, message: str, *args: object) -> None:
+    """Warn of the first file with trouble of this ``kind``; the others, which may be all of the cache, are for the log alone."""
+    log.log(logging.INFO if kind in _warned else logging.WARNING, message, *args)
+    _warned.add(kind)
+
+
 def read_own(path: Path) -> bytes:
-    """The bytes of a plain file of this user's; OSError for a link, or for what others own or can write."""
-    with os.fdopen(
-        os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)), "rb"
-    ) as file:
+    """The bytes of a plain file of this user's; OSError for a link, or for what others own or can write.
+
+    Opening never waits: a FIFO in the place of the file is refused like any other file that is not a plain one.
+    """
+    flags = os.O_RDONLY
+    for name in ("O_BINARY", "O_NOFOLLOW", "O_NONBLOCK"):
+        flags |= getattr(os, name, 0)
+    with os.fdopen(os.open(path, flags), "rb") as file:
         info = os.fstat(file.fileno())
         strange = hasattr(os, "getuid") and (
             info.st_uid not in (0, os.getuid()) or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
@@ -184,9 +198,11 @@ def read_own(path: Path) -> bytes:
 def write(path: Path, data: bytes) -> None:
     """Put a file into the folder, whole or not at all; nothing where that cannot be, or would mislead others."""
     if not cache_writable():
+        lost[path] = "the folder cannot be written"
         return
     if _sources_state() != _imported:
         log.info("kernel cache: gumba's sources have changed since they were imported; %s is not kept", path.name)
+        lost[path] = "gumba's sources have changed since they were imported"
         return
     temporary = None
     try:
@@ -195,6 +211,7 @@ def write(path: Path, data: bytes) -> None:
             file.write(data)
         temporary.replace(path)
     except OSError as error:
-        log.warning("kernel cache: cannot write %s (%s)", path, error)
+        lost[path] = error.strerror or str(error)
+        warn_once("write", "kernel cache: cannot write %s (%s): kernels are compiled anew each time", path, lost[path])
         if temporary is not None:
             temporary.unlink(missing_ok=True)

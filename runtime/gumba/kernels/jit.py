@@ -48,8 +48,16 @@ def _collecting_less() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
-#: Called with no arguments before the first kernel that is really compiled in this process.
-on_first_compile: Callable[[], None] = lambda: log.info("compiling kernels for this processor; they are kept")  # noqa: E731
+@contextlib.contextmanager
+def _log_first() -> Iterator[None]:
+    if stats.compiled == 0:
+        log.info("compiling kernels for this processor; they are kept")
+    yield
+
+
+#: Entered before a kernel is compiled in this process, and left after that. When it is entered it may compile kernels itself,
+#: this one among them; for those it is not entered.
+watching: Callable[[], contextlib.AbstractContextManager[None]] = _log_first
 
 
 class CompileStats:
@@ -63,6 +71,35 @@ class CompileStats:
 
 stats = CompileStats()
 _lock = threading.RLock()
+
+
+#: What is compiled while ``watching`` is entered, by name and signature; None at other times.
+_meanwhile: dict[tuple[str, str], Compiled] | None = None
+
+
+@contextlib.contextmanager
+def _watched(name: str, signature: str) -> Iterator[Compiled | None]:
+    """Within ``watching``; the kernel, if that has compiled it."""
+    global _meanwhile
+    if _meanwhile is not None:
+        yield None
+        return
+    _meanwhile = {}
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(watching())
+            made = _meanwhile.get((name, signature))
+        finally:
+            _meanwhile = None
+        yield made
+
+
+def is_kept(name: str, signature: str) -> bool:
+    """Whether there is a file of this kernel, shipped or in the cache."""
+    folders = [cache.cache_folder()]
+    with contextlib.suppress(FileNotFoundError):
+        folders += shipping.shipped_folders(cache.sources_hash())
+    return any(kernel_path(folder, name, signature).is_file() for folder in folders if folder is not None)
 
 
 def _found(path: Path, name: str, read: Callable[[Path], bytes] = cache.read_own) -> Compiled | None:
@@ -85,8 +122,12 @@ def _make(function: Callable[..., Any], signature: str, name: str) -> Compiled:
         found = _found(path, name)
         if found is not None:
             return found
-    if stats.compiled == 0:
-        on_first_compile()
+    with _watched(name, signature) as made:
+        return _compiled(function, signature, name, path) if made is None else made
+
+
+def _compiled(function: Callable[..., Any], signature: str, name: str, path: Path | None) -> Compiled:
+    """Compile a function of numbers, and keep it at ``path``."""
     began = time.perf_counter()
     from gumba.kernels import codegen
 
@@ -103,6 +144,8 @@ def _make(function: Callable[..., Any], signature: str, name: str) -> Compiled:
         cache.prune_cache()
     if path is not None:
         save_kernel(path, name, symbol, needs, code)
+    if _meanwhile is not None:
+        _meanwhile[name, signature] = made
     return made
 
 
@@ -186,9 +229,18 @@ class Entry:
         with _lock:
             if self._call is None:
                 words, kinds = self._flat()
-                made = _make(self._trampoline(words), f"{self._result}({', '.join(kinds)})", self.name)
+                made = _make(self._trampoline(words), self._flat_signature, self.name)
                 kind = ctypes.CFUNCTYPE(_NUMBERS[self._result], *(_NUMBERS[k] for k in kinds))
                 self._call = kind(made.address)
+
+    @property
+    def _flat_signature(self) -> str:
+        return f"{self._result}({', '.join(self._flat()[1])})"
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether it is yet to be compiled: neither in this process nor in a file."""
+        return self._call is None and not is_kept(self.name, self._flat_signature)
 
     def _flat(self) -> tuple[list[list[str]], list[str]]:
         """For each argument the names of the numbers it is passed as, and the types of them all."""

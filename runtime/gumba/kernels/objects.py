@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -17,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from gumba.kernels import cache
-
-log = logging.getLogger("gumba")
 
 #: Numba's settings (NUMBA_ and the name in the environment) that change the code it makes, and their usual values.
 _SETTINGS: dict[str, str | None] = {
@@ -110,8 +107,7 @@ def load_kernel(path: Path, name: str, read: Callable[[Path], bytes] = cache.rea
     try:
         data = read(path)
         if hashlib.sha256(data[32:]).digest() != data[:32]:
-            log.warning("kernel cache: %s is damaged and is made anew", path)
-            return None
+            raise ValueError("it is damaged")
         if not data.startswith(MAGIC, 32):
             raise ValueError("it is not a kernel file")
         head, _, code = data[32 + len(MAGIC) :].partition(b"\n")
@@ -127,7 +123,9 @@ def load_kernel(path: Path, name: str, read: Callable[[Path], bytes] = cache.rea
     except FileNotFoundError:
         return None
     except Exception as error:  # whatever a damaged or foreign file does, compiling anew is right
-        log.warning("kernel cache: %s cannot be used (%s) and is made anew", path, error)
+        cache.warn_once(
+            "read", "kernel cache: %s cannot be used (%s): it and others like it are made anew", path, error
+        )
         return None
 
 

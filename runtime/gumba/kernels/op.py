@@ -18,7 +18,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from gumba.kernels.jit import compile_cfunc, inline
+from gumba.kernels.jit import compile_cfunc, inline, is_kept
 from gumba.simd.memory import load_f32, load_i64
 
 #: 64-bit words of an operation's record: function address, whether a barrier follows, how finely shares are cut from here to
@@ -56,6 +56,8 @@ BATCH_WORDS = 2 * VIEW_WORDS
 
 f4 = "f4"
 
+#: Of every kernel: its record, the batch, thread and number of threads.
+_SIGNATURE = "void(i8, i8, i8, i8)"
 
 #: A thread's share may be cut into this many pieces at most.
 MAX_PIECES = 8
@@ -92,6 +94,11 @@ class Kernel:
         self._made: Any = None
 
     @property
+    def is_missing(self) -> bool:
+        """Whether it is yet to be compiled: neither in this process nor in a file."""
+        return self._made is None and not is_kept(f"kernel.{self.name}", _SIGNATURE)
+
+    @property
     def address(self) -> int:
         if self._made is None:
             loads = [
@@ -109,8 +116,12 @@ class Kernel:
                 "load_f32": load_f32,
             }
             exec(source, scope)
-            self._made = compile_cfunc(scope["trampoline"], "void(i8, i8, i8, i8)", f"kernel.{self.name}")
+            self._made = compile_cfunc(scope["trampoline"], _SIGNATURE, f"kernel.{self.name}")
         return int(self._made.address)
+
+    def compile(self) -> None:
+        """Compile or load it now rather than when its address is wanted."""
+        self.address  # noqa: B018 - it does the work
 
     def words(self, values: dict[str, int | float]) -> list[int]:
         """The arguments as 64-bit record words, in order. Every argument must be given, and none else."""

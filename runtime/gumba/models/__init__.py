@@ -169,7 +169,7 @@ def load_model(
     processors = _processors()
     chosen = isa.current()
     if kv_type is None:
-        kv_type = "bf16" if chosen.dot_bf16 is not None else "f16"
+        kv_type = usual_kv_type()
     pools = _Pools(kv_shapes(config), n_ctx, max_batch_tokens, kv_type, near_sequences if config.causal else 0)
     n_states, states_bytes = _n_states(config, n_states, kv_memory)
     n_pages = pools.n_pages(kv_memory, states_bytes) if kv_tokens is None else -(-kv_tokens // PAGE_TOKENS)
@@ -214,6 +214,11 @@ def _programs(
         hidden = module.encode(source, config, weights, kv.layouts)
         made.append((source, (hidden, hidden)))
     return made
+
+
+def usual_kv_type() -> str:
+    """How the KV cache holds numbers where nobody chooses: the type that this processor computes with fastest."""
+    return "bf16" if isa.current().dot_bf16 is not None else "f16"
 
 
 def kernels_of(gguf: GGUFFile, kv_type: str) -> list[Kernel]:
