@@ -14,7 +14,7 @@ from gumba_convert.safetensors import SafeTensor, read_header
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 MAX_JSON = 1 << 28
 
 
@@ -49,8 +49,11 @@ class Checkpoint:
         self._root = root or _repository(folder)
         config = self.json("config.json")
         if config is None:
-            raise ConvertError(f"{folder}: no config.json; is this a Hugging Face model folder?")
+            mistral = " (params.json is Mistral's own form, which is not read)" if self.has("params.json") else ""
+            raise ConvertError(f"{folder}: no config.json; is this a Hugging Face model folder?{mistral}")
         self.config: dict[str, Any] = config
+        #: What a user should know of the choice among files.
+        self.warnings: list[str] = []
 
     def path(self, name: object, origin: str = "") -> Path:
         """The file of that name in the folder.
@@ -126,42 +129,89 @@ class Checkpoint:
 
     @cached_property
     def tensors(self) -> Mapping[str, SafeTensor]:
-        """All tensors of the checkpoint by name.
+        """All tensors of the checkpoint by name, from the files that transformers takes: the one that config.json names
+        (`transformers_weights`), model.safetensors, the files that an index names, a complete set of shards.
 
         Raises:
             ConvertError: no safetensors, a damaged one, or an index that does not agree with its files.
         """
-        if self.has(INDEX):
-            return self._indexed()
+        named = self.config.get("transformers_weights")
+        if named is not None:
+            index = isinstance(named, str) and named.endswith(".index.json")
+            return self._indexed(named) if index else self._header(named, "config.json")
         if self.has(SINGLE):
-            return self._header(SINGLE)
-        shards = sorted(path.name for path in self.folder.iterdir() if SHARD.fullmatch(path.name))
-        if shards:
-            raise ConvertError(f"{self.folder}: {len(shards)} shards ({shards[0]}, ...) but no {INDEX}")
-        if any(path.name.endswith((".bin", ".pt", ".pth")) for path in self.folder.iterdir()):
+            self._warn_of_other_files()
+            return self._header(SINGLE, "")
+        if self.has(INDEX):
+            return self._indexed(INDEX)
+        return self._shards()
+
+    def _warn_of_other_files(self) -> None:
+        if self.has(INDEX):
+            weight_map = (self.json(INDEX) or {}).get("weight_map")
+            if not isinstance(weight_map, dict) or any(name != SINGLE for name in weight_map.values()):
+                self.warnings.append(f"{SINGLE} is converted; {INDEX} and the files that it names are not read")
+
+    def _shards(self) -> dict[str, SafeTensor]:
+        """The tensors of shards without an index, all of which are there."""
+        there = sorted(path.name for path in self.folder.iterdir())
+        found = {match[0]: int(match[2]) for name in there if (match := SHARD.fullmatch(name))}
+        if not found:
+            raise self._no_weights(there)
+        counts = sorted(set(found.values()))
+        wanted = [f"model-{i:05}-of-{counts[0]:05}.safetensors" for i in range(1, counts[0] + 1)]
+        if len(counts) > 1 or list(found) != wanted:
             raise ConvertError(
+                f"{self.folder}: no {INDEX}, and {', '.join(list(found)[:4])}{' ...' * (len(found) > 4)} "
+                f"are not all shards of one model: expected {counts[0]} named {wanted[0]} to {wanted[-1]}"
+            )
+        return self._union({name: self._header(name, "") for name in wanted})
+
+    def _no_weights(self, there: list[str]) -> ConvertError:
+        if any(name.startswith("consolidated") and name.endswith(".safetensors") for name in there):
+            return ConvertError(
+                f"{self.folder}: consolidated.safetensors has Mistral's own names of tensors, which are not read; "
+                f"take the checkpoint with {SINGLE}, or {INDEX} and its shards, which transformers loads"
+            )
+        if any(name.endswith((".bin", ".pt", ".pth")) for name in there):
+            return ConvertError(
                 f"{self.folder}: PyTorch weights (pickles, which can run code) are not read; load the model with "
                 "transformers and save_pretrained() it, which writes safetensors"
             )
-        raise ConvertError(f"{self.folder}: no {SINGLE} and no {INDEX}")
+        others = [name for name in there if name.endswith((".safetensors", ".index.json", ".gguf"))]
+        found = f" (but {', '.join(others[:4])})" if others else ""
+        return ConvertError(f"{self.folder}: no {SINGLE} and no {INDEX}{found}")
 
-    def _header(self, name: object) -> dict[str, SafeTensor]:
-        path = self.path(name, INDEX)
+    def _header(self, name: object, origin: str) -> dict[str, SafeTensor]:
+        path = self.path(name, origin)
         if not path.is_file():
-            raise ConvertError(f"{path}: no such file, though {INDEX} names it")
+            raise ConvertError(f"{path}: no such file, though {origin} names it")
         return read_header(path)
 
-    def _indexed(self) -> dict[str, SafeTensor]:
-        weight_map = (self.json(INDEX) or {}).get("weight_map")
+    def _indexed(self, index: str) -> dict[str, SafeTensor]:
+        """All tensors of the files that an index names: transformers reads whole files, not the index's list of tensors."""
+        weight_map = (self.json(index) or {}).get("weight_map")
         if not isinstance(weight_map, dict):
-            raise ConvertError(f"{self.folder / INDEX}: no weight_map")
-        files: dict[object, dict[str, SafeTensor]] = {}
-        tensors = {}
+            raise ConvertError(f"{self.folder / index}: no weight_map")
+        files: dict[str, dict[str, SafeTensor]] = {}
         for tensor, name in weight_map.items():
-            key = name if isinstance(name, str) else repr(name)
+            key = str(name)
             if key not in files:
-                files[key] = self._header(name)
+                files[key] = self._header(name, index)
             if tensor not in files[key]:
-                raise ConvertError(f"{self.folder / INDEX}: tensor {tensor!r} is not in {name}")
-            tensors[tensor] = files[key][tensor]
+                raise ConvertError(f"{self.folder / index}: tensor {tensor!r} is not in {name}")
+        return self._union(dict(sorted(files.items())))
+
+    def _union(self, files: dict[str, dict[str, SafeTensor]]) -> dict[str, SafeTensor]:
+        """The tensors of several files; of a name in two of them the last one, as in transformers."""
+        tensors: dict[str, SafeTensor] = {}
+        twice: list[str] = []
+        for file in files.values():
+            twice += [name for name in file if name in tensors]
+            tensors |= file
+        if twice:
+            self.warnings.append(
+                f"tensor {twice[0]!r}{f' (and {len(twice) - 1} more)' if len(twice) > 1 else ''} is in several files; "
+                f"that of {tensors[twice[0]].path.name} is converted"
+            )
         return tensors

@@ -232,6 +232,8 @@ def full_only(d: Decoder) -> None:
 #: Beginnings of the names in checkpoints of a bare model, without anything on top of it.
 BARE = {name: f"model.{name}" for name in ("embed_tokens.", "layers.", "norm.")}
 CLASSIFIER = "ForSequenceClassification"
+#: Architectures whose output matrix is the embedding in llama.cpp, which refuses another one.
+TIED_ELSEWHERE = ("gemma", "gemma2", "command-r", "cohere2")
 
 
 def with_heads(*names: str) -> tuple[str, ...]:
@@ -241,13 +243,16 @@ def with_heads(*names: str) -> tuple[str, ...]:
 
 def embedding_and_head(table: TensorTable, d: Decoder) -> None:
     """Token embedding, and the output matrix where it is not the embedding. An embedding model has none."""
-    table.tensor("token_embd.weight", "model.embed_tokens.weight", (d.n_vocab, d.n_embd))
+    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
     embeds = architecture_name(table.checkpoint).endswith("Model") or table.checkpoint.has("modules.json")
-    if d.tied or (embeds and not table.has("lm_head.weight")):
-        # The output matrix of a tied checkpoint is the embedding, whatever a copy of it in the file says.
-        table.spare("lm_head.weight")
+    if embeds and (d.tied or not table.has(head)):
+        table.spare(head)
+        tied = True
     else:
-        table.tensor("output.weight", "lm_head.weight", (d.n_vocab, d.n_embd))
+        tied = d.tied and table.ties(head, embedding)
+    table.tensor("token_embd.weight", embedding, (d.n_vocab, d.n_embd))
+    if not tied:
+        table.tensor("output.weight", head, (d.n_vocab, d.n_embd))
 
 
 def embedding_and_any_head(table: TensorTable, d: Decoder, architecture: str) -> dict[str, Value]:
@@ -311,4 +316,8 @@ def finish(
     if architecture != PROJECTED:
         no_projections(table.checkpoint)
     values = values | pooling_metadata(table.checkpoint, architecture)
-    return Plan(architecture, values, table.sources(), d.n_vocab, d.tied)
+    sources = table.sources()
+    tied = d.tied and not any(source.name == "output.weight" for source in sources)
+    if d.tied and not tied and architecture in TIED_ELSEWHERE:
+        table.warnings.append(f"llama.cpp does not load {architecture} files with an output matrix of their own")
+    return Plan(architecture, values, sources, d.n_vocab, tied, table.warnings)

@@ -11,6 +11,8 @@ from gumba_convert.safetensors import FileReader, SafeTensor
 
 # Rows that lie scattered over a span of at most so many times their number are read with all that lies between.
 SPREAD = 4
+#: Values of two tensors that are compared at once: 4 MB of float32 each.
+COMPARED = 1 << 20
 #: The values of MXFP4's codes: sign, two bits of exponent, one of fraction.
 FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 
@@ -94,6 +96,19 @@ def _mxfp4_rows(reader: FileReader, source: Source, first: int, n_rows: int) -> 
     values = FP4[np.stack((codes & 15, codes >> 4), axis=-1)].reshape(n_rows, n_blocks, 32)
     scaled: np.ndarray = np.ldexp(values, exponents[..., None].astype(np.int32) - 127)
     return scaled.reshape(n_rows, -1)
+
+
+def same_values(reader: FileReader, a: SafeTensor, b: SafeTensor) -> bool:
+    """Whether two tensors have one shape and equal values, NaN unequal to itself; reads up to the first difference."""
+    if a.shape != b.shape:
+        return False
+    reader.open([a, b])
+    for first in range(0, a.n_elements, COMPARED):
+        n = min(COMPARED, a.n_elements - first)
+        x, y = reader.read(a, first, n), reader.read(b, first, n)
+        if not np.array_equal(_float32(x), _float32(y)):
+            return False
+    return True
 
 
 def _float32(values: np.ndarray) -> np.ndarray:

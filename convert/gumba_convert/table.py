@@ -14,8 +14,9 @@ import numpy as np
 
 from gumba.errors import ConvertError
 from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.gather import same_values
 from gumba_convert.plan import Source
-from gumba_convert.safetensors import SafeTensor
+from gumba_convert.safetensors import FileReader, SafeTensor
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # the standard library's from Python 3.11 on
@@ -70,6 +71,8 @@ class TensorTable:
         self._used: set[str] = set()
         self._sources: list[Source] = []
         self._problems: list[str] = []
+        #: What a user should know of the choice among tensors.
+        self.warnings: list[str] = []
 
     def include(self, prefix: str, part: Checkpoint) -> None:
         """Add the tensors of a part that lies in a folder of its own, by names that begin with ``prefix``."""
@@ -87,6 +90,31 @@ class TensorTable:
     def spare(self, name: str) -> None:
         """A tensor that may be there and says nothing new."""
         self._used.add(name)
+
+    def ties(self, head: str, embedding: str) -> bool:
+        """Whether the output matrix of a checkpoint that ties it to the embedding is the embedding.
+
+        As in transformers 5: a matrix in the file that differs from the embedding stays what it is, and where only one of
+        the two is in the file, it is both. To be called before either of them is put in the table.
+        """
+        self.spare(head)
+        if head not in self._found:
+            return True
+        if embedding not in self._found:
+            self._found[embedding] = self._found[head]
+            return True
+        if self.same(head, embedding):
+            return True
+        self.warnings.append(
+            f"the configuration ties the output matrix to the embedding, but {self._found[head].name} differs from "
+            f"{self._found[embedding].name}: it is converted as a matrix of its own, as transformers 5 reads it"
+        )
+        return False
+
+    def same(self, name: str, other: str) -> bool:
+        """Whether two tensors of the checkpoint have the same shape and values."""
+        with FileReader() as reader:
+            return same_values(reader, self._found[name], self._found[other])
 
     def computed(self, name: str, values: np.ndarray) -> None:
         """A tensor that is not in the checkpoint."""

@@ -133,7 +133,7 @@ def convert(
         n_bytes=n_bytes,
         formats=dict(Counter(formats)),
         seconds=time.perf_counter() - started,
-        warnings=(*plan.warnings, *vocabulary.warnings, *warnings),
+        warnings=(*checkpoint.warnings, *plan.warnings, *vocabulary.warnings, *warnings),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_checkpoints import CONFIG, raw_safetensors, weights, write_checkpoint
+from tiny_checkpoints import CONFIG, raw_safetensors, weights, write_checkpoint, write_safetensors
 
 from gumba.errors import ConvertError
 from gumba_convert import convert
@@ -228,7 +228,7 @@ INDEXES = [
     ({}, "no weight_map"),
     ({"weight_map": []}, "no weight_map"),
     ({"weight_map": {"a": "gone.safetensors"}}, "gone.safetensors"),
-    ({"weight_map": {"a": "model.safetensors"}}, "'a' is not in model.safetensors"),
+    ({"weight_map": {"a": "weights.safetensors"}}, "'a' is not in weights.safetensors"),
     ("{", "not valid JSON"),
     ("[" * 100_000, "not valid JSON"),
     ("[]", "expected a JSON object"),
@@ -239,12 +239,112 @@ INDEXES = [
 @pytest.mark.parametrize(("index", "message"), INDEXES)
 def test_bad_index(tmp_path: Path, index: Any, message: str) -> None:
     write_checkpoint(tmp_path / "hf", files={"model.safetensors.index.json": index})
+    (tmp_path / "hf" / "model.safetensors").rename(tmp_path / "hf" / "weights.safetensors")
     with pytest.raises(ConvertError, match=message):
         convert(tmp_path / "hf", tmp_path / "out.gguf")
 
 
+def halves(folder: Path, names: tuple[str, str], seed: int) -> dict[str, str]:
+    """Weights in two files, and their index's weight_map."""
+    made = weights(CONFIG, seed)
+    cut = len(made) // 2
+    weight_map = {}
+    for name, keys in zip(names, (list(made)[:cut], list(made)[cut:]), strict=True):
+        write_safetensors(folder / name, {key: made[key] for key in keys})
+        weight_map |= dict.fromkeys(keys, name)
+    return weight_map
+
+
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+def test_model_safetensors_wins_over_an_index(tmp_path: Path) -> None:
+    """As in transformers 5.24: save_pretrained() of a smaller model leaves the old index behind, and removes its shards."""
+    write_checkpoint(tmp_path / "hf")
+    convert(tmp_path / "hf", tmp_path / "wanted.gguf")
+    wanted = (tmp_path / "wanted.gguf").read_bytes()
+    weight_map = halves(tmp_path / "hf", SHARDS, 7)
+    for old in (weight_map, dict.fromkeys(weight_map, "model.safetensors")):
+        (tmp_path / "hf" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": old}))
+        report = convert(tmp_path / "hf", tmp_path / "out.gguf")
+        assert (tmp_path / "out.gguf").read_bytes() == wanted
+        assert [w for w in report.warnings if "not read" in w] == (
+            ["model.safetensors is converted; model.safetensors.index.json and the files that it names are not read"]
+            if old is weight_map
+            else []
+        )
+        for name in SHARDS:
+            (tmp_path / "hf" / name).unlink(missing_ok=True)
+
+
+def test_all_tensors_of_the_files_of_an_index_are_read(tmp_path: Path) -> None:
+    """transformers reads whole files: a tensor that the index leaves out is there, and of two the last file's counts."""
+    write_checkpoint(tmp_path / "hf")
+    (tmp_path / "hf" / "model.safetensors").unlink()
+    weight_map = halves(tmp_path / "hf", SHARDS, 0)
+    weight_map.popitem()
+    (tmp_path / "hf" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    assert Checkpoint(tmp_path / "hf").tensors.keys() == weights(CONFIG).keys()
+    first = next(iter(weights(CONFIG)))
+    (tmp_path / "hf" / SHARDS[1]).write_bytes((tmp_path / "hf" / SHARDS[0]).read_bytes())
+    weight_map = dict.fromkeys(weight_map, SHARDS[0])
+    weight_map = {key: name for key, name in weight_map.items() if key in Checkpoint(tmp_path / "hf")._header(name, "")}
+    weight_map[first] = SHARDS[1]
+    (tmp_path / "hf" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    checkpoint = Checkpoint(tmp_path / "hf")
+    assert {tensor.path.name for tensor in checkpoint.tensors.values()} == {SHARDS[1]}
+    assert len(checkpoint.warnings) == 1 and f"that of {SHARDS[1]} is converted" in checkpoint.warnings[0]
+
+
 def test_shards_without_an_index(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "hf")
-    (tmp_path / "hf" / "model.safetensors").rename(tmp_path / "hf" / "model-00001-of-00001.safetensors")
-    with pytest.raises(ConvertError, match=r"no model\.safetensors\.index\.json"):
+    (tmp_path / "hf" / "model.safetensors").unlink()
+    halves(tmp_path / "hf", SHARDS, 0)
+    assert Checkpoint(tmp_path / "hf").tensors.keys() == weights(CONFIG).keys()
+    for name in ("model-00001-of-00001.safetensors", SHARDS[1]):
+        (tmp_path / "hf" / SHARDS[0]).replace(tmp_path / "hf" / name)
+        with pytest.raises(
+            ConvertError, match=r"no model\.safetensors\.index\.json, and .* not all shards of one model"
+        ):
+            assert Checkpoint(tmp_path / "hf").tensors
+        (tmp_path / "hf" / name).replace(tmp_path / "hf" / SHARDS[0])
+        write_safetensors(tmp_path / "hf" / SHARDS[1], {})
+
+
+@pytest.mark.parametrize(("name", "index"), [("weights.safetensors", False), ("my.safetensors.index.json", True)])
+def test_the_file_that_the_configuration_names(tmp_path: Path, name: str, index: bool) -> None:
+    write_checkpoint(tmp_path / "hf", config={"transformers_weights": name})
+    weight_map = halves(tmp_path / "hf", ("a.safetensors", "b.safetensors"), 3)
+    wanted = "ab"
+    if index:
+        (tmp_path / "hf" / name).write_text(json.dumps({"weight_map": weight_map}))
+    else:
+        write_safetensors(tmp_path / "hf" / name, weights(CONFIG, 3))
+        wanted = "w"
+    assert {t.path.name[0] for t in Checkpoint(tmp_path / "hf").tensors.values()} == set(wanted)
+    write_checkpoint(tmp_path / "hf", config={"transformers_weights": "../x.safetensors"})
+    with pytest.raises(ConvertError, match="not a plain file name"):
         assert Checkpoint(tmp_path / "hf").tensors
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("consolidated.safetensors", "Mistral's own names of tensors"),
+        ("pytorch_model.bin", "PyTorch weights"),
+        ("model.fp16.safetensors", r"no model\.safetensors.*\(but model\.fp16\.safetensors\)"),
+    ],
+)
+def test_other_weights(tmp_path: Path, name: str, message: str) -> None:
+    """Beside model.safetensors they change nothing; alone they are refused by name."""
+    write_checkpoint(tmp_path / "hf", files={name: b"x"})
+    assert len(Checkpoint(tmp_path / "hf").tensors) == len(weights(CONFIG))
+    (tmp_path / "hf" / "model.safetensors").unlink()
+    with pytest.raises(ConvertError, match=message):
+        assert Checkpoint(tmp_path / "hf").tensors
+
+
+def test_a_folder_of_mistral_s_own_form(tmp_path: Path) -> None:
+    (tmp_path / "params.json").write_text("{}")
+    with pytest.raises(ConvertError, match=r"no config\.json.*params\.json is Mistral's own form"):
+        Checkpoint(tmp_path)

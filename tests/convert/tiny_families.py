@@ -657,7 +657,7 @@ FAMILIES: dict[str, Family] = {
         NORMS | ATTENTION | QKV_BIAS | MLP,
         layer="model.language_model.layers",
         keys={"rope.dimension_sections": [16, 24, 24, 0]},
-        spare={"model.visual.patch_embed.proj.weight": (2, 3), "lm_head.weight": (V, W)},
+        spare={"model.visual.patch_embed.proj.weight": (2, 3)},
     ),
     "qwen3vl": Family(
         "qwen3vl",
@@ -925,7 +925,6 @@ FAMILIES: dict[str, Family] = {
         layer="transformer.h",
         keys={"attention.head_count_kv": 1, "tensor_data_layout": "jploski", "feed_forward_length": 4 * W},
         without=("num_key_value_heads", "intermediate_size"),
-        spare={"lm_head.weight": (V, W)},
     ),
     "falcon 40B": Family(
         "falcon",
@@ -1364,7 +1363,6 @@ FAMILIES: dict[str, Family] = {
         keys={"decoder_block_count": 1, "attention.relative_buckets_count": 7, "decoder_start_token_id": 0}
         | {"attention.key_length": HEAD, "attention.head_count_kv": HEADS, "context_length": 512},
         without=tuple(BASE),
-        spare={"decoder.embed_tokens.weight": (V, W)},
     ),
     "t5 tied": Family(
         "t5",
@@ -1394,7 +1392,6 @@ FAMILIES: dict[str, Family] = {
         {},
         keys={"attention.head_count_kv": HEADS, "context_length": 512, "attention.relative_buckets_count": 7},
         without=(*BASE, "decoder_block_count", "decoder_start_token_id"),
-        spare={"encoder.embed_tokens.weight": (V, W)},
     ),
     "command r": Family(
         "command_r",

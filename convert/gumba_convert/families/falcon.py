@@ -43,6 +43,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     two_norms = new and reader.config.get("num_ln_in_parallel_attn") in (None, 2)
     qkv = np.concatenate(grouped_qkv(groups, d.n_heads // groups, d.head_dim))
     table = TensorTable(checkpoint)
+    tied = d.tied and table.ties("lm_head.weight", "transformer.word_embeddings.weight")
     table.tensor("token_embd.weight", "transformer.word_embeddings.weight", (d.n_vocab, d.n_embd))
     for layer in table.layers(d.n_layers, "transformer.h"):
         if two_norms:
@@ -55,9 +56,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         layer.linear("ffn_up", "mlp.dense_h_to_4h", (d.n_ff, d.n_embd))
         layer.linear("ffn_down", "mlp.dense_4h_to_h", (d.n_embd, d.n_ff))
     table.norm("output_norm", "transformer.ln_f", d.n_embd, bias=True)
-    if d.tied:
-        table.spare("lm_head.weight")
-    else:
+    if not tied:
         table.tensor("output.weight", "lm_head.weight", (d.n_vocab, d.n_embd))
     return decoder.finish(ARCHITECTURE, d, values, table, factors)
 

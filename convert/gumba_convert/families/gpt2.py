@@ -32,6 +32,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     reader.must_be("add_cross_attention", False)
     values, _ = decoder.metadata(ARCHITECTURE, d, eps=decoder.LAYER_EPS)
     table = TensorTable(checkpoint, renamed={"transformer.": ""})
+    tied = d.tied and table.ties("lm_head.weight", "wte.weight")
     table.tensor("token_embd.weight", "wte.weight", (d.n_vocab, d.n_embd))
     table.tensor("position_embd.weight", "wpe.weight", (d.n_ctx, d.n_embd))
     for layer in table.layers(d.n_layers, "h"):
@@ -42,8 +43,6 @@ def plan(checkpoint: Checkpoint) -> Plan:
         layer.linear("ffn_up", "mlp.c_fc", (d.n_embd, d.n_ff), bias=True, transposed=True)
         layer.linear("ffn_down", "mlp.c_proj", (d.n_ff, d.n_embd), bias=True, transposed=True)
     table.norm("output_norm", "ln_f", d.n_embd, bias=True)
-    if d.tied:
-        table.spare("lm_head.weight")
-    else:
+    if not tied:
         table.tensor("output.weight", "lm_head.weight", (d.n_vocab, d.n_embd))
     return decoder.finish(ARCHITECTURE, d, values, table, None)

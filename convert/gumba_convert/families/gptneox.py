@@ -43,6 +43,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     values["gptneox.use_parallel_residual"] = boolean(reader.flag("use_parallel_residual", True))
     qkv = np.concatenate(grouped_qkv(d.n_heads, 1, d.head_dim))
     table = TensorTable(checkpoint)
+    tied = d.tied and table.ties("embed_out.weight", "gpt_neox.embed_in.weight")
     table.tensor("token_embd.weight", "gpt_neox.embed_in.weight", (d.n_vocab, d.n_embd))
     for layer in table.layers(d.n_layers, "gpt_neox.layers"):
         layer.norm("attn_norm", "input_layernorm", d.n_embd, bias=True)
@@ -52,9 +53,6 @@ def plan(checkpoint: Checkpoint) -> Plan:
         layer.linear("ffn_up", "mlp.dense_h_to_4h", (d.n_ff, d.n_embd), bias=True)
         layer.linear("ffn_down", "mlp.dense_4h_to_h", (d.n_embd, d.n_ff), bias=True)
     table.norm("output_norm", "gpt_neox.final_layer_norm", d.n_embd, bias=True)
-    if d.tied:
-        table.spare("embed_out.weight")
-        table.tensor("output.weight", "gpt_neox.embed_in.weight", (d.n_vocab, d.n_embd))  # readers require it
-    else:
-        table.tensor("output.weight", "embed_out.weight", (d.n_vocab, d.n_embd))
+    output = "gpt_neox.embed_in.weight" if tied else "embed_out.weight"  # readers require one
+    table.tensor("output.weight", output, (d.n_vocab, d.n_embd))
     return decoder.finish(ARCHITECTURE, d, values, table, factors)

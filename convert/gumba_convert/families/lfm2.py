@@ -33,6 +33,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     values["lfm2.attention.head_count_kv"] = i32_array([d.n_kv_heads if yes else 0 for yes in attends])
     values["lfm2.shortconv.l_cache"] = u32(kernel)
     table = TensorTable(checkpoint)
+    tied = d.tied and table.ties("lm_head.weight", "model.embed_tokens.weight")
     table.tensor("token_embd.weight", "model.embed_tokens.weight", (d.n_vocab, d.n_embd))
     for layer in table.layers(d.n_layers):
         layer.norm("attn_norm", "operator_norm", d.n_embd)
@@ -47,9 +48,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         layer.linear("ffn_up", "feed_forward.w3", (d.n_ff, d.n_embd))
         layer.linear("ffn_down", "feed_forward.w2", (d.n_embd, d.n_ff))
     table.norm("token_embd_norm", "model.embedding_norm", d.n_embd)  # the norm before the output, in spite of its name
-    if d.tied:
-        table.spare("lm_head.weight")
-    else:
+    if not tied:
         table.tensor("output.weight", "lm_head.weight", (d.n_vocab, d.n_embd))
     return decoder.finish(ARCHITECTURE, d, values, table, factors)
 

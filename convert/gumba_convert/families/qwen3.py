@@ -96,9 +96,9 @@ def is_reranker(checkpoint: Checkpoint) -> bool:
 
 def _yes_and_no(table: TensorTable, d: Decoder) -> dict[str, Value]:
     """Token embedding, the rows of the output matrix that say yes and no, and the metadata that goes with them."""
-    table.tensor("token_embd.weight", "model.embed_tokens.weight", (d.n_vocab, d.n_embd))
-    output = "model.embed_tokens.weight" if d.tied else "lm_head.weight"
-    table.spare("lm_head.weight")
+    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+    output = embedding if d.tied and table.ties(head, embedding) else head
+    table.tensor("token_embd.weight", embedding, (d.n_vocab, d.n_embd))
     tokenizer = table.checkpoint.json("tokenizer.json") or {}
     vocabulary = tokenizer.get("model", {}).get("vocab", {}) if isinstance(tokenizer.get("model"), dict) else {}
     ids = [vocabulary.get(word) if isinstance(vocabulary, dict) else None for word in WORDS]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
+from gumba.errors import ConvertError
 from gumba_convert import decoder
 from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.decoder import Decoder, Names
@@ -37,8 +40,8 @@ FEED_FORWARDS = {"gated-gelu": True, "relu": False}
 def plan(checkpoint: Checkpoint) -> Plan:
     """Metadata and tensors of a T5 checkpoint.
 
-    Where the output matrix is the embedding, the first T5 models divide by sqrt(d_model): theirs is stored, divided. Where the
-    file has no such matrix, it is that: so one that is not divided is stored, too.
+    The first T5 models divide by sqrt(d_model) before the output matrix: theirs is stored divided. A reader divides where
+    the file has no such matrix: so one that is not divided is stored, too.
 
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
@@ -68,6 +71,11 @@ def plan(checkpoint: Checkpoint) -> Plan:
     )
     for each in ("shared", "encoder.embed_tokens", "decoder.embed_tokens"):
         table.spare(f"{each}.weight")  # copies of one matrix
+        read = each != shared and not (encodes and each.startswith("decoder"))
+        if read and table.has(f"{each}.weight") and not table.same(f"{each}.weight", f"{shared}.weight"):
+            raise ConvertError(
+                f"{checkpoint.folder}: tensor {each}.weight differs from {shared}.weight; GGUF has one embedding for both"
+            )
     table.tensor("token_embd.weight", f"{shared}.weight", (d.n_vocab, d.n_embd))
     stacks = {"enc": d.n_layers}
     if not encodes:
@@ -79,18 +87,17 @@ def plan(checkpoint: Checkpoint) -> Plan:
     for stack, n_layers in stacks.items():
         _stack(table, d, stack, n_layers, buckets, FEED_FORWARDS[kind], every_layer=name.startswith("UMT5"))
     plan = decoder.finish(architecture, d, values, table, None)
-    return Plan(plan.architecture, plan.metadata, plan.tensors, plan.n_vocab, False)
+    return replace(plan, tied=False)
 
 
 def _output(table: TensorTable, reader: ConfigReader, d: Decoder, shared: str) -> None:
-    """The output matrix; of the first models the embedding, divided by the root of its width (mT5's never is)."""
-    if table.has("lm_head.weight"):
-        table.tensor("output.weight", "lm_head.weight", (d.n_vocab, d.n_embd))
-        return
+    """The output matrix, lm_head or the embedding; of the first models divided by the root of its width (mT5's never is)."""
+    name = "lm_head" if table.has("lm_head.weight") else shared
     plain = reader.config.get("tie_word_embeddings") is False or reader.config.get("model_type") == "mt5"
     scaled = reader.flag("scale_decoder_outputs", not plain)
     factor = np.float32(d.n_embd**-0.5 if scaled else 1.0)
-    table.tensor("output.weight", f"{shared}.weight", (d.n_vocab, d.n_embd), change=lambda rows: rows * factor)
+    change = None if name == "lm_head" and factor == 1 else lambda rows: rows * factor
+    table.tensor("output.weight", f"{name}.weight", (d.n_vocab, d.n_embd), change=change)
 
 
 def _start(reader: ConfigReader) -> int:
