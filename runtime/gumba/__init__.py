@@ -11,11 +11,9 @@ Names are imported when they are first used: ``import gumba`` itself loads nothi
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
 from gumba._version import __version__
 
+TYPE_CHECKING = False  # as typing's, which takes longer to import than all else here
 if TYPE_CHECKING:
     from gumba.conversation import Conversation
     from gumba.errors import (
@@ -106,6 +104,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
+    from importlib import import_module
+
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'gumba' has no attribute {name!r}")

@@ -148,7 +148,9 @@ def test_the_first_start_says_that_it_compiles_once(gumba_process: Callable, tin
     env = {**os.environ, "GUMBA_CACHE_DIR": str(cache), "GUMBA_ISA": "generic"}
     first = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
     assert first.returncode == 0
-    notice, timings = first.stderr.splitlines(keepends=True)
+    notice, *progress, timings = first.stderr.splitlines(keepends=True)
+    line = r"gumba: compiling kernels (\d+) of (\d+), \d+%, \d+:\d\d left\n"
+    assert all(re.fullmatch(line, each) for each in progress), progress
     assert re.fullmatch(r"gumba: compiling kernels for this processor[^\n]* \(they are kept\) \.\.\.\n", notice)
     compiled, load = map(float, re.match(r"gumba: compile ([\d.]+) s \| load ([\d.]+) s", timings).groups())
     assert re.fullmatch(TIMINGS, timings) and compiled > load

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 
 from gumba._version import __version__
 from gumba.cli.commands import COMMANDS
+from gumba.cli.interrupts import AtOnce, Ending
 from gumba.cli.main import main
 from gumba.errors import ModelError
 
@@ -157,6 +159,57 @@ def test_ctrl_c_is_130_without_a_traceback(gumba: Callable, monkeypatch: pytest.
     monkeypatch.setattr("gumba.cli.inspect.find_model", interrupt)
     result = gumba("inspect", "x")
     assert (result.code, result.out, result.err) == (130, "", "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
+@pytest.mark.parametrize("module", ["argparse", "gumba.cli.batch", "gumba.llm", "gumba.models.llama"])
+def test_ctrl_c_during_an_import_that_takes_it_for_its_own_error(
+    gumba_process: Callable, tiny: Path, tmp_path: Path, module: str
+) -> None:
+    """Python's own compiler makes a SyntaxError of it, numpy an ImportError."""
+    script = tmp_path / "interrupted.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == '{module}':\n"
+        "            try: os.kill(os.getpid(), signal.SIGINT)\n"
+        "            except KeyboardInterrupt: raise SyntaxError from None\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "from gumba.cli.main import main\n"
+        "sys.exit(main())\n"
+    )
+    result = gumba_process("run", tiny, "-p", "x", program=[str(script)])
+    assert (result.code, result.out, result.err) == (130, "", "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_that_ends_the_process_lets_it_clean_up(
+    gumba_process: Callable, tmp_path: Path, name: str, code: int
+) -> None:
+    script = tmp_path / "ended.py"
+    script.write_text(
+        "import os, signal, sys; from gumba.cli import inspect; from gumba.cli.main import main\n"
+        "def ended(name):\n"
+        f"    try: os.kill(os.getpid(), signal.{name})\n"
+        "    finally: print('cleaned up')\n"
+        "inspect.find_model = ended\n"
+        "sys.exit(main())\n"
+    )
+    result = gumba_process("inspect", "x", program=[str(script)])
+    assert (result.code, result.out, result.err) == (code, "cleaned up\n", "")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
+def test_handlers_are_left_as_they_were(gumba: Callable, tiny: Path) -> None:
+    """A program that runs a command in its own process keeps its handlers, and those that are ignored stay so."""
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    assert gumba("inspect", tiny).code == 0
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+    with Ending(), AtOnce():
+        assert signal.getsignal(signal.SIGTERM) != before[1]
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gumba.cli.interrupts import AtOnce
 from gumba.cli.text import note
 from gumba.progress import Progress
 from gumba.sources import resolve
@@ -51,7 +52,9 @@ class Compilation:
         """As ``gumba.kernels.jit.watching``."""
         if not self._begun:
             self._begun = True
-            self._announce()
+            with AtOnce():
+                self._announce()
+                from gumba.kernels import codegen  # noqa: F401 - imports the compiler
             if self._needed is not None:
                 from gumba.ahead import compile_functions
 
@@ -100,7 +103,8 @@ def open_llm(args: argparse.Namespace, **options: Any) -> tuple[LLM, float]:
     with Progress(quiet=args.quiet) as progress:
         watch_compilation(progress, needed_for(path, args.kv_type, top_k=_top_k(args)), quiet=args.quiet)
         compiled = compile_seconds()  # importing may compile too
-        from gumba.llm import LLM
+        with AtOnce():
+            from gumba.llm import LLM
 
         llm = LLM(
             path,

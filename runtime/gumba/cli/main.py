@@ -5,6 +5,8 @@ All that takes time to import is imported inside of ``main``: Ctrl-C is exit cod
 
 from __future__ import annotations
 
+from gumba.cli.interrupts import INTERRUPTED, AtOnce, Ending
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,8 +15,12 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (the process's own when None) and return the exit code."""
     try:
-        from gumba.cli.commands import execute
-
-        return execute(argv)
+        with AtOnce():
+            from gumba.cli.commands import execute
+        with Ending():
+            return execute(argv)
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
+    finally:
+        if argv is None:  # the process ends: nothing that it still does may be interrupted with a traceback
+            AtOnce().__enter__()
