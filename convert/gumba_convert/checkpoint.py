@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -30,8 +31,8 @@ def _repository(folder: Path) -> Path:
     return real
 
 
-class Checkpoint:
-    """A folder with config.json, safetensors and tokenizer files.
+class Folder:
+    """A folder of a checkpoint, whose files are read by their plain names.
 
     Args:
         folder: the folder. Its files may be links as long as they stay inside it; in a hub's cache, inside the
@@ -39,21 +40,14 @@ class Checkpoint:
         root: the resolved folder that links may lead into, where it is wider than that.
 
     Raises:
-        ConvertError: there is no such folder, or no usable config.json in it.
+        ConvertError: there is no such folder.
     """
 
     def __init__(self, folder: Path, *, root: Path | None = None) -> None:
         if not folder.is_dir():
             raise ConvertError(f"{folder}: no such folder")
         self.folder = folder
-        self._root = root or _repository(folder)
-        config = self.json("config.json")
-        if config is None:
-            mistral = " (params.json is Mistral's own form, which is not read)" if self.has("params.json") else ""
-            raise ConvertError(f"{folder}: no config.json; is this a Hugging Face model folder?{mistral}")
-        self.config: dict[str, Any] = config
-        #: What a user should know of the choice among files.
-        self.warnings: list[str] = []
+        self.root = root or _repository(folder)
 
     def path(self, name: object, origin: str = "") -> Path:
         """The file of that name in the folder.
@@ -69,7 +63,7 @@ class Checkpoint:
             real = path.resolve()
         except (OSError, RuntimeError) as error:
             raise ConvertError(f"{where}: {name!r} cannot be followed: {error}") from None
-        if not real.is_relative_to(self._root):
+        if not real.is_relative_to(self.root):
             raise ConvertError(
                 f"{where}: {name!r} is a link that leads out of the folder, to {real}; "
                 "if that is meant, put a copy of it in the link's place"
@@ -85,7 +79,7 @@ class Checkpoint:
         path = self.path(folder, origin)
         if not path.is_dir():
             return None
-        return Checkpoint(path, root=self._root)
+        return Checkpoint(path, root=self.root)
 
     def has(self, name: str) -> bool:
         return self.path(name).is_file()
@@ -126,6 +120,28 @@ class Checkpoint:
         if not isinstance(value, dict):
             raise ConvertError(f"{self.folder / name}: expected a JSON object")
         return value
+
+
+class Checkpoint(Folder):
+    """A folder with config.json, safetensors and tokenizer files.
+
+    Args:
+        outer: the folder with modules.json, where that is another one (see `open_checkpoint`).
+
+    Raises:
+        ConvertError: there is no such folder, or no usable config.json in it.
+    """
+
+    def __init__(self, folder: Path, *, root: Path | None = None, outer: Folder | None = None) -> None:
+        super().__init__(folder, root=root)
+        self.outer: Folder = outer or self
+        config = self.json("config.json")
+        if config is None:
+            mistral = " (params.json is Mistral's own form, which is not read)" if self.has("params.json") else ""
+            raise ConvertError(f"{folder}: no config.json; is this a Hugging Face model folder?{mistral}")
+        self.config: dict[str, Any] = config
+        #: What a user should know of the choice among files.
+        self.warnings: list[str] = []
 
     @cached_property
     def tensors(self) -> Mapping[str, SafeTensor]:
@@ -215,3 +231,23 @@ class Checkpoint:
                 f"that of {tensors[twice[0]].path.name} is converted"
             )
         return tensors
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder; in old layouts of sentence-transformers it lies in a folder that modules.json names first.
+
+    Raises:
+        ConvertError: there is no checkpoint, or that folder is not there.
+    """
+    outer = Folder(folder)
+    text = outer.text("modules.json")
+    with contextlib.suppress(ValueError, RecursionError):  # what is wrong is reported where all of it is read
+        listed = json.loads(text or "[]")
+        first = listed[0] if isinstance(listed, list) and listed else None
+        name = first.get("path") if isinstance(first, dict) else None
+        if isinstance(first, dict) and str(first.get("type", "")).endswith(".Transformer") and name:
+            inner = outer.path(name, "modules.json")
+            if not inner.is_dir():
+                raise ConvertError(f"{folder}: no folder {name!r}, though modules.json names it")
+            return Checkpoint(inner, root=outer.root, outer=outer)
+    return Checkpoint(folder)

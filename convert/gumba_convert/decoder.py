@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.embedder import read_embedder
 from gumba_convert.gguf_writer import BOOL, Value, f32, i32_array, u32
 from gumba_convert.plan import ConfigReader, Plan
-from gumba_convert.pooling import classifier_metadata, labels, no_projections, pooling_metadata
+from gumba_convert.pooling import RANK, classifier_metadata, labels
 from gumba_convert.rope import KINDS, Rope, read_rope, rope_metadata
 from gumba_convert.table import Change, Layer, TensorTable
 
@@ -310,14 +311,20 @@ def head_norms(layer: Layer, d: Decoder, *, change: Change | None = None) -> Non
 def finish(
     architecture: str, d: Decoder, values: dict[str, Value], table: TensorTable, factors: np.ndarray | None
 ) -> Plan:
-    """The plan of a family; llama3's factors become the last tensor, and an embedding model's pooling is added."""
+    """The plan of a family; llama3's factors become the last tensor, and what sentence-transformers' files say is added."""
     if factors is not None:
         table.computed("rope_freqs.weight", factors)
-    if architecture != PROJECTED:
-        no_projections(table.checkpoint)
-    values = values | pooling_metadata(table.checkpoint, architecture)
+    pooled = values.get(f"{architecture}.pooling_type")
+    embedder = read_embedder(
+        table.checkpoint,
+        architecture,
+        d.n_ctx,
+        judges=pooled is not None and pooled.value == RANK,
+        projected=architecture == PROJECTED,
+    )
+    values = values | embedder.values
     sources = table.sources()
     tied = d.tied and not any(source.name == "output.weight" for source in sources)
     if d.tied and not tied and architecture in TIED_ELSEWHERE:
         table.warnings.append(f"llama.cpp does not load {architecture} files with an output matrix of their own")
-    return Plan(architecture, values, sources, d.n_vocab, tied, table.warnings)
+    return Plan(architecture, values, sources, d.n_vocab, tied, [*table.warnings, *embedder.warnings])

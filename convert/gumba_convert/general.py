@@ -14,11 +14,11 @@ def metadata(checkpoint: Checkpoint, name: str | None, n_parameters: int) -> tup
     import gguf
 
     warnings = []
-    checkpoint.path("README.md")  # it is read by name below: it must not lead out of the folder
+    checkpoint.outer.path("README.md")  # it is read by name below: it must not lead out of the folder
     checkpoint.path("generation_config.json")
     try:
-        found = gguf.Metadata.load(model_path=checkpoint.folder, model_name=name, total_params=n_parameters)
-        found.name = name or found.name or checkpoint.folder.resolve().name
+        found = gguf.Metadata.load(model_path=checkpoint.outer.folder, model_name=name, total_params=n_parameters)
+        found.name = name or found.name or checkpoint.outer.folder.resolve().name
         found.size_label = found.size_label or gguf.size_label(n_parameters, 0, 0, 0)
         writer = gguf.GGUFWriter(None, "")
         found.set_gguf_meta_model(writer)
@@ -26,7 +26,7 @@ def metadata(checkpoint: Checkpoint, name: str | None, n_parameters: int) -> tup
         warnings.append(
             f"README.md or generation_config.json could not be understood ({type(error).__name__}: {error})"
         )
-        return {"general.name": string(name or checkpoint.folder.resolve().name)}, warnings
+        return {"general.name": string(name or checkpoint.outer.folder.resolve().name)}, warnings
     described = writer.kv_data[0].items()
     return {
         key: Value(int(value.type), value.value, STRING) for key, value in described if key != "general.architecture"

@@ -34,11 +34,14 @@ NEEDED = [
     "chat_template.jinja",
     "chat_template.json",
     "modules.json",
-    "1_Pooling/config.json",
-    "[23]_Dense/config.json",
-    "[23]_Dense/model.safetensors",
+    "config_sentence_transformers.json",
+    "sentence_*_config.json",
+    "[0-9]_*/config.json",
+    "[0-9]_Dense/model.safetensors",
     "README.md",
 ]
+# Old layouts of sentence-transformers have the checkpoint in a folder.
+NEEDED += [f"0_Transformer/{name}" for name in NEEDED if "/" not in name]
 
 
 def is_id(text: str) -> bool:

@@ -1,96 +1,56 @@
-"""How an embedding model makes one vector of many, as sentence-transformers' files say; and heads that classify."""
+"""How a model makes one vector of many, as sentence-transformers' Pooling module says; and heads that classify."""
 
 from __future__ import annotations
 
-import json
-
 from gumba.errors import ConvertError
-from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.gguf_writer import Value, strings, u32
 from gumba_convert.plan import ConfigReader
 
 MEAN, CLS, LAST, RANK = 1, 2, 3, 4
 MODES = {"mean": MEAN, "cls": CLS, "lasttoken": LAST}
-FLAGS = {"pooling_mode_mean_tokens": MEAN, "pooling_mode_cls_token": CLS, "pooling_mode_lasttoken": LAST}
-_NO_MODES = ("include_prompt",)
+#: sentence-transformers' modes by the keys of its older files.
+FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
 MAX_LABELS = 1 << 20
 
 
-def pooling_metadata(checkpoint: Checkpoint, architecture: str) -> dict[str, Value]:
-    """`pooling_type`, where modules.json names a pooling module.
+def pooling_type(reader: ConfigReader) -> int:
+    """GGUF's `pooling_type` of a Pooling module's config.json.
 
     Raises:
-        ConvertError: that module is not there, or pools in another way than by mean, first or last token.
+        ConvertError: another mode than mean, first or last token, several modes (whose vectors sentence-transformers
+            concatenates), or an unknown key.
     """
-    pools = modules(checkpoint, "Pooling")
-    if not pools:
-        return {}
-    module = pools[0]
-    found = [kind for key, kind in FLAGS.items() if module.config.get(key) is True]
-    mode = module.config.get("pooling_mode")
-    if isinstance(mode, str) and mode in MODES:
-        found = [MODES[mode]]
-    if len(found) != 1:
-        flags = [key.removeprefix("pooling_mode_") for key, each in module.config.items() if each is True]
-        modes = [str(mode)] if mode is not None else [each for each in flags if each not in _NO_MODES]
+    modes: list[str] = [mode for key, mode in FLAGS.items() if reader.flag(key, False)]
+    given = reader.config.get("pooling_mode")
+    if given is not None:
+        modes = [str(mode) for mode in given] if isinstance(given, list) else [str(given)]
+    elif not any(key in reader.config for key in FLAGS):
+        modes = ["mean"]
+    if len(modes) != 1 or modes[0] not in MODES:
         raise ConvertError(
-            f"{module.folder / 'config.json'}: pooling is by {' and '.join(modes)[:200] or 'nothing'}; "
+            f"{reader.where}: pooling is by {' and '.join(modes)[:200] or 'nothing'}; "
             "only by one of mean, cls or lasttoken is supported"
         )
-    return {f"{architecture}.pooling_type": u32(found[0])}
+    no_other_keys(reader, {*FLAGS, "pooling_mode", "include_prompt", "word_embedding_dimension", "embedding_dimension"})
+    return MODES[modes[0]]
 
 
-def projections(checkpoint: Checkpoint, n_embd: int) -> list[tuple[Checkpoint, int, int]]:
-    """The two projections behind the pooling: the folder of each, columns and rows of its matrix. Empty without any.
-
-    Raises:
-        ConvertError: others than two without a bias and an activation, from `n_embd` and back to it.
-    """
-    found = []
-    for module in modules(checkpoint, "Dense"):
-        reader = ConfigReader(module.config, f"{module.folder / 'config.json'}")
-        reader.must_be("bias", False)
-        reader.must_be("activation_function", "torch.nn.modules.linear.Identity")
-        found.append((module, reader.integer("in_features"), reader.integer("out_features")))
-    if found and not (len(found) == 2 and found[0][1] == n_embd == found[1][2] and found[0][2] == found[1][1]):
-        raise ConvertError(
-            f"{checkpoint.folder / 'modules.json'}: expected two projections, from {n_embd} and back to it"
-        )
-    return found
-
-
-def no_projections(checkpoint: Checkpoint) -> None:
-    """Refuse a model whose vectors are projected: GGUF has a form of that for one architecture only.
+def no_other_keys(reader: ConfigReader, known: set[str]) -> None:
+    """Refuse a key that is not known, unless it is null, false or empty.
 
     Raises:
-        ConvertError: modules.json names such a module.
+        ConvertError: there is one.
     """
-    if modules(checkpoint, "Dense"):
-        raise ConvertError(
-            f"{checkpoint.folder / 'modules.json'}: a projection behind the pooling is not supported in this family"
-        )
-
-
-def modules(checkpoint: Checkpoint, kind: str) -> list[Checkpoint]:
-    """The folders of a kind of module, in the order of modules.json; empty without that file.
-
-    Raises:
-        ConvertError: it is malformed, or a folder that it names is not there.
-    """
-    text = checkpoint.text("modules.json")
-    try:
-        listed = [] if text is None else json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConvertError(f"{checkpoint.folder / 'modules.json'}: not valid JSON: {error}") from None
-    found = []
-    for module in listed if isinstance(listed, list) else []:
-        if isinstance(module, dict) and str(module.get("type", "")).rpartition(".")[2] == kind:
-            path = module.get("path")
-            part = checkpoint.below(path, "modules.json")
-            if part is None:
-                raise ConvertError(f"{checkpoint.folder}: no folder {path!r}, though modules.json names it")
-            found.append(part)
-    return found
+    for key, value in reader.config.items():
+        if key not in known and value not in (None, False, "", {}, []):
+            raise reader.fail(key, f"is {str(value)[:100]}, which is not supported")
 
 
 def labels(reader: ConfigReader) -> list[str]:

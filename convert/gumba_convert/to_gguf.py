@@ -26,7 +26,7 @@ from gumba.errors import ConvertError, ModelError, ResourceError
 from gumba.processors import available_threads
 from gumba_convert import general, hub
 from gumba_convert.atomic import atomic_file
-from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.checkpoint import open_checkpoint
 from gumba_convert.families import family_of
 from gumba_convert.gather import read_rows, unit, where
 from gumba_convert.gguf_writer import TensorInfo, Value, data_size, header, padding, string, u32
@@ -93,7 +93,7 @@ def convert(
     _check_target(out)
     folder, title = _locate(source, revision, cache_dir)
     _check_outside(out, folder)
-    checkpoint = Checkpoint(folder)
+    checkpoint = open_checkpoint(folder)
     plan = family_of(checkpoint).plan(checkpoint)
     vocabulary = read_vocabulary(checkpoint, plan.n_vocab, pre_tokenizer=pre_tokenizer)
     formats = [tensor_format(s.name, s.shape, type, tied=plan.tied, pure=pure) for s in plan.tensors]
@@ -107,7 +107,7 @@ def convert(
         "general.file_type": u32(number),
         "general.quantization_version": u32(QUANTIZATION_VERSION),
         **plan.metadata,
-        **vocabulary.metadata(),
+        **{key: value for key, value in vocabulary.metadata().items() if key not in plan.metadata},
     }
     head = header(metadata, infos)
     n_bytes = len(head) + data_size(infos)

@@ -1,0 +1,315 @@
+"""What sentence-transformers' files put around a transformer: modules.json, prompts, and the longest text.
+
+modules.json lists modules by class and folder: the transformer, its pooling, perhaps projections and a normalization. GGUF
+says the pooling; for what it cannot say there are keys of gumba's own:
+
+    gumba.embedding.max_seq_length   u32     tokens of the longest text, where that is less than the context
+    gumba.embedding.truncation_side  string  "left", where longer texts lose their beginning
+    gumba.embedding.prompt.NAME      string  what is put before a text
+    gumba.embedding.default_prompt   string  the name of the prompt that is put there if none is named
+    gumba.embedding.include_prompt   bool    false: the pooling leaves out the prompt's tokens
+    gumba.embedding.dimensions       u32     how many values of a vector are kept
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from gumba.errors import ConvertError
+from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.gguf_writer import Value, boolean, string, u32
+from gumba_convert.plan import ConfigReader
+from gumba_convert.pooling import no_other_keys, pooling_type
+from gumba_convert.tokens import steps
+
+MODULES = "modules.json"
+SETTINGS = "config_sentence_transformers.json"
+#: Where the settings of the transformer are: the first of these that says anything.
+TRANSFORMER_SETTINGS = tuple(
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+PREFIX = "gumba.embedding."
+OWN_CLASSES = "sentence_transformers."
+#: Modules in the only order that is computed; a Dropout has no effect after training.
+ORDER = ("Transformer", "Pooling", "Dense", "Normalize")
+WITHOUT_EFFECT = "Dropout"
+#: A reranker's score from the logits of two words (see `families.qwen3`).
+LOGIT_SCORE = "LogitScore"
+LOADING_KEYS = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs")
+#: Arguments of loading that do not change what is computed, but for rounding.
+HARMLESS_ARGUMENTS = {
+    "add_pooling_layer", "attn_implementation", "cache_dir", "device_map", "dtype", "local_files_only",
+    "low_cpu_mem_usage", "revision", "token", "torch_dtype", "trust_remote_code", "use_fast", "use_safetensors",
+}  # fmt: skip
+KNOWN_SETTINGS = {
+    "__version__", "default_prompt_name", "model_type", "prompts", "requirements", "similarity_fn_name", "truncate_dim",
+}  # fmt: skip
+MAX_PROMPT_NAME = 1000
+DENSE_KEYS = {
+    "activation_function", "bias", "in_features", "module_input_name", "module_output_name", "out_features", "use_residual",
+}  # fmt: skip
+IDENTITIES = ("torch.nn.modules.linear.Identity", "torch.nn.Identity")
+
+
+@dataclass(frozen=True)
+class Module:
+    """An entry of modules.json: the class's name, with and without the package, and the folder, as the file names it."""
+
+    kind: str
+    full_name: str
+    path: object
+    index: int
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """The metadata that follows from the files, and what a user should read."""
+
+    values: dict[str, Value] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+def read_embedder(checkpoint: Checkpoint, architecture: str, n_ctx: int, *, judges: bool, projected: bool) -> Embedder:
+    """What modules.json and the files beside it say; nothing without modules.json.
+
+    Args:
+        n_ctx: tokens of the model's context.
+        judges: the model has a head that judges texts: it has no pooling and no prompts.
+        projected: the architecture has the projections of `Dense` modules.
+
+    Raises:
+        ConvertError: a file is malformed, or asks for something that is not computed.
+    """
+    found = modules(checkpoint)
+    if not found:
+        return Embedder()
+    warnings = _check_kinds(checkpoint, found, judges=judges, projected=projected)
+    if judges:
+        return Embedder({}, warnings)
+    values: dict[str, Value] = {}
+    for module in found:
+        if module.kind == "Pooling":
+            folder = part(checkpoint, module)
+            reader = ConfigReader(folder.config, f"{folder.folder / 'config.json'}")
+            values[f"{architecture}.pooling_type"] = u32(pooling_type(reader))
+            if not reader.flag("include_prompt", True):
+                values[f"{PREFIX}include_prompt"] = boolean(False)
+                warnings.append("the pooling leaves out the prompt's tokens (include_prompt); llama.cpp does not")
+        elif module.kind == "Normalize":
+            _check_normalize(checkpoint, module)
+    _transformer(checkpoint, n_ctx, values)
+    _settings(checkpoint, values, warnings, normalizes=any(module.kind == "Normalize" for module in found))
+    return Embedder(values, warnings)
+
+
+def modules(checkpoint: Checkpoint) -> list[Module]:
+    """The entries of modules.json, in order; empty without that file.
+
+    Raises:
+        ConvertError: it is malformed.
+    """
+    text = checkpoint.outer.text(MODULES)
+    if text is None:
+        return []
+    where = checkpoint.outer.folder / MODULES
+    try:
+        listed = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConvertError(f"{where}: not valid JSON: {error}") from None
+    if not isinstance(listed, list):
+        raise ConvertError(f"{where}: expected a list of modules")
+    found = []
+    for i, entry in enumerate(listed):
+        name = entry.get("type") if isinstance(entry, dict) else None
+        if not isinstance(entry, dict) or not isinstance(name, str):
+            raise ConvertError(f"{where}: module {i} is {str(entry)[:100]}, expected an object with a type")
+        found.append(Module(name.rpartition(".")[2], name, entry.get("path"), i))
+    return found
+
+
+def part(checkpoint: Checkpoint, module: Module) -> Checkpoint:
+    """The folder of a module.
+
+    Raises:
+        ConvertError: it is not there, or has no config.json.
+    """
+    found = checkpoint.outer.below(module.path, MODULES)
+    if found is None:
+        raise ConvertError(f"{checkpoint.outer.folder}: no folder {module.path!r}, though modules.json names it")
+    return found
+
+
+def projections(checkpoint: Checkpoint, n_embd: int) -> list[tuple[Checkpoint, int, int]]:
+    """The two projections behind the pooling: the folder of each, columns and rows of its matrix. Empty without any.
+
+    Raises:
+        ConvertError: others than two without a bias and an activation, from `n_embd` and back to it.
+    """
+    found = []
+    for module in modules(checkpoint):
+        if module.kind != "Dense":
+            continue
+        folder = part(checkpoint, module)
+        reader = ConfigReader(folder.config, f"{folder.folder / 'config.json'}")
+        # Where the file does not say it, there is a bias, and tanh.
+        for key, default, wanted in (
+            ("bias", True, (False,)),
+            ("activation_function", "torch.nn.modules.activation.Tanh", IDENTITIES),
+            ("use_residual", False, (False,)),
+            ("module_input_name", "sentence_embedding", ("sentence_embedding",)),
+            ("module_output_name", "sentence_embedding", ("sentence_embedding",)),
+        ):
+            value = reader.config[key] if reader.has(key) else default
+            if value not in wanted:
+                raise reader.fail(key, f"is {str(value)[:100]!r}; only {wanted[0]!r} is supported")
+        no_other_keys(reader, DENSE_KEYS)
+        found.append((folder, reader.integer("in_features"), reader.integer("out_features")))
+    if found and not (len(found) == 2 and found[0][1] == n_embd == found[1][2] and found[0][2] == found[1][1]):
+        raise ConvertError(
+            f"{checkpoint.outer.folder / MODULES}: expected two projections, from {n_embd} and back to it"
+        )
+    return found
+
+
+def _check_kinds(checkpoint: Checkpoint, found: list[Module], *, judges: bool, projected: bool) -> list[str]:
+    """Refuse modules that are not computed, and any other order than the one that is; warn of classes of the model's own."""
+    where = f"{checkpoint.outer.folder / MODULES}"
+    warnings, last = [], -1
+    for module in found:
+        own = module.full_name.startswith(OWN_CLASSES)
+        if judges and own and module.kind == LOGIT_SCORE:
+            continue
+        if own and module.kind == WITHOUT_EFFECT:
+            continue
+        known = module.kind in ORDER and (own or module.kind == ORDER[0])
+        if not known or (module.kind == "Dense" and not projected):
+            most = [kind for kind in ORDER if projected or kind != "Dense"]
+            raise ConvertError(
+                f"{where}: module {module.index}, {module.full_name:.200}, is not supported in this family: "
+                f"{', '.join(most)} and {WITHOUT_EFFECT} are"
+            )
+        place = ORDER.index(module.kind)
+        if place < last or (place == last and module.kind != "Dense") or (place and last < 0):
+            raise ConvertError(
+                f"{where}: module {module.index}, {module.full_name:.200}, is out of place: "
+                f"expected {', '.join(ORDER)}, in this order"
+            )
+        if not own:
+            warnings.append(
+                f"{MODULES} names a class of the model's own, {module.full_name:.200}, whose code is not run: "
+                "it is taken for sentence-transformers' Transformer"
+            )
+        last = place
+    return warnings
+
+
+def _check_normalize(checkpoint: Checkpoint, module: Module) -> None:
+    """Refuse a normalization of anything but the vector; older versions write no config.json for it."""
+    folder = f"{module.path}"
+    path = checkpoint.outer.path(folder, MODULES)
+    if not (path / "config.json").exists():
+        return
+    reader = ConfigReader(part(checkpoint, module).config, f"{path / 'config.json'}")
+    reader.must_be("module_input_name", "sentence_embedding")
+    reader.must_be("module_output_name", "sentence_embedding")
+
+
+def _transformer(checkpoint: Checkpoint, n_ctx: int, values: dict[str, Value]) -> None:
+    """The transformer's settings: the longest text, and where longer ones are cut.
+
+    Without `max_seq_length` the tokenizer's `model_max_length` counts, as in sentence-transformers.
+    """
+    reader = transformer_settings(checkpoint)
+    reader.must_be("transformer_task", "feature-extraction")
+    reader.must_be("module_output_name", "token_embeddings")
+    for key in ("processing_kwargs", "query_expansion", "query_length", "document_length", "tokenizer_name_or_path"):
+        reader.must_be(key, {}, "")
+    modalities = reader.config.get("modality_config") or {}
+    plain = {"method": "forward", "method_output_name": "last_hidden_state"}
+    if not isinstance(modalities, dict) or modalities.get("text", plain) != plain or "message" in modalities:
+        raise reader.fail(
+            "modality_config", f"is {str(modalities)[:200]}; only the last hidden states of texts are supported"
+        )
+    tokenizer_json = checkpoint.json("tokenizer.json") or {}
+    if reader.flag("do_lower_case", False) and not _lowercases(tokenizer_json.get("normalizer")):
+        raise reader.fail(
+            "do_lower_case", "is True; only false is supported where the tokenizer does not lower the case"
+        )
+    for key in LOADING_KEYS:
+        given = reader.section(key)
+        other = sorted(name for name in given.config if name not in HARMLESS_ARGUMENTS) if given is not None else []
+        if given is not None and other:
+            raise given.fail(other[0], f"is {str(given.config[other[0]])[:100]}, which is not supported")
+    no_other_keys(
+        reader,
+        {"backend", "cache_dir", "do_lower_case", "document_length", "max_seq_length", "modality_config"}
+        | {"module_output_name", "processing_kwargs", "query_expansion", "query_length", "tokenizer_name_or_path"}
+        | {"transformer_task", "unpad_inputs", *LOADING_KEYS},
+    )
+    tokenizer = checkpoint.json("tokenizer_config.json") or {}
+    longest = tokenizer.get("model_max_length")
+    if reader.has("max_seq_length"):
+        longest = reader.integer("max_seq_length")
+    if isinstance(longest, int) and 0 < longest < n_ctx:
+        values[f"{PREFIX}max_seq_length"] = u32(longest)
+    truncation = tokenizer_json.get("truncation")
+    side = tokenizer.get("truncation_side") or (truncation.get("direction") if isinstance(truncation, dict) else None)
+    if side not in (None, "right", "Right"):
+        if side not in ("left", "Left"):
+            raise ConvertError(f"{checkpoint.folder}: the tokenizer's truncation_side is {str(side)[:100]!r}")
+        values[f"{PREFIX}truncation_side"] = string("left")
+
+
+def transformer_settings(checkpoint: Checkpoint) -> ConfigReader:
+    """The settings of sentence-transformers' transformer; empty without such a file."""
+    for name in TRANSFORMER_SETTINGS:
+        config = checkpoint.json(name)
+        if config:
+            return ConfigReader(config, f"{checkpoint.folder / name}")
+    return ConfigReader({}, f"{checkpoint.folder / TRANSFORMER_SETTINGS[0]}")
+
+
+def _lowercases(normalizer: Any) -> bool:
+    """Whether a normalizer of tokenizer.json lowers the case of texts."""
+    return any(
+        step.get("type") == "Lowercase"
+        or (step.get("type") == "BertNormalizer" and step.get("lowercase", True) is True)
+        for step in steps(normalizer, "normalizers")
+    )
+
+
+def _settings(checkpoint: Checkpoint, values: dict[str, Value], warnings: list[str], *, normalizes: bool) -> None:
+    """The prompts, and what else the model's settings say."""
+    config = checkpoint.outer.json(SETTINGS) or {}
+    reader = ConfigReader(config, f"{checkpoint.outer.folder / SETTINGS}")
+    reader.must_be("model_type", "SentenceTransformer")
+    prompts = config.get("prompts") or {}
+    if not isinstance(prompts, dict):
+        raise reader.fail("prompts", f"is {str(prompts)[:100]}, expected texts by name")
+    for name, text in prompts.items():
+        if not isinstance(text, (str, type(None))) or "\0" in name or len(name) > MAX_PROMPT_NAME:
+            raise reader.fail("prompts", f"has {name[:100]!r}: {str(text)[:100]}, expected a text by a short name")
+        values[f"{PREFIX}prompt.{name}"] = string(text or "")
+    default = config.get("default_prompt_name")
+    if default is not None:
+        if not isinstance(default, str) or default not in prompts:
+            raise reader.fail("default_prompt_name", f"is {default!r}, which is none of {', '.join(prompts) or 'none'}")
+        values[f"{PREFIX}default_prompt"] = string(default)
+        if prompts[default]:
+            warnings.append(
+                f"the prompt {default!r} ({prompts[default]!r:.100}) is put before every text; llama.cpp does not do that"
+            )
+    if reader.has("truncate_dim"):
+        values[f"{PREFIX}dimensions"] = u32(reader.integer("truncate_dim"))
+        warnings.append("of each vector only the first truncate_dim values count; llama.cpp gives all")
+    if not normalizes and config.get("similarity_fn_name") in ("dot", "dot_product", "euclidean", "manhattan"):
+        warnings.append(
+            f"the model's similarity is {config['similarity_fn_name']!r}, of vectors that are not normalized: "
+            "use embed(..., normalize=False) or --no-normalize"
+        )
+    other = sorted(str(key) for key in config if key not in KNOWN_SETTINGS)
+    if other:
+        warnings.append(f"{SETTINGS}: {', '.join(other)[:200]} not known to gumba, and left out")
