@@ -62,7 +62,12 @@ class TemplateError(GumbaError):
 
 
 class RequestError(GumbaError, ValueError):
-    """A prompt, token id, parameter or message is out of range."""
+    """A prompt, token id, parameter or message is out of range.
+
+    ``index``: which one of several prompts is at fault, None where the message does not begin with it.
+    """
+
+    index: int | None = None
 
 
 class ConvertError(GumbaError):

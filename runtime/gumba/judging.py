@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -34,26 +34,49 @@ class Judges(Answering):
 
     @overload
     def embed(
-        self, prompts: Prompt | Iterable[Prompt], *, pooling: Pooled | None = None, normalize: bool = True
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        *,
+        pooling: Pooled | None = None,
+        normalize: bool = True,
+        prompt: str | None = None,
+        truncate: bool = False,
     ) -> np.ndarray[Any, Any]: ...
     @overload
     def embed(
-        self, prompts: Prompt | Iterable[Prompt], *, pooling: Literal["none"], normalize: bool = True
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        *,
+        pooling: Literal["none"],
+        normalize: bool = True,
+        prompt: str | None = None,
+        truncate: bool = False,
     ) -> list[np.ndarray[Any, Any]]: ...
     def embed(
-        self, prompts: Prompt | Iterable[Prompt], *, pooling: Pooling | None = None, normalize: bool = True
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        *,
+        pooling: Pooling | None = None,
+        normalize: bool = True,
+        prompt: str | None = None,
+        truncate: bool = False,
     ) -> np.ndarray[Any, Any] | list[np.ndarray[Any, Any]]:
         """Vectors that stand for texts, float32 [prompts, n_embd]: the final hidden states, pooled.
 
         ``prompts`` as of ``generate``. ``pooling``: the mean over all tokens ("mean"), or the "first" ("cls") or the "last" token
         alone; None: what the file says that the model was trained for, or else the mean. "none" gives a list, for each prompt
         the states of all its tokens, float32 [tokens, n_embd]. ``normalize``: to length 1, so that a dot product is the cosine.
-        Raises as ``stream`` does.
+        ``prompt``: the name of one of ``embedding_prompts`` that is put before every text; None: the file's default, if it has
+        one; "": none. ``truncate``: cut texts that are longer than the model's ``max_seq_length`` or the context, special tokens
+        kept, as sentence-transformers does; otherwise they raise RequestError. A prompt of token ids is used as it is, without
+        a ``prompt``. Raises as ``stream`` does.
         """
-        sequences = self._requests.embeddings(prompts, pooling)
+        sequences = self._requests.embeddings(prompts, pooling, prompt, truncate)
         self._engine.finish(sequences)
+        width: int = min(self.model.config.n_embd, self._requests.embedding.dimensions or self.model.config.n_embd)
         found = [
-            np.atleast_2d(each.rows if pooling == "none" else each.vector).astype(np.float64) for each in sequences
+            np.atleast_2d(each.rows if pooling == "none" else each.vector)[:, :width].astype(np.float64)
+            for each in sequences
         ]
         for rows, sequence in zip(found, sequences):
             if sequence.finish_reason == "cancelled":
@@ -65,30 +88,37 @@ class Judges(Answering):
                 rows /= np.where(lengths == 0.0, 1.0, lengths)
         if pooling == "none":
             return [rows.astype(np.float32) for rows in found]
-        return np.concatenate([*found, np.empty((0, self.model.config.n_embd))]).astype(np.float32)
+        return np.concatenate([*found, np.empty((0, width))]).astype(np.float32)
+
+    @property
+    def embedding_prompts(self) -> Mapping[str, str]:
+        """The texts that ``embed`` can put before a text, by name; empty where the file has none."""
+        return self._requests.embedding.prompts
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The names of what a classifier tells apart, in the order of ``classify``'s columns; empty where it has none."""
         return tuple(getattr(self.model.config, "labels", ()))
 
-    def rerank(self, query: str, documents: Iterable[str]) -> list[float]:
+    def rerank(self, query: str, documents: Iterable[str], *, truncate: bool = False) -> list[float]:
         """How well each of ``documents`` answers ``query``, by a reranker: what its head gives, greater is better.
 
         Query and document are read together, as the model was trained; the logistic function makes a probability of a score.
         Of a decoder that answers yes or no (Qwen3-Reranker) a score is how much the logit of yes is above that of no.
+        ``truncate``: of two texts that do not fit the context together, the longer one loses its end (as in transformers).
         Raises RequestError for a model without such a head and for texts that do not fit its context, else as ``embed``.
         """
-        rows = self._judged(self._requests.ranks(query, documents))
+        rows = self._judged(self._requests.ranks(query, documents, truncate))
         return [float(row[0] - row[1] if self._requests.says_yes else row[0]) for row in rows]
 
-    def classify(self, texts: str | Iterable[Judged]) -> np.ndarray[Any, Any]:
+    def classify(self, texts: str | Iterable[Judged], *, truncate: bool = False) -> np.ndarray[Any, Any]:
         """What a classifier says of texts: logits, float32 [texts, labels], in the order of ``labels``.
 
         ``texts``: prompts as of ``generate``, or pairs ``(first, second)`` that are read together. The softmax of a row gives
-        probabilities where just one label is right. Raises RequestError for a model without a head, else as ``embed``.
+        probabilities where just one label is right. ``truncate``: cut texts that do not
+        fit the context. Raises RequestError for a model without a head, else as ``embed``.
         """
-        rows = self._judged(self._requests.judgements(texts))
+        rows = self._judged(self._requests.judgements(texts, truncate))
         width: int = self.model.config.n_labels
         return np.array(rows, np.float32).reshape(len(rows), width)
 

@@ -16,6 +16,7 @@ from gumba.answering import made
 from gumba.asked import Request
 from gumba.chats import Chats
 from gumba.conversation import Conversation
+from gumba.embedding import EmbeddingSettings
 from gumba.engine.core import Lent
 from gumba.engine.engine import Engine
 from gumba.engine_args import kv_budget, translated
@@ -127,6 +128,7 @@ class LLM(Chats, Judges):
             if args.memory_share is not None:
                 settings["kv_memory"] = kv_budget(args.memory_share, self._gguf.file_size)
             self._tokenizer = Tokenizer.from_gguf(self._gguf)
+            embedding = EmbeddingSettings.from_gguf(self._gguf)
             if chat_template is not None:
                 self.chat_template = self.tool_template = ChatTemplate.given(chat_template, self._tokenizer)
             self._loaded = LoadedModel(
@@ -168,6 +170,7 @@ class LLM(Chats, Judges):
             pair_template=PairTemplate.from_gguf(self._gguf) if self._loaded.model.config.n_labels else None,
             seed=args.seed,
             prefix_caching=args.prefix_caching,
+            embedding=embedding,
         )
 
     def __repr__(self) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from gumba.asked import BeamRequest, ContrastiveRequest, Request
 from gumba.chat_parsing import answer_format, checked_tools
+from gumba.embedding import EmbeddingSettings, prompt_tokens
 from gumba.engine.beam import BeamSearch
 from gumba.engine.contrastive import ContrastiveSearch
 from gumba.engine.draft import DraftRunner, ModelDrafter
@@ -87,6 +88,8 @@ class Requests:
     step. ``config``: the model's. ``template``: the chat template, with tools or without. ``find_draft``: the model that drafts,
     None where there is none; ``draft_tokens``: how many at a time; ``pair_template``: how a decoder is shown two texts; ``seed``:
     of the requests without one of their own, each of which draws from it; ``prefix_caching``: whether requests share pages.
+    None where there is none; ``draft_tokens``: how many at a time; ``pair_template``: how a decoder is shown two
+    texts; ``embedding``: how the file wants texts embedded.
 
     What its methods raise: RequestError for what is wrong, too long or out of range, TokenizerError for text that cannot be
     encoded, TemplateError for messages that the template refuses, and what ``check_usable`` raises.
@@ -105,6 +108,7 @@ class Requests:
         pair_template: PairTemplate | None = None,
         seed: int | None = None,
         prefix_caching: bool = True,
+        embedding: EmbeddingSettings | None = None,
     ) -> None:
         self._draw_seed = secrets.SystemRandom() if seed is None else random.Random(seed)
         self._prefix_caching = prefix_caching
@@ -112,6 +116,7 @@ class Requests:
         self._capacity, self._config, self._template = capacity, config, template
         self._find_draft, self._draft_tokens = find_draft, draft_tokens
         self._pair_template = pair_template
+        self.embedding = embedding or EmbeddingSettings()
         self._controls: dict[tuple[str, ...], frozenset[int]] = {}
 
     def completions(self, prompts: str | Iterable[Prompt], params: ParamsOf) -> list[Request]:
@@ -200,23 +205,60 @@ class Requests:
             searches.append(ContrastiveRequest(prompt_text(prompt), self._share(search), self._tokenizer))
         return searches
 
-    def embeddings(self, prompts: Prompt | Iterable[Prompt], pooling: Pooling | None) -> list[Embedding]:
-        """Pooled hidden states of prompts; ``pooling`` None: as the model was trained, or the mean."""
+    def embeddings(
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        pooling: Pooling | None,
+        prompt: str | None = None,
+        truncate: bool = False,
+    ) -> list[Embedding]:
+        """Pooled hidden states of prompts; ``pooling`` None: as the model was trained, or the mean.
+
+        ``prompt``: the name of the text that is put before texts (see ``EmbeddingSettings.prompt``); ``truncate``: cut what is
+        too long.
+        """
         if pooling is None:
             trained = getattr(self._config, "pooling", "")
             pooling = "first" if trained == "first" else "last" if trained == "last" else "mean"
         if pooling not in ("mean", "cls", "first", "last", "none"):
             raise RequestError(f'pooling: expected "mean", "cls", "first", "last" or "none", found {show(pooling)}')
         kind: Literal["mean", "first", "last", "none"] = "first" if pooling == "cls" else pooling
+        self._check_usable()
         self._check_continues("embeddings are those of a file that has its encoder alone")
-        sequences = []
-        for prompt in _listed(prompts):  # type: ignore[arg-type]
-            ids = self._fitting(self.prompt_ids(prompt), "prompt")
-            sequences.append(self._share(Embedding(ids, self._config.n_embd, kind, whole=not self._config.causal)))
+        before = self.embedding.prompt(prompt)
+        skip = prompt_tokens(self._tokenizer, before) if before and not self.embedding.include_prompt else 0
+        whole, sequences = not self._config.causal, []
+        for i, each in enumerate(_listed(prompts)):  # type: ignore[arg-type]
+            if prompt and not isinstance(each, str):
+                raise RequestError(f"prompt: {show(prompt)} can only be put before a text, found {show(each)}")
+            try:
+                ids = self.prompt_ids(before + each if isinstance(each, str) else each)
+                ids = self._embeddable(ids, truncate, text=isinstance(each, str))
+            except RequestError as error:
+                if isinstance(prompts, str):
+                    raise
+                numbered = RequestError(f"prompts[{i}]: {str(error).removeprefix('prompt: ')}")
+                numbered.index = i
+                raise numbered from None
+            n_skipped = skip if isinstance(each, str) else 0
+            sequences.append(self._share(Embedding(ids, self._config.n_embd, kind, whole=whole, skip=n_skipped)))
         return sequences
 
-    def ranks(self, query: str, documents: Iterable[str]) -> list[Judging]:
-        """How well each of ``documents`` answers ``query``, by the head of a cross-encoder."""
+    def _embeddable(self, ids: list[int], truncate: bool, *, text: bool) -> list[int]:
+        """``ids``, cut to the longest text with ``truncate``; token ids from outside are limited by the context alone."""
+        longest = self.embedding.max_seq_length
+        limit = self._capacity if longest is None else min(longest, self._capacity)
+        if truncate:
+            return self._tokenizer.truncated(ids, limit, self.embedding.truncation_side)
+        if text and len(ids) > limit and limit == longest:
+            raise RequestError(
+                f"prompt: {len(ids)} tokens are more than the model's longest text of {limit} (max_seq_length); "
+                "truncate=True cuts texts to that"
+            )
+        return self._fitting(ids, "prompt", cuts=True)
+
+    def ranks(self, query: str, documents: Iterable[str], truncate: bool = False) -> list[Judging]:
+        """How well each of ``documents`` answers ``query``, by the head of a cross-encoder; ``truncate``: cut long ones."""
         if not isinstance(query, str):
             raise RequestError(f"query: expected a text, found {show(query)}")
         if isinstance(documents, str) or not isinstance(documents, Iterable):
@@ -228,23 +270,29 @@ class Requests:
         for i, document in enumerate(documents):
             if not isinstance(document, str):
                 raise RequestError(f"documents[{i}]: expected a text, found {show(document)}")
-            sequences.append(self._judging(self._pair_ids(query, document)))
+            sequences.append(self._judging(self._pair_ids(query, document, truncate)))
         return sequences
 
-    def judgements(self, texts: str | Iterable[Judged]) -> list[Judging]:
-        """What a classifier's head says of each of ``texts``."""
+    def judgements(self, texts: str | Iterable[Judged], truncate: bool = False) -> list[Judging]:
+        """What a classifier's head says of each of ``texts``; ``truncate``: cut what is too long."""
         self._check_head()
         found = []
         for text in _listed(texts):  # type: ignore[arg-type]
             if isinstance(text, tuple) and len(text) == 2 and all(isinstance(part, str) for part in text):
                 first, second = text
-                found.append(self._judging(self._pair_ids(str(first), str(second))))
+                found.append(self._judging(self._pair_ids(str(first), str(second), truncate)))
             elif isinstance(text, list | tuple) and any(isinstance(part, str) for part in text):
                 raise RequestError(
                     f"texts: expected texts, token ids, or pairs of texts, (first, second), found {show(text)}"
                 )
             else:
-                found.append(self._judging(self._fitting(self.prompt_ids(text), "prompt")))
+                ids = self.prompt_ids(text)
+                ids = (
+                    self._tokenizer.truncated(ids, self._capacity)
+                    if truncate
+                    else self._fitting(ids, "prompt", cuts=True)
+                )
+                found.append(self._judging(ids))
         return found
 
     @property
@@ -255,15 +303,17 @@ class Requests:
     def _judging(self, ids: list[int]) -> Judging:
         return self._share(Judging(ids, whole=not self._config.causal))
 
-    def _pair_ids(self, first: str, second: str) -> list[int]:
+    def _pair_ids(self, first: str, second: str, truncate: bool) -> list[int]:
         """Token ids of two texts; of a model that tells types of tokens apart they say the type, too."""
         self._check_usable()
         if self._pair_template is not None:
+            if truncate:
+                raise RequestError("truncate: this model reads two texts in a template, of which nothing can be cut")
             return self._fitting(self._pair_template.encode(self._tokenizer, first, second), "the two texts")
-        ids, types = self._tokenizer.encode_pair(first, second)
+        ids, types = self._tokenizer.encode_pair(first, second, self._capacity if truncate else None)
         if self._config.n_types > 1:
             ids = [token + self._config.n_vocab * kind for token, kind in zip(ids, types)]
-        return self._fitting(ids, "the two texts")
+        return self._fitting(ids, "the two texts", cuts=True)
 
     def _check_head(self) -> int:
         n_labels: int = getattr(self._config, "n_labels", 0)
@@ -448,9 +498,11 @@ class Requests:
             ids.append(value)
         return ids
 
-    def _fitting(self, ids: list[int], field: str) -> list[int]:
+    def _fitting(self, ids: list[int], field: str, *, cuts: bool = False) -> list[int]:
+        """``ids``, which must fit the context; ``cuts``: the message says that they can be cut."""
         if len(ids) > self._capacity:
-            raise RequestError(f"{field}: {len(ids)} tokens do not fit the context of {self._capacity}")
+            advice = "; truncate=True cuts texts to that" if cuts else ""
+            raise RequestError(f"{field}: {len(ids)} tokens do not fit the context of {self._capacity}{advice}")
         return ids
 
 

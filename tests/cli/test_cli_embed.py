@@ -76,3 +76,25 @@ def test_what_is_refused(gumba: Callable, tmp_path: Path) -> None:
     ):
         result = gumba("embed", MODEL, *args, stdin=stdin)
         assert result.code == 2 and message in result.err
+
+
+def test_prompts_and_long_texts(gumba: Callable, tmp_path: Path) -> None:
+    model = MODEL.parent / "embedder_bert.gguf"
+    long = "the cat sat on the mat the cat sat on the mat"
+    for args, stdin, message in (
+        (("a", long), "", "text 2: 14 tokens are more"),
+        ((), f"a\n\n{long}\n", "line 3 of stdin: 14 tokens are more"),
+        (("a", "--prompt", "passage"), "", "no prompt 'passage': it has 'query', 'document', 'none'"),
+    ):
+        result = gumba("embed", model, *args, "-t", 1, stdin=stdin)
+        assert (result.code, result.out) == (2, "") and message in result.err, result.err
+    file = tmp_path / "texts.txt"
+    file.write_text(f"{long}\n", encoding="utf-8")
+    result = gumba("embed", model, "-f", file, "-t", 1)
+    assert result.code == 2 and f"line 1 of {file}: 14 tokens" in result.err and "--truncate cuts" in result.err
+    result = gumba("embed", model, "a", long, "-t", 1, "--truncate", "--prompt", "query")
+    with LLM(model, n_threads=1) as llm:
+        np.testing.assert_allclose(
+            numbers(result.out), llm.embed(["a", long], prompt="query", truncate=True), rtol=1e-6
+        )
+    assert "gumba.embedding.prompt.query" in gumba("inspect", model).out

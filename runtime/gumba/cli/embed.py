@@ -12,7 +12,8 @@ from gumba.errors import RequestError
 _EXAMPLES = """
 gumba embed model.gguf "The cat sat on the mat." "A dog ran."
 gumba embed model.gguf --pooling cls -c 512 "The cat sat on the mat."
-gumba embed model.gguf -f sentences.txt --json
+gumba embed model.gguf -f sentences.txt --json --truncate
+gumba embed model.gguf --prompt query "where do cats sleep?"
 echo "a line is a text" | gumba embed model.gguf --pooling cls
 """
 
@@ -37,6 +38,15 @@ def add_parser(commands: Commands) -> None:
         help="which tokens' states make the vector; none: one for each token (default: as the model was trained)",
     )
     parser.add_argument("--no-normalize", action="store_true", help="leave vectors as long as they are")
+    parser.add_argument(
+        "--prompt",
+        metavar="NAME",
+        help='put the prompt of that name before every text (`gumba inspect` lists them as gumba.embedding.prompt.NAME); "": '
+        "none (default: the one that the file names)",
+    )
+    parser.add_argument(
+        "--truncate", action="store_true", help="cut texts that are too long for the model; otherwise they are an error"
+    )
     add_context(parser)
     add_threads(parser)
     parser.add_argument("-q", "--quiet", action="store_true", help="no notices on stderr")
@@ -52,7 +62,21 @@ def embed(args: argparse.Namespace) -> int:
         raise RequestError("there are no texts")
     llm, _ = open_llm(args)
     with llm:
-        vectors = llm.embed(texts, pooling=args.pooling, normalize=not args.no_normalize)
+        try:
+            vectors = llm.embed(
+                texts,
+                pooling=args.pooling,
+                normalize=not args.no_normalize,
+                prompt=args.prompt,
+                truncate=args.truncate,
+            )
+        except RequestError as error:
+            if error.index is None:
+                raise
+            place = "text" if args.texts else "line"
+            source = "" if args.texts else f" of {'stdin' if args.file in (None, '-') else args.file}"
+            message = str(error).removeprefix(f"prompts[{error.index}]: ")
+            raise RequestError(f"{place} {error.index + 1}{source}: {message}") from None
     if args.json:
         print_json({"embeddings": [vector.tolist() for vector in vectors]})
         return 0

@@ -33,6 +33,7 @@ _OPTIONS = {
     "messages:": "conversation:",
     "chat_template": "--chat-template",
     "template_args": "--template-arg",
+    "truncate=True": "--truncate",
 }
 _NAMES = re.compile("|".join(rf"(?<![\w./\"-]){re.escape(name)}(?![\w./-])" for name in _OPTIONS))
 

@@ -423,7 +423,8 @@ class Embedding(Sequence):
     """A sequence whose final hidden states are wanted, pooled: float64 [n_embd] in ``vector``.
 
     ``pooling``: "mean" of all tokens, or that of the "first" or the "last"; or "none": all of them, float32 [n, n_embd] in
-    ``rows``. ``whole``: of an encoder, whose tokens see each other all.
+    ``rows``. ``whole``: of an encoder, whose tokens see each other all. ``skip``: tokens at the beginning that are not pooled;
+    where these are all, the vector is zero, but for "first", which then is the first token's.
     """
 
     wants_hidden = True
@@ -434,11 +435,14 @@ class Embedding(Sequence):
         n_embd: int,
         pooling: Literal["mean", "first", "last", "none"],
         whole: bool = False,
+        skip: int = 0,
     ) -> None:
         super().__init__(tokens)
         if pooling != "last":
             self.most_cached = 0
         self._pooling = pooling
+        self._skip = min(skip, self.n_prompt)
+        self._first_row = self._skip if self._skip < self.n_prompt else 0
         self.vector = np.zeros(n_embd, np.float64)
         self.rows = np.empty((self.n_prompt if pooling == "none" else 0, n_embd), np.float32)
         if whole:
@@ -450,9 +454,10 @@ class Embedding(Sequence):
             return self.tokens[:], "last" if self._pooling == "last" else "all"
         if self._pooling in ("mean", "none"):
             return self.tokens[self.n_cached : self.n_cached + min(count, SCORED_PER_STEP)], "all"
-        if self._pooling == "first" and self.n_cached == 0:
-            return self.tokens[:1], "last"
-        last = self._pooling == "last" and count == self.remaining
+        if self._pooling == "first":
+            count = min(count, self._first_row + 1 - self.n_cached)
+        wanted = self.n_prompt if self._pooling == "last" else self._first_row + 1
+        last = self.n_cached + count == wanted
         return self.tokens[self.n_cached : self.n_cached + count], "last" if last else "none"
 
     def advance(self, count: int, rows: np.ndarray[Any, Any], sampler: Sampler) -> None:
@@ -461,14 +466,23 @@ class Embedding(Sequence):
         if self._pooling == "none":
             self.rows[self.n_cached : self.n_cached + count] = self.hidden
         # One row after the other, so that the sum does not depend on the steps.
-        for row in self.hidden[:1] if self._pooling == "first" else self.hidden:
+        for row in self._pooled():
             self.vector = self.vector + row if self._pooling == "mean" else row.astype(np.float64)
         self.n_cached += count
-        if self.n_cached == self.n_prompt or self._pooling == "first":
+        done = self.n_cached > self._first_row if self._pooling == "first" else self.n_cached == self.n_prompt
+        if done:
             if self._pooling == "mean":
-                self.vector /= self.n_prompt
+                self.vector /= max(1, self.n_prompt - self._skip)
             self.prompt_done = True
             self.finish_reason = "length"
+
+    def _pooled(self) -> np.ndarray[Any, Any]:
+        """The rows of this step's hidden states that count."""
+        if self._pooling == "first":
+            return self.hidden[self._first_row : self._first_row + 1] if self.whole else self.hidden
+        if self._pooling == "last":
+            return self.hidden[: 0 if self._skip == self.n_prompt else None]
+        return self.hidden[max(0, self._skip - self.n_cached) :]
 
 
 class Judging(Sequence):

@@ -158,17 +158,49 @@ class Tokenizer:
             ids += self._ends
         return ids
 
-    def encode_pair(self, first: str, second: str) -> tuple[list[int], list[int]]:
+    def encode_pair(self, first: str, second: str, max_length: int | None = None) -> tuple[list[int], list[int]]:
         """Token ids of two texts that an encoder reads together (a query and a document), and their token types.
 
         Begin, first text, end, second text, end; vocabularies with ``add_sep`` have the separator between the two, too. The
-        type is 1 from the second text on where the model tells types apart, else 0. Raises as ``encode`` does.
+        type is 1 from the second text on where the model tells types apart, else 0. ``max_length``: the longer text loses
+        tokens at its end until so many are left. Raises as ``encode`` does, RequestError where ``max_length`` leaves no room.
         """
         left, right = self.encode(first), self.encode(second, add_special=False)
+        between = []
         if self.add_sep and self.sep_id is not None and self._vocabulary.model != "bert":
-            left.append(self.sep_id)
-        right += self._ends
+            between.append(self.sep_id)
+        between, ends = [*self._ends, *between], list(self._ends)
+        left = left[: len(left) - len(ends)]
+        if max_length is not None and len(left) + len(between) + len(right) + len(ends) > max_length:
+            n_begin = self._n_begin(left)
+            room = max_length - n_begin - len(between) - len(ends)
+            n_left, n_right = _longest_first(len(left) - n_begin, len(right), self._checked_room(room, max_length))
+            left, right = left[: n_begin + n_left], right[:n_right]
+        left, right = left + between, right + ends
         return left + right, [0] * len(left) + [int(self.token_type_count > 1)] * len(right)
+
+    def truncated(self, ids: Sequence[int], max_length: int, side: str = "right") -> list[int]:
+        """``ids`` of one text, of which so many are left that they are ``max_length`` at most; special tokens at both ends stay.
+
+        ``side``: "right", where the text loses its end, or "left". Raises RequestError where there is no room for special tokens.
+        """
+        if len(ids) <= max_length:
+            return list(ids)
+        begin, n_end = self._n_begin(ids), len(self._ends)
+        end = len(ids) - (n_end if n_end and tuple(ids[-n_end:]) == self._ends else 0)
+        room = self._checked_room(max_length - begin - (len(ids) - end), max_length)
+        kept = ids[begin : begin + room] if side == "right" else ids[end - room : end]
+        return [*ids[:begin], *kept, *ids[end:]]
+
+    def _n_begin(self, ids: Sequence[int]) -> int:
+        """How many tokens of ``ids`` are the one that begins every text."""
+        return int(self.add_bos and self.bos_id is not None and list(ids[:1]) == [self.bos_id])
+
+    @staticmethod
+    def _checked_room(room: int, max_length: int) -> int:
+        if room < 0:
+            raise RequestError(f"{max_length} tokens leave no room for the special tokens of a text")
+        return room
 
     def _fragments(self, text: str, parse_special: bool, shield: str = "") -> list[str | int]:
         """The text cut at special tokens: of overlapping ones the longest counts, wherever it begins."""
@@ -280,3 +312,12 @@ class Tokenizer:
         Raises RequestError for an id that is not in the vocabulary.
         """
         return self.decode_bytes(ids, skip_special, continuation=continuation).decode("utf-8", "replace")
+
+
+def _longest_first(n_first: int, n_second: int, room: int) -> tuple[int, int]:
+    """How many tokens two texts keep of ``room``: the longer one loses as many more as it is longer (Hugging Face's rule)."""
+    shorter = min(n_first, n_second)
+    longer = shorter if shorter > room else max(shorter, room - shorter)
+    if shorter + longer > room:
+        shorter, longer = room // 2, room - room // 2
+    return (shorter, longer) if n_first <= n_second else (longer, shorter)
