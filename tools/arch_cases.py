@@ -7,6 +7,7 @@ from typing import Any
 
 from arch_settings import (
     DEEPSEEK_YARN,
+    DISTIL,
     FULL,
     GEMMA3_ROPE,
     GEMMA3N,
@@ -248,6 +249,11 @@ CASES = [
         encoder=True,
     ),
     Case("bert_labels", "Bert", {"num_labels": 3}, head=LABELS, encoder=True),
+    Case("bert_distil", "DistilBert", DISTIL, head="Model", encoder=True),
+    # llama.cpp has tanh in the head, where DistilBERT has ReLU.
+    Case("bert_distil_labels", "DistilBert", DISTIL | {"num_labels": 3}, head=LABELS, encoder=True, n_llama=0),
+    # Texts are longer than the distance from which on all keys have the same bias. llama.cpp does not have it.
+    Case("mpnet", "MPNet", {"pad_token_id": 1}, head="Model", encoder=True, n_tokens=T5_TOKENS, n_llama=0),
     Case("modern_bert", "ModernBert", MODERN, {"local_attention": 256}, head="Model", encoder=True),
     Case(
         "modern_bert_labels",

@@ -23,6 +23,14 @@ SIZES: dict[str, Any] = {
     "pad_token_id": None,
 }
 WIDE_HEADS = {"head_dim": 16}
+DISTIL: dict[str, Any] = {
+    "dim": 32,
+    "n_layers": 2,
+    "n_heads": 4,
+    "hidden_dim": 64,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+}
 ONE_LAYER = {"num_hidden_layers": 1}
 TIED = {"tie_word_embeddings": True}
 LABELS = "ForSequenceClassification"

@@ -16,6 +16,7 @@ def tokenizer_files(kind: str, n_vocab: int) -> dict[str, Any]:
         "bytes": _bytes,
         "roberta": _roberta,
         "words": _words,
+        "mpnet": _mpnet,
         "pieces": _pieces,
         "yes_no": _yes_no,
     }[kind](n_vocab)
@@ -68,14 +69,26 @@ def _roberta(n_vocab: int) -> dict[str, Any]:
     }
 
 
-def _words(n_vocab: int) -> dict[str, Any]:
+def _mpnet(n_vocab: int) -> dict[str, Any]:
+    """WordPiece with RoBERTa's special tokens."""
+    config = ROBERTA | {"unk_token": "[UNK]", "mask_token": "<mask>"}
+    made: dict[str, Any] = _words(n_vocab, ["<s>", "<pad>", "</s>", "<unk>", "[UNK]", "<mask>"])
+    made["tokenizer.json"]["post_processor"] = {"type": "RobertaProcessing", "sep": ["</s>", 2], "cls": ["<s>", 0]} | {
+        "trim_offsets": True,
+        "add_prefix_space": False,
+    }
+    return made | {"tokenizer_config.json": config}
+
+
+def _words(n_vocab: int, special: list[str] | None = None) -> dict[str, Any]:
     small = [*string.ascii_lowercase, *string.digits]
     words = ["the", "cat", "sat", "on", "mat", "dog", "ran", "##ing", "##ed"]
-    texts = [*BERT.values(), *string.punctuation, *words, *small, *("##" + letter for letter in small)][:n_vocab]
+    special = special or list(BERT.values())
+    texts = [*special, *string.punctuation, *words, *small, *("##" + letter for letter in small)][:n_vocab]
     return {
         "tokenizer.json": {
             "version": "1.0",
-            "added_tokens": _special(list(BERT.values())),
+            "added_tokens": _special(special),
             "normalizer": {
                 "type": "BertNormalizer",
                 "lowercase": True,

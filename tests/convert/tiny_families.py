@@ -357,6 +357,44 @@ BERT_BLOCK = (
     | biases("attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down", of=BERT_MATRICES)
     | norms(bias=True, attn_output_norm="attention.output.LayerNorm", layer_output_norm="output.LayerNorm")
 )
+DISTIL_ENDS = matrices(
+    token_embd=("distilbert.embeddings.word_embeddings", (V, W)),
+    position_embd=("distilbert.embeddings.position_embeddings", (CTX, W)),
+) | norms(bias=True, token_embd_norm="distilbert.embeddings.LayerNorm")
+DISTIL_MATRICES = matrices(
+    attn_q=("attention.q_lin", (W, W)),
+    attn_k=("attention.k_lin", (W, W)),
+    attn_v=("attention.v_lin", (W, W)),
+    attn_output=("attention.out_lin", (W, W)),
+    ffn_up=("ffn.lin1", (F, W)),
+    ffn_down=("ffn.lin2", (W, F)),
+)
+DISTIL_BLOCK = (
+    DISTIL_MATRICES
+    | biases("attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down", of=DISTIL_MATRICES)
+    | norms(bias=True, attn_output_norm="sa_layer_norm", layer_output_norm="output_layer_norm")
+)
+MPNET_ENDS = (
+    matrices(
+        token_embd=("mpnet.embeddings.word_embeddings", (V, W)),
+        attn_rel_b=("mpnet.encoder.relative_attention_bias", (32, HEADS)),
+    )
+    | {"position_embd.weight": ("mpnet.embeddings.position_embeddings.weight", (CTX, W), rows(2, CTX - 2))}
+    | norms(bias=True, token_embd_norm="mpnet.embeddings.LayerNorm")
+)
+MPNET_MATRICES = matrices(
+    attn_q=("attention.attn.q", (W, W)),
+    attn_k=("attention.attn.k", (W, W)),
+    attn_v=("attention.attn.v", (W, W)),
+    attn_output=("attention.attn.o", (W, W)),
+    ffn_up=("intermediate.dense", (F, W)),
+    ffn_down=("output.dense", (W, F)),
+)
+MPNET_BLOCK = (
+    MPNET_MATRICES
+    | biases("attn_q", "attn_k", "attn_v", "attn_output", "ffn_up", "ffn_down", of=MPNET_MATRICES)
+    | norms(bias=True, attn_output_norm="attention.LayerNorm", layer_output_norm="output.LayerNorm")
+)
 MODERN_ENDS = matrices(token_embd=("model.embeddings.tok_embeddings", (V, W))) | norms(
     token_embd_norm="model.embeddings.norm", output_norm="model.final_norm"
 )
@@ -1118,6 +1156,49 @@ FAMILIES: dict[str, Family] = {
         },
         without=NO_BIAS_NEEDED,
         spare={"cls.predictions.bias": (V,), "bert.pooler.dense.weight": (W, W)},
+    ),
+    "distilbert": Family(
+        "distilbert",
+        "bert",
+        hf("DistilBertForMaskedLM", activation="gelu", sinusoidal_pos_embds=False, dim=W, hidden_dim=F, n_layers=LAYERS)
+        | {"n_heads": HEADS},
+        DISTIL_ENDS,
+        DISTIL_BLOCK,
+        layer="distilbert.transformer.layer",
+        keys={
+            "attention.causal": False,
+            "attention.layer_norm_epsilon": 1e-12,
+            "attention.head_count_kv": HEADS,
+            "pooling_type": None,
+        },
+        without=(*NO_BIAS_NEEDED, "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+        spare={"vocab_projector.bias": (V,), "vocab_transform.weight": (W, W), "vocab_layer_norm.bias": (W,)},
+    ),
+    "distilbert labels": Family(
+        "distilbert",
+        "bert",
+        hf("DistilBertForSequenceClassification", num_labels=2, hidden_act="gelu", layer_norm_eps=1e-12, hidden_dim=F),
+        DISTIL_ENDS | classifier("pre_classifier", "classifier", 2),
+        DISTIL_BLOCK,
+        layer="distilbert.transformer.layer",
+        keys={"pooling_type": 4, "classifier.output_labels": ["LABEL_0", "LABEL_1"], "attention.head_count_kv": HEADS},
+        without=(*NO_BIAS_NEEDED, "intermediate_size"),
+    ),
+    "mpnet": Family(
+        "mpnet",
+        "mpnet",
+        hf("MPNetForMaskedLM", hidden_act="gelu", relative_attention_num_buckets=32, layer_norm_eps=1e-5),
+        MPNET_ENDS,
+        MPNET_BLOCK,
+        layer="mpnet.encoder.layer",
+        keys={
+            "attention.causal": False,
+            "attention.head_count_kv": HEADS,
+            "attention.relative_buckets_count": 32,
+            "context_length": CTX - 2,
+        },
+        without=NO_BIAS_NEEDED,
+        spare={"lm_head.bias": (V,), "mpnet.pooler.dense.weight": (W, W), "mpnet.embeddings.position_ids": (1, CTX)},
     ),
     "roberta labels": Family(
         "bert",

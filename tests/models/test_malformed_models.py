@@ -21,12 +21,14 @@ SOURCE = next(path for path in GOLDENS if path.stem == "model_llama3")
 KINDS = {int: ValueType.UINT32, float: ValueType.FLOAT32, bool: ValueType.BOOL, str: ValueType.STRING}
 
 
-def rewrite(out: Path, metadata: dict[str, Any] | None = None, tensors: dict[str, Any] | None = None) -> Path:
+def rewrite(
+    out: Path, metadata: dict[str, Any] | None = None, tensors: dict[str, Any] | None = None, *, model: Path = SOURCE
+) -> Path:
     """The source model with some metadata and tensors replaced, added, or (None) left out."""
     metadata, tensors = metadata or {}, tensors or {}
     writer = gguf.GGUFWriter(out, "placeholder")
     writer.kv_data[0].clear()
-    with GGUFFile(SOURCE) as source:
+    with GGUFFile(model) as source:
         values: dict[str, tuple[Any, ValueType, ValueType | None]] = {}
         for key, value in source.metadata.items():
             if hasattr(value, "to_list"):

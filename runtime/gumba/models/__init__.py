@@ -44,6 +44,7 @@ from gumba.models import (
     llama,
     llama4,
     modern_bert,
+    mpnet,
     nomic_bert,
     olmo2,
     phi2,
@@ -85,7 +86,7 @@ ARCHITECTURES: dict[str, ModuleType] = {
         chatglm, glm4, gemma, gemma2, gemma3, gemma3n, gemma4, phi2, phi3, gpt2,
         gptneox, starcoder2, stablelm, falcon, internlm2, olmo2, baichuan, granite, granitemoe, smollm3, exaone4,
         command_r, cohere2, deepseek2, gpt_oss, lfm2, qwen35, qwen35moe, seed_oss,
-        bert, nomic_bert, jina_bert_v2, jina_bert_v3, modern_bert, gemma_embedding,
+        bert, mpnet, nomic_bert, jina_bert_v2, jina_bert_v3, modern_bert, gemma_embedding,
         t5, t5encoder,
     )
 }  # fmt: skip

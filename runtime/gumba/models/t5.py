@@ -22,17 +22,13 @@ from gumba.models import decoder
 from gumba.models.config import Config
 from gumba.models.keys import Keys
 from gumba.models.loader import MAX_LAYERS, Loader
+from gumba.models.relative import biases, read_buckets
 from gumba.models.tensors import Group, Tensors
 from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "t5"
 FAMILIES = "T5, Flan-T5, mT5, umT5"
 VERIFIED = ("transformers", "llama.cpp")
-
-#: Distance from which on all keys have the same bias.
-MAX_DISTANCE = 128
-#: Numbers of buckets that have some for single distances, and some for ranges of them, in both directions.
-MIN_BUCKETS, MAX_BUCKETS = 4, 255
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class T5Config(Config):
 
     @property
     def n_ctx_most(self) -> int:
-        """Beyond MAX_DISTANCE one token is as far away as another."""
+        """Beyond relative.MAX_DISTANCE one token is as far away as another."""
         return 1 << 16
 
 
@@ -81,12 +77,7 @@ def read_stack(keys: Keys, kind: type[C], n_decoder_layers: int = 0) -> C:
     common = decoder.read_common(keys, neox=False)
     if common.n_kv_heads != common.n_heads:
         raise ModelError(f"{keys.gguf.path}: metadata {keys.name}.attention.head_count_kv: expected {common.n_heads}")
-    n_buckets = keys.count("attention.relative_buckets_count", MAX_BUCKETS)
-    if n_buckets < MIN_BUCKETS:
-        raise ModelError(
-            f"{keys.gguf.path}: metadata {keys.name}.attention.relative_buckets_count is {n_buckets}, "
-            f"expected {MIN_BUCKETS} to {MAX_BUCKETS}"
-        )
+    n_buckets = read_buckets(keys)
     return common.extended(kind, n_decoder_layers=n_decoder_layers, n_buckets=n_buckets)
 
 
@@ -131,24 +122,6 @@ def _add_attention(t: Tensors, c: T5Config, i: int, name: str) -> None:
     t.add(f"{name}_o", f"{name}_o.weight", c.n_embd, c.n_q, layer=i)
 
 
-def biases(c: T5Config, of_buckets: np.ndarray, *, causal: bool) -> np.ndarray:
-    """Float32 [n_heads, 2 * MAX_DISTANCE + 1]: what is added to the scores of keys at each distance from the query.
-
-    ``of_buckets``: float32 [n_buckets, n_heads]. Half of the buckets are for one distance each, the others for ranges that grow
-    by the same factor up to MAX_DISTANCE. Where a token sees those after it (not ``causal``), these have half of all buckets.
-    """
-    away = np.arange(-MAX_DISTANCE, MAX_DISTANCE + 1)
-    n = c.n_buckets if causal else c.n_buckets // 2
-    distance = np.maximum(-away, 0) if causal else np.abs(away)
-    near = n // 2
-    ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(near)) / np.float32(
-        np.log(MAX_DISTANCE / near)
-    )
-    far = np.minimum(near + (ratio * np.float32(n - near)).astype(np.int64), n - 1)
-    bucket = np.where(distance < near, distance, far) + (0 if causal else n * (away > 0))
-    return np.ascontiguousarray(of_buckets[bucket].T)
-
-
 def encode(p: Program, c: T5Config, w: Halves, kv: Sequence[KVLayout]) -> Buffer:
     """Write the encoder's program; the last hidden states, float32 [n_outputs, n_embd]. What the decoder needs is stored."""
     x = encoded(p, c, w.decoder.token_embd, w.encoder, kv)
@@ -161,7 +134,7 @@ def encoded(p: Program, c: T5Config, token_embd: PackedMatrix, w: Group, kv: Seq
     """The source's hidden states behind the encoder's last norm, float32 [n_tokens, n_embd]."""
     x = p.embed(token_embd)
     for layer in w.layers:
-        bias = biases(c, _own(layer, w), causal=False)
+        bias = biases(_own(layer, w), causal=False)
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
         x = _attention(p, layer, h, kv, 0, x, causal=False, bias=bias)
         x = _feed_forward(p, c, layer, x)
@@ -173,7 +146,7 @@ def forward(p: Program, c: T5Config, halves: Halves, kv: Sequence[KVLayout], n_c
     w = halves.decoder
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
-        bias = biases(c, _own(layer, w), causal=True)
+        bias = biases(_own(layer, w), causal=True)
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
         x = _attention(p, layer, h, kv, i, x, part="answer", bias=bias)
         q = p.matmul(layer.cross_attn_q, p.rms_norm(x, layer.cross_attn_norm, c.norm_eps))

@@ -1,0 +1,54 @@
+"""mpnet: MPNet (Song et al. 2020): as bert, without types of tokens, and with T5's relative positions beside the learned ones.
+
+The biases by distance are one table for all layers. llama.cpp does not have this architecture; the name is gumba's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gumba.gguf import GGUFFile
+from gumba.models import decoder, encoder
+from gumba.models.encoder import ENCODERS_WITHOUT, EncoderConfig
+from gumba.models.loader import Loader
+from gumba.models.relative import biases, read_buckets
+from gumba.models.tensors import Group
+from gumba.program.builder import Buffer, KVLayout, Program
+
+NAME = "mpnet"
+FAMILIES = "MPNet (all-mpnet-base-v2, multi-qa-mpnet-base)"
+VERIFIED = ("transformers",)
+
+
+@dataclass(frozen=True)
+class MPNetConfig(EncoderConfig):
+    """``n_buckets``: kinds of distances."""
+
+    n_buckets: int
+
+
+def read_config(gguf: GGUFFile) -> MPNetConfig:
+    """Every key is required, has a default, or must have the one value that is computed here."""
+    with decoder.reading(gguf, NAME, without=ENCODERS_WITHOUT) as keys:
+        common = decoder.read_common(keys, neox=False, norm="layer_norm_epsilon")
+        return encoder.read_encoder(keys, common, MPNetConfig, n_buckets=read_buckets(keys))
+
+
+def load_weights(loader: Loader, c: MPNetConfig) -> Group:
+    """Read and weave everything."""
+    t = encoder.table(loader.gguf, c, gate=False)
+    t.add("position_embd", "position_embd.weight", c.n_ctx_train, c.n_embd)
+    t.add("attn_rel_b", "attn_rel_b.weight", c.n_buckets, c.n_heads)
+    return t.load(loader, numbers=("position_embd", "token_types", "attn_rel_b"))
+
+
+def forward(p: Program, c: MPNetConfig, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the head's, float32 [n_outputs, n_labels]."""
+    bias = biases(w.attn_rel_b, causal=False)
+    x = p.add_positions(encoder.embedded(p, c, w), w.position_embd)
+    x = p.layer_norm(x, w.token_embd_norm, w.token_embd_norm_bias, c.norm_eps)
+    for i, layer in enumerate(w.layers):
+        x = decoder.attention(p, c, layer, x, kv, i, None, residual=x, causal=False, bias=bias)
+        x = encoder.normed_halves(p, c, layer, x, "gelu", gate=False)
+    return encoder.outputs(p, c, w, p.select_outputs(x))

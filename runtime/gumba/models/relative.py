@@ -1,0 +1,42 @@
+"""Relative positions as biases of attention (Raffel et al. 2019): a learned number for each head and bucket of distances."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gumba.errors import ModelError
+from gumba.models.keys import Keys
+
+#: Distance from which on all keys have the same bias.
+MAX_DISTANCE = 128
+#: Numbers of buckets that have some for single distances, and some for ranges of them, in both directions.
+MIN_BUCKETS, MAX_BUCKETS = 4, 255
+
+
+def read_buckets(keys: Keys) -> int:
+    """How many buckets the model has. Raises ModelError for a number that cannot be."""
+    n_buckets = keys.count("attention.relative_buckets_count", MAX_BUCKETS)
+    if n_buckets < MIN_BUCKETS:
+        raise ModelError(
+            f"{keys.gguf.path}: metadata {keys.name}.attention.relative_buckets_count is {n_buckets}, "
+            f"expected {MIN_BUCKETS} to {MAX_BUCKETS}"
+        )
+    return n_buckets
+
+
+def biases(of_buckets: np.ndarray, *, causal: bool) -> np.ndarray:
+    """Float32 [n_heads, 2 * MAX_DISTANCE + 1]: what is added to the scores of keys at each distance from the query.
+
+    ``of_buckets``: float32 [n_buckets, n_heads]. Half of the buckets are for one distance each, the others for ranges that grow
+    by the same factor up to MAX_DISTANCE. Where a token sees those after it (not ``causal``), these have half of all buckets.
+    """
+    away = np.arange(-MAX_DISTANCE, MAX_DISTANCE + 1)
+    n = len(of_buckets) if causal else len(of_buckets) // 2
+    distance = np.maximum(-away, 0) if causal else np.abs(away)
+    near = n // 2
+    ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(near)) / np.float32(
+        np.log(MAX_DISTANCE / near)
+    )
+    far = np.minimum(near + (ratio * np.float32(n - near)).astype(np.int64), n - 1)
+    bucket = np.where(distance < near, distance, far) + (0 if causal else n * (away > 0))
+    return np.ascontiguousarray(of_buckets[bucket].T)
