@@ -12,15 +12,26 @@ from gumba_convert.gguf_writer import Value, string, strings
 
 KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 NAMED_AT_MOST = 8
+#: Special tokens that transformers' classes do not have where no file names them.
+NO_DEFAULTS = {
+    "PreTrainedTokenizer": KINDS,
+    "TokenizersBackend": KINDS,
+    "Qwen2Tokenizer": ("bos", "sep", "cls", "mask"),
+}
 
 
 @dataclass
 class SpecialTokens:
-    """`ids` by kind (bos, eos, eot, unk, ...); `add`: whether a text gets its bos, eos; chat templates by name."""
+    """`ids` by kind (bos, eos, eot, unk, ...); `add`: whether a text gets its bos, eos; chat templates by name; `texts`
+    by kind, None for one that transformers' tokenizer does not have, whatever config.json says of its id."""
 
     ids: dict[str, int] = field(default_factory=dict)
     add: dict[str, bool] = field(default_factory=dict)
     templates: dict[str, str] = field(default_factory=dict)
+    texts: dict[str, str | None] = field(default_factory=dict)
+
+    def named_in_templates(self, name: str) -> bool:
+        return any(name in template for template in self.templates.values())
 
     def template_metadata(self) -> dict[str, Value]:
         """`tokenizer.chat_template` for the default one, `tokenizer.chat_template.NAME` for the others."""
@@ -129,7 +140,7 @@ def read_special_tokens(
         tokenizer: tokenizer.json, or empty. config: tokenizer_config.json, or empty.
         n_rows: ids from here on are not tokens and are left out.
     """
-    result = SpecialTokens(templates=_templates(checkpoint, config))
+    result = SpecialTokens(templates=_templates(checkpoint, config), texts=_texts(checkpoint, config))
     texts = {kind: _content(config.get(f"{kind}_token")) for kind in KINDS}
     kinds = list(KINDS)
     texts["bos"] = texts["bos"] or texts["cls"]
@@ -158,6 +169,23 @@ def read_special_tokens(
                 result.ids[kind] = i
                 break
     return result
+
+
+def _texts(checkpoint: Checkpoint, config: dict[str, Any]) -> dict[str, str | None]:
+    """Texts of special tokens by kind; None for null, or where none is named and the tokenizer's class has no default.
+
+    special_tokens_map.json counts where tokenizer_config.json gives none (transformers 5.24).
+    """
+    listed = checkpoint.json("special_tokens_map.json") or {}
+    name = config.get("tokenizer_class")
+    no_defaults = NO_DEFAULTS.get(name.removesuffix("Fast"), ()) if isinstance(name, str) else ()
+    texts: dict[str, str | None] = {}
+    for kind in KINDS:
+        key = f"{kind}_token"
+        text = _content(config.get(key)) or _content(listed.get(key))
+        if text is not None or kind in no_defaults or (key in config and config[key] is None):
+            texts[kind] = text
+    return texts
 
 
 def _content(entry: Any) -> str | None:

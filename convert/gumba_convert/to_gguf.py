@@ -29,6 +29,7 @@ from gumba_convert.atomic import atomic_file
 from gumba_convert.checkpoint import open_checkpoint
 from gumba_convert.families import family_of
 from gumba_convert.gather import read_rows, unit, where
+from gumba_convert.generation import generation_metadata
 from gumba_convert.gguf_writer import TensorInfo, Value, data_size, header, padding, string, u32
 from gumba_convert.mixture import file_type, tensor_format
 from gumba_convert.pipeline import Job, Progress, in_order, row_pieces
@@ -100,6 +101,7 @@ def convert(
     infos = [_info(source, quants.get(fmt)) for source, fmt in zip(plan.tensors, formats, strict=True)]
     n_parameters = sum(math.prod(info.shape) for info in infos)
     described, warnings = general.metadata(checkpoint, name or title, n_parameters)
+    ends, further = generation_metadata(checkpoint, vocabulary, plan.metadata)
     metadata: dict[str, Value] = {
         "general.architecture": string(plan.architecture),
         "general.type": string("model"),
@@ -108,6 +110,7 @@ def convert(
         "general.quantization_version": u32(QUANTIZATION_VERSION),
         **plan.metadata,
         **{key: value for key, value in vocabulary.metadata().items() if key not in plan.metadata},
+        **ends,
     }
     head = header(metadata, infos)
     n_bytes = len(head) + data_size(infos)
@@ -133,7 +136,7 @@ def convert(
         n_bytes=n_bytes,
         formats=dict(Counter(formats)),
         seconds=time.perf_counter() - started,
-        warnings=(*checkpoint.warnings, *plan.warnings, *vocabulary.warnings, *warnings),
+        warnings=(*checkpoint.warnings, *plan.warnings, *vocabulary.warnings, *warnings, *further),
     )
 
 

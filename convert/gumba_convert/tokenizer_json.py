@@ -9,10 +9,13 @@ import numpy as np
 from gumba.errors import ConvertError
 from gumba.gguf import GGUFArray, GGUFFile
 from gumba.text.pretokenize import PRE_TOKENIZERS
+from gumba.text.vocabulary import more_end_ids, template_texts
 from gumba_convert import pre_tokenizers
 from gumba_convert.tokens import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
 _MODELS = ("gpt2", "llama")
+#: Sampler settings: general.sampling.* -> generation_config.json.
+SAMPLING = (("temp", "temperature"), ("top_p", "top_p"), ("min_p", "min_p"), ("penalty_repeat", "repetition_penalty"))
 
 
 def tokenizer_files(file: GGUFFile, n_ctx: int) -> dict[str, dict[str, Any]]:
@@ -60,13 +63,14 @@ def tokenizer_files(file: GGUFFile, n_ctx: int) -> dict[str, dict[str, Any]]:
     ):
         if ours in texts:
             config[theirs] = texts[ours]
+    config |= template_texts(file.metadata)
     template = _chat_template(file)
     if template:
         config["chat_template"] = template
     return {
         "tokenizer.json": tokenizer,
         "tokenizer_config.json": config,
-        "generation_config.json": _generation(file, ids),
+        "generation_config.json": _generation(file, ids, more_end_ids(file.metadata, len(tokens))),
     }
 
 
@@ -189,15 +193,16 @@ def _chat_template(file: GGUFFile) -> str | list[dict[str, str]] | None:
     return [{"name": name, "template": text} for name, text in [("default", default), *named] if text]
 
 
-def _generation(file: GGUFFile, ids: dict[str, int | None]) -> dict[str, Any]:
+def _generation(file: GGUFFile, ids: dict[str, int | None], more: frozenset[int]) -> dict[str, Any]:
     result: dict[str, Any] = {}
-    ends = list(dict.fromkeys(i for name in ("eos", "eot", "eom") if (i := ids[name]) is not None))
+    named = [i for name in ("eos", "eot", "eom") if (i := ids[name]) is not None]
+    ends = list(dict.fromkeys([*named, *sorted(more)]))
     if ends:
         result["eos_token_id"] = ends[0] if len(ends) == 1 else ends
     for ours, theirs in (("bos", "bos_token_id"), ("padding", "pad_token_id")):
         if ids[ours] is not None:
             result[theirs] = ids[ours]
-    for ours, theirs in (("temp", "temperature"), ("top_p", "top_p"), ("min_p", "min_p")):
+    for ours, theirs in SAMPLING:
         value = file.get(f"general.sampling.{ours}", float)
         if value is not None:
             result[theirs] = float(str(np.float32(value)))

@@ -25,7 +25,8 @@ CONTROL_LOOK = re.compile(r"<pad>|<mask>|<2mass>|\[@BOS@\]|<\|.*\|>|<\uff5c.*\uf
 class Vocabulary:
     """Tokens with their GGUF types, one per row of the embedding; `scores` for SentencePiece, `merges` for BPE.
 
-    `more`: further metadata of the tokenizer, keys without "tokenizer.ggml.".
+    `more`: further metadata of the tokenizer, keys without "tokenizer.ggml."; `template_texts`: whole keys of what special
+    tokens are in chat templates.
     """
 
     model: str
@@ -38,6 +39,7 @@ class Vocabulary:
     add_space_prefix: bool | None = None
     more: dict[str, Value] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    template_texts: dict[str, Value] = field(default_factory=dict)
 
     def metadata(self) -> dict[str, Value]:
         """The `tokenizer.*` metadata."""
@@ -59,7 +61,7 @@ class Vocabulary:
         for kind, add in self.special.add.items():
             result[f"tokenizer.ggml.add_{kind}_token"] = boolean(add)
         result |= {f"tokenizer.ggml.{key}": value for key, value in self.more.items()}
-        result |= self.special.template_metadata()
+        result |= self.special.template_metadata() | self.template_texts
         return result
 
     def _infill_ids(self) -> dict[str, int]:

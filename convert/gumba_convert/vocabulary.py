@@ -22,9 +22,10 @@ import numpy as np
 
 from gumba.errors import ConvertError
 from gumba.text.pretokenize import PRE_TOKENIZERS
+from gumba.text.vocabulary import KINDS, TEMPLATE_NAMES, TEMPLATE_PREFIX, UNDEFINED_KEY
 from gumba_convert import pre_tokenizers, ranks, sentence_piece, word_piece
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.gguf_writer import boolean
+from gumba_convert.gguf_writer import boolean, string, strings
 from gumba_convert.special_tokens import SpecialTokens, added_tokens, read_special_tokens, without_rows
 from gumba_convert.tokens import (
     ADDED_SCORE,
@@ -81,12 +82,35 @@ def read_vocabulary(checkpoint: Checkpoint, n_rows: int, *, pre_tokenizer: str |
     special = read_special_tokens(checkpoint, tokenizer, config, n_rows)
     vocabulary = _read(_Given(checkpoint, tokenizer, config, n_rows, special, pre_tokenizer))
     vocabulary.warnings[:0] = warnings
+    _template_texts(vocabulary)
     if pre_tokenizer is not None:
         _check_named(vocabulary, pre_tokenizer, f"{checkpoint.folder}")
     prefix = config.get("add_prefix_space")
     if isinstance(prefix, bool) and vocabulary.model == "llama":
         vocabulary.add_space_prefix = prefix
     return vocabulary
+
+
+def _template_texts(vocabulary: Vocabulary) -> None:
+    """What a chat template's bos_token and so on are, where that is not the text of the file's special token."""
+    special = vocabulary.special
+    ids = {**KINDS[vocabulary.model].special, **special.ids}
+    undefined = []
+    for name, kind in TEMPLATE_NAMES.items():
+        if kind not in special.texts or not special.named_in_templates(name):
+            continue
+        text, token = special.texts[kind], vocabulary.tokens[ids[kind]] if kind in ids else None
+        if text is None and token is not None:
+            undefined.append(name)
+            vocabulary.template_texts[UNDEFINED_KEY] = strings(undefined)
+        elif text is not None and text != token:
+            vocabulary.template_texts[TEMPLATE_PREFIX + name] = string(text)
+        else:
+            continue
+        vocabulary.warnings.append(
+            f"the chat template's {name} is {'undefined' if text is None else repr(text)}, as the tokenizer's files say; "
+            f"llama.cpp puts {token or ''!r} there"
+        )
 
 
 def _check_named(vocabulary: Vocabulary, pre_tokenizer: str, where: str) -> None:

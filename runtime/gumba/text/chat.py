@@ -215,13 +215,15 @@ class ChatTemplate:
 
 
 def special_texts(tokenizer: Tokenizer) -> dict[str, str]:
-    """What ``bos_token``, ``eos_token`` and so on stand for in a template."""
-    names = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "unk": tokenizer.unk_id, "pad": tokenizer.pad_id}
-    return {
+    """What ``bos_token``, ``eos_token`` and so on stand for in a template; undefined ones are left out."""
+    ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "unk": tokenizer.unk_id, "pad": tokenizer.pad_id}
+    texts: dict[str, str | None] = {
         f"{name}_token": tokenizer.token_bytes(token).decode("utf-8", "replace")
-        for name, token in names.items()
+        for name, token in ids.items()
         if token is not None
     }
+    texts |= tokenizer.template_texts
+    return {name: text for name, text in texts.items() if text is not None}
 
 
 def encode_chat(

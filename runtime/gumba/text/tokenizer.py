@@ -67,6 +67,7 @@ class Tokenizer:
         self.fim_rep_id: int | None = special.get("fim_rep")
         self.fim_sep_id: int | None = special.get("fim_sep")
         self.eog_ids: frozenset[int] = vocabulary.eog_ids
+        self.template_texts: Mapping[str, str | None] = vocabulary.template_texts
         self.add_bos: bool = vocabulary.add_bos
         self.add_eos: bool = vocabulary.add_eos
         self.add_sep: bool = vocabulary.add_sep

@@ -5,6 +5,10 @@ Keys (all under ``tokenizer.ggml.``; GGUF specification, "Tokenizer"): ``model``
 flags ``add_bos_token``, ``add_eos_token``, ``add_sep_token``, ``add_space_prefix``, ``remove_extra_whitespaces``,
 ``normalizer.lowercase``, ``normalizer.strip_accents``. Where the file is silent, the defaults are llama.cpp's, per kind of
 vocabulary.
+
+Keys of gumba's own, for what GGUF has none for: EOG_KEY, further tokens that end a generation (integers); and what a chat
+template sees where that is not the text of the special token: UNDEFINED_KEY, the names of undefined ones (strings of
+TEMPLATE_NAMES), and TEMPLATE_PREFIX with such a name, its text.
 """
 
 from __future__ import annotations
@@ -25,6 +29,11 @@ from gumba.gguf.array import GGUFArray
 from gumba.gguf.types import ValueType
 
 PREFIX = "tokenizer.ggml."
+EOG_KEY = "gumba.tokenizer.eog_token_ids"
+TEMPLATE_PREFIX = "gumba.chat_template."
+UNDEFINED_KEY = TEMPLATE_PREFIX + "undefined"
+#: Special tokens whose texts a chat template may use, by their names there.
+TEMPLATE_NAMES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unk", "pad_token": "pad"}
 
 
 class TokenType(enum.IntEnum):
@@ -148,6 +157,7 @@ class Vocabulary:
 
     ``texts``: each token as the file spells it; ``scores`` float32[n] and ``types`` int32[n] (TokenType; all NORMAL and 0
     when the file has none); ``special``: name (see SPECIAL_KEYS) -> id; ``eog_ids``: tokens that end a generation;
+    ``template_texts``: what ``bos_token`` and so on are in a chat template, where not the text of that token (None: undefined);
     ``charsmap``: what SentencePiece's normalizer replaces; ``token_type_count``: how many token types (segments) an encoder
     tells apart; ``eats_before`` and ``eats_after``: special tokens that take the whitespace beside them along.
     """
@@ -159,6 +169,7 @@ class Vocabulary:
     types: npt.NDArray[np.int32]
     special: Mapping[str, int]
     eog_ids: frozenset[int]
+    template_texts: Mapping[str, str | None]
     add_bos: bool
     add_eos: bool
     add_sep: bool
@@ -215,7 +226,7 @@ def read_vocabulary(metadata: Mapping[str, Any], families: Mapping[str, Any]) ->
     # What ends a BERT text is the separator, whatever else is said; converters name it as the end of the text, too.
     add_eos = model != "bert" and _flag(metadata, "eos", special, kind.add_eos)
     lowercase = metadata_value(metadata, PREFIX + "normalizer.lowercase", bool, model == "bert")
-    eog_ids = _end_ids(ids, special, types)
+    eog_ids = end_ids(ids, special, types) | more_end_ids(metadata, n_vocab)
     eats_before, eats_after = _eaters(metadata, ids, types, model, pre)
     count = metadata_value(metadata, PREFIX + "token_type_count", int, 0)
     if count < 0:
@@ -228,6 +239,7 @@ def read_vocabulary(metadata: Mapping[str, Any], families: Mapping[str, Any]) ->
         types=types,
         special=special,
         eog_ids=eog_ids,
+        template_texts=template_texts(metadata),
         add_bos=add_bos,
         add_eos=add_eos,
         add_sep=add_sep,
@@ -348,7 +360,34 @@ def _eaters(
     return before, frozenset(after - {ids[text] for text in _PHI3_OTHERS if text in ids})
 
 
-def _end_ids(ids: Mapping[bytes, int], special: dict[str, int], types: npt.NDArray[np.int32]) -> frozenset[int]:
+def more_end_ids(metadata: Mapping[str, Any], n_vocab: int) -> frozenset[int]:
+    """The tokens at EOG_KEY. Raises TokenizerError naming the key."""
+    value = metadata.get(EOG_KEY)
+    if value is None:
+        return frozenset()
+    found = value.to_list() if isinstance(value, GGUFArray) else [value]
+    for token in found:
+        if type(token) is not int or not 0 <= token < n_vocab:
+            raise TokenizerError(f"{EOG_KEY}: expected an array of ids below {n_vocab}, found {token!r:.80}")
+    return frozenset(token for token in found if isinstance(token, int))
+
+
+def template_texts(metadata: Mapping[str, Any]) -> dict[str, str | None]:
+    """What chat templates see as ``bos_token`` and so on, by name, where not the text of that token; None for undefined.
+
+    Raises TokenizerError naming the key.
+    """
+    undefined = metadata_strings(metadata, UNDEFINED_KEY).to_bytes_list() if UNDEFINED_KEY in metadata else []
+    names = {name.encode(): name for name in TEMPLATE_NAMES}
+    for name in undefined:
+        if name not in names:
+            raise TokenizerError(f"{UNDEFINED_KEY}: expected names of {', '.join(TEMPLATE_NAMES)}, found {name!r:.80}")
+    given = {name: metadata_value(metadata, TEMPLATE_PREFIX + name, str, None) for name in TEMPLATE_NAMES}
+    texts = {name: text for name, text in given.items() if text is not None}
+    return {**texts, **{names[name]: None for name in undefined}}
+
+
+def end_ids(ids: Mapping[bytes, int], special: dict[str, int], types: npt.NDArray[np.int32]) -> frozenset[int]:
     """Tokens that end a generation. Adds infill tokens known by text to ``special`` and corrects ``types``.
 
     Files often leave such tokens' types NORMAL: their text makes them CONTROL, as llama.cpp does.

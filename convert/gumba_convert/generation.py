@@ -1,0 +1,119 @@
+"""How a checkpoint ends and samples its texts: generation_config.json, and what config.json says of it.
+
+GGUF has keys for some: `general.sampling.*` (recommended sampler settings; `general` writes those that gguf knows by
+transformers' names, the repetition penalty is written here) and the end of a text. What it has no key for is named in a warning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from gumba.text.vocabulary import EOG_KEY, KINDS, end_ids
+from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.gguf_writer import I32, Value, f32, i32_array
+from gumba_convert.tokens import Vocabulary
+
+FILE = "generation_config.json"
+#: Settings that change a text and have no key, with the values that change nothing (besides null).
+UNSTORED: dict[str, tuple[Any, ...]] = {
+    "do_sample": (True,),
+    "max_new_tokens": (),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "max_time": (),
+    "stop_strings": ([],),
+    "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "diversity_penalty": (0,),
+    "penalty_alpha": (0,),
+    "dola_layers": (),
+    "typical_p": (1,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "top_h": (),
+    "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1,),
+    "bad_words_ids": ([],),
+    "force_words_ids": ([],),
+    "constraints": ([],),
+    "suppress_tokens": ([],),
+    "begin_suppress_tokens": ([],),
+    "sequence_bias": ([], {}),
+    "exponential_decay_length_penalty": (),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "forced_decoder_ids": ([],),
+    "guidance_scale": (1,),
+    "token_healing": (False,),
+    "watermarking_config": (),
+    "num_return_sequences": (1,),
+}
+#: Settings of beam search.
+BEAM_SEARCH: dict[str, tuple[Any, ...]] = {"length_penalty": (1,), "early_stopping": (False,)}
+
+
+def generation_metadata(
+    checkpoint: Checkpoint, vocabulary: Vocabulary, stored: Collection[str] = ()
+) -> tuple[dict[str, Value], list[str]]:
+    """Metadata of how texts end and of the repetition penalty, and warnings.
+
+    Args:
+        stored: keys of the model's own metadata; Gemma 4's has the tokens that are never written.
+
+    Raises:
+        ConvertError: generation_config.json is not a JSON object.
+    """
+    given = checkpoint.json(FILE) or {}
+    values, warnings = _ends(checkpoint, given, vocabulary)
+    penalty = _number(given.get("repetition_penalty"))
+    if penalty is not None and 0 < penalty < 1e6 and penalty != 1:
+        values["general.sampling.penalty_repeat"] = f32(penalty)
+        values["general.sampling.penalty_last_n"] = Value(I32, -1)  # transformers penalizes the whole text
+    unstored = UNSTORED | (BEAM_SEARCH if given.get("num_beams") not in (None, 1) else {})
+    named = [
+        key
+        for key, neutral in unstored.items()
+        if given.get(key) is not None and given[key] not in neutral and f"tokenizer.ggml.{key}" not in stored
+    ]
+    length, n_ctx = _number(given.get("max_length")), _number(checkpoint.config.get("max_position_embeddings"))
+    if length is not None and length != 20 and (n_ctx is None or length < n_ctx):  # 20 is transformers' default
+        named.append("max_length")
+    if named:
+        settings = ", ".join(f"{key} {given[key]!r:.40}" for key in named)
+        warnings.append(f"{FILE} sets {settings}; a GGUF file has no place for it: set it where a text is generated")
+    return values, warnings
+
+
+def _ends(checkpoint: Checkpoint, given: dict[str, Any], vocabulary: Vocabulary) -> tuple[dict[str, Value], list[str]]:
+    """The ids at which transformers stops and a reader of the file would not otherwise."""
+    text_config = checkpoint.config.get("text_config")
+    sources = {
+        FILE: given,
+        "config.json": checkpoint.config,
+        "text_config of config.json": text_config if isinstance(text_config, dict) else {},
+    }
+    wanted: dict[int, None] = {}
+    warnings = []
+    for where, source in sources.items():
+        listed = source.get("eos_token_id")
+        for i in listed if isinstance(listed, list) else [listed]:
+            if type(i) is int and 0 <= i < len(vocabulary.tokens):
+                wanted[i] = None
+            elif i is not None and i != -1:
+                warnings.append(f"eos_token_id {i!r:.40} in {where} is no token and is left out")
+    special = {**KINDS[vocabulary.model].special, **vocabulary.special.ids}
+    ids = {text.encode("utf-8", "surrogatepass"): i for i, text in enumerate(vocabulary.tokens)}
+    missing = sorted(wanted.keys() - end_ids(ids, special, vocabulary.types.copy()))
+    if not missing:
+        return {}, warnings
+    texts = ", ".join(f"{vocabulary.tokens[i]!r:.60} ({i})" for i in missing[:8])
+    warnings.append(f"gumba stops at {texts}, as eos_token_id says; llama.cpp does not, as GGUF has no key for it")
+    return {EOG_KEY: i32_array(missing)}, warnings
+
+
+def _number(value: Any) -> float | None:
+    """The value as a float; None for what is no finite number."""
+    numeric = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+    return float(value) if numeric else None
