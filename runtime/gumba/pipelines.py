@@ -1,8 +1,8 @@
 """``pipeline("text-generation", model=...)``: the interface that people know from transformers.
 
-Keywords, their defaults and the shape of results are transformers': without ``do_sample`` the likeliest tokens are taken,
-a list of inputs gives a list of lists, a conversation comes back with its answer. Log-probabilities, hidden states and
-training are not here; a keyword that gumba does not know is refused by name.
+Keywords and the shape of results are transformers': a list of inputs gives a list of lists, a conversation comes back with its
+answer. One default is not: without ``do_sample`` the likeliest tokens are taken, where its pipelines sample at a temperature of
+0.7. Log-probabilities, hidden states and training are not here; a keyword that gumba does not know is refused by name.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from os import PathLike
 from queue import Queue
 from types import TracebackType
@@ -19,38 +18,36 @@ from typing import Any, Protocol
 import numpy as np
 
 from gumba import sources
+from gumba.checks import require_strings, show
+from gumba.compat.transformers.auto import tokenizer_of
+from gumba.compat.transformers.generation import GenerationConfig, Plan, Row, check_keywords
+from gumba.compat.transformers.model import PreTrainedModel, opened
+from gumba.compat.transformers.tokenizer import PreTrainedTokenizer, without_spaces
+from gumba.engine_args import check_dtype
 from gumba.errors import RequestError, UnsupportedError
 from gumba.llm import LLM
-from gumba.params import SamplingParams, require_count, show
-from gumba.text import StreamDecoder, Tokenizer, encode_chat
+from gumba.text import StreamDecoder, Tokenizer
 
 log = logging.getLogger("gumba")
 
 Message = Mapping[str, Any]
 Record = dict[str, Any]
 
-#: The order in which transformers filters.
-_SAMPLERS = ("penalties", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 #: Keywords that say what gumba does anyway, or where and in what type other libraries compute.
 _WITHOUT_EFFECT = frozenset({
     "device", "device_map", "dtype", "torch_dtype", "framework", "trust_remote_code", "use_fast", "batch_size",
-    "num_workers", "pad_token_id", "use_cache", "truncation", "padding", "clean_up_tokenization_spaces",
-    "renormalize_logits", "tokenizer",
+    "num_workers", "padding", "binary_output", "processor", "image_processor", "feature_extractor",
 })  # fmt: skip
 #: What models that continue texts are for, and encoder-decoders.
 TASKS = ("text-generation", "text2text-generation")
-#: transformers' names -> SamplingParams' of what is the same.
-_SAME = {
-    "temperature": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p", "typical_p": "typical_p",
-    "epsilon_cutoff": "epsilon_cutoff", "eta_cutoff": "eta_cutoff", "repetition_penalty": "repetition_penalty",
-    "no_repeat_ngram_size": "no_repeat_ngram_size", "min_new_tokens": "min_tokens", "seed": "seed",
-    "prompt_lookup_num_tokens": "prompt_lookup_tokens",
-}  # fmt: skip
-_KEYWORDS = {
-    *_SAME, "max_new_tokens", "max_length", "do_sample", "num_return_sequences", "stop_strings", "stop_sequence",
-    "eos_token_id", "num_beams", "return_full_text", "return_tensors", "skip_special_tokens", "add_special_tokens",
-    "continue_final_message", "tools", "documents", "prefix", "streamer",
-}  # fmt: skip
+#: Most new tokens where no keyword says a number, as in transformers' pipelines.
+DEFAULT_NEW_TOKENS = 256
+#: The pipeline's keywords beside those of ``generate``.
+_KEYWORDS = frozenset({
+    "return_full_text", "return_tensors", "return_text", "skip_special_tokens", "clean_up_tokenization_spaces",
+    "add_special_tokens", "continue_final_message", "tools", "documents", "prefix", "stop_sequence", "truncation",
+    "handle_long_generation", "tokenizer_encode_kwargs", *_WITHOUT_EFFECT,
+})  # fmt: skip
 
 
 class Streamer(Protocol):
@@ -65,8 +62,12 @@ class Streamer(Protocol):
 
 def pipeline(
     task: str = "text-generation",
-    model: str | PathLike[str] | LLM | None = None,
+    model: str | PathLike[str] | LLM | PreTrainedModel | None = None,
     *,
+    tokenizer: Any = None,
+    config: Any = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     **defaults: Any,
 ) -> TextGenerationPipeline:
@@ -74,9 +75,12 @@ def pipeline(
 
     Args:
         task: "text-generation", or of an encoder-decoder "text2text-generation".
-        model: A GGUF file, a Hugging Face folder or hub id (converted once and kept), a known name, or an ``LLM``;
-            None: a small default model.
-        model_kwargs: Arguments of ``LLM`` (``n_ctx``, ``n_threads``, ...).
+        model: A GGUF file, a Hugging Face folder or hub id (converted once and kept), a known name, an ``LLM``, or a
+            model of ``gumba.compat.transformers``; None: a small default model.
+        tokenizer: One of ``gumba.compat.transformers``, of the same vocabulary; None: the model's.
+        config: None, as the file has its own.
+        revision, token: Branch, tag or commit of a model on a hub, and the access token for it.
+        model_kwargs: Arguments of ``LLM`` (``n_ctx``, ``n_threads``, ...), and of transformers' ``from_pretrained``.
         defaults: Values for keywords of the calls (see ``TextGenerationPipeline``). Those about types of numbers
             (``torch_dtype``, ...) have no effect; ``device`` and ``device_map`` may say "cpu" or "auto".
 
@@ -86,20 +90,28 @@ def pipeline(
     """
     if task not in TASKS:
         raise UnsupportedError(f"task: gumba has {' and '.join(map(repr, TASKS))}, found {show(task)}")
+    if config is not None:
+        raise UnsupportedError(f"config: a model file has its own, found {show(config)}")
     _check_keywords(defaults)  # before anything is fetched
     if model is None and sources.pulled(sources.DEFAULT_MODEL) is None:
         known = sources.KNOWN[sources.DEFAULT_MODEL]
         log.warning(
             "no model is given: fetching %s (%.0f MB) to %s", known.title, known.n_bytes / 1e6, sources.models_folder()
         )
-    if not isinstance(model, LLM):
-        model = LLM(sources.resolve(model), **(model_kwargs or {}))
-    elif model_kwargs:
-        raise RequestError("model_kwargs: the model is loaded already")
-    made = TextGenerationPipeline(model, **defaults)
+    if isinstance(model, LLM | PreTrainedModel):
+        if model_kwargs:
+            raise RequestError("model_kwargs: the model is loaded already")
+    else:
+        naming = {"revision": revision, "token": token}
+        model = opened(sources.DEFAULT_MODEL if model is None else model, {**naming, **(model_kwargs or {})})
+    if isinstance(tokenizer, str | PathLike):
+        if str(tokenizer) != (model.name_or_path if isinstance(model, PreTrainedModel) else ""):
+            log.warning("tokenizer=%s: the tokenizer of the model file is used", show(tokenizer))
+        tokenizer = None
+    made = TextGenerationPipeline(model, tokenizer=tokenizer, **defaults)
     if task != made.task:
         raise UnsupportedError(
-            f"task: this {model.model.config.architecture} model is for {made.task!r}, found {task!r}"
+            f"task: this {made.llm.model.config.architecture} model is for {made.task!r}, found {task!r}"
         )
     return made
 
@@ -113,46 +125,71 @@ class TextGenerationPipeline:
     Control tokens' texts in a text are read as these tokens. A conversation that ends with the assistant's words is gone on
     with (``continue_final_message``). An encoder-decoder's text is its answer alone.
 
-    Keywords of a call: ``max_new_tokens`` (256), ``max_length`` (prompt and answer together), ``min_new_tokens``,
-    ``do_sample`` (False), ``temperature`` (1.0), ``top_k`` (50), ``top_p`` (1.0), ``min_p``, ``typical_p``,
-    ``epsilon_cutoff``, ``eta_cutoff``, ``repetition_penalty`` (1.0, over the whole context), ``no_repeat_ngram_size``,
-    ``num_return_sequences`` (1), ``stop_strings`` or ``stop_sequence`` (part of the text, as there), ``eos_token_id``,
-    ``prompt_lookup_num_tokens``, ``seed`` (gumba's: for the same texts again), ``return_full_text`` (True),
-    ``return_tensors`` (token ids instead of text), ``skip_special_tokens`` (True), ``add_special_tokens`` (True),
-    ``continue_final_message``, ``tools``, ``documents``, ``prefix``, ``streamer``.
+    Keywords of a call are transformers'. Of the pipeline: ``return_full_text`` (True), ``return_tensors`` (token ids instead
+    of text), ``skip_special_tokens`` (True), ``clean_up_tokenization_spaces``, ``add_special_tokens`` (True), ``prefix``
+    (before each text, but not part of the result), ``truncation``, ``handle_long_generation``, ``stop_sequence``,
+    ``continue_final_message``, ``tools``, ``documents``, ``tokenizer_encode_kwargs``. Of ``generate``: ``max_new_tokens`` (256),
+    ``max_length`` (prompt and answer together), ``min_new_tokens``, ``min_length``, ``do_sample`` (False: the likeliest
+    tokens), ``temperature`` (1.0), ``top_k`` (50), ``top_p`` (1.0), ``num_return_sequences`` (1), ``num_beams`` (1),
+    ``length_penalty``, ``early_stopping``, ``repetition_penalty`` (1.0, over the whole context), ``no_repeat_ngram_size``,
+    ``stop_strings`` (part of the text, as there), ``eos_token_id``, ``streamer``, ``generation_config`` and the others of
+    ``gumba.compat.transformers.generation``; ``seed`` is gumba's: for the same texts again.
+
+    Attributes:
+        model: The model, with ``generate``, ``config`` and ``generation_config``.
+        tokenizer: Its tokenizer.
     """
 
-    def __init__(self, llm: LLM, **defaults: Any) -> None:
+    def __init__(
+        self, model: LLM | PreTrainedModel, *, tokenizer: PreTrainedTokenizer | None = None, **defaults: Any
+    ) -> None:
         _check_keywords(defaults)
-        self.llm = llm
-        self.task = TASKS[0] if llm.model.config.start_token is None else TASKS[1]
+        self.model = (
+            PreTrainedModel(model, str(model.metadata.get("general.name", ""))) if isinstance(model, LLM) else model
+        )
+        self.llm = self.model.llm
+        if tokenizer is None:
+            tokenizer = tokenizer_of(self.llm, self.model.name_or_path)
+        elif not isinstance(tokenizer, PreTrainedTokenizer) or not self.llm.tokenizer.same_vocabulary(
+            tokenizer.backend
+        ):
+            raise RequestError(
+                f"tokenizer: expected one of gumba.compat.transformers, of the model's vocabulary, found {show(tokenizer)}"
+            )
+        self.tokenizer = tokenizer
+        self.task = TASKS[0] if self.llm.model.config.start_token is None else TASKS[1]
         self._defaults = defaults
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer."""
-        return self.llm.tokenizer
+    def device(self) -> Any:
+        """The CPU."""
+        return self.model.device
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """The model's defaults of ``generate``'s keywords."""
+        return self.model.generation_config
 
     def __call__(self, text_inputs: Any, **options: Any) -> Any:
         """Results for ``text_inputs``, in the shapes that the class tells.
 
-        Raises RequestError (a ValueError) for inputs, or a keyword's value, that are wrong, TemplateError when the chat
-        template refuses a conversation.
+        Raises RequestError (a ValueError) for inputs, or a keyword's value, that are wrong, UnsupportedError for keywords that
+        would change results and are not supported, TemplateError when the chat template refuses a conversation.
         """
         _check_keywords(options)
         options = {**self._defaults, **options}
         inputs, one = _inputs(text_inputs)
-        calls = [_Call(self.llm, each, options) for each in inputs]
-        streamer = options.get("streamer")
-        if streamer is not None:
-            if len(calls) != 1 or calls[0].n != 1:
+        plan = Plan(self.llm, self.model.keywords(_generation(options)), DEFAULT_NEW_TOKENS)
+        form = _Form(options)
+        calls = [_Call(self, each, options, plan) for each in inputs]
+        if plan.streamer is not None:
+            if len(calls) != 1 or plan.n != 1:
                 raise RequestError("streamer: expected a single input and a single answer")
-            records = [calls[0].stream(streamer)]
+            row = calls[0].row
+            records = [[calls[0].record(plan.streamed(row, [row.ids]), form)]]
         else:
-            params = [each for call in calls for each in call.samples()]
-            prompts = [call.ids for call in calls for _ in range(call.n)]
-            answers = iter(self.llm.generate(prompts, params))
-            records = [[call.record(next(answers).token_ids) for _ in range(call.n)] for call in calls]
+            answers = plan.answers([call.row for call in calls])
+            records = [[call.record(answer, form) for answer in each] for call, each in zip(calls, answers)]
         return records[0] if one else records
 
     def close(self) -> None:
@@ -168,43 +205,63 @@ class TextGenerationPipeline:
         self.close()
 
 
-class _Call:
-    """One input of a call: its token ids, its parameters, and the form of its result."""
+class _Form:
+    """The form of the results that keywords ask for."""
 
-    def __init__(self, llm: LLM, given: str | list[Message], options: Mapping[str, Any]) -> None:
-        self._llm = llm
-        self._options = options
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        given = [
+            name for name in ("return_full_text", "return_tensors", "return_text") if options.get(name) is not None
+        ]
+        if len(given) > 1:
+            raise RequestError(f"{given[1]}: expected it without {given[0]}, which is given too")
+        self.ids = bool(options.get("return_tensors"))
+        self.full = options.get("return_full_text") is not False
+        self.skip_special = options.get("skip_special_tokens") is not False
+        self.clean = options.get("clean_up_tokenization_spaces")
+
+
+class _Call:
+    """One input of a call: its token ids, and its results."""
+
+    def __init__(
+        self, pipe: TextGenerationPipeline, given: str | list[Message], options: Mapping[str, Any], plan: Plan
+    ) -> None:
+        self._pipe = pipe
         self._text: str | None = None
         self._messages: list[Message] = []
         self._continued = False
+        encoding = {
+            name: options[name] for name in ("truncation", "max_length") if options.get(name) is not None
+        } | dict(options.get("tokenizer_encode_kwargs") or {})
+        n_prefix = 0
         if isinstance(given, str):
-            self._text = options.get("prefix", "") + given
-            special = bool(options.get("add_special_tokens", True))
-            self.ids = llm.tokenizer.encode(self._text, add_special=special, parse_special=True)
-            if not self.ids and llm.tokenizer.bos_id is not None:
-                self.ids = [llm.tokenizer.bos_id]
+            self._text = given
+            prefix = options.get("prefix") or ""
+            if not isinstance(prefix, str):
+                raise RequestError(f"prefix: expected a string, found {show(prefix)}")
+            n_prefix = len(pipe.tokenizer.encode(prefix, add_special_tokens=False))
+            if options.get("add_special_tokens") is not None:
+                encoding["add_special_tokens"] = options["add_special_tokens"]
+            ids = pipe.tokenizer.encode(prefix + given, **encoding)
+            if not ids and pipe.tokenizer.bos_token_id is not None:
+                ids = [pipe.tokenizer.bos_token_id]
         else:
             self._messages = given
-            self.ids = self._chat_ids()
-        self.n = require_count("num_return_sequences", options.get("num_return_sequences", 1), 1)
+            ids = self._chat_ids(options, encoding)
+        if options.get("handle_long_generation") is not None:
+            ids = self._cut(ids, options, plan)
         #: What stands before an answer: of an encoder-decoder nothing but its start, which is no text.
-        self._before = self.ids if llm.model.config.start_token is None else []
-        self.params = _params(options, len(self.ids) if llm.model.config.start_token is None else 1)
+        self._before = ids if pipe.llm.model.config.start_token is None else []
+        self.row = Row(ids, len(ids) - n_prefix if self._before else 1)
+        plan.new_tokens(self.row.n_counted)  # raises for a length that has no room for an answer
 
-    def samples(self) -> list[SamplingParams]:
-        """What to ask for each answer: the same, but for the seed."""
-        seed = self.params.seed
-        if seed is None:
-            return [self.params] * self.n
-        return [replace(self.params, seed=(seed + i) % 2**64) for i in range(self.n)]
-
-    def record(self, token_ids: list[int]) -> Record:
+    def record(self, token_ids: list[int], form: _Form) -> Record:
         """The result of an answer."""
-        if self._options.get("return_tensors"):
+        if form.ids:
             return {"generated_token_ids": [*self._before, *token_ids]}
-        skip = bool(self._options.get("skip_special_tokens", True))
-        text = self._llm.tokenizer.decode(token_ids, skip, continuation=True)
-        if self._options.get("return_full_text") is False or not self._before:
+        text = self._pipe.llm.tokenizer.decode(token_ids, form.skip_special, continuation=True)
+        text = without_spaces(text) if form.clean else text
+        if not form.full or not self._before:
             return {"generated_text": text}
         if self._text is not None:
             return {"generated_text": self._text + text}
@@ -213,38 +270,36 @@ class _Call:
             return {"generated_text": [*before, {**last, "content": last["content"] + text}]}
         return {"generated_text": [*self._messages, {"role": "assistant", "content": text}]}
 
-    def stream(self, streamer: Streamer) -> list[Record]:
-        """The result, whose tokens ``streamer`` gets as they come; it is told the end whatever happens."""
-        token_ids: list[int] = []
-        try:
-            streamer.put(np.array([self.ids], np.int64))
-            for output in self._llm.stream(self.ids, self.params):
-                if output.token_id is not None:
-                    token_ids.append(output.token_id)
-                    streamer.put(np.array([output.token_id], np.int64))
-        finally:
-            streamer.end()
-        return [self.record(token_ids)]
-
-    def _chat_ids(self) -> list[int]:
+    def _chat_ids(self, options: Mapping[str, Any], encoding: Mapping[str, Any]) -> list[int]:
         """Token ids of a conversation up to where the answer begins, or goes on."""
-        variables = {
-            name: self._options[name] for name in ("tools", "documents") if self._options.get(name) is not None
-        }
-
-        def encode(messages: list[Message]) -> list[int]:
-            return encode_chat(self._llm.tokenizer, self._llm.chat_template, messages, **variables)
-
         last = self._messages[-1]
-        chosen = self._options.get("continue_final_message")
+        chosen = options.get("continue_final_message")
         self._continued = last.get("role") == "assistant" if chosen is None else bool(chosen)
-        if not self._continued:
-            return encode(self._messages)
-        if not isinstance(last.get("content"), str):
+        found = self._pipe.tokenizer.apply_chat_template(
+            self._messages,
+            tools=options.get("tools"),
+            documents=options.get("documents"),
+            add_generation_prompt=not self._continued,
+            continue_final_message=self._continued,
+            return_dict=False,
+            **encoding,
+        )
+        return list(found)
+
+    def _cut(self, ids: list[int], options: Mapping[str, Any], plan: Plan) -> list[int]:
+        """The last tokens of a prompt that leave room for the answer in the context (``handle_long_generation="hole"``)."""
+        if options["handle_long_generation"] != "hole":
             raise RequestError(
-                f"messages: expected text to go on with in the last one, found {show(last.get('content'))}"
+                f"handle_long_generation: expected 'hole' or None, found {show(options['handle_long_generation'])}"
             )
-        return [*encode(self._messages[:-1]), *self._llm.tokenizer.encode(last["content"], add_special=False)]
+        most, n_ctx = plan.new_tokens(len(ids))[0], self._pipe.llm.model.n_ctx
+        if len(ids) + most <= n_ctx:
+            return ids
+        if n_ctx <= most:
+            raise RequestError(
+                f"handle_long_generation: {most} new tokens leave no room for a prompt in the context of {n_ctx}"
+            )
+        return ids[most - n_ctx :]
 
 
 def _inputs(given: Any) -> tuple[list[str | list[Message]], bool]:
@@ -268,41 +323,30 @@ def _inputs(given: Any) -> tuple[list[str | list[Message]], bool]:
 
 
 def _check_keywords(options: Mapping[str, Any]) -> None:
-    """Raises RequestError for an unknown keyword, UnsupportedError for beams and for devices other than the processor."""
-    if options.get("num_beams", 1) not in (None, 1):
-        raise UnsupportedError("num_beams: the pipeline takes the likeliest token or draws; use LLM.beam_search")
+    """Check the keywords of a call, or of the pipeline.
+
+    Raises RequestError for an unknown one, UnsupportedError for a value that would change results and for devices other than
+    the processor.
+    """
     for name in ("device", "device_map"):
         given = options.get(name)
         for device in given.values() if isinstance(given, Mapping) else [given]:
             if device is not None and str(device) not in ("cpu", "auto", "-1"):
                 raise UnsupportedError(f"{name}: gumba computes on the CPU, found {show(given)}")
-    for name in options:
-        if name not in _KEYWORDS and name not in _WITHOUT_EFFECT:
-            raise RequestError(f"{show(name)}: unknown keyword; expected some of {', '.join(sorted(_KEYWORDS))}")
+    for name in ("dtype", "torch_dtype"):
+        if options.get(name) is not None:
+            check_dtype(name, options[name])
+    check_keywords(options, _KEYWORDS)
 
 
-def _params(options: Mapping[str, Any], n_prompt: int) -> SamplingParams:
-    """transformers' generation keywords, with its defaults."""
-    most = options.get("max_new_tokens")
-    if most is None and options.get("max_length") is not None:
-        most = require_count("max_length", options["max_length"], 1) - n_prompt
-        if most < 1:
-            raise RequestError(f"max_length: the input has {n_prompt} tokens already; set max_new_tokens instead")
-    ends = options.get("eos_token_id")
-    values = {ours: options[theirs] for theirs, ours in _SAME.items() if options.get(theirs) is not None}
-    if not options.get("do_sample", False):
-        values["temperature"] = 0
-    stops = [options.get("stop_strings"), options.get("stop_sequence")]
-    params = SamplingParams(
-        **{"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0, **values},
-        max_tokens=256 if most is None else most,
-        samplers=_SAMPLERS,
-        repetition_window=-1,
-        stop=[text for each in stops if each is not None for text in ([each] if isinstance(each, str) else each)],
-        stop_token_ids=() if ends is None else [ends] if isinstance(ends, int) else ends,
-        ignore_eos=ends is not None,
-    )
-    return params
+def _generation(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of ``generate`` among those of a call."""
+    found = {name: value for name, value in options.items() if name not in _KEYWORDS}
+    stops = options.get("stop_sequence")
+    if stops is not None:
+        more = options.get("stop_strings") or ()
+        found["stop_strings"] = [*require_strings("stop_sequence", stops), *require_strings("stop_strings", more)]
+    return found
 
 
 class TextStreamer:
@@ -311,7 +355,9 @@ class TextStreamer:
     ``tokenizer``: the pipeline's; ``skip_prompt``: leave the input out; ``decode_kwargs``: ``skip_special_tokens``.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_prompt: bool = False, **decode_kwargs: Any) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer | PreTrainedTokenizer, skip_prompt: bool = False, **decode_kwargs: Any
+    ) -> None:
         unknown = sorted(set(decode_kwargs) - {"skip_special_tokens", "clean_up_tokenization_spaces"})
         if unknown:
             raise RequestError(f"{unknown[0]}: unknown keyword; expected skip_special_tokens")
@@ -328,7 +374,9 @@ class TextStreamer:
         first = self._decoder is None
         if self._decoder is None:
             self._decoder = StreamDecoder(
-                self.tokenizer, skip_special=self._skip_special, continuation=self.skip_prompt
+                self.tokenizer.backend if isinstance(self.tokenizer, PreTrainedTokenizer) else self.tokenizer,
+                skip_special=self._skip_special,
+                continuation=self.skip_prompt,
             )
         if not (first and self.skip_prompt):
             self.on_finalized_text("".join(map(self._decoder.push, ids.reshape(-1).tolist())))
@@ -352,7 +400,11 @@ class TextIteratorStreamer(TextStreamer):
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, skip_prompt: bool = False, timeout: float | None = None, **decode_kwargs: Any
+        self,
+        tokenizer: Tokenizer | PreTrainedTokenizer,
+        skip_prompt: bool = False,
+        timeout: float | None = None,
+        **decode_kwargs: Any,
     ) -> None:
         super().__init__(tokenizer, skip_prompt, **decode_kwargs)
         self.timeout = timeout

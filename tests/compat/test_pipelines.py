@@ -35,7 +35,8 @@ def test_texts(pipe, llm):
     assert pipe([TEXT], max_new_tokens=8) == [[{"generated_text": TEXT + answer}]]
     assert pipe([TEXT, "w"], max_new_tokens=8)[0] == pipe(TEXT, max_new_tokens=8)
     assert pipe([]) == []
-    assert pipe("world", prefix="hello ", max_new_tokens=8) == pipe(TEXT, max_new_tokens=8)
+    # as in transformers, whose results leave the prefix out
+    assert pipe("world", prefix="hello ", max_new_tokens=8) == [{"generated_text": "world" + answer}]
 
 
 def test_conversations(pipe, llm):
@@ -99,7 +100,11 @@ def test_what_is_refused(pipe, llm, tmp_path):
     with pytest.raises(UnsupportedError, match="translation"):
         gumba.pipeline("translation")
     with pytest.raises(UnsupportedError, match="num_beams"):
-        pipe(TEXT, num_beams=4)
+        pipe(TEXT, num_beams=4, do_sample=True)
+    with pytest.raises(UnsupportedError, match="dtype"):
+        pipe(TEXT, torch_dtype="int8")
+    with pytest.raises(TypeError, match=r"'max_new_token'.*did you mean 'max_new_tokens'"):
+        pipe(TEXT, max_new_token=4)
     for options in (
         {"device": "cuda"},
         {"device": 0},
@@ -120,7 +125,7 @@ def test_what_is_refused(pipe, llm, tmp_path):
     ):
         assert pipe(TEXT, max_new_tokens=1, **options)
     for options in ({"max_tokens": 3}, {"num_return_sequences": 0}, {"max_new_tokens": 0}, {"top_p": 2.0}):
-        with pytest.raises(ValueError, match=next(iter(options)).replace("max_new_", "max_")):
+        with pytest.raises(ValueError, match=next(iter(options))):
             pipe(TEXT, **({"do_sample": True} | options))
     for wrong in (3, {"text": "hello"}, [3], [[]], [{"role": "user"}, "hello"]):
         with pytest.raises(ValueError, match="text_inputs"):
@@ -129,6 +134,27 @@ def test_what_is_refused(pipe, llm, tmp_path):
         gumba.pipeline(model=tmp_path / "none.gguf")
     with pytest.raises(RequestError, match="model_kwargs"):
         gumba.pipeline(model=llm, model_kwargs={"n_ctx": 64})
+
+
+def test_the_usual_lines_of_model_cards(pipe, llm):
+    prompt = pipe.tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
+    assert prompt == llm.chat_template.render(CHAT)
+    text = pipe(prompt, max_new_tokens=3, pad_token_id=pipe.tokenizer.eos_token_id, return_full_text=False)
+    assert text[0]["generated_text"] == pipe(CHAT, max_new_tokens=3)[0]["generated_text"][-1]["content"]
+    assert pipe.tokenizer(TEXT)["input_ids"] == llm.tokenizer.encode(TEXT)
+    assert (pipe.model.config.max_position_embeddings, pipe.tokenizer.eos_token) == (256, "<|im_end|>")
+    terminators = [pipe.tokenizer.eos_token_id, pipe.tokenizer.convert_tokens_to_ids("<|endoftext|>")]
+    assert pipe(CHAT, max_new_tokens=3, eos_token_id=terminators) == pipe(CHAT, max_new_tokens=3)
+    assert pipe.model.generate(**pipe.tokenizer(TEXT, return_tensors="np")).shape[0] == 1
+
+
+def test_long_inputs_leave_room_for_the_answer(pipe, llm):
+    text = "hello " * 200
+    found = pipe(text, max_new_tokens=8, handle_long_generation="hole", return_tensors=True)[0]["generated_token_ids"]
+    kept = llm.tokenizer.encode(text)[-120:]
+    assert found == [*kept, *greedy(llm, kept)]
+    with pytest.raises(RequestError, match="handle_long_generation"):
+        pipe(text, handle_long_generation="cut")
 
 
 def test_a_pipeline_of_a_file_is_closed(tiny):

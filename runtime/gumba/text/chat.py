@@ -226,14 +226,32 @@ def special_texts(tokenizer: Tokenizer) -> dict[str, str]:
     return {name: text for name, text in texts.items() if text is not None}
 
 
+def until_final_message(text: str, messages: Sequence[Mapping[str, Any]]) -> str:
+    """The prompt ``text`` of ``messages`` up to the end of the last one's content, which a model is to continue.
+
+    Raises RequestError when that content is no text, or the template has changed it.
+    """
+    content = messages[-1].get("content") if messages else None
+    if not isinstance(content, str) or content.strip() not in text:
+        raise RequestError(f"messages: expected text to go on with in the last one, found {show(content)}")
+    start = text.rindex(content.strip())
+    spaced = content.lstrip()
+    return text[: start + len(spaced if text.startswith(spaced, start) else content.strip())]
+
+
 def encode_chat(
     tokenizer: Tokenizer,
     template: ChatTemplate,
     messages: Sequence[Mapping[str, Any]],
     add_generation_prompt: bool = True,
+    *,
+    add_bos: bool = True,
+    continue_final_message: bool = False,
     **kwargs: Any,
 ) -> list[int]:
     """Token ids of a conversation: the rendered template with its control tokens parsed, and BOS exactly once.
+
+    ``add_bos=False``: only if the template writes it. ``continue_final_message``: end with the text of the last message.
 
     Control tokens come from the template only. Where the text of one stands in the messages, ``tools`` or ``documents``, or
     would come about where two of their strings meet, it is encoded as text. To that end a character that occurs nowhere else
@@ -251,7 +269,9 @@ def encode_chat(
     text = template.render(messages, add_generation_prompt, **{**kwargs, **given})
     # A printed list or dict, and JSON in ASCII, show the mark by its number.
     text = text.replace(f"\\u{ord(mark):04x}", mark)
+    if continue_final_message:
+        text = until_final_message(text, messages)
     ids = tokenizer.encode(text, add_special=False, parse_special=True, shield=mark)
-    if tokenizer.add_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
+    if add_bos and tokenizer.add_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
         ids.insert(0, tokenizer.bos_id)
     return ids

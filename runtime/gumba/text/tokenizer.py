@@ -266,6 +266,10 @@ class Tokenizer:
             return text
         return spelled_bytes(text) if isinstance(self._encoder, BytePairEncoder) else text.replace(SPACE, b" ")
 
+    def token_text(self, token: int) -> str:
+        """The text of a token as the file spells it ("Ġhello"). Raises RequestError for an id out of range."""
+        return self._vocabulary.texts[self.check_id(token)].decode("utf-8", "replace")
+
     def token_id(self, text: str) -> int | None:
         """The token with exactly this text in the file (so the spelling of bytes is the file's); None when there is none."""
         return self._vocabulary.ids.get(text.encode("utf-8", "surrogatepass"))

@@ -1,0 +1,446 @@
+"""transformers' keywords of ``generate``: which have an effect, which are taken for nothing, which are refused; and the answers.
+
+Names, defaults and the order in which logits are changed are transformers' (5.24).
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from gumba.checks import KeywordError, require_boolean, require_count, require_number, require_strings, show, suggestion
+from gumba.compat.transformers import processors
+from gumba.compat.transformers.arrays import as_kind
+from gumba.errors import RequestError, UnsupportedError
+from gumba.llm import LLM
+from gumba.params import BeamSearchParams, ContrastiveSearchParams, SamplingParams
+
+log = logging.getLogger("gumba.compat.transformers")
+
+#: The order in which transformers filters.
+_SAMPLERS = ("penalties", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+#: Keywords of sampling alone -> default, and ``SamplingParams``' name where it is another.
+_SAMPLING = {
+    "temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
+}  # fmt: skip
+#: Keywords that ``Plan`` reads.
+KEYWORDS = frozenset({
+    *_SAMPLING, "max_new_tokens", "max_length", "min_new_tokens", "min_length", "do_sample", "num_return_sequences", "num_beams",
+    "num_beam_groups", "diversity_penalty", "length_penalty", "early_stopping", "repetition_penalty", "no_repeat_ngram_size",
+    "bad_words_ids", "sequence_bias", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id",
+    "exponential_decay_length_penalty", "stop_strings", "eos_token_id", "pad_token_id", "max_time", "penalty_alpha",
+    "prompt_lookup_num_tokens", "stopping_criteria", "logits_processor", "prefix_allowed_tokens_fn", "streamer", "seed",
+    "generation_config", "return_dict_in_generate",
+})  # fmt: skip
+#: Keywords about caches and speed, or what gumba does anyway.
+WITHOUT_EFFECT = frozenset({
+    "use_cache", "cache_implementation", "cache_config", "max_cache_len", "return_legacy_cache", "renormalize_logits",
+    "remove_invalid_values", "synced_gpus", "use_mtp", "compile_config", "disable_compile", "prefill_chunk_size", "low_memory",
+    "max_matching_ngram_size", "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold",
+    "assistant_lookbehind", "target_lookbehind", "assistant_early_exit", "assistant_ensemble_weight", "is_assistant",
+    "speculation_type", "continuous_batching_config", "bos_token_id", "decoder_start_token_id", "trust_remote_code",
+    "transformers_version", "_from_model_config", "tokenizer", "logits_to_keep",
+})  # fmt: skip
+#: Keywords that would change results, or ask for results that gumba does not have, and the values besides None that do not.
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "guidance_scale": (1, 1.0),
+    "encoder_repetition_penalty": (1, 1.0),
+    "encoder_no_repeat_ngram_size": (0,),
+    "top_h": (),
+    "token_healing": (False,),
+    "watermarking_config": (),
+    "dola_layers": (),
+    "constraints": (),
+    "force_words_ids": (),
+    "custom_generate": (),
+    "assistant_model": (),
+    "assistant_tokenizer": (),
+    "negative_prompt_ids": (),
+    "negative_prompt_attention_mask": (),
+    "output_scores": (False,),
+    "output_logits": (False,),
+    "output_attentions": (False,),
+    "output_hidden_states": (False,),
+}
+#: What beam search and contrastive search do not take, and the values besides None that mean nothing.
+_NOT_IN_SEARCHES: dict[str, tuple[Any, ...]] = {
+    "bad_words_ids": (), "sequence_bias": (), "suppress_tokens": (), "begin_suppress_tokens": (), "forced_bos_token_id": (),
+    "forced_eos_token_id": (), "exponential_decay_length_penalty": (), "stop_strings": (), "max_time": (),
+    "stopping_criteria": ([],), "logits_processor": ([],), "prefix_allowed_tokens_fn": (), "streamer": (),
+}  # fmt: skip
+
+_seeds: random.Random = secrets.SystemRandom()
+
+
+def set_seed(seed: int, deterministic: bool = False) -> None:
+    """Draw the seeds of all later calls that have none from ``seed``. ``deterministic`` has no effect: gumba always is."""
+    global _seeds
+    _seeds = random.Random(require_count("seed", seed, 0, 2**64 - 1))
+
+
+class GenerationConfig:
+    """Keywords of ``generate``, kept together as attributes; those not given are None.
+
+    Raises RequestError for an unknown keyword, UnsupportedError for a value that is not supported.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        check_keywords(options)
+        self.__dict__.update(options)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in KEYWORDS or name in WITHOUT_EFFECT or name in REFUSED:
+            return None
+        raise AttributeError(f"GenerationConfig has no {name!r}")
+
+    def __repr__(self) -> str:
+        return f"GenerationConfig({', '.join(f'{name}={value!r}' for name, value in self.to_dict().items())})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, GenerationConfig) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keywords that are set."""
+        return {name: value for name, value in self.__dict__.items() if value is not None}
+
+    to_diff_dict = to_dict
+
+    def update(self, **options: Any) -> dict[str, Any]:
+        """Set the keywords of ``options`` that this class knows; the others are returned."""
+        known = {name: value for name, value in options.items() if _is_known(name)}
+        check_keywords(known)
+        self.__dict__.update(known)
+        return {name: value for name, value in options.items() if name not in known}
+
+    def validate(self, **_: Any) -> None:
+        """Check the values again, as they may have been set since."""
+        check_keywords(self.to_dict())
+
+
+def _is_known(name: str) -> bool:
+    return name in KEYWORDS or name in WITHOUT_EFFECT or name in REFUSED
+
+
+def check_keywords(options: Mapping[str, Any], more: frozenset[str] = frozenset()) -> None:
+    """Check keywords of ``generate`` and the names in ``more``.
+
+    Raises KeywordError for an unknown one, UnsupportedError for a value that would change results and is not supported.
+    """
+    for name, value in options.items():
+        if name in REFUSED:
+            if value is not None and not any(type(value) is type(same) and value == same for same in REFUSED[name]):
+                raise UnsupportedError(f"{name}: gumba does not support it, found {show(value)}")
+        elif not _is_known(name) and name not in more:
+            known = {*KEYWORDS, *WITHOUT_EFFECT, *REFUSED, *more}
+            raise KeywordError(
+                f"{show(name)}: unknown keyword{suggestion(name, known) or f'; known are {_names(more)}'}"
+            )
+
+
+def _names(more: frozenset[str]) -> str:
+    return ", ".join(sorted(KEYWORDS | more))
+
+
+def merged(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords of a call, over those of its ``generation_config``, over ``defaults``. None means not given."""
+    config = options.get("generation_config")
+    given: Mapping[str, Any] = {}
+    if config is not None:
+        read = getattr(config, "to_diff_dict", getattr(config, "to_dict", None))
+        given = config if isinstance(config, Mapping) else read() if callable(read) else {}
+        if not isinstance(config, Mapping) and not callable(read):
+            raise RequestError(f"generation_config: expected a GenerationConfig, found {show(config)}")
+        check_keywords(given)
+    layers = (defaults, given, {name: value for name, value in options.items() if name != "generation_config"})
+    return {name: value for layer in layers for name, value in layer.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt: its token ids, the number of tokens that lengths count for it, and the ids with padding (None: there is none)."""
+
+    ids: list[int]
+    n_counted: int
+    padded: list[int] | None = None
+
+
+class Plan:
+    """What the keywords of one call mean for one model.
+
+    Args:
+        llm: The model.
+        options: Keywords, checked and merged.
+        default_new_tokens: Most new tokens where no keyword says a number.
+
+    Raises:
+        RequestError: A value has the wrong type or is out of range.
+        UnsupportedError: Keywords that gumba cannot combine.
+    """
+
+    def __init__(self, llm: LLM, options: Mapping[str, Any], default_new_tokens: int) -> None:
+        self._llm, self._options, self._default = llm, dict(options), default_new_tokens
+        self._n_vocab = llm.tokenizer.n_vocab
+        self.n = require_count("num_return_sequences", options.get("num_return_sequences", 1), 1)
+        self.beams = require_count("num_beams", options.get("num_beams", 1), 1)
+        self.samples = require_boolean("do_sample", options.get("do_sample", False))
+        self.streamer = options.get("streamer")
+        alpha = options.get("penalty_alpha")
+        self.contrastive = not self.samples and self.beams == 1 and alpha is not None and alpha > 0
+        ends: Any = options.get("eos_token_id")
+        ends = ends.tolist() if hasattr(ends, "tolist") else ends
+        if isinstance(ends, Sequence) and not ends:
+            ends = None
+        self.ends = None if ends is None else processors.token_ids("eos_token_id", ends, self._n_vocab)
+        self._check()
+
+    def _check(self) -> None:
+        if self.beams > 1:
+            if self.samples:
+                raise UnsupportedError("num_beams: gumba's beam search does not sample: expected do_sample=False")
+            if self.n > self.beams:
+                raise RequestError(f"num_return_sequences: expected at most num_beams {self.beams}, found {self.n}")
+        elif self.n > 1 and not self.samples and self.streamer is None:
+            raise RequestError(
+                f"num_return_sequences: {self.n} different answers need do_sample=True or num_beams, found neither"
+            )
+        if self.beams > 1 or self.contrastive:
+            for name, same in _NOT_IN_SEARCHES.items():
+                value = self._options.get(name)
+                if value is not None and value not in same:
+                    raise UnsupportedError(
+                        f"{name}: gumba does not support it with num_beams or penalty_alpha, found {show(value)}"
+                    )
+
+    @property
+    def pad(self) -> int:
+        """The token that fills rows behind the end of an answer."""
+        given = self._options.get("pad_token_id")
+        if given is not None:
+            return processors.token_ids("pad_token_id", given, self._n_vocab)[0]
+        tokenizer = self._llm.tokenizer
+        known: list[int | None] = [tokenizer.pad_id, *(self.ends or []), tokenizer.eos_id]
+        return next((token for token in known if token is not None), 0)
+
+    @property
+    def infers_mask(self) -> bool:
+        """Whether padding is told by its token: there is one, and it ends no answer."""
+        given = self._options.get("pad_token_id")
+        ends: list[int] | list[int | None] = self.ends or [self._llm.tokenizer.eos_id]
+        return (given is not None or self._llm.tokenizer.pad_id is not None) and self.pad not in ends
+
+    def new_tokens(self, n_counted: int) -> tuple[int, int]:
+        """Most and fewest new tokens behind ``n_counted`` tokens of input."""
+        options = self._options
+        most, least = options.get("max_new_tokens"), options.get("min_new_tokens")
+        if most is None and options.get("max_length") is not None:
+            most = require_count("max_length", options["max_length"], 1) - n_counted
+            if most < 1:
+                raise RequestError(f"max_length: the input has {n_counted} tokens already; set max_new_tokens instead")
+        most = self._default if most is None else require_count("max_new_tokens", most, 1)
+        if least is None and options.get("min_length") is not None:
+            least = max(0, require_count("min_length", options["min_length"], 0) - n_counted)
+        least = 0 if least is None else require_count("min_new_tokens", least, 0)
+        if least > most:
+            log.warning("min_new_tokens: %d, but at most %d tokens are generated", least, most)
+        return most, min(least, most)
+
+    def answers(self, rows: Sequence[Row]) -> list[list[list[int]]]:
+        """Token ids of the ``n`` answers to each row, ends of generation included."""
+        if self.beams > 1:
+            return [self._beams(row) for row in rows]
+        if self.contrastive:
+            return [[self._contrastive(row)] for row in rows]
+        samples = [self._sample(row, i) for i, row in enumerate(rows) for _ in range(self.n)]
+        seeds = self._seeds(len(rows))
+        params = [replace(each[0], seed=seed) for each, seed in zip(samples, seeds)]
+        prompts = [row.ids for row in rows for _ in range(self.n)]
+        results = self._llm.generate(prompts, params)
+        found = []
+        for result, (asked, stop) in zip(results, samples):
+            self._warn_if_full(result.finish_reason, len(result.token_ids), asked.max_tokens)
+            found.append(result.token_ids if stop is None else stop.without_end(result.token_ids))
+        return [found[i : i + self.n] for i in range(0, len(found), self.n)]
+
+    def streamed(self, row: Row, prompt: list[list[int]], kind: str = "np") -> list[int]:
+        """The answer to a row, whose tokens the streamer gets as they come; it is told the end whatever happens.
+
+        Args:
+            row: The prompt.
+            prompt: What the streamer gets first, [1, n].
+            kind: What it gets, arrays ("np") or PyTorch tensors ("pt"), int64.
+        """
+        params, stop = self._sample(row, 0)
+        params = replace(params, seed=self._seeds(1)[0])
+        streamer: Any = self.streamer
+        answer: list[int] = []
+        reason = None
+        try:
+            streamer.put(as_kind(np.array(prompt, np.int64), kind))
+            for output in self._llm.stream(row.ids, params):
+                reason = output.finish_reason or reason
+                if output.token_id is not None:
+                    answer.append(output.token_id)
+                    if stop is None or len(stop.without_end(answer)) == len(answer):
+                        streamer.put(as_kind(np.array([output.token_id], np.int64), kind))
+        finally:
+            streamer.end()
+        self._warn_if_full(reason, len(answer), params.max_tokens)
+        return answer if stop is None else stop.without_end(answer)
+
+    def _warn_if_full(self, reason: str | None, count: int, most: int | None) -> None:
+        if reason == "length" and most is not None and count < most:
+            log.warning(
+                "the context of %d tokens is full after %d new ones: load the model with a larger n_ctx",
+                self._llm.model.n_ctx,
+                count,
+            )
+
+    def _seeds(self, n_rows: int) -> list[int]:
+        seed = self._options.get("seed")
+        if seed is None:
+            return [_seeds.getrandbits(64) for _ in range(n_rows * self.n)]
+        seed = require_count("seed", seed, 0, 2**64 - 1)
+        return [(seed + i) % 2**64 for _ in range(n_rows) for i in range(self.n)]
+
+    def _shared(self, row: Row) -> dict[str, Any]:
+        """What all ways to search have in common."""
+        most, least = self.new_tokens(row.n_counted)
+        return {
+            "max_tokens": most,
+            "min_tokens": least,
+            "stop_token_ids": self.ends or (),
+            "ignore_eos": self.ends is not None,
+        }
+
+    def _beams(self, row: Row) -> list[list[int]]:
+        options = self._options
+        params = BeamSearchParams(
+            beam_width=self.beams,
+            n=self.n,
+            length_penalty=options.get("length_penalty", 1.0),
+            early_stopping=options.get("early_stopping", False),
+            num_groups=options.get("num_beam_groups", 1),
+            diversity_penalty=options.get("diversity_penalty", 0.0),
+            repetition_penalty=options.get("repetition_penalty", 1.0),
+            no_repeat_ngram_size=options.get("no_repeat_ngram_size", 0),
+            **self._shared(row),
+        )
+        (result,) = self._llm.beam_search([row.ids], params)
+        return [list(sequence.token_ids) for sequence in result.sequences]
+
+    def _contrastive(self, row: Row) -> list[int]:
+        options = self._options
+        for name, same in (("repetition_penalty", 1), ("no_repeat_ngram_size", 0)):
+            if options.get(name, same) != same:
+                raise UnsupportedError(
+                    f"{name}: gumba does not support it with penalty_alpha, found {show(options[name])}"
+                )
+        params = ContrastiveSearchParams(
+            penalty_alpha=options["penalty_alpha"], top_k=options.get("top_k", 50), **self._shared(row)
+        )
+        (result,) = self._llm.contrastive_search([row.ids], params)
+        return list(result.token_ids)
+
+    def _sample(self, row: Row, index: int) -> tuple[SamplingParams, processors.Stop | None]:
+        """Parameters of an answer that is drawn token by token, or greedy, and what ends it early."""
+        options, shared = self._options, self._shared(row)
+        stop = self._stop(row)
+        changes = self._processors(row, index, shared)
+        penalty = require_number("repetition_penalty", options.get("repetition_penalty", 1.0), 0.01, 100.0)
+        if changes.own:
+            penalty = 1.0
+        if stop is not None and shared["min_tokens"]:
+            ends = sorted(self.ends or self._llm.tokenizer.eog_ids)
+            changes.functions.append(processors.not_before(len(row.ids) + shared["min_tokens"], ends))
+            shared["min_tokens"] = 0
+        values = {name: options.get(name, default) for name, default in _SAMPLING.items()}
+        if not self.samples:
+            values["temperature"] = 0
+        params = SamplingParams(
+            **values,
+            **shared,
+            samplers=_SAMPLERS,
+            repetition_window=-1,
+            repetition_penalty=penalty,
+            no_repeat_ngram_size=options.get("no_repeat_ngram_size", 0),
+            prompt_lookup_tokens=options.get("prompt_lookup_num_tokens", 0),
+            stop=require_strings("stop_strings", options.get("stop_strings", ())),
+            logits_processors=[*changes.functions, *([] if stop is None else [stop])],
+        )
+        return params, stop
+
+    def _stop(self, row: Row) -> processors.Stop | None:
+        criteria, most = self._options.get("stopping_criteria"), self._options.get("max_time")
+        listed: Sequence[Callable[..., Any]] = (
+            criteria if isinstance(criteria, list | tuple) else [criteria] if criteria else []
+        )
+        if not listed and most is None:
+            return None
+        ends = sorted(self.ends or self._llm.tokenizer.eog_ids)
+        if not ends:
+            raise UnsupportedError(
+                "stopping_criteria, max_time: the model has no end-of-generation token; set eos_token_id"
+            )
+        deadline = None if most is None else time.monotonic() + require_number("max_time", most, 0.0, 1e9)
+        before = self._start(row.ids)
+        return processors.Stop(listed, deadline, ends[0], len(before), row.padded or before)
+
+    def _start(self, ids: list[int]) -> list[int]:
+        """What processors see of a prompt: of an encoder-decoder the start token alone."""
+        start = self._llm.model.config.start_token
+        return ids if start is None else [start]
+
+    def _processors(self, row: Row, index: int, shared: Mapping[str, Any]) -> _Changes:
+        """Changes of the logits in transformers' order, where ``SamplingParams`` has no field for them."""
+        options, n_vocab, n_prompt = self._options, self._n_vocab, len(self._start(row.ids))
+        ends = self.ends or sorted(self._llm.tokenizer.eog_ids)
+        before: list[processors.Processor] = []
+        after: list[processors.Processor] = []
+        if options.get("sequence_bias"):
+            before.append(processors.sequence_bias(processors.biases(options["sequence_bias"], n_vocab)))
+        if options.get("bad_words_ids") is not None:
+            words = processors.bad_words(options["bad_words_ids"], ends, n_vocab)
+            before.append(processors.sequence_bias(words))  # -inf stays -inf whatever comes next
+        if options.get("prefix_allowed_tokens_fn") is not None:
+            before.append(processors.allowed_only(options["prefix_allowed_tokens_fn"], index))
+        if options.get("forced_bos_token_id") is not None:
+            (token,) = processors.token_ids("forced_bos_token_id", options["forced_bos_token_id"], n_vocab)
+            after.append(processors.only_at(1, token))
+        if options.get("forced_eos_token_id") is not None:
+            (token, *_) = processors.token_ids("forced_eos_token_id", options["forced_eos_token_id"], n_vocab)
+            after.append(processors.only_at(n_prompt + shared["max_tokens"] - 1, token))
+        if options.get("exponential_decay_length_penalty") is not None:
+            start, factor = options["exponential_decay_length_penalty"]
+            after.append(processors.longer_penalty(n_prompt + start, factor, ends))
+        if options.get("suppress_tokens") is not None:
+            after.append(
+                processors.not_before(
+                    1 << 62, processors.token_ids("suppress_tokens", options["suppress_tokens"], n_vocab)
+                )
+            )
+        if options.get("begin_suppress_tokens") is not None:
+            tokens = processors.token_ids("begin_suppress_tokens", options["begin_suppress_tokens"], n_vocab)
+            after.append(processors.not_at(n_prompt, tokens))
+        given = options.get("logits_processor")
+        given = given if isinstance(given, list | tuple) else [given] if given is not None else []
+        after += [processors.foreign(each, n_prompt, row.padded or self._start(row.ids)) for each in given]
+        penalty = options.get("repetition_penalty", 1.0)
+        own = bool(after) and penalty != 1.0
+        return _Changes([*before, *([processors.repetition(penalty)] if own else []), *after], own)
+
+
+@dataclass
+class _Changes:
+    """Functions that change logits; ``own``: the repetition penalty is among them."""
+
+    functions: list[processors.Processor]
+    own: bool

@@ -1,0 +1,97 @@
+"""The keywords of ``from_pretrained``, and the files that a name stands for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from gumba import sources
+from gumba.checks import KeywordError, require_optional_text, show, suggestion
+from gumba.compat.transformers.arrays import check_device
+from gumba.engine_args import check_dtype
+from gumba.errors import RequestError, UnsupportedError
+
+log = logging.getLogger("gumba.compat.transformers")
+
+#: Keywords about downloads that the hub's client has its own settings for, and about where and how fast PyTorch computes.
+WITHOUT_EFFECT = frozenset({
+    "trust_remote_code", "code_revision", "attn_implementation", "experts_implementation", "low_cpu_mem_usage", "use_safetensors",
+    "offload_folder", "offload_state_dict", "offload_buffers", "max_memory", "use_fast", "legacy", "use_cache", "force_download",
+    "resume_download", "proxies", "local_files_only", "cache_dir", "ignore_mismatched_sizes", "weights_only", "tp_plan",
+    "use_flash_attention_2", "use_kernels", "clean_up_tokenization_spaces", "tokenizer_type", "mirror", "framework",
+})  # fmt: skip
+#: Keywords that would change results, and the values besides None that do not.
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "quantization_config": (),
+    "load_in_8bit": (False,),
+    "load_in_4bit": (False,),
+    "config": (),
+    "state_dict": (),
+    "from_tf": (False,),
+    "from_flax": (False,),
+    "variant": (),
+    "subfolder": ("",),
+    "adapter_kwargs": ({},),
+    "add_prefix_space": (False,),
+    "from_slow": (False,),
+    "output_loading_info": (False,),
+    "rope_scaling": (),
+}
+_NAMING = ("revision", "token", "use_auth_token", "gguf_file")
+_PLACES = ("device_map", "device", "torch_dtype", "dtype")
+
+
+def split_keywords(options: Mapping[str, Any], own: frozenset[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Keywords that name the files, and those in ``own``; the others are checked, and have no effect.
+
+    Raises KeywordError for an unknown one, UnsupportedError for a value that would change results and is not supported.
+    """
+    known = {*WITHOUT_EFFECT, *REFUSED, *_NAMING, *_PLACES, *own}
+    naming, rest = {}, {}
+    for name, value in options.items():
+        if name in own:
+            rest[name] = value
+        elif name in _NAMING:
+            naming[name] = value
+        elif name in ("device_map", "device"):
+            check_device(name, value)
+        elif name in ("torch_dtype", "dtype"):
+            if value is not None:
+                check_dtype(name, value)
+        elif name in REFUSED:
+            if value is not None and not any(type(value) is type(same) and value == same for same in REFUSED[name]):
+                raise UnsupportedError(f"{name}: gumba does not support it, found {show(value)}")
+        elif name not in WITHOUT_EFFECT:
+            raise KeywordError(
+                f"from_pretrained() got an unexpected keyword argument {name!r}{suggestion(name, known)}"
+            )
+    return naming, rest
+
+
+def found_file(name: str | PathLike[str], naming: Mapping[str, Any]) -> Path:
+    """The GGUF file of a model: a GGUF file, a folder, a hub id or a known name; checkpoints are converted once and kept.
+
+    Args:
+        name: The model.
+        naming: ``gguf_file``, a file in the folder or repository; ``revision``; ``token``.
+
+    Raises:
+        RequestError: There is no such model.
+        DownloadError: The hub does not answer, or does not have it.
+        ConvertError: It cannot be converted.
+    """
+    if not isinstance(name, str | PathLike):
+        raise RequestError(f"pretrained_model_name_or_path: expected a path or a name, found {show(name)}")
+    file = require_optional_text("gguf_file", naming.get("gguf_file"))
+    if file is not None:
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            path = folder / file
+            if not path.is_file():
+                raise RequestError(f"gguf_file: there is no file {file!r} in {folder}")
+            return path
+        name = f"{name}/{file}"
+    return sources.resolve(name)

@@ -1,0 +1,487 @@
+"""A tokenizer with the methods of transformers' fast tokenizers, for the vocabulary and chat template of a GGUF file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from gumba.checks import KeywordError, require_count, show, suggestion
+from gumba.compat.transformers.arrays import BatchEncoding, listed, tensor_kind, tensors
+from gumba.compat.transformers.tools import schemas
+from gumba.errors import RequestError, TemplateError, UnsupportedError
+from gumba.text import ChatTemplate, Tokenizer, encode_chat
+from gumba.text.chat import until_final_message
+
+log = logging.getLogger("gumba.compat.transformers")
+
+#: Roles of special tokens.
+ROLES = ("bos", "eos", "unk", "pad", "sep", "cls", "mask")
+#: Keywords of encoding, and the values besides None that change nothing.
+_SAME = {
+    "stride": (0,),
+    "is_split_into_words": (False,),
+    "return_overflowing_tokens": (False,),
+    "return_offsets_mapping": (False,),
+    "verbose": (True, False),
+    "text_target": (),
+    "text_pair_target": (),
+}
+_ENCODING = (
+    "text_pair", "add_special_tokens", "padding", "truncation", "max_length", "pad_to_multiple_of", "padding_side",
+    "truncation_side", "return_tensors", "return_token_type_ids", "return_attention_mask", "return_special_tokens_mask",
+    "return_length", "split_special_tokens", *_SAME,
+)  # fmt: skip
+_NO_LIMIT = 1 << 62
+
+
+def _role_text(role: str) -> property:
+    def get(self: PreTrainedTokenizer) -> str | None:
+        token = self._special[role]
+        return None if token is None else self.backend.token_bytes(token).decode("utf-8", "replace")
+
+    def set_(self: PreTrainedTokenizer, text: str | None) -> None:
+        self._special[role] = None if text is None else self._known(f"{role}_token", text)
+
+    return property(get, set_, doc=f"The text of the {role} token; None without one.")
+
+
+def _role_id(role: str) -> property:
+    def get(self: PreTrainedTokenizer) -> int | None:
+        return self._special[role]
+
+    def set_(self: PreTrainedTokenizer, token: int | None) -> None:
+        self._special[role] = None if token is None else self.backend.check_id(token)
+
+    return property(get, set_, doc=f"The id of the {role} token; None without one.")
+
+
+class PreTrainedTokenizer:
+    """Text to token ids and back, with transformers' methods, keywords and results.
+
+    The names of control tokens in a text are read as these tokens, as transformers does (``split_special_tokens=True``: as
+    text). Methods and keywords that are not here are refused by name.
+
+    Args:
+        backend: gumba's tokenizer of the file.
+        template: Gives the chat template of the file, or raises TemplateError.
+        name_or_path: What the tokenizer was loaded from.
+        model_max_length: Tokens that the model was trained for; ``truncation=True`` cuts to it.
+        padding_side, truncation_side: "right" or "left".
+    """
+
+    bos_token, bos_token_id = _role_text("bos"), _role_id("bos")
+    eos_token, eos_token_id = _role_text("eos"), _role_id("eos")
+    unk_token, unk_token_id = _role_text("unk"), _role_id("unk")
+    pad_token, pad_token_id = _role_text("pad"), _role_id("pad")
+    sep_token, sep_token_id = _role_text("sep"), _role_id("sep")
+    cls_token, cls_token_id = _role_text("cls"), _role_id("cls")
+    mask_token, mask_token_id = _role_text("mask"), _role_id("mask")
+    is_fast = True
+
+    def __init__(
+        self,
+        backend: Tokenizer,
+        template: Callable[[], ChatTemplate],
+        *,
+        tool_template: Callable[[], ChatTemplate] | None = None,
+        name_or_path: str = "",
+        model_max_length: int = _NO_LIMIT,
+        padding_side: str = "right",
+        truncation_side: str = "right",
+    ) -> None:
+        self.backend = backend
+        self.name_or_path = name_or_path
+        self.model_max_length = require_count("model_max_length", model_max_length, 1, _NO_LIMIT)
+        self.padding_side = _side("padding_side", padding_side)
+        self.truncation_side = _side("truncation_side", truncation_side)
+        self._template = template
+        self._tool_template = tool_template or template
+        self._chosen: ChatTemplate | None = None
+        self._special: dict[str, int | None] = {role: getattr(backend, f"{role}_id") for role in ROLES}
+
+    def __repr__(self) -> str:
+        return f"PreTrainedTokenizer(name_or_path={self.name_or_path!r}, vocab_size={self.vocab_size})"
+
+    def __len__(self) -> int:
+        return self.backend.n_vocab
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens of the vocabulary, added ones included: GGUF files do not tell them apart."""
+        return self.backend.n_vocab
+
+    @property
+    def special_tokens_map(self) -> dict[str, str]:
+        """Role -> text of the special tokens that there are."""
+        return {f"{role}_token": text for role in ROLES if (text := getattr(self, f"{role}_token")) is not None}
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """The texts of all control tokens."""
+        return [self._text(token) for token in self.all_special_ids]
+
+    @cached_property
+    def all_special_ids(self) -> list[int]:
+        """The ids of all control tokens."""
+        ids = (self.backend.token_id(text) for text in self.backend.control_texts)
+        return sorted(token for token in ids if token is not None)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The source of the chat template; None without one. May be set to the text or name of another one."""
+        try:
+            return (self._chosen or self._template()).source
+        except TemplateError:
+            return None
+
+    @chat_template.setter
+    def chat_template(self, template: str | None) -> None:
+        self._chosen = None if template is None else ChatTemplate.given(template, self.backend)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Text of each token, as the file spells it -> its id."""
+        return {self._text(token): token for token in range(self.backend.n_vocab)}
+
+    # ------------------------------------------------------------------------------------------------------ encoding
+
+    def __call__(self, text: Any = None, text_pair: Any = None, **options: Any) -> BatchEncoding:
+        """Token ids and attention mask of a text, or of a list of texts.
+
+        Args:
+            text, text_pair: A text, or a list of texts; of a list, ``text_pair`` is one, too.
+            options: ``add_special_tokens`` (True), ``padding`` (False, True or "longest", "max_length"), ``truncation``,
+                ``max_length``, ``pad_to_multiple_of``, ``padding_side``, ``truncation_side``, ``return_tensors`` ("np", or
+                "pt" with PyTorch), ``return_attention_mask``, ``return_token_type_ids``, ``return_special_tokens_mask``,
+                ``return_length``, ``split_special_tokens``.
+
+        Raises:
+            RequestError: A text is no string, or a keyword is unknown or has a wrong value.
+            UnsupportedError: A keyword would change results and is not supported.
+        """
+        _check_options(options)
+        several = isinstance(text, list | tuple)
+        texts, pairs = (text, text_pair) if several else ([text], None if text_pair is None else [text_pair])
+        if several and pairs is None and texts and all(isinstance(each, tuple) and len(each) == 2 for each in texts):
+            texts, pairs = [each[0] for each in texts], [each[1] for each in texts]
+        if pairs is not None and (not isinstance(pairs, list | tuple) or len(pairs) != len(texts)):
+            raise RequestError(f"text_pair: expected as many texts as in text ({len(texts)}), found {show(text_pair)}")
+        rows = [
+            self._encoded(one, None if pairs is None else pairs[i], options, several) for i, one in enumerate(texts)
+        ]
+        return self._batch(rows, several, options)
+
+    def encode(self, text: Any, text_pair: Any = None, **options: Any) -> Any:
+        """The ``input_ids`` alone of what calling the tokenizer gives; keywords and errors as there."""
+        return self(text, text_pair, **options)["input_ids"]
+
+    def tokenize(self, text: str, add_special_tokens: bool = False) -> list[str]:
+        """The tokens of a text, as the file spells them."""
+        return [self._text(token) for token in self.backend.encode(text, add_special_tokens, parse_special=True)]
+
+    def _encoded(self, text: Any, pair: Any, options: Mapping[str, Any], several: bool) -> tuple[list[int], list[int]]:
+        """Token ids of a text (or two), cut to the length asked for, and their types."""
+        for each in (text,) if pair is None else (text, pair):
+            if not isinstance(each, str):
+                raise RequestError(
+                    f"text: expected a string{' or a list of strings' if not several else 's'}, found {show(each)}"
+                )
+        special, parse = bool(options.get("add_special_tokens", True)), not options.get("split_special_tokens")
+        most = self._most(options)
+        if pair is not None:
+            if not special:
+                raise UnsupportedError(
+                    "text_pair: gumba joins two texts with special tokens only, found add_special_tokens=False"
+                )
+            ids, types = self.backend.encode_pair(text, pair)
+            if most is not None and len(ids) > most:
+                raise UnsupportedError(
+                    f"truncation: gumba does not cut pairs of texts: {len(ids)} tokens, at most {most}"
+                )
+            return ids, types
+        ids = self.backend.encode(text, special, parse_special=parse)
+        if most is not None and len(ids) > most:
+            ids = self._cut(ids, special, most, options.get("truncation_side"))
+        return ids, [0] * len(ids)
+
+    def _most(self, options: Mapping[str, Any]) -> int | None:
+        """The length to cut to; None: do not."""
+        truncation, most = options.get("truncation"), options.get("max_length")
+        truncation = getattr(truncation, "value", truncation)
+        if truncation not in (None, True, False, "longest_first", "only_first", "do_not_truncate"):
+            raise RequestError(
+                f"truncation: expected True, False, 'longest_first' or 'only_first', found {show(truncation)}"
+            )
+        if most is not None:
+            most = require_count("max_length", most, 0)
+        if truncation is None and most is not None and options.get("padding") in (None, False, "do_not_pad"):
+            return most  # as transformers, with a length alone
+        if truncation in (None, False, "do_not_truncate"):
+            return None
+        return most if most is not None else self.model_max_length
+
+    def _cut(self, ids: list[int], special: bool, most: int, side: str | None) -> list[int]:
+        """``ids`` with ``most`` tokens: special tokens at both ends stay."""
+        around = self.backend.encode("", special)
+        before = 1 if special and self.backend.add_bos and self.backend.bos_id is not None else 0
+        after = len(around) - before
+        if most < len(around):
+            raise RequestError(
+                f"max_length: expected at least {len(around)}, the number of special tokens, found {most}"
+            )
+        body, room = ids[before : len(ids) - after], most - len(around)
+        left = _side("truncation_side", side or self.truncation_side) == "left"
+        return [*ids[:before], *(body[len(body) - room :] if left else body[:room]), *ids[len(ids) - after :]]
+
+    def _batch(
+        self, rows: list[tuple[list[int], list[int]]], several: bool, options: Mapping[str, Any]
+    ) -> BatchEncoding:
+        columns: dict[str, list[Any]] = {"input_ids": [ids for ids, _ in rows]}
+        wants_types = options.get("return_token_type_ids")
+        if wants_types or (wants_types is None and self.backend.token_type_count > 1):
+            columns["token_type_ids"] = [types for _, types in rows]
+        columns["attention_mask"] = [[1] * len(ids) for ids, _ in rows]
+        if options.get("return_special_tokens_mask"):
+            columns["special_tokens_mask"] = [[int(self.backend.is_special(token)) for token in ids] for ids, _ in rows]
+        kind = tensor_kind(options.get("return_tensors"))
+        columns = self._padded(columns, options)
+        if options.get("return_length"):
+            columns["length"] = [len(ids) for ids in columns["input_ids"]]
+        if options.get("return_attention_mask") is False:
+            del columns["attention_mask"]
+        if kind is None and not several:
+            return BatchEncoding({name: rows if name == "length" else rows[0] for name, rows in columns.items()})
+        return tensors(columns, kind)
+
+    def pad(
+        self,
+        encoded_inputs: Any,
+        padding: Any = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: Any = None,
+        verbose: bool = True,
+    ) -> BatchEncoding:
+        """Rows of the same length from encoded inputs: a dictionary of columns, or a list of dictionaries.
+
+        Raises RequestError without a padding token, or for inputs that hold no ``input_ids``.
+        """
+        if (
+            isinstance(encoded_inputs, Sequence)
+            and encoded_inputs
+            and all(isinstance(x, Mapping) for x in encoded_inputs)
+        ):
+            encoded_inputs = {name: [each[name] for each in encoded_inputs] for name in encoded_inputs[0]}
+        if not isinstance(encoded_inputs, Mapping) or "input_ids" not in encoded_inputs:
+            raise RequestError(f"encoded_inputs: expected 'input_ids' of texts, found {show(encoded_inputs)}")
+        columns = {name: listed(rows) for name, rows in encoded_inputs.items()}
+        columns.setdefault("attention_mask", [[1] * len(row) for row in columns["input_ids"]])
+        options = {"padding": padding, "max_length": max_length, "pad_to_multiple_of": pad_to_multiple_of}
+        columns = self._padded(columns, {**options, "padding_side": padding_side})
+        if return_attention_mask is False:
+            del columns["attention_mask"]
+        return tensors(columns, tensor_kind(return_tensors))
+
+    def _padded(self, columns: dict[str, list[Any]], options: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """The columns with rows of the length that ``padding`` says."""
+        padding = options.get("padding")
+        padding = getattr(padding, "value", padding)
+        if padding in (None, False, "do_not_pad"):
+            return columns
+        lengths = [len(row) for row in columns["input_ids"]]
+        if padding in (True, "longest"):
+            length = max(lengths, default=0)
+        elif padding == "max_length":
+            most = options.get("max_length")
+            length = self.model_max_length if most is None else require_count("max_length", most, 0)
+            if length >= 1 << 24:
+                raise RequestError("padding='max_length': expected a max_length, the model has none")
+        else:
+            raise RequestError(f"padding: expected True, False, 'longest' or 'max_length', found {show(padding)}")
+        multiple = options.get("pad_to_multiple_of")
+        if multiple is not None:
+            multiple = require_count("pad_to_multiple_of", multiple, 1)
+            length = -(-length // multiple) * multiple
+        if self.pad_token_id is None and any(n < length for n in lengths):
+            raise RequestError(
+                "padding: the tokenizer has no padding token; set tokenizer.pad_token = tokenizer.eos_token"
+            )
+        left = _side("padding_side", options.get("padding_side") or self.padding_side) == "left"
+        fill = {"input_ids": self.pad_token_id, "special_tokens_mask": 1}
+        padded: dict[str, list[Any]] = {}
+        for name, rows in columns.items():
+            padded[name] = []
+            for row in rows:
+                more = [fill.get(name, 0)] * (length - len(row))
+                padded[name].append([*more, *row] if left else [*row, *more])
+        return padded
+
+    # ------------------------------------------------------------------------------------------------------ decoding
+
+    def decode(
+        self,
+        token_ids: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        spaces_between_special_tokens: bool | None = None,
+    ) -> Any:
+        """The text of token ids, or the texts of several rows of them, as a list.
+
+        ``skip_special_tokens``: leave control tokens out; ``clean_up_tokenization_spaces``: no space before punctuation.
+        Raises RequestError for what is no token id.
+        """
+        ids = listed(token_ids)
+        if isinstance(ids, list) and ids and isinstance(ids[0], list):
+            return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in ids]
+        text = self.backend.decode(ids if isinstance(ids, list) else [ids], skip_special_tokens)
+        return without_spaces(text) if clean_up_tokenization_spaces else text
+
+    def batch_decode(self, sequences: Any, skip_special_tokens: bool = False, **options: Any) -> list[str]:
+        """The texts of rows of token ids; keywords as of ``decode``."""
+        rows = listed(sequences)
+        rows = rows if all(isinstance(row, list) for row in rows) else [rows]
+        return [self.decode(row, skip_special_tokens, **options) for row in rows]
+
+    def convert_tokens_to_ids(self, tokens: Any) -> Any:
+        """The id of a token's text, or a list of ids; without such a token that of ``unk_token``, or None."""
+        if isinstance(tokens, str):
+            token = self.backend.token_id(tokens)
+            return self.unk_token_id if token is None else token
+        return [self.convert_tokens_to_ids(each) for each in tokens]
+
+    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
+        """The text of a token as the file spells it, or a list of such texts."""
+        ids = listed(ids)
+        if not isinstance(ids, list):
+            return self._text(ids)
+        return [self._text(each) for each in ids if not (skip_special_tokens and self.backend.is_special(each))]
+
+    def convert_tokens_to_string(self, tokens: Iterable[str]) -> str:
+        """The text that tokens stand for. Raises RequestError for one that the vocabulary does not have."""
+        return self.backend.decode([self._known("tokens", token) for token in tokens])
+
+    # --------------------------------------------------------------------------------------------------------- chats
+
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        tools: Sequence[Any] | None = None,
+        documents: Any = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        tokenize: bool = True,
+        sanitize_control_tokens: bool = True,
+        padding: Any = False,
+        truncation: Any = False,
+        max_length: int | None = None,
+        return_tensors: Any = None,
+        return_dict: bool = True,
+        return_assistant_tokens_mask: bool = False,
+        tokenizer_kwargs: Mapping[str, Any] | None = None,
+        **variables: Any,
+    ) -> Any:
+        """The prompt of a conversation (or of several): token ids, or its text (``tokenize=False``).
+
+        Control tokens come from the template only: the text of one in a message is tokenized as text, which transformers
+        does with ``sanitize_control_tokens=True``. ``tools`` may be functions with type hints and docstrings in Google's
+        style, or their JSON schemas. ``return_dict=False``: the ids without a ``BatchEncoding``. ``variables``: further
+        variables of the template (``enable_thinking``).
+
+        Raises:
+            RequestError: The messages, or a keyword, are wrong.
+            TemplateError: There is no template, or it refuses the messages.
+            UnsupportedError: ``return_assistant_tokens_mask``.
+        """
+        if return_assistant_tokens_mask:
+            raise UnsupportedError("return_assistant_tokens_mask: gumba does not support it, found True")
+        if continue_final_message and add_generation_prompt:
+            raise RequestError("continue_final_message: expected False with add_generation_prompt")
+        template = self._chat_template(chat_template, tools)
+        if tools is not None:
+            variables["tools"] = schemas(tools)
+            if "tools" not in template.source:
+                log.warning("tools: the chat template does not take any")
+        if documents is not None:
+            variables["documents"] = documents
+        several = (
+            isinstance(conversation, list | tuple) and bool(conversation) and isinstance(conversation[0], list | tuple)
+        )
+        chats = conversation if several else [conversation]
+        if not tokenize:
+            texts = [
+                self._rendered(template, c, add_generation_prompt, continue_final_message, variables) for c in chats
+            ]
+            return texts if several else texts[0]
+        options = {
+            "padding": padding,
+            "truncation": truncation,
+            "max_length": max_length,
+            "return_tensors": return_tensors,
+        }
+        options |= {**(tokenizer_kwargs or {}), "add_special_tokens": False}
+        _check_options(options)
+        rows = []
+        for chat in chats:
+            ids = encode_chat(
+                self.backend,
+                template,
+                chat,
+                add_generation_prompt,
+                add_bos=False,
+                continue_final_message=continue_final_message,
+                **variables,
+            )
+            most = self._most(options)
+            ids = ids if most is None or len(ids) <= most else self._cut(ids, False, most, None)
+            rows.append((ids, [0] * len(ids)))
+        found = self._batch(rows, several, options)
+        return found if return_dict else found["input_ids"]
+
+    def get_chat_template(self, chat_template: str | None = None, tools: Any = None) -> str:
+        """The source of the template that ``apply_chat_template`` would use. Raises TemplateError without one."""
+        return self._chat_template(chat_template, tools).source
+
+    def _chat_template(self, chosen: str | None, tools: Any) -> ChatTemplate:
+        if chosen is not None:
+            return ChatTemplate.given(chosen, self.backend)
+        return self._chosen or (self._tool_template() if tools else self._template())
+
+    def _rendered(
+        self, template: ChatTemplate, chat: Any, generation_prompt: bool, continued: bool, variables: Mapping[str, Any]
+    ) -> str:
+        text = template.render(chat, generation_prompt, **variables)
+        return until_final_message(text, chat) if continued else text
+
+    def _text(self, token: int) -> str:
+        return self.backend.token_text(token)
+
+    def _known(self, name: str, text: str) -> int:
+        token = self.backend.token_id(text) if isinstance(text, str) else None
+        if token is None:
+            raise RequestError(f"{name}: expected a token of the vocabulary, found {show(text)}")
+        return token
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    for name, value in options.items():
+        if name not in _ENCODING:
+            raise KeywordError(f"unexpected keyword argument {name!r}{suggestion(name, _ENCODING)}")
+        if name in _SAME and value is not None and value not in _SAME[name]:
+            raise UnsupportedError(f"{name}: gumba does not support it, found {show(value)}")
+
+
+def _side(name: str, value: Any) -> str:
+    if value not in ("left", "right"):
+        raise RequestError(f"{name}: expected 'left' or 'right', found {show(value)}")
+    return str(value)
+
+
+def without_spaces(text: str) -> str:
+    """``text`` without the spaces that tokenization puts before punctuation and English contractions."""
+    for mark in (".", "?", "!", ",", "'", "n't", "'m", "'s", "'ve", "'re"):
+        text = text.replace(f" {mark} " if mark == "'" else f" {mark}", mark)
+    return text
