@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -10,6 +11,10 @@ from gumba.chat_parsing.tools import Call, ToolFormat, Tools
 from gumba.outputs import CompletionOutput, FunctionCall, StreamOutput, ToolCall
 
 _LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+
+def _is_cut(finish_reason: str | None) -> bool:
+    return finish_reason not in (None, "stop")
 
 
 class Delta(NamedTuple):
@@ -28,10 +33,64 @@ class Splitter(Protocol):
     def finish(self) -> Delta: ...
 
 
-def held_back(text: str, markers: tuple[str, ...]) -> int:
-    """How many of the last characters of ``text`` may be the beginning of one of ``markers``."""
-    longest = max(map(len, markers), default=1) - 1
-    return next((n for n in range(min(longest, len(text)), 0, -1) if any(m.startswith(text[-n:]) for m in markers)), 0)
+class MarkerScanner:
+    """Splits text that comes in pieces at ``markers``, however it is cut. No marker may begin with another one."""
+
+    def __init__(self, markers: tuple[str, ...]) -> None:
+        self._pattern = re.compile("|".join(map(re.escape, markers)) or r"(?!)")
+        self._beginnings = frozenset(marker[:n] for marker in markers for n in range(1, len(marker)))
+        self._longest = max(map(len, self._beginnings), default=0)
+        self._held = ""
+
+    def push(self, text: str) -> list[tuple[str, str]]:
+        """Pairs of plain text and the marker behind it, the last of which has none."""
+        text = self._held + text
+        found, place = [], 0
+        for marker in self._pattern.finditer(text):
+            found.append((text[place : marker.start()], marker[0]))
+            place = marker.end()
+        lengths = range(min(self._longest, len(text) - place), 0, -1)
+        kept = next((n for n in lengths if text[-n:] in self._beginnings), 0)
+        end = len(text) - kept
+        self._held = text[end:]
+        return [*found, (text[place:end], "")]
+
+    def finish(self) -> str:
+        """The beginning of a marker that was held back and is none."""
+        held, self._held = self._held, ""
+        return held
+
+
+class Trimmer:
+    """Holds white space back until other text follows it."""
+
+    def __init__(self, *, leading: bool = False) -> None:
+        #: Whether white space in front of everything is dropped.
+        self._drops = leading
+        self._spaces: list[str] = []
+
+    def push(self, text: str) -> str:
+        """``text`` without white space at its end, behind what was held back."""
+        bare = text.rstrip()
+        if not bare:
+            if not self._drops:
+                self._spaces.append(text)
+            return ""
+        if self._drops:
+            self._drops, result = False, bare.lstrip()
+        else:
+            result = self.finish() + bare
+        self._spaces = [text[len(bare) :]]
+        return result
+
+    def finish(self) -> str:
+        """The white space that was held back."""
+        held, self._spaces = "".join(self._spaces), []
+        return held
+
+
+#: Characters after which an answer that may have begun with a call without a marker is none.
+_MOST_UNDECIDED = 512
 
 
 class CallSplitter:
@@ -39,41 +98,59 @@ class CallSplitter:
 
     def __init__(self, form: ToolFormat, tools: Tools) -> None:
         self._form, self._tools = form, tools
-        self._held = ""
-        self._began = self._collecting = False
+        self._scanner, self._spaces = MarkerScanner(form.markers), Trimmer()
+        self._held: list[str] = []
+        self._begun = self._decided = self._collecting = False
 
     def push(self, text: str) -> str:
         """What is certainly no call."""
-        self._held += text
+        if self._collecting:
+            self._held.append(text)
+            return ""
+        if not self._decided:
+            text = self._start(text)
+        content = []
+        for plain, marker in self._scanner.push(text) if text else ():
+            if self._collecting:
+                self._held += (plain, marker)
+                continue
+            content.append(self._spaces.push(plain))
+            if marker:
+                self._collecting = True
+                self._held.append(marker)
+        if self._collecting:
+            self._held.append(self._scanner.finish())
+        result = "".join(content)
+        self._begun = self._begun or bool(result)
+        return result
+
+    def _start(self, text: str) -> str:
+        """The text so far when it is clear how the answer begins, and that it is not by a call without a marker."""
+        bare = text if self._held else text.lstrip()
+        if not self._held:
+            self._spaces.push(text[: len(text) - len(bare)])
+        self._held = ["".join([*self._held, bare])] if bare else self._held
+        if not self._held:
+            return ""
+        verdict = self._form.starts(self._held[0][:_MOST_UNDECIDED], self._tools)
+        if verdict is None and len(self._held[0]) < _MOST_UNDECIDED:
+            return ""
+        self._decided, self._collecting = True, verdict is True
         if self._collecting:
             return ""
-        if not self._began:
-            verdict = self._form.starts(self._held.lstrip(), self._tools) if self._held.strip() else None
-            self._collecting = verdict is True
-            if verdict is not False:
-                return self._at_marker() if verdict is None and self._marked() else ""
-        return self._at_marker()
-
-    def _marked(self) -> bool:
-        return any(marker in self._held for marker in self._form.markers)
-
-    def _at_marker(self) -> str:
-        found = [at for marker in self._form.markers if (at := self._held.find(marker)) >= 0]
-        self._collecting = bool(found)
-        end = min(found) if found else len(self._held) - held_back(self._held, self._form.markers)
-        end = len(self._held[:end].rstrip())  # white space in front of a call is none of the answer's
-        text, self._held = self._held[:end], self._held[end:]
-        self._began = self._began or bool(text)
+        text, self._held = self._held[0], []
         return text
 
-    def finish(self) -> tuple[str, tuple[Call, ...]]:
-        """What is left of the answer, and the calls."""
+    def finish(self, cut: bool = False) -> tuple[str, tuple[Call, ...]]:
+        """What is left of the answer, and the calls. ``cut``: see ``ToolFormat.parse``."""
+        spaces, held = self._spaces.finish(), "".join(self._held) + self._scanner.finish()
         if not self._collecting:
-            return self._held, ()
-        calls, rest = self._form.parse(self._held if self._began else self._held.lstrip(), self._tools)
+            return spaces + held, ()
+        calls, rest = self._form.parse(held, self._tools, cut)
         if not calls:
-            return self._held, ()
-        return rest.rstrip() if rest.strip() else "", tuple(calls)
+            return spaces + held, ()
+        rest = (spaces + rest if self._begun else rest).rstrip()
+        return rest, tuple(calls)
 
 
 @dataclass(frozen=True)
@@ -115,13 +192,13 @@ class AnswerParser:
         delta = Delta(text) if self._splitter is None else self._splitter.push(text)
         return delta if self._calls is None else delta._replace(content=self._calls.push(delta.content))
 
-    def finish(self) -> Delta:
-        """What was held back, and the calls."""
+    def finish(self, cut: bool = False) -> Delta:
+        """What was held back, and the calls. ``cut``: the answer ended before the model did, at the most tokens allowed."""
         delta = Delta() if self._splitter is None else self._splitter.finish()
         if self._calls is None:
             return delta
         content = self._calls.push(delta.content)
-        rest, calls = self._calls.finish()
+        rest, calls = self._calls.finish(cut)
         return Delta(content + rest, delta.reasoning, delta.calls + calls)
 
     def step(self, step: StreamOutput) -> StreamOutput:
@@ -129,7 +206,7 @@ class AnswerParser:
         content, reasoning, _ = self.push(step.text)
         if step.finish_reason is None:
             return replace(step, text=content, reasoning=reasoning)
-        last = self.finish()
+        last = self.finish(_is_cut(step.finish_reason))
         return replace(
             step,
             text=content + last.content,
@@ -139,7 +216,7 @@ class AnswerParser:
 
     def output(self, output: CompletionOutput) -> CompletionOutput:
         """A whole answer, taken apart."""
-        first, last = self.push(output.text), self.finish()
+        first, last = self.push(output.text), self.finish(_is_cut(output.finish_reason))
         return replace(
             output,
             text=first.content + last.content,

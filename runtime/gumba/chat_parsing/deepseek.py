@@ -13,7 +13,8 @@
 
 from __future__ import annotations
 
-from gumba.chat_parsing.tools import Call, Found, ToolFormat, Tools, after, after_space, make_call, read_at, scan
+from gumba.chat_parsing.tools import Found, Part, ToolFormat, Tools, make_call, scan
+from gumba.chat_parsing.values import NoCall, after, after_space, read_at
 
 
 def _mark(name: str) -> str:
@@ -22,34 +23,39 @@ def _mark(name: str) -> str:
 
 BEGIN, END = _mark("calls▁begin"), _mark("calls▁end")
 _CALL, _CALL_END, _SEPARATOR = _mark("call▁begin"), _mark("call▁end"), _mark("sep")
+#: Characters within which the name of a function ends.
+_MOST_NAME = 500
 
 
 class DeepSeek(ToolFormat):
     """Both forms; the outer marks are sometimes left out."""
 
     markers = (BEGIN, _CALL)
+    closing = (END, _CALL_END)
     texts = (END, _CALL_END, _SEPARATOR)
 
-    def parse(self, text: str, tools: Tools) -> Found:
-        calls, rest = scan(text, _CALL, _read)
+    def parse(self, text: str, tools: Tools, cut: bool = False) -> Found:
+        calls, rest = scan(text, _CALL, lambda text, place: _read(tools, text, place))
         return calls, rest.replace(BEGIN, "").replace(END, "") if calls else rest
 
 
-def _read(text: str, place: int) -> tuple[list[Call], int] | None:
-    middle = text.find(_SEPARATOR, place)
+def _read(tools: Tools, text: str, place: int) -> Part:
+    middle = text.find(_SEPARATOR, place, place + _MOST_NAME)
     if middle < 0:
-        return None
+        raise NoCall(place + _MOST_NAME)
     name, start = text[place:middle].strip(), middle + len(_SEPARATOR)
-    if name == "function":
-        newline = text.find("\n", start)
+    if name == "function" and not text.startswith("{", after_space(text, start)):
+        newline = text.find("\n", start, start + _MOST_NAME)
         if newline < 0:
-            return None
+            raise NoCall(start + _MOST_NAME)
         name, start = text[start:newline].strip(), newline
-    fenced = after(text, start, "```json")
-    found = read_at(text, fenced)
-    call = None if found is None else make_call(name, found[0])
-    if call is None or found is None:
-        return None
-    end = after(text, found[1], "```")
+    arguments, end = read_at(text, after(text, start, "```json", "```"))
+    call = make_call(tools, name, arguments)
+    if call is None:
+        raise NoCall(end)
+    end = after(text, end, "```")
     closed = after(text, end, _CALL_END)
-    return None if closed == end and after_space(text, end) < len(text) else ([call], closed)
+    following = after_space(text, end)
+    if closed == end and following < len(text) and not text.startswith((END, _CALL), following):
+        raise NoCall(end)
+    return Part([call], closed)

@@ -108,12 +108,12 @@ def answer_format(
         _, started, header = tokenizer.decode(prompt[-24:]).rpartition("<|start|>assistant")
         if not started or any(end in header for end in harmony.ENDS):
             header = ""
-        maker: SplitterMaker = functools.partial(harmony.HarmonySplitter, bool(tools), header)
+        maker: SplitterMaker = functools.partial(harmony.HarmonySplitter, functions if tools else None, header)
         return AnswerFormat(maker, None, functions, salt, harmony.TEXTS)
     tags = _tags(tokenizer, source, reasoning)
     opened = tags is not None and tokenizer.decode(prompt[-24:]).rstrip().endswith(tags.opening)
-    split = None if tags is None or (opened and constrained) else functools.partial(ThinkSplitter, tags, opened)
     form = _calls(source) if tools else None
+    split = None if tags is None or (opened and constrained) else functools.partial(ThinkSplitter, tags, opened, form)
     if split is None and form is None:
         return None
     texts = (() if tags is None else tags.texts) + (() if form is None else (*form.markers, *form.texts))

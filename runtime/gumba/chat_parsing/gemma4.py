@@ -5,50 +5,117 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from gumba.chat_parsing.tools import Call, Found, ToolFormat, Tools, after, after_space, make_call, read_json, scan
+from gumba.chat_parsing.tools import Found, Part, ToolFormat, Tools, make_call, scan
+from gumba.chat_parsing.values import MOST_NESTED, NoCall, after, after_space, read_nested, read_whole, unescaped
 
 OPEN, _CLOSE, _QUOTE = "<|tool_call>", "<tool_call|>", '<|"|>'
-_HEAD = re.compile(r"\s*call:([\w.-]+)\s*(?=\{)")
-_KEY = re.compile(r"([^:{}\[\],]+):")
-_BARE = re.compile(r"[^,{}\[\]]+")
-_MOST_NESTED = 100
+_HEAD = re.compile(r"\s*call:\s*([^\s{}<>]{1,500})\s*(?=\{)")
+#: A key: between quotes of any kind, or bare.
+_KEY = re.compile(
+    r"""\s*(?:<\|"\|>(.{1,500}?)<\|"\|>|"([^"]{1,500})"|'([^']{1,500})\'"""
+    r"""|([^\s:{}\[\],"'<>][^:{}\[\],"'<>]{0,499}))\s*:""",
+    re.DOTALL,
+)
+#: What ends a bare value: a bracket, or a comma.
+_STOP = re.compile(r"[,{}\[\]]|<tool_call\|>")
+#: What may follow the quote at the end of a string.
+_DELIMITER = re.compile(r"\s*(?:[,:}\]]|<tool_call\|>|\Z)")
 
 
 class Gemma4(ToolFormat):
-    """Keys are bare, texts stand between quotes of their own."""
+    """Keys are bare, texts stand between quotes of their own, or of JSON. Without the marker only of offered functions."""
 
     markers = (OPEN,)
+    closing = (_CLOSE,)
     texts = (_CLOSE, _QUOTE)
 
-    def parse(self, text: str, tools: Tools) -> Found:
-        return scan(text, OPEN, _read)
+    def starts(self, text: str, tools: Tools) -> bool | None:
+        if not text.startswith("call:"):
+            return None if "call:".startswith(text) else False
+        head = _HEAD.match(text)
+        if head is not None:
+            return _offered(tools, head[1]) is not None
+        return None if re.fullmatch(r"call:\s*[^\s{}<>]*\s*", text) else False
+
+    def parse(self, text: str, tools: Tools, cut: bool = False) -> Found:
+        if OPEN in text:
+            return scan(text, OPEN, lambda text, place: _read(tools, text, place))
+        return scan(text, "call:", lambda text, place: _read(tools, text, place - len("call:")))
 
 
-def _read(text: str, place: int) -> tuple[list[Call], int] | None:
+def _offered(tools: Tools, name: str) -> str | None:
+    """The function ``name``, behind namespaces perhaps (``google:mcp:weather``)."""
+    return tools.offered(name) or tools.offered(name.rpartition(":")[2])
+
+
+def _read(tools: Tools, text: str, place: int) -> Part:
     head = _HEAD.match(text, place)
-    found = None if head is None else _value(text, head.end(), 0)
-    call = None if head is None or found is None else make_call(head[1], found[0])
-    return None if call is None or found is None else ([call], after(text, found[1], _CLOSE))
+    name = None if head is None else _offered(tools, head[1])
+    if head is None or name is None:
+        raise NoCall(place if head is None else head.end())
+
+    def typed(key: str, word: str) -> Any:
+        return tools.typed(name, key, word, quotes=True)
+
+    arguments, end = _container(text, head.end(), 1, typed)
+    call = make_call(tools, name, arguments)
+    if call is None:
+        raise NoCall(end)
+    return Part([call], after(text, end, _CLOSE))
 
 
-def _value(text: str, place: int, depth: int) -> tuple[Any, int] | None:
+def _untyped(key: str, word: str) -> Any:
+    try:
+        return read_whole(word)
+    except NoCall:
+        return word
+
+
+def _value(text: str, place: int, depth: int, key: str, typed: Any, in_object: bool) -> tuple[Any, int]:
     """The value at ``place`` and where it ends."""
     place = after_space(text, place)
     if text.startswith(_QUOTE, place):
         start = place + len(_QUOTE)
         end = text.find(_QUOTE, start)
-        return None if end < 0 else (text[start:end], end + len(_QUOTE))
+        if end < 0:
+            raise NoCall(len(text))
+        return text[start:end], end + len(_QUOTE)
+    if text.startswith(('"', "'"), place):
+        return _string(text, place)
     if text.startswith(("{", "["), place):
-        return None if depth >= _MOST_NESTED else _container(text, place, depth + 1)
-    bare = _BARE.match(text, place)
-    if bare is None:
-        return None
-    word = bare[0].strip()
-    value = read_json(word)
-    return (word if value is None and word != "null" else value), bare.end()
+        return _container(text, place, depth + 1, _untyped) if depth < MOST_NESTED else read_nested(text, place)
+    return _bare(text, place, key, typed, in_object)
 
 
-def _container(text: str, place: int, depth: int) -> tuple[Any, int] | None:
+def _string(text: str, place: int) -> tuple[str, int]:
+    """A text between quotes, which may have the same quotes inside: the last one is followed by a comma or bracket."""
+    quote, start = text[place], place + 1
+    end = start
+    while (end := text.find(quote, end)) >= 0:
+        first = end  # of the backslashes in front of it
+        while text[first - 1] == "\\":
+            first -= 1
+        if (end - first) % 2 == 0 and _DELIMITER.match(text, end + 1):
+            return unescaped(text[start:end]), end + 1
+        end += 1
+    raise NoCall(len(text))
+
+
+def _bare(text: str, place: int, key: str, typed: Any, in_object: bool) -> tuple[Any, int]:
+    """A value without quotes; in an object it goes on behind a comma that no key follows."""
+    end = place
+    while (stop := _STOP.search(text, end)) is not None:
+        end = stop.start()
+        if stop[0] != "," or not in_object or _KEY.match(text, end + 1):
+            break
+        end += 1
+    if stop is None or end == place:
+        raise NoCall(end)
+    return typed(key, text[place:end].strip()), end
+
+
+def _container(text: str, place: int, depth: int, typed: Any) -> tuple[Any, int]:
+    """A list or an object; ``typed`` makes a value of a key and a bare word."""
     closing = "}" if text[place] == "{" else "]"
     items: list[Any] = []
     table: dict[str, Any] = {}
@@ -56,17 +123,16 @@ def _container(text: str, place: int, depth: int) -> tuple[Any, int] | None:
     while not text.startswith(closing, place):
         key = _KEY.match(text, place) if closing == "}" else None
         if closing == "}" and key is None:
-            return None
-        found = _value(text, place if key is None else key.end(), depth)
-        if found is None:
-            return None
+            raise NoCall(place)
+        name = "" if key is None else next(filter(None, key.groups())).strip()
+        value, place = _value(text, place if key is None else key.end(), depth, name, typed, key is not None)
         if key is None:
-            items.append(found[0])
+            items.append(value)
         else:
-            table[key[1].strip().removeprefix(_QUOTE).removesuffix(_QUOTE)] = found[0]
-        place = after_space(text, found[1])
+            table[name] = value
+        place = after_space(text, place)
         if text.startswith(",", place):
             place = after_space(text, place + 1)
         elif not text.startswith(closing, place):
-            return None
+            raise NoCall(place)
     return (table if closing == "}" else items), place + 1

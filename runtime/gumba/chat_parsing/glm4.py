@@ -13,12 +13,17 @@ GLM-4.5 and later tags::
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from gumba.chat_parsing.tools import Call, Found, ToolFormat, Tools, after, after_space, make_call, read_at, scan
+from gumba.chat_parsing.hermes import CLOSE as _CLOSE
+from gumba.chat_parsing.hermes import OPEN as _OPEN
+from gumba.chat_parsing.hermes import read_hermes
+from gumba.chat_parsing.tools import Call, Found, Part, ToolFormat, Tools, make_call, scan
+from gumba.chat_parsing.values import NoCall, after, after_space, read_at
 
-_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _KEY, _KEY_END, _VALUE, _VALUE_END = "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"
+_TAG = re.compile("|".join((_OPEN, _CLOSE, _KEY, _KEY_END, _VALUE, _VALUE_END)))
 
 
 class GLM4(ToolFormat):
@@ -27,52 +32,99 @@ class GLM4(ToolFormat):
     def starts(self, text: str, tools: Tools) -> bool | None:
         line, newline, rest = text.partition("\n")
         if not newline:
-            return None if any(name.startswith(line) for name in tools.names) else False
+            return None if any(name.startswith(line.rstrip()) for name in tools.names) else False
         if line.strip() not in tools.names:
             return False
         return rest.lstrip().startswith("{") if rest.strip() else None
 
-    def parse(self, text: str, tools: Tools) -> Found:
+    def parse(self, text: str, tools: Tools, cut: bool = False) -> Found:
         calls: list[Call] = []
         place = 0
         while (newline := text.find("\n", place)) >= 0:
-            name, found = text[place:newline].strip(), read_at(text, newline)
-            call = None if found is None or name not in tools.names else make_call(name, found[0])
-            if found is None or call is None:
+            name = text[place:newline].strip()
+            try:
+                arguments, end = read_at(text, newline) if name in tools.names else (None, place)
+            except NoCall:
+                break
+            call = make_call(tools, name, arguments)
+            if call is None:
                 break
             calls.append(call)
-            place = after_space(text, found[1])
+            place = after_space(text, end)
         return calls, text[place:]
 
 
 class GLM45(ToolFormat):
-    """Tags."""
+    """Tags. Some of them are forgotten: a value ends where the next tag begins."""
 
     markers = (_OPEN,)
+    closing = (_CLOSE,)
     texts = (_CLOSE, _KEY, _KEY_END, _VALUE, _VALUE_END)
 
-    def parse(self, text: str, tools: Tools) -> Found:
-        def read(text: str, place: int) -> tuple[list[Call], int] | None:
-            return _read(text, place, tools)
+    def parse(self, text: str, tools: Tools, cut: bool = False) -> Found:
+        tags = list(_TAG.finditer(text))
+        places = {tag.end(): i for i, tag in enumerate(tags)}
+
+        def read(text: str, place: int) -> Part:
+            if text.startswith(("{", "["), after_space(text, place)):
+                return read_hermes(tools, text, place)
+            return _read(text, tools, tags, places[place], cut)
 
         return scan(text, _OPEN, read)
 
 
-def _read(text: str, place: int, tools: Tools) -> tuple[list[Call], int] | None:
-    stops = [at for mark in (_KEY, _CLOSE, "\n") if (at := text.find(mark, place)) >= 0]
-    if not stops:
-        return None
-    name, place = text[place : min(stops)].strip(), min(stops)
+def _read(text: str, tools: Tools, tags: list[re.Match[str]], at: int, cut: bool) -> Part:
+    """The call that the tag number ``at`` opens."""
+
+    def kind(i: int) -> str:
+        return tags[i][0] if i < len(tags) else ""
+
+    def until(i: int) -> int:
+        return tags[i].start() if i < len(tags) else len(text)
+
+    def inside(i: int) -> bool:
+        """Whether a tag is part of a value, which is closed behind it and followed by what follows values."""
+        return kind(i) in (_OPEN, _CLOSE) and kind(i + 1) == _VALUE_END and kind(i + 2) in (_KEY, _CLOSE)
+
+    head = text[tags[at].end() : until(at + 1)].strip()
+    at += 1
+    name, key = _split(tools, head, kind(at) in (_KEY_END, _VALUE))
+    if name is None:
+        raise NoCall(until(at))
     arguments: dict[str, Any] = {}
-    while text.startswith(_KEY, start := after_space(text, place)):
-        start += len(_KEY)
-        middle = text.find(_KEY_END, start)
-        opened = after(text, middle + len(_KEY_END), _VALUE)
-        stop = text.find(_VALUE_END, opened)
-        if middle < 0 or opened == middle + len(_KEY_END) or stop < 0:
-            return None
-        key = text[start:middle].strip()
-        arguments[key] = tools.typed(name, key, text[opened:stop])
-        place = stop + len(_VALUE_END)
-    call, end = make_call(name, arguments), after(text, place, _CLOSE)
-    return None if call is None or end == place else ([call], end)
+    place = until(at)
+    while key is not None or (kind(at) == _KEY and (not arguments or after_space(text, place) == until(at))):
+        if key is None:
+            key = text[tags[at].end() : until(at + 1)].strip()
+            at += 1
+        at += kind(at) == _KEY_END
+        if kind(at) != _VALUE:
+            raise NoCall(until(at))
+        start = tags[at].end()
+        at += 1
+        while inside(at):
+            at += 1
+        if at == len(tags) and cut:
+            raise NoCall(len(text))
+        value = text[start : until(at)]
+        arguments[key] = tools.typed(name, key, value if kind(at) == _VALUE_END else value.rstrip())
+        place = tags[at].end() if kind(at) == _VALUE_END else until(at)
+        at += kind(at) == _VALUE_END
+        key = None
+    call, end = make_call(tools, name, arguments), after(text, place, _CLOSE)
+    following = after_space(text, end)
+    ends = end > place or text.startswith(_OPEN, following) or (following == len(text) and not cut)
+    if call is None or not ends or (end == place and not arguments):
+        raise NoCall(end)
+    return Part([call], end)
+
+
+def _split(tools: Tools, head: str, key_too: bool) -> tuple[str | None, str | None]:
+    """The function that ``head`` names; with ``key_too`` also the first key, whose opening tag was forgotten."""
+    name, _, key = head.partition("\n")
+    if not key_too:
+        return tools.offered(name), None
+    if key.strip():
+        return tools.offered(name), key.strip()
+    found = [(name, head[len(name) :].strip()) for name in tools.names if head.startswith(name)]
+    return next(((name, key) for name, key in found if key in tools.keys(name)), (None, None))

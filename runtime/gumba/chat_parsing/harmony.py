@@ -10,108 +10,138 @@ from __future__ import annotations
 
 import re
 
-from gumba.chat_parsing.answer import Delta, held_back
-from gumba.chat_parsing.tools import Call, make_call
+from gumba.chat_parsing.answer import Delta, MarkerScanner
+from gumba.chat_parsing.tools import Call, Tools, make_call
 
-CHANNEL, MESSAGE = "<|channel|>", "<|message|>"
-ENDS = ("<|end|>", "<|return|>", "<|call|>", "<|start|>")
+START, CHANNEL, MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
+ENDS = ("<|end|>", "<|return|>", "<|call|>", START)
 TEXTS = (CHANNEL, MESSAGE, "<|constrain|>", *ENDS)
-_RECIPIENT = re.compile(r"to=(?:functions\.)?([\w.-]+)")
+_RECIPIENT = re.compile(r"(?<!\S)to=(\S+?)(?=<\||\s|\Z)")
+_CHANNEL = re.compile(r"\s*([\w.-]*)")
+#: Characters of a header that count.
+_MOST_HEADER = 1000
 
 
 class HarmonySplitter:
-    """Analysis, and commentary to nobody, are reasoning; commentary to a function is a call; the rest is the answer.
+    """The final channel, and a message without a channel, are the answer; a message to an offered function is a call; every
+    other channel is reasoning. A call that is malformed, or of no such function, is text of the answer, unless it is in the
+    channel of analysis.
 
-    An answer that does not begin with a header passes unchanged. ``calls``: whether calls are looked for; otherwise they are
-    commentary. ``header``: what the prompt already says of it.
+    A header ends at ``<|message|>``; one that ends otherwise says nothing, and neither does what stands between messages. An
+    answer that does not begin with a header passes unchanged.
+
+    Args:
+        tools: Those offered; None: no calls are looked for.
+        header: What the prompt already says of the first header.
     """
 
-    def __init__(self, calls: bool, header: str = "") -> None:
-        self._with_calls = calls
+    def __init__(self, tools: Tools | None, header: str = "") -> None:
+        self._tools = tools
+        self._scanner = MarkerScanner((CHANNEL, MESSAGE, *ENDS))
+        #: start, plain (text without headers), header, message, between (messages)
         self._state = "start"
-        self._held = header
-        self._header = ""
-        self._body = ""
+        self._header: list[str] = []
+        self._kind, self._name = "content", ""
+        self._channel = ""
+        self._held: list[str] = []
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
         self._calls: list[Call] = []
-        #: Of a channel: whether there was anything before, which a line break tells apart.
-        self._reasoned = False
-        self._begun = False
+        #: Whether there was reasoning before, which a line break tells apart, and whether this message has begun.
+        self._reasoned = self._begun = False
+        self.push(header)
 
     def push(self, text: str) -> Delta:
         """See ``Splitter``."""
-        self._held += text
-        content, reasoning = "", ""
-        while True:
-            if self._state == "start":
-                bare = self._held.lstrip()
-                heads = (CHANNEL, "<|start|>", "to=")
-                if bare.startswith(heads):
-                    self._state = "header"
-                elif any(head.startswith(bare) for head in heads):
-                    break
-                else:
-                    self._state = "plain"
-            if self._state == "plain":
-                content, self._held = content + self._held, ""
-                break
-            if self._state == "header":
-                at = self._held.find(MESSAGE)
-                if at < 0:
-                    break
-                self._header, self._held = self._held[:at], self._held[at + len(MESSAGE) :]
-                self._state, self._body, self._begun = "message", "", False
-            found = [at for end in ENDS if (at := self._held.find(end)) >= 0]
-            end = min(found) if found else len(self._held) - held_back(self._held, ENDS)
-            more = self._take(self._held[:end])
-            content, reasoning = content + more.content, reasoning + more.reasoning
-            self._held = self._held[end:]
-            if not found:
-                break
-            last = self._close()
-            content += last.content
-            self._held = self._held[len(next(end for end in ENDS if self._held.startswith(end))) :]
-            self._state = "header"
-        return Delta(content, reasoning)
-
-    @property
-    def _kind(self) -> str:
-        """What the message is that its header opens."""
-        if self._with_calls and _RECIPIENT.search(self._header):
-            return "call"
-        _, _, channel = self._header.partition(CHANNEL)
-        return "reasoning" if channel.startswith(("analysis", "commentary")) else "content"
-
-    def _take(self, text: str) -> Delta:
-        """More of a message."""
-        if self._kind == "call":
-            self._body += text
-            return Delta()
-        if self._kind == "content":
-            return Delta(text)
-        if text and self._reasoned and not self._begun:
-            text = "\n" + text
-        self._begun = self._begun or bool(text)
-        self._reasoned = self._reasoned or bool(text)
-        return Delta(reasoning=text)
-
-    def _close(self) -> Delta:
-        """The end of a message: a call is read. One that is malformed is text."""
-        recipient = _RECIPIENT.search(self._header)
-        if self._kind != "call" or recipient is None:
-            return Delta()
-        call = make_call(recipient[1], self._body)
-        if call is None:
-            return Delta(self._body)
-        self._calls.append(call)
-        return Delta()
+        for plain, marker in self._scanner.push(text):
+            self._text(plain)
+            if marker:
+                self._mark(marker)
+        delta = Delta("".join(self._content), "".join(self._reasoning))
+        self._content, self._reasoning = [], []
+        return delta
 
     def finish(self) -> Delta:
         """See ``Splitter``."""
-        last = Delta()
-        if self._state == "message":
-            more = self._take(self._held)
-            last = Delta(more.content + self._close().content, more.reasoning)
-        elif self._state == "start":
-            last = Delta(self._held)
-        self._held = ""
-        return last._replace(calls=tuple(self._calls))
+        self._text(self._scanner.finish())
+        if self._state == "start" or (self._state == "between" and "".join(self._held).strip()):
+            self._content += self._held  # nothing follows that text is between
+        elif self._state == "message":
+            self._close()
+        self._held = []
+        return self.push("")._replace(calls=tuple(self._calls))
+
+    def _text(self, text: str) -> None:
+        if self._state == "start":
+            self._held.append(text)
+            if not text.strip():
+                return
+            held = "".join(self._held).lstrip()
+            if held.startswith("to="):
+                self._state, self._header, self._held = "header", [held], []
+            elif not "to=".startswith(held):
+                self._state = "plain"
+                self._content += self._held
+                self._held = []
+        elif self._state == "plain":
+            self._content.append(text)
+        elif self._state == "header":
+            self._header.append(text)
+        elif self._state == "between":
+            self._held.append(text)
+        elif text:
+            self._take(text)
+
+    def _mark(self, marker: str) -> None:
+        if self._state == "plain":
+            self._content.append(marker)
+        elif marker == MESSAGE:
+            if self._state == "header":
+                self._open()
+        elif marker == CHANNEL:
+            if self._state == "message":
+                self._close()
+            if self._state != "header":
+                self._header = []
+            self._header.append(marker)
+            self._state, self._held = "header", []
+        else:
+            if self._state == "message":
+                self._close()
+            self._state = "header" if marker == START else "between"
+            self._header, self._held = [], []
+
+    def _open(self) -> None:
+        """A message begins; its header is known."""
+        header = "".join(self._header)[-_MOST_HEADER:]
+        channels = [found[1] for each in header.split(CHANNEL)[1:] if (found := _CHANNEL.match(each))]
+        self._channel = "analysis" if "analysis" in channels else channels[-1] if channels else "final"
+        recipients = _RECIPIENT.findall(header.replace(CHANNEL, " "))
+        self._name = recipients[-1] if recipients else ""
+        calls = self._tools is not None and bool(self._name) and self._name != "assistant"
+        self._kind = "call" if calls else "content" if self._channel == "final" and not self._name else "reasoning"
+        self._state, self._begun, self._held = "message", False, []
+
+    def _take(self, text: str) -> None:
+        """More of a message."""
+        if self._kind == "call":
+            self._held.append(text)
+        elif self._kind == "content":
+            self._content.append(text)
+        else:
+            if self._reasoned and not self._begun:
+                self._reasoning.append("\n")
+            self._begun = self._reasoned = True
+            self._reasoning.append(text)
+
+    def _close(self) -> None:
+        """The end of a message: a call is read."""
+        if self._kind != "call" or self._tools is None:
+            return
+        text, self._held = "".join(self._held), []
+        call = make_call(self._tools, self._name, text)
+        if call is not None:
+            self._calls.append(call)
+        elif text:
+            self._kind = "reasoning" if self._channel == "analysis" else "content"
+            self._take(text)

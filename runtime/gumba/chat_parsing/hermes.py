@@ -9,7 +9,8 @@
 
 from __future__ import annotations
 
-from gumba.chat_parsing.tools import Call, Found, ToolFormat, Tools, after, after_space, json_calls, read_at, scan
+from gumba.chat_parsing.tools import Found, Part, ToolFormat, Tools, read_calls, scan
+from gumba.chat_parsing.values import NoCall, after, after_space
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
@@ -18,20 +19,18 @@ class Hermes(ToolFormat):
     """JSON in <tool_call>."""
 
     markers = (OPEN,)
-    texts = (CLOSE,)
+    closing = texts = (CLOSE,)
 
-    def parse(self, text: str, tools: Tools) -> Found:
-        return scan(text, OPEN, _read)
+    def parse(self, text: str, tools: Tools, cut: bool = False) -> Found:
+        return scan(text, OPEN, lambda text, place: read_hermes(tools, text, place))
 
 
-def _read(text: str, place: int) -> tuple[list[Call], int] | None:
-    found = read_at(text, place)
-    calls = None if found is None else json_calls(found[0])
-    if found is None or calls is None:
-        return None
-    end = after(text, found[1], CLOSE)
+def read_hermes(tools: Tools, text: str, place: int) -> Part:
+    """Calls behind ``OPEN``."""
+    found = read_calls(tools, text, place)
+    end = after(text, found.end, CLOSE)
     # The end may be missing where the answer ends, or the next call begins.
     following = after_space(text, end)
-    if end == found[1] and following < len(text) and not text.startswith(OPEN, following):
-        return None
-    return calls, end
+    if end == found.end and following < len(text) and not text.startswith(OPEN, following):
+        raise NoCall(end)
+    return found._replace(end=end)

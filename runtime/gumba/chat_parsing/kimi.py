@@ -10,26 +10,32 @@ from __future__ import annotations
 
 import re
 
-from gumba.chat_parsing.tools import Call, Found, ToolFormat, Tools, after, make_call, read_at, scan
+from gumba.chat_parsing.tools import Found, Part, ToolFormat, Tools, make_call, scan
+from gumba.chat_parsing.values import NoCall, after, read_at
 
 BEGIN, _END = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
 _CALL, _CALL_END, _ARGUMENTS = "<|tool_call_begin|>", "<|tool_call_end|>", "<|tool_call_argument_begin|>"
-_HEAD = re.compile(r"\s*((?:functions\.)?([\w.-]+?)(?::\d+)?)\s*" + re.escape(_ARGUMENTS))
+_HEAD = re.compile(r"\s*([^\s<]{1,500}?)(:\d+)?\s*" + re.escape(_ARGUMENTS))
 
 
 class Kimi(ToolFormat):
     """Ids are of the model's making: ``functions.weather:0``."""
 
-    markers = (BEGIN,)
-    texts = (_END, _CALL, _CALL_END, _ARGUMENTS)
+    markers = (BEGIN, _CALL)
+    closing = (_END, _CALL_END)
+    texts = (_END, _CALL_END, _ARGUMENTS)
 
-    def parse(self, text: str, tools: Tools) -> Found:
-        calls, rest = scan(text, _CALL, _read)
+    def parse(self, text: str, tools: Tools, cut: bool = False) -> Found:
+        calls, rest = scan(text, _CALL, lambda text, place: _read(tools, text, place))
         return calls, rest.replace(BEGIN, "").replace(_END, "") if calls else rest
 
 
-def _read(text: str, place: int) -> tuple[list[Call], int] | None:
+def _read(tools: Tools, text: str, place: int) -> Part:
     head = _HEAD.match(text, place)
-    found = None if head is None else read_at(text, head.end())
-    call = None if head is None or found is None else make_call(head[2], found[0], head[1])
-    return None if call is None or found is None else ([call], after(text, found[1], _CALL_END))
+    if head is None:
+        raise NoCall(place)
+    arguments, end = read_at(text, head.end())
+    call = make_call(tools, head[1], arguments, head[1] + (head[2] or ""))
+    if call is None:
+        raise NoCall(end)
+    return Part([call], after(text, end, _CALL_END))

@@ -11,14 +11,14 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
-from gumba.chat_parsing.tools import Call, Found, ToolFormat, Tools, after_space, json_calls, make_call, read_at
+from gumba.chat_parsing.pythonic import read_keywords
+from gumba.chat_parsing.tools import Call, Found, ToolFormat, Tools, make_call, read_calls
+from gumba.chat_parsing.values import NoCall, after, after_space
 
 _TAG = "<|python_tag|>"
 _FIRST = re.compile(r'\{\s*"(?:name|type|function|parameters|arguments)"')
 _BUILT_IN = re.compile(r"\s*([A-Za-z_]\w*)\.call\(")
-_KEYWORD = re.compile(r"\s*,?\s*([A-Za-z_]\w*)=")
 _INTERPRETERS = ("python", "ipython", "code_interpreter")
 #: White space that may be inside a call's beginning.
 _MOST_UNDECIDED = 40
@@ -32,51 +32,47 @@ class Llama3(ToolFormat):
     def starts(self, text: str, tools: Tools) -> bool | None:
         if not text.startswith("{"):
             return False
-        if _FIRST.match(text):
+        if _FIRST.match(text[:_MOST_UNDECIDED]):
             return True
         return None if len(text) < _MOST_UNDECIDED else False
 
-    def parse(self, text: str, tools: Tools) -> Found:
-        if not text.lstrip().startswith(_TAG):
-            return _objects(text, tools)
-        body = text.lstrip()[len(_TAG) :]
-        calls, rest = _objects(body, None)
+    def parse(self, text: str, tools: Tools, cut: bool = False) -> Found:
+        if not text.startswith(_TAG):
+            calls, rest = _objects(text, tools)
+            return ([], text) if rest else (calls, "")
+        body = text[len(_TAG) :]
+        calls, rest = _objects(body, tools)
         if calls:
             return calls, rest
-        called = _built_in(body)
-        if called is not None:
-            return [called], ""
+        if _BUILT_IN.match(body) or body.lstrip().startswith("{"):
+            called = _built_in(body, tools)
+            return ([], text) if called is None else ([called], "")
         name = next((each for each in _INTERPRETERS if each in tools.names), None)
-        code = None if name is None or not body.strip() else make_call(name, {"code": body.strip()})
+        code = None if name is None or cut or not body.strip() else make_call(tools, name, {"code": body.strip()})
         return ([], text) if code is None else ([code], "")
 
 
-def _objects(text: str, tools: Tools | None) -> Found:
-    """Calls one after the other, perhaps with ; or , between; with ``tools`` only if all are of these."""
+def _objects(text: str, tools: Tools) -> Found:
+    """Calls one after the other, perhaps with ; or , between, and the rest of the text."""
     calls: list[Call] = []
     place = after_space(text, 0)
-    while text.startswith("{", place):
-        found = read_at(text, place)
-        more = None if found is None else json_calls(found[0])
-        if found is None or more is None or (tools is not None and more[0].name not in tools.names):
+    while text.startswith(("{", _TAG), place):
+        try:
+            more = read_calls(tools, text, after(text, place, _TAG))
+        except NoCall:
             break
-        calls += more
-        place = after_space(text, found[1])
-        if text[place : place + 1] in (";", ","):
-            place = after_space(text, place + 1)
-    rest = text[place:]
-    return (calls, rest) if calls and (tools is None or not rest) else ([], text)
+        calls += more.calls
+        place = after_space(text, after(text, more.end, ";", ","))
+    return calls, text[place:]
 
 
-def _built_in(text: str) -> Call | None:
+def _built_in(text: str, tools: Tools) -> Call | None:
     """``name.call(key="value", ...)``."""
     found = _BUILT_IN.match(text)
     if found is None:
         return None
-    place, arguments = found.end(), dict[str, Any]()
-    while keyword := _KEYWORD.match(text, place):
-        value = read_at(text, keyword.end())
-        if value is None:
-            return None
-        arguments[keyword[1]], place = value
-    return make_call(found[1], arguments) if text[place:].strip() == ")" else None
+    try:
+        arguments, end = read_keywords(text, found.end() - 1)
+    except NoCall:
+        return None
+    return make_call(tools, found[1], arguments) if after_space(text, end) == len(text) else None

@@ -6,19 +6,20 @@ Granite 3 and Phi-4-mini (<|tool_call|>), Command R7B and A (<|START_ACTION|>), 
 
 from __future__ import annotations
 
-from gumba.chat_parsing.tools import Call, Found, ToolFormat, Tools, after, json_calls, read_at, scan
+from gumba.chat_parsing.tools import Found, Part, ToolFormat, Tools, read_calls, scan
+from gumba.chat_parsing.values import after
 
 
 class MarkedJSON(ToolFormat):
     """``opening`` JSON ``closing``, of which the latter may be missing."""
 
     def __init__(self, opening: str, closing: str) -> None:
-        self.markers, self.texts = (opening,), (closing,)
+        self.markers, self.closing = (opening,), (closing,)
+        self.texts = self.closing
 
-    def parse(self, text: str, tools: Tools) -> Found:
-        return scan(text, self.markers[0], self._read)
+    def parse(self, text: str, tools: Tools, cut: bool = False) -> Found:
+        def read(text: str, place: int) -> Part:
+            found = read_calls(tools, text, place)
+            return found._replace(end=after(text, found.end, *self.closing))
 
-    def _read(self, text: str, place: int) -> tuple[list[Call], int] | None:
-        found = read_at(text, place)
-        calls = None if found is None else json_calls(found[0])
-        return None if found is None or calls is None else (calls, after(text, found[1], self.texts[0]))
+        return scan(text, self.markers[0], read)

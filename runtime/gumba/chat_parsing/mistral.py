@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import re
 
-from gumba.chat_parsing.tools import Call, Found, ToolFormat, Tools, after_space, json_calls, make_call, read_at, scan
+from gumba.chat_parsing.tools import Found, Part, ToolFormat, Tools, make_call, read_calls, scan
+from gumba.chat_parsing.values import NoCall, after_space, read_at
 
 _MARKER = "[TOOL_CALLS]"
-_NAMED = re.compile(r"\s*([\w.:-]+)\s*(?:\[CALL_ID\]\s*([\w-]*)\s*)?(?:\[ARGS\])?")
+_NAMED = re.compile(r"\s*([^\s\[\]{}]{1,500})\s*(?:\[CALL_ID\]\s*([\w-]{0,500})\s*)?(?:\[ARGS\])?")
 _BARE = '[{"name"'
 
 
@@ -29,22 +30,24 @@ class Mistral(ToolFormat):
             return True
         return None if _BARE.startswith(packed) else False
 
-    def parse(self, text: str, tools: Tools) -> Found:
+    def parse(self, text: str, tools: Tools, cut: bool = False) -> Found:
         if _MARKER in text:
-            return scan(text, _MARKER, _read)
-        found = read_at(text, 0)
-        calls = None if found is None else json_calls(found[0])
-        if found is None or calls is None or not all(call.name in tools.names for call in calls):
+            return scan(text, _MARKER, lambda text, place: _read(tools, text, place))
+        try:
+            calls, end, rest = read_calls(tools, text, 0)
+        except NoCall:
             return [], text
-        return calls, text[found[1] :]
+        return ([], text) if rest else (calls, text[end:])
 
 
-def _read(text: str, place: int) -> tuple[list[Call], int] | None:
+def _read(tools: Tools, text: str, place: int) -> Part:
     if text.startswith(("[", "{"), after_space(text, place)):
-        found = read_at(text, place)
-        calls = None if found is None else json_calls(found[0])
-        return None if found is None or calls is None else (calls, found[1])
+        return read_calls(tools, text, place)
     named = _NAMED.match(text, place)
-    found = None if named is None else read_at(text, named.end())
-    call = None if named is None or found is None else make_call(named[1], found[0], named[2])
-    return None if call is None or found is None else ([call], found[1])
+    if named is None:
+        raise NoCall(place)
+    arguments, end = read_at(text, named.end())
+    call = make_call(tools, named[1], arguments, named[2])
+    if call is None:
+        raise NoCall(end)
+    return Part([call], end)

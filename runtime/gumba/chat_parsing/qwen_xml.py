@@ -15,47 +15,153 @@ Llama 3.1's custom calls and Functionary's have JSON instead of the parameters: 
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from gumba.chat_parsing.tools import Call, Found, ToolFormat, Tools, after, after_space, make_call, read_at, scan
+from gumba.chat_parsing.hermes import read_hermes
+from gumba.chat_parsing.tools import Found, Part, ToolFormat, Tools, make_call
+from gumba.chat_parsing.values import NoCall, after, after_space, read_at
 
-_FUNCTION, _FUNCTION_END, _PARAMETER, _PARAMETER_END = "<function=", "</function>", "<parameter=", "</parameter>"
+_ATTRIBUTE = re.compile(r"\s*(?:name\s*)?=\s*(?:\"([^\"]+)\"|'([^']+)'|([^\s]+))")
 
 
 class QwenXML(ToolFormat):
-    """Parameters in tags; the outer tag (Seed-OSS has another one) is sometimes left out."""
+    """Parameters in tags; the outer tag (Seed-OSS has another one) is sometimes left out.
+
+    Closing tags are forgotten: a value ends where the next tag of the call begins.
+    """
 
     def __init__(self, opening: str = "<tool_call>", closing: str = "</tool_call>") -> None:
-        self.markers, self.texts = (opening, _FUNCTION), (closing,)
+        self._open, self._close = opening, closing
+        self.markers, self.closing, self.texts = (
+            (opening, "<function=", "<function name="),
+            (closing, "</function>"),
+            (closing,),
+        )
+        self._tag = re.compile(
+            rf"(?P<outer>{re.escape(opening)})|(?P<outer_end>{re.escape(closing)})|(?P<function_end></function>)"
+            r"|(?P<value_end></parameter>)|<(?P<kind>function|parameter)(?P<name>[\s=][^<>]*)>"
+        )
 
-    def parse(self, text: str, tools: Tools) -> Found:
-        def read(text: str, place: int) -> tuple[list[Call], int] | None:
-            return _read(text, place, tools)
-
-        calls, rest = scan(text, _FUNCTION, read)
-        return calls, rest.replace(self.markers[0], "").replace(self.texts[0], "") if calls else rest
+    def parse(self, text: str, tools: Tools, cut: bool = False) -> Found:
+        reader = _Reader(text, tools, list(self._tag.finditer(text)), cut)
+        return reader.read_all(self._close)
 
 
-def _read(text: str, place: int, tools: Tools) -> tuple[list[Call], int] | None:
-    """A call whose name begins at ``place``."""
-    end = text.find(">", place)
-    if end < 0:
-        return None
-    name, place = text[place:end].strip(), end + 1
-    arguments: Any = {}
-    if text.startswith("{", after_space(text, place)) and (found := read_at(text, place)) is not None:
-        arguments, place = found
-    while text.startswith(_PARAMETER, start := after_space(text, place)):
-        start += len(_PARAMETER)
-        middle = text.find(">", start)
-        stop = text.find(_PARAMETER_END, middle)
-        if middle < 0 or stop < 0:
-            return None
-        key, value = text[start:middle].strip(), text[middle + 1 : stop]
-        arguments[key] = tools.typed(name, key, value.removeprefix("\n").removesuffix("\n"))
-        place = stop + len(_PARAMETER_END)
-    end = after(text, place, _FUNCTION_END)
-    call = make_call(name, arguments)
-    if call is None or (end == place and text[place:].strip()):
-        return None
-    return [call], end
+class _Reader:
+    """Reads the calls of one answer, whose tags are ``tags``."""
+
+    def __init__(self, text: str, tools: Tools, tags: list[re.Match[str]], cut: bool) -> None:
+        self._text, self._tools, self._tags, self._cut = text, tools, tags, cut
+        self._kinds = [tag.lastgroup if tag["kind"] is None else tag["kind"] for tag in tags]
+        self._at = 0  # the tag that comes next
+
+    def read_all(self, outer_end: str) -> Found:
+        """All calls, and the rest of the text."""
+        calls, rest, place = [], list[str](), 0
+        while self._at < len(self._tags):
+            first, kind = self._at, self._kinds[self._at]
+            opened = kind == "outer"
+            start = self._tags[first].start()
+            try:
+                if opened and self._text.startswith(("{", "["), after_space(self._text, self._tags[first].end())):
+                    found = read_hermes(self._tools, self._text, self._tags[first].end())
+                else:
+                    self._at += opened and self._kind() == "function" and self._blank(first)
+                    found = self._function()
+            except NoCall:
+                self._at = first + 1
+                continue
+            rest += (self._text[place:start], found.rest)
+            calls += found.calls
+            place = after(self._text, found.end, outer_end)
+            while self._at < len(self._tags) and self._tags[self._at].start() < place:
+                self._at += 1
+        return calls, "".join([*rest, self._text[place:]])
+
+    def _kind(self, ahead: int = 1) -> str | None:
+        at = self._at + ahead
+        return self._kinds[at] if at < len(self._kinds) else None
+
+    def _blank(self, tag: int) -> bool:
+        """Whether only white space is between ``tag`` and the next one."""
+        return after_space(self._text, self._tags[tag].end()) == self._tags[tag + 1].start()
+
+    def _function(self) -> Part:
+        """The call whose opening tag comes next."""
+        tag = self._tags[self._at]
+        name = self._tools.offered(_name(tag)) if tag["kind"] == "function" else None
+        if name is None:
+            raise NoCall(tag.end())
+        place = tag.end()
+        self._at += 1
+        arguments: Any = {}
+        if self._text.startswith("{", after_space(self._text, place)):
+            arguments, place = read_at(self._text, place)
+            while self._at < len(self._tags) and self._tags[self._at].start() < place:
+                self._at += 1
+        while self._at < len(self._tags) and self._tags[self._at].start() == after_space(self._text, place):
+            kind = self._kinds[self._at]
+            if kind == "value_end":  # once too often
+                place = self._tags[self._at].end()
+                self._at += 1
+            elif kind == "parameter":
+                key, place = _name(self._tags[self._at]), self._tags[self._at].end()
+                self._at += 1
+                end = self._value_end(name, arguments)
+                value = self._text[place:end].removeprefix("\n").removesuffix("\n")
+                arguments[key] = self._tools.typed(name, key, value)
+                place = end
+                if self._at < len(self._tags) and self._kinds[self._at] == "value_end":
+                    place = self._tags[self._at].end()
+                    self._at += 1
+            else:
+                break
+        closed = self._at < len(self._tags) and self._tags[self._at].start() == after_space(self._text, place)
+        if closed and self._kinds[self._at] == "function_end":
+            place = self._tags[self._at].end()
+        ends = after_space(self._text, place) == len(self._text)
+        call = make_call(self._tools, name, arguments)
+        if call is None or not (closed or (ends and not self._cut) or (arguments and not ends)):
+            raise NoCall(place)
+        return Part([call], place)
+
+    def _value_end(self, name: str, given: dict[str, Any]) -> int:
+        """Where the value ends that begins at the last tag; the next tag is the one that ends it."""
+        keys = self._tools.keys(name)
+        while self._at < len(self._tags):
+            tag, kind = self._tags[self._at], self._kinds[self._at]
+            key = _name(tag) if kind == "parameter" else ""
+            ends = kind == "value_end" or (key and key not in given and (not keys or key in keys))
+            if kind in ("function_end", "outer_end"):
+                # Inside of a value that is closed behind it, and so is the call, it is text.
+                following = self._following(keys)
+                ends = following[0] != "value_end" or following[1] not in ("function_end", "parameter")
+            if ends or (kind in ("outer", "function") and self._offers(tag)):
+                return tag.start()
+            self._at += 1
+        if self._cut:
+            raise NoCall(len(self._text))
+        return len(self._text.rstrip())
+
+    def _following(self, keys: frozenset[str]) -> list[str | None]:
+        """The kinds of the two tags behind the next one, without those of parameters that are none of ``keys``."""
+        kinds: list[str | None] = []
+        for at in range(self._at + 1, len(self._tags)):
+            if self._kinds[at] != "parameter" or not keys or _name(self._tags[at]) in keys:
+                kinds.append(self._kinds[at])
+            if len(kinds) == 2:
+                break
+        return [*kinds, None, None][:2]
+
+    def _offers(self, tag: re.Match[str]) -> bool:
+        """Whether another call begins at ``tag``, or at the next one."""
+        if tag["kind"] is None and self._kind() == "function" and self._blank(self._at):
+            tag = self._tags[self._at + 1]
+        return tag["kind"] == "function" and self._tools.offered(_name(tag)) is not None
+
+
+def _name(tag: re.Match[str]) -> str:
+    """What an opening tag names, perhaps in quotes, or as the attribute ``name``."""
+    found = _ATTRIBUTE.match(tag["name"])
+    return "" if found is None else (found[1] or found[2] or found[3]).strip()

@@ -1,15 +1,17 @@
-"""Reasoning between two tags at the beginning of an answer: <think>...</think> and its kin."""
+"""Reasoning between two tags in an answer: <think>...</think> and its kin."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
-from gumba.chat_parsing.answer import Delta, held_back
+from gumba.chat_parsing.answer import Delta, MarkerScanner, Trimmer
+from gumba.chat_parsing.tools import ToolFormat
 
 
 @dataclass(frozen=True)
 class Tags:
-    """What reasoning begins and ends with; ``dropped``: marks around the answer, which are left out of it."""
+    """What reasoning begins and ends with; ``dropped``: pairs of marks around the answer, which are left out of it."""
 
     opening: str
     closing: str
@@ -21,69 +23,253 @@ class Tags:
         return (self.opening, self.closing, *self.dropped)
 
 
-class ThinkSplitter:
-    """Tells reasoning from the answer; white space around the reasoning is nobody's.
+class _Code:
+    """Whether the end of a text that comes in pieces is inside Markdown's code."""
 
-    ``opened``: the prompt ends with the opening tag. An answer without tags passes unchanged; reasoning that does not end is
-    all there is.
+    _RUN = re.compile("`+")
+
+    def __init__(self) -> None:
+        self._fenced = self._in_span = False
+        #: Of the last line: its beginning, which tells a fence; and the last character of all.
+        self._line = self._last = ""
+
+    def push(self, text: str) -> None:
+        """More of the text."""
+        first, *others = text.split("\n")
+        self._extend(first)
+        for line in others:
+            self._fenced ^= self._line.startswith(("```", "~~~"))
+            self._line = self._last = ""
+            self._in_span = False
+            self._extend(line)
+
+    def _extend(self, part: str) -> None:
+        for run in self._RUN.finditer(part):
+            self._in_span ^= run.start() > 0 or self._last != "`"
+        self._last = part[-1:] or self._last
+        self._line = (self._line + (part[:8] if self._line else part.lstrip()[:8]))[:8]
+
+    def __bool__(self) -> bool:
+        return self._fenced or self._in_span
+
+    @property
+    def opens_span(self) -> bool:
+        """Whether the last character is a backtick that opens code within a line."""
+        return self._in_span and self._last == "`"
+
+    @property
+    def at_line_start(self) -> bool:
+        """Whether the last line is blank so far."""
+        return not self._line
+
+
+class ThinkSplitter:
+    """Tells reasoning from the answer; white space around the reasoning belongs to neither.
+
+    - Everything from an opening tag to the closing one is reasoning, also in the middle of the answer, but not in Markdown's
+      code nor in calls. Reasoning that does not end is all there is.
+    - Where a second closing tag may follow (the reasoning was empty although the prompt had opened it, or it opened one
+      more), the text behind the first one is held back until that comes, and is reasoning too, or until the end.
+    - An opening tag in the middle of a line of the answer that nothing closes is text, and so is a closing tag that
+      nothing opens, but for one that begins the answer or repeats the one before it.
+
+    Args:
+        tags: Those of the model.
+        opened: Whether the prompt ends with the opening tag.
+        form: That of calls, whose text is left alone.
     """
 
-    def __init__(self, tags: Tags, opened: bool) -> None:
+    def __init__(self, tags: Tags, opened: bool, form: ToolFormat | None = None) -> None:
         self._tags = tags
+        self._calls, self._calls_end = ((), ()) if form is None else (form.markers, form.closing)
+        self._bare_calls = form is not None and type(form).starts is not ToolFormat.starts
+        self._scanner = MarkerScanner(tuple(dict.fromkeys((*tags.texts, *self._calls, *self._calls_end))))
+        #: start, reasoning, after (the closing tag), doubt (whether reasoning is over), answer, inner (reasoning in the
+        #: answer), call.
         self._state = "reasoning" if opened else "start"
-        #: Whether the prompt opened the reasoning: some models write the tag once more.
-        self._repeated = opened
-        self._held = ""
-        self._began = False
+        #: Whether the prompt opened the reasoning, whether the answer repeated that, and tags opened within it.
+        self._opened, self._repeated, self._nested = opened, False, 0
+        self._reasoned = False
+        #: Whether there was reasoning before this one, which a line break tells apart.
+        self._again = False
+        #: Whether the reasoning in the answer began on a line of its own.
+        self._inner_at_start = False
+        self._thought, self._lead = Trimmer(leading=True), Trimmer()
+        self._code = _Code()
+        #: A closing tag that a backtick precedes: it is text if one follows.
+        self._quoted = False
+        self._held: list[str] = []
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
 
     def push(self, text: str) -> Delta:
         """See ``Splitter``."""
-        self._held += text
-        content = reasoning = ""
-        if self._state == "start" or self._repeated:
-            bare = self._held.lstrip()
-            if self._tags.opening.startswith(bare) and bare != self._tags.opening:
-                return Delta()
-            if bare.startswith(self._tags.opening):
-                self._state, self._held = "reasoning", bare[len(self._tags.opening) :]
-            elif self._state == "start":
-                self._state = "answer"
-            self._repeated = False
-        if self._state == "reasoning":
-            reasoning = self._reasoning()
-        if self._state == "after":
-            self._held = self._held.lstrip()
-            if self._held:
-                self._state = "answer"
-        if self._state == "answer":
-            content = self._answer(last=False)
-        return Delta(content, reasoning)
-
-    def _reasoning(self) -> str:
-        if not self._began:
-            self._held = self._held.lstrip()
-        at = self._held.find(self._tags.closing)
-        if at >= 0:
-            found, self._held = self._held[:at].rstrip(), self._held[at + len(self._tags.closing) :]
-            self._state = "after"
-        else:
-            end = len(self._held) - held_back(self._held, (self._tags.closing,))
-            end = len(self._held[:end].rstrip())
-            found, self._held = self._held[:end], self._held[end:]
-        self._began = self._began or bool(found)
-        return found
-
-    def _answer(self, last: bool) -> str:
-        text = self._held
-        for mark in self._tags.dropped:
-            text = text.replace(mark, "")
-        keep = 0 if last else held_back(text, self._tags.dropped)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+        for plain, marker in self._scanner.push(text):
+            self._take(plain, marker)
+        return self._delta()
 
     def finish(self) -> Delta:
         """See ``Splitter``."""
+        self._text(self._scanner.finish())
+        if self._quoted:
+            self._close()
+        held = "".join(self._held)
+        if self._state == "start":
+            self._content.append(self._lead.finish())
+        elif self._state == "doubt":
+            self._content.append(held.lstrip())
+        elif self._state == "inner":
+            if self._inner_at_start:
+                self._begin()
+                self._think(held)
+            else:
+                self._content.append(self._tags.opening + held)
+        return self._delta()
+
+    def _delta(self) -> Delta:
+        delta = Delta("".join(self._content), "".join(self._reasoning))
+        self._content, self._reasoning = [], []
+        return delta
+
+    def _take(self, plain: str, marker: str) -> None:
+        self._text(plain)
+        if not marker:
+            return
+        if self._quoted:
+            self._close()
+        tags, state = self._tags, self._state
+        if state == "call":
+            self._content.append(marker)
+            if marker in self._calls_end:
+                self._state = "answer"
+        elif marker == tags.opening:
+            self._open()
+        elif marker == tags.closing:
+            if state == "reasoning" and self._code.opens_span:
+                self._quoted = True
+            else:
+                self._close()
+        elif marker in tags.dropped:
+            self._drop(marker)
+        elif state in ("start", "after", "answer") and marker in self._calls:
+            self._answer(marker)
+            self._state = "call"
+        else:
+            self._text(marker)
+
+    def _text(self, text: str) -> None:
+        """Text that is no tag."""
+        if not text:
+            return
+        if self._quoted and not text.startswith("`"):
+            self._close()
+        elif self._quoted:
+            self._quoted = False
+            self._think(self._tags.closing)
         if self._state == "reasoning":
-            held, self._held = self._held.rstrip(), ""
-            return Delta(reasoning=held if self._began else held.lstrip())
-        return Delta(self._answer(last=True))
+            self._think(text)
+        elif self._state in ("doubt", "inner"):
+            self._held.append(text)
+        elif self._state == "call":
+            self._content.append(text)
+        elif self._state == "answer":
+            self._answer(text)
+        else:
+            text = text.lstrip() if self._state == "after" else self._lead.push(text)
+            if text:
+                if self._state == "start":
+                    text += self._lead.finish()
+                self._answer(text)
+
+    def _answer(self, text: str) -> None:
+        begins = self._state in ("start", "after")
+        if self._state == "start":
+            self._content.append(self._lead.finish())
+        self._state = "answer"
+        if begins and self._bare_calls and text.startswith(("{", "[")):
+            self._state, self._calls_end = "call", ()
+        self._code.push(text)
+        self._content.append(text)
+
+    def _think(self, text: str) -> None:
+        self._code.push(text)
+        text = self._thought.push(text)
+        if text and self._again:
+            text = "\n" + text
+        if text:
+            self._again = False
+            self._reasoned = True
+            self._reasoning.append(text)
+
+    def _open(self) -> None:
+        """An opening tag."""
+        if self._state == "doubt":  # text behind which reasoning is opened anew is of the answer
+            held, self._held = "".join(self._held).lstrip(), []
+            self._state = "after"
+            if held:
+                self._answer(held)
+        if self._state == "reasoning":
+            begun = self._reasoned and not self._again
+            if self._opened and not begun and not self._repeated:  # some models write the prompt's tag once more
+                self._repeated = True
+                return
+            self._nested += 1
+            if begun:
+                self._think(self._tags.opening)
+        elif self._state == "answer":
+            if self._code:
+                self._answer(self._tags.opening)
+            else:
+                self._state, self._nested, self._inner_at_start = "inner", 0, self._code.at_line_start
+        elif self._state == "inner":
+            self._nested += 1
+            self._held.append(self._tags.opening)
+        else:
+            self._begin()
+
+    def _begin(self) -> None:
+        """Reasoning begins."""
+        self._lead.finish()
+        self._state, self._opened, self._nested = "reasoning", False, 0
+        self._thought, self._code, self._again = Trimmer(leading=True), _Code(), self._reasoned
+
+    def _close(self) -> None:
+        """A closing tag."""
+        self._quoted = False
+        if self._state == "reasoning":
+            self._code = _Code()
+            uncertain = self._nested > 0 or (self._opened and not self._reasoned)
+            self._state = "doubt" if uncertain else "after"
+        elif self._state == "doubt":
+            held, self._held = "".join(self._held), []
+            nested = max(self._nested - 1, 0)
+            if held.strip():
+                self._begin()
+                self._think(held)
+                self._code, self._nested = _Code(), nested
+                self._state = "doubt" if nested else "after"
+        elif self._state == "inner":
+            if self._nested:
+                self._nested -= 1
+                self._held.append(self._tags.closing)
+                return
+            code, held, self._held = self._code, "".join(self._held), []
+            self._begin()
+            self._think(held)
+            self._state, self._code = "answer", code
+        elif self._state == "answer":
+            self._answer(self._tags.closing)
+        elif self._state == "start":
+            self._lead.finish()
+            self._state = "after"
+
+    def _drop(self, mark: str) -> None:
+        """A mark around the answer; one that opens it ends the reasoning."""
+        if self._state == "start":
+            self._answer("")
+        elif self._state in ("reasoning", "doubt", "inner"):
+            if self._state == "reasoning" and mark in self._tags.dropped[::2]:
+                self._code = _Code()
+                self._state = "after"
+            elif self._state != "doubt":
+                self._text(mark)

@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from gumba.chat_parsing.schemas import typed
+from gumba.chat_parsing.values import NoCall, after, after_space, read_at, read_whole
 from gumba.checks import show
 from gumba.errors import RequestError
 
@@ -19,10 +21,21 @@ class Call(NamedTuple):
     id: str | None = None
 
 
+class Part(NamedTuple):
+    """Calls that stand in a text, where they end, and what between them is no call."""
+
+    calls: list[Call]
+    end: int
+    rest: str = ""
+
+
 #: Calls, and the text that was none.
 Found = tuple[list[Call], str]
-#: Calls that begin at a place of a text, and where they end; None where there are none.
-Read = Callable[[str, int], tuple[list[Call], int] | None]
+#: Reads calls that begin at a place of a text; raises NoCall where there are none.
+Read = Callable[[str, int], Part]
+
+#: What models put before the names of functions.
+_NAMESPACES = ("functions.", "default_api.")
 
 
 class Tools:
@@ -32,34 +45,51 @@ class Tools:
         self._functions = {str(each["name"]): each for each in functions}
         self.names = frozenset(self._functions)
 
-    def typed(self, name: str, key: str, text: str) -> Any:
-        """An argument that a model wrote as bare ``text``: a string where the schema says so, else what it is as JSON."""
-        schema: Any = self._functions.get(name, {}).get("parameters")
-        for part in ("properties", key):
-            schema = schema.get(part) if isinstance(schema, Mapping) else None
-        kind = schema.get("type") if isinstance(schema, Mapping) else None
-        if kind == "string":
-            return text
-        value = read_json(text)
-        return text if value is None and text.strip() != "null" else value
+    def offered(self, name: Any) -> str | None:
+        """The name of the offered function that ``name`` stands for, perhaps in quotes or a namespace; None: of none."""
+        if not isinstance(name, str):
+            return None
+        if name in self.names:
+            return name
+        name = name.strip().strip("\"'`").strip()
+        names: list[str] = [name.removeprefix(space) for space in ("", *_NAMESPACES)]
+        return next((name for name in names if name in self.names), None)
+
+    def typed(self, name: str, key: str, text: str, quotes: bool = False) -> Any:
+        """The argument ``key`` of the function ``name``, which a model wrote as bare ``text``; see ``schemas.typed``."""
+        return typed(self._functions.get(name, {}).get("parameters"), key, text, quotes)
+
+    def keys(self, name: str) -> frozenset[str]:
+        """The parameters that the function ``name`` declares, as far as its schema lists them at once."""
+        schema = self._functions.get(name, {}).get("parameters")
+        properties = schema.get("properties") if isinstance(schema, Mapping) else None
+        return frozenset(map(str, properties)) if isinstance(properties, Mapping) else frozenset()
 
 
 class ToolFormat(ABC):
     """A form of calls. Text from one of ``markers`` on, or a whole answer that ``starts`` like one, is handed to ``parse``.
 
-    ``texts``: what else of the form may be control tokens of a vocabulary, which have to be shown.
+    ``closing``: what ends calls, if anything does. ``texts``: what else of the form may be control tokens of a vocabulary,
+    which have to be shown.
     """
 
     markers: tuple[str, ...] = ()
+    closing: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
 
     def starts(self, text: str, tools: Tools) -> bool | None:
-        """Whether an answer that begins with ``text`` (no white space in front) is a call without a marker; None: not clear."""
+        """Whether an answer that begins with ``text`` (no white space in front) is a call without a marker; None: not clear.
+
+        What is clear of a text is so of every longer one.
+        """
         return False
 
     @abstractmethod
-    def parse(self, text: str, tools: Tools) -> Found:
-        """The calls in ``text``. What is no well-formed call is left in the text."""
+    def parse(self, text: str, tools: Tools, cut: bool = False) -> Found:
+        """The calls in ``text`` of functions that ``tools`` has. Everything else is left in the text.
+
+        ``cut``: the answer ended before the model did, so a call without its end is none.
+        """
 
 
 def checked_tools(tools: Any) -> list[dict[str, Any]]:
@@ -84,87 +114,91 @@ def checked_tools(tools: Any) -> list[dict[str, Any]]:
     return found
 
 
-_DECODER = json.JSONDecoder(strict=False)
-
-
-def read_json(text: str) -> Any:
-    """The value of a JSON text; None when it is none."""
-    try:
-        return _DECODER.decode(text)
-    except (ValueError, RecursionError):
-        return None
-
-
-def read_at(text: str, place: int) -> tuple[Any, int] | None:
-    """The JSON value at ``place`` (white space may be in front) and where it ends; None when there is none."""
-    try:
-        return _DECODER.raw_decode(text, after_space(text, place))
-    except (ValueError, RecursionError):
-        return None
-
-
-def after_space(text: str, place: int) -> int:
-    """Where the white space at ``place`` ends."""
-    while place < len(text) and text[place].isspace():
-        place += 1
-    return place
-
-
-def after(text: str, place: int, end: str) -> int:
-    """The place behind ``end``, if that comes next (white space may be in front); else ``place``."""
-    found = after_space(text, place)
-    return found + len(end) if text.startswith(end, found) else place
-
-
-def make_call(name: Any, arguments: Any, call_id: Any = None) -> Call | None:
-    """A call; None when ``name`` is no name, or ``arguments`` no object (or JSON of one)."""
+def make_call(tools: Tools, name: Any, arguments: Any, call_id: Any = None) -> Call | None:
+    """A call; None when ``name`` is of no offered function, or ``arguments`` no object (or the text of one)."""
+    offered = tools.offered(name)
     if isinstance(arguments, str):
-        arguments = read_json(arguments) if arguments.strip() else {}
+        try:
+            arguments = read_whole(arguments) if arguments.strip() else {}
+        except NoCall:
+            return None
     elif arguments is None:
         arguments = {}
-    if not isinstance(name, str) or not name.strip() or not isinstance(arguments, dict):
+    if offered is None or not isinstance(arguments, dict):
         return None
-    try:
-        text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
-        name.encode()
-    except (ValueError, RecursionError):
-        return None
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half a surrogate pair
-        text = json.dumps(arguments)
-    return Call(name.strip(), text, call_id if isinstance(call_id, str) and call_id else None)
+    text = _unicode(json.dumps(arguments, ensure_ascii=False, allow_nan=False))
+    return Call(offered, text, _unicode(call_id) if isinstance(call_id, str) and call_id else None)
 
 
-def json_calls(value: Any) -> list[Call] | None:
-    """Calls from a JSON object or a list of them, by any of the names that fields have; None when one of them is no call."""
-    found = []
-    for each in value if isinstance(value, list) else [value]:
-        if not isinstance(each, dict):
-            return None
-        function = each.get("function")
-        if isinstance(function, dict):
-            each = {"id": each.get("id"), **function}
-        name = each.get("name", each.get("tool_name", function))
-        call = make_call(name, each.get("arguments", each.get("parameters")), each.get("id"))
+def _unicode(text: str) -> str:
+    """``text`` with halves of surrogate pairs joined, and single ones replaced: no UTF-8 has them, nor other JSON parsers."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def json_call(tools: Tools, value: Any) -> Call | None:
+    """The call that an object describes, by any of the names that fields have; None when it is none."""
+    if not isinstance(value, dict):
+        return None
+    function = value.get("function")
+    if isinstance(function, dict):
+        value = {"id": value.get("id"), **function}
+    name = value.get("name", value.get("tool_name", function))
+    return make_call(tools, name, value.get("arguments", value.get("parameters")), value.get("id"))
+
+
+def read_calls(tools: Tools, text: str, place: int) -> Part:
+    """Calls as a JSON object, or a list of them. Raises NoCall when there is none."""
+    place = after_space(text, place)
+    listed = text.startswith("[", place)
+    calls: list[Call] = []
+    rest: list[str] = []
+    place += listed
+    while not (listed and text.startswith("]", start := after_space(text, place))):
+        try:
+            value, end = read_at(text, place)
+        except NoCall:
+            if not calls:
+                raise
+            return Part(calls, place, "\n".join(rest))
+        call = json_call(tools, value)
         if call is None:
-            return None
-        found.append(call)
-    return found or None
+            rest.append(text[place:end].strip())
+        else:
+            calls.append(call)
+        if not listed:
+            place = end
+            break
+        place = after(text, end, ",")
+    else:
+        place = start + 1
+    if not calls:
+        raise NoCall(place)
+    return Part(calls, place, "\n".join(rest))
+
+
+#: Characters that are read in vain, of a short text.
+_MOST_IN_VAIN = 1 << 16
 
 
 def scan(text: str, marker: str, read: Read) -> Found:
-    """Calls behind each ``marker`` in ``text``, as ``read`` finds them, and what is left of the text."""
+    """Calls behind each ``marker`` in ``text``, as ``read`` finds them, and what is left of the text.
+
+    Text that is read in vain several times over is left as it is, so that the time is linear.
+    """
     calls: list[Call] = []
     rest: list[str] = []
-    place = 0
-    while (at := text.find(marker, place)) >= 0:
+    place, spent = 0, 0
+    while spent <= _MOST_IN_VAIN + 8 * len(text) and (at := text.find(marker, place)) >= 0:
         rest.append(text[place:at])
-        found = read(text, at + len(marker))
-        if found is None:
+        start = at + len(marker)
+        try:
+            found = read(text, start)
+        except NoCall as error:
             rest.append(marker)
-            place = at + len(marker)
+            place = start
+            spent += max(error.place - start, 0)
         else:
-            calls += found[0]
-            place = found[1]
+            calls += found.calls
+            rest.append(found.rest)
+            place = found.end
     return calls, "".join([*rest, text[place:]])

@@ -1,0 +1,154 @@
+"""Which kinds of values a parameter's JSON Schema admits, and a bare text as one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from typing import Any
+
+from gumba.chat_parsing.values import NoCall, read_whole
+
+_KINDS = frozenset({"string", "null", "boolean", "integer", "number", "object", "array"})
+#: How types are also spelled: by Python, and in upper case by Google's API.
+_SPELLINGS = {
+    "str": "string", "text": "string", "enum": "string", "int": "integer", "float": "number", "double": "number",
+    "bool": "boolean", "dict": "object", "list": "array", "tuple": "array", "none": "null",
+}  # fmt: skip
+
+
+def typed(parameters: Any, key: str, text: str, quotes: bool = False) -> Any:
+    """An argument that a model wrote as bare ``text``.
+
+    It stays text wherever the schema of ``key`` in ``parameters`` admits a string (also where there is no schema), but for
+    null where that is admitted too; otherwise it is the value that it spells in JSON or Python, and text where it is none.
+    ``quotes``: the form has quotes for strings, so what has none is rather a value of another kind, where that is admitted.
+    """
+    kinds = _Reader(parameters, text).kinds_of(key)
+    bare = text.strip()
+    if quotes and _kind(_value(bare)) in kinds:
+        return _value(bare)
+    if "null" in kinds and bare in ("null", "None"):
+        return None
+    if "string" in kinds:
+        return text
+    value = _value(bare)
+    if isinstance(value, str) and value != bare:  # the value of another type, in quotes
+        inner = _value(value)
+        value = value if isinstance(inner, str) else inner
+    if isinstance(value, str):
+        lower = value.strip().lower()
+        return lower == "true" if "boolean" in kinds and lower in ("true", "false") else text
+    if isinstance(value, float) and "integer" in kinds and "number" not in kinds and value.is_integer():
+        return int(value)
+    return value
+
+
+def _value(text: str) -> Any:
+    try:
+        return read_whole(text)
+    except NoCall:
+        return text
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return "null" if value is None else "boolean"
+    for kind, of in (("string", str), ("integer", int), ("number", float), ("object", Mapping)):
+        if isinstance(value, of):
+            return kind
+    return "array"
+
+
+class _Reader:
+    """Reads ``root``, the schema of a function's parameters, about a ``text``."""
+
+    def __init__(self, root: Any, text: str) -> None:
+        self._root, self._text = root, text
+        #: By id of a schema: None while it is being read, so that references in a circle say nothing.
+        self._read: dict[int, frozenset[str] | None] = {}
+
+    def kinds_of(self, key: str) -> frozenset[str]:
+        """The kinds that the parameter ``key`` admits: all where nothing is known of it."""
+        known = [
+            kinds for schema in self._properties(self._root, key, set()) if (kinds := self._kinds(schema)) is not None
+        ]
+        return frozenset().union(*known) if known else _KINDS
+
+    def _properties(self, schema: Any, key: str, seen: set[int]) -> Iterator[Any]:
+        """The schemas that ``schema`` has for ``key``, wherever its parts say so."""
+        if not isinstance(schema, Mapping) or id(schema) in seen:
+            return
+        seen.add(id(schema))
+        properties, others = schema.get("properties"), schema.get("additionalProperties")
+        if isinstance(properties, Mapping) and key in properties:
+            yield properties[key]
+        elif isinstance(others, Mapping):
+            yield others
+        for part in self._parts(schema):
+            yield from self._properties(part, key, seen)
+
+    def _parts(self, schema: Mapping[str, Any]) -> Iterator[Any]:
+        if isinstance(schema.get("$ref"), str):
+            yield self._resolved(schema["$ref"])
+        for word in ("allOf", "anyOf", "oneOf"):
+            yield from _listed(schema.get(word))
+
+    def _resolved(self, reference: str) -> Any:
+        """What a JSON pointer into the root points to; None when there is nothing."""
+        found = self._root
+        for part in reference.removeprefix("#").split("/")[1:]:
+            part = part.replace("~1", "/").replace("~0", "~")
+            if isinstance(found, Sequence) and not isinstance(found, str) and part.isdecimal():
+                found = found[int(part)] if int(part) < len(found) else None
+            else:
+                found = found.get(part) if isinstance(found, Mapping) else None
+        return found if reference.startswith("#") else None
+
+    def _kinds(self, schema: Any) -> frozenset[str] | None:
+        """The kinds that ``schema`` admits; None for one that says no more than one that is being read."""
+        if not isinstance(schema, Mapping):
+            return _KINDS
+        if id(schema) not in self._read:
+            self._read[id(schema)] = None
+            demands = list(self._demands(schema))
+            known = [kinds for kinds in demands if kinds is not None]
+            self._read[id(schema)] = reduce(frozenset.__and__, known, _KINDS) if known or not demands else None
+        return self._read[id(schema)]
+
+    def _demands(self, schema: Mapping[str, Any]) -> Iterator[frozenset[str] | None]:
+        """Each keyword's kinds, all of which have to hold."""
+        nullable = {"null"} if schema.get("nullable") is True else set()
+        for values in (_listed(schema.get("enum")), [schema["const"]] if "const" in schema else []):
+            if values:
+                yield self._kinds_of_values(values) | nullable
+        types = schema.get("type")
+        named = {
+            _SPELLINGS.get(each.lower(), each.lower())
+            for each in ([types] if isinstance(types, str) else _listed(types))
+            if isinstance(each, str)
+        } & _KINDS
+        if named:
+            yield frozenset(named | nullable | ({"integer"} if "number" in named else set()))
+        elif "type" not in schema and ("properties" in schema or "items" in schema):
+            yield frozenset({"object" if "properties" in schema else "array"} | nullable)
+        if isinstance(schema.get("$ref"), str):
+            yield self._kinds(self._resolved(schema["$ref"]))
+        for part in _listed(schema.get("allOf")):
+            yield self._kinds(part)
+        for word in ("anyOf", "oneOf"):
+            known = [kinds for part in _listed(schema.get(word)) if (kinds := self._kinds(part)) is not None]
+            if known:
+                yield frozenset().union(*known, nullable)
+
+    def _kinds_of_values(self, values: Sequence[Any]) -> frozenset[str]:
+        """Of an enumeration; strings count where no value of another kind is what the text spells."""
+        kinds = frozenset(map(_kind, values))
+        if "string" in kinds and len(kinds) > 1 and self._text not in values:
+            value = _value(self._text.strip())
+            if not isinstance(value, str) and any(type(each) is type(value) and each == value for each in values):
+                return kinds - {"string"}
+        return kinds
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, Sequence) and not isinstance(value, str) else ()

@@ -1,0 +1,187 @@
+"""Values in the arguments of calls: JSON, else what models write in its place, such as Python's literals.
+
+What JSON cannot spell is kept as text: NaN, Infinity, numbers beyond a double (1e400), and containers nested deeper than
+``MOST_NESTED``, which parsers of other languages refuse.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+#: Levels of containers; beyond, a container is kept as its text. (serde_json refuses more than 127.)
+MOST_NESTED = 100
+
+_SPACE = re.compile(r"\s*")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?(?![\w.])")
+_LEADING_ZERO = re.compile(r"[+-]?0[0-9]")
+_WORD = re.compile(r"[+-]?[A-Za-z_]\w*")
+_WORDS = {"True": True, "False": False, "None": None, "true": True, "false": False, "null": None}
+_NO_NUMBERS = frozenset(sign + word for sign in ("", "+", "-") for word in ("NaN", "nan", "Infinity", "inf"))
+#: A string up to its quote or the end of the text, by the quote that opens it.
+_STRINGS = {
+    quote: re.compile(
+        rf"{quote}((?:(?!{quote})[^\\])*(?:\\.(?:(?!{quote})[^\\])*)*)({quote}|\Z)"
+        if len(quote) == 3
+        else rf"{quote}([^{quote}\\]*(?:\\.[^{quote}\\]*)*)({quote}|\Z)",
+        re.DOTALL,
+    )
+    for quote in ('"""', "'''", '"', "'")
+}
+_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|(.))", re.DOTALL)
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "0": "\0", "\n": ""} | {c: c for c in "\\\"'/"}
+#: A string, with its end or not, or a bracket outside of strings.
+_BRACKETS = re.compile("|".join(string.pattern for string in _STRINGS.values()) + r"|[][(){}]", re.DOTALL)
+_CLOSING = {"[": "]", "(": ")", "{": "}"}
+
+
+class NoCall(Exception):
+    """A text is no value, or no call of an offered function; ``place``: how far it was read."""
+
+    def __init__(self, place: int = 0) -> None:
+        self.place = place
+
+
+def _number(text: str) -> int | float | str:
+    """The number, or ``text`` itself where a double cannot hold it."""
+    if not math.isfinite(value := float(text)):
+        return text
+    return int(text) if text.lstrip("+-").isdigit() else value
+
+
+_DECODER = json.JSONDecoder(strict=False, parse_int=_number, parse_float=_number, parse_constant=str)
+
+
+def read_at(text: str, place: int) -> tuple[Any, int]:
+    """The value at ``place`` (white space may be in front) and where it ends. Raises NoCall when there is none."""
+    place = after_space(text, place)
+    if not text.startswith(("{", "["), place):
+        return read_literal(text, place)
+    whole, end = read_nested(text, place)
+    try:
+        value = _DECODER.decode(whole)  # the slice: an error of json counts the lines in front of it
+    except (ValueError, RecursionError):
+        value = None
+    if value is not None and _is_shallow(value):
+        return value, end
+    try:
+        return read_literal(text, place)
+    except NoCall as error:
+        raise NoCall(max(error.place, end)) from None
+
+
+def read_whole(text: str) -> Any:
+    """The value that is all of ``text``. Raises NoCall when it is none."""
+    value, end = read_at(text, 0)
+    if after_space(text, end) < len(text):  # what begins like a value of JSON may be one of Python
+        value, end = read_literal(text, 0)
+    if after_space(text, end) < len(text):
+        raise NoCall(end)
+    return value
+
+
+def after_space(text: str, place: int) -> int:
+    """Where the white space at ``place`` ends."""
+    found = _SPACE.match(text, place)
+    return place if found is None else found.end()
+
+
+def after(text: str, place: int, *ends: str) -> int:
+    """The place behind the first of ``ends`` that comes next (white space may be in front); else ``place``."""
+    found = after_space(text, place)
+    return next((found + len(end) for end in ends if text.startswith(end, found)), place)
+
+
+def unescaped(text: str) -> str:
+    """The inside of a quoted string, with its escapes resolved as JSON and Python have them."""
+
+    def character(found: re.Match[str]) -> str:
+        code = found[1] or found[2]
+        return chr(int(code, 16)) if code else _ESCAPES.get(found[3], found[0])
+
+    return _ESCAPE.sub(character, text) if "\\" in text else text
+
+
+def read_string(text: str, place: int) -> tuple[str, int]:
+    """The string between quotes at ``place`` and where it ends. Raises NoCall when it has no end."""
+    quote = text[place : place + 3] if text.startswith(('"""', "'''"), place) else text[place]
+    found = _STRINGS[quote].match(text, place)
+    if found is None or not found[2]:
+        raise NoCall(len(text))
+    return unescaped(found[1]), found.end()
+
+
+def read_nested(text: str, place: int) -> tuple[str, int]:
+    """The text of the container at ``place`` and where it ends, whatever is in it. Raises NoCall when it has no end."""
+    depth = 0
+    for found in _BRACKETS.finditer(text, place):
+        if found[0] in ("[", "(", "{"):
+            depth += 1
+        elif found[0] in ("]", ")", "}"):
+            depth -= 1
+        if depth == 0:
+            return text[place : found.end()], found.end()
+    raise NoCall(len(text))
+
+
+def _is_shallow(value: Any) -> bool:
+    level = [value]
+    for _ in range(MOST_NESTED + 1):
+        level = [
+            item
+            for each in level
+            if isinstance(each, dict | list)
+            for item in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return True
+    return False
+
+
+def read_literal(text: str, place: int, depth: int = 0) -> tuple[Any, int]:
+    """The value at ``place``, spelled as JSON or Python have it, or in a mixture of both. Raises NoCall when there is none."""
+    place = after_space(text, place)
+    first = text[place : place + 1]
+    if first in ("'", '"'):
+        return read_string(text, place)
+    if first in _CLOSING:
+        return _container(text, place, depth + 1) if depth < MOST_NESTED else read_nested(text, place)
+    if number := _NUMBER.match(text, place):
+        return number[0] if _LEADING_ZERO.match(number[0]) else _number(number[0]), number.end()
+    word = _WORD.match(text, place)
+    if word is None or (word[0] not in _WORDS and word[0] not in _NO_NUMBERS):
+        raise NoCall(place)
+    return _WORDS.get(word[0], word[0]), word.end()
+
+
+def _container(text: str, place: int, depth: int) -> tuple[Any, int]:
+    """A list, a tuple (as a list) or a dictionary; a comma may follow the last item."""
+    closing = _CLOSING[text[place]]
+    items: list[Any] = []
+    table: dict[str, Any] = {}
+    place = after_space(text, place + 1)
+    while not text.startswith(closing, place):
+        if closing == "}":
+            key, place = _key(text, place, depth)
+            table[key], place = read_literal(text, place, depth)
+        else:
+            item, place = read_literal(text, place, depth)
+            items.append(item)
+        place = after_space(text, place)
+        if text.startswith(",", place):
+            place = after_space(text, place + 1)
+        elif not text.startswith(closing, place):
+            raise NoCall(place)
+    return (table if closing == "}" else items), place + 1
+
+
+def _key(text: str, place: int, depth: int) -> tuple[str, int]:
+    """A key, perhaps without quotes, and the place behind its colon."""
+    word = _WORD.match(text, place)
+    key, end = (word[0], word.end()) if word and word[0] not in _WORDS else read_literal(text, place, depth)
+    end = after_space(text, end)
+    if not text.startswith(":", end) or isinstance(key, list | dict):
+        raise NoCall(end)
+    return key if isinstance(key, str) else json.dumps(key), end + 1
