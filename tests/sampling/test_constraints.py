@@ -163,7 +163,51 @@ JSON_TEXTS: list[tuple[dict[str, Any], list[str], list[str]]] = [
         ['{"a":1,"b":2}'],
         ['{"a":1}', '{"a":1,"a":2}'],
     ),
+    # Names: given, by a pattern, by their length.
+    (
+        {"additionalProperties": {"type": "integer"}, "propertyNames": {"$ref": "#/$defs/E"}, "type": "object",
+         "$defs": {"E": {"enum": ["a", "b"], "type": "string"}}},
+        ['{"a":1,"b":2}', "{}"],
+        ['{"c":1}', '{"a":"x"}'],
+    ),
+    ({"type": "object", "propertyNames": {"pattern": "^x+$"}}, ['{"xx":[]}'], ['{"y":1}']),
+    ({"type": "object", "propertyNames": {"maxLength": 2}}, ['{"xx":1}'], ['{"xxx":1}']),
+    # pydantic's pattern of a Decimal, and what passwords are asked for.
+    (
+        {"type": "string", "pattern": r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$"},
+        ['"1.5"', '".5"', '"-07"'],
+        ['"."', '"+"', '""', '"1a"'],
+    ),
+    ({"type": "string", "pattern": r"^(?=.*[A-Z])(?=.*\d).{3,}$"}, ['"aB1"'], ['"ab1"', '"B1"', '"aBc"']),
+    # What keywords that are not held mean for the number of items.
+    ({"items": {"enum": ["a", "b"]}, "uniqueItems": True, "type": "array"}, ['["a","b"]'], ['["a","b","a"]']),
+    ({"contains": {"type": "integer"}, "minContains": 2, "type": "array"}, ["[1,2]"], ["[]", "[1]"]),
+    # Objects without further properties, across parts.
+    (
+        {"allOf": [{"$ref": "#/$defs/A"}], "properties": {"z": {"type": "integer"}}, "unevaluatedProperties": False,
+         "type": "object", "$defs": {"A": {"properties": {"a": {"type": "string"}}, "required": ["a"]}}},
+        ['{"a":"x","z":1}'],
+        ['{"a":"x","z":1,"q":1}', '{"z":1}', '{"a":"x","z":"x"}'],
+    ),
+    ({"type": "object", "properties": {"a": {}}, "unevaluatedProperties": False}, ['{"a":1}'], ['{"b":1}']),
+    ({"prefixItems": [{"type": "null"}], "unevaluatedItems": False, "type": "array"}, ["[null]"], ["[null,1]"]),
+    # Formats that are annotations.
+    ({"type": "string", "format": "phone"}, ['"x"'], ["1"]),
+    ({"oneOf": [{"type": "string"}, {"type": "string", "format": "password"}]}, ['"x"'], ["1"]),
 ]  # fmt: skip
+
+#: (schema, places that the warning names)
+NOT_HELD: list[tuple[dict[str, Any], str]] = [
+    ({"type": "array", "uniqueItems": True}, "#/uniqueItems"),
+    ({"items": {"type": "object", "minProperties": 3, "required": ["a"]}}, "#/items/minProperties"),
+    ({"properties": {"a": {"not": {"const": 1}}}}, "#/properties/a/not"),
+    ({"if": {"required": ["a"]}, "then": {"required": ["b"]}, "else": {}, "type": "object"}, "#/if"),
+    ({"dependentRequired": {"a": ["b"]}, "dependencies": {"a": ["c"]}}, "#/dependencies, #/dependentRequired"),
+    ({"contains": {"type": "null"}, "maxContains": 1}, "#/contains"),
+    ({"propertyNames": {"enum": ["a"]}, "properties": {"b": {}}}, "#/propertyNames"),
+    ({"propertyNames": {"pattern": "^a", "maxLength": 3}}, "#/propertyNames"),
+    ({"uniqueItems": False, "not": False, "if": True, "propertyNames": {"type": "string"}}, ""),
+]
 
 
 @pytest.mark.parametrize("index", range(len(JSON_TEXTS)))
@@ -171,6 +215,20 @@ def test_what_a_schema_allows(index: int) -> None:
     schema, valid, invalid = JSON_TEXTS[index]
     assert [text for text in valid if not follows({"json": schema}, text)] == []
     assert [text for text in invalid if follows({"json": schema}, text)] == []
+
+
+@pytest.mark.parametrize("index", range(len(NOT_HELD)))
+def test_a_warning_names_what_is_not_held(index: int, caplog: pytest.LogCaptureFixture) -> None:
+    schema, places = NOT_HELD[index]
+    compile_constraint(StructuredOutputsParams(json=schema), tokenizer_of("tokenizer_smollm"))
+    [message] = [each.getMessage() for each in caplog.records if each.name == "gumba"] or [": "]
+    assert message.split(": ")[-1] == places
+
+
+def test_one_of_with_overlapping_alternatives_is_held_as_any_of(caplog: pytest.LogCaptureFixture) -> None:
+    schema = {"oneOf": [{"type": "integer", "minimum": 1}, {"type": "integer", "maximum": 9}]}
+    assert follows({"json": schema}, "5") and not follows({"json": schema}, "true")
+    assert "oneOf is held like anyOf" in caplog.text
 
 
 REGEXES = [

@@ -57,8 +57,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"json": {"required": [f"k{i}" for i in range(401)]}}, "json: at #: 401 properties.*at most 400"),
     ({"json": {"items": {"type": "strin"}}}, "json: at #/items/type: expected null, .*, found 'strin'"),
     ({"json": {"properties": {"a": 5}}}, "json: at #/properties/a: expected a schema .*, found 5"),
-    ({"json": {"properties": {"a": {"items": {"not": {}}}}}}, 'json: at #/properties/a/items: .*"not"'),
-    ({"json": {"anyOf": [True, {"format": "foo", "type": "string"}]}}, "json: at #/anyOf/1: Unknown format: foo"),
+    (
+        {"json": {"properties": {"a": {"items": {"not": {}}}}}},
+        "json: at #/properties/a/items/not: expected a schema that",
+    ),
+    ({"json": {"items": {"$dynamicRef": "#x"}}}, "json: at #/items: .*dynamicRef"),
     ({"json": {"properties": {"a": {"type": "string", "pattern": "(?!x)"}}}}, "json: at #/properties/a: look-around"),
     ({"json": {"type": "integer", "minimum": 5, "maximum": 2}}, r"json: at #: .*minimum \(5\) is greater"),
     ({"json": {"$ref": "#/$defs/no"}}, r"json: at #/\$ref: expected .*found '#/\$defs/no': not present"),
@@ -71,15 +74,19 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({"json": {"items": {"$id": "http://localhost/x"}}}, r"json: at #/items/\$id: expected none"),
     ({"json": {"$ref": "#/x/y", "x": {"$id": "http://localhost/x", "y": True}}}, r"json: at #/x/y/\$id: expected none"),
-    (
-        {"json": {"items": {"minProperties": 2}}},
-        "json: at #/items/minProperties: expected at most one more than required",
-    ),
-    ({"json": {"minProperties": 3, "required": ["a"]}}, r"at #/minProperties: .*required names \(1\).*found 3"),
     ({"json": {"$ref": "#"}}, "json: expected something that a text can match"),
     (
-        {"json": {"items": {"oneOf": [{"minimum": 1}, {"maximum": 9}]}}},
-        "json: at #/items: oneOf: expected alternatives",
+        {
+            "json": {
+                "unevaluatedProperties": False,
+                "$ref": "#/$defs/d0",
+                "$defs": {
+                    f"d{i}": {"properties": {f"p{i}": {}}, "allOf": [{"$ref": f"#/$defs/d{min(i + 1, 30)}"}] * 2}
+                    for i in range(31)
+                },
+            }
+        },
+        "json: references beside properties would be copied to more than 10000",
     ),
     ({"json": {"enum": []}}, "json: at #/enum: expected a list of 1 to"),
     ({"json": {"multipleOf": 1_000_003}}, "json: at #/multipleOf: .*found 1000003"),

@@ -8,6 +8,7 @@ needs torch. It is the extra ``gumba[structured]``, because its wheels ask for a
 from __future__ import annotations
 
 import json
+import logging
 import re
 from typing import Any
 
@@ -21,6 +22,8 @@ from gumba.sampling.gbnf_lark import gbnf_to_lark
 from gumba.sampling.json_schema import check_schema, locate
 from gumba.text.tokenizer import Tokenizer
 
+log = logging.getLogger("gumba")
+
 #: Compiled constraints kept per vocabulary.
 CACHE_SIZE = 64
 #: Longest regular expression, and most bytes of all choices together.
@@ -32,6 +35,8 @@ WHITESPACE = r" |\n[ \t]{0,32}"
 #: What may follow a backslash in JSON. Not \\u: the library does not read it, so that "\\u0061" would not be the property "a".
 ESCAPES = 'nrbtf\\"'
 
+#: What the library says of a oneOf whose alternatives it cannot tell apart.
+NOT_APART = "oneOf constraints are not supported"
 #: Every token that the text allows, not only the one that spells forced text in the fewest tokens.
 NO_FORCING = '%llguidance {"no_forcing": true}\n'
 
@@ -153,8 +158,13 @@ def _compile(kind: str, text: str, tables: VocabularyTables) -> Any:
     if kind == "json":
         schema = check_schema(text)
         matcher = _matcher(_json_grammar(schema), tables)
+        if NOT_APART in matcher.get_error():
+            log.warning(
+                "json: oneOf is held like anyOf: its alternatives do not exclude each other by type or constant"
+            )
+            matcher = _matcher(_json_grammar(schema, one_of_as_any_of=True), tables)
         if matcher.is_error():
-            raise locate(schema, lambda each: _matcher(_json_grammar(each), tables).get_error())
+            raise locate(schema, lambda each: _matcher(_json_grammar(each, one_of_as_any_of=True), tables).get_error())
         return matcher
     if kind == "grammar":
         matcher = _matcher(NO_FORCING + gbnf_to_lark(text), tables)
@@ -180,8 +190,8 @@ def _matcher(grammar: str, tables: VocabularyTables) -> Any:
     return module.LLMatcher(tables.tokenizer, grammar, log_level=0, limits=limits)
 
 
-def _json_grammar(schema: dict[str, Any] | bool) -> str:
-    options = {"whitespace_pattern": WHITESPACE, "json_allowed_escapes": ESCAPES}
+def _json_grammar(schema: dict[str, Any] | bool, one_of_as_any_of: bool = False) -> str:
+    options = {"whitespace_pattern": WHITESPACE, "json_allowed_escapes": ESCAPES, "coerce_one_of": one_of_as_any_of}
     text = json.dumps({**(schema if isinstance(schema, dict) else {}), "x-guidance": options})
     return f"{NO_FORCING}start: %json {text}\n"
 

@@ -1,0 +1,146 @@
+"""Objects without further properties, across schemas that are combined: ``unevaluatedProperties: false``.
+
+The compiler reads ``additionalProperties``, which sees the ``properties`` beside it only. Here an object that is put together
+from parts (allOf, anyOf, $ref, ... beside properties) gets the names of all its parts, and then no others.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+from gumba.errors import RequestError
+from gumba.sampling.json_pointers import subschemas, target
+
+#: Most values in the copies of what references beside properties lead to.
+MAX_COPIED = 10_000
+
+_LISTS = ("allOf", "anyOf", "oneOf")
+_PARTS = ("if", "then", "else")
+_FURTHER = ("additionalProperties", "patternProperties", "propertyNames")
+
+
+def close_objects(schema: Any, everywhere: bool = False) -> None:
+    """Close the objects of ``schema``, in place, which is checked afterwards.
+
+    Those that say ``unevaluatedProperties: false``; with ``everywhere`` all that have properties and say nothing of further
+    ones, as llama.cpp reads schemas. Raises RequestError where that would take too many copies of referenced parts.
+    """
+    if isinstance(schema, dict):
+        _Closing(schema, everywhere).visit(schema, within=False)
+
+
+class _Closing:
+    def __init__(self, root: dict[str, Any], everywhere: bool) -> None:
+        self._root, self._everywhere = root, everywhere
+        self._seen: dict[int, Any] = {}  # the parts themselves too: an id stays taken while its object lives
+        self._copied = 0
+        self._open: list[str] = []  # references whose copies are being visited
+
+    def visit(self, node: Any, within: bool) -> None:
+        """Close ``node`` and what is inside. ``within``: it is a part of an object that is closed as a whole."""
+        if not isinstance(node, dict) or id(node) in self._seen:
+            return
+        self._seen[id(node)] = node
+        combined = not within and self._wants(node) and self._combined(node)
+        if within or combined:
+            opened = self._copy_reference(node)
+            if combined:
+                self._close(node)
+            for key, part in list(self._parts(node)):
+                if key != "$ref":
+                    self.visit(part, within=True)
+            if opened:
+                self._open.pop()
+        else:
+            if self._wants(node):
+                self._close(node)
+            self.visit(self._target(node.get("$ref")), within=False)
+        for _, part in list(subschemas(node)):
+            self.visit(part, within=False)
+
+    def _combined(self, node: dict[str, Any]) -> bool:
+        """Whether the properties of ``node`` come from several parts that hold together."""
+        named = [key for key, part in self._parts(node) if self._names(part)]
+        if "unevaluatedProperties" in node:
+            return bool(named)
+        together = "properties" in node or "allOf" in named or len(set(named)) > 1
+        return together and len(named) + ("properties" in node) > 1
+
+    def _wants(self, node: dict[str, Any]) -> bool:
+        if "unevaluatedProperties" in node:
+            return node["unevaluatedProperties"] is False
+        return self._everywhere and "additionalProperties" not in node
+
+    def _close(self, node: dict[str, Any]) -> None:
+        """Allow the properties of ``node`` and its parts only, unless one of them speaks of further ones itself."""
+        if any(key in part for part in self._all_parts(node) for key in _FURTHER):
+            return
+        own, names = node.get("properties", {}), self._names(node)
+        if isinstance(own, dict) and (names or "unevaluatedProperties" in node):
+            node["properties"] = {**own, **{name: True for name in names if name not in own}}
+            node["additionalProperties"] = False
+            node.pop("unevaluatedProperties", None)
+
+    def _parts(self, node: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        """(keyword, schema) of each part that says something of the same value."""
+        for key in _LISTS:
+            if isinstance(node.get(key), list):
+                yield from ((key, each) for each in node[key])
+        yield from ((key, node[key]) for key in _PARTS if key in node)
+        if isinstance(node.get("dependentSchemas"), dict):
+            yield from (("dependentSchemas", each) for each in node["dependentSchemas"].values())
+        if "$ref" in node:
+            yield "$ref", self._target(node["$ref"])
+
+    def _target(self, reference: Any) -> Any:
+        try:
+            return target(self._root, reference, "#")[1]
+        except RequestError:
+            return None  # which is reported when the schema is checked
+
+    def _all_parts(self, node: Any) -> list[dict[str, Any]]:
+        """``node`` and its parts, to any depth, each once."""
+        found: dict[int, dict[str, Any]] = {}
+        waiting = [node]
+        while waiting:
+            each = waiting.pop()
+            if isinstance(each, dict) and id(each) not in found:
+                found[id(each)] = each
+                waiting += [part for _, part in reversed(list(self._parts(each)))]
+        return list(found.values())
+
+    def _names(self, node: Any) -> dict[str, None]:
+        """The properties of ``node`` and of its parts, in their order."""
+        found: dict[str, None] = {}
+        for part in self._all_parts(node):
+            if isinstance(part.get("properties"), dict):
+                found |= dict.fromkeys(part["properties"])
+        return found
+
+    def _copy_reference(self, node: dict[str, Any]) -> bool:
+        """Put a copy in the place of ``$ref``: what it leads to is closed for itself elsewhere."""
+        part = self._target(node.get("$ref"))
+        if not isinstance(part, dict) or node["$ref"] in self._open:
+            return False
+        self._copied += _size(part)
+        if self._copied > MAX_COPIED:
+            raise RequestError(
+                f"json: references beside properties would be copied to more than {MAX_COPIED} values, expected fewer"
+            )
+        self._open.append(node.pop("$ref"))
+        opened = copy.deepcopy(part)
+        node["allOf"] = [*node.get("allOf", ()), opened]
+        self.visit(opened, within=True)
+        return True
+
+
+def _size(value: Any) -> int:
+    """How many values there are in a JSON value."""
+    waiting, found = [value], 0
+    while waiting:
+        each = waiting.pop()
+        found += 1
+        waiting.extend(each.values() if isinstance(each, dict) else each if isinstance(each, list) else ())
+    return found

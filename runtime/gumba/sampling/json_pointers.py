@@ -1,0 +1,60 @@
+"""Where the schemas inside a JSON schema are: in their places, and where references lead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import unquote
+
+from gumba.errors import RequestError
+from gumba.params import show
+
+MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+LISTS = ("prefixItems", "anyOf", "oneOf", "allOf")
+SCHEMAS = (
+    "items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames", "unevaluatedItems",
+    "unevaluatedProperties", "additionalItems",
+)  # fmt: skip
+
+
+def subschemas(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """(path from here, subschema) of each one right inside."""
+    for key in MAPS:
+        if isinstance(schema.get(key), dict):
+            yield from ((f"{key}/{name}", each) for name, each in schema[key].items())
+    for key in LISTS + ("items",):
+        if isinstance(schema.get(key), list):
+            yield from ((f"{key}/{i}", each) for i, each in enumerate(schema[key]))
+    for key in SCHEMAS:
+        if key in schema and not isinstance(schema[key], list):
+            yield key, schema[key]
+
+
+def target(schema: Any, reference: Any, place: str) -> tuple[str, Any]:
+    """What ``$ref`` means, with its place. Other documents are not read, so it must be a pointer into this one."""
+    expected = (
+        f"json: at {place}/$ref: expected # or a pointer into the schema, like #/$defs/name, found {show(reference)}"
+    )
+    if reference == "#":
+        return "#", schema
+    if not isinstance(reference, str) or not reference.startswith("#/"):
+        raise RequestError(expected)
+    part = schema
+    for step in unquote(reference[2:]).split("/"):
+        name = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(part, dict) and name in part:
+            part = part[name]
+        elif isinstance(part, list) and name.isdecimal() and int(name[:9]) < len(part):
+            part = part[int(name)]
+        else:
+            raise RequestError(f"{expected}: not present")
+        if isinstance(part, dict):
+            check_base(part, reference)
+    return reference, part
+
+
+def check_base(part: dict[str, Any], place: str) -> None:
+    """Raise RequestError where references inside a part would be relative to it."""
+    for key in ("$id", "id"):
+        if isinstance(part.get(key), str):
+            raise RequestError(f"json: at {place}/{key}: expected none inside a schema, found {show(part[key])}")

@@ -1,0 +1,199 @@
+"""Keywords of JSON Schema that the compiler does not know, written with those that it knows as far as they can be.
+
+What is left is not held while decoding: it is taken out, and its places are returned for a warning. Everything here only
+widens what a schema admits; nothing that fits the schema is ruled out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gumba.errors import RequestError
+from gumba.params import show
+from gumba.sampling.json_pointers import target
+
+_YEAR = "(?:[0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"
+_LEAP_YEAR = "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)"
+_DATE = (
+    rf"(?:{_YEAR}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|"
+    rf"02-(?:0[1-9]|1[0-9]|2[0-8]))|{_LEAP_YEAR}-02-29)"
+)
+_TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]+)?(?:[Zz]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
+#: RFC 3339, without the year 0 and leap seconds, which hardly a reader knows. The library's own have a 29th of every February,
+#: and leap seconds at any time.
+_FORMATS = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}[Tt]{_TIME}$"}
+#: The other formats that the compiler holds texts to. All further ones are annotations (JSON Schema 2020-12, validation, 7.2).
+_KNOWN_FORMATS = {"email", "hostname", "ipv4", "ipv6", "uuid", "uri", "duration", "unknown"}
+
+#: Never held. ``if`` takes ``then`` and ``else`` with it, ``contains`` its two bounds.
+_NOT_HELD = (
+    "not", "if", "then", "else", "contains", "minContains", "maxContains", "uniqueItems", "dependentRequired",
+    "dependentSchemas", "dependencies", "unevaluatedProperties", "unevaluatedItems",
+)  # fmt: skip
+_PARTS = ("$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas")
+
+
+def rewrite(root: Any, places: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    """Rewrite every schema of ``places`` (each with its place), in place; returns where something is not held.
+
+    Raises RequestError for what no value at all fits.
+    """
+    left: list[str] = []
+    for place, part in places:
+        for step in (_formats, _patterns, _least_properties, _items, _closed, _impossible):
+            left += [f"{place}/{key}" for key in step(part, place)]
+        left += [f"{place}/{key}" for key in _property_names(root, part, place)]
+        left += [f"{place}/{key}" for key in _NOT_HELD if key in part and _says_something(key, part)]
+        for key in _NOT_HELD:
+            part.pop(key, None)
+    return left
+
+
+def _says_something(key: str, part: dict[str, Any]) -> bool:
+    """Whether leaving out ``key`` can admit more."""
+    if key in ("then", "else", "minContains", "maxContains"):
+        return False  # they belong to "if" and "contains", which are named
+    if key == "if":
+        return "then" in part or "else" in part
+    return part[key] not in (({}, True) if key.startswith("unevaluated") else ({}, False))
+
+
+def _formats(part: dict[str, Any], place: str) -> list[str]:
+    """Give the formats that the compiler is too generous with as patterns; take out those that are annotations."""
+    name = part.get("format")
+    if not isinstance(name, str) or name in _KNOWN_FORMATS:
+        return []
+    del part["format"]
+    if name in _FORMATS:
+        _add_pattern(part, _FORMATS[name])
+    return []
+
+
+def _add_pattern(part: dict[str, Any], pattern: str) -> None:
+    if "pattern" in part:
+        part["allOf"] = [*part.get("allOf", ()), {"pattern": pattern}]
+    else:
+        part["pattern"] = pattern
+
+
+def _patterns(part: dict[str, Any], place: str) -> list[str]:
+    """Write lookaheads at the beginning of a pattern as patterns of their own, which have to fit too."""
+    pattern = part.get("pattern")
+    if not isinstance(pattern, str):
+        return []
+    further, rest = [], pattern
+    while found := re.match(r"\^\(\?([=!])", rest):
+        end = _closing(rest, 1)
+        inner = rest[found.end() : end]
+        if found.group(1) == "=":
+            further.append(inner if inner.startswith("^") else f"^(?:{inner})")
+        elif chars := re.fullmatch(r"\^?\[(?!\^)((?:[^\[\]\\]|\\.)+)\]\*\$", inner):
+            further.append(f"[^{chars.group(1)}]")  # a character that is none of these
+        else:
+            break
+        rest = "^" + rest[end + 1 :]
+    if further:
+        part["pattern"] = rest
+        part["allOf"] = [*part.get("allOf", ()), *({"pattern": each} for each in further)]
+    return []
+
+
+def _closing(pattern: str, start: int) -> int:
+    """The index of the parenthesis that closes the one at ``start``; the last character where none does."""
+    depth, quoted, skip = 0, False, False
+    for i in range(start, len(pattern)):
+        character = pattern[i]
+        if skip:
+            skip = False
+        elif character == "\\":
+            skip = True
+        elif quoted:
+            quoted = character != "]"
+        elif character == "[":
+            quoted = True
+        elif character in "()":
+            depth += 1 if character == "(" else -1
+            if not depth:
+                return i
+    return len(pattern) - 1
+
+
+def _least_properties(part: dict[str, Any], place: str) -> list[str]:
+    """Lower ``minProperties`` where one name again and again, which counts once, could reach it."""
+    least, required = part.get("minProperties", 0), part.get("required", [])
+    closed = part.get("additionalProperties") is False and not part.get("patternProperties")
+    if closed or not isinstance(least, int | float) or least <= len(set(required)) + 1:
+        return []
+    part["minProperties"] = len(set(required)) + 1
+    return ["minProperties"]
+
+
+def _items(part: dict[str, Any], place: str) -> list[str]:
+    """The bounds on the length of an array that ``uniqueItems`` and ``contains`` mean."""
+    items = part.get("items")
+    options = items.get("enum") if isinstance(items, dict) else None
+    if part.get("uniqueItems") is True and isinstance(options, list) and "prefixItems" not in part:
+        _bound(part, "maxItems", min, len(options))
+    least = part.get("minContains", 1)
+    if "contains" in part and isinstance(least, int) and not isinstance(least, bool):
+        _bound(part, "minItems", max, least)
+    if part.get("unevaluatedItems") is False and not any(key in part for key in _PARTS):
+        part.setdefault("additionalItems" if isinstance(items, list) else "items", False)
+        del part["unevaluatedItems"]
+    return []
+
+
+def _bound(part: dict[str, Any], key: str, choose: Callable[[int, int], int], value: int) -> None:
+    there = part.get(key, value)
+    part[key] = choose(there, value) if isinstance(there, int) else there
+
+
+def _closed(part: dict[str, Any], place: str) -> list[str]:
+    """``unevaluatedProperties`` is ``additionalProperties`` where nothing else speaks of the object."""
+    if "unevaluatedProperties" in part and not any(key in part for key in _PARTS):
+        part.setdefault("additionalProperties", part["unevaluatedProperties"])
+        del part["unevaluatedProperties"]
+    return []
+
+
+def _impossible(part: dict[str, Any], place: str) -> list[str]:
+    if part.get("not", False) in ({}, True) and part.get("not") is not None:
+        raise RequestError(
+            f"json: at {place}/not: expected a schema that something does not fit, found {show(part['not'])}"
+        )
+    return []
+
+
+def _property_names(root: Any, part: dict[str, Any], place: str) -> list[str]:
+    """``propertyNames`` as the names, or the pattern of them, that are allowed."""
+    if "propertyNames" not in part:
+        return []
+    names = part.pop("propertyNames")
+    while isinstance(names, dict) and set(names) - {"title", "description"} == {"$ref"}:
+        names = target(root, names["$ref"], place)[1]
+    if names is True or (isinstance(names, dict) and not set(names) - {"title", "description", "type", "format"}):
+        return []  # every name is a text
+    further = part.get("additionalProperties", True)
+    if not isinstance(names, dict) or part.get("properties") or part.get("patternProperties"):
+        return ["propertyNames"]
+    options = names["enum"] if "enum" in names else [names["const"]] if "const" in names else None
+    if isinstance(options, list):
+        part["properties"] = {name: further for name in options if isinstance(name, str)}
+    elif pattern := names.get("pattern") or _length_pattern(names):
+        part["patternProperties"] = {pattern: further}
+    else:
+        return ["propertyNames"]
+    part["additionalProperties"] = False
+    exact = {"title", "description", "type", "enum", "const"} | ({"pattern"} if "enum" not in names else set())
+    lengths = set() if "pattern" in names or isinstance(options, list) else {"minLength", "maxLength"}
+    return ["propertyNames"] if set(names) - exact - lengths else []
+
+
+def _length_pattern(names: dict[str, Any]) -> str:
+    """A pattern of all texts as long as ``names`` wants them; empty without bounds that can be written so."""
+    bounds = [names.get("minLength", 0), names.get("maxLength", "")]
+    if bounds == [0, ""] or not all(each == "" or (type(each) is int and 0 <= each <= 1000) for each in bounds):
+        return ""
+    return f"^[\\s\\S]{{{bounds[0]},{bounds[1]}}}$"
