@@ -16,9 +16,11 @@ import pytest
 from gumba import EngineError, GumbaError, RequestError, SamplingParams, UnsupportedError
 from gumba.compat import llama_cpp
 from gumba.compat.llama_cpp import Llama, LlamaGrammar, LlamaRAMCache, LlamaTokenizer
+from gumba.compat.llama_cpp.options import check_overrides
+from gumba.gguf import GGUFFile
 
 PROMPT = "hello world"
-LOGGER = "gumba.compat.llama_cpp"
+LOGGER = "gumba"
 
 
 def greedy(llm, prompt, n, **options):
@@ -79,9 +81,96 @@ def test_options_that_would_change_results_are_refused(tiny, option):
     assert isinstance(error.value, ValueError)
 
 
-def test_unknown_keywords_are_refused(tiny):
-    with pytest.raises(TypeError, match="n_contexts"):
-        Llama(tiny, n_contexts=1)
+def test_unknown_keywords_are_ignored_with_a_warning(tiny, caplog):
+    Llama(tiny, vocab_only=True, n_contexts=1, device=None, temperature=0.7)
+    warned = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
+    assert warned == [
+        "Llama(): unknown keyword n_contexts=1 is ignored",
+        "Llama(): unknown keyword temperature=0.7 is ignored",
+    ]
+
+
+def test_values_that_are_the_files_own_change_nothing(tiny, caplog):
+    with GGUFFile(tiny) as file:
+        name = file.metadata["general.architecture"]
+        base = file.metadata.get(f"{name}.rope.freq_base", 10000.0)
+    own = {"rope_freq_base": float(base), "rope_freq_scale": 1, "rope_scaling_type": 0, "attention_type": 0}
+    own["kv_overrides"] = {"general.architecture": name, f"{name}.context_length": 256}
+    Llama(tiny, vocab_only=True, seed=None, lora_path="", lora_base=None, **own)
+    assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
+    for option in ({"rope_freq_base": base * 2}, {"rope_freq_scale": 0.5}, {"rope_scaling_type": 2}, {"attention_type": 1},
+                   {"kv_overrides": {f"{name}.context_length": 255}}, {"lora_path": "a.gguf"}, {"yarn_orig_ctx": 64},
+                   {"rope_freq_base": True}):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{next(iter(option))}: gumba does not support it"):
+            Llama(tiny, vocab_only=True, **option)
+
+
+def test_langchains_defaults_keep_what_the_file_says(tmp_path, tiny, caplog):
+    """LangChain gives rope_freq_base=10000.0 for every model."""
+    check_overrides({"rope_freq_base": 10000.0, "rope_freq_scale": 1.0}, {
+        "general.architecture": "llama", "llama.rope.freq_base": "100000.000000", "llama.rope.scaling.type": "linear",
+        "llama.rope.scaling.factor": "4.000000",
+    })  # fmt: skip
+    assert [each.getMessage() for each in caplog.records] == [
+        "rope_freq_base=10000.0 has no effect: the file's own value, 100000.0, is kept",
+        "rope_freq_scale=1.0 has no effect: the file's own value, 0.25, is kept",
+    ]
+
+
+@pytest.mark.parametrize("prompt", [b"Hello", bytearray(b"a"), memoryview(b"a"), 5, None, {1: 2}, {1, 2}])
+def test_a_prompt_that_is_neither_text_nor_tokens_is_a_type_error(llama, prompt):
+    with pytest.raises(TypeError, match="prompt: expected text or a list of token ids") as error:
+        llama(prompt, max_tokens=1)
+    assert isinstance(error.value, GumbaError)
+
+
+def test_text_where_bytes_belong_and_the_other_way_round(llama, tiny):
+    with pytest.raises(TypeError, match="text: expected bytes, found 'hello'"):
+        llama.tokenize("hello")
+    with Llama(tiny, n_ctx=64, embedding=True) as embedding, pytest.raises(TypeError, match="input: expected text"):
+        embedding.embed([b"hello"])
+
+
+class Upper(llama_cpp.BaseLlamaTokenizer):
+    """The file's own tokenizer, which reads upper case."""
+
+    def __init__(self, tokenizer):
+        self.own = tokenizer
+
+    def tokenize(self, text, add_bos=True, special=True):
+        return self.own.tokenize(text.upper(), add_bos, special)
+
+    def detokenize(self, tokens, prev_tokens=None, special=False):
+        return self.own.detokenize(tokens, prev_tokens, special).lower()
+
+
+def test_a_tokenizer_of_ones_own_reads_prompts(tiny, llama):
+    upper = Upper(llama_cpp.LlamaTokenizer(Llama(tiny, vocab_only=True)))
+    with Llama(tiny, n_ctx=128, tokenizer=upper) as model:
+        assert model.tokenize(b"ab") == llama.tokenize(b"AB", special=False)
+        assert model.detokenize(llama.tokenize(b"AB")) == b"ab"
+        ours = model("ab", max_tokens=4, temperature=0)
+        theirs = llama("AB", max_tokens=4, temperature=0)
+        assert ours["choices"][0]["text"] == theirs["choices"][0]["text"]
+        assert ours["usage"]["prompt_tokens"] == theirs["usage"]["prompt_tokens"]
+
+
+class HFTokenizer:
+    """What is used of a tokenizer of transformers."""
+
+    def encode(self, text, add_special_tokens):
+        return [1] * add_special_tokens + list(text.encode())
+
+    def decode(self, ids, skip_special_tokens):
+        return bytes(each for each in ids if each > 1 or not skip_special_tokens).decode()
+
+
+def test_tokenizers_of_transformers():
+    tokenizer = llama_cpp.LlamaHFTokenizer(HFTokenizer())
+    assert tokenizer.tokenize("hé".encode()) == [1, 104, 195, 169]
+    assert tokenizer.tokenize(b"h", add_bos=False) == [104]
+    assert tokenizer.detokenize([195, 169], prev_tokens=[1, 104]) == "é".encode()
+    assert tokenizer.detokenize([1, 104], special=True) == b"\x01h"
 
 
 def test_sizes(tiny, llama, caplog):

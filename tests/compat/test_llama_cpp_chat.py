@@ -7,7 +7,7 @@ import json
 import pytest
 
 from gumba import GumbaError, SamplingParams, UnsupportedError
-from gumba.compat.llama_cpp import Llama, LlamaGrammar
+from gumba.compat.llama_cpp import Llama, LlamaGrammar, llama_chat_format
 from gumba.compat.llama_cpp.llama_chat_format import CHAT_FORMATS
 from gumba.text import ChatTemplate
 
@@ -147,12 +147,172 @@ RENDERED = {
     "<|start_header_id|>assistant<|end_header_id|>\n\n",
     "mistral-instruct": "[INST] S\n\nU [/INST] A</s>[INST] V [/INST]",
     "zephyr": "<|system|>\nS</s>\n<|user|>\nU</s>\n<|assistant|>\nA</s>\n<|user|>\nV</s>\n<|assistant|>\n",
+    # As llama-cpp-python 0.3.36 writes them too.
+    "baichuan": "S<reserved_102>U<reserved_103>A<reserved_102>V<reserved_103>",
+    "baichuan-2": "S<reserved_106>U<reserved_107>A<reserved_106>V<reserved_107>",
+    "chatglm3": "<|system|>\nS<|user|>\n U<|assistant|>\n A<|user|>\n V<|assistant|>",
+    "oasst_llama": "[INST] <<SYS>>\nS\n<</SYS>>\n\n<|prompter|>U</s><|assistant|>A</s><|prompter|>V</s><|assistant|>",
+    "redpajama-incite": "S\n<human>: U\n<bot>: A\n<human>: V\n<bot>:",
+    "snoozy": "S\n### Prompt: U\n### Response: A\n### Prompt: V\n### Response:",
+    # There with a system prompt of its own in the place of the messages' one.
+    "vicuna": "S USER: U ASSISTANT: A</s>USER: V ASSISTANT:",
+    "openbuddy": "S\n\nUser: U\nAssistant: A\nUser: V\nAssistant:",
+    # As their models were trained; there messages, line breaks or the opening of the answer differ.
+    "alpaca": "S\n\n### Instruction:\nU\n\n### Response:\nA</s>### Instruction:\nV\n\n### Response:\n",
+    "phind": "### System Prompt\nS\n\n### User Message\nU\n\n### Assistant\nA\n\n### User Message\nV\n\n### Assistant\n",
+    "intel": "### System:\nS\n### User:\nU\n### Assistant:\nA\n### User:\nV\n### Assistant:\n",
+    "open-orca": "S<|end_of_turn|>\nUser: U<|end_of_turn|>\nAssistant: A<|end_of_turn|>\nUser: V<|end_of_turn|>\nAssistant:",
+    "mistrallite": "<|system|>S</s><|prompter|>U</s><|assistant|>A</s><|prompter|>V</s><|assistant|>",
+    "pygmalion": "<|system|>S<|user|>U<|model|>A<|user|>V<|model|>",
+    "openchat": "S<|end_of_turn|>GPT4 Correct User: U<|end_of_turn|>GPT4 Correct Assistant: A<|end_of_turn|>"
+    "GPT4 Correct User: V<|end_of_turn|>GPT4 Correct Assistant:",
+    "saiga": "<s>system\nS</s><s>user\nU</s><s>bot\nA</s><s>user\nV</s><s>bot\n",
 }
+#: llama-cpp-python 0.3.36 registers these.
+NAMES = [
+    "llama-2", "llama-3", "alpaca", "qwen", "vicuna", "oasst_llama", "baichuan-2", "baichuan", "openbuddy",
+    "redpajama-incite", "snoozy", "phind", "intel", "open-orca", "mistrallite", "zephyr", "pygmalion", "chatml",
+    "mistral-instruct", "chatglm3", "openchat", "saiga", "gemma", "functionary", "functionary-v2",
+    "functionary-v1", "chatml-function-calling",
+]  # fmt: skip
+#: Of the tiny model, which has random weights and may write nothing else.
+NO_BLANKS = {12: -100, 13: -100, 35: -100}
 
 
 @pytest.mark.parametrize("name", CHAT_FORMATS)
 def test_formats_by_name(name):
     assert ChatTemplate(CHAT_FORMATS[name][0]).render(TURNS) == RENDERED["chatml" if name == "qwen" else name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_registered_name_answers(llama, name):
+    handler = llama_chat_format.get_chat_completion_handler(name)
+    answer = handler(llama=llama, messages=MESSAGES, max_tokens=2, temperature=0)
+    assert answer["choices"][0]["message"]["role"] == "assistant"
+    assert answer["choices"][0]["finish_reason"] in ("stop", "length")
+
+
+WEATHER = {"type": "function", "function": {"name": "w", "parameters": {
+    "properties": {"c": {"const": 1}}, "required": ["c"]}}}  # fmt: skip
+
+
+def is_call(answer, names):
+    """Whether an answer is calls of ``names`` alone, whose arguments are JSON objects."""
+    message = answer["choices"][0]["message"]
+    found = [call["function"] for call in message["tool_calls"]]
+    assert answer["choices"][0]["finish_reason"] == "tool_calls" and message["content"] is None and found
+    return all(each["name"] in names and isinstance(json.loads(each["arguments"]), dict) for each in found)
+
+
+@pytest.mark.parametrize("name", [None, "chatml-function-calling", "functionary-v1", "functionary-v2"])
+def test_forced_calls(tiny, name):
+    choice = {"type": "function", "function": {"name": "w"}}
+    with Llama(tiny, n_ctx=256, chat_format=name) as model:
+        options = {
+            "messages": [{"role": "user", "content": "h"}],
+            "temperature": 0,
+            "max_tokens": 40,
+            "logit_bias": NO_BLANKS,
+        }
+        answer = model.create_chat_completion(tools=[WEATHER], tool_choice=choice, **options)
+        assert is_call(answer, ["w"])
+        assert set(json.loads(answer["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"])) == {"c"}
+        assert is_call(model.create_chat_completion(tools=[WEATHER], tool_choice="required", **options), ["w"])
+        chunks = list(model.create_chat_completion(tools=[WEATHER], tool_choice="required", stream=True, **options))
+        pieces = [each["choices"][0]["delta"].get("tool_calls") or [] for each in chunks]
+        text = "".join(call["function"]["arguments"] for calls in pieces for call in calls if call["index"] == 0)
+        assert set(json.loads(text)) == {"c"} and chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+        with pytest.raises(ValueError, match="tool_choice: expected none, auto, required or a function, found 'any'"):
+            model.create_chat_completion(tools=[WEATHER], tool_choice="any", **options)
+
+
+def test_required_picks_one_of_several_functions(llama):
+    tools = [
+        WEATHER,
+        {"type": "function", "function": {"name": "other", "parameters": WEATHER["function"]["parameters"]}},
+    ]
+    answer = llama.create_chat_completion(
+        MESSAGES, tools=tools, tool_choice="required", temperature=0, max_tokens=30, logit_bias=NO_BLANKS
+    )
+    assert is_call(answer, ["w", "other"])
+
+
+def test_a_schema_without_additional_properties_has_no_others(llama, monkeypatch):
+    """As llama.cpp's converter reads it; llama-cpp-python 0.3.36 holds to it."""
+    schema = {"type": "object", "properties": {"a": {"type": "object", "properties": {"b": {"type": "null"}}}}}
+    closed = {"type": "object", "properties": {"a": {"type": "object", "properties": {"b": {"type": "null"}}}}}
+    closed["additionalProperties"] = closed["properties"]["a"]["additionalProperties"] = False
+    assert json.loads(LlamaGrammar.from_json_schema(json.dumps(schema)).structured_outputs().json) == closed
+    for free in ({"type": "object"}, {"properties": {"a": {}}, "additionalProperties": True}):
+        assert json.loads(LlamaGrammar.from_json_schema(json.dumps(free)).structured_outputs().json) == free
+    union = {"allOf": [{"$ref": "#/$defs/A"}, {"properties": {"b": {}}}], "$defs": {"A": {"properties": {"a": {}}}}}
+    found = json.loads(LlamaGrammar.from_json_schema(json.dumps(union)).structured_outputs().json)
+    assert found["properties"] == {"a": True, "b": True} and found["additionalProperties"] is False
+    assert found["allOf"][0]["allOf"] == [{"properties": {"a": {}}}], "a part must not exclude the other's"
+    assert found["$defs"]["A"]["additionalProperties"] is False
+
+
+@pytest.fixture
+def registry():
+    handlers = llama_chat_format.LlamaChatCompletionHandlerRegistry._chat_handlers
+    before = dict(handlers)
+    yield llama_chat_format.LlamaChatCompletionHandlerRegistry()
+    handlers.clear()
+    handlers.update(before)
+
+
+def test_formats_of_ones_own(tiny, llama, registry):
+    @llama_chat_format.register_chat_format("mine")
+    def mine(messages, **kwargs):
+        return llama_chat_format.ChatFormatterResponse(prompt="Q " + messages[0]["content"], stop=["\0"])
+
+    @llama_chat_format.register_chat_completion_handler("echo")
+    def echo(*, llama, messages, **kwargs):
+        return {"echo": messages}
+
+    with Llama(tiny, n_ctx=128, chat_format="mine") as model:
+        answer = model.create_chat_completion(MESSAGES, temperature=0, max_tokens=4)
+        assert answer["usage"]["prompt_tokens"] == len(model.tokenize(b"Q hello", special=True))
+    with Llama(tiny, n_ctx=128, chat_format="echo") as model:
+        assert model.create_chat_completion(MESSAGES) == {"echo": MESSAGES}
+    with pytest.raises(ValueError, match="'mine' is registered already"):
+        llama_chat_format.register_chat_format("mine")(mine)
+    registry.unregister_chat_handler("mine")
+    with pytest.raises(ValueError, match="found 'mine'"):
+        registry.get_chat_completion_handler_by_name("mine")
+
+
+def test_a_formatter_of_a_template(tiny):
+    source = "{{ bos_token }}{% for message in messages %}[{{ message['content'] }}]{% endfor %}"
+    formatter = llama_chat_format.Jinja2ChatFormatter(source, eos_token="</s>", bos_token="<s>", stop_token_ids=[7])
+    made = formatter(messages=MESSAGES)
+    assert (made.prompt, made.stop, made.added_special) == ("<s>[hello]", ["</s>"], True)
+    assert made.stopping_criteria([1, 7], None) and not made.stopping_criteria([7, 1], None)
+    config = {"chat_template": source, "bos_token": {"content": "<s>"}, "eos_token": "</s>"}
+    same = llama_chat_format.hf_tokenizer_config_to_chat_formatter(config)
+    assert same(messages=MESSAGES).prompt == made.prompt
+    with pytest.raises(ValueError, match="tokenizer_config: eos_token: expected text, found None"):
+        llama_chat_format.hf_tokenizer_config_to_chat_formatter({**config, "eos_token": None})
+    with Llama(tiny, n_ctx=64, chat_handler=formatter.to_chat_handler()) as model:
+        answer = model.create_chat_completion(MESSAGES, temperature=0, max_tokens=2)
+        assert answer["usage"]["prompt_tokens"] == len(model.tokenize(b"<s>[hello]", add_bos=False, special=True))
+    with pytest.raises(ValueError, match="the chat template is wrong"):
+        llama_chat_format.Jinja2ChatFormatter("{% if %}", "", "")
+
+
+def test_handlers_of_images_answer_text_and_refuse_images_by_name(tiny):
+    image = [{"type": "text", "text": "h"}, {"type": "image_url", "image_url": {"url": "data:,"}}]
+    handler = llama_chat_format.Llava15ChatHandler(clip_model_path="none.gguf", verbose=False)
+    with Llama(tiny, n_ctx=128, chat_handler=handler) as model:
+        assert model.create_chat_completion(MESSAGES, max_tokens=1)["choices"]
+        with pytest.raises(UnsupportedError, match=r"messages\[0\]: Llava15ChatHandler has no vision.*'image_url'"):
+            model.create_chat_completion([{"role": "user", "content": image}])
+
+
+def test_templates_of_a_file_by_name(llama, tiny):
+    expected = pytest.raises(ValueError, match="no chat template of the name 'tool_use'")
+    with Llama(tiny, n_ctx=128, chat_format="chat_template.tool_use") as model, expected:
+        model.create_chat_completion(MESSAGES)
 
 
 CALLED = '<tool_call>\n{"name": "look", "arguments": {"a": "é"}}\n</tool_call>'

@@ -25,7 +25,8 @@ def close_objects(schema: Any, everywhere: bool = False) -> None:
     """Close the objects of ``schema``, in place, which is checked afterwards.
 
     Those that say ``unevaluatedProperties: false``; with ``everywhere`` all that have properties and say nothing of further
-    ones, as llama.cpp reads schemas. Raises RequestError where that would take too many copies of referenced parts.
+    ones, as llama.cpp reads schemas: those without a type are objects then. Raises RequestError where that would take too
+    many copies of referenced parts.
     """
     if isinstance(schema, dict):
         _Closing(schema, everywhere).visit(schema, within=False)
@@ -54,7 +55,7 @@ class _Closing:
             if opened:
                 self._open.pop()
         else:
-            if self._wants(node):
+            if self._wants(node) and ("properties" in node or "unevaluatedProperties" in node):
                 self._close(node)
             self.visit(self._target(node.get("$ref")), within=False)
         for _, part in list(subschemas(node)):
@@ -82,6 +83,8 @@ class _Closing:
             node["properties"] = {**own, **{name: True for name in names if name not in own}}
             node["additionalProperties"] = False
             node.pop("unevaluatedProperties", None)
+            if self._everywhere:
+                node.setdefault("type", "object")
 
     def _parts(self, node: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         """(keyword, schema) of each part that says something of the same value."""

@@ -44,8 +44,8 @@ def check_schema(text: str) -> dict[str, Any] | bool:
     """
     schema = parse_schema(text)
     close_objects(schema)
-    left = rewrite(schema, _parts(schema))
-    _check_merging([part for _, part in _parts(schema)])
+    left = rewrite(schema, check_parts(schema))
+    _check_merging([part for _, part in check_parts(schema)])
     if left:
         names = ", ".join(sorted(left)[:MAX_NAMED]) + (", ..." if len(left) > MAX_NAMED else "")
         log.warning("json: not held while decoding, so check the answer: %s", names)
@@ -100,7 +100,7 @@ def _count(schema: Any) -> None:
         raise RequestError(f"json: a schema of {found} values, expected at most {MAX_VALUES}")
 
 
-def _parts(schema: Any) -> list[tuple[str, dict[str, Any]]]:
+def check_parts(schema: Any) -> list[tuple[str, dict[str, Any]]]:
     """All subschemas in use, with their places, itself first, each checked: those in their places and those referred to.
 
     Raises RequestError for what the compiler would explain without its place, or take too long for.

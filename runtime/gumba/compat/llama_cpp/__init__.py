@@ -2,6 +2,8 @@
 
     from gumba.compat.llama_cpp import Llama  # was: from llama_cpp import Llama
 
+Packages that import ``llama_cpp`` themselves get it by ``gumba.compat.llama_cpp.install()``, called before they do.
+
 Classes, methods, keywords and the shape of results are those of llama-cpp-python 0.3; the low-level bindings to
 llama.cpp's C functions are not here. Differences: nothing is printed (``verbose`` logs), calls from several threads are
 fine, results do not depend on threads or batches, and what gumba cannot do is refused instead of ignored.
@@ -9,6 +11,13 @@ fine, results do not depend on threads or batches, and what gumba cannot do is r
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+import sys
+from types import ModuleType
+from typing import Any
+
+from gumba.compat.llama_cpp import llama_chat_format, llama_cpp, llama_grammar, llama_speculative, llama_types
 from gumba.compat.llama_cpp.llama import (
     Llama,
     LlamaState,
@@ -20,48 +29,24 @@ from gumba.compat.llama_cpp.llama import (
 )
 from gumba.compat.llama_cpp.llama_cache import BaseLlamaCache, LlamaCache, LlamaDiskCache, LlamaRAMCache
 from gumba.compat.llama_cpp.llama_grammar import LlamaGrammar
-from gumba.compat.llama_cpp.llama_tokenizer import LlamaTokenizer
-from gumba.compat.llama_cpp.options import (
-    GGML_TYPE_BF16,
-    GGML_TYPE_F16,
-    GGML_TYPE_F32,
-    GGML_TYPE_Q8_0,
-    LLAMA_DEFAULT_SEED,
-    LLAMA_POOLING_TYPE_CLS,
-    LLAMA_POOLING_TYPE_LAST,
-    LLAMA_POOLING_TYPE_MEAN,
-    LLAMA_POOLING_TYPE_NONE,
-    LLAMA_POOLING_TYPE_RANK,
-    LLAMA_POOLING_TYPE_UNSPECIFIED,
-    LLAMA_ROPE_SCALING_TYPE_UNSPECIFIED,
-    LLAMA_SPLIT_MODE_LAYER,
-    LLAMA_SPLIT_MODE_NONE,
-    LLAMA_SPLIT_MODE_ROW,
-    LoadError,
-    OptionError,
-)
+from gumba.compat.llama_cpp.llama_speculative import LlamaDraftModel
+from gumba.compat.llama_cpp.llama_tokenizer import BaseLlamaTokenizer, LlamaHFTokenizer, LlamaTokenizer
+from gumba.compat.llama_cpp.options import ArgumentError, InstallError, LoadError, OptionError
+
+#: The version of llama-cpp-python whose interface this is.
+__version__ = "0.3.36"
 
 __all__ = [
+    "ArgumentError",
     "BaseLlamaCache",
-    "GGML_TYPE_BF16",
-    "GGML_TYPE_F16",
-    "GGML_TYPE_F32",
-    "GGML_TYPE_Q8_0",
-    "LLAMA_DEFAULT_SEED",
-    "LLAMA_POOLING_TYPE_CLS",
-    "LLAMA_POOLING_TYPE_LAST",
-    "LLAMA_POOLING_TYPE_MEAN",
-    "LLAMA_POOLING_TYPE_NONE",
-    "LLAMA_POOLING_TYPE_RANK",
-    "LLAMA_POOLING_TYPE_UNSPECIFIED",
-    "LLAMA_ROPE_SCALING_TYPE_UNSPECIFIED",
-    "LLAMA_SPLIT_MODE_LAYER",
-    "LLAMA_SPLIT_MODE_NONE",
-    "LLAMA_SPLIT_MODE_ROW",
+    "BaseLlamaTokenizer",
+    "InstallError",
     "Llama",
     "LlamaCache",
     "LlamaDiskCache",
+    "LlamaDraftModel",
     "LlamaGrammar",
+    "LlamaHFTokenizer",
     "LlamaRAMCache",
     "LlamaState",
     "LlamaTokenizer",
@@ -72,4 +57,43 @@ __all__ = [
     "OptionError",
     "StoppingCriteria",
     "StoppingCriteriaList",
+    "install",
+    "llama_chat_format",
+    "llama_cpp",
+    "llama_grammar",
+    "llama_speculative",
+    "llama_types",
 ]
+__all__ += [name for name in vars(llama_cpp) if name.startswith(("LLAMA_", "GGML_"))]
+__all__ += [name for name in vars(llama_types) if name.startswith(("C", "Embedding", "Json"))]
+
+
+def __getattr__(name: str) -> Any:
+    """The numbers and types that have modules of their own, and llama.cpp's functions, which are refused where they are
+    called."""
+    for module in (llama_types, llama_chat_format, llama_grammar):
+        if not name.startswith("_") and name in vars(module):
+            return vars(module)[name]
+    return getattr(llama_cpp, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def install() -> ModuleType:
+    """Make this package the module ``llama_cpp``, with its submodules, for all that is imported afterwards.
+
+    Returns the package. Calling it again changes nothing. Raises InstallError (an ImportError too) where another
+    ``llama_cpp`` has been imported.
+    """
+    package = sys.modules[__name__]
+    other = sys.modules.get("llama_cpp", package)
+    if other is not package:
+        raise InstallError(
+            f"llama_cpp: another one is imported already ({getattr(other, '__file__', None)}): call install() before that"
+        )
+    for module in pkgutil.iter_modules(package.__path__):
+        sys.modules[f"llama_cpp.{module.name}"] = importlib.import_module(f"{__name__}.{module.name}")
+    sys.modules["llama_cpp"] = package
+    return package

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from gumba.compat.llama_cpp.llama_tokenizer import detokenize
+from gumba.compat.llama_cpp.llama_tokenizer import LlamaTokenizer, detokenize
+from gumba.compat.llama_cpp.options import ArgumentError
 from gumba.compat.llama_cpp.sampling import Controls, StoppingCriteria
 from gumba.engine.stopping import StopStrings
 from gumba.errors import EngineError, RequestError
@@ -250,10 +251,16 @@ class Completion:
         llama, tokenizer = self._llama, self._tokenizer
         if suffix is not None and not isinstance(suffix, str):
             raise RequestError(f"suffix: expected text, found {show(suffix)}")
+        if isinstance(prompt, bytes | bytearray | memoryview) or not isinstance(prompt, Sequence):
+            raise ArgumentError(f"prompt: expected text or a list of token ids, found {show(prompt)}")
         if not isinstance(prompt, str):
+            prompt = [tokenizer.check_id(token) for token in prompt]
             return detokenize(tokenizer, prompt, False).decode("utf-8", "ignore"), list(prompt), suffix or ""
         if suffix is None:
-            ids = tokenizer.encode(prompt, add_special=True, parse_special=True)
+            if isinstance(llama.tokenizer_, LlamaTokenizer):
+                ids = tokenizer.encode(prompt, add_special=True, parse_special=True)
+            else:
+                ids = llama.tokenize(prompt.encode("utf-8"), special=True)
             if not ids and tokenizer.bos_id is not None:
                 ids = [tokenizer.bos_id]
             return prompt, ids, ""

@@ -14,7 +14,7 @@ from gumba.compat.llama_cpp import llama_chat_format
 from gumba.compat.llama_cpp.completion import Completion, log_softmax, steps
 from gumba.compat.llama_cpp.llama_grammar import LlamaGrammar
 from gumba.compat.llama_cpp.loaded import LlamaState, LoadedModel
-from gumba.compat.llama_cpp.options import PackageError, pooling_name
+from gumba.compat.llama_cpp.options import ArgumentError, PackageError, pooling_name
 from gumba.compat.llama_cpp.sampling import (
     Controls,
     LogitsProcessor,
@@ -24,7 +24,7 @@ from gumba.compat.llama_cpp.sampling import (
     StoppingCriteriaList,
 )
 from gumba.errors import EngineError, RequestError
-from gumba.params import SamplingParams
+from gumba.params import SamplingParams, show
 
 __all__ = [
     "Llama",
@@ -46,7 +46,7 @@ class Llama(LoadedModel):
     Args:
         model_path: The GGUF file.
         vocab_only: Load the tokenizer and the metadata only.
-        seed: Seeds the calls that give none, in their order; -1 and LLAMA_DEFAULT_SEED: another one each time.
+        seed: Seeds the calls that give none, in their order; None, -1 and LLAMA_DEFAULT_SEED: another one each time.
         n_ctx: Tokens that prompt and answer may have together; 0, and anything past it: what the model was trained for.
         n_batch: Most tokens computed in one step.
         n_threads: Threads to compute with (without it ``n_threads_batch``, then the machine's cores).
@@ -58,9 +58,11 @@ class Llama(LoadedModel):
         draft_model: Accepted: speculation never changes what comes out.
         type_k, type_v: ggml's number of the KV cache's type, the same for both; None: gumba's own choice.
         spm_infill: Order of infill prompts: the suffix first.
-        verbose: Log (logger ``gumba.compat.llama_cpp``) what was ignored. Nothing is printed.
+        tokenizer: Reads prompts instead of the file's own tokenizer.
+        verbose: Log (logger ``gumba``) what has no effect. Nothing is printed.
         options: Further keywords of llama-cpp-python: those about other hardware and memory are accepted and have no
-            effect, those that would change results are refused (see ``options``).
+            effect, those that would change results are refused (see ``options``). Unknown keywords are ignored, as there,
+            with a warning.
 
     Raises:
         ValueError: The file is missing or cannot be loaded, or an option is not supported. It is a GumbaError too.
@@ -394,6 +396,8 @@ class Llama(LoadedModel):
         pooling = pooling_name(self._pooling_type)
         prompts = []
         for text in [input] if isinstance(input, str) else input:
+            if not isinstance(text, str):
+                raise ArgumentError(f"input: expected text, or a list of texts, found {show(text)}")
             ids = self.tokenize(text.encode("utf-8"))
             ids = ids[: self.n_batch] if truncate else ids
             if len(ids) > self.n_batch:

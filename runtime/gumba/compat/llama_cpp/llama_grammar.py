@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from gumba.compat.llama_cpp.schema_gbnf import json_schema_to_gbnf as json_schema_to_gbnf
 from gumba.errors import RequestError
 from gumba.params import StructuredOutputsParams, show
+from gumba.sampling.json_closing import close_objects
+from gumba.sampling.json_schema import parse_schema
 
 LLAMA_GRAMMAR_DEFAULT_ROOT = "root"
 
@@ -22,6 +24,15 @@ array  ::= "[" ws ( value ws ( "," ws value ws )* )? "]"
 string ::= "\"" ( [^"\\\x00-\x1f\x7f] | "\\" ( ["\\/bfnrt] | "u" [0-9a-fA-F]{4} ) )* "\""
 number ::= "-"? ( "0" | [1-9] [0-9]{0,15} ) ( "." [0-9]{1,16} )? ( [eE] [-+]? [0-9]{1,2} )?
 ws     ::= [ \n]{0,20}
+"""
+
+#: The same for any JSON array.
+JSON_ARR_GBNF = JSON_GBNF.replace("root   ::= object", "root   ::= array")
+
+#: A list of lines that begin with "- ", for ``LlamaGrammar.from_string``.
+LIST_GBNF = r"""
+root ::= item+
+item ::= "- " [^\r\n\x0b\x0c\x85\u2028\u2029]+ "\n"
 """
 
 
@@ -53,11 +64,14 @@ class LlamaGrammar:
 
     @classmethod
     def from_json_schema(cls, json_schema: str, verbose: bool = True) -> LlamaGrammar:
-        """A grammar of the JSON texts that fit a JSON schema. Raises RequestError when ``json_schema`` is no JSON."""
-        try:
-            schema = json.loads(json_schema)
-        except (TypeError, ValueError) as error:
-            raise RequestError(f"json_schema: expected the text of a JSON schema: {error}") from None
+        """A grammar of the JSON texts that fit a JSON schema. Raises RequestError when ``json_schema`` is no JSON.
+
+        As in llama.cpp, an object with properties has no others unless its schema speaks of ``additionalProperties``.
+        """
+        if not isinstance(json_schema, str):
+            raise RequestError(f"json_schema: expected the text of a JSON schema, found {show(json_schema)}")
+        schema = parse_schema(json_schema)
+        close_objects(schema, everywhere=True)
         return cls(_schema=schema if isinstance(schema, dict) else json_schema)
 
     def structured_outputs(self) -> StructuredOutputsParams:

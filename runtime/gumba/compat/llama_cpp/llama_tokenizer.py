@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gumba.compat.llama_cpp.loaded import LoadedModel
@@ -22,7 +23,62 @@ def detokenize(tokenizer: Tokenizer, tokens: Sequence[int], special: bool) -> by
     return text[1:] if len(tokens) and tokens[0] == tokenizer.bos_id and text[:1] == b" " else text
 
 
-class LlamaTokenizer:
+class BaseLlamaTokenizer(ABC):
+    """What a tokenizer for ``Llama(tokenizer=...)`` derives from."""
+
+    @abstractmethod
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = True) -> list[int]:
+        """Token ids of UTF-8 text."""
+
+    @abstractmethod
+    def detokenize(
+        self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False
+    ) -> bytes:
+        """The bytes of tokens, which follow ``prev_tokens``."""
+
+
+class LlamaHFTokenizer(BaseLlamaTokenizer):
+    """A tokenizer of the package transformers. It reads prompts; answers are decoded by the file's own."""
+
+    def __init__(self, hf_tokenizer: Any) -> None:
+        self.hf_tokenizer = hf_tokenizer
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = True) -> list[int]:
+        """Token ids of UTF-8 text. ``add_bos`` adds what the tokenizer adds; control tokens are always read as such."""
+        found: list[int] = self.hf_tokenizer.encode(text.decode("utf-8", "ignore"), add_special_tokens=add_bos)
+        return found
+
+    def detokenize(
+        self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False
+    ) -> bytes:
+        """The bytes of tokens: what they add to the text of ``prev_tokens``."""
+        before = self._text(prev_tokens or (), special)
+        return self._text([*(prev_tokens or ()), *tokens], special)[len(before) :]
+
+    def _text(self, tokens: Sequence[int], special: bool) -> bytes:
+        text: str = self.hf_tokenizer.decode(list(tokens), skip_special_tokens=not special) if len(tokens) else ""
+        return text.encode("utf-8", "ignore")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str) -> LlamaHFTokenizer:
+        """The tokenizer of a checkpoint. Raises an ImportError where transformers is not installed."""
+        return cls(auto_tokenizer(pretrained_model_name_or_path))
+
+
+def auto_tokenizer(name: Any) -> Any:
+    """``AutoTokenizer.from_pretrained(name)`` of transformers. Raises PackageError (an ImportError) without it."""
+    from gumba.compat.llama_cpp.options import PackageError
+
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise PackageError(
+            "Hugging Face tokenizers need the package transformers, which is not installed: pip install transformers"
+        ) from None
+    return AutoTokenizer.from_pretrained(name)
+
+
+class LlamaTokenizer(BaseLlamaTokenizer):
     """The tokenizer of a ``Llama``."""
 
     def __init__(self, llama: LoadedModel) -> None:

@@ -14,24 +14,27 @@ from typing import Any, NoReturn, TypeAlias, TypeVar
 import numpy as np
 
 from gumba.compat.llama_cpp.llama_cache import BaseLlamaCache
+from gumba.compat.llama_cpp.llama_cpp import LLAMA_DEFAULT_SEED, LLAMA_POOLING_TYPE_UNSPECIFIED
 from gumba.compat.llama_cpp.llama_speculative import LlamaPromptLookupDecoding
-from gumba.compat.llama_cpp.llama_tokenizer import LlamaTokenizer, detokenize, tokenize
+from gumba.compat.llama_cpp.llama_tokenizer import BaseLlamaTokenizer, LlamaTokenizer, detokenize, tokenize
 from gumba.compat.llama_cpp.options import (
-    LLAMA_DEFAULT_SEED,
-    LLAMA_POOLING_TYPE_UNSPECIFIED,
     USUAL_CONTEXT,
+    ArgumentError,
+    OptionError,
     PickleError,
     check_options,
+    check_overrides,
     context_size,
     kv_type,
     loading,
+    metadata_text,
 )
 from gumba.errors import EngineError, RequestError
 from gumba.gguf import GGUFFile
 from gumba.gguf.array import GGUFArray
 from gumba.llm import LLM
-from gumba.params import require_count
-from gumba.text import Tokenizer
+from gumba.params import require_count, show
+from gumba.text import ChatTemplate, Tokenizer
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 M = TypeVar("M", bound="LoadedModel")
@@ -60,7 +63,7 @@ class LoadedModel:
         model_path: str | os.PathLike[str],
         *,
         vocab_only: bool = False,
-        seed: int = LLAMA_DEFAULT_SEED,
+        seed: int | None = LLAMA_DEFAULT_SEED,
         n_ctx: int = USUAL_CONTEXT,
         n_batch: int = 512,
         n_threads: int | None = None,
@@ -72,6 +75,7 @@ class LoadedModel:
         chat_format: str | None = None,
         chat_handler: Callable[..., Any] | None = None,
         draft_model: object = None,
+        tokenizer: BaseLlamaTokenizer | None = None,
         type_k: int | None = None,
         type_v: int | None = None,
         spm_infill: bool = False,
@@ -92,11 +96,12 @@ class LoadedModel:
         self.spm_infill = spm_infill
         self.cache: BaseLlamaCache | None = None
         self._pooling_type = pooling_type
-        self._seed = seed & 0xFFFFFFFF
+        self._seed = LLAMA_DEFAULT_SEED if seed is None else seed & 0xFFFFFFFF
         self._lock = threading.Lock()
         self._llm: LLM | None = None
         with loading(), GGUFFile(self.model_path) as file:
             self.metadata = _strings(file.metadata)
+            check_overrides(options, self.metadata)
             trained = self._size("context_length")
             self._n_ctx = context_size(n_ctx, trained)
             self.n_batch = min(self._n_ctx, require_count("n_batch", n_batch, 1))
@@ -112,7 +117,7 @@ class LoadedModel:
                     kv_type=kv_type(type_k, type_v),
                 )
             self._tokenizer = self._llm.tokenizer
-        self.tokenizer_ = LlamaTokenizer(self)
+        self.tokenizer_: BaseLlamaTokenizer = LlamaTokenizer(self) if tokenizer is None else tokenizer
         self.n_threads = self.n_threads_batch = n_threads or n_threads_batch or os.cpu_count() or 1
         #: What applications read of llama.cpp's structures.
         self.context_params = SimpleNamespace(n_ctx=self._n_ctx, n_batch=self.n_batch)
@@ -127,13 +132,19 @@ class LoadedModel:
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
         """Token ids of UTF-8 text. ``add_bos``: with BOS and EOS where the model wants them; ``special``: read the
         texts of control tokens as these."""
-        return tokenize(self._tokenizer, text, add_bos, special)
+        if not isinstance(text, bytes | bytearray | memoryview):
+            raise ArgumentError(f"text: expected bytes, found {show(text)}")
+        if isinstance(self.tokenizer_, LlamaTokenizer):
+            return tokenize(self._tokenizer, text, add_bos, special)
+        return self.tokenizer_.tokenize(bytes(text), add_bos, special)
 
     def detokenize(
         self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False
     ) -> bytes:
         """The bytes of tokens, which need not be whole characters; of control tokens only if ``special``."""
-        return detokenize(self._tokenizer, tokens, special)
+        if isinstance(self.tokenizer_, LlamaTokenizer):
+            return detokenize(self._tokenizer, tokens, special)
+        return self.tokenizer_.detokenize(list(tokens), prev_tokens and list(prev_tokens), special)
 
     def tokenizer(self) -> LlamaTokenizer:
         """The tokenizer."""
@@ -260,11 +271,31 @@ class LoadedModel:
     # ---------------------------------------------------------------------------------------- for this package
 
     @property
+    def model(self: M) -> M:
+        """What the two functions of ``llama_cpp.llama_cpp`` that read a vocabulary take."""
+        return self
+
+    @property
+    def ctx(self) -> NoReturn:
+        """Raises OptionError: there is no context of llama.cpp."""
+        raise OptionError("Llama.ctx: gumba has no context of llama.cpp, use the methods of Llama")
+
+    _model = _ctx = ctx
+
+    @property
     def llm(self) -> LLM:
         """The model itself. Raises EngineError without one."""
         if self._llm is None:
             raise EngineError("the model was loaded with vocab_only=True: it has no weights")
         return self._llm
+
+    def file_template(self, name: str) -> ChatTemplate:
+        """The file's chat template of a name, of those that have several. Raises TemplateError where it is not well-formed,
+        OptionError where there is none."""
+        with GGUFFile(self.model_path) as file:
+            if f"tokenizer.chat_template.{name}" not in file.metadata:
+                raise OptionError(f"chat_format: the file has no chat template of the name {show(name)}")
+            return ChatTemplate.from_gguf(file, self._tokenizer, name)
 
     def tokens(self) -> list[int]:
         """The tokens of the state."""
@@ -311,10 +342,6 @@ def _strings(metadata: Mapping[str, Any]) -> dict[str, str]:
     """Metadata as llama.cpp prints them: without arrays, floats with six digits."""
     found: dict[str, str] = {}
     for key, value in metadata.items():
-        if isinstance(value, bool):
-            found[key] = str(value).lower()
-        elif isinstance(value, float):
-            found[key] = f"{value:f}"
-        elif not isinstance(value, GGUFArray):
-            found[key] = str(value)
+        if not isinstance(value, GGUFArray):
+            found[key] = metadata_text(value)
     return found

@@ -7,20 +7,24 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from gumba.compat.llama_cpp.llama_cpp import (
+    GGML_TYPE_BF16,
+    GGML_TYPE_F16,
+    GGML_TYPE_F32,
+    GGML_TYPE_Q8_0,
+    LLAMA_POOLING_TYPE_CLS,
+    LLAMA_POOLING_TYPE_LAST,
+    LLAMA_POOLING_TYPE_MEAN,
+    LLAMA_POOLING_TYPE_NONE,
+    LLAMA_POOLING_TYPE_UNSPECIFIED,
+)
 from gumba.errors import EngineError, GGUFError, ModelError, RequestError, TokenizerError, UnsupportedError
 from gumba.params import show
 
-logger = logging.getLogger("gumba.compat.llama_cpp")
+logger = logging.getLogger("gumba")
 
 #: Tokens of context where a ``Llama`` is given no ``n_ctx``, as in llama-cpp-python.
 USUAL_CONTEXT = 512
-
-LLAMA_DEFAULT_SEED = 0xFFFFFFFF
-LLAMA_SPLIT_MODE_NONE, LLAMA_SPLIT_MODE_LAYER, LLAMA_SPLIT_MODE_ROW = 0, 1, 2
-LLAMA_ROPE_SCALING_TYPE_UNSPECIFIED = -1
-LLAMA_POOLING_TYPE_UNSPECIFIED, LLAMA_POOLING_TYPE_NONE, LLAMA_POOLING_TYPE_MEAN = -1, 0, 1
-LLAMA_POOLING_TYPE_CLS, LLAMA_POOLING_TYPE_LAST, LLAMA_POOLING_TYPE_RANK = 2, 3, 4
-GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_BF16 = 0, 1, 8, 30
 
 #: ggml's numbers of types -> the KV cache's names of them.
 KV_TYPES = {GGML_TYPE_F32: "f32", GGML_TYPE_F16: "f16", GGML_TYPE_Q8_0: "q8_0", GGML_TYPE_BF16: "bf16"}
@@ -36,19 +40,20 @@ WITHOUT_EFFECT = frozenset({
 #: Keywords that would change results in a way gumba does not know, and the values that change nothing.
 REFUSED: dict[str, tuple[Any, ...]] = {
     "kv_overrides": (None, {}),
-    "rope_scaling_type": (None, LLAMA_ROPE_SCALING_TYPE_UNSPECIFIED),
+    "rope_scaling_type": (None, -1),
     "attention_type": (-1,),
     "rope_freq_base": (0.0,),
     "rope_freq_scale": (0.0,),
     "yarn_ext_factor": (-1.0,),
-    "yarn_attn_factor": (1.0,),
-    "yarn_beta_fast": (32.0,),
-    "yarn_beta_slow": (1.0,),
+    "yarn_attn_factor": (1.0, -1.0),
+    "yarn_beta_fast": (32.0, -1.0),
+    "yarn_beta_slow": (1.0, -1.0),
     "yarn_orig_ctx": (0,),
-    "lora_base": (None,),
-    "lora_path": (None,),
-    "tokenizer": (None,),
+    "lora_base": (None, ""),
+    "lora_path": (None, ""),
 }
+#: What LangChain gives always, whatever the model is: the file's own values are kept, with a warning where they differ.
+LANGCHAIN_DEFAULTS = {"rope_freq_base": 10000.0, "rope_freq_scale": 1.0}
 
 
 class LoadError(ModelError, ValueError):
@@ -59,8 +64,8 @@ class OptionError(UnsupportedError, ValueError):
     """A kind of model, or an option of llama-cpp-python, that gumba does not have. A ValueError too, as above."""
 
 
-class KeywordError(RequestError, TypeError):
-    """A keyword that llama-cpp-python does not have either."""
+class ArgumentError(RequestError, TypeError):
+    """An argument of the wrong type. A TypeError too, as llama-cpp-python raises."""
 
 
 class PickleError(EngineError, TypeError):
@@ -69,6 +74,10 @@ class PickleError(EngineError, TypeError):
 
 class PackageError(EngineError, ImportError):
     """A package that a method needs is not installed. An ImportError too, as llama-cpp-python raises."""
+
+
+class InstallError(EngineError, ImportError):
+    """The module ``llama_cpp`` is another one already. An ImportError too."""
 
 
 @contextlib.contextmanager
@@ -83,16 +92,63 @@ def loading() -> Iterator[None]:
 
 
 def check_options(options: Mapping[str, Any], verbose: bool) -> None:
-    """Log options that have no effect here. Raises OptionError, or KeywordError for an unknown one."""
+    """Log keywords that have no effect here, and those that llama-cpp-python does not have but takes in silence."""
     for name, value in options.items():
         if name in WITHOUT_EFFECT:
             level = logging.INFO if verbose else logging.DEBUG
             logger.log(level, "%s=%s has no effect: gumba computes on the processor", name, show(value))
-        elif name in REFUSED:
-            if not any(type(value) in (type(same), int) and value == same for same in REFUSED[name]):
-                raise OptionError(f"{name}: gumba does not support it, found {show(value)}")
-        else:
-            raise KeywordError(f"Llama() got an unexpected keyword argument {name!r}")
+        elif name not in REFUSED:
+            level = logging.INFO if value is None else logging.WARNING
+            logger.log(level, "Llama(): unknown keyword %s=%s is ignored", name, show(value))
+
+
+def check_overrides(options: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """Raise OptionError for what would change the model that ``metadata`` (as text) describes."""
+    own = _own_values(metadata)
+    for name, value in options.items():
+        if name not in REFUSED or any(_same(value, each) for each in (*REFUSED[name], own.get(name))):
+            continue
+        if name == "kv_overrides" and isinstance(value, Mapping):
+            if all(metadata.get(key) == metadata_text(each) for key, each in value.items()):
+                continue
+        elif name in LANGCHAIN_DEFAULTS and _same(value, LANGCHAIN_DEFAULTS[name]):
+            logger.warning("%s=%s has no effect: the file's own value, %s, is kept", name, value, own[name])
+            continue
+        raise OptionError(f"{name}: gumba does not support it, found {show(value)}")
+
+
+def _same(value: Any, other: Any) -> bool:
+    numbers = all(isinstance(each, int | float) and not isinstance(each, bool) for each in (value, other))
+    return bool(value == other) if numbers or type(value) is type(other) else False
+
+
+def _own_values(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What a file says of itself, in the keywords of ``REFUSED``."""
+    name = metadata.get("general.architecture", "")
+
+    def number(key: str, default: float) -> float:
+        try:
+            return float(metadata.get(f"{name}.{key}", default))
+        except ValueError:
+            return default
+
+    scaling = metadata.get(f"{name}.rope.scaling.type", "none")
+    factor = number("rope.scaling.factor", 1.0)
+    types = {"none": 0, "linear": 1, "yarn": 2, "longrope": 3}
+    return {
+        "rope_freq_base": number("rope.freq_base", 10000.0),
+        "rope_freq_scale": 1.0 / factor if scaling == "linear" and factor > 0 else 1.0,
+        "rope_scaling_type": types.get(scaling),
+        "yarn_orig_ctx": number("rope.scaling.original_context_length", 0),
+        "attention_type": int(metadata.get(f"{name}.attention.causal", "true") != "true"),
+    }
+
+
+def metadata_text(value: Any) -> str:
+    """A value of the metadata as llama.cpp prints it: floats with six digits."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:f}" if isinstance(value, float) else str(value)
 
 
 def kv_type(type_k: int | None, type_v: int | None) -> str | None:
