@@ -185,6 +185,11 @@ class LLM(Chats, Judges):
         return self._tokenizer
 
     @property
+    def file(self) -> GGUFFile:
+        """The open model file."""
+        return self._gguf
+
+    @property
     def metadata(self) -> Mapping[str, Any]:
         """The file's metadata, by key."""
         return self._gguf.metadata

@@ -14,6 +14,7 @@ from gumba.compat.transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedModel,
     StoppingCriteria,
     StoppingCriteriaList,
     TextIteratorStreamer,
@@ -218,6 +219,7 @@ def test_models_say_what_they_are(model, tiny):
     assert (model.config.hidden_size, model.config.num_hidden_layers, model.config.num_key_value_heads) == (64, 2, 2)
     assert model.config.to_dict()["rms_norm_eps"] == 1e-5 and model.config.model_type == "llama"
     assert model.generation_config.eos_token_id == [2, 0]
+    assert model.num_parameters() * 4 == model.get_memory_footprint() == 4 * 95_552
     assert str(model.device) == model.device.type == "cpu"
     assert model.eval().to("cpu").half() is model
     with pytest.raises(UnsupportedError, match="train"):
@@ -226,6 +228,20 @@ def test_models_say_what_they_are(model, tiny):
         AutoModelForSeq2SeqLM.from_pretrained(tiny)
     with pytest.raises(UnsupportedError, match="embed"):
         AutoModelForCausalLM.from_pretrained(DATA / "arch_bert.gguf")
+
+
+def test_sampling_settings_of_the_file_are_defaults(model, monkeypatch):
+    """As transformers takes those of generation_config.json, which converters keep in general.sampling."""
+    keys = {"temp": float(np.float32(0.7)), "top_k": 20, "top_p": 2.0, "penalty_repeat": float(np.float32(1.3))}
+    more = {f"general.sampling.{name}": value for name, value in keys.items()}
+    metadata = {**model.llm.metadata, **more}
+    monkeypatch.setattr(type(model.llm), "metadata", property(lambda llm: metadata))
+    other = PreTrainedModel(model.llm)
+    assert other.generation_config.to_dict().items() >= {"do_sample": True, "temperature": 0.7, "top_k": 20}.items()
+    assert other.generation_config.top_p is None  # no probability
+    found = other.generate(PROMPT, do_sample=False, max_new_tokens=9)
+    assert found.tolist() == model.generate(PROMPT, max_new_tokens=9, repetition_penalty=1.3).tolist()
+    assert found.tolist() != model.generate(PROMPT, max_new_tokens=9).tolist()
 
 
 def test_other_devices_are_a_warning(model, caplog):

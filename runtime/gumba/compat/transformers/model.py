@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from types import TracebackType
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gumba.checks import show
+from gumba.checks import MAX_COUNT, show
 from gumba.compat.transformers.arrays import BatchEncoding, as_kind, check_device, device, id_rows, is_tensor
 from gumba.compat.transformers.generation import GenerationConfig, Plan, Row, check_keywords, merged
 from gumba.errors import RequestError, UnsupportedError
@@ -40,6 +41,33 @@ _SIZES = {
 }
 
 
+#: Keys of the file below ``general.sampling.``, in which converters keep generation_config.json -> keyword, least, most.
+_SAMPLING = {
+    "temp": ("temperature", 0.0, 100.0),
+    "top_k": ("top_k", 0, MAX_COUNT),
+    "top_p": ("top_p", 0.0, 1.0),
+    "min_p": ("min_p", 0.0, 1.0),
+    "penalty_repeat": ("repetition_penalty", 0.01, 100.0),
+}
+
+
+def _sampling(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The file's defaults for ``generate``; one that says how to sample means that texts are sampled, as in transformers."""
+    found: dict[str, Any] = {}
+    for key, (name, least, most) in _SAMPLING.items():
+        value = metadata.get(f"general.sampling.{key}")
+        if isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most:
+            found[name] = _shortest(value)
+    if found.keys() & {"temperature", "top_k", "top_p", "min_p"}:
+        found["do_sample"] = True
+    return found
+
+
+def _shortest(value: float) -> float:
+    """A float32 of a file as the number that was written: 0.7, not 0.699999988."""
+    return float(str(np.float32(value))) if isinstance(value, float) else value
+
+
 class PretrainedConfig:
     """Sizes and special tokens of a model, by transformers' names, as far as the file has them.
 
@@ -58,7 +86,7 @@ class PretrainedConfig:
         for name, key in _SIZES.items():
             value = metadata.get(f"{architecture}.{key}")
             if isinstance(value, int | float):
-                setattr(self, name, float(str(np.float32(value))) if isinstance(value, float) else value)
+                setattr(self, name, _shortest(value))
         heads, width = getattr(self, "num_attention_heads", None), getattr(self, "hidden_size", None)
         if heads and width and not hasattr(self, "head_dim"):
             self.head_dim = width // heads
@@ -117,7 +145,10 @@ class PreTrainedModel:
         ]
         self._ends = ends[0] if len(ends) == 1 else ends or None
         self.generation_config = GenerationConfig(
-            bos_token_id=tokenizer.bos_id, eos_token_id=self._ends, pad_token_id=tokenizer.pad_id
+            bos_token_id=tokenizer.bos_id,
+            eos_token_id=self._ends,
+            pad_token_id=tokenizer.pad_id,
+            **_sampling(llm.metadata),
         )
 
     def __repr__(self) -> str:
@@ -132,6 +163,16 @@ class PreTrainedModel:
     def dtype(self) -> str:
         """The type of the numbers between layers."""
         return "float32"
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Numbers in the tensors of the file. Raises UnsupportedError for a part of them."""
+        if only_trainable or exclude_embeddings:
+            raise UnsupportedError("num_parameters: gumba counts all parameters: expected False for both arguments")
+        return sum(math.prod(tensor.shape) for tensor in self.llm.file.tensors.values())
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """Bytes of the weights, as the file has them."""
+        return sum(tensor.n_bytes for tensor in self.llm.file.tensors.values())
 
     def can_generate(self) -> bool:
         """True: the model writes text."""

@@ -176,6 +176,8 @@ class PreTrainedTokenizer:
         """The ``input_ids`` alone of what calling the tokenizer gives; keywords and errors as there."""
         return self(text, text_pair, **options)["input_ids"]
 
+    encode_plus = batch_encode_plus = __call__
+
     def tokenize(self, text: str, add_special_tokens: bool = False) -> list[str]:
         """The tokens of a text, as the file spells them."""
         return [self._text(token) for token in self.backend.encode(text, add_special_tokens, parse_special=True)]
