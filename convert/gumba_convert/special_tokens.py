@@ -109,6 +109,43 @@ def without_rows(
     return tokenizer, config, _warnings_of_missing_rows(gone, config, n_rows)
 
 
+def without_repetitions(
+    tokenizer: dict[str, Any], config: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """tokenizer.json and tokenizer_config.json without added tokens whose text is another token's, and warnings.
+
+    The tokenizers library knows a text by one id: that of the model's vocabulary, or else the lowest one listed. The other
+    ids are never encoded to, and stand for no text.
+    """
+    model = tokenizer.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    ids = dict(vocab) if isinstance(vocab, dict) else {}
+    if isinstance(vocab, list):
+        ids = {piece[0]: i for i, piece in enumerate(vocab) if isinstance(piece, list) and piece}
+    listed, decoder = tokenizer.get("added_tokens"), config.get("added_tokens_decoder")
+    pairs = [(t.get("id"), t.get("content")) for t in listed if isinstance(t, dict)] if isinstance(listed, list) else []
+    for number, content in sorted(pair for pair in pairs if type(pair[0]) is int and isinstance(pair[1], str)):
+        ids.setdefault(content, number)
+    warnings: dict[str, None] = {}
+
+    def is_first(i: Any, content: Any) -> bool:
+        number = int(i) if isinstance(i, str) and i.isdecimal() else i
+        if type(number) is not int or not isinstance(content, str):
+            return True
+        first = ids.setdefault(content, number)
+        if first != number:
+            warnings[f"token {number} is left without a text: {content!r:.100} is token {first} already"] = None
+        return bool(first == number)
+
+    if isinstance(listed, list):
+        kept = [t for t in listed if not isinstance(t, dict) or is_first(t.get("id"), t.get("content"))]
+        tokenizer = {**tokenizer, "added_tokens": kept}
+    if isinstance(decoder, dict):
+        kept_entries = {i: t for i, t in decoder.items() if not isinstance(t, dict) or is_first(i, t.get("content"))}
+        config = {**config, "added_tokens_decoder": kept_entries}
+    return tokenizer, config, [*warnings]
+
+
 def _without(vocab: Any, gone: dict[int, str]) -> Any:
     """The vocabulary of tokenizer.json without those added tokens: ids by text, or a list of texts and scores."""
     if isinstance(vocab, dict):

@@ -22,8 +22,11 @@ from typing import Any
 import numpy as np
 
 from gumba import quants
-from gumba.errors import ConvertError, ModelError, ResourceError
+from gumba.errors import ConvertError, GGUFError, ModelError, ResourceError, TemplateError, TokenizerError
+from gumba.gguf.parser import Header
 from gumba.processors import available_threads
+from gumba.text.chat import ChatTemplate
+from gumba.text.tokenizer import Tokenizer
 from gumba_convert import general, hub
 from gumba_convert.atomic import atomic_file
 from gumba_convert.checkpoint import open_checkpoint
@@ -35,7 +38,7 @@ from gumba_convert.mixture import file_type, tensor_format
 from gumba_convert.pipeline import Job, Progress, in_order, row_pieces
 from gumba_convert.plan import Plan, Source
 from gumba_convert.safetensors import FileReader
-from gumba_convert.vocabulary import read_vocabulary
+from gumba_convert.vocabulary import Vocabulary, read_vocabulary
 
 QUANTIZATION_VERSION = 2
 
@@ -114,6 +117,7 @@ def convert(
     }
     head = header(metadata, infos)
     n_bytes = len(head) + data_size(infos)
+    _read_back(out, head, n_bytes)
     _check_room(out, n_bytes)
     with FileReader() as reader, atomic_file(out) as file:
         reader.open([part for s in plan.tensors if not isinstance(s.parts, np.ndarray) for part in s.parts])
@@ -136,7 +140,14 @@ def convert(
         n_bytes=n_bytes,
         formats=dict(Counter(formats)),
         seconds=time.perf_counter() - started,
-        warnings=(*checkpoint.warnings, *plan.warnings, *vocabulary.warnings, *warnings, *further),
+        warnings=(
+            *checkpoint.warnings,
+            *plan.warnings,
+            *vocabulary.warnings,
+            *_of_templates(vocabulary),
+            *warnings,
+            *further,
+        ),
     )
 
 
@@ -187,6 +198,26 @@ def _check_room(out: Path, n_bytes: int) -> None:
         return
     if free < n_bytes:
         raise ResourceError(f"{out} needs {n_bytes / 1e6:.0f} MB, but the disk has {free / 1e6:.0f} MB free")
+
+
+def _read_back(out: Path, head: bytes, n_bytes: int) -> None:
+    """Read the header and its vocabulary as gumba will: a file that it cannot open is not written."""
+    try:
+        Tokenizer.from_gguf(Header(out, head, n_bytes))
+    except (GGUFError, TokenizerError) as error:
+        raise ConvertError(f"nothing is written, as gumba could not read it: {error}") from None
+
+
+def _of_templates(vocabulary: Vocabulary) -> list[str]:
+    """Warnings of chat templates that no text can be made of."""
+    warnings = []
+    for name, template in vocabulary.special.templates.items():
+        try:
+            ChatTemplate(template)
+        except TemplateError as error:
+            which = "" if name == "default" else f" (chat template {name!r:.60})"
+            warnings.append(f"{error}{which}: it is kept, but chats need another one (chat_template=, --chat-template)")
+    return warnings
 
 
 def _jobs(reader: FileReader, plan: Plan, formats: list[str], infos: list[TensorInfo]) -> Iterator[Job]:

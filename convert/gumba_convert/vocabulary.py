@@ -26,7 +26,13 @@ from gumba.text.vocabulary import KINDS, TEMPLATE_NAMES, TEMPLATE_PREFIX, UNDEFI
 from gumba_convert import pre_tokenizers, ranks, sentence_piece, word_piece
 from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.gguf_writer import boolean, string, strings
-from gumba_convert.special_tokens import SpecialTokens, added_tokens, read_special_tokens, without_rows
+from gumba_convert.special_tokens import (
+    SpecialTokens,
+    added_tokens,
+    read_special_tokens,
+    without_repetitions,
+    without_rows,
+)
 from gumba_convert.tokens import (
     ADDED_SCORE,
     BYTE,
@@ -79,9 +85,10 @@ def read_vocabulary(checkpoint: Checkpoint, n_rows: int, *, pre_tokenizer: str |
     config = checkpoint.json("tokenizer_config.json") or {}
     extra = checkpoint.json("added_tokens.json") or {}
     tokenizer, config, warnings = without_rows(tokenizer, config, extra, n_rows)
+    tokenizer, config, repeated = without_repetitions(tokenizer, config)
     special = read_special_tokens(checkpoint, tokenizer, config, n_rows)
     vocabulary = _read(_Given(checkpoint, tokenizer, config, n_rows, special, pre_tokenizer))
-    vocabulary.warnings[:0] = warnings
+    vocabulary.warnings[:0] = [*warnings, *repeated]
     _template_texts(vocabulary)
     if pre_tokenizer is not None:
         _check_named(vocabulary, pre_tokenizer, f"{checkpoint.folder}")

@@ -10,7 +10,7 @@ import pytest
 from tiny_checkpoints import CONFIG, SPECIAL, VOCAB, added, tokenizer, write_checkpoint
 
 from gumba import GGUFFile, Tokenizer
-from gumba.errors import TokenizerError
+from gumba.errors import ConvertError, TokenizerError
 from gumba.text.chat import ChatTemplate
 from gumba_convert import convert, export
 from gumba_convert.gguf_writer import Value, header, i32_array, string, strings, u32
@@ -48,6 +48,47 @@ def test_an_added_token_without_a_row_is_left_out(tmp_path: Path, files: dict[st
     message = f"'<image_soft_token>'{role} has id {N_ROWS}, but the model's embedding has {N_ROWS} rows: it is left out"
     assert [warning for warning in report.warnings if "left out" in warning] == [f"added token {message}"]
     assert (tmp_path / "with.gguf").read_bytes() == (tmp_path / "without.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_two_added_tokens_of_one_text(tmp_path: Path, turned: bool) -> None:
+    """tokenizers 0.23.3 encodes to the lower id, and knows no text of the other: in whatever order they are listed."""
+    twice = [added(N_ROWS - 2, "<stop>"), added(N_ROWS - 1, "<stop>")]
+    files = {"tokenizer.json": tokenizer(added_tokens=[*LISTED, *(twice[::-1] if turned else twice)])}
+    write_checkpoint(tmp_path / "hf", files=files)
+    report = convert(tmp_path / "hf", tmp_path / "out.gguf")
+    assert f"token {N_ROWS - 1} is left without a text: '<stop>' is token {N_ROWS - 2} already" in report.warnings
+    made = Tokenizer.from_gguf(tmp_path / "out.gguf")
+    assert made.encode("<stop>", parse_special=True) == [N_ROWS - 2]
+
+
+def test_an_added_token_that_the_vocabulary_has_under_another_id(tmp_path: Path) -> None:
+    config = {"added_tokens_decoder": {f"{N_ROWS - 1}": {"content": "abc", "special": False}}}
+    write_checkpoint(tmp_path / "hf", files={"tokenizer_config.json": config})
+    report = convert(tmp_path / "hf", tmp_path / "out.gguf")
+    assert f"token {N_ROWS - 1} is left without a text: 'abc' is token {VOCAB['abc']} already" in report.warnings
+    assert Tokenizer.from_gguf(tmp_path / "out.gguf").encode("abc") == [VOCAB["abc"]]
+
+
+def test_what_gumba_cannot_read_is_not_written(tmp_path: Path) -> None:
+    """U+2581 in an added token becomes a space: two texts that were different become one."""
+    alike = [added(N_ROWS - 2, "\u2581x", False), added(N_ROWS - 1, " x", False)]
+    write_checkpoint(tmp_path / "hf", files={"tokenizer.json": tokenizer(added_tokens=[*LISTED, *alike])})
+    with pytest.raises(
+        ConvertError, match=r"nothing is written.*out\.gguf: tokenizer\.ggml\.tokens: tokens .* are both"
+    ):
+        convert(tmp_path / "hf", tmp_path / "out.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_a_chat_template_that_does_not_compile_is_warned_of(tmp_path: Path) -> None:
+    templates = [{"name": "default", "template": "{% if"}, {"name": "tool_use", "template": "{{ messages"}]
+    write_checkpoint(tmp_path / "hf", files={"tokenizer_config.json": {"chat_template": templates}})
+    warnings = convert(tmp_path / "hf", tmp_path / "out.gguf").warnings
+    assert [("wrong in line 1" in warning, "'tool_use'" in warning) for warning in warnings] == [
+        (True, False),
+        (True, True),
+    ]
 
 
 # The ends of a text: what transformers 5.24's generate() stops at.

@@ -110,6 +110,29 @@ class MappedFile:
                 self._map.close()
 
 
+class HeldFile(MappedFile):
+    """The beginning of a file of ``size`` bytes, in memory: ``path`` is what errors name."""
+
+    __slots__ = ()
+
+    def __init__(self, path: str | PathLike[str], data: bytes, size: int) -> None:
+        self.path = Path(path)
+        self.size = size
+        self.data_start = self.touched = 0
+        self.identity = ()
+        self._bytes = np.frombuffer(data, np.uint8)
+
+    @property
+    def bytes(self) -> npt.NDArray[np.uint8]:
+        """uint8[n], read-only: what is held."""
+        if self._bytes is None:
+            raise GGUFError("the file is closed", path=self.path)
+        return self._bytes
+
+    def close(self) -> None:
+        self._bytes = None
+
+
 class Cursor:
     """Reads little-endian fields one after the other; each read names its field, for the error message.
 

@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from gumba.errors import GGUFError
 from gumba.gguf.array import GGUFArray, string_bounds
-from gumba.gguf.mapped import Cursor, MappedFile, printable
+from gumba.gguf.mapped import Cursor, HeldFile, MappedFile, printable
 from gumba.gguf.types import GGML_TYPES, NUMPY_DTYPES, REMOVED_TYPES, BlockType, ValueType
 
 # Far beyond any real file, these keep what a hostile one can cost small: a sparse file may be terabytes of zeros.
@@ -140,6 +140,23 @@ class Part:
         except BaseException:
             self.file.close()
             raise
+
+
+class Header:
+    """The header of a file of ``size`` bytes that is about to be written to ``path``, parsed and checked.
+
+    Attributes: ``path``, ``metadata``, ``tensors`` by name (without their data).
+
+    Raises GGUFError for what `Part` would refuse.
+    """
+
+    def __init__(self, path: str | PathLike[str], data: bytes, size: int) -> None:
+        file = HeldFile(path, data, size)
+        self.path = file.path
+        cursor = Cursor(file, min(len(data), _MAX_METADATA_BYTES), "metadata may take 1 GiB at most")
+        _, n_tensors, n_kv = _read_header(cursor)
+        self.metadata = _read_metadata(cursor, n_kv)
+        self.tensors = _read_tensors(cursor, n_tensors, _alignment(self.metadata, file))
 
 
 def _align(offset: int, alignment: int) -> int:

@@ -18,6 +18,7 @@ from gumba.text.vocabulary import PREFIX, TokenType, Vocabulary, byte_value, met
 from gumba.text.word_piece import WordPieceEncoder
 
 if TYPE_CHECKING:
+    from gumba.gguf.parser import Header
     from gumba.gguf.reader import GGUFFile
 
 _MARKERS = frozenset((int(TokenType.CONTROL), int(TokenType.UNKNOWN)))
@@ -80,8 +81,8 @@ class Tokenizer:
         self._ends = () if last is None else (last,)
 
     @classmethod
-    def from_gguf(cls, source: str | PathLike[str] | GGUFFile) -> Tokenizer:
-        """The tokenizer of a GGUF file: its path, or the file opened. A file that holds only a vocabulary will do.
+    def from_gguf(cls, source: str | PathLike[str] | GGUFFile | Header) -> Tokenizer:
+        """The tokenizer of a GGUF file: its path, the file opened, or its header. A file that holds only a vocabulary will do.
 
         Raises GGUFError for a malformed file, TokenizerError (naming the file and the key) for a vocabulary that is
         inconsistent or of an unknown kind.
