@@ -21,6 +21,7 @@ import numpy as np
 
 from gumba.errors import EngineError, RequestError, ResourceError
 from gumba.kernels.pages import PAGE_TOKENS, PageFormat, page_formats
+from gumba.memory import shortage
 from gumba.program.builder import KVLayout
 
 #: Pages of one head of one layer that lie one after the other, at most.
@@ -87,7 +88,8 @@ class KVCache:
         except MemoryError:
             tokens = n_pages * PAGE_TOKENS
             raise ResourceError(
-                f"a KV cache of {tokens} tokens needs {self.n_bytes >> 20} MB of memory: choose a smaller context"
+                f"{shortage(f'a KV cache of {tokens} tokens needs', self.n_bytes)}: choose a smaller one (kv_memory) or a "
+                "smaller context (n_ctx)"
             ) from None
         self._memory: np.ndarray | None = memory
         self.layouts: list[KVLayout] = []

@@ -192,8 +192,24 @@ def tie(processor: int) -> bool:
 
 def available_memory() -> int | None:
     """Bytes of memory that this process could still take without anything being swapped out; None where nobody says."""
-    found = [_free_memory(), _group_memory()]
+    found = [_free_memory(), _group_memory(), address_space_left()]
     return min((each for each in found if each is not None), default=None)
+
+
+def address_space_left() -> int | None:
+    """Bytes of address space that this process may still take; None where it is not limited (``ulimit -v``), or not known."""
+    if sys.platform != "linux":
+        return None
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return None
+    try:
+        taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except (OSError, ValueError, IndexError):
+        return None
+    return max(0, limit - taken)
 
 
 def _free_memory() -> int | None:

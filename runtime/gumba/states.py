@@ -15,6 +15,7 @@ import numpy as np
 
 from gumba.errors import EngineError, RequestError, ResourceError
 from gumba.kv_cache import aligned_zeros
+from gumba.memory import shortage
 
 #: A part of a layer's state begins at a cache line.
 _ALIGN = 64
@@ -36,7 +37,7 @@ class States:
             memory = aligned_zeros(self.n_bytes)
         except MemoryError:
             raise ResourceError(
-                f"the states of {n_slots} sequences need {self.n_bytes >> 20} MB of memory: choose fewer"
+                f"{shortage(f'the states of {n_slots} sequences need', self.n_bytes)}: choose fewer (n_states)"
             ) from None
         self._memory: np.ndarray | None = memory
         self.layouts: list[tuple[int, ...]] = []

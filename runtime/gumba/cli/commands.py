@@ -40,7 +40,8 @@ from gumba.cli import (
 )
 from gumba.cli.options import Formatter, in_options
 from gumba.cli.text import printable
-from gumba.errors import GumbaError
+from gumba.errors import GumbaError, ResourceError
+from gumba.memory import lacks_memory, no_memory
 
 COMMANDS = (run, chat, batch, embed, pull, models, inspect, tokenize, convert, export, bench, perplexity, compile)
 
@@ -54,6 +55,10 @@ examples:
 MODEL is a GGUF file, a Hugging Face folder or hub id (converted once and kept), or a known name (see gumba pull).
 Without MODEL, run and chat take SmolLM2-135M-Instruct.
 """
+
+
+#: Address space that importing NumPy takes, with room to spare. (Measured: OpenBLAS ends the process below 100 MB.)
+_LIBRARIES_BYTES = 160 << 20
 
 
 class _Parser(argparse.ArgumentParser):
@@ -90,22 +95,38 @@ def execute(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         args = _parse(argv)
+        _check_memory()
         code: int = args.command(args)
         sys.stdout.flush()
         return code
     except GumbaError as error:
-        _complain(in_options(error))
+        lacking = not isinstance(error, ResourceError) and lacks_memory(error)
+        _complain(no_memory() if lacking else in_options(error))
     except BrokenPipeError:
         # stdout is gone: give the interpreter somewhere harmless to flush to at exit
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as error:
+    except (OSError, ImportError, MemoryError, RuntimeError, SystemError) as error:
+        if lacks_memory(error):
+            _complain(no_memory())
+            return 2
+        if not isinstance(error, OSError):
+            raise
         name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
         _complain(f"{name}{error.strerror or error}")
-    except MemoryError:
-        _complain("not enough memory")
     return 2
+
+
+def _check_memory() -> None:
+    """Raise ResourceError where the libraries could not be loaded: some of them end the process then, with words of their own."""
+    from gumba.processors import address_space_left
+
+    left = address_space_left()
+    if left is not None and left < _LIBRARIES_BYTES:
+        from gumba.memory import shortage
+
+        raise ResourceError(shortage("the libraries of gumba need", _LIBRARIES_BYTES))
 
 
 def _open_streams() -> None:

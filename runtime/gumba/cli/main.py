@@ -21,6 +21,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return execute(argv)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except MemoryError:  # before there is anything that says more of it
+        import sys
+
+        sys.stderr.write("gumba: error: not enough memory\n")
+        return 2
     finally:
         if argv is None:  # the process ends: nothing that it still does may be interrupted with a traceback
             AtOnce().__enter__()

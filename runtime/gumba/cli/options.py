@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gumba.errors import RequestError
+from gumba.errors import RequestError, ResourceError
 
 if TYPE_CHECKING:
     from gumba.params import SamplingParams
@@ -109,7 +109,8 @@ def _range(low: float, high: float | None) -> str:
 def in_options(error: Exception) -> str:
     """The message of ``error``, with the names that options have at the command line."""
     message = str(error)
-    return _NAMES.sub(lambda found: _OPTIONS[found[0]], message) if isinstance(error, RequestError) else message
+    named = isinstance(error, RequestError | ResourceError)
+    return _NAMES.sub(lambda found: _OPTIONS[found[0]], message) if named else message
 
 
 def add_model(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:

@@ -24,15 +24,18 @@ import functools
 import gc
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from gumba.errors import EngineError
+from gumba.errors import EngineError, ResourceError
 from gumba.kernels import cache, shipping
 from gumba.kernels.objects import Compiled, kernel_path, load_kernel, loader, save_kernel
+from gumba.memory import shortage
+from gumba.processors import address_space_left
 
 log = logging.getLogger("gumba")
 
@@ -71,6 +74,9 @@ class CompileStats:
 
 stats = CompileStats()
 _lock = threading.RLock()
+
+#: Address space that the compiler may take: to be imported, and for a kernel. (Measured: 300 MB, and 32 MB for the largest.)
+_COMPILER_BYTES, _KERNEL_BYTES = 400 << 20, 96 << 20
 
 
 #: What is compiled while ``watching`` is entered, by name and signature; None at other times.
@@ -122,8 +128,16 @@ def _make(function: Callable[..., Any], signature: str, name: str) -> Compiled:
         found = _found(path, name)
         if found is not None:
             return found
+    _check_memory()
     with _watched(name, signature) as made:
         return _compiled(function, signature, name, path) if made is None else made
+
+
+def _check_memory() -> None:
+    """Raise ResourceError where compiling could fail for want of memory: LLVM ends the process then."""
+    need, left = _KERNEL_BYTES if "numba" in sys.modules else _COMPILER_BYTES, address_space_left()
+    if left is not None and left < need:
+        raise ResourceError(shortage("compiling kernels may need", need))
 
 
 def _compiled(function: Callable[..., Any], signature: str, name: str, path: Path | None) -> Compiled:

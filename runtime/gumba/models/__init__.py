@@ -16,6 +16,7 @@ from gumba.gguf import GGUFFile
 from gumba.kernels.op import Kernel
 from gumba.kernels.pages import PAGE_TOKENS
 from gumba.kv_cache import KVCache, KVShape
+from gumba.memory import shortage
 from gumba.models import (
     baichuan,
     bert,
@@ -96,6 +97,8 @@ DEFAULT_CONTEXT = 4096
 MAX_THREADS = 512
 #: Sequences of the whole context that the KV cache has room for, where memory allows. It takes memory only as it fills.
 USUAL_CONTEXTS = 4
+#: Pages that a KV cache has where the memory does not allow one whole context, and no size is named.
+LEAST_PAGES = 4
 #: Slots for recurrent states, where memory allows; of small ones more, but in no more than so many bytes. They take memory only
 #: when used.
 MOST_STATES, MOST_SMALL_STATES, STATES_BYTES = 128, 4096, 256 << 20
@@ -173,11 +176,14 @@ def load_model(
         kv_type = usual_kv_type()
     pools = _Pools(kv_shapes(config), n_ctx, max_batch_tokens, kv_type, near_sequences if config.causal else 0)
     n_states, states_bytes = _n_states(config, n_states, kv_memory)
-    n_pages = pools.n_pages(kv_memory, states_bytes) if kv_tokens is None else -(-kv_tokens // PAGE_TOKENS)
+    sized = kv_tokens is not None or kv_memory is not None
+    n_pages = (
+        pools.n_pages(kv_memory, states_bytes, gguf.file_size) if kv_tokens is None else -(-kv_tokens // PAGE_TOKENS)
+    )
     kv_tokens = n_pages * PAGE_TOKENS if kv_tokens is None else kv_tokens
     max_batch_tokens = min(max_batch_tokens, max(n_ctx, kv_tokens))
-    try:
-        weights = _weights(gguf, module, config, chosen, n_threads, progress)
+
+    def made(n_pages: int) -> Model:
         kv = KVCache(pools.shapes, n_pages, kv_type, pools.near(n_pages))
         states = States(config.state_parts, n_states) if n_states else None
         sizes = n_threads, max_batch_tokens, n_ctx
@@ -188,11 +194,33 @@ def load_model(
             return Model(config, program, outputs, kv, threads, n_ctx, weights, owns_team=owns_team, states=states)
         encoder = Model(config, *source[0], kv, threads, n_ctx, weights, owns_team=False)
         return EncoderDecoder(encoder, config, program, outputs, kv, threads, n_ctx, weights, owns_team=owns_team)
+
+    try:
+        weights = _weights(gguf, module, config, chosen, n_threads, progress)
+        return made(n_pages) if sized else _smaller(made, n_pages)
     except MemoryError:
-        raise ResourceError(
-            f"{gguf.path}: not enough memory: the weights alone need {gguf.file_size >> 20} MB, "
-            f"and a context of {n_ctx} tokens its tables and cache"
-        ) from None
+        need = f"the weights and, for a context of {n_ctx} tokens, tables and cache need more than"
+        raise ResourceError(f"{gguf.path}: {shortage(need, gguf.file_size)}") from None
+
+
+def _smaller(made: Callable[[int], Model], n_pages: int) -> Model:
+    """``made(n_pages)``, or with as many pages fewer as the memory there is calls for, down to LEAST_PAGES."""
+    wanted = n_pages
+    while True:
+        try:
+            model = made(n_pages)
+        except (MemoryError, ResourceError):
+            if n_pages <= LEAST_PAGES:
+                raise
+            n_pages = max(LEAST_PAGES, n_pages // 2)
+            continue
+        if n_pages < wanted:
+            log.warning(
+                "not enough memory for a KV cache of %d tokens: it holds %d (kv_memory names its size)",
+                wanted * PAGE_TOKENS,
+                n_pages * PAGE_TOKENS,
+            )
+        return model
 
 
 def _programs(
@@ -275,10 +303,11 @@ class _Pools:
     def _bytes(self, n_pages: int) -> int:
         return n_pages * self._page_bytes + (self.near(n_pages) or n_pages) * self._near_bytes
 
-    def n_pages(self, kv_memory: int | None, states_bytes: int) -> int:
+    def n_pages(self, kv_memory: int | None, states_bytes: int, weights_bytes: int) -> int:
         """Pages where the caller names no number. Raises RequestError when ``kv_memory`` is too little for any.
 
-        ``states_bytes``: of that memory, what the recurrent states take.
+        ``states_bytes``: of that memory, what the recurrent states take. ``weights_bytes``: what the weights are going to take
+        of the memory there is.
         """
         most, there_is = -(-USUAL_CONTEXTS * self._n_ctx // PAGE_TOKENS), available_memory()
         least = -(-self._n_ctx // PAGE_TOKENS)
@@ -292,6 +321,7 @@ class _Pools:
             return self._fitting(kv_memory - states_bytes, 1, 1 << 24)
         if there_is is None:
             return least
+        least = self._fitting((there_is - weights_bytes) // 2, min(least, LEAST_PAGES), least)
         return self._fitting(there_is // 8, least, most)
 
     def _fitting(self, n_bytes: int, least: int, most: int) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 from gumba.errors import ResourceError
 from gumba.kernels.op import CUT, MAX_PIECES, cut
 from gumba.kernels.packed import aligned_empty
+from gumba.memory import shortage
 from gumba.program.operation import Buffer, Operation
 
 #: A piece of a small step's product reads at least so much, or is not cut further.
@@ -55,7 +56,7 @@ def place_buffers(operations: Sequence[Operation], keep: Sequence[Buffer], max_r
     try:
         arena = aligned_empty(total + 64)
     except MemoryError:
-        raise ResourceError(f"the working buffers need {total >> 20} MB of memory") from None
+        raise ResourceError(shortage("the working buffers need", total)) from None
     for low, _, b in placed:
         b.address = int(arena.ctypes.data) + low
     return arena
