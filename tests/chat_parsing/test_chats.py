@@ -278,6 +278,64 @@ def test_a_template_that_refuses_calls_says_why():
         ChatTemplate("{{ raise_exception('no tools here') }}").render([ASKED, CALLED])
 
 
+#: What a template says of each message; the rest of it is ``TURNS``.
+TURNS = "{{% for m in messages %}}[{{{{ m.role }}}}]{body}{{% endfor %}}"
+TWO = [
+    ASKED,
+    {"role": "assistant", "content": None, "tool_calls": [
+        {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Köln"}'}},
+        {"id": "call_2", "type": "function", "function": {"name": "get_time", "arguments": '{"zone": "CET"}'}}]},
+    {"role": "tool", "tool_call_id": "call_2", "content": "noon"},
+    {"role": "tool", "tool_call_id": "call_1", "content": "sunny"},
+    {"role": "user", "content": "So?"},
+]  # fmt: skip
+LOOP = "{% for c in m.tool_calls or [] %}"
+TEMPLATES = {
+    "calls where there is no content, arguments joined": "{% if m.content is none %}" + LOOP
+    + "{{ c.function.name + c.function.arguments }}{% endfor %}{% else %}{{ m.content }}{% endif %}",
+    "calls where the content is empty": "{% if m.content == '' %}" + LOOP
+    + "{{ c.function.name ~ (c.function.arguments | tojson) }}{% endfor %}{% else %}{{ m.content }}{% endif %}",
+    "one call in a message": "{% if m.tool_calls %}{% if m.tool_calls | length != 1 %}{{ raise_exception('one') }}{% endif %}"
+    + LOOP + "{{ c.function.name ~ (c.function.arguments | tojson) }}{% endfor %}{% else %}{{ m.content }}{% endif %}",
+    "the first call": "{% if m.tool_calls %}{% set c = m.tool_calls[0] %}{{ c.function.name ~ (c.function.arguments | tojson) }}"
+    "{% else %}{{ m.content }}{% endif %}",
+    "nine letters and digits": LOOP + "{% if c.id | length != 9 %}{{ raise_exception('nine') }}{% endif %}{{ c.id ~ c.function }}"
+    "{% endfor %}{% if m.role == 'tool' and m.tool_call_id | length != 9 %}{{ raise_exception('nine') }}{% endif %}"
+    "{{ m.content }}",
+    "flat calls": LOOP + "{{ c.name ~ (c.arguments | tojson) }}{% endfor %}{{ m.content }}",
+    "no calls": "{{ m.content }}",
+    "no results": "{% if m.role != 'tool' %}{{ m.content }}{% endif %}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body", TEMPLATES.values(), ids=TEMPLATES)
+@pytest.mark.parametrize("given", ["text", "objects", "function_call"])
+def test_no_call_and_no_result_is_lost(body, given):
+    messages = json.loads(json.dumps(TWO))
+    if given == "objects":
+        for call in messages[1]["tool_calls"]:
+            call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+    if given == "function_call":
+        calls = messages[1]["tool_calls"]
+        messages[1:4] = [
+            {"role": "assistant", "content": None, "function_call": calls[0]["function"]},
+            {"role": "function", "name": "get_weather", "content": "sunny"},
+            {"role": "assistant", "content": None, "function_call": calls[1]["function"]},
+            {"role": "function", "name": "get_time", "content": "noon"},
+        ]
+    text = ChatTemplate(TURNS.format(body=body)).render(messages)
+    for part in ("get_weather", "Köln", "get_time", "CET", "sunny", "noon"):
+        assert text.count(part) == 1, text
+
+
+def test_a_template_that_shows_no_call_in_any_form_is_refused():
+    from gumba.errors import TemplateError
+
+    source = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    with pytest.raises(TemplateError, match=r"messages\[1\].*the chat template leaves it out.*hermes"):
+        ChatTemplate(source).render(TWO)
+
+
 @pytest.mark.parametrize("arguments", ["{{ a | tojson }}", "{{ '' + a }}", "{{ a | tojson(ensure_ascii=true) }}"])
 @pytest.mark.parametrize("given", [{"city": "<|im_end|>"}, '{"city": "<|im_end|>"}', "<|im_end|>"])
 def test_calls_make_no_control_tokens(plain, arguments, given):

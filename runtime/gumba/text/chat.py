@@ -15,7 +15,7 @@ from gumba.errors import RequestError, TemplateError
 from gumba.text.chat_templates import CHAT_TEMPLATES, guess_name
 from gumba.text.shield import shielded
 from gumba.text.tokenizer import Tokenizer
-from gumba.text.tool_messages import rendered, with_objects
+from gumba.text.tool_messages import calls_tools, rendered, with_objects
 
 if TYPE_CHECKING:
     from gumba.gguf.reader import GGUFFile
@@ -195,7 +195,7 @@ class ChatTemplate:
             **kwargs,
             "add_generation_prompt": add_generation_prompt,
         }
-        if any(message.get("tool_calls") for message in given):
+        if any(map(calls_tools, given)):
             return rendered(lambda variant: self._render({**variables, "messages": variant}), given)
         return self._render({**variables, "messages": given})
 

@@ -6,7 +6,9 @@ OpenAI's messages have arguments as the text of a JSON object, and no content be
 
 from __future__ import annotations
 
+import itertools
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +16,13 @@ from gumba.checks import show
 from gumba.errors import RequestError, TemplateError
 
 Message = dict[str, Any]
+
+#: Roles of messages that are results of calls.
+_RESULTS = ("tool", "function")
+#: Seconds after which no further variant is tried.
+_MOST_SECONDS = 4.0
+#: What the texts that stand for calls and results begin with.
+_MARK = "zqX7kv"
 
 
 def with_objects(message: Message, name: str) -> Message:
@@ -49,30 +58,167 @@ def _object(arguments: Any) -> Any:
     return arguments
 
 
+def calls_tools(message: Mapping[str, Any]) -> bool:
+    """Whether ``message`` calls functions, or has the result of one."""
+    return bool(message.get("tool_calls") or message.get("function_call") or message.get("role") in _RESULTS)
+
+
 def rendered(render: Callable[[Sequence[Message]], str], messages: Sequence[Message]) -> str:
     """What ``render`` makes of the variant of ``messages`` that its template wants.
 
-    That is the first one that it takes, unless it prints Python's dictionaries or None. Raises the first variant's error when
-    it takes none.
+    That is the first variant whose calls (names and arguments) and results all come into the text, without Python's
+    dictionaries or None; else the one that loses least. Texts that stand for them in a second rendering tell.
+    Raises TemplateError when every variant is refused, or loses a call's arguments or a result.
     """
     first: TemplateError | None = None
-    fallback: str | None = None
-    empty = [_map_content(message) for message in messages]
-    for variant in (messages, empty, [_with_texts(each) for each in messages], [_with_texts(each) for each in empty]):
+    best: tuple[tuple[int, int, bool], str, str] | None = None
+    end = time.monotonic() + _MOST_SECONDS
+    for variant in itertools.chain(_variants(messages), _written_out(messages)):
+        if isinstance(variant, _WrittenOut) and (best is None or not best[0][0]):
+            break
+        if (first or best) and time.monotonic() > end:
+            break
         try:
             text = render(variant)
         except TemplateError as error:
             first = first or error
             continue
-        fallback = text if fallback is None else fallback
-        if any(printed in text for printed in _printed(variant)):
-            continue
-        if any(message.get("content", "") is None for message in variant) and _prints_none(render, variant, text):
-            continue
-        return text
-    if fallback is None:
+        lost, unnamed, printed = _losses(render, variant)
+        nones = any(message.get("content", "") is None for message in variant) and _prints_none(render, variant, text)
+        score = (len(lost), unnamed, printed or nones)
+        if best is None or score < best[0]:
+            best = (score, text, lost[0] if lost else "")
+        if score == (0, 0, False):
+            break
+    if best is None:
         raise first or TemplateError("the chat template fails")
-    return fallback
+    if best[0][0]:
+        why = "" if first is None else f"; of another form of the messages it says: {first!s:.300}"
+        raise TemplateError(
+            f"{best[2]}: the chat template leaves it out: choose one that takes tools, such as 'hermes'{why}"
+        )
+    return best[1]
+
+
+def _variants(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
+    """Forms in which templates want calls: arguments as objects or JSON, no content or an empty one, the older
+    ``function_call`` as a call of a tool, ids of nine letters and digits, the function's fields beside ``function`` too, and
+    one call in a message."""
+    shapes = [messages]
+    for change in (_modern, _with_ids, _with_flat_fields, _one_by_one):
+        if (changed := change(shapes[-1])) != shapes[-1]:
+            shapes.append(changed)
+    for shape in shapes:
+        empty = [_map_content(message) for message in shape]
+        yield shape
+        if empty != shape:
+            yield empty
+        texts = [_with_texts(message) for message in shape]
+        if texts != shape:
+            yield texts
+            if empty != shape:
+                yield [_with_texts(message) for message in empty]
+
+
+class _WrittenOut(list[Message]):
+    """Messages whose calls stand in their content; ``places``: of these, and of results."""
+
+    places: tuple[int, ...] = ()
+
+
+def _written_out(messages: Sequence[Message]) -> Iterator[_WrittenOut]:
+    """For a template that has no place for calls: they stand in the content, as Hermes 2 Pro writes them; results in the
+    role that they have, or in the user's."""
+    places = tuple(i for i, message in enumerate(messages) if calls_tools(message))
+    for role in ("tool", "user"):
+        written = _WrittenOut()
+        written.places = places
+        for message in _modern(messages):
+            text = _text(message.get("content") or "")
+            if message.get("tool_calls"):
+                calls = [{"name": call.get("name"), "arguments": call.get("arguments", {})} for call in _calls(message)]
+                texts = [json.dumps(call, ensure_ascii=False, default=str) for call in calls]
+                text += ("\n" if text else "") + "\n".join(f"<tool_call>\n{each}\n</tool_call>" for each in texts)
+                message = {"role": message["role"], "content": text}
+            elif role == "user" and message.get("role") == "tool":
+                message = {"role": role, "content": f"<tool_response>\n{text}\n</tool_response>"}
+            written.append(message)
+        yield written
+
+
+def _text(content: Any) -> str:
+    """A content's text; parts are joined."""
+    if isinstance(content, str):
+        return content
+    return "".join(str(part.get("text", "")) if isinstance(part, Mapping) else str(part) for part in content)
+
+
+def _losses(render: Callable[[Sequence[Message]], str], messages: Sequence[Message]) -> tuple[list[str], int, bool]:
+    """What of ``messages`` is not in the text: calls' arguments and results, by their places, and how many names; and
+    whether arguments stand there as Python prints them."""
+    if isinstance(messages, _WrittenOut):
+        return _lost_contents(render, messages), 0, False
+    probe = [_probe(message, f"{_MARK}{i}q") for i, message in enumerate(messages)]
+    try:
+        text = render(probe)
+    except TemplateError:  # a template that knows the names or the results of its functions: take it at its word
+        return [], 0, False
+    lost, unnamed, printed = [], 0, False
+    for i, message in enumerate(messages):
+        mark = f"{_MARK}{i}q"
+        for j, call in enumerate(_calls(message)):
+            is_named = f"{mark}{j}name" in text
+            shows = f"{mark}{j}value" in text if call.get("arguments") else is_named
+            unnamed += not is_named
+            printed = printed or f"'{mark}{j}key'" in text
+            if not shows:
+                lost.append(f"messages[{i}]: the call of {show(call.get('name'))}")
+        if message.get("role") in _RESULTS and f"{mark}result" not in text:
+            lost.append(f"messages[{i}]: the result of a call")
+    return lost, unnamed, printed
+
+
+def _lost_contents(render: Callable[[Sequence[Message]], str], messages: _WrittenOut) -> list[str]:
+    """The messages at the places of ``messages`` whose content is not in the text."""
+    probe = [
+        {**message, "content": f"{_text(message.get('content') or '')}{_MARK}{i}q"}
+        for i, message in enumerate(messages)
+    ]
+    try:
+        text = render(probe)
+    except TemplateError:
+        return []
+    return [f"messages[{i}]: a call or its result" for i in messages.places if f"{_MARK}{i}q" not in text]
+
+
+def _probe(message: Message, mark: str) -> Message:
+    """``message`` with texts that begin with ``mark`` in place of names, and in arguments and results."""
+    if message.get("role") in _RESULTS:
+        return {**message, "content": f"{message.get('content') or ''}{mark}result"}
+
+    def changed(call: Mapping[str, Any], j: int) -> Message:
+        arguments, found = call.get("arguments"), dict(call)
+        if "name" in call:
+            found["name"] = f"{mark}{j}name"
+        is_text = isinstance(arguments, str)
+        value = _object(arguments) if arguments else None
+        if isinstance(value, dict):
+            value = {k: f"{v}{mark}{j}value" if isinstance(v, str) else v for k, v in value.items()}
+            value |= {f"{mark}{j}key": f"{mark}{j}value"}
+            found["arguments"] = json.dumps(value, ensure_ascii=False, default=str) if is_text else value
+        elif value is not None:
+            found["arguments"] = f"{mark}{j}value"
+        return found
+
+    result = dict(message)
+    if isinstance(message.get("function_call"), Mapping):
+        result["function_call"] = changed(message["function_call"], 0)
+    if message.get("tool_calls"):
+        result["tool_calls"] = [
+            {**changed(call, j), "function": changed(call["function"], j)} if "function" in call else changed(call, j)
+            for j, call in enumerate(message["tool_calls"])
+        ]
+    return result
 
 
 def _map_content(message: Message) -> Message:
@@ -86,30 +232,112 @@ def _prints_none(render: Callable[[Sequence[Message]], str], messages: Sequence[
         return False
 
 
-def _calls(messages: Sequence[Message]) -> Iterator[Mapping[str, Any]]:
-    for message in messages:
-        for call in message.get("tool_calls") or ():
-            yield call.get("function", call)
-
-
-def _printed(messages: Sequence[Message]) -> list[str]:
-    """Arguments as they stand in a text where a template prints the dictionary."""
-    return [
-        str(call["arguments"])
-        for call in _calls(messages)
-        if isinstance(call.get("arguments"), dict) and call["arguments"]
-    ]
+def _calls(message: Message) -> list[Mapping[str, Any]]:
+    """The functions that ``message`` calls, each with its name and arguments."""
+    if message.get("tool_calls"):
+        return [call.get("function", call) for call in message["tool_calls"]]
+    called = message.get("function_call")
+    return [called] if isinstance(called, Mapping) else []
 
 
 def _with_texts(message: Message) -> Message:
     """``message`` with the arguments of its calls as JSON."""
+
+    def changed(call: Mapping[str, Any]) -> Message:
+        if not isinstance(call.get("arguments"), dict):
+            return dict(call)
+        return {**call, "arguments": json.dumps(call["arguments"], ensure_ascii=False, default=str)}
+
     if not message.get("tool_calls"):
         return message
-    found = []
-    for call in message["tool_calls"]:
-        function = call.get("function", call)
-        plain, arguments = dict(function), function.get("arguments")
-        if isinstance(arguments, dict):
-            plain["arguments"] = json.dumps(arguments, ensure_ascii=False, default=str)
-        found.append({**call, "function": plain} if "function" in call else plain)
+    found = [
+        {**changed(call), "function": changed(call["function"])} if "function" in call else changed(call)
+        for call in message["tool_calls"]
+    ]
     return {**message, "tool_calls": found}
+
+
+def _with_flat_fields(messages: Sequence[Message]) -> list[Message]:
+    """``messages`` whose calls have the function's fields beside it too, and in it."""
+
+    def changed(call: Mapping[str, Any]) -> Message:
+        function = call.get("function", call)
+        fields = {name: function[name] for name in ("name", "arguments") if name in function}
+        return {**call, **fields, "function": function}
+
+    return [
+        {**message, "tool_calls": [changed(call) for call in message["tool_calls"]]}
+        if message.get("tool_calls")
+        else message
+        for message in messages
+    ]
+
+
+def _modern(messages: Sequence[Message]) -> list[Message]:
+    """``messages`` with ``function_call`` and the role "function" as calls of tools and their results."""
+    found: list[Message] = []
+    call_id = ""
+    for i, message in enumerate(messages):
+        called = message.get("function_call")
+        if isinstance(called, Mapping) and not message.get("tool_calls"):
+            call_id = f"call{i:05}"  # nine letters and digits, as Mistral's templates want
+            call = {
+                "id": call_id,
+                "type": "function",
+                "function": {**called, "arguments": _object(called.get("arguments"))},
+            }
+            rest = {key: value for key, value in message.items() if key != "function_call"}
+            message = {**rest, "content": message.get("content"), "tool_calls": [call]}
+        elif message.get("role") == "function":
+            message = {**message, "role": "tool", "tool_call_id": message.get("tool_call_id", call_id)}
+        found.append(message)
+    return found
+
+
+def _with_ids(messages: Sequence[Message]) -> list[Message]:
+    """``messages`` whose calls and results have ids of nine letters and digits, as Mistral's templates want."""
+    ids: dict[Any, str] = {}
+    open_ids: list[str] = []  # of calls without an id, in the order in which results come
+    found: list[Message] = []
+    for i, message in enumerate(messages):
+        if message.get("tool_calls"):
+            calls = []
+            for j, call in enumerate(message["tool_calls"]):
+                known = call.get("id")
+                fits = isinstance(known, str) and len(known) == 9 and known.isalnum() and known.isascii()
+                new = known if fits else f"c{i % 10000:04}{j % 10000:04}"
+                open_ids += [] if known else [new]
+                ids[known] = new
+                calls.append({**call, "id": new})
+            message = {**message, "tool_calls": calls}
+        elif message.get("role") == "tool":
+            known = message.get("tool_call_id")
+            new = ids.get(known) if known else open_ids.pop(0) if open_ids else None
+            message = message if new is None else {**message, "tool_call_id": new}
+        found.append(message)
+    return found
+
+
+def _one_by_one(messages: Sequence[Message]) -> list[Message]:
+    """``messages`` in which each call has a message of its own, with its result behind it."""
+    found: list[Message] = []
+    place = 0
+    while place < len(messages):
+        message = messages[place]
+        calls = message.get("tool_calls") or ()
+        place += 1
+        if len(calls) < 2:
+            found.append(message)
+            continue
+        results: list[Message] = []
+        while place < len(messages) and messages[place].get("role") == "tool":
+            results.append(messages[place])
+            place += 1
+        for j, call in enumerate(calls):
+            found.append({**message, "content": message.get("content") if j == 0 else None, "tool_calls": [call]})
+            own = [each for each in results if call.get("id") and each.get("tool_call_id") == call.get("id")]
+            own = own or [each for each in results if not each.get("tool_call_id")][:1]
+            found += own
+            results = [each for each in results if not any(each is other for other in own)]
+        found += results
+    return found
