@@ -129,6 +129,12 @@ def test_rows_end_with_the_padding_token(model, ending):
     assert set(row[end + 1 :]) == {7} and found.shape == (2, 31)
 
 
+def test_a_negative_end_is_none(model, ending):
+    assert model.generate([ending], max_new_tokens=30).shape[1] < len(ending) + 30
+    for end in (-1, [-1]):
+        assert model.generate([ending], max_new_tokens=30, eos_token_id=end).shape[1] == len(ending) + 30
+
+
 class Limit(StoppingCriteria):
     def __init__(self, n):
         self.n, self.seen = n, []

@@ -197,9 +197,13 @@ class Plan:
         self.contrastive = not self.samples and self.beams == 1 and alpha is not None and alpha > 0
         ends: Any = options.get("eos_token_id")
         ends = ends.tolist() if hasattr(ends, "tolist") else ends
-        if isinstance(ends, Sequence) and not ends:
-            ends = None
-        self.ends = None if ends is None else processors.token_ids("eos_token_id", ends, self._n_vocab)
+        #: Tokens that end an answer; None: the file's. A negative id is none, as in transformers.
+        self.ends: list[int] | None = None
+        if ends is not None and ends != []:
+            listed = [ends] if isinstance(ends, int) else list(ends) if isinstance(ends, list | tuple | set) else ends
+            if isinstance(listed, list):
+                listed = [each for each in listed if not isinstance(each, int) or each >= 0]
+            self.ends = [] if listed == [] else processors.token_ids("eos_token_id", listed, self._n_vocab)
         self._check()
 
     def _check(self) -> None:
@@ -221,6 +225,10 @@ class Plan:
                     )
 
     @property
+    def _end_ids(self) -> list[int]:
+        return sorted(self._llm.tokenizer.eog_ids) if self.ends is None else self.ends
+
+    @property
     def pad(self) -> int:
         """The token that fills rows behind the end of an answer."""
         given = self._options.get("pad_token_id")
@@ -234,7 +242,7 @@ class Plan:
     def infers_mask(self) -> bool:
         """Whether padding is told by its token: there is one, and it ends no answer."""
         given = self._options.get("pad_token_id")
-        ends: list[int] | list[int | None] = self.ends or [self._llm.tokenizer.eos_id]
+        ends: list[int] | list[int | None] = [self._llm.tokenizer.eos_id] if self.ends is None else self.ends
         return (given is not None or self._llm.tokenizer.pad_id is not None) and self.pad not in ends
 
     def new_tokens(self, n_counted: int) -> tuple[int, int]:
@@ -359,7 +367,7 @@ class Plan:
         if changes.own:
             penalty = 1.0
         if stop is not None and shared["min_tokens"]:
-            ends = sorted(self.ends or self._llm.tokenizer.eog_ids)
+            ends = self._end_ids
             changes.functions.append(processors.not_before(len(row.ids) + shared["min_tokens"], ends))
             shared["min_tokens"] = 0
         values = {name: options.get(name, default) for name, default in _SAMPLING.items()}
@@ -385,7 +393,7 @@ class Plan:
         )
         if not listed and most is None:
             return None
-        ends = sorted(self.ends or self._llm.tokenizer.eog_ids)
+        ends = self._end_ids
         if not ends:
             raise UnsupportedError(
                 "stopping_criteria, max_time: the model has no end-of-generation token; set eos_token_id"
@@ -402,7 +410,7 @@ class Plan:
     def _processors(self, row: Row, index: int, shared: Mapping[str, Any]) -> _Changes:
         """Changes of the logits in transformers' order, where ``SamplingParams`` has no field for them."""
         options, n_vocab, n_prompt = self._options, self._n_vocab, len(self._start(row.ids))
-        ends = self.ends or sorted(self._llm.tokenizer.eog_ids)
+        ends = self._end_ids
         before: list[processors.Processor] = []
         after: list[processors.Processor] = []
         if options.get("sequence_bias"):
