@@ -8,7 +8,6 @@ is tried on a page of hard text.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from typing import Any
@@ -21,7 +20,6 @@ NAMES = tuple(PRE_TOKENIZERS)
 # What of a strange chain is tried: its steps, the length of their patterns, seconds.
 _TRIED = ("split", "digits", "bytes")
 _MOST_STEPS, _LONGEST_PATTERN, _PATIENCE = 16, 20_000, 2.0
-_MOST_SHOWN = 500
 
 # The patterns as the models' own files spell them.
 _ANY_CASE = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -202,34 +200,26 @@ CHAINS: tuple[tuple[str, tuple[tuple[Any, ...], ...]], ...] = (
 )
 
 
-def detect(pre_tokenizer: Any, where: str, *, ignore_merges: bool | None = None) -> tuple[str, str | None]:
-    """GGUF's name for the `pre_tokenizer` of a byte-level BPE tokenizer.json, and a warning where it was found by trying.
+def detect(pre_tokenizer: Any, *, ignore_merges: bool | None = None) -> tuple[str | None, bool]:
+    """GGUF's name for the `pre_tokenizer` of a byte-level BPE tokenizer.json, and whether it is known to be the same.
+
+    None where no name fits. A chain that cuts a page of hard text as a known one does has that one's name, which may not be
+    the same on every text.
 
     Args:
         ignore_merges: as tokenizer.json has it: of names that cut alike the one is chosen that says the same.
-
-    Raises:
-        ConvertError: no name fits; the message shows the chain and says how to override.
     """
     steps = _flat(pre_tokenizer)
     if [step.get("type") if isinstance(step, dict) else None for step in steps] == ["WhitespaceSplit"]:
-        return "whitespace", None
+        return "whitespace", True
     chain = tuple(_step(step) for step in steps)
-    name, warning = _KNOWN.get(_plain(chain)), None
-    if name is None:
-        name = _by_trying(chain)
-        warning = f"{where}: the pre-tokenizer is spelled in a new way; it cuts a page of hard text as {name!r} does"
-    if name is None:
-        raise ConvertError(
-            f"{where}: unknown pre-tokenizer. If it is one of those below in another spelling, name it: "
-            "`gumba convert SOURCE -o OUT.gguf --pre-tokenizer NAME` (in Python, pre_tokenizer=NAME). "
-            f"It is {_shortened(', then '.join(map(_shown, steps)))}; known are {', '.join(sorted(NAMES))}"
-        )
-    wanted = PRE_TOKENIZERS[name]
-    if ignore_merges is not None and ignore_merges != wanted.whole_words:
-        twins = (other for other, each in PRE_TOKENIZERS.items() if each.steps == wanted.steps)
+    name = _KNOWN.get(_plain(chain))
+    exact = name is not None
+    name = name or _by_trying(chain)
+    if name is not None and ignore_merges is not None and ignore_merges != PRE_TOKENIZERS[name].whole_words:
+        twins = (other for other, each in PRE_TOKENIZERS.items() if each.steps == PRE_TOKENIZERS[name].steps)
         name = next((twin for twin in twins if PRE_TOKENIZERS[twin].whole_words == ignore_merges), name)
-    return name, warning
+    return name, exact
 
 
 def spell(name: str) -> dict[str, Any]:
@@ -284,23 +274,6 @@ def _step(step: Any) -> tuple[Any, ...]:
             if how == ("MergedWithNext", False):
                 return ("next", pattern["Regex"])
     return ("other", str(step)[:200])
-
-
-def _shown(step: Any) -> str:
-    """A step as tokenizer.json spells it: its type, its pattern, and the options where those are what is unusual."""
-    if not isinstance(step, dict):
-        return "none" if step is None else f"no step ({step})"
-    kind, pattern = _step(step)[0], step.get("pattern")
-    words = [str(step.get("type")), *(map(str, pattern.values()) if isinstance(pattern, dict) else ())]
-    options = step.items() if kind in ("other", "next") else ()
-    words += [f"{key}={json.dumps(each)}" for key, each in options if key not in ("type", "pattern", "trim_offsets")]
-    return " ".join(words)
-
-
-def _shortened(text: str) -> str:
-    """A text on one line, and not all of a long one."""
-    line = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text[:_MOST_SHOWN])
-    return f"{line} ..." if len(text) > _MOST_SHOWN else line
 
 
 _CONTRACTIONS = (

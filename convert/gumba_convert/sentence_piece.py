@@ -143,7 +143,7 @@ def unigram_from_json(
     """From a tokenizer.json of kind Unigram.
 
     Raises:
-        ConvertError: an inconsistent vocabulary, or steps before it that are not SentencePiece's.
+        ConvertError: an inconsistent vocabulary.
     """
     where = f"{checkpoint.folder / 'tokenizer.json'}"
     model = tokenizer["model"]
@@ -170,7 +170,7 @@ def unigram_from_json(
     for i in special.ids.values():
         types[i] = types[i] if types[i] == UNKNOWN else CONTROL
     charsmap, merged = _read_normalizer(tokenizer.get("normalizer"), where)
-    prefix, split = _read_metaspace(tokenizer.get("pre_tokenizer"), where)
+    prefix, split = _read_metaspace(tokenizer.get("pre_tokenizer"))
     vocabulary = Vocabulary("t5", "default", tokens, types, special, scores=scores, add_space_prefix=prefix)
     vocabulary.more = _normalizer(charsmap, merged or split)
     vocabulary.more["token_type_count"] = u32(token_types(checkpoint, 1))
@@ -178,31 +178,26 @@ def unigram_from_json(
 
 
 def _read_normalizer(normalizer: Any, where: str) -> tuple[bytes, bool]:
-    """The table of replacements, and whether runs of spaces become one."""
-    charsmap, merged = b"", False
+    """The table of replacements, and whether runs of spaces become one; `tokenizer_steps` sees to all other steps."""
+    tables, merged = [], False
     for step in steps(normalizer, "normalizers"):
-        kind = step.get("type")
-        if kind == "Precompiled" and isinstance(step.get("precompiled_charsmap"), str):
+        if step.get("type") == "Precompiled":
             try:
-                charsmap = base64.b64decode(step["precompiled_charsmap"], validate=True)
-            except (binascii.Error, ValueError):
+                tables.append(base64.b64decode(step.get("precompiled_charsmap") or b"", validate=True))
+            except (binascii.Error, TypeError, ValueError):
                 raise ConvertError(f"{where}: precompiled_charsmap is not base64") from None
-        elif kind == "Replace" and (step.get("pattern") or {}).get("Regex") == " {2,}":
+        elif step.get("type") == "Replace" and (step.get("pattern") or {}).get("Regex") == " {2,}":
             merged = True
-        elif kind not in ("Strip", "Nmt"):
-            raise ConvertError(f"{where}: normalizer {str(step)[:200]} is not supported with Unigram")
-    return charsmap, merged
+    if len(tables) > 1:
+        raise ConvertError(f"{where}: {len(tables)} Precompiled normalizers; GGUF has a place for one")
+    return tables[0] if tables else b"", merged
 
 
-def _read_metaspace(pre_tokenizer: Any, where: str) -> tuple[bool, bool]:
+def _read_metaspace(pre_tokenizer: Any) -> tuple[bool, bool]:
     """Whether a space is put before the text, and whether whitespace only parts words."""
     prefix, split = False, False
     for step in steps(pre_tokenizer, "pretokenizers"):
-        kind = step.get("type")
-        if kind == "Metaspace":
+        if step.get("type") == "Metaspace":
             prefix = step.get("prepend_scheme", "always") != "never" and step.get("add_prefix_space", True) is not False
-        elif kind == "WhitespaceSplit":
-            split = True
-        else:
-            raise ConvertError(f"{where}: pre-tokenizer {str(step)[:200]} is not supported with Unigram")
+        split = split or step.get("type") == "WhitespaceSplit"
     return prefix, split

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gumba.errors import ConvertError
+from gumba.text.added_tokens import LSTRIP, NORMALIZED, RSTRIP, SINGLE_WORD
 from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.gguf_writer import Value, string, strings
 
+_FLAGS = {"lstrip": LSTRIP, "rstrip": RSTRIP, "single_word": SINGLE_WORD, "normalized": NORMALIZED}
 KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 NAMED_AT_MOST = 8
 #: Special tokens that transformers' classes do not have where no file names them.
@@ -50,9 +52,9 @@ class SpecialTokens:
 
 
 def added_tokens(tokenizer: dict[str, Any], config: dict[str, Any], where: str) -> dict[int, dict[str, Any]]:
-    """Added tokens by id, each {"content": str, "special": bool}.
+    """Added tokens by id, each {"content": str, "special": bool, "flags": bits of `gumba.text.added_tokens`}.
 
-    They are listed in tokenizer.json; tokenizer_config.json may list them too, and knows better which are special.
+    They are listed in tokenizer.json; tokenizer_config.json may list them too, and its flags win, as in transformers.
     """
     result: dict[int, dict[str, Any]] = {}
     listed = tokenizer.get("added_tokens")
@@ -67,7 +69,7 @@ def added_tokens(tokenizer: dict[str, Any], config: dict[str, Any], where: str) 
         if type(i) is not int or i < 0 or not isinstance(content, str) or not content:
             raise ConvertError(f"{where}: added token {i!r}: {str(token)[:120]} is not valid")
         special = bool(token.get("special")) or result.get(i, {}).get("special", False)
-        result[i] = {"content": content, "special": special}
+        result[i] = {"content": content, "special": special, "flags": _flags(token, result.get(i, {}).get("flags", 0))}
     named = {text for kind in KINDS if (text := _content(config.get(f"{kind}_token")))}
     for token in result.values():
         token["special"] = token["special"] or token["content"] in named
@@ -166,6 +168,13 @@ def _warnings_of_missing_rows(gone: dict[int, str], config: dict[str, Any], n_ro
     if len(gone) > NAMED_AT_MOST:
         warnings.append(f"{len(gone) - NAMED_AT_MOST} more added tokens without a row are left out")
     return warnings
+
+
+def _flags(token: dict[str, Any], before: int) -> int:
+    """The flags of an added token as bits; those that it does not give are as before."""
+    for name, bit in _FLAGS.items():
+        before = (before & ~bit) | bit * bool(token.get(name, before & bit))
+    return before
 
 
 def read_special_tokens(

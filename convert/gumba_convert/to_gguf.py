@@ -105,6 +105,7 @@ def convert(
     n_parameters = sum(math.prod(info.shape) for info in infos)
     described, warnings = general.metadata(checkpoint, name or title, n_parameters)
     ends, further = generation_metadata(checkpoint, vocabulary, plan.metadata)
+    general_name = described["general.name"].value
     metadata: dict[str, Value] = {
         "general.architecture": string(plan.architecture),
         "general.type": string("model"),
@@ -112,7 +113,7 @@ def convert(
         "general.file_type": u32(number),
         "general.quantization_version": u32(QUANTIZATION_VERSION),
         **plan.metadata,
-        **{key: value for key, value in vocabulary.metadata().items() if key not in plan.metadata},
+        **{key: value for key, value in vocabulary.metadata(general_name).items() if key not in plan.metadata},
         **ends,
     }
     head = header(metadata, infos)

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from gumba.errors import ConvertError
-from gumba.text.vocabulary import INFILL_TEXTS
+from gumba.text.added_tokens import LSTRIP, NORMALIZED, RSTRIP, SPACES
+from gumba.text.pipeline import ADDED_TOKEN_FLAGS, ADDED_TOKENS
+from gumba.text.vocabulary import INFILL_TEXTS, stripping_tokens
 from gumba_convert.gguf_writer import Value, boolean, f32_array, i32_array, string, strings, u32
 from gumba_convert.special_tokens import SpecialTokens
 
@@ -26,7 +28,8 @@ class Vocabulary:
     """Tokens with their GGUF types, one per row of the embedding; `scores` for SentencePiece, `merges` for BPE.
 
     `more`: further metadata of the tokenizer, keys without "tokenizer.ggml."; `template_texts`: whole keys of what special
-    tokens are in chat templates.
+    tokens are in chat templates; `added`: the added tokens by id, with their flags; `adds_tokens`: they go into the file;
+    `steps`: keys of gumba's own (see `tokenizer_steps`).
     """
 
     model: str
@@ -40,9 +43,12 @@ class Vocabulary:
     more: dict[str, Value] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     template_texts: dict[str, Value] = field(default_factory=dict)
+    added: dict[int, dict[str, Any]] = field(default_factory=dict)
+    adds_tokens: bool = False
+    steps: dict[str, Value] = field(default_factory=dict)
 
-    def metadata(self) -> dict[str, Value]:
-        """The `tokenizer.*` metadata."""
+    def metadata(self, name: str = "") -> dict[str, Value]:
+        """The `tokenizer.*` and `gumba.tokenizer.*` metadata of a file with this `general.name`."""
         result = {
             "tokenizer.ggml.model": string(self.model),
             "tokenizer.ggml.pre": string(self.pre),
@@ -62,7 +68,26 @@ class Vocabulary:
             result[f"tokenizer.ggml.add_{kind}_token"] = boolean(add)
         result |= {f"tokenizer.ggml.{key}": value for key, value in self.more.items()}
         result |= self.special.template_metadata() | self.template_texts
+        result |= self.steps
+        if self.adds_tokens or (self.added and not self._strips_by_default(name)):
+            ids = sorted(self.added)
+            flags = [self.added[i]["flags"] | SPACES * self._has_marks(i) for i in ids]
+            result |= {ADDED_TOKENS: i32_array(ids), ADDED_TOKEN_FLAGS: i32_array(flags)}
         return result
+
+    def _strips_by_default(self, name: str) -> bool:
+        """Whether readers know the flags of the added tokens from the kind of vocabulary alone."""
+        ids = {text.encode("utf-8", "surrogatepass"): i for i, text in enumerate(self.tokens)}
+        before, after = stripping_tokens({"general.name": name}, ids, self.types, self.model, self.pre)
+        stripping = {i for i in (*before, *after) if self.types[i] in (UNKNOWN, CONTROL, USER_DEFINED)}
+        known = {i: LSTRIP * (i in before) | RSTRIP * (i in after) for i in {*self.added, *stripping}}
+        flags = {i: token["flags"] & ~NORMALIZED for i, token in self.added.items()}
+        return all(flags.get(i, 0) == bits for i, bits in known.items())
+
+    def _has_marks(self, i: int) -> bool:
+        """Whether the file's text of a token has spaces in the place of U+2581."""
+        content = self.added[i]["content"]
+        return "▁" in content and self.tokens[i] == content.replace("▁", " ")
 
     def _infill_ids(self) -> dict[str, int]:
         """Fill-in-the-middle tokens, known by their texts; none where there is no mark for what comes before the gap."""

@@ -33,6 +33,7 @@ from gumba_convert.special_tokens import (
     without_repetitions,
     without_rows,
 )
+from gumba_convert.tokenizer_steps import add_steps
 from gumba_convert.tokens import (
     ADDED_SCORE,
     BYTE,
@@ -92,9 +93,16 @@ def read_vocabulary(checkpoint: Checkpoint, n_rows: int, *, pre_tokenizer: str |
     _template_texts(vocabulary)
     if pre_tokenizer is not None:
         _check_named(vocabulary, pre_tokenizer, f"{checkpoint.folder}")
+    where = f"{checkpoint.folder / 'tokenizer.json'}"
+    vocabulary.added = {
+        i: {"content": vocabulary.tokens[i], "flags": 0}
+        for i in np.flatnonzero(np.isin(vocabulary.types, (UNKNOWN, CONTROL, USER_DEFINED))).tolist()
+    } | {i: token for i, token in added_tokens(tokenizer, config, where).items() if i < n_rows}
     prefix = config.get("add_prefix_space")
     if isinstance(prefix, bool) and vocabulary.model == "llama":
         vocabulary.add_space_prefix = prefix
+    if isinstance(tokenizer.get("model"), dict):
+        add_steps(vocabulary, tokenizer, added_tokens(tokenizer, config, where), where, named=pre_tokenizer is not None)
     return vocabulary
 
 
@@ -218,23 +226,17 @@ def _tokenizer_json(given: _Given) -> Vocabulary:
         special.add.setdefault("eos", False)
         return Vocabulary("llama", "default", tokens, types, special, scores=scores, add_space_prefix=prefix)
     add(tokens, types, added)
-    pre, warning = pre_tokenizer, None
+    pre = pre_tokenizer
     if pre is None:
         ignore_merges = bool(model.get("ignore_merges"))
-        pre, warning = pre_tokenizers.detect(tokenizer.get("pre_tokenizer"), where, ignore_merges=ignore_merges)
+        pre = pre_tokenizers.detect(tokenizer.get("pre_tokenizer"), ignore_merges=ignore_merges)[0] or "default"
     special.add.setdefault("bos", False)  # readers differ in their default; the post-processor adds none
     joined = [f"{left} {right}" for left, right in merges]
     vocabulary = Vocabulary("gpt2", pre, tokens, types, special, merges=joined)
-    vocabulary.warnings += [warning] if warning else []
     if pre == "whitespace":
-        lowercase = any(step.get("type") == "Lowercase" for step in _normalizers(tokenizer))
+        lowercase = any(step.get("type") == "Lowercase" for step in steps(tokenizer.get("normalizer"), "normalizers"))
         vocabulary.more["normalizer.lowercase"] = boolean(lowercase)
-    _check_options(vocabulary, tokenizer, where)
     return vocabulary
-
-
-def _normalizers(tokenizer: dict[str, Any]) -> list[dict[str, Any]]:
-    return list(steps(tokenizer.get("normalizer"), "normalizers"))
 
 
 def _has_bos_by_code(checkpoint: Checkpoint, config: dict[str, Any]) -> bool:
@@ -251,22 +253,6 @@ def _is_gemma4(checkpoint: Checkpoint) -> bool:
         text_config.get("model_type") if isinstance(text_config, dict) else None,
     ]
     return any(isinstance(kind, str) and kind.startswith("gemma4") for kind in kinds)
-
-
-def _check_options(vocabulary: Vocabulary, tokenizer: dict[str, Any], where: str) -> None:
-    """Options that GGUF cannot say: refuse those that change every text, warn of those that change few."""
-    for step in _normalizers(tokenizer):
-        if step.get("type") == "Lowercase" and vocabulary.pre == "whitespace":
-            continue
-        if step.get("type") not in ("NFC", "NFKC"):
-            raise ConvertError(f"{where}: normalizer {str(step)[:200]} is not supported with byte-level BPE")
-        vocabulary.warnings.append(f"the tokenizer normalizes text to {step['type']}; GGUF readers do not")
-    ignores = bool(tokenizer["model"].get("ignore_merges"))
-    if ignores != PRE_TOKENIZERS[vocabulary.pre].whole_words:
-        vocabulary.warnings.append(
-            f"ignore_merges is {str(ignores).lower()}, unlike what pre-tokenizer {vocabulary.pre!r} implies: "
-            "a word that is a token, but not reached by merges, is cut differently"
-        )
 
 
 def _merges(model: dict[str, Any], vocab: dict[str, int], where: str) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from gumba.errors import ConvertError
 from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.gguf_writer import boolean, u32
 from gumba_convert.special_tokens import SpecialTokens, added_tokens
-from gumba_convert.tokens import CONTROL, NORMAL, Vocabulary, add, ids_in_vocab, padding
+from gumba_convert.tokens import CONTROL, NORMAL, Vocabulary, add, ids_in_vocab, padding, steps
 
 _USUAL = {"unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "mask": "[MASK]"}
 _MARK = "▁"
@@ -17,24 +17,19 @@ _MARK = "▁"
 def from_json(
     checkpoint: Checkpoint, tokenizer: dict[str, Any], config: dict[str, Any], n_rows: int, special: SpecialTokens
 ) -> Vocabulary:
-    """From tokenizer.json. Raises ConvertError for another continuation mark or normalizer than BERT's."""
+    """From tokenizer.json; `tokenizer_steps` sees to steps other than BERT's. Raises ConvertError for a faulty vocabulary."""
     where = f"{checkpoint.folder / 'tokenizer.json'}"
     model = tokenizer["model"]
-    if model.get("continuing_subword_prefix", "##") != "##":
-        raise ConvertError(
-            f"{where}: continuing_subword_prefix {model['continuing_subword_prefix']!r} is not supported"
-        )
-    normalizer = tokenizer.get("normalizer") or {}
-    if normalizer.get("type") != "BertNormalizer":
-        raise ConvertError(f"{where}: normalizer {str(normalizer)[:200]} is not supported with WordPiece")
-    cutter = tokenizer.get("pre_tokenizer") or {}
-    if cutter.get("type") != "BertPreTokenizer":
-        raise ConvertError(f"{where}: pre-tokenizer {str(cutter)[:200]} is not supported with WordPiece")
+    prefix = model.get("continuing_subword_prefix", "##")
+    if not isinstance(prefix, str) or not prefix:
+        raise ConvertError(f"{where}: continuing_subword_prefix {prefix!r} is not supported")
+    normalizer = next((step for step in steps(tokenizer.get("normalizer"), "normalizers")
+                       if step.get("type") == "BertNormalizer"), {"lowercase": False})  # fmt: skip
     vocab = ids_in_vocab(model.get("vocab"), n_rows, where)
     lowercase = bool(normalizer.get("lowercase", True))
     strip = normalizer.get("strip_accents")
     return _vocabulary(
-        checkpoint, vocab, added_tokens(tokenizer, config, where), n_rows, special, where, lowercase, strip
+        checkpoint, vocab, added_tokens(tokenizer, config, where), n_rows, special, where, lowercase, strip, prefix
     )
 
 
@@ -62,6 +57,7 @@ def _vocabulary(
     where: str,
     lowercase: bool,
     strip_accents: Any,
+    prefix: str = "##",
 ) -> Vocabulary:
     tokens, types = padding(n_rows)
     for text, i in vocab.items():
@@ -73,9 +69,12 @@ def _vocabulary(
     for i in special.ids.values():
         types[i] = CONTROL
     # GGUF marks the pieces that begin a word, not those that continue one.
+    mistaken = []
     for i in range(n_rows):
         if types[i] == NORMAL:
-            tokens[i] = tokens[i][2:] if tokens[i].startswith("##") and len(tokens[i]) > 2 else _MARK + tokens[i]
+            continues = tokens[i].startswith(prefix) and len(tokens[i]) > len(prefix)
+            tokens[i] = tokens[i][len(prefix) :] if continues else _MARK + tokens[i]
+            mistaken += [tokens[i]] if continues and tokens[i].startswith(_MARK) and tokens[i] != _MARK else []
     if "unk" not in special.ids or "cls" not in special.ids or "sep" not in special.ids:
         raise ConvertError(f"{where}: no unknown, class or separator token")
     if len(set(tokens)) != n_rows:
@@ -85,6 +84,10 @@ def _vocabulary(
     special.ids.setdefault("eos", special.ids["sep"])
     special.add = {}  # the class and the separator are always added
     vocabulary = Vocabulary("bert", "bert-bge", tokens, types, special)
+    if mistaken:
+        vocabulary.warnings.append(
+            f"{where}: GGUF cannot tell pieces such as {prefix + mistaken[0]!r} from {mistaken[0][1:]!r} at a word's beginning"
+        )
     strip = lowercase if not isinstance(strip_accents, bool) else strip_accents
     vocabulary.more = {
         "normalizer.lowercase": boolean(lowercase),

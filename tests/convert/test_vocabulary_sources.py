@@ -82,14 +82,14 @@ def test_word_piece(tmp_path: Path, source: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"normalizer": {"type": "Lowercase"}}, "Lowercase.*not supported with WordPiece"),
-        ({"pre_tokenizer": {"type": "Whitespace"}}, "Whitespace.*not supported with WordPiece"),
+        ({"normalizer": {"type": "Upcase"}}, "normalizer .*Upcase.*not supported"),
+        ({"pre_tokenizer": {"type": "Widespace"}}, "pre-tokenizer .*Widespace.*not supported"),
         ({"model": {"type": "WordPiece", "vocab": {}}}, "no vocabulary"),
         ({"model": {"type": "WordPiece", "vocab": {"a": 99}}}, "'a' has id 99"),
         ({"model": {"type": "WordPiece", "vocab": {"a": 0}}, "added_tokens": []}, "no unknown, class or separator"),
         (
-            {"model": {"type": "WordPiece", "vocab": {"a": 0}, "continuing_subword_prefix": "@@"}},
-            "'@@' is not supported",
+            {"model": {"type": "WordPiece", "vocab": {"a": 0}, "continuing_subword_prefix": ""}},
+            "'' is not supported",
         ),
     ],
 )
@@ -145,6 +145,11 @@ def test_xlm_roberta_model(tmp_path: Path) -> None:
         read(tmp_path / "hf", {"sentencepiece.bpe.model": data}, n + 1)
 
 
+#: Texts of which tokenizers (0.23.3) and sentencepiece make other ids from these pieces: grapheme clusters that the table
+#: replaces, spaces at the ends, marks in the text, sums of scores that are equal.
+UNIGRAM_DIFFERS = (0, 1, 2, 5, 7, 10, 11, 15, 21, 25, 28, 29, 32, 36, 39, 40, 42, 50, 51, 53, 56, 71, 73)
+
+
 def test_unigram_json(tmp_path: Path) -> None:
     kind = GOLDENS["kinds"]["t5"]
     arrays = kind["arrays"]
@@ -165,13 +170,13 @@ def test_unigram_json(tmp_path: Path) -> None:
     files = {"tokenizer.json": tokenizer_json, "tokenizer_config.json": config}
     found = read(tmp_path / "hf", files, len(pieces) + 2)
     tokenizer = tokenizer_of(tmp_path, found)
-    for text, ids in zip(TEXTS, kind["ids"], strict=True):
-        if "<tool>" not in text:
-            assert tokenizer.encode(text) == ids, text
+    for i, (text, ids) in enumerate(zip(TEXTS, kind["ids"], strict=True)):
+        if i not in UNIGRAM_DIFFERS:
+            assert tokenizer.encode(text, parse_special=True) == ids, text
     for change, message in (
-        ({"normalizer": {"type": "Lowercase"}}, "Lowercase.*not supported with Unigram"),
+        ({"normalizer": {"type": "Upcase"}}, "normalizer .*Upcase.*not supported"),
         ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "?"}}, "not base64"),
-        ({"pre_tokenizer": {"type": "Whitespace"}}, "Whitespace.*not supported with Unigram"),
+        ({"pre_tokenizer": {"type": "Widespace"}}, "pre-tokenizer .*Widespace.*not supported"),
         ({"model": {"type": "Unigram", "vocab": []}}, "0 pieces"),
         ({"model": {"type": "Unigram", "vocab": [["a"]]}}, "piece 0.*not a text and a score"),
         ({"model": {"type": "Unigram", "vocab": [["a", "b"]]}}, "piece 0, 'a', has the score 'b'"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -68,20 +69,20 @@ class _Symbols(dict[str, int]):
 
 
 class _Merges:
-    """The tables of ``gumba.kernels.bpe`` over a vocabulary and its merges.
+    """The tables of ``gumba.kernels.bpe`` over the texts of a vocabulary and its merges.
 
     Raises TokenizerError naming the key when the two disagree.
     """
 
-    def __init__(self, vocabulary: Vocabulary, merges: GGUFArray) -> None:
+    def __init__(self, texts: list[bytes], merges: GGUFArray) -> None:
         from gumba.kernels import bpe
 
         self.multiplier = secrets.randbits(62) | 1
-        self.tokens, self.offsets = _joined(vocabulary.texts)
-        self.table = np.full(_room(len(vocabulary.texts)), -1, np.int32)
+        self.tokens, self.offsets = _joined(texts)
+        self.table = np.full(_room(len(texts)), -1, np.int32)
         twin = bpe.index_tokens(self.tokens, self.offsets, self.multiplier, self.table)
         if twin >= 0:
-            raise TokenizerError(f"{PREFIX}tokens: token {twin} stands there twice: {vocabulary.texts[twin]!r:.80}")
+            raise TokenizerError(f"{PREFIX}tokens: token {twin} stands there twice: {texts[twin]!r:.80}")
         data, bounds = merges.string_view()
         if len(merges) > MAX_MERGES:
             raise TokenizerError(f"{PREFIX}merges: {len(merges)} merges; the limit is {MAX_MERGES}")
@@ -110,7 +111,7 @@ class BytePairEncoder:
             self._byte_texts[byte, : 1 + len(spelling)] = (len(spelling), *spelling)
         if (self._byte_ids < 0).all():
             raise TokenizerError(f"{PREFIX}tokens: not one single-byte token, which a gpt2 vocabulary builds upon")
-        self._merges = _Merges(vocabulary, merges)
+        self._merges = _Merges(vocabulary.texts, merges)
         # Only normal tokens are taken whole: the text of a control token stays text.
         whole = vocabulary.types == TokenType.NORMAL
         self._whole = whole.astype(np.uint8)
@@ -151,41 +152,61 @@ class BytePairEncoder:
 class CharacterPairEncoder:
     """Encodes text without special tokens, merging characters.
 
+    ``options``: those of ``gumba.tokenizer.model`` for words that come cut already (``encode_words``); None where the family
+    of ``tokenizer.ggml.pre`` says everything. ``texts``: tokens whose text in the file is not the one to be found.
     Raises TokenizerError naming the key when vocabulary and merges disagree.
     """
 
-    def __init__(self, vocabulary: Vocabulary, merges: GGUFArray) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        merges: GGUFArray,
+        options: Mapping[str, Any] | None = None,
+        texts: Mapping[int, str] | None = None,
+    ) -> None:
         from gumba.kernels import bpe
 
-        self._words = splitter(vocabulary.pre)
-        self._spaces, self._lowercase = PRE_TOKENIZERS[vocabulary.pre].spaces, vocabulary.lowercase
-        self._merges = _Merges(vocabulary, merges)
-        self._bytes = byte_ids(vocabulary)
+        of_words, kinds, own_texts = options is not None, vocabulary.types, list(vocabulary.texts)
+        for token, text in (texts or {}).items():
+            own_texts[token] = text.encode()
+        options = {"byte_fallback": True, "unk_id": vocabulary.special.get("unk")} if options is None else options
+        if not of_words:
+            self._words = splitter(vocabulary.pre)
+            self._spaces, self._lowercase = PRE_TOKENIZERS[vocabulary.pre].spaces, vocabulary.lowercase
+        self._merges = _Merges(own_texts, merges)
+        self._bytes = byte_ids(vocabulary) if options.get("byte_fallback") else {}
         self._symbols = _Symbols()
-        self._newlines: dict[str, int] = {}
-        for token in np.flatnonzero(vocabulary.types == TokenType.NORMAL).tolist():
+        self._whole: dict[str, int] = {}  # words that are taken without merging
+        taken = np.isin(kinds, (TokenType.NORMAL, TokenType.USER_DEFINED)) if of_words else kinds == TokenType.NORMAL
+        for token in np.flatnonzero(taken).tolist():
             with contextlib.suppress(UnicodeDecodeError):
-                text = vocabulary.texts[token].decode()
+                text = own_texts[token].decode()
                 if len(text) == 1:
                     self._symbols[text] = token
-                if text and not text.strip("\n"):
-                    self._newlines[text] = token
-        self._unknown = vocabulary.special.get("unk")
+                if options.get("ignore_merges") if of_words else text and not text.strip("\n"):
+                    self._whole[text] = token
+        self._unknown, self._fuse = options.get("unk_id"), bool(options.get("fuse_unk"))
         self._warned = False
         self._merge: Any = bpe.merge_words
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, any Unicode but lone surrogates; newlines that are a token together are taken whole."""
-        symbols: list[int] = []
-        ends: list[int] = []
         if self._spaces:
             text = text.replace(" ", "\u2581")
         elif self._lowercase:
             text = "".join(map(str.lower, text))  # each by itself, so that no sigma is a final one
-        for word in self._words(text):
-            whole = self._newlines.get(word)
+        return self.encode_words(self._words(text))
+
+    def encode_words(self, words: Iterable[str]) -> list[int]:
+        """Token ids of words, each by itself."""
+        symbols: list[int] = []
+        ends: list[int] = []
+        for word in words:
+            whole = self._whole.get(word)
             symbols += [whole] if whole is not None else map(self._symbols.__getitem__, word)
             ends.append(len(symbols))
+        if symbols and min(symbols) < 0:
+            symbols, ends = self._without_unknown(symbols, ends)
         longest_word = int(np.diff(ends, prepend=0).max(initial=0))
         out = np.empty(len(symbols), np.int32)
         tables = self._merges
@@ -194,18 +215,28 @@ class CharacterPairEncoder:
             np.array(symbols, np.int32), np.array(ends, np.int64), tables.pairs, tables.multiplier, scratch, out
         )
         found: list[int] = out[:count].tolist()
-        return found if not count or min(found) >= 0 else [token for each in found for token in self._spelled(each)]
+        return found
 
-    def _spelled(self, symbol: int) -> list[int]:
-        """A symbol's tokens: itself, or the bytes of the character that has no token."""
-        if symbol >= 0:
-            return [symbol]
-        character = chr(-1 - symbol)
-        if self._bytes:
-            return [self._bytes[byte] for byte in character.encode()]
-        if self._unknown is not None:
-            return [self._unknown]
-        if not self._warned:
-            log.warning("the vocabulary has no token for some characters of this text (%r): left out", character)
-            self._warned = True
-        return []
+    def _without_unknown(self, symbols: list[int], ends: list[int]) -> tuple[list[int], list[int]]:
+        """Words of symbols in which characters that have no token are bytes, or unknown tokens, or left out."""
+        made: list[int] = []
+        bounds: list[int] = []
+        begin = 0
+        for end in ends:
+            unknown = False  # whether the symbol before this one is an unknown token
+            for symbol in symbols[begin:end]:
+                if symbol >= 0 or self._bytes:
+                    made += [symbol] if symbol >= 0 else (self._bytes[byte] for byte in chr(-1 - symbol).encode())
+                    unknown = False
+                elif self._unknown is not None:
+                    made += [] if unknown and self._fuse else [self._unknown]
+                    unknown = True
+                elif not self._warned:
+                    character = chr(-1 - symbol)
+                    log.warning(
+                        "the vocabulary has no token for some characters of this text (%r): left out", character
+                    )
+                    self._warned = True
+            bounds.append(len(made))
+            begin = end
+        return made, bounds

@@ -7,6 +7,7 @@ A unigram vocabulary's own normalization is done here (a table from a file is wa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,89 @@ from gumba.text.vocabulary import PREFIX, TokenType, Vocabulary, byte_ids
 
 SPACE = "▁".encode()
 _BPE, _UNIGRAM = 2, 1  # the library's numbers
+_REMEMBERED = 1 << 16  # words, and clusters of characters
+_LONGEST_KEPT = 64  # characters of a word that is remembered
 _LONGEST_REPLACEMENT = 1024  # bytes; Unicode's longest has 33, and a text must not grow without bounds
+
+
+def _table(data: bytes) -> tuple[Any, Any]:
+    """The trie and the replacements of a table (see ``gumba.kernels.charsmap``). Raises TokenizerError for a damaged one."""
+    length = int.from_bytes(data[:4], "little")
+    if length % 4 or length == 0 or 4 + length >= len(data) or data[-1] != 0:
+        raise TokenizerError(f"{PREFIX}precompiled_charsmap: {len(data)} bytes that are no table of replacements")
+    trie = np.frombuffer(data, "<u4", length // 4, 4).astype(np.uint32)
+    replacements = np.frombuffer(data, np.uint8, offset=4 + length)
+    longest = int(np.diff(np.flatnonzero(replacements == 0), prepend=-1).max()) - 1
+    if longest > _LONGEST_REPLACEMENT:
+        raise TokenizerError(f"{PREFIX}precompiled_charsmap: a replacement of {longest} bytes")
+    return trie, replacements
+
+
+class GraphemeCharsmap:
+    """The table as Hugging Face's tokenizers library applies it, which is not quite as SentencePiece does.
+
+    Each grapheme cluster of fewer than six bytes that begins with a known string becomes what the table has for the
+    shortest such string; of other clusters, each character does. Raises TokenizerError when the table is damaged.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        import regex
+
+        self._trie, self._replacements = _table(data)
+        self._clusters: Any = regex.compile(r"\X").findall
+        self._known: dict[str, str | None] = {}
+
+    def __call__(self, text: str) -> str:
+        """The text with replacements."""
+        made = []
+        for cluster in text if text.isascii() and "\r\n" not in text else self._clusters(text):
+            whole = self._replaced(cluster) if len(cluster) == 1 or len(cluster.encode()) < 6 else None
+            if whole is not None:
+                made.append(whole)
+            elif len(cluster) == 1:
+                made.append(cluster)
+            else:
+                for character in cluster:
+                    replaced = self._replaced(character)
+                    made.append(character if replaced is None else replaced)
+        return "".join(made)
+
+    def _replaced(self, text: str) -> str | None:
+        try:
+            return self._known[text]
+        except KeyError:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            found = self._known[text] = self._found(text.encode())
+            return found
+
+    def _found(self, key: bytes) -> str | None:
+        """The replacement of the shortest string in the table that ``key`` begins with; None when there is none."""
+
+        def unit(at: int) -> int:
+            if at >= len(self._trie):
+                raise TokenizerError(f"{PREFIX}precompiled_charsmap: damaged: it points outside of itself")
+            return int(self._trie[at])
+
+        def base(value: int) -> int:
+            return (value >> 10) << ((value & 0x200) >> 6)
+
+        node = base(unit(0))
+        for byte in key:
+            if byte == 0:
+                return None
+            node ^= byte
+            value = unit(node)
+            if value & 0x800000FF != byte:
+                return None
+            node ^= base(value)
+            if value & 0x100:
+                begin = unit(node) & 0x7FFFFFFF
+                if begin >= len(self._replacements):
+                    raise TokenizerError(f"{PREFIX}precompiled_charsmap: damaged: it points outside of itself")
+                rest: bytes = self._replacements[begin : begin + _LONGEST_REPLACEMENT + 1].tobytes()
+                return rest.split(b"\0", 1)[0].decode("utf-8", "replace")
+        return None
 
 
 class Normalizer:
@@ -32,14 +115,7 @@ class Normalizer:
         data = vocabulary.charsmap
         if not data:
             return
-        length = int.from_bytes(data[:4], "little")
-        if length % 4 or length == 0 or 4 + length >= len(data) or data[-1] != 0:
-            raise TokenizerError(f"{PREFIX}precompiled_charsmap: {len(data)} bytes that are no table of replacements")
-        self._trie = np.frombuffer(data, "<u4", length // 4, 4).astype(np.uint32)
-        self._replacements = np.frombuffer(data, np.uint8, offset=4 + length)
-        longest = int(np.diff(np.flatnonzero(self._replacements == 0), prepend=-1).max()) - 1
-        if longest > _LONGEST_REPLACEMENT:
-            raise TokenizerError(f"{PREFIX}precompiled_charsmap: a replacement of {longest} bytes")
+        self._trie, self._replacements = _table(data)
 
     def __call__(self, text: str) -> str:
         """The normalized text."""
@@ -70,9 +146,12 @@ class Normalizer:
 
 
 class SentencePieceEncoder:
-    """Encodes text without special tokens. Raises TokenizerError when the pieces do not make a model."""
+    """Encodes text without special tokens. Raises TokenizerError when the pieces do not make a model.
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    ``of_words``: the text comes normalized and cut, its spaces replaced already (``encode_words``).
+    """
+
+    def __init__(self, vocabulary: Vocabulary, *, of_words: bool = False) -> None:
         from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 
         bytes_found = byte_ids(vocabulary)
@@ -83,13 +162,14 @@ class SentencePieceEncoder:
         self._byte_fallback = bool(bytes_found)
         model: Any = vars(sentencepiece_model_pb2)["ModelProto"]()  # protobuf makes its classes when imported
         unigram = vocabulary.model == "t5"
-        self._normalized = Normalizer(vocabulary) if unigram else None
+        self._normalized = Normalizer(vocabulary) if unigram and not of_words else None
+        self._known: dict[str, list[int]] = {}
         model.trainer_spec.model_type = _UNIGRAM if unigram else _BPE
         model.trainer_spec.byte_fallback = self._byte_fallback
         model.normalizer_spec.name = "identity"
         model.normalizer_spec.add_dummy_prefix = False
         model.normalizer_spec.remove_extra_whitespaces = False
-        model.normalizer_spec.escape_whitespaces = True
+        model.normalizer_spec.escape_whitespaces = not of_words
         self._add_pieces(model, vocabulary)
         self._processor: Any = SentencePieceProcessor()
         try:
@@ -128,4 +208,18 @@ class SentencePieceEncoder:
         if not self._byte_fallback and self._unknown == self._n_vocab and self._n_vocab in ids:
             raise TokenizerError(f"{PREFIX}tokens: the vocabulary has no piece for some character of the text, no byte "
                                  "tokens and no unknown token")  # fmt: skip
+        return ids
+
+    def encode_words(self, words: Sequence[str]) -> list[int]:
+        """Token ids of words, each by itself. Raises as ``encode`` does."""
+        ids: list[int] = []
+        for word in words:
+            found = self._known.get(word)
+            if found is None:
+                found = self.encode(word)
+                if len(word) <= _LONGEST_KEPT:
+                    if len(self._known) >= _REMEMBERED:
+                        self._known.clear()
+                    self._known[word] = found
+            ids += found
         return ids

@@ -12,10 +12,11 @@ import numpy as np
 
 from gumba.errors import RequestError, TokenizerError
 from gumba.text.byte_bpe import BytePairEncoder, CharacterPairEncoder, spelled_bytes
+from gumba.text.pipeline import KEYS, Pipeline, Steps, read_steps
 from gumba.text.pretokenize import PRE_TOKENIZERS
 from gumba.text.sentence_piece import SPACE, SentencePieceEncoder
 from gumba.text.vocabulary import PREFIX, TokenType, Vocabulary, byte_value, metadata_strings, read_vocabulary
-from gumba.text.word_piece import WordPieceEncoder
+from gumba.text.word_piece import LONGEST_WORD, WordPieceEncoder
 
 if TYPE_CHECKING:
     from gumba.gguf.parser import Header
@@ -33,6 +34,19 @@ def _of_characters(vocabulary: Vocabulary) -> bool:
     return family is not None and family.characters
 
 
+def _encoder_of_words(metadata: Mapping[str, Any], vocabulary: Vocabulary, steps: Steps) -> Encoder:
+    """The model alone, for words that the steps of a file cut."""
+    if vocabulary.model == "t5":
+        return SentencePieceEncoder(vocabulary, of_words=True)
+    if vocabulary.model == "bert":
+        longest = steps.options.get("max_input_chars_per_word", LONGEST_WORD)
+        return WordPieceEncoder(vocabulary, longest, steps.options.get("continuing_subword_prefix", "##"))
+    merges = metadata_strings(metadata, KEYS + "merges" if vocabulary.model == "llama" else PREFIX + "merges")
+    return CharacterPairEncoder(
+        vocabulary, merges, steps.options, {token.id: token.text for token in steps.added or ()}
+    )
+
+
 class Tokenizer:
     """Token ids as llama.cpp and the model's own code give them.
 
@@ -45,10 +59,11 @@ class Tokenizer:
     One tokenizer may be used by several threads at once.
     """
 
-    def __init__(self, vocabulary: Vocabulary, encoder: Encoder) -> None:
+    def __init__(self, vocabulary: Vocabulary, encoder: Encoder, steps: Steps | None = None) -> None:
         self._vocabulary = vocabulary
         self._encoder = encoder
         self._bytes: dict[int, bytes] = {}
+        self._mark = SPACE
         self._types = vocabulary.types.astype(np.uint8).tobytes()  # indexed much faster than an array
         special = vocabulary.special
         self.n_vocab: int = len(vocabulary.texts)
@@ -74,9 +89,21 @@ class Tokenizer:
         self.add_sep: bool = vocabulary.add_sep
         self.add_space_prefix: bool = vocabulary.add_space_prefix and isinstance(encoder, SentencePieceEncoder)
         self.token_type_count: int = vocabulary.token_type_count
-        # Whether the first word after a special token has a space that no text had.
+        spells_bytes = isinstance(encoder, BytePairEncoder)
+        if steps is not None and steps.has_words:
+            self.add_space_prefix = steps.prefix != "never"
+            spells_bytes, self._mark = steps.byte_level, steps.mark.encode() or SPACE
+        self._spells_bytes = spells_bytes
+        # Whether the first word, and the first word after a special token, has a space that no text had.
         self._space_first = self.add_space_prefix or isinstance(encoder, WordPieceEncoder)
+        self._space_after_special = self._space_first and not (steps is not None and steps.prefix == "first")
         self._spaced = self.add_space_prefix and vocabulary.model == "llama"  # the encoder for t5 does it itself
+        self._pipeline = None
+        if steps is not None:
+            words = None if isinstance(encoder, BytePairEncoder) else encoder.encode_words
+            self._pipeline = Pipeline(
+                steps, vocabulary, encode=encoder.encode, encode_words=words, space_before=self._spaced
+            )
         last = self.sep_id if vocabulary.model == "bert" else self.eos_id if self.add_eos else None
         self._ends = () if last is None else (last,)
 
@@ -100,8 +127,11 @@ class Tokenizer:
     @classmethod
     def _of_metadata(cls, metadata: Mapping[str, Any]) -> Tokenizer:
         vocabulary = read_vocabulary(metadata, PRE_TOKENIZERS)
+        steps = read_steps(metadata, vocabulary)
         encoder: Encoder
-        if vocabulary.model in ("llama", "t5"):
+        if steps is not None and steps.has_words:
+            encoder = _encoder_of_words(metadata, vocabulary, steps)
+        elif vocabulary.model in ("llama", "t5"):
             encoder = SentencePieceEncoder(vocabulary)
         elif vocabulary.model == "bert":
             encoder = WordPieceEncoder(vocabulary)
@@ -109,7 +139,7 @@ class Tokenizer:
             merges = metadata_strings(metadata, PREFIX + "merges")
             kind = CharacterPairEncoder if _of_characters(vocabulary) else BytePairEncoder
             encoder = kind(vocabulary, merges)
-        return cls(vocabulary, encoder)
+        return cls(vocabulary, encoder, steps)
 
     def same_vocabulary(self, other: Tokenizer) -> bool:
         """Whether every token id stands for the same text and kind in both."""
@@ -122,6 +152,8 @@ class Tokenizer:
     @functools.cached_property
     def control_texts(self) -> tuple[str, ...]:
         """The texts that ``parse_special`` takes for control (or unknown) tokens, longest first."""
+        if self._pipeline is not None:
+            return self._pipeline.control_texts
         found = self._vocabulary.special_texts[True]
         return tuple(text for text, token in found if self._types[token] in _MARKERS)
 
@@ -148,6 +180,9 @@ class Tokenizer:
         ids: list[int] = []
         if add_special and self.add_bos and self.bos_id is not None:
             ids.append(self.bos_id)
+        if self._pipeline is not None:
+            ids += self._pipeline.encode(text, parse_special, shield)
+            return ids + [*self._ends] if add_special else ids
         after_special = True
         for fragment in self._fragments(text, parse_special, shield):
             if isinstance(fragment, int):
@@ -265,7 +300,7 @@ class Tokenizer:
             return bytes([byte_value(token, text)])
         if kind != TokenType.NORMAL:
             return text
-        return spelled_bytes(text) if isinstance(self._encoder, BytePairEncoder) else text.replace(SPACE, b" ")
+        return spelled_bytes(text) if self._spells_bytes else text.replace(self._mark, b" ")
 
     def token_text(self, token: int) -> str:
         """The text of a token as the file spells it ("Ġhello"). Raises RequestError for an id out of range."""
@@ -304,7 +339,7 @@ class Tokenizer:
                 piece = b""
             elif at_start and kind == _NORMAL and piece.startswith(b" "):
                 piece = piece[1:]
-            at_start = self._space_first and (marker or kind == _USER_DEFINED)
+            at_start = self._space_after_special and (marker or kind == _USER_DEFINED)
             yield piece
 
     def decode_bytes(self, ids: Sequence[int], skip_special: bool = False, *, continuation: bool = False) -> bytes:

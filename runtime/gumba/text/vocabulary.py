@@ -136,16 +136,30 @@ def metadata_strings(metadata: Mapping[str, Any], key: str) -> GGUFArray:
     return value
 
 
-def _numbers(metadata: Mapping[str, Any], key: str, kinds: str, n_vocab: int) -> npt.NDArray[Any] | None:
-    """The array of ``n_vocab`` numbers at ``key`` (numpy kinds in ``kinds``); None when absent."""
-    value = metadata.get(key)
-    if value is None:
-        return None
+def _array(value: Any, key: str, kinds: str) -> npt.NDArray[Any]:
+    """The numbers of an array in a file (numpy kinds in ``kinds``)."""
     if not isinstance(value, GGUFArray) or value.element_type in (ValueType.STRING, ValueType.BOOL):
         raise TokenizerError(f"{key}: expected an array of numbers, found {value!r:.80}")
     array = value.to_numpy()
     if array.dtype.kind not in kinds:
         raise TokenizerError(f"{key}: its elements are {value.element_type.name}, which makes no sense here")
+    return array
+
+
+def metadata_numbers(metadata: Mapping[str, Any], key: str) -> list[int]:
+    """The array of integers at ``key``. Raises TokenizerError naming the key."""
+    if key not in metadata:
+        raise TokenizerError(f"{key}: missing")
+    numbers: list[int] = _array(metadata[key], key, "iu").tolist()
+    return numbers
+
+
+def _numbers(metadata: Mapping[str, Any], key: str, kinds: str, n_vocab: int) -> npt.NDArray[Any] | None:
+    """The array of ``n_vocab`` numbers at ``key`` (numpy kinds in ``kinds``); None when absent."""
+    value = metadata.get(key)
+    if value is None:
+        return None
+    array = _array(value, key, kinds)
     if len(array) != n_vocab:
         raise TokenizerError(f"{key}: {len(array)} elements, but tokenizer.ggml.tokens has {n_vocab}")
     return array
@@ -227,7 +241,7 @@ def read_vocabulary(metadata: Mapping[str, Any], families: Mapping[str, Any]) ->
     add_eos = model != "bert" and _flag(metadata, "eos", special, kind.add_eos)
     lowercase = metadata_value(metadata, PREFIX + "normalizer.lowercase", bool, model == "bert")
     eog_ids = end_ids(ids, special, types) | more_end_ids(metadata, n_vocab)
-    eats_before, eats_after = _eaters(metadata, ids, types, model, pre)
+    eats_before, eats_after = stripping_tokens(metadata, ids, types, model, pre)
     count = metadata_value(metadata, PREFIX + "token_type_count", int, 0)
     if count < 0:
         raise TokenizerError(f"{PREFIX}token_type_count: {count}")
@@ -345,10 +359,10 @@ _PHI3 = re.compile(r"phi[- ]?3", re.IGNORECASE)
 _PHI3_OTHERS = (b"<unk>", b"<s>", b"<|endoftext|>")
 
 
-def _eaters(
+def stripping_tokens(
     metadata: Mapping[str, Any], ids: Mapping[bytes, int], types: npt.NDArray[np.int32], model: str, pre: str
 ) -> tuple[frozenset[int], frozenset[int]]:
-    """Special tokens that take whitespace before, and after them along. Files do not say it: it is known of families."""
+    """Special tokens that take whitespace before, and after them along, as known of families: GGUF has no key for it."""
     of_roberta = model == "t5" or (model == "gpt2" and pre.startswith(("jina-", "roberta")))
     mask = ids.get(b"<mask>") if of_roberta else ids.get(b"[MASK]") if pre == "modern-bert" else None
     before = frozenset() if mask is None else frozenset((mask,))

@@ -1,0 +1,283 @@
+"""What a tokenizer.json says beyond GGUF's own keys, as keys of gumba's own (see `gumba.text.pipeline`).
+
+GGUF names a kind of vocabulary, and each kind implies its normalizer, its pre-tokenizer and its model; tokenizer.json spells
+all of them out. Where the two differ, the steps go into the file as they are, with the added tokens and their flags.
+llama.cpp reads none of these keys: a warning says what it does otherwise.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from gumba.errors import ConvertError, TokenizerError
+from gumba.text import added_tokens as rules
+from gumba.text.byte_bpe import BYTE_TO_CHARACTER
+from gumba.text.normalizers import normalizer
+from gumba.text.patterns import deadline_of
+from gumba.text.pipeline import KEYS
+from gumba.text.pretokenize import PRE_TOKENIZERS
+from gumba.text.words import Pieces, cutter
+from gumba_convert import pre_tokenizers
+from gumba_convert.gguf_writer import string, strings
+from gumba_convert.probe import PROBE
+from gumba_convert.tokens import BYTE, NORMAL, Vocabulary, steps
+
+_SPACE = "▁"
+_SHOWN = 300  # characters of the steps in a warning
+#: Decoders that read tokens as gumba does.
+_DECODERS = ("ByteLevel", "Metaspace", "WordPiece", "ByteFallback", "Fuse", "Strip", "Replace")
+_SPACES_MARKED: dict[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+#: What is tried of a file's patterns: one that takes too long on these is refused.
+_TRIED = (PROBE, "a" * 3000, " " * 3000, "a " * 1500, "1" * 3000, "a1!\n" * 750)
+
+
+def add_steps(
+    vocabulary: Vocabulary, tokenizer: dict[str, Any], added: dict[int, dict[str, Any]], where: str, *, named: bool
+) -> None:
+    """Give a vocabulary what its tokenizer.json says beyond GGUF's own keys, and warnings.
+
+    Args:
+        tokenizer: tokenizer.json. added: its added tokens, as `special_tokens.added_tokens` has them.
+        named: the user has named the pre-tokenizer (`vocabulary.pre`), whatever tokenizer.json says.
+
+    Raises:
+        ConvertError: a step that gumba does not have, or byte tokens of which some are missing.
+    """
+    n_bytes = int((vocabulary.types == BYTE).sum())
+    if 0 < n_bytes < 256:
+        raise ConvertError(f"{where}: byte_fallback, but only {n_bytes} of the 256 byte tokens")
+    if isinstance(tokenizer.get("added_tokens"), list):
+        vocabulary.added = {i: token for i, token in added.items() if i < len(vocabulary.tokens)}
+    normalizers, model = steps(tokenizer.get("normalizer"), "normalizers"), tokenizer["model"]
+    reasons = [] if named else _REASONS[vocabulary.model](vocabulary, tokenizer)
+    alone = vocabulary.model == "gpt2" and bool(normalizers) and not reasons and vocabulary.pre != "whitespace"
+    _warn(vocabulary, tokenizer, where, differs=bool(reasons))
+    vocabulary.adds_tokens = bool(reasons) or _is_ambiguous(vocabulary.added.values())
+    if not reasons and not alone:
+        return
+    _check(tokenizer, where)
+    keys = {"normalizer": string(_spelled(tokenizer.get("normalizer")))}
+    if reasons:
+        keys["pre_tokenizer"] = string(_spelled(tokenizer.get("pre_tokenizer")))
+        keys["model"] = string(json.dumps(_options(vocabulary, model)))
+        if vocabulary.model == "llama":
+            keys["merges"] = strings(f"{left} {right}" for left, right in _pairs(model))
+    vocabulary.steps = {KEYS + name: value for name, value in keys.items()}
+    vocabulary.adds_tokens = vocabulary.adds_tokens or any(
+        token["flags"] & rules.NORMALIZED for token in added.values()
+    )
+    reason = "; ".join(reasons) or f"the tokenizer normalizes text: {_shown(normalizers)}"
+    vocabulary.warnings.append(
+        f"{where}: {reason}. GGUF has no key for it: gumba reads its own ({KEYS}*), llama.cpp gives other ids for some texts"
+    )
+
+
+def _spelled(step: Any) -> str:
+    """A step as JSON; the table of a Precompiled one has a key of GGUF's own."""
+
+    def without_table(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: without_table(each) for key, each in value.items() if key != "precompiled_charsmap"}
+        return [without_table(each) for each in value] if isinstance(value, list) else value
+
+    return json.dumps(without_table(step), ensure_ascii=False, separators=(",", ":"))
+
+
+def _shown(listed: Iterable[dict[str, Any]]) -> str:
+    text = ", ".join(
+        " ".join(
+            [str(step.get("type")), *(_spelled({k: v}) for k, v in step.items() if k not in ("type", "trim_offsets"))]
+        )
+        for step in listed
+    )
+    return f"{text[:_SHOWN]} ..." if len(text) > _SHOWN else text or "none"
+
+
+def _check(tokenizer: dict[str, Any], where: str) -> None:
+    """Refuse steps that the runtime would refuse, and patterns that take too long."""
+    try:
+        step = tokenizer.get("normalizer")
+        normalize = normalizer(step, lambda text: text) if step else None
+        texts = [normalize(text, deadline_of(text)) if normalize else text for text in _TRIED]
+    except TokenizerError as error:
+        raise ConvertError(f"{where}: {error}") from None
+    try:
+        step = tokenizer.get("pre_tokenizer")
+        for cut in [cutter(step)] if step else []:
+            for text in texts:
+                cut(Pieces([text], True), deadline_of(text))
+    except TokenizerError as error:
+        raise ConvertError(
+            f"{where}: {error}. If GGUF has a name for this pre-tokenizer, give it: `gumba convert SOURCE -o OUT.gguf "
+            f"--pre-tokenizer NAME` (in Python, pre_tokenizer=NAME); known are {', '.join(sorted(pre_tokenizers.NAMES))}"
+        ) from None
+
+
+# Why GGUF's keys do not say it all, by kind of vocabulary.
+
+
+def _of_gpt2(vocabulary: Vocabulary, tokenizer: dict[str, Any]) -> list[str]:
+    model, family = tokenizer["model"], PRE_TOKENIZERS[vocabulary.pre]
+    cutters, normalizers = (_leaves(tokenizer, name) for name in ("pre_tokenizer", "normalizer"))
+    ignores = bool(model.get("ignore_merges"))
+    reasons = []
+    if pre_tokenizers.detect(tokenizer.get("pre_tokenizer"), ignore_merges=ignores) != (vocabulary.pre, True):
+        reasons.append(f"pre-tokenizer {_shown(cutters)}")
+    if ignores != family.whole_words and not family.characters:
+        reasons.append(f"ignore_merges is {str(ignores).lower()}, unlike what pre-tokenizer {vocabulary.pre!r} implies")
+    if vocabulary.pre == "whitespace":
+        reasons += [f"normalizer {_shown(normalizers)}"] if normalizers not in ([], [{"type": "Lowercase"}]) else []
+        unknown = vocabulary.special.ids.get("unk")
+        if model.get("fuse_unk") or ignores or _unknown_id(vocabulary, model) != unknown:
+            reasons.append("options of the BPE model")
+    elif model.get("unk_token") and not set(BYTE_TO_CHARACTER.values()) <= set(vocabulary.tokens):
+        reasons.append(f"unk_token {model['unk_token']!r} of BPE over characters")
+    elif any(step.get("type") == "ByteLevel" for step in normalizers):
+        reasons.append("a ByteLevel normalizer")
+    return reasons
+
+
+def _of_gemma4(vocabulary: Vocabulary, tokenizer: dict[str, Any]) -> list[str]:
+    return _steps_unlike(tokenizer, [[_SPACES_MARKED]], [[], *_SPLIT_AT_SPACES])
+
+
+def _of_llama(vocabulary: Vocabulary, tokenizer: dict[str, Any]) -> list[str]:
+    model, added = tokenizer["model"], vocabulary.added.values()
+    prefix = vocabulary.add_space_prefix is not False
+    normalizers: list[dict[str, Any]] = (
+        [{"type": "Prepend", "prepend": _SPACE}, _SPACES_MARKED] if prefix else [_SPACES_MARKED]
+    )
+    bare = [] if prefix else [[{"type": "Metaspace", "prepend_scheme": "never", "split": False, "replacement": _SPACE}]]
+    reasons = _steps_unlike(tokenizer, [normalizers], [[], *_SPLIT_AT_SPACES])
+    if reasons and bare and not _steps_unlike(tokenizer, [[]], bare):
+        reasons = []
+    if model.get("ignore_merges"):
+        reasons.append("ignore_merges is true")
+    if not reasons and not _is_order_of_scores(vocabulary, model):
+        reasons.append("merges whose order no scores can say")
+    normalized = [token["content"] for token in added if token["flags"] & rules.NORMALIZED]
+    if not reasons and any(prefix or " " in text or _SPACE in text for text in normalized):
+        reasons.append(f"added tokens that are looked for in normalized text ({normalized[0]!r} ...)")
+    return reasons
+
+
+def _of_t5(vocabulary: Vocabulary, tokenizer: dict[str, Any]) -> list[str]:
+    # Hugging Face's tables replace grapheme clusters, SentencePiece's the longest strings; Metaspace adds no second space.
+    named = (f"{name} {_shown(_leaves(tokenizer, name))}" for name in ("normalizer", "pre_tokenizer"))
+    return [" and ".join(named)]
+
+
+def _of_bert(vocabulary: Vocabulary, tokenizer: dict[str, Any]) -> list[str]:
+    model, normalizers = tokenizer["model"], _leaves(tokenizer, "normalizer")
+    reasons = _steps_unlike(tokenizer, [normalizers], [[{"type": "BertPreTokenizer"}]])
+    step = normalizers[0] if len(normalizers) == 1 else {}
+    if step.get("type") != "BertNormalizer" or not (
+        step.get("clean_text", True) and step.get("handle_chinese_chars", True)
+    ):
+        reasons.append(f"normalizer {_shown(normalizers)}")
+    if model.get("max_input_chars_per_word", 100) != 100:
+        reasons.append(f"max_input_chars_per_word is {model['max_input_chars_per_word']}")
+    if any(token["flags"] & rules.NORMALIZED for token in vocabulary.added.values()):
+        reasons.append("added tokens that are looked for in normalized text")
+    return reasons
+
+
+_REASONS = {"gpt2": _of_gpt2, "gemma4": _of_gemma4, "llama": _of_llama, "t5": _of_t5, "bert": _of_bert}
+#: Pre-tokenizers that find nothing to cut once spaces are U+2581.
+_SPLIT_AT_SPACES = [
+    [{"type": "Split", "pattern": {"String": " "}, "behavior": behavior, "invert": False}]
+    for behavior in ("MergedWithPrevious", "MergedWithNext", "Isolated")
+]
+
+
+def _leaves(tokenizer: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The steps of the normalizer or pre-tokenizer, sequences within sequences opened."""
+
+    def opened(step: Any) -> list[dict[str, Any]]:
+        inner = steps(step, "normalizers" if name == "normalizer" else "pretokenizers")
+        return inner if inner == [step] else [leaf for each in inner for leaf in opened(each)]
+
+    return opened(tokenizer.get(name))
+
+
+def _steps_unlike(
+    tokenizer: dict[str, Any], normalizers: list[list[dict[str, Any]]], cutters: list[list[dict[str, Any]]]
+) -> list[str]:
+    """The normalizer and the pre-tokenizer, as far as they are none of those listed."""
+    found = ((name, _leaves(tokenizer, name), listed) for name, listed in
+             (("normalizer", normalizers), ("pre_tokenizer", cutters)))  # fmt: skip
+    return [f"{name} {_shown(leaves)}" for name, leaves, listed in found if leaves not in listed]
+
+
+def _pairs(model: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    for merge in model["merges"]:
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        yield (left, right)
+
+
+def _is_order_of_scores(vocabulary: Vocabulary, model: dict[str, Any]) -> bool:
+    """Whether merging by scores does the same as the merges in their order: all ways to make a token, best scores first."""
+    assert vocabulary.scores is not None
+    normal = vocabulary.types == NORMAL
+    scores = dict(zip(itertools.compress(vocabulary.tokens, normal), vocabulary.scores[normal].tolist()))
+    last, listed = float("inf"), set()
+    for pair in _pairs(model):
+        score = scores.get("".join(pair))
+        if score is None or pair[0] not in scores or pair[1] not in scores:
+            continue
+        if score > last:
+            return False
+        last = score
+        listed.add(pair)
+    # All that are listed are ways to make a token: if there are as many, they are all of them.
+    ways = sum(text[:at] in scores and text[at:] in scores for text in scores for at in range(1, len(text)))
+    return ways == len(listed)
+
+
+def _unknown_id(vocabulary: Vocabulary, model: dict[str, Any]) -> int | None:
+    unknown = model.get("unk_token")
+    return vocabulary.tokens.index(unknown) if isinstance(unknown, str) and unknown in vocabulary.tokens else None
+
+
+def _options(vocabulary: Vocabulary, model: dict[str, Any]) -> dict[str, Any]:
+    if vocabulary.model == "t5":
+        return {}
+    if vocabulary.model == "bert":
+        return {
+            "max_input_chars_per_word": model.get("max_input_chars_per_word", 100),
+            "continuing_subword_prefix": model.get("continuing_subword_prefix", "##"),
+        }
+    unknown = _unknown_id(vocabulary, model)
+    options: dict[str, Any] = {} if unknown is None else {"unk_id": unknown}
+    return options | {name: bool(model.get(name)) for name in ("fuse_unk", "byte_fallback", "ignore_merges")}
+
+
+# Added tokens.
+
+
+def _is_ambiguous(added: Iterable[dict[str, Any]]) -> bool:
+    """Whether texts exist in which it matters that what begins first wins, and not what is longest as in llama.cpp."""
+    texts = [(token["content"], bool(token["flags"] & rules.NORMALIZED)) for token in added]
+    plain = {text for text, normalized in texts if not normalized}
+    if any(normalized and any(each in text for each in plain) for text, normalized in texts):
+        return True  # what is not normalized comes first, however short
+    beginnings = {text[:n] for text, _ in texts for n in range(1, len(text))}
+    ends = {text[n:] for text, _ in texts for n in range(1, len(text)) if len(set(text)) > 1}
+    runs = {text for text, _ in texts if len(set(text)) == 1 and len(text) > 1}
+    mixed = {text[:n] for text, _ in texts for n in range(1, len(text)) if len(set(text)) > 1}
+    return bool(beginnings & ends) or any(run[1:] in mixed for run in runs)
+
+
+def _warn(vocabulary: Vocabulary, tokenizer: dict[str, Any], where: str, *, differs: bool) -> None:
+    """Warn of what is not done at all."""
+    if tokenizer["model"].get("dropout"):
+        vocabulary.warnings.append(
+            f"{where}: dropout {tokenizer['model']['dropout']!r} of BPE is for training: left out"
+        )
+    decoder = tokenizer.get("decoder")
+    unknown = [step for step in steps(decoder, "decoders") if step.get("type") not in _DECODERS]
+    if unknown or (differs and decoder is None and vocabulary.model != "bert"):
+        vocabulary.warnings.append(f"{where}: decoder {_shown(unknown)}: gumba's text of ids is another one")

@@ -1,0 +1,114 @@
+r"""Added tokens: cut out of a text before anything else, by the rules of Hugging Face's tokenizers library.
+
+Tokens that are not ``normalized`` are looked for in the text itself, then the others (normalized themselves) in what the
+normalizer makes of each stretch between. Of the tokens that match at a place the longest counts, and what begins first
+wins. ``single_word``: not inside a word; ``lstrip``, ``rstrip``: whitespace before or after the token goes along with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from gumba.text.normalizers import WHITE_SPACE
+
+#: Bits of ``gumba.tokenizer.added_token_flags``; SPACES: the token has U+2581 where the vocabulary's text has spaces.
+LSTRIP, RSTRIP, SINGLE_WORD, NORMALIZED, SPACES = 1, 2, 4, 8, 16
+ALL_FLAGS = LSTRIP | RSTRIP | SINGLE_WORD | NORMALIZED | SPACES
+
+LONGEST_TOKEN = 1000  # characters of an added token: each place of a text may be compared with as many
+_DEEPEST = 50  # groups within groups of one pattern
+_WORD = r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u200c\u200d]"
+
+
+class AddedToken(NamedTuple):
+    """One added token; ``flags``: bits of the above; ``special``: only looked for where control tokens are."""
+
+    id: int
+    text: str
+    flags: int
+    special: bool
+
+
+class Matcher:
+    """Finds tokens in a text, the leftmost first and the longest of those."""
+
+    def __init__(self, tokens: Sequence[AddedToken]) -> None:
+        import regex
+
+        self._tokens: dict[str, AddedToken] = {}
+        for token in tokens:
+            self._tokens.setdefault(token.text, token)  # of equal texts the first counts
+        self._find = re.compile(_alternatives(list(self._tokens))).finditer if self._tokens else None
+        self._word: Any = regex.compile(_WORD).match
+
+    def cut(self, text: str, parse_special: bool) -> list[str | int]:
+        """The text with tokens as their ids; nothing in it is empty."""
+        if self._find is None:
+            return [text] if text else []
+        cut: list[str | int] = []
+        begin = 0
+        for match in self._find(text):
+            token = self._tokens[match[0]]
+            first, last = match.span()
+            if token.special and not parse_special:
+                continue
+            if token.flags & SINGLE_WORD and (
+                self._is_word(text[first - 1 : first]) or self._is_word(text[last : last + 1])
+            ):
+                continue
+            if token.flags & LSTRIP:
+                first = begin + len(text[begin:first].rstrip(WHITE_SPACE))
+            if token.flags & RSTRIP:
+                while last < len(text) and text[last] in WHITE_SPACE:
+                    last += 1
+            if begin < first:
+                cut.append(text[begin:first])
+            cut.append(token.id)
+            begin = last
+        if begin < len(text):
+            cut.append(text[begin:])
+        return cut
+
+    def _is_word(self, character: str) -> bool:
+        return bool(character) and self._word(character) is not None
+
+
+def _alternatives(texts: Sequence[str]) -> str:
+    """A pattern of texts that prefers the longest; common beginnings are written once, as thousands share them."""
+    trie: dict[str, Any] = {}
+    for text in texts:
+        node = trie
+        for character in text:
+            node = node.setdefault(character, {})
+        node[""] = {}
+    return (
+        _of_trie(trie)
+        if _branchings(trie) <= _DEEPEST
+        else "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
+    )
+
+
+def _branchings(trie: dict[str, Any]) -> int:
+    """How many nodes with a choice lie one below another, at most."""
+    deepest, level = 0, [(trie, 0)]
+    while level:
+        deepest = max(deepest, *(depth for _, depth in level))
+        level = [(node[key], depth + (len(node) > 1)) for node, depth in level for key in node]
+    return deepest
+
+
+def _of_trie(node: dict[str, Any]) -> str:
+    written = []
+    for character, below in node.items():
+        if character:
+            run = [character]
+            while len(below) == 1 and "" not in below:
+                ((character, below),) = below.items()
+                run.append(character)
+            written.append(re.escape("".join(run)) + _of_trie(below))
+    if not written:
+        return ""
+    whole = written[0] if len(written) == 1 and "" not in node else f"(?:{'|'.join(written)})"
+    return whole + ("?" if "" in node else "")

@@ -1,0 +1,131 @@
+r"""Regular expressions of tokenizer.json files, run with a limit on their time.
+
+tokenizer.json is written for Oniguruma in Ruby's spelling, the patterns run here on the ``regex`` library: ``$`` and ``^``
+are ends of lines, ``(?m:`` lets the dot match newlines, ``\h`` is a hexadecimal digit, and ``\w`` counts superscript
+digits and fractions of Latin-1 in. A pattern comes from an untrusted file and may take exponential time: every search has
+a deadline (``PATIENCE`` seconds and a little for each character of the text).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from gumba.errors import TokenizerError
+
+LONGEST_PATTERN = 20_000  # characters
+PATIENCE, PER_CHARACTER = 2.0, 2e-5  # seconds that the patterns of one text may take
+
+_WORD = r"\w\xb2\xb3\xb9\xbc-\xbe"
+#: Escapes outside of character classes that mean the same in both libraries, or have a spelling here.
+_SAME = frozenset("dDsSbBnrtfvapPAXuxRtWw0123456789")
+_OTHER = {"h": "[0-9A-Fa-f]", "H": "[^0-9A-Fa-f]", "z": r"\Z", "Z": r"(?=\n?\Z)", "e": r"\x1b", "w": f"[{_WORD}]"}
+_OTHER["W"] = f"[^{_WORD}]"
+
+
+def deadline_of(text: str) -> float:
+    """The time (``time.monotonic``) at which the patterns of a text must have finished."""
+    return time.monotonic() + PATIENCE + PER_CHARACTER * len(text)
+
+
+class Pattern:
+    """A compiled pattern. Raises TokenizerError for one that is too long, faulty, or has constructs without a twin here."""
+
+    def __init__(self, source: str, *, literal: bool = False) -> None:
+        import regex
+
+        if len(source) > LONGEST_PATTERN:
+            raise TokenizerError(f"a pattern of {len(source)} characters; the limit is {LONGEST_PATTERN}")
+        self._source = source
+        try:
+            translated = regex.escape(source, literal_spaces=True) if literal else _translated(source)
+            self._regex: Any = regex.compile(translated, regex.VERSION1 | regex.MULTILINE)
+        except (regex.error, RecursionError, OverflowError, ValueError) as error:
+            raise TokenizerError(f"the pattern {source!r:.200} is not supported: {error!s:.200}") from None
+
+    def spans(self, text: str, deadline: float) -> Iterator[tuple[int, int]]:
+        """Where the pattern matches; an empty match right after a match does not count, as in Oniguruma.
+
+        Raises TokenizerError when the deadline passes.
+        """
+        last = -1
+        try:
+            for match in self._regex.finditer(text, timeout=max(deadline - time.monotonic(), 1e-3)):
+                first, end = match.span()
+                if first == end == last:
+                    continue
+                last = end
+                yield first, end
+        except TimeoutError:
+            raise TokenizerError(f"the pattern {self._source!r:.200} takes too long on this text") from None
+
+
+def _translated(source: str) -> str:
+    """The pattern in the spelling of the ``regex`` library. Raises ValueError for what it does not have."""
+    out: list[str] = []
+    depth, i = 0, 0  # depth of nested character classes
+    while i < len(source):
+        character = source[i]
+        if character == "\\":
+            spelled, i = _escape(source, i, depth > 0)
+            out.append(spelled)
+            continue
+        if depth == 0 and source.startswith("(?", i):
+            spelled, i = _group(source, i)
+            out.append(spelled)
+            continue
+        if depth and source[i : i + 2] in ("--", "||", "~~"):
+            if source[i : i + 2] == "--":
+                raise ValueError("a range that begins or ends with '-'")
+            out.append("\\" + character)
+        elif character == "[":
+            out.append("[")
+            depth += 1
+            if source.startswith("[:", i) and depth > 1 and (end := source.find(":]", i)) > 0:
+                out[-1] = source[i : end + 2]
+                depth, i = depth - 1, end + 1
+        elif character == "]" and depth:
+            out.append("]")
+            depth -= 1
+        else:
+            out.append(character)
+        i += 1
+    if depth:
+        raise ValueError("unterminated character class")
+    return "".join(out)
+
+
+def _escape(source: str, i: int, in_class: bool) -> tuple[str, int]:
+    """An escape in the other spelling, and where it ends."""
+    letter = source[i + 1 : i + 2]
+    if not letter:
+        raise ValueError("it ends with a backslash")
+    if letter == "x" and source.startswith("{", i + 2):
+        end = source.find("}", i)
+        point = int(source[i + 3 : end], 16) if end > 0 else -1
+        if not 0 <= point < 0x110000:
+            raise ValueError(f"{source[i : i + 12]!r}")
+        return (f"\\U{point:08x}", end + 1)
+    if in_class and letter in "hwW":
+        return ({"h": "0-9A-Fa-f", "w": _WORD, "W": _OTHER["W"]}[letter], i + 2)
+    if letter in _OTHER and not (in_class and letter in "zZ"):
+        return (_OTHER[letter], i + 2)
+    if letter in _SAME or not (letter.isascii() and letter.isalnum()):
+        return (source[i : i + 2], i + 2)
+    raise ValueError(f"the escape \\{letter}")
+
+
+def _group(source: str, i: int) -> tuple[str, int]:
+    """The beginning of a group, its options in the other spelling, and where it ends."""
+    if source[i + 2 : i + 3] in (":", "=", "!", ">", "#") or source.startswith(("(?<=", "(?<!"), i):
+        return source[i : i + 3], i + 3
+    if source.startswith("(?<", i):
+        return "(?P<", i + 3
+    end = i + 2
+    while source[end : end + 1] in ("m", "i", "x", "-"):
+        end += 1
+    options, after = source[i + 2 : end], source[end : end + 1]
+    if not options or after not in (":", ")"):
+        raise ValueError(f"the group {source[i : i + 8]!r}")
+    return f"(?{options.replace('m', 's')}{after}", end + 1

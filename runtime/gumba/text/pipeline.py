@@ -1,0 +1,248 @@
+"""The steps of a tokenizer.json that GGUF's own keys cannot say, run from keys of gumba's own.
+
+Keys, all under ``gumba.tokenizer.``; llama.cpp reads none of them:
+
+- ``added_tokens``, an array of token ids, and ``added_token_flags``, as many numbers (bits of ``added_tokens.LSTRIP`` ...):
+  the tokens that are cut out of a text, and how;
+- ``normalizer`` and ``pre_tokenizer``: the steps as JSON, spelled as in tokenizer.json ("null" for none). A Precompiled
+  step has its table in ``tokenizer.ggml.precompiled_charsmap``;
+- ``model``: options of the model as JSON: ``unk_id``, ``fuse_unk``, ``byte_fallback``, ``ignore_merges`` of BPE,
+  ``max_input_chars_per_word`` and ``continuing_subword_prefix`` of WordPiece;
+- ``merges``: merges of a BPE vocabulary of SentencePiece's kind, whose order scores cannot say.
+
+``pre_tokenizer`` replaces everything that the kind of vocabulary does before its model; without it, ``normalizer`` comes
+before that. A file with none of these keys has no pipeline.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from gumba.errors import TokenizerError
+from gumba.text.added_tokens import ALL_FLAGS, LONGEST_TOKEN, NORMALIZED, SPACES, AddedToken, Matcher
+from gumba.text.normalizers import Normalizer, normalizer
+from gumba.text.patterns import deadline_of
+from gumba.text.sentence_piece import GraphemeCharsmap
+from gumba.text.vocabulary import PREFIX, TokenType, Vocabulary, metadata_numbers, metadata_value
+from gumba.text.words import Cutter, Pieces, cutter, metaspace_options
+
+KEYS = "gumba.tokenizer."
+ADDED_TOKENS, ADDED_TOKEN_FLAGS = KEYS + "added_tokens", KEYS + "added_token_flags"
+_ALL_KEYS = (
+    ADDED_TOKENS,
+    ADDED_TOKEN_FLAGS,
+    *(KEYS + name for name in ("normalizer", "pre_tokenizer", "model", "merges")),
+)
+_LONGEST_STEPS, _MOST_STEPS, _DEEPEST = 1 << 20, 64, 8  # characters of JSON, steps, sequences within sequences
+_LONGEST_WORD = 1 << 30
+#: Options of a model and their types; bool ones default to false.
+_OPTIONS = {
+    "unk_id": int, "fuse_unk": bool, "byte_fallback": bool, "ignore_merges": bool, "max_input_chars_per_word": int,
+    "continuing_subword_prefix": str,
+}  # fmt: skip
+_BOUNDARY = "\u2581"
+
+
+class Steps:
+    """The keys of one file, checked.
+
+    ``normalizer`` and ``pre_tokenizer``: None where the file has no such key; ``options``: those of the model;
+    ``added``: None where the file has no such keys; ``byte_level``: tokens spell bytes; ``mark``: the character that stands
+    for a space in tokens, "" for none; ``prefix``: "always", "first" or "never": where a space is put before a text.
+    """
+
+    def __init__(self, metadata: Mapping[str, Any], vocabulary: Vocabulary) -> None:
+        normalizing, cutting = _json(metadata, "normalizer"), _json(metadata, "pre_tokenizer")
+        self.has_normalizer, self.has_words = KEYS + "normalizer" in metadata, KEYS + "pre_tokenizer" in metadata
+        charsmap = GraphemeCharsmap(vocabulary.charsmap) if vocabulary.charsmap else None
+        self.normalizer = _built("normalizer", lambda: normalizer(normalizing, charsmap)) if normalizing else None
+        self.cutter = _built("pre_tokenizer", lambda: cutter(cutting)) if cutting else None
+        self.options = _options(metadata, len(vocabulary.texts))
+        self.added = _added_tokens(metadata, vocabulary)
+        steps = [*_leaves(normalizing, "normalizers"), *_leaves(cutting, "pretokenizers")]
+        self.byte_level = any(step.get("type") == "ByteLevel" for step in steps)
+        self.mark, self.prefix = _spaces(steps)
+
+
+def read_steps(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> Steps | None:
+    """The steps that a file has keys for; None when it has none. Raises TokenizerError naming the key at fault."""
+    return Steps(metadata, vocabulary) if any(key in metadata for key in _ALL_KEYS) else None
+
+
+class Pipeline:
+    """Text to ids of the tokens in it, as Hugging Face's tokenizers library does it: added tokens, normalizer, words, model.
+
+    Args:
+        encode: ids of a text, where the file has no key ``pre_tokenizer``. encode_words: ids of words, where it has.
+        space_before: a text for ``encode`` begins with a space that it does not have itself.
+    """
+
+    def __init__(
+        self,
+        steps: Steps,
+        vocabulary: Vocabulary,
+        *,
+        encode: Callable[[str], list[int]],
+        encode_words: Callable[[Sequence[str]], list[int]] | None,
+        space_before: bool,
+    ) -> None:
+        self._normalizer: Normalizer | None = steps.normalizer
+        self._cutter: Cutter | None = steps.cutter
+        self._encode, self._space_before = encode, space_before
+        self._encode_words = encode_words if steps.has_words else None
+        added = default_added_tokens(vocabulary) if steps.added is None else steps.added
+        self._tokens = added
+        plain = [token for token in added if not token.flags & NORMALIZED]
+        normalized = [token for token in added if token.flags & NORMALIZED]
+        self._before = Matcher(plain)
+        self._after = Matcher([each._replace(text=self._normalized(each.text)) for each in normalized])
+        # In the text of a template control tokens are looked for before anything is normalized: no text of a message may
+        # become one.
+        self._in_template = Matcher([*plain, *(token for token in normalized if token.special)])
+
+    @property
+    def control_texts(self) -> tuple[str, ...]:
+        """The texts of the control tokens among the added ones, longest first."""
+        return tuple(sorted((token.text for token in self._tokens if token.special), key=len, reverse=True))
+
+    def encode(self, text: str, parse_special: bool, shield: str = "") -> list[int]:
+        """Token ids of a text; see ``Tokenizer.encode``. Raises TokenizerError where a pattern takes too long."""
+        deadline = deadline_of(text)
+        ids: list[int] = []
+        at_start = True
+        for outer in self._in_template.cut(text, parse_special) if shield else [text]:
+            if isinstance(outer, int):
+                ids.append(outer)
+                at_start = False
+                continue
+            stretch = outer.replace(shield, "") if shield else outer
+            for piece in self._before.cut(stretch, parse_special and not shield):
+                if isinstance(piece, int):
+                    ids.append(piece)
+                else:
+                    ids += self._encode_stretch(piece, at_start, parse_special and not shield, deadline)
+                at_start = False
+        return ids
+
+    def _encode_stretch(self, text: str, at_start: bool, parse_special: bool, deadline: float) -> list[int]:
+        normalized = text if self._normalizer is None else self._normalizer(text, deadline)
+        if at_start and self._normalizer is not None and normalized:
+            at_start = self._normalizer(text[:1], deadline) != ""  # what begins later in the text is not at its start
+        ids: list[int] = []
+        for piece in self._after.cut(normalized, parse_special):
+            if isinstance(piece, int):
+                ids.append(piece)
+            elif self._encode_words is not None:
+                pieces = Pieces([piece], at_start)
+                words = pieces.texts if self._cutter is None else self._cutter(pieces, deadline).texts
+                ids += self._encode_words(words)
+            else:
+                ids += self._encode(" " + piece if self._space_before else piece)
+            at_start = False
+        return ids
+
+    def _normalized(self, text: str) -> str:
+        return text if self._normalizer is None else self._normalizer(text, deadline_of(text))
+
+
+def default_added_tokens(vocabulary: Vocabulary) -> list[AddedToken]:
+    """The tokens that are cut out of a text where the file has no keys for them."""
+    user_defined = {token for _, token in vocabulary.special_texts[False]}
+    found = []
+    for text, token in vocabulary.special_texts[True]:
+        flags = (token in vocabulary.eats_before) * 1 | (token in vocabulary.eats_after) * 2
+        found.append(AddedToken(token, text, flags, token not in user_defined))
+    return found
+
+
+def _json(metadata: Mapping[str, Any], name: str) -> Any:
+    """The steps at a key; None for none. Raises TokenizerError for what is no JSON, or too much of it."""
+    text = metadata_value(metadata, KEYS + name, str, "null")
+    if len(text) > _LONGEST_STEPS:
+        raise TokenizerError(f"{KEYS}{name}: {len(text)} characters; the limit is {_LONGEST_STEPS}")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        raise TokenizerError(f"{KEYS}{name}: not JSON: {text!r:.80}") from None
+    if value is not None and not isinstance(value, dict):
+        raise TokenizerError(f"{KEYS}{name}: expected an object or null, found {text!r:.80}")
+    if _count(value) > _MOST_STEPS:
+        raise TokenizerError(f"{KEYS}{name}: more than {_MOST_STEPS} steps, or nested deeper than {_DEEPEST}")
+    return value
+
+
+def _count(step: Any, depth: int = 0) -> int:
+    if depth > _DEEPEST:
+        return _MOST_STEPS + 1
+    inner = (
+        [each for value in step.values() if isinstance(value, list) for each in value] if isinstance(step, dict) else []
+    )
+    return 1 + sum(_count(each, depth + 1) for each in inner)
+
+
+def _leaves(step: Any, children: str) -> list[Mapping[str, Any]]:
+    """The steps themselves, without the sequences that hold them."""
+    if not isinstance(step, dict):
+        return []
+    if step.get("type") != "Sequence":
+        return [step]
+    inner = step.get(children)
+    return [leaf for each in inner for leaf in _leaves(each, children)] if isinstance(inner, list) else []
+
+
+def _built(name: str, make: Any) -> Any:
+    try:
+        return make()
+    except TokenizerError as error:
+        raise TokenizerError(f"{KEYS}{name}: {error}") from None
+
+
+def _options(metadata: Mapping[str, Any], n_vocab: int) -> dict[str, Any]:
+    found = _json(metadata, "model") or {}
+    for name, value in found.items():
+        if type(value) is not _OPTIONS.get(name):
+            raise TokenizerError(f"{KEYS}model: {name!r:.80} is {value!r:.80}; known are {', '.join(_OPTIONS)}")
+    if not 0 <= found.get("unk_id", 0) < n_vocab:
+        raise TokenizerError(f"{KEYS}model: unk_id {found['unk_id']} is outside the vocabulary of {n_vocab} tokens")
+    if not 0 <= found.get("max_input_chars_per_word", 0) <= _LONGEST_WORD:
+        raise TokenizerError(f"{KEYS}model: max_input_chars_per_word is {found['max_input_chars_per_word']}")
+    return dict(found)
+
+
+def _added_tokens(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> list[AddedToken] | None:
+    names = (ADDED_TOKENS, ADDED_TOKEN_FLAGS)
+    if not any(name in metadata for name in names):
+        return None
+    ids, flags = (metadata_numbers(metadata, name) for name in names)
+    if len(ids) != len(flags):
+        raise TokenizerError(f"{names[1]}: {len(flags)} elements, but {names[0]} has {len(ids)}")
+    found, n_vocab = [], len(vocabulary.texts)
+    for token, bits in zip(ids, flags):
+        if not 0 <= token < n_vocab:
+            raise TokenizerError(f"{names[0]}: {token} is outside the vocabulary of {n_vocab} tokens")
+        if not 0 <= bits <= ALL_FLAGS:
+            raise TokenizerError(f"{names[1]}: {bits} of token {token} has unknown bits")
+        try:
+            text = vocabulary.texts[token].decode()
+        except UnicodeDecodeError:
+            raise TokenizerError(f"{PREFIX}tokens: added token {token} is not UTF-8") from None
+        if not 0 < len(text) <= LONGEST_TOKEN:
+            raise TokenizerError(f"{PREFIX}tokens: added token {token} has {len(text)} characters")
+        special = vocabulary.types[token] in (TokenType.CONTROL, TokenType.UNKNOWN)
+        found.append(AddedToken(token, text.replace(" ", _BOUNDARY) if bits & SPACES else text, bits, bool(special)))
+    return found
+
+
+def _spaces(steps: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """The character that stands for a space, and where one is put before a text."""
+    mark, prefix = "", "never"
+    for step in steps:
+        if step.get("type") == "Metaspace":
+            mark, prefix, _ = metaspace_options(step)
+        elif step.get("type") == "Prepend" and prefix == "never":
+            prefix = "always"
+        elif step.get("type") == "Replace" and step.get("pattern") == {"String": " "} and not mark:
+            mark = str(step.get("content"))
+    return mark, prefix
