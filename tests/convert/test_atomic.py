@@ -135,19 +135,54 @@ def test_temporary_of_a_living_run_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks")
-def test_temporary_of_another_container_is_left_alone(tmp_path: Path) -> None:
+def test_only_what_nobody_works_on_is_removed(tmp_path: Path) -> None:
+    """By its lock, not by the process id in its name: that may be another process's by now, in a container for one."""
     import fcntl
 
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()  # its id is now nobody's
-    locked, free = tmp_path / f".x.part-{child.pid}-00", tmp_path / f".x.part-{child.pid}-01"
-    free.touch()
-    (tmp_path / f".y.part-{child.pid}-00").touch()
+    locked, free = tmp_path / f".x.part-{os.getpid()}-00000000", tmp_path / f".x.part-{os.getpid()}-00000001"
+    other, folder = tmp_path / f".y.part-{os.getpid()}-00000002", tmp_path / f".z.part-{os.getpid()}-00000003"
+    for path in (free, other):
+        path.touch()
+    (folder / "inner").mkdir(parents=True)
+    kept = [".part-1-00000000", ".x.part-1-0", ".x.part-a-00000000", "x.part-1-00000000"]  # names of others
+    for name in kept:
+        (tmp_path / name).touch()
+    (tmp_path / ".l.part-1-00000000").symlink_to(tmp_path / "x")
+    os.mkfifo(tmp_path / ".p.part-1-00000000")
     with locked.open("wb") as file:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX)
         with atomic_file(tmp_path / "x"):
-            assert locked.exists() and not free.exists()
-    assert names(tmp_path) == [locked.name, f".y.part-{child.pid}-00", "x"]
+            assert locked.exists()
+            assert not free.exists() and not other.exists() and not folder.exists()
+    rest = [".l.part-1-00000000", ".p.part-1-00000000", locked.name, "x"]
+    assert names(tmp_path) == sorted([*kept, *rest])
+
+
+def test_without_locks_the_process_id_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some network file systems have none."""
+    monkeypatch.setattr("gumba.unfinished._locks_work", lambda descriptor: False)
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    ours, gone = tmp_path / f".x.part-{os.getpid()}-00000000", tmp_path / f".x.part-{child.pid}-00000000"
+    for path in (ours, gone):
+        path.touch()
+    with atomic_file(tmp_path / "x"):
+        assert ours.exists() and not gone.exists()
+
+
+def test_two_cleaners_and_owners_at_once(tmp_path: Path) -> None:
+    """An owner whose file another run takes for abandoned, between its creation and its lock, makes another one."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def write(i: int) -> None:
+        with atomic_file(tmp_path / f"{i}") as file:
+            file.write(b"%d" % i)
+        with atomic_folder(tmp_path / f"f{i}") as folder:
+            (folder / "a").write_text(str(i))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(100)))
+    assert names(tmp_path) == sorted([*(str(i) for i in range(100)), *(f"f{i}" for i in range(100))])
 
 
 TARGETS = ["folder", "missing/out.gguf"]

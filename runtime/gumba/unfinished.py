@@ -1,0 +1,183 @@
+"""Unfinished files and folders: their owner holds a lock on each, so that a later run can remove those of killed runs.
+
+An unfinished file or folder is called ``PREFIX + PID-RANDOM``. Its owner locks it (``flock``) for as long as it works on
+it; the system releases the lock however the owner ends. Where the system or the file system has no such locks, the
+process id in the name decides.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+if sys.platform == "win32":
+    fcntl = None
+else:
+    import fcntl
+
+_SUFFIX = re.compile(r"([0-9]{1,10})-[0-9a-f]{8}")
+_STILL_ACTIVE = 259
+_QUERY_LIMITED_INFORMATION = 0x1000
+
+
+@contextlib.contextmanager
+def unfinished_file(folder: Path, prefix: str) -> Iterator[tuple[Path, int]]:
+    """A new locked file in ``folder``: its path, and a descriptor to write to that the caller closes.
+
+    Unless it has been renamed by then, the file is removed afterwards. Raises OSError where it cannot be created.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    while True:
+        path = _new_name(folder, prefix)
+        descriptor = os.open(path, flags, 0o666)
+        if _lock(descriptor, path):
+            break
+        os.close(descriptor)
+    # The lock outlives the caller's descriptor. An open file could not be renamed on Windows, which has no locks here.
+    holder = None if fcntl is None else os.dup(descriptor)
+    try:
+        yield path, descriptor
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        if holder is not None:
+            os.close(holder)
+
+
+@contextlib.contextmanager
+def unfinished_folder(folder: Path, prefix: str) -> Iterator[Path]:
+    """A new locked folder in ``folder``. Afterwards it is not there.
+
+    Raises OSError where it cannot be created.
+    """
+    descriptor = None
+    while True:
+        path = _new_name(folder, prefix)
+        path.mkdir()
+        if fcntl is None:
+            break
+        with contextlib.suppress(FileNotFoundError):  # another run may remove it before it is locked
+            descriptor = os.open(path, os.O_RDONLY)
+            if _lock(descriptor, path):
+                break
+            os.close(descriptor)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def remove_abandoned(folder: Path, prefix: re.Pattern[str]) -> None:
+    """Remove the unfinished files and folders in ``folder`` whose owner is gone; ``prefix`` matches their names' beginning.
+
+    What cannot be removed is left where it is.
+    """
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            start = prefix.match(path.name)
+            suffix = None if start is None else _SUFFIX.fullmatch(path.name[start.end() :])
+            if suffix is not None and not path.is_symlink():
+                with contextlib.suppress(OSError):
+                    _remove_if_abandoned(path, int(suffix[1]))
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a rename in ``folder`` to disk, where the system lets a folder be opened for that."""
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_if_abandoned(path: Path, owner: int) -> None:
+    """Remove ``path``, of the process ``owner``, unless it is being worked on."""
+    if fcntl is None:
+        descriptor = None
+    elif not (path.is_file() or path.is_dir()):
+        return  # opening a pipe or a device could wait for ever
+    else:
+        descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if descriptor is None or not _locks_work(descriptor):
+            if _alive(owner):
+                return
+        elif not _try_lock(descriptor):
+            return
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _new_name(folder: Path, prefix: str) -> Path:
+    return folder / f"{prefix}{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _lock(descriptor: int, path: Path) -> bool:
+    """Lock a file or folder just created. False where another run has removed it before it was locked."""
+    if fcntl is None or not _locks_work(descriptor):
+        return True
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Lock a file or folder unless another descriptor has it locked."""
+    assert fcntl is not None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _locks_work(descriptor: int) -> bool:
+    """Whether the file system has locks: some network file systems do not."""
+    assert fcntl is not None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    return True
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process of that id is running."""
+    if sys.platform == "win32":  # os.kill would end the process
+        import ctypes
+
+        kernel32 = ctypes.windll.kernel32
+        handle = kernel32.OpenProcess(_QUERY_LIMITED_INFORMATION, False, pid)
+        if not handle:
+            return False
+        code = ctypes.c_ulong()
+        known = kernel32.GetExitCodeProcess(handle, ctypes.byref(code))
+        kernel32.CloseHandle(handle)
+        return not known or code.value == _STILL_ACTIVE
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
