@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gumba import LLM, GumbaError, SamplingParams
-from gumba.sources import models_folder
+from gumba.store import models_folder
 
 #: What happens: a model is being loaded ("loading", its fraction in ``value``), there ("loaded", its name in ``text``); a
 #: piece of an answer has come ("text"); an answer has ended ("done", why in ``text``), or something went wrong ("error").

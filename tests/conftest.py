@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from gumba import sources
+from gumba import store
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A shell starts background jobs like that, and children inherit it: those that are to be interrupted never would be.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+#: No test asks a real hub: those that need one have it on the loopback interface.
+os.environ["HF_HUB_OFFLINE"] = "1"
 #: Looked up before any test gets a home of its own.
-_REAL_MODEL = os.environ.get("GUMBA_TEST_MODEL") or sources.pulled(sources.DEFAULT_MODEL)
+_REAL_MODEL = os.environ.get("GUMBA_TEST_MODEL") or store.pulled(store.DEFAULT_MODEL)
 
 
 @pytest.fixture(autouse=True)

@@ -46,11 +46,14 @@ def test_importing_gumba_loads_nothing_heavy():
     assert not heavy & set(loaded)
 
 
-@pytest.mark.parametrize("name", ["folder", "owner/name", "modelscope:owner/name"])
-def test_what_is_no_file_is_to_be_converted(tmp_path, monkeypatch, name):
+def test_what_is_no_file_is_a_folder_or_on_a_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(gumba.GGUFError, match=rf"a GGUF file is expected.*gumba convert {name} -o FILE\.gguf"):
-        gumba.LLM(name)
-    with pytest.raises(gumba.GGUFError, match=r"nothing\.gguf: cannot be opened: No such file"):
-        gumba.LLM("nothing.gguf")
+    with pytest.raises(gumba.RequestError, match=r"folder without config\.json"):
+        gumba.LLM("folder")
+    for name in ("owner/name", "owner/name:Q8_0", "owner/name/a.gguf"):
+        with pytest.raises(gumba.DownloadError, match=r"^owner/name: HF_HUB_OFFLINE is set"):
+            gumba.LLM(name)
+    for name in ("nothing.gguf", tmp_path / "nothing", "folder/a/nothing.gguf"):
+        with pytest.raises(gumba.GGUFError, match=r"nothing.*: cannot be opened: No such file"):
+            gumba.LLM(name)

@@ -1,20 +1,29 @@
-"""Fetching a checkpoint from the Hugging Face hub: only the files that a conversion reads, and nothing is sent.
+"""Fetching from the Hugging Face hub: the files of a checkpoint that a conversion reads, or a GGUF file. Nothing is sent.
 
-Ids that begin with `modelscope:` are fetched from there, see `gumba_convert.modelscope`.
+Ids that begin with `modelscope:` are fetched from there, see `gumba_convert.modelscope`. HF_ENDPOINT, HF_HOME, HF_TOKEN
+and HF_HUB_OFFLINE count.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
-from collections.abc import Iterator
+import fnmatch
+import glob
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
-from gumba.errors import DownloadError
-from gumba_convert import modelscope
+from gumba.errors import DownloadError, RequestError
+from gumba.store.folders import has_home, no_home
+from gumba.store.gguf_files import RemoteFile
+from gumba.store.reference import Reference, checked_path, parse
+from gumba_convert import hub_file, modelscope
+from gumba_convert.hub_errors import UnreachableError, hub_errors
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 NEEDED = [
     "config.json",
     "generation_config.json",
@@ -25,6 +34,7 @@ NEEDED = [
     "tokenizer.model",
     "tokenizer_config.json",
     "added_tokens.json",
+    "special_tokens_map.json",
     "vocab.txt",
     "spiece.model",
     "sentencepiece.bpe.model",
@@ -43,44 +53,128 @@ NEEDED = [
 # Old layouts of sentence-transformers have the checkpoint in a folder.
 NEEDED += [f"0_Transformer/{name}" for name in NEEDED if "/" not in name]
 
-
-def is_id(text: str) -> bool:
-    """Whether a text can be the id of a model on a hub."""
-    return HUB_ID.fullmatch(text.removeprefix(modelscope.PREFIX)) is not None
+_HEX = frozenset("0123456789abcdef")
 
 
-def whole_id(hub_id: str) -> str:
-    """A hub id that also says where the model is, whatever GUMBA_USE_MODELSCOPE says."""
-    name = modelscope.named(hub_id)
-    return hub_id if name is None else modelscope.PREFIX + name
+@dataclass(frozen=True)
+class Listing:
+    """The files of a repository; `folder`: its copy in the cache, where the hub was not asked or could not be reached."""
+
+    files: tuple[RemoteFile, ...]
+    folder: Path | None = None
 
 
 def fetch(hub_id: str, *, revision: str | None = None, cache_dir: Path | None = None) -> Path:
-    """The local folder of a hub model, downloaded or taken from the cache. HF_ENDPOINT, HF_HOME and HF_TOKEN count.
+    """The local folder of a checkpoint on a hub, downloaded or taken from the cache.
 
     Raises:
+        RequestError: `hub_id` names a GGUF file, or is no id.
         DownloadError: no such model or revision, no access, no connection (and nothing in the cache), or disk full. It
             also says that there is no folder of that name, which may be what was meant.
     """
+    reference = parse(hub_id)
+    if reference is None:
+        raise RequestError(f"{hub_id!r} is neither a folder nor a valid hub id")
+    if reference.names_file:
+        raise RequestError(f"{hub_id}: is a GGUF file already; a checkpoint is a hub id without type or file")
+    reference = replace(reference.with_revision(revision), cache_dir=cache_dir)
     try:
-        return _fetch(hub_id, revision, cache_dir)
+        return fetch_checkpoint(reference)
     except DownloadError as error:
-        if hub_id.startswith(modelscope.PREFIX) or Path(hub_id).is_dir():
-            raise
-        raise DownloadError(f"{error} (nor is there a folder {hub_id} here)") from None
+        raise or_local(error, hub_id) from None
 
 
-def _fetch(hub_id: str, revision: str | None, cache_dir: Path | None) -> Path:
-    name = modelscope.named(hub_id)
-    if name is not None:
-        return modelscope.fetch(name, NEEDED, revision=revision, cache_dir=cache_dir)
+def fetch_checkpoint(reference: Reference) -> Path:
+    """As `fetch`, for a repository."""
+    folder = _snapshot(reference, NEEDED)
+    for _ in range(2):  # config.json may name an index, which names files
+        named = _named_weights(folder)
+        if named:
+            folder = _snapshot(reference, [glob.escape(name) for name in named])
+    return folder
+
+
+def _snapshot(reference: Reference, patterns: Sequence[str]) -> Path:
+    """The local folder of a repository, with the files that fit `patterns` in it."""
+    if reference.modelscope:
+        return modelscope.fetch(reference, patterns)
+    _check_home(reference.cache_dir)
     # Imported here: huggingface_hub takes 0.2 s, and a local folder does not need it.
     from huggingface_hub import snapshot_download
 
-    with _hub_errors(hub_id, revision):
-        return Path(
-            snapshot_download(hub_id, revision=revision, cache_dir=cache_dir, allow_patterns=NEEDED, max_workers=4)
-        )
+    with hub_errors(reference):
+        places = _places(reference)
+        return Path(snapshot_download(reference.repository, allow_patterns=list(patterns), max_workers=4, **places))
+
+
+def _named_weights(folder: Path) -> list[str]:
+    """The files of weights that config.json names (`transformers_weights`), or the index that it names, if they are missing."""
+    with contextlib.suppress(
+        OSError, ValueError, AttributeError, KeyError, TypeError
+    ):  # what is wrong is said where it is read
+        named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("transformers_weights")
+        if isinstance(named, str):
+            names = {checked_path(named, "config.json")}
+            if named.endswith(".index.json") and (folder / named).is_file():
+                weight_map = json.loads((folder / named).read_text(encoding="utf-8"))["weight_map"]
+                names |= {checked_path(str(each), named) for each in weight_map.values()}
+            return sorted(name for name in names if not (folder / name).is_file())
+    return []
+
+
+def list_files(reference: Reference) -> Listing:
+    """The files of a repository, by the hub's API; where that cannot be reached, those of its copy in the cache.
+
+    Raises:
+        DownloadError: as `fetch`.
+    """
+    if reference.modelscope:
+        return Listing(*modelscope.list_files(reference))
+    _check_home(reference.cache_dir)
+    from huggingface_hub import HfApi
+
+    try:
+        with hub_errors(reference):
+            info = HfApi(token=reference.token).model_info(
+                reference.repository, revision=reference.revision, files_metadata=True
+            )
+    except UnreachableError:
+        folder = _cached(reference)
+        if folder is None:
+            raise
+        files = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+        return Listing(tuple(map(RemoteFile, files)), folder)
+    return Listing(tuple(_remote_file(reference, each) for each in info.siblings or ()))
+
+
+def fetch_gguf(
+    reference: Reference, files: Sequence[RemoteFile], report: hub_file.Report, *, check: bool = False
+) -> Path:
+    """Files of a repository, of `list_files`, as paths in the cache; the first one's. `check`: also when they are there.
+
+    Raises:
+        DownloadError: as `fetch`; or a file is not what the hub's API says of it.
+        ResourceError: the disk has too little room.
+    """
+    if reference.modelscope:
+        names = [file.path for file in files]
+        return modelscope.fetch_gguf(reference, names) / names[0]
+    from huggingface_hub import hf_hub_download
+
+    for file in files:
+        if file.size is None or not (file.sha256 or file.git_sha1):
+            raise DownloadError(f"{reference.at}: the hub gives no size and hash of {file.path}")
+        hub_file.fetch_blob(reference, file, report, check=check)
+    paths = []
+    for file in files:
+        with hub_errors(reference):
+            paths.append(Path(hf_hub_download(reference.repository, file.path, **_places(reference))))
+        found = paths[-1].resolve().name if paths[-1].is_symlink() else ""
+        if paths[-1].stat().st_size != file.size or found not in ("", file.sha256 or file.git_sha1):
+            raise DownloadError(
+                f"{reference.at}: {file.path} has changed on the hub meanwhile; run the same command again"
+            )
+    return paths[0]
 
 
 def fetch_file(
@@ -89,59 +183,84 @@ def fetch_file(
     *,
     local_dir: str | PathLike[str] | None = None,
     cache_dir: str | PathLike[str] | None = None,
+    revision: str | None = None,
 ) -> Path:
     """One file of a hub model, downloaded (into ``local_dir``, if given) or taken from the cache.
 
-    ``pattern``: its name, or a glob pattern that fits no other. HF_ENDPOINT, HF_HOME and HF_TOKEN count.
+    ``pattern``: its name, or a glob pattern that fits no other.
 
     Raises:
         RequestError: No file fits, or several do.
         DownloadError: As ``fetch``.
     """
+    reference = parse(hub_id)
+    if reference is None or reference.names_file:
+        raise RequestError(f"{hub_id!r} is no hub id (owner/name)")
     places = [None if each is None else Path(each) for each in (local_dir, cache_dir)]
-    there = modelscope.named(hub_id)
-    if there is not None:
-        return modelscope.fetch_file(there, pattern, local_dir=places[0], cache_dir=places[1])
+    reference = replace(reference.with_revision(revision), cache_dir=places[1])
+    if reference.modelscope:
+        return modelscope.fetch_file(reference, pattern, local_dir=places[0])
+    _check_home(places[1])
     from huggingface_hub import hf_hub_download, list_repo_files
 
-    with _hub_errors(hub_id, None):
+    with hub_errors(reference):
         name = pattern
         if any(sign in pattern for sign in "*?["):  # a plain name is found in the cache without asking the hub
-            name = modelscope.one_of(hub_id, list_repo_files(hub_id), pattern)
-        return Path(hf_hub_download(hub_id, name, local_dir=places[0], cache_dir=places[1]))
+            name = modelscope.one_of(
+                str(reference), list_repo_files(reference.repository, revision=reference.revision), pattern
+            )
+        path = hf_hub_download(reference.repository, name, local_dir=places[0], **_places(reference))
+        return Path(path)
 
 
-@contextlib.contextmanager
-def _hub_errors(hub_id: str, revision: str | None) -> Iterator[None]:
-    """What goes wrong with the hub, as DownloadError."""
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+def n_missing(reference: Reference, files: Sequence[RemoteFile]) -> int:
+    """The bytes of the files that a conversion reads and that the cache does not have yet (0 for ModelScope)."""
+    if reference.modelscope:
+        return 0
+    needed = [file for file in files if any(fnmatch.fnmatch(file.path, pattern) for pattern in NEEDED)]
+    return sum((file.size or 0) - hub_file.n_present(reference, file) for file in needed)
 
-    at = f" at revision {revision}" if revision else ""
+
+def _remote_file(reference: Reference, sibling: Any) -> RemoteFile:
+    """A file as the API lists it, checked: its path and hash become names in the cache."""
     try:
-        yield
-    except GatedRepoError:
-        raise DownloadError(f"{hub_id}: access must be granted on the hub first; then set HF_TOKEN") from None
-    except RepositoryNotFoundError:
-        raise DownloadError(f"{hub_id}: no such model on the hub, or it is private (set HF_TOKEN)") from None
-    except RevisionNotFoundError:
-        raise DownloadError(f"{hub_id}: the hub has no revision {revision}") from None
-    except HFValidationError:
-        raise DownloadError(f"{hub_id!r} is neither a folder nor a valid hub id") from None
-    except LocalEntryNotFoundError:
-        raise DownloadError(f"{hub_id}{at}: the hub cannot be reached, and the model is not in the cache") from None
-    except EntryNotFoundError as error:
-        raise DownloadError(f"{hub_id}: the hub has no such file: {str(error).splitlines()[0]}") from None
-    except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", "an error")
-        raise DownloadError(f"{hub_id}{at}: the hub answered {status}") from None
-    except OSError as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DownloadError(f"{hub_id}{at}: download failed: {reason}") from None
+        path = checked_path(sibling.rfilename, reference.at)
+    except RequestError as error:
+        raise DownloadError(f"{error}, which the hub lists") from None
+    lfs, size = sibling.lfs, sibling.size
+    sha256 = None if lfs is None else lfs["sha256"] if isinstance(lfs, dict) else lfs.sha256
+    for digest, length in ((sha256, 64), (sibling.blob_id, 40)):
+        if digest is not None and (len(digest) != length or not _HEX.issuperset(digest)):
+            raise DownloadError(f"{reference.at}: {path}: the hub gives {digest!r:.80} as a hash")
+    if size is not None and (not isinstance(size, int) or size < 0):
+        raise DownloadError(f"{reference.at}: {path}: the hub gives {size!r:.80} as a size")
+    return RemoteFile(path, size, sha256, sibling.blob_id)
+
+
+def _places(reference: Reference) -> dict[str, Any]:
+    """What the hub's library is told of a repository beside its id."""
+    return {"revision": reference.revision, "cache_dir": reference.cache_dir, "token": reference.token}
+
+
+def _cached(reference: Reference) -> Path | None:
+    """The copy of a repository in the cache, complete or not."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(reference.repository, local_files_only=True, **_places(reference)))
+    except (OSError, ValueError):
+        return None
+
+
+def _check_home(cache_dir: Path | None) -> None:
+    """Raise ResourceError where the hub's library would make a folder called ~: it has no better idea without a home."""
+    named = any(os.environ.get(key) for key in ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"))
+    if cache_dir is None and not named and not has_home():
+        raise no_home("the cache of the hub", "HF_HOME")
+
+
+def or_local(error: DownloadError, text: str) -> DownloadError:
+    """A DownloadError that also says that there is no folder or file `text`, where that may have been meant."""
+    if ":" in text or Path(text).exists():
+        return error
+    return DownloadError(f"{error} (nor is there a file or folder {text} here)")

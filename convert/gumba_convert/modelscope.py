@@ -1,13 +1,13 @@
 """Fetching a checkpoint from ModelScope, through its own package, which is an extra: `pip install 'gumba[modelscope]'`.
 
-An id that begins with `modelscope:` names a model there; with GUMBA_USE_MODELSCOPE=1 every hub id does, as other engines
-have it. Downloads go on where they ended, are checked against their hashes, and lie in ModelScope's own cache.
+Downloads go on where they ended, are checked against their hashes, and lie in ModelScope's own cache.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fnmatch
+import glob
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from gumba.errors import DownloadError, RequestError
+from gumba.store.gguf_files import RemoteFile
+from gumba.store.reference import Reference, checked_path
 
-PREFIX = "modelscope:"
-SWITCH = "GUMBA_USE_MODELSCOPE"
 # The package reads these once, as it is imported; by default it tries an unreachable site for most of a minute. Downloads
 # of files, which begin after the site has answered, keep its own patience.
 _PATIENCE = {
@@ -27,68 +27,106 @@ _PATIENCE = {
     "MODELSCOPE_REPO_TREE_PAGE_MAX_ATTEMPTS": "1",
 }
 _LOG_LEVEL = "MODELSCOPE_LOG_LEVEL"
-_YES, _NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 
 
-def named(hub_id: str) -> str | None:
-    """The name on ModelScope that a hub id stands for; None where it names a model on the Hugging Face hub.
-
-    Raises:
-        RequestError: GUMBA_USE_MODELSCOPE says neither yes nor no.
-    """
-    if hub_id.startswith(PREFIX):
-        return hub_id[len(PREFIX) :]
-    switch = os.environ.get(SWITCH, "").strip().lower()
-    if switch not in _YES + _NO:
-        raise RequestError(f"{SWITCH} is {os.environ[SWITCH]!r}, expected 1 or 0")
-    return hub_id if switch in _YES else None
-
-
-def fetch(name: str, patterns: Sequence[str], *, revision: str | None, cache_dir: Path | None) -> Path:
+def fetch(reference: Reference, patterns: Sequence[str]) -> Path:
     """The local folder of a model, with the files that fit `patterns`. MODELSCOPE_ENDPOINT, _CACHE and _API_TOKEN count.
 
     Raises:
         DownloadError: the package is not installed; no such model, no access, a file that is not what its hash says, no
             connection (and no finished download in the cache), or disk full.
     """
-    download = _part(name, "snapshot_download").snapshot_download
-    given = {"revision": revision, "cache_dir": None if cache_dir is None else str(cache_dir)}
-    with _errors(name, revision):
+    return _snapshot(reference, patterns, "config.json")
+
+
+def fetch_gguf(reference: Reference, files: Sequence[str]) -> Path:
+    """The local folder of a model with GGUF `files`, by their names, in it. Raises as `fetch` does."""
+    patterns = [glob.escape(each) for each in files]
+    folder = _snapshot(reference, patterns, files[-1])
+    missing = [each for each in files if not (folder / each).is_file()]
+    if missing:
+        raise DownloadError(f"{reference.at}: ModelScope has not sent {', '.join(missing)}")
+    for each in files:
+        with (folder / each).open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise DownloadError(f"{reference.at}: {each} is no GGUF file")
+    return folder
+
+
+def list_files(reference: Reference) -> tuple[tuple[RemoteFile, ...], Path | None]:
+    """The files of a model; where ModelScope cannot be reached those of its copy in the cache, and that copy's folder.
+
+    Raises:
+        DownloadError: as `fetch`.
+    """
+    download, name = _part("snapshot_download").snapshot_download, reference.repository
+    with _errors(reference):
         try:
-            return Path(download(name, allow_patterns=list(patterns), max_workers=4, **given))
+            listed = _part("api").HubApi().get_model_files(name, revision=reference.revision, recursive=True)
         except ConnectionError:
-            cached = _cached(download, name, given)
+            folder = _cached(download, reference, "")
+            if folder is None:
+                raise
+            found = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+            return tuple(RemoteFile(path) for path in found), folder
+        return tuple(_remote_file(reference, each) for each in listed if each.get("Type") != "tree"), None
+
+
+def _remote_file(reference: Reference, listed: dict[str, Any]) -> RemoteFile:
+    """A file as ModelScope lists it, its path checked."""
+    size = listed.get("Size")
+    try:
+        return RemoteFile(checked_path(str(listed.get("Path")), reference.at), size if isinstance(size, int) else None)
+    except RequestError as error:
+        raise DownloadError(f"{error}, which ModelScope lists") from None
+
+
+def _snapshot(reference: Reference, patterns: Sequence[str], needed: str) -> Path:
+    """The local folder of a model; where ModelScope cannot be reached an earlier download that has the file `needed`."""
+    download = _part("snapshot_download").snapshot_download
+    with _errors(reference):
+        try:
+            folder = download(reference.repository, allow_patterns=list(patterns), max_workers=4, **_places(reference))
+            return Path(folder)
+        except ConnectionError:
+            cached = _cached(download, reference, needed)
             if cached is None:
                 raise
             return cached
 
 
-def _cached(download: Any, name: str, given: dict[str, str | None]) -> Path | None:
-    """What an earlier download has left, if it came to its end."""
+def _places(reference: Reference) -> dict[str, str | None]:
+    """What the package is told of a model beside its name."""
+    cache_dir = None if reference.cache_dir is None else str(reference.cache_dir)
+    token = {} if reference.token is None else {"token": reference.token}
+    return {"revision": reference.revision, "cache_dir": cache_dir, **token}
+
+
+def _cached(download: Any, reference: Reference, needed: str) -> Path | None:
+    """The result of an earlier download, if that was finished."""
     try:
-        folder = Path(download(name, local_files_only=True, **given))
+        folder = Path(download(reference.repository, local_files_only=True, **_places(reference)))
     except Exception:  # nothing is there, in whatever words the package says so
         return None
-    return None if any(folder.rglob("*.incomplete")) or not (folder / "config.json").is_file() else folder
+    return None if any(folder.rglob("*.incomplete")) or not (folder / needed).exists() else folder
 
 
-def fetch_file(name: str, pattern: str, *, local_dir: Path | None, cache_dir: Path | None) -> Path:
+def fetch_file(reference: Reference, pattern: str, *, local_dir: Path | None) -> Path:
     """One file of a model, by its name or a glob pattern that fits no other.
 
     Raises:
         RequestError: no file fits, or several do.
         DownloadError: as `fetch`.
     """
-    download = _part(name, "file_download").model_file_download
-    places = {
-        key: None if each is None else str(each) for key, each in (("local_dir", local_dir), ("cache_dir", cache_dir))
-    }
-    with _errors(name, None):
+    download, name = _part("file_download").model_file_download, reference.repository
+    with _errors(reference):
         if any(sign in pattern for sign in "*?["):
-            files = _part(name, "api").HubApi().get_model_files(name, recursive=True)
+            files = _part("api").HubApi().get_model_files(name, revision=reference.revision, recursive=True)
             names = [str(each.get("Path")) for each in files if each.get("Type") != "tree"]
-            pattern = one_of(f"{PREFIX}{name}", names, pattern)
-        return Path(download(name, pattern, **places))
+            pattern = one_of(str(reference), names, pattern)
+        return Path(
+            download(name, pattern, local_dir=None if local_dir is None else str(local_dir), **_places(reference))
+        )
 
 
 def one_of(hub_id: str, names: Sequence[str], pattern: str) -> str:
@@ -105,7 +143,7 @@ def one_of(hub_id: str, names: Sequence[str], pattern: str) -> str:
     return fitting[0]
 
 
-def _part(name: str, module: str) -> Any:
+def _part(module: str) -> Any:
     """A module of the package, imported by its name only, so that frozen programs do not bring it along."""
     ours = [key for key in _PATIENCE if key not in os.environ]
     try:
@@ -113,7 +151,7 @@ def _part(name: str, module: str) -> Any:
         return import_module(f"modelscope.hub.{module}")
     except ImportError as error:
         raise DownloadError(
-            f"{PREFIX}{name}: models of ModelScope are fetched with its own package: pip install 'gumba[modelscope]' ({error})"
+            f"models of ModelScope are fetched with its own package: pip install 'gumba[modelscope]' ({error})"
         ) from None
     finally:
         for key in ours:
@@ -135,9 +173,9 @@ def _silence() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _errors(name: str, revision: str | None) -> Iterator[None]:
+def _errors(reference: Reference) -> Iterator[None]:
     """What goes wrong there, as DownloadError. The package raises errors of its own, of requests and of the system."""
-    at = f"{PREFIX}{name}" + (f" at revision {revision}" if revision else "")
+    at = reference.at
     try:
         with _silence():
             yield

@@ -25,6 +25,7 @@ from gumba import quants
 from gumba.errors import ConvertError, GGUFError, ModelError, ResourceError, TemplateError, TokenizerError
 from gumba.gguf.parser import Header
 from gumba.processors import available_threads
+from gumba.store.reference import parse
 from gumba.text.chat import ChatTemplate
 from gumba.text.tokenizer import Tokenizer
 from gumba_convert import general, hub
@@ -157,13 +158,16 @@ def _locate(source: str | os.PathLike[str], revision: str | None, cache_dir: Pat
     text = os.fspath(source)
     path = Path(text)
     if path.is_dir():
+        if revision is not None:
+            raise ConvertError(f"revision: {path} is a folder; only a hub id has revisions")
         return path, None
     if path.exists():
         what = "is a GGUF file already" if path.suffix == ".gguf" else "is a file"
         raise ConvertError(f"{path} {what}; expected a Hugging Face folder or hub id")
-    if not isinstance(source, str) or not hub.is_id(text):
+    reference = parse(text) if isinstance(source, str) else None
+    if reference is None:
         raise ConvertError(f"{path}: no such folder, and not a hub id")
-    return hub.fetch(text, revision=revision, cache_dir=cache_dir), text.rpartition("/")[2]
+    return hub.fetch(text, revision=revision, cache_dir=cache_dir), reference.repository.rpartition("/")[2]
 
 
 def _info(source: Source, fmt: Any) -> TensorInfo:

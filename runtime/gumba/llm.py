@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from gumba.embedding import EmbeddingSettings
 from gumba.engine.core import Lent
 from gumba.engine.engine import Engine
 from gumba.engine_args import kv_budget, translated
-from gumba.errors import GGUFError, RequestError
+from gumba.errors import RequestError
 from gumba.gguf import GGUFFile
 from gumba.judging import Judges
 from gumba.loaded import LoadedModel
@@ -34,7 +33,7 @@ from gumba.requests import (
     report,
     with_token_ids,
 )
-from gumba.sources import is_hub_id
+from gumba.store import names_missing_file, resolve
 from gumba.text import ChatTemplate, Tokenizer
 from gumba.text.pairs import PairTemplate
 
@@ -123,7 +122,7 @@ class LLM(Chats, Judges):
         if unload_after is not None:
             unload_after = require_number("unload_after", unload_after, 0.0, 1e9)
         max_queue = None if max_queue is None else require_count("max_queue", max_queue, 0)
-        self._gguf = _opened(model)
+        self._gguf = GGUFFile(_path(model, revision=args.revision, token=args.token, cache_dir=args.download_dir))
         try:
             if args.memory_share is not None:
                 settings["kv_memory"] = kv_budget(args.memory_share, self._gguf.file_size)
@@ -134,7 +133,7 @@ class LLM(Chats, Judges):
             self._loaded = LoadedModel(
                 self._gguf,
                 self._tokenizer,
-                settings["draft_model"],
+                None if settings["draft_model"] is None else _path(settings["draft_model"]),
                 progress,
                 n_ctx=n_ctx,
                 n_threads=n_threads,
@@ -403,21 +402,11 @@ _DEFAULTS = {
 }
 
 
-def _opened(model: str | PathLike[str]) -> GGUFFile:
-    """The file, or an error that says how a file is made of what was given in its place."""
-    try:
-        return GGUFFile(model)
-    except GGUFError as error:
-        path = Path(model)
-        with contextlib.suppress(OSError, ValueError):
-            if path.is_dir():
-                raise GGUFError(
-                    f"is a folder; a GGUF file is expected, which `gumba convert {path} -o FILE.gguf` makes", path=path
-                ) from error
-            if not path.exists() and is_hub_id(str(model)):
-                raise GGUFError(
-                    "there is no such file; a GGUF file is expected, which of a model on the hub "
-                    f"`gumba convert {model} -o FILE.gguf` makes",
-                    path=path,
-                ) from error
-        raise
+def _path(model: str | PathLike[str], **source: Any) -> str | PathLike[str]:
+    """The GGUF file of a model; of a folder or a text that is no file, the one that ``gumba.store.resolve`` has for it.
+
+    A file that is missing keeps its path, which is an error where it is opened.
+    """
+    if names_missing_file(fspath(model)) or not (isinstance(model, str) or Path(model).is_dir()):
+        return model
+    return resolve(model, **source)

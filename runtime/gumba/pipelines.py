@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gumba import sources
+from gumba import store
 from gumba.checks import require_strings, show
 from gumba.compat.transformers.auto import tokenizer_of
 from gumba.compat.transformers.generation import GenerationConfig, Plan, Row, check_keywords
@@ -93,17 +93,12 @@ def pipeline(
     if config is not None:
         raise UnsupportedError(f"config: a model file has its own, found {show(config)}")
     _check_keywords(defaults)  # before anything is fetched
-    if model is None and sources.pulled(sources.DEFAULT_MODEL) is None:
-        known = sources.KNOWN[sources.DEFAULT_MODEL]
-        log.warning(
-            "no model is given: fetching %s (%.0f MB) to %s", known.title, known.n_bytes / 1e6, sources.models_folder()
-        )
     if isinstance(model, LLM | PreTrainedModel):
         if model_kwargs:
             raise RequestError("model_kwargs: the model is loaded already")
     else:
         naming = {"revision": revision, "token": token}
-        model = opened(sources.DEFAULT_MODEL if model is None else model, {**naming, **(model_kwargs or {})})
+        model = opened(store.DEFAULT_MODEL if model is None else model, {**naming, **(model_kwargs or {})})
     if isinstance(tokenizer, str | PathLike):
         if str(tokenizer) != (model.name_or_path if isinstance(model, PreTrainedModel) else ""):
             log.warning("tokenizer=%s: the tokenizer of the model file is used", show(tokenizer))

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import tiny_chat
 
-from gumba import GGUFFile, sources
-from gumba.errors import DownloadError
+from gumba import GGUFFile, store
 
 
 @pytest.fixture
@@ -81,12 +80,12 @@ def test_a_folder_is_converted_once_and_anew_when_it_changes(
 
     with monkeypatch.context() as patch:
         patch.setattr("gumba_convert.convert", None)  # not called again
-        assert sources.resolve(checkpoint) == file
+        assert store.resolve(checkpoint) == file
         patch.chdir(checkpoint.parent)
-        assert sources.resolve(checkpoint.name) == file
+        assert store.resolve(checkpoint.name) == file
 
     os.utime(checkpoint / "config.json", (1, 1))
-    changed = sources.resolve(checkpoint)
+    changed = store.resolve(checkpoint)
     assert changed != file
     assert list((home / "converted").iterdir()) == [changed]
 
@@ -94,20 +93,23 @@ def test_a_folder_is_converted_once_and_anew_when_it_changes(
 def test_a_hub_id_is_fetched_and_converted(
     gumba: Callable, checkpoint: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from gumba_convert.hub import Listing
+
     asked: list[str] = []
-    monkeypatch.setattr("gumba_convert.fetch", lambda name: asked.append(name) or checkpoint)
-    path = sources.resolve("someone/Tiny-Chat")
+    monkeypatch.setattr("gumba_convert.hub.list_files", lambda reference: Listing(()))
+    monkeypatch.setattr("gumba_convert.hub.fetch_checkpoint", lambda each: asked.append(str(each)) or checkpoint)
+    path = store.resolve("someone/Tiny-Chat")
     assert asked == ["someone/Tiny-Chat"]
     assert path.parent == home / "converted" and path.name.startswith("someone--Tiny-Chat-")
     with GGUFFile(path) as file:
         assert file.metadata["general.architecture"] == "llama"
 
 
-def test_a_hub_that_is_not_reached(gumba: Callable, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-    def fail(name: str) -> Path:
-        raise DownloadError(f"{name}: the hub cannot be reached")
-
-    monkeypatch.setattr("gumba_convert.fetch", fail)
+def test_a_hub_that_is_not_reached(gumba: Callable, home: Path) -> None:
     result = gumba("run", "someone/else", "-p", "x")
-    assert (result.code, result.err) == (2, "gumba: error: someone/else: the hub cannot be reached\n")
+    assert result.code == 2
+    assert result.err == (
+        "gumba: error: someone/else: HF_HUB_OFFLINE is set, and the model is not in the cache (nor is there a file or "
+        "folder someone/else here)\n"
+    )
     assert not (home / "converted").exists()

@@ -86,22 +86,22 @@ def test_help_and_files_need_no_compiler(tiny: Path) -> None:
         (["run", "-p", "-"], "the prompt is empty"),
         (["run", "-p", "x", "--system", "y"], "--system needs --chat"),
         (["run", "-f", "/nonexistent/prompt.txt"], "/nonexistent/prompt.txt cannot be read"),
-        (["run", "nobody", "-p", "x"], "no model 'nobody'"),
-        (["run", "no/such/file.gguf", "-p", "x"], "no/such/file.gguf: no such file"),
+        (["run", "nobody", "-p", "x"], "nobody: HF_HUB_OFFLINE is set"),
+        (["run", "no/such/file.gguf", "-p", "x"], "nor is there a file or folder no/such/file.gguf here"),
         (["run", "/nonexistent/model.gguf", "-p", "x"], "/nonexistent/model.gguf: no such file"),
         (["run", "bad\nname", "-p", "x"], r"bad\nname"),
         (["inspect", "/"], "config.json"),
-        (["chat", "nobody"], "no model 'nobody'"),
-        (["tokenize", "nobody", "x"], "no model 'nobody'"),
+        (["chat", "nobody"], "nobody: HF_HUB_OFFLINE is set"),
+        (["tokenize", "nobody", "x"], "nobody: HF_HUB_OFFLINE is set"),
         (["tokenize", "nobody", "x", "-f", "y"], "as an argument or with -f"),
-        (["bench", "nobody"], "no model 'nobody'"),
+        (["bench", "nobody"], "nobody: HF_HUB_OFFLINE is set"),
         (["bench", "x.gguf", "--prompt", "0", "--gen", "0"], "nothing to measure"),
         (["bench", "x.gguf", "--prompt", "-1"], "out of range"),
-        (["perplexity", "nobody", "x.txt"], "no model 'nobody'"),
-        (["pull", "nobody"], "no known model 'nobody'"),
+        (["perplexity", "nobody", "x.txt"], "nobody: HF_HUB_OFFLINE is set"),
+        (["pull", "nobody"], "nobody: HF_HUB_OFFLINE is set"),
         (["convert", "x"], "-o/--output"),
         (["convert", "x", "-o", "y.gguf", "--type", "q2"], "q2"),
-        (["export", "nobody", "-o", "y"], "no model 'nobody'"),
+        (["export", "nobody", "-o", "y"], "nobody: HF_HUB_OFFLINE is set"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(gumba: Callable, args: list[str], says: str) -> None:
@@ -191,7 +191,7 @@ def test_a_signal_that_ends_the_process_lets_it_clean_up(
     script = tmp_path / "ended.py"
     script.write_text(
         "import os, signal, sys; from gumba.cli import inspect; from gumba.cli.main import main\n"
-        "def ended(name):\n"
+        "def ended(*_):\n"
         f"    try: os.kill(os.getpid(), signal.{name})\n"
         "    finally: print('cleaned up')\n"
         "inspect.find_model = ended\n"

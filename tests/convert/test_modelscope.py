@@ -30,8 +30,8 @@ except GumbaError as error:
 FETCH_FILE = CONVERT.replace("from gumba_convert import convert", "from gumba_convert.hub import fetch_file").replace(
     "convert(sys.argv[1], sys.argv[2])", "print(fetch_file(sys.argv[1], sys.argv[3]).read_text())"
 )
-RESOLVE = CONVERT.replace("from gumba_convert import convert", "from gumba import sources").replace(
-    "convert(sys.argv[1], sys.argv[2])", "print(sources.resolve(sys.argv[1]))"
+RESOLVE = CONVERT.replace("from gumba_convert import convert", "from gumba import store").replace(
+    "convert(sys.argv[1], sys.argv[2])", "print(store.resolve(sys.argv[1]))"
 )
 WITHOUT = 'import sys\nsys.modules["modelscope"] = None\n' + CONVERT
 MODEL = "/api/v1/models/ada/tiny"
@@ -77,7 +77,7 @@ class Routes(BaseHTTPRequestHandler):
         if url.path != f"{MODEL}/repo" or not name or not file.is_file():
             return self.answer(404, b'{"Code": 404, "Message": "no such thing", "Success": false}')
         data = file.read_bytes()
-        if self.server.spoiled and file.suffix == ".safetensors":
+        if self.server.spoiled and file.suffix in (".safetensors", ".gguf"):
             data = bytes(len(data))
         first = int(wanted.removeprefix("bytes=").partition("-")[0]) if wanted else 0
         headers = {"Content-Range": f"bytes {first}-{len(data) - 1}/{len(data)}"} if wanted else {}
@@ -105,7 +105,9 @@ def site(tmp_path: Path) -> Iterator[Site]:
     (folder / "training.log").write_text("not needed")
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
-    (folder / "modules.json").write_text('[{"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]')
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    described = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in modules]
+    (folder / "modules.json").write_text(json.dumps(described))
     with serving(Site(folder)) as server:
         yield server
 
@@ -221,3 +223,32 @@ def test_every_id_with_a_switch(site: Site, tmp_path: Path) -> None:
     )
     wrong = run(tmp_path, site.url, "ada/tiny", code=RESOLVE, GUMBA_USE_MODELSCOPE="maybe")
     assert "expected 1 or 0" in one_line(wrong, "RequestError")
+
+
+def test_gguf_files(site: Site, tmp_path: Path) -> None:
+    """By type, name and address; from the cache where ModelScope is not reached."""
+    for name in ("tiny-Q4_0.gguf", "tiny-Q8_0.gguf", "mmproj-Q8_0.gguf"):
+        (site.folder / name).write_bytes(b"GGUF" + name.encode())
+    address = f"{site.url}/models/ada/tiny/resolve/master/tiny-Q4_0.gguf"
+    for source, file in (
+        ("modelscope:ada/tiny:q8_0", "tiny-Q8_0.gguf"),
+        (address, "tiny-Q4_0.gguf"),
+    ):
+        done = run(tmp_path, site.url, source, code=RESOLVE)
+        assert done.returncode == 0, done.stdout + done.stderr
+        path = Path(done.stdout.strip())
+        assert path.name == file and path.read_bytes() == b"GGUF" + file.encode()
+    assert fetched(site) == {"tiny-Q8_0.gguf", "tiny-Q4_0.gguf"}
+    assert "downloading tiny-Q4_0.gguf (18 B) of modelscope:ada/tiny at revision master from 127.0.0.1" in done.stderr
+    assert "no file of type Q5_0" in one_line(
+        run(tmp_path, site.url, "modelscope:ada/tiny:Q5_0", code=RESOLVE), "RequestError"
+    )
+    done = run(tmp_path, "http://127.0.0.1:9", "modelscope:ada/tiny:Q8_0", code=RESOLVE)
+    assert done.returncode == 0 and done.stdout.strip().endswith("tiny-Q8_0.gguf"), done.stdout + done.stderr
+
+
+def test_a_gguf_file_that_is_not_what_its_hash_says(site: Site, tmp_path: Path) -> None:
+    (site.folder / "tiny-Q8_0.gguf").write_bytes(b"GGUF" + bytes(1000))
+    site.spoiled = True
+    assert "modelscope:ada/tiny" in one_line(run(tmp_path, site.url, "modelscope:ada/tiny:Q8_0", code=RESOLVE))
+    assert not list(tmp_path.glob("cache/**/tiny-Q8_0.gguf"))

@@ -79,7 +79,8 @@ def batch(args: argparse.Namespace) -> int:
     with Lines(args.file) as lines:
         with Progress() as progress:
             survey = lines.survey(lambda done, total: progress("read", done, total))
-        path = find_model(args.model)
+        path = find_model(args.model, args.revision, quiet=args.quiet)
+        args.model, args.revision = str(path), None  # a hub is asked once
         asked = {
             "gumba": __version__,
             "input": {"bytes": survey.n_bytes, "lines": survey.n_lines, "sha256": survey.sha256},

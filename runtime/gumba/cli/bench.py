@@ -65,7 +65,7 @@ def bench(args: argparse.Namespace) -> int:
         if not args.profile:
             raise RequestError("--plot draws a profile: give --profile as well")
         check_plot(args.plot)
-    path = find_model(args.model)
+    path = find_model(args.model, args.revision)
     with Progress() as progress:
         watch_compilation(progress, needed_for(path, args.kv_type, text=False))
         from gumba.benchmark import Workload, measure, usual

@@ -32,7 +32,7 @@ from gumba.cli.text import argument_text, count, note, printable, show, tame
 from gumba.errors import GumbaError, RequestError
 from gumba.params import SamplingParams
 from gumba.progress import size
-from gumba.sources import state_folder
+from gumba.store import state_folder
 
 if TYPE_CHECKING:
     from gumba.conversation import Conversation

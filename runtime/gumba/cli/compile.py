@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from gumba.cli.engine import Compilation, find_model
-from gumba.cli.options import MODEL_HELP, Commands, command
+from gumba.cli.options import MODEL_HELP, Commands, add_revision, command
 from gumba.errors import ResourceError
 from gumba.progress import Progress
 
@@ -29,6 +29,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "model", metavar="MODEL", nargs="?", help=MODEL_HELP + " (default: what any model of the Llama kind needs)"
     )
+    add_revision(parser)
     parser.add_argument(
         "-o",
         "--output",
@@ -41,7 +42,7 @@ def add_parser(commands: Commands) -> None:
 def compile_(args: argparse.Namespace) -> int:
     """Carry out ``gumba compile``: of a MODEL only what its file needs."""
     began = time.perf_counter()
-    path = None if args.model is None else find_model(args.model)
+    path = None if args.model is None else find_model(args.model, args.revision)
     from gumba.ahead import compile_all
     from gumba.kernels import cache, jit, shipping
 

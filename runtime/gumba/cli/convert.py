@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from gumba.cli.engine import watch_compilation
-from gumba.cli.options import Commands, add_threads, command
+from gumba.cli.options import Commands, add_revision, add_threads, command
 from gumba.cli.text import note, printable
 from gumba.errors import ConvertError
 from gumba.progress import Progress, size
@@ -36,6 +36,7 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument("--pure", action="store_true", help="that type throughout, also where a mixture keeps more")
     parser.add_argument("--pre-tokenizer", metavar="NAME", help="the pre-tokenizer, where it is not recognized")
+    add_revision(parser)
     add_threads(parser)
 
 
@@ -54,6 +55,7 @@ def convert(args: argparse.Namespace) -> int:
             type=args.type,
             pure=args.pure,
             pre_tokenizer=args.pre_tokenizer,
+            revision=args.revision,
             n_threads=args.threads,
             progress=progress,
         )

@@ -10,19 +10,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gumba.cli.interrupts import AtOnce
-from gumba.cli.text import note
+from gumba.cli.text import note, printable
 from gumba.progress import Progress
-from gumba.sources import resolve
+from gumba.store import resolve
 
 if TYPE_CHECKING:
     from gumba.ahead import Function
     from gumba.llm import LLM
 
 
-def find_model(model: str | None) -> Path:
-    """The GGUF file of MODEL, with a progress bar where it has to be fetched or converted first."""
-    with Progress() as progress:
-        return resolve(model, progress=progress)
+def find_model(model: str | None, revision: str | None = None, *, quiet: bool = False, check: bool = False) -> Path:
+    """The GGUF file of MODEL, with a progress bar where it has to be fetched or converted first.
+
+    ``quiet``: no line before a download; ``check``: hash what has been fetched earlier.
+    """
+    with Progress(quiet=quiet) as progress:
+
+        def announce(line: str) -> None:
+            progress.clear()
+            if not quiet:
+                note(f"gumba: {printable(line)}")
+
+        return resolve(model, revision=revision, progress=progress, announce=announce, check=check)
 
 
 def compile_seconds() -> float:
@@ -98,7 +107,7 @@ def open_llm(args: argparse.Namespace, **options: Any) -> tuple[LLM, float]:
 
     ``options``: further arguments of ``LLM``.
     """
-    path = find_model(args.model)
+    path = find_model(args.model, args.revision, quiet=args.quiet)
     began = time.perf_counter()
     with Progress(quiet=args.quiet) as progress:
         watch_compilation(progress, needed_for(path, args.kv_type, top_k=_top_k(args)), quiet=args.quiet)

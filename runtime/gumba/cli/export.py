@@ -34,7 +34,7 @@ def add_parser(commands: Commands) -> None:
 
 def export(args: argparse.Namespace) -> int:
     """Carry out ``gumba export``."""
-    path, out = find_model(args.model), Path(args.output)
+    path, out = find_model(args.model, args.revision), Path(args.output)
     with Progress() as progress:
         from gumba_convert import export as make_folder
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gumba.cli.engine import find_model
-from gumba.cli.options import Commands, command
+from gumba.cli.options import Commands, add_revision, command
 from gumba.cli.text import print_json, printable, table
 from gumba.progress import size
 
@@ -31,13 +31,14 @@ def add_parser(commands: Commands) -> None:
     """Add ``inspect`` to the command line."""
     parser = command(commands, "inspect", inspect, "show the metadata and tensors of a GGUF file", _EXAMPLES)
     parser.add_argument("file", metavar="FILE", help="a GGUF file (of a sharded model: its first shard), or a MODEL")
+    add_revision(parser)
     parser.add_argument("--tensors", action="store_true", help="only the table of tensors")
     parser.add_argument("--json", action="store_true", help="print one JSON object (long arrays cut short)")
 
 
 def inspect(args: argparse.Namespace) -> int:
     """Carry out ``gumba inspect``."""
-    path = find_model(args.file)
+    path = find_model(args.file, args.revision)
     from gumba.gguf import GGUFFile
 
     with GGUFFile(path) as file:

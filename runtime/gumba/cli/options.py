@@ -14,7 +14,10 @@ from gumba.errors import RequestError, ResourceError
 if TYPE_CHECKING:
     from gumba.params import SamplingParams
 
-MODEL_HELP = "a GGUF file, a Hugging Face folder or hub id (converted once and kept), or a known name"
+MODEL_HELP = (
+    "a GGUF file, a Hugging Face folder, a model on the hub (owner/name, owner/name:Q8_0; checkpoints are converted once), "
+    "or a known name"
+)
 
 #: ``gumba.models.MAX_THREADS``, which takes long to import.
 MOST_THREADS = 512
@@ -114,11 +117,17 @@ def in_options(error: Exception) -> str:
 
 
 def add_model(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
-    """The positional MODEL."""
+    """The positional MODEL, and ``--revision``."""
+    add_revision(parser)
     if optional:
         parser.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP + " (default: SmolLM2-135M-Instruct)")
     else:
         parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+
+
+def add_revision(parser: argparse.ArgumentParser) -> None:
+    """``--revision``, of a model on a hub."""
+    parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a model on a hub")
 
 
 def add_length(parser: argparse.ArgumentParser, help: str) -> None:

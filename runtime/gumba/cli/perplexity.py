@@ -31,7 +31,7 @@ def add_parser(commands: Commands) -> None:
 
 def perplexity(args: argparse.Namespace) -> int:
     """Carry out ``gumba perplexity``."""
-    path = find_model(args.model)
+    path = find_model(args.model, args.revision)
     text = read_text(args.textfile)
     from gumba import evaluate
     from gumba.gguf import GGUFFile

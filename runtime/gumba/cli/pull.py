@@ -1,41 +1,49 @@
-"""``gumba pull``: fetch a known model."""
+"""``gumba pull``: fetch a model and print where it is."""
 
 from __future__ import annotations
 
 import argparse
 
-from gumba import sources
-from gumba.cli.options import Commands, command
+from gumba import store
+from gumba.cli.engine import find_model
+from gumba.cli.options import MODEL_HELP, Commands, add_revision, command
 from gumba.cli.text import note, table
-from gumba.progress import Progress, size
 
 _EXAMPLES = """
-gumba pull smollm2-135m-instruct
+gumba pull qwen2.5:0.5b
+gumba pull Qwen/Qwen3-0.6B-GGUF:Q8_0
+gumba pull https://huggingface.co/Qwen/Qwen3-0.6B-GGUF/blob/main/Qwen3-0.6B-Q8_0.gguf
 gumba pull --list
 """
 
 
 def add_parser(commands: Commands) -> None:
     """Add ``pull`` to the command line."""
-    parser = command(commands, "pull", pull, "fetch a known model, check it and keep it", _EXAMPLES)
+    parser = command(commands, "pull", pull, "fetch a model, check it, keep it and print its path", _EXAMPLES)
     parser.add_argument(
-        "name", metavar="NAME", nargs="?", default=sources.DEFAULT_MODEL, help=f"default: {sources.DEFAULT_MODEL}"
+        "name",
+        metavar="MODEL",
+        nargs="?",
+        default=store.DEFAULT_MODEL,
+        help=f"{MODEL_HELP} (default: {store.DEFAULT_MODEL})",
     )
-    parser.add_argument("--list", action="store_true", help="list the known models and which of them are here")
+    add_revision(parser)
+    parser.add_argument("--list", action="store_true", help="list the known names and what they stand for")
 
 
 def pull(args: argparse.Namespace) -> int:
     """Carry out ``gumba pull``: the path of the model goes to stdout."""
     if args.list:
-        rows = [["NAME", "SIZE", "LICENCE", "WHAT", "HERE"]]
-        for name, model in sources.KNOWN.items():
-            here = sources.pulled(name)
-            rows.append([name, size(model.n_bytes), model.licence, model.title, "yes" if here else "no"])
-        print(table(rows, right="1"))
+        rows = [["NAME", "FROM", "TYPE"]]
+        for name, model in store.KNOWN.items():
+            here = ", pulled" if store.pulled(name) else ""
+            rows.append([name, f"{model.requirement} (Python wheel{here})", model.title.rpartition(" ")[2]])
+        for name, source in store.ON_HUB.items():
+            repository, _, type = source.partition(":")
+            rows.append([name, repository, type or f"converted to {store.CONVERTED_TYPE}"])
+        print(table(rows))
         return 0
-    with Progress() as progress:
-        path = sources.pull(args.name, progress=progress)
-    model = sources.KNOWN[args.name.lower()]
-    note(f"gumba: {model.title} ({model.licence}), checksum verified")
+    path = find_model(args.name, args.revision, check=True)
+    note("gumba: checked")
     print(path)
     return 0

@@ -39,7 +39,7 @@ def tokenize(args: argparse.Namespace) -> int:
         raise RequestError("expected one TEXT; quote one that has spaces")
     if args.texts and args.file is not None:
         raise RequestError("give the text as an argument or with -f, not both")
-    path = find_model(args.model)
+    path = find_model(args.model, args.revision)
     text = argument_text(args.texts[0]) if args.texts and args.texts != ["-"] else read_text(args.file or "-")
     from gumba.gguf import GGUFFile
     from gumba.text import Tokenizer

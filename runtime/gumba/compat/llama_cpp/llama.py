@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from gumba import sources
+from gumba import store
 from gumba.compat.llama_cpp import llama_chat_format
 from gumba.compat.llama_cpp.completion import Completion, log_softmax, steps
 from gumba.compat.llama_cpp.llama_grammar import LlamaGrammar
@@ -89,7 +89,7 @@ class Llama(LoadedModel):
         Raises ValueError when no file fits, or several do; DownloadError when it cannot be fetched.
         """
         if filename is None:
-            path = sources.resolve(repo_id)
+            path = store.resolve(repo_id)
         else:
             from gumba_convert.hub import fetch_file
 

@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from gumba import sources
+from gumba import store
 from gumba.checks import KeywordError, require_optional_text, show, suggestion
 from gumba.compat.transformers.arrays import check_device
 from gumba.engine_args import check_dtype
@@ -94,4 +94,13 @@ def found_file(name: str | PathLike[str], naming: Mapping[str, Any]) -> Path:
                 raise RequestError(f"gguf_file: there is no file {file!r} in {folder}")
             return path
         name = f"{name}/{file}"
-    return sources.resolve(name)
+    if isinstance(name, PathLike) or Path(name).expanduser().exists():
+        return store.resolve(
+            name
+        )  # transformers takes a revision of what is on this machine, too, and has no use for it
+    tokens = [naming.get(key) for key in ("token", "use_auth_token")]
+    return store.resolve(
+        name,
+        revision=require_optional_text("revision", naming.get("revision")),
+        token=next((each for each in tokens if isinstance(each, str)), None),
+    )

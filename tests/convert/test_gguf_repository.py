@@ -1,0 +1,391 @@
+"""GGUF files of a hub's repositories: which is meant, and what a download may meet; a hub on the loopback interface."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from local_sites import COMMIT, Hub, serving
+from tiny_checkpoints import write_checkpoint
+
+from gumba import store
+from gumba.errors import DownloadError, GumbaError, RequestError, ResourceError, UnsupportedError
+
+SIZE = 1_500_000
+FILES = {
+    "tiny-F16.gguf": SIZE,
+    "tiny-Q4_0.gguf": SIZE + 1,
+    "tiny-Q4_K_M.gguf": SIZE + 2,
+    "tiny-Q8_0.gguf": SIZE + 3,
+    "mmproj-tiny-Q8_0.gguf": 2000,
+    "imatrix.gguf": 2000,
+    "BF16/tiny-BF16-00001-of-00002.gguf": 3000,
+    "BF16/tiny-BF16-00002-of-00002.gguf": 3001,
+}
+
+
+def content(path: str, n_bytes: int) -> bytes:
+    return b"GGUF" + hashlib.shake_128(path.encode()).digest(n_bytes - 4)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub with a repository of GGUF files; the hub's library is sent to it, and to a cache of the test's own."""
+    from huggingface_hub import constants
+
+    folder = tmp_path / "server"
+    for path, n_bytes in FILES.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content(path, n_bytes))
+    (folder / "config.json").write_text("{}")
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with serving(Hub(folder)) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield server
+
+
+def resolve(text: str, **options: object) -> Path:
+    return store.resolve(text, announce=lambda line: None, **options)
+
+
+def blobs(tmp_path: Path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "hf").rglob("blobs/*"))
+
+
+def cached(tmp_path: Path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "hf").rglob("*.gguf"))
+
+
+# ------------------------------------------------------------------------------------------------- which is meant
+
+
+@pytest.mark.parametrize(
+    ("text", "file"),
+    [
+        ("ada/tiny", "tiny-Q4_0.gguf"),  # Q4_K_M cannot be run yet, and Q4_0 has about as many bits
+        ("ada/tiny:latest", "tiny-Q4_0.gguf"),
+        ("ada/tiny:q8_0", "tiny-Q8_0.gguf"),
+        ("hf.co/ada/tiny:F16", "tiny-F16.gguf"),
+        ("huggingface.co/ada/tiny:fp16", "tiny-F16.gguf"),
+        ("ada/tiny:tiny-Q8_0.gguf", "tiny-Q8_0.gguf"),
+        ("ada/tiny/tiny-Q8_0.gguf", "tiny-Q8_0.gguf"),
+        ("https://huggingface.co/ada/tiny/resolve/main/tiny-F16.gguf?download=true", "tiny-F16.gguf"),
+        ("https://hf.co/ada/tiny/blob/v1/tiny-F16.gguf", "tiny-F16.gguf"),
+        ("https://huggingface.co/ada/tiny", "tiny-Q4_0.gguf"),
+        ("https://huggingface.co/ada/tiny/tree/main", "tiny-Q4_0.gguf"),
+        ("https://huggingface.co/ada/tiny?show_file_info=tiny-F16.gguf", "tiny-F16.gguf"),
+        ("ENDPOINT/ada/tiny/resolve/main/tiny-F16.gguf", "tiny-F16.gguf"),
+    ],
+)
+def test_the_file_that_is_meant(hub: Hub, tmp_path: Path, text: str, file: str) -> None:
+    path = resolve(text.replace("ENDPOINT", hub.url))
+    assert path.name == file
+    assert path.read_bytes() == content(file, FILES[file])
+    assert cached(tmp_path) == [file], "only what is meant"
+    assert {method for method, _ in hub.requests} <= {"GET", "HEAD"}, "nothing is sent"
+    revision = "v1" if "/v1/" in text else "main"
+    assert (tmp_path / "hf/hub/models--ada--tiny/refs" / revision).read_text() == COMMIT
+
+
+def test_q4_k_m_is_the_default_where_it_runs(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gumba.store.gguf_files.runs", lambda type: True)
+    assert resolve("ada/tiny").name == "tiny-Q4_K_M.gguf"
+
+
+@pytest.mark.parametrize("text", ["ada/tiny:bf16", "ada/tiny/BF16/tiny-BF16-00001-of-00002.gguf"])
+def test_shards_come_together(hub: Hub, tmp_path: Path, text: str) -> None:
+    path = resolve(text)
+    assert path.name == "tiny-BF16-00001-of-00002.gguf"
+    assert (path.parent / "tiny-BF16-00002-of-00002.gguf").stat().st_size == 3001
+    assert len(cached(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "says"),
+    [
+        (
+            "ada/tiny:Q4_K_M",
+            UnsupportedError,
+            "does not run Q4_K_M; name one that it runs: ada/tiny:Q4_0, :Q8_0, :BF16, :F16",
+        ),
+        ("ada/tiny/tiny-Q4_K_M.gguf", UnsupportedError, "does not run Q4_K_M"),
+        ("ada/tiny:Q5_0", RequestError, "no file of type Q5_0; its types are .*Q4_0"),
+        ("ada/tiny/other.gguf", RequestError, r"no file 'other\.gguf'; its GGUF files are .*tiny-Q4_0\.gguf"),
+        ("ada/tiny/mmproj-tiny-Q8_0.gguf", RequestError, "belongs to a model"),
+        ("https://example.org/ada/tiny", RequestError, r"huggingface\.co and modelscope\.cn only"),
+        ("https://huggingface.co/datasets/ada/tiny", RequestError, "is no model"),
+        ("https://huggingface.co/ada/tiny/resolve/main/../x.gguf", RequestError, "no path of a file"),
+        ("https://huggingface.co/ada/tiny/resolve/main/%2Fx%00.gguf", RequestError, "no path of a file"),
+        ("https://huggingface.co/ada/tiny/resolve/main/%FF.gguf", RequestError, "no address"),
+        ("ada/other", DownloadError, "ada/other: no such model on the hub, or it is private"),
+        ("ada/other:Q4_0", DownloadError, "ada/other: no such model on the hub, or it is private"),
+        ("smollm2-135m-instrct", DownloadError, "did you mean smollm2-135m-instruct"),
+        ("llama3.2:99b", RequestError, r"no known model 'llama3\.2:99b'.*did you mean llama3\.2:3b"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_before_it_is_fetched(
+    hub: Hub, tmp_path: Path, text: str, kind: type[GumbaError], says: str
+) -> None:
+    with pytest.raises(kind, match=says) as caught:
+        resolve(text)
+    assert "\n" not in str(caught.value) and hub.ranges == [] and cached(tmp_path) == []
+
+
+def test_several_files_of_one_type(hub: Hub) -> None:
+    (hub.folder / "other-Q4_0.gguf").write_bytes(content("o", 50))
+    for text in ("ada/tiny", "ada/tiny:Q4_0"):
+        with pytest.raises(RequestError, match=r"several files are Q4_0: .*; name one, as ada/tiny/other-Q4_0\.gguf"):
+            resolve(text)
+    assert resolve("ada/tiny/other-Q4_0.gguf").stat().st_size == 50
+
+
+def test_a_missing_shard(hub: Hub) -> None:
+    (hub.folder / "BF16/tiny-BF16-00002-of-00002.gguf").unlink()
+    with pytest.raises(DownloadError, match="1 of the 2 shards of BF16/tiny-BF16 are there"):
+        resolve("ada/tiny:BF16")
+
+
+def test_a_repository_with_both(hub: Hub, tmp_path: Path) -> None:
+    """Its checkpoint, unless a type or a file is named."""
+    write_checkpoint(hub.folder)
+    lines: list[str] = []
+    converted = store.resolve("ada/tiny", announce=lines.append)
+    assert converted.parent.name == "converted"
+    assert "downloading the checkpoint ada/tiny (" in lines[0] and "converted to q8_0" in lines[0]
+    assert store.resolve("ada/tiny", announce=lines.append) == converted and len(lines) == 1
+    assert resolve("ada/tiny", revision="main") != converted, "a revision that is named has its own"
+    assert resolve("ada/tiny:Q8_0").name == "tiny-Q8_0.gguf"
+    for path in FILES:
+        (hub.folder / path).unlink()
+    with pytest.raises(RequestError, match="there is no GGUF file; it is a checkpoint"):
+        resolve("ada/tiny:Q8_0")
+
+
+# ---------------------------------------------------------------------------------------------- what a download meets
+
+
+def test_says_what_comes_from_where_once(hub: Hub, tmp_path: Path) -> None:
+    lines: list[str] = []
+    stages: dict[str, tuple[int, int]] = {}
+    for _ in range(2):
+        store.resolve(
+            "ada/tiny:Q8_0",
+            announce=lines.append,
+            progress=lambda stage, done, total: stages.update({stage: (done, total)}),
+        )
+    (line,) = lines
+    assert line == f"downloading tiny-Q8_0.gguf (1.5 MB) of ada/tiny from {hub.url.removeprefix('http://')}"
+    assert stages == {"download": (SIZE + 3, SIZE + 3), "check": (SIZE + 3, SIZE + 3)}
+    assert len(hub.ranges) == 1, "it is fetched once"
+
+
+def test_offline_the_cache_has_to_do(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    path = resolve("ada/tiny:Q8_0")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for text in ("ada/tiny", "ada/tiny:Q8_0", "ada/tiny/tiny-Q8_0.gguf"):
+        assert resolve(text) == path
+    with pytest.raises(RequestError, match="no file of type F16; its types are Q8_0"):
+        resolve("ada/tiny:F16")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for status in (500, 503, 429):
+        hub.status = status
+        assert resolve("ada/tiny:Q8_0") == path
+        with pytest.raises(DownloadError, match=f"ada/new: the hub answered {status}"):
+            resolve("ada/new:Q8_0")
+
+
+def test_a_broken_connection_is_made_anew(hub: Hub) -> None:
+    hub.cut = 9 << 16
+    path = resolve("ada/tiny:Q8_0")
+    assert path.read_bytes() == content("tiny-Q8_0.gguf", SIZE + 3)
+    assert hub.ranges == [None, f"bytes={9 << 16}-", f"bytes={18 << 16}-"]
+
+
+def test_an_interrupted_download_goes_on(hub: Hub, tmp_path: Path) -> None:
+    hub.cut = 1 << 16
+    with pytest.raises(DownloadError, match=r"interrupted at 327680 of 1500003 bytes .*goes on from there"):
+        resolve("ada/tiny:Q8_0")
+    assert cached(tmp_path) == [], "what is not complete has no name"
+    hub.cut = 0
+    hub.ranges.clear()
+    lines: list[str] = []
+    path = store.resolve("ada/tiny:Q8_0", announce=lines.append)
+    assert path.read_bytes() == content("tiny-Q8_0.gguf", SIZE + 3)
+    assert hub.ranges == ["bytes=327680-"] and "(1.5 MB, 327.7 kB of it are here)" in lines[0]
+    assert [name for name in blobs(tmp_path) if "incomplete" in name] == []
+
+
+@pytest.mark.parametrize("there", [b"GGUF" + bytes(1000), bytes(SIZE + 3), bytes(SIZE + 500), b""])
+@pytest.mark.parametrize("takes_ranges", [True, False])
+def test_a_wrong_beginning_is_fetched_anew(hub: Hub, tmp_path: Path, there: bytes, takes_ranges: bool) -> None:
+    hub.takes_ranges = takes_ranges
+    right = content("tiny-Q8_0.gguf", SIZE + 3)
+    part = tmp_path / f"hf/hub/models--ada--tiny/blobs/{hashlib.sha256(right).hexdigest()}.incomplete"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(there)
+    assert resolve("ada/tiny:Q8_0").read_bytes() == right
+
+
+def test_a_range_that_the_hub_cannot_satisfy(hub: Hub, tmp_path: Path) -> None:
+    """The content there is shorter than what is here: it is fetched from its beginning, and is not what the API says."""
+    right = content("tiny-Q8_0.gguf", SIZE + 3)
+    part = tmp_path / f"hf/hub/models--ada--tiny/blobs/{hashlib.sha256(right).hexdigest()}.incomplete"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(right[:-10])
+    hub.files["tiny-Q8_0.gguf"] = right[:1000]
+    with pytest.raises(DownloadError, match="tiny-Q8_0"):
+        resolve("ada/tiny:Q8_0")
+    assert cached(tmp_path) == []
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "says"),
+    [
+        (content("other", SIZE + 3), "fails its check: the hub says it has hash"),
+        (content("other", SIZE), "the hub sends 1500000 bytes where 1500003 are missing"),
+        (b"<html>log in first</html>", "the hub sends 25 bytes where"),
+        (LFS_POINTER, "the hub sends .* bytes where"),
+        (b"", "the hub sends 0 bytes where"),
+    ],
+    ids=["other", "short", "html", "pointer", "empty"],
+)
+def test_something_else_than_the_hub_said(hub: Hub, tmp_path: Path, sent: bytes, says: str) -> None:
+    hub.files["tiny-Q8_0.gguf"] = sent
+    with pytest.raises(DownloadError, match=says) as caught:
+        resolve("ada/tiny:Q8_0")
+    assert "\n" not in str(caught.value) and cached(tmp_path) == []
+    hub.files.clear()
+    assert resolve("ada/tiny:Q8_0").stat().st_size == SIZE + 3, "nothing is left in the way"
+
+
+@pytest.mark.parametrize("data", [b"<html></html>", LFS_POINTER, b"", b"GGU"])
+def test_a_file_that_is_no_gguf(hub: Hub, tmp_path: Path, data: bytes) -> None:
+    """Uploaded like that: it is what the hub says, but nothing to run."""
+    (hub.folder / "tiny-Q8_0.gguf").write_bytes(data)
+    with pytest.raises(DownloadError, match=r"tiny-Q8_0\.gguf is no GGUF file: it begins with b'"):
+        resolve("ada/tiny:Q8_0")
+    assert cached(tmp_path) == [] and blobs(tmp_path) == []
+
+
+def test_a_small_file_outside_of_lfs(hub: Hub) -> None:
+    """Its hash is Git's."""
+    hub.listed["tiny-Q8_0.gguf"] = {"lfs": None}
+    assert resolve("ada/tiny:Q8_0").read_bytes() == content("tiny-Q8_0.gguf", SIZE + 3)
+    hub.files["tiny-F16.gguf"] = content("other", SIZE)
+    hub.listed["tiny-F16.gguf"] = {"lfs": None}
+    with pytest.raises(DownloadError, match="fails its check"):
+        resolve("ada/tiny:F16")
+
+
+@pytest.mark.parametrize(
+    ("listed", "says"),
+    [
+        ({"rfilename": "../../tiny-Q8_0.gguf"}, "no path of a file in a repository, which the hub lists"),
+        ({"rfilename": "/etc/tiny-Q8_0.gguf"}, "no path of a file"),
+        ({"rfilename": "a\0-Q8_0.gguf"}, "no path of a file"),
+        ({"rfilename": "a\\..\\b-Q8_0.gguf"}, "no path of a file"),
+        ({"lfs": {"size": 1, "sha256": "../../../x", "pointerSize": 1}}, r"gives '\.\./\.\./\.\./x' as a hash"),
+        ({"lfs": {"size": 1, "sha256": "AB" * 32, "pointerSize": 1}}, "as a hash"),
+        ({"size": None}, "no size and hash"),
+        ({"size": -1}, "as a size"),
+        ({"size": 10}, "sends 1500003 bytes where 10 are missing"),
+        ({"lfs": None, "blobId": None}, "no size and hash"),
+        ({"size": 1 << 60}, "MB are needed"),
+    ],
+)
+def test_what_the_api_says_is_not_trusted(hub: Hub, tmp_path: Path, listed: dict[str, object], says: str) -> None:
+    hub.listed["tiny-Q8_0.gguf"] = listed
+    with pytest.raises((DownloadError, ResourceError), match=says) as caught:
+        resolve("ada/tiny:Q8_0")
+    assert "\n" not in str(caught.value) and cached(tmp_path) == []
+
+
+def test_content_from_elsewhere(hub: Hub) -> None:
+    hub.redirects = True
+    assert resolve("ada/tiny:Q8_0").read_bytes() == content("tiny-Q8_0.gguf", SIZE + 3)
+    assert ("GET", "/elsewhere/tiny-Q8_0.gguf") in hub.requests
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "says"),
+    [
+        (403, "GatedRepo", "access must be granted on the hub first"),
+        (401, "RepoNotFound", "no such model on the hub, or it is private"),
+        (404, "RevisionNotFound", "the hub has no revision v9"),
+        (403, "", "refuses access"),
+    ],
+)
+def test_a_hub_that_refuses(hub: Hub, status: int, error: str, says: str) -> None:
+    hub.status, hub.error = status, error
+    with pytest.raises(DownloadError, match=says) as caught:
+        resolve("ada/tiny:Q8_0", revision="v9")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_revision_is_given_once(hub: Hub) -> None:
+    assert resolve("ada/tiny:Q8_0", revision="v1").name == "tiny-Q8_0.gguf"
+    assert ("GET", "/api/models/ada/tiny/revision/v1") in hub.requests
+    with pytest.raises(RequestError, match="'v2' is given, but the address names 'v1'"):
+        resolve("https://huggingface.co/ada/tiny/resolve/v1/tiny-Q8_0.gguf", revision="v2")
+    with pytest.raises(RequestError, match="revision: 'a b' is no branch"):
+        resolve("ada/tiny:Q8_0", revision="a b")
+
+
+def test_a_damaged_file_in_the_cache(hub: Hub) -> None:
+    path = resolve("ada/tiny:Q8_0")
+    right = path.read_bytes()
+    path.write_bytes(right[:-5])
+    assert resolve("ada/tiny:Q8_0").read_bytes() == right, "its size shows it"
+    path.write_bytes(right[:-1] + b"?")
+    assert resolve("ada/tiny:Q8_0", check=True).read_bytes() == right, "its hash shows it"
+
+
+def test_a_disk_that_is_full(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1_000})())
+    with pytest.raises(ResourceError, match=r"1 MB are needed, 0 MB are free \(HF_HUB_CACHE\)"):
+        resolve("ada/tiny:Q8_0")
+
+
+PULL = """
+import sys
+from gumba import store
+print(store.resolve("ada/tiny:Q8_0", announce=print))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_killed_at_any_moment(hub: Hub, tmp_path: Path) -> None:
+    """Nothing has a name before it is complete, and the next run goes on."""
+    right = content("tiny-Q8_0.gguf", SIZE + 3)
+    hub.cut = 6 << 16  # so that a run has several connections, at each of which it may be killed
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")}
+    for n_requests in (1, 2, 3):
+        hub.ranges.clear()
+        with subprocess.Popen([sys.executable, "-c", PULL], env=environment, stdout=subprocess.DEVNULL) as child:
+            while len(hub.ranges) < n_requests and child.poll() is None:
+                time.sleep(0.001)
+            child.send_signal(signal.SIGKILL)
+        for path in (tmp_path / "hf").rglob("*.gguf"):
+            assert path.read_bytes() == right
+    hub.cut = 0
+    assert resolve("ada/tiny:Q8_0").read_bytes() == right
+    assert [name for name in blobs(tmp_path) if "incomplete" in name] == []
