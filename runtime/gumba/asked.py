@@ -32,7 +32,10 @@ class Request:
             text = "".join(output.text for output in each.outputs)
             logprobs = [output.logprobs for output in each.outputs if output.logprobs is not None]
             asked = None if each.params.logprobs is None else logprobs
-            output = CompletionOutput(index, text, each.answer, each.ending, each.timings(), asked)
+            stop_reason = each.outputs[-1].stop_reason if each.outputs else None
+            output = CompletionOutput(
+                index, text, each.answer, each.ending, each.timings(), asked, stop_reason=stop_reason
+            )
             outputs.append(output if self.form is None else self.form.parser().output(output))
         asked_ids = first.prompt[: first.n_source or None]
         return RequestOutput(self.prompt, asked_ids, outputs, first.prompt_logprobs)
@@ -74,7 +77,15 @@ class ContrastiveRequest:
         """The result, when it has ended."""
         search = self.search
         text = _text(self.tokenizer, search.answer, search.ending, search.params.skip_special_tokens)
-        answer = CompletionOutput(0, text, search.answer, search.ending, search.timings())
+        stopped = search.ending == "stop" and search.answer[-1] in search.params.stop_token_ids
+        answer = CompletionOutput(
+            0,
+            text,
+            search.answer,
+            search.ending,
+            search.timings(),
+            stop_reason=search.answer[-1] if stopped else None,
+        )
         return RequestOutput(self.prompt, search.tokens, [answer])
 
 

@@ -85,7 +85,7 @@ class StreamOutput:
     tokens. ``token_id`` is the new token (None when the request was cancelled), ``index`` counts tokens from 0, ``choice``
     the answers of one prompt. ``finish_reason`` and ``timings`` are set on the last one of an answer only; ``logprobs`` on
     each that has a token, where ``SamplingParams.logprobs`` asks for it. Chats tell ``reasoning``, new text of that kind, from
-    the ``text`` of the answer, and have the answer's ``tool_calls`` on its last one.
+    the ``text`` of the answer, and have the answer's ``tool_calls`` on its last one. ``stop_reason``: as of CompletionOutput.
     """
 
     text: str
@@ -97,6 +97,7 @@ class StreamOutput:
     logprobs: Logprobs | None = None
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    stop_reason: str | int | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,8 @@ class CompletionOutput:
     ``token_ids`` are all tokens generated, the one that ended the request included; ``text`` is their text without special
     tokens that ended it and without the stop string. ``logprobs`` has one entry per token where ``SamplingParams.logprobs``
     asks for it. Of a chat, ``reasoning`` is what the model thought (None: nothing), which is not in ``text``, and
-    ``tool_calls`` are the tools that it calls.
+    ``tool_calls`` are the tools that it calls. ``stop_reason`` is the string of ``SamplingParams.stop``, or the token of
+    ``stop_token_ids``, that ended it; None where it ended for another reason.
     """
 
     index: int
@@ -117,6 +119,7 @@ class CompletionOutput:
     logprobs: list[Logprobs] | None = None
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+    stop_reason: str | int | None = None
 
     @property
     def cumulative_logprob(self) -> float | None:
@@ -166,6 +169,11 @@ class RequestOutput:
     def finish_reason(self) -> FinishReason:
         """Of the first answer."""
         return self.outputs[0].finish_reason
+
+    @property
+    def stop_reason(self) -> str | int | None:
+        """Of the first answer."""
+        return self.outputs[0].stop_reason
 
     @property
     def timings(self) -> Timings:

@@ -240,3 +240,14 @@ def test_any_json_object(llama):
     text = reply["choices"][0]["message"]["content"]
     assert text.lstrip().startswith("{")
     assert reply["choices"][0]["finish_reason"] == "length" or isinstance(json.loads(text), dict)
+
+
+def test_a_stop_string_inside_a_form_cuts_it_with_a_warning(llama, caplog):
+    """As llama-cpp-python 0.3.36, which tells nobody."""
+    grammar = LlamaGrammar.from_json_schema('{"const": {"a": 1}}')
+    choice = llama("h", grammar=grammar, stop=["}"], temperature=0, max_tokens=30)["choices"][0]
+    assert choice["finish_reason"] == "stop" and choice["text"].startswith("{") and "}" not in choice["text"]
+    assert "a stop string has cut an answer" in caplog.text
+    caplog.clear()
+    choice = llama("h", grammar=grammar, stop=["z"], temperature=0, max_tokens=30)["choices"][0]
+    assert json.loads(choice["text"]) == {"a": 1} and "cut" not in caplog.text

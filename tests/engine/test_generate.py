@@ -124,6 +124,20 @@ def test_end_of_generation_and_stop_tokens(make_llm):
     assert (len(result.token_ids), result.finish_reason) == (6, "length")
 
 
+def test_the_stop_reason_is_what_ended_the_answer(make_llm):
+    """As vLLM: the stop string or stop token, None for the model's own end and for anything but a stop."""
+    llm = make_llm(logits=scripted(*b"a, b", start=1))
+    for options, text, reason in (
+        ({"stop": ["x", ", "]}, "a", ", "), ({"stop": ",", "include_stop_str_in_output": True}, "a,", ","),
+        ({"stop_token_ids": [32]}, "a,", 32), ({"stop": "z"}, "a, b", None), ({"stop": "z", "max_tokens": 2}, "a,", None),
+    ):  # fmt: skip
+        params = SamplingParams(temperature=0, **options)
+        (result,) = llm.generate([[1]], params)
+        assert (result.text, result.stop_reason, result.outputs[0].stop_reason) == (text, reason, reason)
+        *steps, last = llm.stream([1], params)
+        assert last.stop_reason == reason and {step.stop_reason for step in steps} <= {None}
+
+
 def test_stop_strings_across_tokens(make_llm):
     llm = make_llm(logits=scripted(*b"go s", ST, ST, OP, *b" on", start=1))
     params = SamplingParams(temperature=0, stop="stop")

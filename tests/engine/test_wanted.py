@@ -114,3 +114,12 @@ def test_texts_have_the_form_that_is_asked_for(llm: LLM, seed: int) -> None:
 def test_forms_that_are_none(llm: LLM) -> None:
     with pytest.raises(RequestError, match="regex"):
         llm.generate(["a"], SamplingParams(structured_outputs=StructuredOutputsParams(regex="(")))
+
+
+@pytest.mark.parametrize("stop", ["}", '"', "a"])
+def test_a_stop_inside_the_form_is_told_from_its_end(llm: LLM, stop: str) -> None:
+    form = StructuredOutputsParams(json={"const": {"a": {"b": 1}}})
+    (whole,) = llm.generate(["x"], SamplingParams(structured_outputs=form, max_tokens=100, temperature=0))
+    assert json.loads(whole.text) == {"a": {"b": 1}} and (whole.finish_reason, whole.stop_reason) == ("stop", None)
+    (cut,) = llm.generate(["x"], SamplingParams(structured_outputs=form, max_tokens=100, temperature=0, stop=[stop]))
+    assert cut.text == whole.text.partition(stop)[0] and (cut.finish_reason, cut.stop_reason) == ("stop", stop)

@@ -387,10 +387,18 @@ class Generation(Sequence):
 
     def _emit(self, text: str, token: int | None, reason: FinishReason | None, logprobs: Logprobs | None) -> None:
         index = len(self.answer) - (token is not None)
-        output = StreamOutput(text, token, index, reason, self.timings() if reason else None, self.choice, logprobs)
+        timings = self.timings() if reason else None
+        stop_reason = self._stop_reason(token) if reason == "stop" else None
+        output = StreamOutput(text, token, index, reason, timings, self.choice, logprobs, stop_reason=stop_reason)
         self.outputs.append(output)
         if self.streaming and reason is None:
             self.deliver(output)
+
+    def _stop_reason(self, token: int | None) -> str | int | None:
+        """The stop string or stop token that ended the answer."""
+        if self._stops.reason is not None:
+            return self._stops.reason
+        return token if token in self.params.stop_token_ids else None
 
     def ended(self) -> None:
         if self.drafter is not None:

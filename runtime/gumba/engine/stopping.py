@@ -16,8 +16,13 @@ class StopStrings:
         self._stops, self._include = tuple(stops), include
         self._longest = max(map(len, stops), default=0)
         self._held = ""
-        #: True once a stop string was seen; nothing comes out any more.
-        self.stopped = False
+        #: The stop string that was seen; nothing comes out any more.
+        self.reason: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was seen."""
+        return self.reason is not None
 
     def push(self, text: str) -> str:
         """Add ``text``; returns what can be shown for certain."""
@@ -26,11 +31,11 @@ class StopStrings:
         if self.stopped:
             return ""
         held = self._held + text
-        found = [(at + len(stop), at) for stop in self._stops if (at := held.find(stop)) >= 0]
+        found = [(at + len(stop), at, stop) for stop in self._stops if (at := held.find(stop)) >= 0]
         if found:
-            self.stopped = True
+            end, start, self.reason = min(found)
             self._held = ""
-            return held[: min(found)[0 if self._include else 1]]
+            return held[: end if self._include else start]
         keep = min(self._longest - 1, len(held))
         while keep and not any(stop.startswith(held[-keep:]) for stop in self._stops):
             keep -= 1

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 
 from gumba.compat.llama_cpp.llama_tokenizer import LlamaTokenizer, detokenize
-from gumba.compat.llama_cpp.options import ArgumentError
+from gumba.compat.llama_cpp.options import ArgumentError, logger
 from gumba.compat.llama_cpp.sampling import Controls, StoppingCriteria
 from gumba.engine.stopping import StopStrings
 from gumba.errors import EngineError, RequestError
@@ -237,6 +237,8 @@ class Completion:
                     self._finish_reason = "length"
                 if self._pieces.stopped:
                     self._finish_reason = "stop"
+                    if self._params.structured_outputs is not None:
+                        logger.warning("a stop string has cut an answer that is held to a grammar")
                 yield Step(token, text, _by_token(token, output.logprobs))
                 if self._finish_reason:
                     break
