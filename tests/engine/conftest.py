@@ -17,7 +17,12 @@ def make_llm(monkeypatch):
 
     def make(*, max_sequences=32, max_queue=None, **fake):
         model = FakeModel(**fake)
-        file = SimpleNamespace(path="fake.gguf", metadata={"general.name": "fake"}, close=lambda: None)
+        file = SimpleNamespace(
+            path="fake.gguf",
+            metadata={"general.name": "fake"},
+            get=lambda key, kind, default=None: default,
+            close=lambda: None,
+        )
         tokenizer = SimpleNamespace(from_gguf=lambda gguf: FakeTokenizer())
         monkeypatch.setattr(gumba.llm, "GGUFFile", lambda path: file)
         monkeypatch.setattr(gumba.llm, "Tokenizer", tokenizer)
