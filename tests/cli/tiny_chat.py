@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
@@ -29,11 +30,18 @@ def vocabulary() -> list[str]:
 
 
 def write(
-    path: Path, *, seed: int = 0, more: tuple[str, ...] = (), context: int = CONTEXT, tool_template: str = ""
+    path: Path,
+    *,
+    seed: int = 0,
+    more: tuple[str, ...] = (),
+    context: int = CONTEXT,
+    tool_template: str = "",
+    changed: Mapping[str, gguf.gguf_writer.GGUFValue] | None = None,
 ) -> Path:
     """Write the model to ``path``: a Llama with random float32 weights, big enough that its choices are clear.
 
-    ``more``: further control tokens. ``tool_template``: a second template, for conversations with tools.
+    ``more``: further control tokens. ``tool_template``: a second template, for conversations with tools. ``changed``:
+    metadata in the place of the usual.
     """
     tokens = [*vocabulary(), *more]
     writer = gguf.GGUFWriter(path, "llama")
@@ -64,6 +72,7 @@ def write(
     if tool_template:
         writer.add_string("tokenizer.chat_template.tool_use", tool_template)
 
+    writer.kv_data[0].update(changed or {})
     random = np.random.default_rng(seed)
 
     def weights(name: str, *shape: int) -> None:

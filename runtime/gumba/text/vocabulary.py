@@ -226,6 +226,7 @@ def read_vocabulary(metadata: Mapping[str, Any], families: Mapping[str, Any]) ->
     n_vocab = len(texts)
     if not 0 < n_vocab < 2**31:
         raise TokenizerError(f"tokenizer.ggml.tokens: {n_vocab} tokens")
+    _check_utf8(texts)
     scores, types = _scores(metadata, n_vocab), _types(metadata, n_vocab)
     ids = dict(zip(texts, range(n_vocab)))
     if len(ids) != n_vocab:
@@ -269,6 +270,18 @@ def read_vocabulary(metadata: Mapping[str, Any], families: Mapping[str, Any]) ->
     )
 
 
+def _check_utf8(texts: Sequence[bytes]) -> None:
+    """Raise for the first token that is not UTF-8: every kind of vocabulary spells bytes in another way."""
+    try:
+        b"\n".join(texts).decode()
+    except UnicodeDecodeError:
+        for token, text in enumerate(texts):
+            try:
+                text.decode()
+            except UnicodeDecodeError:
+                raise TokenizerError(f"{PREFIX}tokens: token {token}, {text!r:.80}, is not UTF-8") from None
+
+
 def _scores(metadata: Mapping[str, Any], n_vocab: int) -> npt.NDArray[np.float32]:
     scores = _numbers(metadata, PREFIX + "scores", "fiu", n_vocab)
     if scores is None:
@@ -281,8 +294,16 @@ def _scores(metadata: Mapping[str, Any], n_vocab: int) -> npt.NDArray[np.float32
 
 def _types(metadata: Mapping[str, Any], n_vocab: int) -> npt.NDArray[np.int32]:
     types = _numbers(metadata, PREFIX + "token_type", "iu", n_vocab)
-    types = np.full(n_vocab, TokenType.NORMAL, np.int32) if types is None else types.astype(np.int32)
-    types[(types < TokenType.NORMAL) | (types > TokenType.BYTE)] = TokenType.UNUSED
+    if types is None:
+        return np.full(n_vocab, TokenType.NORMAL, np.int32)
+    wrong = (types < 0) | (types > TokenType.BYTE)
+    if wrong.any():
+        token = int(wrong.argmax())
+        raise TokenizerError(
+            f"{PREFIX}token_type: token {token} is of type {types[token]}; expected 0 to {TokenType.BYTE:d}"
+        )
+    types = types.astype(np.int32)
+    types[types == 0] = TokenType.UNUSED  # "undefined" in llama.cpp
     return types
 
 
