@@ -42,6 +42,7 @@ NEEDED = [
     "tekken.json",
     "tokenization_chatglm.py",
     "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
     "chat_template.json",
     "modules.json",
     "config_sentence_transformers.json",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
 from gumba.errors import ConvertError
 from gumba.text.added_tokens import LSTRIP, NORMALIZED, RSTRIP, SINGLE_WORD
+from gumba_convert.chat_templates import DEFAULT, read_templates
 from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.gguf_writer import Value, string, strings
 
@@ -31,6 +31,7 @@ class SpecialTokens:
     add: dict[str, bool] = field(default_factory=dict)
     templates: dict[str, str] = field(default_factory=dict)
     texts: dict[str, str | None] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     def named_in_templates(self, name: str) -> bool:
         return any(name in template for template in self.templates.values())
@@ -40,12 +41,11 @@ class SpecialTokens:
         result = {}
         others = []
         for name, template in self.templates.items():
-            if name == "default":
+            if name == DEFAULT:
                 result["tokenizer.chat_template"] = string(template)
             else:
-                clean = re.sub("[^A-Za-z0-9]", "_", name)
-                result[f"tokenizer.chat_template.{clean}"] = string(template)
-                others.append(clean)
+                result[f"tokenizer.chat_template.{name}"] = string(template)
+                others.append(name)
         if others:
             result["tokenizer.chat_templates"] = strings(others)
         return result
@@ -186,7 +186,8 @@ def read_special_tokens(
         tokenizer: tokenizer.json, or empty. config: tokenizer_config.json, or empty.
         n_rows: ids from here on are not tokens and are left out.
     """
-    result = SpecialTokens(templates=_templates(checkpoint, config), texts=_texts(checkpoint, config))
+    templates, warnings = read_templates(checkpoint, config)
+    result = SpecialTokens(templates=templates, texts=_texts(checkpoint, config), warnings=warnings)
     texts = {kind: _content(config.get(f"{kind}_token")) for kind in KINDS}
     kinds = list(KINDS)
     texts["bos"] = texts["bos"] or texts["cls"]
@@ -282,22 +283,3 @@ def _template_ends(processor: Any) -> tuple[str | None, str | None]:
     parts = [part.get("SpecialToken") if isinstance(part, dict) else None for part in (single[0], single[-1])]
     first, last = (part.get("id") if isinstance(part, dict) else None for part in parts)
     return _content(first), _content(last)
-
-
-def _templates(checkpoint: Checkpoint, config: dict[str, Any]) -> dict[str, str]:
-    """Chat templates by name, from tokenizer_config.json, chat_template.jinja or chat_template.json."""
-    template = config.get("chat_template")
-    if template is None:
-        template = checkpoint.text("chat_template.jinja")
-    if template is None:
-        template = (checkpoint.json("chat_template.json") or {}).get("chat_template")
-    if isinstance(template, str):
-        return {"default": template}
-    if isinstance(template, list):
-        named = [entry for entry in template if isinstance(entry, dict)]
-        return {
-            entry["name"]: entry["template"]
-            for entry in named
-            if isinstance(entry.get("name"), str) and isinstance(entry.get("template"), str)
-        }
-    return {}

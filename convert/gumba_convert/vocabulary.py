@@ -89,7 +89,7 @@ def read_vocabulary(checkpoint: Checkpoint, n_rows: int, *, pre_tokenizer: str |
     tokenizer, config, repeated = without_repetitions(tokenizer, config)
     special = read_special_tokens(checkpoint, tokenizer, config, n_rows)
     vocabulary = _read(_Given(checkpoint, tokenizer, config, n_rows, special, pre_tokenizer))
-    vocabulary.warnings[:0] = [*warnings, *repeated]
+    vocabulary.warnings[:0] = [*warnings, *repeated, *special.warnings]
     _template_texts(vocabulary)
     if pre_tokenizer is not None:
         _check_named(vocabulary, pre_tokenizer, f"{checkpoint.folder}")

@@ -129,7 +129,7 @@ class LLM(Chats, Judges):
             self._tokenizer = Tokenizer.from_gguf(self._gguf)
             embedding = EmbeddingSettings.from_gguf(self._gguf)
             if chat_template is not None:
-                self.chat_template = self.tool_template = ChatTemplate.given(chat_template, self._tokenizer)
+                self.chat_template = self.tool_template = ChatTemplate.given(chat_template, self._tokenizer, self._gguf)
             self._loaded = LoadedModel(
                 self._gguf,
                 self._tokenizer,

@@ -283,7 +283,7 @@ def test_ids_beyond_the_vocabulary_are_left_out(tmp_path: Path) -> None:
 
 
 TEMPLATES = [
-    ({"tokenizer_config.json": {"chat_template": "A"}, "chat_template.jinja": "B"}, {"tokenizer.chat_template": "A"}),
+    ({"tokenizer_config.json": {"chat_template": "A"}, "chat_template.jinja": "B"}, {"tokenizer.chat_template": "B"}),
     ({"tokenizer_config.json": {}, "chat_template.jinja": "B é"}, {"tokenizer.chat_template": "B é"}),
     ({"tokenizer_config.json": None, "chat_template.json": {"chat_template": "C"}}, {"tokenizer.chat_template": "C"}),
     (

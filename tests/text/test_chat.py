@@ -235,3 +235,25 @@ def test_messages_that_call_tools_need_no_content(make):
         assert json.loads(tokenizer.decode(encode_chat(tokenizer, template, messages))) == messages
         del messages[1]["content"]
         assert json.loads(template.render(messages)) == messages
+
+
+def test_an_empty_prompt_names_the_template_and_the_messages(make):
+    source = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    file, tokenizer = make(template=source)
+    rule = [{"role": "system", "content": "x"}]
+    for template, origin in (
+        (ChatTemplate.given(source, tokenizer), "the text that chat_template= gives"),
+        (ChatTemplate.from_gguf(file, tokenizer), "the model file's tokenizer.chat_template"),
+    ):
+        with pytest.raises(TemplateError) as error:
+            encode_chat(tokenizer, template, rule)
+        assert f"({origin}) makes an empty prompt of messages[0] ('system')" in str(error.value)
+        encode_chat(tokenizer, template, rule, add_generation_prompt=False)
+
+
+def test_further_templates_of_a_file_have_names(make):
+    file, tokenizer = make(template="A", **{"tokenizer.chat_template.rag": "R", "tokenizer.chat_template.odd": 7})
+    assert ChatTemplate.given("rag", tokenizer, file).render(HELLO) == "R"
+    assert "<|im_start|>" in ChatTemplate.given("chatml", tokenizer, file).render(HELLO)
+    with pytest.raises(TemplateError, match=r"tokenizer\.chat_template\.odd: expected a string, found 7"):
+        ChatTemplate.given("odd", tokenizer, file)

@@ -106,13 +106,13 @@ class ChatTemplate:
     different forms, several times that).
     """
 
-    def __init__(self, source: str, special_texts: Mapping[str, str] | None = None) -> None:
-        """Raises TemplateError for a template that is too long or not well-formed."""
+    def __init__(self, source: str, special_texts: Mapping[str, str] | None = None, origin: str = "") -> None:
+        """``origin``: where it comes from, for messages. Raises TemplateError for one that is too long or not well-formed."""
         import jinja2
 
         if len(source) > MAX_SOURCE:
             raise TemplateError(f"the chat template has {len(source)} characters; the limit is {MAX_SOURCE}")
-        self.source = source
+        self.source, self.origin = source, origin
         self._special_texts = dict(special_texts or {})
         try:
             self._template = _environment().from_string(source)
@@ -127,21 +127,26 @@ class ChatTemplate:
         source = CHAT_TEMPLATES.get(name) if isinstance(name, str) else None
         if source is None:
             raise RequestError(f"chat_template: expected one of {', '.join(CHAT_TEMPLATES)}, found {show(name)}")
-        return cls(source, special_texts)
+        return cls(source, special_texts, f"the built-in template {name!r}")
 
     @classmethod
-    def given(cls, template: str | PathLike[str] | ChatTemplate, tokenizer: Tokenizer) -> ChatTemplate:
-        """What a user means: a built-in template's name, a file, or the text of a template (it has {{ or {% in it).
+    def given(
+        cls, template: str | PathLike[str] | ChatTemplate, tokenizer: Tokenizer, gguf: GGUFFile | None = None
+    ) -> ChatTemplate:
+        """What a user means: the name of one of the further templates in ``gguf`` ("tool_use") or of a built-in one, a file,
+        or the text of a template (it has {{ or {% in it).
 
         Raises RequestError when it is neither, or the file cannot be read, TemplateError when it is not well-formed.
         """
         if isinstance(template, ChatTemplate):
             return template
+        if gguf is not None and isinstance(template, str) and f"{KEY}.{template}" in gguf.metadata:
+            return cls.from_gguf(gguf, tokenizer, template)
         texts = special_texts(tokenizer)
         if isinstance(template, str) and template in CHAT_TEMPLATES:
             return cls.named(template, texts)
         if isinstance(template, str) and ("{{" in template or "{%" in template):
-            return cls(template, texts)
+            return cls(template, texts, "the text that chat_template= gives")
         if not isinstance(template, str | PathLike):
             raise RequestError(f"chat_template: expected a name, a file or a ChatTemplate, found {show(template)}")
         path = Path(template)
@@ -149,7 +154,7 @@ class ChatTemplate:
             return cls.named(template)  # which tells the names
         try:
             with path.open(encoding="utf-8") as file:
-                return cls(file.read(MAX_SOURCE + 1), texts)
+                return cls(file.read(MAX_SOURCE + 1), texts, f"the file {template!s:.200}")
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or error
             raise RequestError(f"chat_template: {template!s:.200} cannot be read: {why!s:.200}") from None
@@ -161,7 +166,8 @@ class ChatTemplate:
         ``name``: the one of that name ("tool_use"), of the few files that have several; the usual one where there is none.
         Raises TemplateError when there is neither, or the template is not well-formed.
         """
-        source = gguf.metadata.get(KEY if name is None else f"{KEY}.{name}")
+        key = KEY if name is None else f"{KEY}.{name}"
+        source = gguf.metadata.get(key)
         if source is None and name is not None:
             return cls.from_gguf(gguf, tokenizer)
         if source is None:
@@ -171,10 +177,10 @@ class ChatTemplate:
                     f"the file has no chat template ({KEY}) and its vocabulary looks like no chat model's that is known: "
                     "give it a plain prompt, or choose a template (chat_template=..., --chat-template NAME or FILE)"
                 )
-            source = CHAT_TEMPLATES[name]
+            return cls.named(name, special_texts(tokenizer))
         if not isinstance(source, str):
-            raise TemplateError(f"{KEY}: expected a string, found {type(source).__name__}")
-        return cls(source, special_texts(tokenizer))
+            raise TemplateError(f"{key}: expected a string, found {show(source)}")
+        return cls(source, special_texts(tokenizer), f"the model file's {key}")
 
     def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **kwargs: Any) -> str:
         """The prompt for a conversation.
@@ -267,6 +273,11 @@ def encode_chat(
     messages = plain_messages(messages, template.source)  # joined before control tokens are looked for
     (messages, given), mark = shielded((messages, given), tokenizer.control_texts, template.source)
     text = template.render(messages, add_generation_prompt, **{**kwargs, **given})
+    if not text and add_generation_prompt:
+        origin = f" ({template.origin})" if template.origin else ""
+        listed = ", ".join(f"messages[{i}] ({show(message['role'])})" for i, message in enumerate(messages[:4]))
+        more = "" if len(messages) <= 4 else f" and {len(messages) - 4} more"
+        raise TemplateError(f"the chat template{origin} makes an empty prompt of {listed}{more}")
     # A printed list or dict, and JSON in ASCII, show the mark by its number.
     text = text.replace(f"\\u{ord(mark):04x}", mark)
     if continue_final_message:

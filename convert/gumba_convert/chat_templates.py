@@ -1,0 +1,94 @@
+"""The chat templates of a checkpoint, from the files that transformers 5.24 reads, in its order."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from gumba.checks import show
+from gumba.errors import ConvertError
+from gumba_convert.checkpoint import Checkpoint, Folder
+
+DEFAULT = "default"
+_FOLDER = "additional_chat_templates"
+
+
+def read_templates(checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
+    """Chat templates by name, and warnings of those that are left out.
+
+    Those of chat_template.jinja and additional_chat_templates/*.jinja take the place of those in tokenizer_config.json
+    (of which the default one stays where the files have none); chat_template.json counts where there are no others.
+
+    Args:
+        config: tokenizer_config.json, or empty.
+
+    Raises:
+        ConvertError: a template that is no text, or has no name.
+    """
+    own = _named(config.get("chat_template"), f"{checkpoint.folder / 'tokenizer_config.json'}")
+    old = _named(
+        (checkpoint.json("chat_template.json") or {}).get("chat_template"), f"{checkpoint.folder}/chat_template.json"
+    )
+    files = _files(checkpoint)
+    warnings = []
+    if files:
+        found = ({DEFAULT: own[DEFAULT]} if DEFAULT in own else {}) | files
+        names = sorted(name for name, text in own.items() if found.get(name) != text)
+        if names:
+            warnings.append(
+                f"tokenizer_config.json: chat template {', '.join(map(show, names))} is left out: chat_template.jinja and "
+                f"{_FOLDER} take its place"
+            )
+    else:
+        found = own or old
+    if old and any(found.get(name) != text for name, text in old.items()):
+        warnings.append("chat_template.json: its chat template is left out: there is another one")
+    return _with_plain_names(found, warnings), warnings
+
+
+def _files(checkpoint: Checkpoint) -> dict[str, str]:
+    """The templates in files of their own."""
+    found = {}
+    default = checkpoint.text("chat_template.jinja")
+    if default is not None:
+        found[DEFAULT] = default
+    path = checkpoint.path(_FOLDER)
+    if path.is_dir():
+        folder = Folder(path, root=checkpoint.root)
+        for name in sorted(each.name for each in path.glob("*.jinja")):
+            text = folder.text(name)
+            if text is not None:
+                found[name.removesuffix(".jinja")] = text
+    return found
+
+
+def _named(value: Any, where: str) -> dict[str, str]:
+    """The templates of a JSON file: one text, a list of objects with a name and a template, or an object by name."""
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        return {DEFAULT: value}
+    pairs: list[tuple[Any, Any]]
+    if isinstance(value, dict):
+        pairs = list(value.items())
+    elif isinstance(value, list) and all(isinstance(each, dict) for each in value):
+        pairs = [(each.get("name"), each.get("template")) for each in value]
+    else:
+        raise ConvertError(f"{where}: chat_template: expected a text or a list of named ones, found {show(value)}")
+    for name, text in pairs:
+        if not isinstance(name, str) or not name or not isinstance(text, str):
+            raise ConvertError(
+                f"{where}: chat_template: expected names and texts of templates, found {show(name)}: {show(text)}"
+            )
+    return dict(pairs)
+
+
+def _with_plain_names(templates: dict[str, str], warnings: list[str]) -> dict[str, str]:
+    """``templates`` by names of letters, digits and _, as llama.cpp's converter writes them into keys."""
+    found: dict[str, str] = {}
+    for name, text in templates.items():
+        plain = name if name == DEFAULT else re.sub("[^A-Za-z0-9]", "_", name)
+        if found.setdefault(plain, text) != text:
+            warnings.append(f"chat template {show(name)} is left out: the name of another one is {plain} in GGUF too")
+    return found
