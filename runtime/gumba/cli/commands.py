@@ -18,6 +18,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -38,7 +39,8 @@ from gumba.cli import (
     run,
     tokenize,
 )
-from gumba.cli.options import Formatter, in_options
+from gumba.cli.aliases import translate
+from gumba.cli.options import Formatter, did_you_mean, in_options
 from gumba.cli.text import printable
 from gumba.errors import GumbaError, ResourceError
 from gumba.memory import lacks_memory, no_memory
@@ -61,10 +63,17 @@ Without MODEL, run and chat take SmolLM2-135M-Instruct.
 _LIBRARIES_BYTES = 160 << 20
 
 
+#: As argparse complains about a value that is none of some.
+_CHOICE = re.compile(r"invalid choice: '(?P<given>.*)' \(choose from (?P<choices>.*)\)", re.DOTALL)
+
+
 class _Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line."""
 
     def error(self, message: str) -> NoReturn:
+        wrong = _CHOICE.search(message)
+        if wrong is not None:
+            message += did_you_mean(wrong["given"], re.split(r"', '|, ", wrong["choices"].strip("'")))
         _complain(f"{message} (see {self.prog} --help)")
         sys.exit(2)
 
@@ -143,15 +152,23 @@ def _open_streams() -> None:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The options of ``argv``. What nobody knows is complained about first, with the help of its command."""
     parser = build_parser()
+    argv = translate(sys.argv[1:] if argv is None else argv, _commands(parser))
     args, unknown = parser.parse_known_args(argv)
     command = getattr(args, "parser", parser)
     if unknown and hasattr(args, "texts"):
         args.texts, unknown = _behind_options(args.texts, unknown)
     if unknown:
-        command.error(f"unrecognized arguments: {' '.join(unknown)}")
+        shown = {name for each in command._actions if each.help != argparse.SUPPRESS for name in each.option_strings}
+        hint = did_you_mean(next((each for each in unknown if each.startswith("-")), ""), shown)
+        command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     if command is parser:
         parser.error("no COMMAND is given")
     return args
+
+
+def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    [found] = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(found)
 
 
 def _behind_options(texts: list[str], unknown: list[str]) -> tuple[list[str], list[str]]:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gumba.cli.interrupts import AtOnce
+from gumba.cli.options import did_you_mean
 from gumba.cli.text import note, printable
+from gumba.errors import RequestError
 from gumba.progress import Progress
 from gumba.store import resolve
 
@@ -31,7 +33,22 @@ def find_model(model: str | None, revision: str | None = None, *, quiet: bool = 
             if not quiet:
                 note(f"gumba: {printable(line)}")
 
-        return resolve(model, revision=revision, progress=progress, announce=announce, check=check)
+        try:
+            return resolve(model, revision=revision, progress=progress, announce=announce, check=check)
+        except RequestError as error:
+            hint = "" if model is None or "did you mean" in str(error) else did_you_mean(model, _files_near(model))
+            if not hint:
+                raise
+            raise RequestError(f"{error}{hint}") from None
+
+
+def _files_near(model: str) -> list[str]:
+    """The GGUF files in the folder that ``model`` names."""
+    folder = Path(model).parent
+    try:
+        return [str(folder / each.name) for each in folder.iterdir() if each.suffix.lower() == ".gguf"]
+    except (OSError, ValueError):
+        return []
 
 
 def compile_seconds() -> float:

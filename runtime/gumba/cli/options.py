@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +110,13 @@ def _range(low: float, high: float | None) -> str:
     return f"it must be at least {low}" if high is None else f"it must be from {low} to {high}"
 
 
+def did_you_mean(given: str, names: Iterable[str]) -> str:
+    """The end of a message about ``given``: which of ``names`` it may be a misspelling of; empty if it looks like none."""
+    by_key = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(given.partition("=")[0].lower(), by_key, 1, 0.6)
+    return f"; did you mean {by_key[close[0]]}?" if close else ""
+
+
 def in_options(error: Exception) -> str:
     """The message of ``error``, with the names that options have at the command line."""
     message = str(error)
@@ -131,12 +139,8 @@ def add_revision(parser: argparse.ArgumentParser) -> None:
 
 
 def add_length(parser: argparse.ArgumentParser, help: str) -> None:
-    """``-n``, and without a word in the help what llama.cpp calls it."""
-    kind = whole(1, 2**31 - 1)
-    parser.add_argument("-n", metavar="N", type=kind, help=help)
-    parser.add_argument(
-        "--n-predict", dest="n", metavar="N", type=kind, default=argparse.SUPPRESS, help=argparse.SUPPRESS
-    )
+    """``-n``."""
+    parser.add_argument("-n", metavar="N", type=whole(1, 2**31 - 1), help=help)
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
@@ -151,16 +155,12 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
 
 
 def add_context(parser: argparse.ArgumentParser) -> None:
-    """``--ctx``, and without a word in the help what llama.cpp calls it."""
-    kind = whole(1, 1 << 24)
-    parser.add_argument(
-        "--ctx-size", dest="ctx", metavar="N", type=kind, default=argparse.SUPPRESS, help=argparse.SUPPRESS
-    )
+    """``--ctx`` and the memory of the KV cache."""
     parser.add_argument(
         "-c",
         "--ctx",
         metavar="N",
-        type=kind,
+        type=whole(1, 1 << 24),
         help="tokens of context (default: what the model was made for, but at most 4096)",
     )
     parser.add_argument(

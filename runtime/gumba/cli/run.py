@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """
 gumba run -p "The capital of France is" -n 16
-gumba run model.gguf -f prompt.txt --temp 0
-gumba run model.gguf --chat -p "Why is the sky blue?"
-git diff | gumba run model.gguf --chat --system "Write a commit message." -p -
+gumba run model.gguf "Once upon a time" --temp 0
+gumba run model.gguf --chat "Why is the sky blue?"
+git diff | gumba run model.gguf --chat "Write a commit message for this change:"
 """
 
 
@@ -31,7 +31,16 @@ def add_parser(commands: Commands) -> None:
     """Add ``run`` to the command line."""
     parser = command(commands, "run", run, "continue a text (or answer a message with --chat)", _EXAMPLES)
     add_model(parser, optional=True)
-    parser.add_argument("-p", "--prompt", metavar="TEXT", help="the text to continue; - reads it from stdin")
+    parser.add_argument(
+        "texts",
+        metavar="PROMPT",
+        nargs="*",
+        default=[],
+        help="the text to continue; what is piped in is put on lines below it, or is the prompt where there is none",
+    )
+    parser.add_argument(
+        "-p", "--prompt", metavar="TEXT", help="the same, without looking at stdin; - reads it from stdin"
+    )
     parser.add_argument("-f", "--file", metavar="FILE", help="read the text to continue from a file; - is stdin")
     parser.add_argument("--chat", action="store_true", help="answer the prompt as a message (chat format)")
     parser.add_argument("--system", metavar="TEXT", help="with --chat: the system message")
@@ -143,8 +152,8 @@ def _messages(args: argparse.Namespace, prompt: str) -> list[dict[str, str]]:
 
 def _prompt(args: argparse.Namespace) -> str:
     """The prompt, from wherever the options say it is."""
-    if args.prompt is not None and args.file is not None:
-        raise RequestError("give the prompt with -p or with -f, not both")
+    if (args.prompt is not None) + (args.file is not None) + bool(args.texts) > 1:
+        raise RequestError("give the prompt behind MODEL, with -p or with -f: only one of them")
     if args.system is not None and not args.chat:
         raise RequestError("--system needs --chat")
     if (args.chat_template is not None or template_args(args)) and not args.chat:
@@ -154,10 +163,14 @@ def _prompt(args: argparse.Namespace) -> str:
     elif args.prompt == "-":
         text = _without_newline(read_text("-"))
     elif args.prompt is None:
-        given = "" if sys.stdin.isatty() else read_text("-")
-        if not given:
-            raise RequestError("no prompt: give one with -p TEXT, -f FILE or on stdin (to talk: gumba chat)")
-        text = _without_newline(given)
+        piped = "" if sys.stdin.isatty() else _without_newline(read_text("-"))
+        written = " ".join(argument_text(each) for each in args.texts)
+        if not piped and not args.texts:
+            missing = "" if args.model is None or " " not in args.model else f": {args.model!r:.80} is taken for MODEL"
+            raise RequestError(
+                f"no prompt{missing}: give one with -p TEXT, behind MODEL, with -f FILE or on stdin (to talk: gumba chat)"
+            )
+        text = f"{written}\n{piped}" if written and piped else written or piped
     else:
         text = argument_text(args.prompt)
     if not text:

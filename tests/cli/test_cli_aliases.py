@@ -1,0 +1,95 @@
+"""What options are called elsewhere: done as there, or refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gumba.cli.aliases import translate
+from gumba.cli.commands import _commands, build_parser
+
+COMMANDS = _commands(build_parser())
+
+
+def words(line: str) -> str:
+    return " ".join(translate(line.split(), COMMANDS))
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        # llama.cpp
+        ("run -m a.gguf -p x -n 3 -c 64", "run a.gguf -p x -n 3 -c 64"),
+        ("run -hf owner/name:Q4_K_M -p x", "run owner/name:Q4_K_M -p x"),
+        ("run --model=a.gguf --predict 3 --n-predict=4", "run a.gguf -n 3 -n 4"),
+        ("run a.gguf -ngl 0 -s 7 -r END -cnv -sys Hi", "run a.gguf --seed 7 --stop END --chat --system Hi"),
+        ("run a.gguf --no-display-prompt --jinja -jf s.json", "run a.gguf --json-schema=@s.json"),
+        ("run a.gguf --grammar-file g.gbnf --ctx-size 64", "run a.gguf --grammar=@g.gbnf --ctx 64"),
+        ("bench -m a.gguf -p 16 -n 4 -r 2", "bench a.gguf --prompt 16 --gen 4 --repeat 2"),
+        ("perplexity -m a.gguf -f t.txt", "perplexity a.gguf t.txt"),
+        ("tokenize -m a.gguf -p hello", "tokenize a.gguf hello"),
+        ("embed -m a.gguf -p hello", "embed a.gguf hello"),
+        ("batch r.jsonl -m a.gguf -o o.jsonl", "batch r.jsonl -o o.jsonl a.gguf"),
+        # transformers and SWIFT
+        ("run --model_id_or_path a --max_new_tokens 3", "run a -n 3"),
+        ("run --model-id-or-path a --max-new-tokens=3", "run a -n 3"),
+        ("run a --top_p 0.5 --top_k=4 --repetition_penalty 1.1", "run a --top-p 0.5 --top-k=4 --repeat-penalty 1.1"),
+        ("run a --do_sample false", "run a --temp 0"),
+        ("run a --do_sample=true --temperature 0.2", "run a --temp 0.2"),
+        ("run a --do-sample --num_beams 1 --stream true", "run a"),
+        # qwen.cpp and llama.cpp's converter
+        ("convert -i folder -t q4_0 -o out.gguf", "convert folder --type q4_0 -o out.gguf"),
+        ("convert folder -t 4 --outtype f16 --outfile=o", "convert folder -t 4 --type f16 --output=o"),
+        # what is gumba's own, and what is no option
+        ("run a -p --", "run a -p --"),
+        ("run a -t 2 -f x", "run a -t 2 -f x"),
+        ("run a -- -m b", "run a -- -m b"),
+        ("embed a --file x -", "embed a --file x -"),
+        ("run a --no_such 1", "run a --no_such 1"),
+        ("pull x --jinja", "pull x --jinja"),
+        ("nothing -m a", "nothing -m a"),
+        ("", ""),
+    ],
+)
+def test_what_is_meant(given: str, meant: str) -> None:
+    assert words(given) == meant
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("run a -p x -ngl 99", "-ngl 99: gumba computes on the processor"),
+        ("run a --num_beams 4", "--num_beams 4: beam search is LLM.beam_search"),
+        ("run a --stream false", "--stream false: "),
+        ("run a --do_sample=maybe", "--do_sample: expected true or false, found 'maybe'"),
+        ("run a -i", "-i: to talk with a model: gumba chat"),
+        ("run a --lora x", "--lora: gumba has no adapters"),
+        ("run a -m", "argument -m: expected one argument"),
+        ("run a --model_type qwen", "--model_type: the model's files say"),
+        ("convert -i a -t q9 -o b", "argument --type: invalid choice: 'q9'"),
+        ("run a b --model c -p x", "only one of them"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(gumba: Callable, line: str, says: str) -> None:
+    result = gumba(*line.split())
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("gumba: error: ") and says in result.err and result.err.count("\n") == 1
+
+
+def test_prompts_behind_the_model(gumba: Callable, tiny: Path) -> None:
+    """As one text, whatever stands between; what is piped in is put below it."""
+
+    def prompt(*args: object, stdin: str = "") -> str:
+        result = gumba("run", *args, "-n", 1, "--json", "-q", stdin=stdin)
+        assert result.code == 0, result.err
+        return str(json.loads(result.out)["prompt"])
+
+    assert prompt(tiny, "hello") == "hello"
+    assert prompt(tiny, "--temp", 0, "hello", "you") == "hello you"
+    assert prompt("-m", tiny, "hello") == "hello"
+    assert prompt(tiny, "hello", stdin="one\ntwo\n") == "hello\none\ntwo"
+    assert prompt(tiny, stdin="one\ntwo\n") == "one\ntwo"
+    assert prompt(tiny, "-p", "hello", stdin="not read") == "hello"
