@@ -93,3 +93,8 @@ def test_prompts_behind_the_model(gumba: Callable, tiny: Path) -> None:
     assert prompt(tiny, "hello", stdin="one\ntwo\n") == "hello\none\ntwo"
     assert prompt(tiny, stdin="one\ntwo\n") == "one\ntwo"
     assert prompt(tiny, "-p", "hello", stdin="not read") == "hello"
+
+
+def test_a_misspelled_file_names_the_one_that_is_there(gumba: Callable, tiny: Path) -> None:
+    result = gumba("inspect", tiny.with_name("tny.gguf"))
+    assert result.code == 2 and result.err.endswith(f"no such file; did you mean {tiny}?\n")
