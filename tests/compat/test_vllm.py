@@ -38,7 +38,7 @@ class Dtype:
             "task": "generate",
         },
         {"quantization": "gguf", "load_format": "gguf", "device": "cpu", "tensor_parallel_size": 1, "hf_overrides": {}},
-        {"revision": "main", "tokenizer_revision": "main", "download_dir": "models", "kv_cache_dtype": "auto"},
+        {"download_dir": "models", "kv_cache_dtype": "auto", "hf_token": True},
         {"gpu_memory_utilization": 0.5},
         {"gpu_memory_utilization": 1},
     ],

@@ -20,7 +20,7 @@ log = logging.getLogger("gumba.compat.transformers")
 WITHOUT_EFFECT = frozenset({
     "trust_remote_code", "code_revision", "attn_implementation", "experts_implementation", "low_cpu_mem_usage", "use_safetensors",
     "offload_folder", "offload_state_dict", "offload_buffers", "max_memory", "use_fast", "legacy", "use_cache", "force_download",
-    "resume_download", "proxies", "local_files_only", "cache_dir", "ignore_mismatched_sizes", "weights_only", "tp_plan",
+    "resume_download", "proxies", "ignore_mismatched_sizes", "weights_only", "tp_plan",
     "use_flash_attention_2", "use_kernels", "clean_up_tokenization_spaces", "tokenizer_type", "mirror", "framework",
 })  # fmt: skip
 #: Keywords that would change results, and the values besides None that do not.
@@ -40,7 +40,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "output_loading_info": (False,),
     "rope_scaling": (),
 }
-_NAMING = ("revision", "token", "use_auth_token", "gguf_file")
+_NAMING = ("revision", "token", "use_auth_token", "gguf_file", "cache_dir", "local_files_only")
 _PLACES = ("device_map", "device", "torch_dtype", "dtype")
 
 
@@ -76,7 +76,7 @@ def found_file(name: str | PathLike[str], naming: Mapping[str, Any]) -> Path:
 
     Args:
         name: The model.
-        naming: ``gguf_file``, a file in the folder or repository; ``revision``; ``token``.
+        naming: ``gguf_file``, a file in the folder or repository; ``revision``; ``token``; ``cache_dir``.
 
     Raises:
         RequestError: There is no such model.
@@ -95,12 +95,13 @@ def found_file(name: str | PathLike[str], naming: Mapping[str, Any]) -> Path:
             return path
         name = f"{name}/{file}"
     if isinstance(name, PathLike) or Path(name).expanduser().exists():
-        return store.resolve(
-            name
-        )  # transformers takes a revision of what is on this machine, too, and has no use for it
+        return store.resolve(name)  # transformers, too, takes a revision of what is on this machine
+    if naming.get("local_files_only"):
+        raise UnsupportedError("local_files_only: set HF_HUB_OFFLINE=1 before gumba is started, found True")
     tokens = [naming.get(key) for key in ("token", "use_auth_token")]
     return store.resolve(
         name,
         revision=require_optional_text("revision", naming.get("revision")),
         token=next((each for each in tokens if isinstance(each, str)), None),
+        cache_dir=naming.get("cache_dir"),
     )
