@@ -10,14 +10,16 @@ import contextlib
 import fnmatch
 import glob
 import json
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from gumba.errors import DownloadError, RequestError
+from gumba.progress import size
 from gumba.store.folders import has_home, no_home
 from gumba.store.gguf_files import RemoteFile
 from gumba.store.reference import Reference, checked_path, parse
@@ -55,6 +57,7 @@ NEEDED = [
 NEEDED += [f"0_Transformer/{name}" for name in NEEDED if "/" not in name]
 
 _HEX = frozenset("0123456789abcdef")
+log = logging.getLogger("gumba")
 
 
 @dataclass(frozen=True)
@@ -80,22 +83,25 @@ def fetch(hub_id: str, *, revision: str | None = None, cache_dir: Path | None = 
         raise RequestError(f"{hub_id}: is a GGUF file already; a checkpoint is a hub id without type or file")
     reference = replace(reference.with_revision(revision), cache_dir=cache_dir)
     try:
-        return fetch_checkpoint(reference)
+        listing = list_files(reference)
+        if listing.folder is None:
+            announce_checkpoint(reference, listing.files, log.warning)
+        return fetch_checkpoint(reference, cached=listing.folder is not None)
     except DownloadError as error:
         raise or_local(error, hub_id) from None
 
 
-def fetch_checkpoint(reference: Reference) -> Path:
-    """As `fetch`, for a repository."""
-    folder = _snapshot(reference, NEEDED)
+def fetch_checkpoint(reference: Reference, *, cached: bool = False) -> Path:
+    """As `fetch`, for a repository. `cached`: the hub is not asked."""
+    folder = _snapshot(reference, NEEDED, cached)
     for _ in range(2):  # config.json may name an index, which names files
         named = _named_weights(folder)
         if named:
-            folder = _snapshot(reference, [glob.escape(name) for name in named])
+            folder = _snapshot(reference, [glob.escape(name) for name in named], cached)
     return folder
 
 
-def _snapshot(reference: Reference, patterns: Sequence[str]) -> Path:
+def _snapshot(reference: Reference, patterns: Sequence[str], cached: bool) -> Path:
     """The local folder of a repository, with the files that fit `patterns` in it."""
     if reference.modelscope:
         return modelscope.fetch(reference, patterns)
@@ -104,7 +110,7 @@ def _snapshot(reference: Reference, patterns: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     with hub_errors(reference):
-        places = _places(reference)
+        places = {**_places(reference), "local_files_only": cached}
         return Path(snapshot_download(reference.repository, allow_patterns=list(patterns), max_workers=4, **places))
 
 
@@ -165,7 +171,7 @@ def fetch_gguf(
     for file in files:
         if file.size is None or not (file.sha256 or file.git_sha1):
             raise DownloadError(f"{reference.at}: the hub gives no size and hash of {file.path}")
-        hub_file.fetch_blob(reference, file, report, check=check)
+        hub_file.fetch_blob(reference, file, _of_all(report, files, file), check=check)
     paths = []
     for file in files:
         with hub_errors(reference):
@@ -176,6 +182,13 @@ def fetch_gguf(
                 f"{reference.at}: {file.path} has changed on the hub meanwhile; run the same command again"
             )
     return paths[0]
+
+
+def _of_all(report: hub_file.Report, files: Sequence[RemoteFile], file: RemoteFile) -> hub_file.Report:
+    """Report of one file as a part of all."""
+    before = sum(each.size or 0 for each in files[: files.index(file)])
+    total = sum(each.size or 0 for each in files)
+    return lambda stage, done, _: report(stage, before + done, total)
 
 
 def fetch_file(
@@ -204,6 +217,14 @@ def fetch_file(
     _check_home(places[1])
     from huggingface_hub import hf_hub_download, list_repo_files
 
+    if pattern.lower().endswith(".gguf") and places[0] is None:  # resumed and checked
+        listing = list_files(reference)
+        name = modelscope.one_of(str(reference), [file.path for file in listing.files], pattern)
+        if listing.folder is not None:
+            return listing.folder / name
+        files = [file for file in listing.files if file.path == name]
+        announce_gguf(reference, files, log.warning)
+        return fetch_gguf(reference, files, lambda stage, done, total: None)
     with hub_errors(reference):
         name = pattern
         if any(sign in pattern for sign in "*?["):  # a plain name is found in the cache without asking the hub
@@ -214,12 +235,28 @@ def fetch_file(
         return Path(path)
 
 
-def n_missing(reference: Reference, files: Sequence[RemoteFile]) -> int:
-    """The bytes of the files that a conversion reads and that the cache does not have yet (0 for ModelScope)."""
-    if reference.modelscope:
-        return 0
+def announce_checkpoint(reference: Reference, files: Sequence[RemoteFile], tell: Callable[[str], None]) -> None:
+    """Say what is fetched of a checkpoint from where and how big it is, unless it is all there."""
     needed = [file for file in files if any(fnmatch.fnmatch(file.path, pattern) for pattern in NEEDED)]
-    return sum((file.size or 0) - hub_file.n_present(reference, file) for file in needed)
+    missing = sum(file.size or 0 for file in needed) - n_present(reference, needed)
+    if missing:
+        tell(f"downloading the checkpoint {reference.at} ({size(missing)}) from {reference.host}")
+
+
+def announce_gguf(reference: Reference, files: Sequence[RemoteFile], tell: Callable[[str], None]) -> None:
+    """As `announce_checkpoint`, for a GGUF file or the shards of one."""
+    total, here = sum(file.size or 0 for file in files), n_present(reference, files)
+    if here < total or not total:
+        what = files[0].path if len(files) == 1 else f"{files[0].path} and {len(files) - 1} more"
+        some = f", {size(here)} of it are here" if here else ""
+        tell(f"downloading {what} ({size(total)}{some}) of {reference.at} from {reference.host}")
+
+
+def n_present(reference: Reference, files: Sequence[RemoteFile]) -> int:
+    """The bytes of files that are in the cache already."""
+    if reference.modelscope:
+        return modelscope.n_present(reference, files)
+    return sum(hub_file.n_present(reference, file) for file in files)
 
 
 def _remote_file(reference: Reference, sibling: Any) -> RemoteFile:
@@ -245,12 +282,13 @@ def _places(reference: Reference) -> dict[str, Any]:
 
 def _cached(reference: Reference) -> Path | None:
     """The copy of a repository in the cache, complete or not."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(reference.repository, local_files_only=True, **_places(reference)))
-    except (OSError, ValueError):
-        return None
+    revision = reference.revision or "main"
+    repository = hub_file.repository_folder(reference)
+    with contextlib.suppress(OSError, RequestError, UnicodeError):
+        commit = (repository / "refs" / checked_path(revision, reference.at)).read_text(encoding="utf-8").strip()
+        revision = commit or revision
+    folder = repository / "snapshots" / revision
+    return folder if len(revision) == 40 and _HEX.issuperset(revision) and folder.is_dir() else None
 
 
 def _check_home(cache_dir: Path | None) -> None:

@@ -31,10 +31,14 @@ _MAGIC = b"GGUF"
 
 def blob_path(reference: Reference, file: RemoteFile) -> Path:
     """Where the content of a file is in the cache, once it is complete."""
+    return repository_folder(reference) / "blobs" / str(file.sha256 or file.git_sha1)
+
+
+def repository_folder(reference: Reference) -> Path:
+    """The folder of a repository in the cache."""
     from huggingface_hub.file_download import repo_folder_name
 
-    folder = repo_folder_name(repo_id=reference.repository, repo_type="model")
-    return _cache(reference) / folder / "blobs" / str(file.sha256 or file.git_sha1)
+    return _cache(reference) / repo_folder_name(repo_id=reference.repository, repo_type="model")
 
 
 def _cache(reference: Reference) -> Path:
@@ -44,7 +48,9 @@ def _cache(reference: Reference) -> Path:
 
 
 def n_present(reference: Reference, file: RemoteFile) -> int:
-    """The bytes of a file that are in the cache already, of an interrupted download too."""
+    """The bytes of a file that are in the cache already, of an interrupted download too (0 without a hash)."""
+    if not (file.sha256 or file.git_sha1):
+        return 0
     blob = blob_path(reference, file)
     for path in (blob, _part(blob)):
         with contextlib.suppress(OSError):

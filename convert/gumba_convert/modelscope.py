@@ -72,6 +72,14 @@ def list_files(reference: Reference) -> tuple[tuple[RemoteFile, ...], Path | Non
         return tuple(_remote_file(reference, each) for each in listed if each.get("Type") != "tree"), None
 
 
+def n_present(reference: Reference, files: Sequence[RemoteFile]) -> int:
+    """The bytes of files that are in the cache already, complete."""
+    folder = _cached(_part("snapshot_download").snapshot_download, reference, "")
+    if folder is None:
+        return 0
+    return sum(file.size or 0 for file in files if (folder / file.path).is_file())
+
+
 def _remote_file(reference: Reference, listed: dict[str, Any]) -> RemoteFile:
     """A file as ModelScope lists it, its path checked."""
     size = listed.get("Size")

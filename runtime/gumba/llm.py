@@ -48,7 +48,8 @@ class LLM(Chats, Judges):
     uses it.
 
     Args:
-        model: The GGUF file (of a sharded one, the first shard).
+        model: The GGUF file (the first shard of several), a Hugging Face folder, a known name or a model on a hub: what the
+            commands take as MODEL. Checkpoints are converted once and kept.
         n_ctx: Tokens that prompt and answer may have together; None: what the model was trained for, at most 4096.
         max_model_len: vLLM's name of ``n_ctx``.
         n_threads: Threads to compute with; None: as many as this process has cores for.

@@ -97,7 +97,9 @@ def test_a_hub_id_is_fetched_and_converted(
 
     asked: list[str] = []
     monkeypatch.setattr("gumba_convert.hub.list_files", lambda reference: Listing(()))
-    monkeypatch.setattr("gumba_convert.hub.fetch_checkpoint", lambda each: asked.append(str(each)) or checkpoint)
+    monkeypatch.setattr(
+        "gumba_convert.hub.fetch_checkpoint", lambda each, cached: asked.append(str(each)) or checkpoint
+    )
     path = store.resolve("someone/Tiny-Chat")
     assert asked == ["someone/Tiny-Chat"]
     assert path.parent == home / "converted" and path.name.startswith("someone--Tiny-Chat-")

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 
 class Local(ThreadingHTTPServer):
@@ -59,7 +59,8 @@ class Hub(Local):
         listed: Changes to what the API says of a file, by its path.
         cut: So many bytes of a GGUF file are sent before the connection ends.
         takes_ranges: Whether a Range header has an effect.
-        redirects: Whether content comes from another address.
+        redirects: The server that content comes from, where it is another address.
+        tokens: The Authorization header of every request.
         error: The X-Error-Code of answers that have another `status` than 200.
     """
 
@@ -70,7 +71,8 @@ class Hub(Local):
         self.files: dict[str, bytes] = {}
         self.listed: dict[str, dict[str, Any]] = {}
         self.cut = 0
-        self.takes_ranges, self.redirects = True, False
+        self.takes_ranges, self.redirects = True, ""
+        self.tokens: list[str | None] = []
         self.error = ""
 
     def handle_error(self, *_: object) -> None:
@@ -95,6 +97,7 @@ class HubRoutes(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.server.requests.append((self.command, path))
+        self.server.tokens.append(self.headers.get("Authorization"))
         if self.server.status != 200:
             return self.answer(self.server.status, b"{}", {"X-Error-Code": self.server.error})
         if path.startswith("/api/models/ada/tiny"):
@@ -125,7 +128,7 @@ class HubRoutes(BaseHTTPRequestHandler):
         headers = {"ETag": f'"{etag}"', "X-Linked-Etag": f'"{etag}"', "X-Repo-Commit": COMMIT}
         headers["X-Linked-Size"] = str(listed["size"])
         if self.server.redirects and prefix != "/elsewhere/":
-            return self.answer(302, b"", {**headers, "Location": f"{self.server.url}/elsewhere/{path}"})
+            return self.answer(302, b"", {**headers, "Location": f"{self.server.redirects}/elsewhere/{quote(path)}"})
         data = self.server.files.get(path, (self.server.folder / path).read_bytes())
         status, first = 200, 0
         if path.endswith(".gguf") and self.command == "GET":

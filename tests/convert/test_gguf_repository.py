@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -165,7 +166,7 @@ def test_a_repository_with_both(hub: Hub, tmp_path: Path) -> None:
     lines: list[str] = []
     converted = store.resolve("ada/tiny", announce=lines.append)
     assert converted.parent.name == "converted"
-    assert "downloading the checkpoint ada/tiny (" in lines[0] and "converted to q8_0" in lines[0]
+    assert re.fullmatch(r"downloading the checkpoint ada/tiny \(\d+\.\d kB\) from 127\.0\.0\.1:\d+", lines[0])
     assert store.resolve("ada/tiny", announce=lines.append) == converted and len(lines) == 1
     assert resolve("ada/tiny", revision="main") != converted, "a revision that is named has its own"
     assert resolve("ada/tiny:Q8_0").name == "tiny-Q8_0.gguf"
@@ -319,8 +320,42 @@ def test_what_the_api_says_is_not_trusted(hub: Hub, tmp_path: Path, listed: dict
     assert "\n" not in str(caught.value) and cached(tmp_path) == []
 
 
+def test_shards_are_one_download(hub: Hub) -> None:
+    stages: list[tuple[str, int, int]] = []
+    resolve("ada/tiny:BF16", progress=lambda *step: stages.append(step))
+    assert {total for _, _, total in stages} == {6001}
+    downloaded = [done for stage, done, _ in stages if stage == "download"]
+    assert downloaded == sorted(downloaded) and downloaded[-1] == 6001
+
+
+def test_the_token_goes_to_the_hub_only(hub: Hub, tmp_path: Path) -> None:
+    """Content comes from another address, which must not get it."""
+    with serving(Hub(hub.folder)) as other:
+        hub.redirects = other.url
+        path = resolve("ada/tiny:Q8_0", token="hf_secret")
+        assert path.read_bytes() == content("tiny-Q8_0.gguf", SIZE + 3)
+        assert set(hub.tokens) == {"Bearer hf_secret"} and set(other.tokens) == {None}
+
+
+@pytest.mark.parametrize("name", ["a b#c%41?d-Q8_0.gguf", "modèle-Q8_0.gguf", "x/y z/a-Q8_0.gguf"])
+def test_names_that_need_quoting(hub: Hub, name: str) -> None:
+    (hub.folder / "tiny-Q8_0.gguf").unlink()
+    (hub.folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (hub.folder / name).write_bytes(content(name, 500))
+    assert resolve("ada/tiny:Q8_0").read_bytes() == content(name, 500)
+
+
+def test_from_pretrained_of_the_look_alike_checks_too(hub: Hub) -> None:
+    from gumba_convert.hub import fetch_file
+
+    assert fetch_file("ada/tiny", "tiny-Q8*.gguf").name == "tiny-Q8_0.gguf"
+    hub.files["tiny-F16.gguf"] = content("other", SIZE)
+    with pytest.raises(DownloadError, match="fails its check"):
+        fetch_file("ada/tiny", "tiny-F16.gguf")
+
+
 def test_content_from_elsewhere(hub: Hub) -> None:
-    hub.redirects = True
+    hub.redirects = hub.url
     assert resolve("ada/tiny:Q8_0").read_bytes() == content("tiny-Q8_0.gguf", SIZE + 3)
     assert ("GET", "/elsewhere/tiny-Q8_0.gguf") in hub.requests
 

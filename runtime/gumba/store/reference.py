@@ -64,6 +64,12 @@ class Reference:
         return str(self) + (f" at revision {self.revision}" if self.revision else "")
 
     @property
+    def host(self) -> str:
+        """The site that the model comes from."""
+        setting = os.environ.get("MODELSCOPE_ENDPOINT" if self.modelscope else "HF_ENDPOINT", "")
+        return urlsplit(setting).netloc or setting or ("modelscope.cn" if self.modelscope else "huggingface.co")
+
+    @property
     def names_file(self) -> bool:
         """Whether a GGUF file is named, by its type or its name."""
         return self.type is not None or self.file is not None

