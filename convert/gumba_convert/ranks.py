@@ -1,7 +1,9 @@
-"""Byte-level BPE that is stored as ranks alone: tiktoken's files (Qwen-1, GLM-4) and Mistral's tekken.json.
+"""Byte-level BPE that is stored as ranks alone: tiktoken's files (Qwen-1, GLM-4, Llama 3) and Mistral's tekken.json.
 
 A token's rank says when it is made, not of which two. That is found by merging the token's own bytes with the tokens of
-lower rank: what is left before the last step are its two parts.
+lower rank: what is left before the last step are its two parts. The tiktoken library itself then encodes a text with the
+same ranks, and what becomes of the file must give the same ids. Files are parsed here, as the library's loader keeps copies
+by path in the temporary folder and would give those of an earlier file.
 """
 
 from __future__ import annotations
@@ -10,13 +12,22 @@ import base64
 import binascii
 from typing import Any
 
-from gumba.errors import ConvertError
+from gumba.errors import ConvertError, TokenizerError
+from gumba.gguf.parser import Header
 from gumba.text.byte_bpe import BYTE_TO_CHARACTER
+from gumba.text.tokenizer import Tokenizer
 from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.gguf_writer import header, string
+from gumba_convert.pre_tokenizers import spell
+from gumba_convert.probe import PROBE
 from gumba_convert.special_tokens import SpecialTokens, added_tokens
 from gumba_convert.tokens import CONTROL, NORMAL, Vocabulary, add, padding
 
-QWEN_FILE, TEKKEN_FILE, GLM_FILE = "qwen.tiktoken", "tekken.json", "tokenizer.model"
+QWEN_FILE, TEKKEN_FILE, MODEL_FILE = "qwen.tiktoken", "tekken.json", "tokenizer.model"
+#: What Llama 3's tokenizer adds after the last rank (Meta's code has them), and the names that 3.1 gave to some.
+_LLAMA3_NAMED = {0: "begin_of_text", 1: "end_of_text", 6: "start_header_id", 7: "end_header_id", 9: "eot_id"}
+_LLAMA31_NAMED = _LLAMA3_NAMED | {4: "finetune_right_pad_id", 8: "eom_id", 10: "python_tag"}
+_LLAMA3_SPECIAL = 256
 #: What Qwen-1's tokenizer adds after the last rank (its code has them, no file of the checkpoint does).
 _QWEN_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *(f"<|extra_{i}|>" for i in range(205)))
 _LONGEST = 1024  # bytes of one token; merging them takes the square of it
@@ -117,23 +128,85 @@ def qwen(checkpoint: Checkpoint, data: bytes, n_rows: int, special: SpecialToken
     ):
         if text in named:
             special.ids.setdefault(kind, len(ranked) + named.index(text))
+    _compare(ranked, 0, _pattern("qwen2"), vocabulary, where)
     return vocabulary
 
 
-def glm(
+def from_model(
     checkpoint: Checkpoint, data: bytes, config: dict[str, Any], n_rows: int, special: SpecialTokens, pre: str | None
 ) -> Vocabulary:
-    """GLM-4's vocabulary: `tokenizer.model` in tiktoken's form; what is added stands in tokenizer_config.json."""
-    where = f"{checkpoint.folder / GLM_FILE}"
-    # tiktoken takes a word that is a token whole: so does "glm4".
-    vocabulary = _vocabulary(parse_tiktoken(data, where), 0, n_rows, pre or "glm4", special, where)
-    added = added_tokens({}, config, where)
+    """A vocabulary from `tokenizer.model` in tiktoken's form: GLM-4's or Llama 3's, as config.json says.
+
+    Raises:
+        ConvertError: another family's, whose pattern no file names, unless `pre` does; or a malformed file.
+    """
+    where = f"{checkpoint.folder / MODEL_FILE}"
+    kind = str(checkpoint.config.get("model_type"))
+    llama = kind in ("llama", "mllama")
+    if pre is None and not llama and not kind.startswith(("chatglm", "glm")):
+        raise ConvertError(
+            f"{where}: a tiktoken file, which does not say how text is cut, of model_type {kind!r:.80}; known are Llama 3's "
+            "and GLM-4's. Take the model's tokenizer.json, or name the pre-tokenizer (--pre-tokenizer, pre_tokenizer=)"
+        )
+    # tiktoken takes a word that is a token whole: so do "glm4" and "llama-bpe".
+    ranked = parse_tiktoken(data, where)
+    vocabulary = _vocabulary(ranked, 0, n_rows, pre or ("llama-bpe" if llama else "glm4"), special, where)
+    added = added_tokens({}, config, where) or (_llama3_tokens(checkpoint, len(ranked), n_rows) if llama else {})
     add(vocabulary.tokens, vocabulary.types, added)
     places = {token["content"]: i for i, token in added.items()}
-    for kind, text in (("eos", "<|endoftext|>"), ("unk", "<|endoftext|>"), ("eot", "<|user|>")):
+    roles = {"eos": "<|endoftext|>", "unk": "<|endoftext|>", "eot": "<|user|>"}
+    if llama:
+        roles = {"bos": "<|begin_of_text|>", "eos": "<|end_of_text|>", "eot": "<|eot_id|>", "eom": "<|eom_id|>"}
+        special.add["bos"] = special.add["bos"] or roles["bos"] in places
+    for role, text in roles.items():
         if text in places:
-            special.ids.setdefault(kind, places[text])
+            special.ids.setdefault(role, places[text])
+    _compare(ranked, 0, _pattern(vocabulary.pre), vocabulary, where)
     return vocabulary
+
+
+def _llama3_tokens(checkpoint: Checkpoint, first: int, n_rows: int) -> dict[int, dict[str, Any]]:
+    """Llama 3's special tokens; from 3.1 on, which scales its positions, some have names of their own."""
+    scaling = checkpoint.config.get("rope_scaling") or checkpoint.config.get("rope_parameters")
+    kind = (scaling.get("rope_type") or scaling.get("type")) if isinstance(scaling, dict) else None
+    named = _LLAMA31_NAMED if kind == "llama3" else _LLAMA3_NAMED
+    reserved = iter(range(_LLAMA3_SPECIAL))
+    names = [named.get(i) or f"reserved_special_token_{next(reserved)}" for i in range(_LLAMA3_SPECIAL)]
+    return {
+        first + i: {"content": f"<|{name}|>", "special": True, "flags": 0}
+        for i, name in enumerate(names[: n_rows - first])
+    }
+
+
+def _pattern(pre: str) -> str | None:
+    """The pattern of a pre-tokenizer that cuts by one; None for others."""
+    steps = spell(pre).get("pretokenizers", [])
+    patterns = [step["pattern"]["Regex"] for step in steps if step["type"] == "Split"]
+    return patterns[0] if len(patterns) == 1 and len(steps) == 2 and not steps[1].get("use_regex") else None
+
+
+def _compare(ranked: list[bytes], first: int, pattern: str | None, vocabulary: Vocabulary, where: str) -> None:
+    """Encode a text with the tiktoken library and with what is written.
+
+    Raises:
+        ConvertError: the ids differ.
+    """
+    if pattern is None:
+        return
+    import tiktoken
+
+    ranks = {token: rank for rank, token in enumerate(ranked)}
+    if any(bytes([byte]) not in ranks for byte in range(256)):
+        raise ConvertError(f"{where}: not every byte is a token")
+    theirs = tiktoken.Encoding("theirs", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    head = header({"general.architecture": string("llama"), **vocabulary.metadata()}, [])
+    try:
+        ours = Tokenizer.from_gguf(Header(where, head, len(head)))
+    except TokenizerError as error:
+        raise ConvertError(f"{error}") from None
+    wanted = [first + rank for rank in theirs.encode_ordinary(PROBE)]
+    if ours.encode(PROBE, add_special=False) != wanted:
+        raise ConvertError(f"{where}: text is cut otherwise than by tiktoken with the pattern {pattern!r:.300}")
 
 
 def tekken(checkpoint: Checkpoint, data: dict[str, Any], n_rows: int, special: SpecialTokens) -> Vocabulary:
@@ -166,6 +239,7 @@ def tekken(checkpoint: Checkpoint, data: dict[str, Any], n_rows: int, special: S
     special.add["bos"] = "bos" in special.ids
     if len(set(vocabulary.tokens)) != n_rows:
         raise ConvertError(f"{where}: a special token has the text of another token")
+    _compare(ranked, n_special, pattern, vocabulary, where)
     return vocabulary
 
 

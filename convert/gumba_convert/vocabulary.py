@@ -161,7 +161,9 @@ def _read(given: _Given) -> Vocabulary:
     for name in _MODEL_FILES:
         data = checkpoint.bytes(name)
         if data is not None and ranks.is_tiktoken(data):
-            return ranks.glm(checkpoint, data, config, n_rows, special, pre_tokenizer)
+            if tokenizer:  # which says how text is cut
+                break
+            return ranks.from_model(checkpoint, data, config, n_rows, special, pre_tokenizer)
         if data is not None:
             return sentence_piece.from_model(checkpoint, name, data, tokenizer, config, n_rows, special)
     if tokenizer:

@@ -367,7 +367,7 @@ def test_infill_tokens_are_named(tmp_path: Path) -> None:
     for some in (names, names[1:]):
         decoder = {str(n + i): {"content": text, "special": True} for i, text in enumerate(some)}
         files = {"tokenizer.model": tiktoken_file(), "tokenizer_config.json": {"added_tokens_decoder": decoder}}
-        metadata = read(tmp_path / "hf", files, n + 4).metadata()
+        metadata = read(tmp_path / "hf", files, n + 4, model_type="chatglm").metadata()
         found = {key.split(".")[-1]: value.value for key, value in metadata.items() if ".fim_" in key}
         wanted = ("fim_pre_token_id", "fim_suf_token_id", "fim_mid_token_id", "fim_sep_token_id")
         assert found == ({key: n + i for i, key in enumerate(wanted)} if some is names else {})
