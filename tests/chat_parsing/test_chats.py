@@ -328,6 +328,17 @@ def test_no_call_and_no_result_is_lost(body, given):
         assert text.count(part) == 1, text
 
 
+def test_a_template_whose_roles_alternate_and_that_knows_no_tools_has_calls_in_texts():
+    source = TURNS.format(
+        body="{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('alternate') }}{% endif %}{{ m.content }}"
+    )
+    assert ChatTemplate(source).render(TWO[:4]) == (
+        '[user]?[assistant]<tool_call>\n{"name": "get_weather", "arguments": {"city": "Köln"}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "get_time", "arguments": {"zone": "CET"}}\n</tool_call>'
+        "[user]<tool_response>\nnoon\n</tool_response>\n<tool_response>\nsunny\n</tool_response>"
+    )
+
+
 def test_a_template_that_shows_no_call_in_any_form_is_refused():
     from gumba.errors import TemplateError
 

@@ -213,3 +213,11 @@ def test_slices(expression, value):
 
 if __name__ == "__main__":
     serve()
+
+
+def test_methods_of_texts_in_loops_that_set_variables():
+    source = (
+        "{% for m in messages %}{% set t = m.content.replace('a', 'b', 1) %}{% set u = '{}-{x}'.format(t, x=1) %}"
+        "{{ u }}{% endfor %}"
+    )
+    assert ChatTemplate(source).render([{"role": "user", "content": "aa"}]) == "ba-1"

@@ -202,7 +202,8 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         if any(map(calls_tools, given)):
-            return rendered(lambda variant: self._render({**variables, "messages": variant}), given)
+            knows_tools = "tool" in self.source or "function" in self.source
+            return rendered(lambda variant: self._render({**variables, "messages": variant}), given, knows_tools)
         return self._render({**variables, "messages": given})
 
     def _render(self, variables: dict[str, Any]) -> str:

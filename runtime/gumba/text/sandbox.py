@@ -111,6 +111,10 @@ class GenerationTag(jinja2.ext.Extension):
         return body
 
 
+#: What compiled templates hand to every call within a loop or a block that sets variables.
+_OWN_KEYWORDS = ("_loop_vars", "_block_vars")
+
+
 class ChatEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     """The environment of chat templates: Hugging Face's conventions, and a `Budget`."""
 
@@ -183,14 +187,15 @@ class ChatEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         spent = budget()
         spent.step()
-        for value in (*args, *kwargs.values()):
+        given = {name: value for name, value in kwargs.items() if name not in _OWN_KEYWORDS}
+        for value in (*args, *given.values()):
             measure(value)
             check_number(value)
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str):
             if __obj.__name__ == "join" and len(args) == 1:
                 return join_counted(args[0], owner)  # counts while it joins: the argument may be a generator
-            check_method(owner, __obj.__name__, args, kwargs)
+            check_method(owner, __obj.__name__, args, given)
         result = super().call(__context, __obj, *args, **kwargs)
         spent.make(measure(result))
         return result

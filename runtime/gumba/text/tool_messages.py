@@ -63,18 +63,23 @@ def calls_tools(message: Mapping[str, Any]) -> bool:
     return bool(message.get("tool_calls") or message.get("function_call") or message.get("role") in _RESULTS)
 
 
-def rendered(render: Callable[[Sequence[Message]], str], messages: Sequence[Message]) -> str:
+def rendered(render: Callable[[Sequence[Message]], str], messages: Sequence[Message], knows_tools: bool = True) -> str:
     """What ``render`` makes of the variant of ``messages`` that its template wants.
 
     That is the first variant whose calls (names and arguments) and results all come into the text, without Python's
-    dictionaries or None; else the one that loses least. Texts that stand for them in a second rendering tell.
+    dictionaries or None; else the one that loses least. Texts that stand for them in a second rendering tell. For a template
+    that loses calls in every variant, or refuses them without knowing tools, they are written into the contents.
+
+    Args:
+        knows_tools: whether the template says anything of tools, so that what it refuses stays refused.
+
     Raises TemplateError when every variant is refused, or loses a call's arguments or a result.
     """
     first: TemplateError | None = None
     best: tuple[tuple[int, int, bool], str, str] | None = None
     end = time.monotonic() + _MOST_SECONDS
     for variant in itertools.chain(_variants(messages), _written_out(messages)):
-        if isinstance(variant, _WrittenOut) and (best is None or not best[0][0]):
+        if isinstance(variant, _WrittenOut) and (knows_tools if best is None else not best[0][0]):
             break
         if (first or best) and time.monotonic() > end:
             break
@@ -123,26 +128,31 @@ def _variants(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
 class _WrittenOut(list[Message]):
     """Messages whose calls stand in their content; ``places``: of these, and of results."""
 
-    places: tuple[int, ...] = ()
+    places: set[int]
 
 
 def _written_out(messages: Sequence[Message]) -> Iterator[_WrittenOut]:
     """For a template that has no place for calls: they stand in the content, as Hermes 2 Pro writes them; results in the
-    role that they have, or in the user's."""
-    places = tuple(i for i, message in enumerate(messages) if calls_tools(message))
+    role that they have, or together in the user's."""
     for role in ("tool", "user"):
-        written = _WrittenOut()
-        written.places = places
+        written, was_result = _WrittenOut(), False
+        written.places = set()
         for message in _modern(messages):
-            text = _text(message.get("content") or "")
+            text, is_result = _text(message.get("content") or ""), message.get("role") == "tool"
             if message.get("tool_calls"):
                 calls = [{"name": call.get("name"), "arguments": call.get("arguments", {})} for call in _calls(message)]
                 texts = [json.dumps(call, ensure_ascii=False, default=str) for call in calls]
                 text += ("\n" if text else "") + "\n".join(f"<tool_call>\n{each}\n</tool_call>" for each in texts)
                 message = {"role": message["role"], "content": text}
-            elif role == "user" and message.get("role") == "tool":
-                message = {"role": role, "content": f"<tool_response>\n{text}\n</tool_response>"}
+            elif is_result and role == "user":
+                text = f"<tool_response>\n{text}\n</tool_response>"
+                if was_result:
+                    text = f"{written.pop()['content']}\n{text}"
+                message = {"role": role, "content": text}
             written.append(message)
+            if is_result or "<tool_call>" in text:
+                written.places.add(len(written) - 1)
+            was_result = is_result
         yield written
 
 
@@ -188,7 +198,7 @@ def _lost_contents(render: Callable[[Sequence[Message]], str], messages: _Writte
         text = render(probe)
     except TemplateError:
         return []
-    return [f"messages[{i}]: a call or its result" for i in messages.places if f"{_MARK}{i}q" not in text]
+    return [f"messages[{i}]: a call or its result" for i in sorted(messages.places) if f"{_MARK}{i}q" not in text]
 
 
 def _probe(message: Message, mark: str) -> Message:

@@ -65,7 +65,8 @@ def whole_chunks(answer: Answer) -> Iterator[Answer]:
 def parsed_answer(completion: Answer, parser: AnswerParser) -> Answer:
     """The answer, with the calls of tools that are in its text."""
     answer = chat_answer(completion)
-    first, last = parser.push(completion["choices"][0]["text"]), parser.finish()
+    first = parser.push(completion["choices"][0]["text"])
+    last = parser.finish(cut=completion["choices"][0]["finish_reason"] == "length")
     if last.calls:
         choice = answer["choices"][0]
         calls = [call.as_dict() for call in parser.named(last.calls)]
@@ -83,7 +84,7 @@ def parsed_chunks(chunks: Iterator[Answer], parser: AnswerParser) -> Iterator[An
         content, reason = parser.push(choice["text"]).content, choice["finish_reason"]
         calls: list[Answer] = []
         if reason is not None:
-            last = parser.finish()
+            last = parser.finish(cut=reason == "length")
             content += last.content
             calls = [{"index": j, **call.as_dict()} for j, call in enumerate(parser.named(last.calls))]
         if content or choice["logprobs"]:
