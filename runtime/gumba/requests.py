@@ -537,7 +537,12 @@ def with_token_ids(
         if prompts is None:
             raise RequestError("prompts: expected a text or a list of prompts, found None")
         return prompts
+    if isinstance(token_ids, str | bytes) or not isinstance(token_ids, Sequence | np.ndarray):
+        raise RequestError(f"prompt_token_ids: expected a list of token ids, or several, found {show(token_ids)}")
     listed: list[Any] = [token_ids] if len(token_ids) and isinstance(token_ids[0], Integral) else list(token_ids)
+    for each in listed:
+        if isinstance(each, str | bytes | Mapping):
+            raise RequestError(f"prompt_token_ids: expected lists of token ids, found {show(each)}")
     if prompts is None:
         return listed
     texts = _listed(prompts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -365,3 +366,57 @@ def test_tools_may_be_functions(tokenizer):
     ]
     with pytest.raises(RequestError, match="'<lambda>' has no docstring"):
         tokenizer.apply_chat_template(CHAT, tools=[lambda: 1])
+
+
+def test_types_of_functions(tokenizer):
+    """The schemas that transformers 5.24 (get_json_schema) makes of the same hints."""
+
+    def function(
+        a: int | str | None,
+        b: list[list[float]],
+        c: dict[str, bool],
+        d: tuple[int, str],
+        e: Literal[1, "x"],
+        f: Any,
+        g: list[int] | str,
+    ) -> None:
+        """F.
+
+        Args:
+            a: A
+            b (list): B: nested
+
+                More.
+            c: C
+            d: D
+            e: E
+            f: F
+            g: G
+        """
+
+    source = "{{ tools[0].function | tojson }}"
+    found = json.loads(tokenizer.apply_chat_template(CHAT, tools=[function], chat_template=source, tokenize=False))
+    assert found["return"] == {"type": "null"} and found["parameters"]["required"] == list("abcdefg")
+    assert found["parameters"]["properties"] == {
+        "a": {"type": ["integer", "string"], "nullable": True, "description": "A"},
+        "b": {
+            "type": "array",
+            "items": {"type": "array", "items": {"type": "number"}},
+            "description": "B: nested More.",
+        },
+        "c": {"type": "object", "additionalProperties": {"type": "boolean"}, "description": "C"},
+        "d": {"type": "array", "prefixItems": [{"type": "integer"}, {"type": "string"}], "description": "D"},
+        "e": {"type": ["integer", "string"], "enum": [1, "x"], "description": "E"},
+        "f": {"description": "F"},
+        "g": {"anyOf": [{"type": "array", "items": {"type": "integer"}}, {"type": "string"}], "description": "G"},
+    }
+
+    def unknown(a: set[int]) -> None:
+        """F.
+
+        Args:
+            a: A
+        """
+
+    with pytest.raises(RequestError, match=r"no JSON schema for the type set\[int\]"):
+        tokenizer.apply_chat_template(CHAT, tools=[unknown])

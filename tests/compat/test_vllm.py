@@ -166,6 +166,12 @@ def test_wrong_prompts(llm, prompts, message):
         llm.generate(prompts, GREEDY)
 
 
+@pytest.mark.parametrize("token_ids", [5, "abc", ["a"], [{"prompt": "a"}], [[1], "a"], [1.5], {1: 2}])
+def test_wrong_token_ids(llm, token_ids):
+    with pytest.raises(RequestError, match=r"prompt_token_ids|prompt: expected"):
+        llm.generate(prompt_token_ids=token_ids, sampling_params=GREEDY)
+
+
 def test_as_many_token_ids_as_prompts(llm):
     with pytest.raises(RequestError, match=r"prompt_token_ids: expected one list per prompt \(2\), found 1"):
         llm.generate(["a", "b"], GREEDY, prompt_token_ids=[[3]])

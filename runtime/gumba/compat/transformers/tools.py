@@ -74,7 +74,7 @@ def _schema(function: Callable[..., Any]) -> dict[str, Any]:
     if required:
         parameters["required"] = required
     result: dict[str, Any] = {"name": name, "description": description, "parameters": parameters}
-    if "return" in hints and hints["return"] is not type(None):
+    if "return" in hints:
         result["return"] = {**_of_type(hints["return"]), **({"description": returned} if returned else {})}
     return {"type": "function", "function": result}
 
@@ -110,9 +110,12 @@ def _of_type(hint: Any) -> dict[str, Any]:
         schema = kinds[0] if len(kinds) == 1 else {"type": names} if len(names) == len(kinds) else {"anyOf": kinds}
         return {**schema, "nullable": True} if type(None) in arguments else schema
     if origin is Literal:
-        return {**dict(_TYPES.get(type(arguments[0]), {})), "enum": list(arguments)}
-    if origin in (list, Sequence, tuple):
-        return {"type": "array", **({"items": _of_type(arguments[0])} if arguments and origin is not tuple else {})}
+        names = sorted({_TYPES.get(type(each), {}).get("type", "string") for each in arguments})
+        return {"type": names[0] if len(names) == 1 else names, "enum": list(arguments)}
+    if origin is tuple and len(arguments) > 1 and Ellipsis not in arguments:
+        return {"type": "array", "prefixItems": [_of_type(each) for each in arguments]}
+    if origin in (list, Sequence):
+        return {"type": "array", **({"items": _of_type(arguments[0])} if arguments else {})}
     if origin in (dict, Mapping):
         more = {"additionalProperties": _of_type(arguments[1])} if len(arguments) == 2 else {}
         return {"type": "object", **more}
