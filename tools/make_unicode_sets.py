@@ -2,7 +2,7 @@
 
     python tools/make_unicode_sets.py
 
-Runs where tokenizers is, on Python 3.11 or later (0.23.3 and 3.11 made the file).
+Runs where tokenizers and regex are, on Python 3.11 or later (0.23.3 and 3.11 made the file).
 The library carries tables of an older Unicode than Python's, which also
 differs from one Python to the next: every code point is put through the library's own steps, and what it does is written
 down as ranges.
@@ -15,6 +15,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import regex
 import tokenizers
 from tokenizers import normalizers, pre_tokenizers
 
@@ -36,6 +37,11 @@ def characters(ranges: str) -> frozenset[int]:
     return frozenset(point for each in bounds for point in range(each[0], each[-1] + 1))
 
 
+def inside_class(ranges: str) -> str:
+    """A set below as the inside of a character class of a pattern."""
+    return "".join("-".join(chr(int(end, 16)) for end in each.split("-")) for each in ranges.split())
+
+
 #: What BertNormalizer's clean_text leaves out.
 CLEANED = """
 {cleaned}
@@ -55,6 +61,10 @@ NOT_NORMALIZED = """
 #: Capitals that Python 3.10 does not know yet, and their small letters: pairs of code points.
 CAPITALS = """
 {capitals}
+"""
+#: Characters that the regex library takes for parts of words, as it knows a newer Unicode.
+NOT_OF_WORDS = """
+{not_of_words}
 """
 #: Punctuation of BertPreTokenizer and Punctuation, ASCII's symbols among it.
 PUNCTUATION = """
@@ -91,6 +101,8 @@ def main() -> None:
     lower = normalizers.Lowercase().normalize_str
     characters = [chr(point) for point in range(0x110000) if not 0xD800 <= point < 0xE000]
     capitals = [(c, lower(c)) for c in characters if lower(c) != (c if c in NEW_IN_14 else c.lower())]
+    word = regex.compile(r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u200c\u200d]").match
+    parted = pre_tokenizers.Whitespace()
     punctuation = pre_tokenizers.Punctuation()
     text = HEAD.format(
         version=tokenizers.__version__,
@@ -101,6 +113,7 @@ def main() -> None:
             lambda c: any(unicodedata.normalize(n, c) != f.normalize_str(c) for n, f in forms.items())
         ),
         capitals=words(f"{ord(c):x}-{ord(small):x}" for c, small in capitals),
+        not_of_words=ranges(lambda c: bool(word(c)) and len(parted.pre_tokenize_str(f"a{c}")) == 2),
         punctuation=ranges(lambda c: len(punctuation.pre_tokenize_str(f"a{c}a")) == 3),
     )
     TARGET.write_text(text, encoding="utf-8")

@@ -67,6 +67,10 @@ def f32_array(value: Sequence[float] | np.ndarray) -> Value:
     return Value(ARRAY, np.asarray(value, np.float32), F32)
 
 
+def f64_array(value: Sequence[float] | np.ndarray) -> Value:
+    return Value(ARRAY, np.asarray(value, np.float64), F64)
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     """A tensor as the header describes it; `shape` in numpy order (rows first), `n_bytes` in its stored type."""

@@ -12,16 +12,18 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from gumba.errors import ConvertError, TokenizerError
 from gumba.text import added_tokens as rules
 from gumba.text.byte_bpe import BYTE_TO_CHARACTER
 from gumba.text.normalizers import normalizer
 from gumba.text.patterns import deadline_of
-from gumba.text.pipeline import KEYS
+from gumba.text.pipeline import ADDED_TOKENS, KEYS
 from gumba.text.pretokenize import PRE_TOKENIZERS
 from gumba.text.words import Pieces, cutter
 from gumba_convert import pre_tokenizers
-from gumba_convert.gguf_writer import string, strings
+from gumba_convert.gguf_writer import f64_array, string, strings
 from gumba_convert.probe import PROBE
 from gumba_convert.tokens import BYTE, NORMAL, Vocabulary, steps
 
@@ -57,6 +59,7 @@ def add_steps(
     _warn(vocabulary, tokenizer, where, differs=bool(reasons))
     vocabulary.adds_tokens = bool(reasons) or _is_ambiguous(vocabulary.added.values())
     if not reasons and not alone:
+        warn_of_flags(vocabulary, where)
         return
     _check(tokenizer, where)
     keys = {"normalizer": string(_spelled(tokenizer.get("normalizer")))}
@@ -65,14 +68,37 @@ def add_steps(
         keys["model"] = string(json.dumps(_options(vocabulary, model)))
         if vocabulary.model == "llama":
             keys["merges"] = strings(f"{left} {right}" for left, right in _pairs(model))
+        if vocabulary.model == "t5":
+            assert vocabulary.scores is not None
+            scores = vocabulary.scores.astype(np.float64)
+            scores[: len(model["vocab"])] = [score for _, score in model["vocab"]]
+            if (scores.astype(np.float32) != scores).any():
+                keys["scores"] = f64_array(scores)
     vocabulary.steps = {KEYS + name: value for name, value in keys.items()}
     vocabulary.adds_tokens = vocabulary.adds_tokens or any(
         token["flags"] & rules.NORMALIZED for token in added.values()
     )
     reason = "; ".join(reasons) or f"the tokenizer normalizes text: {_shown(normalizers)}"
+    warn_of_flags(vocabulary, where)
     vocabulary.warnings.append(
         f"{where}: {reason}. GGUF has no key for it: gumba reads its own ({KEYS}*), llama.cpp gives other ids for some texts"
     )
+
+
+def warn_of_flags(vocabulary: Vocabulary, where: str) -> None:
+    """Warn of added tokens that llama.cpp cuts out of a text in another way."""
+    odd = [token["content"] for token in vocabulary.added.values() if token["flags"] & ~rules.NORMALIZED]
+    if not vocabulary.flags_are_known(""):
+        what = (
+            f"added tokens take whitespace along or are single words ({', '.join(map(repr, odd[:5]))})"
+            if odd
+            else ("no added token takes whitespace along, unlike in others of its family")
+        )
+    elif vocabulary.adds_tokens and not vocabulary.steps:
+        what = "added tokens overlap"
+    else:
+        return
+    vocabulary.warnings.append(f"{where}: {what}: gumba follows their flags ({ADDED_TOKENS}), llama.cpp does not")
 
 
 def _spelled(step: Any) -> str:

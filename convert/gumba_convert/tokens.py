@@ -69,13 +69,13 @@ class Vocabulary:
         result |= {f"tokenizer.ggml.{key}": value for key, value in self.more.items()}
         result |= self.special.template_metadata() | self.template_texts
         result |= self.steps
-        if self.adds_tokens or (self.added and not self._strips_by_default(name)):
+        if self.adds_tokens or (self.added and not self.flags_are_known(name)):
             ids = sorted(self.added)
             flags = [self.added[i]["flags"] | SPACES * self._has_marks(i) for i in ids]
             result |= {ADDED_TOKENS: i32_array(ids), ADDED_TOKEN_FLAGS: i32_array(flags)}
         return result
 
-    def _strips_by_default(self, name: str) -> bool:
+    def flags_are_known(self, name: str) -> bool:
         """Whether readers know the flags of the added tokens from the kind of vocabulary alone."""
         ids = {text.encode("utf-8", "surrogatepass"): i for i, text in enumerate(self.tokens)}
         before, after = stripping_tokens({"general.name": name}, ids, self.types, self.model, self.pre)

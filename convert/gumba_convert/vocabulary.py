@@ -33,7 +33,7 @@ from gumba_convert.special_tokens import (
     without_repetitions,
     without_rows,
 )
-from gumba_convert.tokenizer_steps import add_steps
+from gumba_convert.tokenizer_steps import add_steps, warn_of_flags
 from gumba_convert.tokens import (
     ADDED_SCORE,
     BYTE,
@@ -103,6 +103,8 @@ def read_vocabulary(checkpoint: Checkpoint, n_rows: int, *, pre_tokenizer: str |
         vocabulary.add_space_prefix = prefix
     if isinstance(tokenizer.get("model"), dict):
         add_steps(vocabulary, tokenizer, added_tokens(tokenizer, config, where), where, named=pre_tokenizer is not None)
+    else:
+        warn_of_flags(vocabulary, f"{checkpoint.folder / 'tokenizer_config.json'}")
     return vocabulary
 
 

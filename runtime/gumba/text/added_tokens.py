@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from gumba.text.normalizers import WHITE_SPACE
+from gumba.text.patterns import WORD
 
 #: Bits of ``gumba.tokenizer.added_token_flags``; SPACES: the token has U+2581 where the vocabulary's text has spaces.
 LSTRIP, RSTRIP, SINGLE_WORD, NORMALIZED, SPACES = 1, 2, 4, 8, 16
@@ -19,7 +20,6 @@ ALL_FLAGS = LSTRIP | RSTRIP | SINGLE_WORD | NORMALIZED | SPACES
 
 LONGEST_TOKEN = 1000  # characters of an added token: each place of a text may be compared with as many
 _DEEPEST = 50  # groups within groups of one pattern
-_WORD = r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u200c\u200d]"
 
 
 class AddedToken(NamedTuple):
@@ -41,7 +41,7 @@ class Matcher:
         for token in tokens:
             self._tokens.setdefault(token.text, token)  # of equal texts the first counts
         self._find = re.compile(_alternatives(list(self._tokens))).finditer if self._tokens else None
-        self._word: Any = regex.compile(_WORD).match
+        self._word: Any = regex.compile(WORD, regex.VERSION1).match
 
     def cut(self, text: str, parse_special: bool) -> list[str | int]:
         """The text with tokens as their ids; nothing in it is empty."""

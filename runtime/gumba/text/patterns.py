@@ -13,10 +13,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from gumba.errors import TokenizerError
+from gumba.text.unicode_sets import NOT_OF_WORDS, inside_class
 
 LONGEST_PATTERN = 20_000  # characters
 PATIENCE, PER_CHARACTER = 2.0, 2e-5  # seconds that the patterns of one text may take
 
+#: A character of words: letters, marks, digits, connectors, joiners. In sets its brackets nest.
+WORD = rf"[\p{{Alphabetic}}\p{{M}}\p{{Nd}}\p{{Pc}}\u200c\u200d&&[^{inside_class(NOT_OF_WORDS)}]]"
 _WORD = r"\w\xb2\xb3\xb9\xbc-\xbe"
 #: Escapes outside of character classes that mean the same in both libraries, or have a spelling here.
 _SAME = frozenset("dDsSbBnrtfvapPAXuxRtWw0123456789")

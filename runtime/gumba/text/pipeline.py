@@ -8,6 +8,7 @@ Keys, all under ``gumba.tokenizer.``; llama.cpp reads none of them:
   step has its table in ``tokenizer.ggml.precompiled_charsmap``;
 - ``model``: options of the model as JSON: ``unk_id``, ``fuse_unk``, ``byte_fallback``, ``ignore_merges`` of BPE,
   ``max_input_chars_per_word`` and ``continuing_subword_prefix`` of WordPiece;
+- ``scores``, an array of float64: those of a Unigram vocabulary, where float32 cannot hold them;
 - ``merges``: merges of a BPE vocabulary of SentencePiece's kind, whose order scores cannot say.
 
 ``pre_tokenizer`` replaces everything that the kind of vocabulary does before its model; without it, ``normalizer`` comes
@@ -20,12 +21,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from gumba.errors import TokenizerError
 from gumba.text.added_tokens import ALL_FLAGS, LONGEST_TOKEN, NORMALIZED, SPACES, AddedToken, Matcher
 from gumba.text.normalizers import Normalizer, normalizer
 from gumba.text.patterns import deadline_of
 from gumba.text.sentence_piece import GraphemeCharsmap
-from gumba.text.vocabulary import PREFIX, TokenType, Vocabulary, metadata_numbers, metadata_value
+from gumba.text.vocabulary import PREFIX, TokenType, Vocabulary, metadata_array, metadata_numbers, metadata_value
 from gumba.text.words import Cutter, Pieces, cutter, metaspace_options
 
 KEYS = "gumba.tokenizer."
@@ -33,7 +36,7 @@ ADDED_TOKENS, ADDED_TOKEN_FLAGS = KEYS + "added_tokens", KEYS + "added_token_fla
 _ALL_KEYS = (
     ADDED_TOKENS,
     ADDED_TOKEN_FLAGS,
-    *(KEYS + name for name in ("normalizer", "pre_tokenizer", "model", "merges")),
+    *(KEYS + name for name in ("normalizer", "pre_tokenizer", "model", "merges", "scores")),
 )
 _LONGEST_STEPS, _MOST_STEPS, _DEEPEST = 1 << 20, 64, 8  # characters of JSON, steps, sequences within sequences
 _LONGEST_WORD = 1 << 30
@@ -48,7 +51,8 @@ _BOUNDARY = "\u2581"
 class Steps:
     """The keys of one file, checked.
 
-    ``normalizer`` and ``pre_tokenizer``: None where the file has no such key; ``options``: those of the model;
+    ``normalizer`` and ``pre_tokenizer``: None where the file has no such key; ``options``: those of the model; ``scores``:
+    float64[n_vocab];
     ``added``: None where the file has no such keys; ``byte_level``: tokens spell bytes; ``mark``: the character that stands
     for a space in tokens, "" for none; ``prefix``: "always", "first" or "never": where a space is put before a text.
     """
@@ -61,6 +65,8 @@ class Steps:
         self.cutter = _built("pre_tokenizer", lambda: cutter(cutting)) if cutting else None
         self.options = _options(metadata, len(vocabulary.texts))
         self.added = _added_tokens(metadata, vocabulary)
+        scores = metadata_array(metadata, KEYS + "scores", "f", len(vocabulary.texts))
+        self.scores = (vocabulary.scores if scores is None else scores).astype(np.float64)
         steps = [*_leaves(normalizing, "normalizers"), *_leaves(cutting, "pretokenizers")]
         self.byte_level = any(step.get("type") == "ByteLevel" for step in steps)
         self.mark, self.prefix = _spaces(steps)
@@ -224,10 +230,7 @@ def _added_tokens(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> list[A
             raise TokenizerError(f"{names[0]}: {token} is outside the vocabulary of {n_vocab} tokens")
         if not 0 <= bits <= ALL_FLAGS:
             raise TokenizerError(f"{names[1]}: {bits} of token {token} has unknown bits")
-        try:
-            text = vocabulary.texts[token].decode()
-        except UnicodeDecodeError:
-            raise TokenizerError(f"{PREFIX}tokens: added token {token} is not UTF-8") from None
+        text = vocabulary.texts[token].decode()
         if not 0 < len(text) <= LONGEST_TOKEN:
             raise TokenizerError(f"{PREFIX}tokens: added token {token} has {len(text)} characters")
         special = vocabulary.types[token] in (TokenType.CONTROL, TokenType.UNKNOWN)

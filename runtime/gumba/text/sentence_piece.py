@@ -7,7 +7,6 @@ A unigram vocabulary's own normalization is done here (a table from a file is wa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,7 @@ from gumba.text.vocabulary import PREFIX, TokenType, Vocabulary, byte_ids
 
 SPACE = "▁".encode()
 _BPE, _UNIGRAM = 2, 1  # the library's numbers
-_REMEMBERED = 1 << 16  # words, and clusters of characters
-_LONGEST_KEPT = 64  # characters of a word that is remembered
+_REMEMBERED = 1 << 16  # clusters of characters
 _LONGEST_REPLACEMENT = 1024  # bytes; Unicode's longest has 33, and a text must not grow without bounds
 
 
@@ -146,12 +144,9 @@ class Normalizer:
 
 
 class SentencePieceEncoder:
-    """Encodes text without special tokens. Raises TokenizerError when the pieces do not make a model.
+    """Encodes text without special tokens. Raises TokenizerError when the pieces do not make a model."""
 
-    ``of_words``: the text comes normalized and cut, its spaces replaced already (``encode_words``).
-    """
-
-    def __init__(self, vocabulary: Vocabulary, *, of_words: bool = False) -> None:
+    def __init__(self, vocabulary: Vocabulary) -> None:
         from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 
         bytes_found = byte_ids(vocabulary)
@@ -162,14 +157,13 @@ class SentencePieceEncoder:
         self._byte_fallback = bool(bytes_found)
         model: Any = vars(sentencepiece_model_pb2)["ModelProto"]()  # protobuf makes its classes when imported
         unigram = vocabulary.model == "t5"
-        self._normalized = Normalizer(vocabulary) if unigram and not of_words else None
-        self._known: dict[str, list[int]] = {}
+        self._normalized = Normalizer(vocabulary) if unigram else None
         model.trainer_spec.model_type = _UNIGRAM if unigram else _BPE
         model.trainer_spec.byte_fallback = self._byte_fallback
         model.normalizer_spec.name = "identity"
         model.normalizer_spec.add_dummy_prefix = False
         model.normalizer_spec.remove_extra_whitespaces = False
-        model.normalizer_spec.escape_whitespaces = not of_words
+        model.normalizer_spec.escape_whitespaces = True
         self._add_pieces(model, vocabulary)
         self._processor: Any = SentencePieceProcessor()
         try:
@@ -208,18 +202,4 @@ class SentencePieceEncoder:
         if not self._byte_fallback and self._unknown == self._n_vocab and self._n_vocab in ids:
             raise TokenizerError(f"{PREFIX}tokens: the vocabulary has no piece for some character of the text, no byte "
                                  "tokens and no unknown token")  # fmt: skip
-        return ids
-
-    def encode_words(self, words: Sequence[str]) -> list[int]:
-        """Token ids of words, each by itself. Raises as ``encode`` does."""
-        ids: list[int] = []
-        for word in words:
-            found = self._known.get(word)
-            if found is None:
-                found = self.encode(word)
-                if len(word) <= _LONGEST_KEPT:
-                    if len(self._known) >= _REMEMBERED:
-                        self._known.clear()
-                    self._known[word] = found
-            ids += found
         return ids

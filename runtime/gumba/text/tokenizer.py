@@ -15,6 +15,7 @@ from gumba.text.byte_bpe import BytePairEncoder, CharacterPairEncoder, spelled_b
 from gumba.text.pipeline import KEYS, Pipeline, Steps, read_steps
 from gumba.text.pretokenize import PRE_TOKENIZERS
 from gumba.text.sentence_piece import SPACE, SentencePieceEncoder
+from gumba.text.unigram import UnigramEncoder
 from gumba.text.vocabulary import PREFIX, TokenType, Vocabulary, byte_value, metadata_strings, read_vocabulary
 from gumba.text.word_piece import LONGEST_WORD, WordPieceEncoder
 
@@ -26,7 +27,7 @@ _MARKERS = frozenset((int(TokenType.CONTROL), int(TokenType.UNKNOWN)))
 _WHITESPACE = " \t\n\v\f\r"
 _NORMAL, _USER_DEFINED = int(TokenType.NORMAL), int(TokenType.USER_DEFINED)
 
-Encoder = BytePairEncoder | CharacterPairEncoder | SentencePieceEncoder | WordPieceEncoder
+Encoder = BytePairEncoder | CharacterPairEncoder | SentencePieceEncoder | UnigramEncoder | WordPieceEncoder
 
 
 def _of_characters(vocabulary: Vocabulary) -> bool:
@@ -37,7 +38,7 @@ def _of_characters(vocabulary: Vocabulary) -> bool:
 def _encoder_of_words(metadata: Mapping[str, Any], vocabulary: Vocabulary, steps: Steps) -> Encoder:
     """The model alone, for words that the steps of a file cut."""
     if vocabulary.model == "t5":
-        return SentencePieceEncoder(vocabulary, of_words=True)
+        return UnigramEncoder(vocabulary, steps.scores)
     if vocabulary.model == "bert":
         longest = steps.options.get("max_input_chars_per_word", LONGEST_WORD)
         return WordPieceEncoder(vocabulary, longest, steps.options.get("continuing_subword_prefix", "##"))
@@ -100,7 +101,7 @@ class Tokenizer:
         self._spaced = self.add_space_prefix and vocabulary.model == "llama"  # the encoder for t5 does it itself
         self._pipeline = None
         if steps is not None:
-            words = None if isinstance(encoder, BytePairEncoder) else encoder.encode_words
+            words = None if isinstance(encoder, BytePairEncoder | SentencePieceEncoder) else encoder.encode_words
             self._pipeline = Pipeline(
                 steps, vocabulary, encode=encoder.encode, encode_words=words, space_before=self._spaced
             )

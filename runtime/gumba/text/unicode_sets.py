@@ -15,6 +15,11 @@ def characters(ranges: str) -> frozenset[int]:
     return frozenset(point for each in bounds for point in range(each[0], each[-1] + 1))
 
 
+def inside_class(ranges: str) -> str:
+    """A set below as the inside of a character class of a pattern."""
+    return "".join("-".join(chr(int(end, 16)) for end in each.split("-")) for each in ranges.split())
+
+
 #: What BertNormalizer's clean_text leaves out.
 CLEANED = """
 0-8 b-c e-1f 7f-9f ad 600-605 61c 6dd 70f 180e 200b-200f 202a-202e 2060-2064 2066-206f e000-f8ff feff fff9-fffb fffd
@@ -80,6 +85,15 @@ a7dc-19b 10570-10597 10571-10598 10572-10599 10573-1059a 10574-1059b 10575-1059c
 16ea2-16ebd 16ea3-16ebe 16ea4-16ebf 16ea5-16ec0 16ea6-16ec1 16ea7-16ec2 16ea8-16ec3 16ea9-16ec4 16eaa-16ec5 16eab-16ec6
 16eac-16ec7 16ead-16ec8 16eae-16ec9 16eaf-16eca 16eb0-16ecb 16eb1-16ecc 16eb2-16ecd 16eb3-16ece 16eb4-16ecf 16eb5-16ed0
 16eb6-16ed1 16eb7-16ed2 16eb8-16ed3
+"""
+#: Characters that the regex library takes for parts of words, as it knows a newer Unicode.
+NOT_OF_WORDS = """
+558 58b-58c 5c8-5c9 88f b53-b54 c5c cdc 1acf-1af0 208f 209d-209f a7ce-a7cf a7d2 a7d4 a7dd a7e2 a7f1 ab6c-ab6d
+107bb-107bf 10940-10959 10ec5-10ec7 10ecb-10ecf 10ed9-10eee 10ef0-10efb 11b0a 11b60-11b67 11db0-11ddb 11de0-11de9
+11df0-11df1 1246f 12475-1247f 12550-12686 16ea0-16eb8 16ebb-16ed3 16ff2-16ff6 187f8-187ff 18cd6-18cda 18d09-18d20
+18d80-18df2 18e00-19191 191a0-191d2 1b123-1b128 1b168 1d127-1d128 1d250-1d252 1d25b-1d25c 1d25f 1d280-1d281 1d6a6
+1df1f-1df24 1df2b-1df81 1df90-1df96 1dfcd-1dfff 1e6c0-1e6de 1e6e0-1e6f5 1e6fe-1e6ff 2b73a-2b73f 2b81e 2cea2-2cead
+323b0-33479 3d000-3fc3f
 """
 #: Punctuation of BertPreTokenizer and Punctuation, ASCII's symbols among it.
 PUNCTUATION = """

@@ -154,8 +154,11 @@ def metadata_numbers(metadata: Mapping[str, Any], key: str) -> list[int]:
     return numbers
 
 
-def _numbers(metadata: Mapping[str, Any], key: str, kinds: str, n_vocab: int) -> npt.NDArray[Any] | None:
-    """The array of ``n_vocab`` numbers at ``key`` (numpy kinds in ``kinds``); None when absent."""
+def metadata_array(metadata: Mapping[str, Any], key: str, kinds: str, n_vocab: int) -> npt.NDArray[Any] | None:
+    """The array of ``n_vocab`` numbers at ``key`` (numpy kinds in ``kinds``); None when absent.
+
+    Raises TokenizerError naming the key.
+    """
     value = metadata.get(key)
     if value is None:
         return None
@@ -283,7 +286,7 @@ def _check_utf8(texts: Sequence[bytes]) -> None:
 
 
 def _scores(metadata: Mapping[str, Any], n_vocab: int) -> npt.NDArray[np.float32]:
-    scores = _numbers(metadata, PREFIX + "scores", "fiu", n_vocab)
+    scores = metadata_array(metadata, PREFIX + "scores", "fiu", n_vocab)
     if scores is None:
         return np.zeros(n_vocab, np.float32)
     scores = scores.astype(np.float32)
@@ -293,7 +296,7 @@ def _scores(metadata: Mapping[str, Any], n_vocab: int) -> npt.NDArray[np.float32
 
 
 def _types(metadata: Mapping[str, Any], n_vocab: int) -> npt.NDArray[np.int32]:
-    types = _numbers(metadata, PREFIX + "token_type", "iu", n_vocab)
+    types = metadata_array(metadata, PREFIX + "token_type", "iu", n_vocab)
     if types is None:
         return np.full(n_vocab, TokenType.NORMAL, np.int32)
     wrong = (types < 0) | (types > TokenType.BYTE)

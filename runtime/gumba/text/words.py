@@ -12,13 +12,11 @@ from typing import Any, NamedTuple
 
 from gumba.errors import TokenizerError
 from gumba.text.normalizers import WHITE_SPACE, flag, pattern, spelled, step_kind, string
-from gumba.text.patterns import Pattern
+from gumba.text.patterns import WORD, Pattern
 from gumba.text.unicode_sets import PUNCTUATION, characters
 
 #: The pattern of ByteLevel's words, GPT-2's. Possessive where nothing can be taken back.
 BYTE_LEVEL_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s++"
-#: Pre-tokenizer Whitespace: words, and what is neither word nor space.
-_WORDS_OR_NOT = r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u200c\u200d]++|[^\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\u200c\u200d\s]++"
 _BEHAVIORS = ("Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous")
 _SPACE = "\u2581"
 
@@ -180,6 +178,10 @@ def _metaspace(step: Mapping[str, Any]) -> Cutter:
     return cut
 
 
+def _words_or_not(step: Mapping[str, Any]) -> Cutter:
+    return _cut(Pattern(rf"{WORD}++|[^{WORD}\s]++").spans, "Removed", invert=True)
+
+
 def _split(step: Mapping[str, Any]) -> Cutter:
     return _cut(pattern(step).spans, _behavior(step), flag(step, "invert", False))
 
@@ -209,6 +211,6 @@ _STEPS: Mapping[str, Callable[[Mapping[str, Any]], Cutter]] = {
     "Metaspace": _metaspace,
     "Punctuation": lambda step: _cut(_single(_is_punctuation), _behavior(step, "Isolated")),
     "Split": _split,
-    "Whitespace": lambda step: _cut(Pattern(_WORDS_OR_NOT).spans, "Removed", invert=True),
+    "Whitespace": _words_or_not,
     "WhitespaceSplit": lambda step: _cut(_single(WHITE_SPACE.__contains__), "Removed"),
 }
