@@ -395,6 +395,30 @@ def test_two_at_once(gumba: Callable, tiny: Path, requests: Path, out: Path) -> 
     assert gumba("batch", requests, "-o", out, tiny).code == 0
 
 
+FULL = """
+import resource, sys
+from gumba.cli.main import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@posix
+def test_a_full_disk_names_the_file_and_nothing_is_lost(
+    gumba: Callable, gumba_process: Callable, tiny: Path, requests: Path, out: Path
+) -> None:
+    """No file may be longer than 3000 bytes: as on a full disk, a result is half written."""
+    write(requests, *({"prompt": "hello", "id": i} for i in range(20)))
+    command = ["batch", requests, tiny, "-o", out, "-n", 2, "-t", 1, "--seed", 1]
+    full = gumba_process(*command, program=["-c", FULL])
+    assert full.code == 2 and not out.exists()
+    assert full.err.startswith(f"gumba: error: {out}.part cannot be written: ") and full.err.count("\n") == 1
+    assert "; the same command goes on where it stopped" in full.err
+    again = gumba(*command)
+    assert again.code == 0 and "kept from an earlier run" in again.err
+    assert len(results(out)) == 20
+
+
 def test_requests_that_change_while_they_are_read(
     gumba: Callable, tiny: Path, requests: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -355,6 +355,16 @@ class Editor:
         self.lines.append(line)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
+def test_a_history_that_is_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    class Editor:
+        def add_history(self, line: str) -> None:
+            raise AssertionError(line)
+
+    os.mkfifo(tmp_path / "history")
+    lines.History(tmp_path / "history", Editor()).keep("hello")
+
+
 def test_lines_are_kept_between_runs(tmp_path: Path) -> None:
     path = tmp_path / "new" / "chat_history"
     history = lines.History(path, Editor())

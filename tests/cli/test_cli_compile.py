@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -146,3 +147,21 @@ def test_without_a_cache(gumba_process: Callable, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("GUMBA_CACHE_DIR", "")
     result = gumba_process("compile")
     assert result.code == 2 and "no kernel cache" in result.err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere the system knows every user's folder")
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, gumba: Callable) -> None:
+    """No HOME, and no entry in the list of users: one line."""
+    import pwd
+
+    def unknown(*_: object) -> None:
+        raise KeyError("no such user")
+
+    for name in ("HOME", "GUMBA_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    cache.cache_folder.cache_clear()
+    result = gumba("compile")
+    cache.cache_folder.cache_clear()
+    assert (result.code, result.out) == (2, "") and result.err.count("\n") == 1
+    assert result.err.startswith("gumba: error: no kernel cache to compile into: the user's cache folder")

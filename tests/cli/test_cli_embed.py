@@ -78,6 +78,13 @@ def test_what_is_refused(gumba: Callable, tmp_path: Path) -> None:
         assert result.code == 2 and message in result.err
 
 
+def test_an_empty_text_is_named(gumba: Callable, tiny: Path) -> None:
+    assert gumba("embed", tiny, "").err == (
+        "gumba: error: text 1: it is empty, and this model adds no token of its own to a text\n"
+    )
+    assert "error: line 2 of stdin: it is empty" in gumba("embed", tiny, stdin="a\n\nb\n").err
+
+
 def test_prompts_and_long_texts(gumba: Callable, tmp_path: Path) -> None:
     model = MODEL.parent / "embedder_bert.gguf"
     long = "the cat sat on the mat the cat sat on the mat"

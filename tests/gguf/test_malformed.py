@@ -162,6 +162,11 @@ def tensor_cases() -> dict[str, Case]:
         "overlap": (two(32), "tensor b offset", "offset"),
         "same-offset": (two(0), "tensor b offset", "offset"),
         "gap": (two(96), "tensor b offset", "offset"),
+        "zero-with-data": (
+            GGUFBytes(2, 0).tensor("a", [0, 9]).tensor("b", [1], offset=64).payload(bytes(200)),
+            "tensor a dims",
+            24 + 8 + 1 + 4 + 16 + 4 + 8 + 8 + 1 + 4 + 8 + 4,
+        ),
         "unaligned-second": (two(36), "tensor b offset", "offset"),
         "inconsistent-alignment": (two(36, 32), "tensor b offset", "offset"),
         "laid-out-at-32-aligned-to-64": (two(64 - 32, 64), "tensor b offset", "offset"),

@@ -7,6 +7,7 @@ being renamed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from gumba.errors import RequestError
+from gumba.errors import RequestError, ResourceError
 
 if sys.platform == "win32":
     fcntl = None
@@ -149,23 +150,38 @@ class Results:
         return number < len(self._done) and bool(self._done[number])
 
     def add(self, line: bytes) -> None:
-        """Write a result: when this returns, it survives the end of this process."""
-        self._file.write(line)
-        self._file.flush()
+        """Write a result: when this returns, it survives the end of this process. Raises ResourceError for a full disk."""
+        with self._writing():
+            self._file.write(line)
+            self._file.flush()
 
     def complete(self) -> None:
-        """All results are there: make OUT of them."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._part.replace(self._out)
+        """All results are there: make OUT of them. Raises ResourceError for a full disk."""
+        with self._writing():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._part.replace(self._out)
         self._said.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ResourceError(
+                f"{self._part} cannot be written: {error.strerror or error}; the same command goes on where it stopped"
+            ) from error
 
     def __enter__(self) -> Results:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError:  # what could not be written a moment ago still cannot be
+            if error is None:
+                raise
 
     def _open(self) -> BinaryIO:
         """OUT.part, made where there is none, and locked where files can be."""

@@ -119,7 +119,7 @@ def chat(args: argparse.Namespace) -> int:
             # Whatever is imported with the first message is imported now: Ctrl-C during an import leaves half a module.
             with contextlib.suppress(GumbaError):
                 llm.chat_template.render([{"role": "user", "content": ""}])
-            history = open_history(None if args.no_history else state_folder() / "chat_history")
+            history = open_history(None if args.no_history else _history_file())
             if not args.quiet:
                 note("Ctrl-C stops an answer, Ctrl-D leaves, /help lists the commands.")
         lines = Lines(interactive, None if history is None else history.keep)
@@ -138,6 +138,13 @@ def chat(args: argparse.Namespace) -> int:
                 lines.forget()
                 note(" [stopped]")
     return 0
+
+
+def _history_file() -> Path | None:
+    """Where lines are kept between runs; None for a user without a home."""
+    with contextlib.suppress(GumbaError):
+        return state_folder() / "chat_history"
+    return None
 
 
 class Talk:

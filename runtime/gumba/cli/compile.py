@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from gumba.cli.engine import Compilation, find_model
@@ -46,11 +48,16 @@ def compile_(args: argparse.Namespace) -> int:
     from gumba.ahead import compile_all
     from gumba.kernels import cache, jit, shipping
 
-    folder = cache.cache_folder()
-    if folder is None or not cache.cache_writable():
+    with _warnings() as reasons:
+        folder = cache.cache_folder()
+        usable = folder is not None and cache.cache_writable()
+    if folder is None or not usable:
         setting = os.environ.get("GUMBA_CACHE_DIR")
         where = "the user's cache folder" if setting is None else f"GUMBA_CACHE_DIR={setting}"
-        raise ResourceError(f"no kernel cache to compile into: {where} is no folder that this user alone can write to")
+        why = f" ({reasons[0]})" if reasons else ""
+        raise ResourceError(
+            f"no kernel cache to compile into: {where} is no folder that this user alone can write to{why}"
+        )
     cache.lost.clear()
     jit.watching = contextlib.nullcontext
     with Progress() as progress:
@@ -65,3 +72,20 @@ def compile_(args: argparse.Namespace) -> int:
     there = "" if jit.stats.compiled >= total else ", the others were there"
     print(f"{jit.stats.compiled} of {total} functions compiled in {seconds:.1f} s{there}: {folder}")
     return 0
+
+
+@contextlib.contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """Gather gumba's warnings instead of showing them: here they are parts of an error."""
+    found: list[str] = []
+    log = logging.getLogger("gumba")
+
+    def gather(record: logging.LogRecord) -> bool:
+        found.append(record.getMessage())
+        return False
+
+    log.addFilter(gather)
+    try:
+        yield found
+    finally:
+        log.removeFilter(gather)

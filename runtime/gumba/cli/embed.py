@@ -76,6 +76,8 @@ def embed(args: argparse.Namespace) -> int:
             place = "text" if args.texts else "line"
             source = "" if args.texts else f" of {'stdin' if args.file in (None, '-') else args.file}"
             message = str(error).removeprefix(f"prompts[{error.index}]: ")
+            if not texts[error.index]:
+                message = "it is empty, and this model adds no token of its own to a text"
             raise RequestError(f"{place} {error.index + 1}{source}: {message}") from None
     if args.json:
         print_json({"embeddings": [vector.tolist() for vector in vectors]})

@@ -46,7 +46,10 @@ def _files_near(model: str) -> list[str]:
     """The GGUF files in the folder that ``model`` names."""
     folder = Path(model).parent
     try:
-        return [str(folder / each.name) for each in folder.iterdir() if each.suffix.lower() == ".gguf"]
+        files = [
+            str(folder / each.name) for each in folder.iterdir() if each.suffix.lower() == ".gguf" and each.is_file()
+        ]
+        return [file for file in files if file != model]
     except (OSError, ValueError):
         return []
 

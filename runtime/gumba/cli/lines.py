@@ -117,7 +117,8 @@ class History:
         self._last = line
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with os.fdopen(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as file:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0)  # never wait for a FIFO
+            with os.fdopen(os.open(self._path, flags, 0o600), "ab") as file:
                 file.write((line + "\n").encode("utf-8", "replace"))
 
     def _read(self) -> list[str]:

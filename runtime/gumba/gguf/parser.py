@@ -281,6 +281,15 @@ def _read_tensors(cursor: Cursor, n_tensors: int, alignment: int) -> dict[str, G
         start = cursor.position
         offset = cursor.u64(f"{label} offset")
         if offset != expected:
+            before = next(reversed(tensors.values()), None)
+            if (
+                before is not None and 0 in before.shape
+            ):  # the offset is as good as it was; the dimension is what is wrong
+                cursor.fail(
+                    f"a dimension is 0 in {list(before.shape)}, though there is data between its offset and the next tensor's",
+                    f"tensor {printable(before.name)} dims",
+                    start,
+                )
             message = (
                 f"{offset}, expected {expected}: data must follow the tensor before it, padded to {alignment} bytes"
             )
