@@ -38,6 +38,8 @@ NEEDED = [
     "added_tokens.json",
     "special_tokens_map.json",
     "vocab.txt",
+    "vocab.json",
+    "merges.txt",
     "spiece.model",
     "sentencepiece.bpe.model",
     "qwen.tiktoken",

@@ -8,6 +8,7 @@ Kinds of source, the first found of:
 - tokenizer.json of kind BPE with byte fallback, which is a SentencePiece model in another form: the scores are rebuilt
   from the merges;
 - tokenizer.json of kind byte-level BPE: tokens, merges and the name of the pre-tokenizer;
+- vocab.json and merges.txt, byte-level BPE (`vocab_and_merges`);
 - vocab.txt, a WordPiece vocabulary.
 
 Special tokens and the chat template come from tokenizer_config.json and config.json, by the rules of llama.cpp's
@@ -23,7 +24,7 @@ import numpy as np
 from gumba.errors import ConvertError
 from gumba.text.pretokenize import PRE_TOKENIZERS
 from gumba.text.vocabulary import KINDS, TEMPLATE_NAMES, TEMPLATE_PREFIX, UNDEFINED_KEY
-from gumba_convert import pre_tokenizers, ranks, sentence_piece, word_piece
+from gumba_convert import pre_tokenizers, ranks, sentence_piece, vocab_and_merges, word_piece
 from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.gguf_writer import boolean, string, strings
 from gumba_convert.special_tokens import (
@@ -68,6 +69,8 @@ _OTHER_KINDS = {"llama": "of SentencePiece's kind", "t5": "of SentencePiece's un
 #: Beginnings of tokenizer classes, and of model types, whose code adds a BOS that no file names.
 _BOS_BY_CODE = ("codellama", "code_llama", "gemma")
 _MODEL_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+#: Files that say all of a vocabulary by themselves.
+_WHOLE_FILES = (*_MODEL_FILES, ranks.QWEN_FILE, ranks.TEKKEN_FILE)
 
 
 def read_vocabulary(checkpoint: Checkpoint, n_rows: int, *, pre_tokenizer: str | None = None) -> Vocabulary:
@@ -84,6 +87,8 @@ def read_vocabulary(checkpoint: Checkpoint, n_rows: int, *, pre_tokenizer: str |
         raise ConvertError(f"unknown pre-tokenizer {pre_tokenizer!r}; known are {known}")
     tokenizer = checkpoint.json("tokenizer.json") or {}
     config = checkpoint.json("tokenizer_config.json") or {}
+    if not tokenizer and not any(checkpoint.has(name) for name in _WHOLE_FILES):
+        tokenizer, config = vocab_and_merges.from_files(checkpoint, config) or (tokenizer, config)
     extra = checkpoint.json("added_tokens.json") or {}
     tokenizer, config, warnings = without_rows(tokenizer, config, extra, n_rows)
     tokenizer, config, repeated = without_repetitions(tokenizer, config)
@@ -181,7 +186,7 @@ def _read(given: _Given) -> Vocabulary:
         return word_piece.from_text(checkpoint, words, config, n_rows, special)
     raise ConvertError(
         f"{checkpoint.folder}: no tokenizer.json and no tokenizer.model (nor {ranks.QWEN_FILE}, {ranks.TEKKEN_FILE}, "
-        "spiece.model, vocab.txt)"
+        "spiece.model, vocab.json with merges.txt, vocab.txt)"
     )
 
 
