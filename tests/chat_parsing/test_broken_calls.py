@@ -112,6 +112,16 @@ def test_bare_values_follow_the_schema(key, text, value):
         assert read(source, [answer]) == ("", "", [("f", {key: value})])
 
 
+def test_a_schema_of_any_depth():
+    schema = {"type": "integer"}
+    for _ in range(600):
+        schema = {"anyOf": [schema]}
+    tools = Tools([{"name": "f", "parameters": {"properties": {"a": schema}}}])
+    parser = AnswerFormat(None, FORMS[QWEN], tools).parser()
+    parser.push("<function=f><parameter=a>1</parameter></function>")
+    assert len(parser.finish().calls) == 1
+
+
 VALUES = [
     ("NaN", "NaN"), ("-Infinity", "-Infinity"), ("1e400", "1e400"), ("[1, -1E999]", [1, "-1E999"]), ("9" * 400, "9" * 400),
     ("[" * 300 + "]" * 300, None), ("'it'", "it"), ("[True, None, {'a': False}]", [True, None, {"a": False}]),
@@ -207,6 +217,14 @@ CALLS = [
     # others
     (HERMES, "<tool_call>{'name': 'search', 'arguments': {'query': \"it's\", 'n': None,}}</tool_call>", "", [
         ("search", {"query": "it's", "n": None})]),
+    *((HERMES, f"A <tool_call>{call}</tool_call> B", "A  B", [("search", {"n": 1})]) for call in (
+        '{"name": "search", "arguments": {"n": 1}', '{"name": "search", "arguments": {"n": 1',
+        '[{"name": "search", "arguments": {"n": 1}}',
+        '{"name": "search", "arguments": {"n": 1}}}', '```json\n{"name": "search", "arguments": {"n": 1}}\n```',
+        '<tool_call>{"name": "search", "arguments": {"n": 1}}',
+    )),
+    ("<|python_tag|>", "{'name': 'search', 'parameters': {'n': 1}}", "", [("search", {"n": 1})]),
+    ("[TOOL_CALLS]", "[{'name': 'search', 'arguments': {'n': 1}}]", "", [("search", {"n": 1})]),
     ("[TOOL_CALLS]", '[TOOL_CALLS][{"name": "now", "arguments": {}}, {"name": "rm", "arguments": {}}]',
         '{"name": "rm", "arguments": {}}', [("now", {})]),
     ("<|tool_call_start|>", '<|tool_call_start|>[search(query="""a "b" c""", n=-1), rm(), now()]<|tool_call_end|>', "rm()", [

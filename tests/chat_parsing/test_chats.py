@@ -271,6 +271,16 @@ def test_arguments_that_are_no_objects_are_left():
         assert ChatTemplate(source).render([ASKED, called]) == text
 
 
+def test_arguments_nested_too_deeply_are_refused():
+    arguments: dict = {}
+    for _ in range(5000):
+        arguments = {"a": arguments}
+    called = {**CALLED, "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+    source = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}"
+    with pytest.raises(RequestError, match="nested too deeply"):
+        ChatTemplate(source).render([ASKED, called])
+
+
 def test_a_template_that_refuses_calls_says_why():
     from gumba.errors import TemplateError
 

@@ -9,10 +9,13 @@
 
 from __future__ import annotations
 
+import re
+
 from gumba.chat_parsing.tools import Found, Part, ToolFormat, Tools, read_calls, scan
 from gumba.chat_parsing.values import NoCall, after, after_space
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+_BRACKETS = re.compile(r"[\s}\]]*")
 
 
 class Hermes(ToolFormat):
@@ -26,11 +29,33 @@ class Hermes(ToolFormat):
 
 
 def read_hermes(tools: Tools, text: str, place: int) -> Part:
-    """Calls behind ``OPEN``."""
-    found = read_calls(tools, text, place)
-    end = after(text, found.end, CLOSE)
+    """Calls behind ``OPEN``, perhaps fenced as code, and with a bracket too many or too few in front of ``CLOSE``."""
+    start = after(text, place, "```json", "```")
+    try:
+        found = read_calls(tools, text, start)
+    except NoCall as error:
+        return _unfinished(tools, text, start, error)
+    end = after(text, found.end, "```") if start > place else found.end
+    closed = after(text, _BRACKETS.match(text, end).end(), CLOSE)  # type: ignore[union-attr]
+    if text.startswith(CLOSE, closed - len(CLOSE)) and closed > end:
+        return found._replace(end=closed)
     # The end may be missing where the answer ends, or the next call begins.
     following = after_space(text, end)
-    if end == found.end and following < len(text) and not text.startswith(OPEN, following):
+    if following < len(text) and not text.startswith(OPEN, following):
         raise NoCall(end)
     return found._replace(end=end)
+
+
+def _unfinished(tools: Tools, text: str, place: int, error: NoCall) -> Part:
+    """A call whose last brackets are missing in front of ``CLOSE``. Raises ``error`` when it is none."""
+    following = text.find(OPEN, place)
+    end = text.find(CLOSE, place, following if following >= 0 else len(text))
+    for brackets in ("}", "}}", "]", "}]") if end >= 0 else ():
+        whole = text[place:end].rstrip() + brackets
+        try:
+            found = read_calls(tools, whole, 0)
+        except NoCall:
+            continue
+        if found.end == len(whole):
+            return found._replace(end=end + len(CLOSE))
+    raise NoCall(max(error.place, end))

@@ -17,7 +17,7 @@ from gumba.chat_parsing.tools import Call, Found, ToolFormat, Tools, make_call, 
 from gumba.chat_parsing.values import NoCall, after, after_space
 
 _TAG = "<|python_tag|>"
-_FIRST = re.compile(r'\{\s*"(?:name|type|function|parameters|arguments)"')
+_FIRST = re.compile(r"""\{\s*(["'])(?:name|type|function|parameters|arguments)\1""")
 _BUILT_IN = re.compile(r"\s*([A-Za-z_]\w*)\.call\(")
 _INTERPRETERS = ("python", "ipython", "code_interpreter")
 #: White space that may be inside a call's beginning.

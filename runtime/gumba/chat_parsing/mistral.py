@@ -25,7 +25,7 @@ class Mistral(ToolFormat):
     texts = ("[CALL_ID]", "[ARGS]")
 
     def starts(self, text: str, tools: Tools) -> bool | None:
-        packed = "".join(text[:80].split())
+        packed = "".join(text[:80].split()).replace("'", '"')
         if packed.startswith(_BARE):
             return True
         return None if _BARE.startswith(packed) else False

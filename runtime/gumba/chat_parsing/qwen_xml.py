@@ -108,6 +108,8 @@ class _Reader:
             elif kind == "parameter":
                 key, place = _name(self._tags[self._at]), self._tags[self._at].end()
                 self._at += 1
+                if not key:
+                    raise NoCall(place)
                 end = self._value_end(name, arguments)
                 value = self._text[place:end].removeprefix("\n").removesuffix("\n")
                 arguments[key] = self._tools.typed(name, key, value)

@@ -23,7 +23,10 @@ def typed(parameters: Any, key: str, text: str, quotes: bool = False) -> Any:
     null where that is admitted too; otherwise it is the value that it spells in JSON or Python, and text where it is none.
     ``quotes``: the form has quotes for strings, so what has none is rather a value of another kind, where that is admitted.
     """
-    kinds = _Reader(parameters, text).kinds_of(key)
+    try:
+        kinds = _Reader(parameters, text).kinds_of(key)
+    except RecursionError:  # of a schema nested hundreds of levels deep nothing is known
+        kinds = _KINDS
     bare = text.strip()
     if quotes and _kind(_value(bare)) in kinds:
         return _value(bare)

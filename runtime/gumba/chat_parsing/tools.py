@@ -198,6 +198,8 @@ def scan(text: str, marker: str, read: Read) -> Found:
             place = start
             spent += max(error.place - start, 0)
         else:
+            while len(rest) > 1 and rest[-2] == marker and not rest[-1].strip():  # a marker that is written twice
+                del rest[-2:]
             calls += found.calls
             rest.append(found.rest)
             place = found.end

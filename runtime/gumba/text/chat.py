@@ -203,7 +203,10 @@ class ChatTemplate:
         }
         if any(map(calls_tools, given)):
             knows_tools = "tool" in self.source or "function" in self.source
-            return rendered(lambda variant: self._render({**variables, "messages": variant}), given, knows_tools)
+            try:
+                return rendered(lambda variant: self._render({**variables, "messages": variant}), given, knows_tools)
+            except RecursionError:
+                raise RequestError("messages: arguments of calls are nested too deeply, or within themselves") from None
         return self._render({**variables, "messages": given})
 
     def _render(self, variables: dict[str, Any]) -> str:
