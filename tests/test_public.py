@@ -48,7 +48,7 @@ def test_importing_gumba_loads_nothing_heavy():
 
 def test_what_is_no_file_is_a_folder_or_on_a_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a").mkdir(parents=True)
     with pytest.raises(gumba.RequestError, match=r"folder without config\.json"):
         gumba.LLM("folder")
     for name in ("owner/name", "owner/name:Q8_0", "owner/name/a.gguf"):

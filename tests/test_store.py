@@ -380,7 +380,8 @@ def test_known_names_as_people_write_them() -> None:
     assert canonical("nomic-embed-text:latest") == "nomic-embed-text"
     assert canonical("gpt2") is None
     assert store.did_you_mean("qwen2.5:0.6b") == "; did you mean qwen2.5:0.5b?"
-    assert store.did_you_mean("nonsense") == ""
+    assert store.did_you_mean("qwen3") == "; did you mean qwen3:0.6b or qwen3:1.7b or qwen3-embedding:0.6b?"
+    assert store.did_you_mean("nonsense") == store.did_you_mean("") == store.did_you_mean("ada/tiny") == ""
     names = store.known_names()
     assert len(names) == len({canonical(name) for name in names}) >= 12, "no two stand for one another"
     for source in store.ON_HUB.values():

@@ -68,18 +68,24 @@ def fetch_blob(reference: Reference, file: RemoteFile, report: Report, *, check:
     from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
     blob = blob_path(reference, file)
+    if not check and _is_whole(blob, file):
+        return  # in a cache that may be read-only
     lock = _cache(reference) / ".locks" / blob.parent.parent.name / f"{blob.name}.lock"
     try:
         for folder in (blob.parent, lock.parent):
             folder.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(lock):  # another process may be fetching the same file
             if blob.is_file():
-                if blob.stat().st_size == file.size and (not check or _digest(blob, file, report) == blob.name):
+                if _is_whole(blob, file) and (not check or _digest(blob, file, report) == blob.name):
                     return
                 blob.unlink()  # damaged
             _download(reference, file, blob, report)
     except OSError as error:
         raise ResourceError(f"{reference.at}: {blob.parent} cannot be written: {error.strerror or error}") from error
+
+
+def _is_whole(blob: Path, file: RemoteFile) -> bool:
+    return blob.is_file() and blob.stat().st_size == file.size
 
 
 def _download(reference: Reference, file: RemoteFile, blob: Path, report: Report) -> None:
@@ -185,7 +191,11 @@ def _opened(reference: Reference, file: RemoteFile, start: int) -> Iterator[tupl
         resumed = response.status_code == 206 and response.headers.get("Content-Range", "").startswith(expected)
         first = start if resumed else 0
         length = response.headers.get("Content-Length")
-        if length is not None and length != str((file.size or 0) - first):
+        if (
+            length is not None
+            and "Content-Encoding" not in response.headers
+            and length != str((file.size or 0) - first)
+        ):
             raise DownloadError(
                 f"{reference.at}: {file.path}: the hub sends {length} bytes where {(file.size or 0) - first} are missing"
             )

@@ -102,17 +102,12 @@ def sync_folder(folder: Path) -> None:
 
 def _remove_if_abandoned(path: Path, owner: int) -> None:
     """Remove ``path``, of the process ``owner``, unless it is being worked on."""
-    if fcntl is None:
-        descriptor = None
-    elif not (path.is_file() or path.is_dir()):
+    if not (path.is_file() or path.is_dir()):
         return  # opening a pipe or a device could wait for ever
-    else:
-        descriptor = os.open(path, os.O_RDONLY)
+    descriptor = None if fcntl is None else os.open(path, os.O_RDONLY)
     try:
-        if descriptor is None or not _locks_work(descriptor):
-            if _alive(owner):
-                return
-        elif not _try_lock(descriptor):
+        free = None if descriptor is None else _try_lock(descriptor)
+        if free is False or (free is None and _alive(owner)):
             return
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -129,35 +124,27 @@ def _new_name(folder: Path, prefix: str) -> Path:
 
 def _lock(descriptor: int, path: Path) -> bool:
     """Lock a file or folder just created. False where another run has removed it before it was locked."""
-    if fcntl is None or not _locks_work(descriptor):
+    if fcntl is None:
         return True
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError:
+        return True  # some network file systems have no locks: the process id has to do
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
 
 
-def _try_lock(descriptor: int) -> bool:
-    """Lock a file or folder unless another descriptor has it locked."""
+def _try_lock(descriptor: int) -> bool | None:
+    """Lock a file or folder. False where its owner has it locked, None where the file system has no locks."""
     assert fcntl is not None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    return True
-
-
-def _locks_work(descriptor: int) -> bool:
-    """Whether the file system has locks: some network file systems do not."""
-    assert fcntl is not None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
     except OSError:
-        return False
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
+        return None
     return True
 
 

@@ -56,6 +56,7 @@ class Hub(Local):
         requests: (method, path) of every request.
         ranges: The Range header of every request for the content of a GGUF file.
         files: Content that is sent instead of a file's, by its path: the API goes on to describe the file.
+        said: The API's whole answer, in the place of the right one.
         listed: Changes to what the API says of a file, by its path.
         cut: So many bytes of a GGUF file are sent before the connection ends.
         takes_ranges: Whether a Range header has an effect.
@@ -70,6 +71,7 @@ class Hub(Local):
         self.ranges: list[str | None] = []
         self.files: dict[str, bytes] = {}
         self.listed: dict[str, dict[str, Any]] = {}
+        self.said: bytes | None = None
         self.cut = 0
         self.takes_ranges, self.redirects = True, ""
         self.tokens: list[str | None] = []
@@ -101,7 +103,8 @@ class HubRoutes(BaseHTTPRequestHandler):
         if self.server.status != 200:
             return self.answer(self.server.status, b"{}", {"X-Error-Code": self.server.error})
         if path.startswith("/api/models/ada/tiny"):
-            return self.answer(200, json.dumps(self.api(path)).encode())
+            said = self.server.said
+            return self.answer(200, json.dumps(self.api(path)).encode() if said is None else said)
         for prefix in (
             "/ada/tiny/resolve/main/",
             f"/ada/tiny/resolve/{COMMIT}/",

@@ -354,6 +354,38 @@ def test_from_pretrained_of_the_look_alike_checks_too(hub: Hub) -> None:
         fetch_file("ada/tiny", "tiny-F16.gguf")
 
 
+@pytest.mark.parametrize(
+    "said",
+    [b"<html></html>", b"", b"[]", b"{}", b'{"id": 1, "siblings": [{}]}', b'{"id": "a/b", "siblings": null}', b"\xff"],
+)
+def test_an_api_that_talks_nonsense(hub: Hub, said: bytes) -> None:
+    hub.said = said
+    with pytest.raises((DownloadError, RequestError)) as caught:
+        resolve("ada/tiny:Q8_0")
+    assert str(caught.value).startswith("ada/tiny: ") and "\n" not in str(caught.value)
+
+
+def test_two_at_once_download_once(hub: Hub) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(4) as pool:
+        paths = set(pool.map(resolve, ["ada/tiny:Q8_0"] * 4))
+    assert len(paths) == 1 and hub.ranges == [None]
+
+
+def test_a_cache_that_can_only_be_read(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = resolve("ada/tiny:Q8_0")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(30, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", refuse)
+        assert resolve("ada/tiny:Q8_0") == path
+        with pytest.raises(ResourceError, match=r"blobs cannot be written: Read-only file system$"):
+            resolve("ada/tiny:F16")
+
+
 def test_content_from_elsewhere(hub: Hub) -> None:
     hub.redirects = hub.url
     assert resolve("ada/tiny:Q8_0").read_bytes() == content("tiny-Q8_0.gguf", SIZE + 3)
@@ -398,6 +430,25 @@ def test_a_disk_that_is_full(hub: Hub, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1_000})())
     with pytest.raises(ResourceError, match=r"1 MB are needed, 0 MB are free \(HF_HUB_CACHE\)"):
         resolve("ada/tiny:Q8_0")
+
+
+def test_llm_resolves_as_the_commands_do(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gumba
+
+    opened: list[Path] = []
+
+    def stop(path: Path) -> None:
+        opened.append(path)
+        raise gumba.GGUFError("opened")
+
+    monkeypatch.setattr("gumba.llm.GGUFFile", stop)
+    options = {"revision": "v1", "hf_token": "hf_secret", "download_dir": str(tmp_path / "here")}
+    for model, more in (("ada/tiny:Q8_0", {}), ("ada/tiny:F16", options)):
+        with pytest.raises(gumba.GGUFError, match="opened"):
+            gumba.LLM(model, **more)
+    assert [path.name for path in opened] == ["tiny-Q8_0.gguf", "tiny-F16.gguf"]
+    assert tmp_path / "here" in opened[1].parents and cached(tmp_path) == ["tiny-Q8_0.gguf"]
+    assert ("GET", "/api/models/ada/tiny/revision/v1") in hub.requests and hub.tokens[-1] == "Bearer hf_secret"
 
 
 PULL = """

@@ -7,7 +7,7 @@ import argparse
 from gumba import store
 from gumba.cli.engine import find_model
 from gumba.cli.options import MODEL_HELP, Commands, add_revision, command
-from gumba.cli.text import note, table
+from gumba.cli.text import table
 
 _EXAMPLES = """
 gumba pull qwen2.5:0.5b
@@ -43,7 +43,5 @@ def pull(args: argparse.Namespace) -> int:
             rows.append([name, repository, type or f"converted to {store.CONVERTED_TYPE}"])
         print(table(rows))
         return 0
-    path = find_model(args.name, args.revision, check=True)
-    note("gumba: checked")
-    print(path)
+    print(find_model(args.name, args.revision, check=True))
     return 0

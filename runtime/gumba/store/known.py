@@ -80,9 +80,11 @@ def canonical(name: str) -> str | None:
 
 
 def did_you_mean(name: str) -> str:
-    """A sentence that proposes the known name most like ``name``, to be put behind a message; "" where none is like it."""
-    near = difflib.get_close_matches(_plain(name), [_plain(each) for each in known_names()], 1, 0.75)
-    return "" if not near else f"; did you mean {canonical(near[0])}?"
+    """A clause that proposes the known names most like ``name``, to be put behind a message; "" where none is like it."""
+    plain = {_plain(each): each for each in known_names()}
+    sizes = [each for start, each in plain.items() if start.startswith(f"{_plain(name)}-")]  # of one model
+    near = sizes or [plain[each] for each in difflib.get_close_matches(_plain(name), plain, 1, 0.75)]
+    return f"; did you mean {' or '.join(near[:3])}?" if near else ""
 
 
 def _plain(name: str) -> str:

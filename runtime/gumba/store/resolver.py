@@ -96,7 +96,7 @@ def names_missing_file(text: str) -> bool:
     """Whether ``text`` can only be the path of a GGUF file on this machine, and there is none."""
     if not text.lower().endswith(".gguf") or "://" in text or _local(text) is not None:
         return False
-    if _local(text.partition("/")[0]) is not None:  # a path into a folder that is here
+    if _local("/".join(text.split("/")[:2])) is not None:  # a path into a folder that is here
         return True
     reference = None if _looks_like_path(text) else parse(text)
     return reference is None or reference.file is None
