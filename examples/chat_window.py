@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gumba import LLM, GumbaError, SamplingParams
-from gumba.store import models_folder
+from gumba.store import DEFAULT_MODEL, models_folder, pulled
 
 #: What happens: a model is being loaded ("loading", its fraction in ``value``), there ("loaded", its name in ``text``); a
 #: piece of an answer has come ("text"); an answer has ended ("done", why in ``text``), or something went wrong ("error").
@@ -159,7 +159,7 @@ class Window:
         self.system.pack(side="left", fill="x", expand=True, padx=4)
         bottom = ttk.Frame(self.root, padding=6)
         bottom.pack(side="bottom", fill="x")
-        self.status = ttk.Label(self.root, text="Choose a model.", padding=(6, 0))
+        self.status = ttk.Label(self.root, text="Choose a model (gumba pull fetches one).", padding=(6, 0))
         self.status.pack(side="bottom", fill="x")
         self.entry = tk.Text(bottom, height=3, wrap="word")
         self.entry.pack(side="left", fill="x", expand=True)
@@ -257,6 +257,12 @@ class Window:
         return "break"
 
 
+def offered(given: list[Path]) -> list[Path]:
+    """The models for the list, the one to begin with first: those named at the start, then those that were pulled."""
+    usual = pulled(DEFAULT_MODEL)
+    return list(dict.fromkeys([*given, *([usual] if usual else []), *sorted(models_folder().glob("*.gguf"))]))
+
+
 def main(argv: list[str]) -> int:
     """Open the window."""
     try:
@@ -267,15 +273,15 @@ def main(argv: list[str]) -> int:
             "python3-tkinter; Homebrew: brew install python-tk), or take a Python from python.org.\n"
         )
         return 2
-    given = [Path(name) for name in argv]
+    models = offered([Path(name) for name in argv])
     chat = Chat()
     try:
-        window = Window(tk, chat, [*given, *sorted(models_folder().glob("*.gguf"))])
+        window = Window(tk, chat, models)
     except tk.TclError as error:
         sys.stderr.write(f"There is no screen to open a window on: {error}\n")
         return 2
-    if given:
-        window.load(given[0])
+    if models:
+        window.load(models[0])
     window.root.mainloop()
     chat.join(10)
     return 0

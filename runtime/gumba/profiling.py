@@ -106,8 +106,11 @@ class Phase:
 
     @property
     def overhead_ms(self) -> float:
-        """What a step takes beside its operations: the batch record, starting the team. (Below 0: the clocks' own cost.)"""
-        return self.step_ms - self.operations_ms
+        """What a step takes beside its operations: the batch record, starting the team.
+
+        0 where the operations, whose passes pay for the clocks, took as long as a step without.
+        """
+        return max(0.0, self.step_ms - self.operations_ms)
 
 
 @dataclass(frozen=True)

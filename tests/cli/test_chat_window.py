@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from gumba import LLM, SamplingParams
+from gumba.store import DEFAULT_MODEL, KNOWN
 
 SOURCE = Path(__file__).parents[2] / "examples" / "chat_window.py"
 
@@ -209,6 +210,21 @@ assert not shown()
 window.close()
 chat.join(60)
 """
+
+
+def test_the_pulled_model_comes_first(example: ModuleType, home: Path) -> None:
+    """After those that are named at the start."""
+    assert example.offered([]) == []
+    (home / "models").mkdir(parents=True)
+    for name in ("a.gguf", "b.gguf"):
+        (home / "models" / name).touch()
+    others = [home / "models" / "a.gguf", home / "models" / "b.gguf"]
+    assert example.offered([]) == others
+    assert example.offered([Path("x.gguf"), others[1]]) == [Path("x.gguf"), others[1], others[0]]
+    usual = home / "models" / KNOWN[DEFAULT_MODEL].filename
+    with usual.open("wb") as file:
+        file.truncate(KNOWN[DEFAULT_MODEL].n_bytes)
+    assert example.offered([]) == [usual, *others]
 
 
 @pytest.mark.skipif(not shutil.which("xvfb-run"), reason="there is no display, and no Xvfb to make one")

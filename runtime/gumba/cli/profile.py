@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,48 +90,74 @@ def _phase_table(phase: Phase) -> str:
 
 # Plot ------------------------------------------------------------------------------------------------------------------
 
-_ROW, _NAMES, _BARS, _FIGURES, _MARGIN = 22, 330, 420, 330, 16
-_WIDTH = _NAMES + _BARS + _FIGURES + 2 * _MARGIN
+_ROW, _BARS, _GAP, _MARGIN = 22, 420, 8, 16
+#: Of a character, in parts of the size of the text: as wide as digits are in the widest of the usual fonts (DejaVu Sans).
+_CHARACTER = 0.64
 _TIME, _LIMIT, _OTHER = "#9db8d9", "#2f5d9b", "#c9c9c9"
 
 
 def plot(found: Profile, heading: str) -> str:
     """Where a step's time goes, as SVG: a bar per operation, in it the least time that the limits allow."""
     limits = found.limits
+    machine = (
+        f"{limits.isa}, {count(limits.threads, 'thread')}; limits: {limits.all.memory_gb_s:.1f} GB/s from memory, "
+        f"{limits.all.cache_gb_s:.0f} GB/s from cache, {limits.all.int8_gop_s:.0f} GOP/s int8, "
+        f"{limits.all.float32_gflop_s:.0f} GFLOP/s float32, {limits.all.bf16_gflop_s:.0f} GFLOP/s bfloat16"
+    )
+    panels = [(title(phase), _rows(phase)) for phase in found.phases]
+    rows = [row for _, own in panels for row in own]
+    left = _MARGIN + _GAP + max((_width(row.label) for row in rows), default=0)
+    ends = [left + row.length * _BARS + _GAP + _width(row.figures) for row in rows]
+    ends += [
+        _MARGIN + _width(text, size)
+        for text, size in [(heading, 16), (machine, 12), *((name, 14) for name, _ in panels)]
+    ]
+    width = round(max(ends)) + _MARGIN
     parts = [
         _text(_MARGIN, 28, heading, size=16),
-        _text(
-            _MARGIN, 48,
-            f"{limits.isa}, {count(limits.threads, 'thread')}; limits: {limits.all.memory_gb_s:.1f} GB/s from memory, "
-            f"{limits.all.cache_gb_s:.0f} GB/s from cache, {limits.all.int8_gop_s:.0f} GOP/s int8, "
-            f"{limits.all.float32_gflop_s:.0f} GFLOP/s float32, {limits.all.bf16_gflop_s:.0f} GFLOP/s bfloat16",
-        ),
+        _text(_MARGIN, 48, machine),
         _box(_MARGIN, 58, 12, _TIME, 12), _text(_MARGIN + 18, 68, "time taken"),
         _box(_MARGIN + 100, 58, 12, _LIMIT, 12), _text(_MARGIN + 118, 68, "least time that the limits allow"),
     ]  # fmt: skip
     y = 84
-    for phase in found.phases:
-        lines, y = _panel(phase, y)
-        parts += lines
+    for name, own in panels:
+        parts.append(_text(_MARGIN, y + 18, name, size=14))
+        y += 30
+        for row in own:
+            parts += _bar(left, y, row)
+            y += _ROW
+        y += 12
     body = "\n".join(parts)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{y}" viewBox="0 0 {_WIDTH} {y}" '
-        f'font-family="sans-serif" font-size="12">\n<rect width="{_WIDTH}" height="{y}" fill="#ffffff"/>\n{body}\n</svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y}" viewBox="0 0 {width} {y}" '
+        f'font-family="sans-serif" font-size="12">\n<rect width="{width}" height="{y}" fill="#ffffff"/>\n{body}\n</svg>\n'
     )
 
 
-def _panel(phase: Phase, y: int) -> tuple[list[str], int]:
-    """The lines of one phase from ``y`` on, and where they end."""
+@dataclass(frozen=True)
+class _Row:
+    """One row of the plot; ``length`` of its bar and, of it, ``limit``, from 0 to 1."""
+
+    label: str
+    length: float
+    limit: float
+    figures: str
+
+
+def _rows(phase: Phase) -> list[_Row]:
+    """A row for each operation of a phase, and one for the overhead."""
     widest = max([op.ms for op in phase.operations] + [phase.overhead_ms]) or 1.0
-    parts = [_text(_MARGIN, y + 18, title(phase), size=14)]
-    y += 30
+    rows = []
     for op in phase.operations:
         label = f"{op.name} {op.shape}".rstrip() + (f" x{op.records}" if op.records > 1 else "")
-        parts += _bar(y, label, op.ms / widest, min(op.limit_ms, op.ms) / widest, _figures(op))
-        y += _ROW
+        rows.append(_Row(label, op.ms / widest, min(op.limit_ms, op.ms) / widest, _figures(op)))
     share = phase.overhead_ms / phase.step_ms
-    parts += _bar(y, "overhead", max(phase.overhead_ms, 0.0) / widest, 0.0, f"{phase.overhead_ms:.3f} ms, {share:.1%}")
-    return parts, y + _ROW + 12
+    return [*rows, _Row("overhead", phase.overhead_ms / widest, 0.0, f"{phase.overhead_ms:.3f} ms, {share:.1%}")]
+
+
+def _width(text: str, size: int = 12) -> float:
+    """How wide ``text`` is at most in the plot."""
+    return len(text) * size * _CHARACTER
 
 
 def _figures(op: OperationTime) -> str:
@@ -139,14 +165,13 @@ def _figures(op: OperationTime) -> str:
     return f"{op.ms:.3f} ms, {op.share:.1%}{arithmetic}, {op.gb_s:.1f} GB/s, {op.of_limit:.0%} of the {op.bound} limit"
 
 
-def _bar(y: int, label: str, length: float, limit: float, figures: str) -> list[str]:
-    """One row: label, bar, figures. Lengths from 0 to 1."""
-    left = _MARGIN + _NAMES
+def _bar(left: float, y: int, row: _Row) -> list[str]:
+    """Label, bar and figures of a row; its bar begins at ``left``."""
     return [
-        _text(left - 8, y + 13, label, anchor="end"),
-        _box(left, y, max(length * _BARS, 0.5), _TIME if limit else _OTHER),
-        _box(left, y, limit * _BARS, _LIMIT),
-        _text(left + length * _BARS + 8, y + 13, figures),
+        _text(left - _GAP, y + 13, row.label, anchor="end"),
+        _box(left, y, max(row.length * _BARS, 0.5), _TIME if row.limit else _OTHER),
+        _box(left, y, row.limit * _BARS, _LIMIT),
+        _text(left + row.length * _BARS + _GAP, y + 13, row.figures),
     ]
 
 
