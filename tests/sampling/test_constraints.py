@@ -206,6 +206,7 @@ NOT_HELD: list[tuple[dict[str, Any], str]] = [
     ({"contains": {"type": "null"}, "maxContains": 1}, "#/contains"),
     ({"propertyNames": {"enum": ["a"]}, "properties": {"b": {}}}, "#/propertyNames"),
     ({"propertyNames": {"pattern": "^a", "maxLength": 3}}, "#/propertyNames"),
+    ({"propertyNames": {"$ref": "#/$defs/a"}, "$defs": {"a": {"$ref": "#/$defs/a"}}}, "#/propertyNames"),
     ({"uniqueItems": False, "not": False, "if": True, "propertyNames": {"type": "string"}}, ""),
 ]
 

@@ -27,6 +27,8 @@ _FORMATS = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}[
 #: The other formats that the compiler holds texts to. All further ones are annotations (JSON Schema 2020-12, validation, 7.2).
 _KNOWN_FORMATS = {"email", "hostname", "ipv4", "ipv6", "uuid", "uri", "duration", "unknown"}
 
+#: References from one to the next that are followed to what ``propertyNames`` means.
+MAX_REFERENCES = 20
 #: Never held. ``if`` takes ``then`` and ``else`` with it, ``contains`` its two bounds.
 _NOT_HELD = (
     "not", "if", "then", "else", "contains", "minContains", "maxContains", "uniqueItems", "dependentRequired",
@@ -42,7 +44,7 @@ def rewrite(root: Any, places: Sequence[tuple[str, dict[str, Any]]]) -> list[str
     """
     left: list[str] = []
     for place, part in places:
-        for step in (_formats, _patterns, _least_properties, _items, _closed, _impossible):
+        for step in (_wrong, _formats, _patterns, _least_properties, _items, _closed):
             left += [f"{place}/{key}" for key in step(part, place)]
         left += [f"{place}/{key}" for key in _property_names(root, part, place)]
         left += [f"{place}/{key}" for key in _NOT_HELD if key in part and _says_something(key, part)]
@@ -158,11 +160,17 @@ def _closed(part: dict[str, Any], place: str) -> list[str]:
     return []
 
 
-def _impossible(part: dict[str, Any], place: str) -> list[str]:
-    if part.get("not", False) in ({}, True) and part.get("not") is not None:
+def _wrong(part: dict[str, Any], place: str) -> list[str]:
+    """Raise RequestError for values of keywords that are taken out, which the compiler will not see."""
+    if "not" in part and part["not"] in ({}, True):
         raise RequestError(
             f"json: at {place}/not: expected a schema that something does not fit, found {show(part['not'])}"
         )
+    if not isinstance(part.get("uniqueItems", True), bool):
+        raise RequestError(f"json: at {place}/uniqueItems: expected true or false, found {show(part['uniqueItems'])}")
+    for key in ("minContains", "maxContains"):
+        if type(part.get(key, 0)) is not int or part.get(key, 0) < 0:
+            raise RequestError(f"json: at {place}/{key}: expected a number from 0, found {show(part[key])}")
     return []
 
 
@@ -171,7 +179,9 @@ def _property_names(root: Any, part: dict[str, Any], place: str) -> list[str]:
     if "propertyNames" not in part:
         return []
     names = part.pop("propertyNames")
-    while isinstance(names, dict) and set(names) - {"title", "description"} == {"$ref"}:
+    for _ in range(MAX_REFERENCES):
+        if not isinstance(names, dict) or set(names) - {"title", "description"} != {"$ref"}:
+            break
         names = target(root, names["$ref"], place)[1]
     if names is True or (isinstance(names, dict) and not set(names) - {"title", "description", "type", "format"}):
         return []  # every name is a text
@@ -181,7 +191,7 @@ def _property_names(root: Any, part: dict[str, Any], place: str) -> list[str]:
     options = names["enum"] if "enum" in names else [names["const"]] if "const" in names else None
     if isinstance(options, list):
         part["properties"] = {name: further for name in options if isinstance(name, str)}
-    elif pattern := names.get("pattern") or _length_pattern(names):
+    elif isinstance(pattern := names.get("pattern", _length_pattern(names)), str) and pattern:
         part["patternProperties"] = {pattern: further}
     else:
         return ["propertyNames"]
