@@ -118,6 +118,16 @@ def test_what_is_not_written_is_refused_by_its_place(schema, message):
     assert isinstance(error.value, GumbaError)
 
 
+def test_deep_schemas_have_small_grammars():
+    deep: dict = INTEGER
+    for i in range(24):
+        deep = {"anyOf": [NULL, {"properties": {"a": deep, "b": NULL}}]} if i % 2 else {"type": "array", "items": deep}
+    assert len(json_schema_to_gbnf(json.dumps(deep))) < 20_000
+    chain = {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(3000)} | {"d3000": INTEGER}
+    with pytest.raises(RequestError, match="references lead more than 50 deep"):
+        json_schema_to_gbnf(json.dumps({"$ref": "#/$defs/d0", "$defs": chain}))
+
+
 def test_grammars_that_are_there(tokenizer):
     assert fits(tokenizer, JSON_ARR_GBNF, '[1, {"a": "b"}]') and not fits(tokenizer, JSON_ARR_GBNF, "{}")
     assert fits(tokenizer, LIST_GBNF, "- a\n- b\n") and not fits(tokenizer, LIST_GBNF, "a\n")

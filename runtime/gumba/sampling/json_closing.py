@@ -15,6 +15,10 @@ from gumba.sampling.json_pointers import subschemas, target
 
 #: Most values in the copies of what references beside properties lead to.
 MAX_COPIED = 10_000
+#: Most parts that are looked at, counting again those that several objects have.
+MAX_LOOKED_AT = 100_000
+#: How deep such copies may be inside of each other: each is visited by a call of its own.
+MAX_OPEN = 50
 
 _LISTS = ("allOf", "anyOf", "oneOf")
 _PARTS = ("if", "then", "else")
@@ -29,18 +33,24 @@ def close_objects(schema: Any, everywhere: bool = False) -> None:
     many copies of referenced parts.
     """
     if isinstance(schema, dict):
-        _Closing(schema, everywhere).visit(schema, within=False)
+        _Closing(schema, everywhere).run()
 
 
 class _Closing:
     def __init__(self, root: dict[str, Any], everywhere: bool) -> None:
         self._root, self._everywhere = root, everywhere
         self._seen: dict[int, Any] = {}  # the parts themselves too: an id stays taken while its object lives
-        self._copied = 0
+        self._copied = self._looked_at = 0
         self._open: list[str] = []  # references whose copies are being visited
+        self._waiting: list[Any] = [root]
+
+    def run(self) -> None:
+        """Visit all of the schema, and what it refers to."""
+        while self._waiting:
+            self.visit(self._waiting.pop(), within=False)
 
     def visit(self, node: Any, within: bool) -> None:
-        """Close ``node`` and what is inside. ``within``: it is a part of an object that is closed as a whole."""
+        """Close ``node``; what is inside waits its turn. ``within``: it is a part of an object that is closed as a whole."""
         if not isinstance(node, dict) or id(node) in self._seen:
             return
         self._seen[id(node)] = node
@@ -57,14 +67,17 @@ class _Closing:
         else:
             if self._wants(node) and ("properties" in node or "unevaluatedProperties" in node):
                 self._close(node)
-            self.visit(self._target(node.get("$ref")), within=False)
-        for _, part in list(subschemas(node)):
-            self.visit(part, within=False)
+            self._waiting.append(self._target(node.get("$ref")))
+        self._waiting += [part for _, part in subschemas(node)]
 
     def _combined(self, node: dict[str, Any]) -> bool:
         """Whether the properties of ``node`` come from several parts that hold together."""
+        keys = {key for key, _ in self._parts(node)}
+        explicit = "unevaluatedProperties" in node
+        if not explicit and "properties" not in node and "allOf" not in keys and len(keys) < 2:
+            return False  # a reference or a choice alone: what it leads to is closed for itself
         named = [key for key, part in self._parts(node) if self._names(part)]
-        if "unevaluatedProperties" in node:
+        if explicit:
             return bool(named)
         together = "properties" in node or "allOf" in named or len(set(named)) > 1
         return together and len(named) + ("properties" in node) > 1
@@ -110,6 +123,9 @@ class _Closing:
         while waiting:
             each = waiting.pop()
             if isinstance(each, dict) and id(each) not in found:
+                self._looked_at += 1
+                if self._looked_at > MAX_LOOKED_AT:
+                    raise RequestError("json: too many references from one to the next in combined objects")
                 found[id(each)] = each
                 waiting += [part for _, part in reversed(list(self._parts(each)))]
         return list(found.values())
@@ -128,9 +144,10 @@ class _Closing:
         if not isinstance(part, dict) or node["$ref"] in self._open:
             return False
         self._copied += _size(part)
-        if self._copied > MAX_COPIED:
+        if self._copied > MAX_COPIED or len(self._open) >= MAX_OPEN:
             raise RequestError(
-                f"json: references beside properties would be copied to more than {MAX_COPIED} values, expected fewer"
+                f"json: references beside properties would be copied to more than {MAX_COPIED} values or {MAX_OPEN} deep, "
+                "expected fewer"
             )
         self._open.append(node.pop("$ref"))
         opened = copy.deepcopy(part)

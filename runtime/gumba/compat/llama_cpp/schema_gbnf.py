@@ -40,6 +40,8 @@ _ANNOTATIONS = {
 }  # fmt: skip
 #: Largest count in GBNF.
 MAX_COUNT = 2000
+#: References inside of what references lead to: each is written by a call of its own.
+MAX_REFERENCES = 50
 _TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 
 
@@ -62,6 +64,7 @@ class _Writer:
         self._root, self._order = root, list(order)
         self._rules: dict[str, str] = {}
         self._references: dict[str, str] = {}
+        self._depth = 0
 
     def text(self) -> str:
         """The whole grammar."""
@@ -165,9 +168,11 @@ class _Writer:
             if schema.get("items") not in (None, False) or least not in (0, len(head)) or most not in (None, len(head)):
                 raise OptionError(f"json_schema_to_gbnf: at {place}: items after prefixItems are not supported")
             return f'"[" {self._space()} ' + ' "," space '.join(f"({each})" for each in head) + ' "]" space'
-        item = f"({self.rule(schema.get('items', True), f'{place}/items')})"
         if most == 0:
             return f'"[" {self._space()} "]" space'
+        body = self.rule(schema.get("items", True), f"{place}/items")
+        item = self._new("item")  # a rule of its own: it is written twice
+        self._rules[item] = body
         more = f'("," space {item}){{{max(least - 1, 0)},{"" if most is None else most - 1}}}'
         body = f"{item} {more}" if least else f"({item} {more})?"
         return f'"[" {self._space()} {body} "]" space'
@@ -175,10 +180,16 @@ class _Writer:
     def _reference(self, reference: Any, place: str) -> str:
         where, schema = target(self._root, reference, place)
         if where not in self._references:
+            self._depth += 1
+            if self._depth > MAX_REFERENCES:
+                raise RequestError(
+                    f"json_schema_to_gbnf: at {place}/$ref: references lead more than {MAX_REFERENCES} deep, expected fewer"
+                )
             name = self._new(re.sub(r"[^a-zA-Z0-9]+", "-", where).strip("-").lower() or "whole")
             self._references[where] = name
             self._rules[name] = '""'  # its place among the rules, since it may use itself
             self._rules[name] = self.rule(schema, where)
+            self._depth -= 1
         return self._references[where]
 
     def _count(self, schema: Mapping[str, Any], key: str, place: str) -> int | None:
