@@ -20,7 +20,8 @@ import numpy as np
 from gumba import store
 from gumba.checks import require_strings, show
 from gumba.compat.transformers.auto import tokenizer_of
-from gumba.compat.transformers.generation import GenerationConfig, Plan, Row, check_keywords
+from gumba.compat.transformers.generation import Plan, Row
+from gumba.compat.transformers.keywords import GenerationConfig, check_keywords
 from gumba.compat.transformers.model import PreTrainedModel, opened
 from gumba.compat.transformers.tokenizer import PreTrainedTokenizer, without_spaces
 from gumba.engine_args import check_dtype
@@ -128,7 +129,7 @@ class TextGenerationPipeline:
     tokens), ``temperature`` (1.0), ``top_k`` (50), ``top_p`` (1.0), ``num_return_sequences`` (1), ``num_beams`` (1),
     ``length_penalty``, ``early_stopping``, ``repetition_penalty`` (1.0, over the whole context), ``no_repeat_ngram_size``,
     ``stop_strings`` (part of the text, as there), ``eos_token_id``, ``streamer``, ``generation_config`` and the others of
-    ``gumba.compat.transformers.generation``; ``seed`` is gumba's: for the same texts again.
+    ``gumba.compat.transformers.keywords``; ``seed`` is gumba's: for the same texts again.
 
     Attributes:
         model: The model, with ``generate``, ``config`` and ``generation_config``.

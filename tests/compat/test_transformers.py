@@ -11,6 +11,7 @@ import pytest
 
 from gumba import RequestError, SamplingParams, UnsupportedError
 from gumba.compat.transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
@@ -235,6 +236,16 @@ def test_models_say_what_they_are(model, tiny):
         AutoModelForSeq2SeqLM.from_pretrained(tiny)
     with pytest.raises(UnsupportedError, match="embed"):
         AutoModelForCausalLM.from_pretrained(DATA / "arch_bert.gguf")
+
+
+def test_configurations_without_a_model(model, tiny):
+    assert AutoConfig.from_pretrained(tiny).to_dict() == model.config.to_dict()
+    assert GenerationConfig.from_pretrained(tiny) == model.generation_config
+    assert GenerationConfig.from_pretrained(tiny, max_new_tokens=3).max_new_tokens == 3
+    t5 = AutoConfig.from_pretrained(DATA / "arch_t5.gguf")
+    assert t5.is_encoder_decoder and t5.decoder_start_token_id == 0
+    with pytest.raises(TypeError, match="'hidden_sizes'"):
+        AutoConfig.from_pretrained(tiny, hidden_sizes=3)
 
 
 def test_sampling_settings_of_the_file_are_defaults(model, monkeypatch):

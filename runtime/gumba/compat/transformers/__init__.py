@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gumba.compat.transformers.arrays import BatchEncoding
-    from gumba.compat.transformers.auto import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
-    from gumba.compat.transformers.generation import GenerationConfig, set_seed
+    from gumba.compat.transformers.auto import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    from gumba.compat.transformers.generation import set_seed
+    from gumba.compat.transformers.keywords import GenerationConfig
     from gumba.compat.transformers.model import PretrainedConfig, PreTrainedModel
     from gumba.compat.transformers.processors import (
         LogitsProcessor,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from gumba.pipelines import TextGenerationPipeline, TextIteratorStreamer, TextStreamer, pipeline
 
 __all__ = [
+    "AutoConfig",
     "AutoModelForCausalLM",
     "AutoModelForSeq2SeqLM",
     "AutoTokenizer",
@@ -45,11 +47,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AutoConfig": "gumba.compat.transformers.auto",
     "AutoModelForCausalLM": "gumba.compat.transformers.auto",
     "AutoModelForSeq2SeqLM": "gumba.compat.transformers.auto",
     "AutoTokenizer": "gumba.compat.transformers.auto",
     "BatchEncoding": "gumba.compat.transformers.arrays",
-    "GenerationConfig": "gumba.compat.transformers.generation",
+    "GenerationConfig": "gumba.compat.transformers.keywords",
     "LogitsProcessor": "gumba.compat.transformers.processors",
     "LogitsProcessorList": "gumba.compat.transformers.processors",
     "PreTrainedModel": "gumba.compat.transformers.model",

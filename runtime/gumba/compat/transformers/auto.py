@@ -7,7 +7,7 @@ from typing import Any
 
 from gumba.checks import show
 from gumba.compat.transformers.loading import found_file, split_keywords
-from gumba.compat.transformers.model import PreTrainedModel, opened
+from gumba.compat.transformers.model import PretrainedConfig, PreTrainedModel, opened
 from gumba.compat.transformers.tokenizer import ROLES, PreTrainedTokenizer
 from gumba.errors import EngineError, UnsupportedError
 from gumba.gguf import GGUFFile
@@ -79,6 +79,22 @@ class _Metadata:
         names = ("general.", "tokenizer.chat_template")
         self.path = file.path
         self.metadata = {key: value for key, value in file.metadata.items() if key.startswith(names)}
+
+
+class AutoConfig(_Auto):
+    """Loads sizes and special tokens."""
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[str], *_: Any, **options: Any
+    ) -> PretrainedConfig:
+        """Those of a GGUF file, a folder, a hub id or a known name; ``options`` as of ``AutoTokenizer.from_pretrained``.
+
+        Raises RequestError when there is no such model, UnsupportedError for values of the configuration's own.
+        """
+        naming, _ignored = split_keywords(options, frozenset())
+        with GGUFFile(found_file(pretrained_model_name_or_path, naming)) as file:
+            return PretrainedConfig(file.metadata, Tokenizer.from_gguf(file), str(pretrained_model_name_or_path))
 
 
 class AutoModelForCausalLM(_Auto):

@@ -1,7 +1,4 @@
-"""transformers' keywords of ``generate``: which have an effect, which are taken for nothing, which are refused; and the answers.
-
-Names, defaults and the order in which logits are changed are transformers' (5.24).
-"""
+"""Answers by transformers' keywords of ``generate``: searches, samples, and its order of changes of the logits (5.24)."""
 
 from __future__ import annotations
 
@@ -15,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from gumba.checks import KeywordError, require_boolean, require_count, require_number, require_strings, show, suggestion
+from gumba.checks import require_boolean, require_count, require_number, require_strings, show
 from gumba.compat.transformers import processors
 from gumba.compat.transformers.arrays import as_kind
+from gumba.compat.transformers.keywords import SAMPLING
 from gumba.errors import RequestError, UnsupportedError
 from gumba.llm import LLM
 from gumba.params import BeamSearchParams, ContrastiveSearchParams, SamplingParams
@@ -26,55 +24,13 @@ log = logging.getLogger("gumba.compat.transformers")
 
 #: The order in which transformers filters.
 _SAMPLERS = ("penalties", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-#: Keywords of sampling alone -> default, and ``SamplingParams``' name where it is another.
-_SAMPLING = {
-    "temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
-}  # fmt: skip
-#: Keywords that ``Plan`` reads.
-KEYWORDS = frozenset({
-    *_SAMPLING, "max_new_tokens", "max_length", "min_new_tokens", "min_length", "do_sample", "num_return_sequences", "num_beams",
-    "num_beam_groups", "diversity_penalty", "length_penalty", "early_stopping", "repetition_penalty", "no_repeat_ngram_size",
-    "bad_words_ids", "sequence_bias", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id",
-    "exponential_decay_length_penalty", "stop_strings", "eos_token_id", "pad_token_id", "max_time", "penalty_alpha",
-    "prompt_lookup_num_tokens", "stopping_criteria", "logits_processor", "prefix_allowed_tokens_fn", "streamer", "seed",
-    "generation_config", "return_dict_in_generate",
-})  # fmt: skip
-#: Keywords about caches and speed, or what gumba does anyway.
-WITHOUT_EFFECT = frozenset({
-    "use_cache", "cache_implementation", "cache_config", "max_cache_len", "return_legacy_cache", "renormalize_logits",
-    "remove_invalid_values", "synced_gpus", "use_mtp", "compile_config", "disable_compile", "prefill_chunk_size", "low_memory",
-    "max_matching_ngram_size", "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold",
-    "assistant_lookbehind", "target_lookbehind", "assistant_early_exit", "assistant_ensemble_weight", "is_assistant",
-    "speculation_type", "continuous_batching_config", "bos_token_id", "decoder_start_token_id", "trust_remote_code",
-    "transformers_version", "_from_model_config", "tokenizer", "logits_to_keep",
-})  # fmt: skip
-#: Keywords that would change results, or ask for results that gumba does not have, and the values besides None that do not.
-REFUSED: dict[str, tuple[Any, ...]] = {
-    "guidance_scale": (1, 1.0),
-    "encoder_repetition_penalty": (1, 1.0),
-    "encoder_no_repeat_ngram_size": (0,),
-    "top_h": (),
-    "token_healing": (False,),
-    "watermarking_config": (),
-    "dola_layers": (),
-    "constraints": (),
-    "force_words_ids": (),
-    "custom_generate": (),
-    "assistant_model": (),
-    "assistant_tokenizer": (),
-    "negative_prompt_ids": (),
-    "negative_prompt_attention_mask": (),
-    "output_scores": (False,),
-    "output_logits": (False,),
-    "output_attentions": (False,),
-    "output_hidden_states": (False,),
-}
 #: What beam search and contrastive search do not take, and the values besides None that mean nothing.
 _NOT_IN_SEARCHES: dict[str, tuple[Any, ...]] = {
     "bad_words_ids": (), "sequence_bias": (), "suppress_tokens": (), "begin_suppress_tokens": (), "forced_bos_token_id": (),
     "forced_eos_token_id": (), "exponential_decay_length_penalty": (), "stop_strings": (), "max_time": (),
     "stopping_criteria": ([],), "logits_processor": ([],), "prefix_allowed_tokens_fn": (), "streamer": (),
 }  # fmt: skip
+
 
 _seeds: random.Random = secrets.SystemRandom()
 
@@ -83,85 +39,6 @@ def set_seed(seed: int, deterministic: bool = False) -> None:
     """Draw the seeds of all later calls that have none from ``seed``. ``deterministic`` has no effect: gumba always is."""
     global _seeds
     _seeds = random.Random(require_count("seed", seed, 0, 2**64 - 1))
-
-
-class GenerationConfig:
-    """Keywords of ``generate``, kept together as attributes; those not given are None.
-
-    Raises RequestError for an unknown keyword, UnsupportedError for a value that is not supported.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        check_keywords(options)
-        self.__dict__.update(options)
-
-    def __getattr__(self, name: str) -> Any:
-        if name in KEYWORDS or name in WITHOUT_EFFECT or name in REFUSED:
-            return None
-        raise AttributeError(f"GenerationConfig has no {name!r}")
-
-    def __repr__(self) -> str:
-        return f"GenerationConfig({', '.join(f'{name}={value!r}' for name, value in self.to_dict().items())})"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, GenerationConfig) and self.to_dict() == other.to_dict()
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The keywords that are set."""
-        return {name: value for name, value in self.__dict__.items() if value is not None}
-
-    to_diff_dict = to_dict
-
-    def update(self, **options: Any) -> dict[str, Any]:
-        """Set the keywords of ``options`` that this class knows; the others are returned."""
-        known = {name: value for name, value in options.items() if _is_known(name)}
-        check_keywords(known)
-        self.__dict__.update(known)
-        return {name: value for name, value in options.items() if name not in known}
-
-    def validate(self, **_: Any) -> None:
-        """Check the values again, as they may have been set since."""
-        check_keywords(self.to_dict())
-
-
-def _is_known(name: str) -> bool:
-    return name in KEYWORDS or name in WITHOUT_EFFECT or name in REFUSED
-
-
-def check_keywords(options: Mapping[str, Any], more: frozenset[str] = frozenset()) -> None:
-    """Check keywords of ``generate`` and the names in ``more``.
-
-    Raises KeywordError for an unknown one, UnsupportedError for a value that would change results and is not supported.
-    """
-    for name, value in options.items():
-        if name in REFUSED:
-            if value is not None and not any(type(value) is type(same) and value == same for same in REFUSED[name]):
-                raise UnsupportedError(f"{name}: gumba does not support it, found {show(value)}")
-        elif not _is_known(name) and name not in more:
-            known = {*KEYWORDS, *WITHOUT_EFFECT, *REFUSED, *more}
-            raise KeywordError(
-                f"{show(name)}: unknown keyword{suggestion(name, known) or f'; known are {_names(more)}'}"
-            )
-
-
-def _names(more: frozenset[str]) -> str:
-    return ", ".join(sorted(KEYWORDS | more))
-
-
-def merged(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Keywords of a call, over those of its ``generation_config``, over ``defaults``. None means not given."""
-    config = options.get("generation_config")
-    given: Mapping[str, Any] = {}
-    if config is not None:
-        read = getattr(config, "to_diff_dict", getattr(config, "to_dict", None))
-        given = config if isinstance(config, Mapping) else read() if callable(read) else {}
-        if not isinstance(config, Mapping) and not callable(read):
-            raise RequestError(f"generation_config: expected a GenerationConfig, found {show(config)}")
-        check_keywords(given)
-    layers = (defaults, given, {name: value for name, value in options.items() if name != "generation_config"})
-    return {name: value for layer in layers for name, value in layer.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -370,7 +247,7 @@ class Plan:
             ends = self._end_ids
             changes.functions.append(processors.not_before(len(row.ids) + shared["min_tokens"], ends))
             shared["min_tokens"] = 0
-        values = {name: options.get(name, default) for name, default in _SAMPLING.items()}
+        values = {name: options.get(name, default) for name, default in SAMPLING.items()}
         if not self.samples:
             values["temperature"] = 0
         params = SamplingParams(

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from gumba.checks import MAX_COUNT, show
+from gumba.checks import show
 from gumba.compat.transformers.arrays import BatchEncoding, as_kind, check_device, device, id_rows, is_tensor
-from gumba.compat.transformers.generation import GenerationConfig, Plan, Row, check_keywords, merged
+from gumba.compat.transformers.generation import Plan, Row
+from gumba.compat.transformers.keywords import GenerationConfig, check_keywords, file_defaults, merged, shortest
 from gumba.errors import RequestError, UnsupportedError
 from gumba.llm import LLM
+from gumba.text import Tokenizer
 
 #: Most new tokens where no keyword says a number, as in transformers.
 DEFAULT_NEW_TOKENS = 20
@@ -41,60 +43,34 @@ _SIZES = {
 }
 
 
-#: Keys of the file below ``general.sampling.``, in which converters keep generation_config.json -> keyword, least, most.
-_SAMPLING = {
-    "temp": ("temperature", 0.0, 100.0),
-    "top_k": ("top_k", 0, MAX_COUNT),
-    "top_p": ("top_p", 0.0, 1.0),
-    "min_p": ("min_p", 0.0, 1.0),
-    "penalty_repeat": ("repetition_penalty", 0.01, 100.0),
-}
-
-
-def _sampling(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The file's defaults for ``generate``; one that says how to sample means that texts are sampled, as in transformers."""
-    found: dict[str, Any] = {}
-    for key, (name, least, most) in _SAMPLING.items():
-        value = metadata.get(f"general.sampling.{key}")
-        if isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most:
-            found[name] = _shortest(value)
-    if found.keys() & {"temperature", "top_k", "top_p", "min_p"}:
-        found["do_sample"] = True
-    return found
-
-
-def _shortest(value: float) -> float:
-    """A float32 of a file as the number that was written: 0.7, not 0.699999988."""
-    return float(str(np.float32(value))) if isinstance(value, float) else value
-
-
 class PretrainedConfig:
     """Sizes and special tokens of a model, by transformers' names, as far as the file has them.
 
     Args:
-        llm: The model.
+        metadata: Of the file.
+        tokenizer: Of the file.
         name_or_path: What it was loaded from.
     """
 
-    def __init__(self, llm: LLM, name_or_path: str = "") -> None:
-        metadata, tokenizer = llm.metadata, llm.tokenizer
-        architecture = metadata["general.architecture"]
-        self.model_type: str = architecture
+    def __init__(self, metadata: Mapping[str, Any], tokenizer: Tokenizer, name_or_path: str = "") -> None:
+        architecture = str(metadata.get("general.architecture", ""))
+        self.model_type = architecture
         self.name_or_path = self._name_or_path = name_or_path
         self.vocab_size = tokenizer.n_vocab
-        self.is_encoder_decoder = llm.model.config.start_token is not None
+        start = metadata.get(f"{architecture}.decoder_start_token_id")
+        self.is_encoder_decoder = isinstance(start, int)
         for name, key in _SIZES.items():
             value = metadata.get(f"{architecture}.{key}")
             if isinstance(value, int | float):
-                setattr(self, name, _shortest(value))
+                setattr(self, name, shortest(value))
         heads, width = getattr(self, "num_attention_heads", None), getattr(self, "hidden_size", None)
         if heads and width and not hasattr(self, "head_dim"):
             self.head_dim = width // heads
         if heads and not hasattr(self, "num_key_value_heads"):
             self.num_key_value_heads = heads
         self.bos_token_id, self.eos_token_id, self.pad_token_id = tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id
-        if llm.model.config.start_token is not None:
-            self.decoder_start_token_id: int = llm.model.config.start_token
+        if isinstance(start, int):
+            self.decoder_start_token_id = start
 
     def to_dict(self) -> dict[str, Any]:
         """All attributes."""
@@ -137,19 +113,9 @@ class PreTrainedModel:
     def __init__(self, llm: LLM, name_or_path: str = "") -> None:
         self.llm = llm
         self.name_or_path = name_or_path
-        self.config = PretrainedConfig(llm, name_or_path)
-        tokenizer = llm.tokenizer
-        ends = [
-            *([] if tokenizer.eos_id is None else [tokenizer.eos_id]),
-            *sorted(tokenizer.eog_ids - {tokenizer.eos_id}),
-        ]
-        self._ends = ends[0] if len(ends) == 1 else ends or None
-        self.generation_config = GenerationConfig(
-            bos_token_id=tokenizer.bos_id,
-            eos_token_id=self._ends,
-            pad_token_id=tokenizer.pad_id,
-            **_sampling(llm.metadata),
-        )
+        self.config = PretrainedConfig(llm.metadata, llm.tokenizer, name_or_path)
+        self.generation_config = GenerationConfig(**file_defaults(llm.metadata, llm.tokenizer))
+        self._ends = self.generation_config.eos_token_id
 
     def __repr__(self) -> str:
         return f"PreTrainedModel({self.llm!r})"
@@ -264,7 +230,7 @@ class PreTrainedModel:
             inputs: The prompts' token ids [batch, n]: lists, an array, a tensor, or what the tokenizer returned.
             generation_config: A ``GenerationConfig``, also transformers' own.
             options: ``input_ids`` (instead of ``inputs``), ``attention_mask``, and transformers' keywords of generation (see
-                ``gumba.compat.transformers.generation``): lengths, sampling, beams, penalties, ``streamer``,
+                ``gumba.compat.transformers.keywords``): lengths, sampling, beams, penalties, ``streamer``,
                 ``stopping_criteria``, ``logits_processor`` ...; ``seed`` is gumba's.
 
         Raises:
