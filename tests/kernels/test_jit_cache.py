@@ -22,8 +22,10 @@ from setups import counts
 
 import gumba
 from gumba.kernels import cache as kernel_cache
+from gumba.kernels import jit
 from gumba.kernels.cache import cache_folder, prune_cache, read_own, sources_hash
 from gumba.kernels.objects import MAGIC, load_kernel
+from gumba.unfinished import unfinished_file
 
 posix = pytest.mark.skipif(not hasattr(os, "getuid"), reason="folders have no owners here")
 root = pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can give files away")
@@ -142,6 +144,19 @@ def test_what_is_no_plain_file_is_not_waited_for(kind: str, warm: Path, caplog: 
     assert counts() == (1, 0)
     assert str(path) in warnings(caplog)[0]
     assert counts() == ((1, 0) if kind == "folder" else (0, 1))
+
+
+def test_what_a_killed_process_left_goes_with_the_next_one(warm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its first kernel; not what another process is writing."""
+    [path] = files(warm)
+    path.unlink()
+    left = path.with_name(".new-4194304-0123abcd")
+    left.write_bytes(b"half of a kernel")
+    with unfinished_file(path.parent, ".new-") as (busy, descriptor):
+        os.close(descriptor)
+        monkeypatch.setattr(jit.stats, "compiled", 0)
+        assert counts() == (1, 0)
+        assert files(warm) == sorted([path, busy])
 
 
 def test_a_damaged_cache_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -351,7 +366,7 @@ def test_a_cache_that_can_only_be_read_is_read(
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(kernel_cache.tempfile, "TemporaryFile", no)
-    monkeypatch.setattr(kernel_cache.tempfile, "NamedTemporaryFile", no)
+    monkeypatch.setattr(kernel_cache, "unfinished_file", no)
     monkeypatch.setattr(Path, "mkdir", no)
     assert counts() == (0, 1) and not warnings(caplog)
     for path in (warm / "kernels" / sources_hash()).iterdir():

@@ -24,12 +24,15 @@ import llvmlite
 import platformdirs
 
 from gumba._version import __version__
+from gumba.unfinished import remove_abandoned, unfinished_file
 
 log = logging.getLogger("gumba")
 
 #: Rooms of the package whose sources may hold compiled code.
 KERNEL_ROOMS = ("kernels", "program", "quants", "simd")
 
+#: How the name of a file begins that is not whole yet.
+_NEW = ".new-"
 #: The files in the cache of the kernels that this process has.
 kept: list[Path] = []
 #: The files that could not be written, and why.
@@ -149,13 +152,14 @@ def _writable(folder: Path) -> bool:
 
 
 def prune_cache(keep: int = 3) -> None:
-    """Delete all but the ``keep`` most recently used cache folders (each gumba version or edit makes one).
+    """Delete what killed processes left, and all but the ``keep`` most recently used folders (each version or edit makes one).
 
     Nothing else that may lie there: only folders and files with the names that this module gives.
     """
     folder = cache_folder()
     if folder is None or not cache_writable():
         return
+    remove_abandoned(folder, re.compile(re.escape(_NEW)))
     others = []
     with contextlib.suppress(OSError):
         for each in folder.parent.iterdir():
@@ -204,14 +208,12 @@ def write(path: Path, data: bytes) -> None:
         log.info("kernel cache: gumba's sources have changed since they were imported; %s is not kept", path.name)
         lost[path] = "gumba's sources have changed since they were imported"
         return
-    temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(data)
-        temporary.replace(path)
+        with unfinished_file(path.parent, _NEW) as (temporary, descriptor):
+            with open(descriptor, "wb") as file:  # noqa: PTH123 - the descriptor was opened exclusively
+                temporary.chmod(0o600)
+                file.write(data)
+            temporary.replace(path)
     except OSError as error:
         lost[path] = error.strerror or str(error)
         warn_once("write", "kernel cache: cannot write %s (%s): kernels are compiled anew each time", path, lost[path])
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
