@@ -255,5 +255,9 @@ def test_further_templates_of_a_file_have_names(make):
     file, tokenizer = make(template="A", **{"tokenizer.chat_template.rag": "R", "tokenizer.chat_template.odd": 7})
     assert ChatTemplate.given("rag", tokenizer, file).render(HELLO) == "R"
     assert "<|im_start|>" in ChatTemplate.given("chatml", tokenizer, file).render(HELLO)
+    nameless, _ = make(**{"tokenizer.chat_template.rag": "R"})
+    assert ChatTemplate.given("rag", tokenizer, nameless).render(HELLO) == "R"
+    with pytest.raises(TemplateError, match=r"chat templates named 'rag', but no default one"):
+        ChatTemplate.from_gguf(nameless, tokenizer)
     with pytest.raises(TemplateError, match=r"tokenizer\.chat_template\.odd: expected a string, found 7"):
         ChatTemplate.given("odd", tokenizer, file)

@@ -171,6 +171,12 @@ class ChatTemplate:
         if source is None and name is not None:
             return cls.from_gguf(gguf, tokenizer)
         if source is None:
+            others = [each.removeprefix(f"{KEY}.") for each in gguf.metadata if each.startswith(f"{KEY}.")]
+            if others and others != ["rerank"]:  # that is of no chats
+                raise TemplateError(
+                    f"the file has chat templates named {', '.join(map(show, others[:8]))}, but no default one ({KEY}): choose "
+                    "one (chat_template=..., --chat-template NAME or FILE)"
+                )
             name = guess_name(tokenizer, gguf.metadata)
             if name is None:
                 raise TemplateError(
