@@ -11,7 +11,7 @@ from gumba_convert.chat_templates import DEFAULT, read_templates
 from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.gguf_writer import Value, string, strings
 
-_FLAGS = {"lstrip": LSTRIP, "rstrip": RSTRIP, "single_word": SINGLE_WORD, "normalized": NORMALIZED}
+FLAGS = {"lstrip": LSTRIP, "rstrip": RSTRIP, "single_word": SINGLE_WORD, "normalized": NORMALIZED}
 KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 NAMED_AT_MOST = 8
 #: Special tokens that transformers' classes do not have where no file names them.
@@ -172,7 +172,7 @@ def _warnings_of_missing_rows(gone: dict[int, str], config: dict[str, Any], n_ro
 
 def _flags(token: dict[str, Any], before: int) -> int:
     """The flags of an added token as bits; those that it does not give are as before."""
-    for name, bit in _FLAGS.items():
+    for name, bit in FLAGS.items():
         before = (before & ~bit) | bit * bool(token.get(name, before & bit))
     return before
 

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from gumba.errors import ConvertError
+from gumba.errors import ConvertError, TokenizerError
 from gumba.gguf import GGUFArray, GGUFFile
+from gumba.text.pipeline import KEYS, Steps, read_steps
 from gumba.text.pretokenize import PRE_TOKENIZERS
-from gumba.text.vocabulary import more_end_ids, template_texts
+from gumba.text.vocabulary import more_end_ids, read_vocabulary, template_texts
 from gumba_convert import pre_tokenizers
+from gumba_convert.special_tokens import FLAGS
 from gumba_convert.tokens import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
 _MODELS = ("gpt2", "llama")
@@ -35,12 +37,22 @@ def tokenizer_files(file: GGUFFile, n_ctx: int) -> dict[str, dict[str, Any]]:
     vocab = {text: i for i, text in enumerate(tokens) if kinds[i] != UNUSED}
     ids = {name: _special(file, name, len(tokens)) for name in ("bos", "eos", "unknown", "padding", "eot", "eom")}
     texts = {name: tokens[i] for name, i in ids.items() if i is not None}
-    tokenizer = _gpt2(file, vocab) if model == "gpt2" else _llama(file, tokens, kinds, vocab, texts.get("unknown"))
+    steps = _steps(file)
+    special = {i: text for i, text in enumerate(tokens) if kinds[i] in (CONTROL, USER_DEFINED, UNKNOWN)}
+    flags = dict.fromkeys(special, 0)
+    if steps is not None and steps.added is not None:
+        flags = {token.id: token.flags for token in steps.added}
+        special = {token.id: token.text for token in steps.added}
+        vocab = {special.get(i, text): i for text, i in vocab.items()}
+    tokenizer = (
+        _gpt2(file, tokens, vocab, steps)
+        if model == "gpt2"
+        else _llama(file, tokens, kinds, vocab, texts.get("unknown"), steps)
+    )
     added = [
-        {"id": i, "content": text, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        {"id": i, "content": text, **{name: bool(flags[i] & bit) for name, bit in FLAGS.items()}}
         | {"special": bool(kinds[i] != USER_DEFINED)}
-        for i, text in enumerate(tokens)
-        if kinds[i] in (CONTROL, USER_DEFINED, UNKNOWN)
+        for i, text in special.items()
     ]
     tokenizer = {
         "version": "1.0",
@@ -88,23 +100,61 @@ def _special(file: GGUFFile, name: str, n_tokens: int) -> int | None:
     return i
 
 
-def _gpt2(file: GGUFFile, vocab: dict[str, int]) -> dict[str, Any]:
-    pre = file.get("tokenizer.ggml.pre", str, "default")
-    merges = [str(merge).split(" ") for merge in file.require("tokenizer.ggml.merges", GGUFArray).to_list()]
+def _steps(file: GGUFFile) -> Steps | None:
+    """The steps that the file has keys of gumba's own for; None without any."""
+    try:
+        return read_steps(file.metadata, read_vocabulary(file.metadata, PRE_TOKENIZERS))
+    except TokenizerError as error:
+        raise ConvertError(f"{file.path}: {error}") from None
+
+
+def _with_steps(
+    made: dict[str, Any], file: GGUFFile, tokens: list[str], vocab: dict[str, int], steps: Steps | None
+) -> dict[str, Any]:
+    """A tokenizer.json with those steps in the place of what the kind of vocabulary implies."""
+    if steps is None or not (steps.has_normalizer or steps.has_words):
+        return made
+    made |= {"normalizer": steps.normalizer_step}
+    if not steps.has_words:
+        return made
+    options = {"unk_id": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False} | steps.options
+    unknown = options.pop("unk_id")
+    model = made["model"] | options | {"unk_token": None if unknown is None else tokens[unknown]}
+    if KEYS + "merges" in file.metadata:
+        model["merges"] = _pairs(file, KEYS + "merges", vocab)
+    return made | {"pre_tokenizer": steps.pre_tokenizer_step, "model": model}
+
+
+def _pairs(file: GGUFFile, key: str, vocab: dict[str, int]) -> list[list[str]]:
+    """The merges of a file, each as its two tokens."""
+    merges = [str(merge).split(" ") for merge in file.require(key, GGUFArray).to_list()]
     for i, pair in enumerate(merges):
         if len(pair) != 2 or "".join(pair) not in vocab or pair[0] not in vocab or pair[1] not in vocab:
-            raise ConvertError(f"{file.path}: tokenizer.ggml.merges[{i}] {' '.join(pair)!r} is of or makes no token")
+            raise ConvertError(f"{file.path}: {key}[{i}] {' '.join(pair)!r} is of or makes no token")
+    return merges
+
+
+def _gpt2(file: GGUFFile, tokens: list[str], vocab: dict[str, int], steps: Steps | None) -> dict[str, Any]:
+    pre = file.get("tokenizer.ggml.pre", str, "default")
+    merges = _pairs(file, "tokenizer.ggml.merges", vocab)
+    own_words = steps is not None and steps.has_words
     byte_level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
-    return {
+    made = {
         "normalizer": None,
-        "pre_tokenizer": pre_tokenizers.spell(pre),
-        "decoder": byte_level,
+        "pre_tokenizer": None if own_words else pre_tokenizers.spell(pre),
+        "decoder": {"type": "Fuse"} if steps is not None and own_words and not steps.byte_level else byte_level,
         "model": _bpe(vocab, merges, None, byte_fallback=False, ignore_merges=PRE_TOKENIZERS[pre].whole_words),
     }
+    return _with_steps(made, file, tokens, vocab, steps)
 
 
 def _llama(
-    file: GGUFFile, tokens: list[str], kinds: np.ndarray, vocab: dict[str, int], unknown: str | None
+    file: GGUFFile,
+    tokens: list[str],
+    kinds: np.ndarray,
+    vocab: dict[str, int],
+    unknown: str | None,
+    steps: Steps | None,
 ) -> dict[str, Any]:
     stored = file.get("tokenizer.ggml.scores", GGUFArray)
     scores = np.zeros(len(tokens), np.float32) if stored is None else stored.to_numpy()
@@ -112,6 +162,8 @@ def _llama(
         raise ConvertError(f"{file.path}: {len(tokens)} tokens, but {len(scores)} scores")
     merges = _merges(tokens, np.asarray(scores, np.float64), kinds, vocab)
     prefix = file.get("tokenizer.ggml.add_space_prefix", bool, True)
+    if steps is not None and steps.has_words:
+        prefix = steps.prefix != "never"
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     prepend = {"type": "Prepend", "prepend": "▁"}
     decoders: list[dict[str, Any]] = [
@@ -121,12 +173,13 @@ def _llama(
     ]
     if prefix:
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    return {
+    made = {
         "normalizer": {"type": "Sequence", "normalizers": [prepend, replace] if prefix else [replace]},
         "pre_tokenizer": None,
         "decoder": {"type": "Sequence", "decoders": decoders},
         "model": _bpe(vocab, merges, unknown, byte_fallback=True, ignore_merges=False),
     }
+    return _with_steps(made, file, tokens, vocab, steps)
 
 
 def _merges(tokens: list[str], scores: np.ndarray, kinds: np.ndarray, vocab: dict[str, int]) -> list[list[str]]:

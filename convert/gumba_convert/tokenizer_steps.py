@@ -150,7 +150,8 @@ def _of_gpt2(vocabulary: Vocabulary, tokenizer: dict[str, Any]) -> list[str]:
     cutters, normalizers = (_leaves(tokenizer, name) for name in ("pre_tokenizer", "normalizer"))
     ignores = bool(model.get("ignore_merges"))
     reasons = []
-    if pre_tokenizers.detect(tokenizer.get("pre_tokenizer"), ignore_merges=ignores) != (vocabulary.pre, True):
+    name, exact = pre_tokenizers.detect(tokenizer.get("pre_tokenizer"), ignore_merges=ignores)
+    if not exact or PRE_TOKENIZERS[str(name)].steps != family.steps:
         reasons.append(f"pre-tokenizer {_shown(cutters)}")
     if ignores != family.whole_words and not family.characters:
         reasons.append(f"ignore_merges is {str(ignores).lower()}, unlike what pre-tokenizer {vocabulary.pre!r} implies")

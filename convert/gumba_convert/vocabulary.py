@@ -66,6 +66,8 @@ _GEMMA4_MARKS = {
 }
 #: GGUF's kinds of vocabularies without pre-tokenizers.
 _OTHER_KINDS = {"llama": "of SentencePiece's kind", "t5": "of SentencePiece's unigram kind", "bert": "WordPiece"}
+#: The models of tokenizer.json by GGUF's kind of vocabulary.
+_JSON_KINDS = {"gpt2": "BPE", "gemma4": "BPE", "llama": "BPE", "t5": "Unigram", "bert": "WordPiece"}
 #: Beginnings of tokenizer classes, and of model types, whose code adds a BOS that no file names.
 _BOS_BY_CODE = ("codellama", "code_llama", "gemma")
 _MODEL_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
@@ -106,7 +108,10 @@ def read_vocabulary(checkpoint: Checkpoint, n_rows: int, *, pre_tokenizer: str |
     prefix = config.get("add_prefix_space")
     if isinstance(prefix, bool) and vocabulary.model == "llama":
         vocabulary.add_space_prefix = prefix
-    if isinstance(tokenizer.get("model"), dict):
+    model = tokenizer.get("model")
+    if isinstance(model, dict) and model.get("type", "BPE") == _JSON_KINDS[vocabulary.model]:
+        if vocabulary.model == "llama":
+            _merges(model, ids_in_vocab(model.get("vocab"), n_rows, where), where)  # not read, where tokenizer.model is
         add_steps(vocabulary, tokenizer, added_tokens(tokenizer, config, where), where, named=pre_tokenizer is not None)
     else:
         warn_of_flags(vocabulary, f"{checkpoint.folder / 'tokenizer_config.json'}")

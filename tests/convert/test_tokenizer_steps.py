@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from gumba.errors import TokenizerError
+from gumba.gguf import GGUFFile
 from gumba.text import StreamDecoder, Tokenizer
 from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.gguf_writer import Value, header, i32_array, string
+from gumba_convert.tokenizer_json import tokenizer_files
 from gumba_convert.vocabulary import Vocabulary, read_vocabulary
 
 ROOT = Path(__file__).parent.parent
@@ -90,6 +92,16 @@ def test_flags_of_tokenizer_config_win(tmp_path: Path) -> None:
     config = {"added_tokens_decoder": {str(end["id"]): {**end, "lstrip": True}}}
     found = opened(tmp_path / "v.gguf", read(tmp_path / "hf", state, config))
     assert found.encode("a <|end|>", False, True) == [*found.encode("a", False), end["id"]]
+
+
+@pytest.mark.parametrize("name", [name for name in GOLDENS["cases"] if name.startswith(("bytes", "fallback"))])
+def test_exported_and_converted_again(tmp_path: Path, name: str) -> None:
+    opened(tmp_path / "v.gguf", read(tmp_path / "hf", *of_case(name)))
+    with GGUFFile(tmp_path / "v.gguf") as file:
+        exported = tokenizer_files(file, 128)["tokenizer.json"]
+    again = opened(tmp_path / "again.gguf", read(tmp_path / "again", exported, {}))
+    for text, ids in zip(GOLDENS["texts"], GOLDENS["cases"][name]["ids"], strict=True):
+        assert again.encode(text, add_special=False, parse_special=True) == ids, text
 
 
 DECODED = ("fallback_first", "fallback_always", "fallback_never_underscore", "bytes_nfc", "bytes_after", "pieces_first")

@@ -51,14 +51,16 @@ _BOUNDARY = "\u2581"
 class Steps:
     """The keys of one file, checked.
 
-    ``normalizer`` and ``pre_tokenizer``: None where the file has no such key; ``options``: those of the model; ``scores``:
-    float64[n_vocab];
-    ``added``: None where the file has no such keys; ``byte_level``: tokens spell bytes; ``mark``: the character that stands
-    for a space in tokens, "" for none; ``prefix``: "always", "first" or "never": where a space is put before a text.
+    ``has_normalizer``, ``has_words``: the file has the keys ``normalizer``, ``pre_tokenizer``; ``normalizer_step`` and
+    ``pre_tokenizer_step``: these as JSON has them, and ``normalizer`` and ``cutter`` as functions, None for none;
+    ``options``: those of the model; ``scores``: float64[n_vocab]; ``added``: None where the file has no such keys;
+    ``byte_level``: tokens spell bytes; ``mark``: the character that stands for a space in tokens, "" for none; ``prefix``:
+    "always", "first" or "never": where a space is put before a text.
     """
 
     def __init__(self, metadata: Mapping[str, Any], vocabulary: Vocabulary) -> None:
-        normalizing, cutting = _json(metadata, "normalizer"), _json(metadata, "pre_tokenizer")
+        self.normalizer_step = normalizing = _json(metadata, "normalizer")
+        self.pre_tokenizer_step = cutting = _json(metadata, "pre_tokenizer")
         self.has_normalizer, self.has_words = KEYS + "normalizer" in metadata, KEYS + "pre_tokenizer" in metadata
         charsmap = GraphemeCharsmap(vocabulary.charsmap) if vocabulary.charsmap else None
         self.normalizer = _built("normalizer", lambda: normalizer(normalizing, charsmap)) if normalizing else None
