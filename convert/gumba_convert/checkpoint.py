@@ -31,6 +31,12 @@ def _repository(folder: Path) -> Path:
     return real
 
 
+def name_in_cache(folder: Path) -> str | None:
+    """The model's name by its repository in a hub's cache; None outside of one, where the folder's name counts."""
+    repository = _repository(folder)
+    return None if repository == folder.resolve() else repository.name.rpartition("--")[2] or None
+
+
 class Folder:
     """A folder of a checkpoint, whose files are read by their plain names.
 

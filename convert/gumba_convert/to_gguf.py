@@ -30,7 +30,7 @@ from gumba.text.chat import ChatTemplate
 from gumba.text.tokenizer import Tokenizer
 from gumba_convert import general, hub
 from gumba_convert.atomic import atomic_file
-from gumba_convert.checkpoint import open_checkpoint
+from gumba_convert.checkpoint import name_in_cache, open_checkpoint
 from gumba_convert.families import family_of
 from gumba_convert.gather import read_rows, unit, where
 from gumba_convert.generation import generation_metadata
@@ -160,7 +160,7 @@ def _locate(source: str | os.PathLike[str], revision: str | None, cache_dir: Pat
     if path.is_dir():
         if revision is not None:
             raise ConvertError(f"revision: {path} is a folder; only a hub id has revisions")
-        return path, None
+        return path, name_in_cache(path)
     if path.exists():
         what = "is a GGUF file already" if path.suffix == ".gguf" else "is a file"
         raise ConvertError(f"{path} {what}; expected a Hugging Face folder or hub id")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from tiny_checkpoints import CONFIG, raw_safetensors, weights, write_checkpoint, write_safetensors
 
+from gumba import GGUFFile
 from gumba.errors import ConvertError
 from gumba_convert import convert
 from gumba_convert.checkpoint import Checkpoint
@@ -180,6 +181,8 @@ def test_links_inside_a_repository_in_the_hub_cache_are_followed(tmp_path: Path,
     (snapshot / "README.md").symlink_to("../4567/README.md")
     (snapshot.parent / "4567" / "README.md").symlink_to("../../blobs/config.json")
     convert(snapshot, tmp_path / "out.gguf")
+    with GGUFFile(tmp_path / "out.gguf") as file:
+        assert file.metadata["general.name"] == "b"  # not the revision's
     part = Checkpoint(snapshot).below("1_Pooling")
     assert part is not None and part.config == {"pooling_mode_mean_tokens": True}
     (tmp_path / "link").symlink_to(snapshot)
