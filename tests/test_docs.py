@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,8 +45,10 @@ def test_every_block_of_python_runs_by_itself_and_prints(code, pulled, tmp_path,
     namespace = {"__name__": "__main__"}
     try:
         exec(compile(code, "example", "exec"), namespace)
-        assert capsys.readouterr().out.strip()
+        assert capsys.readouterr().out.strip() or "print(" not in code
     finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "llama_cpp"]:
+            del sys.modules[name]  # one block registers it
         for value in namespace.values():
             if hasattr(value, "close") and not isinstance(value, type):
                 value.close()
