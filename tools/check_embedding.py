@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+#: Instead of a prompt's name.
+DEFAULT = "(default)"
 CODE = '''def merge(left: list[int], right: list[int]) -> list[int]:
     """Merge two sorted lists."""
     merged, i, j = [], 0, 0
@@ -72,10 +74,10 @@ def reference(folder: str, prompts: list[str], out: Path) -> None:
     print(
         f"{len(TEXTS)} texts of {min(lengths)} to {max(lengths)} tokens; the longest that counts: {model.max_seq_length}"
     )
-    found = {"": model.encode(TEXTS, prompt="", normalize_embeddings=True, batch_size=4)}
-    for name in prompts:
-        found[name] = model.encode(TEXTS, prompt_name=name, normalize_embeddings=True, batch_size=4)
-    found["(default)"] = model.encode(TEXTS, normalize_embeddings=True, batch_size=4)
+    ways: dict[str, dict[str, str]] = {"": {"prompt": ""}} | {name: {"prompt_name": name} for name in prompts}
+    if model.default_prompt_name is not None:
+        ways[DEFAULT] = {}
+    found = {name: model.encode(TEXTS, normalize_embeddings=True, batch_size=1, **way) for name, way in ways.items()}
     np.savez(out, **{f"prompt {name}": values for name, values in found.items()})
 
 
@@ -114,7 +116,7 @@ def main() -> int:
             with LLM(file) as llm:
                 for name, vectors in wanted.items():
                     began = time.perf_counter()
-                    prompt = None if name == "(default)" else name
+                    prompt = None if name == DEFAULT else name
                     found = llm.embed(TEXTS, prompt=prompt, truncate=True).astype(np.float64)
                     cosines = (
                         (found * vectors).sum(axis=1) / np.linalg.norm(found, axis=1) / np.linalg.norm(vectors, axis=1)

@@ -47,7 +47,7 @@ HARMLESS_ARGUMENTS = {
 KNOWN_SETTINGS = {
     "__version__", "default_prompt_name", "model_type", "prompts", "requirements", "similarity_fn_name", "truncate_dim",
 }  # fmt: skip
-MAX_PROMPT_NAME = 1000
+MAX_PROMPTS, MAX_PROMPT_NAME = 1000, 200
 DENSE_KEYS = {
     "activation_function", "bias", "in_features", "module_input_name", "module_output_name", "out_features", "use_residual",
 }  # fmt: skip
@@ -88,6 +88,8 @@ def read_embedder(checkpoint: Checkpoint, architecture: str, n_ctx: int, *, judg
         return Embedder()
     warnings = _check_kinds(checkpoint, found, judges=judges, projected=projected)
     if judges:
+        if (checkpoint.outer.json(SETTINGS) or {}).get("prompts"):
+            warnings.append(f"the prompts of {SETTINGS} are left out: a model that judges texts has none in gumba")
         return Embedder({}, warnings)
     values: dict[str, Value] = {}
     for module in found:
@@ -181,6 +183,7 @@ def _check_kinds(checkpoint: Checkpoint, found: list[Module], *, judges: bool, p
     for module in found:
         own = module.full_name.startswith(OWN_CLASSES)
         if judges and own and module.kind == LOGIT_SCORE:
+            _check_words(checkpoint, part(checkpoint, module))
             continue
         if own and module.kind == WITHOUT_EFFECT:
             continue
@@ -204,6 +207,18 @@ def _check_kinds(checkpoint: Checkpoint, found: list[Module], *, judges: bool, p
             )
         last = place
     return warnings
+
+
+def _check_words(checkpoint: Checkpoint, score: Checkpoint) -> None:
+    """Refuse a reranker that is judged by other words than yes and no, which it has in this order (see `families.qwen3`)."""
+    model = (checkpoint.json("tokenizer.json") or {}).get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocabulary, dict):
+        vocabulary = {}
+    reader = ConfigReader(score.config, f"{score.folder / 'config.json'}")
+    reader.must_be("true_token_id", vocabulary.get("yes"))
+    reader.must_be("false_token_id", vocabulary.get("no"))
+    reader.must_be("module_input_name", "causal_logits")
 
 
 def _check_normalize(checkpoint: Checkpoint, module: Module) -> None:
@@ -252,8 +267,13 @@ def _transformer(checkpoint: Checkpoint, n_ctx: int, values: dict[str, Value]) -
     tokenizer = checkpoint.json("tokenizer_config.json") or {}
     longest = tokenizer.get("model_max_length")
     if reader.has("max_seq_length"):
-        longest = reader.integer("max_seq_length")
-    if isinstance(longest, int) and 0 < longest < n_ctx:
+        longest = reader.config["max_seq_length"]
+        if type(longest) is not int or longest < 1:  # some have 10**30 for no limit
+            raise reader.fail("max_seq_length", f"is {longest!r}, expected a positive integer")
+    if isinstance(longest, int | float) and 0 < longest < n_ctx:
+        if longest != int(longest):
+            raise ConvertError(f"{checkpoint.folder / 'tokenizer_config.json'}: model_max_length is {longest}")
+        longest = int(longest)
         values[f"{PREFIX}max_seq_length"] = u32(longest)
     truncation = tokenizer_json.get("truncation")
     side = tokenizer.get("truncation_side") or (truncation.get("direction") if isinstance(truncation, dict) else None)
@@ -272,6 +292,16 @@ def transformer_settings(checkpoint: Checkpoint) -> ConfigReader:
     return ConfigReader({}, f"{checkpoint.folder / TRANSFORMER_SETTINGS[0]}")
 
 
+def _is_name(name: str) -> bool:
+    """Whether a name can be a part of a metadata key."""
+    return len(name) <= MAX_PROMPT_NAME and "\0" not in name and _is_unicode(name)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text has no lone surrogates, which JSON can hold and UTF-8 cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def _lowercases(normalizer: Any) -> bool:
     """Whether a normalizer of tokenizer.json lowers the case of texts."""
     return any(
@@ -287,11 +317,11 @@ def _settings(checkpoint: Checkpoint, values: dict[str, Value], warnings: list[s
     reader = ConfigReader(config, f"{checkpoint.outer.folder / SETTINGS}")
     reader.must_be("model_type", "SentenceTransformer")
     prompts = config.get("prompts") or {}
-    if not isinstance(prompts, dict):
-        raise reader.fail("prompts", f"is {str(prompts)[:100]}, expected texts by name")
+    if not isinstance(prompts, dict) or len(prompts) > MAX_PROMPTS:
+        raise reader.fail("prompts", f"is {str(prompts)[:100]}, expected at most {MAX_PROMPTS} texts by name")
     for name, text in prompts.items():
-        if not isinstance(text, (str, type(None))) or "\0" in name or len(name) > MAX_PROMPT_NAME:
-            raise reader.fail("prompts", f"has {name[:100]!r}: {str(text)[:100]}, expected a text by a short name")
+        if not isinstance(text, (str, type(None))) or not _is_name(name) or not _is_unicode(text or ""):
+            raise reader.fail("prompts", f"has {name[:100]!r}: {str(text)[:100]!r}, expected a text by a short name")
         values[f"{PREFIX}prompt.{name}"] = string(text or "")
     default = config.get("default_prompt_name")
     if default is not None:

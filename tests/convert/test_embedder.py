@@ -132,6 +132,30 @@ def test_modules_without_effect(tmp_path: Path) -> None:
     assert metadata["bert.pooling_type"] == 1 and not own(metadata) and not warnings
 
 
+def test_a_reranker_of_sentence_transformers(tmp_path: Path) -> None:
+    """Its score is of the words yes and no; other words are refused. It has neither pooling nor prompts."""
+    score = {"true_token_id": 7, "false_token_id": 8, "module_input_name": "causal_logits"}
+    modules = [
+        TRANSFORMER,
+        ("1_LogitScore", "sentence_transformers.cross_encoder.modules.logit_score.LogitScore", score),
+    ]
+    settings = {"model_type": "CrossEncoder", "prompts": {"web": "Given a query"}, "default_prompt_name": "web"}
+    task = {"transformer_task": "text-generation"}
+    folder = embedder(tmp_path / "qwen3-reranker", modules, name="qwen3", settings=settings, bert=task)
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary |= {"yes": vocabulary.pop("Y"), "no": vocabulary.pop("N")}
+    path.write_text(json.dumps(tokenizer), encoding="utf-8")
+    with pytest.raises(ConvertError, match=r"true_token_id is '7'; only \d+ is supported"):
+        convert(folder, tmp_path / "out.gguf")
+    score |= {"true_token_id": vocabulary["yes"], "false_token_id": vocabulary["no"]}
+    (folder / "1_LogitScore" / "config.json").write_text(json.dumps(score), encoding="utf-8")
+    metadata, warnings = converted(folder)
+    assert metadata["qwen3.pooling_type"] == 4 and not own(metadata)
+    assert [warning for warning in warnings if "prompts" in warning]
+
+
 @pytest.mark.parametrize(
     ("modules", "message"),
     [
@@ -213,9 +237,13 @@ def test_prompts(tmp_path: Path) -> None:
     [
         ({"default_prompt_name": "query"}, "default_prompt_name is 'query', which is none of none"),
         ({"prompts": {"a": "x", "b": "y"}, "default_prompt_name": "c"}, "which is none of a, b"),
-        ({"prompts": ["query"]}, "prompts is .*expected texts by name"),
-        ({"prompts": {"query": 7}}, "prompts has 'query': 7, expected a text"),
+        ({"prompts": ["query"]}, "prompts is .*expected at most 1000 texts by name"),
+        ({"prompts": {"query": 7}}, "prompts has 'query': '7', expected a text"),
         ({"prompts": {"q\0": "x"}}, "expected a text by a short name"),
+        ({"prompts": {"q" * 201: "x"}}, "expected a text by a short name"),
+        ({"prompts": {"q\ud800": "x"}}, "expected a text by a short name"),
+        ({"prompts": {"q": "x\udfff"}}, "expected a text by a short name"),
+        ({"prompts": {str(i): "x" for i in range(1001)}}, "expected at most 1000 texts"),
         ({"model_type": "SparseEncoder"}, "model_type is 'SparseEncoder'"),
         ({"truncate_dim": 0}, "truncate_dim is 0"),
     ],
@@ -232,6 +260,8 @@ def test_prompts_that_cannot_be(tmp_path: Path, settings: dict[str, Any], messag
         ({"roberta": {"max_seq_length": 20}}, {}, 20),
         ({"bert": {}, "roberta": {"max_seq_length": 21}}, {}, 21),
         ({"bert": {"max_seq_length": CTX}}, {"model_max_length": 30}, None),
+        ({"bert": {"max_seq_length": 10**30}}, {"model_max_length": 30}, None),
+        ({}, {"model_max_length": 30.0}, 30),
         ({"bert": {"max_seq_length": None}}, {"model_max_length": 30}, 30),
         ({}, {"model_max_length": 10**30}, None),
         ({}, {}, None),
@@ -255,6 +285,7 @@ def test_where_long_texts_are_cut(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"max_seq_length": 0}, "max_seq_length is 0"),
+        ({"max_seq_length": "128"}, "max_seq_length is '128'"),
         ({"transformer_task": "fill-mask"}, "transformer_task is 'fill-mask'"),
         (
             {"modality_config": {"text": {"method": "get_text_features", "method_output_name": "pooler_output"}}},

@@ -29,8 +29,8 @@ def make(gguf: GGUFFile, **options: int) -> Engine:
     return Engine(model, model.config.n_vocab, max_sequences=8)
 
 
-def embed(engine: Engine, tokens: list[int], pooling: str) -> np.ndarray:
-    sequence = Embedding(tokens, engine._core.model.config.n_embd, pooling)
+def embed(engine: Engine, tokens: list[int], pooling: str, skip: int = 0) -> np.ndarray:
+    sequence = Embedding(tokens, engine._core.model.config.n_embd, pooling, skip=skip)
     engine.finish([sequence])
     return sequence.vector
 
@@ -61,6 +61,25 @@ def test_pooling(gguf: GGUFFile, max_batch_tokens: int) -> None:
     assert np.array_equal(embed(whole, TOKENS, "mean"), mean / len(TOKENS))
     engine.close()
     whole.close()
+
+
+@pytest.mark.parametrize("max_batch_tokens", [3, 64])
+def test_tokens_that_are_not_pooled(gguf: GGUFFile, max_batch_tokens: int) -> None:
+    """A prompt's, at the beginning; where they are all, sentence-transformers gives zeros, or the first token's state."""
+    engine = make(gguf, max_batch_tokens=max_batch_tokens)
+    each = [embed(engine, TOKENS[: i + 1], "last") for i in range(len(TOKENS))]
+    for skip in (1, 4, len(TOKENS) - 1):
+        mean = np.zeros_like(each[0])
+        for row in each[skip:]:
+            mean = mean + row
+        assert np.array_equal(embed(engine, TOKENS, "mean", skip), mean / (len(TOKENS) - skip))
+        assert np.array_equal(embed(engine, TOKENS, "first", skip), each[skip])
+        assert np.array_equal(embed(engine, TOKENS, "last", skip), each[-1])
+    for skip in (len(TOKENS), 99):
+        assert not embed(engine, TOKENS, "mean", skip).any() and not embed(engine, TOKENS, "last", skip).any()
+        assert np.array_equal(embed(engine, TOKENS, "first", skip), each[0])
+    assert engine.kv_usage().in_use == 0
+    engine.close()
 
 
 def test_many_at_once_are_what_they_are_alone(gguf: GGUFFile) -> None:
