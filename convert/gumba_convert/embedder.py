@@ -248,11 +248,10 @@ def _transformer(checkpoint: Checkpoint, n_ctx: int, values: dict[str, Value]) -
         raise reader.fail(
             "modality_config", f"is {str(modalities)[:200]}; only the last hidden states of texts are supported"
         )
-    tokenizer_json = checkpoint.json("tokenizer.json") or {}
-    if reader.flag("do_lower_case", False) and not _lowercases(tokenizer_json.get("normalizer")):
-        raise reader.fail(
-            "do_lower_case", "is True; only false is supported where the tokenizer does not lower the case"
-        )
+    tokenizer = checkpoint.json("tokenizer_config.json") or {}
+    lowers = checkpoint.has("tokenizer.json") or (checkpoint.has("vocab.txt") and tokenizer.get("do_lower_case", True))
+    if reader.flag("do_lower_case", False) and not lowers:
+        raise reader.fail("do_lower_case", "is True; only false is supported without tokenizer.json")
     for key in LOADING_KEYS:
         given = reader.section(key)
         other = sorted(name for name in given.config if name not in HARMLESS_ARGUMENTS) if given is not None else []
@@ -264,7 +263,6 @@ def _transformer(checkpoint: Checkpoint, n_ctx: int, values: dict[str, Value]) -
         | {"module_output_name", "processing_kwargs", "query_expansion", "query_length", "tokenizer_name_or_path"}
         | {"transformer_task", "unpad_inputs", *LOADING_KEYS},
     )
-    tokenizer = checkpoint.json("tokenizer_config.json") or {}
     longest = tokenizer.get("model_max_length")
     if reader.has("max_seq_length"):
         longest = reader.config["max_seq_length"]
@@ -275,7 +273,7 @@ def _transformer(checkpoint: Checkpoint, n_ctx: int, values: dict[str, Value]) -
             raise ConvertError(f"{checkpoint.folder / 'tokenizer_config.json'}: model_max_length is {longest}")
         longest = int(longest)
         values[f"{PREFIX}max_seq_length"] = u32(longest)
-    truncation = tokenizer_json.get("truncation")
+    truncation = (checkpoint.json("tokenizer.json") or {}).get("truncation")
     side = tokenizer.get("truncation_side") or (truncation.get("direction") if isinstance(truncation, dict) else None)
     if side not in (None, "right", "Right"):
         if side not in ("left", "Left"):
@@ -290,6 +288,19 @@ def transformer_settings(checkpoint: Checkpoint) -> ConfigReader:
         if config:
             return ConfigReader(config, f"{checkpoint.folder / name}")
     return ConfigReader({}, f"{checkpoint.folder / TRANSFORMER_SETTINGS[0]}")
+
+
+def tokenizer_json(checkpoint: Checkpoint) -> dict[str, Any]:
+    """tokenizer.json as sentence-transformers uses it: `do_lower_case` puts a Lowercase before the normalizers.
+
+    Empty without the file.
+    """
+    tokenizer = checkpoint.json("tokenizer.json") or {}
+    lowers = bool(modules(checkpoint)) and transformer_settings(checkpoint).flag("do_lower_case", False)
+    if not tokenizer or not lowers or _lowercases(tokenizer.get("normalizer")):
+        return tokenizer
+    normalizers = [{"type": "Lowercase"}, *steps(tokenizer.get("normalizer"), "normalizers")]
+    return tokenizer | {"normalizer": {"type": "Sequence", "normalizers": normalizers}}
 
 
 def _is_name(name: str) -> bool:

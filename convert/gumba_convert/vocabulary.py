@@ -26,6 +26,7 @@ from gumba.text.pretokenize import PRE_TOKENIZERS
 from gumba.text.vocabulary import KINDS, TEMPLATE_NAMES, TEMPLATE_PREFIX, UNDEFINED_KEY
 from gumba_convert import pre_tokenizers, ranks, sentence_piece, vocab_and_merges, word_piece
 from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.embedder import tokenizer_json
 from gumba_convert.gguf_writer import boolean, string, strings
 from gumba_convert.special_tokens import (
     SpecialTokens,
@@ -87,7 +88,7 @@ def read_vocabulary(checkpoint: Checkpoint, n_rows: int, *, pre_tokenizer: str |
     if pre_tokenizer is not None and pre_tokenizer not in pre_tokenizers.NAMES:
         known = ", ".join(sorted(pre_tokenizers.NAMES))
         raise ConvertError(f"unknown pre-tokenizer {pre_tokenizer!r}; known are {known}")
-    tokenizer = checkpoint.json("tokenizer.json") or {}
+    tokenizer = tokenizer_json(checkpoint)
     config = checkpoint.json("tokenizer_config.json") or {}
     if not tokenizer and not any(checkpoint.has(name) for name in _WHOLE_FILES):
         tokenizer, config = vocab_and_merges.from_files(checkpoint, config) or (tokenizer, config)

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from test_families import checkpoint_tensors, read, write
 from tiny_families import CTX, FAMILIES, W
 
+from gumba import Tokenizer
 from gumba.errors import ConvertError
 from gumba_convert import convert
 
@@ -296,12 +297,26 @@ def test_where_long_texts_are_cut(tmp_path: Path) -> None:
         ({"tokenizer_args": {"add_special_tokens": False}}, "tokenizer_args.add_special_tokens is False, which is not"),
         ({"model_args": {"torch_dtype": "float16", "head": 2}}, "model_args.head is 2, which is not"),
         ({"prefix": "query: "}, "prefix is query: , which is not"),
-        ({"do_lower_case": True}, "do_lower_case is True; only"),
     ],
 )
 def test_settings_of_the_transformer(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConvertError, match=message):
         convert(embedder(tmp_path / "hf", bert=settings), tmp_path / "out.gguf")
+
+
+def test_lower_case(tmp_path: Path) -> None:
+    """What the tokenizer does not do itself is put before its normalizers, as sentence-transformers does."""
+    folder = embedder(tmp_path / "hf", bert={"do_lower_case": True})
+    out = tmp_path / "out.gguf"
+    assert any("Lowercase" in warning for warning in convert(folder, out).warnings)
+    tokenizer = Tokenizer.from_gguf(out)
+    assert tokenizer.encode("ABC ÄÖ") == tokenizer.encode("abc äö")
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.txt").write_text("[UNK]\n[CLS]\n[SEP]\n[PAD]\na\n", encoding="utf-8")
+    assert converted(folder)[0]["tokenizer.ggml.normalizer.lowercase"] is True
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": false}', encoding="utf-8")
+    with pytest.raises(ConvertError, match="do_lower_case is True; only false is supported without"):
+        convert(folder, out)
 
 
 def test_settings_without_effect(tmp_path: Path) -> None:
