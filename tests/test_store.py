@@ -343,6 +343,7 @@ def test_where_things_are_kept(monkeypatch: pytest.MonkeyPatch, home: Path) -> N
         (["pull", "--list"], "GUMBA_HOME"),
         (["pull", "gpt2"], "HF_HOME"),
         (["inspect", "ada/tiny:Q8_0"], "HF_HOME"),
+        (["inspect", "modelscope:ada/tiny:Q8_0"], "set HOME"),
     ],
 )
 def test_a_user_without_a_home_gets_one_line(tmp_path: Path, arguments: list[str], setting: str) -> None:
@@ -438,3 +439,13 @@ def test_switches_of_other_engines(
         monkeypatch.setenv(name, value)
     found = [parse(text) for text in ("a/b", "hf.co/a/b", "modelscope:a/b")]
     assert [each is not None and each.modelscope for each in found] == [modelscope, False, True]
+
+
+def test_every_command_that_takes_a_model_takes_its_revision() -> None:
+    from argparse import _SubParsersAction
+
+    from gumba.cli.commands import build_parser
+
+    (commands,) = [each for each in build_parser()._actions if isinstance(each, _SubParsersAction)]
+    without = [n for n, parser in commands.choices.items() if "--revision" not in parser._option_string_actions]
+    assert without == ["models"]

@@ -15,7 +15,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from gumba.errors import DownloadError, RequestError
+from gumba.errors import DownloadError, GumbaError, RequestError
+from gumba.store.folders import has_home, no_home
 from gumba.store.gguf_files import RemoteFile
 from gumba.store.reference import Reference, checked_path
 
@@ -153,6 +154,8 @@ def one_of(hub_id: str, names: Sequence[str], pattern: str) -> str:
 
 def _part(module: str) -> Any:
     """A module of the package, imported by its name only, so that frozen programs do not bring it along."""
+    if not has_home():  # importing it fails, in its own words
+        raise no_home("ModelScope's package", "HOME")
     ours = [key for key in _PATIENCE if key not in os.environ]
     try:
         os.environ |= {key: _PATIENCE[key] for key in ours}
@@ -187,7 +190,7 @@ def _errors(reference: Reference) -> Iterator[None]:
     try:
         with _silence():
             yield
-    except (DownloadError, RequestError):
+    except GumbaError:
         raise
     except ConnectionError:
         raise DownloadError(f"{at}: ModelScope cannot be reached, and the model is not in the cache") from None

@@ -9,7 +9,7 @@ checkpoints of a hub stay in the cache of the hub's own library.
 from gumba.store.converted import CONVERTED_TYPE
 from gumba.store.folders import converted_folder, models_folder, state_folder
 from gumba.store.known import DEFAULT_MODEL, KNOWN, ON_HUB, KnownModel, did_you_mean, known_names
-from gumba.store.resolver import names_missing_file, pulled, resolve
+from gumba.store.resolver import local_path, names_missing_file, pulled, resolve
 
 __all__ = [
     "CONVERTED_TYPE",
@@ -20,6 +20,7 @@ __all__ = [
     "converted_folder",
     "did_you_mean",
     "known_names",
+    "local_path",
     "models_folder",
     "names_missing_file",
     "pulled",

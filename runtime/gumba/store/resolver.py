@@ -59,7 +59,7 @@ def resolve(
     report: Progress = progress or (lambda stage, done, total: None)
     tell: Announce = announce or log.warning
     text = DEFAULT_MODEL if model is None else os.fspath(model)
-    local = _local(text)
+    local = local_path(text)
     if local is not None:
         if revision is not None:
             raise RequestError(f"revision: {text} is on this machine; only a model on a hub has revisions")
@@ -78,12 +78,10 @@ def resolve(
     try:
         return _fetch(reference.with_revision(revision), report, tell, check)
     except DownloadError as error:
-        from gumba_convert.hub import or_local
-
         raise DownloadError(f"{or_local(error, text) if name is None else error}{did_you_mean(text)}") from None
 
 
-def _local(text: str) -> Path | None:
+def local_path(text: str) -> Path | None:
     """The file or folder of that name, if there is one."""
     with contextlib.suppress(OSError, ValueError, RuntimeError):  # a name too long, or with a NUL, or of nobody's home
         path = Path(text).expanduser()
@@ -94,9 +92,9 @@ def _local(text: str) -> Path | None:
 
 def names_missing_file(text: str) -> bool:
     """Whether ``text`` can only be the path of a GGUF file on this machine, and there is none."""
-    if not text.lower().endswith(".gguf") or "://" in text or _local(text) is not None:
+    if not text.lower().endswith(".gguf") or "://" in text or local_path(text) is not None:
         return False
-    if _local("/".join(text.split("/")[:2])) is not None:  # a path into a folder that is here
+    if local_path("/".join(text.split("/")[:2])) is not None:  # a path into a folder that is here
         return True
     reference = None if _looks_like_path(text) else parse(text)
     return reference is None or reference.file is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +87,14 @@ def found_file(name: str | PathLike[str], naming: Mapping[str, Any]) -> Path:
         raise RequestError(f"pretrained_model_name_or_path: expected a path or a name, found {show(name)}")
     file = require_optional_text("gguf_file", naming.get("gguf_file"))
     if file is not None:
-        folder = Path(name).expanduser()
-        if folder.is_dir():
+        folder = store.local_path(fspath(name))
+        if folder is not None and folder.is_dir():
             path = folder / file
             if not path.is_file():
                 raise RequestError(f"gguf_file: there is no file {file!r} in {folder}")
             return path
         name = f"{name}/{file}"
-    if isinstance(name, PathLike) or Path(name).expanduser().exists():
+    if isinstance(name, PathLike) or store.local_path(name) is not None:
         return store.resolve(name)  # transformers, too, takes a revision of what is on this machine
     if naming.get("local_files_only"):
         raise UnsupportedError("local_files_only: set HF_HUB_OFFLINE=1 before gumba is started, found True")
