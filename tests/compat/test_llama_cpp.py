@@ -131,6 +131,36 @@ def test_text_where_bytes_belong_and_the_other_way_round(llama, tiny):
         embedding.embed([b"hello"])
 
 
+@pytest.mark.parametrize(
+    "option", [{"seed": "a"}, {"seed": 1.5}, {"n_ctx": None}, {"n_ctx": True}, {"type_k": [1]}, {"model_path": 5}]
+)
+def test_options_of_the_wrong_type_are_type_errors(tiny, option):
+    with pytest.raises(TypeError, match=f"{next(iter(option))}.*: expected .*, found") as error:
+        Llama(**{"model_path": tiny, "vocab_only": True, **option})
+    assert isinstance(error.value, GumbaError)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"temp": "a"}, {"temp": None}, {"top_k": None}, {"top_p": True}, {"grammar": "root ::= 'a'"}, {"logit_bias": [1]},
+        {"logits_processor": 5}, {"max_tokens": "5"}, {"max_tokens": 1.5}, {"stop": 5}, {"stop": [b"x"]}, {"seed": "a"},
+        {"stopping_criteria": 5},
+    ],
+)  # fmt: skip
+def test_arguments_of_the_wrong_type_are_type_errors(llama, option):
+    given = {"temperature" if name == "temp" else name: value for name, value in option.items()}
+    with pytest.raises(TypeError, match=f"{next(iter(option))}: expected .*, found") as error:
+        llama("h", **{"max_tokens": 1, **given})
+    assert isinstance(error.value, GumbaError)
+
+
+def test_numbers_of_numpy_are_numbers(llama):
+    plain = llama("h", max_tokens=3, temperature=0.5, seed=3)
+    given = llama("h", max_tokens=np.int64(3), temperature=np.float64(0.5), seed=np.uint32(3))
+    assert given["choices"] == plain["choices"]
+
+
 class Upper(llama_cpp.BaseLlamaTokenizer):
     """The file's own tokenizer, which reads upper case."""
 

@@ -252,6 +252,37 @@ def test_a_schema_without_additional_properties_has_no_others(llama, monkeypatch
     assert found["$defs"]["A"]["additionalProperties"] is False
 
 
+@pytest.mark.parametrize("name", [None, "chatml-function-calling", "vicuna"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tools": 5}, "tools: expected a list"),
+        ({"tools": [{"function": {}}], "tool_choice": "required"}, r"tools\[0\]"),
+        ({"tools": [WEATHER], "tool_choice": 5}, "tool_choice: expected a text or a function, found 5"),
+        ({"tools": [WEATHER], "tool_choice": {"function": {"name": "x"}}}, "tool_choice: 'x' is not among the tools"),
+        ({"functions": 5}, "functions: expected a list of functions, found 5"),
+        ({"functions": [5]}, r"tools\[0\]: expected"),
+        ({"response_format": 5}, "response_format: expected an object with a type, found 5"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": 5}},
+            "response_format.json_schema: expected an object",
+        ),
+        ({"stop": 5}, "stop: expected a string or a list of strings, found 5"),
+        ({"messages": b"x"}, "messages: expected a list of messages, found b'x'"),
+        ({"messages": [5]}, r"messages\[0\]: expected a mapping with a role and a content, found 5"),
+    ],
+)
+def test_malformed_requests_name_what_is_wrong(llama, name, options, message):
+    handler = llama_chat_format.get_chat_completion_handler(name)
+    with pytest.raises(GumbaError, match=message):
+        handler(llama=llama, **{"messages": MESSAGES, "max_tokens": 1, **options})
+
+
+def test_a_tool_choice_without_tools_is_told(llama, caplog):
+    llama.create_chat_completion(MESSAGES, tool_choice="required", max_tokens=1)
+    assert "tool_choice has no effect: no tools are offered" in caplog.text
+
+
 @pytest.fixture
 def registry():
     handlers = llama_chat_format.LlamaChatCompletionHandlerRegistry._chat_handlers

@@ -5,15 +5,16 @@ from __future__ import annotations
 import codecs
 import time
 import uuid
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
 from gumba.compat.llama_cpp.llama_tokenizer import LlamaTokenizer, detokenize
-from gumba.compat.llama_cpp.options import ArgumentError, logger
+from gumba.compat.llama_cpp.options import ArgumentError, logger, require, stop_list
 from gumba.compat.llama_cpp.sampling import Controls, StoppingCriteria
 from gumba.engine.stopping import StopStrings
 from gumba.errors import EngineError, RequestError
@@ -152,10 +153,11 @@ class Completion:
         if n_prompt >= n_ctx:
             raise RequestError(f"Requested tokens ({n_prompt}) exceed context window of {n_ctx}")
         room = n_ctx - n_prompt
+        require("max_tokens", max_tokens, (Integral, type(None)), "an integer or None")
+        require("stopping_criteria", stopping_criteria, (Callable, type(None)), "a function or None")  # type: ignore[arg-type]
         self._limit = room if max_tokens is None or max_tokens <= 0 else min(max_tokens, room)
-        stops = [stop] if isinstance(stop, str) else list(stop or ())
         empty = isinstance(prompt, str) and not prompt
-        self._pieces = Pieces(self._tokenizer, SamplingParams(stop=stops).stop, strip=empty)
+        self._pieces = Pieces(self._tokenizer, SamplingParams(stop=stop_list(stop)).stop, strip=empty)
         self._params = controls.params(
             window=llama.last_n_tokens_size,
             seed=llama.next_seed(seed),

@@ -14,7 +14,7 @@ from gumba.compat.llama_cpp import llama_chat_format
 from gumba.compat.llama_cpp.completion import Completion, log_softmax, steps
 from gumba.compat.llama_cpp.llama_grammar import LlamaGrammar
 from gumba.compat.llama_cpp.loaded import LlamaState, LoadedModel
-from gumba.compat.llama_cpp.options import ArgumentError, PackageError, pooling_name
+from gumba.compat.llama_cpp.options import PackageError, pooling_name, require
 from gumba.compat.llama_cpp.sampling import (
     Controls,
     LogitsProcessor,
@@ -24,7 +24,7 @@ from gumba.compat.llama_cpp.sampling import (
     StoppingCriteriaList,
 )
 from gumba.errors import EngineError, RequestError
-from gumba.params import SamplingParams, show
+from gumba.params import SamplingParams
 
 __all__ = [
     "Llama",
@@ -188,6 +188,7 @@ class Llama(LoadedModel):
         )
         if reset:
             self.reset()
+        require("tokens", tokens, (Sequence, np.ndarray), "a list of token ids")
         new = list(tokens)
         while new:
             self.eval(new)
@@ -369,6 +370,7 @@ class Llama(LoadedModel):
 
     def create_embedding(self, input: str | Sequence[str], model: str | None = None) -> Answer:
         """Embeddings, as ``embed`` gives them, in an answer of OpenAI's form."""
+        require("input", input, (str, Sequence), "text, or a list of texts")
         texts = [input] if isinstance(input, str) else list(input)
         embeddings, total = self.embed(texts, return_count=True)
         return {
@@ -394,10 +396,10 @@ class Llama(LoadedModel):
         if not self.embedding:
             raise EngineError("the model must be made with embedding=True to call this method")
         pooling = pooling_name(self._pooling_type)
+        require("input", input, (str, Sequence), "text, or a list of texts")
         prompts = []
         for text in [input] if isinstance(input, str) else input:
-            if not isinstance(text, str):
-                raise ArgumentError(f"input: expected text, or a list of texts, found {show(text)}")
+            require("input", text, str, "text, or a list of texts")
             ids = self.tokenize(text.encode("utf-8"))
             ids = ids[: self.n_batch] if truncate else ids
             if len(ids) > self.n_batch:

@@ -30,7 +30,7 @@ from gumba.compat.llama_cpp.function_formats import (
 )
 from gumba.compat.llama_cpp.llama_grammar import LlamaGrammar
 from gumba.compat.llama_cpp.llama_tokenizer import LlamaTokenizer, auto_tokenizer
-from gumba.compat.llama_cpp.options import OptionError
+from gumba.compat.llama_cpp.options import OptionError, logger, require, stop_list
 from gumba.compat.llama_cpp.sampling import StoppingCriteriaList
 from gumba.compat.llama_cpp.vision_handlers import (
     Gemma4ChatHandler as Gemma4ChatHandler,
@@ -256,7 +256,7 @@ def _complete(
         options["stopping_criteria"] = prompt.criteria
     completion = llama.create_completion(
         prompt.ids,
-        stop=[*([stop] if isinstance(stop, str) else stop or ()), *prompt.stops],
+        stop=[*stop_list(stop), *prompt.stops],
         grammar=grammar,
         logprobs=(top_logprobs or 0) if logprobs else None,
         stream=stream,
@@ -283,13 +283,18 @@ def _as_tools(
     tool_choice: str | Mapping[str, Any] | None,
 ) -> tuple[Sequence[Mapping[str, Any]] | None, str | Mapping[str, Any] | None]:
     """(tools, tool_choice), which may be given in OpenAI's older form."""
+    require("functions", functions, (list, tuple, type(None)), "a list of functions")
+    require("tool_choice", tool_choice, (str, Mapping, type(None)), "a text or a function")
+    require("function_call", function_call, (str, Mapping, type(None)), "a text or a function")
     if functions is not None:
         tools = [{"type": "function", "function": function} for function in functions]
     if function_call is not None:
         tool_choice = function_call if isinstance(function_call, str) else {"function": function_call}
     if isinstance(tool_choice, str) and tool_choice not in ("none", "auto", "required"):
         raise RequestError(f"tool_choice: expected none, auto, required or a function, found {show(tool_choice)}")
-    return None if tool_choice == "none" else tools, tool_choice
+    if not tools and (tool_choice == "required" or isinstance(tool_choice, Mapping)):
+        logger.warning("tool_choice has no effect: no tools are offered")
+    return None if tool_choice == "none" or tools is None else checked_tools(tools), tool_choice
 
 
 def _go_on(
@@ -315,7 +320,7 @@ def _with_functions(
 ) -> Answer | Iterator[Answer]:
     """A chat completion in a format whose answers begin with a message's or a call's opening."""
     tools, tool_choice = _as_tools(functions, function_call, tools, tool_choice)
-    stops = [*([stop] if isinstance(stop, str) else stop or ()), form.stop]
+    stops = [*stop_list(stop), form.stop]
     ids = _ids(llama, ChatTemplate(form.template), messages, tools)
     before = form.message if form.always else ""
     if tools:
@@ -354,8 +359,10 @@ def _ids(
     tools: Sequence[Mapping[str, Any]] | None,
 ) -> list[int]:
     """Token ids of a conversation up to where the answer begins."""
-    if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise RequestError(f"messages: expected a list of messages, found {show(messages)}")
+    for i, each in enumerate(messages):
+        require(f"messages[{i}]", each, Mapping, "a mapping with a role and a content")
     flat = [{**each, "content": _text(each["content"])} if "content" in each else each for each in messages]
     try:
         variables: dict[str, Any] = {"tools": tools} if tools else {}
@@ -395,11 +402,14 @@ def _chosen_tool(
 
 def _response_grammar(response_format: Mapping[str, Any]) -> LlamaGrammar | None:
     """What ``response_format`` holds the answer to; None for plain text. Raises RequestError for an unknown type."""
+    require("response_format", response_format, Mapping, "an object with a type")
     kind = response_format.get("type")
     if kind == "json_object":
         return schema_grammar(response_format.get("schema", {"type": "object"}))
     if kind == "json_schema":
-        return schema_grammar((response_format.get("json_schema") or {}).get("schema", {"type": "object"}))
+        inner = response_format.get("json_schema") or {}
+        require("response_format.json_schema", inner, Mapping, "an object with a schema")
+        return schema_grammar(inner.get("schema", {"type": "object"}))
     if kind != "text":
         raise RequestError(f"response_format: expected type text, json_object or json_schema, found {show(kind)}")
     return None

@@ -19,7 +19,6 @@ from gumba.compat.llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 from gumba.compat.llama_cpp.llama_tokenizer import BaseLlamaTokenizer, LlamaTokenizer, detokenize, tokenize
 from gumba.compat.llama_cpp.options import (
     USUAL_CONTEXT,
-    ArgumentError,
     OptionError,
     PickleError,
     check_options,
@@ -28,6 +27,8 @@ from gumba.compat.llama_cpp.options import (
     kv_type,
     loading,
     metadata_text,
+    require,
+    seed_bits,
 )
 from gumba.errors import EngineError, RequestError
 from gumba.gguf import GGUFFile
@@ -83,6 +84,8 @@ class LoadedModel:
         **options: Any,
     ) -> None:
         check_options(options, verbose)
+        kv = kv_type(type_k, type_v)
+        require("model_path", model_path, (str, os.PathLike), "a path")
         self.model_path = os.fspath(model_path)
         if not os.path.exists(self.model_path):  # noqa: PTH110 (a path with a NUL does not exist either)
             raise RequestError(f"Model path does not exist: {self.model_path}")
@@ -96,7 +99,7 @@ class LoadedModel:
         self.spm_infill = spm_infill
         self.cache: BaseLlamaCache | None = None
         self._pooling_type = pooling_type
-        self._seed = LLAMA_DEFAULT_SEED if seed is None else seed & 0xFFFFFFFF
+        self._seed = LLAMA_DEFAULT_SEED if seed is None else seed_bits(seed)
         self._lock = threading.Lock()
         self._llm: LLM | None = None
         with loading(), GGUFFile(self.model_path) as file:
@@ -114,7 +117,7 @@ class LoadedModel:
                     n_ctx=self._n_ctx,
                     n_threads=n_threads or n_threads_batch,
                     max_batch_tokens=self.n_batch,
-                    kv_type=kv_type(type_k, type_v),
+                    kv_type=kv,
                 )
             self._tokenizer = self._llm.tokenizer
         self.tokenizer_: BaseLlamaTokenizer = LlamaTokenizer(self) if tokenizer is None else tokenizer
@@ -132,8 +135,7 @@ class LoadedModel:
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
         """Token ids of UTF-8 text. ``add_bos``: with BOS and EOS where the model wants them; ``special``: read the
         texts of control tokens as these."""
-        if not isinstance(text, bytes | bytearray | memoryview):
-            raise ArgumentError(f"text: expected bytes, found {show(text)}")
+        require("text", text, (bytes, bytearray, memoryview), "bytes")
         if isinstance(self.tokenizer_, LlamaTokenizer):
             return tokenize(self._tokenizer, text, add_bos, special)
         return self.tokenizer_.tokenize(bytes(text), add_bos, special)
@@ -216,7 +218,7 @@ class LoadedModel:
 
     def set_seed(self, seed: int) -> None:
         """Seed the calls that give no seed."""
-        self._seed = seed & 0xFFFFFFFF
+        self._seed = seed_bits(seed)
 
     def reset(self) -> None:
         """Forget the tokens of the state."""
@@ -229,6 +231,7 @@ class LoadedModel:
         context is full.
         """
         _ = self.llm  # there must be one
+        require("tokens", tokens, (Sequence, np.ndarray), "a list of token ids")
         ids = [self._tokenizer.check_id(token) for token in tokens]
         if self.n_tokens + len(ids) > self._n_ctx:
             raise EngineError(
@@ -244,6 +247,7 @@ class LoadedModel:
 
     def load_state(self, state: LlamaState) -> None:
         """Go back to a saved state. Raises RequestError (a ValueError) for one of another vocabulary or larger context."""
+        require("state", state, LlamaState, "a LlamaState")
         tokens = [self._tokenizer.check_id(token) for token in state.input_ids[: state.n_tokens].tolist()]
         if len(tokens) > self._n_ctx:
             raise RequestError(f"state: {len(tokens)} tokens do not fit the context of {self._n_ctx}")
@@ -319,7 +323,7 @@ class LoadedModel:
         """The seed of a call: its own, or the next of a chain that begins with the constructor's."""
         with self._lock:
             if seed is not None:
-                self._seed = seed & 0xFFFFFFFF
+                self._seed = seed_bits(seed)
             elif self._seed == LLAMA_DEFAULT_SEED:
                 return secrets.randbits(32)
             else:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from gumba.compat.llama_cpp.llama_cpp import (
@@ -66,6 +67,27 @@ class OptionError(UnsupportedError, ValueError):
 
 class ArgumentError(RequestError, TypeError):
     """An argument of the wrong type. A TypeError too, as llama-cpp-python raises."""
+
+
+def require(name: str, value: Any, kind: type[Any] | tuple[type[Any], ...], expected: str) -> None:
+    """Raise ArgumentError (a TypeError) for a value that is not of ``kind``; a bool is no number."""
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind in (Integral, Real)):
+        raise ArgumentError(f"{name}: expected {expected}, found {show(value)}")
+
+
+def seed_bits(seed: int) -> int:
+    """A seed's lowest 32 bits. Raises ArgumentError (a TypeError) for what is no int."""
+    require("seed", seed, Integral, "an integer")
+    return int(seed) & 0xFFFFFFFF
+
+
+def stop_list(stop: str | Sequence[str] | None) -> list[str]:
+    """Stop strings, which may be one or none. Raises ArgumentError (a TypeError) for anything else."""
+    found = [stop] if isinstance(stop, str) else [] if stop is None else stop
+    require("stop", found, (list, tuple), "a string or a list of strings")
+    for each in found:
+        require("stop", each, str, "strings")
+    return list(found)
 
 
 class PickleError(EngineError, TypeError):
@@ -153,6 +175,8 @@ def metadata_text(value: Any) -> str:
 
 def kv_type(type_k: int | None, type_v: int | None) -> str | None:
     """The KV cache's type for llama.cpp's two; None: gumba's own choice. Raises OptionError for what it cannot hold."""
+    for each in (type_k, type_v):
+        require("type_k, type_v", each, (int, type(None)), "a number of ggml's, or None")
     found = {each for each in (type_k, type_v) if each is not None}
     if not found:
         return None
@@ -170,6 +194,7 @@ def context_size(n_ctx: int, trained: int) -> int:
 
     Who gets fewer tokens than were asked for is told so; the usual number, 512, is what those have who ask for nothing.
     """
+    require("n_ctx", n_ctx, Integral, "an integer")
     if n_ctx < 0:
         raise RequestError(f"n_ctx: expected 0 or more, found {n_ctx}")
     if n_ctx > trained:

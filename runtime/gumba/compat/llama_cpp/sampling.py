@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from gumba.compat.llama_cpp.llama_grammar import LlamaGrammar
+from gumba.compat.llama_cpp.options import require
 from gumba.errors import RequestError
 from gumba.params import SamplingParams, show
 
@@ -76,6 +78,7 @@ class Controls:
 
         Raises RequestError (a ValueError) for a value that is out of range.
         """
+        self._check()
         temperature, samplers = self.temp, None
         if self.temp < 0:
             temperature, samplers = 1.0, ("penalties",)
@@ -103,6 +106,16 @@ class Controls:
             **more,
         )
         return params
+
+    def _check(self) -> None:
+        """Raise ArgumentError (a TypeError) for a value of the wrong type."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type in ("int", "float"):
+                require(field.name, value, Real, "a number")
+        require("grammar", self.grammar, (LlamaGrammar, type(None)), "a LlamaGrammar or None")
+        require("logit_bias", self.logit_bias, (Mapping, type(None)), "a dict of token ids or None")
+        require("logits_processor", self.logits_processor, (Sequence, type(None)), "a list of functions or None")
 
 
 def _processor(processor: LogitsProcessor) -> Callable[[list[int], Array], Array]:
