@@ -78,6 +78,8 @@ def resolve(
     try:
         return _fetch(reference.with_revision(revision), report, tell, check)
     except DownloadError as error:
+        from gumba_convert.hub import or_local
+
         raise DownloadError(f"{or_local(error, text) if name is None else error}{did_you_mean(text)}") from None
 
 
