@@ -319,12 +319,23 @@ def test_reasoning_however_the_tags_come(opened, text, content, reasoning):
     calls = [("f", {"zip": "<think>a</think>"})] if "tool_call" in text else []
 
     def split():
-        return ThinkSplitter(REASONING["think"], opened, FORMS[HERMES])
+        return ThinkSplitter(REASONING["think"], opened, FORMS[HERMES], TOOLS)
 
     for pieces in cuts(text):
         found = read(HERMES, pieces, splitter=split)
         assert found[1:] == (reasoning, calls)
         assert content is None or found[0] == content
+
+
+def test_reasoning_tags_in_a_call_without_a_marker_are_its_own():
+    def split():
+        return ThinkSplitter(REASONING["think"], True, FORMS["<|python_tag|>"], TOOLS)
+
+    call = '{"name": "f", "parameters": {"zip": "<think>a</think>"}}'
+    for pieces in cuts(f"b</think>{call}"):
+        assert read("<|python_tag|>", pieces, splitter=split) == ("", "b", [("f", {"zip": "<think>a</think>"})])
+    for pieces in cuts("b</think>{c} <think>d</think>e"):
+        assert read("<|python_tag|>", pieces, splitter=split) == ("{c} e", "b\nd", [])
 
 
 def test_an_answer_is_not_held_back_after_reasoning():
@@ -366,7 +377,7 @@ def _splitters():
     yield None, lambda: HarmonySplitter(TOOLS)
     for source, form in FORMS.items():
         for opened in (False, True):
-            yield source, lambda form=form, opened=opened: ThinkSplitter(REASONING["think"], opened, form)
+            yield source, lambda form=form, opened=opened: ThinkSplitter(REASONING["think"], opened, form, TOOLS)
 
 
 def test_mutated_answers():
@@ -407,7 +418,9 @@ LONG = [
 @pytest.mark.parametrize(("source", "unit"), LONG)
 def test_time_is_linear(source, unit):
     def split():
-        return HarmonySplitter(TOOLS) if source is None else ThinkSplitter(REASONING["think"], True, FORMS[source])
+        return (
+            HarmonySplitter(TOOLS) if source is None else ThinkSplitter(REASONING["think"], True, FORMS[source], TOOLS)
+        )
 
     seconds = []
     for size in (1 << 14, 1 << 17):

@@ -90,7 +90,7 @@ class Trimmer:
 
 
 #: Characters after which an answer that may have begun with a call without a marker is none.
-_MOST_UNDECIDED = 512
+MOST_UNDECIDED = 512
 
 
 class CallSplitter:
@@ -132,8 +132,8 @@ class CallSplitter:
         self._held = ["".join([*self._held, bare])] if bare else self._held
         if not self._held:
             return ""
-        verdict = self._form.starts(self._held[0][:_MOST_UNDECIDED], self._tools)
-        if verdict is None and len(self._held[0]) < _MOST_UNDECIDED:
+        verdict = self._form.starts(self._held[0][:MOST_UNDECIDED], self._tools)
+        if verdict is None and len(self._held[0]) < MOST_UNDECIDED:
             return ""
         self._decided, self._collecting = True, verdict is True
         if self._collecting:

@@ -113,7 +113,11 @@ def answer_format(
     tags = _tags(tokenizer, source, reasoning)
     opened = tags is not None and tokenizer.decode(prompt[-24:]).rstrip().endswith(tags.opening)
     form = _calls(source) if tools else None
-    split = None if tags is None or (opened and constrained) else functools.partial(ThinkSplitter, tags, opened, form)
+    split = (
+        None
+        if tags is None or (opened and constrained)
+        else functools.partial(ThinkSplitter, tags, opened, form, functions)
+    )
     if split is None and form is None:
         return None
     texts = (() if tags is None else tags.texts) + (() if form is None else (*form.markers, *form.texts))

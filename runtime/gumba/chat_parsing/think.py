@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from gumba.chat_parsing.answer import Delta, MarkerScanner, Trimmer
-from gumba.chat_parsing.tools import ToolFormat
+from gumba.chat_parsing.answer import MOST_UNDECIDED, Delta, MarkerScanner, Trimmer
+from gumba.chat_parsing.tools import ToolFormat, Tools
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,14 @@ class ThinkSplitter:
     Args:
         tags: Those of the model.
         opened: Whether the prompt ends with the opening tag.
-        form: That of calls, whose text is left alone.
+        form: That of calls of ``tools``, whose text is left alone.
     """
 
-    def __init__(self, tags: Tags, opened: bool, form: ToolFormat | None = None) -> None:
-        self._tags = tags
+    def __init__(self, tags: Tags, opened: bool, form: ToolFormat | None = None, tools: Tools | None = None) -> None:
+        self._tags, self._form, self._tools = tags, form, tools
         self._calls, self._calls_end = ((), ()) if form is None else (form.markers, form.closing)
-        self._bare_calls = form is not None and type(form).starts is not ToolFormat.starts
+        #: How the answer begins, which may be a call without a marker.
+        self._beginning = ""
         self._scanner = MarkerScanner(tuple(dict.fromkeys((*tags.texts, *self._calls, *self._calls_end))))
         #: start, reasoning, after (the closing tag), doubt (whether reasoning is over), answer, inner (reasoning in the
         #: answer), call.
@@ -182,14 +183,20 @@ class ThinkSplitter:
                 self._answer(text)
 
     def _answer(self, text: str) -> None:
-        begins = self._state in ("start", "after")
         if self._state == "start":
             self._content.append(self._lead.finish())
         self._state = "answer"
-        if begins and self._bare_calls and text.startswith(("{", "[")):
-            self._state, self._calls_end = "call", ()
+        if len(self._beginning) < MOST_UNDECIDED:
+            self._beginning += text[:MOST_UNDECIDED]
         self._code.push(text)
         self._content.append(text)
+
+    @property
+    def _in_call(self) -> bool:
+        """Whether the answer begins with a call without a marker."""
+        if self._form is None or self._tools is None:
+            return False
+        return self._form.starts(self._beginning[:MOST_UNDECIDED], self._tools) is True
 
     def _think(self, text: str) -> None:
         self._code.push(text)
@@ -217,7 +224,7 @@ class ThinkSplitter:
             if begun:
                 self._think(self._tags.opening)
         elif self._state == "answer":
-            if self._code:
+            if self._code or self._in_call:
                 self._answer(self._tags.opening)
             else:
                 self._state, self._nested, self._inner_at_start = "inner", 0, self._code.at_line_start
