@@ -67,16 +67,18 @@ def generation_metadata(
     """
     given = checkpoint.json(FILE) or {}
     values, warnings = _ends(checkpoint, given, vocabulary)
-    penalty = _number(given.get("repetition_penalty"))
-    if penalty is not None and 0 < penalty < 1e6 and penalty != 1:
-        values["general.sampling.penalty_repeat"] = f32(penalty)
-        values["general.sampling.penalty_last_n"] = Value(I32, -1)  # transformers penalizes the whole text
     unstored = UNSTORED | (BEAM_SEARCH if given.get("num_beams") not in (None, 1) else {})
     named = [
         key
         for key, neutral in unstored.items()
         if given.get(key) is not None and given[key] not in neutral and f"tokenizer.ggml.{key}" not in stored
     ]
+    penalty = _number(given.get("repetition_penalty"))
+    if penalty is not None and 0 < penalty < 1e6 and penalty != 1:
+        values["general.sampling.penalty_repeat"] = f32(penalty)
+        values["general.sampling.penalty_last_n"] = Value(I32, -1)  # transformers penalizes the whole text
+    elif given.get("repetition_penalty") not in (None, 1):
+        named.append("repetition_penalty")
     length, n_ctx = _number(given.get("max_length")), _number(checkpoint.config.get("max_position_embeddings"))
     if length is not None and length != 20 and (n_ctx is None or length < n_ctx):  # 20 is transformers' default
         named.append("max_length")

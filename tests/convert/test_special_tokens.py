@@ -144,6 +144,7 @@ SAMPLING = [
         "num_beams 4, no_repeat_ngram_size 3, bad_words_ids [[1]], length_penalty 0.5, max_length 64;",
     ),
     ({"max_length": 4096, "length_penalty": 0.5, "forced_bos_token_id": 0}, {}, " forced_bos_token_id 0;"),
+    ({"repetition_penalty": "much"}, {}, "repetition_penalty 'much';"),
     ({"do_sample": False, "stop_strings": ["x"]}, {}, "do_sample False, stop_strings ['x'];"),
 ]
 

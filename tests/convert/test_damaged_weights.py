@@ -1,0 +1,38 @@
+"""Weights that are no finite numbers, in every type that the converter writes: a generation ends with one clear error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_checkpoints import write_checkpoint
+
+from gumba import LLM, GGUFFile, SamplingParams
+from gumba.errors import ModelError
+from gumba_convert import convert
+
+#: A weight, or the scale that begins a block.
+BAD = {
+    "f32": np.float32(np.nan).tobytes(),
+    "f16": np.float16(np.inf).tobytes(),
+    "bf16": b"\xc0\x7f",
+    "q8_0": np.float16(np.nan).tobytes(),
+    "q4_0": np.float16(-np.inf).tobytes(),
+}
+
+
+@pytest.mark.parametrize("type", BAD)
+def test_a_damaged_weight_or_scale(tmp_path: Path, type: str) -> None:
+    write_checkpoint(tmp_path / "hf")
+    out = tmp_path / "out.gguf"
+    convert(tmp_path / "hf", out, type=type, pure=True)
+    with GGUFFile(out) as file:
+        at = file.tensors["blk.0.ffn_down.weight"].offset
+    with out.open("r+b") as damaged:
+        damaged.seek(at)
+        damaged.write(BAD[type])
+    with LLM(out) as llm:
+        for _ in range(2):  # the engine lives on
+            with pytest.raises(ModelError, match=r"logit of token 0 is .*, expected a finite number"):
+                llm.generate(["abc"], SamplingParams(max_tokens=3, temperature=0))
