@@ -208,6 +208,13 @@ def test_context_that_is_full_is_a_warning(tiny, caplog):
         ({"do_sample": "yes"}, RequestError, "do_sample"),
         ({"attention_mask": [[1, 1]]}, RequestError, "attention_mask"),
         ({"attention_mask": [[0, 0, 0]]}, RequestError, "no padding"),
+        ({"exponential_decay_length_penalty": 3}, RequestError, "exponential_decay_length_penalty"),
+        ({"exponential_decay_length_penalty": (3, "a")}, RequestError, "exponential_decay_length_penalty"),
+        ({"streamer": 5}, RequestError, "streamer"),
+        ({"stopping_criteria": 5}, RequestError, "stopping_criteria"),
+        ({"logits_processor": [5]}, RequestError, "logits_processor"),
+        ({"prefix_allowed_tokens_fn": lambda row, ids: [9999]}, RequestError, "prefix_allowed_tokens_fn"),
+        ({"penalty_alpha": "x"}, RequestError, "penalty_alpha"),
         ({"top_pp": 0.5}, TypeError, "did you mean 'top_p'"),
         ({"generation_config": 3}, RequestError, "generation_config"),
     ],
@@ -319,6 +326,11 @@ def test_tokenizers_refuse_by_name(tiny, tokenizer):
     ):
         with pytest.raises((RequestError, UnsupportedError), match=message):
             tokenizer(*args, **options)
+    for function, argument in ((tokenizer.batch_decode, 5), (tokenizer.convert_tokens_to_ids, 5), (tokenizer.pad, 5)):
+        with pytest.raises(RequestError, match="expected"):
+            function(argument)
+    with pytest.raises(RequestError, match="messages"):
+        tokenizer.apply_chat_template(CHAT, messages=CHAT)
 
 
 def test_tensors_need_pytorch(tokenizer, monkeypatch):

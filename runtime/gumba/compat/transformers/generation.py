@@ -70,8 +70,10 @@ class Plan:
         self.beams = require_count("num_beams", options.get("num_beams", 1), 1)
         self.samples = require_boolean("do_sample", options.get("do_sample", False))
         self.streamer = options.get("streamer")
-        alpha = options.get("penalty_alpha")
-        self.contrastive = not self.samples and self.beams == 1 and alpha is not None and alpha > 0
+        if self.streamer is not None and not (hasattr(self.streamer, "put") and hasattr(self.streamer, "end")):
+            raise RequestError(f"streamer: expected an object with put and end, found {show(self.streamer)}")
+        alpha = require_number("penalty_alpha", options.get("penalty_alpha", 0.0), 0.0, 1.0)
+        self.contrastive = not self.samples and self.beams == 1 and alpha > 0
         ends: Any = options.get("eos_token_id")
         ends = ends.tolist() if hasattr(ends, "tolist") else ends
         #: Tokens that end an answer; None: the file's. A negative id is none, as in transformers.
@@ -264,10 +266,7 @@ class Plan:
         return params, stop
 
     def _stop(self, row: Row) -> processors.Stop | None:
-        criteria, most = self._options.get("stopping_criteria"), self._options.get("max_time")
-        listed: Sequence[Callable[..., Any]] = (
-            criteria if isinstance(criteria, list | tuple) else [criteria] if criteria else []
-        )
+        listed, most = _functions("stopping_criteria", self._options), self._options.get("max_time")
         if not listed and most is None:
             return None
         ends = self._end_ids
@@ -296,15 +295,16 @@ class Plan:
             words = processors.bad_words(options["bad_words_ids"], ends, n_vocab)
             before.append(processors.sequence_bias(words))  # -inf stays -inf whatever comes next
         if options.get("prefix_allowed_tokens_fn") is not None:
-            before.append(processors.allowed_only(options["prefix_allowed_tokens_fn"], index))
+            (function,) = _functions("prefix_allowed_tokens_fn", options)
+            before.append(processors.allowed_only(function, index, n_vocab))
         if options.get("forced_bos_token_id") is not None:
-            (token,) = processors.token_ids("forced_bos_token_id", options["forced_bos_token_id"], n_vocab)
+            (token, *_) = processors.token_ids("forced_bos_token_id", options["forced_bos_token_id"], n_vocab)
             after.append(processors.only_at(1, token))
         if options.get("forced_eos_token_id") is not None:
             (token, *_) = processors.token_ids("forced_eos_token_id", options["forced_eos_token_id"], n_vocab)
             after.append(processors.only_at(n_prompt + shared["max_tokens"] - 1, token))
         if options.get("exponential_decay_length_penalty") is not None:
-            start, factor = options["exponential_decay_length_penalty"]
+            start, factor = processors.decay(options["exponential_decay_length_penalty"])
             after.append(processors.longer_penalty(n_prompt + start, factor, ends))
         if options.get("suppress_tokens") is not None:
             after.append(
@@ -315,8 +315,7 @@ class Plan:
         if options.get("begin_suppress_tokens") is not None:
             tokens = processors.token_ids("begin_suppress_tokens", options["begin_suppress_tokens"], n_vocab)
             after.append(processors.not_at(n_prompt, tokens))
-        given = options.get("logits_processor")
-        given = given if isinstance(given, list | tuple) else [given] if given is not None else []
+        given = _functions("logits_processor", options)
         after += [processors.foreign(each, n_prompt, row.padded or self._start(row.ids)) for each in given]
         penalty = options.get("repetition_penalty", 1.0)
         own = bool(after) and penalty != 1.0
@@ -329,3 +328,13 @@ class _Changes:
 
     functions: list[processors.Processor]
     own: bool
+
+
+def _functions(name: str, options: Mapping[str, Any]) -> list[Callable[..., Any]]:
+    """A function, or several, as a list. Raises RequestError for anything else."""
+    given = options.get(name)
+    listed = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
+    for each in listed:
+        if not callable(each):
+            raise RequestError(f"{name}: expected functions, found {show(each)}")
+    return listed

@@ -98,10 +98,13 @@ def found_file(name: str | PathLike[str], naming: Mapping[str, Any]) -> Path:
         return store.resolve(name)  # transformers, too, takes a revision of what is on this machine
     if naming.get("local_files_only"):
         raise UnsupportedError("local_files_only: set HF_HUB_OFFLINE=1 before gumba is started, found True")
+    cache_dir = naming.get("cache_dir")
+    if cache_dir is not None and not isinstance(cache_dir, str | PathLike):
+        raise RequestError(f"cache_dir: expected a folder, found {show(cache_dir)}")
     tokens = [naming.get(key) for key in ("token", "use_auth_token")]
     return store.resolve(
         name,
         revision=require_optional_text("revision", naming.get("revision")),
         token=next((each for each in tokens if isinstance(each, str)), None),
-        cache_dir=naming.get("cache_dir"),
+        cache_dir=cache_dir,
     )

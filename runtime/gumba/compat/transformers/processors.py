@@ -115,12 +115,12 @@ def longer_penalty(start: int, factor: float, ends: Sequence[int]) -> Processor:
     return process
 
 
-def allowed_only(function: Callable[[int, Any], Iterable[int]], row: int) -> Processor:
+def allowed_only(function: Callable[[int, Any], Iterable[int]], row: int, n_vocab: int) -> Processor:
     """Allow the tokens alone that ``function(row, token ids)`` returns."""
 
     def process(ids: list[int], logits: Logits) -> Logits:
         mask = np.full_like(logits, -np.inf)
-        mask[[int(each) for each in function(row, _array(ids))]] = 0.0
+        mask[token_ids("prefix_allowed_tokens_fn", function(row, _array(ids)), n_vocab)] = 0.0
         return logits + mask
 
     return process
@@ -194,6 +194,14 @@ def biases(given: Any, n_vocab: int) -> list[tuple[Sequence[int], float]]:
         number = float(bias) if bias in (np.inf, -np.inf) else require_number("sequence_bias", bias, -1e6, 1e6)
         found.append((token_ids("sequence_bias", item[0], n_vocab), number))
     return found
+
+
+def decay(given: Any) -> tuple[int, float]:
+    """``exponential_decay_length_penalty``: the number of new tokens after which it begins, and its factor."""
+    if not isinstance(given, list | tuple) or len(given) != 2:
+        raise RequestError(f"exponential_decay_length_penalty: expected (start, factor), found {show(given)}")
+    name = "exponential_decay_length_penalty"
+    return require_count(name, given[0], 0), require_number(name, given[1], 0.0, 1e3)
 
 
 def _rows(name: str, given: Any) -> list[Any]:

@@ -344,6 +344,8 @@ class PreTrainedTokenizer:
     def batch_decode(self, sequences: Any, skip_special_tokens: bool = False, **options: Any) -> list[str]:
         """The texts of rows of token ids; keywords as of ``decode``."""
         rows = listed(sequences)
+        if not isinstance(rows, list):
+            raise RequestError(f"sequences: expected rows of token ids, found {show(sequences)}")
         rows = rows if all(isinstance(row, list) for row in rows) else [rows]
         return [self.decode(row, skip_special_tokens, **options) for row in rows]
 
@@ -352,6 +354,8 @@ class PreTrainedTokenizer:
         if isinstance(tokens, str):
             token = self.backend.token_id(tokens)
             return self.unk_token_id if token is None else token
+        if not isinstance(tokens, list | tuple):
+            raise RequestError(f"tokens: expected a token's text or a list of them, found {show(tokens)}")
         return [self.convert_tokens_to_ids(each) for each in tokens]
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
@@ -402,6 +406,8 @@ class PreTrainedTokenizer:
             raise UnsupportedError("return_assistant_tokens_mask: gumba does not support it, found True")
         if continue_final_message and add_generation_prompt:
             raise RequestError("continue_final_message: expected False with add_generation_prompt")
+        if "messages" in variables:
+            raise RequestError("messages: the conversation is the first argument, and no further variable")
         template = self._chat_template(chat_template, tools)
         if tools is not None:
             variables["tools"] = schemas(tools)
