@@ -13,6 +13,7 @@ from gumba.errors import ModelError, RequestError
 from gumba.gguf import GGUFFile
 from gumba.params import show
 from gumba.text import Tokenizer
+from gumba.text.shield import shielded
 
 PREFIX = "gumba.embedding."
 _PROMPT = PREFIX + "prompt."
@@ -89,10 +90,18 @@ def _count(gguf: GGUFFile, name: str) -> int | None:
     return value
 
 
+def encode_after(tokenizer: Tokenizer, prompt: str, text: str) -> list[int]:
+    """Token ids of a text behind a prompt of the model; control tokens are parsed in the prompt, not in the text."""
+    if not any(control in prompt for control in tokenizer.control_texts):
+        return tokenizer.encode(prompt + text)
+    text, mark = shielded(text, tokenizer.control_texts, prompt)
+    return tokenizer.encode(prompt + text, parse_special=True, shield=mark)
+
+
 def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> int:
     """How many tokens a text begins with that are the prompt's, those that begin every text among them.
 
     As sentence-transformers counts them: those of the prompt alone, without a special token at the end.
     """
-    ids = tokenizer.encode(prompt)
+    ids = encode_after(tokenizer, prompt, "")
     return len(ids) - (1 if ids and tokenizer.is_special(ids[-1]) else 0)

@@ -13,7 +13,7 @@ import numpy as np
 
 from gumba.asked import BeamRequest, ContrastiveRequest, Request
 from gumba.chat_parsing import answer_format, checked_tools
-from gumba.embedding import EmbeddingSettings, prompt_tokens
+from gumba.embedding import EmbeddingSettings, encode_after, prompt_tokens
 from gumba.engine.beam import BeamSearch
 from gumba.engine.contrastive import ContrastiveSearch
 from gumba.engine.draft import DraftRunner, ModelDrafter
@@ -229,18 +229,20 @@ class Requests:
         skip = prompt_tokens(self._tokenizer, before) if before and not self.embedding.include_prompt else 0
         whole, sequences = not self._config.causal, []
         for i, each in enumerate(_listed(prompts)):  # type: ignore[arg-type]
-            if prompt and not isinstance(each, str):
-                raise RequestError(f"prompt: {show(prompt)} can only be put before a text, found {show(each)}")
             try:
-                ids = self.prompt_ids(before + each if isinstance(each, str) else each)
-                ids = self._embeddable(ids, truncate, text=isinstance(each, str))
+                given = _plain(each) if isinstance(each, Mapping) else each
+                text = isinstance(given, str)
+                if prompt and not text:
+                    raise RequestError(f"prompt: {show(prompt)} can only be put before a text, found {show(given)}")
+                ids = self.prompt_ids(encode_after(self._tokenizer, before, str(given)) if text else given)
+                ids = self._embeddable(ids, truncate, text=text)
             except RequestError as error:
-                if isinstance(prompts, str):
+                if isinstance(prompts, str | Mapping):
                     raise
                 numbered = RequestError(f"prompts[{i}]: {str(error).removeprefix('prompt: ')}")
                 numbered.index = i
                 raise numbered from None
-            n_skipped = skip if isinstance(each, str) else 0
+            n_skipped = skip if text else 0
             sequences.append(self._share(Embedding(ids, self._config.n_embd, kind, whole=whole, skip=n_skipped)))
         return sequences
 

@@ -36,6 +36,8 @@ def test_vectors(model: tuple[str, LLM]) -> None:
             found = llm.embed(TEXTS, prompt=chosen, truncate=True)
             np.testing.assert_allclose(found, golden[prompt], atol=1e-6, err_msg=prompt)
         np.testing.assert_allclose(llm.embed(TEXTS, prompt="", truncate=True), golden["none"], atol=1e-6)
+        as_mappings = llm.embed([{"prompt": text} for text in TEXTS], truncate=True)  # as vLLM takes prompts
+        np.testing.assert_allclose(as_mappings, golden["default"], atol=1e-6)
     assert llm.embed([]).shape == (0, found.shape[1])
     assert dict(llm.embedding_prompts) == {"query": "find the cat: ", "document": "dog ", "none": ""}
 
@@ -76,6 +78,21 @@ def test_states_of_all_tokens(model: tuple[str, LLM]) -> None:
     _, llm = model
     (states,) = llm.embed(["the cat"], prompt="query", pooling="none")
     assert len(states) == len(llm.tokenizer.encode("find the cat: the cat"))
+
+
+def test_control_tokens_of_a_prompt(tmp_path: Path) -> None:
+    """The model's own prompt may have them; the same characters in a text are text."""
+    prompts = {"gumba.embedding.prompt.query": "[SEP]the ", "gumba.embedding.max_seq_length": 40}
+    path = rewrite(tmp_path / "out.gguf", prompts, model=DATA / "embedder_bert.gguf")
+    with LLM(path, n_threads=1) as llm:
+        encode, sep = llm.tokenizer.encode, llm.tokenizer.sep_id
+        wanted = [llm.tokenizer.bos_id, sep, *encode("the cat [SEP]", add_special=False), sep]
+        assert wanted.count(sep) == 2
+        (states,) = llm.embed(["cat [SEP]"], prompt="query", pooling="none")
+        assert np.array_equal(states, llm.embed([wanted], pooling="none")[0])
+        pooled = llm.embed(["cat [SEP]"], prompt="query", normalize=False)
+        raw = llm.embed(["cat [SEP]"], prompt="query", pooling="none", normalize=False)[0]
+        np.testing.assert_allclose(pooled[0], raw[3:].mean(axis=0), rtol=1e-4)  # [CLS] [SEP] the
 
 
 @pytest.mark.parametrize(
