@@ -62,8 +62,8 @@ def test_the_size_of_the_vocabulary_is_that_of_the_embedding(gumba: Callable, ti
         ("{% if", TYPES.STRING, "the chat template is wrong in line 1"),
         ("{{ messages[0].content.nope() }}", TYPES.STRING, "the chat template fails"),
         ("{{ 1 // 0 }}", TYPES.STRING, "the chat template fails: ZeroDivisionError"),
-        (7, TYPES.UINT32, "tokenizer.chat_template: expected a string, found int"),
-        (True, TYPES.BOOL, "tokenizer.chat_template: expected a string, found bool"),
+        (7, TYPES.UINT32, "tokenizer.chat_template: expected a string, found 7"),
+        (True, TYPES.BOOL, "tokenizer.chat_template: expected a string, found True"),
     ],
 )
 def test_a_bad_chat_template_is_refused_by_chats_only(

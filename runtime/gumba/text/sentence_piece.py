@@ -185,10 +185,7 @@ class SentencePieceEncoder:
         kinds = {TokenType.BYTE: 6, TokenType.CONTROL: 3, TokenType.UNKNOWN: 3}
         rows = zip(vocabulary.texts, vocabulary.scores.tolist(), vocabulary.types.tolist())
         for token, (text, score, kind) in enumerate(rows):
-            try:
-                piece = text.decode() if text else f"<empty token {token}>"
-            except UnicodeDecodeError:
-                raise TokenizerError(f"{PREFIX}tokens: token {token} is not UTF-8: {text!r:.80}") from None
+            piece = text.decode() if text else f"<empty token {token}>"
             type_ = 2 if token == self._unknown else kinds.get(kind, 1) if text else 3
             model.pieces.add(piece=piece, score=score, type=type_)
         if self._unknown == len(vocabulary.texts):

@@ -13,7 +13,6 @@ TEMPLATE_NAMES), and TEMPLATE_PREFIX with such a name, its text.
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import functools
 import re
@@ -204,11 +203,7 @@ class Vocabulary:
     def special_texts(self) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
         """Tokens to find in a text before it is encoded, longest first: (those always parsed, those on request too)."""
         wanted = np.isin(self.types, (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED))
-        found = []
-        for token in map(int, np.flatnonzero(wanted)):
-            with contextlib.suppress(UnicodeDecodeError):  # what is not UTF-8 stands in no text
-                found.append((self.texts[token].decode(), token))
-        found = [each for each in found if each[0]]
+        found = [(self.texts[token].decode(), token) for token in map(int, np.flatnonzero(wanted)) if self.texts[token]]
         found.sort(key=lambda each: -len(each[0].encode()))
         return [each for each in found if self.types[each[1]] == TokenType.USER_DEFINED], found
 

@@ -58,12 +58,7 @@ class WordPieceEncoder:
         self._continue: dict[str, int] = {}
         taken = ~np.isin(vocabulary.types, (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.BYTE))
         for token in np.flatnonzero(taken).tolist():
-            try:
-                text = vocabulary.texts[token].decode()
-            except UnicodeDecodeError:
-                raise TokenizerError(
-                    f"{PREFIX}tokens: token {token} is not UTF-8: {vocabulary.texts[token]!r:.80}"
-                ) from None
+            text = vocabulary.texts[token].decode()
             if text.startswith(_MARK) and text != _MARK:
                 self._begin[text[1:]] = token
             elif text:
