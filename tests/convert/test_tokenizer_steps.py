@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from gumba.errors import TokenizerError
 from gumba.gguf import GGUFFile
 from gumba.text import StreamDecoder, Tokenizer
+from gumba.text.normalizers import normal_form
 from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.gguf_writer import Value, header, i32_array, string
 from gumba_convert.tokenizer_json import tokenizer_files
@@ -195,6 +198,16 @@ def test_patterns_that_take_exponential_time(tmp_path: Path, monkeypatch: pytest
     found = opened(tmp_path / "v.gguf", vocabulary, normalizer=string(json.dumps(steps)))
     with pytest.raises(TokenizerError, match="times"):
         found.encode("a" * 3000)
+
+
+def test_long_runs_of_marks_are_normalized_in_linear_time() -> None:
+    """Python's own sort of them takes the square of their number: 100,000 would take half a minute."""
+    rng = random.Random(1)
+    for kind in ("NFC", "NFD", "NFKC", "NFKD"):
+        for _ in range(5):
+            marks = "".join(rng.choice("\u0301\u0316\u0345\u0334\u0344\u0903\u05b0\u0323\u0f73") for _ in range(200))
+            assert normal_form(kind, f"xe{marks}ﬁ{marks}") == unicodedata.normalize(kind, f"xe{marks}ﬁ{marks}")
+        assert len(normal_form(kind, "a" + "\u0301\u0316" * 50_000)) >= 100_000
 
 
 LONG = (

@@ -8,13 +8,12 @@ that, accents are left out and letters made small.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 
 from gumba.errors import TokenizerError
-from gumba.text.normalizers import cleaned, is_ideograph, lowercased
+from gumba.text.normalizers import cleaned, is_ideograph, lowercased, normal_form
 from gumba.text.unicode_sets import NONSPACING, PUNCTUATION, characters
 from gumba.text.vocabulary import PREFIX, TokenType, Vocabulary
 
@@ -72,7 +71,7 @@ class WordPieceEncoder:
     def encode(self, text: str) -> list[int]:
         """Token ids of a text."""
         if self._strip_accents and not text.isascii():
-            text = unicodedata.normalize("NFD", text)
+            text = normal_form("NFD", text)
         return self.encode_words(text.translate(self._characters).split(" "))
 
     def encode_words(self, words: Sequence[str]) -> list[int]:
