@@ -241,7 +241,7 @@ def _content(entry: Any) -> str | None:
     return text if isinstance(text, str) and text else None
 
 
-def _processing(processor: Any) -> dict[str, Any]:
+def processing(processor: Any) -> dict[str, Any]:
     """The TemplateProcessing step of a post-processor; empty when there is none."""
     steps = processor.get("processors") if isinstance(processor, dict) else None
     for step in steps if isinstance(steps, list) else [processor]:
@@ -252,7 +252,7 @@ def _processing(processor: Any) -> dict[str, Any]:
 
 def _separated(processor: Any) -> bool:
     """Whether two texts have a token more between them than stands at the end of one."""
-    step = _processing(processor)
+    step = processing(processor)
     single, pair = step.get("single"), step.get("pair")
     if isinstance(processor, dict) and processor.get("type") == "RobertaProcessing":
         return True
@@ -277,7 +277,7 @@ def _template_ends(processor: Any) -> tuple[str | None, str | None]:
     if isinstance(processor, dict) and processor.get("type") in ("RobertaProcessing", "BertProcessing"):
         ends = (processor.get("cls"), processor.get("sep"))
         return tuple(_content(end[0]) if isinstance(end, list) and end else None for end in ends)  # type: ignore[return-value]
-    single = _processing(processor).get("single")
+    single = processing(processor).get("single")
     if not isinstance(single, list) or len(single) < 2:
         return None, None
     parts = [part.get("SpecialToken") if isinstance(part, dict) else None for part in (single[0], single[-1])]

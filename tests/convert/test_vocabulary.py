@@ -251,6 +251,17 @@ def test_special_tokens(
     assert add.items() <= found.add.items()
 
 
+def test_options_that_are_left_out_are_warned_of(tmp_path: Path) -> None:
+    assert vocabulary(tmp_path, tokenizer=tokenizer(post_processor=template("<|im_start|>", "A"))).warnings == []
+    for json_, message in (
+        (tokenizer(post_processor=template("<|im_start|>", "<|end|>", "A")), "2 tokens around a text"),
+        (tokenizer(model={"dropout": 0.1}), "dropout 0.1"),
+        (tokenizer(decoder={"type": "CTC"}), "decoder CTC"),
+    ):
+        (found,) = vocabulary(tmp_path, tokenizer=json_).warnings
+        assert message in found
+
+
 def pair(*parts: str) -> dict[str, Any]:
     """The step for a text alone and for two: RoBERTa's, or BERT's."""
     sequence = [{"Sequence": {"id": part}} if part in "AB" else {"SpecialToken": {"id": part}} for part in parts]
