@@ -111,7 +111,8 @@ def test_tokenizer_comes_back(tmp_path: Path) -> None:
     convert(tmp_path / "hf", tmp_path / "a.gguf")
     export(tmp_path / "a.gguf", tmp_path / "back")
     a, b = (read_vocabulary(Checkpoint(tmp_path / name), CONFIG["vocab_size"]) for name in ("hf", "back"))
-    assert (a.tokens, a.merges, a.pre, a.special) == (b.tokens, b.merges, b.pre, b.special)
+    assert (a.tokens, a.merges, a.pre, a.special.ids) == (b.tokens, b.merges, b.pre, b.special.ids)
+    assert (a.special.add, a.special.templates) == (b.special.add, b.special.templates)
     assert a.types.tolist() == b.types.tolist()
     back = json.loads((tmp_path / "back" / "tokenizer.json").read_text(encoding="utf-8"))
     assert back["post_processor"]["single"] == template["single"]
