@@ -174,6 +174,17 @@ CALLS = [
     # a tag in a value that is closed is none of the call's
     (QWEN, "<function=write_file><parameter=content>a </function> <parameter=x> b</parameter></function>", "", [
         ("write_file", {"content": "a </function> <parameter=x> b"})]),
+    *((QWEN, f"<tool_call><function=write_file><parameter=content>\n{value}\n</parameter>\n<parameter=path>/a</parameter>"
+        "</function></tool_call>", "", [("write_file", {"content": value, "path": "/a"})]) for value in (
+        "<tool_call>\n<function=now>\n</function>\n</tool_call>", "a <function=now></function> b", "use </parameter> here",
+        "<tool_call><function=run_shell><parameter=command>ls</parameter></function></tool_call>",
+        "<function=write_file><parameter=path>x</parameter></function> <function=now></function>",
+    )),
+    *((GLM, f"<tool_call>run_shell<arg_key>command</arg_key><arg_value>{value}</arg_value></tool_call>", "", [
+        ("run_shell", {"command": value})]) for value in (
+        "<tool_call>now</tool_call>", "use </arg_value> here", "a </tool_call> b",
+        "<tool_call>run_shell<arg_key>command</arg_key><arg_value>ls</arg_value></tool_call>",
+    )),
     (QWEN, "<function=run_shell><parameter=command>ls<function=now></function>", "", [
         ("run_shell", {"command": "ls"}), ("now", {})]),
     (QWEN, "<tool_call>\n<function=run_shell>\n<parameter=command>\nls\n<tool_call>\n<function=now>\n</function>", "", [

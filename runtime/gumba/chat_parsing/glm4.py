@@ -19,7 +19,7 @@ from typing import Any
 from gumba.chat_parsing.hermes import CLOSE as _CLOSE
 from gumba.chat_parsing.hermes import OPEN as _OPEN
 from gumba.chat_parsing.hermes import read_hermes
-from gumba.chat_parsing.tools import Call, Found, Part, ToolFormat, Tools, make_call, scan
+from gumba.chat_parsing.tools import Call, Found, Part, ToolFormat, Tools, make_call, outer_ends, scan
 from gumba.chat_parsing.values import NoCall, after, after_space, read_at
 
 _KEY, _KEY_END, _VALUE, _VALUE_END = "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"
@@ -63,18 +63,19 @@ class GLM45(ToolFormat):
 
     def parse(self, text: str, tools: Tools, cut: bool = False) -> Found:
         tags = list(_TAG.finditer(text))
+        ends = outer_ends([tag[0] for tag in tags], _VALUE, _VALUE_END, (_KEY, _CLOSE))
         places = {tag.end(): i for i, tag in enumerate(tags)}
 
         def read(text: str, place: int) -> Part:
             if text.startswith(("{", "["), after_space(text, place)):
                 return read_hermes(tools, text, place)
-            return _read(text, tools, tags, places[place], cut)
+            return _read(text, tools, tags, ends, places[place], cut)
 
         return scan(text, _OPEN, read)
 
 
-def _read(text: str, tools: Tools, tags: list[re.Match[str]], at: int, cut: bool) -> Part:
-    """The call that the tag number ``at`` opens."""
+def _read(text: str, tools: Tools, tags: list[re.Match[str]], ends: list[int], at: int, cut: bool) -> Part:
+    """The call that the tag number ``at`` opens; ``ends``: see ``outer_ends``."""
 
     def kind(i: int) -> str:
         return tags[i][0] if i < len(tags) else ""
@@ -82,9 +83,16 @@ def _read(text: str, tools: Tools, tags: list[re.Match[str]], at: int, cut: bool
     def until(i: int) -> int:
         return tags[i].start() if i < len(tags) else len(text)
 
-    def inside(i: int) -> bool:
-        """Whether a tag is part of a value, which is closed behind it and followed by what follows values."""
-        return kind(i) in (_OPEN, _CLOSE) and kind(i + 1) == _VALUE_END and kind(i + 2) in (_KEY, _CLOSE)
+    def value_end(i: int) -> int:
+        """The tag that ends the value behind which the tag number ``i`` stands."""
+        while i < len(tags):
+            if kind(i) in (_OPEN, _CLOSE) and ends[i + 1] >= 0:  # a whole call, or its end, in a value closed behind it
+                i = ends[i + 1]
+            elif kind(i) == kind(i + 1) == _VALUE_END and after_space(text, tags[i].end()) < until(i + 1):
+                i += 1
+            else:
+                break
+        return i
 
     head = text[tags[at].end() : until(at + 1)].strip()
     at += 1
@@ -101,9 +109,7 @@ def _read(text: str, tools: Tools, tags: list[re.Match[str]], at: int, cut: bool
         if kind(at) != _VALUE:
             raise NoCall(until(at))
         start = tags[at].end()
-        at += 1
-        while inside(at):
-            at += 1
+        at = value_end(at + 1)
         if at == len(tags) and cut:
             raise NoCall(len(text))
         value = text[start : until(at)]
@@ -113,8 +119,8 @@ def _read(text: str, tools: Tools, tags: list[re.Match[str]], at: int, cut: bool
         key = None
     call, end = make_call(tools, name, arguments), after(text, place, _CLOSE)
     following = after_space(text, end)
-    ends = end > place or text.startswith(_OPEN, following) or (following == len(text) and not cut)
-    if call is None or not ends or (end == place and not arguments):
+    complete = end > place or text.startswith(_OPEN, following) or (following == len(text) and not cut)
+    if call is None or not complete or (end == place and not arguments):
         raise NoCall(end)
     return Part([call], end)
 

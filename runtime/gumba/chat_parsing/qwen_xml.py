@@ -19,7 +19,7 @@ import re
 from typing import Any
 
 from gumba.chat_parsing.hermes import read_hermes
-from gumba.chat_parsing.tools import Found, Part, ToolFormat, Tools, make_call
+from gumba.chat_parsing.tools import Found, Part, ToolFormat, Tools, make_call, outer_ends
 from gumba.chat_parsing.values import NoCall, after, after_space, read_at
 
 _ATTRIBUTE = re.compile(r"\s*(?:name\s*)?=\s*(?:\"([^\"]+)\"|'([^']+)'|([^\s]+))")
@@ -55,6 +55,12 @@ class _Reader:
         self._text, self._tools, self._tags, self._cut = text, tools, tags, cut
         self._kinds = [tag.lastgroup if tag["kind"] is None else tag["kind"] for tag in tags]
         self._at = 0  # the tag that comes next
+        keys = frozenset().union(*map(tools.keys, tools.names))
+        known = [
+            "" if kind == "parameter" and keys and _name(tag) not in keys else kind
+            for kind, tag in zip(self._kinds, tags, strict=True)
+        ]
+        self._outer_ends = outer_ends(known, "parameter", "value_end", ("function_end", "parameter"))
 
     def read_all(self, outer_end: str) -> Found:
         """All calls, and the rest of the text."""
@@ -133,28 +139,23 @@ class _Reader:
         keys = self._tools.keys(name)
         while self._at < len(self._tags):
             tag, kind = self._tags[self._at], self._kinds[self._at]
-            key = _name(tag) if kind == "parameter" else ""
-            ends = kind == "value_end" or (key and key not in given and (not keys or key in keys))
-            if kind in ("function_end", "outer_end"):
-                # Inside of a value that is closed behind it, and so is the call, it is text.
-                following = self._following(keys)
-                ends = following[0] != "value_end" or following[1] not in ("function_end", "parameter")
-            if ends or (kind in ("outer", "function") and self._offers(tag)):
+            if kind == "value_end":
+                ends = self._kind() != "value_end" or self._blank(self._at)
+            elif kind == "parameter":
+                key = _name(tag)
+                ends = bool(key) and key not in given and (not keys or key in keys)
+            else:
+                ends = kind in ("function_end", "outer_end") or self._offers(tag)
+                outer = self._outer_ends[self._at + 1]
+                if ends and outer >= 0:  # a whole call or its end, in a value that is closed behind it
+                    self._at = outer
+                    continue
+            if ends:
                 return tag.start()
             self._at += 1
         if self._cut:
             raise NoCall(len(self._text))
         return len(self._text.rstrip())
-
-    def _following(self, keys: frozenset[str]) -> list[str | None]:
-        """The kinds of the two tags behind the next one, without those of parameters that are none of ``keys``."""
-        kinds: list[str | None] = []
-        for at in range(self._at + 1, len(self._tags)):
-            if self._kinds[at] != "parameter" or not keys or _name(self._tags[at]) in keys:
-                kinds.append(self._kinds[at])
-            if len(kinds) == 2:
-                break
-        return [*kinds, None, None][:2]
 
     def _offers(self, tag: re.Match[str]) -> bool:
         """Whether another call begins at ``tag``, or at the next one."""

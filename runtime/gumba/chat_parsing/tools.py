@@ -66,6 +66,31 @@ class Tools:
         return frozenset(map(str, properties)) if isinstance(properties, Mapping) else frozenset()
 
 
+def outer_ends(kinds: Sequence[str | None], value: str, value_end: str, following: tuple[str, ...]) -> list[int]:
+    """For each tag of ``kinds``, and the end: the ``value_end`` that closes a value in which it stands; -1 where it is in none.
+
+    That is the next one that closes no ``value`` opened behind the tag, if a tag of ``following`` is behind it. Tags of the
+    kind "" are text.
+    """
+    outside, inside = [-1], [-1]  # from the end: without and with a value that is open
+    kind_after = None
+    for at in range(len(kinds) - 1, -1, -1):
+        kind = kinds[at]
+        if kind == "":
+            outside.append(outside[-1])
+            inside.append(inside[-1])
+            continue
+        if kind == value_end:
+            inside.append(outside[-1])
+            outside.append(at if kind_after in following else -1)
+        else:
+            new = inside[-1] if kind == value else outside[-1]
+            outside.append(new)
+            inside.append(new)
+        kind_after = kind
+    return outside[::-1]
+
+
 class ToolFormat(ABC):
     """A form of calls. Text from one of ``markers`` on, or a whole answer that ``starts`` like one, is handed to ``parse``.
 
