@@ -46,7 +46,7 @@ LogitsProcessor = Callable[[list[int], Any], Any]
 
 @dataclass(frozen=True, kw_only=True)
 class StructuredOutputsParams:
-    """What the whole text of an answer must be; exactly one field is given (the names are vLLM's).
+    """What the whole text of an answer must be; exactly one of the first five is given (the names are vLLM's).
 
     Args:
         json: A JSON schema, as a dict, True or JSON text; kept as JSON text.
@@ -54,6 +54,8 @@ class StructuredOutputsParams:
         choice: Texts, one of which the answer is.
         grammar: A grammar in GBNF.
         json_object: True for any JSON object.
+        whitespace_pattern: With ``json`` or ``json_object``, a regular expression of the white space between two parts of the
+            JSON text, beside none; None: a space, or a line break with up to 32 blanks.
 
     Raises:
         RequestError: None or several are given, one has the wrong type, or ``json`` is not a schema.
@@ -64,13 +66,15 @@ class StructuredOutputsParams:
     choice: Sequence[str] | None = None
     grammar: str | None = None
     json_object: bool | None = None
+    whitespace_pattern: str | None = None
 
     def __post_init__(self) -> None:
-        given = [field.name for field in fields(self) if getattr(self, field.name) is not None]
+        forms = [field.name for field in fields(self) if field.name != "whitespace_pattern"]
+        given = [name for name in forms if getattr(self, name) is not None]
         if self.json_object is False:
             given.remove("json_object")
         if len(given) != 1:
-            names = ", ".join(field.name for field in fields(self))
+            names = ", ".join(forms)
             raise RequestError(
                 f"structured_outputs: expected exactly one of {names}, found {' and '.join(given) or 'none'}"
             )
@@ -80,9 +84,12 @@ class StructuredOutputsParams:
             "choice": None if self.choice is None else require_strings("choice", self.choice),
             "grammar": require_optional_text("grammar", self.grammar),
             "json_object": None if self.json_object is None else require_boolean("json_object", self.json_object),
+            "whitespace_pattern": require_optional_text("whitespace_pattern", self.whitespace_pattern),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
+        if self.whitespace_pattern is not None and given[0] not in ("json", "json_object"):
+            raise RequestError(f"whitespace_pattern: expected json or json_object with it, found {given[0]}")
         if given == ["choice"] and not self.choice:
             raise RequestError("choice: expected at least one string, found none")
 

@@ -226,6 +226,17 @@ def test_a_warning_names_what_is_not_held(index: int, caplog: pytest.LogCaptureF
     assert message.split(": ")[-1] == places
 
 
+def test_white_space_between_the_parts_of_json() -> None:
+    """vLLM's name; " " is what llama.cpp's grammars allow."""
+    schema = {"type": "object", "properties": {"a": {"const": 1}}, "additionalProperties": False}
+    for spec in ({"json": schema}, {"json_object": True}):
+        for text, plain, blank in (
+            ('{"a":1}', True, True), ('{ "a": 1 }', True, True), ('{\n  "a": 1}', True, False), ('{  "a":1}', False, False)
+        ):  # fmt: skip
+            assert follows(spec, text) == plain, text
+            assert follows({**spec, "whitespace_pattern": " "}, text) == blank, text
+
+
 def test_one_of_with_overlapping_alternatives_is_held_as_any_of(caplog: pytest.LogCaptureFixture) -> None:
     schema = {"oneOf": [{"type": "integer", "minimum": 1}, {"type": "integer", "maximum": 9}]}
     assert follows({"json": schema}, "5") and not follows({"json": schema}, "true")
@@ -479,9 +490,9 @@ def test_the_last_constraints_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = []
     compile_ = constraints._compile
 
-    def counted(kind: str, text: str, tables: Any) -> Any:
+    def counted(kind: str, text: str, whitespace: str, tables: Any) -> Any:
         compiled.append(text)
-        return compile_(kind, text, tables)
+        return compile_(kind, text, whitespace, tables)
 
     monkeypatch.setattr(constraints, "_compile", counted)
     tokenizer = Tokenizer.from_gguf(DATA / "tokenizer_qwen2.gguf")

@@ -62,6 +62,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "json: at #/properties/a/items/not: expected a schema that",
     ),
     ({"json": {"items": {"$dynamicRef": "#x"}}}, "json: at #/items: .*dynamicRef"),
+    ({"json": True, "whitespace_pattern": "(?=a)"}, "json: at #: .*look-around"),
+    ({"json_object": True, "whitespace_pattern": "("}, "whitespace_pattern: "),
     ({"json": {"uniqueItems": "yes"}}, "json: at #/uniqueItems: expected true or false, found 'yes'"),
     ({"json": {"contains": {}, "minContains": -1}}, "json: at #/minContains: expected a number from 0, found -1"),
     ({"json": {"propertyNames": {"pattern": "("}, "type": "object"}}, "json: at #"),

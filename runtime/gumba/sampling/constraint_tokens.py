@@ -60,7 +60,7 @@ class VocabularyTables:
         for token in hidden:  # such names never meet text: the library keeps special tokens apart
             pieces[token] = b"<|hidden_%d|>" % token
         source = _Source(ends[0], pieces, sorted(hidden))
-        self.compiled: OrderedDict[tuple[str, str], Any] = OrderedDict()
+        self.compiled: OrderedDict[tuple[str, str, str], Any] = OrderedDict()
         self.lock = threading.Lock()
         self.tokenizer = module.LLTokenizer(module.TokenizerWrapper(source), n_vocab=n_vocab, eos_token=ends)
 

@@ -116,19 +116,21 @@ def compile_constraint(spec: StructuredOutputsParams, tokenizer: Tokenizer) -> C
     """
     tables = vocabulary_tables(tokenizer)
     kind, text = _source(spec)
+    whitespace = WHITESPACE if spec.whitespace_pattern is None else _checked_regex(spec.whitespace_pattern)
+    key = (kind, text, whitespace)
     with tables.lock:
-        matcher = tables.compiled.get((kind, text))
+        matcher = tables.compiled.get(key)
         if matcher is not None:
-            tables.compiled.move_to_end((kind, text))
+            tables.compiled.move_to_end(key)
             return Constraint(matcher.deep_copy(), tables, tokenizer)
-    matcher = _compile(kind, text, tables)
+    matcher = _compile(kind, text, whitespace, tables)
     constraint = Constraint(matcher.deep_copy(), tables, tokenizer)
     try:
         constraint.mask()
     except RequestError as error:
         raise RequestError(f"{kind}: expected something that a text can match ({error})") from None
     with tables.lock:
-        tables.compiled[(kind, text)] = matcher
+        tables.compiled[key] = matcher
         while len(tables.compiled) > CACHE_SIZE:
             tables.compiled.popitem(last=False)
     return constraint
@@ -147,24 +149,30 @@ def _source(spec: StructuredOutputsParams) -> tuple[str, str]:
     return "json_object", ""
 
 
-def _compile(kind: str, text: str, tables: VocabularyTables) -> Any:
+def _compile(kind: str, text: str, whitespace: str, tables: VocabularyTables) -> Any:
     """The library's matcher at its start. Raises RequestError."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise RequestError(f"{kind}: character {error.start} is half of a surrogate pair: not Unicode text") from None
     if kind == "json_object":
-        return _matcher(_json_grammar({"type": "object"}), tables)
+        matcher = _matcher(_json_grammar({"type": "object"}, whitespace), tables)
+        if matcher.is_error():
+            raise RequestError(f"whitespace_pattern: {_reason(matcher.get_error())}")
+        return matcher
     if kind == "json":
         schema = check_schema(text)
-        matcher = _matcher(_json_grammar(schema), tables)
+        matcher = _matcher(_json_grammar(schema, whitespace), tables)
         if NOT_APART in matcher.get_error():
             log.warning(
                 "json: oneOf is held like anyOf: its alternatives do not exclude each other by type or constant"
             )
-            matcher = _matcher(_json_grammar(schema, one_of_as_any_of=True), tables)
+            matcher = _matcher(_json_grammar(schema, whitespace, one_of_as_any_of=True), tables)
         if matcher.is_error():
-            raise locate(schema, lambda each: _matcher(_json_grammar(each, one_of_as_any_of=True), tables).get_error())
+            raise locate(
+                schema,
+                lambda each: _matcher(_json_grammar(each, whitespace, one_of_as_any_of=True), tables).get_error(),
+            )
         return matcher
     if kind == "grammar":
         matcher = _matcher(NO_FORCING + gbnf_to_lark(text), tables)
@@ -190,8 +198,8 @@ def _matcher(grammar: str, tables: VocabularyTables) -> Any:
     return module.LLMatcher(tables.tokenizer, grammar, log_level=0, limits=limits)
 
 
-def _json_grammar(schema: dict[str, Any] | bool, one_of_as_any_of: bool = False) -> str:
-    options = {"whitespace_pattern": WHITESPACE, "json_allowed_escapes": ESCAPES, "coerce_one_of": one_of_as_any_of}
+def _json_grammar(schema: dict[str, Any] | bool, whitespace: str, one_of_as_any_of: bool = False) -> str:
+    options = {"whitespace_pattern": whitespace, "json_allowed_escapes": ESCAPES, "coerce_one_of": one_of_as_any_of}
     text = json.dumps({**(schema if isinstance(schema, dict) else {}), "x-guidance": options})
     return f"{NO_FORCING}start: %json {text}\n"
 

@@ -14,6 +14,9 @@ from gumba.sampling.json_schema import parse_schema
 
 LLAMA_GRAMMAR_DEFAULT_ROOT = "root"
 
+#: White space between the parts of a JSON text that is held to a schema: at most one blank, as in llama.cpp's grammars.
+WHITESPACE = " "
+
 #: Any JSON object, for ``LlamaGrammar.from_string``.
 JSON_GBNF = r"""
 root   ::= object
@@ -78,4 +81,4 @@ class LlamaGrammar:
         """The same for ``SamplingParams``."""
         if self._grammar is not None:
             return StructuredOutputsParams(grammar=self._grammar)
-        return StructuredOutputsParams(json=self._schema)
+        return StructuredOutputsParams(json=self._schema, whitespace_pattern=WHITESPACE)
