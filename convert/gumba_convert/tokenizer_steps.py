@@ -52,6 +52,9 @@ def add_steps(
     n_bytes = int((vocabulary.types == BYTE).sum())
     if 0 < n_bytes < 256:
         raise ConvertError(f"{where}: byte_fallback, but only {n_bytes} of the 256 byte tokens")
+    for name, children in (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers")):
+        if not _is_step(tokenizer.get(name), children):
+            raise ConvertError(f"{where}: {name} is no step of a tokenizer: {tokenizer[name]!s:.200}")
     if isinstance(tokenizer.get("added_tokens"), list):
         vocabulary.added = {i: token for i, token in added.items() if i < len(vocabulary.tokens)}
     normalizers, model = steps(tokenizer.get("normalizer"), "normalizers"), tokenizer["model"]
@@ -84,6 +87,14 @@ def add_steps(
     vocabulary.warnings.append(
         f"{where}: {reason}. GGUF has no key for it: gumba reads its own ({KEYS}*), llama.cpp gives other ids for some texts"
     )
+
+
+def _is_step(step: Any, children: str) -> bool:
+    """Whether this is a step, or none; the steps in a sequence likewise."""
+    if not isinstance(step, dict):
+        return step is None
+    inner = step.get(children) if step.get("type") == "Sequence" else []
+    return isinstance(inner, list) and all(isinstance(each, dict) and _is_step(each, children) for each in inner)
 
 
 def warn_of_flags(vocabulary: Vocabulary, where: str) -> None:
@@ -272,7 +283,7 @@ def _unknown_id(vocabulary: Vocabulary, model: dict[str, Any]) -> int | None:
 
 def _options(vocabulary: Vocabulary, model: dict[str, Any]) -> dict[str, Any]:
     if vocabulary.model == "t5":
-        return {}
+        return {"unk_id": model["unk_id"]} if type(model.get("unk_id")) is int else {}
     if vocabulary.model == "bert":
         return {
             "max_input_chars_per_word": model.get("max_input_chars_per_word", 100),

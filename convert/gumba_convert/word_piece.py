@@ -26,6 +26,9 @@ def from_json(
     normalizer = next((step for step in steps(tokenizer.get("normalizer"), "normalizers")
                        if step.get("type") == "BertNormalizer"), {"lowercase": False})  # fmt: skip
     vocab = ids_in_vocab(model.get("vocab"), n_rows, where)
+    unknown = model.get("unk_token")
+    if isinstance(unknown, str) and unknown in vocab:
+        special.ids["unk"] = vocab[unknown]
     lowercase = bool(normalizer.get("lowercase", True))
     strip = normalizer.get("strip_accents")
     return _vocabulary(

@@ -366,7 +366,11 @@ def test_bad_added_tokens(tmp_path: Path) -> None:
 
 def test_normalizers(tmp_path: Path) -> None:
     assert "NFC" in vocabulary(tmp_path, tokenizer=tokenizer(normalizer={"type": "NFC"})).warnings[0]
-    for step in ({"type": "Sunflower"}, {"type": "Sequence"}, {"type": "Replace", "pattern": {}, "content": ""}):
+    for name in ("normalizer", "pre_tokenizer"):
+        for wrong in ("NFC", [{"type": "NFC"}], {"type": "Sequence", f"{name}s".replace("_", ""): [None]}):
+            with pytest.raises(ConvertError, match=f"{name} is no step"):
+                vocabulary(tmp_path, tokenizer=tokenizer(**{name: wrong}))
+    for step in ({"type": "Sunflower"}, {"type": "Replace", "pattern": {}, "content": ""}):
         with pytest.raises(ConvertError, match=str(step.get("pattern", step["type"]))):
             vocabulary(tmp_path, tokenizer=tokenizer(normalizer=step))
 

@@ -38,7 +38,7 @@ def _of_characters(vocabulary: Vocabulary) -> bool:
 def _encoder_of_words(metadata: Mapping[str, Any], vocabulary: Vocabulary, steps: Steps) -> Encoder:
     """The model alone, for words that the steps of a file cut."""
     if vocabulary.model == "t5":
-        return UnigramEncoder(vocabulary, steps.scores)
+        return UnigramEncoder(vocabulary, steps.scores, steps.options.get("unk_id", vocabulary.special.get("unk")))
     if vocabulary.model == "bert":
         longest = steps.options.get("max_input_chars_per_word", LONGEST_WORD)
         return WordPieceEncoder(vocabulary, longest, steps.options.get("continuing_subword_prefix", "##"))

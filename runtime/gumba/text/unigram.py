@@ -24,16 +24,16 @@ class UnigramEncoder:
     """Encodes words.
 
     Args:
-        scores: float64[n_vocab].
+        scores: float64[n_vocab]. unknown: the token of unknown characters, None where there is none.
 
     Raises TokenizerError for pieces that are too long, and scores that are not finite.
     """
 
-    def __init__(self, vocabulary: Vocabulary, scores: npt.NDArray[np.float64]) -> None:
+    def __init__(self, vocabulary: Vocabulary, scores: npt.NDArray[np.float64], unknown: int | None) -> None:
         if not np.isfinite(scores).all():
             raise TokenizerError(f"{PREFIX}scores: element {int((~np.isfinite(scores)).argmax())} is not finite")
         self._bytes = byte_ids(vocabulary)
-        self._unknown = vocabulary.special.get("unk")
+        self._unknown = unknown
         taken = np.isin(vocabulary.types, (TokenType.NORMAL, TokenType.USER_DEFINED))
         self._pieces: dict[str, tuple[int, float]] = {}
         for token in np.flatnonzero(taken).tolist():
