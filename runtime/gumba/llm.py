@@ -24,7 +24,7 @@ from gumba.gguf import GGUFFile
 from gumba.judging import Judges
 from gumba.loaded import LoadedModel
 from gumba.outputs import BeamSearchOutput, KVUsage, RequestOutput, StreamOutput
-from gumba.params import BeamSearchParams, ContrastiveSearchParams, SamplingParams, require_count, require_number
+from gumba.params import BeamSearchParams, ContrastiveSearchParams, SamplingParams, require_count, require_number, show
 from gumba.requests import (
     ParamsOf,
     Prompt,
@@ -123,7 +123,9 @@ class LLM(Chats, Judges):
         if unload_after is not None:
             unload_after = require_number("unload_after", unload_after, 0.0, 1e9)
         max_queue = None if max_queue is None else require_count("max_queue", max_queue, 0)
-        self._gguf = GGUFFile(_path(model, revision=args.revision, token=args.token, cache_dir=args.download_dir))
+        self._gguf = GGUFFile(
+            _path("model", model, revision=args.revision, token=args.token, cache_dir=args.download_dir)
+        )
         try:
             if args.memory_share is not None:
                 settings["kv_memory"] = kv_budget(args.memory_share, self._gguf.file_size)
@@ -134,7 +136,7 @@ class LLM(Chats, Judges):
             self._loaded = LoadedModel(
                 self._gguf,
                 self._tokenizer,
-                None if settings["draft_model"] is None else _path(settings["draft_model"]),
+                None if settings["draft_model"] is None else _path("draft_model", settings["draft_model"]),
                 progress,
                 n_ctx=n_ctx,
                 n_threads=n_threads,
@@ -403,11 +405,13 @@ _DEFAULTS = {
 }
 
 
-def _path(model: str | PathLike[str], **source: Any) -> str | PathLike[str]:
+def _path(name: str, model: str | PathLike[str], **source: Any) -> str | PathLike[str]:
     """The GGUF file of a model; of a folder or a text that is no file, the one that ``gumba.store.resolve`` has for it.
 
     A file that is missing keeps its path, which is an error where it is opened.
     """
+    if not isinstance(model, str | PathLike):
+        raise RequestError(f"{name}: expected a path or a name, found {show(model)}")
     if names_missing_file(fspath(model)) or not (isinstance(model, str) or Path(model).is_dir()):
         return model
     return resolve(model, **source)

@@ -226,9 +226,11 @@ class _Call:
         self._text: str | None = None
         self._messages: list[Message] = []
         self._continued = False
-        encoding = {
-            name: options[name] for name in ("truncation", "max_length") if options.get(name) is not None
-        } | dict(options.get("tokenizer_encode_kwargs") or {})
+        more = options.get("tokenizer_encode_kwargs") or {}
+        if not isinstance(more, Mapping) or not all(isinstance(name, str) for name in more):
+            raise RequestError(f"tokenizer_encode_kwargs: expected a dictionary of keywords, found {show(more)}")
+        given_lengths = {name: options[name] for name in ("truncation", "max_length") if options.get(name) is not None}
+        encoding = {**given_lengths, **more}
         n_prefix = 0
         if isinstance(given, str):
             self._text = given

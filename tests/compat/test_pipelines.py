@@ -124,7 +124,13 @@ def test_what_is_refused(pipe, llm, tmp_path):
         {"device_map": {"": "cpu"}},
     ):
         assert pipe(TEXT, max_new_tokens=1, **options)
-    for options in ({"max_tokens": 3}, {"num_return_sequences": 0}, {"max_new_tokens": 0}, {"top_p": 2.0}):
+    for options in (
+        {"max_tokens": 3},
+        {"tokenizer_encode_kwargs": 5},
+        {"num_return_sequences": 0},
+        {"max_new_tokens": 0},
+        {"top_p": 2.0},
+    ):
         with pytest.raises(ValueError, match=next(iter(options))):
             pipe(TEXT, **({"do_sample": True} | options))
     for wrong in (3, {"text": "hello"}, [3], [[]], [{"role": "user"}, "hello"]):

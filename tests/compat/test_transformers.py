@@ -326,7 +326,13 @@ def test_tokenizers_refuse_by_name(tiny, tokenizer):
     ):
         with pytest.raises((RequestError, UnsupportedError), match=message):
             tokenizer(*args, **options)
-    for function, argument in ((tokenizer.batch_decode, 5), (tokenizer.convert_tokens_to_ids, 5), (tokenizer.pad, 5)):
+    for function, argument in (
+        (tokenizer.batch_decode, 5),
+        (tokenizer.decode, {}),
+        (tokenizer.convert_tokens_to_string, 5),
+        (tokenizer.convert_tokens_to_ids, 5),
+        (tokenizer.pad, 5),
+    ):
         with pytest.raises(RequestError, match="expected"):
             function(argument)
     with pytest.raises(RequestError, match="messages"):

@@ -24,13 +24,12 @@ log = logging.getLogger("gumba.compat.transformers")
 
 #: The order in which transformers filters.
 _SAMPLERS = ("penalties", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-#: What beam search and contrastive search do not take, and the values besides None that mean nothing.
-_NOT_IN_SEARCHES: dict[str, tuple[Any, ...]] = {
-    "bad_words_ids": (), "sequence_bias": (), "suppress_tokens": (), "begin_suppress_tokens": (), "forced_bos_token_id": (),
-    "forced_eos_token_id": (), "exponential_decay_length_penalty": (), "stop_strings": (), "max_time": (),
-    "stopping_criteria": ([],), "logits_processor": ([],), "prefix_allowed_tokens_fn": (), "streamer": (),
-}  # fmt: skip
-
+#: What beam search and contrastive search do not take.
+_NOT_IN_SEARCHES = (
+    "bad_words_ids", "sequence_bias", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id",
+    "exponential_decay_length_penalty", "stop_strings", "max_time", "stopping_criteria", "logits_processor",
+    "prefix_allowed_tokens_fn", "streamer",
+)  # fmt: skip
 
 _seeds: random.Random = secrets.SystemRandom()
 
@@ -96,9 +95,9 @@ class Plan:
                 f"num_return_sequences: {self.n} different answers need do_sample=True or num_beams, found neither"
             )
         if self.beams > 1 or self.contrastive:
-            for name, same in _NOT_IN_SEARCHES.items():
+            for name in _NOT_IN_SEARCHES:
                 value = self._options.get(name)
-                if value is not None and value not in same:
+                if value is not None and not (isinstance(value, list | tuple) and not value):
                     raise UnsupportedError(
                         f"{name}: gumba does not support it with num_beams or penalty_alpha, found {show(value)}"
                     )
@@ -295,8 +294,8 @@ class Plan:
             words = processors.bad_words(options["bad_words_ids"], ends, n_vocab)
             before.append(processors.sequence_bias(words))  # -inf stays -inf whatever comes next
         if options.get("prefix_allowed_tokens_fn") is not None:
-            (function,) = _functions("prefix_allowed_tokens_fn", options)
-            before.append(processors.allowed_only(function, index, n_vocab))
+            for function in _functions("prefix_allowed_tokens_fn", options):
+                before.append(processors.allowed_only(function, index, n_vocab))
         if options.get("forced_bos_token_id") is not None:
             (token, *_) = processors.token_ids("forced_bos_token_id", options["forced_bos_token_id"], n_vocab)
             after.append(processors.only_at(1, token))

@@ -278,7 +278,7 @@ class _Inputs:
 def _inputs(ids: Any, attention_mask: Any, options: Mapping[str, Any], plan: Plan | None) -> _Inputs:
     """Checked ``input_ids`` and ``attention_mask`` [batch, n]."""
     if isinstance(ids, Mapping):
-        ids, attention_mask = ids["input_ids"], ids.get("attention_mask", attention_mask)
+        ids, attention_mask = ids.get("input_ids"), ids.get("attention_mask", attention_mask)
     for name in ("inputs_embeds", "position_ids", "past_key_values", "decoder_input_ids"):
         if options.get(name) is not None:
             raise UnsupportedError(f"{name}: gumba does not support it, found {show(options[name])}")

@@ -336,6 +336,8 @@ class PreTrainedTokenizer:
         Raises RequestError for what is no token id.
         """
         ids = listed(token_ids)
+        if isinstance(ids, Mapping):
+            raise RequestError(f"token_ids: expected token ids, found {show(token_ids)}")
         if isinstance(ids, list) and ids and isinstance(ids[0], list):
             return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in ids]
         text = self.backend.decode(ids if isinstance(ids, list) else [ids], skip_special_tokens)
@@ -367,6 +369,8 @@ class PreTrainedTokenizer:
 
     def convert_tokens_to_string(self, tokens: Iterable[str]) -> str:
         """The text that tokens stand for. Raises RequestError for one that the vocabulary does not have."""
+        if not isinstance(tokens, list | tuple):
+            raise RequestError(f"tokens: expected a list of tokens' texts, found {show(tokens)}")
         return self.backend.decode([self._known("tokens", token) for token in tokens])
 
     # --------------------------------------------------------------------------------------------------------- chats
