@@ -216,7 +216,7 @@ def _smaller(made: Callable[[int], Model], n_pages: int) -> Model:
             continue
         if n_pages < wanted:
             log.warning(
-                "not enough memory for a KV cache of %d tokens: it holds %d (kv_memory names its size)",
+                "not enough memory for a KV cache of %d tokens: it holds %d (kv_memory, --kv-memory of commands, names its size)",
                 wanted * PAGE_TOKENS,
                 n_pages * PAGE_TOKENS,
             )
