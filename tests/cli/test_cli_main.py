@@ -69,6 +69,7 @@ def test_help_and_files_need_no_compiler(tiny: Path) -> None:
     [
         ([], "COMMAND"),
         (["fly"], "'fly'"),
+        (["run", "--max-tokns", "3"], "did you mean --max-tokens?"),
         (["rnu"], "did you mean run? (see gumba --help)"),
         (["convert", "x", "-o", "y", "--type", "q40"], "did you mean q4_0?"),
         (["run", "smollm2-135m-instuct", "-p", "x"], "; did you mean smollm2-135m-instruct?"),

@@ -113,6 +113,12 @@ def translate(argv: Sequence[str], commands: dict[str, argparse.ArgumentParser])
     return [argv[0], *words.translated(), *argv[end:]]
 
 
+def names_of(command: argparse.ArgumentParser) -> set[str]:
+    """All names of options that ``command`` takes, other programs' included, but for those that its help keeps quiet about."""
+    own = {name for each in command._actions if each.help != argparse.SUPPRESS for name in each.option_strings}
+    return own | {name for name, meant in _NAMES.items() if own.intersection(meant)}
+
+
 class _Words:
     """The words behind the name of ``command``."""
 

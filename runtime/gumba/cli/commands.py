@@ -39,7 +39,7 @@ from gumba.cli import (
     run,
     tokenize,
 )
-from gumba.cli.aliases import translate
+from gumba.cli.aliases import names_of, translate
 from gumba.cli.options import Formatter, did_you_mean, in_options
 from gumba.cli.text import printable
 from gumba.errors import GumbaError, ResourceError
@@ -158,8 +158,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if unknown and hasattr(args, "texts"):
         args.texts, unknown = _behind_options(args.texts, unknown)
     if unknown:
-        shown = {name for each in command._actions if each.help != argparse.SUPPRESS for name in each.option_strings}
-        hint = did_you_mean(next((each for each in unknown if each.startswith("-")), ""), shown)
+        hint = did_you_mean(next((each for each in unknown if each.startswith("-")), ""), names_of(command))
         command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     if command is parser:
         parser.error("no COMMAND is given")
