@@ -32,6 +32,7 @@ _loaded: dict[str, Any] = {}
 
 
 def case(function: Callable[[Any, str], Any]) -> Callable[[Any, str], Any]:
+    assert function.__name__ not in CASES, function.__name__
     CASES[function.__name__] = function
     return function
 

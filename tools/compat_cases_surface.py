@@ -106,7 +106,7 @@ def names_of_types(lib: Any, path: str) -> Any:
 
 
 @case
-def numbers(lib: Any, path: str) -> Any:
+def numbers_of_llama_cpp(lib: Any, path: str) -> Any:
     found = module(lib, "llama_cpp")
     prefixes = ("GGML_TYPE", "LLAMA_FTYPE", "LLAMA_ROPE_SCALING", "LLAMA_POOLING", "LLAMA_TOKEN_ATTR", "LLAMA_VOCAB")
     names = [name for name in vars(found) if name.startswith(prefixes) and name != "GGML_TYPE_BF16"]  # not there
