@@ -133,7 +133,7 @@ def test_a_full_disk_is_no_success(gumba: Callable, tmp_path: Path, monkeypatch:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(ahead, "compile_all", compile_all)
-    monkeypatch.setattr(cache, "_warned", {"write"})
+    monkeypatch.setattr(cache, "_warned", set())
     monkeypatch.setenv("GUMBA_CACHE_DIR", str(tmp_path))
     cache_folder.cache_clear()
     result = gumba("compile")

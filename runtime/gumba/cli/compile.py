@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gumba.cli.engine import Compilation, find_model
 from gumba.cli.options import MODEL_HELP, Commands, add_revision, command
+from gumba.cli.text import note, printable
 from gumba.errors import ResourceError
 from gumba.progress import Progress
 
@@ -60,8 +61,11 @@ def compile_(args: argparse.Namespace) -> int:
         )
     cache.lost.clear()
     jit.watching = contextlib.nullcontext
-    with Progress() as progress:
+    with Progress() as progress, _warnings() as said:
         total = compile_all(path, Compilation(progress).report)
+    for line in said:
+        if not line.startswith("kernel cache: cannot write"):  # the error is about these
+            note(f"gumba: {printable(line)}")
     if cache.lost:
         _, why = next(iter(cache.lost.items()))
         raise ResourceError(f"{len(cache.lost)} of {total} compiled functions could not be kept in {folder}: {why}")
