@@ -382,11 +382,24 @@ def test_known_names_as_people_write_them() -> None:
     assert canonical("gpt2") is None
     assert store.did_you_mean("qwen2.5:0.6b") == "; did you mean qwen2.5:0.5b?"
     assert store.did_you_mean("qwen3") == "; did you mean qwen3:0.6b or qwen3:1.7b or qwen3-embedding:0.6b?"
-    assert store.did_you_mean("nonsense") == store.did_you_mean("") == store.did_you_mean("ada/tiny") == ""
+    assert store.did_you_mean("nonsense") == store.did_you_mean("") == store.did_you_mean("ada/qwen3") == ""
     names = store.known_names()
     assert len(names) == len({canonical(name) for name in names}) >= 12, "no two stand for one another"
     for source in store.ON_HUB.values():
         assert parse(source) is not None
+
+
+def test_a_known_name_that_is_not_reached() -> None:
+    """It is no misspelling, and it is looked for on the hub only."""
+    with pytest.raises(DownloadError) as caught:
+        store.resolve("qwen2.5:0.5b", announce=print)
+    assert str(caught.value) == (
+        "Qwen/Qwen2.5-0.5B-Instruct-GGUF: HF_HUB_OFFLINE is set, and the model is not in the cache"
+    )
+    with pytest.raises(DownloadError, match=r"\(nor is there a file or folder qwen2 here\)$"):
+        store.resolve("qwen2", announce=print)
+    with pytest.raises(DownloadError, match=r"here\); did you mean qwen3:0\.6b or "):
+        store.resolve("qwen3", announce=print)
 
 
 def test_all_known_types_run() -> None:

@@ -81,6 +81,8 @@ def canonical(name: str) -> str | None:
 
 def did_you_mean(name: str) -> str:
     """A clause that proposes the known names most like ``name``, to be put behind a message; "" where none is like it."""
+    if "/" in name:  # of a hub, or a path
+        return ""
     plain = {_plain(each): each for each in known_names()}
     sizes = [each for start, each in plain.items() if start.startswith(f"{_plain(name)}-")]  # of one model
     near = sizes or [plain[each] for each in difflib.get_close_matches(_plain(name), plain, 1, 0.75)]

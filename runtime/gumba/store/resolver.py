@@ -78,9 +78,11 @@ def resolve(
     try:
         return _fetch(reference.with_revision(revision), report, tell, check)
     except DownloadError as error:
+        if name is not None:
+            raise
         from gumba_convert.hub import or_local
 
-        raise DownloadError(f"{or_local(error, text) if name is None else error}{did_you_mean(text)}") from None
+        raise DownloadError(f"{or_local(error, text)}{did_you_mean(text)}") from None
 
 
 def local_path(text: str) -> Path | None:
