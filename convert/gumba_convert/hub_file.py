@@ -175,7 +175,9 @@ def _opened(reference: Reference, file: RemoteFile, start: int) -> Iterator[tupl
     session: Any = get_session()
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
     with contextlib.ExitStack() as stack:
-        if hasattr(session, "stream"):  # httpx, since version 1 of the library
+        if callable(
+            getattr(session, "stream", None)
+        ):  # httpx, since version 1 of the library; requests has a flag there
             response = stack.enter_context(session.stream("GET", url, headers=headers, timeout=timeout))
             blocks = response.iter_bytes(_BLOCK)
         else:
