@@ -1,58 +1,45 @@
-"""Write docs/models.md: the architectures that run, and the checkpoints that are converted, as the registries have them.
+"""Update docs/models.md: the tables of supported architectures and of convertible checkpoints, as the registries list them.
 
     python tools/write_models_page.py
 
-Run it when an architecture or a family of checkpoints is added; a test compares the page with the registries.
+Run it after adding an architecture or a family of checkpoints; a test compares the tables with the registries.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from gumba.models import ARCHITECTURES
 from gumba_convert import families
 
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
-HEAD = """# Models
-
-Written by `tools/write_models_page.py`; `gumba models` prints the first table.
-
-## Architectures that run
-
-By the name that GGUF files have (`general.architecture`). "Same numbers as": whose logits, hidden states or scores this
-project's are equal to, on tiny random models whose prompts pass a page of the KV cache and the windows that a model has.
-
-LongRoPE (`phi3`): which of the two sets of factors is used depends on the context that is asked for (`n_ctx`, `-c`), as in
-llama.cpp; transformers chooses by the length of the text. In a context longer than the model's original one, shorter texts
-therefore give other numbers than there.
-
-| architecture | models | same numbers as |
-| --- | --- | --- |
-"""
-CHECKPOINTS = """
-## Checkpoints that are converted
-
-By the class that `config.json` names in `architectures`; folders, ids on the Hugging Face hub (`owner/name`) and on ModelScope
-(`modelscope:owner/name`), with weights in safetensors.
-
-| family | classes |
-| --- | --- |
-"""
+ARCHITECTURE_HEADER = "| architecture | models | same numbers as |\n| --- | --- | --- |\n"
+FAMILY_HEADER = "| family | classes |\n| --- | --- |\n"
 
 
-def page() -> str:
-    """The whole page."""
-    rows = [f"| `{name}` | {each.FAMILIES} | {', '.join(each.VERIFIED)} |\n" for name, each in ARCHITECTURES.items()]
-    read = [
-        f"| {each.__name__.rpartition('.')[2]} | {', '.join(f'`{name}`' for name in each.HF_ARCHITECTURES)} |\n"
-        for each in families.MODULES
+def page(text: str) -> str:
+    """``text``, the page, with the rows of both tables replaced by those of the registries."""
+    architectures = [
+        f"| `{name}` | {module.FAMILIES} | {', '.join(module.VERIFIED)} |\n" for name, module in ARCHITECTURES.items()
     ]
-    return HEAD + "".join(rows) + CHECKPOINTS + "".join(read)
+    classes = [
+        f"| {module.__name__.rpartition('.')[2]} | {', '.join(f'`{name}`' for name in module.HF_ARCHITECTURES)} |\n"
+        for module in families.MODULES
+    ]
+    return _replace_rows(_replace_rows(text, ARCHITECTURE_HEADER, architectures), FAMILY_HEADER, classes)
+
+
+def _replace_rows(text: str, header: str, rows: list[str]) -> str:
+    new, count = re.subn(rf"({re.escape(header)})(?:\|.*\n)*", lambda match: match[1] + "".join(rows), text)
+    if count != 1:
+        raise SystemExit(f"{PAGE}: {count} tables with the header {header.splitlines()[0]!r}, expected 1")
+    return new
 
 
 def main() -> None:
-    """Write the page."""
-    PAGE.write_text(page(), encoding="utf-8")
+    """Rewrite the page."""
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

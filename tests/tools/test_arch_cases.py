@@ -86,7 +86,7 @@ def test_what_is_said_to_be_verified_was(name: str) -> None:
 
 def test_the_page_of_models() -> None:
     page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
-    assert page == tool("write_models_page").page(), "run python tools/write_models_page.py"
+    assert page == tool("write_models_page").page(page), "run python tools/write_models_page.py"
 
 
 def test_models_that_the_readme_names() -> None:
