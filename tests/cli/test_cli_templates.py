@@ -44,6 +44,34 @@ def test_run_with_a_template_of_ones_own(gumba: Callable, tiny: Path, llm: LLM, 
     assert (result.code, result.out.rstrip("\n")) == (0, expected.rstrip("\n"))
 
 
+def test_a_prompt_behind_the_model_is_a_message(gumba: Callable, tiny: Path, llm: LLM) -> None:
+    """If the model has a chat template, unless --no-chat says otherwise; -p, -f and stdin give texts to continue."""
+
+    def text(*args: object, stdin: str = "") -> str:
+        result = gumba("run", tiny, *args, *COMMON, stdin=stdin)
+        assert result.code == 0, result.err
+        return str(result.out).rstrip("\n")
+
+    message = {"role": "user", "content": "hello"}
+    answered = llm.chat([message], SamplingParams(max_tokens=6, temperature=0)).text.rstrip("\n")
+    continued = llm.generate("hello", SamplingParams(max_tokens=6, temperature=0))[0].text.rstrip("\n")
+    assert answered != continued
+    assert text("hello") == text("--chat", "-p", "hello") == answered
+    assert (
+        text("hello", "--no-chat")
+        == text("hello", "-no-cnv")
+        == text("-p", "hello")
+        == text(stdin="hello")
+        == continued
+    )
+
+
+def test_a_prompt_behind_a_model_without_a_template_is_continued(gumba: Callable) -> None:
+    model = Path(__file__).parent.parent / "data" / "model_plain.gguf"
+    texts = [gumba("run", model, *prompt, *COMMON).out for prompt in (("ab",), ("-p", "ab"))]
+    assert texts[0] == texts[1] != ""
+
+
 def test_chat_with_a_named_template(gumba: Callable, tiny: Path, llm: LLM) -> None:
     result = gumba("chat", tiny, "--chat-template", "vicuna", *COMMON, stdin="hello\n")
     assert result.out.rstrip("\n") == answer(llm, "USER: hello\nASSISTANT:").rstrip("\n")

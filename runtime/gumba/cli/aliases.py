@@ -34,6 +34,8 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "-j": ("--json-schema",),
     "-cnv": ("--chat",),
     "--conversation": ("--chat",),
+    "-no-cnv": ("--no-chat",),
+    "--no-conversation": ("--no-chat",),
     "--outfile": ("--output",),
     "--save-path": ("--output",),
     "--outtype": ("--type",),
@@ -56,7 +58,7 @@ _MODELS = (
 )  # fmt: skip
 #: Flags of what gumba does anyway.
 _FLAGS = (
-    "--jinja", "-no-cnv", "--no-conversation", "--no-display-prompt", "--no-warmup", "--no-mmap", "--simple-io", "--no-perf",
+    "--jinja", "--no-display-prompt", "--no-warmup", "--no-mmap", "--simple-io", "--no-perf",
     "--nowordwrap", "--log-disable", "--trust-remote-code",
 )  # fmt: skip
 #: Options whose values change nothing here when they are one of these.

@@ -1,4 +1,4 @@
-"""``gumba run``: continue a text, or answer one message."""
+"""``gumba run``: answer one message, or continue a text."""
 
 from __future__ import annotations
 
@@ -12,38 +12,45 @@ from gumba.cli.engine import compile_seconds, open_llm
 from gumba.cli.options import Commands, add_generation, add_model, add_template, command, sampling_params, template_args
 from gumba.cli.reasoning import Shown, add_reasoning, form_of
 from gumba.cli.text import argument_text, count, note, print_json, read_text, show
-from gumba.errors import RequestError
+from gumba.errors import RequestError, TemplateError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from gumba.llm import LLM
     from gumba.outputs import StreamOutput, Timings
 
 _EXAMPLES = """
 gumba run -p "The capital of France is" -n 16
-gumba run model.gguf "Once upon a time" --temp 0
-gumba run model.gguf --chat "Why is the sky blue?"
-git diff | gumba run model.gguf --chat "Write a commit message for this change:"
+gumba run model.gguf "Why is the sky blue?"
+gumba run model.gguf "Once upon a time" --no-chat --temp 0
+git diff | gumba run model.gguf "Write a commit message for this change:"
 """
 
 
 def add_parser(commands: Commands) -> None:
     """Add ``run`` to the command line."""
-    parser = command(commands, "run", run, "continue a text (or answer a message with --chat)", _EXAMPLES)
+    parser = command(commands, "run", run, "answer a message, or continue a text", _EXAMPLES)
     add_model(parser, optional=True)
     parser.add_argument(
         "texts",
         metavar="PROMPT",
         nargs="*",
         default=[],
-        help="the text to continue; what is piped in is put on lines below it, or is the prompt where there is none",
+        help="the message to answer (or the text to continue, where the model has no chat template); text piped in follows it "
+        "on lines of its own, or is the text to continue if there is no PROMPT",
     )
     parser.add_argument(
-        "-p", "--prompt", metavar="TEXT", help="the same, without looking at stdin; - reads it from stdin"
+        "-p", "--prompt", metavar="TEXT", help="a text to continue; stdin is not read, unless TEXT is -"
     )
     parser.add_argument("-f", "--file", metavar="FILE", help="read the text to continue from a file; - is stdin")
-    parser.add_argument("--chat", action="store_true", help="answer the prompt as a message (chat format)")
-    parser.add_argument("--system", metavar="TEXT", help="with --chat: the system message")
+    parser.add_argument(
+        "--chat",
+        action=argparse.BooleanOptionalAction,
+        help="answer the prompt as a message, or continue it; without it: PROMPT is answered if the model has a chat template, "
+        "a text from elsewhere is continued",
+    )
+    parser.add_argument("--system", metavar="TEXT", help="the system message, for a prompt that is answered")
     add_generation(parser, "tokens to generate at most (default: to the end of text or context)")
     add_template(parser)
     add_reasoning(parser)
@@ -126,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
     llm, load_s = open_llm(args)
     answer, shown = Answer(), Shown(args.reasoning)
     with llm:
-        if args.chat:
+        if _is_message(args, llm):
             stream = llm.chat_stream(
                 _messages(args, prompt), params, template_args=variables, reasoning=form_of(args.reasoning)
             )
@@ -145,6 +152,24 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _is_message(args: argparse.Namespace, llm: LLM) -> bool:
+    """Whether the prompt is a message to be answered: as ``--chat`` says, else a PROMPT for a model with a chat template."""
+    if args.chat is not None:
+        return bool(args.chat)
+    if not args.texts:
+        return False
+    if _has_chat_options(args) or any(key.startswith("tokenizer.chat_template") for key in llm.metadata):
+        return True
+    try:
+        return llm.chat_template is not None
+    except TemplateError:  # neither the file's vocabulary nor its architecture implies one
+        return False
+
+
+def _has_chat_options(args: argparse.Namespace) -> bool:
+    return args.system is not None or args.chat_template is not None or bool(template_args(args))
+
+
 def _messages(args: argparse.Namespace, prompt: str) -> list[dict[str, str]]:
     system = [] if args.system is None else [{"role": "system", "content": argument_text(args.system)}]
     return [*system, {"role": "user", "content": prompt}]
@@ -154,10 +179,9 @@ def _prompt(args: argparse.Namespace) -> str:
     """The prompt, from wherever the options say it is."""
     if (args.prompt is not None) + (args.file is not None) + bool(args.texts) > 1:
         raise RequestError("give the prompt behind MODEL, with -p or with -f: only one of them")
-    if args.system is not None and not args.chat:
-        raise RequestError("--system needs --chat")
-    if (args.chat_template is not None or template_args(args)) and not args.chat:
-        raise RequestError("--chat-template and --template-arg need --chat")
+    if not args.chat and _has_chat_options(args) and (args.chat is not None or not args.texts):
+        needs = "--system needs" if args.system is not None else "--chat-template and --template-arg need"
+        raise RequestError(f"{needs} --chat, or a PROMPT behind MODEL (without --no-chat)")
     if args.file is not None:
         text = _without_newline(read_text(args.file))
     elif args.prompt == "-":
