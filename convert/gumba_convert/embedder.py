@@ -290,12 +290,8 @@ def transformer_settings(checkpoint: Checkpoint) -> ConfigReader:
     return ConfigReader({}, f"{checkpoint.folder / TRANSFORMER_SETTINGS[0]}")
 
 
-def tokenizer_json(checkpoint: Checkpoint) -> dict[str, Any]:
-    """tokenizer.json as sentence-transformers uses it: `do_lower_case` puts a Lowercase before the normalizers.
-
-    Empty without the file.
-    """
-    tokenizer = checkpoint.json("tokenizer.json") or {}
+def with_lowercase(checkpoint: Checkpoint, tokenizer: dict[str, Any]) -> dict[str, Any]:
+    """tokenizer.json as sentence-transformers uses it: `do_lower_case` puts a Lowercase before the normalizers."""
     lowers = bool(modules(checkpoint)) and transformer_settings(checkpoint).flag("do_lower_case", False)
     if not tokenizer or not lowers or _lowercases(tokenizer.get("normalizer")):
         return tokenizer

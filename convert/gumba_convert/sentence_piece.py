@@ -29,6 +29,8 @@ from gumba_convert.word_piece import token_types
 
 FAIRSEQ_FILE = "sentencepiece.bpe.model"
 _UNIGRAM, _BPE = 1, 2
+#: Classes that put around a text what the post-processor says, and nothing without one.
+_WITHOUT_ENDS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 #: What ChatGLM2's and 3's code adds after the last piece.
 _GLM_ADDED = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
 _GLM_ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
@@ -169,6 +171,8 @@ def unigram_from_json(
     add(tokens, types, added_tokens(tokenizer, config, where))
     for i in special.ids.values():
         types[i] = types[i] if types[i] == UNKNOWN else CONTROL
+    if tokenizer.get("post_processor") is None and config.get("tokenizer_class") in _WITHOUT_ENDS:
+        special.add.setdefault("eos", False)  # readers add one by default
     charsmap, merged = _read_normalizer(tokenizer.get("normalizer"), where)
     prefix, split = _read_metaspace(tokenizer.get("pre_tokenizer"))
     vocabulary = Vocabulary("t5", "default", tokens, types, special, scores=scores, add_space_prefix=prefix)

@@ -70,7 +70,7 @@ def added_tokens(tokenizer: dict[str, Any], config: dict[str, Any], where: str) 
             raise ConvertError(f"{where}: added token {i!r}: {str(token)[:120]} is not valid")
         special = bool(token.get("special")) or result.get(i, {}).get("special", False)
         result[i] = {"content": content, "special": special, "flags": _flags(token, result.get(i, {}).get("flags", 0))}
-    named = {text for kind in KINDS if (text := _content(config.get(f"{kind}_token")))}
+    named = {text for kind in KINDS if (text := text_of(config.get(f"{kind}_token")))}
     for token in result.values():
         token["special"] = token["special"] or token["content"] in named
     return dict(sorted(result.items()))
@@ -160,7 +160,7 @@ def _without(vocab: Any, gone: dict[int, str]) -> Any:
 def _warnings_of_missing_rows(gone: dict[int, str], config: dict[str, Any], n_rows: int) -> list[str]:
     warnings = []
     for i, text in sorted(gone.items())[:NAMED_AT_MOST]:
-        roles = [f"{kind}_token" for kind in KINDS if _content(config.get(f"{kind}_token")) == text]
+        roles = [f"{kind}_token" for kind in KINDS if text_of(config.get(f"{kind}_token")) == text]
         role = f" ({', '.join(roles)})" if roles else ""
         warnings.append(
             f"added token {text!r:.100}{role} has id {i}, but the model's embedding has {n_rows} rows: it is left out"
@@ -188,15 +188,16 @@ def read_special_tokens(
     """
     templates, warnings = read_templates(checkpoint, config)
     result = SpecialTokens(templates=templates, texts=_texts(checkpoint, config), warnings=warnings)
-    texts = {kind: _content(config.get(f"{kind}_token")) for kind in KINDS}
+    texts = {kind: text_of(config.get(f"{kind}_token")) for kind in KINDS}
     kinds = list(KINDS)
     texts["bos"] = texts["bos"] or texts["cls"]
     texts["eos"] = texts["eos"] or texts["sep"]
-    first, last = _template_ends(tokenizer.get("post_processor"))
-    if first is not None:
-        texts["bos"] = texts["bos"] or first
-        result.add["bos"] = first in (texts["bos"], texts["cls"])
-    if last is not None:
+    before, after = tokens_around(tokenizer.get("post_processor"))
+    if before:  # what is put before a text is GGUF's BOS, whatever the files name so
+        texts["bos"] = before[0][0]
+        result.add["bos"] = True
+    if after:
+        last = after[-1][0]
         if texts["eos"] and last != texts["eos"]:  # what ends a turn is not what ends a text
             texts["eot"] = texts["eos"]
             kinds.append("eot")
@@ -204,12 +205,20 @@ def read_special_tokens(
         result.add["eos"] = True
     if _separated(tokenizer.get("post_processor")):
         result.add["sep"] = True
-    ids = {token["content"]: i for i, token in added_tokens(tokenizer, config, str(checkpoint.folder)).items()}
+    ids = {text: i for text, i in (*before, *after) if type(i) is int}
+    ids |= {token["content"]: i for i, token in added_tokens(tokenizer, config, str(checkpoint.folder)).items()}
+    listed = checkpoint.json("special_tokens_map.json") or {}
     for kind in kinds:
         add = config.get(f"add_{kind}_token")
         if isinstance(add, bool):
+            if kind in ("bos", "eos") and tokenizer and add != result.add.get(kind, False):
+                result.warnings.append(
+                    f"tokenizer_config.json: add_{kind}_token is {str(add).lower()}, unlike the post-processor of "
+                    "tokenizer.json, which transformers 5 follows: the file says so, and llama.cpp does so too"
+                )
             result.add[kind] = add
-        candidates = (ids.get(texts.get(kind) or ""), checkpoint.config.get(f"{kind}_token_id"))
+        named = ids.get(text_of(listed.get(f"{kind}_token")) or "")
+        candidates = (ids.get(texts.get(kind) or ""), checkpoint.config.get(f"{kind}_token_id"), named)
         for i in candidates:
             i = i[0] if isinstance(i, list) and i else i
             if type(i) is int and 0 <= i < n_rows:
@@ -229,33 +238,71 @@ def _texts(checkpoint: Checkpoint, config: dict[str, Any]) -> dict[str, str | No
     texts: dict[str, str | None] = {}
     for kind in KINDS:
         key = f"{kind}_token"
-        text = _content(config.get(key)) or _content(listed.get(key))
+        text = text_of(config.get(key)) or text_of(listed.get(key))
         if text is not None or kind in no_defaults or (key in config and config[key] is None):
             texts[kind] = text
     return texts
 
 
-def _content(entry: Any) -> str | None:
+def text_of(entry: Any) -> str | None:
     """The text of a token that is given plainly or as an object."""
     text = entry.get("content") if isinstance(entry, dict) else entry
     return text if isinstance(text, str) and text else None
 
 
-def processing(processor: Any) -> dict[str, Any]:
-    """The TemplateProcessing step of a post-processor; empty when there is none."""
-    steps = processor.get("processors") if isinstance(processor, dict) else None
-    for step in steps if isinstance(steps, list) else [processor]:
-        if isinstance(step, dict) and step.get("type") == "TemplateProcessing":
-            return step
-    return {}
+def _leaves(processor: Any) -> list[dict[str, Any]]:
+    """The steps of a post-processor, sequences within sequences opened."""
+    if not isinstance(processor, dict):
+        return []
+    inner = processor.get("processors")
+    return [leaf for each in inner for leaf in _leaves(each)] if isinstance(inner, list) else [processor]
+
+
+def tokens_around(processor: Any) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
+    """The special tokens that a post-processor puts before and after a single text, each as its text and its id."""
+    before: list[tuple[str, Any]] = []
+    after: list[tuple[str, Any]] = []
+    for step in _leaves(processor):
+        if step.get("type") in ("RobertaProcessing", "BertProcessing"):
+            ends = [step.get(key) for key in ("cls", "sep")]
+            first, last = ([(end[0], end[1])] if isinstance(end, list) and len(end) == 2 else [] for end in ends)
+        elif step.get("type") == "TemplateProcessing":
+            first, last = _tokens_of_template(step)
+        else:
+            continue
+        before, after = first + before, after + last
+    return before, after
+
+
+def _tokens_of_template(step: dict[str, Any]) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
+    single, listed = step.get("single"), step.get("special_tokens")
+    parts = [part for part in single if isinstance(part, dict)] if isinstance(single, list) else []
+    places = [i for i, part in enumerate(parts) if "Sequence" in part]
+    if len(places) != 1:
+        return [], []
+
+    def tokens(parts: list[dict[str, Any]]) -> list[tuple[str, Any]]:
+        names = [part["SpecialToken"].get("id") for part in parts if isinstance(part.get("SpecialToken"), dict)]
+        made: list[tuple[str, Any]] = []
+        for name in names:
+            entry = listed.get(name) if isinstance(listed, dict) and isinstance(name, str) else None
+            texts, ids = (entry.get(key) if isinstance(entry, dict) else None for key in ("tokens", "ids"))
+            if isinstance(texts, list) and isinstance(ids, list) and texts and len(texts) == len(ids):
+                made += [(str(text), i) for text, i in zip(texts, ids)]
+            else:
+                made.append((str(name), None))
+        return made
+
+    return tokens(parts[: places[0]]), tokens(parts[places[0] + 1 :])
 
 
 def _separated(processor: Any) -> bool:
     """Whether two texts have a token more between them than stands at the end of one."""
-    step = processing(processor)
-    single, pair = step.get("single"), step.get("pair")
-    if isinstance(processor, dict) and processor.get("type") == "RobertaProcessing":
+    leaves = _leaves(processor)
+    if any(step.get("type") == "RobertaProcessing" for step in leaves):
         return True
+    step = next((step for step in leaves if step.get("type") == "TemplateProcessing"), {})
+    single, pair = step.get("single"), step.get("pair")
     if not isinstance(single, list) or not isinstance(pair, list):
         return False
     texts = [i for i, part in enumerate(pair) if isinstance(part, dict) and "Sequence" in part]
@@ -270,16 +317,3 @@ def _separated(processor: Any) -> bool:
 def _same_token(part: Any, other: Any) -> bool:
     first, second = (each.get("SpecialToken") if isinstance(each, dict) else None for each in (part, other))
     return isinstance(first, dict) and isinstance(second, dict) and first.get("id") == second.get("id")
-
-
-def _template_ends(processor: Any) -> tuple[str | None, str | None]:
-    """The special tokens before and after a single text in the post-processor."""
-    if isinstance(processor, dict) and processor.get("type") in ("RobertaProcessing", "BertProcessing"):
-        ends = (processor.get("cls"), processor.get("sep"))
-        return tuple(_content(end[0]) if isinstance(end, list) and end else None for end in ends)  # type: ignore[return-value]
-    single = processing(processor).get("single")
-    if not isinstance(single, list) or len(single) < 2:
-        return None, None
-    parts = [part.get("SpecialToken") if isinstance(part, dict) else None for part in (single[0], single[-1])]
-    first, last = (part.get("id") if isinstance(part, dict) else None for part in parts)
-    return _content(first), _content(last)

@@ -25,7 +25,7 @@ from gumba.text.words import Pieces, cutter
 from gumba_convert import pre_tokenizers
 from gumba_convert.gguf_writer import f64_array, string, strings
 from gumba_convert.probe import PROBE
-from gumba_convert.special_tokens import processing
+from gumba_convert.special_tokens import tokens_around
 from gumba_convert.tokens import BYTE, NORMAL, Vocabulary, steps
 
 _SPACE = "▁"
@@ -320,12 +320,10 @@ def _warn(vocabulary: Vocabulary, tokenizer: dict[str, Any], where: str, *, diff
     unknown = [step for step in steps(decoder, "decoders") if step.get("type") not in _DECODERS]
     if unknown or (differs and decoder is None and vocabulary.model != "bert"):
         vocabulary.warnings.append(f"{where}: decoder {_shown(unknown)}: gumba's text of ids is another one")
-    single = processing(tokenizer.get("post_processor")).get("single")
-    parts = [part for part in single if isinstance(part, dict)] if isinstance(single, list) else []
-    places = [i for i, part in enumerate(parts) if "Sequence" in part]
-    if len(places) == 1 and max(places[0], len(parts) - places[0] - 1) > 1:
-        texts = [part["SpecialToken"].get("id") for part in parts if isinstance(part.get("SpecialToken"), dict)]
+    around = tokens_around(tokenizer.get("post_processor"))
+    if max(map(len, around)) > 1:
+        texts = [text for side in around for text, _ in side]
         vocabulary.warnings.append(
-            f"{where}: the post-processor puts {len(texts)} tokens around a text ({', '.join(map(str, texts))!s:.100}); GGUF "
+            f"{where}: the post-processor puts {len(texts)} tokens around a text ({', '.join(texts)!s:.100}); GGUF "
             "has a place for one before it and one behind it, the others are left out"
         )

@@ -26,15 +26,17 @@ from gumba.text.pretokenize import PRE_TOKENIZERS
 from gumba.text.vocabulary import KINDS, TEMPLATE_NAMES, TEMPLATE_PREFIX, UNDEFINED_KEY
 from gumba_convert import pre_tokenizers, ranks, sentence_piece, vocab_and_merges, word_piece
 from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.embedder import tokenizer_json
+from gumba_convert.embedder import with_lowercase
 from gumba_convert.gguf_writer import boolean, string, strings
 from gumba_convert.special_tokens import (
     SpecialTokens,
     added_tokens,
     read_special_tokens,
+    tokens_around,
     without_repetitions,
     without_rows,
 )
+from gumba_convert.tokenizer_class import as_loaded, is_bert
 from gumba_convert.tokenizer_steps import add_steps, warn_of_flags
 from gumba_convert.tokens import (
     ADDED_SCORE,
@@ -88,16 +90,22 @@ def read_vocabulary(checkpoint: Checkpoint, n_rows: int, *, pre_tokenizer: str |
     if pre_tokenizer is not None and pre_tokenizer not in pre_tokenizers.NAMES:
         known = ", ".join(sorted(pre_tokenizers.NAMES))
         raise ConvertError(f"unknown pre-tokenizer {pre_tokenizer!r}; known are {known}")
-    tokenizer = tokenizer_json(checkpoint)
+    tokenizer = checkpoint.json("tokenizer.json") or {}
     config = checkpoint.json("tokenizer_config.json") or {}
-    if not tokenizer and not any(checkpoint.has(name) for name in _WHOLE_FILES):
+    changes: list[str] = []
+    if tokenizer:
+        tokenizer, changes = as_loaded(checkpoint, tokenizer, config)
+        tokenizer = with_lowercase(checkpoint, tokenizer)
+    elif not any(checkpoint.has(name) for name in _WHOLE_FILES):
         tokenizer, config = vocab_and_merges.from_files(checkpoint, config) or (tokenizer, config)
     extra = checkpoint.json("added_tokens.json") or {}
     tokenizer, config, warnings = without_rows(tokenizer, config, extra, n_rows)
     tokenizer, config, repeated = without_repetitions(tokenizer, config)
     special = read_special_tokens(checkpoint, tokenizer, config, n_rows)
     vocabulary = _read(_Given(checkpoint, tokenizer, config, n_rows, special, pre_tokenizer))
-    vocabulary.warnings[:0] = [*warnings, *repeated, *special.warnings]
+    vocabulary.warnings[:0] = [*changes, *warnings, *repeated, *special.warnings]
+    _drop_unset_ends(vocabulary)
+    _warn_of_ends(vocabulary, tokenizer, is_bert(checkpoint, config))
     _template_texts(vocabulary)
     if pre_tokenizer is not None:
         _check_named(vocabulary, pre_tokenizer, f"{checkpoint.folder}")
@@ -117,6 +125,25 @@ def read_vocabulary(checkpoint: Checkpoint, n_rows: int, *, pre_tokenizer: str |
     else:
         warn_of_flags(vocabulary, f"{checkpoint.folder / 'tokenizer_config.json'}")
     return vocabulary
+
+
+def _drop_unset_ends(vocabulary: Vocabulary) -> None:
+    """Without the token a text gets none, as in transformers; GGUF readers refuse a file that asks for one."""
+    ids = {**KINDS[vocabulary.model].special, **vocabulary.special.ids}
+    for kind in [kind for kind, wanted in vocabulary.special.add.items() if wanted and kind not in ids]:
+        del vocabulary.special.add[kind]
+        vocabulary.warnings.append(f"add_{kind}_token is true, but the tokenizer has no {kind}_token: none is added")
+
+
+def _warn_of_ends(vocabulary: Vocabulary, tokenizer: dict[str, Any], by_class: bool) -> None:
+    """Warn where readers of a WordPiece vocabulary put other tokens around a text than tokenizer.json does."""
+    around = tokens_around(tokenizer.get("post_processor"))
+    if vocabulary.model == "bert" and tokenizer and not by_class and not all(around):
+        texts = [text for side in around for text, _ in side]
+        vocabulary.warnings.append(
+            f"tokenizer.json puts {' and '.join(texts) or 'nothing'} around a text; GGUF readers always put the class token "
+            "before and the separator behind the text of a WordPiece vocabulary"
+        )
 
 
 def _template_texts(vocabulary: Vocabulary) -> None:

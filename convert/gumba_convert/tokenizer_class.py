@@ -1,0 +1,145 @@
+"""What transformers changes of a tokenizer.json when it loads it: by the tokenizer's class, and by the files beside it.
+
+The rules are those of transformers 5.24. Classes of BERT's kind take their normalizer from tokenizer_config.json, those of
+GPT-2's kind the space before a text; special tokens that are named in any file are added tokens, listed or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.special_tokens import FLAGS, KINDS, text_of
+
+#: Classes, without "Tokenizer" and "Fast", whose normalizer is built from tokenizer_config.json.
+_BERT = ("Bert", "DistilBert", "Electra", "MPNet")
+#: Classes that take the space before a text from tokenizer_config.json.
+_BYTE_LEVEL = ("GPT2", "Roberta")
+#: Classes by config.json's `model_type`, where no file names one.
+_BY_MODEL_TYPE = {
+    "bert": "Bert", "distilbert": "Bert", "electra": "Bert", "nomic_bert": "Bert", "mpnet": "MPNet", "gpt2": "GPT2",
+    "roberta": "Roberta",
+}  # fmt: skip
+
+
+def tokenizer_class(checkpoint: Checkpoint, config: dict[str, Any]) -> str:
+    """The class that the files name, without "Tokenizer" and "Fast"; else that of the model's type; "" for none."""
+    name = config.get("tokenizer_class") or checkpoint.config.get("tokenizer_class")
+    if isinstance(name, str):
+        return name.removesuffix("Fast").removesuffix("Tokenizer")
+    return _BY_MODEL_TYPE.get(str(checkpoint.config.get("model_type")), "")
+
+
+def is_bert(checkpoint: Checkpoint, config: dict[str, Any]) -> bool:
+    """Whether the tokenizer's class is of BERT's kind, which puts the class and the separator around every text."""
+    return tokenizer_class(checkpoint, config) in _BERT
+
+
+def as_loaded(
+    checkpoint: Checkpoint, tokenizer: dict[str, Any], config: dict[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """tokenizer.json as transformers loads it, and warnings of what differs from the file.
+
+    Args:
+        tokenizer: tokenizer.json, not empty. config: tokenizer_config.json, or empty.
+    """
+    name, model, warnings = tokenizer_class(checkpoint, config), tokenizer.get("model"), []
+    kind = model.get("type") if isinstance(model, dict) else None
+    if name in _BERT and kind == "WordPiece":
+        normalizer = _bert_normalizer(config)
+        if _without_defaults(tokenizer.get("normalizer")) != normalizer:
+            tokenizer = {**tokenizer, "normalizer": normalizer}
+            warnings.append(
+                f"the tokenizer's class ({name}Tokenizer) and tokenizer_config.json replace the normalizer of tokenizer.json: "
+                + ", ".join(f"{key} {str(value).lower()}" for key, value in normalizer.items() if key != "type")
+            )
+    if config.get("split_special_tokens") is True:
+        warnings.append(
+            "tokenizer_config.json: split_special_tokens is true: left out, gumba reads the texts of special tokens as text "
+            "except where a call asks otherwise"
+        )
+    prefix = config.get("add_prefix_space")
+    if name in _BYTE_LEVEL and isinstance(prefix, bool):
+        tokenizer = {**tokenizer, "pre_tokenizer": _with_prefix(tokenizer.get("pre_tokenizer"), prefix)}
+    added = list(_unlisted(checkpoint, tokenizer, config))
+    if added:
+        listed = tokenizer.get("added_tokens")
+        tokenizer = {**tokenizer, "added_tokens": [*(listed if isinstance(listed, list) else []), *added]}
+    return tokenizer, warnings
+
+
+def _bert_normalizer(config: dict[str, Any]) -> dict[str, Any]:
+    strip = config.get("strip_accents")
+    return {
+        "type": "BertNormalizer",
+        "clean_text": True,
+        "handle_chinese_chars": config.get("tokenize_chinese_chars", True) is not False,
+        "strip_accents": strip if isinstance(strip, bool) else None,
+        "lowercase": config.get("do_lower_case", True) is not False,
+    }
+
+
+def _without_defaults(step: Any) -> Any:
+    """A BertNormalizer with all of its options, in their usual order; any other step as it is."""
+    if not isinstance(step, dict) or step.get("type") != "BertNormalizer":
+        return step
+    defaults = {"clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": True}
+    return {"type": "BertNormalizer", **{key: step.get(key, value) for key, value in defaults.items()}}
+
+
+def _with_prefix(step: Any, prefix: bool) -> Any:
+    """A pre-tokenizer whose ByteLevel step puts a space before the text, or does not."""
+    if not isinstance(step, dict):
+        return step
+    inner = step.get("pretokenizers")
+    if isinstance(inner, list):
+        return {**step, "pretokenizers": [_with_prefix(each, prefix) for each in inner]}
+    return {**step, "add_prefix_space": prefix} if step.get("type") == "ByteLevel" else step
+
+
+def _unlisted(checkpoint: Checkpoint, tokenizer: dict[str, Any], config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Added tokens that tokenizer.json does not list: those of added_tokens.json, and special tokens that a file names.
+
+    The two older files count where tokenizer_config.json has no `added_tokens_decoder`. A token that has no id yet gets the
+    next one.
+    """
+    listed, decoder = tokenizer.get("added_tokens"), config.get("added_tokens_decoder")
+    older = not isinstance(decoder, dict)
+    extra = (checkpoint.json("added_tokens.json") or {}) if older else {}
+    named = [*_named(config), *(_named(checkpoint.json("special_tokens_map.json") or {}) if older else [])]
+    entries = [*(listed if isinstance(listed, list) else []), *(decoder.values() if isinstance(decoder, dict) else [])]
+    known = {text_of(entry) for entry in entries}
+    ids = _ids(tokenizer.get("model")) | extra
+    numbers = [*ids.values(), *(entry.get("id") for entry in entries if isinstance(entry, dict))]
+    numbers += [int(i) for i in decoder if i.isdecimal()] if isinstance(decoder, dict) else []
+    free = max((i for i in numbers if type(i) is int), default=-1) + 1
+    special = {text_of(entry) for entry in named}
+    for entry in [*({"content": text, "normalized": text not in special} for text in extra), *named]:
+        text = text_of(entry)
+        if text is None or text in known:
+            continue
+        known.add(text)
+        flags = {name: isinstance(entry, dict) and entry.get(name) is True for name in FLAGS}
+        yield {"id": ids.get(text, free), "content": text, "special": text in special, **flags}
+        free += text not in ids
+
+
+def _ids(model: Any) -> dict[str, Any]:
+    """The ids of the texts in the vocabulary of tokenizer.json."""
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocab, list):
+        return {
+            piece[0]: i
+            for i, piece in enumerate(vocab)
+            if isinstance(piece, list) and piece and isinstance(piece[0], str)
+        }
+    return dict(vocab) if isinstance(vocab, dict) else {}
+
+
+def _named(config: dict[str, Any]) -> Iterator[Any]:
+    """The special tokens that a file names: by kind, and further ones in lists or by names of their own."""
+    yield from (config.get(f"{kind}_token") for kind in KINDS)
+    for key in ("extra_special_tokens", "additional_special_tokens"):
+        more = config.get(key)
+        yield from more if isinstance(more, list) else more.values() if isinstance(more, dict) else []
