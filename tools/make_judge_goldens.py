@@ -43,7 +43,14 @@ CASES = [
     (Case("roberta", "Roberta", ROBERTA | {"num_labels": 2}, head=HEAD), "roberta"),
     (Case("xlmr", "XLMRoberta", ROBERTA | {"num_labels": 1}, head=HEAD), "pieces"),
     (Case("modern_bert", "ModernBert", MODERN | {"sep_token_id": 2, "id2label": LABELS}, head=HEAD), "roberta"),
-    (Case("qwen3-reranker", "Qwen3", {"max_position_embeddings": 1024, "tie_word_embeddings": True}), "yes_no"),
+    (
+        Case(
+            "qwen3-reranker",
+            "Qwen3",
+            {"max_position_embeddings": 1024, "tie_word_embeddings": True, "is_original_qwen3_reranker": True},
+        ),
+        "yes_no",
+    ),
 ]
 
 

@@ -142,7 +142,7 @@ def test_a_reranker_of_sentence_transformers(tmp_path: Path) -> None:
     ]
     settings = {"model_type": "CrossEncoder", "prompts": {"web": "Given a query"}, "default_prompt_name": "web"}
     task = {"transformer_task": "text-generation"}
-    folder = embedder(tmp_path / "qwen3-reranker", modules, name="qwen3", settings=settings, bert=task)
+    folder = embedder(tmp_path / "hf", modules, name="qwen3", settings=settings, bert=task)
     path = folder / "tokenizer.json"
     tokenizer = json.loads(path.read_text(encoding="utf-8"))
     vocabulary = tokenizer["model"]["vocab"]

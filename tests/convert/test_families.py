@@ -229,12 +229,13 @@ def test_settings_without_a_form_in_gguf_are_refused(
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_reranker_keeps_the_rows_of_two_words(tmp_path: Path, tied: bool) -> None:
-    """Qwen3-Reranker, told by its name, by that of its source, or by its card: logits of yes and no are its head."""
+    """Qwen3-Reranker, told by the question in its card or template, or by vLLM's key: logits of yes and no are its head."""
     family = FAMILIES["qwen3"]
     tensors = checkpoint_tensors(family)
     if tied:
         del tensors["lm_head.weight"]
-    source = {"_name_or_path": "Qwen/Qwen3-Reranker-0.6B", "tie_word_embeddings": tied}
+    source = {"is_original_qwen3_reranker": True, "tie_word_embeddings": tied}
+    question = "Judge whether the Document meets the requirements based on the Query and the Instruct provided."
     folder = tmp_path / "hf"
     write(folder, family, tensors, **source)
     with pytest.raises(ConvertError, match="yes and no"):
@@ -244,16 +245,16 @@ def test_a_reranker_keeps_the_rows_of_two_words(tmp_path: Path, tied: bool) -> N
     words = {"yes": vocabulary.pop("Y"), "no": vocabulary.pop("N")}
     vocabulary |= words
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    for name, card, config in (
-        ("hf", "", source),
-        ("hf", "---\nx: y\n---\n# Qwen3-Reranker-4B", {}),
-        ("qwen3-reranker", "", {}),
+    for file, text, config in (
+        ("README.md", "", source),
+        ("README.md", f"---\nx: y\n---\n# A model\nprefix = '<|im_start|>system\\n{question} Note", {}),
+        ("chat_template.jinja", f"<|im_start|>system\n{question}", {}),
     ):
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        (folder / file).write_text(text, encoding="utf-8")
         given = family.full_config() | {"tie_word_embeddings": tied} | config
         (folder / "config.json").write_text(json.dumps(given), encoding="utf-8")
-        folder = folder.rename(tmp_path / name)
         convert(folder, tmp_path / "out.gguf", type="f32")
+        (folder / file).unlink()
         fields, found = read(tmp_path / "out.gguf")
         assert "output.weight" not in found
         rows = tensors["model.embed_tokens.weight" if tied else "lm_head.weight"]
@@ -262,15 +263,34 @@ def test_a_reranker_keeps_the_rows_of_two_words(tmp_path: Path, tied: bool) -> N
         assert "{query}" in fields["tokenizer.chat_template.rerank"]
 
 
+@pytest.mark.parametrize("kind", ["ForCausalLM", "ForSequenceClassification"])
+def test_a_reranker_by_name_alone_is_a_warning(tmp_path: Path, kind: str) -> None:
+    """Neither the folder, nor the source's name, nor a heading decides what a model is."""
+    family = FAMILIES["qwen3"]
+    tensors = checkpoint_tensors(family)
+    if kind != "ForCausalLM":
+        del tensors["lm_head.weight"]
+        tensors["score.weight"] = np.ones((1, W), np.float32)
+    folder = tmp_path / "qwen3-reranker"
+    write(folder, family, tensors, _name_or_path="Qwen/Qwen3-Reranker-4B", architectures=[f"Qwen3{kind}"], num_labels=1)
+    (folder / "README.md").write_text("# Qwen3-Reranker-4B", encoding="utf-8")
+    report = convert(folder, tmp_path / "out.gguf", type="f32")
+    fields, found = read(tmp_path / "out.gguf")
+    assert "tokenizer.chat_template.rerank" not in fields and ("output.weight" in found) == (kind == "ForCausalLM")
+    assert any("the model's name is that of a reranker, but no file says so" in each for each in report.warnings)
+
+
 def test_a_reranker_with_a_head_of_its_own_is_asked_the_same(tmp_path: Path) -> None:
-    """Its name is that of the model's folder in a hub's cache."""
     family = FAMILIES["qwen3"]
     tensors = checkpoint_tensors(family)
     del tensors["lm_head.weight"]
     tensors["score.weight"] = np.ones((1, W), np.float32)
-    folder = tmp_path / "models--Ada--Qwen3-Reranker-0.6B-seq-cls" / "snapshots" / "0123"
-    folder.parent.mkdir(parents=True)
+    folder = tmp_path / "hf"
     write(folder, family, tensors, architectures=["Qwen3ForSequenceClassification"], num_labels=1)
+    (folder / "README.md").write_text(
+        "Judge whether the Document meets the requirements based on the Query and the Instruct provided.",
+        encoding="utf-8",
+    )
     convert(folder, tmp_path / "out.gguf", type="f32")
     fields, found = read(tmp_path / "out.gguf")
     np.testing.assert_array_equal(found["cls.output.weight"].data, tensors["score.weight"])

@@ -10,8 +10,9 @@ import numpy as np
 
 from gumba.errors import ConvertError
 from gumba_convert import decoder
-from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.checkpoint import Checkpoint, name_in_cache
 from gumba_convert.decoder import Decoder
+from gumba_convert.embedder import LOGIT_SCORE, OWN_CLASSES, modules
 from gumba_convert.gguf_writer import Value, string, strings
 from gumba_convert.multimodal import position_sections
 from gumba_convert.plan import ConfigReader, Plan
@@ -24,10 +25,11 @@ MODEL_TYPES = ("qwen3",)
 
 DEFAULTS = {"n_kv_heads": 32, "n_ctx": 32768, "head_dim": 128}
 WORDS = ("yes", "no")
+#: The words with which Qwen3-Reranker is asked, and no other model.
+INSTRUCTION = "Judge whether the Document meets the requirements based on the Query and the Instruct provided."
 #: What Qwen3-Reranker was trained to be asked, with its usual instruction.
 QUESTION = (
-    "<|im_start|>system\n"
-    "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
+    f"<|im_start|>system\n{INSTRUCTION} "
     'Note that the answer can only be "yes" or "no".<|im_end|>\n'
     "<|im_start|>user\n"
     "<Instruct>: Given a web search query, retrieve relevant passages that answer the query\n"
@@ -68,7 +70,9 @@ def language_model(
         values |= _yes_and_no(table, d)
     else:
         values |= decoder.embedding_and_any_head(table, d, architecture)
-    if reranks:
+    if not reranks:
+        table.warnings += _name_warnings(table.checkpoint)
+    else:
         values |= {
             "tokenizer.chat_template.rerank": string(QUESTION),
             "tokenizer.chat_templates": strings(["rerank"]),
@@ -84,14 +88,34 @@ def language_model(
 
 
 def is_reranker(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint is Qwen3-Reranker, or what was made of it, which nothing says but its name or its model card."""
+    """Whether a checkpoint is Qwen3-Reranker, or what was made of it.
+
+    Its configuration and its tensors are those of any Qwen3. What says so is sentence-transformers' module of such models,
+    vLLM's key in config.json, or the question, which the model card spells out, as chat templates of such models do.
+    """
     if not decoder.architecture_name(checkpoint).endswith(("ForCausalLM", decoder.CLASSIFIER)):
         return False
-    folder = checkpoint.folder.resolve()
-    folder = folder.parents[1] if folder.parent.name == "snapshots" else folder  # of a hub's cache
-    names = (folder.name, checkpoint.folder.name, checkpoint.config.get("_name_or_path"))
-    card = checkpoint.text("README.md") or ""
-    return any("qwen3-reranker" in str(name).lower() for name in names) or "# qwen3-reranker" in card.lower()
+    if checkpoint.config.get("is_original_qwen3_reranker") is True:
+        return True
+    if any(module.full_name.startswith(OWN_CLASSES) and module.kind == LOGIT_SCORE for module in modules(checkpoint)):
+        return True
+    texts = [checkpoint.text(name) for name in ("chat_template.jinja", "tokenizer_config.json")]
+    return any(INSTRUCTION in (text or "") for text in (checkpoint.outer.text("README.md"), *texts))
+
+
+def _name_warnings(checkpoint: Checkpoint) -> list[str]:
+    """A warning where only a name says that the model is a reranker: names decide nothing."""
+    names = (
+        name_in_cache(checkpoint.folder) or checkpoint.folder.resolve().name,
+        checkpoint.config.get("_name_or_path"),
+    )
+    if not any("qwen3-reranker" in str(name).lower() for name in names):
+        return []
+    return [
+        "the model's name is that of a reranker, but no file says so (modules.json with a LogitScore, or the README.md of "
+        "Qwen3-Reranker, which has its question): it is converted as a plain model, without a head of the words yes and no "
+        "and without the question. If it is one, add that README.md to the folder"
+    ]
 
 
 def _yes_and_no(table: TensorTable, d: Decoder) -> dict[str, Value]:
