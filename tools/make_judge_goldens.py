@@ -36,7 +36,7 @@ ASKED = (
     "<Instruct>: Given a web search query, retrieve relevant passages that answer the query\n<Query>: {}\n<Document>: {}"
     "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 )
-#: The models, each with its kind of tokenizer. The last one is a language model, told by its folder's name.
+#: The models, each with its kind of tokenizer. The last one is a language model, told by its configuration.
 CASES = [
     (Case("bert_pairs", "Bert", BERT | {"id2label": LABELS}, head=HEAD), "words"),
     (Case("bert_ranks", "Bert", BERT | {"num_labels": 1, "type_vocab_size": 1}, head=HEAD), "words"),

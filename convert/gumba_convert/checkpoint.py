@@ -157,6 +157,7 @@ class Checkpoint(Folder):
         Raises:
             ConvertError: no safetensors, a damaged one, or an index that does not agree with its files.
         """
+        self._warn_of_adapter()
         named = self.config.get("transformers_weights")
         if named is not None:
             index = isinstance(named, str) and named.endswith(".index.json")
@@ -167,6 +168,12 @@ class Checkpoint(Folder):
         if self.has(INDEX):
             return self._indexed(INDEX)
         return self._shards()
+
+    def _warn_of_adapter(self) -> None:
+        if self.has("adapter_config.json"):
+            self.warnings.append(
+                "adapter_config.json and its adapter are left out; transformers adds them to the model: merge them first"
+            )
 
     def _warn_of_other_files(self) -> None:
         if self.has(INDEX):
@@ -190,6 +197,17 @@ class Checkpoint(Folder):
         return self._union({name: self._header(name, "") for name in wanted})
 
     def _no_weights(self, there: list[str]) -> ConvertError:
+        for name in (SINGLE, INDEX):
+            if name in there:
+                what = (
+                    "not a regular file" if self.path(name).exists() else "a link to nothing: is the download complete?"
+                )
+                return ConvertError(f"{self.folder / name}: {what}")
+        if "adapter_config.json" in there:
+            return ConvertError(
+                f"{self.folder}: an adapter (adapter_config.json), not a model: merge it into its base model "
+                "(merge_and_unload() of peft), and save_pretrained() that"
+            )
         if any(name.startswith("consolidated") and name.endswith(".safetensors") for name in there):
             return ConvertError(
                 f"{self.folder}: consolidated.safetensors has Mistral's own names of tensors, which are not read; "

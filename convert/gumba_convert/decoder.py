@@ -312,6 +312,8 @@ def finish(
     architecture: str, d: Decoder, values: dict[str, Value], table: TensorTable, factors: np.ndarray | None
 ) -> Plan:
     """The plan of a family; llama3's factors become the last tensor, and what sentence-transformers' files say is added."""
+    if f"{architecture}.attention.causal" not in values:
+        d.reader.must_be("is_causal", True)  # transformers 5 lets any decoder see the whole text
     if factors is not None:
         table.computed("rope_freqs.weight", factors)
     pooled = values.get(f"{architecture}.pooling_type")

@@ -45,6 +45,11 @@ def from_text(
     vocab = {line.removesuffix("\r"): i for i, line in enumerate(lines)}
     if len(vocab) != len(lines):
         raise ConvertError(f"{where}: {len(lines)} lines, but only {len(vocab)} different tokens")
+    if config.get("tokenize_chinese_chars", True) is False:
+        raise ConvertError(
+            f"{where}: tokenize_chinese_chars is false, which only a tokenizer.json can say: "
+            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes it"
+        )
     lowercase = config.get("do_lower_case", True) is not False
     vocab = ids_in_vocab(vocab, n_rows, where)
     strip = config.get("strip_accents")

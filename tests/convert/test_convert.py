@@ -426,6 +426,20 @@ def test_pytorch_weights_are_refused(tmp_path: Path) -> None:
         convert(tmp_path / "hf", tmp_path / "out.gguf")
 
 
+def test_weights_that_are_not_there(tmp_path: Path) -> None:
+    """The link of a download that was not finished, and the files of an adapter, which transformers adds to the model."""
+    folder = tmp_path / "hf"
+    write_checkpoint(folder)
+    (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
+    assert ["adapter" in warning for warning in convert(folder, tmp_path / "out.gguf").warnings] == [True]
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    with pytest.raises(ConvertError, match=r"an adapter .* not a model: merge it"):
+        convert(folder, tmp_path / "out.gguf")
+    (folder / "model.safetensors").symlink_to(folder / "nothing")
+    with pytest.raises(ConvertError, match=r"model\.safetensors: a link to nothing"):
+        convert(folder, tmp_path / "out.gguf")
+
+
 def test_unknown_type(tmp_path: Path) -> None:
     with pytest.raises(ConvertError, match="'q3'; known are f32, f16, q4_0, q8_0, bf16"):
         convert(tmp_path, tmp_path / "out.gguf", type="q3")

@@ -136,6 +136,8 @@ REFUSED = [
     ("qwen2", {"layer_types": ["full_attention"]}, "layer_types"),
     ("qwen2", {"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "longrope"),
     ("qwen2", {"hidden_act": "gelu"}, "hidden_act"),
+    ("qwen2", {"is_causal": False}, "is_causal is 'False'"),
+    ("gemma2", {"is_causal": False}, "is_causal is 'False'"),
     ("qwen2moe", {"norm_topk_prob": True}, "norm_topk_prob"),
     ("qwen2moe", {"mlp_only_layers": [0]}, "mlp_only_layers"),
     ("qwen2moe", {"decoder_sparse_step": 2}, "decoder_sparse_step"),

@@ -162,6 +162,25 @@ def test_sampler_settings(tmp_path: Path, generation: dict[str, Any], keys: dict
     assert len(named) == bool(warned) and all(warned in warning for warning in named)
 
 
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('{"temperature": NaN, "top_p": -1}', ["temp is nan", "top_p is -1"]),
+        ('{"temperature": "0.7", "min_p": Infinity}', ["temp is '0.7'", "min_p is inf"]),
+        ('{"top_k": 1e400, "temperature": true}', ["top_k is inf", "temp is True"]),
+        ('{"top_k": 1000000000000000000000, "top_p": [0.5]}', ["top_k is 1000000000000000000000", "top_p is [0.5]"]),
+    ],
+)
+def test_sampler_settings_that_are_no_values(tmp_path: Path, text: str, named: list[str]) -> None:
+    write_checkpoint(tmp_path / "hf", files={"generation_config.json": text})
+    warnings = convert(tmp_path / "hf", tmp_path / "out.gguf").warnings
+    assert sorted(warnings) == sorted(
+        f"generation_config.json: {each}, which is no value of it: left out" for each in named
+    )
+    with GGUFFile(tmp_path / "out.gguf") as file:
+        assert not [key for key in file.metadata if key.startswith("general.sampling.")]
+
+
 # Texts of special tokens in chat templates: transformers 5.24's tokenizer.special_tokens_map.
 
 TEMPLATE = "{{ bos_token }}U:{{ messages[0].content }}{{ eos_token }}{% if pad_token is defined %}P{% endif %}"

@@ -103,6 +103,9 @@ def test_bad_vocab_txt(tmp_path: Path) -> None:
         read(tmp_path / "hf", {"vocab.txt": "\n".join([*WORDS, "un"])}, 20)
     with pytest.raises(ConvertError, match="the token '▁un' stands there twice"):
         read(tmp_path / "hf", {"vocab.txt": "\n".join([*WORDS, "##▁un"])}, 20)
+    whole = {"vocab.txt": "\n".join(WORDS), "tokenizer_config.json": {"tokenize_chinese_chars": False}}
+    with pytest.raises(ConvertError, match="tokenize_chinese_chars is false, which only a"):
+        read(tmp_path / "hf", whole, 20)
 
 
 # SentencePiece
