@@ -1,4 +1,4 @@
-"""What options are called elsewhere: done as there, or refused by name."""
+"""Options of other programs mean the same as there, or are refused by name."""
 
 from __future__ import annotations
 
@@ -59,24 +59,24 @@ def test_what_is_meant(given: str, meant: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("line", "message"),
     [
-        ("run a -p x -ngl 99", "-ngl 99: gumba computes on the processor"),
-        ("run a --num_beams 4", "--num_beams 4: beam search is LLM.beam_search"),
+        ("run a -p x -ngl 99", "-ngl 99: gumba runs on the CPU only"),
+        ("run a --num_beams 4", "--num_beams 4: beam search is available from Python only: LLM.beam_search"),
         ("run a --stream false", "--stream false: "),
         ("run a --do_sample=maybe", "--do_sample: expected true or false, found 'maybe'"),
-        ("run a -i", "-i: to talk with a model: gumba chat"),
-        ("run a --lora x", "--lora: gumba has no adapters"),
+        ("run a -i", "-i: to chat with a model, use gumba chat"),
+        ("run a --lora x", "--lora: gumba does not load adapters"),
         ("run a -m", "argument -m: expected one argument"),
-        ("run a --model_type qwen", "--model_type: the model's files say"),
+        ("run a --model_type qwen", "--model_type: the model's files state"),
         ("convert -i a -t q9 -o b", "argument --type: invalid choice: 'q9'"),
-        ("run a b --model c -p x", "only one of them"),
+        ("run a b --model c -p x", "several prompts"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(gumba: Callable, line: str, says: str) -> None:
+def test_unsupported_options_are_refused_by_name(gumba: Callable, line: str, message: str) -> None:
     result = gumba(*line.split())
     assert (result.code, result.out) == (2, "")
-    assert result.err.startswith("gumba: error: ") and says in result.err and result.err.count("\n") == 1
+    assert result.err.startswith("gumba: error: ") and message in result.err and result.err.count("\n") == 1
 
 
 def test_prompts_behind_the_model(gumba: Callable, tiny: Path) -> None:

@@ -139,7 +139,7 @@ def test_a_full_disk_is_no_success(gumba: Callable, tmp_path: Path, monkeypatch:
     result = gumba("compile")
     cache_folder.cache_clear()
     assert (result.code, result.out) == (2, "")
-    assert result.err.startswith("gumba: error: 5 of 7 compiled functions could not be kept in ")
+    assert result.err.startswith("gumba: error: could not write 5 of 7 compiled functions to ")
     assert result.err.endswith(": No space left on device\n")
 
 

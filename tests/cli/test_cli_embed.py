@@ -80,9 +80,9 @@ def test_what_is_refused(gumba: Callable, tmp_path: Path) -> None:
 
 def test_an_empty_text_is_named(gumba: Callable, tiny: Path) -> None:
     assert gumba("embed", tiny, "").err == (
-        "gumba: error: text 1: it is empty, and this model adds no token of its own to a text\n"
+        "gumba: error: text 1: the text is empty, and this model adds no special tokens to it\n"
     )
-    assert "error: line 2 of stdin: it is empty" in gumba("embed", tiny, stdin="a\n\nb\n").err
+    assert "error: line 2 of stdin: the text is empty" in gumba("embed", tiny, stdin="a\n\nb\n").err
 
 
 def test_prompts_and_long_texts(gumba: Callable, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""What options are called elsewhere: llama.cpp, ollama, transformers, SWIFT, vLLM, qwen.cpp and chatglm.cpp.
+"""Option names of other programs: llama.cpp, ollama, transformers, SWIFT, vLLM, qwen.cpp and chatglm.cpp.
 
-``translate`` rewrites a command line before it is parsed: another name becomes gumba's, with underscores or dashes; what gumba
-does anyway is left out; what it cannot do is refused by name. An option that a command has itself is never touched, and a name
-without a meaning for the command is left for the parser to complain about.
+``translate`` rewrites a command line before it is parsed. It replaces another program's name, with underscores or dashes, by
+gumba's; drops options for what gumba does anyway; and refuses by name what gumba cannot do. It never touches a command's own
+options, and leaves unknown names for the parser to report.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 
-#: Other names of options, with dashes. The first of the options named that the command has is meant.
+#: Aliases, with dashes, and the options they stand for; the first of these that the command has is used.
 _NAMES: dict[str, tuple[str, ...]] = {
     "--predict": ("-n",),
     "--n-predict": ("-n",),
@@ -40,28 +40,28 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "--save-path": ("--output",),
     "--outtype": ("--type",),
 }
-#: Other names in one command only: those of llama-bench.
+#: Aliases of a single command: those of llama-bench.
 _NAMES_OF = {
     "bench": {
         "-p": "--prompt", "--n-prompt": "--prompt", "-n": "--gen", "--n-gen": "--gen", "-d": "--depth", "--n-depth": "--depth",
         "-r": "--repeat", "--repetitions": "--repeat",
     },
 }  # fmt: skip
-#: Options whose values are arguments without a name here.
+#: Options of other programs whose values are positional arguments here.
 _PLAIN = {"embed": ("-p",), "tokenize": ("-p", "--prompt"), "perplexity": ("-f", "--file")}
-#: Options of files whose contents are given here behind an @.
+#: Options that take a file; here the option takes @FILE.
 _FILES = {"--grammar-file": "--grammar", "-jf": "--json-schema", "--json-schema-file": "--json-schema"}
-#: Options that name the model, or what is converted.
+#: Options that name the model, or the source of a conversion.
 _MODELS = (
     "-m", "--model", "-hf", "-hfr", "--hf-repo", "-i", "--input", "--model-id-or-path", "--model-name-or-path", "--model-path",
     "--ckpt-dir",
 )  # fmt: skip
-#: Flags of what gumba does anyway.
+#: Flags for what gumba does anyway; ignored.
 _FLAGS = (
     "--jinja", "--no-display-prompt", "--no-warmup", "--no-mmap", "--simple-io", "--no-perf",
     "--nowordwrap", "--log-disable", "--trust-remote-code",
 )  # fmt: skip
-#: Options whose values change nothing here when they are one of these.
+#: Options that are ignored with one of these values.
 _VALUES: dict[str, tuple[str, ...]] = {
     "-ngl": ("0",),
     "--gpu-layers": ("0",),
@@ -72,41 +72,41 @@ _VALUES: dict[str, tuple[str, ...]] = {
     "--stream": ("true",),
     "--device": ("cpu", "none"),
 }
-_GPU = "gumba computes on the processor: leave it out, or give 0"
-#: Why an option cannot be, and what to do.
+_GPU = "gumba runs on the CPU only: omit the option, or pass 0"
+#: Why an option is refused, and what to do instead.
 _REFUSED: dict[str, str] = {
     "-ngl": _GPU,
     "--gpu-layers": _GPU,
     "--n-gpu-layers": _GPU,
     "--num-gpu": _GPU,
-    "--device": "gumba computes on the processor: leave it out",
-    "--num-beams": "beam search is LLM.beam_search, from Python",
-    "--num-return-sequences": "several answers are SamplingParams(n=...), from Python, or n in a line of gumba batch",
-    "--max-length": "it counts the prompt too: say with -n how long the answer may be",
-    "-tb": "prompts and answers are computed by the same threads: -t",
-    "--threads-batch": "prompts and answers are computed by the same threads: -t",
-    "-ctk": "keys and values are of one type: --kv-type",
-    "-ctv": "keys and values are of one type: --kv-type",
-    "--cache-type-k": "keys and values are of one type: --kv-type",
-    "--cache-type-v": "keys and values are of one type: --kv-type",
-    "--mlock": "gumba does not lock memory",
-    "-i": "to talk with a model: gumba chat",
-    "--interactive": "to talk with a model: gumba chat",
-    "--interactive-first": "to talk with a model: gumba chat",
-    "--tiktoken": "the vocabulary is in the GGUF file",
-    "--model-type": "the model's files say of what kind it is",
-    "--template": "the model's file has its chat template; --chat-template takes another",
-    "--template-type": "the model's file has its chat template; --chat-template takes another",
-    "--lora": "gumba has no adapters: merge it into the checkpoint, then gumba convert",
-    "--adapters": "gumba has no adapters: merge it into the checkpoint, then gumba convert",
-    "--lora-model-name-or-path": "gumba has no adapters: merge it into the checkpoint first",
-    "--mmproj": "gumba runs the text part of models only",
-    "--stream": "answers are always shown as they come; --json shows one at its end",
+    "--device": "gumba runs on the CPU only: omit the option",
+    "--num-beams": "beam search is available from Python only: LLM.beam_search",
+    "--num-return-sequences": "for several answers use n in a line of gumba batch, or SamplingParams(n=...) from Python",
+    "--max-length": "it includes the prompt: set the length of the answer with -n",
+    "-tb": "prefill and decode use the same threads: -t",
+    "--threads-batch": "prefill and decode use the same threads: -t",
+    "-ctk": "keys and values have the same type: --kv-type",
+    "-ctv": "keys and values have the same type: --kv-type",
+    "--cache-type-k": "keys and values have the same type: --kv-type",
+    "--cache-type-v": "keys and values have the same type: --kv-type",
+    "--mlock": "gumba cannot lock memory: omit the option",
+    "-i": "to chat with a model, use gumba chat",
+    "--interactive": "to chat with a model, use gumba chat",
+    "--interactive-first": "to chat with a model, use gumba chat",
+    "--tiktoken": "the GGUF file contains the vocabulary: omit the option",
+    "--model-type": "the model's files state its type: omit the option",
+    "--template": "the model file has a chat template; --chat-template sets another",
+    "--template-type": "the model file has a chat template; --chat-template sets another",
+    "--lora": "gumba does not load adapters: merge it into the checkpoint, then run gumba convert",
+    "--adapters": "gumba does not load adapters: merge it into the checkpoint, then run gumba convert",
+    "--lora-model-name-or-path": "gumba does not load adapters: merge it into the checkpoint first",
+    "--mmproj": "gumba runs only the text part of models",
+    "--stream": "answers are always streamed; --json prints one when it is complete",
 }
 
 
 def translate(argv: Sequence[str], commands: dict[str, argparse.ArgumentParser]) -> list[str]:
-    """``argv`` in gumba's own words. Exits with a message for an option that is refused."""
+    """``argv`` with gumba's own option names. Exits with a message if an option is refused."""
     if not argv or argv[0] not in commands:
         return list(argv)
     command = commands[argv[0]]
@@ -116,13 +116,13 @@ def translate(argv: Sequence[str], commands: dict[str, argparse.ArgumentParser])
 
 
 def names_of(command: argparse.ArgumentParser) -> set[str]:
-    """All names of options that ``command`` takes, other programs' included, but for those that its help keeps quiet about."""
-    own = {name for each in command._actions if each.help != argparse.SUPPRESS for name in each.option_strings}
-    return own | {name for name, meant in _NAMES.items() if own.intersection(meant)}
+    """All option names that ``command`` accepts, aliases included, except those hidden from its help."""
+    own = {name for action in command._actions if action.help != argparse.SUPPRESS for name in action.option_strings}
+    return own | {alias for alias, options in _NAMES.items() if own.intersection(options)}
 
 
 class _Words:
-    """The words behind the name of ``command``."""
+    """The arguments of ``command``, and their translation."""
 
     def __init__(self, command: argparse.ArgumentParser, words: list[str]) -> None:
         self._command = command
@@ -134,15 +134,15 @@ class _Words:
         self._plain: list[str] = []
 
     def translated(self) -> list[str]:
-        found: list[str] = []
+        translated: list[str] = []
         while self._left:
-            found += self._next(self._left.pop(0))
+            translated += self._next(self._left.pop(0))
         if self._place() == 0:
-            return [*self._models, *found, *self._plain]
-        return [*found, *self._models, *self._plain]
+            return [*self._models, *translated, *self._plain]
+        return [*translated, *self._models, *self._plain]
 
     def _place(self) -> int:
-        """The place of the model among the arguments without a name; -1 of a command without one."""
+        """The index of the model among the positional arguments; -1 if the command has none."""
         return next((i for i, name in enumerate(self._places) if name in ("model", "source")), -1)
 
     def _next(self, word: str) -> Iterator[str]:
@@ -158,16 +158,16 @@ class _Words:
             return
         name = "--" + given[2:].replace("_", "-") if given.startswith("--") else given
         names = (name, *_NAMES_OF.get(self._name, {}).get(name, "").split(), *_NAMES.get(name, ()))
-        own = next((each for each in names if each in self._own), None)
+        own = next((option for option in names if option in self._own), None)
         if own is not None:
             yield from [own, value] if equals and not own.startswith("--") else [f"{own}{equals}{value}"]
         elif name in _FILES and _FILES[name] in self._own:
             yield f"{_FILES[name]}=@{self._value(given, equals, value)}"
         elif name == "--do-sample" and "--temp" in self._own:
-            said = value if equals else self._left.pop(0) if self._left and _is_bool(self._left[0]) else "true"
-            if not _is_bool(said):
-                self._command.error(f"{given}: expected true or false, found {said!r}")
-            yield from [] if said.lower() == "true" else ["--temp", "0"]
+            text = value if equals else self._left.pop(0) if self._left and _is_bool(self._left[0]) else "true"
+            if not _is_bool(text):
+                self._command.error(f"{given}: expected true or false, found {text!r}")
+            yield from [] if text.lower() == "true" else ["--temp", "0"]
         elif name in _MODELS and self._place() >= 0 and not (name == "-i" and "source" not in self._places):
             self._models.append(self._value(given, equals, value))
         elif name in _PLAIN.get(self._name, ()):
@@ -175,18 +175,18 @@ class _Words:
         elif name in _FLAGS and self._place() >= 0:
             return
         elif name in _VALUES and self._place() >= 0:
-            said = self._value(given, equals, value)
-            if said.lower() not in _VALUES[name]:
-                self._command.error(f"{given} {said}: {_REFUSED[name]}")
+            text = self._value(given, equals, value)
+            if text.lower() not in _VALUES[name]:
+                self._command.error(f"{given} {text}: {_REFUSED[name]}")
         elif name in _REFUSED:
             self._command.error(f"{given}: {_REFUSED[name]}")
         else:
             yield word
 
     def _names_a_type(self, equals: str, value: str) -> bool:
-        """Whether the value of ``-t`` is one of qwen.cpp's ``-t``, a type, and no number of threads."""
-        said = value if equals else self._left[0] if self._left else "0"
-        return not said.lstrip("+-").isdigit()
+        """Whether the value of ``-t`` is a type, as in qwen.cpp, and not a number of threads."""
+        text = value if equals else self._left[0] if self._left else "0"
+        return not text.lstrip("+-").isdigit()
 
     def _value(self, given: str, equals: str, value: str) -> str:
         if equals:

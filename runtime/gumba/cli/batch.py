@@ -1,4 +1,4 @@
-"""``gumba batch``: answer all requests of a file, computed together, and go on where an earlier run was ended."""
+"""``gumba batch``: answer all requests of a file in batches, and resume an interrupted run."""
 
 from __future__ import annotations
 
@@ -39,19 +39,18 @@ gumba batch requests.jsonl -o answers.jsonl model.gguf
 gumba batch requests.jsonl -o answers.jsonl model.gguf -n 200 --temp 0 --parallel 64
 """
 _DETAILS = """\
-A line of FILE is a request in OpenAI's batch format (/v1/chat/completions or /v1/completions), or an object with a
-"prompt" or "messages" and perhaps an "id" (or "custom_id") and SamplingParams' fields. The options are for what a
-line does not say.
-A line of OUT answers one line of FILE, whose number it tells; they stand in the order in which they were ready. A bad
-line is answered by an error. An OUT without a single answer is replaced when the requests are mended.
-Results are kept in OUT.part until all are there: the same command goes on after Ctrl-C, a kill or a crash.
+Each line of FILE is a request in OpenAI's batch format (/v1/chat/completions or /v1/completions), or an object with
+"prompt" or "messages", optionally "id" (or "custom_id") and fields of SamplingParams. Options of the command are
+defaults for the lines.
+Each line of OUT answers the line of FILE whose number it has; answers are written as they finish. A bad line gets an
+error. If OUT has errors only, rerunning the command with corrected requests replaces it.
+Results are kept in OUT.part until all are complete: the same command resumes after Ctrl-C, a kill or a crash.
 
-Exit code: 0 when every line was answered, 1 when OUT is complete but a line or more were answered by an error, 2 when
-the run could not be carried out, 130 after Ctrl-C.
+Exit code: 0 if every line was answered, 1 if OUT is complete but has errors, 2 if the run failed, 130 after Ctrl-C.
 """
 #: Errors that are not the fault of one line.
 _FATAL = (EngineError, ResourceError)
-#: A model file is known by this many pieces of it, spread over it evenly, of so many bytes.
+#: A model file is identified by a hash of this many pieces, spread over it evenly, of this many bytes each.
 _PIECES, _PIECE_BYTES = 64, 1 << 20
 
 
@@ -62,14 +61,18 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("file", metavar="FILE", type=Path, help="the requests, one JSON object per line")
     add_model(parser)
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="the answers, one per line")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT and forget an earlier run's results")
-    parser.add_argument("--fail-fast", action="store_true", help="end at the first line that cannot be answered")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT and discard an earlier run's results")
+    parser.add_argument("--fail-fast", action="store_true", help="stop at the first line that cannot be answered")
     parser.add_argument(
-        "--parallel", metavar="N", type=whole(1, 4096), default=32, help="requests computed at once (default 32)"
+        "--parallel",
+        metavar="N",
+        type=whole(1, 4096),
+        default=32,
+        help="maximum number of requests in a batch (default 32)",
     )
-    add_generation(parser, "tokens of an answer at most (default: to the end of text or context)")
+    add_generation(parser, "maximum number of tokens per answer (default: until the end of text or context)")
     add_template(parser)
-    parser.add_argument("-q", "--quiet", action="store_true", help="no summary and no notices on stderr")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print no summary and notices on stderr")
 
 
 def batch(args: argparse.Namespace) -> int:

@@ -35,25 +35,25 @@ def add_parser(commands: Commands) -> None:
         "--gen",
         metavar="N",
         type=whole(0, 1 << 24),
-        help="decode steps (default 64, or as many as fit; none of a model that writes no text)",
+        help="decode steps (default 64, or as many as fit; 0 for models that do not generate text)",
     )
     parser.add_argument(
-        "--depth", metavar="N", type=whole(0, 1 << 24), default=0, help="tokens of context before both (default 0)"
+        "--depth", metavar="N", type=whole(0, 1 << 24), default=0, help="tokens in the KV cache before both (default 0)"
     )
     parser.add_argument(
         "--sequences", metavar="N", type=whole(1, 4096), default=1, help="sequences decoded at once (default 1)"
     )
     parser.add_argument(
-        "--repeat", metavar="N", type=whole(1, 1000), default=5, help="measured runs; medians are shown (default 5)"
+        "--repeat", metavar="N", type=whole(1, 1000), default=5, help="number of measured runs (default 5)"
     )
     add_threads(parser)
     add_kv_type(parser)
     parser.add_argument(
         "--profile",
         action="store_true",
-        help="time every operation, and hold it against this machine's measured limits",
+        help="time every operation and compare it with this machine's measured limits",
     )
-    parser.add_argument("--plot", metavar="FILE.svg", type=Path, help="with --profile: draw where a step's time goes")
+    parser.add_argument("--plot", metavar="FILE.svg", type=Path, help="with --profile: plot where a step's time goes")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 

@@ -84,18 +84,20 @@ _MAIN = "main"
 
 def add_parser(commands: Commands) -> None:
     """Add ``chat`` to the command line."""
-    parser = command(commands, "chat", chat, "talk with a model", _EXAMPLES)
+    parser = command(commands, "chat", chat, "chat with a model", _EXAMPLES)
     add_model(parser, optional=True)
     parser.add_argument("--system", metavar="TEXT", help="the system message")
-    add_generation(parser, "tokens of an answer at most (default: as it comes)")
+    add_generation(parser, "maximum number of tokens per answer (default: no limit)")
     add_template(parser)
     add_reasoning(parser)
     parser.add_argument(
         "--no-history",
         action="store_true",
-        help="do not remember the lines that are typed, for the arrow keys, between runs",
+        help="do not keep the input history (arrow keys) between runs",
     )
-    parser.add_argument("-q", "--quiet", action="store_true", help="no notices on stderr before the first message")
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", help="print no notices on stderr before the first message"
+    )
 
 
 def chat(args: argparse.Namespace) -> int:

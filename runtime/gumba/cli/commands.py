@@ -1,13 +1,13 @@
-"""The commands of ``gumba``: which there are, and what each way of ending looks like.
+"""The commands of ``gumba``, and their exit codes.
 
 =================================== ==================================== =========
-how a command ends                  stderr                               exit code
+outcome                             stderr                               exit code
 =================================== ==================================== =========
-well                                                                     0
+success                                                                  0
 some of many failed (``batch``)     a summary                            1
 bad input, any ``GumbaError``       one line, ``gumba: error: …``        2
 Ctrl-C (see ``gumba.cli.main``)                                          130
-nobody reads stdout any more                                             141
+the reader of stdout is gone                                             141
 =================================== ==================================== =========
 """
 
@@ -54,21 +54,21 @@ examples:
   gumba convert ./Llama-3.2-1B -o llama.gguf --type q4_0
   gumba run llama.gguf -p "Once upon a time"
 
-MODEL is a GGUF file, a Hugging Face folder or hub id (converted once and kept), or a known name (see gumba pull).
-Without MODEL, run and chat take SmolLM2-135M-Instruct.
+MODEL is a GGUF file, a Hugging Face folder, a model on a hub (owner/name; checkpoints are converted once, then cached),
+or a known name (see gumba pull --list). Without MODEL, run and chat use SmolLM2-135M-Instruct.
 """
 
 
-#: Address space that importing NumPy takes, with room to spare. (Measured: OpenBLAS ends the process below 100 MB.)
+#: Address space that importing NumPy takes, with a margin. (Measured: OpenBLAS aborts the process below 100 MB.)
 _LIBRARIES_BYTES = 160 << 20
 
 
-#: As argparse complains about a value that is none of some.
+#: argparse's message for a value that is not one of the choices.
 _CHOICE = re.compile(r"invalid choice: '(?P<given>.*)' \(choose from (?P<choices>.*)\)", re.DOTALL)
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line."""
+    """An argument parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
         wrong = _CHOICE.search(message)
@@ -82,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     parser = _Parser(
         prog="gumba",
-        description="Convert Hugging Face language models to GGUF files and run them on this machine's processor.",
+        description="Convert Hugging Face language models to GGUF files and run them on this machine's CPU.",
         epilog=_EXAMPLES,
         formatter_class=Formatter,
         allow_abbrev=False,
@@ -100,7 +100,7 @@ def execute(argv: Sequence[str] | None = None) -> int:
     _open_streams()
     logging.basicConfig(format="gumba: %(message)s", level=logging.WARNING)
     if not writable:
-        _complain("stdout is closed: there is nowhere to write to (to throw output away: > /dev/null)")
+        _complain("stdout is closed; to discard the output, use > /dev/null")
         return 2
     try:
         args = _parse(argv)
@@ -128,7 +128,7 @@ def execute(argv: Sequence[str] | None = None) -> int:
 
 
 def _check_memory() -> None:
-    """Raise ResourceError where the libraries could not be loaded: some of them end the process then, with words of their own."""
+    """Raise ResourceError if too little memory is left to load the libraries: some of them abort the process in that case."""
     from gumba.processors import address_space_left
 
     left = address_space_left()
@@ -139,8 +139,8 @@ def _check_memory() -> None:
 
 
 def _open_streams() -> None:
-    """Make stdin, stdout and stderr UTF-8. Closed ones (``<&-``) are opened on nothing, in the order of their numbers, so
-    that no file of ours gets the descriptor of one."""
+    """Make stdin, stdout and stderr UTF-8. Closed ones (``<&-``) are opened on the null device, in the order of their
+    descriptors, so that no other file gets one of these descriptors."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:
@@ -150,7 +150,7 @@ def _open_streams() -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The options of ``argv``. What nobody knows is complained about first, with the help of its command."""
+    """Parse ``argv``. Unknown options are reported first, with a reference to the help of their command."""
     parser = build_parser()
     argv = translate(sys.argv[1:] if argv is None else argv, _commands(parser))
     args, unknown = parser.parse_known_args(argv)
@@ -161,7 +161,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         hint = did_you_mean(next((each for each in unknown if each.startswith("-")), ""), names_of(command))
         command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     if command is parser:
-        parser.error("no COMMAND is given")
+        parser.error("expected a COMMAND")
     return args
 
 
@@ -171,10 +171,10 @@ def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPar
 
 
 def _behind_options(texts: list[str], unknown: list[str]) -> tuple[list[str], list[str]]:
-    """``texts`` with those that stand behind an option, and the rest of ``unknown``.
+    """Move the arguments of ``unknown`` that follow an option to ``texts``; return both.
 
-    argparse takes TEXTs directly behind MODEL only. What begins with a dash is an option, unless it has a space in it, as
-    argparse has it, or stands behind ``--``.
+    argparse accepts TEXTs directly after MODEL only. An argument that begins with a dash is an option unless it contains a
+    space (argparse's rule) or follows ``--``.
     """
     if "--" in unknown:
         end = unknown.index("--")

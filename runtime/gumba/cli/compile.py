@@ -27,10 +27,10 @@ gumba compile model.gguf --output gumba-kernels
 def add_parser(commands: Commands) -> None:
     """Add ``compile`` to the command line."""
     parser = command(
-        commands, "compile", compile_, "compile what a model needs for this processor ahead of time", _EXAMPLES
+        commands, "compile", compile_, "compile the kernels of a model for this processor ahead of time", _EXAMPLES
     )
     parser.add_argument(
-        "model", metavar="MODEL", nargs="?", help=MODEL_HELP + " (default: what any model of the Llama kind needs)"
+        "model", metavar="MODEL", nargs="?", help=MODEL_HELP + " (default: the kernels of Llama-like models)"
     )
     add_revision(parser)
     parser.add_argument(
@@ -43,7 +43,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def compile_(args: argparse.Namespace) -> int:
-    """Carry out ``gumba compile``: of a MODEL only what its file needs."""
+    """Carry out ``gumba compile``: with MODEL, compile only what its file needs."""
     began = time.perf_counter()
     path = None if args.model is None else find_model(args.model, args.revision)
     from gumba.ahead import compile_all
@@ -57,30 +57,30 @@ def compile_(args: argparse.Namespace) -> int:
         where = "the user's cache folder" if setting is None else f"GUMBA_CACHE_DIR={setting}"
         why = f" ({reasons[0]})" if reasons else ""
         raise ResourceError(
-            f"no kernel cache to compile into: {where} is no folder that this user alone can write to{why}"
+            f"no kernel cache to compile into: {where} is not a folder that only this user can write to{why}"
         )
     cache.lost.clear()
     jit.watching = contextlib.nullcontext
     with Progress() as progress, _warnings() as said:
         total = compile_all(path, Compilation(progress).report)
     for line in said:
-        if not line.startswith("kernel cache: cannot write"):  # the error is about these
+        if not line.startswith("kernel cache: cannot write"):  # the error below reports these
             note(f"gumba: {printable(line)}")
     if cache.lost:
         _, why = next(iter(cache.lost.items()))
-        raise ResourceError(f"{len(cache.lost)} of {total} compiled functions could not be kept in {folder}: {why}")
+        raise ResourceError(f"could not write {len(cache.lost)} of {total} compiled functions to {folder}: {why}")
     if args.output is not None:
         shipping.ship(cache.kept, args.output / folder.name)
         folder = args.output
     seconds = time.perf_counter() - began
-    there = "" if jit.stats.compiled >= total else ", the others were there"
+    there = "" if jit.stats.compiled >= total else ", the others were cached"
     print(f"{jit.stats.compiled} of {total} functions compiled in {seconds:.1f} s{there}: {folder}")
     return 0
 
 
 @contextlib.contextmanager
 def _warnings() -> Iterator[list[str]]:
-    """Gather gumba's warnings instead of showing them: here they are parts of an error."""
+    """Collect gumba's warnings instead of printing them, so that an error can include them."""
     found: list[str] = []
     log = logging.getLogger("gumba")
 

@@ -19,7 +19,7 @@ gumba convert HuggingFaceTB/SmolLM2-135M-Instruct -o smollm2-f16.gguf --type f16
 
 def add_parser(commands: Commands) -> None:
     """Add ``convert`` to the command line."""
-    parser = command(commands, "convert", convert, "make a GGUF file out of a Hugging Face checkpoint", _EXAMPLES)
+    parser = command(commands, "convert", convert, "convert a Hugging Face checkpoint to a GGUF file", _EXAMPLES)
     parser.add_argument(
         "source",
         metavar="SOURCE",
@@ -32,10 +32,12 @@ def add_parser(commands: Commands) -> None:
         "--type",
         choices=("f32", "f16", "bf16", "q8_0", "q4_0"),
         default="q8_0",
-        help="type of weights (default q8_0)",
+        help="type of the weights (default q8_0)",
     )
-    parser.add_argument("--pure", action="store_true", help="that type throughout, also where a mixture keeps more")
-    parser.add_argument("--pre-tokenizer", metavar="NAME", help="the pre-tokenizer, where it is not recognized")
+    parser.add_argument(
+        "--pure", action="store_true", help="use that type for every matrix instead of more bits for some"
+    )
+    parser.add_argument("--pre-tokenizer", metavar="NAME", help="name of the pre-tokenizer, if it is not recognized")
     add_revision(parser)
     add_threads(parser)
 

@@ -24,32 +24,30 @@ def add_parser(commands: Commands) -> None:
         commands,
         "embed",
         embed,
-        "make vectors that stand for texts (arguments, or lines of a file or of stdin)",
+        "compute embedding vectors of texts (arguments, or the lines of a file or of stdin)",
         _EXAMPLES,
     )
     add_model(parser)
-    parser.add_argument(
-        "texts", metavar="TEXT", nargs="*", default=[], help="the texts; without any, the lines of stdin are texts"
-    )
-    parser.add_argument("-f", "--file", metavar="FILE", help="take the lines of a file as texts; - is stdin")
+    parser.add_argument("texts", metavar="TEXT", nargs="*", default=[], help="the texts (default: the lines of stdin)")
+    parser.add_argument("-f", "--file", metavar="FILE", help="embed the lines of a file; - is stdin")
     parser.add_argument(
         "--pooling",
         choices=("mean", "cls", "last", "none"),
-        help="which tokens' states make the vector; none: one for each token (default: as the model was trained)",
+        help="how to pool the token vectors; none: one vector per token (default: as the model was trained)",
     )
-    parser.add_argument("--no-normalize", action="store_true", help="leave vectors as long as they are")
+    parser.add_argument("--no-normalize", action="store_true", help="do not scale the vectors to length 1")
     parser.add_argument(
         "--prompt",
         metavar="NAME",
-        help='put the prompt of that name before every text (`gumba inspect` lists them as gumba.embedding.prompt.NAME); "": '
-        "none (default: the one that the file names)",
+        help="prepend the model's prompt of that name to every text (`gumba inspect` lists them as gumba.embedding.prompt.NAME); "
+        '"": no prompt (default: the model\'s default prompt)',
     )
     parser.add_argument(
-        "--truncate", action="store_true", help="cut texts that are too long for the model; otherwise they are an error"
+        "--truncate", action="store_true", help="truncate texts that are too long for the model (default: an error)"
     )
     add_context(parser)
     add_threads(parser)
-    parser.add_argument("-q", "--quiet", action="store_true", help="no notices on stderr")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print no notices on stderr")
     parser.add_argument("--json", action="store_true", help="print one JSON object with all vectors")
 
 
@@ -59,7 +57,7 @@ def embed(args: argparse.Namespace) -> int:
         raise RequestError("give texts as arguments or with -f, not both")
     texts = [argument_text(text) for text in args.texts] or read_text(args.file or "-").splitlines()
     if not texts:
-        raise RequestError("there are no texts")
+        raise RequestError("no texts: expected TEXT arguments, or lines in the file or on stdin")
     llm, _ = open_llm(args)
     with llm:
         try:
@@ -77,7 +75,7 @@ def embed(args: argparse.Namespace) -> int:
             source = "" if args.texts else f" of {'stdin' if args.file in (None, '-') else args.file}"
             message = str(error).removeprefix(f"prompts[{error.index}]: ")
             if not texts[error.index]:
-                message = "it is empty, and this model adds no token of its own to a text"
+                message = "the text is empty, and this model adds no special tokens to it"
             raise RequestError(f"{place} {error.index + 1}{source}: {message}") from None
     if args.json:
         print_json({"embeddings": [vector.tolist() for vector in vectors]})

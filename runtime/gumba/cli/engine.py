@@ -1,4 +1,4 @@
-"""Opening a model for a command, and saying what that takes."""
+"""Opens a model for a command, and reports downloads, loading and compilation on stderr."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 def find_model(model: str | None, revision: str | None = None, *, quiet: bool = False, check: bool = False) -> Path:
-    """The GGUF file of MODEL, with a progress bar where it has to be fetched or converted first.
+    """The GGUF file of MODEL, with a progress bar if it must be downloaded or converted first.
 
-    ``quiet``: no line before a download; ``check``: hash what has been fetched earlier.
+    ``quiet``: print no line before a download; ``check``: verify the hash of a file that was downloaded earlier.
     """
     with Progress(quiet=quiet) as progress:
 
@@ -43,11 +43,13 @@ def find_model(model: str | None, revision: str | None = None, *, quiet: bool = 
 
 
 def _files_near(model: str) -> list[str]:
-    """The GGUF files in the folder that ``model`` names."""
+    """The GGUF files in the folder of the path ``model``."""
     folder = Path(model).parent
     try:
         files = [
-            str(folder / each.name) for each in folder.iterdir() if each.suffix.lower() == ".gguf" and each.is_file()
+            str(folder / entry.name)
+            for entry in folder.iterdir()
+            if entry.suffix.lower() == ".gguf" and entry.is_file()
         ]
         return [file for file in files if file != model]
     except (OSError, ValueError):
@@ -62,11 +64,11 @@ def compile_seconds() -> float:
 
 
 class Compilation:
-    """Tells the user of kernels that are compiled: that it happens once, and how far it is.
+    """Reports the compilation of kernels to the user.
 
-    ``progress`` draws that. ``needed`` gives what is yet to be compiled for the work at hand: all of it is compiled when the
-    first kernel is missed, so that it can be counted. Others that are compiled later are counted as they come. ``quiet``: no
-    line that says what it is about.
+    ``progress`` draws the progress bar. ``needed`` returns the functions that the coming work needs and the cache lacks: the
+    first cache miss compiles all of them, so that the bar shows a total. Functions that are compiled later are counted one by
+    one. ``quiet``: do not print the line that announces compilation.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class Compilation:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """As ``gumba.kernels.jit.watching``."""
+        """The context manager for ``gumba.kernels.jit.watching``: entered around each compilation."""
         if not self._begun:
             self._begun = True
             with AtOnce():
@@ -89,7 +91,7 @@ class Compilation:
 
                 compile_functions(self._needed(), self.report)
                 self._done = self._total
-                yield  # nearly always for one of those
+                yield  # nearly always for one of the functions just compiled
                 return
         self._done += 1
         figure = f"{self._done} of {self._done}" if self._total else str(self._done)
@@ -100,7 +102,7 @@ class Compilation:
             self._progress.clear()
 
     def report(self, done: int, total: int, share: float) -> None:
-        """``done`` of ``total`` functions are compiled, and ``share`` of the work is done."""
+        """Draw the bar: ``done`` of ``total`` functions are compiled, which is the fraction ``share`` of the work."""
         self._total = total
         self._progress("compiling kernels", share, 1.0, figure=f"{min(done + 1, total)} of {total}", rare=True)
 
@@ -109,21 +111,21 @@ class Compilation:
 
         if not self._quiet:
             self._progress.clear()
-            kept = "they are kept" if cache.cache_writable() else "they cannot be kept: there is no kernel cache"
-            note(f"gumba: compiling kernels for this processor, which takes some seconds ({kept}) ...")
+            kept = "only once" if cache.cache_writable() else "at every start: there is no kernel cache"
+            note(f"gumba: compiling kernels for this processor ({kept}); this takes some seconds ...")
 
 
 def watch_compilation(
     progress: Progress, needed: Callable[[], Sequence[Function]] | None = None, *, quiet: bool = False
 ) -> None:
-    """Tell the user of kernels that this process compiles from now on; arguments as of ``Compilation``."""
+    """From now on report the kernels that this process compiles; the arguments are those of ``Compilation``."""
     from gumba.kernels import jit
 
     jit.watching = Compilation(progress, needed, quiet=quiet).watching
 
 
 def open_llm(args: argparse.Namespace, **options: Any) -> tuple[LLM, float]:
-    """The model that the options of a command name, and the seconds that opening it took, compiling not counted.
+    """The model of a command's options, and the seconds it took to open, without compilation.
 
     ``options``: further arguments of ``LLM``.
     """
@@ -151,7 +153,7 @@ def open_llm(args: argparse.Namespace, **options: Any) -> tuple[LLM, float]:
 def needed_for(
     path: Path, kv_type: str | None, *, text: bool = True, top_k: int | None = None
 ) -> Callable[[], list[Function]]:
-    """What ``watch_compilation`` takes, for work on a model; arguments as of ``gumba.ahead.first_functions``."""
+    """The ``needed`` of ``watch_compilation`` for a model; the arguments are those of ``gumba.ahead.first_functions``."""
 
     def needed() -> list[Function]:
         from gumba.ahead import first_functions
@@ -162,7 +164,7 @@ def needed_for(
 
 
 def _top_k(args: argparse.Namespace) -> int | None:
-    """How many tokens these options choose from, 0 for all; None of a command that chooses none."""
+    """The ``top_k`` of a command's options (0: all tokens, 1: greedy); None for a command that does not sample."""
     from gumba.params import SamplingParams
 
     if not hasattr(args, "top_k"):

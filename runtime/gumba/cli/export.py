@@ -17,17 +17,17 @@ gumba export model.gguf -o ./model
 
 def add_parser(commands: Commands) -> None:
     """Add ``export`` to the command line."""
-    parser = command(commands, "export", export, "make a Hugging Face folder out of a GGUF file of a Llama", _EXAMPLES)
-    parser.description += (
-        "\nThe file's architecture must be llama (Llama, Mistral and others of that form); no other can be exported."
+    parser = command(
+        commands, "export", export, "convert a GGUF file of a Llama model to a Hugging Face folder", _EXAMPLES
     )
+    parser.description += "\nOnly files of the architecture llama (Llama, Mistral and similar models) can be exported."
     add_model(parser)
     parser.add_argument("-o", "--output", metavar="FOLDER", required=True, help="the folder to write")
     parser.add_argument(
         "--dtype",
         choices=("float32", "float16", "bfloat16"),
         default="bfloat16",
-        help="of the weights (default bfloat16)",
+        help="type of the weights (default bfloat16)",
     )
     add_threads(parser)
 

@@ -30,10 +30,12 @@ _ITEMS, _CHARACTERS = 6, 100
 def add_parser(commands: Commands) -> None:
     """Add ``inspect`` to the command line."""
     parser = command(commands, "inspect", inspect, "show the metadata and tensors of a GGUF file", _EXAMPLES)
-    parser.add_argument("file", metavar="FILE", help="a GGUF file (of a sharded model: its first shard), or a MODEL")
+    parser.add_argument(
+        "file", metavar="FILE", help="a GGUF file (the first shard of a sharded model), or another MODEL"
+    )
     add_revision(parser)
-    parser.add_argument("--tensors", action="store_true", help="only the table of tensors")
-    parser.add_argument("--json", action="store_true", help="print one JSON object (long arrays cut short)")
+    parser.add_argument("--tensors", action="store_true", help="print the table of tensors only")
+    parser.add_argument("--json", action="store_true", help="print one JSON object (long arrays truncated)")
 
 
 def inspect(args: argparse.Namespace) -> int:

@@ -1,10 +1,10 @@
-"""What Ctrl-C and the signals that end a process do to a command.
+"""Signal handling of the commands: Ctrl-C, SIGTERM and SIGHUP.
 
-Python raises KeyboardInterrupt wherever it is, and modules that are being imported do not expect it: some take it for an
-error of their own. So while much is imported, ``AtOnce`` lets Ctrl-C end the process without an exception. At other times it
-is KeyboardInterrupt, and SIGTERM and SIGHUP are SystemExit, so that temporary files are removed and threads end.
+Python raises KeyboardInterrupt at any point, and a module that is being imported may report it as an error of its own. So
+``AtOnce`` makes Ctrl-C end the process without an exception during imports. At other times Ctrl-C raises KeyboardInterrupt, and
+``Ending`` makes SIGTERM and SIGHUP raise SystemExit, so that temporary files are removed and threads end.
 
-This module is imported before all others, so it imports nothing that takes long.
+This module is imported before all others, so it imports only what is cheap.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-#: The exit code of a process that Ctrl-C has ended, as shells have it.
+#: The exit code after Ctrl-C, as in shells.
 INTERRUPTED = 130
 
 
 class _Handlers:
-    """Signal handlers while it is entered; those from before come back when it is left.
+    """Context manager that installs signal handlers and restores the previous ones.
 
-    A signal that is ignored stays so. Only the main thread can have any: elsewhere nothing changes.
+    An ignored signal stays ignored. Outside of the main thread, which alone can set handlers, it does nothing.
     """
 
     def __init__(self, **handlers: Callable[[int, Any], object]) -> None:
@@ -48,14 +48,14 @@ class _Handlers:
 
 
 class AtOnce(_Handlers):
-    """Ctrl-C ends the process: for imports, during which there is nothing to clean up."""
+    """Ctrl-C ends the process at once. For imports, when there is nothing to clean up."""
 
     def __init__(self) -> None:
         super().__init__(SIGINT=lambda number, frame: os._exit(INTERRUPTED))
 
 
 class Ending(_Handlers):
-    """SIGTERM and SIGHUP are SystemExit with the exit code that shells give such a process; a second one is not waited for."""
+    """SIGTERM and SIGHUP raise SystemExit with the code 128 + signal, as in shells; a second one ends the process at once."""
 
     def __init__(self) -> None:
         super().__init__(SIGTERM=_leave, SIGHUP=_leave)

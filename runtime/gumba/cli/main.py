@@ -1,6 +1,6 @@
-"""The entry point of the command ``gumba``, so small that Ctrl-C finds it ready nearly at once.
+"""The entry point of the command ``gumba``, kept small so that it handles Ctrl-C almost from the start.
 
-All that takes time to import is imported inside of ``main``: Ctrl-C is exit code 130 without a traceback there too.
+``main`` itself imports everything that takes time, so that Ctrl-C during an import also exits with 130, without a traceback.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return execute(argv)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except MemoryError:  # before there is anything that says more of it
+    except MemoryError:  # before the module with the better message is imported
         import sys
 
         sys.stderr.write("gumba: error: not enough memory\n")
         return 2
     finally:
-        if argv is None:  # the process ends: nothing that it still does may be interrupted with a traceback
+        if argv is None:  # the process is about to end: Ctrl-C must not print a traceback any more
             AtOnce().__enter__()

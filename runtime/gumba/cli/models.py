@@ -15,9 +15,7 @@ gumba models --json
 
 def add_parser(commands: Commands) -> None:
     """Add ``models`` to the command line."""
-    parser = command(
-        commands, "models", models, "list the architectures that run, and models that have them", _EXAMPLES
-    )
+    parser = command(commands, "models", models, "list the supported architectures and their models", _EXAMPLES)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their values are checked."""
+"""Options that several commands share, and the checks of their values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gumba.params import SamplingParams
 
 MODEL_HELP = (
-    "a GGUF file, a Hugging Face folder, a model on the hub (owner/name, owner/name:Q8_0; checkpoints are converted once), "
+    "a GGUF file, a Hugging Face folder, a model on a hub (owner/name, owner/name:Q8_0; checkpoints are converted once), "
     "or a known name"
 )
 
@@ -25,7 +25,7 @@ MOST_THREADS = 512
 #: The names of ``gumba.kernels.pages.page_formats``, which take as long.
 KV_TYPES = ("bf16", "f16", "f32", "q8_0")
 
-#: What the options of the library's functions are called here, and what is said about them.
+#: Keywords and phrases of the library's error messages, and what they become at the command line.
 _OPTIONS = {
     "load the model with a larger n_ctx": "ask for more context with -c N",
     "use rerank": "use rerank of LLM, from Python",
@@ -46,7 +46,7 @@ Commands = Any
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
-    """Help whose examples keep their lines, with room for the names of options."""
+    """Help formatter that keeps the line breaks of examples and leaves room for long option names."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=28)
@@ -55,7 +55,7 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 def command(
     commands: Commands, name: str, function: Callable[[argparse.Namespace], int], help: str, examples: str
 ) -> Any:
-    """Add the command ``name``, carried out by ``function``, and return its parser."""
+    """Add the command ``name``, which calls ``function``, and return its parser."""
     parser = commands.add_parser(
         name,
         help=help,
@@ -84,10 +84,10 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
 
 
 def size(text: str) -> int:
-    """A number of bytes: digits, and perhaps K, M or G (of 1024) behind them."""
+    """Parse a number of bytes: digits, optionally followed by K, M or G (powers of 1024)."""
     found = re.fullmatch(r"([0-9]{1,15})([KMG]?)i?B?", text, re.IGNORECASE | re.ASCII)
     if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size: 512M and 2G are")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; expected e.g. 512M or 2G")
     return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2].upper()]
 
 
@@ -111,14 +111,14 @@ def _range(low: float, high: float | None) -> str:
 
 
 def did_you_mean(given: str, names: Iterable[str]) -> str:
-    """The end of a message about ``given``: which of ``names`` it may be a misspelling of; empty if it looks like none."""
+    """A hint to append to an error message: the one of ``names`` closest to ``given``, or "" if none is close."""
     by_key = {name.lower(): name for name in names}
     close = difflib.get_close_matches(given.partition("=")[0].lower(), by_key, 1, 0.6)
     return f"; did you mean {by_key[close[0]]}?" if close else ""
 
 
 def in_options(error: Exception) -> str:
-    """The message of ``error``, with the names that options have at the command line."""
+    """The message of ``error``, with the library's keywords replaced by the options of the command line."""
     message = str(error)
     named = isinstance(error, RequestError | ResourceError)
     return _NAMES.sub(lambda found: _OPTIONS[found[0]], message) if named else message
@@ -150,7 +150,7 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
         "--threads",
         metavar="N",
         type=whole(1, MOST_THREADS),
-        help="threads that compute (default: the physical cores that this process may use)",
+        help="compute threads (default: the physical cores that this process may use)",
     )
 
 
@@ -161,67 +161,84 @@ def add_context(parser: argparse.ArgumentParser) -> None:
         "--ctx",
         metavar="N",
         type=whole(1, 1 << 24),
-        help="tokens of context (default: what the model was made for, but at most 4096)",
+        help="context length in tokens (default: the model's training context, at most 4096)",
     )
     parser.add_argument(
         "--kv-memory",
         metavar="SIZE",
         type=size,
-        help="memory of the KV cache, 512M or 2G say (default: four contexts, or an eighth of what is free)",
+        help="memory for the KV cache, e.g. 512M or 2G (default: four contexts, fewer if they exceed an eighth of the memory)",
     )
     add_kv_type(parser)
 
 
 def add_kv_type(parser: argparse.ArgumentParser) -> None:
-    """``--kv-type``: None for the processor's best."""
+    """``--kv-type``; None selects the best type for the processor."""
     parser.add_argument(
         "--kv-type",
         choices=KV_TYPES,
-        help="how the KV cache holds numbers; q8_0 takes half the memory (default: bf16 on processors that multiply it, "
-        "else f16)",
+        help="data type of the KV cache; q8_0 halves its memory (default: bf16 on processors with bf16 instructions, else f16)",
     )
 
 
-#: Options for those who know what they want: name, field of ``SamplingParams``, and what argparse is told.
+#: Advanced sampling options: name, field of ``SamplingParams``, metavar, type, help.
 FURTHER = (
     (
         "--repeat-last-n",
         "repetition_window",
         "N",
         whole(-1, 2**31 - 1),
-        "penalties look at the last N tokens (default 64)",
+        "penalties consider the last N tokens (default 64)",
     ),
     (
         "--presence-penalty",
         "presence_penalty",
         "A",
         real(-100, 100),
-        "subtracted from tokens that occurred (default 0)",
+        "subtract A from the logits of tokens that occurred (default 0)",
     ),
-    ("--frequency-penalty", "frequency_penalty", "A", real(-100, 100), "the same for each time (default 0)"),
+    ("--frequency-penalty", "frequency_penalty", "A", real(-100, 100), "subtract A for each occurrence (default 0)"),
     ("--typical", "typical_p", "P", real(0, 1), "locally typical sampling (default 1: off)"),
     (
         "--top-n-sigma",
         "top_n_sigma",
         "N",
         real(-1, 100),
-        "none N standard deviations below the likeliest (default -1: off)",
+        "drop tokens N standard deviations below the most likely (default -1: off)",
     ),
-    ("--xtc-probability", "xtc_probability", "P", real(0, 1), "how often the likeliest are left out (default 0)"),
-    ("--xtc-threshold", "xtc_threshold", "P", real(0, 1), "which those are (default 0.1)"),
-    ("--dry-multiplier", "dry_multiplier", "M", real(0, 100), "against repetitions of several tokens (default 0: off)"),
-    ("--dry-base", "dry_base", "B", real(1, 100), "see there (default 1.75)"),
-    ("--dry-allowed-length", "dry_allowed_length", "N", whole(0, 2**31 - 1), "see there (default 2)"),
-    ("--mirostat", "mirostat", "1|2", whole(0, 2), "keep the surprise at a target (default 0: off)"),
-    ("--mirostat-ent", "mirostat_tau", "T", real(0, 100), "the target (default 5)"),
-    ("--mirostat-lr", "mirostat_eta", "E", real(0, 10), "how fast it is met (default 0.1)"),
-    ("--keep", "n_keep", "N", whole(-1, 2**31 - 1), "first tokens that --context-shift never forgets (default 4)"),
-    ("--lookup", "prompt_lookup_tokens", "N", whole(0, 1024), "guess up to N tokens from earlier text (default 0)"),
+    (
+        "--xtc-probability",
+        "xtc_probability",
+        "P",
+        real(0, 1),
+        "probability of dropping the most likely tokens (default 0)",
+    ),
+    ("--xtc-threshold", "xtc_threshold", "P", real(0, 1), "probability from which XTC may drop a token (default 0.1)"),
+    ("--dry-multiplier", "dry_multiplier", "M", real(0, 100), "DRY: penalize repeated sequences (default 0: off)"),
+    ("--dry-base", "dry_base", "B", real(1, 100), "base of the DRY penalty (default 1.75)"),
+    (
+        "--dry-allowed-length",
+        "dry_allowed_length",
+        "N",
+        whole(0, 2**31 - 1),
+        "longest repetition without DRY penalty (default 2)",
+    ),
+    ("--mirostat", "mirostat", "1|2", whole(0, 2), "Mirostat version: hold the surprise at a target (default 0: off)"),
+    ("--mirostat-ent", "mirostat_tau", "T", real(0, 100), "Mirostat's target (default 5)"),
+    ("--mirostat-lr", "mirostat_eta", "E", real(0, 10), "Mirostat's learning rate (default 0.1)"),
+    ("--keep", "n_keep", "N", whole(-1, 2**31 - 1), "number of first tokens that --context-shift keeps (default 4)"),
+    (
+        "--lookup",
+        "prompt_lookup_tokens",
+        "N",
+        whole(0, 1024),
+        "prompt lookup: draft up to N tokens from earlier text (default 0)",
+    ),
 )
 
 
 def add_generation(parser: argparse.ArgumentParser, length: str) -> None:
-    """How long an answer may be (``length`` is the help), what computes it, and how its tokens are chosen."""
+    """Options of length (``length`` is the help of ``-n``), context, threads and sampling."""
     add_length(parser, length)
     add_context(parser)
     add_threads(parser)
@@ -229,13 +246,12 @@ def add_generation(parser: argparse.ArgumentParser, length: str) -> None:
 
 
 def add_template(parser: argparse.ArgumentParser) -> None:
-    """How conversations are written for the model; ``template_args`` reads what is given for the template."""
-    group = parser.add_argument_group("conversations")
+    """Options of the chat template; ``template_args`` reads its variables."""
+    group = parser.add_argument_group("chat template")
     group.add_argument(
         "--chat-template",
         metavar="NAME",
-        help="write conversations as chatml, llama3, mistral-v3, gemma ... (or as a FILE in Jinja) instead of as the model's "
-        "file says",
+        help="use this chat template (chatml, llama3, mistral-v3, gemma ..., or a FILE in Jinja) instead of the model file's",
     )
     group.add_argument(
         "--chat-template-file", dest="chat_template", metavar="FILE", default=argparse.SUPPRESS, help=argparse.SUPPRESS
@@ -245,13 +261,13 @@ def add_template(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         action="append",
         default=[],
-        help="a variable of the template: enable_thinking=false, say (may be given several times)",
+        help="set a variable of the chat template, e.g. enable_thinking=false (repeatable)",
     )
     group.add_argument("--chat-template-kwargs", metavar="JSON", help=argparse.SUPPRESS)
 
 
 def template_args(args: argparse.Namespace) -> dict[str, Any]:
-    """What ``--template-arg`` and llama.cpp's ``--chat-template-kwargs`` say. Raises RequestError."""
+    """The template variables of ``--template-arg`` and llama.cpp's ``--chat-template-kwargs``. Raises RequestError."""
     found: dict[str, Any] = {}
     if args.chat_template_kwargs is not None:
         try:
@@ -273,23 +289,29 @@ def template_args(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """How the next token is chosen; options that are not given keep the defaults of ``SamplingParams``."""
-    group = parser.add_argument_group("choosing the next token")
+    """Sampling options; those not given keep the defaults of ``SamplingParams``."""
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--temp", metavar="T", type=real(0, 100), help="temperature; 0: greedy (default 0.8)")
     group.add_argument(
-        "--temp", metavar="T", type=real(0, 100), help="temperature; 0 takes the likeliest (default 0.8)"
+        "--top-k",
+        metavar="K",
+        type=whole(0, 2**31 - 1),
+        help="sample from the K most likely tokens; 0: from all (default 40)",
     )
     group.add_argument(
-        "--top-k", metavar="K", type=whole(0, 2**31 - 1), help="of the K likeliest only; 0: of all (default 40)"
+        "--top-p",
+        metavar="P",
+        type=real(0, 1),
+        help="sample from the most likely tokens whose probabilities sum to P (default 0.95)",
     )
-    group.add_argument("--top-p", metavar="P", type=real(0, 1), help="of the likeliest that sum to P (default 0.95)")
     group.add_argument(
-        "--min-p", metavar="P", type=real(0, 1), help="none below P times the likeliest's probability (default 0.05)"
+        "--min-p", metavar="P", type=real(0, 1), help="drop tokens below P times the highest probability (default 0.05)"
     )
     group.add_argument(
         "--repeat-penalty",
         metavar="R",
         type=real(0.01, 100),
-        help="weigh down recent tokens; 1: not at all (default 1)",
+        help="penalize recent tokens; 1: off (default 1)",
     )
     for name, field, metavar, kind, text in FURTHER:
         group.add_argument(name, dest=field, metavar=metavar, type=kind, help=text)
@@ -297,19 +319,22 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         "--context-shift",
         action="store_true",
         default=None,
-        help="where the context is full, forget old tokens and go on",
+        help="when the context is full, drop old tokens and continue",
     )
     form = group.add_mutually_exclusive_group()
-    form.add_argument("--json-schema", metavar="SCHEMA", help="answer in JSON of this schema (text, or @FILE)")
-    form.add_argument("--grammar", metavar="GBNF", help="answer in this grammar (text, or @FILE)")
-    group.add_argument("--seed", metavar="S", type=whole(0, 2**64 - 1), help="same seed, same text (default: random)")
+    form.add_argument("--json-schema", metavar="SCHEMA", help="constrain the answer to a JSON schema (text, or @FILE)")
+    form.add_argument("--grammar", metavar="GBNF", help="constrain the answer to a GBNF grammar (text, or @FILE)")
     group.add_argument(
-        "--stop", metavar="TEXT", action="append", default=[], help="end before TEXT (may be given several times)"
+        "--seed",
+        metavar="S",
+        type=whole(0, 2**64 - 1),
+        help="random seed; the same seed gives the same text (default: random)",
     )
+    group.add_argument("--stop", metavar="TEXT", action="append", default=[], help="stop before TEXT (repeatable)")
 
 
 def sampling_params(args: argparse.Namespace) -> SamplingParams:
-    """The ``SamplingParams`` that the options say."""
+    """The ``SamplingParams`` of the options."""
     from gumba.cli.text import argument_text
     from gumba.params import SamplingParams, StructuredOutputsParams
 
@@ -336,7 +361,7 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
 
 
 def _text_or_file(text: str) -> str:
-    """``text``, or with an @ in front the contents of a file. Raises RequestError when that cannot be read."""
+    """``text``, or the contents of a file if it is @FILE. Raises RequestError if the file cannot be read."""
     if not text.startswith("@"):
         return text
     try:

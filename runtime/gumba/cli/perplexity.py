@@ -20,9 +20,14 @@ def add_parser(commands: Commands) -> None:
     """Add ``perplexity`` to the command line."""
     parser = command(commands, "perplexity", perplexity, "measure how well a model predicts a text", _EXAMPLES)
     add_model(parser)
-    parser.add_argument("textfile", metavar="TEXTFILE", help="a UTF-8 text; - is stdin")
+    parser.add_argument("textfile", metavar="TEXTFILE", help="a UTF-8 text file; - is stdin")
     parser.add_argument(
-        "-c", "--ctx", metavar="N", type=whole(4), default=512, help="tokens of a window; half are scored (default 512)"
+        "-c",
+        "--ctx",
+        metavar="N",
+        type=whole(4),
+        default=512,
+        help="tokens per window; the second half of each is scored (default 512)",
     )
     add_threads(parser)
     add_kv_type(parser)

@@ -1,4 +1,4 @@
-"""``gumba pull``: fetch a model and print where it is."""
+"""``gumba pull``: download a model and print its path."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ gumba pull --list
 
 def add_parser(commands: Commands) -> None:
     """Add ``pull`` to the command line."""
-    parser = command(commands, "pull", pull, "fetch a model, check it, keep it and print its path", _EXAMPLES)
+    parser = command(commands, "pull", pull, "download a model, check it and print its path", _EXAMPLES)
     parser.add_argument(
         "name",
         metavar="MODEL",
@@ -28,7 +28,7 @@ def add_parser(commands: Commands) -> None:
         help=f"{MODEL_HELP} (default: {store.DEFAULT_MODEL})",
     )
     add_revision(parser)
-    parser.add_argument("--list", action="store_true", help="list the known names and what they stand for")
+    parser.add_argument("--list", action="store_true", help="list the known names and their models")
 
 
 def pull(args: argparse.Namespace) -> int:

@@ -21,8 +21,8 @@ def add_reasoning(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reasoning",
         choices=MODES,
-        help="what a model thinks before it answers: shown, hidden, or left in the answer as it is written (default: shown "
-        "on a terminal, hidden elsewhere)",
+        help="show or hide the model's reasoning, or leave it in the answer unparsed (default: show on a terminal, hide "
+        "elsewhere)",
     )
 
 

@@ -37,25 +37,25 @@ def add_parser(commands: Commands) -> None:
         metavar="PROMPT",
         nargs="*",
         default=[],
-        help="the message to answer (or the text to continue, where the model has no chat template); text piped in follows it "
-        "on lines of its own, or is the text to continue if there is no PROMPT",
+        help="the message to answer (the text to continue if the model has no chat template); text from stdin is appended on a "
+        "new line, or continued if there is no PROMPT",
     )
     parser.add_argument(
-        "-p", "--prompt", metavar="TEXT", help="a text to continue; stdin is not read, unless TEXT is -"
+        "-p", "--prompt", metavar="TEXT", help="a text to continue, without reading stdin; - reads it from stdin"
     )
     parser.add_argument("-f", "--file", metavar="FILE", help="read the text to continue from a file; - is stdin")
     parser.add_argument(
         "--chat",
         action=argparse.BooleanOptionalAction,
-        help="answer the prompt as a message, or continue it; without it: PROMPT is answered if the model has a chat template, "
-        "a text from elsewhere is continued",
+        help="answer the prompt as a chat message, or continue it (default: answer PROMPT if the model has a chat template, "
+        "continue other texts)",
     )
-    parser.add_argument("--system", metavar="TEXT", help="the system message, for a prompt that is answered")
-    add_generation(parser, "tokens to generate at most (default: to the end of text or context)")
+    parser.add_argument("--system", metavar="TEXT", help="the system message, for prompts that are answered")
+    add_generation(parser, "maximum number of tokens to generate (default: until the end of text or context)")
     add_template(parser)
     add_reasoning(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object with text, token ids and timings")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no timings and no notices on stderr")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print no timings and notices on stderr")
 
 
 @dataclass
@@ -176,12 +176,12 @@ def _messages(args: argparse.Namespace, prompt: str) -> list[dict[str, str]]:
 
 
 def _prompt(args: argparse.Namespace) -> str:
-    """The prompt, from wherever the options say it is."""
+    """The prompt: PROMPT, ``-p``, ``-f`` or stdin."""
     if (args.prompt is not None) + (args.file is not None) + bool(args.texts) > 1:
-        raise RequestError("give the prompt behind MODEL, with -p or with -f: only one of them")
+        raise RequestError("several prompts: give one, as PROMPT after MODEL, with -p or with -f")
     if not args.chat and _has_chat_options(args) and (args.chat is not None or not args.texts):
         needs = "--system needs" if args.system is not None else "--chat-template and --template-arg need"
-        raise RequestError(f"{needs} --chat, or a PROMPT behind MODEL (without --no-chat)")
+        raise RequestError(f"{needs} --chat, or a PROMPT after MODEL (without --no-chat)")
     if args.file is not None:
         text = _without_newline(read_text(args.file))
     elif args.prompt == "-":
@@ -190,9 +190,9 @@ def _prompt(args: argparse.Namespace) -> str:
         piped = "" if sys.stdin.isatty() else _without_newline(read_text("-"))
         written = " ".join(argument_text(each) for each in args.texts)
         if not piped and not args.texts:
-            missing = "" if args.model is None or " " not in args.model else f": {args.model!r:.80} is taken for MODEL"
+            missing = "" if args.model is None or " " not in args.model else f" ({args.model!r:.80} was read as MODEL)"
             raise RequestError(
-                f"no prompt{missing}: give one with -p TEXT, behind MODEL, with -f FILE or on stdin (to talk: gumba chat)"
+                f"no prompt{missing}: expected PROMPT after MODEL, -p TEXT, -f FILE or text on stdin (to chat: gumba chat)"
             )
         text = f"{written}\n{piped}" if written and piped else written or piped
     else:

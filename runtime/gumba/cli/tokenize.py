@@ -28,8 +28,8 @@ def add_parser(commands: Commands) -> None:
     add_model(parser)
     parser.add_argument("texts", metavar="TEXT", nargs="*", default=[], help="the text (default: stdin)")
     parser.add_argument("-f", "--file", metavar="FILE", help="read the text from a file; - is stdin")
-    parser.add_argument("--no-special", action="store_true", help="add no BOS or EOS, whatever the model asks for")
-    parser.add_argument("--parse-special", action="store_true", help="read special tokens written out in the text")
+    parser.add_argument("--no-special", action="store_true", help="do not add BOS or EOS")
+    parser.add_argument("--parse-special", action="store_true", help="parse special tokens in the text")
     parser.add_argument("--json", action="store_true", help="print one JSON object with ids and pieces")
 
 
