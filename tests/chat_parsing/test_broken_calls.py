@@ -440,3 +440,51 @@ def test_time_is_linear(source, unit):
         read(source, [text], splitter=None if "think" not in unit and source else split)
         seconds.append(time.perf_counter() - start)
     assert seconds[1] < max(32 * seconds[0], 0.3)
+
+
+SEARCH = ("search", {"query": "x"})
+KIMI_CALL = "<|tool_call_begin|>functions.now:0<|tool_call_argument_begin|>{}<|tool_call_end|>"
+DEEPSEEK_BEGIN = next(source for source in FORMS if "calls▁begin" in source)
+
+
+def deepseek(name: str) -> str:
+    return f"<\uff5ctool▁{name}\uff5c>"
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "calls"),
+    [
+        (HERMES, '<tool_call>{"name":"search","arguments":{"query":"x"}}\n{"name":"now"}</tool_call>', [SEARCH, ("now", {})]),
+        (HERMES, '<tool_call>{"name":"now"};{"name":"now"}{"name":"now"}</tool_call>', [("now", {})] * 3),
+        (HERMES, '<tool_call>{"name":"search","args":{"query":"x"}}</tool_call>', [SEARCH]),
+        (HERMES, '<tool_call>{"name":"search","input":{"query":"x"}}</tool_call>', [SEARCH]),
+        (HERMES, '<tool_call>{"name":"search","query":"x"}</tool_call>', [SEARCH]),
+        ("[TOOL_CALLS]", "[TOOL_CALLS]now[ARGS]", [("now", {})]),
+        ("[TOOL_CALLS]", '[TOOL_CALLS]now[ARGS] [TOOL_CALLS]search[ARGS]{"query":"x"}', [("now", {}), SEARCH]),
+        ("<|tool_calls_section_begin|>", KIMI_CALL.replace("{}", ""), [("now", {})]),
+        (
+            DEEPSEEK_BEGIN,
+            f"{deepseek('call▁begin')}function{deepseek('sep')}now\n```json\n\n```{deepseek('call▁end')}",
+            [("now", {})],
+        ),
+    ],
+)  # fmt: skip
+def test_arguments_in_other_places_or_none(form: str, text: str, calls: list[tuple[str, dict[str, str]]]) -> None:
+    for pieces in ([text], list(text)):
+        assert read(form, pieces) == ("", "", calls)
+
+
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        (HERMES, '<tool_call>{"name":"search","where":{"query":"x"}}</tool_call>'),
+        (HERMES, '<tool_call>{"name":"now"}{"name":"other"}</tool_call>'),
+        ("[TOOL_CALLS]", "[TOOL_CALLS]now"),
+    ],
+)
+def test_a_call_without_what_it_says_is_none(form: str, text: str) -> None:
+    assert read(form, [text]) == (text, "", [])
+
+
+def test_a_name_that_the_end_cuts_before_its_arguments_is_no_call() -> None:
+    assert read("[TOOL_CALLS]", ["[TOOL_CALLS]now[ARGS]"], cut=True) == ("[TOOL_CALLS]now[ARGS]", "", [])

@@ -13,8 +13,8 @@
 
 from __future__ import annotations
 
-from gumba.chat_parsing.tools import Found, Part, ToolFormat, Tools, make_call, scan
-from gumba.chat_parsing.values import NoCall, after, after_space, read_at
+from gumba.chat_parsing.tools import Found, Part, ToolFormat, Tools, make_call, read_arguments, scan
+from gumba.chat_parsing.values import NoCall, after, after_space
 
 
 def _mark(name: str) -> str:
@@ -49,7 +49,7 @@ def _read(tools: Tools, text: str, place: int) -> Part:
         if newline < 0:
             raise NoCall(start + _MOST_NAME)
         name, start = text[start:newline].strip(), newline
-    arguments, end = read_at(text, after(text, start, "```json", "```"))
+    arguments, end = read_arguments(text, after(text, start, "```json", "```"), "```", _CALL_END)
     call = make_call(tools, name, arguments)
     if call is None:
         raise NoCall(end)

@@ -35,6 +35,12 @@ def read_hermes(tools: Tools, text: str, place: int) -> Part:
         found = read_calls(tools, text, start)
     except NoCall as error:
         return _unfinished(tools, text, start, error)
+    while text.startswith("{", following := after_space(text, after(text, found.end, ",", ";"))):
+        try:
+            more = read_calls(tools, text, following)  # another call in the same marks
+        except NoCall:
+            break
+        found = Part(found.calls + more.calls, more.end, found.rest)
     end = after(text, found.end, "```") if start > place else found.end
     closed = after(text, _BRACKETS.match(text, end).end(), CLOSE)  # type: ignore[union-attr]
     if text.startswith(CLOSE, closed - len(CLOSE)) and closed > end:

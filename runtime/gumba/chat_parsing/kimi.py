@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import re
 
-from gumba.chat_parsing.tools import Found, Part, ToolFormat, Tools, make_call, scan
-from gumba.chat_parsing.values import NoCall, after, read_at
+from gumba.chat_parsing.tools import Found, Part, ToolFormat, Tools, make_call, read_arguments, scan
+from gumba.chat_parsing.values import NoCall, after
 
 BEGIN, _END = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
 _CALL, _CALL_END, _ARGUMENTS = "<|tool_call_begin|>", "<|tool_call_end|>", "<|tool_call_argument_begin|>"
@@ -34,7 +34,7 @@ def _read(tools: Tools, text: str, place: int) -> Part:
     head = _HEAD.match(text, place)
     if head is None:
         raise NoCall(place)
-    arguments, end = read_at(text, head.end())
+    arguments, end = read_arguments(text, head.end(), _CALL_END)
     call = make_call(tools, head[1], arguments, head[1] + (head[2] or ""))
     if call is None:
         raise NoCall(end)

@@ -9,11 +9,12 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from gumba.chat_parsing.tools import Found, Part, ToolFormat, Tools, make_call, read_calls, scan
 from gumba.chat_parsing.values import NoCall, after_space, read_at
 
-_MARKER = "[TOOL_CALLS]"
+_MARKER, _ARGUMENTS = "[TOOL_CALLS]", "[ARGS]"
 _NAMED = re.compile(r"\s*([^\s\[\]{}]{1,500})\s*(?:\[CALL_ID\]\s*([\w-]{0,500})\s*)?(?:\[ARGS\])?")
 _BARE = '[{"name"'
 
@@ -22,7 +23,7 @@ class Mistral(ToolFormat):
     """Without the marker a list of calls of known names is one too: smaller models forget it."""
 
     markers = (_MARKER,)
-    texts = ("[CALL_ID]", "[ARGS]")
+    texts = ("[CALL_ID]", _ARGUMENTS)
 
     def starts(self, text: str, tools: Tools) -> bool | None:
         packed = "".join(text[:80].split()).replace("'", '"')
@@ -32,7 +33,7 @@ class Mistral(ToolFormat):
 
     def parse(self, text: str, tools: Tools, cut: bool = False) -> Found:
         if _MARKER in text:
-            return scan(text, _MARKER, lambda text, place: _read(tools, text, place))
+            return scan(text, _MARKER, lambda text, place: _read(tools, text, place, cut))
         try:
             calls, end, rest = read_calls(tools, text, 0)
         except NoCall:
@@ -40,13 +41,17 @@ class Mistral(ToolFormat):
         return ([], text) if rest else (calls, text[end:])
 
 
-def _read(tools: Tools, text: str, place: int) -> Part:
+def _read(tools: Tools, text: str, place: int, cut: bool) -> Part:
     if text.startswith(("[", "{"), after_space(text, place)):
         return read_calls(tools, text, place)
     named = _NAMED.match(text, place)
     if named is None:
         raise NoCall(place)
-    arguments, end = read_at(text, named.end())
+    end = after_space(text, named.end())
+    if named[0].endswith(_ARGUMENTS) and (text.startswith(_MARKER, end) or (end == len(text) and not cut)):
+        arguments: Any = {}
+    else:
+        arguments, end = read_at(text, named.end())
     call = make_call(tools, named[1], arguments, named[2])
     if call is None:
         raise NoCall(end)

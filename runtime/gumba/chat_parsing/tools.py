@@ -160,15 +160,37 @@ def _unicode(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+#: Names of the field with the arguments, the usual ones first; and of further fields of a call.
+_ARGUMENTS = ("arguments", "parameters", "args", "params", "kwargs", "input", "tool_input")
+_FIELDS = frozenset(("name", "tool_name", "function", "type", "id", "tool_call_id", "index"))
+
+
 def json_call(tools: Tools, value: Any) -> Call | None:
-    """The call that an object describes, by any of the names that fields have; None when it is none."""
+    """The call that an object describes, by any of the names that fields have; None when it is none.
+
+    Without a field for arguments the parameters may stand beside the name; other fields there make no call, as it would be
+    one without what they say.
+    """
     if not isinstance(value, dict):
         return None
     function = value.get("function")
     if isinstance(function, dict):
         value = {"id": value.get("id"), **function}
     name = value.get("name", value.get("tool_name", function))
-    return make_call(tools, name, value.get("arguments", value.get("parameters")), value.get("id"))
+    field = next((field for field in _ARGUMENTS if field in value), None)
+    if field is not None:
+        arguments = value[field]
+    else:
+        arguments = {key: each for key, each in value.items() if key not in _FIELDS}
+        if not arguments.keys() <= tools.keys(tools.offered(name) or ""):
+            return None
+    return make_call(tools, name, arguments, value.get("id"))
+
+
+def read_arguments(text: str, place: int, *ends: str) -> tuple[Any, int]:
+    """The arguments of a call and where they end; none at all where one of ``ends`` follows. Raises NoCall without any."""
+    start = after_space(text, place)
+    return ({}, start) if text.startswith(ends, start) else read_at(text, place)
 
 
 def read_calls(tools: Tools, text: str, place: int) -> Part:
