@@ -458,6 +458,7 @@ def test_bad_files(gumba: Callable, tiny: Path, requests: Path, out: Path, tmp_p
     write(requests, {"prompt": "hello", "max_tokens": 2})
     (tmp_path / "folder").mkdir()
     for args, says in (
+        ((tiny, "-o", out), f"{tiny}: expected a JSON object on each line of UTF-8 text, found binary data"),
         ((tmp_path / "none.jsonl", "-o", out), "none.jsonl: no such file"),
         ((tmp_path, "-o", out), "not a plain file"),
         ((requests, "-o", tmp_path / "no" / "out.jsonl"), "there is no folder"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import select
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ import pytest
 from gumba import LLM, SamplingParams
 from gumba.cli import lines
 from gumba.cli.text import tame
+from gumba.errors import RequestError
 
 GREEDY = SamplingParams(max_tokens=8, temperature=0)
 ARGS = ("-n", 8, "--temp", 0)
@@ -289,11 +292,19 @@ def typed(monkeypatch: pytest.MonkeyPatch, *given: str, interactive: bool = Fals
     else:
 
         class Pipe:
-            def readline(self) -> str:
-                return next((line + "\n" for line in left), "")
+            def readline(self) -> bytes:
+                return next((line.encode() + b"\n" for line in left), b"")
 
-        monkeypatch.setattr("sys.stdin", Pipe())
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=Pipe()))
     return list(iter(lines.Lines(interactive).read, None))
+
+
+def test_piped_bytes_that_are_no_text_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"caf\xc3\xa9\r\ncaf\xe9\n")))
+    read = lines.Lines(False).read
+    assert read() == ("caf\N{LATIN SMALL LETTER E WITH ACUTE}", False)
+    with pytest.raises(RequestError, match="line 2 of stdin is not UTF-8 text"):
+        read()
 
 
 @pytest.mark.parametrize("interactive", [False, True])

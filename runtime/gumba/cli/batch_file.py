@@ -60,6 +60,10 @@ class Lines:
         info = os.fstat(self._file.fileno())
         n_lines = n_requests = n_bytes = 0
         for number, data, size in self._all():
+            if number == 1 and data is not None and b"\0" in data:
+                raise RequestError(
+                    f"{self._path}: expected a JSON object on each line of UTF-8 text, found binary data"
+                )
             n_lines, n_bytes = number, n_bytes + size
             n_requests += data is None or bool(data.strip())
             progress(n_bytes, info.st_size)

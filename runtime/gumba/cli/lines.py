@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gumba.cli.text import note
+from gumba.errors import RequestError
 
 #: Lines that are kept between runs, and characters of one: longer ones are not kept.
 MOST_LINES, MOST_CHARACTERS = 1000, 4000
@@ -31,6 +32,7 @@ class Lines:
         self._keep = keep
         self._held = _Held()
         self._ended = False
+        self._number = 0
 
     def read(self) -> tuple[str, bool] | None:
         """The next one, and whether it is a message whatever it begins with, as those in quotes are; None at the end."""
@@ -62,8 +64,12 @@ class Lines:
             except KeyboardInterrupt:
                 note()
                 self.forget()
-        line = "" if self._ended else sys.stdin.readline()
-        return line.rstrip("\r\n") if line else None
+        line = b"" if self._ended else sys.stdin.buffer.readline()
+        self._number += 1
+        try:
+            return line.decode().rstrip("\r\n") if line else None
+        except UnicodeDecodeError:
+            raise RequestError(f"line {self._number} of stdin is not UTF-8 text") from None
 
 
 class _Held:
