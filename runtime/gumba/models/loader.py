@@ -79,7 +79,8 @@ def block_format(gguf: GGUFFile, tensor: GGUFTensor) -> ModuleType:
     except KeyError:
         known = ", ".join(f.NAME for f in FORMATS.values())
         raise UnsupportedError(
-            f"{gguf.path}: tensor {tensor.name} is {tensor.type.name}, which this version cannot run (it runs {known})"
+            f"{gguf.path}: tensor {tensor.name} is {tensor.type.name}, which this version cannot run (it runs {known}): take a "
+            "file of the same model in q8_0 or q4_0, or make one of its checkpoint with gumba convert"
         ) from None
     if tensor.shape[-1] % format.BLOCK_SIZE:
         raise ModelError(
