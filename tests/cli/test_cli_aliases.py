@@ -10,6 +10,7 @@ import pytest
 
 from gumba.cli.aliases import translate
 from gumba.cli.commands import _commands, build_parser
+from gumba.cli.options import sampling_params
 
 COMMANDS = _commands(build_parser())
 
@@ -33,6 +34,12 @@ def words(line: str) -> str:
         ("tokenize -m a.gguf -p hello", "tokenize a.gguf hello"),
         ("embed -m a.gguf -p hello", "embed a.gguf hello"),
         ("batch r.jsonl -m a.gguf -o o.jsonl", "batch r.jsonl -o o.jsonl a.gguf"),
+        ("run a.gguf -fa -b 512 -ub 128 --numa distribute -st", "run a.gguf"),
+        ("run a.gguf -fa on --flash-attn auto -fa=0 -p x", "run a.gguf -p x"),
+        ("run a -n -1 --n-predict -2 --seed -1 -s -1 -t -1 --predict=-1 x", "run a x"),
+        ("run a -n 3 --repeat-last-n -1", "run a -n 3 --repeat-last-n -1"),
+        # ollama
+        ("run a --verbose --hidethinking --keepalive 5m hi", "run a --reasoning hide hi"),
         # transformers and SWIFT
         ("run --model_id_or_path a --max_new_tokens 3", "run a -n 3"),
         ("run --model-id-or-path a --max-new-tokens=3", "run a -n 3"),
@@ -68,6 +75,14 @@ def test_what_is_meant(given: str, meant: str) -> None:
         ("run a -i", "-i: to chat with a model, use gumba chat"),
         ("run a --lora x", "--lora: gumba does not load adapters"),
         ("run a -m", "argument -m: expected one argument"),
+        ("run a -e -p x", "-e: escape sequences in the prompt are not processed"),
+        ("chat a -st", "-st: for a single answer, use gumba run MODEL PROMPT"),
+        ("run a hi --format json", "--format: for an answer in JSON, use --json-schema"),
+        ("run a hi --think=false", "--think: for templates that support it, use --template-arg"),
+        ("run a --rope-freq-base 1", "--rope-freq-base: the model file sets how positions are computed"),
+        ("list", "; to list models, use gumba pull --list (see"),
+        ("serve", "; this version has no HTTP server (see"),
+        ("./b.gguf", "; did you mean gumba run ./b.gguf? (see"),
         ("run a --model_type qwen", "--model_type: the model's files state"),
         ("convert -i a -t q9 -o b", "argument --type: invalid choice: 'q9'"),
         ("run a b --model c -p x", "several prompts"),
@@ -95,6 +110,28 @@ def test_prompts_behind_the_model(gumba: Callable, tiny: Path) -> None:
     assert prompt(tiny, "-p", "hello", stdin="not read") == "hello"
 
 
+def test_types_in_capitals() -> None:
+    convert = build_parser().parse_args(["convert", "a", "-o", "b", "--type", "Q8_0"])
+    assert (convert.type, build_parser().parse_args(["run", "--kv-type", "F16"]).kv_type) == ("q8_0", "f16")
+
+
+def test_samplers_and_end_of_text_of_llama_cpp() -> None:
+    params = sampling_params(
+        build_parser().parse_args(["run", "--samplers", "penalties;typ_p;temperature", "--ignore-eos"])
+    )
+    assert params.samplers == ("penalties", "typical_p", "temperature") and params.ignore_eos
+
+
+def test_an_empty_continuation_by_a_chat_model_is_explained(gumba: Callable, tiny: Path) -> None:
+    empty = ("--grammar", 'root ::= ""', "-n", 4)
+    hint = "--chat answers the prompt as a message"
+    assert hint in gumba("run", tiny, "-p", "hello", *empty).err
+    assert hint not in gumba("run", tiny, "hello", *empty).err
+    assert hint not in gumba("run", tiny, "-p", "hello", *empty, "-q").err
+    assert hint not in gumba("run", tiny, "-p", "hello", "-n", 4, "--ignore-eos").err
+
+
 def test_a_misspelled_file_names_the_one_that_is_there(gumba: Callable, tiny: Path) -> None:
+    assert "did you mean" not in gumba("inspect", tiny.with_name("other.gguf")).err  # only the suffix is the same
     result = gumba("inspect", tiny.with_name("tny.gguf"))
     assert result.code == 2 and result.err.endswith(f"no such file; did you mean {tiny}?\n")

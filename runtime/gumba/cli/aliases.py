@@ -59,8 +59,20 @@ _MODELS = (
 #: Flags for what gumba does anyway; ignored.
 _FLAGS = (
     "--jinja", "--no-display-prompt", "--no-warmup", "--no-mmap", "--simple-io", "--no-perf",
-    "--nowordwrap", "--log-disable", "--trust-remote-code",
+    "--nowordwrap", "--log-disable", "--trust-remote-code", "--color", "-co", "--verbose", "-v", "--no-escape",
 )  # fmt: skip
+#: Further flags that are ignored in one command only.
+_FLAGS_OF = {"run": ("-st", "--single-turn")}
+#: Options that are ignored with any value: batch sizes, placement, the idle timeout of a server.
+_WITHOUT_EFFECT = (
+    "-b", "--batch-size", "-ub", "--ubatch-size", "--numa", "--poll", "--prio", "--keepalive", "--keep-alive", "--infer-backend",
+)  # fmt: skip
+#: Flags that stand for an option with a value.
+_FLAG_VALUES: dict[str, tuple[str, str]] = {"--hidethinking": ("--reasoning", "hide")}
+#: Values that mean the default: no limit of the answer, a random seed, the default number of threads.
+_UNSET: dict[str, tuple[str, ...]] = {"-n": ("-1", "-2"), "--seed": ("-1",), "--threads": ("-1",), "-t": ("-1",)}
+#: Values of ``-fa``.
+_SWITCH = ("on", "off", "auto", "1", "0", "true", "false")
 #: Options that are ignored with one of these values.
 _VALUES: dict[str, tuple[str, ...]] = {
     "-ngl": ("0",),
@@ -72,6 +84,8 @@ _VALUES: dict[str, tuple[str, ...]] = {
     "--stream": ("true",),
     "--device": ("cpu", "none"),
 }
+_POSITIONS = "the model file sets how positions are computed"
+_ESCAPES = "escape sequences in the prompt are not processed; bash writes a line break as $'\\n'"
 _GPU = "gumba runs on the CPU only: omit the option, or pass 0"
 #: Why an option is refused, and what to do instead.
 _REFUSED: dict[str, str] = {
@@ -102,7 +116,41 @@ _REFUSED: dict[str, str] = {
     "--lora-model-name-or-path": "gumba does not load adapters: merge it into the checkpoint first",
     "--mmproj": "gumba runs only the text part of models",
     "--stream": "answers are always streamed; --json prints one when it is complete",
+    "-e": _ESCAPES,
+    "--escape": _ESCAPES,
+    "-st": "for a single answer, use gumba run MODEL PROMPT",
+    "--single-turn": "for a single answer, use gumba run MODEL PROMPT",
+    "--format": 'for an answer in JSON, use --json-schema \'{"type": "object"}\'',
+    "--think": "for templates that support it, use --template-arg enable_thinking=false",
+    "--prompt-cache": "gumba chat saves conversations: /save FILE, /load FILE",
+    "--rope-scaling": _POSITIONS,
+    "--rope-scale": _POSITIONS,
+    "--rope-freq-base": _POSITIONS,
+    "--rope-freq-scale": _POSITIONS,
+    "--yarn-orig-ctx": _POSITIONS,
+    "--override-kv": "metadata is read from the model file only",
+    "--log-file": "redirect stderr to a file: 2> FILE",
 }
+#: Commands of other programs: the one that gumba has, or why it has none.
+_COMMANDS: dict[str, str] = {
+    **dict.fromkeys(("list", "ls"), "to list models, use gumba pull --list"),
+    **dict.fromkeys(("generate", "infer", "cli"), "to generate text, use gumba run"),
+    **dict.fromkeys(("serve", "server", "start"), "this version has no HTTP server"),
+    **dict.fromkeys(("ps", "stop"), "no server keeps models in memory"),
+    "rm": "models are plain files: delete the file whose path gumba pull prints",
+    "show": "for metadata and tensors, use gumba inspect",
+    **dict.fromkeys(("quantize", "create"), "to convert a checkpoint to GGUF, use gumba convert"),
+    "download": "to download a model, use gumba pull",
+    "help": "for help, use gumba --help",
+    "version": "for the version, use gumba --version",
+}
+
+
+def command_like(given: str) -> str:
+    """A hint to append to an error message about the unknown command ``given``, or "" if there is none."""
+    if given in _COMMANDS:
+        return f"; {_COMMANDS[given]}"
+    return f"; did you mean gumba run {given}?" if given.lower().endswith(".gguf") else ""
 
 
 def translate(argv: Sequence[str], commands: dict[str, argparse.ArgumentParser]) -> list[str]:
@@ -150,15 +198,22 @@ class _Words:
         if not given.startswith("-") or given in ("-", "--"):
             yield word
             return
+        if given in ("-fa", "--flash-attn") and self._place() >= 0:  # argparse would read -fa as -f a
+            if not equals and self._left and self._left[0].lower() in _SWITCH:
+                self._left.pop(0)
+            return
         if self._name == "convert" and given == "-t" and self._names_a_type(equals, value):
             yield f"--type{equals}{value}"
             return
         if given in self._own:
-            yield word
+            if not self._is_unset(given, equals, value):
+                yield word
             return
         name = "--" + given[2:].replace("_", "-") if given.startswith("--") else given
         names = (name, *_NAMES_OF.get(self._name, {}).get(name, "").split(), *_NAMES.get(name, ()))
         own = next((option for option in names if option in self._own), None)
+        if own is not None and self._is_unset(own, equals, value):
+            return
         if own is not None:
             yield from [own, value] if equals and not own.startswith("--") else [f"{own}{equals}{value}"]
         elif name in _FILES and _FILES[name] in self._own:
@@ -172,8 +227,12 @@ class _Words:
             self._models.append(self._value(given, equals, value))
         elif name in _PLAIN.get(self._name, ()):
             self._plain.append(self._value(given, equals, value))
-        elif name in _FLAGS and self._place() >= 0:
+        elif name in _FLAG_VALUES and _FLAG_VALUES[name][0] in self._own:
+            yield from _FLAG_VALUES[name]
+        elif name in (*_FLAGS, *_FLAGS_OF.get(self._name, ())) and self._place() >= 0:
             return
+        elif name in _WITHOUT_EFFECT and self._place() >= 0:
+            self._value(given, equals, value)
         elif name in _VALUES and self._place() >= 0:
             text = self._value(given, equals, value)
             if text.lower() not in _VALUES[name]:
@@ -182,6 +241,15 @@ class _Words:
             self._command.error(f"{given}: {_REFUSED[name]}")
         else:
             yield word
+
+    def _is_unset(self, own: str, equals: str, value: str) -> bool:
+        """Whether the value of the option ``own`` means the default; such a value is removed from the words."""
+        text = value if equals else self._left[0] if self._left else ""
+        if text not in _UNSET.get(own, ()):
+            return False
+        if not equals:
+            self._left.pop(0)
+        return True
 
     def _names_a_type(self, equals: str, value: str) -> bool:
         """Whether the value of ``-t`` is a type, as in qwen.cpp, and not a number of threads."""

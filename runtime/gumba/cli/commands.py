@@ -39,7 +39,7 @@ from gumba.cli import (
     run,
     tokenize,
 )
-from gumba.cli.aliases import names_of, translate
+from gumba.cli.aliases import command_like, names_of, translate
 from gumba.cli.options import Formatter, did_you_mean, in_options
 from gumba.cli.text import printable
 from gumba.errors import GumbaError, ResourceError
@@ -73,7 +73,8 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         wrong = _CHOICE.search(message)
         if wrong is not None:
-            message += did_you_mean(wrong["given"], re.split(r"', '|, ", wrong["choices"].strip("'")))
+            here = command_like(wrong["given"]) if message.startswith("argument COMMAND") else ""
+            message += here or did_you_mean(wrong["given"], re.split(r"', '|, ", wrong["choices"].strip("'")))
         _complain(f"{message} (see {self.prog} --help)")
         sys.exit(2)
 

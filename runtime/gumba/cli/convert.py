@@ -30,6 +30,7 @@ def add_parser(commands: Commands) -> None:
     )
     parser.add_argument(
         "--type",
+        type=str.lower,
         choices=("f32", "f16", "bf16", "q8_0", "q4_0"),
         default="q8_0",
         help="type of the weights (default q8_0)",

@@ -36,7 +36,9 @@ def find_model(model: str | None, revision: str | None = None, *, quiet: bool = 
         try:
             return resolve(model, revision=revision, progress=progress, announce=announce, check=check)
         except RequestError as error:
-            hint = "" if model is None or "did you mean" in str(error) else did_you_mean(model, _files_near(model))
+            hint = ""
+            if model is not None and "did you mean" not in str(error):
+                hint = did_you_mean(model, _files_near(model), lambda name: Path(name).stem)
             if not hint:
                 raise
             raise RequestError(f"{error}{hint}") from None

@@ -110,10 +110,13 @@ def _range(low: float, high: float | None) -> str:
     return f"it must be at least {low}" if high is None else f"it must be from {low} to {high}"
 
 
-def did_you_mean(given: str, names: Iterable[str]) -> str:
-    """A hint to append to an error message: the one of ``names`` closest to ``given``, or "" if none is close."""
-    by_key = {name.lower(): name for name in names}
-    close = difflib.get_close_matches(given.partition("=")[0].lower(), by_key, 1, 0.6)
+def did_you_mean(given: str, names: Iterable[str], key: Callable[[str], str] = str) -> str:
+    """A hint to append to an error message: the one of ``names`` closest to ``given``, or "" if none is close.
+
+    ``key`` returns the part of a name that is compared.
+    """
+    by_key = {key(name).lower(): name for name in names}
+    close = difflib.get_close_matches(key(given.partition("=")[0]).lower(), by_key, 1, 0.6)
     return f"; did you mean {by_key[close[0]]}?" if close else ""
 
 
@@ -176,6 +179,7 @@ def add_kv_type(parser: argparse.ArgumentParser) -> None:
     """``--kv-type``; None selects the best type for the processor."""
     parser.add_argument(
         "--kv-type",
+        type=str.lower,
         choices=KV_TYPES,
         help="data type of the KV cache; q8_0 halves its memory (default: bf16 on processors with bf16 instructions, else f16)",
     )
@@ -321,6 +325,15 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="when the context is full, drop old tokens and continue",
     )
+    group.add_argument(
+        "--samplers",
+        metavar="NAMES",
+        type=lambda text: re.split("[;,]", text),
+        help="samplers to apply, in this order, e.g. top_k;temperature",
+    )
+    group.add_argument(
+        "--ignore-eos", action="store_true", default=None, help="continue after the end-of-text token, up to -n tokens"
+    )
     form = group.add_mutually_exclusive_group()
     form.add_argument("--json-schema", metavar="SCHEMA", help="constrain the answer to a JSON schema (text, or @FILE)")
     form.add_argument("--grammar", metavar="GBNF", help="constrain the answer to a GBNF grammar (text, or @FILE)")
@@ -354,6 +367,8 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
         "seed": args.seed,
         "stop": args.stop or None,
         "context_shift": args.context_shift,
+        "ignore_eos": args.ignore_eos,
+        "samplers": args.samplers,
         "structured_outputs": form,
         **{field: getattr(args, field) for _, field, *_ in FURTHER},
     }

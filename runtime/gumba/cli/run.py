@@ -133,7 +133,8 @@ def run(args: argparse.Namespace) -> int:
     llm, load_s = open_llm(args)
     answer, shown = Answer(), Shown(args.reasoning)
     with llm:
-        if _is_message(args, llm):
+        is_message = _is_message(args, llm)
+        if is_message:
             stream = llm.chat_stream(
                 _messages(args, prompt), params, template_args=variables, reasoning=form_of(args.reasoning)
             )
@@ -147,6 +148,8 @@ def run(args: argparse.Namespace) -> int:
     elif not answer.text.endswith("\n"):
         show("\n")
     if not args.quiet:
+        if not answer.text and not is_message and _has_template(llm):
+            note("gumba: the model ended the text at once; --chat answers the prompt as a message")
         compiled = f"compile {compile_seconds():.2f} s | " if compile_seconds() else ""
         note(f"gumba: {compiled}load {load_s:.2f} s | {answer.summary()}")
     return 0
@@ -158,7 +161,12 @@ def _is_message(args: argparse.Namespace, llm: LLM) -> bool:
         return bool(args.chat)
     if not args.texts:
         return False
-    if _has_chat_options(args) or any(key.startswith("tokenizer.chat_template") for key in llm.metadata):
+    return _has_chat_options(args) or _has_template(llm)
+
+
+def _has_template(llm: LLM) -> bool:
+    """Whether the model's file has a chat template, or implies one."""
+    if any(key.startswith("tokenizer.chat_template") for key in llm.metadata):
         return True
     try:
         return llm.chat_template is not None
