@@ -92,6 +92,10 @@ def read_embedder(checkpoint: Checkpoint, architecture: str, n_ctx: int, *, judg
             warnings.append(f"the prompts of {SETTINGS} are left out: a model that judges texts has none in gumba")
         return Embedder({}, warnings)
     values: dict[str, Value] = {}
+    if not any(module.kind == "Pooling" for module in found):
+        warnings.append(
+            f"{MODULES} has no Pooling, without which sentence-transformers has no vector of a text: gumba takes the mean"
+        )
     for module in found:
         if module.kind == "Pooling":
             folder = part(checkpoint, module)

@@ -133,6 +133,11 @@ def test_modules_without_effect(tmp_path: Path) -> None:
     assert metadata["bert.pooling_type"] == 1 and not own(metadata) and not warnings
 
 
+def test_modules_without_a_pooling_are_warned_of(tmp_path: Path) -> None:
+    metadata, (warning,) = converted(embedder(tmp_path / "hf", [TRANSFORMER]))
+    assert "bert.pooling_type" not in metadata and "modules.json has no Pooling" in warning
+
+
 def test_a_reranker_of_sentence_transformers(tmp_path: Path) -> None:
     """Its score is of the words yes and no; other words are refused. It has neither pooling nor prompts."""
     score = {"true_token_id": 7, "false_token_id": 8, "module_input_name": "causal_logits"}
