@@ -110,7 +110,7 @@ def _unlisted(checkpoint: Checkpoint, tokenizer: dict[str, Any], config: dict[st
     named = [*_named(config), *(_named(checkpoint.json("special_tokens_map.json") or {}) if older else [])]
     entries = [*(listed if isinstance(listed, list) else []), *(decoder.values() if isinstance(decoder, dict) else [])]
     known = {text_of(entry) for entry in entries}
-    ids = _ids(tokenizer.get("model")) | extra
+    ids = extra | _ids(tokenizer.get("model"))  # the tokenizers library knows a text by its id in the vocabulary
     numbers = [*ids.values(), *(entry.get("id") for entry in entries if isinstance(entry, dict))]
     numbers += [int(i) for i in decoder if i.isdecimal()] if isinstance(decoder, dict) else []
     free = max((i for i in numbers if type(i) is int), default=-1) + 1

@@ -97,7 +97,11 @@ def test_a_normalizer_that_agrees_is_not_warned_of(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "files", "ids"),
     [
-        ({}, {"added_tokens": {"<tool>": 400}}, [400, 296, 400, 297, 299, 269, 274, 17, 224, 344, 338, 224, 3]),
+        (
+            {},
+            {"added_tokens": {"<tool>": 400, "a": 5}},
+            [400, 224, 68, 400, 297, 299, 269, 274, 17, 224, 344, 338, 224, 3],
+        ),
         (
             {"additional_special_tokens": ["<tool>", {"content": "fox"}]},
             {},
