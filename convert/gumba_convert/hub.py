@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from gumba.errors import DownloadError, RequestError
 from gumba.progress import size
@@ -107,7 +108,7 @@ def _snapshot(reference: Reference, patterns: Sequence[str], cached: bool) -> Pa
     """The local folder of a repository, with the files that fit `patterns` in it."""
     if reference.modelscope:
         return modelscope.fetch(reference, patterns)
-    _check_home(reference.cache_dir)
+    _check_settings(reference.cache_dir)
     # Imported here: huggingface_hub takes 0.2 s, and a local folder does not need it.
     from huggingface_hub import snapshot_download
 
@@ -139,7 +140,7 @@ def list_files(reference: Reference) -> Listing:
     """
     if reference.modelscope:
         return Listing(*modelscope.list_files(reference))
-    _check_home(reference.cache_dir)
+    _check_settings(reference.cache_dir)
     from huggingface_hub import HfApi
 
     try:
@@ -216,7 +217,7 @@ def fetch_file(
     reference = replace(reference.with_revision(revision), cache_dir=places[1])
     if reference.modelscope:
         return modelscope.fetch_file(reference, pattern, local_dir=places[0])
-    _check_home(places[1])
+    _check_settings(places[1])
     from huggingface_hub import hf_hub_download, list_repo_files
 
     if pattern.lower().endswith(".gguf") and places[0] is None:  # resumed and checked
@@ -264,15 +265,15 @@ def n_present(reference: Reference, files: Sequence[RemoteFile]) -> int:
 def _remote_file(reference: Reference, sibling: Any) -> RemoteFile:
     """A file as the API lists it, checked: its path and hash become names in the cache."""
     try:
-        path = checked_path(sibling.rfilename, reference.at)
+        path = checked_path(str(sibling.rfilename), reference.at)
     except RequestError as error:
         raise DownloadError(f"{error}, which the hub lists") from None
     lfs, size = sibling.lfs, sibling.size
     sha256 = None if lfs is None else lfs["sha256"] if isinstance(lfs, dict) else lfs.sha256
     for digest, length in ((sha256, 64), (sibling.blob_id, 40)):
-        if digest is not None and (len(digest) != length or not _HEX.issuperset(digest)):
+        if digest is not None and not (isinstance(digest, str) and len(digest) == length and _HEX.issuperset(digest)):
             raise DownloadError(f"{reference.at}: {path}: the hub gives {digest!r:.80} as a hash")
-    if size is not None and (not isinstance(size, int) or size < 0):
+    if size is not None and (type(size) is not int or size < 0):
         raise DownloadError(f"{reference.at}: {path}: the hub gives {size!r:.80} as a size")
     return RemoteFile(path, size, sha256, sibling.blob_id)
 
@@ -293,8 +294,24 @@ def _cached(reference: Reference) -> Path | None:
     return folder if len(revision) == 40 and _HEX.issuperset(revision) and folder.is_dir() else None
 
 
-def _check_home(cache_dir: Path | None) -> None:
-    """Raise ResourceError where the hub's library would make a folder called ~: it has no better idea without a home."""
+def _check_settings(cache_dir: Path | None) -> None:
+    """Check what the hub's library takes from the environment, which it does not check itself.
+
+    Raises:
+        RequestError: HF_ENDPOINT is no address, or the library refuses another variable's value.
+        ResourceError: there is no home folder, and no other is named: the library would create a folder called ~.
+    """
+    endpoint = os.environ.get("HF_ENDPOINT", "")
+    try:
+        urlsplit(endpoint).port  # noqa: B018 - raises for an impossible one
+    except ValueError as error:
+        raise RequestError(
+            f"HF_ENDPOINT is {endpoint!r}, expected an address such as https://huggingface.co ({error})"
+        ) from None
+    try:
+        import huggingface_hub.constants  # noqa: F401
+    except ValueError as error:
+        raise RequestError(f"a setting of the hub's library (HF_...) has a wrong value: {error}") from None
     named = any(os.environ.get(key) for key in ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"))
     if cache_dir is None and not named and not has_home():
         raise no_home("the cache of the hub", "HF_HOME")

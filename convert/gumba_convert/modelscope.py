@@ -82,12 +82,15 @@ def n_present(reference: Reference, files: Sequence[RemoteFile]) -> int:
 
 
 def _remote_file(reference: Reference, listed: dict[str, Any]) -> RemoteFile:
-    """A file as ModelScope lists it, its path checked."""
-    size = listed.get("Size")
+    """A file as ModelScope lists it, checked: its package tries forever to fetch one of a negative size."""
     try:
-        return RemoteFile(checked_path(str(listed.get("Path")), reference.at), size if isinstance(size, int) else None)
+        path = checked_path(str(listed.get("Path")), reference.at)
     except RequestError as error:
         raise DownloadError(f"{error}, which ModelScope lists") from None
+    size = listed.get("Size")
+    if size is not None and (type(size) is not int or size < 0):
+        raise DownloadError(f"{reference.at}: {path}: ModelScope gives {size!r:.80} as a size")
+    return RemoteFile(path, size)
 
 
 def _snapshot(reference: Reference, patterns: Sequence[str], needed: str) -> Path:

@@ -18,6 +18,7 @@ from tiny_checkpoints import write_checkpoint
 
 from gumba import store
 from gumba.errors import DownloadError, GumbaError, RequestError, ResourceError, UnsupportedError
+from gumba.store.reference import Reference, parse
 
 SIZE = 1_500_000
 FILES = {
@@ -306,6 +307,10 @@ def test_a_small_file_outside_of_lfs(hub: Hub) -> None:
         ({"rfilename": "a\\..\\b-Q8_0.gguf"}, "no path of a file"),
         ({"lfs": {"size": 1, "sha256": "../../../x", "pointerSize": 1}}, r"gives '\.\./\.\./\.\./x' as a hash"),
         ({"lfs": {"size": 1, "sha256": "AB" * 32, "pointerSize": 1}}, "as a hash"),
+        ({"lfs": {"size": 1, "sha256": 5, "pointerSize": 1}}, "gives 5 as a hash"),
+        ({"blobId": ["a"] * 40}, "as a hash"),
+        ({"rfilename": ["x"]}, "no file of type Q8_0"),
+        ({"size": True}, "gives True as a size"),
         ({"size": None}, "no size and hash"),
         ({"size": -1}, "as a size"),
         ({"size": 10}, "sends 1500003 bytes where 10 are missing"),
@@ -315,7 +320,7 @@ def test_a_small_file_outside_of_lfs(hub: Hub) -> None:
 )
 def test_what_the_api_says_is_not_trusted(hub: Hub, tmp_path: Path, listed: dict[str, object], says: str) -> None:
     hub.listed["tiny-Q8_0.gguf"] = listed
-    with pytest.raises((DownloadError, ResourceError), match=says) as caught:
+    with pytest.raises((DownloadError, RequestError, ResourceError), match=says) as caught:
         resolve("ada/tiny:Q8_0")
     assert "\n" not in str(caught.value) and cached(tmp_path) == []
 
@@ -475,3 +480,22 @@ def test_killed_at_any_moment(hub: Hub, tmp_path: Path) -> None:
     hub.cut = 0
     assert resolve("ada/tiny:Q8_0").read_bytes() == right
     assert [name for name in blobs(tmp_path) if "incomplete" in name] == []
+
+
+@pytest.mark.parametrize("endpoint", ["http://[::1", "http://127.0.0.1:99999"])
+def test_an_endpoint_that_is_no_address(hub: Hub, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    with pytest.raises(RequestError, match=r"HF_ENDPOINT is 'http://.*expected an address"):
+        resolve("ada/tiny:Q8_0")
+    assert parse("https://huggingface.co/ada/tiny") == Reference("ada/tiny")
+    assert Reference("ada/tiny").host
+
+
+def test_a_setting_that_the_hubs_library_does_not_take(hub: Hub) -> None:
+    command = [sys.executable, "-m", "gumba", "pull", "ada/tiny:Q8_0"]  # the library reads it once, as it is imported
+    process = subprocess.run(
+        command, env={**os.environ, "HF_HUB_DOWNLOAD_TIMEOUT": "soon"}, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 2
+    assert process.stderr.startswith("gumba: error: a setting of the hub's library (HF_...) has a wrong value: ")
+    assert process.stderr.count("\n") == 1

@@ -41,13 +41,14 @@ class Site(Local):
     """Serves `folder` as the model ada/tiny.
 
     `asked`: (path, FilePath, Range) of every request; `cut`: of a file so many bytes are sent before the line goes dead;
-    `spoiled`: whether files are other than their hashes say.
+    `spoiled`: whether files are other than their hashes say; `listed`: changes to what the list says of every file.
     """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, Routes)
         self.asked: list[tuple[str, str, str]] = []
         self.cut, self.spoiled = 0, False
+        self.listed: dict[str, object] = {}
 
     def handle_error(self, *_: object) -> None:
         """A client that hangs up is no news."""
@@ -70,6 +71,7 @@ class Routes(BaseHTTPRequestHandler):
             listed = [
                 {"Name": path.name, "Path": path.relative_to(folder).as_posix(), "Size": path.stat().st_size}
                 | {"Type": "blob", "Sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+                | self.server.listed
                 for path in files
             ]
             return self.answer(200, json.dumps({"Code": 200, "Success": True, "Data": {"Files": listed}}).encode())
@@ -252,3 +254,9 @@ def test_a_gguf_file_that_is_not_what_its_hash_says(site: Site, tmp_path: Path) 
     site.spoiled = True
     assert "modelscope:ada/tiny" in one_line(run(tmp_path, site.url, "modelscope:ada/tiny:Q8_0", code=RESOLVE))
     assert not list(tmp_path.glob("cache/**/tiny-Q8_0.gguf"))
+
+
+def test_an_impossible_size(site: Site, tmp_path: Path) -> None:
+    site.listed = {"Size": -1}
+    assert "ModelScope gives -1 as a size" in one_line(run(tmp_path, site.url, "modelscope:ada/tiny", code=RESOLVE))
+    assert all(name == "" for _, name, _ in site.asked)

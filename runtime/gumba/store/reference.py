@@ -67,7 +67,7 @@ class Reference:
     def host(self) -> str:
         """The site that the model comes from."""
         setting = os.environ.get("MODELSCOPE_ENDPOINT" if self.modelscope else "HF_ENDPOINT", "")
-        return urlsplit(setting).netloc or setting or ("modelscope.cn" if self.modelscope else "huggingface.co")
+        return _netloc(setting) or setting or ("modelscope.cn" if self.modelscope else "huggingface.co")
 
     @property
     def names_file(self) -> bool:
@@ -140,10 +140,18 @@ def _of_address(text: str) -> Reference:
 def _site(url: SplitResult) -> tuple[bool, bool]:
     """Whether an address is of the Hugging Face hub, and whether it is of ModelScope, or of what stands in for them."""
     place = url.netloc.lower()
-    hub = place in _HUB_HOSTS or place == urlsplit(os.environ.get("HF_ENDPOINT", "")).netloc.lower()
+    hub = place in _HUB_HOSTS or place == _netloc(os.environ.get("HF_ENDPOINT", ""))
     named = os.environ.get("MODELSCOPE_ENDPOINT", "")
     named = named if "//" in named else f"//{named}"
-    return bool(place) and hub, bool(place) and (place in _MODELSCOPE_HOSTS or place == urlsplit(named).netloc.lower())
+    return bool(place) and hub, bool(place) and (place in _MODELSCOPE_HOSTS or place == _netloc(named))
+
+
+def _netloc(address: str) -> str:
+    """Host and port of an address, in lower case; "" where it has none or is malformed."""
+    try:
+        return urlsplit(address).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def _of_path(text: str, parts: list[str], modelscope: bool, *, explicit: bool = False) -> Reference | None:
