@@ -47,11 +47,17 @@ def words(line: str) -> str:
         ("run a --do_sample false", "run a --temp 0"),
         ("run a --do_sample=true --temperature 0.2", "run a --temp 0.2"),
         ("run a --do-sample --num_beams 1 --stream true", "run a"),
+        ("run a --do_sample False --temperature 0.5 hi", "run a --temp 0.5 hi --temp 0"),
+        ("run a --trust_remote_code true hi", "run a hi"),
+        ("run a --trust-remote-code hi true", "run a hi true"),
+        ("run a -fa on hi -fa", "run a hi"),
         # qwen.cpp and llama.cpp's converter
         ("convert -i folder -t q4_0 -o out.gguf", "convert folder --type q4_0 -o out.gguf"),
         ("convert folder -t 4 --outtype f16 --outfile=o", "convert folder -t 4 --type f16 --output=o"),
         # what is gumba's own, and what is no option
         ("run a -p --", "run a -p --"),
+        ("run a -p --model=b", "run a -p --model=b"),
+        ("run a --system_prompt -ngl=9 --chat hi", "run a --system -ngl=9 --chat hi"),
         ("run a -t 2 -f x", "run a -t 2 -f x"),
         ("run a -- -m b", "run a -- -m b"),
         ("embed a --file x -", "embed a --file x -"),
@@ -86,6 +92,7 @@ def test_what_is_meant(given: str, meant: str) -> None:
         ("run a --model_type qwen", "--model_type: the model's files state"),
         ("convert -i a -t q9 -o b", "argument --type: invalid choice: 'q9'"),
         ("run a b --model c -p x", "several prompts"),
+        ("embed -m a --model b text", "several models: a, b"),
     ],
 )
 def test_unsupported_options_are_refused_by_name(gumba: Callable, line: str, message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -131,3 +132,21 @@ def test_models_that_do_not_go_on_with_a_text(
     (tmp_path / "text").write_text("once upon a time " * 200)
     result = gumba(command, str(model), *([str(tmp_path / "text"), "-c", "64"] if command == "perplexity" else []))
     assert result.code == 2 and message in result.err
+
+
+def test_a_file_of_a_schema_that_never_ends(
+    gumba: Callable, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As /dev/zero: it is not read into memory as a whole."""
+    monkeypatch.setattr("gumba.cli.text._MOST_TEXT", 1000)
+    (tmp_path / "schema").write_text(" " * 1001)
+    for option in ("--json-schema", "--grammar"):
+        result = gumba("run", tiny, "hello", option, f"@{tmp_path / 'schema'}")
+        assert result.code == 2 and "schema is longer than 1.0 kB" in result.err
+
+
+def test_pull_of_what_is_no_file(gumba: Callable) -> None:
+    result = gumba("pull", os.devnull)
+    assert (result.code, result.out) == (2, "") and "expected a regular file" in result.err
+    result = gumba("pull", "--list", "smollm2")
+    assert (result.code, result.out) == (2, "") and "omit MODEL" in result.err

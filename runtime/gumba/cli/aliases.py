@@ -59,7 +59,8 @@ _MODELS = (
 #: Flags for what gumba does anyway; ignored.
 _FLAGS = (
     "--jinja", "--no-display-prompt", "--no-warmup", "--no-mmap", "--simple-io", "--no-perf",
-    "--nowordwrap", "--log-disable", "--trust-remote-code", "--color", "-co", "--verbose", "-v", "--no-escape",
+    "--nowordwrap", "--log-disable", "--trust-remote-code", "--color", "-co", "--verbose", "-v", "--no-escape", "-fa",
+    "--flash-attn",
 )  # fmt: skip
 #: Further flags that are ignored in one command only.
 _FLAGS_OF = {"run": ("-st", "--single-turn")}
@@ -71,8 +72,13 @@ _WITHOUT_EFFECT = (
 _FLAG_VALUES: dict[str, tuple[str, str]] = {"--hidethinking": ("--reasoning", "hide")}
 #: Values that mean the default: no limit of the answer, a random seed, the default number of threads.
 _UNSET: dict[str, tuple[str, ...]] = {"-n": ("-1", "-2"), "--seed": ("-1",), "--threads": ("-1",), "-t": ("-1",)}
-#: Values of ``-fa``.
-_SWITCH = ("on", "off", "auto", "1", "0", "true", "false")
+_BOOLEANS = ("true", "false")
+#: Values that may follow a flag; ignored with it.
+_VALUES_OF_FLAGS: dict[str, tuple[str, ...]] = {
+    "-fa": ("on", "off", "auto", "1", "0", *_BOOLEANS),
+    "--flash-attn": ("on", "off", "auto", "1", "0", *_BOOLEANS),
+    "--trust-remote-code": _BOOLEANS,
+}
 #: Options that are ignored with one of these values.
 _VALUES: dict[str, tuple[str, ...]] = {
     "-ngl": ("0",),
@@ -175,16 +181,21 @@ class _Words:
     def __init__(self, command: argparse.ArgumentParser, words: list[str]) -> None:
         self._command = command
         self._name = command.prog.rpartition(" ")[2]
-        self._own = {name for action in command._actions for name in action.option_strings}
+        self._own = {name: action for action in command._actions for name in action.option_strings}
         self._places = [action.dest for action in command._actions if not action.option_strings]
         self._left = words
         self._models: list[str] = []
         self._plain: list[str] = []
+        self._greedy = False
 
     def translated(self) -> list[str]:
         translated: list[str] = []
         while self._left:
             translated += self._next(self._left.pop(0))
+        if len(self._models) > 1:
+            self._command.error(f"several models: {', '.join(self._models)}")
+        if self._greedy:  # whatever temperature is given before or after it
+            translated += ["--temp", "0"]
         if self._place() == 0:
             return [*self._models, *translated, *self._plain]
         return [*translated, *self._models, *self._plain]
@@ -198,16 +209,13 @@ class _Words:
         if not given.startswith("-") or given in ("-", "--"):
             yield word
             return
-        if given in ("-fa", "--flash-attn") and self._place() >= 0:  # argparse would read -fa as -f a
-            if not equals and self._left and self._left[0].lower() in _SWITCH:
-                self._left.pop(0)
-            return
         if self._name == "convert" and given == "-t" and self._names_a_type(equals, value):
             yield f"--type{equals}{value}"
             return
         if given in self._own:
             if not self._is_unset(given, equals, value):
                 yield word
+                yield from [] if equals else self._value_of(given)
             return
         name = "--" + given[2:].replace("_", "-") if given.startswith("--") else given
         names = (name, *_NAMES_OF.get(self._name, {}).get(name, "").split(), *_NAMES.get(name, ()))
@@ -216,13 +224,14 @@ class _Words:
             return
         if own is not None:
             yield from [own, value] if equals and not own.startswith("--") else [f"{own}{equals}{value}"]
+            yield from [] if equals else self._value_of(own)
         elif name in _FILES and _FILES[name] in self._own:
             yield f"{_FILES[name]}=@{self._value(given, equals, value)}"
         elif name == "--do-sample" and "--temp" in self._own:
-            text = value if equals else self._left.pop(0) if self._left and _is_bool(self._left[0]) else "true"
-            if not _is_bool(text):
+            text = value if equals else self._next_of(_BOOLEANS) or "true"
+            if text.lower() not in _BOOLEANS:
                 self._command.error(f"{given}: expected true or false, found {text!r}")
-            yield from [] if text.lower() == "true" else ["--temp", "0"]
+            self._greedy = text.lower() == "false"
         elif name in _MODELS and self._place() >= 0 and not (name == "-i" and "source" not in self._places):
             self._models.append(self._value(given, equals, value))
         elif name in _PLAIN.get(self._name, ()):
@@ -230,7 +239,8 @@ class _Words:
         elif name in _FLAG_VALUES and _FLAG_VALUES[name][0] in self._own:
             yield from _FLAG_VALUES[name]
         elif name in (*_FLAGS, *_FLAGS_OF.get(self._name, ())) and self._place() >= 0:
-            return
+            if not equals:
+                self._next_of(_VALUES_OF_FLAGS.get(name, ()))
         elif name in _WITHOUT_EFFECT and self._place() >= 0:
             self._value(given, equals, value)
         elif name in _VALUES and self._place() >= 0:
@@ -256,13 +266,17 @@ class _Words:
         text = value if equals else self._left[0] if self._left else "0"
         return not text.lstrip("+-").isdigit()
 
+    def _value_of(self, own: str) -> list[str]:
+        """The next word if it is the value of gumba's option ``own``: a text that may look like an option of others."""
+        return [self._left.pop(0)] if self._own[own].nargs is None and self._left else []
+
+    def _next_of(self, words: Sequence[str]) -> str | None:
+        """The next word if it is one of ``words``; case is ignored."""
+        return self._left.pop(0) if self._left and self._left[0].lower() in words else None
+
     def _value(self, given: str, equals: str, value: str) -> str:
         if equals:
             return value
         if not self._left:
             self._command.error(f"argument {given}: expected one argument")
         return self._left.pop(0)
-
-
-def _is_bool(text: str) -> bool:
-    return text.lower() in ("true", "false")

@@ -7,7 +7,6 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gumba.errors import RequestError, ResourceError
@@ -377,9 +376,6 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
 
 def _text_or_file(text: str) -> str:
     """``text``, or the contents of a file if it is @FILE. Raises RequestError if the file cannot be read."""
-    if not text.startswith("@"):
-        return text
-    try:
-        return Path(text[1:]).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{text[1:]} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    from gumba.cli.text import read_text
+
+    return read_text(text[1:]) if text.startswith("@") else text

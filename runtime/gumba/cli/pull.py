@@ -8,6 +8,7 @@ from gumba import store
 from gumba.cli.engine import find_model
 from gumba.cli.options import MODEL_HELP, Commands, add_revision, command
 from gumba.cli.text import table
+from gumba.errors import RequestError
 
 _EXAMPLES = """
 gumba pull qwen2.5:0.5b
@@ -24,7 +25,6 @@ def add_parser(commands: Commands) -> None:
         "name",
         metavar="MODEL",
         nargs="?",
-        default=store.DEFAULT_MODEL,
         help=f"{MODEL_HELP} (default: {store.DEFAULT_MODEL})",
     )
     add_revision(parser)
@@ -34,6 +34,8 @@ def add_parser(commands: Commands) -> None:
 def pull(args: argparse.Namespace) -> int:
     """Carry out ``gumba pull``: the path of the model goes to stdout."""
     if args.list:
+        if args.name is not None or args.revision is not None:
+            raise RequestError("--list lists all known names: omit MODEL and --revision")
         rows = [["NAME", "FROM", "TYPE"]]
         for name, model in store.KNOWN.items():
             here = ", pulled" if store.pulled(name) else ""
@@ -43,5 +45,8 @@ def pull(args: argparse.Namespace) -> int:
             rows.append([name, repository, type or f"converted to {store.CONVERTED_TYPE}"])
         print(table(rows))
         return 0
-    print(find_model(args.name, args.revision, check=True))
+    path = find_model(args.name, args.revision, check=True)
+    if not path.is_file():
+        raise RequestError(f"{path}: expected a regular file or a folder")
+    print(path)
     return 0
