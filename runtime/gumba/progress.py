@@ -72,11 +72,12 @@ class Progress:
             parts.append(f"{bar}{share:4.0%}")
         if total and elapsed > 1 and 0 < share < 1:
             parts.append(f"{_clock(elapsed / share - elapsed)} left")
-        if total != 1.0 and self._unit == "bytes":
+        counted = total != 1.0 and (done > 0 or total > 0)
+        if counted and self._unit == "bytes":
             parts.append(size(done) + (f" of {size(total)}" if total else ""))
             if elapsed > 1:
                 parts.append(f"{size(done / elapsed)}/s")
-        elif total != 1.0:
+        elif counted:
             parts.append(f"{done:.0f}" + (f" of {total:.0f}" if total else ""))
         return [part for part in parts if part]
 

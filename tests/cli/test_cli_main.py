@@ -328,6 +328,18 @@ def test_progress_off_a_terminal_is_a_line_now_and_then(
     assert len(lines) < 12
 
 
+def test_progress_without_a_count_shows_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from gumba import progress
+
+    monkeypatch.setattr(progress.time, "monotonic", iter([1.0, 100.0]).__next__)
+    bar = progress.Progress()
+    for i in (1, 2):
+        bar("compiling kernels", 0, figure=str(i))
+    assert capsys.readouterr().err == "gumba: compiling kernels 2\n"
+
+
 @pytest.mark.parametrize(
     ("columns", "line"),
     [
