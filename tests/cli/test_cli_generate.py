@@ -426,6 +426,22 @@ def test_more_context_than_the_model_was_made_for(gumba: Callable, tiny: Path) -
     assert result.code == 2 and "ask for more context with -c N" in result.err
 
 
+def test_a_plot_is_written_as_a_whole_or_not_at_all(
+    gumba: Callable, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    picture = tmp_path / "profile.svg"
+    picture.write_text("the earlier one")
+    monkeypatch.setattr("os.fsync", full)
+    result = gumba(
+        "bench", tiny, "--profile", "--prompt", 4, "--gen", 0, "--threads", 1, "--repeat", 1, "--plot", picture
+    )
+    assert (result.code, result.err) == (2, f"gumba: error: {picture} cannot be written: No space left on device\n")
+    assert [each.read_text() for each in tmp_path.iterdir()] == ["the earlier one"]
+
+
 def test_profile(gumba: Callable, tiny: Path, tmp_path: Path) -> None:
     """One table per phase, the same as JSON and as a well-formed picture in which every operation is named."""
     picture = tmp_path / "profile.svg"

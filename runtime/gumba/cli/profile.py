@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gumba.cli.text import count, table
 from gumba.errors import RequestError
+from gumba.unfinished import remove_abandoned, unfinished_file
 
 if TYPE_CHECKING:
     from gumba.profiling import Limits, OperationTime, Phase, Profile
@@ -194,8 +197,15 @@ def check_plot(path: Path) -> None:
 
 
 def write_plot(path: Path, found: Profile, heading: str) -> None:
-    """Write the plot. Raises ``RequestError`` when the file cannot be written."""
+    """Write the plot, as a whole or not at all. Raises ``RequestError`` when the file cannot be written."""
+    prefix = f".{path.name}.part-"
     try:
-        path.write_text(plot(found, heading), encoding="utf-8")
+        remove_abandoned(path.parent, re.compile(re.escape(prefix)))
+        with unfinished_file(path.parent, prefix) as (temporary, descriptor):
+            with open(descriptor, "wb") as file:  # noqa: PTH123 - the descriptor was opened exclusively
+                file.write(plot(found, heading).encode())
+                file.flush()
+                os.fsync(descriptor)
+            temporary.replace(path)
     except OSError as error:
         raise RequestError(f"{path} cannot be written: {error.strerror or error}") from error
