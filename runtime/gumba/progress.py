@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 _INTERVAL_S = 0.1
+#: Seconds between two redraws of a bar whose work reports nothing (``Progress.ticking``).
+_TICK_S = 1.0
 _BAR = 24
 #: Seconds before the first line where stderr is no terminal. From line to line they double, up to the second number.
 _FIRST_LINE_S, _MOST_S = 10.0, 600.0
@@ -31,6 +35,8 @@ class Progress:
         self._began = self._drawn = self._told = 0.0
         self._pause = _FIRST_LINE_S
         self._width = 0
+        self._lock = threading.RLock()  # of the terminal's line; a signal handler may take it again
+        self._last: tuple[float, float, str, float] = (0.0, 0.0, "", 0.0)  # done, total, figure, when
 
     def __call__(self, stage: str, done: float, total: float = 0, *, figure: str = "", rare: bool = False) -> None:
         if not self._shown:
@@ -43,18 +49,48 @@ class Progress:
             self._tell(now, done, total, figure)
         elif rare or now - self._drawn >= _INTERVAL_S:
             self._drawn = now
-            self._draw(self._parts(done, total, now - self._began, figure))
+            with self._lock:
+                self._last = (done, total, figure, now)
+                self._draw(self._parts(done, total, now - self._began, figure))
 
     def fraction(self, stage: str) -> Callable[[float], None]:
         """A callback for work that reports a fraction between 0 and 1."""
         return lambda done: self(stage, done, 1.0)
 
+    @contextlib.contextmanager
+    def ticking(self) -> Iterator[None]:
+        """Redraw the bar once a second inside the ``with`` block, so that the remaining time counts down between calls."""
+        if not (self._shown and self._drawing):
+            yield
+            return
+        done = threading.Event()
+
+        def tick() -> None:
+            while not done.wait(_TICK_S):
+                self._redraw()
+
+        thread = threading.Thread(target=tick, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def _redraw(self) -> None:
+        """Draw the last call once more, unless the bar has been cleared since."""
+        with self._lock:
+            if self._width:
+                done, total, figure, then = self._last
+                self._draw(self._parts(done, total, then - self._began, figure, time.monotonic() - then))
+
     def clear(self) -> None:
         """Take the bar away, so that something else can be written."""
-        if self._width:
-            sys.stderr.write("\r" + " " * self._width + "\r")
-            sys.stderr.flush()
-            self._width = 0
+        with self._lock:
+            if self._width:
+                sys.stderr.write("\r" + " " * self._width + "\r")
+                sys.stderr.flush()
+                self._width = 0
 
     def __enter__(self) -> Progress:
         return self
@@ -62,8 +98,11 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.clear()
 
-    def _parts(self, done: float, total: float, elapsed: float, figure: str) -> list[str]:
-        """What there is to say: the stage and ``figure`` first, then the rest, what matters most first."""
+    def _parts(self, done: float, total: float, elapsed: float, figure: str, silent: float = 0.0) -> list[str]:
+        """What there is to say: the stage and ``figure`` first, then the rest, what matters most first.
+
+        ``elapsed``: seconds until the last call; ``silent``: seconds since then.
+        """
         share = min(1.0, done / total) if total else 0.0
         parts = [self._stage, figure]
         if total:
@@ -71,7 +110,8 @@ class Progress:
             bar = "[" + "#" * full + "." * (_BAR - full) + "] " if self._drawing else ""
             parts.append(f"{bar}{share:4.0%}")
         if total and elapsed > 1 and 0 < share < 1:
-            parts.append(f"{_clock(elapsed / share - elapsed)} left")
+            left = elapsed / share - elapsed
+            parts.append(f"{_clock(max(left - silent, min(left, 1.0)))} left")
         counted = total != 1.0 and (done > 0 or total > 0)
         if counted and self._unit == "bytes":
             parts.append(size(done) + (f" of {size(total)}" if total else ""))

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -338,6 +339,43 @@ def test_progress_without_a_count_shows_none(
     for i in (1, 2):
         bar("compiling kernels", 0, figure=str(i))
     assert capsys.readouterr().err == "gumba: compiling kernels 2\n"
+
+
+def test_progress_counts_down_between_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bar is redrawn while its work reports nothing; it never shows that no time is left, and stays away once cleared."""
+    from gumba import progress
+
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(progress, "_TICK_S", 0.001)
+    clock = [10.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    bar = progress.Progress()
+
+    def drawn() -> str:
+        terminal.seek(0)
+        terminal.truncate()
+        until = time.perf_counter() + 10
+        while not terminal.getvalue() and time.perf_counter() < until:
+            time.sleep(0.001)
+        return terminal.getvalue().split("\r")[1].rstrip()
+
+    with bar.ticking():
+        bar("compile", 0, 1.0)
+        clock[0] = 12.0
+        bar("compile", 0.2, 1.0, rare=True)
+        clock[0] = 15.0
+        drawn()  # one that was under way
+        assert drawn() == "compile  [#####...................]  20%  0:05 left"
+        clock[0] = 60.0
+        drawn()
+        assert drawn() == "compile  [#####...................]  20%  0:01 left"
+        bar.clear()
+        terminal.seek(0)
+        terminal.truncate()
+    bar._redraw()
+    assert terminal.getvalue() == ""
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def compile_(args: argparse.Namespace) -> int:
         )
     cache.lost.clear()
     jit.watching = contextlib.nullcontext
-    with Progress() as progress, _warnings() as said:
+    with Progress() as progress, progress.ticking(), _warnings() as said:
         total = compile_all(path, Compilation(progress).report)
     for line in said:
         if not line.startswith("kernel cache: cannot write"):  # the error below reports these

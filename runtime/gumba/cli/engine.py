@@ -91,7 +91,8 @@ class Compilation:
             if self._needed is not None:
                 from gumba.ahead import compile_functions
 
-                compile_functions(self._needed(), self.report)
+                with self._progress.ticking():
+                    compile_functions(self._needed(), self.report)
                 self._done = self._total
                 yield  # nearly always for one of the functions just compiled
                 return
