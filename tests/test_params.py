@@ -292,3 +292,11 @@ def test_vllms_detokenize_is_taken_where_it_changes_nothing():
 def test_none_is_no_list(name):
     """vLLM's default."""
     assert SamplingParams(**{name: None}) == SamplingParams()
+
+
+@pytest.mark.parametrize(
+    "name", ["stop", "stop_token_ids", "bad_words", "logit_bias", "logits_processors", "samplers", "allowed_token_ids"]
+)
+def test_arrays_without_dimensions_are_no_lists(name):
+    with pytest.raises(RequestError, match=f"^{name}: expected"):
+        SamplingParams(**{name: np.array(0.5)})

@@ -34,6 +34,11 @@ def show(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def is_iterable(value: object) -> bool:
+    """Whether ``value`` can be iterated over. NumPy's arrays without dimensions cannot, though they have ``__iter__``."""
+    return isinstance(value, Iterable) and getattr(value, "ndim", 1) != 0
+
+
 def require_count(name: str, value: Any, low: int, high: int = MAX_COUNT) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise RequestError(f"{name}: expected an integer from {low} to {high}, found {show(value)}")
@@ -64,7 +69,7 @@ def require_boolean(name: str, value: Any) -> bool:
 
 def require_strings(name: str, value: Any) -> tuple[str, ...]:
     items = (value,) if isinstance(value, str) else value
-    if isinstance(items, (bytes, dict)) or not isinstance(items, Iterable):
+    if isinstance(items, (bytes, dict)) or not is_iterable(items):
         raise RequestError(f"{name}: expected a string or a list of strings, found {show(value)}")
     found = tuple(items)
     for item in found:
@@ -74,7 +79,7 @@ def require_strings(name: str, value: Any) -> tuple[str, ...]:
 
 
 def require_ids(name: str, value: Any) -> tuple[int, ...]:
-    if isinstance(value, (str, bytes, dict)) or not isinstance(value, Iterable):
+    if isinstance(value, (str, bytes, dict)) or not is_iterable(value):
         raise RequestError(f"{name}: expected a list of token ids, found {show(value)}")
     return tuple(require_count(name, item, 0) for item in value)
 

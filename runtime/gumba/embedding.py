@@ -76,7 +76,7 @@ class EmbeddingSettings:
             name = self.default_prompt or ""
         if isinstance(name, str) and name in self.prompts:
             return self.prompts[name]
-        if name != "":
+        if not isinstance(name, str) or name:
             known = f"it has {', '.join(map(repr, self.prompts))}" if self.prompts else "it has none"
             raise RequestError(f"prompt: the model has no prompt {show(name)}: {known}")
         return ""

@@ -123,6 +123,8 @@ class LLM(Chats, Judges):
         if unload_after is not None:
             unload_after = require_number("unload_after", unload_after, 0.0, 1e9)
         max_queue = None if max_queue is None else require_count("max_queue", max_queue, 0)
+        if progress is not None and not callable(progress):
+            raise RequestError(f"progress: expected a function, found {show(progress)}")
         self._gguf = GGUFFile(
             _path("model", model, revision=args.revision, token=args.token, cache_dir=args.download_dir)
         )

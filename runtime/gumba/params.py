@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, fields
 from numbers import Real
 from typing import Any, Literal
 
 from gumba.checks import (
     MAX_COUNT,
+    is_iterable,
     require_boolean,
     require_count,
     require_ids,
@@ -369,7 +370,7 @@ class BeamSearchParams(_SearchParams):
 def _bias(name: str, value: Any) -> tuple[tuple[int, float], ...]:
     """Pairs of token id and bias in the order of the ids; from a mapping or from such pairs."""
     expected = f"{name}: expected a dict from token ids to numbers, found {show(value)}"
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+    if isinstance(value, (str, bytes)) or not is_iterable(value):
         raise RequestError(expected)
     found: dict[int, float] = {}
     for pair in value.items() if isinstance(value, Mapping) else value:
@@ -392,7 +393,7 @@ def _token(key: Any) -> Any:
 def _samplers(name: str, value: Any) -> tuple[str, ...] | None:
     if value is None:
         return None
-    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+    if isinstance(value, (str, bytes, Mapping)) or not is_iterable(value):
         raise RequestError(f"{name}: expected a list of names, found {show(value)}")
     found: list[str] = []
     for item in value:
@@ -406,7 +407,7 @@ def _samplers(name: str, value: Any) -> tuple[str, ...] | None:
 
 
 def _callables(name: str, value: Any) -> tuple[LogitsProcessor, ...]:
-    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+    if isinstance(value, (str, bytes, Mapping)) or not is_iterable(value):
         raise RequestError(f"{name}: expected a list of functions, found {show(value)}")
     found = tuple(value)
     for item in found:

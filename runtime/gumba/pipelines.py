@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from queue import Queue
 from types import TracebackType
@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gumba import store
-from gumba.checks import require_strings, show
+from gumba.checks import is_iterable, require_strings, show
 from gumba.compat.transformers.auto import tokenizer_of
 from gumba.compat.transformers.generation import Plan, Row
 from gumba.compat.transformers.keywords import GenerationConfig, check_keywords
@@ -304,7 +304,7 @@ def _inputs(given: Any) -> tuple[list[str | list[Message]], bool]:
     """Texts or conversations, and whether there was just one, not in a list."""
     if isinstance(given, str):
         return [given], True
-    if isinstance(given, Mapping) or not isinstance(given, Iterable):
+    if isinstance(given, Mapping) or not is_iterable(given):
         raise RequestError(f"text_inputs: expected text, messages, or a list of either, found {show(given)}")
     items = list(given)
     if items and all(isinstance(each, Mapping) for each in items):

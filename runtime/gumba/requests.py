@@ -13,6 +13,7 @@ import numpy as np
 
 from gumba.asked import BeamRequest, ContrastiveRequest, Request
 from gumba.chat_parsing import answer_format, checked_tools
+from gumba.checks import is_iterable, require_boolean
 from gumba.embedding import EmbeddingSettings, encode_after, prompt_tokens
 from gumba.engine.beam import BeamSearch
 from gumba.engine.contrastive import ContrastiveSearch
@@ -87,9 +88,8 @@ class Requests:
     ``check_usable``: raises when nothing can be asked any more. ``capacity``: tokens that fit the context, or, of an encoder, a
     step. ``config``: the model's. ``template``: the chat template, with tools or without. ``find_draft``: the model that drafts,
     None where there is none; ``draft_tokens``: how many at a time; ``pair_template``: how a decoder is shown two texts; ``seed``:
-    of the requests without one of their own, each of which draws from it; ``prefix_caching``: whether requests share pages.
-    None where there is none; ``draft_tokens``: how many at a time; ``pair_template``: how a decoder is shown two
-    texts; ``embedding``: how the file wants texts embedded.
+    of the requests without one of their own, each of which draws from it; ``prefix_caching``: whether requests share pages;
+    ``embedding``: how the file wants texts embedded.
 
     What its methods raise: RequestError for what is wrong, too long or out of range, TokenizerError for text that cannot be
     encoded, TemplateError for messages that the template refuses, and what ``check_usable`` raises.
@@ -220,8 +220,9 @@ class Requests:
         if pooling is None:
             trained = getattr(self._config, "pooling", "")
             pooling = "first" if trained == "first" else "last" if trained == "last" else "mean"
-        if pooling not in ("mean", "cls", "first", "last", "none"):
+        if not isinstance(pooling, str) or pooling not in ("mean", "cls", "first", "last", "none"):
             raise RequestError(f'pooling: expected "mean", "cls", "first", "last" or "none", found {show(pooling)}')
+        require_boolean("truncate", truncate)
         kind: Literal["mean", "first", "last", "none"] = "first" if pooling == "cls" else pooling
         self._check_usable()
         self._check_continues("embeddings are those of a file that has its encoder alone")
@@ -261,9 +262,10 @@ class Requests:
 
     def ranks(self, query: str, documents: Iterable[str], truncate: bool = False) -> list[Judging]:
         """How well each of ``documents`` answers ``query``, by the head of a cross-encoder; ``truncate``: cut long ones."""
+        require_boolean("truncate", truncate)
         if not isinstance(query, str):
             raise RequestError(f"query: expected a text, found {show(query)}")
-        if isinstance(documents, str) or not isinstance(documents, Iterable):
+        if isinstance(documents, str) or not is_iterable(documents):
             raise RequestError(f"documents: expected a list of texts, found {show(documents)}")
         n_labels = self._check_head()
         if n_labels != 1 and not self.says_yes:
@@ -277,6 +279,7 @@ class Requests:
 
     def judgements(self, texts: str | Iterable[Judged], truncate: bool = False) -> list[Judging]:
         """What a classifier's head says of each of ``texts``; ``truncate``: cut what is too long."""
+        require_boolean("truncate", truncate)
         self._check_head()
         found = []
         for text in _listed(texts):  # type: ignore[arg-type]
@@ -539,7 +542,11 @@ def with_token_ids(
         if prompts is None:
             raise RequestError("prompts: expected a text or a list of prompts, found None")
         return prompts
-    if isinstance(token_ids, str | bytes) or not isinstance(token_ids, Sequence | np.ndarray):
+    if (
+        isinstance(token_ids, str | bytes)
+        or not isinstance(token_ids, Sequence | np.ndarray)
+        or not is_iterable(token_ids)
+    ):
         raise RequestError(f"prompt_token_ids: expected a list of token ids, or several, found {show(token_ids)}")
     listed: list[Any] = [token_ids] if len(token_ids) and isinstance(token_ids[0], Integral) else list(token_ids)
     for each in listed:
@@ -568,7 +575,7 @@ def _plain(prompt: Mapping[str, Any]) -> Any:
 
 def _listed(prompts: str | Iterable[Prompt] | Mapping[str, Any]) -> list[Prompt]:
     """A text, or several prompts, as a list of prompts."""
-    if not isinstance(prompts, Iterable):
+    if not is_iterable(prompts):
         raise RequestError(f"prompts: expected a text or a list of prompts, found {show(prompts)}")
     asked: list[Prompt] = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
     for prompt in asked:

@@ -72,6 +72,7 @@ def test_what_changes_nothing_is_taken(tiny, llm, options):
         ({"seed": -1}, RequestError, "seed"),
         ({"enable_prefix_caching": "no"}, RequestError, "enable_prefix_caching"),
         ({"revision": 3}, RequestError, "revision"),
+        ({"progress": True}, RequestError, "progress: expected a function, found True"),
         ({"revision": "a", "tokenizer_revision": "b"}, UnsupportedError, "tokenizer_revision"),
         ({"gpu_memory_utilisation": 0.5}, TypeError, "did you mean 'gpu_memory_utilization'"),
         ({"n_contex": 64}, RequestError, "'n_contex'; did you mean 'n_ctx'"),
@@ -159,6 +160,7 @@ def test_prompts_as_dictionaries_and_token_ids(llm):
         ([{"prompt": "a", "cache_salt": "x"}], "found 'cache_salt'"),
         ([{"prompt_token_ids": [10**6]}], "token ids from 0"),
         (None, "found None"),
+        (np.array(3), "expected a text or a list of prompts"),
     ],
 )
 def test_wrong_prompts(llm, prompts, message):
@@ -166,10 +168,21 @@ def test_wrong_prompts(llm, prompts, message):
         llm.generate(prompts, GREEDY)
 
 
-@pytest.mark.parametrize("token_ids", [5, "abc", ["a"], [{"prompt": "a"}], [[1], "a"], [1.5], {1: 2}])
+@pytest.mark.parametrize("token_ids", [5, "abc", ["a"], [{"prompt": "a"}], [[1], "a"], [1.5], {1: 2}, np.array(3)])
 def test_wrong_token_ids(llm, token_ids):
     with pytest.raises(RequestError, match=r"prompt_token_ids|prompt: expected"):
         llm.generate(prompt_token_ids=token_ids, sampling_params=GREEDY)
+
+
+@pytest.mark.parametrize("wrong", ["no", 1, None, np.array([True, False])])
+def test_options_of_embed_of_the_wrong_type(llm, wrong):
+    with pytest.raises(RequestError, match="truncate: expected True or False"):
+        llm.embed("hello", truncate=wrong)
+    if wrong is not None:
+        with pytest.raises(RequestError, match="prompt: the model has no prompt"):
+            llm.embed("hello", prompt=wrong)
+        with pytest.raises(RequestError, match="pooling: expected"):
+            llm.embed("hello", pooling=wrong)
 
 
 def test_as_many_token_ids_as_prompts(llm):

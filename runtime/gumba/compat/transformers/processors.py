@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gumba.checks import require_count, require_number, show
+from gumba.checks import is_iterable, require_count, require_number, show
 from gumba.errors import RequestError
 
 Logits = np.ndarray[Any, Any]
@@ -205,7 +205,7 @@ def decay(given: Any) -> tuple[int, float]:
 
 
 def _rows(name: str, given: Any) -> list[Any]:
-    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+    if isinstance(given, str | bytes | Mapping) or not is_iterable(given):
         raise RequestError(f"{name}: expected a list of lists of token ids, found {show(given)}")
     return list(given)
 
@@ -215,7 +215,7 @@ def token_ids(name: str, given: Any, n_vocab: int) -> list[int]:
     given = given.tolist() if hasattr(given, "tolist") else given
     if isinstance(given, int) and not isinstance(given, bool):
         given = [given]
-    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+    if isinstance(given, str | bytes | Mapping) or not is_iterable(given):
         raise RequestError(f"{name}: expected a list of token ids, found {show(given)}")
     ids = [require_count(name, each, 0, n_vocab - 1) for each in given]
     if not ids:

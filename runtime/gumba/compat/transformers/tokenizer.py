@@ -280,6 +280,10 @@ class PreTrainedTokenizer:
         if not isinstance(encoded_inputs, Mapping) or "input_ids" not in encoded_inputs:
             raise RequestError(f"encoded_inputs: expected 'input_ids' of texts, found {show(encoded_inputs)}")
         columns = {name: listed(rows) for name, rows in encoded_inputs.items()}
+        if not isinstance(columns["input_ids"], list) or not all(isinstance(row, list) for row in columns["input_ids"]):
+            raise RequestError(
+                f"input_ids: expected a list of lists of token ids, found {show(encoded_inputs['input_ids'])}"
+            )
         columns.setdefault("attention_mask", [[1] * len(row) for row in columns["input_ids"]])
         options = {"padding": padding, "max_length": max_length, "pad_to_multiple_of": pad_to_multiple_of}
         columns = self._padded(columns, {**options, "padding_side": padding_side})
