@@ -1,7 +1,7 @@
-"""Fetching from the Hugging Face hub: the files of a checkpoint that a conversion reads, or a GGUF file. Nothing is sent.
+"""Downloads from the Hugging Face hub: the files of a checkpoint that a conversion reads, or a GGUF file.
 
-Ids that begin with `modelscope:` are fetched from there, see `gumba_convert.modelscope`. HF_ENDPOINT, HF_HOME, HF_TOKEN
-and HF_HUB_OFFLINE count.
+`gumba_convert.modelscope` downloads ids that begin with `modelscope:`. HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are
+honoured.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from gumba_convert.hub_errors import UnreachableError, hub_errors
 NEEDED = [
     "config.json",
     "generation_config.json",
+    "adapter_config.json",
     "model.safetensors",
     "model-*-of-*.safetensors",
     "model.safetensors.index.json",
@@ -65,7 +66,7 @@ log = logging.getLogger("gumba")
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a repository; `folder`: its copy in the cache, where the hub was not asked or could not be reached."""
+    """The files of a repository; `folder`: its copy in the cache, if the hub was not contacted or is unreachable."""
 
     files: tuple[RemoteFile, ...]
     folder: Path | None = None
@@ -75,15 +76,15 @@ def fetch(hub_id: str, *, revision: str | None = None, cache_dir: Path | None = 
     """The local folder of a checkpoint on a hub, downloaded or taken from the cache.
 
     Raises:
-        RequestError: `hub_id` names a GGUF file, or is no id.
-        DownloadError: no such model or revision, no access, no connection (and nothing in the cache), or disk full. It
-            also says that there is no folder of that name, which may be what was meant.
+        RequestError: `hub_id` names a GGUF file, or is not an id.
+        DownloadError: no such model or revision, no access, no connection (and nothing in the cache), or disk full. The
+            message adds that there is no local folder of that name either.
     """
     reference = parse(hub_id)
     if reference is None:
         raise RequestError(f"{hub_id!r} is neither a folder nor a valid hub id")
     if reference.names_file:
-        raise RequestError(f"{hub_id}: is a GGUF file already; a checkpoint is a hub id without type or file")
+        raise RequestError(f"{hub_id}: a GGUF file already; expected a checkpoint (a hub id without type or file)")
     reference = replace(reference.with_revision(revision), cache_dir=cache_dir)
     try:
         listing = list_files(reference)
@@ -95,7 +96,7 @@ def fetch(hub_id: str, *, revision: str | None = None, cache_dir: Path | None = 
 
 
 def fetch_checkpoint(reference: Reference, *, cached: bool = False) -> Path:
-    """As `fetch`, for a repository. `cached`: the hub is not asked."""
+    """The local folder of a repository's checkpoint, as `fetch` returns it. `cached`: do not contact the hub."""
     folder = _snapshot(reference, NEEDED, cached)
     for _ in range(2):  # config.json may name an index, which names files
         named = _named_weights(folder)
@@ -105,7 +106,7 @@ def fetch_checkpoint(reference: Reference, *, cached: bool = False) -> Path:
 
 
 def _snapshot(reference: Reference, patterns: Sequence[str], cached: bool) -> Path:
-    """The local folder of a repository, with the files that fit `patterns` in it."""
+    """The local folder of a repository, with its files that match `patterns`."""
     if reference.modelscope:
         return modelscope.fetch(reference, patterns)
     _check_settings(reference.cache_dir)
@@ -118,10 +119,10 @@ def _snapshot(reference: Reference, patterns: Sequence[str], cached: bool) -> Pa
 
 
 def _named_weights(folder: Path) -> list[str]:
-    """The files of weights that config.json names (`transformers_weights`), or the index that it names, if they are missing."""
+    """The missing files among the weights that config.json (`transformers_weights`), or the index in it, names."""
     with contextlib.suppress(
         OSError, ValueError, AttributeError, KeyError, TypeError
-    ):  # what is wrong is said where it is read
+    ):  # errors are reported when the file is read
         named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("transformers_weights")
         if isinstance(named, str):
             names = {checked_path(named, "config.json")}
@@ -133,7 +134,7 @@ def _named_weights(folder: Path) -> list[str]:
 
 
 def list_files(reference: Reference) -> Listing:
-    """The files of a repository, by the hub's API; where that cannot be reached, those of its copy in the cache.
+    """The files of a repository from the hub's API or, if that is unreachable, of its copy in the cache.
 
     Raises:
         DownloadError: as `fetch`.
@@ -160,11 +161,11 @@ def list_files(reference: Reference) -> Listing:
 def fetch_gguf(
     reference: Reference, files: Sequence[RemoteFile], report: hub_file.Report, *, check: bool = False
 ) -> Path:
-    """Files of a repository, of `list_files`, as paths in the cache; the first one's. `check`: also when they are there.
+    """Download `files` of `list_files` to the cache and return the path of the first. `check`: verify cached files, too.
 
     Raises:
-        DownloadError: as `fetch`; or a file is not what the hub's API says of it.
-        ResourceError: the disk has too little room.
+        DownloadError: as `fetch`; or a file's size or hash differs from the hub's API.
+        ResourceError: too little disk space.
     """
     if reference.modelscope:
         names = [file.path for file in files]
@@ -173,7 +174,7 @@ def fetch_gguf(
 
     for file in files:
         if file.size is None or not (file.sha256 or file.git_sha1):
-            raise DownloadError(f"{reference.at}: the hub gives no size and hash of {file.path}")
+            raise DownloadError(f"{reference.at}: the hub gives no size or no hash for {file.path}")
         hub_file.fetch_blob(reference, file, _of_all(report, files, file), check=check)
     paths = []
     for file in files:
@@ -182,13 +183,13 @@ def fetch_gguf(
         found = paths[-1].resolve().name if paths[-1].is_symlink() else ""
         if paths[-1].stat().st_size != file.size or found not in ("", file.sha256 or file.git_sha1):
             raise DownloadError(
-                f"{reference.at}: {file.path} has changed on the hub meanwhile; run the same command again"
+                f"{reference.at}: {file.path} changed on the hub during the download; run the command again"
             )
     return paths[0]
 
 
 def _of_all(report: hub_file.Report, files: Sequence[RemoteFile], file: RemoteFile) -> hub_file.Report:
-    """Report of one file as a part of all."""
+    """Report the progress of one file as a part of all files."""
     before = sum(each.size or 0 for each in files[: files.index(file)])
     total = sum(each.size or 0 for each in files)
     return lambda stage, done, _: report(stage, before + done, total)
@@ -204,15 +205,15 @@ def fetch_file(
 ) -> Path:
     """One file of a hub model, downloaded (into ``local_dir``, if given) or taken from the cache.
 
-    ``pattern``: its name, or a glob pattern that fits no other.
+    ``pattern``: its name, or a glob pattern that matches no other file.
 
     Raises:
-        RequestError: No file fits, or several do.
-        DownloadError: As ``fetch``.
+        RequestError: No file matches, or several do.
+        DownloadError: As for ``fetch``.
     """
     reference = parse(hub_id)
     if reference is None or reference.names_file:
-        raise RequestError(f"{hub_id!r} is no hub id (owner/name)")
+        raise RequestError(f"{hub_id!r}: expected a hub id (owner/name)")
     places = [None if each is None else Path(each) for each in (local_dir, cache_dir)]
     reference = replace(reference.with_revision(revision), cache_dir=places[1])
     if reference.modelscope:
@@ -230,7 +231,7 @@ def fetch_file(
         return fetch_gguf(reference, files, lambda stage, done, total: None)
     with hub_errors(reference):
         name = pattern
-        if any(sign in pattern for sign in "*?["):  # a plain name is found in the cache without asking the hub
+        if any(sign in pattern for sign in "*?["):  # a plain name needs no request if it is cached
             name = modelscope.one_of(
                 str(reference), list_repo_files(reference.repository, revision=reference.revision), pattern
             )
@@ -239,7 +240,7 @@ def fetch_file(
 
 
 def announce_checkpoint(reference: Reference, files: Sequence[RemoteFile], tell: Callable[[str], None]) -> None:
-    """Say what is fetched of a checkpoint from where and how big it is, unless it is all there."""
+    """Announce the download of a checkpoint, with its source and size, unless everything is cached."""
     needed = [file for file in files if any(fnmatch.fnmatch(file.path, pattern) for pattern in NEEDED)]
     missing = sum(file.size or 0 for file in needed) - n_present(reference, needed)
     if missing:
@@ -247,23 +248,23 @@ def announce_checkpoint(reference: Reference, files: Sequence[RemoteFile], tell:
 
 
 def announce_gguf(reference: Reference, files: Sequence[RemoteFile], tell: Callable[[str], None]) -> None:
-    """As `announce_checkpoint`, for a GGUF file or the shards of one."""
+    """Announce the download of a GGUF file or its shards, with source and size, unless everything is cached."""
     total, here = sum(file.size or 0 for file in files), n_present(reference, files)
     if here < total or not total:
         what = files[0].path if len(files) == 1 else f"{files[0].path} and {len(files) - 1} more"
-        some = f", {size(here)} of it are here" if here else ""
+        some = f", {size(here)} of it already here" if here else ""
         tell(f"downloading {what} ({size(total)}{some}) of {reference.at} from {reference.host}")
 
 
 def n_present(reference: Reference, files: Sequence[RemoteFile]) -> int:
-    """The bytes of files that are in the cache already."""
+    """The number of bytes of `files` that are cached."""
     if reference.modelscope:
         return modelscope.n_present(reference, files)
     return sum(hub_file.n_present(reference, file) for file in files)
 
 
 def _remote_file(reference: Reference, sibling: Any) -> RemoteFile:
-    """A file as the API lists it, checked: its path and hash become names in the cache."""
+    """A file of the API's list, checked, because its path and hash become file names in the cache."""
     try:
         path = checked_path(str(sibling.rfilename), reference.at)
     except RequestError as error:
@@ -279,12 +280,12 @@ def _remote_file(reference: Reference, sibling: Any) -> RemoteFile:
 
 
 def _places(reference: Reference) -> dict[str, Any]:
-    """What the hub's library is told of a repository beside its id."""
+    """The keywords of the hub's library for a repository, besides its id."""
     return {"revision": reference.revision, "cache_dir": reference.cache_dir, "token": reference.token}
 
 
 def _cached(reference: Reference) -> Path | None:
-    """The copy of a repository in the cache, complete or not."""
+    """The cached copy of a repository, possibly incomplete."""
     revision = reference.revision or "main"
     repository = hub_file.repository_folder(reference)
     with contextlib.suppress(OSError, RequestError, UnicodeError):
@@ -295,30 +296,32 @@ def _cached(reference: Reference) -> Path | None:
 
 
 def _check_settings(cache_dir: Path | None) -> None:
-    """Check what the hub's library takes from the environment, which it does not check itself.
+    """Check the environment variables that the hub's library reads but does not check.
 
     Raises:
-        RequestError: HF_ENDPOINT is no address, or the library refuses another variable's value.
-        ResourceError: there is no home folder, and no other is named: the library would create a folder called ~.
+        RequestError: HF_ENDPOINT is not a URL, or the library refuses another variable's value.
+        ResourceError: there is no home folder, and no other is set: the library would create a folder named ``~``.
     """
     endpoint = os.environ.get("HF_ENDPOINT", "")
     try:
         urlsplit(endpoint).port  # noqa: B018 - raises for an impossible one
     except ValueError as error:
         raise RequestError(
-            f"HF_ENDPOINT is {endpoint!r}, expected an address such as https://huggingface.co ({error})"
+            f"HF_ENDPOINT is {endpoint!r}, expected a URL such as https://huggingface.co ({error})"
         ) from None
     try:
         import huggingface_hub.constants  # noqa: F401
     except ValueError as error:
-        raise RequestError(f"a setting of the hub's library (HF_...) has a wrong value: {error}") from None
+        raise RequestError(
+            f"an environment variable of the hub's library (HF_...) has an invalid value: {error}"
+        ) from None
     named = any(os.environ.get(key) for key in ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"))
     if cache_dir is None and not named and not has_home():
         raise no_home("the cache of the hub", "HF_HOME")
 
 
 def or_local(error: DownloadError, text: str) -> DownloadError:
-    """A DownloadError that also says that there is no folder or file `text`, where that may have been meant."""
+    """``error`` with a note that there is no local file or folder `text` either, if `text` may be a path."""
     if ":" in text or Path(text).exists():
         return error
-    return DownloadError(f"{error} (nor is there a file or folder {text} here)")
+    return DownloadError(f"{error} (and there is no local file or folder {text})")

@@ -95,7 +95,8 @@ def _download(reference: Reference, file: RemoteFile, blob: Path, report: Report
     free = shutil.disk_usage(blob.parent).free
     if free < size - here:
         raise ResourceError(
-            f"{blob.parent}: {(size - here) // 1_000_000} MB are needed, {free // 1_000_000} MB are free (HF_HUB_CACHE)"
+            f"{blob.parent}: not enough disk space: {(size - here) // 1_000_000} MB needed, "
+            f"{free // 1_000_000} MB free (HF_HUB_CACHE)"
         )
     for fresh in (here == 0, True):
         with part.open("r+b" if part.is_file() and not fresh else "wb") as out:

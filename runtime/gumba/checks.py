@@ -125,7 +125,7 @@ def template_variables(given: Mapping[str, Any]) -> dict[str, Any]:
         if value is None:
             continue
         if found is not None:
-            raise RequestError(f"{name}: is another name of {next(iter(given))}, which is given too")
+            raise RequestError(f"{name} and {next(iter(given))} are the same setting: pass only one of them")
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
             raise RequestError(f"{name}: expected an object whose keys are names of variables, found {show(value)}")
         found = dict(value)

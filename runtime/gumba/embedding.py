@@ -1,7 +1,7 @@
-"""How a file wants texts embedded: prompts, the longest text, what of a vector counts. Keys ``gumba.embedding.*``.
+"""Embedding settings of a model file: prompts, maximum text length, vector dimensions. Keys ``gumba.embedding.*``.
 
-sentence-transformers keeps these beside a model; GGUF has no keys for them. A file without them has no prompts, and its context
-alone limits texts.
+sentence-transformers stores these settings beside a model; GGUF has no keys for them. A file without them has no prompts,
+and only its context limits texts.
 """
 
 from __future__ import annotations
@@ -26,9 +26,13 @@ _MOST = (1 << 31) - 1
 class EmbeddingSettings:
     """The settings of one file.
 
-    ``prompts``: texts that are put before a text, by name; ``default_prompt``: the name of the one that is if none is named.
-    ``max_seq_length``: tokens of the longest text, None: the context's. ``truncation_side``: where longer texts are cut.
-    ``include_prompt``: whether the prompt's tokens are pooled. ``dimensions``: how many values of a vector are kept, None: all.
+    Attributes:
+        prompts: Name -> text that is prepended to a text.
+        default_prompt: Name of the prompt used if none is given; None: no prompt.
+        max_seq_length: Tokens of the longest text; None: the context limits it.
+        truncation_side: The side, "left" or "right", at which longer texts are truncated.
+        include_prompt: Whether pooling includes the prompt's tokens.
+        dimensions: Number of leading values of a vector that are kept; None: all.
     """
 
     prompts: Mapping[str, str] = field(default_factory=dict)
@@ -40,20 +44,22 @@ class EmbeddingSettings:
 
     @classmethod
     def from_gguf(cls, gguf: GGUFFile) -> EmbeddingSettings:
-        """The settings that a file has.
+        """Read the settings of a file.
 
-        Raises ModelError for a value of another type or out of range, and for a key that is not known.
+        Raises ModelError for a value of the wrong type or range, and for an unknown key.
         """
         prompts = {}
         for key in gguf.metadata:
             if key.startswith(_PROMPT):
                 prompts[key.removeprefix(_PROMPT)] = gguf.require(key, str)
             elif key.startswith(PREFIX) and key.removeprefix(PREFIX) not in _KNOWN:
-                raise ModelError(f"{gguf.path}: metadata {key} is not known to this version")
+                raise ModelError(
+                    f"{gguf.path}: unknown metadata key {key}: this version knows {', '.join(_KNOWN)} and prompt.NAME"
+                )
         default = gguf.get(PREFIX + "default_prompt", str)
         if default is not None and default not in prompts:
             raise ModelError(
-                f"{gguf.path}: metadata {PREFIX}default_prompt is {default!r:.100}, but there is no such prompt"
+                f"{gguf.path}: metadata {PREFIX}default_prompt is {default!r:.100}, expected the name of a prompt of the file"
             )
         side = gguf.get(PREFIX + "truncation_side", str, "right")
         if side not in _SIDES:
@@ -68,16 +74,16 @@ class EmbeddingSettings:
         )
 
     def prompt(self, name: str | None) -> str:
-        """The text of a prompt: of the default one for None, "" for "".
+        """The text of the prompt ``name``: the default prompt for None, "" for "".
 
-        Raises RequestError for a name that the file does not have.
+        Raises RequestError if the file has no prompt of that name.
         """
         if name is None:
             name = self.default_prompt or ""
         if isinstance(name, str) and name in self.prompts:
             return self.prompts[name]
         if not isinstance(name, str) or name:
-            known = f"it has {', '.join(map(repr, self.prompts))}" if self.prompts else "it has none"
+            known = f"its prompts are {', '.join(map(repr, self.prompts))}" if self.prompts else "it has no prompts"
             raise RequestError(f"prompt: the model has no prompt {show(name)}: {known}")
         return ""
 
@@ -91,7 +97,7 @@ def _count(gguf: GGUFFile, name: str) -> int | None:
 
 
 def encode_after(tokenizer: Tokenizer, prompt: str, text: str) -> list[int]:
-    """Token ids of a text behind a prompt of the model; control tokens are parsed in the prompt, not in the text."""
+    """Token ids of ``prompt + text``; control tokens are parsed in the model's prompt, not in the text."""
     if not any(control in prompt for control in tokenizer.control_texts):
         return tokenizer.encode(prompt + text)
     text, mark = shielded(text, tokenizer.control_texts, prompt)
@@ -99,9 +105,9 @@ def encode_after(tokenizer: Tokenizer, prompt: str, text: str) -> list[int]:
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> int:
-    """How many tokens a text begins with that are the prompt's, those that begin every text among them.
+    """The number of leading tokens that belong to the prompt, special tokens at the start included.
 
-    As sentence-transformers counts them: those of the prompt alone, without a special token at the end.
+    As in sentence-transformers: the tokens of the prompt alone, without a special token at the end.
     """
     ids = encode_after(tokenizer, prompt, "")
     return len(ids) - (1 if ids and tokenizer.is_special(ids[-1]) else 0)

@@ -1,7 +1,7 @@
-"""vLLM's keywords of ``LLM(...)`` that gumba spells otherwise, does not need, or refuses.
+"""vLLM's keywords of ``LLM(...)`` that gumba renames, ignores or refuses.
 
-Four tables say what each keyword means here. A keyword that only says where or how fast vLLM computes has no effect and is
-logged at level INFO; one that would change results, or asks for another device, is refused by name. None means vLLM's default.
+Four tables define what each keyword means here. A keyword that only affects where or how fast vLLM computes has no effect and
+is logged at level INFO; one that would change results or select another device is refused by name. None is vLLM's default.
 Names: vLLM's ``LLM`` and ``EngineArgs``, versions 0.5 to 0.16.
 """
 
@@ -27,7 +27,7 @@ RENAMED = {
     "num_speculative_tokens": "draft_tokens",
 }
 
-#: Keywords about the place, the speed or the bookkeeping of the computation, never about results.
+#: Keywords about devices, speed and bookkeeping, which never change results.
 WITHOUT_EFFECT = frozenset({
     # loading: gumba runs no code of a checkpoint, and reads its own files
     "trust_remote_code", "code_revision", "max_parallel_loading_workers", "model_loader_extra_config", "ignore_patterns",
@@ -57,14 +57,14 @@ WITHOUT_EFFECT = frozenset({
     "disable_mm_preprocessor_cache", "mm_processor_cache_gb", "mm_processor_cache_type", "mm_encoder_tp_mode",
     "mm_encoder_attn_backend", "skip_mm_profiling", "interleave_mm_strings", "mm_shm_cache_max_object_size_mb",
     "language_model_only",
-    # the tokenizer is the file's, and texts are always made
+    # the tokenizer is that of the model file, and texts are always decoded
     "skip_tokenizer_init", "tokenizer_pool_size", "tokenizer_pool_type", "tokenizer_pool_extra_config",
-    # of adapters, which ``enable_lora`` would turn on
+    # adapters, which are off without ``enable_lora``
     "max_loras", "max_lora_rank", "max_cpu_loras", "lora_extra_vocab_size", "lora_dtype", "fully_sharded_loras",
     "enable_lora_bias", "max_prompt_adapters", "max_prompt_adapter_token",
 })  # fmt: skip
 
-#: Keywords that would change results, or the device, and the values (besides None) that change nothing.
+#: Keywords that could change results or the device, and their accepted values (besides None), which do not.
 ALLOWED: dict[str, tuple[Any, ...]] = {
     "quantization": ("gguf",),
     "load_format": ("auto", "gguf", "safetensors", "hf", "pt"),
@@ -114,7 +114,7 @@ ALLOWED: dict[str, tuple[Any, ...]] = {
 
 #: What to use instead of a keyword that is refused.
 _INSTEAD = {
-    "quantization": "a GGUF file says how its weights are quantized: `gumba convert --type`",
+    "quantization": "the GGUF file determines the quantization; choose it with `gumba convert --type`",
     "tensor_parallel_size": "one LLM computes on the processors of one machine",
     "pipeline_parallel_size": "one LLM computes on the processors of one machine",
     "data_parallel_size": "one LLM computes on the processors of one machine",
@@ -126,12 +126,12 @@ _INSTEAD = {
     "override_pooler_config": "use embed(pooling=...)",
 }
 
-#: Types of numbers that a model can be asked for: the file's weights have their own, whatever is asked.
+#: Accepted values of ``dtype``; the weights keep the types of the file in any case.
 DTYPES = frozenset({"auto", "half", "float16", "bfloat16", "float", "float32"})
 #: vLLM's names of the KV cache's type -> ``kv_type``.
 _KV_TYPES = {"auto": None, "float16": "f16", "half": "f16", "bfloat16": "bf16", "float32": "f32"}
 
-#: Keywords that `translated` handles one by one.
+#: Keywords that ``translated`` handles individually.
 _SPECIAL = frozenset({
     "gpu_memory_utilization", "dtype", "kv_cache_dtype", "seed", "enable_prefix_caching", "tokenizer", "revision",
     "tokenizer_revision", "hf_token", "download_dir", "speculative_config", "ngram_prompt_lookup_max",
@@ -145,9 +145,9 @@ class EngineArgs:
 
     Attributes:
         settings: Keywords of ``LLM`` that may have another name -> value.
-        memory_share: Share of the available memory, 0 to 1, that weights and KV cache may take together; None: not limited.
-        seed: Seed of the requests that have none of their own; None draws one each time.
-        prefix_caching: Whether requests share the KV pages of common beginnings.
+        memory_share: Fraction of the available memory, 0 to 1, for weights and KV cache together; None: no limit.
+        seed: Seed of requests without a seed; None draws one per request.
+        prefix_caching: Whether requests share the KV pages of common prefixes.
         revision: Branch, tag or commit of a model on a hub.
         token: Access token for the hub.
         download_dir: Folder in which files from a hub are kept.
@@ -163,17 +163,17 @@ class EngineArgs:
 
 
 def translated(model: Any, given: Mapping[str, Any], own: Mapping[str, Any], defaults: Mapping[str, Any]) -> EngineArgs:
-    """vLLM's keywords ``given`` beside ``LLM``'s ``own`` ones, by name.
+    """Translate vLLM's keywords ``given`` into those of ``LLM``.
 
     Args:
-        model: The model argument of ``LLM``, which ``tokenizer`` may repeat; any other tokenizer is a warning.
+        model: The model argument of ``LLM``. ``tokenizer`` may repeat it; any other tokenizer is a warning.
         given: Keyword -> value, as the caller wrote them.
-        own: Keywords of ``LLM`` that may have another name -> value; they are part of the result's ``settings``.
+        own: Keywords of ``LLM`` that have a synonym in vLLM -> value; the result's ``settings`` includes them.
         defaults: All keywords of ``LLM`` -> default.
 
     Raises:
         KeywordError: A keyword that vLLM does not have either; the message names the nearest known one.
-        RequestError: A value has the wrong type or range, or one thing is given under two names.
+        RequestError: A value has the wrong type or range, or a setting is given under both of its names.
         UnsupportedError: A value that would change results, or the device.
     """
     known = {*RENAMED, *WITHOUT_EFFECT, *ALLOWED, *_SPECIAL}
@@ -187,7 +187,7 @@ def translated(model: Any, given: Mapping[str, Any], own: Mapping[str, Any], def
         if name in ALLOWED and not _is_one_of(value, ALLOWED[name]):
             raise _refused(name, value, ALLOWED[name])
         if name in WITHOUT_EFFECT:
-            log.info("%s=%s has no effect on the processor", name, show(value))
+            log.info("%s=%s has no effect on the CPU", name, show(value))
     settings = {RENAMED[name]: (name, value) for name, value in values.items() if name in RENAMED}
     settings |= _speculation(values)
     if "dtype" in values:
@@ -198,9 +198,9 @@ def translated(model: Any, given: Mapping[str, Any], own: Mapping[str, Any], def
             settings["kv_type"] = ("kv_cache_dtype", kv_type)
     for ours, (theirs, _) in settings.items():
         if own[ours] != defaults[ours]:
-            raise RequestError(f"{theirs}: is another name of {ours}, which is given too")
+            raise RequestError(f"{theirs} and {ours} are the same setting: pass only one of them")
     if str(values.get("tokenizer", model)) != str(model):
-        log.warning("tokenizer=%s: the tokenizer of the model file is used", show(values["tokenizer"]))
+        log.warning("tokenizer=%s is ignored: gumba uses the tokenizer of the model file", show(values["tokenizer"]))
     return EngineArgs(
         settings={**own, **{ours: value for ours, (_, value) in settings.items()}},
         memory_share=_memory_share(values, own, settings),
@@ -213,10 +213,10 @@ def translated(model: Any, given: Mapping[str, Any], own: Mapping[str, Any], def
 
 
 def check_dtype(name: str, value: Any) -> None:
-    """Check a type of numbers, a string or anything whose text is one such as ``torch.float16``.
+    """Check a data type: a string, or an object whose ``str`` is one, such as ``torch.float16``.
 
-    The file's weights have the types that it says, so any type of floating-point numbers that models are loaded in will do.
-    Raises UnsupportedError for every other one.
+    The weights keep the types of the file, so every floating-point type that models are loaded in is accepted.
+    Raises UnsupportedError for any other value.
     """
     text = str(value).removeprefix("torch.").removeprefix("jax.numpy.")
     if isinstance(value, bool | int | float) or text not in DTYPES:
@@ -226,9 +226,9 @@ def check_dtype(name: str, value: Any) -> None:
 
 
 def kv_budget(share: float, weights: int) -> int | None:
-    """Bytes for the KV cache where weights and cache may take ``share`` of the available memory; None: unknown here.
+    """Bytes for the KV cache if weights and cache may take the fraction ``share`` of the available memory; None if unknown.
 
-    Raises ResourceError when the weights alone take more.
+    Raises ResourceError if the weights alone take more.
     """
     available = available_memory()
     if available is None:
@@ -236,7 +236,7 @@ def kv_budget(share: float, weights: int) -> int | None:
     budget = int(share * available) - weights
     if budget <= 0:
         raise ResourceError(
-            f"gpu_memory_utilization: {share:g} of the {available >> 20} MB of memory available leaves nothing for the KV cache: "
+            f"gpu_memory_utilization: {share:g} of {available >> 20} MB of available memory leaves nothing for the KV cache; "
             f"the weights alone need {weights >> 20} MB"
         )
     return budget
@@ -252,13 +252,13 @@ def _memory_share(values: Mapping[str, Any], own: Mapping[str, Any], settings: M
     for name in ("kv_memory", "kv_tokens"):
         if own[name] is not None:
             raise RequestError(
-                f"gpu_memory_utilization: sets the size of the KV cache, as does {name}, which is given too"
+                f"gpu_memory_utilization and {name} both set the size of the KV cache: pass only one of them"
             )
     return None if "kv_memory" in settings else number  # kv_cache_memory_bytes overrides it, as in vLLM
 
 
 def _speculation(values: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
-    """Keywords of ``LLM`` for a draft model, with the names that they are given by."""
+    """The keywords of ``LLM`` for a draft model: keyword -> (vLLM's name, value)."""
     config = values.get("speculative_config")
     if config is None:
         return {}
@@ -268,7 +268,7 @@ def _speculation(values: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
                              "prompt_lookup_max", "prompt_lookup_min", "max_model_len", "quantization", "revision"}  # fmt: skip
     if unknown or config.get("method") not in (None, "draft_model", "ngram"):
         raise UnsupportedError(
-            f"speculative_config: gumba has draft models ('model', 'num_speculative_tokens'), found {show(dict(config))}"
+            f"speculative_config: expected 'model' and 'num_speculative_tokens' (a draft model), found {show(dict(config))}"
         )
     if config.get("method") == "ngram" or config.get("model") is None:
         log.info("speculative_config: for prompt lookup use SamplingParams(prompt_lookup_tokens=...)")
@@ -301,7 +301,7 @@ def _text(values: Mapping[str, Any], name: str) -> str | None:
 
 
 def _is_one_of(value: Any, allowed: Collection[Any]) -> bool:
-    text = str(value)  # a device or an enumeration's member has the text of what it stands for
+    text = str(value)  # e.g. of a torch.device or an enum member
     return any(
         (type(value) is type(each) and value == each)
         or (isinstance(each, str) and not isinstance(value, bool | int | float) and text == each)

@@ -108,7 +108,7 @@ class LLM(Chats, Judges):
     ) -> None:
         if max_model_len is not None:
             if n_ctx is not None:
-                raise RequestError("max_model_len: is another name of n_ctx, which is given too")
+                raise RequestError("max_model_len and n_ctx are the same setting: pass only one of them")
             n_ctx = require_count("max_model_len", max_model_len, 1)
         own: dict[str, Any] = {
             "max_batch_tokens": max_batch_tokens,

@@ -1,10 +1,10 @@
-"""How much memory there is for this process, and errors that come from a lack of it."""
+"""Out-of-memory errors: recognizing them, and messages with the memory available to this process."""
 
 from __future__ import annotations
 
 import errno
 
-#: What libraries say of a lack of memory, in errors that are of no kind of their own. (The last: Windows.)
+#: Messages of libraries that report a lack of memory with a general error type. (The last: Windows.)
 _SIGNS = (
     "failed to map segment",
     "annot allocate memory",
@@ -16,7 +16,7 @@ _SIGNS = (
 
 
 def lacks_memory(error: BaseException | None) -> bool:
-    """Whether ``error``, or one that led to it, comes from a lack of memory."""
+    """Whether ``error``, or an error in its chain of causes, reports a lack of memory."""
     seen: list[BaseException] = []
     while error is not None and error not in seen:
         if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
@@ -31,24 +31,24 @@ def lacks_memory(error: BaseException | None) -> bool:
 
 
 def shortage(need: str, n_bytes: int) -> str:
-    """A message: there is not enough memory for ``need`` ("the working buffers need"), which is ``n_bytes``."""
+    """The message that ``need`` (e.g. "the working buffers need") takes ``n_bytes``, more than is available."""
     return f"not enough memory: {need} {megabytes(n_bytes)}{_available()}"
 
 
 def no_memory() -> str:
-    """A message for where it is not known how much is needed."""
+    """The message of ``shortage`` if the memory needed is unknown."""
     return f"not enough memory{_available().replace(', and', ':', 1)}"
 
 
 def megabytes(n_bytes: int) -> str:
-    """``n_bytes`` in MB of 2**20, as messages about memory count."""
+    """``n_bytes`` in MB (2**20 bytes), as text."""
     return f"{n_bytes >> 20} MB"
 
 
 def _available() -> str:
     try:
         from gumba.processors import (
-            available_memory,  # which imports more than a command that goes well should wait for
+            available_memory,  # imported late: it imports more than a successful command needs
         )
 
         left = available_memory()

@@ -102,7 +102,7 @@ def pipeline(
         model = opened(store.DEFAULT_MODEL if model is None else model, {**naming, **(model_kwargs or {})})
     if isinstance(tokenizer, str | PathLike):
         if str(tokenizer) != (model.name_or_path if isinstance(model, PreTrainedModel) else ""):
-            log.warning("tokenizer=%s: the tokenizer of the model file is used", show(tokenizer))
+            log.warning("tokenizer=%s is ignored: gumba uses the tokenizer of the model file", show(tokenizer))
         tokenizer = None
     made = TextGenerationPipeline(model, tokenizer=tokenizer, **defaults)
     if task != made.task:

@@ -1,8 +1,8 @@
-"""Unfinished files and folders: their owner holds a lock on each, so that a later run can remove those of killed runs.
+"""Temporary files and folders that their owner locks, so that a later run can remove those of killed runs.
 
-An unfinished file or folder is called ``PREFIX + PID-RANDOM``. Its owner locks it (``flock``) for as long as it works on
-it; the system releases the lock however the owner ends. Where the system or the file system has no such locks, the
-process id in the name decides.
+A temporary file or folder is named ``PREFIX + PID-RANDOM``. Its owner locks it (``flock``) while it works on it; the system
+releases the lock however the owner ends. If the system or the file system has no such locks, the process id in the name
+decides.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _QUERY_LIMITED_INFORMATION = 0x1000
 
 @contextlib.contextmanager
 def unfinished_file(folder: Path, prefix: str) -> Iterator[tuple[Path, int]]:
-    """A new locked file in ``folder``: its path, and a descriptor to write to that the caller closes.
+    """Create a locked file in ``folder``; yield its path, and a descriptor for writing that the caller closes.
 
-    Unless it has been renamed by then, the file is removed afterwards. Raises OSError where it cannot be created.
+    On exit the file is removed unless it was renamed. Raises OSError if it cannot be created.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     while True:
@@ -52,9 +52,9 @@ def unfinished_file(folder: Path, prefix: str) -> Iterator[tuple[Path, int]]:
 
 @contextlib.contextmanager
 def unfinished_folder(folder: Path, prefix: str) -> Iterator[Path]:
-    """A new locked folder in ``folder``. Afterwards it is not there.
+    """Create a locked folder in ``folder`` and yield its path; remove it on exit.
 
-    Raises OSError where it cannot be created.
+    Raises OSError if it cannot be created.
     """
     descriptor = None
     while True:
@@ -76,9 +76,9 @@ def unfinished_folder(folder: Path, prefix: str) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: Path, prefix: re.Pattern[str]) -> None:
-    """Remove the unfinished files and folders in ``folder`` whose owner is gone; ``prefix`` matches their names' beginning.
+    """Remove the unfinished files and folders in ``folder`` whose owner is gone; ``prefix`` matches the start of their names.
 
-    What cannot be removed is left where it is.
+    Those that cannot be removed stay, without an error.
     """
     with contextlib.suppress(OSError):
         for path in folder.iterdir():
@@ -90,7 +90,7 @@ def remove_abandoned(folder: Path, prefix: re.Pattern[str]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a rename in ``folder`` to disk, where the system lets a folder be opened for that."""
+    """Flush a rename in ``folder`` to disk, if the system allows opening a folder for that."""
     if sys.platform == "win32":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -101,9 +101,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def _remove_if_abandoned(path: Path, owner: int) -> None:
-    """Remove ``path``, of the process ``owner``, unless it is being worked on."""
+    """Remove ``path``, created by the process ``owner``, unless it is still in use."""
     if not (path.is_file() or path.is_dir()):
-        return  # opening a pipe or a device could wait for ever
+        return  # opening a pipe or a device could block
     descriptor = None if fcntl is None else os.open(path, os.O_RDONLY)
     try:
         free = None if descriptor is None else _try_lock(descriptor)
@@ -123,13 +123,13 @@ def _new_name(folder: Path, prefix: str) -> Path:
 
 
 def _lock(descriptor: int, path: Path) -> bool:
-    """Lock a file or folder just created. False where another run has removed it before it was locked."""
+    """Lock a file or folder just created. False if another run removed it before it was locked."""
     if fcntl is None:
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError:
-        return True  # some network file systems have no locks: the process id has to do
+        return True  # some network file systems have no locks: the process id decides
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
@@ -137,7 +137,7 @@ def _lock(descriptor: int, path: Path) -> bool:
 
 
 def _try_lock(descriptor: int) -> bool | None:
-    """Lock a file or folder. False where its owner has it locked, None where the file system has no locks."""
+    """Try to lock a file or folder: False if its owner holds the lock, None if the file system has no locks."""
     assert fcntl is not None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -149,7 +149,7 @@ def _try_lock(descriptor: int) -> bool | None:
 
 
 def _alive(pid: int) -> bool:
-    """Whether a process of that id is running."""
+    """Whether a process with the id ``pid`` is running."""
     if sys.platform == "win32":  # os.kill would end the process
         import ctypes
 

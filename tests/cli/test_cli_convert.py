@@ -111,7 +111,7 @@ def test_a_hub_that_is_not_reached(gumba: Callable, home: Path) -> None:
     result = gumba("run", "someone/else", "-p", "x")
     assert result.code == 2
     assert result.err == (
-        "gumba: error: someone/else: HF_HUB_OFFLINE is set, and the model is not in the cache (nor is there a file or "
-        "folder someone/else here)\n"
+        "gumba: error: someone/else: HF_HUB_OFFLINE is set, and the model is not in the cache (and there is no local "
+        "file or folder someone/else)\n"
     )
     assert not (home / "converted").exists()

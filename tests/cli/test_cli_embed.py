@@ -91,7 +91,7 @@ def test_prompts_and_long_texts(gumba: Callable, tmp_path: Path) -> None:
     for args, stdin, message in (
         (("a", long), "", "text 2: 14 tokens are more"),
         ((), f"a\n\n{long}\n", "line 3 of stdin: 14 tokens are more"),
-        (("a", "--prompt", "passage"), "", "no prompt 'passage': it has 'query', 'document', 'none'"),
+        (("a", "--prompt", "passage"), "", "no prompt 'passage': its prompts are 'query', 'document', 'none'"),
     ):
         result = gumba("embed", model, *args, "-t", 1, stdin=stdin)
         assert (result.code, result.out) == (2, "") and message in result.err, result.err

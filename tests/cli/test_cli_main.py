@@ -94,7 +94,7 @@ def test_help_and_files_need_no_compiler(tiny: Path) -> None:
         (["run", "-p", "x", "--system", "y"], "--system needs --chat"),
         (["run", "-f", "/nonexistent/prompt.txt"], "/nonexistent/prompt.txt cannot be read"),
         (["run", "nobody", "-p", "x"], "nobody: HF_HUB_OFFLINE is set"),
-        (["run", "no/such/file.gguf", "-p", "x"], "nor is there a file or folder no/such/file.gguf here"),
+        (["run", "no/such/file.gguf", "-p", "x"], "there is no local file or folder no/such/file.gguf"),
         (["run", "/nonexistent/model.gguf", "-p", "x"], "/nonexistent/model.gguf: no such file"),
         (["run", "bad\nname", "-p", "x"], r"bad\nname"),
         (["inspect", "/"], "config.json"),

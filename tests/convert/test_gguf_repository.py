@@ -125,14 +125,14 @@ def test_shards_come_together(hub: Hub, tmp_path: Path, text: str) -> None:
             "does not run Q4_K_M; name one that it runs: ada/tiny:Q4_0, :Q8_0, :BF16, :F16",
         ),
         ("ada/tiny/tiny-Q4_K_M.gguf", UnsupportedError, "does not run Q4_K_M"),
-        ("ada/tiny:Q5_0", RequestError, "no file of type Q5_0; its types are .*Q4_0"),
+        ("ada/tiny:Q5_0", RequestError, "no file has the type Q5_0; the repository has .*Q4_0"),
         ("ada/tiny/other.gguf", RequestError, r"no file 'other\.gguf'; its GGUF files are .*tiny-Q4_0\.gguf"),
-        ("ada/tiny/mmproj-tiny-Q8_0.gguf", RequestError, "belongs to a model"),
+        ("ada/tiny/mmproj-tiny-Q8_0.gguf", RequestError, "expected a language model"),
         ("https://example.org/ada/tiny", RequestError, r"huggingface\.co and modelscope\.cn only"),
-        ("https://huggingface.co/datasets/ada/tiny", RequestError, "is no model"),
-        ("https://huggingface.co/ada/tiny/resolve/main/../x.gguf", RequestError, "no path of a file"),
-        ("https://huggingface.co/ada/tiny/resolve/main/%2Fx%00.gguf", RequestError, "no path of a file"),
-        ("https://huggingface.co/ada/tiny/resolve/main/%FF.gguf", RequestError, "no address"),
+        ("https://huggingface.co/datasets/ada/tiny", RequestError, "expected a model, found"),
+        ("https://huggingface.co/ada/tiny/resolve/main/../x.gguf", RequestError, "not a valid path in a repository"),
+        ("https://huggingface.co/ada/tiny/resolve/main/%2Fx%00.gguf", RequestError, "not a valid path in a repository"),
+        ("https://huggingface.co/ada/tiny/resolve/main/%FF.gguf", RequestError, "not a valid URL"),
         ("ada/other", DownloadError, "ada/other: no such model on the hub, or it is private"),
         ("ada/other:Q4_0", DownloadError, "ada/other: no such model on the hub, or it is private"),
         ("smollm2-135m-instrct", DownloadError, "did you mean smollm2-135m-instruct"),
@@ -150,14 +150,16 @@ def test_what_cannot_be_had_is_refused_before_it_is_fetched(
 def test_several_files_of_one_type(hub: Hub) -> None:
     (hub.folder / "other-Q4_0.gguf").write_bytes(content("o", 50))
     for text in ("ada/tiny", "ada/tiny:Q4_0"):
-        with pytest.raises(RequestError, match=r"several files are Q4_0: .*; name one, as ada/tiny/other-Q4_0\.gguf"):
+        with pytest.raises(
+            RequestError, match=r"several files have Q4_0 as type: .*; name one, e.g. ada/tiny/other-Q4_0\.gguf"
+        ):
             resolve(text)
     assert resolve("ada/tiny/other-Q4_0.gguf").stat().st_size == 50
 
 
 def test_a_missing_shard(hub: Hub) -> None:
     (hub.folder / "BF16/tiny-BF16-00002-of-00002.gguf").unlink()
-    with pytest.raises(DownloadError, match="1 of the 2 shards of BF16/tiny-BF16 are there"):
+    with pytest.raises(DownloadError, match="the repository has 1 of the 2 shards of BF16/tiny-BF16"):
         resolve("ada/tiny:BF16")
 
 
@@ -173,7 +175,7 @@ def test_a_repository_with_both(hub: Hub, tmp_path: Path) -> None:
     assert resolve("ada/tiny:Q8_0").name == "tiny-Q8_0.gguf"
     for path in FILES:
         (hub.folder / path).unlink()
-    with pytest.raises(RequestError, match="there is no GGUF file; it is a checkpoint"):
+    with pytest.raises(RequestError, match="the repository has no GGUF file; it is a checkpoint"):
         resolve("ada/tiny:Q8_0")
 
 
@@ -202,7 +204,7 @@ def test_offline_the_cache_has_to_do(hub: Hub, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     for text in ("ada/tiny", "ada/tiny:Q8_0", "ada/tiny/tiny-Q8_0.gguf"):
         assert resolve(text) == path
-    with pytest.raises(RequestError, match="no file of type F16; its types are Q8_0"):
+    with pytest.raises(RequestError, match="no file has the type F16; the repository has Q8_0"):
         resolve("ada/tiny:F16")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     for status in (500, 503, 429):
@@ -229,7 +231,7 @@ def test_an_interrupted_download_goes_on(hub: Hub, tmp_path: Path) -> None:
     lines: list[str] = []
     path = store.resolve("ada/tiny:Q8_0", announce=lines.append)
     assert path.read_bytes() == content("tiny-Q8_0.gguf", SIZE + 3)
-    assert hub.ranges == ["bytes=327680-"] and "(1.5 MB, 327.7 kB of it are here)" in lines[0]
+    assert hub.ranges == ["bytes=327680-"] and "(1.5 MB, 327.7 kB of it already here)" in lines[0]
     assert [name for name in blobs(tmp_path) if "incomplete" in name] == []
 
 
@@ -301,21 +303,21 @@ def test_a_small_file_outside_of_lfs(hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("listed", "says"),
     [
-        ({"rfilename": "../../tiny-Q8_0.gguf"}, "no path of a file in a repository, which the hub lists"),
-        ({"rfilename": "/etc/tiny-Q8_0.gguf"}, "no path of a file"),
-        ({"rfilename": "a\0-Q8_0.gguf"}, "no path of a file"),
-        ({"rfilename": "a\\..\\b-Q8_0.gguf"}, "no path of a file"),
+        ({"rfilename": "../../tiny-Q8_0.gguf"}, "not a valid path in a repository, which the hub lists"),
+        ({"rfilename": "/etc/tiny-Q8_0.gguf"}, "not a valid path in a repository"),
+        ({"rfilename": "a\0-Q8_0.gguf"}, "not a valid path in a repository"),
+        ({"rfilename": "a\\..\\b-Q8_0.gguf"}, "not a valid path in a repository"),
         ({"lfs": {"size": 1, "sha256": "../../../x", "pointerSize": 1}}, r"gives '\.\./\.\./\.\./x' as a hash"),
         ({"lfs": {"size": 1, "sha256": "AB" * 32, "pointerSize": 1}}, "as a hash"),
         ({"lfs": {"size": 1, "sha256": 5, "pointerSize": 1}}, "gives 5 as a hash"),
         ({"blobId": ["a"] * 40}, "as a hash"),
-        ({"rfilename": ["x"]}, "no file of type Q8_0"),
+        ({"rfilename": ["x"]}, "no file has the type Q8_0"),
         ({"size": True}, "gives True as a size"),
-        ({"size": None}, "no size and hash"),
+        ({"size": None}, "no size or no hash"),
         ({"size": -1}, "as a size"),
         ({"size": 10}, "sends 1500003 bytes where 10 are missing"),
-        ({"lfs": None, "blobId": None}, "no size and hash"),
-        ({"size": 1 << 60}, "MB are needed"),
+        ({"lfs": None, "blobId": None}, "no size or no hash"),
+        ({"size": 1 << 60}, "not enough disk space"),
     ],
 )
 def test_what_the_api_says_is_not_trusted(hub: Hub, tmp_path: Path, listed: dict[str, object], says: str) -> None:
@@ -416,9 +418,9 @@ def test_a_hub_that_refuses(hub: Hub, status: int, error: str, says: str) -> Non
 def test_a_revision_is_given_once(hub: Hub) -> None:
     assert resolve("ada/tiny:Q8_0", revision="v1").name == "tiny-Q8_0.gguf"
     assert ("GET", "/api/models/ada/tiny/revision/v1") in hub.requests
-    with pytest.raises(RequestError, match="'v2' is given, but the address names 'v1'"):
+    with pytest.raises(RequestError, match="found 'v2', but the URL has 'v1'"):
         resolve("https://huggingface.co/ada/tiny/resolve/v1/tiny-Q8_0.gguf", revision="v2")
-    with pytest.raises(RequestError, match="revision: 'a b' is no branch"):
+    with pytest.raises(RequestError, match="revision: expected a branch, tag or commit, found 'a b'"):
         resolve("ada/tiny:Q8_0", revision="a b")
 
 
@@ -433,7 +435,7 @@ def test_a_damaged_file_in_the_cache(hub: Hub) -> None:
 
 def test_a_disk_that_is_full(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1_000})())
-    with pytest.raises(ResourceError, match=r"1 MB are needed, 0 MB are free \(HF_HUB_CACHE\)"):
+    with pytest.raises(ResourceError, match=r"not enough disk space: 1 MB needed, 0 MB free \(HF_HUB_CACHE\)"):
         resolve("ada/tiny:Q8_0")
 
 
@@ -485,7 +487,7 @@ def test_killed_at_any_moment(hub: Hub, tmp_path: Path) -> None:
 @pytest.mark.parametrize("endpoint", ["http://[::1", "http://127.0.0.1:99999"])
 def test_an_endpoint_that_is_no_address(hub: Hub, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
-    with pytest.raises(RequestError, match=r"HF_ENDPOINT is 'http://.*expected an address"):
+    with pytest.raises(RequestError, match=r"HF_ENDPOINT is 'http://.*expected a URL"):
         resolve("ada/tiny:Q8_0")
     assert parse("https://huggingface.co/ada/tiny") == Reference("ada/tiny")
     assert Reference("ada/tiny").host
@@ -497,5 +499,7 @@ def test_a_setting_that_the_hubs_library_does_not_take(hub: Hub) -> None:
         command, env={**os.environ, "HF_HUB_DOWNLOAD_TIMEOUT": "soon"}, capture_output=True, text=True, check=False
     )
     assert process.returncode == 2
-    assert process.stderr.startswith("gumba: error: a setting of the hub's library (HF_...) has a wrong value: ")
+    assert process.stderr.startswith(
+        "gumba: error: an environment variable of the hub's library (HF_...) has an invalid value: "
+    )
     assert process.stderr.count("\n") == 1

@@ -108,7 +108,7 @@ def test_hub_in_trouble(hub: Hub, tmp_path: Path) -> None:
 def test_unreachable(tmp_path: Path) -> None:
     message = one_line(run(tmp_path, "http://127.0.0.1:9", "ada/tiny"))
     assert "cannot be reached" in message
-    assert message.rstrip().endswith("(nor is there a file or folder ada/tiny here)"), (
+    assert message.rstrip().endswith("(and there is no local file or folder ada/tiny)"), (
         "a mistyped path looks like an id"
     )
 

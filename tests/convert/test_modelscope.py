@@ -242,7 +242,7 @@ def test_gguf_files(site: Site, tmp_path: Path) -> None:
         assert path.name == file and path.read_bytes() == b"GGUF" + file.encode()
     assert fetched(site) == {"tiny-Q8_0.gguf", "tiny-Q4_0.gguf"}
     assert "downloading tiny-Q4_0.gguf (18 B) of modelscope:ada/tiny at revision master from 127.0.0.1" in done.stderr
-    assert "no file of type Q5_0" in one_line(
+    assert "no file has the type Q5_0" in one_line(
         run(tmp_path, site.url, "modelscope:ada/tiny:Q5_0", code=RESOLVE), "RequestError"
     )
     done = run(tmp_path, "http://127.0.0.1:9", "modelscope:ada/tiny:Q8_0", code=RESOLVE)

@@ -60,7 +60,7 @@ def test_long_texts_are_refused_by_number(model: tuple[str, LLM]) -> None:
 
 def test_names_of_prompts(model: tuple[str, LLM]) -> None:
     _, llm = model
-    with pytest.raises(RequestError, match="no prompt 'passage': it has 'query', 'document', 'none'"):
+    with pytest.raises(RequestError, match="no prompt 'passage': its prompts are 'query', 'document', 'none'"):
         llm.embed("a", prompt="passage")
     with pytest.raises(RequestError, match="prompt: the model has no prompt 7"):
         llm.embed("a", prompt=7)  # type: ignore[arg-type]
@@ -68,7 +68,7 @@ def test_names_of_prompts(model: tuple[str, LLM]) -> None:
         llm.embed([[5, 6]], prompt="query")
     with (
         LLM(DATA / "judge_bert_pairs.gguf", n_threads=1) as plain,
-        pytest.raises(RequestError, match="no prompt 'query': it has none"),
+        pytest.raises(RequestError, match="no prompt 'query': it has no prompts"),
     ):
         plain.embed("a", prompt="query")
 
@@ -102,11 +102,11 @@ def test_control_tokens_of_a_prompt(tmp_path: Path) -> None:
         ("max_seq_length", "12", "max_seq_length, byte .*expected"),
         ("max_seq_length", 1, "1 tokens leave no room for the special tokens"),
         ("truncation_side", "middle", "truncation_side is 'middle'"),
-        ("default_prompt", "passage", "default_prompt is 'passage', but there is no such prompt"),
+        ("default_prompt", "passage", "default_prompt is 'passage', expected the name of a prompt of the file"),
         ("prompt.query", 7, "prompt.query, byte .*expected"),
         ("include_prompt", "no", "include_prompt, byte .*expected"),
         ("dimensions", 0, "dimensions is 0"),
-        ("pooling", 7, "gumba.embedding.pooling is not known"),
+        ("pooling", 7, "unknown metadata key gumba.embedding.pooling"),
     ],
 )
 def test_damaged_keys(tmp_path: Path, key: str, value: object, message: str) -> None:

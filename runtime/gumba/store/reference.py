@@ -1,12 +1,12 @@
-"""What a text names on a model hub: a repository, perhaps a type or a file of it, perhaps a revision.
+"""Parses references to models on a hub: a repository, optionally with a type or file, and a revision.
 
-These are taken, as ``llama-cli -hf``, ``ollama run`` and a browser's address line have them:
+The forms are those of ``llama-cli -hf``, ``ollama run`` and a browser's address bar:
 
 - ``owner/name``, and ids without an owner (``gpt2``);
-- ``owner/name:TYPE``, the GGUF file of that type (``:latest`` is none), and ``owner/name:FILE.gguf``;
-- ``owner/name/FILE.gguf``, a file of the repository, in a folder of it perhaps;
-- each of these behind ``hf.co/``, ``huggingface.co/``, ``modelscope:`` or ``modelscope.cn/models/``;
-- ``https://`` addresses of a repository or of a file in it (``/resolve/REVISION/FILE``, ``/blob/REVISION/FILE``).
+- ``owner/name:TYPE``, the GGUF file of that type (``:latest`` is not a type), and ``owner/name:FILE.gguf``;
+- ``owner/name/FILE.gguf``, a file of the repository, also in a subfolder;
+- each of these after ``hf.co/``, ``huggingface.co/``, ``modelscope:`` or ``modelscope.cn/models/``;
+- ``https://`` URLs of a repository or of a file in it (``/resolve/REVISION/FILE``, ``/blob/REVISION/FILE``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 from gumba.errors import RequestError
 
 MODELSCOPE = "modelscope:"
-#: Each of these, set to 1, makes ids without a site name models on ModelScope; the first that is set counts.
+#: Each of these, set to 1, makes ids without a site mean ModelScope; the first one that is set decides.
 SWITCHES = ("GUMBA_USE_MODELSCOPE", "VLLM_USE_MODELSCOPE", "FASTCHAT_USE_MODELSCOPE")
 
 _YES, _NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
@@ -29,22 +29,22 @@ _TAG = re.compile(r"[\w.-]{1,255}", re.ASCII)
 _HUB_HOSTS = ("hf.co", "huggingface.co", "www.huggingface.co")
 _MODELSCOPE_HOSTS = ("modelscope.cn", "www.modelscope.cn")
 _OTHER_REPOSITORIES = ("datasets", "spaces", "buckets")
-#: What stands between a repository and a revision in an address.
+#: The path components between a repository and a revision in a URL.
 _VIEWS = ("resolve", "blob", "raw", "tree")
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A repository of a hub, and what of it is meant.
+    """A repository of a hub, and the type, file and revision in it.
 
     Attributes:
         repository: Its id, ``owner/name`` or ``name``.
         modelscope: Whether it is on ModelScope, not on the Hugging Face hub.
-        type: The type of a GGUF file, as written ("Q4_K_M"); None: none is named.
-        file: The path of a GGUF file in the repository; None: none is named.
+        type: The type of a GGUF file, as written ("Q4_K_M"); None: any.
+        file: The path of a GGUF file in the repository; None: any.
         revision: A branch, tag or commit; None: the default branch.
         token: An access token; None: the one that the hub's library finds.
-        cache_dir: The folder of the cache; None: the one that the hub's library takes.
+        cache_dir: The folder of the cache; None: the default of the hub's library.
     """
 
     repository: str
@@ -60,33 +60,33 @@ class Reference:
 
     @property
     def at(self) -> str:
-        """The repository, and the revision where one is named: what messages begin with."""
+        """The repository, with the revision if there is one: the start of error messages."""
         return str(self) + (f" at revision {self.revision}" if self.revision else "")
 
     @property
     def host(self) -> str:
-        """The site that the model comes from."""
+        """The host that the model is downloaded from."""
         setting = os.environ.get("MODELSCOPE_ENDPOINT" if self.modelscope else "HF_ENDPOINT", "")
         return _netloc(setting) or setting or ("modelscope.cn" if self.modelscope else "huggingface.co")
 
     @property
     def names_file(self) -> bool:
-        """Whether a GGUF file is named, by its type or its name."""
+        """Whether the reference selects a GGUF file, by type or name."""
         return self.type is not None or self.file is not None
 
     def with_revision(self, revision: str | None) -> Reference:
-        """The same at ``revision``, unless that is None. Raises RequestError where another one is named already."""
+        """The same reference at ``revision``, if that is not None. Raises RequestError if it has another revision already."""
         if revision is None or revision == self.revision:
             return self
         if self.revision is not None:
-            raise RequestError(f"revision: {revision!r} is given, but the address names {self.revision!r}")
+            raise RequestError(f"revision: found {revision!r}, but the URL has {self.revision!r}")
         if not revision or revision.startswith("-") or any(not c.isprintable() or c.isspace() for c in revision):
-            raise RequestError(f"revision: {revision!r} is no branch, tag or commit")
+            raise RequestError(f"revision: expected a branch, tag or commit, found {revision!r}")
         return replace(self, revision=revision)
 
 
 def prefers_modelscope() -> bool:
-    """Whether ids without a site name models on ModelScope. Raises RequestError where a switch is neither yes nor no."""
+    """Whether ids without a site mean ModelScope. Raises RequestError if a switch is neither yes nor no."""
     for name in SWITCHES:
         setting = os.environ.get(name)
         if setting is not None:
@@ -97,10 +97,10 @@ def prefers_modelscope() -> bool:
 
 
 def parse(text: str) -> Reference | None:
-    """What ``text`` names on a hub; None where it has not the form of anything there.
+    """Parse ``text``; None if it does not have the form of a reference.
 
-    Raises RequestError for an address of another site or of something that is no model, and for an impossible path in
-    a repository.
+    Raises RequestError for a URL of another site or of something other than a model, and for an invalid path in a
+    repository.
     """
     if re.match(r"https?://", text, re.IGNORECASE):
         return _of_address(text)
@@ -116,16 +116,16 @@ def parse(text: str) -> Reference | None:
 
 
 def _of_address(text: str) -> Reference:
-    """What an ``https://`` address names."""
+    """The reference of an ``https://`` URL."""
     try:
         url = urlsplit(text)
         hub, modelscope = _site(url)
         parts = [unquote(part, errors="strict") for part in url.path.strip("/").split("/")]
     except ValueError as error:
-        raise RequestError(f"{text}: no address ({error})") from None
+        raise RequestError(f"{text}: not a valid URL ({error})") from None
     if not hub and not modelscope:
         raise RequestError(
-            f"{text}: models are fetched from huggingface.co and modelscope.cn only; download the file and give its path"
+            f"{text}: gumba downloads from huggingface.co and modelscope.cn only; download the file and pass its path"
         )
     if modelscope and parts[:1] == ["models"]:
         parts = parts[1:]
@@ -138,7 +138,7 @@ def _of_address(text: str) -> Reference:
 
 
 def _site(url: SplitResult) -> tuple[bool, bool]:
-    """Whether an address is of the Hugging Face hub, and whether it is of ModelScope, or of what stands in for them."""
+    """Whether a URL is of the Hugging Face hub, and whether it is of ModelScope, or of the endpoints that replace them."""
     place = url.netloc.lower()
     hub = place in _HUB_HOSTS or place == _netloc(os.environ.get("HF_ENDPOINT", ""))
     named = os.environ.get("MODELSCOPE_ENDPOINT", "")
@@ -155,9 +155,9 @@ def _netloc(address: str) -> str:
 
 
 def _of_path(text: str, parts: list[str], modelscope: bool, *, explicit: bool = False) -> Reference | None:
-    """What the parts between slashes name. ``explicit``: a site is named, so that anything else is an error, not None."""
+    """The reference of a path's parts. ``explicit``: the text names a site, so an invalid path is an error instead of None."""
     if explicit and parts[0] in _OTHER_REPOSITORIES:
-        raise RequestError(f"{text}: is no model, but one of the hub's {parts[0]}")
+        raise RequestError(f"{text}: expected a model, found one of the hub's {parts[0]}")
     owned = len(parts) > 1 and parts[1] not in _VIEWS
     head, rest = parts[: 1 + owned], parts[1 + owned :]
     if modelscope and rest[:2] == ["file", "view"]:
@@ -180,7 +180,7 @@ def _of_path(text: str, parts: list[str], modelscope: bool, *, explicit: bool = 
             return Reference(repository, modelscope, file=checked_path("/".join(rest), text)).with_revision(revision)
     if explicit:
         raise RequestError(
-            f"{text}: names no repository (owner/name), type of one (owner/name:TYPE) or GGUF file in one"
+            f"{text}: expected a repository (owner/name), a type in one (owner/name:TYPE) or a GGUF file in one"
         )
     return None
 
@@ -192,8 +192,8 @@ def _tagged(repository: str, modelscope: bool, tag: str) -> Reference:
 
 
 def checked_path(path: str, where: str) -> str:
-    """``path``, of a file in a repository. Raises RequestError where it would lead out of the repository's folder."""
+    """``path``, of a file in a repository. Raises RequestError if it leads out of the repository's folder."""
     parts = path.split("/")
     if any(part in ("", ".", "..") for part in parts) or any(not c.isprintable() or c in "\\:" for c in path):
-        raise RequestError(f"{where}: {path!r} is no path of a file in a repository")
+        raise RequestError(f"{where}: {path!r} is not a valid path in a repository")
     return path

