@@ -317,8 +317,8 @@ def _one_spelling(pattern: str) -> str:
         i += 1
     text = "".join(out).replace("{1}", "")
     text = re.sub(
-        r"(?<!\\)([+*?]|\{[0-9,]+\})\+(?!\(\?!)", r"\1", text
-    )  # possessive: but before a look-ahead that takes back
+        r"(?<!\\)([+*?])\+(?!\(\?!)", r"\1", text
+    )  # possessive: but before a look-ahead that takes back, and not of {1,3}, which Oniguruma repeats
     text = re.sub(r"\((?!\?)", "(?:", text)
     text = re.sub(r"\\s\*\[\\n\\r\](?!\+)", lambda match: match[0] + "+", text)
     return text.removesuffix(r"|\s+") if text.endswith(r"|\s+(?!\S)|\s+") else text

@@ -123,6 +123,11 @@ def test_pre_tokenizer_in_a_new_spelling() -> None:
     assert detect(spelled) == ("llama-bpe", False)
 
 
+def test_a_repeated_interval_is_no_possessive_one() -> None:
+    """Oniguruma repeats {1,3}+: digits are not cut after three."""
+    assert detect(chain(split(LLAMA3.replace("{1,3}", "{1,3}+")), BYTES)) == ("llama-bpe", False)
+
+
 @pytest.mark.parametrize(
     ("step", "whole", "name"),
     [

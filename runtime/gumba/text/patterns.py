@@ -1,13 +1,15 @@
 r"""Regular expressions of tokenizer.json files, run with a limit on their time.
 
 tokenizer.json is written for Oniguruma in Ruby's spelling, the patterns run here on the ``regex`` library: ``$`` and ``^``
-are ends of lines, ``(?m:`` lets the dot match newlines, ``\h`` is a hexadecimal digit, and ``\w`` counts superscript
-digits and fractions of Latin-1 in. A pattern comes from an untrusted file and may take exponential time: every search has
-a deadline (``PATIENCE`` seconds and a little for each character of the text).
+are ends of lines, ``(?m:`` lets the dot match newlines, ``\h`` is a hexadecimal digit, ``\w`` and ``\b`` leave joiners out
+and, outside of classes, count superscript digits and fractions of Latin-1 in; ``{1,3}+`` is a repetition, and POSIX's names
+are Unicode's. A pattern comes from an untrusted file and may take exponential time: every search has a deadline
+(``PATIENCE`` seconds and a little for each character of the text).
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -20,11 +22,31 @@ PATIENCE, PER_CHARACTER = 2.0, 2e-5  # seconds that the patterns of one text may
 
 #: A character of words: letters, marks, digits, connectors, joiners. In sets its brackets nest.
 WORD = rf"[\p{{Alphabetic}}\p{{M}}\p{{Nd}}\p{{Pc}}\u200c\u200d&&[^{inside_class(NOT_OF_WORDS)}]]"
-_WORD = r"\w\xb2\xb3\xb9\xbc-\xbe"
+_WORD_IN_CLASS = r"[\w--[\u200c\u200d]]"
+_WORD = r"[[\w\xb2\xb3\xb9\xbc-\xbe]--[\u200c\u200d]]"
+_NO_WORD = f"[^{_WORD}]"
 #: Escapes outside of character classes that mean the same in both libraries, or have a spelling here.
-_SAME = frozenset("dDsSbBnrtfvapPAXuxRtWw0123456789")
-_OTHER = {"h": "[0-9A-Fa-f]", "H": "[^0-9A-Fa-f]", "z": r"\Z", "Z": r"(?=\n?\Z)", "e": r"\x1b", "w": f"[{_WORD}]"}
-_OTHER["W"] = f"[^{_WORD}]"
+_SAME = frozenset("dDsSnrtfvapPAXuxRt0123456789")
+_OTHER = {
+    "h": "[0-9A-Fa-f]",
+    "H": "[^0-9A-Fa-f]",
+    "z": r"\Z",
+    "Z": r"(?=\n?\Z)",
+    "e": r"\x1b",
+    "w": _WORD,
+    "W": _NO_WORD,
+}
+_OTHER["b"] = f"(?:(?<={_WORD})(?!{_WORD})|(?<!{_WORD})(?={_WORD}))"
+_OTHER["B"] = f"(?:(?<={_WORD})(?={_WORD})|(?<!{_WORD})(?!{_WORD}))"
+#: The same inside of character classes, and POSIX's names there.
+_IN_CLASS = {"h": "0-9A-Fa-f", "w": _WORD_IN_CLASS, "W": f"[^{_WORD_IN_CLASS}]", "b": r"\x08"}
+_POSIX = {
+    "[:digit:]": r"\p{Nd}", "[:alnum:]": r"\p{Alphabetic}\p{Nd}", "[:punct:]": r"\p{P}\p{S}", "[:word:]": _WORD_IN_CLASS,
+}  # fmt: skip
+#: Escapes of more than one letter.
+_LONGER = re.compile(r"\\(?:[pP]\{\^?\w+\}|u[0-9A-Fa-f]{4}|x[0-9A-Fa-f]{1,2})")
+#: An interval and what may follow it.
+_INTERVAL = re.compile(r"(\{(?:\d+(?:,\d*)?|,\d+)\})([+?]?)")
 
 
 def deadline_of(text: str) -> float:
@@ -68,14 +90,28 @@ def _translated(source: str) -> str:
     """The pattern in the spelling of the ``regex`` library. Raises ValueError for what it does not have."""
     out: list[str] = []
     depth, i = 0, 0  # depth of nested character classes
+    atom, groups = 0, [0]  # where in ``out`` the last atom, and each open group, begins
     while i < len(source):
         character = source[i]
+        interval = _INTERVAL.match(source, i) if depth == 0 else None
+        if interval is not None:
+            out.append(interval[1])
+            if interval[2] == "+" or (interval[2] == "?" and "," not in interval[1]):
+                out.insert(atom, "(?:")  # in Ruby a repetition of the repetition, neither possessive nor lazy
+                out.append(")")
+            out.append(interval[2])
+            i = interval.end()
+            continue
+        if depth == 0 and character not in "+*?)":
+            atom = len(out)
         if character == "\\":
             spelled, i = _escape(source, i, depth > 0)
             out.append(spelled)
             continue
         if depth == 0 and source.startswith("(?", i):
             spelled, i = _group(source, i)
+            if not spelled.endswith(")"):
+                groups.append(atom)
             out.append(spelled)
             continue
         if depth and source[i : i + 2] in ("--", "||", "~~"):
@@ -86,13 +122,17 @@ def _translated(source: str) -> str:
             out.append("[")
             depth += 1
             if source.startswith("[:", i) and depth > 1 and (end := source.find(":]", i)) > 0:
-                out[-1] = source[i : end + 2]
+                out[-1] = _posix(source[i : end + 2])
                 depth, i = depth - 1, end + 1
         elif character == "]" and depth:
             out.append("]")
             depth -= 1
         else:
             out.append(character)
+            if depth == 0 and character == "(":
+                groups.append(atom)
+            elif depth == 0 and character == ")" and len(groups) > 1:
+                atom = groups.pop()
         i += 1
     if depth:
         raise ValueError("unterminated character class")
@@ -110,13 +150,23 @@ def _escape(source: str, i: int, in_class: bool) -> tuple[str, int]:
         if not 0 <= point < 0x110000:
             raise ValueError(f"{source[i : i + 12]!r}")
         return (f"\\U{point:08x}", end + 1)
-    if in_class and letter in "hwW":
-        return ({"h": "0-9A-Fa-f", "w": _WORD, "W": _OTHER["W"]}[letter], i + 2)
-    if letter in _OTHER and not (in_class and letter in "zZ"):
+    if in_class and letter in _IN_CLASS:
+        return (_IN_CLASS[letter], i + 2)
+    if letter in _OTHER and not (in_class and letter in "zZB"):
         return (_OTHER[letter], i + 2)
     if letter in _SAME or not (letter.isascii() and letter.isalnum()):
-        return (source[i : i + 2], i + 2)
+        longer = _LONGER.match(source, i)
+        end = i + 2 if longer is None else longer.end()
+        return (source[i:end], end)
     raise ValueError(f"the escape \\{letter}")
+
+
+def _posix(name: str) -> str:
+    """A class of POSIX inside of a character class."""
+    found = _POSIX.get(name.replace("^", "", 1))
+    if found is None:
+        return name
+    return f"[^{found}]" if "^" in name else found
 
 
 def _group(source: str, i: int) -> tuple[str, int]:
