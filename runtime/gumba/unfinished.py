@@ -89,6 +89,28 @@ def remove_abandoned(folder: Path, prefix: re.Pattern[str]) -> None:
                     _remove_if_abandoned(path, int(suffix[1]))
 
 
+def write_file(path: Path, data: bytes, prefix: str, *, mode: int | None = None) -> None:
+    """Write ``data`` to ``path``, whole or not at all, and remove what killed runs left under names that begin with ``prefix``.
+
+    Args:
+        path: The file; an existing one is replaced.
+        data: Its contents.
+        prefix: How the name of the unfinished file begins.
+        mode: Permissions of the file; None: what the process's umask leaves.
+
+    Raises OSError.
+    """
+    remove_abandoned(path.parent, re.compile(re.escape(prefix)))
+    with unfinished_file(path.parent, prefix) as (temporary, descriptor):
+        with open(descriptor, "wb") as file:  # noqa: PTH123 - the descriptor was opened exclusively
+            if mode is not None:
+                temporary.chmod(mode)
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+        temporary.replace(path)
+
+
 def sync_folder(folder: Path) -> None:
     """Flush a rename in ``folder`` to disk, if the system allows opening a folder for that."""
     if sys.platform == "win32":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -116,3 +117,22 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ResourceError, match="cannot write kernels into"):
         shipping.ship([], tmp_path / "file" / "x")
+
+
+def test_a_full_disk_and_a_killed_run_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel, target = tmp_path / "kernel", tmp_path / "x"
+    kernel.write_bytes(b"code")
+    target.mkdir()
+    (target / ".new-1-0123abcd").write_bytes(b"half")  # as a killed run leaves it: nobody holds its lock
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(ResourceError, match=r"cannot write kernels into .*No space left"):
+            shipping.ship([kernel], target)
+    assert list(target.iterdir()) == []
+    shipping.ship([kernel], target)
+    assert [path.name for path in target.iterdir()] == ["kernel"]
+    assert (target / "kernel").stat().st_mode & 0o777 == (0o644 if os.name == "posix" else 0o666)

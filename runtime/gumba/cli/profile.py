@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gumba.cli.text import count, table
 from gumba.errors import RequestError
-from gumba.unfinished import remove_abandoned, unfinished_file
+from gumba.unfinished import write_file
 
 if TYPE_CHECKING:
     from gumba.profiling import Limits, OperationTime, Phase, Profile
@@ -198,14 +196,7 @@ def check_plot(path: Path) -> None:
 
 def write_plot(path: Path, found: Profile, heading: str) -> None:
     """Write the plot, as a whole or not at all. Raises ``RequestError`` when the file cannot be written."""
-    prefix = f".{path.name}.part-"
     try:
-        remove_abandoned(path.parent, re.compile(re.escape(prefix)))
-        with unfinished_file(path.parent, prefix) as (temporary, descriptor):
-            with open(descriptor, "wb") as file:  # noqa: PTH123 - the descriptor was opened exclusively
-                file.write(plot(found, heading).encode())
-                file.flush()
-                os.fsync(descriptor)
-            temporary.replace(path)
+        write_file(path, plot(found, heading).encode(), f".{path.name}.part-")
     except OSError as error:
         raise RequestError(f"{path} cannot be written: {error.strerror or error}") from error

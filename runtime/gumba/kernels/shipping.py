@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gumba.errors import ResourceError
+from gumba.unfinished import write_file
 
 #: What an application calls the folder.
 FOLDER = "gumba-kernels"
@@ -36,9 +37,6 @@ def ship(kernels: Iterable[Path], target: Path) -> None:
     try:
         target.mkdir(parents=True, exist_ok=True)
         for kernel in kernels:
-            temporary = target / f".new-{kernel.name}"
-            temporary.write_bytes(kernel.read_bytes())
-            temporary.chmod(0o644)
-            temporary.replace(target / kernel.name)
+            write_file(target / kernel.name, kernel.read_bytes(), ".new-", mode=0o644)
     except OSError as error:
         raise ResourceError(f"cannot write kernels into {target}: {error.strerror or error}") from error
