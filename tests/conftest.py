@@ -13,6 +13,8 @@ from gumba import store
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A shell starts background jobs like that, and children inherit it: those that are to be interrupted never would be.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup does the same with this one
 
 #: No test asks a real hub: those that need one have it on the loopback interface.
 os.environ["HF_HUB_OFFLINE"] = "1"
