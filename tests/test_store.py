@@ -384,6 +384,9 @@ def test_known_names_as_people_write_them() -> None:
     assert canonical("gpt2") is None
     assert store.did_you_mean("qwen2.5:0.6b") == "; did you mean qwen2.5:0.5b?"
     assert store.did_you_mean("qwen3") == "; did you mean qwen3:0.6b or qwen3:1.7b or qwen3-embedding:0.6b?"
+    assert store.did_you_mean("Gemma") == "; did you mean gemma3:270m or gemma3:1b?"
+    assert store.did_you_mean("llama") == "; did you mean llama3.2:1b or llama3.2:3b?"
+    assert store.did_you_mean("llama3") == "", "another model"
     assert store.did_you_mean("nonsense") == store.did_you_mean("") == store.did_you_mean("ada/qwen3") == ""
     names = store.known_names()
     assert len(names) == len({canonical(name) for name in names}) >= 12, "no two stand for one another"

@@ -8,6 +8,7 @@ it is available where package indexes are reachable but hubs are not.
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -84,7 +85,8 @@ def did_you_mean(name: str) -> str:
         return ""
     plain = {_plain(each): each for each in known_names()}
     sizes = [each for start, each in plain.items() if start.startswith(f"{_plain(name)}-")]  # of one model
-    near = sizes or [plain[each] for each in difflib.get_close_matches(_plain(name), plain, 1, 0.75)]
+    versions = [each for start, each in plain.items() if re.match(rf"{re.escape(_plain(name))}(?<![0-9])[0-9]", start)]
+    near = sizes or versions or [plain[each] for each in difflib.get_close_matches(_plain(name), plain, 1, 0.75)]
     return f"; did you mean {' or '.join(near[:3])}?" if near else ""
 
 
