@@ -15,7 +15,7 @@ _FOLDER = "additional_chat_templates"
 
 
 def read_templates(checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
-    """Chat templates by name, and warnings of those that are left out.
+    """Chat templates by name, and warnings about those that are omitted.
 
     Those of chat_template.jinja and additional_chat_templates/*.jinja take the place of those in tokenizer_config.json
     (of which the default one stays where the files have none); chat_template.json counts where there are no others.
@@ -37,18 +37,18 @@ def read_templates(checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[d
         names = sorted(name for name, text in own.items() if found.get(name) != text)
         if names:
             warnings.append(
-                f"tokenizer_config.json: chat template {', '.join(map(show, names))} is left out: chat_template.jinja and "
-                f"{_FOLDER} take its place"
+                f"tokenizer_config.json: chat template {', '.join(map(show, names))} is omitted: chat_template.jinja and "
+                f"{_FOLDER} take precedence"
             )
     else:
         found = own or old
     if old and any(found.get(name) != text for name, text in old.items()):
-        warnings.append("chat_template.json: its chat template is left out: there is another one")
+        warnings.append("chat_template.json: its chat template is omitted: another file takes precedence")
     return _with_plain_names(found, warnings), warnings
 
 
 def _files(checkpoint: Checkpoint) -> dict[str, str]:
-    """The templates in files of their own."""
+    """The templates in separate files."""
     found = {}
     default = checkpoint.text("chat_template.jinja")
     if default is not None:
@@ -64,7 +64,7 @@ def _files(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _named(value: Any, where: str) -> dict[str, str]:
-    """The templates of a JSON file: one text, a list of objects with a name and a template, or an object by name."""
+    """The templates of a JSON file: a string, a list of objects with a name and a template, or an object by name."""
     if value is None:
         return {}
     if isinstance(value, str):
@@ -75,20 +75,22 @@ def _named(value: Any, where: str) -> dict[str, str]:
     elif isinstance(value, list) and all(isinstance(each, dict) for each in value):
         pairs = [(each.get("name"), each.get("template")) for each in value]
     else:
-        raise ConvertError(f"{where}: chat_template: expected a text or a list of named ones, found {show(value)}")
+        raise ConvertError(
+            f"{where}: chat_template: expected a string or a list of named templates, found {show(value)}"
+        )
     for name, text in pairs:
         if not isinstance(name, str) or not name or not isinstance(text, str):
-            raise ConvertError(
-                f"{where}: chat_template: expected names and texts of templates, found {show(name)}: {show(text)}"
-            )
+            raise ConvertError(f"{where}: chat_template: expected names and strings, found {show(name)}: {show(text)}")
     return dict(pairs)
 
 
 def _with_plain_names(templates: dict[str, str], warnings: list[str]) -> dict[str, str]:
-    """``templates`` by names of letters, digits and _, as llama.cpp's converter writes them into keys."""
+    """``templates`` with names of letters, digits and _ only, as llama.cpp's converter writes them into keys."""
     found: dict[str, str] = {}
     for name, text in templates.items():
         plain = name if name == DEFAULT else re.sub("[^A-Za-z0-9]", "_", name)
         if found.setdefault(plain, text) != text:
-            warnings.append(f"chat template {show(name)} is left out: the name of another one is {plain} in GGUF too")
+            warnings.append(
+                f"chat template {show(name)} is omitted: another template also has the name {plain} in GGUF"
+            )
     return found

@@ -172,7 +172,7 @@ class Checkpoint(Folder):
     def _warn_of_adapter(self) -> None:
         if self.has("adapter_config.json"):
             self.warnings.append(
-                "adapter_config.json and its adapter are left out; transformers adds them to the model: merge them first"
+                "adapter_config.json and its adapter are omitted; transformers would apply them: merge them into the model first"
             )
 
     def _warn_of_other_files(self) -> None:

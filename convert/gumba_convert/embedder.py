@@ -1,14 +1,14 @@
-"""What sentence-transformers' files put around a transformer: modules.json, prompts, and the longest text.
+"""The settings of sentence-transformers: modules.json, prompts, and the maximum text length.
 
-modules.json lists modules by class and folder: the transformer, its pooling, perhaps projections and a normalization. GGUF
-says the pooling; for what it cannot say there are keys of gumba's own:
+modules.json lists modules by class and folder: the transformer, its pooling, optional projections and a normalization. GGUF has a
+key for the pooling; gumba adds keys for the rest:
 
-    gumba.embedding.max_seq_length   u32     tokens of the longest text, where that is less than the context
-    gumba.embedding.truncation_side  string  "left", where longer texts lose their beginning
-    gumba.embedding.prompt.NAME      string  what is put before a text
-    gumba.embedding.default_prompt   string  the name of the prompt that is put there if none is named
-    gumba.embedding.include_prompt   bool    false: the pooling leaves out the prompt's tokens
-    gumba.embedding.dimensions       u32     how many values of a vector are kept
+    gumba.embedding.max_seq_length   u32     tokens of the longest text, if less than the context
+    gumba.embedding.truncation_side  string  "left": truncate longer texts at the start
+    gumba.embedding.prompt.NAME      string  the text to prepend
+    gumba.embedding.default_prompt   string  the name of the prompt used by default
+    gumba.embedding.include_prompt   bool    false: pooling omits the prompt's tokens
+    gumba.embedding.dimensions       u32     the number of leading values of a vector to keep
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from gumba_convert.tokens import steps
 
 MODULES = "modules.json"
 SETTINGS = "config_sentence_transformers.json"
-#: Where the settings of the transformer are: the first of these that says anything.
+#: Files with the settings of the transformer; the first one that is not empty is used.
 TRANSFORMER_SETTINGS = tuple(
     f"sentence_{name}_config.json"
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 PREFIX = "gumba.embedding."
 OWN_CLASSES = "sentence_transformers."
-#: Modules in the only order that is computed; a Dropout has no effect after training.
+#: The only supported order of modules; a Dropout has no effect after training.
 ORDER = ("Transformer", "Pooling", "Dense", "Normalize")
 WITHOUT_EFFECT = "Dropout"
 #: A reranker's score from the logits of two words (see `families.qwen3`).
 LOGIT_SCORE = "LogitScore"
 LOADING_KEYS = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs")
-#: Arguments of loading that do not change what is computed, but for rounding.
+#: Loading arguments that do not change results, except for rounding.
 HARMLESS_ARGUMENTS = {
     "add_pooling_layer", "attn_implementation", "cache_dir", "device_map", "dtype", "local_files_only",
     "low_cpu_mem_usage", "revision", "token", "torch_dtype", "trust_remote_code", "use_fast", "use_safetensors",
@@ -66,18 +66,18 @@ class Module:
 
 @dataclass(frozen=True)
 class Embedder:
-    """The metadata that follows from the files, and what a user should read."""
+    """The metadata of the files, and warnings for the user."""
 
     values: dict[str, Value] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
 
 def read_embedder(checkpoint: Checkpoint, architecture: str, n_ctx: int, *, judges: bool, projected: bool) -> Embedder:
-    """What modules.json and the files beside it say; nothing without modules.json.
+    """Read modules.json and the files beside it; empty without modules.json.
 
     Args:
         n_ctx: tokens of the model's context.
-        judges: the model has a head that judges texts: it has no pooling and no prompts.
+        judges: the model has a classification head, and so no pooling and no prompts.
         projected: the architecture has the projections of `Dense` modules.
 
     Raises:
@@ -89,12 +89,14 @@ def read_embedder(checkpoint: Checkpoint, architecture: str, n_ctx: int, *, judg
     warnings = _check_kinds(checkpoint, found, judges=judges, projected=projected)
     if judges:
         if (checkpoint.outer.json(SETTINGS) or {}).get("prompts"):
-            warnings.append(f"the prompts of {SETTINGS} are left out: a model that judges texts has none in gumba")
+            warnings.append(
+                f"the prompts of {SETTINGS} are omitted: gumba does not apply prompts to classifiers and rerankers"
+            )
         return Embedder({}, warnings)
     values: dict[str, Value] = {}
     if not any(module.kind == "Pooling" for module in found):
         warnings.append(
-            f"{MODULES} has no Pooling, without which sentence-transformers has no vector of a text: gumba takes the mean"
+            f"{MODULES} has no Pooling, which sentence-transformers needs for a vector: gumba uses mean pooling"
         )
     for module in found:
         if module.kind == "Pooling":
@@ -149,7 +151,7 @@ def part(checkpoint: Checkpoint, module: Module) -> Checkpoint:
 
 
 def projections(checkpoint: Checkpoint, n_embd: int) -> list[tuple[Checkpoint, int, int]]:
-    """The two projections behind the pooling: the folder of each, columns and rows of its matrix. Empty without any.
+    """The two projections after the pooling: folder, columns and rows of each matrix. Empty if there are none.
 
     Raises:
         ConvertError: others than two without a bias and an activation, from `n_embd` and back to it.
@@ -181,7 +183,7 @@ def projections(checkpoint: Checkpoint, n_embd: int) -> list[tuple[Checkpoint, i
 
 
 def _check_kinds(checkpoint: Checkpoint, found: list[Module], *, judges: bool, projected: bool) -> list[str]:
-    """Refuse modules that are not computed, and any other order than the one that is; warn of classes of the model's own."""
+    """Refuse unsupported modules and any order other than ``ORDER``; warn about custom classes."""
     where = f"{checkpoint.outer.folder / MODULES}"
     warnings, last = [], -1
     for module in found:
@@ -201,12 +203,12 @@ def _check_kinds(checkpoint: Checkpoint, found: list[Module], *, judges: bool, p
         place = ORDER.index(module.kind)
         if place < last or (place == last and module.kind != "Dense") or (place and last < 0):
             raise ConvertError(
-                f"{where}: module {module.index}, {module.full_name:.200}, is out of place: "
+                f"{where}: module {module.index}, {module.full_name:.200}, is at the wrong place: "
                 f"expected {', '.join(ORDER)}, in this order"
             )
         if not own:
             warnings.append(
-                f"{MODULES} names a class of the model's own, {module.full_name:.200}, whose code is not run: "
+                f"{MODULES} names a custom class, {module.full_name:.200}, whose code gumba does not run: "
                 "it is taken for sentence-transformers' Transformer"
             )
         last = place
@@ -226,7 +228,7 @@ def _check_words(checkpoint: Checkpoint, score: Checkpoint) -> None:
 
 
 def _check_normalize(checkpoint: Checkpoint, module: Module) -> None:
-    """Refuse a normalization of anything but the vector; older versions write no config.json for it."""
+    """Refuse a Normalize of anything but the vector; older versions write no config.json for it."""
     folder = f"{module.path}"
     path = checkpoint.outer.path(folder, MODULES)
     if not (path / "config.json").exists():
@@ -237,7 +239,7 @@ def _check_normalize(checkpoint: Checkpoint, module: Module) -> None:
 
 
 def _transformer(checkpoint: Checkpoint, n_ctx: int, values: dict[str, Value]) -> None:
-    """The transformer's settings: the longest text, and where longer ones are cut.
+    """The transformer's settings: the maximum text length, and the side at which longer texts are truncated.
 
     Without `max_seq_length` the tokenizer's `model_max_length` counts, as in sentence-transformers.
     """
@@ -295,7 +297,7 @@ def transformer_settings(checkpoint: Checkpoint) -> ConfigReader:
 
 
 def with_lowercase(checkpoint: Checkpoint, tokenizer: dict[str, Any]) -> dict[str, Any]:
-    """tokenizer.json as sentence-transformers uses it: `do_lower_case` puts a Lowercase before the normalizers."""
+    """tokenizer.json as sentence-transformers uses it: `do_lower_case` adds a Lowercase before the normalizers."""
     lowers = bool(modules(checkpoint)) and transformer_settings(checkpoint).flag("do_lower_case", False)
     if not tokenizer or not lowers or _lowercases(tokenizer.get("normalizer")):
         return tokenizer
@@ -314,7 +316,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def _lowercases(normalizer: Any) -> bool:
-    """Whether a normalizer of tokenizer.json lowers the case of texts."""
+    """Whether a normalizer of tokenizer.json converts texts to lower case."""
     return any(
         step.get("type") == "Lowercase"
         or (step.get("type") == "BertNormalizer" and step.get("lowercase", True) is True)
@@ -323,7 +325,7 @@ def _lowercases(normalizer: Any) -> bool:
 
 
 def _settings(checkpoint: Checkpoint, values: dict[str, Value], warnings: list[str], *, normalizes: bool) -> None:
-    """The prompts, and what else the model's settings say."""
+    """The metadata and warnings of the model's settings: prompts, dimensions, similarity."""
     config = checkpoint.outer.json(SETTINGS) or {}
     reader = ConfigReader(config, f"{checkpoint.outer.folder / SETTINGS}")
     reader.must_be("model_type", "SentenceTransformer")
@@ -337,11 +339,14 @@ def _settings(checkpoint: Checkpoint, values: dict[str, Value], warnings: list[s
     default = config.get("default_prompt_name")
     if default is not None:
         if not isinstance(default, str) or default not in prompts:
-            raise reader.fail("default_prompt_name", f"is {default!r}, which is none of {', '.join(prompts) or 'none'}")
+            raise reader.fail(
+                "default_prompt_name",
+                f"is {default!r}, expected one of the prompts: {', '.join(prompts) or 'there are none'}",
+            )
         values[f"{PREFIX}default_prompt"] = string(default)
         if prompts[default]:
             warnings.append(
-                f"the prompt {default!r} ({prompts[default]!r:.100}) is put before every text; llama.cpp does not do that"
+                f"the prompt {default!r} ({prompts[default]!r:.100}) is prepended to every text; llama.cpp does not do that"
             )
     if reader.has("truncate_dim"):
         values[f"{PREFIX}dimensions"] = u32(reader.integer("truncate_dim"))
@@ -353,4 +358,4 @@ def _settings(checkpoint: Checkpoint, values: dict[str, Value], warnings: list[s
         )
     other = sorted(str(key) for key in config if key not in KNOWN_SETTINGS)
     if other:
-        warnings.append(f"{SETTINGS}: {', '.join(other)[:200]} not known to gumba, and left out")
+        warnings.append(f"{SETTINGS}: {', '.join(other)[:200]} unknown to gumba, omitted")

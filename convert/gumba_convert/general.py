@@ -36,7 +36,7 @@ def metadata(checkpoint: Checkpoint, name: str | None, n_parameters: int) -> tup
     described.pop("general.architecture", None)
     for key in [key for key, value in described.items() if key.startswith(SAMPLING) and not _is_setting(value)]:
         name, value = key.removeprefix(SAMPLING), described.pop(key).value
-        warnings.append(f"generation_config.json: {name} is {value!r:.80}, which is no value of it: left out")
+        warnings.append(f"generation_config.json: {name} is {value!r:.80}, not a valid value: omitted")
     return {key: Value(int(value.type), value.value, STRING) for key, value in described.items()}, warnings
 
 

@@ -1,7 +1,7 @@
-"""How a checkpoint ends and samples its texts: generation_config.json, and what config.json says of it.
+"""End-of-generation tokens and sampler settings of a checkpoint, from generation_config.json and config.json.
 
 GGUF has keys for some: `general.sampling.*` (recommended sampler settings; `general` writes those that gguf knows by
-transformers' names, the repetition penalty is written here) and the end of a text. What it has no key for is named in a warning.
+transformers' names, this module the repetition penalty) and the end of a text. A warning names settings without a key.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gumba_convert.gguf_writer import I32, Value, f32, i32_array
 from gumba_convert.tokens import Vocabulary
 
 FILE = "generation_config.json"
-#: Settings that change a text and have no key, with the values that change nothing (besides null).
+#: Settings that affect the text but have no GGUF key -> their neutral values (besides null).
 UNSTORED: dict[str, tuple[Any, ...]] = {
     "do_sample": (True,),
     "max_new_tokens": (),
@@ -57,10 +57,10 @@ BEAM_SEARCH: dict[str, tuple[Any, ...]] = {"length_penalty": (1,), "early_stoppi
 def generation_metadata(
     checkpoint: Checkpoint, vocabulary: Vocabulary, stored: Collection[str] = ()
 ) -> tuple[dict[str, Value], list[str]]:
-    """Metadata of how texts end and of the repetition penalty, and warnings.
+    """Metadata of end-of-generation tokens and the repetition penalty, and warnings.
 
     Args:
-        stored: keys of the model's own metadata; Gemma 4's has the tokens that are never written.
+        stored: keys of the model's other metadata; Gemma 4's includes the suppressed tokens.
 
     Raises:
         ConvertError: generation_config.json is not a JSON object.
@@ -84,12 +84,12 @@ def generation_metadata(
         named.append("max_length")
     if named:
         settings = ", ".join(f"{key} {given[key]!r:.40}" for key in named)
-        warnings.append(f"{FILE} sets {settings}; a GGUF file has no place for it: set it where a text is generated")
+        warnings.append(f"{FILE} sets {settings}; GGUF has no key for it: pass it when you generate text")
     return values, warnings
 
 
 def _ends(checkpoint: Checkpoint, given: dict[str, Any], vocabulary: Vocabulary) -> tuple[dict[str, Value], list[str]]:
-    """The ids at which transformers stops and a reader of the file would not otherwise."""
+    """The ids at which transformers stops, but readers of the file would not."""
     text_config = checkpoint.config.get("text_config")
     sources = {
         FILE: given,
@@ -104,18 +104,20 @@ def _ends(checkpoint: Checkpoint, given: dict[str, Any], vocabulary: Vocabulary)
             if type(i) is int and 0 <= i < len(vocabulary.tokens):
                 wanted[i] = None
             elif i is not None and i != -1:
-                warnings.append(f"eos_token_id {i!r:.40} in {where} is no token and is left out")
+                warnings.append(f"eos_token_id {i!r:.40} in {where} is not a token and is omitted")
     special = {**KINDS[vocabulary.model].special, **vocabulary.special.ids}
     ids = {text.encode("utf-8", "surrogatepass"): i for i, text in enumerate(vocabulary.tokens)}
     missing = sorted(wanted.keys() - end_ids(ids, special, vocabulary.types.copy()))
     if not missing:
         return {}, warnings
     texts = ", ".join(f"{vocabulary.tokens[i]!r:.60} ({i})" for i in missing[:8])
-    warnings.append(f"gumba stops at {texts}, as eos_token_id says; llama.cpp does not, as GGUF has no key for it")
+    warnings.append(
+        f"gumba stops at {texts}, which eos_token_id lists; llama.cpp does not, because GGUF has no key for it"
+    )
     return {EOG_KEY: i32_array(missing)}, warnings
 
 
 def _number(value: Any) -> float | None:
-    """The value as a float; None for what is no finite number."""
+    """The value as a float; None if it is not a finite number."""
     numeric = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
     return float(value) if numeric else None

@@ -1,4 +1,4 @@
-"""Byte-level BPE that is stored as ranks alone: tiktoken's files (Qwen-1, GLM-4, Llama 3) and Mistral's tekken.json.
+"""Byte-level BPE from rank files: tiktoken's (Qwen-1, GLM-4, Llama 3) and Mistral's tekken.json.
 
 A token's rank says when it is made, not of which two. That is found by merging the token's own bytes with the tokens of
 lower rank: what is left before the last step are its two parts. The tiktoken library itself then encodes a text with the
@@ -145,7 +145,7 @@ def from_model(
     llama = kind in ("llama", "mllama")
     if pre is None and not llama and not kind.startswith(("chatglm", "glm")):
         raise ConvertError(
-            f"{where}: a tiktoken file, which does not say how text is cut, of model_type {kind!r:.80}; known are Llama 3's "
+            f"{where}: a tiktoken file, which does not define the pre-tokenizer, of model_type {kind!r:.80}; known are Llama 3's "
             "and GLM-4's. Take the model's tokenizer.json, or name the pre-tokenizer (--pre-tokenizer, pre_tokenizer=)"
         )
     # tiktoken takes a word that is a token whole: so do "glm4" and "llama-bpe".
@@ -179,14 +179,14 @@ def _llama3_tokens(checkpoint: Checkpoint, first: int, n_rows: int) -> dict[int,
 
 
 def _pattern(pre: str) -> str | None:
-    """The pattern of a pre-tokenizer that cuts by one; None for others."""
+    """The pattern of a pre-tokenizer that splits by one; None for others."""
     steps = spell(pre).get("pretokenizers", [])
     patterns = [step["pattern"]["Regex"] for step in steps if step["type"] == "Split"]
     return patterns[0] if len(patterns) == 1 and len(steps) == 2 and not steps[1].get("use_regex") else None
 
 
 def _compare(ranked: list[bytes], first: int, pattern: str | None, vocabulary: Vocabulary, where: str) -> None:
-    """Encode a text with the tiktoken library and with what is written.
+    """Compare the ids of a text between the tiktoken library and the converted vocabulary.
 
     Raises:
         ConvertError: the ids differ.
@@ -206,7 +206,7 @@ def _compare(ranked: list[bytes], first: int, pattern: str | None, vocabulary: V
         raise ConvertError(f"{error}") from None
     wanted = [first + rank for rank in theirs.encode_ordinary(PROBE)]
     if ours.encode(PROBE, add_special=False) != wanted:
-        raise ConvertError(f"{where}: text is cut otherwise than by tiktoken with the pattern {pattern!r:.300}")
+        raise ConvertError(f"{where}: the ids differ from tiktoken's with the pattern {pattern!r:.300}")
 
 
 def tekken(checkpoint: Checkpoint, data: dict[str, Any], n_rows: int, special: SpecialTokens) -> Vocabulary:

@@ -14,7 +14,7 @@ from gumba_convert.gguf_writer import Value, string, strings
 FLAGS = {"lstrip": LSTRIP, "rstrip": RSTRIP, "single_word": SINGLE_WORD, "normalized": NORMALIZED}
 KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 NAMED_AT_MOST = 8
-#: Special tokens that transformers' classes do not have where no file names them.
+#: Special tokens that transformers' classes lack unless a file names them.
 NO_DEFAULTS = {
     "PreTrainedTokenizer": KINDS,
     "TokenizersBackend": KINDS,
@@ -24,8 +24,11 @@ NO_DEFAULTS = {
 
 @dataclass
 class SpecialTokens:
-    """`ids` by kind (bos, eos, eot, unk, ...); `add`: whether a text gets its bos, eos; chat templates by name; `texts`
-    by kind, None for one that transformers' tokenizer does not have, whatever config.json says of its id."""
+    """Special tokens and chat templates of a checkpoint.
+
+    `ids`: by kind (bos, eos, eot, unk, ...). `add`: whether a text gets its bos or eos. `templates`: by name. `texts`: by kind,
+    None if transformers' tokenizer does not have the token, even if config.json has an id for it.
+    """
 
     ids: dict[str, int] = field(default_factory=dict)
     add: dict[str, bool] = field(default_factory=dict)
@@ -136,7 +139,7 @@ def without_repetitions(
             return True
         first = ids.setdefault(content, number)
         if first != number:
-            warnings[f"token {number} is left without a text: {content!r:.100} is token {first} already"] = None
+            warnings[f"token {number} gets no text: {content!r:.100} is already token {first}"] = None
         return bool(first == number)
 
     if isinstance(listed, list):
@@ -163,10 +166,10 @@ def _warnings_of_missing_rows(gone: dict[int, str], config: dict[str, Any], n_ro
         roles = [f"{kind}_token" for kind in KINDS if text_of(config.get(f"{kind}_token")) == text]
         role = f" ({', '.join(roles)})" if roles else ""
         warnings.append(
-            f"added token {text!r:.100}{role} has id {i}, but the model's embedding has {n_rows} rows: it is left out"
+            f"added token {text!r:.100}{role} has id {i}, but the model's embedding has {n_rows} rows: it is omitted"
         )
     if len(gone) > NAMED_AT_MOST:
-        warnings.append(f"{len(gone) - NAMED_AT_MOST} more added tokens without a row are left out")
+        warnings.append(f"{len(gone) - NAMED_AT_MOST} more added tokens without a row are omitted")
     return warnings
 
 

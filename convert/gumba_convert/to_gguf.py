@@ -206,22 +206,24 @@ def _check_room(out: Path, n_bytes: int) -> None:
 
 
 def _read_back(out: Path, head: bytes, n_bytes: int) -> None:
-    """Read the header and its vocabulary as gumba will: a file that it cannot open is not written."""
+    """Read the header and its vocabulary as the runtime does, so that no unreadable file is written."""
     try:
         Tokenizer.from_gguf(Header(out, head, n_bytes))
     except (GGUFError, TokenizerError) as error:
-        raise ConvertError(f"nothing is written, as gumba could not read it: {error}") from None
+        raise ConvertError(f"no file is written, because gumba could not read it: {error}") from None
 
 
 def _of_templates(vocabulary: Vocabulary) -> list[str]:
-    """Warnings of chat templates that no text can be made of."""
+    """Warnings about chat templates that do not compile."""
     warnings = []
     for name, template in vocabulary.special.templates.items():
         try:
             ChatTemplate(template)
         except TemplateError as error:
             which = "" if name == "default" else f" (chat template {name!r:.60})"
-            warnings.append(f"{error}{which}: it is kept, but chats need another one (chat_template=, --chat-template)")
+            warnings.append(
+                f"{error}{which}: it is kept, but chats need another template (chat_template=, --chat-template)"
+            )
     return warnings
 
 

@@ -101,7 +101,7 @@ def _special(file: GGUFFile, name: str, n_tokens: int) -> int | None:
 
 
 def _steps(file: GGUFFile) -> Steps | None:
-    """The steps that the file has keys of gumba's own for; None without any."""
+    """The steps in the file's `gumba.tokenizer.*` keys; None without any."""
     try:
         return read_steps(file.metadata, read_vocabulary(file.metadata, PRE_TOKENIZERS))
     except TokenizerError as error:
@@ -111,7 +111,7 @@ def _steps(file: GGUFFile) -> Steps | None:
 def _with_steps(
     made: dict[str, Any], file: GGUFFile, tokens: list[str], vocab: dict[str, int], steps: Steps | None
 ) -> dict[str, Any]:
-    """A tokenizer.json with those steps in the place of what the kind of vocabulary implies."""
+    """A tokenizer.json with those steps instead of the ones that the kind of vocabulary implies."""
     if steps is None or not (steps.has_normalizer or steps.has_words):
         return made
     made |= {"normalizer": steps.normalizer_step}
@@ -130,7 +130,7 @@ def _pairs(file: GGUFFile, key: str, vocab: dict[str, int]) -> list[list[str]]:
     merges = [str(merge).split(" ") for merge in file.require(key, GGUFArray).to_list()]
     for i, pair in enumerate(merges):
         if len(pair) != 2 or "".join(pair) not in vocab or pair[0] not in vocab or pair[1] not in vocab:
-            raise ConvertError(f"{file.path}: {key}[{i}] {' '.join(pair)!r} is of or makes no token")
+            raise ConvertError(f"{file.path}: {key}[{i}] {' '.join(pair)!r} contains or forms an unknown token")
     return merges
 
 

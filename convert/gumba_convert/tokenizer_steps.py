@@ -1,4 +1,4 @@
-"""What a tokenizer.json says beyond GGUF's own keys, as keys of gumba's own (see `gumba.text.pipeline`).
+"""Settings of tokenizer.json without a GGUF key, written to keys of gumba (see `gumba.text.pipeline`).
 
 GGUF names a kind of vocabulary, and each kind implies its normalizer, its pre-tokenizer and its model; tokenizer.json spells
 all of them out. Where the two differ, the steps go into the file as they are, with the added tokens and their flags.
@@ -40,7 +40,7 @@ _TRIED = (PROBE, "a" * 3000, " " * 3000, "a " * 1500, "1" * 3000, "a1!\n" * 750)
 def add_steps(
     vocabulary: Vocabulary, tokenizer: dict[str, Any], added: dict[int, dict[str, Any]], where: str, *, named: bool
 ) -> None:
-    """Give a vocabulary what its tokenizer.json says beyond GGUF's own keys, and warnings.
+    """Add the settings of tokenizer.json without a GGUF key, and warnings, to a vocabulary.
 
     Args:
         tokenizer: tokenizer.json. added: its added tokens, as `special_tokens.added_tokens` has them.
@@ -54,7 +54,7 @@ def add_steps(
         raise ConvertError(f"{where}: byte_fallback, but only {n_bytes} of the 256 byte tokens")
     for name, children in (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers")):
         if not _is_step(tokenizer.get(name), children):
-            raise ConvertError(f"{where}: {name} is no step of a tokenizer: {tokenizer[name]!s:.200}")
+            raise ConvertError(f"{where}: {name} is not a tokenizer step: {tokenizer[name]!s:.200}")
     if isinstance(tokenizer.get("added_tokens"), list):
         vocabulary.added = {i: token for i, token in added.items() if i < len(vocabulary.tokens)}
     normalizers, model = steps(tokenizer.get("normalizer"), "normalizers"), tokenizer["model"]
@@ -85,12 +85,12 @@ def add_steps(
     reason = "; ".join(reasons) or f"the tokenizer normalizes text: {_shown(normalizers)}"
     warn_of_flags(vocabulary, where)
     vocabulary.warnings.append(
-        f"{where}: {reason}. GGUF has no key for it: gumba reads its own ({KEYS}*), llama.cpp gives other ids for some texts"
+        f"{where}: {reason}. GGUF has no key for it: gumba uses its own ({KEYS}*), llama.cpp gives other ids for some texts"
     )
 
 
 def _is_step(step: Any, children: str) -> bool:
-    """Whether this is a step, or none; the steps in a sequence likewise."""
+    """Whether this is a step or null, and so are the steps of a sequence."""
     if not isinstance(step, dict):
         return step is None
     inner = step.get(children) if step.get("type") == "Sequence" else []
@@ -98,11 +98,11 @@ def _is_step(step: Any, children: str) -> bool:
 
 
 def warn_of_flags(vocabulary: Vocabulary, where: str) -> None:
-    """Warn of added tokens that llama.cpp cuts out of a text in another way."""
+    """Warn about added tokens that llama.cpp matches differently."""
     odd = [token["content"] for token in vocabulary.added.values() if token["flags"] & ~rules.NORMALIZED]
     if not vocabulary.flags_are_known(""):
         what = (
-            f"added tokens take whitespace along or are single words ({', '.join(map(repr, odd[:5]))})"
+            f"added tokens strip whitespace or match whole words only ({', '.join(map(repr, odd[:5]))})"
             if odd
             else ("no added token takes whitespace along, unlike in others of its family")
         )
@@ -114,7 +114,7 @@ def warn_of_flags(vocabulary: Vocabulary, where: str) -> None:
 
 
 def _spelled(step: Any) -> str:
-    """A step as JSON; the table of a Precompiled one has a key of GGUF's own."""
+    """A step as JSON, without the table of a Precompiled normalizer, which has a GGUF key."""
 
     def without_table(value: Any) -> Any:
         if isinstance(value, dict):
@@ -135,7 +135,7 @@ def _shown(listed: Iterable[dict[str, Any]]) -> str:
 
 
 def _check(tokenizer: dict[str, Any], where: str) -> None:
-    """Refuse steps that the runtime would refuse, and patterns that take too long."""
+    """Refuse steps that the runtime refuses, and patterns that take too long."""
     try:
         step = tokenizer.get("normalizer")
         normalize = normalizer(step, lambda text: text) if step else None
@@ -166,7 +166,9 @@ def _of_gpt2(vocabulary: Vocabulary, tokenizer: dict[str, Any]) -> list[str]:
     if not exact or PRE_TOKENIZERS[str(name)].steps != family.steps:
         reasons.append(f"pre-tokenizer {_shown(cutters)}")
     if ignores != family.whole_words and not family.characters:
-        reasons.append(f"ignore_merges is {str(ignores).lower()}, unlike what pre-tokenizer {vocabulary.pre!r} implies")
+        reasons.append(
+            f"ignore_merges is {str(ignores).lower()}, but pre-tokenizer {vocabulary.pre!r} implies the opposite"
+        )
     if vocabulary.pre == "whitespace":
         reasons += [f"normalizer {_shown(normalizers)}"] if normalizers not in ([], [{"type": "Lowercase"}]) else []
         unknown = vocabulary.special.ids.get("unk")
@@ -199,7 +201,7 @@ def _of_llama(vocabulary: Vocabulary, tokenizer: dict[str, Any]) -> list[str]:
         reasons.append("merges whose order no scores can say")
     normalized = [token["content"] for token in added if token["flags"] & rules.NORMALIZED]
     if not reasons and any(prefix or " " in text or _SPACE in text for text in normalized):
-        reasons.append(f"added tokens that are looked for in normalized text ({normalized[0]!r} ...)")
+        reasons.append(f"added tokens that match normalized text ({normalized[0]!r} ...)")
     return reasons
 
 
@@ -220,7 +222,7 @@ def _of_bert(vocabulary: Vocabulary, tokenizer: dict[str, Any]) -> list[str]:
     if model.get("max_input_chars_per_word", 100) != 100:
         reasons.append(f"max_input_chars_per_word is {model['max_input_chars_per_word']}")
     if any(token["flags"] & rules.NORMALIZED for token in vocabulary.added.values()):
-        reasons.append("added tokens that are looked for in normalized text")
+        reasons.append("added tokens that match normalized text")
     return reasons
 
 
@@ -233,7 +235,7 @@ _SPLIT_AT_SPACES = [
 
 
 def _leaves(tokenizer: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """The steps of the normalizer or pre-tokenizer, sequences within sequences opened."""
+    """The steps of the normalizer or pre-tokenizer, with nested sequences flattened."""
 
     def opened(step: Any) -> list[dict[str, Any]]:
         inner = steps(step, "normalizers" if name == "normalizer" else "pretokenizers")
@@ -245,7 +247,7 @@ def _leaves(tokenizer: dict[str, Any], name: str) -> list[dict[str, Any]]:
 def _steps_unlike(
     tokenizer: dict[str, Any], normalizers: list[list[dict[str, Any]]], cutters: list[list[dict[str, Any]]]
 ) -> list[str]:
-    """The normalizer and the pre-tokenizer, as far as they are none of those listed."""
+    """The normalizer and the pre-tokenizer, unless they are among those listed."""
     found = ((name, _leaves(tokenizer, name), listed) for name, listed in
              (("normalizer", normalizers), ("pre_tokenizer", cutters)))  # fmt: skip
     return [f"{name} {_shown(leaves)}" for name, leaves, listed in found if leaves not in listed]
@@ -258,7 +260,7 @@ def _pairs(model: dict[str, Any]) -> Iterable[tuple[str, str]]:
 
 
 def _is_order_of_scores(vocabulary: Vocabulary, model: dict[str, Any]) -> bool:
-    """Whether merging by scores does the same as the merges in their order: all ways to make a token, best scores first."""
+    """Whether merging by scores equals merging in order: all pairs that form a token are listed, best scores first."""
     assert vocabulary.scores is not None
     normal = vocabulary.types == NORMAL
     scores = dict(zip(itertools.compress(vocabulary.tokens, normal), vocabulary.scores[normal].tolist()))
@@ -298,7 +300,7 @@ def _options(vocabulary: Vocabulary, model: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_ambiguous(added: Iterable[dict[str, Any]]) -> bool:
-    """Whether texts exist in which it matters that what begins first wins, and not what is longest as in llama.cpp."""
+    """Whether leftmost-first matching of added tokens can differ from llama.cpp's longest-first."""
     texts = [(token["content"], bool(token["flags"] & rules.NORMALIZED)) for token in added]
     plain = {text for text, normalized in texts if not normalized}
     if any(normalized and any(each in text for each in plain) for text, normalized in texts):
@@ -311,15 +313,15 @@ def _is_ambiguous(added: Iterable[dict[str, Any]]) -> bool:
 
 
 def _warn(vocabulary: Vocabulary, tokenizer: dict[str, Any], where: str, *, differs: bool) -> None:
-    """Warn of what is not done at all."""
+    """Warn about settings that gumba does not implement."""
     if tokenizer["model"].get("dropout"):
         vocabulary.warnings.append(
-            f"{where}: dropout {tokenizer['model']['dropout']!r} of BPE is for training: left out"
+            f"{where}: dropout {tokenizer['model']['dropout']!r} of BPE applies to training only: omitted"
         )
     decoder = tokenizer.get("decoder")
     unknown = [step for step in steps(decoder, "decoders") if step.get("type") not in _DECODERS]
     if unknown or (differs and decoder is None and vocabulary.model != "bert"):
-        vocabulary.warnings.append(f"{where}: decoder {_shown(unknown)}: gumba's text of ids is another one")
+        vocabulary.warnings.append(f"{where}: decoder {_shown(unknown)}: gumba decodes ids differently")
     around = tokens_around(tokenizer.get("post_processor"))
     if max(map(len, around)) > 1:
         texts = [text for side in around for text, _ in side]

@@ -1,6 +1,6 @@
-"""GPT-2's files, vocab.json and merges.txt, as the tokenizer.json that transformers makes of them.
+"""GPT-2's files, vocab.json and merges.txt, converted to the tokenizer.json that transformers builds from them.
 
-The files do not say how text is cut into words: transformers' class of the tokenizer does, by its code.
+The files do not define the pre-tokenizer; the code of transformers' tokenizer class does.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def _kind(checkpoint: Checkpoint, config: dict[str, Any]) -> str:
             return kind
     known = ", ".join(f"{each}Tokenizer" for each in (*_GPT2, *_ROBERTA, *_QWEN2))
     raise ConvertError(
-        f"{checkpoint.folder}: {FILES[0]} and {FILES[1]} do not say how text is cut, and the tokenizer's class "
-        f"{config.get('tokenizer_class')!r:.100} is not known here ({known} are): add its tokenizer.json, which "
+        f"{checkpoint.folder}: {FILES[0]} and {FILES[1]} do not define the pre-tokenizer, and the tokenizer class "
+        f"{config.get('tokenizer_class')!r:.100} is unknown (known are {known}): add its tokenizer.json, which "
         "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) writes"
     )
 
@@ -94,7 +94,7 @@ def _merges(text: str) -> list[str]:
 
 
 def _pre_tokenizer(kind: str, config: dict[str, Any]) -> dict[str, Any]:
-    """What the class does, with a space put before a text where the configuration asks for it."""
+    """The pre-tokenizer of the class, with add_prefix_space from the configuration."""
     prefix = config.get("add_prefix_space") is True
     if kind != "Qwen2":
         return {"type": "ByteLevel", "add_prefix_space": prefix, "use_regex": True}

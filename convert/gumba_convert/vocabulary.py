@@ -128,15 +128,15 @@ def read_vocabulary(checkpoint: Checkpoint, n_rows: int, *, pre_tokenizer: str |
 
 
 def _drop_unset_ends(vocabulary: Vocabulary) -> None:
-    """Without the token a text gets none, as in transformers; GGUF readers refuse a file that asks for one."""
+    """Do not add a token that does not exist, as in transformers; GGUF readers would refuse the file."""
     ids = {**KINDS[vocabulary.model].special, **vocabulary.special.ids}
     for kind in [kind for kind, wanted in vocabulary.special.add.items() if wanted and kind not in ids]:
         del vocabulary.special.add[kind]
-        vocabulary.warnings.append(f"add_{kind}_token is true, but the tokenizer has no {kind}_token: none is added")
+        vocabulary.warnings.append(f"add_{kind}_token is true, but the tokenizer has no {kind}_token: gumba adds none")
 
 
 def _warn_of_ends(vocabulary: Vocabulary, tokenizer: dict[str, Any], by_class: bool) -> None:
-    """Warn where readers of a WordPiece vocabulary put other tokens around a text than tokenizer.json does."""
+    """Warn if readers of a WordPiece vocabulary add other tokens around a text than tokenizer.json."""
     around = tokens_around(tokenizer.get("post_processor"))
     if vocabulary.model == "bert" and tokenizer and not by_class and not all(around):
         texts = [text for side in around for text, _ in side]
@@ -147,7 +147,7 @@ def _warn_of_ends(vocabulary: Vocabulary, tokenizer: dict[str, Any], by_class: b
 
 
 def _template_texts(vocabulary: Vocabulary) -> None:
-    """What a chat template's bos_token and so on are, where that is not the text of the file's special token."""
+    """bos_token etc. of chat templates that differ from the text of the file's special token."""
     special = vocabulary.special
     ids = {**KINDS[vocabulary.model].special, **special.ids}
     undefined = []
@@ -163,8 +163,8 @@ def _template_texts(vocabulary: Vocabulary) -> None:
         else:
             continue
         vocabulary.warnings.append(
-            f"the chat template's {name} is {'undefined' if text is None else repr(text)}, as the tokenizer's files say; "
-            f"llama.cpp puts {token or ''!r} there"
+            f"the chat template's {name} is {'undefined' if text is None else repr(text)}, from the tokenizer's files; "
+            f"llama.cpp uses {token or ''!r}"
         )
 
 
@@ -309,7 +309,7 @@ def _merges(model: dict[str, Any], vocab: dict[str, int], where: str) -> list[tu
             raise ConvertError(f"{where}: merge {i}, {str(merge)[:80]!r}, is not a pair of tokens")
         left, right = parts
         if left not in vocab or right not in vocab or left + right not in vocab:
-            raise ConvertError(f"{where}: merge {i}, {left!r} + {right!r}, is of or makes no token")
+            raise ConvertError(f"{where}: merge {i}, {left!r} + {right!r}, contains or forms an unknown token")
         if " " in left or " " in right:
             raise ConvertError(f"{where}: merge {i}, {left!r} + {right!r}, has a space, which GGUF cannot store")
         pairs.append((left, right))

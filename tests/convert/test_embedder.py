@@ -165,10 +165,10 @@ def test_a_reranker_of_sentence_transformers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("modules", "message"),
     [
-        ([TRANSFORMER, module("Normalize"), POOLING], "module 2, .*Pooling, is out of place"),
-        ([TRANSFORMER, POOLING, POOLING], "module 2, .*Pooling, is out of place"),
-        ([TRANSFORMER, TRANSFORMER, POOLING], "module 1, .*Transformer, is out of place"),
-        ([POOLING], "module 0, .*Pooling, is out of place"),
+        ([TRANSFORMER, module("Normalize"), POOLING], "module 2, .*Pooling, is at the wrong place"),
+        ([TRANSFORMER, POOLING, POOLING], "module 2, .*Pooling, is at the wrong place"),
+        ([TRANSFORMER, TRANSFORMER, POOLING], "module 1, .*Transformer, is at the wrong place"),
+        ([POOLING], "module 0, .*Pooling, is at the wrong place"),
         (
             [TRANSFORMER, POOLING, module("Normalize", {"module_input_name": "token_embeddings"})],
             "module_input_name is",
@@ -233,7 +233,7 @@ def test_prompts(tmp_path: Path) -> None:
         "include_prompt",
         "truncate_dim",
         "similarity is 'dot'",
-        "extra not known",
+        "extra unknown",
     ):
         assert any(words in warning for warning in warnings), words
 
@@ -241,8 +241,11 @@ def test_prompts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"default_prompt_name": "query"}, "default_prompt_name is 'query', which is none of none"),
-        ({"prompts": {"a": "x", "b": "y"}, "default_prompt_name": "c"}, "which is none of a, b"),
+        (
+            {"default_prompt_name": "query"},
+            "default_prompt_name is 'query', expected one of the prompts: there are none",
+        ),
+        ({"prompts": {"a": "x", "b": "y"}, "default_prompt_name": "c"}, "expected one of the prompts: a, b"),
         ({"prompts": ["query"]}, "prompts is .*expected at most 1000 texts by name"),
         ({"prompts": {"query": 7}}, "prompts has 'query': '7', expected a text"),
         ({"prompts": {"q\0": "x"}}, "expected a text by a short name"),

@@ -45,8 +45,8 @@ def test_an_added_token_without_a_row_is_left_out(tmp_path: Path, files: dict[st
     convert(tmp_path / "hf", tmp_path / "without.gguf")
     write_checkpoint(tmp_path / "hf", files=config | files)
     report = convert(tmp_path / "hf", tmp_path / "with.gguf")
-    message = f"'<image_soft_token>'{role} has id {N_ROWS}, but the model's embedding has {N_ROWS} rows: it is left out"
-    assert [warning for warning in report.warnings if "left out" in warning] == [f"added token {message}"]
+    message = f"'<image_soft_token>'{role} has id {N_ROWS}, but the model's embedding has {N_ROWS} rows: it is omitted"
+    assert [warning for warning in report.warnings if "omitted" in warning] == [f"added token {message}"]
     assert (tmp_path / "with.gguf").read_bytes() == (tmp_path / "without.gguf").read_bytes()
 
 
@@ -57,7 +57,7 @@ def test_two_added_tokens_of_one_text(tmp_path: Path, turned: bool) -> None:
     files = {"tokenizer.json": tokenizer(added_tokens=[*LISTED, *(twice[::-1] if turned else twice)])}
     write_checkpoint(tmp_path / "hf", files=files)
     report = convert(tmp_path / "hf", tmp_path / "out.gguf")
-    assert f"token {N_ROWS - 1} is left without a text: '<stop>' is token {N_ROWS - 2} already" in report.warnings
+    assert f"token {N_ROWS - 1} gets no text: '<stop>' is already token {N_ROWS - 2}" in report.warnings
     made = Tokenizer.from_gguf(tmp_path / "out.gguf")
     assert made.encode("<stop>", parse_special=True) == [N_ROWS - 2]
 
@@ -66,7 +66,7 @@ def test_an_added_token_that_the_vocabulary_has_under_another_id(tmp_path: Path)
     config = {"added_tokens_decoder": {f"{N_ROWS - 1}": {"content": "abc", "special": False}}}
     write_checkpoint(tmp_path / "hf", files={"tokenizer_config.json": config})
     report = convert(tmp_path / "hf", tmp_path / "out.gguf")
-    assert f"token {N_ROWS - 1} is left without a text: 'abc' is token {VOCAB['abc']} already" in report.warnings
+    assert f"token {N_ROWS - 1} gets no text: 'abc' is already token {VOCAB['abc']}" in report.warnings
     assert Tokenizer.from_gguf(tmp_path / "out.gguf").encode("abc") == [VOCAB["abc"]]
 
 
@@ -75,7 +75,7 @@ def test_what_gumba_cannot_read_is_not_written(tmp_path: Path) -> None:
     alike = [added(N_ROWS - 2, "\u2581x", False), added(N_ROWS - 1, " x", False)]
     write_checkpoint(tmp_path / "hf", files={"tokenizer.json": tokenizer(added_tokens=[*LISTED, *alike])})
     with pytest.raises(
-        ConvertError, match=r"nothing is written.*out\.gguf: tokenizer\.ggml\.tokens: tokens .* are both"
+        ConvertError, match=r"no file is written.*out\.gguf: tokenizer\.ggml\.tokens: tokens .* are both"
     ):
         convert(tmp_path / "hf", tmp_path / "out.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
@@ -130,7 +130,7 @@ def test_ends_that_are_no_tokens(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "hf", files={"generation_config.json": {"eos_token_id": [N_ROWS, "2", -1]}})
     warnings = convert(tmp_path / "hf", tmp_path / "out.gguf").warnings
     assert warnings == tuple(
-        f"eos_token_id {i!r} in generation_config.json is no token and is left out" for i in (N_ROWS, "2")
+        f"eos_token_id {i!r} in generation_config.json is not a token and is omitted" for i in (N_ROWS, "2")
     )
 
 
@@ -174,9 +174,7 @@ def test_sampler_settings(tmp_path: Path, generation: dict[str, Any], keys: dict
 def test_sampler_settings_that_are_no_values(tmp_path: Path, text: str, named: list[str]) -> None:
     write_checkpoint(tmp_path / "hf", files={"generation_config.json": text})
     warnings = convert(tmp_path / "hf", tmp_path / "out.gguf").warnings
-    assert sorted(warnings) == sorted(
-        f"generation_config.json: {each}, which is no value of it: left out" for each in named
-    )
+    assert sorted(warnings) == sorted(f"generation_config.json: {each}, not a valid value: omitted" for each in named)
     with GGUFFile(tmp_path / "out.gguf") as file:
         assert not [key for key in file.metadata if key.startswith("general.sampling.")]
 

@@ -74,7 +74,7 @@ def test_merges_that_do_not_do_what_tiktoken_does_are_refused(
     tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ranks, "merges_of", lambda tokens, where: [])
-    with pytest.raises(ConvertError, match="text is cut otherwise than by tiktoken"):
+    with pytest.raises(ConvertError, match="the ids differ from tiktoken's"):
         read(tmp_path / "hf", {file: tiktoken_file()}, N + 256, model_type="llama")
 
 

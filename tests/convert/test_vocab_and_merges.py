@@ -48,7 +48,7 @@ def test_the_class_of_the_models_type(tmp_path: Path, kind: str, pre: str) -> No
 
 @pytest.mark.parametrize("config", [{"tokenizer_class": "BlenderbotTokenizer"}, {}])
 def test_an_unknown_class_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
-    with pytest.raises(ConvertError, match=r"do not say how text is cut.*GPT2Tokenizer.*save_pretrained"):
+    with pytest.raises(ConvertError, match=r"do not define the pre-tokenizer.*GPT2Tokenizer.*save_pretrained"):
         read(tmp_path / "hf", files(config, END), 1610, model_type="blenderbot")
 
 

@@ -342,7 +342,7 @@ BAD = [
     ({"merges": ["a b", "a b c"]}, "merge 1"),
     ({"merges": [["a", "b", "c"]]}, "merge 0"),
     ({"merges": [["a", 1]]}, "merge 0"),
-    ({"merges": [["a", "c"]]}, "merge 0.*makes no token"),
+    ({"merges": [["a", "c"]]}, "merge 0.*forms an unknown token"),
     ({"type": "WordLevel"}, "'WordLevel'; only BPE"),
     ({"end_of_word_suffix": "</w>"}, "end_of_word_suffix"),
 ]
@@ -373,7 +373,7 @@ def test_normalizers(tmp_path: Path) -> None:
     assert "NFC" in vocabulary(tmp_path, tokenizer=tokenizer(normalizer={"type": "NFC"})).warnings[0]
     for name in ("normalizer", "pre_tokenizer"):
         for wrong in ("NFC", [{"type": "NFC"}], {"type": "Sequence", f"{name}s".replace("_", ""): [None]}):
-            with pytest.raises(ConvertError, match=f"{name} is no step"):
+            with pytest.raises(ConvertError, match=f"{name} is not a tokenizer step"):
                 vocabulary(tmp_path, tokenizer=tokenizer(**{name: wrong}))
     for step in ({"type": "Sunflower"}, {"type": "Replace", "pattern": {}, "content": ""}):
         with pytest.raises(ConvertError, match=str(step.get("pattern", step["type"]))):
