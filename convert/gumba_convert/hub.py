@@ -12,6 +12,7 @@ import glob
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -25,7 +26,7 @@ from gumba.store.folders import has_home, no_home
 from gumba.store.gguf_files import RemoteFile
 from gumba.store.reference import Reference, checked_path, parse
 from gumba_convert import hub_file, modelscope
-from gumba_convert.hub_errors import UnreachableError, hub_errors
+from gumba_convert.hub_errors import NotFoundError, UnreachableError, hub_errors
 
 NEEDED = [
     "config.json",
@@ -241,7 +242,8 @@ def fetch_file(
 
 def announce_checkpoint(reference: Reference, files: Sequence[RemoteFile], tell: Callable[[str], None]) -> None:
     """Announce the download of a checkpoint, with its source and size, unless everything is cached."""
-    needed = [file for file in files if any(fnmatch.fnmatch(file.path, pattern) for pattern in NEEDED)]
+    is_needed = re.compile("|".join(map(fnmatch.translate, NEEDED))).match
+    needed = [file for file in files if is_needed(file.path)]
     missing = sum(file.size or 0 for file in needed) - n_present(reference, needed)
     if missing:
         tell(f"downloading the checkpoint {reference.at} ({size(missing)}) from {reference.host}")
@@ -321,7 +323,7 @@ def _check_settings(cache_dir: Path | None) -> None:
 
 
 def or_local(error: DownloadError, text: str) -> DownloadError:
-    """``error`` with a note that there is no local file or folder `text` either, if `text` may be a path."""
-    if ":" in text or Path(text).exists():
+    """``error``, if it means that there is no such model, with a note that there is no local file or folder `text` either."""
+    if not isinstance(error, NotFoundError | UnreachableError) or ":" in text or Path(text).exists():
         return error
     return DownloadError(f"{error} (and there is no local file or folder {text})")

@@ -13,6 +13,10 @@ class UnreachableError(DownloadError):
     """The hub cannot be reached."""
 
 
+class NotFoundError(DownloadError):
+    """The hub has no such model, or none that it shows to this user."""
+
+
 @contextlib.contextmanager
 def hub_errors(reference: Reference) -> Iterator[None]:
     """What goes wrong with the hub, as DownloadError."""
@@ -28,11 +32,11 @@ def hub_errors(reference: Reference) -> Iterator[None]:
     except errors.GatedRepoError:
         raise DownloadError(f"{name}: access must be granted on the hub first; then set HF_TOKEN") from None
     except errors.RepositoryNotFoundError:
-        raise DownloadError(f"{name}: no such model on the hub, or it is private (set HF_TOKEN)") from None
+        raise NotFoundError(f"{name}: no such model on the hub, or it is private (set HF_TOKEN)") from None
     except errors.RevisionNotFoundError:
         raise DownloadError(f"{name}: the hub has no revision {reference.revision}") from None
     except errors.HFValidationError:
-        raise DownloadError(f"{name!r} is neither a folder nor a valid hub id") from None
+        raise NotFoundError(f"{name!r} is neither a folder nor a valid hub id") from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
         raise UnreachableError(unreachable) from None
     except errors.EntryNotFoundError as error:

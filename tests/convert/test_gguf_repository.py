@@ -410,9 +410,12 @@ def test_content_from_elsewhere(hub: Hub) -> None:
 )
 def test_a_hub_that_refuses(hub: Hub, status: int, error: str, says: str) -> None:
     hub.status, hub.error = status, error
-    with pytest.raises(DownloadError, match=says) as caught:
-        resolve("ada/tiny:Q8_0", revision="v9")
-    assert "\n" not in str(caught.value)
+    for text in ("ada/tiny:Q8_0", "ada/tiny"):
+        with pytest.raises(DownloadError, match=says) as caught:
+            resolve(text, revision="v9")
+        assert "\n" not in str(caught.value)
+        meant = error == "RepoNotFound" and text == "ada/tiny"  # a path, perhaps
+        assert ("no local file or folder ada/tiny" in str(caught.value)) == meant
 
 
 def test_a_revision_is_given_once(hub: Hub) -> None:
