@@ -11,7 +11,8 @@ import numpy as np
 from gumba.errors import ConvertError
 from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.gguf_writer import Value, boolean, u8_array, u32
-from gumba_convert.special_tokens import SpecialTokens, added_tokens
+from gumba_convert.special_tokens import SpecialTokens, added_tokens, text_of
+from gumba_convert.tokenizer_class import named_tokens
 from gumba_convert.tokens import (
     ADDED_SCORE,
     BYTE,
@@ -72,22 +73,31 @@ def from_model(
         return _of_fairseq(checkpoint, model, n_rows, special, where)
     added = _added(checkpoint, len(model.pieces), tokenizer, config, n_rows, where)
     added = {i: token for i, token in added.items() if tokens[i : i + 1] != [token["content"]] or types[i] == NORMAL}
+    without_ids, warnings = _named_only(model, added, tokenizer, config, n_rows)
+    added |= without_ids
     for i in added:
         scores[i : i + 1] = ADDED_SCORE
     add(tokens, types, added)
+    if config.get("legacy") is False and not tokenizer and model.normalizer_spec.add_dummy_prefix:
+        warnings.append(
+            f"{where}: tokenizer_config.json says legacy false, so that transformers puts no space before what follows a special "
+            "token; gumba follows that with a tokenizer.json only, which AutoTokenizer...save_pretrained(FOLDER) writes"
+        )
     trainer = model.trainer_spec
     for role, i in (("bos", trainer.bos_id), ("eos", trainer.eos_id), ("unk", trainer.unk_id), ("pad", trainer.pad_id)):
         if 0 <= i < len(model.pieces) and (role != "pad" or kind == _UNIGRAM):
             special.ids.setdefault(role, i)
     spec = model.normalizer_spec
     if kind == _UNIGRAM:
-        vocabulary = Vocabulary("t5", "default", tokens, types, special, scores=scores)
+        vocabulary = Vocabulary("t5", "default", tokens, types, special, scores=scores, warnings=warnings)
         vocabulary.add_space_prefix = bool(spec.add_dummy_prefix)
         vocabulary.more = _normalizer(spec.precompiled_charsmap, bool(spec.remove_extra_whitespaces))
         vocabulary.more["token_type_count"] = u32(token_types(checkpoint, 1))
         return vocabulary
     prefix = None if spec.add_dummy_prefix else False
-    vocabulary = Vocabulary("llama", "default", tokens, types, special, scores=scores, add_space_prefix=prefix)
+    vocabulary = Vocabulary(
+        "llama", "default", tokens, types, special, scores=scores, add_space_prefix=prefix, warnings=warnings
+    )
     if spec.precompiled_charsmap:
         vocabulary.warnings.append(f"{where} normalizes text ({spec.name or 'unnamed rules'}); GGUF readers do not")
     return vocabulary
@@ -132,6 +142,23 @@ def _added(
         i: {"content": text, "special": False} for text, i in extra.items() if type(i) is int and n_pieces <= i < n_rows
     }
     return added | added_tokens(tokenizer, config, where)
+
+
+def _named_only(
+    model: Any, added: dict[int, dict[str, Any]], tokenizer: dict[str, Any], config: dict[str, Any], n_rows: int
+) -> tuple[dict[int, dict[str, Any]], list[str]]:
+    """Special tokens that tokenizer_config.json names and no file gives an id: the next ones, as transformers has it; and
+    warnings. Where there is a tokenizer.json, it has them (`tokenizer_class.as_loaded`)."""
+    known = {piece.piece for piece in model.pieces} | {token["content"] for token in added.values()}
+    names = [] if tokenizer else dict.fromkeys(map(text_of, named_tokens(config)))
+    first = max(len(model.pieces), *(i + 1 for i in added)) if added else len(model.pieces)
+    new = dict(enumerate((text for text in names if text is not None and text not in known), first))
+    warnings = [
+        f"special token {text!r:.100} would have id {i}, but the model's embedding has {n_rows} rows: it is left out"
+        for i, text in new.items()
+        if i >= n_rows
+    ]
+    return {i: {"content": text, "special": True, "flags": 0} for i, text in new.items() if i < n_rows}, warnings[:8]
 
 
 def _normalizer(charsmap: bytes, remove_extra_whitespaces: bool) -> dict[str, Value]:

@@ -107,7 +107,7 @@ def _unlisted(checkpoint: Checkpoint, tokenizer: dict[str, Any], config: dict[st
     listed, decoder = tokenizer.get("added_tokens"), config.get("added_tokens_decoder")
     older = not isinstance(decoder, dict)
     extra = (checkpoint.json("added_tokens.json") or {}) if older else {}
-    named = [*_named(config), *(_named(checkpoint.json("special_tokens_map.json") or {}) if older else [])]
+    named = [*named_tokens(config), *(named_tokens(checkpoint.json("special_tokens_map.json") or {}) if older else [])]
     entries = [*(listed if isinstance(listed, list) else []), *(decoder.values() if isinstance(decoder, dict) else [])]
     known = {text_of(entry) for entry in entries}
     ids = extra | _ids(tokenizer.get("model"))  # the tokenizers library knows a text by its id in the vocabulary
@@ -137,7 +137,7 @@ def _ids(model: Any) -> dict[str, Any]:
     return dict(vocab) if isinstance(vocab, dict) else {}
 
 
-def _named(config: dict[str, Any]) -> Iterator[Any]:
+def named_tokens(config: dict[str, Any]) -> Iterator[Any]:
     """The special tokens that a file names: by kind, and further ones in lists or by names of their own."""
     yield from (config.get(f"{kind}_token") for kind in KINDS)
     for key in ("extra_special_tokens", "additional_special_tokens"):

@@ -19,7 +19,7 @@ from gumba_convert import convert
 from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.gguf_writer import boolean
 from gumba_convert.pre_tokenizers import CHAINS, GPT4O_PATTERN, NAMES, TEKKEN_PATTERN, detect, spell
-from gumba_convert.vocabulary import Vocabulary, read_vocabulary
+from gumba_convert.vocabulary import CONTROL, Vocabulary, read_vocabulary
 
 N_ROWS = CONFIG["vocab_size"]
 
@@ -437,6 +437,19 @@ def test_sentencepiece_model(tmp_path: Path) -> None:
     assert types == [2, 3, 3] + [6] * 256 + [1] * len(PIECES) + [3, 4, 5, 5]
     np.testing.assert_array_equal(scores[:N_PIECES], [processor.get_score(i) for i in range(N_PIECES)])
     assert ids == [0, 1, 2]
+
+
+def test_special_tokens_without_an_id_come_behind_the_pieces(tmp_path: Path) -> None:
+    """As in transformers 5.24; what it says of spaces behind them is a warning."""
+    config = {
+        "additional_special_tokens": ["<|a|>", "<s>", {"content": "<|b|>"}],
+        "pad_token": "<pad>",
+        "legacy": False,
+    }
+    write_sentencepiece(tmp_path / "hf", **{"tokenizer_config.json": config})
+    found = read_vocabulary(Checkpoint(tmp_path / "hf"), N_PIECES + 2)
+    assert found.tokens[-2:] == ["<pad>", "<|a|>"] and list(found.types[-2:]) == [CONTROL, CONTROL]
+    assert "special token '<|b|>' would have id" in found.warnings[0] and "legacy false" in found.warnings[1]
 
 
 def test_sentencepiece_without_dummy_prefix(tmp_path: Path) -> None:
