@@ -1,4 +1,4 @@
-r"""Added tokens: cut out of a text before anything else, by the rules of Hugging Face's tokenizers library.
+r"""Added tokens, matched in a text before all other steps, by the rules of Hugging Face's tokenizers library.
 
 Tokens that are not ``normalized`` are looked for in the text itself, then the others (normalized themselves) in what the
 normalizer makes of each stretch between. Of the tokens that match at a place the longest counts, and what begins first
@@ -18,12 +18,12 @@ from gumba.text.patterns import WORD
 LSTRIP, RSTRIP, SINGLE_WORD, NORMALIZED, SPACES = 1, 2, 4, 8, 16
 ALL_FLAGS = LSTRIP | RSTRIP | SINGLE_WORD | NORMALIZED | SPACES
 
-LONGEST_TOKEN = 1000  # characters of an added token: each place of a text may be compared with as many
-_DEEPEST = 50  # groups within groups of one pattern
+LONGEST_TOKEN = 1000  # characters of an added token; every position of a text may be compared with this many
+_DEEPEST = 50  # nested groups in one pattern
 
 
 class AddedToken(NamedTuple):
-    """One added token; ``flags``: bits of the above; ``special``: only looked for where control tokens are."""
+    """One added token; ``flags``: the bits above; ``special``: matched only where control tokens are parsed."""
 
     id: int
     text: str
@@ -32,19 +32,19 @@ class AddedToken(NamedTuple):
 
 
 class Matcher:
-    """Finds tokens in a text, the leftmost first and the longest of those."""
+    """Finds tokens in a text: the leftmost match, and the longest at that position."""
 
     def __init__(self, tokens: Sequence[AddedToken]) -> None:
         import regex
 
         self._tokens: dict[str, AddedToken] = {}
         for token in tokens:
-            self._tokens.setdefault(token.text, token)  # of equal texts the first counts
+            self._tokens.setdefault(token.text, token)  # the first of equal texts wins
         self._find = re.compile(_alternatives(list(self._tokens))).finditer if self._tokens else None
         self._word: Any = regex.compile(WORD, regex.VERSION1).match
 
     def cut(self, text: str, parse_special: bool) -> list[str | int]:
-        """The text with tokens as their ids; nothing in it is empty."""
+        """Split a text into token ids and the texts between them, without empty texts."""
         if self._find is None:
             return [text] if text else []
         cut: list[str | int] = []
@@ -76,7 +76,7 @@ class Matcher:
 
 
 def _alternatives(texts: Sequence[str]) -> str:
-    """A pattern of texts that prefers the longest; common beginnings are written once, as thousands share them."""
+    """A pattern that matches the longest of ``texts``, with shared prefixes merged, as thousands share them."""
     trie: dict[str, Any] = {}
     for text in texts:
         node = trie
@@ -91,7 +91,7 @@ def _alternatives(texts: Sequence[str]) -> str:
 
 
 def _branchings(trie: dict[str, Any]) -> int:
-    """How many nodes with a choice lie one below another, at most."""
+    """The maximum number of nested nodes with alternatives."""
     deepest, level = 0, [(trie, 0)]
     while level:
         deepest = max(deepest, *(depth for _, depth in level))

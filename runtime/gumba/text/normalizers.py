@@ -1,4 +1,4 @@
-"""What is done to a text before it is cut into words: the normalizer steps of a tokenizer.json.
+"""The normalizer steps of a tokenizer.json, applied before pre-tokenization.
 
 Each step does what the step of the same name in Hugging Face's tokenizers library does, whose tables of Unicode are older
 than Python's (``unicode_sets``); normal forms and small letters are Python's.
@@ -16,7 +16,7 @@ from gumba.errors import TokenizerError
 from gumba.text.patterns import Pattern
 from gumba.text.unicode_sets import CAPITALS, CLEANED, MARKS, NONSPACING, NOT_NORMALIZED, characters
 
-#: A text and the deadline of its patterns (see ``patterns``) -> the text that is normalized.
+#: (text, deadline of its patterns, see ``patterns``) -> the normalized text.
 Normalizer = Callable[[str, float], str]
 
 #: Unicode's White_Space.
@@ -29,12 +29,12 @@ _NMT_REMOVED = (*range(1, 9), 0xB, *range(0xE, 0x20), 0x7F, 0x8F, 0x9F)
 _NMT_SPACES = (9, 0xA, 0xC, 0xD, 0x1680, *range(0x200B, 0x2010), 0x2028, 0x2029, 0x2581, 0xFEFF, 0xFFFD)
 _NMT = dict.fromkeys(_NMT_REMOVED, "") | dict.fromkeys(_NMT_SPACES, " ")
 _LONGEST_CONTENT = 1024  # characters
-_LONG_RUN = 64  # marks one after another that are sorted beforehand
-_GROWTH, _SMALLEST_ROOM = 32, 1 << 16  # how many times longer, and how many characters longer, a text may get
+_LONG_RUN = 64  # runs of this many marks are sorted before normalization
+_GROWTH, _SMALLEST_ROOM = 32, 1 << 16  # limits: growth as a factor, and in characters
 
 
 def lowercased(text: str) -> str:
-    """Each character's small letter, found by itself: no sigma becomes a final one."""
+    """Lower case, character by character: no final sigma."""
     return text.lower() if text.isascii() else "".join(map(str.lower, text)).translate(_capitals())
 
 
@@ -44,7 +44,7 @@ def _capitals() -> dict[int, int]:
 
 
 class _Table(dict[int, str]):
-    """What a character becomes (for ``str.translate``), found out when it is first met."""
+    """A table for ``str.translate`` that computes the replacement of a character at its first use."""
 
     def __init__(self, made: Callable[[int], str]) -> None:
         self._made = made
@@ -64,12 +64,12 @@ def cleaned(point: int) -> str:
 
 
 def is_ideograph(point: int) -> bool:
-    """Whether BertNormalizer puts spaces around a character."""
+    """Whether BertNormalizer surrounds a character with spaces."""
     return any(first <= point <= last for first, last in IDEOGRAPHS)
 
 
 def normalizer(step: Any, charsmap: Callable[[str], str] | None = None) -> Normalizer:
-    """A normalizer step of a tokenizer.json as a function.
+    """The function of a normalizer step of a tokenizer.json.
 
     Args:
         step: the step, as JSON has it. charsmap: what a Precompiled step does (its table stands apart in a GGUF file).
@@ -95,7 +95,7 @@ def normalizer(step: Any, charsmap: Callable[[str], str] | None = None) -> Norma
 
 
 def step_kind(step: Any) -> str:
-    """The type of a step; "" for what is no step."""
+    """The type of a step; "" if it is not a step."""
     kind = step.get("type") if isinstance(step, Mapping) else None
     return kind if isinstance(kind, str) else ""
 
@@ -110,7 +110,7 @@ def _in_turn(steps: Sequence[Normalizer], text: str, deadline: float) -> str:
 
 
 def flag(step: Mapping[str, Any], name: str, default: bool) -> bool:
-    """An option of a step. Raises TokenizerError when it is no bool."""
+    """A boolean option of a step. Raises TokenizerError for another type."""
     value = step.get(name, default)
     if not isinstance(value, bool):
         raise TokenizerError(f"{step.get('type')}: {name} is {value!r:.80}, expected true or false")
@@ -118,7 +118,7 @@ def flag(step: Mapping[str, Any], name: str, default: bool) -> bool:
 
 
 def string(step: Mapping[str, Any], name: str, longest: int = _LONGEST_CONTENT) -> str:
-    """An option of a step. Raises TokenizerError when it is no text, or a long one."""
+    """A string option of a step. Raises TokenizerError for another type, or a string that is too long."""
     value = step.get(name)
     if not isinstance(value, str) or len(value) > longest:
         raise TokenizerError(
@@ -128,7 +128,7 @@ def string(step: Mapping[str, Any], name: str, longest: int = _LONGEST_CONTENT) 
 
 
 def pattern(step: Mapping[str, Any]) -> Pattern:
-    """The pattern of a step, {"String": text} or {"Regex": expression}. Raises TokenizerError for another."""
+    """The pattern of a step, {"String": text} or {"Regex": expression}. Raises TokenizerError for anything else."""
     found = step.get("pattern")
     for name, literal in (("String", True), ("Regex", False)):
         if isinstance(found, Mapping) and list(found) == [name] and isinstance(found[name], str):
@@ -157,7 +157,7 @@ def _long_runs() -> Any:
 
 
 def _sorted_marks(run: Any) -> str:
-    """The marks of a run as they come, sorted by combining class between those of class 0."""
+    """The marks of a run in order, sorted by combining class between marks of class 0."""
     made: list[str] = []
     marks: list[str] = []
     for mark in itertools.chain.from_iterable(unicodedata.normalize("NFD", each) for each in run[0]):
@@ -241,7 +241,7 @@ def _bert(step: Mapping[str, Any]) -> Normalizer:
 
 
 def spelled(text: str) -> str:
-    """The bytes of a text, each as one printable character, GPT-2's way (see ``byte_bpe``)."""
+    """The bytes of a text as printable characters, in GPT-2's mapping (see ``byte_bpe``)."""
     from gumba.text.byte_bpe import BYTE_TO_CHARACTER
 
     return text.encode().decode("latin-1").translate(BYTE_TO_CHARACTER)

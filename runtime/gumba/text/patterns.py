@@ -1,4 +1,4 @@
-r"""Regular expressions of tokenizer.json files, run with a limit on their time.
+r"""Regular expressions of tokenizer.json files, run with a time limit.
 
 tokenizer.json is written for Oniguruma in Ruby's spelling, the patterns run here on the ``regex`` library: ``$`` and ``^``
 are ends of lines, ``(?m:`` lets the dot match newlines, ``\h`` is a hexadecimal digit, ``\w`` and ``\b`` leave joiners out
@@ -18,14 +18,14 @@ from gumba.errors import TokenizerError
 from gumba.text.unicode_sets import NOT_OF_WORDS, inside_class
 
 LONGEST_PATTERN = 20_000  # characters
-PATIENCE, PER_CHARACTER = 2.0, 2e-5  # seconds that the patterns of one text may take
+PATIENCE, PER_CHARACTER = 2.0, 2e-5  # seconds allowed per text, and per character
 
-#: A character of words: letters, marks, digits, connectors, joiners. In sets its brackets nest.
+#: A word character: letters, marks, digits, connectors, joiners. Brackets nest in character classes.
 WORD = rf"[\p{{Alphabetic}}\p{{M}}\p{{Nd}}\p{{Pc}}\u200c\u200d&&[^{inside_class(NOT_OF_WORDS)}]]"
 _WORD_IN_CLASS = r"[\w--[\u200c\u200d]]"
 _WORD = r"[[\w\xb2\xb3\xb9\xbc-\xbe]--[\u200c\u200d]]"
 _NO_WORD = f"[^{_WORD}]"
-#: Escapes outside of character classes that mean the same in both libraries, or have a spelling here.
+#: Escapes outside of character classes that have the same meaning in both libraries, or an equivalent here.
 _SAME = frozenset("dDsSnrtfvapPAXuxRt0123456789")
 _OTHER = {
     "h": "[0-9A-Fa-f]",
@@ -38,7 +38,7 @@ _OTHER = {
 }
 _OTHER["b"] = f"(?:(?<={_WORD})(?!{_WORD})|(?<!{_WORD})(?={_WORD}))"
 _OTHER["B"] = f"(?:(?<={_WORD})(?={_WORD})|(?<!{_WORD})(?!{_WORD}))"
-#: The same inside of character classes, and POSIX's names there.
+#: The same inside character classes, and POSIX names.
 _IN_CLASS = {"h": "0-9A-Fa-f", "w": _WORD_IN_CLASS, "W": f"[^{_WORD_IN_CLASS}]", "b": r"\x08"}
 _POSIX = {
     "[:digit:]": r"\p{Nd}", "[:alnum:]": r"\p{Alphabetic}\p{Nd}", "[:punct:]": r"\p{P}\p{S}", "[:word:]": _WORD_IN_CLASS,
@@ -50,12 +50,12 @@ _INTERVAL = re.compile(r"(\{(?:\d+(?:,\d*)?|,\d+)\})([+?]?)")
 
 
 def deadline_of(text: str) -> float:
-    """The time (``time.monotonic``) at which the patterns of a text must have finished."""
+    """The time (``time.monotonic``) by which the patterns of a text must finish."""
     return time.monotonic() + PATIENCE + PER_CHARACTER * len(text)
 
 
 class Pattern:
-    """A compiled pattern. Raises TokenizerError for one that is too long, faulty, or has constructs without a twin here."""
+    """A compiled pattern. Raises TokenizerError if it is too long, invalid, or uses unsupported constructs."""
 
     def __init__(self, source: str, *, literal: bool = False) -> None:
         import regex
@@ -70,7 +70,7 @@ class Pattern:
             raise TokenizerError(f"the pattern {source!r:.200} is not supported: {error!s:.200}") from None
 
     def spans(self, text: str, deadline: float) -> Iterator[tuple[int, int]]:
-        """Where the pattern matches; an empty match right after a match does not count, as in Oniguruma.
+        """The spans of all matches, without empty matches right after a match, as in Oniguruma.
 
         Raises TokenizerError when the deadline passes.
         """
@@ -87,7 +87,7 @@ class Pattern:
 
 
 def _translated(source: str) -> str:
-    """The pattern in the spelling of the ``regex`` library. Raises ValueError for what it does not have."""
+    """Translate a pattern to the syntax of the ``regex`` library. Raises ValueError for unsupported constructs."""
     out: list[str] = []
     depth, i = 0, 0  # depth of nested character classes
     atom, groups = 0, [0]  # where in ``out`` the last atom, and each open group, begins
@@ -97,7 +97,7 @@ def _translated(source: str) -> str:
         if interval is not None:
             out.append(interval[1])
             if interval[2] == "+" or (interval[2] == "?" and "," not in interval[1]):
-                out.insert(atom, "(?:")  # in Ruby a repetition of the repetition, neither possessive nor lazy
+                out.insert(atom, "(?:")  # in Ruby this repeats the repetition; it is neither possessive nor lazy
                 out.append(")")
             out.append(interval[2])
             i = interval.end()
@@ -140,7 +140,7 @@ def _translated(source: str) -> str:
 
 
 def _escape(source: str, i: int, in_class: bool) -> tuple[str, int]:
-    """An escape in the other spelling, and where it ends."""
+    """The translation of an escape, and its end."""
     letter = source[i + 1 : i + 2]
     if not letter:
         raise ValueError("it ends with a backslash")
@@ -162,7 +162,7 @@ def _escape(source: str, i: int, in_class: bool) -> tuple[str, int]:
 
 
 def _posix(name: str) -> str:
-    """A class of POSIX inside of a character class."""
+    """The translation of a POSIX class inside a character class."""
     found = _POSIX.get(name.replace("^", "", 1))
     if found is None:
         return name
@@ -170,7 +170,7 @@ def _posix(name: str) -> str:
 
 
 def _group(source: str, i: int) -> tuple[str, int]:
-    """The beginning of a group, its options in the other spelling, and where it ends."""
+    """The translation of the start of a group with its options, and its end."""
     if source[i + 2 : i + 3] in (":", "=", "!", ">", "#") or source.startswith(("(?<=", "(?<!"), i):
         return source[i : i + 3], i + 3
     if source.startswith("(?<", i):

@@ -1,4 +1,4 @@
-"""The steps of a tokenizer.json that GGUF's own keys cannot say, run from keys of gumba's own.
+"""Runs the steps of a tokenizer.json that have no GGUF key, from gumba's own keys.
 
 Keys, all under ``gumba.tokenizer.``; llama.cpp reads none of them:
 
@@ -38,7 +38,7 @@ _ALL_KEYS = (
     ADDED_TOKEN_FLAGS,
     *(KEYS + name for name in ("normalizer", "pre_tokenizer", "model", "merges", "scores")),
 )
-_LONGEST_STEPS, _MOST_STEPS, _DEEPEST = 1 << 20, 64, 8  # characters of JSON, steps, sequences within sequences
+_LONGEST_STEPS, _MOST_STEPS, _DEEPEST = 1 << 20, 64, 8  # characters of JSON, number of steps, nesting of sequences
 _LONGEST_WORD = 1 << 30
 #: Options of a model and their types; bool ones default to false.
 _OPTIONS = {
@@ -49,7 +49,7 @@ _BOUNDARY = "\u2581"
 
 
 class Steps:
-    """The keys of one file, checked.
+    """The checked keys of one file.
 
     ``has_normalizer``, ``has_words``: the file has the keys ``normalizer``, ``pre_tokenizer``; ``normalizer_step`` and
     ``pre_tokenizer_step``: these as JSON has them, and ``normalizer`` and ``cutter`` as functions, None for none;
@@ -75,12 +75,12 @@ class Steps:
 
 
 def read_steps(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> Steps | None:
-    """The steps that a file has keys for; None when it has none. Raises TokenizerError naming the key at fault."""
+    """The steps of a file's keys; None if it has none. Raises TokenizerError that names the invalid key."""
     return Steps(metadata, vocabulary) if any(key in metadata for key in _ALL_KEYS) else None
 
 
 class Pipeline:
-    """Text to ids of the tokens in it, as Hugging Face's tokenizers library does it: added tokens, normalizer, words, model.
+    """Encodes text to token ids as Hugging Face's tokenizers library does: added tokens, normalizer, pre-tokenizer, model.
 
     Args:
         encode: ids of a text, where the file has no key ``pre_tokenizer``. encode_words: ids of words, where it has.
@@ -106,7 +106,7 @@ class Pipeline:
         normalized = [token for token in added if token.flags & NORMALIZED]
         self._before = Matcher(plain)
         self._after = Matcher([each._replace(text=self._normalized(each.text)) for each in normalized])
-        # In the text of a template control tokens are looked for before anything is normalized: no text of a message may
+        # In the text of a template, control tokens are matched before normalization, so that no text of a message can
         # become one.
         self._in_template = Matcher([*plain, *(token for token in normalized if token.special)])
 
@@ -116,7 +116,7 @@ class Pipeline:
         return tuple(sorted((token.text for token in self._tokens if token.special), key=len, reverse=True))
 
     def encode(self, text: str, parse_special: bool, shield: str = "") -> list[int]:
-        """Token ids of a text; see ``Tokenizer.encode``. Raises TokenizerError where a pattern takes too long."""
+        """Token ids of a text; see ``Tokenizer.encode``. Raises TokenizerError if a pattern takes too long."""
         deadline = deadline_of(text)
         ids: list[int] = []
         at_start = True
@@ -156,7 +156,7 @@ class Pipeline:
 
 
 def default_added_tokens(vocabulary: Vocabulary) -> list[AddedToken]:
-    """The tokens that are cut out of a text where the file has no keys for them."""
+    """The tokens to match in a text if the file has no keys for added tokens."""
     user_defined = {token for _, token in vocabulary.special_texts[False]}
     found = []
     for text, token in vocabulary.special_texts[True]:
@@ -166,7 +166,7 @@ def default_added_tokens(vocabulary: Vocabulary) -> list[AddedToken]:
 
 
 def _json(metadata: Mapping[str, Any], name: str) -> Any:
-    """The steps at a key; None for none. Raises TokenizerError for what is no JSON, or too much of it."""
+    """The steps at a key; None if it has none. Raises TokenizerError for invalid or too large JSON."""
     text = metadata_value(metadata, KEYS + name, str, "null")
     if len(text) > _LONGEST_STEPS:
         raise TokenizerError(f"{KEYS}{name}: {len(text)} characters; the limit is {_LONGEST_STEPS}")
@@ -191,7 +191,7 @@ def _count(step: Any, depth: int = 0) -> int:
 
 
 def _leaves(step: Any, children: str) -> list[Mapping[str, Any]]:
-    """The steps themselves, without the sequences that hold them."""
+    """The steps, with sequences flattened."""
     if not isinstance(step, dict):
         return []
     if step.get("type") != "Sequence":
@@ -241,7 +241,7 @@ def _added_tokens(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> list[A
 
 
 def _spaces(steps: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """The character that stands for a space, and where one is put before a text."""
+    """The character that represents a space, and where one is prepended to a text."""
     mark, prefix = "", "never"
     for step in steps:
         if step.get("type") == "Metaspace":

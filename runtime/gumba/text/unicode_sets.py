@@ -1,4 +1,4 @@
-"""Sets of characters as the tokenizers library has them, which are those of an older Unicode than Python's.
+"""Character sets of the tokenizers library, which uses an older version of Unicode than Python.
 
 Written by tools/make_unicode_sets.py from tokenizers 0.23.3. Each is a string of ranges in hexadecimal.
 """
@@ -10,22 +10,22 @@ import functools
 
 @functools.cache
 def characters(ranges: str) -> frozenset[int]:
-    """The code points of a set below."""
+    """The code points of one of the sets below."""
     bounds = [[int(end, 16) for end in each.split("-")] for each in ranges.split()]
     return frozenset(point for each in bounds for point in range(each[0], each[-1] + 1))
 
 
 def inside_class(ranges: str) -> str:
-    """A set below as the inside of a character class of a pattern."""
+    """One of the sets below, as the inside of a regular expression's character class."""
     return "".join("-".join(chr(int(end, 16)) for end in each.split("-")) for each in ranges.split())
 
 
-#: What BertNormalizer's clean_text leaves out.
+#: Characters that BertNormalizer's clean_text removes.
 CLEANED = """
 0-8 b-c e-1f 7f-9f ad 600-605 61c 6dd 70f 180e 200b-200f 202a-202e 2060-2064 2066-206f e000-f8ff feff fff9-fffb fffd
 110bd 1bca0-1bca3 1d173-1d17a e0001 e0020-e007f f0000-ffffd 100000-10fffd
 """
-#: Nonspacing marks, which BertNormalizer's strip_accents leaves out.
+#: Nonspacing marks, which BertNormalizer's strip_accents removes.
 NONSPACING = """
 300-36f 483-487 591-5bd 5bf 5c1-5c2 5c4-5c5 5c7 610-61a 64b-65f 670 6d6-6dc 6df-6e4 6e7-6e8 6ea-6ed 711 730-74a 7a6-7b0
 7eb-7f3 816-819 81b-823 825-827 829-82d 859-85b 8e3-902 93a 93c 941-948 94d 951-957 962-963 981 9bc 9c1-9c4 9cd 9e2-9e3
@@ -47,7 +47,7 @@ abed fb1e fe00-fe0f fe20-fe2f 101fd 102e0 10376-1037a 10a01-10a03 10a05-10a06 10
 1d17b-1d182 1d185-1d18b 1d1aa-1d1ad 1d242-1d244 1da00-1da36 1da3b-1da6c 1da75 1da84 1da9b-1da9f 1daa1-1daaf 1e8d0-1e8d6
 e0100-e01ef
 """
-#: Marks, which StripAccents leaves out.
+#: Marks, which StripAccents removes.
 MARKS = """
 300-36f 483-489 591-5bd 5bf 5c1-5c2 5c4-5c5 5c7 610-61a 64b-65f 670 6d6-6dc 6df-6e4 6e7-6e8 6ea-6ed 711 730-74a 7a6-7b0
 7eb-7f3 816-819 81b-823 825-827 829-82d 859-85b 8d4-8e1 8e3-903 93a-93c 93e-94f 951-957 962-963 981-983 9bc 9be-9c4
@@ -69,11 +69,11 @@ abec-abed fb1e fe00-fe0f fe20-fe2f 101fd 102e0 10376-1037a 10a01-10a03 10a05-10a
 1d16d-1d172 1d17b-1d182 1d185-1d18b 1d1aa-1d1ad 1d242-1d244 1da00-1da36 1da3b-1da6c 1da75 1da84 1da9b-1da9f 1daa1-1daaf
 1e000-1e006 1e008-1e018 1e01b-1e021 1e023-1e024 1e026-1e02a 1e8d0-1e8d6 1e944-1e94a e0100-e01ef
 """
-#: Characters that the library's older tables leave alone in all normal forms, unlike Python's.
+#: Characters that the library's older tables do not normalize, unlike Python's.
 NOT_NORMALIZED = """
 32ff a7f2-a7f4 ab69 10781-10785 10787-107b0 107b2-107ba 11938 1f16c 1fbf0-1fbf9
 """
-#: Capitals that Python 3.10 does not know yet, and their small letters: pairs of code points.
+#: Upper-case letters that Python 3.10 lacks, and their lower case: pairs of code points.
 CAPITALS = """
 1c89-1c8a 2c2f-2c5f a7c0-a7c1 a7cb-264 a7cc-a7cd a7ce-a7cf a7d0-a7d1 a7d2-a7d3 a7d4-a7d5 a7d6-a7d7 a7d8-a7d9 a7da-a7db
 a7dc-19b 10570-10597 10571-10598 10572-10599 10573-1059a 10574-1059b 10575-1059c 10576-1059d 10577-1059e 10578-1059f
@@ -86,7 +86,7 @@ a7dc-19b 10570-10597 10571-10598 10572-10599 10573-1059a 10574-1059b 10575-1059c
 16eac-16ec7 16ead-16ec8 16eae-16ec9 16eaf-16eca 16eb0-16ecb 16eb1-16ecc 16eb2-16ecd 16eb3-16ece 16eb4-16ecf 16eb5-16ed0
 16eb6-16ed1 16eb7-16ed2 16eb8-16ed3
 """
-#: Characters that the regex library takes for parts of words, as it knows a newer Unicode.
+#: Characters that the regex library counts as word characters because it uses a newer Unicode.
 NOT_OF_WORDS = """
 558 58b-58c 5c8-5c9 88f b53-b54 c5c cdc 1acf-1af0 208f 209d-209f a7ce-a7cf a7d2 a7d4 a7dd a7e2 a7f1 ab6c-ab6d
 107bb-107bf 10940-10959 10ec5-10ec7 10ecb-10ecf 10ed9-10eee 10ef0-10efb 11b0a 11b60-11b67 11db0-11ddb 11de0-11de9
@@ -95,7 +95,7 @@ NOT_OF_WORDS = """
 1df1f-1df24 1df2b-1df81 1df90-1df96 1dfcd-1dfff 1e6c0-1e6de 1e6e0-1e6f5 1e6fe-1e6ff 2b73a-2b73f 2b81e 2cea2-2cead
 323b0-33479 3d000-3fc3f
 """
-#: Punctuation of BertPreTokenizer and Punctuation, ASCII's symbols among it.
+#: The punctuation of BertPreTokenizer and Punctuation, including ASCII symbols.
 PUNCTUATION = """
 21-2f 3a-40 5b-60 7b-7e a1 a7 ab b6-b7 bb bf 37e 387 55a-55f 589-58a 5be 5c0 5c3 5c6 5f3-5f4 609-60a 60c-60d 61b 61e-61f
 66a-66d 6d4 700-70d 7f7-7f9 830-83e 85e 964-965 970 af0 df4 e4f e5a-e5b f04-f12 f14 f3a-f3d f85 fd0-fd4 fd9-fda

@@ -1,4 +1,4 @@
-"""Unigram of words that are cut already, as Hugging Face's tokenizers library has it (Kudo 2018).
+"""Unigram model on pre-tokenized words, as in Hugging Face's tokenizers library (Kudo 2018).
 
 The pieces of a word are those of the highest sum of scores. Sums are made in float64 and in that library's order, so that
 of sums that are equal, or nearly so, the same one wins: "..." is "." and ".." in either order. Characters without a piece
@@ -16,8 +16,8 @@ from gumba.errors import TokenizerError
 from gumba.text.vocabulary import PREFIX, TokenType, Vocabulary, byte_ids
 
 _UNKNOWN_PENALTY = 10.0
-_LONGEST_PIECES = 4096  # sum of the different lengths of pieces, all of which are tried at each character
-_REMEMBERED, _LONGEST_KEPT = 1 << 16, 64  # words, and characters of one, that are remembered
+_LONGEST_PIECES = 4096  # sum of the distinct piece lengths, each of which is tried at every character
+_REMEMBERED, _LONGEST_KEPT = 1 << 16, 64  # the cache: number of words, and characters of the longest
 
 
 class UnigramEncoder:
@@ -47,11 +47,11 @@ class UnigramEncoder:
         self._known: dict[str, list[int]] = {}
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of one word. Raises as ``encode_words`` does."""
+        """Token ids of one word. Raises the errors of ``encode_words``."""
         return self.encode_words([text])
 
     def encode_words(self, words: Sequence[str]) -> list[int]:
-        """Token ids of words, each by itself.
+        """Token ids of words, each encoded separately.
 
         Raises TokenizerError for a character that the vocabulary cannot express.
         """
@@ -69,7 +69,7 @@ class UnigramEncoder:
 
     def _tokens(self, word: str) -> list[int]:
         ids: list[int] = []
-        unknown_from = -1  # where a run of unknown characters begins
+        unknown_from = -1  # start of the current run of unknown characters
         for begin, token in self._best(word):
             if token >= 0:
                 ids += self._of_unknown(word[unknown_from:begin]) if unknown_from >= 0 else []
@@ -80,7 +80,7 @@ class UnigramEncoder:
         return ids + self._of_unknown(word[unknown_from:]) if unknown_from >= 0 else ids
 
     def _best(self, word: str) -> list[tuple[int, int]]:
-        """The pieces of the highest sum, each as where it begins and its token (-1: an unknown character)."""
+        """The segmentation with the highest score, as (start, token) pairs (-1: an unknown character)."""
         n, pieces = len(word), self._pieces
         begins, tokens, sums = [-1] * (n + 1), [-1] * (n + 1), [0.0] * (n + 1)
         for begin in range(n):
@@ -112,6 +112,6 @@ class UnigramEncoder:
         if self._bytes:
             return [self._bytes[byte] for byte in text.encode()]
         if self._unknown is None:
-            raise TokenizerError(f"{PREFIX}tokens: no piece for some character of the text, no byte tokens and no unknown "
-                                 "token")  # fmt: skip
+            raise TokenizerError(f"{PREFIX}tokens: a character of the text has no piece, and there are no byte tokens and no "
+                                 "unknown token")  # fmt: skip
         return [self._unknown]

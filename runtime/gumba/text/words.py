@@ -1,4 +1,4 @@
-"""How a text is cut into words: the pre-tokenizer steps of a tokenizer.json.
+"""The pre-tokenizer steps of a tokenizer.json, which split a text into words.
 
 Each step cuts the pieces that the one before it left, as the step of the same name in Hugging Face's tokenizers library
 does. A file whose chain of steps has a name (``tokenizer.ggml.pre``) does not need this: see ``pretokenize``.
@@ -15,27 +15,27 @@ from gumba.text.normalizers import WHITE_SPACE, flag, pattern, spelled, step_kin
 from gumba.text.patterns import WORD, Pattern
 from gumba.text.unicode_sets import PUNCTUATION, characters
 
-#: The pattern of ByteLevel's words, GPT-2's. Possessive where nothing can be taken back.
+#: ByteLevel's (GPT-2's) pattern, with possessive quantifiers where backtracking cannot succeed.
 BYTE_LEVEL_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s++"
 _BEHAVIORS = ("Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous")
 _SPACE = "\u2581"
 
 
 class Pieces(NamedTuple):
-    """The pieces of a text; ``at_start``: the first one begins where the whole text does."""
+    """The pieces of a text; ``at_start``: the first piece begins at the start of the text."""
 
     texts: list[str]
     at_start: bool
 
 
-#: Pieces and the deadline of their patterns (see ``patterns``) -> the pieces that these are cut into.
+#: (pieces, deadline of their patterns, see ``patterns``) -> the pieces that they are split into.
 Cutter = Callable[[Pieces, float], Pieces]
-#: Ranges that are together a text, and whether each is a match.
+#: Consecutive ranges that cover a text, each with whether it is a match.
 _Ranges = list[tuple[int, int, bool]]
 
 
 def cutter(step: Any) -> Cutter:
-    """A pre-tokenizer step of a tokenizer.json as a function.
+    """The function of a pre-tokenizer step of a tokenizer.json.
 
     Raises:
         TokenizerError: an unknown step, or one with a wrong option.
@@ -94,7 +94,7 @@ def _ranges(spans: Iterable[tuple[int, int]], length: int, invert: bool) -> _Ran
 
 
 def _kept(ranges: _Ranges, behavior: str) -> Iterable[tuple[int, int]]:
-    """What a behavior makes pieces of."""
+    """Group ranges into pieces according to a behavior."""
     if behavior in ("Removed", "Isolated"):
         return [(first, last) for first, last, match in ranges if behavior == "Isolated" or not match]
     backwards = behavior == "MergedWithNext"
@@ -113,7 +113,7 @@ def _kept(ranges: _Ranges, behavior: str) -> Iterable[tuple[int, int]]:
 
 
 def _single(taken: Callable[[str], bool]) -> Callable[[str, float], Iterable[tuple[int, int]]]:
-    """Matches of single characters, each found out once."""
+    """Matches of single characters, cached per character."""
     known: dict[str, bool] = {}
 
     def spans(text: str, deadline: float) -> Iterable[tuple[int, int]]:
@@ -153,7 +153,7 @@ def _digits(step: Mapping[str, Any]) -> Cutter:
 
 
 def metaspace_options(step: Mapping[str, Any]) -> tuple[str, str, bool]:
-    """Replacement, prepend_scheme and split of a Metaspace step. Raises TokenizerError for a wrong one."""
+    """Replacement, prepend_scheme and split of a Metaspace step. Raises TokenizerError for an invalid one."""
     replacement = string(step, "replacement") if "replacement" in step else _SPACE
     scheme = step.get("prepend_scheme", "always")
     if scheme not in ("always", "first", "never") or len(replacement) != 1:
