@@ -198,7 +198,7 @@ def unigram_from_json(
     add(tokens, types, added_tokens(tokenizer, config, where))
     for i in special.ids.values():
         types[i] = types[i] if types[i] == UNKNOWN else CONTROL
-    if tokenizer.get("post_processor") is None and config.get("tokenizer_class") in _WITHOUT_ENDS:
+    if tokenizer.get("post_processor") is not None or config.get("tokenizer_class") in _WITHOUT_ENDS:
         special.add.setdefault("eos", False)  # readers add one by default
     charsmap, merged = _read_normalizer(tokenizer.get("normalizer"), where)
     prefix, split = _read_metaspace(tokenizer.get("pre_tokenizer"))

@@ -66,13 +66,19 @@ def added_tokens(tokenizer: dict[str, Any], config: dict[str, Any], where: str) 
         [(token.get("id"), token) for token in listed if isinstance(token, dict)] if isinstance(listed, list) else []
     )
     if isinstance(decoder, dict):
-        entries += [(int(i) if i.isdecimal() else i, token) for i, token in decoder.items()]
+        entries += [
+            (
+                int(i) if i.isdecimal() else i,
+                {"normalized": not token.get("special")} | token if isinstance(token, dict) else token,
+            )
+            for i, token in decoder.items()
+        ]
     for i, token in entries:
         content = token.get("content") if isinstance(token, dict) else None
         if type(i) is not int or i < 0 or not isinstance(content, str) or not content:
             raise ConvertError(f"{where}: added token {i!r}: {str(token)[:120]} is not valid")
         special = bool(token.get("special")) or result.get(i, {}).get("special", False)
-        result[i] = {"content": content, "special": special, "flags": _flags(token, result.get(i, {}).get("flags", 0))}
+        result[i] = {"content": content, "special": special, "flags": _flags(token)}
     named = {text for kind in KINDS if (text := text_of(config.get(f"{kind}_token")))}
     for token in result.values():
         token["special"] = token["special"] or token["content"] in named
@@ -173,11 +179,9 @@ def _warnings_of_missing_rows(gone: dict[int, str], config: dict[str, Any], n_ro
     return warnings
 
 
-def _flags(token: dict[str, Any], before: int) -> int:
-    """The flags of an added token as bits; those that it does not give are as before."""
-    for name, bit in FLAGS.items():
-        before = (before & ~bit) | bit * bool(token.get(name, before & bit))
-    return before
+def _flags(token: dict[str, Any]) -> int:
+    """The flags of an added token as bits; those that it does not give are unset, as in transformers."""
+    return sum(bit for name, bit in FLAGS.items() if token.get(name))
 
 
 def read_special_tokens(

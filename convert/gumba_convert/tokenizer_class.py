@@ -140,6 +140,7 @@ def _ids(model: Any) -> dict[str, Any]:
 def named_tokens(config: dict[str, Any]) -> Iterator[Any]:
     """The special tokens that a file names: by kind, and further ones in lists or by names of their own."""
     yield from (config.get(f"{kind}_token") for kind in KINDS)
+    yield from (text for key, text in config.items() if key.endswith("_token") and isinstance(text, str))
     for key in ("extra_special_tokens", "additional_special_tokens"):
         more = config.get(key)
         yield from more if isinstance(more, list) else more.values() if isinstance(more, dict) else []

@@ -138,7 +138,10 @@ def _drop_unset_ends(vocabulary: Vocabulary) -> None:
 def _warn_of_ends(vocabulary: Vocabulary, tokenizer: dict[str, Any], by_class: bool) -> None:
     """Warn if readers of a WordPiece vocabulary add other tokens around a text than tokenizer.json."""
     around = tokens_around(tokenizer.get("post_processor"))
-    if vocabulary.model == "bert" and tokenizer and not by_class and not all(around):
+    if vocabulary.model != "bert" or not tokenizer or by_class:
+        return
+    ends = [[vocabulary.tokens[vocabulary.special.ids[kind]]] for kind in ("cls", "sep")]
+    if [[text for text, _ in side] for side in around] != ends:
         texts = [text for side in around for text, _ in side]
         vocabulary.warnings.append(
             f"tokenizer.json puts {' and '.join(texts) or 'nothing'} around a text; GGUF readers always put the class token "

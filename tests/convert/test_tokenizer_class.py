@@ -108,6 +108,11 @@ def test_a_normalizer_that_agrees_is_not_warned_of(tmp_path: Path) -> None:
             [400, 296, 400, 297, 299, 269, 224, 269, 17, 224, 344, 338, 224, 3],
         ),
         (
+            {"boi_token": "<tool>", "image_token": "fox"},
+            {},
+            [400, 296, 400, 297, 299, 269, 224, 269, 17, 224, 344, 338, 224, 3],
+        ),
+        (
             {"extra_special_tokens": {"image_token": "fox"}},
             {"added_tokens": {"<tool>": 400}},
             [400, 296, 400, 297, 299, 269, 224, 269, 17, 224, 344, 338, 224, 3],
@@ -185,10 +190,32 @@ def test_a_bos_that_the_files_do_not_agree_on(tmp_path: Path, add: bool) -> None
 
 
 def test_words_without_class_and_separator_are_warned_of(tmp_path: Path) -> None:
-    """And pieces without an end get none."""
     vocabulary, _ = read(tmp_path / "hf", "words", BERT_NAMES)
     assert "puts nothing around a text" in vocabulary.warnings[0]
-    _, tokenizer = read(
-        tmp_path / "pieces", "pieces", ENDS | {"unk_token": "<unk>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    swapped = {"type": "BertProcessing", "cls": ["[SEP]", 3], "sep": ["[CLS]", 2]}
+    vocabulary, _ = read(
+        tmp_path / "swapped", "words", BERT_NAMES, tokenizer=GOLDENS["kinds"]["words"] | {"post_processor": swapped}
     )
-    assert tokenizer.encode("") == []
+    assert "puts [SEP] and [CLS] around a text" in vocabulary.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("processor", "ids"), [(None, []), (template("<s>", "A", ids={"<s>": 1}), [1]), (ROBERTA, [1, 2])]
+)
+def test_pieces_get_the_ends_of_their_post_processor(
+    tmp_path: Path, processor: dict[str, Any] | None, ids: list[int]
+) -> None:
+    settings = ENDS | {"unk_token": "<unk>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    state = GOLDENS["kinds"]["pieces"] | {"post_processor": processor}
+    _, tokenizer = read(tmp_path / "pieces", "pieces", settings, tokenizer=state)
+    assert tokenizer.encode("") == ids
+
+
+def test_flags_that_tokenizer_config_leaves_out_are_unset(tmp_path: Path) -> None:
+    token = {"id": 400, "content": "<tool>", "special": False, "normalized": False, "lstrip": True}
+    bytes_ = GOLDENS["kinds"]["bytes"]
+    state = bytes_ | {"added_tokens": [*bytes_["added_tokens"], token]}
+    _, tokenizer = read(
+        tmp_path / "hf", "bytes", {"added_tokens_decoder": {"400": {"content": "<tool>"}}}, tokenizer=state
+    )
+    assert tokenizer.encode(" <tool>", add_special=False) == [224, 400]
