@@ -83,6 +83,7 @@ def check(job: Job, kills: int, rng: random.Random) -> Outcome:
         target = job.target()
         found.broken += target is not None and target.exists() and _sha256(target) != whole
     found.left_mb = sum(path.stat().st_size for path in job.folder.rglob("*") if path.is_file()) / 1e6
+    job.restart()  # the last kill may have come too late
     process = _start(job)
     process.communicate()
     found.last_code = process.returncode

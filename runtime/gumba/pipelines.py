@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from queue import Queue
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -49,16 +49,6 @@ _KEYWORDS = frozenset({
     "add_special_tokens", "continue_final_message", "tools", "documents", "prefix", "stop_sequence", "truncation",
     "handle_long_generation", "tokenizer_encode_kwargs", *_WITHOUT_EFFECT,
 })  # fmt: skip
-
-
-class Streamer(Protocol):
-    """What ``streamer`` must be: transformers' streamers are, too."""
-
-    def put(self, value: Any, /) -> None:
-        """Take token ids, int64: of the prompt [1, n] first, then each new one [1]."""
-
-    def end(self) -> None:
-        """Take note that there are no more."""
 
 
 def pipeline(

@@ -449,3 +449,13 @@ def test_types_of_functions(tokenizer):
 
     with pytest.raises(RequestError, match=r"no JSON schema for the type set\[int\]"):
         tokenizer.apply_chat_template(CHAT, tools=[unknown])
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [{"input_ids": np.array(5)}, {"input_ids": [1, 2]}, {"input_ids": None}, {"input_ids": [[1]], "attention_mask": 1},
+     [{"input_ids": [1]}, {"attention_mask": [1]}], {}, None],
+)  # fmt: skip
+def test_what_cannot_be_padded(tokenizer, encoded):
+    with pytest.raises(RequestError, match=r"^(input_ids|attention_mask|encoded_inputs): expected"):
+        tokenizer.pad(encoded)

@@ -93,6 +93,24 @@ def listed(value: Any) -> Any:
     return [listed(each) for each in value] if isinstance(value, list | tuple) else value
 
 
+def id_columns(encoded: Any) -> dict[str, list[list[Any]]]:
+    """Columns of encoded inputs, name -> rows: from a dictionary of columns, or a list of dictionaries of one row each.
+
+    Raises RequestError without ``input_ids``, and for a column that is no list of lists.
+    """
+    if isinstance(encoded, Sequence) and encoded and all(isinstance(each, Mapping) for each in encoded):
+        if any(each.keys() != encoded[0].keys() for each in encoded):
+            raise RequestError("encoded_inputs: expected dictionaries with the same names, found different ones")
+        encoded = {name: [each[name] for each in encoded] for name in encoded[0]}
+    if not isinstance(encoded, Mapping) or "input_ids" not in encoded:
+        raise RequestError(f"encoded_inputs: expected 'input_ids' of texts, found {show(encoded)}")
+    columns = {name: listed(rows) for name, rows in encoded.items()}
+    for name, rows in columns.items():
+        if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+            raise RequestError(f"{name}: expected a list of lists, found {show(encoded[name])}")
+    return columns
+
+
 def id_rows(name: str, value: Any) -> list[list[int]]:
     """Integers [batch, n] as lists of the same length; a single row counts as a batch of one.
 

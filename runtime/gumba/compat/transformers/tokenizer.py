@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from gumba.checks import KeywordError, require_count, show, suggestion
-from gumba.compat.transformers.arrays import BatchEncoding, listed, tensor_kind, tensors
+from gumba.compat.transformers.arrays import BatchEncoding, id_columns, listed, tensor_kind, tensors
 from gumba.compat.transformers.tools import schemas
 from gumba.errors import RequestError, TemplateError, UnsupportedError
 from gumba.text import ChatTemplate, Tokenizer, encode_chat
@@ -271,19 +271,7 @@ class PreTrainedTokenizer:
 
         Raises RequestError without a padding token, or for inputs that hold no ``input_ids``.
         """
-        if (
-            isinstance(encoded_inputs, Sequence)
-            and encoded_inputs
-            and all(isinstance(x, Mapping) for x in encoded_inputs)
-        ):
-            encoded_inputs = {name: [each[name] for each in encoded_inputs] for name in encoded_inputs[0]}
-        if not isinstance(encoded_inputs, Mapping) or "input_ids" not in encoded_inputs:
-            raise RequestError(f"encoded_inputs: expected 'input_ids' of texts, found {show(encoded_inputs)}")
-        columns = {name: listed(rows) for name, rows in encoded_inputs.items()}
-        if not isinstance(columns["input_ids"], list) or not all(isinstance(row, list) for row in columns["input_ids"]):
-            raise RequestError(
-                f"input_ids: expected a list of lists of token ids, found {show(encoded_inputs['input_ids'])}"
-            )
+        columns = id_columns(encoded_inputs)
         columns.setdefault("attention_mask", [[1] * len(row) for row in columns["input_ids"]])
         options = {"padding": padding, "max_length": max_length, "pad_to_multiple_of": pad_to_multiple_of}
         columns = self._padded(columns, {**options, "padding_side": padding_side})
