@@ -133,6 +133,8 @@ class Progress:
     def _draw(self, parts: list[str]) -> None:
         """Draw as many of ``parts`` as the terminal is wide enough for."""
         width = shutil.get_terminal_size().columns - 1
+        if len("  ".join(parts)) > width:  # the share and the remaining time say more than the picture of the bar
+            parts = [part.rpartition("] ")[2].strip() if part.startswith("[") else part for part in parts]
         while len(parts) > 1 and len("  ".join(parts)) > width:
             parts = parts[:-1]
         line = "  ".join(parts)[: max(0, width)]

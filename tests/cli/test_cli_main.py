@@ -382,7 +382,8 @@ def test_progress_counts_down_between_calls(monkeypatch: pytest.MonkeyPatch) -> 
     ("columns", "line"),
     [
         (80, "windows  perplexity 17.7438  [#####...................]  20%  0:08 left  1 of 5"),
-        (70, "windows  perplexity 17.7438  [#####...................]  20%"),
+        (70, "windows  perplexity 17.7438  20%  0:08 left  1 of 5"),
+        (40, "windows  perplexity 17.7438  20%"),
         (30, "windows  perplexity 17.7438"),
         (9, "windows"),
     ],
