@@ -44,7 +44,7 @@ FIELDS = {
     "temperature": ([0, 0.0, 1, 100, 5e-324, fractions.Fraction(1, 2)], ranges(0, 100)[1]),
     "dynatemp_range": ranges(0, 100),
     "dynatemp_exponent": ranges(0, 100),
-    "top_k": counts(0),
+    "top_k": counts(-1),
     "top_p": ranges(0, 1),
     "min_p": ranges(0, 1),
     "typical_p": ranges(0, 1),
@@ -118,6 +118,8 @@ def expected(field, value):
         return (value,) if isinstance(value, str) else tuple(value)
     if field == "logit_bias":
         return tuple(sorted((int(token), float(bias)) for token, bias in dict(value).items()))
+    if field == "top_k":
+        return max(value, 0)  # vLLM's -1 is off too
     if field == "structured_outputs" and isinstance(value, dict):
         return StructuredOutputsParams(**value)
     if value is None or field not in ("stop_token_ids", "allowed_token_ids", "samplers", "logits_processors"):

@@ -120,7 +120,8 @@ class SamplingParams:
         dynatemp_range: The temperature moves this much, 0 to 100, to both sides (at least to 0) with the entropy of the
             tokens left: up when it is high; 0 is off (as in llama.cpp).
         dynatemp_exponent: Power of the entropy's share of the largest one possible in that, 0 to 100.
-        top_k: Keep the ``top_k`` likeliest tokens; 0 keeps all (Fan et al., "Hierarchical neural story generation", 2018).
+        top_k: Keep the ``top_k`` likeliest tokens; 0, or vLLM's -1, keeps all (Fan et al., "Hierarchical neural story
+            generation", 2018).
         top_p: Keep the likeliest tokens until they hold this much probability, 0 to 1; 1 keeps all (Holtzman et al., "The
             curious case of neural text degeneration", 2019).
         min_p: Keep tokens with at least this fraction of the likeliest token's probability, 0 to 1; 0 keeps all (Nguyen et
@@ -254,6 +255,8 @@ class SamplingParams:
                 value = require_number(field.name, value, *_RANGES[field.name])
             elif field.name in _COUNTS:
                 value = require_count(field.name, value, *_COUNTS[field.name])
+                if field.name == "top_k":
+                    value = max(value, 0)
             elif field.name in _OPTIONAL_COUNTS:
                 value = None if value is None else require_count(field.name, value, *_OPTIONAL_COUNTS[field.name])
             else:
@@ -451,7 +454,7 @@ _RANGES = {
 _COUNTS = {
     "min_tokens": (0, MAX_COUNT),
     "n": (1, MAX_SEQUENCES),
-    "top_k": (0, MAX_COUNT),
+    "top_k": (-1, MAX_COUNT),
     "mirostat": (0, 2),
     "min_keep": (0, MAX_COUNT),
     "repetition_window": (-1, MAX_COUNT),
