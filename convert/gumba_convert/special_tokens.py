@@ -271,14 +271,19 @@ def tokens_around(processor: Any) -> tuple[list[tuple[str, Any]], list[tuple[str
     after: list[tuple[str, Any]] = []
     for step in _leaves(processor):
         if step.get("type") in ("RobertaProcessing", "BertProcessing"):
-            ends = [step.get(key) for key in ("cls", "sep")]
-            first, last = ([(end[0], end[1])] if isinstance(end, list) and len(end) == 2 else [] for end in ends)
+            first, last = (_token_of_pair(step.get(key)) for key in ("cls", "sep"))
         elif step.get("type") == "TemplateProcessing":
             first, last = _tokens_of_template(step)
         else:
             continue
         before, after = first + before, after + last
     return before, after
+
+
+def _token_of_pair(pair: Any) -> list[tuple[str, Any]]:
+    """The token of a RobertaProcessing or BertProcessing, [text, id]; none where it is something else."""
+    valid = isinstance(pair, list) and len(pair) == 2 and text_of(pair[0]) is not None
+    return [(str(text_of(pair[0])), pair[1])] if valid else []
 
 
 def _tokens_of_template(step: dict[str, Any]) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:

@@ -282,6 +282,8 @@ def pair(*parts: str) -> dict[str, Any]:
          {"bos": True, "eos": True, "sep": True}),
         ({"type": "BertProcessing", "cls": ["<|im_start|>", 1], "sep": ["<|end|>", 0]}, {"bos": True, "eos": True}),
         ({"type": "BertProcessing", "cls": 7, "sep": []}, {}),
+        ({"type": "BertProcessing", "cls": [["x"], 1], "sep": [0.5, 2]}, {}),
+        ({"type": "Sequence", "processors": [{"type": "RobertaProcessing", "cls": [None, 1]}, 5]}, {"sep": True}),
     ],
 )  # fmt: skip
 def test_separator_of_pairs(tmp_path: Path, step: dict[str, Any], add: dict[str, bool]) -> None:
