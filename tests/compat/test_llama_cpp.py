@@ -112,8 +112,8 @@ def test_langchains_defaults_keep_what_the_file_says(tmp_path, tiny, caplog):
         "llama.rope.scaling.factor": "4.000000",
     })  # fmt: skip
     assert [each.getMessage() for each in caplog.records] == [
-        "rope_freq_base=10000.0 has no effect: the file's own value, 100000.0, is kept",
-        "rope_freq_scale=1.0 has no effect: the file's own value, 0.25, is kept",
+        "rope_freq_base=10000.0 has no effect: gumba keeps the value of the file, 100000.0",
+        "rope_freq_scale=1.0 has no effect: gumba keeps the value of the file, 0.25",
     ]
 
 

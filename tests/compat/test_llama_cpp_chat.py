@@ -222,7 +222,9 @@ def test_forced_calls(tiny, name):
         pieces = [each["choices"][0]["delta"].get("tool_calls") or [] for each in chunks]
         text = "".join(call["function"]["arguments"] for calls in pieces for call in calls if call["index"] == 0)
         assert set(json.loads(text)) == {"c"} and chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
-        with pytest.raises(ValueError, match="tool_choice: expected none, auto, required or a function, found 'any'"):
+        with pytest.raises(
+            ValueError, match="tool_choice: expected 'none', 'auto', 'required' or a function, found 'any'"
+        ):
             model.create_chat_completion(tools=[WEATHER], tool_choice="any", **options)
 
 
@@ -306,7 +308,7 @@ def test_formats_of_ones_own(tiny, llama, registry):
         assert answer["usage"]["prompt_tokens"] == len(model.tokenize(b"Q hello", special=True))
     with Llama(tiny, n_ctx=128, chat_format="echo") as model:
         assert model.create_chat_completion(MESSAGES) == {"echo": MESSAGES}
-    with pytest.raises(ValueError, match="'mine' is registered already"):
+    with pytest.raises(ValueError, match="'mine' is already registered"):
         llama_chat_format.register_chat_format("mine")(mine)
     registry.unregister_chat_handler("mine")
     with pytest.raises(ValueError, match="found 'mine'"):
@@ -341,7 +343,7 @@ def test_handlers_of_images_answer_text_and_refuse_images_by_name(tiny):
 
 
 def test_templates_of_a_file_by_name(llama, tiny):
-    expected = pytest.raises(ValueError, match="no chat template of the name 'tool_use'")
+    expected = pytest.raises(ValueError, match="no chat template named 'tool_use'")
     with Llama(tiny, n_ctx=128, chat_format="chat_template.tool_use") as model, expected:
         model.create_chat_completion(MESSAGES)
 

@@ -65,7 +65,7 @@ try: ours.install()
 except ImportError as error: print(type(error).__name__, error)
 print(sys.modules["llama_cpp"] is ours)"""
     assert run(code) == (
-        "InstallError llama_cpp: another one is imported already (elsewhere.py): call install() before that\nFalse\n"
+        "InstallError llama_cpp: another module is already imported (elsewhere.py): call install() first\nFalse\n"
     )
 
 
@@ -83,7 +83,7 @@ def test_types_resolve():
 
 def test_functions_of_llama_cpp_are_refused_by_name(tiny):
     for module in (llama_cpp, llama_cpp.llama_cpp):
-        with pytest.raises(UnsupportedError, match=r"llama_cpp\.llama_batch_init: gumba has no functions"):
+        with pytest.raises(UnsupportedError, match=r"llama_cpp\.llama_batch_init: gumba does not provide"):
             module.llama_batch_init(1, 0, 1)
         with pytest.raises(UnsupportedError, match=r"llama_cpp\.llama_token_data: "):
             module.llama_token_data.from_buffer(b"")

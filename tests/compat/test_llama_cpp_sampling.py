@@ -247,7 +247,7 @@ def test_a_stop_string_inside_a_form_cuts_it_with_a_warning(llama, caplog):
     grammar = LlamaGrammar.from_json_schema('{"const": {"a": 1}}')
     choice = llama("h", grammar=grammar, stop=["}"], temperature=0, max_tokens=30)["choices"][0]
     assert choice["finish_reason"] == "stop" and choice["text"].startswith("{") and "}" not in choice["text"]
-    assert "a stop string has cut an answer" in caplog.text
+    assert "a stop string ended a grammar-constrained answer" in caplog.text
     caplog.clear()
     choice = llama("h", grammar=grammar, stop=["z"], temperature=0, max_tokens=30)["choices"][0]
     assert json.loads(choice["text"]) == {"a": 1} and "cut" not in caplog.text

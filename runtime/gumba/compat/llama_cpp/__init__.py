@@ -33,7 +33,7 @@ from gumba.compat.llama_cpp.llama_speculative import LlamaDraftModel
 from gumba.compat.llama_cpp.llama_tokenizer import BaseLlamaTokenizer, LlamaHFTokenizer, LlamaTokenizer
 from gumba.compat.llama_cpp.options import ArgumentError, InstallError, LoadError, OptionError
 
-#: The version of llama-cpp-python whose interface this is.
+#: The version of llama-cpp-python whose interface this package implements.
 __version__ = "0.3.36"
 
 __all__ = [
@@ -69,8 +69,7 @@ __all__ += [name for name in vars(llama_types) if name.startswith(("C", "Embeddi
 
 
 def __getattr__(name: str) -> Any:
-    """The numbers and types that have modules of their own, and llama.cpp's functions, which are refused where they are
-    called."""
+    """Constants and types of the submodules, and llama.cpp's functions, which raise an error when they are called."""
     for module in (llama_types, llama_chat_format, llama_grammar):
         if not name.startswith("_") and name in vars(module):
             return vars(module)[name]
@@ -82,7 +81,7 @@ def __dir__() -> list[str]:
 
 
 def install() -> ModuleType:
-    """Make this package the module ``llama_cpp``, with its submodules, for all that is imported afterwards.
+    """Register this package and its submodules as the module ``llama_cpp`` for later imports.
 
     Returns the package. Calling it again changes nothing. Raises InstallError (an ImportError too) where another
     ``llama_cpp`` has been imported.
@@ -91,7 +90,7 @@ def install() -> ModuleType:
     other = sys.modules.get("llama_cpp", package)
     if other is not package:
         raise InstallError(
-            f"llama_cpp: another one is imported already ({getattr(other, '__file__', None)}): call install() before that"
+            f"llama_cpp: another module is already imported ({getattr(other, '__file__', None)}): call install() first"
         )
     for module in pkgutil.iter_modules(package.__path__):
         sys.modules[f"llama_cpp.{module.name}"] = importlib.import_module(f"{__name__}.{module.name}")

@@ -1,4 +1,4 @@
-"""Completions as answers of OpenAI's chat form, whole or in chunks."""
+"""Converts completions to OpenAI's chat completions, whole or in chunks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def chat_answer(completion: Answer) -> Answer:
 
 
 def call_answer(completion: Answer, name: str) -> Answer:
-    """The answer is a call of the function ``name``, whose arguments are the text."""
+    """An answer that calls the function ``name``; the text is its arguments."""
     answer = chat_answer(completion)
     function = {"name": name, "arguments": completion["choices"][0]["text"]}
     tool_call = {"id": _call_id(completion, name), "type": "function", "function": dict(function)}
@@ -40,7 +40,7 @@ def call_answer(completion: Answer, name: str) -> Answer:
 
 
 def calls_answer(made: Sequence[Answer]) -> Answer:
-    """The answer is calls, one after the other."""
+    """An answer with several calls."""
     answer = call_answer(made[0]["completion"], made[0]["name"])
     choice = answer["choices"][0]
     for i, each in enumerate(made[1:], 1):
@@ -54,7 +54,7 @@ def calls_answer(made: Sequence[Answer]) -> Answer:
 
 
 def whole_chunks(answer: Answer) -> Iterator[Answer]:
-    """The chunks of an answer of calls that is there as a whole."""
+    """The chunks of a complete answer with calls."""
     head = {"id": answer["id"].removeprefix("chat"), "model": answer["model"], "created": answer["created"]}
     yield _chunk(head, {"role": "assistant"}, None)
     found = [{"index": i, **call} for i, call in enumerate(answer["choices"][0]["message"]["tool_calls"])]
@@ -63,7 +63,7 @@ def whole_chunks(answer: Answer) -> Iterator[Answer]:
 
 
 def parsed_answer(completion: Answer, parser: AnswerParser) -> Answer:
-    """The answer, with the calls of tools that are in its text."""
+    """The answer, with the tool calls parsed from its text."""
     answer = chat_answer(completion)
     first = parser.push(completion["choices"][0]["text"])
     last = parser.finish(cut=completion["choices"][0]["finish_reason"] == "length")
@@ -76,7 +76,7 @@ def parsed_answer(completion: Answer, parser: AnswerParser) -> Answer:
 
 
 def parsed_chunks(chunks: Iterator[Answer], parser: AnswerParser) -> Iterator[Answer]:
-    """As ``_answer_chunks``; calls come whole, before the last chunk."""
+    """The chunks of an answer; tool calls come complete, before the last chunk."""
     for i, chunk in enumerate(chunks):
         if i == 0:
             yield _chunk(chunk, {"role": "assistant"}, None)
@@ -96,7 +96,7 @@ def parsed_chunks(chunks: Iterator[Answer], parser: AnswerParser) -> Iterator[An
 
 
 def answer_chunks(chunks: Iterator[Answer]) -> Iterator[Answer]:
-    """The first chunk tells the role, the last one why the answer ended."""
+    """The chunks of an answer: the first has the role, the last one the finish reason."""
     for i, chunk in enumerate(chunks):
         if i == 0:
             yield _chunk(chunk, {"role": "assistant"}, None)
@@ -106,7 +106,7 @@ def answer_chunks(chunks: Iterator[Answer]) -> Iterator[Answer]:
 
 
 def call_chunks(chunks: Iterator[Answer], name: str) -> Iterator[Answer]:
-    """As ``_answer_chunks``, of a call's arguments."""
+    """The chunks of a call's arguments."""
     empty = {"role": None, "content": None, "function_call": None, "tool_calls": None}
     for i, chunk in enumerate(chunks):
         if i == 0:
@@ -138,7 +138,7 @@ def _call_id(completion: Answer, name: str) -> str:
 
 
 def _chat_logprobs(logprobs: Mapping[str, Any] | None) -> Answer | None:
-    """A completion's log-probabilities in the chat's form."""
+    """A completion's log-probabilities in the form of chat completions."""
     if logprobs is None:
         return None
     content = []

@@ -1,4 +1,4 @@
-"""Chat formats by llama-cpp-python's names for them: templates, and the texts that end an answer.
+"""Chat formats under llama-cpp-python's names: templates, and the strings that end an answer.
 
 The formats are those that the models were trained on. llama-cpp-python's own differ here and there (messages left out, line
 breaks twice, the opening of the answer missing, long system prompts of its own); those differences are not taken over.
@@ -19,7 +19,7 @@ def _turns(before: str, after: str, answer: str) -> str:
 def _roles(
     system: tuple[str, str], user: tuple[str, str], assistant: tuple[str, str], answer: str | None = None
 ) -> str:
-    """A template of what stands before and after the text of each role's messages; then the opening of the answer."""
+    """A template with the text before and after each role's messages, then the start of the assistant's turn."""
 
     def turn(around: tuple[str, str]) -> str:
         return f"{{{{ {around[0]!r} ~ {_TEXT} ~ {around[1]!r} }}}}"
@@ -33,7 +33,7 @@ def _roles(
 
 
 def _inst(system: str, start: str, end: str) -> str:
-    """A template of Mistral's kind: the system's text goes into the next turn of the user."""
+    """A Mistral-like template: the system message is prepended to the next user turn."""
     return (
         "{% set ns = namespace(system='') %}{% for message in messages %}{% if message['role'] == 'system' %}"
         f"{{% set ns.system = {system} %}}{{% elif message['role'] == 'user' %}}"
@@ -44,7 +44,7 @@ def _inst(system: str, start: str, end: str) -> str:
 
 CHATML = _turns("<|im_start|>ROLE\n", "<|im_end|>\n", "<|im_start|>assistant\n")
 
-#: Name -> template, and the text that ends an answer where the file does not say so.
+#: Name -> template, and the string that ends an answer if the file does not define one.
 CHAT_FORMATS: dict[str, tuple[str, str]] = {
     "chatml": (CHATML, "<|im_end|>"),
     "qwen": (CHATML, "<|im_end|>"),

@@ -240,7 +240,7 @@ class Completion:
                 if self._pieces.stopped:
                     self._finish_reason = "stop"
                     if self._params.structured_outputs is not None:
-                        logger.warning("a stop string has cut an answer that is held to a grammar")
+                        logger.warning("a stop string ended a grammar-constrained answer, which may be incomplete")
                 yield Step(token, text, _by_token(token, output.logprobs))
                 if self._finish_reason:
                     break

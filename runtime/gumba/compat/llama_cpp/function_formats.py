@@ -1,4 +1,4 @@
-"""Chat formats in which a model first says whether it calls a function: functionary's, and ChatML with function calling.
+"""Chat formats in which an answer begins with a message or a function call: functionary's and chatml-function-calling.
 
 The answer begins with an opening, held to by a grammar: the one of a message, or the one of a function. Arguments are held to the
 function's schema.
@@ -17,7 +17,7 @@ Answer = dict[str, Any]
 #: Completes a prompt that goes on with a text, held to a grammar: (text, grammar, stream) -> completion.
 Complete = Callable[..., Any]
 
-#: Most calls in one answer.
+#: Maximum number of calls in one answer.
 MAX_CALLS = 8
 
 
@@ -88,7 +88,7 @@ def choice_grammar(choices: Sequence[str]) -> LlamaGrammar:
 
 
 def pick(complete: Complete, text: str, choices: Sequence[str]) -> str:
-    """The likeliest of ``choices`` after the prompt and ``text``."""
+    """The most likely of ``choices`` after the prompt and ``text``."""
     found: str = complete(text, choice_grammar(choices), stream=False, temperature=0.0, max_tokens=None, stop=[])[
         "choices"
     ][0]["text"]

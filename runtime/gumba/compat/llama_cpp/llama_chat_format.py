@@ -83,7 +83,7 @@ class ChatTemplateError(TemplateError, ValueError):
     """A chat template that is wrong or refuses the messages. A ValueError too, as llama-cpp-python raises."""
 
 
-#: What llama-cpp-python calls the file's own template.
+#: llama-cpp-python's name of the file's own template.
 _FILE_TEMPLATE = (None, "chat_template.default")
 
 Handler: TypeAlias = Callable[..., Answer | Iterator[Answer]]
@@ -91,7 +91,7 @@ Handler: TypeAlias = Callable[..., Answer | Iterator[Answer]]
 
 @dataclass
 class ChatFormatterResponse:
-    """What a formatter makes of messages: a prompt, and what ends the answer. ``added_special``: BOS is in the prompt."""
+    """A formatter's result: the prompt, and what ends the answer. ``added_special``: the prompt includes BOS."""
 
     prompt: str
     stop: str | list[str] | None = None
@@ -119,16 +119,16 @@ class LlamaChatCompletionHandlerRegistry:
     def register_chat_completion_handler(self, name: str, chat_handler: Handler, overwrite: bool = False) -> None:
         """Add a handler. Raises RequestError (a ValueError) for a name that is taken, unless ``overwrite``."""
         if not overwrite and name in self._chat_handlers:
-            raise RequestError(f"chat_format: a handler of the name {show(name)} is registered already")
+            raise RequestError(f"chat_format: a handler named {show(name)} is already registered")
         self._chat_handlers[name] = chat_handler
 
     def unregister_chat_handler(self, name: str) -> None:
-        """Remove a handler. Raises RequestError (a ValueError) where there is none."""
+        """Remove a handler. Raises RequestError (a ValueError) if there is none."""
         if self._chat_handlers.pop(name, None) is None:
-            raise RequestError(f"chat_format: no handler of the name {show(name)} is registered")
+            raise RequestError(f"chat_format: no handler named {show(name)} is registered")
 
     def get_chat_completion_handler_by_name(self, name: str) -> Handler:
-        """The handler of a name. Raises LlamaChatCompletionHandlerNotFoundException (a ValueError) for an unknown one."""
+        """The handler named ``name``. Raises LlamaChatCompletionHandlerNotFoundException (a ValueError) for an unknown one."""
         if name not in self._chat_handlers:
             raise LlamaChatCompletionHandlerNotFoundException(
                 f"chat_format: expected one of {', '.join(self._chat_handlers)}, or None for the file's own, "
@@ -148,7 +148,7 @@ def register_chat_completion_handler(name: str) -> Callable[[Handler], Handler]:
 
 
 def register_chat_format(name: str) -> Callable[[ChatFormatter], ChatFormatter]:
-    """Decorator: the function makes the prompts of the format ``name``."""
+    """Decorator: the function formats the prompts of the format ``name``."""
 
     def register(formatter: ChatFormatter) -> ChatFormatter:
         handler = chat_formatter_to_chat_completion_handler(formatter)
@@ -159,7 +159,7 @@ def register_chat_format(name: str) -> Callable[[ChatFormatter], ChatFormatter]:
 
 
 def chat_formatter_to_chat_completion_handler(chat_formatter: ChatFormatter) -> Handler:
-    """What answers chats with the prompts of a formatter."""
+    """A handler that answers chats with the prompts of a formatter."""
     return functools.partial(_complete, _Formatted(chat_formatter))
 
 
@@ -209,7 +209,7 @@ class _Templated:
 
 @dataclass(frozen=True)
 class _Formatted:
-    """Prompts by an application's formatter."""
+    """Prompts of an application's formatter."""
 
     formatter: ChatFormatter
 
@@ -282,7 +282,7 @@ def _as_tools(
     tools: Sequence[Mapping[str, Any]] | None,
     tool_choice: str | Mapping[str, Any] | None,
 ) -> tuple[Sequence[Mapping[str, Any]] | None, str | Mapping[str, Any] | None]:
-    """(tools, tool_choice), which may be given in OpenAI's older form."""
+    """(tools, tool_choice), converted from OpenAI's older functions and function_call if necessary."""
     require("functions", functions, (list, tuple, type(None)), "a list of functions")
     require("tool_choice", tool_choice, (str, Mapping, type(None)), "a text or a function")
     require("function_call", function_call, (str, Mapping, type(None)), "a text or a function")
@@ -291,7 +291,7 @@ def _as_tools(
     if function_call is not None:
         tool_choice = function_call if isinstance(function_call, str) else {"function": function_call}
     if isinstance(tool_choice, str) and tool_choice not in ("none", "auto", "required"):
-        raise RequestError(f"tool_choice: expected none, auto, required or a function, found {show(tool_choice)}")
+        raise RequestError(f"tool_choice: expected 'none', 'auto', 'required' or a function, found {show(tool_choice)}")
     if not tools and (tool_choice == "required" or isinstance(tool_choice, Mapping)):
         logger.warning("tool_choice has no effect: no tools are offered")
     return None if tool_choice == "none" or tools is None else checked_tools(tools), tool_choice
@@ -419,7 +419,7 @@ def _response_grammar(response_format: Mapping[str, Any]) -> LlamaGrammar | None
 
 
 class Jinja2ChatFormatter:
-    """Prompts by a Jinja template. ``stop_token_ids``: each of them ends the answer, as ``eos_token`` does."""
+    """Formats prompts with a Jinja template. Each of ``stop_token_ids`` ends the answer, as does ``eos_token``."""
 
     def __init__(
         self,
@@ -452,14 +452,14 @@ class Jinja2ChatFormatter:
         return ChatFormatterResponse(prompt, [self.eos_token] if self.eos_token else [], criteria, added_special=True)
 
     def to_chat_handler(self) -> Handler:
-        """What answers chats with these prompts."""
+        """A handler that answers chats with these prompts."""
         return chat_formatter_to_chat_completion_handler(self)
 
 
 def hf_tokenizer_config_to_chat_formatter(
     tokenizer_config: Mapping[str, Any], add_generation_prompt: bool = True
 ) -> ChatFormatter:
-    """Prompts by the template of a ``tokenizer_config.json``. Raises RequestError (a ValueError) for what it lacks."""
+    """Formats prompts with the template of a ``tokenizer_config.json``. Raises RequestError (a ValueError) for a missing key."""
     texts: dict[str, Any] = {}
     for key in ("chat_template", "bos_token", "eos_token"):
         value = tokenizer_config.get(key)
@@ -474,13 +474,13 @@ def hf_tokenizer_config_to_chat_formatter(
 def hf_tokenizer_config_to_chat_completion_handler(
     tokenizer_config: Mapping[str, Any], add_generation_prompt: bool = True
 ) -> Handler:
-    """What answers chats with the template of a ``tokenizer_config.json``."""
+    """A handler that answers chats with the template of a ``tokenizer_config.json``."""
     formatter = hf_tokenizer_config_to_chat_formatter(tokenizer_config, add_generation_prompt)
     return chat_formatter_to_chat_completion_handler(formatter)
 
 
 def hf_autotokenizer_to_chat_formatter(pretrained_model_name_or_path: Any) -> ChatFormatter:
-    """Prompts by a tokenizer of the package transformers. Raises an ImportError where that is not installed."""
+    """Formats prompts with a tokenizer of the package transformers. Raises an ImportError if that is not installed."""
     tokenizer = auto_tokenizer(pretrained_model_name_or_path)
 
     def formatted(*, messages: Sequence[Mapping[str, Any]], **kwargs: Any) -> ChatFormatterResponse:
@@ -491,19 +491,19 @@ def hf_autotokenizer_to_chat_formatter(pretrained_model_name_or_path: Any) -> Ch
 
 
 def hf_autotokenizer_to_chat_completion_handler(pretrained_model_name_or_path: Any) -> Handler:
-    """What answers chats with the prompts of a tokenizer of the package transformers."""
+    """A handler that answers chats with the prompts of a tokenizer of the package transformers."""
     return chat_formatter_to_chat_completion_handler(hf_autotokenizer_to_chat_formatter(pretrained_model_name_or_path))
 
 
 def guess_chat_format_from_gguf_metadata(metadata: Mapping[str, str]) -> str | None:
-    """The format whose template a file's template is: chatml, llama-3 or mistral-instruct, by the texts it writes."""
+    """The format of a file's template (chatml, llama-3 or mistral-instruct), recognized by the markers it contains."""
     template = metadata.get("tokenizer.chat_template", "")
     marks = {"chatml": "<|im_start|>", "llama-3": "<|start_header_id|>", "mistral-instruct": "[INST]"}
     return next((name for name, mark in marks.items() if mark in template), None)
 
 
 def _formatter(name: str) -> Callable[..., ChatFormatterResponse]:
-    """The formatter of a name of ``CHAT_FORMATS``."""
+    """The formatter of the entry ``name`` of ``CHAT_FORMATS``."""
     source, stop = CHAT_FORMATS[name]
 
     def formatted(messages: Sequence[Mapping[str, Any]], **kwargs: Any) -> ChatFormatterResponse:

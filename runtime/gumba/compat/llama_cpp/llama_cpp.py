@@ -1,4 +1,4 @@
-"""The numbers that llama.cpp gives its types and modes; its C functions are not here.
+"""Constants of llama.cpp's types and modes, without its C functions.
 
 Calling one of these raises an error with its name. Two that only read a vocabulary are here, since applications read it with
 them.
@@ -126,14 +126,14 @@ globals().update({f"{prefix}_{name}": number for prefix, names in _NUMBERS.items
 
 
 class CFunction:
-    """A function or structure of llama.cpp, which gumba does not have: every use of it raises UnsupportedError."""
+    """A placeholder for a function or structure of llama.cpp: every use raises UnsupportedError."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def _refuse(self) -> NoReturn:
         raise UnsupportedError(
-            f"llama_cpp.{self._name}: gumba has no functions and structures of llama.cpp, use the methods of Llama"
+            f"llama_cpp.{self._name}: gumba does not provide llama.cpp's C functions and structures; use the methods of Llama"
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -149,7 +149,7 @@ class CFunction:
 
 
 def c_name(name: str) -> CFunction:
-    """A name of llama.cpp's own. Raises AttributeError for others."""
+    """The placeholder of a llama.cpp name. Raises AttributeError for other names."""
     if not name.startswith(("llama_", "ggml_", "gguf_", "mtmd_")):
         raise AttributeError(f"module 'llama_cpp' has no attribute {name!r}")
     return CFunction(name)
@@ -166,7 +166,7 @@ def llama_model_get_vocab(model: LoadedModel) -> LoadedModel:
 def llama_token_to_piece(
     vocab: LoadedModel, token: int, buf: Any, length: int, lstrip: int = 0, special: bool = False
 ) -> int:
-    """Write a token's bytes to a ctypes buffer; returns how many, or their negative number where ``length`` is less."""
+    """Write a token's bytes to a ctypes buffer; returns their number, negated if ``length`` is too small."""
     text = vocab.detokenize([token], special=special)
     for _ in range(lstrip):
         text = text.removeprefix(b" ")

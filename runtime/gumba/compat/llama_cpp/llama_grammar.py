@@ -14,7 +14,7 @@ from gumba.sampling.json_schema import parse_schema
 
 LLAMA_GRAMMAR_DEFAULT_ROOT = "root"
 
-#: White space between the parts of a JSON text that is held to a schema: at most one blank, as in llama.cpp's grammars.
+#: White space between the parts of schema-constrained JSON: at most one space, as in llama.cpp's grammars.
 WHITESPACE = " "
 
 #: Any JSON object, for ``LlamaGrammar.from_string``.
@@ -67,7 +67,7 @@ class LlamaGrammar:
 
     @classmethod
     def from_json_schema(cls, json_schema: str, verbose: bool = True) -> LlamaGrammar:
-        """A grammar of the JSON texts that fit a JSON schema. Raises RequestError when ``json_schema`` is no JSON.
+        """A grammar of the JSON texts that match a JSON schema. Raises RequestError if ``json_schema`` is not valid JSON.
 
         As in llama.cpp, an object with properties has no others unless its schema speaks of ``additionalProperties``.
         """

@@ -24,7 +24,7 @@ def detokenize(tokenizer: Tokenizer, tokens: Sequence[int], special: bool) -> by
 
 
 class BaseLlamaTokenizer(ABC):
-    """What a tokenizer for ``Llama(tokenizer=...)`` derives from."""
+    """Base class of tokenizers for ``Llama(tokenizer=...)``."""
 
     @abstractmethod
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = True) -> list[int]:
@@ -38,20 +38,20 @@ class BaseLlamaTokenizer(ABC):
 
 
 class LlamaHFTokenizer(BaseLlamaTokenizer):
-    """A tokenizer of the package transformers. It reads prompts; answers are decoded by the file's own."""
+    """A tokenizer of the package transformers. It encodes prompts; the file's own tokenizer decodes answers."""
 
     def __init__(self, hf_tokenizer: Any) -> None:
         self.hf_tokenizer = hf_tokenizer
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = True) -> list[int]:
-        """Token ids of UTF-8 text. ``add_bos`` adds what the tokenizer adds; control tokens are always read as such."""
+        """Token ids of UTF-8 text. ``add_bos``: add the tokenizer's special tokens. Control tokens are always parsed."""
         found: list[int] = self.hf_tokenizer.encode(text.decode("utf-8", "ignore"), add_special_tokens=add_bos)
         return found
 
     def detokenize(
         self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False
     ) -> bytes:
-        """The bytes of tokens: what they add to the text of ``prev_tokens``."""
+        """The bytes that tokens add to the text of ``prev_tokens``."""
         before = self._text(prev_tokens or (), special)
         return self._text([*(prev_tokens or ()), *tokens], special)[len(before) :]
 
@@ -61,7 +61,7 @@ class LlamaHFTokenizer(BaseLlamaTokenizer):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str) -> LlamaHFTokenizer:
-        """The tokenizer of a checkpoint. Raises an ImportError where transformers is not installed."""
+        """The tokenizer of a checkpoint. Raises an ImportError if transformers is not installed."""
         return cls(auto_tokenizer(pretrained_model_name_or_path))
 
 

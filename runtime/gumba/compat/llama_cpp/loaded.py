@@ -276,13 +276,13 @@ class LoadedModel:
 
     @property
     def model(self: M) -> M:
-        """What the two functions of ``llama_cpp.llama_cpp`` that read a vocabulary take."""
+        """The argument of the two functions of ``llama_cpp.llama_cpp`` that read a vocabulary."""
         return self
 
     @property
     def ctx(self) -> NoReturn:
         """Raises OptionError: there is no context of llama.cpp."""
-        raise OptionError("Llama.ctx: gumba has no context of llama.cpp, use the methods of Llama")
+        raise OptionError("Llama.ctx: gumba has no llama.cpp context; use the methods of Llama")
 
     _model = _ctx = ctx
 
@@ -298,7 +298,7 @@ class LoadedModel:
         OptionError where there is none."""
         with GGUFFile(self.model_path) as file:
             if f"tokenizer.chat_template.{name}" not in file.metadata:
-                raise OptionError(f"chat_format: the file has no chat template of the name {show(name)}")
+                raise OptionError(f"chat_format: the file has no chat template named {show(name)}")
             return ChatTemplate.from_gguf(file, self._tokenizer, name)
 
     def tokens(self) -> list[int]:

@@ -53,7 +53,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "lora_base": (None, ""),
     "lora_path": (None, ""),
 }
-#: What LangChain gives always, whatever the model is: the file's own values are kept, with a warning where they differ.
+#: Values that LangChain passes for every model: the file's values are kept, with a warning if they differ.
 LANGCHAIN_DEFAULTS = {"rope_freq_base": 10000.0, "rope_freq_scale": 1.0}
 
 
@@ -70,13 +70,13 @@ class ArgumentError(RequestError, TypeError):
 
 
 def require(name: str, value: Any, kind: type[Any] | tuple[type[Any], ...], expected: str) -> None:
-    """Raise ArgumentError (a TypeError) for a value that is not of ``kind``; a bool is no number."""
+    """Raise ArgumentError (a TypeError) for a value that is not of ``kind``; a bool is not a number."""
     if not isinstance(value, kind) or (isinstance(value, bool) and kind in (Integral, Real)):
         raise ArgumentError(f"{name}: expected {expected}, found {show(value)}")
 
 
 def seed_bits(seed: int) -> int:
-    """A seed's lowest 32 bits. Raises ArgumentError (a TypeError) for what is no int."""
+    """A seed's lowest 32 bits. Raises ArgumentError (a TypeError) if it is not an int."""
     require("seed", seed, Integral, "an integer")
     return int(seed) & 0xFFFFFFFF
 
@@ -99,7 +99,7 @@ class PackageError(EngineError, ImportError):
 
 
 class InstallError(EngineError, ImportError):
-    """The module ``llama_cpp`` is another one already. An ImportError too."""
+    """Another module ``llama_cpp`` is already imported. Also an ImportError."""
 
 
 @contextlib.contextmanager
@@ -114,7 +114,7 @@ def loading() -> Iterator[None]:
 
 
 def check_options(options: Mapping[str, Any], verbose: bool) -> None:
-    """Log keywords that have no effect here, and those that llama-cpp-python does not have but takes in silence."""
+    """Log keywords without effect here, and unknown ones, which llama-cpp-python ignores silently."""
     for name, value in options.items():
         if name in WITHOUT_EFFECT:
             level = logging.INFO if verbose else logging.DEBUG
@@ -125,7 +125,7 @@ def check_options(options: Mapping[str, Any], verbose: bool) -> None:
 
 
 def check_overrides(options: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
-    """Raise OptionError for what would change the model that ``metadata`` (as text) describes."""
+    """Raise OptionError for keywords that would change the model that ``metadata`` (as text) describes."""
     own = _own_values(metadata)
     for name, value in options.items():
         if name not in REFUSED or any(_same(value, each) for each in (*REFUSED[name], own.get(name))):
@@ -134,7 +134,7 @@ def check_overrides(options: Mapping[str, Any], metadata: Mapping[str, str]) -> 
             if all(metadata.get(key) == metadata_text(each) for key, each in value.items()):
                 continue
         elif name in LANGCHAIN_DEFAULTS and _same(value, LANGCHAIN_DEFAULTS[name]):
-            logger.warning("%s=%s has no effect: the file's own value, %s, is kept", name, value, own[name])
+            logger.warning("%s=%s has no effect: gumba keeps the value of the file, %s", name, value, own[name])
             continue
         raise OptionError(f"{name}: gumba does not support it, found {show(value)}")
 
@@ -145,7 +145,7 @@ def _same(value: Any, other: Any) -> bool:
 
 
 def _own_values(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """What a file says of itself, in the keywords of ``REFUSED``."""
+    """The values of a file for the keywords of ``REFUSED``."""
     name = metadata.get("general.architecture", "")
 
     def number(key: str, default: float) -> float:

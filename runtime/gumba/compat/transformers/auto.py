@@ -53,7 +53,7 @@ class AutoTokenizer(_Auto):
             metadata = _Metadata(file)
         for name, same in (("add_bos_token", backend.add_bos), ("add_eos_token", backend.add_eos)):
             if rest.get(name) not in (None, same):
-                raise UnsupportedError(f"{name}: the model file says {same}, found {show(rest[name])}")
+                raise UnsupportedError(f"{name}: the model file has {same}, found {show(rest[name])}")
         chosen = {name: rest[name] for name in ("padding_side", "truncation_side", "model_max_length") if name in rest}
         if isinstance(trained, int) and trained > 0:
             chosen.setdefault("model_max_length", trained)
@@ -135,7 +135,7 @@ def _checked(model: PreTrainedModel, encoder_decoder: bool) -> PreTrainedModel:
         model.close()
         if not config.causal or config.n_labels:
             raise UnsupportedError(
-                f"this {config.architecture} model writes no text: use gumba.LLM's embed, classify or rerank"
+                f"this {config.architecture} model does not generate text: use gumba.LLM's embed, classify or rerank"
             )
         right = "AutoModelForSeq2SeqLM" if not encoder_decoder else "AutoModelForCausalLM"
         raise UnsupportedError(f"this {config.architecture} model is loaded with {right}")

@@ -72,7 +72,7 @@ def split_keywords(options: Mapping[str, Any], own: frozenset[str]) -> tuple[dic
 
 
 def found_file(name: str | PathLike[str], naming: Mapping[str, Any]) -> Path:
-    """The GGUF file of a model: a GGUF file, a folder, a hub id or a known name; checkpoints are converted once and kept.
+    """The GGUF file of a model: a GGUF file, a folder, a hub id or a known name; checkpoints are converted once, then cached.
 
     Args:
         name: The model.
@@ -91,13 +91,15 @@ def found_file(name: str | PathLike[str], naming: Mapping[str, Any]) -> Path:
         if folder is not None and folder.is_dir():
             path = folder / file
             if not path.is_file():
-                raise RequestError(f"gguf_file: there is no file {file!r} in {folder}")
+                raise RequestError(f"gguf_file: {folder} has no file {file!r}")
             return path
         name = f"{name}/{file}"
     if isinstance(name, PathLike) or store.local_path(name) is not None:
         return store.resolve(name)  # transformers, too, takes a revision of what is on this machine
     if naming.get("local_files_only"):
-        raise UnsupportedError("local_files_only: set HF_HUB_OFFLINE=1 before gumba is started, found True")
+        raise UnsupportedError(
+            "local_files_only: not supported; set the environment variable HF_HUB_OFFLINE=1 before starting Python"
+        )
     cache_dir = naming.get("cache_dir")
     if cache_dir is not None and not isinstance(cache_dir, str | PathLike):
         raise RequestError(f"cache_dir: expected a folder, found {show(cache_dir)}")

@@ -18,7 +18,7 @@ from gumba.errors import RequestError, UnsupportedError
 from gumba.llm import LLM
 from gumba.text import Tokenizer
 
-#: Most new tokens where no keyword says a number, as in transformers.
+#: Default maximum of new tokens, as in transformers.
 DEFAULT_NEW_TOKENS = 20
 #: Keywords of ``generate`` beside those of the search: what the tokenizer gives, and what the position of a token is.
 _INPUTS = frozenset({
@@ -155,11 +155,11 @@ class PreTrainedModel:
         return self
 
     def requires_grad_(self, requires_grad: bool = True) -> PreTrainedModel:
-        """As ``train``, for gradients."""
+        """The model itself with ``requires_grad`` False. Raises UnsupportedError with True."""
         return self.train(requires_grad)
 
     def to(self, *places: Any, **options: Any) -> PreTrainedModel:
-        """The model itself, whatever type of numbers is named. A device other than the CPU is a warning."""
+        """The model itself, whatever the data type. A device other than the CPU is a warning."""
         for place in [*places, options.get("device")]:
             if isinstance(place, str) or type(place).__name__ == "device":
                 check_device("device", place)
@@ -214,7 +214,7 @@ class PreTrainedModel:
     forward = __call__
 
     def keywords(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Keywords of a call of ``generate`` over those of its ``generation_config`` over the model's."""
+        """Keywords of ``generate``; they override its ``generation_config``, which overrides the model's."""
         defaults = self.generation_config.to_dict()
         if defaults.get("eos_token_id") == self._ends:
             defaults.pop("eos_token_id", None)  # the file's ends, which are used without it
@@ -269,7 +269,7 @@ class PreTrainedModel:
 
 
 class _Inputs:
-    """Prompts of one length, what of them is no padding, and the kind of array that they came as."""
+    """Prompts of one length, their attention masks, and the array type of the caller."""
 
     def __init__(self, rows: list[list[int]], masks: list[list[int]], kind: str) -> None:
         self.rows, self.masks, self.kind = rows, masks, kind
@@ -296,19 +296,19 @@ def _inputs(ids: Any, attention_mask: Any, options: Mapping[str, Any], plan: Pla
         masks = [_without_padding(row, plan) for row in rows]
     for row, mask in zip(rows, masks):
         if not any(mask):
-            raise RequestError(f"input_ids: expected at least one token that is no padding, found {show(row)}")
+            raise RequestError(f"input_ids: expected at least one token that is not padding, found {show(row)}")
     return _Inputs(rows, masks, "pt" if is_tensor(ids) else "np")
 
 
 def _without_padding(row: Sequence[int], plan: Plan | None) -> list[int]:
-    """The mask of a row that came without one: padding tokens are left out where they do not end answers, too."""
+    """The mask of a row without one: padding tokens are masked unless they also end answers."""
     if plan is None or not plan.infers_mask:
         return [1] * len(row)
     return [int(token != plan.pad) for token in row]
 
 
 def opened(model: str | PathLike[str], options: Mapping[str, Any]) -> PreTrainedModel:
-    """The model that ``from_pretrained(model, **options)`` names."""
+    """The model of ``from_pretrained(model, **options)``."""
     from gumba.compat.transformers.loading import found_file, split_keywords
 
     naming, rest = split_keywords(options, LLM_KEYWORDS)

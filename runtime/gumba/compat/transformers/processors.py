@@ -1,4 +1,4 @@
-"""transformers' changes of logits and stopping criteria that ``SamplingParams`` has no field for.
+"""Logits processors and stopping criteria of transformers that ``SamplingParams`` has no field for.
 
 Each processor is called as ``SamplingParams.logits_processors`` are: with the token ids of prompt and answer so far, and logits
 float32 [n_vocab], which it changes and returns.
@@ -21,7 +21,7 @@ Processor = Callable[[list[int], Logits], Logits]
 
 
 class LogitsProcessor:
-    """Base class of logits processors of one's own: called with token ids [1, n] and logits [1, n_vocab]; returns logits."""
+    """Base class of custom logits processors: called with token ids [1, n] and logits [1, n_vocab]; returns logits."""
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         """The logits, changed."""
@@ -33,7 +33,7 @@ class LogitsProcessorList(list[Any]):
 
 
 class StoppingCriteria:
-    """Base class of stopping criteria of one's own: called with token ids [1, n] and None; returns whether to stop."""
+    """Base class of custom stopping criteria: called with token ids [1, n] and None; returns whether to stop."""
 
     def __call__(self, input_ids: Any, scores: Any, **options: Any) -> Any:
         """Whether the answer ends here."""
@@ -57,7 +57,7 @@ def repetition(penalty: float) -> Processor:
 
 
 def sequence_bias(biases: Iterable[tuple[Sequence[int], float]]) -> Processor:
-    """Add a bias to the last token of a sequence where the tokens before it have just come."""
+    """Add a bias to the last token of a sequence if the tokens before it were just generated."""
     table = [(list(sequence[:-1]), sequence[-1], bias) for sequence, bias in biases]
 
     def process(ids: list[int], logits: Logits) -> Logits:
@@ -70,7 +70,7 @@ def sequence_bias(biases: Iterable[tuple[Sequence[int], float]]) -> Processor:
 
 
 def only_at(position: int, allowed: int) -> Processor:
-    """Allow the token ``allowed`` alone where ``position`` tokens, the prompt included, have come."""
+    """Allow only the token ``allowed`` at ``position``, counted from the start of the prompt."""
 
     def process(ids: list[int], logits: Logits) -> Logits:
         if len(ids) == position:
@@ -82,7 +82,7 @@ def only_at(position: int, allowed: int) -> Processor:
 
 
 def not_at(position: int, tokens: Sequence[int]) -> Processor:
-    """Rule out ``tokens`` where ``position`` tokens, the prompt included, have come."""
+    """Forbid ``tokens`` at ``position``, counted from the start of the prompt."""
 
     def process(ids: list[int], logits: Logits) -> Logits:
         if len(ids) == position:
@@ -93,7 +93,7 @@ def not_at(position: int, tokens: Sequence[int]) -> Processor:
 
 
 def not_before(position: int, tokens: Sequence[int]) -> Processor:
-    """Rule out ``tokens`` until ``position`` tokens, the prompt included, have come."""
+    """Forbid ``tokens`` before ``position``, counted from the start of the prompt."""
 
     def process(ids: list[int], logits: Logits) -> Logits:
         if len(ids) < position:
@@ -116,7 +116,7 @@ def longer_penalty(start: int, factor: float, ends: Sequence[int]) -> Processor:
 
 
 def allowed_only(function: Callable[[int, Any], Iterable[int]], row: int, n_vocab: int) -> Processor:
-    """Allow the tokens alone that ``function(row, token ids)`` returns."""
+    """Allow only the tokens that ``function(row, token ids)`` returns."""
 
     def process(ids: list[int], logits: Logits) -> Logits:
         mask = np.full_like(logits, -np.inf)
@@ -140,7 +140,7 @@ def foreign(processor: Callable[[Any, Any], Any], n_prompt: int, padded: list[in
 
 
 class Stop:
-    """Ends an answer once a criterion says so: from then on the token ``end`` is the only one allowed.
+    """Ends an answer when a criterion returns True: from then on only the token ``end`` is allowed.
 
     ``criteria``: functions of (token ids [1, n], None) with a truth value; ``deadline``: seconds of ``time.monotonic``, None
     for none; ``n_prompt``: tokens of the prompt, after which nothing is checked yet; ``padded``: what criteria see instead.
@@ -178,7 +178,7 @@ class Stop:
 
 
 def bad_words(sequences: Any, ends: Iterable[int], n_vocab: int) -> list[tuple[Sequence[int], float]]:
-    """``bad_words_ids`` as biases; sequences that are an end of generation alone do not count."""
+    """``bad_words_ids`` as biases, without sequences that consist of an end-of-generation token."""
     rows = [token_ids("bad_words_ids", row, n_vocab) for row in _rows("bad_words_ids", sequences)]
     return [(row, -np.inf) for row in rows if not (len(row) == 1 and row[0] in set(ends))]
 
@@ -211,7 +211,7 @@ def _rows(name: str, given: Any) -> list[Any]:
 
 
 def token_ids(name: str, given: Any, n_vocab: int) -> list[int]:
-    """A token id, or several, as a list of at least one. Raises RequestError for what is not in the vocabulary."""
+    """One or several token ids as a list. Raises RequestError for ids outside the vocabulary."""
     given = given.tolist() if hasattr(given, "tolist") else given
     if isinstance(given, int) and not isinstance(given, bool):
         given = [given]

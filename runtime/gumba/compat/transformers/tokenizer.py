@@ -65,7 +65,7 @@ class PreTrainedTokenizer:
 
     Args:
         backend: gumba's tokenizer of the file.
-        template: Gives the chat template of the file, or raises TemplateError.
+        template: Returns the chat template of the file, or raises TemplateError.
         name_or_path: What the tokenizer was loaded from.
         model_max_length: Tokens that the model was trained for; ``truncation=True`` cuts to it.
         padding_side, truncation_side: "right" or "left".
@@ -114,7 +114,7 @@ class PreTrainedTokenizer:
 
     @property
     def special_tokens_map(self) -> dict[str, str]:
-        """Role -> text of the special tokens that there are."""
+        """Role -> text of the existing special tokens."""
         return {f"{role}_token": text for role in ROLES if (text := getattr(self, f"{role}_token")) is not None}
 
     @property
@@ -173,7 +173,7 @@ class PreTrainedTokenizer:
         return self._batch(rows, several, options)
 
     def encode(self, text: Any, text_pair: Any = None, **options: Any) -> Any:
-        """The ``input_ids`` alone of what calling the tokenizer gives; keywords and errors as there."""
+        """Only the ``input_ids`` of calling the tokenizer; same keywords and errors."""
         return self(text, text_pair, **options)["input_ids"]
 
     encode_plus = batch_encode_plus = __call__
@@ -183,7 +183,7 @@ class PreTrainedTokenizer:
         return [self._text(token) for token in self.backend.encode(text, add_special_tokens, parse_special=True)]
 
     def _encoded(self, text: Any, pair: Any, options: Mapping[str, Any], several: bool) -> tuple[list[int], list[int]]:
-        """Token ids of a text (or two), cut to the length asked for, and their types."""
+        """Token ids of a text (or a pair), truncated to the requested length, and their token types."""
         for each in (text,) if pair is None else (text, pair):
             if not isinstance(each, str):
                 raise RequestError(
@@ -199,7 +199,7 @@ class PreTrainedTokenizer:
             ids, types = self.backend.encode_pair(text, pair)
             if most is not None and len(ids) > most:
                 raise UnsupportedError(
-                    f"truncation: gumba does not cut pairs of texts: {len(ids)} tokens, at most {most}"
+                    f"truncation: gumba does not truncate pairs: expected at most {most} tokens, found {len(ids)}"
                 )
             return ids, types
         ids = self.backend.encode(text, special, parse_special=parse)
@@ -208,7 +208,7 @@ class PreTrainedTokenizer:
         return ids, [0] * len(ids)
 
     def _most(self, options: Mapping[str, Any]) -> int | None:
-        """The length to cut to; None: do not."""
+        """The length to truncate to; None: no truncation."""
         truncation, most = options.get("truncation"), options.get("max_length")
         truncation = getattr(truncation, "value", truncation)
         if truncation not in (None, True, False, "longest_first", "only_first", "do_not_truncate"):
@@ -224,7 +224,7 @@ class PreTrainedTokenizer:
         return most if most is not None else self.model_max_length
 
     def _cut(self, ids: list[int], special: bool, most: int, side: str | None) -> list[int]:
-        """``ids`` with ``most`` tokens: special tokens at both ends stay."""
+        """``ids`` truncated to ``most`` tokens, with the special tokens at both ends kept."""
         around = self.backend.encode("", special)
         before = 1 if special and self.backend.add_bos and self.backend.bos_id is not None else 0
         after = len(around) - before
@@ -292,7 +292,9 @@ class PreTrainedTokenizer:
             most = options.get("max_length")
             length = self.model_max_length if most is None else require_count("max_length", most, 0)
             if length >= 1 << 24:
-                raise RequestError("padding='max_length': expected a max_length, the model has none")
+                raise RequestError(
+                    "padding='max_length': expected max_length=N, because the model has no maximum length"
+                )
         else:
             raise RequestError(f"padding: expected True, False, 'longest' or 'max_length', found {show(padding)}")
         multiple = options.get("pad_to_multiple_of")
@@ -344,7 +346,7 @@ class PreTrainedTokenizer:
         return [self.decode(row, skip_special_tokens, **options) for row in rows]
 
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        """The id of a token's text, or a list of ids; without such a token that of ``unk_token``, or None."""
+        """The id of a token's text, or a list of ids; the id of ``unk_token`` or None for an unknown token."""
         if isinstance(tokens, str):
             token = self.backend.token_id(tokens)
             return self.unk_token_id if token is None else token
@@ -360,7 +362,7 @@ class PreTrainedTokenizer:
         return [self._text(each) for each in ids if not (skip_special_tokens and self.backend.is_special(each))]
 
     def convert_tokens_to_string(self, tokens: Iterable[str]) -> str:
-        """The text that tokens stand for. Raises RequestError for one that the vocabulary does not have."""
+        """The text of a list of tokens. Raises RequestError for a token that is not in the vocabulary."""
         if not isinstance(tokens, list | tuple):
             raise RequestError(f"tokens: expected a list of tokens' texts, found {show(tokens)}")
         return self.backend.decode([self._known("tokens", token) for token in tokens])
@@ -403,12 +405,12 @@ class PreTrainedTokenizer:
         if continue_final_message and add_generation_prompt:
             raise RequestError("continue_final_message: expected False with add_generation_prompt")
         if "messages" in variables:
-            raise RequestError("messages: the conversation is the first argument, and no further variable")
+            raise RequestError("messages: expected the conversation as the first argument only")
         template = self._chat_template(chat_template, tools)
         if tools is not None:
             variables["tools"] = schemas(tools)
             if "tools" not in template.source:
-                log.warning("tools: the chat template does not take any")
+                log.warning("tools: ignored, because the chat template does not use tools")
         if documents is not None:
             variables["documents"] = documents
         several = (

@@ -1,4 +1,4 @@
-"""JSON schemas of Python functions that a model may call, from their type hints and docstrings, as transformers makes them."""
+"""JSON schemas of Python functions as tools, from their type hints and docstrings, as in transformers."""
 
 from __future__ import annotations
 
