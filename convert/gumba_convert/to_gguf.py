@@ -156,6 +156,8 @@ def convert(
 def _locate(source: str | os.PathLike[str], revision: str | None, cache_dir: Path | None) -> tuple[Path, str | None]:
     """The folder to read, and the model's title where the source gives one."""
     text = os.fspath(source)
+    if not text:  # an empty path would be the current folder
+        raise ConvertError("the source is empty; expected a Hugging Face folder or hub id")
     path = Path(text)
     if path.is_dir():
         if revision is not None:

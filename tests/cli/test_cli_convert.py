@@ -68,6 +68,14 @@ def test_convert_of_what_is_no_checkpoint(gumba: Callable, tiny: Path, tmp_path:
     assert not out.exists()
 
 
+def test_an_empty_source_is_not_the_current_folder(
+    gumba: Callable, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(checkpoint)
+    result = gumba("convert", "", "-o", tmp_path / "out.gguf")
+    assert result.code == 2 and "the source is empty" in result.err and not (tmp_path / "out.gguf").exists()
+
+
 def test_a_folder_is_converted_once_and_anew_when_it_changes(
     gumba: Callable, checkpoint: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
