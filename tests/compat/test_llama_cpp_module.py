@@ -89,7 +89,7 @@ def test_functions_of_llama_cpp_are_refused_by_name(tiny):
             module.llama_token_data.from_buffer(b"")
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = llama_cpp.nothing
-    with pytest.raises(UnsupportedError, match="gumba has no llama.cpp context"):
+    with pytest.raises(UnsupportedError, match=r"gumba has no llama\.cpp context"):
         _ = Llama(tiny, vocab_only=True).ctx
 
 

@@ -43,7 +43,7 @@ class MarkerScanner:
         self._held = ""
 
     def push(self, text: str) -> list[tuple[str, str]]:
-        """Pairs of plain text and the marker behind it, the last of which has none."""
+        """Pairs of plain text and the marker after it; the last pair has no marker."""
         text = self._held + text
         found, place = [], 0
         for marker in self._pattern.finditer(text):
@@ -56,7 +56,7 @@ class MarkerScanner:
         return [*found, (text[place:end], "")]
 
     def finish(self) -> str:
-        """The beginning of a marker that was held back and is none."""
+        """Held-back text that looked like the start of a marker, but is not."""
         held, self._held = self._held, ""
         return held
 
@@ -70,7 +70,7 @@ class Trimmer:
         self._spaces: list[str] = []
 
     def push(self, text: str) -> str:
-        """``text`` without white space at its end, behind what was held back."""
+        """The held-back white space and ``text``, without white space at its end."""
         bare = text.rstrip()
         if not bare:
             if not self._drops:

@@ -65,7 +65,7 @@ class HarmonySplitter:
         """See ``Splitter``."""
         self._text(self._scanner.finish())
         if self._state == "start" or (self._state == "between" and "".join(self._held).strip()):
-            self._content += self._held  # nothing follows that text is between
+            self._content += self._held  # no message follows it
         elif self._state == "message":
             self._close()
         self._held = []
@@ -112,7 +112,7 @@ class HarmonySplitter:
             self._header, self._held = [], []
 
     def _open(self) -> None:
-        """A message begins; its header is known."""
+        """Start a message, whose header is complete."""
         header = "".join(self._header)[-_MOST_HEADER:]
         channels = [found[1] for each in header.split(CHANNEL)[1:] if (found := _CHANNEL.match(each))]
         self._channel = "analysis" if "analysis" in channels else channels[-1] if channels else "final"
@@ -135,7 +135,7 @@ class HarmonySplitter:
             self._reasoning.append(text)
 
     def _close(self) -> None:
-        """The end of a message: a call is read."""
+        """End a message; parse it if it is a call."""
         if self._kind != "call" or self._tools is None:
             return
         text, self._held = "".join(self._held), []

@@ -94,7 +94,7 @@ class _Reader:
         return after_space(self._text, self._tags[tag].end()) == self._tags[tag + 1].start()
 
     def _function(self) -> Part:
-        """The call whose opening tag comes next."""
+        """Parse the call whose opening tag comes next."""
         tag = self._tags[self._at]
         name = self._tools.offered(_name(tag)) if tag["kind"] == "function" else None
         if name is None:
@@ -135,7 +135,7 @@ class _Reader:
         return Part([call], place)
 
     def _value_end(self, name: str, given: dict[str, Any]) -> int:
-        """Where the value ends that begins at the last tag; the next tag is the one that ends it."""
+        """The end of the value that begins at the last tag; the next tag ends it."""
         keys = self._tools.keys(name)
         while self._at < len(self._tags):
             tag, kind = self._tags[self._at], self._kinds[self._at]
@@ -165,6 +165,6 @@ class _Reader:
 
 
 def _name(tag: re.Match[str]) -> str:
-    """What an opening tag names, perhaps in quotes, or as the attribute ``name``."""
+    """The name in an opening tag, possibly quoted or as the attribute ``name``."""
     found = _ATTRIBUTE.match(tag["name"])
     return "" if found is None else (found[1] or found[2] or found[3]).strip()

@@ -1,4 +1,4 @@
-"""Which kinds of values a parameter's JSON Schema admits, and a bare text as one of them."""
+"""Converts unquoted arguments of tool calls to the JSON types that a parameter's JSON Schema allows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from gumba.chat_parsing.values import NoCall, read_whole
 
 _KINDS = frozenset({"string", "null", "boolean", "integer", "number", "object", "array"})
-#: How types are also spelled: by Python, and in upper case by Google's API.
+#: Other spellings of types: Python's, and upper case in Google's API.
 _SPELLINGS = {
     "str": "string", "text": "string", "enum": "string", "int": "integer", "float": "number", "double": "number",
     "bool": "boolean", "dict": "object", "list": "array", "tuple": "array", "none": "null",
@@ -25,7 +25,7 @@ def typed(parameters: Any, key: str, text: str, quotes: bool = False) -> Any:
     """
     try:
         kinds = _Reader(parameters, text).kinds_of(key)
-    except RecursionError:  # of a schema nested hundreds of levels deep nothing is known
+    except RecursionError:  # a schema nested hundreds of levels deep allows anything
         kinds = _KINDS
     bare = text.strip()
     if quotes and _kind(_value(bare)) in kinds:
@@ -63,22 +63,22 @@ def _kind(value: Any) -> str:
 
 
 class _Reader:
-    """Reads ``root``, the schema of a function's parameters, about a ``text``."""
+    """Determines the kinds that ``root``, the schema of a function's parameters, allows for a ``text``."""
 
     def __init__(self, root: Any, text: str) -> None:
         self._root, self._text = root, text
-        #: By id of a schema: None while it is being read, so that references in a circle say nothing.
+        #: By id of a schema: None while it is being read, so that circular references are ignored.
         self._read: dict[int, frozenset[str] | None] = {}
 
     def kinds_of(self, key: str) -> frozenset[str]:
-        """The kinds that the parameter ``key`` admits: all where nothing is known of it."""
+        """The kinds that the parameter ``key`` allows; all kinds if the schema does not declare it."""
         known = [
             kinds for schema in self._properties(self._root, key, set()) if (kinds := self._kinds(schema)) is not None
         ]
         return frozenset().union(*known) if known else _KINDS
 
     def _properties(self, schema: Any, key: str, seen: set[int]) -> Iterator[Any]:
-        """The schemas that ``schema`` has for ``key``, wherever its parts say so."""
+        """The schemas of the property ``key`` in ``schema`` and its parts."""
         if not isinstance(schema, Mapping) or id(schema) in seen:
             return
         seen.add(id(schema))
@@ -97,7 +97,7 @@ class _Reader:
             yield from _listed(schema.get(word))
 
     def _resolved(self, reference: str) -> Any:
-        """What a JSON pointer into the root points to; None when there is nothing."""
+        """The target of a JSON pointer into the root; None if it does not exist."""
         found = self._root
         for part in reference.removeprefix("#").split("/")[1:]:
             part = part.replace("~1", "/").replace("~0", "~")
@@ -108,7 +108,7 @@ class _Reader:
         return found if reference.startswith("#") else None
 
     def _kinds(self, schema: Any) -> frozenset[str] | None:
-        """The kinds that ``schema`` admits; None for one that says no more than one that is being read."""
+        """The kinds that ``schema`` allows; None for a circular reference."""
         if not isinstance(schema, Mapping):
             return _KINDS
         if id(schema) not in self._read:
@@ -119,7 +119,7 @@ class _Reader:
         return self._read[id(schema)]
 
     def _demands(self, schema: Mapping[str, Any]) -> Iterator[frozenset[str] | None]:
-        """Each keyword's kinds, all of which have to hold."""
+        """The kinds that each keyword allows; a value must satisfy all keywords."""
         nullable = {"null"} if schema.get("nullable") is True else set()
         for values in (_listed(schema.get("enum")), [schema["const"]] if "const" in schema else []):
             if values:
@@ -144,7 +144,7 @@ class _Reader:
                 yield frozenset().union(*known, nullable)
 
     def _kinds_of_values(self, values: Sequence[Any]) -> frozenset[str]:
-        """Of an enumeration; strings count where no value of another kind is what the text spells."""
+        """The kinds of an enumeration; strings only if the text is not a value of another kind in it."""
         kinds = frozenset(map(_kind, values))
         if "string" in kinds and len(kinds) > 1 and self._text not in values:
             value = _value(self._text.strip())

@@ -11,7 +11,7 @@ from gumba.chat_parsing.tools import ToolFormat, Tools
 
 @dataclass(frozen=True)
 class Tags:
-    """What reasoning begins and ends with; ``dropped``: pairs of marks around the answer, which are left out of it."""
+    """The opening and closing tag of reasoning; ``dropped``: pairs of marks around the answer, which are removed."""
 
     opening: str
     closing: str
@@ -24,7 +24,7 @@ class Tags:
 
 
 class _Code:
-    """Whether the end of a text that comes in pieces is inside Markdown's code."""
+    """Tracks whether the end of a streamed text is inside Markdown code."""
 
     _RUN = re.compile("`+")
 
@@ -34,7 +34,7 @@ class _Code:
         self._line = self._last = ""
 
     def push(self, text: str) -> None:
-        """More of the text."""
+        """Append a piece of the text."""
         first, *others = text.split("\n")
         self._extend(first)
         for line in others:
@@ -64,7 +64,7 @@ class _Code:
 
 
 class ThinkSplitter:
-    """Tells reasoning from the answer; white space around the reasoning belongs to neither.
+    """Separates reasoning from the answer; white space around the reasoning is dropped.
 
     - Everything from an opening tag to the closing one is reasoning, also in the middle of the answer, but not in Markdown's
       code nor in calls. Reasoning that does not end is all there is.
@@ -91,7 +91,7 @@ class ThinkSplitter:
         #: Whether the prompt opened the reasoning, whether the answer repeated that, and tags opened within it.
         self._opened, self._repeated, self._nested = opened, False, 0
         self._reasoned = False
-        #: Whether there was reasoning before this one, which a line break tells apart.
+        #: Whether earlier reasoning exists; a line break separates the two.
         self._again = False
         #: Whether the reasoning in the answer began on a line of its own.
         self._inner_at_start = False
@@ -159,7 +159,7 @@ class ThinkSplitter:
             self._text(marker)
 
     def _text(self, text: str) -> None:
-        """Text that is no tag."""
+        """Handle text between tags."""
         if not text:
             return
         if self._quoted and not text.startswith("`"):
@@ -209,7 +209,7 @@ class ThinkSplitter:
             self._reasoning.append(text)
 
     def _open(self) -> None:
-        """An opening tag."""
+        """Handle an opening tag."""
         if self._state == "doubt":  # text behind which reasoning is opened anew is of the answer
             held, self._held = "".join(self._held).lstrip(), []
             self._state = "after"
@@ -235,13 +235,13 @@ class ThinkSplitter:
             self._begin()
 
     def _begin(self) -> None:
-        """Reasoning begins."""
+        """Start the reasoning."""
         self._lead.finish()
         self._state, self._opened, self._nested = "reasoning", False, 0
         self._thought, self._code, self._again = Trimmer(leading=True), _Code(), self._reasoned
 
     def _close(self) -> None:
-        """A closing tag."""
+        """Handle a closing tag."""
         self._quoted = False
         if self._state == "reasoning":
             self._code = _Code()
@@ -271,7 +271,7 @@ class ThinkSplitter:
             self._state = "after"
 
     def _drop(self, mark: str) -> None:
-        """A mark around the answer; one that opens it ends the reasoning."""
+        """Handle a mark around the answer; an opening mark ends the reasoning."""
         if self._state == "start":
             self._answer("")
         elif self._state in ("reasoning", "doubt", "inner"):

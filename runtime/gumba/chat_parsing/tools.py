@@ -34,7 +34,7 @@ Found = tuple[list[Call], str]
 #: Reads calls that begin at a place of a text; raises NoCall where there are none.
 Read = Callable[[str, int], Part]
 
-#: What models put before the names of functions.
+#: Prefixes that models write before function names.
 _NAMESPACES = ("functions.", "default_api.")
 
 
@@ -46,7 +46,7 @@ class Tools:
         self.names = frozenset(self._functions)
 
     def offered(self, name: Any) -> str | None:
-        """The name of the offered function that ``name`` stands for, perhaps in quotes or a namespace; None: of none."""
+        """The offered function that ``name`` means, possibly with quotes or a namespace; None if there is none."""
         if not isinstance(name, str):
             return None
         if name in self.names:
@@ -56,7 +56,7 @@ class Tools:
         return next((name for name in names if name in self.names), None)
 
     def typed(self, name: str, key: str, text: str, quotes: bool = False) -> Any:
-        """The argument ``key`` of the function ``name``, which a model wrote as bare ``text``; see ``schemas.typed``."""
+        """The value of the argument ``key`` of the function ``name``, written as unquoted ``text``; see ``schemas.typed``."""
         return typed(self._functions.get(name, {}).get("parameters"), key, text, quotes)
 
     def keys(self, name: str) -> frozenset[str]:
@@ -156,11 +156,11 @@ def make_call(tools: Tools, name: Any, arguments: Any, call_id: Any = None) -> C
 
 
 def _unicode(text: str) -> str:
-    """``text`` with halves of surrogate pairs joined, and single ones replaced: no UTF-8 has them, nor other JSON parsers."""
+    """``text`` with surrogate pairs joined and lone surrogates replaced, which neither UTF-8 nor other JSON parsers accept."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-#: Names of the field with the arguments, the usual ones first; and of further fields of a call.
+#: Names of the arguments field, most common first; and of the other fields of a call.
 _ARGUMENTS = ("arguments", "parameters", "args", "params", "kwargs", "input", "tool_input")
 _FIELDS = frozenset(("name", "tool_name", "function", "type", "id", "tool_call_id", "index"))
 
@@ -194,7 +194,7 @@ def read_arguments(text: str, place: int, *ends: str) -> tuple[Any, int]:
 
 
 def read_calls(tools: Tools, text: str, place: int) -> Part:
-    """Calls as a JSON object, or a list of them. Raises NoCall when there is none."""
+    """Calls as a JSON object or a list of objects. Raises NoCall if there is none."""
     place = after_space(text, place)
     listed = text.startswith("[", place)
     calls: list[Call] = []
@@ -223,7 +223,7 @@ def read_calls(tools: Tools, text: str, place: int) -> Part:
     return Part(calls, place, "\n".join(rest))
 
 
-#: Characters that are read in vain, of a short text.
+#: Characters that may be read without success in a short text.
 _MOST_IN_VAIN = 1 << 16
 
 
@@ -245,7 +245,7 @@ def scan(text: str, marker: str, read: Read) -> Found:
             place = start
             spent += max(error.place - start, 0)
         else:
-            while len(rest) > 1 and rest[-2] == marker and not rest[-1].strip():  # a marker that is written twice
+            while len(rest) > 1 and rest[-2] == marker and not rest[-1].strip():  # a repeated marker
                 del rest[-2:]
             calls += found.calls
             rest.append(found.rest)

@@ -1,4 +1,4 @@
-"""Values in the arguments of calls: JSON, else what models write in its place, such as Python's literals.
+"""Parses argument values of calls: JSON, or what models write instead, such as Python literals.
 
 What JSON cannot spell is kept as text: NaN, Infinity, numbers beyond a double (1e400), and containers nested deeper than
 ``MOST_NESTED``, which parsers of other languages refuse.
@@ -11,7 +11,7 @@ import math
 import re
 from typing import Any
 
-#: Levels of containers; beyond, a container is kept as its text. (serde_json refuses more than 127.)
+#: Maximum nesting; a deeper container is kept as text. (serde_json refuses more than 127 levels.)
 MOST_NESTED = 100
 
 _SPACE = re.compile(r"\s*")
@@ -32,20 +32,20 @@ _STRINGS = {
 }
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|(.))", re.DOTALL)
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "0": "\0", "\n": ""} | {c: c for c in "\\\"'/"}
-#: A string, with its end or not, or a bracket outside of strings.
+#: A string, terminated or not, or a bracket outside of strings.
 _BRACKETS = re.compile("|".join(string.pattern for string in _STRINGS.values()) + r"|[][(){}]", re.DOTALL)
 _CLOSING = {"[": "]", "(": ")", "{": "}"}
 
 
 class NoCall(Exception):
-    """A text is no value, or no call of an offered function; ``place``: how far it was read."""
+    """A text is not a value, or not a call of an offered function; ``place``: how far it was read."""
 
     def __init__(self, place: int = 0) -> None:
         self.place = place
 
 
 def _number(text: str) -> int | float | str:
-    """The number, or ``text`` itself where a double cannot hold it."""
+    """The number, or ``text`` itself if it is out of a double's range."""
     if not math.isfinite(value := float(text)):
         return text
     return int(text) if text.lstrip("+-").isdigit() else value
@@ -55,7 +55,7 @@ _DECODER = json.JSONDecoder(strict=False, parse_int=_number, parse_float=_number
 
 
 def read_at(text: str, place: int) -> tuple[Any, int]:
-    """The value at ``place`` (white space may be in front) and where it ends. Raises NoCall when there is none."""
+    """The value at ``place`` (after optional white space) and its end. Raises NoCall if there is none."""
     place = after_space(text, place)
     if not text.startswith(("{", "["), place):
         return read_literal(text, place)
@@ -73,9 +73,9 @@ def read_at(text: str, place: int) -> tuple[Any, int]:
 
 
 def read_whole(text: str) -> Any:
-    """The value that is all of ``text``. Raises NoCall when it is none."""
+    """The value of the whole ``text``. Raises NoCall if it is not one."""
     value, end = read_at(text, 0)
-    if after_space(text, end) < len(text):  # what begins like a value of JSON may be one of Python
+    if after_space(text, end) < len(text):  # a text that begins like JSON may be a Python literal
         value, end = read_literal(text, 0)
     if after_space(text, end) < len(text):
         raise NoCall(end)
@@ -83,19 +83,19 @@ def read_whole(text: str) -> Any:
 
 
 def after_space(text: str, place: int) -> int:
-    """Where the white space at ``place`` ends."""
+    """The end of the white space at ``place``."""
     found = _SPACE.match(text, place)
     return place if found is None else found.end()
 
 
 def after(text: str, place: int, *ends: str) -> int:
-    """The place behind the first of ``ends`` that comes next (white space may be in front); else ``place``."""
+    """The position after whichever of ``ends`` follows (after optional white space); else ``place``."""
     found = after_space(text, place)
     return next((found + len(end) for end in ends if text.startswith(end, found)), place)
 
 
 def unescaped(text: str) -> str:
-    """The inside of a quoted string, with its escapes resolved as JSON and Python have them."""
+    """The content of a quoted string, with JSON's and Python's escapes resolved."""
 
     def character(found: re.Match[str]) -> str:
         code = found[1] or found[2]
@@ -105,7 +105,7 @@ def unescaped(text: str) -> str:
 
 
 def read_string(text: str, place: int) -> tuple[str, int]:
-    """The string between quotes at ``place`` and where it ends. Raises NoCall when it has no end."""
+    """The quoted string at ``place`` and its end. Raises NoCall if it is not terminated."""
     quote = text[place : place + 3] if text.startswith(('"""', "'''"), place) else text[place]
     found = _STRINGS[quote].match(text, place)
     if found is None or not found[2]:
@@ -114,7 +114,7 @@ def read_string(text: str, place: int) -> tuple[str, int]:
 
 
 def read_nested(text: str, place: int) -> tuple[str, int]:
-    """The text of the container at ``place`` and where it ends, whatever is in it. Raises NoCall when it has no end."""
+    """The text of the container at ``place``, unparsed, and its end. Raises NoCall if it is not terminated."""
     depth = 0
     for found in _BRACKETS.finditer(text, place):
         if found[0] in ("[", "(", "{"):
@@ -141,7 +141,7 @@ def _is_shallow(value: Any) -> bool:
 
 
 def read_literal(text: str, place: int, depth: int = 0) -> tuple[Any, int]:
-    """The value at ``place``, spelled as JSON or Python have it, or in a mixture of both. Raises NoCall when there is none."""
+    """The value at ``place`` in JSON or Python syntax, or a mixture. Raises NoCall if there is none."""
     place = after_space(text, place)
     first = text[place : place + 1]
     if first in ("'", '"'):
@@ -178,7 +178,7 @@ def _container(text: str, place: int, depth: int) -> tuple[Any, int]:
 
 
 def _key(text: str, place: int, depth: int) -> tuple[str, int]:
-    """A key, perhaps without quotes, and the place behind its colon."""
+    """A key, possibly without quotes, and the position after its colon."""
     word = _WORD.match(text, place)
     key, end = (word[0], word.end()) if word and word[0] not in _WORDS else read_literal(text, place, depth)
     end = after_space(text, end)

@@ -1,4 +1,4 @@
-"""Objects without further properties, across schemas that are combined: ``unevaluatedProperties: false``.
+"""Forbids further properties of objects across combined schemas: ``unevaluatedProperties: false``.
 
 The compiler reads ``additionalProperties``, which sees the ``properties`` beside it only. Here an object that is put together
 from parts (allOf, anyOf, $ref, ... beside properties) gets the names of all its parts, and then no others.
@@ -45,7 +45,7 @@ class _Closing:
         self._waiting: list[Any] = [root]
 
     def run(self) -> None:
-        """Visit all of the schema, and what it refers to."""
+        """Visit the whole schema and the targets of its references."""
         while self._waiting:
             self.visit(self._waiting.pop(), within=False)
 
@@ -71,7 +71,7 @@ class _Closing:
         self._waiting += [part for _, part in subschemas(node)]
 
     def _combined(self, node: dict[str, Any]) -> bool:
-        """Whether the properties of ``node`` come from several parts that hold together."""
+        """Whether the properties of ``node`` come from several parts that apply together."""
         keys = {key for key, _ in self._parts(node)}
         explicit = "unevaluatedProperties" in node
         if not explicit and "properties" not in node and "allOf" not in keys and len(keys) < 2:
@@ -157,7 +157,7 @@ class _Closing:
 
 
 def _size(value: Any) -> int:
-    """How many values there are in a JSON value."""
+    """The number of values in a JSON value, nested ones included."""
     waiting, found = [value], 0
     while waiting:
         each = waiting.pop()

@@ -1,4 +1,4 @@
-"""Where the schemas inside a JSON schema are: in their places, and where references lead."""
+"""Finds the schemas inside a JSON schema: subschemas, and the targets of references."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCHEMAS = (
 
 
 def subschemas(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """(path from here, subschema) of each one right inside."""
+    """(relative path, subschema) of each direct subschema."""
     for key in MAPS:
         if isinstance(schema.get(key), dict):
             yield from ((f"{key}/{name}", each) for name, each in schema[key].items())
@@ -54,7 +54,7 @@ def target(schema: Any, reference: Any, place: str) -> tuple[str, Any]:
 
 
 def check_base(part: dict[str, Any], place: str) -> None:
-    """Raise RequestError where references inside a part would be relative to it."""
+    """Raise RequestError for keywords that would change the base of references."""
     for key in ("$id", "id"):
         if isinstance(part.get(key), str):
             raise RequestError(f"json: at {place}/{key}: expected none inside a schema, found {show(part[key])}")

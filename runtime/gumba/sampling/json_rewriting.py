@@ -1,4 +1,4 @@
-"""Keywords of JSON Schema that the compiler does not know, written with those that it knows as far as they can be.
+"""Rewrites keywords of JSON Schema that the grammar compiler lacks with keywords that it supports, where possible.
 
 What is left is not held while decoding: it is taken out, and its places are returned for a warning. Everything here only
 widens what a schema admits; nothing that fits the schema is ruled out.
@@ -27,9 +27,9 @@ _FORMATS = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}[
 #: The other formats that the compiler holds texts to. All further ones are annotations (JSON Schema 2020-12, validation, 7.2).
 _KNOWN_FORMATS = {"email", "hostname", "ipv4", "ipv6", "uuid", "uri", "duration", "unknown"}
 
-#: References from one to the next that are followed to what ``propertyNames`` means.
+#: Maximum length of a chain of references in ``propertyNames``.
 MAX_REFERENCES = 20
-#: Never held. ``if`` takes ``then`` and ``else`` with it, ``contains`` its two bounds.
+#: Never enforced. ``if`` includes ``then`` and ``else``, ``contains`` its two bounds.
 _NOT_HELD = (
     "not", "if", "then", "else", "contains", "minContains", "maxContains", "uniqueItems", "dependentRequired",
     "dependentSchemas", "dependencies", "unevaluatedProperties", "unevaluatedItems",
@@ -54,7 +54,7 @@ def rewrite(root: Any, places: Sequence[tuple[str, dict[str, Any]]]) -> list[str
 
 
 def _says_something(key: str, part: dict[str, Any]) -> bool:
-    """Whether leaving out ``key`` can admit more."""
+    """Whether removing ``key`` can allow more values."""
     if key in ("then", "else", "minContains", "maxContains"):
         return False  # they belong to "if" and "contains", which are named
     if key == "if":
@@ -81,7 +81,7 @@ def _add_pattern(part: dict[str, Any], pattern: str) -> None:
 
 
 def _patterns(part: dict[str, Any], place: str) -> list[str]:
-    """Write lookaheads at the beginning of a pattern as patterns of their own, which have to fit too."""
+    """Rewrite leading lookaheads of a pattern as separate patterns that must also match."""
     pattern = part.get("pattern")
     if not isinstance(pattern, str):
         return []
@@ -103,7 +103,7 @@ def _patterns(part: dict[str, Any], place: str) -> list[str]:
 
 
 def _closing(pattern: str, start: int) -> int:
-    """The index of the parenthesis that closes the one at ``start``; the last character where none does."""
+    """The index of the parenthesis that closes the one at ``start``; of the last character if none does."""
     depth, quoted, skip = 0, False, False
     for i in range(start, len(pattern)):
         character = pattern[i]
@@ -123,7 +123,7 @@ def _closing(pattern: str, start: int) -> int:
 
 
 def _least_properties(part: dict[str, Any], place: str) -> list[str]:
-    """Lower ``minProperties`` where one name again and again, which counts once, could reach it."""
+    """Lower ``minProperties`` if repetitions of one name, which count once, could satisfy it."""
     least, required = part.get("minProperties", 0), part.get("required", [])
     closed = part.get("additionalProperties") is False and not part.get("patternProperties")
     if closed or not isinstance(least, int | float) or least <= len(set(required)) + 1:
@@ -133,7 +133,7 @@ def _least_properties(part: dict[str, Any], place: str) -> list[str]:
 
 
 def _items(part: dict[str, Any], place: str) -> list[str]:
-    """The bounds on the length of an array that ``uniqueItems`` and ``contains`` mean."""
+    """Apply the bounds on an array's length that ``contains`` and ``uniqueItems`` imply."""
     items = part.get("items")
     options = items.get("enum") if isinstance(items, dict) else None
     if part.get("uniqueItems") is True and isinstance(options, list) and "prefixItems" not in part:
@@ -161,10 +161,10 @@ def _closed(part: dict[str, Any], place: str) -> list[str]:
 
 
 def _wrong(part: dict[str, Any], place: str) -> list[str]:
-    """Raise RequestError for values of keywords that are taken out, which the compiler will not see."""
+    """Check the values of removed keywords, which the compiler does not see. Raises RequestError."""
     if "not" in part and part["not"] in ({}, True):
         raise RequestError(
-            f"json: at {place}/not: expected a schema that something does not fit, found {show(part['not'])}"
+            f"json: at {place}/not: expected a schema that does not match every value, found {show(part['not'])}"
         )
     if not isinstance(part.get("uniqueItems", True), bool):
         raise RequestError(f"json: at {place}/uniqueItems: expected true or false, found {show(part['uniqueItems'])}")

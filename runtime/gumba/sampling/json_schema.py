@@ -31,7 +31,7 @@ MAX_MULTIPLE = 1000
 MAX_MERGED_MULTIPLE, MAX_MERGED_PATTERNS = 10_000, 8
 #: How many times ``locate`` compiles a part of a schema.
 MAX_ATTEMPTS = 100
-#: Most places that a warning names.
+#: Maximum number of places that a warning names.
 MAX_NAMED = 10
 
 _TYPES = ("null", "boolean", "object", "array", "number", "integer", "string")
@@ -48,7 +48,7 @@ def check_schema(text: str) -> dict[str, Any] | bool:
     _check_merging([part for _, part in check_parts(schema)])
     if left:
         names = ", ".join(sorted(left)[:MAX_NAMED]) + (", ..." if len(left) > MAX_NAMED else "")
-        log.warning("json: not held while decoding, so check the answer: %s", names)
+        log.warning("json: decoding does not enforce these parts of the schema, check the answer: %s", names)
     if isinstance(schema, dict):
         schema.pop("x-guidance", None)
     checked: dict[str, Any] | bool = schema
