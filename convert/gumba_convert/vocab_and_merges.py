@@ -10,6 +10,7 @@ from typing import Any
 from gumba.errors import ConvertError
 from gumba_convert.checkpoint import Checkpoint
 from gumba_convert.pre_tokenizers import spell
+from gumba_convert.special_tokens import text_of
 
 FILES = ("vocab.json", "merges.txt")
 _GPT2 = ("GPT2", "CodeGen")
@@ -49,7 +50,9 @@ def from_files(checkpoint: Checkpoint, config: dict[str, Any]) -> tuple[dict[str
     defaults = {f"{role}_token": text for role, text in _DEFAULTS[kind].items()}
     config = defaults | {key: value for key, value in listed.items() if key in defaults} | config
     entries = [config.get(key) for key in defaults]
-    flags = {_text(entry): entry if isinstance(entry, dict) else {} for entry in entries if _text(entry) is not None}
+    flags = {
+        text_of(entry): entry if isinstance(entry, dict) else {} for entry in entries if text_of(entry) is not None
+    }
     extra = checkpoint.json("added_tokens.json") or {}
     ids = {text: i for text, i in (vocab or {}).items() if text in flags} | extra
     added = [
@@ -83,11 +86,6 @@ def _kind(checkpoint: Checkpoint, config: dict[str, Any]) -> str:
     )
 
 
-def _text(entry: Any) -> str | None:
-    text = entry.get("content") if isinstance(entry, dict) else entry
-    return text if isinstance(text, str) else None
-
-
 def _merges(text: str) -> list[str]:
     lines = text.splitlines()
     return [line for line in lines[lines[:1] != [] and lines[0].startswith("#version") :] if line]
@@ -105,9 +103,9 @@ def _pre_tokenizer(kind: str, config: dict[str, Any]) -> dict[str, Any]:
 
 def _post_processor(kind: str, config: dict[str, Any], ids: dict[str, Any]) -> dict[str, Any] | None:
     if kind == "Roberta":
-        ends = {role: _text(config[f"{role}_token"]) for role in ("cls", "sep")}
+        ends = {role: text_of(config[f"{role}_token"]) for role in ("cls", "sep")}
         return {"type": "RobertaProcessing"} | {role: [text, ids.get(text or "")] for role, text in ends.items()}
-    bos = _text(config.get("bos_token"))
+    bos = text_of(config.get("bos_token"))
     if kind == "GPT2" and config.get("add_bos_token") is True and bos is not None:
         parts = [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
         return {
