@@ -61,7 +61,7 @@ Report: TypeAlias = Callable[[int, int, float], object]
 
 
 def compile_functions(functions: Sequence[Function], report: Report = lambda done, total, share: None) -> None:
-    """Compile ``functions``, or load those that are kept."""
+    """Compile ``functions``, or load those that are cached."""
     weights = [SECONDS.get(each.py_func.__name__, USUAL_S) for each in functions]
     for done, function in enumerate(functions):
         report(done, len(functions), sum(weights[:done]) / sum(weights))
@@ -101,7 +101,7 @@ def first_functions(path: Path, kv_type: str | None, *, text: bool = True, top_k
 
 
 def tokenizer_functions(metadata: Mapping[str, Any], text: bool = True) -> list[Function]:
-    """What a vocabulary needs when it is loaded, and to encode ``text``."""
+    """The functions that loading a vocabulary and encoding a text need."""
     if "tokenizer.ggml.merges" in metadata:
         family = PRE_TOKENIZERS.get(str(metadata.get("tokenizer.ggml.pre")))
         encode = bpe.merge_words if family is not None and family.characters else bpe.encode_words
@@ -116,7 +116,7 @@ def _team() -> list[Function]:
 
 
 def _functions(path: Path | None) -> list[Function]:
-    """All functions. Of a file's formats the encoders are left out."""
+    """All functions, except the encoders of a file's formats."""
     formats = set(FORMATS)
     if path is None:
         kernels = [*_llama_kernels(), timing.stamp]  # and what ``gumba bench --profile`` measures the machine with

@@ -16,11 +16,11 @@ MAX_COUNT = 2**31 - 1
 
 
 class KeywordError(RequestError, TypeError):
-    """An unknown keyword. A TypeError too, as for every other function."""
+    """An unknown keyword. Also a TypeError, as for any Python function."""
 
 
 def suggestion(name: object, known: Iterable[str]) -> str:
-    """ "; did you mean 'NAME'?" for the known name most like ``name``, "" when none is like it."""
+    """A hint to append to an error message: the known name closest to ``name``, or "" if none is close."""
     near = difflib.get_close_matches(name, sorted(known), 1) if isinstance(name, str) else []
     return f"; did you mean {near[0]!r}?" if near else ""
 

@@ -92,7 +92,7 @@ class Judges(Answering):
 
     @property
     def embedding_prompts(self) -> Mapping[str, str]:
-        """The texts that ``embed`` can put before a text, by name; empty where the file has none."""
+        """The model's prompts for ``embed``: name -> text; empty if the file has none."""
         return self._requests.embedding.prompts
 
     @property

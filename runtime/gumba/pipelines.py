@@ -82,11 +82,11 @@ def pipeline(
     if task not in TASKS:
         raise UnsupportedError(f"task: gumba has {' and '.join(map(repr, TASKS))}, found {show(task)}")
     if config is not None:
-        raise UnsupportedError(f"config: a model file has its own, found {show(config)}")
+        raise UnsupportedError(f"config: expected None, because the model file has its own, found {show(config)}")
     _check_keywords(defaults)  # before anything is fetched
     if isinstance(model, LLM | PreTrainedModel):
         if model_kwargs:
-            raise RequestError("model_kwargs: the model is loaded already")
+            raise RequestError("model_kwargs: expected none, because the model is already loaded")
     else:
         naming = {"revision": revision, "token": token}
         model = opened(store.DEFAULT_MODEL if model is None else model, {**naming, **(model_kwargs or {})})
@@ -140,7 +140,7 @@ class TextGenerationPipeline:
             tokenizer.backend
         ):
             raise RequestError(
-                f"tokenizer: expected one of gumba.compat.transformers, of the model's vocabulary, found {show(tokenizer)}"
+                f"tokenizer: expected a gumba.compat.transformers tokenizer with the model's vocabulary, found {show(tokenizer)}"
             )
         self.tokenizer = tokenizer
         self.task = TASKS[0] if self.llm.model.config.start_token is None else TASKS[1]
@@ -192,14 +192,14 @@ class TextGenerationPipeline:
 
 
 class _Form:
-    """The form of the results that keywords ask for."""
+    """The form of the results that the keywords select."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         given = [
             name for name in ("return_full_text", "return_tensors", "return_text") if options.get(name) is not None
         ]
         if len(given) > 1:
-            raise RequestError(f"{given[1]}: expected it without {given[0]}, which is given too")
+            raise RequestError(f"{given[0]} and {given[1]} exclude each other: pass only one of them")
         self.ids = bool(options.get("return_tensors"))
         self.full = options.get("return_full_text") is not False
         self.skip_special = options.get("skip_special_tokens") is not False

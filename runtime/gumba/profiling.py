@@ -106,7 +106,7 @@ class Phase:
 
     @property
     def overhead_ms(self) -> float:
-        """What a step takes beside its operations: the batch record, starting the team.
+        """Time of a step outside of its operations: filling the batch record, starting the threads.
 
         0 where the operations, whose passes pay for the clocks, took as long as a step without.
         """

@@ -78,7 +78,7 @@ class Progress:
             thread.join()
 
     def _redraw(self) -> None:
-        """Draw the last call once more, unless the bar has been cleared since."""
+        """Redraw the last call, unless the bar was cleared since."""
         with self._lock:
             if self._width:
                 done, total, figure, then = self._last
@@ -99,7 +99,7 @@ class Progress:
         self.clear()
 
     def _parts(self, done: float, total: float, elapsed: float, figure: str, silent: float = 0.0) -> list[str]:
-        """What there is to say: the stage and ``figure`` first, then the rest, what matters most first.
+        """The parts of a line: the stage and ``figure``, then the rest by importance.
 
         ``elapsed``: seconds until the last call; ``silent``: seconds since then.
         """

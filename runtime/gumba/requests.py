@@ -234,7 +234,7 @@ class Requests:
                 given = _plain(each) if isinstance(each, Mapping) else each
                 text = isinstance(given, str)
                 if prompt and not text:
-                    raise RequestError(f"prompt: {show(prompt)} can only be put before a text, found {show(given)}")
+                    raise RequestError(f"prompt: {show(prompt)} needs a text to precede, found {show(given)}")
                 ids = self.prompt_ids(encode_after(self._tokenizer, before, str(given)) if text else given)
                 ids = self._embeddable(ids, truncate, text=text)
             except RequestError as error:
@@ -248,20 +248,20 @@ class Requests:
         return sequences
 
     def _embeddable(self, ids: list[int], truncate: bool, *, text: bool) -> list[int]:
-        """``ids``, cut to the longest text with ``truncate``; token ids from outside are limited by the context alone."""
+        """``ids``, truncated to the maximum text length with ``truncate``; only the context limits token ids of the caller."""
         longest = self.embedding.max_seq_length
         limit = self._capacity if longest is None else min(longest, self._capacity)
         if truncate:
             return self._tokenizer.truncated(ids, limit, self.embedding.truncation_side)
         if text and len(ids) > limit and limit == longest:
             raise RequestError(
-                f"prompt: {len(ids)} tokens are more than the model's longest text of {limit} (max_seq_length); "
+                f"prompt: {len(ids)} tokens are more than the model's maximum of {limit} (max_seq_length); "
                 "truncate=True cuts texts to that"
             )
         return self._fitting(ids, "prompt", cuts=True)
 
     def ranks(self, query: str, documents: Iterable[str], truncate: bool = False) -> list[Judging]:
-        """How well each of ``documents`` answers ``query``, by the head of a cross-encoder; ``truncate``: cut long ones."""
+        """Scores of ``documents`` for ``query`` by a cross-encoder; ``truncate``: truncate long pairs."""
         require_boolean("truncate", truncate)
         if not isinstance(query, str):
             raise RequestError(f"query: expected a text, found {show(query)}")
@@ -278,7 +278,7 @@ class Requests:
         return sequences
 
     def judgements(self, texts: str | Iterable[Judged], truncate: bool = False) -> list[Judging]:
-        """What a classifier's head says of each of ``texts``; ``truncate``: cut what is too long."""
+        """The logits of a classifier for each of ``texts``; ``truncate``: truncate long texts."""
         require_boolean("truncate", truncate)
         self._check_head()
         found = []
@@ -313,7 +313,7 @@ class Requests:
         self._check_usable()
         if self._pair_template is not None:
             if truncate:
-                raise RequestError("truncate: this model reads two texts in a template, of which nothing can be cut")
+                raise RequestError("truncate: this model renders both texts in a template and cannot truncate them")
             return self._fitting(self._pair_template.encode(self._tokenizer, first, second), "the two texts")
         ids, types = self._tokenizer.encode_pair(first, second, self._capacity if truncate else None)
         if self._config.n_types > 1:
@@ -466,7 +466,7 @@ class Requests:
         return self.checked(encode_chat(self._tokenizer, template, messages, **args), "messages")
 
     def _share(self, sequence: S) -> S:
-        """``sequence``, which shares KV pages with others only where this model's requests do."""
+        """``sequence``, with prefix caching off if this model has it off."""
         sequence.shares = sequence.shares and self._prefix_caching
         return sequence
 
@@ -504,7 +504,7 @@ class Requests:
         return ids
 
     def _fitting(self, ids: list[int], field: str, *, cuts: bool = False) -> list[int]:
-        """``ids``, which must fit the context; ``cuts``: the message says that they can be cut."""
+        """Check that ``ids`` fit the context; ``cuts``: the message suggests truncation."""
         if len(ids) > self._capacity:
             advice = "; truncate=True cuts texts to that" if cuts else ""
             raise RequestError(f"{field}: {len(ids)} tokens do not fit the context of {self._capacity}{advice}")
@@ -526,7 +526,7 @@ def _each(params: ParamsOf, count: int) -> Sequence[SamplingParams | None]:
 
 
 def prompt_text(prompt: Prompt) -> str | None:
-    """The text of a prompt; None of one that is token ids alone."""
+    """The text of a prompt; None if it consists of token ids."""
     text = prompt.get("prompt") if isinstance(prompt, Mapping) else prompt
     return text if isinstance(text, str) else None
 
@@ -561,7 +561,7 @@ def with_token_ids(
 
 
 def _plain(prompt: Mapping[str, Any]) -> Any:
-    """The text or token ids of one of vLLM's dictionaries of a prompt. Raises RequestError for one with anything else."""
+    """The text or token ids of vLLM's prompt dictionary. Raises RequestError for other keys."""
     for name, value in prompt.items():
         if name not in ("prompt", "prompt_token_ids") and value not in (None, {}):
             raise RequestError(f"prompt: expected 'prompt' or 'prompt_token_ids', found {show(name)}: {show(value)}")

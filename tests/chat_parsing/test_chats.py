@@ -353,7 +353,7 @@ def test_a_template_that_shows_no_call_in_any_form_is_refused():
     from gumba.errors import TemplateError
 
     source = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
-    with pytest.raises(TemplateError, match=r"messages\[1\].*the chat template leaves it out.*hermes"):
+    with pytest.raises(TemplateError, match=r"messages\[1\].*the chat template omits it.*hermes"):
         ChatTemplate(source).render(TWO)
 
 

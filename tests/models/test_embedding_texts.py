@@ -44,7 +44,7 @@ def test_vectors(model: tuple[str, LLM]) -> None:
 
 def test_long_texts_are_refused_by_number(model: tuple[str, LLM]) -> None:
     name, llm = model
-    message = rf"prompts\[1\]: 18 tokens are more than the model's longest text of {NAMES[name]} .*truncate=True"
+    message = rf"prompts\[1\]: 18 tokens are more than the model's maximum of {NAMES[name]} .*truncate=True"
     with pytest.raises(RequestError, match=message) as error:
         llm.embed(TEXTS, prompt="")
     assert error.value.index == 1
@@ -64,7 +64,7 @@ def test_names_of_prompts(model: tuple[str, LLM]) -> None:
         llm.embed("a", prompt="passage")
     with pytest.raises(RequestError, match="prompt: the model has no prompt 7"):
         llm.embed("a", prompt=7)  # type: ignore[arg-type]
-    with pytest.raises(RequestError, match="'query' can only be put before a text, found"):
+    with pytest.raises(RequestError, match="'query' needs a text to precede, found"):
         llm.embed([[5, 6]], prompt="query")
     with (
         LLM(DATA / "judge_bert_pairs.gguf", n_threads=1) as plain,
@@ -151,6 +151,6 @@ def test_pairs_are_cut_at_the_longer_text(name: str, n_special: int) -> None:
 def test_a_template_of_two_texts_cannot_be_cut() -> None:
     with (
         LLM(DATA / "judge_qwen3_reranker.gguf", n_threads=1) as llm,
-        pytest.raises(RequestError, match="truncate: this model reads two texts in a template"),
+        pytest.raises(RequestError, match="truncate: this model renders both texts in a template"),
     ):
         llm.rerank("the cat", ["a dog"], truncate=True)

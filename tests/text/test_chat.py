@@ -247,7 +247,7 @@ def test_an_empty_prompt_names_the_template_and_the_messages(make):
     ):
         with pytest.raises(TemplateError) as error:
             encode_chat(tokenizer, template, rule)
-        assert f"({origin}) makes an empty prompt of messages[0] ('system')" in str(error.value)
+        assert f"({origin}) renders an empty prompt for messages[0] ('system')" in str(error.value)
         encode_chat(tokenizer, template, rule, add_generation_prompt=False)
 
 

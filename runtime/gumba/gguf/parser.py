@@ -286,7 +286,7 @@ def _read_tensors(cursor: Cursor, n_tensors: int, alignment: int) -> dict[str, G
                 before is not None and 0 in before.shape
             ):  # the offset is as good as it was; the dimension is what is wrong
                 cursor.fail(
-                    f"a dimension is 0 in {list(before.shape)}, though there is data between its offset and the next tensor's",
+                    f"a dimension is 0 in {list(before.shape)}, but there is data between its offset and the next tensor's",
                     f"tensor {printable(before.name)} dims",
                     start,
                 )

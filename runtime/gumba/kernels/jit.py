@@ -101,7 +101,7 @@ def _watched(name: str, signature: str) -> Iterator[Compiled | None]:
 
 
 def is_kept(name: str, signature: str) -> bool:
-    """Whether there is a file of this kernel, shipped or in the cache."""
+    """Whether this kernel has an object file, shipped or cached."""
     folders = [cache.cache_folder()]
     with contextlib.suppress(FileNotFoundError):
         folders += shipping.shipped_folders(cache.sources_hash())
@@ -134,7 +134,7 @@ def _make(function: Callable[..., Any], signature: str, name: str) -> Compiled:
 
 
 def _check_memory() -> None:
-    """Raise ResourceError where compiling could fail for want of memory: LLVM ends the process then."""
+    """Raise ResourceError if too little memory is left to compile: LLVM would abort the process."""
     need, left = _KERNEL_BYTES if "numba" in sys.modules else _COMPILER_BYTES, address_space_left()
     if left is not None and left < need:
         raise ResourceError(shortage("compiling kernels may need", need))
@@ -253,7 +253,7 @@ class Entry:
 
     @property
     def is_missing(self) -> bool:
-        """Whether it is yet to be compiled: neither in this process nor in a file."""
+        """Whether the kernel must still be compiled: it is neither loaded nor in a file."""
         return self._call is None and not is_kept(self.name, self._flat_signature)
 
     def _flat(self) -> tuple[list[list[str]], list[str]]:

@@ -95,7 +95,7 @@ class Kernel:
 
     @property
     def is_missing(self) -> bool:
-        """Whether it is yet to be compiled: neither in this process nor in a file."""
+        """Whether the function must still be compiled: it is neither loaded nor in a file."""
         return self._made is None and not is_kept(f"kernel.{self.name}", _SIGNATURE)
 
     @property
@@ -120,7 +120,7 @@ class Kernel:
         return int(self._made.address)
 
     def compile(self) -> None:
-        """Compile or load it now rather than when its address is wanted."""
+        """Compile or load the function now rather than at the first use of its address."""
         self.address  # noqa: B018 - it does the work
 
     def words(self, values: dict[str, int | float]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Relative positions as biases of attention (Raffel et al. 2019): a learned number for each head and bucket of distances."""
+"""Relative position biases of attention (Raffel et al. 2019): a learned bias per head and bucket of distances."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MIN_BUCKETS, MAX_BUCKETS = 4, 255
 
 
 def read_buckets(keys: Keys) -> int:
-    """How many buckets the model has. Raises ModelError for a number that cannot be."""
+    """The number of buckets. Raises ModelError if it is out of range."""
     n_buckets = keys.count("attention.relative_buckets_count", MAX_BUCKETS)
     if n_buckets < MIN_BUCKETS:
         raise ModelError(
@@ -25,7 +25,7 @@ def read_buckets(keys: Keys) -> int:
 
 
 def biases(of_buckets: np.ndarray, *, causal: bool) -> np.ndarray:
-    """Float32 [n_heads, 2 * MAX_DISTANCE + 1]: what is added to the scores of keys at each distance from the query.
+    """Float32 [n_heads, 2 * MAX_DISTANCE + 1]: the bias added to the attention score at each distance between key and query.
 
     ``of_buckets``: float32 [n_buckets, n_heads]. Half of the buckets are for one distance each, the others for ranges that grow
     by the same factor up to MAX_DISTANCE. Where a token sees those after it (not ``causal``), these have half of all buckets.

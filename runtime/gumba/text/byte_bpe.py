@@ -82,7 +82,7 @@ class _Merges:
         self.table = np.full(_room(len(texts)), -1, np.int32)
         twin = bpe.index_tokens(self.tokens, self.offsets, self.multiplier, self.table)
         if twin >= 0:
-            raise TokenizerError(f"{PREFIX}tokens: token {twin} stands there twice: {texts[twin]!r:.80}")
+            raise TokenizerError(f"{PREFIX}tokens: token {twin} has the text of another token: {texts[twin]!r:.80}")
         data, bounds = merges.string_view()
         if len(merges) > MAX_MERGES:
             raise TokenizerError(f"{PREFIX}merges: {len(merges)} merges; the limit is {MAX_MERGES}")

@@ -212,7 +212,7 @@ class ChatTemplate:
             try:
                 return rendered(lambda variant: self._render({**variables, "messages": variant}), given, knows_tools)
             except RecursionError:
-                raise RequestError("messages: arguments of calls are nested too deeply, or within themselves") from None
+                raise RequestError("messages: arguments of calls are nested too deeply or circular") from None
         return self._render({**variables, "messages": given})
 
     def _render(self, variables: dict[str, Any]) -> str:
@@ -249,7 +249,7 @@ def until_final_message(text: str, messages: Sequence[Mapping[str, Any]]) -> str
     """
     content = messages[-1].get("content") if messages else None
     if not isinstance(content, str) or content.strip() not in text:
-        raise RequestError(f"messages: expected text to go on with in the last one, found {show(content)}")
+        raise RequestError(f"messages: expected text to continue in the last message, found {show(content)}")
     start = text.rindex(content.strip())
     spaced = content.lstrip()
     return text[: start + len(spaced if text.startswith(spaced, start) else content.strip())]
@@ -287,7 +287,7 @@ def encode_chat(
         origin = f" ({template.origin})" if template.origin else ""
         listed = ", ".join(f"messages[{i}] ({show(message['role'])})" for i, message in enumerate(messages[:4]))
         more = "" if len(messages) <= 4 else f" and {len(messages) - 4} more"
-        raise TemplateError(f"the chat template{origin} makes an empty prompt of {listed}{more}")
+        raise TemplateError(f"the chat template{origin} renders an empty prompt for {listed}{more}")
     # A printed list or dict, and JSON in ASCII, show the mark by its number.
     text = text.replace(f"\\u{ord(mark):04x}", mark)
     if continue_final_message:

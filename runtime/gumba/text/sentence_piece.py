@@ -24,12 +24,12 @@ def _table(data: bytes) -> tuple[Any, Any]:
     """The trie and the replacements of a table (see ``gumba.kernels.charsmap``). Raises TokenizerError for a damaged one."""
     length = int.from_bytes(data[:4], "little")
     if length % 4 or length == 0 or 4 + length >= len(data) or data[-1] != 0:
-        raise TokenizerError(f"{PREFIX}precompiled_charsmap: {len(data)} bytes that are no table of replacements")
+        raise TokenizerError(f"{PREFIX}precompiled_charsmap: expected a table of replacements, found {len(data)} bytes")
     trie = np.frombuffer(data, "<u4", length // 4, 4).astype(np.uint32)
     replacements = np.frombuffer(data, np.uint8, offset=4 + length)
     longest = int(np.diff(np.flatnonzero(replacements == 0), prepend=-1).max()) - 1
     if longest > _LONGEST_REPLACEMENT:
-        raise TokenizerError(f"{PREFIX}precompiled_charsmap: a replacement of {longest} bytes")
+        raise TokenizerError(f"{PREFIX}precompiled_charsmap: a replacement of {longest} bytes is too long")
     return trie, replacements
 
 

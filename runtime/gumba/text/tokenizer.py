@@ -231,7 +231,7 @@ class Tokenizer:
         return [*ids[:begin], *kept, *ids[end:]]
 
     def _n_begin(self, ids: Sequence[int]) -> int:
-        """How many tokens of ``ids`` are the one that begins every text."""
+        """The number of leading tokens of ``ids`` that begin every text (0 or 1)."""
         return int(self.add_bos and self.bos_id is not None and list(ids[:1]) == [self.bos_id])
 
     @staticmethod

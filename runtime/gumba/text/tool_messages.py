@@ -59,7 +59,7 @@ def _object(arguments: Any) -> Any:
 
 
 def calls_tools(message: Mapping[str, Any]) -> bool:
-    """Whether ``message`` calls functions, or has the result of one."""
+    """Whether ``message`` has calls or the result of a call."""
     return bool(message.get("tool_calls") or message.get("function_call") or message.get("role") in _RESULTS)
 
 
@@ -100,7 +100,7 @@ def rendered(render: Callable[[Sequence[Message]], str], messages: Sequence[Mess
     if best[0][0]:
         why = "" if first is None else f"; of another form of the messages it says: {first!s:.300}"
         raise TemplateError(
-            f"{best[2]}: the chat template leaves it out: choose one that takes tools, such as 'hermes'{why}"
+            f"{best[2]}: the chat template omits it: choose a template with tool support, such as 'hermes'{why}"
         )
     return best[1]
 
@@ -126,7 +126,7 @@ def _variants(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
 
 
 class _WrittenOut(list[Message]):
-    """Messages whose calls stand in their content; ``places``: of these, and of results."""
+    """Messages with calls rendered into their content; ``places``: the indices of these and of results."""
 
     places: set[int]
 
@@ -171,7 +171,7 @@ def _losses(render: Callable[[Sequence[Message]], str], messages: Sequence[Messa
     probe = [_probe(message, f"{_MARK}{i}q") for i, message in enumerate(messages)]
     try:
         text = render(probe)
-    except TemplateError:  # a template that knows the names or the results of its functions: take it at its word
+    except TemplateError:  # a template that checks names or results refuses the probe: trust it
         return [], 0, False
     lost, unnamed, printed = [], 0, False
     for i, message in enumerate(messages):
@@ -189,7 +189,7 @@ def _losses(render: Callable[[Sequence[Message]], str], messages: Sequence[Messa
 
 
 def _lost_contents(render: Callable[[Sequence[Message]], str], messages: _WrittenOut) -> list[str]:
-    """The messages at the places of ``messages`` whose content is not in the text."""
+    """The messages at ``messages.places`` whose content is missing from the text."""
     probe = [
         {**message, "content": f"{_text(message.get('content') or '')}{_MARK}{i}q"}
         for i, message in enumerate(messages)

@@ -269,7 +269,7 @@ def read_vocabulary(metadata: Mapping[str, Any], families: Mapping[str, Any]) ->
 
 
 def _check_utf8(texts: Sequence[bytes]) -> None:
-    """Raise for the first token that is not UTF-8: every kind of vocabulary spells bytes in another way."""
+    """Raise TokenizerError for the first token that is not UTF-8; vocabularies encode raw bytes in other ways."""
     try:
         b"\n".join(texts).decode()
     except UnicodeDecodeError:
@@ -381,7 +381,7 @@ _PHI3_OTHERS = (b"<unk>", b"<s>", b"<|endoftext|>")
 def stripping_tokens(
     metadata: Mapping[str, Any], ids: Mapping[bytes, int], types: npt.NDArray[np.int32], model: str, pre: str
 ) -> tuple[frozenset[int], frozenset[int]]:
-    """Special tokens that take whitespace before, and after them along, as known of families: GGUF has no key for it."""
+    """Special tokens that strip whitespace before and after them, by model family, as GGUF has no key for it."""
     of_roberta = model == "t5" or (model == "gpt2" and pre.startswith(("jina-", "roberta")))
     mask = ids.get(b"<mask>") if of_roberta else ids.get(b"[MASK]") if pre == "modern-bert" else None
     before = frozenset() if mask is None else frozenset((mask,))
