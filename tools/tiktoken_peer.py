@@ -1,4 +1,4 @@
-"""The tiktoken library beside gumba's encoder: the same ids, and the time of each, on one thread.
+"""Compare gumba's encoder with the tiktoken library: ids, and time on one thread.
 
     python tools/tiktoken_peer.py QWEN2.gguf TEXT [ROUNDS]
 

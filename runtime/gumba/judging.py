@@ -61,15 +61,19 @@ class Judges(Answering):
         prompt: str | None = None,
         truncate: bool = False,
     ) -> np.ndarray[Any, Any] | list[np.ndarray[Any, Any]]:
-        """Vectors that stand for texts, float32 [prompts, n_embd]: the final hidden states, pooled.
+        """Embedding vectors of texts, float32 [prompts, n_embd]: the pooled final hidden states.
 
-        ``prompts`` as of ``generate``. ``pooling``: the mean over all tokens ("mean"), or the "first" ("cls") or the "last" token
-        alone; None: what the file says that the model was trained for, or else the mean. "none" gives a list, for each prompt
-        the states of all its tokens, float32 [tokens, n_embd]. ``normalize``: to length 1, so that a dot product is the cosine.
-        ``prompt``: the name of one of ``embedding_prompts`` that is put before every text; None: the file's default, if it has
-        one; "": none. ``truncate``: cut texts that are longer than the model's ``max_seq_length`` or the context, special tokens
-        kept, as sentence-transformers does; otherwise they raise RequestError. A prompt of token ids is used as it is, without
-        a ``prompt``. Raises as ``stream`` does.
+        Args:
+            prompts: As for ``generate``. A prompt of token ids is used unchanged, without ``prompt``.
+            pooling: "mean" over all tokens, only the "first" ("cls") or the "last" token, or "none": a list with the states of
+                every token of each prompt, float32 [tokens, n_embd]. None: the file's pooling, else the mean.
+            normalize: Scale vectors to length 1, so that a dot product is the cosine.
+            prompt: The name of one of ``embedding_prompts`` to prepend to every text; None: the file's default prompt, if
+                any; "": no prompt.
+            truncate: Truncate texts longer than the model's ``max_seq_length`` or the context, with special tokens kept, as
+                in sentence-transformers; otherwise they raise RequestError.
+
+        Raises the errors of ``stream``.
         """
         sequences = self._requests.embeddings(prompts, pooling, prompt, truncate)
         self._engine.finish(sequences)
@@ -97,26 +101,26 @@ class Judges(Answering):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The names of what a classifier tells apart, in the order of ``classify``'s columns; empty where it has none."""
+        """The names of a classifier's labels, in the order of ``classify``'s columns; empty if it has none."""
         return tuple(getattr(self.model.config, "labels", ()))
 
     def rerank(self, query: str, documents: Iterable[str], *, truncate: bool = False) -> list[float]:
-        """How well each of ``documents`` answers ``query``, by a reranker: what its head gives, greater is better.
+        """Scores of ``documents`` for ``query`` by a reranker: the logit of its head; higher is better.
 
-        Query and document are read together, as the model was trained; the logistic function makes a probability of a score.
-        Of a decoder that answers yes or no (Qwen3-Reranker) a score is how much the logit of yes is above that of no.
-        ``truncate``: of two texts that do not fit the context together, the longer one loses its end (as in transformers).
+        The model reads query and document together; the logistic function turns a score into a probability. The score of a
+        decoder that answers yes or no (Qwen3-Reranker) is the logit of yes minus that of no. ``truncate``: if a pair does not
+        fit the context, its longer text loses its end (as in transformers).
         Raises RequestError for a model without such a head and for texts that do not fit its context, else as ``embed``.
         """
         rows = self._judged(self._requests.ranks(query, documents, truncate))
         return [float(row[0] - row[1] if self._requests.says_yes else row[0]) for row in rows]
 
     def classify(self, texts: str | Iterable[Judged], *, truncate: bool = False) -> np.ndarray[Any, Any]:
-        """What a classifier says of texts: logits, float32 [texts, labels], in the order of ``labels``.
+        """Logits of a classifier, float32 [texts, labels], in the order of ``labels``.
 
-        ``texts``: prompts as of ``generate``, or pairs ``(first, second)`` that are read together. The softmax of a row gives
-        probabilities where just one label is right. ``truncate``: cut texts that do not
-        fit the context. Raises RequestError for a model without a head, else as ``embed``.
+        ``texts``: prompts as for ``generate``, or pairs ``(first, second)`` that are read together. The softmax of a row gives
+        probabilities if exactly one label applies. ``truncate``: truncate texts that do not fit the context.
+        Raises RequestError for a model without a head, else as ``embed``.
         """
         rows = self._judged(self._requests.judgements(texts, truncate))
         width: int = self.model.config.n_labels

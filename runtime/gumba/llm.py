@@ -44,45 +44,43 @@ if TYPE_CHECKING:
 class LLM(Chats, Judges):
     """A language model from a GGUF file.
 
-    Several threads may call it at once: their requests are computed together. It must be loaded in the process that
-    uses it.
+    Several threads may call it at once: the engine batches their requests. Load it in the process that uses it.
 
     Args:
-        model: The GGUF file (the first shard of several), a Hugging Face folder, a known name or a model on a hub: what the
-            commands take as MODEL. Checkpoints are converted once and kept.
-        n_ctx: Tokens that prompt and answer may have together; None: what the model was trained for, at most 4096.
+        model: A GGUF file (the first shard of several), a Hugging Face folder, a known name or a model on a hub: the MODEL of
+            the commands. Checkpoints are converted once, then cached.
+        n_ctx: Context length: tokens of the prompt and the answer together; None: the training context, at most 4096.
         max_model_len: vLLM's name of ``n_ctx``.
-        n_threads: Threads to compute with; None: as many as this process has cores for.
-        max_batch_tokens: Most tokens computed in one step. Cancelling takes effect between steps.
-        max_sequences: Most requests computed at once; others wait.
-        max_queue: Most requests that may wait; one more is a QueueFullError. None: any number.
-        kv_tokens: Tokens that the KV cache holds, for all requests together, kept beginnings included.
-        kv_memory: As many tokens as fit so many bytes. Where neither is given: four requests of ``n_ctx``, or as many, but at
-            least one, as fit an eighth of the memory there is. Memory is taken only as it fills.
-        n_states: Of a model with recurrent layers (Qwen3.5, LFM2), how many sequences' states there is room for, those kept for
-            requests that begin alike among them. None: as many as fit a quarter of ``kv_memory``, or an eighth of the memory.
-        kv_type: How the KV cache holds keys and values: "f16", "bf16", "f32", or "q8_0" in half the memory; None: bf16
-            on processors that multiply it (twice as fast), else f16.
-        draft_model: A smaller model of the same vocabulary that guesses tokens, which this one checks several at a time:
-            the same answers, sooner where the guesses are good.
-        draft_tokens: Tokens that it guesses at a time, at most.
-        unload_after: Seconds without a request after which the model's memory is given back; the next request loads it again.
-            None keeps it.
-        chat_template: Instead of the file's: the name of a built-in one ("chatml", "llama3", ...:
-            ``gumba.text.chat_templates``), a file, the text of one, or a ``ChatTemplate``.
+        n_threads: Compute threads; None: as many as this process has cores for.
+        max_batch_tokens: Maximum number of tokens in one step. Cancelling takes effect between steps.
+        max_sequences: Maximum number of running requests; others wait.
+        max_queue: Maximum number of waiting requests; one more raises QueueFullError. None: no limit.
+        kv_tokens: Size of the KV cache in tokens, for all requests together, cached prefixes included.
+        kv_memory: Size of the KV cache in bytes. Without either: four requests of ``n_ctx``, or as many, but at least one, as
+            fit into an eighth of the memory. Memory is taken only as the cache fills.
+        n_states: For models with recurrent layers (Qwen3.5, LFM2): the number of sequence states, those cached for common
+            prefixes included. None: as many as fit into a quarter of ``kv_memory``, or an eighth of the memory.
+        kv_type: Data type of the KV cache: "f16", "bf16", "f32", or "q8_0" in half the memory; None: bf16 on processors
+            with bf16 instructions (twice as fast), else f16.
+        draft_model: A smaller model with the same vocabulary that drafts tokens, which this model verifies several at a
+            time: the same answers, sooner if the drafts are good.
+        draft_tokens: Maximum number of tokens per draft.
+        unload_after: Idle time in seconds before the model is unloaded; the next request loads it again. None: never.
+        chat_template: Replaces the file's: the name of a built-in template ("chatml", "llama3", ...:
+            ``gumba.text.chat_templates``), a file, Jinja source, or a ``ChatTemplate``.
         progress: Called with the loaded fraction, 0 to 1, while loading.
-        engine_args: vLLM's further keywords, with its meaning (``gumba.engine_args``). ``max_num_seqs``,
-            ``max_num_batched_tokens``, ``kv_cache_dtype``, ``speculative_config`` are other names of the above;
-            ``gpu_memory_utilization``: weights and KV cache take this share of the available memory, above 0 to 1; ``seed``:
-            of requests without one of their own; ``enable_prefix_caching=False``: requests share no KV pages. Those that only
-            say where or how fast to compute (``dtype``, ``enforce_eager``, ``trust_remote_code``, ...) have no effect.
+        engine_args: Other keywords of vLLM, with its meaning (``gumba.engine_args``). ``max_num_seqs``,
+            ``max_num_batched_tokens``, ``kv_cache_dtype`` and ``speculative_config`` are synonyms of the above.
+            ``gpu_memory_utilization``: the fraction of the available memory, above 0 to 1, for weights and KV cache. ``seed``:
+            the seed of requests without one. ``enable_prefix_caching=False``: requests do not share KV pages. Keywords
+            about devices and speed (``dtype``, ``enforce_eager``, ``trust_remote_code``, ...) have no effect.
 
     Raises:
-        GGUFError: The file is not well-formed.
-        ModelError: It is no model that can be run (UnsupportedError: not by this version).
-        TokenizerError: Its vocabulary is inconsistent.
-        ResourceError: It does not fit the memory.
-        RequestError: An argument is out of range, or unknown (a TypeError too).
+        GGUFError: The file is malformed.
+        ModelError: The file is not a model that can run (UnsupportedError: not in this version).
+        TokenizerError: The vocabulary is inconsistent.
+        ResourceError: The model does not fit into memory.
+        RequestError: An argument is out of range, or unknown (also a TypeError).
     """
 
     def __init__(
