@@ -179,7 +179,7 @@ BAD: list[tuple[str | bytes, str]] = [
     ('{"messages": [{"role": "user", "content": "x"}], "chat_template_kwargs": 1}', "chat_template_kwargs: expected"),
     (
         '{"messages": [{"role": "user", "content": "x"}], "template_args": {}, "chat_template_kwargs": {}}',
-        "another name",
+        "are the same setting",
     ),
     (json.dumps({**post("q", TEXT, prompt="x"), "custom_id": 3}), "custom_id: expected a string, found 3"),
     (json.dumps({"url": TEXT, "body": {"prompt": "x"}}), "custom_id: expected a string, found None"),
