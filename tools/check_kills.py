@@ -49,7 +49,7 @@ class Job:
     target: Callable[[], Path | None]
     kept: Callable[[Path], bool]
     environment: dict[str, str] = field(default_factory=dict)
-    #: Paths to delete before each kill, so that the command has work to do.
+    #: Called before each kill, so that the command has work to do.
     restart: Callable[[], None] = lambda: None
 
 
