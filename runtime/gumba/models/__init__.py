@@ -246,7 +246,7 @@ def _programs(
 
 
 def usual_kv_type() -> str:
-    """How the KV cache holds numbers where nobody chooses: the type that this processor computes with fastest."""
+    """The default data type of the KV cache: the one that this processor computes with fastest."""
     return "bf16" if isa.current().dot_bf16 is not None else "f16"
 
 
