@@ -312,7 +312,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ),
     ("params", [], "params: expected an object"),
     ("params", {"temperature": "hot"}, "params: temperature: expected a number"),
-    ("params", {"top_k": -1}, "params: top_k: expected an integer"),
+    ("params", {"top_k": -2}, "params: top_k: expected an integer"),
     ("params", {"wit": 1}, "params: 'wit' is no setting"),
     ("params", {"logits_processors": []}, "params: 'logits_processors' is no setting"),
     ("params", {"logit_bias": [[1]]}, "params: logit_bias: expected"),
