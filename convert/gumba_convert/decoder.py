@@ -321,7 +321,7 @@ def finish(
         table.checkpoint,
         architecture,
         d.n_ctx,
-        judges=pooled is not None and pooled.value == RANK,
+        has_classifier=pooled is not None and pooled.value == RANK,
         projected=architecture == PROJECTED,
     )
     values = values | embedder.values

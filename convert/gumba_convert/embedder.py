@@ -72,12 +72,14 @@ class Embedder:
     warnings: list[str] = field(default_factory=list)
 
 
-def read_embedder(checkpoint: Checkpoint, architecture: str, n_ctx: int, *, judges: bool, projected: bool) -> Embedder:
+def read_embedder(
+    checkpoint: Checkpoint, architecture: str, n_ctx: int, *, has_classifier: bool, projected: bool
+) -> Embedder:
     """Read modules.json and the files beside it; empty without modules.json.
 
     Args:
         n_ctx: tokens of the model's context.
-        judges: the model has a classification head, and so no pooling and no prompts.
+        has_classifier: the model has a classification head, and so no pooling and no prompts.
         projected: the architecture has the projections of `Dense` modules.
 
     Raises:
@@ -86,8 +88,8 @@ def read_embedder(checkpoint: Checkpoint, architecture: str, n_ctx: int, *, judg
     found = modules(checkpoint)
     if not found:
         return Embedder()
-    warnings = _check_kinds(checkpoint, found, judges=judges, projected=projected)
-    if judges:
+    warnings = _check_kinds(checkpoint, found, has_classifier=has_classifier, projected=projected)
+    if has_classifier:
         if (checkpoint.outer.json(SETTINGS) or {}).get("prompts"):
             warnings.append(
                 f"the prompts of {SETTINGS} are omitted: gumba does not apply prompts to classifiers and rerankers"
@@ -182,13 +184,13 @@ def projections(checkpoint: Checkpoint, n_embd: int) -> list[tuple[Checkpoint, i
     return found
 
 
-def _check_kinds(checkpoint: Checkpoint, found: list[Module], *, judges: bool, projected: bool) -> list[str]:
+def _check_kinds(checkpoint: Checkpoint, found: list[Module], *, has_classifier: bool, projected: bool) -> list[str]:
     """Refuse unsupported modules and any order other than ``ORDER``; warn about custom classes."""
     where = f"{checkpoint.outer.folder / MODULES}"
     warnings, last = [], -1
     for module in found:
         own = module.full_name.startswith(OWN_CLASSES)
-        if judges and own and module.kind == LOGIT_SCORE:
+        if has_classifier and own and module.kind == LOGIT_SCORE:
             _check_words(checkpoint, part(checkpoint, module))
             continue
         if own and module.kind == WITHOUT_EFFECT:

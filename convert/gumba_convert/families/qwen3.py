@@ -25,7 +25,7 @@ MODEL_TYPES = ("qwen3",)
 
 DEFAULTS = {"n_kv_heads": 32, "n_ctx": 32768, "head_dim": 128}
 WORDS = ("yes", "no")
-#: The words with which Qwen3-Reranker is asked, and no other model.
+#: The instruction in Qwen3-Reranker's prompt, which no other model has.
 INSTRUCTION = "Judge whether the Document meets the requirements based on the Query and the Instruct provided."
 #: What Qwen3-Reranker was trained to be asked, with its usual instruction.
 QUESTION = (
