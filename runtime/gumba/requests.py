@@ -214,8 +214,8 @@ class Requests:
     ) -> list[Embedding]:
         """Pooled hidden states of prompts; ``pooling`` None: as the model was trained, or the mean.
 
-        ``prompt``: the name of the text that is put before texts (see ``EmbeddingSettings.prompt``); ``truncate``: cut what is
-        too long.
+        ``prompt``: the name of the prompt to prepend to texts (see ``EmbeddingSettings.prompt``); ``truncate``: truncate long
+        texts.
         """
         if pooling is None:
             trained = getattr(self._config, "pooling", "")
@@ -534,9 +534,9 @@ def prompt_text(prompt: Prompt) -> str | None:
 def with_token_ids(
     prompts: str | Iterable[Prompt] | None, token_ids: Sequence[Any] | np.ndarray[Any, Any] | None
 ) -> str | Iterable[Prompt]:
-    """``prompts``, whose token ids are given beside them (vLLM's ``prompt_token_ids``) and are what counts.
+    """``prompts`` with their token ids (vLLM's ``prompt_token_ids``), which take precedence over texts.
 
-    Raises RequestError when neither is given, or not as many of both.
+    Raises RequestError if neither is given, or if their numbers differ.
     """
     if token_ids is None:
         if prompts is None:

@@ -83,7 +83,7 @@ def batch(args: argparse.Namespace) -> int:
         with Progress() as progress:
             survey = lines.survey(lambda done, total: progress("read", done, total))
         path = find_model(args.model, args.revision, quiet=args.quiet)
-        args.model, args.revision = str(path), None  # a hub is asked once
+        args.model, args.revision = str(path), None  # resolve only once: a hub is not queried again
         asked = {
             "gumba": __version__,
             "input": {"bytes": survey.n_bytes, "lines": survey.n_lines, "sha256": survey.sha256},

@@ -73,7 +73,7 @@ class AutoTokenizer(_Auto):
 
 
 class _Metadata:
-    """The metadata that a chat template is read from, of a file that is closed by then."""
+    """The metadata of a closed file, which a chat template is read from."""
 
     def __init__(self, file: GGUFFile) -> None:
         names = ("general.", "tokenizer.chat_template")
