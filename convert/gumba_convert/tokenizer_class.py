@@ -47,12 +47,18 @@ def as_loaded(
     name, model, warnings = tokenizer_class(checkpoint, config), tokenizer.get("model"), []
     kind = model.get("type") if isinstance(model, dict) else None
     if name in _BERT and kind == "WordPiece":
-        normalizer = _bert_normalizer(config)
-        if _without_defaults(tokenizer.get("normalizer")) != normalizer:
+        own = _without_defaults(tokenizer.get("normalizer"))
+        normalizer = _bert_normalizer(config, own)
+        if own != normalizer:
             tokenizer = {**tokenizer, "normalizer": normalizer}
             warnings.append(
                 f"the tokenizer's class ({name}Tokenizer) and tokenizer_config.json replace the normalizer of tokenizer.json: "
-                + ", ".join(f"{key} {str(value).lower()}" for key, value in normalizer.items() if key != "type")
+                + _options(normalizer)
+            )
+        elif (rebuilt := _bert_normalizer(config, {})) != own:
+            warnings.append(
+                f"the normalizer of tokenizer.json is kept; transformers 5 replaces it with the defaults of {name}Tokenizer, as "
+                f"tokenizer_config.json does not name its options: {_options(rebuilt)}"
             )
     if config.get("split_special_tokens") is True:
         warnings.append(
@@ -69,23 +75,35 @@ def as_loaded(
     return tokenizer, warnings
 
 
-def _bert_normalizer(config: dict[str, Any]) -> dict[str, Any]:
-    strip = config.get("strip_accents")
-    return {
-        "type": "BertNormalizer",
-        "clean_text": True,
-        "handle_chinese_chars": config.get("tokenize_chinese_chars", True) is not False,
-        "strip_accents": strip if isinstance(strip, bool) else None,
-        "lowercase": config.get("do_lower_case", True) is not False,
-    }
+#: Options of a BertNormalizer by their names in tokenizer_config.json.
+_BERT_OPTIONS = {
+    "tokenize_chinese_chars": "handle_chinese_chars", "strip_accents": "strip_accents", "do_lower_case": "lowercase",
+}  # fmt: skip
+_BERT_DEFAULTS = {"clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": True}
+
+
+def _bert_normalizer(config: dict[str, Any], own: Any) -> Any:
+    """The normalizer ``own`` of tokenizer.json with the options that tokenizer_config.json names.
+
+    What neither file names is as in a new tokenizer of BERT's class. transformers 5 takes these defaults for all that
+    tokenizer_config.json does not name, whatever tokenizer.json says; the tokenizers library reads tokenizer.json alone.
+    """
+    named = {ours: config[theirs] for theirs, ours in _BERT_OPTIONS.items() if isinstance(config.get(theirs), bool)}
+    if own != {} and not named:
+        return own
+    options = own if isinstance(own, dict) and own.get("type") == "BertNormalizer" else {}
+    return {"type": "BertNormalizer", **_BERT_DEFAULTS, **options, **named}
+
+
+def _options(normalizer: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {str(value).lower()}" for key, value in normalizer.items() if key != "type")
 
 
 def _without_defaults(step: Any) -> Any:
     """A BertNormalizer with all of its options, in their usual order; any other step as it is."""
     if not isinstance(step, dict) or step.get("type") != "BertNormalizer":
         return step
-    defaults = {"clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": True}
-    return {"type": "BertNormalizer", **{key: step.get(key, value) for key, value in defaults.items()}}
+    return {"type": "BertNormalizer", **{key: step.get(key, value) for key, value in _BERT_DEFAULTS.items()}}
 
 
 def _with_prefix(step: Any, prefix: bool) -> Any:

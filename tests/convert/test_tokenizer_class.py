@@ -66,13 +66,13 @@ def read(folder: Path, kind: str, settings: dict[str, Any], **files: Any) -> tup
     [
         ({}, {"tokenizer_class": "BertTokenizer", "do_lower_case": False}, "bert", CASED),
         ({}, {"tokenizer_class": "ElectraTokenizerFast", "do_lower_case": False}, "electra", CASED),
-        ({"lowercase": False}, {"tokenizer_class": "BertTokenizer"}, "bert", LOWER),
+        ({"lowercase": False}, {"tokenizer_class": "BertTokenizer"}, "bert", CASED),
         ({"lowercase": False}, {"tokenizer_class": "MPNetTokenizer", "do_lower_case": True}, "mpnet", LOWER),
-        ({"lowercase": False}, {}, "bert", LOWER),
+        ({"lowercase": False}, {}, "bert", CASED),
         ({}, {"tokenizer_class": "BertTokenizer", "strip_accents": False}, "bert", ACCENTS),
         ({}, {"tokenizer_class": "BertTokenizer", "strip_accents": True, "do_lower_case": False}, "bert", STRIPPED),
         ({}, {"tokenizer_class": "DistilBertTokenizer", "tokenize_chinese_chars": False}, "distilbert", WHOLE),
-        ({"handle_chinese_chars": False}, {"tokenizer_class": "BertTokenizer"}, "bert", LOWER),
+        ({"handle_chinese_chars": False}, {"tokenizer_class": "BertTokenizer"}, "bert", WHOLE),
         ({}, {"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": False}, "bert", LOWER),
     ],
 )
@@ -84,8 +84,11 @@ def test_normalizer_of_berts_classes(
         tmp_path / "hf", "words", BERT_NAMES | config, tokenizer=state, config={"model_type": model_type}
     )
     assert tokenizer.encode(BERT_TEXT, parse_special=True) == ids
-    replaced = config.get("tokenizer_class") != "PreTrainedTokenizerFast"
-    assert any("replace the normalizer of tokenizer.json" in warning for warning in vocabulary.warnings) == replaced
+    of_bert = config.get("tokenizer_class") != "PreTrainedTokenizerFast"
+    named = of_bert and bool(config.keys() - {"tokenizer_class"})
+    warnings = "\n".join(vocabulary.warnings)
+    assert ("replace the normalizer of tokenizer.json" in warnings) == named
+    assert ("the normalizer of tokenizer.json is kept" in warnings) == (of_bert and not named)
 
 
 def test_a_normalizer_that_agrees_is_not_warned_of(tmp_path: Path) -> None:
