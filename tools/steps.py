@@ -1,0 +1,215 @@
+"""The steps that every change has to pass, and how they run: what tools/check, lint, types, test and check_full share.
+
+A step is a command with a name. Steps run one after another, each prints its seconds, and the first that fails ends the run
+with its exit code. A step may run in the background of those that follow it, until one that names it in ``after``. On Ctrl-C,
+SIGTERM or SIGHUP all commands end, with the processes that they started, before the run does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+ROOT = Path(__file__).resolve().parent.parent
+
+#: Seconds that a command may take to end by itself after a signal.
+PATIENCE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command with a name."""
+
+    name: str
+    command: Sequence[str]
+    #: Variables of its environment, in addition to those of this process.
+    env: Mapping[str, str] = field(default_factory=dict)
+    #: Exit codes, in addition to 0, that are no failure.
+    passes: Sequence[int] = ()
+    #: It runs while the next steps run; what it prints is shown when it ends.
+    background: bool = False
+    #: Background steps that must have ended before this one begins.
+    after: Sequence[str] = ()
+
+
+class Interrupted(BaseException):
+    """A signal tells this process to end; ``code`` is its exit code then."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.code = 128 + number
+
+
+class StepFailed(Exception):
+    """A step failed with the exit code ``code``."""
+
+    def __init__(self, step: Step, code: int) -> None:
+        super().__init__(f"{step.name} failed with exit code {code}: {shlex.join(step.command)}")
+        self.code = code
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Within it, the signals that end a process raise Interrupted, except a SIGHUP that is ignored (nohup)."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Running:
+    """A command that runs, in a process group of its own."""
+
+    def __init__(self, step: Step, output: IO[bytes] | None = None) -> None:
+        self.step, self.output, self.began = step, output, time.perf_counter()
+        options = {} if os.name == "nt" else {"start_new_session": True}
+        self._process = subprocess.Popen(
+            step.command, cwd=ROOT, env={**os.environ, **step.env}, stdin=subprocess.DEVNULL, stdout=output,
+            stderr=None if output is None else subprocess.STDOUT, **options,
+        )  # fmt: skip
+
+    def wait(self) -> float:
+        """Wait for its end; the seconds it took. Raises StepFailed."""
+        code = self._process.wait()
+        seconds = time.perf_counter() - self.began
+        if self.output is not None:
+            self.output.seek(0)
+            sys.stdout.write(f"\n== {self.step.name}: {shlex.join(self.step.command)} (in the background)\n")
+            sys.stdout.write(self.output.read().decode(errors="replace"))
+            self.output.close()
+        print(f"-- {self.step.name}: {seconds:.1f} s", flush=True)
+        if code != 0 and code not in self.step.passes:
+            raise StepFailed(self.step, code if code > 0 else 128 - code)
+        return seconds
+
+    def end(self) -> None:
+        """End the command and the processes that it started, if they still run."""
+        if os.name == "nt":
+            if self._process.poll() is None:
+                tree = ["taskkill", "/F", "/T", "/PID", str(self._process.pid)]
+                subprocess.run(tree, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+            return
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(self._process.pid, number)
+            except ProcessLookupError:
+                break
+            with contextlib.suppress(subprocess.TimeoutExpired, Interrupted):  # a second Ctrl-C: at once
+                self._process.wait(PATIENCE_S)
+
+
+def run(steps: Sequence[Step]) -> dict[str, float]:
+    """Run ``steps``; seconds of each. Raises StepFailed at the first that fails, Interrupted by a signal."""
+    seconds: dict[str, float] = {}
+    background: dict[str, _Running] = {}
+    current: _Running | None = None
+    try:
+        for step in steps:
+            for name in step.after:
+                if name in background:
+                    seconds[name] = background[name].wait()
+                    del background[name]
+            if step.background:
+                background[step.name] = _Running(step, tempfile.TemporaryFile())  # noqa: SIM115 - wait() closes it
+                continue
+            print(f"\n== {step.name}: {shlex.join(step.command)}", flush=True)
+            current = _Running(step)
+            seconds[step.name] = current.wait()
+            current = None
+        for name, running in background.items():
+            seconds[name] = running.wait()
+    finally:
+        for running in [*background.values(), *([current] if current else [])]:
+            running.end()
+    return seconds
+
+
+def main(steps: Sequence[Step], title: str) -> int:
+    """Run ``steps`` and print the seconds of each and of them all; the exit code for this process."""
+    began = time.perf_counter()
+    try:
+        with interruptible():
+            seconds = run(steps)
+    except StepFailed as failure:
+        print(f"\n{title}: {failure}", file=sys.stderr)
+        return failure.code
+    except Interrupted as interrupted:
+        print(f"\n{title}: {interrupted}", file=sys.stderr)
+        return interrupted.code
+    if len(steps) == 1:
+        return 0
+    width = max(map(len, [*seconds, title]))
+    print()
+    for name, taken in seconds.items():
+        print(f"{name:{width}} {taken:7.1f} s")
+    print(f"{title:{width}} {time.perf_counter() - began:7.1f} s", flush=True)
+    return 0
+
+
+def python(*arguments: str) -> list[str]:
+    """A command of this Python."""
+    return [sys.executable, *arguments]
+
+
+def lint() -> list[Step]:
+    """Style, form and layers of the sources."""
+    steps = [
+        Step("ruff", python("-m", "ruff", "check", ".")),
+        Step("format", python("-m", "ruff", "format", "--check", ".")),
+    ]
+    if "[tool.importlinter]" in (ROOT / "pyproject.toml").read_text(encoding="utf-8"):
+        steps.append(
+            Step("layers", python("-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"))
+        )
+    return steps
+
+
+def types() -> list[Step]:
+    """Types of the sources."""
+    return [Step("types", python("-m", "mypy"))]
+
+
+def tests(arguments: Sequence[str] = ()) -> list[Step]:
+    """The tests that ``arguments`` of pytest select; all of them by default."""
+    return [Step("tests", python("-m", "pytest", *arguments), after=("model",))]
+
+
+def freeze() -> list[Step]:
+    """The tests that freeze a program with PyInstaller, which take longer than any other."""
+    return [Step("freeze", python("-m", "pytest", "-m", "freeze", "tests/test_frozen.py"))]
+
+
+def core() -> list[Step]:
+    """All that a change to the package itself has to pass."""
+    return [
+        Step("model", python("-m", "gumba", "pull", "smollm2-135m-instruct"), background=True),
+        Step("kernels", python("tools/warm_kernels.py"), background=True),
+        *lint(),
+        *types(),
+        *tests(),
+        *freeze(),
+    ]
+
+
+#: The named parts of CI, each with a time of its own.
+PARTS = {"core": core}
