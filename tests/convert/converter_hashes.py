@@ -1,0 +1,78 @@
+"""Hashes of the files that conversion writes, and their recording in tests/data/converter_hashes.json.
+
+Every family's tiny checkpoint (``tiny_families``) is converted to each of TYPES. Those are too narrow for blocks, so one wide
+Llama is converted to all types, pure or not, from each type of checkpoint. A hash is the SHA-256 of the whole GGUF file, in
+which nothing names a version of this package; weights come from numpy's PCG64 with a fixed seed.
+
+    python tests/convert/converter_hashes.py
+
+records the hashes anew. Only for a change that is meant to change converted files: say so in its commit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from test_families import checkpoint_tensors, write
+from tiny_checkpoints import write_checkpoint
+from tiny_families import FAMILIES
+
+from gumba_convert import convert
+
+RECORDING = Path(__file__).parent.parent / "data" / "converter_hashes.json"
+TYPES = ("f32", "q8_0", "q4_0")
+ALL_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
+#: Wide enough for blocks of 256, as Q6_K has them.
+WIDE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "num_hidden_layers": 1}
+
+
+def _family(name: str) -> Callable[[Path], Any]:
+    return lambda folder: write(folder, FAMILIES[name], checkpoint_tensors(FAMILIES[name]))
+
+
+def _wide(dtype: str) -> Callable[[Path], Any]:
+    return lambda folder: write_checkpoint(folder, config=WIDE, dtype=dtype)
+
+
+#: What writes each checkpoint, by its name.
+CHECKPOINTS: dict[str, Callable[[Path], Any]] = {name: _family(name) for name in FAMILIES}
+CHECKPOINTS |= {f"wide {dtype}": _wide(dtype) for dtype in ("F32", "F16", "BF16")}
+
+
+def hashes_of(name: str, folder: Path, n_threads: int | None = None) -> dict[str, str]:
+    """The hash of every conversion of a checkpoint, by what was made; ``folder`` is empty."""
+    CHECKPOINTS[name](folder / "hf")
+    kinds = [(kind, False) for kind in TYPES]
+    if name not in FAMILIES:
+        kinds = [(kind, pure) for kind in ALL_TYPES for pure in (False, True)]
+    found = {}
+    for kind, pure in kinds:
+        report = convert(folder / "hf", folder / "out.gguf", type=kind, pure=pure, name="tiny", n_threads=n_threads)
+        found[f"{kind} pure" if pure else kind] = hashlib.sha256(report.path.read_bytes()).hexdigest()
+    return found
+
+
+def recorded() -> dict[str, dict[str, str]]:
+    """The recorded hashes: by checkpoint and type."""
+    return json.loads(RECORDING.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+
+
+def record() -> None:
+    """Record the hashes of every checkpoint."""
+    found = {}
+    for name in CHECKPOINTS:
+        with tempfile.TemporaryDirectory() as folder:
+            found[name] = hashes_of(name, Path(folder))
+    before = recorded() if RECORDING.exists() else {}
+    n_changed = sum(before.get(name) != hashes for name, hashes in found.items())
+    RECORDING.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    print(f"{len(found)} checkpoints, {n_changed} new or changed")
+
+
+if __name__ == "__main__":
+    record()
