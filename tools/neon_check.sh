@@ -1,20 +1,26 @@
 #!/usr/bin/env bash
 # Run gumba's kernel and model tests as 64-bit Arm code, emulated on an x86 Debian machine.
 #
-#     [SET=neon_i8mm|neon|neon_base] tools/neon_check.sh FOLDER [PYTEST ARGUMENTS]
+#     [SET=neon_i8mm|neon|neon_base] tools/neon_check.sh FOLDER [PYTEST ARGUMENTS | SCRIPT.py ARGUMENTS]
 #
 # SET: as a processor with integer matrix products (the default), with dot products only, or with neither (Raspberry Pi 4).
 # The kernels' own tests also take the lesser sets, each in turn; what runs a whole model takes SET.
+# SCRIPT.py: to run instead of tests, such as `tests/models/logit_hashes.py neon_i8mm neon neon_base`, which records hashes.
 # FOLDER (about 600 MB, filled on the first run, kept) takes an arm64 Python from Debian's packages, the aarch64 wheels of
 # what the tests need, and qemu's user emulation. Nothing is installed on this machine and no root rights are needed.
 # Slow (every import takes seconds): right for correctness, not for speed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-folder=$(realpath -m "${1:?usage: tools/neon_check.sh FOLDER [PYTEST ARGUMENTS]}")
+folder=$(realpath -m "${1:?usage: tools/neon_check.sh FOLDER [PYTEST ARGUMENTS | SCRIPT.py ARGUMENTS]}")
 shift
 tests=("$@")
 if [ ${#tests[@]} -eq 0 ]; then
     tests=(tests/models -k 'not every_instruction_set')
+fi
+
+run=(-m pytest -p no:cacheprovider)
+if [[ ${tests[0]} == *.py && ${tests[0]##*/} != test_* ]]; then
+    run=()
 fi
 
 unpack() { for package in "$@"; do dpkg-deb -x "$package" "$root"; done; }
@@ -51,4 +57,4 @@ case ${SET:=neon_i8mm} in
 esac
 export NUMBA_CPU_NAME=generic NUMBA_CPU_FEATURES=$features
 export GUMBA_ISA=$SET GUMBA_CACHE_DIR=$folder/cache PYTHONPATH=$site:runtime:convert PYTHONDONTWRITEBYTECODE=1
-exec "$folder/qemu/usr/bin/qemu-aarch64-static" -cpu max -L "$root" "$python" -m pytest -p no:cacheprovider "${tests[@]}"
+exec "$folder/qemu/usr/bin/qemu-aarch64-static" -cpu max -L "$root" "$python" "${run[@]}" "${tests[@]}"

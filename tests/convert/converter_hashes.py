@@ -70,7 +70,7 @@ def record() -> None:
             found[name] = hashes_of(name, Path(folder))
     before = recorded() if RECORDING.exists() else {}
     n_changed = sum(before.get(name) != hashes for name, hashes in found.items())
-    RECORDING.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    RECORDING.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
     print(f"{len(found)} checkpoints, {n_changed} new or changed")
 
 

@@ -1,0 +1,68 @@
+"""Every golden model gives the bits that are recorded: whatever is moved, renamed or rewritten, no result changes.
+
+Both the machine's best instruction set and the generic one run by default; ``pytest -m isas`` runs the others, for which all
+kernels are compiled once more. Arm's sets run under tools/neon_check.sh.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from logit_hashes import CASES, Case, environment, hash_of, recorded
+
+from gumba.simd import isa
+
+#: The instruction sets that always run, and the machine's others.
+FIRST = list(dict.fromkeys([isa.available()[0], "generic"]))
+OTHERS = [name for name in isa.available() if name not in FIRST]
+HOW = "python tests/models/logit_hashes.py"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where models in other block formats lie, each written once."""
+    return tmp_path_factory.mktemp("rewritten")
+
+
+def check(case: Case, names: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The case's hash is the recorded one on every instruction set of ``names``."""
+    path, recording = case.write(folder), recorded()
+    changed = []
+    for name in names:
+        assert name in recording["hashes"], f"nothing is recorded for {name}: `{HOW} {name}` does that"
+        monkeypatch.setenv("GUMBA_ISA", name)
+        if hash_of(path, case.kv_type) != recording["hashes"][name][case.name]:
+            changed.append(name)
+    if changed:
+        where = recording["environments"][changed[0]]
+        here = environment()
+        other = {key: f"{value} here, {where[key]} recorded" for key, value in here.items() if where[key] != value}
+        pytest.fail(
+            f"{case.name}: other bits than recorded on {', '.join(changed)}. "
+            + (
+                f"The recording is of another compiler or machine ({other}): look whether it holds there. "
+                if other
+                else ""
+            )
+            + f"Where a change of results is intended, `{HOW}` records them anew",
+            pytrace=False,
+        )
+
+
+def test_every_case_is_recorded_and_no_other() -> None:
+    names = {case.name for case in CASES}
+    assert len(names) == len(CASES)
+    assert [name for name, hashes in recorded()["hashes"].items() if set(hashes) != names] == []
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_same_bits_as_recorded(case: Case, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(case, FIRST, folder, monkeypatch)
+
+
+@pytest.mark.isas
+@pytest.mark.skipif(not OTHERS, reason="this machine has no other instruction sets")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_same_bits_as_recorded_on_lesser_sets(case: Case, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(case, OTHERS, folder, monkeypatch)
