@@ -50,11 +50,11 @@ def hashes_of(name: str, folder: Path, n_threads: int | None = None) -> dict[str
     kinds = [(kind, False) for kind in TYPES]
     if name not in FAMILIES:
         kinds = [(kind, pure) for kind in ALL_TYPES for pure in (False, True)]
-    found = {}
+    hashes = {}
     for kind, pure in kinds:
         report = convert(folder / "hf", folder / "out.gguf", type=kind, pure=pure, name="tiny", n_threads=n_threads)
-        found[f"{kind} pure" if pure else kind] = hashlib.sha256(report.path.read_bytes()).hexdigest()
-    return found
+        hashes[f"{kind} pure" if pure else kind] = hashlib.sha256(report.path.read_bytes()).hexdigest()
+    return hashes
 
 
 def recorded() -> dict[str, dict[str, str]]:
@@ -64,14 +64,14 @@ def recorded() -> dict[str, dict[str, str]]:
 
 def record() -> None:
     """Record the hashes of every checkpoint."""
-    found = {}
+    hashes = {}
     for name in CHECKPOINTS:
         with tempfile.TemporaryDirectory() as folder:
-            found[name] = hashes_of(name, Path(folder))
+            hashes[name] = hashes_of(name, Path(folder))
     before = recorded() if RECORDING.exists() else {}
-    n_changed = sum(before.get(name) != hashes for name, hashes in found.items())
-    RECORDING.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
-    print(f"{len(found)} checkpoints, {n_changed} new or changed")
+    n_changed = sum(before.get(name) != digests for name, digests in hashes.items())
+    RECORDING.write_text(json.dumps(hashes, indent=1, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
+    print(f"{len(hashes)} checkpoints, {n_changed} new or changed")
 
 
 if __name__ == "__main__":

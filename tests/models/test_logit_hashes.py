@@ -1,8 +1,9 @@
 """Every golden model gives the bits that are recorded: whatever is moved, renamed or rewritten, no result changes.
 
-Both the machine's best instruction set and the generic one run by default; ``pytest -m isas`` runs the others, for which all
-kernels are compiled once more. Arm's sets run under
-emulation: ``tools/neon_check.sh FOLDER tests/models/test_logit_hashes.py -m "isas or not isas"``.
+The machine's best instruction set and the generic one run by default; ``pytest -m isas`` runs the others, for which all kernels
+are compiled once more. Arm's sets run under emulation:
+
+    tools/neon_check.sh FOLDER tests/models/test_logit_hashes.py -m "isas or not isas"
 """
 
 from __future__ import annotations
