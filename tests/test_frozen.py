@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from gumba import LLM, SamplingParams, _pyinstaller
-from gumba.kernels import cache
+from gumba.jit import kernel_cache
 
 MODEL = Path(__file__).parent / "data" / "model_plain.gguf"
 PROMPT = [1, 2, 3]
@@ -27,11 +27,12 @@ from gumba import LLM, SamplingParams
 if __name__ == "__main__":
     with LLM(sys.argv[1], n_threads=2) as llm:
         [output] = llm.generate([json.loads(sys.argv[2])], SamplingParams(max_tokens=8, temperature=0, ignore_eos=True))
-    from gumba.kernels import cache, jit
-    folder = cache.cache_folder()
+    from gumba.jit import jit, kernel_cache
+    folder = kernel_cache.cache_folder()
     print(json.dumps({
         "tokens": output.token_ids, "compiled": jit.stats.compiled, "loaded": jit.stats.loaded,
-        "key": cache.sources_hash(), "cache": folder and str(folder), "numba": "numba" in sys.modules, "frozen": sys.frozen,
+        "key": kernel_cache.sources_hash(), "cache": folder and str(folder), "numba": "numba" in sys.modules,
+        "frozen": sys.frozen,
     }))
 """
 
@@ -86,7 +87,7 @@ def test_kernels_are_compiled_once_into_the_users_cache(app: Path, tmp_path: Pat
     with LLM(MODEL) as llm:
         expected = llm.generate([PROMPT], SamplingParams(max_tokens=8, temperature=0, ignore_eos=True))[0].token_ids
     assert first["tokens"] == second["tokens"] == expected
-    assert first["frozen"] and first["key"] == cache.sources_hash()
+    assert first["frozen"] and first["key"] == kernel_cache.sources_hash()
     assert Path(first["cache"]).is_relative_to(tmp_path / "user")
     assert first["compiled"] > 5 and first["numba"]
     assert (second["compiled"], second["loaded"], second["numba"]) == (0, first["compiled"], False)

@@ -22,7 +22,7 @@ def test_all_names_are_there_and_no_others():
     for name in gumba.__all__:
         assert getattr(gumba, name) is not None
         assert name in dir(gumba)
-    assert gumba.LLM.__module__ == "gumba.llm"
+    assert gumba.LLM.__module__ == "gumba.llm.llm"
     assert dir(gumba) == sorted(gumba.__all__)
 
 

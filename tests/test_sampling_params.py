@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gumba import BeamSearchParams, RequestError, SamplingParams, StructuredOutputsParams
-from gumba.params import SAMPLERS
+from gumba.sampling_params import SAMPLERS
 
 HUGE = 10**400
 COUNT = 2**31 - 1

@@ -29,9 +29,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "convert"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from local_sites import Hub, HubRoutes
+from support.local_sites import Hub, HubRoutes
 
 #: How fast the servers send, and in which pieces.
 BYTES_A_SECOND, PIECE = 40_000_000, 1 << 18

@@ -1,11 +1,11 @@
 """Make tests/data/transformers_goldens.json: what transformers 5.24 answers where gumba has its interface.
 
-    python -c "import sys; sys.path.insert(0, 'tests/cli'); import tiny_chat, pathlib; tiny_chat.write(pathlib.Path('tiny.gguf'))"
+    PYTHONPATH=tests python -c "from support import tiny_chat; import pathlib; tiny_chat.write(pathlib.Path('tiny.gguf'))"
     gumba export tiny.gguf -o FOLDER --dtype float32
     python tools/make_transformers_goldens.py FOLDER      # needs torch, transformers
 
-The model is the tiny chat model of tests/cli/tiny_chat.py with its float32 weights. Each case is a function, its arguments and
-its result, as JSON has them; one that raises ValueError has an "error" instead.
+The model is the tiny chat model of tests/support/tiny_chat.py with its float32 weights. Each case is a function, its arguments
+and its result, as JSON has them; one that raises ValueError has an "error" instead.
 """
 
 from __future__ import annotations

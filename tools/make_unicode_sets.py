@@ -1,4 +1,4 @@
-"""Makes runtime/gumba/text/unicode_sets.py: sets of characters as the tokenizers library has them.
+"""Makes runtime/gumba/tokenizer/unicode_sets.py: sets of characters as the tokenizers library has them.
 
     python tools/make_unicode_sets.py
 
@@ -19,7 +19,7 @@ import regex
 import tokenizers
 from tokenizers import normalizers, pre_tokenizers
 
-TARGET = Path(__file__).parent.parent / "runtime" / "gumba" / "text" / "unicode_sets.py"
+TARGET = Path(__file__).parent.parent / "runtime" / "gumba" / "tokenizer" / "unicode_sets.py"
 HEAD = '''"""Sets of characters as the tokenizers library has them, which are those of an older Unicode than Python's.
 
 Written by tools/make_unicode_sets.py from tokenizers {version}. Each is a string of ranges in hexadecimal.

@@ -28,9 +28,9 @@ import sentencepiece
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from gumba.text.pretokenize import PRE_TOKENIZERS
-from gumba_convert.pre_tokenizers import CHAINS, spell
-from gumba_convert.probe import PROBE
+from gumba.tokenizer.pretokenize import PRE_TOKENIZERS
+from gumba_convert.vocabulary.pre_tokenizer_probe import PROBE
+from gumba_convert.vocabulary.pre_tokenizers import CHAINS, spell
 
 sys.path.insert(0, str(Path(__file__).parent))
 from make_tokenizer_goldens import LLAMA, corpus

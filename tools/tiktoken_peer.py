@@ -18,8 +18,8 @@ import tiktoken
 
 from gumba import GGUFFile, Tokenizer
 from gumba.gguf import GGUFArray
-from gumba.text.byte_bpe import BYTE_TO_CHARACTER
-from gumba_convert.pre_tokenizers import spell
+from gumba.tokenizer.byte_bpe import BYTE_TO_CHARACTER
+from gumba_convert.vocabulary.pre_tokenizers import spell
 
 LETTERS = [*"abcXYZ019 \n\t.,'!", *"\u00e9\u00df\u00f1\u6f22\u5b57\u304b\u306a\ud55c\uad6d\u0308\u200b\u00a0\u3000"]
 

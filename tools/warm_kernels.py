@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gumba.ahead import compile_all
+from gumba.runner.aot import compile_all
 
 DATA = Path(__file__).resolve().parent.parent / "tests" / "data"
 

@@ -2,7 +2,7 @@
 
 Work goes to a temporary beside the target, `.NAME.part-PID-RANDOM`, which replaces the target in one rename after
 everything in it has been flushed to disk. Errors and Ctrl-C remove it. A process that is killed leaves it behind; the
-next run that writes into the folder removes it, see `gumba.unfinished`.
+next run that writes into the folder removes it, see `gumba.files`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gumba.errors import ConvertError
-from gumba.unfinished import remove_abandoned, sync_folder, unfinished_file, unfinished_folder
+from gumba.files import remove_abandoned, sync_folder, unfinished_file, unfinished_folder
 
 _PREFIX = re.compile(r"\..+\.part-", re.DOTALL)
 

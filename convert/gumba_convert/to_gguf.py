@@ -22,24 +22,25 @@ from typing import Any
 import numpy as np
 
 from gumba import quants
+from gumba.chat.template import ChatTemplate
 from gumba.errors import ConvertError, GGUFError, ModelError, ResourceError, TemplateError, TokenizerError
 from gumba.gguf.parser import Header
-from gumba.processors import available_threads
+from gumba.host import available_threads
 from gumba.store.reference import parse
-from gumba.text.chat import ChatTemplate
-from gumba.text.tokenizer import Tokenizer
-from gumba_convert import general, hub
+from gumba.tokenizer.tokenizer import Tokenizer
 from gumba_convert.atomic import atomic_file
-from gumba_convert.checkpoint import name_in_cache, open_checkpoint
+from gumba_convert.checkpoint import hub
+from gumba_convert.checkpoint.folder import name_in_cache, open_checkpoint
+from gumba_convert.checkpoint.safetensors import FileReader
+from gumba_convert.common import general
+from gumba_convert.common.gather import read_rows, unit, where
+from gumba_convert.common.generation import generation_metadata
+from gumba_convert.common.parallel import Job, Progress, in_order, row_pieces
+from gumba_convert.common.plan import Plan, Source
 from gumba_convert.families import family_of
-from gumba_convert.gather import read_rows, unit, where
-from gumba_convert.generation import generation_metadata
 from gumba_convert.gguf_writer import TensorInfo, Value, data_size, header, padding, string, u32
-from gumba_convert.mixture import file_type, tensor_format
-from gumba_convert.pipeline import Job, Progress, in_order, row_pieces
-from gumba_convert.plan import Plan, Source
-from gumba_convert.safetensors import FileReader
-from gumba_convert.vocabulary import Vocabulary, read_vocabulary
+from gumba_convert.quantize.recipe import file_type, tensor_format
+from gumba_convert.vocabulary.vocabulary import Vocabulary, read_vocabulary
 
 QUANTIZATION_VERSION = 2
 
@@ -77,7 +78,7 @@ def convert(
 
     Args:
         source: a folder with config.json, safetensors and a tokenizer; or a hub id such as "org/model", or
-            "modelscope:org/model" (see `gumba_convert.modelscope`).
+            "modelscope:org/model" (see `gumba_convert.checkpoint.modelscope`).
         out: the file to write, outside of the source folder. It appears complete or not at all; an existing GGUF file
             is replaced, anything else that exists is refused.
         type: "f32", "f16", "bf16", "q8_0" or "q4_0"; norms and biases stay F32.

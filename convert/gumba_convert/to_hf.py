@@ -19,16 +19,16 @@ import numpy as np
 from gumba import quants
 from gumba.errors import ConvertError, ModelError, UnsupportedError
 from gumba.gguf import GGUFFile, GGUFTensor
-from gumba.processors import available_threads
-from gumba_convert import llama_to_hf
+from gumba.host import available_threads
 from gumba_convert.atomic import atomic_folder
-from gumba_convert.pipeline import Job, Progress, in_order, row_pieces
-from gumba_convert.shards import Entry, write_shards
-from gumba_convert.tokenizer_json import special_ids, tokenizer_files
-from gumba_convert.transforms import separate_rows
+from gumba_convert.checkpoint.shards import Entry, write_shards
+from gumba_convert.common.parallel import Job, Progress, in_order, row_pieces
+from gumba_convert.common.transforms import separate_rows
+from gumba_convert.export import llama
+from gumba_convert.vocabulary.tokenizer_json import special_ids, tokenizer_files
 
 DTYPES = {"float32": ("F32", "f32"), "float16": ("F16", "f16"), "bfloat16": ("BF16", "bf16")}
-FAMILIES: dict[str, ModuleType] = {"llama": llama_to_hf}
+FAMILIES: dict[str, ModuleType] = {"llama": llama}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from gumba._version import __version__
 
 TYPE_CHECKING = False  # as typing's, which takes longer to import than all else here
 if TYPE_CHECKING:
-    from gumba.conversation import Conversation
+    from gumba.chat.template import ChatTemplate
+    from gumba.compat.transformers.pipelines import pipeline
     from gumba.errors import (
         ConvertError,
         DownloadError,
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from gumba.gguf import GGUFFile
-    from gumba.llm import LLM
+    from gumba.llm.conversation import Conversation
+    from gumba.llm.llm import LLM
     from gumba.outputs import (
         BeamSearchOutput,
         BeamSearchSequence,
@@ -42,9 +44,8 @@ if TYPE_CHECKING:
         Timings,
         ToolCall,
     )
-    from gumba.params import BeamSearchParams, ContrastiveSearchParams, SamplingParams, StructuredOutputsParams
-    from gumba.pipelines import pipeline
-    from gumba.text import ChatTemplate, Tokenizer
+    from gumba.sampling_params import BeamSearchParams, ContrastiveSearchParams, SamplingParams, StructuredOutputsParams
+    from gumba.tokenizer.tokenizer import Tokenizer
 
 __all__ = [
     "LLM",
@@ -81,12 +82,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "LLM": "gumba.llm",
-    "Conversation": "gumba.conversation",
-    "SamplingParams": "gumba.params",
-    "BeamSearchParams": "gumba.params",
-    "ContrastiveSearchParams": "gumba.params",
-    "StructuredOutputsParams": "gumba.params",
+    "LLM": "gumba.llm.llm",
+    "Conversation": "gumba.llm.conversation",
+    "SamplingParams": "gumba.sampling_params",
+    "BeamSearchParams": "gumba.sampling_params",
+    "ContrastiveSearchParams": "gumba.sampling_params",
+    "StructuredOutputsParams": "gumba.sampling_params",
     "StreamOutput": "gumba.outputs",
     "RequestOutput": "gumba.outputs",
     "CompletionOutput": "gumba.outputs",
@@ -95,10 +96,10 @@ _HOMES = {
     "BeamSearchSequence": "gumba.outputs",
     "Timings": "gumba.outputs",
     "KVUsage": "gumba.outputs",
-    "Tokenizer": "gumba.text",
-    "ChatTemplate": "gumba.text",
+    "Tokenizer": "gumba.tokenizer.tokenizer",
+    "ChatTemplate": "gumba.chat.template",
     "GGUFFile": "gumba.gguf",
-    "pipeline": "gumba.pipelines",
+    "pipeline": "gumba.compat.transformers.pipelines",
     **{name: "gumba.errors" for name in __all__ if name.endswith("Error")},
 }
 

@@ -47,9 +47,7 @@ def megabytes(n_bytes: int) -> str:
 
 def _available() -> str:
     try:
-        from gumba.processors import (
-            available_memory,  # imported late: it imports more than a successful command needs
-        )
+        from gumba.host import available_memory
 
         left = available_memory()
     except (MemoryError, ImportError, OSError):

@@ -8,7 +8,8 @@ from dataclasses import InitVar, dataclass, fields
 from numbers import Real
 from typing import Any, Literal
 
-from gumba.checks import (
+from gumba.errors import RequestError
+from gumba.validation import (
     MAX_COUNT,
     is_iterable,
     require_boolean,
@@ -21,7 +22,6 @@ from gumba.checks import (
     require_strings,
     show,
 )
-from gumba.errors import RequestError
 
 __all__ = [
     "LogitsProcessor", "SAMPLERS", "MAX_COUNT", "MAX_SEQUENCES", "MAX_LOGPROBS", "SamplingParams", "BeamSearchParams",
@@ -161,7 +161,7 @@ class SamplingParams:
         allowed_token_ids: The only tokens that may be chosen; None allows all.
         logits_processors: Functions of (token ids of prompt and answer so far, logits float32 [n_vocab] that they may
             change) that return the logits; -inf rules a token out.
-        samplers: The samplers to apply, in this order, each at most once; None is ``gumba.params.SAMPLERS``. Those not
+        samplers: The samplers to apply, in this order, each at most once; None is ``gumba.sampling_params.SAMPLERS``. Those not
             named do nothing.
         seed: 0 to 2**64 - 1. The same seed gives the same tokens, alone or beside other requests. None draws a new one.
         stop: A string, or several, that end the text, which then excludes them.

@@ -10,26 +10,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gumba import GGUFFile, RequestError, profiling
-from gumba.benchmark import Bench, Workload
-from gumba.models import Chunk, load_model
-from gumba.profiling import Limits, Phase, Rates, measure_limits, profile
+from gumba import GGUFFile, RequestError
+from gumba.bench import profiler
+from gumba.bench.benchmark import Bench, Workload
+from gumba.bench.profiler import Limits, Phase, Rates, measure_limits, profile
+from gumba.runner.load import Chunk, load_model
 
-MODEL = Path(__file__).parent / "data" / "model_gqa_tied.gguf"
-HYBRID = Path(__file__).parent / "data" / "arch_qwen35.gguf"
+MODEL = Path(__file__).parent.parent / "data" / "model_gqa_tied.gguf"
+HYBRID = Path(__file__).parent.parent / "data" / "arch_qwen35.gguf"
 RATES = Rates(memory_gb_s=10.0, cache_gb_s=100.0, int8_gop_s=500.0, float32_gflop_s=50.0, bf16_gflop_s=100.0)
 
 
 @pytest.fixture
 def known_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spares the test the measurements, and makes them the same on every machine. Memory: 10, 12, 14, 10, ... GB/s."""
-    monkeypatch.setattr(profiling, "measure_limits", lambda n_threads: Limits("none", n_threads, RATES, RATES))
+    monkeypatch.setattr(profiler, "measure_limits", lambda n_threads: Limits("none", n_threads, RATES, RATES))
     rates = itertools.cycle((10.0, 12.0, 14.0))
-    monkeypatch.setattr(profiling, "_memory_probe", lambda n_threads: contextlib.nullcontext(lambda: next(rates)))
+    monkeypatch.setattr(profiler, "_memory_probe", lambda n_threads: contextlib.nullcontext(lambda: next(rates)))
 
 
 def test_the_memory_is_probed() -> None:
-    with profiling._memory_probe(2) as probe:
+    with profiler._memory_probe(2) as probe:
         assert math.isfinite(probe()) and probe() > 0
 
 
@@ -91,7 +92,7 @@ def test_work_is_what_the_shapes_say() -> None:
 
 def test_pairs_of_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Token p attends to p + 1 tokens: counted one by one."""
-    step = profiling._Step([Chunk([1] * 5, 7, [0], "last"), Chunk([1, 2], 0, [1], "all")], np.zeros(0, np.int64))
+    step = profiler._Step([Chunk([1] * 5, 7, [0], "last"), Chunk([1, 2], 0, [1], "all")], np.zeros(0, np.int64))
     assert (step.tokens, step.outputs) == (7, 3)
     assert step.seen() == (14, sum(p + 1 for p in range(7, 12)) + 1 + 2)
     for window in (1, 2, 3, 9, 10, 11, 12, 13):
@@ -103,13 +104,13 @@ def test_pairs_of_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_layers_that_share_keys_work_for_the_last_token_of_a_prompt() -> None:
     """Of their attention, only the pairs of the tokens whose logits are wanted count, and only their contexts."""
-    step = profiling._Step(
+    step = profiler._Step(
         [Chunk([1] * 5, 7, [0], "last"), Chunk([1, 2], 0, [1], "all"), Chunk([1], 3, [2], "none")],
         np.zeros(0, np.int64),
     )
     assert step.seen(of_outputs=True) == (12 + 2, 12 + 1 + 2)
     assert step.seen(4, of_outputs=True) == (4 + 2, 4 + 1 + 2)
-    with GGUFFile(Path(__file__).parent / "data" / "arch_gemma4.gguf") as file:
+    with GGUFFile(Path(__file__).parent.parent / "data" / "arch_gemma4.gguf") as file:
         model = load_model(file, n_threads=1)
     attention = [op for op in model.operations if op.kernel.name.startswith("attention")]
     assert [step.of_outputs(op) for op in attention] == [False, False, True, True]

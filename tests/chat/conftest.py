@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,7 @@ import numpy as np
 import pytest
 
 from gumba import LLM, SamplingParams
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "cli"))
-import tiny_chat
+from support import tiny_chat
 
 MARKS = ("[TOOL_CALLS]", "[ARGS]", "<think>", "</think>", "<|channel>", "<channel|>")
 END = 2

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gumba.chat_parsing import REASONING, answer_format
-from gumba.chat_parsing.formats import _calls
+from gumba.chat.formats import REASONING, _calls, answer_format
 
 DATA = json.loads((Path(__file__).parent.parent / "data" / "answer_goldens.json").read_text(encoding="utf-8"))
 

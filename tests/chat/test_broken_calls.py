@@ -8,11 +8,11 @@ import time
 
 import pytest
 
-from gumba.chat_parsing.answer import AnswerFormat
-from gumba.chat_parsing.formats import _CALLS_BY_SOURCE, REASONING
-from gumba.chat_parsing.harmony import HarmonySplitter
-from gumba.chat_parsing.think import ThinkSplitter
-from gumba.chat_parsing.tools import Tools
+from gumba.chat.formats import _CALLS_BY_SOURCE, REASONING
+from gumba.chat.output_parser import AnswerFormat
+from gumba.chat.reasoning import ThinkSplitter
+from gumba.chat.tool_parsers.base import Tools
+from gumba.chat.tool_parsers.harmony import HarmonySplitter
 
 S = {"type": "string"}
 FILE = {"path": S, "content": S}

@@ -8,11 +8,11 @@ from contextlib import closing
 from dataclasses import replace
 
 import pytest
-import tiny_chat
 
 from gumba import LLM, StructuredOutputsParams
+from gumba.chat.template import ChatTemplate, encode_chat
 from gumba.errors import RequestError
-from gumba.text import ChatTemplate, encode_chat
+from support import tiny_chat
 
 HI = [{"role": "user", "content": "hello"}]
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {

@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from small_vocabularies import byte_level, sentence_piece
 
+from gumba.chat.named_templates import CHAT_TEMPLATES, guess_name
+from gumba.chat.template import ChatTemplate
 from gumba.errors import RequestError, TemplateError
 from gumba.gguf.reader import GGUFFile
-from gumba.text import ChatTemplate, Tokenizer
-from gumba.text.chat_templates import CHAT_TEMPLATES, guess_name
+from gumba.tokenizer.tokenizer import Tokenizer
+from support.small_vocabularies import byte_level, sentence_piece
 
 GOLDENS = json.loads(
     (Path(__file__).parent.parent / "data" / "named_template_goldens.json").read_text(encoding="utf-8")

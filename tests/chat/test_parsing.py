@@ -7,21 +7,21 @@ import random
 
 import pytest
 
-from gumba.chat_parsing.answer import AnswerFormat
-from gumba.chat_parsing.deepseek import DeepSeek
-from gumba.chat_parsing.formats import REASONING
-from gumba.chat_parsing.gemma4 import Gemma4
-from gumba.chat_parsing.glm4 import GLM4, GLM45
-from gumba.chat_parsing.harmony import HarmonySplitter
-from gumba.chat_parsing.hermes import Hermes
-from gumba.chat_parsing.kimi import Kimi
-from gumba.chat_parsing.llama3 import Llama3
-from gumba.chat_parsing.marked_json import MarkedJSON
-from gumba.chat_parsing.mistral import Mistral
-from gumba.chat_parsing.pythonic import Pythonic
-from gumba.chat_parsing.qwen_xml import QwenXML
-from gumba.chat_parsing.think import ThinkSplitter
-from gumba.chat_parsing.tools import Tools, checked_tools
+from gumba.chat.formats import REASONING
+from gumba.chat.output_parser import AnswerFormat
+from gumba.chat.reasoning import ThinkSplitter
+from gumba.chat.tool_parsers.base import Tools, checked_tools
+from gumba.chat.tool_parsers.deepseek import DeepSeek
+from gumba.chat.tool_parsers.gemma4 import Gemma4
+from gumba.chat.tool_parsers.glm4 import GLM4, GLM45
+from gumba.chat.tool_parsers.harmony import HarmonySplitter
+from gumba.chat.tool_parsers.hermes import Hermes
+from gumba.chat.tool_parsers.kimi import Kimi
+from gumba.chat.tool_parsers.llama3 import Llama3
+from gumba.chat.tool_parsers.marked_json import MarkedJSON
+from gumba.chat.tool_parsers.mistral import Mistral
+from gumba.chat.tool_parsers.pythonic import Pythonic
+from gumba.chat.tool_parsers.qwen_xml import QwenXML
 from gumba.errors import RequestError
 
 CITY = {

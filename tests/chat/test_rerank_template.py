@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from gumba import GGUFFile
+from gumba.chat.rerank_template import PairTemplate
 from gumba.errors import TemplateError
-from gumba.text import Tokenizer
-from gumba.text.pairs import PairTemplate
+from gumba.tokenizer.tokenizer import Tokenizer
 
 DATA = Path(__file__).parent.parent / "data"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from gumba.chat.template import ChatTemplate
 from gumba.errors import TemplateError
-from gumba.text import ChatTemplate
 
 MESSAGES = [{"role": "user", "content": "banana"}]
 

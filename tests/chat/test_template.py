@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from small_vocabularies import BYTES, byte_level, sentence_piece, write
 
+from gumba.chat.template import ChatTemplate, encode_chat
 from gumba.errors import RequestError, TemplateError
 from gumba.gguf.reader import GGUFFile
-from gumba.text import ChatTemplate, Tokenizer, encode_chat
+from gumba.tokenizer.tokenizer import Tokenizer
+from support.small_vocabularies import BYTES, byte_level, sentence_piece, write
 
 DATA = Path(__file__).parent.parent / "data"
 GOLDENS = json.loads((DATA / "chat_goldens.json").read_text(encoding="utf-8"))

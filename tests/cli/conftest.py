@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import tiny_chat
 
 from gumba.cli.main import main
+from support import tiny_chat
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from gumba import LLM, SamplingParams
-from gumba.cli.batch_lines import Line
+from gumba.openai.batch_lines import Line
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
 

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from gumba import LLM, SamplingParams
-from gumba.cli import lines
-from gumba.cli.text import tame
+from gumba.cli import chat_input as lines
+from gumba.cli.terminal import tame
 from gumba.errors import RequestError
 
 GREEDY = SamplingParams(max_tokens=8, temperature=0)

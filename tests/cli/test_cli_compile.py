@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gumba.kernels import cache
+from gumba.jit import kernel_cache
 
 #: What shows after an edit, even one that is taken back: nothing that a process compiles from then on is kept.
 EDITED = "gumba's sources were edited while this test ran"
@@ -23,7 +23,7 @@ from gumba import LLM, SamplingParams
 with LLM(sys.argv[1], n_threads=2) as llm:
     text = llm.generate("hello", SamplingParams(max_tokens=2, seed=1))[0].text
     llm.generate("hello", SamplingParams(max_tokens=1, seed=1, top_k=0, top_p=0.9))
-from gumba.kernels import jit
+from gumba.jit import jit
 print(json.dumps([jit.stats.compiled, jit.stats.loaded > 8, "numba" in sys.modules]))
 """
 
@@ -33,9 +33,9 @@ def test_a_model_then_runs_without_compiler(
 ) -> None:
     monkeypatch.setenv("GUMBA_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("GUMBA_ISA", "generic")
-    sources = cache._sources_state()
+    sources = kernel_cache._sources_state()
     first, second = gumba_process("compile", str(tiny)), gumba_process("compile", str(tiny))
-    if cache._sources_state() != sources:
+    if kernel_cache._sources_state() != sources:
         pytest.skip(EDITED)
     assert first.code == second.code == 0 and str(tmp_path) in first.out
     assert not first.out.startswith("0 of") and second.out.startswith("0 of")
@@ -45,7 +45,7 @@ def test_a_model_then_runs_without_compiler(
 
 def test_kernels_to_ship(gumba_process: Callable, tiny: Path, tmp_path: Path) -> None:
     """Those of the model, whether they were compiled just now or before, under the hash of their sources."""
-    from gumba.kernels.cache import sources_hash
+    from gumba.jit.kernel_cache import sources_hash
 
     made = [tmp_path / "first", tmp_path / "second"]
     for folder in made:
@@ -62,13 +62,14 @@ def test_kernels_to_ship(gumba_process: Callable, tiny: Path, tmp_path: Path) ->
 NEEDED = """
 import sys
 from pathlib import Path
-from gumba.kernels import jit, op
+from gumba.backends.cpu.kernels import record
+from gumba.jit import jit
 made, make = [], jit._make
 jit._make = lambda function, signature, name: (made.append(name), make(function, signature, name))[1]
-jit.is_kept = op.is_kept = lambda name, signature: False
-from gumba import ahead
+jit.is_kept = record.is_kept = lambda name, signature: False
+from gumba.runner import aot
 top_k = int(sys.argv[2])
-functions = ahead.first_functions(Path(sys.argv[1]), None, top_k=top_k)
+functions = aot.first_functions(Path(sys.argv[1]), None, top_k=top_k)
 needed = {each.name if isinstance(each, jit.Entry) else f"kernel.{each.name}" for each in functions}
 from gumba import LLM, SamplingParams
 with LLM(sys.argv[1], n_threads=2) as llm:
@@ -85,7 +86,7 @@ def test_what_the_first_answer_needs(tiny: Path, top_k: int) -> None:
 
 
 def test_a_file_that_cannot_run_needs_nothing(tmp_path: Path) -> None:
-    from gumba.ahead import first_functions
+    from gumba.runner.aot import first_functions
 
     (tmp_path / "bad.gguf").write_bytes(b"GGUF but no more")
     assert first_functions(tmp_path / "bad.gguf", None) == []
@@ -93,8 +94,8 @@ def test_a_file_that_cannot_run_needs_nothing(tmp_path: Path) -> None:
 
 def test_kernels_compiled_on_the_way_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that are known beforehand at the first one that is missed, in one go; later ones as they come."""
-    from gumba.cli.engine import Compilation
-    from gumba.kernels import jit
+    from gumba.cli.open_model import Compilation
+    from gumba.jit import jit
     from gumba.progress import Progress
 
     class Function:
@@ -118,13 +119,13 @@ def test_kernels_compiled_on_the_way_are_counted(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_full_disk_is_no_success(gumba: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gumba import ahead
-    from gumba.kernels.cache import cache_folder, write
+    from gumba.jit.kernel_cache import cache_folder, write
+    from gumba.runner import aot
 
     def compile_all(path: object, report: object) -> int:
         folder = cache_folder()
         assert folder is not None
-        monkeypatch.setattr(cache, "unfinished_file", full)
+        monkeypatch.setattr(kernel_cache, "unfinished_file", full)
         for name in "abcde":
             write(folder / name, b"code")
         return 7
@@ -132,8 +133,8 @@ def test_a_full_disk_is_no_success(gumba: Callable, tmp_path: Path, monkeypatch:
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(ahead, "compile_all", compile_all)
-    monkeypatch.setattr(cache, "_warned", set())
+    monkeypatch.setattr(aot, "compile_all", compile_all)
+    monkeypatch.setattr(kernel_cache, "_warned", set())
     monkeypatch.setenv("GUMBA_CACHE_DIR", str(tmp_path))
     cache_folder.cache_clear()
     result = gumba("compile")
@@ -160,8 +161,8 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, gumba: Callable)
     for name in ("HOME", "GUMBA_CACHE_DIR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", unknown)
-    cache.cache_folder.cache_clear()
+    kernel_cache.cache_folder.cache_clear()
     result = gumba("compile")
-    cache.cache_folder.cache_clear()
+    kernel_cache.cache_folder.cache_clear()
     assert (result.code, result.out) == (2, "") and result.err.count("\n") == 1
     assert result.err.startswith("gumba: error: no kernel cache to compile into: the user's cache folder")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_chat
 
 from gumba import GGUFFile, store
+from support import tiny_chat
 
 
 @pytest.fixture
@@ -101,12 +101,12 @@ def test_a_folder_is_converted_once_and_anew_when_it_changes(
 def test_a_hub_id_is_fetched_and_converted(
     gumba: Callable, checkpoint: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gumba_convert.hub import Listing
+    from gumba_convert.checkpoint.hub import Listing
 
     asked: list[str] = []
-    monkeypatch.setattr("gumba_convert.hub.list_files", lambda reference: Listing(()))
+    monkeypatch.setattr("gumba_convert.checkpoint.hub.list_files", lambda reference: Listing(()))
     monkeypatch.setattr(
-        "gumba_convert.hub.fetch_checkpoint", lambda each, cached: asked.append(str(each)) or checkpoint
+        "gumba_convert.checkpoint.hub.fetch_checkpoint", lambda each, cached: asked.append(str(each)) or checkpoint
     )
     path = store.resolve("someone/Tiny-Chat")
     assert asked == ["someone/Tiny-Chat"]

@@ -8,8 +8,9 @@ from typing import Any
 
 import gguf
 import pytest
-import tiny_chat
 from gguf.gguf_writer import GGUFValue
+
+from support import tiny_chat
 
 COMMON = ("-n", 4, "--temp", 0, "--quiet")
 TYPES = gguf.GGUFValueType

@@ -17,9 +17,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-import tiny_chat
 
 from gumba import LLM, GGUFFile, SamplingParams
+from support import tiny_chat
 
 TIMINGS = (
     r"gumba: (compile [\d.]+ s \| )?load [\d.]+ s \| "
@@ -345,8 +345,8 @@ def test_bench_json(gumba: Callable, tiny: Path) -> None:
 
 def test_bench_measures_what_it_says(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counts the work that is timed: positions, lengths and outputs of every step, with a clock that counts seconds."""
-    from gumba import benchmark
-    from gumba.models import Model
+    from gumba.bench import benchmark
+    from gumba.runner.load import Model
 
     steps: list[list[tuple[int, int, str]]] = []
     forward = Model.forward
@@ -475,8 +475,8 @@ def test_profile(gumba: Callable, tiny: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["x", "matmul[q4_1,avx512_bf16]" * 4])
 def test_no_text_of_a_plot_is_cut(name: str) -> None:
     """DejaVu Sans, among the widest of the usual fonts, has digits of 0.636 and capitals of up to 0.86 of its size."""
+    from gumba.bench.profiler import Limits, OperationTime, Phase, Profile, Rates
     from gumba.cli.profile import plot
-    from gumba.profiling import Limits, OperationTime, Phase, Profile, Rates
 
     rates = Rates(**{field.name: 123456.0 for field in dataclasses.fields(Rates)})
     op = OperationTime(name, "1x2", 3, 900.0, 0.9, 12345.6, 1234.5, 800.0, "memory")
@@ -534,14 +534,14 @@ def test_perplexity_is_what_the_logits_say(gumba: Callable, tiny: Path, llm: LLM
 
 
 def test_perplexity_puts_bos_first_where_the_model_adds_one(tiny: Path, llm: LLM) -> None:
-    from gumba import evaluate
+    from gumba.bench import perplexity
 
     llm.clear_cache()
     ids = llm.tokenizer.encode("hello world, so many letters. " * 5)
-    with_bos = list(evaluate.perplexity(llm.model, ids, 16, 1))
+    with_bos = list(perplexity.perplexity(llm.model, ids, 16, 1))
     replaced = [1 if i % 16 == 0 else token for i, token in enumerate(ids)]
-    assert with_bos == list(evaluate.perplexity(llm.model, replaced, 16))
-    assert with_bos != list(evaluate.perplexity(llm.model, ids, 16))
+    assert with_bos == list(perplexity.perplexity(llm.model, replaced, 16))
+    assert with_bos != list(perplexity.perplexity(llm.model, ids, 16))
 
 
 def test_perplexity_of_too_little(gumba: Callable, tiny: Path, tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_bad_files_are_one_line_and_code_2(
 
 def test_messages_speak_of_options(gumba: Callable, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from gumba.cli.options import MOST_THREADS
-    from gumba.models import MAX_THREADS
+    from gumba.runner.load import MAX_THREADS
 
     assert MOST_THREADS == MAX_THREADS
     assert "gumba: error: -c/--ctx is 4000: the model was made for" in one_line(
@@ -169,7 +169,7 @@ def test_ctrl_c_is_130_without_a_traceback(gumba: Callable, monkeypatch: pytest.
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
-@pytest.mark.parametrize("module", ["argparse", "gumba.cli.batch", "gumba.llm", "gumba.models.llama"])
+@pytest.mark.parametrize("module", ["argparse", "gumba.cli.batch", "gumba.llm.llm", "gumba.models.llama"])
 def test_ctrl_c_during_an_import_that_takes_it_for_its_own_error(
     gumba_process: Callable, tiny: Path, tmp_path: Path, module: str
 ) -> None:
@@ -248,7 +248,7 @@ def test_a_reader_that_leaves_is_silent(tiny: Path) -> None:
 
 
 @pytest.mark.parametrize("start", ["runpy.run_module('gumba', run_name='__main__')", "gumba.cli.main.main()"])
-@pytest.mark.parametrize("module", ["argparse", "gumba.cli.commands", "gumba.params"])
+@pytest.mark.parametrize("module", ["argparse", "gumba.cli.commands", "gumba.sampling_params"])
 def test_ctrl_c_during_imports_is_130_without_a_traceback(
     gumba_process: Callable, tmp_path: Path, start: str, module: str
 ) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny_chat
+
+from support import tiny_chat
 
 COMMON = ("-n", 200, "--temp", 0, "--quiet")
 ANSWER = "<think>\nhello\n</think>\n\nhell w"

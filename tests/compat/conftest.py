@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,18 +9,13 @@ import pytest
 
 from gumba import LLM, SamplingParams
 from gumba.compat.llama_cpp import Llama
-
-_TINY_CHAT = Path(__file__).parent.parent / "cli" / "tiny_chat.py"
+from support import tiny_chat
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GGUF file of a tiny chat model with random weights and a context of 256 tokens."""
-    spec = importlib.util.spec_from_file_location("tiny_chat", _TINY_CHAT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.write(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+    return tiny_chat.write(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from gumba import GumbaError, SamplingParams, UnsupportedError
+from gumba.chat.template import ChatTemplate
 from gumba.compat.llama_cpp import Llama, LlamaGrammar, llama_chat_format
 from gumba.compat.llama_cpp.llama_chat_format import CHAT_FORMATS
-from gumba.text import ChatTemplate
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]

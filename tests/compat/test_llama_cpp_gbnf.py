@@ -9,8 +9,8 @@ import pytest
 from gumba import GumbaError, RequestError, StructuredOutputsParams, UnsupportedError
 from gumba.compat.llama_cpp.llama_grammar import JSON_ARR_GBNF, LIST_GBNF, json_schema_to_gbnf
 from gumba.gguf import GGUFFile
-from gumba.sampling.constraints import compile_constraint
-from gumba.text import Tokenizer
+from gumba.sampling.structured.constraints import compile_constraint
+from gumba.tokenizer.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

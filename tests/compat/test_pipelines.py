@@ -9,7 +9,7 @@ import pytest
 
 import gumba
 from gumba import RequestError, SamplingParams, UnsupportedError
-from gumba.pipelines import TextGenerationPipeline, TextIteratorStreamer, TextStreamer
+from gumba.compat.transformers.pipelines import TextGenerationPipeline, TextIteratorStreamer, TextStreamer
 
 TEXT = "hello world"
 CHAT = [{"role": "user", "content": "hello"}]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gumba import LLM, BeamSearchParams, RequestError, ResourceError, SamplingParams, UnsupportedError
-from gumba.engine_args import ALLOWED, RENAMED, WITHOUT_EFFECT
+from gumba.llm.engine_args import ALLOWED, RENAMED, WITHOUT_EFFECT
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6)
 
@@ -105,12 +105,12 @@ def test_the_kv_cache_takes_a_share_of_the_memory(tiny, monkeypatch):
     size = tiny.stat().st_size
     pages = []
     for available in (size + (64 << 20), size + (32 << 20)):
-        monkeypatch.setattr("gumba.engine_args.available_memory", lambda: available)  # noqa: B023
+        monkeypatch.setattr("gumba.llm.engine_args.available_memory", lambda: available)  # noqa: B023
         with LLM(tiny, gpu_memory_utilization=1.0, kv_type="f16") as llm:
             pages.append(llm.kv_usage().pages)
     page = 64 * 2 * 2 * 2 * 16 * 2  # tokens, keys and values, layers, heads, their width, bytes
     assert pages == [(64 << 20) // page, (32 << 20) // page]
-    monkeypatch.setattr("gumba.engine_args.available_memory", lambda: size)
+    monkeypatch.setattr("gumba.llm.engine_args.available_memory", lambda: size)
     with pytest.raises(ResourceError, match=r"gpu_memory_utilization: 0\.5 of "):
         LLM(tiny, gpu_memory_utilization=0.5)
 

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from test_families import checkpoint_tensors, write
-from tiny_checkpoints import write_checkpoint
-from tiny_families import FAMILIES
 
 from gumba_convert import convert
+from support.tiny_checkpoints import write_checkpoint
+from support.tiny_families import FAMILIES
 
 RECORDING = Path(__file__).parent.parent / "data" / "converter_hashes.json"
 TYPES = ("f32", "q8_0", "q4_0")

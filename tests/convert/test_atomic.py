@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_checkpoints import write_checkpoint
 
 from gumba.errors import ConvertError
 from gumba_convert import convert, export
 from gumba_convert.atomic import atomic_file, atomic_folder
+from support.tiny_checkpoints import write_checkpoint
 
 CHILD = """
 import sys, time

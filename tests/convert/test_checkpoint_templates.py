@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_checkpoints import write_checkpoint
 
 from gumba.errors import ConvertError
-from gumba_convert.chat_templates import read_templates
-from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.vocabulary.chat_templates import read_templates
+from support.tiny_checkpoints import write_checkpoint
 
 JINJA, TOOL_USE = "chat_template.jinja", "additional_chat_templates/tool_use.jinja"
 #: The template of tokenizer_config.json, other files, the templates, and what warnings name.

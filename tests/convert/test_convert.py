@@ -14,11 +14,12 @@ import gguf
 import numpy as np
 import pytest
 from gguf.quants import dequantize, quantize
-from tiny_checkpoints import CONFIG, TEMPLATE, VOCAB, expected, weights, write_checkpoint, write_safetensors
 
 from gumba.errors import ConvertError, ResourceError
-from gumba_convert import convert, pipeline
-from gumba_convert.mixture import tensor_format
+from gumba_convert import convert
+from gumba_convert.common import parallel
+from gumba_convert.quantize.recipe import tensor_format
+from support.tiny_checkpoints import CONFIG, TEMPLATE, VOCAB, expected, weights, write_checkpoint, write_safetensors
 
 Types = gguf.GGMLQuantizationType
 
@@ -285,7 +286,7 @@ def test_shards_give_the_same_file(tmp_path: Path) -> None:
 def test_threads_and_pieces_do_not_change_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_checkpoint(tmp_path / "hf", config={"attention_bias": True})
     convert(tmp_path / "hf", tmp_path / "a.gguf", type="q4_0", n_threads=1)
-    monkeypatch.setattr(pipeline, "CHUNK", 130)
+    monkeypatch.setattr(parallel, "CHUNK", 130)
     convert(tmp_path / "hf", tmp_path / "b.gguf", type="q4_0", n_threads=5)
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
 
@@ -475,7 +476,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     # Two matrices of 205 MB, as holes in the file: more than the whole process may take.
     config = {"hidden_size": 1024, "num_attention_heads": 8, "vocab_size": 100_000, "num_hidden_layers": 1}
     write_checkpoint(tmp_path / "hf", config=config, tensors={})
-    from tiny_checkpoints import shapes
+    from support.tiny_checkpoints import shapes
 
     header, end = {}, 0
     for name, shape in shapes(CONFIG | config).items():

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_checkpoints import write_checkpoint
 
 from gumba import LLM, GGUFFile, SamplingParams
 from gumba.errors import ModelError
 from gumba_convert import convert
+from support.tiny_checkpoints import write_checkpoint
 
 #: A weight, or the scale that begins a block.
 BAD = {

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 from test_families import checkpoint_tensors, read, write
-from tiny_families import CTX, FAMILIES, W
 
 from gumba import Tokenizer
 from gumba.errors import ConvertError
 from gumba_convert import convert
+from support.tiny_families import CTX, FAMILIES, W
 
 TRANSFORMER = ("", "sentence_transformers.models.Transformer", None)
 POOLING = ("1_Pooling", "sentence_transformers.models.Pooling", {"pooling_mode_mean_tokens": True})

@@ -11,12 +11,13 @@ import gguf
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tiny_checkpoints import CONFIG, TEMPLATE, tokenizer, write_checkpoint
 
 from gumba.errors import ConvertError, GGUFError
-from gumba_convert import convert, export, shards
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.vocabulary import read_vocabulary
+from gumba_convert import convert, export
+from gumba_convert.checkpoint import shards
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.vocabulary.vocabulary import read_vocabulary
+from support.tiny_checkpoints import CONFIG, TEMPLATE, tokenizer, write_checkpoint
 
 LLAMA3 = {
     "rope_type": "llama3",

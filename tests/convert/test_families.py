@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from gguf.quants import quantize
 from safetensors.numpy import save_file
-from tiny_checkpoints import write_checkpoint
-from tiny_families import CTX, EXPERTS, FAMILIES, GROUPS, HEADS, LAYERS, STREAMS, F, Family, V, W
 
 from gumba.errors import ConvertError
 from gumba.gguf import GGUFFile
-from gumba_convert import convert, decoder, families, pipeline
-from gumba_convert.checkpoint import Checkpoint
+from gumba_convert import convert, families
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common import decoder, parallel
+from support.tiny_checkpoints import write_checkpoint
+from support.tiny_families import CTX, EXPERTS, FAMILIES, GROUPS, HEADS, LAYERS, STREAMS, F, Family, V, W
 
 
 def checkpoint_tensors(family: Family, seed: int = 0) -> dict[str, np.ndarray]:
@@ -72,7 +73,7 @@ def test_tensors(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> 
     write(tmp_path / "hf", family, tensors)
     wanted = wanted_tensors(family, tensors)
     for chunk in (1 << 20, 50):  # in one piece, and in many that cut through heads and matrices
-        monkeypatch.setattr(pipeline, "CHUNK", chunk)
+        monkeypatch.setattr(parallel, "CHUNK", chunk)
         convert(tmp_path / "hf", tmp_path / "out.gguf", type="f32")
         _, found = read(tmp_path / "out.gguf")
         assert found.keys() == wanted.keys()

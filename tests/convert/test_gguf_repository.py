@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from local_sites import COMMIT, Hub, serving
-from tiny_checkpoints import write_checkpoint
 
 from gumba import store
 from gumba.errors import DownloadError, GumbaError, RequestError, ResourceError, UnsupportedError
 from gumba.store.reference import Reference, parse
+from support.local_sites import COMMIT, Hub, serving
+from support.tiny_checkpoints import write_checkpoint
 
 SIZE = 1_500_000
 FILES = {
@@ -353,7 +353,7 @@ def test_names_that_need_quoting(hub: Hub, name: str) -> None:
 
 
 def test_from_pretrained_of_the_look_alike_checks_too(hub: Hub) -> None:
-    from gumba_convert.hub import fetch_file
+    from gumba_convert.checkpoint.hub import fetch_file
 
     assert fetch_file("ada/tiny", "tiny-Q8*.gguf").name == "tiny-Q8_0.gguf"
     hub.files["tiny-F16.gguf"] = content("other", SIZE)
@@ -451,7 +451,7 @@ def test_llm_resolves_as_the_commands_do(hub: Hub, tmp_path: Path, monkeypatch: 
         opened.append(path)
         raise gumba.GGUFError("opened")
 
-    monkeypatch.setattr("gumba.llm.GGUFFile", stop)
+    monkeypatch.setattr("gumba.llm.llm.GGUFFile", stop)
     options = {"revision": "v1", "hf_token": "hf_secret", "download_dir": str(tmp_path / "here")}
     for model, more in (("ada/tiny:Q8_0", {}), ("ada/tiny:F16", options)):
         with pytest.raises(gumba.GGUFError, match="opened"):

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from local_sites import Hub, serving
-from tiny_checkpoints import write_checkpoint
+
+from support.local_sites import Hub, serving
+from support.tiny_checkpoints import write_checkpoint
 
 CHILD = """
 import sys
@@ -24,7 +25,7 @@ except GumbaError as error:
 FETCH_FILE = """
 import sys
 from gumba.errors import GumbaError
-from gumba_convert.hub import fetch_file
+from gumba_convert.checkpoint.hub import fetch_file
 try:
     print(fetch_file(sys.argv[1], *sys.argv[3:]).read_text())
 except GumbaError as error:
@@ -77,7 +78,7 @@ def test_weights_of_another_name_are_fetched(hub: Hub, tmp_path: Path) -> None:
     (hub.folder / "model.safetensors").rename(hub.folder / "weights[1].safetensors")
     config = json.loads((hub.folder / "config.json").read_text())
     (hub.folder / "config.json").write_text(json.dumps(config | {"transformers_weights": "other.index.json"}))
-    from gumba_convert.safetensors import read_header
+    from gumba_convert.checkpoint.safetensors import read_header
 
     names = read_header(hub.folder / "weights[1].safetensors")
     index = {"metadata": {}, "weight_map": dict.fromkeys(names, "weights[1].safetensors")}
@@ -142,7 +143,7 @@ def test_every_file_that_a_conversion_may_read_is_fetched() -> None:
     import re
 
     import gumba_convert
-    from gumba_convert.hub import NEEDED
+    from gumba_convert.checkpoint.hub import NEEDED
 
     named = re.compile(r'"([\w.-]+(?:/[\w.-]+)?\.(?:json|model|txt|tiktoken|jinja|py|safetensors))"')
     found = set()

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from local_sites import Hub, serving
-from tiny_checkpoints import write_checkpoint
 
 import gumba
 from gumba import LLM, SamplingParams
 from gumba.compat.transformers import AutoModelForCausalLM, AutoTokenizer
+from support.local_sites import Hub, serving
+from support.tiny_checkpoints import write_checkpoint
 
 GREEDY = SamplingParams(temperature=0, max_tokens=4)
 

@@ -10,8 +10,8 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from gumba_convert import pipeline
-from gumba_convert.pipeline import in_order, row_pieces
+from gumba_convert.common import parallel
+from gumba_convert.common.parallel import in_order, row_pieces
 
 
 def test_in_order_and_never_far_ahead() -> None:
@@ -44,7 +44,7 @@ def test_an_error_ends_it_and_leaves_no_thread() -> None:
 def test_row_pieces_cover_all_rows_in_whole_units(
     rows: int, length: int, unit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "CHUNK", 40)
+    monkeypatch.setattr(parallel, "CHUNK", 40)
     pieces = list(row_pieces(rows, length, unit))
     assert [first for first, _ in pieces] == [sum(n for _, n in pieces[:i]) for i in range(len(pieces))]
     assert sum(n for _, n in pieces) == rows

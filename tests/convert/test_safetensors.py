@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_checkpoints import CONFIG, raw_safetensors, weights, write_checkpoint, write_safetensors
 
 from gumba import GGUFFile
 from gumba.errors import ConvertError
 from gumba_convert import convert
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.safetensors import FileReader, read_header
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.checkpoint.safetensors import FileReader, read_header
+from support.tiny_checkpoints import CONFIG, raw_safetensors, weights, write_checkpoint, write_safetensors
 
 
 def entry(dtype: Any = "F32", shape: Any = (2,), offsets: Any = (0, 8), **more: Any) -> dict[str, Any]:

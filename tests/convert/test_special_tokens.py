@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_checkpoints import CONFIG, SPECIAL, VOCAB, added, tokenizer, write_checkpoint
 
 from gumba import GGUFFile, Tokenizer
+from gumba.chat.template import ChatTemplate
 from gumba.errors import ConvertError, TokenizerError
-from gumba.text.chat import ChatTemplate
 from gumba_convert import convert, export
 from gumba_convert.gguf_writer import Value, header, i32_array, string, strings, u32
+from support.tiny_checkpoints import CONFIG, SPECIAL, VOCAB, added, tokenizer, write_checkpoint
 
 N_ROWS = CONFIG["vocab_size"]
 BEYOND = added(N_ROWS, "<image_soft_token>")

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_families import checkpoint_tensors, read, write
-from tiny_families import FAMILIES, V, W
 
 from gumba.errors import ConvertError
-from gumba_convert import convert, gather
+from gumba_convert import convert
+from gumba_convert.common import gather
+from support.tiny_families import FAMILIES, V, W
 
 #: Architectures for which llama.cpp reads no output matrix, and refuses one.
 TIED_IN_LLAMA_CPP = ("gemma", "gemma2", "command-r", "cohere2")

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import tiktoken
 from test_vocabulary_sources import TEXTS, ranked, read, tiktoken_file, tokenizer_of
-from tiny_checkpoints import tokenizer
 
 from gumba.errors import ConvertError
-from gumba_convert import ranks
-from gumba_convert.pre_tokenizers import spell
-from gumba_convert.special_tokens import SpecialTokens
+from gumba_convert.vocabulary import bpe_ranks
+from gumba_convert.vocabulary.pre_tokenizers import spell
+from gumba_convert.vocabulary.special_tokens import SpecialTokens
+from support.tiny_checkpoints import tokenizer
 
 N = len(ranked())
 PATTERNS = ("qwen2", "glm4", "llama-bpe", "gpt-4o", "tekken")
@@ -25,7 +25,7 @@ def test_ids_are_tiktokens(tmp_path: Path, pre: str) -> None:
     table = {token: rank for rank, token in enumerate(ranked())}
     theirs = tiktoken.Encoding("x", pat_str=pattern, mergeable_ranks=table, special_tokens={})
     special = SpecialTokens()
-    ours = tokenizer_of(tmp_path, ranks._vocabulary(ranked(), 0, N, pre, special, "x"))
+    ours = tokenizer_of(tmp_path, bpe_ranks._vocabulary(ranked(), 0, N, pre, special, "x"))
     for text in [*TEXTS, "a" * 3000, "\u00e4\u0308 " * 50, "\n \n\t  x" * 20]:
         assert ours.encode(text, add_special=False) == theirs.encode_ordinary(text), text
 
@@ -73,7 +73,7 @@ def test_another_family_is_refused(tmp_path: Path) -> None:
 def test_merges_that_do_not_do_what_tiktoken_does_are_refused(
     tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ranks, "merges_of", lambda tokens, where: [])
+    monkeypatch.setattr(bpe_ranks, "merges_of", lambda tokens, where: [])
     with pytest.raises(ConvertError, match="the ids differ from tiktoken's"):
         read(tmp_path / "hf", {file: tiktoken_file()}, N + 256, model_type="llama")
 

@@ -13,8 +13,8 @@ import pytest
 from test_tokenizer_steps import GOLDENS, opened
 
 from gumba import Tokenizer
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.vocabulary import Vocabulary, read_vocabulary
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.vocabulary.vocabulary import Vocabulary, read_vocabulary
 
 BERT_TEXT = "Café ÉCOLE İstanbul 中文字 [MASK] x [MASK]y"
 BERT_NAMES = {f"{kind}_token": f"[{kind.upper()}]" for kind in ("unk", "cls", "sep", "pad", "mask")}

@@ -12,12 +12,13 @@ import pytest
 
 from gumba.errors import TokenizerError
 from gumba.gguf import GGUFFile
-from gumba.text import StreamDecoder, Tokenizer
-from gumba.text.normalizers import normal_form
-from gumba_convert.checkpoint import Checkpoint
+from gumba.tokenizer.detokenizer import StreamDecoder
+from gumba.tokenizer.normalizers import normal_form
+from gumba.tokenizer.tokenizer import Tokenizer
+from gumba_convert.checkpoint.folder import Checkpoint
 from gumba_convert.gguf_writer import Value, header, i32_array, string
-from gumba_convert.tokenizer_json import tokenizer_files
-from gumba_convert.vocabulary import Vocabulary, read_vocabulary
+from gumba_convert.vocabulary.tokenizer_json import tokenizer_files
+from gumba_convert.vocabulary.vocabulary import Vocabulary, read_vocabulary
 
 ROOT = Path(__file__).parent.parent
 # Made by tools/make_tokenizer_steps_goldens.py; the oracle is tokenizers 0.23.3.
@@ -186,7 +187,7 @@ def test_damaged_flags(tmp_path: Path, token: int, bits: int, message: str) -> N
 
 
 def test_patterns_that_take_exponential_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gumba.text.patterns.PATIENCE", 0.2)
+    monkeypatch.setattr("gumba.tokenizer.patterns.PATIENCE", 0.2)
     vocabulary = read(tmp_path / "hf", GOLDENS["kinds"]["bytes"], {})
     step = {"type": "Replace", "pattern": {"Regex": r"(?:a|aa)+(?=\d)"}, "content": ""}
     found = opened(tmp_path / "v.gguf", vocabulary, normalizer=string(json.dumps(step)))

@@ -53,7 +53,7 @@ def test_an_unknown_class_is_refused(tmp_path: Path, config: dict[str, Any]) -> 
 
 
 def test_tokenizer_json_wins(tmp_path: Path) -> None:
-    from tiny_checkpoints import VOCAB, tokenizer
+    from support.tiny_checkpoints import VOCAB, tokenizer
 
     both = files({"tokenizer_class": "GPT2Tokenizer"}, END) | {"tokenizer.json": tokenizer()}
     assert read(tmp_path / "hf", both, len(VOCAB)).tokens == list(VOCAB)

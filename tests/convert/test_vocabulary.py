@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import sentencepiece
-from tiny_checkpoints import CONFIG, GPT2, MERGES, VOCAB, added, tokenizer, weights, write_checkpoint
 
 from gumba import GGUFFile, Tokenizer
 from gumba.errors import ConvertError
-from gumba.text.pretokenize import PRE_TOKENIZERS
+from gumba.tokenizer.pretokenize import PRE_TOKENIZERS
 from gumba_convert import convert
-from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.checkpoint.folder import Checkpoint
 from gumba_convert.gguf_writer import boolean
-from gumba_convert.pre_tokenizers import CHAINS, GPT4O_PATTERN, NAMES, TEKKEN_PATTERN, detect, spell
-from gumba_convert.vocabulary import CONTROL, Vocabulary, read_vocabulary
+from gumba_convert.vocabulary.pre_tokenizers import CHAINS, GPT4O_PATTERN, NAMES, TEKKEN_PATTERN, detect, spell
+from gumba_convert.vocabulary.vocabulary import CONTROL, Vocabulary, read_vocabulary
+from support.tiny_checkpoints import CONFIG, GPT2, MERGES, VOCAB, added, tokenizer, weights, write_checkpoint
 
 N_ROWS = CONFIG["vocab_size"]
 

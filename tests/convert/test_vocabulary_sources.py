@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 import sentencepiece
-from tiny_checkpoints import added
 
 from gumba.errors import ConvertError
-from gumba.text import Tokenizer
-from gumba.text.byte_bpe import BYTE_TO_CHARACTER
-from gumba_convert.checkpoint import Checkpoint
+from gumba.tokenizer.byte_bpe import BYTE_TO_CHARACTER
+from gumba.tokenizer.tokenizer import Tokenizer
+from gumba_convert.checkpoint.folder import Checkpoint
 from gumba_convert.gguf_writer import header, string
-from gumba_convert.pre_tokenizers import TEKKEN_PATTERN
-from gumba_convert.probe import PROBE
-from gumba_convert.ranks import merges_of, parse_tiktoken
-from gumba_convert.vocabulary import CONTROL, USER_DEFINED, Vocabulary, read_vocabulary
+from gumba_convert.vocabulary.bpe_ranks import merges_of, parse_tiktoken
+from gumba_convert.vocabulary.pre_tokenizer_probe import PROBE
+from gumba_convert.vocabulary.pre_tokenizers import TEKKEN_PATTERN
+from gumba_convert.vocabulary.vocabulary import CONTROL, USER_DEFINED, Vocabulary, read_vocabulary
+from support.tiny_checkpoints import added
 
 DATA = Path(__file__).parent.parent / "data"
 GOLDENS = json.loads((DATA / "vocabulary_goldens.json").read_text(encoding="utf-8"))

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_model import END, N_VOCAB, hashed_logits
 
 from gumba import BeamSearchParams, GGUFFile, ModelError, RequestError, SamplingParams
-from gumba.engine.beam import BeamSearch
-from gumba.engine.branching import largest
 from gumba.engine.engine import Engine
-from gumba.models import load_model
+from gumba.engine.search.base import largest
+from gumba.engine.search.beam import BeamSearch
+from gumba.runner.load import load_model
+from support.fake_model import END, N_VOCAB, hashed_logits
 
 DATA = Path(__file__).parent.parent / "data"
 GOLDENS = json.loads((DATA / "beam_goldens.json").read_text())

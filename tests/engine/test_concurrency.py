@@ -12,11 +12,11 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from fake_model import hashed_logits
-from test_generate import GREEDY, oracle
 
 from gumba import BeamSearchParams, EngineError, SamplingParams
 from gumba.engine.core import CLOSE
+from support.fake_model import hashed_logits
+from support.generation_oracle import GREEDY, oracle
 
 
 def slow(model):

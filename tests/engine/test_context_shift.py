@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from fake_model import END, N_VOCAB, hashed_logits
 
 from gumba import SamplingParams
 from gumba.sampling.sampler import Sampler
-from gumba.sampling.state import SamplerState, UniformStream
+from gumba.sampling.sampler_state import SamplerState, UniformStream
+from support.fake_model import END, N_VOCAB, hashed_logits
 
 
 def oracle(prompt, params, capacity):

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_model import END, N_VOCAB, hashed_hidden, hashed_logits
 
 from gumba import ContrastiveSearchParams, GGUFFile, ModelError, RequestError, SamplingParams
-from gumba.engine.contrastive import ContrastiveSearch
 from gumba.engine.engine import Engine
-from gumba.models import Chunk, load_model
+from gumba.engine.search.contrastive import ContrastiveSearch
+from gumba.runner.load import Chunk, load_model
+from support.fake_model import END, N_VOCAB, hashed_hidden, hashed_logits
 
 DATA = Path(__file__).parent.parent / "data"
 STOPS = tuple(range(0, 256, 9))

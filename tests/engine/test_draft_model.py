@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
 from gumba import LLM, ModelError, RequestError, SamplingParams
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "cli"))
-import tiny_chat
+from support import tiny_chat
 
 DATA = Path(__file__).parent.parent / "data"
 

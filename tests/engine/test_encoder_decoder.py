@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gumba import LLM, BeamSearchParams, ContrastiveSearchParams, GGUFFile, RequestError, SamplingParams
-from gumba.models import Chunk, Model, load_model
+from gumba.runner.load import Chunk, Model, load_model
 from gumba.sampling.sampler import Sampler, SamplerState, UniformStream
 
 PATH = Path(__file__).parent.parent / "data" / "arch_t5_gated.gguf"

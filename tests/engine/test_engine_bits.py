@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import prompt, write_model
 
 from gumba import LLM, SamplingParams
-from gumba.kernels.pages import PAGE_TOKENS, page_formats
+from gumba.backends.cpu.kv_pages.base import PAGE_TOKENS, page_formats
+from support.tiny_models import prompt, write_model
 
 #: Beginnings in common: two full pages, two and a part, none; and the whole.
 STEM = prompt(230)

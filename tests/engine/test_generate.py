@@ -9,27 +9,12 @@ import time
 
 import numpy as np
 import pytest
-from fake_model import END, EURO, MARK, N_VOCAB, OP, ST, XYZ, hashed_logits, scripted
 
 import gumba
-import gumba.loaded
+import gumba.llm.reloadable_model
 from gumba import EngineError, ModelError, RequestError, SamplingParams
-from gumba.sampling.sampler import Sampler, SamplerState, UniformStream
-
-GREEDY = SamplingParams(temperature=0)
-
-
-def oracle(prompt, params, n, capacity=64):
-    """Tokens that sampling from the bare function gives."""
-    history, numbers, sampler = list(prompt), UniformStream(params.seed or 0), Sampler(N_VOCAB)
-    state = SamplerState(params, N_VOCAB, prompt, seed=params.seed or 0)
-    while len(history) < min(len(prompt) + n, capacity):
-        index = len(history) - len(prompt)
-        history.append(sampler.sample(hashed_logits(history), state, numbers[index]).token)
-        state.accept(history[-1])
-        if history[-1] == END:
-            break
-    return history[len(prompt) :]
+from support.fake_model import END, EURO, MARK, N_VOCAB, OP, ST, XYZ, hashed_logits, scripted
+from support.generation_oracle import GREEDY, oracle
 
 
 @pytest.mark.parametrize("max_batch_tokens", [1, 3, 16, 64])
@@ -287,7 +272,7 @@ def test_closing(make_llm):
 
 
 def test_a_vocabulary_larger_than_the_model(make_llm, monkeypatch):
-    from fake_model import FakeTokenizer
+    from support.fake_model import FakeTokenizer
 
     monkeypatch.setattr(FakeTokenizer, "n_vocab", N_VOCAB + 1)
     with pytest.raises(ModelError, match=f"fake.gguf: .*{N_VOCAB + 1} tokens.*{N_VOCAB}"):
@@ -321,8 +306,8 @@ def chatting(make_llm, monkeypatch):
     def encode_chat(tokenizer, template, messages, add_generation_prompt=True, **kwargs):
         return tokenizer.encode(template.render(messages, add_generation_prompt, **kwargs))
 
-    monkeypatch.setattr("gumba.llm.ChatTemplate", FakeTemplate)
-    monkeypatch.setattr("gumba.requests.encode_chat", encode_chat)
+    monkeypatch.setattr("gumba.llm.llm.ChatTemplate", FakeTemplate)
+    monkeypatch.setattr("gumba.llm.input_processor.encode_chat", encode_chat)
     return make_llm()
 
 
@@ -406,8 +391,10 @@ def test_names_of_vllm(make_llm, monkeypatch, capfd):
     llm.generate([[1], [2]], params)
     assert capfd.readouterr() == ("", "")
     loaded = []
-    load = gumba.loaded.load_model
-    monkeypatch.setattr(gumba.loaded, "load_model", lambda gguf, **options: loaded.append(options) or load(gguf))
+    load = gumba.llm.reloadable_model.load_model
+    monkeypatch.setattr(
+        gumba.llm.reloadable_model, "load_model", lambda gguf, **options: loaded.append(options) or load(gguf)
+    )
     gumba.LLM(model="fake.gguf", max_model_len=48)
     assert loaded[0]["n_ctx"] == 48
     with pytest.raises(RequestError, match="max_model_len and n_ctx are the same setting"):
@@ -426,7 +413,7 @@ def test_an_event_loop_goes_on_while_a_grammar_is_compiled(chatting, monkeypatch
         where.append(threading.current_thread())
         raise RequestError("compiled")
 
-    monkeypatch.setattr("gumba.sampling.constraints.compile_constraint", compile_constraint)
+    monkeypatch.setattr("gumba.sampling.structured.constraints.compile_constraint", compile_constraint)
     params = SamplingParams(structured_outputs={"regex": "a+"})
     messages = [{"role": "user", "content": "hi"}]
 
@@ -445,7 +432,7 @@ def test_an_event_loop_goes_on_while_a_grammar_is_compiled(chatting, monkeypatch
 
 def test_closing_a_constrained_stream_of_an_event_loop_frees_its_pages(make_llm, monkeypatch):
     llm = make_llm(before=lambda model: time.sleep(0.001))
-    monkeypatch.setattr("gumba.answering.constrained", lambda params: True)
+    monkeypatch.setattr("gumba.llm.base.constrained", lambda params: True)
 
     async def main():
         stream = llm.astream([1], SamplingParams(temperature=0))

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from gumba import LLM, BeamSearchParams, GGUFFile, RequestError, SamplingParams
-from gumba.engine.draft import ModelDrafter
-from gumba.models import Chunk, load_model
+from gumba.engine.speculative.draft_model import ModelDrafter
+from gumba.runner.load import Chunk, load_model
 
 DATA = Path(__file__).parent.parent / "data"
 PARAMS = SamplingParams(temperature=0.9, seed=5, max_tokens=80, ignore_eos=True)

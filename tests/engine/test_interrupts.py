@@ -11,12 +11,12 @@ import time
 
 import numpy as np
 import pytest
-from fake_model import END, N_VOCAB, FakeModel
 
 from gumba.engine.engine import Engine
 from gumba.engine.sequence import Generation
-from gumba.params import SamplingParams
-from gumba.sampling.state import SamplerState
+from gumba.sampling.sampler_state import SamplerState
+from gumba.sampling_params import SamplingParams
+from support.fake_model import END, N_VOCAB, FakeModel
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals to oneself are POSIX")
 

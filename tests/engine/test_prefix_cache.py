@@ -6,9 +6,9 @@ import itertools
 import random
 
 import pytest
-from fake_model import FakeKV
 
 from gumba.engine.prefix_cache import LEAST_COPY, LOOK_AT, PrefixCache
+from support.fake_model import FakeKV
 
 SIZE = 8
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fake_model import END, hashed_logits
 
 from gumba import SamplingParams
-from gumba.engine.lookup import FIRST, LEAST, LENGTHS, PromptLookup
+from gumba.engine.speculative.prompt_lookup import FIRST, LEAST, LENGTHS, PromptLookup
+from support.fake_model import END, hashed_logits
 
 
 def echo(period, wrong):

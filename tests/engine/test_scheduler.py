@@ -8,14 +8,14 @@ import threading
 import time
 
 import pytest
-from fake_model import FakeKV, FakeStates
-from test_generate import oracle
 
 from gumba import BeamSearchParams, QueueFullError, SamplingParams
 from gumba.engine.prefix_cache import LEAST_COPY
 from gumba.engine.scheduler import FIRST_PROMPT_PART, LEAST_PROMPT_PART, STEP_SECONDS, Scheduler
 from gumba.engine.sequence import Sequence
 from gumba.errors import ResourceError
+from support.fake_model import FakeKV, FakeStates
+from support.generation_oracle import oracle
 
 SIZE = 8
 

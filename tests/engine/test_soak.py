@@ -11,12 +11,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fake_model import N_VOCAB
 
 from gumba import SamplingParams
 from gumba.engine.prefix_cache import Node
 from gumba.engine.sequence import Sequence
 from gumba.sampling.sampler import Sampler, SamplerState, UniformStream
+from support.fake_model import N_VOCAB
 
 THREADS, REQUESTS = 6, 168
 STEMS = [random.Random(i).choices(range(97, 123), k=24) for i in range(4)]

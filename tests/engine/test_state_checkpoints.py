@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from fake_model import FakeStates
+from test_prompt_lookup import echo, prompts_of
 from test_scheduler import SIZE, Job, Steps, prompt
-from test_speculative import echo, prompts_of
 
 from gumba import BeamSearchParams, ContrastiveSearchParams, SamplingParams
-from gumba.engine import checkpoints
-from gumba.engine.checkpoints import Checkpoints
+from gumba.engine import state_checkpoints
 from gumba.engine.prefix_cache import Node
+from gumba.engine.state_checkpoints import Checkpoints
+from support.fake_model import FakeStates
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 
@@ -51,14 +51,14 @@ def test_what_requests_have_in_common_is_kept_once_it_shows():
 
 def test_long_prompts_have_checkpoints_on_the_way():
     steps = Steps(n_pages=200, n_states=30)
-    every = checkpoints.LEAST_PAGES * SIZE
+    every = state_checkpoints.LEAST_PAGES * SIZE
     tokens = prompt(3 * every + SIZE)
     assert run(steps, tokens) == 0
     for n in (every + 3, 2 * every + 1, 3 * every + 1):
         assert run(steps, tokens[:n] + prompt(50, n)) == n // every * every
     longer = prompt(20 * every, 1)
     assert run(steps, longer) == 0
-    assert steps.scheduler.checkpoints.n_kept <= checkpoints.MOST_KEPT
+    assert steps.scheduler.checkpoints.n_kept <= state_checkpoints.MOST_KEPT
     assert run(steps, longer[: 10 * every] + [7]) >= 7 * every
 
 
@@ -114,7 +114,7 @@ def test_the_checkpoint_not_used_for_longest_goes_first():
     assert made.n_kept == 0
 
 
-@pytest.mark.parametrize("n_states, most", [(100, checkpoints.MOST_KEPT), (400, 100)])
+@pytest.mark.parametrize("n_states, most", [(100, state_checkpoints.MOST_KEPT), (400, 100)])
 def test_only_so_many_are_kept(n_states, most):
     made, job = Checkpoints(FakeStates(n_states), SIZE), Job([1])
     assert made.take(job)

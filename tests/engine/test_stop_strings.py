@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gumba.engine.stopping import StopStrings
+from gumba.engine.stop_strings import StopStrings
 
 
 def oracle(text, stops):

@@ -13,7 +13,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from gguf_bytes import (
+
+from gumba.errors import GGUFError
+from gumba.gguf import GGUFArray, GGUFFile
+from support.gguf_bytes import (
     ARRAY,
     BOOL,
     F32,
@@ -32,9 +35,6 @@ from gguf_bytes import (
     u32,
     u64,
 )
-
-from gumba.errors import GGUFError
-from gumba.gguf import GGUFArray, GGUFFile
 
 Case = tuple[GGUFBytes, str, "str | int"]
 """A file; what the error's field must be; where: an offset, or the builder's name of a field."""

@@ -13,8 +13,6 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from gguf_bytes import ARRAY as ARRAY_ID
-from gguf_bytes import F32_TENSOR, SCALARS, STRING, TOKENS, U8, U32, GGUFBytes, array, complete_file, string, u32
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +20,20 @@ from gumba.errors import GGUFError, ModelError
 from gumba.gguf import GGML_TYPES, NAMES, GGUFArray, GGUFFile, ValueType
 from gumba.gguf import array as array_module
 from gumba.gguf import reader as reader_module
+from support.gguf_bytes import ARRAY as ARRAY_ID
+from support.gguf_bytes import (
+    F32_TENSOR,
+    SCALARS,
+    STRING,
+    TOKENS,
+    U8,
+    U32,
+    GGUFBytes,
+    array,
+    complete_file,
+    string,
+    u32,
+)
 
 
 def write(path: Path, data: GGUFBytes | bytes) -> Path:

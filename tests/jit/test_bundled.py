@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from setups import counts
 
 from gumba.errors import ResourceError
-from gumba.kernels import cache, shipping
+from gumba.jit import bundled, kernel_cache
+from support.kernel_setups import counts
 
 
 def forget() -> None:
-    cache.cache_folder.cache_clear()
-    shipping.shipped_folders.cache_clear()
+    kernel_cache.cache_folder.cache_clear()
+    bundled.shipped_folders.cache_clear()
 
 
 @pytest.fixture
@@ -26,10 +26,10 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder of an application that this process is now; it ships the kernel of ``counts``, and there is no cache."""
     monkeypatch.setenv("GUMBA_CACHE_DIR", str(tmp_path / "cache"))
     forget()
-    cache.kept.clear()
+    kernel_cache.kept.clear()
     assert counts() == (1, 0)
     app = tmp_path / "app"
-    shipping.ship(cache.kept, app / "gumba-kernels" / cache.sources_hash())
+    bundled.ship(kernel_cache.kept, app / "gumba-kernels" / kernel_cache.sources_hash())
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     monkeypatch.setattr(sys, "executable", str(app / "program"))
     monkeypatch.setenv("GUMBA_CACHE_DIR", "")
@@ -100,8 +100,8 @@ def test_without_sources_nothing_is_kept(
 ) -> None:
     """As where a freezer packed the sources away: old kernels could not be told from new ones."""
     monkeypatch.setenv("GUMBA_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(cache, "__file__", str(tmp_path / "gumba" / "kernels" / "cache.py"))
-    cache.sources_hash.cache_clear()
+    monkeypatch.setattr(kernel_cache, "__file__", str(tmp_path / "gumba" / "jit" / "kernel_cache.py"))
+    kernel_cache.sources_hash.cache_clear()
     forget()
     try:
         with caplog.at_level(logging.WARNING, logger="gumba"):
@@ -109,14 +109,14 @@ def test_without_sources_nothing_is_kept(
         assert "there are no sources in" in caplog.text
         assert not (tmp_path / "cache").exists()
     finally:
-        cache.sources_hash.cache_clear()
+        kernel_cache.sources_hash.cache_clear()
         forget()
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ResourceError, match="cannot write kernels into"):
-        shipping.ship([], tmp_path / "file" / "x")
+        bundled.ship([], tmp_path / "file" / "x")
 
 
 def test_a_full_disk_and_a_killed_run_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,8 +131,8 @@ def test_a_full_disk_and_a_killed_run_leave_nothing(tmp_path: Path, monkeypatch:
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
         with pytest.raises(ResourceError, match=r"cannot write kernels into .*No space left"):
-            shipping.ship([kernel], target)
+            bundled.ship([kernel], target)
     assert list(target.iterdir()) == []
-    shipping.ship([kernel], target)
+    bundled.ship([kernel], target)
     assert [path.name for path in target.iterdir()] == ["kernel"]
     assert (target / "kernel").stat().st_mode & 0o777 == (0o644 if os.name == "posix" else 0o666)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 CHILD = """
 import ctypes, json, sys
-from gumba.kernels.jit import compile_cfunc, entry, inline, stats
+from gumba.jit.jit import compile_cfunc, entry, inline, stats
 
 # Too long to be inlined where it is called twice: so it stays a function, found by its name.
 BODY = "".join(f"    y = (y ^ (y >> {i % 13 + 1})) * {2 * i + 3} + x\\n" for i in range(400))

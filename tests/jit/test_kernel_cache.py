@@ -18,14 +18,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from setups import counts
 
 import gumba
-from gumba.kernels import cache as kernel_cache
-from gumba.kernels import jit
-from gumba.kernels.cache import cache_folder, prune_cache, read_own, sources_hash
-from gumba.kernels.objects import MAGIC, load_kernel
-from gumba.unfinished import unfinished_file
+from gumba.files import unfinished_file
+from gumba.jit import jit
+from gumba.jit import kernel_cache as kernel_cache
+from gumba.jit.kernel_cache import cache_folder, prune_cache, read_own, sources_hash
+from gumba.jit.object_file import MAGIC, load_kernel
+from support.kernel_setups import counts
 
 posix = pytest.mark.skipif(not hasattr(os, "getuid"), reason="folders have no owners here")
 root = pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can give files away")
@@ -391,8 +391,9 @@ def test_code_of_sources_that_have_changed_is_not_kept(cache: Path, monkeypatch:
 CHILD = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-import numpy as np, setups, harness
-from gumba.kernels import jit
+import numpy as np
+from support import kernel_harness as harness, kernel_setups as setups
+from gumba.jit import jit
 gate = np.linspace(-4, 4, 64, dtype=np.float32)[None, :]
 gated, scale = setups.setup_gated(harness.GENERIC, "silu", gate), setups.setup_scale(harness.GENERIC)
 gated.run(), scale.run()
@@ -405,7 +406,7 @@ print(json.dumps({"right": right, "gated": gated.run()[0].tolist(), "compiled": 
 def start(cache: Path, package: Path) -> subprocess.Popen[str]:
     """A child that runs two kernels of the gumba in ``package``."""
     environment = {**os.environ, "GUMBA_CACHE_DIR": str(cache), "PYTHONPATH": str(package)}
-    command = [sys.executable, "-c", CHILD, str(Path(__file__).parent)]
+    command = [sys.executable, "-c", CHILD, str(Path(__file__).parent.parent)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

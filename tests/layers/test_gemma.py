@@ -10,13 +10,13 @@ import gguf
 import numpy as np
 import pytest
 from test_architectures import rewritten
-from tiny_models import DATA, distance, load, logits_of, stored
 
 from gumba import GGUFFile
+from gumba.backends.cpu.kernels.record import N_OUTPUTS
+from gumba.backends.cpu.kv_pages.base import PAGE_TOKENS
 from gumba.errors import ModelError, UnsupportedError
-from gumba.kernels.op import N_OUTPUTS
-from gumba.kernels.pages import PAGE_TOKENS
-from gumba.models import Chunk
+from gumba.runner.load import Chunk
+from support.tiny_models import DATA, distance, load, logits_of, stored
 
 Tensors = dict[str, np.ndarray]
 U32, BOOL, F32 = gguf.GGUFValueType.UINT32, gguf.GGUFValueType.BOOL, gguf.GGUFValueType.FLOAT32

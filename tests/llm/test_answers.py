@@ -6,11 +6,11 @@ import asyncio
 import time
 
 import pytest
-from fake_model import END, OP, ST, scripted
-from test_generate import GREEDY, oracle
 
 from gumba import EngineError, SamplingParams
-from gumba.requests import _SEED_STEP
+from gumba.llm.input_processor import _SEED_STEP
+from support.fake_model import END, OP, ST, scripted
+from support.generation_oracle import GREEDY, oracle
 
 
 def test_answers_are_those_of_their_seeds(make_llm):

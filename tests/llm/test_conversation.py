@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +11,8 @@ from typing import Any
 import pytest
 
 from gumba import LLM, Conversation, RequestError, ResourceError, SamplingParams, StructuredOutputsParams
-from gumba.conversation import params_of, settings_of
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "cli"))
-import tiny_chat
+from gumba.llm.conversation import params_of, settings_of
+from support import tiny_chat
 
 PARAMS = SamplingParams(seed=4, max_tokens=10, temperature=2.0, top_k=0, min_p=0.0, top_p=1.0, ignore_eos=True)
 

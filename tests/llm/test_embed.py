@@ -12,7 +12,7 @@ from gguf import GGUFReader
 from gumba.engine.engine import Engine
 from gumba.engine.sequence import Embedding, Scoring
 from gumba.gguf import GGUFFile
-from gumba.models import load_model
+from gumba.runner.load import load_model
 
 DATA = Path(__file__).parent.parent / "data" / "model_plain.gguf"
 TOKENS = [3, 9, 4, 1, 7, 7, 2, 11, 5, 8, 3, 3, 6, 10, 2, 9, 1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from pathlib import Path
@@ -10,9 +9,7 @@ from pathlib import Path
 import pytest
 
 from gumba import LLM, EngineError, GGUFError, RequestError, SamplingParams
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "cli"))
-import tiny_chat
+from support import tiny_chat
 
 PARAMS = SamplingParams(seed=1, max_tokens=12, ignore_eos=True)
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gumba import LLM, RequestError, SamplingParams, StructuredOutputsParams
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "cli"))
-import tiny_chat
+from support import tiny_chat
 
 
 @pytest.fixture(scope="module")

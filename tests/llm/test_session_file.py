@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
 from gumba import LLM, RequestError, ResourceError, SamplingParams
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "cli"))
-import tiny_chat
+from support import tiny_chat
 
 PARAMS = SamplingParams(seed=4, max_tokens=20, ignore_eos=True)
 

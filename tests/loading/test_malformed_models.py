@@ -10,12 +10,12 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from tiny_models import GOLDENS, load
 
 from gumba import GGUFFile
 from gumba.errors import EngineError, ModelError, RequestError, ResourceError, UnsupportedError
 from gumba.gguf import ValueType
-from gumba.models import Chunk, load_model
+from gumba.runner.load import Chunk, load_model
+from support.tiny_models import GOLDENS, load
 
 SOURCE = next(path for path in GOLDENS if path.stem == "model_llama3")
 KINDS = {int: ValueType.UINT32, float: ValueType.FLOAT32, bool: ValueType.BOOL, str: ValueType.STRING}

@@ -27,11 +27,11 @@ from typing import NamedTuple
 
 import numpy as np
 from test_architectures import rewritten
-from tiny_models import DATA, TYPES, load, write_model
 
-from gumba.kernels.pages import page_formats
-from gumba.models import Chunk, Model
+from gumba.backends.cpu.kv_pages.base import page_formats
+from gumba.runner.load import Chunk, Model
 from gumba.simd import isa
+from support.tiny_models import DATA, TYPES, load, write_model
 
 RECORDING = DATA / "logit_hashes.json"
 #: Tokens of the first step, more than a page of the KV cache, and how many steps of one token follow.

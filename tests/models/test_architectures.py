@@ -15,11 +15,11 @@ import gguf
 import numpy as np
 import pytest
 from gguf.quants import dequantize, quantize
-from tiny_models import DATA, distance, load, logits_of, stored
 
 from gumba import GGUFFile
-from gumba.kernels.pages import PAGE_TOKENS
-from gumba.models import ARCHITECTURES, Chunk
+from gumba.backends.cpu.kv_pages.base import PAGE_TOKENS
+from gumba.runner.load import ARCHITECTURES, Chunk
+from support.tiny_models import DATA, distance, load, logits_of, stored
 
 
 def architecture(path: Path) -> str:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 from test_architectures import rewritten
-from tiny_models import DATA, load, logits_of
 
 from gumba import LLM, SamplingParams
+from support.tiny_models import DATA, load, logits_of
 
 SOURCE = DATA / "arch_llama4.gguf"
 

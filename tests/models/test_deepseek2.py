@@ -8,11 +8,11 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from tiny_models import DATA, distance, load, logits_of, stored
 
 from gumba import GGUFFile
+from gumba.backends.cpu.kv_pages.base import PAGE_TOKENS
 from gumba.errors import ModelError
-from gumba.kernels.pages import PAGE_TOKENS
+from support.tiny_models import DATA, distance, load, logits_of, stored
 
 
 def written(source: Path, out: Path, changes: dict[str, Any], *, one_matrix: bool = False) -> Path:

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_architectures import EXACT, ROUNDED, architecture, rewritten
-from tiny_models import DATA, distance, load, steps, stored
 
 from gumba import GGUFFile
+from gumba.backends.cpu.kv_pages.base import PAGE_TOKENS
 from gumba.errors import ModelError, RequestError
-from gumba.kernels.pages import PAGE_TOKENS
-from gumba.models import ARCHITECTURES, Chunk, Model
+from gumba.runner.load import ARCHITECTURES, Chunk, Model
+from support.tiny_models import DATA, distance, load, steps, stored
 
 FILES = [
     path

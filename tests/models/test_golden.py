@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import GOLDENS, distance, load, logits_of, stored
 
-from gumba.models import Chunk
+from gumba.runner.load import Chunk
+from support.tiny_models import GOLDENS, distance, load, logits_of, stored
 
 #: With a float32 KV cache every number on the way is float32: what remains is rounding and another order of sums.
 EXACT = 1e-4

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gumba import kv_cache
+from gumba.backends.cpu.kv_pages.base import page_formats
 from gumba.errors import EngineError, RequestError, ResourceError
-from gumba.kernels.pages import page_formats
-from gumba.kv_cache import KVCache, KVShape
+from gumba.runner import kv_cache
+from gumba.runner.kv_cache import KVCache, KVShape
 
 
 def cache(n_pages: int = 6, **options: str) -> KVCache:

@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import DATA, GOLDENS, load, logits_of, prompt, write_model
 
-import gumba.models
+import gumba.runner.load
 from gumba import GGUFFile
+from gumba.backends.cpu import packing
 from gumba.errors import GGUFError, RequestError, ResourceError
-from gumba.kernels import packed
-from gumba.models import Model, loader
+from gumba.loading import weight_loader
+from gumba.runner.load import Model
 from gumba.simd.isa import current
+from support.tiny_models import DATA, GOLDENS, load, logits_of, prompt, write_model
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the tiny models come in many."""
-    monkeypatch.setattr(packed, "CHUNK_BYTES", 4096)
+    monkeypatch.setattr(packing, "CHUNK_BYTES", 4096)
 
 
 def helpers() -> list[str]:
@@ -43,7 +44,7 @@ def woven(model: Model) -> dict[str, np.ndarray]:
     weights = model._weights
     found = {"token_embd": weights.token_embd.data, "output": weights.output.data}
     for i, layer in enumerate(weights.layers):
-        found |= {f"{i}.{n}": m.data for n, m in vars(layer).items() if isinstance(m, packed.PackedMatrix)}
+        found |= {f"{i}.{n}": m.data for n, m in vars(layer).items() if isinstance(m, packing.PackedMatrix)}
     return found
 
 
@@ -58,9 +59,9 @@ def test_every_matrix_is_its_tensor(n_threads: int, kind: str, tmp_path: Path) -
         with GGUFFile(path) as file:
             for name, data in found.items():
                 tensor = file.tensors[f"{name if not name[0].isdigit() else 'blk.' + name}.weight"]
-                format = loader.block_format(file, tensor)
+                format = weight_loader.block_format(file, tensor)
                 raw = tensor.data.reshape(tensor.shape[0], -1)
-                expected = packed.pack(
+                expected = packing.pack(
                     format, *tensor.shape, lambda first, n, raw=raw: raw[first : first + n], current()
                 )
                 np.testing.assert_array_equal(data, expected.data, err_msg=name)
@@ -93,13 +94,13 @@ def test_a_second_model_shares_the_weights(path: Path) -> None:
 
 def test_the_last_one_frees_them(path: Path) -> None:
     models = [load(path, n_threads=1) for _ in range(2)]
-    before = len(gumba.models._in_use)
+    before = len(gumba.runner.load._in_use)
     models[0].close()
     gc.collect()
-    assert len(gumba.models._in_use) == before
+    assert len(gumba.runner.load._in_use) == before
     models[1].close()
     gc.collect()
-    assert len(gumba.models._in_use) == before - 1
+    assert len(gumba.runner.load._in_use) == before - 1
 
 
 @pytest.mark.parametrize("how", ["replaced", "touched", "copied"])
@@ -129,13 +130,13 @@ def test_another_instruction_set_has_its_own(path: Path, monkeypatch: pytest.Mon
 
 def test_loading_at_the_same_time_weaves_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[int] = []
-    real = loader.Loader.run
+    real = weight_loader.Loader.run
 
-    def run(self: loader.Loader) -> None:
+    def run(self: weight_loader.Loader) -> None:
         runs.append(1)
         real(self)
 
-    monkeypatch.setattr(loader.Loader, "run", run)
+    monkeypatch.setattr(weight_loader.Loader, "run", run)
     models: list[Model] = []
     threads = [threading.Thread(target=lambda: models.append(load(path, n_threads=2))) for _ in range(4)]
     for thread in threads:
@@ -154,7 +155,7 @@ def test_a_file_replaced_between_opening_and_loading(path: Path) -> None:
         copy.write_bytes(path.read_bytes())
         copy.replace(path)
         with pytest.raises(GGUFError, match="changed or replaced"):
-            gumba.models.load_model(file, n_threads=2)
+            gumba.runner.load.load_model(file, n_threads=2)
     assert not helpers()
 
 
@@ -162,21 +163,21 @@ def test_a_file_replaced_between_opening_and_loading(path: Path) -> None:
 def test_a_file_rewritten_while_it_is_loaded(path: Path, n_threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its tensors would be some of one model and some of another; nobody gets them, not even later."""
     data = path.read_bytes()
-    times, weave = path.stat(), loader.Loader._weave
+    times, weave = path.stat(), weight_loader.Loader._weave
 
-    def rewrite(self: loader.Loader, *piece: Any) -> None:
+    def rewrite(self: weight_loader.Loader, *piece: Any) -> None:
         weave(self, *piece)
         with path.open("r+b") as file:
             file.seek(-1, os.SEEK_END)
             file.write(bytes([data[-1] ^ 1]))
 
     with GGUFFile(path) as file:
-        monkeypatch.setattr(loader.Loader, "_weave", rewrite)
+        monkeypatch.setattr(weight_loader.Loader, "_weave", rewrite)
         with pytest.raises(GGUFError, match="changed"):
-            gumba.models.load_model(file, n_ctx=64, n_threads=n_threads)
+            gumba.runner.load.load_model(file, n_ctx=64, n_threads=n_threads)
         monkeypatch.undo()
         with pytest.raises(GGUFError, match="changed"):
-            gumba.models.load_model(file, n_ctx=64, n_threads=n_threads)
+            gumba.runner.load.load_model(file, n_ctx=64, n_threads=n_threads)
     path.write_bytes(data)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     load(path).close()
@@ -217,17 +218,17 @@ def test_interrupted(n_threads: int, when: int, path: Path) -> None:
         if len(calls) == when:
             raise KeyboardInterrupt
 
-    before = set(gumba.models._in_use)
+    before = set(gumba.runner.load._in_use)
     with pytest.raises(KeyboardInterrupt):
         load(path, n_threads=n_threads, progress=interrupt)
     gc.collect()
-    assert len(calls) == when and not helpers() and set(gumba.models._in_use) == before
+    assert len(calls) == when and not helpers() and set(gumba.runner.load._in_use) == before
     load(path, n_threads=n_threads).close()
 
 
 def test_interrupting_stops_the_others_too(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each ends the piece that it is at, and takes no other."""
-    real, pieces = loader.weave, []
+    real, pieces = weight_loader.weave, []
 
     def weave(*args: Any) -> None:
         pieces.append(args)
@@ -237,7 +238,7 @@ def test_interrupting_stops_the_others_too(path: Path, monkeypatch: pytest.Monke
     def interrupt(done: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loader, "weave", weave)
+    monkeypatch.setattr(weight_loader, "weave", weave)
     load(path, n_threads=1).close()
     gc.collect()
     whole = len(pieces)
@@ -249,7 +250,7 @@ def test_interrupting_stops_the_others_too(path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("who", ["the caller", "a helper"])
 def test_an_error_while_weaving_is_raised(who: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = loader.weave
+    real = weight_loader.weave
     failed = threading.Event()
 
     def weave(*args: Any) -> None:
@@ -259,7 +260,7 @@ def test_an_error_while_weaving_is_raised(who: str, path: Path, monkeypatch: pyt
         failed.wait(10)
         real(*args)
 
-    monkeypatch.setattr(loader, "weave", weave)
+    monkeypatch.setattr(weight_loader, "weave", weave)
     with pytest.raises(ResourceError, match="memory"):
         load(path, n_threads=2)
     assert failed.is_set() and not helpers()
@@ -270,7 +271,7 @@ def test_a_file_that_ends_too_early(path: Path) -> None:
     with GGUFFile(path) as file:
         os.truncate(path, size - 1000)
         with pytest.raises(GGUFError):
-            gumba.models.load_model(file, n_threads=2)
+            gumba.runner.load.load_model(file, n_threads=2)
     assert not helpers()
 
 
@@ -319,7 +320,7 @@ def test_where_threads_cannot_be_tied(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("GUMBA_AFFINITY", "all")
-    monkeypatch.setattr(gumba.models, "can_tie", lambda: False)
+    monkeypatch.setattr(gumba.runner.load, "can_tie", lambda: False)
     load(path, n_threads=2).close()
     assert "GUMBA_AFFINITY" in caplog.text
 
@@ -333,8 +334,8 @@ ARCHITECTURE_FILES = sorted(DATA.glob("arch_*.gguf"))
 def test_the_kernels_of_a_file_are_known_before_it_is_read(path: Path) -> None:
     """What ``gumba compile MODEL`` compiles is what the model runs."""
     with GGUFFile(path) as file:
-        known = {kernel.name for kernel in gumba.models.kernels_of(file, "f32")}
-        model = gumba.models.load_model(file, n_threads=1, kv_type="f32")
+        known = {kernel.name for kernel in gumba.runner.load.kernels_of(file, "f32")}
+        model = gumba.runner.load.load_model(file, n_threads=1, kv_type="f32")
     try:
         operations = [*model.operations, *getattr(getattr(model, "encoder", None), "operations", [])]
         assert {operation.kernel.name for operation in operations} == known

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-import gumba.models
-from gumba import processors
+import gumba.runner.load
+from gumba import host
 from gumba.errors import ConvertError, GumbaError, ResourceError
 from gumba.gguf import GGUFFile
-from gumba.kernels import jit
+from gumba.jit import jit
 from gumba.memory import lacks_memory, no_memory, shortage
 
-PATH = Path(__file__).parent / "data" / "arch_qwen3.gguf"
+PATH = Path(__file__).parent.parent / "data" / "arch_qwen3.gguf"
 
 
 def raised(*errors: BaseException) -> BaseException:
@@ -51,10 +51,10 @@ def test_what_comes_from_a_lack_of_memory(error: BaseException | None, expected:
 
 
 def test_messages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processors, "available_memory", lambda: 5 << 20)
+    monkeypatch.setattr(host, "available_memory", lambda: 5 << 20)
     assert shortage("the table needs", 7 << 20) == "not enough memory: the table needs 7 MB, and 5 MB are available"
     assert no_memory() == "not enough memory: 5 MB are available"
-    monkeypatch.setattr(processors, "available_memory", lambda: None)
+    monkeypatch.setattr(host, "available_memory", lambda: None)
     assert shortage("the table needs", 7 << 20) == "not enough memory: the table needs 7 MB"
     assert no_memory() == "not enough memory"
 
@@ -64,20 +64,20 @@ def most(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Let KV caches of more than so many pages fail."""
 
     def limit(n_pages: int) -> None:
-        class Limited(gumba.models.KVCache):
+        class Limited(gumba.runner.load.KVCache):
             def __init__(self, shapes: Any, count: int, *rest: Any) -> None:
                 if count > n_pages:
                     raise ResourceError(f"{count} pages")
                 super().__init__(shapes, count, *rest)
 
-        monkeypatch.setattr(gumba.models, "KVCache", Limited)
+        monkeypatch.setattr(gumba.runner.load, "KVCache", Limited)
 
     return limit
 
 
 def n_pages(**options: Any) -> int:
     with GGUFFile(PATH) as gguf:
-        model = gumba.models.load_model(gguf, n_threads=1, **options)
+        model = gumba.runner.load.load_model(gguf, n_threads=1, **options)
         model.close()
         return model.kv.n_pages
 
@@ -107,18 +107,18 @@ def test_it_is_never_too_small_for_anything(most: Callable[[int], None]) -> None
 
 def test_little_memory_is_not_promised_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of what the weights leave, where a whole context takes more than an eighth of all."""
-    page_bytes = gumba.models.KVCache.bytes_per_page(gumba.models.kv_shapes(config()), "f16")
+    page_bytes = gumba.runner.load.KVCache.bytes_per_page(gumba.runner.load.kv_shapes(config()), "f16")
     left = PATH.stat().st_size + 4 * page_bytes
-    monkeypatch.setattr(gumba.models, "LEAST_PAGES", 1)
-    monkeypatch.setattr(gumba.models, "available_memory", lambda: left)
+    monkeypatch.setattr(gumba.runner.load, "LEAST_PAGES", 1)
+    monkeypatch.setattr(gumba.runner.load, "available_memory", lambda: left)
     assert n_pages(n_ctx=256, kv_type="f16") == 2
-    monkeypatch.setattr(gumba.models, "available_memory", lambda: 0)
+    monkeypatch.setattr(gumba.runner.load, "available_memory", lambda: 0)
     assert n_pages(n_ctx=256, kv_type="f16") == 1
 
 
 def config() -> Any:
     with GGUFFile(PATH) as gguf:
-        return gumba.models.architecture(gguf).read_config(gguf)
+        return gumba.runner.load.architecture(gguf).read_config(gguf)
 
 
 def test_the_compiler_is_not_started_where_it_would_die(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +132,7 @@ def test_the_compiler_is_not_started_where_it_would_die(monkeypatch: pytest.Monk
 
 CHILD = """
 import resource, sys
-from gumba.processors import address_space_left
+from gumba.host import address_space_left
 assert address_space_left() is None
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]) << 20, resource.RLIM_INFINITY))
 assert 0 <= address_space_left() < int(sys.argv[1]) << 20

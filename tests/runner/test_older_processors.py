@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_models
-from tiny_models import write_model
+
+from support import tiny_models
+from support.tiny_models import write_model
 
 pytestmark = pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="names x86 features")
 

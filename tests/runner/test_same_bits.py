@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_models
-from tiny_models import GOLDENS, PROMPT, TYPES, distance, load, logits_of, prompt, stored, write_model
 
-from gumba.kernels.pages import page_formats
-from gumba.models import Chunk, Model
+from gumba.backends.cpu.kv_pages.base import page_formats
+from gumba.runner.load import Chunk, Model
 from gumba.simd import isa
+from support import tiny_models
+from support.tiny_models import GOLDENS, PROMPT, TYPES, distance, load, logits_of, prompt, stored, write_model
 
 #: Root mean square of the logits' error, relative to that of the logits, against the same weights in float32.
 #: Activations are rounded to 8 bits per 32 values where weights are blocks: that error is the format's own, here of

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny_models import DATA, load, logits_of, stored
 
-import gumba.models
+import gumba.runner.load
 from gumba.errors import EngineError, RequestError, ResourceError
-from gumba.models import Chunk, Model
-from gumba.states import States
+from gumba.runner.load import Chunk, Model
+from gumba.runner.state_pool import States
+from support.tiny_models import DATA, load, logits_of, stored
 
 PATH = DATA / "arch_qwen35.gguf"
 
@@ -133,7 +133,7 @@ def test_close_lets_go(model: Model) -> None:
 def test_as_many_slots_as_there_is_memory_for(
     there_is: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gumba.models, "available_memory", lambda: there_is)
+    monkeypatch.setattr(gumba.runner.load, "available_memory", lambda: there_is)
     model = load(PATH, n_threads=1, kv_tokens=64)
     assert model.states is not None
     assert model.states.slot_bytes == 2 * 4 * (3 * 256 + 4 * 32 * 32) and model.states.n_slots == expected

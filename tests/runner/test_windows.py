@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from test_architectures import FILES as DECODERS
 from test_architectures import architecture
-from tiny_models import DATA
 
-import gumba.models
+import gumba.runner.load
 from gumba import LLM, GGUFFile, SamplingParams
-from gumba.kernels.pages import PAGE_TOKENS
-from gumba.models import ARCHITECTURES
+from gumba.backends.cpu.kv_pages.base import PAGE_TOKENS
+from gumba.runner.load import ARCHITECTURES
+from support.tiny_models import DATA
 
 STEP = 64
 
@@ -24,7 +24,7 @@ def windows(path: Path) -> list[int]:
     """The window of each layer."""
     with GGUFFile(path) as file:
         config = ARCHITECTURES[architecture(path)].read_config(file)
-        return [shape.window for shape in gumba.models.kv_shapes(config)]
+        return [shape.window for shape in gumba.runner.load.kv_shapes(config)]
 
 
 FILES = [path for path in DECODERS if any(windows(path))]
@@ -50,7 +50,7 @@ def test_the_same_bits_with_fewer_pages(
 ) -> None:
     monkeypatch.setattr(ARCHITECTURES[architecture(path)], "read_config", longer(path))
     with monkeypatch.context() as all_pages:
-        all_pages.setattr(gumba.models, "NEAR_ROOM", 1000)
+        all_pages.setattr(gumba.runner.load, "NEAR_ROOM", 1000)
         with load(path) as llm:
             assert llm.model.kv.near is None
             expected = [llm.generate([one], PARAMS)[0].token_ids for one in PROMPTS]
@@ -84,7 +84,7 @@ def test_the_same_bits_with_fewer_pages(
         assert (again.token_ids, again.timings.cached_tokens) == (expected[3], len(PROMPTS[3]) - 1)
         assert llm.kv_usage().in_use == llm.kv_usage().window_in_use == 0
     with monkeypatch.context() as all_pages:
-        all_pages.setattr(gumba.models, "NEAR_ROOM", 1000)
+        all_pages.setattr(gumba.runner.load, "NEAR_ROOM", 1000)
         with load(path) as llm:
             assert llm.load_session(tmp_path / "a.session")[0] == said
             again = llm.generate([[*said, 7, 8]], PARAMS)[0]

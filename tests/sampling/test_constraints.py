@@ -6,7 +6,6 @@ import gc
 import json
 import random
 import re
-import sys
 import threading
 import weakref
 from pathlib import Path
@@ -17,11 +16,11 @@ import pytest
 
 from gumba import LLM, SamplingParams
 from gumba.errors import RequestError
-from gumba.params import StructuredOutputsParams
-from gumba.sampling import constraint_tokens
-from gumba.sampling.constraints import Constraint, compile_constraint
-from gumba.text.tokenizer import Tokenizer
-from gumba.text.vocabulary import TokenType
+from gumba.sampling.structured import token_tables
+from gumba.sampling.structured.constraints import Constraint, compile_constraint
+from gumba.sampling_params import StructuredOutputsParams
+from gumba.tokenizer.tokenizer import Tokenizer
+from gumba.tokenizer.vocabulary import TokenType
 
 DATA = Path(__file__).parent.parent / "data"
 VOCABULARIES = sorted(path.stem for path in DATA.glob("tokenizer_*.gguf"))
@@ -457,13 +456,13 @@ def test_control_tokens_are_never_allowed(name: str) -> None:
 
 def test_tables_are_built_once_and_go_with_the_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
-    init = constraint_tokens.VocabularyTables.__init__
+    init = token_tables.VocabularyTables.__init__
 
     def counted(self: Any, tokenizer: Tokenizer) -> None:
         built.append(id(tokenizer))
         init(self, tokenizer)
 
-    monkeypatch.setattr(constraint_tokens.VocabularyTables, "__init__", counted)
+    monkeypatch.setattr(token_tables.VocabularyTables, "__init__", counted)
     found = [Tokenizer.from_gguf(DATA / "tokenizer_qwen2.gguf")]
     masks: list[bytes] = []
 
@@ -484,7 +483,7 @@ def test_tables_are_built_once_and_go_with_the_tokenizer(monkeypatch: pytest.Mon
 
 
 def test_the_last_constraints_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gumba.sampling import constraints
+    from gumba.sampling.structured import constraints
 
     monkeypatch.setattr(constraints, "CACHE_SIZE", 2)
     compiled = []
@@ -502,15 +501,14 @@ def test_the_last_constraints_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_missing_library_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constraint_tokens, "llguidance", None)
+    monkeypatch.setattr(token_tables, "llguidance", None)
     tokenizer = Tokenizer.from_gguf(DATA / "tokenizer_qwen2.gguf")
     with pytest.raises(RequestError, match=r"pip install 'gumba\[structured\]'"):
         compile_constraint(StructuredOutputsParams(json_object=True), tokenizer)
 
 
 def test_a_complete_text_ends_the_answer_even_without_eos(tmp_path: Path) -> None:
-    sys.path.insert(0, str(DATA.parent / "cli"))
-    import tiny_chat
+    from support import tiny_chat
 
     choice = StructuredOutputsParams(choice=["yes", "yes sir"])
     with LLM(tiny_chat.write(tmp_path / "tiny.gguf")) as llm:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from gumba.errors import RequestError
-from gumba.params import StructuredOutputsParams
-from gumba.sampling.constraints import compile_constraint
-from gumba.text.tokenizer import Tokenizer
+from gumba.sampling.structured.constraints import compile_constraint
+from gumba.sampling_params import StructuredOutputsParams
+from gumba.tokenizer.tokenizer import Tokenizer
 
 DATA = Path(__file__).parent.parent / "data"
 

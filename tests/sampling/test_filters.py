@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gumba.kernels import edit, filters
+from gumba.sampling.kernels import filters, penalties
 
 SIZES = [1, 2, 64, 65, 255, 256, 257, 1000, 5000]
 every_size = pytest.mark.parametrize("n", SIZES)
@@ -33,10 +33,10 @@ def descending(x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
 def test_gather_leaves_out_what_is_banned(n: int, share: float) -> None:
     row = row_of(n)
-    row[np.random.default_rng(n).random(n) < share] = edit.BANNED
+    row[np.random.default_rng(n).random(n) < share] = penalties.BANNED
     ids, x, _ = candidates(row)
     size = filters.gather(row, ids, x)
-    expected = np.flatnonzero(row != edit.BANNED)
+    expected = np.flatnonzero(row != penalties.BANNED)
     np.testing.assert_array_equal(ids[:size], expected)
     np.testing.assert_array_equal(x[:size], row[expected])
 

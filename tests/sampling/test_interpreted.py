@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from gumba.errors import ModelError, RequestError
-from gumba.kernels import edit, filters
-from gumba.kernels.jit import Entry
-from gumba.params import SAMPLERS, SamplingParams
+from gumba.jit.jit import Entry
 from gumba.sampling import sampler as module
+from gumba.sampling.kernels import filters, penalties
 from gumba.sampling.sampler import Sampler, SamplerState
+from gumba.sampling_params import SAMPLERS, SamplingParams
 
 LARGEST = float(np.finfo(np.float32).max)
 SIZES = [1, 2, 3, 31, 32, 33, 65, 100, 255, 256, 257, 513, 700]
@@ -53,7 +53,7 @@ def interpreted(function: Entry) -> Callable[..., Any]:
 
 def interpret(patch: pytest.MonkeyPatch) -> None:
     """Have ``Sampler`` call the source of its kernels."""
-    for name, room in (("edit", edit), ("filters", filters)):
+    for name, room in (("edit", penalties), ("filters", filters)):
         twins = {key: interpreted(each) if isinstance(each, Entry) else each for key, each in vars(room).items()}
         patch.setattr(module, name, SimpleNamespace(**twins))
     for name in ("sample_all", "sample_top_k", "log_softmax"):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import oracle
 import pytest
-from oracle import Situation
 
 from gumba.errors import ModelError, RequestError
-from gumba.params import SAMPLERS, SamplingParams
 from gumba.sampling.sampler import Sampler, SamplerState, UniformStream
+from gumba.sampling_params import SAMPLERS, SamplingParams
+from support import sampling_oracle
+from support.sampling_oracle import Situation
 
 DEFAULT = SamplingParams()
 #: All filters off.
@@ -58,7 +58,7 @@ def compare(cases):
         state, before = state_of(params, logits.size, at, seed=number), logits.copy()
         sampler = samplers.setdefault(logits.size, Sampler(logits.size))
         mask = None if at.allowed is None else bits(at.allowed)
-        expected = oracle.choices(logits, params, at)
+        expected = sampling_oracle.choices(logits, params, at)
         found = sampler.sample(logits, state, at.uniform, mask).token
         assert found in expected, [f"{k}={v}" for k, v in vars(params).items() if v != getattr(DEFAULT, k)] + [at]
         assert sampler.sample(logits, state, at.uniform, mask).token == found
@@ -178,13 +178,13 @@ def test_any_combination_in_any_order(size):
             breakers=tuple(tuple(rng.integers(0, size, k).tolist()) for k in pick(rng, (), (1,), (1, 2, 2))),
         )
         logits = logits_of(rng, size, len(cases))
-        if oracle.ruled_out(size, params, at).all():
+        if sampling_oracle.ruled_out(size, params, at).all():
             with pytest.raises(RequestError, match="no token is left"):
                 Sampler(size).sample(
                     logits, state_of(params, size, at), at.uniform, None if at.allowed is None else bits(at.allowed)
                 )
         cases.append((logits, params, at))
-    possible = [case for case in cases if not oracle.ruled_out(size, case[1], case[2]).all()]
+    possible = [case for case in cases if not sampling_oracle.ruled_out(size, case[1], case[2]).all()]
     assert compare(possible) >= len(possible) * 0.95
     assert len(possible) > (60 if size > 7 else 5)
 
@@ -257,7 +257,7 @@ def test_draws_follow_the_distribution(name):
     params = SamplingParams(**{**BARE, **CHI_SQUARE[name]})
     at = Situation(history=[int(np.argmax(logits)), 5, int(np.argmax(logits))])
     sampler, state, numbers = Sampler(n), state_of(params, n, at), UniformStream(11)
-    ids, p = oracle.distribution(logits, params, at)
+    ids, p = sampling_oracle.distribution(logits, params, at)
     tokens = [sampler.sample(logits, state, numbers[i]).token for i in range(draws)]
     counts = np.bincount(tokens, minlength=n)
     assert counts.sum() == counts[ids].sum()
@@ -302,7 +302,7 @@ def test_mirostat_steers_the_surprise_to_its_target(version):
         surprises = []
         for i in range(600):
             mu, token = state.mu, sampler.sample(logits, state, numbers[i]).token
-            ids, p = oracle.distribution(logits, state.params, Situation(mu=mu))
+            ids, p = sampling_oracle.distribution(logits, state.params, Situation(mu=mu))
             surprise = -np.log2(p[list(ids).index(token)])
             state.accept(token)
             assert state.mu == pytest.approx(mu - 0.1 * (surprise - tau), abs=1e-9)

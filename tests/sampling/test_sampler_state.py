@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from gumba.errors import ModelError, RequestError
-from gumba.params import SamplingParams
 from gumba.sampling.sampler import Sampler, SamplerState, UniformStream
-from gumba.sampling.words import bad_word_sequences, breaker_sequences
+from gumba.sampling.token_sequences import bad_word_sequences, breaker_sequences
+from gumba.sampling_params import SamplingParams
 
 GREEDY = {"temperature": 0}
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gumba import LLM, RequestError, SamplingParams, StructuredOutputsParams, Tokenizer
-from gumba.sampling.healing import HealedDecoder, Healing, Spellings, healable, spellings
-from gumba.text.vocabulary import TokenType
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "cli"))
-import tiny_chat
+from gumba.sampling.token_healing import HealedDecoder, Healing, Spellings, healable, spellings
+from gumba.tokenizer.vocabulary import TokenType
+from support import tiny_chat
 
 DATA = Path(__file__).parent.parent / "data"
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gumba.kernels import cache
-from gumba.kernels.jit import Entry
+from gumba.jit import kernel_cache
+from gumba.jit.jit import Entry
 from gumba.simd import isa as isa_module
 from gumba.simd.isa import Isa
 from gumba.simd.maths import exp
@@ -27,7 +27,7 @@ def in_memory(function: Callable[..., None]) -> Entry:
     """Compiled now, without the cache."""
     made = Entry(function, "void(i8, i8, i8, i8)", "")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache, "cache_folder", lambda: None)
+        patch.setattr(kernel_cache, "cache_folder", lambda: None)
         made.compile()
     return made
 

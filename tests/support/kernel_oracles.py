@@ -12,7 +12,7 @@ PAGE_TOKENS = 64
 
 
 def quantize_q8(x: np.ndarray) -> np.ndarray:
-    """float32 [n, 32 k] -> uint8 [n, k, 64]: exactly the blocks that ``gumba.kernels.q8`` describes, for finite x."""
+    """float32 [n, 32 k] -> uint8 [n, k, 64]: exactly the blocks that ``kernels.activations_q8`` describes, for finite x."""
     blocks = x.reshape(len(x), -1, 32)
     largest = np.abs(blocks).max(axis=2)
     inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)

@@ -5,9 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from harness import GENERIC, Setup
-from setups_attention import setup_attention, setup_rope, setup_store_kv, setup_view_outputs
-from setups_experts import (
+
+from gumba.backends.cpu.kernels.record import Kernel
+from gumba.jit import jit
+from gumba.quants import FORMATS
+from gumba.simd.isa import Isa
+from support.kernel_harness import GENERIC, Setup
+from support.kernel_setups_altup import (
+    setup_add_to_streams,
+    setup_keep_greatest,
+    setup_match_magnitude,
+    setup_mix_streams,
+)
+from support.kernel_setups_attention import setup_attention, setup_rope, setup_store_kv, setup_view_outputs
+from support.kernel_setups_delta_net import setup_causal_conv, setup_decay, setup_delta_rule
+from support.kernel_setups_matmul import setup_embed, setup_head_matmul, setup_matmul, setup_quantize_q8
+from support.kernel_setups_moe import (
     setup_add_expert_rows,
     setup_choose_experts,
     setup_expert_matmul,
@@ -16,9 +29,7 @@ from setups_experts import (
     setup_sort_entries,
     setup_weigh_entries,
 )
-from setups_products import setup_embed, setup_head_matmul, setup_matmul, setup_quantize_q8
-from setups_recurrent import setup_causal_conv, setup_decay, setup_delta_rule
-from setups_rows import (
+from support.kernel_setups_rows import (
     setup_activation,
     setup_add_table,
     setup_combine,
@@ -35,12 +46,6 @@ from setups_rows import (
     setup_swiglu_oai,
     setup_text_means,
 )
-from setups_streams import setup_add_to_streams, setup_keep_greatest, setup_match_magnitude, setup_mix_streams
-
-from gumba.kernels import jit
-from gumba.kernels.op import Kernel
-from gumba.quants import FORMATS
-from gumba.simd.isa import Isa
 
 #: Every kernel of ``gumba.kernels``, by module and name: how its inputs and its oracle's answer are made.
 TABLE: dict[str, Callable[[Isa], Setup]] = {
@@ -58,29 +63,29 @@ TABLE: dict[str, Callable[[Isa], Setup]] = {
     "elementwise.scale_rows": setup_scale_rows,
     "elementwise.select_rows": setup_select_rows,
     "embed.embed": setup_embed,
-    "experts.add_expert_rows": setup_add_expert_rows,
-    "experts.choose_experts": setup_choose_experts,
-    "experts.expert_matmul": setup_expert_matmul,
-    "experts.gather_rows": setup_gather_rows,
-    "experts.merge_experts": setup_merge_experts,
-    "experts.weigh_entries": setup_weigh_entries,
-    "experts.sort_entries": setup_sort_entries,
+    "moe.add_expert_rows": setup_add_expert_rows,
+    "moe.choose_experts": setup_choose_experts,
+    "moe.expert_matmul": setup_expert_matmul,
+    "moe.gather_rows": setup_gather_rows,
+    "moe.merge_experts": setup_merge_experts,
+    "moe.weigh_entries": setup_weigh_entries,
+    "moe.sort_entries": setup_sort_entries,
     "matmul.head_matmul": setup_head_matmul,
     "matmul.matmul": setup_matmul,
     "norms.head_norm": setup_head_norm,
     "norms.layer_norm": setup_layer_norm,
     "norms.rms_norm": setup_rms_norm,
-    "outputs.view_outputs": setup_view_outputs,
-    "q8.quantize_q8": setup_quantize_q8,
-    "recurrent.causal_conv": setup_causal_conv,
-    "recurrent.decay": setup_decay,
-    "recurrent.delta_rule": setup_delta_rule,
+    "output_rows.view_outputs": setup_view_outputs,
+    "activations_q8.quantize_q8": setup_quantize_q8,
+    "delta_net.causal_conv": setup_causal_conv,
+    "delta_net.decay": setup_decay,
+    "delta_net.delta_rule": setup_delta_rule,
     "rope.rope": setup_rope,
-    "streams.add_to_streams": setup_add_to_streams,
-    "streams.keep_greatest": setup_keep_greatest,
-    "streams.match_magnitude": setup_match_magnitude,
-    "streams.mix_streams": setup_mix_streams,
-    "text_means.text_means": setup_text_means,
+    "altup.add_to_streams": setup_add_to_streams,
+    "altup.keep_greatest": setup_keep_greatest,
+    "altup.match_magnitude": setup_match_magnitude,
+    "altup.mix_streams": setup_mix_streams,
+    "mean_pooling.text_means": setup_text_means,
 }
 
 

@@ -1,13 +1,13 @@
-"""Builders and oracles for the kernels of ``gumba.kernels.streams``; see setups.py."""
+"""Builders and oracles for the kernels of ``gumba.backends.cpu.kernels.altup``; see setups.py."""
 
 from __future__ import annotations
 
 import numpy as np
-from harness import EPS32, Batch, Setup, address, n_blocks, rows
 
-from gumba.kernels import streams
-from gumba.kernels.op import N_TOKENS
+from gumba.backends.cpu.kernels import altup
+from gumba.backends.cpu.kernels.record import N_TOKENS
 from gumba.simd.isa import Isa
+from support.kernel_harness import EPS32, Batch, Setup, address, n_blocks, rows
 
 
 def rng_of(seed: int) -> np.random.Generator:
@@ -51,7 +51,7 @@ def setup_mix_streams(isa: Isa, n_streams: int = 4, width: int = 100, n: int = 5
                  "part": held.strides[0] // n_streams, "n_blocks": n_blocks(width)}  # fmt: skip
     expected = mix_streams(x, coefficients)
     size = mix_streams(np.abs(x), np.abs(coefficients))
-    return Setup(streams.mix_streams(n_streams), arguments, Batch(n), out,
+    return Setup(altup.mix_streams(n_streams), arguments, Batch(n), out,
                  lambda a: a.reshape(n, n_streams, -1)[:, :, :width], expected, 8 * EPS32 * size,
                  keep=[held, held_coefficients])  # fmt: skip
 
@@ -69,7 +69,7 @@ def setup_add_to_streams(isa: Isa, n_streams: int = 4, width: int = 100, n: int 
                  "n_blocks": n_blocks(width)}  # fmt: skip
     expected = add_to_streams(x, y, factors)
     size = add_to_streams(np.abs(x), np.abs(y), np.abs(factors))
-    return Setup(streams.add_to_streams(n_streams), arguments, Batch(n), out,
+    return Setup(altup.add_to_streams(n_streams), arguments, Batch(n), out,
                  lambda a: a.reshape(n, n_streams, -1)[:, :, :width], expected, 2 * EPS32 * size,
                  keep=[held, held_y, held_factors])  # fmt: skip
 
@@ -82,7 +82,7 @@ def setup_match_magnitude(isa: Isa, width: int = 100, n: int = 5, scale: float =
     arguments = {"count": N_TOKENS, "x": address(held), "y": address(held_y), "out": address(out),
                  "stride": out.strides[0], "width": width, "n_blocks": n_blocks(width), "least": least}  # fmt: skip
     expected = match_magnitude(x, y, least)
-    return Setup(streams.match_magnitude, arguments, Batch(n), out, lambda a: a[:, :width], expected,
+    return Setup(altup.match_magnitude, arguments, Batch(n), out, lambda a: a[:, :width], expected,
                  12 * EPS32 * np.abs(expected) + 1e-30, keep=[held, held_y])  # fmt: skip
 
 
@@ -92,5 +92,5 @@ def setup_keep_greatest(isa: Isa, width: int = 100, n: int = 5, factor: float = 
     held, out = rows(x), rows(np.zeros((n, width), np.float32))
     arguments = {"count": N_TOKENS, "x": address(held), "out": address(out), "stride": out.strides[0], "width": width,
                  "n_blocks": n_blocks(width), "factor": factor}  # fmt: skip
-    return Setup(streams.keep_greatest, arguments, Batch(n), out, lambda a: a[:, :width],
+    return Setup(altup.keep_greatest, arguments, Batch(n), out, lambda a: a[:, :width],
                  keep_greatest(x, factor), 16 * EPS32 * (np.abs(x).max() + abs(around)), keep=[held])  # fmt: skip

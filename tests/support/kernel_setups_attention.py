@@ -6,15 +6,15 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import oracles
-from harness import Batch, Setup, address, rng_of, rows
 
-from gumba.kernels import attention_layout as att
-from gumba.kernels import op, outputs, rope
-from gumba.kernels.attention import attention, store_kv
-from gumba.kernels.packed import aligned_empty
-from gumba.kernels.pages import PART_TOKENS, page_formats
+from gumba.backends.cpu.kernels import attention_layout as att
+from gumba.backends.cpu.kernels import output_rows, record, rope
+from gumba.backends.cpu.kernels.attention import attention, store_kv
+from gumba.backends.cpu.kv_pages.base import PART_TOKENS, page_formats
+from gumba.backends.cpu.packing import aligned_empty
 from gumba.simd.isa import Isa
+from support import kernel_oracles
+from support.kernel_harness import Batch, Setup, address, rng_of, rows
 
 
 def setup_rope(
@@ -28,7 +28,7 @@ def setup_rope(
     out = rows(x)
     arguments = {"view": 0, "x": address(out), "stride": out.strides[0], "n_heads": n_heads, "head_dim": head_dim,
                  "rope_dim": rope_dim, "table": address(table), "neox": int(neox)}  # fmt: skip
-    expected = oracles.rope(x.reshape(n, n_heads, head_dim), positions, frequencies, neox).reshape(n, -1)
+    expected = kernel_oracles.rope(x.reshape(n, n_heads, head_dim), positions, frequencies, neox).reshape(n, -1)
     return Setup(rope.rope, arguments, Batch(n, positions=positions), out, lambda a: a[:, : x.shape[1]], expected, 2e-6,
                  keep=[table])  # fmt: skip
 
@@ -70,11 +70,11 @@ class Cache:
         extent, place = divmod(int(self.tables[sequence][position // 64]), 2)
         page = self.memory[extent * self.extent_bytes + place * self.page_bytes :][: self.page_bytes]
         if self.kv_type == "q8_0":
-            oracles.store_kv_q8_0(page, position % 64, k, v, self.v_offset, self.isa)
+            kernel_oracles.store_kv_q8_0(page, position % 64, k, v, self.v_offset, self.isa)
         elif self.kv_type == "bf16":
-            oracles.store_kv_bf16(page, position % 64, k, v, self.v_offset, self.v_row)
+            kernel_oracles.store_kv_bf16(page, position % 64, k, v, self.v_offset, self.v_row)
         else:
-            oracles.store_kv(page, position % 64, k, v, self.v_offset, self.v_row, self.dtype)
+            kernel_oracles.store_kv(page, position % 64, k, v, self.v_offset, self.v_row, self.dtype)
 
     def arguments(self, group: int, threads: int = 50, **options: int) -> dict[str, int | float]:
         """What both kernels take. ``self.scratch`` is for that many threads; ``options``: more of the geometry."""
@@ -179,12 +179,14 @@ def setup_attention(
             tiles.append((start + at, min(tile, new - at), past + at, address(cache.tables[i]), past + new, source, 0))
         queries.append(q.reshape(new, -1))
         if kv_type == "q8_0":
-            k, v = oracles.through_q8(k, half=True), oracles.through_q8(v, half=True)
-            q = oracles.through_q8(q * np.float32(scale * unit), half=False) / (scale * unit)
+            k, v = kernel_oracles.through_q8(k, half=True), kernel_oracles.through_q8(v, half=True)
+            q = kernel_oracles.through_q8(q * np.float32(scale * unit), half=False) / (scale * unit)
         if kv_type == "bf16":
-            k, v = oracles.through_bf16(k), oracles.through_bf16(v)
-            q = oracles.through_bf16(q * np.float32(scale * unit)).astype(np.float64) / (scale * unit)
-        made = oracles.attention(q, k, v, past, scale, window=window, cap=cap, causal=causal, **of_heads, **limits)
+            k, v = kernel_oracles.through_bf16(k), kernel_oracles.through_bf16(v)
+            q = kernel_oracles.through_bf16(q * np.float32(scale * unit)).astype(np.float64) / (scale * unit)
+        made = kernel_oracles.attention(
+            q, k, v, past, scale, window=window, cap=cap, causal=causal, **of_heads, **limits
+        )
         expected.append(made.reshape(new, -1))
         start += new
     width = heads * v_dim
@@ -234,14 +236,14 @@ def setup_view_outputs(isa: Isa) -> Setup:
     batch = Batch(start, positions=positions.tolist(), tiles=tiles, output_rows=wanted, split=7)
     for tile in expected:  # the position of its first token is that token's
         tile[2] = int(positions[wanted[tile[0]]])
-    out = np.full((2 + len(wanted), op.TILE_WORDS), -1, np.int64)  # positions, sizes, tiles
-    view = op.OUTPUTS_VIEW // 8
-    batch.words[view + op.POSITIONS // 8], batch.words[view + op.TILES // 8] = address(out), address(out[2:])
-    words = [view + offset // 8 for offset in (op.N_TOKENS, op.N_OUTPUTS, op.N_TILES, op.SPLIT)]
+    out = np.full((2 + len(wanted), record.TILE_WORDS), -1, np.int64)  # positions, sizes, tiles
+    view = record.OUTPUTS_VIEW // 8
+    batch.words[view + record.POSITIONS // 8], batch.words[view + record.TILES // 8] = address(out), address(out[2:])
+    words = [view + offset // 8 for offset in (record.N_TOKENS, record.N_OUTPUTS, record.N_TILES, record.SPLIT)]
 
     def seen(a: np.ndarray) -> np.ndarray:
         sizes = batch.words[words].tolist()
         return np.array([*a[:2].view(np.int32).ravel()[: sizes[0]], *sizes, *a[2 : 2 + sizes[2]].ravel()])
 
     made = [*positions[wanted], len(wanted), len(wanted), len(expected), 7, *np.array(expected).ravel()]
-    return Setup(outputs.view_outputs, {}, batch, out, seen, np.array(made))
+    return Setup(output_rows.view_outputs, {}, batch, out, seen, np.array(made))

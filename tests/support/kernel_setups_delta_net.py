@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import oracles
-from harness import Batch, Setup, address, rows
 
-from gumba.kernels import recurrent
-from gumba.kernels.packed import aligned_empty
+from gumba.backends.cpu.kernels import delta_net
+from gumba.backends.cpu.packing import aligned_empty
 from gumba.simd.isa import Isa
+from support import kernel_oracles
+from support.kernel_harness import Batch, Setup, address, rows
 
 #: (tokens before this step, tokens of it) of each sequence. Slots are not in order; what lies in that of a new one is NaN.
 RUNS = ((0, 1), (3, 5), (0, 4), (9, 1))
-COLUMNS = recurrent.COLUMNS
+COLUMNS = delta_net.COLUMNS
 
 
 def floats(count: int) -> np.ndarray:
@@ -51,7 +51,7 @@ def setup_causal_conv(
         after[at] = seen[new:]
         first += new
     if silu:
-        results = oracles.activate("silu", results)
+        results = kernel_oracles.activate("silu", results)
     held = np.zeros((n_taps, n_blocks * COLUMNS), np.float32)
     held[:, :width] = weight
     arguments = {"x": address(x), "stride": stride, "n_blocks": n_blocks, "weight": address(held),
@@ -65,7 +65,7 @@ def setup_causal_conv(
             [found.ravel(), unwoven.reshape(len(sequences), kept, n_blocks * COLUMNS)[:, :, :width].ravel()]
         )
 
-    return Setup(recurrent.causal_conv(isa, n_taps, silu), arguments, Batch(n, runs=runs), memory, view,
+    return Setup(delta_net.causal_conv(isa, n_taps, silu), arguments, Batch(n, runs=runs), memory, view,
                  np.concatenate([results.ravel(), after.ravel()]), 3e-6, keep=[held])  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def setup_decay(isa: Isa, width: int = 70, n: int = 5, scale: float = 4.0) -> Se
                  "stride": out.strides[0], "n_blocks": -(-width // COLUMNS)}  # fmt: skip
     expected = np.exp(rate.astype(np.float64) * np.logaddexp(0, x.astype(np.float64) + bias))
     size = np.abs(np.log(expected)) + 1  # an error of the exponent is a relative one of the result
-    return Setup(recurrent.decay(isa), arguments, Batch(n), out, lambda a: a[:, :width], expected,
+    return Setup(delta_net.decay(isa), arguments, Batch(n), out, lambda a: a[:, :width], expected,
                  2e-6 * size * expected + 1e-30, keep=[held, held_bias, held_rate])  # fmt: skip
 
 
@@ -126,5 +126,5 @@ def setup_delta_rule(
         unwoven = found.reshape(-1, n_heads, n_blocks, dim, COLUMNS).swapaxes(2, 3)
         return np.concatenate([memory[: out.size], unwoven.ravel()])
 
-    return Setup(recurrent.delta_rule(isa), arguments, Batch(n, runs=runs), memory, view,
+    return Setup(delta_net.delta_rule(isa), arguments, Batch(n, runs=runs), memory, view,
                  np.concatenate([results.ravel(), after.ravel()]), 2e-5, keep=[*held])  # fmt: skip

@@ -5,14 +5,14 @@ from __future__ import annotations
 from types import ModuleType
 
 import numpy as np
-import oracles
-from harness import EPS32, Batch, Setup, address, packed, random_rows, rng_of, rows
 
-from gumba.kernels import embed, matmul, q8
-from gumba.kernels.op import N_TOKENS
-from gumba.kernels.packed import aligned_empty
+from gumba.backends.cpu.kernels import activations_q8, embed, matmul
+from gumba.backends.cpu.kernels.record import N_TOKENS
+from gumba.backends.cpu.packing import aligned_empty
 from gumba.quants import q4_1
 from gumba.simd.isa import Isa
+from support import kernel_oracles
+from support.kernel_harness import EPS32, Batch, Setup, address, packed, random_rows, rng_of, rows
 
 
 def setup_quantize_q8(isa: Isa, x: np.ndarray | None = None) -> Setup:
@@ -23,8 +23,8 @@ def setup_quantize_q8(isa: Isa, x: np.ndarray | None = None) -> Setup:
     arguments = {"count": N_TOKENS, "x": address(held), "x_stride": held.strides[0], "out": address(out),
                  "out_stride": out.strides[0], "n_blocks": x.shape[1] // 32}  # fmt: skip
     ordinary = np.isfinite(x).all() and not np.any((np.abs(x) > 0) & (np.abs(x) < 1e-30))
-    expected = oracles.quantize_q8(x) if ordinary else out.copy()  # else only some properties are promised
-    return Setup(q8.quantize_q8, arguments, Batch(len(x)), out, lambda a: a, expected, keep=[held])
+    expected = kernel_oracles.quantize_q8(x) if ordinary else out.copy()  # else only some properties are promised
+    return Setup(activations_q8.quantize_q8, arguments, Batch(len(x)), out, lambda a: a, expected, keep=[held])
 
 
 def setup_matmul(
@@ -43,8 +43,8 @@ def setup_matmul(
     x = rng.standard_normal((n, columns)).astype(np.float32)
     added = rows(rng.standard_normal((n, n_rows)).astype(np.float32), padding=0.0)
     if format.ACTIVATION == "q8":
-        held = oracles.quantize_q8(x)
-        seen, stride = oracles.dequantize_q8(held), held.shape[1] * 64
+        held = kernel_oracles.quantize_q8(x)
+        seen, stride = kernel_oracles.dequantize_q8(held), held.shape[1] * 64
         # Exact within a block, then some roundings for each; a minimum is added apart from the rest.
         size = np.abs(seen).sum(axis=1)[:, None] * np.abs(dense).max(axis=1)[None, :] * 3
         roundings = 6 * columns // 32
@@ -59,7 +59,7 @@ def setup_matmul(
         "n_blocks": w.n_blocks, "n_groups": w.n_groups, "out": address(out), "out_stride": out.strides[0],
         "residual": address(added) if residual else 0,
     }  # fmt: skip
-    expected = oracles.matmul(seen, dense, added[:, :n_rows] if residual else None)
+    expected = kernel_oracles.matmul(seen, dense, added[:, :n_rows] if residual else None)
     tolerance = (roundings + 4) * EPS32 * (size + np.abs(expected)) + 1e-30
     return Setup(
         matmul.matmul(format, isa), arguments, Batch(n), out, lambda a: a[:, :n_rows], expected, tolerance,
@@ -74,8 +74,8 @@ def setup_head_matmul(isa: Isa, format: ModuleType = q4_1, n: int = 13, n_heads:
     ws = [packed(format, raw, columns, isa) for raw in raws]
     x = rng.standard_normal((n, n_heads * columns)).astype(np.float32)
     if format.ACTIVATION == "q8":
-        held = oracles.quantize_q8(x)
-        seen, stride, head = oracles.dequantize_q8(held), held.shape[1] * 64, columns // 32 * 64
+        held = kernel_oracles.quantize_q8(x)
+        seen, stride, head = kernel_oracles.dequantize_q8(held), held.shape[1] * 64, columns // 32 * 64
     else:
         held = rows(x)
         seen, stride, head = x.astype(np.float64), held.strides[0], 4 * columns
@@ -108,4 +108,4 @@ def setup_embed(isa: Isa, format: ModuleType = q4_1, n_rows: int = 37, columns: 
                  "scratch": address(scratch), "out": address(out), "out_stride": out.strides[0]}  # fmt: skip
     dense = np.asarray(format.dequantize(raw)).reshape(n_rows, columns)
     return Setup(embed.embed(format, isa), arguments, Batch(len(tokens), tokens=tokens), out, lambda a: a[:, :columns],
-                 oracles.embed(dense, [token % n_rows for token in tokens]), keep=[w, scratch])  # fmt: skip
+                 kernel_oracles.embed(dense, [token % n_rows for token in tokens]), keep=[w, scratch])  # fmt: skip

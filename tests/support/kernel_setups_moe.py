@@ -5,13 +5,13 @@ from __future__ import annotations
 from types import ModuleType
 
 import numpy as np
-import oracles
-from harness import EPS32, Batch, Setup, address, n_blocks, packed, random_rows, rng_of, rows
 
-from gumba.kernels import experts
-from gumba.kernels.op import N_TOKENS
+from gumba.backends.cpu.kernels import moe
+from gumba.backends.cpu.kernels.record import N_TOKENS
 from gumba.quants import q4_1
 from gumba.simd.isa import Isa
+from support import kernel_oracles
+from support.kernel_harness import EPS32, Batch, Setup, address, n_blocks, packed, random_rows, rng_of, rows
 
 
 def choice_rows(n: int, n_experts: int, n_used: int) -> np.ndarray:
@@ -38,12 +38,14 @@ def setup_choose_experts(
     arguments = {"count": N_TOKENS, "logits": address(held), "stride": held.strides[0], "choice": address(out),
                  "choice_stride": out.strides[0], "n_experts": n_experts, "n_used": n_used,
                  "n_groups": groups[0], "groups_used": groups[1], "bias": address(bias) if biased else 0,
-                 "mode": experts.WEIGHTS[weights], "normalized": int(normalized),
+                 "mode": moe.WEIGHTS[weights], "normalized": int(normalized),
                  "factor": 2.5, "factors": address(factors) if scaled else 0}  # fmt: skip
-    chosen, made = oracles.choose_experts(logits, n_used, weights, normalized, bias if biased else None, 2.5, groups)
+    chosen, made = kernel_oracles.choose_experts(
+        logits, n_used, weights, normalized, bias if biased else None, 2.5, groups
+    )
     made = made * factors[chosen] if scaled else made
     return Setup(
-        experts.choose_experts(isa), arguments, Batch(n), out,
+        moe.choose_experts(isa), arguments, Batch(n), out,
         lambda a: np.concatenate([a[:, :n_used], a[:, n_used : 2 * n_used].view(np.float32)], axis=1),
         np.concatenate([chosen, made], axis=1), np.concatenate([0 * chosen, 2e-6 * made], axis=1), keep=[held, bias, factors],
     )  # fmt: skip
@@ -68,7 +70,7 @@ def setup_sort_entries(isa: Isa, n: int = 9, n_experts: int = 7, n_used: int = 3
     arguments = {"count": N_TOKENS, "choice": address(choice), "choice_stride": choice.strides[0], "n_experts": n_experts,
                  "n_used": n_used, "starts": address(starts), "entries": address(out)}  # fmt: skip
     return Setup(
-        experts.sort_entries, arguments, Batch(n), out, lambda a: np.concatenate([a, starts]),
+        moe.sort_entries, arguments, Batch(n), out, lambda a: np.concatenate([a, starts]),
         np.concatenate([places, tokens, [-7], expected_starts, [-7]]), keep=[choice, starts],
     )  # fmt: skip
 
@@ -79,7 +81,7 @@ def setup_gather_rows(isa: Isa, n: int = 9, n_experts: int = 7, n_used: int = 3)
     entries, out = np.concatenate([places, tokens]), np.zeros((n * n_used, 48), np.float32)
     arguments = {"count": N_TOKENS, "x": address(x), "row_bytes": x.strides[0], "entries": address(entries),
                  "n_used": n_used, "out": address(out)}  # fmt: skip
-    return Setup(experts.gather_rows, arguments, Batch(n), out, lambda a: a, x[tokens], keep=[x, entries])
+    return Setup(moe.gather_rows, arguments, Batch(n), out, lambda a: a, x[tokens], keep=[x, entries])
 
 
 def setup_expert_matmul(isa: Isa, format: ModuleType = q4_1, n: int = 30, n_experts: int = 5, n_used: int = 2) -> Setup:
@@ -92,8 +94,8 @@ def setup_expert_matmul(isa: Isa, format: ModuleType = q4_1, n: int = 30, n_expe
     ws = [packed(format, raw, columns, isa) for raw in raws]
     x = rng.standard_normal((n * n_used, columns)).astype(np.float32)
     if format.ACTIVATION == "q8":
-        held = oracles.quantize_q8(x)
-        seen, stride = oracles.dequantize_q8(held), held.shape[1] * 64
+        held = kernel_oracles.quantize_q8(x)
+        seen, stride = kernel_oracles.dequantize_q8(held), held.shape[1] * 64
     else:
         held = rows(x)
         seen, stride = x.astype(np.float64), held.strides[0]
@@ -111,7 +113,7 @@ def setup_expert_matmul(isa: Isa, format: ModuleType = q4_1, n: int = 30, n_expe
         expected[own] = seen[own] @ dense.T
         size[own] = np.abs(seen[own]).sum(axis=1)[:, None] * np.abs(dense).max(axis=1)[None, :] * 3
     tolerance = (2 * columns + 4) * EPS32 * size + 1e-30
-    return Setup(experts.expert_matmul(format, isa), arguments, Batch(n), out, lambda a: a[:, :n_rows], expected, tolerance,
+    return Setup(moe.expert_matmul(format, isa), arguments, Batch(n), out, lambda a: a[:, :n_rows], expected, tolerance,
                  keep=[held, ws, addresses, starts])  # fmt: skip
 
 
@@ -123,7 +125,7 @@ def setup_add_expert_rows(isa: Isa, n: int = 9, n_experts: int = 7, n_used: int 
     arguments = {"count": N_TOKENS, "n_used": n_used, "x": address(out), "stride": out.strides[0],
                  "n_blocks": n_blocks(width), "table": address(held), "table_stride": held.strides[0],
                  "starts": address(starts), "n_experts": n_experts}  # fmt: skip
-    return Setup(experts.add_expert_rows, arguments, Batch(n), out, lambda a: a[:, :width],
+    return Setup(moe.add_expert_rows, arguments, Batch(n), out, lambda a: a[:, :width],
                  x + table[np.sort(chosen.ravel())], keep=[held, starts])  # fmt: skip
 
 
@@ -138,9 +140,7 @@ def setup_weigh_entries(isa: Isa, n: int = 9, n_experts: int = 7, n_used: int = 
     arguments = {"count": N_TOKENS, "x": address(out), "stride": out.strides[0], "choice": address(choice),
                  "choice_stride": choice.strides[0], "entries": address(entries), "n_used": n_used,
                  "n_blocks": n_blocks(width)}  # fmt: skip
-    return Setup(
-        experts.weigh_entries, arguments, Batch(n), out, lambda a: a[:, :width], expected, keep=[choice, entries]
-    )
+    return Setup(moe.weigh_entries, arguments, Batch(n), out, lambda a: a[:, :width], expected, keep=[choice, entries])
 
 
 def setup_merge_experts(
@@ -158,5 +158,5 @@ def setup_merge_experts(
                  "n_blocks": n_blocks(width)}  # fmt: skip
     factors = weights[:, :, None].astype(np.float64) if weighted else 1.0
     expected = (factors * x[places.reshape(n, n_used)].astype(np.float64)).sum(axis=1)
-    return Setup(experts.merge_experts, arguments, Batch(n), out, lambda a: a[:, :width], expected, 2e-6,
+    return Setup(moe.merge_experts, arguments, Batch(n), out, lambda a: a[:, :width], expected, 2e-6,
                  keep=[held, choice, entries])  # fmt: skip

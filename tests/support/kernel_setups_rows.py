@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import oracles
-from harness import EPS32, Batch, Setup, address, n_blocks, rng_of, rows
 
-from gumba.kernels import activations, elementwise, norms, text_means
-from gumba.kernels.op import N_OUTPUTS, N_TOKENS, POSITIONS, TOKENS
+from gumba.backends.cpu.kernels import activations, elementwise, mean_pooling, norms
+from gumba.backends.cpu.kernels.record import N_OUTPUTS, N_TOKENS, POSITIONS, TOKENS
 from gumba.simd.isa import Isa
+from support import kernel_oracles
+from support.kernel_harness import EPS32, Batch, Setup, address, n_blocks, rng_of, rows
 
 
 def setup_rms_norm(isa: Isa, width: int = 100, n: int = 5, eps: float = 1e-5, scale: float = 1.0) -> Setup:
@@ -21,7 +21,7 @@ def setup_rms_norm(isa: Isa, width: int = 100, n: int = 5, eps: float = 1e-5, sc
     held, held_weight, out = rows(x), rows(weight), rows(np.zeros((n, width), np.float32))
     arguments = {"count": N_TOKENS, "x": address(held), "weight": address(held_weight), "out": address(out),
                  "stride": out.strides[0], "width": width, "n_blocks": n_blocks(width), "eps": eps}  # fmt: skip
-    expected = oracles.rms_norm(x, weight[0], eps)
+    expected = kernel_oracles.rms_norm(x, weight[0], eps)
     tolerance = 8 * EPS32 * np.abs(expected) + 1e-30
     return Setup(norms.rms_norm, arguments, Batch(n), out, lambda a: a[:, :width], expected, tolerance,
                  keep=[held, held_weight])  # fmt: skip
@@ -36,7 +36,7 @@ def setup_layer_norm(isa: Isa, width: int = 100, n: int = 5, eps: float = 1e-5, 
     arguments = {"count": N_TOKENS, "x": address(held), "weight": address(held_weight), "bias": address(held_bias),
                  "out": address(out), "stride": out.strides[0], "width": width, "n_blocks": n_blocks(width),
                  "eps": eps}  # fmt: skip
-    expected = oracles.layer_norm(x, weight[0], bias[0], eps)
+    expected = kernel_oracles.layer_norm(x, weight[0], bias[0], eps)
     tolerance = 8 * EPS32 * (np.abs(expected) + (4 + abs(around)) * np.abs(weight)) + 1e-30
     return Setup(norms.layer_norm, arguments, Batch(n), out, lambda a: a[:, :width], expected, tolerance,
                  keep=[held, held_weight, held_bias])  # fmt: skip
@@ -55,7 +55,11 @@ def setup_head_norm(
                  "head_dim": head_dim, "centred": int(centred), "eps": 1e-5}  # fmt: skip
     weights = np.broadcast_to(weight, (n, n_heads, head_dim)).reshape(-1, head_dim)
     flat = x.reshape(-1, head_dim)
-    made = oracles.layer_norm(flat, weights, np.zeros(1), 1e-5) if centred else oracles.rms_norm(flat, weights, 1e-5)
+    made = (
+        kernel_oracles.layer_norm(flat, weights, np.zeros(1), 1e-5)
+        if centred
+        else kernel_oracles.rms_norm(flat, weights, 1e-5)
+    )
     tolerance = 8 * EPS32 * (np.abs(made) + 4 * np.abs(weights) * centred).reshape(n, -1) + 1e-30
     return Setup(norms.head_norm, arguments, Batch(n), out, lambda a: a[:, : n_heads * head_dim], made.reshape(n, -1),
                  tolerance, keep=[held, weight])  # fmt: skip
@@ -79,7 +83,7 @@ def setup_activation(isa: Isa, kind: str = "gelu", x: np.ndarray | None = None) 
     held, out, width = rows(x), rows(np.zeros_like(x)), x.shape[1]
     arguments = {"count": N_TOKENS, "x": address(held), "out": address(out), "stride": out.strides[0],
                  "n_blocks": n_blocks(width)}  # fmt: skip
-    expected = oracles.activate(kind, x)
+    expected = kernel_oracles.activate(kind, x)
     tolerance = activation_error(kind, x) * np.abs(expected)
     return Setup(activations.activation(isa, kind), arguments, Batch(len(x)), out, lambda a: a[:, :width], expected,
                  tolerance + 1e-37, keep=[held])  # fmt: skip
@@ -94,7 +98,7 @@ def setup_gated(isa: Isa, kind: str = "silu", gate: np.ndarray | None = None) ->
     width = gate.shape[1]
     arguments = {"count": N_TOKENS, "gate": address(held), "up": address(held_up), "out": address(out),
                  "stride": out.strides[0], "n_blocks": n_blocks(width)}  # fmt: skip
-    expected = oracles.activate(kind, gate) * up
+    expected = kernel_oracles.activate(kind, gate) * up
     tolerance = (2e-7 + activation_error(kind, gate)) * np.abs(expected) + 1e-30
     return Setup(activations.gated(isa, kind), arguments, Batch(len(gate)), out, lambda a: a[:, :width], expected,
                  tolerance, keep=[held, held_up])  # fmt: skip
@@ -106,7 +110,7 @@ def setup_swiglu_oai(isa: Isa, alpha: float = 1.702, limit: float = 7.0, n: int 
     held, held_up, out = rows(gate), rows(up), rows(np.zeros_like(gate))
     arguments = {"count": N_TOKENS, "gate": address(held), "up": address(held_up), "out": address(out),
                  "stride": out.strides[0], "n_blocks": 4, "alpha": alpha, "limit": limit}  # fmt: skip
-    expected = oracles.swiglu_oai(gate, up, alpha, limit)
+    expected = kernel_oracles.swiglu_oai(gate, up, alpha, limit)
     tolerance = 5e-6 * (np.abs(expected) + np.abs(np.minimum(gate, limit)) * EPS32)
     return Setup(activations.swiglu_oai(isa), arguments, Batch(n), out, lambda a: a[:, :100], expected, tolerance,
                  keep=[held, held_up])  # fmt: skip
@@ -130,7 +134,7 @@ def setup_combine(isa: Isa, kind: str = "add", width: int = 100, n: int = 5, row
     arguments = {"count": N_TOKENS, "x": address(held), "y": address(held_y), "y_stride": 0 if row else held_y.strides[0],
                  "out": address(out), "stride": out.strides[0], "n_blocks": n_blocks(width)}  # fmt: skip
     return Setup(elementwise.combine(kind), arguments, Batch(n), out, lambda a: a[:, :width],
-                 oracles.combine(kind, x, y), keep=[held, held_y])  # fmt: skip
+                 kernel_oracles.combine(kind, x, y), keep=[held, held_y])  # fmt: skip
 
 
 def setup_scale(isa: Isa, width: int = 100, n: int = 5, factor: float = 0.3) -> Setup:
@@ -163,7 +167,7 @@ def setup_add_table(isa: Isa, width: int = 100, of_types: bool = False) -> Setup
                  "out": address(out), "stride": out.strides[0], "n_blocks": n_blocks(width)}  # fmt: skip
     tokens = [50 * position + 7 * i for i, position in enumerate(positions)] if of_types else []
     return Setup(elementwise.add_table, arguments, Batch(5, tokens=tokens, positions=positions), out, lambda a: a[:, :width],
-                 oracles.combine("add", x, table[positions]), keep=[held, held_table])  # fmt: skip
+                 kernel_oracles.combine("add", x, table[positions]), keep=[held, held_table])  # fmt: skip
 
 
 def setup_text_means(isa: Isa, width: int = 100, lengths: Sequence[int] = (3, 1, 5)) -> Setup:
@@ -176,7 +180,7 @@ def setup_text_means(isa: Isa, width: int = 100, lengths: Sequence[int] = (3, 1,
     arguments = {"count": N_TOKENS, "x": address(held), "out": address(out), "stride": out.strides[0],
                  "n_blocks": n_blocks(width)}  # fmt: skip
     positions = [position for length in lengths for position in range(length)]
-    return Setup(text_means.text_means, arguments, Batch(len(x), positions=positions), out, lambda a: a[:, :width],
+    return Setup(mean_pooling.text_means, arguments, Batch(len(x), positions=positions), out, lambda a: a[:, :width],
                  expected, 1e-6, keep=[held])  # fmt: skip
 
 
@@ -211,4 +215,4 @@ def setup_select_rows(isa: Isa, chosen: Sequence[int] = (8, 0, 3, 3), width: int
                  "n_blocks": n_blocks(width)}  # fmt: skip
     batch = Batch(n, output_rows=chosen)
     return Setup(elementwise.select_rows, arguments, batch, out, lambda a: a[:, :width],
-                 oracles.select_rows(x, list(chosen)), keep=[held])  # fmt: skip
+                 kernel_oracles.select_rows(x, list(chosen)), keep=[held])  # fmt: skip

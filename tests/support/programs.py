@@ -9,12 +9,12 @@ from types import ModuleType
 
 import numpy as np
 
+from gumba.backends.cpu.kernels import record as op
+from gumba.backends.cpu.packing import PackedMatrix, pack
+from gumba.backends.cpu.program.builder import Buffer, Program
 from gumba.gguf import GGUFFile
-from gumba.kernels import op
-from gumba.kernels.packed import PackedMatrix, pack
-from gumba.models import Model, load_model
-from gumba.program.builder import Buffer, Program
 from gumba.quants import get
+from gumba.runner.load import Model, load_model
 from gumba.simd.isa import current
 
 GOLDENS = sorted((Path(__file__).parent.parent / "data").glob("model_*.gguf"))

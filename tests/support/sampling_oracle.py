@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gumba.params import SAMPLERS
+from gumba.sampling_params import SAMPLERS
 
 EDITS = ("penalties", "dry")
 

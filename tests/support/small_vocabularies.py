@@ -7,7 +7,7 @@ from typing import Any
 
 import gguf
 
-from gumba.text.byte_bpe import BYTE_TO_CHARACTER
+from gumba.tokenizer.byte_bpe import BYTE_TO_CHARACTER
 
 BYTES = [BYTE_TO_CHARACTER[byte] for byte in range(256)]
 

@@ -18,7 +18,7 @@ import numpy as np
 from gguf.quants import dequantize, quantize
 
 from gumba import GGUFFile
-from gumba.models import Chunk, Model, load_model
+from gumba.runner.load import Chunk, Model, load_model
 
 DATA = Path(__file__).parent.parent / "data"
 GOLDENS = sorted(DATA.glob("model_*.gguf"))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from small_vocabularies import BYTES, byte_level, sentence_piece, write
 
 from gumba.errors import TokenizerError
-from gumba.text import Tokenizer
+from gumba.tokenizer.tokenizer import Tokenizer
+from support.small_vocabularies import BYTES, byte_level, sentence_piece, write
 
 PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a"]
 PIECE_TYPES = [2, 3, 3, *[6] * 256, 1, 1]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gumba.text.patterns import deadline_of
-from gumba.text.words import Pieces, cutter
+from gumba.tokenizer.patterns import deadline_of
+from gumba.tokenizer.words import Pieces, cutter
 
 TEXT = "x² a\u200db ๑2 ⓐ$ fox½ 1234567 ooo"
 PIECES = [

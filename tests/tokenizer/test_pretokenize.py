@@ -10,12 +10,12 @@ import pytest
 import regex as re
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_vocabularies import BYTES, write
 
 from gumba.errors import TokenizerError
-from gumba.text import Tokenizer
-from gumba.text.pretokenize import PRE_TOKENIZERS, splitter
-from gumba_convert.probe import PROBE
+from gumba.tokenizer.pretokenize import PRE_TOKENIZERS, splitter
+from gumba.tokenizer.tokenizer import Tokenizer
+from gumba_convert.vocabulary.pre_tokenizer_probe import PROBE
+from support.small_vocabularies import BYTES, write
 
 DATA = Path(__file__).parent.parent / "data"
 GOLDENS = json.loads((DATA / "vocabulary_goldens.json").read_text(encoding="utf-8"))

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_vocabularies import byte_level, sentence_piece, write
 
 from gumba.errors import RequestError, TokenizerError
 from gumba.gguf.reader import GGUFFile
-from gumba.text import StreamDecoder, Tokenizer
+from gumba.tokenizer.detokenizer import StreamDecoder
+from gumba.tokenizer.tokenizer import Tokenizer
+from support.small_vocabularies import byte_level, sentence_piece, write
 
 DATA = Path(__file__).parent.parent / "data"
 GOLDENS = json.loads((DATA / "tokenizer_goldens.json").read_text(encoding="utf-8"))

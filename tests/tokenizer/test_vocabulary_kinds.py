@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_vocabularies import byte_level, sentence_piece, write
 
 from gumba.errors import TokenizerError
-from gumba.text import StreamDecoder, Tokenizer
-from gumba_convert.probe import PROBE
+from gumba.tokenizer.detokenizer import StreamDecoder
+from gumba.tokenizer.tokenizer import Tokenizer
+from gumba_convert.vocabulary.pre_tokenizer_probe import PROBE
+from support.small_vocabularies import byte_level, sentence_piece, write
 
 DATA = Path(__file__).parent.parent / "data"
 KINDS = json.loads((DATA / "vocabulary_goldens.json").read_text(encoding="utf-8"))["kinds"]

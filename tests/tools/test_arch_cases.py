@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from gumba import GGUFFile
-from gumba.models import ARCHITECTURES
+from gumba.runner.load import ARCHITECTURES
 from gumba_convert import families
 
 ROOT = Path(__file__).parents[2]

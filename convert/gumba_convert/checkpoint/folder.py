@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gumba.errors import ConvertError
-from gumba_convert.safetensors import SafeTensor, read_header
+from gumba_convert.checkpoint.safetensors import SafeTensor, read_header
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

@@ -1,6 +1,6 @@
 """Downloads from the Hugging Face hub: the files of a checkpoint that a conversion reads, or a GGUF file.
 
-`gumba_convert.modelscope` downloads ids that begin with `modelscope:`. HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are
+`modelscope.py` downloads ids that begin with `modelscope:`. HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are
 honoured.
 """
 
@@ -25,8 +25,8 @@ from gumba.progress import size
 from gumba.store.folders import has_home, no_home
 from gumba.store.gguf_files import RemoteFile
 from gumba.store.reference import Reference, checked_path, parse
-from gumba_convert import hub_file, modelscope
-from gumba_convert.hub_errors import NotFoundError, UnreachableError, hub_errors
+from gumba_convert.checkpoint import hub_file, modelscope
+from gumba_convert.checkpoint.hub_errors import NotFoundError, UnreachableError, hub_errors
 
 NEEDED = [
     "config.json",

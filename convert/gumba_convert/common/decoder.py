@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.embedder import read_embedder
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common.embedder import read_embedder
+from gumba_convert.common.plan import ConfigReader, Plan
+from gumba_convert.common.pooling import RANK, classifier_metadata, labels
+from gumba_convert.common.rope import KINDS, Rope, read_rope, rope_metadata
+from gumba_convert.common.table import Change, Layer, TensorTable
 from gumba_convert.gguf_writer import BOOL, Value, f32, i32_array, u32
-from gumba_convert.plan import ConfigReader, Plan
-from gumba_convert.pooling import RANK, classifier_metadata, labels
-from gumba_convert.rope import KINDS, Rope, read_rope, rope_metadata
-from gumba_convert.table import Change, Layer, TensorTable
 
 MAX_LAYERS = 4096
 RMS_EPS = "attention.layer_norm_rms_epsilon"

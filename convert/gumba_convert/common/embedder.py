@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gumba.errors import ConvertError
-from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common.plan import ConfigReader
+from gumba_convert.common.pooling import no_other_keys, pooling_type
 from gumba_convert.gguf_writer import Value, boolean, string, u32
-from gumba_convert.plan import ConfigReader
-from gumba_convert.pooling import no_other_keys, pooling_type
-from gumba_convert.tokens import steps
+from gumba_convert.vocabulary.tokens import steps
 
 MODULES = "modules.json"
 SETTINGS = "config_sentence_transformers.json"

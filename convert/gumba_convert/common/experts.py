@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gumba_convert.decoder import Decoder
+from gumba_convert.common.decoder import Decoder
+from gumba_convert.common.plan import ConfigReader
+from gumba_convert.common.table import Layer
 from gumba_convert.gguf_writer import Value, u32
-from gumba_convert.plan import ConfigReader
-from gumba_convert.table import Layer
 
 MAX_EXPERTS = 4096
 

@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from gumba_convert.plan import Source
-from gumba_convert.safetensors import FileReader, SafeTensor
+from gumba_convert.checkpoint.safetensors import FileReader, SafeTensor
+from gumba_convert.common.plan import Source
 
 # Rows that lie scattered over a span of at most so many times their number are read with all that lies between.
 SPREAD = 4

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.checkpoint.folder import Checkpoint
 from gumba_convert.gguf_writer import STRING, Value, string
 
 #: Keys of sampler settings, which gguf takes from generation_config.json without a look at them.

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from gumba.text.vocabulary import EOG_KEY, KINDS, end_ids
-from gumba_convert.checkpoint import Checkpoint
+from gumba.tokenizer.vocabulary import EOG_KEY, KINDS, end_ids
+from gumba_convert.checkpoint.folder import Checkpoint
 from gumba_convert.gguf_writer import I32, Value, f32, i32_array
-from gumba_convert.tokens import Vocabulary
+from gumba_convert.vocabulary.tokens import Vocabulary
 
 FILE = "generation_config.json"
 #: Settings that affect the text but have no GGUF key -> their neutral values (besides null).

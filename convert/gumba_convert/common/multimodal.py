@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import Decoder
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common.decoder import Decoder
+from gumba_convert.common.table import TensorTable
 from gumba_convert.gguf_writer import Value, i32_array
-from gumba_convert.table import TensorTable
 
 #: Beginnings of the language model's names, and a pattern of names that are not its own.
 PARTS = {"model.language_model.": "model.", "language_model.lm_head.": "lm_head."}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from gumba_convert.decoder import BARE, Decoder, booleans
+from gumba_convert.common.decoder import BARE, Decoder, booleans
+from gumba_convert.common.plan import ConfigReader
+from gumba_convert.common.rope import Rope, read_rope
+from gumba_convert.common.table import Layer, TensorTable
 from gumba_convert.gguf_writer import Value, f32, i32_array, u32
-from gumba_convert.plan import ConfigReader
-from gumba_convert.rope import Rope, read_rope
-from gumba_convert.table import Layer, TensorTable
 
 # Where the whole model is a part of a larger one, and the larger one's other parts.
 PARTS = BARE | {"model.language_model.": "model.", "language_model.": "model."} | {

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from gumba.errors import ConvertError
+from gumba_convert.checkpoint.safetensors import SafeTensor
 from gumba_convert.gguf_writer import Value
-from gumba_convert.safetensors import SafeTensor
 
 
 @dataclass(frozen=True)

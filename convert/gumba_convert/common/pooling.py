@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from gumba.errors import ConvertError
+from gumba_convert.common.plan import ConfigReader
 from gumba_convert.gguf_writer import Value, strings, u32
-from gumba_convert.plan import ConfigReader
 
 MEAN, CLS, LAST, RANK = 1, 2, 3, 4
 MODES = {"mean": MEAN, "cls": CLS, "lasttoken": LAST}

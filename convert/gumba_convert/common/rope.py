@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gumba_convert.common.plan import ConfigReader
 from gumba_convert.gguf_writer import Value, f32, string, u32
-from gumba_convert.plan import ConfigReader
 
 KINDS = ("default", "linear", "yarn", "llama3")
 

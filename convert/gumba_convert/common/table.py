@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 
 from gumba.errors import ConvertError
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.gather import same_values
-from gumba_convert.plan import Source
-from gumba_convert.safetensors import FileReader, SafeTensor
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.checkpoint.safetensors import FileReader, SafeTensor
+from gumba_convert.common.gather import same_values
+from gumba_convert.common.plan import Source
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # the standard library's from Python 3.11 on

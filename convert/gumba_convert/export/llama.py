@@ -10,8 +10,8 @@ import numpy as np
 from gumba import quants
 from gumba.errors import ConvertError
 from gumba.gguf import GGUFFile
-from gumba_convert.decoder import MAX_LAYERS
-from gumba_convert.rope import llama3_factors
+from gumba_convert.common.decoder import MAX_LAYERS
+from gumba_convert.common.rope import llama3_factors
 
 ROPE_FREQS = "rope_freqs.weight"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 
 from gumba.errors import ConvertError
-from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.checkpoint.folder import Checkpoint
 from gumba_convert.families import (
     baichuan,
     bert,

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gumba_convert import decoder
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import Decoder, Names
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common import decoder
+from gumba_convert.common.decoder import Decoder, Names
+from gumba_convert.common.plan import ConfigReader, Plan
+from gumba_convert.common.pooling import classifier_metadata, labels
+from gumba_convert.common.table import Layer, TensorTable
+from gumba_convert.common.transforms import part
 from gumba_convert.families import jina_bert_v3
 from gumba_convert.gguf_writer import Value, boolean, u32
-from gumba_convert.plan import ConfigReader, Plan
-from gumba_convert.pooling import classifier_metadata, labels
-from gumba_convert.table import Layer, TensorTable
-from gumba_convert.transforms import part
 
 ARCHITECTURE = "bert"
 ROBERTA = ("Roberta", "XLMRoberta", "Camembert")

@@ -6,12 +6,12 @@ form Q, K and V too.
 
 from __future__ import annotations
 
-from gumba_convert import decoder
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import Decoder
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common import decoder
+from gumba_convert.common.decoder import Decoder
+from gumba_convert.common.plan import ConfigReader, Plan
+from gumba_convert.common.table import TensorTable
 from gumba_convert.gguf_writer import f32
-from gumba_convert.plan import ConfigReader, Plan
-from gumba_convert.table import TensorTable
 
 ARCHITECTURE = "chatglm"
 HF_ARCHITECTURES = ("ChatGLMModel", "ChatGLMForConditionalGeneration", "GlmForCausalLM")

@@ -5,12 +5,12 @@ Cohere's own code rotates pairs side by side, as GGUF's architecture does: no ro
 
 from __future__ import annotations
 
-from gumba_convert import decoder
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import Names
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common import decoder
+from gumba_convert.common.decoder import Names
+from gumba_convert.common.plan import Plan
+from gumba_convert.common.table import TensorTable
 from gumba_convert.gguf_writer import f32, string, u32
-from gumba_convert.plan import Plan
-from gumba_convert.table import TensorTable
 
 ARCHITECTURE = "cohere2"
 HF_ARCHITECTURES = ("Cohere2ForCausalLM",)

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gumba_convert import decoder
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import Decoder
-from gumba_convert.experts import Experts, expert_metadata, read_experts, separate_experts
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common import decoder
+from gumba_convert.common.decoder import Decoder
+from gumba_convert.common.experts import Experts, expert_metadata, read_experts, separate_experts
+from gumba_convert.common.plan import ConfigReader, Plan
+from gumba_convert.common.table import Layer, TensorTable
 from gumba_convert.gguf_writer import Value, boolean, f32, u32
-from gumba_convert.plan import ConfigReader, Plan
-from gumba_convert.table import Layer, TensorTable
 
 ARCHITECTURE = "deepseek2"
 HF_ARCHITECTURES = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM")

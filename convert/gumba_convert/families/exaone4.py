@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from gumba_convert import decoder
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import Decoder
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common import decoder
+from gumba_convert.common.decoder import Decoder
+from gumba_convert.common.plan import Plan
+from gumba_convert.common.table import TensorTable
 from gumba_convert.gguf_writer import u32
-from gumba_convert.plan import Plan
-from gumba_convert.table import TensorTable
 
 ARCHITECTURE = "exaone4"
 HF_ARCHITECTURES = ("Exaone4ForCausalLM",)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from gumba_convert import decoder
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import Names
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common import decoder
+from gumba_convert.common.decoder import Names
+from gumba_convert.common.plan import ConfigReader, Plan
+from gumba_convert.common.table import TensorTable
+from gumba_convert.common.transforms import grouped_qkv
 from gumba_convert.gguf_writer import string
-from gumba_convert.plan import ConfigReader, Plan
-from gumba_convert.table import TensorTable
-from gumba_convert.transforms import grouped_qkv
 
 ARCHITECTURE = "falcon"
 HF_ARCHITECTURES = ("FalconForCausalLM", "RWForCausalLM")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from gumba_convert import decoder
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import Decoder, Names
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common import decoder
+from gumba_convert.common.decoder import Decoder, Names
+from gumba_convert.common.plan import Plan
+from gumba_convert.common.table import Layer, TensorTable
+from gumba_convert.common.transforms import plus_one
 from gumba_convert.gguf_writer import f32, u32
-from gumba_convert.plan import Plan
-from gumba_convert.table import Layer, TensorTable
-from gumba_convert.transforms import plus_one
 
 ARCHITECTURE = "gemma2"
 HF_ARCHITECTURES = decoder.with_heads("Gemma2")

@@ -6,15 +6,15 @@ EmbeddingGemma is the same with tokens that see both sides.
 
 from __future__ import annotations
 
-from gumba_convert import decoder
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import Decoder, Names
-from gumba_convert.embedder import projections
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common import decoder
+from gumba_convert.common.decoder import Decoder, Names
+from gumba_convert.common.embedder import projections
+from gumba_convert.common.plan import Plan
+from gumba_convert.common.table import TensorTable
+from gumba_convert.common.transforms import plus_one
 from gumba_convert.families.gemma2 import check_scale, gemma_block
 from gumba_convert.gguf_writer import Value, boolean, f32, u32
-from gumba_convert.plan import Plan
-from gumba_convert.table import TensorTable
-from gumba_convert.transforms import plus_one
 
 ARCHITECTURE = "gemma3"
 HF_ARCHITECTURES = (

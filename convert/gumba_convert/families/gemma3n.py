@@ -11,12 +11,12 @@ from statistics import NormalDist
 
 import numpy as np
 
-from gumba_convert import decoder, per_layer
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import Decoder, Names
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common import decoder, per_layer
+from gumba_convert.common.decoder import Decoder, Names
+from gumba_convert.common.plan import ConfigReader, Plan
+from gumba_convert.common.table import Layer, TensorTable
 from gumba_convert.gguf_writer import f32, f32_array, u32
-from gumba_convert.plan import ConfigReader, Plan
-from gumba_convert.table import Layer, TensorTable
 
 ARCHITECTURE = "gemma3n"
 HF_ARCHITECTURES = ("Gemma3nForCausalLM", "Gemma3nForConditionalGeneration")

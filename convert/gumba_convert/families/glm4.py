@@ -5,10 +5,10 @@ GLM's own code rotates pairs side by side, as GGUF's architecture does: no rows 
 
 from __future__ import annotations
 
-from gumba_convert import decoder
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.plan import Plan
-from gumba_convert.table import TensorTable
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common import decoder
+from gumba_convert.common.plan import Plan
+from gumba_convert.common.table import TensorTable
 
 ARCHITECTURE = "glm4"
 HF_ARCHITECTURES = ("Glm4ForCausalLM",)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from gumba_convert import decoder
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import Decoder
-from gumba_convert.experts import Experts, expert_metadata, fused_experts, read_experts
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common import decoder
+from gumba_convert.common.decoder import Decoder
+from gumba_convert.common.experts import Experts, expert_metadata, fused_experts, read_experts
+from gumba_convert.common.plan import Plan
+from gumba_convert.common.table import Layer, TensorTable
+from gumba_convert.common.transforms import part
 from gumba_convert.families.llama import llama_attention
 from gumba_convert.gguf_writer import Value, f32, u32
-from gumba_convert.plan import Plan
-from gumba_convert.table import Layer, TensorTable
-from gumba_convert.transforms import part
 
 HF_ARCHITECTURES = ("GraniteForCausalLM", "GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM")
 MODEL_TYPES = ("granite", "granitemoe", "granitemoeshared")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from gumba_convert import decoder
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.plan import Plan
-from gumba_convert.table import TensorTable
-from gumba_convert.transforms import grouped_qkv, pairs
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common import decoder
+from gumba_convert.common.plan import Plan
+from gumba_convert.common.table import TensorTable
+from gumba_convert.common.transforms import grouped_qkv, pairs
 
 ARCHITECTURE = "internlm2"
 HF_ARCHITECTURES = ("InternLM2ForCausalLM",)

@@ -7,14 +7,14 @@ Models with `feed_forward_type` "original" have BERT's own feed-forward.
 
 from __future__ import annotations
 
-from gumba_convert import decoder
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import Decoder, Names
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common import decoder
+from gumba_convert.common.decoder import Decoder, Names
+from gumba_convert.common.plan import Plan
+from gumba_convert.common.pooling import MODES
+from gumba_convert.common.table import Layer, TensorTable
+from gumba_convert.common.transforms import part
 from gumba_convert.gguf_writer import boolean, u32
-from gumba_convert.plan import Plan
-from gumba_convert.pooling import MODES
-from gumba_convert.table import Layer, TensorTable
-from gumba_convert.transforms import part
 
 ARCHITECTURE = "jina-bert-v2"
 HF_ARCHITECTURES = ("JinaBertModel", "JinaBertForMaskedLM")

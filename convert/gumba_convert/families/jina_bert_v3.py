@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gumba_convert import decoder
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import Names
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common import decoder
+from gumba_convert.common.decoder import Names
+from gumba_convert.common.plan import Plan
+from gumba_convert.common.pooling import MODES, classifier_metadata, labels
+from gumba_convert.common.table import TensorTable
 from gumba_convert.gguf_writer import boolean, u32
-from gumba_convert.plan import Plan
-from gumba_convert.pooling import MODES, classifier_metadata, labels
-from gumba_convert.table import TensorTable
 
 ARCHITECTURE = "jina-bert-v3"
 HF_ARCHITECTURES = tuple(f"JinaEmbeddingsV3{head}" for head in ("Model", "ForMaskedLM", "ForSequenceClassification"))

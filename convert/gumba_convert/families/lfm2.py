@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from gumba_convert import decoder
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import Decoder, Names
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common import decoder
+from gumba_convert.common.decoder import Decoder, Names
+from gumba_convert.common.plan import ConfigReader, Plan
+from gumba_convert.common.table import Layer, TensorTable
 from gumba_convert.gguf_writer import i32_array, u32
-from gumba_convert.plan import ConfigReader, Plan
-from gumba_convert.table import Layer, TensorTable
 
 ARCHITECTURE = "lfm2"
 HF_ARCHITECTURES = ("Lfm2ForCausalLM", "LFM2ForCausalLM")

@@ -6,13 +6,13 @@ halves there); GGUF's llama wants the pairs side by side.
 
 from __future__ import annotations
 
-from gumba_convert import decoder
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import Decoder
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common import decoder
+from gumba_convert.common.decoder import Decoder
+from gumba_convert.common.plan import ConfigReader, Plan
+from gumba_convert.common.table import Layer, TensorTable
+from gumba_convert.common.transforms import pairs
 from gumba_convert.gguf_writer import u32
-from gumba_convert.plan import ConfigReader, Plan
-from gumba_convert.table import Layer, TensorTable
-from gumba_convert.transforms import pairs
 
 ARCHITECTURE = "llama"
 HF_ARCHITECTURES = decoder.with_heads("Llama", "Mistral")

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gumba_convert import decoder
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import Decoder
-from gumba_convert.experts import expert_metadata, fused_experts, read_experts
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common import decoder
+from gumba_convert.common.decoder import Decoder
+from gumba_convert.common.experts import expert_metadata, fused_experts, read_experts
+from gumba_convert.common.plan import Plan
+from gumba_convert.common.table import TensorTable
 from gumba_convert.gguf_writer import f32, u32
-from gumba_convert.plan import Plan
-from gumba_convert.table import TensorTable
 
 ARCHITECTURE = "llama4"
 HF_ARCHITECTURES = ("Llama4ForCausalLM", "Llama4ForConditionalGeneration")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from gumba_convert import decoder
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.experts import expert_metadata, read_experts, separate_experts
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common import decoder
+from gumba_convert.common.experts import expert_metadata, read_experts, separate_experts
+from gumba_convert.common.plan import Plan
+from gumba_convert.common.table import TensorTable
 from gumba_convert.families.llama import ARCHITECTURE, llama_attention, read_window
 from gumba_convert.gguf_writer import u32
-from gumba_convert.plan import Plan
-from gumba_convert.table import TensorTable
 
 HF_ARCHITECTURES = ("MixtralForCausalLM",)
 MODEL_TYPES = ("mixtral",)

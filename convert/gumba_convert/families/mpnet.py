@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gumba_convert import decoder
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import Decoder
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common import decoder
+from gumba_convert.common.decoder import Decoder
+from gumba_convert.common.plan import Plan
+from gumba_convert.common.table import Layer, TensorTable
+from gumba_convert.common.transforms import part
 from gumba_convert.families.bert import DEFAULTS, NAMES, POOLER
 from gumba_convert.gguf_writer import boolean, u32
-from gumba_convert.plan import Plan
-from gumba_convert.table import Layer, TensorTable
-from gumba_convert.transforms import part
 
 ARCHITECTURE = "mpnet"
 HF_ARCHITECTURES = ("MPNetModel", "MPNetForMaskedLM")

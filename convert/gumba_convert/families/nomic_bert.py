@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from gumba_convert import decoder
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import Names
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common import decoder
+from gumba_convert.common.decoder import Names
+from gumba_convert.common.plan import ConfigReader, Plan
+from gumba_convert.common.table import TensorTable
 from gumba_convert.gguf_writer import boolean, u32
-from gumba_convert.plan import ConfigReader, Plan
-from gumba_convert.table import TensorTable
 
 ARCHITECTURE = "nomic-bert"
 HF_ARCHITECTURES = ("NomicBertModel",)

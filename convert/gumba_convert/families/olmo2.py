@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from gumba_convert import decoder
-from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common import decoder
+from gumba_convert.common.plan import Plan
+from gumba_convert.common.table import TensorTable
 from gumba_convert.gguf_writer import u32
-from gumba_convert.plan import Plan
-from gumba_convert.table import TensorTable
 
 ARCHITECTURE = "olmo2"
 HF_ARCHITECTURES = ("Olmo2ForCausalLM", "Olmo3ForCausalLM")

@@ -10,14 +10,14 @@ import math
 
 import numpy as np
 
-from gumba_convert import decoder
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import Decoder
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common import decoder
+from gumba_convert.common.decoder import Decoder
+from gumba_convert.common.plan import Plan
+from gumba_convert.common.rope import Rope
+from gumba_convert.common.table import TensorTable
 from gumba_convert.families.llama import read_window
 from gumba_convert.gguf_writer import Value, f32, u32
-from gumba_convert.plan import Plan
-from gumba_convert.rope import Rope
-from gumba_convert.table import TensorTable
 
 ARCHITECTURE = "phi3"
 HF_ARCHITECTURES = ("Phi3ForCausalLM",)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from gumba_convert import decoder
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import Names
-from gumba_convert.plan import Plan
-from gumba_convert.table import TensorTable
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common import decoder
+from gumba_convert.common.decoder import Names
+from gumba_convert.common.plan import Plan
+from gumba_convert.common.table import TensorTable
 
 ARCHITECTURE = "qwen"
 HF_ARCHITECTURES = ("QWenLMHeadModel",)

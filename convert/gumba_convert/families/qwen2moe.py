@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from gumba_convert import decoder
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import Decoder
-from gumba_convert.experts import Experts, expert_metadata, read_experts, separate_experts
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common import decoder
+from gumba_convert.common.decoder import Decoder
+from gumba_convert.common.experts import Experts, expert_metadata, read_experts, separate_experts
+from gumba_convert.common.plan import Plan
+from gumba_convert.common.table import Layer, TensorTable
 from gumba_convert.gguf_writer import u32
-from gumba_convert.plan import Plan
-from gumba_convert.table import Layer, TensorTable
 
 ARCHITECTURE = "qwen2moe"
 HF_ARCHITECTURES = ("Qwen2MoeForCausalLM",)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from gumba_convert import decoder
-from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common import decoder
+from gumba_convert.common.multimodal import language_table
+from gumba_convert.common.plan import Plan
 from gumba_convert.families import qwen2
-from gumba_convert.multimodal import language_table
-from gumba_convert.plan import Plan
 
 ARCHITECTURE = "qwen2vl"
 HF_ARCHITECTURES = ("Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration")

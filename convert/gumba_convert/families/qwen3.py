@@ -9,15 +9,15 @@ from __future__ import annotations
 import numpy as np
 
 from gumba.errors import ConvertError
-from gumba_convert import decoder
-from gumba_convert.checkpoint import Checkpoint, name_in_cache
-from gumba_convert.decoder import Decoder
-from gumba_convert.embedder import LOGIT_SCORE, OWN_CLASSES, modules
+from gumba_convert.checkpoint.folder import Checkpoint, name_in_cache
+from gumba_convert.common import decoder
+from gumba_convert.common.decoder import Decoder
+from gumba_convert.common.embedder import LOGIT_SCORE, OWN_CLASSES, modules
+from gumba_convert.common.multimodal import position_sections
+from gumba_convert.common.plan import ConfigReader, Plan
+from gumba_convert.common.pooling import classifier_metadata
+from gumba_convert.common.table import TensorTable
 from gumba_convert.gguf_writer import Value, string, strings
-from gumba_convert.multimodal import position_sections
-from gumba_convert.plan import ConfigReader, Plan
-from gumba_convert.pooling import classifier_metadata
-from gumba_convert.table import TensorTable
 
 ARCHITECTURE = "qwen3"
 HF_ARCHITECTURES = decoder.with_heads("Qwen3")

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gumba_convert import decoder
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import Decoder
-from gumba_convert.experts import expert_metadata, read_experts
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common import decoder
+from gumba_convert.common.decoder import Decoder
+from gumba_convert.common.experts import expert_metadata, read_experts
+from gumba_convert.common.multimodal import PARTS, position_sections
+from gumba_convert.common.plan import ConfigReader, Plan
+from gumba_convert.common.table import Layer, TensorTable
+from gumba_convert.common.transforms import plus_one
 from gumba_convert.families.qwen2moe import mixture
 from gumba_convert.gguf_writer import Value, u32
-from gumba_convert.multimodal import PARTS, position_sections
-from gumba_convert.plan import ConfigReader, Plan
-from gumba_convert.table import Layer, TensorTable
-from gumba_convert.transforms import plus_one
 
 DENSE = ("Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration")
 SPARSE = ("Qwen3_5MoeForCausalLM", "Qwen3_5MoeForConditionalGeneration")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from gumba_convert import decoder
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.experts import expert_metadata, read_experts, separate_experts
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common import decoder
+from gumba_convert.common.experts import expert_metadata, read_experts, separate_experts
+from gumba_convert.common.multimodal import position_sections
+from gumba_convert.common.plan import ConfigReader, Plan
+from gumba_convert.common.table import TensorTable
 from gumba_convert.families.qwen2moe import every_layer_is_sparse
 from gumba_convert.gguf_writer import Value
-from gumba_convert.multimodal import position_sections
-from gumba_convert.plan import ConfigReader, Plan
-from gumba_convert.table import TensorTable
 
 ARCHITECTURE = "qwen3moe"
 HF_ARCHITECTURES = ("Qwen3MoeForCausalLM",)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from gumba_convert import decoder
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import architecture_name
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common import decoder
+from gumba_convert.common.decoder import architecture_name
+from gumba_convert.common.multimodal import language_table
+from gumba_convert.common.plan import ConfigReader, Plan
 from gumba_convert.families import qwen3, qwen3moe
 from gumba_convert.gguf_writer import Value, u32
-from gumba_convert.multimodal import language_table
-from gumba_convert.plan import ConfigReader, Plan
 
 DENSE, SPARSE = "Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration"
 HF_ARCHITECTURES = (DENSE, SPARSE)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from gumba_convert import decoder
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.plan import Plan
-from gumba_convert.table import TensorTable
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common import decoder
+from gumba_convert.common.plan import Plan
+from gumba_convert.common.table import TensorTable
 
 ARCHITECTURE = "seed_oss"
 HF_ARCHITECTURES = ("SeedOssForCausalLM",)

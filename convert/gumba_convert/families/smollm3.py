@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from gumba_convert import decoder
-from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common import decoder
+from gumba_convert.common.plan import Plan
+from gumba_convert.common.table import TensorTable
 from gumba_convert.families.llama import llama_attention
-from gumba_convert.plan import Plan
-from gumba_convert.table import TensorTable
 
 ARCHITECTURE = "smollm3"
 HF_ARCHITECTURES = ("SmolLM3ForCausalLM",)

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 
 from gumba.errors import ConvertError
-from gumba_convert import decoder
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.decoder import Decoder, Names
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common import decoder
+from gumba_convert.common.decoder import Decoder, Names
+from gumba_convert.common.plan import ConfigReader, Plan
+from gumba_convert.common.table import TensorTable
 from gumba_convert.gguf_writer import f32, u32
-from gumba_convert.plan import ConfigReader, Plan
-from gumba_convert.table import TensorTable
 
 ARCHITECTURE = "t5"
 #: Of checkpoints that have the encoder alone.

@@ -14,14 +14,14 @@ from typing import Any
 
 from gumba.errors import ConvertError, TokenizerError
 from gumba.gguf.parser import Header
-from gumba.text.byte_bpe import BYTE_TO_CHARACTER
-from gumba.text.tokenizer import Tokenizer
-from gumba_convert.checkpoint import Checkpoint
+from gumba.tokenizer.byte_bpe import BYTE_TO_CHARACTER
+from gumba.tokenizer.tokenizer import Tokenizer
+from gumba_convert.checkpoint.folder import Checkpoint
 from gumba_convert.gguf_writer import header, string
-from gumba_convert.pre_tokenizers import spell
-from gumba_convert.probe import PROBE
-from gumba_convert.special_tokens import SpecialTokens, added_tokens
-from gumba_convert.tokens import CONTROL, NORMAL, Vocabulary, add, padding
+from gumba_convert.vocabulary.pre_tokenizer_probe import PROBE
+from gumba_convert.vocabulary.pre_tokenizers import spell
+from gumba_convert.vocabulary.special_tokens import SpecialTokens, added_tokens
+from gumba_convert.vocabulary.tokens import CONTROL, NORMAL, Vocabulary, add, padding
 
 QWEN_FILE, TEKKEN_FILE, MODEL_FILE = "qwen.tiktoken", "tekken.json", "tokenizer.model"
 #: What Llama 3's tokenizer adds after the last rank (Meta's code has them), and the names that 3.1 gave to some.

@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from gumba.checks import show
 from gumba.errors import ConvertError
-from gumba_convert.checkpoint import Checkpoint, Folder
+from gumba.validation import show
+from gumba_convert.checkpoint.folder import Checkpoint, Folder
 
 DEFAULT = "default"
 _FOLDER = "additional_chat_templates"

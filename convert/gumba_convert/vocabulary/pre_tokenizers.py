@@ -13,8 +13,8 @@ import time
 from typing import Any
 
 from gumba.errors import ConvertError
-from gumba.text.pretokenize import PRE_TOKENIZERS, splitter
-from gumba_convert.probe import PROBE
+from gumba.tokenizer.pretokenize import PRE_TOKENIZERS, splitter
+from gumba_convert.vocabulary.pre_tokenizer_probe import PROBE
 
 NAMES = tuple(PRE_TOKENIZERS)
 # What of a strange chain is tried: its steps, the length of their patterns, seconds.

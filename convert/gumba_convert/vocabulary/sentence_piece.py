@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from gumba.errors import ConvertError
-from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.checkpoint.folder import Checkpoint
 from gumba_convert.gguf_writer import Value, boolean, u8_array, u32
-from gumba_convert.special_tokens import SpecialTokens, added_tokens, text_of
-from gumba_convert.tokenizer_class import named_tokens
-from gumba_convert.tokens import (
+from gumba_convert.vocabulary.special_tokens import SpecialTokens, added_tokens, text_of
+from gumba_convert.vocabulary.tokenizer_class import named_tokens
+from gumba_convert.vocabulary.tokens import (
     ADDED_SCORE,
     BYTE,
     BYTE_TOKEN,
@@ -26,7 +26,7 @@ from gumba_convert.tokens import (
     padding,
     steps,
 )
-from gumba_convert.word_piece import token_types
+from gumba_convert.vocabulary.word_piece import token_types
 
 FAIRSEQ_FILE = "sentencepiece.bpe.model"
 _UNIGRAM, _BPE = 1, 2

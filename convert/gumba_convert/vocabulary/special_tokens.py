@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gumba.errors import ConvertError
-from gumba.text.added_tokens import LSTRIP, NORMALIZED, RSTRIP, SINGLE_WORD
-from gumba_convert.chat_templates import DEFAULT, read_templates
-from gumba_convert.checkpoint import Checkpoint
+from gumba.tokenizer.added_tokens import LSTRIP, NORMALIZED, RSTRIP, SINGLE_WORD
+from gumba_convert.checkpoint.folder import Checkpoint
 from gumba_convert.gguf_writer import Value, string, strings
+from gumba_convert.vocabulary.chat_templates import DEFAULT, read_templates
 
 FLAGS = {"lstrip": LSTRIP, "rstrip": RSTRIP, "single_word": SINGLE_WORD, "normalized": NORMALIZED}
 KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
@@ -55,7 +55,7 @@ class SpecialTokens:
 
 
 def added_tokens(tokenizer: dict[str, Any], config: dict[str, Any], where: str) -> dict[int, dict[str, Any]]:
-    """Added tokens by id, each {"content": str, "special": bool, "flags": bits of `gumba.text.added_tokens`}.
+    """Added tokens by id, each {"content": str, "special": bool, "flags": bits of `gumba.tokenizer.added_tokens`}.
 
     They are listed in tokenizer.json; tokenizer_config.json may list them too, and its flags win, as in transformers.
     """

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.special_tokens import FLAGS, KINDS, text_of
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.vocabulary.special_tokens import FLAGS, KINDS, text_of
 
 #: Classes, without "Tokenizer" and "Fast", whose normalizer is built from tokenizer_config.json.
 _BERT = ("Bert", "DistilBert", "Electra", "MPNet")

@@ -8,12 +8,12 @@ import numpy as np
 
 from gumba.errors import ConvertError, TokenizerError
 from gumba.gguf import GGUFArray, GGUFFile
-from gumba.text.pipeline import KEYS, Steps, read_steps
-from gumba.text.pretokenize import PRE_TOKENIZERS
-from gumba.text.vocabulary import more_end_ids, read_vocabulary, template_texts
-from gumba_convert import pre_tokenizers
-from gumba_convert.special_tokens import FLAGS
-from gumba_convert.tokens import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
+from gumba.tokenizer.pipeline import KEYS, Steps, read_steps
+from gumba.tokenizer.pretokenize import PRE_TOKENIZERS
+from gumba.tokenizer.vocabulary import more_end_ids, read_vocabulary, template_texts
+from gumba_convert.vocabulary import pre_tokenizers
+from gumba_convert.vocabulary.special_tokens import FLAGS
+from gumba_convert.vocabulary.tokens import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
 _MODELS = ("gpt2", "llama")
 #: Sampler settings: general.sampling.* -> generation_config.json.

@@ -1,4 +1,4 @@
-"""Settings of tokenizer.json without a GGUF key, written to keys of gumba (see `gumba.text.pipeline`).
+"""Settings of tokenizer.json without a GGUF key, written to keys of gumba (see `gumba.tokenizer.pipeline`).
 
 GGUF names a kind of vocabulary, and each kind implies its normalizer, its pre-tokenizer and its model; tokenizer.json spells
 all of them out. Where the two differ, the steps go into the file as they are, with the added tokens and their flags.
@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 
 from gumba.errors import ConvertError, TokenizerError
-from gumba.text import added_tokens as rules
-from gumba.text.byte_bpe import BYTE_TO_CHARACTER
-from gumba.text.normalizers import normalizer
-from gumba.text.patterns import deadline_of
-from gumba.text.pipeline import ADDED_TOKENS, KEYS
-from gumba.text.pretokenize import PRE_TOKENIZERS
-from gumba.text.words import Pieces, cutter
-from gumba_convert import pre_tokenizers
+from gumba.tokenizer import added_tokens as rules
+from gumba.tokenizer.byte_bpe import BYTE_TO_CHARACTER
+from gumba.tokenizer.normalizers import normalizer
+from gumba.tokenizer.patterns import deadline_of
+from gumba.tokenizer.pipeline import ADDED_TOKENS, KEYS
+from gumba.tokenizer.pretokenize import PRE_TOKENIZERS
+from gumba.tokenizer.words import Pieces, cutter
 from gumba_convert.gguf_writer import f64_array, string, strings
-from gumba_convert.probe import PROBE
-from gumba_convert.special_tokens import tokens_around
-from gumba_convert.tokens import BYTE, NORMAL, Vocabulary, steps
+from gumba_convert.vocabulary import pre_tokenizers
+from gumba_convert.vocabulary.pre_tokenizer_probe import PROBE
+from gumba_convert.vocabulary.special_tokens import tokens_around
+from gumba_convert.vocabulary.tokens import BYTE, NORMAL, Vocabulary, steps
 
 _SPACE = "▁"
 _SHOWN = 300  # characters of the steps in a warning

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from gumba.errors import ConvertError
-from gumba.text.added_tokens import LSTRIP, NORMALIZED, RSTRIP, SPACES
-from gumba.text.pipeline import ADDED_TOKEN_FLAGS, ADDED_TOKENS
-from gumba.text.vocabulary import INFILL_TEXTS, stripping_tokens
+from gumba.tokenizer.added_tokens import LSTRIP, NORMALIZED, RSTRIP, SPACES
+from gumba.tokenizer.pipeline import ADDED_TOKEN_FLAGS, ADDED_TOKENS
+from gumba.tokenizer.vocabulary import INFILL_TEXTS, stripping_tokens
 from gumba_convert.gguf_writer import Value, boolean, f32_array, i32_array, string, strings, u32
-from gumba_convert.special_tokens import SpecialTokens
+from gumba_convert.vocabulary.special_tokens import SpecialTokens
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 ADDED_SCORE = -1000.0

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from gumba.errors import ConvertError
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.pre_tokenizers import spell
-from gumba_convert.special_tokens import text_of
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.vocabulary.pre_tokenizers import spell
+from gumba_convert.vocabulary.special_tokens import text_of
 
 FILES = ("vocab.json", "merges.txt")
 _GPT2 = ("GPT2", "CodeGen")

@@ -22,13 +22,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gumba.errors import ConvertError
-from gumba.text.pretokenize import PRE_TOKENIZERS
-from gumba.text.vocabulary import KINDS, TEMPLATE_NAMES, TEMPLATE_PREFIX, UNDEFINED_KEY
-from gumba_convert import pre_tokenizers, ranks, sentence_piece, vocab_and_merges, word_piece
-from gumba_convert.checkpoint import Checkpoint
-from gumba_convert.embedder import with_lowercase
+from gumba.tokenizer.pretokenize import PRE_TOKENIZERS
+from gumba.tokenizer.vocabulary import KINDS, TEMPLATE_NAMES, TEMPLATE_PREFIX, UNDEFINED_KEY
+from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.common.embedder import with_lowercase
 from gumba_convert.gguf_writer import boolean, string, strings
-from gumba_convert.special_tokens import (
+from gumba_convert.vocabulary import bpe_ranks as ranks
+from gumba_convert.vocabulary import pre_tokenizers, sentence_piece, vocab_and_merges, word_piece
+from gumba_convert.vocabulary.special_tokens import (
     SpecialTokens,
     added_tokens,
     read_special_tokens,
@@ -36,9 +37,9 @@ from gumba_convert.special_tokens import (
     without_repetitions,
     without_rows,
 )
-from gumba_convert.tokenizer_class import as_loaded, is_bert
-from gumba_convert.tokenizer_steps import add_steps, warn_of_flags
-from gumba_convert.tokens import (
+from gumba_convert.vocabulary.tokenizer_class import as_loaded, is_bert
+from gumba_convert.vocabulary.tokenizer_steps import add_steps, warn_of_flags
+from gumba_convert.vocabulary.tokens import (
     ADDED_SCORE,
     BYTE,
     BYTE_TOKEN,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from gumba.errors import ConvertError
-from gumba_convert.checkpoint import Checkpoint
+from gumba_convert.checkpoint.folder import Checkpoint
 from gumba_convert.gguf_writer import boolean, u32
-from gumba_convert.special_tokens import SpecialTokens, added_tokens
-from gumba_convert.tokens import CONTROL, NORMAL, Vocabulary, add, ids_in_vocab, padding, steps
+from gumba_convert.vocabulary.special_tokens import SpecialTokens, added_tokens
+from gumba_convert.vocabulary.tokens import CONTROL, NORMAL, Vocabulary, add, ids_in_vocab, padding, steps
 
 _USUAL = {"unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "mask": "[MASK]"}
 _MARK = "▁"

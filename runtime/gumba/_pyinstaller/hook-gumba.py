@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from PyInstaller.utils.hooks import collect_data_files, collect_submodules
 
-from gumba.kernels.cache import KERNEL_ROOMS
+from gumba.jit.kernel_cache import KERNEL_ROOMS
 
 datas = collect_data_files("gumba", include_py_files=True, includes=[f"{room}/**/*.py" for room in KERNEL_ROOMS])
 datas += collect_data_files("numba", include_py_files=True, includes=["_version.py"])

@@ -23,7 +23,7 @@ from gumba.errors import RequestError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from gumba.models import Chunk, Model
+    from gumba.runner.load import Chunk, Model
 
     #: Runs one step.
     Step = Callable[[Sequence[Chunk]], object]
@@ -75,7 +75,7 @@ def usual(path: Path, prompt: int | None, gen: int | None, depth: int) -> tuple[
     There are no decode steps of a model that writes no text. Raises what opening the file does.
     """
     from gumba.gguf import GGUFFile
-    from gumba.models import architecture
+    from gumba.runner.load import architecture
 
     with GGUFFile(path) as file:
         config = architecture(file).read_config(file)
@@ -136,8 +136,8 @@ class Ready:
 def opened(path: Path, work: Workload) -> Iterator[Ready]:
     """The model at ``path`` with room for what is to be measured; closed at the end. Raises what ``measure`` does."""
     from gumba.gguf import GGUFFile
-    from gumba.kernels import jit
-    from gumba.models import architecture, load_model
+    from gumba.jit import jit
+    from gumba.runner.load import architecture, load_model
 
     n_ctx = work.depth + max(work.prompt, work.gen + 1)
     compiled_s = jit.stats.compile_s
@@ -199,7 +199,7 @@ class Bench:
 
     def _feed(self, step: Step, at: _Place, position: int, n: int, outputs: Literal["none", "last"] = "none") -> None:
         """Prefill ``n`` tokens from ``position`` on, in steps as large as the model takes."""
-        from gumba.models import Chunk
+        from gumba.runner.load import Chunk
 
         tokens, size = self._tokens(n), self._model.max_batch_tokens
         for start in range(0, n, size):
@@ -240,7 +240,7 @@ class Bench:
 
     def decode(self, n: int, sequences: int, step: Step | None = None) -> float:
         """Seconds that ``n`` steps of ``sequences`` sequences take."""
-        from gumba.models import Chunk
+        from gumba.runner.load import Chunk
 
         places = self._sequences(sequences)
         position = self._depth

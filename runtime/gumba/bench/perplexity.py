@@ -17,7 +17,7 @@ import numpy as np
 from gumba.errors import RequestError
 
 if TYPE_CHECKING:
-    from gumba.models import Model
+    from gumba.runner.load import Model
 
 #: Logits of one step, in bytes: what bounds the tokens that are scored at once.
 _LOGITS_BYTES = 32 << 20
@@ -86,7 +86,7 @@ def perplexity(
 
 def _score_window(model: Model, ids: np.ndarray) -> np.ndarray:
     """Log-probabilities of ``ids[n/2 + 1:]``, each given all tokens before it: float64 [n - 1 - n/2]."""
-    from gumba.models import Chunk
+    from gumba.runner.load import Chunk
 
     n, first = len(ids), len(ids) // 2
     step = max(1, min(model.max_batch_tokens, _LOGITS_BYTES // (4 * model.config.n_vocab)))

@@ -1,7 +1,7 @@
 """Where a step's time goes: every operation of the program, against what this machine can do at most.
 
-Times come from clocks between the program's records (``gumba.program.timing``); bytes and arithmetic from what operations say
-of themselves (``gumba.program.operation.Work``); the limits are measured here, by kernels that do nothing else.
+Times come from clocks between the program's records (``program.timing``); bytes and arithmetic from what operations say
+of themselves (``program.operation.Work``); the limits are measured here, by kernels that do nothing else.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gumba.benchmark import Bench, opened
+from gumba.bench.benchmark import Bench, opened
 from gumba.errors import ResourceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gumba.benchmark import Step, Workload
-    from gumba.kernels.op import Kernel
-    from gumba.models import Chunk, Model
-    from gumba.program.builder import Buffer, Operation
+    from gumba.backends.cpu.kernels.record import Kernel
+    from gumba.backends.cpu.program.builder import Buffer, Operation
+    from gumba.bench.benchmark import Step, Workload
+    from gumba.runner.load import Chunk, Model
 
 #: The buffer of the memory test: this many times the last-level cache, within these bounds (bytes).
 _CACHES, _LEAST_BUFFER, _MOST_BUFFER = 8, 256 << 20, 1 << 30
@@ -157,7 +157,7 @@ def measure_limits(n_threads: int, *, buffer_bytes: int | None = None) -> Limits
 
 def _memory(n_bytes: int | None = None) -> np.ndarray:
     """What the memory test reads, uint8. Every page is written to: untouched ones would all be one page of zeros."""
-    from gumba.kernels.packed import aligned_empty
+    from gumba.backends.cpu.packing import aligned_empty
 
     size = n_bytes or min(max(_CACHES * _cache_size(), _LEAST_BUFFER), _MOST_BUFFER)
     try:
@@ -175,11 +175,12 @@ class _LimitTests:
     """
 
     def __init__(self, n_threads: int, memory: np.ndarray, only_memory: bool = False) -> None:
-        from gumba.kernels import limits, op
-        from gumba.kernels.packed import aligned_empty
-        from gumba.program.builder import Buffer, Program
-        from gumba.program.executor import Team
-        from gumba.program.timing import Timing
+        from gumba.backends.cpu.kernels import record as op
+        from gumba.backends.cpu.kernels import roofline as limits
+        from gumba.backends.cpu.packing import aligned_empty
+        from gumba.backends.cpu.program.builder import Buffer, Program
+        from gumba.backends.cpu.program.executor import Team
+        from gumba.backends.cpu.program.timing import Timing
         from gumba.simd.isa import current
 
         isa = current()
@@ -206,7 +207,7 @@ class _LimitTests:
 
     def _add(self, kernel: Kernel, turns: int, amount: float, arguments: dict[str, int]) -> None:
         """A test of ``turns`` turns, after one turn that brings all threads there; ``amount``: what all of them do in it."""
-        from gumba.program.builder import Operation
+        from gumba.backends.cpu.program.builder import Operation
 
         for each in (1, turns):
             values: dict[str, int | float | Buffer] = {**arguments, "turns": each, "out": int(self._out.ctypes.data)}
@@ -319,7 +320,7 @@ class _Step:
 
     def of_outputs(self, op: Operation) -> bool:
         """Whether ``op`` works on the rows alone whose logits are wanted."""
-        from gumba.kernels.op import N_OUTPUTS
+        from gumba.backends.cpu.kernels.record import N_OUTPUTS
 
         return bool(op.writes) and op.writes[0].count == N_OUTPUTS
 
@@ -327,7 +328,7 @@ class _Step:
 def profile(
     path: Path, work: Workload, *, repeat: int = 5, progress: Callable[[float], None] = lambda done: None
 ) -> Profile:
-    """Profile the model at ``path``; arguments and errors are those of ``gumba.benchmark.measure``.
+    """Profile the model at ``path``; arguments and errors are those of ``gumba.bench.benchmark.measure``.
 
     Passes with clocks and passes without take turns, ``repeat`` of each after one that warms up.
     """

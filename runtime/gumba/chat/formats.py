@@ -7,24 +7,24 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gumba.chat_parsing import harmony
-from gumba.chat_parsing.answer import AnswerFormat, SplitterMaker
-from gumba.chat_parsing.deepseek import BEGIN, DeepSeek
-from gumba.chat_parsing.gemma4 import Gemma4
-from gumba.chat_parsing.glm4 import GLM4, GLM45
-from gumba.chat_parsing.hermes import Hermes
-from gumba.chat_parsing.kimi import BEGIN as KIMI
-from gumba.chat_parsing.kimi import Kimi
-from gumba.chat_parsing.llama3 import Llama3
-from gumba.chat_parsing.marked_json import MarkedJSON
-from gumba.chat_parsing.mistral import Mistral
-from gumba.chat_parsing.pythonic import Pythonic
-from gumba.chat_parsing.qwen_xml import QwenXML
-from gumba.chat_parsing.think import Tags, ThinkSplitter
-from gumba.chat_parsing.tools import ToolFormat, Tools
-from gumba.checks import show
+from gumba.chat.output_parser import AnswerFormat, SplitterMaker
+from gumba.chat.reasoning import Tags, ThinkSplitter
+from gumba.chat.tool_parsers import harmony
+from gumba.chat.tool_parsers.base import ToolFormat, Tools
+from gumba.chat.tool_parsers.deepseek import BEGIN, DeepSeek
+from gumba.chat.tool_parsers.gemma4 import Gemma4
+from gumba.chat.tool_parsers.glm4 import GLM4, GLM45
+from gumba.chat.tool_parsers.hermes import Hermes
+from gumba.chat.tool_parsers.kimi import BEGIN as KIMI
+from gumba.chat.tool_parsers.kimi import Kimi
+from gumba.chat.tool_parsers.llama3 import Llama3
+from gumba.chat.tool_parsers.marked_json import MarkedJSON
+from gumba.chat.tool_parsers.mistral import Mistral
+from gumba.chat.tool_parsers.pythonic import Pythonic
+from gumba.chat.tool_parsers.qwen_xml import QwenXML
 from gumba.errors import RequestError
-from gumba.text import Tokenizer
+from gumba.tokenizer.tokenizer import Tokenizer
+from gumba.validation import show
 
 #: Name -> tags of reasoning.
 REASONING: Mapping[str, Tags] = {

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gumba.text.tokenizer import Tokenizer
+    from gumba.tokenizer.tokenizer import Tokenizer
 
 #: What stands before and after a message.
 _Turn = tuple[str, str]

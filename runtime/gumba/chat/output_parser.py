@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
-from gumba.chat_parsing.tools import Call, ToolFormat, Tools
+from gumba.chat.tool_parsers.base import Call, ToolFormat, Tools
 from gumba.outputs import CompletionOutput, FunctionCall, StreamOutput, ToolCall
 
 _LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"

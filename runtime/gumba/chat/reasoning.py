@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from gumba.chat_parsing.answer import MOST_UNDECIDED, Delta, MarkerScanner, Trimmer
-from gumba.chat_parsing.tools import ToolFormat, Tools
+from gumba.chat.output_parser import MOST_UNDECIDED, Delta, MarkerScanner, Trimmer
+from gumba.chat.tool_parsers.base import ToolFormat, Tools
 
 
 @dataclass(frozen=True)

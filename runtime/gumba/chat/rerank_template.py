@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
+from gumba.chat.special_tokens import shielded
 from gumba.errors import TemplateError
 from gumba.gguf import GGUFFile
-from gumba.text.shield import shielded
-from gumba.text.tokenizer import Tokenizer
+from gumba.tokenizer.tokenizer import Tokenizer
 
 KEY = "tokenizer.chat_template.rerank"
 _PLACES = re.compile(r"\{(query|document)\}")

@@ -10,12 +10,12 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gumba.checks import show
+from gumba.chat.named_templates import CHAT_TEMPLATES, guess_name
+from gumba.chat.special_tokens import shielded
+from gumba.chat.tool_messages import calls_tools, rendered, with_objects
 from gumba.errors import RequestError, TemplateError
-from gumba.text.chat_templates import CHAT_TEMPLATES, guess_name
-from gumba.text.shield import shielded
-from gumba.text.tokenizer import Tokenizer
-from gumba.text.tool_messages import calls_tools, rendered, with_objects
+from gumba.tokenizer.tokenizer import Tokenizer
+from gumba.validation import show
 
 if TYPE_CHECKING:
     from gumba.gguf.reader import GGUFFile
@@ -91,7 +91,7 @@ def _strftime_now(pattern: str) -> str:
 
 @functools.cache
 def _environment() -> Any:
-    from gumba.text.sandbox import ChatEnvironment
+    from gumba.chat.sandbox.environment import ChatEnvironment
 
     environment = ChatEnvironment()
     environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
@@ -123,7 +123,7 @@ class ChatTemplate:
 
     @classmethod
     def named(cls, name: str, special_texts: Mapping[str, str] | None = None) -> ChatTemplate:
-        """The built-in template ``name`` (``gumba.text.chat_templates.CHAT_TEMPLATES``). Raises RequestError if there is none."""
+        """The built-in template ``name`` (``named_templates.CHAT_TEMPLATES``). Raises RequestError if there is none."""
         source = CHAT_TEMPLATES.get(name) if isinstance(name, str) else None
         if source is None:
             raise RequestError(f"chat_template: expected one of {', '.join(CHAT_TEMPLATES)}, found {show(name)}")
@@ -218,7 +218,7 @@ class ChatTemplate:
     def _render(self, variables: dict[str, Any]) -> str:
         import jinja2
 
-        from gumba.text.sandbox import render
+        from gumba.chat.sandbox.environment import render
 
         try:
             return render(self._template, variables)

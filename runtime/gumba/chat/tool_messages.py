@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from gumba.checks import show
 from gumba.errors import RequestError, TemplateError
+from gumba.validation import show
 
 Message = dict[str, Any]
 

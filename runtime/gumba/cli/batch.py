@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gumba._version import __version__
 from gumba.cli.batch_file import Lines, Results
-from gumba.cli.batch_lines import Line, Request
-from gumba.cli.engine import compile_seconds, find_model, open_llm
+from gumba.cli.open_model import compile_seconds, find_model, open_llm
 from gumba.cli.options import (
     Commands,
     add_generation,
@@ -26,12 +25,13 @@ from gumba.cli.options import (
     template_args,
     whole,
 )
-from gumba.cli.text import count, note, printable
+from gumba.cli.terminal import count, note, printable
 from gumba.errors import EngineError, GumbaError, RequestError, ResourceError
+from gumba.openai.batch_lines import Line, Request
 from gumba.progress import Progress
 
 if TYPE_CHECKING:
-    from gumba.llm import LLM
+    from gumba.llm.llm import LLM
     from gumba.outputs import RequestOutput
 
 _EXAMPLES = """

@@ -6,10 +6,10 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from gumba.cli.engine import find_model, needed_for, watch_compilation
+from gumba.cli.open_model import find_model, needed_for, watch_compilation
 from gumba.cli.options import Commands, add_kv_type, add_model, add_threads, command, whole
 from gumba.cli.profile import as_json, as_text, check_plot, write_plot
-from gumba.cli.text import print_json, table
+from gumba.cli.terminal import print_json, table
 from gumba.errors import RequestError
 from gumba.progress import Progress
 
@@ -68,8 +68,8 @@ def bench(args: argparse.Namespace) -> int:
     path = find_model(args.model, args.revision)
     with Progress() as progress:
         watch_compilation(progress, needed_for(path, args.kv_type, text=False))
-        from gumba.benchmark import Workload, measure, usual
-        from gumba.profiling import profile
+        from gumba.bench.benchmark import Workload, measure, usual
+        from gumba.bench.profiler import profile
 
         prompt, gen = usual(path, args.prompt, args.gen, args.depth)
         if not prompt and not gen:

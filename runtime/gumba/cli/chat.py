@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gumba.cli.engine import open_llm
-from gumba.cli.lines import Lines, open_history
+from gumba.cli.chat_input import Lines, open_history
+from gumba.cli.open_model import open_llm
 from gumba.cli.options import (
     FURTHER,
     Commands,
@@ -28,15 +28,15 @@ from gumba.cli.options import (
 from gumba.cli.probabilities import MOST, USUAL, View
 from gumba.cli.reasoning import MODES, Shown, add_reasoning, form_of
 from gumba.cli.run import Answer
-from gumba.cli.text import argument_text, count, note, printable, show, tame
+from gumba.cli.terminal import argument_text, count, note, printable, show, tame
 from gumba.errors import GumbaError, RequestError
-from gumba.params import SamplingParams
 from gumba.progress import size
+from gumba.sampling_params import SamplingParams
 from gumba.store import state_folder
 
 if TYPE_CHECKING:
-    from gumba.conversation import Conversation
-    from gumba.llm import LLM
+    from gumba.llm.conversation import Conversation
+    from gumba.llm.llm import LLM
     from gumba.outputs import StreamOutput
 
 _EXAMPLES = """
@@ -286,7 +286,7 @@ class Talk:
             note("no message yet")
 
     def _save(self, name: str) -> None:
-        from gumba.session import MAGIC
+        from gumba.llm.session_file import MAGIC
 
         path = _path("/save", name)
         with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
@@ -296,7 +296,7 @@ class Talk:
         note(f"saved: {count(len(self.conversation.messages), 'message')}, {size(path.stat().st_size)}")
 
     def _load(self, name: str) -> None:
-        from gumba.conversation import Conversation
+        from gumba.llm.conversation import Conversation
 
         conversation = Conversation.load(self._llm, _path("/load", name))
         conversation.forgetful = self._forgetful
@@ -325,7 +325,7 @@ class Talk:
         note(f"now in {_quoted(name)}: {count(len(self.conversation.messages), 'message')}")
 
     def _set(self, text: str) -> None:
-        from gumba.conversation import params_of, settings_of
+        from gumba.llm.conversation import params_of, settings_of
 
         name, _, value = text.partition(" ")
         if name == "parameter":  # as ollama has it
@@ -369,7 +369,7 @@ class Talk:
         self._confirm(f"reasoning: {text}")
 
     def _show(self) -> None:
-        from gumba.conversation import settings_of
+        from gumba.llm.conversation import settings_of
 
         usual, settings = settings_of(SamplingParams()), settings_of(self.conversation.params)
         note(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gumba.cli.text import note
+from gumba.cli.terminal import note
 from gumba.errors import RequestError
 
 #: Lines that are kept between runs, and characters of one: longer ones are not kept.

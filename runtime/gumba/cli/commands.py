@@ -41,7 +41,7 @@ from gumba.cli import (
 )
 from gumba.cli.aliases import command_like, names_of, translate
 from gumba.cli.options import Formatter, did_you_mean, in_options
-from gumba.cli.text import printable
+from gumba.cli.terminal import printable
 from gumba.errors import GumbaError, ResourceError
 from gumba.memory import lacks_memory, no_memory
 
@@ -130,7 +130,7 @@ def execute(argv: Sequence[str] | None = None) -> int:
 
 def _check_memory() -> None:
     """Raise ResourceError if too little memory is left to load the libraries: some of them abort the process in that case."""
-    from gumba.processors import address_space_left
+    from gumba.host import address_space_left
 
     left = address_space_left()
     if left is not None and left < _LIBRARIES_BYTES:

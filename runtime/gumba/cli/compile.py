@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from gumba.cli.engine import Compilation, find_model
+from gumba.cli.open_model import Compilation, find_model
 from gumba.cli.options import MODEL_HELP, Commands, add_revision, command
-from gumba.cli.text import note, printable
+from gumba.cli.terminal import note, printable
 from gumba.errors import ResourceError
 from gumba.progress import Progress
 
@@ -46,12 +46,12 @@ def compile_(args: argparse.Namespace) -> int:
     """Carry out ``gumba compile``: with MODEL, compile only what its file needs."""
     began = time.perf_counter()
     path = None if args.model is None else find_model(args.model, args.revision)
-    from gumba.ahead import compile_all
-    from gumba.kernels import cache, jit, shipping
+    from gumba.jit import bundled, jit, kernel_cache
+    from gumba.runner.aot import compile_all
 
     with _warnings() as reasons:
-        folder = cache.cache_folder()
-        usable = folder is not None and cache.cache_writable()
+        folder = kernel_cache.cache_folder()
+        usable = folder is not None and kernel_cache.cache_writable()
     if folder is None or not usable:
         setting = os.environ.get("GUMBA_CACHE_DIR")
         where = "the user's cache folder" if setting is None else f"GUMBA_CACHE_DIR={setting}"
@@ -59,18 +59,20 @@ def compile_(args: argparse.Namespace) -> int:
         raise ResourceError(
             f"no kernel cache to compile into: {where} is not a folder that only this user can write to{why}"
         )
-    cache.lost.clear()
+    kernel_cache.lost.clear()
     jit.watching = contextlib.nullcontext
     with Progress() as progress, progress.ticking(), _warnings() as said:
         total = compile_all(path, Compilation(progress).report)
     for line in said:
         if not line.startswith("kernel cache: cannot write"):  # the error below reports these
             note(f"gumba: {printable(line)}")
-    if cache.lost:
-        _, why = next(iter(cache.lost.items()))
-        raise ResourceError(f"could not write {len(cache.lost)} of {total} compiled functions to {folder}: {why}")
+    if kernel_cache.lost:
+        _, why = next(iter(kernel_cache.lost.items()))
+        raise ResourceError(
+            f"could not write {len(kernel_cache.lost)} of {total} compiled functions to {folder}: {why}"
+        )
     if args.output is not None:
-        shipping.ship(cache.kept, args.output / folder.name)
+        bundled.ship(kernel_cache.kept, args.output / folder.name)
         folder = args.output
     seconds = time.perf_counter() - began
     there = "" if jit.stats.compiled >= total else ", the others were cached"

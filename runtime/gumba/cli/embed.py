@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from gumba.cli.engine import open_llm
+from gumba.cli.open_model import open_llm
 from gumba.cli.options import Commands, add_context, add_model, add_threads, command
-from gumba.cli.text import argument_text, print_json, read_text
+from gumba.cli.terminal import argument_text, print_json, read_text
 from gumba.errors import RequestError
 
 _EXAMPLES = """

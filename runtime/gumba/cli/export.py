@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gumba.cli.engine import find_model
+from gumba.cli.open_model import find_model
 from gumba.cli.options import Commands, add_model, add_threads, command
-from gumba.cli.text import note, printable
+from gumba.cli.terminal import note, printable
 from gumba.progress import Progress, size
 
 _EXAMPLES = """

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from gumba.cli.engine import find_model
+from gumba.cli.open_model import find_model
 from gumba.cli.options import Commands, add_revision, command
-from gumba.cli.text import print_json, printable, table
+from gumba.cli.terminal import print_json, printable, table
 from gumba.progress import size
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from gumba.cli.options import Commands, command
-from gumba.cli.text import print_json, table
+from gumba.cli.terminal import print_json, table
 
 _EXAMPLES = """
 gumba models
@@ -21,7 +21,7 @@ def add_parser(commands: Commands) -> None:
 
 def models(args: argparse.Namespace) -> int:
     """Carry out ``gumba models``."""
-    from gumba.models import ARCHITECTURES
+    from gumba.runner.load import ARCHITECTURES
 
     if args.json:
         found = {name: {"families": m.FAMILIES, "verified": list(m.VERIFIED)} for name, m in ARCHITECTURES.items()}

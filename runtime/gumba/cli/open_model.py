@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from gumba.cli.interrupts import AtOnce
 from gumba.cli.options import did_you_mean
-from gumba.cli.text import note, printable
+from gumba.cli.terminal import note, printable
 from gumba.errors import RequestError
 from gumba.progress import Progress
 from gumba.store import resolve
 
 if TYPE_CHECKING:
-    from gumba.ahead import Function
-    from gumba.llm import LLM
+    from gumba.llm.llm import LLM
+    from gumba.runner.aot import Function
 
 
 def find_model(model: str | None, revision: str | None = None, *, quiet: bool = False, check: bool = False) -> Path:
@@ -60,7 +60,7 @@ def _files_near(model: str) -> list[str]:
 
 def compile_seconds() -> float:
     """Seconds that this process has spent compiling kernels so far."""
-    from gumba.kernels import jit
+    from gumba.jit import jit
 
     return jit.stats.compile_s
 
@@ -82,14 +82,14 @@ class Compilation:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """The context manager for ``gumba.kernels.jit.watching``: entered around each compilation."""
+        """The context manager for ``gumba.jit.jit.watching``: entered around each compilation."""
         if not self._begun:
             self._begun = True
             with AtOnce():
                 self._announce()
-                from gumba.kernels import codegen  # noqa: F401 - imports the compiler
+                from gumba.jit import codegen  # noqa: F401 - imports the compiler
             if self._needed is not None:
-                from gumba.ahead import compile_functions
+                from gumba.runner.aot import compile_functions
 
                 with self._progress.ticking():
                     compile_functions(self._needed(), self.report)
@@ -110,11 +110,11 @@ class Compilation:
         self._progress("compiling kernels", share, 1.0, figure=f"{min(done + 1, total)} of {total}", rare=True)
 
     def _announce(self) -> None:
-        from gumba.kernels import cache
+        from gumba.jit import kernel_cache
 
         if not self._quiet:
             self._progress.clear()
-            kept = "only once" if cache.cache_writable() else "at every start: there is no kernel cache"
+            kept = "only once" if kernel_cache.cache_writable() else "at every start: there is no kernel cache"
             note(f"gumba: compiling kernels for this processor ({kept}); this takes some seconds ...")
 
 
@@ -122,7 +122,7 @@ def watch_compilation(
     progress: Progress, needed: Callable[[], Sequence[Function]] | None = None, *, quiet: bool = False
 ) -> None:
     """From now on report the kernels that this process compiles; the arguments are those of ``Compilation``."""
-    from gumba.kernels import jit
+    from gumba.jit import jit
 
     jit.watching = Compilation(progress, needed, quiet=quiet).watching
 
@@ -138,7 +138,7 @@ def open_llm(args: argparse.Namespace, **options: Any) -> tuple[LLM, float]:
         watch_compilation(progress, needed_for(path, args.kv_type, top_k=_top_k(args)), quiet=args.quiet)
         compiled = compile_seconds()  # importing may compile too
         with AtOnce():
-            from gumba.llm import LLM
+            from gumba.llm.llm import LLM
 
         llm = LLM(
             path,
@@ -156,10 +156,10 @@ def open_llm(args: argparse.Namespace, **options: Any) -> tuple[LLM, float]:
 def needed_for(
     path: Path, kv_type: str | None, *, text: bool = True, top_k: int | None = None
 ) -> Callable[[], list[Function]]:
-    """The ``needed`` of ``watch_compilation`` for a model; the arguments are those of ``gumba.ahead.first_functions``."""
+    """The ``needed`` of ``watch_compilation`` for a model; the arguments are those of ``gumba.runner.aot.first_functions``."""
 
     def needed() -> list[Function]:
-        from gumba.ahead import first_functions
+        from gumba.runner.aot import first_functions
 
         return first_functions(path, kv_type, text=text, top_k=top_k)
 
@@ -168,7 +168,7 @@ def needed_for(
 
 def _top_k(args: argparse.Namespace) -> int | None:
     """The ``top_k`` of a command's options (0: all tokens, 1: greedy); None for a command that does not sample."""
-    from gumba.params import SamplingParams
+    from gumba.sampling_params import SamplingParams
 
     if not hasattr(args, "top_k"):
         return None

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 from gumba.errors import RequestError, ResourceError
 
 if TYPE_CHECKING:
-    from gumba.params import SamplingParams
+    from gumba.sampling_params import SamplingParams
 
 MODEL_HELP = (
     "a GGUF file, a Hugging Face folder, a model on a hub (owner/name, owner/name:Q8_0; checkpoints are converted once), "
     "or a known name"
 )
 
-#: ``gumba.models.MAX_THREADS``, which takes long to import.
+#: ``gumba.runner.load.MAX_THREADS``, which takes long to import.
 MOST_THREADS = 512
-#: The names of ``gumba.kernels.pages.page_formats``, which take as long.
+#: The names of ``gumba.backends.cpu.kv_pages.base.page_formats``, which take as long.
 KV_TYPES = ("bf16", "f16", "f32", "q8_0")
 
 #: Keywords and phrases of the library's error messages, and what they become at the command line.
@@ -347,8 +347,8 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 def sampling_params(args: argparse.Namespace) -> SamplingParams:
     """The ``SamplingParams`` of the options."""
-    from gumba.cli.text import argument_text
-    from gumba.params import SamplingParams, StructuredOutputsParams
+    from gumba.cli.terminal import argument_text
+    from gumba.sampling_params import SamplingParams, StructuredOutputsParams
 
     form = None
     if args.json_schema is not None:
@@ -376,6 +376,6 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
 
 def _text_or_file(text: str) -> str:
     """``text``, or the contents of a file if it is @FILE. Raises RequestError if the file cannot be read."""
-    from gumba.cli.text import read_text
+    from gumba.cli.terminal import read_text
 
     return read_text(text[1:]) if text.startswith("@") else text

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from gumba.cli.engine import find_model, needed_for, watch_compilation
+from gumba.cli.open_model import find_model, needed_for, watch_compilation
 from gumba.cli.options import Commands, add_kv_type, add_model, add_threads, command, whole
-from gumba.cli.text import print_json, read_text
+from gumba.cli.terminal import print_json, read_text
 from gumba.errors import RequestError
 from gumba.progress import Progress
 
@@ -38,13 +38,13 @@ def perplexity(args: argparse.Namespace) -> int:
     """Carry out ``gumba perplexity``."""
     path = find_model(args.model, args.revision)
     text = read_text(args.textfile)
-    from gumba import evaluate
+    from gumba.bench import perplexity as evaluate
     from gumba.gguf import GGUFFile
-    from gumba.text import Tokenizer
+    from gumba.tokenizer.tokenizer import Tokenizer
 
     with GGUFFile(path) as file, Progress("windows") as progress:
         watch_compilation(progress, needed_for(path, args.kv_type))
-        from gumba.models import load_model
+        from gumba.runner.load import load_model
 
         tokenizer = Tokenizer.from_gguf(file)
         tokens = tokenizer.encode(text)

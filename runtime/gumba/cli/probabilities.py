@@ -8,11 +8,11 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from gumba.cli.text import note, printable
+from gumba.cli.terminal import note, printable
 
 if TYPE_CHECKING:
     from gumba.outputs import Logprobs, StreamOutput
-    from gumba.text import Tokenizer
+    from gumba.tokenizer.tokenizer import Tokenizer
 
 #: Alternatives shown where no number is given, and at most.
 USUAL, MOST = 3, 20

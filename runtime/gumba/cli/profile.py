@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gumba.cli.text import count, table
+from gumba.cli.terminal import count, table
 from gumba.errors import RequestError
-from gumba.unfinished import write_file
+from gumba.files import write_file
 
 if TYPE_CHECKING:
-    from gumba.profiling import Limits, OperationTime, Phase, Profile
+    from gumba.bench.profiler import Limits, OperationTime, Phase, Profile
 
 # Table and JSON --------------------------------------------------------------------------------------------------------
 

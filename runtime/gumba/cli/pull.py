@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 
 from gumba import store
-from gumba.cli.engine import find_model
+from gumba.cli.open_model import find_model
 from gumba.cli.options import MODEL_HELP, Commands, add_revision, command
-from gumba.cli.text import table
+from gumba.cli.terminal import table
 from gumba.errors import RequestError
 
 _EXAMPLES = """

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from gumba.cli.probabilities import colours
-from gumba.cli.text import show
+from gumba.cli.terminal import show
 
 if TYPE_CHECKING:
     from gumba.outputs import StreamOutput

@@ -8,16 +8,16 @@ import sys
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from gumba.cli.engine import compile_seconds, open_llm
+from gumba.cli.open_model import compile_seconds, open_llm
 from gumba.cli.options import Commands, add_generation, add_model, add_template, command, sampling_params, template_args
 from gumba.cli.reasoning import Shown, add_reasoning, form_of
-from gumba.cli.text import argument_text, count, note, print_json, read_text, show
+from gumba.cli.terminal import argument_text, count, note, print_json, read_text, show
 from gumba.errors import RequestError, TemplateError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gumba.llm import LLM
+    from gumba.llm.llm import LLM
     from gumba.outputs import StreamOutput, Timings
 
 _EXAMPLES = """

@@ -6,14 +6,14 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from gumba.cli.engine import find_model, watch_compilation
+from gumba.cli.open_model import find_model, watch_compilation
 from gumba.cli.options import Commands, add_model, command
-from gumba.cli.text import argument_text, print_json, printable, read_text
+from gumba.cli.terminal import argument_text, print_json, printable, read_text
 from gumba.errors import RequestError
 from gumba.progress import Progress
 
 if TYPE_CHECKING:
-    from gumba.ahead import Function
+    from gumba.runner.aot import Function
 
 _EXAMPLES = """
 gumba tokenize model.gguf "Hello, world"
@@ -42,7 +42,7 @@ def tokenize(args: argparse.Namespace) -> int:
     path = find_model(args.model, args.revision)
     text = argument_text(args.texts[0]) if args.texts and args.texts != ["-"] else read_text(args.file or "-")
     from gumba.gguf import GGUFFile
-    from gumba.text import Tokenizer
+    from gumba.tokenizer.tokenizer import Tokenizer
 
     with GGUFFile(path) as file, Progress() as progress:
         if "tokenizer.ggml.merges" in file.metadata:  # merging is compiled code; nothing else here is
@@ -59,6 +59,6 @@ def tokenize(args: argparse.Namespace) -> int:
 
 
 def _needed(metadata: Mapping[str, Any]) -> list[Function]:
-    from gumba.ahead import tokenizer_functions
+    from gumba.runner.aot import tokenizer_functions
 
     return [function for function in tokenizer_functions(metadata) if function.is_missing]

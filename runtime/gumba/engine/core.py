@@ -13,12 +13,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gumba.engine.checkpoints import StatePool
 from gumba.engine.scheduler import PagePool, Scheduler, Work
 from gumba.engine.sequence import Sequence
+from gumba.engine.state_checkpoints import StatePool
 from gumba.errors import EngineError, QueueFullError
-from gumba.models import Chunk
 from gumba.outputs import KVUsage
+from gumba.runner.load import Chunk
 from gumba.sampling.sampler import Sampler
 
 log = logging.getLogger("gumba")
@@ -29,7 +29,7 @@ _LEAST_PATIENCE_S = 1.0
 
 
 class Runner(Protocol):
-    """What the engine needs of ``gumba.models.Model``."""
+    """What the engine needs of ``gumba.runner.load.Model``."""
 
     @property
     def kv(self) -> PagePool: ...

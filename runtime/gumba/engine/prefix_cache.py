@@ -9,7 +9,7 @@ used for longest goes first, and always the end of a path before its beginning (
 
 Where layers with a window have a pool of their own (``KVCache.near``), a node has a page there too, given up by itself, wherever
 on a path it is: who goes on from some place needs those that the window reaches from there, and no others. Where a model has
-recurrent layers, one can go on only at the end of a node that has a state (``gumba.engine.checkpoints``).
+recurrent layers, one can go on only at the end of a node that has a state (``gumba.engine.state_checkpoints``).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol
 
-from gumba.engine.checkpoints import Checkpoints
+from gumba.engine.state_checkpoints import Checkpoints
 
 #: Pages that are compared with what comes after the last full match.
 LOOK_AT = 32
@@ -29,7 +29,7 @@ LEAST_COPY = 4
 
 
 class Pages(Protocol):
-    """What is needed of ``gumba.kv_cache.KVCache``."""
+    """What is needed of ``gumba.runner.kv_cache.KVCache``."""
 
     @property
     def page_tokens(self) -> int: ...

@@ -16,9 +16,9 @@ from collections.abc import Sequence as Ordered
 from operator import attrgetter
 from typing import NamedTuple, Protocol
 
-from gumba.engine.checkpoints import Checkpoints, StatePool
 from gumba.engine.prefix_cache import Match, Node, Pages, PrefixCache
 from gumba.engine.sequence import Outputs, Sequence
+from gumba.engine.state_checkpoints import Checkpoints, StatePool
 from gumba.errors import ResourceError
 
 #: What a step that holds up streams aims at, in seconds, and the least part of a prompt that it takes.
@@ -33,7 +33,7 @@ _rank = attrgetter("rank")
 
 
 class PagePool(Pages, Protocol):
-    """What the scheduler needs of ``gumba.kv_cache.KVCache``."""
+    """What the scheduler needs of ``gumba.runner.kv_cache.KVCache``."""
 
     @property
     def n_pages(self) -> int: ...

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from gumba.engine.prefix_cache import Node
-from gumba.engine.stopping import StopStrings
+from gumba.engine.stop_strings import StopStrings
 from gumba.errors import EngineError
 from gumba.outputs import FinishReason, Logprobs, StreamOutput, Timings
-from gumba.params import SamplingParams
 from gumba.sampling.sampler import Choice, Sampler
-from gumba.sampling.state import SamplerState, UniformStream
+from gumba.sampling.sampler_state import SamplerState, UniformStream
+from gumba.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from gumba.engine.scheduler import Scheduler
@@ -32,7 +32,7 @@ Outputs = Literal["none", "last", "all"]
 
 
 class TextDecoder(Protocol):
-    """What a sequence needs of ``gumba.text.StreamDecoder``."""
+    """What a sequence needs of ``gumba.tokenizer.detokenizer.StreamDecoder``."""
 
     def push(self, token: int, /) -> str: ...
 
@@ -40,7 +40,7 @@ class TextDecoder(Protocol):
 
 
 class TokenConstraint(Protocol):
-    """What a sequence needs of ``gumba.sampling.constraints.Constraint``."""
+    """What a sequence needs of ``gumba.sampling.structured.constraints.Constraint``."""
 
     @property
     def finished(self) -> bool: ...

@@ -28,7 +28,7 @@ LEAST_PAGES = 8
 
 
 class StatePool(Protocol):
-    """What is needed of ``gumba.states.States``."""
+    """What is needed of ``gumba.runner.state_pool.States``."""
 
     @property
     def n_slots(self) -> int: ...

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gumba.errors import ResourceError
-from gumba.unfinished import write_file
+from gumba.files import write_file
 
 #: What an application calls the folder.
 FOLDER = "gumba-kernels"

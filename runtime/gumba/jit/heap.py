@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gumba.kernels.jit import inline
+from gumba.jit.jit import inline
 
 
 @inline

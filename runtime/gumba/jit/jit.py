@@ -10,9 +10,9 @@ Compiled code may live only in the rooms named in ``cache.KERNEL_ROOMS``; the ca
 an edit in any of them, a callee in another file included, makes new code. (numba's own ``cache=True`` looks only at the file
 of the outer function, and never hits for kernels that a factory makes around an ``@intrinsic``.)
 
-Compiled kernels are files (``gumba.kernels.objects``) in the user's cache (``gumba.kernels.cache``). A frozen application may
-bring kernels along (``gumba.kernels.shipping``), which come first; where there is neither, kernels are compiled in memory.
-The compiler itself is in ``gumba.kernels.codegen``. No global numba setting is touched: gumba lives inside other people's
+Compiled kernels are files (``gumba.jit.object_file``) in the user's cache (``gumba.jit.kernel_cache``). A frozen application may
+bring kernels along (``gumba.jit.bundled``), which come first; where there is neither, kernels are compiled in memory.
+The compiler itself is in ``gumba.jit.codegen``. No global numba setting is touched: gumba lives inside other people's
 applications.
 """
 
@@ -32,10 +32,10 @@ from pathlib import Path
 from typing import Any
 
 from gumba.errors import EngineError, ResourceError
-from gumba.kernels import cache, shipping
-from gumba.kernels.objects import Compiled, kernel_path, load_kernel, loader, save_kernel
+from gumba.host import address_space_left
+from gumba.jit import bundled, kernel_cache
+from gumba.jit.object_file import Compiled, kernel_path, load_kernel, loader, save_kernel
 from gumba.memory import shortage
-from gumba.processors import address_space_left
 
 log = logging.getLogger("gumba")
 
@@ -102,13 +102,13 @@ def _watched(name: str, signature: str) -> Iterator[Compiled | None]:
 
 def is_kept(name: str, signature: str) -> bool:
     """Whether this kernel has an object file, shipped or cached."""
-    folders = [cache.cache_folder()]
+    folders = [kernel_cache.cache_folder()]
     with contextlib.suppress(FileNotFoundError):
-        folders += shipping.shipped_folders(cache.sources_hash())
+        folders += bundled.shipped_folders(kernel_cache.sources_hash())
     return any(kernel_path(folder, name, signature).is_file() for folder in folders if folder is not None)
 
 
-def _found(path: Path, name: str, read: Callable[[Path], bytes] = cache.read_own) -> Compiled | None:
+def _found(path: Path, name: str, read: Callable[[Path], bytes] = kernel_cache.read_own) -> Compiled | None:
     made = load_kernel(path, name, read)
     stats.loaded += made is not None
     return made
@@ -117,14 +117,14 @@ def _found(path: Path, name: str, read: Callable[[Path], bytes] = cache.read_own
 def _make(function: Callable[..., Any], signature: str, name: str) -> Compiled:
     """Take a function of numbers from what is shipped or from the cache, or compile it and put it there."""
     with contextlib.suppress(FileNotFoundError):  # no sources: cache_folder says so
-        for shipped in shipping.shipped_folders(cache.sources_hash()):
+        for shipped in bundled.shipped_folders(kernel_cache.sources_hash()):
             found = _found(kernel_path(shipped, name, signature), name, Path.read_bytes)
             if found is not None:
                 return found
-    folder = cache.cache_folder()
+    folder = kernel_cache.cache_folder()
     path = None if folder is None else kernel_path(folder, name, signature)
     if path is not None:
-        cache.kept.append(path)
+        kernel_cache.kept.append(path)
         found = _found(path, name)
         if found is not None:
             return found
@@ -143,7 +143,7 @@ def _check_memory() -> None:
 def _compiled(function: Callable[..., Any], signature: str, name: str, path: Path | None) -> Compiled:
     """Compile a function of numbers, and keep it at ``path``."""
     began = time.perf_counter()
-    from gumba.kernels import codegen
+    from gumba.jit import codegen
 
     symbol = "gumba_" + os.urandom(8).hex()  # no other file, of this process or another, has it
     with _collecting_less():
@@ -155,7 +155,7 @@ def _compiled(function: Callable[..., Any], signature: str, name: str, path: Pat
     stats.compiled += 1
     stats.compile_s += time.perf_counter() - began
     if stats.compiled == 1:
-        cache.prune_cache()
+        kernel_cache.prune_cache()
     if path is not None:
         save_kernel(path, name, symbol, needs, code)
     if _meanwhile is not None:
@@ -172,7 +172,7 @@ class Inline:
 
     @functools.cached_property
     def _helper(self) -> Any:
-        from gumba.kernels import codegen
+        from gumba.jit import codegen
 
         return codegen.helper(self.py_func)
 
@@ -199,7 +199,7 @@ class Intrinsic:
 
     @functools.cached_property
     def _numba_type_(self) -> Any:
-        from gumba.kernels import codegen
+        from gumba.jit import codegen
 
         return codegen.intrinsic_type(self._define)
 

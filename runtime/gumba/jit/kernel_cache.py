@@ -1,6 +1,6 @@
 """The folder of compiled kernels: where it is, whether it is safe, and what its files were made from.
 
-One file per kernel (``gumba.kernels.objects`` knows what is in them), in a folder named after a hash of all sources that
+One file per kernel (``gumba.jit.object_file`` knows what is in them), in a folder named after a hash of all sources that
 compiled code can come from. It is private to the user (mode 0700, owner checked), each file appears whole or not at all, and
 where no folder can be had kernels are simply compiled in memory. ``GUMBA_CACHE_DIR`` moves it; ``GUMBA_CACHE_DIR=`` (empty)
 turns it off.
@@ -24,12 +24,12 @@ import llvmlite
 import platformdirs
 
 from gumba._version import __version__
-from gumba.unfinished import remove_abandoned, unfinished_file
+from gumba.files import remove_abandoned, unfinished_file
 
 log = logging.getLogger("gumba")
 
 #: Rooms of the package whose sources may hold compiled code.
-KERNEL_ROOMS = ("kernels", "program", "quants", "simd")
+KERNEL_ROOMS = ("backends/cpu", "jit", "quants", "sampling/kernels", "simd", "tokenizer/kernels")
 
 #: How the name of a file begins that is not whole yet.
 _NEW = ".new-"

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gumba.kernels import cache
+from gumba.jit import kernel_cache
 
 #: Numba's settings (NUMBA_ and the name in the environment) that change the code it makes, and their usual values.
 _SETTINGS: dict[str, str | None] = {
@@ -102,7 +102,7 @@ def kernel_path(folder: Path, name: str, signature: str) -> Path:
     return folder / f"{name.split('[')[0]}-{key}"
 
 
-def load_kernel(path: Path, name: str, read: Callable[[Path], bytes] = cache.read_own) -> Compiled | None:
+def load_kernel(path: Path, name: str, read: Callable[[Path], bytes] = kernel_cache.read_own) -> Compiled | None:
     """The function in a kernel file; None when there is no such file, or not one that can be used."""
     try:
         data = read(path)
@@ -123,7 +123,7 @@ def load_kernel(path: Path, name: str, read: Callable[[Path], bytes] = cache.rea
     except FileNotFoundError:
         return None
     except Exception as error:  # whatever a damaged or foreign file does, compiling anew is right
-        cache.warn_once(
+        kernel_cache.warn_once(
             "read", "kernel cache: %s cannot be used (%s): it and others like it are made anew", path, error
         )
         return None
@@ -133,4 +133,4 @@ def save_kernel(path: Path, name: str, symbol: str, needs: list[str], code: byte
     """Keep the object file ``code`` as a kernel file, where the cache can be written."""
     head = json.dumps({"name": name, "symbol": symbol, "needs": needs})
     payload = MAGIC + head.encode() + b"\n" + code
-    cache.write(path, hashlib.sha256(payload).digest() + payload)
+    kernel_cache.write(path, hashlib.sha256(payload).digest() + payload)

@@ -1,7 +1,7 @@
 """What decoders have in common, for architectures to put together: the halves of a layer and what is around the layers.
 
-Beside these parts of a program stand those of a file: what it says (``gumba.models.config``), and the tensors that it has
-(``gumba.models.weights``).
+Beside these parts of a program stand those of a file: what it says (``gumba.loading.config``), and the tensors that it has
+(``gumba.loading.decoder_tensors``).
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from gumba.kernels.rope import rope_table
-from gumba.models.config import (
+from gumba.backends.cpu.kernels.rope import rope_table
+from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.cpu.program.moe import moe
+from gumba.loading.config import (
     EXPERT_KEYS,
     POOLINGS,
     WITHOUT,
@@ -30,9 +32,7 @@ from gumba.models.config import (
     reading,
     windowed_layers,
 )
-from gumba.models.rotary import Rope, frequencies
-from gumba.models.tensors import Group
-from gumba.models.weights import (
+from gumba.loading.decoder_tensors import (
     AROUND,
     BEFORE,
     BEHIND,
@@ -45,8 +45,8 @@ from gumba.models.weights import (
     add_shared_head_norms,
     table,
 )
-from gumba.program.builder import Buffer, KVLayout, Program
-from gumba.program.experts import moe
+from gumba.loading.rope import Rope, frequencies
+from gumba.loading.tensor_table import Group
 
 __all__ = [
     "AROUND", "BEFORE", "BEHIND", "EXPERT_KEYS", "POOLINGS", "WITHOUT", "Config", "ExpertsConfig", "WindowedConfig",

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
-from gumba.models import decoder
-from gumba.models.decoder import WITHOUT, Config
-from gumba.models.keys import Keys
-from gumba.models.tensors import Group, Tensors
-from gumba.program.builder import Buffer, KVLayout, Program
+from gumba.layers import decoder
+from gumba.layers.decoder import WITHOUT, Config
+from gumba.loading.metadata import Keys
+from gumba.loading.tensor_table import Group, Tensors
 
 #: What no encoder has, but that a token sees all others.
 ENCODERS_WITHOUT: dict[str, tuple[object, ...]] = {

@@ -12,15 +12,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.errors import ModelError
-from gumba.kv_cache import KVShape
-from gumba.models import decoder
-from gumba.models.decoder import Config, WindowedConfig
-from gumba.models.keys import Keys
-from gumba.models.loader import MAX_LAYERS, MAX_WIDTH
-from gumba.models.rotary import Rope
-from gumba.models.tensors import Group, Tensors
-from gumba.program.builder import Buffer, KVLayout, Program
+from gumba.layers import decoder
+from gumba.layers.decoder import Config, WindowedConfig
+from gumba.loading.metadata import Keys
+from gumba.loading.rope import Rope
+from gumba.loading.tensor_table import Group, Tensors
+from gumba.loading.weight_loader import MAX_LAYERS, MAX_WIDTH
+from gumba.runner.kv_cache import KVShape
 
 #: Keys of ``decoder.WITHOUT`` that are read here.
 OWN = ("attention.sliding_window", "final_logit_softcapping", "attention.scale")

@@ -8,18 +8,18 @@ import itertools
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gumba.asked import Request
 from gumba.engine.engine import Engine
-from gumba.loaded import LoadedModel
+from gumba.llm.chat_stream import aparsed
+from gumba.llm.input_processor import PromptProgress, Requests, report
+from gumba.llm.output_processor import Request
+from gumba.llm.reloadable_model import LoadedModel
 from gumba.outputs import RequestOutput, StreamOutput
-from gumba.params import SamplingParams
 from gumba.progress import Progress
-from gumba.requests import PromptProgress, Requests, report
-from gumba.streams import aparsed
-from gumba.text import Tokenizer
+from gumba.sampling_params import SamplingParams
+from gumba.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from gumba.models import Model
+    from gumba.runner.load import Model
 
 T = TypeVar("T")
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, overload
 
-from gumba.answering import Answering, made
-from gumba.asked import Request
-from gumba.checks import template_variables
+from gumba.llm.base import Answering, made
+from gumba.llm.chat_stream import parsed
+from gumba.llm.input_processor import ChatOptions, Messages, ParamsOf, PromptProgress, report
+from gumba.llm.output_processor import Request
 from gumba.outputs import RequestOutput, StreamOutput
-from gumba.params import SamplingParams
-from gumba.requests import ChatOptions, Messages, ParamsOf, PromptProgress, report
-from gumba.streams import parsed
+from gumba.sampling_params import SamplingParams
+from gumba.validation import template_variables
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # the standard library's from Python 3.11 on
@@ -63,7 +63,7 @@ class Chats(Answering):
 
         Of a list of conversations all are answered, as a list. ``tools``: functions that the model may call, as OpenAI's
         schemas; what it calls is in ``tool_calls`` of the answer. ``reasoning``: "auto" tells it from the answer as the
-        template says, "off" leaves it in the text, or the name of a form: "harmony", or one of ``gumba.chat_parsing.REASONING``.
+        template says, "off" leaves it in the text, or the name of a form: "harmony", or one of ``gumba.chat.formats.REASONING``.
         ``template_args`` are further variables for the template (``enable_thinking`` of some models), ``chat_template_kwargs``
         is vLLM's name of the same; the rest as of ``generate``. Raises as ``stream`` does, and TemplateError.
         """

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, closing
 from typing import Any
 
-from gumba.asked import Request
+from gumba.llm.output_processor import Request
 from gumba.outputs import StreamOutput
 
 

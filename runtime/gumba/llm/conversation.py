@@ -8,15 +8,14 @@ from dataclasses import asdict, fields, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from gumba.chat_parsing import checked_tools
-from gumba.checks import require_count, show
+from gumba.chat.template import Content, encode_chat, joined_text, plain_messages
+from gumba.chat.tool_parsers.base import checked_tools
 from gumba.errors import RequestError, TemplateError
-from gumba.params import SamplingParams
-from gumba.text import encode_chat
-from gumba.text.chat import Content, joined_text, plain_messages
+from gumba.sampling_params import SamplingParams
+from gumba.validation import require_count, show
 
 if TYPE_CHECKING:
-    from gumba.llm import LLM
+    from gumba.llm.llm import LLM
     from gumba.outputs import RequestOutput, StreamOutput, ToolCall
 
 #: What the notes of a session file say first when it holds a conversation, and their version.

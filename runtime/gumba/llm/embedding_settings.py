@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from gumba.chat.special_tokens import shielded
 from gumba.errors import ModelError, RequestError
 from gumba.gguf import GGUFFile
-from gumba.params import show
-from gumba.text import Tokenizer
-from gumba.text.shield import shielded
+from gumba.sampling_params import show
+from gumba.tokenizer.tokenizer import Tokenizer
 
 PREFIX = "gumba.embedding."
 _PROMPT = PREFIX + "prompt."

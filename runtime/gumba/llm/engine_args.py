@@ -12,9 +12,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gumba.checks import KeywordError, require_boolean, require_count, require_number, show, suggestion
 from gumba.errors import RequestError, ResourceError, UnsupportedError
-from gumba.processors import available_memory
+from gumba.host import available_memory
+from gumba.validation import KeywordError, require_boolean, require_count, require_number, show, suggestion
 
 log = logging.getLogger("gumba")
 

@@ -11,26 +11,29 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
-from gumba.asked import BeamRequest, ContrastiveRequest, Request
-from gumba.chat_parsing import answer_format, checked_tools
-from gumba.checks import is_iterable, require_boolean
-from gumba.embedding import EmbeddingSettings, encode_after, prompt_tokens
-from gumba.engine.beam import BeamSearch
-from gumba.engine.contrastive import ContrastiveSearch
-from gumba.engine.draft import DraftRunner, ModelDrafter
-from gumba.engine.lookup import PromptLookup
+from gumba.chat.formats import answer_format
+from gumba.chat.rerank_template import PairTemplate
+from gumba.chat.template import ChatTemplate, encode_chat
+from gumba.chat.tool_parsers.base import checked_tools
+from gumba.engine.search.beam import BeamSearch
+from gumba.engine.search.contrastive import ContrastiveSearch
 from gumba.engine.sequence import Embedding, Generation, Judging, Scoring
 from gumba.engine.sequence import Sequence as EngineSequence
+from gumba.engine.speculative.draft_model import DraftRunner, ModelDrafter
+from gumba.engine.speculative.prompt_lookup import PromptLookup
 from gumba.errors import RequestError, ResourceError
-from gumba.params import BeamSearchParams, ContrastiveSearchParams, SamplingParams, show
-from gumba.sampling.healing import HealedDecoder, Healing, healable
-from gumba.sampling.state import SamplerState
-from gumba.sampling.words import bad_word_sequences, breaker_sequences
-from gumba.text import ChatTemplate, StreamDecoder, Tokenizer, encode_chat
-from gumba.text.pairs import PairTemplate
+from gumba.llm.embedding_settings import EmbeddingSettings, encode_after, prompt_tokens
+from gumba.llm.output_processor import BeamRequest, ContrastiveRequest, Request
+from gumba.sampling.sampler_state import SamplerState
+from gumba.sampling.token_healing import HealedDecoder, Healing, healable
+from gumba.sampling.token_sequences import bad_word_sequences, breaker_sequences
+from gumba.sampling_params import BeamSearchParams, ContrastiveSearchParams, SamplingParams, show
+from gumba.tokenizer.detokenizer import StreamDecoder
+from gumba.tokenizer.tokenizer import Tokenizer
+from gumba.validation import is_iterable, require_boolean
 
 if TYPE_CHECKING:
-    from gumba.sampling.constraints import Constraint
+    from gumba.sampling.structured.constraints import Constraint
 
 #: A prompt: text, token ids, or vLLM's dictionaries of one, {"prompt": text} and {"prompt_token_ids": ids}.
 Prompt = str | Sequence[int] | np.ndarray[Any, Any] | Mapping[str, Any]
@@ -385,7 +388,7 @@ class Requests:
             constraint = Healing(self._tokenizer, self._tokenizer.token_bytes(ids[-1]))
             ids = ids[:-1]
         if params.structured_outputs is not None:
-            from gumba.sampling.constraints import compile_constraint
+            from gumba.sampling.structured.constraints import compile_constraint
 
             constraint = compile_constraint(params.structured_outputs, self._tokenizer)
         sampling = self._sampler_state(params, ids[n_source:], ends)

@@ -10,35 +10,36 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from gumba import session
-from gumba.answering import made
-from gumba.asked import Request
-from gumba.chats import Chats
-from gumba.conversation import Conversation
-from gumba.embedding import EmbeddingSettings
+from gumba.chat.rerank_template import PairTemplate
+from gumba.chat.template import ChatTemplate
 from gumba.engine.core import Lent
 from gumba.engine.engine import Engine
-from gumba.engine_args import kv_budget, translated
 from gumba.errors import RequestError
 from gumba.gguf import GGUFFile
-from gumba.judging import Judges
-from gumba.loaded import LoadedModel
+from gumba.llm import session_file
+from gumba.llm.base import made
+from gumba.llm.chat import Chats
+from gumba.llm.conversation import Conversation
+from gumba.llm.embedding_settings import EmbeddingSettings
+from gumba.llm.engine_args import kv_budget, translated
+from gumba.llm.input_processor import ParamsOf, Prompt, PromptProgress, Requests, report, with_token_ids
+from gumba.llm.output_processor import Request
+from gumba.llm.pooling import Judges
+from gumba.llm.reloadable_model import LoadedModel
 from gumba.outputs import BeamSearchOutput, KVUsage, RequestOutput, StreamOutput
-from gumba.params import BeamSearchParams, ContrastiveSearchParams, SamplingParams, require_count, require_number, show
-from gumba.requests import (
-    ParamsOf,
-    Prompt,
-    PromptProgress,
-    Requests,
-    report,
-    with_token_ids,
+from gumba.sampling_params import (
+    BeamSearchParams,
+    ContrastiveSearchParams,
+    SamplingParams,
+    require_count,
+    require_number,
+    show,
 )
 from gumba.store import names_missing_file, resolve
-from gumba.text import ChatTemplate, Tokenizer
-from gumba.text.pairs import PairTemplate
+from gumba.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from gumba.models import Model
+    from gumba.runner.load import Model
 
 
 class LLM(Chats, Judges):
@@ -67,9 +68,9 @@ class LLM(Chats, Judges):
         draft_tokens: Maximum number of tokens per draft.
         unload_after: Idle time in seconds before the model is unloaded; the next request loads it again. None: never.
         chat_template: Replaces the file's: the name of a built-in template ("chatml", "llama3", ...:
-            ``gumba.text.chat_templates``), a file, Jinja source, or a ``ChatTemplate``.
+            ``gumba.chat.named_templates``), a file, Jinja source, or a ``ChatTemplate``.
         progress: Called with the loaded fraction, 0 to 1, while loading.
-        engine_args: Other keywords of vLLM, with its meaning (``gumba.engine_args``). ``max_num_seqs``,
+        engine_args: Other keywords of vLLM, with its meaning (``gumba.llm.engine_args``). ``max_num_seqs``,
             ``max_num_batched_tokens``, ``kv_cache_dtype`` and ``speculative_config`` are synonyms of the above.
             ``gpu_memory_utilization``: the fraction of the available memory, above 0 to 1, for weights and KV cache. ``seed``:
             the seed of requests without one. ``enable_prefix_caching=False``: requests do not share KV pages. Keywords
@@ -316,9 +317,9 @@ class LLM(Chats, Judges):
         """
         ids = self._requests.checked(tokens, "tokens")
         held = self._engine.hold(ids)
-        found = session.Session(ids, held.n_cached, len(held.pages), held.near_from, notes)
+        found = session_file.Session(ids, held.n_cached, len(held.pages), held.near_from, notes)
         try:
-            session.write(Path(path), self._maker(), found, lambda i: self._engine.read_page(held, i))
+            session_file.write(Path(path), self._maker(), found, lambda i: self._engine.read_page(held, i))
         finally:
             self._engine.release(held)
         return found.n_kept
@@ -331,7 +332,7 @@ class LLM(Chats, Judges):
         """
         held = Lent()
 
-        def take(found: session.Session, page: Callable[[], bytes]) -> None:
+        def take(found: session_file.Session, page: Callable[[], bytes]) -> None:
             held.n_cached, held.near_from = found.n_kept, found.near_from
             if found.near_from and self.model.kv.near is None:
                 return  # beginnings would be found here at places where layers with a window have nothing
@@ -340,7 +341,7 @@ class LLM(Chats, Judges):
             self._engine.keep(found.tokens[: found.n_kept], held)
 
         try:
-            found = session.read(Path(path), self._maker(), self._tokenizer.n_vocab, take)
+            found = session_file.read(Path(path), self._maker(), self._tokenizer.n_vocab, take)
         finally:
             if held.pages:
                 self._engine.release(held)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gumba.chat_parsing import AnswerFormat
-from gumba.engine.beam import BeamSearch
-from gumba.engine.contrastive import ContrastiveSearch
+from gumba.chat.output_parser import AnswerFormat
+from gumba.engine.search.beam import BeamSearch
+from gumba.engine.search.contrastive import ContrastiveSearch
 from gumba.engine.sequence import Generation
 from gumba.outputs import BeamSearchOutput, BeamSearchSequence, CompletionOutput, FinishReason, RequestOutput
-from gumba.text import StreamDecoder, Tokenizer
+from gumba.tokenizer.detokenizer import StreamDecoder
+from gumba.tokenizer.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

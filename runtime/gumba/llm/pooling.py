@@ -7,12 +7,12 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from gumba.answering import Answering
 from gumba.engine.sequence import Judging
 from gumba.errors import EngineError, ModelError
+from gumba.llm.base import Answering
+from gumba.llm.input_processor import Judged, Pooled, Pooling, Prompt
 from gumba.outputs import Logprobs
-from gumba.params import SamplingParams
-from gumba.requests import Judged, Pooled, Pooling, Prompt
+from gumba.sampling_params import SamplingParams
 
 
 class Judges(Answering):

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from gumba.errors import ModelError
 from gumba.gguf import GGUFFile
-from gumba.models import load_model
-from gumba.text import Tokenizer
+from gumba.runner.load import load_model
+from gumba.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from gumba.models import Model
+    from gumba.runner.load import Model
 
 
 class LoadedModel:
-    """``model`` of an open file, with ``options`` as of ``gumba.models.load_model``; ``draft``, None without a ``draft_path``.
+    """``model`` of an open file, with ``options`` as of ``load_model``; ``draft``, None without a ``draft_path``.
 
     Raises what ``load_model`` does, and ModelError when vocabulary and model do not fit, or the two vocabularies.
     """

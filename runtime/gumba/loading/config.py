@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from gumba.errors import ModelError, UnsupportedError
 from gumba.gguf import GGUFArray, GGUFFile
-from gumba.models.keys import Keys
-from gumba.models.loader import MAX_LAYERS, MAX_WIDTH
-from gumba.models.rotary import Rope, read_rope
+from gumba.loading.metadata import Keys
+from gumba.loading.rope import Rope, read_rope
+from gumba.loading.weight_loader import MAX_LAYERS, MAX_WIDTH
 
 #: GGUF's ``pooling_type``, by number. "rank": a head judges the text.
 POOLINGS = ("none", "mean", "first", "last", "rank")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from gumba.gguf import GGUFFile
-from gumba.models.config import Config
-from gumba.models.tensors import Tensors
+from gumba.loading.config import Config
+from gumba.loading.tensor_table import Tensors
 
 #: Norms of a layer: before its two halves, behind them, or both.
 BEFORE = ("attn_norm", "ffn_norm")

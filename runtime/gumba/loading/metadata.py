@@ -7,7 +7,7 @@ from typing import Any
 
 from gumba.errors import ModelError, UnsupportedError
 from gumba.gguf import GGUFArray, GGUFFile
-from gumba.models.loader import MAX_VOCABULARY, require_float, require_positive
+from gumba.loading.weight_loader import MAX_VOCABULARY, require_float, require_positive
 
 #: Keys that say nothing about the computation, whatever the architecture.
 SILENT = {"context_length", "vocab_size", "rope.scaling.finetuned"}

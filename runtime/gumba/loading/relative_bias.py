@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gumba.errors import ModelError
-from gumba.models.keys import Keys
+from gumba.loading.metadata import Keys
 
 #: Distance from which on all keys have the same bias.
 MAX_DISTANCE = 128

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gumba.errors import ModelError
-from gumba.models.keys import Keys
+from gumba.loading.metadata import Keys
 
 
 @dataclass(frozen=True)

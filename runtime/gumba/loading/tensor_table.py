@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
+from gumba.backends.cpu.program.moe import Experts
 from gumba.gguf import GGUFFile
-from gumba.models.loader import Loader, TensorRule, check_tensors
-from gumba.program.experts import Experts
+from gumba.loading.weight_loader import Loader, TensorRule, check_tensors
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from gumba.backends.cpu.packing import PackedMatrix, aligned_empty, chunks, interleave, unwoven, weave
 from gumba.errors import GGUFError, ModelError, UnsupportedError
 from gumba.gguf import GGUFFile, GGUFTensor
-from gumba.kernels.packed import PackedMatrix, aligned_empty, chunks, interleave, unwoven, weave
 from gumba.quants import FORMATS
 from gumba.simd.isa import Isa
 

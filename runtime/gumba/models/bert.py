@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.errors import UnsupportedError
 from gumba.gguf import GGUFFile
-from gumba.models import decoder, encoder
-from gumba.models.encoder import ENCODERS_WITHOUT, EncoderConfig
-from gumba.models.loader import Loader
-from gumba.models.tensors import Group
-from gumba.program.builder import Buffer, KVLayout, Program
+from gumba.layers import decoder, encoder
+from gumba.layers.encoder import ENCODERS_WITHOUT, EncoderConfig
+from gumba.loading.tensor_table import Group
+from gumba.loading.weight_loader import Loader
 
 NAME = "bert"
 FAMILIES = (

@@ -12,16 +12,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.cpu.program.moe import moe
 from gumba.errors import ModelError
 from gumba.gguf import GGUFFile
-from gumba.kv_cache import KVShape
-from gumba.models import decoder
-from gumba.models.decoder import Config
-from gumba.models.keys import Keys
-from gumba.models.loader import MAX_LAYERS, MAX_WIDTH, Loader
-from gumba.models.tensors import Group, Tensors
-from gumba.program.builder import Buffer, KVLayout, Program
-from gumba.program.experts import moe
+from gumba.layers import decoder
+from gumba.layers.decoder import Config
+from gumba.loading.metadata import Keys
+from gumba.loading.tensor_table import Group, Tensors
+from gumba.loading.weight_loader import MAX_LAYERS, MAX_WIDTH, Loader
+from gumba.runner.kv_cache import KVShape
 
 NAME = "deepseek2"
 FAMILIES = "DeepSeek-V2, V2-Lite, Coder-V2, V2.5, V3, R1"

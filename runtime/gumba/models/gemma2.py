@@ -10,13 +10,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
-from gumba.models import decoder
-from gumba.models.decoder import Config, WindowedConfig
-from gumba.models.keys import Keys
-from gumba.models.loader import Loader
-from gumba.models.tensors import Group
-from gumba.program.builder import Buffer, KVLayout, Program
+from gumba.layers import decoder
+from gumba.layers.decoder import Config, WindowedConfig
+from gumba.loading.metadata import Keys
+from gumba.loading.tensor_table import Group
+from gumba.loading.weight_loader import Loader
 
 NAME = "gemma2"
 FAMILIES = "Gemma 2"

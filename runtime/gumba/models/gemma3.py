@@ -9,13 +9,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
-from gumba.models import decoder
-from gumba.models.decoder import WindowedConfig
+from gumba.layers import decoder
+from gumba.layers.decoder import WindowedConfig
+from gumba.loading.tensor_table import Group
+from gumba.loading.weight_loader import Loader
 from gumba.models.gemma2 import read_query_scale
-from gumba.models.loader import Loader
-from gumba.models.tensors import Group
-from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "gemma3"
 FAMILIES = "Gemma 3 (text)"

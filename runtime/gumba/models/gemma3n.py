@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gumba.backends.cpu.program import altup
+from gumba.backends.cpu.program.altup import Streams
+from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
-from gumba.models import decoder, gemma_layers
-from gumba.models.gemma_layers import LayersConfig
-from gumba.models.loader import Loader
-from gumba.models.tensors import Group, Tensors
-from gumba.program import streams
-from gumba.program.builder import Buffer, KVLayout, Program
-from gumba.program.streams import Streams
+from gumba.layers import decoder, gemma
+from gumba.layers.gemma import LayersConfig
+from gumba.loading.tensor_table import Group, Tensors
+from gumba.loading.weight_loader import Loader
 
 NAME = "gemma3n"
 FAMILIES = "Gemma 3n (text)"
@@ -43,8 +43,8 @@ class Gemma3nConfig(LayersConfig):
 
 def read_config(gguf: GGUFFile) -> Gemma3nConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with decoder.reading(gguf, NAME, *gemma_layers.OWN) as keys:
-        common, layers = gemma_layers.read_layers(keys, period=5, n_own=N_OWN)
+    with decoder.reading(gguf, NAME, *gemma.OWN) as keys:
+        common, layers = gemma.read_layers(keys, period=5, n_own=N_OWN)
         n_streams = keys.count("altup.num_inputs", 16, 4)
         found = gguf.tensors.get("blk.0.laurel_l.weight")  # no key says how wide it is
         cutoffs = keys.numbers("activation_sparsity_scale", common.n_layers) or (-math.inf,) * common.n_layers
@@ -62,45 +62,45 @@ def load_weights(loader: Loader, c: Gemma3nConfig) -> Group:
     """Read and weave everything; output shares the embedding where the file has none of its own."""
     t = Tensors(loader.gguf, c.n_layers)
     decoder.add_outer(t, c)
-    gemma_layers.add_per_layer(t, c)
+    gemma.add_per_layer(t, c)
     n = c.n_streams
     for name in ("altup_proj", "altup_unembd_proj"):
         t.add(name, f"{name}.weight", n - 1, c.n_embd, c.n_embd)
     for i in range(c.n_layers):
         decoder.add_norms(t, c, i, *decoder.AROUND, "altup_router_norm", "altup_correct_scale", "laurel_post_norm")
-        gemma_layers.add_attention(t, c, i, keys_are_values=False)
+        gemma.add_attention(t, c, i, keys_are_values=False)
         decoder.add_feed_forward(t, c, i, n_ff=c.n_ffs[i])
         t.add("altup_router", "altup_router.weight", n, c.n_embd, layer=i)
         t.add("altup_predict_coef", "altup_predict_coef.weight", n * n, n, layer=i)
         t.add("altup_correct_coef", "altup_correct_coef.weight", n, n, layer=i)
         t.add("laurel_l", "laurel_l.weight", c.n_laurel, c.n_embd, layer=i)
         t.add("laurel_r", "laurel_r.weight", c.n_embd, c.n_laurel, layer=i)
-    return t.load(loader, gemma_layers.unused(c))
+    return t.load(loader, gemma.unused(c))
 
 
 def forward(p: Program, c: Gemma3nConfig, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    tables = gemma_layers.rotations(p, c, w, n_ctx)
+    tables = gemma.rotations(p, c, w, n_ctx)
     x = p.scale(p.embed(w.token_embd), math.sqrt(c.n_embd))
-    inputs = gemma_layers.per_layer_inputs(p, c, w, x)
-    others = [streams.match_magnitude(p, p.matmul(m, x), x, LEAST) for m in w.altup_proj.matrices]
-    all_streams = streams.stack(p, [x, *others])
+    inputs = gemma.per_layer_inputs(p, c, w, x)
+    others = [altup.match_magnitude(p, p.matmul(m, x), x, LEAST) for m in w.altup_proj.matrices]
+    all_streams = altup.stack(p, [x, *others])
     for i, layer in enumerate(w.layers):
         if i == c.n_own:
-            all_streams, inputs = streams.select_outputs(p, all_streams), p.select_outputs(inputs)
-        before = streams.part(p, all_streams, c.active)
-        predicted = streams.mix(p, all_streams, _coefficients(p, c, layer, before, "altup_predict_coef"))
-        active = streams.part(p, predicted, c.active)
+            all_streams, inputs = altup.select_outputs(p, all_streams), p.select_outputs(inputs)
+        before = altup.part(p, all_streams, c.active)
+        predicted = altup.mix(p, all_streams, _coefficients(p, c, layer, before, "altup_predict_coef"))
+        active = altup.part(p, predicted, c.active)
         h = p.rms_norm(active, layer.attn_norm, c.norm_eps)
-        a = p.rms_norm(gemma_layers.attention(p, c, layer, h, kv, i, tables), layer.post_attention_norm, c.norm_eps)
+        a = p.rms_norm(gemma.attention(p, c, layer, h, kv, i, tables), layer.post_attention_norm, c.norm_eps)
         x = p.scale(p.add(p.add(active, a), _laurel(p, c, layer, h)), math.sqrt(0.5))
         h = _feed_forward(p, layer, p.rms_norm(x, layer.ffn_norm, c.norm_eps), c.cutoffs[i])
         x = p.add(x, p.rms_norm(h, layer.post_ffw_norm, c.norm_eps))
         corrected = _correct(p, c, layer, predicted, active, x)
-        first = p.multiply_row(streams.part(p, corrected, c.active), layer.altup_correct_scale)
-        h = gemma_layers.per_layer_part(p, c, layer, first, inputs, i)
-        all_streams = streams.add(p, corrected, h, [0.0] + [1.0] * (c.n_streams - 1))
-    return _outputs(p, c, w, streams.select_outputs(p, all_streams))
+        first = p.multiply_row(altup.part(p, corrected, c.active), layer.altup_correct_scale)
+        h = gemma.per_layer_part(p, c, layer, first, inputs, i)
+        all_streams = altup.add(p, corrected, h, [0.0] + [1.0] * (c.n_streams - 1))
+    return _outputs(p, c, w, altup.select_outputs(p, all_streams))
 
 
 def _coefficients(p: Program, c: Gemma3nConfig, layer: Group, x: Buffer, name: str) -> Buffer:
@@ -112,7 +112,7 @@ def _coefficients(p: Program, c: Gemma3nConfig, layer: Group, x: Buffer, name: s
 def _correct(p: Program, c: Gemma3nConfig, layer: Group, predicted: Streams, active: Buffer, x: Buffer) -> Streams:
     """Every predicted stream plus a part of what x, which the layer made of the active one, differs by from that."""
     coefficients = p.add_row(_coefficients(p, c, layer, x, "altup_correct_coef"), np.ones(c.n_streams, np.float32))
-    return streams.add(p, predicted, p.add(x, p.scale(active, -1.0)), coefficients)
+    return altup.add(p, predicted, p.add(x, p.scale(active, -1.0)), coefficients)
 
 
 def _laurel(p: Program, c: Gemma3nConfig, layer: Group, h: Buffer) -> Buffer:
@@ -124,15 +124,15 @@ def _feed_forward(p: Program, layer: Group, h: Buffer, cutoff: float | None) -> 
     """A feed-forward part with a gate, of which only the greatest few numbers open it where there is a ``cutoff``."""
     if cutoff is None:
         return decoder.gated(p, layer, h, "gelu_tanh")
-    gate = streams.keep_greatest(p, p.matmul(layer.ffn_gate, h), cutoff)
+    gate = altup.keep_greatest(p, p.matmul(layer.ffn_gate, h), cutoff)
     return p.matmul(layer.ffn_down, p.gated(gate, p.matmul(layer.ffn_up, h), "gelu_tanh"))
 
 
 def _outputs(p: Program, c: Gemma3nConfig, w: Group, x: Streams) -> tuple[Buffer, Buffer]:
     """The mean of all streams, brought back to the first one's size, and its logits."""
-    first = streams.part(p, x, 0)
+    first = altup.part(p, x, 0)
     total = first
     for i, matrix in enumerate(w.altup_unembd_proj.matrices, 1):
-        total = p.add(total, streams.match_magnitude(p, p.matmul(matrix, streams.part(p, x, i)), first, LEAST))
+        total = p.add(total, altup.match_magnitude(p, p.matmul(matrix, altup.part(p, x, i)), first, LEAST))
     hidden = p.rms_norm(p.scale(total, 1.0 / x.n), w.output_norm, c.norm_eps)
-    return gemma_layers.capped(p, c, hidden, p.matmul(w.output or w.token_embd, hidden))
+    return gemma.capped(p, c, hidden, p.matmul(w.output or w.token_embd, hidden))

@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.cpu.program.moe import moe
 from gumba.errors import ModelError
 from gumba.gguf import GGUFArray, GGUFFile
-from gumba.models import decoder, gemma_layers
-from gumba.models.decoder import ExpertsConfig
-from gumba.models.gemma_layers import LayersConfig
-from gumba.models.loader import MAX_LAYERS, MAX_WIDTH, Loader
-from gumba.models.tensors import Group, Tensors
-from gumba.program.builder import Buffer, KVLayout, Program
-from gumba.program.experts import moe
+from gumba.layers import decoder, gemma
+from gumba.layers.decoder import ExpertsConfig
+from gumba.layers.gemma import LayersConfig
+from gumba.loading.tensor_table import Group, Tensors
+from gumba.loading.weight_loader import MAX_LAYERS, MAX_WIDTH, Loader
 
 NAME = "gemma4"
 FAMILIES = "Gemma 4 (text)"
@@ -37,8 +37,8 @@ class Gemma4Config(LayersConfig, ExpertsConfig):
 
 def read_config(gguf: GGUFFile) -> Gemma4Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with decoder.reading(gguf, NAME, *gemma_layers.OWN, *decoder.EXPERT_KEYS) as keys:
-        common, layers = gemma_layers.read_layers(keys, period=6, n_own=MAX_LAYERS)
+    with decoder.reading(gguf, NAME, *gemma.OWN, *decoder.EXPERT_KEYS) as keys:
+        common, layers = gemma.read_layers(keys, period=6, n_own=MAX_LAYERS)
         n_experts, n_used = decoder.read_experts(keys)
         n_ff = keys.size("expert_feed_forward_length", MAX_WIDTH)
         if n_experts and not n_ff:
@@ -62,15 +62,15 @@ def load_weights(loader: Loader, c: Gemma4Config) -> Group:
     t = Tensors(loader.gguf, c.n_layers)
     decoder.add_outer(t, c)
     if c.n_per_layer:
-        gemma_layers.add_per_layer(t, c)
+        gemma.add_per_layer(t, c)
     for i in range(c.n_layers):
         decoder.add_norms(t, c, i, *decoder.AROUND)
-        gemma_layers.add_attention(t, c, i, keys_are_values=not c.windowed[i])
+        gemma.add_attention(t, c, i, keys_are_values=not c.windowed[i])
         decoder.add_feed_forward(t, c, i, n_ff=c.n_ffs[i])
         t.add("layer_output_scale", "layer_output_scale.weight", 1, layer=i, required=False)
         if c.n_experts:
             _add_experts(t, c, i)
-    return t.load(loader, gemma_layers.unused(c))
+    return t.load(loader, gemma.unused(c))
 
 
 def _add_experts(t: Tensors, c: Gemma4Config, i: int) -> None:
@@ -90,20 +90,20 @@ def _add_experts(t: Tensors, c: Gemma4Config, i: int) -> None:
 
 def forward(p: Program, c: Gemma4Config, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    tables = gemma_layers.rotations(p, c, w, n_ctx)
+    tables = gemma.rotations(p, c, w, n_ctx)
     x = p.scale(p.embed(w.token_embd), math.sqrt(c.n_embd))
-    inputs = gemma_layers.per_layer_inputs(p, c, w, x) if c.n_per_layer else None
+    inputs = gemma.per_layer_inputs(p, c, w, x) if c.n_per_layer else None
     for i, layer in enumerate(w.layers):
         if i == c.n_own:
             x, inputs = p.select_outputs(x), None if inputs is None else p.select_outputs(inputs)
-        h = gemma_layers.attention(p, c, layer, p.rms_norm(x, layer.attn_norm, c.norm_eps), kv, i, tables)
+        h = gemma.attention(p, c, layer, p.rms_norm(x, layer.attn_norm, c.norm_eps), kv, i, tables)
         halves = _halves_with_experts if c.n_experts else decoder.normed_halves
         x = halves(p, c, layer, x, h, "gelu_tanh")
         if inputs is not None:
-            x = p.add(x, gemma_layers.per_layer_part(p, c, layer, x, inputs, i))
+            x = p.add(x, gemma.per_layer_part(p, c, layer, x, inputs, i))
         if layer.layer_output_scale is not None:
             x = p.scale(x, float(layer.layer_output_scale[0]))
-    hidden, logits = gemma_layers.capped(p, c, *decoder.outputs(p, c, w, x))
+    hidden, logits = gemma.capped(p, c, *decoder.outputs(p, c, w, x))
     if c.suppressed:
         never = np.zeros(c.n_vocab, np.float32)
         never[list(c.suppressed)] = -np.inf

@@ -9,13 +9,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
-from gumba.models import decoder, encoder
-from gumba.models.decoder import WindowedConfig
-from gumba.models.encoder import ENCODERS_WITHOUT, EncoderConfig
-from gumba.models.loader import MAX_WIDTH, Loader
-from gumba.models.tensors import Group
-from gumba.program.builder import Buffer, KVLayout, Program
+from gumba.layers import decoder, encoder
+from gumba.layers.decoder import WindowedConfig
+from gumba.layers.encoder import ENCODERS_WITHOUT, EncoderConfig
+from gumba.loading.tensor_table import Group
+from gumba.loading.weight_loader import MAX_WIDTH, Loader
 
 NAME = "gemma-embedding"
 FAMILIES = "EmbeddingGemma"

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.cpu.program.moe import moe
 from gumba.gguf import GGUFFile
-from gumba.models import decoder
-from gumba.models.decoder import ExpertsConfig, WindowedConfig
-from gumba.models.loader import Loader
-from gumba.models.tensors import Group
-from gumba.program.builder import Buffer, KVLayout, Program
-from gumba.program.experts import moe
+from gumba.layers import decoder
+from gumba.layers.decoder import ExpertsConfig, WindowedConfig
+from gumba.loading.tensor_table import Group
+from gumba.loading.weight_loader import Loader
 
 NAME = "gpt-oss"
 FAMILIES = "gpt-oss-20b, gpt-oss-120b"

@@ -9,12 +9,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
-from gumba.models import decoder
-from gumba.models.decoder import Config
-from gumba.models.loader import MAX_WIDTH, Loader
-from gumba.models.tensors import Group
-from gumba.program.builder import Buffer, KVLayout, Program
+from gumba.layers import decoder
+from gumba.layers.decoder import Config
+from gumba.loading.tensor_table import Group
+from gumba.loading.weight_loader import MAX_WIDTH, Loader
 
 NAME = "granite"
 FAMILIES = "Granite 3.0-3.3 (dense)"

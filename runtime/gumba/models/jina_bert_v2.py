@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
-from gumba.models import decoder, encoder
-from gumba.models.encoder import ENCODERS_WITHOUT, EncoderConfig
-from gumba.models.loader import Loader
-from gumba.models.tensors import Group, Tensors
-from gumba.program.builder import Buffer, KVLayout, Program
+from gumba.layers import decoder, encoder
+from gumba.layers.encoder import ENCODERS_WITHOUT, EncoderConfig
+from gumba.loading.tensor_table import Group, Tensors
+from gumba.loading.weight_loader import Loader
 
 NAME = "jina-bert-v2"
 FAMILIES = "Jina Embeddings 2"

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gumba.backends.cpu.kernels.delta_net import MAX_TAPS
+from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.cpu.program.delta_net import conv_state
 from gumba.errors import ModelError
 from gumba.gguf import GGUFFile
-from gumba.kernels.recurrent import MAX_TAPS
-from gumba.kv_cache import NOTHING, KVShape
-from gumba.models import decoder
-from gumba.models.decoder import Config
-from gumba.models.loader import MAX_LAYERS, MAX_WIDTH, Loader
-from gumba.models.tensors import Group, Tensors
-from gumba.program.builder import Buffer, KVLayout, Program
-from gumba.program.recurrent import conv_state
+from gumba.layers import decoder
+from gumba.layers.decoder import Config
+from gumba.loading.tensor_table import Group, Tensors
+from gumba.loading.weight_loader import MAX_LAYERS, MAX_WIDTH, Loader
+from gumba.runner.kv_cache import NOTHING, KVShape
 
 NAME = "lfm2"
 FAMILIES = "LFM2 (350M, 700M, 1.2B, 2.6B)"

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gumba.backends.cpu.kernels.rope import rope_table
+from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.cpu.program.moe import moe
 from gumba.gguf import GGUFFile
-from gumba.kernels.rope import rope_table
-from gumba.models import decoder
-from gumba.models.decoder import ExpertsConfig, WindowedConfig
-from gumba.models.loader import MAX_LAYERS, Loader
-from gumba.models.tensors import Group
-from gumba.program.builder import Buffer, KVLayout, Program
-from gumba.program.experts import moe
+from gumba.layers import decoder
+from gumba.layers.decoder import ExpertsConfig, WindowedConfig
+from gumba.loading.tensor_table import Group
+from gumba.loading.weight_loader import MAX_LAYERS, Loader
 
 NAME = "llama4"
 FAMILIES = "Llama 4 Scout and Maverick (text)"

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.errors import UnsupportedError
 from gumba.gguf import GGUFFile
-from gumba.models import decoder, encoder
-from gumba.models.decoder import POOLINGS, WindowedConfig
-from gumba.models.encoder import ENCODERS_WITHOUT, EncoderConfig
-from gumba.models.loader import Loader
-from gumba.models.tensors import Group, Tensors
-from gumba.program.builder import Buffer, KVLayout, Program
+from gumba.layers import decoder, encoder
+from gumba.layers.decoder import POOLINGS, WindowedConfig
+from gumba.layers.encoder import ENCODERS_WITHOUT, EncoderConfig
+from gumba.loading.tensor_table import Group, Tensors
+from gumba.loading.weight_loader import Loader
 
 NAME = "modern-bert"
 FAMILIES = "ModernBERT, GTE-ModernBERT, Granite Embedding R2, and their rerankers and classifiers"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
-from gumba.models import encoder
-from gumba.models.encoder import EncoderConfig
-from gumba.models.loader import Loader
-from gumba.models.tensors import Group
-from gumba.program.builder import Buffer, KVLayout, Program
+from gumba.layers import encoder
+from gumba.layers.encoder import EncoderConfig
+from gumba.loading.tensor_table import Group
+from gumba.loading.weight_loader import Loader
 
 NAME = "nomic-bert"
 FAMILIES = "Nomic Embed Text 1 and 1.5"

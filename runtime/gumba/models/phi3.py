@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
-from gumba.models import decoder
-from gumba.models.decoder import Config
-from gumba.models.loader import Loader
-from gumba.models.tensors import Group
-from gumba.program.builder import Buffer, KVLayout, Program
+from gumba.layers import decoder
+from gumba.layers.decoder import Config
+from gumba.loading.tensor_table import Group
+from gumba.loading.weight_loader import Loader
 
 NAME = "phi3"
 FAMILIES = "Phi-3, Phi-3.5-mini, Phi-4, Phi-4-mini"

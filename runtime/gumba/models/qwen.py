@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from gumba.errors import ModelError
 from gumba.gguf import GGUFFile
-from gumba.models import decoder
+from gumba.layers import decoder
 from gumba.models.llama import LlamaConfig, forward, load_weights
 
 __all__ = ["FAMILIES", "NAME", "VERIFIED", "forward", "load_weights", "read_config"]

@@ -6,7 +6,7 @@ Rotary partners are half a head apart.
 from __future__ import annotations
 
 from gumba.gguf import GGUFFile
-from gumba.models import decoder
+from gumba.layers import decoder
 from gumba.models.llama import LlamaConfig, forward, load_weights
 
 __all__ = ["FAMILIES", "NAME", "VERIFIED", "forward", "load_weights", "read_config"]

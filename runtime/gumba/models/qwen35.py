@@ -11,17 +11,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from gumba.backends.cpu.kernels.delta_net import COLUMNS, MAX_TAPS
+from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.cpu.program.delta_net import conv_state, delta_state
 from gumba.errors import ModelError, UnsupportedError
 from gumba.gguf import GGUFFile
-from gumba.kernels.recurrent import COLUMNS, MAX_TAPS
-from gumba.kv_cache import NOTHING, KVShape
-from gumba.models import decoder
-from gumba.models.decoder import Config
-from gumba.models.keys import Keys
-from gumba.models.loader import MAX_LAYERS, MAX_WIDTH, Loader
-from gumba.models.tensors import Group, Tensors
-from gumba.program.builder import Buffer, KVLayout, Program
-from gumba.program.recurrent import conv_state, delta_state
+from gumba.layers import decoder
+from gumba.layers.decoder import Config
+from gumba.loading.metadata import Keys
+from gumba.loading.tensor_table import Group, Tensors
+from gumba.loading.weight_loader import MAX_LAYERS, MAX_WIDTH, Loader
+from gumba.runner.kv_cache import NOTHING, KVShape
 
 NAME = "qwen35"
 FAMILIES = "Qwen3.5 (0.8B, 2B, 4B, 9B, 27B)"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from gumba.gguf import GGUFFile
-from gumba.models import decoder
-from gumba.models.decoder import Config
+from gumba.layers import decoder
+from gumba.layers.decoder import Config
 from gumba.models.qwen3 import forward, load_weights
 
 __all__ = ["FAMILIES", "NAME", "VERIFIED", "forward", "load_weights", "read_config"]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from gumba.gguf import GGUFFile
-from gumba.models import decoder
-from gumba.models.decoder import ExpertsConfig
+from gumba.layers import decoder
+from gumba.layers.decoder import ExpertsConfig
 from gumba.models.qwen3moe import forward, load_weights
 
 __all__ = ["FAMILIES", "NAME", "VERIFIED", "forward", "load_weights", "read_config"]

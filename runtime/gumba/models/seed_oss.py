@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from gumba.gguf import GGUFFile
-from gumba.models import decoder
+from gumba.layers import decoder
+from gumba.loading.tensor_table import Group
+from gumba.loading.weight_loader import Loader
 from gumba.models.llama import LlamaConfig, forward
-from gumba.models.loader import Loader
-from gumba.models.tensors import Group
 
 __all__ = ["FAMILIES", "NAME", "VERIFIED", "forward", "load_weights", "read_config"]
 

@@ -14,17 +14,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from gumba.backends.cpu.packing import PackedMatrix
+from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.errors import ModelError
 from gumba.gguf import GGUFFile
-from gumba.kernels.packed import PackedMatrix
-from gumba.kv_cache import KVShape
-from gumba.models import decoder
-from gumba.models.config import Config
-from gumba.models.keys import Keys
-from gumba.models.loader import MAX_LAYERS, Loader
-from gumba.models.relative import biases, read_buckets
-from gumba.models.tensors import Group, Tensors
-from gumba.program.builder import Buffer, KVLayout, Program
+from gumba.layers import decoder
+from gumba.loading.config import Config
+from gumba.loading.metadata import Keys
+from gumba.loading.relative_bias import biases, read_buckets
+from gumba.loading.tensor_table import Group, Tensors
+from gumba.loading.weight_loader import MAX_LAYERS, Loader
+from gumba.runner.kv_cache import KVShape
 
 NAME = "t5"
 FAMILIES = "T5, Flan-T5, mT5, umT5"

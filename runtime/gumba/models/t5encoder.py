@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
-from gumba.models import decoder, encoder, t5
-from gumba.models.loader import Loader
+from gumba.layers import decoder, encoder
+from gumba.loading.tensor_table import Group
+from gumba.loading.weight_loader import Loader
+from gumba.models import t5
 from gumba.models.t5 import T5Config
-from gumba.models.tensors import Group
-from gumba.program.builder import Buffer, KVLayout, Program
 
 NAME = "t5encoder"
 FAMILIES = "encoders of T5, mT5, umT5"

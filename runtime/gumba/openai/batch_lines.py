@@ -21,9 +21,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from gumba.checks import template_variables
 from gumba.errors import GumbaError, RequestError
-from gumba.params import SamplingParams, StructuredOutputsParams, show
+from gumba.sampling_params import SamplingParams, StructuredOutputsParams, show
+from gumba.validation import template_variables
 
 if TYPE_CHECKING:
     from gumba.outputs import CompletionOutput, RequestOutput

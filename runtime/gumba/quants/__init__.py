@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gumba.errors import UnsupportedError
-from gumba.processors import available_threads
+from gumba.host import available_threads
 from gumba.quants import bf16, f16, f32, mxfp4, q4_0, q4_1, q6_k, q8_0
 from gumba.quants._codec import Codec
 

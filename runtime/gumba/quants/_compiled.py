@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from gumba.kernels.jit import array_at, entry, inline, intrinsic
+from gumba.jit.jit import array_at, entry, inline, intrinsic
 from gumba.simd.value import I8, I64
 
 #: Of every encoder: (float32 values, blocks out, number of blocks, values in a block) -> 1 if any is not finite, or 0.

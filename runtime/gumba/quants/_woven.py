@@ -1,4 +1,4 @@
-"""What the formats' ``unpack`` functions share: a woven block in registers (see ``gumba.kernels.packed``)."""
+"""What the formats' ``unpack`` functions share: a woven block in registers (see ``gumba.backends.cpu.packing``)."""
 
 from __future__ import annotations
 

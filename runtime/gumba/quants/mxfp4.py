@@ -31,7 +31,7 @@ DTYPE = np.dtype([("e", "u1"), ("qs", "u1", 16)])
 @functools.cache
 def loops() -> tuple[Loop, Loop]:
     """The compiled encoder and decoder."""
-    from gumba.kernels.jit import inline
+    from gumba.jit.jit import inline
     from gumba.quants import _compiled as c
 
     codec_entry, floats_at, words_at, bytes_at = c.codec_entry, c.floats_at, c.words_at, c.bytes_at
@@ -96,7 +96,7 @@ quantize, dequantize = _codec.quantize, _codec.dequantize
 
 # How the kernels read it -----------------------------------------------------------------------------------------------
 
-#: What a product's activations are turned into first: int8 blocks (``gumba.kernels.q8``).
+#: What a product's activations are turned into first: int8 blocks (``gumba.backends.cpu.kernels.activations_q8``).
 ACTIVATION = "q8"
 #: What is woven of a block: (byte offset, bytes of an element, elements).
 PIECES = ((0, 1, 1), (1, 4, 4))

@@ -83,7 +83,7 @@ quantize, dequantize = _codec.quantize, _codec.dequantize
 
 # How the kernels read it -----------------------------------------------------------------------------------------------
 
-#: What a product's activations are turned into first: int8 blocks (``gumba.kernels.q8``).
+#: What a product's activations are turned into first: int8 blocks (``gumba.backends.cpu.kernels.activations_q8``).
 ACTIVATION = "q8"
 #: What is woven of a block: (byte offset, bytes of an element, elements).
 PIECES = ((0, 2, 1), (2, 4, 4))

@@ -43,7 +43,7 @@ _TINY = np.float32(1e-30)
 @functools.cache
 def loops() -> tuple[Loop, Loop]:
     """The compiled encoder and decoder."""
-    from gumba.kernels.jit import inline
+    from gumba.jit.jit import inline
     from gumba.quants import _compiled as c
 
     codec_entry, floats_at, words_at, bytes_at = c.codec_entry, c.floats_at, c.words_at, c.bytes_at
@@ -181,7 +181,7 @@ quantize, dequantize = _codec.quantize, _codec.dequantize
 
 # How the kernels read it -----------------------------------------------------------------------------------------------
 
-#: What a product's activations are turned into first: int8 blocks (``gumba.kernels.q8``).
+#: What a product's activations are turned into first: int8 blocks (``gumba.backends.cpu.kernels.activations_q8``).
 ACTIVATION = "q8"
 #: Before weaving, each block becomes 8 smaller ones of 32 weights and 28 bytes (``to_woven``).
 WOVEN_BLOCK_SIZE = 32

@@ -6,35 +6,31 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from gumba.errors import GumbaError
-from gumba.gguf.reader import GGUFFile
-from gumba.kernels import (
+from gumba.backends.cpu import batch
+from gumba.backends.cpu.kernels import (
     activations,
+    activations_q8,
     attention,
-    bpe,
-    charsmap,
-    edit,
     elementwise,
     embed,
-    filters,
-    gather,
-    limits,
-    logprobs,
     matmul,
     norms,
-    q8,
+    roofline,
     rope,
-    sample,
 )
-from gumba.kernels.jit import Entry
-from gumba.kernels.op import Kernel
-from gumba.kernels.packed import interleave
-from gumba.kernels.pages import page_formats
-from gumba.models import kernels_of, usual_kv_type
-from gumba.program import executor, timing
+from gumba.backends.cpu.kernels.record import Kernel
+from gumba.backends.cpu.kv_pages.base import page_formats
+from gumba.backends.cpu.packing import interleave
+from gumba.backends.cpu.program import executor, timing
+from gumba.errors import GumbaError
+from gumba.gguf.reader import GGUFFile
+from gumba.jit.jit import Entry
 from gumba.quants import FORMATS
+from gumba.runner.load import kernels_of, usual_kv_type
+from gumba.sampling.kernels import filters, logprobs, penalties, sample
 from gumba.simd import isa
-from gumba.text.pretokenize import PRE_TOKENIZERS
+from gumba.tokenizer.kernels import bpe, charsmap
+from gumba.tokenizer.pretokenize import PRE_TOKENIZERS
 
 #: A function to be compiled.
 Function: TypeAlias = "Entry | Kernel"
@@ -86,7 +82,7 @@ def first_functions(path: Path, kv_type: str | None, *, text: bool = True, top_k
     ``text``: the prompt is encoded. ``top_k``: tokens are chosen by this parameter and the usual others; None: none are
     chosen. Empty for a file that cannot be opened or run: opening it says why.
     """
-    found: list[Function] = [interleave, *_team(), gather.gather]
+    found: list[Function] = [interleave, *_team(), batch.gather]
     try:
         with GGUFFile(path) as gguf:
             found += kernels_of(
@@ -120,15 +116,15 @@ def _functions(path: Path | None) -> list[Function]:
     formats = set(FORMATS)
     if path is None:
         kernels = [*_llama_kernels(), timing.stamp]  # and what ``gumba bench --profile`` measures the machine with
-        tests = limits.read_memory, limits.dot_int8, limits.fma_float32, limits.pairs_bf16
+        tests = roofline.read_memory, roofline.dot_int8, roofline.fma_float32, roofline.pairs_bf16
         kernels += [test(isa.current()) for test in tests]
     else:
         with GGUFFile(path) as gguf:
             kernels = [kernel for kv_type in page_formats() for kernel in kernels_of(gguf, kv_type)]
             formats = {tensor.type.id for tensor in gguf.tensors.values()} & set(FORMATS)
-    entries = [*_team(), interleave, gather.gather, bpe.index_tokens, bpe.index_merges, bpe.encode_words, bpe.merge_words,
+    entries = [*_team(), interleave, batch.gather, bpe.index_tokens, bpe.index_merges, bpe.encode_words, bpe.merge_words,
                charsmap.normalize]  # fmt: skip
-    for module in (sample, edit, filters, logprobs):
+    for module in (sample, penalties, filters, logprobs):
         entries += [each for each in vars(module).values() if isinstance(each, Entry)]
     for number in sorted(formats):
         encode, decode = FORMATS[number].loops()
@@ -141,7 +137,7 @@ def _llama_kernels() -> list[Kernel]:
     set_ = isa.current()
     kernels: list[Kernel] = [
         norms.rms_norm, elementwise.combine("add"), elementwise.select_rows, activations.gated(set_, "silu"), rope.rope,
-        q8.quantize_q8,
+        activations_q8.quantize_q8,
     ]  # fmt: skip
     for pages in page_formats().values():
         kernels += [attention.store_kv(set_, pages), attention.attention(set_, pages)]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gumba.errors import RequestError
-from gumba.models.model import Chunk, Model
+from gumba.runner.model import Chunk, Model
 
 
 class EncoderDecoder(Model):

@@ -4,7 +4,7 @@ A sequence owns a list of page ids (its block table); position p lies in page ``
 (vLLM, Kwon et al. 2023). In memory, 16 neighbouring pages of one head of one layer lie one after the other: a sequence whose
 pages are neighbours is read in long runs, and what no sequence has come to yet takes no memory. (With all layers of a page
 side by side, a small model's step from page to page is 1.4 MB; decoding at a context of 6144 tokens gained nothing from a
-second thread.) This module hands pages out and takes them back; what lies in a page is said in ``gumba.kernels.pages``.
+second thread.) This module hands pages out and takes them back; what lies in a page is said in ``kv_pages.base``.
 
 Layers that never look back farther than a window may have a smaller pool of their own, ``near``: there a sequence has pages for
 what its next token sees, and gives those before it back while it goes on. Its block table for them is as long as the other, with
@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from gumba.backends.cpu.kv_pages.base import PAGE_TOKENS, PageFormat, page_formats
+from gumba.backends.cpu.program.builder import KVLayout
 from gumba.errors import EngineError, RequestError, ResourceError
-from gumba.kernels.pages import PAGE_TOKENS, PageFormat, page_formats
 from gumba.memory import shortage
-from gumba.program.builder import KVLayout
 
 #: Pages of one head of one layer that lie one after the other, at most.
 EXTENT_PAGES = 16

@@ -11,11 +11,14 @@ from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
+from gumba.backends.cpu.kernels.record import Kernel
+from gumba.backends.cpu.kv_pages.base import PAGE_TOKENS
+from gumba.backends.cpu.program.builder import Buffer, Program
+from gumba.backends.cpu.program.executor import Team
 from gumba.errors import ModelError, RequestError, ResourceError, UnsupportedError
 from gumba.gguf import GGUFFile
-from gumba.kernels.op import Kernel
-from gumba.kernels.pages import PAGE_TOKENS
-from gumba.kv_cache import KVCache, KVShape
+from gumba.host import available_memory, can_tie, default_threads, parse_list
+from gumba.loading.weight_loader import Loader
 from gumba.memory import shortage
 from gumba.models import (
     baichuan,
@@ -67,15 +70,12 @@ from gumba.models import (
     t5,
     t5encoder,
 )
-from gumba.models.encoder_decoder import EncoderDecoder
-from gumba.models.loader import Loader
-from gumba.models.model import Chunk, Model, token_ids
-from gumba.processors import available_memory, can_tie, default_threads, parse_list
-from gumba.program.builder import Buffer, Program
-from gumba.program.executor import Team
+from gumba.runner.encoder_decoder import EncoderDecoder
+from gumba.runner.kv_cache import KVCache, KVShape
+from gumba.runner.model import Chunk, Model, token_ids
+from gumba.runner.state_pool import States
 from gumba.simd import isa
 from gumba.simd.isa import Isa
-from gumba.states import States
 
 log = logging.getLogger("gumba")
 

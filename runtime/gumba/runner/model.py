@@ -8,16 +8,16 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from gumba.backends.cpu.batch import LIMIT_WORDS, OUTPUTS, gather
+from gumba.backends.cpu.kernels import record
+from gumba.backends.cpu.kernels.attention_layout import split_units, tile_tokens
+from gumba.backends.cpu.kv_pages.base import PAGE_TOKENS
+from gumba.backends.cpu.program.builder import Buffer, Operation, Program
+from gumba.backends.cpu.program.executor import Team
+from gumba.backends.cpu.program.timing import Timing
 from gumba.errors import EngineError, RequestError
-from gumba.kernels import op
-from gumba.kernels.attention_layout import split_units, tile_tokens
-from gumba.kernels.gather import LIMIT_WORDS, OUTPUTS, gather
-from gumba.kernels.pages import PAGE_TOKENS
-from gumba.kv_cache import KVCache
-from gumba.program.builder import Buffer, Operation, Program
-from gumba.program.executor import Team
-from gumba.program.timing import Timing
-from gumba.states import States
+from gumba.runner.kv_cache import KVCache
+from gumba.runner.state_pool import States
 
 _TABLE = "a block table must be a row of page ids, all of them taken from this model's cache"
 
@@ -85,14 +85,15 @@ class Model:
         self._tables = np.empty(64, np.int32)
         rows = self.max_batch_tokens
         self._arrays: dict[int, np.ndarray] = {
-            op.TOKENS: np.empty(rows, np.int32), op.POSITIONS: np.empty(rows, np.int32), op.SLOTS: np.empty(rows, np.int64),
-            op.TILES: np.empty((rows, op.TILE_WORDS), np.int64), op.OUTPUT_ROWS: np.empty(rows, np.int32),
-            op.RUNS: np.empty((rows if states else 0, op.RUN_WORDS), np.int64),
-            op.NEAR_SLOTS: np.empty(rows, np.int64),
-            op.OUTPUTS_VIEW + op.POSITIONS: np.empty(rows, np.int32),
-            op.OUTPUTS_VIEW + op.TILES: np.empty((rows, op.TILE_WORDS), np.int64),
+            record.TOKENS: np.empty(rows, np.int32), record.POSITIONS: np.empty(rows, np.int32),
+            record.SLOTS: np.empty(rows, np.int64),
+            record.TILES: np.empty((rows, record.TILE_WORDS), np.int64), record.OUTPUT_ROWS: np.empty(rows, np.int32),
+            record.RUNS: np.empty((rows if states else 0, record.RUN_WORDS), np.int64),
+            record.NEAR_SLOTS: np.empty(rows, np.int64),
+            record.OUTPUTS_VIEW + record.POSITIONS: np.empty(rows, np.int32),
+            record.OUTPUTS_VIEW + record.TILES: np.empty((rows, record.TILE_WORDS), np.int64),
         }  # fmt: skip
-        self._batch = np.zeros(op.BATCH_WORDS, np.int64)
+        self._batch = np.zeros(record.BATCH_WORDS, np.int64)
         for offset, array in self._arrays.items():
             self._batch[offset // 8] = array.ctypes.data
         shared: list[np.ndarray] = [self._limits, kv.used, self._tables, self._batch]
@@ -123,7 +124,7 @@ class Model:
     @property
     def hidden(self) -> np.ndarray:
         """Of the last step: the final hidden states, float32 [wanted tokens, n_embd], of which the logits were made; a view."""
-        n_outputs: int = self._batch[op.N_OUTPUTS // 8]
+        n_outputs: int = self._batch[record.N_OUTPUTS // 8]
         return self._hidden[:n_outputs, : self.config.n_embd]
 
     def forward_timed(self, chunks: Sequence[Chunk]) -> np.ndarray:
@@ -148,13 +149,13 @@ class Model:
             raise RequestError("a number of this step is out of range")
         if self.states is not None:
             self._gather_runs(chunks, self.states)
-        if self._batch[op.N_TOKENS // 8]:
+        if self._batch[record.N_TOKENS // 8]:
             self._team.run(records, self._batch)
-        n_outputs: int = self._batch[op.N_OUTPUTS // 8]
+        n_outputs: int = self._batch[record.N_OUTPUTS // 8]
         return self._logits[:n_outputs]
 
     def _numbers(self, chunks: Sequence[Chunk]) -> np.ndarray:
-        """What ``gumba.kernels.gather`` reads: int64, nothing in it checked but that all are integers."""
+        """What ``gumba.backends.cpu.batch`` reads: int64, nothing in it checked but that all are integers."""
         words: list[int] = []
         tokens: list[int] = []
         pages: list[int] = []
@@ -207,8 +208,8 @@ class Model:
         for slot, length in after.items():
             states.lengths[slot] = length
         if runs:
-            self._arrays[op.RUNS][: len(runs)] = runs
-        self._batch[op.N_RUNS // 8] = len(runs)
+            self._arrays[record.RUNS][: len(runs)] = runs
+        self._batch[record.N_RUNS // 8] = len(runs)
 
     def _refuse(self, chunks: Sequence[Chunk]) -> None:
         """Raise RequestError for what is wrong with a step; nothing when all is well."""
@@ -247,7 +248,7 @@ class Model:
         if self.states is not None:
             self.states.close()
         self._program = self._weights = None
-        self._records = np.empty((0, op.RECORD_WORDS), np.int64)
+        self._records = np.empty((0, record.RECORD_WORDS), np.int64)
         self._timing = None
         self._logits = np.empty((0, self.config.n_vocab), np.float32)
         self._hidden = np.empty((0, self.config.n_embd), np.float32)

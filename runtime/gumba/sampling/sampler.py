@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gumba.errors import ModelError, RequestError
-from gumba.kernels import edit, filters
-from gumba.kernels.logprobs import log_softmax
-from gumba.kernels.sample import BLOCK, BUCKETS, LANES, sample_all, sample_top_k
 from gumba.outputs import Logprobs
-from gumba.params import SamplingParams
-from gumba.sampling.state import HEAP, SamplerState, UniformStream
+from gumba.sampling.kernels import filters
+from gumba.sampling.kernels import penalties as edit
+from gumba.sampling.kernels.logprobs import log_softmax
+from gumba.sampling.kernels.sample import BLOCK, BUCKETS, LANES, sample_all, sample_top_k
+from gumba.sampling.sampler_state import HEAP, SamplerState, UniformStream
+from gumba.sampling_params import SamplingParams
 
 __all__ = ["Choice", "Sampler", "SamplerState", "UniformStream"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gumba.errors import RequestError
-from gumba.params import SAMPLERS, SamplingParams
+from gumba.sampling_params import SAMPLERS, SamplingParams
 
 #: Up to this many tokens top-k collects them in a heap.
 HEAP = 1024
@@ -96,7 +96,7 @@ class SamplerState:
         prompt_ids: Tokens of the prompt.
         seed: Of its random numbers, 0 to 2**64 - 1.
         end_ids: Tokens that end it, ruled out before ``params.min_tokens`` are generated.
-        bad_words: Token sequences that must not be generated: ``params.bad_words`` (see ``gumba.sampling.words``).
+        bad_words: Token sequences that must not be generated: ``params.bad_words`` (see ``gumba.sampling.token_sequences``).
         breakers: Token sequences across which DRY sees no repetition: ``params.dry_sequence_breakers`` (the same).
         logprobs: How many likeliest tokens to report; None reports no log-probabilities. By default ``params.logprobs``.
 

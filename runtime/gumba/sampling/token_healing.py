@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gumba.text import Tokenizer
-from gumba.text.vocabulary import TokenType
+from gumba.tokenizer.tokenizer import Tokenizer
+from gumba.tokenizer.vocabulary import TokenType
 
 
 class Spellings:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class Encoder(Protocol):
-    """What is needed of ``gumba.text.Tokenizer``."""
+    """What is needed of ``gumba.tokenizer.tokenizer.Tokenizer``."""
 
     @property
     def n_vocab(self) -> int: ...

@@ -128,7 +128,7 @@ def features() -> frozenset[str]:
     """
     import llvmlite.binding as llvm
 
-    from gumba.kernels.objects import compiler_settings
+    from gumba.jit.object_file import compiler_settings
 
     settings = compiler_settings()
     forced = settings["CPU_FEATURES"]

@@ -20,7 +20,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from gumba.kernels.jit import Intrinsic
+from gumba.jit.jit import Intrinsic
 
 I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()

@@ -79,7 +79,7 @@ def resolve(
     except DownloadError as error:
         if name is not None:
             raise
-        from gumba_convert.hub import or_local
+        from gumba_convert.checkpoint.hub import or_local
 
         raise DownloadError(f"{or_local(error, text)}{did_you_mean(text)}") from None
 
@@ -124,7 +124,7 @@ def _reference(text: str) -> Reference:
 
 def _fetch(reference: Reference, report: Progress, tell: Announce, check: bool) -> Path:
     """The GGUF file of a model on a hub: a file of the repository, or its converted checkpoint."""
-    from gumba_convert import hub
+    from gumba_convert.checkpoint import hub
 
     listing = hub.list_files(reference)
     if reference.names_file or (not _is_checkpoint(listing.files) and any(map(is_gguf, listing.files))):

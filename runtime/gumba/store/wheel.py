@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gumba.errors import DownloadError, ResourceError
+from gumba.files import remove_abandoned, sync_folder, unfinished_folder
 from gumba.store.folders import models_folder, unusable
 from gumba.store.known import KnownModel
-from gumba.unfinished import remove_abandoned, sync_folder, unfinished_folder
 
 #: Called with the stage ("download", "unpack", "check", "convert"), the bytes done and the total bytes.
 Progress = Callable[[str, int, int], None]

@@ -11,8 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from gumba.text.normalizers import WHITE_SPACE
-from gumba.text.patterns import WORD
+from gumba.tokenizer.normalizers import WHITE_SPACE
+from gumba.tokenizer.patterns import WORD
 
 #: Bits of ``gumba.tokenizer.added_token_flags``; SPACES: the token has U+2581 where the vocabulary's text has spaces.
 LSTRIP, RSTRIP, SINGLE_WORD, NORMALIZED, SPACES = 1, 2, 4, 8, 16

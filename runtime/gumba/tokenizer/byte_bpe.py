@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from gumba.errors import TokenizerError
 from gumba.gguf.array import GGUFArray
-from gumba.text.pretokenize import PRE_TOKENIZERS, splitter
-from gumba.text.vocabulary import PREFIX, TokenType, Vocabulary, byte_ids
+from gumba.tokenizer.pretokenize import PRE_TOKENIZERS, splitter
+from gumba.tokenizer.vocabulary import PREFIX, TokenType, Vocabulary, byte_ids
 
 log = logging.getLogger("gumba")
 
@@ -69,13 +69,13 @@ class _Symbols(dict[str, int]):
 
 
 class _Merges:
-    """The tables of ``gumba.kernels.bpe`` over the texts of a vocabulary and its merges.
+    """The tables of ``gumba.tokenizer.kernels.bpe`` over the texts of a vocabulary and its merges.
 
     Raises TokenizerError naming the key when the two disagree.
     """
 
     def __init__(self, texts: list[bytes], merges: GGUFArray) -> None:
-        from gumba.kernels import bpe
+        from gumba.tokenizer.kernels import bpe
 
         self.multiplier = secrets.randbits(62) | 1
         self.tokens, self.offsets = _joined(texts)
@@ -100,7 +100,7 @@ class BytePairEncoder:
     """
 
     def __init__(self, vocabulary: Vocabulary, merges: GGUFArray) -> None:
-        from gumba.kernels import bpe
+        from gumba.tokenizer.kernels import bpe
 
         self._words = splitter(vocabulary.pre)
         self._byte_ids = np.full(256, -1, np.int32)
@@ -164,7 +164,7 @@ class CharacterPairEncoder:
         options: Mapping[str, Any] | None = None,
         texts: Mapping[int, str] | None = None,
     ) -> None:
-        from gumba.kernels import bpe
+        from gumba.tokenizer.kernels import bpe
 
         of_words, kinds, own_texts = options is not None, vocabulary.types, list(vocabulary.texts)
         for token, text in (texts or {}).items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 
-from gumba.text.tokenizer import Tokenizer
+from gumba.tokenizer.tokenizer import Tokenizer
 
 
 class StreamDecoder:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gumba.errors import TokenizerError
-from gumba.text.patterns import Pattern
-from gumba.text.unicode_sets import CAPITALS, CLEANED, MARKS, NONSPACING, NOT_NORMALIZED, characters
+from gumba.tokenizer.patterns import Pattern
+from gumba.tokenizer.unicode_sets import CAPITALS, CLEANED, MARKS, NONSPACING, NOT_NORMALIZED, characters
 
 #: (text, deadline of its patterns, see ``patterns``) -> the normalized text.
 Normalizer = Callable[[str, float], str]
@@ -242,7 +242,7 @@ def _bert(step: Mapping[str, Any]) -> Normalizer:
 
 def spelled(text: str) -> str:
     """The bytes of a text as printable characters, in GPT-2's mapping (see ``byte_bpe``)."""
-    from gumba.text.byte_bpe import BYTE_TO_CHARACTER
+    from gumba.tokenizer.byte_bpe import BYTE_TO_CHARACTER
 
     return text.encode().decode("latin-1").translate(BYTE_TO_CHARACTER)
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gumba.errors import TokenizerError
-from gumba.text.unicode_sets import NOT_OF_WORDS, inside_class
+from gumba.tokenizer.unicode_sets import NOT_OF_WORDS, inside_class
 
 LONGEST_PATTERN = 20_000  # characters
 PATIENCE, PER_CHARACTER = 2.0, 2e-5  # seconds allowed per text, and per character

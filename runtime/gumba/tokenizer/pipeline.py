@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 
 from gumba.errors import TokenizerError
-from gumba.text.added_tokens import ALL_FLAGS, LONGEST_TOKEN, NORMALIZED, SPACES, AddedToken, Matcher
-from gumba.text.normalizers import Normalizer, normalizer
-from gumba.text.patterns import deadline_of
-from gumba.text.sentence_piece import GraphemeCharsmap
-from gumba.text.vocabulary import PREFIX, TokenType, Vocabulary, metadata_array, metadata_numbers, metadata_value
-from gumba.text.words import Cutter, Pieces, cutter, metaspace_options
+from gumba.tokenizer.added_tokens import ALL_FLAGS, LONGEST_TOKEN, NORMALIZED, SPACES, AddedToken, Matcher
+from gumba.tokenizer.normalizers import Normalizer, normalizer
+from gumba.tokenizer.patterns import deadline_of
+from gumba.tokenizer.sentence_piece import GraphemeCharsmap
+from gumba.tokenizer.vocabulary import PREFIX, TokenType, Vocabulary, metadata_array, metadata_numbers, metadata_value
+from gumba.tokenizer.words import Cutter, Pieces, cutter, metaspace_options
 
 KEYS = "gumba.tokenizer."
 ADDED_TOKENS, ADDED_TOKEN_FLAGS = KEYS + "added_tokens", KEYS + "added_token_flags"

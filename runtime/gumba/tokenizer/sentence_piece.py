@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gumba.errors import TokenizerError
-from gumba.text.vocabulary import PREFIX, TokenType, Vocabulary, byte_ids
+from gumba.tokenizer.vocabulary import PREFIX, TokenType, Vocabulary, byte_ids
 
 SPACE = "▁".encode()
 _BPE, _UNIGRAM = 2, 1  # the library's numbers
@@ -21,7 +21,7 @@ _LONGEST_REPLACEMENT = 1024  # bytes; Unicode's longest has 33, and a text must 
 
 
 def _table(data: bytes) -> tuple[Any, Any]:
-    """The trie and the replacements of a table (see ``gumba.kernels.charsmap``). Raises TokenizerError for a damaged one."""
+    """The trie and the replacements of a table (see ``kernels.charsmap``). Raises TokenizerError for a damaged one."""
     length = int.from_bytes(data[:4], "little")
     if length % 4 or length == 0 or 4 + length >= len(data) or data[-1] != 0:
         raise TokenizerError(f"{PREFIX}precompiled_charsmap: expected a table of replacements, found {len(data)} bytes")
@@ -124,7 +124,7 @@ class Normalizer:
         return " " + text if text and self._space_prefix else text
 
     def _replaced(self, text: str) -> str:
-        from gumba.kernels.charsmap import normalize
+        from gumba.tokenizer.kernels.charsmap import normalize
 
         data = np.frombuffer(text.encode(), np.uint8)
         room = 2 * len(data) + 64

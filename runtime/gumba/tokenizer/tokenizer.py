@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gumba.errors import RequestError, TokenizerError
-from gumba.text.byte_bpe import BytePairEncoder, CharacterPairEncoder, spelled_bytes
-from gumba.text.pipeline import KEYS, Pipeline, Steps, read_steps
-from gumba.text.pretokenize import PRE_TOKENIZERS
-from gumba.text.sentence_piece import SPACE, SentencePieceEncoder
-from gumba.text.unigram import UnigramEncoder
-from gumba.text.vocabulary import PREFIX, TokenType, Vocabulary, byte_value, metadata_strings, read_vocabulary
-from gumba.text.word_piece import LONGEST_WORD, WordPieceEncoder
+from gumba.tokenizer.byte_bpe import BytePairEncoder, CharacterPairEncoder, spelled_bytes
+from gumba.tokenizer.pipeline import KEYS, Pipeline, Steps, read_steps
+from gumba.tokenizer.pretokenize import PRE_TOKENIZERS
+from gumba.tokenizer.sentence_piece import SPACE, SentencePieceEncoder
+from gumba.tokenizer.unigram import UnigramEncoder
+from gumba.tokenizer.vocabulary import PREFIX, TokenType, Vocabulary, byte_value, metadata_strings, read_vocabulary
+from gumba.tokenizer.word_piece import LONGEST_WORD, WordPieceEncoder
 
 if TYPE_CHECKING:
     from gumba.gguf.parser import Header

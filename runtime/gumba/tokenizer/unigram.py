@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gumba.errors import TokenizerError
-from gumba.text.vocabulary import PREFIX, TokenType, Vocabulary, byte_ids
+from gumba.tokenizer.vocabulary import PREFIX, TokenType, Vocabulary, byte_ids
 
 _UNKNOWN_PENALTY = 10.0
 _LONGEST_PIECES = 4096  # sum of the distinct piece lengths, each of which is tried at every character

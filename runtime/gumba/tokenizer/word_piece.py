@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from gumba.errors import TokenizerError
-from gumba.text.normalizers import cleaned, is_ideograph, lowercased, normal_form
-from gumba.text.unicode_sets import NONSPACING, PUNCTUATION, characters
-from gumba.text.vocabulary import PREFIX, TokenType, Vocabulary
+from gumba.tokenizer.normalizers import cleaned, is_ideograph, lowercased, normal_form
+from gumba.tokenizer.unicode_sets import NONSPACING, PUNCTUATION, characters
+from gumba.tokenizer.vocabulary import PREFIX, TokenType, Vocabulary
 
 LONGEST_WORD = 100  # characters; a longer word is unknown, to BERT's own code too
 _REMEMBERED, _LONGEST_KEPT = 1 << 16, 100  # words, and characters of one, that are remembered

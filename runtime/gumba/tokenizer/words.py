@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from gumba.errors import TokenizerError
-from gumba.text.normalizers import WHITE_SPACE, flag, pattern, spelled, step_kind, string
-from gumba.text.patterns import WORD, Pattern
-from gumba.text.unicode_sets import PUNCTUATION, characters
+from gumba.tokenizer.normalizers import WHITE_SPACE, flag, pattern, spelled, step_kind, string
+from gumba.tokenizer.patterns import WORD, Pattern
+from gumba.tokenizer.unicode_sets import PUNCTUATION, characters
 
 #: ByteLevel's (GPT-2's) pattern, with possessive quantifiers where backtracking cannot succeed.
 BYTE_LEVEL_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s+(?!\S)|\s++"

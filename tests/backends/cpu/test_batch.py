@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gumba.kernels import op
-from gumba.kernels.gather import LIMIT_WORDS, OUTPUTS, gather
-from gumba.kernels.pages import PAGE_TOKENS, PART_TOKENS
+from gumba.backends.cpu.batch import LIMIT_WORDS, OUTPUTS, gather
+from gumba.backends.cpu.kernels import record
+from gumba.backends.cpu.kv_pages.base import PAGE_TOKENS, PART_TOKENS
 
 VOCAB, CONTEXT, N_PAGES, ROWS, TILE, HEADS, N_NEAR = 100, 2048, 200, 64, 5, 3, 40
 
@@ -31,10 +31,11 @@ def run(chunks, used=None, units=8, window=0, near_used=None):
     )
     assert limits.size == LIMIT_WORDS
     tables = np.full(sum(len(c[2]) + len(c[5]) for c in chunks) + 1, -7, np.int32)
-    batch = np.zeros(op.BATCH_WORDS, np.int64)
-    arrays = {op.TOKENS: np.full(ROWS + 1, -7, np.int32), op.POSITIONS: np.full(ROWS + 1, -7, np.int32),
-              op.SLOTS: np.full(ROWS + 1, -7, np.int64), op.TILES: np.full((ROWS + 1, op.TILE_WORDS), -7, np.int64),
-              op.OUTPUT_ROWS: np.full(ROWS + 1, -7, np.int32), op.NEAR_SLOTS: np.full(ROWS + 1, -7, np.int64)}  # fmt: skip
+    batch = np.zeros(record.BATCH_WORDS, np.int64)
+    arrays = {record.TOKENS: np.full(ROWS + 1, -7, np.int32), record.POSITIONS: np.full(ROWS + 1, -7, np.int32),
+              record.SLOTS: np.full(ROWS + 1, -7, np.int64), record.TILES: np.full((ROWS + 1, record.TILE_WORDS), -7, np.int64),
+              record.OUTPUT_ROWS: np.full(ROWS + 1, -7, np.int32),
+              record.NEAR_SLOTS: np.full(ROWS + 1, -7, np.int64)}  # fmt: skip
     for offset, array in arrays.items():
         batch[offset // 8] = array.ctypes.data
     status = gather(numbers.ctypes.data, len(chunks), limits.ctypes.data, used.ctypes.data, tables.ctypes.data,
@@ -76,14 +77,18 @@ def test_as_the_obvious_loop_says(seed: int, window: int) -> None:
                 near_slots.append(near[(at + i) // PAGE_TOKENS - skipped] * PAGE_TOKENS + (at + i) % PAGE_TOKENS)
         table += pages + near
     assert status == 0
-    assert [batch[o // 8] for o in (op.N_TOKENS, op.N_TILES, op.N_OUTPUTS)] == [len(tokens), len(tiles), len(rows)]
+    assert [batch[o // 8] for o in (record.N_TOKENS, record.N_TILES, record.N_OUTPUTS)] == [
+        len(tokens),
+        len(tiles),
+        len(rows),
+    ]
     expected = [
-        (op.TOKENS, tokens),
-        (op.POSITIONS, positions),
-        (op.SLOTS, slots),
-        (op.TILES, tiles),
-        (op.OUTPUT_ROWS, rows),
-        (op.NEAR_SLOTS, near_slots),
+        (record.TOKENS, tokens),
+        (record.POSITIONS, positions),
+        (record.SLOTS, slots),
+        (record.TILES, tiles),
+        (record.OUTPUT_ROWS, rows),
+        (record.NEAR_SLOTS, near_slots),
     ]
     for offset, values in expected:
         assert arrays[offset][: len(values)].tolist() == values
@@ -97,7 +102,7 @@ def test_as_the_obvious_loop_says(seed: int, window: int) -> None:
 def test_the_context_is_split_where_units_are_few(context: int, units: int, parts: int) -> None:
     pages = list(range(-(-context // PAGE_TOKENS)))
     status, batch, *_ = run([([1], context - 1, pages, "last")], units=units)
-    assert (status, batch[op.SPLIT // 8]) == (0, parts)
+    assert (status, batch[record.SPLIT // 8]) == (0, parts)
 
 
 GOOD = ([1, 2, 3], 62, [4, 5], "last")

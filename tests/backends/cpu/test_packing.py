@@ -6,11 +6,11 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from harness import random_rows
 
-from gumba.kernels import packed
+from gumba.backends.cpu import packing
 from gumba.quants import FORMATS
 from gumba.simd.isa import Isa, known
+from support.kernel_harness import random_rows
 
 LANES = {isa.lanes: isa for isa in known().values() if isa.dot_signed is None}
 SIGNED = [isa for isa in known().values() if isa.dot_signed is not None]
@@ -40,7 +40,7 @@ def test_every_element_in_its_place(format: ModuleType, isa: Isa, n_rows: int, n
     n_blocks *= 7 if format.BLOCK_SIZE == 1 else 1
     columns = n_blocks * format.BLOCK_SIZE
     raw = random_rows(format, n_rows, columns, np.random.default_rng(n_rows))
-    made = packed.pack(format, n_rows, columns, lambda first, count: raw[first : first + count], isa)
+    made = packing.pack(format, n_rows, columns, lambda first, count: raw[first : first + count], isa)
     assert made.address % 64 == 0 and made.data.nbytes == made.n_groups * made.group_bytes
     np.testing.assert_array_equal(made.data, woven(format, raw, columns, isa))
 
@@ -48,10 +48,10 @@ def test_every_element_in_its_place(format: ModuleType, isa: Isa, n_rows: int, n
 def test_a_large_matrix_comes_in_pieces() -> None:
     """Groups of all pieces, each once; a group larger than a piece is one by itself."""
     isa, format = next(iter(known().values())), FORMATS[0]
-    for columns in (100, 4 * packed.CHUNK_BYTES):
-        matrix = packed.unwoven(format, 1000, columns, isa, lambda n: np.empty(0, np.uint8))
-        runs = list(packed.chunks(matrix))
+    for columns in (100, 4 * packing.CHUNK_BYTES):
+        matrix = packing.unwoven(format, 1000, columns, isa, lambda n: np.empty(0, np.uint8))
+        runs = list(packing.chunks(matrix))
         assert [group for first, last in runs for group in range(first, last)] == list(range(matrix.n_groups))
         assert all(
-            (last - first) * matrix.group_bytes <= packed.CHUNK_BYTES or last - first == 1 for first, last in runs
+            (last - first) * matrix.group_bytes <= packing.CHUNK_BYTES or last - first == 1 for first, last in runs
         )

@@ -6,8 +6,7 @@ slower than in a tight loop; this much of it was 6 % of a small model's step.
 
 from __future__ import annotations
 
-from gumba.kernels.jit import entry
-from gumba.kernels.op import (
+from gumba.backends.cpu.kernels.record import (
     N_OUTPUTS,
     N_TILES,
     N_TOKENS,
@@ -22,7 +21,8 @@ from gumba.kernels.op import (
     TILES,
     TOKENS,
 )
-from gumba.kernels.pages import PAGE_TOKENS, PART_TOKENS
+from gumba.backends.cpu.kv_pages.base import PAGE_TOKENS, PART_TOKENS
+from gumba.jit.jit import entry
 from gumba.simd.memory import load_i8, load_i64, store_i32, store_i64
 
 #: Words of a chunk: tokens, position of the first, pages, of which tokens the logits are wanted, tokens of the source, pages for

@@ -16,7 +16,7 @@ from types import ModuleType
 
 import numpy as np
 
-from gumba.kernels.jit import entry, inline
+from gumba.jit.jit import entry, inline
 from gumba.simd.isa import Isa
 from gumba.simd.memory import load_i8, load_i16, load_i32, load_i64, store_i8, store_i16, store_i32
 from gumba.simd.value import I16, I32, Simd, Value, simd_function

@@ -1,4 +1,4 @@
-"""What rendering a chat template may use, and how large values are: see ``gumba.text.sandbox``.
+"""What rendering a chat template may use, and how large values are: see ``gumba.chat.sandbox.environment``.
 
 Sizes are bytes, and nothing made is ever given back: what a rendering holds at once is no more than the total.
 """

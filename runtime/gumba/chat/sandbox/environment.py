@@ -11,7 +11,7 @@ lists that contain themselves thirty times over, or a million passes of an empty
   among them, and the arguments of the others are checked before they run, because nothing can stop them afterwards;
 - nothing is computed at compile time, and a syntax tree of too many nodes is not compiled.
 
-The budget and the sizes are in ``gumba.text.template_budget``, the filters in ``gumba.text.template_filters``.
+The budget and the sizes are in ``gumba.chat.sandbox.budget``, the filters in ``gumba.chat.sandbox.filters``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import jinja2.utils
 from jinja2 import nodes
 from jinja2.visitor import NodeTransformer
 
-from gumba.text.template_budget import (
+from gumba.chat.sandbox.budget import (
     LONG_BRACES,
     MAX_OUTPUT,
     binary_size,
@@ -38,7 +38,7 @@ from gumba.text.template_budget import (
     renewed,
     text_size,
 )
-from gumba.text.template_filters import check_method, counted_filters, counted_tests, join_counted, text_of
+from gumba.chat.sandbox.filters import check_method, counted_filters, counted_tests, join_counted, text_of
 
 MAX_NODES = 30_000  # of the syntax tree
 

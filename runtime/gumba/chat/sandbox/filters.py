@@ -1,6 +1,6 @@
 """The filters of chat templates: those of templates' own that are counted, and those that the syntax tree is rewritten to.
 
-All report to the `Budget` of the rendering; see ``gumba.text.sandbox``.
+All report to the `Budget` of the rendering; see ``gumba.chat.sandbox.environment``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from gumba.text.template_budget import (
+from gumba.chat.sandbox.budget import (
     LONG_PERCENT,
     MAX_ITEMS,
     MAX_OUTPUT,

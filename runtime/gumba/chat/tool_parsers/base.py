@@ -7,10 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from gumba.chat_parsing.schemas import typed
-from gumba.chat_parsing.values import NoCall, after, after_space, read_at, read_whole
-from gumba.checks import show
+from gumba.chat.tool_parsers.schemas import typed
+from gumba.chat.tool_parsers.values import NoCall, after, after_space, read_at, read_whole
 from gumba.errors import RequestError
+from gumba.validation import show
 
 
 class Call(NamedTuple):

@@ -13,8 +13,8 @@
 
 from __future__ import annotations
 
-from gumba.chat_parsing.tools import Found, Part, ToolFormat, Tools, make_call, read_arguments, scan
-from gumba.chat_parsing.values import NoCall, after, after_space
+from gumba.chat.tool_parsers.base import Found, Part, ToolFormat, Tools, make_call, read_arguments, scan
+from gumba.chat.tool_parsers.values import NoCall, after, after_space
 
 
 def _mark(name: str) -> str:

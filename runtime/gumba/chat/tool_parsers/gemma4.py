@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from gumba.chat_parsing.tools import Found, Part, ToolFormat, Tools, make_call, scan
-from gumba.chat_parsing.values import MOST_NESTED, NoCall, after, after_space, read_nested, read_whole, unescaped
+from gumba.chat.tool_parsers.base import Found, Part, ToolFormat, Tools, make_call, scan
+from gumba.chat.tool_parsers.values import MOST_NESTED, NoCall, after, after_space, read_nested, read_whole, unescaped
 
 OPEN, _CLOSE, _QUOTE = "<|tool_call>", "<tool_call|>", '<|"|>'
 _HEAD = re.compile(r"\s*call:\s*([^\s{}<>]{1,500})\s*(?=\{)")

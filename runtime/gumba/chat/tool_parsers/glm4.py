@@ -16,11 +16,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from gumba.chat_parsing.hermes import CLOSE as _CLOSE
-from gumba.chat_parsing.hermes import OPEN as _OPEN
-from gumba.chat_parsing.hermes import read_hermes
-from gumba.chat_parsing.tools import Call, Found, Part, ToolFormat, Tools, make_call, outer_ends, scan
-from gumba.chat_parsing.values import NoCall, after, after_space, read_at
+from gumba.chat.tool_parsers.base import Call, Found, Part, ToolFormat, Tools, make_call, outer_ends, scan
+from gumba.chat.tool_parsers.hermes import CLOSE as _CLOSE
+from gumba.chat.tool_parsers.hermes import OPEN as _OPEN
+from gumba.chat.tool_parsers.hermes import read_hermes
+from gumba.chat.tool_parsers.values import NoCall, after, after_space, read_at
 
 _KEY, _KEY_END, _VALUE, _VALUE_END = "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"
 _TAG = re.compile("|".join((_OPEN, _CLOSE, _KEY, _KEY_END, _VALUE, _VALUE_END)))

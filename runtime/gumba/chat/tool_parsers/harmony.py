@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import re
 
-from gumba.chat_parsing.answer import Delta, MarkerScanner
-from gumba.chat_parsing.tools import Call, Tools, make_call
+from gumba.chat.output_parser import Delta, MarkerScanner
+from gumba.chat.tool_parsers.base import Call, Tools, make_call
 
 START, CHANNEL, MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
 ENDS = ("<|end|>", "<|return|>", "<|call|>", START)

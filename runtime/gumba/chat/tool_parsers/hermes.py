@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import re
 
-from gumba.chat_parsing.tools import Found, Part, ToolFormat, Tools, read_calls, scan
-from gumba.chat_parsing.values import NoCall, after, after_space
+from gumba.chat.tool_parsers.base import Found, Part, ToolFormat, Tools, read_calls, scan
+from gumba.chat.tool_parsers.values import NoCall, after, after_space
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _BRACKETS = re.compile(r"[\s}\]]*")

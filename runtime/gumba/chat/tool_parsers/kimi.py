@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import re
 
-from gumba.chat_parsing.tools import Found, Part, ToolFormat, Tools, make_call, read_arguments, scan
-from gumba.chat_parsing.values import NoCall, after
+from gumba.chat.tool_parsers.base import Found, Part, ToolFormat, Tools, make_call, read_arguments, scan
+from gumba.chat.tool_parsers.values import NoCall, after
 
 BEGIN, _END = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
 _CALL, _CALL_END, _ARGUMENTS = "<|tool_call_begin|>", "<|tool_call_end|>", "<|tool_call_argument_begin|>"

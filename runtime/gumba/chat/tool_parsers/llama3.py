@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import re
 
-from gumba.chat_parsing.pythonic import read_keywords
-from gumba.chat_parsing.tools import Call, Found, ToolFormat, Tools, make_call, read_calls
-from gumba.chat_parsing.values import NoCall, after, after_space
+from gumba.chat.tool_parsers.base import Call, Found, ToolFormat, Tools, make_call, read_calls
+from gumba.chat.tool_parsers.pythonic import read_keywords
+from gumba.chat.tool_parsers.values import NoCall, after, after_space
 
 _TAG = "<|python_tag|>"
 _FIRST = re.compile(r"""\{\s*(["'])(?:name|type|function|parameters|arguments)\1""")

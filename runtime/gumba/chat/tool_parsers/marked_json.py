@@ -6,8 +6,8 @@ Granite 3 and Phi-4-mini (<|tool_call|>), Command R7B and A (<|START_ACTION|>), 
 
 from __future__ import annotations
 
-from gumba.chat_parsing.tools import Found, Part, ToolFormat, Tools, read_calls, scan
-from gumba.chat_parsing.values import after
+from gumba.chat.tool_parsers.base import Found, Part, ToolFormat, Tools, read_calls, scan
+from gumba.chat.tool_parsers.values import after
 
 
 class MarkedJSON(ToolFormat):

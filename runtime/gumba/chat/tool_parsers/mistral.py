@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from gumba.chat_parsing.tools import Found, Part, ToolFormat, Tools, make_call, read_calls, scan
-from gumba.chat_parsing.values import NoCall, after_space, read_at
+from gumba.chat.tool_parsers.base import Found, Part, ToolFormat, Tools, make_call, read_calls, scan
+from gumba.chat.tool_parsers.values import NoCall, after_space, read_at
 
 _MARKER, _ARGUMENTS = "[TOOL_CALLS]", "[ARGS]"
 _NAMED = re.compile(r"\s*([^\s\[\]{}]{1,500})\s*(?:\[CALL_ID\]\s*([\w-]{0,500})\s*)?(?:\[ARGS\])?")

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from gumba.chat_parsing.tools import Call, Found, Part, ToolFormat, Tools, make_call, read_calls, scan
-from gumba.chat_parsing.values import NoCall, after, after_space, read_literal
+from gumba.chat.tool_parsers.base import Call, Found, Part, ToolFormat, Tools, make_call, read_calls, scan
+from gumba.chat.tool_parsers.values import NoCall, after, after_space, read_literal
 
 OPEN, CLOSE = "<|tool_call_start|>", "<|tool_call_end|>"
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")

@@ -18,9 +18,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from gumba.chat_parsing.hermes import read_hermes
-from gumba.chat_parsing.tools import Found, Part, ToolFormat, Tools, make_call, outer_ends
-from gumba.chat_parsing.values import NoCall, after, after_space, read_at
+from gumba.chat.tool_parsers.base import Found, Part, ToolFormat, Tools, make_call, outer_ends
+from gumba.chat.tool_parsers.hermes import read_hermes
+from gumba.chat.tool_parsers.values import NoCall, after, after_space, read_at
 
 _ATTRIBUTE = re.compile(r"\s*(?:name\s*)?=\s*(?:\"([^\"]+)\"|'([^']+)'|([^\s]+))")
 

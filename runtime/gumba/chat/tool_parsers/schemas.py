@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
-from gumba.chat_parsing.values import NoCall, read_whole
+from gumba.chat.tool_parsers.values import NoCall, read_whole
 
 _KINDS = frozenset({"string", "null", "boolean", "integer", "number", "object", "array"})
 #: Other spellings of types: Python's, and upper case in Google's API.

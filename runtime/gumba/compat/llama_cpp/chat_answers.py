@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gumba.chat_parsing import AnswerParser
+from gumba.chat.output_parser import AnswerParser
 
 Answer = dict[str, Any]
 

@@ -16,12 +16,12 @@ import numpy as np
 from gumba.compat.llama_cpp.llama_tokenizer import LlamaTokenizer, detokenize
 from gumba.compat.llama_cpp.options import ArgumentError, logger, require, stop_list
 from gumba.compat.llama_cpp.sampling import Controls, StoppingCriteria
-from gumba.engine.stopping import StopStrings
+from gumba.engine.stop_strings import StopStrings
 from gumba.errors import EngineError, RequestError
 from gumba.outputs import Logprobs as TokenLogprobs
 from gumba.outputs import StreamOutput
-from gumba.params import SamplingParams, show
-from gumba.text import Tokenizer
+from gumba.sampling_params import SamplingParams, show
+from gumba.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from gumba.compat.llama_cpp.loaded import LoadedModel

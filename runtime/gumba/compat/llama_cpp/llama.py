@@ -24,7 +24,7 @@ from gumba.compat.llama_cpp.sampling import (
     StoppingCriteriaList,
 )
 from gumba.errors import EngineError, RequestError
-from gumba.params import SamplingParams
+from gumba.sampling_params import SamplingParams
 
 __all__ = [
     "Llama",
@@ -91,7 +91,7 @@ class Llama(LoadedModel):
         if filename is None:
             path = store.resolve(repo_id)
         else:
-            from gumba_convert.hub import fetch_file
+            from gumba_convert.checkpoint.hub import fetch_file
 
             path = fetch_file(repo_id, filename, local_dir=local_dir, cache_dir=cache_dir)
             for pattern in additional_files or ():

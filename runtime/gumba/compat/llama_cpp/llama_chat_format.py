@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
-from gumba.chat_parsing import answer_format, checked_tools
+from gumba.chat.formats import answer_format
+from gumba.chat.template import ChatTemplate, encode_chat
+from gumba.chat.tool_parsers.base import checked_tools
 from gumba.compat.llama_cpp.chat_answers import (
     answer_chunks,
     call_answer,
@@ -32,42 +34,19 @@ from gumba.compat.llama_cpp.llama_grammar import LlamaGrammar
 from gumba.compat.llama_cpp.llama_tokenizer import LlamaTokenizer, auto_tokenizer
 from gumba.compat.llama_cpp.options import OptionError, logger, require, stop_list
 from gumba.compat.llama_cpp.sampling import StoppingCriteriaList
-from gumba.compat.llama_cpp.vision_handlers import (
-    Gemma4ChatHandler as Gemma4ChatHandler,
-)
-from gumba.compat.llama_cpp.vision_handlers import (
-    Llama3VisionAlpha as Llama3VisionAlpha,
-)
-from gumba.compat.llama_cpp.vision_handlers import (
-    Llama3VisionAlphaChatHandler as Llama3VisionAlphaChatHandler,
-)
-from gumba.compat.llama_cpp.vision_handlers import (
-    Llava15ChatHandler as Llava15ChatHandler,
-)
-from gumba.compat.llama_cpp.vision_handlers import (
-    Llava16ChatHandler as Llava16ChatHandler,
-)
-from gumba.compat.llama_cpp.vision_handlers import (
-    MiniCPMv26ChatHandler as MiniCPMv26ChatHandler,
-)
-from gumba.compat.llama_cpp.vision_handlers import (
-    MoondreamChatHandler as MoondreamChatHandler,
-)
-from gumba.compat.llama_cpp.vision_handlers import (
-    MTMDChatHandler as MTMDChatHandler,
-)
-from gumba.compat.llama_cpp.vision_handlers import (
-    NanoLlavaChatHandler as NanoLlavaChatHandler,
-)
-from gumba.compat.llama_cpp.vision_handlers import (
-    ObsidianChatHandler as ObsidianChatHandler,
-)
-from gumba.compat.llama_cpp.vision_handlers import (
-    Qwen25VLChatHandler as Qwen25VLChatHandler,
-)
+from gumba.compat.llama_cpp.vision_handlers import Gemma4ChatHandler as Gemma4ChatHandler
+from gumba.compat.llama_cpp.vision_handlers import Llama3VisionAlpha as Llama3VisionAlpha
+from gumba.compat.llama_cpp.vision_handlers import Llama3VisionAlphaChatHandler as Llama3VisionAlphaChatHandler
+from gumba.compat.llama_cpp.vision_handlers import Llava15ChatHandler as Llava15ChatHandler
+from gumba.compat.llama_cpp.vision_handlers import Llava16ChatHandler as Llava16ChatHandler
+from gumba.compat.llama_cpp.vision_handlers import MiniCPMv26ChatHandler as MiniCPMv26ChatHandler
+from gumba.compat.llama_cpp.vision_handlers import MoondreamChatHandler as MoondreamChatHandler
+from gumba.compat.llama_cpp.vision_handlers import MTMDChatHandler as MTMDChatHandler
+from gumba.compat.llama_cpp.vision_handlers import NanoLlavaChatHandler as NanoLlavaChatHandler
+from gumba.compat.llama_cpp.vision_handlers import ObsidianChatHandler as ObsidianChatHandler
+from gumba.compat.llama_cpp.vision_handlers import Qwen25VLChatHandler as Qwen25VLChatHandler
 from gumba.errors import RequestError, TemplateError
-from gumba.params import show
-from gumba.text import ChatTemplate, encode_chat
+from gumba.sampling_params import show
 
 if TYPE_CHECKING:
     from gumba.compat.llama_cpp.llama import Llama

@@ -8,9 +8,9 @@ from typing import Any
 
 from gumba.compat.llama_cpp.schema_gbnf import json_schema_to_gbnf as json_schema_to_gbnf
 from gumba.errors import RequestError
-from gumba.params import StructuredOutputsParams, show
-from gumba.sampling.json_closing import close_objects
-from gumba.sampling.json_schema import parse_schema
+from gumba.sampling.structured.json_closing import close_objects
+from gumba.sampling.structured.json_schema import parse_schema
+from gumba.sampling_params import StructuredOutputsParams, show
 
 LLAMA_GRAMMAR_DEFAULT_ROOT = "root"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gumba.compat.llama_cpp.loaded import LoadedModel
-    from gumba.text import Tokenizer
+    from gumba.tokenizer.tokenizer import Tokenizer
 
 
 def tokenize(tokenizer: Tokenizer, text: bytes, add_bos: bool, special: bool) -> list[int]:

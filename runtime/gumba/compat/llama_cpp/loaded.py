@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import numpy as np
 
+from gumba.chat.template import ChatTemplate
 from gumba.compat.llama_cpp.llama_cache import BaseLlamaCache
 from gumba.compat.llama_cpp.llama_cpp import LLAMA_DEFAULT_SEED, LLAMA_POOLING_TYPE_UNSPECIFIED
 from gumba.compat.llama_cpp.llama_speculative import LlamaPromptLookupDecoding
@@ -33,9 +34,9 @@ from gumba.compat.llama_cpp.options import (
 from gumba.errors import EngineError, RequestError
 from gumba.gguf import GGUFFile
 from gumba.gguf.array import GGUFArray
-from gumba.llm import LLM
-from gumba.params import require_count, show
-from gumba.text import ChatTemplate, Tokenizer
+from gumba.llm.llm import LLM
+from gumba.sampling_params import require_count, show
+from gumba.tokenizer.tokenizer import Tokenizer
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 M = TypeVar("M", bound="LoadedModel")

@@ -20,7 +20,7 @@ from gumba.compat.llama_cpp.llama_cpp import (
     LLAMA_POOLING_TYPE_UNSPECIFIED,
 )
 from gumba.errors import EngineError, GGUFError, ModelError, RequestError, TokenizerError, UnsupportedError
-from gumba.params import show
+from gumba.sampling_params import show
 
 logger = logging.getLogger("gumba")
 

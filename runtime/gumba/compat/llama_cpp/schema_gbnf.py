@@ -9,10 +9,10 @@ from typing import Any
 
 from gumba.compat.llama_cpp.options import OptionError
 from gumba.errors import RequestError
-from gumba.params import show
-from gumba.sampling.json_closing import close_objects
-from gumba.sampling.json_pointers import target
-from gumba.sampling.json_schema import check_parts, parse_schema
+from gumba.sampling.structured.json_closing import close_objects
+from gumba.sampling.structured.json_pointers import target
+from gumba.sampling.structured.json_schema import check_parts, parse_schema
+from gumba.sampling_params import show
 
 #: Rules of JSON's own, each with those that it uses.
 _JSON: dict[str, tuple[str, tuple[str, ...]]] = {

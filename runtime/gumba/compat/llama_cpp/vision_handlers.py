@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gumba.compat.llama_cpp.options import OptionError
-from gumba.params import show
+from gumba.sampling_params import show
 
 if TYPE_CHECKING:
     from gumba.compat.llama_cpp.llama import Llama

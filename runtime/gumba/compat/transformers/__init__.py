@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gumba.compat.transformers.generation import set_seed
     from gumba.compat.transformers.keywords import GenerationConfig
     from gumba.compat.transformers.model import PretrainedConfig, PreTrainedModel
+    from gumba.compat.transformers.pipelines import TextGenerationPipeline, TextIteratorStreamer, TextStreamer, pipeline
     from gumba.compat.transformers.processors import (
         LogitsProcessor,
         LogitsProcessorList,
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
         StoppingCriteriaList,
     )
     from gumba.compat.transformers.tokenizer import PreTrainedTokenizer
-    from gumba.pipelines import TextGenerationPipeline, TextIteratorStreamer, TextStreamer, pipeline
 
 __all__ = [
     "AutoConfig",
@@ -60,10 +60,10 @@ _HOMES = {
     "PretrainedConfig": "gumba.compat.transformers.model",
     "StoppingCriteria": "gumba.compat.transformers.processors",
     "StoppingCriteriaList": "gumba.compat.transformers.processors",
-    "TextGenerationPipeline": "gumba.pipelines",
-    "TextIteratorStreamer": "gumba.pipelines",
-    "TextStreamer": "gumba.pipelines",
-    "pipeline": "gumba.pipelines",
+    "TextGenerationPipeline": "gumba.compat.transformers.pipelines",
+    "TextIteratorStreamer": "gumba.compat.transformers.pipelines",
+    "TextStreamer": "gumba.compat.transformers.pipelines",
+    "pipeline": "gumba.compat.transformers.pipelines",
     "set_seed": "gumba.compat.transformers.generation",
 }
 

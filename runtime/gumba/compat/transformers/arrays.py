@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from gumba.checks import show
 from gumba.errors import EngineError, RequestError, UnsupportedError
+from gumba.validation import show
 
 log = logging.getLogger("gumba.compat.transformers")
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from os import PathLike
 from typing import Any
 
-from gumba.checks import show
+from gumba.chat.template import ChatTemplate
 from gumba.compat.transformers.loading import found_file, split_keywords
 from gumba.compat.transformers.model import PretrainedConfig, PreTrainedModel, opened
 from gumba.compat.transformers.tokenizer import ROLES, PreTrainedTokenizer
 from gumba.errors import EngineError, UnsupportedError
 from gumba.gguf import GGUFFile
-from gumba.llm import LLM
-from gumba.text import ChatTemplate, Tokenizer
+from gumba.llm.llm import LLM
+from gumba.tokenizer.tokenizer import Tokenizer
+from gumba.validation import show
 
 _TOKENIZER_KEYWORDS = frozenset({
     "padding_side", "truncation_side", "model_max_length", "chat_template", "add_bos_token", "add_eos_token",

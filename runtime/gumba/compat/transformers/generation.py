@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from gumba.checks import require_boolean, require_count, require_number, require_strings, show
 from gumba.compat.transformers import processors
 from gumba.compat.transformers.arrays import as_kind
 from gumba.compat.transformers.keywords import SAMPLING
 from gumba.errors import RequestError, UnsupportedError
-from gumba.llm import LLM
-from gumba.params import BeamSearchParams, ContrastiveSearchParams, SamplingParams
+from gumba.llm.llm import LLM
+from gumba.sampling_params import BeamSearchParams, ContrastiveSearchParams, SamplingParams
+from gumba.validation import require_boolean, require_count, require_number, require_strings, show
 
 log = logging.getLogger("gumba.compat.transformers")
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from gumba.checks import MAX_COUNT, KeywordError, show, suggestion
 from gumba.compat.transformers.loading import found_file, split_keywords
 from gumba.errors import RequestError, UnsupportedError
 from gumba.gguf import GGUFFile
-from gumba.text import Tokenizer
+from gumba.tokenizer.tokenizer import Tokenizer
+from gumba.validation import MAX_COUNT, KeywordError, show, suggestion
 
 #: Keywords of sampling alone -> default, and ``SamplingParams``' name where it is another.
 SAMPLING = {

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from gumba import store
-from gumba.checks import KeywordError, require_optional_text, show, suggestion
 from gumba.compat.transformers.arrays import check_device
-from gumba.engine_args import check_dtype
 from gumba.errors import RequestError, UnsupportedError
+from gumba.llm.engine_args import check_dtype
+from gumba.validation import KeywordError, require_optional_text, show, suggestion
 
 log = logging.getLogger("gumba.compat.transformers")
 

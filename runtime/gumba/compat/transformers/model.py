@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from gumba.checks import show
 from gumba.compat.transformers.arrays import BatchEncoding, as_kind, check_device, device, id_rows, is_tensor
 from gumba.compat.transformers.generation import Plan, Row
 from gumba.compat.transformers.keywords import GenerationConfig, check_keywords, file_defaults, merged, shortest
 from gumba.errors import RequestError, UnsupportedError
-from gumba.llm import LLM
-from gumba.text import Tokenizer
+from gumba.llm.llm import LLM
+from gumba.tokenizer.tokenizer import Tokenizer
+from gumba.validation import show
 
 #: Default maximum of new tokens, as in transformers.
 DEFAULT_NEW_TOKENS = 20

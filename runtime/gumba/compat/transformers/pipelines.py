@@ -18,16 +18,17 @@ from typing import Any
 import numpy as np
 
 from gumba import store
-from gumba.checks import is_iterable, require_strings, show
 from gumba.compat.transformers.auto import tokenizer_of
 from gumba.compat.transformers.generation import Plan, Row
 from gumba.compat.transformers.keywords import GenerationConfig, check_keywords
 from gumba.compat.transformers.model import PreTrainedModel, opened
 from gumba.compat.transformers.tokenizer import PreTrainedTokenizer, without_spaces
-from gumba.engine_args import check_dtype
 from gumba.errors import RequestError, UnsupportedError
-from gumba.llm import LLM
-from gumba.text import StreamDecoder, Tokenizer
+from gumba.llm.engine_args import check_dtype
+from gumba.llm.llm import LLM
+from gumba.tokenizer.detokenizer import StreamDecoder
+from gumba.tokenizer.tokenizer import Tokenizer
+from gumba.validation import is_iterable, require_strings, show
 
 log = logging.getLogger("gumba")
 

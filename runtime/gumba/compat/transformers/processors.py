@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from gumba.checks import is_iterable, require_count, require_number, show
 from gumba.errors import RequestError
+from gumba.validation import is_iterable, require_count, require_number, show
 
 Logits = np.ndarray[Any, Any]
 Processor = Callable[[list[int], Logits], Logits]

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from gumba.checks import KeywordError, require_count, show, suggestion
+from gumba.chat.template import ChatTemplate, encode_chat, until_final_message
 from gumba.compat.transformers.arrays import BatchEncoding, id_columns, listed, tensor_kind, tensors
 from gumba.compat.transformers.tools import schemas
 from gumba.errors import RequestError, TemplateError, UnsupportedError
-from gumba.text import ChatTemplate, Tokenizer, encode_chat
-from gumba.text.chat import until_final_message
+from gumba.tokenizer.tokenizer import Tokenizer
+from gumba.validation import KeywordError, require_count, show, suggestion
 
 log = logging.getLogger("gumba.compat.transformers")
 

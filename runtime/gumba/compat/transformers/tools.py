@@ -9,8 +9,8 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Union
 
-from gumba.checks import show
 from gumba.errors import RequestError
+from gumba.validation import show
 
 _TYPES: dict[Any, dict[str, Any]] = {
     int: {"type": "integer"},

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from gumba.engine.branching import Branch, Search, largest, likely
+from gumba.engine.search.base import Branch, Search, largest, likely
 from gumba.errors import RequestError
 from gumba.outputs import FinishReason, Timings
-from gumba.params import BeamSearchParams
 from gumba.sampling.sampler import Sampler
+from gumba.sampling_params import BeamSearchParams
 
 
 class Beam(Branch):

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from gumba.engine.branching import Branch, Search, largest, likely
+from gumba.engine.search.base import Branch, Search, largest, likely
 from gumba.engine.sequence import SCORED_PER_STEP, Outputs
 from gumba.errors import RequestError
 from gumba.outputs import Timings
-from gumba.params import ContrastiveSearchParams
 from gumba.sampling.sampler import Sampler
+from gumba.sampling_params import ContrastiveSearchParams
 
 
 class Trial(Branch):

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gumba.engine.checkpoints import StatePool
+from gumba.engine.state_checkpoints import StatePool
 from gumba.errors import ResourceError
-from gumba.models import Chunk
+from gumba.runner.load import Chunk
 
 
 class DraftPages(Protocol):

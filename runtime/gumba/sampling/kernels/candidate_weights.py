@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gumba.kernels.jit import inline
-from gumba.kernels.sample import BLOCK, halved
+from gumba.jit.jit import inline
+from gumba.sampling.kernels.sample import BLOCK, halved
 
 
 @inline

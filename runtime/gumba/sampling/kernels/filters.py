@@ -1,4 +1,4 @@
-"""Filters of the candidates for a token, for chains that ``gumba.kernels.sample`` does not cover.
+"""Filters of the candidates for a token, for chains that ``gumba.sampling.kernels.sample`` does not cover.
 
 Candidates are token ids ``ids`` (int32, ascending) and their logits ``x`` (float64), of which the first ``n`` count; a filter
 moves those it keeps to the front, in their order, and returns how many they are. Nothing is sorted: where a filter keeps the
@@ -16,20 +16,11 @@ import math
 
 import numpy as np
 
-from gumba.kernels.edit import BANNED
-from gumba.kernels.heaps import heapify, sift
-from gumba.kernels.jit import entry, inline
-from gumba.kernels.sample import (
-    BLOCK,
-    INFINITY_BITS,
-    LANES,
-    _scan,
-    _top_k,
-    _unheap,
-    first_above,
-    halved,
-)
-from gumba.kernels.weights import largest_of, mean_distance, measure, two_blocks, weigh
+from gumba.jit.heap import heapify, sift
+from gumba.jit.jit import entry, inline
+from gumba.sampling.kernels.candidate_weights import largest_of, mean_distance, measure, two_blocks, weigh
+from gumba.sampling.kernels.penalties import BANNED
+from gumba.sampling.kernels.sample import BLOCK, INFINITY_BITS, LANES, _scan, _top_k, _unheap, first_above, halved
 
 BUCKETS = 512
 #: Scratch besides what is as long as the candidates: sums and counts by bucket, two blocks, and a block of places.

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from gumba.kernels.jit import entry
-from gumba.kernels.sample import BLOCK, _rank, _scan, _top_k, halved
-from gumba.kernels.weights import decay
+from gumba.jit.jit import entry
+from gumba.sampling.kernels.candidate_weights import decay
+from gumba.sampling.kernels.sample import BLOCK, _rank, _scan, _top_k, halved
 
 
 @entry("i8(f4[::1], i8, i8, i4[::1], i8[::1], f8[::1], f8[::1])")

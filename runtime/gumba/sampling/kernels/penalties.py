@@ -14,7 +14,7 @@ import math
 
 import numpy as np
 
-from gumba.kernels.jit import entry, inline
+from gumba.jit.jit import entry, inline
 
 #: The logit of a token that is ruled out: the lowest float32.
 BANNED = np.float32(-3.4028234663852886e38)

@@ -17,8 +17,8 @@ import math
 
 import numpy as np
 
-from gumba.kernels.heaps import heapify, sift
-from gumba.kernels.jit import entry, inline
+from gumba.jit.heap import heapify, sift
+from gumba.jit.jit import entry, inline
 
 #: Tokens per block of the scan.
 BLOCK = 256

@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gumba.errors import RequestError
-from gumba.params import StructuredOutputsParams, show
-from gumba.sampling.constraint_tokens import VocabularyTables, library, vocabulary_tables
-from gumba.sampling.gbnf_lark import gbnf_to_lark
-from gumba.sampling.json_schema import check_schema, locate
-from gumba.text.tokenizer import Tokenizer
+from gumba.sampling.structured.gbnf_lark import gbnf_to_lark
+from gumba.sampling.structured.json_schema import check_schema, locate
+from gumba.sampling.structured.token_tables import VocabularyTables, library, vocabulary_tables
+from gumba.sampling_params import StructuredOutputsParams, show
+from gumba.tokenizer.tokenizer import Tokenizer
 
 log = logging.getLogger("gumba")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 
 from gumba.errors import RequestError
-from gumba.sampling.gbnf import Chars, Choice, Name, Node, Repeat, Sequence, names_in, parse_gbnf
+from gumba.sampling.structured.gbnf import Chars, Choice, Name, Node, Repeat, Sequence, names_in, parse_gbnf
 
 #: Most characters of a grammar written out as one terminal.
 MAX_TERMINAL = 50_000

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gumba.errors import RequestError
-from gumba.sampling.json_pointers import subschemas, target
+from gumba.sampling.structured.json_pointers import subschemas, target
 
 #: Most values in the copies of what references beside properties lead to.
 MAX_COPIED = 10_000

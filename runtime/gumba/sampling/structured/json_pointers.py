@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from gumba.errors import RequestError
-from gumba.params import show
+from gumba.sampling_params import show
 
 MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 LISTS = ("prefixItems", "anyOf", "oneOf", "allOf")

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from gumba.errors import RequestError
-from gumba.params import show
-from gumba.sampling.json_closing import close_objects
-from gumba.sampling.json_pointers import LISTS, MAPS, check_base, subschemas, target
-from gumba.sampling.json_rewriting import rewrite
+from gumba.sampling.structured.json_closing import close_objects
+from gumba.sampling.structured.json_pointers import LISTS, MAPS, check_base, subschemas, target
+from gumba.sampling.structured.json_rewriting import rewrite
+from gumba.sampling_params import show
 
 log = logging.getLogger("gumba")
 

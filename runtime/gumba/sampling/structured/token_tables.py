@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gumba.errors import RequestError
-from gumba.text.tokenizer import Tokenizer
-from gumba.text.vocabulary import TokenType
+from gumba.tokenizer.tokenizer import Tokenizer
+from gumba.tokenizer.vocabulary import TokenType
 
 llguidance: Any
 try:

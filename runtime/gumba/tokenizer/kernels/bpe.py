@@ -15,8 +15,8 @@ entry whose pair has since changed is recognised by its rank, which names one pa
 
 from __future__ import annotations
 
-from gumba.kernels.heaps import sift
-from gumba.kernels.jit import entry, inline
+from gumba.jit.heap import sift
+from gumba.jit.jit import entry, inline
 
 #: Why ``index_merges`` refused a merge: index into this tuple.
 MERGE_FAULTS = (

@@ -10,7 +10,7 @@ The table ("precompiled_charsmap") is a double-array trie and its replacements, 
 
 from __future__ import annotations
 
-from gumba.kernels.jit import entry, inline
+from gumba.jit.jit import entry, inline
 
 
 @inline

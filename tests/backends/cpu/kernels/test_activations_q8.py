@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
-import oracles
 import pytest
-import setups
-from harness import ISAS, same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+from support import kernel_oracles, kernel_setups
+from support.kernel_harness import ISAS, same_bits
 
 ISA = ISAS[0]
 
 
 def blocks_of(x: np.ndarray) -> np.ndarray:
-    return setups.setup_quantize_q8(ISA, x).run()
+    return kernel_setups.setup_quantize_q8(ISA, x).run()
 
 
 def fields(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -32,7 +32,7 @@ def test_exactly_as_numpy(x: np.ndarray, exponent: int) -> None:
     x = np.ldexp(x, exponent).astype(np.float32)
     largest = np.abs(x.reshape(2, 2, 32)).max(axis=2)
     x[np.repeat(largest, 32, axis=1) < 1e-30] = 0
-    np.testing.assert_array_equal(blocks_of(x), oracles.quantize_q8(x))
+    np.testing.assert_array_equal(blocks_of(x), kernel_oracles.quantize_q8(x))
 
 
 def test_ties_go_to_even() -> None:
@@ -49,7 +49,7 @@ def test_zeros(value: float) -> None:
 
 
 def test_the_bytes_that_nobody_reads_stay() -> None:
-    setup = setups.setup_quantize_q8(ISA)
+    setup = kernel_setups.setup_quantize_q8(ISA)
     setup._before[..., 56:] = 0xA5
     assert (setup.run()[..., 56:] == 0xA5).all()
 
@@ -60,7 +60,7 @@ def test_the_smallest_numbers(value: float) -> None:
     x = np.full((1, 32), value, np.float32)
     x[0, 5] = 0
     blocks = blocks_of(x)
-    assert np.abs(oracles.dequantize_q8(blocks) - x).max() <= 1.01 * np.abs(x).max()
+    assert np.abs(kernel_oracles.dequantize_q8(blocks) - x).max() <= 1.01 * np.abs(x).max()
     assert np.abs(fields(blocks)[2]).max() < 1e-28
 
 
@@ -79,7 +79,7 @@ def test_a_number_that_is_not_finite_spoils_its_block_only(bad: float, column: i
 def test_extreme_values() -> None:
     x = np.full((1, 64), np.finfo(np.float32).max, np.float32)
     x[0, 1::2] *= -1
-    np.testing.assert_array_equal(blocks_of(x), oracles.quantize_q8(x))
+    np.testing.assert_array_equal(blocks_of(x), kernel_oracles.quantize_q8(x))
     one = np.zeros((32, 32), np.float32)
     np.fill_diagonal(one, -3.7)
     got = fields(blocks_of(one))[0][:, 0]

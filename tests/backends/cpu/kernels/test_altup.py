@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import setups_streams as setups
-from harness import ISAS
+
+from support import kernel_setups_altup as setups
+from support.kernel_harness import ISAS
 
 ISA = ISAS[0]
 

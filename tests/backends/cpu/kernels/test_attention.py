@@ -6,12 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import setups
-from harness import ISAS, Batch, Setup, address, isa_id, same_bits
-from setups_attention import Cache
 
-from gumba.kernels.attention import attention
-from gumba.kernels.attention_layout import (
+from gumba.backends.cpu.kernels.attention import attention
+from gumba.backends.cpu.kernels.attention_layout import (
     TILE_ROWS,
     Variant,
     partials_bytes,
@@ -20,9 +17,12 @@ from gumba.kernels.attention_layout import (
     tile_rows,
     tile_tokens,
 )
-from gumba.kernels.packed import aligned_empty
-from gumba.kernels.pages import BLOCK_ROWS, PART_TOKENS, SCRATCH, page_formats
+from gumba.backends.cpu.kv_pages.base import BLOCK_ROWS, PART_TOKENS, SCRATCH, page_formats
+from gumba.backends.cpu.packing import aligned_empty
 from gumba.simd.isa import Isa
+from support import kernel_setups
+from support.kernel_harness import ISAS, Batch, Setup, address, isa_id, same_bits
+from support.kernel_setups_attention import Cache
 
 ISA = ISAS[0]
 
@@ -30,8 +30,8 @@ ISA = ISAS[0]
 @pytest.mark.parametrize("kv_type", ["f16", "f32", "bf16", "q8_0"])
 @pytest.mark.parametrize("isa", ISAS, ids=isa_id)
 def test_every_instruction_set_and_cache_type(isa: Isa, kv_type: str) -> None:
-    setups.setup_attention(isa, kv_type).check()
-    setups.setup_store_kv(isa, kv_type).check()
+    kernel_setups.setup_attention(isa, kv_type).check()
+    kernel_setups.setup_store_kv(isa, kv_type).check()
 
 
 @pytest.mark.parametrize("group", [1, 3, 8, 40])
@@ -39,7 +39,7 @@ def test_every_instruction_set_and_cache_type(isa: Isa, kv_type: str) -> None:
 def test_group_and_head_sizes(group: int, head_dim: int) -> None:
     """40 heads in a group are more rows than a tile aims at."""
     for kv_type in ("f16", "f32", "bf16", "q8_0"):
-        setups.setup_attention(ISA, kv_type, group, head_dim, kv_heads=1 if group == 40 else 2).check()
+        kernel_setups.setup_attention(ISA, kv_type, group, head_dim, kv_heads=1 if group == 40 else 2).check()
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_group_and_head_sizes(group: int, head_dim: int) -> None:
     [(0, 1), (0, 63), (0, 64), (0, 65), (62, 2), (63, 1), (64, 1), (191, 66), (506, 12), (1100, 5), (0, 300)],
 )
 def test_contexts_that_end_anywhere_in_a_page_or_part(past: int, new: int) -> None:
-    setups.setup_attention(ISA, sequences=[(past, new)], head_dim=20).check()
+    kernel_setups.setup_attention(ISA, sequences=[(past, new)], head_dim=20).check()
 
 
 @pytest.mark.parametrize("group", [1, 3, 8])
@@ -55,7 +55,7 @@ def test_same_bits_for_any_tiling(group: int) -> None:
     """A row's numbers do not depend on the queries that share its tile, down to one query per tile."""
     tiles = {1, 2, 3, 5, tile_tokens(group)}
     results = [
-        setups.setup_attention(ISA, group=group, tile=tile).run() for tile in tiles if tile <= tile_tokens(group)
+        kernel_setups.setup_attention(ISA, group=group, tile=tile).run() for tile in tiles if tile <= tile_tokens(group)
     ]
     for other in results[1:]:
         np.testing.assert_array_equal(same_bits(other), same_bits(results[0]))
@@ -64,7 +64,7 @@ def test_same_bits_for_any_tiling(group: int) -> None:
 @pytest.mark.parametrize("isa", ISAS, ids=isa_id)
 def test_same_bits_token_by_token(isa: Isa) -> None:
     """Queries of a long prompt, and the same queries as a chunk of their own."""
-    setup = setups.setup_attention(isa, sequences=[(0, 526)], group=3)
+    setup = kernel_setups.setup_attention(isa, sequences=[(0, 526)], group=3)
     whole = setup.run()
     block_table = setup.batch.tiles[0][3]
     for first in (525, 513, 512, 511, 129, 128, 127, 64, 63, 1):
@@ -80,8 +80,8 @@ SPLIT = [[(511, 1)], [(512, 1)], [(2047, 1)], [(2048, 3)], [(510, 4)], [(5, 1), 
 @pytest.mark.parametrize("isa", ISAS, ids=isa_id)
 def test_same_bits_when_threads_share_a_context(isa: Isa, sequences: list[tuple[int, int]]) -> None:
     """The parts of the context as units of their own, with any number of threads, in any order, time after time."""
-    whole = setups.setup_attention(isa, sequences=sequences, kv_heads=1)
-    parted = setups.setup_attention(isa, sequences=sequences, kv_heads=1, split=True)
+    whole = kernel_setups.setup_attention(isa, sequences=sequences, kv_heads=1)
+    parted = kernel_setups.setup_attention(isa, sequences=sequences, kv_heads=1, split=True)
     assert len(parted.batch.tiles) < split_units(1)
     np.testing.assert_array_equal(same_bits(parted.check()), same_bits(whole.check()))
     counters = parted.keep[2][: 64 * split_units(1)]  # more threads keep more, but no more are used here
@@ -92,9 +92,9 @@ def test_split_context_of_any_group() -> None:
     for group, head_dim in ((1, 24), (8, 64), (40, 80)):
         for kv_type in ("f16", "f32", "bf16", "q8_0"):
             sizes = {"group": group, "head_dim": head_dim, "sequences": [(520, 1)], "kv_heads": 2}
-            parted = setups.setup_attention(ISA, kv_type, split=True, **sizes)
+            parted = kernel_setups.setup_attention(ISA, kv_type, split=True, **sizes)
             np.testing.assert_array_equal(
-                same_bits(parted.check()), same_bits(setups.setup_attention(ISA, kv_type, **sizes).run())
+                same_bits(parted.check()), same_bits(kernel_setups.setup_attention(ISA, kv_type, **sizes).run())
             )
 
 
@@ -102,7 +102,7 @@ def test_partials_stay_in_their_memory() -> None:
     """What ``partials_bytes`` promises is enough, to the byte, for as many units as are ever split."""
     for n_threads in (1, 2, 3):
         units = split_units(n_threads) - 1
-        setup = setups.setup_attention(ISA, sequences=[(511, 1)] * units, kv_heads=1, split=True)
+        setup = kernel_setups.setup_attention(ISA, sequences=[(511, 1)] * units, kv_heads=1, split=True)
         size = partials_bytes(3, 32, n_threads, 512)
         guarded = aligned_empty(size + 4096)
         guarded[:] = 0x5A
@@ -116,7 +116,7 @@ def test_partials_stay_in_their_memory() -> None:
 @pytest.mark.parametrize("kv_type", ["f16", "f32", "bf16", "q8_0"])
 def test_large_scores(kv_type: str) -> None:
     """Scores of some hundreds: e^x alone would be infinite."""
-    setup = setups.setup_attention(ISA, kv_type, sharpness=300.0)
+    setup = kernel_setups.setup_attention(ISA, kv_type, sharpness=300.0)
     setup.tolerance = 2e-3
     setup.check()
 
@@ -125,7 +125,7 @@ def test_large_scores(kv_type: str) -> None:
 @pytest.mark.parametrize("tokens", [2, 75, 76])
 def test_a_later_token_changes_nothing_before_it(kv_type: str, tokens: int) -> None:
     """Not even one whose key and value are no numbers: nothing of it may be multiplied, not even by a weight of 0."""
-    setup = setups.setup_attention(ISA, kv_type, sequences=[(0, tokens)])
+    setup = kernel_setups.setup_attention(ISA, kv_type, sequences=[(0, tokens)])
     before = setup.run()[:-1]
     cache = setup.keep[1]
     assert isinstance(cache, Cache)
@@ -137,7 +137,7 @@ def test_a_later_token_changes_nothing_before_it(kv_type: str, tokens: int) -> N
 
 
 def test_one_key_gives_its_value() -> None:
-    setup = setups.setup_attention(ISA, "f32", group=1, sequences=[(0, 1)])
+    setup = kernel_setups.setup_attention(ISA, "f32", group=1, sequences=[(0, 1)])
     np.testing.assert_array_equal(setup.run(), setup.expected.astype(np.float32))
 
 
@@ -159,7 +159,7 @@ def test_scratch_holds_a_tile(group: int) -> None:
 def test_scratch_is_not_left(kv_type: str) -> None:
     """Each thread keeps to its own scratch: guards before, between and after."""
     for group in (1, 3, 40):
-        setup = setups.setup_attention(ISA, kv_type, group=group, kv_heads=1)
+        setup = kernel_setups.setup_attention(ISA, kv_type, group=group, kv_heads=1)
         size = int(setup.arguments["scratch_bytes"])
         guarded = aligned_empty(6 * (size + 64))
         guarded[:] = 0x5A
@@ -211,14 +211,14 @@ def tolerance(setup: Setup, kv_type: str) -> Setup:
 def test_options(name: str, kv_type: str) -> None:
     """Several sequences and pages, tiles of many rows, shares of several threads."""
     for group, head_dim in ((3, 24), (1, 80)):
-        tolerance(setups.setup_attention(ISA, kv_type, group, head_dim, **OPTIONS[name]), kv_type).check()
+        tolerance(kernel_setups.setup_attention(ISA, kv_type, group, head_dim, **OPTIONS[name]), kv_type).check()
 
 
 @pytest.mark.parametrize("isa", ISAS, ids=isa_id)
 def test_options_on_every_instruction_set(isa: Isa) -> None:
     for kv_type in ("f16", "bf16", "q8_0"):
-        tolerance(setups.setup_attention(isa, kv_type, **OPTIONS["all"]), kv_type).check()
-    tolerance(setups.setup_attention(isa, "f16", **OPTIONS["answer, bias"]), "f16").check()
+        tolerance(kernel_setups.setup_attention(isa, kv_type, **OPTIONS["all"]), kv_type).check()
+    tolerance(kernel_setups.setup_attention(isa, "f16", **OPTIONS["answer, bias"]), "f16").check()
 
 
 @pytest.mark.parametrize("window", [1, 2, 15, 16, 17, 63, 64, 65, 128, 500, 511, 512, 513, 600, 1024, 5000])
@@ -227,7 +227,9 @@ def test_windows_of_any_size(window: int, causal: bool) -> None:
     """That begin and end anywhere in a page or part; what lies before them is not read."""
     sequences = [(0, 75), (1030, 1), (505, 14), (1023, 3)]
     for kv_type in ("f16", "bf16"):
-        setup = setups.setup_attention(ISA, kv_type, sequences=sequences, window=window, causal=causal, kv_heads=1)
+        setup = kernel_setups.setup_attention(
+            ISA, kv_type, sequences=sequences, window=window, causal=causal, kv_heads=1
+        )
         tolerance(setup, kv_type).check()
 
 
@@ -236,10 +238,10 @@ def test_options_have_the_same_bits_for_any_tiling(name: str, kv_type: str) -> N
     """However many queries share a tile, and whether threads share the context: a row's numbers are its own."""
     sequences = [(0, 20), (1015, 20)]
     sizes = {"group": 3, "kv_heads": 1, "sequences": sequences, **OPTIONS[name]}
-    whole = setups.setup_attention(ISA, kv_type, **sizes).run()
+    whole = kernel_setups.setup_attention(ISA, kv_type, **sizes).run()
     for tile in (1, 2, 5):
         np.testing.assert_array_equal(
-            same_bits(setups.setup_attention(ISA, kv_type, tile=tile, **sizes).run()), same_bits(whole)
+            same_bits(kernel_setups.setup_attention(ISA, kv_type, tile=tile, **sizes).run()), same_bits(whole)
         )
 
 
@@ -249,8 +251,8 @@ def test_options_have_the_same_bits_for_any_tiling(name: str, kv_type: str) -> N
 def test_options_have_the_same_bits_when_threads_share_a_context(isa: Isa, name: str) -> None:
     for sequences in ([(1030, 1)], [(1020, 7)], [(2047, 1), (0, 1)]):
         sizes = {"sequences": sequences, "kv_heads": 1, **OPTIONS[name]}
-        alone = tolerance(setups.setup_attention(isa, **sizes), "f16")
-        parted = tolerance(setups.setup_attention(isa, split=True, **sizes), "f16")
+        alone = tolerance(kernel_setups.setup_attention(isa, **sizes), "f16")
+        parted = tolerance(kernel_setups.setup_attention(isa, split=True, **sizes), "f16")
         np.testing.assert_array_equal(same_bits(parted.check()), same_bits(alone.check()))
         assert not parted.keep[2][: 64 * split_units(1)].any(), "ready for the next step"
 
@@ -258,7 +260,7 @@ def test_options_have_the_same_bits_when_threads_share_a_context(isa: Isa, name:
 @pytest.mark.parametrize("kv_type", ["f16", "f32", "bf16", "q8_0"])
 def test_a_token_before_the_window_changes_nothing(kv_type: str) -> None:
     """Not even one whose key and value are no numbers. (Of bfloat16 pairs, the whole pair lies before it.)"""
-    setup = setups.setup_attention(ISA, kv_type, sequences=[(600, 9)], window=100)
+    setup = kernel_setups.setup_attention(ISA, kv_type, sequences=[(600, 9)], window=100)
     before = setup.run()
     cache = setup.keep[1]
     assert isinstance(cache, Cache)
@@ -277,19 +279,19 @@ def test_a_token_before_the_window_changes_nothing(kv_type: str) -> None:
 @pytest.mark.parametrize("head_dim, v_dim", [(24, 16), (16, 72), (80, 33), (192, 128), (7, 5)])
 def test_values_of_another_size_than_keys(head_dim: int, v_dim: int, kv_type: str) -> None:
     for group in (1, 3):
-        setups.setup_attention(ISA, kv_type, group, head_dim, v_dim=v_dim).check()
-    setups.setup_attention(
+        kernel_setups.setup_attention(ISA, kv_type, group, head_dim, v_dim=v_dim).check()
+    kernel_setups.setup_attention(
         ISA, kv_type, 2, head_dim, v_dim=v_dim, sequences=[(1030, 1)], kv_heads=1, split=True
     ).check()
-    setups.setup_store_kv(ISA, kv_type, head_dim, v_dim=v_dim).check()
+    kernel_setups.setup_store_kv(ISA, kv_type, head_dim, v_dim=v_dim).check()
 
 
 def test_sinks_far_above_and_below_the_scores() -> None:
     """A sink that takes all, and one that takes nothing."""
-    setup = setups.setup_attention(ISA, "f32", sinks=True, sequences=[(0, 9)])
+    setup = kernel_setups.setup_attention(ISA, "f32", sinks=True, sequences=[(0, 9)])
     sinks = setup.keep[3]["sinks"]
     sinks[:] = [-np.inf, -1e4, -200, 200, 1e4, 0]
-    plain = setups.setup_attention(ISA, "f32", sequences=[(0, 9)]).run().reshape(9, 6, 24)
+    plain = kernel_setups.setup_attention(ISA, "f32", sequences=[(0, 9)]).run().reshape(9, 6, 24)
     got = setup.run().reshape(9, 6, 24)
     np.testing.assert_allclose(got[:, :3], plain[:, :3], rtol=1e-6)
     assert (np.abs(got[:, 3:5]) < 1e-30).all() and np.isfinite(got).all()

@@ -8,22 +8,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import setups
-from harness import GENERIC, ISAS, Setup, isa_id
 
-import gumba.kernels
-from gumba.kernels import op
-from gumba.kernels.op import Kernel, f4, share
+import gumba.backends.cpu.kernels
+from gumba.backends.cpu.kernels import record
+from gumba.backends.cpu.kernels.record import Kernel, f4, share
 from gumba.simd.isa import Isa
+from support import kernel_setups
+from support.kernel_harness import GENERIC, ISAS, Setup, isa_id
 
 #: Kernels that are no operations of a model, with their oracles in a file of their own.
-ELSEWHERE = {"limits.dot_int8", "limits.fma_float32", "limits.pairs_bf16", "limits.read_memory"}  # test_limits.py
+ELSEWHERE = {
+    "roofline.dot_int8",
+    "roofline.fma_float32",
+    "roofline.pairs_bf16",
+    "roofline.read_memory",
+}  # test_roofline.py
 
 
 def declared() -> set[str]:
-    """``module.name`` of every function in gumba.kernels that is decorated with ``@kernel``."""
+    """``module.name`` of every function in gumba.backends.cpu.kernels that is decorated with ``@kernel``."""
     found = set()
-    for path in Path(gumba.kernels.__path__[0]).glob("*.py"):
+    for path in Path(gumba.backends.cpu.kernels.__path__[0]).glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             for decorator in getattr(node, "decorator_list", ()):
                 called = decorator.func if isinstance(decorator, ast.Call) else decorator
@@ -33,24 +38,24 @@ def declared() -> set[str]:
 
 
 def test_every_kernel_has_an_oracle() -> None:
-    assert declared() == set(setups.TABLE) | ELSEWHERE
+    assert declared() == set(kernel_setups.TABLE) | ELSEWHERE
     assert len(declared()) >= 10
 
 
-@pytest.mark.parametrize("name", sorted(setups.TABLE))
+@pytest.mark.parametrize("name", sorted(kernel_setups.TABLE))
 @pytest.mark.parametrize("isa", ISAS, ids=isa_id)
 def test_kernel_computes_what_its_oracle_does(name: str, isa: Isa) -> None:
-    make: Callable[[Isa], Setup] = setups.TABLE[name]
+    make: Callable[[Isa], Setup] = kernel_setups.TABLE[name]
     setup = make(isa)
     assert setup.kernel.name.split("[")[0] == name.split(".")[1]
     setup.check()
 
 
 def test_a_step_without_rows_writes_nothing() -> None:
-    for name, make in setups.TABLE.items():
+    for name, make in kernel_setups.TABLE.items():
         setup = make(GENERIC)
         before = setup.out.tobytes()
-        setup.batch.words[[op.N_TOKENS // 8, op.N_TILES // 8, op.N_OUTPUTS // 8, op.N_RUNS // 8]] = 0
+        setup.batch.words[[record.N_TOKENS // 8, record.N_TILES // 8, record.N_OUTPUTS // 8, record.N_RUNS // 8]] = 0
         for n_threads in (1, 3):
             setup.run(n_threads)
             assert setup.out.tobytes() == before, name
@@ -58,7 +63,7 @@ def test_a_step_without_rows_writes_nothing() -> None:
 
 def test_cache_names_differ() -> None:
     """Two kernels of one name would take each other's machine code from the cache."""
-    names = [name.split(".")[1] for name in setups.TABLE]
+    names = [name.split(".")[1] for name in kernel_setups.TABLE]
     assert len(names) == len(set(names))
 
 
@@ -94,8 +99,8 @@ def test_words_want_every_argument_and_no_other(values: dict[str, int | float]) 
 
 def test_a_kernel_has_as_many_arguments_as_a_record() -> None:
     scope: dict[str, Callable[..., None]] = {}
-    for n in (op.MAX_ARGUMENTS, op.MAX_ARGUMENTS + 1):
+    for n in (record.MAX_ARGUMENTS, record.MAX_ARGUMENTS + 1):
         exec(f"def k{n}(batch, thread, n_threads, {', '.join(f'a{i}' for i in range(n))}): pass", scope)
-    Kernel(scope[f"k{op.MAX_ARGUMENTS}"], "")
+    Kernel(scope[f"k{record.MAX_ARGUMENTS}"], "")
     with pytest.raises(ValueError, match="arguments"):
-        Kernel(scope[f"k{op.MAX_ARGUMENTS + 1}"], "")
+        Kernel(scope[f"k{record.MAX_ARGUMENTS + 1}"], "")

@@ -5,30 +5,29 @@ from __future__ import annotations
 from types import ModuleType
 
 import numpy as np
-import oracles
 import pytest
-import setups
-from harness import GENERIC, ISAS, Batch, Setup, address, isa_id, packed, rows, same_bits
 
-from gumba.kernels.matmul import TOKEN_BLOCK, matmul
+from gumba.backends.cpu.kernels.matmul import TOKEN_BLOCK, matmul
 from gumba.quants import bf16, f16, f32, mxfp4, q4_0, q4_1, q6_k, q8_0
 from gumba.simd.isa import Isa
+from support import kernel_oracles, kernel_setups
+from support.kernel_harness import GENERIC, ISAS, Batch, Setup, address, isa_id, packed, rows, same_bits
 
 every = pytest.mark.parametrize("isa", ISAS, ids=isa_id)
-every_format = pytest.mark.parametrize("format", setups.ALL_FORMATS, ids=isa_id)
+every_format = pytest.mark.parametrize("format", kernel_setups.ALL_FORMATS, ids=isa_id)
 
 
 def test_all_formats_are_here() -> None:
-    assert set(setups.ALL_FORMATS) == {f32, f16, bf16, q4_0, q4_1, q8_0, q6_k, mxfp4}
+    assert set(kernel_setups.ALL_FORMATS) == {f32, f16, bf16, q4_0, q4_1, q8_0, q6_k, mxfp4}
 
 
 @every
 @every_format
 def test_every_format_on_every_instruction_set(format: ModuleType, isa: Isa) -> None:
     """37 rows are no multiple of any number of lanes; weights are random bits."""
-    many = setups.setup_matmul(isa, format, n=20).check()
+    many = kernel_setups.setup_matmul(isa, format, n=20).check()
     for n in range(1, 21):
-        setup = setups.setup_matmul(isa, format, n=20)
+        setup = kernel_setups.setup_matmul(isa, format, n=20)
         got = setup.run(batch=Batch(n))
         np.testing.assert_array_equal(same_bits(got[:n]), same_bits(many[:n]), err_msg=f"{n} tokens")
         assert np.isnan(got[n:]).all(), "rows past the last token are not touched"
@@ -50,35 +49,35 @@ def one_token(setup: Setup, token: int) -> np.ndarray:
 @every
 @pytest.mark.parametrize("format", [q4_1, f32], ids=isa_id)
 def test_without_a_residual(format: ModuleType, isa: Isa) -> None:
-    plain = setups.setup_matmul(isa, format, residual=False).check()
-    added = setups.setup_matmul(isa, format, residual=True)
-    residual = added.expected - setups.setup_matmul(isa, format, residual=False).expected
+    plain = kernel_setups.setup_matmul(isa, format, residual=False).check()
+    added = kernel_setups.setup_matmul(isa, format, residual=True)
+    residual = added.expected - kernel_setups.setup_matmul(isa, format, residual=False).expected
     np.testing.assert_array_equal(added.run(), plain + residual.astype(np.float32))
 
 
 @pytest.mark.parametrize("n_rows", [1, 3, 4, 5, 15, 16, 17, 64, 65])
 def test_any_number_of_rows(n_rows: int) -> None:
     for isa in {ISAS[0].name: ISAS[0], "generic": GENERIC}.values():
-        setups.setup_matmul(isa, q4_1, n=3, n_rows=n_rows).check()
+        kernel_setups.setup_matmul(isa, q4_1, n=3, n_rows=n_rows).check()
 
 
 def test_columns_of_one_block_and_of_many() -> None:
     for columns in (32, 64, 1504):
-        setups.setup_matmul(ISAS[0], q4_1, columns=columns).check()
+        kernel_setups.setup_matmul(ISAS[0], q4_1, columns=columns).check()
     for columns in (1, 2, 33, 1000):
-        setups.setup_matmul(ISAS[0], f32, columns=columns).check()
+        kernel_setups.setup_matmul(ISAS[0], f32, columns=columns).check()
 
 
 @pytest.mark.parametrize("format", [q4_1, f32], ids=isa_id)
 def test_more_tokens_than_a_token_block(format: ModuleType) -> None:
-    setup = setups.setup_matmul(ISAS[0], format, n=2 * TOKEN_BLOCK + 7)
+    setup = kernel_setups.setup_matmul(ISAS[0], format, n=2 * TOKEN_BLOCK + 7)
     whole = setup.check()
     for token in (0, TOKEN_BLOCK - 1, TOKEN_BLOCK, 2 * TOKEN_BLOCK + 6):
         np.testing.assert_array_equal(same_bits(one_token(setup, token)), same_bits(whole[token]))
 
 
 def test_a_residual_may_be_the_output_itself() -> None:
-    setup = setups.setup_matmul(ISAS[0], q4_1, residual=True)
+    setup = kernel_setups.setup_matmul(ISAS[0], q4_1, residual=True)
     apart = setup.run()
     start = np.frombuffer(setup.keep[1], np.float32).reshape(setup.out.shape)  # the residual's rows
     setup._before[:] = start
@@ -108,14 +107,14 @@ def extremes(format: ModuleType, isa: Isa, byte: int, sign: int) -> Setup:
         blocks["e"] = 127
     raw = blocks.view(np.uint8)
     x = np.full((5, columns), sign * 127, np.float32)
-    held = oracles.quantize_q8(x)
+    held = kernel_oracles.quantize_q8(x)
     w = packed(format, raw, columns, isa)
     out = rows(np.zeros((len(x), n_rows), np.float32))
     arguments = {"count": 0, "x": address(held), "x_stride": held.strides[0], "w": w.address,
                  "group_bytes": w.group_bytes, "n_blocks": w.n_blocks, "n_groups": w.n_groups,
                  "out": address(out), "out_stride": out.strides[0], "residual": 0}  # fmt: skip
     dense = np.asarray(format.dequantize(raw)).reshape(n_rows, columns)
-    expected = oracles.matmul(x, dense, None)
+    expected = kernel_oracles.matmul(x, dense, None)
     return Setup(matmul(format, isa), arguments, Batch(len(x)), out, lambda a: a[:, :n_rows], expected, keep=[held, w])
 
 
@@ -123,14 +122,14 @@ def extremes(format: ModuleType, isa: Isa, byte: int, sign: int) -> Setup:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_comes_through(bad: float, isa: Isa) -> None:
     """A token with a NaN or an infinity has no finite results; its neighbours do not notice."""
-    from gumba.kernels import q8
+    from gumba.backends.cpu.kernels import activations_q8
 
     x = np.ones((3, 160), np.float32)
-    clean = setups.setup_quantize_q8(isa, x.copy())
+    clean = kernel_setups.setup_quantize_q8(isa, x.copy())
     x[1, 77] = bad
-    dirty = setups.setup_quantize_q8(isa, x)
-    assert dirty.kernel is q8.quantize_q8
-    product = setups.setup_matmul(isa, q4_1, n=3)
+    dirty = kernel_setups.setup_quantize_q8(isa, x)
+    assert dirty.kernel is activations_q8.quantize_q8
+    product = kernel_setups.setup_matmul(isa, q4_1, n=3)
     results = []
     for quantized in (clean, dirty):
         quantized.run()
@@ -143,4 +142,4 @@ def test_what_is_not_finite_comes_through(bad: float, isa: Isa) -> None:
 @every_format
 def test_heads_with_matrices_of_their_own(format: ModuleType) -> None:
     for n, n_heads, n_rows in ((1, 1, 1), (3, 16, 64), (2 * TOKEN_BLOCK + 7, 2, 5)):
-        setups.setup_head_matmul(ISAS[0], format, n, n_heads, n_rows).check()
+        kernel_setups.setup_head_matmul(ISAS[0], format, n, n_heads, n_rows).check()

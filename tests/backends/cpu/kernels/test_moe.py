@@ -6,11 +6,11 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-import setups
-from harness import ISAS, isa_id, same_bits
 
-from gumba.kernels.experts import WEIGHTS
+from gumba.backends.cpu.kernels.moe import WEIGHTS
 from gumba.simd.isa import Isa
+from support import kernel_setups
+from support.kernel_harness import ISAS, isa_id, same_bits
 
 ISA = ISAS[0]
 
@@ -20,22 +20,22 @@ ISA = ISAS[0]
 @pytest.mark.parametrize("weights", sorted(WEIGHTS))
 def test_weights_of_every_kind(weights: str, normalized: bool, biased: bool) -> None:
     for n_experts, n_used in ((13, 4), (8, 8), (1, 1), (128, 8)):
-        setups.setup_choose_experts(ISA, weights, normalized, biased, n_experts, n_used).check()
+        kernel_setups.setup_choose_experts(ISA, weights, normalized, biased, n_experts, n_used).check()
 
 
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("weights", sorted(WEIGHTS))
 def test_only_the_best_groups_take_part(weights: str, biased: bool) -> None:
     for n_experts, n_used, groups in ((12, 4, (3, 2)), (12, 2, (6, 1)), (8, 3, (8, 5)), (256, 8, (8, 4))):
-        setups.setup_choose_experts(ISA, weights, True, biased, n_experts, n_used, 20, groups).check()
+        kernel_setups.setup_choose_experts(ISA, weights, True, biased, n_experts, n_used, 20, groups).check()
 
 
 def test_weights_of_experts_with_factors_of_their_own() -> None:
-    setups.setup_choose_experts(ISA, "softmax", True, scaled=True).check()
+    kernel_setups.setup_choose_experts(ISA, "softmax", True, scaled=True).check()
 
 
 def test_of_equal_experts_the_first_are_chosen() -> None:
-    setup = setups.setup_choose_experts(ISA, n_experts=6, n_used=3, n=1)
+    setup = kernel_setups.setup_choose_experts(ISA, n_experts=6, n_used=3, n=1)
     logits = setup.keep[0]
     assert isinstance(logits, np.ndarray)
     logits[0, :6] = [1, 2, 1, 2, 1, 2]
@@ -47,7 +47,7 @@ def test_of_equal_experts_the_first_are_chosen() -> None:
 @pytest.mark.parametrize("weights", sorted(WEIGHTS))
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
 def test_numbers_that_are_none_choose_an_expert_that_exists(number: float, weights: str) -> None:
-    setup = setups.setup_choose_experts(ISA, weights, n_experts=6, n_used=4, n=3)
+    setup = kernel_setups.setup_choose_experts(ISA, weights, n_experts=6, n_used=4, n=3)
     logits = setup.keep[0]
     assert isinstance(logits, np.ndarray)
     logits[0, :6], logits[1, 2], logits[2, 0] = number, number, number
@@ -60,34 +60,34 @@ def test_numbers_that_are_none_choose_an_expert_that_exists(number: float, weigh
 @pytest.mark.parametrize("n, n_experts, n_used", [(1, 1, 1), (1, 64, 8), (200, 4, 2), (5, 128, 8), (33, 3, 3)])
 def test_entries_of_any_number(n: int, n_experts: int, n_used: int) -> None:
     for make in (
-        setups.setup_sort_entries,
-        setups.setup_gather_rows,
-        setups.setup_merge_experts,
-        setups.setup_add_expert_rows,
-        setups.setup_weigh_entries,
+        kernel_setups.setup_sort_entries,
+        kernel_setups.setup_gather_rows,
+        kernel_setups.setup_merge_experts,
+        kernel_setups.setup_add_expert_rows,
+        kernel_setups.setup_weigh_entries,
     ):
         make(ISA, n, n_experts, n_used).check()
-    setups.setup_merge_experts(ISA, n, n_experts, n_used, weighted=False).check()
+    kernel_setups.setup_merge_experts(ISA, n, n_experts, n_used, weighted=False).check()
 
 
-@pytest.mark.parametrize("format", setups.ALL_FORMATS, ids=isa_id)
+@pytest.mark.parametrize("format", kernel_setups.ALL_FORMATS, ids=isa_id)
 def test_products_of_every_format(format: ModuleType) -> None:
-    setups.setup_expert_matmul(ISA, format).check()
+    kernel_setups.setup_expert_matmul(ISA, format).check()
 
 
 @pytest.mark.parametrize("isa", ISAS, ids=isa_id)
 @pytest.mark.parametrize("n, n_experts, n_used", [(1, 9, 2), (300, 3, 1)])
 def test_products_of_few_and_many_tokens(isa: Isa, n: int, n_experts: int, n_used: int) -> None:
-    setups.setup_expert_matmul(isa, n=n, n_experts=n_experts, n_used=n_used).check()
+    kernel_setups.setup_expert_matmul(isa, n=n, n_experts=n_experts, n_used=n_used).check()
 
 
 @pytest.mark.parametrize("width", [1, 32, 64, 65])
 def test_sums_of_any_width(width: int) -> None:
-    setups.setup_merge_experts(ISA, width=width).check()
+    kernel_setups.setup_merge_experts(ISA, width=width).check()
 
 
 def test_a_token_alone_has_the_same_bits() -> None:
-    setup = setups.setup_merge_experts(ISA)
+    setup = kernel_setups.setup_merge_experts(ISA)
     whole = setup.run()
     setup.batch.words[0] = 1
     np.testing.assert_array_equal(same_bits(setup.run()[0]), same_bits(whole[0]))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import programs
 import pytest
-from programs import batch, named, walk
 
-from gumba.program import streams
-from gumba.program.builder import Buffer, Program
+from gumba.backends.cpu.program import altup
+from gumba.backends.cpu.program.builder import Buffer, Program
 from gumba.simd.isa import current
+from support import programs
+from support.programs import batch, named, walk
 
 TOKENS = np.array([3, 40, 0, 7, 7, 22, 49], np.int32)
 OUTPUTS = np.array([6, 0, 4], np.int32)
@@ -20,13 +20,13 @@ WIDTH = 72  # a row of its own has 128
 
 def written(p: Program, x: Buffer, y: Buffer, selected: bool) -> list[Buffer]:
     """All that there is to do with streams; of the rows whose logits are wanted, if ``selected``."""
-    all_streams = streams.stack(p, [x, y, streams.match_magnitude(p, y, x, 1e-5)])
+    all_streams = altup.stack(p, [x, y, altup.match_magnitude(p, y, x, 1e-5)])
     if selected:
-        all_streams, x, y = streams.select_outputs(p, all_streams), p.select_outputs(x), p.select_outputs(y)
-    mixed = streams.mix(p, all_streams, p.slice(y, 3, 9))
-    added = streams.add(p, mixed, streams.keep_greatest(p, x, 0.5), p.slice(x, 20, 3))
-    last = streams.add(p, added, x, [0.0, 1.0, 2.0])
-    return [streams.part(p, last, i) for i in range(3)]
+        all_streams, x, y = altup.select_outputs(p, all_streams), p.select_outputs(x), p.select_outputs(y)
+    mixed = altup.mix(p, all_streams, p.slice(y, 3, 9))
+    added = altup.add(p, mixed, altup.keep_greatest(p, x, 0.5), p.slice(x, 20, 3))
+    last = altup.add(p, added, x, [0.0, 1.0, 2.0])
+    return [altup.part(p, last, i) for i in range(3)]
 
 
 def expected(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -58,18 +58,18 @@ def test_what_does_not_fit_is_refused() -> None:
     p = Program(current(), 1, 8, 41)
     x = p.embed(programs.matrix(named("f32"), 50, WIDTH))
     narrow, chosen = p.slice(x, 0, 40), p.select_outputs(x)
-    two, wrong = streams.stack(p, [x, x]), p.slice(x, 0, 3)
+    two, wrong = altup.stack(p, [x, x]), p.slice(x, 0, 3)
     calls: list[Callable[[], object]] = [
-        lambda: streams.stack(p, [x, narrow]),
-        lambda: streams.stack(p, [x, chosen]),
-        lambda: streams.mix(p, two, wrong),
-        lambda: streams.mix(p, two, p.slice(chosen, 0, 4)),
-        lambda: streams.add(p, two, narrow, [1.0, 1.0]),
-        lambda: streams.add(p, two, chosen, [1.0, 1.0]),
-        lambda: streams.add(p, two, x, [1.0]),
-        lambda: streams.add(p, two, x, wrong),
-        lambda: streams.match_magnitude(p, x, narrow, 1e-5),
-        lambda: streams.match_magnitude(p, x, chosen, 1e-5),
+        lambda: altup.stack(p, [x, narrow]),
+        lambda: altup.stack(p, [x, chosen]),
+        lambda: altup.mix(p, two, wrong),
+        lambda: altup.mix(p, two, p.slice(chosen, 0, 4)),
+        lambda: altup.add(p, two, narrow, [1.0, 1.0]),
+        lambda: altup.add(p, two, chosen, [1.0, 1.0]),
+        lambda: altup.add(p, two, x, [1.0]),
+        lambda: altup.add(p, two, x, wrong),
+        lambda: altup.match_magnitude(p, x, narrow, 1e-5),
+        lambda: altup.match_magnitude(p, x, chosen, 1e-5),
     ]
     for call in calls:
         with pytest.raises(ValueError, match=r"columns|coefficients"):

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import programs
 import pytest
-from programs import batch, named, walk
 
-from gumba.kernels import op
-from gumba.kernels.attention_layout import split_units, tile_tokens
-from gumba.kv_cache import KVCache, KVShape
-from gumba.program.builder import Buffer, Program
+from gumba.backends.cpu.kernels import record
+from gumba.backends.cpu.kernels.attention_layout import split_units, tile_tokens
+from gumba.backends.cpu.program.builder import Buffer, Program
+from gumba.runner.kv_cache import KVCache, KVShape
 from gumba.simd.isa import current
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "kernels"))
-
-import oracles
+from support import kernel_oracles, programs
+from support.programs import batch, named, walk
 
 SHAPES = [KVShape(2, 12, 12), KVShape(0, 1, 1), KVShape(1, 16, 40), KVShape(3, 8, 8, window=50)]
 N_HEADS = 6
@@ -85,16 +79,16 @@ def run(
                 tiles.append([start + i, count, at + i, table.ctypes.data, at + n, N_SOURCE, near.ctypes.data])
             start += n
         held = np.array(tiles, np.int64)
-        assert held.shape[1] == op.TILE_WORDS
+        assert held.shape[1] == record.TILE_WORDS
         words = batch(len(tokens), tokens)
         for offset, array in (
-            (op.POSITIONS, positions),
-            (op.SLOTS, slots),
-            (op.NEAR_SLOTS, near_slots),
-            (op.TILES, held),
+            (record.POSITIONS, positions),
+            (record.SLOTS, slots),
+            (record.NEAR_SLOTS, near_slots),
+            (record.TILES, held),
         ):
             words[offset // 8] = array.ctypes.data
-        words[op.N_TILES // 8] = len(tiles)
+        words[record.N_TILES // 8] = len(tiles)
         walk(records, words, n_threads, order)
         found.append([p.rows(b)[: len(tokens), : b.width].copy() for b in kept])
         past = [at + n for at, n in zip(past, sizes)]
@@ -116,7 +110,7 @@ def test_every_layer_has_its_shape_and_options(case: int) -> None:
             keys = np.concatenate(sequences[i][1]).reshape(-1, shape.n_kv_heads, shape.head_dim)
             values = np.concatenate(sequences[i][2]).reshape(-1, shape.n_kv_heads, shape.v_dim)
             queries = q[start : start + n].reshape(n, N_HEADS, shape.head_dim)
-            expected = oracles.attention(queries, keys, values, past, 0.3, **options)
+            expected = kernel_oracles.attention(queries, keys, values, past, 0.3, **options)
             np.testing.assert_allclose(out[start : start + n], expected.reshape(n, -1), rtol=2e-5, atol=2e-5)
             start += n
 
@@ -125,7 +119,7 @@ def test_a_whole_sequence_is_seen_where_it_is_not_causal() -> None:
     """In one step: what is in the cache after the step's store."""
     found = run(2, [0, 1], lambda p, kv: attentions(p, kv, [(0, {"causal": False, "window": 30}, {})])[0])[0]
     q, k, v = (x[:70].reshape(70, -1, 12) for x in found[:3])
-    expected = oracles.attention(q, k, v, 0, 0.3, causal=False, window=30).reshape(70, -1)
+    expected = kernel_oracles.attention(q, k, v, 0, 0.3, causal=False, window=30).reshape(70, -1)
     np.testing.assert_allclose(found[3][:70], expected, rtol=2e-5, atol=2e-5)
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import programs
 import pytest
-from programs import GOLDENS, batch, named, phases, two_norms, walk
 
-from gumba.kernels.op import CUT
-from gumba.models import Chunk
-from gumba.program import placing
-from gumba.program.builder import Buffer, Program
+from gumba.backends.cpu.kernels.record import CUT
+from gumba.backends.cpu.program import memory_plan
+from gumba.backends.cpu.program.builder import Buffer, Program
+from gumba.runner.load import Chunk
 from gumba.simd.isa import current
+from support import programs
+from support.programs import GOLDENS, batch, named, phases, two_norms, walk
 
 WIDTH = 128
 TOKENS = np.arange(11, dtype=np.int32) * 3
@@ -147,7 +147,7 @@ def play(model: object, n_threads: int, order: list[int]) -> None:
 
 def test_shares_are_cut_where_all_operations_allow_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a small step only where a piece is worth it, at most into MAX_PIECES; a kernel with memory for each thread never."""
-    monkeypatch.setattr(placing, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(memory_plan, "PIECE_BYTES", 1000)
     program = Program(current(), 2, 16)
     logits, _ = two_norms(program, named("f32"), 64)
     records = program.finish([logits])
@@ -162,7 +162,7 @@ def test_shares_are_cut_where_all_operations_allow_it(monkeypatch: pytest.Monkey
     assert found["rms_norm"][1:] == (1, 8)
     assert 16 * 1000 <= found["matmul"][0] < 24 * 1000 and found["matmul"][1:] == (8, 8)
     assert found["matmul matmul matmul"][0] >= 2000 * 8 and found["matmul matmul matmul"][1:] == (8, 8)
-    monkeypatch.setattr(placing, "PIECE_BYTES", 3000)
+    monkeypatch.setattr(memory_plan, "PIECE_BYTES", 3000)
     again = program.finish([logits])
     assert [1 << (int(w) & 3) for w in again[:, CUT] if w][-1] == 2, (
         "three pieces of 3000 bytes for each thread, cut into two"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from programs import matrix, named
 
-from gumba.program.builder import Program
+from gumba.backends.cpu.program.builder import Program
 from gumba.simd.isa import current
+from support.programs import matrix, named
 
 
 def test_wrong_shapes_are_refused() -> None:

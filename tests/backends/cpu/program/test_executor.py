@@ -13,15 +13,15 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from programs import batch, named, two_norms
 
+from gumba.backends.cpu.kernels import elementwise
+from gumba.backends.cpu.kernels.record import BARRIER, CUT, FIRST_ARGUMENT, LARGE_STEP, N_TOKENS, RECORD_WORDS, cut
+from gumba.backends.cpu.program import executor
+from gumba.backends.cpu.program.builder import Program
+from gumba.backends.cpu.program.executor import Team
 from gumba.errors import EngineError, ResourceError
-from gumba.kernels import elementwise
-from gumba.kernels.op import BARRIER, CUT, FIRST_ARGUMENT, LARGE_STEP, N_TOKENS, RECORD_WORDS, cut
-from gumba.program import executor
-from gumba.program.builder import Program
-from gumba.program.executor import Team
 from gumba.simd.isa import current
+from support.programs import batch, named, two_norms
 
 ROWS, WIDTH = 5, 64
 

@@ -6,14 +6,14 @@ import itertools
 from pathlib import Path
 
 import numpy as np
-import programs
 import pytest
-from programs import GOLDENS, named, phases, two_norms
 
+from gumba.backends.cpu.packing import ROW_ALIGN
+from gumba.backends.cpu.program.builder import Buffer, Program
 from gumba.errors import ResourceError
-from gumba.kernels.packed import ROW_ALIGN
-from gumba.program.builder import Buffer, Program
 from gumba.simd.isa import current
+from support import programs
+from support.programs import GOLDENS, named, phases, two_norms
 
 
 def lives(program: Program, records: np.ndarray, kept: Buffer) -> dict[Buffer, tuple[int, int]]:
@@ -89,7 +89,7 @@ def test_constants_are_padded_with_zeros() -> None:
 
 
 def test_too_little_memory_is_a_resource_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gumba.program import placing
+    from gumba.backends.cpu.program import memory_plan
 
     program = Program(current(), 1, 1 << 16)
     logits, _ = two_norms(program, named("f32"))
@@ -97,6 +97,6 @@ def test_too_little_memory_is_a_resource_error(monkeypatch: pytest.MonkeyPatch) 
     def nothing_left(n_bytes: int, alignment: int = 64) -> np.ndarray:
         raise MemoryError
 
-    monkeypatch.setattr(placing, "aligned_empty", nothing_left)
+    monkeypatch.setattr(memory_plan, "aligned_empty", nothing_left)
     with pytest.raises(ResourceError, match="MB"):
         program.finish([logits])

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import programs
 import pytest
-from programs import batch, named, walk
 
-from gumba.kernels.packed import PackedMatrix
-from gumba.program.builder import Buffer, Program
-from gumba.program.experts import Experts, moe
+from gumba.backends.cpu.packing import PackedMatrix
+from gumba.backends.cpu.program.builder import Buffer, Program
+from gumba.backends.cpu.program.moe import Experts, moe
 from gumba.simd.isa import current
+from support import programs
+from support.programs import batch, named, walk
 
 WIDTH, INNER, N_EXPERTS = 64, 96, 5
 

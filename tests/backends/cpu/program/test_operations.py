@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-import programs
 import pytest
-from programs import batch, named, walk
 
-from gumba.kernels import op
-from gumba.program.builder import Buffer, Program
+from gumba.backends.cpu.kernels import record
+from gumba.backends.cpu.program.builder import Buffer, Program
 from gumba.simd.isa import current
+from support import programs
+from support.programs import batch, named, walk
 
 TOKENS = np.array([3, 40, 0, 7, 7, 22, 49], np.int32)
 POSITIONS = np.array([5, 0, 1, 2, 30, 31, 6], np.int32)
@@ -112,7 +112,7 @@ def test_operation(name: str, selected: bool) -> None:
         records = p.finish([made, *inputs])
         p._arena[:] = 0xFF  # NaN
         words = batch(len(TOKENS), TOKENS, OUTPUTS)
-        words[op.POSITIONS // 8] = POSITIONS.ctypes.data
+        words[record.POSITIONS // 8] = POSITIONS.ctypes.data
         walk(records, words, n_threads, order)
         n = len(OUTPUTS) if selected else len(TOKENS)
         given, got = [p.rows(b)[:n, :WIDTH].astype(np.float64) for b in inputs], p.rows(made)[:n, : made.width].copy()

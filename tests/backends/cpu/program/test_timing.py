@@ -6,16 +6,16 @@ import time
 
 import numpy as np
 import pytest
-from programs import GOLDENS, batch, load, matrix, named, two_norms
 
+from gumba.backends.cpu.kernels import activations_q8
+from gumba.backends.cpu.kernels.record import BARRIER, CUT, FIRST_ARGUMENT
+from gumba.backends.cpu.program.builder import Program
+from gumba.backends.cpu.program.executor import Team
+from gumba.backends.cpu.program.timing import Timing, stamp
 from gumba.errors import EngineError
-from gumba.kernels import q8
-from gumba.kernels.op import BARRIER, CUT, FIRST_ARGUMENT
-from gumba.models import Chunk
-from gumba.program.builder import Program
-from gumba.program.executor import Team
-from gumba.program.timing import Timing, stamp
+from gumba.runner.load import Chunk
 from gumba.simd.isa import current
+from support.programs import GOLDENS, batch, load, matrix, named, two_norms
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])
@@ -102,5 +102,5 @@ def test_operations_name_their_work() -> None:
     program.matmul(w, program.embed(matrix(named("f32"), 50, 64)))
     product = program.operations[-1].work
     assert (product.weights, product.row_ops, product.kind) == (128 * 64 // 32 * 18, 2 * 128 * 64, "int8")
-    assert (product.shape, product.row_bytes) == ("128x64", 2 * q8.BYTES + 4 * 128)
+    assert (product.shape, product.row_bytes) == ("128x64", 2 * activations_q8.BYTES + 4 * 128)
     model.close()

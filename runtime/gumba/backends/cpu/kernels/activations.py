@@ -1,6 +1,6 @@
 """Functions of single numbers, over rows of float32: activations, and products with them.
 
-Each function is code of its own, made when a program asks for it. Units of work as in ``gumba.kernels.elementwise``.
+Each function is code of its own, made when a program asks for it. Units of work as in ``kernels.elementwise``.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-from gumba.kernels.op import Kernel, f4, first_unit, kernel, next_unit
+from gumba.backends.cpu.kernels.record import Kernel, f4, first_unit, kernel, next_unit
 from gumba.simd.isa import Isa
 from gumba.simd.maths import exp, normal_tail, sigmoid, tanh
 from gumba.simd.memory import load_i64

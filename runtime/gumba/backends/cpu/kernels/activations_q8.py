@@ -14,8 +14,8 @@ Infinities and NaN come out as an infinite or NaN scale, so that they are not lo
 
 from __future__ import annotations
 
-from gumba.kernels.jit import inline
-from gumba.kernels.op import kernel, next_unit, share
+from gumba.backends.cpu.kernels.record import kernel, next_unit, share
+from gumba.jit.jit import inline
 from gumba.simd.memory import load_i64
 from gumba.simd.value import F32, I8, I32, Simd, Value, simd_function
 

@@ -10,8 +10,8 @@ import functools
 
 import numpy as np
 
-from gumba.kernels.norms import mean_of, mean_square, variance
-from gumba.kernels.op import Kernel, f4, first_unit, kernel, next_unit
+from gumba.backends.cpu.kernels.norms import mean_of, mean_square, variance
+from gumba.backends.cpu.kernels.record import Kernel, f4, first_unit, kernel, next_unit
 from gumba.simd.memory import load_i64
 from gumba.simd.value import F32, Simd, Value, simd_function
 

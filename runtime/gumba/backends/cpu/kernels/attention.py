@@ -4,7 +4,7 @@ The unit of work is (tile of consecutive query tokens of one sequence, KV head):
 group, so every page is read once for all of them. The context is cut into parts of PART_TOKENS at fixed places. For each
 part, rows are taken in blocks of BLOCK_ROWS: their scores with all keys of the part, the softmax of each row, the weighted
 sum of the values; scores stay in the first-level cache, the part's keys and values in the second. What lies in a page, and
-the two small matrix products over it, is the page format's affair (``gumba.kernels.pages``).
+the two small matrix products over it, is the page format's affair (``kv_pages.base``).
 
 Each part's softmax runs by itself, and the parts are merged in order (Milakov and Gimelshein 2018; Dao et al. 2023,
 "Flash-Decoding"). Where a step has too few units for the threads (one sequence that decodes), the parts become units too, and
@@ -21,7 +21,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from gumba.kernels.attention_layout import (
+from gumba.backends.cpu.kernels.attention_layout import (
     GROUP,
     HEAD_DIM,
     K_HEAD,
@@ -48,9 +48,16 @@ from gumba.kernels.attention_layout import (
     bounds,
     page_address,
 )
-from gumba.kernels.attention_rows import clear, copy, inverse, row_merge, row_sink, row_weights, scale_copy
-from gumba.kernels.jit import inline
-from gumba.kernels.op import (
+from gumba.backends.cpu.kernels.attention_softmax import (
+    clear,
+    copy,
+    inverse,
+    row_merge,
+    row_sink,
+    row_weights,
+    scale_copy,
+)
+from gumba.backends.cpu.kernels.record import (
     N_TILES,
     N_TOKENS,
     SOURCE,
@@ -63,7 +70,16 @@ from gumba.kernels.op import (
     kernel,
     next_unit,
 )
-from gumba.kernels.pages import BLOCK_ROWS, PAGE_TOKENS, PART_TOKENS, S_ROW, SCRATCH, PageFormat, block_rows
+from gumba.backends.cpu.kv_pages.base import (
+    BLOCK_ROWS,
+    PAGE_TOKENS,
+    PART_TOKENS,
+    S_ROW,
+    SCRATCH,
+    PageFormat,
+    block_rows,
+)
+from gumba.jit.jit import inline
 from gumba.simd.isa import Isa
 from gumba.simd.memory import atomic_add, load_f32, load_i32, load_i64, store_f32, store_i64
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from gumba.kernels.jit import inline
-from gumba.kernels.op import NEAR_SLOTS, NEAR_TABLE, SLOTS, TABLE
-from gumba.kernels.pages import BLOCK_ROWS, PAGE_TOKENS, PART_TOKENS, S_ROW, SCRATCH, PageFormat
+from gumba.backends.cpu.kernels.record import NEAR_SLOTS, NEAR_TABLE, SLOTS, TABLE
+from gumba.backends.cpu.kv_pages.base import BLOCK_ROWS, PAGE_TOKENS, PART_TOKENS, S_ROW, SCRATCH, PageFormat
+from gumba.jit.jit import inline
 from gumba.simd.memory import load_i64
 
 PART_PAGES = PART_TOKENS // PAGE_TOKENS

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from gumba.kernels.attention_layout import Variant
-from gumba.kernels.jit import inline
+from gumba.backends.cpu.kernels.attention_layout import Variant
+from gumba.jit.jit import inline
 from gumba.simd.isa import Isa
 from gumba.simd.maths import exp2, tanh
 from gumba.simd.value import F32, I32, I64, Simd, Value, simd_function

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 
-from gumba.kernels.op import N_RUNS, N_TOKENS, RUN_WORDS, RUNS, Kernel, kernel, next_unit, share
+from gumba.backends.cpu.kernels.record import N_RUNS, N_TOKENS, RUN_WORDS, RUNS, Kernel, kernel, next_unit, share
 from gumba.simd.isa import Isa
 from gumba.simd.maths import exp, softplus
 from gumba.simd.memory import load_i64

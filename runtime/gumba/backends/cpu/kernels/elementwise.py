@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 
-from gumba.kernels.op import OUTPUT_ROWS, Kernel, f4, first_unit, kernel, next_unit, share
+from gumba.backends.cpu.kernels.record import OUTPUT_ROWS, Kernel, f4, first_unit, kernel, next_unit, share
 from gumba.simd.memory import load_f32, load_i32, load_i64, store_f32
 from gumba.simd.value import F32, Simd, Value, simd_function
 

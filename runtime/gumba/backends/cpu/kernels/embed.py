@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from types import ModuleType
 
-from gumba.kernels.jit import Inline, inline
-from gumba.kernels.op import N_TOKENS, TOKENS, Kernel, kernel, share
+from gumba.backends.cpu.kernels.record import N_TOKENS, TOKENS, Kernel, kernel, share
+from gumba.jit.jit import Inline, inline
 from gumba.simd.isa import Isa
 from gumba.simd.memory import load_f32, load_i8, load_i32, load_i64, store_f32
 from gumba.simd.value import F32, I32, Simd, Value, simd_function

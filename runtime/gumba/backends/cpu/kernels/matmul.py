@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from gumba.kernels import q8
-from gumba.kernels.jit import inline
-from gumba.kernels.op import Kernel, kernel, share
+from gumba.backends.cpu.kernels import activations_q8
+from gumba.backends.cpu.kernels.record import Kernel, kernel, share
+from gumba.jit.jit import inline
 from gumba.quants._woven import Block
 from gumba.simd.isa import Isa
 from gumba.simd.memory import load_i64
@@ -46,7 +46,7 @@ def _dots(s: Simd, isa: Isa, w: Block, tokens: Sequence[Value]) -> list[Value]:
         if w.offset == 0:
             starts = [s.zero(I32, isa.lanes)] * len(tokens)
         else:
-            starts = [s.splat(s.load(x + q8.STARTS[w.offset][half], I32), isa.lanes) for x in tokens]
+            starts = [s.splat(s.load(x + activations_q8.STARTS[w.offset][half], I32), isa.lanes) for x in tokens]
         if isa.dot_tile is not None and len(tokens) > 1:
             return isa.dot_tile(s, starts, weights, [x + 4 * first for x in tokens], w.w_max, w.signed)
         words = [[s.load(x + 4 * j, I32) for j in range(first, last)] for x in tokens]
@@ -62,10 +62,10 @@ def dot_blocks(s: Simd, isa: Isa, w: Block, tokens: Sequence[Value], accs: Seque
     """Each of ``accs`` plus the product of a woven weight block with the activation block at one of ``tokens``."""
     out = []
     for x, acc, total in zip(tokens, accs, _dots(s, isa, w, tokens)):
-        scale = w.scale * s.splat(s.load(x + q8.SCALE, F32), isa.lanes)
+        scale = w.scale * s.splat(s.load(x + activations_q8.SCALE, F32), isa.lanes)
         acc = isa.multiply_add(s, total.to(F32), scale, acc)
         if w.minimum is not None:
-            acc = isa.multiply_add(s, w.minimum, s.splat(s.load(x + q8.SUM, F32), isa.lanes), acc)
+            acc = isa.multiply_add(s, w.minimum, s.splat(s.load(x + activations_q8.SUM, F32), isa.lanes), acc)
         out.append(acc)
     return out
 
@@ -79,7 +79,9 @@ def _tiles(format: ModuleType, isa: Isa, tokens: int) -> Any:
     """A compiled loop that takes ``tokens`` tokens at a time, for one group of rows; returns the first token left over."""
     block_bytes = sum(width * count for _, width, count in format.PIECES) * isa.lanes
     is_float = format.ACTIVATION == "f32"
-    x_bytes = 4 if is_float else q8.BYTES  # of the activations that meet one block (of a float format: one column)
+    x_bytes = (
+        4 if is_float else activations_q8.BYTES
+    )  # of the activations that meet one block (of a float format: one column)
 
     @simd_function("void(i8, i8, i8, i8, i8, i8, i8)")
     def tile(
@@ -151,7 +153,7 @@ def token_groups(format: ModuleType, isa: Isa) -> Any:
 def matmul(format: ModuleType, isa: Isa) -> Kernel:
     """The kernel for one weight format on one instruction set.
 
-    ``count``: offset of the number of tokens in the batch record; ``x``: float32 rows, or int8 blocks (``gumba.kernels.q8``)
+    ``count``: offset of the number of tokens in the batch record; ``x``: float32 rows, or int8 blocks (``activations_q8``)
     where the format pairs with those, ``x_stride`` bytes apart; ``out``: float32 rows of ``out_stride`` bytes, with room for
     whole groups; ``residual``: 0, or float32 rows like ``out`` to be added.
     """

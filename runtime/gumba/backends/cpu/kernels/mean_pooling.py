@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gumba.kernels.elementwise import _add_block, _copy_block, _scale_block
-from gumba.kernels.op import POSITIONS, kernel, next_unit, share
+from gumba.backends.cpu.kernels.elementwise import _add_block, _copy_block, _scale_block
+from gumba.backends.cpu.kernels.record import POSITIONS, kernel, next_unit, share
 from gumba.simd.memory import load_i32, load_i64
 
 

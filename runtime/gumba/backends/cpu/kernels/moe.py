@@ -1,7 +1,7 @@
 """Mixture of experts: which experts a token goes to, tokens grouped by expert, and what comes back (Shazeer et al. 2017).
 
 Every token has ``n_used`` entries, one for each expert that it was sent to. Entries are sorted by expert, then by token; from
-there on each expert's entries are rows one after the other, and its matrices meet them in the tiles of ``gumba.kernels.matmul``:
+there on each expert's entries are rows one after the other, and its matrices meet them in the tiles of ``kernels.matmul``:
 weights of experts that nobody chose are not read. A row of a product is summed as ever, and a token's results are added in
 the order in which its experts were chosen: who else is in the batch changes nothing.
 """
@@ -13,9 +13,9 @@ from types import ModuleType
 
 import numpy as np
 
-from gumba.kernels.jit import inline
-from gumba.kernels.matmul import TOKEN_BLOCK, token_groups
-from gumba.kernels.op import Kernel, f4, first_unit, kernel, next_unit, share
+from gumba.backends.cpu.kernels.matmul import TOKEN_BLOCK, token_groups
+from gumba.backends.cpu.kernels.record import Kernel, f4, first_unit, kernel, next_unit, share
+from gumba.jit.jit import inline
 from gumba.simd.isa import Isa
 from gumba.simd.maths import exp, sigmoid
 from gumba.simd.memory import load_f32, load_i32, load_i64, store_f32, store_i32
@@ -197,7 +197,7 @@ def gather_rows(batch, thread, n_threads, count, x, row_bytes, entries, n_used, 
 def expert_matmul(format: ModuleType, isa: Isa) -> Kernel:
     """Each expert's product with its entries: ``x``, ``out``: rows in the order of entries.
 
-    ``weights``: int64 [n_experts], addresses of matrices of one shape; the rest is as of ``gumba.kernels.matmul``.
+    ``weights``: int64 [n_experts], addresses of matrices of one shape; the rest is as of ``kernels.matmul``.
     """
     group = token_groups(format, isa)
     group_floats = 4 * isa.lanes

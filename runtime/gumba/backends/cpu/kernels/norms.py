@@ -1,6 +1,6 @@
 """Normalisation: of whole rows (RMS norm, layer norm), and of each head of a row.
 
-Like the other operations over rows (``gumba.kernels.elementwise``): rows are padded, and what lies there is never part of a
+Like the other operations over rows (``kernels.elementwise``): rows are padded, and what lies there is never part of a
 sum. A row's statistics are summed in one order, by each thread that needs them: that is cheaper than to wait for one another.
 """
 
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gumba.kernels.jit import inline
-from gumba.kernels.op import f4, first_unit, kernel, next_unit
+from gumba.backends.cpu.kernels.record import f4, first_unit, kernel, next_unit
+from gumba.jit.jit import inline
 from gumba.simd.memory import load_f32, load_i64
 from gumba.simd.value import F32, Simd, Value, simd_function
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gumba.kernels.op import (
+from gumba.backends.cpu.kernels.record import (
     N_OUTPUTS,
     N_TILES,
     N_TOKENS,

@@ -18,7 +18,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from gumba.kernels.jit import compile_cfunc, inline, is_kept
+from gumba.jit.jit import compile_cfunc, inline, is_kept
 from gumba.simd.memory import load_f32, load_i64
 
 #: 64-bit words of an operation's record: function address, whether a barrier follows, how finely shares are cut from here to
@@ -50,7 +50,7 @@ RUN_WORDS = 4
 NEAR_SLOTS = 88  # -> int64 [n_tokens], as SLOTS, in layers with a window
 VIEW_WORDS = 12
 #: Behind the record of a step's tokens lies one, with the same words, of only those whose logits are wanted: for operations on
-#: their rows alone, once ``gumba.kernels.outputs`` has filled it.
+#: their rows alone, once ``kernels.output_rows`` has filled it.
 OUTPUTS_VIEW = 8 * VIEW_WORDS
 BATCH_WORDS = 2 * VIEW_WORDS
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 
-from gumba.kernels.op import Kernel, kernel
+from gumba.backends.cpu.kernels.record import Kernel, kernel
 from gumba.simd.isa import Isa
 from gumba.simd.value import F32, I8, I32, Simd, Value, Variable, simd_function
 

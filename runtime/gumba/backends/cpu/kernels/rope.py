@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gumba.kernels.jit import inline
-from gumba.kernels.op import N_TOKENS, POSITIONS, first_unit, kernel, next_unit
+from gumba.backends.cpu.kernels.record import N_TOKENS, POSITIONS, first_unit, kernel, next_unit
+from gumba.jit.jit import inline
 from gumba.simd.memory import load_f32, load_i32, load_i64, store_f32
 from gumba.simd.value import F32, Simd, Value, simd_function
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gumba.kernels.jit import inline
+from gumba.jit.jit import inline
 from gumba.simd.isa import Isa
 from gumba.simd.value import F32, Simd, Value, simd_function
 
@@ -72,13 +72,13 @@ class PageFormat:
 
 def page_formats() -> dict[str, PageFormat]:
     """All formats by name."""
-    from gumba.kernels import pages_bf16, pages_float, pages_q8_0
+    from gumba.backends.cpu.kv_pages import bf16, float, q8_0
 
     return {
-        "bf16": pages_bf16.BF16_PAGES,
-        "f16": pages_float.F16_PAGES,
-        "f32": pages_float.F32_PAGES,
-        "q8_0": pages_q8_0.Q8_0_PAGES,
+        "bf16": bf16.BF16_PAGES,
+        "f16": float.F16_PAGES,
+        "f32": float.F32_PAGES,
+        "q8_0": q8_0.Q8_0_PAGES,
     }
 
 

@@ -14,8 +14,7 @@ import functools
 
 import numpy as np
 
-from gumba.kernels.jit import inline
-from gumba.kernels.pages import (
+from gumba.backends.cpu.kv_pages.base import (
     PAGE_TOKENS,
     S_ROW,
     PageFormat,
@@ -25,6 +24,7 @@ from gumba.kernels.pages import (
     rank_update,
     wide_registers,
 )
+from gumba.jit.jit import inline
 from gumba.simd.isa import Isa
 from gumba.simd.memory import load_i16, load_i32, store_i16, store_i32
 from gumba.simd.value import F32, I32, Simd, Value, simd_function

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import functools
 
-from gumba.kernels.jit import inline
-from gumba.kernels.pages import (
+from gumba.backends.cpu.kv_pages.base import (
     PAGE_TOKENS,
     S_ROW,
     PageFormat,
@@ -20,6 +19,7 @@ from gumba.kernels.pages import (
     rank_update,
     wide_registers,
 )
+from gumba.jit.jit import inline
 from gumba.simd.isa import Isa
 from gumba.simd.value import F16, F32, Simd, Value, simd_function
 

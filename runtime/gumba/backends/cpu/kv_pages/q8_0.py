@@ -15,10 +15,18 @@ from __future__ import annotations
 
 import functools
 
-from gumba.kernels import q8
-from gumba.kernels.jit import inline
-from gumba.kernels.matmul import dot_block
-from gumba.kernels.pages import PAGE_TOKENS, S_ROW, PageFormat, PageFunctions, block_rows, float_product, rank_update
+from gumba.backends.cpu.kernels import activations_q8
+from gumba.backends.cpu.kernels.matmul import dot_block
+from gumba.backends.cpu.kv_pages.base import (
+    PAGE_TOKENS,
+    S_ROW,
+    PageFormat,
+    PageFunctions,
+    block_rows,
+    float_product,
+    rank_update,
+)
+from gumba.jit.jit import inline
 from gumba.quants import q8_0
 from gumba.simd.isa import Isa
 from gumba.simd.memory import load_f32, load_i32, store_f32, store_i32
@@ -45,7 +53,7 @@ def _scores(isa: Isa, rows: int):
         with s.loop(n_blocks) as k:
             block = q8_0.unpack(s, isa, keys + k * block_bytes)
             for r, acc in enumerate(accs):
-                acc.set(dot_block(s, isa, block, q + q_row * r + k * q8.BYTES, acc.get()))
+                acc.set(dot_block(s, isa, block, q + q_row * r + k * activations_q8.BYTES, acc.get()))
         for r, acc in enumerate(accs):
             s.store(out + S_ROW * r, acc.get())
 
@@ -59,7 +67,7 @@ def _quantize(x, n, row, out):
         store_f32(row + 4 * i, load_f32(x + 4 * i))
     for i in range(n, BLOCK):
         store_f32(row + 4 * i, 0.0)
-    q8.quantize_block(row, out)
+    activations_q8.quantize_block(row, out)
 
 
 @simd_function("void(i8, i8, i8, f4)")
@@ -99,25 +107,25 @@ def _functions(isa: Isa) -> PageFunctions:
         for b in range(n_blocks):
             _quantize(k + b * (4 * BLOCK), min(BLOCK, head_dim - b * BLOCK), scratch, block_of_x)
             woven = group + b * block_bytes
-            store_half(block_of_x + q8.SCALE, woven + 2 * lane)
+            store_half(block_of_x + activations_q8.SCALE, woven + 2 * lane)
             for j in range(8):
                 store_i32(woven + 2 * lanes + j * (4 * lanes) + 4 * lane, load_i32(block_of_x + 4 * j) ^ flip)
         for b in range(v_row // BLOCK):
             _quantize(v + b * (4 * BLOCK), min(BLOCK, v_dim - b * BLOCK), scratch, block_of_x)
             block = values + b * _VALUE_BLOCK
-            store_half(block_of_x + q8.SCALE, block + PAGE_TOKENS * BLOCK + 2 * place)
+            store_half(block_of_x + activations_q8.SCALE, block + PAGE_TOKENS * BLOCK + 2 * place)
             for j in range(8):
                 store_i32(block + place * BLOCK + 4 * j, load_i32(block_of_x + 4 * j))
 
     @inline
     def query(x, out, head_dim, scale):
         n_blocks = (head_dim + BLOCK - 1) // BLOCK
-        row = out + n_blocks * q8.BYTES
+        row = out + n_blocks * activations_q8.BYTES
         for i in range(head_dim, n_blocks * BLOCK):
             store_f32(row + 4 * i, 0.0)
         _scaled_copy(x, row, head_dim, scale)
         for b in range(n_blocks):
-            q8.quantize_block(row + b * (4 * BLOCK), out + b * q8.BYTES)
+            activations_q8.quantize_block(row + b * (4 * BLOCK), out + b * activations_q8.BYTES)
 
     @inline
     def scores(left, q, q_row, keys, out, n_columns, head_dim):
@@ -148,6 +156,6 @@ Q8_0_PAGES = PageFormat(
     v_align=BLOCK,
     key_bytes=lambda head_dim: _blocks(head_dim) * (BLOCK + 2) * PAGE_TOKENS,
     value_bytes=lambda v_dim: _blocks(v_dim) * _VALUE_BLOCK,
-    query_bytes=lambda head_dim: _blocks(head_dim) * (q8.BYTES + 4 * BLOCK),
+    query_bytes=lambda head_dim: _blocks(head_dim) * (activations_q8.BYTES + 4 * BLOCK),
     functions=functools.cache(_functions),
 )

@@ -1,4 +1,4 @@
-"""Several streams beside each other as operations of a program (``gumba.kernels.streams`` says what they compute)."""
+"""Several streams beside each other as operations of a program (``kernels.altup`` says what they compute)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gumba.kernels import elementwise, q8, streams
-from gumba.kernels.op import N_TOKENS, Kernel
-from gumba.kernels.packed import ROW_ALIGN
-from gumba.program.builder import Buffer, Program
+from gumba.backends.cpu.kernels import activations_q8, altup, elementwise
+from gumba.backends.cpu.kernels.record import N_TOKENS, Kernel
+from gumba.backends.cpu.packing import ROW_ALIGN
+from gumba.backends.cpu.program.builder import Buffer, Program
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def mix(p: Program, x: Streams, coefficients: Buffer) -> Streams:
     arguments: dict[str, int | float | Buffer] = {
         "coefficients": coefficients, "coefficients_stride": coefficients.row_bytes,
     }  # fmt: skip
-    return _on_streams(p, streams.mix_streams(x.n), x, arguments, [coefficients])
+    return _on_streams(p, altup.mix_streams(x.n), x, arguments, [coefficients])
 
 
 def add(p: Program, x: Streams, y: Buffer, factors: Buffer | Sequence[float]) -> Streams:
@@ -79,14 +79,14 @@ def add(p: Program, x: Streams, y: Buffer, factors: Buffer | Sequence[float]) ->
             raise ValueError(f"{y.width} columns, {len(factors)} factors for {x.n} streams of {x.width}; or other rows")
         own = {"factors": p.constant(np.array(factors, np.float32)), "factors_stride": 0}
         reads = [y]
-    return _on_streams(p, streams.add_to_streams(x.n), x, own | {"y": y, "y_stride": y.row_bytes}, reads)
+    return _on_streams(p, altup.add_to_streams(x.n), x, own | {"y": y, "y_stride": y.row_bytes}, reads)
 
 
 def _on_streams(
     p: Program, kernel: Kernel, x: Streams, arguments: dict[str, int | float | Buffer], reads: list[Buffer]
 ) -> Streams:
     out = Buffer(f"streams{len(p.operations)}", x.buffer.width, x.buffer.row_bytes, x.buffer.count)
-    n_blocks = -(-x.width // q8.COLUMNS)
+    n_blocks = -(-x.width // activations_q8.COLUMNS)
     arguments = arguments | {"count": out.count, "x": x.buffer, "out": out, "stride": out.row_bytes, "part": 4 * x.part,
                              "n_blocks": n_blocks}  # fmt: skip
     p.append(kernel, arguments, [x.buffer, *reads], [out], ("stream blocks", out.count, x.n, n_blocks))
@@ -97,19 +97,19 @@ def match_magnitude(p: Program, x: Buffer, y: Buffer, least: float) -> Buffer:
     """x * sqrt(mean(y^2) / max(mean(x^2), least)), row by row."""
     if (x.width, x.count) != (y.width, y.count):
         raise ValueError(f"{x.name} has {x.width} columns, {y.name} {y.width}; or one of them has other rows")
-    return _of_rows(p, streams.match_magnitude, x, {"y": y, "least": least}, [x, y])
+    return _of_rows(p, altup.match_magnitude, x, {"y": y, "least": least}, [x, y])
 
 
 def keep_greatest(p: Program, x: Buffer, factor: float) -> Buffer:
     """max(0, x - (mean(x) + factor * deviation(x))), row by row."""
-    return _of_rows(p, streams.keep_greatest, x, {"factor": factor}, [x])
+    return _of_rows(p, altup.keep_greatest, x, {"factor": factor}, [x])
 
 
 def _of_rows(
     p: Program, kernel: Kernel, x: Buffer, arguments: dict[str, int | float | Buffer], reads: list[Buffer]
 ) -> Buffer:
     """An operation over blocks of rows that reads whole rows."""
-    n_blocks = -(-x.width // q8.COLUMNS)
+    n_blocks = -(-x.width // activations_q8.COLUMNS)
     out = Buffer(f"{kernel.name}{len(p.operations)}", x.width, -(-x.width // ROW_ALIGN) * ROW_ALIGN * 4, x.count)
     arguments = arguments | {"count": x.count, "x": x, "out": out, "stride": out.row_bytes, "width": x.width,
                              "n_blocks": n_blocks}  # fmt: skip

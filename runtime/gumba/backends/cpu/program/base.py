@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from gumba.kernels import q8
-from gumba.kernels.op import N_TOKENS, Kernel
-from gumba.kernels.packed import ROW_ALIGN, aligned_empty
-from gumba.program.operation import NO_WORK, Buffer, Operation, Work
+from gumba.backends.cpu.kernels import activations_q8
+from gumba.backends.cpu.kernels.record import N_TOKENS, Kernel
+from gumba.backends.cpu.packing import ROW_ALIGN, aligned_empty
+from gumba.backends.cpu.program.operation import NO_WORK, Buffer, Operation, Work
 from gumba.simd.isa import Isa
 
 
@@ -51,11 +51,11 @@ class Writer:
     def blocks(self, x: Buffer) -> Buffer:
         """x as int8 blocks: made once, shared by every product that reads x."""
         if x.blocks is None:
-            n_blocks = x.width // q8.COLUMNS
-            x.blocks = Buffer(f"{x.name}.q8", x.width, n_blocks * q8.BYTES, x.count)
+            n_blocks = x.width // activations_q8.COLUMNS
+            x.blocks = Buffer(f"{x.name}.q8", x.width, n_blocks * activations_q8.BYTES, x.count)
             arguments = {"count": x.count, "x": x, "x_stride": x.row_bytes, "out": x.blocks,
                          "out_stride": x.blocks.row_bytes, "n_blocks": n_blocks}  # fmt: skip
-            self.append(q8.quantize_q8, arguments, [x], [x.blocks], ("blocks", x.count, n_blocks))
+            self.append(activations_q8.quantize_q8, arguments, [x], [x.blocks], ("blocks", x.count, n_blocks))
         return x.blocks
 
     def _buffer(self, name: str, width: int, count: int = N_TOKENS) -> Buffer:

@@ -14,15 +14,16 @@ from typing import Literal
 
 import numpy as np
 
-from gumba.kernels import attention_layout as att
-from gumba.kernels import embed, matmul, outputs, q8, rope
-from gumba.kernels.attention import attention, store_kv
-from gumba.kernels.op import BARRIER, FIRST_ARGUMENT, N_TOKENS, OUTPUTS_VIEW, RECORD_WORDS
-from gumba.kernels.packed import PackedMatrix, aligned_empty
-from gumba.kernels.pages import PAGE_TOKENS, page_formats
-from gumba.program.operation import Buffer, KVLayout, Operation, Work
-from gumba.program.placing import place_barriers, place_buffers, place_cuts
-from gumba.program.recurrent import Recurrent
+from gumba.backends.cpu.kernels import activations_q8, embed, matmul, rope
+from gumba.backends.cpu.kernels import attention_layout as att
+from gumba.backends.cpu.kernels import output_rows as outputs
+from gumba.backends.cpu.kernels.attention import attention, store_kv
+from gumba.backends.cpu.kernels.record import BARRIER, FIRST_ARGUMENT, N_TOKENS, OUTPUTS_VIEW, RECORD_WORDS
+from gumba.backends.cpu.kv_pages.base import PAGE_TOKENS, page_formats
+from gumba.backends.cpu.packing import PackedMatrix, aligned_empty
+from gumba.backends.cpu.program.delta_net import Recurrent
+from gumba.backends.cpu.program.memory_plan import place_barriers, place_buffers, place_cuts
+from gumba.backends.cpu.program.operation import Buffer, KVLayout, Operation, Work
 
 __all__ = ["Buffer", "KVLayout", "Operation", "Program", "Work"]
 
@@ -108,7 +109,7 @@ class Program(Recurrent):
         self.append(
             matmul.head_matmul(m.format, self.isa),
             {"count": x.count, "x": source, "x_stride": source.row_bytes,
-             "x_head": 4 * m.columns if is_float else m.columns // q8.COLUMNS * q8.BYTES,
+             "x_head": 4 * m.columns if is_float else m.columns // activations_q8.COLUMNS * activations_q8.BYTES,
              "weights": self.hold(np.array([each.address for each in w], np.int64)), "n_heads": n_heads,
              "group_bytes": m.group_bytes, "n_blocks": m.n_blocks, "n_groups": m.n_groups, "out": out,
              "out_stride": out.row_bytes},
@@ -119,7 +120,7 @@ class Program(Recurrent):
         return out if padded == m.rows else self.join_heads(n_heads, [(out, 0, m.rows, padded)])
 
     def rope(self, x: Buffer, n_heads: int, head_dim: int, rope_dim: int, table: int, neox: bool = False) -> Buffer:
-        """Turn the heads of x by their positions, in place. ``table``: a constant made by ``gumba.kernels.rope.rope_table``."""
+        """Turn the heads of x by their positions, in place. ``table``: a constant made by ``kernels.rope.rope_table``."""
         view, reads = self._view(x.count)
         arguments = {"view": view, "x": x, "stride": x.row_bytes, "n_heads": n_heads, "head_dim": head_dim,
                      "rope_dim": rope_dim, "table": table, "neox": int(neox)}  # fmt: skip

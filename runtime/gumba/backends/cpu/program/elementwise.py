@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gumba.kernels import activations, elementwise, norms, q8, text_means
-from gumba.kernels.op import N_OUTPUTS, N_TOKENS, POSITIONS, TOKENS, Kernel
-from gumba.program.operation import Buffer
-from gumba.program.writer import Writer
+from gumba.backends.cpu.kernels import activations, activations_q8, elementwise, norms
+from gumba.backends.cpu.kernels import mean_pooling as text_means
+from gumba.backends.cpu.kernels.record import N_OUTPUTS, N_TOKENS, POSITIONS, TOKENS, Kernel
+from gumba.backends.cpu.program.base import Writer
+from gumba.backends.cpu.program.operation import Buffer
 
 #: Operations over blocks of rows that read more than the block they write: whole rows, other rows, other columns.
 _GATHERING = (
@@ -132,7 +133,7 @@ class Elementwise(Writer):
         return out
 
     def activation(self, x: Buffer, kind: str) -> Buffer:
-        """A function of each number of x; ``kind``: one of ``gumba.kernels.activations.KINDS``."""
+        """A function of each number of x; ``kind``: one of ``kernels.activations.KINDS``."""
         out = self._buffer(kind, x.width, x.count)
         self._elementwise(activations.activation(self.isa, kind), {"x": x, "out": out}, [x], out)
         return out
@@ -203,7 +204,7 @@ class Elementwise(Writer):
     def _elementwise(
         self, kernel: Kernel, arguments: dict[str, int | float | Buffer], reads: Sequence[Buffer], out: Buffer
     ) -> None:
-        n_blocks = -(-out.width // q8.COLUMNS)
+        n_blocks = -(-out.width // activations_q8.COLUMNS)
         arguments = arguments | {"count": out.count, "stride": out.row_bytes, "n_blocks": n_blocks}
         gathers = reads if kernel in _GATHERING else ()
         self.append(kernel, arguments, reads, [out], ("blocks", out.count, n_blocks), gathers)

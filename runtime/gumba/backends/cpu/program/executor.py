@@ -33,10 +33,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gumba.backends.cpu.kernels.record import BARRIER, CUT, LARGE_STEP, N_TOKENS, RECORD_WORDS
 from gumba.errors import EngineError, ResourceError
-from gumba.kernels.jit import entry, inline
-from gumba.kernels.op import BARRIER, CUT, LARGE_STEP, N_TOKENS, RECORD_WORDS
-from gumba.processors import allowed, tie
+from gumba.host import allowed, tie
+from gumba.jit.jit import entry, inline
 from gumba.simd.memory import (
     atomic_add,
     atomic_exchange,

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gumba.backends.cpu.kernels.record import CUT, MAX_PIECES, cut
+from gumba.backends.cpu.packing import aligned_empty
+from gumba.backends.cpu.program.operation import Buffer, Operation
 from gumba.errors import ResourceError
-from gumba.kernels.op import CUT, MAX_PIECES, cut
-from gumba.kernels.packed import aligned_empty
 from gumba.memory import shortage
-from gumba.program.operation import Buffer, Operation
 
 #: A piece of a small step's product reads at least so much, or is not cut further.
 PIECE_BYTES = 1 << 20

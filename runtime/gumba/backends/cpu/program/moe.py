@@ -1,4 +1,4 @@
-"""Mixture of experts as operations of a program (``gumba.kernels.experts`` says how it works)."""
+"""Mixture of experts as operations of a program (``kernels.moe`` says how it works)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gumba.kernels import experts, q8
-from gumba.kernels.packed import ROW_ALIGN, PackedMatrix, aligned_empty
-from gumba.program.builder import Buffer, Program, Work
+from gumba.backends.cpu.kernels import activations_q8
+from gumba.backends.cpu.kernels import moe as experts
+from gumba.backends.cpu.packing import ROW_ALIGN, PackedMatrix, aligned_empty
+from gumba.backends.cpu.program.builder import Buffer, Program, Work
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ class _Entries:
             table[:, : w.rows] = of.bias
             p.append(
                 experts.add_expert_rows,
-                self._count | {"x": out, "stride": 4 * padded, "n_blocks": padded // q8.COLUMNS,
+                self._count | {"x": out, "stride": 4 * padded, "n_blocks": padded // activations_q8.COLUMNS,
                                "table": p.constant(table, pad=False), "table_stride": 4 * padded, "starts": self._starts,
                                "n_experts": self._n_experts},
                 [out, self._order], [out], ("entries", x.count, self._n_used), [out, self._order],
@@ -166,13 +167,13 @@ class _Entries:
         self._p.append(
             experts.weigh_entries,
             self._count | {"x": y, "stride": row_bytes, "choice": self._choice, "choice_stride": self._choice.row_bytes,
-                           "entries": self._order, "n_blocks": row_bytes // (4 * q8.COLUMNS)},
+                           "entries": self._order, "n_blocks": row_bytes // (4 * activations_q8.COLUMNS)},
             [y, self._choice, self._order], [y], ("rows", y.count), [y, self._order],
         )  # fmt: skip
 
     def merge(self, y: Buffer, width: int, *, weighted: bool) -> Buffer:
         """Each token's entries added, times their weights if ``weighted``."""
-        p, n_blocks = self._p, -(-width // q8.COLUMNS)
+        p, n_blocks = self._p, -(-width // activations_q8.COLUMNS)
         out = Buffer(f"moe{len(p.operations)}", width, y.row_bytes // self._n_used, y.count)
         p.append(
             experts.merge_experts,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gumba.kernels.op import Kernel
+from gumba.backends.cpu.kernels.record import Kernel
 
 
 @dataclass(eq=False)

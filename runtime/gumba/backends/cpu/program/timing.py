@@ -15,8 +15,8 @@ import time
 
 import numpy as np
 
+from gumba.backends.cpu.kernels.record import BARRIER, CUT, FIRST_ARGUMENT, RECORD_WORDS, kernel
 from gumba.errors import EngineError
-from gumba.kernels.op import BARRIER, CUT, FIRST_ARGUMENT, RECORD_WORDS, kernel
 from gumba.simd.memory import call_address
 
 

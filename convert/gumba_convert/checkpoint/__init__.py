@@ -1,0 +1,1 @@
+"""Hugging Face checkpoints: folders, safetensors files, and downloads from hubs."""

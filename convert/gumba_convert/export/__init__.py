@@ -1,0 +1,1 @@
+"""GGUF architectures as Hugging Face checkpoints."""

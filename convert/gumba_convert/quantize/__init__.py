@@ -1,0 +1,1 @@
+"""Chooses the block format of each tensor."""

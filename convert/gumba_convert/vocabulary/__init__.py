@@ -1,0 +1,1 @@
+"""Vocabularies and tokenizer settings of a checkpoint, as GGUF stores them."""

@@ -1,0 +1,1 @@
+"""Backends: what runs a model's program on one kind of device."""

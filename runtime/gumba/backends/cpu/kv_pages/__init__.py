@@ -1,0 +1,1 @@
+"""Formats of KV cache pages, one file each."""

@@ -1,0 +1,1 @@
+"""Measurements: speed, profile and perplexity of a model."""

@@ -1,0 +1,1 @@
+"""Renders chat templates from untrusted files in bounded time and memory."""

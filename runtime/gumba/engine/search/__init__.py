@@ -1,0 +1,1 @@
+"""Search over several continuations of a prompt: beam search and contrastive search."""

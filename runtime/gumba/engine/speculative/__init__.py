@@ -1,0 +1,1 @@
+"""Speculative decoding: proposals of the next tokens, verified by the model in one step."""

@@ -1,0 +1,1 @@
+"""Compiles Python functions to machine code, and caches the compiled kernels."""

@@ -1,0 +1,1 @@
+"""The LLM class: requests in, outputs out."""

@@ -1,0 +1,1 @@
+"""Reads a model's metadata and tensors from a GGUF file, with every check that the kernels rely on."""

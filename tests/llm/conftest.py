@@ -1,0 +1,3 @@
+from support.fixtures import make_llm
+
+__all__ = ["make_llm"]

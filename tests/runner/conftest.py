@@ -1,0 +1,3 @@
+from support.fixtures import rows
+
+__all__ = ["rows"]
