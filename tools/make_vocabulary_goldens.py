@@ -31,8 +31,6 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from gumba.tokenizer.pretokenize import PRE_TOKENIZERS
 from gumba_convert.vocabulary.pre_tokenizer_probe import PROBE
 from gumba_convert.vocabulary.pre_tokenizers import CHAINS, spell
-
-sys.path.insert(0, str(Path(__file__).parent))
 from make_tokenizer_goldens import LLAMA, corpus
 
 DATA = Path(__file__).parent.parent / "tests" / "data"

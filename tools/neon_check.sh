@@ -5,7 +5,7 @@
 #
 # SET: as a processor with integer matrix products (the default), with dot products only, or with neither (Raspberry Pi 4).
 # The kernels' own tests also take the lesser sets, each in turn; what runs a whole model takes SET.
-# SCRIPT.py: to run instead of tests, such as `tests/models/logit_hashes.py neon_i8mm neon neon_base`, which records hashes.
+# SCRIPT.py: to run instead of tests, such as `tests/support/logit_hashes.py neon_i8mm neon neon_base`, which records hashes.
 # FOLDER (about 600 MB, filled on the first run, kept) takes an arm64 Python from Debian's packages, the aarch64 wheels of
 # what the tests need, and qemu's user emulation. Nothing is installed on this machine and no root rights are needed.
 # Slow (every import takes seconds): right for correctness, not for speed.
@@ -56,5 +56,5 @@ case ${SET:=neon_i8mm} in
     *) echo "SET=$SET: expected neon_i8mm, neon or neon_base" >&2 && exit 2 ;;
 esac
 export NUMBA_CPU_NAME=generic NUMBA_CPU_FEATURES=$features
-export GUMBA_ISA=$SET GUMBA_CACHE_DIR=$folder/cache PYTHONPATH=$site:runtime:convert PYTHONDONTWRITEBYTECODE=1
+export GUMBA_ISA=$SET GUMBA_CACHE_DIR=$folder/cache PYTHONPATH=$site:runtime:convert:tests PYTHONDONTWRITEBYTECODE=1
 exec "$folder/qemu/usr/bin/qemu-aarch64-static" -cpu max -L "$root" "$python" "${run[@]}" "${tests[@]}"

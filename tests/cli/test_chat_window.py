@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -165,17 +166,23 @@ def test_nothing_waits_for_the_model(example: ModuleType) -> None:
     assert not chat._thread.is_alive()
 
 
+def with_path(folder: Path) -> dict[str, str]:
+    """An environment in which Python finds the modules in ``folder`` first."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))}
+
+
 def test_without_tkinter(tmp_path: Path) -> None:
     (tmp_path / "tkinter.py").write_text("raise ImportError('no')", encoding="utf-8")
-    code = f"import sys, runpy; sys.path.insert(0, {str(tmp_path)!r}); runpy.run_path({str(SOURCE)!r}, run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    code = f"import runpy; runpy.run_path({str(SOURCE)!r}, run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=with_path(tmp_path), capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 2 and done.stderr.startswith("This Python has no tkinter. Install it")
 
 
 WINDOW = """
 import sys, time, tkinter as tk
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
 from chat_window import Chat, Window
 from gumba import LLM, SamplingParams
 
@@ -194,7 +201,7 @@ def until(ready):
         window.root.update()
 def shown():
     return window.text.get("1.0", "end").strip()
-window.load(Path(sys.argv[2]))
+window.load(Path(sys.argv[1]))
 assert str(window.button["state"]) == "disabled"
 until(lambda: str(window.button["state"]) == "normal")
 window.entry.insert("1.0", "hello")
@@ -232,6 +239,6 @@ def test_the_window(tiny: Path, tmp_path: Path) -> None:
     pytest.importorskip("tkinter")
     script = tmp_path / "drive.py"
     script.write_text(WINDOW, encoding="utf-8")
-    command = ["xvfb-run", "-a", sys.executable, str(script), str(SOURCE.parent), str(tiny)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    command = ["xvfb-run", "-a", sys.executable, str(script), str(tiny)]
+    done = subprocess.run(command, env=with_path(SOURCE.parent), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr + done.stdout

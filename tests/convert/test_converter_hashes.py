@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from converter_hashes import CHECKPOINTS, hashes_of, recorded
+
+from support.converter_hashes import CHECKPOINTS, hashes_of, recorded
 
 
 def test_every_checkpoint_is_recorded_and_no_other() -> None:
@@ -14,5 +15,5 @@ def test_every_checkpoint_is_recorded_and_no_other() -> None:
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_same_bytes_as_recorded(name: str, tmp_path: Path) -> None:
-    """Where a change of files is intended, `python tests/convert/converter_hashes.py` records them anew."""
+    """Where a change of files is intended, `cd tests && python -m support.converter_hashes` records them anew."""
     assert hashes_of(name, tmp_path) == recorded()[name]

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
-from test_families import checkpoint_tensors, read, write
 
 from gumba import Tokenizer
 from gumba.errors import ConvertError
 from gumba_convert import convert
+from support.family_checkpoints import checkpoint_tensors, read, write
 from support.tiny_families import CTX, FAMILIES, W
 
 TRANSFORMER = ("", "sentence_transformers.models.Transformer", None)

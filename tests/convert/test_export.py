@@ -127,7 +127,7 @@ def test_tokenizer_comes_back(tmp_path: Path) -> None:
 
 
 def test_sentencepiece_comes_back(tmp_path: Path) -> None:
-    from test_vocabulary import N_PIECES, PIECES, write_sentencepiece
+    from support.sentencepiece_models import N_PIECES, PIECES, write_sentencepiece
 
     write_sentencepiece(tmp_path / "hf")
     convert(tmp_path / "hf", tmp_path / "a.gguf")

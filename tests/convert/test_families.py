@@ -19,17 +19,9 @@ from gumba.gguf import GGUFFile
 from gumba_convert import convert, families
 from gumba_convert.checkpoint.folder import Checkpoint
 from gumba_convert.common import decoder, parallel
+from support.family_checkpoints import checkpoint_tensors, read, write
 from support.tiny_checkpoints import write_checkpoint
 from support.tiny_families import CTX, EXPERTS, FAMILIES, GROUPS, HEADS, LAYERS, STREAMS, F, Family, V, W
-
-
-def checkpoint_tensors(family: Family, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random weights for every name of the checkpoint."""
-    rng = np.random.default_rng(seed)
-    shapes: dict[str, tuple[int, ...]] = dict(family.spare)
-    for theirs, shape, _ in family.tensors().values():
-        shapes |= dict.fromkeys([theirs] if isinstance(theirs, str) else theirs, shape)
-    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def wanted_tensors(family: Family, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -37,17 +29,6 @@ def wanted_tensors(family: Family, tensors: dict[str, np.ndarray]) -> dict[str, 
         ours: make([tensors[name] for name in ([theirs] if isinstance(theirs, str) else theirs)])
         for ours, (theirs, _, make) in family.tensors().items()
     }
-
-
-def write(folder: Path, family: Family, tensors: dict[str, np.ndarray], **changes: Any) -> None:
-    """A checkpoint of a family; `changes` to its configuration (None leaves a key out)."""
-    config = family.full_config() | changes
-    write_checkpoint(folder, tensors=tensors, files={"config.json": {k: v for k, v in config.items() if v is not None}})
-
-
-def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    reader = gguf.GGUFReader(path)
-    return {name: part.contents() for name, part in reader.fields.items()}, {t.name: t for t in reader.tensors}
 
 
 def test_every_family_is_in_the_table() -> None:

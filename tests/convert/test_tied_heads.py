@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_families import checkpoint_tensors, read, write
 
 from gumba.errors import ConvertError
 from gumba_convert import convert
 from gumba_convert.common import gather
+from support.family_checkpoints import checkpoint_tensors, read, write
 from support.tiny_families import FAMILIES, V, W
 
 #: Architectures for which llama.cpp reads no output matrix, and refuses one.

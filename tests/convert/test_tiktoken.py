@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import tiktoken
-from test_vocabulary_sources import TEXTS, ranked, read, tiktoken_file, tokenizer_of
 
 from gumba.errors import ConvertError
 from gumba_convert.vocabulary import bpe_ranks
 from gumba_convert.vocabulary.pre_tokenizers import spell
 from gumba_convert.vocabulary.special_tokens import SpecialTokens
 from support.tiny_checkpoints import tokenizer
+from support.vocabulary_sources import TEXTS, ranked, read, tiktoken_file, tokenizer_of
 
 N = len(ranked())
 PATTERNS = ("qwen2", "glm4", "llama-bpe", "gpt-4o", "tekken")

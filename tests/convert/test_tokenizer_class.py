@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_tokenizer_steps import GOLDENS, opened
 
 from gumba import Tokenizer
 from gumba_convert.checkpoint.folder import Checkpoint
 from gumba_convert.vocabulary.vocabulary import Vocabulary, read_vocabulary
+from support.tokenizer_steps import GOLDENS, opened
 
 BERT_TEXT = "Café ÉCOLE İstanbul 中文字 [MASK] x [MASK]y"
 BERT_NAMES = {f"{kind}_token": f"[{kind.upper()}]" for kind in ("unk", "cls", "sep", "pad", "mask")}

@@ -14,15 +14,12 @@ from gumba.errors import TokenizerError
 from gumba.gguf import GGUFFile
 from gumba.tokenizer.detokenizer import StreamDecoder
 from gumba.tokenizer.normalizers import normal_form
-from gumba.tokenizer.tokenizer import Tokenizer
 from gumba_convert.checkpoint.folder import Checkpoint
-from gumba_convert.gguf_writer import Value, header, i32_array, string
+from gumba_convert.gguf_writer import Value, i32_array, string
 from gumba_convert.vocabulary.tokenizer_json import tokenizer_files
 from gumba_convert.vocabulary.vocabulary import Vocabulary, read_vocabulary
+from support.tokenizer_steps import GOLDENS, opened
 
-ROOT = Path(__file__).parent.parent
-# Made by tools/make_tokenizer_steps_goldens.py; the oracle is tokenizers 0.23.3.
-GOLDENS = json.loads((ROOT / "data" / "tokenizer_steps_goldens.json").read_text(encoding="utf-8"))
 CONFIGS: dict[str, dict[str, Any]] = {
     "bytes": {},
     "fallback": {},
@@ -45,14 +42,6 @@ def read(folder: Path, json_: dict[str, Any], config: dict[str, Any], n_rows: in
     for name, content in (("config", {}), ("tokenizer", json_), ("tokenizer_config", config)):
         (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     return read_vocabulary(Checkpoint(folder), n_rows)
-
-
-def opened(path: Path, vocabulary: Vocabulary, name: str = "", **keys: Value) -> Tokenizer:
-    """The tokenizer of a file of this vocabulary; `keys`: further ones under "gumba.tokenizer."."""
-    metadata = {"general.architecture": string("llama"), "general.name": string(name), **vocabulary.metadata(name)}
-    metadata |= {f"gumba.tokenizer.{key}": value for key, value in keys.items()}
-    path.write_bytes(header(metadata, []))
-    return Tokenizer.from_gguf(path)
 
 
 @pytest.mark.parametrize("name", GOLDENS["cases"])

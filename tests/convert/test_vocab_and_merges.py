@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_vocabulary_sources import GOLDENS, read, tokenizer_of
 
 from gumba.errors import ConvertError
+from support.vocabulary_sources import GOLDENS, read, tokenizer_of
 
 TOKENS = GOLDENS["vocabulary"]["tokens"]
 MERGES = "\n".join(["#version: 0.2", *GOLDENS["vocabulary"]["merges"], ""])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +11,12 @@ import pytest
 import sentencepiece
 
 from gumba.errors import ConvertError
-from gumba.tokenizer.byte_bpe import BYTE_TO_CHARACTER
-from gumba.tokenizer.tokenizer import Tokenizer
-from gumba_convert.checkpoint.folder import Checkpoint
-from gumba_convert.gguf_writer import header, string
 from gumba_convert.vocabulary.bpe_ranks import merges_of, parse_tiktoken
 from gumba_convert.vocabulary.pre_tokenizer_probe import PROBE
 from gumba_convert.vocabulary.pre_tokenizers import TEKKEN_PATTERN
-from gumba_convert.vocabulary.vocabulary import CONTROL, USER_DEFINED, Vocabulary, read_vocabulary
+from gumba_convert.vocabulary.vocabulary import CONTROL, USER_DEFINED
 from support.tiny_checkpoints import added
-
-DATA = Path(__file__).parent.parent / "data"
-GOLDENS = json.loads((DATA / "vocabulary_goldens.json").read_text(encoding="utf-8"))
-TEXTS = [*json.loads((DATA / "tokenizer_goldens.json").read_text(encoding="utf-8"))["texts"], PROBE]
-
-
-def read(folder: Path, files: dict[str, Any], n_rows: int, **config: Any) -> Vocabulary:
-    """The vocabulary of a folder with these files: bytes and text as they are, the rest as JSON."""
-    folder.mkdir(exist_ok=True)
-    for name, content in {"config.json": config, **files}.items():
-        data = content.encode() if isinstance(content, str) else content
-        (folder / name).write_bytes(data if isinstance(data, bytes) else json.dumps(data).encode())
-    return read_vocabulary(Checkpoint(folder), n_rows)
-
-
-def tokenizer_of(folder: Path, vocabulary: Vocabulary) -> Tokenizer:
-    path = folder / "v.gguf"
-    path.write_bytes(header({"general.architecture": string("llama"), **vocabulary.metadata()}, []))
-    return Tokenizer.from_gguf(path)
-
+from support.vocabulary_sources import BYTES_BY_CHARACTER, GOLDENS, TEXTS, ranked, read, tiktoken_file, tokenizer_of
 
 # WordPiece
 
@@ -215,17 +191,6 @@ def test_model_with_a_normalizer_is_warned_of(tmp_path: Path) -> None:
 
 
 # Ranks
-
-BYTES_BY_CHARACTER = {character: byte for byte, character in BYTE_TO_CHARACTER.items()}
-
-
-def ranked() -> list[bytes]:
-    """The golden vocabulary's tokens as bytes: it was trained, so that their order is that of their merges."""
-    return [bytes(BYTES_BY_CHARACTER[c] for c in text) for text in GOLDENS["vocabulary"]["tokens"]]
-
-
-def tiktoken_file() -> bytes:
-    return b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(ranked()))
 
 
 def test_merges_are_recovered(tmp_path: Path) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 
 import pytest
-from test_scheduler import in_thread
 
 from gumba import SamplingParams
 from gumba.engine.core import Lent
 from gumba.engine.prefix_cache import Node
 from support.generation_oracle import GREEDY, oracle
+from support.threads import in_thread
 
 SHORT = SamplingParams(temperature=0, max_tokens=6)
 

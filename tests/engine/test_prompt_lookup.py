@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -11,24 +10,7 @@ import pytest
 
 from gumba import SamplingParams
 from gumba.engine.speculative.prompt_lookup import FIRST, LEAST, LENGTHS, PromptLookup
-from support.fake_model import END, hashed_logits
-
-
-def echo(period, wrong):
-    """Logits that mostly repeat what came ``period`` tokens ago; one time in ``wrong`` something else."""
-
-    def logits(history):
-        out = hashed_logits(history)
-        if zlib.crc32(np.asarray(history, np.int32).tobytes()) % wrong:
-            out[history[-period] if len(history) >= period else history[0]] = 20
-        return out
-
-    return logits
-
-
-def prompts_of(seed, count=4):
-    rng = random.Random(seed)
-    return [rng.choices(range(97, 107), k=rng.randrange(1, 30)) for _ in range(count)]
+from support.fake_model import END, echo, prompts_of
 
 
 def told(results):

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from test_prompt_lookup import echo, prompts_of
-from test_scheduler import SIZE, Job, Steps, prompt
 
 from gumba import BeamSearchParams, ContrastiveSearchParams, SamplingParams
 from gumba.engine import state_checkpoints
 from gumba.engine.prefix_cache import Node
 from gumba.engine.state_checkpoints import Checkpoints
-from support.fake_model import FakeStates
+from support.fake_model import FakeStates, echo, prompts_of
+from support.scheduler_steps import SIZE, Job, Steps, prompt
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 

@@ -389,8 +389,7 @@ def test_code_of_sources_that_have_changed_is_not_kept(cache: Path, monkeypatch:
 
 #: gated calls ``exp`` of another file (simd/maths.py), scale nothing of the kind.
 CHILD = """
-import json, sys
-sys.path.insert(0, sys.argv[1])
+import json
 import numpy as np
 from support import kernel_harness as harness, kernel_setups as setups
 from gumba.jit import jit
@@ -405,9 +404,11 @@ print(json.dumps({"right": right, "gated": gated.run()[0].tolist(), "compiled": 
 
 def start(cache: Path, package: Path) -> subprocess.Popen[str]:
     """A child that runs two kernels of the gumba in ``package``."""
-    environment = {**os.environ, "GUMBA_CACHE_DIR": str(cache), "PYTHONPATH": str(package)}
-    command = [sys.executable, "-c", CHILD, str(Path(__file__).parent.parent)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    path = os.pathsep.join([str(package), str(Path(__file__).parent.parent)])
+    environment = {**os.environ, "GUMBA_CACHE_DIR": str(cache), "PYTHONPATH": path}
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def result(process: subprocess.Popen[str]) -> dict:  # type: ignore[type-arg]

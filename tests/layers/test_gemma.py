@@ -9,13 +9,13 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from test_architectures import rewritten
 
 from gumba import GGUFFile
 from gumba.backends.cpu.kernels.record import N_OUTPUTS
 from gumba.backends.cpu.kv_pages.base import PAGE_TOKENS
 from gumba.errors import ModelError, UnsupportedError
 from gumba.runner.load import Chunk
+from support.arch_models import rewritten
 from support.tiny_models import DATA, distance, load, logits_of, stored
 
 Tensors = dict[str, np.ndarray]

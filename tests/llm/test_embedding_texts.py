@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_malformed_models import rewrite
 
 from gumba import LLM
 from gumba.errors import GumbaError, ModelError, RequestError
+from support.changed_models import rewrite
 
 DATA = Path(__file__).parent.parent / "data"
 TEXTS = ["the cat", "The dog ran on 7 mats, and 8 cats sat.", "a", "", "the mat the mat the mat the dog"]

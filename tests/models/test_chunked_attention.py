@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from test_architectures import rewritten
 
 from gumba import LLM, SamplingParams
+from support.arch_models import rewritten
 from support.tiny_models import DATA, load, logits_of
 
 SOURCE = DATA / "arch_llama4.gguf"

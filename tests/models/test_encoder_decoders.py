@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_architectures import EXACT, ROUNDED, architecture, rewritten
 
 from gumba import GGUFFile
 from gumba.backends.cpu.kv_pages.base import PAGE_TOKENS
 from gumba.errors import ModelError, RequestError
 from gumba.runner.load import ARCHITECTURES, Chunk, Model
+from support.arch_models import EXACT, ROUNDED, architecture, rewritten
 from support.tiny_models import DATA, distance, load, steps, stored
 
 FILES = [

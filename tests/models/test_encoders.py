@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_architectures import EXACT, ROUNDED, architecture, has_logits, rewritten
 
 from gumba import GGUFFile
 from gumba.backends.cpu.kv_pages.base import PAGE_TOKENS
 from gumba.runner.load import ARCHITECTURES, Chunk, Model
+from support.arch_models import EXACT, ROUNDED, architecture, has_logits, rewritten
 from support.tiny_models import DATA, distance, load, stored
 
 FILES = [

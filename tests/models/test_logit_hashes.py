@@ -11,14 +11,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from logit_hashes import CASES, Case, environment, hash_of, recorded
 
 from gumba.simd import isa
+from support.logit_hashes import CASES, Case, environment, hash_of, recorded
 
 #: The instruction sets that always run, and the machine's others.
 FIRST = list(dict.fromkeys([isa.available()[0], "generic"]))
 OTHERS = [name for name in isa.available() if name not in FIRST]
-HOW = "python tests/models/logit_hashes.py"
+HOW = "cd tests && python -m support.logit_hashes"
 
 
 @pytest.fixture(scope="module")

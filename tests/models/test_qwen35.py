@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_architectures import EXACT, rewritten
 
 from gumba.errors import ModelError
+from support.arch_models import EXACT, rewritten
 from support.tiny_models import DATA, distance, load, logits_of, stored
 
 DENSE, SPARSE = DATA / "arch_qwen35.gguf", DATA / "arch_qwen35moe.gguf"

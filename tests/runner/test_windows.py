@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_architectures import FILES as DECODERS
-from test_architectures import architecture
 
 import gumba.runner.load
 from gumba import LLM, GGUFFile, SamplingParams
 from gumba.backends.cpu.kv_pages.base import PAGE_TOKENS
 from gumba.runner.load import ARCHITECTURES
+from support.arch_models import FILES as DECODERS
+from support.arch_models import architecture
 from support.tiny_models import DATA
 
 STEP = 64

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import zlib
 from types import SimpleNamespace
 
@@ -227,3 +228,20 @@ class FakeModel:
 
     def close(self):
         self.closed += 1
+
+
+def echo(period, wrong):
+    """Logits that mostly repeat what came ``period`` tokens ago; one time in ``wrong`` something else."""
+
+    def logits(history):
+        out = hashed_logits(history)
+        if zlib.crc32(np.asarray(history, np.int32).tobytes()) % wrong:
+            out[history[-period] if len(history) >= period else history[0]] = 20
+        return out
+
+    return logits
+
+
+def prompts_of(seed, count=4):
+    rng = random.Random(seed)
+    return [rng.choices(range(97, 107), k=rng.randrange(1, 30)) for _ in range(count)]

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import re
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 
+import arch_numpy
+import write_models_page
+from arch_cases import CASES
 from gumba import GGUFFile
 from gumba.runner.load import ARCHITECTURES
 from gumba_convert import families
@@ -24,23 +21,6 @@ DATA = ROOT / "tests" / "data"
 BY_HAND = ("gemma3n",)
 #: Bytes of a golden model at most.
 MOST = 400_000
-
-
-@contextmanager
-def tools() -> Iterator[None]:
-    sys.path.insert(0, str(ROOT / "tools"))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(ROOT / "tools"))
-
-
-def tool(name: str) -> ModuleType:
-    with tools():
-        return importlib.import_module(name)
-
-
-CASES: list[Any] = tool("arch_cases").CASES
 
 
 @functools.cache
@@ -77,7 +57,7 @@ def test_every_family_of_checkpoints_has_a_case() -> None:
 def test_what_is_said_to_be_verified_was(name: str) -> None:
     """A case of it was compared with transformers, or with a forward of our own, and by which tokens with llama.cpp."""
     cases = [case for case in CASES if architecture(case.name) == name]
-    own = all(case.family in tool("arch_numpy").OWN for case in cases)
+    own = all(case.family in arch_numpy.OWN for case in cases)
     wanted = {"a plain NumPy forward" if own else "transformers"}
     if any(case.n_llama for case in cases) or name in BY_HAND:
         wanted.add("llama.cpp")
@@ -86,7 +66,7 @@ def test_what_is_said_to_be_verified_was(name: str) -> None:
 
 def test_the_page_of_models() -> None:
     page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
-    assert page == tool("write_models_page").page(page), "run python tools/write_models_page.py"
+    assert page == write_models_page.page(page), "run python tools/write_models_page.py"
 
 
 def test_models_that_the_readme_names() -> None:

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-import pytest
-
-TOOLS = Path(__file__).parents[2] / "tools"
+import compat_check as check
 
 
-@pytest.fixture(scope="module")
-def check():
-    sys.path.insert(0, str(TOOLS))
-    try:
-        import compat_check
-
-        yield compat_check
-    finally:
-        sys.path.remove(str(TOOLS))
-
-
-def test_values(check):
+def test_values():
     assert check.equal({"a": [1, -0.5, None]}, {"a": [1, -0.6, None]})
     for ours, theirs in (({"a": 1}, {"a": 1, "b": 2}), ([1], [1, 2]), (-0.5, -1.5), (1, 2), ("a", "b"), (None, 0.0)):
         assert not check.equal(ours, theirs)
 
 
-def test_errors(check):
+def test_errors():
     both = {"error": check.kinds(UnicodeError()), "text": ""}
     value = {"error": ["ValueError"], "text": ""}
     assert both["error"] == ["UnicodeError", "ValueError"]
@@ -35,5 +19,5 @@ def test_errors(check):
     assert not check.agree(value, {"value": 1}) and not check.agree(None, value)
 
 
-def test_every_expected_difference_is_a_case(check):
+def test_every_expected_difference_is_a_case():
     assert set(check.EXPECTED) <= set(check.CASES) and len(check.CASES) > 70

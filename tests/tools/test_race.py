@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-TOOLS = Path(__file__).parents[2] / "tools"
+import race
 
 
-@pytest.fixture(scope="module")
-def race() -> ModuleType:
-    """tools/race.py as a module; its folder is on the path only for that."""
-    sys.path.insert(0, str(TOOLS))
-    try:
-        return importlib.import_module("race")
-    finally:
-        sys.path.remove(str(TOOLS))
-
-
-def row(race: ModuleType, unit: str = "tokens/s", **figures: list[float]) -> object:
+def row(unit: str = "tokens/s", **figures: list[float]) -> object:
     names = {"ours": "gumba", "llama": "llama.cpp", "openvino": "OpenVINO GenAI"}
     made = race.Row("prompt", unit, race.Target(of_llama=2.2, above_openvino=True))
     for engine, values in figures.items():
@@ -43,20 +31,20 @@ def row(race: ModuleType, unit: str = "tokens/s", **figures: list[float]) -> obj
         ({"ours": [1.0, 2200.0, 3000.0], "llama": [1000.0, 5000.0, 0.1], "openvino": [1.0]}, True),
     ],
 )
-def test_targets_are_held_against_medians(race: ModuleType, figures: dict, met: bool | None) -> None:
-    made = row(race, **figures)
+def test_targets_are_held_against_medians(figures: dict, met: bool | None) -> None:
+    made = row(**figures)
     assert made.target.met(made.medians) is met
 
 
-def test_bounds_that_stand_alone(race: ModuleType) -> None:
+def test_bounds_that_stand_alone() -> None:
     assert race.Target(at_most=0.6).met({"gumba": 0.6}) is True
     assert race.Target(at_most=0.6).met({"gumba": 0.61}) is False
     assert race.Target(at_least=90).met({"gumba": 89.9}) is False
     assert race.Target().met({"gumba": 1.0}) is None
 
 
-def test_a_line_of_the_table(race: ModuleType) -> None:
-    made = row(race, ours=[300.0, 100.0, 230.0], llama=[100.0], openvino=[50.0])
+def test_a_line_of_the_table() -> None:
+    made = row(ours=[300.0, 100.0, 230.0], llama=[100.0], openvino=[50.0])
     assert made.markdown() == (
         "| prompt, tokens/s | 230 (100-300) | 100 | 50.0 | - | 2.30 | 2.2 x llama.cpp, above OpenVINO | yes |"
     )
@@ -67,10 +55,10 @@ def test_a_line_of_the_table(race: ModuleType) -> None:
     assert slower.markdown() == "| start, s | 0.75 | 0.25 | - | - | 0.33 | at most 0.6 | **no** |"
 
 
-def test_rows_survive_the_file_they_are_kept_in(race: ModuleType, tmp_path: Path) -> None:
+def test_rows_survive_the_file_they_are_kept_in(tmp_path: Path) -> None:
     races = {
         "start": race.Race([race.Row("start", "s", race.Target(at_most=1.0))], 1, "2026-01-01", ["gumba run"], "Fine."),
-        "q4_0": race.Race([row(race, ours=[1.0, 2.0], llama=[3.0])], 2, "", ["gumba bench"]),
+        "q4_0": race.Race([row(ours=[1.0, 2.0], llama=[3.0])], 2, "", ["gumba bench"]),
     }
     races["start"].rows[0].note("gumba", 0.5)
     race.save(tmp_path / "kept.json", races, {"gumba": "gumba 1"}, "a machine")
@@ -85,7 +73,7 @@ def test_rows_survive_the_file_they_are_kept_in(race: ModuleType, tmp_path: Path
     assert "- **start**, 2026-01-01, rounds: 1. Fine." in lines and "  - `gumba run`" in lines
 
 
-def test_commands_show_no_folders(race: ModuleType) -> None:
+def test_commands_show_no_folders() -> None:
     engines = sys.modules["engines"]
     order = json.dumps({"model": "/home/me/models/x.gguf", "prompt": 512})
     assert engines.shown(["/usr/bin/python3", "/a/b/llama_peer.py", "bench", order]) == (

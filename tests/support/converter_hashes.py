@@ -4,7 +4,7 @@ Every family's tiny checkpoint (``tiny_families``) is converted to each of TYPES
 Llama is converted to all types, pure or not, from each type of checkpoint. A hash is the SHA-256 of the whole GGUF file, in
 which nothing names a version of this package; weights come from numpy's PCG64 with a fixed seed.
 
-    python tests/convert/converter_hashes.py
+    cd tests && python -m support.converter_hashes
 
 records the hashes anew. Only for a change that is meant to change converted files: say so in its commit.
 """
@@ -18,9 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from test_families import checkpoint_tensors, write
-
 from gumba_convert import convert
+from support.family_checkpoints import checkpoint_tensors, write
 from support.tiny_checkpoints import write_checkpoint
 from support.tiny_families import FAMILIES
 

@@ -5,7 +5,7 @@ default type of KV cache or another. Its hash is the SHA-256 of every bit that t
 (or a classifier's outputs) and final hidden states of all tokens. Results depend on the instruction set alone: kernels are
 compiled without fast-math, so neither the number of threads nor the version of the compiler changes a bit.
 
-    python tests/models/logit_hashes.py [INSTRUCTION SET ...]
+    cd tests && python -m support.logit_hashes [INSTRUCTION SET ...]
 
 records the hashes anew, for all instruction sets of this machine or for those named; what is recorded of others stays. Only
 for a change that is meant to change results: say so in its commit.
@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from test_architectures import rewritten
 
 from gumba.backends.cpu.kv_pages.base import page_formats
 from gumba.runner.load import Chunk, Model
 from gumba.simd import isa
+from support.arch_models import rewritten
 from support.tiny_models import DATA, TYPES, load, write_model
 
 RECORDING = DATA / "logit_hashes.json"

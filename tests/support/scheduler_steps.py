@@ -1,0 +1,116 @@
+"""Sequences and steps for a scheduler without a model."""
+
+from __future__ import annotations
+
+import random
+
+from gumba.engine.scheduler import Scheduler
+from gumba.engine.sequence import Sequence
+from support.fake_model import FakeKV, FakeStates
+
+SIZE = 8
+
+
+class Job(Sequence):
+    """Goes on with numbers that follow from all before them, until ``more`` tokens were made."""
+
+    def __init__(self, prompt, more=4, *, priority=0, streaming=False, name=""):
+        super().__init__(prompt)
+        self.priority, self.streaming, self.end = priority, streaming, self.n_prompt + more
+        self.name = name
+
+    def __repr__(self):
+        return self.name or f"Job({self.n_prompt})"
+
+    def share(self, budget):
+        count = min(self.remaining, budget)
+        return self.tokens[self.n_cached :][:count], "last" if count == self.remaining else "none"
+
+    def advance(self, count, rows, sampler):
+        self.n_cached += count
+        self.prompt_done = self.prompt_done or self.n_cached >= self.n_prompt
+        if self.n_cached == len(self.tokens):
+            self.tokens.append(hash(tuple(self.tokens)) % 1000)
+            if len(self.tokens) >= self.end:
+                self.finish_reason = "length"
+
+
+class Steps:
+    """A scheduler, and what the engine does with its plans; looks at every one."""
+
+    def __init__(self, *, n_pages=64, budget=32, most=8, seconds=lambda prompt, decoding: 0.0, window=0, n_states=0):
+        near_pages = 4 * (-(-(window + budget) // SIZE) + 1) if window else 0
+        self.kv = FakeKV(n_pages, SIZE, near_pages=near_pages, window=window)
+        self.states = FakeStates(n_states) if n_states else None
+        self.scheduler = Scheduler(self.kv, max_batch_tokens=budget, max_sequences=most, states=self.states)
+        self.budget, self.most, self.seconds = budget, most, seconds
+        self.here, self.ended = [], []
+        self.plans = []
+
+    def add(self, *jobs):
+        for job in jobs:
+            self.scheduler.add(job)
+            self.here.append(job)
+        return jobs[0]
+
+    def remove(self, job):
+        self.scheduler.remove(job)
+        self.here.remove(job)
+
+    def step(self):
+        """Makes one step; (job, tokens) of all that took part."""
+        plan = self.scheduler.plan()
+        self.check(plan)
+        for job, tokens, _ in plan:
+            for i, token in enumerate(tokens):
+                at = job.n_cached + i
+                page = job.pages[at // SIZE]
+                held = sum(page in other.pages for other in self.here)
+                assert held == 1, "a page is written that several have"
+                self.kv.store[page, at % SIZE] = token
+                if self.kv.near is not None:
+                    page = job.near[at // SIZE]
+                    assert sum(page in other.near for other in self.here) == 1, "a page is written that several have"
+                    self.kv.near.store[page, at % SIZE] = token
+            if self.states is not None:
+                assert sum(job.state == other.state for other in self.here) == 1, "two sequences have a slot"
+                self.states.take_in(job.state, job.n_cached, tokens, job.tokens)
+        prompt = sum(len(tokens) for job, tokens, _ in plan if len(tokens) > 1)
+        for job, tokens, _ in plan:
+            job.advance(len(tokens), [], None)
+            self.scheduler.computed(job)
+        self.scheduler.observe(self.seconds(prompt, any(len(tokens) == 1 for _, tokens, _ in plan)))
+        for job in [job for job in self.here if job.done]:
+            self.remove(job)
+            self.ended.append(job)
+        made = [(job, len(tokens)) for job, tokens, _ in plan]
+        self.plans.append(made)
+        return made
+
+    def check(self, plan):
+        assert sum(len(tokens) for _, tokens, _ in plan) <= self.budget and len(plan) <= self.most
+        assert len({job for job, _, _ in plan}) == len(plan)
+        for job, tokens, _ in plan:
+            assert tokens and tokens == job.tokens[job.n_cached : job.n_cached + len(tokens)]
+            assert len(job.pages) * SIZE >= job.n_cached + len(tokens)
+        for job in self.here:
+            stored = self.kv.store[job.pages].ravel()[: job.n_cached].tolist() if job.pages else []
+            assert stored == job.tokens[: job.n_cached], "its pages hold something else"
+            if self.kv.near is not None:
+                first = max(0, job.n_cached - self.kv.window + 1)
+                stored = [int(self.kv.near.store[job.near[at // SIZE], at % SIZE]) for at in range(first, job.n_cached)]
+                assert stored == job.tokens[first : job.n_cached], "what the window reaches is something else"
+                assert -1 not in job.near[first // SIZE :] and set(job.near[: first // SIZE]) <= {-1}
+
+    def run(self, most=1000):
+        while not self.scheduler.idle:
+            assert self.step() and len(self.plans) < most, "nothing goes on"
+        usage = self.kv.n_pages - self.kv.n_free - self.scheduler.cache.idle()
+        assert usage == 0, f"{usage} pages are held by nobody"
+        near = self.kv.near
+        assert near is None or near.n_pages - near.n_free == self.scheduler.cache.near_idle()
+        return self.ended
+
+
+def prompt(n, seed=0):
+    return random.Random(seed).choices(range(1000), k=n)
