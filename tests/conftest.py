@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gumba import store
+from support import tiny_chat
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A shell starts background jobs like that, and children inherit it: those that are to be interrupted never would be.
@@ -28,6 +29,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "gumba-home"
     monkeypatch.setenv("GUMBA_HOME", str(path))
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GGUF file of a tiny chat model with random weights and a context of 256 tokens."""
+    return tiny_chat.write(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from gumba.cli.main import main
-from support import tiny_chat
+from gumba.jit.kernel_cache import sources_hash
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,26 @@ def without_notice(err: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A GGUF file of a tiny chat model with random weights."""
-    return tiny_chat.write(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+def generic_kernels(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kernels for the generic instruction set that ``gumba compile`` finds the tiny model to need, and no others."""
+    folder = tmp_path_factory.mktemp("generic")
+    command = [sys.executable, "-m", "gumba", "compile", str(tiny), "--output", str(folder)]
+    subprocess.run(command, env={**os.environ, "GUMBA_ISA": "generic"}, check=True, timeout=300)
+    return folder / sources_hash()
+
+
+@pytest.fixture
+def nearly_full_cache(generic_kernels: Path, tmp_path: Path) -> Path:
+    """A GUMBA_CACHE_DIR with all of ``generic_kernels`` but one."""
+    folder = tmp_path / "cache" / "kernels" / generic_kernels.name
+    for made in (folder.parent, folder):
+        made.mkdir(mode=0o700, parents=True)
+    files = sorted(generic_kernels.iterdir())
+    (missing,) = (path for path in files if path.name.startswith("kernel.rms_norm-"))
+    for path in files:
+        if path != missing:
+            shutil.copy(path, folder)
+    return tmp_path / "cache"
 
 
 @pytest.fixture

@@ -9,13 +9,6 @@ import pytest
 
 from gumba import LLM, SamplingParams
 from gumba.compat.llama_cpp import Llama
-from support import tiny_chat
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A GGUF file of a tiny chat model with random weights and a context of 256 tokens."""
-    return tiny_chat.write(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,8 @@ from pathlib import Path
 import pytest
 
 from gumba import LLM, ModelError, RequestError, SamplingParams
-from support import tiny_chat
 
 DATA = Path(__file__).parent.parent / "data"
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_chat.write(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
 
 
 def steps(llm: LLM) -> list[int]:

@@ -17,7 +17,7 @@ import ctypes, json, sys
 from gumba.jit.jit import compile_cfunc, entry, inline, stats
 
 # Too long to be inlined where it is called twice: so it stays a function, found by its name.
-BODY = "".join(f"    y = (y ^ (y >> {i % 13 + 1})) * {2 * i + 3} + x\\n" for i in range(400))
+BODY = "".join(f"    y = (y ^ (y >> {i % 13 + 1})) * {2 * i + 3} + x\\n" for i in range(120))
 
 def make(k):
     scope = {"k": k, "__name__": __name__}

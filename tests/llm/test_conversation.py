@@ -12,14 +12,8 @@ import pytest
 
 from gumba import LLM, Conversation, RequestError, ResourceError, SamplingParams, StructuredOutputsParams
 from gumba.llm.conversation import params_of, settings_of
-from support import tiny_chat
 
 PARAMS = SamplingParams(seed=4, max_tokens=10, temperature=2.0, top_k=0, min_p=0.0, top_p=1.0, ignore_eos=True)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_chat.write(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,8 @@ from pathlib import Path
 import pytest
 
 from gumba import LLM, RequestError, ResourceError, SamplingParams
-from support import tiny_chat
 
 PARAMS = SamplingParams(seed=4, max_tokens=20, ignore_eos=True)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_chat.write(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
 
 
 @pytest.fixture(scope="module")
