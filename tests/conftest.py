@@ -23,6 +23,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 _REAL_MODEL = os.environ.get("GUMBA_TEST_MODEL") or store.pulled(store.DEFAULT_MODEL)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests come first: the last minutes should not be one process's."""
+    items.sort(key=lambda item: item.get_closest_marker("freeze") is None)
+
+
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A GUMBA_HOME of the test's own: no test sees, or touches, the user's models."""

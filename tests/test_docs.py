@@ -71,4 +71,4 @@ def test_every_command_has_the_options_it_is_given(code):
 def test_the_two_commands_of_the_set_up_are_in_the_readme():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "python3 -m venv .venv && . .venv/bin/activate && pip install . && gumba run" in text
-    assert "pip install '.[test]' && python -m pytest" in text
+    assert "pip install '.[test]' && python tools/test" in text

@@ -25,6 +25,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 #: Seconds that a command may take to end by itself after a signal.
 PATIENCE_S = 10.0
+#: The exit code of pytest where it found no test, as one of two passes may.
+NO_TESTS = 5
+#: More test processes than this gain little, and each loads models of its own.
+MOST_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -189,26 +193,42 @@ def types() -> list[Step]:
     return [Step("types", python("-m", "mypy"))]
 
 
-def tests(arguments: Sequence[str] = ()) -> list[Step]:
-    """The tests that ``arguments`` of pytest select; all of them by default."""
-    return [Step("tests", python("-m", "pytest", *arguments), after=("model",))]
+def workers() -> int:
+    """The number of test processes that this machine has processors for."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(allowed, MOST_WORKERS)
+
+
+def tests(arguments: Sequence[str] = (), n_workers: int | None = None, *, but: str = "freeze or isas") -> list[Step]:
+    """The tests that ``arguments`` of pytest select (by default all, ``but`` those with these marks), in two passes.
+
+    First those that can run beside each other, in ``n_workers`` processes: a process that has ended its share takes over half
+    of another's rest. Then those marked ``serial``, which need the machine to themselves.
+    """
+    n = str(workers() if n_workers is None else n_workers)
+    parallel = ("-n", n, "--dist", "worksteal", "-m", f"not (serial or {but})")
+    # Collecting all tests takes seconds.
+    where = [
+        path
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
+        if "mark.serial" in path.read_text(encoding="utf-8")
+    ]
+    names = arguments or [path.relative_to(ROOT).as_posix() for path in where]
+    return [
+        Step("parallel tests", python("-m", "pytest", *parallel, *arguments), passes=(NO_TESTS,), after=("model",)),
+        Step("serial tests", python("-m", "pytest", "-m", f"serial and not ({but})", *names), passes=(NO_TESTS,)),
+    ]
 
 
 def freeze() -> list[Step]:
-    """The tests that freeze a program with PyInstaller, which take longer than any other."""
+    """The tests that freeze a program with PyInstaller."""
     return [Step("freeze", python("-m", "pytest", "-m", "freeze", "tests/test_frozen.py"))]
 
 
 def core() -> list[Step]:
-    """All that a change to the package itself has to pass."""
-    return [
-        Step("model", python("-m", "gumba", "pull", "smollm2-135m-instruct"), background=True),
-        Step("kernels", python("tools/warm_kernels.py"), background=True),
-        *lint(),
-        *types(),
-        *tests(),
-        *freeze(),
-    ]
+    """All that a change to the package itself has to pass; the tests include those that freeze a program."""
+    model = Step("model", python("-m", "gumba", "pull", "smollm2-135m-instruct"), background=True)
+    return [model, *lint(), *types(), *tests(but="isas")]
 
 
 #: The named parts of CI, each with a time of its own.

@@ -34,6 +34,7 @@ def test_the_memory_is_probed() -> None:
         assert math.isfinite(probe()) and probe() > 0
 
 
+@pytest.mark.serial
 def test_limits_are_measured() -> None:
     limits = measure_limits(2, buffer_bytes=1 << 20)
     assert limits.threads == 2 and limits.isa

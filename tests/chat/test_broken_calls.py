@@ -426,6 +426,7 @@ LONG = [
 ]  # fmt: skip
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize(("source", "unit"), LONG)
 def test_time_is_linear(source, unit):
     def split():

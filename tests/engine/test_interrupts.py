@@ -18,7 +18,10 @@ from gumba.sampling.sampler_state import SamplerState
 from gumba.sampling_params import SamplingParams
 from support.fake_model import END, N_VOCAB, FakeModel
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals to oneself are POSIX")
+pytestmark = [
+    pytest.mark.serial,
+    pytest.mark.skipif(os.name != "posix", reason="signals to oneself are POSIX"),
+]
 
 
 class Letters:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
+
+import steps
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -105,3 +109,21 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return not Path("/proc").is_dir()
+
+
+def test_the_files_that_check_full_repeats_are_there() -> None:
+    module = types.ModuleType("check_full")
+    exec(compile((TOOLS / "check_full").read_text(encoding="utf-8"), "check_full", "exec"), module.__dict__)
+    assert [path for path in module.RACES if not (TOOLS.parent / path).is_file()] == []
+    args = argparse.Namespace(
+        **dict.fromkeys(sum(module.NEEDS.values(), ()), Path("x")), times=2, wheel=None, checkpoint=None
+    )
+    assert all(module.plan(name, args) for name in module.NEEDS)
+
+
+def test_serial_tests_run_after_the_others_from_the_files_that_have_them() -> None:
+    first, second = steps.tests(but="isas")
+    assert "not (serial or isas)" in first.command and "serial and not (isas)" in second.command
+    files = [word for word in second.command if word.startswith("tests/")]
+    assert "tests/engine/test_interrupts.py" in files and all((TOOLS.parent / file).is_file() for file in files)
+    assert steps.tests(["tests/gguf"])[1].command[-1] == "tests/gguf"

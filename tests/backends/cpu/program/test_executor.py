@@ -123,6 +123,7 @@ def test_thousands_of_short_steps(n_threads: int, team_of: Callable[[int], Team]
     within(90, steps)
 
 
+@pytest.mark.serial
 def test_helpers_sleep_when_there_is_nothing_to_do(team_of: Callable[[int], Team]) -> None:
     counter, team = Counter(), team_of(4)
     within(10, lambda: counter.step(team))
@@ -180,6 +181,7 @@ def test_close(n_threads: int) -> None:
     assert (counter.numbers == counter.n_ops).all()
 
 
+@pytest.mark.serial
 def test_close_wakes_sleepers() -> None:
     team = Team(4)
     time.sleep(0.2)

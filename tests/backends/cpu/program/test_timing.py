@@ -18,6 +18,7 @@ from gumba.simd.isa import current
 from support.programs import GOLDENS, batch, load, matrix, named, two_norms
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("n_threads", [1, 2])
 def test_times_add_up_and_results_stay(n_threads: int) -> None:
     tokens, rows = np.arange(7, dtype=np.int32), np.array([6], np.int32)
@@ -41,6 +42,7 @@ def test_times_add_up_and_results_stay(n_threads: int) -> None:
     assert np.array_equal(program.rows(out)[:1], plain)
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("n_threads", [1, 2])
 def test_the_time_stands_with_the_operation_that_took_it(n_threads: int) -> None:
     """Among small products stands one with two thousand times their work."""
