@@ -1,13 +1,15 @@
-"""Temporary files and folders that their owner locks, so that a later run can remove those of killed runs.
+"""Atomic writes: a file or folder appears under its name complete, or not at all.
 
-A temporary file or folder is named ``PREFIX + PID-RANDOM``. Its owner locks it (``flock``) while it works on it; the system
-releases the lock however the owner ends. If the system or the file system has no such locks, the process id in the name
-decides.
+Data goes to a temporary beside the target, ``PREFIX + PID-RANDOM``, which replaces the target in one rename after it was
+flushed to disk. Errors and Ctrl-C remove it. A killed process leaves it behind: its owner locks it (``flock``) while it works
+on it, the system releases the lock however the owner ends, and the next write into the folder removes unlocked temporaries.
+If the system or the file system has no such locks, the process id in the name decides.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -15,6 +17,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 if sys.platform == "win32":
     fcntl = None
@@ -22,26 +25,88 @@ else:
     import fcntl
 
 _SUFFIX = re.compile(r"([0-9]{1,10})-[0-9a-f]{8}")
-_STILL_ACTIVE = 259
-_QUERY_LIMITED_INFORMATION = 0x1000
+#: Prefixes that ``atomic_file`` and ``atomic_folder`` give to temporaries.
+_PREFIXES = re.compile(r"\..+\.part-", re.DOTALL)
+#: Errors of file systems that cannot flush a folder, and of folders that this user may not open for reading.
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)
 
 
 @contextlib.contextmanager
-def unfinished_file(folder: Path, prefix: str) -> Iterator[tuple[Path, int]]:
+def atomic_file(
+    target: Path, *, mode: int | None = None, prefix: str | None = None, durable: bool = True
+) -> Iterator[BinaryIO]:
+    """Open a binary file that replaces ``target`` when the block ends without an exception.
+
+    Args:
+        target: The file; an existing one is replaced.
+        mode: Permissions of the file; None: 0o666 less the process's umask.
+        prefix: Start of the temporary's name; the caller then removes what killed runs left. None: ``.NAME.part-``.
+        durable: Flush the file and its folder to disk. False for a cache whose files carry checksums.
+
+    Raises OSError if the folder cannot be written, or writing, flushing or renaming fails.
+    """
+    folder = target.parent
+    if prefix is None:
+        prefix = _prefix(target)
+        remove_abandoned(folder, _PREFIXES)
+    with unfinished_file(folder, prefix, mode=mode) as (temporary, descriptor):
+        with open(descriptor, "wb") as file:  # noqa: PTH123 - the descriptor was opened exclusively
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(descriptor)
+        temporary.replace(target)
+        if durable:
+            sync_folder(folder)
+
+
+@contextlib.contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Create a folder that becomes ``target`` when the block ends without an exception.
+
+    ``target`` must not exist yet, or be an empty folder. Raises OSError if creating, flushing or renaming fails.
+    """
+    folder = target.parent
+    remove_abandoned(folder, _PREFIXES)
+    with unfinished_folder(folder, _prefix(target)) as temporary:
+        yield temporary
+        for path in temporary.iterdir():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+        sync_folder(temporary)
+        if target.is_dir():
+            target.rmdir()
+        temporary.replace(target)
+        sync_folder(folder)
+
+
+def write_file(
+    path: Path, data: bytes, *, mode: int | None = None, prefix: str | None = None, durable: bool = True
+) -> None:
+    """Write ``data`` to ``path``, complete or not at all. Arguments as of ``atomic_file``. Raises OSError."""
+    with atomic_file(path, mode=mode, prefix=prefix, durable=durable) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def unfinished_file(folder: Path, prefix: str, *, mode: int | None = None) -> Iterator[tuple[Path, int]]:
     """Create a locked file in ``folder``; yield its path, and a descriptor for writing that the caller closes.
 
-    On exit the file is removed unless it was renamed. Raises OSError if it cannot be created.
+    On exit the file is removed unless it was renamed. ``mode``: its permissions, None: 0o666 less the process's umask.
+    Raises OSError if it cannot be created.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     while True:
         path = _new_name(folder, prefix)
-        descriptor = os.open(path, flags, 0o666)
+        descriptor = os.open(path, flags, 0o666 if mode is None else 0o600)
         if _lock(descriptor, path):
             break
         os.close(descriptor)
     # The lock outlives the caller's descriptor. An open file could not be renamed on Windows, which has no locks here.
     holder = None if fcntl is None else os.dup(descriptor)
     try:
+        if mode is not None:
+            path.chmod(mode)
         yield path, descriptor
     finally:
         with contextlib.suppress(OSError):
@@ -76,7 +141,7 @@ def unfinished_folder(folder: Path, prefix: str) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: Path, prefix: re.Pattern[str]) -> None:
-    """Remove the unfinished files and folders in ``folder`` whose owner is gone; ``prefix`` matches the start of their names.
+    """Remove the temporary files and folders in ``folder`` whose owner is gone; ``prefix`` matches the start of their names.
 
     Those that cannot be removed stay, without an error.
     """
@@ -89,37 +154,19 @@ def remove_abandoned(folder: Path, prefix: re.Pattern[str]) -> None:
                     _remove_if_abandoned(path, int(suffix[1]))
 
 
-def write_file(path: Path, data: bytes, prefix: str, *, mode: int | None = None) -> None:
-    """Write ``data`` to ``path``, whole or not at all, and remove what killed runs left under names that begin with ``prefix``.
-
-    Args:
-        path: The file; an existing one is replaced.
-        data: Its contents.
-        prefix: How the name of the unfinished file begins.
-        mode: Permissions of the file; None: what the process's umask leaves.
-
-    Raises OSError.
-    """
-    remove_abandoned(path.parent, re.compile(re.escape(prefix)))
-    with unfinished_file(path.parent, prefix) as (temporary, descriptor):
-        with open(descriptor, "wb") as file:  # noqa: PTH123 - the descriptor was opened exclusively
-            if mode is not None:
-                temporary.chmod(mode)
-            file.write(data)
-            file.flush()
-            os.fsync(descriptor)
-        temporary.replace(path)
-
-
 def sync_folder(folder: Path) -> None:
-    """Flush a rename in ``folder`` to disk, if the system allows opening a folder for that."""
+    """Flush a rename in ``folder`` to disk, if the system and the file system allow it."""
     if sys.platform == "win32":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
 
 
 def _remove_if_abandoned(path: Path, owner: int) -> None:
@@ -138,6 +185,10 @@ def _remove_if_abandoned(path: Path, owner: int) -> None:
     finally:
         if descriptor is not None:
             os.close(descriptor)
+
+
+def _prefix(target: Path) -> str:
+    return f".{target.name}.part-"
 
 
 def _new_name(folder: Path, prefix: str) -> Path:
@@ -173,16 +224,9 @@ def _try_lock(descriptor: int) -> bool | None:
 def _alive(pid: int) -> bool:
     """Whether a process with the id ``pid`` is running."""
     if sys.platform == "win32":  # os.kill would end the process
-        import ctypes
+        import psutil
 
-        kernel32 = ctypes.windll.kernel32
-        handle = kernel32.OpenProcess(_QUERY_LIMITED_INFORMATION, False, pid)
-        if not handle:
-            return False
-        code = ctypes.c_ulong()
-        known = kernel32.GetExitCodeProcess(handle, ctypes.byref(code))
-        kernel32.CloseHandle(handle)
-        return not known or code.value == _STILL_ACTIVE
+        return psutil.pid_exists(pid)
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

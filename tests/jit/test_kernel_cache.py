@@ -366,7 +366,7 @@ def test_a_cache_that_can_only_be_read_is_read(
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(kernel_cache.tempfile, "TemporaryFile", no)
-    monkeypatch.setattr(kernel_cache, "unfinished_file", no)
+    monkeypatch.setattr(kernel_cache, "write_file", no)
     monkeypatch.setattr(Path, "mkdir", no)
     assert counts() == (0, 1) and not warnings(caplog)
     for path in (warm / "kernels" / sources_hash()).iterdir():

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from gumba.errors import RequestError, ResourceError
+from gumba.files import write_file
 
 if sys.platform == "win32":
     fcntl = None
@@ -253,11 +254,11 @@ class Results:
 
     def _keep(self, chosen: Mapping[str, int], asked: Mapping[str, Any], replaces: bool) -> None:
         """Write down what the results are of, and whether they are to replace an OUT."""
-        from gumba_convert.atomic import atomic_file
-
-        with atomic_file(self._said) as file:
-            said = {"format": _FORMAT, "asked": asked, "chosen": chosen, "replaces": replaces}
-            file.write(json.dumps(said, indent=1).encode() + b"\n")
+        said = {"format": _FORMAT, "asked": asked, "chosen": chosen, "replaces": replaces}
+        try:
+            write_file(self._said, json.dumps(said, indent=1).encode() + b"\n")
+        except OSError as error:
+            raise ResourceError(f"{self._said} cannot be written: {error.strerror or error}") from error
 
 
 def _result(data: bytes) -> tuple[int | None, bool]:

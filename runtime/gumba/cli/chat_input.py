@@ -6,13 +6,13 @@ import contextlib
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from gumba.cli.terminal import note
 from gumba.errors import RequestError
+from gumba.files import write_file
 
 #: Lines that are kept between runs, and characters of one: longer ones are not kept.
 MOST_LINES, MOST_CHARACTERS = 1000, 4000
@@ -146,15 +146,7 @@ class History:
         return []
 
     def _write(self, kept: list[str]) -> None:
-        handle, name = tempfile.mkstemp(prefix=".history-", dir=self._path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write("".join(line + "\n" for line in kept).encode("utf-8", "replace"))
-            Path(name).replace(self._path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                Path(name).unlink()
-            raise
+        write_file(self._path, "".join(line + "\n" for line in kept).encode("utf-8", "replace"), mode=0o600)
 
 
 def open_history(path: Path | None) -> History | None:

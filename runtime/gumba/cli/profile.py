@@ -197,6 +197,6 @@ def check_plot(path: Path) -> None:
 def write_plot(path: Path, found: Profile, heading: str) -> None:
     """Write the plot, as a whole or not at all. Raises ``RequestError`` when the file cannot be written."""
     try:
-        write_file(path, plot(found, heading).encode(), f".{path.name}.part-")
+        write_file(path, plot(found, heading).encode())
     except OSError as error:
         raise RequestError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -37,6 +37,6 @@ def ship(kernels: Iterable[Path], target: Path) -> None:
     try:
         target.mkdir(parents=True, exist_ok=True)
         for kernel in kernels:
-            write_file(target / kernel.name, kernel.read_bytes(), ".new-", mode=0o644)
+            write_file(target / kernel.name, kernel.read_bytes(), mode=0o644)
     except OSError as error:
         raise ResourceError(f"cannot write kernels into {target}: {error.strerror or error}") from error

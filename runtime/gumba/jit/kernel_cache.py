@@ -24,7 +24,7 @@ import llvmlite
 import platformdirs
 
 from gumba._version import __version__
-from gumba.files import remove_abandoned, unfinished_file
+from gumba.files import remove_abandoned, write_file
 
 log = logging.getLogger("gumba")
 
@@ -209,11 +209,7 @@ def write(path: Path, data: bytes) -> None:
         lost[path] = "gumba's sources have changed since they were imported"
         return
     try:
-        with unfinished_file(path.parent, _NEW) as (temporary, descriptor):
-            with open(descriptor, "wb") as file:  # noqa: PTH123 - the descriptor was opened exclusively
-                temporary.chmod(0o600)
-                file.write(data)
-            temporary.replace(path)
+        write_file(path, data, mode=0o600, prefix=_NEW, durable=False)
     except OSError as error:
         lost[path] = error.strerror or str(error)
         warn_once("write", "kernel cache: cannot write %s (%s): kernels are compiled anew each time", path, lost[path])

@@ -15,12 +15,10 @@ of another make would be wrong numbers, never a wrong address: nothing in them i
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import struct
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +27,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from gumba.errors import RequestError, ResourceError
+from gumba.files import atomic_file
 
 MAGIC = b"gumbaKV3"
 #: Longest header that is read.
@@ -68,11 +67,8 @@ def write(path: Path, maker: Mapping[str, Any], session: Session, page: Callable
         raise RequestError(f"notes of a session: expected what JSON can hold ({error})") from None
     if len(header) > MAX_HEADER:
         raise RequestError(f"notes of a session: {len(header)} bytes, expected no more than {MAX_HEADER}")
-    temporary = None
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
+        with atomic_file(path, mode=0o600) as file:
             digest = hashlib.sha256()
 
             def put(data: bytes) -> None:
@@ -84,16 +80,8 @@ def write(path: Path, maker: Mapping[str, Any], session: Session, page: Callable
             for index in range(session.n_pages):
                 put(page(index))
             file.write(digest.digest())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        temporary = None
     except OSError as error:
         raise ResourceError(f"{path} cannot be written: {error.strerror or error}") from None
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
 
 
 def read(
