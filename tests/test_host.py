@@ -1,12 +1,15 @@
-"""Which processors count: real cores that this process may use, within its control group's quota; and tying threads to them."""
+"""Default thread counts: physical cores that this process may use, within its control group's quota; and pinning threads."""
 
 from __future__ import annotations
 
 import os
-import struct
+import sys
 import threading
+from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from gumba import host
@@ -30,7 +33,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         return real(self, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Path, "read_text", read_text)
-    monkeypatch.setattr(host, "allowed", lambda: list(range(8)))
+    monkeypatch.setattr(host, "allowed_processors", lambda: list(range(8)))
     return files
 
 
@@ -39,7 +42,7 @@ def test_cores_not_hyperthreads(machine: dict[str, str]) -> None:
 
 
 def test_only_our_processors(machine: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "allowed", lambda: [0, 4, 5])
+    monkeypatch.setattr(host, "allowed_processors", lambda: [0, 4, 5])
     assert host.default_threads() == 2
 
 
@@ -92,64 +95,78 @@ def test_threads_for_copying(machine: dict[str, str], monkeypatch: pytest.Monkey
     machine["/sys/fs/cgroup/cpu.max"] = "10000 100000\n"
     assert host.available_threads() == 1
     del machine["/proc/self/cgroup"]
-    monkeypatch.setattr(host, "allowed", lambda: list(range(100)))
-    assert host.available_threads() == 16 and host.available_threads(most=64) == 64
+    monkeypatch.setattr(host, "allowed_processors", lambda: list(range(100)))
+    assert host.available_threads() == 16 and host.available_threads(maximum=64) == 64
 
 
 @pytest.mark.parametrize("capacities, expected", [
     ((1024, 1024, 1024, 1024), 4), ((1024, 1024, 640, 640), 4), ((1024, 1024, 300, 250), 2), ((512, 100, 100, 100), 1),
 ])  # fmt: skip
 def test_little_cores_do_not_count(capacities: tuple[int, ...], expected: int, machine: dict[str, str]) -> None:
-    """Capacity as Linux tells it; a core of less than half the largest would only be waited for."""
+    """Linux reports capacities; the others would only wait for a core of less than half the largest."""
     for cpu in range(8):
         machine[f"/sys/devices/system/cpu/cpu{cpu}/cpu_capacity"] = f"{capacities[cpu % 4]}\n"
     assert host.default_threads() == expected
 
 
-def entry(kind: int, *masks: tuple[int, int]) -> bytes:
-    """One SYSTEM_LOGICAL_PROCESSOR_INFORMATION_EX: kind, size, flags and class, 20 reserved bytes, count, masks."""
-    body = bytes(22) + struct.pack("<H", len(masks)) + b"".join(struct.pack("<QH6x", m, g) for g, m in masks)
-    return struct.pack("<iI", kind, 8 + len(body)) + body
+@pytest.mark.parametrize("platform", ["win32", "darwin"])
+@pytest.mark.parametrize("physical, logical, allowed, expected", [
+    (4, 8, range(8), 4), (4, 8, range(4), 2), (4, 8, (0, 2, 4), 3), (4, 4, (1, 3), 2),
+    (6, 8, range(8), 6), (6, 8, (0, 1), 2), (None, 8, range(8), 8), (128, 256, range(256), 128),
+])  # fmt: skip
+def test_cores_of_windows_and_macos(
+    platform: str,
+    physical: int | None,
+    logical: int,
+    allowed: Iterable[int],
+    expected: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of psutil's counts, those that this process may use; processors of one core have consecutive numbers."""
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(host, "_mac_performance_cores", lambda: None)
+    monkeypatch.setattr(host, "allowed_processors", lambda: list(range(logical) if platform == "win32" else allowed))
+    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(cpu_affinity=lambda: list(allowed)))
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True, n=(physical, logical): n[logical])
+    assert host.physical_cores() == expected
 
 
-def test_the_cores_of_windows() -> None:
-    """Two cores of two processors, something else than a core, one core of one, one in another group."""
-    data = entry(0, (0, 0b11)) + entry(0, (0, 0b1100)) + entry(3, (0, 0xFF)) + entry(0, (0, 0b10000)) + entry(0, (1, 1))
-    assert list(host.core_masks(data)) == [(0, 0b11), (0, 0b1100), (0, 0b10000), (1, 1)]
-    assert list(host.core_masks(data[:-1])) == [(0, 0b11), (0, 0b1100), (0, 0b10000)], "cut short"
-    assert list(host.core_masks(bytes(64))) == [], "an entry of no size"
-    assert list(host.core_masks(b"")) == []
+def test_efficiency_cores_of_macos_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(host, "_mac_performance_cores", lambda: 4)
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 8)
+    assert host.physical_cores() == 4
 
 
 @pytest.mark.parametrize(
     "text, expected", [("all", [2, 3, 4, 8]), ("3", [3]), ("2-4,8", [2, 3, 4, 8]), ("8, 2", [8, 2])]
 )
 def test_a_list_of_processors(text: str, expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "allowed", lambda: [2, 3, 4, 8])
-    assert host.parse_list(text) == expected
+    monkeypatch.setattr(host, "allowed_processors", lambda: [2, 3, 4, 8])
+    assert host.parse_affinity(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "x", "1", "4-8", "4-2", "-1", "2-", "2,,3", "0-99999999999", "3-x"])
 def test_a_wrong_list_of_processors(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "allowed", lambda: [2, 3, 4, 8])
+    monkeypatch.setattr(host, "allowed_processors", lambda: [2, 3, 4, 8])
     with pytest.raises(RequestError, match="GUMBA_AFFINITY"):
-        host.parse_list(text)
+        host.parse_affinity(text)
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="what a thread is tied to is asked as Linux does")
-def test_a_thread_is_tied() -> None:
-    last, found = host.allowed()[-1], []
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="reads the affinity of a thread as Linux does")
+def test_a_thread_is_pinned() -> None:
+    last, results = host.allowed_processors()[-1], []
 
     def work() -> None:
-        found.append(host.tie(last))
-        found.append(os.sched_getaffinity(0))
-        found.append(host.tie(1 << 20))
+        results.append(host.pin_thread(last))
+        results.append(os.sched_getaffinity(0))
+        results.append(host.pin_thread(1 << 20))
 
     before = os.sched_getaffinity(0)
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert found == [True, {last}, False]
+    assert results == [True, {last}, False]
     assert os.sched_getaffinity(0) == before
 
 

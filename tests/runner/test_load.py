@@ -320,7 +320,7 @@ def test_where_threads_cannot_be_tied(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("GUMBA_AFFINITY", "all")
-    monkeypatch.setattr(gumba.runner.load, "can_tie", lambda: False)
+    monkeypatch.setattr(gumba.runner.load, "can_pin_threads", lambda: False)
     load(path, n_threads=2).close()
     assert "GUMBA_AFFINITY" in caplog.text
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import gumba.runner.load
-from gumba import host
+from gumba import memory
 from gumba.errors import ConvertError, GumbaError, ResourceError
 from gumba.gguf import GGUFFile
 from gumba.jit import jit
@@ -51,10 +51,10 @@ def test_what_comes_from_a_lack_of_memory(error: BaseException | None, expected:
 
 
 def test_messages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "available_memory", lambda: 5 << 20)
+    monkeypatch.setattr(memory, "available_memory", lambda: 5 << 20)
     assert shortage("the table needs", 7 << 20) == "not enough memory: the table needs 7 MB, and 5 MB are available"
     assert no_memory() == "not enough memory: 5 MB are available"
-    monkeypatch.setattr(host, "available_memory", lambda: None)
+    monkeypatch.setattr(memory, "available_memory", lambda: None)
     assert shortage("the table needs", 7 << 20) == "not enough memory: the table needs 7 MB"
     assert no_memory() == "not enough memory"
 
@@ -132,7 +132,7 @@ def test_the_compiler_is_not_started_where_it_would_die(monkeypatch: pytest.Monk
 
 CHILD = """
 import resource, sys
-from gumba.host import address_space_left
+from gumba.memory import address_space_left
 assert address_space_left() is None
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]) << 20, resource.RLIM_INFINITY))
 assert 0 <= address_space_left() < int(sys.argv[1]) << 20

@@ -43,7 +43,7 @@ from gumba.cli.aliases import command_like, names_of, translate
 from gumba.cli.options import Formatter, did_you_mean, in_options
 from gumba.cli.terminal import printable
 from gumba.errors import GumbaError, ResourceError
-from gumba.memory import lacks_memory, no_memory
+from gumba.memory import address_space_left, lacks_memory, no_memory, shortage
 
 COMMANDS = (run, chat, batch, embed, pull, models, inspect, tokenize, convert, export, bench, perplexity, compile)
 
@@ -130,12 +130,8 @@ def execute(argv: Sequence[str] | None = None) -> int:
 
 def _check_memory() -> None:
     """Raise ResourceError if too little memory is left to load the libraries: some of them abort the process in that case."""
-    from gumba.host import address_space_left
-
     left = address_space_left()
     if left is not None and left < _LIBRARIES_BYTES:
-        from gumba.memory import shortage
-
         raise ResourceError(shortage("the libraries of gumba need", _LIBRARIES_BYTES))
 
 

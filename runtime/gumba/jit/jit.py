@@ -32,10 +32,9 @@ from pathlib import Path
 from typing import Any
 
 from gumba.errors import EngineError, ResourceError
-from gumba.host import address_space_left
 from gumba.jit import bundled, kernel_cache
 from gumba.jit.object_file import Compiled, kernel_path, load_kernel, loader, save_kernel
-from gumba.memory import shortage
+from gumba.memory import address_space_left, shortage
 
 log = logging.getLogger("gumba")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gumba.errors import RequestError, ResourceError, UnsupportedError
-from gumba.host import available_memory
+from gumba.memory import available_memory
 from gumba.validation import KeywordError, require_boolean, require_count, require_number, show, suggestion
 
 log = logging.getLogger("gumba")

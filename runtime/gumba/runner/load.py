@@ -17,9 +17,9 @@ from gumba.backends.cpu.program.builder import Buffer, Program
 from gumba.backends.cpu.program.executor import Team
 from gumba.errors import ModelError, RequestError, ResourceError, UnsupportedError
 from gumba.gguf import GGUFFile
-from gumba.host import available_memory, can_tie, default_threads, parse_list
+from gumba.host import can_pin_threads, default_threads, parse_affinity
 from gumba.loading.weight_loader import Loader
-from gumba.memory import shortage
+from gumba.memory import available_memory, shortage
 from gumba.models import (
     baichuan,
     bert,
@@ -400,10 +400,10 @@ def _processors() -> list[int] | None:
     setting = os.environ.get("GUMBA_AFFINITY", "").strip()
     if not setting:
         return None
-    if not can_tie():
+    if not can_pin_threads():
         log.warning("GUMBA_AFFINITY is set, but threads cannot be tied to processors on this system")
         return None
-    return parse_list(setting)
+    return parse_affinity(setting)
 
 
 def _check(name: str, value: int, most: int) -> None:

@@ -35,7 +35,7 @@ import numpy as np
 
 from gumba.backends.cpu.kernels.record import BARRIER, CUT, LARGE_STEP, N_TOKENS, RECORD_WORDS
 from gumba.errors import EngineError, ResourceError
-from gumba.host import allowed, tie
+from gumba.host import allowed_processors, pin_thread
 from gumba.jit.jit import entry, inline
 from gumba.simd.memory import (
     atomic_add,
@@ -310,7 +310,7 @@ class Team:
         for offset, function in ((ACQUIRE, api.PyThread_acquire_lock), (RELEASE, api.PyThread_release_lock)):
             self._set(offset, ctypes.cast(function, ctypes.c_void_p).value or 0)
         self._set(YIELD, _yield_address())
-        crowded = self.n_threads > len(allowed())
+        crowded = self.n_threads > len(allowed_processors())
         self._set(CROWDED, int(crowded))
         self._set(SPIN, CROWDED_SPIN_TURNS if crowded else SPIN_TURNS)
         stop_team.compile()
@@ -375,7 +375,7 @@ class Team:
 
 def _help(shared: np.ndarray, address: int, thread: int, n_threads: int, processor: int | None) -> None:
     """A helper's thread. It holds on to the memory that its compiled loop reads (``shared``) until that has ended."""
-    if processor is not None and not tie(processor):
+    if processor is not None and not pin_thread(processor):
         log.warning("thread %s could not be tied to processor %s", thread, processor)
     help_team(address, thread, n_threads, 8 * RECORD_WORDS)
     del shared
