@@ -367,10 +367,10 @@ def test_progress_counts_down_between_calls(monkeypatch: pytest.MonkeyPatch) -> 
         bar("compile", 0.2, 1.0, rare=True)
         clock[0] = 15.0
         drawn()  # one that was under way
-        assert drawn() == "compile  [#####...................]  20%  0:05 left"
+        assert drawn() == "compile  [####....................]  20%  0:05 left"
         clock[0] = 60.0
         drawn()
-        assert drawn() == "compile  [#####...................]  20%  0:01 left"
+        assert drawn() == "compile  [####....................]  20%  0:01 left"
         bar.clear()
         terminal.seek(0)
         terminal.truncate()
@@ -381,7 +381,7 @@ def test_progress_counts_down_between_calls(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("columns", "line"),
     [
-        (80, "windows  perplexity 17.7438  [#####...................]  20%  0:08 left  1 of 5"),
+        (80, "windows  perplexity 17.7438  [####....................]  20%  0:08 left  1 of 5"),
         (70, "windows  perplexity 17.7438  20%  0:08 left  1 of 5"),
         (40, "windows  perplexity 17.7438  20%"),
         (30, "windows  perplexity 17.7438"),

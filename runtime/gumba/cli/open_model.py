@@ -134,7 +134,7 @@ def open_llm(args: argparse.Namespace, **options: Any) -> tuple[LLM, float]:
     """
     path = find_model(args.model, args.revision, quiet=args.quiet)
     began = time.perf_counter()
-    with Progress(quiet=args.quiet) as progress:
+    with Progress(quiet=args.quiet, delayed=True) as progress:
         watch_compilation(progress, needed_for(path, args.kv_type, top_k=_top_k(args)), quiet=args.quiet)
         compiled = compile_seconds()  # importing may compile too
         with AtOnce():
