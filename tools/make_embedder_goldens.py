@@ -21,7 +21,7 @@ import numpy as np
 
 from arch_cases import Case
 from arch_settings import DISTIL, SIZES
-from judge_tokenizers import tokenizer_files
+from golden_tokenizers import tokenizer_files
 from make_arch_goldens import DATA, build
 
 TEXTS = ["the cat", "The dog ran on 7 mats, and 8 cats sat.", "a", "", "the mat the mat the mat the dog"]

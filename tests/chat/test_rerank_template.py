@@ -15,7 +15,7 @@ DATA = Path(__file__).parent.parent / "data"
 
 
 def reranker() -> tuple[PairTemplate, Tokenizer]:
-    with GGUFFile(DATA / "judge_qwen3_reranker.gguf") as gguf:
+    with GGUFFile(DATA / "classifier_qwen3_reranker.gguf") as gguf:
         template = PairTemplate.from_gguf(gguf)
         assert template is not None
         return template, Tokenizer.from_gguf(gguf)
@@ -44,5 +44,5 @@ def test_a_place_is_missing_or_there_twice(source: str) -> None:
 
 
 def test_files_without_one() -> None:
-    with GGUFFile(DATA / "judge_bert_pairs.gguf") as gguf:
+    with GGUFFile(DATA / "classifier_bert_pairs.gguf") as gguf:
         assert PairTemplate.from_gguf(gguf) is None

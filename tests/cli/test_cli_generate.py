@@ -412,7 +412,7 @@ def test_what_writes_no_text_says_so(gumba: Callable, command: tuple[str, ...]) 
 
 
 def test_what_judges_texts_is_for_python(gumba: Callable) -> None:
-    result = gumba("chat", ENCODER.with_name("judge_bert_ranks.gguf"), "--quiet")
+    result = gumba("chat", ENCODER.with_name("classifier_bert_ranks.gguf"), "--quiet")
     assert result.code == 2 and result.err.endswith("instead of logits; use rerank of LLM, from Python\n")
 
 

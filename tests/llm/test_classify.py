@@ -18,7 +18,7 @@ NAMES = ["bert_pairs", "bert_ranks", "roberta", "xlmr", "modern_bert", "qwen3_re
 @pytest.fixture(scope="module", params=NAMES)
 def judge(request: pytest.FixtureRequest) -> Iterator[tuple[LLM, list[tuple[str, str]], np.ndarray]]:
     """A model with a head, pairs of texts, and what transformers says of them: float32 [pairs, labels]."""
-    path = DATA / f"judge_{request.param}.gguf"
+    path = DATA / f"classifier_{request.param}.gguf"
     with np.load(path.with_suffix(".npz")) as golden:
         pairs = [(str(first), str(second)) for first, second in golden["pairs"]]
         scores = golden["pair_scores"]
@@ -78,7 +78,11 @@ def test_what_is_refused(judge: tuple[LLM, list[tuple[str, str]], np.ndarray]) -
         llm.classify([[llm.tokenizer.n_vocab]])
 
 
-ENCODERS = [("arch_bert", "use embed"), ("judge_bert_ranks", "use rerank"), ("judge_roberta", "use (rerank|classify)")]
+ENCODERS = [
+    ("arch_bert", "use embed"),
+    ("classifier_bert_ranks", "use rerank"),
+    ("classifier_roberta", "use (rerank|classify)"),
+]
 
 
 @pytest.mark.parametrize(("name", "use"), ENCODERS)

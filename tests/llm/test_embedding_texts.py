@@ -67,7 +67,7 @@ def test_names_of_prompts(model: tuple[str, LLM]) -> None:
     with pytest.raises(RequestError, match="'query' needs a text to precede, found"):
         llm.embed([[5, 6]], prompt="query")
     with (
-        LLM(DATA / "judge_bert_pairs.gguf", n_threads=1) as plain,
+        LLM(DATA / "classifier_bert_pairs.gguf", n_threads=1) as plain,
         pytest.raises(RequestError, match="no prompt 'query': it has no prompts"),
     ):
         plain.embed("a", prompt="query")
@@ -119,7 +119,7 @@ def test_damaged_keys(tmp_path: Path, key: str, value: object, message: str) -> 
 @pytest.mark.parametrize(("name", "n_special"), [("bert_pairs", 3), ("roberta", 4)])
 def test_pairs_are_cut_at_the_longer_text(name: str, n_special: int) -> None:
     """tokenizers 0.23's `longest_first`: (tokens of both texts, room, tokens that are left)."""
-    with LLM(DATA / f"judge_{name}.gguf", n_threads=1) as llm:
+    with LLM(DATA / f"classifier_{name}.gguf", n_threads=1) as llm:
         word, tokenizer = ("the " if name == "bert_pairs" else "a"), llm.tokenizer
         for first, second, room, left in (
             (8, 8, 16, (8, 8)),
@@ -150,7 +150,7 @@ def test_pairs_are_cut_at_the_longer_text(name: str, n_special: int) -> None:
 
 def test_a_template_of_two_texts_cannot_be_cut() -> None:
     with (
-        LLM(DATA / "judge_qwen3_reranker.gguf", n_threads=1) as llm,
+        LLM(DATA / "classifier_qwen3_reranker.gguf", n_threads=1) as llm,
         pytest.raises(RequestError, match="truncate: this model renders both texts in a template"),
     ):
         llm.rerank("the cat", ["a dog"], truncate=True)

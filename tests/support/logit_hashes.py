@@ -36,7 +36,9 @@ from support.tiny_models import DATA, TYPES, load, write_model
 RECORDING = DATA / "logit_hashes.json"
 #: Tokens of the first step, more than a page of the KV cache, and how many steps of one token follow.
 PROMPT, DECODED = 67, 3
-FILES = sorted(path.stem for kind in ("arch", "embedder", "judge", "model") for path in DATA.glob(f"{kind}_*.gguf"))
+FILES = sorted(
+    path.stem for kind in ("arch", "classifier", "embedder", "model") for path in DATA.glob(f"{kind}_*.gguf")
+)
 #: Goldens that are rewritten in block formats: a plain decoder, mixtures of experts, latent attention, an encoder-decoder and
 #: an encoder. Their widths are too small for Q6_K.
 REWRITTEN = {

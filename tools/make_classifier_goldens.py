@@ -1,6 +1,6 @@
-"""Make tests/data/judge_*.gguf and .npz: tiny random rerankers and classifiers, and what transformers says of pairs of texts.
+"""Make tests/data/classifier_*.gguf and .npz: tiny random rerankers and classifiers, and their scores in transformers.
 
-    python tools/make_judge_goldens.py --torch PYTHON
+    python tools/make_classifier_goldens.py --torch PYTHON
 
 `--torch`: an interpreter with torch, transformers and safetensors; this one has gumba. The models are built as those of
 make_arch_goldens.py, with tokenizers of the kinds that encoders have; the texts go through the checkpoint's own tokenizer.
@@ -20,7 +20,7 @@ import numpy as np
 
 from arch_cases import Case
 from arch_settings import SIZES
-from judge_tokenizers import tokenizer_files
+from golden_tokenizers import tokenizer_files
 from make_arch_goldens import DATA, build
 
 PAIRS = [("the cat sat on the mat", "a dog ran"), ("is it 7?", "The cat is 7, or 8!"), ("the cat", "the cat")]
@@ -91,7 +91,7 @@ def main() -> None:
         folder = Path(temporary)
         subprocess.run([arguments.torch, __file__, "--folder", folder], check=True)
         for case, _ in CASES:
-            path = DATA / f"judge_{case.name.replace('-', '_')}.gguf"
+            path = DATA / f"classifier_{case.name.replace('-', '_')}.gguf"
             convert(folder / case.name, path, type="f32", name="gumba golden")
             path.with_suffix(".npz").write_bytes((folder / f"{case.name}.npz").read_bytes())
 

@@ -1,4 +1,4 @@
-"""Small tokenizers for the tiny models of make_judge_goldens.py: tokenizer.json and tokenizer_config.json of each kind."""
+"""Small tokenizers for the tiny models of make_classifier_goldens.py: tokenizer.json and tokenizer_config.json of each kind."""
 
 from __future__ import annotations
 
