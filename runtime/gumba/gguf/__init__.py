@@ -1,4 +1,4 @@
-"""Reading GGUF files: metadata and tensors as views of a memory map. Everything in a file is checked here first."""
+"""Reads GGUF files: metadata and tensors as views of a memory map. A file is checked when it is opened."""
 
 from gumba.gguf.array import GGUFArray
 from gumba.gguf.parser import GGUFTensor, Metadata

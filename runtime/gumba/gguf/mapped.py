@@ -1,7 +1,7 @@
 """A file mapped into memory for reading, and a cursor over it that cannot leave it.
 
-Nothing here knows GGUF. What it guards against: paths that are not regular files (opening a FIFO would block, a
-device has no end), and files that shrink while they are mapped. Touching a mapped page beyond the end of the file
+Nothing here knows GGUF. It guards against paths that are not regular files (opening a FIFO would block, a
+device has no end), and against files that shrink while they are mapped. Touching a mapped page beyond the end of the file
 kills the process with SIGBUS, which Python cannot catch, so `MappedFile.check` compares the file's present size
 with the mapped one before each access. The moment between check and access stays open: a model file must not be
 overwritten in place while it is in use; replacing it by renaming another over it is safe.
@@ -28,21 +28,21 @@ _U64 = struct.Struct("<Q")
 
 
 def printable(name: str, limit: int = 80) -> str:
-    """``name`` as an error message may show it: a file cannot send control characters to a terminal through it."""
+    """``name`` for an error message, without control characters: a file must not be able to send them to a terminal."""
     text = name if name.isprintable() else ascii(name)[1:-1]
     return text if len(text) <= limit else text[:limit] + "..."
 
 
 def identity(status: os.stat_result) -> tuple[int, ...]:
-    """What tells a file, and a change of it, from others: device, inode, size, time of the last change in nanoseconds."""
+    """Identifies a file and its version: device, inode, size, modification time in nanoseconds."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class MappedFile:
     """A regular file, mapped read-only.
 
-    ``bytes`` is uint8[size]; ``size`` the length, and ``identity`` what file it was, when it was opened. Arrays sliced from
-    ``bytes`` stay valid after `close`: the mapping goes when the last of them does.
+    ``bytes``: uint8[size]; ``size`` and ``identity``: of the file when it was opened. Arrays sliced from ``bytes`` stay valid
+    after `close`: the mapping ends with the last of them.
     """
 
     __slots__ = ("_bytes", "_map", "data_start", "identity", "path", "size", "touched")
@@ -53,7 +53,7 @@ class MappedFile:
         self.size = 0
         self.data_start = 0
         self.identity: tuple[int, ...] = ()
-        #: When its contents, times or rights were last changed, in nanoseconds; 0 where the system does not say.
+        #: Time of the last change of contents or attributes (ctime), in nanoseconds; 0 where the system has none.
         self.touched = 0
         self._bytes: npt.NDArray[np.uint8] | None = None
         try:
@@ -106,12 +106,12 @@ class MappedFile:
         """Ends access through this object. Harmless when repeated."""
         if self._bytes is not None:
             self._bytes = None
-            with suppress(BufferError):  # somebody holds a view: the mapping ends with it
+            with suppress(BufferError):  # a view is still in use: the mapping ends with it
                 self._map.close()
 
 
-class HeldFile(MappedFile):
-    """The beginning of a file of ``size`` bytes, in memory: ``path`` is what errors name."""
+class InMemoryFile(MappedFile):
+    """The beginning of a file of ``size`` bytes, in memory. Errors name ``path``."""
 
     __slots__ = ()
 
@@ -124,7 +124,7 @@ class HeldFile(MappedFile):
 
     @property
     def bytes(self) -> npt.NDArray[np.uint8]:
-        """uint8[n], read-only: what is held."""
+        """uint8[n], read-only: the beginning of the file."""
         if self._bytes is None:
             raise GGUFError("the file is closed", path=self.path)
         return self._bytes
@@ -136,8 +136,7 @@ class HeldFile(MappedFile):
 class Cursor:
     """Reads little-endian fields one after the other; each read names its field, for the error message.
 
-    ``limit`` is the offset that nothing read may pass: the end of the file, or an earlier one whose reason ``why``
-    tells.
+    ``limit``: the offset that no field may pass, the end of the file or an earlier one; ``why``: the reason, for messages.
     """
 
     __slots__ = ("data", "file", "limit", "position", "why")
@@ -150,7 +149,7 @@ class Cursor:
         self.why = why if most < file.size else "the file ends there"
 
     def fail(self, message: str, field: str, offset: int | None = None) -> NoReturn:
-        """Raises GGUFError at ``offset``, by default the present position."""
+        """Raises GGUFError at ``offset``, by default the current position."""
         raise GGUFError(message, path=self.file.path, field=field, offset=self.position if offset is None else offset)
 
     def need(self, n_bytes: int, field: str) -> int:

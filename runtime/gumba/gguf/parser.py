@@ -1,4 +1,4 @@
-"""One GGUF file, version 2 or 3, little-endian: what its bytes say, checked.
+"""Parses and checks one GGUF file, version 2 or 3, little-endian.
 
     header   magic "GGUF" | version u32 | n_tensors u64 | n_kv u64
     n_kv     x metadata   key string | value type u32 | value
@@ -9,12 +9,12 @@
 A string is a length (u64) and its bytes; an array is an element type (u32), a count (u64) and its elements.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
-A file is not trusted. After `Part` has read one, every string, array and tensor lies inside it, tensors neither
+A file is not trusted. After `Shard` has read one, every string, array and tensor lies inside it, tensors neither
 overlap nor repeat, and their sizes follow from shape and type. Counts are checked against the bytes that remain
-before anything is allocated for them. Whatever is wrong is a `GGUFError` with the field and its byte offset. As
-strict as llama.cpp where that refuses (tensor data must follow in order, without gaps), stricter at what is certainly
-damage (NUL or bad UTF-8 in names, bools other than 0 and 1). What llama.cpp takes is taken: no metadata, no tensors,
-dimensions of zero, scalars, a last tensor without its padding, bytes after the last tensor.
+before anything is allocated for them. Every error is a `GGUFError` with the field and its byte offset. The parser
+refuses what llama.cpp refuses (tensor data must follow in order, without gaps), and also what is certainly damage (NUL or
+bad UTF-8 in names, bools other than 0 and 1). It accepts what llama.cpp accepts: no metadata, no tensors, dimensions of
+zero, scalars, a last tensor without its padding, bytes after the last tensor.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ import numpy.typing as npt
 
 from gumba.errors import GGUFError
 from gumba.gguf.array import GGUFArray, string_bounds
-from gumba.gguf.mapped import Cursor, HeldFile, MappedFile, printable
+from gumba.gguf.mapped import Cursor, InMemoryFile, MappedFile, printable
 from gumba.gguf.types import GGML_TYPES, NUMPY_DTYPES, REMOVED_TYPES, BlockType, ValueType
 
-# Far beyond any real file, these keep what a hostile one can cost small: a sparse file may be terabytes of zeros.
+# Far above any real file; they bound what a hostile one can cost: a sparse file may be terabytes of zeros.
 MAX_ENTRIES = 1 << 16  # metadata keys of a file; tensors of a file; both together of a model in shards
 _MAX_KEY_BYTES = (1 << 16) - 1  # the specification's
 _MAX_ALL_KEY_BYTES = 1 << 22
@@ -62,7 +62,7 @@ class GGUFTensor:
 
     @property
     def path(self) -> Path:
-        """The file that holds the data: of a sharded model, the shard."""
+        """The file that holds the data (a shard, if the model has several)."""
         return self._file.path
 
     @property
@@ -83,7 +83,7 @@ class GGUFTensor:
 class Metadata(Mapping[str, object]):
     """Metadata by key: int, float, bool and str values, and `GGUFArray` for arrays.
 
-    Strings are decoded when asked for: looking one up that is not UTF-8 raises GGUFError.
+    Strings are decoded on access: one that is not UTF-8 raises GGUFError then.
     """
 
     __slots__ = ("_file", "_values")
@@ -124,8 +124,8 @@ class Metadata(Mapping[str, object]):
         return self._values[key][1]
 
 
-class Part:
-    """One file, parsed and checked: the whole model, or one shard of it."""
+class Shard:
+    """One file, parsed and checked: a shard of a model, or the whole model."""
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self.file = MappedFile(path, least=_HEADER_BYTES)
@@ -143,15 +143,15 @@ class Part:
 
 
 class Header:
-    """The header of a file of ``size`` bytes that is about to be written to ``path``, parsed and checked.
+    """The header of a file of ``size`` bytes about to be written to ``path``, parsed and checked.
 
     Attributes: ``path``, ``metadata``, ``tensors`` by name (without their data).
 
-    Raises GGUFError for what `Part` would refuse.
+    Raises GGUFError for what `Shard` would refuse.
     """
 
     def __init__(self, path: str | PathLike[str], data: bytes, size: int) -> None:
-        file = HeldFile(path, data, size)
+        file = InMemoryFile(path, data, size)
         self.path = file.path
         cursor = Cursor(file, min(len(data), _MAX_METADATA_BYTES), "metadata may take 1 GiB at most")
         _, n_tensors, n_kv = _read_header(cursor)
@@ -240,7 +240,7 @@ def _read_array(cursor: Cursor, key: str, max_strings: int) -> GGUFArray:
     start = cursor.position
     kind = _value_type(cursor, f"{field_name} element type")
     if kind is ValueType.ARRAY:
-        cursor.fail("an array of arrays, which GGUF readers do not take", f"{field_name} element type", start)
+        cursor.fail("an array of arrays, which GGUF readers do not support", f"{field_name} element type", start)
     count = cursor.u64(f"{field_name} count")
     remaining = cursor.limit - cursor.position
     least = 8 if kind is ValueType.STRING else NUMPY_DTYPES[kind].itemsize
@@ -282,9 +282,7 @@ def _read_tensors(cursor: Cursor, n_tensors: int, alignment: int) -> dict[str, G
         offset = cursor.u64(f"{label} offset")
         if offset != expected:
             before = next(reversed(tensors.values()), None)
-            if (
-                before is not None and 0 in before.shape
-            ):  # the offset is as good as it was; the dimension is what is wrong
+            if before is not None and 0 in before.shape:  # the offset is right; the dimension is wrong
                 cursor.fail(
                     f"a dimension is 0 in {list(before.shape)}, but there is data between its offset and the next tensor's",
                     f"tensor {printable(before.name)} dims",

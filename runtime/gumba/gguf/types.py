@@ -1,4 +1,4 @@
-"""The numbers that GGUF files use for types: of tensors (ggml types) and of metadata values.
+"""The type numbers of GGUF files: of tensors (ggml types) and of metadata values.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class BlockType:
-    """How a tensor type lays out its elements: every ``block_size`` elements of a row take ``type_size`` bytes."""
+    """The block layout of a tensor type: every ``block_size`` elements of a row take ``type_size`` bytes."""
 
     id: int
     name: str
@@ -75,7 +75,7 @@ REMOVED_TYPES: dict[int, str] = {
     37: "iq4_nl_4_8",
     38: "iq4_nl_8_8",
 }
-"""Ids that old files may hold and that ggml no longer reads; kept only to say so by name."""
+"""Ids of old files that ggml no longer reads; errors name them."""
 
 
 class ValueType(IntEnum):
