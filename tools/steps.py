@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 #: Seconds that a command may take to end by itself after a signal.
 PATIENCE_S = 10.0
+#: Seconds between two looks at what runs.
+POLL_S = 0.05
 #: The exit code of pytest where it found no test, as one of two passes may.
 NO_TESTS = 5
 #: More test processes than this gain little, and each loads models of its own.
@@ -41,7 +43,7 @@ class Step:
     env: Mapping[str, str] = field(default_factory=dict)
     #: Exit codes, in addition to 0, that are no failure.
     passes: Sequence[int] = ()
-    #: It runs while the next steps run; what it prints is shown when it ends.
+    #: It runs while the next steps run; what it prints is shown when it ends. If it fails, they end too.
     background: bool = False
     #: Background steps that must have ended before this one begins.
     after: Sequence[str] = ()
@@ -86,25 +88,26 @@ class _Running:
 
     def __init__(self, step: Step, output: IO[bytes] | None = None) -> None:
         self.step, self.output, self.began = step, output, time.perf_counter()
-        options = {} if os.name == "nt" else {"start_new_session": True}
         self._process = subprocess.Popen(
             step.command, cwd=ROOT, env={**os.environ, **step.env}, stdin=subprocess.DEVNULL, stdout=output,
-            stderr=None if output is None else subprocess.STDOUT, **options,
+            stderr=None if output is None else subprocess.STDOUT, start_new_session=os.name == "posix",
         )  # fmt: skip
 
-    def wait(self) -> float:
-        """Wait for its end; the seconds it took. Raises StepFailed."""
-        code = self._process.wait()
-        seconds = time.perf_counter() - self.began
+    def ended(self) -> bool:
+        """Whether it has ended; its output was shown then. Raises StepFailed if it failed."""
+        code = self._process.poll()
+        if code is None:
+            return False
+        self.seconds = time.perf_counter() - self.began
         if self.output is not None:
+            print(f"\n== {self.step.name}: {shlex.join(self.step.command)} (in the background)", flush=True)
             self.output.seek(0)
-            sys.stdout.write(f"\n== {self.step.name}: {shlex.join(self.step.command)} (in the background)\n")
-            sys.stdout.write(self.output.read().decode(errors="replace"))
+            sys.stdout.buffer.write(self.output.read())
             self.output.close()
-        print(f"-- {self.step.name}: {seconds:.1f} s", flush=True)
+        print(f"-- {self.step.name}: {self.seconds:.1f} s", flush=True)
         if code != 0 and code not in self.step.passes:
             raise StepFailed(self.step, code if code > 0 else 128 - code)
-        return seconds
+        return True
 
     def end(self) -> None:
         """End the command and the processes that it started, if they still run."""
@@ -124,27 +127,29 @@ class _Running:
 
 def run(steps: Sequence[Step]) -> dict[str, float]:
     """Run ``steps``; seconds of each. Raises StepFailed at the first that fails, Interrupted by a signal."""
+    running: dict[str, _Running] = {}
     seconds: dict[str, float] = {}
-    background: dict[str, _Running] = {}
-    current: _Running | None = None
+
+    def wait_for(names: Sequence[str]) -> None:
+        while not running.keys().isdisjoint(names):
+            for name in list(running):
+                if running[name].ended():
+                    seconds[name] = running.pop(name).seconds
+            time.sleep(POLL_S)
+
     try:
         for step in steps:
-            for name in step.after:
-                if name in background:
-                    seconds[name] = background[name].wait()
-                    del background[name]
+            wait_for(step.after)
             if step.background:
-                background[step.name] = _Running(step, tempfile.TemporaryFile())  # noqa: SIM115 - wait() closes it
+                running[step.name] = _Running(step, tempfile.TemporaryFile())  # noqa: SIM115 - ended() closes it
                 continue
             print(f"\n== {step.name}: {shlex.join(step.command)}", flush=True)
-            current = _Running(step)
-            seconds[step.name] = current.wait()
-            current = None
-        for name, running in background.items():
-            seconds[name] = running.wait()
+            running[step.name] = _Running(step)
+            wait_for([step.name])
+        wait_for(list(running))
     finally:
-        for running in [*background.values(), *([current] if current else [])]:
-            running.end()
+        for each in running.values():
+            each.end()
     return seconds
 
 
@@ -216,7 +221,12 @@ def tests(arguments: Sequence[str] = (), n_workers: int | None = None, *, but: s
     names = arguments or [path.relative_to(ROOT).as_posix() for path in where]
     return [
         Step("parallel tests", python("-m", "pytest", *parallel, *arguments), passes=(NO_TESTS,), after=("model",)),
-        Step("serial tests", python("-m", "pytest", "-m", f"serial and not ({but})", *names), passes=(NO_TESTS,)),
+        Step(
+            "serial tests",
+            python("-m", "pytest", "-m", f"serial and not ({but})", *names),
+            passes=(NO_TESTS,),
+            after=("types",),
+        ),
     ]
 
 
@@ -228,7 +238,8 @@ def freeze() -> list[Step]:
 def core() -> list[Step]:
     """All that a change to the package itself has to pass; the tests include those that freeze a program."""
     model = Step("model", python("-m", "gumba", "pull", "smollm2-135m-instruct"), background=True)
-    return [model, *lint(), *types(), *tests(but="isas")]
+    beside = [replace(step, background=True) for step in types()]
+    return [model, *lint(), *beside, *tests(but="isas")]
 
 
 #: The named parts of CI, each with a time of its own.

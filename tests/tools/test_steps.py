@@ -61,12 +61,14 @@ def test_a_step_in_the_background_ends_before_the_one_that_comes_after_it() -> N
     assert [line for line in out.splitlines() if line in ("11", "22", "33")] == ["22", "11", "33"]
 
 
-def test_a_failure_in_the_background_fails_the_run() -> None:
+@pytest.mark.parametrize("seconds", [0, 60])
+def test_a_failure_in_the_background_ends_the_run(seconds: int) -> None:
     process = run(
-        "steps = [Step('bad', python('-c', 'raise SystemExit(4)'), background=True), Step('a', python('-c', 'print(22)'))]\n"
+        "steps = [Step('bad', python('-c', 'raise SystemExit(4)'), background=True),"
+        f" Step('a', python('-c', 'import time; time.sleep({seconds})'))]\n"
         "sys.exit(main(steps, 'all'))"
     )
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=50)
     assert process.returncode == 4 and "bad failed" in err
 
 
