@@ -142,8 +142,11 @@ def left(llm):
     core, kv = llm._engine._core, llm.model.kv
     assert usage.in_use == 0 and usage.kept == core.scheduler.cache.n_pages == kv.n_pages - kv.n_free
     assert sum(kv.held) == usage.kept, "a page is owned by somebody who is gone"
-    if kv.near is not None:
-        assert usage.window_in_use == 0 and sum(kv.near.held) == usage.window_kept == kv.near.n_pages - kv.near.n_free
+    if kv.window_pool is not None:
+        assert (
+            usage.window_in_use == 0
+            and sum(kv.window_pool.held) == usage.window_kept == kv.window_pool.n_pages - kv.window_pool.n_free
+        )
     llm.model.steps.clear()
     gc.collect()
     objects = gc.get_objects()

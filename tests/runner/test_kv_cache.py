@@ -186,19 +186,19 @@ def test_what_is_read_can_be_written_into_another_cache(kv_type: str) -> None:
 
 def test_layers_with_a_window_read_alike_in_one_pool_and_in_two() -> None:
     shapes = [KVShape(3, 24, 24, window=9), KVShape(3, 24, 24), KVShape(3, 24, 24, window=5), KVShape(1, 8, 40)]
-    one, two = filled("f16", 6, 1, shapes), KVCache(shapes, 40, near_pages=3)
-    assert two.near is not None
+    one, two = filled("f16", 6, 1, shapes), KVCache(shapes, 40, n_window_pages=3)
+    assert two.window_pool is not None
     two.allocate(40)
-    two.near.allocate(3)
+    two.window_pool.allocate(3)
     parts = {windowed: one.read(2, windowed) for windowed in (False, True)}
     assert {windowed: len(part) for windowed, part in parts.items()} == one.part_bytes == two.part_bytes
-    assert two.page_bytes == one.part_bytes[False] and two.near.page_bytes == one.part_bytes[True]
+    assert two.page_bytes == one.part_bytes[False] and two.window_pool.page_bytes == one.part_bytes[True]
     two.write(7, parts[False], windowed=False)
-    two.near.write(1, parts[True], windowed=True)
-    assert (two.read(7, windowed=False), two.near.read(1, windowed=True)) == (parts[False], parts[True])
+    two.window_pool.write(1, parts[True], windowed=True)
+    assert (two.read(7, windowed=False), two.window_pool.read(1, windowed=True)) == (parts[False], parts[True])
     one.write(5, two.read(7, windowed=False), windowed=False)
     assert one.read(5, windowed=False) == parts[False] and one.read(5, windowed=True) != parts[True]
-    one.write(5, two.near.read(1, windowed=True), windowed=True)
+    one.write(5, two.window_pool.read(1, windowed=True), windowed=True)
     for (start, size), (to, _) in zip(runs_of(one, 2), runs_of(one, 5), strict=True):
         assert np.array_equal(one._memory[start : start + size], one._memory[to : to + size])
 

@@ -52,13 +52,13 @@ def test_the_same_bits_with_fewer_pages(
     with monkeypatch.context() as all_pages:
         all_pages.setattr(gumba.runner.load, "NEAR_ROOM", 1000)
         with load(path) as llm:
-            assert llm.model.kv.near is None
+            assert llm.model.kv.window_pool is None
             expected = [llm.generate([one], PARAMS)[0].token_ids for one in PROMPTS]
             assert llm.save_session(tmp_path / "all.session", PROMPTS[3]) >= len(PROMPTS[3]) - 1
     reach = max(windows(path))
     with load(path) as llm:
-        near = llm.model.kv.near
-        assert near is not None and near.n_pages < llm.model.kv.n_pages
+        window_pool = llm.model.kv.window_pool
+        assert window_pool is not None and window_pool.n_pages < llm.model.kv.n_pages
         n_rows = len(rows)
         assert [llm.generate([one], PARAMS)[0].token_ids for one in PROMPTS] == expected
         assert llm.generate([PROMPTS[3]], PARAMS)[0].timings.cached_tokens > 400
@@ -97,18 +97,18 @@ def test_memory_counts_both_pools(monkeypatch: pytest.MonkeyPatch, megabytes: in
     monkeypatch.setattr(ARCHITECTURES[architecture(path)], "read_config", longer(path))
     with LLM(path, n_ctx=4096, kv_memory=megabytes << 20, max_batch_tokens=STEP, max_sequences=2) as llm:
         kv = llm.model.kv
-        assert kv.near is not None
-        taken = kv.n_pages * kv.page_bytes + kv.near.n_pages * kv.near.page_bytes
-        more = kv.page_bytes + 30 * kv.near.page_bytes  # a context more needs more pages for windows, too
+        assert kv.window_pool is not None
+        taken = kv.n_pages * kv.page_bytes + kv.window_pool.n_pages * kv.window_pool.page_bytes
+        more = kv.page_bytes + 30 * kv.window_pool.page_bytes  # a context more needs more pages for windows, too
         assert (megabytes << 20) - more < taken <= megabytes << 20
-        assert llm.kv_usage().window_pages == kv.near.n_pages >= 2 * (1 + 2)
+        assert llm.kv_usage().window_pages == kv.window_pool.n_pages >= 2 * (1 + 2)
 
 
 @pytest.mark.parametrize("most", [1, 32])
 def test_a_model_without_windows_has_one_pool(most: int) -> None:
     path = DATA / "arch_qwen3.gguf"
     with LLM(path, n_ctx=256, kv_tokens=8192, max_sequences=most) as llm:
-        assert llm.model.kv.near is None and llm.kv_usage().window_pages == 0
+        assert llm.model.kv.window_pool is None and llm.kv_usage().window_pages == 0
         assert len(llm.generate([STEM[:200]], SamplingParams(max_tokens=20, ignore_eos=True))[0].token_ids) == 20
 
 

@@ -65,11 +65,11 @@ def scripted(*tokens, start):
 
 
 class FakeKV:
-    """Pages that remember tokens; a page that nobody owns any more forgets them. ``near``: such a pool for a ``window``."""
+    """Pages that remember tokens; a page that nobody owns any more forgets them. ``window_pool``: such a pool for a ``window``."""
 
-    def __init__(self, n_pages, page_tokens=4, *, near_pages=0, window=0):
+    def __init__(self, n_pages, page_tokens=4, *, n_window_pages=0, window=0):
         self.n_pages, self.page_tokens = n_pages, page_tokens
-        self.near, self.window = FakeKV(near_pages, page_tokens) if near_pages else None, window
+        self.window_pool, self.window = FakeKV(n_window_pages, page_tokens) if n_window_pages else None, window
         self.store = np.full((n_pages, page_tokens), -1)
         self.free = list(range(n_pages))[::-1]
         self.held = [0] * n_pages
@@ -161,9 +161,9 @@ class FakeModel:
     n_threads = 1
 
     def __init__(self, *, n_ctx=64, n_pages=64, page_tokens=4, max_batch_tokens=16, logits=hashed_logits, before=None,
-                 near_pages=0, window=0, n_states=0):  # fmt: skip
+                 n_window_pages=0, window=0, n_states=0):  # fmt: skip
         self.states = FakeStates(n_states) if n_states else None
-        self.n_ctx, self.kv = n_ctx, FakeKV(n_pages, page_tokens, near_pages=near_pages, window=window)
+        self.n_ctx, self.kv = n_ctx, FakeKV(n_pages, page_tokens, n_window_pages=n_window_pages, window=window)
         self.max_batch_tokens, self.logits, self.before = max_batch_tokens, logits, before
         self.steps: list[list[tuple[int, int]]] = []
         self.rows = np.empty((0, N_VOCAB), np.float32)
@@ -189,8 +189,8 @@ class FakeModel:
             end = chunk.position + len(chunk.tokens)
             assert len(chunk.tokens) and end <= self.n_ctx
             assert len(chunk.pages) == -(-end // page_tokens), "the block table does not cover the chunk exactly"
-            if self.kv.near is not None:
-                self.look_near(chunk, end)
+            if self.kv.window_pool is not None:
+                self.check_window(chunk, end)
             history = []
             for position in range(end):
                 at = chunk.pages[position // page_tokens], position % page_tokens
@@ -212,19 +212,21 @@ class FakeModel:
         self.rows = np.array(rows, np.float32).reshape(len(rows), N_VOCAB)
         return self.rows
 
-    def look_near(self, chunk, end):
+    def check_window(self, chunk, end):
         """What the window reaches is there: the same tokens as in the other pages."""
-        near, first = self.kv.near, self.kv.first_read(chunk.position)
-        assert len(chunk.near) == len(chunk.pages) and set(chunk.near[:first]) <= {-1}, (
+        window_pool, first = self.kv.window_pool, self.kv.first_read(chunk.position)
+        assert len(chunk.window_pages) == len(chunk.pages) and set(chunk.window_pages[:first]) <= {-1}, (
             "pages that are not needed are held"
         )
-        assert -1 not in chunk.near[first:] and not set(chunk.near) & set(near.free), "a page is used that is free"
+        assert -1 not in chunk.window_pages[first:] and not set(chunk.window_pages) & set(window_pool.free), (
+            "a page is used that is free"
+        )
         for position in range(chunk.position, end):
-            page = chunk.near[position // near.page_tokens]
-            near.store[page, position % near.page_tokens] = chunk.tokens[position - chunk.position]
+            page = chunk.window_pages[position // window_pool.page_tokens]
+            window_pool.store[page, position % window_pool.page_tokens] = chunk.tokens[position - chunk.position]
         for position in range(max(0, chunk.position - self.kv.window + 1), chunk.position):
-            index, place = divmod(position, near.page_tokens)
-            assert near.store[chunk.near[index], place] == self.kv.store[chunk.pages[index], place] >= 0
+            index, place = divmod(position, window_pool.page_tokens)
+            assert window_pool.store[chunk.window_pages[index], place] == self.kv.store[chunk.pages[index], place] >= 0
 
     def close(self):
         self.closed += 1

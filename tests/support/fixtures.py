@@ -44,8 +44,8 @@ def make_llm(monkeypatch):
         assert llm.model.kv.n_free == llm.model.kv.n_pages
         states = llm.model.states
         assert states is None or states.n_free == states.n_slots
-        near = llm.model.kv.near
-        assert near is None or near.n_free == near.n_pages
+        window_pool = llm.model.kv.window_pool
+        assert window_pool is None or window_pool.n_free == window_pool.n_pages
         assert llm.model.closed == 1
 
 

@@ -43,7 +43,7 @@ class Batch:
         output_rows: Sequence[int] = (),
         split: int = 0,
         runs: Sequence[tuple[int, ...]] = (),
-        near_slots: Sequence[int] = (),
+        window_slots: Sequence[int] = (),
     ) -> None:
         self.words = np.zeros(op.BATCH_WORDS, np.int64)
         self.tiles = list(tiles)
@@ -59,7 +59,7 @@ class Batch:
             (op.TILES, np.array(tiles, np.int64)),
             (op.OUTPUT_ROWS, np.array(output_rows, np.int32)),
             (op.RUNS, np.array(runs, np.int64)),
-            (op.NEAR_SLOTS, np.array(near_slots, np.int64)),
+            (op.WINDOW_SLOTS, np.array(window_slots, np.int64)),
         ]
         for offset, array in self._arrays:
             self._set(offset, array.ctypes.data)

@@ -53,20 +53,20 @@ class Runner(Protocol):
 
 @dataclass
 class Lent:
-    """Pages of somebody who is no sequence: ``pages`` hold ``n_cached`` tokens; ``near``, ``state``: as of ``Match``.
+    """Pages of somebody who is no sequence: ``pages`` hold ``n_cached`` tokens; ``window_pages``, ``state``: as of ``Match``.
 
-    ``near_from``: from which page on there is something for layers with a window.
+    ``first_window_page``: from which page on there is something for layers with a window.
     """
 
     pages: list[int] = field(default_factory=list)
-    near: list[int] = field(default_factory=list)
+    window_pages: list[int] = field(default_factory=list)
     n_cached: int = 0
     state: int = -1
-    near_from: int = 0
+    first_window_page: int = 0
 
     @property
-    def near_pages(self) -> list[int]:
-        return [page for page in self.near if page >= 0]
+    def live_window_pages(self) -> list[int]:
+        return [page for page in self.window_pages if page >= 0]
 
 
 @dataclass
@@ -239,26 +239,28 @@ class Core:
         if not checkpoints.take(held):
             return held
         kv, match = self.model.kv, self.scheduler.cache.find(tokens, len(tokens))
-        held.pages, held.near = match.pages[:], match.near[:]
+        held.pages, held.window_pages = match.pages[:], match.window_pages[:]
         held.n_cached = len(match.pages) * kv.page_tokens + match.copied
         checkpoints.copy(match.state, held)
         if match.copied:
             held.pages.append(match.source)
-            held.near += [match.near_source] if kv.near is not None else []
+            held.window_pages += [match.window_source] if kv.window_pool is not None else []
         kv.share(held.pages)
-        if kv.near is not None:
+        if kv.window_pool is not None:
             first = kv.first_read(held.n_cached)
-            held.near_from = min(first, len(held.near))
-            held.near[:first] = [-1] * held.near_from
-            kv.near.share(held.near_pages)
+            held.first_window_page = min(first, len(held.window_pages))
+            held.window_pages[:first] = [-1] * held.first_window_page
+            kv.window_pool.share(held.live_window_pages)
         return held
 
     def read_page(self, held: Lent, index: int) -> bytes:
         """All that a page holds; that of layers with a window behind it, where they need it; after the last the state."""
         kv, states = self.model.kv, self.model.states
         data = kv.read(held.pages[index], windowed=False)
-        if index >= held.near_from:
-            pool, page = (kv, held.pages[index]) if kv.near is None else (kv.near, held.near[index])
+        if index >= held.first_window_page:
+            pool, page = (
+                (kv, held.pages[index]) if kv.window_pool is None else (kv.window_pool, held.window_pages[index])
+            )
             data += pool.read(page, windowed=True)
         return data if states is None or index < len(held.pages) - 1 else data + states.read(held.state)
 
@@ -274,14 +276,14 @@ class Core:
         held.pages.append(self.take_page())
         kv.write(held.pages[-1], data[: kv.part_bytes[False]], windowed=False)
         rest = data[kv.part_bytes[False] :]
-        if index >= held.near_from:
+        if index >= held.first_window_page:
             windowed, rest = rest[: kv.part_bytes[True]], rest[kv.part_bytes[True] :]
-            if kv.near is None:
+            if kv.window_pool is None:
                 kv.write(held.pages[-1], windowed, windowed=True)
             elif index >= kv.first_read(held.n_cached):
-                self.scheduler.cache.reclaim_near(1)
-                held.near += [-1] * (index - len(held.near)) + kv.near.allocate(1)
-                kv.near.write(held.near[-1], windowed, windowed=True)
+                self.scheduler.cache.evict_window(1)
+                held.window_pages += [-1] * (index - len(held.window_pages)) + kv.window_pool.allocate(1)
+                kv.window_pool.write(held.window_pages[-1], windowed, windowed=True)
         if states is not None and rest and self.scheduler.checkpoints.take(held):
             states.write(held.state, rest, held.n_cached)
 
@@ -290,8 +292,8 @@ class Core:
         cache, size = self.scheduler.cache, self.model.kv.page_tokens
         node = cache.root
         for i, page in enumerate(held.pages):
-            near = held.near[i] if i < len(held.near) else -1
-            node = cache.add(node, tuple(tokens[i * size : (i + 1) * size]), page, near)
+            window_page = held.window_pages[i] if i < len(held.window_pages) else -1
+            node = cache.add(node, tuple(tokens[i * size : (i + 1) * size]), page, window_page)
         if cache.ends_at(node, len(tokens) - (len(held.pages) - 1) * size):
             self.scheduler.checkpoints.give(node, held)
         self.release(held)
@@ -300,16 +302,16 @@ class Core:
         """Give up pages that the caller owns."""
         kv = self.model.kv
         kv.release(held.pages)
-        if kv.near is not None:
-            kv.near.release(held.near_pages)
+        if kv.window_pool is not None:
+            kv.window_pool.release(held.live_window_pages)
         self.scheduler.checkpoints.free(held)
-        held.pages, held.near = [], []
+        held.pages, held.window_pages = [], []
 
     def clear_cache(self) -> None:
         if self.loaded:
             self.scheduler.cache.reclaim(self.model.kv.n_pages)
-            if self.model.kv.near is not None:
-                self.scheduler.cache.reclaim_near(self.model.kv.near.n_pages)
+            if self.model.kv.window_pool is not None:
+                self.scheduler.cache.evict_window(self.model.kv.window_pool.n_pages)
 
     def cancel_all(self) -> None:
         for sequence in self._live:
@@ -317,15 +319,18 @@ class Core:
 
     def kv_usage(self) -> KVUsage:
         kv = self.model.kv
-        near, states = kv.near, self.model.states
-        near_pages, n_states = 0 if near is None else near.n_pages, 0 if states is None else states.n_slots
+        window_pool, states = kv.window_pool, self.model.states
+        n_window_pages, n_states = (
+            0 if window_pool is None else window_pool.n_pages,
+            0 if states is None else states.n_slots,
+        )
         if not self.loaded:
-            return KVUsage(kv.n_pages, 0, 0, kv.page_tokens, near_pages, states=n_states)
+            return KVUsage(kv.n_pages, 0, 0, kv.page_tokens, n_window_pages, states=n_states)
         cache, states_kept = self.scheduler.cache, self.scheduler.checkpoints.n_kept
-        kept, near_kept = cache.idle(), cache.near_idle()
+        kept, window_kept = cache.idle(), cache.window_evictable()
         return KVUsage(
             kv.n_pages, kv.n_pages - kv.n_free - kept, kept, kv.page_tokens,
-            near_pages, 0 if near is None else near_pages - near.n_free - near_kept, near_kept,
+            n_window_pages, 0 if window_pool is None else n_window_pages - window_pool.n_free - window_kept, window_kept,
             n_states, 0 if states is None else n_states - states.n_free - states_kept, states_kept,
         )  # fmt: skip
 
@@ -341,14 +346,14 @@ class Core:
         for sequence, tokens, outputs in plan:
             end = sequence.n_cached + len(tokens)
             count = -(-end // page_tokens)
-            pages, near = sequence.pages[:count], sequence.near[:count]
+            pages, window_pages = sequence.pages[:count], sequence.window_pages[:count]
             chunks.append(
                 Chunk(
                     tokens,
                     sequence.n_cached,
                     pages,
                     outputs,
-                    near=near,
+                    window_pages=window_pages,
                     state=sequence.state,
                     n_source=sequence.n_source,
                 )

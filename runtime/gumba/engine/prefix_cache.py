@@ -7,7 +7,7 @@ goes on in a page of its own. What a page holds does not depend on how it was co
 The cache counts as one owner of each of its pages. Pages that nobody else owns are given up when memory is needed: the one not
 used for longest goes first, and always the end of a path before its beginning (Kwon et al. 2023; Zheng et al. 2024).
 
-Where layers with a window have a pool of their own (``KVCache.near``), a node has a page there too, given up by itself, wherever
+Where layers with a window have a pool of their own (``KVCache.window_pool``), a node has a page there too, given up by itself, wherever
 on a path it is: who goes on from some place needs those that the window reaches from there, and no others. Where a model has
 recurrent layers, one can go on only at the end of a node that has a state (``gumba.engine.state_checkpoints``).
 """
@@ -44,7 +44,7 @@ class Pages(Protocol):
     def owners(self, page: int, /) -> int: ...
 
     @property
-    def near(self) -> Any:
+    def window_pool(self) -> Any:
         """``Pages`` for layers with a window; None: they have no pool of their own."""
 
     def first_read(self, position: int, /) -> int: ...
@@ -54,13 +54,13 @@ class Pages(Protocol):
 class Node:
     """One page: ``tokens`` follow those of ``parent``; fewer than a page's in a part.
 
-    ``near``: the page for layers with a window; ``state``: the slot of the recurrent layers' state at its end; -1: there is none.
+    ``window_page``: the page for layers with a window; ``state``: the slot of the recurrent layers' state at its end; -1: there is none.
     """
 
     tokens: tuple[Any, ...] = ()
     page: int = -1
     parent: Node | None = None
-    near: int = -1
+    window_page: int = -1
     state: int = -1
     full: dict[tuple[Any, ...], Node] = field(default_factory=dict)
     parts: list[Node] = field(default_factory=list)
@@ -70,7 +70,7 @@ class Node:
 class Match:
     """``pages`` hold the first tokens whole; then ``copied`` more tokens are at the beginning of page ``source``.
 
-    ``near``, ``near_source``: the same for layers with a window; -1 where the window does not reach. ``state``: the slot of the
+    ``window_pages``, ``window_source``: the same for layers with a window; -1 where the window does not reach. ``state``: the slot of the
     recurrent layers' state after all that, -1 for none; ``n_known``: how many pages of the tree begin alike, whatever of use.
     """
 
@@ -78,8 +78,8 @@ class Match:
     node: Node
     source: int = -1
     copied: int = 0
-    near: list[int] = field(default_factory=list)
-    near_source: int = -1
+    window_pages: list[int] = field(default_factory=list)
+    window_source: int = -1
     state: int = -1
     n_known: int = 0
 
@@ -90,7 +90,7 @@ class PrefixCache:
     def __init__(self, kv: Pages, checkpoints: Checkpoints | None = None) -> None:
         self._kv = kv
         self._checkpoints = checkpoints or Checkpoints(None, kv.page_tokens)
-        self._near: Pages | None = kv.near
+        self._window_pool: Pages | None = kv.window_pool
         self.root = Node()
         self._order: OrderedDict[Node, None] = OrderedDict()  # the least recently used first
         # Of nodes with a page there: those that somebody has only passed by, and those where requests ended or went on.
@@ -110,10 +110,14 @@ class PrefixCache:
         """Pages that nobody else owns."""
         return sum(self._kv.owners(node.page) == 1 for node in self._order)
 
-    def near_idle(self) -> int:
+    def window_evictable(self) -> int:
         """As ``idle``, of the pages for layers with a window."""
-        near = self._near
-        return 0 if near is None else sum(near.owners(node.near) == 1 for node in (*self._passed, *self._settled))
+        window_pool = self._window_pool
+        return (
+            0
+            if window_pool is None
+            else sum(window_pool.owners(node.window_page) == 1 for node in (*self._passed, *self._settled))
+        )
 
     def find(self, tokens: Sequence[Any], most: int, *, copy: bool = True) -> Match:
         """What is there of the beginning of ``tokens``, at most ``most`` tokens; without ``copy``, in full pages only."""
@@ -133,20 +137,22 @@ class PrefixCache:
             del path[self._complete(path) :]
             source, copied = self._part(path, tokens, most) if copy else (None, 0)
         self._touch(path[-1] if path else self.root)
-        near: list[int] = []
-        if self._near is not None:
+        window_pages: list[int] = []
+        if self._window_pool is not None:
             first = min(self._first_read(len(path) * size + copied), len(path))
-            near = [-1] * first + [each.near for each in path[first:]]
+            window_pages = [-1] * first + [each.window_page for each in path[first:]]
             for each in path[first:]:
                 self._settle(each)
         last = path[-1] if path else self.root
         self._checkpoints.use(source or last)
-        found = Match([each.page for each in path], last, near=near, state=(source or last).state, n_known=n_known)
+        found = Match(
+            [each.page for each in path], last, window_pages=window_pages, state=(source or last).state, n_known=n_known
+        )
         if source is None:
             return found
         self._touch(source)
         self._settle(source)
-        return replace(found, source=source.page, copied=copied, near_source=source.near)
+        return replace(found, source=source.page, copied=copied, window_source=source.window_page)
 
     def _part(self, path: list[Node], tokens: Sequence[int], most: int) -> tuple[Node | None, int]:
         """The page that has most of what follows ``path``, and how many tokens."""
@@ -155,7 +161,9 @@ class PrefixCache:
         best, copied, gap = None, LEAST_COPY - 1, self._gap(path)
         for other in [*node.parts, *islice(reversed(node.full.values()), LOOK_AT)]:
             common = _common(rest, other.tokens)
-            seen = self._near is None or (other.near >= 0 and self._first_read(len(path) * size + common) >= gap)
+            seen = self._window_pool is None or (
+                other.window_page >= 0 and self._first_read(len(path) * size + common) >= gap
+            )
             if common > copied and seen:
                 best, copied = other, common
         return (best, copied) if best is not None else (None, 0)
@@ -179,59 +187,64 @@ class PrefixCache:
         best: Node | None = None
         for part in node.parts:
             end = known + len(part.tokens)
-            seen = self._near is None or (part.near >= 0 and self._first_read(end) >= gap)
+            seen = self._window_pool is None or (part.window_page >= 0 and self._first_read(end) >= gap)
             if part.state >= 0 and end <= most and seen and part.tokens == tuple(tokens[known:end]):
                 best = max(best or part, part, key=lambda each: len(each.tokens))
         return best, len(best.tokens) if best is not None else 0
 
     def _first_read(self, position: int) -> int:
         """The first page that must be there for layers with a window."""
-        return 0 if self._near is None else self._kv.first_read(position)
+        return 0 if self._window_pool is None else self._kv.first_read(position)
 
     def _gap(self, path: list[Node]) -> int:
         """After how many nodes of ``path`` the last page for layers with a window is missing; 0: none is."""
-        if self._near is None:
+        if self._window_pool is None:
             return 0
-        return next((count for count in range(len(path), 0, -1) if path[count - 1].near < 0), 0)
+        return next((count for count in range(len(path), 0, -1) if path[count - 1].window_page < 0), 0)
 
     def _complete(self, path: list[Node]) -> int:
         """The largest number of nodes of ``path`` after which all that windows reach is there."""
         found, last_gap = 0, 0
         for count, node in enumerate(path, 1):
-            if node.near < 0:
+            if node.window_page < 0:
                 last_gap = count
             if self._first_read(count * self._kv.page_tokens) >= last_gap:
                 found = count
         return found
 
-    def add(self, node: Node, tokens: tuple[Any, ...], page: int, near: int = -1) -> Node:
+    def add(self, node: Node, tokens: tuple[Any, ...], page: int, window_page: int = -1) -> Node:
         """Put the page that follows ``node`` into the tree; the node with these tokens, whose page may be another one.
 
-        ``near``: the page for layers with a window, if there is one; it fills a gap.
+        ``window_page``: the page for layers with a window, if there is one; it fills a gap.
         """
         if node is not self.root and node not in self._order:  # the tree was cleared since: nobody will find it
-            return Node(tokens, page, node, near)
+            return Node(tokens, page, node, window_page)
         made = self._add(node, tokens, page)
-        if self._near is not None and near >= 0 and made.near < 0 and len(made.tokens) == len(tokens):
+        if (
+            self._window_pool is not None
+            and window_page >= 0
+            and made.window_page < 0
+            and len(made.tokens) == len(tokens)
+        ):
             # A page has one place in the tree. A part that has this one is the beginning of what was found.
-            for part in [part for part in node.parts if part.near == near]:
+            for part in [part for part in node.parts if part.window_page == window_page]:
                 self._drop(part)
-            self._near.share([near])
-            made.near = near
-        if made.near >= 0 and made not in self._settled:
+            self._window_pool.share([window_page])
+            made.window_page = window_page
+        if made.window_page >= 0 and made not in self._settled:
             self._passed[made] = None
             self._passed.move_to_end(made)
         return made
 
     def settle(self, node: Node) -> None:
         """Note that a request ended after ``node`` or goes on from there: what windows reach of its path goes last."""
-        if self._near is not None:
+        if self._window_pool is not None:
             path = [*self.path(node)][::-1]
             for each in path[min(self._first_read(len(path) * self._kv.page_tokens), len(path)) :]:
                 self._settle(each)
 
     def _settle(self, node: Node) -> None:
-        if node.near >= 0 and (node in self._passed or node in self._settled):
+        if node.window_page >= 0 and (node in self._passed or node in self._settled):
             self._passed.pop(node, None)
             self._settled[node] = None
             self._settled.move_to_end(node)
@@ -274,15 +287,15 @@ class PrefixCache:
                 return False
         return True
 
-    def reclaim_near(self, n_free: int) -> bool:
+    def evict_window(self, n_free: int) -> bool:
         """Give up pages for layers with a window until ``n_free`` are free; False when there are not enough."""
-        near = self._near
-        if near is None or near.n_free >= n_free:
+        window_pool = self._window_pool
+        if window_pool is None or window_pool.n_free >= n_free:
             return True
         for node in [*self._passed, *self._settled]:
-            if near.owners(node.near) == 1:
-                self._drop_near(node)
-                if near.n_free >= n_free:
+            if window_pool.owners(node.window_page) == 1:
+                self._drop_window(node)
+                if window_pool.n_free >= n_free:
                     return True
         return False
 
@@ -292,7 +305,7 @@ class PrefixCache:
             self._kv.release([node.page])
             self._checkpoints.drop(node)
         for node in [*self._passed, *self._settled]:
-            self._drop_near(node)
+            self._drop_window(node)
         self._order.clear()
         self.root = Node()
 
@@ -319,14 +332,14 @@ class PrefixCache:
             parent.parts.remove(node)
         self._kv.release([node.page])
         self._checkpoints.drop(node)
-        self._drop_near(node)
+        self._drop_window(node)
 
-    def _drop_near(self, node: Node) -> None:
-        if self._near is not None and node.near >= 0:
+    def _drop_window(self, node: Node) -> None:
+        if self._window_pool is not None and node.window_page >= 0:
             self._passed.pop(node, None)
             self._settled.pop(node, None)
-            self._near.release([node.near])
-            node.near = -1
+            self._window_pool.release([node.window_page])
+            node.window_page = -1
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -68,10 +68,10 @@ class Scheduler:
         self, kv: PagePool, *, max_batch_tokens: int, max_sequences: int, states: StatePool | None = None
     ) -> None:
         self._kv = kv
-        self._near = kv.near
+        self._window_pool = kv.window_pool
         self._max_batch_tokens = max_batch_tokens
         #: Pages that a sequence has at most in layers with a window.
-        self._most_near = -(-(kv.window + max_batch_tokens) // kv.page_tokens) + 1
+        self._max_window_pages = -(-(kv.window + max_batch_tokens) // kv.page_tokens) + 1
         # Each decoding sequence needs a token of every step.
         self._max_running = min(max_sequences, max_batch_tokens)
         self._waiting: list[Sequence] = []
@@ -117,22 +117,24 @@ class Scheduler:
             self._waiting.remove(parent)
         for index, child in enumerate(children):
             child.rank = parent.rank
-            full = index and begun and not (self.cache.reclaim(1) and self.cache.reclaim_near(1))
+            full = index and begun and not (self.cache.reclaim(1) and self.cache.evict_window(1))
             if index >= room or full or (index and not self.checkpoints.take(child)):
                 insort(self._waiting, child, key=_rank)
                 continue
-            child.pages, child.near = parent.pages, parent.near
+            child.pages, child.window_pages = parent.pages, parent.window_pages
             if index:
                 child.pages = self._copied(self._kv, parent.pages[: whole + bool(begun)], begun)
-                if self._near is not None:
-                    child.near = self._copied(self._near, parent.near[: whole + bool(begun)], begun)
+                if self._window_pool is not None:
+                    child.window_pages = self._copied(
+                        self._window_pool, parent.window_pages[: whole + bool(begun)], begun
+                    )
                 self.checkpoints.copy(children[0].state, child)
             else:
                 child.state, parent.state = parent.state, -1
             child.n_cached, child.node, child.n_kept = parent.n_cached, parent.node, parent.n_kept
             insort(self._running, child, key=_rank)
         if room and children:
-            parent.pages, parent.near = [], []
+            parent.pages, parent.window_pages = [], []
         self._free(parent)
 
     def _copied(self, pool: PagePool, pages: list[int], begun: int) -> list[int]:
@@ -216,7 +218,10 @@ class Scheduler:
 
     def _lent(self) -> bool:
         """Whether pages are held by none of the sequences, while none is running: a session is being written or read."""
-        if self._near is not None and self._near.n_free + self.cache.near_idle() < self._near.n_pages:
+        if (
+            self._window_pool is not None
+            and self._window_pool.n_free + self.cache.window_evictable() < self._window_pool.n_pages
+        ):
             return True
         return self._kv.n_free + self.cache.idle() < self._kv.n_pages
 
@@ -237,10 +242,10 @@ class Scheduler:
 
     def _trim(self, sequence: Sequence) -> None:
         """Give back what lies behind the window, for good: a sequence never goes back."""
-        if self._near is not None:
-            first = min(self._kv.first_read(sequence.n_cached), len(sequence.near))
-            self._near.release([page for page in sequence.near[:first] if page >= 0])
-            sequence.near[:first] = [-1] * first
+        if self._window_pool is not None:
+            first = min(self._kv.first_read(sequence.n_cached), len(sequence.window_pages))
+            self._window_pool.release([page for page in sequence.window_pages[:first] if page >= 0])
+            sequence.window_pages[:first] = [-1] * first
 
     def observe(self, seconds: float) -> None:
         """Take note of how long the planned step took."""
@@ -262,7 +267,7 @@ class Scheduler:
     def _take(self, work: list[Work], sequence: Sequence, budget: int) -> int:
         # No guesses: there may be no pages for them.
         budget = min(max(budget, sequence.least), self.checkpoints.stop(sequence))
-        if not self._grow_near(sequence, sequence.n_cached + budget, [each.sequence for each in work]):
+        if not self._grow_window(sequence, sequence.n_cached + budget, [each.sequence for each in work]):
             return 0
         sequence.start()
         tokens, outputs = sequence.share(budget)
@@ -277,8 +282,8 @@ class Scheduler:
         """Further tokens that a sequence's pages hold, or could without taking a page from somebody."""
         size = self._kv.page_tokens
         n_pages = len(sequence.pages) + min(self._kv.n_free, 1)
-        if self._near is not None:
-            n_pages = min(n_pages, len(sequence.near) + min(self._near.n_free, 1))
+        if self._window_pool is not None:
+            n_pages = min(n_pages, len(sequence.window_pages) + min(self._window_pool.n_free, 1))
         return n_pages * size - len(sequence.tokens)
 
     def _extend(self, sequence: Sequence, end: int) -> None:
@@ -286,25 +291,25 @@ class Scheduler:
         missing = -(-end // self._kv.page_tokens) - len(sequence.pages)
         if missing > 0:
             sequence.pages += self._kv.allocate(missing)
-        if self._near is not None:
-            missing = -(-end // self._kv.page_tokens) - len(sequence.near)
+        if self._window_pool is not None:
+            missing = -(-end // self._kv.page_tokens) - len(sequence.window_pages)
             if missing > 0:
-                sequence.near += self._near.allocate(missing)
+                sequence.window_pages += self._window_pool.allocate(missing)
 
-    def _grow_near(self, sequence: Sequence, end: int, planned: Ordered[Sequence]) -> bool:
+    def _grow_window(self, sequence: Sequence, end: int, planned: Ordered[Sequence]) -> bool:
         """Pages for tokens up to ``end`` in layers with a window; False when the sequence had to give way itself.
 
         Those who come after it give way before, but for those ``planned`` already: they go on, and end some time.
         """
-        if self._near is None:
+        if self._window_pool is None:
             return True
-        missing = -(-end // self._kv.page_tokens) - len(sequence.near)
-        while not self.cache.reclaim_near(missing):
+        missing = -(-end // self._kv.page_tokens) - len(sequence.window_pages)
+        while not self.cache.evict_window(missing):
             last = next((each for each in reversed(self._running) if each not in planned), sequence)
             self._put_back(last)
             if last is sequence:
                 return False
-        sequence.near += self._near.allocate(max(0, missing))
+        sequence.window_pages += self._window_pool.allocate(max(0, missing))
         return True
 
     def _admit(self, sequence: Sequence) -> bool:
@@ -327,50 +332,53 @@ class Scheduler:
 
     def _begin(self, sequence: Sequence, found: Match) -> bool:
         """Let a waiting sequence in with what was found."""
-        source, near = [found.source] if found.copied else [], [page for page in found.near if page >= 0]
-        near_source = source and [found.near_source]
+        source, window_pages = (
+            [found.source] if found.copied else [],
+            [page for page in found.window_pages if page >= 0],
+        )
+        window_source = source and [found.window_source]
         self._kv.share(found.pages + source)  # so that they are not given up
-        if self._near is not None:
-            self._near.share(near + near_source)
+        if self._window_pool is not None:
+            self._window_pool.share(window_pages + window_source)
         n_found = len(found.pages)
         needed = self._pages(sequence) - n_found
         begun = self._reclaim(sequence, found, needed)
         if begun:
-            sequence.pages, sequence.near = found.pages + self._kv.allocate(needed), found.near[:]
+            sequence.pages, sequence.window_pages = found.pages + self._kv.allocate(needed), found.window_pages[:]
             sequence.n_cached = n_found * self._kv.page_tokens + found.copied
             sequence.node, sequence.n_kept = found.node, n_found
             sequence.parting = found.n_known * self._kv.page_tokens
             self.checkpoints.copy(found.state, sequence)
             if source:
                 self._kv.copy(found.source, sequence.pages[n_found])
-            if near_source and self._near is not None:
-                sequence.near += self._near.allocate(1)
-                self._near.copy(found.near_source, sequence.near[n_found])
+            if window_source and self._window_pool is not None:
+                sequence.window_pages += self._window_pool.allocate(1)
+                self._window_pool.copy(found.window_source, sequence.window_pages[n_found])
             if not sequence.started:
                 sequence.n_reused = sequence.n_cached
             self._waiting.remove(sequence)
             insort(self._running, sequence, key=_rank)
         self._kv.release(source if begun else found.pages + source)
-        if self._near is not None:
-            self._near.release(near_source if begun else near + near_source)
+        if self._window_pool is not None:
+            self._window_pool.release(window_source if begun else window_pages + window_source)
         return begun
 
     def _reclaim(self, sequence: Sequence, found: Match, needed: int) -> bool:
         """Whether there is room for a sequence that comes with what was found, a page for each running one left."""
         if not self.cache.reclaim(needed + len(self._running)):
             return False
-        there = sum(page >= 0 for page in found.near)
-        most = min(self._pages(sequence) - len(found.near) + there, self._most_near)
-        return self.cache.reclaim_near(most - there + len(self._running))
+        there = sum(page >= 0 for page in found.window_pages)
+        most = min(self._pages(sequence) - len(found.window_pages) + there, self._max_window_pages)
+        return self.cache.evict_window(most - there + len(self._running))
 
     def _grow(self, sequence: Sequence) -> bool:
         """Make sure of a page for the newest token; False when the sequence had to give way itself."""
-        while self._pages(sequence) > len(sequence.pages) or self._lacks_near(sequence):
+        while self._pages(sequence) > len(sequence.pages) or self._lacks_window_pages(sequence):
             if self._pages(sequence) > len(sequence.pages):
                 if self.cache.reclaim(1):
                     sequence.pages += self._kv.allocate(1)
                     continue
-            elif self.cache.reclaim_near(1):
+            elif self.cache.evict_window(1):
                 self._extend(sequence, len(sequence.tokens))
                 continue
             last = self._running[-1]
@@ -379,8 +387,8 @@ class Scheduler:
                 return False
         return True
 
-    def _lacks_near(self, sequence: Sequence) -> bool:
-        return self._near is not None and self._pages(sequence) > len(sequence.near)
+    def _lacks_window_pages(self, sequence: Sequence) -> bool:
+        return self._window_pool is not None and self._pages(sequence) > len(sequence.window_pages)
 
     def _make_way(self, sequence: Sequence) -> bool:
         """Take place and pages from the last one that has nothing to compute now and does not come before ``sequence``."""
@@ -414,32 +422,32 @@ class Scheduler:
         node = sequence.node if sequence.node is not None else self.cache.root
         while (sequence.n_kept + 1) * size <= sequence.n_cached:
             at = sequence.n_kept
-            near = -1 if self._near is None else sequence.near[at]
-            node = self.cache.add(node, sequence.spelled(at * size, (at + 1) * size), sequence.pages[at], near)
+            window_page = -1 if self._window_pool is None else sequence.window_pages[at]
+            node = self.cache.add(node, sequence.spelled(at * size, (at + 1) * size), sequence.pages[at], window_page)
             # Where somebody else computed the same, one of the two is enough.
             _exchange(self._kv, sequence.pages, at, node.page)
-            if self._near is not None:
-                _exchange(self._near, sequence.near, at, node.near)
+            if self._window_pool is not None:
+                _exchange(self._window_pool, sequence.window_pages, at, node.window_page)
             sequence.n_kept += 1
         sequence.node = node
         rest = sequence.spelled(sequence.n_kept * size, sequence.n_cached)
         if whole and rest:
-            near = -1 if self._near is None else sequence.near[sequence.n_kept]
-            node = self.cache.add(node, rest, sequence.pages[sequence.n_kept], near)
+            window_page = -1 if self._window_pool is None else sequence.window_pages[sequence.n_kept]
+            node = self.cache.add(node, rest, sequence.pages[sequence.n_kept], window_page)
         if whole:
             self.cache.settle(node)
         return node if (whole or not rest) and self.cache.ends_at(node, len(rest) or size) else None
 
     def _free(self, sequence: Sequence) -> None:
         pages, sequence.pages = sequence.pages, []
-        near, sequence.near = [page for page in sequence.near if page >= 0], []
+        window_pages, sequence.window_pages = [page for page in sequence.window_pages if page >= 0], []
         sequence.n_cached, sequence.node, sequence.n_kept = 0, None, 0
         self.checkpoints.free(sequence)
         self.checkpoints.free_backup(sequence)
         if pages:
             self._kv.release(pages)
-        if near and self._near is not None:
-            self._near.release(near)
+        if window_pages and self._window_pool is not None:
+            self._window_pool.release(window_pages)
 
 
 def _exchange(pool: PagePool, pages: list[int], at: int, other: int) -> None:

@@ -90,7 +90,7 @@ class Sequence(ABC):
         self.n_prompt = len(self.tokens)
         self.pages: list[int] = []
         #: The same for layers with a window, where they have pages of their own: as many places, or fewer; -1 before the window.
-        self.near: list[int] = []
+        self.window_pages: list[int] = []
         #: Of a model with recurrent layers: its slot, which holds the state after ``n_cached`` tokens; -1 while it does not run.
         self.state = -1
         #: Another one, for the state before guessed tokens.

@@ -146,7 +146,7 @@ class LLM(Chats, Judges):
                 kv_memory=settings["kv_memory"],
                 n_states=n_states,
                 kv_type=settings["kv_type"],
-                near_sequences=max_sequences,
+                max_sequences=max_sequences,
             )
         except BaseException:
             self._gguf.close()
@@ -317,7 +317,7 @@ class LLM(Chats, Judges):
         """
         ids = self._requests.checked(tokens, "tokens")
         held = self._engine.hold(ids)
-        found = session_file.Session(ids, held.n_cached, len(held.pages), held.near_from, notes)
+        found = session_file.Session(ids, held.n_cached, len(held.pages), held.first_window_page, notes)
         try:
             session_file.write(Path(path), self._maker(), found, lambda i: self._engine.read_page(held, i))
         finally:
@@ -333,8 +333,8 @@ class LLM(Chats, Judges):
         held = Lent()
 
         def take(found: session_file.Session, page: Callable[[], bytes]) -> None:
-            held.n_cached, held.near_from = found.n_kept, found.near_from
-            if found.near_from and self.model.kv.near is None:
+            held.n_cached, held.first_window_page = found.n_kept, found.first_window_page
+            if found.first_window_page and self.model.kv.window_pool is None:
                 return  # beginnings would be found here at places where layers with a window have nothing
             for _ in range(found.n_pages):
                 self._engine.write_page(held, page())

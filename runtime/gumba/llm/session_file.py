@@ -47,20 +47,20 @@ _SHOWN = {
 class Session:
     """What a file says: ``tokens``, the first ``n_kept`` of which ``n_pages`` pages hold; ``notes``, the application's own.
 
-    ``near_from``: the first page with keys and values of layers with a window.
+    ``first_window_page``: the first page with keys and values of layers with a window.
     """
 
     tokens: list[int]
     n_kept: int
     n_pages: int
-    near_from: int
+    first_window_page: int
     notes: Any
 
 
 def write(path: Path, maker: Mapping[str, Any], session: Session, page: Callable[[int], bytes]) -> None:
     """Write a session; ``page(i)`` gives the bytes of page i. Raises RequestError or ResourceError when it cannot be."""
     tokens = session.tokens
-    numbers = {"n_tokens": len(tokens), "n_kept": session.n_kept, "near_from": session.near_from}
+    numbers = {"n_tokens": len(tokens), "n_kept": session.n_kept, "near_from": session.first_window_page}
     try:
         header = json.dumps({**maker, **numbers, "notes": session.notes}).encode()
     except (TypeError, ValueError) as error:
@@ -115,7 +115,9 @@ def _read(
     data = file.read(length)
     try:
         header = json.loads(data)
-        n_tokens, n_kept, near_from, notes = (header[name] for name in ("n_tokens", "n_kept", "near_from", "notes"))
+        n_tokens, n_kept, first_window_page, notes = (
+            header[name] for name in ("n_tokens", "n_kept", "near_from", "notes")
+        )
         sizes = {name: header[name] for name in maker}
     except (ValueError, KeyError, TypeError, RecursionError):
         raise damaged from None
@@ -124,12 +126,16 @@ def _read(
             raise RequestError(f"{path} was made with {_SHOWN[name]}: it can only be loaded where {name} is the same")
     page_bytes, page_tokens = maker["page_bytes"], maker["page_tokens"]
     size = os.fstat(file.fileno()).st_size
-    if not type(n_tokens) is type(n_kept) is type(near_from) is int or n_tokens < 1 or not 0 <= n_kept <= n_tokens:
+    if (
+        not type(n_tokens) is type(n_kept) is type(first_window_page) is int
+        or n_tokens < 1
+        or not 0 <= n_kept <= n_tokens
+    ):
         raise damaged
-    if not 0 <= near_from <= max(0, n_kept - maker["window"] + 1) // page_tokens:
+    if not 0 <= first_window_page <= max(0, n_kept - maker["window"] + 1) // page_tokens:
         raise damaged
     n_pages = -(-n_kept // page_tokens)
-    page_sizes = [page_bytes + (maker["near_bytes"] if i >= near_from else 0) for i in range(n_pages)]
+    page_sizes = [page_bytes + (maker["near_bytes"] if i >= first_window_page else 0) for i in range(n_pages)]
     page_sizes[-1:] = [size + maker["state_bytes"] for size in page_sizes[-1:]]
     if size != 16 + length + 4 * n_tokens + sum(page_sizes) + 32:
         raise damaged
@@ -142,7 +148,7 @@ def _read(
     if digest.digest() != file.read() or len(tokens) != n_tokens or tokens.min() < 0 or tokens.max() >= n_vocab:
         raise damaged
     file.seek(pages_start)
-    session = Session(tokens.tolist(), n_kept, n_pages, near_from, notes)
+    session = Session(tokens.tolist(), n_kept, n_pages, first_window_page, notes)
     left = iter(page_sizes)
 
     def page() -> bytes:

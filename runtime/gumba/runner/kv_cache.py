@@ -6,9 +6,8 @@ pages are neighbours is read in long runs, and what no sequence has come to yet 
 side by side, a small model's step from page to page is 1.4 MB; decoding at a context of 6144 tokens gained nothing from a
 second thread.) This module hands pages out and takes them back; what lies in a page is said in ``kv_pages.base``.
 
-Layers that never look back farther than a window may have a smaller pool of their own, ``near``: there a sequence has pages for
-what its next token sees, and gives those before it back while it goes on. Its block table for them is as long as the other, with
-places that say nothing.
+Layers with a sliding window may have a smaller pool of their own, ``window_pool``: there a sequence has pages for what its next
+token sees, and releases earlier ones as it advances. Its block table for them is as long as the other, with unused entries.
 """
 
 from __future__ import annotations
@@ -53,13 +52,13 @@ NOTHING = KVShape(0, 0, 0)
 class KVCache:
     """A pool of ``n_pages`` pages, each with any number of owners.
 
-    ``shapes``: of each layer; ``kv_type``: "f16", "bf16", "f32" or "q8_0"; ``near_pages``: layers with a window have a pool
-    ``near`` of so many pages (0: they have not). ``layouts``: where each layer's keys and values lie, in either pool; ``window``:
-    the longest one of ``near``. Raises ResourceError when there is not enough memory.
+    ``shapes``: of each layer; ``kv_type``: "f16", "bf16", "f32" or "q8_0"; ``n_window_pages``: pages of ``window_pool``, the pool
+    of layers with a window (0: no such pool). ``layouts``: where each layer's keys and values lie, in either pool; ``window``: the
+    longest window of ``window_pool``. Raises ResourceError when there is not enough memory.
     """
 
     def __init__(
-        self, shapes: Sequence[KVShape], n_pages: int, kv_type: str = "f16", near_pages: int = 0, window: int = 0
+        self, shapes: Sequence[KVShape], n_pages: int, kv_type: str = "f16", n_window_pages: int = 0, window: int = 0
     ) -> None:
         _format(kv_type)
         #: Of each layer: whether it has a window, in whichever pool it is; and what its page has, of those with one and without.
@@ -69,11 +68,11 @@ class KVCache:
             for windowed in (False, True)
         }
         self.longest_window = max((shape.window for shape in shapes), default=0)
-        self.window = max((shape.window for shape in shapes), default=0) if near_pages else window
-        self.near: KVCache | None = None
-        if near_pages:
+        self.window = max((shape.window for shape in shapes), default=0) if n_window_pages else window
+        self.window_pool: KVCache | None = None
+        if n_window_pages:
             behind = [shape if shape.window else NOTHING for shape in shapes]
-            self.near = KVCache(behind, near_pages, kv_type, window=self.window)
+            self.window_pool = KVCache(behind, n_window_pages, kv_type, window=self.window)
             shapes = [NOTHING if shape.window else shape for shape in shapes]
         n_extents = -(-n_pages // EXTENT_PAGES)
         extent_pages = -(-n_pages // n_extents)
@@ -112,8 +111,8 @@ class KVCache:
                 v_dim=shape.v_dim,
                 kv_type=pages.name,
             )
-            if self.near is not None and self.near.layouts[len(self.layouts)].n_kv_heads:
-                layout = replace(self.near.layouts[len(self.layouts)], window=self.window)
+            if self.window_pool is not None and self.window_pool.layouts[len(self.layouts)].n_kv_heads:
+                layout = replace(self.window_pool.layouts[len(self.layouts)], window=self.window)
             self.layouts.append(layout)
             first += shape.n_kv_heads * (k_head + v_head)
         self._lock = threading.Lock()
@@ -241,11 +240,11 @@ class KVCache:
         """Let go of the memory; nothing can be allocated any more."""
         with self._lock:
             self._memory = None
-        if self.near is not None:
-            self.near.close()
+        if self.window_pool is not None:
+            self.window_pool.close()
 
     def first_read(self, position: int) -> int:
-        """The first page of ``near`` that a sequence's token at ``position`` reads, as an index in its block table."""
+        """The first page of ``window_pool`` that a sequence's token at ``position`` reads, as an index in its block table."""
         return max(0, position - self.window + 1) // self.page_tokens
 
     def owns(self, pages: np.ndarray) -> bool:

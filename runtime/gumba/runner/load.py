@@ -104,7 +104,7 @@ LEAST_PAGES = 4
 MOST_STATES, MOST_SMALL_STATES, STATES_BYTES = 128, 4096, 256 << 20
 #: A pool of pages for layers with a window holds so many times what whole contexts need there, for many short sequences and for
 #: what requests have in common.
-NEAR_ROOM = 2
+WINDOW_POOL_FACTOR = 2
 
 
 def architecture(gguf: GGUFFile) -> ModuleType:
@@ -127,7 +127,7 @@ def load_model(
     n_states: int | None = None,
     n_threads: int | None = None,
     team: Team | None = None,
-    near_sequences: int = 0,
+    max_sequences: int = 0,
     progress: Callable[[float], Any] | None = None,
 ) -> Model:
     """Read a model's weights, weave them for this processor, and write its program.
@@ -140,8 +140,8 @@ def load_model(
     ``n_states``: of a model with recurrent layers, how many sequences' states it holds, those kept for others to begin with
     among them (None: MOST_STATES, of small ones more, or as many as fit an eighth of the memory there is);
     ``n_threads``: None for as many as this process may use; ``team``: another model's threads to compute with instead, never at
-    the same time; it must outlive this model; ``near_sequences``: layers with a window may have a smaller pool of pages of their
-    own (``KVCache.near``) where that saves memory, with room for so many sequences at once (0: they may not);
+    the same time; it must outlive this model; ``max_sequences``: layers with a window may have a smaller pool of pages of their
+    own (``KVCache.window_pool``) where that saves memory, with room for so many sequences at once (0: they may not);
     ``progress``: called with 0.0 to 1.0 while reading.
 
     The environment variable GUMBA_AFFINITY ("0-3,8", or "all") ties the threads beside the caller's to processors.
@@ -174,7 +174,7 @@ def load_model(
     chosen = isa.current()
     if kv_type is None:
         kv_type = usual_kv_type()
-    pools = _Pools(kv_shapes(config), n_ctx, max_batch_tokens, kv_type, near_sequences if config.causal else 0)
+    pools = _Pools(kv_shapes(config), n_ctx, max_batch_tokens, kv_type, max_sequences if config.causal else 0)
     n_states, states_bytes = _n_states(config, n_states, kv_memory)
     sized = kv_tokens is not None or kv_memory is not None
     n_pages = (
@@ -184,7 +184,7 @@ def load_model(
     max_batch_tokens = min(max_batch_tokens, max(n_ctx, kv_tokens))
 
     def made(n_pages: int) -> Model:
-        kv = KVCache(pools.shapes, n_pages, kv_type, pools.near(n_pages))
+        kv = KVCache(pools.shapes, n_pages, kv_type, pools.window_pages(n_pages))
         states = States(config.state_parts, n_states) if n_states else None
         sizes = n_threads, max_batch_tokens, n_ctx
         (program, outputs), *source = _programs(module, config, weights, chosen, sizes, kv, states)
@@ -291,17 +291,17 @@ class _Pools:
         #: Pages that a sequence has at once for the layers with a window.
         self._each = -(-(window + n_step) // PAGE_TOKENS) + 1 if window else 0
         self._page_bytes = KVCache.bytes_per_page([shape for shape in shapes if not (window and shape.window)], kv_type)
-        self._near_bytes = KVCache.bytes_per_page(shapes, kv_type) - self._page_bytes
+        self._window_bytes = KVCache.bytes_per_page(shapes, kv_type) - self._page_bytes
 
-    def near(self, n_pages: int) -> int:
+    def window_pages(self, n_pages: int) -> int:
         """Pages of the pool for layers with a window, beside ``n_pages`` for the others; 0 where one pool for all is as small."""
         if not self._each:
             return 0
-        count = max(self._least, NEAR_ROOM * self._each * (1 + -(-n_pages * PAGE_TOKENS // self._n_ctx)))
+        count = max(self._least, WINDOW_POOL_FACTOR * self._each * (1 + -(-n_pages * PAGE_TOKENS // self._n_ctx)))
         return count if count < n_pages else 0
 
     def _bytes(self, n_pages: int) -> int:
-        return n_pages * self._page_bytes + (self.near(n_pages) or n_pages) * self._near_bytes
+        return n_pages * self._page_bytes + (self.window_pages(n_pages) or n_pages) * self._window_bytes
 
     def n_pages(self, kv_memory: int | None, states_bytes: int, weights_bytes: int) -> int:
         """Pages where the caller names no number. Raises RequestError when ``kv_memory`` is too little for any.

@@ -29,7 +29,7 @@ class Chunk(NamedTuple):
     ``position + len(tokens)`` tokens; ``outputs``: of which tokens the logits are wanted; ``state``: of a model with recurrent
     layers, the sequence's slot of ``Model.states``, which holds the state after ``position`` tokens; ``n_source``: of an
     encoder-decoder, how many of the sequence's first tokens are the source, which the encoder reads, all in one chunk;
-    ``near``: where the cache has a pool for layers with a window, the block table of that, whose places before the window may
+    ``window_pages``: where the cache has a pool for layers with a window, the block table of that, whose places before the window may
     say anything.
     """
 
@@ -39,7 +39,7 @@ class Chunk(NamedTuple):
     outputs: Literal["none", "last", "all"] = "last"
     state: int = -1
     n_source: int = 0
-    near: Sequence[int] | np.ndarray = ()
+    window_pages: Sequence[int] | np.ndarray = ()
 
 
 class Model:
@@ -78,7 +78,11 @@ class Model:
         tile = tile_tokens(program.most_grouped)
         units = split_units(self.n_threads) if self.n_threads > 1 else 0
         limits = [self._n_ids, n_ctx, kv.n_pages, self.max_batch_tokens, tile, program.most_kv_heads, units]
-        limits += [0, 0, 0] if kv.near is None else [kv.near.n_pages, kv.window, kv.near.used.ctypes.data]
+        limits += (
+            [0, 0, 0]
+            if kv.window_pool is None
+            else [kv.window_pool.n_pages, kv.window, kv.window_pool.used.ctypes.data]
+        )
         self._limits = np.empty(LIMIT_WORDS, np.int64)
         self._limits[:] = limits
         self._gather = gather.bare
@@ -89,7 +93,7 @@ class Model:
             record.SLOTS: np.empty(rows, np.int64),
             record.TILES: np.empty((rows, record.TILE_WORDS), np.int64), record.OUTPUT_ROWS: np.empty(rows, np.int32),
             record.RUNS: np.empty((rows if states else 0, record.RUN_WORDS), np.int64),
-            record.NEAR_SLOTS: np.empty(rows, np.int64),
+            record.WINDOW_SLOTS: np.empty(rows, np.int64),
             record.OUTPUTS_VIEW + record.POSITIONS: np.empty(rows, np.int32),
             record.OUTPUTS_VIEW + record.TILES: np.empty((rows, record.TILE_WORDS), np.int64),
         }  # fmt: skip
@@ -159,24 +163,24 @@ class Model:
         words: list[int] = []
         tokens: list[int] = []
         pages: list[int] = []
-        near: list[int] = []
+        window_pages: list[int] = []
         for chunk in chunks:
-            ids, position, table, outputs, _, n_source, table_near = chunk
+            ids, position, table, outputs, _, n_source, window_table = chunk
             if type(ids) is not list or type(table) is not list:
                 ids, table = token_ids(ids, self._n_ids).tolist(), _page_ids(table).tolist()
-            if self.kv.near is not None:
-                if type(table_near) is not list:
-                    table_near = _page_ids(table_near).tolist()
-                table_near = table_near[self.kv.first_read(_index(position)) :]
-                near += table_near
-            words += (len(ids), position, len(table), OUTPUTS[outputs], n_source, len(table_near))
+            if self.kv.window_pool is not None:
+                if type(window_table) is not list:
+                    window_table = _page_ids(window_table).tolist()
+                window_table = window_table[self.kv.first_read(_index(position)) :]
+                window_pages += window_table
+            words += (len(ids), position, len(table), OUTPUTS[outputs], n_source, len(window_table))
             tokens += ids
             pages += table
         words += tokens
         words += pages
-        words += near
-        if len(pages) + len(near) > len(self._tables):
-            self._tables = np.empty(2 * (len(pages) + len(near)), np.int32)
+        words += window_pages
+        if len(pages) + len(window_pages) > len(self._tables):
+            self._tables = np.empty(2 * (len(pages) + len(window_pages)), np.int32)
             self._addresses[2] = self._tables.ctypes.data
         if not all(type(word) is int for word in words):
             self._refuse(chunks)
@@ -228,13 +232,15 @@ class Model:
                 raise RequestError(f"a block table of {len(table)} pages for {end} tokens: expected enough pages")
             if not self.kv.owns(table):
                 raise RequestError(_TABLE)
-            if self.kv.near is not None:
-                near = _page_ids(chunk.near)
-                if len(near) * PAGE_TOKENS < end:
-                    raise RequestError(f"a second block table of {len(near)} pages for {end} tokens: expected enough")
-                if not self.kv.near.owns(near[self.kv.first_read(first) :]):
+            if self.kv.window_pool is not None:
+                window_pages = _page_ids(chunk.window_pages)
+                if len(window_pages) * PAGE_TOKENS < end:
+                    raise RequestError(
+                        f"a second block table of {len(window_pages)} pages for {end} tokens: expected enough"
+                    )
+                if not self.kv.window_pool.owns(window_pages[self.kv.first_read(first) :]):
                     raise RequestError(_TABLE)
-            elif len(chunk.near):
+            elif len(chunk.window_pages):
                 raise RequestError("a second block table: expected none, this model's cache has one pool")
             total += len(ids)
         if total > self.max_batch_tokens:

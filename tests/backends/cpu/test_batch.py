@@ -9,25 +9,25 @@ from gumba.backends.cpu.batch import LIMIT_WORDS, OUTPUTS, gather
 from gumba.backends.cpu.kernels import record
 from gumba.backends.cpu.kv_pages.base import PAGE_TOKENS, PART_TOKENS
 
-VOCAB, CONTEXT, N_PAGES, ROWS, TILE, HEADS, N_NEAR = 100, 2048, 200, 64, 5, 3, 40
+VOCAB, CONTEXT, N_PAGES, ROWS, TILE, HEADS, N_WINDOW_PAGES = 100, 2048, 200, 64, 5, 3, 40
 
 
-def run(chunks, used=None, units=8, window=0, near_used=None):
+def run(chunks, used=None, units=8, window=0, window_used=None):
     """(status, batch record, arrays) of chunks (tokens, position, pages, outputs, perhaps tokens of the source, and
     pages from the first that is in the window)."""
     used = np.ones(N_PAGES, np.bool_) if used is None else used
-    near_used = np.ones(N_NEAR, np.bool_) if near_used is None else near_used
+    window_used = np.ones(N_WINDOW_PAGES, np.bool_) if window_used is None else window_used
     chunks = [(*chunk, 0, [])[:6] if len(chunk) < 5 else (*chunk, [])[:6] for chunk in chunks]
     words = [
         n
-        for ids, at, pages, outputs, source, near in chunks
-        for n in (len(ids), at, len(pages), OUTPUTS[outputs], source, len(near))
+        for ids, at, pages, outputs, source, window_pages in chunks
+        for n in (len(ids), at, len(pages), OUTPUTS[outputs], source, len(window_pages))
     ]
     words += [t for ids, *_ in chunks for t in ids] + [p for _, _, pages, *_ in chunks for p in pages]
-    words += [p for *_, near in chunks for p in near]
+    words += [p for *_, window_pages in chunks for p in window_pages]
     numbers = np.array(words, np.int64)
     limits = np.array(
-        [VOCAB, CONTEXT, N_PAGES, ROWS, TILE, HEADS, units, N_NEAR, window, near_used.ctypes.data], np.int64
+        [VOCAB, CONTEXT, N_PAGES, ROWS, TILE, HEADS, units, N_WINDOW_PAGES, window, window_used.ctypes.data], np.int64
     )
     assert limits.size == LIMIT_WORDS
     tables = np.full(sum(len(c[2]) + len(c[5]) for c in chunks) + 1, -7, np.int32)
@@ -35,7 +35,7 @@ def run(chunks, used=None, units=8, window=0, near_used=None):
     arrays = {record.TOKENS: np.full(ROWS + 1, -7, np.int32), record.POSITIONS: np.full(ROWS + 1, -7, np.int32),
               record.SLOTS: np.full(ROWS + 1, -7, np.int64), record.TILES: np.full((ROWS + 1, record.TILE_WORDS), -7, np.int64),
               record.OUTPUT_ROWS: np.full(ROWS + 1, -7, np.int32),
-              record.NEAR_SLOTS: np.full(ROWS + 1, -7, np.int64)}  # fmt: skip
+              record.WINDOW_SLOTS: np.full(ROWS + 1, -7, np.int64)}  # fmt: skip
     for offset, array in arrays.items():
         batch[offset // 8] = array.ctypes.data
     status = gather(numbers.ctypes.data, len(chunks), limits.ctypes.data, used.ctypes.data, tables.ctypes.data,
@@ -54,14 +54,16 @@ def test_as_the_obvious_loop_says(seed: int, window: int) -> None:
         n = int(rng.integers(0, min(left, 20) + 1))
         at = int(rng.integers(0, CONTEXT - n + 1))
         pages = rng.permutation(N_PAGES)[: -(-(at + n) // PAGE_TOKENS) + rng.integers(0, 3)].tolist()
-        near = rng.permutation(N_NEAR)[: -(-(at + n) // PAGE_TOKENS) - max(0, at - window + 1) // PAGE_TOKENS].tolist()
+        window_pages = rng.permutation(N_WINDOW_PAGES)[
+            : -(-(at + n) // PAGE_TOKENS) - max(0, at - window + 1) // PAGE_TOKENS
+        ].tolist()
         outputs = str(rng.choice(["none", "last", "all"]))
         source = int(rng.integers(0, at + 1))
-        chunks.append((rng.integers(0, VOCAB, n).tolist(), at, pages, outputs, source, near if window else []))
+        chunks.append((rng.integers(0, VOCAB, n).tolist(), at, pages, outputs, source, window_pages if window else []))
         left -= n
     status, batch, arrays, tables = run(chunks, window=window)
-    tokens, positions, slots, tiles, rows, table, near_slots = [], [], [], [], [], [], []
-    for ids, at, pages, outputs, source, near in chunks:
+    tokens, positions, slots, tiles, rows, table, window_slots = [], [], [], [], [], [], []
+    for ids, at, pages, outputs, source, window_pages in chunks:
         skipped = max(0, at - window + 1) // PAGE_TOKENS if window else 0
         for first in range(0, len(ids), TILE):
             where = tables.ctypes.data + 4 * len(table)
@@ -74,8 +76,10 @@ def test_as_the_obvious_loop_says(seed: int, window: int) -> None:
             positions.append(at + i)
             slots.append(pages[(at + i) // PAGE_TOKENS] * PAGE_TOKENS + (at + i) % PAGE_TOKENS)
             if window:
-                near_slots.append(near[(at + i) // PAGE_TOKENS - skipped] * PAGE_TOKENS + (at + i) % PAGE_TOKENS)
-        table += pages + near
+                window_slots.append(
+                    window_pages[(at + i) // PAGE_TOKENS - skipped] * PAGE_TOKENS + (at + i) % PAGE_TOKENS
+                )
+        table += pages + window_pages
     assert status == 0
     assert [batch[o // 8] for o in (record.N_TOKENS, record.N_TILES, record.N_OUTPUTS)] == [
         len(tokens),
@@ -88,7 +92,7 @@ def test_as_the_obvious_loop_says(seed: int, window: int) -> None:
         (record.SLOTS, slots),
         (record.TILES, tiles),
         (record.OUTPUT_ROWS, rows),
-        (record.NEAR_SLOTS, near_slots),
+        (record.WINDOW_SLOTS, window_slots),
     ]
     for offset, values in expected:
         assert arrays[offset][: len(values)].tolist() == values
@@ -139,15 +143,15 @@ def test_numbers_out_of_range_are_refused(chunk: tuple, before: int) -> None:
 
 
 #: The third page is the first that position 130 sees through a window of 3.
-NEAR = ([1, 2], 130, [4, 5, 7], "last", 0, [9])
+WINDOWED = ([1, 2], 130, [4, 5, 7], "last", 0, [9])
 
 
-@pytest.mark.parametrize("near", [[], [-1], [N_NEAR], [2**62], [6], [9, 6]])
+@pytest.mark.parametrize("window_pages", [[], [-1], [N_WINDOW_PAGES], [2**62], [6], [9, 6]])
 @pytest.mark.parametrize("before", [0, 1])
-def test_pages_for_windows_out_of_range_are_refused(near: list[int], before: int) -> None:
-    near_used = np.ones(N_NEAR, np.bool_)
-    near_used[6] = False
-    chunks = [NEAR] * before + [(*NEAR[:5], near)] + [NEAR] * (1 - before)
-    assert run(chunks, window=3, near_used=near_used)[0] == 1
-    assert run([NEAR], window=3, near_used=near_used)[0] == 0
-    assert run([NEAR], window=4, near_used=near_used)[0] == 1, "the page before is seen as well"
+def test_pages_for_windows_out_of_range_are_refused(window_pages: list[int], before: int) -> None:
+    window_used = np.ones(N_WINDOW_PAGES, np.bool_)
+    window_used[6] = False
+    chunks = [WINDOWED] * before + [(*WINDOWED[:5], window_pages)] + [WINDOWED] * (1 - before)
+    assert run(chunks, window=3, window_used=window_used)[0] == 1
+    assert run([WINDOWED], window=3, window_used=window_used)[0] == 0
+    assert run([WINDOWED], window=4, window_used=window_used)[0] == 1, "the page before is seen as well"

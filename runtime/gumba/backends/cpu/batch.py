@@ -10,8 +10,6 @@ from gumba.backends.cpu.kernels.record import (
     N_OUTPUTS,
     N_TILES,
     N_TOKENS,
-    NEAR_SLOTS,
-    NEAR_TABLE,
     OUTPUT_ROWS,
     POSITIONS,
     SLOTS,
@@ -20,6 +18,8 @@ from gumba.backends.cpu.kernels.record import (
     TILE_WORDS,
     TILES,
     TOKENS,
+    WINDOW_SLOTS,
+    WINDOW_TABLE,
 )
 from gumba.backends.cpu.kv_pages.base import PAGE_TOKENS, PART_TOKENS
 from gumba.jit.jit import entry
@@ -33,7 +33,7 @@ OUTPUTS = {"none": 0, "last": 1, "all": 2}
 # Byte offsets in the limits, an int64 array.
 VOCAB, CONTEXT, PAGES, ROWS, TILE_TOKENS, KV_HEADS, SPLIT_UNITS = 0, 8, 16, 24, 32, 40, 48
 # Of the pool for layers with a window: pages, window (0: there is none), address of its ``used``.
-NEAR_PAGES, WINDOW, NEAR_USED = 56, 64, 72
+WINDOW_PAGES, WINDOW, WINDOW_USED = 56, 64, 72
 LIMIT_WORDS = 10
 
 
@@ -54,7 +54,7 @@ def gather(numbers, n_chunks, limits, used, tables, batch):
         return 1
     token = numbers + 8 * CHUNK_WORDS * n_chunks
     page = token + 8 * n_tokens
-    near = page + 8 * n_tables
+    window_page = page + 8 * n_tables
     window = load_i64(limits + WINDOW)
     tile_tokens = load_i64(limits + TILE_TOKENS)
     start, n_tiles, n_outputs, longest = 0, 0, 0, 0
@@ -62,7 +62,7 @@ def gather(numbers, n_chunks, limits, used, tables, batch):
     for c in range(n_chunks):
         words = numbers + 8 * CHUNK_WORDS * c
         n, first, source = load_i64(words), load_i64(words + 8), load_i64(words + 32)
-        n_pages, outputs, n_near = load_i64(words + 16), load_i64(words + 24), load_i64(words + 40)
+        n_pages, outputs, n_window_pages = load_i64(words + 16), load_i64(words + 24), load_i64(words + 40)
         if first < 0 or first > load_i64(limits + CONTEXT) - n or n_pages * PAGE_TOKENS < first + n:
             return 1
         if source < 0 or source > first:
@@ -75,12 +75,12 @@ def gather(numbers, n_chunks, limits, used, tables, batch):
         skipped = 0
         if window > 0:
             skipped = max(0, first - window + 1) // PAGE_TOKENS
-            if (skipped + n_near) * PAGE_TOKENS < first + n:
+            if (skipped + n_window_pages) * PAGE_TOKENS < first + n:
                 return 1
-        near_table = tables + 4 * n_pages - 4 * skipped
-        for p in range(n_near):
-            at = load_i64(near + 8 * p)
-            if at < 0 or at >= load_i64(limits + NEAR_PAGES) or load_i8(load_i64(limits + NEAR_USED) + at) == 0:
+        window_table = tables + 4 * n_pages - 4 * skipped
+        for p in range(n_window_pages):
+            at = load_i64(window_page + 8 * p)
+            if at < 0 or at >= load_i64(limits + WINDOW_PAGES) or load_i8(load_i64(limits + WINDOW_USED) + at) == 0:
                 return 1
             store_i32(tables + 4 * (n_pages + p), at)
         for i in range(n):
@@ -92,8 +92,10 @@ def gather(numbers, n_chunks, limits, used, tables, batch):
             slot = load_i64(page + 8 * ((first + i) // PAGE_TOKENS)) * PAGE_TOKENS + (first + i) % PAGE_TOKENS
             store_i64(load_i64(batch + SLOTS) + 8 * (start + i), slot)
             if window > 0:
-                at = load_i64(near + 8 * ((first + i) // PAGE_TOKENS - skipped))
-                store_i64(load_i64(batch + NEAR_SLOTS) + 8 * (start + i), at * PAGE_TOKENS + (first + i) % PAGE_TOKENS)
+                at = load_i64(window_page + 8 * ((first + i) // PAGE_TOKENS - skipped))
+                store_i64(
+                    load_i64(batch + WINDOW_SLOTS) + 8 * (start + i), at * PAGE_TOKENS + (first + i) % PAGE_TOKENS
+                )
             if outputs == 2 or (outputs == 1 and i == n - 1):
                 store_i32(load_i64(batch + OUTPUT_ROWS) + 4 * n_outputs, start + i)
                 n_outputs += 1
@@ -105,7 +107,7 @@ def gather(numbers, n_chunks, limits, used, tables, batch):
             store_i64(tile + 24, tables)
             store_i64(tile + 32, first + n)
             store_i64(tile + SOURCE, source)
-            store_i64(tile + NEAR_TABLE, near_table)
+            store_i64(tile + WINDOW_TABLE, window_table)
             done += tile_tokens
             tile += 8 * TILE_WORDS
             n_tiles += 1
@@ -113,8 +115,8 @@ def gather(numbers, n_chunks, limits, used, tables, batch):
         start += n
         token += 8 * n
         page += 8 * n_pages
-        near += 8 * n_near
-        tables += 4 * (n_pages + n_near)
+        window_page += 8 * n_window_pages
+        tables += 4 * (n_pages + n_window_pages)
     # Where there are too few units for the threads, they take parts of the longest context.
     split = 0
     if n_tiles * load_i64(limits + KV_HEADS) < load_i64(limits + SPLIT_UNITS) and longest > PART_TOKENS:

@@ -55,13 +55,13 @@ def run(
     n_threads: int, order: list[int], write: Callable[[Program, KVCache], list[Buffer]], kv_type: str = "f32"
 ) -> list[list[np.ndarray]]:
     """Rows of the buffers that ``write`` names, for each step of two sequences."""
-    kv = KVCache(SHAPES, 7, kv_type, near_pages=9)
-    assert kv.near is not None
+    kv = KVCache(SHAPES, 7, kv_type, n_window_pages=9)
+    assert kv.window_pool is not None
     p = Program(current(), n_threads, 140, 300)
     kept = write(p, kv)
     records = p.finish(kept)
     tables = [np.array(kv.allocate(3), np.int32) for _ in STEPS[0]]
-    near_tables = [np.array(kv.near.allocate(3), np.int32) for _ in STEPS[0]]
+    window_tables = [np.array(kv.window_pool.allocate(3), np.int32) for _ in STEPS[0]]
     rng = np.random.default_rng(0)
     past, found = [0, 0], []
     for sizes in STEPS:
@@ -69,14 +69,16 @@ def run(
         positions = np.concatenate([np.arange(at, at + n) for at, n in zip(past, sizes)]).astype(np.int32)
         tables_of = [table for table, n in zip(tables, sizes) for _ in range(n)]
         slots = np.array([int(t[at // 64]) * 64 + at % 64 for t, at in zip(tables_of, positions)], np.int64)
-        near_of = [table for table, n in zip(near_tables, sizes) for _ in range(n)]
-        near_slots = np.array([int(t[at // 64]) * 64 + at % 64 for t, at in zip(near_of, positions)], np.int64)
+        window_table_of = [table for table, n in zip(window_tables, sizes) for _ in range(n)]
+        window_slots = np.array(
+            [int(t[at // 64]) * 64 + at % 64 for t, at in zip(window_table_of, positions)], np.int64
+        )
         tiles, start = [], 0
-        for table, near, at, n in zip(tables, near_tables, past, sizes):
-            near[: kv.first_read(at)] = -1
+        for table, window_table, at, n in zip(tables, window_tables, past, sizes):
+            window_table[: kv.first_read(at)] = -1
             for i in range(0, n, tile_tokens(p.most_grouped)):
                 count = min(tile_tokens(p.most_grouped), n - i)
-                tiles.append([start + i, count, at + i, table.ctypes.data, at + n, N_SOURCE, near.ctypes.data])
+                tiles.append([start + i, count, at + i, table.ctypes.data, at + n, N_SOURCE, window_table.ctypes.data])
             start += n
         held = np.array(tiles, np.int64)
         assert held.shape[1] == record.TILE_WORDS
@@ -84,7 +86,7 @@ def run(
         for offset, array in (
             (record.POSITIONS, positions),
             (record.SLOTS, slots),
-            (record.NEAR_SLOTS, near_slots),
+            (record.WINDOW_SLOTS, window_slots),
             (record.TILES, held),
         ):
             words[offset // 8] = array.ctypes.data
@@ -149,7 +151,7 @@ def test_a_layer_can_read_what_another_has_stored() -> None:
 
 
 def test_a_program_knows_what_bounds_its_tiles() -> None:
-    kv = KVCache(SHAPES, 7, "f16", near_pages=7)
+    kv = KVCache(SHAPES, 7, "f16", n_window_pages=7)
     p = Program(current(), 2, 8, 300)
     assert (p.most_grouped, p.most_kv_heads) == (1, 1)
     attentions(p, kv, [CASES[0], CASES[1]])
@@ -160,7 +162,7 @@ def test_a_program_knows_what_bounds_its_tiles() -> None:
 
 
 def test_attention_checks_what_it_is_given() -> None:
-    kv = KVCache(SHAPES, 7, "f16", near_pages=7)
+    kv = KVCache(SHAPES, 7, "f16", n_window_pages=7)
     p = Program(current(), 1, 8, 300)
     q, k, v = (p.embed(programs.matrix(named("f32"), 50, width)) for width in (72, 24, 24))
     wrong: list[Callable[[], object]] = [

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gumba.backends.cpu.kernels.record import NEAR_SLOTS, NEAR_TABLE, SLOTS, TABLE
+from gumba.backends.cpu.kernels.record import SLOTS, TABLE, WINDOW_SLOTS, WINDOW_TABLE
 from gumba.backends.cpu.kv_pages.base import BLOCK_ROWS, PAGE_TOKENS, PART_TOKENS, S_ROW, SCRATCH, PageFormat
 from gumba.jit.jit import inline
 from gumba.simd.memory import load_i64
@@ -89,7 +89,7 @@ def geometry(
     pages: PageFormat, n_kv_heads: int, group: int, head_dim: int, v_dim: int, *,
     k_page: int, v_page: int, k_head: int, v_head: int, v_offset: int, extent_pages: int, extent_bytes: int,
     window: int = 0, sinks: int = 0, of_distance: int = 0, of_distance_row: int = 0, reach: int = 0,
-    near: bool = False,
+    windowed: bool = False,
 ) -> np.ndarray:  # fmt: skip
     """How pages and a tile's rows lie: int64, read by the kernels through the offsets above.
 
@@ -98,10 +98,10 @@ def geometry(
     each extent of ``extent_pages`` pages; ``extent_bytes``: from one extent to the next. ``window``: tokens, of a window or a
     chunk; ``sinks``: address of float32 [n_kv_heads * group]; ``of_distance``: address of the heads' slopes, or of their biases
     as ``bias_table`` lays them out, ``of_distance_row`` bytes for each head; all times LOG2_E. ``reach``: of the biases;
-    ``near``: the pages are those for layers with a window.
+    ``windowed``: the pages are those for layers with a window.
     """
     rows = [pages.v_row(v_dim), pages.query_bytes(head_dim), tile_rows(group)]
-    rest = [extent_pages, extent_bytes, v_dim, window, sinks, of_distance, of_distance_row, reach, *pages_at(near)]
+    rest = [extent_pages, extent_bytes, v_dim, window, sinks, of_distance, of_distance_row, reach, *pages_at(windowed)]
     return np.array([k_page, v_page, k_head, v_head, v_offset, n_kv_heads, group, head_dim, *rows, *rest], np.int64)
 
 
@@ -114,9 +114,9 @@ def bias_table(biases: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.pad(biases, ((0, 0), (16, 15)), mode="edge"), np.float32)
 
 
-def pages_at(near: bool) -> tuple[int, int]:
+def pages_at(windowed: bool) -> tuple[int, int]:
     """Where the batch record says in which places this step's tokens go, and where a tile says which pages its sequence has."""
-    return (NEAR_SLOTS, NEAR_TABLE) if near else (SLOTS, TABLE)
+    return (WINDOW_SLOTS, WINDOW_TABLE) if windowed else (SLOTS, TABLE)
 
 
 def _result_bytes(v_row: int) -> int:

@@ -39,7 +39,7 @@ N_TILES = 32  # runs of consecutive tokens of one sequence, for attention
 # the block table for layers with a window
 TILES = 40
 TILE_WORDS = 7
-TABLE, SOURCE, NEAR_TABLE = 24, 40, 48
+TABLE, SOURCE, WINDOW_TABLE = 24, 40, 48
 N_OUTPUTS = 48  # tokens whose logits are wanted
 OUTPUT_ROWS = 56  # -> int32 [n_outputs]
 SPLIT = 64  # attention: parts of the context that threads take apart for this step; 0: each tile's context is one piece
@@ -47,7 +47,7 @@ N_RUNS = 72  # of models with states: runs of consecutive tokens of one sequence
 # -> int64 [n_runs, RUN_WORDS]: first token, tokens, position of the first, byte offset of the sequence's slot of states
 RUNS = 80
 RUN_WORDS = 4
-NEAR_SLOTS = 88  # -> int64 [n_tokens], as SLOTS, in layers with a window
+WINDOW_SLOTS = 88  # -> int64 [n_tokens], as SLOTS, in layers with a window
 VIEW_WORDS = 12
 #: Behind the record of a step's tokens lies one, with the same words, of only those whose logits are wanted: for operations on
 #: their rows alone, once ``kernels.output_rows`` has filled it.

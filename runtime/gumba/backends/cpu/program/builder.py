@@ -212,7 +212,7 @@ class Program(Recurrent):
         pages = page_formats()[at.kv_type]
         geometry = att.geometry(pages, at.n_kv_heads, group, at.head_dim, at.v_dim, k_page=at.k_page, v_page=at.v_page,
                                 k_head=at.k_head, v_head=at.v_head, v_offset=at.v_offset, extent_pages=at.extent_pages,
-                                extent_bytes=at.extent_bytes, near=at.window > 0, **options)  # fmt: skip
+                                extent_bytes=at.extent_bytes, windowed=at.window > 0, **options)  # fmt: skip
         cache = self._caches.setdefault(at.pages, Buffer("kv", 0, 0, N_TOKENS))
         return {"memory": at.pages, "geo": self.hold(geometry), "scratch": -1, "scratch_bytes": -1}, cache
 
