@@ -39,7 +39,7 @@ def helpers() -> list[str]:
     return [t.name for t in threading.enumerate() if t.name.startswith("gumba-load")]
 
 
-def woven(model: Model) -> dict[str, np.ndarray]:
+def packed(model: Model) -> dict[str, np.ndarray]:
     """Every matrix of a model."""
     weights = model._weights
     found = {"token_embd": weights.token_embd.data, "output": weights.output.data}
@@ -51,17 +51,17 @@ def woven(model: Model) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("n_threads", [1, 2, 5])
 @pytest.mark.parametrize("kind", ["Q4_0", "Q6_K", "F16"])
 def test_every_matrix_is_its_tensor(n_threads: int, kind: str, tmp_path: Path) -> None:
-    """Against each tensor woven by itself."""
+    """Against each tensor packed by itself."""
     path = write_model(tmp_path / "model.gguf", kind)
     model = load(path, n_threads=n_threads)
     try:
-        found = woven(model)
+        found = packed(model)
         with GGUFFile(path) as file:
             for name, data in found.items():
                 tensor = file.tensors[f"{name if not name[0].isdigit() else 'blk.' + name}.weight"]
                 format = weight_loader.block_format(file, tensor)
                 raw = tensor.data.reshape(tensor.shape[0], -1)
-                expected = packing.pack(
+                expected = packing.pack_matrix(
                     format, *tensor.shape, lambda first, n, raw=raw: raw[first : first + n], current()
                 )
                 np.testing.assert_array_equal(data, expected.data, err_msg=name)
@@ -79,8 +79,8 @@ def test_a_second_model_shares_the_weights(path: Path) -> None:
     expected = logits_of(first, ids, 40)
     told: list[float] = []
     second = load(path, n_threads=2, progress=told.append)
-    addresses = {name: data.ctypes.data for name, data in woven(first).items()}
-    assert {name: data.ctypes.data for name, data in woven(second).items()} == addresses
+    addresses = {name: data.ctypes.data for name, data in packed(first).items()}
+    assert {name: data.ctypes.data for name, data in packed(second).items()} == addresses
     assert told == [1.0]
     first.close()
     np.testing.assert_array_equal(logits_of(second, ids, 7), expected)
@@ -114,7 +114,7 @@ def test_another_file_is_loaded_anew(how: str, path: Path) -> None:
         os.utime(copy, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
         path = copy.replace(path) if how == "replaced" else copy
     second = load(path, n_threads=1)
-    assert woven(second)["output"].ctypes.data != woven(first)["output"].ctypes.data
+    assert packed(second)["output"].ctypes.data != packed(first)["output"].ctypes.data
     first.close()
     second.close()
 
@@ -128,7 +128,7 @@ def test_another_instruction_set_has_its_own(path: Path, monkeypatch: pytest.Mon
     second.close()
 
 
-def test_loading_at_the_same_time_weaves_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_at_the_same_time_packs_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[int] = []
     real = weight_loader.Loader.run
 
@@ -163,16 +163,16 @@ def test_a_file_replaced_between_opening_and_loading(path: Path) -> None:
 def test_a_file_rewritten_while_it_is_loaded(path: Path, n_threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its tensors would be some of one model and some of another; nobody gets them, not even later."""
     data = path.read_bytes()
-    times, weave = path.stat(), weight_loader.Loader._weave
+    times, pack = path.stat(), weight_loader.Loader._pack
 
     def rewrite(self: weight_loader.Loader, *piece: Any) -> None:
-        weave(self, *piece)
+        pack(self, *piece)
         with path.open("r+b") as file:
             file.seek(-1, os.SEEK_END)
             file.write(bytes([data[-1] ^ 1]))
 
     with GGUFFile(path) as file:
-        monkeypatch.setattr(weight_loader.Loader, "_weave", rewrite)
+        monkeypatch.setattr(weight_loader.Loader, "_pack", rewrite)
         with pytest.raises(GGUFError, match="changed"):
             gumba.runner.load.load_model(file, n_ctx=64, n_threads=n_threads)
         monkeypatch.undo()
@@ -228,9 +228,9 @@ def test_interrupted(n_threads: int, when: int, path: Path) -> None:
 
 def test_interrupting_stops_the_others_too(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each ends the piece that it is at, and takes no other."""
-    real, pieces = weight_loader.weave, []
+    real, pieces = weight_loader.pack, []
 
-    def weave(*args: Any) -> None:
+    def pack(*args: Any) -> None:
         pieces.append(args)
         time.sleep(0.02)
         real(*args)
@@ -238,7 +238,7 @@ def test_interrupting_stops_the_others_too(path: Path, monkeypatch: pytest.Monke
     def interrupt(done: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(weight_loader, "weave", weave)
+    monkeypatch.setattr(weight_loader, "pack", pack)
     load(path, n_threads=1).close()
     gc.collect()
     whole = len(pieces)
@@ -249,18 +249,18 @@ def test_interrupting_stops_the_others_too(path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("who", ["the caller", "a helper"])
-def test_an_error_while_weaving_is_raised(who: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = weight_loader.weave
+def test_an_error_while_packing_is_raised(who: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = weight_loader.pack
     failed = threading.Event()
 
-    def weave(*args: Any) -> None:
+    def pack(*args: Any) -> None:
         if threading.current_thread().name.startswith("gumba-load") == (who == "a helper"):
             failed.set()
             raise MemoryError
         failed.wait(10)
         real(*args)
 
-    monkeypatch.setattr(weight_loader, "weave", weave)
+    monkeypatch.setattr(weight_loader, "pack", pack)
     with pytest.raises(ResourceError, match="memory"):
         load(path, n_threads=2)
     assert failed.is_set() and not helpers()
@@ -285,12 +285,12 @@ def test_fewer_threads_than_asked_for_will_do(path: Path, monkeypatch: pytest.Mo
         real(self)
 
     expected = load(GOLDENS[0], n_threads=1)
-    bits = {name: data.copy() for name, data in woven(expected).items()}
+    bits = {name: data.copy() for name, data in packed(expected).items()}
     expected.close()
     gc.collect()
     monkeypatch.setattr(threading.Thread, "start", start)
     model = load(GOLDENS[0], n_threads=4)
-    for name, data in woven(model).items():
+    for name, data in packed(model).items():
         np.testing.assert_array_equal(data, bits[name])
     model.close()
 

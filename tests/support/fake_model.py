@@ -65,7 +65,7 @@ def scripted(*tokens, start):
 
 
 class FakeKV:
-    """Pages that remember tokens; a page that nobody owns any more forgets them. ``window_pool``: such a pool for a ``window``."""
+    """Pages that remember tokens; a page without owners forgets them. ``window_pool``: such a pool for a ``window``."""
 
     def __init__(self, n_pages, page_tokens=4, *, n_window_pages=0, window=0):
         self.n_pages, self.page_tokens = n_pages, page_tokens

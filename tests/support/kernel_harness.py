@@ -12,7 +12,7 @@ import numpy as np
 
 from gumba.backends.cpu.kernels import record as op
 from gumba.backends.cpu.kernels.record import FIRST_ARGUMENT, RECORD_WORDS, Kernel
-from gumba.backends.cpu.packing import ROW_ALIGN, PackedMatrix, aligned_empty, pack
+from gumba.backends.cpu.packing import ROW_ALIGN, PackedMatrix, aligned_empty, pack_matrix
 from gumba.simd import isa as isa_module
 from gumba.simd.isa import Isa
 
@@ -149,8 +149,8 @@ def random_rows(format: ModuleType, n_rows: int, columns: int, rng: np.random.Ge
 
 
 def packed(format: ModuleType, raw: np.ndarray, columns: int, isa: Isa) -> PackedMatrix:
-    """The rows of blocks, woven for ``isa``."""
-    return pack(format, len(raw), columns, lambda first, count: raw[first : first + count], isa)
+    """The rows of blocks, packed for ``isa``."""
+    return pack_matrix(format, len(raw), columns, lambda first, count: raw[first : first + count], isa)
 
 
 def address(array: np.ndarray) -> int:

@@ -116,7 +116,7 @@ def store_kv(
 
 
 def store_kv_q8_0(page: np.ndarray, place: int, k: np.ndarray, v: np.ndarray, v_offset: int, isa: Isa) -> None:
-    """The same for pages of q8_0: keys woven like the rows of a weight matrix, values token by token."""
+    """The same for pages of q8_0: keys packed like the rows of a weight matrix, values token by token."""
     heads, lanes = len(k), isa.lanes
     k_blocks, v_blocks = (-(-x.shape[1] // 32) for x in (k, v))
     keys = page[: heads * k_blocks * 34 * 64].reshape(heads, 64 // lanes, k_blocks, 34 * lanes)

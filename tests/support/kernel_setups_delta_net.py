@@ -60,9 +60,9 @@ def setup_causal_conv(
     def view(memory: np.ndarray) -> np.ndarray:
         found = memory[: x.size].reshape(x.shape)[:, :width]
         kept_rows = memory[x.size :].reshape(states.shape)[:, : n_blocks * kept * COLUMNS]
-        unwoven = kept_rows.reshape(len(sequences), n_blocks, kept, COLUMNS).swapaxes(1, 2)
+        allocate_packed = kept_rows.reshape(len(sequences), n_blocks, kept, COLUMNS).swapaxes(1, 2)
         return np.concatenate(
-            [found.ravel(), unwoven.reshape(len(sequences), kept, n_blocks * COLUMNS)[:, :, :width].ravel()]
+            [found.ravel(), allocate_packed.reshape(len(sequences), kept, n_blocks * COLUMNS)[:, :, :width].ravel()]
         )
 
     return Setup(delta_net.causal_conv(isa, n_taps, silu), arguments, Batch(n, runs=runs), memory, view,
@@ -103,8 +103,8 @@ def setup_delta_rule(
         runs.append((first, new, past, at * slot))
         before = rng.standard_normal((n_heads, dim, dim)).astype(np.float32) * np.float32(past > 0)
         if past:
-            woven = before.reshape(n_heads, dim, n_blocks, COLUMNS).swapaxes(1, 2)
-            states[at, : before.size] = woven.ravel()
+            packed = before.reshape(n_heads, dim, n_blocks, COLUMNS).swapaxes(1, 2)
+            states[at, : before.size] = packed.ravel()
         after[at] = before
         for t in range(first, first + new):
             for h in range(n_heads):
@@ -123,8 +123,8 @@ def setup_delta_rule(
 
     def view(memory: np.ndarray) -> np.ndarray:
         found = memory[out.size :].reshape(states.shape)[:, : after[0].size]
-        unwoven = found.reshape(-1, n_heads, n_blocks, dim, COLUMNS).swapaxes(2, 3)
-        return np.concatenate([memory[: out.size], unwoven.ravel()])
+        allocate_packed = found.reshape(-1, n_heads, n_blocks, dim, COLUMNS).swapaxes(2, 3)
+        return np.concatenate([memory[: out.size], allocate_packed.ravel()])
 
     return Setup(delta_net.delta_rule(isa), arguments, Batch(n, runs=runs), memory, view,
                  np.concatenate([results.ravel(), after.ravel()]), 2e-5, keep=[*held])  # fmt: skip

@@ -10,7 +10,7 @@ from types import ModuleType
 import numpy as np
 
 from gumba.backends.cpu.kernels import record as op
-from gumba.backends.cpu.packing import PackedMatrix, pack
+from gumba.backends.cpu.packing import PackedMatrix, pack_matrix
 from gumba.backends.cpu.program.builder import Buffer, Program
 from gumba.gguf import GGUFFile
 from gumba.quants import get
@@ -32,7 +32,7 @@ def matrix(format: ModuleType, n_rows: int, columns: int, seed: int = 0) -> Pack
     """Random weights of about unit gain."""
     w = np.random.default_rng(seed).standard_normal((n_rows, columns)) / np.sqrt(columns)
     raw = np.asarray(format.quantize(w.astype(np.float32)))
-    made = pack(format, n_rows, columns, lambda first, count: raw[first : first + count], current())
+    made = pack_matrix(format, n_rows, columns, lambda first, count: raw[first : first + count], current())
     _KEPT.append(made)
     return made
 

@@ -7,9 +7,9 @@ goes on in a page of its own. What a page holds does not depend on how it was co
 The cache counts as one owner of each of its pages. Pages that nobody else owns are given up when memory is needed: the one not
 used for longest goes first, and always the end of a path before its beginning (Kwon et al. 2023; Zheng et al. 2024).
 
-Where layers with a window have a pool of their own (``KVCache.window_pool``), a node has a page there too, given up by itself, wherever
-on a path it is: who goes on from some place needs those that the window reaches from there, and no others. Where a model has
-recurrent layers, one can go on only at the end of a node that has a state (``gumba.engine.state_checkpoints``).
+Where layers with a window have a pool of their own (``KVCache.window_pool``), a node has a page there too, evicted by itself,
+wherever on a path it is: a sequence that continues from some place needs only the pages that the window reaches from there. With
+recurrent layers, a sequence can continue only at the end of a node that has a state (``gumba.engine.state_checkpoints``).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Pages(Protocol):
 class Node:
     """One page: ``tokens`` follow those of ``parent``; fewer than a page's in a part.
 
-    ``window_page``: the page for layers with a window; ``state``: the slot of the recurrent layers' state at its end; -1: there is none.
+    ``window_page``: the page for layers with a window; ``state``: the slot of the recurrent layers' state at its end; -1: none.
     """
 
     tokens: tuple[Any, ...] = ()
@@ -70,8 +70,9 @@ class Node:
 class Match:
     """``pages`` hold the first tokens whole; then ``copied`` more tokens are at the beginning of page ``source``.
 
-    ``window_pages``, ``window_source``: the same for layers with a window; -1 where the window does not reach. ``state``: the slot of the
-    recurrent layers' state after all that, -1 for none; ``n_known``: how many pages of the tree begin alike, whatever of use.
+    ``window_pages``, ``window_source``: the same for layers with a window; -1 where the window does not reach. ``state``: the
+    slot of the recurrent layers' state after all that, -1 for none; ``n_known``: how many pages of the tree begin alike,
+    whatever of use.
     """
 
     pages: list[int]

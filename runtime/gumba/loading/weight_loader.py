@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gumba.backends.cpu.packing import PackedMatrix, aligned_empty, chunks, interleave, unwoven, weave
+from gumba.backends.cpu.packing import PackedMatrix, aligned_empty, allocate_packed, chunks, interleave, pack
 from gumba.errors import GGUFError, ModelError, UnsupportedError
 from gumba.gguf import GGUFFile, GGUFTensor
 from gumba.quants import FORMATS
@@ -90,12 +90,12 @@ def block_format(gguf: GGUFFile, tensor: GGUFTensor) -> ModuleType:
 
 
 class Loader:
-    """Reads tensors and weaves matrices for an instruction set.
+    """Reads tensors and packs matrices for an instruction set.
 
-    ``matrix`` only sets memory aside; ``run`` then reads and weaves all of them, on all threads, in the order of the file. A
+    ``matrix`` only sets memory aside; ``run`` then reads and packs all of them, on all threads, in the order of the file. A
     thread has its own handle and reads a piece at a time: there is never more of the file in this process than a few
-    megabytes beside the woven copy. Data is read, not mapped: a file that is cut while open gives an error instead of a
-    signal. The woven weights lie in one run of memory, so that the system can back it with huge pages; they are not written
+    megabytes beside the packed copy. Data is read, not mapped: a file that is cut while open gives an error instead of a
+    signal. The packed weights lie in one run of memory, so that the system can back it with huge pages; they are not written
     again. A context manager: leaving it closes the handles.
     """
 
@@ -133,7 +133,7 @@ class Loader:
         return values[first:last]
 
     def matrix(self, name: str, first: int = 0, last: int | None = None) -> PackedMatrix | None:
-        """A matrix, or its rows ``first`` up to ``last``, woven for the kernels when ``run`` has ended.
+        """A matrix, or its rows ``first`` up to ``last``, packed for the kernels when ``run`` has ended.
 
         None when the file has none of that name.
         """
@@ -142,7 +142,7 @@ class Loader:
             return None
         n_rows, columns = tensor.shape if len(tensor.shape) == 2 else (1, tensor.shape[0])
         last = n_rows if last is None else last
-        made = unwoven(block_format(self.gguf, tensor), last - first, columns, self.isa, self._take)
+        made = allocate_packed(block_format(self.gguf, tensor), last - first, columns, self.isa, self._take)
         made.data.flags.writeable = False
         self._matrices.append((tensor, first, made))
         return made
@@ -159,7 +159,7 @@ class Loader:
         last = n_rows if last is None else last
         format, made = block_format(self.gguf, tensor), []
         for e in range(n_experts):
-            made.append(unwoven(format, last - first, columns, self.isa, self._take))
+            made.append(allocate_packed(format, last - first, columns, self.isa, self._take))
             made[-1].data.flags.writeable = False
             self._matrices.append((tensor, e * n_rows + first, made[-1]))
         return made
@@ -171,7 +171,7 @@ class Loader:
             for tensor in self.gguf.tensors.values():
                 if len(tensor.shape) in (2, 3):
                     format = block_format(self.gguf, tensor)
-                    size = unwoven(
+                    size = allocate_packed(
                         format, tensor.shape[-2], tensor.shape[-1], self.isa, lambda n: np.empty(0, np.uint8)
                     )
                     total += math.prod(tensor.shape[:-2]) * (-(-size.n_groups * size.group_bytes // 64) * 64)
@@ -183,7 +183,7 @@ class Loader:
         return self._memory[start : start + n_bytes]
 
     def run(self) -> None:
-        """Read and weave all matrices that were asked for. Raises GGUFError when the file cannot be read.
+        """Read and pack all matrices that were asked for. Raises GGUFError when the file cannot be read.
 
         Whatever is raised here, Ctrl-C and what the progress callback raises included, the other threads have ended by then.
         """
@@ -200,7 +200,7 @@ class Loader:
                     piece = next(left, None)
                 if piece is None:
                     return
-                self._weave(own, *piece)
+                self._pack(own, *piece)
                 if report:
                     self._report()
 
@@ -234,14 +234,14 @@ class Loader:
         self._own.check_unchanged()
         self._report()
 
-    def _weave(self, own: _Files, tensor: GGUFTensor, start: int, matrix: PackedMatrix, first: int, last: int) -> None:
+    def _pack(self, own: _Files, tensor: GGUFTensor, start: int, matrix: PackedMatrix, first: int, last: int) -> None:
         """Groups ``first`` up to ``last`` of a matrix whose first row is the tensor's row ``start``."""
         lanes = self.isa.lanes
         row_bytes = tensor.n_bytes // math.prod(tensor.shape[:-1])
         first_row, n_rows = first * lanes, min(last * lanes, matrix.rows) - first * lanes
         data = own.buffer(n_rows * row_bytes)
         own.read(tensor, (start + first_row) * row_bytes, data)
-        weave(matrix, self.isa, data.reshape(n_rows, row_bytes), first, last)
+        pack(matrix, self.isa, data.reshape(n_rows, row_bytes), first, last)
         self._count(len(data))
 
     def _count(self, n_bytes: int) -> None:

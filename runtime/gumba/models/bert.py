@@ -45,7 +45,7 @@ def read_config(gguf: GGUFFile) -> BertConfig:
 
 
 def load_weights(loader: Loader, c: BertConfig) -> Group:
-    """Read and weave everything."""
+    """Declare and load the weights."""
     t = encoder.table(loader.gguf, c, gate=False)
     t.add("position_embd", "position_embd.weight", c.n_ctx_train, c.n_embd)
     return t.load(loader, numbers=("position_embd", "token_types"))

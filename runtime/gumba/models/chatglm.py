@@ -24,5 +24,5 @@ def read_config(gguf: GGUFFile) -> LlamaConfig:
 
 
 def load_weights(loader: Loader, c: LlamaConfig) -> Group:
-    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     return decoder.table(loader.gguf, c, feed_forward="fused").load(loader)

@@ -36,7 +36,7 @@ def read_config(gguf: GGUFFile) -> Cohere2Config:
 
 
 def load_weights(loader: Loader, c: Cohere2Config) -> Group:
-    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     return decoder.table(loader.gguf, c, norms=("attn_norm",)).load(loader)
 
 

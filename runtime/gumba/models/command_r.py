@@ -34,7 +34,7 @@ def read_config(gguf: GGUFFile) -> CommandRConfig:
 
 
 def load_weights(loader: Loader, c: Config) -> Group:
-    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = decoder.table(loader.gguf, c, norms=("attn_norm",))
     for i in range(c.n_layers):
         decoder.add_head_norms(t, c, i)

@@ -121,7 +121,7 @@ def _gating(keys: Keys) -> str:
 
 
 def load_weights(loader: Loader, c: Deepseek2Config) -> Group:
-    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = Tensors(loader.gguf, c.n_layers)
     decoder.add_outer(t, c)
     for i in range(c.n_layers):

@@ -27,7 +27,7 @@ def read_config(gguf: GGUFFile) -> Config:
 
 
 def load_weights(loader: Loader, c: Config) -> Group:
-    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = decoder.table(loader.gguf, c, norms=("attn_norm",), norm_bias=True, feed_forward="plain")
     for i in range(c.n_layers):
         t.add("attn_norm_2", "attn_norm_2.weight", c.n_embd, layer=i, required=False)

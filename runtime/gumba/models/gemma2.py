@@ -55,7 +55,7 @@ def read_query_scale(keys: Keys, common: Config, largest: int) -> float:
 
 
 def load_weights(loader: Loader, c: Gemma2Config) -> Group:
-    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     return decoder.table(loader.gguf, c, norms=decoder.AROUND, judges=True).load(loader)
 
 

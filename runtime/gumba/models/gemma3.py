@@ -44,7 +44,7 @@ def read_config(gguf: GGUFFile) -> Gemma3Config:
 
 
 def load_weights(loader: Loader, c: Gemma3Config) -> Group:
-    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     return decoder.table(loader.gguf, c, norms=decoder.AROUND, head_norms=True, judges=True).load(loader)
 
 

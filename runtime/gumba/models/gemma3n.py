@@ -59,7 +59,7 @@ def read_config(gguf: GGUFFile) -> Gemma3nConfig:
 
 
 def load_weights(loader: Loader, c: Gemma3nConfig) -> Group:
-    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = Tensors(loader.gguf, c.n_layers)
     decoder.add_outer(t, c)
     gemma.add_per_layer(t, c)

@@ -58,7 +58,7 @@ def _suppressed(gguf: GGUFFile, n_vocab: int) -> tuple[int, ...]:
 
 
 def load_weights(loader: Loader, c: Gemma4Config) -> Group:
-    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = Tensors(loader.gguf, c.n_layers)
     decoder.add_outer(t, c)
     if c.n_per_layer:

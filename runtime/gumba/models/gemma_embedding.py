@@ -51,7 +51,7 @@ def read_config(gguf: GGUFFile) -> GemmaEmbeddingConfig:
 
 
 def load_weights(loader: Loader, c: GemmaEmbeddingConfig) -> Group:
-    """Read and weave everything."""
+    """Declare and load the weights."""
     t = decoder.table(loader.gguf, c, norms=decoder.AROUND, head_norms=True)
     if c.n_dense:
         t.add("dense_2", "dense_2.weight", c.n_dense, c.n_embd)

@@ -22,7 +22,7 @@ def read_config(gguf: GGUFFile) -> Config:
 
 
 def load_weights(loader: Loader, c: Config) -> Group:
-    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = decoder.table(loader.gguf, c, norm_bias=True, feed_forward="plain")
     t.add("position_embd", "position_embd.weight", c.n_ctx_train, c.n_embd)
     return t.load(loader, numbers=("position_embd",))

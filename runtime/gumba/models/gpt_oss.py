@@ -42,7 +42,7 @@ def read_config(gguf: GGUFFile) -> GptOssConfig:
 
 
 def load_weights(loader: Loader, c: GptOssConfig) -> Group:
-    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = decoder.table(loader.gguf, c, norms=("attn_norm", "post_attention_norm"), feed_forward="none")
     for i in range(c.n_layers):
         t.add("attn_sinks", "attn_sinks.weight", c.n_heads, layer=i)

@@ -33,7 +33,7 @@ def read_config(gguf: GGUFFile) -> NeoXConfig:
 
 
 def load_weights(loader: Loader, c: Config) -> Group:
-    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     return decoder.table(loader.gguf, c, norm_bias=True, feed_forward="plain").load(loader)
 
 

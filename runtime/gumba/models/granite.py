@@ -56,7 +56,7 @@ def read_named(gguf: GGUFFile, name: str) -> GraniteConfig:
 
 
 def load_weights(loader: Loader, c: GraniteConfig) -> Group:
-    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = decoder.table(loader.gguf, c, feed_forward="none" if c.n_experts else "gated")
     for i in range(c.n_layers if c.n_experts else 0):
         decoder.add_experts(t, c, i, c.n_experts, c.n_ff, n_shared=c.n_ff_shared)

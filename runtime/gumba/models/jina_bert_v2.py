@@ -30,7 +30,7 @@ def read_config(gguf: GGUFFile) -> EncoderConfig:
 
 
 def load_weights(loader: Loader, c: EncoderConfig) -> Group:
-    """Read and weave everything."""
+    """Declare and load the weights."""
     t = Tensors(loader.gguf, c.n_layers)
     encoder.add_embedding(t, c)
     for i in range(c.n_layers):

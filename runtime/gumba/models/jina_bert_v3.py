@@ -22,7 +22,7 @@ def read_config(gguf: GGUFFile) -> EncoderConfig:
 
 
 def load_weights(loader: Loader, c: EncoderConfig) -> Group:
-    """Read and weave everything."""
+    """Declare and load the weights."""
     return encoder.table(loader.gguf, c, gate=False).load(loader, numbers=("token_types",))
 
 

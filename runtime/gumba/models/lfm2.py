@@ -53,7 +53,7 @@ def read_config(gguf: GGUFFile) -> Lfm2Config:
 
 
 def load_weights(loader: Loader, c: Lfm2Config) -> Group:
-    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = Tensors(loader.gguf, c.n_layers)
     decoder.add_outer(t, c, norm="token_embd_norm")
     for i, attends in enumerate(c.attends):

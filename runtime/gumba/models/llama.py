@@ -39,7 +39,7 @@ def read_config(gguf: GGUFFile) -> LlamaConfig:
 
 
 def load_weights(loader: Loader, c: LlamaConfig) -> Group:
-    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = Tensors(loader.gguf, c.n_layers)
     decoder.add_outer(t, c, judges=True)
     for i in range(c.n_layers):

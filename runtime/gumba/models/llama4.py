@@ -60,7 +60,7 @@ def read_config(gguf: GGUFFile) -> Llama4Config:
 
 
 def load_weights(loader: Loader, c: Llama4Config) -> Group:
-    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = decoder.table(loader.gguf, c, feed_forward="none")
     for i in range(c.n_layers):
         if c.has_experts(i):

@@ -53,7 +53,7 @@ def read_config(gguf: GGUFFile) -> ModernBertConfig:
 
 
 def load_weights(loader: Loader, c: ModernBertConfig) -> Group:
-    """Read and weave everything."""
+    """Declare and load the weights."""
     t = Tensors(loader.gguf, c.n_layers)
     encoder.add_embedding(t, c, bias=False)
     t.add("output_norm", "output_norm.weight", c.n_embd)

@@ -36,7 +36,7 @@ def read_config(gguf: GGUFFile) -> MPNetConfig:
 
 
 def load_weights(loader: Loader, c: MPNetConfig) -> Group:
-    """Read and weave everything."""
+    """Declare and load the weights."""
     t = encoder.table(loader.gguf, c, gate=False)
     t.add("position_embd", "position_embd.weight", c.n_ctx_train, c.n_embd)
     t.add("attn_rel_b", "attn_rel_b.weight", c.n_buckets, c.n_heads)

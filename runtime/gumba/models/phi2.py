@@ -27,7 +27,7 @@ def read_config(gguf: GGUFFile) -> Config:
 
 
 def load_weights(loader: Loader, c: Config) -> Group:
-    """Read and weave everything."""
+    """Declare and load the weights."""
     t = decoder.table(loader.gguf, c, norms=("attn_norm",), norm_bias=True, feed_forward="plain")
     t.add("output_bias", "output.bias", c.n_vocab, required=False)
     return t.load(loader)

@@ -36,7 +36,7 @@ def read_config(gguf: GGUFFile) -> Phi3Config:
 
 
 def load_weights(loader: Loader, c: Config) -> Group:
-    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = decoder.table(loader.gguf, c, feed_forward="fused")
     t.add("rope_long", "rope_factors_long.weight", c.rope.dim // 2, required=False)
     t.add("rope_short", "rope_factors_short.weight", c.rope.dim // 2, required=False)

@@ -37,7 +37,7 @@ def read_config(gguf: GGUFFile) -> Qwen2MoeConfig:
 
 
 def load_weights(loader: Loader, c: Qwen2MoeConfig) -> Group:
-    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = decoder.table(loader.gguf, c, feed_forward="none")
     for i in range(c.n_layers):
         decoder.add_experts(t, c, i, c.n_experts, c.n_ff_expert, n_shared=c.n_ff_shared)

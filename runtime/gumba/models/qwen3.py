@@ -22,7 +22,7 @@ def read_config(gguf: GGUFFile) -> Config:
 
 
 def load_weights(loader: Loader, c: Config) -> Group:
-    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     return decoder.table(loader.gguf, c, head_norms=True, judges=True).load(loader)
 
 

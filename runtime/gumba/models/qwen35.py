@@ -117,7 +117,7 @@ def _read_net(keys: Keys) -> dict[str, int]:
 
 
 def load_weights(loader: Loader, c: Qwen35Config) -> Group:
-    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = Tensors(loader.gguf, c.n_layers)
     decoder.add_outer(t, c)
     for i, recurrent in enumerate(c.recurrent):

@@ -24,7 +24,7 @@ def read_config(gguf: GGUFFile) -> ExpertsConfig:
 
 
 def load_weights(loader: Loader, c: ExpertsConfig) -> Group:
-    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = decoder.table(loader.gguf, c, head_norms=True, feed_forward="none")
     for i in range(c.n_layers):
         decoder.add_experts(t, c, i, c.n_experts, c.n_ff_expert)

@@ -21,7 +21,7 @@ def read_config(gguf: GGUFFile) -> LlamaConfig:
 
 
 def load_weights(loader: Loader, c: LlamaConfig) -> Group:
-    """Read and weave everything; output shares the embedding where the file has none of its own."""
+    """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = decoder.table(loader.gguf, c, norms=("attn_norm",))
     for i in range(c.n_layers):
         t.add("ffn_norm", "post_attention_norm.weight", c.n_embd, layer=i)

@@ -35,7 +35,7 @@ def read_config(gguf: GGUFFile) -> StableLMConfig:
 
 
 def load_weights(loader: Loader, c: StableLMConfig) -> Group:
-    """Read and weave everything."""
+    """Declare and load the weights."""
     t = decoder.table(loader.gguf, c, norms=("attn_norm",) if c.parallel else decoder.BEFORE, norm_bias=True)
     for i in range(c.n_layers):
         decoder.add_head_norms(t, c, i)

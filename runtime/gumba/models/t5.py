@@ -82,7 +82,7 @@ def read_stack(keys: Keys, kind: type[C], n_decoder_layers: int = 0) -> C:
 
 
 def load_weights(loader: Loader, c: T5Config) -> Halves:
-    """Read and weave everything."""
+    """Declare and load the weights."""
     t = Tensors(loader.gguf, c.n_decoder_layers, "dec.")
     t.add("token_embd", "token_embd.weight", c.n_vocab, c.n_embd)
     t.add("output", "output.weight", c.n_vocab, c.n_embd, required=False)

@@ -32,7 +32,7 @@ def read_config(gguf: GGUFFile) -> T5EncoderConfig:
 
 
 def load_weights(loader: Loader, c: T5EncoderConfig) -> Group:
-    """Read and weave everything."""
+    """Declare and load the weights."""
     return t5.load_encoder(loader, c)
 
 

@@ -57,12 +57,12 @@ quantize, dequantize = _codec.quantize, _codec.dequantize
 
 #: What a product's activations are turned into first: nothing.
 ACTIVATION = "f32"
-#: What is woven of a block: (byte offset, bytes of an element, elements).
-PIECES = ((0, 2, 1),)
+#: What is packed of a block: (byte offset, bytes of an element, elements).
+PACK_FIELDS = ((0, 2, 1),)
 
 
 def unpack(s: Any, isa: Any, address: Any) -> Any:
-    """One column of a woven group, as float32."""
+    """One column of a packed group, as float32."""
     from gumba.simd.value import F32, I16, I32
 
     return (s.load(address, I16, isa.lanes).unsigned_to(I32) << 16).bits(F32, isa.lanes)

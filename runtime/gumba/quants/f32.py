@@ -51,12 +51,12 @@ quantize, dequantize = _codec.quantize, _codec.dequantize
 
 #: What a product's activations are turned into first: nothing.
 ACTIVATION = "f32"
-#: What is woven of a block: (byte offset, bytes of an element, elements).
-PIECES = ((0, 4, 1),)
+#: What is packed of a block: (byte offset, bytes of an element, elements).
+PACK_FIELDS = ((0, 4, 1),)
 
 
 def unpack(s: Any, isa: Any, address: Any) -> Any:
-    """One column of a woven group, as float32."""
+    """One column of a packed group, as float32."""
     from gumba.simd.value import F32
 
     return s.load(address, F32, isa.lanes)

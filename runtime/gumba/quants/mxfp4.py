@@ -98,18 +98,18 @@ quantize, dequantize = _codec.quantize, _codec.dequantize
 
 #: What a product's activations are turned into first: int8 blocks (``gumba.backends.cpu.kernels.activations_q8``).
 ACTIVATION = "q8"
-#: What is woven of a block: (byte offset, bytes of an element, elements).
-PIECES = ((0, 1, 1), (1, 4, 4))
+#: What is packed of a block: (byte offset, bytes of an element, elements).
+PACK_FIELDS = ((0, 1, 1), (1, 4, 4))
 
 
 def unpack(s: Any, isa: Any, address: Any) -> Any:
-    """A woven block in registers: signed where the instruction set multiplies those, else with 128 added."""
-    from gumba.quants import _woven
+    """A packed block in registers: signed where the instruction set multiplies those, else with 128 added."""
+    from gumba.quants import _registers
     from gumba.simd.value import F32, I8, I32
 
     signed = isa.dot_signed is not None
     weights = []
-    for q in _woven.nibbles(s, isa, address + isa.lanes):
+    for q in _registers.nibbles(s, isa, address + isa.lanes):
         m, zero = q & 7, s.zero(I8, q.lanes)
         size = m + s.select(m.compare(">", 4), m - 4, zero) + s.select(m.compare("==", 7), zero + 2, zero)
         weight = s.select(q.compare(">", 7), zero - size, size)
@@ -117,4 +117,6 @@ def unpack(s: Any, isa: Any, address: Any) -> Any:
     e = s.load(address, I8, isa.lanes).unsigned_to(I32)
     bits = s.select(e.compare(">", 1), (e - 1) << 23, (e + 1) << 21)
     scale = bits.bits(F32, isa.lanes)
-    return _woven.Block(weights, scale, w_max=12 if signed else 140, offset=0 if signed else 128, signed=signed)
+    return _registers.BlockRegisters(
+        weights, scale, w_max=12 if signed else 140, offset=0 if signed else 128, signed=signed
+    )

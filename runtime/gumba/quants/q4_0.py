@@ -85,13 +85,13 @@ quantize, dequantize = _codec.quantize, _codec.dequantize
 
 #: What a product's activations are turned into first: int8 blocks (``gumba.backends.cpu.kernels.activations_q8``).
 ACTIVATION = "q8"
-#: What is woven of a block: (byte offset, bytes of an element, elements).
-PIECES = ((0, 2, 1), (2, 4, 4))
+#: What is packed of a block: (byte offset, bytes of an element, elements).
+PACK_FIELDS = ((0, 2, 1), (2, 4, 4))
 
 
 def unpack(s: Any, isa: Any, address: Any) -> Any:
-    """A woven block in registers. The nibbles stay unsigned; the 8 is taken off where a dot product starts."""
-    from gumba.quants import _woven
+    """A packed block in registers. The nibbles stay unsigned; the 8 is taken off where a dot product starts."""
+    from gumba.quants import _registers
 
-    weights = _woven.nibbles(s, isa, address + 2 * isa.lanes)
-    return _woven.Block(weights, _woven.halves(s, isa, address), w_max=15, offset=8)
+    weights = _registers.nibbles(s, isa, address + 2 * isa.lanes)
+    return _registers.BlockRegisters(weights, _registers.load_f16(s, isa, address), w_max=15, offset=8)

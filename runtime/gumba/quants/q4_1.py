@@ -86,13 +86,15 @@ quantize, dequantize = _codec.quantize, _codec.dequantize
 
 #: What a product's activations are turned into first: int8 blocks (``gumba.backends.cpu.kernels.activations_q8``).
 ACTIVATION = "q8"
-#: What is woven of a block: (byte offset, bytes of an element, elements).
-PIECES = ((0, 2, 1), (2, 2, 1), (4, 4, 4))
+#: What is packed of a block: (byte offset, bytes of an element, elements).
+PACK_FIELDS = ((0, 2, 1), (2, 2, 1), (4, 4, 4))
 
 
 def unpack(s: Any, isa: Any, address: Any) -> Any:
-    """A woven block in registers."""
-    from gumba.quants import _woven
+    """A packed block in registers."""
+    from gumba.quants import _registers
 
-    scale, minimum = (_woven.halves(s, isa, address + 2 * isa.lanes * i) for i in range(2))
-    return _woven.Block(_woven.nibbles(s, isa, address + 4 * isa.lanes), scale, w_max=15, minimum=minimum)
+    scale, minimum = (_registers.load_f16(s, isa, address + 2 * isa.lanes * i) for i in range(2))
+    return _registers.BlockRegisters(
+        _registers.nibbles(s, isa, address + 4 * isa.lanes), scale, w_max=15, minimum=minimum
+    )

@@ -183,13 +183,13 @@ quantize, dequantize = _codec.quantize, _codec.dequantize
 
 #: What a product's activations are turned into first: int8 blocks (``gumba.backends.cpu.kernels.activations_q8``).
 ACTIVATION = "q8"
-#: Before weaving, each block becomes 8 smaller ones of 32 weights and 28 bytes (``to_woven``).
-WOVEN_BLOCK_SIZE = 32
-#: What is woven of such a block: (byte offset, bytes of an element, elements): d, two scales, low bits, high bits.
-PIECES = ((0, 2, 1), (2, 1, 1), (3, 1, 1), (4, 4, 4), (20, 4, 2))
+#: Before packing, each block becomes 8 smaller ones of 32 weights and 28 bytes (``to_packed``).
+PACKED_BLOCK_SIZE = 32
+#: What is packed of such a block: (byte offset, bytes of an element, elements): d, two scales, low bits, high bits.
+PACK_FIELDS = ((0, 2, 1), (2, 1, 1), (3, 1, 1), (4, 4, 4), (20, 4, 2))
 
 
-def to_woven(rows: np.ndarray) -> np.ndarray:
+def to_packed(rows: np.ndarray) -> np.ndarray:
     """uint8 [n, bytes of Q6_K] -> uint8 [n, bytes of the smaller blocks].
 
     byte 0..1 d, 2..3 scales of weights 0..15 and 16..31, 4..19 low bits as in Q4_0 (weight i and weight i + 16 in byte i),
@@ -210,14 +210,14 @@ def to_woven(rows: np.ndarray) -> np.ndarray:
 
 
 def unpack(s: Any, isa: Any, address: Any) -> Any:
-    """A woven block in registers: 6 bits unsigned, the 32 is taken off where a dot product starts."""
-    from gumba.quants import _woven
+    """A packed block in registers: 6 bits unsigned, the 32 is taken off where a dot product starts."""
+    from gumba.quants import _registers
     from gumba.simd.value import I8, I32
 
     lanes = isa.lanes
     sub = tuple(s.load(address + (2 + i) * lanes, I8, lanes).to(I32) for i in range(2))
-    weights = _woven.nibbles(s, isa, address + 4 * lanes)
-    high = _woven.bytes_at(s, isa, address + 20 * lanes, 2)
+    weights = _registers.nibbles(s, isa, address + 4 * lanes)
+    high = _registers.bytes_at(s, isa, address + 20 * lanes, 2)
     for j in range(8):  # register j holds columns 4 j .. 4 j + 3: bytes of word j % 2, bits 2 (j / 2)
-        weights[j] = weights[j] | (_woven.shift(high[j % 2], 2 * (j // 2) - 4) & 0x30)
-    return _woven.Block(weights, _woven.halves(s, isa, address), w_max=63, offset=32, sub=sub)
+        weights[j] = weights[j] | (_registers.shift(high[j % 2], 2 * (j // 2) - 4) & 0x30)
+    return _registers.BlockRegisters(weights, _registers.load_f16(s, isa, address), w_max=63, offset=32, sub=sub)

@@ -81,17 +81,19 @@ quantize, dequantize = _codec.quantize, _codec.dequantize
 
 #: What a product's activations are turned into first: int8 blocks (``gumba.backends.cpu.kernels.activations_q8``).
 ACTIVATION = "q8"
-#: What is woven of a block: (byte offset, bytes of an element, elements).
-PIECES = ((0, 2, 1), (2, 4, 8))
+#: What is packed of a block: (byte offset, bytes of an element, elements).
+PACK_FIELDS = ((0, 2, 1), (2, 4, 8))
 #: XORed into each word where a dot product needs unsigned weights: adds 128 to each byte.
-FLIP = -0x7F7F7F80
+SIGN_FLIP = -0x7F7F7F80
 
 
 def unpack(s: Any, isa: Any, address: Any) -> Any:
-    """A woven block in registers: signed where the instruction set multiplies those, else with 128 added."""
-    from gumba.quants import _woven
+    """A packed block in registers: signed where the instruction set multiplies those, else with 128 added."""
+    from gumba.quants import _registers
 
-    weights = _woven.bytes_at(s, isa, address + 2 * isa.lanes, 8)
+    weights = _registers.bytes_at(s, isa, address + 2 * isa.lanes, 8)
     signed = isa.dot_signed is not None
-    scale = _woven.halves(s, isa, address)
-    return _woven.Block(weights, scale, w_max=128 if signed else 255, offset=0 if signed else 128, signed=signed)
+    scale = _registers.load_f16(s, isa, address)
+    return _registers.BlockRegisters(
+        weights, scale, w_max=128 if signed else 255, offset=0 if signed else 128, signed=signed
+    )

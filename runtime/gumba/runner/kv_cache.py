@@ -53,8 +53,8 @@ class KVCache:
     """A pool of ``n_pages`` pages, each with any number of owners.
 
     ``shapes``: of each layer; ``kv_type``: "f16", "bf16", "f32" or "q8_0"; ``n_window_pages``: pages of ``window_pool``, the pool
-    of layers with a window (0: no such pool). ``layouts``: where each layer's keys and values lie, in either pool; ``window``: the
-    longest window of ``window_pool``. Raises ResourceError when there is not enough memory.
+    of layers with a window (0: no such pool). ``layouts``: where each layer's keys and values lie, in either pool; ``window``:
+    the longest window of ``window_pool``. Raises ResourceError when there is not enough memory.
     """
 
     def __init__(

@@ -130,7 +130,7 @@ def load_model(
     max_sequences: int = 0,
     progress: Callable[[float], Any] | None = None,
 ) -> Model:
-    """Read a model's weights, weave them for this processor, and write its program.
+    """Read a model's weights, pack them for this processor, and write its program.
 
     ``n_ctx``: most tokens of a sequence (None: the model's own, at most 4096); ``max_batch_tokens``: most tokens of a step, or
     ``n_ctx`` if that is more and the model has an encoder, which computes all of a text in one step;
@@ -355,9 +355,9 @@ def _n_states(config: Any, n_states: int | None, kv_memory: int | None) -> tuple
     return n_states, n_states * each
 
 
-#: Woven weights of models that are in use, by file and instruction set; and who weaves some just now, by process.
+#: Packed weights of models that are in use, by file and instruction set; and who packs some just now, by process.
 _in_use: weakref.WeakValueDictionary[object, Any] = weakref.WeakValueDictionary()
-_weaving: weakref.WeakValueDictionary[object, Any] = weakref.WeakValueDictionary()
+_packing: weakref.WeakValueDictionary[object, Any] = weakref.WeakValueDictionary()
 _guard = threading.Lock()
 
 
@@ -382,7 +382,7 @@ def _weights(
     """A model's weights; the same ones for all models of a file that are in use at a time. Nobody changes them."""
     key = (gguf.identity, chosen.name)
     with _guard:
-        lock = _weaving.setdefault((os.getpid(), key), threading.Lock())
+        lock = _packing.setdefault((os.getpid(), key), threading.Lock())
     with lock:
         weights = _in_use.get(key)
         if weights is None:

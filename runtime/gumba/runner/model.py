@@ -29,8 +29,7 @@ class Chunk(NamedTuple):
     ``position + len(tokens)`` tokens; ``outputs``: of which tokens the logits are wanted; ``state``: of a model with recurrent
     layers, the sequence's slot of ``Model.states``, which holds the state after ``position`` tokens; ``n_source``: of an
     encoder-decoder, how many of the sequence's first tokens are the source, which the encoder reads, all in one chunk;
-    ``window_pages``: where the cache has a pool for layers with a window, the block table of that, whose places before the window may
-    say anything.
+    ``window_pages``: where the cache has a window pool, the block table of that; entries before the window are unused.
     """
 
     tokens: Sequence[int] | np.ndarray

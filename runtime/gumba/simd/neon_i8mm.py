@@ -1,10 +1,10 @@
 """64-bit Arm with integer matrix products (Armv8.6 ``smmla``): 2 rows x 8 columns by 8 columns x 2 tokens in one step.
 
-Weights are woven as for ``neon``. Two of its registers (4 rows x 4 columns each) hold 8 columns of 4 rows; ``zip1`` and
+Weights are packed as for ``neon``. Two of its registers (4 rows x 4 columns each) hold 8 columns of 4 rows; ``zip1`` and
 ``zip2`` of their 32-bit words put rows 0 and 1, then rows 2 and 3, into the shape that ``smmla`` reads: 8 such steps for a
 tile's 32 columns, whatever its tokens. A pair of tokens then takes 8 ``smmla`` per block where ``sdot`` takes 16, and 8
 loads of 8 bytes where ``sdot`` takes 16 of 4. One token alone has nothing to pair with and keeps ``sdot`` (8 per block,
-no zips): a weave made for ``smmla`` would save the zips, a few per cent of a tile, and cost the single token half of each
+no zips): a pack made for ``smmla`` would save the zips, a few per cent of a tile, and cost the single token half of each
 matrix product. Integers are exact, so both ways give the same bits.
 """
 

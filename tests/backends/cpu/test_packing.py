@@ -1,4 +1,4 @@
-"""Weaving: every element of the file's blocks, in the order that the kernels read them, whatever the number of lanes."""
+"""Packing: every element of the file's blocks, in the order that the kernels read them, whatever the number of lanes."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ LANES = {isa.lanes: isa for isa in known().values() if isa.dot_signed is None}
 SIGNED = [isa for isa in known().values() if isa.dot_signed is not None]
 
 
-def woven(format: ModuleType, raw: np.ndarray, columns: int, isa: Isa) -> np.ndarray:
+def packed(format: ModuleType, raw: np.ndarray, columns: int, isa: Isa) -> np.ndarray:
     """The plain way: element by element of each block of a group, its lanes side by side."""
-    rows = format.to_woven(raw) if hasattr(format, "to_woven") else raw
-    n_blocks = columns // getattr(format, "WOVEN_BLOCK_SIZE", format.BLOCK_SIZE)
+    rows = format.to_packed(raw) if hasattr(format, "to_packed") else raw
+    n_blocks = columns // getattr(format, "PACKED_BLOCK_SIZE", format.BLOCK_SIZE)
     n_groups = -(-len(rows) // isa.lanes)
     padded = np.zeros((n_groups * isa.lanes, rows.shape[1]), np.uint8)
     padded[: len(rows)] = rows
     blocks = padded.reshape(n_groups, isa.lanes, n_blocks, -1)
     parts = []
-    for offset, width, count in format.PIECES:
+    for offset, width, count in format.PACK_FIELDS:
         piece = blocks[..., offset : offset + width * count].reshape(n_groups, isa.lanes, n_blocks, count, width)
         if width == 4 and isa.dot_signed is None:
-            piece = piece ^ np.array([getattr(format, "FLIP", 0)], "<i4").view(np.uint8)
+            piece = piece ^ np.array([getattr(format, "SIGN_FLIP", 0)], "<i4").view(np.uint8)
         parts.append(piece.transpose(0, 2, 3, 1, 4).reshape(n_groups, n_blocks, -1))
     return np.ascontiguousarray(np.concatenate(parts, axis=2)).ravel()
 
@@ -40,16 +40,16 @@ def test_every_element_in_its_place(format: ModuleType, isa: Isa, n_rows: int, n
     n_blocks *= 7 if format.BLOCK_SIZE == 1 else 1
     columns = n_blocks * format.BLOCK_SIZE
     raw = random_rows(format, n_rows, columns, np.random.default_rng(n_rows))
-    made = packing.pack(format, n_rows, columns, lambda first, count: raw[first : first + count], isa)
+    made = packing.pack_matrix(format, n_rows, columns, lambda first, count: raw[first : first + count], isa)
     assert made.address % 64 == 0 and made.data.nbytes == made.n_groups * made.group_bytes
-    np.testing.assert_array_equal(made.data, woven(format, raw, columns, isa))
+    np.testing.assert_array_equal(made.data, packed(format, raw, columns, isa))
 
 
 def test_a_large_matrix_comes_in_pieces() -> None:
     """Groups of all pieces, each once; a group larger than a piece is one by itself."""
     isa, format = next(iter(known().values())), FORMATS[0]
     for columns in (100, 4 * packing.CHUNK_BYTES):
-        matrix = packing.unwoven(format, 1000, columns, isa, lambda n: np.empty(0, np.uint8))
+        matrix = packing.allocate_packed(format, 1000, columns, isa, lambda n: np.empty(0, np.uint8))
         runs = list(packing.chunks(matrix))
         assert [group for first, last in runs for group in range(first, last)] == list(range(matrix.n_groups))
         assert all(

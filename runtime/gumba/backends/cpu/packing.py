@@ -1,10 +1,10 @@
 """Weights as the kernels read them: rows interleaved lane by lane.
 
-At load, ``lanes`` consecutive rows (a group) are woven together, block by block: each element of a block (its scale, then
+At load, ``lanes`` consecutive rows (a group) are interleaved, block by block: each element of a block (its scale, then
 each 4-byte word of weights) is stored once per row, side by side. One vector load then brings the same element of ``lanes``
 rows, each lane sums one output row, and nothing is ever added across lanes. Rows past the last one are zeros.
 
-A block format says in its own file (``gumba.quants``) how its blocks are woven (``PIECES``) and how a woven block becomes
+A block format says in its own file (``gumba.quants``) how its blocks are packed (``PACK_FIELDS``) and how a packed block becomes
 registers (``unpack``); what all formats share is here.
 """
 
@@ -21,7 +21,7 @@ from gumba.simd.isa import Isa
 from gumba.simd.memory import load_i8, load_i16, load_i32, load_i64, store_i8, store_i16, store_i32
 from gumba.simd.value import I16, I32, Simd, Value, simd_function
 
-#: How much of a matrix a thread reads and weaves at a time. (Measured: 0.5 MB, which would stay in the second-level cache
+#: How much of a matrix a thread reads and packs at a time. (Measured: 0.5 MB, which would stay in the second-level cache
 #: between the two, loses a tenth to Python's part in each piece.)
 CHUNK_BYTES = 2 << 20
 #: Rows of float buffers and packed matrices are padded to this many elements: the widest group of any instruction set.
@@ -64,7 +64,7 @@ def _copy(target, source, width, mask):
 
 @entry("void(i8, i8, i8, i8, i8, i8, i8, i8, i8)")
 def interleave(source, row_bytes, target, n_groups, lanes, n_blocks, pieces, n_pieces, flip):
-    """Weave ``n_groups`` groups of ``lanes`` (a multiple of 4) rows at ``source``, ``row_bytes`` each, into ``target``.
+    """Pack ``n_groups`` groups of ``lanes`` (a multiple of 4) rows at ``source``, ``row_bytes`` each, into ``target``.
 
     ``pieces``: address of int64 [n_pieces, 3]: offset in the block, bytes of an element, elements; ``flip``: XORed into 4-byte
     elements.
@@ -125,12 +125,12 @@ def aligned_empty(n_bytes: int, alignment: int = 64) -> np.ndarray:
     return whole[start : start + n_bytes]
 
 
-def unwoven(
+def allocate_packed(
     format: ModuleType, n_rows: int, columns: int, isa: Isa, memory: Callable[[int], np.ndarray] = aligned_empty
 ) -> PackedMatrix:
-    """A matrix whose data is yet to be woven. ``memory(n)`` gives n bytes, 64-byte aligned."""
-    n_blocks = columns // getattr(format, "WOVEN_BLOCK_SIZE", format.BLOCK_SIZE)
-    group_bytes = n_blocks * sum(width * count for _, width, count in format.PIECES) * isa.lanes
+    """A matrix whose data is yet to be packed. ``memory(n)`` gives n bytes, 64-byte aligned."""
+    n_blocks = columns // getattr(format, "PACKED_BLOCK_SIZE", format.BLOCK_SIZE)
+    group_bytes = n_blocks * sum(width * count for _, width, count in format.PACK_FIELDS) * isa.lanes
     n_groups = -(-n_rows // isa.lanes)
     return PackedMatrix(format, n_rows, columns, n_blocks, n_groups, group_bytes, memory(n_groups * group_bytes))
 
@@ -142,36 +142,36 @@ def chunks(matrix: PackedMatrix) -> Iterator[tuple[int, int]]:
         yield first, min(first + step, matrix.n_groups)
 
 
-def weave(matrix: PackedMatrix, isa: Isa, rows: np.ndarray, first: int, last: int) -> None:
-    """Weave groups ``first`` up to ``last``. ``rows``: their rows as the file has them, uint8 [count, bytes of a row]."""
+def pack(matrix: PackedMatrix, isa: Isa, rows: np.ndarray, first: int, last: int) -> None:
+    """Pack groups ``first`` up to ``last``. ``rows``: their rows as the file has them, uint8 [count, bytes of a row]."""
     format, lanes = matrix.format, isa.lanes
-    if hasattr(format, "to_woven"):  # a format whose bits are rearranged first, into smaller blocks
-        rows = format.to_woven(rows)
+    if hasattr(format, "to_packed"):  # a format whose bits are rearranged first, into smaller blocks
+        rows = format.to_packed(rows)
     short = (last - first) * lanes - len(rows)
     if short:
         rows = np.concatenate([rows, np.zeros((short, rows.shape[1]), np.uint8)])
     rows = np.ascontiguousarray(rows)
-    pieces, n_blocks = np.array(format.PIECES, np.int64), matrix.n_blocks
+    pieces, n_blocks = np.array(format.PACK_FIELDS, np.int64), matrix.n_blocks
     if len(pieces) == 1:  # a run of equal elements: the whole row at once
         pieces[0, 2] *= n_blocks
         n_blocks = 1
-    flip = 0 if isa.dot_signed is not None else getattr(format, "FLIP", 0)
+    flip = 0 if isa.dot_signed is not None else getattr(format, "SIGN_FLIP", 0)
     interleave(
         int(rows.ctypes.data), rows.shape[1], matrix.address + first * matrix.group_bytes, last - first, lanes, n_blocks,
         int(pieces.ctypes.data), len(pieces), flip,
     )  # fmt: skip
 
 
-def pack(
+def pack_matrix(
     format: ModuleType, n_rows: int, columns: int, read: Callable[[int, int], np.ndarray], isa: Isa
 ) -> PackedMatrix:
-    """Weave a whole matrix of ``n_rows`` rows for ``isa``, on this thread.
+    """Pack a whole matrix of ``n_rows`` rows for ``isa``, on this thread.
 
     ``read(first, count)`` gives rows in the file's block format, uint8 [count, bytes of a row]. Checked by the caller: a row's
     bytes are those of ``columns`` weights.
     """
-    matrix = unwoven(format, n_rows, columns, isa)
+    matrix = allocate_packed(format, n_rows, columns, isa)
     for first, last in chunks(matrix):
         first_row = first * isa.lanes
-        weave(matrix, isa, read(first_row, min(last * isa.lanes, n_rows) - first_row), first, last)
+        pack(matrix, isa, read(first_row, min(last * isa.lanes, n_rows) - first_row), first, last)
     return matrix

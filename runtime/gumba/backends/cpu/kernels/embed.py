@@ -1,4 +1,4 @@
-"""Embedding rows, read from the woven matrix: so tied embeddings are held once, for the output product and for this."""
+"""Embedding rows, read from the packed matrix: so tied embeddings are held once, for the output product and for this."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def embed(format: ModuleType, isa: Isa) -> Kernel:
 
 
 def _block_bytes(format: ModuleType, isa: Isa) -> int:
-    """Bytes of a woven block."""
-    return sum(width * count for _, width, count in format.PIECES) * isa.lanes
+    """Bytes of a packed block."""
+    return sum(width * count for _, width, count in format.PACK_FIELDS) * isa.lanes
 
 
 def _float_row(format: ModuleType, isa: Isa) -> Inline:
-    """A function that writes one lane of a woven group of floats to ``out``."""
+    """A function that writes one lane of a packed group of floats to ``out``."""
     block_bytes = _block_bytes(format, isa)
 
     @simd_function("void(i8, i8)")
@@ -59,7 +59,7 @@ def _float_row(format: ModuleType, isa: Isa) -> Inline:
 
 
 def _block_row(format: ModuleType, isa: Isa) -> Inline:
-    """A function that writes one lane of a woven group of blocks to ``out``."""
+    """A function that writes one lane of a packed group of blocks to ``out``."""
     lanes, block_bytes = isa.lanes, _block_bytes(format, isa)
     # The scratch block: 32 x lanes weights as bytes, then per lane: scale, minimum, two sub-block factors.
     SCALE, MINIMUM, SUB = 32 * lanes, 36 * lanes, 40 * lanes

@@ -20,7 +20,7 @@ from typing import Any
 from gumba.backends.cpu.kernels import activations_q8
 from gumba.backends.cpu.kernels.record import Kernel, kernel, share
 from gumba.jit.jit import inline
-from gumba.quants._woven import Block
+from gumba.quants._registers import BlockRegisters
 from gumba.simd.isa import Isa
 from gumba.simd.memory import load_i64
 from gumba.simd.value import F32, I8, I32, Simd, Value, Variable, simd_function
@@ -36,8 +36,8 @@ def _finish(s: Simd, accs: list[Variable], out: Value, out_stride: Value, residu
         s.store(out + out_stride * t, acc.get())
 
 
-def _dots(s: Simd, isa: Isa, w: Block, tokens: Sequence[Value]) -> list[Value]:
-    """The integer dot products of a woven weight block with the activation blocks at ``tokens``."""
+def _dots(s: Simd, isa: Isa, w: BlockRegisters, tokens: Sequence[Value]) -> list[Value]:
+    """The integer dot products of a packed weight block with the activation blocks at ``tokens``."""
     dot = isa.dot_signed if w.signed and isa.dot_signed is not None else isa.dot_unsigned
 
     def part(half: int, first: int, last: int) -> list[Value]:
@@ -58,8 +58,8 @@ def _dots(s: Simd, isa: Isa, w: Block, tokens: Sequence[Value]) -> list[Value]:
     return [low * w.sub[0] + high * w.sub[1] for low, high in zip(part(0, 0, 4), part(1, 4, 8))]
 
 
-def dot_blocks(s: Simd, isa: Isa, w: Block, tokens: Sequence[Value], accs: Sequence[Value]) -> list[Value]:
-    """Each of ``accs`` plus the product of a woven weight block with the activation block at one of ``tokens``."""
+def dot_blocks(s: Simd, isa: Isa, w: BlockRegisters, tokens: Sequence[Value], accs: Sequence[Value]) -> list[Value]:
+    """Each of ``accs`` plus the product of a packed weight block with the activation block at one of ``tokens``."""
     out = []
     for x, acc, total in zip(tokens, accs, _dots(s, isa, w, tokens)):
         scale = w.scale * s.splat(s.load(x + activations_q8.SCALE, F32), isa.lanes)
@@ -70,14 +70,14 @@ def dot_blocks(s: Simd, isa: Isa, w: Block, tokens: Sequence[Value], accs: Seque
     return out
 
 
-def dot_block(s: Simd, isa: Isa, w: Block, x: Value, acc: Value) -> Value:
+def dot_block(s: Simd, isa: Isa, w: BlockRegisters, x: Value, acc: Value) -> Value:
     """``dot_blocks`` of one token."""
     return dot_blocks(s, isa, w, [x], [acc])[0]
 
 
 def _tiles(format: ModuleType, isa: Isa, tokens: int) -> Any:
     """A compiled loop that takes ``tokens`` tokens at a time, for one group of rows; returns the first token left over."""
-    block_bytes = sum(width * count for _, width, count in format.PIECES) * isa.lanes
+    block_bytes = sum(width * count for _, width, count in format.PACK_FIELDS) * isa.lanes
     is_float = format.ACTIVATION == "f32"
     x_bytes = (
         4 if is_float else activations_q8.BYTES

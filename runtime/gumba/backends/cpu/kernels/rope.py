@@ -15,7 +15,7 @@ from gumba.simd.memory import load_f32, load_i32, load_i64, store_f32
 from gumba.simd.value import F32, Simd, Value, simd_function
 
 
-def rope_table(inverse_frequencies: np.ndarray, n_positions: int, scale: float, neox: bool) -> np.ndarray:
+def cos_sin_table(inverse_frequencies: np.ndarray, n_positions: int, scale: float, neox: bool) -> np.ndarray:
     """float32 [n_positions, 2, rope_dim].
 
     ``inverse_frequencies``: float64 [rope_dim / 2], radians per position; ``scale``: factor of both (YaRN's magnitude).

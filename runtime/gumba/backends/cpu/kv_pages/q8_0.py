@@ -3,7 +3,7 @@
     keys    [group of lanes tokens][block]: scales [lanes] float16, then 8 words of 4 bytes [word][lanes]
     values  [block]: [PAGE_TOKENS][32] int8, then scales [PAGE_TOKENS] float16
 
-Keys are woven as a q8_0 weight matrix is, whose rows are tokens; a query row becomes int8 blocks like any activation, and
+Keys are packed as a q8_0 weight matrix is, whose rows are tokens; a query row becomes int8 blocks like any activation, and
 scores are the same integer dot products as the matrix product's. Values stay with their tokens: a token's scale goes into
 its weight (P), and the product is summed in float32. head_dim and v_dim are padded with zeros to whole blocks.
 
@@ -79,7 +79,7 @@ def _scaled_copy(s: Simd, x: Value, out: Value, n: Value, factor: Value) -> None
 def _functions(isa: Isa) -> PageFunctions:
     lanes = isa.lanes
     block_bytes = (2 + BLOCK) * lanes
-    flip = 0 if isa.dot_signed is not None else q8_0.FLIP
+    flip = 0 if isa.dot_signed is not None else q8_0.SIGN_FLIP
     scores_6, scores_3, scores_1 = (_scores(isa, rows) for rows in (6, 3, 1))
     update = rank_update(isa, float_product(isa, 1, lambda s, address: s.load(address, I8, lanes).to(F32)), 2)
 
@@ -106,10 +106,10 @@ def _functions(isa: Isa) -> PageFunctions:
         lane = place % lanes
         for b in range(n_blocks):
             _quantize(k + b * (4 * BLOCK), min(BLOCK, head_dim - b * BLOCK), scratch, block_of_x)
-            woven = group + b * block_bytes
-            store_half(block_of_x + activations_q8.SCALE, woven + 2 * lane)
+            packed = group + b * block_bytes
+            store_half(block_of_x + activations_q8.SCALE, packed + 2 * lane)
             for j in range(8):
-                store_i32(woven + 2 * lanes + j * (4 * lanes) + 4 * lane, load_i32(block_of_x + 4 * j) ^ flip)
+                store_i32(packed + 2 * lanes + j * (4 * lanes) + 4 * lane, load_i32(block_of_x + 4 * j) ^ flip)
         for b in range(v_row // BLOCK):
             _quantize(v + b * (4 * BLOCK), min(BLOCK, v_dim - b * BLOCK), scratch, block_of_x)
             block = values + b * _VALUE_BLOCK

@@ -1,4 +1,4 @@
-"""What the formats' ``unpack`` functions share: a woven block in registers (see ``gumba.backends.cpu.packing``)."""
+"""What the formats' ``unpack`` functions share: a packed block in registers (see ``gumba.backends.cpu.packing``)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from gumba.simd.value import F16, I8, I16, Simd, Value
 
 
 @dataclass
-class Block:
-    """A woven block of 32 columns. Weight of lane l, column 4 j + b: ``scale * (byte - offset) [* sub] + minimum``.
+class BlockRegisters:
+    """A packed block of 32 columns. Weight of lane l, column 4 j + b: ``scale * (byte - offset) [* sub] + minimum``.
 
     ``weights``: 8 registers of 4 x lanes bytes, register j holding columns 4 j .. 4 j + 3 of each lane; ``signed`` says how
     to read the bytes, ``w_max`` bounds their absolute value. ``sub``: integer factors of columns 0..15 and 16..31, if any.
@@ -25,7 +25,7 @@ class Block:
     minimum: Value | None = None
 
 
-def halves(s: Simd, isa: Isa, address: Value) -> Value:
+def load_f16(s: Simd, isa: Isa, address: Value) -> Value:
     """One float16 per lane, as float32."""
     return isa.from_f16(s, s.load(address, F16, isa.lanes))
 
