@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-Tensors = dict[str, np.ndarray]
+TensorTable = dict[str, np.ndarray]
 
 
-def chatglm(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+def chatglm(config: dict[str, Any], tensors: TensorTable) -> tuple[dict[str, Any], TensorTable]:
     """ChatGLM2, 3 and GLM-4-9B from transformers' Glm."""
     names = {"model.embed_tokens.weight": "embedding.word_embeddings.weight", "lm_head.weight": "output_layer.weight"}
     names |= {"model.norm.weight": "encoder.final_layernorm.weight"}
@@ -53,7 +53,7 @@ def chatglm(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], T
     }, result
 
 
-def internlm2(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+def internlm2(config: dict[str, Any], tensors: TensorTable) -> tuple[dict[str, Any], TensorTable]:
     """InternLM2 from Llama."""
     names = {"model.embed_tokens.weight": "model.tok_embeddings.weight", "lm_head.weight": "output.weight"}
     inner = {
@@ -75,7 +75,7 @@ def internlm2(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any],
     return config | changed | {"rope_theta": config["rope_parameters"]["rope_theta"]}, result
 
 
-def baichuan(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+def baichuan(config: dict[str, Any], tensors: TensorTable) -> tuple[dict[str, Any], TensorTable]:
     """Baichuan from Llama."""
     result = {
         name: values for name, values in tensors.items() if "_proj" not in name or "mlp" in name or "o_proj" in name
@@ -87,7 +87,7 @@ def baichuan(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], 
     return config | changed, result
 
 
-def qwen(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+def qwen(config: dict[str, Any], tensors: TensorTable) -> tuple[dict[str, Any], TensorTable]:
     """Qwen 1 from Qwen 2."""
     names = {"model.embed_tokens.weight": "transformer.wte.weight", "lm_head.weight": "lm_head.weight"}
     names |= {"model.norm.weight": "transformer.ln_f.weight"}

@@ -18,7 +18,7 @@ from gumba.runner.load import Chunk
 from support.arch_models import rewritten
 from support.tiny_models import DATA, distance, load, logits_of, stored
 
-Tensors = dict[str, np.ndarray]
+TensorTable = dict[str, np.ndarray]
 U32, BOOL, F32 = gguf.GGUFValueType.UINT32, gguf.GGUFValueType.BOOL, gguf.GGUFValueType.FLOAT32
 
 
@@ -26,7 +26,7 @@ def written(
     name: str,
     out: Path,
     changes: dict[str, Any],
-    change: Callable[[Tensors], None] = lambda t: None,
+    change: Callable[[TensorTable], None] = lambda t: None,
     suppressed: list[Any] | None = None,
 ) -> Path:
     """A golden model with other metadata (None: without that key), and with what ``change`` makes of its tensors."""
@@ -113,7 +113,7 @@ def test_rows_that_nobody_wants_are_not_computed() -> None:
     model.close()
 
 
-def two_matrices(tensors: Tensors) -> None:
+def two_matrices(tensors: TensorTable) -> None:
     """Gate and up of experts apart, as in files of older converters."""
     for name in [name for name in tensors if "ffn_gate_up_exps" in name]:
         both = tensors.pop(name)
@@ -121,14 +121,14 @@ def two_matrices(tensors: Tensors) -> None:
             tensors[name.replace("gate_up", part)] = values
 
 
-def unread_keys(tensors: Tensors) -> None:
+def unread_keys(tensors: TensorTable) -> None:
     """Keys and values of layers that read others', which released checkpoints have."""
     for name in ("attn_k", "attn_v", "attn_k_norm"):
         tensors[f"blk.3.{name}.weight"] = np.full((2, 3), np.inf, np.float32)
 
 
 @pytest.mark.parametrize("name, change", [("gemma4_experts", two_matrices), ("gemma4", unread_keys)])
-def test_files_of_other_converters(name: str, change: Callable[[Tensors], None], tmp_path: Path) -> None:
+def test_files_of_other_converters(name: str, change: Callable[[TensorTable], None], tmp_path: Path) -> None:
     tokens, wanted = stored(DATA / f"arch_{name}.gguf")
     model = load(written(name, tmp_path / "other.gguf", {}, change), kv_type="f32")
     assert distance(logits_of(model, tokens, len(tokens)), wanted) < 1e-4

@@ -24,7 +24,7 @@ def setup_rope(
     x = rng.standard_normal((n, n_heads * head_dim)).astype(np.float32)
     positions = [0, 1, 500, 7, 63, 64][:n]
     frequencies = 10000.0 ** -(np.arange(rope_dim // 2) * 2.0 / rope_dim)
-    table = np.ascontiguousarray(rope.rope_table(frequencies, 501, 1.0, neox))
+    table = np.ascontiguousarray(rope.cos_sin_table(frequencies, 501, 1.0, neox))
     out = rows(x)
     arguments = {"view": 0, "x": address(out), "stride": out.strides[0], "n_heads": n_heads, "head_dim": head_dim,
                  "rope_dim": rope_dim, "table": address(table), "neox": int(neox)}  # fmt: skip

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from gumba.backends.cpu.kernels.rope import rope_table
+from gumba.backends.cpu.kernels.rope import cos_sin_table
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.backends.cpu.program.moe import moe
 from gumba.loading.config import (
     EXPERT_KEYS,
+    INERT_KEYS,
     POOLINGS,
-    WITHOUT,
     Config,
     ExpertsConfig,
     WindowedConfig,
@@ -33,36 +33,37 @@ from gumba.loading.config import (
     windowed_layers,
 )
 from gumba.loading.decoder_tensors import (
-    AROUND,
-    BEFORE,
-    BEHIND,
+    POST_NORMS,
+    PRE_NORMS,
+    PRE_POST_NORMS,
     add_attention,
+    add_embeddings,
     add_experts,
     add_feed_forward,
     add_head_norms,
     add_norms,
-    add_outer,
     add_shared_head_norms,
     table,
 )
 from gumba.loading.rope import Rope, frequencies
-from gumba.loading.tensor_table import Group
+from gumba.loading.tensor_table import Weights
 
 __all__ = [
-    "AROUND", "BEFORE", "BEHIND", "EXPERT_KEYS", "POOLINGS", "WITHOUT", "Config", "ExpertsConfig", "WindowedConfig",
-    "add_attention", "add_experts", "add_feed_forward", "add_head_norms", "add_norms", "add_outer",
+    "PRE_POST_NORMS", "PRE_NORMS", "POST_NORMS", "EXPERT_KEYS", "POOLINGS",
+    "INERT_KEYS", "Config", "ExpertsConfig", "WindowedConfig",
+    "add_attention", "add_experts", "add_feed_forward", "add_head_norms", "add_norms", "add_embeddings",
     "add_shared_head_norms", "read_common", "read_experts", "read_plain", "read_required_experts", "read_single_window",
     "read_window", "read_windowed", "reading", "table", "windowed_layers",
 ]  # fmt: skip
 
 
-def rotation(p: Program, rope: Rope, n_ctx: int, factors: np.ndarray | None = None) -> int:
+def rope_table(p: Program, rope: Rope, n_ctx: int, factors: np.ndarray | None = None) -> int:
     """The constant that ``Program.rope`` turns by."""
     turning, magnitude = frequencies(rope, factors)
-    return p.constant(rope_table(turning, n_ctx, magnitude, neox=rope.neox), pad=False)
+    return p.constant(cos_sin_table(turning, n_ctx, magnitude, neox=rope.neox), pad=False)
 
 
-def queries_keys_values(p: Program, layer: Group, h: Buffer) -> tuple[Buffer, Buffer, Buffer]:
+def queries_keys_values(p: Program, layer: Weights, h: Buffer) -> tuple[Buffer, Buffer, Buffer]:
     """The three products that attention begins with."""
     return (
         p.matmul(layer.attn_q, h, bias=layer.attn_q_bias),
@@ -71,7 +72,7 @@ def queries_keys_values(p: Program, layer: Group, h: Buffer) -> tuple[Buffer, Bu
     )
 
 
-def rms_normed_heads(p: Program, c: Config, layer: Group, q: Buffer, k: Buffer) -> tuple[Buffer, Buffer]:
+def rms_normed_heads(p: Program, c: Config, layer: Weights, q: Buffer, k: Buffer) -> tuple[Buffer, Buffer]:
     """Queries and keys, each head behind its RMS norm (``add_shared_head_norms``)."""
     return (
         p.head_norm(q, layer.attn_q_norm, c.norm_eps, c.n_heads, c.head_dim),
@@ -79,7 +80,7 @@ def rms_normed_heads(p: Program, c: Config, layer: Group, q: Buffer, k: Buffer) 
     )
 
 
-def layer_normed_heads(p: Program, c: Config, layer: Group, q: Buffer, k: Buffer) -> tuple[Buffer, Buffer]:
+def layer_normed_heads(p: Program, c: Config, layer: Weights, q: Buffer, k: Buffer) -> tuple[Buffer, Buffer]:
     """Queries and keys, each head behind its LayerNorm where the layer has one (``add_head_norms``)."""
     if layer.attn_q_norm is not None:
         q = p.head_norm(q, layer.attn_q_norm, c.norm_eps, c.n_heads, c.head_dim, centred=True)
@@ -88,7 +89,9 @@ def layer_normed_heads(p: Program, c: Config, layer: Group, q: Buffer, k: Buffer
     return q, k
 
 
-def turned(p: Program, c: Config, q: Buffer, k: Buffer, table: int, rope: Rope | None = None) -> tuple[Buffer, Buffer]:
+def apply_rope(
+    p: Program, c: Config, q: Buffer, k: Buffer, table: int, rope: Rope | None = None
+) -> tuple[Buffer, Buffer]:
     """Queries and keys at their positions."""
     rope = rope or c.rope
     return (
@@ -98,7 +101,7 @@ def turned(p: Program, c: Config, q: Buffer, k: Buffer, table: int, rope: Rope |
 
 
 def attend(
-    p: Program, c: Config, layer: Group, qkv: tuple[Buffer, Buffer, Buffer], kv: Sequence[KVLayout], i: int,
+    p: Program, c: Config, layer: Weights, qkv: tuple[Buffer, Buffer, Buffer], kv: Sequence[KVLayout], i: int,
     table: int | None, residual: Buffer | None = None, *, scale: float | None = None, **options: Any,
 ) -> Buffer:  # fmt: skip
     """Attention from queries, keys and values on, with the output's product.
@@ -108,14 +111,14 @@ def attend(
     """
     q, k, v = qkv
     if table is not None:
-        q, k = turned(p, c, q, k, table)
+        q, k = apply_rope(p, c, q, k, table)
     scale = 1.0 / math.sqrt(c.head_dim) if scale is None else scale
     a = p.attention(q, k, v, kv, layer=i, scale=scale, **options)
     return p.matmul(layer.attn_output, a, residual=residual, bias=layer.attn_output_bias)
 
 
 def attention(
-    p: Program, c: Config, layer: Group, h: Buffer, kv: Sequence[KVLayout], i: int, table: int | None,
+    p: Program, c: Config, layer: Weights, h: Buffer, kv: Sequence[KVLayout], i: int, table: int | None,
     residual: Buffer | None = None, **options: Any,
 ) -> Buffer:  # fmt: skip
     """The usual attention to ``h``; ``table`` and what follows as of ``attend``."""
@@ -123,7 +126,7 @@ def attention(
 
 
 def head_normed_attention(
-    p: Program, c: Config, layer: Group, h: Buffer, kv: Sequence[KVLayout], i: int, table: int | None,
+    p: Program, c: Config, layer: Weights, h: Buffer, kv: Sequence[KVLayout], i: int, table: int | None,
     residual: Buffer | None = None, **options: Any,
 ) -> Buffer:  # fmt: skip
     """As ``attention``, with an RMS norm on every head of queries and keys."""
@@ -140,50 +143,50 @@ def alibi_slopes(n_heads: int, bias: float) -> np.ndarray:
     return np.array([2.0**-power for power in powers], np.float32)
 
 
-def gated(p: Program, layer: Group, h: Buffer, kind: str, residual: Buffer | None = None) -> Buffer:
+def gated(p: Program, layer: Weights, h: Buffer, kind: str, residual: Buffer | None = None) -> Buffer:
     """A feed-forward part with a gate (Shazeer 2020)."""
     gate = p.matmul(layer.ffn_gate, h, bias=layer.ffn_gate_bias)
     up = p.matmul(layer.ffn_up, h, bias=layer.ffn_up_bias)
     return p.matmul(layer.ffn_down, p.gated(gate, up, kind), residual=residual, bias=layer.ffn_down_bias)
 
 
-def swiglu(p: Program, layer: Group, h: Buffer, residual: Buffer | None = None) -> Buffer:
+def swiglu(p: Program, layer: Weights, h: Buffer, residual: Buffer | None = None) -> Buffer:
     """The usual feed-forward part."""
     return gated(p, layer, h, "silu", residual)
 
 
-def plain(p: Program, layer: Group, h: Buffer, kind: str, residual: Buffer | None = None) -> Buffer:
+def plain(p: Program, layer: Weights, h: Buffer, kind: str, residual: Buffer | None = None) -> Buffer:
     """A feed-forward part without a gate."""
     up = p.activation(p.matmul(layer.ffn_up, h, bias=layer.ffn_up_bias), kind)
     return p.matmul(layer.ffn_down, up, residual=residual, bias=layer.ffn_down_bias)
 
 
-def normed_halves(p: Program, c: Config, layer: Group, x: Buffer, attended: Buffer, kind: str) -> Buffer:
+def post_norm_block(p: Program, c: Config, layer: Weights, x: Buffer, attended: Buffer, kind: str) -> Buffer:
     """The rest of a layer with a norm before and after each half, from what its attention gives."""
     x = p.add(x, p.rms_norm(attended, layer.post_attention_norm, c.norm_eps))
     h = gated(p, layer, p.rms_norm(x, layer.ffn_norm, c.norm_eps), kind)
     return p.add(x, p.rms_norm(h, layer.post_ffw_norm, c.norm_eps))
 
 
-def experts(p: Program, layer: Group, h: Buffer, n_used: int, *, normalized: bool = True) -> Buffer:
+def experts(p: Program, layer: Weights, h: Buffer, n_used: int, *, normalized: bool = True) -> Buffer:
     """A mixture of experts with SwiGLU."""
     logits = p.matmul(layer.ffn_gate_inp, h)
     parts = layer.ffn_gate_exps, layer.ffn_up_exps, layer.ffn_down_exps
     return moe(p, h, logits, *parts, n_used, "silu", normalized=normalized)
 
 
-def shared_expert(p: Program, layer: Group, h: Buffer) -> Buffer:
+def shared_expert(p: Program, layer: Weights, h: Buffer) -> Buffer:
     """The expert that every token takes."""
     return p.matmul(layer.ffn_down_shexp, p.swiglu(p.matmul(layer.ffn_gate_shexp, h), p.matmul(layer.ffn_up_shexp, h)))
 
 
-def gated_shared_expert(p: Program, layer: Group, h: Buffer) -> Buffer:
+def gated_shared_expert(p: Program, layer: Weights, h: Buffer) -> Buffer:
     """As ``shared_expert``, which counts by a gate of its own, a sigmoid."""
     gate = p.activation(p.matmul(layer.ffn_gate_inp_shexp, h), "sigmoid")
     return p.scale_rows(shared_expert(p, layer, h), gate)
 
 
-def outputs(p: Program, c: Config, w: Group, x: Buffer) -> tuple[Buffer, Buffer]:
+def outputs(p: Program, c: Config, w: Weights, x: Buffer) -> tuple[Buffer, Buffer]:
     """The last hidden states and the logits of the rows that are wanted, or what the head makes of them."""
     hidden = p.rms_norm(p.select_outputs(x), w.output_norm, c.norm_eps)
     if c.n_labels:
@@ -191,7 +194,7 @@ def outputs(p: Program, c: Config, w: Group, x: Buffer) -> tuple[Buffer, Buffer]
     return hidden, p.matmul(w.output or w.token_embd, hidden)
 
 
-def layer_norm_outputs(p: Program, c: Config, w: Group, x: Buffer) -> tuple[Buffer, Buffer]:
+def layer_norm_outputs(p: Program, c: Config, w: Weights, x: Buffer) -> tuple[Buffer, Buffer]:
     """As ``outputs``, of an architecture with LayerNorm."""
     hidden = p.layer_norm(p.select_outputs(x), w.output_norm, w.output_norm_bias, c.norm_eps)
     return hidden, p.matmul(w.output or w.token_embd, hidden, bias=getattr(w, "output_bias", None))

@@ -1,4 +1,4 @@
-"""What encoders have in common: all of a text in one step, how its hidden states become one vector, and heads that judge it.
+"""What encoders have in common: all of a text in one step, how its hidden states become one vector, and classification heads.
 
 A head (of a cross-encoder that ranks documents, or of a classifier) makes a number for each label from the state of a text's
 first token, or from the mean of all. Without one there are no logits: what is asked for are hidden states.
@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.layers.decoder import WITHOUT, Config
-from gumba.loading.metadata import Keys
-from gumba.loading.tensor_table import Group, Tensors
+from gumba.layers.decoder import INERT_KEYS, Config
+from gumba.loading.metadata import MetadataReader
+from gumba.loading.tensor_table import TensorTable, Weights
 
 #: What no encoder has, but that a token sees all others.
 ENCODERS_WITHOUT: dict[str, tuple[object, ...]] = {
-    key: values for key, values in WITHOUT.items() if key != "attention.causal"
+    key: values for key, values in INERT_KEYS.items() if key != "attention.causal"
 } | {"attention.causal": (False,)}
 
 
@@ -41,12 +41,12 @@ def read_plain(gguf: GGUFFile, name: str, *, neox: bool) -> EncoderConfig:
         return read_encoder(keys, decoder.read_common(keys, neox=neox, norm="layer_norm_epsilon"), EncoderConfig)
 
 
-def read_encoder(keys: Keys, common: Config, kind: type[E], **more: Any) -> E:
+def read_encoder(keys: MetadataReader, common: Config, kind: type[E], **more: Any) -> E:
     """What encoders say of themselves beside their sizes: ``common`` as a ``kind`` of EncoderConfig, with ``more`` fields."""
     return common.extended(kind, n_types=_count_types(keys), **more)
 
 
-def _count_types(keys: Keys) -> int:
+def _count_types(keys: MetadataReader) -> int:
     """Types of tokens that the file has vectors for; 1 where it has none."""
     tensor = keys.gguf.tensors.get("token_types.weight")
     if tensor is None or len(tensor.shape) != 2:
@@ -54,7 +54,7 @@ def _count_types(keys: Keys) -> int:
     return int(tensor.shape[0])
 
 
-def add_embedding(t: Tensors, c: EncoderConfig, *, bias: bool = True) -> None:
+def add_embedding(t: TensorTable, c: EncoderConfig, *, bias: bool = True) -> None:
     """Token embedding, token types, and the norm behind them."""
     t.add("token_embd", "token_embd.weight", c.n_vocab, c.n_embd)
     t.add("token_types", "token_types.weight", c.n_types, c.n_embd, required=False)
@@ -63,9 +63,9 @@ def add_embedding(t: Tensors, c: EncoderConfig, *, bias: bool = True) -> None:
         t.add("token_embd_norm_bias", "token_embd_norm.bias", c.n_embd)
 
 
-def table(gguf: GGUFFile, c: EncoderConfig, *, gate: bool) -> Tensors:
+def table(gguf: GGUFFile, c: EncoderConfig, *, gate: bool) -> TensorTable:
     """The tensors of an encoder with a norm after each half of a layer."""
-    t = Tensors(gguf, c.n_layers)
+    t = TensorTable(gguf, c.n_layers)
     add_embedding(t, c)
     for i in range(c.n_layers):
         decoder.add_attention(t, c, i)
@@ -75,7 +75,7 @@ def table(gguf: GGUFFile, c: EncoderConfig, *, gate: bool) -> Tensors:
     return t
 
 
-def add_head(t: Tensors, c: EncoderConfig) -> None:
+def add_head(t: TensorTable, c: EncoderConfig) -> None:
     """The head: a layer of its own (absent in some), and the product that gives the labels' numbers."""
     t.add("cls", "cls.weight", c.n_embd, c.n_embd, required=False)
     t.add("cls_bias", "cls.bias", c.n_embd, required=False)
@@ -84,7 +84,7 @@ def add_head(t: Tensors, c: EncoderConfig) -> None:
     t.add("cls_output_bias", "cls.output.bias", c.n_labels, required=False)
 
 
-def embedded(p: Program, c: EncoderConfig, w: Group) -> Buffer:
+def embedded(p: Program, c: EncoderConfig, w: Weights) -> Buffer:
     """The tokens' vectors with those of their types, without a norm."""
     x = p.embed(w.token_embd)
     if w.token_types is None:
@@ -92,7 +92,7 @@ def embedded(p: Program, c: EncoderConfig, w: Group) -> Buffer:
     return p.add_row(x, w.token_types[0]) if c.n_types == 1 else p.add_types(x, w.token_types, c.n_vocab)
 
 
-def normed_halves(p: Program, c: EncoderConfig, layer: Group, x: Buffer, kind: str, *, gate: bool) -> Buffer:
+def post_norm_block(p: Program, c: EncoderConfig, layer: Weights, x: Buffer, kind: str, *, gate: bool) -> Buffer:
     """The rest of a layer with a norm after each half, from the sum of its input and what its attention gives."""
     x = p.layer_norm(x, layer.attn_output_norm, layer.attn_output_norm_bias, c.norm_eps)
     x = (decoder.gated if gate else decoder.plain)(p, layer, x, kind, residual=x)
@@ -100,30 +100,30 @@ def normed_halves(p: Program, c: EncoderConfig, layer: Group, x: Buffer, kind: s
 
 
 def rotary_forward(
-    p: Program, c: EncoderConfig, w: Group, kv: Sequence[KVLayout], n_ctx: int, kind: str, *, gate: bool
+    p: Program, c: EncoderConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int, kind: str, *, gate: bool
 ) -> tuple[Buffer, Buffer]:
     """The program of an encoder with rotary positions and a norm after each half of a layer; results as of ``outputs``.
 
     ``kind``, ``gate``: the activation of the feed-forward part, and whether it has a gate.
     """
-    table = decoder.rotation(p, c.rope, n_ctx)
+    table = decoder.rope_table(p, c.rope, n_ctx)
     x = p.layer_norm(embedded(p, c, w), w.token_embd_norm, w.token_embd_norm_bias, c.norm_eps)
     for i, layer in enumerate(w.layers):
         x = decoder.attention(p, c, layer, x, kv, i, table, residual=x, causal=False)
-        x = normed_halves(p, c, layer, x, kind, gate=gate)
+        x = post_norm_block(p, c, layer, x, kind, gate=gate)
     return outputs(p, c, w, p.select_outputs(x))
 
 
 def outputs(
-    p: Program, c: EncoderConfig, w: Group, hidden: Buffer, kind: str = "tanh", judged: Buffer | None = None
+    p: Program, c: EncoderConfig, w: Weights, hidden: Buffer, kind: str = "tanh", classified: Buffer | None = None
 ) -> tuple[Buffer, Buffer]:
     """The last hidden states, and what the head makes of them, float32 [n_outputs, n_labels]; without a head, them again.
 
-    ``kind``: the activation of the head's own layer; ``judged``: what the head sees instead of the hidden states.
+    ``kind``: the activation of the head's own layer; ``classified``: what the head sees instead of the hidden states.
     """
     if not c.n_labels:
         return hidden, hidden
-    x = judged or hidden
+    x = classified or hidden
     if w.cls is not None:
         x = p.activation(p.matmul(w.cls, x, bias=w.cls_bias), kind)
         if w.cls_norm is not None:

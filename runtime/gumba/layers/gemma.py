@@ -16,13 +16,13 @@ from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.errors import ModelError
 from gumba.layers import decoder
 from gumba.layers.decoder import Config, WindowedConfig
-from gumba.loading.metadata import Keys
+from gumba.loading.metadata import MetadataReader
 from gumba.loading.rope import Rope
-from gumba.loading.tensor_table import Group, Tensors
+from gumba.loading.tensor_table import TensorTable, Weights
 from gumba.loading.weight_loader import MAX_LAYERS, MAX_WIDTH
 from gumba.runner.kv_cache import KVShape
 
-#: Keys of ``decoder.WITHOUT`` that are read here.
+#: Keys of ``decoder.INERT_KEYS`` that are read here.
 OWN = ("attention.sliding_window", "final_logit_softcapping", "attention.scale")
 
 
@@ -61,7 +61,7 @@ class LayersConfig(WindowedConfig):
         return shapes
 
 
-def read_layers(keys: Keys, *, period: int, n_own: int) -> tuple[Config, dict[str, Any]]:
+def read_layers(keys: MetadataReader, *, period: int, n_own: int) -> tuple[Config, dict[str, Any]]:
     """What all decoders say of themselves, and the fields of a ``LayersConfig`` beside.
 
     ``period``: of so many layers the last sees everything, ``n_own``: only the first so many have keys of their own, both where
@@ -102,7 +102,7 @@ def read_layers(keys: Keys, *, period: int, n_own: int) -> tuple[Config, dict[st
     }
 
 
-def _sources(keys: Keys, windowed: Sequence[bool], n_own: int) -> tuple[int, ...]:
+def _sources(keys: MetadataReader, windowed: Sequence[bool], n_own: int) -> tuple[int, ...]:
     """Whose keys and values each layer reads, where the first ``n_own`` have their own."""
     sources = list(range(n_own))
     for i in range(n_own, len(windowed)):
@@ -116,7 +116,7 @@ def _sources(keys: Keys, windowed: Sequence[bool], n_own: int) -> tuple[int, ...
     return tuple(sources)
 
 
-def add_attention(t: Tensors, c: LayersConfig, i: int, *, keys_are_values: bool) -> None:
+def add_attention(t: TensorTable, c: LayersConfig, i: int, *, keys_are_values: bool) -> None:
     """The attention of layer ``i``. ``keys_are_values``: there may be no matrix that makes values."""
     dim, n_kv = c.head_dim_of(i), c.kv_heads[i] * c.head_dim_of(i)
     t.add("attn_q", "attn_q.weight", c.n_heads * dim, c.n_embd, layer=i)
@@ -139,7 +139,7 @@ def unused(c: LayersConfig) -> Callable[[str], bool]:
     return names.__contains__
 
 
-def add_per_layer(t: Tensors, c: LayersConfig) -> None:
+def add_per_layer(t: TensorTable, c: LayersConfig) -> None:
     """The embeddings of every layer's own."""
     width = c.n_layers * c.n_per_layer
     t.add("per_layer_token_embd", "per_layer_token_embd.weight", c.n_vocab, width)
@@ -151,13 +151,13 @@ def add_per_layer(t: Tensors, c: LayersConfig) -> None:
         t.add("post_norm", "post_norm.weight", c.n_embd, layer=i)
 
 
-def rotations(p: Program, c: LayersConfig, w: Group, n_ctx: int) -> tuple[int, int]:
+def rotations(p: Program, c: LayersConfig, w: Weights, n_ctx: int) -> tuple[int, int]:
     """The constants that layers without a window turn by, and those with one."""
-    return decoder.rotation(p, c.rope, n_ctx, w.rope_freqs), decoder.rotation(p, c.local_rope, n_ctx)
+    return decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs), decoder.rope_table(p, c.local_rope, n_ctx)
 
 
 def attention(
-    p: Program, c: LayersConfig, layer: Group, h: Buffer, kv: Sequence[KVLayout], i: int, tables: tuple[int, int]
+    p: Program, c: LayersConfig, layer: Weights, h: Buffer, kv: Sequence[KVLayout], i: int, tables: tuple[int, int]
 ) -> Buffer:
     """Attention with norms on every head of queries, keys and values, not scaled; with the output's product."""
     windowed, dim, n_kv = c.windowed[i], c.head_dim_of(i), c.kv_heads[i]
@@ -174,7 +174,7 @@ def attention(
     return p.matmul(layer.attn_output, a)
 
 
-def per_layer_inputs(p: Program, c: LayersConfig, w: Group, x: Buffer) -> Buffer:
+def per_layer_inputs(p: Program, c: LayersConfig, w: Weights, x: Buffer) -> Buffer:
     """What all layers get beside x, the scaled embeddings: float32 [n_tokens, n_layers * n_per_layer]."""
     own = p.scale(p.embed(w.per_layer_token_embd), math.sqrt(c.n_per_layer))
     projected = p.scale(p.matmul(w.per_layer_model_proj, x), 1.0 / math.sqrt(c.n_embd))
@@ -182,7 +182,7 @@ def per_layer_inputs(p: Program, c: LayersConfig, w: Group, x: Buffer) -> Buffer
     return p.scale(p.add(projected, own), math.sqrt(0.5))
 
 
-def per_layer_part(p: Program, c: LayersConfig, layer: Group, x: Buffer, inputs: Buffer, i: int) -> Buffer:
+def per_layer_part(p: Program, c: LayersConfig, layer: Weights, x: Buffer, inputs: Buffer, i: int) -> Buffer:
     """What layer ``i`` makes of its part of ``inputs``, gated by x."""
     part = p.slice(inputs, i * c.n_per_layer, c.n_per_layer)
     h = p.matmul(layer.proj, p.gated(p.matmul(layer.inp_gate, x), part, "gelu_tanh"))

@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 from gumba.errors import ModelError, UnsupportedError
 from gumba.gguf import GGUFArray, GGUFFile
-from gumba.loading.metadata import Keys
+from gumba.loading.metadata import MetadataReader
 from gumba.loading.rope import Rope, read_rope
 from gumba.loading.weight_loader import MAX_LAYERS, MAX_WIDTH
 
-#: GGUF's ``pooling_type``, by number. "rank": a head judges the text.
+#: GGUF's ``pooling_type``, by number. "rank": a classification head scores the text.
 POOLINGS = ("none", "mean", "first", "last", "rank")
 
 
@@ -35,7 +35,7 @@ class Config:
     head_dim: int
     norm_eps: float
     rope: Rope
-    #: Which hidden states the model was trained to be judged by, one of ``POOLINGS``; "" where the file says nothing.
+    #: Which hidden states the model was trained to embed with, one of ``POOLINGS``; "" where the file says nothing.
     pooling: str = field(default="", kw_only=True)
     #: Numbers that a head gives in the place of logits, 0 without one; and their names, where the file has any.
     n_labels: int = field(default=0, kw_only=True)
@@ -94,7 +94,7 @@ MAX_EXPERTS, MAX_CHOSEN = 1024, 64
 #: Largest window.
 MAX_WINDOW = 1 << 30
 #: Keys with the only values that have no effect, for architectures without what they ask for.
-WITHOUT: dict[str, tuple[object, ...]] = {
+INERT_KEYS: dict[str, tuple[object, ...]] = {
     "attention.causal": (True,),
     "attention.clamp_kqv": (0.0,),
     "attention.max_alibi_bias": (0.0,),
@@ -122,15 +122,15 @@ def reading(
     gguf: GGUFFile,
     name: str,
     *own: str,
-    without: Mapping[str, tuple[object, ...]] = WITHOUT,
+    without: Mapping[str, tuple[object, ...]] = INERT_KEYS,
     pictures: bool = False,
-) -> Iterator[Keys]:
+) -> Iterator[MetadataReader]:
     """The metadata of architecture ``name``: every key is required, has a default, or must have the one value that is computed.
 
     Keys of ``without`` other than the architecture's ``own`` may not ask for anything; in the end no key may be unread.
     ``pictures``: there may be keys about a picture's tokens, which say nothing about those of a text.
     """
-    keys = Keys(gguf, name)
+    keys = MetadataReader(gguf, name)
     keys.must_be({key: values for key, values in without.items() if key not in own})
     for key in PICTURE_KEYS if pictures else ():
         keys.has(key)
@@ -145,7 +145,7 @@ def read_plain(gguf: GGUFFile, name: str, *, neox: bool, norm: str = "layer_norm
 
 
 def read_common(
-    keys: Keys,
+    keys: MetadataReader,
     *,
     neox: bool,
     norm: str = "layer_norm_rms_epsilon",
@@ -200,7 +200,7 @@ def read_common(
     )
 
 
-def read_labels(keys: Keys) -> tuple[int, tuple[str, ...]]:
+def read_labels(keys: MetadataReader) -> tuple[int, tuple[str, ...]]:
     """How many numbers the head of a classifier gives, and the names of what they are for; 0 and none without a head."""
     n_labels = 0
     for name in ("cls.output.weight", "cls.weight"):
@@ -220,7 +220,7 @@ def read_labels(keys: Keys) -> tuple[int, tuple[str, ...]]:
     return n_labels, labels
 
 
-def read_experts(keys: Keys) -> tuple[int, int]:
+def read_experts(keys: MetadataReader) -> tuple[int, int]:
     """Experts of a layer, and those that a token chooses; 0 and 0 where there are none."""
     n_experts = keys.size("expert_count", MAX_EXPERTS)
     n_used = keys.size("expert_used_count", min(MAX_CHOSEN, n_experts) if n_experts else MAX_CHOSEN)
@@ -229,7 +229,7 @@ def read_experts(keys: Keys) -> tuple[int, int]:
     return (n_experts, n_used) if n_experts else (0, 0)
 
 
-def read_required_experts(keys: Keys, common: Config, *, split: bool = False) -> dict[str, int]:
+def read_required_experts(keys: MetadataReader, common: Config, *, split: bool = False) -> dict[str, int]:
     """The fields of an ``ExpertsConfig``. Where the file has no width of an expert, it is that of a layer.
 
     ``split``: that of a layer, divided among the experts that a token chooses.
@@ -242,14 +242,14 @@ def read_required_experts(keys: Keys, common: Config, *, split: bool = False) ->
     return {"n_experts": n_experts, "n_used": n_used, "n_ff_expert": n_ff}
 
 
-def read_single_window(keys: Keys, common: Config) -> int:
+def read_single_window(keys: MetadataReader, common: Config) -> int:
     """Tokens that a token sees in every layer; 0: all."""
     window = keys.size("attention.sliding_window", MAX_WINDOW)
     return window if window < common.n_ctx_train else 0
 
 
 def read_window(
-    keys: Keys, common: Config, period: int, *, default: int | None = None, first: bool = False
+    keys: MetadataReader, common: Config, period: int, *, default: int | None = None, first: bool = False
 ) -> dict[str, Any]:
     """The fields of a ``WindowedConfig``; ``period`` and ``first`` as of ``windowed_layers``.
 
@@ -269,7 +269,7 @@ def read_windowed(gguf: GGUFFile, name: str, period: int, *, neox: bool) -> Wind
         return common.extended(WindowedConfig, **read_window(keys, common, period, default=0))
 
 
-def windowed_layers(keys: Keys, n_layers: int, period: int, *, first: bool = False) -> tuple[bool, ...]:
+def windowed_layers(keys: MetadataReader, n_layers: int, period: int, *, first: bool = False) -> tuple[bool, ...]:
     """Which layers see a window only: all but the last (``first``: but the first) of each ``period``.
 
     Unless the file says otherwise: for every layer, or by another period.

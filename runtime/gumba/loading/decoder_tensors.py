@@ -4,32 +4,32 @@ from __future__ import annotations
 
 from gumba.gguf import GGUFFile
 from gumba.loading.config import Config
-from gumba.loading.tensor_table import Tensors
+from gumba.loading.tensor_table import TensorTable
 
 #: Norms of a layer: before its two halves, behind them, or both.
-BEFORE = ("attn_norm", "ffn_norm")
-BEHIND = ("post_attention_norm", "post_ffw_norm")
-AROUND = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
+PRE_NORMS = ("attn_norm", "ffn_norm")
+POST_NORMS = ("post_attention_norm", "post_ffw_norm")
+PRE_POST_NORMS = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
 
 
 def table(
     gguf: GGUFFile,
     c: Config,
     *,
-    norms: tuple[str, ...] = BEFORE,
+    norms: tuple[str, ...] = PRE_NORMS,
     norm_bias: bool = False,
     head_norms: bool = False,
     feed_forward: str = "gated",
-    judges: bool = False,
-) -> Tensors:
+    classifier_head: bool = False,
+) -> TensorTable:
     """The tensors of a decoder that has the usual ones.
 
     ``norms``: of each layer, with biases like the last one if ``norm_bias``; ``head_norms``: see ``add_shared_head_norms``;
-    ``feed_forward``: "gated", "fused" (gate and up in one tensor), "plain" (without a gate), or "none"; ``judges``: see
-    ``add_outer``.
+    ``feed_forward``: "gated", "fused" (gate and up in one tensor), "plain" (without a gate), or "none"; ``classifier_head``: see
+    ``add_embeddings``.
     """
-    t = Tensors(gguf, c.n_layers)
-    add_outer(t, c, norm_bias=norm_bias, judges=judges)
+    t = TensorTable(gguf, c.n_layers)
+    add_embeddings(t, c, norm_bias=norm_bias, classifier_head=classifier_head)
     for i in range(c.n_layers):
         add_norms(t, c, i, *norms, bias=norm_bias)
         add_attention(t, c, i)
@@ -40,18 +40,18 @@ def table(
     return t
 
 
-def add_outer(
-    t: Tensors,
+def add_embeddings(
+    t: TensorTable,
     c: Config,
     *,
     norm: str = "output_norm",
     norm_bias: bool = False,
     output_bias: bool = False,
-    judges: bool = False,
+    classifier_head: bool = False,
 ) -> None:
     """Embedding, last norm (``norm``: its name), output matrix (absent: the embedding), frequency factors.
 
-    ``judges``: a file may have a head that gives labels' numbers instead of logits. Files of other architectures may not.
+    ``classifier_head``: whether a file may have a classification head instead of an output matrix.
     """
     t.add("token_embd", "token_embd.weight", c.n_vocab, c.n_embd)
     t.add("output_norm", f"{norm}.weight", c.n_embd)
@@ -61,12 +61,12 @@ def add_outer(
         t.add("output_norm_bias", "output_norm.bias", c.n_embd)
     if output_bias:
         t.add("output_bias", "output.bias", c.n_vocab, required=False)
-    if judges and c.n_labels:
+    if classifier_head and c.n_labels:
         t.add("cls_output", "cls.output.weight", c.n_labels, c.n_embd)
         t.add("cls_output_bias", "cls.output.bias", c.n_labels, required=False)
 
 
-def add_norms(t: Tensors, c: Config, i: int, *names: str, bias: bool = False) -> None:
+def add_norms(t: TensorTable, c: Config, i: int, *names: str, bias: bool = False) -> None:
     """Norms over the whole width, of layer ``i``."""
     for name in names:
         t.add(name, f"{name}.weight", c.n_embd, layer=i)
@@ -74,7 +74,7 @@ def add_norms(t: Tensors, c: Config, i: int, *names: str, bias: bool = False) ->
             t.add(f"{name}_bias", f"{name}.bias", c.n_embd, layer=i)
 
 
-def add_attention(t: Tensors, c: Config, i: int) -> None:
+def add_attention(t: TensorTable, c: Config, i: int) -> None:
     """Queries, keys, values and output of layer ``i``: one tensor each, or the first three in one; with biases or without."""
     parts = {"attn_q": c.n_q, "attn_k": c.n_kv, "attn_v": c.n_kv}
     if t.has(f"blk.{i}.attn_qkv.weight"):
@@ -85,32 +85,32 @@ def add_attention(t: Tensors, c: Config, i: int) -> None:
     _add_products(t, {"attn_output": c.n_embd}, c.n_q, i)
 
 
-def _add_products(t: Tensors, rows: dict[str, int], columns: int, i: int) -> None:
+def _add_products(t: TensorTable, rows: dict[str, int], columns: int, i: int) -> None:
     """Matrices of layer ``i``, each with a bias or without."""
     for name, n_rows in rows.items():
         t.add(name, f"{name}.weight", n_rows, columns, layer=i)
     _add_biases(t, rows, i)
 
 
-def _add_biases(t: Tensors, rows: dict[str, int], i: int) -> None:
+def _add_biases(t: TensorTable, rows: dict[str, int], i: int) -> None:
     for name, n_rows in rows.items():
         t.add(f"{name}_bias", f"{name}.bias", n_rows, layer=i, required=False)
 
 
-def add_shared_head_norms(t: Tensors, c: Config, i: int) -> None:
+def add_shared_head_norms(t: TensorTable, c: Config, i: int) -> None:
     """RMS norms of queries and keys in layer ``i``, with the same weights for all heads."""
     t.add("attn_q_norm", "attn_q_norm.weight", c.head_dim, layer=i)
     t.add("attn_k_norm", "attn_k_norm.weight", c.head_dim, layer=i)
 
 
-def add_head_norms(t: Tensors, c: Config, i: int) -> None:
+def add_head_norms(t: TensorTable, c: Config, i: int) -> None:
     """LayerNorms of queries and keys in layer ``i``, with weights of its own for each head; absent in some files."""
     t.add("attn_q_norm", "attn_q_norm.weight", c.n_heads, c.head_dim, layer=i, required=False)
     t.add("attn_k_norm", "attn_k_norm.weight", c.n_kv_heads, c.head_dim, layer=i, required=False)
 
 
 def add_feed_forward(
-    t: Tensors, c: Config, i: int, *, gate: bool = True, fused: bool = False, n_ff: int | None = None
+    t: TensorTable, c: Config, i: int, *, gate: bool = True, fused: bool = False, n_ff: int | None = None
 ) -> None:
     """The feed-forward part of layer ``i``; ``fused``: gate and up in one tensor, in this order; ``n_ff``: its own width."""
     n_ff = n_ff or c.n_ff
@@ -124,7 +124,7 @@ def add_feed_forward(
 
 
 def add_experts(
-    t: Tensors, c: Config, i: int, n_experts: int, n_ff: int, *, n_shared: int = 0, bias: bool = False
+    t: TensorTable, c: Config, i: int, n_experts: int, n_ff: int, *, n_shared: int = 0, bias: bool = False
 ) -> None:
     """The experts of layer ``i``, each of width ``n_ff``.
 

@@ -15,7 +15,7 @@ SILENT = {"context_length", "vocab_size", "rope.scaling.finetuned"}
 OTHER_HALVES = ("mm.", "vision.", "audio.")
 
 
-class Keys:
+class MetadataReader:
     """Reads the metadata of architecture ``name``; remembers what was read, so that ``finish`` can refuse the rest."""
 
     def __init__(self, gguf: GGUFFile, name: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gumba.errors import ModelError
-from gumba.loading.metadata import Keys
+from gumba.loading.metadata import MetadataReader
 
 #: Distance from which on all keys have the same bias.
 MAX_DISTANCE = 128
@@ -13,7 +13,7 @@ MAX_DISTANCE = 128
 MIN_BUCKETS, MAX_BUCKETS = 4, 255
 
 
-def read_buckets(keys: Keys) -> int:
+def read_buckets(keys: MetadataReader) -> int:
     """The number of buckets. Raises ModelError if it is out of range."""
     n_buckets = keys.count("attention.relative_buckets_count", MAX_BUCKETS)
     if n_buckets < MIN_BUCKETS:

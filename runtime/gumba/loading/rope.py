@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gumba.errors import ModelError
-from gumba.loading.metadata import Keys
+from gumba.loading.metadata import MetadataReader
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Rope:
     whole_pairs: bool = True
 
 
-def read_rope(keys: Keys, head_dim: int, n_ctx_train: int, *, neox: bool, freq_base: float = 10000.0) -> Rope:
+def read_rope(keys: MetadataReader, head_dim: int, n_ctx_train: int, *, neox: bool, freq_base: float = 10000.0) -> Rope:
     """The rotary constants of a file; ``freq_base``: where it has none."""
     dim = keys.count("rope.dimension_count", head_dim, head_dim)
     if dim % 2:

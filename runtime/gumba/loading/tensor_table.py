@@ -12,7 +12,7 @@ from gumba.loading.weight_loader import Loader, TensorRule, check_tensors
 
 
 @dataclass(frozen=True)
-class Part:
+class TensorSlice:
     """Rows ``first`` up to ``last`` of a tensor, of experts' matrices (``of_each``) those of each expert's; ``one_row``: a
     matrix of one row, which files may have as a vector."""
 
@@ -23,17 +23,17 @@ class Part:
     of_each: bool = False
 
 
-class Group:
+class Weights:
     """Tensors by field: matrices, vectors (float32), or None for those that the file does not have."""
 
     def __init__(self) -> None:
-        self.layers: list[Group] = []
+        self.layers: list[Weights] = []
 
     def __getattr__(self, name: str) -> Any:  # what is there is found without this
         raise AttributeError(name)
 
 
-class Tensors:
+class TensorTable:
     """The table of one model: field -> GGUF's name and shape, for the model and for each of its layers.
 
     ``prefix``: what layers' names begin with, of a model that has two stacks of them.
@@ -41,7 +41,7 @@ class Tensors:
 
     def __init__(self, gguf: GGUFFile, n_layers: int, prefix: str = "") -> None:
         self._gguf, self.prefix = gguf, prefix
-        self._fields: list[dict[str, Part]] = [{} for _ in range(n_layers + 1)]
+        self._fields: list[dict[str, TensorSlice]] = [{} for _ in range(n_layers + 1)]
         self._rules: dict[str, TensorRule] = {}
         self._biases: dict[str, str] = {}  # of experts: the matrices' name -> the bias's
 
@@ -58,7 +58,7 @@ class Tensors:
         found = self._gguf.tensors.get(whole)
         rule = TensorRule(whole, (columns,) if found is not None and len(found.shape) == 1 else (1, columns))
         self._rules[whole] = rule
-        self._fields[layer + 1][field] = Part(rule, 0, 1, one_row=True)
+        self._fields[layer + 1][field] = TensorSlice(rule, 0, 1, one_row=True)
 
     def add_bias(self, field: str, name: str, n_experts: int, rows: int, *, layer: int) -> None:
         """Of the experts' matrices ``field``, which are there already: a bias for each."""
@@ -75,7 +75,7 @@ class Tensors:
         self._rules[whole] = rule
         first = 0
         for field, rows in fields.items():
-            self._fields[0 if layer is None else layer + 1][field] = Part(rule, first, first + rows)
+            self._fields[0 if layer is None else layer + 1][field] = TensorSlice(rule, first, first + rows)
             first += rows
 
     def split_experts(self, name: str, n_experts: int, fields: dict[str, int], columns: int, *, layer: int) -> None:
@@ -85,7 +85,7 @@ class Tensors:
         self._rules[whole] = rule
         first = 0
         for field, rows in fields.items():
-            self._fields[layer + 1][field] = Part(rule, first, first + rows, of_each=True)
+            self._fields[layer + 1][field] = TensorSlice(rule, first, first + rows, of_each=True)
             first += rows
 
     def has(self, name: str) -> bool:
@@ -94,7 +94,7 @@ class Tensors:
 
     def load(
         self, loader: Loader, ignored: Callable[[str], bool] = lambda name: False, *, numbers: Collection[str] = ()
-    ) -> Group:
+    ) -> Weights:
         """Check the file against the table, and read everything. Raises ModelError, GGUFError.
 
         ``numbers``: fields that are wanted as float32 though they have rows and columns.
@@ -102,7 +102,7 @@ class Tensors:
         check_tensors(self._gguf, self._rules, ignored)
         groups = []
         for fields in self._fields:
-            group = Group()
+            group = Weights()
             for field, part in fields.items():
                 if len(part.rule.shape) == 3:
                     rows = (part.first, part.last) if part.of_each else (0, None)

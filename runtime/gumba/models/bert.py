@@ -13,7 +13,7 @@ from gumba.errors import UnsupportedError
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder, encoder
 from gumba.layers.encoder import ENCODERS_WITHOUT, EncoderConfig
-from gumba.loading.tensor_table import Group
+from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 
 NAME = "bert"
@@ -44,18 +44,18 @@ def read_config(gguf: GGUFFile) -> BertConfig:
         return encoder.read_encoder(keys, common, BertConfig, head_activation=activation)
 
 
-def load_weights(loader: Loader, c: BertConfig) -> Group:
+def load_weights(loader: Loader, c: BertConfig) -> Weights:
     """Declare and load the weights."""
     t = encoder.table(loader.gguf, c, gate=False)
     t.add("position_embd", "position_embd.weight", c.n_ctx_train, c.n_embd)
     return t.load(loader, numbers=("position_embd", "token_types"))
 
 
-def forward(p: Program, c: BertConfig, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: BertConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the head's, float32 [n_outputs, n_labels]."""
     x = p.add_positions(encoder.embedded(p, c, w), w.position_embd)
     x = p.layer_norm(x, w.token_embd_norm, w.token_embd_norm_bias, c.norm_eps)
     for i, layer in enumerate(w.layers):
         x = decoder.attention(p, c, layer, x, kv, i, None, residual=x, causal=False)
-        x = encoder.normed_halves(p, c, layer, x, "gelu", gate=False)
+        x = encoder.post_norm_block(p, c, layer, x, "gelu", gate=False)
     return encoder.outputs(p, c, w, p.select_outputs(x), c.head_activation)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.loading.tensor_table import Group
+from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 from gumba.models.llama import LlamaConfig, forward
 
@@ -23,6 +23,6 @@ def read_config(gguf: GGUFFile) -> LlamaConfig:
     return decoder.read_plain(gguf, NAME, neox=False).extended(LlamaConfig)
 
 
-def load_weights(loader: Loader, c: LlamaConfig) -> Group:
+def load_weights(loader: Loader, c: LlamaConfig) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     return decoder.table(loader.gguf, c, feed_forward="fused").load(loader)

@@ -12,7 +12,7 @@ from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.layers.decoder import WindowedConfig
-from gumba.loading.tensor_table import Group
+from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 
 NAME = "cohere2"
@@ -35,14 +35,14 @@ def read_config(gguf: GGUFFile) -> Cohere2Config:
         return common.extended(Cohere2Config, **decoder.read_window(keys, common, PERIOD), logit_scale=scale)
 
 
-def load_weights(loader: Loader, c: Cohere2Config) -> Group:
+def load_weights(loader: Loader, c: Cohere2Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     return decoder.table(loader.gguf, c, norms=("attn_norm",)).load(loader)
 
 
-def forward(p: Program, c: Cohere2Config, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Cohere2Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    table = decoder.rotation(p, c.rope, n_ctx)
+    table = decoder.rope_table(p, c.rope, n_ctx)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         h = p.layer_norm(x, layer.attn_norm, None, c.norm_eps)

@@ -13,7 +13,7 @@ from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.layers.decoder import Config
-from gumba.loading.tensor_table import Group
+from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 
 NAME = "command-r"
@@ -33,7 +33,7 @@ def read_config(gguf: GGUFFile) -> CommandRConfig:
         return common.extended(CommandRConfig, logit_scale=keys.number("logit_scale", 0.0, zero=True) or 1.0)
 
 
-def load_weights(loader: Loader, c: Config) -> Group:
+def load_weights(loader: Loader, c: Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = decoder.table(loader.gguf, c, norms=("attn_norm",))
     for i in range(c.n_layers):
@@ -41,14 +41,14 @@ def load_weights(loader: Loader, c: Config) -> Group:
     return t.load(loader, numbers=("attn_q_norm", "attn_k_norm"))
 
 
-def forward(p: Program, c: CommandRConfig, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: CommandRConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    table = decoder.rotation(p, c.rope, n_ctx)
+    table = decoder.rope_table(p, c.rope, n_ctx)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         h = p.layer_norm(x, layer.attn_norm, None, c.norm_eps)
         q, k, v = decoder.queries_keys_values(p, layer, h)
-        q, k = decoder.turned(p, c, *decoder.layer_normed_heads(p, c, layer, q, k), table)
+        q, k = decoder.apply_rope(p, c, *decoder.layer_normed_heads(p, c, layer, q, k), table)
         a = p.attention(q, k, v, kv, layer=i, scale=1.0 / math.sqrt(c.head_dim))
         x = p.matmul(layer.attn_output, a, residual=x, bias=layer.attn_output_bias)
         x = decoder.swiglu(p, layer, h, residual=x)

@@ -18,8 +18,8 @@ from gumba.errors import ModelError
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.layers.decoder import Config
-from gumba.loading.metadata import Keys
-from gumba.loading.tensor_table import Group, Tensors
+from gumba.loading.metadata import MetadataReader
+from gumba.loading.tensor_table import TensorTable, Weights
 from gumba.loading.weight_loader import MAX_LAYERS, MAX_WIDTH, Loader
 from gumba.runner.kv_cache import KVShape
 
@@ -61,7 +61,7 @@ def read_config(gguf: GGUFFile) -> Deepseek2Config:
         return _read(keys)
 
 
-def _read(keys: Keys) -> Deepseek2Config:
+def _read(keys: MetadataReader) -> Deepseek2Config:
     """As ``read_config``; nothing is refused that stays unread."""
     common = decoder.read_common(keys, neox=False, own_values=True)
     n_dense = keys.size("leading_dense_block_count", MAX_LAYERS)
@@ -103,7 +103,7 @@ def _read(keys: Keys) -> Deepseek2Config:
     )
 
 
-def _groups(keys: Keys, n_experts: int, n_used: int) -> tuple[int, int]:
+def _groups(keys: MetadataReader, n_experts: int, n_used: int) -> tuple[int, int]:
     """Groups of experts, and those of which a token's are chosen."""
     n_groups = keys.size("expert_group_count", max(1, n_experts)) or 1
     used = keys.size("expert_group_used_count", n_groups) or n_groups
@@ -115,15 +115,15 @@ def _groups(keys: Keys, n_experts: int, n_used: int) -> tuple[int, int]:
     return n_groups, used
 
 
-def _gating(keys: Keys) -> str:
+def _gating(keys: MetadataReader) -> str:
     number = keys.size("expert_gating_func", 2, 1) or 1
     return GATINGS[number]
 
 
-def load_weights(loader: Loader, c: Deepseek2Config) -> Group:
+def load_weights(loader: Loader, c: Deepseek2Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    t = Tensors(loader.gguf, c.n_layers)
-    decoder.add_outer(t, c)
+    t = TensorTable(loader.gguf, c.n_layers)
+    decoder.add_embeddings(t, c)
     for i in range(c.n_layers):
         decoder.add_norms(t, c, i, "attn_norm", "ffn_norm")
         _add_attention(t, c, i)
@@ -135,7 +135,7 @@ def load_weights(loader: Loader, c: Deepseek2Config) -> Group:
     return t.load(loader)
 
 
-def _add_attention(t: Tensors, c: Deepseek2Config, i: int) -> None:
+def _add_attention(t: TensorTable, c: Deepseek2Config, i: int) -> None:
     n_q = c.n_heads * (c.n_plain + c.rope.dim)
     if c.q_rank:
         t.add("attn_q_a", "attn_q_a.weight", c.q_rank, c.n_embd, layer=i)
@@ -153,9 +153,9 @@ def _add_attention(t: Tensors, c: Deepseek2Config, i: int) -> None:
     t.add("attn_output", "attn_output.weight", c.n_embd, c.n_heads * c.v_dim, layer=i)
 
 
-def forward(p: Program, c: Deepseek2Config, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Deepseek2Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    table = decoder.rotation(p, c.rope, n_ctx, w.rope_freqs)
+    table = decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
@@ -166,7 +166,7 @@ def forward(p: Program, c: Deepseek2Config, w: Group, kv: Sequence[KVLayout], n_
     return decoder.outputs(p, c, w, x)
 
 
-def _queries(p: Program, c: Deepseek2Config, layer: Group, h: Buffer) -> Buffer:
+def _queries(p: Program, c: Deepseek2Config, layer: Weights, h: Buffer) -> Buffer:
     """Of each head the part without positions, then the part that turns."""
     if not c.q_rank:
         return p.matmul(layer.attn_q, h)
@@ -174,7 +174,7 @@ def _queries(p: Program, c: Deepseek2Config, layer: Group, h: Buffer) -> Buffer:
 
 
 def _latent_attention(
-    p: Program, c: Deepseek2Config, layer: Group, h: Buffer, kv: Sequence[KVLayout], i: int, table: int
+    p: Program, c: Deepseek2Config, layer: Weights, h: Buffer, kv: Sequence[KVLayout], i: int, table: int
 ) -> Buffer:
     """Attention of all heads to the latent vectors; what turns comes first in queries and keys."""
     plain, turning, rank = c.n_plain, c.rope.dim, c.kv_rank
@@ -189,7 +189,7 @@ def _latent_attention(
 
 
 def _attention(
-    p: Program, c: Deepseek2Config, layer: Group, h: Buffer, kv: Sequence[KVLayout], i: int, table: int
+    p: Program, c: Deepseek2Config, layer: Weights, h: Buffer, kv: Sequence[KVLayout], i: int, table: int
 ) -> Buffer:
     """Attention with every head's own keys and values; what turns comes first in queries and keys."""
     plain, turning, of_head = c.n_plain, c.rope.dim, c.n_plain + c.v_dim
@@ -204,7 +204,7 @@ def _attention(
     return p.attention(q, k, v, kv, layer=i, scale=c.score_scale)
 
 
-def _experts(p: Program, c: Deepseek2Config, layer: Group, h: Buffer) -> Buffer:
+def _experts(p: Program, c: Deepseek2Config, layer: Weights, h: Buffer) -> Buffer:
     """The chosen experts and, where there are any, those that every token takes."""
     made = moe(
         p, h, p.matmul(layer.ffn_gate_inp, h), layer.ffn_gate_exps, layer.ffn_up_exps, layer.ffn_down_exps, c.n_used, "silu",

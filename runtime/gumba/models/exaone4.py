@@ -12,7 +12,7 @@ from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.layers.decoder import WindowedConfig
-from gumba.loading.tensor_table import Group
+from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 
 NAME = "exaone4"
@@ -25,14 +25,14 @@ def read_config(gguf: GGUFFile) -> WindowedConfig:
     return decoder.read_windowed(gguf, NAME, 4, neox=True)
 
 
-def load_weights(loader: Loader, c: WindowedConfig) -> Group:
+def load_weights(loader: Loader, c: WindowedConfig) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    return decoder.table(loader.gguf, c, norms=decoder.BEHIND, head_norms=True).load(loader)
+    return decoder.table(loader.gguf, c, norms=decoder.POST_NORMS, head_norms=True).load(loader)
 
 
-def forward(p: Program, c: WindowedConfig, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: WindowedConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    table = decoder.rotation(p, c.rope, n_ctx, w.rope_freqs)
+    table = decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         window = c.window_of(i)

@@ -14,8 +14,8 @@ from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.layers.decoder import Config, WindowedConfig
-from gumba.loading.metadata import Keys
-from gumba.loading.tensor_table import Group
+from gumba.loading.metadata import MetadataReader
+from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 
 NAME = "gemma2"
@@ -44,7 +44,7 @@ def read_config(gguf: GGUFFile) -> Gemma2Config:
         )
 
 
-def read_query_scale(keys: Keys, common: Config, largest: int) -> float:
+def read_query_scale(keys: MetadataReader, common: Config, largest: int) -> float:
     """What scores are scaled by.
 
     The model of ``largest`` layers, the largest of its family, scales by the width over the number of heads, which is not the
@@ -54,20 +54,20 @@ def read_query_scale(keys: Keys, common: Config, largest: int) -> float:
     return keys.number("attention.scale", 1.0 / math.sqrt(usual))
 
 
-def load_weights(loader: Loader, c: Gemma2Config) -> Group:
+def load_weights(loader: Loader, c: Gemma2Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    return decoder.table(loader.gguf, c, norms=decoder.AROUND, judges=True).load(loader)
+    return decoder.table(loader.gguf, c, norms=decoder.PRE_POST_NORMS, classifier_head=True).load(loader)
 
 
-def forward(p: Program, c: Gemma2Config, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Gemma2Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    table = decoder.rotation(p, c.rope, n_ctx)
+    table = decoder.rope_table(p, c.rope, n_ctx)
     x = p.scale(p.embed(w.token_embd), math.sqrt(c.n_embd))
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
         h = decoder.attention(
             p, c, layer, h, kv, i, table, scale=c.query_scale, window=c.window_of(i), softcap=c.score_cap
         )
-        x = decoder.normed_halves(p, c, layer, x, h, "gelu_tanh")
+        x = decoder.post_norm_block(p, c, layer, x, h, "gelu_tanh")
     hidden, logits = decoder.outputs(p, c, w, x)
     return hidden, logits if c.n_labels else p.softcap(logits, c.logit_cap)

@@ -13,7 +13,7 @@ from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.layers.decoder import WindowedConfig
-from gumba.loading.tensor_table import Group
+from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 from gumba.models.gemma2 import read_query_scale
 
@@ -43,20 +43,22 @@ def read_config(gguf: GGUFFile) -> Gemma3Config:
         )
 
 
-def load_weights(loader: Loader, c: Gemma3Config) -> Group:
+def load_weights(loader: Loader, c: Gemma3Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    return decoder.table(loader.gguf, c, norms=decoder.AROUND, head_norms=True, judges=True).load(loader)
+    return decoder.table(loader.gguf, c, norms=decoder.PRE_POST_NORMS, head_norms=True, classifier_head=True).load(
+        loader
+    )
 
 
-def forward(p: Program, c: Gemma3Config, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Gemma3Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    everywhere = decoder.rotation(p, c.rope, n_ctx, w.rope_freqs)
-    local = decoder.rotation(p, replace(c.rope, freq_base=c.local_freq_base, scaling="none"), n_ctx)
+    everywhere = decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs)
+    local = decoder.rope_table(p, replace(c.rope, freq_base=c.local_freq_base, scaling="none"), n_ctx)
     x = p.scale(p.embed(w.token_embd), math.sqrt(c.n_embd))
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
         table = local if c.windowed[i] else everywhere
         h = decoder.head_normed_attention(p, c, layer, h, kv, i, table, scale=c.query_scale, window=c.window_of(i))
-        x = decoder.normed_halves(p, c, layer, x, h, "gelu_tanh")
+        x = decoder.post_norm_block(p, c, layer, x, h, "gelu_tanh")
     hidden, logits = decoder.outputs(p, c, w, x)
     return hidden, p.softcap(logits, c.logit_cap) if c.logit_cap and not c.n_labels else logits

@@ -18,7 +18,7 @@ from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder, gemma
 from gumba.layers.gemma import LayersConfig
-from gumba.loading.tensor_table import Group, Tensors
+from gumba.loading.tensor_table import TensorTable, Weights
 from gumba.loading.weight_loader import Loader
 
 NAME = "gemma3n"
@@ -58,16 +58,18 @@ def read_config(gguf: GGUFFile) -> Gemma3nConfig:
         )
 
 
-def load_weights(loader: Loader, c: Gemma3nConfig) -> Group:
+def load_weights(loader: Loader, c: Gemma3nConfig) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    t = Tensors(loader.gguf, c.n_layers)
-    decoder.add_outer(t, c)
+    t = TensorTable(loader.gguf, c.n_layers)
+    decoder.add_embeddings(t, c)
     gemma.add_per_layer(t, c)
     n = c.n_streams
     for name in ("altup_proj", "altup_unembd_proj"):
         t.add(name, f"{name}.weight", n - 1, c.n_embd, c.n_embd)
     for i in range(c.n_layers):
-        decoder.add_norms(t, c, i, *decoder.AROUND, "altup_router_norm", "altup_correct_scale", "laurel_post_norm")
+        decoder.add_norms(
+            t, c, i, *decoder.PRE_POST_NORMS, "altup_router_norm", "altup_correct_scale", "laurel_post_norm"
+        )
         gemma.add_attention(t, c, i, keys_are_values=False)
         decoder.add_feed_forward(t, c, i, n_ff=c.n_ffs[i])
         t.add("altup_router", "altup_router.weight", n, c.n_embd, layer=i)
@@ -78,7 +80,7 @@ def load_weights(loader: Loader, c: Gemma3nConfig) -> Group:
     return t.load(loader, gemma.unused(c))
 
 
-def forward(p: Program, c: Gemma3nConfig, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Gemma3nConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
     tables = gemma.rotations(p, c, w, n_ctx)
     x = p.scale(p.embed(w.token_embd), math.sqrt(c.n_embd))
@@ -103,24 +105,24 @@ def forward(p: Program, c: Gemma3nConfig, w: Group, kv: Sequence[KVLayout], n_ct
     return _outputs(p, c, w, altup.select_outputs(p, all_streams))
 
 
-def _coefficients(p: Program, c: Gemma3nConfig, layer: Group, x: Buffer, name: str) -> Buffer:
+def _coefficients(p: Program, c: Gemma3nConfig, layer: Weights, x: Buffer, name: str) -> Buffer:
     """What a stream says of how the streams go together, from a few numbers that its router makes."""
     routed = p.matmul(layer.altup_router, p.rms_norm(x, layer.altup_router_norm / c.n_embd, c.norm_eps))
     return p.matmul(getattr(layer, name), p.activation(routed, "tanh"))
 
 
-def _correct(p: Program, c: Gemma3nConfig, layer: Group, predicted: Streams, active: Buffer, x: Buffer) -> Streams:
+def _correct(p: Program, c: Gemma3nConfig, layer: Weights, predicted: Streams, active: Buffer, x: Buffer) -> Streams:
     """Every predicted stream plus a part of what x, which the layer made of the active one, differs by from that."""
     coefficients = p.add_row(_coefficients(p, c, layer, x, "altup_correct_coef"), np.ones(c.n_streams, np.float32))
     return altup.add(p, predicted, p.add(x, p.scale(active, -1.0)), coefficients)
 
 
-def _laurel(p: Program, c: Gemma3nConfig, layer: Group, h: Buffer) -> Buffer:
+def _laurel(p: Program, c: Gemma3nConfig, layer: Weights, h: Buffer) -> Buffer:
     made = p.matmul(layer.laurel_r, p.matmul(layer.laurel_l, h))
     return p.add(h, p.rms_norm(made, layer.laurel_post_norm, c.norm_eps))
 
 
-def _feed_forward(p: Program, layer: Group, h: Buffer, cutoff: float | None) -> Buffer:
+def _feed_forward(p: Program, layer: Weights, h: Buffer, cutoff: float | None) -> Buffer:
     """A feed-forward part with a gate, of which only the greatest few numbers open it where there is a ``cutoff``."""
     if cutoff is None:
         return decoder.gated(p, layer, h, "gelu_tanh")
@@ -128,7 +130,7 @@ def _feed_forward(p: Program, layer: Group, h: Buffer, cutoff: float | None) -> 
     return p.matmul(layer.ffn_down, p.gated(gate, p.matmul(layer.ffn_up, h), "gelu_tanh"))
 
 
-def _outputs(p: Program, c: Gemma3nConfig, w: Group, x: Streams) -> tuple[Buffer, Buffer]:
+def _outputs(p: Program, c: Gemma3nConfig, w: Weights, x: Streams) -> tuple[Buffer, Buffer]:
     """The mean of all streams, brought back to the first one's size, and its logits."""
     first = altup.part(p, x, 0)
     total = first

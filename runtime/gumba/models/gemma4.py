@@ -20,7 +20,7 @@ from gumba.gguf import GGUFArray, GGUFFile
 from gumba.layers import decoder, gemma
 from gumba.layers.decoder import ExpertsConfig
 from gumba.layers.gemma import LayersConfig
-from gumba.loading.tensor_table import Group, Tensors
+from gumba.loading.tensor_table import TensorTable, Weights
 from gumba.loading.weight_loader import MAX_LAYERS, MAX_WIDTH, Loader
 
 NAME = "gemma4"
@@ -57,14 +57,14 @@ def _suppressed(gguf: GGUFFile, n_vocab: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def load_weights(loader: Loader, c: Gemma4Config) -> Group:
+def load_weights(loader: Loader, c: Gemma4Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    t = Tensors(loader.gguf, c.n_layers)
-    decoder.add_outer(t, c)
+    t = TensorTable(loader.gguf, c.n_layers)
+    decoder.add_embeddings(t, c)
     if c.n_per_layer:
         gemma.add_per_layer(t, c)
     for i in range(c.n_layers):
-        decoder.add_norms(t, c, i, *decoder.AROUND)
+        decoder.add_norms(t, c, i, *decoder.PRE_POST_NORMS)
         gemma.add_attention(t, c, i, keys_are_values=not c.windowed[i])
         decoder.add_feed_forward(t, c, i, n_ff=c.n_ffs[i])
         t.add("layer_output_scale", "layer_output_scale.weight", 1, layer=i, required=False)
@@ -73,7 +73,7 @@ def load_weights(loader: Loader, c: Gemma4Config) -> Group:
     return t.load(loader, gemma.unused(c))
 
 
-def _add_experts(t: Tensors, c: Gemma4Config, i: int) -> None:
+def _add_experts(t: TensorTable, c: Gemma4Config, i: int) -> None:
     """Router and experts; gate and up of an expert lie in one matrix, or in two."""
     decoder.add_norms(t, c, i, "post_ffw_norm_1", "pre_ffw_norm_2", "post_ffw_norm_2")
     t.add("ffn_gate_inp", "ffn_gate_inp.weight", c.n_experts, c.n_embd, layer=i)
@@ -88,7 +88,7 @@ def _add_experts(t: Tensors, c: Gemma4Config, i: int) -> None:
     t.add("expert_factors", "ffn_down_exps.scale", c.n_experts, layer=i, required=False)
 
 
-def forward(p: Program, c: Gemma4Config, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Gemma4Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
     tables = gemma.rotations(p, c, w, n_ctx)
     x = p.scale(p.embed(w.token_embd), math.sqrt(c.n_embd))
@@ -97,7 +97,7 @@ def forward(p: Program, c: Gemma4Config, w: Group, kv: Sequence[KVLayout], n_ctx
         if i == c.n_own:
             x, inputs = p.select_outputs(x), None if inputs is None else p.select_outputs(inputs)
         h = gemma.attention(p, c, layer, p.rms_norm(x, layer.attn_norm, c.norm_eps), kv, i, tables)
-        halves = _halves_with_experts if c.n_experts else decoder.normed_halves
+        halves = _halves_with_experts if c.n_experts else decoder.post_norm_block
         x = halves(p, c, layer, x, h, "gelu_tanh")
         if inputs is not None:
             x = p.add(x, gemma.per_layer_part(p, c, layer, x, inputs, i))
@@ -111,8 +111,8 @@ def forward(p: Program, c: Gemma4Config, w: Group, kv: Sequence[KVLayout], n_ctx
     return hidden, logits
 
 
-def _halves_with_experts(p: Program, c: Gemma4Config, layer: Group, x: Buffer, attended: Buffer, kind: str) -> Buffer:
-    """As ``decoder.normed_halves``, with experts beside the feed-forward part: chosen by a norm of x, working on another."""
+def _halves_with_experts(p: Program, c: Gemma4Config, layer: Weights, x: Buffer, attended: Buffer, kind: str) -> Buffer:
+    """As ``decoder.post_norm_block``, with experts beside the feed-forward part: chosen by a norm of x, working on another."""
     x = p.add(x, p.rms_norm(attended, layer.post_attention_norm, c.norm_eps))
     h = decoder.gated(p, layer, p.rms_norm(x, layer.ffn_norm, c.norm_eps), kind)
     scores = p.matmul(layer.ffn_gate_inp, p.rms_norm(x, layer.router_scale / math.sqrt(c.n_embd), c.norm_eps))

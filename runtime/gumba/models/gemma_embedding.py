@@ -14,7 +14,7 @@ from gumba.gguf import GGUFFile
 from gumba.layers import decoder, encoder
 from gumba.layers.decoder import WindowedConfig
 from gumba.layers.encoder import ENCODERS_WITHOUT, EncoderConfig
-from gumba.loading.tensor_table import Group
+from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import MAX_WIDTH, Loader
 
 NAME = "gemma-embedding"
@@ -50,25 +50,27 @@ def read_config(gguf: GGUFFile) -> GemmaEmbeddingConfig:
         )
 
 
-def load_weights(loader: Loader, c: GemmaEmbeddingConfig) -> Group:
+def load_weights(loader: Loader, c: GemmaEmbeddingConfig) -> Weights:
     """Declare and load the weights."""
-    t = decoder.table(loader.gguf, c, norms=decoder.AROUND, head_norms=True)
+    t = decoder.table(loader.gguf, c, norms=decoder.PRE_POST_NORMS, head_norms=True)
     if c.n_dense:
         t.add("dense_2", "dense_2.weight", c.n_dense, c.n_embd)
         t.add("dense_3", "dense_3.weight", c.n_embd, c.n_dense)
     return t.load(loader)
 
 
-def forward(p: Program, c: GemmaEmbeddingConfig, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(
+    p: Program, c: GemmaEmbeddingConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int
+) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], twice: there are no logits."""
-    everywhere = decoder.rotation(p, c.rope, n_ctx, w.rope_freqs)
-    local = decoder.rotation(p, replace(c.rope, freq_base=c.local_freq_base, scaling="none"), n_ctx)
+    everywhere = decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs)
+    local = decoder.rope_table(p, replace(c.rope, freq_base=c.local_freq_base, scaling="none"), n_ctx)
     x = p.scale(p.embed(w.token_embd), math.sqrt(c.n_embd))
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
         table, seen = (local, c.window // 2 + 1) if c.windowed[i] else (everywhere, 0)
         h = decoder.head_normed_attention(p, c, layer, h, kv, i, table, scale=c.query_scale, window=seen, causal=False)
-        x = decoder.normed_halves(p, c, layer, x, h, "gelu_tanh")
+        x = decoder.post_norm_block(p, c, layer, x, h, "gelu_tanh")
     hidden = p.rms_norm(p.select_outputs(x), w.output_norm, c.norm_eps)
     if c.n_dense:
         hidden = p.matmul(w.dense_3, p.matmul(w.dense_2, hidden))

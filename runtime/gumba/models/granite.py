@@ -13,7 +13,7 @@ from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.layers.decoder import Config
-from gumba.loading.tensor_table import Group
+from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import MAX_WIDTH, Loader
 
 NAME = "granite"
@@ -55,7 +55,7 @@ def read_named(gguf: GGUFFile, name: str) -> GraniteConfig:
         )
 
 
-def load_weights(loader: Loader, c: GraniteConfig) -> Group:
+def load_weights(loader: Loader, c: GraniteConfig) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = decoder.table(loader.gguf, c, feed_forward="none" if c.n_experts else "gated")
     for i in range(c.n_layers if c.n_experts else 0):
@@ -63,9 +63,9 @@ def load_weights(loader: Loader, c: GraniteConfig) -> Group:
     return t.load(loader)
 
 
-def forward(p: Program, c: GraniteConfig, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: GraniteConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    table = decoder.rotation(p, c.rope, n_ctx, w.rope_freqs)
+    table = decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs)
     x = p.scale(p.embed(w.token_embd), c.embedding_scale)
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)

@@ -12,7 +12,7 @@ from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder, encoder
 from gumba.layers.encoder import ENCODERS_WITHOUT, EncoderConfig
-from gumba.loading.tensor_table import Group, Tensors
+from gumba.loading.tensor_table import TensorTable, Weights
 from gumba.loading.weight_loader import Loader
 
 NAME = "jina-bert-v2"
@@ -29,9 +29,9 @@ def read_config(gguf: GGUFFile) -> EncoderConfig:
         return encoder.read_encoder(keys, common, EncoderConfig)
 
 
-def load_weights(loader: Loader, c: EncoderConfig) -> Group:
+def load_weights(loader: Loader, c: EncoderConfig) -> Weights:
     """Declare and load the weights."""
-    t = Tensors(loader.gguf, c.n_layers)
+    t = TensorTable(loader.gguf, c.n_layers)
     encoder.add_embedding(t, c)
     for i in range(c.n_layers):
         decoder.add_attention(t, c, i)
@@ -43,7 +43,7 @@ def load_weights(loader: Loader, c: EncoderConfig) -> Group:
     return t.load(loader, numbers=("token_types",))
 
 
-def _add_feed_forward(t: Tensors, c: EncoderConfig, i: int, gguf: GGUFFile) -> None:
+def _add_feed_forward(t: TensorTable, c: EncoderConfig, i: int, gguf: GGUFFile) -> None:
     """Gate and up as two tensors or in one, or no gate. In one, the gate comes first but in models with a second sum."""
     up = gguf.tensors.get(f"blk.{i}.ffn_up.weight")
     if up is not None and up.shape[0] == 2 * c.n_ff:
@@ -58,7 +58,7 @@ def _add_feed_forward(t: Tensors, c: EncoderConfig, i: int, gguf: GGUFFile) -> N
     t.add("ffn_gate_bias", "ffn_gate.bias", c.n_ff, layer=i, required=False)
 
 
-def forward(p: Program, c: EncoderConfig, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: EncoderConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], twice: there are no logits."""
     slopes = decoder.alibi_slopes(c.n_heads, ALIBI_BIAS)
     x = p.layer_norm(encoder.embedded(p, c, w), w.token_embd_norm, w.token_embd_norm_bias, c.norm_eps)

@@ -12,7 +12,7 @@ from gumba.errors import ModelError
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.layers.decoder import Config
-from gumba.loading.tensor_table import Group, Tensors
+from gumba.loading.tensor_table import TensorTable, Weights
 from gumba.loading.weight_loader import MAX_LAYERS, MAX_WIDTH, Loader
 from gumba.runner.kv_cache import NOTHING, KVShape
 
@@ -52,10 +52,10 @@ def read_config(gguf: GGUFFile) -> Lfm2Config:
         return common.extended(Lfm2Config, attends=tuple(n > 0 for n in of_layers), n_taps=n_taps)
 
 
-def load_weights(loader: Loader, c: Lfm2Config) -> Group:
+def load_weights(loader: Loader, c: Lfm2Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    t = Tensors(loader.gguf, c.n_layers)
-    decoder.add_outer(t, c, norm="token_embd_norm")
+    t = TensorTable(loader.gguf, c.n_layers)
+    decoder.add_embeddings(t, c, norm="token_embd_norm")
     for i, attends in enumerate(c.attends):
         decoder.add_norms(t, c, i, "attn_norm", "ffn_norm")
         if attends:
@@ -74,9 +74,9 @@ def load_weights(loader: Loader, c: Lfm2Config) -> Group:
     return t.load(loader, numbers=("conv",))
 
 
-def forward(p: Program, c: Lfm2Config, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Lfm2Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    table = decoder.rotation(p, c.rope, n_ctx, w.rope_freqs)
+    table = decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
@@ -89,7 +89,7 @@ def forward(p: Program, c: Lfm2Config, w: Group, kv: Sequence[KVLayout], n_ctx: 
     return decoder.outputs(p, c, w, x)
 
 
-def _convolution(p: Program, layer: Group, h: Buffer, i: int, residual: Buffer) -> Buffer:
+def _convolution(p: Program, layer: Weights, h: Buffer, i: int, residual: Buffer) -> Buffer:
     """A gate on what goes into the convolution, another on what comes out."""
     taken = p.multiply(p.matmul(layer.conv_in, h), p.matmul(layer.conv_x, h))
     mixed = p.causal_conv(taken, layer.conv, i)

@@ -14,7 +14,7 @@ from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.layers.decoder import Config
-from gumba.loading.tensor_table import Group, Tensors
+from gumba.loading.tensor_table import TensorTable, Weights
 from gumba.loading.weight_loader import Loader
 
 NAME = "llama"
@@ -38,10 +38,10 @@ def read_config(gguf: GGUFFile) -> LlamaConfig:
         return common.extended(LlamaConfig, window=window, n_experts=n_experts, n_used=n_used)
 
 
-def load_weights(loader: Loader, c: LlamaConfig) -> Group:
+def load_weights(loader: Loader, c: LlamaConfig) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    t = Tensors(loader.gguf, c.n_layers)
-    decoder.add_outer(t, c, judges=True)
+    t = TensorTable(loader.gguf, c.n_layers)
+    decoder.add_embeddings(t, c, classifier_head=True)
     for i in range(c.n_layers):
         decoder.add_norms(t, c, i, "attn_norm", "ffn_norm")
         decoder.add_attention(t, c, i)
@@ -53,9 +53,9 @@ def load_weights(loader: Loader, c: LlamaConfig) -> Group:
     return t.load(loader, lambda name: name.endswith((".rotary_emb.inv_freq", ".attn_rot_embd.weight")))
 
 
-def forward(p: Program, c: LlamaConfig, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: LlamaConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    table = decoder.rotation(p, c.rope, n_ctx, w.rope_freqs)
+    table = decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gumba.backends.cpu.kernels.rope import rope_table
+from gumba.backends.cpu.kernels.rope import cos_sin_table
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.backends.cpu.program.moe import moe
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.layers.decoder import ExpertsConfig, WindowedConfig
-from gumba.loading.tensor_table import Group
+from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import MAX_LAYERS, Loader
 
 NAME = "llama4"
@@ -59,7 +59,7 @@ def read_config(gguf: GGUFFile) -> Llama4Config:
         )
 
 
-def load_weights(loader: Loader, c: Llama4Config) -> Group:
+def load_weights(loader: Loader, c: Llama4Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = decoder.table(loader.gguf, c, feed_forward="none")
     for i in range(c.n_layers):
@@ -70,15 +70,15 @@ def load_weights(loader: Loader, c: Llama4Config) -> Group:
     return t.load(loader)
 
 
-def forward(p: Program, c: Llama4Config, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Llama4Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    table, growing = decoder.rotation(p, c.rope, n_ctx, w.rope_freqs), temperatures(p, c, n_ctx)
+    table, growing = decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs), temperatures(p, c, n_ctx)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
         q, k, v = decoder.queries_keys_values(p, layer, h)
         if c.windowed[i]:
-            q, k = decoder.turned(p, c, q, k, table)
+            q, k = decoder.apply_rope(p, c, q, k, table)
             if c.n_experts != PLAIN_EXPERTS:
                 q = p.head_norm(q, None, c.norm_eps, c.n_heads, c.head_dim)
                 k = p.head_norm(k, None, c.norm_eps, c.n_kv_heads, c.head_dim)
@@ -103,7 +103,7 @@ def temperatures(p: Program, c: Llama4Config, n_ctx: int) -> int:
 
     That is 1 + growth * log(1 + floor((position + 1) / floor)).
     """
-    table = rope_table(np.zeros(c.head_dim // 2), n_ctx, 1.0, neox=False)
+    table = cos_sin_table(np.zeros(c.head_dim // 2), n_ctx, 1.0, neox=False)
     steps = np.floor((np.arange(n_ctx, dtype=np.float64) + 1) / c.floor)
     factors = 1 + c.growth * np.log1p(steps)
     return p.constant(table * factors.astype(np.float32)[:, None, None], pad=False)

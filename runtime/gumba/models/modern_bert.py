@@ -14,7 +14,7 @@ from gumba.gguf import GGUFFile
 from gumba.layers import decoder, encoder
 from gumba.layers.decoder import POOLINGS, WindowedConfig
 from gumba.layers.encoder import ENCODERS_WITHOUT, EncoderConfig
-from gumba.loading.tensor_table import Group, Tensors
+from gumba.loading.tensor_table import TensorTable, Weights
 from gumba.loading.weight_loader import Loader
 
 NAME = "modern-bert"
@@ -26,10 +26,10 @@ FIRST = POOLINGS.index("first")
 
 @dataclass(frozen=True)
 class ModernBertConfig(EncoderConfig, WindowedConfig):
-    """Windows reach to either side by half; ``judges_mean``: the head sees the mean of a text's tokens, not its first token."""
+    """Windows reach to either side by half; ``classifies_mean``: the head reads the mean of a text's tokens, not its first."""
 
     local_freq_base: float
-    judges_mean: bool
+    classifies_mean: bool
 
 
 def read_config(gguf: GGUFFile) -> ModernBertConfig:
@@ -37,10 +37,10 @@ def read_config(gguf: GGUFFile) -> ModernBertConfig:
     with decoder.reading(gguf, NAME, "attention.sliding_window", without=ENCODERS_WITHOUT) as keys:
         common = decoder.read_common(keys, neox=True, norm="layer_norm_epsilon", freq_base=160000.0)
         keys.must_be({"hidden_activation": ("gelu",)})
-        judged = POOLINGS[keys.size("classifier.pooling_type", len(POOLINGS) - 1) or FIRST]
-        if judged not in ("mean", "first"):
+        pooling = POOLINGS[keys.size("classifier.pooling_type", len(POOLINGS) - 1) or FIRST]
+        if pooling not in ("mean", "first"):
             raise UnsupportedError(
-                f"{gguf.path}: metadata {NAME}.classifier.pooling_type is {judged}, expected mean or first"
+                f"{gguf.path}: metadata {NAME}.classifier.pooling_type is {pooling}, expected mean or first"
             )
         return encoder.read_encoder(
             keys,
@@ -48,13 +48,13 @@ def read_config(gguf: GGUFFile) -> ModernBertConfig:
             ModernBertConfig,
             **decoder.read_window(keys, common, 3, default=128, first=True),
             local_freq_base=keys.number("rope.freq_base_swa", 10000.0, least=1.001),
-            judges_mean=judged == "mean",
+            classifies_mean=pooling == "mean",
         )
 
 
-def load_weights(loader: Loader, c: ModernBertConfig) -> Group:
+def load_weights(loader: Loader, c: ModernBertConfig) -> Weights:
     """Declare and load the weights."""
-    t = Tensors(loader.gguf, c.n_layers)
+    t = TensorTable(loader.gguf, c.n_layers)
     encoder.add_embedding(t, c, bias=False)
     t.add("output_norm", "output_norm.weight", c.n_embd)
     for i in range(c.n_layers):
@@ -66,17 +66,17 @@ def load_weights(loader: Loader, c: ModernBertConfig) -> Group:
     return t.load(loader, numbers=("token_types",))
 
 
-def forward(p: Program, c: ModernBertConfig, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: ModernBertConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the head's, float32 [n_outputs, n_labels]."""
-    everywhere = decoder.rotation(p, c.rope, n_ctx)
-    local = decoder.rotation(p, replace(c.rope, freq_base=c.local_freq_base), n_ctx)
+    everywhere = decoder.rope_table(p, c.rope, n_ctx)
+    local = decoder.rope_table(p, replace(c.rope, freq_base=c.local_freq_base), n_ctx)
     x = p.layer_norm(encoder.embedded(p, c, w), w.token_embd_norm, None, c.norm_eps)
     for i, layer in enumerate(w.layers):
         h = x if layer.attn_norm is None else p.layer_norm(x, layer.attn_norm, None, c.norm_eps)
         table, seen = (local, c.window // 2 + 1) if c.windowed[i] else (everywhere, 0)
         x = decoder.attention(p, c, layer, h, kv, i, table, residual=x, window=seen, causal=False)
         x = decoder.gated(p, layer, p.layer_norm(x, layer.ffn_norm, None, c.norm_eps), "gelu", residual=x)
-    if not (c.n_labels and c.judges_mean):
+    if not (c.n_labels and c.classifies_mean):
         return encoder.outputs(p, c, w, p.layer_norm(p.select_outputs(x), w.output_norm, None, c.norm_eps), "gelu")
     x = p.layer_norm(x, w.output_norm, None, c.norm_eps)
     return encoder.outputs(p, c, w, p.select_outputs(x), "gelu", p.select_outputs(p.text_means(x)))

@@ -13,7 +13,7 @@ from gumba.gguf import GGUFFile
 from gumba.layers import decoder, encoder
 from gumba.layers.encoder import ENCODERS_WITHOUT, EncoderConfig
 from gumba.loading.relative_bias import biases, read_buckets
-from gumba.loading.tensor_table import Group
+from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 
 NAME = "mpnet"
@@ -35,7 +35,7 @@ def read_config(gguf: GGUFFile) -> MPNetConfig:
         return encoder.read_encoder(keys, common, MPNetConfig, n_buckets=read_buckets(keys))
 
 
-def load_weights(loader: Loader, c: MPNetConfig) -> Group:
+def load_weights(loader: Loader, c: MPNetConfig) -> Weights:
     """Declare and load the weights."""
     t = encoder.table(loader.gguf, c, gate=False)
     t.add("position_embd", "position_embd.weight", c.n_ctx_train, c.n_embd)
@@ -43,12 +43,12 @@ def load_weights(loader: Loader, c: MPNetConfig) -> Group:
     return t.load(loader, numbers=("position_embd", "token_types", "attn_rel_b"))
 
 
-def forward(p: Program, c: MPNetConfig, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: MPNetConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the head's, float32 [n_outputs, n_labels]."""
     bias = biases(w.attn_rel_b, causal=False)
     x = p.add_positions(encoder.embedded(p, c, w), w.position_embd)
     x = p.layer_norm(x, w.token_embd_norm, w.token_embd_norm_bias, c.norm_eps)
     for i, layer in enumerate(w.layers):
         x = decoder.attention(p, c, layer, x, kv, i, None, residual=x, causal=False, bias=bias)
-        x = encoder.normed_halves(p, c, layer, x, "gelu", gate=False)
+        x = encoder.post_norm_block(p, c, layer, x, "gelu", gate=False)
     return encoder.outputs(p, c, w, p.select_outputs(x))

@@ -8,7 +8,7 @@ from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import encoder
 from gumba.layers.encoder import EncoderConfig
-from gumba.loading.tensor_table import Group
+from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 
 NAME = "nomic-bert"
@@ -21,11 +21,11 @@ def read_config(gguf: GGUFFile) -> EncoderConfig:
     return encoder.read_plain(gguf, NAME, neox=True)
 
 
-def load_weights(loader: Loader, c: EncoderConfig) -> Group:
+def load_weights(loader: Loader, c: EncoderConfig) -> Weights:
     """Declare and load the weights."""
     return encoder.table(loader.gguf, c, gate=True).load(loader, numbers=("token_types",))
 
 
-def forward(p: Program, c: EncoderConfig, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: EncoderConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the head's, float32 [n_outputs, n_labels]."""
     return encoder.rotary_forward(p, c, w, kv, n_ctx, "silu", gate=True)

@@ -12,7 +12,7 @@ from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.layers.decoder import WindowedConfig
-from gumba.loading.tensor_table import Group
+from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 
 NAME = "olmo2"
@@ -25,19 +25,19 @@ def read_config(gguf: GGUFFile) -> WindowedConfig:
     return decoder.read_windowed(gguf, NAME, 4, neox=True)
 
 
-def load_weights(loader: Loader, c: WindowedConfig) -> Group:
+def load_weights(loader: Loader, c: WindowedConfig) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    t = decoder.table(loader.gguf, c, norms=decoder.BEHIND)
+    t = decoder.table(loader.gguf, c, norms=decoder.POST_NORMS)
     for i in range(c.n_layers):
         t.add("attn_q_norm", "attn_q_norm.weight", c.n_q, layer=i)
         t.add("attn_k_norm", "attn_k_norm.weight", c.n_kv, layer=i)
     return t.load(loader)
 
 
-def forward(p: Program, c: WindowedConfig, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: WindowedConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    everywhere = decoder.rotation(p, c.rope, n_ctx)
-    local = decoder.rotation(p, replace(c.rope, scaling="none"), n_ctx)
+    everywhere = decoder.rope_table(p, c.rope, n_ctx)
+    local = decoder.rope_table(p, replace(c.rope, scaling="none"), n_ctx)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         q, k, v = decoder.queries_keys_values(p, layer, x)

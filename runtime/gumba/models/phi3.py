@@ -13,7 +13,7 @@ from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.layers.decoder import Config
-from gumba.loading.tensor_table import Group
+from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 
 NAME = "phi3"
@@ -35,7 +35,7 @@ def read_config(gguf: GGUFFile) -> Phi3Config:
         return common.extended(Phi3Config, window=decoder.read_single_window(keys, common))
 
 
-def load_weights(loader: Loader, c: Config) -> Group:
+def load_weights(loader: Loader, c: Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = decoder.table(loader.gguf, c, feed_forward="fused")
     t.add("rope_long", "rope_factors_long.weight", c.rope.dim // 2, required=False)
@@ -43,11 +43,11 @@ def load_weights(loader: Loader, c: Config) -> Group:
     return t.load(loader)
 
 
-def forward(p: Program, c: Phi3Config, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Phi3Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
     factors = w.rope_long if n_ctx > c.rope.original_ctx else w.rope_short
     rope = c.rope if factors is None else replace(c.rope, scaling="longrope")
-    table = decoder.rotation(p, rope, n_ctx, factors)
+    table = decoder.rope_table(p, rope, n_ctx, factors)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)

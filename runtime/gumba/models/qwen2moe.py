@@ -12,7 +12,7 @@ from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.layers.decoder import ExpertsConfig
-from gumba.loading.tensor_table import Group
+from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import MAX_WIDTH, Loader
 
 NAME = "qwen2moe"
@@ -36,7 +36,7 @@ def read_config(gguf: GGUFFile) -> Qwen2MoeConfig:
         )
 
 
-def load_weights(loader: Loader, c: Qwen2MoeConfig) -> Group:
+def load_weights(loader: Loader, c: Qwen2MoeConfig) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = decoder.table(loader.gguf, c, feed_forward="none")
     for i in range(c.n_layers):
@@ -45,9 +45,9 @@ def load_weights(loader: Loader, c: Qwen2MoeConfig) -> Group:
     return t.load(loader)
 
 
-def forward(p: Program, c: Qwen2MoeConfig, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Qwen2MoeConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    table = decoder.rotation(p, c.rope, n_ctx, w.rope_freqs)
+    table = decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)

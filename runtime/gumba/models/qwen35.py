@@ -18,8 +18,8 @@ from gumba.errors import ModelError, UnsupportedError
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.layers.decoder import Config
-from gumba.loading.metadata import Keys
-from gumba.loading.tensor_table import Group, Tensors
+from gumba.loading.metadata import MetadataReader
+from gumba.loading.tensor_table import TensorTable, Weights
 from gumba.loading.weight_loader import MAX_LAYERS, MAX_WIDTH, Loader
 from gumba.runner.kv_cache import NOTHING, KVShape
 
@@ -90,7 +90,7 @@ def read_named(gguf: GGUFFile, name: str, *, sparse: bool = False) -> Qwen35Conf
         return common.extended(Qwen35Config, n_blocks=n_blocks, recurrent=recurrent, **_read_net(keys), **experts)
 
 
-def _recurrent_layers(keys: Keys, n_blocks: int, n_layers: int) -> tuple[bool, ...]:
+def _recurrent_layers(keys: MetadataReader, n_blocks: int, n_layers: int) -> tuple[bool, ...]:
     """Which layers keep a state: what the file says of each block, or all but the last of each period."""
     period = keys.count("full_attention_interval", MAX_LAYERS, 4)
     usual = tuple((i + 1) % period != 0 for i in range(n_blocks))
@@ -100,7 +100,7 @@ def _recurrent_layers(keys: Keys, n_blocks: int, n_layers: int) -> tuple[bool, .
     return recurrent
 
 
-def _read_net(keys: Keys) -> dict[str, int]:
+def _read_net(keys: MetadataReader) -> dict[str, int]:
     """The sizes of the recurrent layers."""
     path, name = keys.gguf.path, keys.name
     dim, n_values, n_keys = (keys.count(f"ssm.{key}", 1024) for key in ("state_size", "time_step_rank", "group_count"))
@@ -116,10 +116,10 @@ def _read_net(keys: Keys) -> dict[str, int]:
     return {"n_taps": n_taps, "n_key_heads": n_keys, "n_value_heads": n_values, "state_dim": dim}
 
 
-def load_weights(loader: Loader, c: Qwen35Config) -> Group:
+def load_weights(loader: Loader, c: Qwen35Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    t = Tensors(loader.gguf, c.n_layers)
-    decoder.add_outer(t, c)
+    t = TensorTable(loader.gguf, c.n_layers)
+    decoder.add_embeddings(t, c)
     for i, recurrent in enumerate(c.recurrent):
         decoder.add_norms(t, c, i, "attn_norm", "post_attention_norm")
         (_add_delta_net if recurrent else _add_gated_attention)(t, c, i)
@@ -132,7 +132,7 @@ def load_weights(loader: Loader, c: Qwen35Config) -> Group:
     return t.load(loader, lambda name: name.startswith(further), numbers=("conv_qk", "conv_v"))
 
 
-def _add_delta_net(t: Tensors, c: Qwen35Config, i: int) -> None:
+def _add_delta_net(t: TensorTable, c: Qwen35Config, i: int) -> None:
     """A recurrent layer: queries, keys and values in one tensor, and what is made of them."""
     t.split("attn_qkv.weight", {"qk": c.n_state_qk, "v": c.n_state_v}, c.n_embd, layer=i)
     t.split("ssm_conv1d.weight", {"conv_qk": c.n_state_qk, "conv_v": c.n_state_v}, c.n_taps, layer=i)
@@ -145,7 +145,7 @@ def _add_delta_net(t: Tensors, c: Qwen35Config, i: int) -> None:
     t.add("ssm_out", "ssm_out.weight", c.n_embd, c.n_state_v, layer=i)
 
 
-def _add_gated_attention(t: Tensors, c: Qwen35Config, i: int) -> None:
+def _add_gated_attention(t: TensorTable, c: Qwen35Config, i: int) -> None:
     """An attention: each head of the queries' tensor is followed by its gate."""
     t.add("attn_q", "attn_q.weight", 2 * c.n_q, c.n_embd, layer=i)
     t.add("attn_k", "attn_k.weight", c.n_kv, c.n_embd, layer=i)
@@ -154,9 +154,9 @@ def _add_gated_attention(t: Tensors, c: Qwen35Config, i: int) -> None:
     decoder.add_shared_head_norms(t, c, i)
 
 
-def forward(p: Program, c: Qwen35Config, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Qwen35Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    table = decoder.rotation(p, c.rope, n_ctx, w.rope_freqs)
+    table = decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
@@ -173,7 +173,7 @@ def forward(p: Program, c: Qwen35Config, w: Group, kv: Sequence[KVLayout], n_ctx
     return decoder.outputs(p, c, w, x)
 
 
-def _delta_net(p: Program, c: Qwen35Config, layer: Group, h: Buffer, i: int, residual: Buffer) -> Buffer:
+def _delta_net(p: Program, c: Qwen35Config, layer: Weights, h: Buffer, i: int, residual: Buffer) -> Buffer:
     """Queries, keys and values of neighbouring tokens mixed; the delta rule; a norm of each head; a gate."""
     qk = p.causal_conv(p.matmul(layer.qk, h), layer.conv_qk, i, CONV_QK, silu=True)
     v = p.causal_conv(p.matmul(layer.v, h), layer.conv_v, i, CONV_V, silu=True)
@@ -188,13 +188,13 @@ def _delta_net(p: Program, c: Qwen35Config, layer: Group, h: Buffer, i: int, res
 
 
 def _gated_attention(
-    p: Program, c: Qwen35Config, layer: Group, h: Buffer, kv: Sequence[KVLayout], i: int, table: int, residual: Buffer
+    p: Program, c: Qwen35Config, layer: Weights, h: Buffer, kv: Sequence[KVLayout], i: int, table: int, residual: Buffer
 ) -> Buffer:
     """Attention whose result goes through a gate."""
     q_gate = p.matmul(layer.attn_q, h)
     q = p.join_heads(c.n_heads, [(q_gate, 0, c.head_dim, 2 * c.head_dim)])
     gate = p.join_heads(c.n_heads, [(q_gate, c.head_dim, c.head_dim, 2 * c.head_dim)])
     q, k = decoder.rms_normed_heads(p, c, layer, q, p.matmul(layer.attn_k, h))
-    q, k = decoder.turned(p, c, q, k, table)
+    q, k = decoder.apply_rope(p, c, q, k, table)
     a = p.attention(q, k, p.matmul(layer.attn_v, h), kv, layer=i, scale=1.0 / math.sqrt(c.head_dim))
     return p.matmul(layer.attn_output, p.gated(gate, a, "sigmoid"), residual=residual)

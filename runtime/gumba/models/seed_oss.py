@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.loading.tensor_table import Group
+from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 from gumba.models.llama import LlamaConfig, forward
 
@@ -20,7 +20,7 @@ def read_config(gguf: GGUFFile) -> LlamaConfig:
     return decoder.read_plain(gguf, NAME, neox=True).extended(LlamaConfig)
 
 
-def load_weights(loader: Loader, c: LlamaConfig) -> Group:
+def load_weights(loader: Loader, c: LlamaConfig) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = decoder.table(loader.gguf, c, norms=("attn_norm",))
     for i in range(c.n_layers):

@@ -13,7 +13,7 @@ from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.layers.decoder import Config
-from gumba.loading.tensor_table import Group
+from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 
 NAME = "stablelm"
@@ -34,17 +34,17 @@ def read_config(gguf: GGUFFile) -> StableLMConfig:
         return common.extended(StableLMConfig, parallel="blk.0.ffn_norm.weight" not in gguf.tensors)
 
 
-def load_weights(loader: Loader, c: StableLMConfig) -> Group:
+def load_weights(loader: Loader, c: StableLMConfig) -> Weights:
     """Declare and load the weights."""
-    t = decoder.table(loader.gguf, c, norms=("attn_norm",) if c.parallel else decoder.BEFORE, norm_bias=True)
+    t = decoder.table(loader.gguf, c, norms=("attn_norm",) if c.parallel else decoder.PRE_NORMS, norm_bias=True)
     for i in range(c.n_layers):
         decoder.add_head_norms(t, c, i)
     return t.load(loader, numbers=("attn_q_norm", "attn_k_norm"))
 
 
-def forward(p: Program, c: StableLMConfig, w: Group, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: StableLMConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    table = decoder.rotation(p, c.rope, n_ctx)
+    table = decoder.rope_table(p, c.rope, n_ctx)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         h = p.layer_norm(x, layer.attn_norm, layer.attn_norm_bias, c.norm_eps)

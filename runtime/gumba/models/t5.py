@@ -20,9 +20,9 @@ from gumba.errors import ModelError
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import Config
-from gumba.loading.metadata import Keys
+from gumba.loading.metadata import MetadataReader
 from gumba.loading.relative_bias import biases, read_buckets
-from gumba.loading.tensor_table import Group, Tensors
+from gumba.loading.tensor_table import TensorTable, Weights
 from gumba.loading.weight_loader import MAX_LAYERS, Loader
 from gumba.runner.kv_cache import KVShape
 
@@ -56,8 +56,8 @@ C = TypeVar("C", bound=T5Config)
 class Halves:
     """Weights: the decoder's have the embedding, and the output where the file has one."""
 
-    encoder: Group
-    decoder: Group
+    encoder: Weights
+    decoder: Weights
 
 
 def read_config(gguf: GGUFFile) -> T5Config:
@@ -71,7 +71,7 @@ def read_config(gguf: GGUFFile) -> T5Config:
         return replace(config, n_ctx_train=2 * config.n_ctx_train, start_token=start)
 
 
-def read_stack(keys: Keys, kind: type[C], n_decoder_layers: int = 0) -> C:
+def read_stack(keys: MetadataReader, kind: type[C], n_decoder_layers: int = 0) -> C:
     """What encoder and decoder have in common."""
     keys.has("attention.layer_norm_epsilon")  # as the norms', written twice
     common = decoder.read_common(keys, neox=False)
@@ -83,7 +83,7 @@ def read_stack(keys: Keys, kind: type[C], n_decoder_layers: int = 0) -> C:
 
 def load_weights(loader: Loader, c: T5Config) -> Halves:
     """Declare and load the weights."""
-    t = Tensors(loader.gguf, c.n_decoder_layers, "dec.")
+    t = TensorTable(loader.gguf, c.n_decoder_layers, "dec.")
     t.add("token_embd", "token_embd.weight", c.n_vocab, c.n_embd)
     t.add("output", "output.weight", c.n_vocab, c.n_embd, required=False)
     _add_stack(t, c, c.n_decoder_layers)
@@ -96,16 +96,16 @@ def load_weights(loader: Loader, c: T5Config) -> Halves:
     return Halves(load_encoder(loader, c, ignored=lambda name: not name.startswith("enc.")), written)
 
 
-def load_encoder(loader: Loader, c: T5Config, ignored: Callable[[str], bool] = lambda name: False) -> Group:
+def load_encoder(loader: Loader, c: T5Config, ignored: Callable[[str], bool] = lambda name: False) -> Weights:
     """The encoder's half of a file, all but what is ``ignored``; with the embedding where it is all there is."""
-    t = Tensors(loader.gguf, c.n_layers, "enc.")
+    t = TensorTable(loader.gguf, c.n_layers, "enc.")
     if not c.n_decoder_layers:
         t.add("token_embd", "token_embd.weight", c.n_vocab, c.n_embd)
     _add_stack(t, c, c.n_layers)
     return t.load(loader, ignored, numbers=("attn_rel_b",))
 
 
-def _add_stack(t: Tensors, c: T5Config, n_layers: int) -> None:
+def _add_stack(t: TensorTable, c: T5Config, n_layers: int) -> None:
     """What layers of both halves have; biases by distance may be of the first one only, and then serve all."""
     t.add("output_norm", f"{t.prefix}output_norm.weight", c.n_embd)
     gate = t.has(f"{t.prefix}blk.0.ffn_gate.weight")
@@ -116,7 +116,7 @@ def _add_stack(t: Tensors, c: T5Config, n_layers: int) -> None:
         decoder.add_feed_forward(t, c, i, gate=gate)
 
 
-def _add_attention(t: Tensors, c: T5Config, i: int, name: str) -> None:
+def _add_attention(t: TensorTable, c: T5Config, i: int, name: str) -> None:
     for part in "qkv":
         t.add(f"{name}_{part}", f"{name}_{part}.weight", c.n_q, c.n_embd, layer=i)
     t.add(f"{name}_o", f"{name}_o.weight", c.n_embd, c.n_q, layer=i)
@@ -130,7 +130,7 @@ def encode(p: Program, c: T5Config, w: Halves, kv: Sequence[KVLayout]) -> Buffer
     return p.select_outputs(x)
 
 
-def encoded(p: Program, c: T5Config, token_embd: PackedMatrix, w: Group, kv: Sequence[KVLayout]) -> Buffer:
+def encoded(p: Program, c: T5Config, token_embd: PackedMatrix, w: Weights, kv: Sequence[KVLayout]) -> Buffer:
     """The source's hidden states behind the encoder's last norm, float32 [n_tokens, n_embd]."""
     x = p.embed(token_embd)
     for layer in w.layers:
@@ -159,21 +159,21 @@ def forward(p: Program, c: T5Config, halves: Halves, kv: Sequence[KVLayout], n_c
     return hidden, p.matmul(w.token_embd, p.scale(hidden, c.n_embd**-0.5))
 
 
-def _own(layer: Group, w: Group) -> np.ndarray:
+def _own(layer: Weights, w: Weights) -> np.ndarray:
     """A layer's biases by bucket: the first one's, where it has none."""
     found: np.ndarray = w.layers[0].attn_rel_b if layer.attn_rel_b is None else layer.attn_rel_b
     return found
 
 
 def _attention(
-    p: Program, layer: Group, h: Buffer, kv: Sequence[KVLayout], i: int, residual: Buffer, **options: Any
+    p: Program, layer: Weights, h: Buffer, kv: Sequence[KVLayout], i: int, residual: Buffer, **options: Any
 ) -> Buffer:
     q, k, v = p.matmul(layer.attn_q, h), p.matmul(layer.attn_k, h), p.matmul(layer.attn_v, h)
     a = p.attention(q, k, v, kv, i, 1.0, **options)
     return p.matmul(layer.attn_o, a, residual=residual)
 
 
-def _feed_forward(p: Program, c: T5Config, layer: Group, x: Buffer) -> Buffer:
+def _feed_forward(p: Program, c: T5Config, layer: Weights, x: Buffer) -> Buffer:
     """With a gate in the later models, without in the first."""
     h = p.rms_norm(x, layer.ffn_norm, c.norm_eps)
     if hasattr(layer, "ffn_gate"):

@@ -7,7 +7,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from gumba.backends.cpu.kernels.rope import rope_table
+from gumba.backends.cpu.kernels.rope import cos_sin_table
 from gumba.simd.isa import Isa
 from support import kernel_oracles, kernel_setups
 from support.kernel_harness import GENERIC, ISAS, isa_id, same_bits
@@ -183,7 +183,7 @@ def test_rope_is_the_same_for_a_token_alone() -> None:
 @pytest.mark.parametrize("neox", [False, True])
 def test_rope_table_layout(neox: bool) -> None:
     frequencies = np.array([1.0, 0.25, 0.001])
-    table = rope_table(frequencies, 40, 1.5, neox)
+    table = cos_sin_table(frequencies, 40, 1.5, neox)
     assert table.shape == (40, 2, 6) and table.dtype == np.float32
     for position in (0, 1, 39):
         for i, frequency in enumerate(frequencies):
@@ -195,7 +195,7 @@ def test_rope_table_layout(neox: bool) -> None:
 
 def test_rope_scale_multiplies_queries() -> None:
     frequencies = np.array([0.5, 0.125])
-    assert np.array_equal(rope_table(frequencies, 9, 2.0, True), 2 * rope_table(frequencies, 9, 1.0, True))
+    assert np.array_equal(cos_sin_table(frequencies, 9, 2.0, True), 2 * cos_sin_table(frequencies, 9, 1.0, True))
 
 
 def test_generic_and_best_round_alike_where_no_set_differs() -> None:
