@@ -319,7 +319,7 @@ def test_nobody_starves_and_nothing_is_lost(seed, window, n_states):
         assert job.tokens == alone.tokens
     assert steps.scheduler.cache.reclaim(steps.kv.n_pages)
     assert steps.states is None or steps.states.n_free == n_states
-    assert steps.kv.near is None or steps.kv.near.n_free == steps.kv.near.n_pages
+    assert steps.kv.window_pool is None or steps.kv.window_pool.n_free == steps.kv.window_pool.n_pages
 
 
 def test_what_fills_a_gap_is_in_the_tree_once():
@@ -339,8 +339,8 @@ def test_pages_behind_the_window_are_given_back():
     most = -(-(20 + 16) // SIZE) + 1
     while not job.done:
         steps.step()
-        assert sum(page >= 0 for page in job.near) <= most
-    assert steps.kv.near.n_pages == 4 * most
+        assert sum(page >= 0 for page in job.window_pages) <= most
+    assert steps.kv.window_pool.n_pages == 4 * most
     steps.run()
 
 

@@ -158,7 +158,7 @@ def left(llm):
     return len(objects)
 
 
-@pytest.mark.parametrize("windows", [{}, {"window": 13, "near_pages": 15}, {"n_states": 9}, {"n_states": 2}])
+@pytest.mark.parametrize("windows", [{}, {"window": 13, "n_window_pages": 15}, {"n_states": 9}, {"n_states": 2}])
 def test_a_thousand_requests(make_llm, windows):
     llm = make_llm(n_ctx=60, n_pages=24, page_tokens=8, max_batch_tokens=24, max_sequences=5, logits=logits, **windows)
     soak(llm, 1, 20)  # whatever is made once

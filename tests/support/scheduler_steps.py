@@ -39,8 +39,8 @@ class Steps:
     """A scheduler, and what the engine does with its plans; looks at every one."""
 
     def __init__(self, *, n_pages=64, budget=32, most=8, seconds=lambda prompt, decoding: 0.0, window=0, n_states=0):
-        near_pages = 4 * (-(-(window + budget) // SIZE) + 1) if window else 0
-        self.kv = FakeKV(n_pages, SIZE, near_pages=near_pages, window=window)
+        n_window_pages = 4 * (-(-(window + budget) // SIZE) + 1) if window else 0
+        self.kv = FakeKV(n_pages, SIZE, n_window_pages=n_window_pages, window=window)
         self.states = FakeStates(n_states) if n_states else None
         self.scheduler = Scheduler(self.kv, max_batch_tokens=budget, max_sequences=most, states=self.states)
         self.budget, self.most, self.seconds = budget, most, seconds
@@ -68,10 +68,12 @@ class Steps:
                 held = sum(page in other.pages for other in self.here)
                 assert held == 1, "a page is written that several have"
                 self.kv.store[page, at % SIZE] = token
-                if self.kv.near is not None:
-                    page = job.near[at // SIZE]
-                    assert sum(page in other.near for other in self.here) == 1, "a page is written that several have"
-                    self.kv.near.store[page, at % SIZE] = token
+                if self.kv.window_pool is not None:
+                    page = job.window_pages[at // SIZE]
+                    assert sum(page in other.window_pages for other in self.here) == 1, (
+                        "a page is written that several have"
+                    )
+                    self.kv.window_pool.store[page, at % SIZE] = token
             if self.states is not None:
                 assert sum(job.state == other.state for other in self.here) == 1, "two sequences have a slot"
                 self.states.take_in(job.state, job.n_cached, tokens, job.tokens)
@@ -96,19 +98,24 @@ class Steps:
         for job in self.here:
             stored = self.kv.store[job.pages].ravel()[: job.n_cached].tolist() if job.pages else []
             assert stored == job.tokens[: job.n_cached], "its pages hold something else"
-            if self.kv.near is not None:
+            if self.kv.window_pool is not None:
                 first = max(0, job.n_cached - self.kv.window + 1)
-                stored = [int(self.kv.near.store[job.near[at // SIZE], at % SIZE]) for at in range(first, job.n_cached)]
+                stored = [
+                    int(self.kv.window_pool.store[job.window_pages[at // SIZE], at % SIZE])
+                    for at in range(first, job.n_cached)
+                ]
                 assert stored == job.tokens[first : job.n_cached], "what the window reaches is something else"
-                assert -1 not in job.near[first // SIZE :] and set(job.near[: first // SIZE]) <= {-1}
+                assert -1 not in job.window_pages[first // SIZE :] and set(job.window_pages[: first // SIZE]) <= {-1}
 
     def run(self, most=1000):
         while not self.scheduler.idle:
             assert self.step() and len(self.plans) < most, "nothing goes on"
         usage = self.kv.n_pages - self.kv.n_free - self.scheduler.cache.idle()
         assert usage == 0, f"{usage} pages are held by nobody"
-        near = self.kv.near
-        assert near is None or near.n_pages - near.n_free == self.scheduler.cache.near_idle()
+        window_pool = self.kv.window_pool
+        assert (
+            window_pool is None or window_pool.n_pages - window_pool.n_free == self.scheduler.cache.window_evictable()
+        )
         return self.ended
 
 
