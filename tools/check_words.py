@@ -47,7 +47,10 @@ class Retired:
 def files() -> Iterator[Path]:
     """Every file of the repository that people write, except those that may name the words."""
     names = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
     ).stdout.decode()
     for name in filter(None, names.split("\0")):
         path = ROOT / name
