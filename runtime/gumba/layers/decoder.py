@@ -15,46 +15,9 @@ import numpy as np
 from gumba.backends.cpu.kernels.rope import cos_sin_table
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.backends.cpu.program.moe import moe
-from gumba.loading.config import (
-    EXPERT_KEYS,
-    INERT_KEYS,
-    POOLINGS,
-    Config,
-    ExpertsConfig,
-    WindowedConfig,
-    read_common,
-    read_experts,
-    read_plain,
-    read_required_experts,
-    read_single_window,
-    read_window,
-    read_windowed,
-    reading,
-    windowed_layers,
-)
-from gumba.loading.decoder_tensors import (
-    POST_NORMS,
-    PRE_NORMS,
-    PRE_POST_NORMS,
-    add_attention,
-    add_embeddings,
-    add_experts,
-    add_feed_forward,
-    add_head_norms,
-    add_norms,
-    add_shared_head_norms,
-    table,
-)
+from gumba.loading.config import Config
 from gumba.loading.rope import Rope, frequencies
 from gumba.loading.tensor_table import Weights
-
-__all__ = [
-    "PRE_POST_NORMS", "PRE_NORMS", "POST_NORMS", "EXPERT_KEYS", "POOLINGS",
-    "INERT_KEYS", "Config", "ExpertsConfig", "WindowedConfig",
-    "add_attention", "add_experts", "add_feed_forward", "add_head_norms", "add_norms", "add_embeddings",
-    "add_shared_head_norms", "read_common", "read_experts", "read_plain", "read_required_experts", "read_single_window",
-    "read_window", "read_windowed", "reading", "table", "windowed_layers",
-]  # fmt: skip
 
 
 def rope_table(p: Program, rope: Rope, n_ctx: int, factors: np.ndarray | None = None) -> int:
@@ -63,7 +26,7 @@ def rope_table(p: Program, rope: Rope, n_ctx: int, factors: np.ndarray | None = 
     return p.constant(cos_sin_table(turning, n_ctx, magnitude, neox=rope.neox), pad=False)
 
 
-def queries_keys_values(p: Program, layer: Weights, h: Buffer) -> tuple[Buffer, Buffer, Buffer]:
+def project_qkv(p: Program, layer: Weights, h: Buffer) -> tuple[Buffer, Buffer, Buffer]:
     """The three products that attention begins with."""
     return (
         p.matmul(layer.attn_q, h, bias=layer.attn_q_bias),
@@ -72,16 +35,16 @@ def queries_keys_values(p: Program, layer: Weights, h: Buffer) -> tuple[Buffer, 
     )
 
 
-def rms_normed_heads(p: Program, c: Config, layer: Weights, q: Buffer, k: Buffer) -> tuple[Buffer, Buffer]:
-    """Queries and keys, each head behind its RMS norm (``add_shared_head_norms``)."""
+def qk_norm(p: Program, c: Config, layer: Weights, q: Buffer, k: Buffer) -> tuple[Buffer, Buffer]:
+    """Queries and keys, each head behind its RMS norm (``add_qk_norms``)."""
     return (
         p.head_norm(q, layer.attn_q_norm, c.norm_eps, c.n_heads, c.head_dim),
         p.head_norm(k, layer.attn_k_norm, c.norm_eps, c.n_kv_heads, c.head_dim),
     )
 
 
-def layer_normed_heads(p: Program, c: Config, layer: Weights, q: Buffer, k: Buffer) -> tuple[Buffer, Buffer]:
-    """Queries and keys, each head behind its LayerNorm where the layer has one (``add_head_norms``)."""
+def qk_layer_norm(p: Program, c: Config, layer: Weights, q: Buffer, k: Buffer) -> tuple[Buffer, Buffer]:
+    """Queries and keys, each head behind its LayerNorm where the layer has one (``add_qk_layer_norms``)."""
     if layer.attn_q_norm is not None:
         q = p.head_norm(q, layer.attn_q_norm, c.norm_eps, c.n_heads, c.head_dim, centred=True)
     if layer.attn_k_norm is not None:
@@ -122,16 +85,16 @@ def attention(
     residual: Buffer | None = None, **options: Any,
 ) -> Buffer:  # fmt: skip
     """The usual attention to ``h``; ``table`` and what follows as of ``attend``."""
-    return attend(p, c, layer, queries_keys_values(p, layer, h), kv, i, table, residual, **options)
+    return attend(p, c, layer, project_qkv(p, layer, h), kv, i, table, residual, **options)
 
 
-def head_normed_attention(
+def qk_norm_attention(
     p: Program, c: Config, layer: Weights, h: Buffer, kv: Sequence[KVLayout], i: int, table: int | None,
     residual: Buffer | None = None, **options: Any,
 ) -> Buffer:  # fmt: skip
     """As ``attention``, with an RMS norm on every head of queries and keys."""
-    q, k, v = queries_keys_values(p, layer, h)
-    return attend(p, c, layer, (*rms_normed_heads(p, c, layer, q, k), v), kv, i, table, residual, **options)
+    q, k, v = project_qkv(p, layer, h)
+    return attend(p, c, layer, (*qk_norm(p, c, layer, q, k), v), kv, i, table, residual, **options)
 
 
 def alibi_slopes(n_heads: int, bias: float) -> np.ndarray:
@@ -143,7 +106,7 @@ def alibi_slopes(n_heads: int, bias: float) -> np.ndarray:
     return np.array([2.0**-power for power in powers], np.float32)
 
 
-def gated(p: Program, layer: Weights, h: Buffer, kind: str, residual: Buffer | None = None) -> Buffer:
+def gated_ffn(p: Program, layer: Weights, h: Buffer, kind: str, residual: Buffer | None = None) -> Buffer:
     """A feed-forward part with a gate (Shazeer 2020)."""
     gate = p.matmul(layer.ffn_gate, h, bias=layer.ffn_gate_bias)
     up = p.matmul(layer.ffn_up, h, bias=layer.ffn_up_bias)
@@ -152,10 +115,10 @@ def gated(p: Program, layer: Weights, h: Buffer, kind: str, residual: Buffer | N
 
 def swiglu(p: Program, layer: Weights, h: Buffer, residual: Buffer | None = None) -> Buffer:
     """The usual feed-forward part."""
-    return gated(p, layer, h, "silu", residual)
+    return gated_ffn(p, layer, h, "silu", residual)
 
 
-def plain(p: Program, layer: Weights, h: Buffer, kind: str, residual: Buffer | None = None) -> Buffer:
+def plain_ffn(p: Program, layer: Weights, h: Buffer, kind: str, residual: Buffer | None = None) -> Buffer:
     """A feed-forward part without a gate."""
     up = p.activation(p.matmul(layer.ffn_up, h, bias=layer.ffn_up_bias), kind)
     return p.matmul(layer.ffn_down, up, residual=residual, bias=layer.ffn_down_bias)
@@ -164,11 +127,11 @@ def plain(p: Program, layer: Weights, h: Buffer, kind: str, residual: Buffer | N
 def post_norm_block(p: Program, c: Config, layer: Weights, x: Buffer, attended: Buffer, kind: str) -> Buffer:
     """The rest of a layer with a norm before and after each half, from what its attention gives."""
     x = p.add(x, p.rms_norm(attended, layer.post_attention_norm, c.norm_eps))
-    h = gated(p, layer, p.rms_norm(x, layer.ffn_norm, c.norm_eps), kind)
+    h = gated_ffn(p, layer, p.rms_norm(x, layer.ffn_norm, c.norm_eps), kind)
     return p.add(x, p.rms_norm(h, layer.post_ffw_norm, c.norm_eps))
 
 
-def experts(p: Program, layer: Weights, h: Buffer, n_used: int, *, normalized: bool = True) -> Buffer:
+def moe_ffn(p: Program, layer: Weights, h: Buffer, n_used: int, *, normalized: bool = True) -> Buffer:
     """A mixture of experts with SwiGLU."""
     logits = p.matmul(layer.ffn_gate_inp, h)
     parts = layer.ffn_gate_exps, layer.ffn_up_exps, layer.ffn_down_exps

@@ -15,7 +15,7 @@ from typing import Any
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.errors import ModelError
 from gumba.layers import decoder
-from gumba.layers.decoder import Config, WindowedConfig
+from gumba.loading.config import Config, WindowedConfig, read_common, read_window
 from gumba.loading.metadata import MetadataReader
 from gumba.loading.rope import Rope
 from gumba.loading.tensor_table import TensorTable, Weights
@@ -23,7 +23,7 @@ from gumba.loading.weight_loader import MAX_LAYERS, MAX_WIDTH
 from gumba.runner.kv_cache import KVShape
 
 #: Keys of ``decoder.INERT_KEYS`` that are read here.
-OWN = ("attention.sliding_window", "final_logit_softcapping", "attention.scale")
+OWN_KEYS = ("attention.sliding_window", "final_logit_softcapping", "attention.scale")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def read_layers(keys: MetadataReader, *, period: int, n_own: int) -> tuple[Confi
         raise ModelError(
             f"{keys.gguf.path}: metadata {keys.name}.attention.head_count_kv or feed_forward_length holds 0"
         )
-    common = decoder.read_common(keys, neox=True, freq_base=1e6, n_kv_heads=kv_heads[0], n_ff=n_ffs[0])
+    common = read_common(keys, neox=True, freq_base=1e6, n_kv_heads=kv_heads[0], n_ff=n_ffs[0])
     if any(common.n_heads % n for n in kv_heads):
         raise ModelError(
             f"{keys.gguf.path}: metadata {keys.name}.attention.head_count {common.n_heads} is no multiple of "
@@ -89,7 +89,7 @@ def read_layers(keys: MetadataReader, *, period: int, n_own: int) -> tuple[Confi
             f"{keys.gguf.path}: metadata {keys.name}.rope.dimension_count_swa is {turning}, expected an even number"
         )
     freq_base = keys.number("rope.freq_base_swa", 10000.0, least=1.001)
-    window = decoder.read_window(keys, common, period)
+    window = read_window(keys, common, period)
     n_shared = keys.size("attention.shared_kv_layers", n_layers, max(0, n_layers - n_own))
     return common, window | {
         "kv_heads": kv_heads,
@@ -128,7 +128,7 @@ def add_attention(t: TensorTable, c: LayersConfig, i: int, *, keys_are_values: b
         t.add("attn_v", "attn_v.weight", n_kv, c.n_embd, layer=i, required=not keys_are_values)
 
 
-def unused(c: LayersConfig) -> Callable[[str], bool]:
+def unused_kv(c: LayersConfig) -> Callable[[str], bool]:
     """Tells the tensors that files may have though nothing reads them: what would make keys and values that are another's."""
     names = {
         f"blk.{i}.{name}.weight"
@@ -151,7 +151,7 @@ def add_per_layer(t: TensorTable, c: LayersConfig) -> None:
         t.add("post_norm", "post_norm.weight", c.n_embd, layer=i)
 
 
-def rotations(p: Program, c: LayersConfig, w: Weights, n_ctx: int) -> tuple[int, int]:
+def rope_tables(p: Program, c: LayersConfig, w: Weights, n_ctx: int) -> tuple[int, int]:
     """The constants that layers without a window turn by, and those with one."""
     return decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs), decoder.rope_table(p, c.local_rope, n_ctx)
 
@@ -182,13 +182,13 @@ def per_layer_inputs(p: Program, c: LayersConfig, w: Weights, x: Buffer) -> Buff
     return p.scale(p.add(projected, own), math.sqrt(0.5))
 
 
-def per_layer_part(p: Program, c: LayersConfig, layer: Weights, x: Buffer, inputs: Buffer, i: int) -> Buffer:
+def per_layer_embedding(p: Program, c: LayersConfig, layer: Weights, x: Buffer, inputs: Buffer, i: int) -> Buffer:
     """What layer ``i`` makes of its part of ``inputs``, gated by x."""
     part = p.slice(inputs, i * c.n_per_layer, c.n_per_layer)
     h = p.matmul(layer.proj, p.gated(p.matmul(layer.inp_gate, x), part, "gelu_tanh"))
     return p.rms_norm(h, layer.post_norm, c.norm_eps)
 
 
-def capped(p: Program, c: LayersConfig, hidden: Buffer, logits: Buffer) -> tuple[Buffer, Buffer]:
+def softcap_logits(p: Program, c: LayersConfig, hidden: Buffer, logits: Buffer) -> tuple[Buffer, Buffer]:
     """The last hidden states, and logits with the cap that the model has."""
     return hidden, p.softcap(logits, c.logit_cap) if c.logit_cap else logits

@@ -69,6 +69,18 @@ class Config:
 
 
 @dataclass(frozen=True)
+class EncoderConfig(Config):
+    """``n_types``: types of tokens told apart."""
+
+    n_types: int = field(kw_only=True)
+
+    causal = False
+
+
+E = TypeVar("E", bound=EncoderConfig)
+
+
+@dataclass(frozen=True)
 class WindowedConfig(Config):
     """``window``: tokens that a token sees in the layers that are ``windowed``; 0: all."""
 
@@ -110,6 +122,8 @@ INERT_KEYS: dict[str, tuple[object, ...]] = {
     "rope.scaling.yarn_log_multiplier": (0.0,),
     "use_parallel_residual": (False,),
 }
+#: The same for encoders, whose attention is bidirectional.
+ENCODER_INERT_KEYS: dict[str, tuple[object, ...]] = INERT_KEYS | {"attention.causal": (False,)}
 #: Keys about a picture's tokens: how many rotary pairs turn by each of their coordinates (a text's tokens have one position in
 #: all), and after how many layers something of the picture is added.
 PICTURE_KEYS = ("rope.dimension_sections", "n_deepstack_layers")
@@ -118,7 +132,7 @@ EXPERT_KEYS = ("expert_count", "expert_used_count")
 
 
 @contextmanager
-def reading(
+def read_metadata(
     gguf: GGUFFile,
     name: str,
     *own: str,
@@ -138,10 +152,23 @@ def reading(
     keys.finish()
 
 
-def read_plain(gguf: GGUFFile, name: str, *, neox: bool, norm: str = "layer_norm_rms_epsilon") -> Config:
+def read_plain_config(gguf: GGUFFile, name: str, *, neox: bool, norm: str = "layer_norm_rms_epsilon") -> Config:
     """An architecture that has nothing beside what all have; arguments as of ``read_common``."""
-    with reading(gguf, name) as keys:
+    with read_metadata(gguf, name) as keys:
         return read_common(keys, neox=neox, norm=norm)
+
+
+def read_plain_encoder(gguf: GGUFFile, name: str, *, neox: bool) -> EncoderConfig:
+    """The configuration of an encoder without keys of its own; ``neox``: see ``Rope``."""
+    with read_metadata(gguf, name, without=ENCODER_INERT_KEYS) as keys:
+        return read_encoder(keys, read_common(keys, neox=neox, norm="layer_norm_epsilon"), EncoderConfig)
+
+
+def read_encoder(keys: MetadataReader, common: Config, kind: type[E], **more: Any) -> E:
+    """What encoders say of themselves beside their sizes: ``common`` as a ``kind`` of EncoderConfig, with ``more`` fields."""
+    tensor = keys.gguf.tensors.get("token_types.weight")
+    n_types = int(tensor.shape[0]) if tensor is not None and len(tensor.shape) == 2 else 1
+    return common.extended(kind, n_types=n_types, **more)
 
 
 def read_common(
@@ -262,9 +289,9 @@ def read_window(
     }
 
 
-def read_windowed(gguf: GGUFFile, name: str, period: int, *, neox: bool) -> WindowedConfig:
+def read_windowed_config(gguf: GGUFFile, name: str, period: int, *, neox: bool) -> WindowedConfig:
     """An architecture that has nothing beside what all have but windows, in all but the last of each ``period`` layers."""
-    with reading(gguf, name, "attention.sliding_window") as keys:
+    with read_metadata(gguf, name, "attention.sliding_window") as keys:
         common = read_common(keys, neox=neox)
         return common.extended(WindowedConfig, **read_window(keys, common, period, default=0))
 

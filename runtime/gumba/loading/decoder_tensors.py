@@ -12,7 +12,7 @@ POST_NORMS = ("post_attention_norm", "post_ffw_norm")
 PRE_POST_NORMS = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
 
 
-def table(
+def decoder_table(
     gguf: GGUFFile,
     c: Config,
     *,
@@ -24,7 +24,7 @@ def table(
 ) -> TensorTable:
     """The tensors of a decoder that has the usual ones.
 
-    ``norms``: of each layer, with biases like the last one if ``norm_bias``; ``head_norms``: see ``add_shared_head_norms``;
+    ``norms``: of each layer, with biases like the last one if ``norm_bias``; ``head_norms``: see ``add_qk_norms``;
     ``feed_forward``: "gated", "fused" (gate and up in one tensor), "plain" (without a gate), or "none"; ``classifier_head``: see
     ``add_embeddings``.
     """
@@ -34,7 +34,7 @@ def table(
         add_norms(t, c, i, *norms, bias=norm_bias)
         add_attention(t, c, i)
         if head_norms:
-            add_shared_head_norms(t, c, i)
+            add_qk_norms(t, c, i)
         if feed_forward != "none":
             add_feed_forward(t, c, i, gate=feed_forward != "plain", fused=feed_forward == "fused")
     return t
@@ -97,13 +97,13 @@ def _add_biases(t: TensorTable, rows: dict[str, int], i: int) -> None:
         t.add(f"{name}_bias", f"{name}.bias", n_rows, layer=i, required=False)
 
 
-def add_shared_head_norms(t: TensorTable, c: Config, i: int) -> None:
+def add_qk_norms(t: TensorTable, c: Config, i: int) -> None:
     """RMS norms of queries and keys in layer ``i``, with the same weights for all heads."""
     t.add("attn_q_norm", "attn_q_norm.weight", c.head_dim, layer=i)
     t.add("attn_k_norm", "attn_k_norm.weight", c.head_dim, layer=i)
 
 
-def add_head_norms(t: TensorTable, c: Config, i: int) -> None:
+def add_qk_layer_norms(t: TensorTable, c: Config, i: int) -> None:
     """LayerNorms of queries and keys in layer ``i``, with weights of its own for each head; absent in some files."""
     t.add("attn_q_norm", "attn_q_norm.weight", c.n_heads, c.head_dim, layer=i, required=False)
     t.add("attn_k_norm", "attn_k_norm.weight", c.n_kv_heads, c.head_dim, layer=i, required=False)

@@ -12,7 +12,8 @@ from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.errors import UnsupportedError
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder, encoder
-from gumba.layers.encoder import ENCODERS_WITHOUT, EncoderConfig
+from gumba.loading.config import ENCODER_INERT_KEYS, EncoderConfig, read_common, read_encoder, read_metadata
+from gumba.loading.encoder_tensors import encoder_table
 from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 
@@ -39,21 +40,21 @@ def read_config(gguf: GGUFFile) -> BertConfig:
     activation = gguf.get(HEAD_ACTIVATION, str, "tanh")
     if activation not in ("tanh", "relu"):
         raise UnsupportedError(f"{gguf.path}: metadata {HEAD_ACTIVATION} is {activation!r:.100}, expected tanh or relu")
-    with decoder.reading(gguf, NAME, without=ENCODERS_WITHOUT) as keys:
-        common = decoder.read_common(keys, neox=False, norm="layer_norm_epsilon")
-        return encoder.read_encoder(keys, common, BertConfig, head_activation=activation)
+    with read_metadata(gguf, NAME, without=ENCODER_INERT_KEYS) as keys:
+        common = read_common(keys, neox=False, norm="layer_norm_epsilon")
+        return read_encoder(keys, common, BertConfig, head_activation=activation)
 
 
 def load_weights(loader: Loader, c: BertConfig) -> Weights:
     """Declare and load the weights."""
-    t = encoder.table(loader.gguf, c, gate=False)
+    t = encoder_table(loader.gguf, c, gate=False)
     t.add("position_embd", "position_embd.weight", c.n_ctx_train, c.n_embd)
     return t.load(loader, numbers=("position_embd", "token_types"))
 
 
 def forward(p: Program, c: BertConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the head's, float32 [n_outputs, n_labels]."""
-    x = p.add_positions(encoder.embedded(p, c, w), w.position_embd)
+    x = p.add_positions(encoder.embed(p, c, w), w.position_embd)
     x = p.layer_norm(x, w.token_embd_norm, w.token_embd_norm_bias, c.norm_eps)
     for i, layer in enumerate(w.layers):
         x = decoder.attention(p, c, layer, x, kv, i, None, residual=x, causal=False)

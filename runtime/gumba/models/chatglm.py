@@ -6,7 +6,8 @@ Queries, keys and values have biases; rotary partners are neighbours; gate and u
 from __future__ import annotations
 
 from gumba.gguf import GGUFFile
-from gumba.layers import decoder
+from gumba.loading.config import read_plain_config
+from gumba.loading.decoder_tensors import decoder_table
 from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 from gumba.models.llama import LlamaConfig, forward
@@ -20,9 +21,9 @@ VERIFIED = ("transformers", "llama.cpp")
 
 def read_config(gguf: GGUFFile) -> LlamaConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    return decoder.read_plain(gguf, NAME, neox=False).extended(LlamaConfig)
+    return read_plain_config(gguf, NAME, neox=False).extended(LlamaConfig)
 
 
 def load_weights(loader: Loader, c: LlamaConfig) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    return decoder.table(loader.gguf, c, feed_forward="fused").load(loader)
+    return decoder_table(loader.gguf, c, feed_forward="fused").load(loader)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.layers.decoder import WindowedConfig
+from gumba.loading.config import WindowedConfig, read_common, read_metadata, read_window
+from gumba.loading.decoder_tensors import decoder_table
 from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 
@@ -29,15 +30,15 @@ class Cohere2Config(WindowedConfig):
 
 def read_config(gguf: GGUFFile) -> Cohere2Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with decoder.reading(gguf, NAME, "attention.sliding_window", "logit_scale") as keys:
-        common = decoder.read_common(keys, neox=False, norm="layer_norm_epsilon")
+    with read_metadata(gguf, NAME, "attention.sliding_window", "logit_scale") as keys:
+        common = read_common(keys, neox=False, norm="layer_norm_epsilon")
         scale = keys.number("logit_scale", 0.0, zero=True) or 1.0
-        return common.extended(Cohere2Config, **decoder.read_window(keys, common, PERIOD), logit_scale=scale)
+        return common.extended(Cohere2Config, **read_window(keys, common, PERIOD), logit_scale=scale)
 
 
 def load_weights(loader: Loader, c: Cohere2Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    return decoder.table(loader.gguf, c, norms=("attn_norm",)).load(loader)
+    return decoder_table(loader.gguf, c, norms=("attn_norm",)).load(loader)
 
 
 def forward(p: Program, c: Cohere2Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.layers.decoder import Config
+from gumba.loading.config import Config, read_common, read_metadata
+from gumba.loading.decoder_tensors import add_qk_layer_norms, decoder_table
 from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 
@@ -28,16 +29,16 @@ class CommandRConfig(Config):
 
 def read_config(gguf: GGUFFile) -> CommandRConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with decoder.reading(gguf, NAME, "logit_scale") as keys:
-        common = decoder.read_common(keys, neox=False, norm="layer_norm_epsilon")
+    with read_metadata(gguf, NAME, "logit_scale") as keys:
+        common = read_common(keys, neox=False, norm="layer_norm_epsilon")
         return common.extended(CommandRConfig, logit_scale=keys.number("logit_scale", 0.0, zero=True) or 1.0)
 
 
 def load_weights(loader: Loader, c: Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    t = decoder.table(loader.gguf, c, norms=("attn_norm",))
+    t = decoder_table(loader.gguf, c, norms=("attn_norm",))
     for i in range(c.n_layers):
-        decoder.add_head_norms(t, c, i)
+        add_qk_layer_norms(t, c, i)
     return t.load(loader, numbers=("attn_q_norm", "attn_k_norm"))
 
 
@@ -47,8 +48,8 @@ def forward(p: Program, c: CommandRConfig, w: Weights, kv: Sequence[KVLayout], n
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         h = p.layer_norm(x, layer.attn_norm, None, c.norm_eps)
-        q, k, v = decoder.queries_keys_values(p, layer, h)
-        q, k = decoder.apply_rope(p, c, *decoder.layer_normed_heads(p, c, layer, q, k), table)
+        q, k, v = decoder.project_qkv(p, layer, h)
+        q, k = decoder.apply_rope(p, c, *decoder.qk_layer_norm(p, c, layer, q, k), table)
         a = p.attention(q, k, v, kv, layer=i, scale=1.0 / math.sqrt(c.head_dim))
         x = p.matmul(layer.attn_output, a, residual=x, bias=layer.attn_output_bias)
         x = decoder.swiglu(p, layer, h, residual=x)

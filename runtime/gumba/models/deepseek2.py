@@ -17,7 +17,8 @@ from gumba.backends.cpu.program.moe import moe
 from gumba.errors import ModelError
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.layers.decoder import Config
+from gumba.loading.config import EXPERT_KEYS, Config, read_common, read_experts, read_metadata
+from gumba.loading.decoder_tensors import add_embeddings, add_experts, add_feed_forward, add_norms
 from gumba.loading.metadata import MetadataReader
 from gumba.loading.tensor_table import TensorTable, Weights
 from gumba.loading.weight_loader import MAX_LAYERS, MAX_WIDTH, Loader
@@ -57,15 +58,15 @@ class Deepseek2Config(Config):
 
 def read_config(gguf: GGUFFile) -> Deepseek2Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with decoder.reading(gguf, NAME, "rope.scaling.yarn_log_multiplier", *decoder.EXPERT_KEYS) as keys:
+    with read_metadata(gguf, NAME, "rope.scaling.yarn_log_multiplier", *EXPERT_KEYS) as keys:
         return _read(keys)
 
 
 def _read(keys: MetadataReader) -> Deepseek2Config:
     """As ``read_config``; nothing is refused that stays unread."""
-    common = decoder.read_common(keys, neox=False, own_values=True)
+    common = read_common(keys, neox=False, own_values=True)
     n_dense = keys.size("leading_dense_block_count", MAX_LAYERS)
-    n_experts, n_used = decoder.read_experts(keys)
+    n_experts, n_used = read_experts(keys)
     if n_dense < common.n_layers and not n_experts:
         raise ModelError(f"{keys.gguf.path}: metadata deepseek2.expert_count is 0, expected at least 1")
     latent = keys.has("attention.key_length_mla")
@@ -123,14 +124,14 @@ def _gating(keys: MetadataReader) -> str:
 def load_weights(loader: Loader, c: Deepseek2Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = TensorTable(loader.gguf, c.n_layers)
-    decoder.add_embeddings(t, c)
+    add_embeddings(t, c)
     for i in range(c.n_layers):
-        decoder.add_norms(t, c, i, "attn_norm", "ffn_norm")
+        add_norms(t, c, i, "attn_norm", "ffn_norm")
         _add_attention(t, c, i)
         if i < c.n_dense:
-            decoder.add_feed_forward(t, c, i)
+            add_feed_forward(t, c, i)
         else:
-            decoder.add_experts(t, c, i, c.n_experts, c.n_ff_expert, n_shared=c.n_ff_shared)
+            add_experts(t, c, i, c.n_experts, c.n_ff_expert, n_shared=c.n_ff_shared)
             t.add("exp_probs_b", "exp_probs_b.bias", c.n_experts, layer=i, required=False)
     return t.load(loader)
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.layers.decoder import WindowedConfig
+from gumba.loading.config import WindowedConfig, read_windowed_config
+from gumba.loading.decoder_tensors import POST_NORMS, decoder_table
 from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 
@@ -22,12 +23,12 @@ VERIFIED = ("transformers", "llama.cpp")
 
 def read_config(gguf: GGUFFile) -> WindowedConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    return decoder.read_windowed(gguf, NAME, 4, neox=True)
+    return read_windowed_config(gguf, NAME, 4, neox=True)
 
 
 def load_weights(loader: Loader, c: WindowedConfig) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    return decoder.table(loader.gguf, c, norms=decoder.POST_NORMS, head_norms=True).load(loader)
+    return decoder_table(loader.gguf, c, norms=POST_NORMS, head_norms=True).load(loader)
 
 
 def forward(p: Program, c: WindowedConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
@@ -37,7 +38,7 @@ def forward(p: Program, c: WindowedConfig, w: Weights, kv: Sequence[KVLayout], n
     for i, layer in enumerate(w.layers):
         window = c.window_of(i)
         turning = table if window or not c.window else None
-        h = decoder.head_normed_attention(p, c, layer, x, kv, i, turning, window=window)
+        h = decoder.qk_norm_attention(p, c, layer, x, kv, i, turning, window=window)
         x = p.add(x, p.rms_norm(h, layer.post_attention_norm, c.norm_eps))
         x = p.add(x, p.rms_norm(decoder.swiglu(p, layer, x), layer.post_ffw_norm, c.norm_eps))
     return decoder.outputs(p, c, w, x)

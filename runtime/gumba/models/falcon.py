@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.layers.decoder import Config
+from gumba.loading.config import Config, read_common, read_metadata
+from gumba.loading.decoder_tensors import decoder_table
 from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 
@@ -21,14 +22,14 @@ VERIFIED = ("transformers", "llama.cpp")
 
 def read_config(gguf: GGUFFile) -> Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with decoder.reading(gguf, NAME) as keys:
+    with read_metadata(gguf, NAME) as keys:
         keys.must_be({"tensor_data_layout": ("jploski",)})
-        return decoder.read_common(keys, neox=True, norm="layer_norm_epsilon")
+        return read_common(keys, neox=True, norm="layer_norm_epsilon")
 
 
 def load_weights(loader: Loader, c: Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    t = decoder.table(loader.gguf, c, norms=("attn_norm",), norm_bias=True, feed_forward="plain")
+    t = decoder_table(loader.gguf, c, norms=("attn_norm",), norm_bias=True, feed_forward="plain")
     for i in range(c.n_layers):
         t.add("attn_norm_2", "attn_norm_2.weight", c.n_embd, layer=i, required=False)
         t.add("attn_norm_2_bias", "attn_norm_2.bias", c.n_embd, layer=i, required=False)
@@ -43,5 +44,5 @@ def forward(p: Program, c: Config, w: Weights, kv: Sequence[KVLayout], n_ctx: in
         h = p.layer_norm(x, layer.attn_norm, layer.attn_norm_bias, c.norm_eps)
         own = h if layer.attn_norm_2 is None else p.layer_norm(x, layer.attn_norm_2, layer.attn_norm_2_bias, c.norm_eps)
         x = decoder.attention(p, c, layer, own, kv, i, table, residual=x)
-        x = decoder.plain(p, layer, h, "gelu", residual=x)
+        x = decoder.plain_ffn(p, layer, h, "gelu", residual=x)
     return decoder.layer_norm_outputs(p, c, w, x)

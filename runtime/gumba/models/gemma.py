@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.layers.decoder import Config
+from gumba.loading.config import Config, read_plain_config
+from gumba.loading.decoder_tensors import decoder_table
 from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 
@@ -22,12 +23,12 @@ VERIFIED = ("transformers", "llama.cpp")
 
 def read_config(gguf: GGUFFile) -> Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    return decoder.read_plain(gguf, NAME, neox=True)
+    return read_plain_config(gguf, NAME, neox=True)
 
 
 def load_weights(loader: Loader, c: Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    return decoder.table(loader.gguf, c, classifier_head=True).load(loader)
+    return decoder_table(loader.gguf, c, classifier_head=True).load(loader)
 
 
 def forward(p: Program, c: Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
@@ -38,5 +39,5 @@ def forward(p: Program, c: Config, w: Weights, kv: Sequence[KVLayout], n_ctx: in
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
         x = decoder.attention(p, c, layer, h, kv, i, table, residual=x)
         h = p.rms_norm(x, layer.ffn_norm, c.norm_eps)
-        x = decoder.gated(p, layer, h, "gelu_tanh", residual=x)
+        x = decoder.gated_ffn(p, layer, h, "gelu_tanh", residual=x)
     return decoder.outputs(p, c, w, x)

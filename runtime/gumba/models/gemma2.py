@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.layers.decoder import Config, WindowedConfig
+from gumba.loading.config import Config, WindowedConfig, read_common, read_metadata, read_window
+from gumba.loading.decoder_tensors import PRE_POST_NORMS, decoder_table
 from gumba.loading.metadata import MetadataReader
 from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
@@ -33,11 +34,11 @@ class Gemma2Config(WindowedConfig):
 def read_config(gguf: GGUFFile) -> Gemma2Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
     own = ("attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping", "attention.scale")
-    with decoder.reading(gguf, NAME, *own) as keys:
-        common = decoder.read_common(keys, neox=True)
+    with read_metadata(gguf, NAME, *own) as keys:
+        common = read_common(keys, neox=True)
         return common.extended(
             Gemma2Config,
-            **decoder.read_window(keys, common, 2, default=4096),
+            **read_window(keys, common, 2, default=4096),
             score_cap=keys.number("attn_logit_softcapping", 50.0),
             logit_cap=keys.number("final_logit_softcapping", 30.0),
             query_scale=read_query_scale(keys, common, largest=46),
@@ -56,7 +57,7 @@ def read_query_scale(keys: MetadataReader, common: Config, largest: int) -> floa
 
 def load_weights(loader: Loader, c: Gemma2Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    return decoder.table(loader.gguf, c, norms=decoder.PRE_POST_NORMS, classifier_head=True).load(loader)
+    return decoder_table(loader.gguf, c, norms=PRE_POST_NORMS, classifier_head=True).load(loader)
 
 
 def forward(p: Program, c: Gemma2Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:

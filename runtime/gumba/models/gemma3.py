@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.layers.decoder import WindowedConfig
+from gumba.loading.config import WindowedConfig, read_common, read_metadata, read_window
+from gumba.loading.decoder_tensors import PRE_POST_NORMS, decoder_table
 from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 from gumba.models.gemma2 import read_query_scale
@@ -32,11 +33,11 @@ class Gemma3Config(WindowedConfig):
 def read_config(gguf: GGUFFile) -> Gemma3Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
     own = ("attention.sliding_window", "final_logit_softcapping", "attention.scale")
-    with decoder.reading(gguf, NAME, *own) as keys:
-        common = decoder.read_common(keys, neox=True, freq_base=1000000.0)
+    with read_metadata(gguf, NAME, *own) as keys:
+        common = read_common(keys, neox=True, freq_base=1000000.0)
         return common.extended(
             Gemma3Config,
-            **decoder.read_window(keys, common, 6),
+            **read_window(keys, common, 6),
             local_freq_base=keys.number("rope.freq_base_swa", 10000.0, least=1.001),
             logit_cap=keys.number("final_logit_softcapping", 0.0, zero=True),
             query_scale=read_query_scale(keys, common, largest=62),
@@ -45,9 +46,7 @@ def read_config(gguf: GGUFFile) -> Gemma3Config:
 
 def load_weights(loader: Loader, c: Gemma3Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    return decoder.table(loader.gguf, c, norms=decoder.PRE_POST_NORMS, head_norms=True, classifier_head=True).load(
-        loader
-    )
+    return decoder_table(loader.gguf, c, norms=PRE_POST_NORMS, head_norms=True, classifier_head=True).load(loader)
 
 
 def forward(p: Program, c: Gemma3Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
@@ -58,7 +57,7 @@ def forward(p: Program, c: Gemma3Config, w: Weights, kv: Sequence[KVLayout], n_c
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
         table = local if c.windowed[i] else everywhere
-        h = decoder.head_normed_attention(p, c, layer, h, kv, i, table, scale=c.query_scale, window=c.window_of(i))
+        h = decoder.qk_norm_attention(p, c, layer, h, kv, i, table, scale=c.query_scale, window=c.window_of(i))
         x = decoder.post_norm_block(p, c, layer, x, h, "gelu_tanh")
     hidden, logits = decoder.outputs(p, c, w, x)
     return hidden, p.softcap(logits, c.logit_cap) if c.logit_cap and not c.n_labels else logits

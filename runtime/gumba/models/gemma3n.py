@@ -18,6 +18,8 @@ from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder, gemma
 from gumba.layers.gemma import LayersConfig
+from gumba.loading.config import read_metadata
+from gumba.loading.decoder_tensors import PRE_POST_NORMS, add_embeddings, add_feed_forward, add_norms
 from gumba.loading.tensor_table import TensorTable, Weights
 from gumba.loading.weight_loader import Loader
 
@@ -43,7 +45,7 @@ class Gemma3nConfig(LayersConfig):
 
 def read_config(gguf: GGUFFile) -> Gemma3nConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with decoder.reading(gguf, NAME, *gemma.OWN) as keys:
+    with read_metadata(gguf, NAME, *gemma.OWN_KEYS) as keys:
         common, layers = gemma.read_layers(keys, period=5, n_own=N_OWN)
         n_streams = keys.count("altup.num_inputs", 16, 4)
         found = gguf.tensors.get("blk.0.laurel_l.weight")  # no key says how wide it is
@@ -61,28 +63,26 @@ def read_config(gguf: GGUFFile) -> Gemma3nConfig:
 def load_weights(loader: Loader, c: Gemma3nConfig) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = TensorTable(loader.gguf, c.n_layers)
-    decoder.add_embeddings(t, c)
+    add_embeddings(t, c)
     gemma.add_per_layer(t, c)
     n = c.n_streams
     for name in ("altup_proj", "altup_unembd_proj"):
         t.add(name, f"{name}.weight", n - 1, c.n_embd, c.n_embd)
     for i in range(c.n_layers):
-        decoder.add_norms(
-            t, c, i, *decoder.PRE_POST_NORMS, "altup_router_norm", "altup_correct_scale", "laurel_post_norm"
-        )
+        add_norms(t, c, i, *PRE_POST_NORMS, "altup_router_norm", "altup_correct_scale", "laurel_post_norm")
         gemma.add_attention(t, c, i, keys_are_values=False)
-        decoder.add_feed_forward(t, c, i, n_ff=c.n_ffs[i])
+        add_feed_forward(t, c, i, n_ff=c.n_ffs[i])
         t.add("altup_router", "altup_router.weight", n, c.n_embd, layer=i)
         t.add("altup_predict_coef", "altup_predict_coef.weight", n * n, n, layer=i)
         t.add("altup_correct_coef", "altup_correct_coef.weight", n, n, layer=i)
         t.add("laurel_l", "laurel_l.weight", c.n_laurel, c.n_embd, layer=i)
         t.add("laurel_r", "laurel_r.weight", c.n_embd, c.n_laurel, layer=i)
-    return t.load(loader, gemma.unused(c))
+    return t.load(loader, gemma.unused_kv(c))
 
 
 def forward(p: Program, c: Gemma3nConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    tables = gemma.rotations(p, c, w, n_ctx)
+    tables = gemma.rope_tables(p, c, w, n_ctx)
     x = p.scale(p.embed(w.token_embd), math.sqrt(c.n_embd))
     inputs = gemma.per_layer_inputs(p, c, w, x)
     others = [altup.match_magnitude(p, p.matmul(m, x), x, LEAST) for m in w.altup_proj.matrices]
@@ -100,7 +100,7 @@ def forward(p: Program, c: Gemma3nConfig, w: Weights, kv: Sequence[KVLayout], n_
         x = p.add(x, p.rms_norm(h, layer.post_ffw_norm, c.norm_eps))
         corrected = _correct(p, c, layer, predicted, active, x)
         first = p.multiply_row(altup.part(p, corrected, c.active), layer.altup_correct_scale)
-        h = gemma.per_layer_part(p, c, layer, first, inputs, i)
+        h = gemma.per_layer_embedding(p, c, layer, first, inputs, i)
         all_streams = altup.add(p, corrected, h, [0.0] + [1.0] * (c.n_streams - 1))
     return _outputs(p, c, w, altup.select_outputs(p, all_streams))
 
@@ -125,7 +125,7 @@ def _laurel(p: Program, c: Gemma3nConfig, layer: Weights, h: Buffer) -> Buffer:
 def _feed_forward(p: Program, layer: Weights, h: Buffer, cutoff: float | None) -> Buffer:
     """A feed-forward part with a gate, of which only the greatest few numbers open it where there is a ``cutoff``."""
     if cutoff is None:
-        return decoder.gated(p, layer, h, "gelu_tanh")
+        return decoder.gated_ffn(p, layer, h, "gelu_tanh")
     gate = altup.keep_greatest(p, p.matmul(layer.ffn_gate, h), cutoff)
     return p.matmul(layer.ffn_down, p.gated(gate, p.matmul(layer.ffn_up, h), "gelu_tanh"))
 
@@ -137,4 +137,4 @@ def _outputs(p: Program, c: Gemma3nConfig, w: Weights, x: Streams) -> tuple[Buff
     for i, matrix in enumerate(w.altup_unembd_proj.matrices, 1):
         total = p.add(total, altup.match_magnitude(p, p.matmul(matrix, altup.part(p, x, i)), first, LEAST))
     hidden = p.rms_norm(p.scale(total, 1.0 / x.n), w.output_norm, c.norm_eps)
-    return gemma.capped(p, c, hidden, p.matmul(w.output or w.token_embd, hidden))
+    return gemma.softcap_logits(p, c, hidden, p.matmul(w.output or w.token_embd, hidden))

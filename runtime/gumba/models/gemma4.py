@@ -18,8 +18,9 @@ from gumba.backends.cpu.program.moe import moe
 from gumba.errors import ModelError
 from gumba.gguf import GGUFArray, GGUFFile
 from gumba.layers import decoder, gemma
-from gumba.layers.decoder import ExpertsConfig
 from gumba.layers.gemma import LayersConfig
+from gumba.loading.config import EXPERT_KEYS, ExpertsConfig, read_experts, read_metadata
+from gumba.loading.decoder_tensors import PRE_POST_NORMS, add_embeddings, add_feed_forward, add_norms
 from gumba.loading.tensor_table import TensorTable, Weights
 from gumba.loading.weight_loader import MAX_LAYERS, MAX_WIDTH, Loader
 
@@ -37,9 +38,9 @@ class Gemma4Config(LayersConfig, ExpertsConfig):
 
 def read_config(gguf: GGUFFile) -> Gemma4Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with decoder.reading(gguf, NAME, *gemma.OWN, *decoder.EXPERT_KEYS) as keys:
+    with read_metadata(gguf, NAME, *gemma.OWN_KEYS, *EXPERT_KEYS) as keys:
         common, layers = gemma.read_layers(keys, period=6, n_own=MAX_LAYERS)
-        n_experts, n_used = decoder.read_experts(keys)
+        n_experts, n_used = read_experts(keys)
         n_ff = keys.size("expert_feed_forward_length", MAX_WIDTH)
         if n_experts and not n_ff:
             raise ModelError(f"{gguf.path}: metadata gemma4.expert_feed_forward_length: expected a positive number")
@@ -60,22 +61,22 @@ def _suppressed(gguf: GGUFFile, n_vocab: int) -> tuple[int, ...]:
 def load_weights(loader: Loader, c: Gemma4Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = TensorTable(loader.gguf, c.n_layers)
-    decoder.add_embeddings(t, c)
+    add_embeddings(t, c)
     if c.n_per_layer:
         gemma.add_per_layer(t, c)
     for i in range(c.n_layers):
-        decoder.add_norms(t, c, i, *decoder.PRE_POST_NORMS)
+        add_norms(t, c, i, *PRE_POST_NORMS)
         gemma.add_attention(t, c, i, keys_are_values=not c.windowed[i])
-        decoder.add_feed_forward(t, c, i, n_ff=c.n_ffs[i])
+        add_feed_forward(t, c, i, n_ff=c.n_ffs[i])
         t.add("layer_output_scale", "layer_output_scale.weight", 1, layer=i, required=False)
         if c.n_experts:
             _add_experts(t, c, i)
-    return t.load(loader, gemma.unused(c))
+    return t.load(loader, gemma.unused_kv(c))
 
 
 def _add_experts(t: TensorTable, c: Gemma4Config, i: int) -> None:
     """Router and experts; gate and up of an expert lie in one matrix, or in two."""
-    decoder.add_norms(t, c, i, "post_ffw_norm_1", "pre_ffw_norm_2", "post_ffw_norm_2")
+    add_norms(t, c, i, "post_ffw_norm_1", "pre_ffw_norm_2", "post_ffw_norm_2")
     t.add("ffn_gate_inp", "ffn_gate_inp.weight", c.n_experts, c.n_embd, layer=i)
     t.add("router_scale", "ffn_gate_inp.scale", c.n_embd, layer=i)
     parts = {"ffn_gate_exps": c.n_ff_expert, "ffn_up_exps": c.n_ff_expert}
@@ -90,7 +91,7 @@ def _add_experts(t: TensorTable, c: Gemma4Config, i: int) -> None:
 
 def forward(p: Program, c: Gemma4Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    tables = gemma.rotations(p, c, w, n_ctx)
+    tables = gemma.rope_tables(p, c, w, n_ctx)
     x = p.scale(p.embed(w.token_embd), math.sqrt(c.n_embd))
     inputs = gemma.per_layer_inputs(p, c, w, x) if c.n_per_layer else None
     for i, layer in enumerate(w.layers):
@@ -100,10 +101,10 @@ def forward(p: Program, c: Gemma4Config, w: Weights, kv: Sequence[KVLayout], n_c
         halves = _halves_with_experts if c.n_experts else decoder.post_norm_block
         x = halves(p, c, layer, x, h, "gelu_tanh")
         if inputs is not None:
-            x = p.add(x, gemma.per_layer_part(p, c, layer, x, inputs, i))
+            x = p.add(x, gemma.per_layer_embedding(p, c, layer, x, inputs, i))
         if layer.layer_output_scale is not None:
             x = p.scale(x, float(layer.layer_output_scale[0]))
-    hidden, logits = gemma.capped(p, c, *decoder.outputs(p, c, w, x))
+    hidden, logits = gemma.softcap_logits(p, c, *decoder.outputs(p, c, w, x))
     if c.suppressed:
         never = np.zeros(c.n_vocab, np.float32)
         never[list(c.suppressed)] = -np.inf
@@ -114,7 +115,7 @@ def forward(p: Program, c: Gemma4Config, w: Weights, kv: Sequence[KVLayout], n_c
 def _halves_with_experts(p: Program, c: Gemma4Config, layer: Weights, x: Buffer, attended: Buffer, kind: str) -> Buffer:
     """As ``decoder.post_norm_block``, with experts beside the feed-forward part: chosen by a norm of x, working on another."""
     x = p.add(x, p.rms_norm(attended, layer.post_attention_norm, c.norm_eps))
-    h = decoder.gated(p, layer, p.rms_norm(x, layer.ffn_norm, c.norm_eps), kind)
+    h = decoder.gated_ffn(p, layer, p.rms_norm(x, layer.ffn_norm, c.norm_eps), kind)
     scores = p.matmul(layer.ffn_gate_inp, p.rms_norm(x, layer.router_scale / math.sqrt(c.n_embd), c.norm_eps))
     made = moe(
         p, p.rms_norm(x, layer.pre_ffw_norm_2, c.norm_eps), scores,

@@ -11,9 +11,17 @@ from dataclasses import dataclass, replace
 
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
-from gumba.layers import decoder, encoder
-from gumba.layers.decoder import WindowedConfig
-from gumba.layers.encoder import ENCODERS_WITHOUT, EncoderConfig
+from gumba.layers import decoder
+from gumba.loading.config import (
+    ENCODER_INERT_KEYS,
+    EncoderConfig,
+    WindowedConfig,
+    read_common,
+    read_encoder,
+    read_metadata,
+    read_window,
+)
+from gumba.loading.decoder_tensors import PRE_POST_NORMS, decoder_table
 from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import MAX_WIDTH, Loader
 
@@ -34,16 +42,16 @@ class GemmaEmbeddingConfig(EncoderConfig, WindowedConfig):
 def read_config(gguf: GGUFFile) -> GemmaEmbeddingConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
     own = ("attention.sliding_window", "attention.scale")
-    with decoder.reading(gguf, NAME, *own, without=ENCODERS_WITHOUT) as keys:
-        common = decoder.read_common(keys, neox=True, freq_base=1000000.0)
+    with read_metadata(gguf, NAME, *own, without=ENCODER_INERT_KEYS) as keys:
+        common = read_common(keys, neox=True, freq_base=1000000.0)
         keys.must_be({"dense_2_feat_in": (common.n_embd,), "dense_3_feat_out": (common.n_embd,)})
         n_dense = keys.size("dense_2_feat_out", MAX_WIDTH)
         keys.must_be({"dense_3_feat_in": (n_dense,)})
-        return encoder.read_encoder(
+        return read_encoder(
             keys,
             common,
             GemmaEmbeddingConfig,
-            **decoder.read_window(keys, common, 6),
+            **read_window(keys, common, 6),
             local_freq_base=keys.number("rope.freq_base_swa", 10000.0, least=1.001),
             query_scale=keys.number("attention.scale", 1.0 / math.sqrt(common.head_dim)),
             n_dense=n_dense,
@@ -52,7 +60,7 @@ def read_config(gguf: GGUFFile) -> GemmaEmbeddingConfig:
 
 def load_weights(loader: Loader, c: GemmaEmbeddingConfig) -> Weights:
     """Declare and load the weights."""
-    t = decoder.table(loader.gguf, c, norms=decoder.PRE_POST_NORMS, head_norms=True)
+    t = decoder_table(loader.gguf, c, norms=PRE_POST_NORMS, head_norms=True)
     if c.n_dense:
         t.add("dense_2", "dense_2.weight", c.n_dense, c.n_embd)
         t.add("dense_3", "dense_3.weight", c.n_embd, c.n_dense)
@@ -69,7 +77,7 @@ def forward(
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
         table, seen = (local, c.window // 2 + 1) if c.windowed[i] else (everywhere, 0)
-        h = decoder.head_normed_attention(p, c, layer, h, kv, i, table, scale=c.query_scale, window=seen, causal=False)
+        h = decoder.qk_norm_attention(p, c, layer, h, kv, i, table, scale=c.query_scale, window=seen, causal=False)
         x = decoder.post_norm_block(p, c, layer, x, h, "gelu_tanh")
     hidden = p.rms_norm(p.select_outputs(x), w.output_norm, c.norm_eps)
     if c.n_dense:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.layers.decoder import Config
+from gumba.loading.config import Config, read_plain_config
+from gumba.loading.decoder_tensors import PRE_POST_NORMS, decoder_table
 from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 
@@ -18,12 +19,12 @@ VERIFIED = ("transformers", "llama.cpp")
 
 def read_config(gguf: GGUFFile) -> Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    return decoder.read_plain(gguf, NAME, neox=False)
+    return read_plain_config(gguf, NAME, neox=False)
 
 
 def load_weights(loader: Loader, c: Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    return decoder.table(loader.gguf, c, norms=decoder.PRE_POST_NORMS, feed_forward="fused").load(loader)
+    return decoder_table(loader.gguf, c, norms=PRE_POST_NORMS, feed_forward="fused").load(loader)
 
 
 def forward(p: Program, c: Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:

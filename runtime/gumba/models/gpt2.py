@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.layers.decoder import Config
+from gumba.loading.config import Config, read_plain_config
+from gumba.loading.decoder_tensors import decoder_table
 from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 
@@ -18,12 +19,12 @@ VERIFIED = ("transformers", "llama.cpp")
 
 def read_config(gguf: GGUFFile) -> Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    return decoder.read_plain(gguf, NAME, neox=False, norm="layer_norm_epsilon")
+    return read_plain_config(gguf, NAME, neox=False, norm="layer_norm_epsilon")
 
 
 def load_weights(loader: Loader, c: Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    t = decoder.table(loader.gguf, c, norm_bias=True, feed_forward="plain")
+    t = decoder_table(loader.gguf, c, norm_bias=True, feed_forward="plain")
     t.add("position_embd", "position_embd.weight", c.n_ctx_train, c.n_embd)
     return t.load(loader, numbers=("position_embd",))
 
@@ -35,5 +36,5 @@ def forward(p: Program, c: Config, w: Weights, kv: Sequence[KVLayout], n_ctx: in
         h = p.layer_norm(x, layer.attn_norm, layer.attn_norm_bias, c.norm_eps)
         x = decoder.attention(p, c, layer, h, kv, i, None, residual=x)
         h = p.layer_norm(x, layer.ffn_norm, layer.ffn_norm_bias, c.norm_eps)
-        x = decoder.plain(p, layer, h, "gelu_tanh", residual=x)
+        x = decoder.plain_ffn(p, layer, h, "gelu_tanh", residual=x)
     return decoder.layer_norm_outputs(p, c, w, x)

@@ -13,7 +13,16 @@ from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.backends.cpu.program.moe import moe
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.layers.decoder import ExpertsConfig, WindowedConfig
+from gumba.loading.config import (
+    EXPERT_KEYS,
+    ExpertsConfig,
+    WindowedConfig,
+    read_common,
+    read_metadata,
+    read_required_experts,
+    read_window,
+)
+from gumba.loading.decoder_tensors import add_experts, decoder_table
 from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 
@@ -33,20 +42,20 @@ class GptOssConfig(WindowedConfig, ExpertsConfig):
 
 def read_config(gguf: GGUFFile) -> GptOssConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with decoder.reading(gguf, NAME, "attention.sliding_window", *decoder.EXPERT_KEYS) as keys:
-        common = decoder.read_common(keys, neox=True)
-        experts = decoder.read_required_experts(keys, common)
-        window = decoder.read_window(keys, common, PERIOD)
+    with read_metadata(gguf, NAME, "attention.sliding_window", *EXPERT_KEYS) as keys:
+        common = read_common(keys, neox=True)
+        experts = read_required_experts(keys, common)
+        window = read_window(keys, common, PERIOD)
         rope = replace(common.rope, whole_pairs=False)
         return replace(common, rope=rope).extended(GptOssConfig, **window, **experts)
 
 
 def load_weights(loader: Loader, c: GptOssConfig) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    t = decoder.table(loader.gguf, c, norms=("attn_norm", "post_attention_norm"), feed_forward="none")
+    t = decoder_table(loader.gguf, c, norms=("attn_norm", "post_attention_norm"), feed_forward="none")
     for i in range(c.n_layers):
         t.add("attn_sinks", "attn_sinks.weight", c.n_heads, layer=i)
-        decoder.add_experts(t, c, i, c.n_experts, c.n_ff_expert, bias=True)
+        add_experts(t, c, i, c.n_experts, c.n_ff_expert, bias=True)
     return t.load(loader)
 
 

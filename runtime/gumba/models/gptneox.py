@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.layers.decoder import Config
+from gumba.loading.config import Config, read_common, read_metadata
+from gumba.loading.decoder_tensors import decoder_table
 from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 
@@ -27,14 +28,14 @@ class NeoXConfig(Config):
 
 def read_config(gguf: GGUFFile) -> NeoXConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with decoder.reading(gguf, NAME, "use_parallel_residual") as keys:
-        common = decoder.read_common(keys, neox=True, norm="layer_norm_epsilon")
+    with read_metadata(gguf, NAME, "use_parallel_residual") as keys:
+        common = read_common(keys, neox=True, norm="layer_norm_epsilon")
         return common.extended(NeoXConfig, parallel=keys.flag("use_parallel_residual", True))
 
 
 def load_weights(loader: Loader, c: Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    return decoder.table(loader.gguf, c, norm_bias=True, feed_forward="plain").load(loader)
+    return decoder_table(loader.gguf, c, norm_bias=True, feed_forward="plain").load(loader)
 
 
 def forward(p: Program, c: NeoXConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
@@ -45,5 +46,5 @@ def forward(p: Program, c: NeoXConfig, w: Weights, kv: Sequence[KVLayout], n_ctx
         h = p.layer_norm(x, layer.attn_norm, layer.attn_norm_bias, c.norm_eps)
         after = decoder.attention(p, c, layer, h, kv, i, table, residual=x)
         h = p.layer_norm(x if c.parallel else after, layer.ffn_norm, layer.ffn_norm_bias, c.norm_eps)
-        x = decoder.plain(p, layer, h, "gelu", residual=after)
+        x = decoder.plain_ffn(p, layer, h, "gelu", residual=after)
     return decoder.layer_norm_outputs(p, c, w, x)

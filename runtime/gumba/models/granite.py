@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.layers.decoder import Config
+from gumba.loading.config import EXPERT_KEYS, Config, read_common, read_experts, read_metadata
+from gumba.loading.decoder_tensors import add_experts, decoder_table
 from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import MAX_WIDTH, Loader
 
@@ -39,10 +40,10 @@ def read_config(gguf: GGUFFile) -> GraniteConfig:
 
 def read_named(gguf: GGUFFile, name: str) -> GraniteConfig:
     """As ``read_config``, for the architecture ``name``."""
-    own = ("embedding_scale", "attention.scale", "residual_scale", "logit_scale", *decoder.EXPERT_KEYS)
-    with decoder.reading(gguf, name, *own) as keys:
-        common = decoder.read_common(keys, neox=False)
-        n_experts, n_used = decoder.read_experts(keys)
+    own = ("embedding_scale", "attention.scale", "residual_scale", "logit_scale", *EXPERT_KEYS)
+    with read_metadata(gguf, name, *own) as keys:
+        common = read_common(keys, neox=False)
+        n_experts, n_used = read_experts(keys)
         return common.extended(
             GraniteConfig,
             embedding_scale=keys.number("embedding_scale", 0.0, zero=True) or 1.0,
@@ -57,9 +58,9 @@ def read_named(gguf: GGUFFile, name: str) -> GraniteConfig:
 
 def load_weights(loader: Loader, c: GraniteConfig) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    t = decoder.table(loader.gguf, c, feed_forward="none" if c.n_experts else "gated")
+    t = decoder_table(loader.gguf, c, feed_forward="none" if c.n_experts else "gated")
     for i in range(c.n_layers if c.n_experts else 0):
-        decoder.add_experts(t, c, i, c.n_experts, c.n_ff, n_shared=c.n_ff_shared)
+        add_experts(t, c, i, c.n_experts, c.n_ff, n_shared=c.n_ff_shared)
     return t.load(loader)
 
 
@@ -73,7 +74,7 @@ def forward(p: Program, c: GraniteConfig, w: Weights, kv: Sequence[KVLayout], n_
         x = p.add(x, p.scale(h, c.residual_scale))
         h = p.rms_norm(x, layer.ffn_norm, c.norm_eps)
         if c.n_experts:
-            chosen = decoder.experts(p, layer, h, c.n_used)
+            chosen = decoder.moe_ffn(p, layer, h, c.n_used)
             h = p.add(chosen, decoder.shared_expert(p, layer, h)) if c.n_ff_shared else chosen
         else:
             h = decoder.swiglu(p, layer, h)

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder, encoder
-from gumba.layers.encoder import ENCODERS_WITHOUT, EncoderConfig
+from gumba.loading.config import ENCODER_INERT_KEYS, EncoderConfig, read_common, read_encoder, read_metadata
+from gumba.loading.decoder_tensors import add_attention, add_feed_forward, add_norms
+from gumba.loading.encoder_tensors import add_encoder_embeddings
 from gumba.loading.tensor_table import TensorTable, Weights
 from gumba.loading.weight_loader import Loader
 
@@ -23,19 +25,19 @@ ALIBI_BIAS = 8.0
 
 def read_config(gguf: GGUFFile) -> EncoderConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with decoder.reading(gguf, NAME, "attention.max_alibi_bias", without=ENCODERS_WITHOUT) as keys:
-        common = decoder.read_common(keys, neox=False, norm="layer_norm_epsilon")
+    with read_metadata(gguf, NAME, "attention.max_alibi_bias", without=ENCODER_INERT_KEYS) as keys:
+        common = read_common(keys, neox=False, norm="layer_norm_epsilon")
         keys.must_be({"attention.max_alibi_bias": (ALIBI_BIAS,)})
-        return encoder.read_encoder(keys, common, EncoderConfig)
+        return read_encoder(keys, common, EncoderConfig)
 
 
 def load_weights(loader: Loader, c: EncoderConfig) -> Weights:
     """Declare and load the weights."""
     t = TensorTable(loader.gguf, c.n_layers)
-    encoder.add_embedding(t, c)
+    add_encoder_embeddings(t, c)
     for i in range(c.n_layers):
-        decoder.add_attention(t, c, i)
-        decoder.add_norms(t, c, i, "attn_output_norm", "layer_output_norm", bias=True)
+        add_attention(t, c, i)
+        add_norms(t, c, i, "attn_output_norm", "layer_output_norm", bias=True)
         for name, width in (("attn_q_norm", c.n_q), ("attn_k_norm", c.n_kv), ("attn_norm_2", c.n_embd)):
             t.add(name, f"{name}.weight", width, layer=i, required=False)
             t.add(f"{name}_bias", f"{name}.bias", width, layer=i, required=False)
@@ -53,7 +55,7 @@ def _add_feed_forward(t: TensorTable, c: EncoderConfig, i: int, gguf: GGUFFile) 
         t.add("ffn_down", "ffn_down.weight", c.n_embd, c.n_ff, layer=i)
         t.add("ffn_down_bias", "ffn_down.bias", c.n_embd, layer=i, required=False)
     else:
-        decoder.add_feed_forward(t, c, i, gate=False)
+        add_feed_forward(t, c, i, gate=False)
         t.add("ffn_gate", "ffn_gate.weight", c.n_ff, c.n_embd, layer=i, required=False)
     t.add("ffn_gate_bias", "ffn_gate.bias", c.n_ff, layer=i, required=False)
 
@@ -61,9 +63,9 @@ def _add_feed_forward(t: TensorTable, c: EncoderConfig, i: int, gguf: GGUFFile) 
 def forward(p: Program, c: EncoderConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], twice: there are no logits."""
     slopes = decoder.alibi_slopes(c.n_heads, ALIBI_BIAS)
-    x = p.layer_norm(encoder.embedded(p, c, w), w.token_embd_norm, w.token_embd_norm_bias, c.norm_eps)
+    x = p.layer_norm(encoder.embed(p, c, w), w.token_embd_norm, w.token_embd_norm_bias, c.norm_eps)
     for i, layer in enumerate(w.layers):
-        q, k, v = decoder.queries_keys_values(p, layer, x)
+        q, k, v = decoder.project_qkv(p, layer, x)
         if layer.attn_q_norm is not None:
             q = p.layer_norm(q, layer.attn_q_norm, layer.attn_q_norm_bias, c.norm_eps)
         if layer.attn_k_norm is not None:
@@ -72,7 +74,7 @@ def forward(p: Program, c: EncoderConfig, w: Weights, kv: Sequence[KVLayout], n_
         h = p.layer_norm(h, layer.attn_output_norm, layer.attn_output_norm_bias, c.norm_eps)
         if layer.attn_norm_2 is not None:
             h = p.layer_norm(p.add(h, x), layer.attn_norm_2, layer.attn_norm_2_bias, c.norm_eps)
-        h = (decoder.plain if layer.ffn_gate is None else decoder.gated)(p, layer, h, "gelu", residual=h)
+        h = (decoder.plain_ffn if layer.ffn_gate is None else decoder.gated_ffn)(p, layer, h, "gelu", residual=h)
         x = p.layer_norm(h, layer.layer_output_norm, layer.layer_output_norm_bias, c.norm_eps)
     hidden = p.select_outputs(x)
     return hidden, hidden

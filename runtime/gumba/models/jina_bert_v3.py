@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import encoder
-from gumba.layers.encoder import EncoderConfig
+from gumba.loading.config import EncoderConfig, read_plain_encoder
+from gumba.loading.encoder_tensors import encoder_table
 from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 
@@ -18,12 +19,12 @@ VERIFIED = ("transformers", "llama.cpp")
 
 def read_config(gguf: GGUFFile) -> EncoderConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    return encoder.read_plain(gguf, NAME, neox=True)
+    return read_plain_encoder(gguf, NAME, neox=True)
 
 
 def load_weights(loader: Loader, c: EncoderConfig) -> Weights:
     """Declare and load the weights."""
-    return encoder.table(loader.gguf, c, gate=False).load(loader, numbers=("token_types",))
+    return encoder_table(loader.gguf, c, gate=False).load(loader, numbers=("token_types",))
 
 
 def forward(p: Program, c: EncoderConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:

@@ -11,7 +11,8 @@ from gumba.backends.cpu.program.delta_net import conv_state
 from gumba.errors import ModelError
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.layers.decoder import Config
+from gumba.loading.config import Config, read_common, read_metadata
+from gumba.loading.decoder_tensors import add_attention, add_embeddings, add_feed_forward, add_norms, add_qk_norms
 from gumba.loading.tensor_table import TensorTable, Weights
 from gumba.loading.weight_loader import MAX_LAYERS, MAX_WIDTH, Loader
 from gumba.runner.kv_cache import NOTHING, KVShape
@@ -40,14 +41,14 @@ class Lfm2Config(Config):
 
 def read_config(gguf: GGUFFile) -> Lfm2Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with decoder.reading(gguf, NAME) as keys:
+    with read_metadata(gguf, NAME) as keys:
         of_layers = keys.counts("attention.head_count_kv", keys.count("block_count", MAX_LAYERS), MAX_WIDTH)
         found = set(of_layers) - {0}
         if len(found) != 1:
             raise ModelError(
                 f"{gguf.path}: metadata lfm2.attention.head_count_kv: expected 0 or one and the same number"
             )
-        common = decoder.read_common(keys, neox=True, freq_base=1000000.0, n_kv_heads=found.pop())
+        common = read_common(keys, neox=True, freq_base=1000000.0, n_kv_heads=found.pop())
         n_taps = keys.count("shortconv.l_cache", MAX_TAPS)
         return common.extended(Lfm2Config, attends=tuple(n > 0 for n in of_layers), n_taps=n_taps)
 
@@ -55,12 +56,12 @@ def read_config(gguf: GGUFFile) -> Lfm2Config:
 def load_weights(loader: Loader, c: Lfm2Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = TensorTable(loader.gguf, c.n_layers)
-    decoder.add_embeddings(t, c, norm="token_embd_norm")
+    add_embeddings(t, c, norm="token_embd_norm")
     for i, attends in enumerate(c.attends):
-        decoder.add_norms(t, c, i, "attn_norm", "ffn_norm")
+        add_norms(t, c, i, "attn_norm", "ffn_norm")
         if attends:
-            decoder.add_attention(t, c, i)
-            decoder.add_shared_head_norms(t, c, i)
+            add_attention(t, c, i)
+            add_qk_norms(t, c, i)
         else:
             t.split(
                 "shortconv.in_proj.weight",
@@ -70,7 +71,7 @@ def load_weights(loader: Loader, c: Lfm2Config) -> Weights:
             )
             t.add("conv", "shortconv.conv.weight", c.n_embd, c.n_taps, layer=i)
             t.add("conv_proj", "shortconv.out_proj.weight", c.n_embd, c.n_embd, layer=i)
-        decoder.add_feed_forward(t, c, i)
+        add_feed_forward(t, c, i)
     return t.load(loader, numbers=("conv",))
 
 
@@ -81,7 +82,7 @@ def forward(p: Program, c: Lfm2Config, w: Weights, kv: Sequence[KVLayout], n_ctx
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
         if c.attends[i]:
-            x = decoder.head_normed_attention(p, c, layer, h, kv, i, table, residual=x)
+            x = decoder.qk_norm_attention(p, c, layer, h, kv, i, table, residual=x)
         else:
             x = _convolution(p, layer, h, i, residual=x)
         h = p.rms_norm(x, layer.ffn_norm, c.norm_eps)

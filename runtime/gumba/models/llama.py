@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.layers.decoder import Config
+from gumba.loading.config import EXPERT_KEYS, Config, read_common, read_experts, read_metadata, read_single_window
+from gumba.loading.decoder_tensors import add_attention, add_embeddings, add_experts, add_feed_forward, add_norms
 from gumba.loading.tensor_table import TensorTable, Weights
 from gumba.loading.weight_loader import Loader
 
@@ -31,24 +32,24 @@ class LlamaConfig(Config):
 
 def read_config(gguf: GGUFFile) -> LlamaConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with decoder.reading(gguf, NAME, "attention.sliding_window", *decoder.EXPERT_KEYS) as keys:
-        common = decoder.read_common(keys, neox=False)
-        n_experts, n_used = decoder.read_experts(keys)
-        window = decoder.read_single_window(keys, common)
+    with read_metadata(gguf, NAME, "attention.sliding_window", *EXPERT_KEYS) as keys:
+        common = read_common(keys, neox=False)
+        n_experts, n_used = read_experts(keys)
+        window = read_single_window(keys, common)
         return common.extended(LlamaConfig, window=window, n_experts=n_experts, n_used=n_used)
 
 
 def load_weights(loader: Loader, c: LlamaConfig) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = TensorTable(loader.gguf, c.n_layers)
-    decoder.add_embeddings(t, c, classifier_head=True)
+    add_embeddings(t, c, classifier_head=True)
     for i in range(c.n_layers):
-        decoder.add_norms(t, c, i, "attn_norm", "ffn_norm")
-        decoder.add_attention(t, c, i)
+        add_norms(t, c, i, "attn_norm", "ffn_norm")
+        add_attention(t, c, i)
         if c.n_experts:
-            decoder.add_experts(t, c, i, c.n_experts, c.n_ff)
+            add_experts(t, c, i, c.n_experts, c.n_ff)
         else:
-            decoder.add_feed_forward(t, c, i)
+            add_feed_forward(t, c, i)
     # Tensors of old files that nothing needs.
     return t.load(loader, lambda name: name.endswith((".rotary_emb.inv_freq", ".attn_rot_embd.weight")))
 
@@ -62,7 +63,7 @@ def forward(p: Program, c: LlamaConfig, w: Weights, kv: Sequence[KVLayout], n_ct
         x = decoder.attention(p, c, layer, h, kv, i, table, residual=x, window=c.window)
         h = p.rms_norm(x, layer.ffn_norm, c.norm_eps)
         if c.n_experts:
-            x = p.add(x, decoder.experts(p, layer, h, c.n_used))
+            x = p.add(x, decoder.moe_ffn(p, layer, h, c.n_used))
         else:
             x = decoder.swiglu(p, layer, h, residual=x)
     return decoder.outputs(p, c, w, x)

@@ -16,7 +16,16 @@ from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.backends.cpu.program.moe import moe
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.layers.decoder import ExpertsConfig, WindowedConfig
+from gumba.loading.config import (
+    EXPERT_KEYS,
+    ExpertsConfig,
+    WindowedConfig,
+    read_common,
+    read_metadata,
+    read_required_experts,
+    read_window,
+)
+from gumba.loading.decoder_tensors import add_experts, add_feed_forward, decoder_table
 from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import MAX_LAYERS, Loader
 
@@ -47,12 +56,12 @@ class Llama4Config(WindowedConfig, ExpertsConfig):
 
 def read_config(gguf: GGUFFile) -> Llama4Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with decoder.reading(gguf, NAME, "attention.sliding_window", *decoder.EXPERT_KEYS) as keys:
-        common = decoder.read_common(keys, neox=False, freq_base=500000.0)
+    with read_metadata(gguf, NAME, "attention.sliding_window", *EXPERT_KEYS) as keys:
+        common = read_common(keys, neox=False, freq_base=500000.0)
         return common.extended(
             Llama4Config,
-            **decoder.read_required_experts(keys, common),
-            **decoder.read_window(keys, common, PERIOD, default=CHUNK),
+            **read_required_experts(keys, common),
+            **read_window(keys, common, PERIOD, default=CHUNK),
             moe_step=keys.count("interleave_moe_layer_step", MAX_LAYERS),
             floor=keys.count("attention.temperature_length", 1 << 30, FLOOR),
             growth=keys.number("attention.temperature_scale", GROWTH, zero=True),
@@ -61,12 +70,12 @@ def read_config(gguf: GGUFFile) -> Llama4Config:
 
 def load_weights(loader: Loader, c: Llama4Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    t = decoder.table(loader.gguf, c, feed_forward="none")
+    t = decoder_table(loader.gguf, c, feed_forward="none")
     for i in range(c.n_layers):
         if c.has_experts(i):
-            decoder.add_experts(t, c, i, c.n_experts, c.n_ff_expert, n_shared=c.n_ff_expert)
+            add_experts(t, c, i, c.n_experts, c.n_ff_expert, n_shared=c.n_ff_expert)
         else:
-            decoder.add_feed_forward(t, c, i)
+            add_feed_forward(t, c, i)
     return t.load(loader)
 
 
@@ -76,7 +85,7 @@ def forward(p: Program, c: Llama4Config, w: Weights, kv: Sequence[KVLayout], n_c
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
-        q, k, v = decoder.queries_keys_values(p, layer, h)
+        q, k, v = decoder.project_qkv(p, layer, h)
         if c.windowed[i]:
             q, k = decoder.apply_rope(p, c, q, k, table)
             if c.n_experts != PLAIN_EXPERTS:

@@ -12,8 +12,18 @@ from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.errors import UnsupportedError
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder, encoder
-from gumba.layers.decoder import POOLINGS, WindowedConfig
-from gumba.layers.encoder import ENCODERS_WITHOUT, EncoderConfig
+from gumba.loading.config import (
+    ENCODER_INERT_KEYS,
+    POOLINGS,
+    EncoderConfig,
+    WindowedConfig,
+    read_common,
+    read_encoder,
+    read_metadata,
+    read_window,
+)
+from gumba.loading.decoder_tensors import add_attention, add_feed_forward, add_norms
+from gumba.loading.encoder_tensors import add_classifier_head, add_encoder_embeddings
 from gumba.loading.tensor_table import TensorTable, Weights
 from gumba.loading.weight_loader import Loader
 
@@ -34,19 +44,19 @@ class ModernBertConfig(EncoderConfig, WindowedConfig):
 
 def read_config(gguf: GGUFFile) -> ModernBertConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with decoder.reading(gguf, NAME, "attention.sliding_window", without=ENCODERS_WITHOUT) as keys:
-        common = decoder.read_common(keys, neox=True, norm="layer_norm_epsilon", freq_base=160000.0)
+    with read_metadata(gguf, NAME, "attention.sliding_window", without=ENCODER_INERT_KEYS) as keys:
+        common = read_common(keys, neox=True, norm="layer_norm_epsilon", freq_base=160000.0)
         keys.must_be({"hidden_activation": ("gelu",)})
         pooling = POOLINGS[keys.size("classifier.pooling_type", len(POOLINGS) - 1) or FIRST]
         if pooling not in ("mean", "first"):
             raise UnsupportedError(
                 f"{gguf.path}: metadata {NAME}.classifier.pooling_type is {pooling}, expected mean or first"
             )
-        return encoder.read_encoder(
+        return read_encoder(
             keys,
             common,
             ModernBertConfig,
-            **decoder.read_window(keys, common, 3, default=128, first=True),
+            **read_window(keys, common, 3, default=128, first=True),
             local_freq_base=keys.number("rope.freq_base_swa", 10000.0, least=1.001),
             classifies_mean=pooling == "mean",
         )
@@ -55,14 +65,14 @@ def read_config(gguf: GGUFFile) -> ModernBertConfig:
 def load_weights(loader: Loader, c: ModernBertConfig) -> Weights:
     """Declare and load the weights."""
     t = TensorTable(loader.gguf, c.n_layers)
-    encoder.add_embedding(t, c, bias=False)
+    add_encoder_embeddings(t, c, bias=False)
     t.add("output_norm", "output_norm.weight", c.n_embd)
     for i in range(c.n_layers):
         t.add("attn_norm", "attn_norm.weight", c.n_embd, layer=i, required=i > 0)
-        decoder.add_norms(t, c, i, "ffn_norm")
-        decoder.add_attention(t, c, i)
-        decoder.add_feed_forward(t, c, i, fused=True)
-    encoder.add_head(t, c)
+        add_norms(t, c, i, "ffn_norm")
+        add_attention(t, c, i)
+        add_feed_forward(t, c, i, fused=True)
+    add_classifier_head(t, c)
     return t.load(loader, numbers=("token_types",))
 
 
@@ -70,12 +80,12 @@ def forward(p: Program, c: ModernBertConfig, w: Weights, kv: Sequence[KVLayout],
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the head's, float32 [n_outputs, n_labels]."""
     everywhere = decoder.rope_table(p, c.rope, n_ctx)
     local = decoder.rope_table(p, replace(c.rope, freq_base=c.local_freq_base), n_ctx)
-    x = p.layer_norm(encoder.embedded(p, c, w), w.token_embd_norm, None, c.norm_eps)
+    x = p.layer_norm(encoder.embed(p, c, w), w.token_embd_norm, None, c.norm_eps)
     for i, layer in enumerate(w.layers):
         h = x if layer.attn_norm is None else p.layer_norm(x, layer.attn_norm, None, c.norm_eps)
         table, seen = (local, c.window // 2 + 1) if c.windowed[i] else (everywhere, 0)
         x = decoder.attention(p, c, layer, h, kv, i, table, residual=x, window=seen, causal=False)
-        x = decoder.gated(p, layer, p.layer_norm(x, layer.ffn_norm, None, c.norm_eps), "gelu", residual=x)
+        x = decoder.gated_ffn(p, layer, p.layer_norm(x, layer.ffn_norm, None, c.norm_eps), "gelu", residual=x)
     if not (c.n_labels and c.classifies_mean):
         return encoder.outputs(p, c, w, p.layer_norm(p.select_outputs(x), w.output_norm, None, c.norm_eps), "gelu")
     x = p.layer_norm(x, w.output_norm, None, c.norm_eps)

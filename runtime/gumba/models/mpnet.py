@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder, encoder
-from gumba.layers.encoder import ENCODERS_WITHOUT, EncoderConfig
+from gumba.loading.config import ENCODER_INERT_KEYS, EncoderConfig, read_common, read_encoder, read_metadata
+from gumba.loading.encoder_tensors import encoder_table
 from gumba.loading.relative_bias import biases, read_buckets
 from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
@@ -30,14 +31,14 @@ class MPNetConfig(EncoderConfig):
 
 def read_config(gguf: GGUFFile) -> MPNetConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with decoder.reading(gguf, NAME, without=ENCODERS_WITHOUT) as keys:
-        common = decoder.read_common(keys, neox=False, norm="layer_norm_epsilon")
-        return encoder.read_encoder(keys, common, MPNetConfig, n_buckets=read_buckets(keys))
+    with read_metadata(gguf, NAME, without=ENCODER_INERT_KEYS) as keys:
+        common = read_common(keys, neox=False, norm="layer_norm_epsilon")
+        return read_encoder(keys, common, MPNetConfig, n_buckets=read_buckets(keys))
 
 
 def load_weights(loader: Loader, c: MPNetConfig) -> Weights:
     """Declare and load the weights."""
-    t = encoder.table(loader.gguf, c, gate=False)
+    t = encoder_table(loader.gguf, c, gate=False)
     t.add("position_embd", "position_embd.weight", c.n_ctx_train, c.n_embd)
     t.add("attn_rel_b", "attn_rel_b.weight", c.n_buckets, c.n_heads)
     return t.load(loader, numbers=("position_embd", "token_types", "attn_rel_b"))
@@ -46,7 +47,7 @@ def load_weights(loader: Loader, c: MPNetConfig) -> Weights:
 def forward(p: Program, c: MPNetConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the head's, float32 [n_outputs, n_labels]."""
     bias = biases(w.attn_rel_b, causal=False)
-    x = p.add_positions(encoder.embedded(p, c, w), w.position_embd)
+    x = p.add_positions(encoder.embed(p, c, w), w.position_embd)
     x = p.layer_norm(x, w.token_embd_norm, w.token_embd_norm_bias, c.norm_eps)
     for i, layer in enumerate(w.layers):
         x = decoder.attention(p, c, layer, x, kv, i, None, residual=x, causal=False, bias=bias)

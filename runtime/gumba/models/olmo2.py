@@ -11,7 +11,8 @@ from dataclasses import replace
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.layers.decoder import WindowedConfig
+from gumba.loading.config import WindowedConfig, read_windowed_config
+from gumba.loading.decoder_tensors import POST_NORMS, decoder_table
 from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 
@@ -22,12 +23,12 @@ VERIFIED = ("transformers", "llama.cpp")
 
 def read_config(gguf: GGUFFile) -> WindowedConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    return decoder.read_windowed(gguf, NAME, 4, neox=True)
+    return read_windowed_config(gguf, NAME, 4, neox=True)
 
 
 def load_weights(loader: Loader, c: WindowedConfig) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    t = decoder.table(loader.gguf, c, norms=decoder.POST_NORMS)
+    t = decoder_table(loader.gguf, c, norms=POST_NORMS)
     for i in range(c.n_layers):
         t.add("attn_q_norm", "attn_q_norm.weight", c.n_q, layer=i)
         t.add("attn_k_norm", "attn_k_norm.weight", c.n_kv, layer=i)
@@ -40,7 +41,7 @@ def forward(p: Program, c: WindowedConfig, w: Weights, kv: Sequence[KVLayout], n
     local = decoder.rope_table(p, replace(c.rope, scaling="none"), n_ctx)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
-        q, k, v = decoder.queries_keys_values(p, layer, x)
+        q, k, v = decoder.project_qkv(p, layer, x)
         q = p.rms_norm(q, layer.attn_q_norm, c.norm_eps)
         k = p.rms_norm(k, layer.attn_k_norm, c.norm_eps)
         window = c.window_of(i)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.layers.decoder import Config
+from gumba.loading.config import Config, read_common, read_metadata
+from gumba.loading.decoder_tensors import decoder_table
 from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 
@@ -21,14 +22,14 @@ VERIFIED = ("transformers", "llama.cpp")
 
 def read_config(gguf: GGUFFile) -> Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with decoder.reading(gguf, NAME, "use_parallel_residual") as keys:
+    with read_metadata(gguf, NAME, "use_parallel_residual") as keys:
         keys.must_be({"use_parallel_residual": (True,)})
-        return decoder.read_common(keys, neox=True, norm="layer_norm_epsilon")
+        return read_common(keys, neox=True, norm="layer_norm_epsilon")
 
 
 def load_weights(loader: Loader, c: Config) -> Weights:
     """Declare and load the weights."""
-    t = decoder.table(loader.gguf, c, norms=("attn_norm",), norm_bias=True, feed_forward="plain")
+    t = decoder_table(loader.gguf, c, norms=("attn_norm",), norm_bias=True, feed_forward="plain")
     t.add("output_bias", "output.bias", c.n_vocab, required=False)
     return t.load(loader)
 
@@ -40,5 +41,5 @@ def forward(p: Program, c: Config, w: Weights, kv: Sequence[KVLayout], n_ctx: in
     for i, layer in enumerate(w.layers):
         h = p.layer_norm(x, layer.attn_norm, layer.attn_norm_bias, c.norm_eps)
         x = decoder.attention(p, c, layer, h, kv, i, table, residual=x)
-        x = decoder.plain(p, layer, h, "gelu_tanh", residual=x)
+        x = decoder.plain_ffn(p, layer, h, "gelu_tanh", residual=x)
     return decoder.layer_norm_outputs(p, c, w, x)

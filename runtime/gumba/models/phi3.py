@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.layers.decoder import Config
+from gumba.loading.config import Config, read_common, read_metadata, read_single_window
+from gumba.loading.decoder_tensors import decoder_table
 from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 
@@ -28,16 +29,16 @@ class Phi3Config(Config):
 
 def read_config(gguf: GGUFFile) -> Phi3Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with decoder.reading(gguf, NAME, "attention.sliding_window") as keys:
-        common = decoder.read_common(keys, neox=True)
+    with read_metadata(gguf, NAME, "attention.sliding_window") as keys:
+        common = read_common(keys, neox=True)
         if keys.has("attention.sliding_window_pattern"):
             keys.must_be({"attention.sliding_window_pattern": (1, True)})
-        return common.extended(Phi3Config, window=decoder.read_single_window(keys, common))
+        return common.extended(Phi3Config, window=read_single_window(keys, common))
 
 
 def load_weights(loader: Loader, c: Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    t = decoder.table(loader.gguf, c, feed_forward="fused")
+    t = decoder_table(loader.gguf, c, feed_forward="fused")
     t.add("rope_long", "rope_factors_long.weight", c.rope.dim // 2, required=False)
     t.add("rope_short", "rope_factors_short.weight", c.rope.dim // 2, required=False)
     return t.load(loader)

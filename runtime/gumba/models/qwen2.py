@@ -6,7 +6,7 @@ Rotary partners are half a head apart.
 from __future__ import annotations
 
 from gumba.gguf import GGUFFile
-from gumba.layers import decoder
+from gumba.loading.config import read_plain_config
 from gumba.models.llama import LlamaConfig, forward, load_weights
 
 __all__ = ["FAMILIES", "NAME", "VERIFIED", "forward", "load_weights", "read_config"]
@@ -18,4 +18,4 @@ VERIFIED = ("transformers", "llama.cpp")
 
 def read_config(gguf: GGUFFile) -> LlamaConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    return decoder.read_plain(gguf, NAME, neox=True).extended(LlamaConfig)
+    return read_plain_config(gguf, NAME, neox=True).extended(LlamaConfig)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.layers.decoder import ExpertsConfig
+from gumba.loading.config import EXPERT_KEYS, ExpertsConfig, read_common, read_metadata, read_required_experts
+from gumba.loading.decoder_tensors import add_experts, decoder_table
 from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import MAX_WIDTH, Loader
 
@@ -27,20 +28,20 @@ class Qwen2MoeConfig(ExpertsConfig):
 
 def read_config(gguf: GGUFFile) -> Qwen2MoeConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with decoder.reading(gguf, NAME, *decoder.EXPERT_KEYS) as keys:
-        common = decoder.read_common(keys, neox=True)
+    with read_metadata(gguf, NAME, *EXPERT_KEYS) as keys:
+        common = read_common(keys, neox=True)
         return common.extended(
             Qwen2MoeConfig,
-            **decoder.read_required_experts(keys, common, split=True),
+            **read_required_experts(keys, common, split=True),
             n_ff_shared=keys.count("expert_shared_feed_forward_length", MAX_WIDTH, common.n_ff),
         )
 
 
 def load_weights(loader: Loader, c: Qwen2MoeConfig) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    t = decoder.table(loader.gguf, c, feed_forward="none")
+    t = decoder_table(loader.gguf, c, feed_forward="none")
     for i in range(c.n_layers):
-        decoder.add_experts(t, c, i, c.n_experts, c.n_ff_expert, n_shared=c.n_ff_shared)
+        add_experts(t, c, i, c.n_experts, c.n_ff_expert, n_shared=c.n_ff_shared)
         t.add_row("ffn_gate_inp_shexp", "ffn_gate_inp_shexp.weight", c.n_embd, layer=i)
     return t.load(loader)
 
@@ -53,6 +54,6 @@ def forward(p: Program, c: Qwen2MoeConfig, w: Weights, kv: Sequence[KVLayout], n
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
         x = decoder.attention(p, c, layer, h, kv, i, table, residual=x)
         h = p.rms_norm(x, layer.ffn_norm, c.norm_eps)
-        x = p.add(x, decoder.experts(p, layer, h, c.n_used, normalized=False))
+        x = p.add(x, decoder.moe_ffn(p, layer, h, c.n_used, normalized=False))
         x = p.add(x, decoder.gated_shared_expert(p, layer, h))
     return decoder.outputs(p, c, w, x)

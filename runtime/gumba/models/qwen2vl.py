@@ -6,7 +6,7 @@ Positions have several coordinates, which differ in pictures only.
 from __future__ import annotations
 
 from gumba.gguf import GGUFFile
-from gumba.layers import decoder
+from gumba.loading.config import read_common, read_metadata
 from gumba.models.llama import LlamaConfig, forward, load_weights
 
 __all__ = ["FAMILIES", "NAME", "VERIFIED", "forward", "load_weights", "read_config"]
@@ -18,5 +18,5 @@ VERIFIED = ("transformers", "llama.cpp")
 
 def read_config(gguf: GGUFFile) -> LlamaConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with decoder.reading(gguf, NAME, pictures=True) as keys:
-        return decoder.read_common(keys, neox=True).extended(LlamaConfig)
+    with read_metadata(gguf, NAME, pictures=True) as keys:
+        return read_common(keys, neox=True).extended(LlamaConfig)

@@ -17,7 +17,8 @@ from gumba.backends.cpu.program.delta_net import conv_state, delta_state
 from gumba.errors import ModelError, UnsupportedError
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.layers.decoder import Config
+from gumba.loading.config import EXPERT_KEYS, Config, read_common, read_metadata, read_required_experts
+from gumba.loading.decoder_tensors import add_embeddings, add_experts, add_feed_forward, add_norms, add_qk_norms
 from gumba.loading.metadata import MetadataReader
 from gumba.loading.tensor_table import TensorTable, Weights
 from gumba.loading.weight_loader import MAX_LAYERS, MAX_WIDTH, Loader
@@ -77,12 +78,12 @@ def read_config(gguf: GGUFFile) -> Qwen35Config:
 
 def read_named(gguf: GGUFFile, name: str, *, sparse: bool = False) -> Qwen35Config:
     """As ``read_config``, for the architecture ``name``; ``sparse``: with experts."""
-    with decoder.reading(gguf, name, *(decoder.EXPERT_KEYS if sparse else ()), pictures=True) as keys:
+    with read_metadata(gguf, name, *(EXPERT_KEYS if sparse else ()), pictures=True) as keys:
         n_ff_expert = keys.count("expert_feed_forward_length", MAX_WIDTH) if sparse else 0
-        common = decoder.read_common(keys, neox=True, freq_base=10000000.0, n_ff=n_ff_expert or None)
+        common = read_common(keys, neox=True, freq_base=10000000.0, n_ff=n_ff_expert or None)
         experts = {"n_experts": 0, "n_used": 0, "n_ff_expert": 0, "n_ff_shared": 0}
         if sparse:
-            experts = decoder.read_required_experts(keys, common)
+            experts = read_required_experts(keys, common)
             experts["n_ff_shared"] = keys.count("expert_shared_feed_forward_length", MAX_WIDTH)
         n_blocks = common.n_layers
         common = replace(common, n_layers=n_blocks - keys.size("nextn_predict_layers", n_blocks - 1))
@@ -119,15 +120,15 @@ def _read_net(keys: MetadataReader) -> dict[str, int]:
 def load_weights(loader: Loader, c: Qwen35Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = TensorTable(loader.gguf, c.n_layers)
-    decoder.add_embeddings(t, c)
+    add_embeddings(t, c)
     for i, recurrent in enumerate(c.recurrent):
-        decoder.add_norms(t, c, i, "attn_norm", "post_attention_norm")
+        add_norms(t, c, i, "attn_norm", "post_attention_norm")
         (_add_delta_net if recurrent else _add_gated_attention)(t, c, i)
         if c.n_experts:
-            decoder.add_experts(t, c, i, c.n_experts, c.n_ff_expert, n_shared=c.n_ff_shared)
+            add_experts(t, c, i, c.n_experts, c.n_ff_expert, n_shared=c.n_ff_shared)
             t.add_row("ffn_gate_inp_shexp", "ffn_gate_inp_shexp.weight", c.n_embd, layer=i)
         else:
-            decoder.add_feed_forward(t, c, i)
+            add_feed_forward(t, c, i)
     further = tuple(f"blk.{i}." for i in range(c.n_layers, c.n_blocks))
     return t.load(loader, lambda name: name.startswith(further), numbers=("conv_qk", "conv_v"))
 
@@ -151,7 +152,7 @@ def _add_gated_attention(t: TensorTable, c: Qwen35Config, i: int) -> None:
     t.add("attn_k", "attn_k.weight", c.n_kv, c.n_embd, layer=i)
     t.add("attn_v", "attn_v.weight", c.n_kv, c.n_embd, layer=i)
     t.add("attn_output", "attn_output.weight", c.n_embd, c.n_q, layer=i)
-    decoder.add_shared_head_norms(t, c, i)
+    add_qk_norms(t, c, i)
 
 
 def forward(p: Program, c: Qwen35Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
@@ -166,7 +167,7 @@ def forward(p: Program, c: Qwen35Config, w: Weights, kv: Sequence[KVLayout], n_c
             x = _gated_attention(p, c, layer, h, kv, i, table, residual=x)
         h = p.rms_norm(x, layer.post_attention_norm, c.norm_eps)
         if c.n_experts:
-            x = p.add(x, decoder.experts(p, layer, h, c.n_used))
+            x = p.add(x, decoder.moe_ffn(p, layer, h, c.n_used))
             x = p.add(x, decoder.gated_shared_expert(p, layer, h))
         else:
             x = decoder.swiglu(p, layer, h, residual=x)
@@ -194,7 +195,7 @@ def _gated_attention(
     q_gate = p.matmul(layer.attn_q, h)
     q = p.join_heads(c.n_heads, [(q_gate, 0, c.head_dim, 2 * c.head_dim)])
     gate = p.join_heads(c.n_heads, [(q_gate, c.head_dim, c.head_dim, 2 * c.head_dim)])
-    q, k = decoder.rms_normed_heads(p, c, layer, q, p.matmul(layer.attn_k, h))
+    q, k = decoder.qk_norm(p, c, layer, q, p.matmul(layer.attn_k, h))
     q, k = decoder.apply_rope(p, c, q, k, table)
     a = p.attention(q, k, p.matmul(layer.attn_v, h), kv, layer=i, scale=1.0 / math.sqrt(c.head_dim))
     return p.matmul(layer.attn_output, p.gated(gate, a, "sigmoid"), residual=residual)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.layers.decoder import ExpertsConfig
+from gumba.loading.config import EXPERT_KEYS, ExpertsConfig, read_common, read_metadata, read_required_experts
+from gumba.loading.decoder_tensors import add_experts, decoder_table
 from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 
@@ -18,16 +19,16 @@ VERIFIED = ("transformers", "llama.cpp")
 
 def read_config(gguf: GGUFFile) -> ExpertsConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with decoder.reading(gguf, NAME, *decoder.EXPERT_KEYS) as keys:
-        common = decoder.read_common(keys, neox=True)
-        return common.extended(ExpertsConfig, **decoder.read_required_experts(keys, common))
+    with read_metadata(gguf, NAME, *EXPERT_KEYS) as keys:
+        common = read_common(keys, neox=True)
+        return common.extended(ExpertsConfig, **read_required_experts(keys, common))
 
 
 def load_weights(loader: Loader, c: ExpertsConfig) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    t = decoder.table(loader.gguf, c, head_norms=True, feed_forward="none")
+    t = decoder_table(loader.gguf, c, head_norms=True, feed_forward="none")
     for i in range(c.n_layers):
-        decoder.add_experts(t, c, i, c.n_experts, c.n_ff_expert)
+        add_experts(t, c, i, c.n_experts, c.n_ff_expert)
     return t.load(loader)
 
 
@@ -37,7 +38,7 @@ def forward(p: Program, c: ExpertsConfig, w: Weights, kv: Sequence[KVLayout], n_
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
-        x = decoder.head_normed_attention(p, c, layer, h, kv, i, table, residual=x)
+        x = decoder.qk_norm_attention(p, c, layer, h, kv, i, table, residual=x)
         h = p.rms_norm(x, layer.ffn_norm, c.norm_eps)
-        x = p.add(x, decoder.experts(p, layer, h, c.n_used))
+        x = p.add(x, decoder.moe_ffn(p, layer, h, c.n_used))
     return decoder.outputs(p, c, w, x)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from gumba.gguf import GGUFFile
-from gumba.layers import decoder
-from gumba.layers.decoder import Config
+from gumba.loading.config import Config, read_common, read_metadata
 from gumba.models.qwen3 import forward, load_weights
 
 __all__ = ["FAMILIES", "NAME", "VERIFIED", "forward", "load_weights", "read_config"]
@@ -16,5 +15,5 @@ VERIFIED = ("transformers", "llama.cpp")
 
 def read_config(gguf: GGUFFile) -> Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with decoder.reading(gguf, NAME, pictures=True) as keys:
-        return decoder.read_common(keys, neox=True)
+    with read_metadata(gguf, NAME, pictures=True) as keys:
+        return read_common(keys, neox=True)

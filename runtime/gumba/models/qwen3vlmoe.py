@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from gumba.gguf import GGUFFile
-from gumba.layers import decoder
-from gumba.layers.decoder import ExpertsConfig
+from gumba.loading.config import EXPERT_KEYS, ExpertsConfig, read_common, read_metadata, read_required_experts
 from gumba.models.qwen3moe import forward, load_weights
 
 __all__ = ["FAMILIES", "NAME", "VERIFIED", "forward", "load_weights", "read_config"]
@@ -16,6 +15,6 @@ VERIFIED = ("transformers", "llama.cpp")
 
 def read_config(gguf: GGUFFile) -> ExpertsConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with decoder.reading(gguf, NAME, *decoder.EXPERT_KEYS, pictures=True) as keys:
-        common = decoder.read_common(keys, neox=True)
-        return common.extended(ExpertsConfig, **decoder.read_required_experts(keys, common))
+    with read_metadata(gguf, NAME, *EXPERT_KEYS, pictures=True) as keys:
+        common = read_common(keys, neox=True)
+        return common.extended(ExpertsConfig, **read_required_experts(keys, common))

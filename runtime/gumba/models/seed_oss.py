@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from gumba.gguf import GGUFFile
-from gumba.layers import decoder
+from gumba.loading.config import read_plain_config
+from gumba.loading.decoder_tensors import decoder_table
 from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 from gumba.models.llama import LlamaConfig, forward
@@ -17,12 +18,12 @@ VERIFIED = ("transformers", "llama.cpp")
 
 def read_config(gguf: GGUFFile) -> LlamaConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    return decoder.read_plain(gguf, NAME, neox=True).extended(LlamaConfig)
+    return read_plain_config(gguf, NAME, neox=True).extended(LlamaConfig)
 
 
 def load_weights(loader: Loader, c: LlamaConfig) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    t = decoder.table(loader.gguf, c, norms=("attn_norm",))
+    t = decoder_table(loader.gguf, c, norms=("attn_norm",))
     for i in range(c.n_layers):
         t.add("ffn_norm", "post_attention_norm.weight", c.n_embd, layer=i)
     return t.load(loader)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.layers.decoder import Config
+from gumba.loading.config import Config, read_common, read_metadata
+from gumba.loading.decoder_tensors import PRE_NORMS, add_qk_layer_norms, decoder_table
 from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 
@@ -28,17 +29,17 @@ class StableLMConfig(Config):
 
 def read_config(gguf: GGUFFile) -> StableLMConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with decoder.reading(gguf, NAME, "use_parallel_residual") as keys:
-        common = decoder.read_common(keys, neox=True, norm="layer_norm_epsilon")
+    with read_metadata(gguf, NAME, "use_parallel_residual") as keys:
+        common = read_common(keys, neox=True, norm="layer_norm_epsilon")
         keys.flag("use_parallel_residual", False)
         return common.extended(StableLMConfig, parallel="blk.0.ffn_norm.weight" not in gguf.tensors)
 
 
 def load_weights(loader: Loader, c: StableLMConfig) -> Weights:
     """Declare and load the weights."""
-    t = decoder.table(loader.gguf, c, norms=("attn_norm",) if c.parallel else decoder.PRE_NORMS, norm_bias=True)
+    t = decoder_table(loader.gguf, c, norms=("attn_norm",) if c.parallel else PRE_NORMS, norm_bias=True)
     for i in range(c.n_layers):
-        decoder.add_head_norms(t, c, i)
+        add_qk_layer_norms(t, c, i)
     return t.load(loader, numbers=("attn_q_norm", "attn_k_norm"))
 
 
@@ -48,8 +49,8 @@ def forward(p: Program, c: StableLMConfig, w: Weights, kv: Sequence[KVLayout], n
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         h = p.layer_norm(x, layer.attn_norm, layer.attn_norm_bias, c.norm_eps)
-        q, k, v = decoder.queries_keys_values(p, layer, h)
-        q, k = decoder.layer_normed_heads(p, c, layer, q, k)
+        q, k, v = decoder.project_qkv(p, layer, h)
+        q, k = decoder.qk_layer_norm(p, c, layer, q, k)
         x = decoder.attend(p, c, layer, (q, k, v), kv, i, table, residual=x)
         if not c.parallel:
             h = p.layer_norm(x, layer.ffn_norm, layer.ffn_norm_bias, c.norm_eps)

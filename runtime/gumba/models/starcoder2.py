@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.layers.decoder import Config
+from gumba.loading.config import Config, read_common, read_metadata, read_single_window
+from gumba.loading.decoder_tensors import decoder_table
 from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 
@@ -24,14 +25,14 @@ class StarCoder2Config(Config):
 
 def read_config(gguf: GGUFFile) -> StarCoder2Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with decoder.reading(gguf, NAME, "attention.sliding_window") as keys:
-        common = decoder.read_common(keys, neox=True, norm="layer_norm_epsilon")
-        return common.extended(StarCoder2Config, window=decoder.read_single_window(keys, common))
+    with read_metadata(gguf, NAME, "attention.sliding_window") as keys:
+        common = read_common(keys, neox=True, norm="layer_norm_epsilon")
+        return common.extended(StarCoder2Config, window=read_single_window(keys, common))
 
 
 def load_weights(loader: Loader, c: Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    return decoder.table(loader.gguf, c, norm_bias=True, feed_forward="plain").load(loader)
+    return decoder_table(loader.gguf, c, norm_bias=True, feed_forward="plain").load(loader)
 
 
 def forward(p: Program, c: StarCoder2Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
@@ -42,5 +43,5 @@ def forward(p: Program, c: StarCoder2Config, w: Weights, kv: Sequence[KVLayout],
         h = p.layer_norm(x, layer.attn_norm, layer.attn_norm_bias, c.norm_eps)
         x = decoder.attention(p, c, layer, h, kv, i, table, residual=x, window=c.window)
         h = p.layer_norm(x, layer.ffn_norm, layer.ffn_norm_bias, c.norm_eps)
-        x = decoder.plain(p, layer, h, "gelu_tanh", residual=x)
+        x = decoder.plain_ffn(p, layer, h, "gelu_tanh", residual=x)
     return decoder.layer_norm_outputs(p, c, w, x)

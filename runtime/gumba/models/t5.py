@@ -19,7 +19,8 @@ from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.errors import ModelError
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.loading.config import Config
+from gumba.loading.config import Config, read_common, read_metadata
+from gumba.loading.decoder_tensors import add_feed_forward, add_norms
 from gumba.loading.metadata import MetadataReader
 from gumba.loading.relative_bias import biases, read_buckets
 from gumba.loading.tensor_table import TensorTable, Weights
@@ -62,7 +63,7 @@ class Halves:
 
 def read_config(gguf: GGUFFile) -> T5Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with decoder.reading(gguf, NAME) as keys:
+    with read_metadata(gguf, NAME) as keys:
         n_vocab = keys.vocabulary_size()
         start = keys.size("decoder_start_token_id", n_vocab - 1)
         n_decoder = keys.count("decoder_block_count", MAX_LAYERS, keys.count("block_count", MAX_LAYERS))
@@ -74,7 +75,7 @@ def read_config(gguf: GGUFFile) -> T5Config:
 def read_stack(keys: MetadataReader, kind: type[C], n_decoder_layers: int = 0) -> C:
     """What encoder and decoder have in common."""
     keys.has("attention.layer_norm_epsilon")  # as the norms', written twice
-    common = decoder.read_common(keys, neox=False)
+    common = read_common(keys, neox=False)
     if common.n_kv_heads != common.n_heads:
         raise ModelError(f"{keys.gguf.path}: metadata {keys.name}.attention.head_count_kv: expected {common.n_heads}")
     n_buckets = read_buckets(keys)
@@ -88,7 +89,7 @@ def load_weights(loader: Loader, c: T5Config) -> Halves:
     t.add("output", "output.weight", c.n_vocab, c.n_embd, required=False)
     _add_stack(t, c, c.n_decoder_layers)
     for i in range(c.n_decoder_layers):
-        decoder.add_norms(t, c, i, "cross_attn_norm")
+        add_norms(t, c, i, "cross_attn_norm")
         _add_attention(t, c, i, "cross_attn")
         # Some files have biases of the cross attention, which are not used.
         t.add("cross_attn_rel_b", "cross_attn_rel_b.weight", c.n_buckets, c.n_heads, layer=i, required=False)
@@ -110,10 +111,10 @@ def _add_stack(t: TensorTable, c: T5Config, n_layers: int) -> None:
     t.add("output_norm", f"{t.prefix}output_norm.weight", c.n_embd)
     gate = t.has(f"{t.prefix}blk.0.ffn_gate.weight")
     for i in range(n_layers):
-        decoder.add_norms(t, c, i, "attn_norm", "ffn_norm")
+        add_norms(t, c, i, "attn_norm", "ffn_norm")
         _add_attention(t, c, i, "attn")
         t.add("attn_rel_b", "attn_rel_b.weight", c.n_buckets, c.n_heads, layer=i, required=i == 0)
-        decoder.add_feed_forward(t, c, i, gate=gate)
+        add_feed_forward(t, c, i, gate=gate)
 
 
 def _add_attention(t: TensorTable, c: T5Config, i: int, name: str) -> None:
@@ -177,5 +178,5 @@ def _feed_forward(p: Program, c: T5Config, layer: Weights, x: Buffer) -> Buffer:
     """With a gate in the later models, without in the first."""
     h = p.rms_norm(x, layer.ffn_norm, c.norm_eps)
     if hasattr(layer, "ffn_gate"):
-        return decoder.gated(p, layer, h, "gelu_tanh", residual=x)
-    return decoder.plain(p, layer, h, "relu", residual=x)
+        return decoder.gated_ffn(p, layer, h, "gelu_tanh", residual=x)
+    return decoder.plain_ffn(p, layer, h, "relu", residual=x)

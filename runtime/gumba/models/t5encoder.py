@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
-from gumba.layers import decoder, encoder
+from gumba.loading.config import ENCODER_INERT_KEYS, read_metadata
 from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 from gumba.models import t5
@@ -27,7 +27,7 @@ class T5EncoderConfig(T5Config):
 
 def read_config(gguf: GGUFFile) -> T5EncoderConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with decoder.reading(gguf, NAME, without=encoder.ENCODERS_WITHOUT) as keys:
+    with read_metadata(gguf, NAME, without=ENCODER_INERT_KEYS) as keys:
         return t5.read_stack(keys, T5EncoderConfig)
 
 
