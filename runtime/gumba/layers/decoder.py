@@ -17,7 +17,7 @@ from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.backends.cpu.program.moe import moe
 from gumba.loading.config import Config
 from gumba.loading.rope import Rope, frequencies
-from gumba.loading.tensor_table import Weights
+from gumba.loading.weights import LayerWeights, Weights
 
 
 def rope_table(p: Program, rope: Rope, n_ctx: int, factors: np.ndarray | None = None) -> int:
@@ -26,7 +26,7 @@ def rope_table(p: Program, rope: Rope, n_ctx: int, factors: np.ndarray | None = 
     return p.constant(cos_sin_table(turning, n_ctx, magnitude, neox=rope.neox), pad=False)
 
 
-def project_qkv(p: Program, layer: Weights, h: Buffer) -> tuple[Buffer, Buffer, Buffer]:
+def project_qkv(p: Program, layer: LayerWeights, h: Buffer) -> tuple[Buffer, Buffer, Buffer]:
     """The three products that attention begins with."""
     return (
         p.matmul(layer.attn_q, h, bias=layer.attn_q_bias),
@@ -35,7 +35,7 @@ def project_qkv(p: Program, layer: Weights, h: Buffer) -> tuple[Buffer, Buffer, 
     )
 
 
-def qk_norm(p: Program, c: Config, layer: Weights, q: Buffer, k: Buffer) -> tuple[Buffer, Buffer]:
+def qk_norm(p: Program, c: Config, layer: LayerWeights, q: Buffer, k: Buffer) -> tuple[Buffer, Buffer]:
     """Queries and keys, each head behind its RMS norm (``add_qk_norms``)."""
     return (
         p.head_norm(q, layer.attn_q_norm, c.norm_eps, c.n_heads, c.head_dim),
@@ -43,7 +43,7 @@ def qk_norm(p: Program, c: Config, layer: Weights, q: Buffer, k: Buffer) -> tupl
     )
 
 
-def qk_layer_norm(p: Program, c: Config, layer: Weights, q: Buffer, k: Buffer) -> tuple[Buffer, Buffer]:
+def qk_layer_norm(p: Program, c: Config, layer: LayerWeights, q: Buffer, k: Buffer) -> tuple[Buffer, Buffer]:
     """Queries and keys, each head behind its LayerNorm where the layer has one (``add_qk_layer_norms``)."""
     if layer.attn_q_norm is not None:
         q = p.head_norm(q, layer.attn_q_norm, c.norm_eps, c.n_heads, c.head_dim, centred=True)
@@ -64,7 +64,7 @@ def apply_rope(
 
 
 def attend(
-    p: Program, c: Config, layer: Weights, qkv: tuple[Buffer, Buffer, Buffer], kv: Sequence[KVLayout], i: int,
+    p: Program, c: Config, layer: LayerWeights, qkv: tuple[Buffer, Buffer, Buffer], kv: Sequence[KVLayout], i: int,
     table: int | None, residual: Buffer | None = None, *, scale: float | None = None, **options: Any,
 ) -> Buffer:  # fmt: skip
     """Attention from queries, keys and values on, with the output's product.
@@ -81,7 +81,7 @@ def attend(
 
 
 def attention(
-    p: Program, c: Config, layer: Weights, h: Buffer, kv: Sequence[KVLayout], i: int, table: int | None,
+    p: Program, c: Config, layer: LayerWeights, h: Buffer, kv: Sequence[KVLayout], i: int, table: int | None,
     residual: Buffer | None = None, **options: Any,
 ) -> Buffer:  # fmt: skip
     """The usual attention to ``h``; ``table`` and what follows as of ``attend``."""
@@ -89,7 +89,7 @@ def attention(
 
 
 def qk_norm_attention(
-    p: Program, c: Config, layer: Weights, h: Buffer, kv: Sequence[KVLayout], i: int, table: int | None,
+    p: Program, c: Config, layer: LayerWeights, h: Buffer, kv: Sequence[KVLayout], i: int, table: int | None,
     residual: Buffer | None = None, **options: Any,
 ) -> Buffer:  # fmt: skip
     """As ``attention``, with an RMS norm on every head of queries and keys."""
@@ -106,44 +106,44 @@ def alibi_slopes(n_heads: int, bias: float) -> np.ndarray:
     return np.array([2.0**-power for power in powers], np.float32)
 
 
-def gated_ffn(p: Program, layer: Weights, h: Buffer, kind: str, residual: Buffer | None = None) -> Buffer:
+def gated_ffn(p: Program, layer: LayerWeights, h: Buffer, kind: str, residual: Buffer | None = None) -> Buffer:
     """A feed-forward part with a gate (Shazeer 2020)."""
     gate = p.matmul(layer.ffn_gate, h, bias=layer.ffn_gate_bias)
     up = p.matmul(layer.ffn_up, h, bias=layer.ffn_up_bias)
     return p.matmul(layer.ffn_down, p.gated(gate, up, kind), residual=residual, bias=layer.ffn_down_bias)
 
 
-def swiglu(p: Program, layer: Weights, h: Buffer, residual: Buffer | None = None) -> Buffer:
+def swiglu(p: Program, layer: LayerWeights, h: Buffer, residual: Buffer | None = None) -> Buffer:
     """The usual feed-forward part."""
     return gated_ffn(p, layer, h, "silu", residual)
 
 
-def plain_ffn(p: Program, layer: Weights, h: Buffer, kind: str, residual: Buffer | None = None) -> Buffer:
+def plain_ffn(p: Program, layer: LayerWeights, h: Buffer, kind: str, residual: Buffer | None = None) -> Buffer:
     """A feed-forward part without a gate."""
     up = p.activation(p.matmul(layer.ffn_up, h, bias=layer.ffn_up_bias), kind)
     return p.matmul(layer.ffn_down, up, residual=residual, bias=layer.ffn_down_bias)
 
 
-def post_norm_block(p: Program, c: Config, layer: Weights, x: Buffer, attended: Buffer, kind: str) -> Buffer:
+def post_norm_block(p: Program, c: Config, layer: LayerWeights, x: Buffer, attended: Buffer, kind: str) -> Buffer:
     """The rest of a layer with a norm before and after each half, from what its attention gives."""
     x = p.add(x, p.rms_norm(attended, layer.post_attention_norm, c.norm_eps))
     h = gated_ffn(p, layer, p.rms_norm(x, layer.ffn_norm, c.norm_eps), kind)
     return p.add(x, p.rms_norm(h, layer.post_ffw_norm, c.norm_eps))
 
 
-def moe_ffn(p: Program, layer: Weights, h: Buffer, n_used: int, *, normalized: bool = True) -> Buffer:
+def moe_ffn(p: Program, layer: LayerWeights, h: Buffer, n_used: int, *, normalized: bool = True) -> Buffer:
     """A mixture of experts with SwiGLU."""
     logits = p.matmul(layer.ffn_gate_inp, h)
     parts = layer.ffn_gate_exps, layer.ffn_up_exps, layer.ffn_down_exps
     return moe(p, h, logits, *parts, n_used, "silu", normalized=normalized)
 
 
-def shared_expert(p: Program, layer: Weights, h: Buffer) -> Buffer:
+def shared_expert(p: Program, layer: LayerWeights, h: Buffer) -> Buffer:
     """The expert that every token takes."""
     return p.matmul(layer.ffn_down_shexp, p.swiglu(p.matmul(layer.ffn_gate_shexp, h), p.matmul(layer.ffn_up_shexp, h)))
 
 
-def gated_shared_expert(p: Program, layer: Weights, h: Buffer) -> Buffer:
+def gated_shared_expert(p: Program, layer: LayerWeights, h: Buffer) -> Buffer:
     """As ``shared_expert``, which counts by a gate of its own, a sigmoid."""
     gate = p.activation(p.matmul(layer.ffn_gate_inp_shexp, h), "sigmoid")
     return p.scale_rows(shared_expert(p, layer, h), gate)
@@ -160,4 +160,4 @@ def outputs(p: Program, c: Config, w: Weights, x: Buffer) -> tuple[Buffer, Buffe
 def layer_norm_outputs(p: Program, c: Config, w: Weights, x: Buffer) -> tuple[Buffer, Buffer]:
     """As ``outputs``, of an architecture with LayerNorm."""
     hidden = p.layer_norm(p.select_outputs(x), w.output_norm, w.output_norm_bias, c.norm_eps)
-    return hidden, p.matmul(w.output or w.token_embd, hidden, bias=getattr(w, "output_bias", None))
+    return hidden, p.matmul(w.output or w.token_embd, hidden, bias=w.output_bias)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.layers import decoder
 from gumba.loading.config import EncoderConfig
-from gumba.loading.tensor_table import Weights
+from gumba.loading.weights import LayerWeights, Weights
 
 
 def embed(p: Program, c: EncoderConfig, w: Weights) -> Buffer:
@@ -22,7 +22,7 @@ def embed(p: Program, c: EncoderConfig, w: Weights) -> Buffer:
     return p.add_row(x, w.token_types[0]) if c.n_types == 1 else p.add_types(x, w.token_types, c.n_vocab)
 
 
-def post_norm_block(p: Program, c: EncoderConfig, layer: Weights, x: Buffer, kind: str, *, gate: bool) -> Buffer:
+def post_norm_block(p: Program, c: EncoderConfig, layer: LayerWeights, x: Buffer, kind: str, *, gate: bool) -> Buffer:
     """The rest of a layer with a norm after each half, from the sum of its input and what its attention gives."""
     x = p.layer_norm(x, layer.attn_output_norm, layer.attn_output_norm_bias, c.norm_eps)
     x = (decoder.gated_ffn if gate else decoder.plain_ffn)(p, layer, x, kind, residual=x)

@@ -12,18 +12,35 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gumba.backends.cpu.packing import PackedMatrix
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.errors import ModelError
 from gumba.layers import decoder
 from gumba.loading.config import Config, WindowedConfig, read_common, read_window
 from gumba.loading.metadata import MetadataReader
 from gumba.loading.rope import Rope
-from gumba.loading.tensor_table import TensorTable, Weights
+from gumba.loading.tensor_table import TensorTable
 from gumba.loading.weight_loader import MAX_LAYERS, MAX_WIDTH
+from gumba.loading.weights import Array, LayerWeights, Weights
 from gumba.runner.kv_cache import KVShape
 
 #: Keys of ``decoder.INERT_KEYS`` that are read here.
 OWN_KEYS = ("attention.sliding_window", "final_logit_softcapping", "attention.scale")
+
+
+class GemmaLayer(LayerWeights):
+    inp_gate: PackedMatrix
+    proj: PackedMatrix
+    post_norm: Array
+
+
+class GemmaWeights(Weights):
+    """``per_layer_token_embd``: the second embedding, of all layers side by side."""
+
+    layers: Sequence[GemmaLayer]
+    per_layer_token_embd: PackedMatrix
+    per_layer_model_proj: PackedMatrix
+    per_layer_proj_norm: Array
 
 
 @dataclass(frozen=True)
@@ -151,13 +168,13 @@ def add_per_layer(t: TensorTable, c: LayersConfig) -> None:
         t.add("post_norm", "post_norm.weight", c.n_embd, layer=i)
 
 
-def rope_tables(p: Program, c: LayersConfig, w: Weights, n_ctx: int) -> tuple[int, int]:
+def rope_tables(p: Program, c: LayersConfig, w: GemmaWeights, n_ctx: int) -> tuple[int, int]:
     """The constants that layers without a window turn by, and those with one."""
     return decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs), decoder.rope_table(p, c.local_rope, n_ctx)
 
 
 def attention(
-    p: Program, c: LayersConfig, layer: Weights, h: Buffer, kv: Sequence[KVLayout], i: int, tables: tuple[int, int]
+    p: Program, c: LayersConfig, layer: GemmaLayer, h: Buffer, kv: Sequence[KVLayout], i: int, tables: tuple[int, int]
 ) -> Buffer:
     """Attention with norms on every head of queries, keys and values, not scaled; with the output's product."""
     windowed, dim, n_kv = c.windowed[i], c.head_dim_of(i), c.kv_heads[i]
@@ -169,12 +186,12 @@ def attention(
         plain = p.matmul(layer.attn_k, h)
         k = p.head_norm(plain, layer.attn_k_norm, c.norm_eps, n_kv, dim)
         k = p.rope(k, n_kv, dim, rope.dim, table, neox=rope.neox)
-        v = p.head_norm(p.matmul(layer.attn_v, h) if layer.attn_v else plain, None, c.norm_eps, n_kv, dim)
+        v = p.head_norm(p.matmul(layer.attn_v, h) if layer.has("attn_v") else plain, None, c.norm_eps, n_kv, dim)
     a = p.attention(q, k, v, kv, layer=c.sources[i], scale=1.0, window=c.window_of(i))
     return p.matmul(layer.attn_output, a)
 
 
-def per_layer_inputs(p: Program, c: LayersConfig, w: Weights, x: Buffer) -> Buffer:
+def per_layer_inputs(p: Program, c: LayersConfig, w: GemmaWeights, x: Buffer) -> Buffer:
     """What all layers get beside x, the scaled embeddings: float32 [n_tokens, n_layers * n_per_layer]."""
     own = p.scale(p.embed(w.per_layer_token_embd), math.sqrt(c.n_per_layer))
     projected = p.scale(p.matmul(w.per_layer_model_proj, x), 1.0 / math.sqrt(c.n_embd))
@@ -182,7 +199,7 @@ def per_layer_inputs(p: Program, c: LayersConfig, w: Weights, x: Buffer) -> Buff
     return p.scale(p.add(projected, own), math.sqrt(0.5))
 
 
-def per_layer_embedding(p: Program, c: LayersConfig, layer: Weights, x: Buffer, inputs: Buffer, i: int) -> Buffer:
+def per_layer_embedding(p: Program, c: LayersConfig, layer: GemmaLayer, x: Buffer, inputs: Buffer, i: int) -> Buffer:
     """What layer ``i`` makes of its part of ``inputs``, gated by x."""
     part = p.slice(inputs, i * c.n_per_layer, c.n_per_layer)
     h = p.matmul(layer.proj, p.gated(p.matmul(layer.inp_gate, x), part, "gelu_tanh"))

@@ -136,7 +136,7 @@ def add_experts(
     for name, rows, columns in (("ffn_gate", n_ff, c.n_embd), ("ffn_up", n_ff, c.n_embd), ("ffn_down", c.n_embd, n_ff)):
         t.add(f"{name}_exps", f"{name}_exps.weight", n_experts, rows, columns, layer=i)
         if bias:
-            t.add_bias(f"{name}_exps", f"{name}_exps.bias", n_experts, rows, layer=i)
+            t.add_expert_bias(f"{name}_exps", f"{name}_exps.bias", n_experts, rows, layer=i)
     if n_shared:
         t.add("ffn_gate_shexp", "ffn_gate_shexp.weight", n_shared, c.n_embd, layer=i)
         t.add("ffn_up_shexp", "ffn_up_shexp.weight", n_shared, c.n_embd, layer=i)

@@ -1,42 +1,35 @@
-"""Which tensors an architecture has, by the names that its program uses, and what becomes of them at load."""
+"""The tensor table of an architecture: which tensors its files have, their shapes, and the fields that they are loaded into."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar, get_args, get_type_hints
+
+import numpy as np
 
 from gumba.backends.cpu.program.moe import Experts
 from gumba.gguf import GGUFFile
 from gumba.loading.weight_loader import Loader, TensorRule, check_tensors
+from gumba.loading.weights import LayerWeights, Weights
+
+W = TypeVar("W", bound=Weights)
 
 
 @dataclass(frozen=True)
 class TensorSlice:
-    """Rows ``first`` up to ``last`` of a tensor, of experts' matrices (``of_each``) those of each expert's; ``one_row``: a
-    matrix of one row, which files may have as a vector."""
+    """Rows ``first`` up to ``last`` of a tensor; ``per_expert``: these rows of the matrix of each expert."""
 
     rule: TensorRule
     first: int
     last: int
-    one_row: bool = False
-    of_each: bool = False
-
-
-class Weights:
-    """Tensors by field: matrices, vectors (float32), or None for those that the file does not have."""
-
-    def __init__(self) -> None:
-        self.layers: list[Weights] = []
-
-    def __getattr__(self, name: str) -> Any:  # what is there is found without this
-        raise AttributeError(name)
+    per_expert: bool = False
 
 
 class TensorTable:
     """The table of one model: field -> GGUF's name and shape, for the model and for each of its layers.
 
-    ``prefix``: what layers' names begin with, of a model that has two stacks of them.
+    ``prefix``: of the layers' names, for a model that has two stacks of them.
     """
 
     def __init__(self, gguf: GGUFFile, n_layers: int, prefix: str = "") -> None:
@@ -46,74 +39,96 @@ class TensorTable:
         self._biases: dict[str, str] = {}  # of experts: the matrices' name -> the bias's
 
     def add(self, field: str, name: str, *shape: int, layer: int | None = None, required: bool = True) -> None:
-        """A matrix (``shape``: rows, columns), a vector, or experts' matrices (their number first).
+        """A vector, a matrix (``shape``: rows, columns), or experts' matrices (their number first).
 
-        Of a layer ``name`` begins after ``blk.N.``.
+        With ``layer``, ``name`` is the part after ``blk.N.``.
         """
         self.split(name, {field: shape[0]}, *shape[1:], layer=layer, required=required)
 
     def add_row(self, field: str, name: str, columns: int, *, layer: int) -> None:
-        """A matrix of a single row, which files have as that or as a vector."""
-        whole = f"{self.prefix}blk.{layer}.{name}"
-        found = self._gguf.tensors.get(whole)
-        rule = TensorRule(whole, (columns,) if found is not None and len(found.shape) == 1 else (1, columns))
-        self._rules[whole] = rule
-        self._fields[layer + 1][field] = TensorSlice(rule, 0, 1, one_row=True)
+        """A matrix of a single row, stored as that or as a vector."""
+        full_name = self._full_name(name, layer)
+        tensor = self._gguf.tensors.get(full_name)
+        rule = TensorRule(full_name, (columns,) if tensor is not None and len(tensor.shape) == 1 else (1, columns))
+        self._rules[full_name] = rule
+        self._fields[layer + 1][field] = TensorSlice(rule, 0, 1)
 
-    def add_bias(self, field: str, name: str, n_experts: int, rows: int, *, layer: int) -> None:
-        """Of the experts' matrices ``field``, which are there already: a bias for each."""
-        whole = f"{self.prefix}blk.{layer}.{name}"
-        self._rules[whole] = TensorRule(whole, (n_experts, rows))
-        self._biases[self._fields[layer + 1][field].rule.name] = whole
+    def add_expert_bias(self, field: str, name: str, n_experts: int, rows: int, *, layer: int) -> None:
+        """The biases of the experts' matrices ``field``, which are in the table already."""
+        full_name = self._full_name(name, layer)
+        self._rules[full_name] = TensorRule(full_name, (n_experts, rows))
+        self._biases[self._fields[layer + 1][field].rule.name] = full_name
 
     def split(
         self, name: str, fields: dict[str, int], *columns: int, layer: int | None = None, required: bool = True
     ) -> None:
-        """One tensor that holds several: each field has so many of its rows, in order."""
-        whole = name if layer is None else f"{self.prefix}blk.{layer}.{name}"
-        rule = TensorRule(whole, (sum(fields.values()), *columns), required)
-        self._rules[whole] = rule
-        first = 0
-        for field, rows in fields.items():
-            self._fields[0 if layer is None else layer + 1][field] = TensorSlice(rule, first, first + rows)
-            first += rows
+        """One tensor that holds several: ``fields`` are their numbers of rows, in the tensor's order."""
+        full_name = self._full_name(name, layer)
+        rule = TensorRule(full_name, (sum(fields.values()), *columns), required)
+        self._add_slices(rule, fields, layer)
 
     def split_experts(self, name: str, n_experts: int, fields: dict[str, int], columns: int, *, layer: int) -> None:
-        """One tensor of experts' matrices that hold several: each field has so many rows of each, in order."""
-        whole = f"{self.prefix}blk.{layer}.{name}"
-        rule = TensorRule(whole, (n_experts, sum(fields.values()), columns))
-        self._rules[whole] = rule
+        """One tensor of experts' matrices, each of which holds several: ``fields`` are their numbers of rows, in order."""
+        rule = TensorRule(self._full_name(name, layer), (n_experts, sum(fields.values()), columns))
+        self._add_slices(rule, fields, layer, per_expert=True)
+
+    def _full_name(self, name: str, layer: int | None) -> str:
+        return name if layer is None else f"{self.prefix}blk.{layer}.{name}"
+
+    def _add_slices(
+        self, rule: TensorRule, fields: dict[str, int], layer: int | None, *, per_expert: bool = False
+    ) -> None:
+        self._rules[rule.name] = rule
         first = 0
         for field, rows in fields.items():
-            self._fields[layer + 1][field] = TensorSlice(rule, first, first + rows, of_each=True)
+            self._fields[0 if layer is None else layer + 1][field] = TensorSlice(rule, first, first + rows, per_expert)
             first += rows
 
     def has(self, name: str) -> bool:
         """Whether the file has a tensor of that name."""
         return name in self._gguf.tensors
 
-    def load(
-        self, loader: Loader, ignored: Callable[[str], bool] = lambda name: False, *, numbers: Collection[str] = ()
-    ) -> Weights:
-        """Check the file against the table, and read everything. Raises ModelError, GGUFError.
+    def load(self, loader: Loader, kind: type[W], ignored: Callable[[str], bool] = lambda name: False) -> W:
+        """Check the file against the table, and load its tensors into a ``kind`` of Weights, as its fields are declared.
 
-        ``numbers``: fields that are wanted as float32 though they have rows and columns.
+        ``ignored``: which tensors the file may have beside those of the table. Raises ModelError naming all tensors that are
+        missing, unexpected or of the wrong shape together; GGUFError; TypeError for a field that is not declared.
         """
         check_tensors(self._gguf, self._rules, ignored)
-        groups = []
-        for fields in self._fields:
-            group = Weights()
+        weights, layer_kind = kind(), _layer_kind(kind)
+        weights.layers = [layer_kind() for _ in self._fields[1:]]
+        model_types = _field_types(kind, self._fields[:1])
+        layer_types = _field_types(layer_kind, self._fields[1:])
+        for field, part in self._fields[0].items():
+            setattr(weights, field, self._read(loader, part, model_types[field]))
+        for layer, fields in zip(weights.layers, self._fields[1:]):
             for field, part in fields.items():
-                if len(part.rule.shape) == 3:
-                    rows = (part.first, part.last) if part.of_each else (0, None)
-                    found = loader.experts(part.rule.name, *rows)
-                    bias = self._biases.get(part.rule.name)
-                    own = None if bias is None else loader.vector(bias)
-                    setattr(group, field, None if found is None else Experts(found, own))
-                    continue
-                numeric = (len(part.rule.shape) == 1 and not part.one_row) or field in numbers
-                read = loader.vector if numeric else loader.matrix
-                setattr(group, field, read(part.rule.name, part.first, part.last))
-            groups.append(group)
-        groups[0].layers = groups[1:]
-        return groups[0]
+                setattr(layer, field, self._read(loader, part, layer_types[field]))
+        return weights
+
+    def _read(self, loader: Loader, part: TensorSlice, types: frozenset[type]) -> object:
+        """A tensor, or a slice of one, as its field is declared; None when the file has no such tensor."""
+        name = part.rule.name
+        if Experts in types:
+            rows = (part.first, part.last) if part.per_expert else (0, None)
+            matrices = loader.experts(name, *rows)
+            bias = self._biases.get(name)
+            return None if matrices is None else Experts(matrices, None if bias is None else loader.vector(bias))
+        if np.ndarray in types:
+            return loader.vector(name, part.first, part.last)
+        return loader.matrix(name, part.first, part.last)
+
+
+def _field_types(kind: type, tables: Sequence[dict[str, TensorSlice]]) -> dict[str, frozenset[type]]:
+    """The types that the fields of ``kind`` are declared as. Raises TypeError if it lacks one of the ``tables``."""
+    types = {field: frozenset((hint, *get_args(hint))) for field, hint in get_type_hints(kind).items()}
+    undeclared = sorted({field for fields in tables for field in fields} - set(types))
+    if undeclared:
+        raise TypeError(f"{kind.__name__} does not declare the fields {', '.join(undeclared)} of the tensor table")
+    return types
+
+
+def _layer_kind(kind: type[Weights]) -> type[LayerWeights]:
+    """What ``kind.layers`` is declared to hold."""
+    (layer_kind,) = get_args(get_type_hints(kind)["layers"])
+    return layer_kind  # type: ignore[no-any-return]

@@ -12,8 +12,8 @@ from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import Config, read_common, read_metadata
 from gumba.loading.decoder_tensors import decoder_table
-from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
+from gumba.loading.weights import Weights
 
 NAME = "baichuan"
 FAMILIES = "Baichuan, Baichuan2 7B and 13B"
@@ -31,7 +31,7 @@ def read_config(gguf: GGUFFile) -> Config:
 
 def load_weights(loader: Loader, c: Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    return decoder_table(loader.gguf, c).load(loader)
+    return decoder_table(loader.gguf, c).load(loader, Weights)
 
 
 def forward(p: Program, c: Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:

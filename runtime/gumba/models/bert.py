@@ -14,8 +14,8 @@ from gumba.gguf import GGUFFile
 from gumba.layers import decoder, encoder
 from gumba.loading.config import ENCODER_INERT_KEYS, EncoderConfig, read_common, read_encoder, read_metadata
 from gumba.loading.encoder_tensors import encoder_table
-from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
+from gumba.loading.weights import Weights
 
 NAME = "bert"
 FAMILIES = (
@@ -49,7 +49,7 @@ def load_weights(loader: Loader, c: BertConfig) -> Weights:
     """Declare and load the weights."""
     t = encoder_table(loader.gguf, c, gate=False)
     t.add("position_embd", "position_embd.weight", c.n_ctx_train, c.n_embd)
-    return t.load(loader, numbers=("position_embd", "token_types"))
+    return t.load(loader, Weights)
 
 
 def forward(p: Program, c: BertConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from gumba.gguf import GGUFFile
 from gumba.loading.config import read_plain_config
 from gumba.loading.decoder_tensors import decoder_table
-from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
+from gumba.loading.weights import Weights
 from gumba.models.llama import LlamaConfig, forward
 
 __all__ = ["FAMILIES", "NAME", "VERIFIED", "forward", "load_weights", "read_config"]
@@ -26,4 +26,4 @@ def read_config(gguf: GGUFFile) -> LlamaConfig:
 
 def load_weights(loader: Loader, c: LlamaConfig) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    return decoder_table(loader.gguf, c, feed_forward="fused").load(loader)
+    return decoder_table(loader.gguf, c, feed_forward="fused").load(loader, Weights)

@@ -13,8 +13,8 @@ from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import WindowedConfig, read_common, read_metadata, read_window
 from gumba.loading.decoder_tensors import decoder_table
-from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
+from gumba.loading.weights import Weights
 
 NAME = "cohere2"
 FAMILIES = "Command R7B, Command A"
@@ -38,7 +38,7 @@ def read_config(gguf: GGUFFile) -> Cohere2Config:
 
 def load_weights(loader: Loader, c: Cohere2Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    return decoder_table(loader.gguf, c, norms=("attn_norm",)).load(loader)
+    return decoder_table(loader.gguf, c, norms=("attn_norm",)).load(loader, Weights)
 
 
 def forward(p: Program, c: Cohere2Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:

@@ -12,16 +12,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from gumba.backends.cpu.packing import PackedMatrix
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
-from gumba.backends.cpu.program.moe import moe
+from gumba.backends.cpu.program.moe import Experts, moe
 from gumba.errors import ModelError
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import EXPERT_KEYS, Config, read_common, read_experts, read_metadata
 from gumba.loading.decoder_tensors import add_embeddings, add_experts, add_feed_forward, add_norms
 from gumba.loading.metadata import MetadataReader
-from gumba.loading.tensor_table import TensorTable, Weights
+from gumba.loading.tensor_table import TensorTable
 from gumba.loading.weight_loader import MAX_LAYERS, MAX_WIDTH, Loader
+from gumba.loading.weights import Array, LayerWeights, Weights
 from gumba.runner.kv_cache import KVShape
 
 NAME = "deepseek2"
@@ -29,6 +31,24 @@ FAMILIES = "DeepSeek-V2, V2-Lite, Coder-V2, V2.5, V3, R1"
 VERIFIED = ("transformers", "llama.cpp")
 #: ``expert_gating_func``: how a router's scores become weights.
 GATINGS = {1: "softmax", 2: "sigmoid"}
+
+
+class Deepseek2Layer(LayerWeights):
+    """The projections of latent attention; ``attn_kv_b`` in files made before 2025, else ``attn_k_b`` and ``attn_v_b``."""
+
+    attn_q_a: PackedMatrix
+    attn_q_a_norm: Array
+    attn_q_b: PackedMatrix
+    attn_kv_a_mqa: PackedMatrix
+    attn_kv_a_norm: Array
+    attn_kv_b: PackedMatrix
+    attn_k_b: Experts
+    attn_v_b: Experts
+    exp_probs_b: Array | None = None
+
+
+class Deepseek2Weights(Weights):
+    layers: Sequence[Deepseek2Layer]
 
 
 @dataclass(frozen=True)
@@ -121,7 +141,7 @@ def _gating(keys: MetadataReader) -> str:
     return GATINGS[number]
 
 
-def load_weights(loader: Loader, c: Deepseek2Config) -> Weights:
+def load_weights(loader: Loader, c: Deepseek2Config) -> Deepseek2Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = TensorTable(loader.gguf, c.n_layers)
     add_embeddings(t, c)
@@ -133,7 +153,7 @@ def load_weights(loader: Loader, c: Deepseek2Config) -> Weights:
         else:
             add_experts(t, c, i, c.n_experts, c.n_ff_expert, n_shared=c.n_ff_shared)
             t.add("exp_probs_b", "exp_probs_b.bias", c.n_experts, layer=i, required=False)
-    return t.load(loader)
+    return t.load(loader, Deepseek2Weights)
 
 
 def _add_attention(t: TensorTable, c: Deepseek2Config, i: int) -> None:
@@ -154,7 +174,9 @@ def _add_attention(t: TensorTable, c: Deepseek2Config, i: int) -> None:
     t.add("attn_output", "attn_output.weight", c.n_embd, c.n_heads * c.v_dim, layer=i)
 
 
-def forward(p: Program, c: Deepseek2Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(
+    p: Program, c: Deepseek2Config, w: Deepseek2Weights, kv: Sequence[KVLayout], n_ctx: int
+) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
     table = decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs)
     x = p.embed(w.token_embd)
@@ -167,7 +189,7 @@ def forward(p: Program, c: Deepseek2Config, w: Weights, kv: Sequence[KVLayout], 
     return decoder.outputs(p, c, w, x)
 
 
-def _queries(p: Program, c: Deepseek2Config, layer: Weights, h: Buffer) -> Buffer:
+def _queries(p: Program, c: Deepseek2Config, layer: Deepseek2Layer, h: Buffer) -> Buffer:
     """Of each head the part without positions, then the part that turns."""
     if not c.q_rank:
         return p.matmul(layer.attn_q, h)
@@ -175,7 +197,7 @@ def _queries(p: Program, c: Deepseek2Config, layer: Weights, h: Buffer) -> Buffe
 
 
 def _latent_attention(
-    p: Program, c: Deepseek2Config, layer: Weights, h: Buffer, kv: Sequence[KVLayout], i: int, table: int
+    p: Program, c: Deepseek2Config, layer: Deepseek2Layer, h: Buffer, kv: Sequence[KVLayout], i: int, table: int
 ) -> Buffer:
     """Attention of all heads to the latent vectors; what turns comes first in queries and keys."""
     plain, turning, rank = c.n_plain, c.rope.dim, c.kv_rank
@@ -190,7 +212,7 @@ def _latent_attention(
 
 
 def _attention(
-    p: Program, c: Deepseek2Config, layer: Weights, h: Buffer, kv: Sequence[KVLayout], i: int, table: int
+    p: Program, c: Deepseek2Config, layer: Deepseek2Layer, h: Buffer, kv: Sequence[KVLayout], i: int, table: int
 ) -> Buffer:
     """Attention with every head's own keys and values; what turns comes first in queries and keys."""
     plain, turning, of_head = c.n_plain, c.rope.dim, c.n_plain + c.v_dim
@@ -205,7 +227,7 @@ def _attention(
     return p.attention(q, k, v, kv, layer=i, scale=c.score_scale)
 
 
-def _experts(p: Program, c: Deepseek2Config, layer: Weights, h: Buffer) -> Buffer:
+def _experts(p: Program, c: Deepseek2Config, layer: Deepseek2Layer, h: Buffer) -> Buffer:
     """The chosen experts and, where there are any, those that every token takes."""
     made = moe(
         p, h, p.matmul(layer.ffn_gate_inp, h), layer.ffn_gate_exps, layer.ffn_up_exps, layer.ffn_down_exps, c.n_used, "silu",

@@ -13,8 +13,8 @@ from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import WindowedConfig, read_windowed_config
 from gumba.loading.decoder_tensors import POST_NORMS, decoder_table
-from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
+from gumba.loading.weights import Weights
 
 NAME = "exaone4"
 FAMILIES = "EXAONE 4.0"
@@ -28,7 +28,7 @@ def read_config(gguf: GGUFFile) -> WindowedConfig:
 
 def load_weights(loader: Loader, c: WindowedConfig) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    return decoder_table(loader.gguf, c, norms=POST_NORMS, head_norms=True).load(loader)
+    return decoder_table(loader.gguf, c, norms=POST_NORMS, head_norms=True).load(loader, Weights)
 
 
 def forward(p: Program, c: WindowedConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:

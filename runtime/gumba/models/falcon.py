@@ -12,8 +12,8 @@ from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import Config, read_common, read_metadata
 from gumba.loading.decoder_tensors import decoder_table
-from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
+from gumba.loading.weights import Weights
 
 NAME = "falcon"
 FAMILIES = "Falcon 7B, 40B, 180B"
@@ -33,7 +33,7 @@ def load_weights(loader: Loader, c: Config) -> Weights:
     for i in range(c.n_layers):
         t.add("attn_norm_2", "attn_norm_2.weight", c.n_embd, layer=i, required=False)
         t.add("attn_norm_2_bias", "attn_norm_2.bias", c.n_embd, layer=i, required=False)
-    return t.load(loader)
+    return t.load(loader, Weights)
 
 
 def forward(p: Program, c: Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:

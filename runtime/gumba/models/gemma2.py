@@ -16,8 +16,8 @@ from gumba.layers import decoder
 from gumba.loading.config import Config, WindowedConfig, read_common, read_metadata, read_window
 from gumba.loading.decoder_tensors import PRE_POST_NORMS, decoder_table
 from gumba.loading.metadata import MetadataReader
-from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
+from gumba.loading.weights import Weights
 
 NAME = "gemma2"
 FAMILIES = "Gemma 2"
@@ -57,7 +57,7 @@ def read_query_scale(keys: MetadataReader, common: Config, largest: int) -> floa
 
 def load_weights(loader: Loader, c: Gemma2Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    return decoder_table(loader.gguf, c, norms=PRE_POST_NORMS, classifier_head=True).load(loader)
+    return decoder_table(loader.gguf, c, norms=PRE_POST_NORMS, classifier_head=True).load(loader, Weights)
 
 
 def forward(p: Program, c: Gemma2Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:

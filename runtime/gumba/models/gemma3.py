@@ -14,8 +14,8 @@ from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import WindowedConfig, read_common, read_metadata, read_window
 from gumba.loading.decoder_tensors import PRE_POST_NORMS, decoder_table
-from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
+from gumba.loading.weights import Weights
 from gumba.models.gemma2 import read_query_scale
 
 NAME = "gemma3"
@@ -46,7 +46,9 @@ def read_config(gguf: GGUFFile) -> Gemma3Config:
 
 def load_weights(loader: Loader, c: Gemma3Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    return decoder_table(loader.gguf, c, norms=PRE_POST_NORMS, head_norms=True, classifier_head=True).load(loader)
+    return decoder_table(loader.gguf, c, norms=PRE_POST_NORMS, head_norms=True, classifier_head=True).load(
+        loader, Weights
+    )
 
 
 def forward(p: Program, c: Gemma3Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:

@@ -12,16 +12,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gumba.backends.cpu.packing import PackedMatrix
 from gumba.backends.cpu.program import altup
 from gumba.backends.cpu.program.altup import Streams
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.cpu.program.moe import Experts
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder, gemma
-from gumba.layers.gemma import LayersConfig
+from gumba.layers.gemma import GemmaLayer, GemmaWeights, LayersConfig
 from gumba.loading.config import read_metadata
 from gumba.loading.decoder_tensors import PRE_POST_NORMS, add_embeddings, add_feed_forward, add_norms
-from gumba.loading.tensor_table import TensorTable, Weights
+from gumba.loading.tensor_table import TensorTable
 from gumba.loading.weight_loader import Loader
+from gumba.loading.weights import Array
 
 NAME = "gemma3n"
 FAMILIES = "Gemma 3n (text)"
@@ -30,6 +33,23 @@ VERIFIED = ("transformers", "llama.cpp")
 N_OWN = 20
 #: The least mean square of a stream that is scaled to another's.
 LEAST = 1e-5
+
+
+class Gemma3nLayer(GemmaLayer):
+    altup_router: PackedMatrix
+    altup_router_norm: Array
+    altup_predict_coef: PackedMatrix
+    altup_correct_coef: PackedMatrix
+    altup_correct_scale: Array
+    laurel_l: PackedMatrix
+    laurel_r: PackedMatrix
+    laurel_post_norm: Array
+
+
+class Gemma3nWeights(GemmaWeights):
+    layers: Sequence[Gemma3nLayer]
+    altup_proj: Experts
+    altup_unembd_proj: Experts
 
 
 @dataclass(frozen=True)
@@ -60,7 +80,7 @@ def read_config(gguf: GGUFFile) -> Gemma3nConfig:
         )
 
 
-def load_weights(loader: Loader, c: Gemma3nConfig) -> Weights:
+def load_weights(loader: Loader, c: Gemma3nConfig) -> Gemma3nWeights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = TensorTable(loader.gguf, c.n_layers)
     add_embeddings(t, c)
@@ -77,10 +97,12 @@ def load_weights(loader: Loader, c: Gemma3nConfig) -> Weights:
         t.add("altup_correct_coef", "altup_correct_coef.weight", n, n, layer=i)
         t.add("laurel_l", "laurel_l.weight", c.n_laurel, c.n_embd, layer=i)
         t.add("laurel_r", "laurel_r.weight", c.n_embd, c.n_laurel, layer=i)
-    return t.load(loader, gemma.unused_kv(c))
+    return t.load(loader, Gemma3nWeights, gemma.unused_kv(c))
 
 
-def forward(p: Program, c: Gemma3nConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(
+    p: Program, c: Gemma3nConfig, w: Gemma3nWeights, kv: Sequence[KVLayout], n_ctx: int
+) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
     tables = gemma.rope_tables(p, c, w, n_ctx)
     x = p.scale(p.embed(w.token_embd), math.sqrt(c.n_embd))
@@ -91,7 +113,7 @@ def forward(p: Program, c: Gemma3nConfig, w: Weights, kv: Sequence[KVLayout], n_
         if i == c.n_own:
             all_streams, inputs = altup.select_outputs(p, all_streams), p.select_outputs(inputs)
         before = altup.part(p, all_streams, c.active)
-        predicted = altup.mix(p, all_streams, _coefficients(p, c, layer, before, "altup_predict_coef"))
+        predicted = altup.mix(p, all_streams, _coefficients(p, c, layer, before, layer.altup_predict_coef))
         active = altup.part(p, predicted, c.active)
         h = p.rms_norm(active, layer.attn_norm, c.norm_eps)
         a = p.rms_norm(gemma.attention(p, c, layer, h, kv, i, tables), layer.post_attention_norm, c.norm_eps)
@@ -105,24 +127,26 @@ def forward(p: Program, c: Gemma3nConfig, w: Weights, kv: Sequence[KVLayout], n_
     return _outputs(p, c, w, altup.select_outputs(p, all_streams))
 
 
-def _coefficients(p: Program, c: Gemma3nConfig, layer: Weights, x: Buffer, name: str) -> Buffer:
+def _coefficients(p: Program, c: Gemma3nConfig, layer: Gemma3nLayer, x: Buffer, matrix: PackedMatrix) -> Buffer:
     """What a stream says of how the streams go together, from a few numbers that its router makes."""
     routed = p.matmul(layer.altup_router, p.rms_norm(x, layer.altup_router_norm / c.n_embd, c.norm_eps))
-    return p.matmul(getattr(layer, name), p.activation(routed, "tanh"))
+    return p.matmul(matrix, p.activation(routed, "tanh"))
 
 
-def _correct(p: Program, c: Gemma3nConfig, layer: Weights, predicted: Streams, active: Buffer, x: Buffer) -> Streams:
+def _correct(
+    p: Program, c: Gemma3nConfig, layer: Gemma3nLayer, predicted: Streams, active: Buffer, x: Buffer
+) -> Streams:
     """Every predicted stream plus a part of what x, which the layer made of the active one, differs by from that."""
-    coefficients = p.add_row(_coefficients(p, c, layer, x, "altup_correct_coef"), np.ones(c.n_streams, np.float32))
+    coefficients = p.add_row(_coefficients(p, c, layer, x, layer.altup_correct_coef), np.ones(c.n_streams, np.float32))
     return altup.add(p, predicted, p.add(x, p.scale(active, -1.0)), coefficients)
 
 
-def _laurel(p: Program, c: Gemma3nConfig, layer: Weights, h: Buffer) -> Buffer:
+def _laurel(p: Program, c: Gemma3nConfig, layer: Gemma3nLayer, h: Buffer) -> Buffer:
     made = p.matmul(layer.laurel_r, p.matmul(layer.laurel_l, h))
     return p.add(h, p.rms_norm(made, layer.laurel_post_norm, c.norm_eps))
 
 
-def _feed_forward(p: Program, layer: Weights, h: Buffer, cutoff: float | None) -> Buffer:
+def _feed_forward(p: Program, layer: Gemma3nLayer, h: Buffer, cutoff: float | None) -> Buffer:
     """A feed-forward part with a gate, of which only the greatest few numbers open it where there is a ``cutoff``."""
     if cutoff is None:
         return decoder.gated_ffn(p, layer, h, "gelu_tanh")
@@ -130,7 +154,7 @@ def _feed_forward(p: Program, layer: Weights, h: Buffer, cutoff: float | None) -
     return p.matmul(layer.ffn_down, p.gated(gate, p.matmul(layer.ffn_up, h), "gelu_tanh"))
 
 
-def _outputs(p: Program, c: Gemma3nConfig, w: Weights, x: Streams) -> tuple[Buffer, Buffer]:
+def _outputs(p: Program, c: Gemma3nConfig, w: Gemma3nWeights, x: Streams) -> tuple[Buffer, Buffer]:
     """The mean of all streams, brought back to the first one's size, and its logits."""
     first = altup.part(p, x, 0)
     total = first

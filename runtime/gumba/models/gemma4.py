@@ -18,15 +18,29 @@ from gumba.backends.cpu.program.moe import moe
 from gumba.errors import ModelError
 from gumba.gguf import GGUFArray, GGUFFile
 from gumba.layers import decoder, gemma
-from gumba.layers.gemma import LayersConfig
+from gumba.layers.gemma import GemmaLayer, GemmaWeights, LayersConfig
 from gumba.loading.config import EXPERT_KEYS, ExpertsConfig, read_experts, read_metadata
 from gumba.loading.decoder_tensors import PRE_POST_NORMS, add_embeddings, add_feed_forward, add_norms
-from gumba.loading.tensor_table import TensorTable, Weights
+from gumba.loading.tensor_table import TensorTable
 from gumba.loading.weight_loader import MAX_LAYERS, MAX_WIDTH, Loader
+from gumba.loading.weights import Array
 
 NAME = "gemma4"
 FAMILIES = "Gemma 4 (text)"
 VERIFIED = ("transformers", "llama.cpp")
+
+
+class Gemma4Layer(GemmaLayer):
+    layer_output_scale: Array | None = None
+    ffn_gate_inp_scale: Array
+    ffn_down_exps_scale: Array | None = None
+    post_ffw_norm_1: Array
+    pre_ffw_norm_2: Array
+    post_ffw_norm_2: Array
+
+
+class Gemma4Weights(GemmaWeights):
+    layers: Sequence[Gemma4Layer]
 
 
 @dataclass(frozen=True)
@@ -58,7 +72,7 @@ def _suppressed(gguf: GGUFFile, n_vocab: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def load_weights(loader: Loader, c: Gemma4Config) -> Weights:
+def load_weights(loader: Loader, c: Gemma4Config) -> Gemma4Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = TensorTable(loader.gguf, c.n_layers)
     add_embeddings(t, c)
@@ -71,14 +85,14 @@ def load_weights(loader: Loader, c: Gemma4Config) -> Weights:
         t.add("layer_output_scale", "layer_output_scale.weight", 1, layer=i, required=False)
         if c.n_experts:
             _add_experts(t, c, i)
-    return t.load(loader, gemma.unused_kv(c))
+    return t.load(loader, Gemma4Weights, gemma.unused_kv(c))
 
 
 def _add_experts(t: TensorTable, c: Gemma4Config, i: int) -> None:
     """Router and experts; gate and up of an expert lie in one matrix, or in two."""
     add_norms(t, c, i, "post_ffw_norm_1", "pre_ffw_norm_2", "post_ffw_norm_2")
     t.add("ffn_gate_inp", "ffn_gate_inp.weight", c.n_experts, c.n_embd, layer=i)
-    t.add("router_scale", "ffn_gate_inp.scale", c.n_embd, layer=i)
+    t.add("ffn_gate_inp_scale", "ffn_gate_inp.scale", c.n_embd, layer=i)
     parts = {"ffn_gate_exps": c.n_ff_expert, "ffn_up_exps": c.n_ff_expert}
     if t.has(f"blk.{i}.ffn_gate_up_exps.weight"):
         t.split_experts("ffn_gate_up_exps.weight", c.n_experts, parts, c.n_embd, layer=i)
@@ -86,10 +100,10 @@ def _add_experts(t: TensorTable, c: Gemma4Config, i: int) -> None:
         for name, rows in parts.items():
             t.add(name, f"{name}.weight", c.n_experts, rows, c.n_embd, layer=i)
     t.add("ffn_down_exps", "ffn_down_exps.weight", c.n_experts, c.n_embd, c.n_ff_expert, layer=i)
-    t.add("expert_factors", "ffn_down_exps.scale", c.n_experts, layer=i, required=False)
+    t.add("ffn_down_exps_scale", "ffn_down_exps.scale", c.n_experts, layer=i, required=False)
 
 
-def forward(p: Program, c: Gemma4Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Gemma4Config, w: Gemma4Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
     tables = gemma.rope_tables(p, c, w, n_ctx)
     x = p.scale(p.embed(w.token_embd), math.sqrt(c.n_embd))
@@ -112,15 +126,17 @@ def forward(p: Program, c: Gemma4Config, w: Weights, kv: Sequence[KVLayout], n_c
     return hidden, logits
 
 
-def _halves_with_experts(p: Program, c: Gemma4Config, layer: Weights, x: Buffer, attended: Buffer, kind: str) -> Buffer:
+def _halves_with_experts(
+    p: Program, c: Gemma4Config, layer: Gemma4Layer, x: Buffer, attended: Buffer, kind: str
+) -> Buffer:
     """As ``decoder.post_norm_block``, with experts beside the feed-forward part: chosen by a norm of x, working on another."""
     x = p.add(x, p.rms_norm(attended, layer.post_attention_norm, c.norm_eps))
     h = decoder.gated_ffn(p, layer, p.rms_norm(x, layer.ffn_norm, c.norm_eps), kind)
-    scores = p.matmul(layer.ffn_gate_inp, p.rms_norm(x, layer.router_scale / math.sqrt(c.n_embd), c.norm_eps))
+    scores = p.matmul(layer.ffn_gate_inp, p.rms_norm(x, layer.ffn_gate_inp_scale / math.sqrt(c.n_embd), c.norm_eps))
     made = moe(
         p, p.rms_norm(x, layer.pre_ffw_norm_2, c.norm_eps), scores,
         layer.ffn_gate_exps, layer.ffn_up_exps, layer.ffn_down_exps, c.n_used, kind,
-        normalized=True, factors=layer.expert_factors,
+        normalized=True, factors=layer.ffn_down_exps_scale,
     )  # fmt: skip
     made = p.rms_norm(made, layer.post_ffw_norm_2, c.norm_eps)
     h = p.add(p.rms_norm(h, layer.post_ffw_norm_1, c.norm_eps), made)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from gumba.backends.cpu.packing import PackedMatrix
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
@@ -22,12 +23,17 @@ from gumba.loading.config import (
     read_window,
 )
 from gumba.loading.decoder_tensors import PRE_POST_NORMS, decoder_table
-from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import MAX_WIDTH, Loader
+from gumba.loading.weights import Weights
 
 NAME = "gemma-embedding"
 FAMILIES = "EmbeddingGemma"
 VERIFIED = ("transformers", "llama.cpp")
+
+
+class GemmaEmbeddingWeights(Weights):
+    dense_2: PackedMatrix
+    dense_3: PackedMatrix
 
 
 @dataclass(frozen=True)
@@ -58,17 +64,17 @@ def read_config(gguf: GGUFFile) -> GemmaEmbeddingConfig:
         )
 
 
-def load_weights(loader: Loader, c: GemmaEmbeddingConfig) -> Weights:
+def load_weights(loader: Loader, c: GemmaEmbeddingConfig) -> GemmaEmbeddingWeights:
     """Declare and load the weights."""
     t = decoder_table(loader.gguf, c, norms=PRE_POST_NORMS, head_norms=True)
     if c.n_dense:
         t.add("dense_2", "dense_2.weight", c.n_dense, c.n_embd)
         t.add("dense_3", "dense_3.weight", c.n_embd, c.n_dense)
-    return t.load(loader)
+    return t.load(loader, GemmaEmbeddingWeights)
 
 
 def forward(
-    p: Program, c: GemmaEmbeddingConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int
+    p: Program, c: GemmaEmbeddingConfig, w: GemmaEmbeddingWeights, kv: Sequence[KVLayout], n_ctx: int
 ) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], twice: there are no logits."""
     everywhere = decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs)

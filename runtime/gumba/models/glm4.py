@@ -9,8 +9,8 @@ from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import Config, read_plain_config
 from gumba.loading.decoder_tensors import PRE_POST_NORMS, decoder_table
-from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
+from gumba.loading.weights import Weights
 
 NAME = "glm4"
 FAMILIES = "GLM-4-0414, GLM-Z1"
@@ -24,7 +24,7 @@ def read_config(gguf: GGUFFile) -> Config:
 
 def load_weights(loader: Loader, c: Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    return decoder_table(loader.gguf, c, norms=PRE_POST_NORMS, feed_forward="fused").load(loader)
+    return decoder_table(loader.gguf, c, norms=PRE_POST_NORMS, feed_forward="fused").load(loader, Weights)
 
 
 def forward(p: Program, c: Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:

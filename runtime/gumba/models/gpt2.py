@@ -9,8 +9,8 @@ from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import Config, read_plain_config
 from gumba.loading.decoder_tensors import decoder_table
-from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
+from gumba.loading.weights import Weights
 
 NAME = "gpt2"
 FAMILIES = "GPT-2, DistilGPT-2, DialoGPT"
@@ -26,7 +26,7 @@ def load_weights(loader: Loader, c: Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = decoder_table(loader.gguf, c, norm_bias=True, feed_forward="plain")
     t.add("position_embd", "position_embd.weight", c.n_ctx_train, c.n_embd)
-    return t.load(loader, numbers=("position_embd",))
+    return t.load(loader, Weights)
 
 
 def forward(p: Program, c: Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:

@@ -23,8 +23,8 @@ from gumba.loading.config import (
     read_window,
 )
 from gumba.loading.decoder_tensors import add_experts, decoder_table
-from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
+from gumba.loading.weights import Array, LayerWeights, Weights
 
 NAME = "gpt-oss"
 FAMILIES = "gpt-oss-20b, gpt-oss-120b"
@@ -33,6 +33,14 @@ VERIFIED = ("transformers", "llama.cpp")
 PERIOD = 2
 #: Of the experts' SwiGLU.
 ALPHA, LIMIT = 1.702, 7.0
+
+
+class GptOssLayer(LayerWeights):
+    attn_sinks: Array
+
+
+class GptOssWeights(Weights):
+    layers: Sequence[GptOssLayer]
 
 
 @dataclass(frozen=True)
@@ -50,16 +58,16 @@ def read_config(gguf: GGUFFile) -> GptOssConfig:
         return replace(common, rope=rope).extended(GptOssConfig, **window, **experts)
 
 
-def load_weights(loader: Loader, c: GptOssConfig) -> Weights:
+def load_weights(loader: Loader, c: GptOssConfig) -> GptOssWeights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = decoder_table(loader.gguf, c, norms=("attn_norm", "post_attention_norm"), feed_forward="none")
     for i in range(c.n_layers):
         t.add("attn_sinks", "attn_sinks.weight", c.n_heads, layer=i)
         add_experts(t, c, i, c.n_experts, c.n_ff_expert, bias=True)
-    return t.load(loader)
+    return t.load(loader, GptOssWeights)
 
 
-def forward(p: Program, c: GptOssConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: GptOssConfig, w: GptOssWeights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
     table = decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs)
     x = p.embed(w.token_embd)

@@ -14,8 +14,8 @@ from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import EXPERT_KEYS, Config, read_common, read_experts, read_metadata
 from gumba.loading.decoder_tensors import add_experts, decoder_table
-from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import MAX_WIDTH, Loader
+from gumba.loading.weights import Weights
 
 NAME = "granite"
 FAMILIES = "Granite 3.0-3.3 (dense)"
@@ -61,7 +61,7 @@ def load_weights(loader: Loader, c: GraniteConfig) -> Weights:
     t = decoder_table(loader.gguf, c, feed_forward="none" if c.n_experts else "gated")
     for i in range(c.n_layers if c.n_experts else 0):
         add_experts(t, c, i, c.n_experts, c.n_ff, n_shared=c.n_ff_shared)
-    return t.load(loader)
+    return t.load(loader, Weights)
 
 
 def forward(p: Program, c: GraniteConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:

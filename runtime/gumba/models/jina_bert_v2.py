@@ -14,13 +14,23 @@ from gumba.layers import decoder, encoder
 from gumba.loading.config import ENCODER_INERT_KEYS, EncoderConfig, read_common, read_encoder, read_metadata
 from gumba.loading.decoder_tensors import add_attention, add_feed_forward, add_norms
 from gumba.loading.encoder_tensors import add_encoder_embeddings
-from gumba.loading.tensor_table import TensorTable, Weights
+from gumba.loading.tensor_table import TensorTable
 from gumba.loading.weight_loader import Loader
+from gumba.loading.weights import Array, LayerWeights, Weights
 
 NAME = "jina-bert-v2"
 FAMILIES = "Jina Embeddings 2"
 VERIFIED = ("a plain NumPy forward", "llama.cpp")
 ALIBI_BIAS = 8.0
+
+
+class JinaLayer(LayerWeights):
+    attn_q_norm_bias: Array | None = None
+    attn_k_norm_bias: Array | None = None
+
+
+class JinaWeights(Weights):
+    layers: Sequence[JinaLayer]
 
 
 def read_config(gguf: GGUFFile) -> EncoderConfig:
@@ -31,7 +41,7 @@ def read_config(gguf: GGUFFile) -> EncoderConfig:
         return read_encoder(keys, common, EncoderConfig)
 
 
-def load_weights(loader: Loader, c: EncoderConfig) -> Weights:
+def load_weights(loader: Loader, c: EncoderConfig) -> JinaWeights:
     """Declare and load the weights."""
     t = TensorTable(loader.gguf, c.n_layers)
     add_encoder_embeddings(t, c)
@@ -42,7 +52,7 @@ def load_weights(loader: Loader, c: EncoderConfig) -> Weights:
             t.add(name, f"{name}.weight", width, layer=i, required=False)
             t.add(f"{name}_bias", f"{name}.bias", width, layer=i, required=False)
         _add_feed_forward(t, c, i, loader.gguf)
-    return t.load(loader, numbers=("token_types",))
+    return t.load(loader, JinaWeights)
 
 
 def _add_feed_forward(t: TensorTable, c: EncoderConfig, i: int, gguf: GGUFFile) -> None:
@@ -60,7 +70,7 @@ def _add_feed_forward(t: TensorTable, c: EncoderConfig, i: int, gguf: GGUFFile) 
     t.add("ffn_gate_bias", "ffn_gate.bias", c.n_ff, layer=i, required=False)
 
 
-def forward(p: Program, c: EncoderConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: EncoderConfig, w: JinaWeights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], twice: there are no logits."""
     slopes = decoder.alibi_slopes(c.n_heads, ALIBI_BIAS)
     x = p.layer_norm(encoder.embed(p, c, w), w.token_embd_norm, w.token_embd_norm_bias, c.norm_eps)
@@ -74,7 +84,7 @@ def forward(p: Program, c: EncoderConfig, w: Weights, kv: Sequence[KVLayout], n_
         h = p.layer_norm(h, layer.attn_output_norm, layer.attn_output_norm_bias, c.norm_eps)
         if layer.attn_norm_2 is not None:
             h = p.layer_norm(p.add(h, x), layer.attn_norm_2, layer.attn_norm_2_bias, c.norm_eps)
-        h = (decoder.plain_ffn if layer.ffn_gate is None else decoder.gated_ffn)(p, layer, h, "gelu", residual=h)
+        h = (decoder.gated_ffn if layer.has("ffn_gate") else decoder.plain_ffn)(p, layer, h, "gelu", residual=h)
         x = p.layer_norm(h, layer.layer_output_norm, layer.layer_output_norm_bias, c.norm_eps)
     hidden = p.select_outputs(x)
     return hidden, hidden

@@ -9,8 +9,8 @@ from gumba.gguf import GGUFFile
 from gumba.layers import encoder
 from gumba.loading.config import EncoderConfig, read_plain_encoder
 from gumba.loading.encoder_tensors import encoder_table
-from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
+from gumba.loading.weights import Weights
 
 NAME = "jina-bert-v3"
 FAMILIES = "Jina Embeddings 3, and classifiers"
@@ -24,7 +24,7 @@ def read_config(gguf: GGUFFile) -> EncoderConfig:
 
 def load_weights(loader: Loader, c: EncoderConfig) -> Weights:
     """Declare and load the weights."""
-    return encoder_table(loader.gguf, c, gate=False).load(loader, numbers=("token_types",))
+    return encoder_table(loader.gguf, c, gate=False).load(loader, Weights)
 
 
 def forward(p: Program, c: EncoderConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:

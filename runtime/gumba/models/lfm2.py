@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gumba.backends.cpu.kernels.delta_net import MAX_TAPS
+from gumba.backends.cpu.packing import PackedMatrix
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.backends.cpu.program.delta_net import conv_state
 from gumba.errors import ModelError
@@ -13,13 +14,28 @@ from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import Config, read_common, read_metadata
 from gumba.loading.decoder_tensors import add_attention, add_embeddings, add_feed_forward, add_norms, add_qk_norms
-from gumba.loading.tensor_table import TensorTable, Weights
+from gumba.loading.tensor_table import TensorTable
 from gumba.loading.weight_loader import MAX_LAYERS, MAX_WIDTH, Loader
+from gumba.loading.weights import Array, LayerWeights, Weights
 from gumba.runner.kv_cache import NOTHING, KVShape
 
 NAME = "lfm2"
 FAMILIES = "LFM2 (350M, 700M, 1.2B, 2.6B)"
 VERIFIED = ("transformers", "llama.cpp")
+
+
+class Lfm2Layer(LayerWeights):
+    """``shortconv_conv``: [n_embd, n_taps]; ``shortconv_b``, ``_c`` and ``_x``: the three parts of the input projection."""
+
+    shortconv_b: PackedMatrix
+    shortconv_c: PackedMatrix
+    shortconv_x: PackedMatrix
+    shortconv_conv: Array
+    shortconv_out_proj: PackedMatrix
+
+
+class Lfm2Weights(Weights):
+    layers: Sequence[Lfm2Layer]
 
 
 @dataclass(frozen=True)
@@ -53,7 +69,7 @@ def read_config(gguf: GGUFFile) -> Lfm2Config:
         return common.extended(Lfm2Config, attends=tuple(n > 0 for n in of_layers), n_taps=n_taps)
 
 
-def load_weights(loader: Loader, c: Lfm2Config) -> Weights:
+def load_weights(loader: Loader, c: Lfm2Config) -> Lfm2Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = TensorTable(loader.gguf, c.n_layers)
     add_embeddings(t, c, norm="token_embd_norm")
@@ -65,17 +81,17 @@ def load_weights(loader: Loader, c: Lfm2Config) -> Weights:
         else:
             t.split(
                 "shortconv.in_proj.weight",
-                dict.fromkeys(("conv_in", "conv_out", "conv_x"), c.n_embd),
+                dict.fromkeys(("shortconv_b", "shortconv_c", "shortconv_x"), c.n_embd),
                 c.n_embd,
                 layer=i,
             )
-            t.add("conv", "shortconv.conv.weight", c.n_embd, c.n_taps, layer=i)
-            t.add("conv_proj", "shortconv.out_proj.weight", c.n_embd, c.n_embd, layer=i)
+            t.add("shortconv_conv", "shortconv.conv.weight", c.n_embd, c.n_taps, layer=i)
+            t.add("shortconv_out_proj", "shortconv.out_proj.weight", c.n_embd, c.n_embd, layer=i)
         add_feed_forward(t, c, i)
-    return t.load(loader, numbers=("conv",))
+    return t.load(loader, Lfm2Weights)
 
 
-def forward(p: Program, c: Lfm2Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Lfm2Config, w: Lfm2Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
     table = decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs)
     x = p.embed(w.token_embd)
@@ -90,8 +106,8 @@ def forward(p: Program, c: Lfm2Config, w: Weights, kv: Sequence[KVLayout], n_ctx
     return decoder.outputs(p, c, w, x)
 
 
-def _convolution(p: Program, layer: Weights, h: Buffer, i: int, residual: Buffer) -> Buffer:
+def _convolution(p: Program, layer: Lfm2Layer, h: Buffer, i: int, residual: Buffer) -> Buffer:
     """A gate on what goes into the convolution, another on what comes out."""
-    taken = p.multiply(p.matmul(layer.conv_in, h), p.matmul(layer.conv_x, h))
-    mixed = p.causal_conv(taken, layer.conv, i)
-    return p.matmul(layer.conv_proj, p.multiply(p.matmul(layer.conv_out, h), mixed), residual=residual)
+    taken = p.multiply(p.matmul(layer.shortconv_b, h), p.matmul(layer.shortconv_x, h))
+    mixed = p.causal_conv(taken, layer.shortconv_conv, i)
+    return p.matmul(layer.shortconv_out_proj, p.multiply(p.matmul(layer.shortconv_c, h), mixed), residual=residual)

@@ -15,8 +15,9 @@ from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import EXPERT_KEYS, Config, read_common, read_experts, read_metadata, read_single_window
 from gumba.loading.decoder_tensors import add_attention, add_embeddings, add_experts, add_feed_forward, add_norms
-from gumba.loading.tensor_table import TensorTable, Weights
+from gumba.loading.tensor_table import TensorTable
 from gumba.loading.weight_loader import Loader
+from gumba.loading.weights import Weights
 
 NAME = "llama"
 FAMILIES = "Llama 1-3.x, Mistral, Mixtral, SmolLM2, TinyLlama, Yi, Vicuna"
@@ -51,7 +52,7 @@ def load_weights(loader: Loader, c: LlamaConfig) -> Weights:
         else:
             add_feed_forward(t, c, i)
     # Tensors of old files that nothing needs.
-    return t.load(loader, lambda name: name.endswith((".rotary_emb.inv_freq", ".attn_rot_embd.weight")))
+    return t.load(loader, Weights, lambda name: name.endswith((".rotary_emb.inv_freq", ".attn_rot_embd.weight")))
 
 
 def forward(p: Program, c: LlamaConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:

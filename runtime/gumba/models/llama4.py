@@ -26,8 +26,8 @@ from gumba.loading.config import (
     read_window,
 )
 from gumba.loading.decoder_tensors import add_experts, add_feed_forward, decoder_table
-from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import MAX_LAYERS, Loader
+from gumba.loading.weights import Weights
 
 NAME = "llama4"
 FAMILIES = "Llama 4 Scout and Maverick (text)"
@@ -76,7 +76,7 @@ def load_weights(loader: Loader, c: Llama4Config) -> Weights:
             add_experts(t, c, i, c.n_experts, c.n_ff_expert, n_shared=c.n_ff_expert)
         else:
             add_feed_forward(t, c, i)
-    return t.load(loader)
+    return t.load(loader, Weights)
 
 
 def forward(p: Program, c: Llama4Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:

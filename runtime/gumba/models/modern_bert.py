@@ -24,8 +24,9 @@ from gumba.loading.config import (
 )
 from gumba.loading.decoder_tensors import add_attention, add_feed_forward, add_norms
 from gumba.loading.encoder_tensors import add_classifier_head, add_encoder_embeddings
-from gumba.loading.tensor_table import TensorTable, Weights
+from gumba.loading.tensor_table import TensorTable
 from gumba.loading.weight_loader import Loader
+from gumba.loading.weights import Weights
 
 NAME = "modern-bert"
 FAMILIES = "ModernBERT, GTE-ModernBERT, Granite Embedding R2, and their rerankers and classifiers"
@@ -73,7 +74,7 @@ def load_weights(loader: Loader, c: ModernBertConfig) -> Weights:
         add_attention(t, c, i)
         add_feed_forward(t, c, i, fused=True)
     add_classifier_head(t, c)
-    return t.load(loader, numbers=("token_types",))
+    return t.load(loader, Weights)
 
 
 def forward(p: Program, c: ModernBertConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
@@ -82,7 +83,7 @@ def forward(p: Program, c: ModernBertConfig, w: Weights, kv: Sequence[KVLayout],
     local = decoder.rope_table(p, replace(c.rope, freq_base=c.local_freq_base), n_ctx)
     x = p.layer_norm(encoder.embed(p, c, w), w.token_embd_norm, None, c.norm_eps)
     for i, layer in enumerate(w.layers):
-        h = x if layer.attn_norm is None else p.layer_norm(x, layer.attn_norm, None, c.norm_eps)
+        h = p.layer_norm(x, layer.attn_norm, None, c.norm_eps) if layer.has("attn_norm") else x
         table, seen = (local, c.window // 2 + 1) if c.windowed[i] else (everywhere, 0)
         x = decoder.attention(p, c, layer, h, kv, i, table, residual=x, window=seen, causal=False)
         x = decoder.gated_ffn(p, layer, p.layer_norm(x, layer.ffn_norm, None, c.norm_eps), "gelu", residual=x)

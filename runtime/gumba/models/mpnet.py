@@ -14,12 +14,16 @@ from gumba.layers import decoder, encoder
 from gumba.loading.config import ENCODER_INERT_KEYS, EncoderConfig, read_common, read_encoder, read_metadata
 from gumba.loading.encoder_tensors import encoder_table
 from gumba.loading.relative_bias import biases, read_buckets
-from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
+from gumba.loading.weights import Array, Weights
 
 NAME = "mpnet"
 FAMILIES = "MPNet (all-mpnet-base-v2, multi-qa-mpnet-base)"
 VERIFIED = ("transformers",)
+
+
+class MPNetWeights(Weights):
+    attn_rel_b: Array
 
 
 @dataclass(frozen=True)
@@ -36,15 +40,15 @@ def read_config(gguf: GGUFFile) -> MPNetConfig:
         return read_encoder(keys, common, MPNetConfig, n_buckets=read_buckets(keys))
 
 
-def load_weights(loader: Loader, c: MPNetConfig) -> Weights:
+def load_weights(loader: Loader, c: MPNetConfig) -> MPNetWeights:
     """Declare and load the weights."""
     t = encoder_table(loader.gguf, c, gate=False)
     t.add("position_embd", "position_embd.weight", c.n_ctx_train, c.n_embd)
     t.add("attn_rel_b", "attn_rel_b.weight", c.n_buckets, c.n_heads)
-    return t.load(loader, numbers=("position_embd", "token_types", "attn_rel_b"))
+    return t.load(loader, MPNetWeights)
 
 
-def forward(p: Program, c: MPNetConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: MPNetConfig, w: MPNetWeights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the head's, float32 [n_outputs, n_labels]."""
     bias = biases(w.attn_rel_b, causal=False)
     x = p.add_positions(encoder.embed(p, c, w), w.position_embd)

@@ -13,8 +13,8 @@ from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import WindowedConfig, read_windowed_config
 from gumba.loading.decoder_tensors import POST_NORMS, decoder_table
-from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
+from gumba.loading.weights import Weights
 
 NAME = "olmo2"
 FAMILIES = "OLMo 2, OLMo 3"
@@ -32,7 +32,7 @@ def load_weights(loader: Loader, c: WindowedConfig) -> Weights:
     for i in range(c.n_layers):
         t.add("attn_q_norm", "attn_q_norm.weight", c.n_q, layer=i)
         t.add("attn_k_norm", "attn_k_norm.weight", c.n_kv, layer=i)
-    return t.load(loader)
+    return t.load(loader, Weights)
 
 
 def forward(p: Program, c: WindowedConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:

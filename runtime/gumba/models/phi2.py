@@ -12,8 +12,8 @@ from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import Config, read_common, read_metadata
 from gumba.loading.decoder_tensors import decoder_table
-from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
+from gumba.loading.weights import Weights
 
 NAME = "phi2"
 FAMILIES = "Phi-1, Phi-1.5, Phi-2"
@@ -31,7 +31,7 @@ def load_weights(loader: Loader, c: Config) -> Weights:
     """Declare and load the weights."""
     t = decoder_table(loader.gguf, c, norms=("attn_norm",), norm_bias=True, feed_forward="plain")
     t.add("output_bias", "output.bias", c.n_vocab, required=False)
-    return t.load(loader)
+    return t.load(loader, Weights)
 
 
 def forward(p: Program, c: Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:

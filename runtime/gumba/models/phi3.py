@@ -14,12 +14,19 @@ from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import Config, read_common, read_metadata, read_single_window
 from gumba.loading.decoder_tensors import decoder_table
-from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
+from gumba.loading.weights import Array, Weights
 
 NAME = "phi3"
 FAMILIES = "Phi-3, Phi-3.5-mini, Phi-4, Phi-4-mini"
 VERIFIED = ("transformers", "llama.cpp")
+
+
+class Phi3Weights(Weights):
+    """Factors of the rotary frequencies for the context of the first training, and for a longer one."""
+
+    rope_factors_short: Array | None = None
+    rope_factors_long: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -36,17 +43,17 @@ def read_config(gguf: GGUFFile) -> Phi3Config:
         return common.extended(Phi3Config, window=read_single_window(keys, common))
 
 
-def load_weights(loader: Loader, c: Config) -> Weights:
+def load_weights(loader: Loader, c: Config) -> Phi3Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = decoder_table(loader.gguf, c, feed_forward="fused")
-    t.add("rope_long", "rope_factors_long.weight", c.rope.dim // 2, required=False)
-    t.add("rope_short", "rope_factors_short.weight", c.rope.dim // 2, required=False)
-    return t.load(loader)
+    t.add("rope_factors_long", "rope_factors_long.weight", c.rope.dim // 2, required=False)
+    t.add("rope_factors_short", "rope_factors_short.weight", c.rope.dim // 2, required=False)
+    return t.load(loader, Phi3Weights)
 
 
-def forward(p: Program, c: Phi3Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Phi3Config, w: Phi3Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    factors = w.rope_long if n_ctx > c.rope.original_ctx else w.rope_short
+    factors = w.rope_factors_long if n_ctx > c.rope.original_ctx else w.rope_factors_short
     rope = c.rope if factors is None else replace(c.rope, scaling="longrope")
     table = decoder.rope_table(p, rope, n_ctx, factors)
     x = p.embed(w.token_embd)

@@ -13,8 +13,8 @@ from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import EXPERT_KEYS, ExpertsConfig, read_common, read_metadata, read_required_experts
 from gumba.loading.decoder_tensors import add_experts, decoder_table
-from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import MAX_WIDTH, Loader
+from gumba.loading.weights import Weights
 
 NAME = "qwen2moe"
 FAMILIES = "Qwen1.5-MoE, Qwen2-57B-A14B"
@@ -43,7 +43,7 @@ def load_weights(loader: Loader, c: Qwen2MoeConfig) -> Weights:
     for i in range(c.n_layers):
         add_experts(t, c, i, c.n_experts, c.n_ff_expert, n_shared=c.n_ff_shared)
         t.add_row("ffn_gate_inp_shexp", "ffn_gate_inp_shexp.weight", c.n_embd, layer=i)
-    return t.load(loader)
+    return t.load(loader, Weights)
 
 
 def forward(p: Program, c: Qwen2MoeConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gumba.backends.cpu.kernels.delta_net import COLUMNS, MAX_TAPS
+from gumba.backends.cpu.packing import PackedMatrix
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.backends.cpu.program.delta_net import conv_state, delta_state
 from gumba.errors import ModelError, UnsupportedError
@@ -20,8 +21,9 @@ from gumba.layers import decoder
 from gumba.loading.config import EXPERT_KEYS, Config, read_common, read_metadata, read_required_experts
 from gumba.loading.decoder_tensors import add_embeddings, add_experts, add_feed_forward, add_norms, add_qk_norms
 from gumba.loading.metadata import MetadataReader
-from gumba.loading.tensor_table import TensorTable, Weights
+from gumba.loading.tensor_table import TensorTable
 from gumba.loading.weight_loader import MAX_LAYERS, MAX_WIDTH, Loader
+from gumba.loading.weights import Array, LayerWeights, Weights
 from gumba.runner.kv_cache import NOTHING, KVShape
 
 NAME = "qwen35"
@@ -32,6 +34,25 @@ VERIFIED = ("transformers", "llama.cpp")
 LENGTH_EPS = 1e-6
 #: Parts of a layer's state: inputs of the convolution of queries and keys, of that of values, and the delta rule's matrices.
 CONV_QK, CONV_V, MATRICES = range(3)
+
+
+class Qwen35Layer(LayerWeights):
+    """The tensors of a recurrent layer; ``attn_q`` of an attention layer holds queries and their gates."""
+
+    attn_qk: PackedMatrix
+    attn_gate: PackedMatrix
+    ssm_conv1d_qk: Array
+    ssm_conv1d_v: Array
+    ssm_alpha: PackedMatrix
+    ssm_beta: PackedMatrix
+    ssm_dt_bias: Array
+    ssm_a: Array
+    ssm_norm: Array
+    ssm_out: PackedMatrix
+
+
+class Qwen35Weights(Weights):
+    layers: Sequence[Qwen35Layer]
 
 
 @dataclass(frozen=True)
@@ -117,7 +138,7 @@ def _read_net(keys: MetadataReader) -> dict[str, int]:
     return {"n_taps": n_taps, "n_key_heads": n_keys, "n_value_heads": n_values, "state_dim": dim}
 
 
-def load_weights(loader: Loader, c: Qwen35Config) -> Weights:
+def load_weights(loader: Loader, c: Qwen35Config) -> Qwen35Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = TensorTable(loader.gguf, c.n_layers)
     add_embeddings(t, c)
@@ -130,18 +151,18 @@ def load_weights(loader: Loader, c: Qwen35Config) -> Weights:
         else:
             add_feed_forward(t, c, i)
     further = tuple(f"blk.{i}." for i in range(c.n_layers, c.n_blocks))
-    return t.load(loader, lambda name: name.startswith(further), numbers=("conv_qk", "conv_v"))
+    return t.load(loader, Qwen35Weights, lambda name: name.startswith(further))
 
 
 def _add_delta_net(t: TensorTable, c: Qwen35Config, i: int) -> None:
     """A recurrent layer: queries, keys and values in one tensor, and what is made of them."""
-    t.split("attn_qkv.weight", {"qk": c.n_state_qk, "v": c.n_state_v}, c.n_embd, layer=i)
-    t.split("ssm_conv1d.weight", {"conv_qk": c.n_state_qk, "conv_v": c.n_state_v}, c.n_taps, layer=i)
-    t.add("z", "attn_gate.weight", c.n_state_v, c.n_embd, layer=i)
-    t.add("alpha", "ssm_alpha.weight", c.n_value_heads, c.n_embd, layer=i)
-    t.add("beta", "ssm_beta.weight", c.n_value_heads, c.n_embd, layer=i)
-    t.add("dt_bias", "ssm_dt.bias", c.n_value_heads, layer=i)
-    t.add("rate", "ssm_a", c.n_value_heads, layer=i)
+    t.split("attn_qkv.weight", {"attn_qk": c.n_state_qk, "attn_v": c.n_state_v}, c.n_embd, layer=i)
+    t.split("ssm_conv1d.weight", {"ssm_conv1d_qk": c.n_state_qk, "ssm_conv1d_v": c.n_state_v}, c.n_taps, layer=i)
+    t.add("attn_gate", "attn_gate.weight", c.n_state_v, c.n_embd, layer=i)
+    t.add("ssm_alpha", "ssm_alpha.weight", c.n_value_heads, c.n_embd, layer=i)
+    t.add("ssm_beta", "ssm_beta.weight", c.n_value_heads, c.n_embd, layer=i)
+    t.add("ssm_dt_bias", "ssm_dt.bias", c.n_value_heads, layer=i)
+    t.add("ssm_a", "ssm_a", c.n_value_heads, layer=i)
     t.add("ssm_norm", "ssm_norm.weight", c.state_dim, layer=i)
     t.add("ssm_out", "ssm_out.weight", c.n_embd, c.n_state_v, layer=i)
 
@@ -155,7 +176,7 @@ def _add_gated_attention(t: TensorTable, c: Qwen35Config, i: int) -> None:
     add_qk_norms(t, c, i)
 
 
-def forward(p: Program, c: Qwen35Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Qwen35Config, w: Qwen35Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
     table = decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs)
     x = p.embed(w.token_embd)
@@ -174,22 +195,29 @@ def forward(p: Program, c: Qwen35Config, w: Weights, kv: Sequence[KVLayout], n_c
     return decoder.outputs(p, c, w, x)
 
 
-def _delta_net(p: Program, c: Qwen35Config, layer: Weights, h: Buffer, i: int, residual: Buffer) -> Buffer:
+def _delta_net(p: Program, c: Qwen35Config, layer: Qwen35Layer, h: Buffer, i: int, residual: Buffer) -> Buffer:
     """Queries, keys and values of neighbouring tokens mixed; the delta rule; a norm of each head; a gate."""
-    qk = p.causal_conv(p.matmul(layer.qk, h), layer.conv_qk, i, CONV_QK, silu=True)
-    v = p.causal_conv(p.matmul(layer.v, h), layer.conv_v, i, CONV_V, silu=True)
-    decays = p.decay(p.matmul(layer.alpha, h), layer.dt_bias, layer.rate)
-    betas = p.activation(p.matmul(layer.beta, h), "sigmoid")
+    qk = p.causal_conv(p.matmul(layer.attn_qk, h), layer.ssm_conv1d_qk, i, CONV_QK, silu=True)
+    v = p.causal_conv(p.matmul(layer.attn_v, h), layer.ssm_conv1d_v, i, CONV_V, silu=True)
+    decays = p.decay(p.matmul(layer.ssm_alpha, h), layer.ssm_dt_bias, layer.ssm_a)
+    betas = p.activation(p.matmul(layer.ssm_beta, h), "sigmoid")
     # Queries and keys of length 1, queries then divided by the root of their size: an RMS norm with other weights.
     unit = np.repeat([1 / c.state_dim, 1 / math.sqrt(c.state_dim)], c.n_state_qk // 2)
     qk = p.head_norm(qk, unit, LENGTH_EPS / c.state_dim, 2 * c.n_key_heads, c.state_dim)
     out = p.delta_rule(qk, v, decays, betas, c.state_dim, i, MATRICES)
     out = p.head_norm(out, layer.ssm_norm, c.norm_eps, c.n_value_heads, c.state_dim)
-    return p.matmul(layer.ssm_out, p.gated(p.matmul(layer.z, h), out, "silu"), residual=residual)
+    return p.matmul(layer.ssm_out, p.gated(p.matmul(layer.attn_gate, h), out, "silu"), residual=residual)
 
 
 def _gated_attention(
-    p: Program, c: Qwen35Config, layer: Weights, h: Buffer, kv: Sequence[KVLayout], i: int, table: int, residual: Buffer
+    p: Program,
+    c: Qwen35Config,
+    layer: Qwen35Layer,
+    h: Buffer,
+    kv: Sequence[KVLayout],
+    i: int,
+    table: int,
+    residual: Buffer,
 ) -> Buffer:
     """Attention whose result goes through a gate."""
     q_gate = p.matmul(layer.attn_q, h)

@@ -9,8 +9,8 @@ from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import EXPERT_KEYS, ExpertsConfig, read_common, read_metadata, read_required_experts
 from gumba.loading.decoder_tensors import add_experts, decoder_table
-from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
+from gumba.loading.weights import Weights
 
 NAME = "qwen3moe"
 FAMILIES = "Qwen3-30B-A3B, Qwen3-235B-A22B, Qwen3-Coder"
@@ -29,7 +29,7 @@ def load_weights(loader: Loader, c: ExpertsConfig) -> Weights:
     t = decoder_table(loader.gguf, c, head_norms=True, feed_forward="none")
     for i in range(c.n_layers):
         add_experts(t, c, i, c.n_experts, c.n_ff_expert)
-    return t.load(loader)
+    return t.load(loader, Weights)
 
 
 def forward(p: Program, c: ExpertsConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from gumba.gguf import GGUFFile
 from gumba.loading.config import read_plain_config
 from gumba.loading.decoder_tensors import decoder_table
-from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
+from gumba.loading.weights import Weights
 from gumba.models.llama import LlamaConfig, forward
 
 __all__ = ["FAMILIES", "NAME", "VERIFIED", "forward", "load_weights", "read_config"]
@@ -26,4 +26,4 @@ def load_weights(loader: Loader, c: LlamaConfig) -> Weights:
     t = decoder_table(loader.gguf, c, norms=("attn_norm",))
     for i in range(c.n_layers):
         t.add("ffn_norm", "post_attention_norm.weight", c.n_embd, layer=i)
-    return t.load(loader)
+    return t.load(loader, Weights)

@@ -14,8 +14,8 @@ from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import Config, read_common, read_metadata
 from gumba.loading.decoder_tensors import PRE_NORMS, add_qk_layer_norms, decoder_table
-from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
+from gumba.loading.weights import Weights
 
 NAME = "stablelm"
 FAMILIES = "StableLM-3B, StableLM 2 1.6B and 12B"
@@ -40,7 +40,7 @@ def load_weights(loader: Loader, c: StableLMConfig) -> Weights:
     t = decoder_table(loader.gguf, c, norms=("attn_norm",) if c.parallel else PRE_NORMS, norm_bias=True)
     for i in range(c.n_layers):
         add_qk_layer_norms(t, c, i)
-    return t.load(loader, numbers=("attn_q_norm", "attn_k_norm"))
+    return t.load(loader, Weights)
 
 
 def forward(p: Program, c: StableLMConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:

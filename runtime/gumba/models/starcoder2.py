@@ -10,8 +10,8 @@ from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import Config, read_common, read_metadata, read_single_window
 from gumba.loading.decoder_tensors import decoder_table
-from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
+from gumba.loading.weights import Weights
 
 NAME = "starcoder2"
 FAMILIES = "StarCoder2"
@@ -32,7 +32,7 @@ def read_config(gguf: GGUFFile) -> StarCoder2Config:
 
 def load_weights(loader: Loader, c: Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
-    return decoder_table(loader.gguf, c, norm_bias=True, feed_forward="plain").load(loader)
+    return decoder_table(loader.gguf, c, norm_bias=True, feed_forward="plain").load(loader, Weights)
 
 
 def forward(p: Program, c: StarCoder2Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:

@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import numpy as np
-
 from gumba.backends.cpu.packing import PackedMatrix
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.errors import ModelError
@@ -23,8 +21,9 @@ from gumba.loading.config import Config, read_common, read_metadata
 from gumba.loading.decoder_tensors import add_feed_forward, add_norms
 from gumba.loading.metadata import MetadataReader
 from gumba.loading.relative_bias import biases, read_buckets
-from gumba.loading.tensor_table import TensorTable, Weights
+from gumba.loading.tensor_table import TensorTable
 from gumba.loading.weight_loader import MAX_LAYERS, Loader
+from gumba.loading.weights import Array, LayerWeights, Weights
 from gumba.runner.kv_cache import KVShape
 
 NAME = "t5"
@@ -53,12 +52,29 @@ class T5Config(Config):
 C = TypeVar("C", bound=T5Config)
 
 
-@dataclass(frozen=True, eq=False)
-class Halves:
-    """Weights: the decoder's have the embedding, and the output where the file has one."""
+class T5Layer(LayerWeights):
+    """``attn_rel_b``: biases by bucket, [n_buckets, n_heads]; of the first layer only, if all have the same."""
 
-    encoder: Weights
-    decoder: Weights
+    attn_o: PackedMatrix
+    attn_rel_b: Array
+    cross_attn_norm: Array
+    cross_attn_q: PackedMatrix
+    cross_attn_k: PackedMatrix
+    cross_attn_v: PackedMatrix
+    cross_attn_o: PackedMatrix
+    cross_attn_rel_b: Array | None = None
+
+
+class T5Stack(Weights):
+    layers: Sequence[T5Layer]
+
+
+@dataclass(frozen=True, eq=False)
+class T5Weights:
+    """The embedding is the decoder's, and so is the output where the file has one."""
+
+    encoder: T5Stack
+    decoder: T5Stack
 
 
 def read_config(gguf: GGUFFile) -> T5Config:
@@ -82,7 +98,7 @@ def read_stack(keys: MetadataReader, kind: type[C], n_decoder_layers: int = 0) -
     return common.extended(kind, n_decoder_layers=n_decoder_layers, n_buckets=n_buckets)
 
 
-def load_weights(loader: Loader, c: T5Config) -> Halves:
+def load_weights(loader: Loader, c: T5Config) -> T5Weights:
     """Declare and load the weights."""
     t = TensorTable(loader.gguf, c.n_decoder_layers, "dec.")
     t.add("token_embd", "token_embd.weight", c.n_vocab, c.n_embd)
@@ -93,17 +109,18 @@ def load_weights(loader: Loader, c: T5Config) -> Halves:
         _add_attention(t, c, i, "cross_attn")
         # Some files have biases of the cross attention, which are not used.
         t.add("cross_attn_rel_b", "cross_attn_rel_b.weight", c.n_buckets, c.n_heads, layer=i, required=False)
-    written = t.load(loader, ignored=lambda name: name.startswith("enc."), numbers=("attn_rel_b", "cross_attn_rel_b"))
-    return Halves(load_encoder(loader, c, ignored=lambda name: not name.startswith("enc.")), written)
+    decoder = t.load(loader, T5Stack, lambda name: name.startswith("enc."))
+    encoder = load_encoder(loader, c, ignored=lambda name: not name.startswith("enc."))
+    return T5Weights(encoder, decoder)
 
 
-def load_encoder(loader: Loader, c: T5Config, ignored: Callable[[str], bool] = lambda name: False) -> Weights:
+def load_encoder(loader: Loader, c: T5Config, ignored: Callable[[str], bool] = lambda name: False) -> T5Stack:
     """The encoder's half of a file, all but what is ``ignored``; with the embedding where it is all there is."""
     t = TensorTable(loader.gguf, c.n_layers, "enc.")
     if not c.n_decoder_layers:
         t.add("token_embd", "token_embd.weight", c.n_vocab, c.n_embd)
     _add_stack(t, c, c.n_layers)
-    return t.load(loader, ignored, numbers=("attn_rel_b",))
+    return t.load(loader, T5Stack, ignored)
 
 
 def _add_stack(t: TensorTable, c: T5Config, n_layers: int) -> None:
@@ -123,7 +140,7 @@ def _add_attention(t: TensorTable, c: T5Config, i: int, name: str) -> None:
     t.add(f"{name}_o", f"{name}_o.weight", c.n_embd, c.n_q, layer=i)
 
 
-def encode(p: Program, c: T5Config, w: Halves, kv: Sequence[KVLayout]) -> Buffer:
+def encode(p: Program, c: T5Config, w: T5Weights, kv: Sequence[KVLayout]) -> Buffer:
     """Write the encoder's program; the last hidden states, float32 [n_outputs, n_embd]. What the decoder needs is stored."""
     x = encoded(p, c, w.decoder.token_embd, w.encoder, kv)
     for i, layer in enumerate(w.decoder.layers):
@@ -131,23 +148,23 @@ def encode(p: Program, c: T5Config, w: Halves, kv: Sequence[KVLayout]) -> Buffer
     return p.select_outputs(x)
 
 
-def encoded(p: Program, c: T5Config, token_embd: PackedMatrix, w: Weights, kv: Sequence[KVLayout]) -> Buffer:
+def encoded(p: Program, c: T5Config, token_embd: PackedMatrix, w: T5Stack, kv: Sequence[KVLayout]) -> Buffer:
     """The source's hidden states behind the encoder's last norm, float32 [n_tokens, n_embd]."""
     x = p.embed(token_embd)
     for layer in w.layers:
-        bias = biases(_own(layer, w), causal=False)
+        bias = biases(_relative_bias(layer, w), causal=False)
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
         x = _attention(p, layer, h, kv, 0, x, causal=False, bias=bias)
         x = _feed_forward(p, c, layer, x)
     return p.rms_norm(x, w.output_norm, c.norm_eps)
 
 
-def forward(p: Program, c: T5Config, halves: Halves, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: T5Config, weights: T5Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the decoder's program; its last hidden states, float32 [n_outputs, n_embd], and the logits [n_outputs, n_vocab]."""
-    w = halves.decoder
+    w = weights.decoder
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
-        bias = biases(_own(layer, w), causal=True)
+        bias = biases(_relative_bias(layer, w), causal=True)
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
         x = _attention(p, layer, h, kv, i, x, part="answer", bias=bias)
         q = p.matmul(layer.cross_attn_q, p.rms_norm(x, layer.cross_attn_norm, c.norm_eps))
@@ -160,23 +177,22 @@ def forward(p: Program, c: T5Config, halves: Halves, kv: Sequence[KVLayout], n_c
     return hidden, p.matmul(w.token_embd, p.scale(hidden, c.n_embd**-0.5))
 
 
-def _own(layer: Weights, w: Weights) -> np.ndarray:
-    """A layer's biases by bucket: the first one's, where it has none."""
-    found: np.ndarray = w.layers[0].attn_rel_b if layer.attn_rel_b is None else layer.attn_rel_b
-    return found
+def _relative_bias(layer: T5Layer, w: T5Stack) -> Array:
+    """A layer's biases by bucket: those of the first layer, if it has none of its own."""
+    return layer.attn_rel_b if layer.has("attn_rel_b") else w.layers[0].attn_rel_b
 
 
 def _attention(
-    p: Program, layer: Weights, h: Buffer, kv: Sequence[KVLayout], i: int, residual: Buffer, **options: Any
+    p: Program, layer: T5Layer, h: Buffer, kv: Sequence[KVLayout], i: int, residual: Buffer, **options: Any
 ) -> Buffer:
     q, k, v = p.matmul(layer.attn_q, h), p.matmul(layer.attn_k, h), p.matmul(layer.attn_v, h)
     a = p.attention(q, k, v, kv, i, 1.0, **options)
     return p.matmul(layer.attn_o, a, residual=residual)
 
 
-def _feed_forward(p: Program, c: T5Config, layer: Weights, x: Buffer) -> Buffer:
+def _feed_forward(p: Program, c: T5Config, layer: T5Layer, x: Buffer) -> Buffer:
     """With a gate in the later models, without in the first."""
     h = p.rms_norm(x, layer.ffn_norm, c.norm_eps)
-    if hasattr(layer, "ffn_gate"):
+    if layer.has("ffn_gate"):
         return decoder.gated_ffn(p, layer, h, "gelu_tanh", residual=x)
     return decoder.plain_ffn(p, layer, h, "relu", residual=x)

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.loading.config import ENCODER_INERT_KEYS, read_metadata
-from gumba.loading.tensor_table import Weights
 from gumba.loading.weight_loader import Loader
 from gumba.models import t5
-from gumba.models.t5 import T5Config
+from gumba.models.t5 import T5Config, T5Stack
 
 NAME = "t5encoder"
 FAMILIES = "encoders of T5, mT5, umT5"
@@ -31,12 +30,12 @@ def read_config(gguf: GGUFFile) -> T5EncoderConfig:
         return t5.read_stack(keys, T5EncoderConfig)
 
 
-def load_weights(loader: Loader, c: T5EncoderConfig) -> Weights:
+def load_weights(loader: Loader, c: T5EncoderConfig) -> T5Stack:
     """Declare and load the weights."""
     return t5.load_encoder(loader, c)
 
 
-def forward(p: Program, c: T5EncoderConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: T5EncoderConfig, w: T5Stack, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], twice."""
     hidden = p.select_outputs(t5.encoded(p, c, w.token_embd, w, kv))
     return hidden, hidden
