@@ -10,13 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from gumba.backends.cpu.packing import PackedMatrix
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.errors import ModelError
 from gumba.layers import decoder
-from gumba.loading.config import Config, WindowedConfig, read_common, read_window
+from gumba.loading.config import Config, read_common, read_windows
 from gumba.loading.metadata import MetadataReader
 from gumba.loading.rope import Rope
 from gumba.loading.tensor_table import TensorTable
@@ -44,7 +43,7 @@ class GemmaWeights(Weights):
 
 
 @dataclass(frozen=True)
-class LayersConfig(WindowedConfig):
+class LayersConfig(Config):
     """Of each layer: its KV heads, the width of its feed-forward part, and the layer whose keys and values it reads: its own,
     or one before it.
 
@@ -78,55 +77,56 @@ class LayersConfig(WindowedConfig):
         return shapes
 
 
-def read_layers(keys: MetadataReader, *, period: int, n_own: int) -> tuple[Config, dict[str, Any]]:
-    """What all decoders say of themselves, and the fields of a ``LayersConfig`` beside.
+def read_layers(metadata: MetadataReader, *, period: int, n_own: int) -> LayersConfig:
+    """The configuration that Gemma 3n and 4 have in common.
 
     ``period``: of so many layers the last sees everything, ``n_own``: only the first so many have keys of their own, both where
     the file does not say.
     """
-    keys.must_be({"attention.scale": (0.0, 1.0)})
-    n_layers = keys.count("block_count", MAX_LAYERS)
-    kv_heads = keys.counts("attention.head_count_kv", n_layers, MAX_WIDTH)
-    n_ffs = keys.counts("feed_forward_length", n_layers, MAX_WIDTH)
+    metadata.must_be({"attention.scale": (0.0, 1.0)})
+    n_layers = metadata.count("block_count", MAX_LAYERS)
+    kv_heads = metadata.counts("attention.head_count_kv", n_layers, MAX_WIDTH)
+    n_ffs = metadata.counts("feed_forward_length", n_layers, MAX_WIDTH)
     if not all((*kv_heads, *n_ffs)):
         raise ModelError(
-            f"{keys.gguf.path}: metadata {keys.name}.attention.head_count_kv or feed_forward_length holds 0"
+            f"{metadata.gguf.path}: metadata {metadata.name}.attention.head_count_kv or feed_forward_length holds 0"
         )
-    common = read_common(keys, neox=True, freq_base=1e6, n_kv_heads=kv_heads[0], n_ff=n_ffs[0])
+    common = read_common(metadata, neox=True, freq_base=1e6, n_kv_heads=kv_heads[0], n_ff=n_ffs[0])
     if any(common.n_heads % n for n in kv_heads):
         raise ModelError(
-            f"{keys.gguf.path}: metadata {keys.name}.attention.head_count {common.n_heads} is no multiple of "
+            f"{metadata.gguf.path}: metadata {metadata.name}.attention.head_count {common.n_heads} is no multiple of "
             f"head_count_kv {max(kv_heads)}"
         )
-    head_dim = keys.count("attention.key_length_swa", 4096, common.head_dim)
-    keys.must_be({"attention.value_length_swa": (head_dim,)})
-    turning = keys.count("rope.dimension_count_swa", head_dim, head_dim)
+    head_dim = metadata.count("attention.key_length_swa", 4096, common.head_dim)
+    metadata.must_be({"attention.value_length_swa": (head_dim,)})
+    turning = metadata.count("rope.dimension_count_swa", head_dim, head_dim)
     if turning % 2:
         raise ModelError(
-            f"{keys.gguf.path}: metadata {keys.name}.rope.dimension_count_swa is {turning}, expected an even number"
+            f"{metadata.gguf.path}: metadata {metadata.name}.rope.dimension_count_swa is {turning}, expected an even number"
         )
-    freq_base = keys.number("rope.freq_base_swa", 10000.0, least=1.001)
-    window = read_window(keys, common, period)
-    n_shared = keys.size("attention.shared_kv_layers", n_layers, max(0, n_layers - n_own))
-    return common, window | {
-        "kv_heads": kv_heads,
-        "n_ffs": n_ffs,
-        "sources": _sources(keys, window["windowed"], n_layers - n_shared),
-        "local_head_dim": head_dim,
-        "local_rope": replace(common.rope, dim=turning, freq_base=freq_base, scaling="none"),
-        "n_per_layer": keys.size("embedding_length_per_layer_input", MAX_WIDTH),
-        "logit_cap": keys.number("final_logit_softcapping", 0.0, zero=True),
-    }
+    freq_base = metadata.number("rope.freq_base_swa", 10000.0, least=1.001)
+    common = read_windows(metadata, common, period)
+    n_shared = metadata.size("attention.shared_kv_layers", n_layers, max(0, n_layers - n_own))
+    return LayersConfig(
+        **vars(common),
+        kv_heads=kv_heads,
+        n_ffs=n_ffs,
+        sources=_sources(metadata, common.windowed, n_layers - n_shared),
+        local_head_dim=head_dim,
+        local_rope=replace(common.rope, dim=turning, freq_base=freq_base, scaling="none"),
+        n_per_layer=metadata.size("embedding_length_per_layer_input", MAX_WIDTH),
+        logit_cap=metadata.number("final_logit_softcapping", 0.0, zero=True),
+    )
 
 
-def _sources(keys: MetadataReader, windowed: Sequence[bool], n_own: int) -> tuple[int, ...]:
+def _sources(metadata: MetadataReader, windowed: Sequence[bool], n_own: int) -> tuple[int, ...]:
     """Whose keys and values each layer reads, where the first ``n_own`` have their own."""
     sources = list(range(n_own))
     for i in range(n_own, len(windowed)):
         alike = [j for j in range(n_own) if windowed[j] == windowed[i]]
         if not alike:
             raise ModelError(
-                f"{keys.gguf.path}: metadata {keys.name}.attention.shared_kv_layers: no layer before layer {n_own} "
+                f"{metadata.gguf.path}: metadata {metadata.name}.attention.shared_kv_layers: no layer before layer {n_own} "
                 f"has keys for layer {i}"
             )
         sources.append(alike[-1])

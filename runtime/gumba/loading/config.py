@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from gumba.errors import ModelError, UnsupportedError
@@ -12,6 +12,7 @@ from gumba.gguf import GGUFArray, GGUFFile
 from gumba.loading.metadata import MetadataReader
 from gumba.loading.rope import Rope, read_rope
 from gumba.loading.weight_loader import MAX_LAYERS, MAX_WIDTH
+from gumba.runner.kv_cache import KVShape
 
 #: GGUF's ``pooling_type``, by number. "rank": a classification head scores the text.
 POOLINGS = ("none", "mean", "first", "last", "rank")
@@ -22,7 +23,10 @@ C = TypeVar("C", bound="Config")
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes and constants, from metadata ``NAME.*``."""
+    """Sizes and constants of a model, from metadata ``NAME.*``. Architectures with more of them extend it:
+
+    ``ScaledConfig(**vars(config), residual_scale=...)``.
+    """
 
     architecture: str
     n_vocab: int
@@ -35,74 +39,68 @@ class Config:
     head_dim: int
     norm_eps: float
     rope: Rope
-    #: Which hidden states the model was trained to embed with, one of ``POOLINGS``; "" where the file says nothing.
+    #: Sliding window: a token attends only to so many tokens up to itself; 0: to all. In the layers that ``windowed`` names, or
+    #: in all if it names none.
+    window: int = field(default=0, kw_only=True)
+    windowed: tuple[bool, ...] = field(default=(), kw_only=True)
+    #: Mixture of experts: their number, 0 without; experts per token; and an expert's width.
+    n_experts: int = field(default=0, kw_only=True)
+    n_used: int = field(default=0, kw_only=True)
+    n_ff_expert: int = field(default=0, kw_only=True)
+    #: How the model was trained to pool hidden states, one of ``POOLINGS``; "" if the file does not say.
     pooling: str = field(default="", kw_only=True)
-    #: Numbers that a head gives in the place of logits, 0 without one; and their names, where the file has any.
+    #: Number of classifier outputs, 0 for a language model; and their names, if the file has any.
     n_labels: int = field(default=0, kw_only=True)
     labels: tuple[str, ...] = field(default=(), kw_only=True)
-    #: Of an encoder-decoder: the token that every answer begins with. None: the model continues what it reads.
+    #: The token that an encoder-decoder's output begins with; None for a model that continues its prompt.
     start_token: int | None = field(default=None, kw_only=True)
 
-    #: Whether a token sees only those before it.
+    #: Whether attention is causal: a token attends only to itself and those before it.
     causal = True
-    #: Types of tokens that are told apart (the first and the second text of a pair).
+    #: Number of token types (first and second text of a pair).
     n_types = 1
 
     @property
     def n_ctx_most(self) -> int:
-        """The longest context that can be asked for."""
+        """The largest context size that may be requested."""
         return self.n_ctx_train
 
     @property
     def n_q(self) -> int:
-        """Width of all queries."""
+        """Width of the queries of all heads."""
         return self.n_heads * self.head_dim
 
     @property
     def n_kv(self) -> int:
-        """Width of all keys."""
+        """Width of the keys of all KV heads."""
         return self.n_kv_heads * self.head_dim
 
-    def extended(self, cls: type[C], **more: Any) -> C:
-        """The same as a ``cls`` (a Config with more fields)."""
-        return cls(**{each.name: getattr(self, each.name) for each in fields(Config)}, **more)
+    def window_of(self, i: int) -> int:
+        """The sliding window of layer ``i``; 0: none."""
+        return self.window if not self.windowed or self.windowed[i] else 0
+
+    @property
+    def kv_shapes(self) -> list[KVShape]:
+        """What each layer keeps of a token in the KV cache."""
+        return [KVShape(self.n_kv_heads, self.head_dim, self.head_dim, self.window_of(i)) for i in range(self.n_layers)]
+
+    @property
+    def state_parts(self) -> list[tuple[int, ...]]:
+        """Sizes in float32 of the parts of each layer's recurrent state; none for a layer, or a model, without."""
+        return []
 
 
 @dataclass(frozen=True)
 class EncoderConfig(Config):
-    """``n_types``: types of tokens told apart."""
+    """``n_types``: number of token types."""
 
     n_types: int = field(kw_only=True)
 
     causal = False
 
 
-E = TypeVar("E", bound=EncoderConfig)
-
-
-@dataclass(frozen=True)
-class WindowedConfig(Config):
-    """``window``: tokens that a token sees in the layers that are ``windowed``; 0: all."""
-
-    window: int
-    windowed: tuple[bool, ...]
-
-    def window_of(self, i: int) -> int:
-        """Tokens that a token sees in layer ``i``; 0: all."""
-        return self.window if self.windowed[i] else 0
-
-
-@dataclass(frozen=True)
-class ExpertsConfig(Config):
-    """``n_used``: experts that a token chooses; ``n_ff_expert``: width of each."""
-
-    n_experts: int
-    n_used: int
-    n_ff_expert: int
-
-
-#: Largest number of experts, and of those that a token chooses.
-MAX_EXPERTS, MAX_CHOSEN = 1024, 64
+#: Largest number of experts, and of experts per token.
+MAX_EXPERTS, MAX_USED_EXPERTS = 1024, 64
 #: Largest window.
 MAX_WINDOW = 1 << 30
 #: Keys with the only values that have no effect, for architectures without what they ask for.
@@ -144,35 +142,35 @@ def read_metadata(
     Keys of ``without`` other than the architecture's ``own`` may not ask for anything; in the end no key may be unread.
     ``pictures``: there may be keys about a picture's tokens, which say nothing about those of a text.
     """
-    keys = MetadataReader(gguf, name)
-    keys.must_be({key: values for key, values in without.items() if key not in own})
+    metadata = MetadataReader(gguf, name)
+    metadata.must_be({key: values for key, values in without.items() if key not in own})
     for key in PICTURE_KEYS if pictures else ():
-        keys.has(key)
-    yield keys
-    keys.finish()
+        metadata.has(key)
+    yield metadata
+    metadata.finish()
 
 
 def read_plain_config(gguf: GGUFFile, name: str, *, neox: bool, norm: str = "layer_norm_rms_epsilon") -> Config:
     """An architecture that has nothing beside what all have; arguments as of ``read_common``."""
-    with read_metadata(gguf, name) as keys:
-        return read_common(keys, neox=neox, norm=norm)
+    with read_metadata(gguf, name) as metadata:
+        return read_common(metadata, neox=neox, norm=norm)
 
 
 def read_plain_encoder(gguf: GGUFFile, name: str, *, neox: bool) -> EncoderConfig:
-    """The configuration of an encoder without keys of its own; ``neox``: see ``Rope``."""
-    with read_metadata(gguf, name, without=ENCODER_INERT_KEYS) as keys:
-        return read_encoder(keys, read_common(keys, neox=neox, norm="layer_norm_epsilon"), EncoderConfig)
+    """The configuration of an encoder without metadata keys of its own; ``neox``: see ``Rope``."""
+    with read_metadata(gguf, name, without=ENCODER_INERT_KEYS) as metadata:
+        return read_encoder(metadata, read_common(metadata, neox=neox, norm="layer_norm_epsilon"))
 
 
-def read_encoder(keys: MetadataReader, common: Config, kind: type[E], **more: Any) -> E:
-    """What encoders say of themselves beside their sizes: ``common`` as a ``kind`` of EncoderConfig, with ``more`` fields."""
-    tensor = keys.gguf.tensors.get("token_types.weight")
+def read_encoder(metadata: MetadataReader, common: Config) -> EncoderConfig:
+    """``common`` with what encoders have besides: the number of token types."""
+    tensor = metadata.gguf.tensors.get("token_types.weight")
     n_types = int(tensor.shape[0]) if tensor is not None and len(tensor.shape) == 2 else 1
-    return common.extended(kind, n_types=n_types, **more)
+    return EncoderConfig(**vars(common), n_types=n_types)
 
 
 def read_common(
-    keys: MetadataReader,
+    metadata: MetadataReader,
     *,
     neox: bool,
     norm: str = "layer_norm_rms_epsilon",
@@ -187,122 +185,122 @@ def read_common(
     ``n_kv_heads``: None for a number that is the same in all layers; ``n_ff``: where the file has none, or
     one for each layer (None: it must have one number).
     """
-    path, name = keys.gguf.path, keys.name
-    n_embd = keys.count("embedding_length", MAX_WIDTH)
-    n_heads = keys.count("attention.head_count", MAX_WIDTH)
+    path, name = metadata.gguf.path, metadata.name
+    n_embd = metadata.count("embedding_length", MAX_WIDTH)
+    n_heads = metadata.count("attention.head_count", MAX_WIDTH)
     if n_kv_heads is None:
-        n_kv_heads = keys.count("attention.head_count_kv", MAX_WIDTH, n_heads)
+        n_kv_heads = metadata.count("attention.head_count_kv", MAX_WIDTH, n_heads)
     if n_heads % n_kv_heads:
         raise ModelError(
             f"{path}: metadata {name}.attention.head_count {n_heads} is no multiple of head_count_kv {n_kv_heads}"
         )
-    if not keys.has("attention.key_length") and n_embd % n_heads:
+    if not metadata.has("attention.key_length") and n_embd % n_heads:
         raise ModelError(
             f"{path}: metadata {name}.embedding_length {n_embd} is no multiple of attention.head_count {n_heads}"
         )
-    head_dim = keys.count("attention.key_length", 4096, max(1, n_embd // n_heads))
-    value_dim = keys.count("attention.value_length", 4096, head_dim)
+    head_dim = metadata.count("attention.key_length", 4096, max(1, n_embd // n_heads))
+    value_dim = metadata.count("attention.value_length", 4096, head_dim)
     if value_dim != head_dim and not own_values:
         raise UnsupportedError(
             f"{path}: metadata {name}.attention.value_length {value_dim} differs from key_length {head_dim}"
         )
-    n_ctx_train = keys.count("context_length", 1 << 30)
-    pooled, key = keys.has("pooling_type"), "feed_forward_length"
-    n_labels, labels = read_labels(keys)
+    n_ctx_train = metadata.count("context_length", 1 << 30)
+    pooled, key = metadata.has("pooling_type"), "feed_forward_length"
+    n_labels, labels = read_labels(metadata)
     return Config(
         architecture=name,
-        pooling=POOLINGS[keys.size("pooling_type", len(POOLINGS) - 1)] if pooled else "",
+        pooling=POOLINGS[metadata.size("pooling_type", len(POOLINGS) - 1)] if pooled else "",
         n_labels=n_labels,
         labels=labels,
-        n_vocab=keys.vocabulary_size(),
+        n_vocab=metadata.vocabulary_size(),
         n_ctx_train=n_ctx_train,
-        n_layers=keys.count("block_count", MAX_LAYERS),
+        n_layers=metadata.count("block_count", MAX_LAYERS),
         n_embd=n_embd,
-        n_ff=n_ff if n_ff and keys.is_array(key) else keys.count(key, MAX_WIDTH, n_ff),
+        n_ff=n_ff if n_ff and metadata.is_array(key) else metadata.count(key, MAX_WIDTH, n_ff),
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,
-        norm_eps=keys.number(f"attention.{norm}", least=1e-30, most=1.0),
-        rope=read_rope(keys, head_dim, n_ctx_train, neox=neox, freq_base=freq_base),
+        norm_eps=metadata.number(f"attention.{norm}", least=1e-30, most=1.0),
+        rope=read_rope(metadata, head_dim, n_ctx_train, neox=neox, freq_base=freq_base),
     )
 
 
-def read_labels(keys: MetadataReader) -> tuple[int, tuple[str, ...]]:
+def read_labels(metadata: MetadataReader) -> tuple[int, tuple[str, ...]]:
     """How many numbers the head of a classifier gives, and the names of what they are for; 0 and none without a head."""
     n_labels = 0
     for name in ("cls.output.weight", "cls.weight"):
-        tensor = keys.gguf.tensors.get(name)
+        tensor = metadata.gguf.tensors.get(name)
         if tensor is not None:
             n_labels = tensor.shape[0]
             break
     key = "classifier.output_labels"
     labels: tuple[Any, ...] = ()
-    if keys.has(key):
-        value = keys.gguf.metadata[f"{keys.name}.{key}"]
+    if metadata.has(key):
+        value = metadata.gguf.metadata[f"{metadata.name}.{key}"]
         labels = tuple(value.to_list()) if isinstance(value, GGUFArray) else (value,)
         if len(labels) != n_labels or not all(isinstance(label, str) for label in labels):
             raise ModelError(
-                f"{keys.gguf.path}: metadata {keys.name}.{key}: expected the names of the head's {n_labels} labels"
+                f"{metadata.gguf.path}: metadata {metadata.name}.{key}: expected the names of the head's {n_labels} labels"
             )
     return n_labels, labels
 
 
-def read_experts(keys: MetadataReader) -> tuple[int, int]:
-    """Experts of a layer, and those that a token chooses; 0 and 0 where there are none."""
-    n_experts = keys.size("expert_count", MAX_EXPERTS)
-    n_used = keys.size("expert_used_count", min(MAX_CHOSEN, n_experts) if n_experts else MAX_CHOSEN)
+def read_expert_counts(metadata: MetadataReader) -> tuple[int, int]:
+    """Experts of a layer, and experts per token; 0 and 0 without."""
+    n_experts = metadata.size("expert_count", MAX_EXPERTS)
+    n_used = metadata.size("expert_used_count", min(MAX_USED_EXPERTS, n_experts) if n_experts else MAX_USED_EXPERTS)
     if n_experts and not n_used:
-        raise ModelError(f"{keys.gguf.path}: metadata {keys.name}.expert_used_count is 0, expected 1 to {n_experts}")
+        raise ModelError(
+            f"{metadata.gguf.path}: metadata {metadata.name}.expert_used_count is 0, expected 1 to {n_experts}"
+        )
     return (n_experts, n_used) if n_experts else (0, 0)
 
 
-def read_required_experts(keys: MetadataReader, common: Config, *, split: bool = False) -> dict[str, int]:
-    """The fields of an ``ExpertsConfig``. Where the file has no width of an expert, it is that of a layer.
+def read_experts(metadata: MetadataReader, common: C, *, split: bool = False) -> C:
+    """``common`` with the experts that the file must have. If it has no width of an expert, that is the width of a layer.
 
-    ``split``: that of a layer, divided among the experts that a token chooses.
+    ``split``: the width of a layer, divided by the number of experts per token.
     """
-    n_experts, n_used = read_experts(keys)
+    n_experts, n_used = read_expert_counts(metadata)
     if not n_experts:
-        raise ModelError(f"{keys.gguf.path}: metadata {keys.name}.expert_count is 0, expected at least 1")
-    usual = common.n_ff // n_used or 1 if split else common.n_ff
-    n_ff = keys.count("expert_feed_forward_length", MAX_WIDTH, usual)
-    return {"n_experts": n_experts, "n_used": n_used, "n_ff_expert": n_ff}
+        raise ModelError(f"{metadata.gguf.path}: metadata {metadata.name}.expert_count is 0, expected at least 1")
+    default = common.n_ff // n_used or 1 if split else common.n_ff
+    n_ff_expert = metadata.count("expert_feed_forward_length", MAX_WIDTH, default)
+    return replace(common, n_experts=n_experts, n_used=n_used, n_ff_expert=n_ff_expert)
 
 
-def read_single_window(keys: MetadataReader, common: Config) -> int:
-    """Tokens that a token sees in every layer; 0: all."""
-    window = keys.size("attention.sliding_window", MAX_WINDOW)
-    return window if window < common.n_ctx_train else 0
+def read_single_window(metadata: MetadataReader, common: C) -> C:
+    """``common`` with one sliding window for all layers, if the file has a window smaller than the context."""
+    window = metadata.size("attention.sliding_window", MAX_WINDOW)
+    return replace(common, window=window if window < common.n_ctx_train else 0)
 
 
-def read_window(
-    keys: MetadataReader, common: Config, period: int, *, default: int | None = None, first: bool = False
-) -> dict[str, Any]:
-    """The fields of a ``WindowedConfig``; ``period`` and ``first`` as of ``windowed_layers``.
+def read_windows(
+    metadata: MetadataReader, common: C, period: int, *, default: int | None = None, first: bool = False
+) -> C:
+    """``common`` with a sliding window in some layers; ``period`` and ``first`` as in ``windowed_layers``.
 
-    ``default``: the window where the file has none (None: it must have one; 0: all).
+    ``default``: the window if the file has none (None: it must have one; 0: no window).
     """
     key = "attention.sliding_window"
-    return {
-        "window": keys.size(key, MAX_WINDOW) if default == 0 else keys.count(key, MAX_WINDOW, default),
-        "windowed": windowed_layers(keys, common.n_layers, period, first=first),
-    }
+    window = metadata.size(key, MAX_WINDOW) if default == 0 else metadata.count(key, MAX_WINDOW, default)
+    windowed = windowed_layers(metadata, common.n_layers, period, first=first)
+    return replace(common, window=window, windowed=windowed)
 
 
-def read_windowed_config(gguf: GGUFFile, name: str, period: int, *, neox: bool) -> WindowedConfig:
-    """An architecture that has nothing beside what all have but windows, in all but the last of each ``period`` layers."""
-    with read_metadata(gguf, name, "attention.sliding_window") as keys:
-        common = read_common(keys, neox=neox)
-        return common.extended(WindowedConfig, **read_window(keys, common, period, default=0))
+def read_windowed_config(gguf: GGUFFile, name: str, period: int, *, neox: bool) -> Config:
+    """The configuration of an architecture whose only keys of its own are windows, in all but the last of ``period`` layers."""
+    with read_metadata(gguf, name, "attention.sliding_window") as metadata:
+        return read_windows(metadata, read_common(metadata, neox=neox), period, default=0)
 
 
-def windowed_layers(keys: MetadataReader, n_layers: int, period: int, *, first: bool = False) -> tuple[bool, ...]:
+def windowed_layers(metadata: MetadataReader, n_layers: int, period: int, *, first: bool = False) -> tuple[bool, ...]:
     """Which layers see a window only: all but the last (``first``: but the first) of each ``period``.
 
     Unless the file says otherwise: for every layer, or by another period.
     """
     key = "attention.sliding_window_pattern"
-    if keys.is_array(key):
-        return keys.flags(key, n_layers) or ()
-    period = keys.count(key, MAX_LAYERS, period)
+    if metadata.is_array(key):
+        return metadata.flags(key, n_layers) or ()
+    period = metadata.count(key, MAX_LAYERS, period)
     return tuple((i if first else i + 1) % period != 0 for i in range(n_layers))

@@ -13,12 +13,12 @@ MAX_DISTANCE = 128
 MIN_BUCKETS, MAX_BUCKETS = 4, 255
 
 
-def read_buckets(keys: MetadataReader) -> int:
+def read_buckets(metadata: MetadataReader) -> int:
     """The number of buckets. Raises ModelError if it is out of range."""
-    n_buckets = keys.count("attention.relative_buckets_count", MAX_BUCKETS)
+    n_buckets = metadata.count("attention.relative_buckets_count", MAX_BUCKETS)
     if n_buckets < MIN_BUCKETS:
         raise ModelError(
-            f"{keys.gguf.path}: metadata {keys.name}.attention.relative_buckets_count is {n_buckets}, "
+            f"{metadata.gguf.path}: metadata {metadata.name}.attention.relative_buckets_count is {n_buckets}, "
             f"expected {MIN_BUCKETS} to {MAX_BUCKETS}"
         )
     return n_buckets

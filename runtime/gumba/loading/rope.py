@@ -29,28 +29,31 @@ class Rope:
     whole_pairs: bool = True
 
 
-def read_rope(keys: MetadataReader, head_dim: int, n_ctx_train: int, *, neox: bool, freq_base: float = 10000.0) -> Rope:
+def read_rope(
+    metadata: MetadataReader, head_dim: int, n_ctx_train: int, *, neox: bool, freq_base: float = 10000.0
+) -> Rope:
     """The rotary constants of a file; ``freq_base``: where it has none."""
-    dim = keys.count("rope.dimension_count", head_dim, head_dim)
+    dim = metadata.count("rope.dimension_count", head_dim, head_dim)
     if dim % 2:
         raise ModelError(
-            f"{keys.gguf.path}: metadata {keys.name}.rope.dimension_count is {dim}, expected an even number"
+            f"{metadata.gguf.path}: metadata {metadata.name}.rope.dimension_count is {dim}, expected an even number"
         )
-    scaling = keys.text("rope.scaling.type", "", ("", "none", "linear", "yarn", "longrope"))
-    legacy = keys.number("rope.scale_linear", 0.0, zero=True)  # what linear scaling was called before it had a type
+    scaling = metadata.text("rope.scaling.type", "", ("", "none", "linear", "yarn", "longrope"))
+    legacy = metadata.number("rope.scale_linear", 0.0, zero=True)  # what linear scaling was called before it had a type
     if not scaling:
         scaling = "linear" if legacy not in (0.0, 1.0) else "none"
     return Rope(
         dim=dim,
         neox=neox,
-        freq_base=keys.number("rope.freq_base", freq_base, least=1.001),
+        freq_base=metadata.number("rope.freq_base", freq_base, least=1.001),
         scaling=scaling,
-        factor=keys.number("rope.scaling.factor", legacy or 1.0),
-        original_ctx=keys.count("rope.scaling.original_context_length", 1 << 30, n_ctx_train),
-        beta_fast=keys.number("rope.scaling.yarn_beta_fast", 32.0),
-        beta_slow=keys.number("rope.scaling.yarn_beta_slow", 1.0),
-        ext_factor=keys.number("rope.scaling.yarn_ext_factor", 1.0),
-        attn_factor=keys.number("rope.scaling.attn_factor", 1.0) * keys.number("rope.scaling.yarn_attn_factor", 1.0),
+        factor=metadata.number("rope.scaling.factor", legacy or 1.0),
+        original_ctx=metadata.count("rope.scaling.original_context_length", 1 << 30, n_ctx_train),
+        beta_fast=metadata.number("rope.scaling.yarn_beta_fast", 32.0),
+        beta_slow=metadata.number("rope.scaling.yarn_beta_slow", 1.0),
+        ext_factor=metadata.number("rope.scaling.yarn_ext_factor", 1.0),
+        attn_factor=metadata.number("rope.scaling.attn_factor", 1.0)
+        * metadata.number("rope.scaling.yarn_attn_factor", 1.0),
     )
 
 

@@ -24,9 +24,9 @@ ALIBI_LAYERS, ALIBI_BIAS = 40, 8.0
 
 def read_config(gguf: GGUFFile) -> Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with read_metadata(gguf, NAME) as keys:
-        keys.must_be({"tensor_data_layout": ("Meta AI original pth",)})
-        return read_common(keys, neox=False)
+    with read_metadata(gguf, NAME) as metadata:
+        metadata.must_be({"tensor_data_layout": ("Meta AI original pth",)})
+        return read_common(metadata, neox=False)
 
 
 def load_weights(loader: Loader, c: Config) -> Weights:

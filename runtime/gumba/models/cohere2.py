@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.loading.config import WindowedConfig, read_common, read_metadata, read_window
+from gumba.loading.config import Config, read_common, read_metadata, read_windows
 from gumba.loading.decoder_tensors import decoder_table
 from gumba.loading.weight_loader import Loader
 from gumba.loading.weights import Weights
@@ -24,16 +24,16 @@ PERIOD = 4
 
 
 @dataclass(frozen=True)
-class Cohere2Config(WindowedConfig):
+class Cohere2Config(Config):
     logit_scale: float
 
 
 def read_config(gguf: GGUFFile) -> Cohere2Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with read_metadata(gguf, NAME, "attention.sliding_window", "logit_scale") as keys:
-        common = read_common(keys, neox=False, norm="layer_norm_epsilon")
-        scale = keys.number("logit_scale", 0.0, zero=True) or 1.0
-        return common.extended(Cohere2Config, **read_window(keys, common, PERIOD), logit_scale=scale)
+    with read_metadata(gguf, NAME, "attention.sliding_window", "logit_scale") as metadata:
+        common = read_common(metadata, neox=False, norm="layer_norm_epsilon")
+        scale = metadata.number("logit_scale", 0.0, zero=True) or 1.0
+        return Cohere2Config(**vars(read_windows(metadata, common, PERIOD)), logit_scale=scale)
 
 
 def load_weights(loader: Loader, c: Cohere2Config) -> Weights:

@@ -29,9 +29,9 @@ class CommandRConfig(Config):
 
 def read_config(gguf: GGUFFile) -> CommandRConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with read_metadata(gguf, NAME, "logit_scale") as keys:
-        common = read_common(keys, neox=False, norm="layer_norm_epsilon")
-        return common.extended(CommandRConfig, logit_scale=keys.number("logit_scale", 0.0, zero=True) or 1.0)
+    with read_metadata(gguf, NAME, "logit_scale") as metadata:
+        common = read_common(metadata, neox=False, norm="layer_norm_epsilon")
+        return CommandRConfig(**vars(common), logit_scale=metadata.number("logit_scale", 0.0, zero=True) or 1.0)
 
 
 def load_weights(loader: Loader, c: Config) -> Weights:

@@ -18,7 +18,7 @@ from gumba.backends.cpu.program.moe import Experts, moe
 from gumba.errors import ModelError
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.loading.config import EXPERT_KEYS, Config, read_common, read_experts, read_metadata
+from gumba.loading.config import EXPERT_KEYS, Config, read_common, read_expert_counts, read_metadata
 from gumba.loading.decoder_tensors import add_embeddings, add_experts, add_feed_forward, add_norms
 from gumba.loading.metadata import MetadataReader
 from gumba.loading.tensor_table import TensorTable
@@ -60,9 +60,6 @@ class Deepseek2Config(Config):
     v_dim: int
     score_scale: float
     n_dense: int
-    n_experts: int
-    n_used: int
-    n_ff_expert: int
     n_ff_shared: int
     groups: tuple[int, int]
     gating: str
@@ -78,66 +75,63 @@ class Deepseek2Config(Config):
 
 def read_config(gguf: GGUFFile) -> Deepseek2Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with read_metadata(gguf, NAME, "rope.scaling.yarn_log_multiplier", *EXPERT_KEYS) as keys:
-        return _read(keys)
+    with read_metadata(gguf, NAME, "rope.scaling.yarn_log_multiplier", *EXPERT_KEYS) as metadata:
+        return _read(metadata)
 
 
-def _read(keys: MetadataReader) -> Deepseek2Config:
+def _read(metadata: MetadataReader) -> Deepseek2Config:
     """As ``read_config``; nothing is refused that stays unread."""
-    common = read_common(keys, neox=False, own_values=True)
-    n_dense = keys.size("leading_dense_block_count", MAX_LAYERS)
-    n_experts, n_used = read_experts(keys)
+    common = read_common(metadata, neox=False, own_values=True)
+    n_dense = metadata.size("leading_dense_block_count", MAX_LAYERS)
+    n_experts, n_used = read_expert_counts(metadata)
     if n_dense < common.n_layers and not n_experts:
-        raise ModelError(f"{keys.gguf.path}: metadata deepseek2.expert_count is 0, expected at least 1")
-    latent = keys.has("attention.key_length_mla")
-    head_dim = keys.count("attention.key_length_mla", MAX_WIDTH, common.head_dim)
-    kv_rank = keys.count("attention.kv_lora_rank", MAX_WIDTH)
+        raise ModelError(f"{metadata.gguf.path}: metadata deepseek2.expert_count is 0, expected at least 1")
+    latent = metadata.has("attention.key_length_mla")
+    head_dim = metadata.count("attention.key_length_mla", MAX_WIDTH, common.head_dim)
+    kv_rank = metadata.count("attention.kv_lora_rank", MAX_WIDTH)
     if head_dim <= common.rope.dim or (latent and common.head_dim != kv_rank + common.rope.dim):
         raise ModelError(
-            f"{keys.gguf.path}: metadata deepseek2.attention.key_length {common.head_dim} and key_length_mla {head_dim} do not "
-            f"fit kv_lora_rank {kv_rank} and rope.dimension_count {common.rope.dim}"
+            f"{metadata.gguf.path}: metadata deepseek2.attention.key_length {common.head_dim} and key_length_mla {head_dim} do "
+            f"not fit kv_lora_rank {kv_rank} and rope.dimension_count {common.rope.dim}"
         )
-    n_ff_expert = keys.count("expert_feed_forward_length", MAX_WIDTH, common.n_ff)
-    log_multiplier = keys.number("rope.scaling.yarn_log_multiplier", 0.0, zero=True)
+    n_ff_expert = metadata.count("expert_feed_forward_length", MAX_WIDTH, common.n_ff)
+    log_multiplier = metadata.number("rope.scaling.yarn_log_multiplier", 0.0, zero=True)
     rope, magnitude = common.rope, 1.0
     if rope.scaling == "yarn":  # what YaRN makes of cosines and sines elsewhere is a factor of the scores here
         magnitude = rope.attn_factor * (1.0 + log_multiplier * math.log(rope.factor))
         rope = replace(rope, attn_factor=1.0 / (1.0 + 0.1 * math.log(rope.factor)))
-    value_dim = keys.count("attention.value_length", MAX_WIDTH, kv_rank if latent else common.head_dim)
-    return replace(common, rope=rope).extended(
-        Deepseek2Config,
+    value_dim = metadata.count("attention.value_length", MAX_WIDTH, kv_rank if latent else common.head_dim)
+    return Deepseek2Config(
+        **vars(replace(common, rope=rope, n_experts=n_experts, n_used=n_used, n_ff_expert=n_ff_expert)),
         latent=latent,
-        q_rank=keys.size("attention.q_lora_rank", MAX_WIDTH),
+        q_rank=metadata.size("attention.q_lora_rank", MAX_WIDTH),
         kv_rank=kv_rank,
         n_plain=head_dim - rope.dim,
-        v_dim=keys.count("attention.value_length_mla", MAX_WIDTH) if latent else value_dim,
+        v_dim=metadata.count("attention.value_length_mla", MAX_WIDTH) if latent else value_dim,
         score_scale=magnitude * magnitude / math.sqrt(head_dim),
         n_dense=n_dense,
-        n_experts=n_experts,
-        n_used=n_used,
-        n_ff_expert=n_ff_expert,
-        n_ff_shared=keys.size("expert_shared_count", 1024) * n_ff_expert,
-        groups=_groups(keys, n_experts, n_used),
-        gating=_gating(keys),
-        normalized=keys.flag("expert_weights_norm", False),
-        weight_scale=keys.number("expert_weights_scale", 0.0, zero=True) or 1.0,
+        n_ff_shared=metadata.size("expert_shared_count", 1024) * n_ff_expert,
+        groups=_groups(metadata, n_experts, n_used),
+        gating=_gating(metadata),
+        normalized=metadata.flag("expert_weights_norm", False),
+        weight_scale=metadata.number("expert_weights_scale", 0.0, zero=True) or 1.0,
     )
 
 
-def _groups(keys: MetadataReader, n_experts: int, n_used: int) -> tuple[int, int]:
+def _groups(metadata: MetadataReader, n_experts: int, n_used: int) -> tuple[int, int]:
     """Groups of experts, and those of which a token's are chosen."""
-    n_groups = keys.size("expert_group_count", max(1, n_experts)) or 1
-    used = keys.size("expert_group_used_count", n_groups) or n_groups
+    n_groups = metadata.size("expert_group_count", max(1, n_experts)) or 1
+    used = metadata.size("expert_group_used_count", n_groups) or n_groups
     if n_experts % n_groups or n_experts // n_groups * used < n_used:
         raise ModelError(
-            f"{keys.gguf.path}: metadata deepseek2.expert_group_count {n_groups} and expert_group_used_count {used} do not fit "
-            f"expert_count {n_experts} and expert_used_count {n_used}"
+            f"{metadata.gguf.path}: metadata deepseek2.expert_group_count {n_groups} and expert_group_used_count {used} do "
+            f"not fit expert_count {n_experts} and expert_used_count {n_used}"
         )
     return n_groups, used
 
 
-def _gating(keys: MetadataReader) -> str:
-    number = keys.size("expert_gating_func", 2, 1) or 1
+def _gating(metadata: MetadataReader) -> str:
+    number = metadata.size("expert_gating_func", 2, 1) or 1
     return GATINGS[number]
 
 

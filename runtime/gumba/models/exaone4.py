@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.loading.config import WindowedConfig, read_windowed_config
+from gumba.loading.config import Config, read_windowed_config
 from gumba.loading.decoder_tensors import POST_NORMS, decoder_table
 from gumba.loading.weight_loader import Loader
 from gumba.loading.weights import Weights
@@ -21,17 +21,17 @@ FAMILIES = "EXAONE 4.0"
 VERIFIED = ("transformers", "llama.cpp")
 
 
-def read_config(gguf: GGUFFile) -> WindowedConfig:
+def read_config(gguf: GGUFFile) -> Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
     return read_windowed_config(gguf, NAME, 4, neox=True)
 
 
-def load_weights(loader: Loader, c: WindowedConfig) -> Weights:
+def load_weights(loader: Loader, c: Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     return decoder_table(loader.gguf, c, norms=POST_NORMS, head_norms=True).load(loader, Weights)
 
 
-def forward(p: Program, c: WindowedConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
     table = decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs)
     x = p.embed(w.token_embd)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.loading.config import Config, WindowedConfig, read_common, read_metadata, read_window
+from gumba.loading.config import Config, read_common, read_metadata, read_windows
 from gumba.loading.decoder_tensors import PRE_POST_NORMS, decoder_table
 from gumba.loading.metadata import MetadataReader
 from gumba.loading.weight_loader import Loader
@@ -25,7 +25,7 @@ VERIFIED = ("transformers", "llama.cpp")
 
 
 @dataclass(frozen=True)
-class Gemma2Config(WindowedConfig):
+class Gemma2Config(Config):
     score_cap: float
     logit_cap: float
     query_scale: float
@@ -34,25 +34,24 @@ class Gemma2Config(WindowedConfig):
 def read_config(gguf: GGUFFile) -> Gemma2Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
     own = ("attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping", "attention.scale")
-    with read_metadata(gguf, NAME, *own) as keys:
-        common = read_common(keys, neox=True)
-        return common.extended(
-            Gemma2Config,
-            **read_window(keys, common, 2, default=4096),
-            score_cap=keys.number("attn_logit_softcapping", 50.0),
-            logit_cap=keys.number("final_logit_softcapping", 30.0),
-            query_scale=read_query_scale(keys, common, largest=46),
+    with read_metadata(gguf, NAME, *own) as metadata:
+        common = read_common(metadata, neox=True)
+        return Gemma2Config(
+            **vars(read_windows(metadata, common, 2, default=4096)),
+            score_cap=metadata.number("attn_logit_softcapping", 50.0),
+            logit_cap=metadata.number("final_logit_softcapping", 30.0),
+            query_scale=read_query_scale(metadata, common, largest=46),
         )
 
 
-def read_query_scale(keys: MetadataReader, common: Config, largest: int) -> float:
+def read_query_scale(metadata: MetadataReader, common: Config, largest: int) -> float:
     """What scores are scaled by.
 
     The model of ``largest`` layers, the largest of its family, scales by the width over the number of heads, which is not the
     size of its heads.
     """
     usual = common.n_embd // common.n_heads if common.n_layers == largest else common.head_dim
-    return keys.number("attention.scale", 1.0 / math.sqrt(usual))
+    return metadata.number("attention.scale", 1.0 / math.sqrt(usual))
 
 
 def load_weights(loader: Loader, c: Gemma2Config) -> Weights:

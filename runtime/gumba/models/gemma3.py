@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.loading.config import WindowedConfig, read_common, read_metadata, read_window
+from gumba.loading.config import Config, read_common, read_metadata, read_windows
 from gumba.loading.decoder_tensors import PRE_POST_NORMS, decoder_table
 from gumba.loading.weight_loader import Loader
 from gumba.loading.weights import Weights
@@ -24,7 +24,7 @@ VERIFIED = ("transformers", "llama.cpp")
 
 
 @dataclass(frozen=True)
-class Gemma3Config(WindowedConfig):
+class Gemma3Config(Config):
     local_freq_base: float
     logit_cap: float
     query_scale: float
@@ -33,14 +33,13 @@ class Gemma3Config(WindowedConfig):
 def read_config(gguf: GGUFFile) -> Gemma3Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
     own = ("attention.sliding_window", "final_logit_softcapping", "attention.scale")
-    with read_metadata(gguf, NAME, *own) as keys:
-        common = read_common(keys, neox=True, freq_base=1000000.0)
-        return common.extended(
-            Gemma3Config,
-            **read_window(keys, common, 6),
-            local_freq_base=keys.number("rope.freq_base_swa", 10000.0, least=1.001),
-            logit_cap=keys.number("final_logit_softcapping", 0.0, zero=True),
-            query_scale=read_query_scale(keys, common, largest=62),
+    with read_metadata(gguf, NAME, *own) as metadata:
+        common = read_common(metadata, neox=True, freq_base=1000000.0)
+        return Gemma3Config(
+            **vars(read_windows(metadata, common, 6)),
+            local_freq_base=metadata.number("rope.freq_base_swa", 10000.0, least=1.001),
+            logit_cap=metadata.number("final_logit_softcapping", 0.0, zero=True),
+            query_scale=read_query_scale(metadata, common, largest=62),
         )
 
 

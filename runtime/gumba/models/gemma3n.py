@@ -65,16 +65,15 @@ class Gemma3nConfig(LayersConfig):
 
 def read_config(gguf: GGUFFile) -> Gemma3nConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with read_metadata(gguf, NAME, *gemma.OWN_KEYS) as keys:
-        common, layers = gemma.read_layers(keys, period=5, n_own=N_OWN)
-        n_streams = keys.count("altup.num_inputs", 16, 4)
+    with read_metadata(gguf, NAME, *gemma.OWN_KEYS) as metadata:
+        common = gemma.read_layers(metadata, period=5, n_own=N_OWN)
+        n_streams = metadata.count("altup.num_inputs", 16, 4)
         found = gguf.tensors.get("blk.0.laurel_l.weight")  # no key says how wide it is
-        cutoffs = keys.numbers("activation_sparsity_scale", common.n_layers) or (-math.inf,) * common.n_layers
-        return common.extended(
-            Gemma3nConfig,
-            **layers,
+        cutoffs = metadata.numbers("activation_sparsity_scale", common.n_layers) or (-math.inf,) * common.n_layers
+        return Gemma3nConfig(
+            **vars(common),
             n_streams=n_streams,
-            active=keys.size("altup.active_idx", n_streams - 1),
+            active=metadata.size("altup.active_idx", n_streams - 1),
             cutoffs=tuple(None if cutoff == -math.inf else cutoff for cutoff in cutoffs),
             n_laurel=found.shape[0] if found is not None and len(found.shape) == 2 else 64,
         )

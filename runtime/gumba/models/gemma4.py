@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from gumba.errors import ModelError
 from gumba.gguf import GGUFArray, GGUFFile
 from gumba.layers import decoder, gemma
 from gumba.layers.gemma import GemmaLayer, GemmaWeights, LayersConfig
-from gumba.loading.config import EXPERT_KEYS, ExpertsConfig, read_experts, read_metadata
+from gumba.loading.config import EXPERT_KEYS, read_expert_counts, read_metadata
 from gumba.loading.decoder_tensors import PRE_POST_NORMS, add_embeddings, add_feed_forward, add_norms
 from gumba.loading.tensor_table import TensorTable
 from gumba.loading.weight_loader import MAX_LAYERS, MAX_WIDTH, Loader
@@ -44,7 +44,7 @@ class Gemma4Weights(GemmaWeights):
 
 
 @dataclass(frozen=True)
-class Gemma4Config(LayersConfig, ExpertsConfig):
+class Gemma4Config(LayersConfig):
     """There are experts in every layer, or in none. ``suppressed``: tokens that are never written."""
 
     suppressed: tuple[int, ...]
@@ -52,14 +52,14 @@ class Gemma4Config(LayersConfig, ExpertsConfig):
 
 def read_config(gguf: GGUFFile) -> Gemma4Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with read_metadata(gguf, NAME, *gemma.OWN_KEYS, *EXPERT_KEYS) as keys:
-        common, layers = gemma.read_layers(keys, period=6, n_own=MAX_LAYERS)
-        n_experts, n_used = read_experts(keys)
-        n_ff = keys.size("expert_feed_forward_length", MAX_WIDTH)
+    with read_metadata(gguf, NAME, *gemma.OWN_KEYS, *EXPERT_KEYS) as metadata:
+        common = gemma.read_layers(metadata, period=6, n_own=MAX_LAYERS)
+        n_experts, n_used = read_expert_counts(metadata)
+        n_ff = metadata.size("expert_feed_forward_length", MAX_WIDTH)
         if n_experts and not n_ff:
             raise ModelError(f"{gguf.path}: metadata gemma4.expert_feed_forward_length: expected a positive number")
-        experts = {"n_experts": n_experts, "n_used": n_used, "n_ff_expert": n_ff}
-        return common.extended(Gemma4Config, **layers, **experts, suppressed=_suppressed(gguf, common.n_vocab))
+        common = replace(common, n_experts=n_experts, n_used=n_used, n_ff_expert=n_ff)
+        return Gemma4Config(**vars(common), suppressed=_suppressed(gguf, common.n_vocab))
 
 
 def _suppressed(gguf: GGUFFile, n_vocab: int) -> tuple[int, ...]:

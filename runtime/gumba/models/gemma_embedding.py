@@ -16,11 +16,10 @@ from gumba.layers import decoder
 from gumba.loading.config import (
     ENCODER_INERT_KEYS,
     EncoderConfig,
-    WindowedConfig,
     read_common,
     read_encoder,
     read_metadata,
-    read_window,
+    read_windows,
 )
 from gumba.loading.decoder_tensors import PRE_POST_NORMS, decoder_table
 from gumba.loading.weight_loader import MAX_WIDTH, Loader
@@ -37,7 +36,7 @@ class GemmaEmbeddingWeights(Weights):
 
 
 @dataclass(frozen=True)
-class GemmaEmbeddingConfig(EncoderConfig, WindowedConfig):
+class GemmaEmbeddingConfig(EncoderConfig):
     """Windows reach to either side by half; ``n_dense``: width between the two projections, 0 without them."""
 
     local_freq_base: float
@@ -48,18 +47,15 @@ class GemmaEmbeddingConfig(EncoderConfig, WindowedConfig):
 def read_config(gguf: GGUFFile) -> GemmaEmbeddingConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
     own = ("attention.sliding_window", "attention.scale")
-    with read_metadata(gguf, NAME, *own, without=ENCODER_INERT_KEYS) as keys:
-        common = read_common(keys, neox=True, freq_base=1000000.0)
-        keys.must_be({"dense_2_feat_in": (common.n_embd,), "dense_3_feat_out": (common.n_embd,)})
-        n_dense = keys.size("dense_2_feat_out", MAX_WIDTH)
-        keys.must_be({"dense_3_feat_in": (n_dense,)})
-        return read_encoder(
-            keys,
-            common,
-            GemmaEmbeddingConfig,
-            **read_window(keys, common, 6),
-            local_freq_base=keys.number("rope.freq_base_swa", 10000.0, least=1.001),
-            query_scale=keys.number("attention.scale", 1.0 / math.sqrt(common.head_dim)),
+    with read_metadata(gguf, NAME, *own, without=ENCODER_INERT_KEYS) as metadata:
+        common = read_common(metadata, neox=True, freq_base=1000000.0)
+        metadata.must_be({"dense_2_feat_in": (common.n_embd,), "dense_3_feat_out": (common.n_embd,)})
+        n_dense = metadata.size("dense_2_feat_out", MAX_WIDTH)
+        metadata.must_be({"dense_3_feat_in": (n_dense,)})
+        return GemmaEmbeddingConfig(
+            **vars(read_windows(metadata, read_encoder(metadata, common), 6)),
+            local_freq_base=metadata.number("rope.freq_base_swa", 10000.0, least=1.001),
+            query_scale=metadata.number("attention.scale", 1.0 / math.sqrt(common.head_dim)),
             n_dense=n_dense,
         )
 

@@ -7,21 +7,13 @@ softmax without a value: a head may attend to nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.backends.cpu.program.moe import moe
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.loading.config import (
-    EXPERT_KEYS,
-    ExpertsConfig,
-    WindowedConfig,
-    read_common,
-    read_metadata,
-    read_required_experts,
-    read_window,
-)
+from gumba.loading.config import EXPERT_KEYS, Config, read_common, read_experts, read_metadata, read_windows
 from gumba.loading.decoder_tensors import add_experts, decoder_table
 from gumba.loading.weight_loader import Loader
 from gumba.loading.weights import Array, LayerWeights, Weights
@@ -43,22 +35,15 @@ class GptOssWeights(Weights):
     layers: Sequence[GptOssLayer]
 
 
-@dataclass(frozen=True)
-class GptOssConfig(WindowedConfig, ExpertsConfig):
-    """Every layer has experts; of each ``PERIOD`` the last sees everything."""
-
-
-def read_config(gguf: GGUFFile) -> GptOssConfig:
+def read_config(gguf: GGUFFile) -> Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with read_metadata(gguf, NAME, "attention.sliding_window", *EXPERT_KEYS) as keys:
-        common = read_common(keys, neox=True)
-        experts = read_required_experts(keys, common)
-        window = read_window(keys, common, PERIOD)
-        rope = replace(common.rope, whole_pairs=False)
-        return replace(common, rope=rope).extended(GptOssConfig, **window, **experts)
+    with read_metadata(gguf, NAME, "attention.sliding_window", *EXPERT_KEYS) as metadata:
+        common = read_common(metadata, neox=True)
+        common = read_windows(metadata, read_experts(metadata, common), PERIOD)
+        return replace(common, rope=replace(common.rope, whole_pairs=False))
 
 
-def load_weights(loader: Loader, c: GptOssConfig) -> GptOssWeights:
+def load_weights(loader: Loader, c: Config) -> GptOssWeights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = decoder_table(loader.gguf, c, norms=("attn_norm", "post_attention_norm"), feed_forward="none")
     for i in range(c.n_layers):
@@ -67,7 +52,7 @@ def load_weights(loader: Loader, c: GptOssConfig) -> GptOssWeights:
     return t.load(loader, GptOssWeights)
 
 
-def forward(p: Program, c: GptOssConfig, w: GptOssWeights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Config, w: GptOssWeights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
     table = decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs)
     x = p.embed(w.token_embd)

@@ -28,9 +28,9 @@ class NeoXConfig(Config):
 
 def read_config(gguf: GGUFFile) -> NeoXConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with read_metadata(gguf, NAME, "use_parallel_residual") as keys:
-        common = read_common(keys, neox=True, norm="layer_norm_epsilon")
-        return common.extended(NeoXConfig, parallel=keys.flag("use_parallel_residual", True))
+    with read_metadata(gguf, NAME, "use_parallel_residual") as metadata:
+        common = read_common(metadata, neox=True, norm="layer_norm_epsilon")
+        return NeoXConfig(**vars(common), parallel=metadata.flag("use_parallel_residual", True))
 
 
 def load_weights(loader: Loader, c: Config) -> Weights:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.loading.config import EXPERT_KEYS, Config, read_common, read_experts, read_metadata
+from gumba.loading.config import EXPERT_KEYS, Config, read_common, read_expert_counts, read_metadata
 from gumba.loading.decoder_tensors import add_experts, decoder_table
 from gumba.loading.weight_loader import MAX_WIDTH, Loader
 from gumba.loading.weights import Weights
@@ -28,8 +28,6 @@ class GraniteConfig(Config):
     score_scale: float
     residual_scale: float
     logit_scale: float
-    n_experts: int
-    n_used: int
     n_ff_shared: int
 
 
@@ -41,18 +39,16 @@ def read_config(gguf: GGUFFile) -> GraniteConfig:
 def read_named(gguf: GGUFFile, name: str) -> GraniteConfig:
     """As ``read_config``, for the architecture ``name``."""
     own = ("embedding_scale", "attention.scale", "residual_scale", "logit_scale", *EXPERT_KEYS)
-    with read_metadata(gguf, name, *own) as keys:
-        common = read_common(keys, neox=False)
-        n_experts, n_used = read_experts(keys)
-        return common.extended(
-            GraniteConfig,
-            embedding_scale=keys.number("embedding_scale", 0.0, zero=True) or 1.0,
-            score_scale=keys.number("attention.scale", 0.0, zero=True) or 1.0 / math.sqrt(common.head_dim),
-            residual_scale=keys.number("residual_scale", 0.0, zero=True) or 1.0,
-            logit_scale=keys.number("logit_scale", 0.0, zero=True) or 1.0,
-            n_experts=n_experts,
-            n_used=n_used,
-            n_ff_shared=keys.size("expert_shared_feed_forward_length", MAX_WIDTH),
+    with read_metadata(gguf, name, *own) as metadata:
+        common = read_common(metadata, neox=False)
+        n_experts, n_used = read_expert_counts(metadata)
+        return GraniteConfig(
+            **vars(replace(common, n_experts=n_experts, n_used=n_used)),
+            embedding_scale=metadata.number("embedding_scale", 0.0, zero=True) or 1.0,
+            score_scale=metadata.number("attention.scale", 0.0, zero=True) or 1.0 / math.sqrt(common.head_dim),
+            residual_scale=metadata.number("residual_scale", 0.0, zero=True) or 1.0,
+            logit_scale=metadata.number("logit_scale", 0.0, zero=True) or 1.0,
+            n_ff_shared=metadata.size("expert_shared_feed_forward_length", MAX_WIDTH),
         )
 
 

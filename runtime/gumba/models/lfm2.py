@@ -57,16 +57,16 @@ class Lfm2Config(Config):
 
 def read_config(gguf: GGUFFile) -> Lfm2Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with read_metadata(gguf, NAME) as keys:
-        of_layers = keys.counts("attention.head_count_kv", keys.count("block_count", MAX_LAYERS), MAX_WIDTH)
+    with read_metadata(gguf, NAME) as metadata:
+        of_layers = metadata.counts("attention.head_count_kv", metadata.count("block_count", MAX_LAYERS), MAX_WIDTH)
         found = set(of_layers) - {0}
         if len(found) != 1:
             raise ModelError(
                 f"{gguf.path}: metadata lfm2.attention.head_count_kv: expected 0 or one and the same number"
             )
-        common = read_common(keys, neox=True, freq_base=1000000.0, n_kv_heads=found.pop())
-        n_taps = keys.count("shortconv.l_cache", MAX_TAPS)
-        return common.extended(Lfm2Config, attends=tuple(n > 0 for n in of_layers), n_taps=n_taps)
+        common = read_common(metadata, neox=True, freq_base=1000000.0, n_kv_heads=found.pop())
+        n_taps = metadata.count("shortconv.l_cache", MAX_TAPS)
+        return Lfm2Config(**vars(common), attends=tuple(n > 0 for n in of_layers), n_taps=n_taps)
 
 
 def load_weights(loader: Loader, c: Lfm2Config) -> Lfm2Weights:

@@ -8,12 +8,12 @@ model sees a window only (Jiang et al. 2023); Mixtral's feed-forward parts are e
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.loading.config import EXPERT_KEYS, Config, read_common, read_experts, read_metadata, read_single_window
+from gumba.loading.config import EXPERT_KEYS, Config, read_common, read_expert_counts, read_metadata, read_single_window
 from gumba.loading.decoder_tensors import add_attention, add_embeddings, add_experts, add_feed_forward, add_norms
 from gumba.loading.tensor_table import TensorTable
 from gumba.loading.weight_loader import Loader
@@ -24,23 +24,15 @@ FAMILIES = "Llama 1-3.x, Mistral, Mixtral, SmolLM2, TinyLlama, Yi, Vicuna"
 VERIFIED = ("transformers", "llama.cpp")
 
 
-@dataclass(frozen=True)
-class LlamaConfig(Config):
-    window: int = 0
-    n_experts: int = 0
-    n_used: int = 0
-
-
-def read_config(gguf: GGUFFile) -> LlamaConfig:
+def read_config(gguf: GGUFFile) -> Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with read_metadata(gguf, NAME, "attention.sliding_window", *EXPERT_KEYS) as keys:
-        common = read_common(keys, neox=False)
-        n_experts, n_used = read_experts(keys)
-        window = read_single_window(keys, common)
-        return common.extended(LlamaConfig, window=window, n_experts=n_experts, n_used=n_used)
+    with read_metadata(gguf, NAME, "attention.sliding_window", *EXPERT_KEYS) as metadata:
+        common = read_common(metadata, neox=False)
+        n_experts, n_used = read_expert_counts(metadata)
+        return replace(read_single_window(metadata, common), n_experts=n_experts, n_used=n_used)
 
 
-def load_weights(loader: Loader, c: LlamaConfig) -> Weights:
+def load_weights(loader: Loader, c: Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = TensorTable(loader.gguf, c.n_layers)
     add_embeddings(t, c, classifier_head=True)
@@ -55,7 +47,7 @@ def load_weights(loader: Loader, c: LlamaConfig) -> Weights:
     return t.load(loader, Weights, lambda name: name.endswith((".rotary_emb.inv_freq", ".attn_rot_embd.weight")))
 
 
-def forward(p: Program, c: LlamaConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
     table = decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs)
     x = p.embed(w.token_embd)

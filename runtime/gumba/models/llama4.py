@@ -16,15 +16,7 @@ from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.backends.cpu.program.moe import moe
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.loading.config import (
-    EXPERT_KEYS,
-    ExpertsConfig,
-    WindowedConfig,
-    read_common,
-    read_metadata,
-    read_required_experts,
-    read_window,
-)
+from gumba.loading.config import EXPERT_KEYS, Config, read_common, read_experts, read_metadata, read_windows
 from gumba.loading.decoder_tensors import add_experts, add_feed_forward, decoder_table
 from gumba.loading.weight_loader import MAX_LAYERS, Loader
 from gumba.loading.weights import Weights
@@ -41,7 +33,7 @@ PLAIN_EXPERTS = 128
 
 
 @dataclass(frozen=True)
-class Llama4Config(WindowedConfig, ExpertsConfig):
+class Llama4Config(Config):
     """The window is a chunk; of each ``moe_step`` layers the last has experts; ``floor``, ``growth``: of queries without
     positions, see ``temperatures``."""
 
@@ -56,15 +48,13 @@ class Llama4Config(WindowedConfig, ExpertsConfig):
 
 def read_config(gguf: GGUFFile) -> Llama4Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with read_metadata(gguf, NAME, "attention.sliding_window", *EXPERT_KEYS) as keys:
-        common = read_common(keys, neox=False, freq_base=500000.0)
-        return common.extended(
-            Llama4Config,
-            **read_required_experts(keys, common),
-            **read_window(keys, common, PERIOD, default=CHUNK),
-            moe_step=keys.count("interleave_moe_layer_step", MAX_LAYERS),
-            floor=keys.count("attention.temperature_length", 1 << 30, FLOOR),
-            growth=keys.number("attention.temperature_scale", GROWTH, zero=True),
+    with read_metadata(gguf, NAME, "attention.sliding_window", *EXPERT_KEYS) as metadata:
+        common = read_common(metadata, neox=False, freq_base=500000.0)
+        return Llama4Config(
+            **vars(read_windows(metadata, read_experts(metadata, common), PERIOD, default=CHUNK)),
+            moe_step=metadata.count("interleave_moe_layer_step", MAX_LAYERS),
+            floor=metadata.count("attention.temperature_length", 1 << 30, FLOOR),
+            growth=metadata.number("attention.temperature_scale", GROWTH, zero=True),
         )
 
 

@@ -16,11 +16,10 @@ from gumba.loading.config import (
     ENCODER_INERT_KEYS,
     POOLINGS,
     EncoderConfig,
-    WindowedConfig,
     read_common,
     read_encoder,
     read_metadata,
-    read_window,
+    read_windows,
 )
 from gumba.loading.decoder_tensors import add_attention, add_feed_forward, add_norms
 from gumba.loading.encoder_tensors import add_classifier_head, add_encoder_embeddings
@@ -36,7 +35,7 @@ FIRST = POOLINGS.index("first")
 
 
 @dataclass(frozen=True)
-class ModernBertConfig(EncoderConfig, WindowedConfig):
+class ModernBertConfig(EncoderConfig):
     """Windows reach to either side by half; ``classifies_mean``: the head reads the mean of a text's tokens, not its first."""
 
     local_freq_base: float
@@ -45,20 +44,17 @@ class ModernBertConfig(EncoderConfig, WindowedConfig):
 
 def read_config(gguf: GGUFFile) -> ModernBertConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with read_metadata(gguf, NAME, "attention.sliding_window", without=ENCODER_INERT_KEYS) as keys:
-        common = read_common(keys, neox=True, norm="layer_norm_epsilon", freq_base=160000.0)
-        keys.must_be({"hidden_activation": ("gelu",)})
-        pooling = POOLINGS[keys.size("classifier.pooling_type", len(POOLINGS) - 1) or FIRST]
+    with read_metadata(gguf, NAME, "attention.sliding_window", without=ENCODER_INERT_KEYS) as metadata:
+        common = read_common(metadata, neox=True, norm="layer_norm_epsilon", freq_base=160000.0)
+        metadata.must_be({"hidden_activation": ("gelu",)})
+        pooling = POOLINGS[metadata.size("classifier.pooling_type", len(POOLINGS) - 1) or FIRST]
         if pooling not in ("mean", "first"):
             raise UnsupportedError(
                 f"{gguf.path}: metadata {NAME}.classifier.pooling_type is {pooling}, expected mean or first"
             )
-        return read_encoder(
-            keys,
-            common,
-            ModernBertConfig,
-            **read_window(keys, common, 3, default=128, first=True),
-            local_freq_base=keys.number("rope.freq_base_swa", 10000.0, least=1.001),
+        return ModernBertConfig(
+            **vars(read_windows(metadata, read_encoder(metadata, common), 3, default=128, first=True)),
+            local_freq_base=metadata.number("rope.freq_base_swa", 10000.0, least=1.001),
             classifies_mean=pooling == "mean",
         )
 

@@ -35,9 +35,9 @@ class MPNetConfig(EncoderConfig):
 
 def read_config(gguf: GGUFFile) -> MPNetConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with read_metadata(gguf, NAME, without=ENCODER_INERT_KEYS) as keys:
-        common = read_common(keys, neox=False, norm="layer_norm_epsilon")
-        return read_encoder(keys, common, MPNetConfig, n_buckets=read_buckets(keys))
+    with read_metadata(gguf, NAME, without=ENCODER_INERT_KEYS) as metadata:
+        common = read_common(metadata, neox=False, norm="layer_norm_epsilon")
+        return MPNetConfig(**vars(read_encoder(metadata, common)), n_buckets=read_buckets(metadata))
 
 
 def load_weights(loader: Loader, c: MPNetConfig) -> MPNetWeights:

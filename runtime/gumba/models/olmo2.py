@@ -11,7 +11,7 @@ from dataclasses import replace
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.loading.config import WindowedConfig, read_windowed_config
+from gumba.loading.config import Config, read_windowed_config
 from gumba.loading.decoder_tensors import POST_NORMS, decoder_table
 from gumba.loading.weight_loader import Loader
 from gumba.loading.weights import Weights
@@ -21,12 +21,12 @@ FAMILIES = "OLMo 2, OLMo 3"
 VERIFIED = ("transformers", "llama.cpp")
 
 
-def read_config(gguf: GGUFFile) -> WindowedConfig:
+def read_config(gguf: GGUFFile) -> Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
     return read_windowed_config(gguf, NAME, 4, neox=True)
 
 
-def load_weights(loader: Loader, c: WindowedConfig) -> Weights:
+def load_weights(loader: Loader, c: Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = decoder_table(loader.gguf, c, norms=POST_NORMS)
     for i in range(c.n_layers):
@@ -35,7 +35,7 @@ def load_weights(loader: Loader, c: WindowedConfig) -> Weights:
     return t.load(loader, Weights)
 
 
-def forward(p: Program, c: WindowedConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
     everywhere = decoder.rope_table(p, c.rope, n_ctx)
     local = decoder.rope_table(p, replace(c.rope, scaling="none"), n_ctx)

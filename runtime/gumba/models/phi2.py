@@ -22,9 +22,9 @@ VERIFIED = ("transformers", "llama.cpp")
 
 def read_config(gguf: GGUFFile) -> Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with read_metadata(gguf, NAME, "use_parallel_residual") as keys:
-        keys.must_be({"use_parallel_residual": (True,)})
-        return read_common(keys, neox=True, norm="layer_norm_epsilon")
+    with read_metadata(gguf, NAME, "use_parallel_residual") as metadata:
+        metadata.must_be({"use_parallel_residual": (True,)})
+        return read_common(metadata, neox=True, norm="layer_norm_epsilon")
 
 
 def load_weights(loader: Loader, c: Config) -> Weights:

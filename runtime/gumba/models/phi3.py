@@ -7,7 +7,7 @@ was first trained for, by another in a longer one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
@@ -29,18 +29,13 @@ class Phi3Weights(Weights):
     rope_factors_long: Array | None = None
 
 
-@dataclass(frozen=True)
-class Phi3Config(Config):
-    window: int
-
-
-def read_config(gguf: GGUFFile) -> Phi3Config:
+def read_config(gguf: GGUFFile) -> Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with read_metadata(gguf, NAME, "attention.sliding_window") as keys:
-        common = read_common(keys, neox=True)
-        if keys.has("attention.sliding_window_pattern"):
-            keys.must_be({"attention.sliding_window_pattern": (1, True)})
-        return common.extended(Phi3Config, window=read_single_window(keys, common))
+    with read_metadata(gguf, NAME, "attention.sliding_window") as metadata:
+        common = read_common(metadata, neox=True)
+        if metadata.has("attention.sliding_window_pattern"):
+            metadata.must_be({"attention.sliding_window_pattern": (1, True)})
+        return read_single_window(metadata, common)
 
 
 def load_weights(loader: Loader, c: Config) -> Phi3Weights:
@@ -51,7 +46,7 @@ def load_weights(loader: Loader, c: Config) -> Phi3Weights:
     return t.load(loader, Phi3Weights)
 
 
-def forward(p: Program, c: Phi3Config, w: Phi3Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Config, w: Phi3Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
     factors = w.rope_factors_long if n_ctx > c.rope.original_ctx else w.rope_factors_short
     rope = c.rope if factors is None else replace(c.rope, scaling="longrope")

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from gumba.errors import ModelError
 from gumba.gguf import GGUFFile
-from gumba.loading.config import read_plain_config
-from gumba.models.llama import LlamaConfig, forward, load_weights
+from gumba.loading.config import Config, read_plain_config
+from gumba.models.llama import forward, load_weights
 
 __all__ = ["FAMILIES", "NAME", "VERIFIED", "forward", "load_weights", "read_config"]
 
@@ -19,9 +19,9 @@ FAMILIES = "Qwen-1"
 VERIFIED = ("transformers", "llama.cpp")
 
 
-def read_config(gguf: GGUFFile) -> LlamaConfig:
+def read_config(gguf: GGUFFile) -> Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
     common = read_plain_config(gguf, NAME, neox=True)
     if common.n_ff % 2:
         raise ModelError(f"{gguf.path}: metadata qwen.feed_forward_length is {common.n_ff}, expected an even number")
-    return replace(common.extended(LlamaConfig), n_ff=common.n_ff // 2)
+    return replace(common, n_ff=common.n_ff // 2)

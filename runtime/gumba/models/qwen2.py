@@ -6,8 +6,8 @@ Rotary partners are half a head apart.
 from __future__ import annotations
 
 from gumba.gguf import GGUFFile
-from gumba.loading.config import read_plain_config
-from gumba.models.llama import LlamaConfig, forward, load_weights
+from gumba.loading.config import Config, read_plain_config
+from gumba.models.llama import forward, load_weights
 
 __all__ = ["FAMILIES", "NAME", "VERIFIED", "forward", "load_weights", "read_config"]
 
@@ -16,6 +16,6 @@ FAMILIES = "Qwen2, Qwen2.5, QwQ, DeepSeek-R1-Distill-Qwen"
 VERIFIED = ("transformers", "llama.cpp")
 
 
-def read_config(gguf: GGUFFile) -> LlamaConfig:
+def read_config(gguf: GGUFFile) -> Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    return read_plain_config(gguf, NAME, neox=True).extended(LlamaConfig)
+    return read_plain_config(gguf, NAME, neox=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.loading.config import EXPERT_KEYS, ExpertsConfig, read_common, read_metadata, read_required_experts
+from gumba.loading.config import EXPERT_KEYS, Config, read_common, read_experts, read_metadata
 from gumba.loading.decoder_tensors import add_experts, decoder_table
 from gumba.loading.weight_loader import MAX_WIDTH, Loader
 from gumba.loading.weights import Weights
@@ -22,18 +22,17 @@ VERIFIED = ("transformers", "llama.cpp")
 
 
 @dataclass(frozen=True)
-class Qwen2MoeConfig(ExpertsConfig):
+class Qwen2MoeConfig(Config):
     n_ff_shared: int
 
 
 def read_config(gguf: GGUFFile) -> Qwen2MoeConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with read_metadata(gguf, NAME, *EXPERT_KEYS) as keys:
-        common = read_common(keys, neox=True)
-        return common.extended(
-            Qwen2MoeConfig,
-            **read_required_experts(keys, common, split=True),
-            n_ff_shared=keys.count("expert_shared_feed_forward_length", MAX_WIDTH, common.n_ff),
+    with read_metadata(gguf, NAME, *EXPERT_KEYS) as metadata:
+        common = read_common(metadata, neox=True)
+        return Qwen2MoeConfig(
+            **vars(read_experts(metadata, common, split=True)),
+            n_ff_shared=metadata.count("expert_shared_feed_forward_length", MAX_WIDTH, common.n_ff),
         )
 
 

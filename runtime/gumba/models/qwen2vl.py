@@ -6,8 +6,8 @@ Positions have several coordinates, which differ in pictures only.
 from __future__ import annotations
 
 from gumba.gguf import GGUFFile
-from gumba.loading.config import read_common, read_metadata
-from gumba.models.llama import LlamaConfig, forward, load_weights
+from gumba.loading.config import Config, read_common, read_metadata
+from gumba.models.llama import forward, load_weights
 
 __all__ = ["FAMILIES", "NAME", "VERIFIED", "forward", "load_weights", "read_config"]
 
@@ -16,7 +16,7 @@ FAMILIES = "Qwen2-VL, Qwen2.5-VL (text)"
 VERIFIED = ("transformers", "llama.cpp")
 
 
-def read_config(gguf: GGUFFile) -> LlamaConfig:
+def read_config(gguf: GGUFFile) -> Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with read_metadata(gguf, NAME, pictures=True) as keys:
-        return read_common(keys, neox=True).extended(LlamaConfig)
+    with read_metadata(gguf, NAME, pictures=True) as metadata:
+        return read_common(metadata, neox=True)

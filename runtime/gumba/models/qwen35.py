@@ -18,7 +18,7 @@ from gumba.backends.cpu.program.delta_net import conv_state, delta_state
 from gumba.errors import ModelError, UnsupportedError
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.loading.config import EXPERT_KEYS, Config, read_common, read_metadata, read_required_experts
+from gumba.loading.config import EXPERT_KEYS, Config, read_common, read_experts, read_metadata
 from gumba.loading.decoder_tensors import add_embeddings, add_experts, add_feed_forward, add_norms, add_qk_norms
 from gumba.loading.metadata import MetadataReader
 from gumba.loading.tensor_table import TensorTable
@@ -63,9 +63,6 @@ class Qwen35Config(Config):
     n_key_heads: int
     n_value_heads: int
     state_dim: int  # of a key's head and of a value's
-    n_experts: int  # 0: dense
-    n_used: int
-    n_ff_expert: int
     n_ff_shared: int
 
     @property
@@ -99,43 +96,57 @@ def read_config(gguf: GGUFFile) -> Qwen35Config:
 
 def read_named(gguf: GGUFFile, name: str, *, sparse: bool = False) -> Qwen35Config:
     """As ``read_config``, for the architecture ``name``; ``sparse``: with experts."""
-    with read_metadata(gguf, name, *(EXPERT_KEYS if sparse else ()), pictures=True) as keys:
-        n_ff_expert = keys.count("expert_feed_forward_length", MAX_WIDTH) if sparse else 0
-        common = read_common(keys, neox=True, freq_base=10000000.0, n_ff=n_ff_expert or None)
-        experts = {"n_experts": 0, "n_used": 0, "n_ff_expert": 0, "n_ff_shared": 0}
+    with read_metadata(gguf, name, *(EXPERT_KEYS if sparse else ()), pictures=True) as metadata:
+        n_ff_expert = metadata.count("expert_feed_forward_length", MAX_WIDTH) if sparse else 0
+        common = read_common(metadata, neox=True, freq_base=10000000.0, n_ff=n_ff_expert or None)
+        n_ff_shared = 0
         if sparse:
-            experts = read_required_experts(keys, common)
-            experts["n_ff_shared"] = keys.count("expert_shared_feed_forward_length", MAX_WIDTH)
+            common = read_experts(metadata, common)
+            n_ff_shared = metadata.count("expert_shared_feed_forward_length", MAX_WIDTH)
         n_blocks = common.n_layers
-        common = replace(common, n_layers=n_blocks - keys.size("nextn_predict_layers", n_blocks - 1))
-        recurrent = _recurrent_layers(keys, n_blocks, common.n_layers)
-        return common.extended(Qwen35Config, n_blocks=n_blocks, recurrent=recurrent, **_read_net(keys), **experts)
+        common = replace(common, n_layers=n_blocks - metadata.size("nextn_predict_layers", n_blocks - 1))
+        recurrent = _recurrent_layers(metadata, n_blocks, common.n_layers)
+        n_taps, n_key_heads, n_value_heads, state_dim = _read_delta_net(metadata)
+        return Qwen35Config(
+            **vars(common),
+            n_blocks=n_blocks,
+            recurrent=recurrent,
+            n_taps=n_taps,
+            n_key_heads=n_key_heads,
+            n_value_heads=n_value_heads,
+            state_dim=state_dim,
+            n_ff_shared=n_ff_shared,
+        )
 
 
-def _recurrent_layers(keys: MetadataReader, n_blocks: int, n_layers: int) -> tuple[bool, ...]:
+def _recurrent_layers(metadata: MetadataReader, n_blocks: int, n_layers: int) -> tuple[bool, ...]:
     """Which layers keep a state: what the file says of each block, or all but the last of each period."""
-    period = keys.count("full_attention_interval", MAX_LAYERS, 4)
+    period = metadata.count("full_attention_interval", MAX_LAYERS, 4)
     usual = tuple((i + 1) % period != 0 for i in range(n_blocks))
-    recurrent = (keys.flags("attention.recurrent_layers", n_blocks) or usual)[:n_layers]
+    recurrent = (metadata.flags("attention.recurrent_layers", n_blocks) or usual)[:n_layers]
     if all(recurrent) or not any(recurrent):
-        raise UnsupportedError(f"{keys.gguf.path}: metadata {keys.name}: all layers are of one kind, expected both")
+        raise UnsupportedError(
+            f"{metadata.gguf.path}: metadata {metadata.name}: all layers are of one kind, expected both"
+        )
     return recurrent
 
 
-def _read_net(keys: MetadataReader) -> dict[str, int]:
-    """The sizes of the recurrent layers."""
-    path, name = keys.gguf.path, keys.name
-    dim, n_values, n_keys = (keys.count(f"ssm.{key}", 1024) for key in ("state_size", "time_step_rank", "group_count"))
+def _read_delta_net(metadata: MetadataReader) -> tuple[int, int, int, int]:
+    """Of the recurrent layers: taps of the convolution, key heads, value heads, and the size of a head."""
+    path, name = metadata.gguf.path, metadata.name
+    dim, n_values, n_keys = (
+        metadata.count(f"ssm.{key}", 1024) for key in ("state_size", "time_step_rank", "group_count")
+    )
     if dim % COLUMNS:
         raise UnsupportedError(f"{path}: metadata {name}.ssm.state_size is {dim}, expected a multiple of {COLUMNS}")
     if n_values % n_keys:
         raise ModelError(
             f"{path}: metadata {name}.ssm.time_step_rank {n_values} is no multiple of ssm.group_count {n_keys}"
         )
-    if keys.count("ssm.inner_size", MAX_WIDTH) != n_values * dim:
+    if metadata.count("ssm.inner_size", MAX_WIDTH) != n_values * dim:
         raise ModelError(f"{path}: metadata {name}.ssm.inner_size: expected {n_values} heads of {dim}")
-    n_taps = keys.count("ssm.conv_kernel", MAX_TAPS)
-    return {"n_taps": n_taps, "n_key_heads": n_keys, "n_value_heads": n_values, "state_dim": dim}
+    n_taps = metadata.count("ssm.conv_kernel", MAX_TAPS)
+    return n_taps, n_keys, n_values, dim
 
 
 def load_weights(loader: Loader, c: Qwen35Config) -> Qwen35Weights:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
-from gumba.loading.config import EXPERT_KEYS, ExpertsConfig, read_common, read_metadata, read_required_experts
+from gumba.loading.config import EXPERT_KEYS, Config, read_common, read_experts, read_metadata
 from gumba.loading.decoder_tensors import add_experts, decoder_table
 from gumba.loading.weight_loader import Loader
 from gumba.loading.weights import Weights
@@ -17,14 +17,14 @@ FAMILIES = "Qwen3-30B-A3B, Qwen3-235B-A22B, Qwen3-Coder"
 VERIFIED = ("transformers", "llama.cpp")
 
 
-def read_config(gguf: GGUFFile) -> ExpertsConfig:
+def read_config(gguf: GGUFFile) -> Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with read_metadata(gguf, NAME, *EXPERT_KEYS) as keys:
-        common = read_common(keys, neox=True)
-        return common.extended(ExpertsConfig, **read_required_experts(keys, common))
+    with read_metadata(gguf, NAME, *EXPERT_KEYS) as metadata:
+        common = read_common(metadata, neox=True)
+        return read_experts(metadata, common)
 
 
-def load_weights(loader: Loader, c: ExpertsConfig) -> Weights:
+def load_weights(loader: Loader, c: Config) -> Weights:
     """Declare and load the weights; the output matrix is tied to the embedding if absent."""
     t = decoder_table(loader.gguf, c, head_norms=True, feed_forward="none")
     for i in range(c.n_layers):
@@ -32,7 +32,7 @@ def load_weights(loader: Loader, c: ExpertsConfig) -> Weights:
     return t.load(loader, Weights)
 
 
-def forward(p: Program, c: ExpertsConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
     table = decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs)
     x = p.embed(w.token_embd)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gumba.gguf import GGUFFile
-from gumba.loading.config import EXPERT_KEYS, ExpertsConfig, read_common, read_metadata, read_required_experts
+from gumba.loading.config import EXPERT_KEYS, Config, read_common, read_experts, read_metadata
 from gumba.models.qwen3moe import forward, load_weights
 
 __all__ = ["FAMILIES", "NAME", "VERIFIED", "forward", "load_weights", "read_config"]
@@ -13,8 +13,8 @@ FAMILIES = "Qwen3-VL-30B-A3B, Qwen3-VL-235B-A22B (text)"
 VERIFIED = ("transformers", "llama.cpp")
 
 
-def read_config(gguf: GGUFFile) -> ExpertsConfig:
+def read_config(gguf: GGUFFile) -> Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with read_metadata(gguf, NAME, *EXPERT_KEYS, pictures=True) as keys:
-        common = read_common(keys, neox=True)
-        return common.extended(ExpertsConfig, **read_required_experts(keys, common))
+    with read_metadata(gguf, NAME, *EXPERT_KEYS, pictures=True) as metadata:
+        common = read_common(metadata, neox=True)
+        return read_experts(metadata, common)

@@ -29,10 +29,10 @@ class StableLMConfig(Config):
 
 def read_config(gguf: GGUFFile) -> StableLMConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with read_metadata(gguf, NAME, "use_parallel_residual") as keys:
-        common = read_common(keys, neox=True, norm="layer_norm_epsilon")
-        keys.flag("use_parallel_residual", False)
-        return common.extended(StableLMConfig, parallel="blk.0.ffn_norm.weight" not in gguf.tensors)
+    with read_metadata(gguf, NAME, "use_parallel_residual") as metadata:
+        common = read_common(metadata, neox=True, norm="layer_norm_epsilon")
+        metadata.flag("use_parallel_residual", False)
+        return StableLMConfig(**vars(common), parallel="blk.0.ffn_norm.weight" not in gguf.tensors)
 
 
 def load_weights(loader: Loader, c: StableLMConfig) -> Weights:

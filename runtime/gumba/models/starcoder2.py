@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.gguf import GGUFFile
@@ -18,16 +17,11 @@ FAMILIES = "StarCoder2"
 VERIFIED = ("transformers", "llama.cpp")
 
 
-@dataclass(frozen=True)
-class StarCoder2Config(Config):
-    window: int
-
-
-def read_config(gguf: GGUFFile) -> StarCoder2Config:
+def read_config(gguf: GGUFFile) -> Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with read_metadata(gguf, NAME, "attention.sliding_window") as keys:
-        common = read_common(keys, neox=True, norm="layer_norm_epsilon")
-        return common.extended(StarCoder2Config, window=read_single_window(keys, common))
+    with read_metadata(gguf, NAME, "attention.sliding_window") as metadata:
+        common = read_common(metadata, neox=True, norm="layer_norm_epsilon")
+        return read_single_window(metadata, common)
 
 
 def load_weights(loader: Loader, c: Config) -> Weights:
@@ -35,7 +29,7 @@ def load_weights(loader: Loader, c: Config) -> Weights:
     return decoder_table(loader.gguf, c, norm_bias=True, feed_forward="plain").load(loader, Weights)
 
 
-def forward(p: Program, c: StarCoder2Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
     table = decoder.rope_table(p, c.rope, n_ctx)
     x = p.embed(w.token_embd)

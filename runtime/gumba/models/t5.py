@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from gumba.backends.cpu.packing import PackedMatrix
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
@@ -49,9 +49,6 @@ class T5Config(Config):
         return 1 << 16
 
 
-C = TypeVar("C", bound=T5Config)
-
-
 class T5Layer(LayerWeights):
     """``attn_rel_b``: biases by bucket, [n_buckets, n_heads]; of the first layer only, if all have the same."""
 
@@ -79,23 +76,25 @@ class T5Weights:
 
 def read_config(gguf: GGUFFile) -> T5Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with read_metadata(gguf, NAME) as keys:
-        n_vocab = keys.vocabulary_size()
-        start = keys.size("decoder_start_token_id", n_vocab - 1)
-        n_decoder = keys.count("decoder_block_count", MAX_LAYERS, keys.count("block_count", MAX_LAYERS))
-        config = read_stack(keys, T5Config, n_decoder)
+    with read_metadata(gguf, NAME) as metadata:
+        n_vocab = metadata.vocabulary_size()
+        start = metadata.size("decoder_start_token_id", n_vocab - 1)
+        n_decoder = metadata.count("decoder_block_count", MAX_LAYERS, metadata.count("block_count", MAX_LAYERS))
+        config = read_stack(metadata, n_decoder)
         # Source and answer may each have the length of those in training.
         return replace(config, n_ctx_train=2 * config.n_ctx_train, start_token=start)
 
 
-def read_stack(keys: MetadataReader, kind: type[C], n_decoder_layers: int = 0) -> C:
+def read_stack(metadata: MetadataReader, n_decoder_layers: int = 0) -> T5Config:
     """What encoder and decoder have in common."""
-    keys.has("attention.layer_norm_epsilon")  # as the norms', written twice
-    common = read_common(keys, neox=False)
+    metadata.has("attention.layer_norm_epsilon")  # as the norms', written twice
+    common = read_common(metadata, neox=False)
     if common.n_kv_heads != common.n_heads:
-        raise ModelError(f"{keys.gguf.path}: metadata {keys.name}.attention.head_count_kv: expected {common.n_heads}")
-    n_buckets = read_buckets(keys)
-    return common.extended(kind, n_decoder_layers=n_decoder_layers, n_buckets=n_buckets)
+        raise ModelError(
+            f"{metadata.gguf.path}: metadata {metadata.name}.attention.head_count_kv: expected {common.n_heads}"
+        )
+    n_buckets = read_buckets(metadata)
+    return T5Config(**vars(common), n_decoder_layers=n_decoder_layers, n_buckets=n_buckets)
 
 
 def load_weights(loader: Loader, c: T5Config) -> T5Weights:

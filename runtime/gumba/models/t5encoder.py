@@ -26,8 +26,8 @@ class T5EncoderConfig(T5Config):
 
 def read_config(gguf: GGUFFile) -> T5EncoderConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with read_metadata(gguf, NAME, without=ENCODER_INERT_KEYS) as keys:
-        return t5.read_stack(keys, T5EncoderConfig)
+    with read_metadata(gguf, NAME, without=ENCODER_INERT_KEYS) as metadata:
+        return T5EncoderConfig(**vars(t5.read_stack(metadata)))
 
 
 def load_weights(loader: Loader, c: T5EncoderConfig) -> T5Stack:

@@ -7,7 +7,6 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +17,7 @@ from gumba.backends.cpu.program.executor import Team
 from gumba.errors import ModelError, RequestError, ResourceError, UnsupportedError
 from gumba.gguf import GGUFFile
 from gumba.host import can_pin_threads, default_threads, parse_affinity
+from gumba.loading.config import Config
 from gumba.loading.weight_loader import Loader
 from gumba.memory import available_memory, shortage
 from gumba.models import (
@@ -266,14 +266,9 @@ def kernels_of(gguf: GGUFFile, kv_type: str) -> list[Kernel]:
     return list({op.kernel.name: op.kernel for program, _ in made for op in program.operations}.values())
 
 
-def kv_shapes(config: Any) -> list[KVShape]:
-    """What each layer keeps of a token: what the configuration says, or the same of all."""
-    shapes: list[KVShape] | None = getattr(config, "kv_shapes", None)
-    if shapes:
-        return shapes
-    shape = KVShape(config.n_kv_heads, config.head_dim, config.head_dim)
-    windowed = getattr(config, "windowed", None) or [True] * config.n_layers
-    return [replace(shape, window=getattr(config, "window", 0) if yes else 0) for yes in windowed]
+def kv_shapes(config: Config) -> list[KVShape]:
+    """What each layer keeps of a token."""
+    return config.kv_shapes
 
 
 class _Pools:
@@ -335,12 +330,12 @@ class _Pools:
         return least
 
 
-def _n_states(config: Any, n_states: int | None, kv_memory: int | None) -> tuple[int, int]:
+def _n_states(config: Config, n_states: int | None, kv_memory: int | None) -> tuple[int, int]:
     """Slots for recurrent states, and their bytes; none for a model without recurrent layers.
 
     ``n_states``: as asked for; None: as many as fit a quarter of ``kv_memory``, or an eighth of what the machine has to spare.
     """
-    parts: list[tuple[int, ...]] = getattr(config, "state_parts", [])
+    parts: list[tuple[int, ...]] = config.state_parts
     if not any(parts):
         return 0, 0
     each = States.bytes_per_slot(parts)
