@@ -153,7 +153,11 @@ def test_suppressed_tokens_are_never_chosen(tmp_path: Path) -> None:
     "name, changes, message",
     [
         ("gemma4", {"attention.shared_kv_layers": 5}, "shared_kv_layers is 5"),
-        ("gemma4", {"attention.shared_kv_layers": 3}, "shared_kv_layers: no layer before layer 1 has keys for layer 1"),
+        (
+            "gemma4",
+            {"attention.shared_kv_layers": 3},
+            "shared_kv_layers: expected a layer before layer 1 that has keys for layer 1",
+        ),
         ("gemma4", {"attention.shared_kv_layers": 0}, "missing: blk.2.attn_k.weight"),
         ("gemma4", {"attention.head_count_kv": [2, 2, 0, 2]}, "head_count_kv or feed_forward_length holds 0"),
         ("gemma4", {"attention.head_count_kv": [2, 3, 2, 2]}, "no multiple of head_count_kv 3"),

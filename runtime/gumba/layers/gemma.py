@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 
 from gumba.backends.cpu.packing import PackedMatrix
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
-from gumba.errors import ModelError
 from gumba.layers import decoder
 from gumba.loading.config import Config, read_common, read_windows
 from gumba.loading.metadata import MetadataReader
@@ -88,23 +87,18 @@ def read_layers(metadata: MetadataReader, *, period: int, n_own: int) -> LayersC
     kv_heads = metadata.counts("attention.head_count_kv", n_layers, MAX_WIDTH)
     n_ffs = metadata.counts("feed_forward_length", n_layers, MAX_WIDTH)
     if not all((*kv_heads, *n_ffs)):
-        raise ModelError(
-            f"{metadata.gguf.path}: metadata {metadata.name}.attention.head_count_kv or feed_forward_length holds 0"
-        )
+        raise metadata.error("attention.head_count_kv", "or feed_forward_length holds 0")
     common = read_common(metadata, neox=True, freq_base=1e6, n_kv_heads=kv_heads[0], n_ff=n_ffs[0])
     if any(common.n_heads % n for n in kv_heads):
-        raise ModelError(
-            f"{metadata.gguf.path}: metadata {metadata.name}.attention.head_count {common.n_heads} is no multiple of "
-            f"head_count_kv {max(kv_heads)}"
+        raise metadata.error(
+            "attention.head_count", f"{common.n_heads} is no multiple of head_count_kv {max(kv_heads)}"
         )
     head_dim = metadata.count("attention.key_length_swa", 4096, common.head_dim)
     metadata.must_be({"attention.value_length_swa": (head_dim,)})
     turning = metadata.count("rope.dimension_count_swa", head_dim, head_dim)
     if turning % 2:
-        raise ModelError(
-            f"{metadata.gguf.path}: metadata {metadata.name}.rope.dimension_count_swa is {turning}, expected an even number"
-        )
-    freq_base = metadata.number("rope.freq_base_swa", 10000.0, least=1.001)
+        raise metadata.error("rope.dimension_count_swa", f"is {turning}, expected an even number")
+    freq_base = metadata.number("rope.freq_base_swa", 10000.0, minimum=1.001)
     common = read_windows(metadata, common, period)
     n_shared = metadata.size("attention.shared_kv_layers", n_layers, max(0, n_layers - n_own))
     return LayersConfig(
@@ -115,7 +109,7 @@ def read_layers(metadata: MetadataReader, *, period: int, n_own: int) -> LayersC
         local_head_dim=head_dim,
         local_rope=replace(common.rope, dim=turning, freq_base=freq_base, scaling="none"),
         n_per_layer=metadata.size("embedding_length_per_layer_input", MAX_WIDTH),
-        logit_cap=metadata.number("final_logit_softcapping", 0.0, zero=True),
+        logit_cap=metadata.number("final_logit_softcapping", 0.0, or_zero=True),
     )
 
 
@@ -125,9 +119,8 @@ def _sources(metadata: MetadataReader, windowed: Sequence[bool], n_own: int) -> 
     for i in range(n_own, len(windowed)):
         alike = [j for j in range(n_own) if windowed[j] == windowed[i]]
         if not alike:
-            raise ModelError(
-                f"{metadata.gguf.path}: metadata {metadata.name}.attention.shared_kv_layers: no layer before layer {n_own} "
-                f"has keys for layer {i}"
+            raise metadata.error(
+                "attention.shared_kv_layers", f"expected a layer before layer {n_own} that has keys for layer {i}"
             )
         sources.append(alike[-1])
     return tuple(sources)

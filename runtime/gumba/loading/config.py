@@ -1,13 +1,12 @@
-"""What a file says of a decoder: sizes and constants that all have, and groups of keys that some share."""
+"""The configuration of a model: ``Config``, and readers of the metadata keys that several architectures share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from gumba.errors import ModelError, UnsupportedError
 from gumba.gguf import GGUFArray, GGUFFile
 from gumba.loading.metadata import MetadataReader
 from gumba.loading.rope import Rope, read_rope
@@ -103,7 +102,7 @@ class EncoderConfig(Config):
 MAX_EXPERTS, MAX_USED_EXPERTS = 1024, 64
 #: Largest window.
 MAX_WINDOW = 1 << 30
-#: Keys with the only values that have no effect, for architectures without what they ask for.
+#: Keys of features that not every architecture has, and the values with which they have no effect.
 INERT_KEYS: dict[str, tuple[object, ...]] = {
     "attention.causal": (True,),
     "attention.clamp_kqv": (0.0,),
@@ -122,10 +121,10 @@ INERT_KEYS: dict[str, tuple[object, ...]] = {
 }
 #: The same for encoders, whose attention is bidirectional.
 ENCODER_INERT_KEYS: dict[str, tuple[object, ...]] = INERT_KEYS | {"attention.causal": (False,)}
-#: Keys about a picture's tokens: how many rotary pairs turn by each of their coordinates (a text's tokens have one position in
-#: all), and after how many layers something of the picture is added.
-PICTURE_KEYS = ("rope.dimension_sections", "n_deepstack_layers")
-#: Keys of WITHOUT that belong together.
+#: Keys for image tokens: how many rotary pairs each of their coordinates rotates (of a text token all coordinates are equal), and
+#: after how many layers image features are added.
+MULTIMODAL_KEYS = ("rope.dimension_sections", "n_deepstack_layers")
+#: The keys of INERT_KEYS that a mixture of experts reads.
 EXPERT_KEYS = ("expert_count", "expert_used_count")
 
 
@@ -134,31 +133,31 @@ def read_metadata(
     gguf: GGUFFile,
     name: str,
     *own: str,
-    without: Mapping[str, tuple[object, ...]] = INERT_KEYS,
-    pictures: bool = False,
+    inert: Mapping[str, tuple[object, ...]] = INERT_KEYS,
+    multimodal: bool = False,
 ) -> Iterator[MetadataReader]:
-    """The metadata of architecture ``name``: every key is required, has a default, or must have the one value that is computed.
+    """The metadata of architecture ``name``. A key that is neither read nor without effect refuses the file at the end.
 
-    Keys of ``without`` other than the architecture's ``own`` may not ask for anything; in the end no key may be unread.
-    ``pictures``: there may be keys about a picture's tokens, which say nothing about those of a text.
+    The keys of ``inert``, but for the architecture's ``own``, must have values that change nothing. ``multimodal``: files may
+    have keys for image tokens, which do not concern text. Raises UnsupportedError for what this version does not compute.
     """
     metadata = MetadataReader(gguf, name)
-    metadata.must_be({key: values for key, values in without.items() if key not in own})
-    for key in PICTURE_KEYS if pictures else ():
+    metadata.must_be({key: values for key, values in inert.items() if key not in own})
+    for key in MULTIMODAL_KEYS if multimodal else ():
         metadata.has(key)
     yield metadata
     metadata.finish()
 
 
 def read_plain_config(gguf: GGUFFile, name: str, *, neox: bool, norm: str = "layer_norm_rms_epsilon") -> Config:
-    """An architecture that has nothing beside what all have; arguments as of ``read_common``."""
+    """The configuration of an architecture without metadata keys of its own; arguments as in ``read_common``."""
     with read_metadata(gguf, name) as metadata:
         return read_common(metadata, neox=neox, norm=norm)
 
 
 def read_plain_encoder(gguf: GGUFFile, name: str, *, neox: bool) -> EncoderConfig:
     """The configuration of an encoder without metadata keys of its own; ``neox``: see ``Rope``."""
-    with read_metadata(gguf, name, without=ENCODER_INERT_KEYS) as metadata:
+    with read_metadata(gguf, name, inert=ENCODER_INERT_KEYS) as metadata:
         return read_encoder(metadata, read_common(metadata, neox=neox, norm="layer_norm_epsilon"))
 
 
@@ -179,36 +178,29 @@ def read_common(
     n_kv_heads: int | None = None,
     n_ff: int | None = None,
 ) -> Config:
-    """What all decoders say of themselves.
+    """The configuration that every architecture has.
 
-    ``norm``: the key of the norms' epsilon; ``neox``: see ``Rope``; ``own_values``: values may have another size than keys;
-    ``n_kv_heads``: None for a number that is the same in all layers; ``n_ff``: where the file has none, or
-    one for each layer (None: it must have one number).
+    ``norm``: the key of the norms' epsilon; ``neox``: see ``Rope``; ``freq_base``: if the file has none; ``own_values``: values
+    may have another size than keys; ``n_kv_heads``: None if the file has one number for all layers; ``n_ff``: for a file that has
+    none, or one per layer (None: one number is required).
     """
-    path, name = metadata.gguf.path, metadata.name
     n_embd = metadata.count("embedding_length", MAX_WIDTH)
     n_heads = metadata.count("attention.head_count", MAX_WIDTH)
     if n_kv_heads is None:
         n_kv_heads = metadata.count("attention.head_count_kv", MAX_WIDTH, n_heads)
     if n_heads % n_kv_heads:
-        raise ModelError(
-            f"{path}: metadata {name}.attention.head_count {n_heads} is no multiple of head_count_kv {n_kv_heads}"
-        )
+        raise metadata.error("attention.head_count", f"{n_heads} is no multiple of head_count_kv {n_kv_heads}")
     if not metadata.has("attention.key_length") and n_embd % n_heads:
-        raise ModelError(
-            f"{path}: metadata {name}.embedding_length {n_embd} is no multiple of attention.head_count {n_heads}"
-        )
+        raise metadata.error("embedding_length", f"{n_embd} is no multiple of attention.head_count {n_heads}")
     head_dim = metadata.count("attention.key_length", 4096, max(1, n_embd // n_heads))
     value_dim = metadata.count("attention.value_length", 4096, head_dim)
     if value_dim != head_dim and not own_values:
-        raise UnsupportedError(
-            f"{path}: metadata {name}.attention.value_length {value_dim} differs from key_length {head_dim}"
-        )
+        raise metadata.unsupported("attention.value_length", f"{value_dim} differs from key_length {head_dim}")
     n_ctx_train = metadata.count("context_length", 1 << 30)
     pooled, key = metadata.has("pooling_type"), "feed_forward_length"
     n_labels, labels = read_labels(metadata)
     return Config(
-        architecture=name,
+        architecture=metadata.name,
         pooling=POOLINGS[metadata.size("pooling_type", len(POOLINGS) - 1)] if pooled else "",
         n_labels=n_labels,
         labels=labels,
@@ -220,13 +212,13 @@ def read_common(
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,
-        norm_eps=metadata.number(f"attention.{norm}", least=1e-30, most=1.0),
+        norm_eps=metadata.number(f"attention.{norm}", minimum=1e-30, maximum=1.0),
         rope=read_rope(metadata, head_dim, n_ctx_train, neox=neox, freq_base=freq_base),
     )
 
 
 def read_labels(metadata: MetadataReader) -> tuple[int, tuple[str, ...]]:
-    """How many numbers the head of a classifier gives, and the names of what they are for; 0 and none without a head."""
+    """Number of labels of the classifier head, and their names if the file has them; 0 and none without a head."""
     n_labels = 0
     for name in ("cls.output.weight", "cls.weight"):
         tensor = metadata.gguf.tensors.get(name)
@@ -234,14 +226,13 @@ def read_labels(metadata: MetadataReader) -> tuple[int, tuple[str, ...]]:
             n_labels = tensor.shape[0]
             break
     key = "classifier.output_labels"
-    labels: tuple[Any, ...] = ()
+    labels: tuple[str, ...] = ()
     if metadata.has(key):
         value = metadata.gguf.metadata[f"{metadata.name}.{key}"]
-        labels = tuple(value.to_list()) if isinstance(value, GGUFArray) else (value,)
-        if len(labels) != n_labels or not all(isinstance(label, str) for label in labels):
-            raise ModelError(
-                f"{metadata.gguf.path}: metadata {metadata.name}.{key}: expected the names of the head's {n_labels} labels"
-            )
+        values = value.to_list() if isinstance(value, GGUFArray) else [value]
+        labels = tuple(label for label in values if isinstance(label, str))
+        if len(values) != n_labels or len(labels) != n_labels:
+            raise metadata.error(key, f"expected the names of the head's {n_labels} labels")
     return n_labels, labels
 
 
@@ -250,9 +241,7 @@ def read_expert_counts(metadata: MetadataReader) -> tuple[int, int]:
     n_experts = metadata.size("expert_count", MAX_EXPERTS)
     n_used = metadata.size("expert_used_count", min(MAX_USED_EXPERTS, n_experts) if n_experts else MAX_USED_EXPERTS)
     if n_experts and not n_used:
-        raise ModelError(
-            f"{metadata.gguf.path}: metadata {metadata.name}.expert_used_count is 0, expected 1 to {n_experts}"
-        )
+        raise metadata.error("expert_used_count", f"is 0, expected 1 to {n_experts}")
     return (n_experts, n_used) if n_experts else (0, 0)
 
 
@@ -263,7 +252,7 @@ def read_experts(metadata: MetadataReader, common: C, *, split: bool = False) ->
     """
     n_experts, n_used = read_expert_counts(metadata)
     if not n_experts:
-        raise ModelError(f"{metadata.gguf.path}: metadata {metadata.name}.expert_count is 0, expected at least 1")
+        raise metadata.error("expert_count", "is 0, expected at least 1")
     default = common.n_ff // n_used or 1 if split else common.n_ff
     n_ff_expert = metadata.count("expert_feed_forward_length", MAX_WIDTH, default)
     return replace(common, n_experts=n_experts, n_used=n_used, n_ff_expert=n_ff_expert)
@@ -295,9 +284,9 @@ def read_windowed_config(gguf: GGUFFile, name: str, period: int, *, neox: bool) 
 
 
 def windowed_layers(metadata: MetadataReader, n_layers: int, period: int, *, first: bool = False) -> tuple[bool, ...]:
-    """Which layers see a window only: all but the last (``first``: but the first) of each ``period``.
+    """Which layers have a sliding window: all but the last (``first``: the first) of each ``period`` layers.
 
-    Unless the file says otherwise: for every layer, or by another period.
+    The file may say so for each layer, or give another period.
     """
     key = "attention.sliding_window_pattern"
     if metadata.is_array(key):

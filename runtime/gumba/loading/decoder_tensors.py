@@ -1,4 +1,4 @@
-"""Which tensors decoders have: the usual ones of a model and of a layer, for architectures to put together."""
+"""The tensor table of decoders: the tensors that most of them have, for architectures to put together."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from gumba.gguf import GGUFFile
 from gumba.loading.config import Config
 from gumba.loading.tensor_table import TensorTable
 
-#: Norms of a layer: before its two halves, behind them, or both.
+#: Norms of a layer: before attention and the feed-forward network, after them, or both.
 PRE_NORMS = ("attn_norm", "ffn_norm")
 POST_NORMS = ("post_attention_norm", "post_ffw_norm")
 PRE_POST_NORMS = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
@@ -22,9 +22,9 @@ def decoder_table(
     feed_forward: str = "gated",
     classifier_head: bool = False,
 ) -> TensorTable:
-    """The tensors of a decoder that has the usual ones.
+    """The tensors of a decoder like llama's.
 
-    ``norms``: of each layer, with biases like the last one if ``norm_bias``; ``head_norms``: see ``add_qk_norms``;
+    ``norms``: of each layer; ``norm_bias``: they and the last norm have biases; ``head_norms``: see ``add_qk_norms``;
     ``feed_forward``: "gated", "fused" (gate and up in one tensor), "plain" (without a gate), or "none"; ``classifier_head``: see
     ``add_embeddings``.
     """
@@ -49,7 +49,7 @@ def add_embeddings(
     output_bias: bool = False,
     classifier_head: bool = False,
 ) -> None:
-    """Embedding, last norm (``norm``: its name), output matrix (absent: the embedding), frequency factors.
+    """Token embedding, last norm (``norm``: its name), output matrix (tied to the embedding if absent), frequency factors.
 
     ``classifier_head``: whether a file may have a classification head instead of an output matrix.
     """
@@ -67,7 +67,7 @@ def add_embeddings(
 
 
 def add_norms(t: TensorTable, c: Config, i: int, *names: str, bias: bool = False) -> None:
-    """Norms over the whole width, of layer ``i``."""
+    """Norms over the hidden size, of layer ``i``; ``bias``: LayerNorms with a bias."""
     for name in names:
         t.add(name, f"{name}.weight", c.n_embd, layer=i)
         if bias:
@@ -75,7 +75,7 @@ def add_norms(t: TensorTable, c: Config, i: int, *names: str, bias: bool = False
 
 
 def add_attention(t: TensorTable, c: Config, i: int) -> None:
-    """Queries, keys, values and output of layer ``i``: one tensor each, or the first three in one; with biases or without."""
+    """The attention of layer ``i``: Q, K and V in three tensors or in one, and the output; with or without biases."""
     parts = {"attn_q": c.n_q, "attn_k": c.n_kv, "attn_v": c.n_kv}
     if t.has(f"blk.{i}.attn_qkv.weight"):
         t.split("attn_qkv.weight", parts, c.n_embd, layer=i)
@@ -86,7 +86,7 @@ def add_attention(t: TensorTable, c: Config, i: int) -> None:
 
 
 def _add_products(t: TensorTable, rows: dict[str, int], columns: int, i: int) -> None:
-    """Matrices of layer ``i``, each with a bias or without."""
+    """Matrices of layer ``i`` with ``columns`` columns, each with or without a bias."""
     for name, n_rows in rows.items():
         t.add(name, f"{name}.weight", n_rows, columns, layer=i)
     _add_biases(t, rows, i)
@@ -98,13 +98,13 @@ def _add_biases(t: TensorTable, rows: dict[str, int], i: int) -> None:
 
 
 def add_qk_norms(t: TensorTable, c: Config, i: int) -> None:
-    """RMS norms of queries and keys in layer ``i``, with the same weights for all heads."""
+    """RMS norms of queries and keys in layer ``i``, with the same weights for all heads (QK norm)."""
     t.add("attn_q_norm", "attn_q_norm.weight", c.head_dim, layer=i)
     t.add("attn_k_norm", "attn_k_norm.weight", c.head_dim, layer=i)
 
 
 def add_qk_layer_norms(t: TensorTable, c: Config, i: int) -> None:
-    """LayerNorms of queries and keys in layer ``i``, with weights of its own for each head; absent in some files."""
+    """LayerNorms of queries and keys in layer ``i``, with weights per head; absent in some files."""
     t.add("attn_q_norm", "attn_q_norm.weight", c.n_heads, c.head_dim, layer=i, required=False)
     t.add("attn_k_norm", "attn_k_norm.weight", c.n_kv_heads, c.head_dim, layer=i, required=False)
 
@@ -112,7 +112,7 @@ def add_qk_layer_norms(t: TensorTable, c: Config, i: int) -> None:
 def add_feed_forward(
     t: TensorTable, c: Config, i: int, *, gate: bool = True, fused: bool = False, n_ff: int | None = None
 ) -> None:
-    """The feed-forward part of layer ``i``; ``fused``: gate and up in one tensor, in this order; ``n_ff``: its own width."""
+    """The feed-forward network of layer ``i``; ``fused``: gate and up in one tensor, in this order; ``n_ff``: its own width."""
     n_ff = n_ff or c.n_ff
     parts = {"ffn_gate": n_ff, "ffn_up": n_ff} if gate else {"ffn_up": n_ff}
     if fused:
@@ -126,9 +126,9 @@ def add_feed_forward(
 def add_experts(
     t: TensorTable, c: Config, i: int, n_experts: int, n_ff: int, *, n_shared: int = 0, bias: bool = False
 ) -> None:
-    """The experts of layer ``i``, each of width ``n_ff``.
+    """The router and the experts of layer ``i``, each of width ``n_ff``.
 
-    ``n_shared``: width of the one that every token takes as well; ``bias``: router and experts have biases.
+    ``n_shared``: width of the shared expert, 0 without; ``bias``: router and experts have biases.
     """
     t.add("ffn_gate_inp", "ffn_gate_inp.weight", n_experts, c.n_embd, layer=i)
     if bias:

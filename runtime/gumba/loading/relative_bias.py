@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from gumba.errors import ModelError
 from gumba.loading.metadata import MetadataReader
 
-#: Distance from which on all keys have the same bias.
+#: Distance from which all keys have the same bias.
 MAX_DISTANCE = 128
-#: Numbers of buckets that have some for single distances, and some for ranges of them, in both directions.
+#: Numbers of buckets that suffice for single distances and for ranges of them, in both directions.
 MIN_BUCKETS, MAX_BUCKETS = 4, 255
 
 
@@ -17,9 +16,8 @@ def read_buckets(metadata: MetadataReader) -> int:
     """The number of buckets. Raises ModelError if it is out of range."""
     n_buckets = metadata.count("attention.relative_buckets_count", MAX_BUCKETS)
     if n_buckets < MIN_BUCKETS:
-        raise ModelError(
-            f"{metadata.gguf.path}: metadata {metadata.name}.attention.relative_buckets_count is {n_buckets}, "
-            f"expected {MIN_BUCKETS} to {MAX_BUCKETS}"
+        raise metadata.error(
+            "attention.relative_buckets_count", f"is {n_buckets}, expected {MIN_BUCKETS} to {MAX_BUCKETS}"
         )
     return n_buckets
 
@@ -28,7 +26,7 @@ def biases(of_buckets: np.ndarray, *, causal: bool) -> np.ndarray:
     """Float32 [n_heads, 2 * MAX_DISTANCE + 1]: the bias added to the attention score at each distance between key and query.
 
     ``of_buckets``: float32 [n_buckets, n_heads]. Half of the buckets are for one distance each, the others for ranges that grow
-    by the same factor up to MAX_DISTANCE. Where a token sees those after it (not ``causal``), these have half of all buckets.
+    by the same factor up to MAX_DISTANCE. If attention is not ``causal``, the tokens after a token have half of all buckets.
     """
     away = np.arange(-MAX_DISTANCE, MAX_DISTANCE + 1)
     n = len(of_buckets) if causal else len(of_buckets) // 2

@@ -1,4 +1,4 @@
-"""Rotary positions as files describe them: how fast each pair of a head's elements turns."""
+"""Rotary position embeddings (Su et al. 2021): the constants in a file, and the frequency of each rotary pair."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from gumba.loading.metadata import MetadataReader
 
 @dataclass(frozen=True)
 class Rope:
-    """Constants of ``NAME.rope.*``. ``dim``: elements of a head that turn; ``neox``: an element's partner is half of ``dim``
-    away, not its neighbour; ``whole_pairs``: YaRN's ramp begins and ends at a pair, not between two."""
+    """Constants of ``NAME.rope.*``. ``dim``: elements of a head that are rotated; ``neox``: the two elements of a rotary pair
+    are ``dim / 2`` apart, not neighbours; ``whole_pairs``: YaRN's ramp begins and ends at a pair, not between two."""
 
     dim: int
     neox: bool
@@ -32,20 +32,20 @@ class Rope:
 def read_rope(
     metadata: MetadataReader, head_dim: int, n_ctx_train: int, *, neox: bool, freq_base: float = 10000.0
 ) -> Rope:
-    """The rotary constants of a file; ``freq_base``: where it has none."""
+    """The rotary constants of a file; ``freq_base``: the default."""
     dim = metadata.count("rope.dimension_count", head_dim, head_dim)
     if dim % 2:
-        raise ModelError(
-            f"{metadata.gguf.path}: metadata {metadata.name}.rope.dimension_count is {dim}, expected an even number"
-        )
+        raise metadata.error("rope.dimension_count", f"is {dim}, expected an even number")
     scaling = metadata.text("rope.scaling.type", "", ("", "none", "linear", "yarn", "longrope"))
-    legacy = metadata.number("rope.scale_linear", 0.0, zero=True)  # what linear scaling was called before it had a type
+    legacy = metadata.number(
+        "rope.scale_linear", 0.0, or_zero=True
+    )  # linear scaling, before files had a type of scaling
     if not scaling:
         scaling = "linear" if legacy not in (0.0, 1.0) else "none"
     return Rope(
         dim=dim,
         neox=neox,
-        freq_base=metadata.number("rope.freq_base", freq_base, least=1.001),
+        freq_base=metadata.number("rope.freq_base", freq_base, minimum=1.001),
         scaling=scaling,
         factor=metadata.number("rope.scaling.factor", legacy or 1.0),
         original_ctx=metadata.count("rope.scaling.original_context_length", 1 << 30, n_ctx_train),
@@ -60,9 +60,10 @@ def read_rope(
 def frequencies(rope: Rope, factors: np.ndarray | None = None) -> tuple[np.ndarray, float]:
     """Radians per position of each rotary pair, float64 [dim / 2], and the factor of cosines and sines.
 
-    Linear scaling stretches positions (Chen et al. 2023). YaRN stretches only slow pairs, with a ramp between those that turn
-    ``beta_fast`` and ``beta_slow`` times in the original context (Peng et al. 2023). ``factors``: a stretch per pair that the
-    file holds (Llama 3, LongRoPE).
+    Linear scaling divides all frequencies (Chen et al. 2023). YaRN divides those of slow pairs only, with a ramp between the
+    pairs that rotate ``beta_fast`` and ``beta_slow`` times in the original context (Peng et al. 2023). ``factors``: float32
+    [dim / 2], divisors of the frequencies that the file holds (Llama 3, LongRoPE). Raises ModelError for factors that are not
+    above 0.
     """
     pair = np.arange(0, rope.dim, 2, dtype=np.float64)
     frequency = rope.freq_base ** (-pair / rope.dim)
@@ -76,9 +77,9 @@ def frequencies(rope: Rope, factors: np.ndarray | None = None) -> tuple[np.ndarr
         return frequency, rope.attn_factor
     if rope.scaling == "yarn":
 
-        def pair_of(turns: float) -> float:
-            """The pair that turns so often in the original context."""
-            ratio = rope.original_ctx / (turns * 2 * math.pi)
+        def pair_of(rotations: float) -> float:
+            """The pair that makes so many rotations in the original context."""
+            ratio = rope.original_ctx / (rotations * 2 * math.pi)
             return rope.dim * math.log(ratio) / (2 * math.log(rope.freq_base))
 
         low, high = pair_of(rope.beta_fast), pair_of(rope.beta_slow)
@@ -86,7 +87,7 @@ def frequencies(rope: Rope, factors: np.ndarray | None = None) -> tuple[np.ndarr
             low, high = math.floor(low), math.ceil(high)
         low, high = max(0.0, low), min(rope.dim - 1.0, high)
         ramp = np.clip((pair / 2 - low) / max(0.001, high - low), 0.0, 1.0)
-        own = (1.0 - ramp) * rope.ext_factor  # how much of its own frequency a pair keeps
+        kept = (1.0 - ramp) * rope.ext_factor  # how much of its original frequency a pair keeps
         scale = rope.attn_factor * (1.0 + 0.1 * math.log(rope.factor))
-        return frequency / rope.factor * (1.0 - own) + frequency * own, scale
+        return frequency / rope.factor * (1.0 - kept) + frequency * kept, scale
     return frequency, 1.0

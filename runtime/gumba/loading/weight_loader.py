@@ -35,21 +35,21 @@ class TensorRule:
     required: bool = True
 
 
-def require_positive(gguf: GGUFFile, key: str, most: int, default: int | None = None) -> int:
-    """An integer metadata value in 1 .. ``most``; ``default`` when the key is absent (None: it must be there)."""
+def require_positive(gguf: GGUFFile, key: str, maximum: int, default: int | None = None) -> int:
+    """An integer metadata value in 1 .. ``maximum``; ``default`` if the key is absent (None: it is required)."""
     value = gguf.require(key, int) if default is None else gguf.get(key, int, default)
-    if not 1 <= value <= most:
-        raise ModelError(f"{gguf.path}: metadata {key} is {value}, expected 1 to {most}")
+    if not 1 <= value <= maximum:
+        raise ModelError(f"{gguf.path}: metadata {key} is {value}, expected 1 to {maximum}")
     return value
 
 
 def require_float(
-    gguf: GGUFFile, key: str, default: float | None = None, *, least: float = 1e-12, most: float = 1e12
+    gguf: GGUFFile, key: str, default: float | None = None, *, minimum: float = 1e-12, maximum: float = 1e12
 ) -> float:
-    """A float metadata value in ``least`` .. ``most``; ``default`` when the key is absent (None: it must be there)."""
+    """A float metadata value in ``minimum`` .. ``maximum``; ``default`` if the key is absent (None: it is required)."""
     value = gguf.require(key, float) if default is None else gguf.get(key, float, default)
-    if not least <= value <= most:  # NaN is not, either
-        raise ModelError(f"{gguf.path}: metadata {key} is {value}, expected {least:g} to {most:g}")
+    if not minimum <= value <= maximum:  # also false for NaN
+        raise ModelError(f"{gguf.path}: metadata {key} is {value}, expected {minimum:g} to {maximum:g}")
     return float(value)
 
 

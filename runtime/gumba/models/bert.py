@@ -40,7 +40,7 @@ def read_config(gguf: GGUFFile) -> BertConfig:
     activation = gguf.get(HEAD_ACTIVATION, str, "tanh")
     if activation not in ("tanh", "relu"):
         raise UnsupportedError(f"{gguf.path}: metadata {HEAD_ACTIVATION} is {activation!r:.100}, expected tanh or relu")
-    with read_metadata(gguf, NAME, without=ENCODER_INERT_KEYS) as metadata:
+    with read_metadata(gguf, NAME, inert=ENCODER_INERT_KEYS) as metadata:
         common = read_common(metadata, neox=False, norm="layer_norm_epsilon")
         return BertConfig(**vars(read_encoder(metadata, common)), head_activation=activation)
 

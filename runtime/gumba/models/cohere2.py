@@ -32,7 +32,7 @@ def read_config(gguf: GGUFFile) -> Cohere2Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
     with read_metadata(gguf, NAME, "attention.sliding_window", "logit_scale") as metadata:
         common = read_common(metadata, neox=False, norm="layer_norm_epsilon")
-        scale = metadata.number("logit_scale", 0.0, zero=True) or 1.0
+        scale = metadata.number("logit_scale", 0.0, or_zero=True) or 1.0
         return Cohere2Config(**vars(read_windows(metadata, common, PERIOD)), logit_scale=scale)
 
 

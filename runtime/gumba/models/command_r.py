@@ -31,7 +31,7 @@ def read_config(gguf: GGUFFile) -> CommandRConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
     with read_metadata(gguf, NAME, "logit_scale") as metadata:
         common = read_common(metadata, neox=False, norm="layer_norm_epsilon")
-        return CommandRConfig(**vars(common), logit_scale=metadata.number("logit_scale", 0.0, zero=True) or 1.0)
+        return CommandRConfig(**vars(common), logit_scale=metadata.number("logit_scale", 0.0, or_zero=True) or 1.0)
 
 
 def load_weights(loader: Loader, c: Config) -> Weights:

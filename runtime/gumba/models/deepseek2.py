@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from gumba.backends.cpu.packing import PackedMatrix
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.backends.cpu.program.moe import Experts, moe
-from gumba.errors import ModelError
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import EXPERT_KEYS, Config, read_common, read_expert_counts, read_metadata
@@ -85,17 +84,18 @@ def _read(metadata: MetadataReader) -> Deepseek2Config:
     n_dense = metadata.size("leading_dense_block_count", MAX_LAYERS)
     n_experts, n_used = read_expert_counts(metadata)
     if n_dense < common.n_layers and not n_experts:
-        raise ModelError(f"{metadata.gguf.path}: metadata deepseek2.expert_count is 0, expected at least 1")
+        raise metadata.error("expert_count", "is 0, expected at least 1")
     latent = metadata.has("attention.key_length_mla")
     head_dim = metadata.count("attention.key_length_mla", MAX_WIDTH, common.head_dim)
     kv_rank = metadata.count("attention.kv_lora_rank", MAX_WIDTH)
     if head_dim <= common.rope.dim or (latent and common.head_dim != kv_rank + common.rope.dim):
-        raise ModelError(
-            f"{metadata.gguf.path}: metadata deepseek2.attention.key_length {common.head_dim} and key_length_mla {head_dim} do "
-            f"not fit kv_lora_rank {kv_rank} and rope.dimension_count {common.rope.dim}"
+        raise metadata.error(
+            "attention.key_length",
+            f"{common.head_dim} and key_length_mla {head_dim} do "
+            f"not fit kv_lora_rank {kv_rank} and rope.dimension_count {common.rope.dim}",
         )
     n_ff_expert = metadata.count("expert_feed_forward_length", MAX_WIDTH, common.n_ff)
-    log_multiplier = metadata.number("rope.scaling.yarn_log_multiplier", 0.0, zero=True)
+    log_multiplier = metadata.number("rope.scaling.yarn_log_multiplier", 0.0, or_zero=True)
     rope, magnitude = common.rope, 1.0
     if rope.scaling == "yarn":  # what YaRN makes of cosines and sines elsewhere is a factor of the scores here
         magnitude = rope.attn_factor * (1.0 + log_multiplier * math.log(rope.factor))
@@ -114,7 +114,7 @@ def _read(metadata: MetadataReader) -> Deepseek2Config:
         groups=_groups(metadata, n_experts, n_used),
         gating=_gating(metadata),
         normalized=metadata.flag("expert_weights_norm", False),
-        weight_scale=metadata.number("expert_weights_scale", 0.0, zero=True) or 1.0,
+        weight_scale=metadata.number("expert_weights_scale", 0.0, or_zero=True) or 1.0,
     )
 
 
@@ -123,9 +123,10 @@ def _groups(metadata: MetadataReader, n_experts: int, n_used: int) -> tuple[int,
     n_groups = metadata.size("expert_group_count", max(1, n_experts)) or 1
     used = metadata.size("expert_group_used_count", n_groups) or n_groups
     if n_experts % n_groups or n_experts // n_groups * used < n_used:
-        raise ModelError(
-            f"{metadata.gguf.path}: metadata deepseek2.expert_group_count {n_groups} and expert_group_used_count {used} do "
-            f"not fit expert_count {n_experts} and expert_used_count {n_used}"
+        raise metadata.error(
+            "expert_group_count",
+            f"{n_groups} and expert_group_used_count {used} do "
+            f"not fit expert_count {n_experts} and expert_used_count {n_used}",
         )
     return n_groups, used
 

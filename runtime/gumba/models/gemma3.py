@@ -37,8 +37,8 @@ def read_config(gguf: GGUFFile) -> Gemma3Config:
         common = read_common(metadata, neox=True, freq_base=1000000.0)
         return Gemma3Config(
             **vars(read_windows(metadata, common, 6)),
-            local_freq_base=metadata.number("rope.freq_base_swa", 10000.0, least=1.001),
-            logit_cap=metadata.number("final_logit_softcapping", 0.0, zero=True),
+            local_freq_base=metadata.number("rope.freq_base_swa", 10000.0, minimum=1.001),
+            logit_cap=metadata.number("final_logit_softcapping", 0.0, or_zero=True),
             query_scale=read_query_scale(metadata, common, largest=62),
         )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -57,7 +56,7 @@ def read_config(gguf: GGUFFile) -> Gemma4Config:
         n_experts, n_used = read_expert_counts(metadata)
         n_ff = metadata.size("expert_feed_forward_length", MAX_WIDTH)
         if n_experts and not n_ff:
-            raise ModelError(f"{gguf.path}: metadata gemma4.expert_feed_forward_length: expected a positive number")
+            raise metadata.error("expert_feed_forward_length", "expected a positive number")
         common = replace(common, n_experts=n_experts, n_used=n_used, n_ff_expert=n_ff)
         return Gemma4Config(**vars(common), suppressed=_suppressed(gguf, common.n_vocab))
 
@@ -66,10 +65,11 @@ def _suppressed(gguf: GGUFFile, n_vocab: int) -> tuple[int, ...]:
     """Tokens that the file asks not to write: those of pictures and sound, which models without them make up."""
     key = "tokenizer.ggml.suppress_tokens"
     value = gguf.metadata.get(key)
-    found: list[Any] = value.to_list() if isinstance(value, GGUFArray) else [value] * (value is not None)
-    if not all(type(each) is int and 0 <= each < n_vocab for each in found):
+    values = value.to_list() if isinstance(value, GGUFArray) else [value] * (value is not None)
+    tokens = tuple(token for token in values if type(token) is int and 0 <= token < n_vocab)
+    if len(tokens) != len(values):
         raise ModelError(f"{gguf.path}: metadata {key}: expected integers from 0 to {n_vocab - 1}")
-    return tuple(found)
+    return tokens
 
 
 def load_weights(loader: Loader, c: Gemma4Config) -> Gemma4Weights:

@@ -47,14 +47,14 @@ class GemmaEmbeddingConfig(EncoderConfig):
 def read_config(gguf: GGUFFile) -> GemmaEmbeddingConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
     own = ("attention.sliding_window", "attention.scale")
-    with read_metadata(gguf, NAME, *own, without=ENCODER_INERT_KEYS) as metadata:
+    with read_metadata(gguf, NAME, *own, inert=ENCODER_INERT_KEYS) as metadata:
         common = read_common(metadata, neox=True, freq_base=1000000.0)
         metadata.must_be({"dense_2_feat_in": (common.n_embd,), "dense_3_feat_out": (common.n_embd,)})
         n_dense = metadata.size("dense_2_feat_out", MAX_WIDTH)
         metadata.must_be({"dense_3_feat_in": (n_dense,)})
         return GemmaEmbeddingConfig(
             **vars(read_windows(metadata, read_encoder(metadata, common), 6)),
-            local_freq_base=metadata.number("rope.freq_base_swa", 10000.0, least=1.001),
+            local_freq_base=metadata.number("rope.freq_base_swa", 10000.0, minimum=1.001),
             query_scale=metadata.number("attention.scale", 1.0 / math.sqrt(common.head_dim)),
             n_dense=n_dense,
         )

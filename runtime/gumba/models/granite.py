@@ -44,10 +44,10 @@ def read_named(gguf: GGUFFile, name: str) -> GraniteConfig:
         n_experts, n_used = read_expert_counts(metadata)
         return GraniteConfig(
             **vars(replace(common, n_experts=n_experts, n_used=n_used)),
-            embedding_scale=metadata.number("embedding_scale", 0.0, zero=True) or 1.0,
-            score_scale=metadata.number("attention.scale", 0.0, zero=True) or 1.0 / math.sqrt(common.head_dim),
-            residual_scale=metadata.number("residual_scale", 0.0, zero=True) or 1.0,
-            logit_scale=metadata.number("logit_scale", 0.0, zero=True) or 1.0,
+            embedding_scale=metadata.number("embedding_scale", 0.0, or_zero=True) or 1.0,
+            score_scale=metadata.number("attention.scale", 0.0, or_zero=True) or 1.0 / math.sqrt(common.head_dim),
+            residual_scale=metadata.number("residual_scale", 0.0, or_zero=True) or 1.0,
+            logit_scale=metadata.number("logit_scale", 0.0, or_zero=True) or 1.0,
             n_ff_shared=metadata.size("expert_shared_feed_forward_length", MAX_WIDTH),
         )
 

@@ -35,7 +35,7 @@ class JinaWeights(Weights):
 
 def read_config(gguf: GGUFFile) -> EncoderConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with read_metadata(gguf, NAME, "attention.max_alibi_bias", without=ENCODER_INERT_KEYS) as metadata:
+    with read_metadata(gguf, NAME, "attention.max_alibi_bias", inert=ENCODER_INERT_KEYS) as metadata:
         common = read_common(metadata, neox=False, norm="layer_norm_epsilon")
         metadata.must_be({"attention.max_alibi_bias": (ALIBI_BIAS,)})
         return read_encoder(metadata, common)

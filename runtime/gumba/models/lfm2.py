@@ -9,7 +9,6 @@ from gumba.backends.cpu.kernels.delta_net import MAX_TAPS
 from gumba.backends.cpu.packing import PackedMatrix
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.backends.cpu.program.delta_net import conv_state
-from gumba.errors import ModelError
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import Config, read_common, read_metadata
@@ -61,9 +60,7 @@ def read_config(gguf: GGUFFile) -> Lfm2Config:
         of_layers = metadata.counts("attention.head_count_kv", metadata.count("block_count", MAX_LAYERS), MAX_WIDTH)
         found = set(of_layers) - {0}
         if len(found) != 1:
-            raise ModelError(
-                f"{gguf.path}: metadata lfm2.attention.head_count_kv: expected 0 or one and the same number"
-            )
+            raise metadata.error("attention.head_count_kv", "expected 0 or one and the same number")
         common = read_common(metadata, neox=True, freq_base=1000000.0, n_kv_heads=found.pop())
         n_taps = metadata.count("shortconv.l_cache", MAX_TAPS)
         return Lfm2Config(**vars(common), attends=tuple(n > 0 for n in of_layers), n_taps=n_taps)

@@ -54,7 +54,7 @@ def read_config(gguf: GGUFFile) -> Llama4Config:
             **vars(read_windows(metadata, read_experts(metadata, common), PERIOD, default=CHUNK)),
             moe_step=metadata.count("interleave_moe_layer_step", MAX_LAYERS),
             floor=metadata.count("attention.temperature_length", 1 << 30, FLOOR),
-            growth=metadata.number("attention.temperature_scale", GROWTH, zero=True),
+            growth=metadata.number("attention.temperature_scale", GROWTH, or_zero=True),
         )
 
 

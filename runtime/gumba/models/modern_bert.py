@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
-from gumba.errors import UnsupportedError
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder, encoder
 from gumba.loading.config import (
@@ -44,17 +43,15 @@ class ModernBertConfig(EncoderConfig):
 
 def read_config(gguf: GGUFFile) -> ModernBertConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with read_metadata(gguf, NAME, "attention.sliding_window", without=ENCODER_INERT_KEYS) as metadata:
+    with read_metadata(gguf, NAME, "attention.sliding_window", inert=ENCODER_INERT_KEYS) as metadata:
         common = read_common(metadata, neox=True, norm="layer_norm_epsilon", freq_base=160000.0)
         metadata.must_be({"hidden_activation": ("gelu",)})
         pooling = POOLINGS[metadata.size("classifier.pooling_type", len(POOLINGS) - 1) or FIRST]
         if pooling not in ("mean", "first"):
-            raise UnsupportedError(
-                f"{gguf.path}: metadata {NAME}.classifier.pooling_type is {pooling}, expected mean or first"
-            )
+            raise metadata.unsupported("classifier.pooling_type", f"is {pooling}, expected mean or first")
         return ModernBertConfig(
             **vars(read_windows(metadata, read_encoder(metadata, common), 3, default=128, first=True)),
-            local_freq_base=metadata.number("rope.freq_base_swa", 10000.0, least=1.001),
+            local_freq_base=metadata.number("rope.freq_base_swa", 10000.0, minimum=1.001),
             classifies_mean=pooling == "mean",
         )
 

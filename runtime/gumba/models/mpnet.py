@@ -35,7 +35,7 @@ class MPNetConfig(EncoderConfig):
 
 def read_config(gguf: GGUFFile) -> MPNetConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with read_metadata(gguf, NAME, without=ENCODER_INERT_KEYS) as metadata:
+    with read_metadata(gguf, NAME, inert=ENCODER_INERT_KEYS) as metadata:
         common = read_common(metadata, neox=False, norm="layer_norm_epsilon")
         return MPNetConfig(**vars(read_encoder(metadata, common)), n_buckets=read_buckets(metadata))
 

@@ -15,7 +15,6 @@ from gumba.backends.cpu.kernels.delta_net import COLUMNS, MAX_TAPS
 from gumba.backends.cpu.packing import PackedMatrix
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.backends.cpu.program.delta_net import conv_state, delta_state
-from gumba.errors import ModelError, UnsupportedError
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import EXPERT_KEYS, Config, read_common, read_experts, read_metadata
@@ -96,7 +95,7 @@ def read_config(gguf: GGUFFile) -> Qwen35Config:
 
 def read_named(gguf: GGUFFile, name: str, *, sparse: bool = False) -> Qwen35Config:
     """As ``read_config``, for the architecture ``name``; ``sparse``: with experts."""
-    with read_metadata(gguf, name, *(EXPERT_KEYS if sparse else ()), pictures=True) as metadata:
+    with read_metadata(gguf, name, *(EXPERT_KEYS if sparse else ()), multimodal=True) as metadata:
         n_ff_expert = metadata.count("expert_feed_forward_length", MAX_WIDTH) if sparse else 0
         common = read_common(metadata, neox=True, freq_base=10000000.0, n_ff=n_ff_expert or None)
         n_ff_shared = 0
@@ -125,26 +124,21 @@ def _recurrent_layers(metadata: MetadataReader, n_blocks: int, n_layers: int) ->
     usual = tuple((i + 1) % period != 0 for i in range(n_blocks))
     recurrent = (metadata.flags("attention.recurrent_layers", n_blocks) or usual)[:n_layers]
     if all(recurrent) or not any(recurrent):
-        raise UnsupportedError(
-            f"{metadata.gguf.path}: metadata {metadata.name}: all layers are of one kind, expected both"
-        )
+        raise metadata.unsupported("attention.recurrent_layers", "expected layers of both kinds, but all layers are of one kind")
     return recurrent
 
 
 def _read_delta_net(metadata: MetadataReader) -> tuple[int, int, int, int]:
     """Of the recurrent layers: taps of the convolution, key heads, value heads, and the size of a head."""
-    path, name = metadata.gguf.path, metadata.name
     dim, n_values, n_keys = (
         metadata.count(f"ssm.{key}", 1024) for key in ("state_size", "time_step_rank", "group_count")
     )
     if dim % COLUMNS:
-        raise UnsupportedError(f"{path}: metadata {name}.ssm.state_size is {dim}, expected a multiple of {COLUMNS}")
+        raise metadata.unsupported("ssm.state_size", f"is {dim}, expected a multiple of {COLUMNS}")
     if n_values % n_keys:
-        raise ModelError(
-            f"{path}: metadata {name}.ssm.time_step_rank {n_values} is no multiple of ssm.group_count {n_keys}"
-        )
+        raise metadata.error("ssm.time_step_rank", f"{n_values} is no multiple of ssm.group_count {n_keys}")
     if metadata.count("ssm.inner_size", MAX_WIDTH) != n_values * dim:
-        raise ModelError(f"{path}: metadata {name}.ssm.inner_size: expected {n_values} heads of {dim}")
+        raise metadata.error("ssm.inner_size", f"expected {n_values} heads of {dim}")
     n_taps = metadata.count("ssm.conv_kernel", MAX_TAPS)
     return n_taps, n_keys, n_values, dim
 

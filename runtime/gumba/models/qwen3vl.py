@@ -15,5 +15,5 @@ VERIFIED = ("transformers", "llama.cpp")
 
 def read_config(gguf: GGUFFile) -> Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with read_metadata(gguf, NAME, pictures=True) as metadata:
+    with read_metadata(gguf, NAME, multimodal=True) as metadata:
         return read_common(metadata, neox=True)

@@ -15,6 +15,6 @@ VERIFIED = ("transformers", "llama.cpp")
 
 def read_config(gguf: GGUFFile) -> Config:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with read_metadata(gguf, NAME, *EXPERT_KEYS, pictures=True) as metadata:
+    with read_metadata(gguf, NAME, *EXPERT_KEYS, multimodal=True) as metadata:
         common = read_common(metadata, neox=True)
         return read_experts(metadata, common)

@@ -14,7 +14,6 @@ from typing import Any
 
 from gumba.backends.cpu.packing import PackedMatrix
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
-from gumba.errors import ModelError
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import Config, read_common, read_metadata
@@ -90,9 +89,7 @@ def read_stack(metadata: MetadataReader, n_decoder_layers: int = 0) -> T5Config:
     metadata.has("attention.layer_norm_epsilon")  # as the norms', written twice
     common = read_common(metadata, neox=False)
     if common.n_kv_heads != common.n_heads:
-        raise ModelError(
-            f"{metadata.gguf.path}: metadata {metadata.name}.attention.head_count_kv: expected {common.n_heads}"
-        )
+        raise metadata.error("attention.head_count_kv", f"expected {common.n_heads}")
     n_buckets = read_buckets(metadata)
     return T5Config(**vars(common), n_decoder_layers=n_decoder_layers, n_buckets=n_buckets)
 

@@ -26,7 +26,7 @@ class T5EncoderConfig(T5Config):
 
 def read_config(gguf: GGUFFile) -> T5EncoderConfig:
     """Every key is required, has a default, or must have the one value that is computed here."""
-    with read_metadata(gguf, NAME, without=ENCODER_INERT_KEYS) as metadata:
+    with read_metadata(gguf, NAME, inert=ENCODER_INERT_KEYS) as metadata:
         return T5EncoderConfig(**vars(t5.read_stack(metadata)))
 
 
