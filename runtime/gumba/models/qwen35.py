@@ -124,7 +124,9 @@ def _recurrent_layers(metadata: MetadataReader, n_blocks: int, n_layers: int) ->
     usual = tuple((i + 1) % period != 0 for i in range(n_blocks))
     recurrent = (metadata.flags("attention.recurrent_layers", n_blocks) or usual)[:n_layers]
     if all(recurrent) or not any(recurrent):
-        raise metadata.unsupported("attention.recurrent_layers", "expected layers of both kinds, but all layers are of one kind")
+        raise metadata.unsupported(
+            "attention.recurrent_layers", "expected layers of both kinds, but all layers are of one kind"
+        )
     return recurrent
 
 
