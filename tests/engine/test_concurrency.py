@@ -123,7 +123,7 @@ def test_garbage_collected_in_the_middle_of_a_step(make_llm):
 
 def test_a_request_cancelled_before_its_first_step_takes_no_part(make_llm):
     llm = make_llm()
-    (generation,) = llm._requests.generations([5], GREEDY)
+    (generation,) = llm._inputs.generations([5], GREEDY)
     llm._engine.submit([generation])
     llm._engine.discard([generation])
     llm.generate([[1]], GREEDY)

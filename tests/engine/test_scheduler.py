@@ -422,7 +422,7 @@ def test_those_that_are_given_up_make_room(busy_llm):
     llm, go, begun = busy_llm
     first = in_thread(lambda: llm.generate([[1]], SHORT))
     assert begun.wait(20)
-    generations = llm._requests.generations([2], SamplingParams(temperature=0, n=4))
+    generations = llm._inputs.generations([2], SamplingParams(temperature=0, n=4))
     llm._engine.submit(generations)
     llm._engine.discard(generations)
     second = in_thread(lambda: llm.generate([[3]] * 4, SHORT))

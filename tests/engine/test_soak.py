@@ -91,7 +91,7 @@ def work(llm, rng):
         (result,) = asyncio.run(llm.agenerate([prompt], params))
         assert result.token_ids == right
     elif kind == "given up":
-        generations = llm._requests.generations(prompt, params)
+        generations = llm._inputs.generations(prompt, params)
         llm._engine.submit(generations)
         llm._engine.discard(generations)
         assert llm.kv_usage().pages

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gumba.engine.engine import Engine
 from gumba.llm.chat_stream import aparsed
-from gumba.llm.input_processor import PromptProgress, Requests, report
-from gumba.llm.output_processor import Request
-from gumba.llm.reloadable_model import LoadedModel
+from gumba.llm.input_processor import InputProcessor, PromptProgress, report
+from gumba.llm.output_processor import PendingRequest
+from gumba.llm.reloadable_model import ReloadableModel
 from gumba.outputs import RequestOutput, StreamOutput
 from gumba.progress import Progress
 from gumba.sampling_params import SamplingParams
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Answering:
+class LLMBase:
     """A loaded model, its engine, and what makes sequences for that of what is asked."""
 
-    _loaded: LoadedModel
+    _loaded: ReloadableModel
     _engine: Engine
-    _requests: Requests
+    _inputs: InputProcessor
     _tokenizer: Tokenizer
 
     @property
@@ -37,7 +37,7 @@ class Answering:
         """The model itself, below the engine."""
         return self._loaded.model
 
-    def _answer(self, requests: list[Request], progress: PromptProgress | None, bar: bool) -> list[RequestOutput]:
+    def _run(self, requests: list[PendingRequest], progress: PromptProgress | None, bar: bool) -> list[RequestOutput]:
         generations = [each for request in requests for each in request.generations]
         report(generations, progress)
         with Progress("answers", shown=bar) as shown:
@@ -45,20 +45,22 @@ class Answering:
             self._engine.finish(generations, lambda _: shown("generating", next(done), len(generations)))
         return [request.output() for request in requests]
 
-    def _astream(self, make: Callable[[], Request], params: SamplingParams | None) -> AsyncIterator[StreamOutput]:
+    def _astream(
+        self, make: Callable[[], PendingRequest], params: SamplingParams | None
+    ) -> AsyncIterator[StreamOutput]:
         if not constrained(params):
             request = make()
             return aparsed(request, self._engine.astream(request.generations))
 
         async def stream() -> AsyncIterator[StreamOutput]:
-            request = await made(make, params)
+            request = await run_in_thread(make, params)
             async with contextlib.aclosing(aparsed(request, self._engine.astream(request.generations))) as steps:
                 async for step in steps:
                     yield step
 
         return stream()
 
-    async def _aanswer(self, requests: list[Request], progress: PromptProgress | None) -> list[RequestOutput]:
+    async def _arun(self, requests: list[PendingRequest], progress: PromptProgress | None) -> list[RequestOutput]:
         generations = [each for request in requests for each in request.generations]
         report(generations, progress)
         await self._engine.afinish(generations)
@@ -71,6 +73,6 @@ def constrained(params: Any) -> bool:
     return any(getattr(one, "structured_outputs", None) is not None for one in each)
 
 
-async def made(make: Callable[[], T], params: Any) -> T:
+async def run_in_thread(make: Callable[[], T], params: Any) -> T:
     """What ``make`` gives, by another thread where it takes long: the event loop goes on meanwhile."""
     return await asyncio.to_thread(make) if constrained(params) else make()

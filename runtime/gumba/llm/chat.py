@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, overload
 
-from gumba.llm.base import Answering, made
+from gumba.llm.base import LLMBase, run_in_thread
 from gumba.llm.chat_stream import parsed
 from gumba.llm.input_processor import ChatOptions, Messages, ParamsOf, PromptProgress, report
-from gumba.llm.output_processor import Request
+from gumba.llm.output_processor import PendingRequest
 from gumba.outputs import RequestOutput, StreamOutput
 from gumba.sampling_params import SamplingParams
 from gumba.validation import template_variables
@@ -36,7 +36,7 @@ class BarredChatKeywords(ChatKeywords, total=False):
     use_tqdm: bool
 
 
-class Chats(Answering):
+class ChatMixin(LLMBase):
     """Answers to conversations."""
 
     @overload
@@ -71,7 +71,7 @@ class Chats(Answering):
         requests = self._chats(
             several, messages, sampling_params, _options(template_args, chat_template_kwargs, tools, reasoning)
         )
-        outputs = self._answer(requests, progress, use_tqdm)
+        outputs = self._run(requests, progress, use_tqdm)
         return outputs if several else outputs[0]
 
     @overload
@@ -96,8 +96,10 @@ class Chats(Answering):
         """As ``chat``, for an event loop."""
         several = _several(messages)
         options = _options(template_args, chat_template_kwargs, tools, reasoning)
-        requests = await made(lambda: self._chats(several, messages, sampling_params, options), sampling_params)
-        outputs = await self._aanswer(requests, progress)
+        requests = await run_in_thread(
+            lambda: self._chats(several, messages, sampling_params, options), sampling_params
+        )
+        outputs = await self._arun(requests, progress)
         return outputs if several else outputs[0]
 
     def chat_stream(
@@ -133,17 +135,17 @@ class Chats(Answering):
 
     def _chat_streamed(
         self, messages: Messages, params: SamplingParams | None, options: ChatOptions, progress: PromptProgress | None
-    ) -> Request:
-        request = self._requests.chat_streamed(messages, params, options)
+    ) -> PendingRequest:
+        request = self._inputs.chat_streamed(messages, params, options)
         report(request.generations, progress)
         return request
 
     def _chats(
         self, several: bool, messages: Messages | Sequence[Messages], params: ParamsOf, options: ChatOptions
-    ) -> list[Request]:
+    ) -> list[PendingRequest]:
         chats: Any = messages if several else [messages]
         each: Any = params if several else [params]
-        return self._requests.chats(chats, each, options)
+        return self._inputs.chats(chats, each, options)
 
 
 def _options(

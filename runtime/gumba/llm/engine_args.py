@@ -131,7 +131,7 @@ DTYPES = frozenset({"auto", "half", "float16", "bfloat16", "float", "float32"})
 #: vLLM's names of the KV cache's type -> ``kv_type``.
 _KV_TYPES = {"auto": None, "float16": "f16", "half": "f16", "bfloat16": "bf16", "float32": "f32"}
 
-#: Keywords that ``translated`` handles individually.
+#: Keywords that ``translate_keywords`` handles individually.
 _SPECIAL = frozenset({
     "gpu_memory_utilization", "dtype", "kv_cache_dtype", "seed", "enable_prefix_caching", "tokenizer", "revision",
     "tokenizer_revision", "hf_token", "download_dir", "speculative_config", "ngram_prompt_lookup_max",
@@ -162,7 +162,9 @@ class EngineArgs:
     download_dir: str | None
 
 
-def translated(model: Any, given: Mapping[str, Any], own: Mapping[str, Any], defaults: Mapping[str, Any]) -> EngineArgs:
+def translate_keywords(
+    model: Any, given: Mapping[str, Any], own: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> EngineArgs:
     """Translate vLLM's keywords ``given`` into those of ``LLM``.
 
     Args:

@@ -23,7 +23,7 @@ from gumba.engine.speculative.draft_model import DraftRunner, ModelDrafter
 from gumba.engine.speculative.prompt_lookup import PromptLookup
 from gumba.errors import RequestError, ResourceError
 from gumba.llm.embedding_settings import EmbeddingSettings, encode_after, prompt_tokens
-from gumba.llm.output_processor import BeamRequest, ContrastiveRequest, Request
+from gumba.llm.output_processor import PendingBeamSearch, PendingContrastiveSearch, PendingRequest
 from gumba.sampling.sampler_state import SamplerState
 from gumba.sampling.token_healing import HealedDecoder, Healing, healable
 from gumba.sampling.token_sequences import bad_word_sequences, breaker_sequences
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 Prompt = str | Sequence[int] | np.ndarray[Any, Any] | Mapping[str, Any]
 Messages = Sequence[Mapping[str, Any]]
 #: What a classifier judges: a prompt, or two texts that it reads together.
-Judged = Prompt | tuple[str, str]
+ClassifyInput = Prompt | tuple[str, str]
 #: One for all requests, or one for each of them.
 ParamsOf = SamplingParams | Sequence[SamplingParams | None] | None
 #: Told how many tokens of prompts have been read, and how many there are.
@@ -80,16 +80,16 @@ def report(generations: Sequence[Generation], progress: PromptProgress | None) -
         each.on_prompt = told(index)
 
 
-def _answers(params: SamplingParams) -> int:
+def _n_sequences(params: SamplingParams) -> int:
     """Answers to compute, of which ``n`` are returned."""
     return params.n if params.best_of is None else params.best_of
 
 
-class Requests:
+class InputProcessor:
     """Makes sequences of what is asked of one model.
 
     ``check_usable``: raises when nothing can be asked any more. ``capacity``: tokens that fit the context, or, of an encoder, a
-    step. ``config``: the model's. ``template``: the chat template, with tools or without. ``find_draft``: the model that drafts,
+    step. ``config``: the model's. ``template``: the chat template, with tools or without. ``draft_model``: the model that drafts,
     None where there is none; ``draft_tokens``: how many at a time; ``pair_template``: how a decoder is shown two texts; ``seed``:
     of the requests without one of their own, each of which draws from it; ``prefix_caching``: whether requests share pages;
     ``embedding``: how the file wants texts embedded.
@@ -106,7 +106,7 @@ class Requests:
         capacity: int,
         config: Any,
         template: Callable[[bool], ChatTemplate],
-        find_draft: Callable[[], DraftRunner | None] | None,
+        draft_model: Callable[[], DraftRunner | None] | None,
         draft_tokens: int,
         pair_template: PairTemplate | None = None,
         seed: int | None = None,
@@ -117,29 +117,29 @@ class Requests:
         self._prefix_caching = prefix_caching
         self._tokenizer, self._check_usable = tokenizer, check_usable
         self._capacity, self._config, self._template = capacity, config, template
-        self._find_draft, self._draft_tokens = find_draft, draft_tokens
+        self._draft_model, self._draft_tokens = draft_model, draft_tokens
         self._pair_template = pair_template
         self.embedding = embedding or EmbeddingSettings()
         self._controls: dict[tuple[str, ...], frozenset[int]] = {}
 
-    def completions(self, prompts: str | Iterable[Prompt], params: ParamsOf) -> list[Request]:
+    def completions(self, prompts: str | Iterable[Prompt], params: ParamsOf) -> list[PendingRequest]:
         """Answers to prompts."""
         asked = _listed(prompts)
         return [
-            Request(prompt_text(prompt), self.generations(self.prompt_ids(prompt), one))
-            for prompt, one in zip(asked, _each(params, len(asked)))
+            PendingRequest(prompt_text(prompt), self.generations(self.prompt_ids(prompt), one))
+            for prompt, one in zip(asked, _per_prompt(params, len(asked)))
         ]
 
-    def chats(self, chats: Sequence[Messages], params: ParamsOf, options: ChatOptions) -> list[Request]:
+    def chats(self, chats: Sequence[Messages], params: ParamsOf, options: ChatOptions) -> list[PendingRequest]:
         """Answers to conversations."""
-        return [self.chat(messages, one, options) for messages, one in zip(chats, _each(params, len(chats)))]
+        return [self.chat(messages, one, options) for messages, one in zip(chats, _per_prompt(params, len(chats)))]
 
-    def chat(self, messages: Messages, params: SamplingParams | None, options: ChatOptions) -> Request:
+    def chat(self, messages: Messages, params: SamplingParams | None, options: ChatOptions) -> PendingRequest:
         """Answers to a conversation."""
         tools = None if options.tools is None else checked_tools(options.tools) or None
         args = dict(options.template_args or {})
         self._check_usable()
-        self.check_writes()
+        self.check_generates()
         template = self._template(tools is not None)
         if tools is not None:
             if "tools" in args:
@@ -158,7 +158,7 @@ class Requests:
             constrained=constrained,
         )
         shown = frozenset[int]() if form is None else self._control_ids(form.texts)
-        return Request(None, self.generations(ids, params, "messages", shown), form)
+        return PendingRequest(None, self.generations(ids, params, "messages", shown), form)
 
     def _control_ids(self, texts: tuple[str, ...]) -> frozenset[int]:
         """The control tokens that ``texts`` are, or are made of."""
@@ -173,39 +173,39 @@ class Requests:
         _check_streamed(params)
         return self.generations(ids, params)
 
-    def chat_streamed(self, messages: Messages, params: SamplingParams | None, options: ChatOptions) -> Request:
+    def chat_streamed(self, messages: Messages, params: SamplingParams | None, options: ChatOptions) -> PendingRequest:
         """As ``chat``, for answers that are handed over as they come."""
         _check_streamed(params)
         return self.chat(messages, params, options)
 
-    def beam_searches(self, prompts: str | Iterable[Prompt], params: BeamSearchParams) -> list[BeamRequest]:
+    def beam_searches(self, prompts: str | Iterable[Prompt], params: BeamSearchParams) -> list[PendingBeamSearch]:
         """Beam searches."""
         if not isinstance(params, BeamSearchParams):
             raise RequestError(f"params: expected BeamSearchParams, found {show(params)}")
         searches = []
         for prompt in _listed(prompts):
-            ids, n_source = self._begun(self.prompt_ids(prompt))
+            ids, n_source = self._with_start_token(self.prompt_ids(prompt))
             ends = self._end_ids(ids, params, "prompt")
             search = BeamSearch(ids, params, end_ids=ends, capacity=self._capacity)
             search.n_source = n_source
-            searches.append(BeamRequest(prompt_text(prompt), self._share(search), self._tokenizer))
+            searches.append(PendingBeamSearch(prompt_text(prompt), self._share(search), self._tokenizer))
         return searches
 
     def contrastive_searches(
         self, prompts: str | Iterable[Prompt], params: ContrastiveSearchParams | None
-    ) -> list[ContrastiveRequest]:
+    ) -> list[PendingContrastiveSearch]:
         """Contrastive searches."""
         if params is None:
             params = ContrastiveSearchParams()
         if not isinstance(params, ContrastiveSearchParams):
             raise RequestError(f"params: expected ContrastiveSearchParams, found {show(params)}")
-        self._check_continues("contrastive search is for models that continue their prompt")
+        self._refuse_encoder_decoder("contrastive search is for models that continue their prompt")
         searches = []
         for prompt in _listed(prompts):
             ids = self.prompt_ids(prompt)
             ends = self._end_ids(ids, params, "prompt")
             search = ContrastiveSearch(ids, params, end_ids=ends, capacity=self._capacity, n_embd=self._config.n_embd)
-            searches.append(ContrastiveRequest(prompt_text(prompt), self._share(search), self._tokenizer))
+            searches.append(PendingContrastiveSearch(prompt_text(prompt), self._share(search), self._tokenizer))
         return searches
 
     def embeddings(
@@ -228,13 +228,13 @@ class Requests:
         require_boolean("truncate", truncate)
         kind: Literal["mean", "first", "last", "none"] = "first" if pooling == "cls" else pooling
         self._check_usable()
-        self._check_continues("embeddings are those of a file that has its encoder alone")
+        self._refuse_encoder_decoder("embeddings are those of a file that has its encoder alone")
         before = self.embedding.prompt(prompt)
         skip = prompt_tokens(self._tokenizer, before) if before and not self.embedding.include_prompt else 0
         whole, sequences = not self._config.causal, []
         for i, each in enumerate(_listed(prompts)):  # type: ignore[arg-type]
             try:
-                given = _plain(each) if isinstance(each, Mapping) else each
+                given = _unwrapped(each) if isinstance(each, Mapping) else each
                 text = isinstance(given, str)
                 if prompt and not text:
                     raise RequestError(f"prompt: {show(prompt)} needs a text to precede, found {show(given)}")
@@ -261,7 +261,7 @@ class Requests:
                 f"prompt: {len(ids)} tokens are more than the model's maximum of {limit} (max_seq_length); "
                 "truncate=True cuts texts to that"
             )
-        return self._fitting(ids, "prompt", cuts=True)
+        return self._fits(ids, "prompt", cuts=True)
 
     def ranks(self, query: str, documents: Iterable[str], truncate: bool = False) -> list[Judging]:
         """Scores of ``documents`` for ``query`` by a cross-encoder; ``truncate``: truncate long pairs."""
@@ -271,16 +271,16 @@ class Requests:
         if isinstance(documents, str) or not is_iterable(documents):
             raise RequestError(f"documents: expected a list of texts, found {show(documents)}")
         n_labels = self._check_head()
-        if n_labels != 1 and not self.says_yes:
+        if n_labels != 1 and not self.yes_no_labels:
             raise RequestError(f"the model is a classifier of {n_labels} labels, not a reranker: use classify")
         sequences = []
         for i, document in enumerate(documents):
             if not isinstance(document, str):
                 raise RequestError(f"documents[{i}]: expected a text, found {show(document)}")
-            sequences.append(self._judging(self._pair_ids(query, document, truncate)))
+            sequences.append(self._classify_sequence(self._pair_ids(query, document, truncate)))
         return sequences
 
-    def judgements(self, texts: str | Iterable[Judged], truncate: bool = False) -> list[Judging]:
+    def classifications(self, texts: str | Iterable[ClassifyInput], truncate: bool = False) -> list[Judging]:
         """The logits of a classifier for each of ``texts``; ``truncate``: truncate long texts."""
         require_boolean("truncate", truncate)
         self._check_head()
@@ -288,7 +288,7 @@ class Requests:
         for text in _listed(texts):  # type: ignore[arg-type]
             if isinstance(text, tuple) and len(text) == 2 and all(isinstance(part, str) for part in text):
                 first, second = text
-                found.append(self._judging(self._pair_ids(str(first), str(second), truncate)))
+                found.append(self._classify_sequence(self._pair_ids(str(first), str(second), truncate)))
             elif isinstance(text, list | tuple) and any(isinstance(part, str) for part in text):
                 raise RequestError(
                     f"texts: expected texts, token ids, or pairs of texts, (first, second), found {show(text)}"
@@ -296,19 +296,17 @@ class Requests:
             else:
                 ids = self.prompt_ids(text)
                 ids = (
-                    self._tokenizer.truncated(ids, self._capacity)
-                    if truncate
-                    else self._fitting(ids, "prompt", cuts=True)
+                    self._tokenizer.truncated(ids, self._capacity) if truncate else self._fits(ids, "prompt", cuts=True)
                 )
-                found.append(self._judging(ids))
+                found.append(self._classify_sequence(ids))
         return found
 
     @property
-    def says_yes(self) -> bool:
+    def yes_no_labels(self) -> bool:
         """Whether the head's two numbers are the logits of the words yes and no, as of Qwen3-Reranker."""
         return tuple(getattr(self._config, "labels", ())) == ("yes", "no")
 
-    def _judging(self, ids: list[int]) -> Judging:
+    def _classify_sequence(self, ids: list[int]) -> Judging:
         return self._share(Judging(ids, whole=not self._config.causal))
 
     def _pair_ids(self, first: str, second: str, truncate: bool) -> list[int]:
@@ -317,11 +315,11 @@ class Requests:
         if self._pair_template is not None:
             if truncate:
                 raise RequestError("truncate: this model renders both texts in a template and cannot truncate them")
-            return self._fitting(self._pair_template.encode(self._tokenizer, first, second), "the two texts")
+            return self._fits(self._pair_template.encode(self._tokenizer, first, second), "the two texts")
         ids, types = self._tokenizer.encode_pair(first, second, self._capacity if truncate else None)
         if self._config.n_types > 1:
             ids = [token + self._config.n_vocab * kind for token, kind in zip(ids, types)]
-        return self._fitting(ids, "the two texts", cuts=True)
+        return self._fits(ids, "the two texts", cuts=True)
 
     def _check_head(self) -> int:
         n_labels: int = getattr(self._config, "n_labels", 0)
@@ -329,11 +327,11 @@ class Requests:
             raise RequestError(f"this {self._config.architecture} model has no head that judges texts")
         return n_labels
 
-    def check_writes(self) -> None:
+    def check_generates(self) -> None:
         """Raise RequestError for a model that writes no text."""
         n_labels = getattr(self._config, "n_labels", 0)
         if n_labels:
-            use = "rerank" if n_labels == 1 or self.says_yes else "classify"
+            use = "rerank" if n_labels == 1 or self.yes_no_labels else "classify"
             raise RequestError(
                 f"this {self._config.architecture} model writes no text: it has a head that judges texts instead of logits; "
                 f"use {use}"
@@ -343,21 +341,21 @@ class Requests:
                 f"{self._config.architecture} models are encoders, without logits, and write no text: use embed"
             )
 
-    def _begun(self, ids: list[int]) -> tuple[list[int], int]:
+    def _with_start_token(self, ids: list[int]) -> tuple[list[int], int]:
         """What a sequence begins with that answers ``ids``; of an encoder-decoder, also how many of these are its source."""
         start = getattr(self._config, "start_token", None)
         return (ids, 0) if start is None else ([*ids, start], len(ids))
 
-    def _check_continues(self, reason: str) -> None:
+    def _refuse_encoder_decoder(self, reason: str) -> None:
         if getattr(self._config, "start_token", None) is not None:
             raise RequestError(f"this {self._config.architecture} model is an encoder-decoder: {reason}")
 
     def scoring(self, tokens: Sequence[int] | np.ndarray[Any, Any], width: int) -> Scoring:
         """Logits (``width`` of them) after each of ``tokens``."""
         self._check_usable()
-        self.check_writes()
-        self._check_continues("it has no logits of a prompt")
-        ids = self._fitting(self.checked(tokens, "tokens"), "tokens")
+        self.check_generates()
+        self._refuse_encoder_decoder("it has no logits of a prompt")
+        ids = self._fits(self.checked_ids(tokens, "tokens"), "tokens")
         try:
             return self._share(Scoring(ids, width))
         except MemoryError:
@@ -375,11 +373,11 @@ class Requests:
         if not isinstance(params, SamplingParams):
             raise RequestError(f"params: expected SamplingParams, found {show(params)}")
         if params.prompt_logprobs is not None:
-            self._check_continues("it has no log-probabilities of a prompt")
-        ids, n_source = self._begun(ids)
+            self._refuse_encoder_decoder("it has no log-probabilities of a prompt")
+        ids, n_source = self._with_start_token(ids)
         ends = self._end_ids(ids, params, field)
         seed = self._draw_seed.getrandbits(64) if params.seed is None else params.seed
-        seeds = [(seed + choice * _SEED_STEP) % 2**64 for choice in range(_answers(params))]
+        seeds = [(seed + choice * _SEED_STEP) % 2**64 for choice in range(_n_sequences(params))]
         constraint: Constraint | Healing | None = None
         healed = (
             healable(self._tokenizer, ids, ends) if params.token_healing and field == "prompt" and not n_source else ""
@@ -404,7 +402,7 @@ class Requests:
                 choice=choice,
                 constraint=None if constraint is None else constraint.fork(),
             )
-            for choice in range(_answers(params))
+            for choice in range(_n_sequences(params))
         ]
         for other in made[1:]:
             other.leader = made[0]
@@ -413,8 +411,8 @@ class Requests:
             self._share(each)
             if params.prompt_lookup_tokens:
                 each.drafter = PromptLookup(params.prompt_lookup_tokens)
-            elif self._find_draft is not None:
-                each.drafter = ModelDrafter(self._find_draft, self._tokenizer.n_vocab, self._draft_tokens)
+            elif self._draft_model is not None:
+                each.drafter = ModelDrafter(self._draft_model, self._tokenizer.n_vocab, self._draft_tokens)
         return made
 
     def _decoder(self, params: SamplingParams, healed: int, shown: frozenset[int]) -> StreamDecoder | HealedDecoder:
@@ -426,7 +424,7 @@ class Requests:
         self, ids: list[int], params: SamplingParams | BeamSearchParams | ContrastiveSearchParams, field: str
     ) -> frozenset[int]:
         """Tokens that end an answer to the prompt ``ids``, which is checked to leave room for one."""
-        self.check_writes()
+        self.check_generates()
         capacity = self._capacity
         if len(ids) >= capacity:
             most = self._config.n_ctx_most
@@ -449,7 +447,7 @@ class Requests:
     def _sampler_state(self, params: SamplingParams, ids: list[int], end_ids: frozenset[int]) -> SamplerState:
         """What the sampler of a generation from the prompt ``ids`` carries."""
         tokenizer, breakers = self._tokenizer, tuple(params.dry_sequence_breakers)
-        if _answers(params) > params.n and params.logprobs is None:
+        if _n_sequences(params) > params.n and params.logprobs is None:
             params = replace(params, logprobs=0)
         return SamplerState(
             params,
@@ -466,7 +464,7 @@ class Requests:
         for name in args:
             if not isinstance(name, str) or name in ("tokenizer", "template", "messages"):
                 raise RequestError(f"template_args: {show(name)} is not the name of a further variable")
-        return self.checked(encode_chat(self._tokenizer, template, messages, **args), "messages")
+        return self.checked_ids(encode_chat(self._tokenizer, template, messages, **args), "messages")
 
     def _share(self, sequence: S) -> S:
         """``sequence``, with prefix caching off if this model has it off."""
@@ -477,12 +475,12 @@ class Requests:
         """Token ids of a prompt."""
         self._check_usable()
         if isinstance(prompt, Mapping):
-            prompt = _plain(prompt)
+            prompt = _unwrapped(prompt)
         if isinstance(prompt, str):
             prompt = self._tokenizer.encode(prompt, add_special=True, parse_special=False)
-        return self.checked(prompt, "prompt")
+        return self.checked_ids(prompt, "prompt")
 
-    def checked(self, tokens: Any, field: str) -> list[int]:
+    def checked_ids(self, tokens: Any, field: str) -> list[int]:
         """``tokens`` as a list of ids that are all in the vocabulary: kernels index with them."""
         n_vocab = self._tokenizer.n_vocab
         if isinstance(tokens, np.ndarray) and tokens.ndim == 1 and tokens.dtype.kind in "iu":
@@ -506,7 +504,7 @@ class Requests:
             ids.append(value)
         return ids
 
-    def _fitting(self, ids: list[int], field: str, *, cuts: bool = False) -> list[int]:
+    def _fits(self, ids: list[int], field: str, *, cuts: bool = False) -> list[int]:
         """Check that ``ids`` fit the context; ``cuts``: the message suggests truncation."""
         if len(ids) > self._capacity:
             advice = "; truncate=True cuts texts to that" if cuts else ""
@@ -515,11 +513,11 @@ class Requests:
 
 
 def _check_streamed(params: SamplingParams | None) -> None:
-    if isinstance(params, SamplingParams) and _answers(params) > params.n:
+    if isinstance(params, SamplingParams) and _n_sequences(params) > params.n:
         raise RequestError("best_of: which answers are best is only known at the end, so they cannot be streamed")
 
 
-def _each(params: ParamsOf, count: int) -> Sequence[SamplingParams | None]:
+def _per_prompt(params: ParamsOf, count: int) -> Sequence[SamplingParams | None]:
     """What each of ``count`` requests is to be answered with."""
     if not isinstance(params, Sequence):
         return [params] * count
@@ -563,7 +561,7 @@ def with_token_ids(
     return [{"prompt": prompt_text(text), "prompt_token_ids": ids} for text, ids in zip(texts, listed)]
 
 
-def _plain(prompt: Mapping[str, Any]) -> Any:
+def _unwrapped(prompt: Mapping[str, Any]) -> Any:
     """The text or token ids of vLLM's prompt dictionary. Raises RequestError for other keys."""
     for name, value in prompt.items():
         if name not in ("prompt", "prompt_token_ids") and value not in (None, {}):

@@ -17,15 +17,15 @@ from gumba.engine.engine import Engine
 from gumba.errors import RequestError
 from gumba.gguf import GGUFFile
 from gumba.llm import session_file
-from gumba.llm.base import made
-from gumba.llm.chat import Chats
+from gumba.llm.base import run_in_thread
+from gumba.llm.chat import ChatMixin
 from gumba.llm.conversation import Conversation
 from gumba.llm.embedding_settings import EmbeddingSettings
-from gumba.llm.engine_args import kv_budget, translated
-from gumba.llm.input_processor import ParamsOf, Prompt, PromptProgress, Requests, report, with_token_ids
-from gumba.llm.output_processor import Request
-from gumba.llm.pooling import Judges
-from gumba.llm.reloadable_model import LoadedModel
+from gumba.llm.engine_args import kv_budget, translate_keywords
+from gumba.llm.input_processor import InputProcessor, ParamsOf, Prompt, PromptProgress, report, with_token_ids
+from gumba.llm.output_processor import PendingRequest
+from gumba.llm.pooling import PoolingMixin
+from gumba.llm.reloadable_model import ReloadableModel
 from gumba.outputs import BeamSearchOutput, KVUsage, RequestOutput, StreamOutput
 from gumba.sampling_params import (
     BeamSearchParams,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from gumba.runner.load import Model
 
 
-class LLM(Chats, Judges):
+class LLM(ChatMixin, PoolingMixin):
     """A language model from a GGUF file.
 
     Several threads may call it at once: the engine batches their requests. Load it in the process that uses it.
@@ -115,7 +115,7 @@ class LLM(Chats, Judges):
             "kv_tokens": kv_tokens,
         }
         own |= {"kv_memory": kv_memory, "kv_type": kv_type, "draft_model": draft_model, "draft_tokens": draft_tokens}
-        args = translated(model, engine_args, own, _DEFAULTS)
+        args = translate_keywords(model, engine_args, own, _DEFAULTS)
         settings = args.settings
         draft_tokens = require_count("draft_tokens", settings["draft_tokens"], 1, 64)
         max_sequences = require_count("max_sequences", settings["max_sequences"], 1)
@@ -134,7 +134,7 @@ class LLM(Chats, Judges):
             embedding = EmbeddingSettings.from_gguf(self._gguf)
             if chat_template is not None:
                 self.chat_template = self.tool_template = ChatTemplate.given(chat_template, self._tokenizer, self._gguf)
-            self._loaded = LoadedModel(
+            self._loaded = ReloadableModel(
                 self._gguf,
                 self._tokenizer,
                 None if settings["draft_model"] is None else _path("draft_model", settings["draft_model"]),
@@ -160,7 +160,7 @@ class LLM(Chats, Judges):
             unload_after=unload_after,
             load=self._loaded.load,
         )
-        self._requests = Requests(
+        self._inputs = InputProcessor(
             self._tokenizer,
             check_usable=self._engine.check_usable,
             capacity=self._engine.capacity
@@ -168,7 +168,7 @@ class LLM(Chats, Judges):
             else min(self._engine.capacity, self._loaded.model.max_batch_tokens),
             config=self._loaded.model.config,
             template=lambda tools: self.tool_template if tools else self.chat_template,
-            find_draft=None if settings["draft_model"] is None else self._found_draft,
+            draft_model=None if settings["draft_model"] is None else self._current_draft,
             draft_tokens=draft_tokens,
             pair_template=PairTemplate.from_gguf(self._gguf) if self._loaded.model.config.n_labels else None,
             seed=args.seed,
@@ -179,7 +179,7 @@ class LLM(Chats, Judges):
     def __repr__(self) -> str:
         return f"LLM({str(self._gguf.path)!r}, n_ctx={self._loaded.model.n_ctx})"
 
-    def _found_draft(self) -> Model | None:
+    def _current_draft(self) -> Model | None:
         return self._loaded.draft
 
     @property
@@ -250,7 +250,7 @@ class LLM(Chats, Judges):
         ``use_tqdm``: show a bar on stderr, if that is a terminal. Raises as ``stream`` does; then no result is returned.
         """
         prompts = with_token_ids(prompts, prompt_token_ids)
-        return self._answer(self._requests.completions(prompts, sampling_params), progress, use_tqdm)
+        return self._run(self._inputs.completions(prompts, sampling_params), progress, use_tqdm)
 
     async def agenerate(
         self,
@@ -262,8 +262,8 @@ class LLM(Chats, Judges):
     ) -> list[RequestOutput]:
         """As ``generate``, for an event loop, which goes on meanwhile. Cancelling the task cancels the requests."""
         asked = with_token_ids(prompts, prompt_token_ids)
-        requests = await made(lambda: self._requests.completions(asked, sampling_params), sampling_params)
-        return await self._aanswer(requests, progress)
+        requests = await run_in_thread(lambda: self._inputs.completions(asked, sampling_params), sampling_params)
+        return await self._arun(requests, progress)
 
     def beam_search(self, prompts: str | Iterable[Prompt], params: BeamSearchParams) -> list[BeamSearchOutput]:
         """The likeliest answers to all ``prompts`` (as ``generate`` takes them), found by beam search.
@@ -271,13 +271,13 @@ class LLM(Chats, Judges):
         The ``params.n`` best of each, fewer only where no more can be formed. Scores and answers are those of
         ``generate(num_beams=...)`` of transformers. Raises as ``stream`` does; then no result is returned.
         """
-        requests = self._requests.beam_searches(prompts, params)
+        requests = self._inputs.beam_searches(prompts, params)
         self._engine.finish([each.search for each in requests])
         return [each.output() for each in requests]
 
     async def abeam_search(self, prompts: str | Iterable[Prompt], params: BeamSearchParams) -> list[BeamSearchOutput]:
         """As ``beam_search``, for an event loop."""
-        requests = self._requests.beam_searches(prompts, params)
+        requests = self._inputs.beam_searches(prompts, params)
         await self._engine.afinish([each.search for each in requests])
         return [each.output() for each in requests]
 
@@ -288,7 +288,7 @@ class LLM(Chats, Judges):
 
         Raises as ``stream`` does; then no result is returned.
         """
-        requests = self._requests.contrastive_searches(prompts, params)
+        requests = self._inputs.contrastive_searches(prompts, params)
         self._engine.finish([each.search for each in requests])
         return [each.output() for each in requests]
 
@@ -296,7 +296,7 @@ class LLM(Chats, Judges):
         self, prompts: str | Iterable[Prompt], params: ContrastiveSearchParams | None = None
     ) -> list[RequestOutput]:
         """As ``contrastive_search``, for an event loop."""
-        requests = self._requests.contrastive_searches(prompts, params)
+        requests = self._inputs.contrastive_searches(prompts, params)
         await self._engine.afinish([each.search for each in requests])
         return [each.output() for each in requests]
 
@@ -305,7 +305,7 @@ class LLM(Chats, Judges):
 
         Raises RequestError for a model that writes no text, and as ``Conversation`` does.
         """
-        self._requests.check_writes()
+        self._inputs.check_generates()
         return Conversation(self, **settings)
 
     def save_session(self, path: str | PathLike[str], tokens: Sequence[int], notes: Any = None) -> int:
@@ -315,7 +315,7 @@ class LLM(Chats, Judges):
         ``load_session``. The file appears whole or not at all. Raises RequestError, ResourceError when it cannot be
         written, EngineError when the LLM is closed.
         """
-        ids = self._requests.checked(tokens, "tokens")
+        ids = self._inputs.checked_ids(tokens, "tokens")
         held = self._engine.hold(ids)
         found = session_file.Session(ids, held.n_cached, len(held.pages), held.first_window_page, notes)
         try:
@@ -392,8 +392,10 @@ class LLM(Chats, Judges):
     ) -> None:
         self.close()
 
-    def _streamed(self, prompt: Prompt, params: SamplingParams | None, progress: PromptProgress | None) -> Request:
-        request = Request(None, self._requests.streamed(self._requests.prompt_ids(prompt), params))
+    def _streamed(
+        self, prompt: Prompt, params: SamplingParams | None, progress: PromptProgress | None
+    ) -> PendingRequest:
+        request = PendingRequest(None, self._inputs.streamed(self._inputs.prompt_ids(prompt), params))
         report(request.generations, progress)
         return request
 

@@ -14,7 +14,7 @@ from gumba.tokenizer.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class Request:
+class PendingRequest:
     """What was asked of one prompt, and the sequences that answer it."""
 
     prompt: str | None
@@ -49,7 +49,7 @@ def _mean_logprob(generation: Generation) -> float:
 
 
 @dataclass(frozen=True)
-class BeamRequest:
+class PendingBeamSearch:
     """A beam search for one prompt."""
 
     prompt: str | None
@@ -67,7 +67,7 @@ class BeamRequest:
 
 
 @dataclass(frozen=True)
-class ContrastiveRequest:
+class PendingContrastiveSearch:
     """A contrastive search for one prompt."""
 
     prompt: str | None

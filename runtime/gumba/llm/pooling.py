@@ -9,13 +9,13 @@ import numpy as np
 
 from gumba.engine.sequence import Judging
 from gumba.errors import EngineError, ModelError
-from gumba.llm.base import Answering
-from gumba.llm.input_processor import Judged, Pooled, Pooling, Prompt
+from gumba.llm.base import LLMBase
+from gumba.llm.input_processor import ClassifyInput, Pooled, Pooling, Prompt
 from gumba.outputs import Logprobs
 from gumba.sampling_params import SamplingParams
 
 
-class Judges(Answering):
+class PoolingMixin(LLMBase):
     """What a model makes of texts that are there already."""
 
     def logits(self, tokens: Sequence[int] | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -26,7 +26,7 @@ class Judges(Answering):
             ResourceError: The result does not fit the memory.
             EngineError: The LLM is closed or forked, or ``cancel`` was called.
         """
-        scoring = self._requests.scoring(tokens, self.model.config.n_vocab)
+        scoring = self._inputs.scoring(tokens, self.model.config.n_vocab)
         self._engine.finish([scoring])
         if scoring.finish_reason == "cancelled":
             raise EngineError("cancelled")
@@ -75,9 +75,9 @@ class Judges(Answering):
 
         Raises the errors of ``stream``.
         """
-        sequences = self._requests.embeddings(prompts, pooling, prompt, truncate)
+        sequences = self._inputs.embeddings(prompts, pooling, prompt, truncate)
         self._engine.finish(sequences)
-        width: int = min(self.model.config.n_embd, self._requests.embedding.dimensions or self.model.config.n_embd)
+        width: int = min(self.model.config.n_embd, self._inputs.embedding.dimensions or self.model.config.n_embd)
         found = [
             np.atleast_2d(each.rows if pooling == "none" else each.vector)[:, :width].astype(np.float64)
             for each in sequences
@@ -97,7 +97,7 @@ class Judges(Answering):
     @property
     def embedding_prompts(self) -> Mapping[str, str]:
         """The model's prompts for ``embed``: name -> text; empty if the file has none."""
-        return self._requests.embedding.prompts
+        return self._inputs.embedding.prompts
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -112,21 +112,21 @@ class Judges(Answering):
         fit the context, its longer text loses its end (as in transformers).
         Raises RequestError for a model without such a head and for texts that do not fit its context, else as ``embed``.
         """
-        rows = self._judged(self._requests.ranks(query, documents, truncate))
-        return [float(row[0] - row[1] if self._requests.says_yes else row[0]) for row in rows]
+        rows = self._head_outputs(self._inputs.ranks(query, documents, truncate))
+        return [float(row[0] - row[1] if self._inputs.yes_no_labels else row[0]) for row in rows]
 
-    def classify(self, texts: str | Iterable[Judged], *, truncate: bool = False) -> np.ndarray[Any, Any]:
+    def classify(self, texts: str | Iterable[ClassifyInput], *, truncate: bool = False) -> np.ndarray[Any, Any]:
         """Logits of a classifier, float32 [texts, labels], in the order of ``labels``.
 
         ``texts``: prompts as for ``generate``, or pairs ``(first, second)`` that are read together. The softmax of a row gives
         probabilities if exactly one label applies. ``truncate``: truncate texts that do not fit the context.
         Raises RequestError for a model without a head, else as ``embed``.
         """
-        rows = self._judged(self._requests.judgements(texts, truncate))
+        rows = self._head_outputs(self._inputs.classifications(texts, truncate))
         width: int = self.model.config.n_labels
         return np.array(rows, np.float32).reshape(len(rows), width)
 
-    def _judged(self, sequences: list[Judging]) -> list[np.ndarray[Any, Any]]:
+    def _head_outputs(self, sequences: list[Judging]) -> list[np.ndarray[Any, Any]]:
         self._engine.finish(sequences)
         for each in sequences:
             if each.finish_reason == "cancelled":
@@ -140,12 +140,12 @@ class Judges(Answering):
 
         Both are text (the continuation's own tokens follow the prompt's) or token ids. Raises as ``generate`` does.
         """
-        before = self._requests.prompt_ids(prompt)
+        before = self._inputs.prompt_ids(prompt)
         if isinstance(continuation, str):
             continuation = self._tokenizer.encode(continuation, add_special=False, parse_special=False)
-        ids = before + self._requests.checked(continuation, "continuation")
+        ids = before + self._inputs.checked_ids(continuation, "continuation")
         params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
-        (output,) = self._answer(self._requests.completions([ids], params), None, False)
+        (output,) = self._run(self._inputs.completions([ids], params), None, False)
         if output.finish_reason == "cancelled":
             raise EngineError("cancelled")
         return [each for each in (output.prompt_logprobs or [])[len(before) :] if each is not None]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gumba.runner.load import Model
 
 
-class LoadedModel:
+class ReloadableModel:
     """``model`` of an open file, with ``options`` as of ``load_model``; ``draft``, None without a ``draft_path``.
 
     Raises what ``load_model`` does, and ModelError when vocabulary and model do not fit, or the two vocabularies.
