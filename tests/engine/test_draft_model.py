@@ -37,7 +37,7 @@ def test_the_same_answers(tiny: Path, temperature: float, draft_tokens: int) -> 
         assert [step.token_id for step in llm.stream(prompts[1], params)] == expected[1]
         if temperature == 0:  # its own guesses are always right
             assert len(seen) < 2 * 60 * 1.3 / (1 + draft_tokens) + 8
-        assert llm._loaded.draft is not None and llm._loaded.draft.kv.n_free == llm._loaded.draft.kv.n_pages
+        assert llm._models.draft is not None and llm._models.draft.kv.n_free == llm._models.draft.kv.n_pages
         assert llm.kv_usage().in_use == 0
 
 
@@ -48,12 +48,12 @@ def test_a_draft_model_without_room_is_no_obstacle(tiny: Path) -> None:
     with LLM(tiny) as llm:
         expected = [each.token_ids for each in llm.generate(prompts, params)]
     with LLM(tiny, draft_model=tiny) as llm:
-        assert llm._loaded.draft is not None
-        taken = llm._loaded.draft.kv.allocate(llm._loaded.draft.kv.n_pages - 3)
-        llm._loaded.draft.n_ctx = 80
+        assert llm._models.draft is not None
+        taken = llm._models.draft.kv.allocate(llm._models.draft.kv.n_pages - 3)
+        llm._models.draft.n_ctx = 80
         assert [each.token_ids for each in llm.generate(prompts, params)] == expected
-        llm._loaded.draft.kv.release(taken)
-        assert llm._loaded.draft.kv.n_free == llm._loaded.draft.kv.n_pages
+        llm._models.draft.kv.release(taken)
+        assert llm._models.draft.kv.n_free == llm._models.draft.kv.n_pages
 
 
 def test_what_cannot_draft(tiny: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import gumba
 import gumba.llm.reloadable_model
 from gumba import EngineError, ModelError, RequestError, SamplingParams
-from support.fake_model import END, EURO, MARK, N_VOCAB, OP, ST, XYZ, hashed_logits, scripted
+from support.fake_model import END, EURO, MARK, N_VOCAB, OP, ST, XYZ, FakeModel, hashed_logits, scripted
 from support.generation_oracle import GREEDY, oracle
 
 
@@ -306,7 +306,7 @@ def chatting(make_llm, monkeypatch):
     def encode_chat(tokenizer, template, messages, add_generation_prompt=True, **kwargs):
         return tokenizer.encode(template.render(messages, add_generation_prompt, **kwargs))
 
-    monkeypatch.setattr("gumba.llm.llm.ChatTemplate", FakeTemplate)
+    monkeypatch.setattr("gumba.llm.chat_templates.ChatTemplate", FakeTemplate)
     monkeypatch.setattr("gumba.llm.input_processor.encode_chat", encode_chat)
     return make_llm()
 
@@ -391,9 +391,8 @@ def test_names_of_vllm(make_llm, monkeypatch, capfd):
     llm.generate([[1], [2]], params)
     assert capfd.readouterr() == ("", "")
     loaded = []
-    load = gumba.llm.reloadable_model.load_model
     monkeypatch.setattr(
-        gumba.llm.reloadable_model, "load_model", lambda gguf, **options: loaded.append(options) or load(gguf)
+        gumba.llm.reloadable_model, "load_model", lambda gguf, **options: loaded.append(options) or FakeModel()
     )
     gumba.LLM(model="fake.gguf", max_model_len=48)
     assert loaded[0]["n_ctx"] == 48
@@ -432,7 +431,7 @@ def test_an_event_loop_goes_on_while_a_grammar_is_compiled(chatting, monkeypatch
 
 def test_closing_a_constrained_stream_of_an_event_loop_frees_its_pages(make_llm, monkeypatch):
     llm = make_llm(before=lambda model: time.sleep(0.001))
-    monkeypatch.setattr("gumba.llm.base.constrained", lambda params: True)
+    monkeypatch.setattr("gumba.llm.base.compiles_grammar", lambda params: True)
 
     async def main():
         stream = llm.astream([1], SamplingParams(temperature=0))

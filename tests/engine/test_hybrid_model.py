@@ -115,7 +115,7 @@ def test_guesses_of_itself(path: Path, draft_tokens: int, expected: list[list[in
         assert [each.token_ids for each in llm.generate(prompts(), PARAMS)] == expected
         greedy = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
         guessed = [each.token_ids for each in llm.generate(prompts(), greedy)]
-        draft = llm._loaded.draft
+        draft = llm._models.draft
         assert draft is not None and draft.states is not None
         assert (draft.states.n_free, draft.kv.n_free) == (draft.states.n_slots, draft.kv.n_pages)
     with LLM(path, n_threads=1) as llm:

@@ -112,7 +112,7 @@ def test_one_answer_at_a_time(llm: LLM, tmp_path: Path) -> None:
         lambda: talk.stream("c"), lambda: talk.save(tmp_path / "x"), lambda: setattr(talk, "system", "x"), lambda: next(stale),
     ]  # fmt: skip
     for other in others[:-1]:
-        with pytest.raises(RequestError, match="still answering"):
+        with pytest.raises(RequestError, match="still being streamed"):
             other()
     list(stream)
     said = talk.messages[:]
@@ -304,8 +304,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("params", [], "params: expected an object"),
     ("params", {"temperature": "hot"}, "params: temperature: expected a number"),
     ("params", {"top_k": -2}, "params: top_k: expected an integer"),
-    ("params", {"wit": 1}, "params: 'wit' is no setting"),
-    ("params", {"logits_processors": []}, "params: 'logits_processors' is no setting"),
+    ("params", {"wit": 1}, "params: 'wit' is not a parameter"),
+    ("params", {"logits_processors": []}, "params: 'logits_processors' is not a parameter"),
     ("params", {"logit_bias": [[1]]}, "params: logit_bias: expected"),
     ("params", {"structured_outputs": "x"}, "params: structured_outputs: expected an object"),
     ("params", {"structured_outputs": {"xml": "x"}}, "params: structured_outputs: expected an object"),

@@ -157,7 +157,18 @@ class FakeStates:
 class FakeModel:
     """Checks every chunk it is given; ``before(model)`` is called at the start of every forward."""
 
-    config = SimpleNamespace(n_vocab=N_VOCAB, n_embd=N_EMBD, n_ctx_most=1 << 20, causal=True, n_labels=0)
+    config = SimpleNamespace(
+        architecture="fake",
+        n_vocab=N_VOCAB,
+        n_embd=N_EMBD,
+        n_ctx_most=1 << 20,
+        causal=True,
+        n_types=1,
+        n_labels=0,
+        labels=(),
+        pooling="",
+        start_token=None,
+    )
     n_threads = 1
 
     def __init__(self, *, n_ctx=64, n_pages=64, page_tokens=4, max_batch_tokens=16, logits=hashed_logits, before=None,

@@ -1,19 +1,19 @@
-"""What every face of an ``LLM`` stands on: the engine, and answers to requests, waited for or streamed."""
+"""Base class of ``LLM``: the loaded model, its engine, and running requests on it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 from gumba.engine.engine import Engine
-from gumba.llm.chat_stream import aparsed
-from gumba.llm.input_processor import InputProcessor, PromptProgress, report
-from gumba.llm.output_processor import PendingRequest
+from gumba.llm.input_processor import InputProcessor, ParamsOf
+from gumba.llm.output_processor import Output, PendingRequest, RequestBatch
+from gumba.llm.pooling_inputs import PoolingInputs
 from gumba.llm.reloadable_model import ReloadableModel
-from gumba.outputs import RequestOutput, StreamOutput
+from gumba.outputs import StreamOutput
 from gumba.progress import Progress
 from gumba.sampling_params import SamplingParams
 from gumba.tokenizer.tokenizer import Tokenizer
@@ -25,54 +25,54 @@ T = TypeVar("T")
 
 
 class LLMBase:
-    """A loaded model, its engine, and what makes sequences for that of what is asked."""
+    """Base class of ``LLM``: runs requests on the engine, blocking or async."""
 
-    _loaded: ReloadableModel
+    _models: ReloadableModel
     _engine: Engine
     _inputs: InputProcessor
+    _pooling_inputs: PoolingInputs
     _tokenizer: Tokenizer
 
     @property
     def model(self) -> Model:
         """The model itself, below the engine."""
-        return self._loaded.model
+        return self._models.model
 
-    def _run(self, requests: list[PendingRequest], progress: PromptProgress | None, bar: bool) -> list[RequestOutput]:
-        generations = [each for request in requests for each in request.generations]
-        report(generations, progress)
-        with Progress("answers", shown=bar) as shown:
-            done = itertools.count(1)
-            self._engine.finish(generations, lambda _: shown("generating", next(done), len(generations)))
-        return [request.output() for request in requests]
+    async def _afinish(self, batch: RequestBatch[Output]) -> list[Output]:
+        await self._engine.afinish(batch.sequences)
+        return batch.outputs()
 
     def _astream(
-        self, make: Callable[[], PendingRequest], params: SamplingParams | None
+        self, build: Callable[[], PendingRequest], params: SamplingParams | None
     ) -> AsyncIterator[StreamOutput]:
-        if not constrained(params):
-            request = make()
-            return aparsed(request, self._engine.astream(request.generations))
+        """The steps of the request that ``build`` returns; building it takes long with a grammar to compile."""
+        if not compiles_grammar(params):
+            request = build()
+            return request.aparsed(self._engine.astream(request.sequences))
 
         async def stream() -> AsyncIterator[StreamOutput]:
-            request = await run_in_thread(make, params)
-            async with contextlib.aclosing(aparsed(request, self._engine.astream(request.generations))) as steps:
+            request = await build_async(build, params)
+            async with contextlib.aclosing(request.aparsed(self._engine.astream(request.sequences))) as steps:
                 async for step in steps:
                     yield step
 
         return stream()
 
-    async def _arun(self, requests: list[PendingRequest], progress: PromptProgress | None) -> list[RequestOutput]:
-        generations = [each for request in requests for each in request.generations]
-        report(generations, progress)
-        await self._engine.afinish(generations)
-        return [request.output() for request in requests]
+
+@contextlib.contextmanager
+def answer_bar(n_answers: int, shown: bool) -> Iterator[Callable[[object], None]]:
+    """A bar on stderr, if ``shown``; yields a function to call after each answer."""
+    with Progress("answers", shown=shown) as progress:
+        done = itertools.count(1)
+        yield lambda _: progress("generating", next(done), n_answers)
 
 
-def constrained(params: Any) -> bool:
+def compiles_grammar(params: ParamsOf) -> bool:
     """Whether a grammar has to be compiled, which may take tenths of a second."""
-    each = params if isinstance(params, list | tuple) else [params]
-    return any(getattr(one, "structured_outputs", None) is not None for one in each)
+    several = params if isinstance(params, list | tuple) else [params]
+    return any(getattr(one, "structured_outputs", None) is not None for one in several)
 
 
-async def run_in_thread(make: Callable[[], T], params: Any) -> T:
-    """What ``make`` gives, by another thread where it takes long: the event loop goes on meanwhile."""
-    return await asyncio.to_thread(make) if constrained(params) else make()
+async def build_async(build: Callable[[], T], params: ParamsOf) -> T:
+    """``build()``, in another thread if a grammar has to be compiled, so that the event loop continues meanwhile."""
+    return await asyncio.to_thread(build) if compiles_grammar(params) else build()

@@ -1,14 +1,13 @@
-"""The part of an ``LLM`` that answers conversations."""
+"""Chat API of ``LLM``: answers to conversations, by the model's chat template."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, overload
 
-from gumba.llm.base import LLMBase, run_in_thread
-from gumba.llm.chat_stream import parsed
-from gumba.llm.input_processor import ChatOptions, Messages, ParamsOf, PromptProgress, report
-from gumba.llm.output_processor import PendingRequest
+from gumba.llm.base import LLMBase, answer_bar, build_async
+from gumba.llm.input_processor import ChatOptions, Messages, ParamsOf, PromptProgress
+from gumba.llm.output_processor import RequestBatch
 from gumba.outputs import RequestOutput, StreamOutput
 from gumba.sampling_params import SamplingParams
 from gumba.validation import template_variables
@@ -21,7 +20,7 @@ Tools = Sequence[Mapping[str, Any]] | None
 
 
 class ChatKeywords(TypedDict, total=False):
-    """What ``achat`` takes by name."""
+    """Keywords of ``achat``."""
 
     tools: Tools
     reasoning: str
@@ -30,22 +29,22 @@ class ChatKeywords(TypedDict, total=False):
     progress: PromptProgress | None
 
 
-class BarredChatKeywords(ChatKeywords, total=False):
-    """What ``chat`` takes by name."""
+class BlockingChatKeywords(ChatKeywords, total=False):
+    """Keywords of ``chat``."""
 
     use_tqdm: bool
 
 
 class ChatMixin(LLMBase):
-    """Answers to conversations."""
+    """Chat API of ``LLM``: chat, chat_stream and their versions for an event loop."""
 
     @overload
     def chat(
-        self, messages: Messages, sampling_params: SamplingParams | None = None, **options: Unpack[BarredChatKeywords]
+        self, messages: Messages, sampling_params: SamplingParams | None = None, **options: Unpack[BlockingChatKeywords]
     ) -> RequestOutput: ...
     @overload
     def chat(
-        self, messages: Sequence[Messages], sampling_params: ParamsOf = None, **options: Unpack[BarredChatKeywords]
+        self, messages: Sequence[Messages], sampling_params: ParamsOf = None, **options: Unpack[BlockingChatKeywords]
     ) -> list[RequestOutput]: ...
     def chat(
         self,
@@ -61,17 +60,26 @@ class ChatMixin(LLMBase):
     ) -> RequestOutput | list[RequestOutput]:
         """Answer a conversation, a list of ``{"role": ..., "content": ...}``, by the file's chat template.
 
-        Of a list of conversations all are answered, as a list. ``tools``: functions that the model may call, as OpenAI's
-        schemas; what it calls is in ``tool_calls`` of the answer. ``reasoning``: "auto" tells it from the answer as the
-        template says, "off" leaves it in the text, or the name of a form: "harmony", or one of ``gumba.chat.formats.REASONING``.
-        ``template_args`` are further variables for the template (``enable_thinking`` of some models), ``chat_template_kwargs``
-        is vLLM's name of the same; the rest as of ``generate``. Raises as ``stream`` does, and TemplateError.
+        Args:
+            messages: A conversation, which returns one output, or a list of conversations, which returns a list.
+            sampling_params: As for ``generate``.
+            tools: Functions that the model may call, as OpenAI's schemas; the calls are in ``tool_calls`` of the answer.
+            reasoning: "auto" separates the model's reasoning from its answer by the tags in the template, "off" leaves it in
+                the text; or the name of a format: "harmony", or one of ``gumba.chat.formats.REASONING``.
+            template_args: Further variables of the template (``enable_thinking`` of some models).
+            chat_template_kwargs: vLLM's name of ``template_args``.
+            progress: As for ``generate``.
+            use_tqdm: As for ``generate``.
+
+        Raises as ``stream`` does, and TemplateError.
         """
         several = _several(messages)
-        requests = self._chats(
-            several, messages, sampling_params, _options(template_args, chat_template_kwargs, tools, reasoning)
-        )
-        outputs = self._run(requests, progress, use_tqdm)
+        options = _options(template_args, chat_template_kwargs, tools, reasoning)
+        batch = self._chat_batch(several, messages, sampling_params, options, progress)
+        sequences = batch.sequences
+        with answer_bar(len(sequences), use_tqdm) as count:
+            self._engine.finish(sequences, count)
+        outputs = batch.outputs()
         return outputs if several else outputs[0]
 
     @overload
@@ -96,10 +104,10 @@ class ChatMixin(LLMBase):
         """As ``chat``, for an event loop."""
         several = _several(messages)
         options = _options(template_args, chat_template_kwargs, tools, reasoning)
-        requests = await run_in_thread(
-            lambda: self._chats(several, messages, sampling_params, options), sampling_params
+        batch = await build_async(
+            lambda: self._chat_batch(several, messages, sampling_params, options, progress), sampling_params
         )
-        outputs = await self._arun(requests, progress)
+        outputs = await self._afinish(batch)
         return outputs if several else outputs[0]
 
     def chat_stream(
@@ -115,8 +123,8 @@ class ChatMixin(LLMBase):
     ) -> Iterator[StreamOutput]:
         """As ``chat`` of one conversation, one StreamOutput per token, as ``stream`` gives them."""
         options = _options(template_args, chat_template_kwargs, tools, reasoning)
-        request = self._chat_streamed(messages, sampling_params, options, progress)
-        return parsed(request, self._engine.stream(request.generations))
+        request = self._inputs.chat_stream(messages, sampling_params, options, progress)
+        return request.parsed(self._engine.stream(request.sequences))
 
     def achat_stream(
         self,
@@ -129,23 +137,23 @@ class ChatMixin(LLMBase):
         chat_template_kwargs: Mapping[str, Any] | None = None,
         progress: PromptProgress | None = None,
     ) -> AsyncIterator[StreamOutput]:
-        """As ``chat_stream``, for an event loop. With ``structured_outputs`` the checks come with the first item, too."""
+        """As ``chat_stream``, for an event loop. With ``structured_outputs`` arguments are checked with the first item, too."""
         options = _options(template_args, chat_template_kwargs, tools, reasoning)
-        return self._astream(lambda: self._chat_streamed(messages, sampling_params, options, progress), sampling_params)
+        return self._astream(
+            lambda: self._inputs.chat_stream(messages, sampling_params, options, progress), sampling_params
+        )
 
-    def _chat_streamed(
-        self, messages: Messages, params: SamplingParams | None, options: ChatOptions, progress: PromptProgress | None
-    ) -> PendingRequest:
-        request = self._inputs.chat_streamed(messages, params, options)
-        report(request.generations, progress)
-        return request
-
-    def _chats(
-        self, several: bool, messages: Messages | Sequence[Messages], params: ParamsOf, options: ChatOptions
-    ) -> list[PendingRequest]:
+    def _chat_batch(
+        self,
+        several: bool,
+        messages: Messages | Sequence[Messages],
+        params: ParamsOf,
+        options: ChatOptions,
+        progress: PromptProgress | None,
+    ) -> RequestBatch[RequestOutput]:
         chats: Any = messages if several else [messages]
-        each: Any = params if several else [params]
-        return self._inputs.chats(chats, each, options)
+        per_chat: Any = params if several else [params]
+        return self._inputs.chats(chats, per_chat, options, progress)
 
 
 def _options(

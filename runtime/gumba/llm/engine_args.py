@@ -8,15 +8,19 @@ Names: vLLM's ``LLM`` and ``EngineArgs``, versions 0.5 to 0.16.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from gumba.errors import RequestError, ResourceError, UnsupportedError
+from gumba.gguf import GGUFFile
+from gumba.llm.engine_config import CacheConfig, EngineConfig
 from gumba.memory import available_memory
 from gumba.validation import KeywordError, require_boolean, require_count, require_number, show, suggestion
 
 log = logging.getLogger("gumba")
+
+N = TypeVar("N", int, float)
 
 #: vLLM's name -> the keyword of ``LLM`` with the same meaning.
 RENAMED = {
@@ -131,7 +135,7 @@ DTYPES = frozenset({"auto", "half", "float16", "bfloat16", "float", "float32"})
 #: vLLM's names of the KV cache's type -> ``kv_type``.
 _KV_TYPES = {"auto": None, "float16": "f16", "half": "f16", "bfloat16": "bf16", "float32": "f32"}
 
-#: Keywords that ``translate_keywords`` handles individually.
+#: Keywords that ``parse_engine_args`` handles individually.
 _SPECIAL = frozenset({
     "gpu_memory_utilization", "dtype", "kv_cache_dtype", "seed", "enable_prefix_caching", "tokenizer", "revision",
     "tokenizer_revision", "hf_token", "download_dir", "speculative_config", "ngram_prompt_lookup_max",
@@ -140,78 +144,130 @@ _SPECIAL = frozenset({
 
 
 @dataclass(frozen=True)
-class EngineArgs:
-    """vLLM's keywords in gumba's terms.
+class Download:
+    """Where a model from a hub comes from.
 
     Attributes:
-        settings: Keywords of ``LLM`` that may have another name -> value.
-        memory_share: Fraction of the available memory, 0 to 1, for weights and KV cache together; None: no limit.
-        seed: Seed of requests without a seed; None draws one per request.
-        prefix_caching: Whether requests share the KV pages of common prefixes.
-        revision: Branch, tag or commit of a model on a hub.
+        revision: Branch, tag or commit; None: the hub's default.
         token: Access token for the hub.
-        download_dir: Folder in which files from a hub are kept.
+        cache_dir: Folder in which downloaded files are kept; None: the default one.
     """
 
-    settings: dict[str, Any]
-    memory_share: float | None
-    seed: int | None
-    prefix_caching: bool
-    revision: str | None
-    token: str | None
-    download_dir: str | None
+    revision: str | None = None
+    token: str | None = None
+    cache_dir: str | None = None
 
 
-def translate_keywords(
-    model: Any, given: Mapping[str, Any], own: Mapping[str, Any], defaults: Mapping[str, Any]
+@dataclass(frozen=True)
+class EngineArgs:
+    """The keywords of ``LLM`` and vLLM's synonyms of them, checked.
+
+    Attributes:
+        config: The settings.
+        download: Where the model comes from if it is on a hub.
+        memory_fraction: Fraction of the available memory, 0 to 1, for weights and KV cache together; None: no limit.
+    """
+
+    config: EngineConfig
+    download: Download
+    memory_fraction: float | None
+
+    def config_for(self, gguf: GGUFFile) -> EngineConfig:
+        """The settings for the model in ``gguf``, with the size of the KV cache if ``memory_fraction`` limits it.
+
+        Raises ResourceError if the weights alone need more than that fraction of the memory.
+        """
+        if self.memory_fraction is None:
+            return self.config
+        kv_memory = kv_budget(self.memory_fraction, gguf.file_size)
+        return replace(self.config, cache=replace(self.config.cache, kv_memory=kv_memory))
+
+
+def parse_engine_args(
+    model: Any, keywords: Mapping[str, Any], extra: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> EngineArgs:
-    """Translate vLLM's keywords ``given`` into those of ``LLM``.
+    """Check the keywords of ``LLM``, and translate those of vLLM.
 
     Args:
         model: The model argument of ``LLM``. ``tokenizer`` may repeat it; any other tokenizer is a warning.
-        given: Keyword -> value, as the caller wrote them.
-        own: Keywords of ``LLM`` that have a synonym in vLLM -> value; the result's ``settings`` includes them.
-        defaults: All keywords of ``LLM`` -> default.
+        keywords: Keywords of ``LLM`` -> value.
+        extra: vLLM's keywords -> value, as the caller wrote them.
+        defaults: Keywords of ``LLM`` -> default.
 
     Raises:
         KeywordError: A keyword that vLLM does not have either; the message names the nearest known one.
         RequestError: A value has the wrong type or range, or a setting is given under both of its names.
         UnsupportedError: A value that would change results, or the device.
     """
+    n_ctx = keywords["n_ctx"]
+    if keywords["max_model_len"] is not None:
+        if n_ctx is not None:
+            raise RequestError("max_model_len and n_ctx are the same setting: pass only one of them")
+        n_ctx = require_count("max_model_len", keywords["max_model_len"], 1)
+    values = _known_values(extra, defaults)
+    synonyms = _synonyms(values)
+    for ours, (theirs, _) in synonyms.items():
+        if keywords[ours] != defaults[ours]:
+            raise RequestError(f"{theirs} and {ours} are the same setting: pass only one of them")
+    if str(values.get("tokenizer", model)) != str(model):
+        log.warning("tokenizer=%s is ignored: gumba uses the tokenizer of the model file", show(values["tokenizer"]))
+    settings = {**keywords, **{ours: value for ours, (_, value) in synonyms.items()}}
+    memory_fraction = _memory_fraction(values, keywords, synonyms)
+    seed = require_count("seed", values["seed"], 0, 2**64 - 1) if "seed" in values else None
+    prefix_caching = require_boolean("enable_prefix_caching", values.get("enable_prefix_caching", True))
+    revision = _revision(values)
+    token = _text(values, "hf_token") if not isinstance(values.get("hf_token"), bool) else None
+    download = Download(revision, token, _text(values, "download_dir"))
+    cache = CacheConfig(
+        settings["kv_tokens"], settings["kv_memory"], settings["kv_type"], settings["n_states"], prefix_caching
+    )
+    config = EngineConfig(
+        n_ctx=n_ctx,
+        n_threads=settings["n_threads"],
+        max_batch_tokens=settings["max_batch_tokens"],
+        cache=cache,
+        draft_model=settings["draft_model"],
+        draft_tokens=require_count("draft_tokens", settings["draft_tokens"], 1, 64),
+        max_sequences=require_count("max_sequences", settings["max_sequences"], 1),
+        unload_after=_optional(require_number, "unload_after", settings["unload_after"], 0.0, 1e9),
+        max_queue=_optional(require_count, "max_queue", settings["max_queue"], 0),
+        seed=seed,
+    )
+    return EngineArgs(config, download, memory_fraction)
+
+
+def _optional(require: Callable[..., N], name: str, value: object, *limits: float) -> N | None:
+    return None if value is None else require(name, value, *limits)
+
+
+def _known_values(extra: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of vLLM that are not None. Raises KeywordError for an unknown one, UnsupportedError for a refused value."""
     known = {*RENAMED, *WITHOUT_EFFECT, *ALLOWED, *_SPECIAL}
-    for name in given:
+    for name in extra:
         if name not in known:
             raise KeywordError(
                 f"LLM() got an unexpected keyword argument {name!r}{suggestion(name, {*known, *defaults})}"
             )
-    values = {name: value for name, value in given.items() if value is not None}
+    values = {name: value for name, value in extra.items() if value is not None}
     for name, value in values.items():
         if name in ALLOWED and not _is_one_of(value, ALLOWED[name]):
             raise _refused(name, value, ALLOWED[name])
         if name in WITHOUT_EFFECT:
             log.info("%s=%s has no effect on the CPU", name, show(value))
-    settings = {RENAMED[name]: (name, value) for name, value in values.items() if name in RENAMED}
-    settings |= _speculation(values)
+    return values
+
+
+def _synonyms(values: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """The settings given by vLLM's names: keyword of ``LLM`` -> (vLLM's name, value)."""
+    synonyms = {RENAMED[name]: (name, value) for name, value in values.items() if name in RENAMED}
+    synonyms |= _speculation(values)
     if "dtype" in values:
         check_dtype("dtype", values["dtype"])
     if "kv_cache_dtype" in values:
         kv_type = _kv_type(values["kv_cache_dtype"])
         if kv_type is not None:
-            settings["kv_type"] = ("kv_cache_dtype", kv_type)
-    for ours, (theirs, _) in settings.items():
-        if own[ours] != defaults[ours]:
-            raise RequestError(f"{theirs} and {ours} are the same setting: pass only one of them")
-    if str(values.get("tokenizer", model)) != str(model):
-        log.warning("tokenizer=%s is ignored: gumba uses the tokenizer of the model file", show(values["tokenizer"]))
-    return EngineArgs(
-        settings={**own, **{ours: value for ours, (_, value) in settings.items()}},
-        memory_share=_memory_share(values, own, settings),
-        seed=require_count("seed", values["seed"], 0, 2**64 - 1) if "seed" in values else None,
-        prefix_caching=require_boolean("enable_prefix_caching", values.get("enable_prefix_caching", True)),
-        revision=_revision(values),
-        token=_text(values, "hf_token") if not isinstance(values.get("hf_token"), bool) else None,
-        download_dir=_text(values, "download_dir"),
-    )
+            synonyms["kv_type"] = ("kv_cache_dtype", kv_type)
+    return synonyms
 
 
 def check_dtype(name: str, value: Any) -> None:
@@ -227,36 +283,38 @@ def check_dtype(name: str, value: Any) -> None:
         )
 
 
-def kv_budget(share: float, weights: int) -> int | None:
-    """Bytes for the KV cache if weights and cache may take the fraction ``share`` of the available memory; None if unknown.
+def kv_budget(fraction: float, weights_bytes: int) -> int | None:
+    """Bytes for the KV cache if weights and cache may take ``fraction`` of the available memory; None if that is unknown.
 
     Raises ResourceError if the weights alone take more.
     """
     available = available_memory()
     if available is None:
         return None
-    budget = int(share * available) - weights
+    budget = int(fraction * available) - weights_bytes
     if budget <= 0:
         raise ResourceError(
-            f"gpu_memory_utilization: {share:g} of {available >> 20} MB of available memory leaves nothing for the KV cache; "
-            f"the weights alone need {weights >> 20} MB"
+            f"gpu_memory_utilization: {fraction:g} of {available >> 20} MB of available memory leaves nothing for the KV cache; "
+            f"the weights alone need {weights_bytes >> 20} MB"
         )
     return budget
 
 
-def _memory_share(values: Mapping[str, Any], own: Mapping[str, Any], settings: Mapping[str, Any]) -> float | None:
-    share = values.get("gpu_memory_utilization")
-    if share is None:
+def _memory_fraction(
+    values: Mapping[str, Any], keywords: Mapping[str, Any], synonyms: Mapping[str, Any]
+) -> float | None:
+    fraction = values.get("gpu_memory_utilization")
+    if fraction is None:
         return None
-    number = require_number("gpu_memory_utilization", share, 0.0, 1.0)
+    number = require_number("gpu_memory_utilization", fraction, 0.0, 1.0)
     if number == 0.0:
-        raise RequestError(f"gpu_memory_utilization: expected a number above 0 and at most 1, found {show(share)}")
+        raise RequestError(f"gpu_memory_utilization: expected a number above 0 and at most 1, found {show(fraction)}")
     for name in ("kv_memory", "kv_tokens"):
-        if own[name] is not None:
+        if keywords[name] is not None:
             raise RequestError(
                 f"gpu_memory_utilization and {name} both set the size of the KV cache: pass only one of them"
             )
-    return None if "kv_memory" in settings else number  # kv_cache_memory_bytes overrides it, as in vLLM
+    return None if "kv_memory" in synonyms else number  # kv_cache_memory_bytes overrides it, as in vLLM
 
 
 def _speculation(values: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
@@ -275,10 +333,10 @@ def _speculation(values: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
     if config.get("method") == "ngram" or config.get("model") is None:
         log.info("speculative_config: for prompt lookup use SamplingParams(prompt_lookup_tokens=...)")
         return {}
-    found = {"draft_model": ("speculative_config", config["model"])}
+    synonyms = {"draft_model": ("speculative_config", config["model"])}
     if config.get("num_speculative_tokens") is not None:
-        found["draft_tokens"] = ("speculative_config", config["num_speculative_tokens"])
-    return found
+        synonyms["draft_tokens"] = ("speculative_config", config["num_speculative_tokens"])
+    return synonyms
 
 
 def _kv_type(value: Any) -> str | None:
@@ -305,13 +363,13 @@ def _text(values: Mapping[str, Any], name: str) -> str | None:
 def _is_one_of(value: Any, allowed: Collection[Any]) -> bool:
     text = str(value)  # e.g. of a torch.device or an enum member
     return any(
-        (type(value) is type(each) and value == each)
-        or (isinstance(each, str) and not isinstance(value, bool | int | float) and text == each)
-        for each in allowed
+        (type(value) is type(one) and value == one)
+        or (isinstance(one, str) and not isinstance(value, bool | int | float) and text == one)
+        for one in allowed
     )
 
 
 def _refused(name: str, value: Any, allowed: Collection[Any]) -> UnsupportedError:
-    expected = " or ".join(show(each) for each in allowed) or "None"
+    expected = " or ".join(show(one) for one in allowed) or "None"
     why = f" ({_INSTEAD[name]})" if name in _INSTEAD else ""
     return UnsupportedError(f"{name}: gumba supports {expected} only, found {show(value)}{why}")

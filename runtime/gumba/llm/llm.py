@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike, fspath
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gumba.chat.rerank_template import PairTemplate
 from gumba.chat.template import ChatTemplate
@@ -17,29 +18,22 @@ from gumba.engine.engine import Engine
 from gumba.errors import RequestError
 from gumba.gguf import GGUFFile
 from gumba.llm import session_file
-from gumba.llm.base import run_in_thread
+from gumba.llm.base import answer_bar, build_async
 from gumba.llm.chat import ChatMixin
+from gumba.llm.chat_templates import ChatTemplates
 from gumba.llm.conversation import Conversation
 from gumba.llm.embedding_settings import EmbeddingSettings
-from gumba.llm.engine_args import kv_budget, translate_keywords
-from gumba.llm.input_processor import InputProcessor, ParamsOf, Prompt, PromptProgress, report, with_token_ids
-from gumba.llm.output_processor import PendingRequest
+from gumba.llm.engine_args import Download, parse_engine_args
+from gumba.llm.input_processor import InputProcessor, ParamsOf, PromptProgress
 from gumba.llm.pooling import PoolingMixin
+from gumba.llm.pooling_inputs import PoolingInputs
+from gumba.llm.prompts import Prompt
 from gumba.llm.reloadable_model import ReloadableModel
 from gumba.outputs import BeamSearchOutput, KVUsage, RequestOutput, StreamOutput
-from gumba.sampling_params import (
-    BeamSearchParams,
-    ContrastiveSearchParams,
-    SamplingParams,
-    require_count,
-    require_number,
-    show,
-)
+from gumba.sampling_params import BeamSearchParams, ContrastiveSearchParams, SamplingParams
 from gumba.store import names_missing_file, resolve
 from gumba.tokenizer.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from gumba.runner.load import Model
+from gumba.validation import show
 
 
 class LLM(ChatMixin, PoolingMixin):
@@ -105,82 +99,43 @@ class LLM(ChatMixin, PoolingMixin):
         progress: Callable[[float], None] | None = None,
         **engine_args: Any,
     ) -> None:
-        if max_model_len is not None:
-            if n_ctx is not None:
-                raise RequestError("max_model_len and n_ctx are the same setting: pass only one of them")
-            n_ctx = require_count("max_model_len", max_model_len, 1)
-        own: dict[str, Any] = {
-            "max_batch_tokens": max_batch_tokens,
-            "max_sequences": max_sequences,
-            "kv_tokens": kv_tokens,
-        }
-        own |= {"kv_memory": kv_memory, "kv_type": kv_type, "draft_model": draft_model, "draft_tokens": draft_tokens}
-        args = translate_keywords(model, engine_args, own, _DEFAULTS)
-        settings = args.settings
-        draft_tokens = require_count("draft_tokens", settings["draft_tokens"], 1, 64)
-        max_sequences = require_count("max_sequences", settings["max_sequences"], 1)
-        if unload_after is not None:
-            unload_after = require_number("unload_after", unload_after, 0.0, 1e9)
-        max_queue = None if max_queue is None else require_count("max_queue", max_queue, 0)
+        keywords = {name: value for name, value in locals().items() if name in _DEFAULTS}
+        args = parse_engine_args(model, keywords, engine_args, _DEFAULTS)
         if progress is not None and not callable(progress):
             raise RequestError(f"progress: expected a function, found {show(progress)}")
-        self._gguf = GGUFFile(
-            _path("model", model, revision=args.revision, token=args.token, cache_dir=args.download_dir)
-        )
+        self._gguf = GGUFFile(_path("model", model, args.download))
         try:
-            if args.memory_share is not None:
-                settings["kv_memory"] = kv_budget(args.memory_share, self._gguf.file_size)
+            config = args.config_for(self._gguf)
             self._tokenizer = Tokenizer.from_gguf(self._gguf)
             embedding = EmbeddingSettings.from_gguf(self._gguf)
-            if chat_template is not None:
-                self.chat_template = self.tool_template = ChatTemplate.given(chat_template, self._tokenizer, self._gguf)
-            self._loaded = ReloadableModel(
-                self._gguf,
-                self._tokenizer,
-                None if settings["draft_model"] is None else _path("draft_model", settings["draft_model"]),
-                progress,
-                n_ctx=n_ctx,
-                n_threads=n_threads,
-                max_batch_tokens=settings["max_batch_tokens"],
-                kv_tokens=kv_tokens,
-                kv_memory=settings["kv_memory"],
-                n_states=n_states,
-                kv_type=settings["kv_type"],
-                max_sequences=max_sequences,
-            )
+            self._templates = ChatTemplates(self._gguf, self._tokenizer, chat_template)
+            if config.draft_model is not None:
+                config = replace(config, draft_model=_path("draft_model", config.draft_model, Download()))
+            self._models = ReloadableModel(self._gguf, self._tokenizer, config, progress)
         except BaseException:
             self._gguf.close()
             raise
+        loaded, draft = self._models.model, self._models.draft
         self._engine = Engine(
-            self._loaded.model,
+            loaded,
             self._tokenizer.n_vocab,
-            max_sequences=max_sequences,
-            max_queue=max_queue,
-            also_close=[] if self._loaded.draft is None else [self._loaded.draft],
-            unload_after=unload_after,
-            load=self._loaded.load,
+            max_sequences=config.max_sequences,
+            max_queue=config.max_queue,
+            also_close=[] if draft is None else [draft],
+            unload_after=config.unload_after,
+            load=self._models.load,
         )
+        n_ctx = self._engine.capacity
+        if not loaded.config.causal:  # an encoder computes a text in one step
+            n_ctx = min(n_ctx, loaded.max_batch_tokens)
         self._inputs = InputProcessor(
-            self._tokenizer,
-            check_usable=self._engine.check_usable,
-            capacity=self._engine.capacity
-            if self._loaded.model.config.causal
-            else min(self._engine.capacity, self._loaded.model.max_batch_tokens),
-            config=self._loaded.model.config,
-            template=lambda tools: self.tool_template if tools else self.chat_template,
-            draft_model=None if settings["draft_model"] is None else self._current_draft,
-            draft_tokens=draft_tokens,
-            pair_template=PairTemplate.from_gguf(self._gguf) if self._loaded.model.config.n_labels else None,
-            seed=args.seed,
-            prefix_caching=args.prefix_caching,
-            embedding=embedding,
+            self._tokenizer, loaded.config, self._engine, n_ctx, config, self._templates, self._models
         )
+        pair_template = PairTemplate.from_gguf(self._gguf) if loaded.config.n_labels else None
+        self._pooling_inputs = PoolingInputs(self._inputs, embedding, pair_template)
 
     def __repr__(self) -> str:
-        return f"LLM({str(self._gguf.path)!r}, n_ctx={self._loaded.model.n_ctx})"
-
-    def _current_draft(self) -> Model | None:
-        return self._loaded.draft
+        return f"LLM({str(self._gguf.path)!r}, n_ctx={self._models.model.n_ctx})"
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -197,25 +152,28 @@ class LLM(ChatMixin, PoolingMixin):
         """The file's metadata, by key."""
         return self._gguf.metadata
 
-    @functools.cached_property
+    @property
     def chat_template(self) -> ChatTemplate:
-        """The file's chat template, or the one chosen instead. Raises TemplateError when it is missing or wrong."""
-        return ChatTemplate.from_gguf(self._gguf, self._tokenizer)
+        """The file's chat template, or the one that replaces it. Raises TemplateError if it is missing or malformed."""
+        return self._templates.default
 
-    @functools.cached_property
+    @property
     def tool_template(self) -> ChatTemplate:
-        """The one for conversations with tools: a few files have two."""
-        several = "tokenizer.chat_template.tool_use" in self._gguf.metadata
-        return ChatTemplate.from_gguf(self._gguf, self._tokenizer, "tool_use") if several else self.chat_template
+        """The template for conversations with tools: a few files have two."""
+        return self._templates.tool_use
 
     def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, progress: PromptProgress | None = None
     ) -> Iterator[StreamOutput]:
-        """Generate from ``prompt`` (text, or token ids), one StreamOutput per token.
+        """Generate from ``prompt``, one StreamOutput per token.
 
-        Text is encoded with the tokens that the model wants around it (BOS), but names of special tokens in it stay
-        text. The prompt is checked now; computing begins with the first item. Closing the iterator cancels the
-        request. ``progress(done, total)`` is called in the engine's thread as the prompt's tokens are read.
+        The prompt is checked now; computing begins with the first item. Closing the iterator cancels the request.
+
+        Args:
+            prompt: Text, or token ids. Text is encoded with the model's special tokens around it (BOS); names of special
+                tokens in it stay text.
+            sampling_params: None: the defaults.
+            progress: Called in the engine's thread as the prompt is computed, with the number of tokens done and of all.
 
         Raises:
             RequestError: The prompt is empty, too long for the context or has an id out of range; or params are wrong.
@@ -224,13 +182,13 @@ class LLM(ChatMixin, PoolingMixin):
             EngineError: The LLM is closed, or was loaded before this process was forked, or this is called in a function that
                 the engine calls (a logits processor, a progress callback).
         """
-        return self._engine.stream(self._streamed(prompt, sampling_params, progress).generations)
+        return self._engine.stream(self._inputs.completion_stream(prompt, sampling_params, progress).sequences)
 
     def astream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, progress: PromptProgress | None = None
     ) -> AsyncIterator[StreamOutput]:
-        """As ``stream``, for an event loop. With ``structured_outputs`` the checks come with the first item, too."""
-        return self._astream(lambda: self._streamed(prompt, sampling_params, progress), sampling_params)
+        """As ``stream``, for an event loop. With ``structured_outputs`` arguments are checked with the first item, too."""
+        return self._astream(lambda: self._inputs.completion_stream(prompt, sampling_params, progress), sampling_params)
 
     def generate(
         self,
@@ -241,16 +199,25 @@ class LLM(ChatMixin, PoolingMixin):
         progress: PromptProgress | None = None,
         use_tqdm: bool = False,
     ) -> list[RequestOutput]:
-        """Generate from all ``prompts`` (a text, or a list of texts and lists of token ids), computed together.
+        """Generate from all ``prompts``, computed together.
 
-        A prompt may also be one of vLLM's dictionaries, ``{"prompt": text}`` or ``{"prompt_token_ids": ids}``.
-        ``prompt_token_ids``: vLLM's other way to give a list of token ids, or a list of such lists; they are what counts
-        where ``prompts`` has texts, too. ``sampling_params`` is for all, or a list of one for each. The results are in the
-        order of the prompts; each is what the prompt would give alone. ``progress`` as of ``stream``, over all prompts;
-        ``use_tqdm``: show a bar on stderr, if that is a terminal. Raises as ``stream`` does; then no result is returned.
+        Args:
+            prompts: A text, or a list of texts and lists of token ids; also vLLM's dictionaries, ``{"prompt": text}`` and
+                ``{"prompt_token_ids": ids}``.
+            sampling_params: For all prompts, or a list of one for each.
+            prompt_token_ids: vLLM's other way to give a list of token ids, or a list of such lists; they take precedence over
+                texts in ``prompts``.
+            progress: As of ``stream``, over all prompts.
+            use_tqdm: Show a bar on stderr, if that is a terminal.
+
+        Returns the results in the order of the prompts; each is what the prompt would give alone. Raises as ``stream`` does;
+        then no result is returned.
         """
-        prompts = with_token_ids(prompts, prompt_token_ids)
-        return self._run(self._inputs.completions(prompts, sampling_params), progress, use_tqdm)
+        batch = self._inputs.completions(prompts, sampling_params, prompt_token_ids, progress)
+        sequences = batch.sequences
+        with answer_bar(len(sequences), use_tqdm) as count:
+            self._engine.finish(sequences, count)
+        return batch.outputs()
 
     async def agenerate(
         self,
@@ -260,99 +227,100 @@ class LLM(ChatMixin, PoolingMixin):
         prompt_token_ids: Sequence[Any] | None = None,
         progress: PromptProgress | None = None,
     ) -> list[RequestOutput]:
-        """As ``generate``, for an event loop, which goes on meanwhile. Cancelling the task cancels the requests."""
-        asked = with_token_ids(prompts, prompt_token_ids)
-        requests = await run_in_thread(lambda: self._inputs.completions(asked, sampling_params), sampling_params)
-        return await self._arun(requests, progress)
+        """As ``generate``, for an event loop, which continues meanwhile. Cancelling the task cancels the requests."""
+        batch = await build_async(
+            lambda: self._inputs.completions(prompts, sampling_params, prompt_token_ids, progress), sampling_params
+        )
+        return await self._afinish(batch)
 
     def beam_search(self, prompts: str | Iterable[Prompt], params: BeamSearchParams) -> list[BeamSearchOutput]:
-        """The likeliest answers to all ``prompts`` (as ``generate`` takes them), found by beam search.
+        """The likeliest answers to all ``prompts`` (as ``generate`` takes them), by beam search.
 
-        The ``params.n`` best of each, fewer only where no more can be formed. Scores and answers are those of
+        Returns the ``params.n`` best of each prompt, fewer only if no more can be formed. Scores and answers are those of
         ``generate(num_beams=...)`` of transformers. Raises as ``stream`` does; then no result is returned.
         """
-        requests = self._inputs.beam_searches(prompts, params)
-        self._engine.finish([each.search for each in requests])
-        return [each.output() for each in requests]
+        batch = self._inputs.beam_searches(prompts, params)
+        self._engine.finish(batch.sequences)
+        return batch.outputs()
 
     async def abeam_search(self, prompts: str | Iterable[Prompt], params: BeamSearchParams) -> list[BeamSearchOutput]:
         """As ``beam_search``, for an event loop."""
-        requests = self._inputs.beam_searches(prompts, params)
-        await self._engine.afinish([each.search for each in requests])
-        return [each.output() for each in requests]
+        return await self._afinish(self._inputs.beam_searches(prompts, params))
 
     def contrastive_search(
         self, prompts: str | Iterable[Prompt], params: ContrastiveSearchParams | None = None
     ) -> list[RequestOutput]:
-        """One answer to each of ``prompts`` (as ``generate`` takes them), found by contrastive search.
+        """One answer to each of ``prompts`` (as ``generate`` takes them), by contrastive search.
 
         Raises as ``stream`` does; then no result is returned.
         """
-        requests = self._inputs.contrastive_searches(prompts, params)
-        self._engine.finish([each.search for each in requests])
-        return [each.output() for each in requests]
+        batch = self._inputs.contrastive_searches(prompts, params)
+        self._engine.finish(batch.sequences)
+        return batch.outputs()
 
     async def acontrastive_search(
         self, prompts: str | Iterable[Prompt], params: ContrastiveSearchParams | None = None
     ) -> list[RequestOutput]:
         """As ``contrastive_search``, for an event loop."""
-        requests = self._inputs.contrastive_searches(prompts, params)
-        await self._engine.afinish([each.search for each in requests])
-        return [each.output() for each in requests]
+        return await self._afinish(self._inputs.contrastive_searches(prompts, params))
 
     def conversation(self, **settings: Any) -> Conversation:
         """A new ``Conversation(self, **settings)``: messages and answers, kept together.
 
-        Raises RequestError for a model that writes no text, and as ``Conversation`` does.
+        Raises RequestError for a model that generates no text, and as ``Conversation`` does.
         """
         self._inputs.check_generates()
         return Conversation(self, **settings)
 
     def save_session(self, path: str | PathLike[str], tokens: Sequence[int], notes: Any = None) -> int:
-        """Write tokens of a conversation, and what is kept of their KV pages, to a file; the number of tokens so kept.
+        """Write tokens and their cached KV pages to a file, atomically.
 
-        ``tokens``: prompt and answer of the last turn, say. ``notes``: anything that JSON can hold, handed back by
-        ``load_session``. The file appears whole or not at all. Raises RequestError, ResourceError when it cannot be
-        written, EngineError when the LLM is closed.
+        Args:
+            path: The file.
+            tokens: Token ids, for example prompt and answer of the last turn.
+            notes: Any value that JSON can hold; ``load_session`` returns it.
+
+        Returns the number of leading tokens whose KV pages were cached and are in the file. Raises RequestError for wrong
+        arguments, ResourceError if the file cannot be written, EngineError if the LLM is closed.
         """
         ids = self._inputs.checked_ids(tokens, "tokens")
-        held = self._engine.hold(ids)
-        found = session_file.Session(ids, held.n_cached, len(held.pages), held.first_window_page, notes)
+        lease = self._engine.hold(ids)
+        session = session_file.Session(ids, lease.n_cached, len(lease.pages), lease.first_window_page, notes)
         try:
-            session_file.write(Path(path), self._maker(), found, lambda i: self._engine.read_page(held, i))
+            session_file.write(Path(path), self._page_layout(), session, lambda i: self._engine.read_page(lease, i))
         finally:
-            self._engine.release(held)
-        return found.n_kept
+            self._engine.release(lease)
+        return session.n_kept
 
     def load_session(self, path: str | PathLike[str]) -> tuple[list[int], Any]:
-        """Take in what ``save_session`` wrote: its tokens and notes. A request that begins with them starts at once.
+        """Read a file that ``save_session`` wrote, and put its KV pages into the prefix cache; returns tokens and notes.
 
-        Raises RequestError when the file is no session, damaged, or of another model or kv_type; ResourceError when the KV
-        cache has no room for it.
+        Raises RequestError if the file is not a session file, is damaged, or belongs to another model or kv_type;
+        ResourceError if the KV cache is too small for it.
         """
-        held = Lent()
+        lease = Lent()
 
-        def take(found: session_file.Session, page: Callable[[], bytes]) -> None:
-            held.n_cached, held.first_window_page = found.n_kept, found.first_window_page
-            if found.first_window_page and self.model.kv.window_pool is None:
-                return  # beginnings would be found here at places where layers with a window have nothing
-            for _ in range(found.n_pages):
-                self._engine.write_page(held, page())
-            self._engine.keep(found.tokens[: found.n_kept], held)
+        def store(session: session_file.Session, page: Callable[[], bytes]) -> None:
+            lease.n_cached, lease.first_window_page = session.n_kept, session.first_window_page
+            if session.first_window_page and self.model.kv.window_pool is None:
+                return  # prefixes would match at positions for which layers with a window have no keys and values
+            for _ in range(session.n_pages):
+                self._engine.write_page(lease, page())
+            self._engine.keep(session.tokens[: session.n_kept], lease)
 
         try:
-            found = session_file.read(Path(path), self._maker(), self._tokenizer.n_vocab, take)
+            session = session_file.read(Path(path), self._page_layout(), self._tokenizer.n_vocab, store)
         finally:
-            if held.pages:
-                self._engine.release(held)
-        return found.tokens, found.notes
+            if lease.pages:
+                self._engine.release(lease)
+        return session.tokens, session.notes
 
     @functools.cached_property
     def _fingerprint(self) -> str:
         return self._gguf.fingerprint()
 
-    def _maker(self) -> dict[str, Any]:
-        """What KV pages depend on."""
+    def _page_layout(self) -> dict[str, str | int]:
+        """What the contents of KV pages depend on, by the keys of a session file's header."""
         kv = self.model.kv
         return {
             "model": self._fingerprint,
@@ -365,22 +333,22 @@ class LLM(ChatMixin, PoolingMixin):
         }
 
     def kv_usage(self) -> KVUsage:
-        """Who holds the pages of the KV cache. Raises EngineError when the LLM is closed or forked."""
+        """How many pages of the KV cache are in use, cached or free. Raises EngineError if the LLM is closed or forked."""
         return self._engine.kv_usage()
 
     def clear_cache(self) -> None:
-        """Forget what was kept for requests that begin like earlier ones. Raises EngineError when closed or forked."""
+        """Evict all pages of the prefix cache that no request uses. Raises EngineError if the LLM is closed or forked."""
         self._engine.clear_cache()
 
     def cancel(self) -> None:
-        """End all requests now running, of all threads, before their next step; their finish_reason is "cancelled".
+        """Cancel all running requests, of all threads, before their next step; their finish_reason is "cancelled".
 
         May be called from any thread and from a signal handler.
         """
         self._engine.cancel()
 
     def close(self) -> None:
-        """Cancel what is running and free the model. Further calls raise EngineError; closing twice is fine."""
+        """Cancel all requests and free the model. Further calls raise EngineError; closing twice is harmless."""
         self._engine.close()
         self._gguf.close()
 
@@ -392,15 +360,8 @@ class LLM(ChatMixin, PoolingMixin):
     ) -> None:
         self.close()
 
-    def _streamed(
-        self, prompt: Prompt, params: SamplingParams | None, progress: PromptProgress | None
-    ) -> PendingRequest:
-        request = PendingRequest(None, self._inputs.streamed(self._inputs.prompt_ids(prompt), params))
-        report(request.generations, progress)
-        return request
 
-
-#: The keywords of ``LLM`` -> their defaults.
+#: Keyword of ``LLM`` -> default.
 _DEFAULTS = {
     name: parameter.default
     for name, parameter in inspect.signature(LLM).parameters.items()
@@ -408,13 +369,13 @@ _DEFAULTS = {
 }
 
 
-def _path(name: str, model: str | PathLike[str], **source: Any) -> str | PathLike[str]:
-    """The GGUF file of a model; of a folder or a text that is no file, the one that ``gumba.store.resolve`` has for it.
+def _path(name: str, model: str | PathLike[str], download: Download) -> str | PathLike[str]:
+    """The GGUF file of a model: ``gumba.store.resolve`` finds that of a folder or a name.
 
-    A file that is missing keeps its path, which is an error where it is opened.
+    The path of a missing file is returned unchanged: opening it is the error.
     """
     if not isinstance(model, str | PathLike):
         raise RequestError(f"{name}: expected a path or a name, found {show(model)}")
     if names_missing_file(fspath(model)) or not (isinstance(model, str) or Path(model).is_dir()):
         return model
-    return resolve(model, **source)
+    return resolve(model, revision=download.revision, token=download.token, cache_dir=download.cache_dir)

@@ -1,4 +1,4 @@
-"""The part of an ``LLM`` that says something of texts: vectors, scores, labels, probabilities."""
+"""Pooling API of ``LLM``: embed, rerank, classify, score, and the logits of the bare forward pass."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import numpy as np
 from gumba.engine.sequence import Judging
 from gumba.errors import EngineError, ModelError
 from gumba.llm.base import LLMBase
-from gumba.llm.input_processor import ClassifyInput, Pooled, Pooling, Prompt
+from gumba.llm.pooling_inputs import ClassifyInput, Pooling, VectorPooling
+from gumba.llm.prompts import Prompt
 from gumba.outputs import Logprobs
 from gumba.sampling_params import SamplingParams
 
 
 class PoolingMixin(LLMBase):
-    """What a model makes of texts that are there already."""
+    """Pooling API of ``LLM``: embed, rerank, classify, score."""
 
     def logits(self, tokens: Sequence[int] | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Logits after each of ``tokens``, float32 [len(tokens), n_vocab]: the bare forward pass.
@@ -26,18 +27,18 @@ class PoolingMixin(LLMBase):
             ResourceError: The result does not fit the memory.
             EngineError: The LLM is closed or forked, or ``cancel`` was called.
         """
-        scoring = self._inputs.scoring(tokens, self.model.config.n_vocab)
-        self._engine.finish([scoring])
-        if scoring.finish_reason == "cancelled":
+        sequence = self._pooling_inputs.logits(tokens, self.model.config.n_vocab)
+        self._engine.finish([sequence])
+        if sequence.finish_reason == "cancelled":
             raise EngineError("cancelled")
-        return scoring.logits
+        return sequence.logits
 
     @overload
     def embed(
         self,
         prompts: Prompt | Iterable[Prompt],
         *,
-        pooling: Pooled | None = None,
+        pooling: VectorPooling | None = None,
         normalize: bool = True,
         prompt: str | None = None,
         truncate: bool = False,
@@ -75,44 +76,45 @@ class PoolingMixin(LLMBase):
 
         Raises the errors of ``stream``.
         """
-        sequences = self._inputs.embeddings(prompts, pooling, prompt, truncate)
+        sequences = self._pooling_inputs.embeddings(prompts, pooling, prompt, truncate)
         self._engine.finish(sequences)
-        width: int = min(self.model.config.n_embd, self._inputs.embedding.dimensions or self.model.config.n_embd)
-        found = [
-            np.atleast_2d(each.rows if pooling == "none" else each.vector)[:, :width].astype(np.float64)
-            for each in sequences
-        ]
-        for rows, sequence in zip(found, sequences):
+        n_embd: int = self.model.config.n_embd
+        width = min(n_embd, self._pooling_inputs.embedding.dimensions or n_embd)
+        vectors = []
+        for sequence in sequences:
             if sequence.finish_reason == "cancelled":
                 raise EngineError("cancelled")
+            rows = np.atleast_2d(sequence.rows if pooling == "none" else sequence.vector)[:, :width].astype(np.float64)
             if not np.isfinite(rows).all():
                 raise ModelError(f"the model's hidden states of a prompt of {sequence.n_prompt} tokens are not finite")
             if normalize:
                 lengths = np.array([[float(np.linalg.norm(row))] for row in rows])
                 rows /= np.where(lengths == 0.0, 1.0, lengths)
+            vectors.append(rows)
         if pooling == "none":
-            return [rows.astype(np.float32) for rows in found]
-        return np.concatenate([*found, np.empty((0, width))]).astype(np.float32)
+            return [rows.astype(np.float32) for rows in vectors]
+        return np.concatenate([*vectors, np.empty((0, width))]).astype(np.float32)
 
     @property
     def embedding_prompts(self) -> Mapping[str, str]:
         """The model's prompts for ``embed``: name -> text; empty if the file has none."""
-        return self._inputs.embedding.prompts
+        return self._pooling_inputs.embedding.prompts
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The names of a classifier's labels, in the order of ``classify``'s columns; empty if it has none."""
-        return tuple(getattr(self.model.config, "labels", ()))
+        labels: tuple[str, ...] = self.model.config.labels
+        return labels
 
     def rerank(self, query: str, documents: Iterable[str], *, truncate: bool = False) -> list[float]:
-        """Scores of ``documents`` for ``query`` by a reranker: the logit of its head; higher is better.
+        """Scores of ``documents`` for ``query`` by a reranker, the logit of its classification head: higher is better.
 
         The model reads query and document together; the logistic function turns a score into a probability. The score of a
-        decoder that answers yes or no (Qwen3-Reranker) is the logit of yes minus that of no. ``truncate``: if a pair does not
-        fit the context, its longer text loses its end (as in transformers).
+        decoder with the labels yes and no (Qwen3-Reranker) is the logit of yes minus that of no. ``truncate``: a pair that does
+        not fit the context loses the end of its longer text (as in transformers).
         Raises RequestError for a model without such a head and for texts that do not fit its context, else as ``embed``.
         """
-        rows = self._head_outputs(self._inputs.ranks(query, documents, truncate))
+        rows = self._head_outputs(self._pooling_inputs.rankings(query, documents, truncate))
         return [float(row[0] - row[1] if self._inputs.yes_no_labels else row[0]) for row in rows]
 
     def classify(self, texts: str | Iterable[ClassifyInput], *, truncate: bool = False) -> np.ndarray[Any, Any]:
@@ -122,18 +124,19 @@ class PoolingMixin(LLMBase):
         probabilities if exactly one label applies. ``truncate``: truncate texts that do not fit the context.
         Raises RequestError for a model without a head, else as ``embed``.
         """
-        rows = self._head_outputs(self._inputs.classifications(texts, truncate))
-        width: int = self.model.config.n_labels
-        return np.array(rows, np.float32).reshape(len(rows), width)
+        rows = self._head_outputs(self._pooling_inputs.classifications(texts, truncate))
+        n_labels: int = self.model.config.n_labels
+        return np.array(rows, np.float32).reshape(len(rows), n_labels)
 
     def _head_outputs(self, sequences: list[Judging]) -> list[np.ndarray[Any, Any]]:
+        """The outputs of the classification head for each sequence, float32 [n_labels]."""
         self._engine.finish(sequences)
-        for each in sequences:
-            if each.finish_reason == "cancelled":
+        for sequence in sequences:
+            if sequence.finish_reason == "cancelled":
                 raise EngineError("cancelled")
-            if not np.isfinite(each.scores).all():
-                raise ModelError(f"what the model says of a text of {each.n_prompt} tokens is not finite")
-        return [each.scores for each in sequences]
+            if not np.isfinite(sequence.scores).all():
+                raise ModelError(f"the model's scores of a text of {sequence.n_prompt} tokens are not finite")
+        return [sequence.scores for sequence in sequences]
 
     def score(self, prompt: Prompt, continuation: Prompt) -> list[Logprobs]:
         """Log-probability of each token of ``continuation`` after ``prompt``, by the model's own logits.
@@ -144,8 +147,9 @@ class PoolingMixin(LLMBase):
         if isinstance(continuation, str):
             continuation = self._tokenizer.encode(continuation, add_special=False, parse_special=False)
         ids = before + self._inputs.checked_ids(continuation, "continuation")
-        params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
-        (output,) = self._run(self._inputs.completions([ids], params), None, False)
+        batch = self._inputs.completions([ids], SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0))
+        self._engine.finish(batch.sequences)
+        (output,) = batch.outputs()
         if output.finish_reason == "cancelled":
             raise EngineError("cancelled")
-        return [each for each in (output.prompt_logprobs or [])[len(before) :] if each is not None]
+        return [logprobs for logprobs in (output.prompt_logprobs or [])[len(before) :] if logprobs is not None]

@@ -1,14 +1,15 @@
-"""A model, and the smaller one that drafts for it, which may be unloaded and loaded again."""
+"""A model, and its draft model, which may be unloaded and loaded again."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from os import PathLike
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gumba.errors import ModelError
 from gumba.gguf import GGUFFile
+from gumba.llm.engine_config import EngineConfig
 from gumba.runner.load import load_model
 from gumba.tokenizer.tokenizer import Tokenizer
 
@@ -17,37 +18,48 @@ if TYPE_CHECKING:
 
 
 class ReloadableModel:
-    """``model`` of an open file, with ``options`` as of ``load_model``; ``draft``, None without a ``draft_path``.
+    """The model of an open file, and its draft model.
 
-    Raises what ``load_model`` does, and ModelError when vocabulary and model do not fit, or the two vocabularies.
+    Args:
+        gguf: The model file.
+        tokenizer: Its tokenizer.
+        config: The settings.
+        progress: Called with the loaded fraction, 0 to 1.
+
+    Attributes:
+        model: The loaded model; another object after each ``load``.
+        draft: The loaded draft model; None if the settings have none.
+
+    Raises the errors of ``load_model``, and ModelError if the vocabulary does not fit the model, or the draft model's differs.
     """
 
     model: Model
     draft: Model | None
 
     def __init__(
-        self,
-        gguf: GGUFFile,
-        tokenizer: Tokenizer,
-        draft_path: str | PathLike[str] | None,
-        progress: Callable[[float], None] | None,
-        **options: Any,
+        self, gguf: GGUFFile, tokenizer: Tokenizer, config: EngineConfig, progress: Callable[[float], None] | None
     ) -> None:
-        self._gguf, self._tokenizer, self._options = gguf, tokenizer, options
-        # Absolute, since it may be loaded again after a change of folder.
-        self._draft_path = None if draft_path is None else Path(draft_path).absolute()
+        self._gguf, self._tokenizer, self._config = gguf, tokenizer, config
+        # Absolute, since it may be loaded again after a change of the working directory.
+        self._draft_path = None if config.draft_model is None else Path(config.draft_model).absolute()
         self.load(progress)
-        # The second time the same memory, whatever the machine then has to spare.
-        for name in ("n_ctx", "n_threads"):
-            self._options[name] = getattr(self.model, name)
-        kv = self.model.kv
-        self._options |= {"kv_tokens": kv.n_pages * kv.page_tokens, "kv_memory": None}
-        if self.model.states is not None:
-            self._options["n_states"] = self.model.states.n_slots
+        self._config = _same_sizes(config, self.model)
 
     def load(self, progress: Callable[[float], None] | None = None) -> list[Model]:
-        """Load both; the model first, then what drafts for it."""
-        model = load_model(self._gguf, progress=progress, **self._options)
+        """Load the model, then its draft model; returns both in this order."""
+        config, cache = self._config, self._config.cache
+        model = load_model(
+            self._gguf,
+            progress=progress,
+            n_ctx=config.n_ctx,
+            n_threads=config.n_threads,
+            max_batch_tokens=config.max_batch_tokens,
+            max_sequences=config.max_sequences,
+            kv_tokens=cache.kv_tokens,
+            kv_memory=cache.kv_memory,
+            kv_type=cache.kv_type,
+            n_states=cache.n_states,
+        )
         try:
             if self._tokenizer.n_vocab > model.config.n_vocab:
                 raise ModelError(
@@ -64,10 +76,19 @@ class ReloadableModel:
     def _load_draft(self, model: Model, path: Path) -> Model:
         with GGUFFile(path) as gguf:
             if not self._tokenizer.same_vocabulary(Tokenizer.from_gguf(gguf)):
-                raise ModelError(f"{path}: a draft model must have the same vocabulary as the model it drafts for")
-            trained = gguf.get(f"{gguf.require('general.architecture', str)}.context_length", int, 1)
-            draft = load_model(gguf, n_ctx=min(model.n_ctx, trained), team=model.team)
+                raise ModelError(f"{path}: a draft model must have the same vocabulary as the model that it drafts for")
+            n_ctx_train = gguf.get(f"{gguf.require('general.architecture', str)}.context_length", int, 1)
+            draft = load_model(gguf, n_ctx=min(model.n_ctx, n_ctx_train), team=model.team)
             if not draft.config.causal or draft.config.n_labels or draft.config.start_token is not None:
                 draft.close()
-                raise ModelError(f"{path}: a draft model must have logits; this one is an encoder or judges texts")
+                raise ModelError(f"{path}: a draft model must have logits; this one is an encoder or a classifier")
             return draft
+
+
+def _same_sizes(config: EngineConfig, model: Model) -> EngineConfig:
+    """``config`` with the sizes of ``model``: it is loaded again with these, whatever memory is available then."""
+    kv, states = model.kv, model.states
+    cache = replace(config.cache, kv_tokens=kv.n_pages * kv.page_tokens, kv_memory=None)
+    if states is not None:
+        cache = replace(cache, n_states=states.n_slots)
+    return replace(config, n_ctx=model.n_ctx, n_threads=model.n_threads, cache=cache)

@@ -1,16 +1,16 @@
-"""Session files: a conversation's tokens and their KV pages, so that it goes on later without being computed again.
+"""Session files: the tokens of a conversation and their KV pages, so that it can be resumed without a prefill.
 
     8 bytes    b"gumbaKV3"
     8 bytes    length of the header, little-endian
-    header     JSON: what the pages belong to (model, kv_type, page sizes), number of tokens and of those that the pages hold,
-               the application's notes
+    header     JSON: what the pages depend on (model, kv_type, page sizes), the number of tokens and of those with KV pages, the
+               application's notes
     tokens     int32
-    pages      ``page_bytes`` each, in order; from page ``near_from`` on ``near_bytes`` more, of layers with a window; the last
-               one ``state_bytes`` more
+    pages      ``page_bytes`` each, in order; from page ``near_from`` on followed by ``near_bytes`` of the layers with a window;
+               the last page followed by ``state_bytes``
     32 bytes   SHA-256 of everything before
 
-A file is written whole or not at all, and believed only when its checksum is right and it was made for the same model. Pages
-of another make would be wrong numbers, never a wrong address: nothing in them is an index.
+A file is written atomically, and only used if its checksum is right and it was written for the same model. Pages of another
+model would be wrong numbers, never a wrong address: nothing in them is an index.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from gumba.files import atomic_file
 MAGIC = b"gumbaKV3"
 #: Longest header that is read.
 MAX_HEADER = 16 << 20
-_SHOWN = {
+#: Key of the header -> what is different if the values differ.
+_DIFFERENCES = {
     "model": "another model",
     "kv_type": "another kv_type",
     "page_tokens": "other pages",
@@ -45,9 +46,14 @@ _SHOWN = {
 
 @dataclass(frozen=True)
 class Session:
-    """What a file says: ``tokens``, the first ``n_kept`` of which ``n_pages`` pages hold; ``notes``, the application's own.
+    """The contents of a session file without its pages.
 
-    ``first_window_page``: the first page with keys and values of layers with a window.
+    Attributes:
+        tokens: Token ids.
+        n_kept: Number of leading tokens whose keys and values are in the pages.
+        n_pages: Number of pages.
+        first_window_page: Index of the first page with keys and values of layers with a window.
+        notes: The application's notes.
     """
 
     tokens: list[int]
@@ -57,16 +63,25 @@ class Session:
     notes: Any
 
 
-def write(path: Path, maker: Mapping[str, Any], session: Session, page: Callable[[int], bytes]) -> None:
-    """Write a session; ``page(i)`` gives the bytes of page i. Raises RequestError or ResourceError when it cannot be."""
+def write(path: Path, layout: Mapping[str, Any], session: Session, page: Callable[[int], bytes]) -> None:
+    """Write a session file.
+
+    Args:
+        path: The file.
+        layout: What the pages depend on: model, data type, sizes.
+        session: All but the pages.
+        page: Returns the bytes of page i.
+
+    Raises RequestError for notes that JSON cannot hold, ResourceError if the file cannot be written.
+    """
     tokens = session.tokens
     numbers = {"n_tokens": len(tokens), "n_kept": session.n_kept, "near_from": session.first_window_page}
     try:
-        header = json.dumps({**maker, **numbers, "notes": session.notes}).encode()
+        header = json.dumps({**layout, **numbers, "notes": session.notes}).encode()
     except (TypeError, ValueError) as error:
-        raise RequestError(f"notes of a session: expected what JSON can hold ({error})") from None
+        raise RequestError(f"notes of a session: expected values that JSON can hold ({error})") from None
     if len(header) > MAX_HEADER:
-        raise RequestError(f"notes of a session: {len(header)} bytes, expected no more than {MAX_HEADER}")
+        raise RequestError(f"notes of a session: {len(header)} bytes, expected at most {MAX_HEADER}")
     try:
         with atomic_file(path, mode=0o600) as file:
             digest = hashlib.sha256()
@@ -85,15 +100,21 @@ def write(path: Path, maker: Mapping[str, Any], session: Session, page: Callable
 
 
 def read(
-    path: Path, maker: Mapping[str, Any], n_vocab: int, take: Callable[[Session, Callable[[], bytes]], None]
+    path: Path, layout: Mapping[str, Any], n_vocab: int, store: Callable[[Session, Callable[[], bytes]], None]
 ) -> Session:
-    """Read a session that was made by ``maker``; ``take(session, page)`` gets its pages, one with each call of ``page``.
+    """Read a session file.
 
-    All has been checked by then. Raises RequestError when the file is no session, is damaged, or is of another model.
+    Args:
+        path: The file.
+        layout: As for ``write``; the file's must be the same.
+        n_vocab: Token ids must be below this.
+        store: ``store(session, page)`` is called once everything has been checked; each call of ``page`` returns the next page.
+
+    Raises RequestError if the file is not a session file, is damaged, or belongs to another model.
     """
     try:
         with path.open("rb") as file:
-            return _read(path, file, maker, n_vocab, take)
+            return _read(path, file, layout, n_vocab, store)
     except OSError as error:
         raise RequestError(f"{path} cannot be read: {error.strerror or error}") from None
 
@@ -101,13 +122,13 @@ def read(
 def _read(
     path: Path,
     file: BinaryIO,
-    maker: Mapping[str, Any],
+    layout: Mapping[str, Any],
     n_vocab: int,
-    take: Callable[[Session, Callable[[], bytes]], None],
+    store: Callable[[Session, Callable[[], bytes]], None],
 ) -> Session:
     begin = file.read(16)
     if len(begin) < 16 or begin[:8] != MAGIC:
-        raise RequestError(f"{path} is no session file of this version")
+        raise RequestError(f"{path} is not a session file of this version")
     (length,) = struct.unpack("<Q", begin[8:])
     damaged = RequestError(f"{path} is damaged")
     if length > MAX_HEADER:
@@ -118,13 +139,15 @@ def _read(
         n_tokens, n_kept, first_window_page, notes = (
             header[name] for name in ("n_tokens", "n_kept", "near_from", "notes")
         )
-        sizes = {name: header[name] for name in maker}
+        sizes = {name: header[name] for name in layout}
     except (ValueError, KeyError, TypeError, RecursionError):
         raise damaged from None
-    for name, value in maker.items():
+    for name, value in layout.items():
         if sizes[name] != value:
-            raise RequestError(f"{path} was made with {_SHOWN[name]}: it can only be loaded where {name} is the same")
-    page_bytes, page_tokens = maker["page_bytes"], maker["page_tokens"]
+            raise RequestError(
+                f"{path} was written with {_DIFFERENCES[name]}: it can only be loaded with the same {name}"
+            )
+    page_bytes, page_tokens = layout["page_bytes"], layout["page_tokens"]
     size = os.fstat(file.fileno()).st_size
     if (
         not type(n_tokens) is type(n_kept) is type(first_window_page) is int
@@ -132,11 +155,11 @@ def _read(
         or not 0 <= n_kept <= n_tokens
     ):
         raise damaged
-    if not 0 <= first_window_page <= max(0, n_kept - maker["window"] + 1) // page_tokens:
+    if not 0 <= first_window_page <= max(0, n_kept - layout["window"] + 1) // page_tokens:
         raise damaged
     n_pages = -(-n_kept // page_tokens)
-    page_sizes = [page_bytes + (maker["near_bytes"] if i >= first_window_page else 0) for i in range(n_pages)]
-    page_sizes[-1:] = [size + maker["state_bytes"] for size in page_sizes[-1:]]
+    page_sizes = [page_bytes + (layout["near_bytes"] if i >= first_window_page else 0) for i in range(n_pages)]
+    page_sizes[-1:] = [size + layout["state_bytes"] for size in page_sizes[-1:]]
     if size != 16 + length + 4 * n_tokens + sum(page_sizes) + 32:
         raise damaged
     digest = hashlib.sha256(begin + data)
@@ -149,14 +172,14 @@ def _read(
         raise damaged
     file.seek(pages_start)
     session = Session(tokens.tolist(), n_kept, n_pages, first_window_page, notes)
-    left = iter(page_sizes)
+    remaining_sizes = iter(page_sizes)
 
     def page() -> bytes:
-        page_size = next(left)
-        found = file.read(page_size)
-        if len(found) != page_size:
+        page_size = next(remaining_sizes)
+        contents = file.read(page_size)
+        if len(contents) != page_size:
             raise damaged
-        return found
+        return contents
 
-    take(session, page)
+    store(session, page)
     return session
