@@ -83,7 +83,7 @@ def test_load_says_what_is_wrong(gumba: Callable, tiny: Path, llm: LLM, tmp_path
     llm.save_session(file, [1], {"kind": "conversation", "version": 1, "messages": [5]})
     for name, says in (
         (file, r"messages\[0\]: expected a mapping [^\n]*, found 5"),
-        (tiny, "no session file"),
+        (tiny, "not a session file"),
         (tmp_path / "none", "cannot be read"),
         ("", "/load: expected the name of a file"),
     ):

@@ -379,7 +379,7 @@ def test_bench_beyond_the_context(gumba: Callable, tiny: Path) -> None:
     result = gumba("bench", tiny, "--depth", 4 * tiny_chat.CONTEXT, "--threads", 1)
     assert (result.code, result.out) == (2, "")
     assert re.fullmatch(
-        rf"gumba: error: [^\n]* context of 1536 tokens [^\n]* for {tiny_chat.CONTEXT}: [^\n]*--prompt[^\n]*\n",
+        rf"gumba: error: [^\n]* context of 1536 tokens [^\n]* supports {tiny_chat.CONTEXT}: [^\n]*--prompt[^\n]*\n",
         result.err,
     )
 
@@ -394,7 +394,7 @@ def test_bench_of_an_encoder_measures_what_there_is(gumba: Callable) -> None:
         assert found["prompt"] == min(512, file.metadata["bert.context_length"])
     assert found["gen"] == 0 and found["decode_tokens_per_s"] is None and found["prefill_tokens_per_s"] > 0
     result = gumba("bench", ENCODER, "--prompt", 8, "--gen", 4)
-    assert result.code == 2 and "writes no text: there are no decode steps (--gen 0)" in result.err
+    assert result.code == 2 and "generates no text: there are no decode steps (--gen 0)" in result.err
     result = gumba("bench", ENCODER, "--prompt", 8, "--depth", 4)
     assert result.code == 2 and "--depth must be 0" in result.err
 
@@ -408,7 +408,7 @@ def test_bench_takes_what_fits_a_short_context(gumba: Callable, tiny: Path) -> N
 def test_what_writes_no_text_says_so(gumba: Callable, command: tuple[str, ...]) -> None:
     result = gumba(command[0], ENCODER, *command[1:], "--quiet")
     assert (result.code, result.out) == (2, "")
-    assert result.err == "gumba: error: bert models are encoders, without logits, and write no text: use embed\n"
+    assert result.err == "gumba: error: bert models are encoders, without logits, and generate no text: use embed\n"
 
 
 def test_what_judges_texts_is_for_python(gumba: Callable) -> None:
@@ -422,7 +422,7 @@ def test_more_context_than_the_model_was_made_for(gumba: Callable, tiny: Path) -
     said = f"-c/--ctx is {most + 1}: the model was made for a context of {most} tokens at most"
     assert result.code == 2 and said in result.err
     result = gumba("run", tiny, "-p", "x" * (most + 9))
-    assert result.code == 2 and "-c N" not in result.err and f"made for {most} tokens at most" in result.err
+    assert result.code == 2 and "-c N" not in result.err and f"supports at most {most} tokens" in result.err
     result = gumba("run", tiny, "-p", "x" * 40, "-c", 20)
     assert result.code == 2 and "ask for more context with -c N" in result.err
 

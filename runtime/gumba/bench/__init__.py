@@ -1,1 +1,1 @@
-"""Measurements: speed, profile and perplexity of a model."""
+"""Measurements of a model: speed, time per operation, perplexity."""

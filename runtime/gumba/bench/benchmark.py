@@ -1,8 +1,7 @@
-"""How fast a model runs here: prefill and decode, measured on the bare forward pass.
+"""Prefill and decode speed of a model on this machine, measured on the bare forward pass.
 
-No sampling and no text is in the figures, only what every generation must pay. Token ids are random: speed does not
-depend on them. Each phase runs once unmeasured (which compiles and warms up), then ``repeat`` times; medians are
-reported.
+The figures include neither sampling nor detokenizing. Token ids are random: speed does not depend on them. Each phase runs
+once unmeasured (which compiles kernels and warms up), then ``repeat`` times; medians are reported.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from gumba.errors import RequestError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from gumba.loading.config import Config
     from gumba.runner.load import Chunk, Model
 
     #: Runs one step.
@@ -33,8 +33,7 @@ _BATCH_TOKENS = 512
 
 @dataclass(frozen=True)
 class Speed:
-    """What ``measure`` found. Rates are in tokens per second, medians beside the slowest and the fastest run; None where
-    nothing was asked for."""
+    """The result of ``measure``: tokens per second, as median, slowest and fastest run; None for a phase not measured."""
 
     prefill_tokens_per_s: float | None
     prefill_min: float | None
@@ -42,23 +41,23 @@ class Speed:
     decode_tokens_per_s: float | None
     decode_min: float | None
     decode_max: float | None
-    #: Seconds from opening the file to a model that is ready, compiling not counted.
+    #: Seconds from opening the file to a loaded model, without compiling.
     load_s: float
-    #: Seconds spent compiling kernels; 0 when all came from the cache.
+    #: Seconds spent compiling kernels; 0 if all came from the cache.
     compile_s: float
-    #: The process's highest resident memory, in units of 10**6 bytes; None where the system does not tell.
+    #: The process's peak resident memory, in units of 10**6 bytes; None if the system does not report it.
     peak_rss_mb: float | None
-    #: The KV cache, in the same units; all of it is there from the start, but not resident before tokens fill it.
+    #: The KV cache, in the same units; allocated from the start, but only resident as tokens fill it.
     kv_mb: float
     threads: int
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is measured, and with how many threads and what KV cache (see ``LLM``).
+    """What to measure, and with which threads and KV cache (see ``LLM``).
 
     Prefill: a prompt of ``prompt`` tokens after ``depth`` tokens of context. Decode: ``gen`` steps of ``sequences``
-    sequences at once, each after ``depth`` tokens of its own (one token, where ``depth`` is 0); all sequences count.
+    sequences at once, each after ``depth`` tokens of its own (one token if ``depth`` is 0); all sequences count.
     """
 
     prompt: int = 512
@@ -69,34 +68,35 @@ class Workload:
     kv_type: str | None = None
 
 
-def usual(path: Path, prompt: int | None, gen: int | None, depth: int) -> tuple[int, int]:
-    """Tokens of the prompt and decode steps; where not said (None) ``Workload``'s, or as many as fit the model's context.
+def default_sizes(path: Path, prompt: int | None, gen: int | None, depth: int) -> tuple[int, int]:
+    """Number of prompt tokens and of decode steps; None: ``Workload``'s, or as many as fit the model's context.
 
-    There are no decode steps of a model that writes no text. Raises what opening the file does.
+    A model that generates no text has no decode steps. Raises the errors of opening the file.
     """
     from gumba.gguf import GGUFFile
     from gumba.runner.load import architecture
 
     with GGUFFile(path) as file:
         config = architecture(file).read_config(file)
-    room = config.n_ctx_train - depth
-    if room < 2:  # there is no room for anything: ``opened`` says so
-        room = Workload.prompt
+    remaining = config.n_ctx_train - depth
+    if remaining < 2:  # nothing fits: ``loaded_model`` raises the error
+        remaining = Workload.prompt
     if gen is None:
-        gen = min(Workload.gen, room - 1) if _decodes(config) else 0
-    return min(Workload.prompt, room) if prompt is None else prompt, gen
+        gen = min(Workload.gen, remaining - 1) if _decodes(config) else 0
+    return min(Workload.prompt, remaining) if prompt is None else prompt, gen
 
 
-def _decodes(config: Any) -> bool:
-    return bool(config.causal and not config.n_labels)
+def _decodes(config: Config) -> bool:
+    """Whether the model generates text."""
+    return config.causal and not config.n_labels
 
 
 def measure(
     path: Path, work: Workload, *, repeat: int = 5, progress: Callable[[float], None] = lambda done: None
 ) -> Speed:
-    """Measure the model at ``path``. Raises ``RequestError`` when its context is too short for that."""
+    """Measure the model at ``path``. Raises ``RequestError`` if its context is too short for ``work``."""
     prompt, gen = work.prompt, work.gen
-    with opened(path, work) as ready:
+    with loaded_model(path, work) as ready:
         bench = Bench(ready.model, work.depth)
         rounds = (bool(prompt) + bool(gen)) * (repeat + 1)
         prefill: list[float] = []
@@ -124,8 +124,8 @@ def measure(
 
 
 @dataclass(frozen=True)
-class Ready:
-    """A loaded model, seconds that it took (compiling not counted), and a count of seconds spent compiling since before."""
+class LoadedBenchModel:
+    """A loaded model, the seconds that loading took without compiling, and the seconds spent compiling so far."""
 
     model: Model
     load_s: float
@@ -133,8 +133,8 @@ class Ready:
 
 
 @contextlib.contextmanager
-def opened(path: Path, work: Workload) -> Iterator[Ready]:
-    """The model at ``path`` with room for what is to be measured; closed at the end. Raises what ``measure`` does."""
+def loaded_model(path: Path, work: Workload) -> Iterator[LoadedBenchModel]:
+    """The model at ``path``, with a KV cache for ``work``; closed at the end. Raises as ``measure``."""
     from gumba.gguf import GGUFFile
     from gumba.jit import jit
     from gumba.runner.load import architecture, load_model
@@ -145,19 +145,20 @@ def opened(path: Path, work: Workload) -> Iterator[Ready]:
     with GGUFFile(path) as file:
         config = architecture(file).read_config(file)
         if config.start_token is not None:
-            raise RequestError(
-                f"{path}: {config.architecture} models are encoder-decoders, which cannot be measured so"
-            )
-        most = config.n_ctx_train
-        if n_ctx > most:
+            raise RequestError(f"{path}: {config.architecture} models are encoder-decoders, which cannot be measured")
+        if n_ctx > config.n_ctx_train:
             raise RequestError(
                 f"this needs a context of {n_ctx} tokens (depth, and the prompt or the decode steps after it); "
-                f"the model was made for {most}: ask for less (--prompt, --gen, --depth)"
+                f"the model supports {config.n_ctx_train}: measure less (--prompt, --gen, --depth)"
             )
         if work.gen and not _decodes(config):
-            raise RequestError(f"this {config.architecture} model writes no text: there are no decode steps (--gen 0)")
+            raise RequestError(
+                f"this {config.architecture} model generates no text: there are no decode steps (--gen 0)"
+            )
         if work.depth and not config.causal:
-            raise RequestError(f"{config.architecture} models are encoders, which read a text whole: --depth must be 0")
+            raise RequestError(
+                f"{config.architecture} models are encoders, which compute a text in one step: --depth must be 0"
+            )
         model = load_model(
             file,
             n_ctx=n_ctx,
@@ -169,39 +170,41 @@ def opened(path: Path, work: Workload) -> Iterator[Ready]:
         )
     load_s = time.perf_counter() - began - (jit.stats.compile_s - compiled_s)
     try:
-        yield Ready(model, load_s, lambda: jit.stats.compile_s - compiled_s)
+        yield LoadedBenchModel(model, load_s, lambda: jit.stats.compile_s - compiled_s)
     finally:
         model.close()
 
 
-class _Place(NamedTuple):
-    """Where a sequence lies: its pages, its state (a slot), and that of its context before any phase."""
+class _BenchSequence(NamedTuple):
+    """A sequence's pages, its state slot, and the slot with a copy of the state after its context."""
 
     pages: list[int]
     state: int
-    kept: int
+    saved_state: int
 
 
 class Bench:
-    """The timed phases. The context before them is laid once per sequence and kept: later phases write after it.
+    """The timed phases. Each sequence's context is computed once and kept: the phases write after it.
 
-    ``step``: what runs a timed step's chunks; None for the model's own ``forward``.
+    ``step``: runs the chunks of a timed step; None: the model's ``forward``.
     """
 
     def __init__(self, model: Model, depth: int) -> None:
         self._model = model
         self._depth = depth
         self._random = np.random.default_rng(0)
-        self._made: list[_Place] = []
+        self._sequences: list[_BenchSequence] = []
 
-    def _tokens(self, n: int) -> np.ndarray:
+    def _random_tokens(self, n: int) -> np.ndarray:
         return self._random.integers(0, self._model.config.n_vocab, n, dtype=np.int32)
 
-    def _feed(self, step: Step, at: _Place, position: int, n: int, outputs: Literal["none", "last"] = "none") -> None:
-        """Prefill ``n`` tokens from ``position`` on, in steps as large as the model takes."""
+    def _prefill(
+        self, step: Step, sequence: _BenchSequence, position: int, n: int, outputs: Literal["none", "last"] = "none"
+    ) -> None:
+        """Prefill ``n`` tokens from ``position`` on, in the largest steps that the model takes."""
         from gumba.runner.load import Chunk
 
-        tokens, size = self._tokens(n), self._model.max_batch_tokens
+        tokens, size = self._random_tokens(n), self._model.max_batch_tokens
         for start in range(0, n, size):
             last = start + size >= n
             step(
@@ -209,55 +212,55 @@ class Bench:
                     Chunk(
                         tokens[start : start + size],
                         position + start,
-                        at.pages,
+                        sequence.pages,
                         outputs if last else "none",
-                        state=at.state,
+                        state=sequence.state,
                     )
                 ]
             )
 
-    def _sequences(self, n: int) -> list[_Place]:
-        """Where ``n`` sequences lie, each with ``depth`` tokens of context."""
-        each = self._model.n_ctx // self._model.kv.page_tokens + bool(self._model.n_ctx % self._model.kv.page_tokens)
+    def _first_sequences(self, n: int) -> list[_BenchSequence]:
+        """``n`` sequences, each with ``depth`` tokens of context."""
         model = self._model
-        while len(self._made) < n:
-            made = _Place(model.kv.allocate(each), model.take_state(), model.take_state())
-            self._feed(model.forward, made, 0, self._depth)
+        n_pages = -(-model.n_ctx // model.kv.page_tokens)
+        while len(self._sequences) < n:
+            sequence = _BenchSequence(model.kv.allocate(n_pages), model.take_state(), model.take_state())
+            self._prefill(model.forward, sequence, 0, self._depth)
             if model.states is not None:
-                model.states.copy(made.state, made.kept)
-            self._made.append(made)
+                model.states.copy(sequence.state, sequence.saved_state)
+            self._sequences.append(sequence)
         if model.states is not None:
-            for place in self._made[:n]:  # a state cannot go back to what it was before the last phase
-                model.states.copy(place.kept, place.state)
-        return self._made[:n]
+            for sequence in self._sequences[:n]:  # a state cannot go back to what it was before the last phase
+                model.states.copy(sequence.saved_state, sequence.state)
+        return self._sequences[:n]
 
     def prefill(self, n: int, step: Step | None = None) -> float:
-        """Seconds that a prompt of ``n`` tokens takes, to the logits of its last one."""
-        place = self._sequences(1)[0]
+        """Seconds for a prompt of ``n`` tokens, to the logits of its last one."""
+        sequence = self._first_sequences(1)[0]
         began = time.perf_counter()
-        self._feed(step or self._model.forward, place, self._depth, n, "last")
+        self._prefill(step or self._model.forward, sequence, self._depth, n, "last")
         return time.perf_counter() - began
 
-    def decode(self, n: int, sequences: int, step: Step | None = None) -> float:
-        """Seconds that ``n`` steps of ``sequences`` sequences take."""
+    def decode(self, n: int, n_sequences: int, step: Step | None = None) -> float:
+        """Seconds for ``n`` steps of ``n_sequences`` sequences."""
         from gumba.runner.load import Chunk
 
-        places = self._sequences(sequences)
+        sequences = self._first_sequences(n_sequences)
         position = self._depth
         if position == 0:
-            for place in places:
-                self._feed(self._model.forward, place, 0, 1)
+            for sequence in sequences:
+                self._prefill(self._model.forward, sequence, 0, 1)
             position = 1
-        steps = [[self._tokens(1) for _ in places] for _ in range(n)]
+        steps = [[self._random_tokens(1) for _ in sequences] for _ in range(n)]
         step = step or self._model.forward
         began = time.perf_counter()
         for i, tokens in enumerate(steps):
-            step([Chunk(t, position + i, at.pages, "last", state=at.state) for t, at in zip(tokens, places)])
+            step([Chunk(t, position + i, s.pages, "last", state=s.state) for t, s in zip(tokens, sequences)])
         return time.perf_counter() - began
 
 
 def peak_rss_mb() -> float | None:
-    """The highest resident memory of this process so far, in units of 10**6 bytes; None where it cannot be had."""
+    """Peak resident memory of this process, in units of 10**6 bytes; None if the system does not report it."""
     status = Path("/proc/self/status")
     if status.exists():  # Linux: ru_maxrss would also remember the parent's memory when this process began
         lines = status.read_text(encoding="ascii", errors="replace").splitlines()

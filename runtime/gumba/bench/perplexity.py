@@ -1,8 +1,8 @@
 """How well a model predicts a text: perplexity, as llama.cpp's tool computes it.
 
-The text is cut into consecutive windows of ``n_ctx`` tokens, each scored on its own from an empty context. Where the
-model wants a BOS token, it takes the place of each window's first token. Only the second half of a window is scored, so
-that every scored token has at least half a window before it: position i predicts token i + 1 for i = n_ctx/2 … n_ctx-2.
+The text is split into consecutive windows of ``n_ctx`` tokens, each scored from an empty context. If the model uses a BOS
+token, it replaces each window's first token. Only the second half of a window is scored, so that every scored token has at
+least half a window before it: position i predicts token i + 1 for i = n_ctx/2 … n_ctx-2.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gumba.errors import RequestError
 if TYPE_CHECKING:
     from gumba.runner.load import Model
 
-#: Logits of one step, in bytes: what bounds the tokens that are scored at once.
+#: Maximum size of the logits of one step, in bytes; it limits the tokens that are scored at once.
 _LOGITS_BYTES = 32 << 20
 
 
@@ -54,16 +54,16 @@ def perplexity(
 ) -> Iterator[Perplexity]:
     """Score ``tokens`` in windows of ``n_ctx``, yielding the running figure after each window.
 
-    ``bos_id`` is the token that replaces the first one of each window; None where the model adds none.
+    ``bos_id`` replaces the first token of each window; None if the model uses no BOS token.
 
-    Raises ``RequestError`` when ``n_ctx`` is below 4 or above the model's context, or the text is shorter than two
-    windows (one window would score little more than its own beginning).
+    Raises ``RequestError`` if ``n_ctx`` is below 4 or above the model's context, or the text is shorter than two windows
+    (one window would score little more than its own beginning).
     """
     config = model.config
     if not config.causal or config.n_labels or config.start_token is not None:
-        raise RequestError(f"this {config.architecture} model has no logits of a text's next tokens to be scored by")
+        raise RequestError(f"this {config.architecture} model has no next-token logits, which perplexity needs")
     if not 4 <= n_ctx <= model.n_ctx:
-        raise RequestError(f"windows of {n_ctx} tokens: this model can be scored with 4 to {model.n_ctx}")
+        raise RequestError(f"windows of {n_ctx} tokens: this model supports 4 to {model.n_ctx}")
     n_windows = len(tokens) // n_ctx
     if n_windows < 2:
         raise RequestError(f"the text has {len(tokens)} tokens; windows of {n_ctx} need at least {2 * n_ctx}")
@@ -95,12 +95,12 @@ def _score_window(model: Model, ids: np.ndarray) -> np.ndarray:
         for start in range(0, first, model.max_batch_tokens):
             end = min(first, start + model.max_batch_tokens)
             model.forward([Chunk(ids[start:end], start, pages, "none", state=state)])
-        found = []
+        scores = []
         for start in range(first, n - 1, step):
             end = min(n - 1, start + step)
             logits = model.forward([Chunk(ids[start:end], start, pages, "all", state=state)])
-            found.append(log_probabilities(logits, ids[start + 1 : end + 1]))
-        return np.concatenate(found)
+            scores.append(log_probabilities(logits, ids[start + 1 : end + 1]))
+        return np.concatenate(scores)
     finally:
         model.kv.release(pages)
         model.drop_state(state)

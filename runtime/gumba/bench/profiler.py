@@ -1,7 +1,7 @@
-"""Where a step's time goes: every operation of the program, against what this machine can do at most.
+"""Time of every operation of a step, against the measured limits of this machine (roofline).
 
-Times come from clocks between the program's records (``program.timing``); bytes and arithmetic from what operations say
-of themselves (``program.operation.Work``); the limits are measured here, by kernels that do nothing else.
+Times come from clocks between the program's records (``program.timing``), bytes and arithmetic from the operations'
+declarations (``program.operation.Work``); the limits are measured here, by kernels for that purpose.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gumba.bench.benchmark import Bench, opened
+from gumba.bench.benchmark import Bench, loaded_model
 from gumba.errors import ResourceError
 
 if TYPE_CHECKING:
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 #: The buffer of the memory test: this many times the last-level cache, within these bounds (bytes).
 _CACHES, _LEAST_BUFFER, _MOST_BUFFER = 8, 256 << 20, 1 << 30
-#: What each thread of the cache test reads again and again: more than a first-level cache, less than a second-level one.
+#: Bytes that each thread of the cache test reads repeatedly: more than a first-level cache, less than a second-level one.
 _CACHE_BYTES = 128 << 10
 _LIMIT_RUNS = 9
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What some threads can do at most: 10**9 bytes read a second, 10**9 operations a second."""
+    """The limits of some threads: 10**9 bytes read a second, 10**9 operations a second."""
 
     memory_gb_s: float
     cache_gb_s: float
@@ -51,7 +51,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of this machine, for one thread and for all that are used."""
+    """The limits of this machine, for one thread and for all threads in use."""
 
     isa: str
     threads: int
@@ -61,26 +61,26 @@ class Limits:
 
 @dataclass(frozen=True)
 class OperationTime:
-    """All records of one kernel and shape together. Per step of the phase, on average."""
+    """All records of one kernel and shape together, per step of the phase on average."""
 
     name: str
     shape: str
     records: int
     ms: float
-    #: Of the step's time, 0 to 1.
+    #: Fraction of the step's time, 0 to 1.
     share: float
-    #: 10**9 multiplications and additions a second; None where there are none to speak of.
+    #: 10**9 multiplications and additions a second; None if there are hardly any.
     gop_s: float | None
     #: 10**9 bytes a second: weights and KV cache once, activations read and written.
     gb_s: float
-    #: The least time that the limits allow: for its arithmetic, for weights and KV cache from memory, for the rest from cache.
+    #: Minimum time by the limits: of its arithmetic, of weights and KV cache from memory, or of the rest from cache.
     limit_ms: float
-    #: Which of the three it is: "int8", "float32", "bf16", "memory" or "cache".
+    #: Which limit applies: "int8", "float32", "bf16", "memory" or "cache".
     bound: str
 
     @property
     def of_limit(self) -> float:
-        """How near it comes to the limit, 0 to 1 (more when weights or KV cache lie in the processor's cache)."""
+        """Fraction of the limit reached, 0 to 1 (more if weights or KV cache are in the processor's cache)."""
         return self.limit_ms / self.ms if self.ms else 0.0
 
 
@@ -91,15 +91,15 @@ class Phase:
     name: str
     tokens: int
     steps: int
-    #: A step as it is without any clock in it: median over the passes.
+    #: Duration of a step without clocks in it: median over the passes.
     step_ms: float
     tokens_per_s: float
-    #: The operations' times together, in the pass of median length.
+    #: Sum of the operations' times, in the pass of median duration.
     operations_ms: float
-    #: Bytes of weights and KV cache that a step reads, and 10**9 of them a second.
+    #: Bytes of weights and KV cache that a step reads, and their rate in 10**9 bytes a second.
     memory_bytes: int
     memory_gb_s: float
-    #: The memory limit as it was just before and after the passes (median), and the share of it that a pass reached (median).
+    #: The memory limit just before and after the passes (median), and the fraction of it that a pass reached (median).
     memory_limit_gb_s: float
     memory_of_limit: float
     operations: list[OperationTime]
@@ -108,14 +108,14 @@ class Phase:
     def overhead_ms(self) -> float:
         """Time of a step outside of its operations: filling the batch record, starting the threads.
 
-        0 where the operations, whose passes pay for the clocks, took as long as a step without.
+        0 if the operations, in passes slowed by the clocks, took as long as a step without clocks.
         """
         return max(0.0, self.step_ms - self.operations_ms)
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What ``profile`` found; None for a phase that was not asked for."""
+    """The result of ``profile``; None for a phase not measured."""
 
     limits: Limits
     prefill: Phase | None
@@ -130,7 +130,7 @@ class Profile:
 
 
 def _cache_size() -> int:
-    """Bytes of the last-level cache as Linux tells them; 32 MiB where nothing is told."""
+    """Size of the last-level cache in bytes, from Linux; 32 MiB if unknown."""
     sizes = [32 << 20]
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = path.read_text().strip()
@@ -142,21 +142,21 @@ def _cache_size() -> int:
 def measure_limits(n_threads: int, *, buffer_bytes: int | None = None) -> Limits:
     """Measure this machine's limits with the instruction set in use: the best of several runs of each test.
 
-    ``buffer_bytes``: what the memory test reads; None for eight times the last-level cache. Raises ResourceError when there is
-    not so much memory.
+    ``buffer_bytes``: size of the memory test's buffer; None: eight times the last-level cache. Raises ResourceError if there is
+    not enough memory.
     """
     from gumba.simd.isa import current
 
     memory = _memory(buffer_bytes)
-    found = []
+    rates = []
     for n in sorted({1, n_threads}):
         with _LimitTests(n, memory) as tests:
-            found.append(Rates(*tests.best(_LIMIT_RUNS)))
-    return Limits(current().name, n_threads, found[0], found[-1])
+            rates.append(Rates(*tests.best(_LIMIT_RUNS)))
+    return Limits(current().name, n_threads, rates[0], rates[-1])
 
 
 def _memory(n_bytes: int | None = None) -> np.ndarray:
-    """What the memory test reads, uint8. Every page is written to: untouched ones would all be one page of zeros."""
+    """The memory test's buffer, uint8. Every page is written to: untouched pages would all be one page of zeros."""
     from gumba.backends.cpu.packing import aligned_empty
 
     size = n_bytes or min(max(_CACHES * _cache_size(), _LEAST_BUFFER), _MOST_BUFFER)
@@ -169,9 +169,9 @@ def _memory(n_bytes: int | None = None) -> np.ndarray:
 
 
 class _LimitTests:
-    """The tests as a program of their own, with a team of their own, which ends with the ``with`` statement.
+    """The tests as a program with its own threads, which end with the ``with`` statement.
 
-    ``memory``: what the memory test reads; ``only_memory``: no other test is run.
+    ``memory``: the memory test's buffer; ``only_memory``: run no other test.
     """
 
     def __init__(self, n_threads: int, memory: np.ndarray, only_memory: bool = False) -> None:
@@ -206,17 +206,17 @@ class _LimitTests:
         self._team = Team(n_threads)
 
     def _add(self, kernel: Kernel, turns: int, amount: float, arguments: dict[str, int]) -> None:
-        """A test of ``turns`` turns, after one turn that brings all threads there; ``amount``: what all of them do in it."""
+        """Add a test of ``turns`` turns, after one turn that synchronizes the threads; ``amount``: bytes or operations of all."""
         from gumba.backends.cpu.program.builder import Operation
 
-        for each in (1, turns):
-            values: dict[str, int | float | Buffer] = {**arguments, "turns": each, "out": int(self._out.ctypes.data)}
+        for n_turns in (1, turns):
+            values: dict[str, int | float | Buffer] = {**arguments, "turns": n_turns, "out": int(self._out.ctypes.data)}
             split = (len(self._program.operations),)
             self._program.operations.append(Operation(kernel, values, [], [self._order], split))
         self._amounts.append(amount)
 
     def best(self, runs: int) -> list[float]:
-        """10**9 bytes or operations a second of each test, in the fastest of ``runs`` runs."""
+        """Rate of each test in the fastest of ``runs`` runs, 10**9 bytes or operations a second."""
         fastest = np.full(len(self._amounts), np.inf)
         for _ in range(runs):
             self._team.run(self._timing.records, self._batch)
@@ -232,12 +232,12 @@ class _LimitTests:
 
 @contextlib.contextmanager
 def _memory_probe(n_threads: int) -> Iterator[Callable[[], float]]:
-    """A function that measures the memory's speed now, 10**9 bytes a second: on shared machines it moves within seconds."""
+    """A function that measures the current memory speed, 10**9 bytes a second: on shared machines it changes within seconds."""
     with _LimitTests(n_threads, _memory(), only_memory=True) as tests:
 
         def probe() -> float:
             rate = tests.best(3)[0]
-            time.sleep(0.01)  # until the probe's threads sleep, and leave their cores to the model's
+            time.sleep(0.01)  # until the probe's threads sleep and leave their cores to the model's
             return rate
 
         yield probe
@@ -268,13 +268,13 @@ class _Total:
         self.kind = work.kind
 
     def result(self, name: str, shape: str, steps: int, step_ms: float, rates: Rates) -> OperationTime:
-        """Per step. A time of 0 is what the clock cannot see: then nothing is said about rates."""
-        floors = {
+        """Averages per step. A time of 0 is below the clock's resolution: then the rates are meaningless."""
+        minimum_ns = {
             self.kind: self.ops / rates.arithmetic(self.kind),
             "memory": self.memory / rates.memory_gb_s,
             "cache": self.cache / rates.cache_gb_s,
         }
-        bound = max(floors, key=lambda name: floors[name])
+        bound = max(minimum_ns, key=lambda name: minimum_ns[name])
         ns = max(self.ns, 1)
         return OperationTime(
             name=name,
@@ -284,13 +284,13 @@ class _Total:
             share=self.ns / steps / 1e6 / step_ms,
             gop_s=self.ops / ns if self.ops else None,
             gb_s=(self.memory + self.cache) / ns,
-            limit_ms=floors[bound] / steps / 1e6,
+            limit_ms=minimum_ns[bound] / steps / 1e6,
             bound=bound,
         )
 
 
 class _Step:
-    """One timed step: how much work it was, and nanoseconds of each operation."""
+    """One timed step: its amount of work, and nanoseconds of each operation."""
 
     def __init__(self, chunks: Sequence[Chunk], spans: np.ndarray) -> None:
         self.spans = spans
@@ -302,24 +302,24 @@ class _Step:
         self.sequences = len(self._chunks)
 
     def seen(self, window: int = 0, of_outputs: bool = False) -> tuple[int, int]:
-        """Tokens of context that are read, and pairs of a token with one that it attends to, among the last ``window``.
+        """Number of context tokens read, and of (query, key) pairs, among the last ``window`` tokens.
 
-        ``of_outputs``: by the tokens alone whose logits are wanted.
+        ``of_outputs``: only for queries whose logits are computed.
         """
         context = pairs = 0
         for position, n in self._wanted if of_outputs else self._chunks:
             own = window or position + n
             context += min(position + n, n + own - 1)
-            whole = min(n, max(0, own - position))  # tokens that see all before them
-            pairs += whole * (2 * position + whole + 1) // 2 + (n - whole) * own
+            full = min(n, max(0, own - position))  # queries that attend to all earlier tokens
+            pairs += full * (2 * position + full + 1) // 2 + (n - full) * own
         return context, pairs
 
     def rows(self, op: Operation) -> int:
-        """How many rows ``op`` works on."""
+        """Number of rows that ``op`` computes."""
         return self.outputs if self.of_outputs(op) else self.tokens
 
     def of_outputs(self, op: Operation) -> bool:
-        """Whether ``op`` works on the rows alone whose logits are wanted."""
+        """Whether ``op`` computes only the rows whose logits are needed."""
         from gumba.backends.cpu.kernels.record import N_OUTPUTS
 
         return bool(op.writes) and op.writes[0].count == N_OUTPUTS
@@ -330,9 +330,9 @@ def profile(
 ) -> Profile:
     """Profile the model at ``path``; arguments and errors are those of ``gumba.bench.benchmark.measure``.
 
-    Passes with clocks and passes without take turns, ``repeat`` of each after one that warms up.
+    Passes with and without clocks alternate, ``repeat`` of each after a warm-up pass.
     """
-    with opened(path, work) as ready:
+    with loaded_model(path, work) as ready:
         model, bench = ready.model, Bench(ready.model, work.depth)
         passes = {}
         if work.prompt:
@@ -341,17 +341,17 @@ def profile(
             n_tokens = work.gen * work.sequences
             passes["decode"] = (n_tokens, lambda step: bench.decode(work.gen, work.sequences, step))
         limits = measure_limits(model.n_threads)
-        found: dict[str, Phase] = {}
+        phases: dict[str, Phase] = {}
         with _memory_probe(model.n_threads) as probe:
             for name, (tokens, run) in passes.items():
-                taken = _take(model, run, probe, repeat, progress, (len(found) / len(passes), 1 / len(passes)))
-                found[name] = _phase(name, model, limits.all, tokens, taken)
-    return Profile(limits, found.get("prefill"), found.get("decode"))
+                taken = _run_passes(model, run, probe, repeat, progress, (len(phases) / len(passes), 1 / len(passes)))
+                phases[name] = _phase(name, model, limits.all, tokens, taken)
+    return Profile(limits, phases.get("prefill"), phases.get("decode"))
 
 
 @dataclass
 class _Passes:
-    """Passes of one phase in turn: seconds of each without clocks, steps of each with clocks, memory limits around both."""
+    """The passes of one phase: seconds of those without clocks, steps of those with clocks, memory limits around both."""
 
     plain: list[float]
     timed: list[list[_Step]]
@@ -359,7 +359,7 @@ class _Passes:
     timed_limits: list[float]
 
 
-def _take(
+def _run_passes(
     model: Model,
     run: Callable[[Step | None], float],
     probe: Callable[[], float],
@@ -367,7 +367,7 @@ def _take(
     progress: Callable[[float], None],
     span: tuple[float, float],
 ) -> _Passes:
-    """Run the passes. ``run(step)``: one pass, its seconds; ``span``: where the progress begins and how long it is."""
+    """Run the passes. ``run(step)`` runs one and returns its seconds; ``span``: first fraction and length of the progress."""
     taken = _Passes([], [], [], [])
     for i in range(repeat + 1):
         steps: list[_Step] = []
@@ -376,7 +376,7 @@ def _take(
         between = probe()
         run(lambda chunks, steps=steps: steps.append(_Step(chunks, model.forward_timed(chunks))))  # type: ignore[misc]
         after = probe()
-        if i:  # the first ones warm up
+        if i:  # the first pass warms up
             taken.plain.append(seconds)
             taken.timed.append(steps)
             taken.plain_limits.append(max(before, between))
@@ -386,7 +386,7 @@ def _take(
 
 
 def _phase(name: str, model: Model, rates: Rates, tokens: int, taken: _Passes) -> Phase:
-    """Add up: the operations of the pass with clocks that took the median time, against the memory limit around it."""
+    """Sum the operations of the timed pass of median duration, against the memory limit around it."""
     order = sorted(range(len(taken.timed)), key=lambda i: sum(int(step.spans.sum()) for step in taken.timed[i]))
     median = order[(len(order) - 1) // 2]
     steps = taken.timed[median]

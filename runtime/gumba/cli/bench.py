@@ -68,12 +68,12 @@ def bench(args: argparse.Namespace) -> int:
     path = find_model(args.model, args.revision)
     with Progress() as progress:
         watch_compilation(progress, needed_for(path, args.kv_type, text=False))
-        from gumba.bench.benchmark import Workload, measure, usual
+        from gumba.bench.benchmark import Workload, default_sizes, measure
         from gumba.bench.profiler import profile
 
-        prompt, gen = usual(path, args.prompt, args.gen, args.depth)
+        prompt, gen = default_sizes(path, args.prompt, args.gen, args.depth)
         if not prompt and not gen:
-            raise RequestError("nothing to measure: --prompt is 0, and the model writes no text")
+            raise RequestError("nothing to measure: --prompt is 0, and the model generates no text")
         sizes = {"prompt": prompt, "gen": gen, "depth": args.depth, "sequences": args.sequences}
         asked = {"model": path.name, **sizes, "repeat": args.repeat}
         work = Workload(**sizes, n_threads=args.threads, kv_type=args.kv_type)

@@ -242,16 +242,19 @@ class Conversation:
         version = notes.get("version")
         if type(version) is not int or version != VERSION:
             raise RequestError(f"version: expected {VERSION}, found {show(version)}; another version of gumba wrote it")
-        for name in ("messages", "params", "template_args", "forgetful", "forgotten", "attempt"):
+
+        def note(name: str) -> object:
             if name not in notes:
                 raise RequestError(f"{name}: expected one, found none")
+            return notes[name]
+
         conversation = cls(llm)
-        conversation.messages = _messages("messages", notes["messages"])
-        conversation.params = _params("params", notes["params"])
-        conversation.template_args = _template_args("template_args", notes["template_args"])
-        conversation.forgetful = _flag("forgetful", notes["forgetful"])
-        conversation.forgotten = require_count("forgotten", notes["forgotten"], 0)
-        conversation._attempt = require_count("attempt", notes["attempt"], 0)
+        conversation.messages = _messages("messages", note("messages"))
+        conversation.params = _params("params", note("params"))
+        conversation.template_args = _template_args("template_args", note("template_args"))
+        conversation.forgetful = _flag("forgetful", note("forgetful"))
+        conversation.forgotten = require_count("forgotten", note("forgotten"), 0)
+        conversation._attempt = require_count("attempt", note("attempt"), 0)
         conversation.tools = None if notes.get("tools") is None else checked_tools(notes["tools"])
         return conversation
 
