@@ -51,8 +51,8 @@ class Case:
     `name`: of the files, `arch_NAME`. `family`: transformers' classes are `familyConfig` and `familyForCausalLM`, or it is
     one of arch_numpy.py.
     `settings`: of the configuration, on top of `SIZES`. `without`: settings that turn off what is special in it, which must
-    move the logits. `n_llama`: how many tokens llama.cpp is asked for: all of them; fewer where it leaves something out of
-    the model that begins after so many; 0 where it does not have the architecture. `centre`: what norms' weights lie around.
+    move the logits. `n_llama`: how many tokens are compared with llama.cpp: all of them; fewer if it leaves something out of
+    the model that begins after so many; 0 if it does not have the architecture. `centre`: what norms' weights lie around.
     `encoder`: the result is the last hidden states, or scores of the whole. `remote`: the family to rewrite the checkpoint
     as, see arch_remote.py. `n_tokens`: of the prompt, of an encoder-decoder of source and answer. `n_dense`: width between
     two projections behind the pooling, as sentence-transformers has them.

@@ -3,7 +3,8 @@
     python tools/make_arch_goldens.py --torch PYTHON --llama PYTHON [NAME ...]
 
 `--torch`: an interpreter with torch, transformers and safetensors; `--llama`: one with llama-cpp-python; this one has
-gumba. A model of tools/arch_cases.py is built by transformers with random weights, large enough that attention is far
+gumba. Models of tools/arch_numpy.py need neither. Afterwards it records the hashes that are missing in tests/data and updates
+docs/models.md. A model of tools/arch_cases.py is built by transformers with random weights, large enough that attention is far
 from uniform and logits far from flat, and saved as a checkpoint of float32 safetensors with a small byte-level
 tokenizer; gumba converts that to a float32 GGUF file. The logits of every position of one prompt come from
 transformers in float32 with eager attention. A model whose special feature does not move the logits is refused, and
@@ -355,6 +356,15 @@ def make(case: Case, arguments: argparse.Namespace) -> None:
             print(f"{case.name}: {len(data) / 1000:.0f} kB {suffix}")
 
 
+def record() -> None:
+    """Record what the tests compare beside the goldens: hashes that are missing, and the page of models."""
+    import write_models_page  # the interpreters of the other stages may lack gumba
+
+    for module in ("support.logit_hashes", "support.converter_hashes"):
+        subprocess.run([sys.executable, "-m", module, "--missing"], cwd=DATA.parent, check=True)
+    write_models_page.main()
+
+
 def stage(python: str, name: str, case: Case, path: Path) -> None:
     """Run a part of this script with another interpreter."""
     done = subprocess.run([python, __file__, "--stage", name, "--path", path, case.name], check=False)
@@ -383,6 +393,8 @@ def main() -> None:
             check(known[name], arguments.path)
         else:
             make(known[name], arguments)
+    if arguments.stage is None:
+        record()
 
 
 if __name__ == "__main__":

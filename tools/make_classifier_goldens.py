@@ -29,14 +29,14 @@ BERT: dict[str, Any] = {"max_position_embeddings": 96, "pad_token_id": 0, "tie_w
 LABELS = {0: "contradiction", 1: "entailment", 2: "neutral"}
 ROBERTA = BERT | {"max_position_embeddings": 98, "pad_token_id": 1, "type_vocab_size": 1}
 MODERN: dict[str, Any] = {"num_hidden_layers": 4, "local_attention": 20, "pad_token_id": 1, "cls_token_id": 0}
-#: What Qwen3-Reranker is asked, as its model card says.
-ASKED = (
+#: The prompt of Qwen3-Reranker, as in its model card.
+PROMPT = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct provided. "
     'Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
     "<Instruct>: Given a web search query, retrieve relevant passages that answer the query\n<Query>: {}\n<Document>: {}"
     "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 )
-#: The models, each with its kind of tokenizer. The last one is a language model, told by its configuration.
+#: The models, each with its kind of tokenizer. The last one is a language model; its configuration says so.
 CASES = [
     (Case("bert_pairs", "Bert", BERT | {"id2label": LABELS}, head=HEAD), "words"),
     (Case("bert_ranks", "Bert", BERT | {"num_labels": 1, "type_vocab_size": 1}, head=HEAD), "words"),
@@ -66,13 +66,13 @@ def make_checkpoints(folder: Path) -> None:
             (folder / case.name / name).write_text(json.dumps(content), encoding="utf-8")
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / case.name / "tokenizer.json"))
         types, scores = getattr(model.config, "type_vocab_size", 1) > 1, []
-        asks = case.head != HEAD
+        reranks = case.head != HEAD
         for pair in PAIRS:
-            texts = (ASKED.format(*pair),) if asks else pair
-            given = tokenizer(*texts, return_tensors="pt", return_token_type_ids=types and not asks)
+            texts = (PROMPT.format(*pair),) if reranks else pair
+            given = tokenizer(*texts, return_tensors="pt", return_token_type_ids=types and not reranks)
             with torch.no_grad():
                 logits = model(**given).logits[0].float().numpy()
-            scores.append(logits[-1, tokenizer.convert_tokens_to_ids(["yes", "no"])] if asks else logits)
+            scores.append(logits[-1, tokenizer.convert_tokens_to_ids(["yes", "no"])] if reranks else logits)
         np.savez_compressed(folder / f"{case.name}.npz", pairs=np.array(PAIRS), pair_scores=np.array(scores))
 
 

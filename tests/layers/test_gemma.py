@@ -1,4 +1,4 @@
-"""Gemma 3n and 4: what the cache keeps, how embeddings of layers lie in memory, and files that other converters wrote."""
+"""Gemma 3n and 4: shapes of the KV cache, memory of the per-layer embeddings, and files of other converters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gumba.runner.load import Chunk
 from support.arch_models import rewritten
 from support.tiny_models import DATA, distance, load, logits_of, stored
 
-TensorTable = dict[str, np.ndarray]
+Tensors = dict[str, np.ndarray]
 U32, BOOL, F32 = gguf.GGUFValueType.UINT32, gguf.GGUFValueType.BOOL, gguf.GGUFValueType.FLOAT32
 
 
@@ -26,10 +26,10 @@ def written(
     name: str,
     out: Path,
     changes: dict[str, Any],
-    change: Callable[[TensorTable], None] = lambda t: None,
+    change: Callable[[Tensors], None] = lambda t: None,
     suppressed: list[Any] | None = None,
 ) -> Path:
-    """A golden model with other metadata (None: without that key), and with what ``change`` makes of its tensors."""
+    """A golden model with other metadata (None: without that key), and with its tensors changed by ``change``."""
     with GGUFFile(DATA / f"arch_{name}.gguf") as file:
         architecture = file.require("general.architecture", str)
         writer = gguf.GGUFWriter(out, architecture)
@@ -75,7 +75,7 @@ def test_layers_that_share_keys_take_no_memory(name: str, sizes: list[tuple[int,
 
 
 @pytest.mark.parametrize("name", ["gemma3n", "gemma4"])
-def test_embeddings_of_layers_stay_in_their_blocks(name: str, tmp_path: Path) -> None:
+def test_per_layer_embeddings_stay_quantized(name: str, tmp_path: Path) -> None:
     path = rewritten(DATA / f"arch_{name}.gguf", tmp_path / "q4_0.gguf", "Q4_0", dequantized=False)
     model = load(path)
     table = model._weights.per_layer_token_embd
@@ -86,8 +86,8 @@ def test_embeddings_of_layers_stay_in_their_blocks(name: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["gemma3n", "gemma4"])
 @pytest.mark.parametrize("n_threads", [1, 2])
-def test_the_last_token_alone_is_what_it_is_among_all(name: str, n_threads: int) -> None:
-    """Layers that share keys compute rows whose logits are wanted only: of some chunks all, of some the last, of some none."""
+def test_same_logits_for_the_last_token_alone(name: str, n_threads: int) -> None:
+    """Layers that share keys compute only rows whose logits are wanted: all of a chunk, its last one, or none."""
     tokens, _ = stored(DATA / f"arch_{name}.gguf")
     model = load(DATA / f"arch_{name}.gguf", n_threads=n_threads, kv_tokens=8 * PAGE_TOKENS)
     whole = logits_of(model, tokens, len(tokens))
@@ -105,7 +105,7 @@ def test_the_last_token_alone_is_what_it_is_among_all(name: str, n_threads: int)
     model.close()
 
 
-def test_rows_that_nobody_wants_are_not_computed() -> None:
+def test_unwanted_rows_are_not_computed() -> None:
     model = load(DATA / "arch_gemma4.gguf")
     counts = [operation.writes[0].count for operation in model.operations if "matmul" in operation.kernel.name]
     of_outputs = sum(count == N_OUTPUTS for count in counts)
@@ -113,22 +113,22 @@ def test_rows_that_nobody_wants_are_not_computed() -> None:
     model.close()
 
 
-def two_matrices(tensors: TensorTable) -> None:
-    """Gate and up of experts apart, as in files of older converters."""
+def two_matrices(tensors: Tensors) -> None:
+    """Gate and up of the experts in two tensors, as in files of older converters."""
     for name in [name for name in tensors if "ffn_gate_up_exps" in name]:
         both = tensors.pop(name)
         for part, values in zip(("gate", "up"), np.split(both, 2, axis=1)):
             tensors[name.replace("gate_up", part)] = values
 
 
-def unread_keys(tensors: TensorTable) -> None:
-    """Keys and values of layers that read others', which released checkpoints have."""
+def unread_keys(tensors: Tensors) -> None:
+    """Keys and values of layers that read another layer's; released checkpoints have them."""
     for name in ("attn_k", "attn_v", "attn_k_norm"):
         tensors[f"blk.3.{name}.weight"] = np.full((2, 3), np.inf, np.float32)
 
 
 @pytest.mark.parametrize("name, change", [("gemma4_experts", two_matrices), ("gemma4", unread_keys)])
-def test_files_of_other_converters(name: str, change: Callable[[TensorTable], None], tmp_path: Path) -> None:
+def test_files_of_other_converters(name: str, change: Callable[[Tensors], None], tmp_path: Path) -> None:
     tokens, wanted = stored(DATA / f"arch_{name}.gguf")
     model = load(written(name, tmp_path / "other.gguf", {}, change), kv_type="f32")
     assert distance(logits_of(model, tokens, len(tokens)), wanted) < 1e-4
@@ -136,7 +136,7 @@ def test_files_of_other_converters(name: str, change: Callable[[TensorTable], No
 
 
 def test_suppressed_tokens_are_never_chosen(tmp_path: Path) -> None:
-    """Files of models that see pictures name the tokens that stand for these."""
+    """Files of vision models name the tokens that stand for images."""
     tokens, wanted = stored(DATA / "arch_gemma4.gguf")
     model = load(written("gemma4", tmp_path / "some.gguf", {}, suppressed=[130, 7]), kv_type="f32")
     got = logits_of(model, tokens, len(tokens))
@@ -178,6 +178,6 @@ def test_suppressed_tokens_are_never_chosen(tmp_path: Path) -> None:
         ("gemma3n", {"activation_sparsity_scale": [1.0, np.nan, 0.0, 0.0]}, "expected 4 numbers"),
     ],
 )
-def test_metadata_that_does_not_fit(name: str, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_inconsistent_metadata(name: str, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises((ModelError, UnsupportedError), match=message):
         load(written(name, tmp_path / "bad.gguf", changes))

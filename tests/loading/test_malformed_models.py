@@ -1,4 +1,4 @@
-"""Well-formed GGUF files that are no sound model: each gets one ModelError that names what is wrong, before any kernel runs."""
+"""Valid GGUF files that are not valid models: each raises one ModelError that names the fault, before any kernel runs."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_tensor_faults_are_reported_together(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_numbers_that_are_not_finite_reach_the_logits(tmp_path: Path, bad: float) -> None:
-    """In a norm they are refused; in a matrix, whose numbers nobody reads at load, they show in the logits; nothing crashes."""
+    """In a norm they are refused; in a matrix, whose numbers are not read at load, they reach the logits; nothing crashes."""
     with GGUFFile(SOURCE) as source:
         shape = source.tensors["blk.0.ffn_down.weight"].shape
         norm = np.ones(source.tensors["output_norm.weight"].shape, np.float32)
@@ -171,9 +171,9 @@ def test_bad_chunks_change_nothing() -> None:
     model.close()
 
 
-def test_a_closed_model_lets_go_of_its_memory() -> None:
+def test_a_closed_model_frees_its_memory() -> None:
     model = load(SOURCE, n_threads=2)
-    memory = [weakref.ref(held) for held in (model.kv._memory.base, model._program._arena.base)]  # type: ignore[union-attr]
+    memory = [weakref.ref(array) for array in (model.kv._memory.base, model._program._arena.base)]  # type: ignore[union-attr]
     rows = model.forward([Chunk([1, 2], 0, model.kv.allocate(1), "all")])
     kept = rows.copy()
     model.close()
@@ -186,12 +186,12 @@ def test_a_closed_model_lets_go_of_its_memory() -> None:
             use()
 
 
-#: Makes the values of some tokens, not of all, too large for float16.
+#: A factor that makes the values of some tokens, not of all, too large for float16.
 LARGE = 14000
 
 
 def test_a_later_token_changes_nothing_before_it(tmp_path: Path) -> None:
-    """Not even where its values are too large for the cache's float16: an infinity must not be multiplied by a weight of 0."""
+    """Even if its values are too large for a float16 cache: an infinity must not be multiplied by a weight of 0."""
     with GGUFFile(SOURCE) as source:
         weights = source.tensors["blk.0.attn_v.weight"]
         values = weights.data.view(np.float32).reshape(weights.shape) * np.float32(LARGE)

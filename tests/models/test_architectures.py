@@ -1,4 +1,4 @@
-"""Every architecture of the registry: logits of tiny random models against those of transformers.
+"""Every decoder of the registry: logits of tiny random models against those of transformers.
 
 tools/make_arch_goldens.py made the files: a checkpoint by transformers, converted by this project, read by llama.cpp as well.
 Prompts pass a page of the KV cache, and the windows of models that have one.
@@ -37,7 +37,7 @@ def test_logits_of_every_position(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_same_bits_in_a_batch(path: Path) -> None:
-    """Sequences of different lengths beside each other, with two threads: what each gives alone."""
+    """Sequences of different lengths in one step, with two threads: the bits of each sequence alone."""
     tokens, _ = stored(path)
     model = load(path, n_threads=2, kv_tokens=8 * PAGE_TOKENS)
     try:
@@ -71,7 +71,7 @@ QUANTIZED = [
 
 @pytest.mark.parametrize("path, kind", QUANTIZED, ids=lambda value: getattr(value, "stem", value))
 def test_quantized(path: Path, kind: str, tmp_path: Path) -> None:
-    """Block formats: what the same weights give as float32, but for the rounding of activations."""
+    """Block formats: the results of the same weights as float32, except for the rounding of activations."""
     tokens, _ = stored(path)
     rows = []
     for dequantized in (True, False):
@@ -85,8 +85,8 @@ def test_quantized(path: Path, kind: str, tmp_path: Path) -> None:
     assert np.median(errors) < ROUNDED
 
 
-def test_a_row_may_be_a_vector(tmp_path: Path) -> None:
-    """Of qwen2moe's shared gate: llama.cpp's converter drops the dimension of size 1."""
+def test_a_matrix_of_one_row_as_a_vector(tmp_path: Path) -> None:
+    """qwen2moe's shared gate: llama.cpp's converter drops the dimension of size 1."""
     path = DATA / "arch_qwen2moe.gguf"
     tokens, expected = stored(path)
 

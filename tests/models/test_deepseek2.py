@@ -1,4 +1,4 @@
-"""deepseek2's files of before 2025, whose keys and values come from one matrix; and metadata that does not fit together."""
+"""deepseek2: files made before 2025, with one matrix for keys and values; and inconsistent metadata."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_the_cache_holds_latent_vectors() -> None:
         ({"attention.value_length_mla": None}, "value_length_mla"),
     ],
 )
-def test_sizes_that_do_not_fit_are_named(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_inconsistent_sizes_are_named(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     path = written(DATA / "arch_deepseek2_v3.gguf", tmp_path / "wrong.gguf", changes)
     with pytest.raises(ModelError, match=message):
         load(path)

@@ -1,7 +1,7 @@
-"""Encoder-decoders: logits of an answer to a source, of tiny random models against those of transformers.
+"""Encoder-decoders: logits of an output for a source, of tiny random models against those of transformers.
 
 tools/make_arch_goldens.py made the files, as those of test_architectures.py; the first half of the tokens is the source. Both
-halves pass pages of the KV cache, and the distance from which on all tokens are equally far.
+halves pass pages of the KV cache, and the distance from which all tokens have the same bias.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ T5 = DATA / "arch_t5.gguf"
 
 
 def halves(path: Path) -> tuple[list[int], list[int], np.ndarray]:
-    """Source, answer, and the expected logits of the answer's tokens."""
+    """Source, output, and the expected logits of the output's tokens."""
     tokens, expected = stored(path)
     half = len(tokens) // 2
     return tokens[:half], tokens[half:], expected
 
 
 def answer(model: Model, source: list[int], tokens: list[int], size: int) -> np.ndarray:
-    """Logits of every token of an answer, fed ``size`` at a time; the first ones in the step that reads the source."""
+    """Logits of every token of an output, ``size`` tokens per step; the first step also reads the source."""
     pages = model.kv.allocate(-(-(len(source) + len(tokens)) // PAGE_TOKENS))
     rows = []
     for start, part in steps(tokens, size):
@@ -61,7 +61,7 @@ def test_logits_of_every_position(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_same_bits_in_a_batch(path: Path) -> None:
-    """Sources and answers of different lengths, some read while others are answered, with two threads."""
+    """Sources and outputs of different lengths, some encoded while others are decoded, with two threads."""
     source, tokens, _ = halves(path)
     model = load(path, n_threads=2)
     try:
@@ -91,7 +91,7 @@ def test_same_bits_in_a_batch(path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
 def test_quantized(kind: str, tmp_path: Path) -> None:
-    """Block formats: what the same weights give as float32, but for the rounding of activations."""
+    """Block formats: the results of the same weights as float32, except for the rounding of activations."""
     source, tokens, _ = halves(T5)
     rows = []
     for dequantized in (True, False):
@@ -105,8 +105,8 @@ def test_quantized(kind: str, tmp_path: Path) -> None:
     assert np.median(errors) < ROUNDED
 
 
-def test_without_an_output_the_embedding_is_that(tmp_path: Path) -> None:
-    """Of the first models other converters write one matrix, which the decoder divides by the root of its width."""
+def test_output_matrix_tied_to_the_embedding(tmp_path: Path) -> None:
+    """For the first models other converters write one matrix; the decoder divides hidden states by the root of their width."""
     source, tokens, expected = halves(T5)
     file = rewritten(
         T5,
@@ -120,7 +120,7 @@ def test_without_an_output_the_embedding_is_that(tmp_path: Path) -> None:
     model.close()
 
 
-def test_chunks_that_are_refused() -> None:
+def test_chunks_refused() -> None:
     model = load(T5, n_ctx=200, n_threads=1)
     pages = model.kv.allocate(4)
     for chunk in (
@@ -140,7 +140,7 @@ def test_chunks_that_are_refused() -> None:
     model.close()
 
 
-def test_a_source_may_be_longer_than_in_training() -> None:
+def test_a_source_longer_than_in_training() -> None:
     with GGUFFile(T5) as file:
         trained = file.require("t5.context_length", int)
     model = load(T5, n_ctx=4 * trained, kv_type="f32", n_threads=1)
@@ -162,7 +162,7 @@ def test_a_source_may_be_longer_than_in_training() -> None:
         ("decoder_block_count", 3),
     ],
 )
-def test_files_that_are_refused(key: str, value: int, tmp_path: Path) -> None:
+def test_files_refused(key: str, value: int, tmp_path: Path) -> None:
     file = rewritten(T5, tmp_path / "t5.gguf", "F32", dequantized=True, own={key: value})
     with pytest.raises(
         ModelError, match="dec.blk" if (key, value) == ("decoder_block_count", 3) else key.split(".")[-1]

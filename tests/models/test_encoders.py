@@ -1,4 +1,4 @@
-"""Every encoder, and decoders that embed or judge: hidden states and heads of tiny random models against those of transformers.
+"""Encoders, and decoders with a classifier head: hidden states and scores of tiny random models against transformers'.
 
 tools/make_arch_goldens.py made the files, as those of test_architectures.py. Texts pass a page of the KV cache, and the windows
 of models that have one.
@@ -26,7 +26,7 @@ NAMES = [path.stem.removeprefix("arch_") for path in FILES]
 
 
 def run(model: Model, *texts: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Hidden states and the head's numbers of every position, of texts that are computed together."""
+    """Hidden states and the head's outputs at every position, of texts that are computed in one step."""
     chunks = [Chunk(text, 0, model.kv.allocate(-(-len(text) // PAGE_TOKENS)), "all") for text in texts]
     rows, hidden = model.forward(chunks).copy(), model.hidden.copy()
     for chunk in chunks:
@@ -37,22 +37,22 @@ def run(model: Model, *texts: list[int]) -> list[tuple[np.ndarray, np.ndarray]]:
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_hidden_states_and_scores(path: Path) -> None:
-    """Stored are states, float32 [n_tokens, n_embd], or what a head gives, float32 [n_labels]."""
+    """The golden is hidden states, float32 [n_tokens, n_embd], or the outputs of a head, float32 [n_labels]."""
     tokens, expected = stored(path)
     assert len(tokens) > PAGE_TOKENS
     model = load(path, kv_type="f32", n_threads=1)
     try:
         ((hidden, rows),) = run(model, tokens)
-        assert (expected.ndim == 1) == bool(getattr(model.config, "n_labels", 0))
-        judged = -1 if model.config.causal else 0  # a decoder's last token has seen the whole text
-        assert distance(rows[judged] if expected.ndim == 1 else hidden, expected) < EXACT
+        assert (expected.ndim == 1) == bool(model.config.n_labels)
+        pooled = -1 if model.config.causal else 0  # a decoder's last token has seen the whole text
+        assert distance(rows[pooled] if expected.ndim == 1 else hidden, expected) < EXACT
     finally:
         model.close()
 
 
 @pytest.mark.parametrize(("name", "halves"), [("jina_bert_v2", ("gate", "up")), ("jina_bert_v2_code", ("up", "gate"))])
 def test_gate_and_up_in_one_tensor(name: str, halves: tuple[str, str], tmp_path: Path) -> None:
-    """As llama.cpp's converter has left them since 2025: in the order of the checkpoint, of which there are two."""
+    """As llama.cpp's converter writes them since 2025: in the order of the checkpoint, of which there are two."""
     path = DATA / f"arch_{name}.gguf"
     tokens, expected = stored(path)
     with GGUFFile(path) as file:
@@ -72,7 +72,7 @@ def test_gate_and_up_in_one_tensor(name: str, halves: tuple[str, str], tmp_path:
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_same_bits_in_a_batch(path: Path) -> None:
-    """Texts of different lengths beside each other, with two threads: what each gives alone."""
+    """Texts of different lengths in one step, with two threads: the bits of each text alone."""
     model = load(path, n_threads=2, kv_tokens=8 * PAGE_TOKENS)
     try:
         tokens, _ = stored(path)
@@ -87,7 +87,7 @@ def test_same_bits_in_a_batch(path: Path) -> None:
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_quantized(path: Path, kind: str, tmp_path: Path) -> None:
-    """Block formats: what the same weights give as float32, but for the rounding of activations."""
+    """Block formats: the results of the same weights as float32, except for the rounding of activations."""
     states = []
     for dequantized in (True, False):
         file = rewritten(path, tmp_path / f"{dequantized}.gguf", kind, dequantized=dequantized)

@@ -34,8 +34,8 @@ def test_logits_of_every_position(path: Path, kv_type: str, budget: float) -> No
         model.close()
 
 
-def test_outputs_choose_positions_in_the_order_of_chunks() -> None:
-    """``last`` gives a chunk's last position, ``none`` nothing; sequences of one forward don't see each other."""
+def test_outputs_select_positions_in_the_order_of_chunks() -> None:
+    """``last`` selects a chunk's last position, ``none`` none; sequences of one step do not affect each other."""
     tokens, expected = stored(GOLDENS[0])
     model = load(GOLDENS[0], kv_type="f32", n_threads=2, kv_tokens=512)
     try:
@@ -60,8 +60,8 @@ def test_outputs_choose_positions_in_the_order_of_chunks() -> None:
         model.close()
 
 
-def test_pages_may_lie_anywhere() -> None:
-    """A sequence's pages need not be neighbours nor ascend, and what a released page held before does not matter."""
+def test_block_tables_of_any_pages() -> None:
+    """A sequence's pages need not be contiguous or ascending, and old contents of a page do not matter."""
     path = next(path for path in GOLDENS if path.stem == "model_llama3")
     tokens, expected = stored(path)
     model = load(path, kv_type="f32", n_threads=1, kv_tokens=512)

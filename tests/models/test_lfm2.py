@@ -1,4 +1,4 @@
-"""What files of lfm2 may say, and what its convolutions keep."""
+"""lfm2: metadata of its files, and the state of its convolutions."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from support.tiny_models import DATA, distance, load, logits_of, stored
 PATH = DATA / "arch_lfm2.gguf"
 
 
-def test_a_sequence_keeps_the_last_tokens_of_its_convolutions() -> None:
-    """Two layers, each with 2 times 32 float32, whatever the type of keys and values; in the pages is attention alone."""
+def test_sizes_of_the_state_and_of_a_page() -> None:
+    """Two layers with a state of 2 times 32 float32, whatever the type of keys and values; pages hold attention only."""
     for kv_type, size in {"f32": 4, "f16": 2}.items():
         model = load(PATH, kv_type=kv_type)
         assert model.states is not None and model.states.slot_bytes == 2 * 2 * 32 * 4

@@ -1,4 +1,4 @@
-"""What files of Qwen3.5 may say, leave out and must not say."""
+"""qwen35: metadata that its files may have, may lack and must not have."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ def written(source: Path, out: Path, own: dict[str, Any], more: dict[str, np.nda
     return rewritten(source, out, "F32", dequantized=True, own=own, more=more or {})
 
 
-def logits(path: Path, source: Path) -> float:
+def error_of(path: Path, source: Path) -> float:
+    """The distance of a model's logits from those of the golden ``source``."""
     tokens, expected = stored(source)
     model = load(path, kv_type="f32", n_threads=1)
-    found = distance(logits_of(model, tokens, 40), expected)
+    difference = distance(logits_of(model, tokens, 40), expected)
     model.close()
-    return found
+    return difference
 
 
 def test_layers_of_a_period(tmp_path: Path) -> None:
-    """Where the file does not say of each layer what it is: every second one attends, as in the sparse model."""
+    """A file without flags per layer: every second layer is attention, as in the sparse model."""
     path = written(SPARSE, tmp_path / "a.gguf", {"attention.recurrent_layers": None, "full_attention_interval": 2})
-    assert logits(path, SPARSE) < EXACT
+    assert error_of(path, SPARSE) < EXACT
 
 
 def test_experts_without_a_width_of_dense_layers(tmp_path: Path) -> None:
-    assert logits(written(SPARSE, tmp_path / "a.gguf", {"feed_forward_length": None}), SPARSE) < EXACT
+    assert error_of(written(SPARSE, tmp_path / "a.gguf", {"feed_forward_length": None}), SPARSE) < EXACT
 
 
 def test_blocks_that_predict_further_tokens_are_left_out(tmp_path: Path) -> None:
     own = {"block_count": 4, "nextn_predict_layers": 1, "attention.recurrent_layers": [True, False, True, False]}
-    assert logits(further(tmp_path, own), DENSE) < EXACT
+    assert error_of(further(tmp_path, own), DENSE) < EXACT
     with pytest.raises(ModelError, match=r"unexpected: blk\.3\.nextn\.eh_proj\.weight"):
         load(further(tmp_path, {}))
 
@@ -72,7 +73,7 @@ def further(folder: Path, own: dict[str, Any]) -> Path:
         ({"feed_forward_length": None}, "feed_forward_length"),
     ],
 )
-def test_what_does_not_fit_is_refused(own: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_impossible_metadata(own: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=message):
         load(written(DENSE, tmp_path / "wrong.gguf", own))
 

@@ -22,16 +22,16 @@ def architecture(path: Path) -> str:
 
 
 def has_logits(path: Path) -> bool:
-    """Whether what is stored are logits: of embedders it is hidden states, of classifiers scores."""
+    """Whether the golden is logits: for embedders it is hidden states, for classifiers scores."""
     with GGUFFile(path) as file:
-        tokens, found = stored(path)
-        return found.shape == (len(tokens), file.tensors["token_embd.weight"].shape[0])
+        tokens, results = stored(path)
+        return results.shape == (len(tokens), file.tensors["token_embd.weight"].shape[0])
 
 
 FILES = [path for path in sorted(DATA.glob("arch_*.gguf")) if architecture(path) in ARCHITECTURES and has_logits(path)]
 NAMES = [path.stem.removeprefix("arch_") for path in FILES]
 KEPT = ("gate_inp", "position", "token_types")
-#: float32 all the way: what remains is rounding and another order of sums.
+#: All numbers are float32: the rest is rounding and another order of sums.
 EXACT = 1e-4
 #: Of the same weights in blocks and as float32, where activations are rounded to 8 bits: the usual error of a token's logits,
 #: relative to them. (Of the usual token: where two experts are chosen with nearly the same score, rounding chooses another.)
@@ -48,10 +48,10 @@ def rewritten(
     own: Mapping[str, Any] = MappingProxyType({}),
     more: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> Path:
-    """The model with its matrices in block format ``kind``, or with the values that these stand for, as float32.
+    """The model with its matrices in block format ``kind``, or ``dequantized``: with the values of the blocks as float32.
 
-    ``change``: what becomes of a tensor; None leaves it out. ``own``: other values of the architecture's keys, None to leave
-    one out; ``more``: further tensors, float32.
+    ``change``: returns a tensor's new values, or None to leave it out. ``own``: other values of the architecture's keys, None to
+    leave one out; ``more``: further tensors, float32.
     """
     format = gguf.GGMLQuantizationType[kind]
     with GGUFFile(source) as file:

@@ -4,15 +4,17 @@ Every family's tiny checkpoint (``tiny_families``) is converted to each of TYPES
 Llama is converted to all types, pure or not, from each type of checkpoint. A hash is the SHA-256 of the whole GGUF file, in
 which nothing names a version of this package; weights come from numpy's PCG64 with a fixed seed.
 
-    cd tests && python -m support.converter_hashes
+    cd tests && python -m support.converter_hashes --missing
 
-records the hashes anew. Only for a change that is meant to change converted files: say so in its commit.
+records the checkpoints that have no hash yet, of a new family for example. Without ``--missing``, all of them anew: only for a
+change that is meant to change converted files; say so in its commit.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -61,17 +63,18 @@ def recorded() -> dict[str, dict[str, str]]:
     return json.loads(RECORDING.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
-def record() -> None:
-    """Record the hashes of every checkpoint."""
-    hashes = {}
-    for name in CHECKPOINTS:
-        with tempfile.TemporaryDirectory() as folder:
-            hashes[name] = hashes_of(name, Path(folder))
+def record(*, missing: bool = False) -> None:
+    """Record the hashes of every checkpoint; ``missing``: only of those that have none."""
     before = recorded() if RECORDING.exists() else {}
+    hashes = {name: before[name] for name in CHECKPOINTS if missing and name in before}
+    for name in CHECKPOINTS:
+        if name not in hashes:
+            with tempfile.TemporaryDirectory() as folder:
+                hashes[name] = hashes_of(name, Path(folder))
     n_changed = sum(before.get(name) != digests for name, digests in hashes.items())
     RECORDING.write_text(json.dumps(hashes, indent=1, sort_keys=True) + "\n", encoding="utf-8", newline="\n")
     print(f"{len(hashes)} checkpoints, {n_changed} new or changed")
 
 
 if __name__ == "__main__":
-    record()
+    record(missing="--missing" in sys.argv)

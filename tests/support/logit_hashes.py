@@ -5,10 +5,14 @@ default type of KV cache or another. Its hash is the SHA-256 of every bit that t
 (or a classifier's outputs) and final hidden states of all tokens. Results depend on the instruction set alone: kernels are
 compiled without fast-math, so neither the number of threads nor the version of the compiler changes a bit.
 
+    cd tests && python -m support.logit_hashes --missing
+
+records the cases that have no hash yet, of a new architecture for example, for every instruction set of this machine.
+
     cd tests && python -m support.logit_hashes [INSTRUCTION SET ...]
 
-records the hashes anew, for all instruction sets of this machine or for those named; what is recorded of others stays. Only
-for a change that is meant to change results: say so in its commit.
+records all hashes anew, for all instruction sets of this machine or for those named; the hashes of others stay. Only for a
+change that is meant to change results: say so in its commit.
 """
 
 from __future__ import annotations
@@ -124,22 +128,28 @@ def recorded() -> dict[str, dict[str, dict[str, str]]]:
     return json.loads(RECORDING.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
-def record(names: list[str]) -> None:
-    """Record the hashes of every case for the instruction sets ``names``."""
+def record(names: list[str], *, missing: bool = False) -> None:
+    """Record the hashes of every case for the instruction sets ``names``; ``missing``: only of cases that have none."""
     recording = recorded() if RECORDING.exists() else {"environments": {}, "hashes": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             os.environ["GUMBA_ISA"] = name
             start = time.perf_counter()
-            hashes = {case.name: hash_of(case.write(Path(folder)), case.kv_type) for case in CASES}
-            seconds = time.perf_counter() - start
             before = recording["hashes"].get(name, {})
+            cases = [case for case in CASES if not (missing and case.name in before)]
+            hashes = {case.name: hash_of(case.write(Path(folder)), case.kv_type) for case in cases}
+            seconds = time.perf_counter() - start
             n_changed = sum(before.get(case) != digest for case, digest in hashes.items())
-            recording["hashes"][name], recording["environments"][name] = hashes, environment()
+            if missing:
+                hashes |= {case.name: before[case.name] for case in CASES if case.name in before}
+            else:
+                recording["environments"][name] = environment()
+            recording["hashes"][name] = hashes
             text = json.dumps(recording, indent=1, sort_keys=True) + "\n"
             RECORDING.write_text(text, encoding="utf-8", newline="\n")
             print(f"{name}: {len(hashes)} hashes, {n_changed} new or changed, {seconds:.1f} s", flush=True)
 
 
 if __name__ == "__main__":
-    record(sys.argv[1:] or isa.available())
+    named = [argument for argument in sys.argv[1:] if argument != "--missing"]
+    record(named or isa.available(), missing="--missing" in sys.argv)

@@ -1644,7 +1644,7 @@ FAMILIES["gemma3n"] = Family(
     GEMMA3N_BLOCK,
     odd={
         1: without(GEMMA3N_BLOCK, "attn_k", "attn_v", "attn_k_norm")
-        | {  # not in the checkpoint, and read by nobody, but llama.cpp wants them
+        | {  # not in the checkpoint, and not read, but llama.cpp requires them
             "attn_k.weight": ([], (), lambda _: np.zeros((KV, W), np.float32)),
             "attn_v.weight": ([], (), lambda _: np.zeros((KV, W), np.float32)),
             "attn_k_norm.weight": ([], (), lambda _: np.ones(HEAD, np.float32)),
@@ -1666,7 +1666,7 @@ FAMILIES["gemma3n"] = Family(
         "activation_sparsity_scale": [np.float32(1.6448536), -np.inf],
     },
 )
-FAMILIES["gemma3n_released"] = Family(  # with keys and values that nobody reads; and layers of several widths
+FAMILIES["gemma3n_released"] = Family(  # with keys and values that are not read; and layers of several widths
     "gemma3n",
     "gemma3n",
     GEMMA3N_CONFIG | {"intermediate_size": [F, 2 * F]},

@@ -1,8 +1,8 @@
-"""What the tests of this folder share: stepping through a prompt, and tiny quantised models written on the spot.
+"""Tiny quantized models written on the spot, and running a prompt in steps.
 
     python tiny_models.py OUT.npz MODEL...
 
-writes the logits of ``prompt(PROMPT)`` in each model: what the tests of GUMBA_ISA, read at first use, run as a child.
+writes the logits of ``prompt(PROMPT)`` in each model: the tests of GUMBA_ISA, which is read at first use, run it as a child.
 """
 
 from __future__ import annotations
@@ -92,15 +92,15 @@ def random_matrices(kind: str) -> dict[str, np.ndarray]:
         shapes[f"blk.{i}.attn_output"] = (WIDTH, q)
         shapes[f"blk.{i}.ffn_gate"] = shapes[f"blk.{i}.ffn_up"] = (FFN, WIDTH)
         shapes[f"blk.{i}.ffn_down"] = (WIDTH, FFN)
-    made = {}
+    matrices = {}
     for name, (rows, columns) in shapes.items():
         scale = (2.0 if name == "output" else 1.0) / math.sqrt(columns)
         if kind == "Q6_K":
-            made[name] = random_q6_k(rng, rows, columns, scale)
+            matrices[name] = random_q6_k(rng, rows, columns, scale)
         else:
             values = (scale * rng.standard_normal((rows, columns))).astype(np.float32)
-            made[name] = quantize(values, gguf.GGMLQuantizationType[kind]).view(np.uint8)
-    return made
+            matrices[name] = quantize(values, gguf.GGMLQuantizationType[kind]).view(np.uint8)
+    return matrices
 
 
 def write_model(path: Path, kind: str, *, dequantized: bool = False) -> Path:
@@ -153,12 +153,12 @@ def prompt(n: int, seed: int = 0) -> list[int]:
 
 def main() -> None:
     """Logits of each model named on the command line, into one file: float32 [PROMPT, VOCAB] by the file's stem."""
-    found = {}
+    logits = {}
     for path in map(Path, sys.argv[2:]):
         model = load(path, kv_type="f16", n_threads=2)  # sets with bfloat16 products round those otherwise
-        found[path.stem] = logits_of(model, prompt(PROMPT), 96)
+        logits[path.stem] = logits_of(model, prompt(PROMPT), 96)
         model.close()
-    np.savez(sys.argv[1], **found)
+    np.savez(sys.argv[1], **logits)
 
 
 if __name__ == "__main__":
