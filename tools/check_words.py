@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 WORDS = Path(__file__).with_name("retired_words.txt")
 #: Files that may name the words, and keys of file formats that cannot change any more.
 EXEMPT = ("CHANGELOG.md", "tools/retired_words.txt", "tests/tools/test_check_words.py")
-KEPT = re.compile(r"[\"'`](?:near_from|near_bytes)[\"'`]")  # keys of session files
+#: Keys of session files, and a model's own prompt.
+KEPT = re.compile(r"[\"'`](?:near_from|near_bytes)[\"'`]|Judge whether the Document")
 #: Text files that people write; recorded test data is none.
 SUFFIXES = (".py", ".md", ".toml", ".sh", ".txt", "")
 _PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
