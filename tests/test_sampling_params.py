@@ -12,6 +12,7 @@ import pytest
 
 from gumba import BeamSearchParams, RequestError, SamplingParams, StructuredOutputsParams
 from gumba.sampling_params import SAMPLERS
+from support import sampling_oracle
 
 HUGE = 10**400
 COUNT = 2**31 - 1
@@ -45,14 +46,7 @@ FIELDS = {
     "dynatemp_range": ranges(0, 100),
     "dynatemp_exponent": ranges(0, 100),
     "top_k": counts(-1),
-    "top_p": ranges(0, 1),
-    "min_p": ranges(0, 1),
-    "typical_p": ranges(0, 1),
-    "top_n_sigma": ranges(-1, 100),
-    "epsilon_cutoff": ranges(0, 1),
-    "eta_cutoff": ranges(0, 1),
-    "xtc_probability": ranges(0, 1),
-    "xtc_threshold": ranges(0, 1),
+    **{field: ranges(low, high) for o in sampling_oracle.FILTERS.values() for field, (low, high) in o.ranges.items()},
     "mirostat": counts(0, 2),
     "mirostat_tau": ranges(0, 100),
     "mirostat_eta": ranges(0, 10),

@@ -20,7 +20,7 @@ def row_of(n: int, seed: int = 0) -> np.ndarray:
 
 def candidates(row: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     n = row.size
-    return np.arange(n, dtype=np.int32), row.astype(np.float64), np.empty(3 * n + filters.ROOM)
+    return np.arange(n, dtype=np.int32), row.astype(np.float64), np.empty(3 * n + filters.SCRATCH_EXTRA)
 
 
 def descending(x: np.ndarray) -> np.ndarray:

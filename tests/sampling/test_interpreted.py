@@ -17,10 +17,12 @@ import pytest
 
 from gumba.errors import ModelError, RequestError
 from gumba.jit.jit import Entry
-from gumba.sampling import sampler as module
+from gumba.sampling import candidates, row_edits
+from gumba.sampling import sampler as sampler_module
 from gumba.sampling.kernels import filters, penalties
 from gumba.sampling.sampler import Sampler, SamplerState
 from gumba.sampling_params import SAMPLERS, SamplingParams
+from support import sampling_oracle
 
 LARGEST = float(np.finfo(np.float32).max)
 SIZES = [1, 2, 3, 31, 32, 33, 65, 100, 255, 256, 257, 513, 700]
@@ -53,11 +55,11 @@ def interpreted(function: Entry) -> Callable[..., Any]:
 
 def interpret(patch: pytest.MonkeyPatch) -> None:
     """Have ``Sampler`` call the source of its kernels."""
-    for name, room in (("edit", penalties), ("filters", filters)):
-        twins = {key: interpreted(each) if isinstance(each, Entry) else each for key, each in vars(room).items()}
-        patch.setattr(module, name, SimpleNamespace(**twins))
+    for caller, kernels in ((row_edits, penalties), (candidates, filters)):
+        twins = {key: interpreted(value) if isinstance(value, Entry) else value for key, value in vars(kernels).items()}
+        patch.setattr(caller, "kernels", SimpleNamespace(**twins))
     for name in ("sample_all", "sample_top_k", "log_softmax"):
-        patch.setattr(module, name, interpreted(getattr(module, name)))
+        patch.setattr(sampler_module, name, interpreted(getattr(sampler_module, name)))
 
 
 def hostile_logits(r: random.Random, n: int) -> np.ndarray:
@@ -89,12 +91,8 @@ def hostile_params(r: random.Random, n: int) -> SamplingParams:
         "min_p": r.choice([0, 1e-300, 0.05, 1]),
     }
     for chosen in [
-        {"typical_p": r.choice([0, 1e-9, 0.5, 0.99])},
         {"mirostat": r.choice([1, 2]), "mirostat_tau": r.choice([0, 5, 100]), "mirostat_eta": r.choice([0, 0.1, 10])},
-        {"xtc_probability": 1, "xtc_threshold": r.choice([0, 0.1, 0.5, 1])},
-        {"top_n_sigma": r.choice([1e-9, 1, 100])},
-        {"epsilon_cutoff": r.choice([1e-300, 0.01, 1])},
-        {"eta_cutoff": r.choice([1e-300, 0.01, 1])},
+        *(r.choice(o.extreme) for name, o in sampling_oracle.FILTERS.items() if name not in ("top_k", "top_p", "min_p")),
         {"dynatemp_range": r.choice([0.3, 100]), "dynatemp_exponent": r.choice([0, 1, 100])},
         {"repetition_penalty": r.choice([0.01, 1.2, 100]), "frequency_penalty": r.choice([-100, 0, 100]),
          "presence_penalty": r.choice([-100, 0, 100]), "repetition_window": r.choice([-1, 3, 0])},

@@ -1,4 +1,4 @@
-"""The compiled samplers against the ones by the book (``oracle``), and the distribution of their draws."""
+"""The compiled samplers against reference ones (``sampling_oracle``), and the distribution of their draws."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gumba.errors import ModelError, RequestError
+from gumba.sampling.filters import FILTERS
 from gumba.sampling.sampler import Sampler, SamplerState, UniformStream
 from gumba.sampling_params import SAMPLERS, SamplingParams
 from support import sampling_oracle
@@ -85,17 +86,13 @@ def test_the_usual_samplers(size):
     assert compare(cases) > 110
 
 
-ONE_BY_ONE = {
-    "top_k": [{"top_k": k} for k in (1, 3, 50, 1500, 4999)],
-    "typical_p": [{"typical_p": p} for p in (0, 0.1, 0.5, 0.9, 0.999)],
-    "top_p": [{"top_p": p} for p in (0, 0.1, 0.5, 0.9, 0.999)],
-    "min_p": [{"min_p": p} for p in (0.001, 0.1, 0.9, 1)],
-    "top_n_sigma": [{"top_n_sigma": n} for n in (0.01, 0.5, 1, 2.5)],
-    "epsilon_cutoff": [{"epsilon_cutoff": p} for p in (1e-4, 0.003, 0.1, 1)],
-    "eta_cutoff": [{"eta_cutoff": p} for p in (1e-4, 0.003, 0.1, 1)],
-    "xtc": [{"xtc_probability": p, "xtc_threshold": t} for p in (0.5, 1) for t in (0, 0.003, 0.1, 0.6)],
-    "temperature": [{"dynatemp_range": r, "dynatemp_exponent": e} for r in (0.3, 2) for e in (0, 0.5, 1, 3)],
-}
+ONE_BY_ONE = {name: oracle.typical for name, oracle in sampling_oracle.FILTERS.items()}
+ONE_BY_ONE["temperature"] = [{"dynatemp_range": r, "dynatemp_exponent": e} for r in (0.3, 2) for e in (0, 0.5, 1, 3)]
+
+
+def test_every_filter_has_an_oracle():
+    assert set(sampling_oracle.FILTERS) == set(FILTERS)
+    assert {*FILTERS, *sampling_oracle.EDITS, "temperature"} == set(SAMPLERS)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -122,11 +119,17 @@ def test_each_filter_alone_and_after_top_k(name, size):
     assert compare(cases) >= 25
 
 
+#: The filters whose values ``random_params`` lists; of others it takes those of the oracle.
+IN_COMBINATIONS = ("top_k", "top_p", "min_p", "typical_p", "top_n_sigma", "epsilon_cutoff", "eta_cutoff", "xtc")
+
+
 def random_params(rng, size):
     """Any combination, in any order."""
     names = [name for name in SAMPLERS if rng.random() < 0.8]
     rng.shuffle(names)
+    others = [oracle for name, oracle in sampling_oracle.FILTERS.items() if name not in IN_COMBINATIONS]
     return {
+        **{field: value for oracle in others for field, value in pick(rng, oracle.off, *oracle.typical).items()},
         "temperature": pick(rng, 0, 0.3, 0.8, 1, 2),
         "dynatemp_range": pick(rng, 0, 0, 0.5),
         "top_k": pick(rng, 0, 0, 5, 40, 2000),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gumba import LLM, RequestError, SamplingParams, StructuredOutputsParams, Tokenizer
-from gumba.sampling.token_healing import HealedDecoder, Healing, Spellings, healable, spellings
+from gumba.sampling.token_healing import HealedDecoder, Healing, PrefixIndex, healable, prefix_index
 from gumba.tokenizer.vocabulary import TokenType
 from support import tiny_chat
 
@@ -27,7 +27,7 @@ def test_masks_are_those_of_the_obvious_loop(name: str) -> None:
         wanted = texts[token]
         if not wanted:
             continue
-        bits = np.unpackbits(spellings(tokenizer).mask(wanted).view(np.uint8), bitorder="little")
+        bits = np.unpackbits(prefix_index(tokenizer).mask(wanted).view(np.uint8), bitorder="little")
         expected = {
             i
             for i, text in enumerate(texts)
@@ -87,7 +87,7 @@ def test_a_piece_after_which_nothing_fits_is_not_allowed() -> None:
             return TokenType.NORMAL
 
     def allowed(wanted: bytes) -> set[int]:
-        mask = Spellings(Vocabulary()).mask(wanted)  # type: ignore[arg-type]
+        mask = PrefixIndex(Vocabulary()).mask(wanted)  # type: ignore[arg-type]
         return set(np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")).tolist())
 
     assert allowed(b"abc") == {0, 1, 2}  # a bcx, abc, ab cd

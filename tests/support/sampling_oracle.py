@@ -1,8 +1,9 @@
-"""Choosing a token by the book: NumPy, float64, everything sorted, every sampler as its paper says."""
+"""Reference sampler: NumPy, float64, everything sorted, every sampler as its paper defines it."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +15,7 @@ EDITS = ("penalties", "dry")
 
 @dataclass
 class Situation:
-    """What a choice depends on besides logits and parameters."""
+    """The inputs of a choice besides logits and parameters."""
 
     history: list[int] = field(default_factory=list)  # prompt and answer
     n_generated: int = 0
@@ -103,38 +104,144 @@ def until(order, p, mass, least):
     return order[: max(enough, least)]
 
 
-def kept(name, ids, x, params, at, nudge):
-    """Places that a filter keeps."""
-    likeliest = np.lexsort((ids, -x))
-    least = max(params.min_keep, 1)
+@dataclass(frozen=True)
+class Oracle:
+    """A filter by the book, and the values that the tests try.
+
+    ``keep(ids, x, params, at, nudge)``: places of the candidates that it keeps; bounds move by the factor ``1 + nudge``.
+    ``ranges``: field of SamplingParams: its lowest and highest value. ``off``: values with which it does nothing.
+    ``typical`` and ``extreme``: parameters, one set at a time, that turn it on.
+    """
+
+    keep: Callable[..., Sequence[int]]
+    ranges: dict[str, tuple[float, float]]
+    off: dict[str, float]
+    typical: list[dict[str, float]]
+    extreme: list[dict[str, float]]
+
+
+def likeliest(ids, x):
+    """Places by (logit descending, id ascending)."""
+    return np.lexsort((ids, -x))
+
+
+def where(keep, ids, x, params):
+    """The places for which ``keep`` is true, at least ``min_keep`` of the likeliest."""
+    order, least = likeliest(ids, x), max(params.min_keep, 1)
+    first = [i for i in order if keep[i]]
+    return first if len(first) >= least else order[:least]
+
+
+def keep_top_k(ids, x, params, at, nudge):
+    return likeliest(ids, x)[: max(params.top_k, params.min_keep, 1)]
+
+
+def keep_top_p(ids, x, params, at, nudge):
+    return until(likeliest(ids, x), softmax(x), min(params.top_p * (1 + nudge), 1), max(params.min_keep, 1))
+
+
+def keep_typical(ids, x, params, at, nudge):
     p = softmax(x)
-    if name == "top_k":
-        return likeliest[: max(params.top_k, least)]
-    if name == "top_p":
-        return until(likeliest, p, min(params.top_p * (1 + nudge), 1), least)
-    if name == "typical_p":
-        with np.errstate(divide="ignore"):
-            surprise = np.where(p > 0, -np.log(np.maximum(p, 1e-320)), 1e300)
-        typical = np.lexsort((ids, np.abs(surprise - entropy(p))))
-        return until(typical, p, min(params.typical_p * (1 + nudge), 1), least)
-    if name == "min_p":
-        keep = p >= params.min_p * p.max() * (1 + nudge)
-    elif name == "top_n_sigma":
-        keep = x >= x.max() - params.top_n_sigma * x.std() * (1 + nudge)
-    elif name == "epsilon_cutoff":
-        keep = p >= params.epsilon_cutoff * (1 + nudge)
-    elif name == "eta_cutoff":
-        eta = params.eta_cutoff
-        keep = p >= min(eta, math.sqrt(eta) * math.exp(-entropy(p))) * (1 + nudge)
-    elif name == "xtc":
-        if at.coin >= params.xtc_probability:
-            return likeliest
-        above = [i for i in likeliest if p[i] >= params.xtc_threshold * (1 + nudge)]
-        if len(above) < 2 or len(ids) - len(above) + 1 < least:
-            return likeliest
-        return [i for i in likeliest if i not in above[:-1]]
-    first = [i for i in likeliest if keep[i]]
-    return first if len(first) >= least else likeliest[:least]
+    with np.errstate(divide="ignore"):
+        surprise = np.where(p > 0, -np.log(np.maximum(p, 1e-320)), 1e300)
+    order = np.lexsort((ids, np.abs(surprise - entropy(p))))
+    return until(order, p, min(params.typical_p * (1 + nudge), 1), max(params.min_keep, 1))
+
+
+def keep_min_p(ids, x, params, at, nudge):
+    p = softmax(x)
+    return where(p >= params.min_p * p.max() * (1 + nudge), ids, x, params)
+
+
+def keep_top_n_sigma(ids, x, params, at, nudge):
+    return where(x >= x.max() - params.top_n_sigma * x.std() * (1 + nudge), ids, x, params)
+
+
+def keep_epsilon_cutoff(ids, x, params, at, nudge):
+    return where(softmax(x) >= params.epsilon_cutoff * (1 + nudge), ids, x, params)
+
+
+def keep_eta_cutoff(ids, x, params, at, nudge):
+    p, eta = softmax(x), params.eta_cutoff
+    return where(p >= min(eta, math.sqrt(eta) * math.exp(-entropy(p))) * (1 + nudge), ids, x, params)
+
+
+def keep_xtc(ids, x, params, at, nudge):
+    order, p = likeliest(ids, x), softmax(x)
+    if at.coin >= params.xtc_probability:
+        return order
+    above = [i for i in order if p[i] >= params.xtc_threshold * (1 + nudge)]
+    if len(above) < 2 or len(ids) - len(above) + 1 < max(params.min_keep, 1):
+        return order
+    return [i for i in order if i not in above[:-1]]
+
+
+#: The filters by name.
+FILTERS = {
+    "top_n_sigma": Oracle(
+        keep_top_n_sigma,
+        ranges={"top_n_sigma": (-1, 100)},
+        off={"top_n_sigma": -1},
+        typical=[{"top_n_sigma": n} for n in (0.01, 0.5, 1, 2.5)],
+        extreme=[{"top_n_sigma": n} for n in (1e-9, 1, 100)],
+    ),
+    "top_k": Oracle(
+        keep_top_k,
+        ranges={},
+        off={"top_k": 0},
+        typical=[{"top_k": k} for k in (1, 3, 50, 1500, 4999)],
+        extreme=[{"top_k": k} for k in (1, 2, 5, 40, 2000)],
+    ),
+    "typical_p": Oracle(
+        keep_typical,
+        ranges={"typical_p": (0, 1)},
+        off={"typical_p": 1},
+        typical=[{"typical_p": p} for p in (0, 0.1, 0.5, 0.9, 0.999)],
+        extreme=[{"typical_p": p} for p in (0, 1e-9, 0.5, 0.99)],
+    ),
+    "top_p": Oracle(
+        keep_top_p,
+        ranges={"top_p": (0, 1)},
+        off={"top_p": 1},
+        typical=[{"top_p": p} for p in (0, 0.1, 0.5, 0.9, 0.999)],
+        extreme=[{"top_p": p} for p in (0, 1e-9, 0.3, 0.95)],
+    ),
+    "min_p": Oracle(
+        keep_min_p,
+        ranges={"min_p": (0, 1)},
+        off={"min_p": 0},
+        typical=[{"min_p": p} for p in (0.001, 0.1, 0.9, 1)],
+        extreme=[{"min_p": p} for p in (1e-300, 0.05, 1)],
+    ),
+    "epsilon_cutoff": Oracle(
+        keep_epsilon_cutoff,
+        ranges={"epsilon_cutoff": (0, 1)},
+        off={"epsilon_cutoff": 0},
+        typical=[{"epsilon_cutoff": p} for p in (1e-4, 0.003, 0.1, 1)],
+        extreme=[{"epsilon_cutoff": p} for p in (1e-300, 0.01, 1)],
+    ),
+    "eta_cutoff": Oracle(
+        keep_eta_cutoff,
+        ranges={"eta_cutoff": (0, 1)},
+        off={"eta_cutoff": 0},
+        typical=[{"eta_cutoff": p} for p in (1e-4, 0.003, 0.1, 1)],
+        extreme=[{"eta_cutoff": p} for p in (1e-300, 0.01, 1)],
+    ),
+    "xtc": Oracle(
+        keep_xtc,
+        ranges={"xtc_probability": (0, 1), "xtc_threshold": (0, 1)},
+        off={"xtc_probability": 0},
+        typical=[{"xtc_probability": p, "xtc_threshold": t} for p in (0.5, 1) for t in (0, 0.003, 0.1, 0.6)],
+        extreme=[{"xtc_probability": 1, "xtc_threshold": t} for t in (0, 0.1, 0.5, 1)],
+    ),
+}
+
+
+def is_on(name, params):
+    """Whether a filter does anything."""
+    if name == "top_n_sigma" and params.top_n_sigma <= 0:
+        return False
+    return any(getattr(params, field) != value for field, value in FILTERS[name].off.items())
 
 
 def tempered(x, params):
@@ -149,22 +256,22 @@ def tempered(x, params):
 
 
 def mirostat_kept(ids, x, n_vocab, params, mu, nudge):
-    likeliest = np.lexsort((ids, -x))
-    p = softmax(x)[likeliest]
+    order = likeliest(ids, x)
+    p = softmax(x)[order]
     if params.mirostat == 2:
         with np.errstate(divide="ignore"):
-            return likeliest[: max(int((-np.log2(p) <= mu * (1 + nudge)).sum()), 1)]
+            return order[: max(int((-np.log2(p) <= mu * (1 + nudge)).sum()), 1)]
     if x.size == 1:
-        return likeliest
+        return order
     i = np.arange(1, min(100, x.size))
-    t, b = np.log((i + 1) / i), x[likeliest][i - 1] - x[likeliest][i]
+    t, b = np.log((i + 1) / i), x[order][i - 1] - x[order][i]
     s = (t * b).sum() / (t * t).sum()
     if s == 0:
-        return likeliest if 2**mu > n_vocab - 1 else likeliest[:1]
+        return order if 2**mu > n_vocab - 1 else order[:1]
     e = s - 1
     with np.errstate(all="ignore"):
         k = (e * np.float64(2) ** mu / (1 - np.float64(n_vocab) ** -e)) ** (1 / s) * (1 + nudge)
-    return likeliest[: max(int(min(k, x.size)), 1)]
+    return order[: max(int(min(k, x.size)), 1)]
 
 
 def distribution(logits, params, at, nudge=0.0):
@@ -186,10 +293,8 @@ def distribution(logits, params, at, nudge=0.0):
             continue
         elif name == "temperature":
             x = tempered(x, params)
-        elif name == "top_n_sigma" and params.top_n_sigma <= 0:
-            continue
-        elif not params.mirostat and getattr(params, name if name != "xtc" else "xtc_probability") != OFF.get(name, 0):
-            places = np.sort(kept(name, ids, x, params, at, nudge))
+        elif not params.mirostat and is_on(name, params):
+            places = np.sort(FILTERS[name].keep(ids, x, params, at, nudge))
             ids, x = ids[places], x[places]
     if greedy:
         return ids[[np.argmax(x)]], np.ones(1)
@@ -198,9 +303,6 @@ def distribution(logits, params, at, nudge=0.0):
         places = np.sort(mirostat_kept(ids, x, n, params, mu, nudge))
         ids, x = ids[places], x[places]
     return ids, softmax(x)
-
-
-OFF = {"top_p": 1, "typical_p": 1, "top_n_sigma": -1}
 
 
 def choose(logits, params, at, nudge=0.0):

@@ -1,8 +1,9 @@
-"""Token healing: a prompt's last token may be the beginning of a longer one that the model would rather have written.
+"""Token healing: regenerate a prompt's last token, which may be the beginning of a longer one that the model prefers.
 
-"The link is http:" ends in the token ":", after which "://" (one token) can no longer come. So the last token is taken off the
-prompt, and the first ones generated must spell it again: as it was, longer, or in pieces (Lundberg, "The art of prompt design:
-prompt boundaries and token healing", 2023). The answer's text leaves out what the prompt already says.
+"The link is http:" ends in the token ":", after which "://" (one token) can no longer come. Token healing removes the last
+token from the prompt and constrains the first generated tokens to reproduce its text: as it was, longer, or in several
+tokens (Lundberg, "The art of prompt design: prompt boundaries and token healing", 2023). The answer's text leaves out what
+the prompt already contains.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ import threading
 import weakref
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence, Set
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from gumba.sampling.arrays import TokenMask
 from gumba.tokenizer.tokenizer import Tokenizer
 from gumba.tokenizer.vocabulary import TokenType
 
 
-class Spellings:
-    """The texts of a vocabulary in order, to find all that begin alike."""
+class PrefixIndex:
+    """The token texts of a vocabulary in sorted order, to look up all that share a prefix."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         texts = [
@@ -33,69 +35,68 @@ class Spellings:
         self._tokens = [token for _, token in texts]
         self._n_vocab = tokenizer.n_vocab
 
-    def mask(self, wanted: bytes) -> np.ndarray[Any, Any]:
-        """Tokens that begin with ``wanted``, and those that it begins with, if others spell the rest of it.
+    def mask(self, prefix: bytes) -> TokenMask:
+        """Tokens whose text begins with ``prefix``, and tokens that are a beginning of it which others can complete.
 
         uint32 bit mask [ceil(n_vocab / 32)].
         """
         allowed = np.zeros(-(-self._n_vocab // 32) * 32, np.bool_)
-        whole = self._beginning(wanted)
-        allowed[self._tokens[whole]] = True
-        # Which ends of ``wanted`` can be spelled: the longer ones by way of the shorter ones.
-        spelled: dict[int, bool] = {}
-        for start in range(len(wanted) - 1, 0, -1):
-            rest = self._beginning(wanted[start:])
-            spelled[start] = rest.start < rest.stop or any(
-                spelled[end] and self._equal(wanted[start:end]) for end in range(start + 1, len(wanted))
+        allowed[self._tokens[self._starting_with(prefix)]] = True
+        # Whether tokens can produce prefix[start:]; longer suffixes build on shorter ones.
+        completable: dict[int, bool] = {}
+        for start in range(len(prefix) - 1, 0, -1):
+            rest = self._starting_with(prefix[start:])
+            completable[start] = rest.start < rest.stop or any(
+                completable[end] and self._equal(prefix[start:end]) for end in range(start + 1, len(prefix))
             )
-        for length in range(1, len(wanted)):
-            if spelled[length]:
-                for token in self._equal(wanted[:length]):
+        for length in range(1, len(prefix)):
+            if completable[length]:
+                for token in self._equal(prefix[:length]):
                     allowed[token] = True
         return np.packbits(allowed, bitorder="little").view(np.uint32)
 
-    def _beginning(self, text: bytes) -> slice:
-        """Where the texts are that begin with ``text``."""
-        start = bisect_left(self._texts, text)
-        return slice(start, bisect_right(self._texts, text, start, key=lambda each: each[: len(text)]))
+    def _starting_with(self, prefix: bytes) -> slice:
+        """The range of texts that begin with ``prefix``."""
+        start = bisect_left(self._texts, prefix)
+        return slice(start, bisect_right(self._texts, prefix, start, key=lambda text: text[: len(prefix)]))
 
     def _equal(self, text: bytes) -> list[int]:
-        """The tokens of exactly this text."""
+        """The tokens with exactly this text."""
         return self._tokens[bisect_left(self._texts, text) : bisect_right(self._texts, text)]
 
 
-_known: weakref.WeakKeyDictionary[Tokenizer, Spellings] = weakref.WeakKeyDictionary()
+_indexes: weakref.WeakKeyDictionary[Tokenizer, PrefixIndex] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
 
-def spellings(tokenizer: Tokenizer) -> Spellings:
-    """The vocabulary's texts, made once (0.1 s for 49,152 tokens)."""
+def prefix_index(tokenizer: Tokenizer) -> PrefixIndex:
+    """The index of a tokenizer's vocabulary, built once (0.1 s for 49,152 tokens)."""
     with _lock:
-        found = _known.get(tokenizer)
-        if found is None:
-            found = _known[tokenizer] = Spellings(tokenizer)
-        return found
+        index = _indexes.get(tokenizer)
+        if index is None:
+            index = _indexes[tokenizer] = PrefixIndex(tokenizer)
+        return index
 
 
 class Healing:
-    """What the first tokens must spell; afterwards anything goes."""
+    """Constraint on the first tokens of an answer: they reproduce ``prefix``, the text of the removed prompt token."""
 
     finished = False
 
-    def __init__(self, tokenizer: Tokenizer, wanted: bytes) -> None:
-        self._tokenizer, self._spellings, self._wanted = tokenizer, spellings(tokenizer), wanted
+    def __init__(self, tokenizer: Tokenizer, prefix: bytes) -> None:
+        self._tokenizer, self._index, self._prefix = tokenizer, prefix_index(tokenizer), prefix
 
-    def mask(self) -> np.ndarray[Any, Any] | None:
-        """Tokens allowed next; None when all are."""
-        return self._spellings.mask(self._wanted) if self._wanted else None
+    def mask(self) -> TokenMask | None:
+        """Tokens allowed next; None allows all."""
+        return self._index.mask(self._prefix) if self._prefix else None
 
     def accept(self, token: int) -> None:
-        """Take note of the token chosen."""
-        self._wanted = self._wanted[len(self._tokenizer.token_bytes(token)) :]
+        """Advance by the sampled token."""
+        self._prefix = self._prefix[len(self._tokenizer.token_bytes(token)) :]
 
     def fork(self) -> Healing:
-        """A copy that goes its own way."""
-        return Healing(self._tokenizer, self._wanted)
+        """An independent copy."""
+        return Healing(self._tokenizer, self._prefix)
 
 
 class _Decoder(Protocol):
@@ -105,29 +106,29 @@ class _Decoder(Protocol):
 
 
 class HealedDecoder:
-    """Leaves out of a decoder's text the ``length`` characters that the prompt already says."""
+    """Drops the first ``length`` characters of a decoder's text, which the prompt already contains."""
 
     def __init__(self, decoder: _Decoder, length: int) -> None:
-        self._decoder, self._left = decoder, length
+        self._decoder, self._n_left = decoder, length
 
     def push(self, token: int) -> str:
-        """Text that this token completes, behind the prompt's."""
-        return self._cut(self._decoder.push(token))
+        """The text that this token completes, without the prompt's part."""
+        return self._drop(self._decoder.push(token))
 
     def finish(self) -> str:
-        """What is held back."""
-        return self._cut(self._decoder.finish())
+        """The pending text at the end."""
+        return self._drop(self._decoder.finish())
 
-    def _cut(self, text: str) -> str:
-        cut = min(self._left, len(text))
-        self._left -= cut
-        return text[cut:]
+    def _drop(self, text: str) -> str:
+        n = min(self._n_left, len(text))
+        self._n_left -= n
+        return text[n:]
 
 
 def healable(tokenizer: Tokenizer, ids: Sequence[int], end_ids: Set[int] = frozenset()) -> str:
-    """The text of a prompt's last token, where it can be written anew: whole characters, and not all that there is.
+    """The text of a prompt's last token if it can be regenerated, else "".
 
-    A token of ``end_ids`` would end the answer before it has begun.
+    It must be whole characters, not the whole prompt, and not a token of ``end_ids``, which would end the answer at once.
     """
     if len(ids) < 2 or tokenizer.token_type(ids[-1]) is not TokenType.NORMAL or ids[-1] in end_ids:
         return ""

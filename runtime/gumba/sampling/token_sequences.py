@@ -1,4 +1,4 @@
-"""Texts of parameters as token sequences: bad words, and the sequence breakers of DRY."""
+"""Token sequences of texts in the parameters: bad words, and the sequence breakers of DRY."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class Encoder(Protocol):
-    """What is needed of ``gumba.tokenizer.tokenizer.Tokenizer``."""
+    """The members of ``gumba.tokenizer.tokenizer.Tokenizer`` that this module uses."""
 
     @property
     def n_vocab(self) -> int: ...
@@ -20,36 +20,36 @@ class Encoder(Protocol):
 
 
 def bad_word_sequences(tokenizer: Encoder, words: Sequence[str]) -> list[tuple[int, ...]]:
-    """The token sequences that ``words`` are encoded in, at the start of a text and after a space."""
+    """The token sequences that encode ``words`` at the start of a text and after a space."""
     texts = [text for word in words for text in (word, " " + word.lstrip())]
-    found = (tuple(tokenizer.encode(text, add_special=False, parse_special=False)) for text in texts)
-    return list(dict.fromkeys(sequence for sequence in found if sequence))
+    sequences = (tuple(tokenizer.encode(text, add_special=False, parse_special=False)) for text in texts)
+    return list(dict.fromkeys(sequence for sequence in sequences if sequence))
 
 
-#: By tokenizer and texts.
+#: Breaker sequences by tokenizer and texts.
 _breakers: weakref.WeakKeyDictionary[Encoder, dict[tuple[str, ...], tuple[tuple[int, ...], ...]]]
 _breakers = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
-#: Results remembered of a tokenizer.
-REMEMBERED = 4
+#: Cached results per tokenizer.
+MAX_CACHED = 4
 
 
 def breaker_sequences(tokenizer: Encoder, texts: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
-    """Token sequences that hold one of ``texts``: every token that does, and those that texts of several are encoded in.
+    """Token sequences that contain one of ``texts``: every token that contains one, and the encodings of longer texts.
 
-    Looks through the whole vocabulary; a tokenizer's last results are remembered as long as it lives. Any thread may ask.
+    Scans the whole vocabulary; the last results are cached for the lifetime of the tokenizer. Thread-safe.
     """
     with _lock:
-        known = _breakers.setdefault(tokenizer, {})
-        if texts in known:
-            return known[texts]
-    wanted = [text.encode() for text in texts]
-    pieces = tokenizer.pieces(range(tokenizer.n_vocab)) if wanted else []
-    tokens = [(token,) for token, piece in enumerate(pieces) if any(text in piece for text in wanted)]
+        cached = _breakers.setdefault(tokenizer, {})
+        if texts in cached:
+            return cached[texts]
+    needles = [text.encode() for text in texts]
+    pieces = tokenizer.pieces(range(tokenizer.n_vocab)) if needles else []
+    tokens = [(token,) for token, piece in enumerate(pieces) if any(needle in piece for needle in needles)]
     encoded = (tuple(tokenizer.encode(text, add_special=False, parse_special=False)) for text in texts)
-    found = (*tokens, *(sequence for sequence in encoded if len(sequence) > 1))
+    sequences = (*tokens, *(sequence for sequence in encoded if len(sequence) > 1))
     with _lock:
-        while len(known) >= REMEMBERED:
-            del known[next(iter(known))]
-        known[texts] = found
-    return found
+        while len(cached) >= MAX_CACHED:
+            del cached[next(iter(cached))]
+        cached[texts] = sequences
+    return sequences

@@ -1,7 +1,7 @@
-"""Logits of candidates as weights: how far each lies below the largest, and exp of that, in float64.
+"""Softmax weights of candidates in float64: each logit's distance below the largest, and exp of the negated distance.
 
-In blocks of 256, whose elements are summed side by side, in 256 running sums that are halved again and again: one fixed order.
-The end of ``room`` (float64 [512 or more]) is scratch: two blocks.
+Values are processed in blocks of 256 with 256 running sums, which are added by pairwise halving at the end: one fixed order.
+The last two blocks of ``scratch`` (float64 [512 or more]) are working space.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ def largest_of(values, lanes):
 
 
 @inline
-def decay(far, weights, powers, powers_bits):
-    """weights[i] = exp(-far[i]) for up to 256 distances of 0 or more, in vector code; 0 from 700 on.
+def decay(distances, weights, powers, powers_bits):
+    """weights[i] = exp(-distances[i]) for up to 256 distances of 0 or more, in vector code; 0 from 700 on.
 
     ``powers`` float64 [256] and its int64 view ``powers_bits`` are scratch.
     """
-    for j in range(far.size):
-        # exp(t) = 2^whole * exp(rest), |rest| <= ln(2) / 2: ln(2) in two parts, and
+    for j in range(distances.size):
+        # exp(t) = 2^whole * exp(rest), |rest| <= ln(2) / 2: ln(2) as a sum of two constants, and
         # eight terms of the series of rest / 4, to the fourth power.
-        t = -(far[j] if far[j] < 700.0 else 700.0)
+        t = -(distances[j] if distances[j] < 700.0 else 700.0)
         whole = np.int32(t * 1.4426950408889634 - 0.5)
         rest = t - np.float64(whole) * 0.6931471803691238
         rest = rest - np.float64(whole) * 1.9082149292705877e-10
@@ -51,52 +51,52 @@ def decay(far, weights, powers, powers_bits):
         series = series * series
         weights[j] = series * series
         powers_bits[j] = (np.int64(whole) + 1023) << 52
-    for j in range(far.size):
-        weights[j] = weights[j] * powers[j] if far[j] < 700.0 else 0.0
+    for j in range(distances.size):
+        weights[j] = weights[j] * powers[j] if distances[j] < 700.0 else 0.0
 
 
 @inline
-def two_blocks(room):
-    """Two blocks of float64 [256] in ``room``, apart from its other parts."""
-    return room[room.size - BLOCK :], room[room.size - 2 * BLOCK : room.size - BLOCK]
+def two_blocks(scratch):
+    """Two blocks of float64 [256] at the end of ``scratch``, disjoint from its other parts."""
+    return scratch[scratch.size - BLOCK :], scratch[scratch.size - 2 * BLOCK : scratch.size - BLOCK]
 
 
 @inline
-def measure(x, n, far, room):
-    """far[i]: how far x[i] lies below the largest."""
-    lanes, _ = two_blocks(room)
+def measure(x, n, distances, scratch):
+    """distances[i] = max(x) - x[i]."""
+    lanes, _ = two_blocks(scratch)
     highest = largest_of(x[:n], lanes)
     for i in range(n):
-        far[i] = highest - x[i] + 0.0  # not -0.0, whose bits are far from those of 0.0
+        distances[i] = highest - x[i] + 0.0  # not -0.0, whose bits differ from those of 0.0
 
 
 @inline
-def weigh(x, n, far, weights, room):
-    """As ``measure``; weights[i] = exp(-far[i]). Returns their sum: 256 running sums, halved again and again."""
-    lanes, powers = two_blocks(room)
+def weigh(x, n, distances, weights, scratch):
+    """distances[i] = max(x) - x[i] and weights[i] = exp(-distances[i]); returns the sum of the weights."""
+    lanes, powers = two_blocks(scratch)
     powers_bits = powers.view(np.int64)
     highest = largest_of(x[:n], lanes)
     for j in range(BLOCK):
         lanes[j] = 0.0
     for start in range(0, n, BLOCK):
         stop = min(start + BLOCK, n)
-        part, own_far, own = x[start:stop], far[start:stop], weights[start:stop]
+        part, part_distances, part_weights = x[start:stop], distances[start:stop], weights[start:stop]
         for j in range(part.size):
-            own_far[j] = highest - part[j] + 0.0
-        decay(own_far, own, powers, powers_bits)
+            part_distances[j] = highest - part[j] + 0.0
+        decay(part_distances, part_weights, powers, powers_bits)
         for j in range(part.size):
-            lanes[j] += own[j]
+            lanes[j] += part_weights[j]
     return halved(lanes)
 
 
 @inline
-def mean_distance(n, far, weights, total, room):
-    """Mean of ``far`` under the probabilities ``weights / total``: the entropy less log(total)."""
-    lanes, _ = two_blocks(room)
+def mean_distance(n, distances, weights, total, scratch):
+    """Mean of ``distances`` under the probabilities ``weights / total``: the entropy minus log(total)."""
+    lanes, _ = two_blocks(scratch)
     for j in range(BLOCK):
         lanes[j] = 0.0
     for start in range(0, n, BLOCK):
-        part, own = far[start : min(start + BLOCK, n)], weights[start : min(start + BLOCK, n)]
+        part, part_weights = distances[start : min(start + BLOCK, n)], weights[start : min(start + BLOCK, n)]
         for j in range(part.size):
-            lanes[j] += own[j] * part[j]
+            lanes[j] += part_weights[j] * part[j]
     return halved(lanes) / total

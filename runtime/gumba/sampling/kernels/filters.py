@@ -1,13 +1,13 @@
-"""Filters of the candidates for a token, for chains that ``gumba.sampling.kernels.sample`` does not cover.
+"""Filters of candidate tokens, for sampler chains that ``gumba.sampling.kernels.sample`` does not cover.
 
-Candidates are token ids ``ids`` (int32, ascending) and their logits ``x`` (float64), of which the first ``n`` count; a filter
-moves those it keeps to the front, in their order, and returns how many they are. Nothing is sorted: where a filter keeps the
-nearest to something until they hold enough probability, distances are put into 512 buckets, and the bucket in which enough is
-reached is looked into again, by the bits of its distances, until it is small (``_cut``). At equal distance lower ids come
-first. All sums have a fixed order.
+Candidates are the first ``n`` token ids of ``ids`` (int32, ascending) and their logits ``x`` (float64). A filter moves the
+candidates it keeps to the front, in their order, and returns their number. Nothing is sorted: a filter that keeps the nearest
+candidates until they hold enough probability puts the distances into 512 buckets and subdivides the bucket in which the
+target is reached by the bits of its distances until it is small (``_cut``). At equal distance lower ids come first. All sums
+have a fixed order.
 
-``room`` (float64 [3 * x.size + ROOM]) is scratch: distances, weights, and the rest. Each entry is compiled when it is first
-wanted.
+``scratch`` (float64 [3 * x.size + SCRATCH_EXTRA]) is working space: distances, weights, and the rest. Each entry is compiled
+on first use.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from gumba.sampling.kernels.penalties import BANNED
 from gumba.sampling.kernels.sample import BLOCK, INFINITY_BITS, LANES, _scan, _top_k, _unheap, first_above, halved
 
 BUCKETS = 512
-#: Scratch besides what is as long as the candidates: sums and counts by bucket, two blocks, and a block of places.
-ROOM = 2 * LANES * BUCKETS + 2 * BLOCK
-#: This many candidates are simply put in order.
+#: Scratch beyond the three arrays as long as the candidates: sums and counts by bucket, and two blocks.
+SCRATCH_EXTRA = 2 * LANES * BUCKETS + 2 * BLOCK
+#: Up to this many candidates are sorted.
 SMALL = 64
-#: Distances from here on are in one bucket of the first round: exp(-32) = 1e-14.
+#: Distances from here on share the last bucket of the first round: exp(-32) = 1e-14.
 DEEPEST = 32.0
-#: How far below the largest a logit can be once temperature has divided it.
+#: Lower bound of a logit, relative to the largest, after division by the temperature.
 LOWEST = -1e300
 
 
 @entry("i8(f4[::1], i4[::1], f8[::1])")
 def gather(row, ids, x):
-    """Take all tokens of ``row`` that are not BANNED as candidates; how many.
+    """Write all tokens of ``row`` that are not BANNED to ``ids`` and ``x``; returns their number.
 
     Returns ``-1 - token`` for a logit that is not finite.
     """
@@ -52,10 +52,10 @@ def gather(row, ids, x):
                 if (patterns[j] & 0x7FFFFFFF) >= INFINITY_BITS:
                     return -1 - (start + j)
         if banned == 0:
-            own_ids, own_x = ids[size : size + part.size], x[size : size + part.size]
+            part_ids, part_x = ids[size : size + part.size], x[size : size + part.size]
             for j in range(part.size):
-                own_ids[j] = np.int32(start + j)
-                own_x[j] = np.float64(part[j])
+                part_ids[j] = np.int32(start + j)
+                part_x[j] = np.float64(part[j])
             size += part.size
         else:
             for j in range(part.size):
@@ -67,7 +67,7 @@ def gather(row, ids, x):
 
 @entry("i8(f4[::1], i8, i4[::1], i8[::1], i4[::1], f8[::1])")
 def gather_top_k(row, k, blocks, heap, ids, x):
-    """Take the ``k`` likeliest tokens (1 to row.size) that are not BANNED as candidates; how many.
+    """Write the ``k`` most likely tokens (1 to row.size) that are not BANNED to ``ids`` and ``x``; returns their number.
 
     Scratch as in ``sample_top_k``. Returns ``-1 - token`` for a logit that is not finite.
     """
@@ -89,94 +89,94 @@ def gather_top_k(row, k, blocks, heap, ids, x):
 
 
 @inline
-def _parts(room, size):
-    """The parts of ``room`` that are as long as ``x``: distances, weights, members (int64)."""
-    return room[:size], room[size : 2 * size], room[2 * size : 3 * size].view(np.int64)
+def _parts(scratch, size):
+    """The arrays of ``scratch`` that are as long as ``x``: distances, weights, members (int64)."""
+    return scratch[:size], scratch[size : 2 * size], scratch[2 * size : 3 * size].view(np.int64)
 
 
 @inline
-def _places(far, scale, places):
-    """Of up to 256 distances, the bucket and a lane: ``bucket * LANES + lane``, in int32 [256]."""
-    for j in range(far.size):
-        places[j] = np.int32(min(far[j] * scale, BUCKETS - 1.0)) * np.int32(LANES) + np.int32(j % LANES)
+def _places(distances, scale, places):
+    """For up to 256 distances, ``bucket * LANES + lane`` in ``places`` (int32 [256])."""
+    for j in range(distances.size):
+        places[j] = np.int32(min(distances[j] * scale, BUCKETS - 1.0)) * np.int32(LANES) + np.int32(j % LANES)
 
 
 @inline
-def _spread(far, weights, n, scale, masses, numbers, places):
+def _spread(distances, weights, n, scale, masses, numbers, places):
     """Sum and count ``weights`` by bucket, into the first BUCKETS of ``masses`` and ``numbers`` (float64 [LANES * BUCKETS]).
 
-    Neighbours are summed in different lanes, so that no addition waits for the one before it.
+    Neighbours are summed in different lanes, so that no addition waits for the previous one.
     """
     for i in range(LANES * BUCKETS):
         masses[i] = 0.0
         numbers[i] = 0.0
     for start in range(0, n, BLOCK):
-        part, own = far[start : min(start + BLOCK, n)], weights[start : min(start + BLOCK, n)]
+        part, own = distances[start : min(start + BLOCK, n)], weights[start : min(start + BLOCK, n)]
         _places(part, scale, places)
         for j in range(part.size):
             place = np.uint32(places[j])
             masses[place] += own[j]
             numbers[place] += 1.0
     for i in range(BUCKETS):
-        held, count = 0.0, 0.0
+        mass, count = 0.0, 0.0
         for lane in range(LANES):
-            held += masses[i * LANES + lane]
+            mass += masses[i * LANES + lane]
             count += numbers[i * LANES + lane]
-        masses[i] = held
+        masses[i] = mass
         numbers[i] = count
 
 
 @inline
-def _crossing(masses, numbers, held, count, wanted, least):
-    """The first bucket by which ``wanted`` mass and ``least`` candidates are reached, else the last filled.
+def _crossing(masses, numbers, mass, count, wanted, min_count):
+    """The first bucket where the running sums reach ``wanted`` mass and ``min_count`` candidates, else the last non-empty one.
 
-    ``held`` and ``count`` were reached before the buckets; those reached before the bucket are returned with it.
+    ``mass`` and ``count`` are the sums before the first bucket; returns the bucket and the sums before it.
     """
-    bucket, held_before, count_before = 0, held, count
+    bucket, mass_before, count_before = 0, mass, count
     for i in range(BUCKETS):
         if numbers[i] > 0.0:
-            bucket, held_before, count_before = i, held, count
-            held += masses[i]
+            bucket, mass_before, count_before = i, mass, count
+            mass += masses[i]
             count += numbers[i]
-            if held >= wanted and count >= least:
+            if mass >= wanted and count >= min_count:
                 break
-    return bucket, held_before, count_before
+    return bucket, mass_before, count_before
 
 
 @inline
-def _sort_by_distance(far, members, size):
-    """Put ``members`` in the order of their distances; equal ones stay in their order."""
+def _sort_by_distance(distances, members, size):
+    """Sort ``members`` by distance; a stable insertion sort."""
     for i in range(1, size):
         moving, j = members[i], i
-        while j > 0 and far[members[j - 1]] > far[moving]:
+        while j > 0 and distances[members[j - 1]] > distances[moving]:
             members[j] = members[j - 1]
             j -= 1
         members[j] = moving
 
 
 @inline
-def _cut(far, weights, n, wanted, least, members, room):
-    """Where the nearest candidates have ``wanted`` mass and are ``least`` many: a distance, and how many at it to keep."""
-    tail = room[room.size - ROOM :]
+def _cut(distances, weights, n, wanted, min_count, members, scratch):
+    """The distance at which the nearest candidates reach ``wanted`` mass and ``min_count``, and how many to keep at it."""
+    tail = scratch[scratch.size - SCRATCH_EXTRA :]
     masses, numbers = tail[: LANES * BUCKETS], tail[LANES * BUCKETS : 2 * LANES * BUCKETS]
-    lanes, spare = two_blocks(room)
-    bits = far.view(np.int64)
-    held, count, size = 0.0, 0.0, n
+    lanes, spare = two_blocks(scratch)
+    bits = distances.view(np.int64)
+    mass, count, size = 0.0, 0.0, n
     for i in range(min(n, SMALL + 1)):
         members[i] = i
     if n > SMALL:
-        scale = BUCKETS / min(max(largest_of(far[:n], lanes), 1e-300), DEEPEST)
+        scale = BUCKETS / min(max(largest_of(distances[:n], lanes), 1e-300), DEEPEST)
         places = spare.view(np.int32)
-        _spread(far, weights, n, scale, masses, numbers, places)
-        bucket, held, count = _crossing(masses, numbers, held, count, wanted, least)
+        _spread(distances, weights, n, scale, masses, numbers, places)
+        bucket, mass, count = _crossing(masses, numbers, mass, count, wanted, min_count)
         size = 0
         for start in range(0, n, BLOCK):
-            part = far[start : min(start + BLOCK, n)]
+            part = distances[start : min(start + BLOCK, n)]
             _places(part, scale, places)
-            found = np.int32(0)
+            n_members = np.int32(0)
             for j in range(part.size):
-                found += np.int32(places[j] // LANES == bucket)
-            if found > 0:
+                n_members += np.int32(places[j] // LANES == bucket)
+            if n_members > 0:
                 for j in range(part.size):
                     members[np.uint32(size)] = start + j
                     size += places[j] // LANES == bucket
@@ -196,7 +196,7 @@ def _cut(far, weights, n, wanted, least, members, room):
             place = (bits[members[i]] - low) >> shift
             masses[place] += weights[members[i]]
             numbers[place] += 1.0
-        bucket, held, count = _crossing(masses, numbers, held, count, wanted, least)
+        bucket, mass, count = _crossing(masses, numbers, mass, count, wanted, min_count)
         kept = 0
         for i in range(size):
             if (bits[members[i]] - low) >> shift == bucket:
@@ -204,115 +204,115 @@ def _cut(far, weights, n, wanted, least, members, room):
                 kept += 1
         size = kept
     if size <= SMALL:
-        _sort_by_distance(far, members, size)
+        _sort_by_distance(distances, members, size)
     distance, ties = 0.0, 0
     for i in range(size):
         member = members[i]
-        ties = ties + 1 if i > 0 and far[member] == distance else 1
-        distance = far[member]
-        held += weights[member]
+        ties = ties + 1 if i > 0 and distances[member] == distance else 1
+        distance = distances[member]
+        mass += weights[member]
         count += 1.0
-        if held >= wanted and count >= least:
+        if mass >= wanted and count >= min_count:
             break
     return distance, ties
 
 
 @inline
-def _keep_nearest(ids, x, n, far, distance, ties):
-    """Keep candidates nearer than ``distance`` and the first ``ties`` at it."""
+def _keep_nearest(ids, x, n, distances, distance, ties):
+    """Keep candidates nearer than ``distance``, and the first ``ties`` at exactly this distance."""
     kept = 0
     for start in range(0, n, BLOCK):
-        part = far[start : min(start + BLOCK, n)]
-        near, at = np.int64(0), np.int64(0)
+        part = distances[start : min(start + BLOCK, n)]
+        n_nearer, n_equal = np.int64(0), np.int64(0)
         for j in range(part.size):
-            near += part[j] < distance
-            at += part[j] == distance
-        if near + at == 0:
+            n_nearer += part[j] < distance
+            n_equal += part[j] == distance
+        if n_nearer + n_equal == 0:
             continue
-        # Written in any case, and without a branch, which nobody could predict.
-        own_ids, own_x = ids[start : start + part.size], x[start : start + part.size]
-        if at == 0:
+        # The store is unconditional: a branch here would be unpredictable.
+        part_ids, part_x = ids[start : start + part.size], x[start : start + part.size]
+        if n_equal == 0:
             for j in range(part.size):
-                ids[np.uint32(kept)] = own_ids[j]
-                x[np.uint32(kept)] = own_x[j]
+                ids[np.uint32(kept)] = part_ids[j]
+                x[np.uint32(kept)] = part_x[j]
                 kept += part[j] < distance
         else:
             for j in range(part.size):
-                ids[np.uint32(kept)] = own_ids[j]
-                x[np.uint32(kept)] = own_x[j]
+                ids[np.uint32(kept)] = part_ids[j]
+                x[np.uint32(kept)] = part_x[j]
                 kept += (part[j] < distance) | ((part[j] == distance) & (ties > 0))
                 ties -= part[j] == distance
     return kept
 
 
 @entry("i8(i4[::1], f8[::1], i8, i8, f8[::1])")
-def top_k(ids, x, n, k, room):
-    """Keep the ``k`` likeliest, 1 or more."""
-    far, weights, members = _parts(room, x.size)
-    measure(x, n, far, room)
+def top_k(ids, x, n, k, scratch):
+    """Keep the ``k`` most likely candidates (1 or more)."""
+    distances, weights, members = _parts(scratch, x.size)
+    measure(x, n, distances, scratch)
     for i in range(n):
         weights[i] = 0.0
-    distance, ties = _cut(far, weights, n, 0.0, k, members, room)
-    return _keep_nearest(ids, x, n, far, distance, ties)
+    distance, ties = _cut(distances, weights, n, 0.0, k, members, scratch)
+    return _keep_nearest(ids, x, n, distances, distance, ties)
 
 
 @entry("i8(i4[::1], f8[::1], i8, f8, i8, f8[::1])")
-def top_p(ids, x, n, p, min_keep, room):
-    """Keep the likeliest until they hold the probability ``p``, and at least ``min_keep`` (1 or more)."""
-    far, weights, members = _parts(room, x.size)
-    total = weigh(x, n, far, weights, room)
-    distance, ties = _cut(far, weights, n, p * total, min_keep, members, room)
-    return _keep_nearest(ids, x, n, far, distance, ties)
+def top_p(ids, x, n, p, min_keep, scratch):
+    """Keep the most likely candidates until they hold the probability ``p``, and at least ``min_keep`` (1 or more)."""
+    distances, weights, members = _parts(scratch, x.size)
+    total = weigh(x, n, distances, weights, scratch)
+    distance, ties = _cut(distances, weights, n, p * total, min_keep, members, scratch)
+    return _keep_nearest(ids, x, n, distances, distance, ties)
 
 
 @entry("i8(i4[::1], f8[::1], i8, f8, i8, f8[::1])")
-def typical(ids, x, n, p, min_keep, room):
-    """As ``top_p``, but the nearest are those whose surprise is nearest the entropy."""
-    far, weights, members = _parts(room, x.size)
-    total = weigh(x, n, far, weights, room)
-    mean = mean_distance(n, far, weights, total, room)
+def typical(ids, x, n, p, min_keep, scratch):
+    """Keep the candidates whose surprise is nearest the entropy until they hold the probability ``p``, at least ``min_keep``."""
+    distances, weights, members = _parts(scratch, x.size)
+    total = weigh(x, n, distances, weights, scratch)
+    mean = mean_distance(n, distances, weights, total, scratch)
     for i in range(n):
-        far[i] = abs(far[i] - mean)
-    distance, ties = _cut(far, weights, n, p * total, min_keep, members, room)
-    return _keep_nearest(ids, x, n, far, distance, ties)
+        distances[i] = abs(distances[i] - mean)
+    distance, ties = _cut(distances, weights, n, p * total, min_keep, members, scratch)
+    return _keep_nearest(ids, x, n, distances, distance, ties)
 
 
 @entry("i8(i4[::1], f8[::1], i8, f8, i8, f8[::1])")
-def within(ids, x, n, distance, min_keep, room):
-    """Keep those whose logit is at most ``distance`` below the largest, and at least ``min_keep`` (1 or more)."""
-    far, weights, members = _parts(room, x.size)
-    measure(x, n, far, room)
-    near = 0
+def within(ids, x, n, distance, min_keep, scratch):
+    """Keep candidates whose logit is at most ``distance`` below the largest, and at least ``min_keep`` (1 or more)."""
+    distances, weights, members = _parts(scratch, x.size)
+    measure(x, n, distances, scratch)
+    n_within = 0
     for i in range(n):
-        near += far[i] <= distance
-    if near == n:
+        n_within += distances[i] <= distance
+    if n_within == n:
         return n
     ties = n
-    if near < min_keep:
+    if n_within < min_keep:
         for i in range(n):
             weights[i] = 0.0
-        distance, ties = _cut(far, weights, n, 0.0, min_keep, members, room)
-    return _keep_nearest(ids, x, n, far, distance, ties)
+        distance, ties = _cut(distances, weights, n, 0.0, min_keep, members, scratch)
+    return _keep_nearest(ids, x, n, distances, distance, ties)
 
 
 @entry("void(f8[::1], i8, f8, f8[::1])")
-def divide(x, n, temperature, room):
-    """Logits below the largest, divided by ``temperature`` (0 or more); one of 0 leaves the largest alone."""
-    lanes, _ = two_blocks(room)
+def divide(x, n, temperature, scratch):
+    """Divide the logits, relative to the largest, by ``temperature`` (0 or more); 0 keeps only the largest at 0."""
+    lanes, _ = two_blocks(scratch)
     highest = largest_of(x[:n], lanes)
     for i in range(n):
         below = x[i] - highest
         cooled = below / temperature
         cooled = cooled if cooled > LOWEST else LOWEST
-        x[i] = cooled if below < 0.0 else 0.0  # 0 / 0 is not a number
+        x[i] = cooled if below < 0.0 else 0.0  # 0 / 0 is NaN
 
 
 @entry("f8(f8[::1], i8, f8[::1])")
-def deviation(x, n, room):
+def deviation(x, n, scratch):
     """Standard deviation of the candidates' logits."""
-    lanes, _ = two_blocks(room)
+    lanes, _ = two_blocks(scratch)
     mean, result = 0.0, 0.0
-    for turn in range(2):  # the mean, then the mean square of what is left without it
+    for turn in range(2):  # the mean, then the mean squared deviation
         for j in range(BLOCK):
             lanes[j] = 0.0
         for start in range(0, n, BLOCK):
@@ -327,7 +327,7 @@ def deviation(x, n, room):
 
 @entry("void(f8[::1], i8, f8[::1])")
 def largest(x, n, out):
-    """``out`` (float64 [1 to n]) gets the largest logits of the candidates, descending."""
+    """Write the largest logits of the candidates to ``out`` (float64 [1 to n]), descending."""
     size = out.size
     for i in range(size):
         out[i] = x[i]
@@ -340,19 +340,19 @@ def largest(x, n, out):
 
 
 @entry("f8(f8[::1], i8, f8[::1], f8[::1])")
-def log_total(x, n, entropy, room):
-    """log(sum(exp(x - max(x)))) of the candidates; ``entropy`` float64 [1] gets that of their probabilities, in nats."""
-    far, weights, _ = _parts(room, x.size)
-    total = weigh(x, n, far, weights, room)
-    entropy[0] = math.log(total) + mean_distance(n, far, weights, total, room)
+def log_total(x, n, entropy, scratch):
+    """log(sum(exp(x - max(x)))) of the candidates; writes their entropy in nats to ``entropy`` (float64 [1])."""
+    distances, weights, _ = _parts(scratch, x.size)
+    total = weigh(x, n, distances, weights, scratch)
+    entropy[0] = math.log(total) + mean_distance(n, distances, weights, total, scratch)
     return math.log(total)
 
 
 @entry("i8(i4[::1], f8[::1], i8, f8, i8)")
 def exclude_top(ids, x, n, floor, min_keep):
-    """Of the candidates with a logit of ``floor`` or more keep only the last: the lowest, of equal ones the highest id.
+    """XTC: of the candidates with a logit of ``floor`` or more, keep only the least likely (ties: the highest id).
 
-    All stay where fewer than ``min_keep`` would be left.
+    Keeps all if fewer than ``min_keep`` would be left.
     """
     above, last = 0, -1
     for i in range(n):
@@ -372,15 +372,16 @@ def exclude_top(ids, x, n, floor, min_keep):
 
 
 @entry("i8(f8[::1], i8, f8, f8[::1], f8[::1])")
-def draw(x, n, uniform, surprise, room):
-    """Draw a candidate by its probability, from ``uniform`` in [0, 1); its place.
+def draw(x, n, uniform, surprise, scratch):
+    """Draw a candidate by its probability, from ``uniform`` in [0, 1); returns its index.
 
-    Inverse of the cumulative distribution, over ascending ids. ``surprise`` float64 [1] gets -log2 of its probability.
+    Inverse transform sampling over ascending ids. Writes the candidate's surprise, -log2 of its probability, to ``surprise``
+    (float64 [1]).
     """
-    far, weights, _ = _parts(room, x.size)
-    weigh(x, n, far, weights, room)
-    lanes, _ = two_blocks(room)
-    sums, n_blocks, total = far, 0, 0.0  # up to and with each block; distances are not needed any more
+    distances, weights, _ = _parts(scratch, x.size)
+    weigh(x, n, distances, weights, scratch)
+    lanes, _ = two_blocks(scratch)
+    sums, n_blocks, total = distances, 0, 0.0  # cumulative, by block; the distances are no longer needed
     for start in range(0, n, BLOCK):
         part = weights[start : min(start + BLOCK, n)]
         for j in range(BLOCK):
@@ -392,14 +393,14 @@ def draw(x, n, uniform, surprise, room):
         n_blocks += 1
     target = uniform * total
     block = first_above(sums, n_blocks, target)
-    # The block's own sum, in another order, may not reach the target: then its last candidate with any probability.
-    held = sums[block - 1] if block > 0 else 0.0
+    # The block's sum in this order may fall short of the target: then take its last candidate with any probability.
+    mass = sums[block - 1] if block > 0 else 0.0
     place = block * BLOCK
     for i in range(block * BLOCK, min((block + 1) * BLOCK, n)):
         if weights[i] > 0.0:
             place = i
-            held += weights[i]
-            if held > target:
+            mass += weights[i]
+            if mass > target:
                 break
     surprise[0] = -math.log2(weights[place] / total)
     return place

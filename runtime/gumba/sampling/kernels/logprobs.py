@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens: the log-softmax of a row of logits, in float64, and the likeliest tokens."""
+"""Log-probabilities of tokens: the log-softmax of a row of logits in float64, and the most likely tokens."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from gumba.sampling.kernels.sample import BLOCK, _rank, _scan, _top_k, halved
 
 
 @entry("i8(f4[::1], i8, i8, i4[::1], i8[::1], f8[::1], f8[::1])")
-def log_softmax(logits, token, top_k, blocks, heap, room, result):
-    """``result`` (float64 [2]) gets the largest logit and log(sum(exp(logits - largest))).
+def log_softmax(logits, token, top_k, blocks, heap, scratch, result):
+    """Write the largest logit and log(sum(exp(logits - largest))) to ``result`` (float64 [2]), and count better tokens.
 
-    ``heap[:top_k]`` gets the ranks of the likeliest tokens, best first. ``logits`` float32 [n]; ``top_k`` 0 to n. Returns how
-    many tokens are likelier than ``token`` (of equal ones: have a lower id), or ``-1 - token`` for a logit that is not finite.
-    Scratch: ``blocks`` and ``heap`` as in ``sample_top_k``, ``room`` float64 [1024].
+    ``heap[:top_k]`` receives the ranks of the most likely tokens, best first. ``logits`` float32 [n]; ``top_k`` 0 to n.
+    Returns the number of tokens that rank above ``token`` (ties: lower ids first), or ``-1 - token`` for a logit that is not
+    finite. Working space: ``blocks`` and ``heap`` as in ``sample_top_k``, ``scratch`` float64 [1024].
     """
     bits = logits.view(np.int32)
     best = _scan(bits, blocks)
     if best < 0:
         return best
-    far, weights, powers = room[:BLOCK], room[BLOCK : 2 * BLOCK], room[2 * BLOCK : 3 * BLOCK]
-    lanes, powers_bits = room[3 * BLOCK : 4 * BLOCK], powers.view(np.int64)
+    distances, weights, powers = scratch[:BLOCK], scratch[BLOCK : 2 * BLOCK], scratch[2 * BLOCK : 3 * BLOCK]
+    lanes, powers_bits = scratch[3 * BLOCK : 4 * BLOCK], powers.view(np.int64)
     highest = np.float64(logits[best])
     for j in range(BLOCK):
         lanes[j] = 0.0
     for start in range(0, logits.size, BLOCK):
         part = logits[start : start + BLOCK]
         for j in range(part.size):
-            far[j] = highest - np.float64(part[j])
-        decay(far[: part.size], weights, powers, powers_bits)
+            distances[j] = highest - np.float64(part[j])
+        decay(distances[: part.size], weights, powers, powers_bits)
         for j in range(part.size):
             lanes[j] += weights[j]
     result[0] = highest

@@ -1,11 +1,11 @@
-"""Changing a row of logits before a token is chosen: ruling tokens out, penalties, DRY, repeated n-grams.
+"""Edits of a row of logits before sampling: banned tokens, penalties, DRY, repeated n-grams.
 
-A row to be changed is a copy (``copy_row``), in which a token that is ruled out has the logit ``BANNED``: finite, so that
-the kernels that choose need no case for it, and so low that its probability is 0. What tokens have left in their tracks is
-counted in ``marks``, an int32 per token of the vocabulary, which is all zeros between calls.
+Edits work on a copy of the row (``copy_row``). A banned token has the logit ``BANNED``: finite, so that the sampling kernels
+need no special case, and so low that its probability is 0. Occurrences are counted in ``marks``, an int32 per token of the
+vocabulary, which is all zeros between calls.
 
-Penalties and DRY come in two forms: on a whole row (``row``, float32), and on candidates that filters left (``ids`` int32 and
-``x`` float64, of which the first ``n`` count).
+Penalties and DRY come in two forms: on a whole row (``row``, float32), and on the candidates that filters kept (the first
+``n`` of ``ids``, int32, and ``x``, float64).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from gumba.jit.jit import entry, inline
 
-#: The logit of a token that is ruled out: the lowest float32.
+#: The logit of a banned token: the lowest float32.
 BANNED = np.float32(-3.4028234663852886e38)
 #: No penalty brings a logit below this, so that it stays above BANNED.
 LOWEST_LOGIT = -3.0e38
@@ -25,14 +25,14 @@ INFINITY_BITS = 0x7F800000
 
 @entry("i8(f4[::1], u4[::1], f4[::1])")
 def copy_row(logits, mask, row):
-    """Copy ``logits`` to ``row`` (float32 [n]), with BANNED for tokens that ``mask`` does not have.
+    """Copy ``logits`` to ``row`` (float32 [n]), with BANNED for tokens whose ``mask`` bit is 0.
 
-    Bit i % 32 of word i // 32 of ``mask`` (uint32 [ceil(n / 32)], or empty for all) is token i. Returns 0, or ``-1 - token``
-    for a logit that is NaN or infinite, whatever its mask.
+    Bit i % 32 of word i // 32 of ``mask`` (uint32 [ceil(n / 32)], or empty to allow all) is token i. Returns 0, or
+    ``-1 - token`` for a logit that is NaN or infinite, masked or not.
     """
     bits = logits.view(np.int32)
     for start in range(0, logits.size, 32):
-        # Slices, whose indices are known to be in range: these loops become vector code.
+        # Slices: their indices are known to be in range, so these loops become vector code.
         part, out, patterns = logits[start : start + 32], row[start : start + 32], bits[start : start + 32]
         extreme = np.int32(0)
         for j in range(patterns.size):
@@ -56,14 +56,14 @@ def copy_row(logits, mask, row):
 
 @inline
 def _penalized(logit, count, repetition, frequency, presence):
-    """The logit of a token that occurred ``count`` times, 1 or more."""
+    """The penalized logit of a token that occurred ``count`` times (1 or more)."""
     logit = logit / repetition if logit > 0.0 else logit * repetition
     return max(logit - count * frequency - presence, LOWEST_LOGIT)
 
 
 @entry("void(f4[::1], i4[::1], i4[::1], f8, f8, f8)")
 def penalize_row(row, window, marks, repetition, frequency, presence):
-    """Penalize the tokens that occur in ``window`` (int32 [any]); those BANNED stay so."""
+    """Penalize the tokens of ``window`` (int32 [any]) in a row; banned tokens stay banned."""
     for i in range(window.size):
         marks[window[i]] += 1
     for i in range(window.size):
@@ -76,7 +76,7 @@ def penalize_row(row, window, marks, repetition, frequency, presence):
 
 @entry("void(i4[::1], f8[::1], i8, i4[::1], i4[::1], f8, f8, f8)")
 def penalize(ids, x, n, window, marks, repetition, frequency, presence):
-    """As ``penalize_row``, on candidates."""
+    """Penalize the candidates that occur in ``window`` (int32 [any])."""
     for i in range(window.size):
         marks[window[i]] += 1
     for i in range(n):
@@ -88,14 +88,14 @@ def penalize(ids, x, n, window, marks, repetition, frequency, presence):
 
 @inline
 def _mark_repetitions(window, limit, allowed, lengths, marks):
-    """marks[t] = length of the longest repetition, ``allowed`` or more, that token t would go on with.
+    """marks[t] = length of the longest repetition, ``allowed`` or more, that token t would continue.
 
-    A repetition of L tokens: the last L of ``window``, L at most ``limit``, occur earlier in it, and t comes next there.
-    ``lengths`` int32 [window.size] is scratch: how far the window backwards from its end and from place p agree (the Z
-    function of the window read backwards; Gusfield, "Algorithms on strings, trees and sequences", 1997): linear time.
+    A repetition of L tokens: the last L of ``window``, L at most ``limit``, also occur earlier in it, followed by t.
+    ``lengths`` int32 [window.size] is scratch: the length of the common suffix of the window and of its prefix ending at p
+    (the Z function of the reversed window; Gusfield, "Algorithms on strings, trees and sequences", 1997): linear time.
     """
     n = window.size
-    left, right = 0, 0  # the stretch of the backward window known to equal its beginning that reaches farthest
+    left, right = 0, 0  # the match that reaches farthest: reversed window [left, right) equals its own prefix
     for p in range(1, n):
         length = 0
         if p < right:
@@ -113,13 +113,13 @@ def _mark_repetitions(window, limit, allowed, lengths, marks):
 
 @inline
 def _dry_penalty(length, allowed, multiplier, base):
-    # Powers end where float64 does.
+    # The exponent is capped where float64 would overflow.
     return multiplier * math.exp(min((length - allowed) * math.log(base), 700.0))
 
 
 @entry("void(f4[::1], i4[::1], i8, i8, f8, f8, i4[::1], i4[::1])")
 def dry_row(row, window, limit, allowed, multiplier, base, lengths, marks):
-    """Subtract ``multiplier * base ** (L - allowed)`` from tokens that would go on with a repetition of L tokens."""
+    """Subtract ``multiplier * base ** (L - allowed)`` from tokens that would continue a repetition of L tokens, in a row."""
     _mark_repetitions(window, limit, allowed, lengths, marks)
     for i in range(window.size):
         token = window[i]
@@ -131,7 +131,7 @@ def dry_row(row, window, limit, allowed, multiplier, base, lengths, marks):
 
 @entry("void(i4[::1], f8[::1], i8, i4[::1], i8, i8, f8, f8, i4[::1], i4[::1])")
 def dry(ids, x, n, window, limit, allowed, multiplier, base, lengths, marks):
-    """As ``dry_row``, on candidates."""
+    """Subtract ``multiplier * base ** (L - allowed)`` from candidates that would continue a repetition of L tokens."""
     _mark_repetitions(window, limit, allowed, lengths, marks)
     for i in range(n):
         if marks[ids[i]] > 0:
@@ -142,7 +142,7 @@ def dry(ids, x, n, window, limit, allowed, multiplier, base, lengths, marks):
 
 @entry("void(f4[::1], i4[::1], i8)")
 def ban_ngrams(row, tokens, size):
-    """Ban each token that would end a sequence of ``size`` tokens that ``tokens`` (int32 [any]) already has."""
+    """Ban every token that would complete a sequence of ``size`` tokens that already occurs in ``tokens`` (int32 [any])."""
     prefix = size - 1
     last = tokens.size - prefix
     for start in range(last):

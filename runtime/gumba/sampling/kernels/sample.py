@@ -1,14 +1,14 @@
-"""Choosing a token from one row of logits: top-k, top-p, min-p, temperature and the draw, in one compiled call.
+"""Sample a token from one row of logits: top-k, top-p, min-p, temperature and the draw, in one compiled call.
 
-Every filter keeps a *prefix* of the vocabulary in the order (logit descending, id ascending), so nothing is sorted that
-need not be. A token's place in that order is one int64, its rank: the logit's bits as a sortable integer above, the
-inverted id below. ``_scan`` finds the best token and the largest logit of every block of 256; then the rank of the last
-token that top-k and top-p keep is found; ``_draw`` walks the kept tokens by ascending id. Blocks whose best is below
-the cut are skipped, so a draw costs little more than reading the row once.
+Every filter keeps a *prefix* of the vocabulary in the order (logit descending, id ascending), so the row is never sorted
+as a whole. A token's position in that order is one int64, its rank: the logit's bits as a sortable integer in the high
+word, the inverted id in the low word. ``_scan`` finds the best token and the largest logit of every block of 256; the
+filters then compute the rank of the last token to keep; ``_draw`` visits the kept tokens by ascending id. Blocks whose
+largest logit is below the cut are skipped, so a draw costs little more than reading the row once.
 
-Probabilities are float64, except where the whole vocabulary is weighed (top-p without top-k, or no filter at all): a
-float64 ``exp`` of 150,000 logits would cost more than everything else together, so each block of 256 is float32 there.
-All sums have a fixed order: the same logits and the same uniform number give the same token, bit for bit.
+Probabilities are float64, except where the softmax covers the whole vocabulary (top-p without top-k, or no filter at
+all): a float64 ``exp`` of 150,000 logits would cost more than everything else together, so a block of 256 is float32
+there. All sums have a fixed order: the same logits and the same uniform number give the same token, bit for bit.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from gumba.jit.jit import entry, inline
 
 #: Tokens per block of the scan.
 BLOCK = 256
-#: Below this difference from the best logit (divided by the temperature) a weight is zero: exp(-60) = 9e-27.
+#: Below this difference from the largest logit (divided by the temperature) a weight is 0: exp(-60) = 9e-27.
 LOWEST = -60.0
-#: Top-p without top-k sums probabilities in this many steps of the distance from the best logit, the last from DEEPEST on.
+#: Top-p without top-k sums probabilities in this many buckets of the distance from the largest logit; the last bucket
+#: holds everything from DEEPEST on.
 BUCKETS = 512
 LANES = 4
 DEEPEST = 32.0
-#: This many tokens are put in order by a heap.
+#: Up to this many tokens are ordered with a heap.
 SMALL = 64
 #: float32 numbers at and above these bits are infinities and NaNs.
 INFINITY_BITS = 0x7F800000
@@ -36,7 +37,7 @@ INFINITY_BITS = 0x7F800000
 
 @inline
 def _rank(bits, token):
-    """Place of ``token`` in the order of (logit descending, id ascending) as an int64, larger is better.
+    """Rank of ``token`` in the order (logit descending, id ascending) as an int64; larger is better.
 
     ``bits`` is the logit's float32 pattern as int32: sign and magnitude become two's complement, so that -0.0 equals
     0.0.
@@ -52,13 +53,13 @@ def _token(rank):
 
 @inline
 def _scan(bits, blocks):
-    """Fill ``blocks`` (int32 [ceil(n / 256)]) with each block's largest key; return the best token.
+    """Fill ``blocks`` (int32 [ceil(n / 256)]) with the largest key of each block; return the best token.
 
     ``bits`` (int32 [n]) are the logits' patterns. Returns ``-1 - token`` for the first token that is not finite.
     """
     best_block = 0
     for block in range(blocks.size):
-        # A slice: its indices are known to be in range, which leaves the loop free of wrap-around and so vectorised.
+        # A slice: its indices are known to be in range, so the loop needs no wrap-around and is vectorised.
         part = bits[block * BLOCK : (block + 1) * BLOCK]
         largest = np.int32(-0x7FFFFFFF)
         extreme = np.int32(0)
@@ -81,7 +82,7 @@ def _scan(bits, blocks):
 
 @inline
 def _unheap(heap, size):
-    """Put the heap ``heap[:size]`` in descending order."""
+    """Sort the heap ``heap[:size]`` in descending order."""
     for last in range(size - 1, 0, -1):
         smallest = heap[0]
         heap[0] = heap[last]
@@ -91,7 +92,7 @@ def _unheap(heap, size):
 
 @inline
 def halved(lanes):
-    """Sum of ``lanes`` (BLOCK of them), which it overwrites: halved again and again."""
+    """Sum of ``lanes`` (BLOCK numbers) by pairwise halving; overwrites them."""
     half = BLOCK // 2
     while half > 0:
         for j in range(half):
@@ -102,7 +103,7 @@ def halved(lanes):
 
 @inline
 def first_above(sums, size, target):
-    """Place of the first of ``size`` ascending ``sums`` that is above ``target``; the last place where none is."""
+    """Index of the first of ``size`` ascending ``sums`` above ``target``; the last index if none is."""
     low, high = 0, size - 1
     while low < high:
         middle = (low + high) // 2
@@ -115,7 +116,7 @@ def first_above(sums, size, target):
 
 @inline
 def _top_k(bits, blocks, k, heap):
-    """Put the ranks of the ``k`` best tokens into ``heap[:k]``, best first."""
+    """Write the ranks of the ``k`` best tokens to ``heap[:k]``, best first."""
     for i in range(k):
         heap[i] = _rank(bits[i], i)
     heapify(heap, k)
@@ -132,12 +133,12 @@ def _top_k(bits, blocks, k, heap):
 
 @inline
 def _weigh(logits, best, scale, terms, powers_bits, powers):
-    """terms[j] = exp((logits[j] - best) * scale) for up to 256 logits, in float32 vector code; 0 past their end.
+    """terms[j] = exp((logits[j] - best) * scale) for up to 256 logits, in float32 vector code; 0 past the end.
 
     ``terms`` float32 [256]; ``powers`` float32 [256] and its int32 view ``powers_bits`` are scratch.
     """
     for j in range(logits.size):
-        # exp(x) = 2^whole * exp(rest), |rest| <= ln(2) / 2: ln(2) in two parts, and six terms of the series.
+        # exp(x) = 2^whole * exp(rest), |rest| <= ln(2) / 2: ln(2) as a sum of two constants, and six terms of the series.
         x = max((logits[j] - best) * scale, np.float32(-80.0))
         whole = np.int32(x * np.float32(1.44269504) - np.float32(0.5))
         rest = x - np.float32(whole) * np.float32(0.693145751953125)
@@ -157,9 +158,9 @@ def _weigh(logits, best, scale, terms, powers_bits, powers):
 
 @inline
 def _mask(bits, first, last, terms):
-    """Clear the terms of a block's tokens (``first`` on) that rank below ``last``."""
+    """Set the terms of a block's tokens (from id ``first``) that rank below ``last`` to 0."""
     cut = np.int32(last >> 32)
-    # Among tokens of the cut's own logit the early ids rank above it.
+    # Among tokens whose logit equals the cut's, lower ids rank higher.
     ties = np.int32(min(_token(last) - first, np.int64(BLOCK)))
     for j in range(bits.size):
         magnitude = np.int32(bits[j] & np.int32(0x7FFFFFFF))
@@ -172,7 +173,7 @@ def _mask(bits, first, last, terms):
 def _mass(logits, bits, blocks, best, scale, last, masses, terms, powers_bits, powers):
     """Sum of exp((logit - best) * scale) over the tokens that rank at least ``last``.
 
-    ``masses`` [blocks] gets the sum up to and with each block: float32 within a block, halved again and again, and float64
+    ``masses`` [blocks] receives the sum up to and including each block: float32 by pairwise halving within a block, float64
     across blocks.
     """
     total = 0.0
@@ -188,7 +189,7 @@ def _mass(logits, bits, blocks, best, scale, last, masses, terms, powers_bits, p
 
 @inline
 def _draw_all(logits, bits, blocks, best, last, temperature, uniform, masses, terms, powers_bits, powers):
-    """Draw from all tokens that rank at least ``last``: first the block, then the token in it."""
+    """Draw from all tokens that rank at least ``last``: first the block, then the token inside it."""
     scale = np.float32(min(1.0 / temperature, 1e30))
     target = uniform * _mass(logits, bits, blocks, logits[best], scale, last, masses, terms, powers_bits, powers)
     block = 0
@@ -199,11 +200,11 @@ def _draw_all(logits, bits, blocks, best, last, temperature, uniform, masses, te
     part = logits[start : start + BLOCK]
     _weigh(part, logits[best], scale, terms, powers_bits, powers)
     _mask(bits[start : start + BLOCK], start, last, terms)
-    held = 0.0
+    mass = 0.0
     for j in range(part.size):
-        held += np.float64(terms[j])
-    # The block's mass, summed in another order, is not quite what its terms add up to one by one.
-    target = (target - before) / (masses[block] - before) * held
+        mass += np.float64(terms[j])
+    # The block's mass was summed in another order, so it differs slightly from the sequential sum of its terms.
+    target = (target - before) / (masses[block] - before) * mass
     token, cumulative = 0, 0.0
     for j in range(part.size):
         if terms[j] > np.float32(0.0):
@@ -221,25 +222,27 @@ def _key(bits):
 
 
 @inline
-def _crossed(buckets, held, wanted):
-    """The first bucket with which the sum from ``held`` on reaches ``wanted`` (else the last filled), and the sum before it."""
-    crossed, before = 0, held
+def _crossed(buckets, mass, wanted):
+    """The first bucket where the running sum, starting at ``mass``, reaches ``wanted`` (else the last non-empty one), and the
+    sum before it."""
+    crossed, before = 0, mass
     for bucket in range(BUCKETS):
         if buckets[bucket] > 0.0:
-            crossed, before = bucket, held
-            held += buckets[bucket]
-            if held >= wanted:
+            crossed, before = bucket, mass
+            mass += buckets[bucket]
+            if mass >= wanted:
                 break
     return crossed, before
 
 
 @inline
 def _histogram(logits, highest, buckets, terms, powers_bits, powers):
-    """Probability (of the best token: 1) by distance from the best logit, ``buckets`` float64 [LANES * BUCKETS]; the sum.
+    """Sum weights (1 for the best token) by distance from the largest logit into ``buckets`` (float64 [LANES * BUCKETS]);
+    return the total.
 
-    Neighbouring tokens are summed in different lanes, so that no addition waits for the one before it.
+    Neighbouring tokens are summed in different lanes, so that no addition waits for the previous one.
     """
-    places = powers_bits  # not needed any more once the terms are there
+    places = powers_bits  # free once the terms are computed
     for i in range(LANES * BUCKETS):
         buckets[i] = 0.0
     for start in range(0, logits.size, BLOCK):
@@ -254,25 +257,25 @@ def _histogram(logits, highest, buckets, terms, powers_bits, powers):
                 buckets[np.uint32(places[j + lane] * LANES + lane)] += np.float64(terms[j + lane])
     total = 0.0
     for i in range(BUCKETS):
-        held = 0.0
+        mass = 0.0
         for lane in range(LANES):
-            held += buckets[i * LANES + lane]
-        buckets[i] = held
-        total += held
+            mass += buckets[i * LANES + lane]
+        buckets[i] = mass
+        total += mass
     return total
 
 
 @inline
 def _cut_top_p(logits, bits, blocks, best, top_p, heap, buckets, terms, powers_bits, powers):
-    """Rank of the last token that top-p keeps out of the whole vocabulary.
+    """Rank of the last token that top-p keeps of the whole vocabulary.
 
-    No sort: probabilities are summed by their logit's distance from the best, and the bucket in which the sum is reached is
-    looked into again, by the bits of its logits, until it is small enough to be put in order.
+    No sort: probabilities are summed in buckets by their logit's distance from the largest, and the bucket in which the sum
+    is reached is subdivided by the bits of its logits until it is small enough to be ordered.
     """
     highest = logits[best]
     wanted = top_p * _histogram(logits, highest, buckets, terms, powers_bits, powers)
-    bucket, held = _crossed(buckets, 0.0, wanted)
-    # Keys of the bucket's tokens: from low up to high. Distances are rounded as in the histogram.
+    bucket, mass = _crossed(buckets, 0.0, wanted)
+    # Keys of the bucket's tokens range from low to high. Distances are rounded as in the histogram.
     low, high, size = np.int64(0x7FFFFFFF), np.int64(-0x7FFFFFFF), 0
     for block in range(blocks.size):
         nearest = highest - np.float32(_key_value(blocks[block], powers_bits, powers))
@@ -296,7 +299,7 @@ def _cut_top_p(logits, bits, blocks, best, top_p, heap, buckets, terms, powers_b
         for i in range(size):
             place = (high - np.int64(_key(bits[heap[i]]))) // width
             buckets[place] += math.exp(np.float64(logits[heap[i]]) - np.float64(highest))
-        bucket, held = _crossed(buckets, held, wanted)
+        bucket, mass = _crossed(buckets, mass, wanted)
         top, kept = high, 0
         low, high = np.int64(0x7FFFFFFF), np.int64(-0x7FFFFFFF)
         for i in range(size):
@@ -306,11 +309,11 @@ def _cut_top_p(logits, bits, blocks, best, top_p, heap, buckets, terms, powers_b
                 heap[kept] = heap[i]
                 kept += 1
         size = kept
-    if size > SMALL:  # all of one value, by ascending id
-        each = math.exp(np.float64(logits[heap[0]]) - np.float64(highest))
+    if size > SMALL:  # all have the same value: keep them by ascending id
+        weight = math.exp(np.float64(logits[heap[0]]) - np.float64(highest))
         index = 0
-        while index + 1 < size and held + each < wanted:
-            held += each
+        while index + 1 < size and mass + weight < wanted:
+            mass += weight
             index += 1
         return _rank(bits[heap[index]], heap[index])
     for i in range(size):
@@ -319,8 +322,8 @@ def _cut_top_p(logits, bits, blocks, best, top_p, heap, buckets, terms, powers_b
     last = -heap[0]
     while size > 0:
         last = -heap[0]
-        held += math.exp(np.float64(logits[_token(last)]) - np.float64(highest))
-        if held >= wanted:
+        mass += math.exp(np.float64(logits[_token(last)]) - np.float64(highest))
+        if mass >= wanted:
             break
         size -= 1
         heap[0] = heap[size]
@@ -330,11 +333,11 @@ def _cut_top_p(logits, bits, blocks, best, top_p, heap, buckets, terms, powers_b
 
 @inline
 def _cut_min_p(highest, min_p, powers_bits, powers):
-    """Rank of the last token that min-p could keep."""
+    """Rank of the last token that min-p keeps."""
     floor = math.log(min_p)
     powers[0] = np.float32(np.float64(highest) + floor)
     key = np.int64(_key(powers_bits[0]))
-    # The smallest float32 that is not too far from the best.
+    # The smallest float32 that is close enough to the largest logit.
     while _key_value(key, powers_bits, powers) - np.float64(highest) >= floor:
         key -= 1
     while _key_value(key, powers_bits, powers) - np.float64(highest) < floor:
@@ -352,9 +355,9 @@ def _key_value(key, powers_bits, powers):
 
 @inline
 def _draw(logits, bits, blocks, best, last, floor, temperature, uniform, heap, weights):
-    """Draw from the tokens that rank at least ``last`` and lie at most ``-floor`` below the best logit.
+    """Draw from the tokens that rank at least ``last`` and lie at most ``-floor`` below the largest logit.
 
-    Inverse of the cumulative distribution at ``uniform``, over ascending ids.
+    Inverse transform sampling: the cumulative distribution over ascending ids, evaluated at ``uniform``.
     """
     highest = np.float64(logits[best])
     scale = 1.0 / temperature
@@ -365,7 +368,7 @@ def _draw(logits, bits, blocks, best, last, floor, temperature, uniform, heap, w
             continue
         for i in range(block * BLOCK, min((block + 1) * BLOCK, bits.size)):
             difference = np.float64(logits[i]) - highest
-            # Not difference * scale: a temperature near zero has an infinite scale, and 0 * infinity is not a number.
+            # Not difference * scale: a temperature near 0 has an infinite scale, and 0 * infinity is NaN.
             exponent = difference * scale if difference < 0.0 else 0.0
             if difference >= floor and exponent > LOWEST and _rank(bits[i], i) >= last:
                 total += math.exp(exponent)
@@ -382,10 +385,10 @@ def _min_p_floor(min_p):
 
 @entry("i8(f4[::1], i8, f8, f8, f8, f8, i4[::1], i8[::1], f8[::1])")
 def sample_top_k(logits, top_k, top_p, min_p, temperature, uniform, blocks, heap, weights):
-    """Choose a token: top-k, top-p, min-p, temperature, draw, in this order; ``top_k`` 1 takes the likeliest (lowest id).
+    """Sample a token: top-k, top-p, min-p, temperature, draw, in this order; ``top_k`` 1 is greedy (ties: lowest id).
 
     ``logits`` float32 [n]; ``top_k`` 1 to n, ``top_p`` above 0 (1 keeps all), ``min_p`` (0 keeps all), ``temperature``
-    above 0; ``uniform`` in [0, 1) decides the draw. Scratch: ``blocks`` int32 [ceil(n / 256)], ``heap`` int64 [n],
+    above 0; ``uniform`` in [0, 1) determines the draw. Scratch: ``blocks`` int32 [ceil(n / 256)], ``heap`` int64 [n],
     ``weights`` float64 [n]. Returns the token, or ``-1 - token`` for a logit that is NaN or infinite.
     """
     bits = logits.view(np.int32)
@@ -410,9 +413,9 @@ def sample_top_k(logits, top_k, top_p, min_p, temperature, uniform, blocks, heap
 
 @entry("i8(f4[::1], f8, f8, f8, f8, i4[::1], i8[::1], f8[::1], f4[::1])")
 def sample_all(logits, top_p, min_p, temperature, uniform, blocks, heap, weights, terms):
-    """As ``sample_top_k`` with a ``top_k`` of n; ``terms`` float32 [512] is further scratch.
+    """Sample a token without top-k: the other steps of ``sample_top_k``; ``terms`` float32 [512] is further scratch.
 
-    A function of its own, compiled when it is first wanted, because it takes longer to compile than the usual one.
+    A separate entry because it takes longer to compile than the usual one; it is compiled on first use.
     """
     bits = logits.view(np.int32)
     best = _scan(bits, blocks)
@@ -420,7 +423,7 @@ def sample_all(logits, top_p, min_p, temperature, uniform, blocks, heap, weights
         return best
     powers = terms[BLOCK:]
     powers_bits = powers.view(np.int32)
-    # The lowest float32 is the logit of tokens that are ruled out: they are never drawn.
+    # The lowest float32 is the logit of banned tokens, which are never drawn.
     last = np.int64(-0x7F7FFFFE) << 32
     if top_p < 1.0:
         cut = _cut_top_p(logits, bits, blocks, best, top_p, heap, weights, terms, powers_bits, powers)
