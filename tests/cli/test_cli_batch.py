@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from gumba import LLM, SamplingParams
-from gumba.openai.batch_lines import Line
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
 
@@ -549,25 +548,3 @@ def test_progress_on_a_terminal(gumba: Callable, tiny: Path, requests: Path, out
     monkeypatch.setattr(sys, "stderr", terminal)
     assert gumba("batch", requests, "-o", out, tiny).code == 0
     assert "3 of 3" in terminal.getvalue() and "tokens/s" in terminal.getvalue()
-
-
-def test_log_probabilities_are_shaped_as_openai_does() -> None:
-    from types import SimpleNamespace
-
-    logprobs = [SimpleNamespace(logprob=-0.5, top=((65, -0.5), (195, -2.0)))]
-    choice = SimpleNamespace(
-        text="A", token_ids=[65], finish_reason="stop", logprobs=logprobs, reasoning=None, tool_calls=()
-    )
-    output: Any = SimpleNamespace(outputs=[choice], prompt_tokens=1)
-    common: dict[str, Any] = {"model": "m", "created": 0, "piece": lambda token: bytes([token])}
-    line = Line(1, b"")
-    [chat] = json.loads(line.answered([output], chat=True, **common))["response"]["body"]["choices"]
-    first = {"token": "A", "logprob": -0.5, "bytes": [65]}
-    second = {"token": "\N{REPLACEMENT CHARACTER}", "logprob": -2.0, "bytes": [195]}
-    assert chat["logprobs"] == {"content": [{**first, "top_logprobs": [first, second]}]}
-    [text] = json.loads(line.answered([output], chat=False, **common))["response"]["body"]["choices"]
-    assert text["logprobs"] == {
-        "tokens": ["A"],
-        "token_logprobs": [-0.5],
-        "top_logprobs": [{"A": -0.5, "\N{REPLACEMENT CHARACTER}": -2.0}],
-    }

@@ -27,13 +27,14 @@ from gumba.cli.options import (
 )
 from gumba.cli.terminal import count, note, printable
 from gumba.errors import EngineError, GumbaError, RequestError, ResourceError
-from gumba.openai.batch_lines import Line, Request
+from gumba.openai.batch_lines import Line
+from gumba.openai.requests import ChatRequest, CompletionRequest
 from gumba.progress import Progress
 
 if TYPE_CHECKING:
     from gumba.llm.llm import LLM
     from gumba.outputs import RequestOutput
-
+    from gumba.sampling_params import SamplingParams
 _EXAMPLES = """
 gumba batch requests.jsonl -o answers.jsonl model.gguf
 gumba batch requests.jsonl -o answers.jsonl model.gguf -n 200 --temp 0 --parallel 64
@@ -193,27 +194,28 @@ class _Run:
         """Keep as many lines in flight as are computed at once, and as many again ready to take their places."""
         window = 2 * self._args.parallel
         running: _Running = {}
-        for line, request in self._requests():
-            task = asyncio.ensure_future(_compute(llm, request, self._variables))
-            running[task] = line, request.messages is not None
+        for line, request, params in self._requests():
+            task = asyncio.ensure_future(_compute(llm, request, params, self._variables))
+            running[task] = line, isinstance(request, ChatRequest)
             if len(running) >= window:
                 await self._take(running, llm, progress)
         while running:
             await self._take(running, llm, progress)
 
-    def _requests(self) -> Iterator[tuple[Line, Request]]:
+    def _requests(self) -> Iterator[tuple[Line, ChatRequest | CompletionRequest, list[SamplingParams]]]:
         """The lines without a result, as far as they can be read; the others are answered here."""
         for number, data in self._lines:
             if self._results.has(number):
                 continue
             line = Line(number, data)
             try:
-                request = line.parse(self._defaults, self._results.seed)
+                request = line.parse()
+                params = line.sampling_params(request, self._defaults, self._results.seed)
             except GumbaError as error:
                 self._fail(line, error)
             else:
                 self._note_name(line)
-                yield line, request
+                yield line, request, params
 
     def _note_name(self, line: Line) -> None:
         if line.name is not None and self._twice is None:
@@ -238,9 +240,9 @@ class _Run:
         progress("batch", self.done, self._n_requests, figure=f"{rate:.0f} tokens/s")
 
     def _write(self, line: Line, outputs: list[RequestOutput], chat: bool, llm: LLM) -> None:
-        piece = llm.tokenizer.token_bytes
+        created, token_bytes = self._results.created, llm.tokenizer.token_bytes
         self._results.add(
-            line.answered(outputs, chat=chat, model=self._model, created=self._results.created, piece=piece)
+            line.response(outputs, chat=chat, model=self._model, created=created, token_bytes=token_bytes)
         )
         self._tally.answered += 1
         self._tally.prompt_tokens += sum(output.prompt_tokens for output in outputs)
@@ -249,7 +251,7 @@ class _Run:
     def _fail(self, line: Line, error: GumbaError) -> None:
         if self._args.fail_fast:
             raise RequestError(f"{self._args.file}, line {line.number}: {error}") from error
-        self._results.add(line.failed(error))
+        self._results.add(line.error(error))
         self._first_error = self._first_error or f"line {line.number}: {error}"
         self._tally.failed += 1
 
@@ -281,21 +283,23 @@ class _Run:
         return found
 
 
-async def _compute(llm: LLM, request: Request, variables: dict[str, Any]) -> list[RequestOutput] | Exception:
-    """What a line is answered, or why it cannot be. ``variables``: the template's, for those that it does not say."""
+async def _compute(
+    llm: LLM, request: ChatRequest | CompletionRequest, params: list[SamplingParams], variables: dict[str, Any]
+) -> list[RequestOutput] | Exception:
+    """The outputs of a line's request, or its error. ``variables``: those of the template that the line does not set."""
     try:
-        if request.messages is not None:
+        if isinstance(request, ChatRequest):
             variables = {**variables, **request.template_args}
             return [
                 await llm.achat(
                     request.messages,
-                    request.params[0],
+                    params[0],
                     tools=request.tools,
                     reasoning=request.reasoning,
                     template_args=variables,
                 )
             ]
-        return await llm.agenerate(request.prompts or [], request.params)
+        return await llm.agenerate(request.prompts, params)
     except Exception as error:
         return error
 

@@ -1,4 +1,4 @@
-"""The forms of requests and answers, for type annotations: names and fields of llama-cpp-python, which follow OpenAI's."""
+"""OpenAI's request and response shapes as typed dicts, under the names of llama-cpp-python's ``llama_types``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class CreateEmbeddingResponse(TypedDict):
 
 
 class CompletionLogprobs(TypedDict):
-    text_offset: list[int]
+    text_offset: NotRequired[list[int]]
     token_logprobs: list[float | None]
     tokens: list[str]
     top_logprobs: list[dict[str, float] | None]
@@ -38,7 +38,7 @@ class CompletionChoice(TypedDict):
     text: str
     index: int
     logprobs: CompletionLogprobs | None
-    finish_reason: Literal["stop", "length"] | None
+    finish_reason: str | None
 
 
 class CompletionUsage(TypedDict):
@@ -66,6 +66,7 @@ class ChatCompletionResponseMessage(TypedDict):
     tool_calls: NotRequired[ChatCompletionMessageToolCalls]
     role: Literal["assistant", "function"]
     function_call: NotRequired[ChatCompletionResponseFunctionCall]
+    reasoning_content: NotRequired[str]
 
 
 class ChatCompletionFunction(TypedDict):
@@ -86,7 +87,7 @@ class ChatCompletionLogprobToken(ChatCompletionTopLogprobToken):
 
 class ChatCompletionLogprobs(TypedDict):
     content: list[ChatCompletionLogprobToken] | None
-    refusal: list[ChatCompletionLogprobToken] | None
+    refusal: NotRequired[list[ChatCompletionLogprobToken] | None]
 
 
 class ChatCompletionResponseChoice(TypedDict):
@@ -136,7 +137,7 @@ class ChatCompletionStreamResponseDelta(TypedDict):
 class ChatCompletionStreamResponseChoice(TypedDict):
     index: int
     delta: ChatCompletionStreamResponseDelta | ChatCompletionStreamResponseDeltaEmpty
-    finish_reason: Literal["stop", "length", "tool_calls", "function_call"] | None
+    finish_reason: str | None
     logprobs: NotRequired[ChatCompletionLogprobs | None]
 
 

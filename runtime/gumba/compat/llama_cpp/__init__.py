@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from gumba.compat.llama_cpp import llama_chat_format, llama_cpp, llama_grammar, llama_speculative, llama_types
+from gumba.compat.llama_cpp.errors import ArgumentError, InstallError, LoadError, OptionError
 from gumba.compat.llama_cpp.llama import (
     Llama,
     LlamaState,
@@ -31,7 +32,6 @@ from gumba.compat.llama_cpp.llama_cache import BaseLlamaCache, LlamaCache, Llama
 from gumba.compat.llama_cpp.llama_grammar import LlamaGrammar
 from gumba.compat.llama_cpp.llama_speculative import LlamaDraftModel
 from gumba.compat.llama_cpp.llama_tokenizer import BaseLlamaTokenizer, LlamaHFTokenizer, LlamaTokenizer
-from gumba.compat.llama_cpp.options import ArgumentError, InstallError, LoadError, OptionError
 
 #: The version of llama-cpp-python whose interface this package implements.
 __version__ = "0.3.36"

@@ -1,7 +1,7 @@
 """Chat formats in which an answer begins with a message or a function call: functionary's and chatml-function-calling.
 
-The answer begins with an opening, held to by a grammar: the one of a message, or the one of a function. Arguments are held to the
-function's schema.
+A grammar constrains the start of the answer to the opening of a message or of a function. The function's schema constrains the
+arguments.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
+from gumba.compat.llama_cpp.chat_answers import FunctionCompletion
 from gumba.compat.llama_cpp.llama_grammar import LlamaGrammar
+from gumba.compat.llama_cpp.state import JsonObject
 
-Answer = dict[str, Any]
-#: Completes a prompt that goes on with a text, held to a grammar: (text, grammar, stream) -> completion.
-Complete = Callable[..., Any]
+#: Completes a prompt that continues with a text, constrained by a grammar: (text, grammar, stream) -> completion.
+Complete: TypeAlias = Callable[..., Any]
 
 #: Maximum number of calls in one answer.
 MAX_CALLS = 8
@@ -23,9 +24,17 @@ MAX_CALLS = 8
 
 @dataclass(frozen=True)
 class FunctionFormat:
-    """A format. ``begin`` (where ROLE is the role) and ``end`` stand around each message; ``message`` and ``call`` (where NAME
-    is the function's) begin its text or its arguments; ``tools`` begins the list of functions; ``stop`` ends an answer.
-    ``always``: contents begin with ``message`` even where no functions are offered."""
+    """The texts of a format.
+
+    Args:
+        begin: Opens a message; ROLE stands for its role.
+        end: Closes a message.
+        message: Opens a message's text.
+        call: Opens a call's arguments; NAME stands for the function.
+        stop: Ends an answer.
+        tools: Opens the list of functions.
+        always: Texts begin with ``message`` even without functions.
+    """
 
     begin: str
     end: str
@@ -41,14 +50,14 @@ class FunctionFormat:
         opening = f"{{{{ {self.message!r} }}}}"
         system = self.begin.replace("ROLE", "system") + (opening if self.always else "")
         call = self.call.replace("NAME", "{{ call['function']['name'] }}")
-        told = "true" if self.always else "tools and message['role'] == 'assistant'"
+        opened = "true" if self.always else "tools and message['role'] == 'assistant'"
         return (
             "{% if tools %}" + system + self.tools + "{% for tool in tools %}{{ tool['function'] | tojson }}\n{% endfor %}"
             + self.end + "{% endif %}{% for message in messages %}"
             + self.begin.replace("ROLE", "{{ message['role'] }}")
             + "{% if message['tool_calls'] %}{% for call in message['tool_calls'] %}" + call
             + "{{ call['function']['arguments'] | tojson }}\n{% endfor %}{% else %}"
-            + f"{{% if {told} %}}{opening}{{% endif %}}" + "{{ message['content'] or '' }}{% endif %}" + self.end
+            + f"{{% if {opened} %}}{opening}{{% endif %}}" + "{{ message['content'] or '' }}{% endif %}" + self.end
             + "{% endfor %}" + self.begin.replace("ROLE", "assistant")
         )  # fmt: skip
 
@@ -78,33 +87,32 @@ FUNCTION_FORMATS["functionary"] = FUNCTION_FORMATS["functionary-v1"]
 
 
 def schema_grammar(schema: Any) -> LlamaGrammar:
-    """The grammar of a JSON schema, as a value or as text."""
+    """The grammar of a JSON schema, given as a value or as text."""
     return LlamaGrammar.from_json_schema(schema if isinstance(schema, str) else json.dumps(schema))
 
 
 def choice_grammar(choices: Sequence[str]) -> LlamaGrammar:
-    """The grammar of one of several texts."""
-    return LlamaGrammar.from_string("root ::= " + " | ".join(json.dumps(each) for each in choices))
+    """The grammar that matches one of ``choices``."""
+    return LlamaGrammar.from_string("root ::= " + " | ".join(json.dumps(choice) for choice in choices))
 
 
 def pick(complete: Complete, text: str, choices: Sequence[str]) -> str:
     """The most likely of ``choices`` after the prompt and ``text``."""
-    found: str = complete(text, choice_grammar(choices), stream=False, temperature=0.0, max_tokens=None, stop=[])[
-        "choices"
-    ][0]["text"]
-    return found
+    completion = complete(text, choice_grammar(choices), stream=False, temperature=0.0, max_tokens=None, stop=[])
+    choice: str = completion["choices"][0]["text"]
+    return choice
 
 
-def functions_of(tools: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """The parameters of each function, by its name."""
+def functions_of(tools: Sequence[JsonObject]) -> dict[str, JsonObject]:
+    """The parameters of the functions, by name."""
     functions = [tool.get("function") or {} for tool in tools]
     return {function["name"]: function.get("parameters") or {"type": "object"} for function in functions}
 
 
-def calls(
-    complete: Complete, form: FunctionFormat, functions: Mapping[str, Any], first: str, limit: int
-) -> Iterator[Answer]:
-    """Up to ``limit`` calls, each its name and the completion of its arguments; the first one's opening is ``first``."""
+def complete_calls(
+    complete: Complete, form: FunctionFormat, functions: Mapping[str, JsonObject], first: str, limit: int
+) -> Iterator[FunctionCompletion]:
+    """Generate up to ``limit`` calls; ``first`` is the opening of the first one."""
     openings = {form.call.replace("NAME", name): name for name in functions}
     text, opening = "", first
     for i in range(limit):
@@ -113,7 +121,7 @@ def calls(
             return
         text += opening
         completion = complete(text, schema_grammar(functions[name]), stream=False)
-        yield {"name": name, "completion": completion}
+        yield FunctionCompletion(name, completion)
         text += completion["choices"][0]["text"] + "\n"
         if completion["choices"][0]["finish_reason"] == "length" or i + 1 == limit:
             return

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gumba import store
-from gumba.compat.llama_cpp import llama_chat_format
-from gumba.compat.llama_cpp.completion import Completion, log_softmax, steps
+from gumba.compat.llama_cpp.chat_completion import ChatResult, CompletionResult
+from gumba.compat.llama_cpp.completion import Completion, CompletionOptions, log_softmax, steps
+from gumba.compat.llama_cpp.errors import PackageError
+from gumba.compat.llama_cpp.llama_chat_format import get_chat_completion_handler
 from gumba.compat.llama_cpp.llama_grammar import LlamaGrammar
-from gumba.compat.llama_cpp.loaded import LlamaState, LoadedModel
-from gumba.compat.llama_cpp.options import PackageError, pooling_name, require
+from gumba.compat.llama_cpp.loaded import LoadedModel
+from gumba.compat.llama_cpp.options import pooling_name, require
 from gumba.compat.llama_cpp.sampling import (
     Controls,
     LogitsProcessor,
@@ -23,8 +25,13 @@ from gumba.compat.llama_cpp.sampling import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
+from gumba.compat.llama_cpp.state import FloatArray, JsonObject, LlamaState
 from gumba.errors import EngineError, RequestError
+from gumba.openai.responses import embedding_list
 from gumba.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from gumba.openai import types
 
 __all__ = [
     "Llama",
@@ -36,9 +43,6 @@ __all__ = [
     "StoppingCriteriaList",
 ]
 
-Array: TypeAlias = "np.ndarray[Any, Any]"
-Answer: TypeAlias = dict[str, Any]
-
 
 class Llama(LoadedModel):
     """A model, with the methods and keywords of llama-cpp-python's ``Llama``.
@@ -46,27 +50,26 @@ class Llama(LoadedModel):
     Args:
         model_path: The GGUF file.
         vocab_only: Load the tokenizer and the metadata only.
-        seed: Seeds the calls that give none, in their order; None, -1 and LLAMA_DEFAULT_SEED: another one each time.
-        n_ctx: Tokens that prompt and answer may have together; 0, and anything past it: what the model was trained for.
-        n_batch: Most tokens computed in one step.
-        n_threads: Threads to compute with (without it ``n_threads_batch``, then the machine's cores).
+        seed: Seeds the calls without a seed, in their order; None, -1 and LLAMA_DEFAULT_SEED: a new random one every time.
+        n_ctx: Context length in tokens; 0, and anything above it: the model's training context.
+        n_batch: Maximum number of tokens computed in one step.
+        n_threads: Compute threads (default: ``n_threads_batch``, then the machine's cores).
         logits_all: Needed for ``logprobs`` and for ``scores``.
         embedding: Needed for ``embed`` and ``create_embedding``.
-        last_n_tokens_size: How many of the last tokens the penalties look at.
-        chat_format: A name of ``llama_chat_format.CHAT_FORMATS``; None: the file's own template, else ChatML.
+        last_n_tokens_size: Number of last tokens that penalties consider.
+        chat_format: A name of ``llama_chat_format.CHAT_FORMATS``; None: the file's template, else ChatML.
         chat_handler: Called instead of a chat format, with ``llama=`` and the keywords of ``create_chat_completion``.
-        draft_model: Accepted: speculation never changes what comes out.
-        type_k, type_v: ggml's number of the KV cache's type, the same for both; None: gumba's own choice.
-        spm_infill: Order of infill prompts: the suffix first.
-        tokenizer: Reads prompts instead of the file's own tokenizer.
-        verbose: Log (logger ``gumba``) what has no effect. Nothing is printed.
-        options: Further keywords of llama-cpp-python: those about other hardware and memory are accepted and have no
-            effect, those that would change results are refused (see ``options``). Unknown keywords are ignored, as there,
-            with a warning.
+        draft_model: Accepted: speculative decoding never changes the output.
+        type_k, type_v: ggml's type number of the KV cache, the same for both; None: gumba's default.
+        spm_infill: Put the suffix first in infill prompts.
+        tokenizer: Encodes prompts instead of the file's tokenizer.
+        verbose: Log keywords without effect (logger ``gumba``). Nothing is printed.
+        options: Further keywords of llama-cpp-python: those about other hardware and memory are accepted without effect,
+            those that would change results are refused (see ``options``). Unknown keywords are ignored with a warning.
 
     Raises:
-        ValueError: The file is missing or cannot be loaded, or an option is not supported. It is a GumbaError too.
-        ResourceError: The model does not fit the memory.
+        ValueError: The file is missing or cannot be loaded, or an option is not supported. Also a GumbaError.
+        ResourceError: The model does not fit into memory.
     """
 
     @classmethod
@@ -80,13 +83,13 @@ class Llama(LoadedModel):
         cache_dir: str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> Llama:
-        """The model of a GGUF file on the Hugging Face hub or on ModelScope (``modelscope:owner/name``), or a known one.
+        """Load a GGUF file from the Hugging Face hub or ModelScope (``modelscope:owner/name``), or a known model.
 
-        ``filename`` is a name or a glob pattern that fits one file of the repository; ``additional_files`` are such for
-        further shards. Without ``filename``: whatever ``gumba run`` would take ``repo_id`` for, a known name, or a
-        checkpoint that is converted. ``kwargs`` go to the constructor.
+        ``filename`` is a name or a glob pattern that matches one file of the repository; ``additional_files`` match further
+        shards. Without ``filename``, ``repo_id`` means what it means to ``gumba run``: a known name, or a checkpoint to
+        convert. ``kwargs`` are passed to the constructor.
 
-        Raises ValueError when no file fits, or several do; DownloadError when it cannot be fetched.
+        Raises ValueError if no file or several match, DownloadError if it cannot be fetched.
         """
         if filename is None:
             path = store.resolve(repo_id)
@@ -119,7 +122,7 @@ class Llama(LoadedModel):
         grammar: LlamaGrammar | None = None,
         idx: int | None = None,
     ) -> int:
-        """Choose a token to follow the state, or its first ``idx + 1`` tokens; the state stays as it is.
+        """Sample a token after the state, or after its first ``idx + 1`` tokens, without changing the state.
 
         ``tfs_z`` and ``penalize_nl`` have no effect, as in llama.cpp. Raises RequestError (a ValueError) when the state is
         empty or a value is out of range.
@@ -165,11 +168,11 @@ class Llama(LoadedModel):
         stopping_criteria: StoppingCriteriaList | None = None,
         grammar: LlamaGrammar | None = None,
     ) -> Generator[int, Sequence[int] | None, None]:
-        """Tokens that follow ``tokens`` (after those of the state, unless ``reset``), without end.
+        """Generate tokens after ``tokens`` (which follow the state unless ``reset``), without end.
 
-        End-of-generation tokens are given like others. Tokens that are sent to the generator are added after the last one.
-        ``stopping_criteria`` are asked before each token and end the generator. Raises EngineError (a RuntimeError) when the
-        context is full.
+        Yields end-of-generation tokens like others. Tokens sent to the generator are appended after the last one.
+        ``stopping_criteria`` are checked before each token and end the generator. Raises EngineError (a RuntimeError) when
+        the context is full.
         """
         controls = Controls(
             top_k=top_k,
@@ -197,7 +200,7 @@ class Llama(LoadedModel):
     def _generate_until_sent(
         self, controls: Controls, criteria: StoppingCriteriaList | None
     ) -> Generator[int, Sequence[int] | None, list[int]]:
-        """Tokens after the state until some are sent: returns the last one and these; none when the criteria ended it."""
+        """Yield tokens until the caller sends some; returns the last token and those, or nothing if the criteria are met."""
         params = self._params(controls, self.n_tokens)
         with closing(steps(self, self.tokens(), params, criteria)) as outputs:
             for token, output in outputs:
@@ -236,12 +239,12 @@ class Llama(LoadedModel):
         logits_processor: LogitsProcessorList | None = None,
         grammar: LlamaGrammar | None = None,
         logit_bias: Mapping[Any, float] | None = None,
-    ) -> Answer | Iterator[Answer]:
-        """Continue a text, or token ids: an answer of OpenAI's form, or with ``stream`` an iterator of parts of it.
+    ) -> CompletionResult:
+        """Complete a text or token ids: OpenAI's completion object, or with ``stream`` an iterator of its chunks.
 
-        ``max_tokens`` None, 0 or less: to the end of the context. ``suffix``: text to come after the answer; models with
-        infill tokens write what goes between, for others it is appended. ``logprobs``: how many of the likeliest tokens to
-        tell with each token; needs ``logits_all``. ``stopping_criteria`` are asked before each token.
+        ``max_tokens`` None, 0 or less: to the end of the context. ``suffix``: text after the answer; models with infill
+        tokens generate the text between, for others it is appended. ``logprobs``: number of most likely tokens to report
+        with every token; needs ``logits_all``. ``stopping_criteria`` are checked before each token.
 
         Raises RequestError (a ValueError) for a prompt that does not fit the context or a value out of range.
         """
@@ -261,10 +264,7 @@ class Llama(LoadedModel):
             grammar=grammar,
             logit_bias=logit_bias,
         )
-        completion = Completion(
-            self,
-            prompt,
-            controls,
+        options = CompletionOptions(
             suffix=suffix,
             max_tokens=max_tokens,
             logprobs=logprobs,
@@ -274,17 +274,18 @@ class Llama(LoadedModel):
             model=model,
             stopping_criteria=stopping_criteria,
         )
+        completion = Completion(self, prompt, controls, options)
         return completion.chunks() if stream else completion.response()
 
     __call__ = create_completion
 
     def create_chat_completion(
         self,
-        messages: Sequence[Mapping[str, Any]],
-        functions: Sequence[Mapping[str, Any]] | None = None,
-        function_call: str | Mapping[str, Any] | None = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: str | Mapping[str, Any] | None = None,
+        messages: Sequence[JsonObject],
+        functions: Sequence[JsonObject] | None = None,
+        function_call: str | JsonObject | None = None,
+        tools: Sequence[JsonObject] | None = None,
+        tool_choice: str | JsonObject | None = None,
         temperature: float = 0.2,
         top_p: float = 0.95,
         top_k: int = 40,
@@ -293,7 +294,7 @@ class Llama(LoadedModel):
         stream: bool = False,
         stop: str | Sequence[str] | None = None,
         seed: int | None = None,
-        response_format: Mapping[str, Any] | None = None,
+        response_format: JsonObject | None = None,
         max_tokens: int | None = None,
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
@@ -308,16 +309,16 @@ class Llama(LoadedModel):
         logit_bias: Mapping[Any, float] | None = None,
         logprobs: bool | None = None,
         top_logprobs: int | None = None,
-    ) -> Answer | Iterator[Answer]:
-        """Answer a conversation: an answer of OpenAI's form, or with ``stream`` an iterator of parts of it.
+    ) -> ChatResult:
+        """Complete a conversation: OpenAI's chat completion object, or with ``stream`` an iterator of its chunks.
 
-        ``response_format``: ``{"type": "json_object"}``, with a ``schema`` if wanted, or OpenAI's ``json_schema``.
-        ``tool_choice`` that names one of ``tools``: the answer is a call of it; otherwise the template is told of them (not
-        with "none"), and calls in the answer's text become its ``tool_calls``.
+        ``response_format``: ``{"type": "json_object"}``, optionally with a ``schema``, or OpenAI's ``json_schema``.
+        ``tool_choice`` that names one of ``tools``: the answer is a call of it. Otherwise the template receives the tools
+        (not with "none"), and calls in the answer's text become its ``tool_calls``.
 
-        Raises ValueError for messages that the template refuses, and what ``create_completion`` raises.
+        Raises ValueError for messages that the template rejects, and what ``create_completion`` raises.
         """
-        handler = self.chat_handler or llama_chat_format.get_chat_completion_handler(self.chat_format)
+        handler = self.chat_handler or get_chat_completion_handler(self.chat_format)
         return handler(
             llama=self,
             messages=messages,
@@ -351,9 +352,9 @@ class Llama(LoadedModel):
         )
 
     def create_chat_completion_openai_v1(self, *args: Any, **kwargs: Any) -> Any:
-        """As ``create_chat_completion``, in the classes of the ``openai`` package.
+        """The result of ``create_chat_completion`` as objects of the ``openai`` package.
 
-        Raises EngineError (an ImportError too) where that is not installed.
+        Raises EngineError (also an ImportError) if that package is not installed.
         """
         try:
             from openai.types.chat import ChatCompletion, ChatCompletionChunk
@@ -368,33 +369,26 @@ class Llama(LoadedModel):
 
     # --------------------------------------------------------------------------------------------- embeddings
 
-    def create_embedding(self, input: str | Sequence[str], model: str | None = None) -> Answer:
-        """Embeddings, as ``embed`` gives them, in an answer of OpenAI's form."""
+    def create_embedding(self, input: str | Sequence[str], model: str | None = None) -> types.CreateEmbeddingResponse:
+        """Embeddings of texts as ``embed`` returns them, in OpenAI's embedding object."""
         require("input", input, (str, Sequence), "text, or a list of texts")
         texts = [input] if isinstance(input, str) else list(input)
-        embeddings, total = self.embed(texts, return_count=True)
-        return {
-            "object": "list",
-            "data": [
-                {"object": "embedding", "embedding": embedding, "index": i} for i, embedding in enumerate(embeddings)
-            ],
-            "model": self.model_path if model is None else model,
-            "usage": {"prompt_tokens": total, "total_tokens": total},
-        }
+        embeddings, n_tokens = self.embed(texts, return_count=True)
+        return embedding_list(embeddings, self.model_path if model is None else model, n_tokens)
 
     def embed(
         self, input: str | Sequence[str], normalize: bool = False, truncate: bool = True, return_count: bool = False
     ) -> Any:
-        """Embeddings of texts: of each token, or pooled as the constructor's ``pooling_type`` says.
+        """Embeddings of texts: one per token, or pooled by the constructor's ``pooling_type``.
 
-        ``normalize``: to length 1. ``truncate``: texts of more than ``n_batch`` tokens to these. ``return_count``: a pair of
-        the embeddings and how many tokens there were.
+        ``normalize``: scale to length 1. ``truncate``: cut texts to ``n_batch`` tokens. ``return_count``: return a pair of
+        the embeddings and the number of tokens.
 
-        Raises EngineError (a RuntimeError) unless made with ``embedding=True``, RequestError (a ValueError) for a text that
-        is empty or too long.
+        Raises EngineError (a RuntimeError) for a model created without ``embedding=True``, RequestError (a ValueError) for a
+        text that is empty or too long.
         """
         if not self.embedding:
-            raise EngineError("the model must be made with embedding=True to call this method")
+            raise EngineError("the model must be created with embedding=True to call this method")
         pooling = pooling_name(self._pooling_type)
         require("input", input, (str, Sequence), "text, or a list of texts")
         prompts = []
@@ -406,17 +400,17 @@ class Llama(LoadedModel):
                 raise RequestError(f"Requested tokens ({len(ids)}) exceed batch size of {self.n_batch}")
             prompts.append(ids)
         if pooling is not None:
-            found = self.llm.embed(prompts, pooling=pooling, normalize=normalize).tolist()
-        else:  # what a token's state is depends on those before it only
-            found = [
+            vectors = self.llm.embed(prompts, pooling=pooling, normalize=normalize).tolist()
+        else:  # a token's hidden state depends only on the tokens before it
+            vectors = [
                 self.llm.embed([ids[: i + 1] for i in range(len(ids))], pooling="last", normalize=normalize).tolist()
                 for ids in prompts
             ]
-        embeddings = found[0] if isinstance(input, str) else found
+        embeddings = vectors[0] if isinstance(input, str) else vectors
         return (embeddings, sum(map(len, prompts))) if return_count else embeddings
 
     def _params(self, controls: Controls, position: int, max_tokens: int | None = None) -> SamplingParams:
-        """For tokens after ``position`` ones of the state, the end-of-generation token among them."""
+        """Parameters for generating after ``position`` tokens of the state, end-of-generation tokens included."""
         return controls.params(
             window=self.last_n_tokens_size,
             seed=self.position_seed(position),
@@ -426,11 +420,11 @@ class Llama(LoadedModel):
         )
 
     @staticmethod
-    def logits_to_logprobs(logits: Array | Sequence[float], axis: int = -1) -> Array:
+    def logits_to_logprobs(logits: FloatArray | Sequence[float], axis: int = -1) -> FloatArray:
         """Log-probabilities of logits, float32, along ``axis``."""
         return log_softmax(np.asarray(logits), axis)
 
     @staticmethod
     def longest_token_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-        """How many tokens two sequences have in common at their beginnings."""
+        """Length of the common prefix of two token sequences."""
         return next((i for i, (one, other) in enumerate(zip(a, b)) if one != other), min(len(a), len(b)))

@@ -1,7 +1,6 @@
 """Constants of llama.cpp's types and modes, without its C functions.
 
-Calling one of these raises an error with its name. Two that only read a vocabulary are here, since applications read it with
-them.
+Using a C function raises an error that names it, except for the two with which applications read a vocabulary.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from gumba.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from gumba.compat.llama_cpp.loaded import LoadedModel
+    from gumba.compat.llama_cpp.state import Vocabulary
 
 #: Prefix -> the names after it and their numbers, as in llama.h and ggml.h (llama-cpp-python 0.3.36).
 _NUMBERS: dict[str, dict[str, int]] = {
@@ -111,7 +110,7 @@ LLAMA_MAX_DEVICES = 16
 LLAMA_DEFAULT_SEED = 0xFFFFFFFF
 LLAMA_TOKEN_NULL = -1
 
-# Those that this package reads itself.
+# Constants that this package uses itself.
 GGML_TYPE_F32 = 0
 GGML_TYPE_F16 = 1
 GGML_TYPE_Q8_0 = 8
@@ -126,7 +125,7 @@ globals().update({f"{prefix}_{name}": number for prefix, names in _NUMBERS.items
 
 
 class CFunction:
-    """A placeholder for a function or structure of llama.cpp: every use raises UnsupportedError."""
+    """Placeholder for a function or structure of llama.cpp: every use raises UnsupportedError."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -158,13 +157,13 @@ def c_name(name: str) -> CFunction:
 __getattr__ = c_name
 
 
-def llama_model_get_vocab(model: LoadedModel) -> LoadedModel:
+def llama_model_get_vocab(model: Vocabulary) -> Vocabulary:
     """The vocabulary of ``Llama.model``, for ``llama_token_to_piece``."""
     return model
 
 
 def llama_token_to_piece(
-    vocab: LoadedModel, token: int, buf: Any, length: int, lstrip: int = 0, special: bool = False
+    vocab: Vocabulary, token: int, buf: Any, length: int, lstrip: int = 0, special: bool = False
 ) -> int:
     """Write a token's bytes to a ctypes buffer; returns their number, negated if ``length`` is too small."""
     text = vocab.detokenize([token], special=special)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from gumba.compat.llama_cpp.loaded import LoadedModel
-    from gumba.tokenizer.tokenizer import Tokenizer
+from gumba.compat.llama_cpp.errors import PackageError
+from gumba.compat.llama_cpp.options import open_gguf, require
+from gumba.compat.llama_cpp.state import Vocabulary
+from gumba.tokenizer.tokenizer import Tokenizer
 
 
 def tokenize(tokenizer: Tokenizer, text: bytes, add_bos: bool, special: bool) -> list[int]:
-    """Token ids of UTF-8 text; wrong UTF-8 counts as U+FFFD."""
+    """Token ids of UTF-8 text; invalid UTF-8 is read as U+FFFD."""
     return tokenizer.encode(bytes(text).decode("utf-8", "replace"), add_special=add_bos, parse_special=special)
 
 
 def detokenize(tokenizer: Tokenizer, tokens: Sequence[int], special: bool) -> bytes:
-    """The bytes of tokens; of control tokens only if ``special``. A space right after a leading BOS is left out."""
+    """The bytes of tokens, of control tokens only if ``special``; drops a space right after a leading BOS."""
     pieces = (tokenizer.token_bytes(token) for token in tokens if special or not tokenizer.is_special(token))
     text = b"".join(pieces)
     return text[1:] if len(tokens) and tokens[0] == tokenizer.bos_id and text[:1] == b" " else text
@@ -34,26 +36,26 @@ class BaseLlamaTokenizer(ABC):
     def detokenize(
         self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False
     ) -> bytes:
-        """The bytes of tokens, which follow ``prev_tokens``."""
+        """The bytes of tokens that follow ``prev_tokens``."""
 
 
 class LlamaHFTokenizer(BaseLlamaTokenizer):
-    """A tokenizer of the package transformers. It encodes prompts; the file's own tokenizer decodes answers."""
+    """A tokenizer of the package transformers: encodes prompts; the file's tokenizer decodes the answers."""
 
     def __init__(self, hf_tokenizer: Any) -> None:
         self.hf_tokenizer = hf_tokenizer
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = True) -> list[int]:
         """Token ids of UTF-8 text. ``add_bos``: add the tokenizer's special tokens. Control tokens are always parsed."""
-        found: list[int] = self.hf_tokenizer.encode(text.decode("utf-8", "ignore"), add_special_tokens=add_bos)
-        return found
+        ids: list[int] = self.hf_tokenizer.encode(text.decode("utf-8", "ignore"), add_special_tokens=add_bos)
+        return ids
 
     def detokenize(
         self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False
     ) -> bytes:
         """The bytes that tokens add to the text of ``prev_tokens``."""
-        before = self._text(prev_tokens or (), special)
-        return self._text([*(prev_tokens or ()), *tokens], special)[len(before) :]
+        prefix = self._text(prev_tokens or (), special)
+        return self._text([*(prev_tokens or ()), *tokens], special)[len(prefix) :]
 
     def _text(self, tokens: Sequence[int], special: bool) -> bytes:
         text: str = self.hf_tokenizer.decode(list(tokens), skip_special_tokens=not special) if len(tokens) else ""
@@ -67,8 +69,6 @@ class LlamaHFTokenizer(BaseLlamaTokenizer):
 
 def auto_tokenizer(name: Any) -> Any:
     """``AutoTokenizer.from_pretrained(name)`` of transformers. Raises PackageError (an ImportError) without it."""
-    from gumba.compat.llama_cpp.options import PackageError
-
     try:
         from transformers import AutoTokenizer
     except ImportError:
@@ -78,33 +78,50 @@ def auto_tokenizer(name: Any) -> Any:
     return AutoTokenizer.from_pretrained(name)
 
 
-class LlamaTokenizer(BaseLlamaTokenizer):
-    """The tokenizer of a ``Llama``."""
+class FileVocabulary:
+    """The vocabulary of a GGUF file, with llama-cpp-python's conventions."""
 
-    def __init__(self, llama: LoadedModel) -> None:
-        self._llama = llama
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
 
-    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = True) -> list[int]:
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
         """Token ids of UTF-8 text."""
-        return self._llama.tokenize(text, add_bos, special)
+        return tokenize(self._tokenizer, text, add_bos, special)
 
     def detokenize(
         self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False
     ) -> bytes:
         """The bytes of tokens."""
-        return self._llama.detokenize(tokens, prev_tokens, special)
+        return detokenize(self._tokenizer, tokens, special)
+
+
+class LlamaTokenizer(BaseLlamaTokenizer):
+    """The tokenizer of a ``Llama``."""
+
+    def __init__(self, llama: Vocabulary) -> None:
+        self._vocabulary = llama
+
+    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = True) -> list[int]:
+        """Token ids of UTF-8 text."""
+        return self._vocabulary.tokenize(text, add_bos, special)
+
+    def detokenize(
+        self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False
+    ) -> bytes:
+        """The bytes of tokens."""
+        return self._vocabulary.detokenize(tokens, prev_tokens, special)
 
     def encode(self, text: str, add_bos: bool = True, special: bool = True) -> list[int]:
-        """Token ids of text; half surrogate pairs in it are left out."""
+        """Token ids of text; unpaired surrogates in it are dropped."""
         return self.tokenize(text.encode("utf-8", "ignore"), add_bos, special)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of tokens; incomplete UTF-8 is left out."""
+        """The text of tokens; incomplete UTF-8 is dropped."""
         return self.detokenize(tokens).decode("utf-8", "ignore")
 
     @classmethod
     def from_ggml_file(cls, path: str) -> LlamaTokenizer:
-        """The tokenizer of a GGUF file, whose weights are not loaded."""
-        from gumba.compat.llama_cpp.llama import Llama
-
-        return cls(Llama(path, vocab_only=True))
+        """The tokenizer of a GGUF file, without loading the weights. Raises what ``Llama(path, vocab_only=True)`` raises."""
+        require("model_path", path, (str, os.PathLike), "a path")
+        with open_gguf(path) as file:
+            return cls(FileVocabulary(Tokenizer.from_gguf(file)))

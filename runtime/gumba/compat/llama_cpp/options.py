@@ -1,13 +1,15 @@
-"""The keywords of ``Llama(...)``: which have an effect, which are accepted for nothing, which are refused."""
+"""The keywords of ``Llama(...)``: which have an effect, which are accepted without one, which are refused."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, Literal
 
+from gumba.compat.llama_cpp.errors import ArgumentError, LoadError, OptionError
 from gumba.compat.llama_cpp.llama_cpp import (
     GGML_TYPE_BF16,
     GGML_TYPE_F16,
@@ -19,26 +21,27 @@ from gumba.compat.llama_cpp.llama_cpp import (
     LLAMA_POOLING_TYPE_NONE,
     LLAMA_POOLING_TYPE_UNSPECIFIED,
 )
-from gumba.errors import EngineError, GGUFError, ModelError, RequestError, TokenizerError, UnsupportedError
+from gumba.errors import GGUFError, ModelError, RequestError, TokenizerError, UnsupportedError
+from gumba.gguf import GGUFFile
 from gumba.sampling_params import show
 
 logger = logging.getLogger("gumba")
 
-#: Tokens of context where a ``Llama`` is given no ``n_ctx``, as in llama-cpp-python.
-USUAL_CONTEXT = 512
+#: Context length without ``n_ctx``, as in llama-cpp-python.
+DEFAULT_CONTEXT = 512
 
-#: ggml's numbers of types -> the KV cache's names of them.
+#: ggml's type numbers -> gumba's names of KV cache types.
 KV_TYPES = {GGML_TYPE_F32: "f32", GGML_TYPE_F16: "f16", GGML_TYPE_Q8_0: "q8_0", GGML_TYPE_BF16: "bf16"}
 
 #: Keywords that change where or how fast llama.cpp computes, never what: accepted, with a log line.
 WITHOUT_EFFECT = frozenset({
     "n_gpu_layers", "split_mode", "main_gpu", "tensor_split", "use_mmap", "use_mlock", "n_ubatch", "offload_kqv",
     "flash_attn", "op_offload", "swa_full", "no_perf", "numa", "lora_scale",
-    # Of older versions; callers still give them, and llama-cpp-python swallows them.
+    # Keywords of older versions, which applications still pass and llama-cpp-python ignores.
     "f16_kv", "low_vram", "mul_mat_q", "n_parts",
 })  # fmt: skip
 
-#: Keywords that would change results in a way gumba does not know, and the values that change nothing.
+#: Keywords that would change results in an unsupported way, and the values that change nothing.
 REFUSED: dict[str, tuple[Any, ...]] = {
     "kv_overrides": (None, {}),
     "rope_scaling_type": (None, -1),
@@ -57,20 +60,8 @@ REFUSED: dict[str, tuple[Any, ...]] = {
 LANGCHAIN_DEFAULTS = {"rope_freq_base": 10000.0, "rope_freq_scale": 1.0}
 
 
-class LoadError(ModelError, ValueError):
-    """A file that cannot be loaded. A ValueError too, which is what llama-cpp-python raises then."""
-
-
-class OptionError(UnsupportedError, ValueError):
-    """A kind of model, or an option of llama-cpp-python, that gumba does not have. A ValueError too, as above."""
-
-
-class ArgumentError(RequestError, TypeError):
-    """An argument of the wrong type. A TypeError too, as llama-cpp-python raises."""
-
-
-def require(name: str, value: Any, kind: type[Any] | tuple[type[Any], ...], expected: str) -> None:
-    """Raise ArgumentError (a TypeError) for a value that is not of ``kind``; a bool is not a number."""
+def require(name: str, value: object, kind: type | tuple[type, ...], expected: str) -> None:
+    """Raise ArgumentError (a TypeError) unless ``value`` is of ``kind``; a bool is not a number."""
     if not isinstance(value, kind) or (isinstance(value, bool) and kind in (Integral, Real)):
         raise ArgumentError(f"{name}: expected {expected}, found {show(value)}")
 
@@ -82,29 +73,17 @@ def seed_bits(seed: int) -> int:
 
 
 def stop_list(stop: str | Sequence[str] | None) -> list[str]:
-    """Stop strings, which may be one or none. Raises ArgumentError (a TypeError) for anything else."""
-    found = [stop] if isinstance(stop, str) else [] if stop is None else stop
-    require("stop", found, (list, tuple), "a string or a list of strings")
-    for each in found:
-        require("stop", each, str, "strings")
-    return list(found)
-
-
-class PickleError(EngineError, TypeError):
-    """A model cannot be pickled. A TypeError too, as for everything else that cannot be."""
-
-
-class PackageError(EngineError, ImportError):
-    """A package that a method needs is not installed. An ImportError too, as llama-cpp-python raises."""
-
-
-class InstallError(EngineError, ImportError):
-    """Another module ``llama_cpp`` is already imported. Also an ImportError."""
+    """Stop strings as a list; ``stop`` may be one string or None. Raises ArgumentError (a TypeError) for anything else."""
+    stops = [stop] if isinstance(stop, str) else [] if stop is None else stop
+    require("stop", stops, (list, tuple), "a string or a list of strings")
+    for text in stops:
+        require("stop", text, str, "strings")
+    return list(stops)
 
 
 @contextlib.contextmanager
 def loading() -> Iterator[None]:
-    """Turns what a file can be at fault for into LoadError or OptionError."""
+    """Convert the errors of loading a file to LoadError or OptionError."""
     try:
         yield
     except UnsupportedError as error:
@@ -113,8 +92,17 @@ def loading() -> Iterator[None]:
         raise LoadError(str(error)) from error
 
 
+@contextlib.contextmanager
+def open_gguf(path: str) -> Iterator[GGUFFile]:
+    """Open a GGUF file. Raises RequestError for a path that does not exist, LoadError for a file that cannot be read."""
+    if not os.path.exists(path):  # noqa: PTH110 (a path with a NUL does not exist either)
+        raise RequestError(f"Model path does not exist: {path}")
+    with loading(), GGUFFile(path) as file:
+        yield file
+
+
 def check_options(options: Mapping[str, Any], verbose: bool) -> None:
-    """Log keywords without effect here, and unknown ones, which llama-cpp-python ignores silently."""
+    """Log keywords without effect, and unknown ones, which llama-cpp-python ignores silently."""
     for name, value in options.items():
         if name in WITHOUT_EFFECT:
             level = logging.INFO if verbose else logging.DEBUG
@@ -126,25 +114,25 @@ def check_options(options: Mapping[str, Any], verbose: bool) -> None:
 
 def check_overrides(options: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
     """Raise OptionError for keywords that would change the model that ``metadata`` (as text) describes."""
-    own = _own_values(metadata)
+    file_values = _file_values(metadata)
     for name, value in options.items():
-        if name not in REFUSED or any(_same(value, each) for each in (*REFUSED[name], own.get(name))):
+        if name not in REFUSED or any(_same(value, other) for other in (*REFUSED[name], file_values.get(name))):
             continue
         if name == "kv_overrides" and isinstance(value, Mapping):
-            if all(metadata.get(key) == metadata_text(each) for key, each in value.items()):
+            if all(metadata.get(key) == metadata_text(override) for key, override in value.items()):
                 continue
         elif name in LANGCHAIN_DEFAULTS and _same(value, LANGCHAIN_DEFAULTS[name]):
-            logger.warning("%s=%s has no effect: gumba keeps the value of the file, %s", name, value, own[name])
+            logger.warning("%s=%s has no effect: gumba keeps the value of the file, %s", name, value, file_values[name])
             continue
         raise OptionError(f"{name}: gumba does not support it, found {show(value)}")
 
 
-def _same(value: Any, other: Any) -> bool:
-    numbers = all(isinstance(each, int | float) and not isinstance(each, bool) for each in (value, other))
+def _same(value: object, other: object) -> bool:
+    numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in (value, other))
     return bool(value == other) if numbers or type(value) is type(other) else False
 
 
-def _own_values(metadata: Mapping[str, str]) -> dict[str, Any]:
+def _file_values(metadata: Mapping[str, str]) -> dict[str, float | None]:
     """The values of a file for the keywords of ``REFUSED``."""
     name = metadata.get("general.architecture", "")
 
@@ -166,22 +154,22 @@ def _own_values(metadata: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def metadata_text(value: Any) -> str:
-    """A value of the metadata as llama.cpp prints it: floats with six digits."""
+def metadata_text(value: object) -> str:
+    """A metadata value as llama.cpp prints it: floats with six digits."""
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:f}" if isinstance(value, float) else str(value)
 
 
 def kv_type(type_k: int | None, type_v: int | None) -> str | None:
-    """The KV cache's type for llama.cpp's two; None: gumba's own choice. Raises OptionError for what it cannot hold."""
-    for each in (type_k, type_v):
-        require("type_k, type_v", each, (int, type(None)), "a number of ggml's, or None")
-    found = {each for each in (type_k, type_v) if each is not None}
-    if not found:
+    """The KV cache type for llama.cpp's two type numbers; None: the default. Raises OptionError for an unsupported type."""
+    for number in (type_k, type_v):
+        require("type_k, type_v", number, (int, type(None)), "a number of ggml's, or None")
+    numbers = {number for number in (type_k, type_v) if number is not None}
+    if not numbers:
         return None
-    name = KV_TYPES.get(next(iter(found)))
-    if len(found) > 1 or name is None:
+    name = KV_TYPES.get(next(iter(numbers)))
+    if len(numbers) > 1 or name is None:
         raise OptionError(
             f"type_k, type_v: expected the same type for both, one of {', '.join(map(str, KV_TYPES))} "
             f"({', '.join(KV_TYPES.values())}), found {show(type_k)} and {show(type_v)}"
@@ -190,22 +178,24 @@ def kv_type(type_k: int | None, type_v: int | None) -> str | None:
 
 
 def context_size(n_ctx: int, trained: int) -> int:
-    """How many tokens to make room for: 0 is what the model was trained for, and that is also the most.
+    """The context length in tokens: ``n_ctx``, at most ``trained``, the model's training context; 0 is ``trained``.
 
-    Who gets fewer tokens than were asked for is told so; the usual number, 512, is what those have who ask for nothing.
+    Logs a warning if ``n_ctx`` is above ``trained``; only an info for 512, the default, which callers may not have set.
     """
     require("n_ctx", n_ctx, Integral, "an integer")
     if n_ctx < 0:
         raise RequestError(f"n_ctx: expected 0 or more, found {n_ctx}")
     if n_ctx > trained:
-        level = logging.INFO if n_ctx == USUAL_CONTEXT else logging.WARNING
+        level = logging.INFO if n_ctx == DEFAULT_CONTEXT else logging.WARNING
         logger.log(level, "n_ctx=%d: the model was trained for %d tokens, which is the context it gets", n_ctx, trained)
     return min(n_ctx or trained, trained)
 
 
 def pooling_name(pooling_type: int) -> Literal["mean", "first", "last"] | None:
-    """``LLM.embed``'s name of a pooling type; None: none, which is also what llama.cpp's "unspecified" means for models that
-    generate. Raises OptionError for one that gumba does not have."""
+    """The ``pooling`` of ``LLM.embed`` for a pooling type of llama.cpp; None: one embedding per token.
+
+    "Unspecified" is also None, as in llama.cpp for generative models. Raises OptionError for an unsupported type.
+    """
     if pooling_type in (LLAMA_POOLING_TYPE_UNSPECIFIED, LLAMA_POOLING_TYPE_NONE):
         return None
     if pooling_type == LLAMA_POOLING_TYPE_MEAN:

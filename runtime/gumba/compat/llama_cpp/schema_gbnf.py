@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gumba.compat.llama_cpp.options import OptionError
+from gumba.compat.llama_cpp.errors import OptionError
 from gumba.errors import RequestError
 from gumba.sampling.structured.json_closing import close_objects
 from gumba.sampling.structured.json_pointers import target
