@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gumba.chat.formats import REASONING, _calls, answer_format
+from gumba.chat.formats import REASONING, answer_format
+from gumba.chat.tool_parsers.registry import parser_of
 
 DATA = json.loads((Path(__file__).parent.parent / "data" / "answer_goldens.json").read_text(encoding="utf-8"))
 
@@ -52,7 +53,9 @@ def test_as_published_templates_write_it(golden):
 
 def test_enough_forms_are_covered():
     forms = {
-        type(_calls("\n".join(golden["source"]))).__name__ for golden in DATA["goldens"] if "call" in golden["message"]
+        type(parser_of("\n".join(golden["source"]))).__name__
+        for golden in DATA["goldens"]
+        if "call" in golden["message"]
     }
     assert forms >= {"Hermes", "QwenXML", "GLM45", "Llama3", "Mistral", "DeepSeek", "Kimi", "MarkedJSON"}
 
@@ -67,7 +70,7 @@ def test_enough_forms_are_covered():
     ],
 )
 def test_forms_that_templates_do_not_show(source, name):
-    assert type(_calls(source)).__name__ == name
+    assert type(parser_of(source)).__name__ == name
 
 
 def test_reasoning_by_the_vocabulary_alone():

@@ -8,11 +8,12 @@ import time
 
 import pytest
 
-from gumba.chat.formats import _CALLS_BY_SOURCE, REASONING
+from gumba.chat.formats import REASONING
+from gumba.chat.harmony import HarmonySplitter
 from gumba.chat.output_parser import AnswerFormat
 from gumba.chat.reasoning import ThinkSplitter
 from gumba.chat.tool_parsers.base import Tools
-from gumba.chat.tool_parsers.harmony import HarmonySplitter
+from gumba.chat.tool_parsers.registry import PARSERS
 
 S = {"type": "string"}
 FILE = {"path": S, "content": S}
@@ -44,7 +45,7 @@ NAMES = {
     "now": {"properties": {}},
 }
 TOOLS = Tools([{"name": name, "parameters": schema} for name, schema in NAMES.items()])
-FORMS = {source: form for source, form in _CALLS_BY_SOURCE if source != "ipython"}
+FORMS = {marker: parser for parser in PARSERS for marker in parser.template_markers if marker != "ipython"}
 QWEN, GLM, GEMMA, HERMES = "<function=", "<arg_key>", "<|tool_call>", "<tool_call>"
 
 

@@ -8,13 +8,13 @@ import random
 import pytest
 
 from gumba.chat.formats import REASONING
+from gumba.chat.harmony import HarmonySplitter
 from gumba.chat.output_parser import AnswerFormat
 from gumba.chat.reasoning import ThinkSplitter
 from gumba.chat.tool_parsers.base import Tools, checked_tools
 from gumba.chat.tool_parsers.deepseek import DeepSeek
 from gumba.chat.tool_parsers.gemma4 import Gemma4
 from gumba.chat.tool_parsers.glm4 import GLM4, GLM45
-from gumba.chat.tool_parsers.harmony import HarmonySplitter
 from gumba.chat.tool_parsers.hermes import Hermes
 from gumba.chat.tool_parsers.kimi import Kimi
 from gumba.chat.tool_parsers.llama3 import Llama3

@@ -7,21 +7,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gumba.chat import harmony
 from gumba.chat.output_parser import AnswerFormat, SplitterMaker
 from gumba.chat.reasoning import Tags, ThinkSplitter
-from gumba.chat.tool_parsers import harmony
-from gumba.chat.tool_parsers.base import ToolFormat, Tools
-from gumba.chat.tool_parsers.deepseek import BEGIN, DeepSeek
-from gumba.chat.tool_parsers.gemma4 import Gemma4
-from gumba.chat.tool_parsers.glm4 import GLM4, GLM45
-from gumba.chat.tool_parsers.hermes import Hermes
-from gumba.chat.tool_parsers.kimi import BEGIN as KIMI
-from gumba.chat.tool_parsers.kimi import Kimi
-from gumba.chat.tool_parsers.llama3 import Llama3
-from gumba.chat.tool_parsers.marked_json import MarkedJSON
-from gumba.chat.tool_parsers.mistral import Mistral
-from gumba.chat.tool_parsers.pythonic import Pythonic
-from gumba.chat.tool_parsers.qwen_xml import QwenXML
+from gumba.chat.tool_parsers.base import Tools
+from gumba.chat.tool_parsers.registry import parser_of
 from gumba.errors import RequestError
 from gumba.tokenizer.tokenizer import Tokenizer
 from gumba.validation import show
@@ -42,7 +32,7 @@ REASONING: Mapping[str, Tags] = {
     "apertus": Tags("<|inner_prefix|>", "<|inner_suffix|>"),
 }
 
-#: A text of the template's, and the reasoning that it tells; the first row that fits counts.
+#: (text of a chat template, its reasoning format); the first matching row counts.
 _REASONING_BY_SOURCE = (
     ("<|START_THINKING|>", "cohere"),
     ("[THINK]", "mistral"),
@@ -54,28 +44,6 @@ _REASONING_BY_SOURCE = (
     ("<think>", "think"),
     ("</think>", "think"),
 )
-
-#: The same of calls.
-_CALLS_BY_SOURCE: tuple[tuple[str, ToolFormat], ...] = (
-    ("[TOOL_CALLS]", Mistral()),
-    (BEGIN, DeepSeek()),
-    (KIMI, Kimi()),
-    ("<|START_ACTION|>", MarkedJSON("<|START_ACTION|>", "<|END_ACTION|>")),
-    ("<|tool_call_start|>", Pythonic()),
-    ("<|tool_list_start|>", Pythonic()),
-    ("<|tool_call>", Gemma4()),
-    ("<|function_call|>", MarkedJSON("<|function_call|>", "<|message_sep|>")),
-    ("<tool_calls>", MarkedJSON("<tool_calls>", "</tool_calls>")),
-    ("<arg_key>", GLM45()),
-    ("<seed:tool_call>", QwenXML("<seed:tool_call>", "</seed:tool_call>")),
-    ("<function=", QwenXML()),
-    ("<tool_call>", Hermes()),
-    ("<|tool_call|>", MarkedJSON("<|tool_call|>", "<|/tool_call|>")),
-    ("<|python_tag|>", Llama3()),
-    ("ipython", Llama3()),
-    ("[gMASK]", GLM4()),
-)
-_OTHERS = Hermes()
 
 
 def answer_format(
@@ -112,7 +80,7 @@ def answer_format(
         return AnswerFormat(maker, None, functions, salt, harmony.TEXTS)
     tags = _tags(tokenizer, source, reasoning)
     opened = tags is not None and tokenizer.decode(prompt[-24:]).rstrip().endswith(tags.opening)
-    form = _calls(source) if tools else None
+    form = parser_of(source) if tools else None
     split = (
         None
         if tags is None or (opened and constrained)
@@ -133,7 +101,3 @@ def _tags(tokenizer: Tokenizer, source: str, reasoning: str) -> Tags | None:
         if text in source:
             return REASONING[name]
     return REASONING["think"] if tokenizer.token_id("<think>") is not None else None
-
-
-def _calls(source: str) -> ToolFormat:
-    return next((form for text, form in _CALLS_BY_SOURCE if text in source), _OTHERS)

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
-from gumba.chat.tool_parsers.base import Call, ToolFormat, Tools
+from gumba.chat.tool_parsers.base import Call, ToolParser, Tools
 from gumba.outputs import CompletionOutput, FunctionCall, StreamOutput, ToolCall
 
 _LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -96,7 +96,7 @@ MOST_UNDECIDED = 512
 class CallSplitter:
     """Answer and calls. What begins like a call is held back until the end, which tells whether it is one."""
 
-    def __init__(self, form: ToolFormat, tools: Tools) -> None:
+    def __init__(self, form: ToolParser, tools: Tools) -> None:
         self._form, self._tools = form, tools
         self._scanner, self._spaces = MarkerScanner(form.markers), Trimmer()
         self._held: list[str] = []
@@ -142,7 +142,7 @@ class CallSplitter:
         return text
 
     def finish(self, cut: bool = False) -> tuple[str, tuple[Call, ...]]:
-        """What is left of the answer, and the calls. ``cut``: see ``ToolFormat.parse``."""
+        """What is left of the answer, and the calls. ``cut``: see ``ToolParser.parse``."""
         spaces, held = self._spaces.finish(), "".join(self._held) + self._scanner.finish()
         if not self._collecting:
             return spaces + held, ()
@@ -162,7 +162,7 @@ class AnswerFormat:
     """
 
     reasoning: SplitterMaker | None
-    form: ToolFormat | None
+    form: ToolParser | None
     tools: Tools
     salt: bytes = b""
     texts: tuple[str, ...] = ()

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from gumba.chat.output_parser import MOST_UNDECIDED, Delta, MarkerScanner, Trimmer
-from gumba.chat.tool_parsers.base import ToolFormat, Tools
+from gumba.chat.tool_parsers.base import ToolParser, Tools
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class ThinkSplitter:
         form: That of calls of ``tools``, whose text is left alone.
     """
 
-    def __init__(self, tags: Tags, opened: bool, form: ToolFormat | None = None, tools: Tools | None = None) -> None:
+    def __init__(self, tags: Tags, opened: bool, form: ToolParser | None = None, tools: Tools | None = None) -> None:
         self._tags, self._form, self._tools = tags, form, tools
         self._calls, self._calls_end = ((), ()) if form is None else (form.markers, form.closing)
         #: How the answer begins, which may be a call without a marker.

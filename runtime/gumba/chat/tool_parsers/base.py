@@ -30,7 +30,7 @@ class Part(NamedTuple):
 
 
 #: Calls, and the text that was none.
-Found = tuple[list[Call], str]
+Parsed = tuple[list[Call], str]
 #: Reads calls that begin at a place of a text; raises NoCall where there are none.
 Read = Callable[[str, int], Part]
 
@@ -42,7 +42,7 @@ class Tools:
     """The tools that a request offers, by name."""
 
     def __init__(self, functions: Sequence[Mapping[str, Any]]) -> None:
-        self._functions = {str(each["name"]): each for each in functions}
+        self._functions = {str(function["name"]): function for function in functions}
         self.names = frozenset(self._functions)
 
     def offered(self, name: Any) -> str | None:
@@ -91,29 +91,35 @@ def outer_ends(kinds: Sequence[str | None], value: str, value_end: str, followin
     return outside[::-1]
 
 
-class ToolFormat(ABC):
-    """A form of calls. Text from one of ``markers`` on, or a whole answer that ``starts`` like one, is handed to ``parse``.
+class ToolParser(ABC):
+    """Parser of one form of tool calls.
 
-    ``closing``: what ends calls, if anything does. ``texts``: what else of the form may be control tokens of a vocabulary,
-    which have to be shown.
+    ``parse`` receives the text from one of ``markers`` on, or a whole answer that ``starts`` like a call.
+
+    Attributes:
+        template_markers: Texts of chat templates whose models write this form.
+        markers: Texts that open calls.
+        closing: Texts that close calls.
+        texts: Other texts of the form that may be control tokens, which must be part of the answer's text.
     """
 
+    template_markers: tuple[str, ...] = ()
     markers: tuple[str, ...] = ()
     closing: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
 
     def starts(self, text: str, tools: Tools) -> bool | None:
-        """Whether an answer that begins with ``text`` (no white space in front) is a call without a marker; None: not clear.
+        """Whether an answer that begins with ``text`` (without leading white space) is a call without a marker.
 
-        What is clear of a text is so of every longer one.
+        None: undecided. A decision holds for every longer text.
         """
         return False
 
     @abstractmethod
-    def parse(self, text: str, tools: Tools, cut: bool = False) -> Found:
-        """The calls in ``text`` of functions that ``tools`` has. Everything else is left in the text.
+    def parse(self, text: str, tools: Tools, cut: bool = False) -> Parsed:
+        """The calls in ``text`` to functions of ``tools``, and the rest of the text.
 
-        ``cut``: the answer ended before the model did, so a call without its end is none.
+        ``cut``: the answer was cut off at the token limit, so an unfinished call does not count.
         """
 
 
@@ -121,7 +127,7 @@ def checked_tools(tools: Any) -> list[dict[str, Any]]:
     """Copies of ``tools``, each ``{"type": "function", "function": {"name": ...}}`` as OpenAI has it. Raises RequestError."""
     if isinstance(tools, str | Mapping) or not isinstance(tools, Sequence):
         raise RequestError(f"tools: expected a list of tools, found {show(tools)}")
-    found = []
+    checked = []
     for i, tool in enumerate(tools):
         function = tool.get("function") if isinstance(tool, Mapping) else None
         if not isinstance(function, Mapping) or tool.get("type", "function") != "function":
@@ -135,8 +141,8 @@ def checked_tools(tools: Any) -> list[dict[str, Any]]:
             raise RequestError(
                 f"tools[{i}].function.parameters: expected a schema, found {show(function['parameters'])}"
             )
-        found.append({"type": "function", **tool})
-    return found
+        checked.append({"type": "function", **tool})
+    return checked
 
 
 def make_call(tools: Tools, name: Any, arguments: Any, call_id: Any = None) -> Call | None:
@@ -181,7 +187,7 @@ def json_call(tools: Tools, value: Any) -> Call | None:
     if field is not None:
         arguments = value[field]
     else:
-        arguments = {key: each for key, each in value.items() if key not in _FIELDS}
+        arguments = {key: item for key, item in value.items() if key not in _FIELDS}
         if not arguments.keys() <= tools.keys(tools.offered(name) or ""):
             return None
     return make_call(tools, name, arguments, value.get("id"))
@@ -224,10 +230,10 @@ def read_calls(tools: Tools, text: str, place: int) -> Part:
 
 
 #: Characters that may be read without success in a short text.
-_MOST_IN_VAIN = 1 << 16
+_MAX_WASTED = 1 << 16
 
 
-def scan(text: str, marker: str, read: Read) -> Found:
+def scan(text: str, marker: str, read: Read) -> Parsed:
     """Calls behind each ``marker`` in ``text``, as ``read`` finds them, and what is left of the text.
 
     Text that is read in vain several times over is left as it is, so that the time is linear.
@@ -235,11 +241,11 @@ def scan(text: str, marker: str, read: Read) -> Found:
     calls: list[Call] = []
     rest: list[str] = []
     place, spent = 0, 0
-    while spent <= _MOST_IN_VAIN + 8 * len(text) and (at := text.find(marker, place)) >= 0:
+    while spent <= _MAX_WASTED + 8 * len(text) and (at := text.find(marker, place)) >= 0:
         rest.append(text[place:at])
         start = at + len(marker)
         try:
-            found = read(text, start)
+            part = read(text, start)
         except NoCall as error:
             rest.append(marker)
             place = start
@@ -247,7 +253,7 @@ def scan(text: str, marker: str, read: Read) -> Found:
         else:
             while len(rest) > 1 and rest[-2] == marker and not rest[-1].strip():  # a repeated marker
                 del rest[-2:]
-            calls += found.calls
-            rest.append(found.rest)
-            place = found.end
+            calls += part.calls
+            rest.append(part.rest)
+            place = part.end
     return calls, "".join([*rest, text[place:]])

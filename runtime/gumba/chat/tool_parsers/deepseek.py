@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from gumba.chat.tool_parsers.base import Found, Part, ToolFormat, Tools, make_call, read_arguments, scan
+from gumba.chat.tool_parsers.base import Parsed, Part, ToolParser, Tools, make_call, read_arguments, scan
 from gumba.chat.tool_parsers.values import NoCall, after, after_space
 
 
@@ -27,14 +27,15 @@ _CALL, _CALL_END, _SEPARATOR = _mark("call▁begin"), _mark("call▁end"), _mark
 _MOST_NAME = 500
 
 
-class DeepSeek(ToolFormat):
+class DeepSeek(ToolParser):
     """Both forms; the outer marks are sometimes left out."""
 
+    template_markers = (BEGIN,)
     markers = (BEGIN, _CALL)
     closing = (END, _CALL_END)
     texts = (END, _CALL_END, _SEPARATOR)
 
-    def parse(self, text: str, tools: Tools, cut: bool = False) -> Found:
+    def parse(self, text: str, tools: Tools, cut: bool = False) -> Parsed:
         calls, rest = scan(text, _CALL, lambda text, place: _read(tools, text, place))
         return calls, rest.replace(BEGIN, "").replace(END, "") if calls else rest
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from gumba.chat.tool_parsers.base import Found, Part, ToolFormat, Tools, make_call, scan
+from gumba.chat.tool_parsers.base import Parsed, Part, ToolParser, Tools, make_call, scan
 from gumba.chat.tool_parsers.values import MOST_NESTED, NoCall, after, after_space, read_nested, read_whole, unescaped
 
 OPEN, _CLOSE, _QUOTE = "<|tool_call>", "<tool_call|>", '<|"|>'
@@ -22,9 +22,10 @@ _STOP = re.compile(r"[,{}\[\]]|<tool_call\|>")
 _DELIMITER = re.compile(r"\s*(?:[,:}\]]|<tool_call\|>|\Z)")
 
 
-class Gemma4(ToolFormat):
+class Gemma4(ToolParser):
     """Keys are bare, texts stand between quotes of their own, or of JSON. Without the marker only of offered functions."""
 
+    template_markers = (OPEN,)
     markers = (OPEN,)
     closing = (_CLOSE,)
     texts = (_CLOSE, _QUOTE)
@@ -37,7 +38,7 @@ class Gemma4(ToolFormat):
             return _offered(tools, head[1]) is not None
         return None if re.fullmatch(r"call:\s*[^\s{}<>]*\s*", text) else False
 
-    def parse(self, text: str, tools: Tools, cut: bool = False) -> Found:
+    def parse(self, text: str, tools: Tools, cut: bool = False) -> Parsed:
         if OPEN in text:
             return scan(text, OPEN, lambda text, place: _read(tools, text, place))
         return scan(text, "call:", lambda text, place: _read(tools, text, place - len("call:")))

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from gumba.chat.tool_parsers.base import Call, Found, Part, ToolFormat, Tools, make_call, outer_ends, scan
+from gumba.chat.tool_parsers.base import Call, Parsed, Part, ToolParser, Tools, make_call, outer_ends, scan
 from gumba.chat.tool_parsers.hermes import CLOSE as _CLOSE
 from gumba.chat.tool_parsers.hermes import OPEN as _OPEN
 from gumba.chat.tool_parsers.hermes import read_hermes
@@ -26,8 +26,10 @@ _KEY, _KEY_END, _VALUE, _VALUE_END = "<arg_key>", "</arg_key>", "<arg_value>", "
 _TAG = re.compile("|".join((_OPEN, _CLOSE, _KEY, _KEY_END, _VALUE, _VALUE_END)))
 
 
-class GLM4(ToolFormat):
-    """A known name on the first line and an object behind it are a call, and nothing else is."""
+class GLM4(ToolParser):
+    """Only an offered function's name on the first line, with an object after it, is a call."""
+
+    template_markers = ("[gMASK]",)
 
     def starts(self, text: str, tools: Tools) -> bool | None:
         line, newline, rest = text.partition("\n")
@@ -37,7 +39,7 @@ class GLM4(ToolFormat):
             return False
         return rest.lstrip().startswith("{") if rest.strip() else None
 
-    def parse(self, text: str, tools: Tools, cut: bool = False) -> Found:
+    def parse(self, text: str, tools: Tools, cut: bool = False) -> Parsed:
         calls: list[Call] = []
         place = 0
         while (newline := text.find("\n", place)) >= 0:
@@ -54,14 +56,15 @@ class GLM4(ToolFormat):
         return calls, text[place:]
 
 
-class GLM45(ToolFormat):
+class GLM45(ToolParser):
     """Tags. Some of them are forgotten: a value ends where the next tag begins."""
 
+    template_markers = (_KEY,)
     markers = (_OPEN,)
     closing = (_CLOSE,)
     texts = (_CLOSE, _KEY, _KEY_END, _VALUE, _VALUE_END)
 
-    def parse(self, text: str, tools: Tools, cut: bool = False) -> Found:
+    def parse(self, text: str, tools: Tools, cut: bool = False) -> Parsed:
         tags = list(_TAG.finditer(text))
         ends = outer_ends([tag[0] for tag in tags], _VALUE, _VALUE_END, (_KEY, _CLOSE))
         places = {tag.end(): i for i, tag in enumerate(tags)}
@@ -132,5 +135,5 @@ def _split(tools: Tools, head: str, key_too: bool) -> tuple[str | None, str | No
         return tools.offered(name), None
     if key.strip():
         return tools.offered(name), key.strip()
-    found = [(name, head[len(name) :].strip()) for name in tools.names if head.startswith(name)]
-    return next(((name, key) for name, key in found if key in tools.keys(name)), (None, None))
+    candidates = [(name, head[len(name) :].strip()) for name in tools.names if head.startswith(name)]
+    return next(((name, key) for name, key in candidates if key in tools.keys(name)), (None, None))

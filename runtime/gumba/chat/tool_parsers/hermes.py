@@ -11,20 +11,21 @@ from __future__ import annotations
 
 import re
 
-from gumba.chat.tool_parsers.base import Found, Part, ToolFormat, Tools, read_calls, scan
+from gumba.chat.tool_parsers.base import Parsed, Part, ToolParser, Tools, read_calls, scan
 from gumba.chat.tool_parsers.values import NoCall, after, after_space
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _BRACKETS = re.compile(r"[\s}\]]*")
 
 
-class Hermes(ToolFormat):
+class Hermes(ToolParser):
     """JSON in <tool_call>."""
 
+    template_markers = (OPEN,)
     markers = (OPEN,)
     closing = texts = (CLOSE,)
 
-    def parse(self, text: str, tools: Tools, cut: bool = False) -> Found:
+    def parse(self, text: str, tools: Tools, cut: bool = False) -> Parsed:
         return scan(text, OPEN, lambda text, place: read_hermes(tools, text, place))
 
 
@@ -32,24 +33,24 @@ def read_hermes(tools: Tools, text: str, place: int) -> Part:
     """Calls behind ``OPEN``, perhaps fenced as code, and with a bracket too many or too few in front of ``CLOSE``."""
     start = after(text, place, "```json", "```")
     try:
-        found = read_calls(tools, text, start)
+        part = read_calls(tools, text, start)
     except NoCall as error:
         return _unfinished(tools, text, start, error)
-    while text.startswith("{", following := after_space(text, after(text, found.end, ",", ";"))):
+    while text.startswith("{", following := after_space(text, after(text, part.end, ",", ";"))):
         try:
-            more = read_calls(tools, text, following)  # another call in the same marks
+            following_calls = read_calls(tools, text, following)  # another call in the same marks
         except NoCall:
             break
-        found = Part(found.calls + more.calls, more.end, found.rest)
-    end = after(text, found.end, "```") if start > place else found.end
+        part = Part(part.calls + following_calls.calls, following_calls.end, part.rest)
+    end = after(text, part.end, "```") if start > place else part.end
     closed = after(text, _BRACKETS.match(text, end).end(), CLOSE)  # type: ignore[union-attr]
     if text.startswith(CLOSE, closed - len(CLOSE)) and closed > end:
-        return found._replace(end=closed)
+        return part._replace(end=closed)
     # The end may be missing where the answer ends, or the next call begins.
     following = after_space(text, end)
     if following < len(text) and not text.startswith(OPEN, following):
         raise NoCall(end)
-    return found._replace(end=end)
+    return part._replace(end=end)
 
 
 def _unfinished(tools: Tools, text: str, place: int, error: NoCall) -> Part:
@@ -59,9 +60,9 @@ def _unfinished(tools: Tools, text: str, place: int, error: NoCall) -> Part:
     for brackets in ("}", "}}", "]", "}]") if end >= 0 else ():
         whole = text[place:end].rstrip() + brackets
         try:
-            found = read_calls(tools, whole, 0)
+            part = read_calls(tools, whole, 0)
         except NoCall:
             continue
-        if found.end == len(whole):
-            return found._replace(end=end + len(CLOSE))
+        if part.end == len(whole):
+            return part._replace(end=end + len(CLOSE))
     raise NoCall(max(error.place, end))

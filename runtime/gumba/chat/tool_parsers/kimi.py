@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from gumba.chat.tool_parsers.base import Found, Part, ToolFormat, Tools, make_call, read_arguments, scan
+from gumba.chat.tool_parsers.base import Parsed, Part, ToolParser, Tools, make_call, read_arguments, scan
 from gumba.chat.tool_parsers.values import NoCall, after
 
 BEGIN, _END = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
@@ -18,14 +18,15 @@ _CALL, _CALL_END, _ARGUMENTS = "<|tool_call_begin|>", "<|tool_call_end|>", "<|to
 _HEAD = re.compile(r"\s*([^\s<]{1,500}?)(:\d+)?\s*" + re.escape(_ARGUMENTS))
 
 
-class Kimi(ToolFormat):
+class Kimi(ToolParser):
     """Ids are of the model's making: ``functions.weather:0``."""
 
+    template_markers = (BEGIN,)
     markers = (BEGIN, _CALL)
     closing = (_END, _CALL_END)
     texts = (_END, _CALL_END, _ARGUMENTS)
 
-    def parse(self, text: str, tools: Tools, cut: bool = False) -> Found:
+    def parse(self, text: str, tools: Tools, cut: bool = False) -> Parsed:
         calls, rest = scan(text, _CALL, lambda text, place: _read(tools, text, place))
         return calls, rest.replace(BEGIN, "").replace(_END, "") if calls else rest
 

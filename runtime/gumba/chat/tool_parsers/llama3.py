@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 
-from gumba.chat.tool_parsers.base import Call, Found, ToolFormat, Tools, make_call, read_calls
+from gumba.chat.tool_parsers.base import Call, Parsed, ToolParser, Tools, make_call, read_calls
 from gumba.chat.tool_parsers.pythonic import read_keywords
 from gumba.chat.tool_parsers.values import NoCall, after, after_space
 
@@ -24,9 +24,10 @@ _INTERPRETERS = ("python", "ipython", "code_interpreter")
 _MOST_UNDECIDED = 40
 
 
-class Llama3(ToolFormat):
+class Llama3(ToolParser):
     """Without the tag only known names are calls: JSON may be the answer."""
 
+    template_markers = (_TAG, "ipython")
     markers = (_TAG,)
 
     def starts(self, text: str, tools: Tools) -> bool | None:
@@ -36,7 +37,7 @@ class Llama3(ToolFormat):
             return True
         return None if len(text) < _MOST_UNDECIDED else False
 
-    def parse(self, text: str, tools: Tools, cut: bool = False) -> Found:
+    def parse(self, text: str, tools: Tools, cut: bool = False) -> Parsed:
         if not text.startswith(_TAG):
             calls, rest = _objects(text, tools)
             return ([], text) if rest else (calls, "")
@@ -47,12 +48,12 @@ class Llama3(ToolFormat):
         if _BUILT_IN.match(body) or body.lstrip().startswith("{"):
             called = _built_in(body, tools)
             return ([], text) if called is None else ([called], "")
-        name = next((each for each in _INTERPRETERS if each in tools.names), None)
+        name = next((name for name in _INTERPRETERS if name in tools.names), None)
         code = None if name is None or cut or not body.strip() else make_call(tools, name, {"code": body.strip()})
         return ([], text) if code is None else ([code], "")
 
 
-def _objects(text: str, tools: Tools) -> Found:
+def _objects(text: str, tools: Tools) -> Parsed:
     """Calls one after the other, perhaps with ; or , between, and the rest of the text."""
     calls: list[Call] = []
     place = after_space(text, 0)
@@ -68,11 +69,11 @@ def _objects(text: str, tools: Tools) -> Found:
 
 def _built_in(text: str, tools: Tools) -> Call | None:
     """``name.call(key="value", ...)``."""
-    found = _BUILT_IN.match(text)
-    if found is None:
+    match = _BUILT_IN.match(text)
+    if match is None:
         return None
     try:
-        arguments, end = read_keywords(text, found.end() - 1)
+        arguments, end = read_keywords(text, match.end() - 1)
     except NoCall:
         return None
-    return make_call(tools, found[1], arguments) if after_space(text, end) == len(text) else None
+    return make_call(tools, match[1], arguments) if after_space(text, end) == len(text) else None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from gumba.chat.tool_parsers.base import Found, Part, ToolFormat, Tools, make_call, read_calls, scan
+from gumba.chat.tool_parsers.base import Parsed, Part, ToolParser, Tools, make_call, read_calls, scan
 from gumba.chat.tool_parsers.values import NoCall, after_space, read_at
 
 _MARKER, _ARGUMENTS = "[TOOL_CALLS]", "[ARGS]"
@@ -19,9 +19,10 @@ _NAMED = re.compile(r"\s*([^\s\[\]{}]{1,500})\s*(?:\[CALL_ID\]\s*([\w-]{0,500})\
 _BARE = '[{"name"'
 
 
-class Mistral(ToolFormat):
+class Mistral(ToolParser):
     """Without the marker a list of calls of known names is one too: smaller models forget it."""
 
+    template_markers = (_MARKER,)
     markers = (_MARKER,)
     texts = ("[CALL_ID]", _ARGUMENTS)
 
@@ -31,7 +32,7 @@ class Mistral(ToolFormat):
             return True
         return None if _BARE.startswith(packed) else False
 
-    def parse(self, text: str, tools: Tools, cut: bool = False) -> Found:
+    def parse(self, text: str, tools: Tools, cut: bool = False) -> Parsed:
         if _MARKER in text:
             return scan(text, _MARKER, lambda text, place: _read(tools, text, place, cut))
         try:

@@ -8,16 +8,17 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from gumba.chat.tool_parsers.base import Call, Found, Part, ToolFormat, Tools, make_call, read_calls, scan
+from gumba.chat.tool_parsers.base import Call, Parsed, Part, ToolParser, Tools, make_call, read_calls, scan
 from gumba.chat.tool_parsers.values import NoCall, after, after_space, read_literal
 
 OPEN, CLOSE = "<|tool_call_start|>", "<|tool_call_end|>"
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
 
 
-class Pythonic(ToolFormat):
+class Pythonic(ToolParser):
     """A list of calls with keywords. Without the marker only if all are of offered functions."""
 
+    template_markers = (OPEN, "<|tool_list_start|>")
     markers = (OPEN,)
     closing = texts = (CLOSE,)
 
@@ -27,9 +28,9 @@ class Pythonic(ToolFormat):
         name, bracket, _ = text[1:].lstrip().partition("(")
         if bracket:
             return name in tools.names
-        return None if any(each.startswith(name) for each in tools.names) else False
+        return None if any(other.startswith(name) for other in tools.names) else False
 
-    def parse(self, text: str, tools: Tools, cut: bool = False) -> Found:
+    def parse(self, text: str, tools: Tools, cut: bool = False) -> Parsed:
         if OPEN in text:
             return scan(text, OPEN, lambda text, place: _read(tools, text, place))
         try:
@@ -42,8 +43,8 @@ class Pythonic(ToolFormat):
 def _read(tools: Tools, text: str, place: int) -> Part:
     place = after_space(text, place)
     if text.startswith(("{", "[{"), place):
-        found = read_calls(tools, text, place)  # as JSON, which LFM2 can be told to write
-        return found._replace(end=after(text, found.end, CLOSE))
+        part = read_calls(tools, text, place)  # as JSON, which LFM2 can be told to write
+        return part._replace(end=after(text, part.end, CLOSE))
     listed = text.startswith("[", place)
     calls: list[Call] = []
     rest: list[str] = []
@@ -65,14 +66,14 @@ def read_keywords(text: str, place: int) -> tuple[dict[str, Any], int]:
     """``(key=value, ...)`` at ``place`` and where it ends. Raises NoCall when it is something else."""
     if not text.startswith("(", place):
         raise NoCall(place)
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     place = after_space(text, place + 1)
     while key := _NAME.match(text, place):
         place = after_space(text, key.end())
         if not text.startswith("=", place):
             raise NoCall(place)
-        found[key[0]], place = read_literal(text, place + 1)
+        arguments[key[0]], place = read_literal(text, place + 1)
         place = after_space(text, after(text, place, ","))
     if not text.startswith(")", place):
         raise NoCall(place)
-    return found, place + 1
+    return arguments, place + 1

@@ -18,14 +18,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from gumba.chat.tool_parsers.base import Found, Part, ToolFormat, Tools, make_call, outer_ends
+from gumba.chat.tool_parsers.base import Parsed, Part, ToolParser, Tools, make_call, outer_ends
 from gumba.chat.tool_parsers.hermes import read_hermes
 from gumba.chat.tool_parsers.values import NoCall, after, after_space, read_at
 
 _ATTRIBUTE = re.compile(r"\s*(?:name\s*)?=\s*(?:\"([^\"]+)\"|'([^']+)'|([^\s]+))")
 
 
-class QwenXML(ToolFormat):
+class QwenXML(ToolParser):
     """Parameters in tags; the outer tag (Seed-OSS has another one) is sometimes left out.
 
     Closing tags are forgotten: a value ends where the next tag of the call begins.
@@ -33,6 +33,7 @@ class QwenXML(ToolFormat):
 
     def __init__(self, opening: str = "<tool_call>", closing: str = "</tool_call>") -> None:
         self._open, self._close = opening, closing
+        self.template_markers = ("<function=",) if opening == "<tool_call>" else (opening,)
         self.markers, self.closing, self.texts = (
             (opening, "<function=", "<function name="),
             (closing, "</function>"),
@@ -43,7 +44,7 @@ class QwenXML(ToolFormat):
             r"|(?P<value_end></parameter>)|<(?P<kind>function|parameter)(?P<name>[\s=][^<>]*)>"
         )
 
-    def parse(self, text: str, tools: Tools, cut: bool = False) -> Found:
+    def parse(self, text: str, tools: Tools, cut: bool = False) -> Parsed:
         reader = _Reader(text, tools, list(self._tag.finditer(text)), cut)
         return reader.read_all(self._close)
 
@@ -62,7 +63,7 @@ class _Reader:
         ]
         self._outer_ends = outer_ends(known, "parameter", "value_end", ("function_end", "parameter"))
 
-    def read_all(self, outer_end: str) -> Found:
+    def read_all(self, outer_end: str) -> Parsed:
         """All calls, and the rest of the text."""
         calls, rest, place = [], list[str](), 0
         while self._at < len(self._tags):
@@ -71,16 +72,16 @@ class _Reader:
             start = self._tags[first].start()
             try:
                 if opened and self._text.startswith(("{", "["), after_space(self._text, self._tags[first].end())):
-                    found = read_hermes(self._tools, self._text, self._tags[first].end())
+                    part = read_hermes(self._tools, self._text, self._tags[first].end())
                 else:
                     self._at += opened and self._kind() == "function" and self._blank(first)
-                    found = self._function()
+                    part = self._function()
             except NoCall:
                 self._at = first + 1
                 continue
-            rest += (self._text[place:start], found.rest)
-            calls += found.calls
-            place = after(self._text, found.end, outer_end)
+            rest += (self._text[place:start], part.rest)
+            calls += part.calls
+            place = after(self._text, part.end, outer_end)
             while self._at < len(self._tags) and self._tags[self._at].start() < place:
                 self._at += 1
         return calls, "".join([*rest, self._text[place:]])
@@ -166,5 +167,5 @@ class _Reader:
 
 def _name(tag: re.Match[str]) -> str:
     """The name in an opening tag, possibly quoted or as the attribute ``name``."""
-    found = _ATTRIBUTE.match(tag["name"])
-    return "" if found is None else (found[1] or found[2] or found[3]).strip()
+    match = _ATTRIBUTE.match(tag["name"])
+    return "" if match is None else (match[1] or match[2] or match[3]).strip()

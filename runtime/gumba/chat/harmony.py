@@ -114,7 +114,7 @@ class HarmonySplitter:
     def _open(self) -> None:
         """Start a message, whose header is complete."""
         header = "".join(self._header)[-_MOST_HEADER:]
-        channels = [found[1] for each in header.split(CHANNEL)[1:] if (found := _CHANNEL.match(each))]
+        channels = [match[1] for part in header.split(CHANNEL)[1:] if (match := _CHANNEL.match(part))]
         self._channel = "analysis" if "analysis" in channels else channels[-1] if channels else "final"
         recipients = _RECIPIENT.findall(header.replace(CHANNEL, " "))
         self._name = recipients[-1] if recipients else ""
