@@ -1,9 +1,9 @@
-"""A small chat window: pick a model, talk with it, stop it. Needs nothing but gumba and Python's own tkinter.
+"""A small chat window: pick a model, chat with it, stop it. Needs only gumba and Python's own tkinter.
 
     python examples/chat_window.py [MODEL.gguf]
 
-The window never waits for the model: ``Chat`` computes in a thread of its own and puts what happens into a queue, which
-the window looks into thirty times a second. ``Chat`` knows nothing of windows; take it as it is for another toolkit.
+The window never waits for the model: ``Chat`` computes in a thread of its own and puts events into a queue that the window
+polls thirty times a second. ``Chat`` does not depend on the toolkit; use it unchanged with another one.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any, Literal
 from gumba import LLM, GumbaError, SamplingParams
 from gumba.store import DEFAULT_MODEL, models_folder, pulled
 
-#: What happens: a model is being loaded ("loading", its fraction in ``value``), there ("loaded", its name in ``text``); a
-#: piece of an answer has come ("text"); an answer has ended ("done", why in ``text``), or something went wrong ("error").
+#: Events: "loading" (fraction in ``value``), "loaded" (the model's name in ``text``), "text" (a piece of an answer), "done" (an
+#: answer has ended; why in ``text``), "error" (message in ``text``).
 Kind = Literal["loading", "loaded", "text", "done", "error"]
 
 
@@ -32,7 +32,7 @@ class Event:
 
 
 class Chat:
-    """One conversation with one model at a time. Every method returns at once; ``events`` tells what came of it."""
+    """One conversation with one model at a time. Every method returns at once; results arrive in ``events``."""
 
     def __init__(self, open_model: Callable[..., LLM] = LLM, params: SamplingParams | None = None) -> None:
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -40,7 +40,7 @@ class Chat:
         self.messages: list[dict[str, str]] = []
         self._open_model = open_model
         self._params = params or SamplingParams(max_tokens=1024)
-        self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._closed = False
         self._llm: LLM | None = None
@@ -48,49 +48,49 @@ class Chat:
         self._thread.start()
 
     def load(self, path: Path) -> None:
-        """Take another model, and begin a new conversation."""
+        """Load another model, and start a new conversation."""
         self.stop()
-        self._orders.put(lambda: self._load(path))
+        self._commands.put(lambda: self._load(path))
 
     def send(self, text: str, system: str = "") -> None:
-        """Answer ``text``; its pieces come as "text", and after the last one comes "done" (or "error")."""
-        self._orders.put(lambda: self._answer(text, system))
+        """Answer ``text``: events "text" for its pieces, then "done" (or "error")."""
+        self._commands.put(lambda: self._answer(text, system))
 
     def clear(self) -> None:
-        """Forget the conversation."""
+        """Clear the conversation."""
         self.stop()
-        self._orders.put(self.messages.clear)
+        self._commands.put(self.messages.clear)
 
     def stop(self) -> None:
-        """End the answer that is being given. What has come of it stays in the conversation."""
+        """Stop the current answer. Its text so far stays in the conversation."""
         self._stopped.set()
         llm = self._llm
         if llm is not None:
-            llm.cancel()  # while a long message is read there is no token after which to look
-        self._orders.put(self._stopped.clear)
+            llm.cancel()  # during a long prefill there is no token after which to check
+        self._commands.put(self._stopped.clear)
 
     def close(self) -> None:
         """Stop everything and free the model."""
         self._closed = True
         self.stop()
-        self._orders.put(None)
+        self._commands.put(None)
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until all is freed after ``close``."""
+        """Wait for the thread to end after ``close``."""
         self._thread.join(timeout)
 
     def _work(self) -> None:
-        while (order := self._orders.get()) is not None:
+        while (command := self._commands.get()) is not None:
             try:
-                order()
+                command()
             except _StoppedError:
-                self._tell("done", "stopped")
+                self._emit("done", "stopped")
             except (GumbaError, OSError, MemoryError) as error:
-                self._tell("error", str(error) or type(error).__name__)
+                self._emit("error", str(error) or type(error).__name__)
         if self._llm is not None:
             self._llm.close()
 
-    def _tell(self, kind: Kind, text: str = "", value: float = 0.0) -> None:
+    def _emit(self, kind: Kind, text: str = "", value: float = 0.0) -> None:
         self.events.put(Event(kind, text, value))
 
     def _load(self, path: Path) -> None:
@@ -99,39 +99,39 @@ class Chat:
             self._llm.close()
             self._llm = None
         self._llm = self._open_model(path, progress=self._loading)
-        self._tell("loaded", path.name)
+        self._emit("loaded", path.name)
 
     def _loading(self, fraction: float) -> None:
         if self._closed:
             raise _StoppedError
-        self._tell("loading", value=fraction)
+        self._emit("loading", value=fraction)
 
     def _answer(self, text: str, system: str) -> None:
         if self._llm is None:
-            self._tell("error", "there is no model yet")
+            self._emit("error", "no model is loaded yet")
             return
-        asked = [*self.messages, {"role": "user", "content": text}]
+        messages = [*self.messages, {"role": "user", "content": text}]
         before = [{"role": "system", "content": system}] if system.strip() else []
         answer, ended = "", "stopped"
-        stream: Any = self._llm.chat_stream([*before, *asked], self._params)
+        stream: Any = self._llm.chat_stream([*before, *messages], self._params)
         try:
             for step in stream:
                 if self._stopped.is_set():
                     break
                 if step.text:  # a token may be a part of a character
                     answer += step.text
-                    self._tell("text", step.text)
+                    self._emit("text", step.text)
                 if step.finish_reason is not None:
                     ended = {"cancelled": "stopped", "length": "cut off"}.get(step.finish_reason, "")
         finally:
             stream.close()
-        if answer or ended != "stopped":  # stopped before a word: as if it had not been asked
-            self.messages[:] = [*asked, {"role": "assistant", "content": answer}]
-        self._tell("done", ended)
+        if answer or ended != "stopped":  # stopped before the first word: the message is dropped, too
+            self.messages[:] = [*messages, {"role": "assistant", "content": answer}]
+        self._emit("done", ended)
 
 
 class _StoppedError(Exception):
-    """Loading goes no further: the window is gone."""
+    """Stops loading after the window was closed."""
 
 
 class Window:
@@ -169,22 +169,22 @@ class Window:
         self.text = scrolledtext.ScrolledText(self.root, wrap="word", state="disabled")
         self.text.tag_configure("user", font=("TkDefaultFont", 10, "bold"))
         self.text.pack(fill="both", expand=True, padx=6, pady=6)
-        self.answering = False
+        self.generating = False
         self._polling = self.root.after(33, self._poll)
 
     def load(self, path: Path) -> None:
         """Load the model at ``path``."""
         if path not in self._models:
             self._models.append(path)
-            self.model["values"] = [each.name for each in self._models]
+            self.model["values"] = [model.name for model in self._models]
         self.model.current(self._models.index(path))
         self._ready(False)
         self._write(clear=True)
         self._chat.load(path)
 
     def send(self) -> None:
-        """Send what is written, or stop the answer that is being given."""
-        if self.answering:
+        """Send the text, or stop the current answer."""
+        if self.generating:
             self._chat.stop()
             return
         text = self.entry.get("1.0", "end").strip()
@@ -193,12 +193,12 @@ class Window:
         self.entry.delete("1.0", "end")
         self._write(f"{text}\n", "user")
         self._chat.send(text, self.system.get())
-        self.answering = True
+        self.generating = True
         self.button["text"] = "Stop"
-        self.status["text"] = "Answering…"
+        self.status["text"] = "Generating…"
 
     def clear(self) -> None:
-        """Begin a new conversation."""
+        """Start a new conversation."""
         self._chat.clear()
         self._write(clear=True)
 
@@ -209,7 +209,7 @@ class Window:
         self.root.destroy()
 
     def _poll(self) -> None:
-        """Show what has happened since the last look."""
+        """Show the events since the last poll."""
         while True:
             try:
                 event = self._chat.events.get_nowait()
@@ -227,9 +227,9 @@ class Window:
         elif event.kind == "text":
             self._write(event.text)
         elif event.kind in ("done", "error"):
-            if self.answering:
+            if self.generating:
                 self._write("\n\n")
-            self.answering = False
+            self.generating = False
             self.button["text"] = "Send"
             self.status["text"] = event.text[:1].upper() + event.text[1:]
 
@@ -252,7 +252,7 @@ class Window:
     def _on_return(self, event: Any) -> str | None:
         if event.state & 1:  # Shift: a line break
             return None
-        if not self.answering:
+        if not self.generating:
             self.send()
         return "break"
 

@@ -69,15 +69,15 @@ def test_a_conversation(chat: Any, tiny: Path) -> None:
     chat.send("hello")
     second, _ = until(chat, "done", "error")
     params = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
-    asked = [{"role": "user", "content": "hi"}]
+    history = [{"role": "user", "content": "hi"}]
     with LLM(tiny) as llm:
         assert (event.kind, first) == (
             "done",
-            llm.chat([{"role": "system", "content": "be kind"}, *asked], params).text,
+            llm.chat([{"role": "system", "content": "be kind"}, *history], params).text,
         )
-        asked += [{"role": "assistant", "content": first}, {"role": "user", "content": "hello"}]
-        assert second == llm.chat(asked, params).text
-    assert chat.messages == [*asked, {"role": "assistant", "content": second}]
+        history += [{"role": "assistant", "content": first}, {"role": "user", "content": "hello"}]
+        assert second == llm.chat(history, params).text
+    assert chat.messages == [*history, {"role": "assistant", "content": second}]
     chat.clear()
     chat.send("hi", "be kind")
     assert until(chat, "done", "error")[0] == first
@@ -102,7 +102,7 @@ def test_stopping_keeps_what_has_come(example: ModuleType, tiny: Path) -> None:
 
 
 def test_stopping_before_the_first_word_leaves_nothing(example: ModuleType, tiny: Path) -> None:
-    """As if it had not been asked; and no piece of an answer that comes is empty."""
+    """The message is dropped, too; and no "text" event is empty."""
     reading, stopped = threading.Event(), threading.Event()
 
     class Waiting(LLM):
@@ -209,7 +209,7 @@ window.send()
 assert window.button["text"] == "Stop" and shown() == "hello"
 until(lambda: len(shown()) > 10)
 window.send()
-until(lambda: not window.answering)
+until(lambda: not window.generating)
 assert window.button["text"] == "Send" and window.status["text"] == "Stopped", window.status["text"]
 assert chat.messages[0] == {"role": "user", "content": "hello"} and len(chat.messages) == 2
 window.clear()

@@ -44,9 +44,9 @@ def test_help_names_every_command(gumba: Callable) -> None:
     assert [name for name in NAMES if name not in listed] == []
 
 
-def test_readme_names_every_command() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    assert [name for name in NAMES if f"| `gumba {name}" not in readme] == []
+def test_the_docs_name_every_command() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert [name for name in NAMES if f"| `gumba {name}" not in page] == []
 
 
 def test_version(gumba_process: Callable) -> None:
