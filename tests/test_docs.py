@@ -72,3 +72,15 @@ def test_the_two_commands_of_the_set_up_are_in_the_readme():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "python3 -m venv .venv && . .venv/bin/activate && pip install . && gumba run" in text
     assert "pip install '.[test]' && python tools/test" in text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_other_files_are_not_broken(page):
+    links = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_first_screen_of_the_readme():
+    """What it is, one command, one example, one table: in 40 lines."""
+    first = "".join((ROOT / "README.md").read_text(encoding="utf-8").splitlines(keepends=True)[:40])
+    assert "```sh" in first and "```python" in first and "| --- |" in first
