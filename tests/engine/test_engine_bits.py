@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gumba import LLM, SamplingParams
-from gumba.backends.cpu.kv_pages.base import PAGE_TOKENS, page_formats
+from gumba.backends.cpu.kv_pages import PAGE_FORMATS, PAGE_TOKENS
 from support.tiny_models import prompt, write_model
 
 #: Beginnings in common: two full pages, two and a part, none; and the whole.
@@ -47,7 +47,7 @@ def answers(llm: LLM, prompts: list[list[int]] = PROMPTS, **changes: Any) -> lis
     return [result.token_ids for result in results]
 
 
-@pytest.mark.parametrize("kv_type", page_formats())
+@pytest.mark.parametrize("kv_type", PAGE_FORMATS)
 def test_same_bits_whatever_happens(tiny: Path, rows: dict[tuple[int, ...], bytes], kv_type: str) -> None:
     expected: list[list[int]] = []
     for n_threads in (1, 2, 4):
@@ -80,7 +80,7 @@ def test_same_bits_whatever_happens(tiny: Path, rows: dict[tuple[int, ...], byte
     assert len(rows) == sum(map(len, expected)) + PARAMS[0].max_tokens
 
 
-@pytest.mark.parametrize("kv_type", page_formats())
+@pytest.mark.parametrize("kv_type", PAGE_FORMATS)
 def test_same_bits_when_sent_away_and_computed_again(
     tiny: Path, rows: dict[tuple[int, ...], bytes], kv_type: str
 ) -> None:

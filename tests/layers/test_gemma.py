@@ -12,7 +12,7 @@ import pytest
 
 from gumba import GGUFFile
 from gumba.backends.cpu.kernels.record import N_OUTPUTS
-from gumba.backends.cpu.kv_pages.base import PAGE_TOKENS
+from gumba.backends.cpu.kv_pages import PAGE_TOKENS
 from gumba.errors import ModelError, UnsupportedError
 from gumba.runner.load import Chunk
 from support.arch_models import rewritten

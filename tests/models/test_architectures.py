@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gumba.backends.cpu.kv_pages.base import PAGE_TOKENS
+from gumba.backends.cpu.kv_pages import PAGE_TOKENS
 from gumba.runner.load import ARCHITECTURES, Chunk
 from support.arch_models import EXACT, FILES, NAMES, ROUNDED, architecture, rewritten
 from support.tiny_models import DATA, distance, load, logits_of, stored

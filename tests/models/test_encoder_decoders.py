@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gumba import GGUFFile
-from gumba.backends.cpu.kv_pages.base import PAGE_TOKENS
+from gumba.backends.cpu.kv_pages import PAGE_TOKENS
 from gumba.errors import ModelError, RequestError
 from gumba.runner.load import ARCHITECTURES, Chunk, Model
 from support.arch_models import EXACT, ROUNDED, architecture, rewritten

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gumba import GGUFFile
-from gumba.backends.cpu.kv_pages.base import PAGE_TOKENS
+from gumba.backends.cpu.kv_pages import PAGE_TOKENS
 from gumba.runner.load import ARCHITECTURES, Chunk, Model
 from support.arch_models import EXACT, ROUNDED, architecture, has_logits, rewritten
 from support.tiny_models import DATA, distance, load, stored

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gumba import GGUFFile
-from gumba.backends.cpu.kv_pages.base import PAGE_TOKENS
+from gumba.backends.cpu.kv_pages import PAGE_TOKENS
 from gumba.errors import ModelError
 from support.tiny_models import DATA, distance, load, logits_of, stored
 

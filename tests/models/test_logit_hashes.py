@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from gumba.simd import isa
+from gumba.simd import detect
 from support.logit_hashes import CASES, Case, environment, hash_of, recorded
 
 #: The instruction sets that always run, and the machine's others.
-FIRST = list(dict.fromkeys([isa.available()[0], "generic"]))
-OTHERS = [name for name in isa.available() if name not in FIRST]
+FIRST = list(dict.fromkeys([detect.available()[0], "generic"]))
+OTHERS = [name for name in detect.available() if name not in FIRST]
 HOW = "cd tests && python -m support.logit_hashes"
 
 
@@ -58,8 +58,8 @@ def test_every_case_is_recorded_on_every_instruction_set() -> None:
     names = {case.name for case in CASES}
     assert len(names) == len(CASES)
     hashes = recorded()["hashes"]
-    assert set(hashes) == set(isa.known())
-    incomplete = [name for name in isa.available() if set(hashes[name]) != names]
+    assert set(hashes) == set(detect.known())
+    incomplete = [name for name in detect.available() if set(hashes[name]) != names]
     assert incomplete == [], f"`{HOW} --missing` records what is missing"
     assert [name for name in hashes if not set(hashes[name]) <= names] == [], "hashes of cases that do not exist"
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gumba.backends.cpu.kv_pages.base import page_formats
+from gumba.backends.cpu.kv_pages import PAGE_FORMATS
 from gumba.errors import EngineError, RequestError, ResourceError
 from gumba.runner import kv_cache
 from gumba.runner.kv_cache import KVCache, KVShape
@@ -155,7 +155,7 @@ def filled(kv_type: str, n_pages: int, seed: int = 0, shapes: list[KVShape] = MI
     return kv
 
 
-@pytest.mark.parametrize("kv_type", page_formats())
+@pytest.mark.parametrize("kv_type", PAGE_FORMATS)
 def test_a_copy_has_every_byte_and_touches_no_other_page(kv_type: str) -> None:
     kv = filled(kv_type, 17)  # two extents of 9: the last place of the second one is no page
     assert kv.layouts[0].extent_pages == 9
@@ -167,7 +167,7 @@ def test_a_copy_has_every_byte_and_touches_no_other_page(kv_type: str) -> None:
         assert np.array_equal(kv._memory, expected)
 
 
-@pytest.mark.parametrize("kv_type", page_formats())
+@pytest.mark.parametrize("kv_type", PAGE_FORMATS)
 def test_what_is_read_can_be_written_into_another_cache(kv_type: str) -> None:
     """Caches of other sizes, whose pages lie otherwise, understand each other."""
     one, two = filled(kv_type, 6, 1), filled(kv_type, 40, 2)

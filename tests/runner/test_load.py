@@ -20,7 +20,7 @@ from gumba.backends.cpu import packing
 from gumba.errors import GGUFError, RequestError, ResourceError
 from gumba.loading import weight_loader
 from gumba.runner.load import Model
-from gumba.simd.isa import current
+from gumba.simd.detect import current
 from support.tiny_models import DATA, GOLDENS, load, logits_of, prompt, write_model
 
 

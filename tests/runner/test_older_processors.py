@@ -33,7 +33,11 @@ def test_same_bits_as_the_set_has_here(name: str, tmp_path: Path) -> None:
     Generic multiplies and adds apart, so that it needs no more than SSE2; its numbers are the same with AVX-512 around it.
     """
     features, chosen = PROCESSORS[name]
-    probe = [sys.executable, "-c", "from gumba.simd import isa; print(isa.current().name, isa.available()[-1])"]
+    probe = [
+        sys.executable,
+        "-c",
+        "from gumba.simd import detect; print(detect.current().name, detect.available()[-1])",
+    ]
     lesser = {**os.environ, "NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
     lesser.pop("GUMBA_ISA", None)
     found = subprocess.run(probe, check=True, env=lesser, timeout=600, capture_output=True, text=True).stdout

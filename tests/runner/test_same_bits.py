@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gumba.backends.cpu.kv_pages.base import page_formats
+from gumba.backends.cpu.kv_pages import PAGE_FORMATS
 from gumba.runner.load import Chunk, Model
-from gumba.simd import isa
+from gumba.simd import detect
 from support import tiny_models
 from support.tiny_models import GOLDENS, PROMPT, TYPES, distance, load, logits_of, prompt, stored, write_model
 
@@ -100,7 +100,7 @@ def test_same_bits_float(path: Path) -> None:
     check_same_bits(path, stored(path)[0])
 
 
-@pytest.mark.parametrize("kv_type", page_formats())
+@pytest.mark.parametrize("kv_type", PAGE_FORMATS)
 def test_same_bits_of_every_cache(quantized: Callable[[str], Path], kv_type: str) -> None:
     check_same_bits(quantized("Q4_0"), prompt(PROMPT), kv_type)
 
@@ -126,7 +126,7 @@ def test_every_instruction_set(quantized: Callable[[str], Path], tmp_path: Path)
     """Sets with fused multiply-add agree to the bit (lanes are rows: their number changes no sum); generic is close."""
     files = [quantized(kind) for kind in TYPES]
     found = {}
-    for name in isa.available():
+    for name in detect.available():
         out = tmp_path / f"{name}.npz"
         command = [sys.executable, tiny_models.__file__, str(out), *map(str, files)]
         subprocess.run(command, check=True, env={**os.environ, "GUMBA_ISA": name}, timeout=600)

@@ -11,7 +11,7 @@ import pytest
 
 import gumba.runner.load
 from gumba import LLM, GGUFFile, SamplingParams
-from gumba.backends.cpu.kv_pages.base import PAGE_TOKENS
+from gumba.backends.cpu.kv_pages import PAGE_TOKENS
 from gumba.runner.load import ARCHITECTURES
 from support.arch_models import FILES as DECODERS
 from support.arch_models import architecture

@@ -14,12 +14,12 @@ import pytest
 
 from gumba.jit import kernel_cache
 from gumba.jit.jit import Entry
-from gumba.simd import isa as isa_module
+from gumba.simd import detect
 from gumba.simd.isa import Isa
 from gumba.simd.maths import exp
 from gumba.simd.value import F16, F32, I8, I32, Simd, Value, simd_function
 
-ISAS = [isa_module.known()[name] for name in isa_module.available()]
+ISAS = [detect.known()[name] for name in detect.available()]
 every = pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
 
 

@@ -13,14 +13,14 @@ import numpy as np
 from gumba.backends.cpu.kernels import record as op
 from gumba.backends.cpu.kernels.record import FIRST_ARGUMENT, RECORD_WORDS, Kernel
 from gumba.backends.cpu.packing import ROW_ALIGN, PackedMatrix, aligned_empty, pack_matrix
-from gumba.simd import isa as isa_module
+from gumba.simd import detect
 from gumba.simd.isa import Isa
 
 _FUNCTION = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)
 
 #: Every instruction set that this machine can run.
-ISAS = [isa_module.known()[name] for name in isa_module.available()]
-GENERIC = isa_module.known()["generic"]
+ISAS = [detect.known()[name] for name in detect.available()]
+GENERIC = detect.known()["generic"]
 #: The distance from 1 to the next smaller float32.
 EPS32 = 2.0**-24
 

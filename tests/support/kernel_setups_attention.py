@@ -10,7 +10,8 @@ import numpy as np
 from gumba.backends.cpu.kernels import attention_layout as att
 from gumba.backends.cpu.kernels import output_rows, record, rope
 from gumba.backends.cpu.kernels.attention import attention, store_kv
-from gumba.backends.cpu.kv_pages.base import PART_TOKENS, page_formats
+from gumba.backends.cpu.kernels.page_format import PART_TOKENS
+from gumba.backends.cpu.kv_pages import PAGE_FORMATS
 from gumba.backends.cpu.packing import aligned_empty
 from gumba.simd.isa import Isa
 from support import kernel_oracles
@@ -47,7 +48,7 @@ class Cache:
         rng: np.random.Generator,
     ) -> None:
         self.isa, self.heads, self.head_dim, self.v_dim, self.kv_type = isa, heads, head_dim, v_dim, kv_type
-        self.pages = page_formats()[kv_type]
+        self.pages = PAGE_FORMATS[kv_type]
         self.dtype = np.dtype({"f16": np.float16}.get(kv_type, np.float32))
         # What a head's keys and values take of a page, by the formats' descriptions.
         self.v_row = -(-v_dim // (32 if kv_type == "q8_0" else 16)) * (32 if kv_type == "q8_0" else 16)

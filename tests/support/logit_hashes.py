@@ -31,9 +31,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gumba.backends.cpu.kv_pages.base import page_formats
+from gumba.backends.cpu.kv_pages import PAGE_FORMATS
 from gumba.runner.load import Chunk, Model
-from gumba.simd import isa
+from gumba.simd import detect
 from support.arch_models import rewritten
 from support.tiny_models import DATA, TYPES, load, write_model
 
@@ -86,7 +86,7 @@ CASES = [
     *(Case(source) for source in FILES),
     *(Case(source, kind) for source, kinds in REWRITTEN.items() for kind in kinds),
     *(Case("tiny", kind) for kind in TYPES),
-    *(Case("tiny", "Q4_0", kv_type) for kv_type in page_formats()),
+    *(Case("tiny", "Q4_0", kv_type) for kv_type in PAGE_FORMATS),
 ]
 
 
@@ -152,4 +152,4 @@ def record(names: list[str], *, missing: bool = False) -> None:
 
 if __name__ == "__main__":
     named = [argument for argument in sys.argv[1:] if argument != "--missing"]
-    record(named or isa.available(), missing="--missing" in sys.argv)
+    record(named or detect.available(), missing="--missing" in sys.argv)

@@ -15,7 +15,7 @@ from gumba.backends.cpu.program.builder import Buffer, Program
 from gumba.gguf import GGUFFile
 from gumba.quants import get
 from gumba.runner.load import Model, load_model
-from gumba.simd.isa import current
+from gumba.simd.detect import current
 
 GOLDENS = sorted((Path(__file__).parent.parent / "data").glob("model_*.gguf"))
 #: A program holds addresses only; of a model, the model keeps the weights.

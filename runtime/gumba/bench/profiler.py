@@ -145,7 +145,7 @@ def measure_limits(n_threads: int, *, buffer_bytes: int | None = None) -> Limits
     ``buffer_bytes``: size of the memory test's buffer; None: eight times the last-level cache. Raises ResourceError if there is
     not enough memory.
     """
-    from gumba.simd.isa import current
+    from gumba.simd.detect import current
 
     memory = _memory(buffer_bytes)
     rates = []
@@ -181,7 +181,7 @@ class _LimitTests:
         from gumba.backends.cpu.program.builder import Buffer, Program
         from gumba.backends.cpu.program.executor import Team
         from gumba.backends.cpu.program.timing import Timing
-        from gumba.simd.isa import current
+        from gumba.simd.detect import current
 
         isa = current()
         self._small = aligned_empty(n_threads * _CACHE_BYTES)

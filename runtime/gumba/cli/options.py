@@ -21,7 +21,7 @@ MODEL_HELP = (
 
 #: ``gumba.runner.load.MAX_THREADS``, which takes long to import.
 MOST_THREADS = 512
-#: The names of ``gumba.backends.cpu.kv_pages.base.page_formats``, which take as long.
+#: The names of ``gumba.backends.cpu.kv_pages.PAGE_FORMATS``, which take as long.
 KV_TYPES = ("bf16", "f16", "f32", "q8_0")
 
 #: Keywords and phrases of the library's error messages, and what they become at the command line.

@@ -19,7 +19,7 @@ from gumba.backends.cpu.kernels import (
     rope,
 )
 from gumba.backends.cpu.kernels.record import Kernel
-from gumba.backends.cpu.kv_pages.base import page_formats
+from gumba.backends.cpu.kv_pages import PAGE_FORMATS
 from gumba.backends.cpu.packing import interleave
 from gumba.backends.cpu.program import executor, timing
 from gumba.errors import GumbaError
@@ -28,7 +28,7 @@ from gumba.jit.jit import Entry
 from gumba.quants import FORMATS
 from gumba.runner.load import kernels_of, usual_kv_type
 from gumba.sampling.kernels import filters, logprobs, penalties, sample
-from gumba.simd import isa
+from gumba.simd import detect
 from gumba.tokenizer.kernels import bpe, charsmap
 from gumba.tokenizer.pretokenize import PRE_TOKENIZERS
 
@@ -117,10 +117,10 @@ def _functions(path: Path | None) -> list[Function]:
     if path is None:
         kernels = [*_llama_kernels(), timing.stamp]  # and what ``gumba bench --profile`` measures the machine with
         tests = roofline.read_memory, roofline.dot_int8, roofline.fma_float32, roofline.pairs_bf16
-        kernels += [test(isa.current()) for test in tests]
+        kernels += [test(detect.current()) for test in tests]
     else:
         with GGUFFile(path) as gguf:
-            kernels = [kernel for kv_type in page_formats() for kernel in kernels_of(gguf, kv_type)]
+            kernels = [kernel for kv_type in PAGE_FORMATS for kernel in kernels_of(gguf, kv_type)]
             formats = {tensor.type.id for tensor in gguf.tensors.values()} & set(FORMATS)
     entries = [*_team(), interleave, batch.gather, bpe.index_tokens, bpe.index_merges, bpe.encode_words, bpe.merge_words,
                charsmap.normalize]  # fmt: skip
@@ -134,12 +134,12 @@ def _functions(path: Path | None) -> list[Function]:
 
 
 def _llama_kernels() -> list[Kernel]:
-    set_ = isa.current()
+    set_ = detect.current()
     kernels: list[Kernel] = [
         norms.rms_norm, elementwise.combine("add"), elementwise.select_rows, activations.gated(set_, "silu"), rope.rope,
         activations_q8.quantize_q8,
     ]  # fmt: skip
-    for pages in page_formats().values():
+    for pages in PAGE_FORMATS.values():
         kernels += [attention.store_kv(set_, pages), attention.attention(set_, pages)]
     for format in FORMATS.values():
         kernels += [embed.embed(format, set_), matmul.matmul(format, set_)]

@@ -4,7 +4,7 @@ A sequence owns a list of page ids (its block table); position p lies in page ``
 (vLLM, Kwon et al. 2023). In memory, 16 neighbouring pages of one head of one layer lie one after the other: a sequence whose
 pages are neighbours is read in long runs, and what no sequence has come to yet takes no memory. (With all layers of a page
 side by side, a small model's step from page to page is 1.4 MB; decoding at a context of 6144 tokens gained nothing from a
-second thread.) This module hands pages out and takes them back; what lies in a page is said in ``kv_pages.base``.
+second thread.) This module hands pages out and takes them back; ``backends.cpu.kv_pages`` says what lies in a page.
 
 Layers with a sliding window may have a smaller pool of their own, ``window_pool``: there a sequence has pages for what its next
 token sees, and releases earlier ones as it advances. Its block table for them is as long as the other, with unused entries.
@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gumba.backends.cpu.kv_pages.base import PAGE_TOKENS, PageFormat, page_formats
+from gumba.backends.cpu.kv_pages import PAGE_FORMATS, PAGE_TOKENS, PageFormat
 from gumba.backends.cpu.program.builder import KVLayout
 from gumba.errors import EngineError, RequestError, ResourceError
 from gumba.memory import shortage
@@ -260,7 +260,7 @@ def aligned_zeros(n_bytes: int) -> np.ndarray:
 
 
 def _format(kv_type: object) -> PageFormat:
-    formats = page_formats()
+    formats = PAGE_FORMATS
     if not isinstance(kv_type, str) or kv_type not in formats:
         raise RequestError(f"kv_type {kv_type!r}: expected one of {', '.join(formats)}")
     return formats[kv_type]

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from gumba.backends.cpu.kernels.record import Kernel
-from gumba.backends.cpu.kv_pages.base import PAGE_TOKENS
+from gumba.backends.cpu.kv_pages import PAGE_TOKENS
 from gumba.backends.cpu.program.builder import Buffer, Program
 from gumba.backends.cpu.program.executor import Team
 from gumba.errors import ModelError, RequestError, ResourceError, UnsupportedError
@@ -74,7 +74,7 @@ from gumba.runner.encoder_decoder import EncoderDecoder
 from gumba.runner.kv_cache import KVCache, KVShape
 from gumba.runner.model import Chunk, Model, token_ids
 from gumba.runner.state_pool import States
-from gumba.simd import isa
+from gumba.simd import detect
 from gumba.simd.isa import Isa
 
 log = logging.getLogger("gumba")
@@ -171,7 +171,7 @@ def load_model(
     if not config.causal or config.start_token is not None:  # all of a text, or of a source, is computed in one step
         max_batch_tokens = max(max_batch_tokens, n_ctx)
     processors = _processors()
-    chosen = isa.current()
+    chosen = detect.current()
     if kv_type is None:
         kv_type = usual_kv_type()
     pools = _Pools(kv_shapes(config), n_ctx, max_batch_tokens, kv_type, max_sequences if config.causal else 0)
@@ -247,7 +247,7 @@ def _programs(
 
 def usual_kv_type() -> str:
     """The default data type of the KV cache: the one that this processor computes with fastest."""
-    return "bf16" if isa.current().dot_bf16 is not None else "f16"
+    return "bf16" if detect.current().dot_bf16 is not None else "f16"
 
 
 def kernels_of(gguf: GGUFFile, kv_type: str) -> list[Kernel]:
@@ -255,7 +255,7 @@ def kernels_of(gguf: GGUFFile, kv_type: str) -> list[Kernel]:
 
     Raises what ``load_model`` does for a file that cannot run.
     """
-    module, chosen = architecture(gguf), isa.current()
+    module, chosen = architecture(gguf), detect.current()
     config = module.read_config(gguf)
     with Loader(gguf, chosen, 1) as loader:
         weights = module.load_weights(loader, config)

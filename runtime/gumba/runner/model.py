@@ -11,7 +11,7 @@ import numpy as np
 from gumba.backends.cpu.batch import LIMIT_WORDS, OUTPUTS, gather
 from gumba.backends.cpu.kernels import record
 from gumba.backends.cpu.kernels.attention_layout import split_units, tile_tokens
-from gumba.backends.cpu.kv_pages.base import PAGE_TOKENS
+from gumba.backends.cpu.kv_pages import PAGE_TOKENS
 from gumba.backends.cpu.program.builder import Buffer, Operation, Program
 from gumba.backends.cpu.program.executor import Team
 from gumba.backends.cpu.program.timing import Timing

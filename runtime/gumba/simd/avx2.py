@@ -35,6 +35,7 @@ def dot_signed(s: Simd, start: Value, weights: Sequence[Value], acts: Sequence[V
 ISA = Isa(
     name="avx2",
     lanes=8,
+    registers=16,
     needs=(("avx2", "fma", "f16c"),),
     dot_unsigned=dot,
     dot_signed=dot_signed,

@@ -17,6 +17,7 @@ def dot(s: Simd, start: Value, weights: Sequence[Value], acts: Sequence[Value], 
 ISA = Isa(
     name="avx512_vnni",
     lanes=16,
+    registers=32,
     needs=(("avx512vnni", "avx512bw", "avx512vl", "fma", "f16c"),),
     dot_unsigned=dot,
     dot_signed=None,

@@ -17,6 +17,7 @@ def dot(s: Simd, start: Value, weights: Sequence[Value], acts: Sequence[Value], 
 ISA = Isa(
     name="avx_vnni",
     lanes=8,
+    registers=16,
     needs=(("avxvnni", "avx2", "fma", "f16c"), ("avx512vnni", "avx512vl", "fma", "f16c")),
     dot_unsigned=dot,
     dot_signed=None,

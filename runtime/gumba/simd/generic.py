@@ -26,6 +26,7 @@ def dot_signed(s: Simd, start: Value, weights: Sequence[Value], acts: Sequence[V
 ISA = Isa(
     name="generic",
     lanes=4,
+    registers=16,
     needs=((),),
     dot_unsigned=dot_unsigned,
     dot_signed=dot_signed,

@@ -1,7 +1,7 @@
-"""What one instruction set offers to the kernels, and how the processor's own is chosen.
+"""What one instruction set offers to the kernels.
 
 Only these primitives differ between processors; everything else is written once on top of them. Each set is one file that
-makes one ``Isa``. ``GUMBA_ISA`` forces a lesser set than the processor's best, so that every path is tested on one machine.
+makes one ``Isa``; ``gumba.simd.detect`` lists them and chooses one.
 
 An integer dot product starts from ``start`` (32-bit lanes) and adds, in each lane, the products of groups of four bytes:
 ``weights`` times ``acts``, each a list of registers of ``4 * lanes`` bytes. Its result is exact, so it is the same on all sets.
@@ -9,13 +9,9 @@ An integer dot product starts from ``start`` (32-bit lanes) and adds, in each la
 
 from __future__ import annotations
 
-import functools
-import os
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gumba.errors import EngineError
 from gumba.simd.value import F16, F32, I16, I32, Simd, Value
 
 #: dot(s, start, weights, acts, w_max): w_max bounds the weights' absolute value.
@@ -28,7 +24,8 @@ DotTile = Callable[[Simd, Sequence[Value], Sequence[Value], Sequence[Value], int
 class Isa:
     """One instruction set.
 
-    ``lanes``: 32-bit lanes of its register. ``needs``: one tuple of LLVM feature names per sufficient combination.
+    ``lanes``: 32-bit lanes of its register. ``registers``: vector registers that a kernel's tile may fill. ``needs``: one tuple
+    of LLVM feature names per sufficient combination.
     ``dot_unsigned``: weights 0..255 (0..w_max) times signed activations. ``dot_signed``: both signed; None where only the
     unsigned form is fast: 8-bit weights are then stored with 128 added. ``has_fma``, ``has_f16``: fused multiply-add, and
     half-precision conversion in hardware. ``tiles``: numbers of tokens that a matrix product takes at once, largest first.
@@ -38,6 +35,7 @@ class Isa:
 
     name: str
     lanes: int
+    registers: int
     needs: tuple[tuple[str, ...], ...]
     dot_unsigned: Dot
     dot_signed: Dot | None
@@ -95,73 +93,3 @@ class Isa:
         result = s.select(magnitude.compare(">=", 0x477FF000), s.constant(0x7C00, I32, n), result)
         result = s.select(magnitude.compare(">", 0x7F800000), s.constant(0x7E00, I32, n), result)
         return (result | ((bits >> 16) & 0x8000)).to(I16).bits(F16, n)
-
-
-def known() -> dict[str, Isa]:
-    """All instruction sets by name, best first within each processor family."""
-    from gumba.simd import avx2, avx512_bf16, avx512_vnni, avx_vnni, generic, neon, neon_base, neon_i8mm
-
-    sets = (
-        avx512_bf16.ISA,
-        avx512_vnni.ISA,
-        avx_vnni.ISA,
-        avx2.ISA,
-        neon_i8mm.ISA,
-        neon.ISA,
-        neon_base.ISA,
-        generic.ISA,
-    )
-    return {isa.name: isa for isa in sets}
-
-
-def _machine() -> str:
-    return platform.machine().lower()
-
-
-@functools.cache
-def features() -> frozenset[str]:
-    """The LLVM feature names of the processor that code is generated for: those that numba hands to LLVM.
-
-    ``NUMBA_CPU_FEATURES`` replaces the processor's own, ``NUMBA_CPU_NAME=generic`` leaves none of them, ``NUMBA_ENABLE_AVX=0``
-    those without AVX; any other ``NUMBA_CPU_NAME`` only tunes. 64-bit Arm has NEON by definition, but not every system
-    tells what else: Apple's processors are known by name (M1: dot products, from M2 on also integer matrix products).
-    """
-    import llvmlite.binding as llvm
-
-    from gumba.jit.object_file import compiler_settings
-
-    settings = compiler_settings()
-    forced = settings["CPU_FEATURES"]
-    if forced is not None:
-        have = {f[1:] for f in forced.split(",") if f.startswith("+")}
-    else:
-        have = {name for name, there in llvm.get_host_cpu_features().items() if there}
-        if settings["ENABLE_AVX"] is not None:
-            have = {name for name in have if not name.startswith("avx")}
-        name = settings["CPU_NAME"] or llvm.get_host_cpu_name()
-        if name.startswith("apple-m"):
-            have |= {"dotprod"} if name == "apple-m1" else {"dotprod", "i8mm"}
-    if _machine() in ("aarch64", "arm64"):
-        have.add("neon")
-    return frozenset(have)
-
-
-def available() -> list[str]:
-    """Names of the sets that this processor can run, best first."""
-    have = features()
-    return [n for n, isa in known().items() if any(have.issuperset(need) for need in isa.needs)]
-
-
-@functools.cache
-def _choose(name: str) -> Isa:
-    names = available()
-    if not name:
-        return known()[names[0]]
-    if name not in names:
-        raise EngineError(f"GUMBA_ISA={name}: expected one that this processor has: {', '.join(names)}")
-    return known()[name]
-
-
-def current() -> Isa:
-    """The instruction set in use: the processor's best, or the one that ``GUMBA_ISA`` names."""
-    return _choose(os.environ.get("GUMBA_ISA", "").strip().lower())

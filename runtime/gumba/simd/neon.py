@@ -18,6 +18,7 @@ def dot(s: Simd, start: Value, weights: Sequence[Value], acts: Sequence[Value], 
 ISA = Isa(
     name="neon",
     lanes=4,
+    registers=16,  # of 32: larger tiles have not been measured on Arm
     needs=(("neon", "dotprod"),),
     dot_unsigned=dot,
     dot_signed=dot,

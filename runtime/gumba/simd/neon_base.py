@@ -30,6 +30,7 @@ def dot(s: Simd, start: Value, weights: Sequence[Value], acts: Sequence[Value], 
 ISA = Isa(
     name="neon_base",
     lanes=4,
+    registers=16,  # of 32, as for ``neon``
     needs=(("neon",),),
     dot_unsigned=dot,
     dot_signed=dot,

@@ -47,6 +47,7 @@ def dot_tile(
 ISA = Isa(
     name="neon_i8mm",
     lanes=4,
+    registers=16,  # of 32, as for ``neon``
     needs=(("neon", "dotprod", "i8mm"),),
     dot_unsigned=neon.dot,
     dot_signed=neon.dot,

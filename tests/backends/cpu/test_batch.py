@@ -7,7 +7,8 @@ import pytest
 
 from gumba.backends.cpu.batch import LIMIT_WORDS, OUTPUTS, gather
 from gumba.backends.cpu.kernels import record
-from gumba.backends.cpu.kv_pages.base import PAGE_TOKENS, PART_TOKENS
+from gumba.backends.cpu.kernels.page_format import PART_TOKENS
+from gumba.backends.cpu.kv_pages import PAGE_TOKENS
 
 VOCAB, CONTEXT, N_PAGES, ROWS, TILE, HEADS, N_WINDOW_PAGES = 100, 2048, 200, 64, 5, 3, 40
 

@@ -9,7 +9,8 @@ import pytest
 
 from gumba.backends.cpu import packing
 from gumba.quants import FORMATS
-from gumba.simd.isa import Isa, known
+from gumba.simd.detect import known
+from gumba.simd.isa import Isa
 from support.kernel_harness import random_rows
 
 LANES = {isa.lanes: isa for isa in known().values() if isa.dot_signed is None}

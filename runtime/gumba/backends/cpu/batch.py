@@ -6,6 +6,7 @@ slower than in a tight loop; this much of it was 6 % of a small model's step.
 
 from __future__ import annotations
 
+from gumba.backends.cpu.kernels.page_format import PAGE_TOKENS, PART_TOKENS
 from gumba.backends.cpu.kernels.record import (
     N_OUTPUTS,
     N_TILES,
@@ -21,7 +22,6 @@ from gumba.backends.cpu.kernels.record import (
     WINDOW_SLOTS,
     WINDOW_TABLE,
 )
-from gumba.backends.cpu.kv_pages.base import PAGE_TOKENS, PART_TOKENS
 from gumba.jit.jit import entry
 from gumba.simd.memory import load_i8, load_i64, store_i32, store_i64
 

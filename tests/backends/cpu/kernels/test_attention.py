@@ -17,7 +17,8 @@ from gumba.backends.cpu.kernels.attention_layout import (
     tile_rows,
     tile_tokens,
 )
-from gumba.backends.cpu.kv_pages.base import BLOCK_ROWS, PART_TOKENS, SCRATCH, page_formats
+from gumba.backends.cpu.kernels.page_format import BLOCK_ROWS, PART_TOKENS, SCRATCH
+from gumba.backends.cpu.kv_pages import PAGE_FORMATS
 from gumba.backends.cpu.packing import aligned_empty
 from gumba.simd.isa import Isa
 from support import kernel_setups
@@ -147,7 +148,7 @@ def test_scratch_holds_a_tile(group: int) -> None:
     assert tile_tokens(group) >= 1 and (rows <= TILE_ROWS or tile_tokens(group) == 1)
     assert tile_rows(group) >= rows and tile_rows(group) % BLOCK_ROWS == 0
     for head_dim in (24, 64, 80):
-        for pages in page_formats().values():
+        for pages in PAGE_FORMATS.values():
             size = scratch_bytes(pages, group, head_dim, head_dim)
             results = (tile_rows(group) + BLOCK_ROWS) * 4 * (pages.v_row(head_dim) + 16)
             queries = tile_rows(group) * pages.query_bytes(head_dim)
@@ -300,6 +301,6 @@ def test_sinks_far_above_and_below_the_scores() -> None:
 
 def test_a_plain_attention_is_code_of_its_own() -> None:
     """Nothing that others ask for is part of it."""
-    pages = page_formats()["f16"]
+    pages = PAGE_FORMATS["f16"]
     assert attention(ISA, pages).name == f"attention[{ISA.name},f16]"
     assert attention(ISA, pages, Variant(window=True, sinks=True)).name == f"attention[{ISA.name},f16,window,sinks]"

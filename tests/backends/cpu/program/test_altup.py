@@ -9,7 +9,7 @@ import pytest
 
 from gumba.backends.cpu.program import altup
 from gumba.backends.cpu.program.builder import Buffer, Program
-from gumba.simd.isa import current
+from gumba.simd.detect import current
 from support import programs
 from support.programs import batch, named, walk
 

@@ -12,7 +12,7 @@ from gumba.backends.cpu.kernels import record
 from gumba.backends.cpu.kernels.attention_layout import split_units, tile_tokens
 from gumba.backends.cpu.program.builder import Buffer, Program
 from gumba.runner.kv_cache import KVCache, KVShape
-from gumba.simd.isa import current
+from gumba.simd.detect import current
 from support import kernel_oracles, programs
 from support.programs import batch, named, walk
 

@@ -11,7 +11,7 @@ from gumba.backends.cpu.kernels.record import CUT
 from gumba.backends.cpu.program import memory_plan
 from gumba.backends.cpu.program.builder import Buffer, Program
 from gumba.runner.load import Chunk
-from gumba.simd.isa import current
+from gumba.simd.detect import current
 from support import programs
 from support.programs import GOLDENS, batch, named, phases, two_norms, walk
 

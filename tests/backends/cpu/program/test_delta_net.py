@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gumba.backends.cpu.program.builder import Program
-from gumba.simd.isa import current
+from gumba.simd.detect import current
 from support.programs import matrix, named
 
 

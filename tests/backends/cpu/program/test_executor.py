@@ -20,7 +20,7 @@ from gumba.backends.cpu.program import executor
 from gumba.backends.cpu.program.builder import Program
 from gumba.backends.cpu.program.executor import Team
 from gumba.errors import EngineError, ResourceError
-from gumba.simd.isa import current
+from gumba.simd.detect import current
 from support.programs import batch, named, two_norms
 
 ROWS, WIDTH = 5, 64

@@ -11,7 +11,7 @@ import pytest
 from gumba.backends.cpu.packing import ROW_ALIGN
 from gumba.backends.cpu.program.builder import Buffer, Program
 from gumba.errors import ResourceError
-from gumba.simd.isa import current
+from gumba.simd.detect import current
 from support import programs
 from support.programs import GOLDENS, named, phases, two_norms
 

@@ -11,7 +11,7 @@ import pytest
 from gumba.backends.cpu.packing import PackedMatrix
 from gumba.backends.cpu.program.builder import Buffer, Program
 from gumba.backends.cpu.program.moe import Experts, moe
-from gumba.simd.isa import current
+from gumba.simd.detect import current
 from support import programs
 from support.programs import batch, named, walk
 

@@ -14,7 +14,7 @@ from gumba.backends.cpu.program.executor import Team
 from gumba.backends.cpu.program.timing import Timing, stamp
 from gumba.errors import EngineError
 from gumba.runner.load import Chunk
-from gumba.simd.isa import current
+from gumba.simd.detect import current
 from support.programs import GOLDENS, batch, load, matrix, named, two_norms
 
 

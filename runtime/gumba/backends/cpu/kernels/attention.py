@@ -4,7 +4,7 @@ The unit of work is (tile of consecutive query tokens of one sequence, KV head):
 group, so every page is read once for all of them. The context is cut into parts of PART_TOKENS at fixed places. For each
 part, rows are taken in blocks of BLOCK_ROWS: their scores with all keys of the part, the softmax of each row, the weighted
 sum of the values; scores stay in the first-level cache, the part's keys and values in the second. What lies in a page, and
-the two small matrix products over it, is the page format's affair (``kv_pages.base``).
+the two small matrix products over it, is up to the page format (``kernels.page_format``).
 
 Each part's softmax runs by itself, and the parts are merged in order (Milakov and Gimelshein 2018; Dao et al. 2023,
 "Flash-Decoding"). Where a step has too few units for the threads (one sequence that decodes), the parts become units too, and
@@ -57,6 +57,15 @@ from gumba.backends.cpu.kernels.attention_softmax import (
     row_weights,
     scale_copy,
 )
+from gumba.backends.cpu.kernels.page_format import (
+    BLOCK_ROWS,
+    PAGE_TOKENS,
+    PART_TOKENS,
+    S_ROW,
+    SCRATCH,
+    PageFormat,
+    block_rows,
+)
 from gumba.backends.cpu.kernels.record import (
     N_TILES,
     N_TOKENS,
@@ -69,15 +78,6 @@ from gumba.backends.cpu.kernels.record import (
     first_unit,
     kernel,
     next_unit,
-)
-from gumba.backends.cpu.kv_pages.base import (
-    BLOCK_ROWS,
-    PAGE_TOKENS,
-    PART_TOKENS,
-    S_ROW,
-    SCRATCH,
-    PageFormat,
-    block_rows,
 )
 from gumba.jit.jit import inline
 from gumba.simd.isa import Isa

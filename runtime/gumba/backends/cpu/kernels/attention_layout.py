@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from gumba.backends.cpu.kernels.page_format import BLOCK_ROWS, PAGE_TOKENS, PART_TOKENS, S_ROW, SCRATCH, PageFormat
 from gumba.backends.cpu.kernels.record import SLOTS, TABLE, WINDOW_SLOTS, WINDOW_TABLE
-from gumba.backends.cpu.kv_pages.base import BLOCK_ROWS, PAGE_TOKENS, PART_TOKENS, S_ROW, SCRATCH, PageFormat
 from gumba.jit.jit import inline
 from gumba.simd.memory import load_i64
 

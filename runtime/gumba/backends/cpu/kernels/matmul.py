@@ -135,7 +135,7 @@ def _tiles(format: ModuleType, isa: Isa, tokens: int) -> Any:
 def token_groups(format: ModuleType, isa: Isa) -> Any:
     """A compiled function: tokens ``t`` up to ``last`` with one group of weight rows, in tiles."""
     sizes = isa.tiles
-    if format.ACTIVATION == "f32" and isa.lanes < 16:  # two sums per token: 16 registers hold no more
+    if format.ACTIVATION == "f32" and isa.registers < 32:  # two sums per token: 16 registers hold no more
         sizes = (4, 4, 2, 1)
     tiles_big, tiles_middle, tiles_small, tiles_one = (_tiles(format, isa, size) for size in sizes)
 

@@ -14,7 +14,7 @@ import functools
 
 import numpy as np
 
-from gumba.backends.cpu.kv_pages.base import (
+from gumba.backends.cpu.kernels.page_format import (
     PAGE_TOKENS,
     S_ROW,
     PageFormat,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 
-from gumba.backends.cpu.kv_pages.base import (
+from gumba.backends.cpu.kernels.page_format import (
     PAGE_TOKENS,
     S_ROW,
     PageFormat,

@@ -17,7 +17,7 @@ import functools
 
 from gumba.backends.cpu.kernels import activations_q8
 from gumba.backends.cpu.kernels.matmul import dot_block
-from gumba.backends.cpu.kv_pages.base import (
+from gumba.backends.cpu.kernels.page_format import (
     PAGE_TOKENS,
     S_ROW,
     PageFormat,

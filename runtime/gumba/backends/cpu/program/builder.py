@@ -19,7 +19,7 @@ from gumba.backends.cpu.kernels import attention_layout as att
 from gumba.backends.cpu.kernels import output_rows as outputs
 from gumba.backends.cpu.kernels.attention import attention, store_kv
 from gumba.backends.cpu.kernels.record import BARRIER, FIRST_ARGUMENT, N_TOKENS, OUTPUTS_VIEW, RECORD_WORDS
-from gumba.backends.cpu.kv_pages.base import PAGE_TOKENS, page_formats
+from gumba.backends.cpu.kv_pages import PAGE_FORMATS, PAGE_TOKENS
 from gumba.backends.cpu.packing import PackedMatrix, aligned_empty
 from gumba.backends.cpu.program.delta_net import Recurrent
 from gumba.backends.cpu.program.memory_plan import place_barriers, place_buffers, place_cuts
@@ -159,7 +159,7 @@ class Program(Recurrent):
         group = q.width // max(1, at.n_kv_heads * at.head_dim)
         n_heads = at.n_kv_heads * group
         _check_shapes(q, k, v, at, (window, chunk), stored=at.pages in self._caches or part == "source")
-        pages = page_formats()[at.kv_type]
+        pages = PAGE_FORMATS[at.kv_type]
         variant = att.Variant(
             not causal, window > 0, chunk > 0, part == "answer", part == "source", softcap > 0, slopes is not None,
             bias is not None, sinks is not None,
@@ -194,13 +194,13 @@ class Program(Recurrent):
         if (k.width, v.width) != (at.n_kv_heads * at.head_dim, at.n_kv_heads * at.v_dim):
             raise ValueError(f"keys and values of {k.width} and {v.width} columns for {at.n_kv_heads} heads")
         self._scratch_bytes = max(
-            self._scratch_bytes, att.scratch_bytes(page_formats()[at.kv_type], 1, at.head_dim, at.v_dim)
+            self._scratch_bytes, att.scratch_bytes(PAGE_FORMATS[at.kv_type], 1, at.head_dim, at.v_dim)
         )
         self._store(k, v, at, *self._place(at, 1, {}))
 
     def _store(self, k: Buffer, v: Buffer, at: KVLayout, place: dict[str, int | float | Buffer], cache: Buffer) -> None:
         self.append(
-            store_kv(self.isa, page_formats()[at.kv_type]),
+            store_kv(self.isa, PAGE_FORMATS[at.kv_type]),
             place | {"k": k, "v": v, "k_stride": k.row_bytes, "v_stride": v.row_bytes},
             [k, v], [cache], ("heads", k.count, at.n_kv_heads),
         )  # fmt: skip
@@ -209,7 +209,7 @@ class Program(Recurrent):
         self, at: KVLayout, group: int, options: dict[str, int]
     ) -> tuple[dict[str, int | float | Buffer], Buffer]:
         """The arguments that say where a layer's cache lies; what stands for it, to order the operations."""
-        pages = page_formats()[at.kv_type]
+        pages = PAGE_FORMATS[at.kv_type]
         geometry = att.geometry(pages, at.n_kv_heads, group, at.head_dim, at.v_dim, k_page=at.k_page, v_page=at.v_page,
                                 k_head=at.k_head, v_head=at.v_head, v_offset=at.v_offset, extent_pages=at.extent_pages,
                                 extent_bytes=at.extent_bytes, windowed=at.window > 0, **options)  # fmt: skip

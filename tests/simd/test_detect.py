@@ -7,55 +7,55 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from gumba.errors import EngineError
-from gumba.simd import isa
+from gumba.simd import detect
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No choice is made outside, or remembered from one test to the next."""
     monkeypatch.delenv("GUMBA_ISA", raising=False)
-    isa._choose.cache_clear()
+    detect._choose.cache_clear()
     yield
-    isa._choose.cache_clear()
+    detect._choose.cache_clear()
 
 
 def test_generic_is_everywhere_and_last() -> None:
-    assert isa.available()[-1] == "generic"
-    assert list(isa.known())[-1] == "generic"
-    assert all(name == one.name for name, one in isa.known().items())
+    assert detect.available()[-1] == "generic"
+    assert list(detect.known())[-1] == "generic"
+    assert all(name == one.name for name, one in detect.known().items())
 
 
 def test_best_without_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     for nothing in (None, "", "  "):
         if nothing is not None:
             monkeypatch.setenv("GUMBA_ISA", nothing)
-        assert isa.current().name == isa.available()[0]
+        assert detect.current().name == detect.available()[0]
 
 
 def test_choice_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in isa.available():
+    for name in detect.available():
         for written in (name, name.upper(), f" {name} "):
             monkeypatch.setenv("GUMBA_ISA", written)
-            assert isa.current() is isa.known()[name]
+            assert detect.current() is detect.known()[name]
 
 
 @pytest.mark.parametrize("name", ["sse9", "avx", "best", "0"])
 def test_unknown_name_lists_what_there_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GUMBA_ISA", name)
     with pytest.raises(EngineError) as error:
-        isa.current()
+        detect.current()
     assert f"GUMBA_ISA={name}" in str(error.value)
-    assert all(there in str(error.value) for there in isa.available())
+    assert all(there in str(error.value) for there in detect.available())
 
 
 def test_known_but_not_on_this_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isa, "features", lambda: frozenset({"avx2", "fma", "f16c"}))
-    assert isa.available() == ["avx2", "generic"]
-    assert isa.current().name == "avx2"
+    monkeypatch.setattr(detect, "features", lambda: frozenset({"avx2", "fma", "f16c"}))
+    assert detect.available() == ["avx2", "generic"]
+    assert detect.current().name == "avx2"
     for name in ("avx512_vnni", "neon"):
         monkeypatch.setenv("GUMBA_ISA", name)
         with pytest.raises(EngineError, match=r"avx2, generic$"):
-            isa.current()
+            detect.current()
 
 
 @pytest.mark.parametrize(
@@ -74,8 +74,8 @@ def test_known_but_not_on_this_processor(monkeypatch: pytest.MonkeyPatch) -> Non
     ],
 )
 def test_sets_by_feature(features: tuple[str, ...], expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isa, "features", lambda: frozenset(features))
-    assert isa.available() == expected
+    monkeypatch.setattr(detect, "features", lambda: frozenset(features))
+    assert detect.available() == expected
 
 
 @pytest.fixture
@@ -85,14 +85,14 @@ def processor(monkeypatch: pytest.MonkeyPatch) -> Callable[..., frozenset[str]]:
     from numba.core import config
 
     def features(machine: str, name: str, told: str, **settings: object) -> frozenset[str]:
-        monkeypatch.setattr(isa, "_machine", lambda: machine)
+        monkeypatch.setattr(detect, "_machine", lambda: machine)
         monkeypatch.setattr(llvm, "get_host_cpu_name", lambda: name)
         there = {feature.lstrip("-"): not feature.startswith("-") for feature in told.split()}
         monkeypatch.setattr(llvm, "get_host_cpu_features", lambda: there)
         for setting in ("CPU_FEATURES", "CPU_NAME"):
             monkeypatch.setattr(config, setting, settings.get(setting))
         monkeypatch.setattr(config, "ENABLE_AVX", settings.get("ENABLE_AVX", 1))
-        return isa.features.__wrapped__()
+        return detect.features.__wrapped__()
 
     return features
 

@@ -1,8 +1,8 @@
-"""What lies in a page of the KV cache, and the small matrix products that read it.
+"""What attention needs of a format of KV cache pages, and the small matrix product that formats build on.
 
-A page holds PAGE_TOKENS tokens of one sequence. Per layer it has one run of keys and one of values for each KV head; how they
-lie there is a format's own affair (``pages_float``, ``pages_q8_0``). A format brings its sizes, and, for an instruction set,
-the compiled functions that attention is made of:
+A page holds PAGE_TOKENS tokens of one sequence. Per layer it has one run of keys and one of values for each KV head; each
+format (``gumba.backends.cpu.kv_pages``) lays them out in its own way. A ``PageFormat`` states its sizes, and, for an instruction
+set, the compiled functions that attention calls:
 
 - ``store(k, v, keys, values, place, head_dim, v_dim, v_row, scratch)``: one token's head into a page.
 - ``query(x, out, head_dim, scale)``: one query row as ``scores`` wants it.
@@ -47,10 +47,11 @@ class PageFunctions:
 
 @dataclass(frozen=True)
 class PageFormat:
-    """How one format lies. Sizes in bytes of one head's keys (by head_dim) and values (by v_dim) in a page, and of a query row.
+    """A format of KV cache pages.
 
-    ``v_align``: values of a token are padded to this many elements; ``functions(isa)`` makes the compiled part; ``together``:
-    keys that are multiplied at once.
+    ``key_bytes(head_dim)``, ``value_bytes(v_dim)``: bytes of one head's keys and values in a page; ``query_bytes(head_dim)``:
+    bytes of a query row; ``v_align``: a token's values are padded to a multiple of this many elements; ``functions(isa)``:
+    the compiled part; ``together``: keys that are multiplied at once.
     """
 
     name: str
@@ -62,24 +63,12 @@ class PageFormat:
     together: int = 1
 
     def arithmetic(self, isa: Isa) -> str:
-        """What the products are computed in, for those who hold them against the processor's limits."""
+        """What the products are computed in: whose peak rate a profile compares them with."""
         return "bf16" if self.together == 2 and isa.dot_bf16 is not None else "float32"
 
     def v_row(self, v_dim: int) -> int:
         """Elements of a token's values, padding included."""
         return -(-v_dim // self.v_align) * self.v_align
-
-
-def page_formats() -> dict[str, PageFormat]:
-    """All formats by name."""
-    from gumba.backends.cpu.kv_pages import bf16, float, q8_0
-
-    return {
-        "bf16": bf16.BF16_PAGES,
-        "f16": float.F16_PAGES,
-        "f32": float.F32_PAGES,
-        "q8_0": q8_0.Q8_0_PAGES,
-    }
 
 
 @inline
@@ -153,8 +142,8 @@ def _update(isa: Isa, product: Product, rows: int, vectors: int) -> Any:
 def rank_update(isa: Isa, product: Product, wide: int) -> Any:
     """A compiled ``update(left, a, a_row, b, b_row, c, c_row, columns, n, fresh, odd)`` for a block of rows.
 
-    ``columns`` is a multiple of 16. ``wide``: registers of columns taken at once where there are so many: with 32 registers,
-    6 rows by 4 registers of sums leave room for what they are made of.
+    ``columns`` is a multiple of 16. ``wide``: registers of columns taken at once where there are so many columns: with 32
+    registers, 6 rows by 4 registers of sums leave room for the factors.
     """
     size = product.size
     narrow = max(1, min(wide, 16 // isa.lanes))
@@ -186,5 +175,5 @@ def rank_update(isa: Isa, product: Product, wide: int) -> Any:
 
 
 def wide_registers(isa: Isa) -> int:
-    """Registers of columns that ``rank_update`` takes at once: by the number of registers that the set has."""
-    return 4 if isa.lanes == 16 else 2
+    """Registers of columns that ``rank_update`` takes at once, for the number of registers that the set has."""
+    return 4 if isa.registers >= 32 else 2
