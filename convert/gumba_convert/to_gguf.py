@@ -174,8 +174,8 @@ def _locate(source: str | os.PathLike[str], revision: str | None, cache_dir: Pat
 
 
 def _info(source: Source, fmt: Any) -> TensorInfo:
-    n_bytes = math.prod(source.shape) // fmt.BLOCK_SIZE * fmt.TYPE_SIZE
-    return TensorInfo(source.name, source.shape, fmt.GGML_TYPE, n_bytes)
+    n_bytes = math.prod(source.shape) // fmt.block_size * fmt.type_size
+    return TensorInfo(source.name, source.shape, fmt.ggml_type, n_bytes)
 
 
 def _check_target(out: Path) -> None:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 
@@ -108,16 +107,16 @@ def _decode(tensor: GGUFTensor, length: int, first: int, n_rows: int, unit: int,
     """Rows of a tensor as the bytes of the target format; uint8, flat."""
     where = f"{tensor.path}: tensor {tensor.name}"
     try:
-        fmt: Any = quants.get(tensor.type.id)
+        fmt = quants.get(tensor.type.id)
     except UnsupportedError as error:
         raise ConvertError(f"{where}: {error}") from None
-    row_bytes = length // fmt.BLOCK_SIZE * fmt.TYPE_SIZE
+    row_bytes = length // fmt.block_size * fmt.type_size
     data = tensor.data[first * row_bytes : (first + n_rows) * row_bytes].reshape(n_rows, row_bytes)
     try:
         values = fmt.dequantize(data)
         if unit:
             values = separate_rows(values, unit)
-        encoded: np.ndarray = quants.get(target).quantize(values)
+        encoded = quants.get(target).quantize(values)
     except ModelError as error:
         raise ConvertError(f"{where}, rows from {first}: {error}") from None
     return encoded.reshape(-1)

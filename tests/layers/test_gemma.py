@@ -79,7 +79,7 @@ def test_per_layer_embeddings_stay_quantized(name: str, tmp_path: Path) -> None:
     path = rewritten(DATA / f"arch_{name}.gguf", tmp_path / "q4_0.gguf", "Q4_0", dequantized=False)
     model = load(path)
     table = model._weights.per_layer_token_embd
-    assert table.format.NAME == "q4_0"
+    assert table.format.name == "q4_0"
     assert table.data.nbytes < 0.2 * 4 * table.rows * table.columns  # of float32; groups of rows are padded
     model.close()
 

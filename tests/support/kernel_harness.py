@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from gumba.backends.cpu.kernels import record as op
 from gumba.backends.cpu.kernels.record import FIRST_ARGUMENT, RECORD_WORDS, Kernel
 from gumba.backends.cpu.packing import ROW_ALIGN, PackedMatrix, aligned_empty, pack_matrix
+from gumba.quants import BlockFormat, FloatFormat
 from gumba.simd import detect
 from gumba.simd.isa import Isa
 
@@ -27,7 +27,7 @@ EPS32 = 2.0**-24
 
 def isa_id(isa: object) -> str:
     """The name that a test's parameter shows."""
-    return getattr(isa, "name", None) or getattr(isa, "NAME", None) or str(isa)
+    return getattr(isa, "name", None) or str(isa)
 
 
 class Batch:
@@ -133,22 +133,22 @@ def same_bits(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(values).view(np.uint8)
 
 
-def random_rows(format: ModuleType, n_rows: int, columns: int, rng: np.random.Generator) -> np.ndarray:
+def random_rows(format: BlockFormat, n_rows: int, columns: int, rng: np.random.Generator) -> np.ndarray:
     """uint8 [n_rows, bytes of a row]: blocks of random bits whose float fields are ordinary numbers."""
-    if format.NAME in ("f32", "f16", "bf16"):
+    if isinstance(format, FloatFormat):
         return np.asarray(format.quantize(rng.standard_normal((n_rows, columns)).astype(np.float32)))
-    blocks = np.empty((n_rows, columns // format.BLOCK_SIZE), format.DTYPE)
+    blocks = np.empty((n_rows, columns // format.block_size), format.dtype)
     raw = blocks.view(np.uint8)
     raw[:] = rng.integers(0, 256, raw.shape)
-    for name in format.DTYPE.names:
-        if format.DTYPE[name].base == np.dtype("<f2"):
+    for name in format.dtype.names:
+        if format.dtype[name].base == np.dtype("<f2"):
             blocks[name] = rng.standard_normal(blocks.shape) * 0.01
         elif name == "e":  # a power of two
             blocks[name] = rng.integers(120, 126, blocks.shape)
     return raw
 
 
-def packed(format: ModuleType, raw: np.ndarray, columns: int, isa: Isa) -> PackedMatrix:
+def packed(format: BlockFormat, raw: np.ndarray, columns: int, isa: Isa) -> PackedMatrix:
     """The rows of blocks, packed for ``isa``."""
     return pack_matrix(format, len(raw), columns, lambda first, count: raw[first : first + count], isa)
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import numpy as np
 
 from gumba.backends.cpu.kernels import activations_q8, embed, matmul
 from gumba.backends.cpu.kernels.record import N_TOKENS
 from gumba.backends.cpu.packing import aligned_empty
-from gumba.quants import q4_1
+from gumba.quants import BlockFormat, get
 from gumba.simd.isa import Isa
 from support import kernel_oracles
 from support.kernel_harness import EPS32, Batch, Setup, address, packed, random_rows, rng_of, rows
+
+Q4_1 = get("q4_1")
 
 
 def setup_quantize_q8(isa: Isa, x: np.ndarray | None = None) -> Setup:
@@ -29,20 +29,20 @@ def setup_quantize_q8(isa: Isa, x: np.ndarray | None = None) -> Setup:
 
 def setup_matmul(
     isa: Isa,
-    format: ModuleType = q4_1,
+    format: BlockFormat = Q4_1,
     n: int = 13,
     n_rows: int = 37,
     columns: int | None = None,
     residual: bool = True,
 ) -> Setup:
-    columns = columns or (512 if format.BLOCK_SIZE == 256 else 160)
+    columns = columns or (2 * format.block_size if format.block_size > 32 else 160)
     rng = rng_of(2)
     raw = random_rows(format, n_rows, columns, rng)
     w = packed(format, raw, columns, isa)
     dense = np.asarray(format.dequantize(raw), np.float64).reshape(n_rows, columns)
     x = rng.standard_normal((n, columns)).astype(np.float32)
     added = rows(rng.standard_normal((n, n_rows)).astype(np.float32), padding=0.0)
-    if format.ACTIVATION == "q8":
+    if format.activation == "q8":
         held = kernel_oracles.quantize_q8(x)
         seen, stride = kernel_oracles.dequantize_q8(held), held.shape[1] * 64
         # Exact within a block, then some roundings for each; a minimum is added apart from the rest.
@@ -67,13 +67,13 @@ def setup_matmul(
     )  # fmt: skip
 
 
-def setup_head_matmul(isa: Isa, format: ModuleType = q4_1, n: int = 13, n_heads: int = 3, n_rows: int = 37) -> Setup:
-    columns = 256 if format.BLOCK_SIZE == 256 else 96
+def setup_head_matmul(isa: Isa, format: BlockFormat = Q4_1, n: int = 13, n_heads: int = 3, n_rows: int = 37) -> Setup:
+    columns = format.block_size if format.block_size > 32 else 96
     rng = rng_of(27)
     raws = [random_rows(format, n_rows, columns, rng) for _ in range(n_heads)]
     ws = [packed(format, raw, columns, isa) for raw in raws]
     x = rng.standard_normal((n, n_heads * columns)).astype(np.float32)
-    if format.ACTIVATION == "q8":
+    if format.activation == "q8":
         held = kernel_oracles.quantize_q8(x)
         seen, stride, head = kernel_oracles.dequantize_q8(held), held.shape[1] * 64, columns // 32 * 64
     else:
@@ -97,8 +97,8 @@ def setup_head_matmul(isa: Isa, format: ModuleType = q4_1, n: int = 13, n_heads:
                  keep=[held, ws, addresses])  # fmt: skip
 
 
-def setup_embed(isa: Isa, format: ModuleType = q4_1, n_rows: int = 37, columns: int | None = None) -> Setup:
-    columns = columns or (512 if format.BLOCK_SIZE == 256 else 160)
+def setup_embed(isa: Isa, format: BlockFormat = Q4_1, n_rows: int = 37, columns: int | None = None) -> Setup:
+    columns = columns or (2 * format.block_size if format.block_size > 32 else 160)
     raw = random_rows(format, n_rows, columns, rng_of(7))
     w = packed(format, raw, columns, isa)
     tokens = [n_rows - 1, 0, 5, 5, *range(n_rows), n_rows + 2]

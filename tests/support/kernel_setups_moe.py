@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import numpy as np
 
 from gumba.backends.cpu.kernels import moe
 from gumba.backends.cpu.kernels.record import N_TOKENS
-from gumba.quants import q4_1
+from gumba.quants import BlockFormat, get
 from gumba.simd.isa import Isa
 from support import kernel_oracles
 from support.kernel_harness import EPS32, Batch, Setup, address, n_blocks, packed, random_rows, rng_of, rows
+
+Q4_1 = get("q4_1")
 
 
 def choice_rows(n: int, n_experts: int, n_used: int) -> np.ndarray:
@@ -84,16 +84,18 @@ def setup_gather_rows(isa: Isa, n: int = 9, n_experts: int = 7, n_used: int = 3)
     return Setup(moe.gather_rows, arguments, Batch(n), out, lambda a: a, x[tokens], keep=[x, entries])
 
 
-def setup_expert_matmul(isa: Isa, format: ModuleType = q4_1, n: int = 30, n_experts: int = 5, n_used: int = 2) -> Setup:
+def setup_expert_matmul(
+    isa: Isa, format: BlockFormat = Q4_1, n: int = 30, n_experts: int = 5, n_used: int = 2
+) -> Setup:
     """Experts of some, of many and of no tokens."""
     _, starts, _, _ = sent(n, n_experts, n_used)
-    columns, n_rows = 512 if format.BLOCK_SIZE == 256 else 160, 37
+    columns, n_rows = 2 * format.block_size if format.block_size > 32 else 160, 37
     starts = np.concatenate([starts, [starts[-1]]]).astype(np.int32)  # and one of none
     rng = rng_of(23)
     raws = [random_rows(format, n_rows, columns, rng) for _ in range(n_experts + 1)]
     ws = [packed(format, raw, columns, isa) for raw in raws]
     x = rng.standard_normal((n * n_used, columns)).astype(np.float32)
-    if format.ACTIVATION == "q8":
+    if format.activation == "q8":
         held = kernel_oracles.quantize_q8(x)
         seen, stride = kernel_oracles.dequantize_q8(held), held.shape[1] * 64
     else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from gumba.backends.cpu.kernels import record as op
 from gumba.backends.cpu.packing import PackedMatrix, pack_matrix
 from gumba.backends.cpu.program.builder import Buffer, Program
 from gumba.gguf import GGUFFile
-from gumba.quants import get
+from gumba.quants import BlockFormat, get
 from gumba.runner.load import Model, load_model
 from gumba.simd.detect import current
 
@@ -28,7 +27,7 @@ def load(path: Path, **options: int) -> Model:
         return load_model(file, **options)
 
 
-def matrix(format: ModuleType, n_rows: int, columns: int, seed: int = 0) -> PackedMatrix:
+def matrix(format: BlockFormat, n_rows: int, columns: int, seed: int = 0) -> PackedMatrix:
     """Random weights of about unit gain."""
     w = np.random.default_rng(seed).standard_normal((n_rows, columns)) / np.sqrt(columns)
     raw = np.asarray(format.quantize(w.astype(np.float32)))
@@ -37,8 +36,8 @@ def matrix(format: ModuleType, n_rows: int, columns: int, seed: int = 0) -> Pack
     return made
 
 
-def named(name: str) -> ModuleType:
-    format: ModuleType = get(name)
+def named(name: str) -> BlockFormat:
+    format: BlockFormat = get(name)
     return format
 
 
@@ -74,7 +73,7 @@ def walk(records: np.ndarray, words: np.ndarray, n_threads: int, order: Sequence
                 _FUNCTION(int(records[i, 0]))(records[i].ctypes.data, words.ctypes.data, thread, n_threads)
 
 
-def two_norms(program: Program, format: ModuleType, width: int = 128) -> tuple[Buffer, dict[str, int]]:
+def two_norms(program: Program, format: BlockFormat, width: int = 128) -> tuple[Buffer, dict[str, int]]:
     """embed, norm, three products of one input, activation, product with residual, select, norm, product.
 
     Returns the result and the index of some operations.

@@ -63,4 +63,4 @@ def tensor_format(name: str, shape: tuple[int, ...], file_type: str, *, tied: bo
 
 
 def _fits(shape: tuple[int, ...], name: str) -> bool:
-    return bool(shape[-1] % quants.get(name).BLOCK_SIZE == 0)
+    return shape[-1] % quants.get(name).block_size == 0

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import numpy as np
 from gumba.backends.cpu.packing import PackedMatrix, aligned_empty, allocate_packed, chunks, interleave, pack
 from gumba.errors import GGUFError, ModelError, UnsupportedError
 from gumba.gguf import GGUFFile, GGUFTensor
-from gumba.quants import FORMATS
+from gumba.quants import FORMATS, BlockFormat
 from gumba.simd.isa import Isa
 
 #: No model that exists comes near these; sizes are multiplied as Python integers, so nothing overflows below them.
@@ -72,19 +71,19 @@ def check_tensors(gguf: GGUFFile, rules: Mapping[str, TensorRule], ignored: Call
         raise ModelError(f"{gguf.path}: {'; '.join(problems)}")
 
 
-def block_format(gguf: GGUFFile, tensor: GGUFTensor) -> ModuleType:
-    """The module of a tensor's block format."""
+def block_format(gguf: GGUFFile, tensor: GGUFTensor) -> BlockFormat:
+    """A tensor's block format."""
     try:
-        format: ModuleType = FORMATS[tensor.type.id]
+        format = FORMATS[tensor.type.id]
     except KeyError:
-        known = ", ".join(f.NAME for f in FORMATS.values())
+        known = ", ".join(f.name for f in FORMATS.values())
         raise UnsupportedError(
             f"{gguf.path}: tensor {tensor.name} is {tensor.type.name}, which this version cannot run (it runs {known}): take a "
             "file of the same model in q8_0 or q4_0, or make one of its checkpoint with gumba convert"
         ) from None
-    if tensor.shape[-1] % format.BLOCK_SIZE:
+    if tensor.shape[-1] % format.block_size:
         raise ModelError(
-            f"{gguf.path}: tensor {tensor.name} has rows of {tensor.shape[-1]}, expected a multiple of {format.BLOCK_SIZE}"
+            f"{gguf.path}: tensor {tensor.name} has rows of {tensor.shape[-1]}, expected a multiple of {format.block_size}"
         )
     return format
 

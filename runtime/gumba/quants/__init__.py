@@ -1,15 +1,14 @@
 """Block formats of weights, one file each: how numbers lie in bytes, and the loops that write and read them.
 
-Every format module has ``NAME``, ``GGML_TYPE`` (its id in GGUF), ``BLOCK_SIZE`` (weights in a block), ``TYPE_SIZE``
-(bytes of a block), ``DTYPE`` (a block as a NumPy dtype), ``quantize`` and ``dequantize``. numba is imported by their
-first call, not here.
+Each file makes one ``BlockFormat`` value: a ``FloatFormat`` or a ``DotFormat``. numba is imported by the first call of its
+``quantize`` or ``dequantize``, not here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,48 +16,52 @@ from numpy.typing import NDArray
 from gumba.errors import UnsupportedError
 from gumba.host import available_threads
 from gumba.quants import bf16, f16, f32, mxfp4, q4_0, q4_1, q6_k, q8_0
-from gumba.quants._codec import Codec
+from gumba.quants._format import BlockFormat, DotFormat, FloatFormat, PackField
 
 
-class BlockFormat(Protocol):
-    """What every format module has."""
+def register(formats: Iterable[BlockFormat]) -> Mapping[int, BlockFormat]:
+    """Formats by their GGUF type id.
 
-    NAME: str
-    GGML_TYPE: int
-    BLOCK_SIZE: int
-    TYPE_SIZE: int
-    DTYPE: np.dtype[Any]
-    _codec: Codec
-
-
-def register(modules: Iterable[Any]) -> Mapping[int, Any]:
-    """Format modules by their GGUF type id.
-
-    Raises ValueError for two of one id or one name, and for a block size that the dtype contradicts.
+    Raises ValueError for two of one id or one name, and for sizes that contradict each other.
     """
-    formats: dict[int, Any] = {}
-    for module in modules:
-        if module.GGML_TYPE in formats or module.NAME in {known.NAME for known in formats.values()}:
-            raise ValueError(f"block format {module.NAME} ({module.GGML_TYPE}) is registered twice")
-        if module.DTYPE.itemsize != module.TYPE_SIZE:
-            raise ValueError(f"{module.NAME} says {module.TYPE_SIZE} bytes, its dtype {module.DTYPE.itemsize}")
-        formats[module.GGML_TYPE] = module
-    return MappingProxyType(formats)
+    registry: dict[int, BlockFormat] = {}
+    for format in formats:
+        if format.ggml_type in registry or format.name in {known.name for known in registry.values()}:
+            raise ValueError(f"block format {format.name} ({format.ggml_type}) is registered twice")
+        if format.dtype.itemsize != format.type_size:
+            raise ValueError(f"{format.name} has blocks of {format.type_size} bytes, its dtype {format.dtype.itemsize}")
+        if format.block_size % format.packed_block_size:
+            raise ValueError(
+                f"{format.name} has blocks of {format.block_size} weights, packed blocks of {format.packed_block_size}"
+            )
+        registry[format.ggml_type] = format
+    return MappingProxyType(registry)
 
 
 #: Every block format, by its type id in GGUF.
-FORMATS: Mapping[int, Any] = register((f32, f16, q4_0, q4_1, q8_0, q6_k, bf16, mxfp4))
+FORMATS: Mapping[int, BlockFormat] = register(
+    (
+        f32.FORMAT,
+        f16.FORMAT,
+        q4_0.FORMAT,
+        q4_1.FORMAT,
+        q8_0.FORMAT,
+        q6_k.FORMAT,
+        bf16.FORMAT,
+        mxfp4.FORMAT,
+    )
+)
 
 
-def get(name_or_id: str | int) -> Any:
-    """The module of a format, by its name ("q4_0", in any case) or its type id in GGUF.
+def get(name_or_id: str | int) -> BlockFormat:
+    """A format, by its name ("q4_0", in any case) or its type id in GGUF.
 
     Raises UnsupportedError listing the known ones.
     """
-    for module in FORMATS.values():
-        if name_or_id == module.GGML_TYPE or (isinstance(name_or_id, str) and name_or_id.lower() == module.NAME):
-            return module
-    known = ", ".join(f"{module.NAME} ({number})" for number, module in sorted(FORMATS.items()))
+    for format in FORMATS.values():
+        if name_or_id == format.ggml_type or (isinstance(name_or_id, str) and name_or_id.lower() == format.name):
+            return format
+    known = ", ".join(f"{format.name} ({number})" for number, format in sorted(FORMATS.items()))
     raise UnsupportedError(f"unknown block format {name_or_id!r}: there are {known}")
 
 
@@ -69,8 +72,7 @@ def quantize(
 
     The bytes do not depend on the number of threads.
     """
-    encoded: NDArray[np.uint8] = get(name_or_id).quantize(x, out, n_threads=n_threads or available_threads())
-    return encoded
+    return get(name_or_id).quantize(x, out, n_threads=n_threads or available_threads())
 
 
 def dequantize(
@@ -81,8 +83,17 @@ def dequantize(
     n_threads: int | None = None,
 ) -> NDArray[np.float32]:
     """``get(name_or_id).dequantize`` on ``n_threads`` threads (None: all processors of this process)."""
-    decoded: NDArray[np.float32] = get(name_or_id).dequantize(data, out, n_threads=n_threads or available_threads())
-    return decoded
+    return get(name_or_id).dequantize(data, out, n_threads=n_threads or available_threads())
 
 
-__all__ = ["FORMATS", "dequantize", "get", "quantize", "register"]
+__all__ = [
+    "FORMATS",
+    "BlockFormat",
+    "DotFormat",
+    "FloatFormat",
+    "PackField",
+    "dequantize",
+    "get",
+    "quantize",
+    "register",
+]

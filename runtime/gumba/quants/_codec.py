@@ -1,35 +1,40 @@
-"""Quantizes and dequantizes whole tensors with one format's compiled loops: checks, pieces, threads, errors.
+"""Quantizes and dequantizes whole tensors with one format's compiled loops: checks, chunks, threads, errors.
 
-A tensor is worked through in pieces of ``PIECE`` values, so that the memory used besides input and output stays at 1 MB
-a thread, whatever the tensor's size and type.
+A tensor is converted in chunks of ``CHUNK`` values, so that the memory used besides input and output stays at 1 MB per
+thread, whatever the tensor's size and type.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gumba.errors import ModelError, RequestError
 
-#: Values worked on at a time; a whole number of blocks of every format.
-PIECE = 1 << 18
+if TYPE_CHECKING:  # imports llvmlite
+    from gumba.jit.jit import Entry
 
-#: A compiled loop: (address in, address out, number of blocks, values in a block) -> 0, or 1 for "not finite".
-Loop = Callable[[int, int, int, int], int]
+#: Values converted at a time; a whole number of blocks of every format.
+CHUNK = 1 << 18
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Codec:
-    """``quantize`` and ``dequantize`` of one format. ``loops()`` gives its compiled encoder and decoder."""
+    """Writes and reads the blocks of one format.
 
-    def __init__(self, name: str, block_size: int, type_size: int, loops: Callable[[], tuple[Loop, Loop]]) -> None:
-        self.name = name
-        self.block_size = block_size
-        self.type_size = type_size
-        self.loops = loops
+    ``name``: in lower case ("q4_0"); ``block_size``: weights in a block; ``type_size``: bytes of a block; ``loops()``: the
+    compiled encoder and decoder, ``(address in, address out, number of blocks, values in a block)`` -> 0, or 1 for "not finite".
+    """
+
+    name: str
+    block_size: int
+    type_size: int
+    loops: Callable[[], tuple[Entry, Entry]]
 
     def quantize(
         self, x: NDArray[Any], out: NDArray[np.uint8] | None = None, *, n_threads: int = 1
@@ -86,20 +91,20 @@ class Codec:
         _spread(work, len(rows), unit * self.block_size // self.type_size, n_threads)
         return result
 
-    def _shape(self, shape: tuple[int, ...], block: int, made: int, what: str) -> tuple[int, ...]:
+    def _shape(self, shape: tuple[int, ...], block: int, becomes: int, what: str) -> tuple[int, ...]:
         if not shape:
             raise ModelError(f"{self.name} holds rows of {what}, not a single number")
         if shape[-1] % block:
             raise ModelError(f"rows of {shape[-1]} {what} are not whole {self.name} blocks of {block} {what}")
-        return (*shape[:-1], shape[-1] // block * made)
+        return (*shape[:-1], shape[-1] // block * becomes)
 
     def _explain(
         self, values: NDArray[np.float32], blocks: NDArray[np.uint8], start: int, shape: Sequence[int]
     ) -> None:
-        """Raise the error for a piece that did not encode to finite numbers: which value, where, and why."""
-        strange = np.flatnonzero(~np.isfinite(values))
-        if strange.size:
-            at, why = int(strange[0]), "weights must be finite"
+        """Raise the error for a chunk that did not encode to finite numbers: which value, where, and why."""
+        not_finite = np.flatnonzero(~np.isfinite(values))
+        if not_finite.size:
+            at, why = int(not_finite[0]), "weights must be finite"
         else:
             encoded = blocks[: values.size // self.block_size * self.type_size]
             first = int(np.flatnonzero(~np.isfinite(self.dequantize(encoded)))[0]) // self.block_size * self.block_size
@@ -114,22 +119,28 @@ def _address(array: NDArray[Any]) -> int:
 
 
 def _plain(array: NDArray[Any], alignment: int) -> NDArray[Any]:
-    """The same numbers, contiguous and on an aligned address; copied only if they are not."""
+    """The same numbers, contiguous and at an aligned address; copied only if they are not."""
     array = np.ascontiguousarray(array)
     return array.copy() if _address(array) % alignment else array
 
 
 def _widener(dtype: np.dtype[Any]) -> Callable[[NDArray[Any]], NDArray[np.float32]]:
-    """How values of this type become float32."""
+    """The conversion of values of this type to float32."""
     if dtype == np.float32:
         return lambda x: _plain(x, 4)
-    if dtype == np.float16:
-        from gumba.quants import f16 as narrow
-    elif dtype == np.uint16:
-        from gumba.quants import bf16 as narrow  # type: ignore[no-redef]
-    else:
+    if dtype not in (np.float16, np.uint16):
         raise RequestError(f"weights must be float32, float16, or bfloat16 as uint16, not {dtype}")
-    return lambda x: narrow.dequantize(_plain(x, 2).reshape(-1).view(np.uint8))
+    from gumba.quants import _compiled
+
+    loop = _ready(_compiled.widen_f16 if dtype == np.float16 else _compiled.widen_bf16)
+
+    def widen(x: NDArray[Any]) -> NDArray[np.float32]:
+        narrow = _plain(x, 2)
+        values = np.empty(narrow.size, np.float32)
+        loop(_address(narrow), _address(values), narrow.size, 1)
+        return values
+
+    return widen
 
 
 def _output(out: NDArray[Any] | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -142,15 +153,15 @@ def _output(out: NDArray[Any] | None, shape: tuple[int, ...], dtype: np.dtype[An
     return out
 
 
-def _ready(loop: Loop) -> Loop:
+def _ready(loop: Entry) -> Entry:
     """Compile now rather than inside a thread pool, where all but one thread would only wait."""
-    loop.compile()  # type: ignore[attr-defined]
+    loop.compile()
     return loop
 
 
 def _spread(work: Callable[[int, int], None], n_rows: int, row_values: int, n_threads: int) -> None:
-    """Call ``work(first, last)`` for pieces that cover all rows; the first piece's error is the one raised."""
-    step = max(1, PIECE // row_values)
+    """Call ``work(first, last)`` for chunks that cover all rows; the first chunk's error is the one raised."""
+    step = max(1, CHUNK // row_values)
     starts = range(0, n_rows, step)
     if n_threads == 1 or len(starts) < 2:
         for first in starts:
@@ -158,7 +169,7 @@ def _spread(work: Callable[[int, int], None], n_rows: int, row_values: int, n_th
         return
     stopped = False
     failures: dict[int, Exception] = {}
-    left = iter(starts)  # shared: whoever is free takes the next piece
+    left = iter(starts)  # shared: a free thread takes the next chunk
 
     def worker() -> None:
         nonlocal stopped
@@ -175,7 +186,7 @@ def _spread(work: Callable[[int, int], None], n_rows: int, row_values: int, n_th
         tasks = [pool.submit(worker) for _ in range(min(n_threads, len(starts)) - 1)]
         try:
             worker()
-        except BaseException:  # Ctrl-C: the helpers must not work on through the rest of a large tensor
+        except BaseException:  # Ctrl-C: the other threads must not convert the rest of a large tensor
             stopped = True
             raise
     for task in tasks:

@@ -25,11 +25,11 @@ SIGNATURE = "i8(i8, i8, i8, i8)"
 codec_entry = entry(SIGNATURE)
 
 #: Functions ``(address, n)`` giving the array of n numbers at an address. Nothing is checked.
-floats_at: Any = array_at("f4")
-words_at: Any = array_at("u4")
-halves_at: Any = array_at("u2")
-bytes_at: Any = array_at("u1")
-int8s_at: Any = array_at("i1")
+f32_at: Any = array_at("f4")
+u32_at: Any = array_at("u4")
+u16_at: Any = array_at("u2")
+u8_at: Any = array_at("u1")
+i8_at: Any = array_at("i1")
 
 
 def scratch(n_bytes: int) -> Any:
@@ -51,7 +51,7 @@ def scratch(n_bytes: int) -> Any:
 
 
 @intrinsic
-def _bits_of(typingctx: Any, x: Any) -> Any:
+def _float_bits(typingctx: Any, x: Any) -> Any:
     """The 32 bits of a float32 as a uint32."""
     from numba import types
 
@@ -62,7 +62,7 @@ def _bits_of(typingctx: Any, x: Any) -> Any:
 
 
 @intrinsic
-def _float_of(typingctx: Any, bits: Any) -> Any:
+def _bits_float(typingctx: Any, bits: Any) -> Any:
     """The float32 with these 32 bits."""
     from numba import types
 
@@ -72,73 +72,93 @@ def _float_of(typingctx: Any, bits: Any) -> Any:
     return types.float32(types.uint32), codegen
 
 
-bits_of: Any = _bits_of
-float_of: Any = _float_of
+float_bits: Any = _float_bits
+bits_float: Any = _bits_float
 
 
 @inline
-def half_of(x: float) -> Any:
+def f32_to_f16(x: float) -> Any:
     """float32 -> the bits of the nearest float16, ties to even (IEEE 754); too large gives infinity, NaN gives 0x7E00.
 
     In a normal number 13 bits of the fraction are dropped after adding half a unit, and the exponent's bias goes from
     127 to 15. A subnormal is a whole number of 2^-24, the last place of floats in [0.5, 1): adding 0.5 rounds it there.
     """
-    bits = bits_of(x)
+    bits = float_bits(x)
     size = np.uint32(bits & np.uint32(0x7FFFFFFF))
     normal = np.uint32(size + np.uint32(0xFFF) + np.uint32((size >> np.uint32(13)) & np.uint32(1)))
     normal = np.uint32(np.uint32(normal - np.uint32(112 << 23)) >> np.uint32(13))
     normal = normal if normal < np.uint32(0x7C00) else np.uint32(0x7C00)
-    small = np.uint32(bits_of(float_of(size) + np.float32(0.5)) - np.uint32(0x3F000000))
+    small = np.uint32(float_bits(bits_float(size) + np.float32(0.5)) - np.uint32(0x3F000000))
     half = small if size < np.uint32(0x38800000) else normal
     half = np.uint32(0x7E00) if size > np.uint32(0x7F800000) else half
     return np.uint16(half | np.uint32((bits >> np.uint32(16)) & np.uint32(0x8000)))
 
 
 @inline
-def float_of_half(half: int) -> Any:
+def f16_to_f32(half: int) -> Any:
     """The bits of a float16 -> the same number as a float32 (exact)."""
     size = np.uint32(np.uint32(half) & np.uint32(0x7FFF))
     bits = np.uint32(np.uint32(size << np.uint32(13)) + np.uint32(112 << 23))
     bits = np.uint32(bits + np.uint32(112 << 23)) if size >= np.uint32(0x7C00) else bits
-    small = bits_of(np.float32(np.int32(size)) * np.float32(2.0**-24))
+    small = float_bits(np.float32(np.int32(size)) * np.float32(2.0**-24))
     bits = small if size < np.uint32(0x0400) else bits
-    return float_of(np.uint32(bits | np.uint32(np.uint32(half & np.uint32(0x8000)) << np.uint32(16))))
+    return bits_float(np.uint32(bits | np.uint32(np.uint32(half & np.uint32(0x8000)) << np.uint32(16))))
 
 
 @inline
-def read_half(block: Any, at: int) -> Any:
+def read_f16(block: Any, at: int) -> Any:
     """The float16 stored little-endian in bytes ``at`` and ``at`` + 1, as a float32."""
-    return float_of_half(np.uint32(block[at]) | np.uint32(np.uint32(block[at + 1]) << np.uint32(8)))
+    return f16_to_f32(np.uint32(block[at]) | np.uint32(np.uint32(block[at + 1]) << np.uint32(8)))
 
 
 @inline
-def write_half(block: Any, at: int, x: float) -> Any:
+def write_f16(block: Any, at: int, x: float) -> Any:
     """Store a float32 as a little-endian float16; True when that is finite."""
-    half = half_of(x)
+    half = f32_to_f16(x)
     block[at] = np.uint8(half & 0xFF)
     block[at + 1] = np.uint8(half >> 8)
     return (half & 0x7C00) != 0x7C00
 
 
 @inline
-def inverse(d: float) -> Any:
+def inverse_or_zero(d: float) -> Any:
     """1 / d, and 0 where that is not finite (d is 0 or below 2^-128: as float16 it is 0, so the block decodes to 0)."""
     inverted = np.float32(1) / d
     return inverted if abs(inverted) < np.float32(np.inf) else np.float32(0)
 
 
 @inline
-def nibble(x: float) -> Any:
+def to_nibble(x: float) -> Any:
     """A number from 0 on, cut to an integer, at most 15."""
     q = np.int32(x)
     return q if q < np.int32(15) else np.int32(15)
 
 
 @inline
-def largest_size(bits: Any, length: int) -> Any:
+def largest_magnitude(bits: Any, length: int) -> Any:
     """The largest magnitude of a block, as bits: they order as magnitudes do, then comes infinity, then NaN."""
     largest = np.uint32(0)
     for i in range(length):
         size = np.uint32(bits[i] & np.uint32(0x7FFFFFFF))
         largest = size if size > largest else largest
     return largest
+
+
+@codec_entry
+def widen_f16(data_address: int, out_address: int, n_blocks: int, length: int) -> int:
+    """float16 -> float32: the decoder of F16, and how float16 weights are read for any encoder."""
+    data = u16_at(data_address, n_blocks)
+    out = f32_at(out_address, n_blocks)
+    for i in range(n_blocks):
+        out[i] = f16_to_f32(np.uint32(data[i]))
+    return 0
+
+
+@codec_entry
+def widen_bf16(data_address: int, out_address: int, n_blocks: int, length: int) -> int:
+    """bfloat16 -> float32: the decoder of BF16, and how bfloat16 weights are read for any encoder."""
+    data = u16_at(data_address, n_blocks)
+    out = u32_at(out_address, n_blocks)
+    for i in range(n_blocks):
+        out[i] = np.uint32(np.uint32(data[i]) << np.uint32(16))
+    return 0

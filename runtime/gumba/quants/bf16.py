@@ -3,34 +3,39 @@
     byte   0        1
            efffffff seeeeeee        s sign, e exponent (bias 127), f fraction; little-endian
 
-Quantizing rounds to the nearest, ties to even; NumPy has no such type, so arrays of it are uint16.
+In NumPy, which has no such type, so that arrays of it are uint16:
+
+    def dequantize(blocks):  # [n] of dtype -> float32 [n, 1]
+        bits = blocks.astype(np.uint32) << 16
+        return bits.view(np.float32)[:, None]
+
+Quantizing rounds to the nearest, ties to even.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gumba.quants._codec import Codec, Loop
+from gumba.quants._format import FloatFormat, PackField
 
-NAME = "bf16"
-GGML_TYPE = 30
-BLOCK_SIZE = 1
-TYPE_SIZE = 2
-DTYPE = np.dtype("<u2")
+if TYPE_CHECKING:
+    from gumba.jit.jit import Entry
+    from gumba.simd.isa import Isa
+    from gumba.simd.value import Simd, Value
 
 
 @functools.cache
-def loops() -> tuple[Loop, Loop]:
+def loops() -> tuple[Entry, Entry]:
     """The compiled encoder and decoder."""
-    from gumba.quants._compiled import codec_entry, halves_at, words_at
+    from gumba.quants._compiled import codec_entry, u16_at, u32_at, widen_bf16
 
     @codec_entry
     def encode(x_address: int, out_address: int, n_blocks: int, length: int) -> int:
-        x = words_at(x_address, n_blocks)
-        out = halves_at(out_address, n_blocks)
+        x = u32_at(x_address, n_blocks)
+        out = u16_at(out_address, n_blocks)
         largest = np.uint32(0)
         for i in range(n_blocks):
             size = np.uint32(x[i] & np.uint32(0x7FFFFFFF))
@@ -39,30 +44,23 @@ def loops() -> tuple[Loop, Loop]:
             largest = rounded if rounded > largest else largest
         return 1 if largest >= np.uint32(0x7F800000) else 0
 
-    @codec_entry
-    def decode(data_address: int, out_address: int, n_blocks: int, length: int) -> int:
-        data = halves_at(data_address, n_blocks)
-        out = words_at(out_address, n_blocks)
-        for i in range(n_blocks):
-            out[i] = np.uint32(np.uint32(data[i]) << np.uint32(16))
-        return 0
-
-    return encode, decode
+    return encode, widen_bf16
 
 
-_codec = Codec(NAME, BLOCK_SIZE, TYPE_SIZE, loops)
-quantize, dequantize = _codec.quantize, _codec.dequantize
-
-# How the kernels read it -----------------------------------------------------------------------------------------------
-
-#: What a product's activations are turned into first: nothing.
-ACTIVATION = "f32"
-#: What is packed of a block: (byte offset, bytes of an element, elements).
-PACK_FIELDS = ((0, 2, 1),)
-
-
-def unpack(s: Any, isa: Any, address: Any) -> Any:
-    """One column of a packed group, as float32."""
+def unpack(s: Simd, isa: Isa, address: Value) -> Value:
+    """One column of a packed group of rows, as float32."""
     from gumba.simd.value import F32, I16, I32
 
     return (s.load(address, I16, isa.lanes).unsigned_to(I32) << 16).bits(F32, isa.lanes)
+
+
+FORMAT = FloatFormat(
+    name="bf16",
+    ggml_type=30,
+    block_size=1,
+    type_size=2,
+    dtype=np.dtype("<u2"),
+    loops=loops,
+    pack_fields=(PackField(0, 2, 1),),
+    unpack=unpack,
+)

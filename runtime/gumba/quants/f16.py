@@ -3,66 +3,63 @@
     byte   0        1
            ffffffff seeeeeff        s sign, e exponent (bias 15), f fraction; little-endian
 
+In NumPy:
+
+    def dequantize(blocks):  # [n] of dtype -> float32 [n, 1]
+        return blocks[:, None].astype(np.float32)
+
 Quantizing rounds to the nearest, ties to even.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gumba.quants._codec import Codec, Loop
+from gumba.quants._format import FloatFormat, PackField
 
-NAME = "f16"
-GGML_TYPE = 1
-BLOCK_SIZE = 1
-TYPE_SIZE = 2
-DTYPE = np.dtype("<f2")
+if TYPE_CHECKING:
+    from gumba.jit.jit import Entry
+    from gumba.simd.isa import Isa
+    from gumba.simd.value import Simd, Value
 
 
 @functools.cache
-def loops() -> tuple[Loop, Loop]:
+def loops() -> tuple[Entry, Entry]:
     """The compiled encoder and decoder."""
-    from gumba.quants._compiled import codec_entry, float_of_half, floats_at, half_of, halves_at
+    from gumba.quants._compiled import codec_entry, f32_at, f32_to_f16, u16_at, widen_f16
 
     @codec_entry
     def encode(x_address: int, out_address: int, n_blocks: int, length: int) -> int:
-        x = floats_at(x_address, n_blocks)
-        out = halves_at(out_address, n_blocks)
+        x = f32_at(x_address, n_blocks)
+        out = u16_at(out_address, n_blocks)
         largest = np.uint16(0)
         for i in range(n_blocks):
-            half = half_of(x[i])
+            half = f32_to_f16(x[i])
             out[i] = half
             size = np.uint16(half & np.uint16(0x7FFF))
             largest = size if size > largest else largest
         return 1 if largest >= np.uint16(0x7C00) else 0
 
-    @codec_entry
-    def decode(data_address: int, out_address: int, n_blocks: int, length: int) -> int:
-        data = halves_at(data_address, n_blocks)
-        out = floats_at(out_address, n_blocks)
-        for i in range(n_blocks):
-            out[i] = float_of_half(np.uint32(data[i]))
-        return 0
-
-    return encode, decode
+    return encode, widen_f16
 
 
-_codec = Codec(NAME, BLOCK_SIZE, TYPE_SIZE, loops)
-quantize, dequantize = _codec.quantize, _codec.dequantize
-
-# How the kernels read it -----------------------------------------------------------------------------------------------
-
-#: What a product's activations are turned into first: nothing.
-ACTIVATION = "f32"
-#: What is packed of a block: (byte offset, bytes of an element, elements).
-PACK_FIELDS = ((0, 2, 1),)
-
-
-def unpack(s: Any, isa: Any, address: Any) -> Any:
-    """One column of a packed group, as float32."""
+def unpack(s: Simd, isa: Isa, address: Value) -> Value:
+    """One column of a packed group of rows, as float32."""
     from gumba.quants import _registers
 
     return _registers.load_f16(s, isa, address)
+
+
+FORMAT = FloatFormat(
+    name="f16",
+    ggml_type=1,
+    block_size=1,
+    type_size=2,
+    dtype=np.dtype("<f2"),
+    loops=loops,
+    pack_fields=(PackField(0, 2, 1),),
+    unpack=unpack,
+)

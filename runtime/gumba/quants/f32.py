@@ -1,42 +1,48 @@
-"""F32: plain IEEE 754 single precision, 32 bits per weight. Quantizing checks that weights are finite, and copies.
+"""F32: IEEE 754 single precision, 32 bits per weight.
 
-byte   0        1        2        3
-       ffffffff ffffffff efffffff seeeeeee        s sign, e exponent (bias 127), f fraction; little-endian
+    byte   0        1        2        3
+           ffffffff ffffffff efffffff seeeeeee        s sign, e exponent (bias 127), f fraction; little-endian
+
+In NumPy:
+
+    def dequantize(blocks):  # [n] of dtype -> float32 [n, 1]
+        return blocks[:, None].astype(np.float32)
+
+Quantizing copies the weights, and checks that they are finite.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gumba.quants._codec import Codec, Loop
+from gumba.quants._format import FloatFormat, PackField
 
-NAME = "f32"
-GGML_TYPE = 0
-BLOCK_SIZE = 1
-TYPE_SIZE = 4
-DTYPE = np.dtype("<f4")
+if TYPE_CHECKING:
+    from gumba.jit.jit import Entry
+    from gumba.simd.isa import Isa
+    from gumba.simd.value import Simd, Value
 
 
 @functools.cache
-def loops() -> tuple[Loop, Loop]:
+def loops() -> tuple[Entry, Entry]:
     """The compiled encoder and decoder."""
-    from gumba.quants._compiled import codec_entry, largest_size, words_at
+    from gumba.quants._compiled import codec_entry, largest_magnitude, u32_at
 
     @codec_entry
     def encode(x_address: int, out_address: int, n_blocks: int, length: int) -> int:
-        x = words_at(x_address, n_blocks)
-        out = words_at(out_address, n_blocks)
+        x = u32_at(x_address, n_blocks)
+        out = u32_at(out_address, n_blocks)
         for i in range(n_blocks):
             out[i] = x[i]
-        return 1 if largest_size(x, n_blocks) >= np.uint32(0x7F800000) else 0
+        return 1 if largest_magnitude(x, n_blocks) >= np.uint32(0x7F800000) else 0
 
     @codec_entry
     def decode(data_address: int, out_address: int, n_blocks: int, length: int) -> int:
-        data = words_at(data_address, n_blocks)
-        out = words_at(out_address, n_blocks)
+        data = u32_at(data_address, n_blocks)
+        out = u32_at(out_address, n_blocks)
         for i in range(n_blocks):
             out[i] = data[i]
         return 0
@@ -44,19 +50,20 @@ def loops() -> tuple[Loop, Loop]:
     return encode, decode
 
 
-_codec = Codec(NAME, BLOCK_SIZE, TYPE_SIZE, loops)
-quantize, dequantize = _codec.quantize, _codec.dequantize
-
-# How the kernels read it -----------------------------------------------------------------------------------------------
-
-#: What a product's activations are turned into first: nothing.
-ACTIVATION = "f32"
-#: What is packed of a block: (byte offset, bytes of an element, elements).
-PACK_FIELDS = ((0, 4, 1),)
-
-
-def unpack(s: Any, isa: Any, address: Any) -> Any:
-    """One column of a packed group, as float32."""
+def unpack(s: Simd, isa: Isa, address: Value) -> Value:
+    """One column of a packed group of rows, as float32."""
     from gumba.simd.value import F32
 
     return s.load(address, F32, isa.lanes)
+
+
+FORMAT = FloatFormat(
+    name="f32",
+    ggml_type=0,
+    block_size=1,
+    type_size=4,
+    dtype=np.dtype("<f4"),
+    loops=loops,
+    pack_fields=(PackField(0, 4, 1),),
+    unpack=unpack,
+)

@@ -8,41 +8,48 @@
 
     weight[i] = 2 ** (e - 128) * (-1) ** s * (0, 1, 2, 3, 4, 6, 8, 12)[m]
 
-The standard's values are half of these, its scale twice as large. Quantizing: e so that the power of two in the largest
+The standard's values are half of these, its scale twice as large. In NumPy:
+
+    def dequantize(blocks):  # [n] of dtype -> float32 [n, 32]
+        d = np.ldexp(np.float32(1), blocks["e"].astype(np.int32) - 128)[:, None]
+        low, high = blocks["qs"] & 15, blocks["qs"] >> 4
+        codes = np.concatenate([low, high], axis=1)
+        sizes = np.array([0, 1, 2, 3, 4, 6, 8, 12], np.float32)
+        return d * np.where(codes > 8, -sizes[codes & 7], sizes[codes & 7])
+
+Quantizing: e so that the power of two in the largest
 magnitude becomes 8 (at least e = 0); the others go to the nearest value, halfway between two to the smaller one.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gumba.quants._codec import Codec, Loop
+from gumba.quants._format import DotFormat, PackField
 
-NAME = "mxfp4"
-GGML_TYPE = 39
-BLOCK_SIZE = 32
-TYPE_SIZE = 17
-DTYPE = np.dtype([("e", "u1"), ("qs", "u1", 16)])
+if TYPE_CHECKING:
+    from gumba.jit.jit import Entry
+    from gumba.quants._registers import BlockRegisters
+    from gumba.simd.isa import Isa
+    from gumba.simd.value import Simd, Value
 
 
 @functools.cache
-def loops() -> tuple[Loop, Loop]:
+def loops() -> tuple[Entry, Entry]:
     """The compiled encoder and decoder."""
     from gumba.jit.jit import inline
-    from gumba.quants import _compiled as c
-
-    codec_entry, floats_at, words_at, bytes_at = c.codec_entry, c.floats_at, c.words_at, c.bytes_at
-    largest_size, float_of = c.largest_size, c.float_of
+    from gumba.quants._compiled import bits_float, codec_entry, f32_at, largest_magnitude, u8_at, u32_at
 
     @inline
     def scale_of(e: int) -> Any:
         """2 ** (e - 128), for e of 0 and 1 subnormal."""
         normal = np.uint32((np.uint32(e) - np.uint32(1)) << np.uint32(23))
         small = np.uint32(np.uint32(0x00200000) << np.uint32(e & 1))
-        return float_of(small if e < 2 else normal)
+        return bits_float(small if e < 2 else normal)
 
     @inline
     def size_of(m: int) -> Any:
@@ -61,25 +68,25 @@ def loops() -> tuple[Loop, Loop]:
 
     @codec_entry
     def encode(x_address: int, out_address: int, n_blocks: int, length: int) -> int:
-        strange = 0
+        not_finite = 0
         for b in range(n_blocks):
-            x = floats_at(x_address + b * 128, 32)
-            out = bytes_at(out_address + b * 17, 17)
-            largest = largest_size(words_at(x_address + b * 128, 32), length)
+            x = f32_at(x_address + b * 128, 32)
+            out = u8_at(out_address + b * 17, 17)
+            largest = largest_magnitude(u32_at(x_address + b * 128, 32), length)
             if largest >= np.uint32(0x7F800000):
-                strange = 1
+                not_finite = 1
             e = max(np.int32(largest >> np.uint32(23)) - 2, 0)
             d = scale_of(e)
             out[0] = np.uint8(e)
             for i in range(length // 2):
                 out[i + 1] = np.uint8(code_of(x[i], d) | np.int32(code_of(x[i + 16], d) << np.int32(4)))
-        return strange
+        return not_finite
 
     @codec_entry
     def decode(data_address: int, out_address: int, n_blocks: int, length: int) -> int:
         for b in range(n_blocks):
-            data = bytes_at(data_address + b * 17, 17)
-            out = floats_at(out_address + b * 128, 32)
+            data = u8_at(data_address + b * 17, 17)
+            out = f32_at(out_address + b * 128, 32)
             d = scale_of(np.int32(data[0]))
             for i in range(length // 2):
                 for half in range(2):
@@ -91,19 +98,8 @@ def loops() -> tuple[Loop, Loop]:
     return encode, decode
 
 
-_codec = Codec(NAME, BLOCK_SIZE, TYPE_SIZE, loops)
-quantize, dequantize = _codec.quantize, _codec.dequantize
-
-# How the kernels read it -----------------------------------------------------------------------------------------------
-
-#: What a product's activations are turned into first: int8 blocks (``gumba.backends.cpu.kernels.activations_q8``).
-ACTIVATION = "q8"
-#: What is packed of a block: (byte offset, bytes of an element, elements).
-PACK_FIELDS = ((0, 1, 1), (1, 4, 4))
-
-
-def unpack(s: Any, isa: Any, address: Any) -> Any:
-    """A packed block in registers: signed where the instruction set multiplies those, else with 128 added."""
+def unpack(s: Simd, isa: Isa, address: Value) -> Iterator[BlockRegisters]:
+    """A packed block: signed weights where the instruction set multiplies those, else with 128 added."""
     from gumba.quants import _registers
     from gumba.simd.value import F32, I8, I32
 
@@ -117,6 +113,18 @@ def unpack(s: Any, isa: Any, address: Any) -> Any:
     e = s.load(address, I8, isa.lanes).unsigned_to(I32)
     bits = s.select(e.compare(">", 1), (e - 1) << 23, (e + 1) << 21)
     scale = bits.bits(F32, isa.lanes)
-    return _registers.BlockRegisters(
+    yield _registers.BlockRegisters(
         weights, scale, w_max=12 if signed else 140, offset=0 if signed else 128, signed=signed
     )
+
+
+FORMAT = DotFormat(
+    name="mxfp4",
+    ggml_type=39,
+    block_size=32,
+    type_size=17,
+    dtype=np.dtype([("e", "u1"), ("qs", "u1", 16)]),
+    loops=loops,
+    pack_fields=(PackField(0, 1, 1), PackField(1, 4, 4)),  # e, the nibbles in words of 8
+    unpack=unpack,
+)

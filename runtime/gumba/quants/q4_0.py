@@ -6,6 +6,14 @@
 
     weight[i] = d * (q[i] - 8)
 
+In NumPy:
+
+    def dequantize(blocks):  # [n] of dtype -> float32 [n, 32]
+        d = blocks["d"].astype(np.float32)[:, None]
+        low, high = blocks["qs"] & 15, blocks["qs"] >> 4
+        q = np.concatenate([low, high], axis=1).astype(np.float32)
+        return d * (q - 8)
+
 Quantizing: d = m / -8, where m is the weight of largest magnitude (the first of equals) with its sign, so that m
 becomes exactly q = 0; the others q = weight / d + 8.5 cut to an integer, at most 15. q comes from d as float32; only
 what is stored is rounded to float16.
@@ -14,61 +22,63 @@ what is stored is rounded to float16.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gumba.quants._codec import Codec, Loop
+from gumba.quants._format import DotFormat, PackField
 
-NAME = "q4_0"
-GGML_TYPE = 2
-BLOCK_SIZE = 32
-TYPE_SIZE = 18
-DTYPE = np.dtype([("d", "<f2"), ("qs", "u1", 16)])
+if TYPE_CHECKING:
+    from gumba.jit.jit import Entry
+    from gumba.quants._registers import BlockRegisters
+    from gumba.simd.isa import Isa
+    from gumba.simd.value import Simd, Value
 
 
 @functools.cache
-def loops() -> tuple[Loop, Loop]:
+def loops() -> tuple[Entry, Entry]:
     """The compiled encoder and decoder."""
-    from gumba.quants import _compiled as c
-
-    codec_entry, floats_at, words_at, bytes_at = c.codec_entry, c.floats_at, c.words_at, c.bytes_at
-    largest_size, inverse, nibble, read_half, write_half = (
-        c.largest_size,
-        c.inverse,
-        c.nibble,
-        c.read_half,
-        c.write_half,
+    from gumba.quants._compiled import (
+        codec_entry,
+        f32_at,
+        inverse_or_zero,
+        largest_magnitude,
+        read_f16,
+        to_nibble,
+        u8_at,
+        u32_at,
+        write_f16,
     )
 
     @codec_entry
     def encode(x_address: int, out_address: int, n_blocks: int, length: int) -> int:
-        strange = 0
+        not_finite = 0
         for b in range(n_blocks):
-            x = floats_at(x_address + b * 128, 32)
-            bits = words_at(x_address + b * 128, 32)
-            out = bytes_at(out_address + b * 18, 18)
-            largest = largest_size(bits, length)
+            x = f32_at(x_address + b * 128, 32)
+            bits = u32_at(x_address + b * 128, 32)
+            out = u8_at(out_address + b * 18, 18)
+            largest = largest_magnitude(bits, length)
             at = np.int32(31)
             for i in range(length):
                 here = np.int32(i) if np.uint32(bits[i] & np.uint32(0x7FFFFFFF)) == largest else np.int32(31)
                 at = here if here < at else at
             d = x[at] / np.float32(-8)
-            if not write_half(out, 0, d):
-                strange = 1
-            over_d = inverse(d)
+            if not write_f16(out, 0, d):
+                not_finite = 1
+            over_d = inverse_or_zero(d)
             for i in range(length // 2):
-                low = nibble(x[i] * over_d + np.float32(8.5))
-                high = nibble(x[i + 16] * over_d + np.float32(8.5))
+                low = to_nibble(x[i] * over_d + np.float32(8.5))
+                high = to_nibble(x[i + 16] * over_d + np.float32(8.5))
                 out[i + 2] = np.uint8(low | np.int32(high << np.int32(4)))
-        return strange
+        return not_finite
 
     @codec_entry
     def decode(data_address: int, out_address: int, n_blocks: int, length: int) -> int:
         for b in range(n_blocks):
-            data = bytes_at(data_address + b * 18, 18)
-            out = floats_at(out_address + b * 128, 32)
-            d = read_half(data, 0)
+            data = u8_at(data_address + b * 18, 18)
+            out = f32_at(out_address + b * 128, 32)
+            d = read_f16(data, 0)
             for i in range(length // 2):
                 q = np.int32(data[i + 2])
                 out[i] = d * np.float32(np.int32(q & np.int32(15)) - np.int32(8))
@@ -78,20 +88,21 @@ def loops() -> tuple[Loop, Loop]:
     return encode, decode
 
 
-_codec = Codec(NAME, BLOCK_SIZE, TYPE_SIZE, loops)
-quantize, dequantize = _codec.quantize, _codec.dequantize
-
-# How the kernels read it -----------------------------------------------------------------------------------------------
-
-#: What a product's activations are turned into first: int8 blocks (``gumba.backends.cpu.kernels.activations_q8``).
-ACTIVATION = "q8"
-#: What is packed of a block: (byte offset, bytes of an element, elements).
-PACK_FIELDS = ((0, 2, 1), (2, 4, 4))
-
-
-def unpack(s: Any, isa: Any, address: Any) -> Any:
-    """A packed block in registers. The nibbles stay unsigned; the 8 is taken off where a dot product starts."""
+def unpack(s: Simd, isa: Isa, address: Value) -> Iterator[BlockRegisters]:
+    """A packed block. The nibbles stay unsigned; the 8 is subtracted where a dot product starts."""
     from gumba.quants import _registers
 
     weights = _registers.nibbles(s, isa, address + 2 * isa.lanes)
-    return _registers.BlockRegisters(weights, _registers.load_f16(s, isa, address), w_max=15, offset=8)
+    yield _registers.BlockRegisters(weights, _registers.load_f16(s, isa, address), w_max=15, offset=8)
+
+
+FORMAT = DotFormat(
+    name="q4_0",
+    ggml_type=2,
+    block_size=32,
+    type_size=18,
+    dtype=np.dtype([("d", "<f2"), ("qs", "u1", 16)]),
+    loops=loops,
+    pack_fields=(PackField(0, 2, 1), PackField(2, 4, 4)),  # d, the nibbles in words of 8
+    unpack=unpack,
+)

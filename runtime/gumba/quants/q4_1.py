@@ -6,6 +6,15 @@
 
     weight[i] = d * q[i] + m
 
+In NumPy:
+
+    def dequantize(blocks):  # [n] of dtype -> float32 [n, 32]
+        d = blocks["d"].astype(np.float32)[:, None]
+        m = blocks["m"].astype(np.float32)[:, None]
+        low, high = blocks["qs"] & 15, blocks["qs"] >> 4
+        q = np.concatenate([low, high], axis=1).astype(np.float32)
+        return d * q + m
+
 Quantizing: m = smallest weight (-0 before +0), d = (largest - m) / 15, q = (weight - m) / d + 0.5 cut to an integer.
 q comes from d and m as float32; only what is stored is rounded to float16.
 """
@@ -13,63 +22,71 @@ q comes from d and m as float32; only what is stored is rounded to float16.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gumba.quants._codec import Codec, Loop
+from gumba.quants._format import DotFormat, PackField
 
-NAME = "q4_1"
-GGML_TYPE = 3
-BLOCK_SIZE = 32
-TYPE_SIZE = 20
-DTYPE = np.dtype([("d", "<f2"), ("m", "<f2"), ("qs", "u1", 16)])
+if TYPE_CHECKING:
+    from gumba.jit.jit import Entry
+    from gumba.quants._registers import BlockRegisters
+    from gumba.simd.isa import Isa
+    from gumba.simd.value import Simd, Value
 
 
 @functools.cache
-def loops() -> tuple[Loop, Loop]:
+def loops() -> tuple[Entry, Entry]:
     """The compiled encoder and decoder."""
     from gumba.jit.jit import inline
-    from gumba.quants import _compiled as c
-
-    codec_entry, floats_at, words_at, bytes_at = c.codec_entry, c.floats_at, c.words_at, c.bytes_at
-    float_of, inverse, nibble, read_half, write_half = c.float_of, c.inverse, c.nibble, c.read_half, c.write_half
+    from gumba.quants._compiled import (
+        bits_float,
+        codec_entry,
+        f32_at,
+        inverse_or_zero,
+        read_f16,
+        to_nibble,
+        u8_at,
+        u32_at,
+        write_f16,
+    )
 
     @inline
     def ordered(bits: int) -> Any:
-        """A float's bits as an integer that orders as floats do, NaN outermost; its own inverse."""
+        """A float's bits as an integer that orders as floats do, NaN outermost; its own inverse_or_zero."""
         return np.int32(bits) ^ np.int32(np.int32(np.int32(bits) >> np.int32(31)) & np.int32(0x7FFFFFFF))
 
     @codec_entry
     def encode(x_address: int, out_address: int, n_blocks: int, length: int) -> int:
-        strange = 0
+        not_finite = 0
         for b in range(n_blocks):
-            x = floats_at(x_address + b * 128, 32)
-            bits = words_at(x_address + b * 128, 32)
-            out = bytes_at(out_address + b * 20, 20)
+            x = f32_at(x_address + b * 128, 32)
+            bits = u32_at(x_address + b * 128, 32)
+            out = u8_at(out_address + b * 20, 20)
             lowest, highest = np.int32(0x7FFFFFFF), np.int32(-0x7FFFFFFF)
             for i in range(length):
                 key = np.int32(ordered(bits[i]))
                 lowest = key if key < lowest else lowest
                 highest = key if key > highest else highest
-            m = float_of(np.uint32(ordered(lowest)))
-            d = (float_of(np.uint32(ordered(highest))) - m) / np.float32(15)
-            if not (write_half(out, 0, d) & write_half(out, 2, m)):
-                strange = 1
-            over_d = inverse(d)
+            m = bits_float(np.uint32(ordered(lowest)))
+            d = (bits_float(np.uint32(ordered(highest))) - m) / np.float32(15)
+            if not (write_f16(out, 0, d) & write_f16(out, 2, m)):
+                not_finite = 1
+            over_d = inverse_or_zero(d)
             for i in range(length // 2):
-                low = nibble((x[i] - m) * over_d + np.float32(0.5))
-                high = nibble((x[i + 16] - m) * over_d + np.float32(0.5))
+                low = to_nibble((x[i] - m) * over_d + np.float32(0.5))
+                high = to_nibble((x[i + 16] - m) * over_d + np.float32(0.5))
                 out[i + 4] = np.uint8(low | np.int32(high << np.int32(4)))
-        return strange
+        return not_finite
 
     @codec_entry
     def decode(data_address: int, out_address: int, n_blocks: int, length: int) -> int:
         for b in range(n_blocks):
-            data = bytes_at(data_address + b * 20, 20)
-            out = floats_at(out_address + b * 128, 32)
-            d = read_half(data, 0)
-            m = read_half(data, 2)
+            data = u8_at(data_address + b * 20, 20)
+            out = f32_at(out_address + b * 128, 32)
+            d = read_f16(data, 0)
+            m = read_f16(data, 2)
             for i in range(length // 2):
                 q = np.int32(data[i + 4])
                 out[i] = d * np.float32(np.int32(q & np.int32(15))) + m
@@ -79,22 +96,22 @@ def loops() -> tuple[Loop, Loop]:
     return encode, decode
 
 
-_codec = Codec(NAME, BLOCK_SIZE, TYPE_SIZE, loops)
-quantize, dequantize = _codec.quantize, _codec.dequantize
-
-# How the kernels read it -----------------------------------------------------------------------------------------------
-
-#: What a product's activations are turned into first: int8 blocks (``gumba.backends.cpu.kernels.activations_q8``).
-ACTIVATION = "q8"
-#: What is packed of a block: (byte offset, bytes of an element, elements).
-PACK_FIELDS = ((0, 2, 1), (2, 2, 1), (4, 4, 4))
-
-
-def unpack(s: Any, isa: Any, address: Any) -> Any:
-    """A packed block in registers."""
+def unpack(s: Simd, isa: Isa, address: Value) -> Iterator[BlockRegisters]:
+    """A packed block, with its minimum."""
     from gumba.quants import _registers
 
     scale, minimum = (_registers.load_f16(s, isa, address + 2 * isa.lanes * i) for i in range(2))
-    return _registers.BlockRegisters(
-        _registers.nibbles(s, isa, address + 4 * isa.lanes), scale, w_max=15, minimum=minimum
-    )
+    weights = _registers.nibbles(s, isa, address + 4 * isa.lanes)
+    yield _registers.BlockRegisters(weights, scale, w_max=15, minimum=minimum)
+
+
+FORMAT = DotFormat(
+    name="q4_1",
+    ggml_type=3,
+    block_size=32,
+    type_size=20,
+    dtype=np.dtype([("d", "<f2"), ("m", "<f2"), ("qs", "u1", 16)]),
+    loops=loops,
+    pack_fields=(PackField(0, 2, 1), PackField(2, 2, 1), PackField(4, 4, 4)),  # d, m, the nibbles in words of 8
+    unpack=unpack,
+)

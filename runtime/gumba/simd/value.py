@@ -105,6 +105,10 @@ class Value:
         """Logical shift: zeros come in from the left."""
         return self._with(self.b.lshr(self.ir, self._other(o)))
 
+    def shift_right_signed(self, bits: int) -> Value:
+        """Arithmetic shift: copies of the sign come in from the left."""
+        return self._with(self.b.ashr(self.ir, self._other(bits)))
+
     def compare(self, operator: str, o: Value | int | float) -> Value:
         """Lane-wise comparison (integers signed, floats ordered), for ``Simd.select``."""
         compare = self.b.fcmp_ordered if self.is_float else self.b.icmp_signed

@@ -96,7 +96,7 @@ def runs(type: str) -> bool:
     formats = next((each for start, each in _MIXTURES.items() if plain.startswith(start)), None)
     if formats is None:
         formats = (plain.lower(),) if plain else ()
-    known = {module.NAME for module in quants.FORMATS.values()}
+    known = {format.name for format in quants.FORMATS.values()}
     return all(each in known for each in formats)
 
 

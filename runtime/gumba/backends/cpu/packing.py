@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import ModuleType
 
 import numpy as np
 
 from gumba.jit.jit import entry, inline
+from gumba.quants import BlockFormat, DotFormat
 from gumba.simd.isa import Isa
 from gumba.simd.memory import load_i8, load_i16, load_i32, load_i64, store_i8, store_i16, store_i32
 from gumba.simd.value import I16, I32, Simd, Value, simd_function
@@ -28,11 +28,11 @@ CHUNK_BYTES = 2 << 20
 ROW_ALIGN = 64
 
 
-def _turn(element, flip_bits):
+def _transpose(element, flip_bits):
     """4 elements of 4 rows to 4 rows of 4 elements; ``flip`` is XORed into 4-byte elements."""
 
     @simd_function("void(i8, i8, i8, i8, i8)")
-    def turn(s: Simd, source: Value, row_bytes: Value, target: Value, target_bytes: Value, flip: Value) -> None:
+    def transpose(s: Simd, source: Value, row_bytes: Value, target: Value, target_bytes: Value, flip: Value) -> None:
         rows = [s.load(source + row_bytes * r, element, 4) for r in range(4)]
         if flip_bits:
             mask = s.splat(flip.to(I32), 4)
@@ -45,10 +45,10 @@ def _turn(element, flip_bits):
             s.store(target + target_bytes * i, s.shuffle(both, [0, 1, 4, 5]))
             s.store(target + target_bytes * (i + 1), s.shuffle(both, [2, 3, 6, 7]))
 
-    return turn
+    return transpose
 
 
-_turn_words, _turn_halves = _turn(I32, True), _turn(I16, False)
+_transpose_4_bytes, _transpose_2_bytes = _transpose(I32, True), _transpose(I16, False)
 
 
 @inline
@@ -63,31 +63,31 @@ def _copy(target, source, width, mask):
 
 
 @entry("void(i8, i8, i8, i8, i8, i8, i8, i8, i8)")
-def interleave(source, row_bytes, target, n_groups, lanes, n_blocks, pieces, n_pieces, flip):
+def interleave(source, row_bytes, target, n_groups, lanes, n_blocks, fields, n_fields, flip):
     """Pack ``n_groups`` groups of ``lanes`` (a multiple of 4) rows at ``source``, ``row_bytes`` each, into ``target``.
 
-    ``pieces``: address of int64 [n_pieces, 3]: offset in the block, bytes of an element, elements; ``flip``: XORed into 4-byte
+    ``fields``: address of int64 [n_fields, 3]: offset in the block, bytes of an element, elements; ``flip``: XORed into 4-byte
     elements.
     """
     block_bytes = 0
-    for p in range(n_pieces):
-        end = load_i64(pieces + 24 * p) + load_i64(pieces + 24 * p + 8) * load_i64(pieces + 24 * p + 16)
+    for f in range(n_fields):
+        end = load_i64(fields + 24 * f) + load_i64(fields + 24 * f + 8) * load_i64(fields + 24 * f + 16)
         block_bytes = max(block_bytes, end)
     for _ in range(n_groups):
         for b in range(n_blocks):
-            for p in range(n_pieces):
-                at = source + b * block_bytes + load_i64(pieces + 24 * p)
-                width = load_i64(pieces + 24 * p + 8)
-                count = load_i64(pieces + 24 * p + 16)
+            for f in range(n_fields):
+                at = source + b * block_bytes + load_i64(fields + 24 * f)
+                width = load_i64(fields + 24 * f + 8)
+                count = load_i64(fields + 24 * f + 16)
                 e = 0
                 if width > 1:
                     while e + 4 <= count:
                         for lane in range(0, lanes, 4):
                             from_rows = at + lane * row_bytes + e * width
                             if width == 4:
-                                _turn_words(from_rows, row_bytes, target + lane * 4, lanes * 4, flip)
+                                _transpose_4_bytes(from_rows, row_bytes, target + lane * 4, lanes * 4, flip)
                             else:
-                                _turn_halves(from_rows, row_bytes, target + lane * 2, lanes * 2, flip)
+                                _transpose_2_bytes(from_rows, row_bytes, target + lane * 2, lanes * 2, flip)
                         e += 4
                         target += 4 * lanes * width
                 while e < count:
@@ -105,7 +105,7 @@ class PackedMatrix:
     ``data``: uint8, one run per group of ``lanes`` rows; ``n_blocks``: blocks (or single columns of a float format) per row.
     """
 
-    format: ModuleType
+    format: BlockFormat
     rows: int
     columns: int
     n_blocks: int
@@ -126,11 +126,11 @@ def aligned_empty(n_bytes: int, alignment: int = 64) -> np.ndarray:
 
 
 def allocate_packed(
-    format: ModuleType, n_rows: int, columns: int, isa: Isa, memory: Callable[[int], np.ndarray] = aligned_empty
+    format: BlockFormat, n_rows: int, columns: int, isa: Isa, memory: Callable[[int], np.ndarray] = aligned_empty
 ) -> PackedMatrix:
     """A matrix whose data is yet to be packed. ``memory(n)`` gives n bytes, 64-byte aligned."""
-    n_blocks = columns // getattr(format, "PACKED_BLOCK_SIZE", format.BLOCK_SIZE)
-    group_bytes = n_blocks * sum(width * count for _, width, count in format.PACK_FIELDS) * isa.lanes
+    n_blocks = columns // format.packed_block_size
+    group_bytes = n_blocks * format.packed_block_bytes * isa.lanes
     n_groups = -(-n_rows // isa.lanes)
     return PackedMatrix(format, n_rows, columns, n_blocks, n_groups, group_bytes, memory(n_groups * group_bytes))
 
@@ -144,26 +144,26 @@ def chunks(matrix: PackedMatrix) -> Iterator[tuple[int, int]]:
 
 def pack(matrix: PackedMatrix, isa: Isa, rows: np.ndarray, first: int, last: int) -> None:
     """Pack groups ``first`` up to ``last``. ``rows``: their rows as the file has them, uint8 [count, bytes of a row]."""
-    format, lanes = matrix.format, isa.lanes
-    if hasattr(format, "to_packed"):  # a format whose bits are rearranged first, into smaller blocks
-        rows = format.to_packed(rows)
+    format, lanes, flip = matrix.format, isa.lanes, 0
+    if isinstance(format, DotFormat):
+        rows = rows if format.to_packed is None else format.to_packed(rows)
+        flip = 0 if isa.dot_signed is not None else format.sign_flip
     short = (last - first) * lanes - len(rows)
     if short:
         rows = np.concatenate([rows, np.zeros((short, rows.shape[1]), np.uint8)])
     rows = np.ascontiguousarray(rows)
-    pieces, n_blocks = np.array(format.PACK_FIELDS, np.int64), matrix.n_blocks
-    if len(pieces) == 1:  # a run of equal elements: the whole row at once
-        pieces[0, 2] *= n_blocks
+    fields, n_blocks = np.array(format.pack_fields, np.int64), matrix.n_blocks
+    if len(fields) == 1:  # a run of equal elements: the whole row at once
+        fields[0, 2] *= n_blocks
         n_blocks = 1
-    flip = 0 if isa.dot_signed is not None else getattr(format, "SIGN_FLIP", 0)
     interleave(
         int(rows.ctypes.data), rows.shape[1], matrix.address + first * matrix.group_bytes, last - first, lanes, n_blocks,
-        int(pieces.ctypes.data), len(pieces), flip,
+        int(fields.ctypes.data), len(fields), flip,
     )  # fmt: skip
 
 
 def pack_matrix(
-    format: ModuleType, n_rows: int, columns: int, read: Callable[[int, int], np.ndarray], isa: Isa
+    format: BlockFormat, n_rows: int, columns: int, read: Callable[[int, int], np.ndarray], isa: Isa
 ) -> PackedMatrix:
     """Pack a whole matrix of ``n_rows`` rows for ``isa``, on this thread.
 

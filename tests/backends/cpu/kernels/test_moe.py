@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import numpy as np
 import pytest
 
 from gumba.backends.cpu.kernels.moe import WEIGHTS
+from gumba.quants import BlockFormat
 from gumba.simd.isa import Isa
 from support import kernel_setups
 from support.kernel_harness import ISAS, isa_id, same_bits
@@ -71,7 +70,7 @@ def test_entries_of_any_number(n: int, n_experts: int, n_used: int) -> None:
 
 
 @pytest.mark.parametrize("format", kernel_setups.ALL_FORMATS, ids=isa_id)
-def test_products_of_every_format(format: ModuleType) -> None:
+def test_products_of_every_format(format: BlockFormat) -> None:
     kernel_setups.setup_expert_matmul(ISA, format).check()
 
 

@@ -22,8 +22,9 @@ from gumba.simd.value import F32, I8, I32, Simd, Value, simd_function
 COLUMNS = 32
 BYTES = 64
 SCALE, SUM = 32, 36
-#: Where the start value for weights stored with this offset lies (two of them for halves of a block).
-STARTS = {8: (40,), 128: (44,), 32: (48, 52)}
+#: Where the start values of dot products lie: for weights stored with this offset added, of a whole block, and of its halves.
+WHOLE_STARTS = {8: 40, 128: 44}
+HALF_STARTS = ({32: 48}, {32: 52})
 
 _ROUND = 12582912.0  # 1.5 * 2^23: adding and subtracting it rounds to an integer, to nearest even
 
@@ -56,10 +57,21 @@ def quantize_block(s: Simd, x: Value, out: Value) -> None:
     total = sums[0] + sums[1]
     s.store(out + SCALE, scale)
     s.store(out + SUM, scale * total.to(F32))
-    s.store(out + STARTS[8][0], total * -8)
-    s.store(out + STARTS[128][0], total * -128)
-    s.store(out + STARTS[32][0], sums[0] * -32)
-    s.store(out + STARTS[32][1], sums[1] * -32)
+    for offset, at in WHOLE_STARTS.items():
+        s.store(out + at, total * -offset)
+    for half, starts in enumerate(HALF_STARTS):
+        for offset, at in starts.items():
+            s.store(out + at, sums[half] * -offset)
+
+
+def load_start(s: Simd, x: Value, offset: int, half: int | None) -> Value:
+    """-``offset`` times the sum of a block's integers, or of those of its first or second ``half``: the start of a dot product
+    whose weights are stored with ``offset`` added. An offset for which the block has no such number costs a multiplication."""
+    starts = WHOLE_STARTS if half is None else HALF_STARTS[half]
+    if offset in starts:
+        return s.load(x + starts[offset], I32)
+    stored, at = next(iter(starts.items()))
+    return (s.load(x + at, I32) * offset).shift_right_signed(stored.bit_length() - 1)
 
 
 @inline

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import functools
-from types import ModuleType
 
 from gumba.backends.cpu.kernels.record import N_TOKENS, TOKENS, Kernel, kernel, share
 from gumba.jit.jit import Inline, inline
+from gumba.quants import BlockFormat, DotFormat, FloatFormat
+from gumba.quants._format import DOT_COLUMNS
+from gumba.quants._registers import BlockRegisters
 from gumba.simd.isa import Isa
 from gumba.simd.memory import load_f32, load_i8, load_i32, load_i64, store_f32
 from gumba.simd.value import F32, I32, Simd, Value, simd_function
 
-#: Bytes of scratch per thread: a spilled block of the widest instruction set.
+#: Bytes of scratch per thread: 32 columns of a packed block of the widest instruction set.
 SCRATCH = 1024
 
 
 @functools.cache
-def embed(format: ModuleType, isa: Isa) -> Kernel:
+def embed(format: BlockFormat, isa: Isa) -> Kernel:
     """out[t] = w[tokens[t] mod n_rows]: where a model tells types of tokens apart, ids say the type, too.
 
     ``scratch``: 64-byte aligned memory, SCRATCH bytes for each thread.
     """
     lanes = isa.lanes
-    read_row = (_float_row if format.ACTIVATION == "f32" else _block_row)(format, isa)
+    read_row = _float_row(format, isa) if isinstance(format, FloatFormat) else _dot_row(format, isa)
 
-    @kernel(variant=f"{format.NAME},{isa.name}")
+    @kernel(variant=f"{format.name},{isa.name}")
     def embed(batch, thread, n_threads, w, n_rows, group_bytes, n_blocks, scratch, out, out_stride):
         n = load_i64(batch + N_TOKENS)
         tokens = load_i64(batch + TOKENS)
@@ -36,14 +38,9 @@ def embed(format: ModuleType, isa: Isa) -> Kernel:
     return embed
 
 
-def _block_bytes(format: ModuleType, isa: Isa) -> int:
-    """Bytes of a packed block."""
-    return sum(width * count for _, width, count in format.PACK_FIELDS) * isa.lanes
-
-
-def _float_row(format: ModuleType, isa: Isa) -> Inline:
+def _float_row(format: FloatFormat, isa: Isa) -> Inline:
     """A function that writes one lane of a packed group of floats to ``out``."""
-    block_bytes = _block_bytes(format, isa)
+    block_bytes = format.packed_block_bytes * isa.lanes
 
     @simd_function("void(i8, i8)")
     def column(s: Simd, w: Value, scratch: Value) -> None:
@@ -58,15 +55,14 @@ def _float_row(format: ModuleType, isa: Isa) -> Inline:
     return read_row
 
 
-def _block_row(format: ModuleType, isa: Isa) -> Inline:
+def _dot_row(format: DotFormat, isa: Isa) -> Inline:
     """A function that writes one lane of a packed group of blocks to ``out``."""
-    lanes, block_bytes = isa.lanes, _block_bytes(format, isa)
-    # The scratch block: 32 x lanes weights as bytes, then per lane: scale, minimum, two sub-block factors.
-    SCALE, MINIMUM, SUB = 32 * lanes, 36 * lanes, 40 * lanes
+    lanes, block_bytes = isa.lanes, format.packed_block_bytes * isa.lanes
+    n_parts = format.packed_block_size // DOT_COLUMNS
+    # Scratch for a part: 32 x lanes weights as bytes, then for each lane scale, minimum and two factors, then the bias.
+    SCALE, MINIMUM, SUB, BIAS = 32 * lanes, 36 * lanes, 40 * lanes, 48 * lanes
 
-    @simd_function("void(i8, i8)")
-    def spill(s: Simd, w: Value, scratch: Value) -> None:
-        block = format.unpack(s, isa, w)
+    def spill_part(s: Simd, block: BlockRegisters, scratch: Value) -> None:
         for j, register in enumerate(block.weights):
             stored = register if block.signed else register ^ -128  # as signed bytes, 128 less
             s.store(scratch + 4 * lanes * j, stored)
@@ -76,18 +72,28 @@ def _block_row(format: ModuleType, isa: Isa) -> Inline:
         for half in range(2):
             factor = block.sub[half] if block.sub is not None else s.constant(1, I32, lanes)
             s.store(scratch + SUB + 4 * lanes * half, factor.to(F32))
-        s.store(scratch + SUB + 8 * lanes, s.constant(bias, F32))
+        s.store(scratch + BIAS, s.constant(bias, F32))
+
+    @simd_function("void(i8, i8, i8)")
+    def spill(s: Simd, w: Value, part: Value, scratch: Value) -> None:
+        for i, block in enumerate(format.unpack(s, isa, w)):
+            if n_parts == 1:
+                spill_part(s, block, scratch)
+                continue
+            with s.when(part.compare("==", i)):
+                spill_part(s, block, scratch)
 
     @inline
     def read_row(group, lane, n_blocks, scratch, out):
         for b in range(n_blocks):
-            spill(group + b * block_bytes, scratch)
-            scale = load_f32(scratch + SCALE + 4 * lane)
-            minimum = load_f32(scratch + MINIMUM + 4 * lane)
-            bias = load_f32(scratch + SUB + 8 * lanes)
-            for c in range(32):
-                factor = scale * load_f32(scratch + SUB + (c // 16) * 4 * lanes + 4 * lane)
-                value = load_i8(scratch + (c // 4) * 4 * lanes + 4 * lane + c % 4) + bias
-                store_f32(out + (b * 32 + c) * 4, factor * value + minimum)
+            for part in range(n_parts):
+                spill(group + b * block_bytes, part, scratch)
+                scale = load_f32(scratch + SCALE + 4 * lane)
+                minimum = load_f32(scratch + MINIMUM + 4 * lane)
+                bias = load_f32(scratch + BIAS)
+                for c in range(32):
+                    factor = scale * load_f32(scratch + SUB + (c // 16) * 4 * lanes + 4 * lane)
+                    value = load_i8(scratch + (c // 4) * 4 * lanes + 4 * lane + c % 4) + bias
+                    store_f32(out + ((b * n_parts + part) * 32 + c) * 4, factor * value + minimum)
 
     return read_row

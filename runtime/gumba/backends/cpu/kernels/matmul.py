@@ -14,18 +14,27 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 from gumba.backends.cpu.kernels import activations_q8
 from gumba.backends.cpu.kernels.record import Kernel, kernel, share
 from gumba.jit.jit import inline
+from gumba.quants import BlockFormat, DotFormat, FloatFormat
+from gumba.quants._format import DOT_COLUMNS
 from gumba.quants._registers import BlockRegisters
 from gumba.simd.isa import Isa
 from gumba.simd.memory import load_i64
 from gumba.simd.value import F32, I8, I32, Simd, Value, Variable, simd_function
 
+#: Tokens that a thread multiplies with all its rows before it goes on to the next ones.
 TOKEN_BLOCK = 128
+
+
+def _prefetch(s: Simd, address: Value, n_bytes: int) -> None:
+    """Prefetch the next group's lines; not for one token alone, which is bound by memory: there the processor's own
+    prefetching does as well."""
+    for line in range(0, n_bytes, 64):
+        s.prefetch(address + line)
 
 
 def _finish(s: Simd, accs: list[Variable], out: Value, out_stride: Value, residual: Value) -> None:
@@ -40,13 +49,13 @@ def _dots(s: Simd, isa: Isa, w: BlockRegisters, tokens: Sequence[Value]) -> list
     """The integer dot products of a packed weight block with the activation blocks at ``tokens``."""
     dot = isa.dot_signed if w.signed and isa.dot_signed is not None else isa.dot_unsigned
 
-    def part(half: int, first: int, last: int) -> list[Value]:
-        """Of weight registers ``first`` up to ``last``."""
+    def part(half: int | None, first: int, last: int) -> list[Value]:
+        """The products of weight registers ``first`` up to ``last``: one half of the block, or all of it."""
         weights = w.weights[first:last]
         if w.offset == 0:
             starts = [s.zero(I32, isa.lanes)] * len(tokens)
         else:
-            starts = [s.splat(s.load(x + activations_q8.STARTS[w.offset][half], I32), isa.lanes) for x in tokens]
+            starts = [s.splat(activations_q8.load_start(s, x, w.offset, half), isa.lanes) for x in tokens]
         if isa.dot_tile is not None and len(tokens) > 1:
             return isa.dot_tile(s, starts, weights, [x + 4 * first for x in tokens], w.w_max, w.signed)
         words = [[s.load(x + 4 * j, I32) for j in range(first, last)] for x in tokens]
@@ -54,7 +63,7 @@ def _dots(s: Simd, isa: Isa, w: BlockRegisters, tokens: Sequence[Value]) -> list
         return [dot(s, start, weights, a, w.w_max) for start, a in zip(starts, acts)]
 
     if w.sub is None:
-        return part(0, 0, 8)
+        return part(None, 0, 8)
     return [low * w.sub[0] + high * w.sub[1] for low, high in zip(part(0, 0, 4), part(1, 4, 8))]
 
 
@@ -75,13 +84,42 @@ def dot_block(s: Simd, isa: Isa, w: BlockRegisters, x: Value, acc: Value) -> Val
     return dot_blocks(s, isa, w, [x], [acc])[0]
 
 
-def _tiles(format: ModuleType, isa: Isa, tokens: int) -> Any:
-    """A compiled loop that takes ``tokens`` tokens at a time, for one group of rows; returns the first token left over."""
-    block_bytes = sum(width * count for _, width, count in format.PACK_FIELDS) * isa.lanes
-    is_float = format.ACTIVATION == "f32"
-    x_bytes = (
-        4 if is_float else activations_q8.BYTES
-    )  # of the activations that meet one block (of a float format: one column)
+def _float_tile(format: FloatFormat, isa: Isa, tokens: int) -> Any:
+    """A compiled function: one group of rows with ``tokens`` rows of float32."""
+    column_bytes = format.packed_block_bytes * isa.lanes
+
+    @simd_function("void(i8, i8, i8, i8, i8, i8, i8)")
+    def tile(
+        s: Simd, w: Value, x: Value, x_stride: Value, out: Value, out_stride: Value, residual: Value, n_blocks: Value
+    ) -> None:
+        # Even and odd columns apart: a sum waits for its last addition, so two of them run twice as fast as one.
+        even, odd = ([s.variable(s.zero(F32, isa.lanes)) for _ in range(tokens)] for _ in range(2))
+        next_group = w + n_blocks * column_bytes
+
+        def column(sums: list[Variable], k: Value) -> None:
+            if tokens > 1:
+                _prefetch(s, next_group + k * column_bytes, column_bytes)
+            weights = format.unpack(s, isa, w + k * column_bytes)
+            at = [x + x_stride * t + k * 4 for t in range(tokens)]
+            for t, acc in enumerate(sums):
+                acc.set(isa.multiply_add(s, s.splat(s.load(at[t], F32), isa.lanes), weights, acc.get()))
+
+        with s.loop(n_blocks & -2, step=2) as k:
+            column(even, k)
+            column(odd, k + 1)
+        with s.when((n_blocks & 1).compare("==", 1)):
+            column(even, n_blocks - 1)
+        for acc, other in zip(even, odd):
+            acc.set(acc.get() + other.get())
+        _finish(s, even, out, out_stride, residual)
+
+    return tile
+
+
+def _dot_tile(format: DotFormat, isa: Isa, tokens: int) -> Any:
+    """A compiled function: one group of rows with ``tokens`` rows of int8 blocks."""
+    block_bytes = format.packed_block_bytes * isa.lanes
+    x_bytes = format.packed_block_size // DOT_COLUMNS * activations_q8.BYTES  # of the activations that meet one block
 
     @simd_function("void(i8, i8, i8, i8, i8, i8, i8)")
     def tile(
@@ -90,36 +128,27 @@ def _tiles(format: ModuleType, isa: Isa, tokens: int) -> Any:
         accs = [s.variable(s.zero(F32, isa.lanes)) for _ in range(tokens)]
         next_group = w + n_blocks * block_bytes
 
-        def column(sums: list[Variable], k: Value) -> None:
-            if tokens > 1:  # one token alone is bound by memory: there the processor's own prefetching does as well
-                for line in range(0, block_bytes, 64):
-                    s.prefetch(next_group + k * block_bytes + line)
-            block = format.unpack(s, isa, w + k * block_bytes)
-            at = [x + x_stride * t + k * x_bytes for t in range(tokens)]
-            if is_float:
-                for t, acc in enumerate(sums):
-                    acc.set(isa.multiply_add(s, s.splat(s.load(at[t], F32), isa.lanes), block, acc.get()))
-            elif isa.dot_tile is not None:
-                for acc, value in zip(sums, dot_blocks(s, isa, block, at, [acc.get() for acc in sums])):
+        def dot_part(block: BlockRegisters, at: list[Value]) -> None:
+            if isa.dot_tile is not None:
+                for acc, value in zip(accs, dot_blocks(s, isa, block, at, [acc.get() for acc in accs])):
                     acc.set(value)
             else:  # token after token, so that no more than one token's numbers are in registers
-                for t, acc in enumerate(sums):
+                for t, acc in enumerate(accs):
                     acc.set(dot_block(s, isa, block, at[t], acc.get()))
 
-        if is_float:
-            # Even and odd columns apart: a sum waits for its last addition, so two of them run twice as fast as one.
-            odd = [s.variable(s.zero(F32, isa.lanes)) for _ in range(tokens)]
-            with s.loop(n_blocks & -2, step=2) as k:
-                column(accs, k)
-                column(odd, k + 1)
-            with s.when((n_blocks & 1).compare("==", 1)):
-                column(accs, n_blocks - 1)
-            for acc, other in zip(accs, odd):
-                acc.set(acc.get() + other.get())
-        else:
-            with s.loop(n_blocks) as k:
-                column(accs, k)
+        with s.loop(n_blocks) as k:
+            if tokens > 1:
+                _prefetch(s, next_group + k * block_bytes, block_bytes)
+            for part, block in enumerate(format.unpack(s, isa, w + k * block_bytes)):
+                dot_part(block, [x + x_stride * t + k * x_bytes + part * activations_q8.BYTES for t in range(tokens)])
         _finish(s, accs, out, out_stride, residual)
+
+    return tile
+
+
+def _tiles(format: BlockFormat, isa: Isa, tokens: int) -> Any:
+    """A compiled loop that takes ``tokens`` tokens at a time, for one group of rows; returns the first token left over."""
+    tile = _float_tile(format, isa, tokens) if isinstance(format, FloatFormat) else _dot_tile(format, isa, tokens)
 
     @inline
     def loop(t, last, w, x, x_stride, out, out_stride, residual, n_blocks):
@@ -132,10 +161,10 @@ def _tiles(format: ModuleType, isa: Isa, tokens: int) -> Any:
     return loop
 
 
-def token_groups(format: ModuleType, isa: Isa) -> Any:
+def token_groups(format: BlockFormat, isa: Isa) -> Any:
     """A compiled function: tokens ``t`` up to ``last`` with one group of weight rows, in tiles."""
     sizes = isa.tiles
-    if format.ACTIVATION == "f32" and isa.registers < 32:  # two sums per token: 16 registers hold no more
+    if isinstance(format, FloatFormat) and isa.registers < 32:  # two sums per token: 16 registers hold no more
         sizes = (4, 4, 2, 1)
     tiles_big, tiles_middle, tiles_small, tiles_one = (_tiles(format, isa, size) for size in sizes)
 
@@ -150,7 +179,7 @@ def token_groups(format: ModuleType, isa: Isa) -> Any:
 
 
 @functools.cache
-def matmul(format: ModuleType, isa: Isa) -> Kernel:
+def matmul(format: BlockFormat, isa: Isa) -> Kernel:
     """The kernel for one weight format on one instruction set.
 
     ``count``: offset of the number of tokens in the batch record; ``x``: float32 rows, or int8 blocks (``activations_q8``)
@@ -160,7 +189,7 @@ def matmul(format: ModuleType, isa: Isa) -> Kernel:
     group = token_groups(format, isa)
     group_floats = 4 * isa.lanes
 
-    @kernel(variant=f"{format.NAME},{isa.name}", divisible=True)
+    @kernel(variant=f"{format.name},{isa.name}", divisible=True)
     def matmul(
         batch, thread, n_threads, count, x, x_stride, w, group_bytes, n_blocks, n_groups, out, out_stride, residual
     ):
@@ -177,7 +206,7 @@ def matmul(format: ModuleType, isa: Isa) -> Kernel:
 
 
 @functools.cache
-def head_matmul(format: ModuleType, isa: Isa) -> Kernel:
+def head_matmul(format: BlockFormat, isa: Isa) -> Kernel:
     """The product of each head with a matrix of its own.
 
     ``weights``: int64 [n_heads], addresses of matrices of one shape; ``x_head``: bytes from one head of ``x`` to the next; in
@@ -185,7 +214,7 @@ def head_matmul(format: ModuleType, isa: Isa) -> Kernel:
     """
     group, group_floats = token_groups(format, isa), 4 * isa.lanes
 
-    @kernel(variant=f"{format.NAME},{isa.name}", divisible=True)
+    @kernel(variant=f"{format.name},{isa.name}", divisible=True)
     def head_matmul(
         batch, thread, n_threads, count, x, x_stride, x_head, weights, n_heads, group_bytes, n_blocks, n_groups, out,
         out_stride,

@@ -9,13 +9,13 @@ the order in which its experts were chosen: who else is in the batch changes not
 from __future__ import annotations
 
 import functools
-from types import ModuleType
 
 import numpy as np
 
 from gumba.backends.cpu.kernels.matmul import TOKEN_BLOCK, token_groups
 from gumba.backends.cpu.kernels.record import Kernel, f4, first_unit, kernel, next_unit, share
 from gumba.jit.jit import inline
+from gumba.quants import BlockFormat
 from gumba.simd.isa import Isa
 from gumba.simd.maths import exp, sigmoid
 from gumba.simd.memory import load_f32, load_i32, load_i64, store_f32, store_i32
@@ -194,7 +194,7 @@ def gather_rows(batch, thread, n_threads, count, x, row_bytes, entries, n_used, 
 
 
 @functools.cache
-def expert_matmul(format: ModuleType, isa: Isa) -> Kernel:
+def expert_matmul(format: BlockFormat, isa: Isa) -> Kernel:
     """Each expert's product with its entries: ``x``, ``out``: rows in the order of entries.
 
     ``weights``: int64 [n_experts], addresses of matrices of one shape; the rest is as of ``kernels.matmul``.
@@ -202,7 +202,7 @@ def expert_matmul(format: ModuleType, isa: Isa) -> Kernel:
     group = token_groups(format, isa)
     group_floats = 4 * isa.lanes
 
-    @kernel(variant=f"{format.NAME},{isa.name}", divisible=True)
+    @kernel(variant=f"{format.name},{isa.name}", divisible=True)
     def expert_matmul(
         batch, thread, n_threads, count, n_used, x, x_stride, weights, starts, n_experts, group_bytes, n_blocks, n_groups, out,
         out_stride,

@@ -51,7 +51,7 @@ def _scores(isa: Isa, rows: int):
     def scores(s: Simd, q: Value, q_row: Value, keys: Value, out: Value, n_blocks: Value) -> None:
         accs = [s.variable(s.zero(F32, isa.lanes)) for _ in range(rows)]
         with s.loop(n_blocks) as k:
-            block = q8_0.unpack(s, isa, keys + k * block_bytes)
+            [block] = q8_0.FORMAT.unpack(s, isa, keys + k * block_bytes)
             for r, acc in enumerate(accs):
                 acc.set(dot_block(s, isa, block, q + q_row * r + k * activations_q8.BYTES, acc.get()))
         for r, acc in enumerate(accs):
@@ -79,7 +79,7 @@ def _scaled_copy(s: Simd, x: Value, out: Value, n: Value, factor: Value) -> None
 def _functions(isa: Isa) -> PageFunctions:
     lanes = isa.lanes
     block_bytes = (2 + BLOCK) * lanes
-    flip = 0 if isa.dot_signed is not None else q8_0.SIGN_FLIP
+    flip = 0 if isa.dot_signed is not None else q8_0.FORMAT.sign_flip
     scores_6, scores_3, scores_1 = (_scores(isa, rows) for rows in (6, 3, 1))
     update = rank_update(isa, float_product(isa, 1, lambda s, address: s.load(address, I8, lanes).to(F32)), 2)
 

@@ -44,7 +44,7 @@ def _check_shapes(
 
 def _product(w: PackedMatrix) -> Work:
     """The work of one matrix product."""
-    kind = "float32" if w.format.ACTIVATION == "f32" else "int8"
+    kind = "float32" if w.format.activation == "f32" else "int8"
     return Work(w.data.nbytes, row_ops=2 * w.rows * w.columns, kind=kind, shape=f"{w.rows}x{w.columns}")
 
 
@@ -81,7 +81,7 @@ class Program(Recurrent):
         """x times w transposed, plus a residual, plus a bias."""
         self._keep.append(w.data)
         out = self._buffer("matmul", w.rows, x.count)
-        source = x if w.format.ACTIVATION == "f32" else self.blocks(x)
+        source = x if w.format.activation == "f32" else self.blocks(x)
         self.append(
             matmul.matmul(w.format, self.isa),
             {"count": x.count, "x": source, "x_stride": source.row_bytes, "w": w.address, "group_bytes": w.group_bytes,
@@ -101,7 +101,7 @@ class Program(Recurrent):
             raise ValueError(
                 f"{n_heads} matrices of {m.rows} x {m.columns}, or of several shapes, for {x.width} columns"
             )
-        is_float = m.format.ACTIVATION == "f32"
+        is_float = m.format.activation == "f32"
         source = x if is_float else self.blocks(x)
         padded = m.n_groups * self.isa.lanes
         out = self._buffer("head_matmul", n_heads * padded, x.count)

@@ -79,7 +79,7 @@ def moe(
 
 
 def _is_float(of: Experts) -> bool:
-    return bool(of.matrices[0].format.ACTIVATION == "f32")
+    return bool(of.matrices[0].format.activation == "f32")
 
 
 def _check(x: Buffer, logits: Buffer, parts: list[Experts], n_used: int) -> None:

@@ -1,0 +1,94 @@
+"""What a block format declares: one value in each format's file, a ``FloatFormat`` or a ``DotFormat``.
+
+The two differ in what a matrix product does with them. A float format's block is one number: it becomes float32 in a register
+and is multiplied by float32 activations. A dot format's block becomes bytes in registers, whose products with int8
+activations are summed as integers before a scale is applied; so it says how bytes, scales and minimums lie in the block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gumba.quants._codec import Codec
+
+if TYPE_CHECKING:  # reading and writing blocks needs none of these, which import llvmlite
+    from gumba.quants._registers import BlockRegisters
+    from gumba.simd.isa import Isa
+    from gumba.simd.value import Simd, Value
+
+#: Columns that a dot product takes at a time, and one block of int8 activations holds.
+DOT_COLUMNS = 32
+
+
+class PackField(NamedTuple):
+    """``count`` elements of ``width`` bytes (1, 2 or 4), from byte ``offset`` of a packed block on.
+
+    A packed matrix stores the same element of ``lanes`` rows side by side.
+    """
+
+    offset: int
+    width: int
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BlockFormat(Codec):
+    """What both kinds declare: how blocks are written and read (``Codec``), and what a packed matrix keeps of them.
+
+    ``ggml_type``: its id in GGUF files; ``dtype``: a block as a NumPy dtype; ``pack_fields``: the parts of a packed block, in the
+    order in which a packed matrix keeps them (``gumba.backends.cpu.packing``).
+    """
+
+    ggml_type: int
+    dtype: np.dtype[Any]
+    pack_fields: tuple[PackField, ...]
+
+    #: What a product's activations must be: float32, or int8 blocks (``gumba.backends.cpu.kernels.activations_q8``).
+    activation: ClassVar[Literal["f32", "q8"]]
+
+    @property
+    def packed_block_size(self) -> int:
+        """Weights in a packed block."""
+        return self.block_size
+
+    @property
+    def packed_block_bytes(self) -> int:
+        """Bytes of a packed block, for each row."""
+        return sum(field.width * field.count for field in self.pack_fields)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FloatFormat(BlockFormat):
+    """Plain numbers, each a block of its own.
+
+    ``unpack(s, isa, address)``: one column of ``isa.lanes`` rows, as float32.
+    """
+
+    unpack: Callable[[Simd, Isa, Value], Value]
+
+    activation = "f32"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DotFormat(BlockFormat):
+    """Blocks of small integers with scales.
+
+    ``unpack(s, isa, address)``: yields a packed block of ``isa.lanes`` rows, DOT_COLUMNS columns at a time, first columns first.
+    For a block of 256 it yields eight times, so that only one part's weights are in registers at a time.
+
+    ``to_packed``: turns rows as in the file, uint8 [n, bytes], into rows of the packed blocks that ``pack_fields`` describes, of
+    ``packed_block_size`` weights each (a multiple of DOT_COLUMNS that divides ``block_size``); None: blocks stay as they are.
+    ``sign_flip``: XORed into each 4-byte element where the instruction set multiplies only unsigned weights; 0: nothing.
+    """
+
+    unpack: Callable[[Simd, Isa, Value], Iterator[BlockRegisters]]
+    packed_block_size: int = DOT_COLUMNS
+    to_packed: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
+    sign_flip: int = 0
+
+    activation = "q8"
