@@ -35,11 +35,12 @@ def setup_choose_experts(
     bias = rng.standard_normal(n_experts).astype(np.float32)
     factors = rng.uniform(0.5, 2, n_experts).astype(np.float32)
     held, out = rows(logits), choice_rows(n, n_experts, n_used)
+    route = moe.routing(
+        n_experts, n_used, weights=weights, normalized=normalized, factor=2.5, groups=groups,
+        bias=address(bias) if biased else 0, factors=address(factors) if scaled else 0,
+    )  # fmt: skip
     arguments = {"count": N_TOKENS, "logits": address(held), "stride": held.strides[0], "choice": address(out),
-                 "choice_stride": out.strides[0], "n_experts": n_experts, "n_used": n_used,
-                 "n_groups": groups[0], "groups_used": groups[1], "bias": address(bias) if biased else 0,
-                 "mode": moe.WEIGHTS[weights], "normalized": int(normalized),
-                 "factor": 2.5, "factors": address(factors) if scaled else 0}  # fmt: skip
+                 "choice_stride": out.strides[0], "route": address(route)}  # fmt: skip
     chosen, made = kernel_oracles.choose_experts(
         logits, n_used, weights, normalized, bias if biased else None, 2.5, groups
     )
@@ -47,7 +48,8 @@ def setup_choose_experts(
     return Setup(
         moe.choose_experts(isa), arguments, Batch(n), out,
         lambda a: np.concatenate([a[:, :n_used], a[:, n_used : 2 * n_used].view(np.float32)], axis=1),
-        np.concatenate([chosen, made], axis=1), np.concatenate([0 * chosen, 2e-6 * made], axis=1), keep=[held, bias, factors],
+        np.concatenate([chosen, made], axis=1), np.concatenate([0 * chosen, 2e-6 * made], axis=1),
+        keep=[held, bias, factors, route],
     )  # fmt: skip
 
 

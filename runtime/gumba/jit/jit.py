@@ -29,12 +29,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gumba.errors import EngineError, ResourceError
 from gumba.jit import bundled, kernel_cache
 from gumba.jit.object_file import Compiled, kernel_path, load_kernel, loader, save_kernel
 from gumba.memory import address_space_left, shortage
+
+if TYPE_CHECKING:
+    import numpy as np
 
 log = logging.getLogger("gumba")
 
@@ -332,6 +335,27 @@ def _define_array(element: str, dimensions: int) -> Any:
         return made._getvalue()
 
     return array(*[types.int64] * (1 + dimensions)), codegen
+
+
+@functools.cache
+def record_at(layout: np.dtype[Any]) -> Intrinsic:
+    """A function ``(address)`` of compiled functions: the record of the structured dtype ``layout`` there.
+
+    Its fields are attributes, read from memory where they are used. Nothing is checked.
+    """
+
+    def define(typingctx: Any, address: Any) -> Any:
+        from numba import types
+        from numba.np import numpy_support
+
+        kind: Any = numpy_support.from_dtype(layout)
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return builder.inttoptr(args[0], context.get_value_type(kind))
+
+        return kind(types.int64), codegen
+
+    return Intrinsic(define)
 
 
 def entry(signature: str, *, variant: str = "") -> Callable[[Callable[..., Any]], Entry]:

@@ -1,21 +1,20 @@
 """How attention's pages, tiles and results lie in memory, and which keys a token sees.
 
-Kernels read it from a geometry, an int64 array, through the offsets named here. ``Variant`` says what an attention is beside
-plain: its code is made for that, so that a plain causal attention pays nothing for what others ask for.
+Kernels read it from a ``GEOMETRY`` record. ``Variant`` says what an attention adds to plain causal attention: code is made for
+each variant, so that plain causal attention pays nothing for what others need.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gumba.backends.cpu.kernels.page_format import BLOCK_ROWS, PAGE_TOKENS, PART_TOKENS, S_ROW, SCRATCH, PageFormat
 from gumba.backends.cpu.kernels.record import SLOTS, TABLE, WINDOW_SLOTS, WINDOW_TABLE
-from gumba.jit.jit import inline
-from gumba.simd.memory import load_i64
+from gumba.jit.jit import inline, record_at
 
 PART_PAGES = PART_TOKENS // PAGE_TOKENS
 #: Rows that a tile aims at: enough to use each part of the context often while it is in the second-level cache.
@@ -24,31 +23,56 @@ SPLIT_UNITS_PER_THREAD = 4
 #: Factor of the scores' scale: softmax is computed with powers of two.
 LOG2_E = math.log2(math.e)
 
-# Byte offsets in the geometry, a constant int64 array that says how things lie.
-K_PAGE, V_PAGE, K_HEAD, V_HEAD, V_OFFSET = 0, 8, 16, 24, 32
-N_KV_HEADS, GROUP, HEAD_DIM, V_ROW, Q_ROW, MAX_ROWS = 40, 48, 56, 64, 72, 80
-EXTENT_PAGES, EXTENT_BYTES, V_DIM, WINDOW, SINKS = 88, 96, 104, 112, 120
-OF_DISTANCE, OF_DISTANCE_ROW, REACH = 128, 136, 144
-SLOTS_AT, TABLE_AT = 152, 160  # where the batch record and a tile say which pages
+#: What a layer's pages and heads look like, constant from step to step: a record that compiled functions read by its fields.
+GEOMETRY = np.dtype(
+    [
+        (name, "<i8")
+        for name in (
+            "k_page",  # bytes from one page's keys to the next page's
+            "v_page",
+            "k_head",  # bytes from one head's keys in a page to the next head's
+            "v_head",
+            "v_offset",  # bytes from a layer's first keys in an extent to its first values
+            "n_kv_heads",
+            "group",  # query heads for each KV head
+            "head_dim",
+            "v_row",  # elements of a token's values, padding included
+            "q_row",  # bytes of a query row
+            "max_rows",  # rows of a whole tile, padded to whole blocks
+            "extent_pages",  # pages in an extent of memory
+            "extent_bytes",  # bytes from one extent to the next
+            "v_dim",
+            "window",  # tokens of a window or a chunk
+            "sinks",  # address of float32 [n_heads], times LOG2_E
+            "of_distance",  # address of each head's slope, or of its biases (``bias_table``), times LOG2_E
+            "of_distance_row",  # bytes from one head's to the next
+            "reach",  # of the biases
+            "slots_at",  # where the batch record says in which places this step's tokens go
+            "table_at",  # where a tile says which pages its sequence has
+        )
+    ]
+)
+#: A compiled function: the geometry at an address.
+geometry_at: Any = record_at(GEOMETRY)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What an attention is beside plain, each with code of its own.
+    """What an attention adds to plain causal attention, each with code of its own.
 
-    ``whole``: a token sees all of its sequence, not only what comes before it; ``window``: of that, only what is less than a
-    number of tokens away (Beltagy et al. 2020); ``chunk``: only what is in the same run of so many tokens (Llama 4, 2025);
-    ``answer``: only what comes after its sequence's source; ``cross``: all of the source, and nothing else (both of
+    ``bidirectional``: a token sees all of its sequence, not only what comes before it; ``window``: of that, only what is less
+    than a number of tokens away (Beltagy et al. 2020); ``chunk``: only what is in the same run of so many tokens (Llama 4, 2025);
+    ``target``: only what comes after its sequence's source; ``cross``: all of the source, and nothing else (both of
     encoder-decoders, Vaswani et al. 2017); ``softcap``: scores go through cap * tanh(score / cap) (Gemma 2, 2024); ``slopes``:
     from each score its distance times the head's slope is taken (ALiBi, Press et al. 2021); ``bias``: to each score a number of
     the head and the distance is added (T5, Raffel et al. 2019); ``sinks``: one more logit for each head takes part in the
     softmax, but has no value (gpt-oss, OpenAI 2025).
     """
 
-    whole: bool = False
+    bidirectional: bool = False
     window: bool = False
     chunk: bool = False
-    answer: bool = False
+    target: bool = False
     cross: bool = False
     softcap: bool = False
     slopes: bool = False
@@ -56,7 +80,9 @@ class Variant:
     sinks: bool = False
 
     def __post_init__(self) -> None:
-        if self.window + self.chunk + self.answer + self.cross > 1 or (self.whole and (self.chunk or self.answer)):
+        if self.window + self.chunk + self.target + self.cross > 1 or (
+            self.bidirectional and (self.chunk or self.target)
+        ):
             raise ValueError(f"attention{self.name}: these limits of what a token sees do not go together")
         if self.slopes and self.bias:
             raise ValueError("attention with both slopes and a bias")
@@ -64,11 +90,11 @@ class Variant:
     @property
     def bounded(self) -> bool:
         """Whether the first key that a token sees is another than the sequence's first."""
-        return self.window or self.chunk or self.answer
+        return self.window or self.chunk or self.target
 
     @property
     def name(self) -> str:
-        """For the kernel's name; empty where nothing is asked for."""
+        """For the kernel's name; empty for plain causal attention."""
         return "".join(f",{f.name}" for f in fields(self) if getattr(self, f.name))
 
 
@@ -91,18 +117,19 @@ def geometry(
     window: int = 0, sinks: int = 0, of_distance: int = 0, of_distance_row: int = 0, reach: int = 0,
     windowed: bool = False,
 ) -> np.ndarray:  # fmt: skip
-    """How pages and a tile's rows lie: int64, read by the kernels through the offsets above.
+    """The GEOMETRY record of a layer, int64 array [1]; see the comments there.
 
-    ``group``: query heads per KV head. Bytes from one page to the next (``k_page``, ``v_page``) and from one head to the next
-    (``k_head``, ``v_head``), of keys and of values; ``v_offset``: from the first keys of a layer to its first values, in
-    each extent of ``extent_pages`` pages; ``extent_bytes``: from one extent to the next. ``window``: tokens, of a window or a
-    chunk; ``sinks``: address of float32 [n_kv_heads * group]; ``of_distance``: address of the heads' slopes, or of their biases
-    as ``bias_table`` lays them out, ``of_distance_row`` bytes for each head; all times LOG2_E. ``reach``: of the biases;
-    ``windowed``: the pages are those for layers with a window.
+    ``window`` is of a window or a chunk; ``windowed``: the pages are those for layers with a window.
     """
-    rows = [pages.v_row(v_dim), pages.query_bytes(head_dim), tile_rows(group)]
-    rest = [extent_pages, extent_bytes, v_dim, window, sinks, of_distance, of_distance_row, reach, *pages_at(windowed)]
-    return np.array([k_page, v_page, k_head, v_head, v_offset, n_kv_heads, group, head_dim, *rows, *rest], np.int64)
+    slots_at, table_at = (WINDOW_SLOTS, WINDOW_TABLE) if windowed else (SLOTS, TABLE)
+    fields = {
+        "k_page": k_page, "v_page": v_page, "k_head": k_head, "v_head": v_head, "v_offset": v_offset,
+        "n_kv_heads": n_kv_heads, "group": group, "head_dim": head_dim, "v_row": pages.v_row(v_dim),
+        "q_row": pages.query_bytes(head_dim), "max_rows": tile_rows(group), "extent_pages": extent_pages,
+        "extent_bytes": extent_bytes, "v_dim": v_dim, "window": window, "sinks": sinks, "of_distance": of_distance,
+        "of_distance_row": of_distance_row, "reach": reach, "slots_at": slots_at, "table_at": table_at,
+    }  # fmt: skip
+    return np.array([tuple(fields[name] for name in GEOMETRY.names or ())], GEOMETRY)
 
 
 def bias_table(biases: np.ndarray) -> np.ndarray:
@@ -112,11 +139,6 @@ def bias_table(biases: np.ndarray) -> np.ndarray:
     further away have the outermost numbers.
     """
     return np.ascontiguousarray(np.pad(biases, ((0, 0), (16, 15)), mode="edge"), np.float32)
-
-
-def pages_at(windowed: bool) -> tuple[int, int]:
-    """Where the batch record says in which places this step's tokens go, and where a tile says which pages its sequence has."""
-    return (WINDOW_SLOTS, WINDOW_TABLE) if windowed else (SLOTS, TABLE)
 
 
 def _result_bytes(v_row: int) -> int:
@@ -143,44 +165,77 @@ def partials_bytes(group: int, v_row: int, n_threads: int, n_ctx: int) -> int:
     return units * 64 + units * parts * tile_rows(group) * _result_bytes(v_row)
 
 
-@inline
-def page_address(first, page, geo, stride):
-    """A head's keys (``stride``: K_PAGE) or values (V_PAGE) in a page; ``first``: those in page 0."""
-    extent = load_i64(geo + EXTENT_PAGES)
-    return first + page // extent * load_i64(geo + EXTENT_BYTES) + page % extent * load_i64(geo + stride)
+class Tile(NamedTuple):
+    """What all rows of a tile for one KV head share: numbers in registers of a compiled function.
 
-
-def bounds(variant: Variant) -> tuple[Any, Any, Any]:
-    """Compiled functions: the first key that the token at a position sees; of a part, the first and last (exclusive) of a row.
-
-    ``edge``: where the keys end that a sequence has (``whole``), where its source ends (``cross``, ``answer``).
+    ``edge``: where the keys end that a sequence has (bidirectional), or where its source ends (target, cross); ``table``: address
+    of the block table; ``k_pages``, ``v_pages``: the head's keys and values in page 0; ``of_heads``: slopes or biases of the
+    group's first head; ``cap``: of the scores.
     """
-    window, chunk, answer, unbounded = variant.window, variant.chunk, variant.answer, not variant.bounded
-    whole = variant.whole or variant.cross
+
+    rows: int
+    first_position: int
+    edge: int
+    table: int
+    k_pages: int
+    v_pages: int
+    of_heads: int
+    cap: float
+
+
+@inline
+def page_address(first, page, geometry, page_bytes):
+    """A head's keys or values in a page; ``first``: those in page 0; ``page_bytes``: ``k_page`` or ``v_page``."""
+    return first + page // geometry.extent_pages * geometry.extent_bytes + page % geometry.extent_pages * page_bytes
+
+
+@inline
+def result_row_bytes(geometry):
+    """Bytes of a row's result: see ``_result_bytes``."""
+    return 4 * (geometry.v_row + 16)
+
+
+class Bounds(NamedTuple):
+    """Compiled functions: which keys a variant of attention sees.
+
+    ``first_seen(position, geometry, edge)``: the first key that the token at a position sees; ``first_key(tile, geometry, row,
+    part)``, ``last_key(...)``: the first key and the last one (exclusive) of a part that a row sees.
+    """
+
+    first_seen: Any
+    first_key: Any
+    last_key: Any
+
+
+def bounds(variant: Variant) -> Bounds:
+    """Which keys tokens see."""
+    window, chunk, target, unbounded = variant.window, variant.chunk, variant.target, not variant.bounded
+    bidirectional = variant.bidirectional or variant.cross
 
     @inline
-    def first_seen(position, geo, edge):
+    def first_seen(position, geometry, edge):
         if window:
-            return max(position - load_i64(geo + WINDOW) + 1, 0)
+            return max(position - geometry.window + 1, 0)
         if chunk:
-            return position // load_i64(geo + WINDOW) * load_i64(geo + WINDOW)
-        return edge if answer else 0
+            return position // geometry.window * geometry.window
+        return edge if target else 0
 
     @inline
-    def first_key(first_position, row, group, part, geo, edge):
+    def first_key(tile, geometry, row, part):
         if unbounded:
             return 0
-        return min(max(first_seen(first_position + row // group, geo, edge) - part * PART_TOKENS, 0), PART_TOKENS)
+        position = tile.first_position + row // geometry.group
+        return min(max(first_seen(position, geometry, tile.edge) - part * PART_TOKENS, 0), PART_TOKENS)
 
     @inline
-    def last_key(first_position, row, group, part, geo, edge):
-        position = first_position + row // group
-        if not whole:
+    def last_key(tile, geometry, row, part):
+        position = tile.first_position + row // geometry.group
+        if not bidirectional:
             seen = position + 1
         elif window:
-            seen = min(edge, position + load_i64(geo + WINDOW))
+            seen = min(tile.edge, position + geometry.window)
         else:
-            seen = edge
+            seen = tile.edge
         return min(max(seen - part * PART_TOKENS, 0), PART_TOKENS)
 
-    return first_seen, first_key, last_key
+    return Bounds(first_seen, first_key, last_key)

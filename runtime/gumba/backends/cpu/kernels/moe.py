@@ -2,19 +2,20 @@
 
 Every token has ``n_used`` entries, one for each expert that it was sent to. Entries are sorted by expert, then by token; from
 there on each expert's entries are rows one after the other, and its matrices meet them in the tiles of ``kernels.matmul``:
-weights of experts that nobody chose are not read. A row of a product is summed as ever, and a token's results are added in
-the order in which its experts were chosen: who else is in the batch changes nothing.
+weights of experts that no token chose are not read. A row of a product is summed as in any product, and a token's results are
+added in the order in which its experts were chosen: the rest of the batch changes nothing.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 
 from gumba.backends.cpu.kernels.matmul import TOKEN_BLOCK, token_groups
-from gumba.backends.cpu.kernels.record import Kernel, f4, first_unit, kernel, next_unit, share
-from gumba.jit.jit import inline
+from gumba.backends.cpu.kernels.record import Kernel, first_unit, kernel, next_unit, share
+from gumba.jit.jit import inline, record_at
 from gumba.quants import BlockFormat
 from gumba.simd.isa import Isa
 from gumba.simd.maths import exp, sigmoid
@@ -23,20 +24,82 @@ from gumba.simd.value import F32, Simd, Value, simd_function
 
 #: How scores become weights: softmax over all experts, softmax over the chosen ones, sigmoid of each.
 WEIGHTS = {"softmax": 0, "softmax_chosen": 1, "sigmoid": 2}
+_SOFTMAX, _SOFTMAX_CHOSEN, _SIGMOID = WEIGHTS.values()
+
+#: How a layer chooses experts: a record that compiled functions read by its fields.
+ROUTING = np.dtype(
+    [
+        ("n_experts", "<i8"),
+        ("n_used", "<i8"),  # experts for each token
+        ("n_groups", "<i8"),  # experts stand in groups of one size
+        ("groups_used", "<i8"),  # so many of them, the best, take part
+        ("mode", "<i8"),  # see WEIGHTS
+        ("normalized", "<i8"),  # not 0: weights are divided by their sum
+        ("bias", "<i8"),  # 0, or address of float32 [n_experts], added to scores only to choose by
+        ("factors", "<i8"),  # 0, or address of float32 [n_experts], factors of each expert's weight
+        ("factor", "<f4"),  # of all weights
+    ],
+    align=True,
+)
+#: A compiled function: the ROUTING record at an address.
+routing_at: Any = record_at(ROUTING)
 
 
-@functools.cache
-def choose_experts(isa: Isa) -> Kernel:
-    """The ``n_used`` experts of highest score of each token, the first of equal ones first, and their weights.
+def routing(
+    n_experts: int, n_used: int, *, weights: str, normalized: bool, factor: float, groups: tuple[int, int] = (1, 1),
+    bias: int = 0, factors: int = 0,
+) -> np.ndarray:  # fmt: skip
+    """The ROUTING record of a layer, [1]. ``weights``: a key of WEIGHTS; ``groups``: their number, and how many take part."""
+    values = (n_experts, n_used, *groups, WEIGHTS[weights], int(normalized), bias, factors, factor)
+    return np.array([values], ROUTING)
 
-    ``logits``: float32 [n, n_experts]; ``choice``: rows of ``n_used`` int32 experts, then as many float32 weights, then of each
-    expert (work memory) a float32 and an int32; ``bias``: 0, or float32 [n_experts], added to scores only to choose by;
-    ``mode``: see ``WEIGHTS``; ``normalized``: whether weights are divided by their sum; ``factor``: of the weights, at last;
-    ``factors``: 0, or float32 [n_experts], of each expert's weight besides.
 
-    The experts stand in ``n_groups`` of one size; only the ``groups_used`` best of these take part (DeepSeek-AI 2024). A group
-    is as good as its best expert, for sigmoid as its two best together.
+def _choose_groups() -> Any:
+    """A compiled function: marks the experts of all groups but the best as taken: the worst group first, of equal ones the last.
+
+    A group is as good as its best expert, for sigmoid as its two best together (DeepSeek-AI 2024).
     """
+
+    @inline
+    def choose_groups(keys, marks, route):
+        size = route.n_experts // route.n_groups
+        for _ in range(route.n_groups - route.groups_used):
+            worst, least = -1, np.float32(0)
+            for g in range(route.n_groups):
+                if load_i32(marks + 4 * g * size) == 0:
+                    best, second = -np.float32(np.inf), -np.float32(np.inf)
+                    for e in range(g * size, (g + 1) * size):
+                        key = load_f32(keys + 4 * e)
+                        second = max(second, min(best, key))
+                        best = max(best, key)
+                    if route.mode == _SIGMOID and size > 1:
+                        best += second
+                    if worst < 0 or best <= least:
+                        worst, least = g, best
+            for e in range(worst * size, (worst + 1) * size):
+                store_i32(marks + 4 * e, 1)
+
+    return choose_groups
+
+
+def _choose() -> Any:
+    """A compiled function: the ``n_used`` experts of highest key that are not marked as taken, the first of equal ones first."""
+
+    @inline
+    def choose(keys, marks, chosen, route):
+        for j in range(route.n_used):
+            best = -1
+            for e in range(route.n_experts):  # whatever the numbers are, NaN too, some expert is chosen
+                if load_i32(marks + 4 * e) == 0 and (best < 0 or load_f32(keys + 4 * e) > load_f32(keys + 4 * best)):
+                    best = e
+            store_i32(marks + 4 * best, 1)
+            store_i32(chosen + 4 * j, best)
+
+    return choose
+
+
+def _weigh(isa: Isa) -> Any:
+    """A compiled function: the weights of the chosen experts."""
 
     @simd_function("f4(f4)")
     def exp_one(s: Simd, x: Value) -> Value:
@@ -51,98 +114,68 @@ def choose_experts(isa: Isa) -> Kernel:
         return x / y
 
     @inline
-    def weigh(logits, n_experts, chosen, weights, n_used, mode, normalized, factor, factors):
-        """Weights of the chosen experts."""
+    def weigh(logits, chosen, weights, route):
         top = load_f32(logits + 4 * load_i32(chosen))
         total = np.float32(0)
-        if mode == 0:
-            for e in range(n_experts):
+        if route.mode == _SOFTMAX:
+            for e in range(route.n_experts):
                 top = max(top, load_f32(logits + 4 * e))
-            for e in range(n_experts):
+            for e in range(route.n_experts):
                 total += exp_one(load_f32(logits + 4 * e) - top)
-        elif mode == 1:
-            for j in range(n_used):
+        elif route.mode == _SOFTMAX_CHOSEN:
+            for j in range(route.n_used):
                 top = max(top, load_f32(logits + 4 * load_i32(chosen + 4 * j)))
-            for j in range(n_used):
+            for j in range(route.n_used):
                 total += exp_one(load_f32(logits + 4 * load_i32(chosen + 4 * j)) - top)
         own = np.float32(0)
-        for j in range(n_used):
+        for j in range(route.n_used):
             logit = load_f32(logits + 4 * load_i32(chosen + 4 * j))
-            weight = sigmoid_one(logit) if mode == 2 else divide(exp_one(logit - top), total)
+            weight = sigmoid_one(logit) if route.mode == _SIGMOID else divide(exp_one(logit - top), total)
             store_f32(weights + 4 * j, weight)
             own += weight
-        for j in range(n_used):
+        for j in range(route.n_used):
             weight = load_f32(weights + 4 * j)
-            if normalized != 0:
+            if route.normalized != 0:
                 weight = divide(weight, max(own, np.float32(1e-20)))
-            if factors != 0:
-                weight *= load_f32(factors + 4 * load_i32(chosen + 4 * j))
-            store_f32(weights + 4 * j, weight * factor)
+            if route.factors != 0:
+                weight *= load_f32(route.factors + 4 * load_i32(chosen + 4 * j))
+            store_f32(weights + 4 * j, weight * route.factor)
 
-    @inline
-    def leave_out(keys, marks, n_experts, n_groups, groups_used, mode):
-        """Mark the experts of all groups but the best as taken: the worst group first, of equal ones the last."""
-        size = n_experts // n_groups
-        for _ in range(n_groups - groups_used):
-            worst, least = -1, np.float32(0)
-            for g in range(n_groups):
-                if load_i32(marks + 4 * g * size) == 0:
-                    best, second = -np.float32(np.inf), -np.float32(np.inf)
-                    for e in range(g * size, (g + 1) * size):
-                        key = load_f32(keys + 4 * e)
-                        second = max(second, min(best, key))
-                        best = max(best, key)
-                    if mode == 2 and size > 1:
-                        best += second
-                    if worst < 0 or best <= least:
-                        worst, least = g, best
-            for e in range(worst * size, (worst + 1) * size):
-                store_i32(marks + 4 * e, 1)
+    return weigh
+
+
+@functools.cache
+def choose_experts(isa: Isa) -> Kernel:
+    """Top-k routing: each token's ``n_used`` best experts (ties: lowest index) and their weights.
+
+    ``logits``: float32 [n, n_experts]; ``choice``: rows of ``n_used`` int32 experts, then as many float32 weights, then of each
+    expert (work memory) a float32 and an int32; ``route``: address of the ROUTING record.
+    """
+    choose_groups, choose, weigh = _choose_groups(), _choose(), _weigh(isa)
+
+    @simd_function("f4(f4)")
+    def sigmoid_one(s: Simd, x: Value) -> Value:
+        return sigmoid(s, isa, x)
 
     @kernel(variant=isa.name, divisible=True)
-    def choose_experts(
-        batch,
-        thread,
-        n_threads,
-        count,
-        logits,
-        stride,
-        choice,
-        choice_stride,
-        n_experts,
-        n_used,
-        n_groups,
-        groups_used,
-        bias,
-        mode,
-        normalized,
-        factor: f4,
-        factors,
-    ):
+    def choose_experts(batch, thread, n_threads, count, logits, stride, choice, choice_stride, route):
+        routing = routing_at(route)
         n = load_i64(batch + count)
         for t in range(share(n, thread, n_threads), share(n, thread + 1, n_threads)):
             row, chosen = logits + t * stride, choice + t * choice_stride
-            keys = chosen + 8 * n_used
-            marks = keys + 4 * n_experts
-            for e in range(n_experts):
+            keys = chosen + 8 * routing.n_used
+            marks = keys + 4 * routing.n_experts
+            for e in range(routing.n_experts):
                 key = load_f32(row + 4 * e)
-                if mode == 2:
+                if routing.mode == _SIGMOID:
                     key = sigmoid_one(key)
-                if bias != 0:
-                    key += load_f32(bias + 4 * e)
+                if routing.bias != 0:
+                    key += load_f32(routing.bias + 4 * e)
                 store_f32(keys + 4 * e, key)
                 store_i32(marks + 4 * e, 0)
-            leave_out(keys, marks, n_experts, n_groups, groups_used, mode)
-            for j in range(n_used):
-                best = -1
-                for e in range(n_experts):  # whatever the numbers are, NaN too, some expert is chosen
-                    if load_i32(marks + 4 * e) == 0 and (
-                        best < 0 or load_f32(keys + 4 * e) > load_f32(keys + 4 * best)
-                    ):
-                        best = e
-                store_i32(marks + 4 * best, 1)
-                store_i32(chosen + 4 * j, best)
-            weigh(row, n_experts, chosen, chosen + 4 * n_used, n_used, mode, normalized, factor, factors)
+            choose_groups(keys, marks, routing)
+            choose(keys, marks, chosen, routing)
+            weigh(row, chosen, chosen + 4 * routing.n_used, routing)
 
     return choose_experts
 

@@ -53,14 +53,15 @@ def moe(
     n_groups, groups_used = groups
     if not 1 <= groups_used <= n_groups or n_experts % n_groups or n_experts // n_groups * groups_used < n_used:
         raise ValueError(f"{n_used} of {n_experts} experts, in {groups_used} of {n_groups} groups")
+    route = experts.routing(
+        n_experts, n_used, weights=weights, normalized=normalized, factor=scale, groups=groups,
+        bias=0 if bias is None else p.constant(bias), factors=0 if factors is None else p.constant(factors),
+    )  # fmt: skip
     choice = Buffer(f"choice{len(p.operations)}", 0, -(-8 * (n_used + n_experts) // 64) * 64, x.count)
     p.append(
         experts.choose_experts(p.isa),
         {"count": x.count, "logits": logits, "stride": logits.row_bytes, "choice": choice, "choice_stride": choice.row_bytes,
-         "n_experts": n_experts, "n_used": n_used, "n_groups": n_groups, "groups_used": groups_used,
-         "bias": 0 if bias is None else p.constant(bias),
-         "mode": experts.WEIGHTS[weights], "normalized": int(normalized), "factor": scale,
-         "factors": 0 if factors is None else p.constant(factors)},
+         "route": p.hold(route)},
         [logits], [choice], ("rows", x.count),
     )  # fmt: skip
     entries = _Entries(p, x, choice, n_experts, n_used)
