@@ -44,7 +44,7 @@ def test_pyinstaller_is_told_of_the_hook() -> None:
     [folder] = _pyinstaller.hook_dirs()
     hook = Path(folder, "hook-gumba.py").read_text(encoding="utf-8")
     compile(hook, "hook-gumba.py", "exec")
-    assert "KERNEL_ROOMS" in hook
+    assert "COMPILED_FOLDERS" in hook
 
 
 def state(folder: Path) -> dict[str, str]:

@@ -61,7 +61,7 @@ def test_they_come_before_the_cache(app: Path, tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can give files away")
-def test_they_may_belong_to_whoever_installed_the_program(app: Path) -> None:
+def test_they_may_belong_to_the_user_who_installed_the_program(app: Path) -> None:
     kernel = kernel_of(app)
     os.chown(kernel, 12345, 12345)
     kernel.chmod(0o444)
@@ -73,7 +73,7 @@ def test_everyone_may_read_them(app: Path) -> None:
         assert kernel_of(app).stat().st_mode & 0o777 == 0o644
 
 
-def test_nobody_else_has_them(app: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_other_program_has_them(app: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "frozen", False)
     forget()
     assert counts() == (1, 0)

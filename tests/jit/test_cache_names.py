@@ -1,7 +1,7 @@
 """Kernels that different processes compiled and cached do not get in each other's way when one process loads both.
 
 The names of compiled functions hold a number that counts from 1 in every process. Without more in the name, two kernels
-of one factory, cached by two processes, have the same name, and whoever loads both runs one of them twice.
+of one factory, cached by two processes, have the same name, and a process that loads both runs one of them twice.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def test_damaged_files_are_made_anew(damage, warm: Path, caplog: pytest.LogCaptu
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
 @pytest.mark.parametrize("kind", ["fifo", "link to a fifo", "link to itself", "folder"])
 def test_what_is_no_plain_file_is_not_waited_for(kind: str, warm: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Opening a FIFO that nobody writes to would wait for ever. All but the folder are replaced."""
+    """Opening a FIFO that no process writes to would wait for ever. All but the folder are replaced."""
     [path] = files(warm)
     path.unlink()
     if kind == "folder":
@@ -263,7 +263,7 @@ def test_folders_that_others_can_write_are_refused(mode: int, warm: Path, caplog
 
 @posix
 def test_a_cache_root_that_others_can_write_is_refused(warm: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Whoever can rename ``kernels`` can put another folder in its place; in /tmp (sticky) only its owner can."""
+    """A user who can rename ``kernels`` can put another folder in its place; in /tmp (sticky) only its owner can."""
     warm.chmod(0o777)
     refused(warm, caplog)
     warm.chmod(0o1777)
@@ -376,7 +376,7 @@ def test_a_cache_that_can_only_be_read_is_read(
 
 
 def test_code_of_sources_that_have_changed_is_not_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that imported before an edit and compiles after it: nobody else must get that code."""
+    """A process that imported before an edit and compiles after it: no other process may get that code."""
     monkeypatch.setattr(kernel_cache, "_imported", kernel_cache._imported[:-1])
     assert counts() == (1, 0) and counts() == (1, 0)
     monkeypatch.undo()
@@ -446,7 +446,7 @@ def test_two_processes_at_once_an_edit_elsewhere(cache: Path, tmp_path: Path) ->
 
 
 def test_a_relative_folder_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a change of directory the same words must not lead to somebody else's files."""
+    """After a change of directory the same path must not lead to another user's files."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GUMBA_CACHE_DIR", "here")
     cache_folder.cache_clear()

@@ -1,4 +1,4 @@
-"""What each kernel computes, in slow and obvious NumPy. Layouts are spelled out here once more, from their documentation."""
+"""What each kernel computes, in slow and obvious NumPy. Layouts are written out here once more, from their documentation."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ TABLE: dict[str, Callable[[Isa], Setup]] = {
     "norms.rms_norm": setup_rms_norm,
     "output_rows.view_outputs": setup_view_outputs,
     "activations_q8.quantize_q8": setup_quantize_q8,
-    "delta_net.causal_conv": setup_causal_conv,
+    "causal_conv.causal_conv": setup_causal_conv,
     "delta_net.decay": setup_decay,
     "delta_net.delta_rule": setup_delta_rule,
     "rope.rope": setup_rope,

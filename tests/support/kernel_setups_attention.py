@@ -59,7 +59,7 @@ class Cache:
         v_bytes = -(-v_dim // 32) * 34 if kv_type == "q8_0" else self.v_row * size
         self.k_bytes, self.v_bytes = k_bytes, v_bytes
         self.v_offset = -(-heads * k_bytes * 64 // 64) * 64
-        self.page_bytes = self.v_offset + heads * 64 * v_bytes + 128  # and 128 that belong to nobody
+        self.page_bytes = self.v_offset + heads * 64 * v_bytes + 128  # and 128 that no page holds
         counts = [-(-context // 64) for context in contexts]
         ids = rng.permutation(sum(counts) + 2)
         self.tables = [ids[sum(counts[:i]) : sum(counts[: i + 1])].astype(np.int32) for i in range(len(counts))]

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gumba.backends.cpu.kernels import delta_net
+from gumba.backends.cpu.kernels import causal_conv, delta_net
+from gumba.backends.cpu.kernels.recurrent_state import COLUMNS
 from gumba.backends.cpu.packing import aligned_empty
 from gumba.simd.isa import Isa
 from support import kernel_oracles
@@ -14,7 +15,6 @@ from support.kernel_harness import Batch, Setup, address, rows
 
 #: (tokens before this step, tokens of it) of each sequence. Slots are not in order; what lies in that of a new one is NaN.
 RUNS = ((0, 1), (3, 5), (0, 4), (9, 1))
-COLUMNS = delta_net.COLUMNS
 
 
 def floats(count: int) -> np.ndarray:
@@ -65,7 +65,7 @@ def setup_causal_conv(
             [found.ravel(), allocate_packed.reshape(len(sequences), kept, n_blocks * COLUMNS)[:, :, :width].ravel()]
         )
 
-    return Setup(delta_net.causal_conv(isa, n_taps, silu), arguments, Batch(n, runs=runs), memory, view,
+    return Setup(causal_conv.causal_conv(isa, n_taps, silu), arguments, Batch(n, runs=runs), memory, view,
                  np.concatenate([results.ravel(), after.ravel()]), 3e-6, keep=[held])  # fmt: skip
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from PyInstaller.utils.hooks import collect_data_files, collect_submodules
 
-from gumba.jit.kernel_cache import KERNEL_ROOMS
+from gumba.jit.kernel_cache import COMPILED_FOLDERS
 
-datas = collect_data_files("gumba", include_py_files=True, includes=[f"{room}/**/*.py" for room in KERNEL_ROOMS])
+datas = collect_data_files(
+    "gumba", include_py_files=True, includes=[f"{folder}/**/*.py" for folder in COMPILED_FOLDERS]
+)
 datas += collect_data_files("numba", include_py_files=True, includes=["_version.py"])
 
 #: Modules that gumba imports by name when they are first asked for. The command line is packed where it is imported.

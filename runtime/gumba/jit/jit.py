@@ -6,9 +6,9 @@ Three decorators, all lazy (nothing is compiled at import):
 - ``@entry("i8(u8, i8)")``: a function called from Python. Compiled on its first call, or taken from the cache.
 - ``@kernel``: an operation of a program (see ``gumba.program``), reached through a raw function address.
 
-Compiled code may live only in the rooms named in ``cache.KERNEL_ROOMS``; the cache key holds a hash of all their sources, so
-an edit in any of them, a callee in another file included, makes new code. (numba's own ``cache=True`` looks only at the file
-of the outer function, and never hits for kernels that a factory makes around an ``@intrinsic``.)
+Compiled code may live only in the folders named in ``kernel_cache.COMPILED_FOLDERS``; the cache key holds a hash of all their
+sources, so an edit in any of them, a callee in another file included, makes new code. (numba's own ``cache=True`` looks only
+at the file of the outer function, and never hits for kernels that a factory makes around an ``@intrinsic``.)
 
 Compiled kernels are files (``gumba.jit.object_file``) in the user's cache (``gumba.jit.kernel_cache``). A frozen application may
 bring kernels along (``gumba.jit.bundled``), which come first; where there is neither, kernels are compiled in memory.

@@ -28,8 +28,8 @@ from gumba.files import remove_abandoned, write_file
 
 log = logging.getLogger("gumba")
 
-#: Rooms of the package whose sources may hold compiled code.
-KERNEL_ROOMS = ("backends/cpu", "jit", "quants", "sampling/kernels", "simd", "tokenizer/kernels")
+#: Folders of the package whose sources may hold compiled code: all of them, and no other (tests/jit/test_compiled_folders.py).
+COMPILED_FOLDERS = ("backends/cpu", "jit", "quants", "sampling/kernels", "simd", "tokenizer/kernels")
 
 #: How the name of a file begins that is not whole yet.
 _NEW = ".new-"
@@ -56,8 +56,8 @@ def _sources_state() -> list[tuple[str, int, int]]:
     """Size and time of every source that compiled code can come from."""
     package = Path(__file__).parent.parent
     found = []
-    for room in KERNEL_ROOMS:
-        for path in (package / room).glob("**/*.py"):
+    for folder in COMPILED_FOLDERS:
+        for path in (package / folder).glob("**/*.py"):
             with contextlib.suppress(OSError):
                 status = path.stat()
                 found.append((str(path), status.st_size, status.st_mtime_ns))
@@ -77,10 +77,10 @@ def sources_hash() -> str:
     """
     digest = hashlib.sha256(f"{__version__}|{llvmlite.__version__}|{sys.version_info[:2]}".encode() + _numba_version())
     package = Path(__file__).parent.parent
-    for room in KERNEL_ROOMS:
-        sources = sorted((package / room).glob("**/*.py"))
+    for folder in COMPILED_FOLDERS:
+        sources = sorted((package / folder).glob("**/*.py"))
         if not sources:
-            raise FileNotFoundError(f"there are no sources in {package / room}")
+            raise FileNotFoundError(f"there are no sources in {package / folder}")
         for path in sources:
             digest.update(path.relative_to(package).as_posix().encode())
             digest.update(path.read_bytes())
@@ -98,7 +98,7 @@ def _private(folder: Path) -> bool:
 
 
 def _in_safe_hands(folder: Path) -> bool:
-    """Whether nobody else can put other folders in the place of those in ``folder`` (its group is trusted, if it has one)."""
+    """Whether no other user can replace the folders in ``folder`` (its group is trusted, if it has one)."""
     info = folder.stat()
     if not hasattr(os, "getuid"):
         return True

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gumba.backends.cpu.kernels.delta_net import COLUMNS, MAX_TAPS
+from gumba.backends.cpu.kernels.causal_conv import MAX_TAPS
+from gumba.backends.cpu.kernels.recurrent_state import COLUMNS
 from gumba.backends.cpu.packing import PackedMatrix
 from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
 from gumba.backends.cpu.program.delta_net import conv_state, delta_state

@@ -3,7 +3,7 @@
 Beside the pages of the KV cache, which grow with a sequence, a model with recurrent layers keeps a slot for it. Unlike a page, a
 state cannot be cut: it stands for exactly the tokens that went into it, ``lengths[slot]`` of them, and to have that of fewer
 somebody must have copied it there. A slot is one run of memory, so that a copy is one move. This module hands slots out and
-takes them back; what lies in one is said in ``gumba.backends.cpu.kernels.delta_net``.
+takes them back; ``gumba.backends.cpu.kernels.recurrent_state`` says what lies in one.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def gather(numbers, n_chunks, limits, used, tables, batch):
     """Fill the batch record and the arrays that it points to. Returns 0, or 1 when a number is out of range.
 
     ``numbers``: int64, the words of the ``n_chunks`` chunks, then the tokens of all chunks, then their pages, then those for
-    layers with a window, from the first that is read; ``used``: a byte for each page, 0 where it belongs to nobody;
+    layers with a window, from the first that is read; ``used``: a byte for each page, 0 where no sequence holds it;
     ``tables``: int32, room for all pages, read by the kernels of this step;
     ``batch``: the batch record, whose arrays have room for as many tokens as ``limits`` allows. Counts are below 2**31.
     """

@@ -48,7 +48,7 @@ def test_zeros(value: float) -> None:
     assert not blocks_of(np.full((2, 64), value, np.float32))[..., :56].any()
 
 
-def test_the_bytes_that_nobody_reads_stay() -> None:
+def test_the_bytes_that_no_kernel_reads_stay() -> None:
     setup = kernel_setups.setup_quantize_q8(ISA)
     setup._before[..., 56:] = 0xA5
     assert (setup.run()[..., 56:] == 0xA5).all()

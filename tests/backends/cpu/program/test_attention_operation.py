@@ -21,7 +21,7 @@ N_HEADS = 6
 SINKS = np.linspace(-1, 3, N_HEADS).astype(np.float32)
 SLOPES = np.float32(0.5) ** np.arange(1, N_HEADS + 1, dtype=np.float32)
 BIAS = np.random.default_rng(3).standard_normal((N_HEADS, 61)).astype(np.float32)
-#: Tokens of every sequence that are said to be its source (the kernels read it where they are asked to).
+#: Tokens of every sequence that are said to be its source (the kernels read it where a variant needs it).
 N_SOURCE = 1
 #: Tokens of a sequence in each step.
 STEPS = [(70, 1), (1, 130), (3, 3)]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gumba.backends.cpu.kernels.record import CUT
+from gumba.backends.cpu.kernels.record import SPLIT_FACTOR
 from gumba.backends.cpu.program import memory_plan
 from gumba.backends.cpu.program.builder import Buffer, Program
 from gumba.runner.load import Chunk
@@ -146,8 +146,8 @@ def play(model: object, n_threads: int, order: list[int]) -> None:
 
 
 def test_shares_are_cut_where_all_operations_allow_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a small step only where a piece is worth it, at most into MAX_PIECES; a kernel with memory for each thread never."""
-    monkeypatch.setattr(memory_plan, "PIECE_BYTES", 1000)
+    """In a small step only where a chunk is worth it, at most into MAX_CHUNKS; a kernel with memory for each thread never."""
+    monkeypatch.setattr(memory_plan, "CHUNK_BYTES", 1000)
     program = Program(current(), 2, 16)
     logits, _ = two_norms(program, named("f32"), 64)
     records = program.finish([logits])
@@ -155,15 +155,15 @@ def test_shares_are_cut_where_all_operations_allow_it(monkeypatch: pytest.Monkey
     for members in phases(records):
         names = " ".join(program.operations[i].kernel.name.split("[")[0] for i in members)
         weights = sum(program.operations[i].work.weights for i in members)
-        word = int(records[members[0], CUT])
+        word = int(records[members[0], SPLIT_FACTOR])
         found[names] = (weights, 1 << (word & 3), 1 << (word >> 8 & 3))
-        assert not records[members[1:], CUT].any(), "it stands with the phase's first operation"
+        assert not records[members[1:], SPLIT_FACTOR].any(), "it stands with the phase's first operation"
     assert found["embed"][1:] == (1, 1)
     assert found["rms_norm"][1:] == (1, 8)
     assert 16 * 1000 <= found["matmul"][0] < 24 * 1000 and found["matmul"][1:] == (8, 8)
     assert found["matmul matmul matmul"][0] >= 2000 * 8 and found["matmul matmul matmul"][1:] == (8, 8)
-    monkeypatch.setattr(memory_plan, "PIECE_BYTES", 3000)
+    monkeypatch.setattr(memory_plan, "CHUNK_BYTES", 3000)
     again = program.finish([logits])
-    assert [1 << (int(w) & 3) for w in again[:, CUT] if w][-1] == 2, (
-        "three pieces of 3000 bytes for each thread, cut into two"
+    assert [1 << (int(w) & 3) for w in again[:, SPLIT_FACTOR] if w][-1] == 2, (
+        "three chunks of 3000 bytes for each thread, cut into two"
     )

@@ -15,7 +15,15 @@ import numpy as np
 import pytest
 
 from gumba.backends.cpu.kernels import elementwise
-from gumba.backends.cpu.kernels.record import BARRIER, CUT, FIRST_ARGUMENT, LARGE_STEP, N_TOKENS, RECORD_WORDS, cut
+from gumba.backends.cpu.kernels.record import (
+    BARRIER,
+    FIRST_ARGUMENT,
+    LARGE_STEP,
+    N_TOKENS,
+    RECORD_WORDS,
+    SPLIT_FACTOR,
+    split_factor,
+)
 from gumba.backends.cpu.program import executor
 from gumba.backends.cpu.program.builder import Program
 from gumba.backends.cpu.program.executor import Team
@@ -280,7 +288,7 @@ class Scripted:
     ``took`` notes who ended which share of which phase, ``sizes`` into how many shares phases were cut.
     """
 
-    def __init__(self, n_phases: int, pieces: int, hold: Callable[[int, int], object]) -> None:
+    def __init__(self, n_phases: int, chunks: int, hold: Callable[[int, int], object]) -> None:
         self.took: list[tuple[int, int, str]] = []
         self.sizes: set[int] = set()
         self.hold = hold
@@ -294,19 +302,19 @@ class Scripted:
         self._function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(operation)
         self.records = np.zeros((n_phases, RECORD_WORDS), np.int64)
         self.records[:, 0] = ctypes.cast(self._function, ctypes.c_void_p).value
-        self.records[:, BARRIER], self.records[:, CUT] = 1, cut(pieces, 8)
+        self.records[:, BARRIER], self.records[:, SPLIT_FACTOR] = 1, split_factor(chunks, 8)
         self.batch = batch(1)
 
 
-@pytest.mark.parametrize("n_threads, pieces", [(2, 1), (2, 4), (3, 8), (9, 2), (17, 1)])
-def test_every_piece_once_and_phases_in_order(n_threads: int, pieces: int, team_of: Callable[[int], Team]) -> None:
-    """Nine and seventeen threads count done pieces in groups."""
-    program = Scripted(20, pieces, lambda phase, share: time.sleep(0.0002 * (share % 3 == 0)))
+@pytest.mark.parametrize("n_threads, chunks", [(2, 1), (2, 4), (3, 8), (9, 2), (17, 1)])
+def test_every_chunk_once_and_phases_in_order(n_threads: int, chunks: int, team_of: Callable[[int], Team]) -> None:
+    """Nine and seventeen threads count done chunks in groups."""
+    program = Scripted(20, chunks, lambda phase, share: time.sleep(0.0002 * (share % 3 == 0)))
     team = team_of(n_threads)
     for _ in range(3):
         program.took.clear()
         within(30, lambda: team.run(program.records, program.batch))
-        n_shares = n_threads * pieces
+        n_shares = n_threads * chunks
         assert program.sizes == {n_shares}
         assert sorted(t[:2] for t in program.took) == [(p, s) for p in range(20) for s in range(n_shares)]
         assert [t[0] for t in program.took] == sorted(t[0] for t in program.took), "a phase began before the last ended"
@@ -322,7 +330,7 @@ def test_a_large_step_is_cut_finer(team_of: Callable[[int], Team]) -> None:
 
 
 def test_others_take_the_pieces_of_a_thread_that_is_held_up(team_of: Callable[[int], Team]) -> None:
-    """Whoever has the first piece is held in it until all other pieces of the phase are done."""
+    """The thread that has the first chunk is held in it until all other chunks of the phase are done."""
 
     def hold(phase: int, share: int) -> None:
         until = time.perf_counter() + 10
@@ -333,8 +341,8 @@ def test_others_take_the_pieces_of_a_thread_that_is_held_up(team_of: Callable[[i
     within(60, lambda: team.run(program.records, program.batch))
     for phase in range(4):
         runs = [t for t in program.took if t[0] == phase]
-        assert runs[-1][1] == 0, "the others waited for the piece that was held"
-        assert all(name != runs[-1][2] for _, share, name in runs if share in (1, 2, 3)), "pieces of thread 0"
+        assert runs[-1][1] == 0, "the others waited for the chunk that was held"
+        assert all(name != runs[-1][2] for _, share, name in runs if share in (1, 2, 3)), "chunks of thread 0"
 
 
 def test_sleepers_come_back(team_of: Callable[[int], Team]) -> None:
@@ -376,7 +384,7 @@ def test_a_helper_that_does_not_come_is_not_waited_for(
     assert (counter.numbers == 40 * counter.n_ops).all()
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="what a thread is tied to is asked as Linux does")
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the affinity of a thread is read as on Linux")
 def test_helpers_are_tied_to_processors(team_of: Callable[[int], Team]) -> None:
     mine = os.sched_getaffinity(0)
     where: dict[str, set[int]] = {}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gumba.backends.cpu.kernels import activations_q8
-from gumba.backends.cpu.kernels.record import BARRIER, CUT, FIRST_ARGUMENT
+from gumba.backends.cpu.kernels.record import BARRIER, FIRST_ARGUMENT, SPLIT_FACTOR
 from gumba.backends.cpu.program.builder import Program
 from gumba.backends.cpu.program.executor import Team
 from gumba.backends.cpu.program.timing import Timing, stamp
@@ -70,8 +70,8 @@ def test_each_operation_is_a_phase_cut_as_its_own_was() -> None:
     assert timed[:, BARRIER].tolist() == [*(~clocks[:-1]).astype(int), 1]
     begins = np.flatnonzero([True, *timed[:-1, BARRIER]])  # the record that says how a phase is cut
     own = np.flatnonzero([True, *records[:-1, BARRIER]])
-    expected = records[own[np.searchsorted(own, np.arange(len(records)), side="right") - 1], CUT]
-    assert timed[begins, CUT].tolist() == [*expected, 0] and expected.any()
+    expected = records[own[np.searchsorted(own, np.arange(len(records)), side="right") - 1], SPLIT_FACTOR]
+    assert timed[begins, SPLIT_FACTOR].tolist() == [*expected, 0] and expected.any()
 
 
 def test_a_model_times_its_operations_and_goes_on_as_before() -> None:

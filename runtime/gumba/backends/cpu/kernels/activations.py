@@ -74,7 +74,7 @@ def activation(isa: Isa, kind: str) -> Kernel:
         for i in range(2):
             s.store(out + 64 * i, function(s, isa, s.load(x + 64 * i, F32, 16)))
 
-    @kernel(variant=f"{isa.name},{kind}", divisible=True)
+    @kernel(variant=f"{isa.name},{kind}", stealable=True)
     def activation(batch, thread, n_threads, count, x, out, stride, n_blocks):
         row, b, n_units = first_unit(load_i64(batch + count), n_blocks, thread, n_threads)
         for _ in range(n_units):
@@ -96,7 +96,7 @@ def gated(isa: Isa, kind: str) -> Kernel:
             g = function(s, isa, s.load(gate + 64 * i, F32, 16))
             s.store(out + 64 * i, g * s.load(up + 64 * i, F32, 16))
 
-    @kernel(variant=f"{isa.name},{kind}", divisible=True)
+    @kernel(variant=f"{isa.name},{kind}", stealable=True)
     def gated(batch, thread, n_threads, count, gate, up, out, stride, n_blocks):
         row, b, n_units = first_unit(load_i64(batch + count), n_blocks, thread, n_threads)
         for _ in range(n_units):
@@ -121,7 +121,7 @@ def swiglu_oai(isa: Isa) -> Kernel:
             u = s.select(u.compare(">", top), top, s.select(u.compare("<", bottom), bottom, u))
             s.store(out + 64 * i, g * sigmoid(s, isa, g * s.splat(alpha, 16)) * (u + 1.0))
 
-    @kernel(variant=isa.name, divisible=True)
+    @kernel(variant=isa.name, stealable=True)
     def swiglu_oai(batch, thread, n_threads, count, gate, up, out, stride, n_blocks, alpha: f4, limit: f4):
         row, b, n_units = first_unit(load_i64(batch + count), n_blocks, thread, n_threads)
         for _ in range(n_units):
@@ -142,7 +142,7 @@ def softcap(isa: Isa) -> Kernel:
             y = tanh(s, isa, s.load(x + 64 * i, F32, 16) * s.splat(inverse, 16))
             s.store(out + 64 * i, y * s.splat(cap, 16))
 
-    @kernel(variant=isa.name, divisible=True)
+    @kernel(variant=isa.name, stealable=True)
     def softcap(batch, thread, n_threads, count, x, out, stride, n_blocks, cap: f4, inverse: f4):
         row, b, n_units = first_unit(load_i64(batch + count), n_blocks, thread, n_threads)
         for _ in range(n_units):

@@ -84,7 +84,7 @@ def quantize_units(x, x_stride, out, out_stride, n_blocks, first, last):
         row, block = next_unit(row, block, n_blocks)
 
 
-@kernel(divisible=True)
+@kernel(stealable=True)
 def quantize_q8(batch, thread, n_threads, count, x, x_stride, out, out_stride, n_blocks):
     """x: float32 [n, 32 * n_blocks] -> out: blocks [n, n_blocks]. ``count``: offset of n in the batch record."""
     n = load_i64(batch + count) * n_blocks

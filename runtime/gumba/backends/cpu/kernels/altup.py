@@ -35,7 +35,7 @@ def mix_streams(n_streams: int) -> Kernel:
                     total = total + streams[j] * s.splat(factor, 16)
                 s.store(out + part * i + half, total)
 
-    @kernel(variant=str(n_streams), divisible=True)
+    @kernel(variant=str(n_streams), stealable=True)
     def mix_streams(batch, thread, n_threads, count, x, coefficients, coefficients_stride, out, stride, part, n_blocks):
         row, b, n_units = first_unit(load_i64(batch + count), n_blocks, thread, n_threads)
         for _ in range(n_units):
@@ -62,7 +62,7 @@ def add_to_streams(n_streams: int) -> Kernel:
                 factor = s.splat(s.load(factors + 4 * i, F32), 16)
                 s.store(out + part * i + half, s.load(x + part * i + half, F32, 16) + added * factor)
 
-    @kernel(variant=str(n_streams), divisible=True)
+    @kernel(variant=str(n_streams), stealable=True)
     def add_to_streams(
         batch, thread, n_threads, count, x, y, y_stride, factors, factors_stride, out, stride, part, n_blocks
     ):
@@ -98,7 +98,7 @@ def _cut_block(s: Simd, x: Value, cutoff: Value, out: Value) -> None:
         s.store(out + half, s.select(v.compare("<", 0.0), s.zero(F32, 16), v))  # NaN stays NaN
 
 
-@kernel(divisible=True)
+@kernel(stealable=True)
 def match_magnitude(batch, thread, n_threads, count, x, y, out, stride, width, n_blocks, least: f4):
     """out = x * sqrt(mean(y^2) / max(mean(x^2), least)), row by row: x as great as y.
 
@@ -114,7 +114,7 @@ def match_magnitude(batch, thread, n_threads, count, x, y, out, stride, width, n
         row, block = next_unit(row, block, n_blocks)
 
 
-@kernel(divisible=True)
+@kernel(stealable=True)
 def keep_greatest(batch, thread, n_threads, count, x, out, stride, width, n_blocks, factor: f4):
     """out = max(0, x - (mean(x) + factor * deviation(x))), row by row: of numbers as of a normal distribution, the greatest few.
 

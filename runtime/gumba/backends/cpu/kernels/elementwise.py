@@ -46,7 +46,7 @@ def combine(kind: str) -> Kernel:
     """
     block = {"add": _add_block, "multiply": _multiply_block}[kind]
 
-    @kernel(variant=kind, divisible=True)
+    @kernel(variant=kind, stealable=True)
     def combine(batch, thread, n_threads, count, x, y, y_stride, out, stride, n_blocks):
         row, b, n_units = first_unit(load_i64(batch + count), n_blocks, thread, n_threads)
         for _ in range(n_units):
@@ -57,7 +57,7 @@ def combine(kind: str) -> Kernel:
     return combine
 
 
-@kernel(divisible=True)
+@kernel(stealable=True)
 def scale(batch, thread, n_threads, count, x, out, stride, n_blocks, factor: f4):
     """out = x * factor."""
     row, block, n_units = first_unit(load_i64(batch + count), n_blocks, thread, n_threads)
@@ -67,7 +67,7 @@ def scale(batch, thread, n_threads, count, x, out, stride, n_blocks, factor: f4)
         row, block = next_unit(row, block, n_blocks)
 
 
-@kernel(divisible=True)
+@kernel(stealable=True)
 def scale_rows(batch, thread, n_threads, count, x, factors, factors_stride, out, stride, n_blocks):
     """out = x times one number for each row: the first of each row of ``factors``, ``factors_stride`` bytes apart."""
     row, block, n_units = first_unit(load_i64(batch + count), n_blocks, thread, n_threads)
@@ -77,7 +77,7 @@ def scale_rows(batch, thread, n_threads, count, x, factors, factors_stride, out,
         row, block = next_unit(row, block, n_blocks)
 
 
-@kernel(divisible=True)
+@kernel(stealable=True)
 def add_table(batch, thread, n_threads, count, index, divisor, x, table, table_stride, out, stride, n_blocks):
     """out = x + a row of a table for each token. table: float32 [n, width], rows ``table_stride`` bytes apart.
 
@@ -92,7 +92,7 @@ def add_table(batch, thread, n_threads, count, index, divisor, x, table, table_s
         row, block = next_unit(row, block, n_blocks)
 
 
-@kernel(divisible=True)
+@kernel(stealable=True)
 def select_rows(batch, thread, n_threads, count, x, out, stride, n_blocks):
     """Copy the rows whose logits are wanted: x [n_tokens, ...] -> out [n_outputs, ...]."""
     n = load_i64(batch + count) * n_blocks
@@ -103,7 +103,7 @@ def select_rows(batch, thread, n_threads, count, x, out, stride, n_blocks):
         _copy_block(x + load_i32(rows + 4 * row) * stride + column, out + row * stride + column)
 
 
-@kernel(divisible=True)
+@kernel(stealable=True)
 def copy_columns(batch, thread, n_threads, count, x, x_stride, first, out, stride, width, n_blocks):
     """out = ``width`` columns of x from column ``first`` on, rows of x ``x_stride`` bytes apart; nothing behind them is read."""
     n = load_i64(batch + count) * n_blocks
@@ -118,7 +118,7 @@ def copy_columns(batch, thread, n_threads, count, x, x_stride, first, out, strid
                 store_f32(target + 4 * i, load_f32(source + 4 * i))
 
 
-@kernel(divisible=True)
+@kernel(stealable=True)
 def copy_heads(
     batch, thread, n_threads, count, x, x_first, x_stride, x_head, out, out_first, stride, out_head, n_heads, width
 ):

@@ -4,7 +4,7 @@ Tiling: threads split the groups of ``lanes`` weight rows. A thread takes TOKEN_
 activations stay in its cache; under them it walks its groups, and for each group the tokens in tiles of 8, 4, 2, 1. A tile
 keeps one accumulator register per token; the group's weights are unpacked to registers once per tile and used for all its
 tokens. So one token reads every weight byte once (memory-bound), and many tokens run from cache (bound by arithmetic). While
-several tokens meet a group, the next group's lines are asked for: with 32 tokens that saves an eighth of the time.
+several tokens meet a group, the next group's lines are prefetched: with 32 tokens that saves an eighth of the time.
 
 The order of summation of an output element is the same for all of that: block after block, exact integers within a block,
 one float32 multiply-add (two with a minimum) per block; for float formats even and odd columns by themselves, then both.
@@ -189,7 +189,7 @@ def matmul(format: BlockFormat, isa: Isa) -> Kernel:
     group = token_groups(format, isa)
     group_floats = 4 * isa.lanes
 
-    @kernel(variant=f"{format.name},{isa.name}", divisible=True)
+    @kernel(variant=f"{format.name},{isa.name}", stealable=True)
     def matmul(
         batch, thread, n_threads, count, x, x_stride, w, group_bytes, n_blocks, n_groups, out, out_stride, residual
     ):
@@ -214,7 +214,7 @@ def head_matmul(format: BlockFormat, isa: Isa) -> Kernel:
     """
     group, group_floats = token_groups(format, isa), 4 * isa.lanes
 
-    @kernel(variant=f"{format.name},{isa.name}", divisible=True)
+    @kernel(variant=f"{format.name},{isa.name}", stealable=True)
     def head_matmul(
         batch, thread, n_threads, count, x, x_stride, x_head, weights, n_heads, group_bytes, n_blocks, n_groups, out,
         out_stride,

@@ -1,4 +1,4 @@
-"""Means over the tokens of a text, of which all are in the step: what the heads of some encoders judge."""
+"""Means over the tokens of a text, all of which are in the step: the input of some encoders' classifier heads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from gumba.backends.cpu.kernels.record import POSITIONS, kernel, next_unit, shar
 from gumba.simd.memory import load_i32, load_i64
 
 
-@kernel(divisible=True)
+@kernel(stealable=True)
 def text_means(batch, thread, n_threads, count, x, out, stride, n_blocks):
     """out = x, but where a text begins (position 0) the mean of its rows, summed from the first to the last.
 

@@ -157,7 +157,7 @@ def choose_experts(isa: Isa) -> Kernel:
     def sigmoid_one(s: Simd, x: Value) -> Value:
         return sigmoid(s, isa, x)
 
-    @kernel(variant=isa.name, divisible=True)
+    @kernel(variant=isa.name, stealable=True)
     def choose_experts(batch, thread, n_threads, count, logits, stride, choice, choice_stride, route):
         routing = routing_at(route)
         n = load_i64(batch + count)
@@ -217,7 +217,7 @@ def _copy_lines(s: Simd, x: Value, out: Value, n: Value) -> None:
         s.store(out + i * 64, s.load(x + i * 64, F32, 16))
 
 
-@kernel(divisible=True)
+@kernel(stealable=True)
 def gather_rows(batch, thread, n_threads, count, x, row_bytes, entries, n_used, out):
     """out, entry by entry: the row of x (``row_bytes``, whole cache lines) of the entry's token."""
     n = load_i64(batch + count) * n_used
@@ -235,7 +235,7 @@ def expert_matmul(format: BlockFormat, isa: Isa) -> Kernel:
     group = token_groups(format, isa)
     group_floats = 4 * isa.lanes
 
-    @kernel(variant=f"{format.name},{isa.name}", divisible=True)
+    @kernel(variant=f"{format.name},{isa.name}", stealable=True)
     def expert_matmul(
         batch, thread, n_threads, count, n_used, x, x_stride, weights, starts, n_experts, group_bytes, n_blocks, n_groups, out,
         out_stride,
@@ -260,7 +260,7 @@ def _add_to(s: Simd, x: Value, out: Value) -> None:
         s.store(out + 64 * i, s.load(out + 64 * i, F32, 16) + s.load(x + 64 * i, F32, 16))
 
 
-@kernel(divisible=True)
+@kernel(stealable=True)
 def add_expert_rows(
     batch, thread, n_threads, count, n_used, x, stride, n_blocks, table, table_stride, starts, n_experts
 ):
@@ -287,7 +287,7 @@ def _add_block(s: Simd, x: Value, weight: Value, out: Value) -> None:
         s.store(out + 64 * i, s.load(out + 64 * i, F32, 16) + scaled)
 
 
-@kernel(divisible=True)
+@kernel(stealable=True)
 def weigh_entries(batch, thread, n_threads, count, x, stride, choice, choice_stride, entries, n_used, n_blocks):
     """x[entry] *= the entry's weight, in place."""
     n = load_i64(batch + count)
@@ -299,7 +299,7 @@ def weigh_entries(batch, thread, n_threads, count, x, stride, choice, choice_str
                 _scale_block(row + block * 128, weight, row + block * 128)
 
 
-@kernel(divisible=True)
+@kernel(stealable=True)
 def merge_experts(
     batch,
     thread,

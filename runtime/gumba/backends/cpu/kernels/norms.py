@@ -111,7 +111,7 @@ def _layer_scale(x, width, mean, eps):
     return _inverse_sqrt(variance(x, width, mean) + eps)
 
 
-@kernel(divisible=True)
+@kernel(stealable=True)
 def rms_norm(batch, thread, n_threads, count, x, weight, out, stride, width, n_blocks, eps: f4):
     """out = x / sqrt(mean(x^2) + eps) * weight, row by row (Zhang and Sennrich 2019).
 
@@ -128,7 +128,7 @@ def rms_norm(batch, thread, n_threads, count, x, weight, out, stride, width, n_b
         row, block = next_unit(row, block, n_blocks)
 
 
-@kernel(divisible=True)
+@kernel(stealable=True)
 def layer_norm(batch, thread, n_threads, count, x, weight, bias, out, stride, width, n_blocks, eps: f4):
     """out = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * weight + bias, row by row (Ba et al. 2016).
 
@@ -146,7 +146,7 @@ def layer_norm(batch, thread, n_threads, count, x, weight, bias, out, stride, wi
         row, block = next_unit(row, block, n_blocks)
 
 
-@kernel(divisible=True)
+@kernel(stealable=True)
 def head_norm(
     batch, thread, n_threads, count, x, weight, weight_step, out, stride, n_heads, head_dim, centred, eps: f4
 ):

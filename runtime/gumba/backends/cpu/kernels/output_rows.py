@@ -1,4 +1,4 @@
-"""The tokens whose logits are wanted, as a step of their own: for layers that store nothing, and are read by nobody else."""
+"""The tokens whose logits are needed, as a step of their own: for layers that store nothing that another token reads."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from gumba.simd.memory import load_i32, load_i64, store_i32, store_i64
 
 @kernel
 def view_outputs(batch, thread, n_threads):
-    """Fill the record behind the batch's (OUTPUTS_VIEW): positions and tiles of the rows whose logits are wanted, by one thread.
+    """Fill the record behind the batch's (OUTPUTS_VIEW): positions and tiles of the rows whose logits are needed, by one thread.
 
-    Of a tile's tokens those that are wanted follow each other: its chunk wants all, or the last one. What the context is cut
-    into for a step is kept: there are no more tiles than before.
+    A tile's needed tokens are consecutive: its chunk needs the logits of all, or of the last one. How the context is split for a
+    step is kept: there are no more tiles than before.
     """
     if thread == 0:
         view = batch + OUTPUTS_VIEW

@@ -5,10 +5,10 @@ A kernel is an ordinary compiled function ``kernel(batch, thread, n_threads, *ar
 64-bit integers (addresses, counts, strides) or, where annotated ``f4``, 32-bit floats: they lie in the operation's record.
 Everything that changes from step to step is read from one batch record, so that nothing is rebuilt between steps.
 
-A share is a range of independent output elements: the split never changes the order in which a sum is taken. So it does not
-matter either how many shares there are, nor which thread takes which: where a kernel is ``divisible``, the executor may cut
-every thread's share into some pieces, and who has ended takes over the pieces of those who are late. The kernel sees shares
-``thread`` of ``n_threads`` as ever, only more of them; each is run once, by one thread at a time.
+A share is a range of independent output elements: how work is split never changes the order of a sum. So neither the number of
+shares matters nor which thread takes which: where a kernel is ``stealable``, the executor may split every thread's share into
+chunks, and a thread that has finished its own takes chunks of slower threads. The kernel still sees shares ``thread`` of
+``n_threads``, only more of them; each is run once, by one thread at a time.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from typing import Any
 from gumba.jit.jit import compile_cfunc, inline, is_kept
 from gumba.simd.memory import load_f32, load_i64
 
-#: 64-bit words of an operation's record: function address, whether a barrier follows, how finely shares are cut from here to
-#: the next barrier (``cut``; 0: not), then the arguments.
+#: 64-bit words of an operation's record: function address, whether a barrier follows, into how many chunks shares are split from
+#: here to the next barrier (``split_factor``; 0: not at all), then the arguments.
 RECORD_WORDS = 21
-BARRIER, CUT = 1, 2
+BARRIER, SPLIT_FACTOR = 1, 2
 FIRST_ARGUMENT = 3
 MAX_ARGUMENTS = RECORD_WORDS - FIRST_ARGUMENT
 
@@ -40,50 +40,51 @@ N_TILES = 32  # runs of consecutive tokens of one sequence, for attention
 TILES = 40
 TILE_WORDS = 7
 TABLE, SOURCE, WINDOW_TABLE = 24, 40, 48
-N_OUTPUTS = 48  # tokens whose logits are wanted
+N_OUTPUTS = 48  # tokens whose logits are needed
 OUTPUT_ROWS = 56  # -> int32 [n_outputs]
-SPLIT = 64  # attention: parts of the context that threads take apart for this step; 0: each tile's context is one piece
+SPLIT = 64  # attention: parts of the context that threads take apart for this step; 0: none is split
 N_RUNS = 72  # of models with states: runs of consecutive tokens of one sequence, each whole
 # -> int64 [n_runs, RUN_WORDS]: first token, tokens, position of the first, byte offset of the sequence's slot of states
 RUNS = 80
 RUN_WORDS = 4
 WINDOW_SLOTS = 88  # -> int64 [n_tokens], as SLOTS, in layers with a window
 VIEW_WORDS = 12
-#: Behind the record of a step's tokens lies one, with the same words, of only those whose logits are wanted: for operations on
+#: Behind the record of a step's tokens lies one, with the same words, of only those whose logits are needed: for operations on
 #: their rows alone, once ``kernels.output_rows`` has filled it.
 OUTPUTS_VIEW = 8 * VIEW_WORDS
 BATCH_WORDS = 2 * VIEW_WORDS
 
 f4 = "f4"
 
-#: Of every kernel: its record, the batch, thread and number of threads.
+#: The signature of every kernel: its record, the batch record, thread and number of threads.
 _SIGNATURE = "void(i8, i8, i8, i8)"
 
-#: A thread's share may be cut into this many pieces at most.
-MAX_PIECES = 8
+#: A thread's share may be split into this many chunks at most.
+MAX_CHUNKS = 8
 #: A step of at least so many tokens is a large one.
 LARGE_STEP = 16
 
 
-def cut(small: int, large: int) -> int:
-    """The word that says: in a small step each thread's share is cut into ``small`` pieces, in a large one ``large``.
+def split_factor(small: int, large: int) -> int:
+    """The word for: in a small step each thread's share is split into ``small`` chunks, in a large one into ``large``.
 
-    Powers of two, at most MAX_PIECES.
+    Powers of two, at most MAX_CHUNKS.
     """
-    for pieces in (small, large):
-        if pieces not in (1, 2, 4, 8):
-            raise ValueError(f"{pieces} pieces, expected a power of two up to {MAX_PIECES}")
+    for chunks in (small, large):
+        if chunks not in (1, 2, 4, 8):
+            raise ValueError(f"{chunks} chunks, expected a power of two up to {MAX_CHUNKS}")
     return (small.bit_length() - 1) | (large.bit_length() - 1) << 8
 
 
 class Kernel:
     """A compiled operation. ``address`` compiles it (or takes it from the cache) on first use.
 
-    ``divisible``: a thread's share may be cut into up to MAX_PIECES; not so for a kernel that keeps memory for each thread.
+    ``stealable``: a thread's share may be split into up to MAX_CHUNKS chunks that other threads may take; not so for a kernel
+    that keeps memory for each thread.
     """
 
-    def __init__(self, function: Callable[..., Any], variant: str, divisible: bool = False) -> None:
-        self.divisible = divisible
+    def __init__(self, function: Callable[..., Any], variant: str, stealable: bool = False) -> None:
+        self.stealable = stealable
         self.name = f"{function.__name__}[{variant}]" if variant else function.__name__
         self.function = function
         self.py_func = function
@@ -91,16 +92,16 @@ class Kernel:
         if len(parameters) > MAX_ARGUMENTS:
             raise ValueError(f"{self.name}: more than {MAX_ARGUMENTS} arguments")
         self.arguments = [(p.name, p.annotation in (f4, "f4")) for p in parameters]
-        self._made: Any = None
+        self._compiled: Any = None
 
     @property
     def is_missing(self) -> bool:
         """Whether the function must still be compiled: it is neither loaded nor in a file."""
-        return self._made is None and not is_kept(f"kernel.{self.name}", _SIGNATURE)
+        return self._compiled is None and not is_kept(f"kernel.{self.name}", _SIGNATURE)
 
     @property
     def address(self) -> int:
-        if self._made is None:
+        if self._compiled is None:
             loads = [
                 f"{'load_f32' if is_float else 'load_i64'}(op + {8 * (FIRST_ARGUMENT + i)})"
                 for i, (_, is_float) in enumerate(self.arguments)
@@ -116,15 +117,15 @@ class Kernel:
                 "load_f32": load_f32,
             }
             exec(source, scope)
-            self._made = compile_cfunc(scope["trampoline"], _SIGNATURE, f"kernel.{self.name}")
-        return int(self._made.address)
+            self._compiled = compile_cfunc(scope["trampoline"], _SIGNATURE, f"kernel.{self.name}")
+        return int(self._compiled.address)
 
     def compile(self) -> None:
         """Compile or load the function now rather than at the first use of its address."""
         self.address  # noqa: B018 - it does the work
 
     def words(self, values: dict[str, int | float]) -> list[int]:
-        """The arguments as 64-bit record words, in order. Every argument must be given, and none else."""
+        """The arguments as 64-bit record words, in order. ValueError unless every argument is given, and no other."""
         expected = [name for name, _ in self.arguments]
         if set(values) != set(expected):
             raise ValueError(f"{self.name}: arguments {sorted(values)}, expected {sorted(expected)}")
@@ -134,11 +135,11 @@ class Kernel:
         ]
 
 
-def kernel(function: Callable[..., Any] | None = None, *, variant: str = "", divisible: bool = False) -> Any:
-    """Declare an operation. ``variant`` tells apart the kernels that one factory makes; ``divisible``: see ``Kernel``."""
+def kernel(function: Callable[..., Any] | None = None, *, variant: str = "", stealable: bool = False) -> Any:
+    """Declare an operation. ``variant`` tells apart the kernels that one factory makes; ``stealable``: see ``Kernel``."""
     if function is not None:
-        return Kernel(function, variant, divisible)
-    return lambda f: Kernel(f, variant, divisible)
+        return Kernel(function, variant, stealable)
+    return lambda f: Kernel(f, variant, stealable)
 
 
 @inline
@@ -149,7 +150,7 @@ def share(n, thread, n_threads):
 
 @inline
 def first_unit(n_rows, n_blocks, thread, n_threads):
-    """Of a thread's share of rows, ``n_blocks`` units each: row and block of the first, and how many units it has."""
+    """Row and block of the first unit of a thread's share of rows of ``n_blocks`` units each, and how many units it has."""
     n = n_rows * n_blocks
     first = share(n, thread, n_threads)
     row = first // n_blocks

@@ -1,8 +1,8 @@
-"""What this machine can do at most: reading memory, and dot products that never leave the registers.
+"""The machine's roofline: the rates of reading memory, and of dot products that never leave the registers.
 
-Four operations without a result, run by the same team and compiled by the same compiler as a model's, so that a model's
-operations can be held against them. Every thread does its own part; the numbers that they add up are stored at the end, for
-otherwise the compiler would see that nobody wants them.
+Four operations without a result, run by the same threads and compiled by the same compiler as a model's, so that a model's
+operations can be compared with them. Every thread does its own part; the sums are stored at the end, since otherwise the
+compiler would drop them as unused.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def _rotate_one(x, i, j, cos, sin):
     store_f32(x + 4 * j, b * load_f32(cos + 4 * j) + a * load_f32(sin + 4 * j))
 
 
-@kernel(divisible=True)
+@kernel(stealable=True)
 def rope(batch, thread, n_threads, view, x, stride, n_heads, head_dim, rope_dim, table, neox):
     """x: float32 [n_tokens, n_heads, head_dim] in place; the first ``rope_dim`` elements of each head turn.
 

@@ -22,7 +22,7 @@ from gumba.backends.cpu.kernels.record import BARRIER, FIRST_ARGUMENT, N_TOKENS,
 from gumba.backends.cpu.kv_pages import PAGE_FORMATS, PAGE_TOKENS
 from gumba.backends.cpu.packing import PackedMatrix, aligned_empty
 from gumba.backends.cpu.program.delta_net import Recurrent
-from gumba.backends.cpu.program.memory_plan import place_barriers, place_buffers, place_cuts
+from gumba.backends.cpu.program.memory_plan import place_barriers, place_buffers, plan_splits
 from gumba.backends.cpu.program.operation import Buffer, KVLayout, Operation, Work
 
 __all__ = ["Buffer", "KVLayout", "Operation", "Program", "Work"]
@@ -267,5 +267,5 @@ class Program(Recurrent):
             words = op.kernel.words(values)
             record[0], record[BARRIER] = op.kernel.address, int(barrier)
             record[FIRST_ARGUMENT : FIRST_ARGUMENT + len(words)] = words
-        place_cuts(self.operations, self.n_threads, records)
+        plan_splits(self.operations, self.n_threads, records)
         return records

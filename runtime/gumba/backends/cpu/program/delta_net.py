@@ -1,4 +1,4 @@
-"""Operations of layers that keep a state of their sequence (``kernels.delta_net``)."""
+"""Operations of layers that keep a state of their sequence (``kernels.recurrent_state``)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gumba.backends.cpu.kernels import delta_net
+from gumba.backends.cpu.kernels import causal_conv, delta_net
 from gumba.backends.cpu.kernels.record import N_TOKENS
+from gumba.backends.cpu.kernels.recurrent_state import COLUMNS
 from gumba.backends.cpu.program.elementwise import Elementwise
 from gumba.backends.cpu.program.operation import Buffer, Work
 
 
 def conv_state(width: int, n_taps: int) -> int:
     """float32 of the state of a ``causal_conv`` over ``width`` columns."""
-    return -(-width // delta_net.COLUMNS) * delta_net.COLUMNS * (n_taps - 1)
+    return -(-width // COLUMNS) * COLUMNS * (n_taps - 1)
 
 
 def delta_state(n_heads: int, dim: int) -> int:
@@ -36,12 +37,12 @@ class Recurrent(Elementwise):
         """
         if len(weight) != x.width or x.count != N_TOKENS:
             raise ValueError(f"{x.name} has {x.width} columns, weights {weight.shape}; or it has not all tokens")
-        n_blocks, n_taps = -(-x.width // delta_net.COLUMNS), weight.shape[1]
-        taps = np.zeros((n_taps, n_blocks * delta_net.COLUMNS), np.float32)
+        n_blocks, n_taps = -(-x.width // COLUMNS), weight.shape[1]
+        taps = np.zeros((n_taps, n_blocks * COLUMNS), np.float32)
         taps[:, : x.width] = weight.T
         arguments = {"x": x, "stride": x.row_bytes, "n_blocks": n_blocks, "weight": self.constant(taps, pad=False),
                      "weight_stride": taps.strides[0], "memory": self.states[layer][part]}  # fmt: skip
-        kernel = delta_net.causal_conv(self.isa, n_taps, silu)
+        kernel = causal_conv.causal_conv(self.isa, n_taps, silu)
         work = Work(row_ops=2 * n_taps * x.width, shape=f"{x.width}x{n_taps}")
         self.append(kernel, arguments, [x], [x], ("run blocks", n_blocks), [x], work)
         return x
@@ -49,7 +50,7 @@ class Recurrent(Elementwise):
     def decay(self, x: Buffer, bias: np.ndarray, rate: np.ndarray) -> Buffer:
         """exp(rate * log(1 + exp(x + bias))); bias and rate (below 0): float32 [width]."""
         out = self._buffer("decay", x.width)
-        n_blocks = -(-x.width // delta_net.COLUMNS)
+        n_blocks = -(-x.width // COLUMNS)
         arguments = {"x": x, "bias": self._row(bias, x.width, 0.0), "rate": self._row(rate, x.width, 0.0), "out": out,
                      "stride": out.row_bytes, "n_blocks": n_blocks}  # fmt: skip
         self.append(delta_net.decay(self.isa), arguments, [x], [out], ("blocks", x.count, n_blocks))
@@ -65,18 +66,13 @@ class Recurrent(Elementwise):
         (``delta_state``).
         """
         n_heads, n_key_heads = v.width // dim, qk.width // 2 // dim
-        whole = (
-            v.width == n_heads * dim
-            and qk.width == 2 * n_key_heads * dim
-            and n_key_heads
-            and dim % delta_net.COLUMNS == 0
-        )
+        whole = v.width == n_heads * dim and qk.width == 2 * n_key_heads * dim and n_key_heads and dim % COLUMNS == 0
         if not whole or n_heads % n_key_heads or (decays.width, betas.width) != (n_heads, n_heads):
             raise ValueError(
                 f"heads of {dim}: queries and keys have {qk.width} columns, values {v.width}, gates {decays.width}"
             )
         out = self._buffer("delta_rule", v.width)
-        n_blocks = dim // delta_net.COLUMNS
+        n_blocks = dim // COLUMNS
         arguments = {"qk": qk, "qk_stride": qk.row_bytes, "n_key_heads": n_key_heads,
                      "v": v, "decays": decays, "betas": betas, "gate_stride": decays.row_bytes,
                      "memory": self.states[layer][part], "n_heads": n_heads, "n_blocks": n_blocks, "dim": dim, "out": out,

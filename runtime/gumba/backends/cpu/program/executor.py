@@ -4,22 +4,22 @@ The team is one caller and ``n_threads - 1`` helpers. A helper is a Python threa
 there with the GIL released. A step is one call: whatever Python does to the calling thread, Ctrl-C included, happens before
 or after it.
 
-A phase is a run of operations up to a barrier. Its work is cut into pieces: a piece is one share (``thread`` of ``n_threads``,
-in the kernels' words) of each of the phase's operations, in order. A thread begins with its own run of pieces, so that it
-reads the same weights step after step; when those are gone it takes pieces of the others, one at a time. A phase is over when
-all its pieces are done, and then whoever ended the last one opens the next. So nobody waits for a thread that holds no piece:
-a slow core does less, and a thread that the system does not run at all (more threads than cores, a busy machine) costs the
-piece that it was interrupted in, and nothing after that.
+A phase is a run of operations up to a barrier. Its work is cut into chunks: a chunk is one share (``thread`` of ``n_threads``,
+in the kernels' words) of each of the phase's operations, in order. A thread begins with its own run of chunks, so that it
+reads the same weights step after step; when those are gone it takes chunks of the others, one at a time. A phase is over when
+all its chunks are done, and then the thread that ended the last one opens the next. So no thread waits for one that holds
+no chunk: a slow core does less, and a thread that the system does not run at all (more threads than cores, a busy machine)
+costs the chunk that it was interrupted in, and nothing after that.
 
-All of it hangs on one word, ``STATE``: number of the phase, pieces of each thread (as a power of two), first operation. A piece
-is claimed in its owner's ``CURSOR``: number of the phase, pieces taken. Both only grow. A claim succeeds only while its phase
-is open (it still has a piece to be done), so a late thread that read an old ``STATE`` finds nothing, and an operation's record
-is read only by who holds a piece of it. Nothing is ever put back to zero but the counters of done pieces: those by who fills
+All of it hangs on one word, ``STATE``: number of the phase, chunks of each thread (as a power of two), first operation. A chunk
+is claimed in its owner's ``CURSOR``: number of the phase, chunks taken. Both only grow. A claim succeeds only while its phase
+is open (it still has a chunk to be done), so a late thread that read an old ``STATE`` finds nothing, and an operation's record
+is read only by who holds a chunk of it. Nothing is ever put back to zero but the counters of done chunks: those by who fills
 them, before the next phase opens.
 
 Who waits spins, then offers the processor to others, then sleeps on a lock (the interpreter's own portable one, called through
 its C address). Everything that the threads share lies in one int64 array; words that several write are on cache lines of their
-own, and done pieces are counted in groups of threads first, so that 64 threads do not queue for one line.
+own, and done chunks are counted in groups of threads first, so that 64 threads do not queue for one line.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gumba.backends.cpu.kernels.record import BARRIER, CUT, LARGE_STEP, N_TOKENS, RECORD_WORDS
+from gumba.backends.cpu.kernels.record import BARRIER, LARGE_STEP, N_TOKENS, RECORD_WORDS, SPLIT_FACTOR
 from gumba.errors import EngineError, ResourceError
 from gumba.host import allowed_processors, pin_thread
 from gumba.jit.jit import entry, inline
@@ -56,24 +56,24 @@ log = logging.getLogger("gumba")
 # fetch lines in pairs.
 LINE = 128
 STATE = 0
-OPS, N_OPS, BATCH, CUT_SHIFT = LINE, LINE + 8, LINE + 16, LINE + 24  # of the current step; written before STATE
+OPS, N_OPS, BATCH, SPLIT_SHIFT = LINE, LINE + 8, LINE + 16, LINE + 24  # of the current step; written before STATE
 ACQUIRE, RELEASE, YIELD = LINE + 32, LINE + 40, LINE + 48  # C functions; YIELD may be 0
 SPIN, CROWDED = LINE + 56, LINE + 64  # settings
 SLEEPERS = 2 * LINE  # at least as many as the slots that say so
 GROUPS_DONE = 3 * LINE
-SLOTS = 4 * LINE  # then per thread: its cursor; whether it sleeps, and its lock; done pieces of the group that it leads
+SLOTS = 4 * LINE  # then per thread: its cursor; whether it sleeps, and its lock; done chunks of the group that it leads
 SLEEPING, LOCK, GROUP_DONE = LINE, LINE + 8, 2 * LINE
 SLOT_BYTES = 3 * LINE
 
-#: Threads whose done pieces are counted together.
+#: Threads whose done chunks are counted together.
 GROUP = 8
 
-# STATE: phase << 18 | log2(pieces) << 16 | first operation, or one of these.
+# STATE: phase << 18 | log2(chunks) << 16 | first operation, or one of these.
 PHASE_BITS = 18
 NO_WORK, STOP = 0xFFFF, 0xFFFE
 MAX_OPERATIONS = STOP
 
-#: Turns of a waiting loop before it looks for other threads' pieces: one or two microseconds, so that threads of equal speed
+#: Turns of a waiting loop before it looks for other threads' chunks: one or two microseconds, so that threads of equal speed
 #: leave each other's cursors in peace.
 ALONE = 100
 #: Turns before the processor is offered to others: a few tens of microseconds; with more threads than cores, hardly any.
@@ -90,12 +90,12 @@ def _slot(shared, thread):
 
 
 @inline
-def _claim(cursor, phase, pieces):
-    """The next piece of a cursor's owner in this phase; -1: none is left, or the phase is over."""
+def _claim(cursor, phase, chunks):
+    """The next chunk of a cursor's owner in this phase; -1: none is left, or the phase is over."""
     while True:
         found = atomic_load(cursor)
         taken = found & ((1 << PHASE_BITS) - 1) if found >> PHASE_BITS == phase else 0
-        if found >> PHASE_BITS > phase or taken >= pieces:
+        if found >> PHASE_BITS > phase or taken >= chunks:
             return -1
         if atomic_replace(cursor, found, (phase << PHASE_BITS) | (taken + 1)):
             return taken
@@ -103,7 +103,7 @@ def _claim(cursor, phase, pieces):
 
 @inline
 def _run(shared, first, share, n_shares, record_bytes):
-    """One piece; returns the first operation of the next phase."""
+    """One chunk; returns the first operation of the next phase."""
     batch = load_i64(shared + BATCH)
     end = load_i64(shared + N_OPS)
     op = load_i64(shared + OPS) + first * record_bytes
@@ -121,9 +121,9 @@ def _state(shared, phase, first, record_bytes):
     """The word that opens a phase."""
     if first >= load_i64(shared + N_OPS):
         return (phase << PHASE_BITS) | NO_WORK
-    words = load_i64(load_i64(shared + OPS) + first * record_bytes + 8 * CUT)
-    pieces = (words >> load_i64(shared + CUT_SHIFT)) & 3
-    return (phase << PHASE_BITS) | (pieces << 16) | first
+    words = load_i64(load_i64(shared + OPS) + first * record_bytes + 8 * SPLIT_FACTOR)
+    chunks = (words >> load_i64(shared + SPLIT_SHIFT)) & 3
+    return (phase << PHASE_BITS) | (chunks << 16) | first
 
 
 @inline
@@ -144,7 +144,7 @@ def _wake(shared, n_threads):
 
 @inline
 def _done(shared, owner, count, n_threads, state, end, record_bytes):
-    """Count pieces of ``owner`` that were done in this phase; who counts the last opens the next one."""
+    """Count chunks of ``owner`` that were done in this phase; who counts the last opens the next one."""
     leader = owner // GROUP * GROUP
     in_group = min(GROUP, n_threads - leader) << ((state >> 16) & 3)
     counter = _slot(shared, leader) + GROUP_DONE
@@ -160,25 +160,25 @@ def _done(shared, owner, count, n_threads, state, end, record_bytes):
     opened = _state(shared, (state >> PHASE_BITS) + 1, end, record_bytes)
     atomic_exchange(shared + STATE, opened)
     # Threads that sleep within a step of a crowded machine are better left alone until the next one.
-    if opened & 0xFFFF == NO_WORK or load_i64(shared + CROWDED) == 0 or load_i64(shared + CUT_SHIFT) != 0:
+    if opened & 0xFFFF == NO_WORK or load_i64(shared + CROWDED) == 0 or load_i64(shared + SPLIT_SHIFT) != 0:
         _wake(shared, n_threads)
 
 
 @inline
 def _work(shared, thread, n_threads, state, record_bytes):
-    """Do a thread's own pieces of a phase, then what is left of the others'."""
+    """Do a thread's own chunks of a phase, then what is left of the others'."""
     phase = state >> PHASE_BITS
     first = state & 0xFFFF
-    pieces = 1 << ((state >> 16) & 3)
+    chunks = 1 << ((state >> 16) & 3)
     owner = thread
     for _ in range(n_threads):
         count, end = 0, 0
         cursor = _slot(shared, owner)
         while True:
-            piece = _claim(cursor, phase, pieces)
-            if piece < 0:
+            chunk = _claim(cursor, phase, chunks)
+            if chunk < 0:
                 break
-            end = _run(shared, first, owner * pieces + piece, n_threads * pieces, record_bytes)
+            end = _run(shared, first, owner * chunks + chunk, n_threads * chunks, record_bytes)
             count += 1
         if count > 0:
             _done(shared, owner, count, n_threads, state, end, record_bytes)
@@ -199,7 +199,7 @@ def _sleep(shared, thread, n_threads, state):
     slot = _slot(shared, thread)
     atomic_add(shared + SLEEPERS, 1)
     atomic_exchange(slot + SLEEPING, 1)
-    # The change may have come before the flag. Whoever takes the flag back unlocks: then lock.
+    # The change may have come before the flag. The thread that takes the flag back unlocks: then lock.
     if atomic_load(shared + STATE) != state and atomic_exchange(slot + SLEEPING, 0) == 1:
         atomic_add(shared + SLEEPERS, -1)
     else:
@@ -239,7 +239,7 @@ def run_step(shared, ops, n_ops, batch, n_threads, record_bytes):
             first = _run(shared, first, 0, 1, record_bytes)
         return
     large = n_ops > 0 and load_i64(batch + N_TOKENS) >= LARGE_STEP
-    store_i64(shared + CUT_SHIFT, 8 if large else 0)
+    store_i64(shared + SPLIT_SHIFT, 8 if large else 0)
     state = _state(shared, (atomic_load(shared + STATE) >> PHASE_BITS) + 1, 0, record_bytes)
     atomic_exchange(shared + STATE, state)
     _wake(shared, n_threads)

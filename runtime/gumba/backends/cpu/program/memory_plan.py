@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gumba.backends.cpu.kernels.record import CUT, MAX_PIECES, cut
+from gumba.backends.cpu.kernels.record import MAX_CHUNKS, SPLIT_FACTOR, split_factor
 from gumba.backends.cpu.packing import aligned_empty
 from gumba.backends.cpu.program.operation import Buffer, Operation
 from gumba.errors import ResourceError
 from gumba.memory import shortage
 
-#: A piece of a small step's product reads at least so much, or is not cut further.
-PIECE_BYTES = 1 << 20
+#: A chunk of a small step's product reads at least so much, or is not cut further.
+CHUNK_BYTES = 1 << 20
 
 
 def place_barriers(operations: Sequence[Operation]) -> list[bool]:
@@ -62,15 +62,15 @@ def place_buffers(operations: Sequence[Operation], keep: Sequence[Buffer], max_r
     return arena
 
 
-def place_cuts(operations: Sequence[Operation], n_threads: int, records: np.ndarray) -> None:
+def plan_splits(operations: Sequence[Operation], n_threads: int, records: np.ndarray) -> None:
     """How finely the shares of each phase are cut, where all its operations allow it.
 
-    In a small step only as far as a piece still reads PIECE_BYTES of weights: a new run of memory costs a third of a
+    In a small step only as far as a chunk still reads CHUNK_BYTES of weights: a new run of memory costs a third of a
     microsecond until it streams.
     """
     for phase in range(operations[-1].phase + 1 if operations else 0):
         members = [i for i, op in enumerate(operations) if op.phase == phase]
-        if all(operations[i].kernel.divisible for i in members):
+        if all(operations[i].kernel.stealable for i in members):
             weights = sum(operations[i].work.weights for i in members)
-            small = min(MAX_PIECES, max(1, weights // (n_threads * PIECE_BYTES)))
-            records[members[0], CUT] = cut(1 << small.bit_length() - 1, MAX_PIECES)
+            small = min(MAX_CHUNKS, max(1, weights // (n_threads * CHUNK_BYTES)))
+            records[members[0], SPLIT_FACTOR] = split_factor(1 << small.bit_length() - 1, MAX_CHUNKS)

@@ -16,7 +16,7 @@ class Buffer:
     width: int
     row_bytes: int
     count: int
-    blocks: Buffer | None = None  # the same rows as int8 blocks, once an operation has asked for them
+    blocks: Buffer | None = None  # the same rows as int8 blocks, once an operation needs them
     address: int = 0
     first_use: int = -1
     last_use: int = -1

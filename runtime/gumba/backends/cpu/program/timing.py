@@ -1,8 +1,8 @@
 """Timing a program from within: clocks between its records.
 
-The team walks the same records, cut into the same pieces, but each operation is a phase of its own, opened by a clock (which
-the first piece passes, and writes the time). So an operation's time runs from its opening to the next one's, the wait for its
-slowest piece included. The barriers that a program does without, between operations whose threads keep to their own rows,
+The team walks the same records, cut into the same chunks, but each operation is a phase of its own, opened by a clock (which
+the first chunk passes, and writes the time). So an operation's time runs from its opening to the next one's, the wait for its
+slowest chunk included. The barriers that a program does without, between operations whose threads keep to their own rows,
 add some hundred nanoseconds each.
 """
 
@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 
-from gumba.backends.cpu.kernels.record import BARRIER, CUT, FIRST_ARGUMENT, RECORD_WORDS, kernel
+from gumba.backends.cpu.kernels.record import BARRIER, FIRST_ARGUMENT, RECORD_WORDS, SPLIT_FACTOR, kernel
 from gumba.errors import EngineError
 from gumba.simd.memory import call_address
 
@@ -54,14 +54,14 @@ class Timing:
         self._times = np.zeros((len(records) + 2, 2), np.int64)
         self.records = np.zeros((2 * len(records) + 2, RECORD_WORDS), np.int64)
         self.records[0] = _clock_record(self._times[0])
-        begins, cut = True, 0  # of the program's own phase
+        begins, factor = True, 0  # of the program's own phase
         for i, record in enumerate(records):
-            cut = int(record[CUT]) if begins else cut
+            factor = int(record[SPLIT_FACTOR]) if begins else factor
             begins = bool(record[BARRIER])
             self.records[2 * i + 1] = _clock_record(self._times[i + 1])
             self.records[2 * i + 2] = record
             # The first phase begins with the clock before the first operation's own.
-            self.records[2 * i + (1 if i else 0), CUT] = cut
+            self.records[2 * i + (1 if i else 0), SPLIT_FACTOR] = factor
             self.records[2 * i + 2, BARRIER] = 1
         self.records[-1] = _clock_record(self._times[-1])
         self.records[-1, BARRIER] = 1
