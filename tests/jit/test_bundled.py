@@ -123,7 +123,7 @@ def test_a_full_disk_and_a_killed_run_leave_nothing(tmp_path: Path, monkeypatch:
     kernel, target = tmp_path / "kernel", tmp_path / "x"
     kernel.write_bytes(b"code")
     target.mkdir()
-    (target / ".kernel.part-1-0123abcd").write_bytes(b"half")  # as a killed run leaves it: nobody holds its lock
+    (target / ".kernel.part-1-0123abcd").write_bytes(b"half")  # as a killed run leaves it: no process holds its lock
 
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

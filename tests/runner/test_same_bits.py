@@ -25,11 +25,13 @@ from support.tiny_models import GOLDENS, PROMPT, TYPES, distance, load, logits_o
 #: Activations are rounded to 8 bits per 32 values where weights are blocks: that error is the format's own, here of
 #: two layers of random weights. llama.cpp on the same files has 0.023 (Q8_0, Q4_0), 0.025 (Q4_1), 0.036 (Q6_K). Float
 #: formats are multiplied in float32, and only the order of sums could differ (llama.cpp: F16 0.0008, BF16 0.0062).
+#: A format that is not here has the budgets of DOT_BUDGET.
 FORMAT_BUDGET = {"F32": 1e-5, "F16": 1e-5, "BF16": 1e-5, "Q8_0": 0.026, "Q4_0": 0.026, "Q4_1": 0.028, "Q6_K": 0.028}
 #: The generic set has no fused multiply-add, so its float sums round differently: by 1e-6, or 1e-4 after a float16 KV
 #: cache has rounded on top. Where activations are rounded to 8 bits, a difference of 1e-7 now and then tips one over to
 #: the next of its 255 steps, which tips over more, until errors are of the size of FORMAT_BUDGET.
 GENERIC_BUDGET = {"F32": 2e-4, "F16": 2e-4, "BF16": 2e-4, "Q8_0": 0.02, "Q4_0": 0.02, "Q4_1": 0.02, "Q6_K": 0.02}
+DOT_BUDGET, DOT_GENERIC_BUDGET = 0.03, 0.02
 FIRST_TOKEN_BUDGET = 1e-5
 
 #: Room for the prompt, in tokens.
@@ -48,7 +50,7 @@ def rms_distance(got: np.ndarray, want: np.ndarray) -> float:
 
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The random model of a block format, written when first asked for."""
+    """The random model of a block format, written on first use."""
     folder = tmp_path_factory.mktemp("quantized")
 
     def path(kind: str) -> Path:
@@ -119,7 +121,7 @@ def test_block_formats_against_float32(quantized: Callable[[str], Path], tmp_pat
         model = load(path, kv_type="f32", n_threads=1)
         logits.append(logits_of(model, tokens, len(tokens)))
         model.close()
-    assert rms_distance(*logits) < FORMAT_BUDGET[kind]
+    assert rms_distance(*logits) < FORMAT_BUDGET.get(kind, DOT_BUDGET)
 
 
 def test_every_instruction_set(quantized: Callable[[str], Path], tmp_path: Path) -> None:
@@ -137,4 +139,6 @@ def test_every_instruction_set(quantized: Callable[[str], Path], tmp_path: Path)
         assert len({digest(logits[kind]) for logits in found.values()}) <= 1, f"{kind}: {', '.join(found)}"
         for name, logits in found.items():
             assert distance(logits[kind][:1], generic[kind][:1]) < FIRST_TOKEN_BUDGET, f"{kind}, {name}"
-            assert rms_distance(logits[kind], generic[kind]) < GENERIC_BUDGET[kind], f"{kind}, {name}"
+            assert rms_distance(logits[kind], generic[kind]) < GENERIC_BUDGET.get(kind, DOT_GENERIC_BUDGET), (
+                f"{kind}, {name}"
+            )

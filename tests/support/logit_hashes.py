@@ -35,7 +35,7 @@ from gumba.backends.cpu.kv_pages import PAGE_FORMATS
 from gumba.runner.load import Chunk, Model
 from gumba.simd import detect
 from support.arch_models import rewritten
-from support.tiny_models import DATA, TYPES, load, write_model
+from support.tiny_models import DATA, load, write_model
 
 RECORDING = DATA / "logit_hashes.json"
 #: Tokens of the first step, more than a page of the KV cache, and how many steps of one token follow.
@@ -55,6 +55,10 @@ REWRITTEN = {
     "arch_t5": ("Q8_0", "Q4_0"),
     "arch_bert": ("Q8_0", "Q4_0"),
 }
+
+
+#: Block formats of the tiny model.
+TINY = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q6_K")
 
 
 class Case(NamedTuple):
@@ -85,7 +89,7 @@ class Case(NamedTuple):
 CASES = [
     *(Case(source) for source in FILES),
     *(Case(source, kind) for source, kinds in REWRITTEN.items() for kind in kinds),
-    *(Case("tiny", kind) for kind in TYPES),
+    *(Case("tiny", kind) for kind in TINY),
     *(Case("tiny", "Q4_0", kv_type) for kv_type in PAGE_FORMATS),
 ]
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import gguf
 import numpy as np
-from gguf.quants import dequantize, quantize
 
 from gumba import GGUFFile
+from gumba.quants import FORMATS, dequantize, quantize
 from gumba.runner.load import Chunk, Model, load_model
 
 DATA = Path(__file__).parent.parent / "data"
@@ -27,7 +27,12 @@ GOLDENS = sorted(DATA.glob("model_*.gguf"))
 WIDTH, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FFN, VOCAB, CONTEXT = 256, 2, 4, 2, 64, 512, 131, 1024
 #: Tokens of the prompt that the hashed tests use: more than one step of 512, several KV pages, no round number.
 PROMPT = 520
-TYPES = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q6_K"]
+#: Every block format whose files gguf-py can write.
+TYPES = [
+    format.name.upper()
+    for format in FORMATS.values()
+    if format.name.upper() in gguf.GGMLQuantizationType.__members__ and WIDTH % format.block_size == 0
+]
 
 
 def stored(path: Path) -> tuple[list[int], np.ndarray]:
@@ -99,7 +104,7 @@ def random_matrices(kind: str) -> dict[str, np.ndarray]:
             matrices[name] = random_q6_k(rng, rows, columns, scale)
         else:
             values = (scale * rng.standard_normal((rows, columns))).astype(np.float32)
-            matrices[name] = quantize(values, gguf.GGMLQuantizationType[kind]).view(np.uint8)
+            matrices[name] = quantize(kind, values)
     return matrices
 
 
@@ -136,7 +141,7 @@ def write_model(path: Path, kind: str, *, dequantized: bool = False) -> Path:
     quantization = gguf.GGMLQuantizationType[kind]
     for name, data in random_matrices(kind).items():
         if dequantized:
-            writer.add_tensor(f"{name}.weight", dequantize(data, quantization).astype(np.float32))
+            writer.add_tensor(f"{name}.weight", dequantize(kind, data))
         else:
             writer.add_tensor(f"{name}.weight", data, raw_dtype=quantization)
     writer.write_header_to_file()
