@@ -120,10 +120,10 @@ def test_models_lists_every_architecture(gumba: Callable) -> None:
 @pytest.mark.parametrize(
     ("command", "name", "message"),
     [
-        ("perplexity", "qwen3_labels", "has no logits of a text's next tokens"),
-        ("perplexity", "jina_bert_v2", "has no logits of a text's next tokens"),
-        ("perplexity", "t5", "has no logits of a text's next tokens"),
-        ("bench", "t5", "encoder-decoders, which cannot be measured so"),
+        ("perplexity", "qwen3_labels", "has no next-token logits"),
+        ("perplexity", "jina_bert_v2", "has no next-token logits"),
+        ("perplexity", "t5", "has no next-token logits"),
+        ("bench", "t5", "encoder-decoders, which cannot be measured"),
     ],
 )
 def test_models_that_do_not_go_on_with_a_text(
