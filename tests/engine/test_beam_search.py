@@ -199,7 +199,7 @@ def test_beams_share_the_pages_of_their_prompt(make_llm, n_prompt):
     held = []
 
     def count(model):
-        held.append(sum(1 for owners in model.kv.held if owners))
+        held.append(sum(1 for owners in model.kv.owner_counts if owners))
 
     llm = make_llm(n_ctx=200, n_pages=100, page_tokens=16, before=count, max_batch_tokens=64)
     params = BeamSearchParams(beam_width=8, n=8, max_tokens=6)

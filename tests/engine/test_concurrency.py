@@ -240,16 +240,16 @@ def test_a_request_from_within_the_engine_is_refused(make_llm, call, where):
 
 @pytest.mark.parametrize("how", ["agenerate", "generate", "usage"])
 def test_an_order_that_the_engine_will_not_see_is_refused(make_llm, how):
-    """Given after the engine's last look at its orders, by somebody who found it running."""
+    """Given after the engine's last look at its inbox, by somebody who found it running."""
     llm = make_llm()
-    engine, put = llm._engine, llm._engine._orders.put
+    engine, put = llm._engine, llm._engine._inbox.put
 
     def late(order):
         put(CLOSE)
         engine._thread.join()
         put(order)
 
-    engine._orders = SimpleNamespace(put=late)
+    engine._inbox = SimpleNamespace(put=late)
     calls = {
         "agenerate": lambda: asyncio.run(asyncio.wait_for(llm.agenerate([[1]]), 5)),
         "generate": lambda: llm.generate([[1]]),
@@ -257,5 +257,5 @@ def test_an_order_that_the_engine_will_not_see_is_refused(make_llm, how):
     }
     with pytest.raises(EngineError, match="thread has ended"):
         calls[how]()
-    engine._orders = engine._core.orders
+    engine._inbox = engine._core.inbox
     llm.close()

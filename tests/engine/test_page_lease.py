@@ -7,7 +7,7 @@ import time
 import pytest
 
 from gumba import SamplingParams
-from gumba.engine.core import Lent
+from gumba.engine.core import PageLease
 from gumba.engine.prefix_cache import Node
 from support.generation_oracle import GREEDY, oracle
 from support.threads import in_thread
@@ -15,20 +15,20 @@ from support.threads import in_thread
 SHORT = SamplingParams(temperature=0, max_tokens=6)
 
 
-def lend(llm, count):
+def lease_pages(llm, count):
     return [llm._engine.call(llm._engine._core.take_page) for _ in range(count)]
 
 
 def test_a_request_waits_for_pages_that_are_lent(make_llm):
     llm = make_llm(n_pages=8)
-    pages = lend(llm, 7)
+    pages = lease_pages(llm, 7)
     expected = oracle(range(12), SHORT, 6)
     result = in_thread(lambda: llm.generate([list(range(12))], SHORT)[0].token_ids)
     time.sleep(0.05)
     assert llm.model.steps == [], "there was no page for it"
-    llm._engine.release(Lent(pages[:3]))
+    llm._engine.release_lease(PageLease(pages[:3]))
     time.sleep(0.02)
-    llm._engine.release(Lent(pages[3:]))
+    llm._engine.release_lease(PageLease(pages[3:]))
     assert result() == expected
 
 
@@ -36,36 +36,36 @@ def test_a_stream_that_runs_out_of_pages_goes_on_when_they_come_back(make_llm):
     llm = make_llm(n_pages=8, before=lambda model: time.sleep(0.005))
     stream = llm.stream([1], GREEDY)
     first = next(stream).token_id
-    pages = lend(llm, 5)
+    pages = lease_pages(llm, 5)
     rest = in_thread(lambda: [step.token_id for step in stream])
     deadline = time.monotonic() + 20
     while not llm._engine._core.scheduler.stuck and time.monotonic() < deadline:
         time.sleep(0.001)
     assert llm.kv_usage().in_use == 5, "the stream holds none any more"
-    llm._engine.release(Lent(pages))
+    llm._engine.release_lease(PageLease(pages))
     assert [first, *rest()] == oracle([1], GREEDY, 31)
 
 
 def test_waiting_requests_can_be_given_up(make_llm):
     llm = make_llm(n_pages=8)
-    pages = lend(llm, 7)
+    pages = lease_pages(llm, 7)
     result = in_thread(lambda: llm.generate([list(range(12))], SHORT)[0].finish_reason)
     time.sleep(0.02)
     llm.cancel()
     assert result() == "cancelled"
-    llm._engine.release(Lent(pages))
+    llm._engine.release_lease(PageLease(pages))
 
 
 @pytest.mark.parametrize("waiting", [False, True])
 def test_nothing_is_done_meanwhile(make_llm, monkeypatch, waiting):
     llm = make_llm(n_pages=8)
     core = llm._engine._core
-    pages = lend(llm, 7)
+    pages = lease_pages(llm, 7)
     looks = []
-    usage, plan = core.kv_usage, core.scheduler.plan
+    usage, schedule = core.kv_usage, core.scheduler.schedule
     monkeypatch.setattr(core, "kv_usage", lambda: looks.append(1) or usage())
-    monkeypatch.setattr(core.scheduler, "plan", lambda: looks.append(1) or plan())
-    monkeypatch.setattr(core, "_patience", 0.0)
+    monkeypatch.setattr(core.scheduler, "schedule", lambda: looks.append(1) or schedule())
+    monkeypatch.setattr(core, "_idle_timeout", 0.0)
     llm.generate([[1]], SamplingParams(max_tokens=1))
     looks.clear()
     result = in_thread(lambda: llm.generate([list(range(12))], SHORT)[0].token_ids) if waiting else None
@@ -73,7 +73,7 @@ def test_nothing_is_done_meanwhile(make_llm, monkeypatch, waiting):
     time.sleep(0.2)
     seen = len(looks)
     monkeypatch.undo()
-    llm._engine.release(Lent(pages))
+    llm._engine.release_lease(PageLease(pages))
     assert seen < 8
     if result is not None:
         assert result() == oracle(range(12), SHORT, 6)

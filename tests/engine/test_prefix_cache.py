@@ -103,7 +103,7 @@ class World:
         self.clients = []
         self.seen = {"pages": 0, "copies": 0, "same": 0, "victims": 0, "full parts": 0}
 
-    def reclaim(self, n_free):
+    def evict(self, n_free):
         expected = []  # what the oracle gives up, with its own count of free pages
         before = dict(self.oracle.paths)
         while self.kv.n_free + len(expected) < n_free and (page := self.oracle.victim()) is not None:
@@ -111,7 +111,7 @@ class World:
             self.oracle.used.remove(page)
             expected.append(page)
         possible = self.kv.n_free + len(expected) >= n_free
-        assert self.cache.reclaim(n_free) is possible
+        assert self.cache.evict(n_free) is possible
         assert {page: self.kv.owners(page) for page in expected} == dict.fromkeys(expected, 0)
         assert before.keys() - walk(self.cache).keys() == set(expected)
         self.seen["victims"] += len(expected)
@@ -132,7 +132,7 @@ class World:
         self.kv.share(held)
         self.check()
         needed = -(-len(tokens) // SIZE) - len(pages)
-        if self.reclaim(needed):
+        if self.evict(needed):
             client = {
                 "tokens": tokens,
                 "pages": pages + self.kv.allocate(needed),
@@ -182,7 +182,7 @@ class World:
     def grow(self, client, more):
         start, client["tokens"] = len(client["tokens"]), client["tokens"] + more
         missing = -(-len(client["tokens"]) // SIZE) - len(client["pages"])
-        if self.reclaim(missing):
+        if self.evict(missing):
             client["pages"] = client["pages"] + self.kv.allocate(missing)
             self.write(client, start)
         else:
@@ -196,7 +196,7 @@ class World:
         paths = walk(self.cache)
         assert paths == self.oracle.paths and self.cache.n_pages == len(paths)
         assert [node.page for node in self.cache._order] == self.oracle.used
-        assert self.cache.idle() == len(self.oracle.idle())
+        assert self.cache.evictable() == len(self.oracle.idle())
         for page, path in paths.items():
             first = (len(path) - 1) // SIZE * SIZE
             assert self.kv.store[page, : len(path) - first].tolist() == list(path[first:])
@@ -229,12 +229,12 @@ def test_random_requests_against_the_oracle(n_pages):
         elif client and kind == 6:
             world.leave(client)
         elif kind == 7 and rng.random() < 0.3:
-            world.reclaim(rng.randrange(n_pages + 2))
+            world.evict(rng.randrange(n_pages + 2))
         world.check()
     assert all(n > 10 for n in world.seen.values()), world.seen
     while world.clients:
         world.leave(world.clients[0])
-    assert world.reclaim(n_pages)
+    assert world.evict(n_pages)
     world.check()
     assert world.kv.n_free == n_pages and world.cache.n_pages == 0
 
@@ -271,7 +271,7 @@ def test_the_least_recently_used_goes_first_and_ends_before_beginnings(kv, cache
     gone = []
     for n_free in range(kv.n_free + 1, kv.n_pages + 1):
         before = kept(cache)
-        assert cache.reclaim(n_free)
+        assert cache.evict(n_free)
         gone += before - kept(cache)
     assert gone == two[::-1] + three[::-1] + one[::-1]
 
@@ -279,17 +279,17 @@ def test_the_least_recently_used_goes_first_and_ends_before_beginnings(kv, cache
 def test_what_somebody_holds_stays_and_so_does_all_before_it(kv, cache):
     held, other = fill(kv, cache, [1] * 3 * SIZE), fill(kv, cache, [2] * 3 * SIZE)
     kv.share(held)
-    assert not cache.reclaim(kv.n_pages)
+    assert not cache.evict(kv.n_pages)
     assert kept(cache) == set(held) and not any(kv.owners(page) for page in other)
     assert cache.find([1] * 3 * SIZE, 3 * SIZE).pages == held
     kv.release(held)
-    assert cache.reclaim(kv.n_pages) and kept(cache) == set()
+    assert cache.evict(kv.n_pages) and kept(cache) == set()
 
 
 def test_nothing_is_given_up_while_enough_is_free(kv, cache):
     fill(kv, cache, [1] * 3 * SIZE)
-    assert cache.reclaim(kv.n_free) and cache.n_pages == 3
-    assert not cache.reclaim(kv.n_pages + 1)
+    assert cache.evict(kv.n_free) and cache.n_pages == 3
+    assert not cache.evict(kv.n_pages + 1)
 
 
 def test_what_ends_is_used_as_lately_as_what_is_found(kv, cache):
@@ -297,7 +297,7 @@ def test_what_ends_is_used_as_lately_as_what_is_found(kv, cache):
     (first,), (second,) = fill(kv, cache, [1] * 5, hold=True), fill(kv, cache, [2] * 5, hold=True)
     cache.add(cache.root, (1,) * 6, first)
     kv.release([first, second])
-    assert cache.reclaim(kv.n_free + 1) and kept(cache) == {first}
+    assert cache.evict(kv.n_free + 1) and kept(cache) == {first}
 
 
 @pytest.mark.parametrize("most", range(2 * SIZE + 1))
@@ -330,7 +330,7 @@ def test_a_part_becomes_a_full_page(kv, cache):
     assert cache.add(cache.root, (1,) * SIZE, page).page == page
     assert walk(cache) == {page: (1,) * SIZE} and kv.owners(page) == 2
     kv.release([page])
-    assert cache.reclaim(kv.n_pages)
+    assert cache.evict(kv.n_pages)
 
 
 def test_a_part_that_is_there_already_is_not_kept_twice(kv, cache):
@@ -361,7 +361,7 @@ def test_clear(kv, cache):
     fill(kv, cache, [1] * SIZE + [2] * 5)
     node = cache.find([1] * SIZE, SIZE).node
     cache.clear()
-    assert cache.n_pages == cache.idle() == 0 and kv.n_free == kv.n_pages - 2
+    assert cache.n_pages == cache.evictable() == 0 and kv.n_free == kv.n_pages - 2
     assert cache.find([1] * SIZE, SIZE).pages == []
     # A sequence that goes on where it was.
     (more,) = kv.allocate(1)
@@ -372,4 +372,4 @@ def test_clear(kv, cache):
     fill(kv, cache, [1] * SIZE)
     assert cache.n_pages == 1
     kv.release([*held, more])
-    assert cache.reclaim(kv.n_pages) and kv.n_free == kv.n_pages
+    assert cache.evict(kv.n_pages) and kv.n_free == kv.n_pages

@@ -149,7 +149,7 @@ def test_one_that_waits_for_pages_is_not_overtaken():
 def test_more_pages_than_there_are_is_an_error_of_that_request_alone():
     steps = Steps(n_pages=4)
     large = steps.add(Job(prompt(33), 2))
-    assert steps.scheduler.plan() == [] and isinstance(large.error, ResourceError)
+    assert steps.scheduler.schedule() == [] and isinstance(large.error, ResourceError)
     assert "5 KV pages are needed, 4 are free" in str(large.error)
     steps.remove(large)
     steps.add(Job(prompt(3)))
@@ -270,7 +270,7 @@ def test_a_plan_that_was_not_computed_is_made_again():
     steps = Steps(budget=16)
     steps.add(Job(prompt(20), 9), Job(prompt(9, 1), 9))
     for _ in range(12):
-        assert steps.scheduler.plan() == steps.scheduler.plan() == steps.scheduler.plan()
+        assert steps.scheduler.schedule() == steps.scheduler.schedule() == steps.scheduler.schedule()
         steps.step()
     steps.run()
 
@@ -291,9 +291,9 @@ def test_nobody_starves_and_nothing_is_lost(seed, window, n_states):
             job = Job(
                 start + prompt(rng.randrange(1, 9), rng.random()), rng.randrange(25), priority=rng.choice([-1, 0, 0, 3])
             )
-            job.streaming, job.shares = rng.random() < 0.2, rng.random() < 0.9
+            job.streaming, job.uses_prefix_cache = rng.random() < 0.2, rng.random() < 0.9
             if rng.random() < 0.2:
-                job.most_cached = 0
+                job.max_cached = 0
             steps.add(job)
             if rng.random() < 0.3:
                 other = Job(job.tokens, rng.randrange(9), priority=job.priority)
@@ -317,7 +317,7 @@ def test_nobody_starves_and_nothing_is_lost(seed, window, n_states):
         while not alone.done:
             alone.advance(alone.remaining, [], None)
         assert job.tokens == alone.tokens
-    assert steps.scheduler.cache.reclaim(steps.kv.n_pages)
+    assert steps.scheduler.cache.evict(steps.kv.n_pages)
     assert steps.states is None or steps.states.n_free == n_states
     assert steps.kv.window_pool is None or steps.kv.window_pool.n_free == steps.kv.window_pool.n_pages
 
@@ -388,7 +388,7 @@ def test_a_full_queue_takes_nothing_in(busy_llm):
     first = in_thread(lambda: llm.generate([[1]], SHORT))
     assert begun.wait(20)
     others = [in_thread(lambda i=i: llm.generate([[i], [i, 0]], SHORT)) for i in range(2, 9)]
-    while llm._engine._orders.qsize() < len(others):
+    while llm._engine._inbox.qsize() < len(others):
         time.sleep(0.001)
     go.set()
     results = [other() for other in others]
@@ -437,7 +437,7 @@ def test_a_search_counts_once(busy_llm):
     first = in_thread(lambda: llm.generate([[1]], SHORT))
     assert begun.wait(20)
     search = in_thread(lambda: llm.beam_search([[2]], BeamSearchParams(beam_width=8, max_tokens=30)))
-    while llm._engine._orders.qsize() < 1:
+    while llm._engine._inbox.qsize() < 1:
         time.sleep(0.001)
     go.set()
     assert len(first()) == 1
@@ -454,7 +454,7 @@ def test_a_source_is_in_one_step() -> None:
     steps.add(Job(prompt(3), 30, streaming=True))
     steps.step()
     job = Job(prompt(76, seed=1), 3)
-    job.n_source, job.shares = 60, False
+    job.n_source, job.uses_prefix_cache = 60, False
     other = Job(prompt(40, seed=2), 3)
     steps.add(job, other)
     assert steps.step()[1:] == [(job, 60)]
@@ -467,7 +467,7 @@ def test_a_source_waits_until_there_is_room_for_all_of_it() -> None:
     steps.add(*(Job(prompt(3, seed=i), more) for i, more in enumerate((9, 9, 9, 5))))
     steps.step()
     job = Job(prompt(78), 3)
-    job.n_source, job.shares = 77, False
+    job.n_source, job.uses_prefix_cache = 77, False
     steps.add(job)
     steps.run()
     first = next(plan for plan in steps.plans if job in dict(plan))

@@ -141,18 +141,18 @@ def left(llm):
     usage = llm.kv_usage()
     core, kv = llm._engine._core, llm.model.kv
     assert usage.in_use == 0 and usage.kept == core.scheduler.cache.n_pages == kv.n_pages - kv.n_free
-    assert sum(kv.held) == usage.kept, "a page is owned by somebody who is gone"
+    assert sum(kv.owner_counts) == usage.kept, "a page is owned by somebody who is gone"
     if kv.window_pool is not None:
         assert (
             usage.window_in_use == 0
-            and sum(kv.window_pool.held) == usage.window_kept == kv.window_pool.n_pages - kv.window_pool.n_free
+            and sum(kv.window_pool.owner_counts) == usage.window_kept == kv.window_pool.n_pages - kv.window_pool.n_free
         )
     llm.model.steps.clear()
     gc.collect()
     objects = gc.get_objects()
     # Not isinstance: an abstract class remembers every class that it was asked about.
     assert not any(Sequence in type(each).__mro__ for each in objects), "a request that has ended is still there"
-    assert not core._live and core.scheduler.idle and core.orders.empty()
+    assert not core._live and core.scheduler.idle and core.inbox.empty()
     nodes = sum(type(each) is Node for each in objects)
     assert nodes == core.scheduler.cache.n_pages + 1
     return len(objects)

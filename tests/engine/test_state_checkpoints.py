@@ -75,7 +75,7 @@ def test_who_keeps_nothing_takes_nothing():
     tokens = prompt(30)
     for _ in range(2):
         job = Job(tokens, 1)
-        job.shares = False
+        job.uses_prefix_cache = False
         steps.add(job)
         steps.run()
         assert job.n_reused == 0
@@ -142,7 +142,7 @@ def test_states_go_with_their_pages():
     run(steps, prompt(30))
     kept = steps.scheduler.checkpoints.n_kept
     assert kept > 0 and steps.states.n_free == 9 - kept
-    assert steps.scheduler.cache.reclaim(8)
+    assert steps.scheduler.cache.evict(8)
     assert steps.scheduler.checkpoints.n_kept == 0 and steps.states.n_free == 9
     run(steps, prompt(30))
     steps.scheduler.cache.clear()
@@ -262,15 +262,15 @@ def test_what_a_session_holds_has_a_slot_of_its_own(both):
     tokens = list(range(100, 140))
     for llm, expected in ((recurrent, 36), (plain, 40)):  # of a prompt, its last full page; or all of it
         llm.generate([tokens], GREEDY)
-        held = llm._engine.hold(tokens)
+        held = llm._engine.lease(tokens)
         assert held.n_cached == expected
         if llm is recurrent:
             assert llm.model.states.taken[held.state] == tokens[:36]
-            others = [llm._engine.hold(tokens) for _ in range(3)]
+            others = [llm._engine.lease(tokens) for _ in range(3)]
             assert [each.n_cached for each in others] == [36, 36, 0]  # no checkpoint is left when all slots are lent
             for each in others:
-                llm._engine.release(each)
-        llm._engine.release(held)
+                llm._engine.release_lease(each)
+        llm._engine.release_lease(held)
 
 
 def test_the_pool_of_the_tests_finds_mistakes():

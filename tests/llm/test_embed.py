@@ -10,7 +10,7 @@ import pytest
 from gguf import GGUFReader
 
 from gumba.engine.engine import Engine
-from gumba.engine.sequence import Embedding, Scoring
+from gumba.engine.sequence import EmbedSequence, LogitsSequence
 from gumba.gguf import GGUFFile
 from gumba.runner.load import load_model
 
@@ -30,7 +30,7 @@ def make(gguf: GGUFFile, **options: int) -> Engine:
 
 
 def embed(engine: Engine, tokens: list[int], pooling: str, skip: int = 0) -> np.ndarray:
-    sequence = Embedding(tokens, engine._core.model.config.n_embd, pooling, skip=skip)
+    sequence = EmbedSequence(tokens, engine._core.model.config.n_embd, pooling, skip=skip)
     engine.finish([sequence])
     return sequence.vector
 
@@ -41,7 +41,7 @@ def test_the_output_matrix_makes_logits_of_them(gguf: GGUFFile) -> None:
     (output,) = [t for t in GGUFReader(DATA).tensors if t.name == "output.weight"]
     matrix = output.data.astype(np.float64)
     for n in (1, 5, 17):
-        scoring = Scoring(TOKENS[:n], engine._core.model.config.n_vocab)
+        scoring = LogitsSequence(TOKENS[:n], engine._core.model.config.n_vocab)
         engine.finish([scoring])
         found = matrix @ embed(engine, TOKENS[:n], "last")
         np.testing.assert_allclose(found, scoring.logits[-1], rtol=1e-4, atol=1e-4)
@@ -86,7 +86,7 @@ def test_many_at_once_are_what_they_are_alone(gguf: GGUFFile) -> None:
     engine = make(gguf)
     n_embd = engine._core.model.config.n_embd
     texts = [TOKENS[i : i + 1 + i % 7] for i in range(12)]
-    together = [Embedding(tokens, n_embd, "mean") for tokens in texts]
+    together = [EmbedSequence(tokens, n_embd, "mean") for tokens in texts]
     engine.finish(together)
     assert all(np.array_equal(a.vector, embed(engine, tokens, "mean")) for a, tokens in zip(together, texts))
     assert engine.kv_usage().in_use == 0

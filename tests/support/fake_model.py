@@ -72,7 +72,7 @@ class FakeKV:
         self.window_pool, self.window = FakeKV(n_window_pages, page_tokens) if n_window_pages else None, window
         self.store = np.full((n_pages, page_tokens), -1)
         self.free = list(range(n_pages))[::-1]
-        self.held = [0] * n_pages
+        self.owner_counts = [0] * n_pages
         self.copies = 0
 
     @property
@@ -88,30 +88,30 @@ class FakeKV:
         # Neither end, so that block tables are not simply ascending.
         pages = [self.free.pop(len(self.free) // 2) for _ in range(n)]
         for page in pages:
-            assert self.held[page] == 0
-            self.held[page] = 1
+            assert self.owner_counts[page] == 0
+            self.owner_counts[page] = 1
         return pages
 
     def share(self, pages):
         assert len(set(pages)) == len(pages)
         for page in pages:
-            assert self.held[page] > 0
-            self.held[page] += 1
+            assert self.owner_counts[page] > 0
+            self.owner_counts[page] += 1
 
     def release(self, pages):
         assert len(set(pages)) == len(pages)
         for page in pages:
-            assert self.held[page] > 0
-            self.held[page] -= 1
-            if not self.held[page]:
+            assert self.owner_counts[page] > 0
+            self.owner_counts[page] -= 1
+            if not self.owner_counts[page]:
                 self.store[page] = -1
                 self.free.append(page)
 
     def owners(self, page):
-        return self.held[page]
+        return self.owner_counts[page]
 
     def copy(self, source, target):
-        assert self.held[source] and self.held[target] == 1
+        assert self.owner_counts[source] and self.owner_counts[target] == 1
         self.store[target] = self.store[source]
         self.copies += 1
 
@@ -206,7 +206,7 @@ class FakeModel:
             for position in range(end):
                 at = chunk.pages[position // page_tokens], position % page_tokens
                 if position >= chunk.position:
-                    if self.kv.held[at[0]] > 1:
+                    if self.kv.owner_counts[at[0]] > 1:
                         # Of a page that is kept, only what lies behind the tokens it is kept for may be written.
                         self.shared_writes.append((at, chunk.tokens[position - chunk.position]))
                     self.kv.store[at] = chunk.tokens[position - chunk.position]

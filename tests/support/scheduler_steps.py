@@ -22,7 +22,7 @@ class Job(Sequence):
     def __repr__(self):
         return self.name or f"Job({self.n_prompt})"
 
-    def share(self, budget):
+    def next_tokens(self, budget):
         count = min(self.remaining, budget)
         return self.tokens[self.n_cached :][:count], "last" if count == self.remaining else "none"
 
@@ -59,7 +59,7 @@ class Steps:
 
     def step(self):
         """Makes one step; (job, tokens) of all that took part."""
-        plan = self.scheduler.plan()
+        plan = self.scheduler.schedule()
         self.check(plan)
         for job, tokens, _ in plan:
             for i, token in enumerate(tokens):
@@ -80,7 +80,7 @@ class Steps:
         prompt = sum(len(tokens) for job, tokens, _ in plan if len(tokens) > 1)
         for job, tokens, _ in plan:
             job.advance(len(tokens), [], None)
-            self.scheduler.computed(job)
+            self.scheduler.on_computed(job)
         self.scheduler.observe(self.seconds(prompt, any(len(tokens) == 1 for _, tokens, _ in plan)))
         for job in [job for job in self.here if job.done]:
             self.remove(job)
@@ -110,7 +110,7 @@ class Steps:
     def run(self, most=1000):
         while not self.scheduler.idle:
             assert self.step() and len(self.plans) < most, "nothing goes on"
-        usage = self.kv.n_pages - self.kv.n_free - self.scheduler.cache.idle()
+        usage = self.kv.n_pages - self.kv.n_free - self.scheduler.cache.evictable()
         assert usage == 0, f"{usage} pages are held by nobody"
         window_pool = self.kv.window_pool
         assert (

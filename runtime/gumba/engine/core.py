@@ -1,4 +1,4 @@
-"""What the engine's thread works with: its orders, its scheduler, and the step from one to the next."""
+"""What the engine's thread works with: its inbox, its scheduler, and the step from one to the next."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gumba.engine.scheduler import PagePool, Scheduler, Work
+from gumba.engine.scheduler import PagePool, ScheduledChunk, Scheduler
 from gumba.engine.sequence import Sequence
 from gumba.engine.state_checkpoints import StatePool
 from gumba.errors import EngineError, QueueFullError
@@ -25,7 +25,7 @@ log = logging.getLogger("gumba")
 
 _ROWS = {"none": 0, "last": 1}
 #: While somebody outside holds pages, an engine that is to unload its models looks this often whether it may, in seconds.
-_LEAST_PATIENCE_S = 1.0
+_MIN_IDLE_TIMEOUT_S = 1.0
 
 
 class Runner(Protocol):
@@ -52,7 +52,7 @@ class Runner(Protocol):
 
 
 @dataclass
-class Lent:
+class PageLease:
     """Pages of somebody who is no sequence: ``pages`` hold ``n_cached`` tokens; ``window_pages``, ``state``: as of ``Match``.
 
     ``first_window_page``: from which page on there is something for layers with a window.
@@ -70,7 +70,7 @@ class Lent:
 
 
 @dataclass
-class Call:
+class Command:
     """Something for the engine's thread to do between two steps."""
 
     function: Callable[[], object]
@@ -83,7 +83,7 @@ CLOSE = object()
 WAKE = object()
 
 
-class Core:
+class EngineCore:
     """What the engine's thread works with. It does not hold the engine, so that a forgotten engine is collected."""
 
     def __init__(
@@ -92,15 +92,15 @@ class Core:
         n_vocab: int,
         *,
         max_sequences: int,
-        most_present: int | None,
-        also_close: Ordered[Runner],
-        patience: float | None,
+        max_requests: int | None,
+        draft_models: Ordered[Runner],
+        idle_timeout: float | None,
         reload: Callable[[], Ordered[Runner]] | None,
     ) -> None:
-        self.model, self._also_close = model, also_close
-        self.orders: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.model, self._draft_models = model, draft_models
+        self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.broken: BaseException | None = None
-        #: Set before the last look at the orders: who then gives one, and looks here after that, knows that it is not answered.
+        #: Set before the last look at the inbox: who then gives one, and looks here after that, knows that it is not answered.
         self.ended = False
         self._max_sequences = max_sequences
         self.scheduler = self._scheduler()
@@ -108,9 +108,9 @@ class Core:
         self._live: dict[Sequence, None] = {}
         self._closing = False
         #: Requests that may be here, running or waiting; None: any number.
-        self._most_present = most_present
+        self._max_requests = max_requests
         #: Seconds without anything to do after which the models are closed, and what loads them again.
-        self._patience = None if reload is None else patience
+        self._idle_timeout = None if reload is None else idle_timeout
         self._reload = reload
         self.loaded = True
 
@@ -123,7 +123,7 @@ class Core:
         """The engine's thread."""
         try:
             while True:
-                self._take_orders()
+                self._process_inbox()
                 if self._closing:
                     break
                 self._step()
@@ -135,17 +135,17 @@ class Core:
             if self.broken is not None:
                 sequence.fail(EngineError(f"the engine has failed: {self.broken!r}"))
         try:
-            self._reap()
+            self._retire()
             self.scheduler.cache.clear()
         finally:
             try:
                 self._close_models()
             finally:
                 self.ended = True
-                self._refuse_orders()
+                self._fail_pending()
 
     def _close_models(self) -> None:
-        for each in (*self._also_close, self.model):
+        for each in (*self._draft_models, self.model):
             each.close()
         self.loaded = False
 
@@ -155,50 +155,50 @@ class Core:
             return
         if self._reload is None:
             raise EngineError("the model is closed")
-        self.model, *self._also_close = self._reload()
+        self.model, *self._draft_models = self._reload()
         self.scheduler = self._scheduler()
         self.loaded = True
 
-    def _take_orders(self) -> None:
+    def _process_inbox(self) -> None:
         """Do what was asked for; wait for it when there is nothing else to do."""
-        patience = self._patience
+        idle_timeout = self._idle_timeout
         while True:
             idle = (self.scheduler.idle or self.scheduler.stuck) and not self._closing
             try:
-                order = self.orders.get(block=idle, timeout=patience if idle and self.loaded else None)
+                order = self.inbox.get(block=idle, timeout=idle_timeout if idle and self.loaded else None)
             except queue.Empty:
                 if not idle:
                     break
                 if not self.kv_usage().in_use:
                     self.scheduler.cache.clear()
                     self._close_models()
-                elif patience is not None:  # somebody outside holds pages: a session is being written
-                    patience = max(patience, _LEAST_PATIENCE_S)
+                elif idle_timeout is not None:  # somebody outside holds pages: a session is being written
+                    idle_timeout = max(idle_timeout, _MIN_IDLE_TIMEOUT_S)
                 continue
             self.scheduler.stuck = False  # perhaps the order has changed that
             if order is CLOSE:
                 self._closing = True
-            elif isinstance(order, Call):
-                self._reap()
-                self._answer(order)
+            elif isinstance(order, Command):
+                self._retire()
+                self._execute(order)
             elif isinstance(order, list):
-                self._take_in(order)
+                self._add_requests(order)
             elif order is not WAKE:
                 order()
             order = None  # or the last requests would be remembered until others come
-            if self.scheduler.idle and self.orders.empty():
-                self._reap()
-        self._reap()
+            if self.scheduler.idle and self.inbox.empty():
+                self._retire()
+        self._retire()
 
-    def _take_in(self, sequences: list[Sequence]) -> None:
+    def _add_requests(self, sequences: list[Sequence]) -> None:
         """Queue sequences that come together: all, or none when there are too many. Here, where they are counted exactly."""
-        if self._most_present is not None:
-            self._reap()
+        if self._max_requests is not None:
+            self._retire()
             here = sum(each.owner is each for each in self._live)
-            if here + len(sequences) > self._most_present:
+            if here + len(sequences) > self._max_requests:
                 _refuse(
                     sequences,
-                    QueueFullError(f"{here} requests are here already, no more than {self._most_present} may be"),
+                    QueueFullError(f"{here} requests are here already, no more than {self._max_requests} may be"),
                 )
                 return
         try:
@@ -210,7 +210,7 @@ class Core:
             self._live[sequence] = None
             self.scheduler.add(sequence)
 
-    def _answer(self, call: Call) -> None:
+    def _execute(self, call: Command) -> None:
         try:
             if call.needs_model:
                 self._load()
@@ -218,98 +218,98 @@ class Core:
         except BaseException as error:
             call.answer.put((None, error))
 
-    def _refuse_orders(self) -> None:
+    def _fail_pending(self) -> None:
         """Nobody waits for an answer that never comes."""
         while True:
             try:
-                order = self.orders.get_nowait()
+                order = self.inbox.get_nowait()
             except queue.Empty:
                 return
-            if isinstance(order, Call):
+            if isinstance(order, Command):
                 order.answer.put((None, EngineError("the model is closed")))
             elif isinstance(order, list):
                 _refuse(order, EngineError("the model is closed"))
 
-    def hold(self, tokens: list[int]) -> Lent:
+    def lease(self, tokens: list[int]) -> PageLease:
         """Pages of the cache that hold the beginning of ``tokens``, for the caller to own.
 
         There are none where a model with recurrent layers has no slot left: without a state nothing goes on from them.
         """
-        held, checkpoints = Lent(), self.scheduler.checkpoints
-        if not checkpoints.take(held):
-            return held
+        lease, checkpoints = PageLease(), self.scheduler.checkpoints
+        if not checkpoints.take(lease):
+            return lease
         kv, match = self.model.kv, self.scheduler.cache.find(tokens, len(tokens))
-        held.pages, held.window_pages = match.pages[:], match.window_pages[:]
-        held.n_cached = len(match.pages) * kv.page_tokens + match.copied
-        checkpoints.copy(match.state, held)
+        lease.pages, lease.window_pages = match.pages[:], match.window_pages[:]
+        lease.n_cached = len(match.pages) * kv.page_tokens + match.copied
+        checkpoints.copy(match.state, lease)
         if match.copied:
-            held.pages.append(match.source)
-            held.window_pages += [match.window_source] if kv.window_pool is not None else []
-        kv.share(held.pages)
+            lease.pages.append(match.source)
+            lease.window_pages += [match.window_source] if kv.window_pool is not None else []
+        kv.share(lease.pages)
         if kv.window_pool is not None:
-            first = kv.first_read(held.n_cached)
-            held.first_window_page = min(first, len(held.window_pages))
-            held.window_pages[:first] = [-1] * held.first_window_page
-            kv.window_pool.share(held.live_window_pages)
-        return held
+            first = kv.first_read(lease.n_cached)
+            lease.first_window_page = min(first, len(lease.window_pages))
+            lease.window_pages[:first] = [-1] * lease.first_window_page
+            kv.window_pool.share(lease.live_window_pages)
+        return lease
 
-    def read_page(self, held: Lent, index: int) -> bytes:
+    def read_page(self, lease: PageLease, index: int) -> bytes:
         """All that a page holds; that of layers with a window behind it, where they need it; after the last the state."""
         kv, states = self.model.kv, self.model.states
-        data = kv.read(held.pages[index], windowed=False)
-        if index >= held.first_window_page:
+        data = kv.read(lease.pages[index], windowed=False)
+        if index >= lease.first_window_page:
             pool, page = (
-                (kv, held.pages[index]) if kv.window_pool is None else (kv.window_pool, held.window_pages[index])
+                (kv, lease.pages[index]) if kv.window_pool is None else (kv.window_pool, lease.window_pages[index])
             )
             data += pool.read(page, windowed=True)
-        return data if states is None or index < len(held.pages) - 1 else data + states.read(held.state)
+        return data if states is None or index < len(lease.pages) - 1 else data + states.read(lease.state)
 
     def take_page(self) -> int:
         """A page for the caller to own. Raises ResourceError when requests hold them all."""
-        self.scheduler.cache.reclaim(1)
+        self.scheduler.cache.evict(1)
         return self.model.kv.allocate(1)[0]
 
-    def write_page(self, held: Lent, data: bytes) -> None:
+    def write_page(self, lease: PageLease, data: bytes) -> None:
         """The next page, with what ``read_page`` gave. Raises ResourceError when requests hold them all."""
         kv, states = self.model.kv, self.model.states
-        index = len(held.pages)
-        held.pages.append(self.take_page())
-        kv.write(held.pages[-1], data[: kv.part_bytes[False]], windowed=False)
+        index = len(lease.pages)
+        lease.pages.append(self.take_page())
+        kv.write(lease.pages[-1], data[: kv.part_bytes[False]], windowed=False)
         rest = data[kv.part_bytes[False] :]
-        if index >= held.first_window_page:
+        if index >= lease.first_window_page:
             windowed, rest = rest[: kv.part_bytes[True]], rest[kv.part_bytes[True] :]
             if kv.window_pool is None:
-                kv.write(held.pages[-1], windowed, windowed=True)
-            elif index >= kv.first_read(held.n_cached):
+                kv.write(lease.pages[-1], windowed, windowed=True)
+            elif index >= kv.first_read(lease.n_cached):
                 self.scheduler.cache.evict_window(1)
-                held.window_pages += [-1] * (index - len(held.window_pages)) + kv.window_pool.allocate(1)
-                kv.window_pool.write(held.window_pages[-1], windowed, windowed=True)
-        if states is not None and rest and self.scheduler.checkpoints.take(held):
-            states.write(held.state, rest, held.n_cached)
+                lease.window_pages += [-1] * (index - len(lease.window_pages)) + kv.window_pool.allocate(1)
+                kv.window_pool.write(lease.window_pages[-1], windowed, windowed=True)
+        if states is not None and rest and self.scheduler.checkpoints.take(lease):
+            states.write(lease.state, rest, lease.n_cached)
 
-    def keep(self, tokens: list[int], held: Lent) -> None:
+    def cache_lease(self, tokens: list[int], lease: PageLease) -> None:
         """Put pages that the caller owns, and which hold ``tokens``, into the cache; the caller's no longer."""
         cache, size = self.scheduler.cache, self.model.kv.page_tokens
         node = cache.root
-        for i, page in enumerate(held.pages):
-            window_page = held.window_pages[i] if i < len(held.window_pages) else -1
+        for i, page in enumerate(lease.pages):
+            window_page = lease.window_pages[i] if i < len(lease.window_pages) else -1
             node = cache.add(node, tuple(tokens[i * size : (i + 1) * size]), page, window_page)
-        if cache.ends_at(node, len(tokens) - (len(held.pages) - 1) * size):
-            self.scheduler.checkpoints.give(node, held)
-        self.release(held)
+        if cache.ends_at(node, len(tokens) - (len(lease.pages) - 1) * size):
+            self.scheduler.checkpoints.give(node, lease)
+        self.release_lease(lease)
 
-    def release(self, held: Lent) -> None:
+    def release_lease(self, lease: PageLease) -> None:
         """Give up pages that the caller owns."""
         kv = self.model.kv
-        kv.release(held.pages)
+        kv.release(lease.pages)
         if kv.window_pool is not None:
-            kv.window_pool.release(held.live_window_pages)
-        self.scheduler.checkpoints.free(held)
-        held.pages, held.window_pages = [], []
+            kv.window_pool.release(lease.live_window_pages)
+        self.scheduler.checkpoints.free(lease)
+        lease.pages, lease.window_pages = [], []
 
     def clear_cache(self) -> None:
         if self.loaded:
-            self.scheduler.cache.reclaim(self.model.kv.n_pages)
+            self.scheduler.cache.evict(self.model.kv.n_pages)
             if self.model.kv.window_pool is not None:
                 self.scheduler.cache.evict_window(self.model.kv.window_pool.n_pages)
 
@@ -327,7 +327,7 @@ class Core:
         if not self.loaded:
             return KVUsage(kv.n_pages, 0, 0, kv.page_tokens, n_window_pages, states=n_states)
         cache, states_kept = self.scheduler.cache, self.scheduler.checkpoints.n_kept
-        kept, window_kept = cache.idle(), cache.window_evictable()
+        kept, window_kept = cache.evictable(), cache.window_evictable()
         return KVUsage(
             kv.n_pages, kv.n_pages - kv.n_free - kept, kept, kv.page_tokens,
             n_window_pages, 0 if window_pool is None else n_window_pages - window_pool.n_free - window_kept, window_kept,
@@ -337,9 +337,9 @@ class Core:
     def _step(self) -> None:
         """One step for all sequences."""
         began = time.perf_counter()
-        plan = self.scheduler.plan()
+        plan = self.scheduler.schedule()
         if not plan:
-            self._reap()
+            self._retire()
             return
         page_tokens = self.model.kv.page_tokens
         chunks = []
@@ -363,13 +363,13 @@ class Core:
         except BaseException as error:
             for work in plan:
                 work.sequence.fail(error)
-            self._reap()
+            self._retire()
             return
         self._advance(plan, rows)
         self.scheduler.observe(time.perf_counter() - began)
-        self._reap()
+        self._retire()
 
-    def _advance(self, plan: list[Work], rows: np.ndarray[Any, Any]) -> None:
+    def _advance(self, plan: list[ScheduledChunk], rows: np.ndarray[Any, Any]) -> None:
         first = 0
         for sequence, tokens, outputs in plan:
             # There are no logits of a source.
@@ -384,9 +384,9 @@ class Core:
                 sequence.fail(error)
             else:
                 if sequence.shifted:
-                    self.scheduler.restart(sequence)
+                    self.scheduler.recompute(sequence)
                 else:
-                    self.scheduler.computed(sequence)
+                    self.scheduler.on_computed(sequence)
             first = last
         for sequence, _, _ in plan:
             try:
@@ -394,7 +394,7 @@ class Core:
             except BaseException as error:
                 sequence.fail(error)
 
-    def _reap(self) -> None:
+    def _retire(self) -> None:
         """End cancelled sequences, and let go of all that have ended."""
         ended = []
         # The end of one may be the end of others; nobody hears of it before all their pages are free.

@@ -2,7 +2,7 @@
 
 Orders reach the engine through a queue that may be written to anywhere: by any thread, in a signal handler, by the garbage
 collector. What comes of a request goes to its ``deliver``, called in the engine's thread. So no state is shared, no lock is
-held by a caller, and Ctrl-C, which only strikes the main thread, only ever ends a wait.
+lease by a caller, and Ctrl-C, which only strikes the main thread, only ever ends a wait.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from collections.abc import Sequence as Ordered
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gumba.engine.core import CLOSE, WAKE, Call, Core, Lent, Runner
+from gumba.engine.core import CLOSE, WAKE, Command, EngineCore, PageLease, Runner
 from gumba.engine.sequence import Generation, Sequence
 from gumba.errors import EngineError, ResourceError
 from gumba.outputs import KVUsage, StreamOutput
@@ -33,7 +33,7 @@ T = TypeVar("T")
 class Engine:
     """Runs sequences on a model, of whose logits the first ``n_vocab`` are tokens.
 
-    ``also_close``: models that its sequences draft with, closed before this one. ``unload_after``: seconds without anything to
+    ``draft_models``: models that its sequences draft with, closed before this one. ``unload_after``: seconds without anything to
     do after which all are closed; ``load()`` gives them anew, this model first, when something is to be done again.
     ``max_queue``: sequences that may wait while ``max_sequences`` run; None: any number. Raises ResourceError when the thread
     cannot be started. The thread ends when the engine is closed or forgotten.
@@ -46,22 +46,22 @@ class Engine:
         *,
         max_sequences: int,
         max_queue: int | None = None,
-        also_close: Ordered[Runner] = (),
+        draft_models: Ordered[Runner] = (),
         unload_after: float | None = None,
         load: Callable[[], Ordered[Runner]] | None = None,
     ) -> None:
         #: Tokens that fit the context of one sequence.
         self.capacity = min(model.n_ctx, model.kv.n_pages * model.kv.page_tokens)
-        self._core = Core(
+        self._core = EngineCore(
             model,
             n_vocab,
             max_sequences=max_sequences,
-            most_present=None if max_queue is None else max_sequences + max_queue,
-            also_close=also_close,
-            patience=unload_after,
+            max_requests=None if max_queue is None else max_sequences + max_queue,
+            draft_models=draft_models,
+            idle_timeout=unload_after,
             reload=load,
         )
-        self._orders = self._core.orders
+        self._inbox = self._core.inbox
         self._pid = os.getpid()
         self._closed = False
         self._thread = threading.Thread(target=self._core.run, name="gumba-engine", daemon=True)
@@ -70,7 +70,7 @@ class Engine:
         except RuntimeError as error:
             model.close()
             raise ResourceError(f"cannot start the engine's thread ({error})") from None
-        weakref.finalize(self, _forget, self._core.orders, self._pid)
+        weakref.finalize(self, _forget, self._core.inbox, self._pid)
         _engines.add(self)
 
     def check_usable(self) -> None:
@@ -97,7 +97,7 @@ class Engine:
                 "a request was made in a function that the engine calls (a logits processor, a progress callback), and would "
                 "wait for itself: make it in another thread, or after this request"
             )
-        self._orders.put(list(sequences))
+        self._inbox.put(list(sequences))
         self.check_usable()  # it may have ended in between, without a look at this order
 
     def discard(self, sequences: Iterable[Sequence]) -> None:
@@ -106,11 +106,11 @@ class Engine:
         for each in unfinished:
             each.cancelled = True
         if unfinished:
-            self._orders.put(WAKE)
+            self._inbox.put(WAKE)
 
     def cancel(self) -> None:
         """End all sequences as cancelled before the next step. For any thread, and for signal handlers."""
-        self._orders.put(self._core.cancel_all)
+        self._inbox.put(self._core.cancel_all)
 
     def call(self, function: Callable[[], T], needs_model: bool = True) -> T:
         """Run ``function`` in the engine's thread between two steps; its result. For what touches the model or its pages."""
@@ -118,7 +118,7 @@ class Engine:
         if threading.current_thread() is self._thread:
             return function()
         answer: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-        self._orders.put(Call(function, answer, needs_model))
+        self._inbox.put(Command(function, answer, needs_model))
         self.check_usable()
         result: T
         result, error = self.take(answer)
@@ -218,25 +218,25 @@ class Engine:
         """Who holds the KV cache's pages, after all that was asked for before."""
         return self.call(self._core.kv_usage, needs_model=False)
 
-    def hold(self, tokens: list[int]) -> Lent:
-        """As ``Core.hold``."""
-        return self.call(lambda: self._core.hold(tokens))
+    def lease(self, tokens: list[int]) -> PageLease:
+        """As ``EngineCore.lease``."""
+        return self.call(lambda: self._core.lease(tokens))
 
-    def read_page(self, held: Lent, index: int) -> bytes:
-        """As ``Core.read_page``."""
-        return self.call(lambda: self._core.read_page(held, index))
+    def read_page(self, lease: PageLease, index: int) -> bytes:
+        """As ``EngineCore.read_page``."""
+        return self.call(lambda: self._core.read_page(lease, index))
 
-    def write_page(self, held: Lent, data: bytes) -> None:
-        """As ``Core.write_page``."""
-        self.call(lambda: self._core.write_page(held, data))
+    def write_page(self, lease: PageLease, data: bytes) -> None:
+        """As ``EngineCore.write_page``."""
+        self.call(lambda: self._core.write_page(lease, data))
 
-    def keep(self, tokens: list[int], held: Lent) -> None:
-        """As ``Core.keep``."""
-        self.call(lambda: self._core.keep(tokens, held))
+    def cache_lease(self, tokens: list[int], lease: PageLease) -> None:
+        """As ``EngineCore.cache_lease``."""
+        self.call(lambda: self._core.cache_lease(tokens, lease))
 
-    def release(self, held: Lent) -> None:
-        """As ``Core.release``."""
-        self.call(lambda: self._core.release(held))
+    def release_lease(self, lease: PageLease) -> None:
+        """As ``EngineCore.release_lease``."""
+        self.call(lambda: self._core.release_lease(lease))
 
     def clear_cache(self) -> None:
         """Give up the pages that no request holds."""
@@ -247,7 +247,7 @@ class Engine:
         if os.getpid() != self._pid:
             return
         self._closed = True
-        self._orders.put(CLOSE)
+        self._inbox.put(CLOSE)
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -271,7 +271,7 @@ def _close_all() -> None:
         engine.close()
 
 
-def _forget(orders: queue.SimpleQueue[Any], pid: int) -> None:
+def _forget(inbox: queue.SimpleQueue[Any], pid: int) -> None:
     """Nobody has the engine any more: let its thread end too."""
     if os.getpid() == pid:
-        orders.put(CLOSE)
+        inbox.put(CLOSE)

@@ -96,7 +96,7 @@ class PrefixCache:
         self._order: OrderedDict[Node, None] = OrderedDict()  # the least recently used first
         # Of nodes with a page there: those that somebody has only passed by, and those where requests ended or went on.
         self._passed: OrderedDict[Node, None] = OrderedDict()
-        self._settled: OrderedDict[Node, None] = OrderedDict()
+        self._pinned: OrderedDict[Node, None] = OrderedDict()
 
     @property
     def n_pages(self) -> int:
@@ -107,17 +107,17 @@ class PrefixCache:
         """Whether a node is in the tree, and stands for so many tokens."""
         return node in self._order and len(node.tokens) == n_tokens
 
-    def idle(self) -> int:
+    def evictable(self) -> int:
         """Pages that nobody else owns."""
         return sum(self._kv.owners(node.page) == 1 for node in self._order)
 
     def window_evictable(self) -> int:
-        """As ``idle``, of the pages for layers with a window."""
+        """As ``evictable``, of the pages for layers with a window."""
         window_pool = self._window_pool
         return (
             0
             if window_pool is None
-            else sum(window_pool.owners(node.window_page) == 1 for node in (*self._passed, *self._settled))
+            else sum(window_pool.owners(node.window_page) == 1 for node in (*self._passed, *self._pinned))
         )
 
     def find(self, tokens: Sequence[Any], most: int, *, copy: bool = True) -> Match:
@@ -143,7 +143,7 @@ class PrefixCache:
             first = min(self._first_read(len(path) * size + copied), len(path))
             window_pages = [-1] * first + [each.window_page for each in path[first:]]
             for each in path[first:]:
-                self._settle(each)
+                self._pin(each)
         last = path[-1] if path else self.root
         self._checkpoints.use(source or last)
         found = Match(
@@ -152,7 +152,7 @@ class PrefixCache:
         if source is None:
             return found
         self._touch(source)
-        self._settle(source)
+        self._pin(source)
         return replace(found, source=source.page, copied=copied, window_source=source.window_page)
 
     def _part(self, path: list[Node], tokens: Sequence[int], most: int) -> tuple[Node | None, int]:
@@ -232,23 +232,23 @@ class PrefixCache:
                 self._drop(part)
             self._window_pool.share([window_page])
             made.window_page = window_page
-        if made.window_page >= 0 and made not in self._settled:
+        if made.window_page >= 0 and made not in self._pinned:
             self._passed[made] = None
             self._passed.move_to_end(made)
         return made
 
-    def settle(self, node: Node) -> None:
+    def pin_recent(self, node: Node) -> None:
         """Note that a request ended after ``node`` or goes on from there: what windows reach of its path goes last."""
         if self._window_pool is not None:
             path = [*self.path(node)][::-1]
             for each in path[min(self._first_read(len(path) * self._kv.page_tokens), len(path)) :]:
-                self._settle(each)
+                self._pin(each)
 
-    def _settle(self, node: Node) -> None:
-        if node.window_page >= 0 and (node in self._passed or node in self._settled):
+    def _pin(self, node: Node) -> None:
+        if node.window_page >= 0 and (node in self._passed or node in self._pinned):
             self._passed.pop(node, None)
-            self._settled[node] = None
-            self._settled.move_to_end(node)
+            self._pinned[node] = None
+            self._pinned.move_to_end(node)
 
     def _add(self, node: Node, tokens: tuple[int, ...], page: int) -> Node:
         if len(tokens) < self._kv.page_tokens:
@@ -277,7 +277,7 @@ class PrefixCache:
         self._touch(made)
         return made
 
-    def reclaim(self, n_free: int) -> bool:
+    def evict(self, n_free: int) -> bool:
         """Give up pages until ``n_free`` are free; False when there are not enough."""
         while self._kv.n_free < n_free:
             for node in self._order:
@@ -293,7 +293,7 @@ class PrefixCache:
         window_pool = self._window_pool
         if window_pool is None or window_pool.n_free >= n_free:
             return True
-        for node in [*self._passed, *self._settled]:
+        for node in [*self._passed, *self._pinned]:
             if window_pool.owners(node.window_page) == 1:
                 self._drop_window(node)
                 if window_pool.n_free >= n_free:
@@ -305,7 +305,7 @@ class PrefixCache:
         for node in list(self._order):
             self._kv.release([node.page])
             self._checkpoints.drop(node)
-        for node in [*self._passed, *self._settled]:
+        for node in [*self._passed, *self._pinned]:
             self._drop_window(node)
         self._order.clear()
         self.root = Node()
@@ -338,7 +338,7 @@ class PrefixCache:
     def _drop_window(self, node: Node) -> None:
         if self._window_pool is not None and node.window_page >= 0:
             self._passed.pop(node, None)
-            self._settled.pop(node, None)
+            self._pinned.pop(node, None)
             self._window_pool.release([node.window_page])
             node.window_page = -1
 

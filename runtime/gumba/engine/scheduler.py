@@ -53,7 +53,7 @@ class PagePool(Pages, Protocol):
     def window(self) -> int: ...
 
 
-class Work(NamedTuple):
+class ScheduledChunk(NamedTuple):
     """Part of a step: tokens of a sequence from ``n_cached`` on, and which rows of logits are wanted."""
 
     sequence: Sequence
@@ -117,7 +117,7 @@ class Scheduler:
             self._waiting.remove(parent)
         for index, child in enumerate(children):
             child.rank = parent.rank
-            full = index and begun and not (self.cache.reclaim(1) and self.cache.evict_window(1))
+            full = index and begun and not (self.cache.evict(1) and self.cache.evict_window(1))
             if index >= room or full or (index and not self.checkpoints.take(child)):
                 insort(self._waiting, child, key=_rank)
                 continue
@@ -156,12 +156,12 @@ class Scheduler:
             self._waiting.remove(sequence)
         self._free(sequence)
 
-    def plan(self) -> list[Work]:
+    def schedule(self) -> list[ScheduledChunk]:
         """The next step; empty when no sequence is here that can go on.
 
         A step that was planned but not computed may simply be planned again.
         """
-        work: list[Work] = []
+        work: list[ScheduledChunk] = []
         budget, streaming = self._max_batch_tokens, False
         self._decoding = False
         ready = [each for each in self._running if each.remaining == 1]
@@ -169,13 +169,13 @@ class Scheduler:
         for index, sequence in enumerate(ready):
             if sequence in self._running and self._grow(sequence):
                 spare = budget - (len(ready) - index) if guessing and self.checkpoints.may_guess(sequence) else 0
-                tokens, outputs = sequence.share(1 + max(0, min(spare, self._room(sequence))))
+                tokens, outputs = sequence.next_tokens(1 + max(0, min(spare, self._room(sequence))))
                 self._extend(sequence, sequence.n_cached + len(tokens))
                 if len(tokens) > 1:
                     self.checkpoints.back_up(sequence)
                 budget -= len(tokens)
                 self._decoding, streaming = True, streaming or sequence.streaming
-                work.append(Work(sequence, tokens, outputs))
+                work.append(ScheduledChunk(sequence, tokens, outputs))
         room = budget
         if streaming:
             budget = min(budget, self._prompt_part())
@@ -183,22 +183,26 @@ class Scheduler:
         for sequence in self._running[:]:
             if sequence not in self._running:  # it gave way
                 continue
-            if budget > 0 and sequence.remaining > 1 and sequence.least <= (room if budget == before else budget):
+            if (
+                budget > 0
+                and sequence.remaining > 1
+                and sequence.min_step_tokens <= (room if budget == before else budget)
+            ):
                 budget -= self._take(work, sequence, budget)
         for sequence in self._waiting[:]:
             if budget <= 0:
                 break
-            if sequence.held:
+            if sequence.waiting_on_group:
                 continue
-            if sequence.least > (room if budget == before else budget):
+            if sequence.min_step_tokens > (room if budget == before else budget):
                 break  # its turn comes in a step of its own
             leader = sequence.leader
             if leader is not None and not leader.prompt_done and not leader.done:
                 continue  # what it would compute is being computed
-            if len(self._running) >= self._max_running and not self._make_way(sequence):
+            if len(self._running) >= self._max_running and not self._preempt_for(sequence):
                 break
             admitted = self._admit(sequence)
-            while not admitted and self._make_way(sequence):
+            while not admitted and self._preempt_for(sequence):
                 admitted = self._admit(sequence)
             if not admitted:
                 break
@@ -206,11 +210,11 @@ class Scheduler:
         self._prompt_tokens = before - budget
         self._mixed_tokens = self._prompt_tokens if streaming else 0
         if not work and not self._running and self._waiting:
-            head = next((each for each in self._waiting if not each.held), self._waiting[0])
+            head = next((each for each in self._waiting if not each.waiting_on_group), self._waiting[0])
             if self._pages(head) <= self._kv.n_pages and self._lent():
                 if self.cache.n_pages:  # whatever is kept shall not be what is missing
                     self.cache.clear()
-                    return self.plan()
+                    return self.schedule()
                 self.stuck = True
             else:
                 head.fail(ResourceError(f"{self._pages(head)} KV pages are needed, {self._kv.n_free} are free"))
@@ -223,16 +227,16 @@ class Scheduler:
             and self._window_pool.n_free + self.cache.window_evictable() < self._window_pool.n_pages
         ):
             return True
-        return self._kv.n_free + self.cache.idle() < self._kv.n_pages
+        return self._kv.n_free + self.cache.evictable() < self._kv.n_pages
 
-    def restart(self, sequence: Sequence) -> None:
+    def recompute(self, sequence: Sequence) -> None:
         """Compute a running sequence anew, whose tokens are others now."""
         self._running.remove(sequence)
         self._free(sequence)
         insort(self._waiting, sequence, key=_rank)
         sequence.shifted = False
 
-    def computed(self, sequence: Sequence) -> None:
+    def on_computed(self, sequence: Sequence) -> None:
         """Take note of a sequence whose tokens have just been computed: others may begin with its full pages."""
         self.checkpoints.undo(sequence)
         node = self.keep(sequence, whole=sequence.n_cached == sequence.n_prompt)
@@ -264,15 +268,15 @@ class Scheduler:
         # A measurement at another place of the context, or on a busier machine, may promise too much: no leaps.
         return max(LEAST_PROMPT_PART, min(part, 2 * max(self._mixed_tokens, FIRST_PROMPT_PART)))
 
-    def _take(self, work: list[Work], sequence: Sequence, budget: int) -> int:
+    def _take(self, work: list[ScheduledChunk], sequence: Sequence, budget: int) -> int:
         # No guesses: there may be no pages for them.
-        budget = min(max(budget, sequence.least), self.checkpoints.stop(sequence))
+        budget = min(max(budget, sequence.min_step_tokens), self.checkpoints.stop(sequence))
         if not self._grow_window(sequence, sequence.n_cached + budget, [each.sequence for each in work]):
             return 0
         sequence.start()
-        tokens, outputs = sequence.share(budget)
+        tokens, outputs = sequence.next_tokens(budget)
         if tokens:
-            work.append(Work(sequence, tokens, outputs))
+            work.append(ScheduledChunk(sequence, tokens, outputs))
         return len(tokens)
 
     def _pages(self, sequence: Sequence) -> int:
@@ -306,7 +310,7 @@ class Scheduler:
         missing = -(-end // self._kv.page_tokens) - len(sequence.window_pages)
         while not self.cache.evict_window(missing):
             last = next((each for each in reversed(self._running) if each not in planned), sequence)
-            self._put_back(last)
+            self._preempt(last)
             if last is sequence:
                 return False
         sequence.window_pages += self._window_pool.allocate(max(0, missing))
@@ -314,10 +318,10 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence) -> bool:
         """Let a waiting sequence in if its pages are there and leave the running ones a page each to grow into."""
-        most = min(len(sequence.tokens) - 1, sequence.most_cached) if sequence.shares else 0
+        most = min(len(sequence.tokens) - 1, sequence.max_cached) if sequence.uses_prefix_cache else 0
         if not self.checkpoints.take(sequence):
             return False
-        tokens = sequence.spelled(0, len(sequence.tokens))
+        tokens = sequence.cache_key(0, len(sequence.tokens))
         found = self.cache.find(tokens, most)
         if len(found.pages) * self._kv.page_tokens + found.copied < sequence.n_source:
             found = self.cache.find((), 0)  # part of a source is of no use
@@ -347,7 +351,7 @@ class Scheduler:
             sequence.pages, sequence.window_pages = found.pages + self._kv.allocate(needed), found.window_pages[:]
             sequence.n_cached = n_found * self._kv.page_tokens + found.copied
             sequence.node, sequence.n_kept = found.node, n_found
-            sequence.parting = found.n_known * self._kv.page_tokens
+            sequence.divergence = found.n_known * self._kv.page_tokens
             self.checkpoints.copy(found.state, sequence)
             if source:
                 self._kv.copy(found.source, sequence.pages[n_found])
@@ -365,7 +369,7 @@ class Scheduler:
 
     def _reclaim(self, sequence: Sequence, found: Match, needed: int) -> bool:
         """Whether there is room for a sequence that comes with what was found, a page for each running one left."""
-        if not self.cache.reclaim(needed + len(self._running)):
+        if not self.cache.evict(needed + len(self._running)):
             return False
         there = sum(page >= 0 for page in found.window_pages)
         most = min(self._pages(sequence) - len(found.window_pages) + there, self._max_window_pages)
@@ -375,14 +379,14 @@ class Scheduler:
         """Make sure of a page for the newest token; False when the sequence had to give way itself."""
         while self._pages(sequence) > len(sequence.pages) or self._lacks_window_pages(sequence):
             if self._pages(sequence) > len(sequence.pages):
-                if self.cache.reclaim(1):
+                if self.cache.evict(1):
                     sequence.pages += self._kv.allocate(1)
                     continue
             elif self.cache.evict_window(1):
                 self._extend(sequence, len(sequence.tokens))
                 continue
             last = self._running[-1]
-            self._put_back(last)
+            self._preempt(last)
             if last is sequence:
                 return False
         return True
@@ -390,18 +394,18 @@ class Scheduler:
     def _lacks_window_pages(self, sequence: Sequence) -> bool:
         return self._window_pool is not None and self._pages(sequence) > len(sequence.window_pages)
 
-    def _make_way(self, sequence: Sequence) -> bool:
+    def _preempt_for(self, sequence: Sequence) -> bool:
         """Take place and pages from the last one that has nothing to compute now and does not come before ``sequence``."""
         for last in reversed(self._running):
-            if last.held and last.rank >= sequence.rank:
-                self._put_back(last)
+            if last.waiting_on_group and last.rank >= sequence.rank:
+                self._preempt(last)
                 return True
         return False
 
-    def _put_back(self, sequence: Sequence) -> None:
+    def _preempt(self, sequence: Sequence) -> None:
         """Let a running sequence wait, without its pages."""
         self._running.remove(sequence)
-        self._leave(sequence, whole=sequence.held)
+        self._leave(sequence, whole=sequence.waiting_on_group)
         self._free(sequence)
         insort(self._waiting, sequence, key=_rank)
 
@@ -416,26 +420,26 @@ class Scheduler:
 
         The node that ends where the sequence does; None where there is none.
         """
-        if not sequence.shares or not sequence.pages or sequence.shifted:
+        if not sequence.uses_prefix_cache or not sequence.pages or sequence.shifted:
             return None
         size = self._kv.page_tokens
         node = sequence.node if sequence.node is not None else self.cache.root
         while (sequence.n_kept + 1) * size <= sequence.n_cached:
             at = sequence.n_kept
             window_page = -1 if self._window_pool is None else sequence.window_pages[at]
-            node = self.cache.add(node, sequence.spelled(at * size, (at + 1) * size), sequence.pages[at], window_page)
+            node = self.cache.add(node, sequence.cache_key(at * size, (at + 1) * size), sequence.pages[at], window_page)
             # Where somebody else computed the same, one of the two is enough.
             _exchange(self._kv, sequence.pages, at, node.page)
             if self._window_pool is not None:
                 _exchange(self._window_pool, sequence.window_pages, at, node.window_page)
             sequence.n_kept += 1
         sequence.node = node
-        rest = sequence.spelled(sequence.n_kept * size, sequence.n_cached)
+        rest = sequence.cache_key(sequence.n_kept * size, sequence.n_cached)
         if whole and rest:
             window_page = -1 if self._window_pool is None else sequence.window_pages[sequence.n_kept]
             node = self.cache.add(node, rest, sequence.pages[sequence.n_kept], window_page)
         if whole:
-            self.cache.settle(node)
+            self.cache.pin_recent(node)
         return node if (whole or not rest) and self.cache.ends_at(node, len(rest) or size) else None
 
     def _free(self, sequence: Sequence) -> None:

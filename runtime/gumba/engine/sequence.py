@@ -74,16 +74,16 @@ class Sequence(ABC):
     #: Whether somebody waits for each token.
     streaming = False
     #: Whether it may begin with pages that others computed, and leave its own to others.
-    shares = True
+    uses_prefix_cache = True
     #: Whether ``advance`` reads ``hidden``, the final hidden states of the rows asked for: float32 [n, n_embd].
     wants_hidden = False
     hidden: np.ndarray[Any, Any]
     #: Most tokens that may come from there.
-    most_cached = sys.maxsize
+    max_cached = sys.maxsize
     #: Of an encoder-decoder: how many of its first tokens are the source, which has to be in one step.
     n_source = 0
     #: Whether its tokens have to be in one step, since each sees those after it.
-    whole = False
+    single_step = False
 
     def __init__(self, prompt: Ordered[int]) -> None:
         self.tokens = list(prompt)
@@ -96,7 +96,7 @@ class Sequence(ABC):
         #: Another one, for the state before guessed tokens.
         self.backup = -1
         #: Tokens that others began with too, as far as the prefix cache shows.
-        self.parting = 0
+        self.divergence = 0
         self.n_cached = 0
         #: Of the prefix cache: the last page that is in it, and how many of ``pages`` are.
         self.node: Node | None = None
@@ -115,7 +115,7 @@ class Sequence(ABC):
         #: Takes what comes of it, in the engine's thread: each token of a stream, then the sequence itself at its end.
         self.deliver: Callable[[Any], object] = lambda item: None
         #: Whether it waits for other sequences, and has nothing to compute until one of them releases it.
-        self.held = False
+        self.waiting_on_group = False
         #: Called in the engine's thread while the prompt is read: tokens that are there, tokens in all.
         self.on_prompt: Callable[[int, int], object] | None = None
         #: Set by any thread; the engine ends the sequence before its next step.
@@ -138,11 +138,11 @@ class Sequence(ABC):
         return len(self.tokens) - self.n_cached
 
     @property
-    def least(self) -> int:
+    def min_step_tokens(self) -> int:
         """Fewest tokens that a step can compute of it."""
-        return len(self.tokens) if self.whole else max(1, self.n_source - self.n_cached)
+        return len(self.tokens) if self.single_step else max(1, self.n_source - self.n_cached)
 
-    def spelled(self, first: int, last: int) -> tuple[Any, ...]:
+    def cache_key(self, first: int, last: int) -> tuple[Any, ...]:
         """What tokens ``first`` up to ``last`` are in the prefix cache, where they come after those before them.
 
         Of a source no part has a meaning without the whole: that stands in the place of the first token.
@@ -183,7 +183,7 @@ class Sequence(ABC):
             self._started = time.perf_counter()
 
     @abstractmethod
-    def share(self, budget: int) -> tuple[list[int], Outputs]:
+    def next_tokens(self, budget: int) -> tuple[list[int], Outputs]:
         """Tokens from ``n_cached`` on to compute in a step, at most ``budget``, and which rows of logits to ask for."""
 
     @abstractmethod
@@ -254,7 +254,7 @@ class Generation(Sequence):
         self.params = params
         self.choice = choice
         self.priority = params.priority
-        self.shares = params.cache_prompt
+        self.uses_prefix_cache = params.cache_prompt
         #: What came of it so far, one entry per token.
         self.outputs: list[StreamOutput] = []
         self._uniforms = UniformStream(seed)
@@ -275,7 +275,7 @@ class Generation(Sequence):
         self.prompt_logprobs: list[Logprobs | None] | None = None
         if params.prompt_logprobs is not None and choice == 0:
             self.prompt_logprobs = [None]
-            self.most_cached = 0
+            self.max_cached = 0
 
     @property
     def _scores_prompt(self) -> bool:
@@ -286,7 +286,7 @@ class Generation(Sequence):
     def guesses(self) -> bool:
         return self.drafter is not None
 
-    def share(self, budget: int) -> tuple[list[int], Outputs]:
+    def next_tokens(self, budget: int) -> tuple[list[int], Outputs]:
         count = min(self.remaining, budget)
         if self._scores_prompt:
             return self.tokens[self.n_cached : self.n_cached + min(count, SCORED_PER_STEP)], "all"
@@ -408,15 +408,15 @@ class Generation(Sequence):
         super().ended()
 
 
-class Scoring(Sequence):
+class LogitsSequence(Sequence):
     """A sequence whose logits are wanted at every position: float32 [n, n_vocab] in ``logits``."""
 
     def __init__(self, tokens: Ordered[int], n_vocab: int) -> None:
         super().__init__(tokens)
-        self.most_cached = 0
+        self.max_cached = 0
         self.logits = np.empty((self.n_prompt, n_vocab), np.float32)
 
-    def share(self, budget: int) -> tuple[list[int], Outputs]:
+    def next_tokens(self, budget: int) -> tuple[list[int], Outputs]:
         return self.tokens[self.n_cached : self.n_cached + min(budget, SCORED_PER_STEP)], "all"
 
     def advance(self, count: int, rows: np.ndarray[Any, Any], sampler: Sampler) -> None:
@@ -427,11 +427,11 @@ class Scoring(Sequence):
             self.finish_reason = "length"
 
 
-class Embedding(Sequence):
+class EmbedSequence(Sequence):
     """A sequence whose final hidden states are wanted, pooled: float64 [n_embd] in ``vector``.
 
     ``pooling``: "mean" of all tokens, or that of the "first" or the "last"; or "none": all of them, float32 [n, n_embd] in
-    ``rows``. ``whole``: of an encoder, whose tokens see each other all. ``skip``: tokens at the beginning that are not pooled;
+    ``rows``. ``single_step``: all tokens in one step, for an encoder. ``skip``: tokens at the beginning that are not pooled;
     where these are all, the vector is zero, but for "first", which then is the first token's.
     """
 
@@ -442,23 +442,23 @@ class Embedding(Sequence):
         tokens: Ordered[int],
         n_embd: int,
         pooling: Literal["mean", "first", "last", "none"],
-        whole: bool = False,
+        single_step: bool = False,
         skip: int = 0,
     ) -> None:
         super().__init__(tokens)
         if pooling != "last":
-            self.most_cached = 0
+            self.max_cached = 0
         self._pooling = pooling
         self._skip = min(skip, self.n_prompt)
         self._first_row = self._skip if self._skip < self.n_prompt else 0
         self.vector = np.zeros(n_embd, np.float64)
         self.rows = np.empty((self.n_prompt if pooling == "none" else 0, n_embd), np.float32)
-        if whole:
-            self.whole, self.shares = True, False
+        if single_step:
+            self.single_step, self.uses_prefix_cache = True, False
 
-    def share(self, budget: int) -> tuple[list[int], Outputs]:
+    def next_tokens(self, budget: int) -> tuple[list[int], Outputs]:
         count = min(self.remaining, budget)
-        if self.whole:
+        if self.single_step:
             return self.tokens[:], "last" if self._pooling == "last" else "all"
         if self._pooling in ("mean", "none"):
             return self.tokens[self.n_cached : self.n_cached + min(count, SCORED_PER_STEP)], "all"
@@ -487,27 +487,27 @@ class Embedding(Sequence):
     def _pooled(self) -> np.ndarray[Any, Any]:
         """The rows of this step's hidden states that count."""
         if self._pooling == "first":
-            return self.hidden[self._first_row : self._first_row + 1] if self.whole else self.hidden
+            return self.hidden[self._first_row : self._first_row + 1] if self.single_step else self.hidden
         if self._pooling == "last":
             return self.hidden[: 0 if self._skip == self.n_prompt else None]
         return self.hidden[max(0, self._skip - self.n_cached) :]
 
 
-class Judging(Sequence):
+class ClassifySequence(Sequence):
     """A text that a model's head judges: float32 [n_labels] in ``scores``.
 
-    Of an encoder, all of it in one step, by what the head says of the first token (``whole``); of a decoder, by the last one.
+    ``single_step``: of an encoder, all of it in one step, by what the head says of the first token; of a decoder, the last one.
     """
 
-    def __init__(self, tokens: Ordered[int], *, whole: bool) -> None:
+    def __init__(self, tokens: Ordered[int], *, single_step: bool) -> None:
         super().__init__(tokens)
-        if whole:
-            self.most_cached = 0
-            self.whole, self.shares = True, False
+        if single_step:
+            self.max_cached = 0
+            self.single_step, self.uses_prefix_cache = True, False
         self.scores = np.empty(0, np.float32)
 
-    def share(self, budget: int) -> tuple[list[int], Outputs]:
-        if self.whole:
+    def next_tokens(self, budget: int) -> tuple[list[int], Outputs]:
+        if self.single_step:
             return self.tokens[:], "all"
         count = min(self.remaining, budget)
         return self.tokens[self.n_cached : self.n_cached + count], "last" if count == self.remaining else "none"

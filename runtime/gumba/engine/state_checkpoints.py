@@ -127,16 +127,16 @@ class Checkpoints:
 
     def stop(self, sequence: Sequence) -> int:
         """Tokens to the next place of a checkpoint: a step does not go beyond it. All tokens, where there is none."""
-        if self._states is None or not sequence.shares:
+        if self._states is None or not sequence.uses_prefix_cache:
             return sequence.remaining
         every, done = self._every(sequence), sequence.n_cached
-        places = (self._last(sequence), sequence.parting, (done // every + 1) * every)
+        places = (self._last(sequence), sequence.divergence, (done // every + 1) * every)
         return min(min(place for place in (*places, len(sequence.tokens)) if place > done) - done, sequence.remaining)
 
     def due(self, sequence: Sequence) -> bool:
         """Whether a sequence has come to the place of a checkpoint."""
         done = sequence.n_cached
-        here = done in (self._last(sequence), sequence.parting) or done % self._every(sequence) == 0
+        here = done in (self._last(sequence), sequence.divergence) or done % self._every(sequence) == 0
         return self._states is not None and done > 0 and done % self._size == 0 and here
 
     def _last(self, sequence: Sequence) -> int:

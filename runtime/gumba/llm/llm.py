@@ -13,7 +13,7 @@ from typing import Any
 
 from gumba.chat.rerank_template import PairTemplate
 from gumba.chat.template import ChatTemplate
-from gumba.engine.core import Lent
+from gumba.engine.core import PageLease
 from gumba.engine.engine import Engine
 from gumba.errors import RequestError
 from gumba.gguf import GGUFFile
@@ -121,7 +121,7 @@ class LLM(ChatMixin, PoolingMixin):
             self._tokenizer.n_vocab,
             max_sequences=config.max_sequences,
             max_queue=config.max_queue,
-            also_close=[] if draft is None else [draft],
+            draft_models=[] if draft is None else [draft],
             unload_after=config.unload_after,
             load=self._models.load,
         )
@@ -284,12 +284,12 @@ class LLM(ChatMixin, PoolingMixin):
         arguments, ResourceError if the file cannot be written, EngineError if the LLM is closed.
         """
         ids = self._inputs.checked_ids(tokens, "tokens")
-        lease = self._engine.hold(ids)
+        lease = self._engine.lease(ids)
         session = session_file.Session(ids, lease.n_cached, len(lease.pages), lease.first_window_page, notes)
         try:
             session_file.write(Path(path), self._page_layout(), session, lambda i: self._engine.read_page(lease, i))
         finally:
-            self._engine.release(lease)
+            self._engine.release_lease(lease)
         return session.n_kept
 
     def load_session(self, path: str | PathLike[str]) -> tuple[list[int], Any]:
@@ -298,7 +298,7 @@ class LLM(ChatMixin, PoolingMixin):
         Raises RequestError if the file is not a session file, is damaged, or belongs to another model or kv_type;
         ResourceError if the KV cache is too small for it.
         """
-        lease = Lent()
+        lease = PageLease()
 
         def store(session: session_file.Session, page: Callable[[], bytes]) -> None:
             lease.n_cached, lease.first_window_page = session.n_kept, session.first_window_page
@@ -306,13 +306,13 @@ class LLM(ChatMixin, PoolingMixin):
                 return  # prefixes would match at positions for which layers with a window have no keys and values
             for _ in range(session.n_pages):
                 self._engine.write_page(lease, page())
-            self._engine.keep(session.tokens[: session.n_kept], lease)
+            self._engine.cache_lease(session.tokens[: session.n_kept], lease)
 
         try:
             session = session_file.read(Path(path), self._page_layout(), self._tokenizer.n_vocab, store)
         finally:
             if lease.pages:
-                self._engine.release(lease)
+                self._engine.release_lease(lease)
         return session.tokens, session.notes
 
     @functools.cached_property

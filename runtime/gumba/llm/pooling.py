@@ -7,7 +7,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from gumba.engine.sequence import Judging
+from gumba.engine.sequence import ClassifySequence
 from gumba.errors import EngineError, ModelError
 from gumba.llm.base import LLMBase
 from gumba.llm.pooling_inputs import ClassifyInput, Pooling, VectorPooling
@@ -128,7 +128,7 @@ class PoolingMixin(LLMBase):
         n_labels: int = self.model.config.n_labels
         return np.array(rows, np.float32).reshape(len(rows), n_labels)
 
-    def _head_outputs(self, sequences: list[Judging]) -> list[np.ndarray[Any, Any]]:
+    def _head_outputs(self, sequences: list[ClassifySequence]) -> list[np.ndarray[Any, Any]]:
         """The outputs of the classification head for each sequence, float32 [n_labels]."""
         self._engine.finish(sequences)
         for sequence in sequences:

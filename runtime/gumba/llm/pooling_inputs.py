@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from gumba.chat.rerank_template import PairTemplate
-from gumba.engine.sequence import Embedding, Judging, Scoring
+from gumba.engine.sequence import ClassifySequence, EmbedSequence, LogitsSequence
 from gumba.errors import RequestError, ResourceError
 from gumba.llm.embedding_settings import EmbeddingSettings, encode_after, prompt_tokens
 from gumba.llm.input_processor import InputProcessor
@@ -46,7 +46,7 @@ class PoolingInputs:
         pooling: Pooling | None,
         prompt: str | None = None,
         truncate: bool = False,
-    ) -> list[Embedding]:
+    ) -> list[EmbedSequence]:
         """Sequences whose hidden states are pooled.
 
         Args:
@@ -81,7 +81,9 @@ class PoolingInputs:
                 numbered = RequestError(f"prompts[{i}]: {str(error).removeprefix('prompt: ')}")
                 numbered.index = i
                 raise numbered from None
-            sequence = Embedding(ids, self._config.n_embd, kind, whole=single_step, skip=skip if is_text else 0)
+            sequence = EmbedSequence(
+                ids, self._config.n_embd, kind, single_step=single_step, skip=skip if is_text else 0
+            )
             sequences.append(self._inputs.with_caching(sequence))
         return sequences
 
@@ -98,7 +100,7 @@ class PoolingInputs:
             )
         return self._inputs.fitting(ids, "prompt", can_truncate=True)
 
-    def rankings(self, query: str, documents: Iterable[str], truncate: bool = False) -> list[Judging]:
+    def rankings(self, query: str, documents: Iterable[str], truncate: bool = False) -> list[ClassifySequence]:
         """Sequences of ``query`` with each of ``documents`` for a reranker; ``truncate``: truncate long pairs."""
         require_boolean("truncate", truncate)
         if not isinstance(query, str):
@@ -115,7 +117,7 @@ class PoolingInputs:
             sequences.append(self._classification(self._pair_ids(query, document, truncate)))
         return sequences
 
-    def classifications(self, texts: str | Iterable[ClassifyInput], truncate: bool = False) -> list[Judging]:
+    def classifications(self, texts: str | Iterable[ClassifyInput], truncate: bool = False) -> list[ClassifySequence]:
         """Sequences of ``texts`` for a classifier; ``truncate``: truncate long texts."""
         require_boolean("truncate", truncate)
         self._check_head()
@@ -135,8 +137,8 @@ class PoolingInputs:
             sequences.append(self._classification(ids))
         return sequences
 
-    def _classification(self, ids: list[int]) -> Judging:
-        return self._inputs.with_caching(Judging(ids, whole=not self._config.causal))
+    def _classification(self, ids: list[int]) -> ClassifySequence:
+        return self._inputs.with_caching(ClassifySequence(ids, single_step=not self._config.causal))
 
     def _pair_ids(self, first: str, second: str, truncate: bool) -> list[int]:
         """Token ids of two texts. Models with token types have ids of their own for those of the second text."""
@@ -156,14 +158,14 @@ class PoolingInputs:
             raise RequestError(f"this {self._config.architecture} model has no classification head")
         return self._config.n_labels
 
-    def logits(self, tokens: Sequence[int] | np.ndarray[Any, Any], n_vocab: int) -> Scoring:
+    def logits(self, tokens: Sequence[int] | np.ndarray[Any, Any], n_vocab: int) -> LogitsSequence:
         """A sequence with the ``n_vocab`` logits after each of ``tokens``."""
         self._inputs.check_usable()
         self._inputs.check_generates()
         self._inputs.refuse_encoder_decoder("it has no logits of a prompt")
         ids = self._inputs.fitting(self._inputs.checked_ids(tokens, "tokens"), "tokens")
         try:
-            return self._inputs.with_caching(Scoring(ids, n_vocab))
+            return self._inputs.with_caching(LogitsSequence(ids, n_vocab))
         except MemoryError:
             raise ResourceError(
                 f"logits of {len(ids)} tokens need {len(ids) * n_vocab * 4 / 1e6:.0f} MB, more than there is"

@@ -31,20 +31,24 @@ class Branch(Sequence):
         super().__init__(tokens)
         self.search = search
         if search is not self:
-            self.n_prompt, self.priority, self.shares = search.n_prompt, search.priority, search.shares
+            self.n_prompt, self.priority, self.uses_prefix_cache = (
+                search.n_prompt,
+                search.priority,
+                search.uses_prefix_cache,
+            )
             self.n_source = search.n_source
 
     @property
     def owner(self) -> Sequence:
         return self.search
 
-    def share(self, budget: int) -> tuple[list[int], Outputs]:
+    def next_tokens(self, budget: int) -> tuple[list[int], Outputs]:
         count = min(self.remaining, budget)
         return self.tokens[self.n_cached : self.n_cached + count], "last" if count == self.remaining else "none"
 
     def after_step(self, scheduler: Scheduler) -> Iterable[Sequence]:
         search = self.search
-        if search.done or not all(branch.held for branch in search.branches):
+        if search.done or not all(branch.waiting_on_group for branch in search.branches):
             return ()
         chosen = search.select()
         # Those that nothing comes of go first: others may need their place.

@@ -41,7 +41,7 @@ class Beam(Branch):
         self.n_cached += count
         if len(rows):
             self.candidates = self.search.likeliest(self.tokens[self.n_source :], rows[0], sampler)
-            self.held = True
+            self.waiting_on_group = True
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class BeamSearch(Search, Beam):
         Beam.__init__(self, self, prompt, 0.0, 0.0)
         self.params = params
         self.priority = params.priority
-        self.shares = params.cache_prompt
+        self.uses_prefix_cache = params.cache_prompt
         self._ends = np.array(sorted(end_ids), np.int64)
         self._end_ids = end_ids
         self._limit = capacity if params.max_tokens is None else min(self.n_prompt + params.max_tokens, capacity)

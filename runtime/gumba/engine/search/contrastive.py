@@ -42,7 +42,7 @@ class Trial(Branch):
         if len(rows):
             self.direction = _directions(self.hidden)[0]
             self.candidates = self.search.likeliest(len(self.tokens), rows[0], sampler)
-            self.held = True
+            self.waiting_on_group = True
 
 
 class ContrastiveSearch(Search, Trial):
@@ -56,7 +56,7 @@ class ContrastiveSearch(Search, Trial):
         n_embd: Elements of a hidden state.
     """
 
-    most_cached = 0
+    max_cached = 0
 
     def __init__(
         self, prompt: Ordered[int], params: ContrastiveSearchParams, *, end_ids: Set[int], capacity: int, n_embd: int
@@ -73,7 +73,7 @@ class ContrastiveSearch(Search, Trial):
         #: Hidden states of all tokens so far, of length 1 each, and room for more.
         self._context = np.empty((self.n_prompt, n_embd), np.float32)
 
-    def share(self, budget: int) -> tuple[list[int], Outputs]:
+    def next_tokens(self, budget: int) -> tuple[list[int], Outputs]:
         return self.tokens[self.n_cached : self.n_cached + min(budget, SCORED_PER_STEP)], "all"
 
     def advance(self, count: int, rows: np.ndarray[Any, Any], sampler: Sampler) -> None:
@@ -82,7 +82,7 @@ class ContrastiveSearch(Search, Trial):
         if self.n_cached == self.n_prompt:
             self.prompt_done = True
             self.candidates = self.likeliest(self.n_prompt, rows[-1], sampler)
-            self.held = True
+            self.waiting_on_group = True
 
     def likeliest(self, n_tokens: int, row: np.ndarray[Any, Any], sampler: Sampler) -> list[tuple[int, float]]:
         """The ``top_k`` likeliest tokens to follow ``n_tokens``, and their probabilities; ``row``: logits, float32 [>= n_vocab].
