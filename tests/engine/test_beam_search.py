@@ -13,7 +13,7 @@ import pytest
 
 from gumba import BeamSearchParams, GGUFFile, ModelError, RequestError, SamplingParams
 from gumba.engine.engine import Engine
-from gumba.engine.search.base import largest
+from gumba.engine.search.base import top_k
 from gumba.engine.search.beam import BeamSearch
 from gumba.runner.load import load_model
 from support.fake_model import END, N_VOCAB, hashed_logits
@@ -151,7 +151,7 @@ def test_the_largest_numbers_are_found(n):
         for values in (rng.standard_normal(n), rng.integers(0, 4, n).astype(float), np.zeros(n)):
             values[rng.random(n) < 0.3] = -np.inf
             order = sorted(np.flatnonzero(values > -np.inf).tolist(), key=lambda i: -values[i])
-            assert largest(values, count).tolist() == order[:count]
+            assert top_k(values, count).tolist() == order[:count]
 
 
 def test_groups_choose_different_tokens(make_llm):

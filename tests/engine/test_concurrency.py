@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from gumba import BeamSearchParams, EngineError, SamplingParams
-from gumba.engine.core import CLOSE
+from gumba.engine.core import Signal
 from support.fake_model import hashed_logits
 from support.generation_oracle import GREEDY, oracle
 
@@ -245,7 +245,7 @@ def test_an_order_that_the_engine_will_not_see_is_refused(make_llm, how):
     engine, put = llm._engine, llm._engine._inbox.put
 
     def late(order):
-        put(CLOSE)
+        put(Signal.CLOSE)
         engine._thread.join()
         put(order)
 

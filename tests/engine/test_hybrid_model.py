@@ -135,10 +135,10 @@ def test_a_draft_model_forgets_its_wrong_guesses(path: Path) -> None:
     drafter, tokens = ModelDrafter(lambda: model, model.config.n_vocab, 6), prompts()[0]
     for right in (0, 3, 6, 6, 1, 0, 0, 5, 6, 2):
         fresh = ModelDrafter(lambda: model, model.config.n_vocab, 6)
-        expected = fresh.guess(tokens, 6)
+        expected = fresh.propose(tokens, 6)
         fresh.close()
         model.forward = counted  # type: ignore[method-assign]
-        guess = drafter.guess(tokens, 6)
+        guess = drafter.propose(tokens, 6)
         model.forward = forward  # type: ignore[method-assign]
         assert guess == expected
         tokens = tokens + guess[:right] + [5]

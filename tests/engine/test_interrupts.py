@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from gumba.engine.engine import Engine
-from gumba.engine.sequence import Generation
+from gumba.engine.generation import Generation
 from gumba.sampling.sampler_state import SamplerState
 from gumba.sampling_params import SamplingParams
 from support.fake_model import END, N_VOCAB, FakeModel

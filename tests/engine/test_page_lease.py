@@ -7,8 +7,8 @@ import time
 import pytest
 
 from gumba import SamplingParams
-from gumba.engine.core import PageLease
-from gumba.engine.prefix_cache import Node
+from gumba.engine.page_lease import PageLease
+from gumba.engine.prefix_tree import Node
 from support.generation_oracle import GREEDY, oracle
 from support.threads import in_thread
 
@@ -16,7 +16,7 @@ SHORT = SamplingParams(temperature=0, max_tokens=6)
 
 
 def lease_pages(llm, count):
-    return [llm._engine.call(llm._engine._core.take_page) for _ in range(count)]
+    return [llm._engine.call(llm._engine._core.leases.allocate_page) for _ in range(count)]
 
 
 def test_a_request_waits_for_pages_that_are_lent(make_llm):
@@ -39,7 +39,7 @@ def test_a_stream_that_runs_out_of_pages_goes_on_when_they_come_back(make_llm):
     pages = lease_pages(llm, 5)
     rest = in_thread(lambda: [step.token_id for step in stream])
     deadline = time.monotonic() + 20
-    while not llm._engine._core.scheduler.stuck and time.monotonic() < deadline:
+    while not llm._engine._core.scheduler.blocked_on_lease and time.monotonic() < deadline:
         time.sleep(0.001)
     assert llm.kv_usage().in_use == 5, "the stream holds none any more"
     llm._engine.release_lease(PageLease(pages))
@@ -83,12 +83,12 @@ def test_what_is_kept_is_given_up_before_anybody_waits_for_ever(make_llm):
     """A page that stands in the cache twice, as a mistake would leave it there, counts as nobody's."""
     llm = make_llm(n_pages=8)
     llm.generate([list(range(12))], SHORT)
-    cache = llm._engine._core.scheduler.cache
+    cache = llm._engine._core.scheduler.blocks.prefix_cache
 
     def twice():
-        node = next(iter(cache._order))
+        node = next(iter(cache._nodes))
         llm.model.kv.share([node.page])
-        cache._order[Node(node.tokens, node.page, node.parent)] = None
+        cache._nodes[Node(node.tokens, node.page, node.parent)] = None
 
     llm._engine.call(twice)
     result = in_thread(lambda: llm.generate([list(range(40, 66))], SHORT)[0].token_ids)

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from gumba.engine.prefix_cache import LEAST_COPY, LOOK_AT, PrefixCache
+from gumba.engine.prefix_cache import MAX_COMPARED, MIN_COPIED, PrefixCache
 from support.fake_model import FakeKV
 
 SIZE = 8
@@ -85,8 +85,8 @@ def walk(cache):
         for tokens, child in node.full.items():
             assert child.tokens == tokens and len(tokens) == SIZE and child.parent is node
             todo.append((child, path + tokens))
-        for part in node.parts:
-            assert 0 < len(part.tokens) < SIZE and part.parent is node and not part.full and not part.parts
+        for part in node.partial:
+            assert 0 < len(part.tokens) < SIZE and part.parent is node and not part.full and not part.partial
             todo.append((part, path + part.tokens))
         if node is not cache.root:
             assert node.page not in found, "a page is in the tree twice"
@@ -123,12 +123,12 @@ class World:
         pages, following = self.oracle.find(tokens, most)
         match = self.cache.find(tokens, most)
         assert match.pages == pages
-        assert match.copied == max((n for n in following.values() if n >= LEAST_COPY), default=0)
-        assert len(pages) * SIZE + match.copied <= most
-        if match.copied:
-            assert following[match.source] == match.copied
+        assert match.n_copied == max((n for n in following.values() if n >= MIN_COPIED), default=0)
+        assert len(pages) * SIZE + match.n_copied <= most
+        if match.n_copied:
+            assert following[match.source] == match.n_copied
             self.oracle.touch(self.oracle.paths[match.source], match.source)
-        held = pages + ([match.source] if match.copied else [])
+        held = pages + ([match.source] if match.n_copied else [])
         self.kv.share(held)
         self.check()
         needed = -(-len(tokens) // SIZE) - len(pages)
@@ -139,15 +139,15 @@ class World:
                 "node": match.node,
                 "kept": len(pages),
             }
-            if match.copied:
+            if match.n_copied:
                 self.kv.copy(match.source, client["pages"][len(pages)])
                 self.kv.release([match.source])
-            written = len(pages) * SIZE + match.copied
+            written = len(pages) * SIZE + match.n_copied
             assert self.content(client)[:written] == list(tokens[:written])
             self.write(client, written)
             self.clients.append(client)
             self.seen["pages"] += len(pages)
-            self.seen["copies"] += match.copied > 0
+            self.seen["copies"] += match.n_copied > 0
         else:
             self.kv.release(held)
 
@@ -195,7 +195,7 @@ class World:
     def check(self):
         paths = walk(self.cache)
         assert paths == self.oracle.paths and self.cache.n_pages == len(paths)
-        assert [node.page for node in self.cache._order] == self.oracle.used
+        assert [node.page for node in self.cache._nodes] == self.oracle.used
         assert self.cache.evictable() == len(self.oracle.idle())
         for page, path in paths.items():
             first = (len(path) - 1) // SIZE * SIZE
@@ -306,20 +306,20 @@ def test_never_more_than_asked_for(kv, cache, most):
     match = cache.find(list(range(2 * SIZE)), most)
     assert match.pages == pages[: most // SIZE]
     rest = most % SIZE
-    assert (match.copied, match.source) == ((rest, pages[most // SIZE]) if rest >= LEAST_COPY else (0, -1))
+    assert (match.n_copied, match.source) == ((rest, pages[most // SIZE]) if rest >= MIN_COPIED else (0, -1))
 
 
 def test_the_longest_match_is_copied_from_full_pages_and_parts(kv, cache):
     fill(kv, cache, [*range(SIZE), *[1, 1, 1, 1, 9, 9, 9, 9]])
     (_, best) = fill(kv, cache, [*range(SIZE), *[1, 1, 1, 1, 1, 8, 8, 8]])
     match = cache.find([*range(SIZE), *[1] * 7], 2 * SIZE - 1)
-    assert (match.source, match.copied) == (best, 5)
+    assert (match.source, match.n_copied) == (best, 5)
     (page,) = kv.allocate(1)
     node = cache.find(list(range(SIZE)), SIZE).node
     cache.add(node, (1, 1, 1, 1, 1, 1), page)
     match = cache.find([*range(SIZE), *[1] * 7], 2 * SIZE - 1)
-    assert (match.source, match.copied) == (page, 6)
-    assert cache.find([5, *[1] * 7], SIZE).copied == 0
+    assert (match.source, match.n_copied) == (page, 6)
+    assert cache.find([5, *[1] * 7], SIZE).n_copied == 0
 
 
 def test_a_part_becomes_a_full_page(kv, cache):
@@ -350,10 +350,10 @@ def test_a_full_page_that_is_there_already_is_not_kept_twice(kv, cache):
 
 def test_only_so_many_parts_follow_a_page(kv, cache):
     """A request is compared with each of them."""
-    pages = [fill(kv, cache, [number, 0, 0, 0, 0])[0] for number in range(LOOK_AT + 3)]
+    pages = [fill(kv, cache, [number, 0, 0, 0, 0])[0] for number in range(MAX_COMPARED + 3)]
     assert kept(cache) == set(pages[3:])
-    assert cache.find([0, 0, 0, 0, 0, 0], 5).copied == 0
-    assert cache.find([3, 0, 0, 0, 0, 0], 5).copied == 5
+    assert cache.find([0, 0, 0, 0, 0, 0], 5).n_copied == 0
+    assert cache.find([3, 0, 0, 0, 0, 0], 5).n_copied == 5
 
 
 def test_clear(kv, cache):

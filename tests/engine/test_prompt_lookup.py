@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gumba import SamplingParams
-from gumba.engine.speculative.prompt_lookup import FIRST, LEAST, LENGTHS, PromptLookup
+from gumba.engine.speculative.prompt_lookup import FIRST_LIMIT, MIN_LIMIT, NGRAM_SIZES, PromptLookup
 from support.fake_model import END, echo, prompts_of
 
 
@@ -133,7 +133,7 @@ def test_wrong_guesses_soon_become_short(make_llm):
 
 
 def slow_guess(tokens, most):
-    for length in LENGTHS:
+    for length in NGRAM_SIZES:
         for place in range(len(tokens) - 1, length - 1, -1):
             if tokens[place - length : place] == tokens[-length:]:
                 return tokens[place : place + most]
@@ -147,11 +147,11 @@ def test_guesses_are_what_followed_the_latest_longest_match(seed):
     tokens = rng.choices(range(4), k=rng.randrange(1, 20))
     for _ in range(80):
         most = rng.randrange(-1, 12)
-        assert drafter.guess(tokens, most) == (slow_guess(tokens, min(most, 8)) if most > 0 else [])
+        assert drafter.propose(tokens, most) == (slow_guess(tokens, min(most, 8)) if most > 0 else [])
         if rng.random() < 0.1:  # another history
             tokens = rng.choices(range(4), k=rng.randrange(1, len(tokens) + 1))
             drafter = PromptLookup(8) if rng.random() < 0.5 else drafter
-            if len(tokens) == drafter._seen:
+            if len(tokens) == drafter._n_indexed:
                 drafter = PromptLookup(8)
         else:
             tokens = tokens + rng.choices(range(4), k=rng.randrange(1, 6))
@@ -164,12 +164,12 @@ def test_how_much_is_guessed_follows_from_how_much_was_right(most):
     sizes, rights = [], [None, 1.0, 1.0, 1.0, 1.0, 0.5, 0.0, 0.0, 1.0]
     for right in rights:
         if right is not None:
-            drafter.learn(len(tokens) + round(right * sizes[-1]))
-        sizes.append(len(drafter.guess(tokens, 1000)))
-    expected = [min(most, FIRST)]
+            drafter.on_verified(len(tokens) + round(right * sizes[-1]))
+        sizes.append(len(drafter.propose(tokens, 1000)))
+    expected = [min(most, FIRST_LIMIT)]
     for right in rights[1:]:
         last = expected[-1]
-        wanted = 2 * last if right == 1.0 else max(LEAST, round(right * last) + 1)
+        wanted = 2 * last if right == 1.0 else max(MIN_LIMIT, round(right * last) + 1)
         expected.append(min(most, wanted))
     assert sizes == expected
 

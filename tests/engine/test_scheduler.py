@@ -10,8 +10,8 @@ import time
 import pytest
 
 from gumba import BeamSearchParams, QueueFullError, SamplingParams
-from gumba.engine.prefix_cache import LEAST_COPY
-from gumba.engine.scheduler import FIRST_PROMPT_PART, LEAST_PROMPT_PART, STEP_SECONDS
+from gumba.engine.prefix_cache import MIN_COPIED
+from gumba.engine.scheduler import FIRST_PREFILL_CHUNK, MIN_PREFILL_CHUNK, STEP_SECONDS
 from gumba.errors import ResourceError
 from support.generation_oracle import oracle
 from support.scheduler_steps import SIZE, Job, Steps, prompt
@@ -114,7 +114,7 @@ def test_the_next_turn_of_a_chat_begins_where_the_last_one_ended(more):
     computed = 13 + more - 1
     steps.add(two := Job(one.tokens + prompt(5, 1), 2))
     steps.run()
-    assert two.n_reused == (computed if computed % SIZE >= LEAST_COPY else computed // SIZE * SIZE)
+    assert two.n_reused == (computed if computed % SIZE >= MIN_COPIED else computed // SIZE * SIZE)
 
 
 def test_tokens_of_its_own_are_not_counted_as_those_of_others():
@@ -219,7 +219,7 @@ def test_prompts_come_in_parts_that_keep_streams_fluent():
         steps.step()
     steps.add(reading := Job(prompt(4000, 1), 2))
     steps.step()
-    assert parts_of(steps, reading) == [FIRST_PROMPT_PART], "nothing was measured yet"
+    assert parts_of(steps, reading) == [FIRST_PREFILL_CHUNK], "nothing was measured yet"
     for _ in range(8):
         steps.step()
     fits = round((STEP_SECONDS - machine.decode) / machine.each)
@@ -232,7 +232,7 @@ def test_prompts_come_in_parts_that_keep_streams_fluent():
     machine.each = 0.5
     for _ in range(3):
         steps.step()
-    assert parts_of(steps, reading)[-2:] == [LEAST_PROMPT_PART] * 2
+    assert parts_of(steps, reading)[-2:] == [MIN_PREFILL_CHUNK] * 2
     machine.each = 0.001
     before = len(parts_of(steps, reading))
     for _ in range(20):
@@ -256,7 +256,7 @@ def test_there_is_always_a_least_part(decode):
     steps.add(reading := Job(prompt(200, 1), 2))
     while reading in steps.here:
         steps.step()
-    assert set(parts_of(steps, reading)[1:-1]) == {LEAST_PROMPT_PART}
+    assert set(parts_of(steps, reading)[1:-1]) == {MIN_PREFILL_CHUNK}
 
 
 def test_without_streams_steps_are_full():
@@ -317,7 +317,7 @@ def test_nobody_starves_and_nothing_is_lost(seed, window, n_states):
         while not alone.done:
             alone.advance(alone.remaining, [], None)
         assert job.tokens == alone.tokens
-    assert steps.scheduler.cache.evict(steps.kv.n_pages)
+    assert steps.scheduler.blocks.prefix_cache.evict(steps.kv.n_pages)
     assert steps.states is None or steps.states.n_free == n_states
     assert steps.kv.window_pool is None or steps.kv.window_pool.n_free == steps.kv.window_pool.n_pages
 

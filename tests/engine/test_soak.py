@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from gumba import SamplingParams
-from gumba.engine.prefix_cache import Node
+from gumba.engine.prefix_tree import Node
 from gumba.engine.sequence import Sequence
 from gumba.sampling.sampler import Sampler, SamplerState, UniformStream
 from support.fake_model import N_VOCAB
@@ -140,7 +140,7 @@ def left(llm):
     """What the engine, and the interpreter, still hold: sizes that must not grow with requests."""
     usage = llm.kv_usage()
     core, kv = llm._engine._core, llm.model.kv
-    assert usage.in_use == 0 and usage.kept == core.scheduler.cache.n_pages == kv.n_pages - kv.n_free
+    assert usage.in_use == 0 and usage.kept == core.scheduler.blocks.prefix_cache.n_pages == kv.n_pages - kv.n_free
     assert sum(kv.owner_counts) == usage.kept, "a page is owned by somebody who is gone"
     if kv.window_pool is not None:
         assert (
@@ -154,7 +154,7 @@ def left(llm):
     assert not any(Sequence in type(each).__mro__ for each in objects), "a request that has ended is still there"
     assert not core._live and core.scheduler.idle and core.inbox.empty()
     nodes = sum(type(each) is Node for each in objects)
-    assert nodes == core.scheduler.cache.n_pages + 1
+    assert nodes == core.scheduler.blocks.prefix_cache.n_pages + 1
     return len(objects)
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from gumba import BeamSearchParams, ContrastiveSearchParams, SamplingParams
 from gumba.engine import state_checkpoints
-from gumba.engine.prefix_cache import Node
-from gumba.engine.state_checkpoints import Checkpoints
+from gumba.engine.prefix_tree import Node
+from gumba.engine.state_checkpoints import StateCheckpoints
 from support.fake_model import FakeStates, echo, prompts_of
 from support.scheduler_steps import SIZE, Job, Steps, prompt
 
@@ -50,14 +50,14 @@ def test_what_requests_have_in_common_is_kept_once_it_shows():
 
 def test_long_prompts_have_checkpoints_on_the_way():
     steps = Steps(n_pages=200, n_states=30)
-    every = state_checkpoints.LEAST_PAGES * SIZE
+    every = state_checkpoints.MIN_PAGES_BETWEEN * SIZE
     tokens = prompt(3 * every + SIZE)
     assert run(steps, tokens) == 0
     for n in (every + 3, 2 * every + 1, 3 * every + 1):
         assert run(steps, tokens[:n] + prompt(50, n)) == n // every * every
     longer = prompt(20 * every, 1)
     assert run(steps, longer) == 0
-    assert steps.scheduler.checkpoints.n_kept <= state_checkpoints.MOST_KEPT
+    assert steps.scheduler.blocks.checkpoints.n_checkpoints <= state_checkpoints.MAX_CHECKPOINTS
     assert run(steps, longer[: 10 * every] + [7]) >= 7 * every
 
 
@@ -93,33 +93,38 @@ def test_no_more_run_than_there_are_slots():
 
 def test_the_checkpoint_not_used_for_longest_goes_first():
     states = FakeStates(4)
-    made, nodes = Checkpoints(states, SIZE), [Node() for _ in range(5)]
+    checkpoints, nodes = StateCheckpoints(states, SIZE), [Node() for _ in range(5)]
     jobs = [Job([1]) for _ in nodes]
-    assert made.take(jobs[0])
+    assert checkpoints.allocate(jobs[0])
     for node in nodes[:3]:
-        made.keep(node, jobs[0])
-    made.use(nodes[0])
-    assert made.take(jobs[1])  # in the place of a checkpoint
+        checkpoints.add(node, jobs[0])
+    checkpoints.touch(nodes[0])
+    assert checkpoints.allocate(jobs[1])  # in the place of a checkpoint
     assert [node.state >= 0 for node in nodes] == [True, False, True, False, False]
-    made.keep(nodes[3], jobs[1])
+    checkpoints.add(nodes[3], jobs[1])
     assert [node.state >= 0 for node in nodes] == [True, False, False, True, False]
-    made.give(nodes[4], jobs[1])
-    assert jobs[1].state < 0 and made.n_kept == 3
-    made.give(nodes[4], jobs[0])  # it has one
-    assert jobs[0].state >= 0 and made.n_kept == 3 and states.n_free == 0
-    assert made.take(jobs[1]) and made.take(jobs[2]) and made.take(jobs[3]) and not made.take(jobs[4])
-    assert made.n_kept == 0
-    made.keep(nodes[0], jobs[0])
-    assert made.n_kept == 0
+    checkpoints.move(jobs[1], nodes[4])
+    assert jobs[1].state < 0 and checkpoints.n_checkpoints == 3
+    checkpoints.move(jobs[0], nodes[4])  # it has one
+    assert jobs[0].state >= 0 and checkpoints.n_checkpoints == 3 and states.n_free == 0
+    assert (
+        checkpoints.allocate(jobs[1])
+        and checkpoints.allocate(jobs[2])
+        and checkpoints.allocate(jobs[3])
+        and not checkpoints.allocate(jobs[4])
+    )
+    assert checkpoints.n_checkpoints == 0
+    checkpoints.add(nodes[0], jobs[0])
+    assert checkpoints.n_checkpoints == 0
 
 
-@pytest.mark.parametrize("n_states, most", [(100, state_checkpoints.MOST_KEPT), (400, 100)])
+@pytest.mark.parametrize("n_states, most", [(100, state_checkpoints.MAX_CHECKPOINTS), (400, 100)])
 def test_only_so_many_are_kept(n_states, most):
-    made, job = Checkpoints(FakeStates(n_states), SIZE), Job([1])
-    assert made.take(job)
+    checkpoints, job = StateCheckpoints(FakeStates(n_states), SIZE), Job([1])
+    assert checkpoints.allocate(job)
     nodes = [Node() for _ in range(most + 5)]
     for node in nodes:
-        made.keep(node, job)
+        checkpoints.add(node, job)
     assert [node.state >= 0 for node in nodes] == [False] * 5 + [True] * most
 
 
@@ -140,13 +145,13 @@ def test_who_gave_way_goes_on_from_its_own_state():
 def test_states_go_with_their_pages():
     steps = Steps(n_pages=8, n_states=9)
     run(steps, prompt(30))
-    kept = steps.scheduler.checkpoints.n_kept
+    kept = steps.scheduler.blocks.checkpoints.n_checkpoints
     assert kept > 0 and steps.states.n_free == 9 - kept
-    assert steps.scheduler.cache.evict(8)
-    assert steps.scheduler.checkpoints.n_kept == 0 and steps.states.n_free == 9
+    assert steps.scheduler.blocks.prefix_cache.evict(8)
+    assert steps.scheduler.blocks.checkpoints.n_checkpoints == 0 and steps.states.n_free == 9
     run(steps, prompt(30))
-    steps.scheduler.cache.clear()
-    assert steps.scheduler.checkpoints.n_kept == 0 and steps.states.n_free == 9
+    steps.scheduler.blocks.prefix_cache.clear()
+    assert steps.scheduler.blocks.checkpoints.n_checkpoints == 0 and steps.states.n_free == 9
 
 
 def test_a_state_of_more_tokens_than_it_should_is_not_kept():
@@ -156,17 +161,17 @@ def test_a_state_of_more_tokens_than_it_should_is_not_kept():
     while job.n_cached < 2 * SIZE + 3:
         steps.step()
     steps.states.taken[job.state] += [1]
-    kept = steps.scheduler.checkpoints.n_kept
+    kept = steps.scheduler.blocks.checkpoints.n_checkpoints
     steps.remove(job)
-    assert steps.scheduler.checkpoints.n_kept == kept and steps.states.n_free == 4 - kept
+    assert steps.scheduler.blocks.checkpoints.n_checkpoints == kept and steps.states.n_free == 4 - kept
 
 
 def test_a_part_that_others_go_beyond_does_not_get_their_state():
     steps = Steps(n_states=9)
     tokens = prompt(14)
     run(steps, tokens)
-    (part,) = steps.scheduler.cache.root.full[tuple(tokens[:SIZE])].parts
-    steps.scheduler.checkpoints.drop(part)
+    (part,) = steps.scheduler.blocks.prefix_cache.root.full[tuple(tokens[:SIZE])].partial
+    steps.scheduler.blocks.checkpoints.drop(part)
     run(steps, tokens[:11])
     assert part.tokens == tuple(tokens[SIZE:14]) and part.state < 0
     assert run(steps, tokens + [7]) == SIZE
@@ -174,13 +179,13 @@ def test_a_part_that_others_go_beyond_does_not_get_their_state():
 
 def test_a_part_that_grows_loses_its_state():
     steps = Steps(n_states=9)
-    cache, made = steps.scheduler.cache, steps.scheduler.checkpoints
+    cache, checkpoints = steps.scheduler.blocks.prefix_cache, steps.scheduler.blocks.checkpoints
     (page,) = steps.kv.allocate(1)
-    made.take(job := Job([1, 2, 3]))
+    checkpoints.allocate(job := Job([1, 2, 3]))
     part = cache.add(cache.root, (1, 2, 3), page)
     steps.states.take_in(job.state, 0, [1, 2, 3], [1, 2, 3])
     job.n_cached = 3
-    made.give(part, job)
+    checkpoints.move(job, part)
     assert part.state >= 0 and cache.add(cache.root, (1, 2), page) is part and part.state >= 0
     assert cache.add(cache.root, (1, 2, 3, 4), page) is part and part.state < 0 and steps.states.n_free == 9
 
@@ -190,9 +195,9 @@ def test_a_tree_that_was_cleared_keeps_nothing_of_those_who_go_on():
     steps.add(Job(prompt(3 * SIZE), 9))
     for _ in range(3):
         steps.step()
-    steps.scheduler.cache.clear()
+    steps.scheduler.blocks.prefix_cache.clear()
     steps.run()
-    assert steps.scheduler.checkpoints.n_kept == 0 and steps.states.n_free == 9
+    assert steps.scheduler.blocks.checkpoints.n_checkpoints == 0 and steps.states.n_free == 9
 
 
 # Through the engine ------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from gguf import GGUFReader
 
 from gumba.engine.engine import Engine
-from gumba.engine.sequence import EmbedSequence, LogitsSequence
+from gumba.engine.pooling import EmbedSequence, LogitsSequence
 from gumba.gguf import GGUFFile
 from gumba.runner.load import load_model
 

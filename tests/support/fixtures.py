@@ -10,7 +10,7 @@ import pytest
 
 import gumba.llm.llm
 import gumba.llm.reloadable_model
-from gumba.engine.sequence import Generation
+from gumba.engine.generation import Generation
 from support.fake_model import FakeModel, FakeTokenizer
 
 

@@ -80,7 +80,7 @@ class Steps:
         prompt = sum(len(tokens) for job, tokens, _ in plan if len(tokens) > 1)
         for job, tokens, _ in plan:
             job.advance(len(tokens), [], None)
-            self.scheduler.on_computed(job)
+            self.scheduler.blocks.on_computed(job)
         self.scheduler.observe(self.seconds(prompt, any(len(tokens) == 1 for _, tokens, _ in plan)))
         for job in [job for job in self.here if job.done]:
             self.remove(job)
@@ -110,12 +110,10 @@ class Steps:
     def run(self, most=1000):
         while not self.scheduler.idle:
             assert self.step() and len(self.plans) < most, "nothing goes on"
-        usage = self.kv.n_pages - self.kv.n_free - self.scheduler.cache.evictable()
-        assert usage == 0, f"{usage} pages are held by nobody"
-        window_pool = self.kv.window_pool
-        assert (
-            window_pool is None or window_pool.n_pages - window_pool.n_free == self.scheduler.cache.window_evictable()
-        )
+        cache, pool = self.scheduler.blocks.prefix_cache, self.kv.window_pool
+        leaked = self.kv.n_pages - self.kv.n_free - cache.evictable()
+        assert leaked == 0, f"{leaked} pages have no owner"
+        assert pool is None or pool.n_pages - pool.n_free == cache.window_evictable()
         return self.ended
 
 

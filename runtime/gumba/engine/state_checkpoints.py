@@ -1,69 +1,51 @@
-"""States of models with recurrent layers: which sequence has which slot, and copies for others to begin with.
+"""Checkpoints of recurrent states: which sequence has which slot, and copies at the ends of prefixes that requests share.
 
-A state cannot be cut to that of fewer tokens, so a beginning that requests have in common is of use only where somebody has
-kept the state at its end: a checkpoint, at a node of the prefix tree. They are made where they pay (Pan et al. 2024, "Marconi"):
-at the end of a prompt's last full page, every so many tokens of a long one, and where the tree shows that requests part. A
-sequence that ends, or has to wait, leaves its own state. The one not used for longest goes first, and any goes when a sequence
-needs its slot.
+A recurrent state cannot be cut to fewer tokens, so a shared prefix is of use only where a copy of the state at its end exists:
+a checkpoint, at a node of the prefix tree. Checkpoints are made where they are likely to pay (Pan et al. 2024, "Marconi"): at the
+end of a prompt's last full page, at intervals in a long prompt, and where requests diverge in the tree. A sequence that ends
+or is preempted leaves its own state as one. The least recently used checkpoint is evicted first, and any is evicted when a
+sequence needs its slot.
 
-Guessed tokens go into a state as all others do. So a sequence that guesses has a copy from before, and goes back to it when a
-guess was wrong: its right tokens are computed again, with the one that follows, in one step.
+Draft tokens go into a state as all others do. So a sequence that drafts has a copy from before the draft, and rolls back to it
+if a draft token was wrong: the right tokens are then computed again, with the one that follows, in one step.
 
-For a model without recurrent layers nothing here does anything.
+For a model without recurrent layers all of this does nothing.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from gumba.engine.prefix_cache import Node
-    from gumba.engine.sequence import Sequence
+from gumba.engine.prefix_tree import Node
+from gumba.engine.protocols import StatePool
+from gumba.engine.sequence import Sequence
 
-#: Checkpoints at most, of all requests (or a quarter of the slots, if that is more); and of one prompt, beside the last, about.
-MOST_KEPT, EACH = 32, 8
-#: Pages between those, at least.
-LEAST_PAGES = 8
-
-
-class StatePool(Protocol):
-    """What is needed of ``gumba.runner.state_pool.States``."""
-
-    @property
-    def n_slots(self) -> int: ...
-
-    @property
-    def n_free(self) -> int: ...
-
-    @property
-    def lengths(self) -> list[int]: ...
-
-    def allocate(self) -> int: ...
-
-    def release(self, slot: int, /) -> None: ...
-
-    def copy(self, source: int, target: int, /) -> None: ...
-
-    def read(self, slot: int, /) -> bytes: ...
-
-    def write(self, slot: int, data: bytes, length: int, /) -> None: ...
+#: Maximum number of checkpoints (a quarter of the slots if that is more), and about how many one prompt gets besides the last.
+MAX_CHECKPOINTS, PER_PROMPT = 32, 8
+#: Minimum number of pages between the checkpoints of one prompt.
+MIN_PAGES_BETWEEN = 8
 
 
-class Holder(Protocol):
-    """Who may have a slot: a sequence, or somebody who reads or writes a session."""
+class SlotHolder(Protocol):
+    """What may hold a slot: a sequence or a page lease. ``state``: the slot, whose state is that after ``n_cached`` tokens."""
 
     state: int
     n_cached: int
 
 
-class Checkpoints:
-    """The slots of one model (``states``: None for one without), whose pages hold ``page_tokens``."""
+class StateCheckpoints:
+    """The slots of one model's recurrent states.
+
+    Args:
+        states: The pool of slots; None for a model without recurrent layers.
+        page_tokens: Tokens per KV page.
+    """
 
     def __init__(self, states: StatePool | None, page_tokens: int) -> None:
-        self._states, self._size = states, page_tokens
-        self._most = MOST_KEPT if states is None else max(MOST_KEPT, states.n_slots // 4)
-        self._kept: OrderedDict[Node, None] = OrderedDict()  # the least recently used first
+        self._states, self._page_tokens = states, page_tokens
+        self._limit = MAX_CHECKPOINTS if states is None else max(MAX_CHECKPOINTS, states.n_slots // 4)
+        self._nodes: OrderedDict[Node, None] = OrderedDict()  # with a checkpoint, least recently used first
 
     @property
     def needed(self) -> bool:
@@ -71,118 +53,120 @@ class Checkpoints:
         return self._states is not None
 
     @property
-    def n_kept(self) -> int:
-        """Nodes that have a state."""
-        return len(self._kept)
+    def n_checkpoints(self) -> int:
+        """Number of checkpoints."""
+        return len(self._nodes)
 
-    def take(self, holder: Holder) -> bool:
-        """A slot for a sequence; False when other sequences have them all."""
+    def allocate(self, holder: SlotHolder) -> bool:
+        """Give ``holder`` a slot, evicting a checkpoint if need be; False if sequences hold all of them."""
         if self._states is None:
             return True
-        if self._room(self._states):
+        if self._evict(self._states):
             holder.state = self._states.allocate()
         return holder.state >= 0
 
-    def _room(self, states: StatePool) -> bool:
-        """Whether a slot is free, by giving up a checkpoint if need be."""
-        if not states.n_free and self._kept:
-            self.drop(next(iter(self._kept)))
+    def _evict(self, states: StatePool) -> bool:
+        """Make sure that a slot is free, evicting a checkpoint if need be; False if there is none to evict."""
+        if not states.n_free and self._nodes:
+            self.drop(next(iter(self._nodes)))
         return states.n_free > 0
 
-    def copy(self, source: int, holder: Holder) -> None:
-        """Let a holder that has a slot begin with the state in another one."""
+    def copy(self, source: int, holder: SlotHolder) -> None:
+        """Copy the state of slot ``source``, if not -1, to that of ``holder``."""
         if self._states is not None and source >= 0:
             self._states.copy(source, holder.state)
 
-    def free(self, holder: Holder) -> None:
-        """Take a sequence's slot back, if it has one."""
+    def free(self, holder: SlotHolder) -> None:
+        """Free the slot of ``holder``, if it has one."""
         slot, holder.state = holder.state, -1
         if self._states is not None and slot >= 0:
             self._states.release(slot)
 
-    def may_guess(self, sequence: Sequence) -> bool:
-        """Whether a wrong guess of a sequence could be undone."""
+    def can_draft(self, sequence: Sequence) -> bool:
+        """Whether a wrong draft of a sequence could be rolled back."""
         states = self._states
-        return states is None or (sequence.guesses and (sequence.backup >= 0 or self._room(states)))
+        return states is None or (sequence.drafts and (sequence.backup_state >= 0 or self._evict(states)))
 
     def back_up(self, sequence: Sequence) -> None:
-        """Before a sequence that may guess does: remember its state."""
+        """Copy a sequence's state before a step that computes draft tokens."""
         if self._states is not None:
-            if sequence.backup < 0:
-                sequence.backup = self._states.allocate()
-            self._states.copy(sequence.state, sequence.backup)
+            if sequence.backup_state < 0:
+                sequence.backup_state = self._states.allocate()
+            self._states.copy(sequence.state, sequence.backup_state)
 
-    def undo(self, sequence: Sequence) -> None:
-        """After a step: if a guess was wrong, go back to before it."""
+    def roll_back(self, sequence: Sequence) -> None:
+        """After a step: if a draft token was wrong, restore the state from before the draft."""
         states = self._states
-        if states is not None and sequence.backup >= 0 and states.lengths[sequence.state] != sequence.n_cached:
-            states.copy(sequence.backup, sequence.state)
+        if states is not None and sequence.backup_state >= 0 and states.lengths[sequence.state] != sequence.n_cached:
+            states.copy(sequence.backup_state, sequence.state)
             sequence.n_cached = states.lengths[sequence.state]
 
     def free_backup(self, sequence: Sequence) -> None:
-        """There will be no more guesses."""
-        slot, sequence.backup = sequence.backup, -1
+        """Free the slot of a sequence's backup, if it has one."""
+        slot, sequence.backup_state = sequence.backup_state, -1
         if self._states is not None and slot >= 0:
             self._states.release(slot)
 
-    def stop(self, sequence: Sequence) -> int:
-        """Tokens to the next place of a checkpoint: a step does not go beyond it. All tokens, where there is none."""
+    def tokens_to_next(self, sequence: Sequence) -> int:
+        """Tokens up to the sequence's next checkpoint, where a step ends; all that remain if there is none."""
         if self._states is None or not sequence.uses_prefix_cache:
             return sequence.remaining
-        every, done = self._every(sequence), sequence.n_cached
-        places = (self._last(sequence), sequence.divergence, (done // every + 1) * every)
-        return min(min(place for place in (*places, len(sequence.tokens)) if place > done) - done, sequence.remaining)
+        every, done = self._interval(sequence), sequence.n_cached
+        places = (self._last_place(sequence), sequence.divergence, (done // every + 1) * every, len(sequence.tokens))
+        return min(min(place for place in places if place > done) - done, sequence.remaining)
 
     def due(self, sequence: Sequence) -> bool:
-        """Whether a sequence has come to the place of a checkpoint."""
+        """Whether a checkpoint is to be made where a sequence is now."""
         done = sequence.n_cached
-        here = done in (self._last(sequence), sequence.divergence) or done % self._every(sequence) == 0
-        return self._states is not None and done > 0 and done % self._size == 0 and here
+        here = done in (self._last_place(sequence), sequence.divergence) or done % self._interval(sequence) == 0
+        return self._states is not None and done > 0 and done % self._page_tokens == 0 and here
 
-    def _last(self, sequence: Sequence) -> int:
+    def _last_place(self, sequence: Sequence) -> int:
         """The end of the last full page before a prompt's last token, which is always computed."""
-        return (sequence.n_prompt - 1) // self._size * self._size
+        return (sequence.n_prompt - 1) // self._page_tokens * self._page_tokens
 
-    def _every(self, sequence: Sequence) -> int:
-        return max(LEAST_PAGES, -(-sequence.n_prompt // (EACH * self._size))) * self._size
+    def _interval(self, sequence: Sequence) -> int:
+        """Tokens between the checkpoints of a sequence's prompt."""
+        pages = -(-sequence.n_prompt // (PER_PROMPT * self._page_tokens))
+        return max(MIN_PAGES_BETWEEN, pages) * self._page_tokens
 
-    def keep(self, node: Node, holder: Holder) -> None:
-        """Keep a copy of a sequence's state, which is that at the end of ``node``."""
-        if self._states is None or not self._right(holder):
+    def add(self, node: Node, holder: SlotHolder) -> None:
+        """Make a checkpoint at ``node`` from a copy of the holder's state, which is the one at the node's end."""
+        if self._states is None or not self._is_current(holder):
             return
         if node.state < 0:
-            while len(self._kept) >= self._most or (self._kept and not self._states.n_free):
-                self.drop(next(iter(self._kept)))
+            while len(self._nodes) >= self._limit or (self._nodes and not self._states.n_free):
+                self.drop(next(iter(self._nodes)))
             if not self._states.n_free:
                 return
             node.state = self._states.allocate()
             self._states.copy(holder.state, node.state)
-        self.use(node)
+        self.touch(node)
 
-    def give(self, node: Node, holder: Holder) -> None:
-        """Keep a sequence's state, as ``keep``, in its own slot, if the node has none; the sequence has none afterwards."""
-        if self._states is None or not self._right(holder):
+    def move(self, holder: SlotHolder, node: Node) -> None:
+        """Make a checkpoint at ``node`` from the holder's own slot, if the node has none; the holder then has no slot."""
+        if self._states is None or not self._is_current(holder):
             return
         if node.state < 0:
-            while len(self._kept) >= self._most:
-                self.drop(next(iter(self._kept)))
+            while len(self._nodes) >= self._limit:
+                self.drop(next(iter(self._nodes)))
             node.state, holder.state = holder.state, -1
-        self.use(node)
+        self.touch(node)
 
-    def _right(self, holder: Holder) -> bool:
-        """Whether its slot holds what it says: not so after a step that failed."""
+    def _is_current(self, holder: SlotHolder) -> bool:
+        """Whether the holder's state is the one after ``n_cached`` tokens: after a failed step it is not."""
         states, slot = self._states, holder.state
         return states is not None and slot >= 0 and states.lengths[slot] == holder.n_cached
 
-    def use(self, node: Node) -> None:
-        """Note that a node's state, if it has one, is of use."""
+    def touch(self, node: Node) -> None:
+        """Mark a node's checkpoint, if it has one, as the most recently used."""
         if node.state >= 0:
-            self._kept[node] = None
-            self._kept.move_to_end(node)
+            self._nodes[node] = None
+            self._nodes.move_to_end(node)
 
     def drop(self, node: Node) -> None:
-        """Give up a node's state, if it has one."""
+        """Remove a node's checkpoint, if it has one, and free its slot."""
         if self._states is not None and node.state >= 0:
-            del self._kept[node]
+            del self._nodes[node]
             self._states.release(node.state)
             node.state = -1

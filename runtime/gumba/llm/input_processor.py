@@ -14,9 +14,9 @@ import numpy as np
 from gumba.chat.formats import answer_format
 from gumba.chat.template import encode_chat
 from gumba.chat.tool_parsers.base import checked_tools
+from gumba.engine.generation import Generation
 from gumba.engine.search.beam import BeamSearch
 from gumba.engine.search.contrastive import ContrastiveSearch
-from gumba.engine.sequence import Generation
 from gumba.engine.sequence import Sequence as EngineSequence
 from gumba.engine.speculative.draft_model import DraftRunner, ModelDrafter
 from gumba.engine.speculative.prompt_lookup import PromptLookup

@@ -13,8 +13,8 @@ from typing import Any
 
 from gumba.chat.rerank_template import PairTemplate
 from gumba.chat.template import ChatTemplate
-from gumba.engine.core import PageLease
 from gumba.engine.engine import Engine
+from gumba.engine.page_lease import PageLease
 from gumba.errors import RequestError
 from gumba.gguf import GGUFFile
 from gumba.llm import session_file

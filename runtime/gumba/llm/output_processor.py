@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from gumba.chat.output_parser import AnswerFormat, AnswerParser
+from gumba.engine.generation import Generation
 from gumba.engine.search.beam import BeamSearch
 from gumba.engine.search.contrastive import ContrastiveSearch
-from gumba.engine.sequence import Generation
 from gumba.engine.sequence import Sequence as EngineSequence
 from gumba.outputs import (
     BeamSearchOutput,

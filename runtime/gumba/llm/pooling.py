@@ -7,7 +7,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from gumba.engine.sequence import ClassifySequence
+from gumba.engine.pooling import ClassifySequence
 from gumba.errors import EngineError, ModelError
 from gumba.llm.base import LLMBase
 from gumba.llm.pooling_inputs import ClassifyInput, Pooling, VectorPooling

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from gumba.chat.rerank_template import PairTemplate
-from gumba.engine.sequence import ClassifySequence, EmbedSequence, LogitsSequence
+from gumba.engine.pooling import ClassifySequence, EmbedSequence, LogitsSequence
 from gumba.errors import RequestError, ResourceError
 from gumba.llm.embedding_settings import EmbeddingSettings, encode_after, prompt_tokens
 from gumba.llm.input_processor import InputProcessor

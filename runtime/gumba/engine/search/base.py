@@ -1,7 +1,7 @@
-"""Requests that try several continuations side by side: sequences that wait for each other after every token.
+"""Base classes of searches: requests whose branches run side by side and wait for each other after every token.
 
-Each branch is computed once, and then ``held`` until all branches of its request are, whichever steps that took. Then the
-request chooses, and new branches run with the pages of those that they continue.
+Each branch is computed once, then it waits (``waiting_on_group``) until all branches of its request are computed, in whichever
+steps. Then the request selects, and the branches that it selected fork into new ones, which run with their pages.
 """
 
 from __future__ import annotations
@@ -9,23 +9,25 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Ordered
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gumba.engine.sequence import Outputs, Sequence
+from gumba.engine.sequence import Fork, Outputs, Sequence
 from gumba.outputs import FinishReason
 from gumba.sampling.sampler import Sampler
 
-if TYPE_CHECKING:
-    from gumba.engine.scheduler import Scheduler
-
-#: The largest of so many numbers stands for all of them where the largest of all are looked for.
+#: Values per block in ``top_k``: the maximum of a block stands for it.
 _BLOCK = 16
 
 
 class Branch(Sequence):
-    """A beginning of an answer; what ends it ends the whole request."""
+    """One continuation of a search's prompt; its error is that of the whole request.
+
+    Args:
+        search: The request.
+        tokens: The prompt's tokens and those chosen so far.
+    """
 
     def __init__(self, search: Search, tokens: Ordered[int]) -> None:
         super().__init__(tokens)
@@ -37,41 +39,38 @@ class Branch(Sequence):
                 search.uses_prefix_cache,
             )
             self.n_source = search.n_source
-
-    @property
-    def owner(self) -> Sequence:
-        return self.search
+            self.is_request = False
 
     def next_tokens(self, budget: int) -> tuple[list[int], Outputs]:
         count = min(self.remaining, budget)
         return self.tokens[self.n_cached : self.n_cached + count], "last" if count == self.remaining else "none"
 
-    def after_step(self, scheduler: Scheduler) -> Iterable[Sequence]:
+    def after_step(self) -> Iterable[Fork]:
         search = self.search
         if search.done or not all(branch.waiting_on_group for branch in search.branches):
             return ()
-        chosen = search.select()
-        # Those that nothing comes of go first: others may need their place.
-        for parent in sorted(search.branches, key=lambda branch: branch in chosen):
-            scheduler.fork(parent, chosen.get(parent, ()))
+        selected = search.select()
+        # Dropped branches come first: the others may need their pages and their places in the batch.
+        parents = sorted(search.branches, key=lambda branch: branch in selected)
+        for parent in parents:
             if parent is not search:
                 parent.finish_reason = "stop"
-        search.branches = [child for children in chosen.values() for child in children]
-        return search.branches
+        search.branches = [child for children in selected.values() for child in children]
+        return [Fork(parent, selected.get(parent, ())) for parent in parents]
 
     def fail(self, error: BaseException) -> None:
         self.search.fail(error)
 
 
 class Search(Branch):
-    """The request: the branch that is nothing but the prompt, and, when that is computed, the owner of all others."""
+    """The request: its first branch is the prompt itself; once that is computed, it owns all other branches."""
 
-    #: Those that run.
+    #: The branches that run.
     branches: list[Branch]
 
     @abstractmethod
     def select(self) -> Mapping[Branch, Ordered[Branch]]:
-        """The branches that go on, each with its continuations. None: this is the end, and ``finish_reason`` is set."""
+        """Branches to continue -> their continuations. Empty: the search has ended, and ``finish_reason`` is set."""
 
     def cancel(self) -> None:
         self._end("cancelled", None)
@@ -85,29 +84,28 @@ class Search(Branch):
             branch.finish_reason, branch.error = reason, error
 
 
-def likely(row: np.ndarray[Any, Any], sampler: Sampler) -> tuple[np.ndarray[Any, Any], float]:
+def log_normalizer(row: NDArray[np.float32], sampler: Sampler) -> tuple[NDArray[np.float64], float]:
     """Logits (``row``: float32 [>= n_vocab]) as float64 [n_vocab], and the logarithm of the sum of their exponentials.
 
-    Raises ModelError when one is not finite.
+    Raises ModelError if a logit is not finite.
     """
-    values: np.ndarray[Any, Any] = row[: sampler.n_vocab].astype(np.float64)
+    values = row[: sampler.n_vocab].astype(np.float64)
     best = int(values.argmax())
     return values, float(values[best]) - sampler.logprobs(row, best, 0).logprob
 
 
-def largest(values: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
-    """Where the ``count`` largest of ``values`` (float64 [n]) are, the largest first, of equal ones the first; never -inf.
+def top_k(values: NDArray[np.float64], count: int) -> NDArray[np.intp]:
+    """Indices of the ``count`` largest ``values`` (float64 [n]), largest first (ties: lowest index), without those of -inf.
 
-    As many blocks have their largest number at or above a bound as numbers are asked for: so what lies below the bound need
-    not be sorted, and finding it reads the numbers once.
+    The ``count``-th largest of the blocks' maxima is a lower bound of the ``count``-th largest value. So values below it need
+    not be sorted, and finding it reads the values once.
     """
     tops = np.maximum.reduceat(values, np.arange(0, values.size, _BLOCK))
     if count < tops.size:
-        least = np.partition(tops, tops.size - count)[tops.size - count]
+        bound = np.partition(tops, tops.size - count)[tops.size - count]
     elif count < values.size:
-        least = np.partition(values, values.size - count)[values.size - count]
+        bound = np.partition(values, values.size - count)[values.size - count]
     else:
-        least = -np.inf
-    at = np.flatnonzero((values >= least) & (values > -np.inf))
-    found: np.ndarray[Any, Any] = at[np.argsort(-values[at], kind="stable")[:count]]
-    return found
+        bound = -np.inf
+    candidates = np.flatnonzero((values >= bound) & (values > -np.inf))
+    return candidates[np.argsort(-values[candidates], kind="stable")[:count]]

@@ -1,131 +1,147 @@
-"""Guessing the next tokens with a smaller model of the same vocabulary (Leviathan et al. 2023; Chen et al. 2023).
+"""Speculative decoding with a smaller model of the same vocabulary (Leviathan et al. 2023; Chen et al. 2023).
 
-What the large model checks it chooses itself, with its own random numbers: unlike rejection sampling, the answer is not only of
-the same distribution but the very same. So the draft model is always greedy.
+The large model verifies the draft by choosing each token itself, with its own random numbers: unlike with rejection sampling,
+the answer is not only of the same distribution but the very same. So the draft model is always greedy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gumba.engine.state_checkpoints import StatePool
+from gumba.engine.protocols import StatePool
 from gumba.errors import ResourceError
-from gumba.runner.load import Chunk
+from gumba.runner.model import Chunk
 
 
 class DraftPages(Protocol):
-    """What is needed of the draft model's KV cache."""
+    """What a drafter needs of the draft model's KV cache."""
 
     @property
-    def page_tokens(self) -> int: ...
+    def page_tokens(self) -> int:
+        """Tokens per page."""
 
-    def allocate(self, n: int, /) -> list[int]: ...
+    def allocate(self, count: int, /) -> list[int]:
+        """Take free pages, all or none. Raises ResourceError if there are fewer."""
 
-    def release(self, pages: list[int], /) -> None: ...
+    def release(self, pages: list[int], /) -> None:
+        """Free pages."""
 
 
 class DraftRunner(Protocol):
-    """What is needed of the draft model."""
+    """What a drafter needs of the draft model."""
 
     @property
-    def states(self) -> StatePool | None: ...
+    def states(self) -> StatePool | None:
+        """The states of recurrent layers; None for a model without."""
 
     @property
-    def kv(self) -> DraftPages: ...
+    def kv(self) -> DraftPages:
+        """The KV cache."""
 
     @property
-    def n_ctx(self) -> int: ...
+    def n_ctx(self) -> int:
+        """Context length in tokens."""
 
     @property
-    def max_batch_tokens(self) -> int: ...
+    def max_batch_tokens(self) -> int:
+        """Maximum number of tokens in one step."""
 
-    def forward(self, chunks: Sequence[Chunk], /) -> np.ndarray[Any, Any]: ...
+    def forward(self, chunks: Sequence[Chunk], /) -> NDArray[np.float32]:
+        """Compute one step: logits, float32 [rows, n_vocab]."""
 
 
 class ModelDrafter:
-    """A drafter of one sequence; at most ``most`` tokens a guess. Its pages, and slots, are given back by ``close``.
+    """A drafter for one sequence. ``close`` frees its pages and state slots.
 
-    ``find``: the draft model; asked at the first guess, since until then models may be unloaded and loaded again.
+    Args:
+        find_model: Returns the draft model, None while there is none. Called at the first proposal: until then, models may be
+            unloaded and loaded again.
+        n_vocab: Tokens of the vocabulary: the first logits of a row.
+        max_tokens: Maximum length of a proposal.
     """
 
-    def __init__(self, find: Callable[[], DraftRunner | None], n_vocab: int, most: int) -> None:
-        self._find, self._n_vocab, self._most = find, n_vocab, most
-        self._found: DraftRunner | None = None
-        self._tokens: list[int] = []  # that the draft model's cache holds
-        self._sure = 0  # of them, how many were in the sequence when the last guess began
+    def __init__(self, find_model: Callable[[], DraftRunner | None], n_vocab: int, max_tokens: int) -> None:
+        self._find_model, self._n_vocab, self._max_tokens = find_model, n_vocab, max_tokens
+        self._model: DraftRunner | None = None
+        self._tokens: list[int] = []  # in the draft model's KV cache
+        self._n_verified = 0  # of them, the number that the sequence had when the last proposal began
         self._pages: list[int] = []
-        # Of a model with recurrent layers: the slot of its state, and that of the state after the sure tokens.
-        self._state, self._backup = -1, -1
+        # For recurrent layers: slots of the current state, and of the state after the verified tokens.
+        self._state, self._backup_state = -1, -1
 
-    def guess(self, tokens: Sequence[int], most: int) -> list[int]:
-        """What the draft model thinks is likeliest after ``tokens``; nothing when it has no room for them."""
-        model = self._found = self._found or self._find()
+    def propose(self, tokens: Sequence[int], limit: int) -> list[int]:
+        """The draft model's greedy continuation of ``tokens``; none if its KV cache is full."""
+        model = self._model = self._model or self._find_model()
         if model is None:
             return []
-        most = min(most, self._most, model.n_ctx - len(tokens))
-        if most <= 0 or not self._room(model, len(tokens) + most):
+        limit = min(limit, self._max_tokens, model.n_ctx - len(tokens))
+        if limit <= 0 or not self._allocate(model, len(tokens) + limit):
             return []
-        common = min(self._sure, len(self._tokens))
+        common = min(self._n_verified, len(self._tokens))
         while common < min(len(self._tokens), len(tokens) - 1) and self._tokens[common] == tokens[common]:
             common += 1
         if model.states is not None and common < len(self._tokens):
-            model.states.copy(self._backup, self._state)  # no guess reaches farther back than what was sure then
+            model.states.copy(
+                self._backup_state, self._state
+            )  # a proposal never reaches back before the verified tokens
             common = model.states.lengths[self._state]
         del self._tokens[common:]
-        self._sure = len(tokens)
+        self._n_verified = len(tokens)
         step = list(tokens[common:])
-        found: list[int] = []
+        proposal: list[int] = []
         while True:
             while len(step) > model.max_batch_tokens:
                 self._forward(model, step[: model.max_batch_tokens], "none")
                 step = step[model.max_batch_tokens :]
             row = self._forward(model, step, "last")[0, : self._n_vocab]
-            if model.states is not None and not found:
-                model.states.copy(self._state, self._backup)
+            if model.states is not None and not proposal:
+                model.states.copy(self._state, self._backup_state)
             token = int(row.argmax())
             if not np.isfinite(row[token]):
-                return found
-            found.append(token)
-            if len(found) == most:
-                return found
+                return proposal
+            proposal.append(token)
+            if len(proposal) == limit:
+                return proposal
             step = [token]
 
-    def learn(self, n_cached: int) -> None:
-        """Nothing: wrong guesses are found when the next one begins."""
+    def on_verified(self, n_cached: int) -> None:
+        """Do nothing: the next proposal compares tokens itself."""
 
     def close(self) -> None:
-        """Give pages and slots back."""
+        """Free pages and state slots."""
         pages, self._pages = self._pages, []
-        slots, self._state, self._backup = (self._state, self._backup), -1, -1
-        self._tokens, self._sure = [], 0
-        if self._found is None:
+        slots, self._state, self._backup_state = (self._state, self._backup_state), -1, -1
+        self._tokens, self._n_verified = [], 0
+        if self._model is None:
             return
         if pages:
-            self._found.kv.release(pages)
-        if self._found.states is not None:
+            self._model.kv.release(pages)
+        if self._model.states is not None:
             for slot in slots:
                 if slot >= 0:
-                    self._found.states.release(slot)
+                    self._model.states.release(slot)
 
-    def _forward(self, model: DraftRunner, tokens: list[int], outputs: Any) -> np.ndarray[Any, Any]:
+    def _forward(self, model: DraftRunner, tokens: list[int], outputs: Literal["none", "last"]) -> NDArray[np.float32]:
         rows = model.forward([Chunk(tokens, len(self._tokens), self._pages, outputs, state=self._state)])
         self._tokens += tokens
         return rows
 
-    def _room(self, model: DraftRunner, n_tokens: int) -> bool:
+    def _allocate(self, model: DraftRunner, n_tokens: int) -> bool:
+        """Pages for ``n_tokens`` tokens, and state slots; False if there are too few."""
         missing = -(-n_tokens // model.kv.page_tokens) - len(self._pages)
         if missing > 0:
             try:
                 self._pages += model.kv.allocate(missing)
             except ResourceError:
                 return False
-        if model.states is not None and self._backup < 0:
+        if model.states is not None and self._backup_state < 0:
             try:
                 self._state = model.states.allocate() if self._state < 0 else self._state
-                self._backup = model.states.allocate()
+                self._backup_state = model.states.allocate()
             except ResourceError:
                 return False
         return True
