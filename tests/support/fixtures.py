@@ -17,7 +17,7 @@ from support.fake_model import FakeModel, FakeTokenizer
 @pytest.fixture
 def make_llm(monkeypatch):
     """``make_llm(n_ctx=..., max_queue=..., **fake)``: an LLM on a FakeModel, whose pages must belong to no request at the end,
-    and to nobody after it was closed."""
+    and all be free after it was closed."""
     made = []
 
     def make(*, max_sequences=32, max_queue=None, **fake):
@@ -51,7 +51,7 @@ def make_llm(monkeypatch):
 
 @pytest.fixture
 def rows(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, ...], bytes]:
-    """The logits that each token was chosen by, by all tokens before it: whoever has the same tokens has the same bits."""
+    """The logits that each token was chosen by, by all tokens before it: the same tokens must give the same bits."""
     seen: dict[tuple[int, ...], bytes] = {}
     choose: Any = Generation._choose
 
