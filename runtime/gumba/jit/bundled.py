@@ -2,7 +2,7 @@
 
 ``gumba compile --output DIR`` makes the folder: DIR/HASH OF THE SOURCES/one file per kernel, as in the cache. The application
 ships DIR as ``gumba-kernels``, beside its program or among its data files. What is in there is as trustworthy as the
-application itself: who can write there can change the program too. So it may belong to anybody, unlike the user's cache.
+application itself: a user who can write there can change the program too. So any user may own it, unlike the user's cache.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def shipped_folders(sources: str) -> list[Path]:
     unpacked = getattr(sys, "_MEIPASS", None)  # PyInstaller's folder of modules and data files
     if unpacked is not None:
         places.append(Path(unpacked))
-    found = [place / FOLDER / sources for place in places]
-    return [folder for folder in dict.fromkeys(found) if folder.is_dir()]
+    folders = [place / FOLDER / sources for place in places]
+    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 
 def ship(kernels: Iterable[Path], target: Path) -> None:

@@ -68,18 +68,18 @@ _typing: Any = cpu_target.typing_context
 
 
 class _HelperCompiler(_FunctionCompiler):
-    """Compiles to a ``_Library``, and tells numba of the function by that: there is no Python function made of it."""
+    """Compiles to a ``_Library``, and registers that with numba: no Python function is built from it."""
 
     def _compile_core(self, args: Any, return_type: Any) -> Any:
         flags = Flags()
         _Helper.targetdescr.options.parse_as_flags(flags, FLAGS)
         flags.no_compile = True
         library = _Library(_context.codegen(), self.py_func.__qualname__)
-        made = compile_extra(_typing, _context, self.py_func, args, return_type, flags, {}, library=library)
-        if made.typing_error is not None:
-            raise made.typing_error
-        _context.insert_user_function(library, made.fndesc, [library])
-        return made
+        compiled = compile_extra(_typing, _context, self.py_func, args, return_type, flags, {}, library=library)
+        if compiled.typing_error is not None:
+            raise compiled.typing_error
+        _context.insert_user_function(library, compiled.fndesc, [library])
+        return compiled
 
 
 class _Helper(CPUDispatcher):
@@ -89,8 +89,8 @@ class _Helper(CPUDispatcher):
         super().__init__(function, targetoptions=FLAGS)
         self._compiler = _HelperCompiler(function, self.targetdescr, FLAGS, {}, Compiler)
 
-    def add_overload(self, made: Any) -> None:
-        self.overloads[made.signature.args] = made
+    def add_overload(self, compiled: Any) -> None:
+        self.overloads[compiled.signature.args] = compiled
 
     def get_overload(self, signature: Any) -> Any:
         """What the context knows the function by."""
@@ -132,23 +132,23 @@ def parse_signature(signature: str) -> tuple[tuple[Any, ...], Any]:
     return arguments, result
 
 
-@global_compiler_lock
 def compile_object(function: Callable[..., Any], signature: str, symbol: str) -> tuple[bytes, list[str]]:
     """An object file with the C function ``symbol``, and the names it needs. ``signature``: of numbers (and void) only."""
     if numba.core.config.DISABLE_JIT:
         raise EngineError("NUMBA_DISABLE_JIT is set: gumba's kernels exist only as compiled code")
-    arguments, result = parse_signature(signature)
-    _context.refresh()
-    _typing.refresh()
-    made = _Helper(function)._compiler.compile(arguments, result)
-    _add_c_function(made, symbol)
-    library: _Library = made.library
-    return library.emit(symbol)
+    with global_compiler_lock:
+        arguments, result = parse_signature(signature)
+        _context.refresh()
+        _typing.refresh()
+        compiled = _Helper(function)._compiler.compile(arguments, result)
+        _add_c_function(compiled, symbol)
+        library: _Library = compiled.library
+        return library.emit(symbol)
 
 
-def _add_c_function(made: Any, symbol: str) -> None:
+def _add_c_function(compiled: Any, symbol: str) -> None:
     """Add a C function that calls numba's (which returns a status, and its result through a pointer)."""
-    call_conv, description = _context.call_conv, made.fndesc
+    call_conv, description = _context.call_conv, compiled.fndesc
     module = _context.create_module("c_function")
     kind = call_conv.get_function_type(description.restype, description.argtypes)
     inner = ir.Function(module, kind, description.llvm_func_name)
@@ -162,5 +162,5 @@ def _add_c_function(made: Any, symbol: str) -> None:
         builder.ret_void()
     else:
         builder.ret(result)
-    made.library._finalized = False
-    made.library.add_ir_module(module)
+    compiled.library._finalized = False
+    compiled.library.add_ir_module(module)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gumba.jit.jit import inline
 
 
 @inline
-def sift(heap, root, size):
+def sift(heap: Any, root: int, size: int) -> None:
     """Restore the heap (smallest on top) of ``heap[:size]`` below ``root``."""
     value = heap[root]
     while True:
@@ -23,7 +25,7 @@ def sift(heap, root, size):
 
 
 @inline
-def heapify(heap, size):
+def heapify(heap: Any, size: int) -> None:
     """Make a heap, smallest on top, of ``heap[:size]``."""
     for i in range(size // 2 - 1, -1, -1):
         sift(heap, i, size)

@@ -44,7 +44,7 @@ log = logging.getLogger("gumba")
 
 @contextlib.contextmanager
 def _collecting_less() -> Iterator[None]:
-    """Let the garbage collector run less often: numba's front end makes many objects that live until it ends (5 % faster)."""
+    """Run the garbage collector less often: numba's front end makes many objects that live until it ends (5 % faster)."""
     before = gc.get_threshold()
     gc.set_threshold(max(before[0], 20_000) if before[0] else 0, *before[1:])
     try:
@@ -60,8 +60,8 @@ def _log_first() -> Iterator[None]:
     yield
 
 
-#: Entered before a kernel is compiled in this process, and left after that. When it is entered it may compile kernels itself,
-#: this one among them; for those it is not entered.
+#: A context entered while a kernel is compiled in this process. On entry it may compile kernels itself, this one among them; for
+#: those it is not entered again.
 watching: Callable[[], contextlib.AbstractContextManager[None]] = _log_first
 
 
@@ -81,13 +81,13 @@ _lock = threading.RLock()
 _COMPILER_BYTES, _KERNEL_BYTES = 400 << 20, 96 << 20
 
 
-#: What is compiled while ``watching`` is entered, by name and signature; None at other times.
+#: Kernels compiled on entry to ``watching``, by name and signature; None outside of it.
 _meanwhile: dict[tuple[str, str], Compiled] | None = None
 
 
 @contextlib.contextmanager
 def _watched(name: str, signature: str) -> Iterator[Compiled | None]:
-    """Within ``watching``; the kernel, if that has compiled it."""
+    """Enter ``watching``; the kernel if that compiled it, else None."""
     global _meanwhile
     if _meanwhile is not None:
         yield None
@@ -96,10 +96,10 @@ def _watched(name: str, signature: str) -> Iterator[Compiled | None]:
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(watching())
-            made = _meanwhile.get((name, signature))
+            compiled = _meanwhile.get((name, signature))
         finally:
             _meanwhile = None
-        yield made
+        yield compiled
 
 
 def is_kept(name: str, signature: str) -> bool:
@@ -110,29 +110,29 @@ def is_kept(name: str, signature: str) -> bool:
     return any(kernel_path(folder, name, signature).is_file() for folder in folders if folder is not None)
 
 
-def _found(path: Path, name: str, read: Callable[[Path], bytes] = kernel_cache.read_own) -> Compiled | None:
-    made = load_kernel(path, name, read)
-    stats.loaded += made is not None
-    return made
+def _load(path: Path, name: str, read: Callable[[Path], bytes] = kernel_cache.read_own) -> Compiled | None:
+    loaded = load_kernel(path, name, read)
+    stats.loaded += loaded is not None
+    return loaded
 
 
 def _make(function: Callable[..., Any], signature: str, name: str) -> Compiled:
-    """Take a function of numbers from what is shipped or from the cache, or compile it and put it there."""
+    """Load a function of numbers from the shipped kernels or the cache, or compile it and cache it."""
     with contextlib.suppress(FileNotFoundError):  # no sources: cache_folder says so
         for shipped in bundled.shipped_folders(kernel_cache.sources_hash()):
-            found = _found(kernel_path(shipped, name, signature), name, Path.read_bytes)
-            if found is not None:
-                return found
+            loaded = _load(kernel_path(shipped, name, signature), name, Path.read_bytes)
+            if loaded is not None:
+                return loaded
     folder = kernel_cache.cache_folder()
     path = None if folder is None else kernel_path(folder, name, signature)
     if path is not None:
         kernel_cache.kept.append(path)
-        found = _found(path, name)
-        if found is not None:
-            return found
+        loaded = _load(path, name)
+        if loaded is not None:
+            return loaded
     _check_memory()
-    with _watched(name, signature) as made:
-        return _compiled(function, signature, name, path) if made is None else made
+    with _watched(name, signature) as compiled:
+        return _compile(function, signature, name, path) if compiled is None else compiled
 
 
 def _check_memory() -> None:
@@ -142,8 +142,8 @@ def _check_memory() -> None:
         raise ResourceError(shortage("compiling kernels may need", need))
 
 
-def _compiled(function: Callable[..., Any], signature: str, name: str, path: Path | None) -> Compiled:
-    """Compile a function of numbers, and keep it at ``path``."""
+def _compile(function: Callable[..., Any], signature: str, name: str, path: Path | None) -> Compiled:
+    """Compile a function of numbers, and save it at ``path``."""
     began = time.perf_counter()
     from gumba.jit import codegen
 
@@ -153,7 +153,7 @@ def _compiled(function: Callable[..., Any], signature: str, name: str, path: Pat
     missing = loader().missing(needs)
     if missing:
         raise EngineError(f"the compiled code of {name} needs {', '.join(missing)}, which this process does not have")
-    made = Compiled(loader().load(code, symbol))
+    compiled = Compiled(loader().load(code, symbol))
     stats.compiled += 1
     stats.compile_s += time.perf_counter() - began
     if stats.compiled == 1:
@@ -161,12 +161,12 @@ def _compiled(function: Callable[..., Any], signature: str, name: str, path: Pat
     if path is not None:
         save_kernel(path, name, symbol, needs, code)
     if _meanwhile is not None:
-        _meanwhile[name, signature] = made
-    return made
+        _meanwhile[name, signature] = compiled
+    return compiled
 
 
 class Inline:
-    """A function called only from other compiled functions. Numba sees it as one of its own, once something is compiled."""
+    """A function called only from other compiled functions. While they are compiled, numba treats it as one of its own."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.py_func = function
@@ -197,7 +197,8 @@ class Intrinsic:
 
     def __init__(self, define: Callable[..., Any]) -> None:
         self._define = define
-        functools.update_wrapper(self, define)
+        wrapper: Any = self
+        functools.update_wrapper(wrapper, define)
 
     @functools.cached_property
     def _numba_type_(self) -> Any:
@@ -209,27 +210,27 @@ class Intrinsic:
 #: A lazy ``numba.extending.intrinsic``: the definition runs, and imports what it needs, when something is compiled.
 intrinsic = Intrinsic
 
-_NUMBERS = {"i8": ctypes.c_int64, "f8": ctypes.c_double, "f4": ctypes.c_float, "void": None}
+_NUMBERS: dict[str, Any] = {"i8": ctypes.c_int64, "f8": ctypes.c_double, "f4": ctypes.c_float, "void": None}
 _ELEMENTS = {
     "i1": "int8", "i4": "int32", "i8": "int64", "u1": "uint8", "u2": "uint16", "u4": "uint32", "f4": "float32", "f8": "float64",
 }  # fmt: skip
 
 
 def _parse(signature: str) -> tuple[str, list[tuple[str, int]]]:
-    """The result, and of each argument its type and number of dimensions, of ``"i8(f4[::1], i8[:, ::1], f8)"``."""
+    """The result type, and each argument's type and number of dimensions, of ``"i8(f4[::1], i8[:, ::1], f8)"``."""
     result, _, rest = signature.partition("(")
-    found: list[tuple[str, int]] = []
+    arguments: list[tuple[str, int]] = []
     for word in rest.rstrip(")").replace("[:, ::1]", "[2").replace("[::1]", "[1").split(","):
         element, _, dimensions = word.strip().partition("[")
         if element:
-            found.append((element, int(dimensions or 0)))
-    return result.strip(), found
+            arguments.append((element, int(dimensions or 0)))
+    return result.strip(), arguments
 
 
 class Entry:
     """A compiled function that Python calls; compiled or loaded on first use. Releases the GIL while it runs.
 
-    An array argument is C-contiguous and of just the type that the signature says; TypeError if it is not.
+    An array argument must be C-contiguous and have exactly the signature's type; TypeError if not.
     """
 
     def __init__(self, function: Callable[..., Any], signature: str, variant: str) -> None:
@@ -245,9 +246,9 @@ class Entry:
         with _lock:
             if self._call is None:
                 words, kinds = self._flat()
-                made = _make(self._trampoline(words), self._flat_signature, self.name)
+                compiled = _make(self._trampoline(words), self._flat_signature, self.name)
                 kind = ctypes.CFUNCTYPE(_NUMBERS[self._result], *(_NUMBERS[k] for k in kinds))
-                self._call = kind(made.address)
+                self._call = kind(compiled.address)
 
     @property
     def _flat_signature(self) -> str:
@@ -259,7 +260,7 @@ class Entry:
         return self._call is None and not is_kept(self.name, self._flat_signature)
 
     def _flat(self) -> tuple[list[list[str]], list[str]]:
-        """For each argument the names of the numbers it is passed as, and the types of them all."""
+        """For each argument the names of the numbers that it is passed as; the types of all numbers."""
         names = [[f"a{i}"] + [f"a{i}_{d}" for d in range(n)] for i, (_, n) in enumerate(self._arguments)]
         kinds = [k for e, n in self._arguments for k in (["i8"] * (1 + n) if n else [e])]
         return names, kinds
@@ -275,12 +276,12 @@ class Entry:
             f"def trampoline({', '.join(n for own in names for n in own)}):\n    return function({', '.join(passed)})\n",
             scope,
         )
-        made: Callable[..., Any] = scope["trampoline"]
-        return made
+        trampoline: Callable[..., Any] = scope["trampoline"]
+        return trampoline
 
     @property
     def bare(self) -> Any:
-        """The compiled function itself, for callers in a hurry: of numbers only, and arrays must be given as numbers."""
+        """The compiled function itself, for callers on a hot path: it takes numbers only, and arrays as address and shape."""
         self.compile()
         return self._call
 
@@ -323,16 +324,16 @@ def _define_array(element: str, dimensions: int) -> Any:
         strides = [context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(kind)))]
         for size in reversed(args[2:]):
             strides.insert(0, builder.mul(strides[0], size))
-        made: Any = arrayobj.make_array(array)(context, builder)  # type: ignore[no-untyped-call]
-        arrayobj.populate_array(  # type: ignore[no-untyped-call]
-            made,
+        value: Any = arrayobj.make_array(array)(context, builder)
+        arrayobj.populate_array(
+            value,
             data=builder.inttoptr(args[0], context.get_data_type(kind).as_pointer()),
             shape=list(args[1:]),
             strides=strides,
             itemsize=strides[-1],
             meminfo=None,
         )
-        return made._getvalue()
+        return value._getvalue()
 
     return array(*[types.int64] * (1 + dimensions)), codegen
 

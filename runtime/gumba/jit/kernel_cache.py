@@ -1,8 +1,8 @@
-"""The folder of compiled kernels: where it is, whether it is safe, and what its files were made from.
+"""The folder of compiled kernels: where it is, whether it is safe, and which sources its files were compiled from.
 
 One file per kernel (``gumba.jit.object_file`` knows what is in them), in a folder named after a hash of all sources that
 compiled code can come from. It is private to the user (mode 0700, owner checked), each file appears whole or not at all, and
-where no folder can be had kernels are simply compiled in memory. ``GUMBA_CACHE_DIR`` moves it; ``GUMBA_CACHE_DIR=`` (empty)
+where there is no safe folder, kernels are compiled in memory. ``GUMBA_CACHE_DIR`` moves it; ``GUMBA_CACHE_DIR=`` (empty)
 turns it off.
 """
 
@@ -31,18 +31,18 @@ log = logging.getLogger("gumba")
 #: Folders of the package whose sources may hold compiled code: all of them, and no other (tests/jit/test_compiled_folders.py).
 COMPILED_FOLDERS = ("backends/cpu", "jit", "quants", "sampling/kernels", "simd", "tokenizer/kernels")
 
-#: How the name of a file begins that is not whole yet.
+#: Prefix of files that are still being written.
 _NEW = ".new-"
-#: The files in the cache of the kernels that this process has.
+#: Cache files of the kernels that this process uses.
 kept: list[Path] = []
-#: The files that could not be written, and why.
+#: Cache files that could not be written, and why.
 lost: dict[Path, str] = {}
-#: The kinds of trouble with files of the cache that the user has been warned of.
+#: Kinds of problems with cache files that the user has been warned of.
 _warned: set[str] = set()
 
 
 def _numba_version() -> bytes:
-    """What tells versions of numba apart, found without importing it where it lies in a folder."""
+    """The contents of numba's version file, read without importing numba where it lies in a folder."""
     spec = importlib.util.find_spec("numba")
     if spec is not None and spec.origin is not None:
         with contextlib.suppress(OSError):
@@ -55,17 +55,17 @@ def _numba_version() -> bytes:
 def _sources_state() -> list[tuple[str, int, int]]:
     """Size and time of every source that compiled code can come from."""
     package = Path(__file__).parent.parent
-    found = []
+    sources = []
     for folder in COMPILED_FOLDERS:
         for path in (package / folder).glob("**/*.py"):
             with contextlib.suppress(OSError):
                 status = path.stat()
-                found.append((str(path), status.st_size, status.st_mtime_ns))
-    return sorted(found)
+                sources.append((str(path), status.st_size, status.st_mtime_ns))
+    return sorted(sources)
 
 
-#: When this module was imported, which all others with compiled code import first: what they were made of. Code that was
-#: imported before an edit and compiled after it must not be kept for those who come from the new sources.
+#: The sources' state when this module was imported, which every module with compiled code imports first. Code that was imported
+#: before an edit and compiled after it must not be cached under the new sources' hash.
 _imported = _sources_state()
 
 
@@ -73,7 +73,7 @@ _imported = _sources_state()
 def sources_hash() -> str:
     """Hash of gumba's version and of every source that compiled code can come from.
 
-    Raises FileNotFoundError where they are not on disk: what is not known cannot tell old kernels from new ones.
+    Raises FileNotFoundError where they are not on disk: without them, old kernels cannot be told from new ones.
     """
     digest = hashlib.sha256(f"{__version__}|{llvmlite.__version__}|{sys.version_info[:2]}".encode() + _numba_version())
     package = Path(__file__).parent.parent
@@ -97,7 +97,7 @@ def _private(folder: Path) -> bool:
     return info.st_uid in (0, os.getuid()) and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def _in_safe_hands(folder: Path) -> bool:
+def _is_protected(folder: Path) -> bool:
     """Whether no other user can replace the folders in ``folder`` (its group is trusted, if it has one)."""
     info = folder.stat()
     if not hasattr(os, "getuid"):
@@ -119,12 +119,12 @@ def cache_folder() -> Path | None:
         root = Path(setting) if setting else Path(platformdirs.user_cache_dir("gumba", appauthor=False))
         root = root.expanduser().resolve()  # a relative path must not mean another folder after a change of directory
         folder = root / "kernels" / sources_hash()
-        for each in (folder.parent, folder):  # one by one: folders that ``parents`` makes do not get the mode
-            if not each.is_dir():
-                each.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for each, safe in ((root, _in_safe_hands), (folder.parent, _private), (folder, _private)):
-            if not safe(each):
-                log.warning("kernel cache %s is not private to this user: kernels are compiled in memory", each)
+        for path in (folder.parent, folder):  # one by one: folders that ``parents`` makes do not get the mode
+            if not path.is_dir():
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path, safe in ((root, _is_protected), (folder.parent, _private), (folder, _private)):
+            if not safe(path):
+                log.warning("kernel cache %s is not private to this user: kernels are compiled in memory", path)
                 return None
     except (OSError, RuntimeError) as error:
         log.warning("no kernel cache (%s): kernels are compiled in memory", error)
@@ -162,11 +162,11 @@ def prune_cache(keep: int = 3) -> None:
     remove_abandoned(folder, re.compile(re.escape(_NEW)))
     others = []
     with contextlib.suppress(OSError):
-        for each in folder.parent.iterdir():
+        for other in folder.parent.iterdir():
             with contextlib.suppress(OSError):
-                info = each.lstat()
-                if each != folder and stat.S_ISDIR(info.st_mode) and re.fullmatch(r"[0-9a-f]{20}", each.name):
-                    others.append((info.st_mtime_ns, each))
+                info = other.lstat()
+                if other != folder and stat.S_ISDIR(info.st_mode) and re.fullmatch(r"[0-9a-f]{20}", other.name):
+                    others.append((info.st_mtime_ns, other))
     for _, old in sorted(others, reverse=True)[keep - 1 :]:
         with contextlib.suppress(OSError):
             for file in old.iterdir():
@@ -200,7 +200,7 @@ def read_own(path: Path) -> bytes:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Put a file into the folder, whole or not at all; nothing where that cannot be, or would mislead others."""
+    """Write a file into the folder, complete or not at all; not where it cannot be written, or the sources have changed."""
     if not cache_writable():
         lost[path] = "the folder cannot be written"
         return

@@ -1,9 +1,9 @@
-"""What the compiled loops of the format files share: memory at raw addresses, and the bits of floats.
+"""Shared by the compiled loops of the format files: memory at raw addresses, and the bits of floats.
 
 Imported only when something is first quantized or dequantized.
 
 A loop is vectorised by LLVM where its length is known only at run time; with a literal 32 it is unrolled into scalar
-code instead (measured for q4_0: 1.9 against 8.4 GB/s). That is why every encoder and decoder is handed ``length``, its
+code instead (measured for q4_0: 1.9 against 8.4 GB/s). That is why every encoder and decoder gets ``length``, its
 block size. Integers are narrowed by hand (``np.uint32(...)``) since numba computes them all in 64 bits, which halves a
 vector's lanes.
 """
@@ -18,8 +18,8 @@ from llvmlite import ir
 from gumba.jit.jit import array_at, entry, inline, intrinsic
 from gumba.simd.value import I8, I64
 
-#: Of every encoder: (float32 values, blocks out, number of blocks, values in a block) -> 1 if any is not finite, or 0.
-#: Of every decoder: (blocks, float32 values out, number of blocks, values in a block) -> 0.
+#: Every encoder: (float32 values, blocks out, number of blocks, values in a block) -> 1 if any is not finite, or 0.
+#: Every decoder: (blocks, float32 values out, number of blocks, values in a block) -> 0.
 SIGNATURE = "i8(i8, i8, i8, i8)"
 
 codec_entry = entry(SIGNATURE)

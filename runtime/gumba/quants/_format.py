@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,18 +26,18 @@ DOT_COLUMNS = 32
 
 
 class PackField(NamedTuple):
-    """``count`` elements of ``width`` bytes (1, 2 or 4), from byte ``offset`` of a packed block on.
+    """``elements`` of ``width`` bytes (1, 2 or 4) each, from byte ``offset`` of a packed block on.
 
     A packed matrix stores the same element of ``lanes`` rows side by side.
     """
 
     offset: int
     width: int
-    count: int
+    elements: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class BlockFormat(Codec):
+class _Format(Codec):
     """What both kinds declare: how blocks are written and read (``Codec``), and what a packed matrix keeps of them.
 
     ``ggml_type``: its id in GGUF files; ``dtype``: a block as a NumPy dtype; ``pack_fields``: the parts of a packed block, in the
@@ -59,11 +59,11 @@ class BlockFormat(Codec):
     @property
     def packed_block_bytes(self) -> int:
         """Bytes of a packed block, for each row."""
-        return sum(field.width * field.count for field in self.pack_fields)
+        return sum(field.width * field.elements for field in self.pack_fields)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class FloatFormat(BlockFormat):
+class FloatFormat(_Format):
     """Plain numbers, each a block of its own.
 
     ``unpack(s, isa, address)``: one column of ``isa.lanes`` rows, as float32.
@@ -75,7 +75,7 @@ class FloatFormat(BlockFormat):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class DotFormat(BlockFormat):
+class DotFormat(_Format):
     """Blocks of small integers with scales.
 
     ``unpack(s, isa, address)``: yields a packed block of ``isa.lanes`` rows, DOT_COLUMNS columns at a time, first columns first.
@@ -92,3 +92,7 @@ class DotFormat(BlockFormat):
     sign_flip: int = 0
 
     activation = "q8"
+
+
+#: A block format of either kind.
+BlockFormat: TypeAlias = FloatFormat | DotFormat

@@ -1,4 +1,4 @@
-"""What the formats' ``unpack`` functions share: a packed block in registers (see ``gumba.backends.cpu.packing``)."""
+"""A packed block in registers (see ``gumba.backends.cpu.packing``), and what the formats' ``unpack`` functions share."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def loops() -> tuple[Entry, Entry]:
         return np.int32(m + (m - 4 if m > 4 else 0) + (2 if m == 7 else 0))
 
     @inline
-    def code_of(x: float, d: float) -> Any:
+    def code_of(x: Any, d: Any) -> Any:
         """The nibble whose value, times ``d``, is nearest to x."""
         size = abs(x)
         best, least = np.int32(0), size
@@ -75,7 +75,7 @@ def loops() -> tuple[Entry, Entry]:
             largest = largest_magnitude(u32_at(x_address + b * 128, 32), length)
             if largest >= np.uint32(0x7F800000):
                 not_finite = 1
-            e = max(np.int32(largest >> np.uint32(23)) - 2, 0)
+            e: Any = max(np.int32(largest >> np.uint32(23)) - 2, 0)
             d = scale_of(e)
             out[0] = np.uint8(e)
             for i in range(length // 2):

@@ -1,4 +1,4 @@
-"""No particular processor: 4 lanes, plain multiplications that LLVM maps to whatever there is. The reference for the others."""
+"""Any processor: 4 lanes, plain multiplications that LLVM compiles for the processor at hand. The reference for the others."""
 
 from __future__ import annotations
 

@@ -74,8 +74,9 @@ class Isa:
         if self.dot_bf16 is not None:
             return self.dot_bf16(s, acc, a, b)
         n = acc.lanes
-        for part in (lambda x: x << 16, lambda x: x & -65536):
-            acc = self.multiply_add(s, part(a).bits(F32, n), part(b).bits(F32, n), acc)
+        for second in (False, True):
+            x, y = ((pair & -65536 if second else pair << 16).bits(F32, n) for pair in (a, b))
+            acc = self.multiply_add(s, x, y, acc)
         return acc
 
     def to_f16(self, s: Simd, value: Value) -> Value:

@@ -1,4 +1,4 @@
-"""Functions of float32 vectors, from the primitives alone, so that they give the same numbers everywhere."""
+"""Functions of float32 vectors, built from the primitives alone: the same numbers on every instruction set with FMA."""
 
 from __future__ import annotations
 

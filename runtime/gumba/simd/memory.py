@@ -88,8 +88,8 @@ def atomic_exchange(s: Simd, address: Value, value: Value) -> Value:
 @simd_function("b1(i8, i8, i8)")
 def atomic_replace(s: Simd, address: Value, old: Value, new: Value) -> Value:
     """Store ``new`` at ``address`` if ``old`` is there; whether it was (sequentially consistent)."""
-    made = s.b.cmpxchg(_pointer(s, address), old.ir, new.ir, "seq_cst", "seq_cst")
-    return Value(s.b, s.b.extract_value(made, 1))
+    result = s.b.cmpxchg(_pointer(s, address), old.ir, new.ir, "seq_cst", "seq_cst")
+    return Value(s.b, s.b.extract_value(result, 1))
 
 
 @simd_function("void()")
@@ -114,8 +114,8 @@ def call_pointer_int(s: Simd, function: Value, pointer: Value, number: Value) ->
     byte_pointer = I8.as_pointer()
     kind = ir.FunctionType(I32, [byte_pointer, I32])
     address = s.b.inttoptr(function.ir, kind.as_pointer())
-    made = s.b.call(address, [s.b.inttoptr(pointer.ir, byte_pointer), number.to(I32).ir])
-    return Value(s.b, made).to(I64)
+    result = s.b.call(address, [s.b.inttoptr(pointer.ir, byte_pointer), number.to(I32).ir])
+    return Value(s.b, result).to(I64)
 
 
 __all__ = [

@@ -8,8 +8,8 @@ A micro-kernel is a Python function that runs once, while code is generated. Its
         with s.loop(n) as i:
             s.store(out + i * 64, s.load(x + i * 64, F32, 16) * 2.0)
 
-Addresses and counts are 64-bit integers (``i8`` in the signature), floats are 32-bit (``f4``). Nothing is checked here: what
-reaches a kernel was checked before (sizes when a program is written, indices when a request is taken).
+Addresses and counts are 64-bit integers (``i8`` in the signature), floats are 32-bit (``f4``). Nothing is checked here:
+everything is checked before it reaches a kernel (sizes when a program is written, indices when a request is accepted).
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def _lanes(type_: ir.Type) -> int:
 
 def _declared(builder: ir.IRBuilder, kind: ir.FunctionType, name: str) -> ir.Function:
     """The function ``name`` of the module under construction, declared on its first use."""
-    found = builder.module.globals.get(name)
-    return ir.Function(builder.module, kind, name) if found is None else found
+    function = builder.module.globals.get(name)
+    return ir.Function(builder.module, kind, name) if function is None else function
 
 
 class Value:
@@ -185,7 +185,7 @@ class Simd:
         self.b.store(value.ir, self.b.inttoptr(address.ir, value.type.as_pointer())).align = 1
 
     def prefetch(self, address: Value) -> None:
-        """Ask for the cache line at ``address``, which need not exist: nothing waits for it."""
+        """Prefetch the cache line at ``address``, which need not exist: nothing waits for it."""
         pointer = self.b.inttoptr(address.ir, I8.as_pointer())
         kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
         function = _declared(self.b, kind, "llvm.prefetch.p0")

@@ -1,7 +1,7 @@
 """From a step's chunks to its batch record: every number is checked, then written to where the kernels read it.
 
-One compiled call. A step of decoding flushes the caches with weights, so that Python code between two steps runs five times
-slower than in a tight loop; this much of it was 6 % of a small model's step.
+One compiled call: a decoding step fills the caches with weights, so that Python code between two steps runs five times slower
+than in a tight loop; this much of it was 6 % of a small model's step.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from gumba.backends.cpu.kernels.record import (
 from gumba.jit.jit import entry
 from gumba.simd.memory import load_i8, load_i64, store_i32, store_i64
 
-#: Words of a chunk: tokens, position of the first, pages, of which tokens the logits are wanted, tokens of the source, pages for
-#: layers with a window.
+#: Words of a chunk: tokens, position of the first, pages, which tokens' logits are needed (OUTPUTS), tokens of the source, pages
+#: for layers with a window.
 CHUNK_WORDS = 6
 OUTPUTS = {"none": 0, "last": 1, "all": 2}
 
@@ -117,7 +117,7 @@ def gather(numbers, n_chunks, limits, used, tables, batch):
         page += 8 * n_pages
         window_page += 8 * n_window_pages
         tables += 4 * (n_pages + n_window_pages)
-    # Where there are too few units for the threads, they take parts of the longest context.
+    # With too few units for the threads, the context is split: threads take parts of it.
     split = 0
     if n_tiles * load_i64(limits + KV_HEADS) < load_i64(limits + SPLIT_UNITS) and longest > PART_TOKENS:
         split = (longest + PART_TOKENS - 1) // PART_TOKENS

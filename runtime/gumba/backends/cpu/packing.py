@@ -1,4 +1,4 @@
-"""Weights as the kernels read them: rows interleaved lane by lane.
+"""Packs weights for the kernels: rows interleaved lane by lane.
 
 At load, ``lanes`` consecutive rows (a group) are interleaved, block by block: each element of a block (its scale, then
 each 4-byte word of weights) is stored once per row, side by side. One vector load then brings the same element of ``lanes``
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -21,15 +22,15 @@ from gumba.simd.isa import Isa
 from gumba.simd.memory import load_i8, load_i16, load_i32, load_i64, store_i8, store_i16, store_i32
 from gumba.simd.value import I16, I32, Simd, Value, simd_function
 
-#: How much of a matrix a thread reads and packs at a time. (Measured: 0.5 MB, which would stay in the second-level cache
+#: Bytes of a matrix that a thread reads and packs at a time. (Measured: 0.5 MB, which would stay in the second-level cache
 #: between the two, loses a tenth to Python's part in each piece.)
 CHUNK_BYTES = 2 << 20
 #: Rows of float buffers and packed matrices are padded to this many elements: the widest group of any instruction set.
 ROW_ALIGN = 64
 
 
-def _transpose(element, flip_bits):
-    """4 elements of 4 rows to 4 rows of 4 elements; ``flip`` is XORed into 4-byte elements."""
+def _transpose(element: Any, flip_bits: bool) -> Any:
+    """A compiled function: transposes 4 elements of 4 rows; ``flip`` is XORed into 4-byte elements."""
 
     @simd_function("void(i8, i8, i8, i8, i8)")
     def transpose(s: Simd, source: Value, row_bytes: Value, target: Value, target_bytes: Value, flip: Value) -> None:
@@ -53,7 +54,7 @@ _transpose_4_bytes, _transpose_2_bytes = _transpose(I32, True), _transpose(I16, 
 
 @inline
 def _copy(target, source, width, mask):
-    """One element of 1, 2 or 4 bytes; ``mask`` is XORed into the last kind."""
+    """Copy one element of 1, 2 or 4 bytes; ``mask`` is XORed into those of 4."""
     if width == 4:
         store_i32(target, load_i32(source) ^ mask)
     elif width == 2:
@@ -102,7 +103,7 @@ def interleave(source, row_bytes, target, n_groups, lanes, n_blocks, fields, n_f
 class PackedMatrix:
     """A weight matrix [rows, columns] ready for the kernels.
 
-    ``data``: uint8, one run per group of ``lanes`` rows; ``n_blocks``: blocks (or single columns of a float format) per row.
+    ``data``: uint8, one run for each group of ``lanes`` rows; ``n_blocks``: blocks (or single columns of a float format) per row.
     """
 
     format: BlockFormat
@@ -128,7 +129,7 @@ def aligned_empty(n_bytes: int, alignment: int = 64) -> np.ndarray:
 def allocate_packed(
     format: BlockFormat, n_rows: int, columns: int, isa: Isa, memory: Callable[[int], np.ndarray] = aligned_empty
 ) -> PackedMatrix:
-    """A matrix whose data is yet to be packed. ``memory(n)`` gives n bytes, 64-byte aligned."""
+    """A matrix whose data is not packed yet. ``memory(n)`` allocates n bytes, 64-byte aligned."""
     n_blocks = columns // format.packed_block_size
     group_bytes = n_blocks * format.packed_block_bytes * isa.lanes
     n_groups = -(-n_rows // isa.lanes)

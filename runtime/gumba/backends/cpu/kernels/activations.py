@@ -1,6 +1,6 @@
-"""Functions of single numbers, over rows of float32: activations, and products with them.
+"""Activation functions on rows of float32, and products with them.
 
-Each function is code of its own, made when a program asks for it. Units of work as in ``kernels.elementwise``.
+Each function is a kernel of its own, compiled when a program uses it. Units of work as in ``kernels.elementwise``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def _silu(s: Simd, isa: Isa, x: Value) -> Value:
 
 
 def _gelu(s: Simd, isa: Isa, x: Value) -> Value:
-    """x times the normal distribution's share below x: from the tail on the side of x, so that no digits are lost."""
+    """x times the normal distribution function at x: from the tail on the side of x, so that no digits are lost."""
     tail = x * normal_tail(s, isa, s.absolute(x))
     return s.select(x.compare(">", 0.0), x - tail, tail)
 

@@ -1,4 +1,4 @@
-"""Activations in int8, the partner of every quantized weight format.
+"""Activations in int8, which every quantized weight format is multiplied by.
 
 A row of n floats becomes n / 32 blocks of 64 bytes, one cache line each:
 
@@ -9,7 +9,7 @@ A row of n floats becomes n / 32 blocks of 64 bytes, one cache line each:
     byte 44      int32   -128 * (...)
     byte 48      int32   -32 * (q_0 + ... + q_15), byte 52: -32 * (q_16 + ... + q_31)
 
-Infinities and NaN come out as an infinite or NaN scale, so that they are not lost.
+Infinities and NaN become an infinite or NaN scale, so that they are not lost.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _ROUND = 12582912.0  # 1.5 * 2^23: adding and subtracting it rounds to an intege
 def quantize_block(s: Simd, x: Value, out: Value) -> None:
     """32 floats at ``x`` to one block at ``out``."""
     halves = [s.load(x + 64 * i, F32, 16) for i in range(2)]
-    # As integers, magnitudes order like the numbers they stand for, with infinity and NaN on top: one maximum finds both.
+    # As integers, magnitudes have the order of the numbers, with infinity and NaN on top: one maximum finds both.
     sizes = [half.bits(I32, 16) & 0x7FFFFFFF for half in halves]
     largest = s.reduce(s.maximum(sizes[0], sizes[1]), s.maximum).bits(F32, 1)
-    # Outside this range (zeros, infinity, NaN; below it the quotient would be infinite) all q are 0, and the scale says why.
+    # Outside this range (zeros, infinity, NaN; below it the quotient would be infinite) all q are 0, and the scale shows why.
     usable = largest.compare(">", 1e-36) & largest.compare("<", float("inf"))
     inverse = s.select(usable, s.constant(127.0, F32) / largest, s.zero(F32))
     keep = s.splat(s.select(usable, s.constant(-1, I32), s.zero(I32)), 16)
@@ -59,9 +59,9 @@ def quantize_block(s: Simd, x: Value, out: Value) -> None:
     s.store(out + SUM, scale * total.to(F32))
     for offset, at in WHOLE_STARTS.items():
         s.store(out + at, total * -offset)
-    for half, starts in enumerate(HALF_STARTS):
+    for total, starts in zip(sums, HALF_STARTS):
         for offset, at in starts.items():
-            s.store(out + at, sums[half] * -offset)
+            s.store(out + at, total * -offset)
 
 
 def load_start(s: Simd, x: Value, offset: int, half: int | None) -> Value:

@@ -1,6 +1,6 @@
-"""Several streams of one width beside each other in a row, and functions of whole rows: what Gemma 3n is made of.
+"""Gemma 3n's operations: several streams of one width side by side in a row, and statistics of whole rows.
 
-Alternating updates (Baykal et al. 2023): a layer works on one of the streams, the others are predicted from it and each other.
+Alternating updates (Baykal et al. 2023): a layer computes one of the streams, the others are predicted from it and each other.
 ``n_streams`` parts of a row begin ``part`` bytes apart; the unit of work is (row, block of 32 columns of every stream).
 """
 
@@ -51,7 +51,7 @@ def add_to_streams(n_streams: int) -> Kernel:
     """out[i] = x[i] + factors[i] * y.
 
     x, out: float32 [n, n_streams, width], rows ``stride`` bytes apart; y: float32 [n, width], rows ``y_stride`` apart; factors:
-    float32 [n, n_streams], rows ``factors_stride`` apart, 0 for one row with them all.
+    float32 [n, n_streams], rows ``factors_stride`` apart, 0 to use one row for all.
     """
 
     @simd_function("void(i8, i8, i8, i8, i8)")
@@ -92,7 +92,7 @@ def _scale_block(s: Simd, x: Value, factor: Value, out: Value) -> None:
 
 
 @simd_function("void(i8, f4, i8)")
-def _cut_block(s: Simd, x: Value, cutoff: Value, out: Value) -> None:
+def _threshold_block(s: Simd, x: Value, cutoff: Value, out: Value) -> None:
     for half in (0, 64):
         v = s.load(x + half, F32, 16) - s.splat(cutoff, 16)
         s.store(out + half, s.select(v.compare("<", 0.0), s.zero(F32, 16), v))  # NaN stays NaN
@@ -100,7 +100,7 @@ def _cut_block(s: Simd, x: Value, cutoff: Value, out: Value) -> None:
 
 @kernel(stealable=True)
 def match_magnitude(batch, thread, n_threads, count, x, y, out, stride, width, n_blocks, least: f4):
-    """out = x * sqrt(mean(y^2) / max(mean(x^2), least)), row by row: x as great as y.
+    """out = x * sqrt(mean(y^2) / max(mean(x^2), least)), row by row: x gets y's magnitude.
 
     x, y, out: float32 [n, width], rows ``stride`` bytes apart.
     """
@@ -116,7 +116,7 @@ def match_magnitude(batch, thread, n_threads, count, x, y, out, stride, width, n
 
 @kernel(stealable=True)
 def keep_greatest(batch, thread, n_threads, count, x, out, stride, width, n_blocks, factor: f4):
-    """out = max(0, x - (mean(x) + factor * deviation(x))), row by row: of numbers as of a normal distribution, the greatest few.
+    """out = max(0, x - (mean(x) + factor * deviation(x))), row by row: of normally distributed numbers, the few greatest.
 
     x, out: float32 [n, width], rows ``stride`` bytes apart (Gaussian top-k, You et al. 2025).
     """
@@ -127,5 +127,5 @@ def keep_greatest(batch, thread, n_threads, count, x, out, stride, width, n_bloc
         if block == 0 or unit == 0:
             mean = mean_of(x + at, width)
             cutoff = _cutoff(mean, variance(x + at, width, mean), factor)
-        _cut_block(x + at + block * 128, cutoff, out + at + block * 128)
+        _threshold_block(x + at + block * 128, cutoff, out + at + block * 128)
         row, block = next_unit(row, block, n_blocks)

@@ -1,4 +1,4 @@
-"""What attention does with a row of scores: adjusts them, makes weights of them, and merges the results of parts."""
+"""A row of attention scores: adjusting them, softmax, and merging the results of parts."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def _adjust(isa: Isa, variant: Variant) -> Any:
 
 
 def row_sink(isa: Isa) -> Any:
-    """A compiled function: what a row is multiplied by at the end, when a sink takes part in the sum at ``totals``."""
+    """A compiled function: the factor of a row's output, when a sink takes part in the sum at ``totals``."""
 
     @simd_function("f4(i8, f4)")
     def factor(s: Simd, totals: Value, sink: Value) -> Value:
@@ -145,9 +145,9 @@ def row_sink(isa: Isa) -> Any:
 
 
 def row_weights(isa: Isa, variant: Variant) -> Any:
-    """A compiled function: of one row, scores with a part's keys ``first`` up to ``last`` to weights, see ``_softmax``.
+    """A compiled function: turns one row's scores with a part's keys ``first`` up to ``last`` into weights, see ``_softmax``.
 
-    Scores are there, and weights are left, for whole vectors; what is none of the row's becomes 0.
+    Scores are read, and weights written, in whole vectors; weights of keys that the row does not see become 0.
     """
     softmax, adjust = _softmax(isa), _adjust(isa, variant)
     adjusts, bounded = variant.softcap or variant.slopes or variant.bias, variant.bounded

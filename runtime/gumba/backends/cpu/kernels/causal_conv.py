@@ -20,7 +20,7 @@ MAX_TAPS = 16
 
 @functools.cache
 def causal_conv(isa: Isa, n_taps: int, silu: bool) -> Kernel:
-    """x[t] = the sum over ``n_taps`` tokens up to t of x times a row of ``weight``; ``silu``: then x sigmoid(x). In place.
+    """x[t] = the sum over ``n_taps`` tokens up to t of x times a row of ``weight``; ``silu``: followed by x sigmoid(x). In place.
 
     x: float32 [n_tokens, width], rows ``stride`` bytes apart; weight: float32 [n_taps, n_blocks * 32], the oldest token's
     first. The state: the last ``n_taps`` - 1 inputs, float32 [n_blocks, n_taps - 1, 32], the oldest first.

@@ -94,7 +94,7 @@ def delta_rule(isa: Isa) -> Kernel:
                 for i, total in enumerate(recalled)
             ]
             key = k + t * qk_stride
-            more = (t + 1).compare("<", n)  # of the last token there is none after it: its own again, and not used
+            more = (t + 1).compare("<", n)  # after the last token: its own key once more, and not used
             following = key + s.select(more, qk_stride, s.zero(I64))
             read, then = advance(s, state, dim, [q + t * qk_stride, key, following], decayed, errors)
             for i in VECTORS:

@@ -1,8 +1,8 @@
-"""Operations that go over rows of float32 and compute next to nothing: sums, products, copies.
+"""Elementwise operations on rows of float32: sums, products, copies.
 
-Rows are padded (``ROW_ALIGN``), so vectors of 16 may run past a row's end; what lies there is never part of a sum. The unit of
-work is (row, block of 32 columns), the same as for quantization: operations that follow each other with the same rows and
-width give every thread the same units, and need no barrier between them.
+Rows are padded (``ROW_ALIGN``), so vectors of 16 may run past a row's end; the padding is never part of a sum. The unit of work
+is (row, block of 32 columns), the same as for quantization: consecutive operations with the same rows and width give every
+thread the same units, and need no barrier between them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _copy_block(s: Simd, x: Value, out: Value) -> None:
 def combine(kind: str) -> Kernel:
     """out = x + y ("add") or x * y ("multiply"), number by number.
 
-    x, out: float32 [n, width], rows ``stride`` bytes apart; y: rows ``y_stride`` apart, 0 for one row (padded) with them all.
+    x, out: float32 [n, width], rows ``stride`` bytes apart; y: rows ``y_stride`` apart, 0 to use one (padded) row for all.
     """
     block = {"add": _add_block, "multiply": _multiply_block}[kind]
 
@@ -81,7 +81,7 @@ def scale_rows(batch, thread, n_threads, count, x, factors, factors_stride, out,
 def add_table(batch, thread, n_threads, count, index, divisor, x, table, table_stride, out, stride, n_blocks):
     """out = x + a row of a table for each token. table: float32 [n, width], rows ``table_stride`` bytes apart.
 
-    The number of the row is the token's ``index`` (POSITIONS, or TOKENS), divided by ``divisor``.
+    The row's number is the token's ``index`` (POSITIONS, or TOKENS), divided by ``divisor``.
     """
     row, block, n_units = first_unit(load_i64(batch + count), n_blocks, thread, n_threads)
     indices = load_i64(batch + index)
@@ -94,7 +94,7 @@ def add_table(batch, thread, n_threads, count, index, divisor, x, table, table_s
 
 @kernel(stealable=True)
 def select_rows(batch, thread, n_threads, count, x, out, stride, n_blocks):
-    """Copy the rows whose logits are wanted: x [n_tokens, ...] -> out [n_outputs, ...]."""
+    """Copy the rows whose logits are needed: x [n_tokens, ...] -> out [n_outputs, ...]."""
     n = load_i64(batch + count) * n_blocks
     rows = load_i64(batch + OUTPUT_ROWS)
     for unit in range(share(n, thread, n_threads), share(n, thread + 1, n_threads)):

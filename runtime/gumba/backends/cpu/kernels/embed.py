@@ -1,4 +1,4 @@
-"""Embedding rows, read from the packed matrix: so tied embeddings are held once, for the output product and for this."""
+"""Embedding rows, read from the packed matrix: tied embeddings are stored once, for the output product and for lookup."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCRATCH = 1024
 
 @functools.cache
 def embed(format: BlockFormat, isa: Isa) -> Kernel:
-    """out[t] = w[tokens[t] mod n_rows]: where a model tells types of tokens apart, ids say the type, too.
+    """out[t] = w[tokens[t] mod n_rows] (in models with token types, ids above n_rows encode the type).
 
     ``scratch``: 64-byte aligned memory, SCRATCH bytes for each thread.
     """

@@ -1,7 +1,7 @@
 """Normalisation: of whole rows (RMS norm, layer norm), and of each head of a row.
 
-Like the other operations over rows (``kernels.elementwise``): rows are padded, and what lies there is never part of a
-sum. A row's statistics are summed in one order, by each thread that needs them: that is cheaper than to wait for one another.
+As in ``kernels.elementwise``, rows are padded, and the padding is never part of a sum. A row's statistics are summed in one
+order, by each thread that needs them: that is cheaper than waiting for one another.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _normalize_block(s: Simd, x: Value, weight: Value, bias: Value, mean: Value,
 
 @simd_function("void(i8, i8, f4, f4, i8, i8)")
 def _normalize_head(s: Simd, x: Value, weight: Value, mean: Value, scale: Value, out: Value, n: Value) -> None:
-    """``n`` numbers, and nothing behind them."""
+    """``n`` numbers; nothing after them is read or written."""
     whole = n >> 4
     with s.loop(whole) as i:
         v = (s.load(x + i * 64, F32, 16) - s.splat(mean, 16)) * s.splat(scale, 16)

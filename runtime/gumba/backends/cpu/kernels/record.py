@@ -16,7 +16,7 @@ from __future__ import annotations
 import inspect
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias, overload
 
 from gumba.jit.jit import compile_cfunc, inline, is_kept
 from gumba.simd.memory import load_f32, load_i64
@@ -54,7 +54,8 @@ VIEW_WORDS = 12
 OUTPUTS_VIEW = 8 * VIEW_WORDS
 BATCH_WORDS = 2 * VIEW_WORDS
 
-f4 = "f4"
+#: The type of a kernel's arguments that are 32-bit floats.
+f4: TypeAlias = float
 
 #: The signature of every kernel: its record, the batch record, thread and number of threads.
 _SIGNATURE = "void(i8, i8, i8, i8)"
@@ -91,7 +92,7 @@ class Kernel:
         parameters = list(inspect.signature(function).parameters.values())[3:]
         if len(parameters) > MAX_ARGUMENTS:
             raise ValueError(f"{self.name}: more than {MAX_ARGUMENTS} arguments")
-        self.arguments = [(p.name, p.annotation in (f4, "f4")) for p in parameters]
+        self.arguments = [(p.name, p.annotation == "f4") for p in parameters]
         self._compiled: Any = None
 
     @property
@@ -135,7 +136,13 @@ class Kernel:
         ]
 
 
-def kernel(function: Callable[..., Any] | None = None, *, variant: str = "", stealable: bool = False) -> Any:
+@overload
+def kernel(function: Callable[..., Any], /) -> Kernel: ...
+@overload
+def kernel(*, variant: str = "", stealable: bool = False) -> Callable[[Callable[..., Any]], Kernel]: ...
+def kernel(
+    function: Callable[..., Any] | None = None, /, *, variant: str = "", stealable: bool = False
+) -> Kernel | Callable[[Callable[..., Any]], Kernel]:
     """Declare an operation. ``variant`` tells apart the kernels that one factory makes; ``stealable``: see ``Kernel``."""
     if function is not None:
         return Kernel(function, variant, stealable)

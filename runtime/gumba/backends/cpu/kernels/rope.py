@@ -35,8 +35,8 @@ def _rotate_pairs(s: Simd, x: Value, cos: Value, sin: Value, n_vectors: Value) -
     swap = [i ^ 1 for i in range(8)]
     with s.loop(n_vectors) as i:
         v = s.load(x + i * 32, F32, 8)
-        turned = v * s.load(cos + i * 32, F32, 8) + s.shuffle(v, swap) * s.load(sin + i * 32, F32, 8)
-        s.store(x + i * 32, turned)
+        rotated = v * s.load(cos + i * 32, F32, 8) + s.shuffle(v, swap) * s.load(sin + i * 32, F32, 8)
+        s.store(x + i * 32, rotated)
 
 
 @simd_function("void(i8, i8, i8, i8, i8)")
@@ -59,9 +59,9 @@ def _rotate_one(x, i, j, cos, sin):
 
 @kernel(stealable=True)
 def rope(batch, thread, n_threads, view, x, stride, n_heads, head_dim, rope_dim, table, neox):
-    """x: float32 [n_tokens, n_heads, head_dim] in place; the first ``rope_dim`` elements of each head turn.
+    """x: float32 [n_tokens, n_heads, head_dim] in place; the first ``rope_dim`` elements of each head are rotated.
 
-    ``view``: 0, or OUTPUTS_VIEW for rows of only the tokens whose logits are wanted.
+    ``view``: 0, or OUTPUTS_VIEW for rows of only the tokens whose logits are needed.
     """
     batch += view
     n = load_i64(batch + N_TOKENS)

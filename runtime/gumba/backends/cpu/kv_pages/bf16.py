@@ -4,7 +4,7 @@
     values  [pair of tokens][v_row][2]             a lane = the same element of two neighbouring tokens
 
 Queries and weights (P) are rounded to bfloat16 too; sums are float32. What most checkpoints were trained in: the 8 bits of
-bfloat16 are also what transformers and vLLM keep of keys and values by default. Sets without such instructions multiply the
+bfloat16 are also what transformers and vLLM store of keys and values by default. Sets without such instructions multiply the
 same numbers in float32.
 """
 
@@ -56,7 +56,7 @@ def _functions(isa: Isa) -> PageFunctions:
         size=4,
         load=lambda s, address: s.load(address, I32, lanes),
         multiply_add=lambda s, a, b, acc: isa.pair_dot(s, acc, a, b),
-        last=lambda s, b: b & 0xFFFF,  # the second token of the pair may be no number at all
+        last=lambda s, b: b & 0xFFFF,  # the second token of the pair may be NaN
     )
     update = rank_update(isa, product, wide_registers(isa))
 

@@ -3,7 +3,7 @@
     keys    [head_dim][PAGE_TOKENS]     a vector = the same element of neighbouring tokens
     values  [PAGE_TOKENS][v_row]        a vector = neighbouring elements of one token (v_row: v_dim padded to 16)
 
-so that scores (Q times K) and outputs (P times V) are the same small product, whose lanes each sum one result in float32.
+so that scores (Q times K) and outputs (P times V) are the same small product: each lane sums one result in float32.
 """
 
 from __future__ import annotations
