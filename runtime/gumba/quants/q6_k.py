@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from gumba.quants._format import DotFormat, PackField
 
 if TYPE_CHECKING:
-    from gumba.jit.jit import Entry
+    from gumba.jit.jit import Entry, Inline
     from gumba.quants._registers import BlockRegisters
     from gumba.simd.isa import Isa
     from gumba.simd.value import Simd, Value
@@ -48,23 +48,9 @@ def loops() -> tuple[Entry, Entry]:
     return _encoder(), _decoder()
 
 
-def _encoder() -> Entry:
+def _pack_codes() -> Inline:
     from gumba.jit.jit import inline
-    from gumba.quants._compiled import (
-        codec_entry,
-        f32_at,
-        i8_at,
-        inverse_or_zero,
-        largest_magnitude,
-        read_f16,
-        scratch,
-        u8_at,
-        u32_at,
-        write_f16,
-    )  # fmt: skip
-    from gumba.quants._scale_search import GROUPS, across_rows, best_scales, group_row, normalize, rounded
-
-    codes, low, high = scratch(256), np.float32(-32), np.float32(31)
+    from gumba.quants._compiled import u8_at
 
     @inline
     def pack_codes(q_address: int, out_address: int, n: int) -> None:
@@ -78,6 +64,25 @@ def _encoder() -> Entry:
                 ql[i] = np.uint8((a & 15) | ((e & 15) << 4))
                 ql[i + 32] = np.uint8((b & 15) | ((f & 15) << 4))
                 qh[i] = np.uint8((a >> 4) | ((b >> 4) << 2) | ((e >> 4) << 4) | ((f >> 4) << 6))
+
+    return pack_codes
+
+
+def _round_block() -> Inline:
+    from gumba.jit.jit import inline
+    from gumba.quants._compiled import (
+        f32_at,
+        i8_at,
+        inverse_or_zero,
+        largest_magnitude,
+        read_f16,
+        u8_at,
+        u32_at,
+        write_f16,
+    )
+    from gumba.quants._scale_search import rounded
+
+    low, high = np.float32(-32), np.float32(31)
 
     @inline
     def round_block(x_address: int, scale: Any, out_address: int, q_address: int, n: int) -> Any:
@@ -102,6 +107,16 @@ def _encoder() -> Entry:
                 nearest = rounded(group[i] * over_step, low, high)
                 q[i] = np.uint8(np.int32(nearest) + np.int32(32))
         return 0 if finite else 1
+
+    return round_block
+
+
+def _encoder() -> Entry:
+    from gumba.quants._compiled import codec_entry, f32_at, scratch
+    from gumba.quants._scale_search import GROUPS, across_rows, best_scales, group_row, normalize
+
+    pack_codes, round_block, codes = _pack_codes(), _round_block(), scratch(256)
+    low, high = np.float32(-32), np.float32(31)
 
     @codec_entry
     def encode(x_address: int, out_address: int, n_blocks: int, length: int) -> int:

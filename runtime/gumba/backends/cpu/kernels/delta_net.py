@@ -39,6 +39,34 @@ def decay(isa: Isa) -> Kernel:
     return decay
 
 
+def _recall(s: Simd, isa: Isa, state: Value, k: Value, dim: Value) -> list[Value]:
+    """S . k of each column."""
+    sums = [s.variable(s.zero(F32, 16)) for _ in VECTORS]
+    with s.loop(dim) as row:
+        key = s.splat(s.load(k + row * 4, F32), 16)
+        for i, total in enumerate(sums):
+            total.set(isa.multiply_add(s, key, s.load(state + row * ROW + 64 * i, F32, 16), total.get()))
+    return [total.get() for total in sums]
+
+
+def _advance(
+    s: Simd, isa: Isa, state: Value, dim: Value, keys: list[Value], decayed: Value, errors: list[Value]
+) -> tuple[list[Value], list[Value]]:
+    """Take a token in; S . q for it, and S . k for the one after it. keys: addresses of its q and k, and of the next k."""
+    read = [s.variable(s.zero(F32, 16)) for _ in VECTORS]
+    recalled = [s.variable(s.zero(F32, 16)) for _ in VECTORS]
+    with s.loop(dim, step=4) as first:
+        for row in range(4):
+            q, k, following = (s.splat(s.load(at + (first + row) * 4, F32), 16) for at in keys)
+            for i in VECTORS:
+                at = state + (first + row) * ROW + 64 * i
+                new = isa.multiply_add(s, k, errors[i], s.load(at, F32, 16) * decayed)
+                s.store(at, new)
+                read[i].set(isa.multiply_add(s, q, new, read[i].get()))
+                recalled[i].set(isa.multiply_add(s, following, new, recalled[i].get()))
+    return [total.get() for total in read], [total.get() for total in recalled]
+
+
 @functools.cache
 def delta_rule(isa: Isa) -> Kernel:
     """The gated delta rule (Yang et al. 2024, "Gated Delta Networks"), for each head and column j of its values:
@@ -54,38 +82,12 @@ def delta_rule(isa: Isa) -> Kernel:
     in which step a token comes.
     """
 
-    def recall(s: Simd, state: Value, k: Value, dim: Value) -> list[Value]:
-        """S . k of each column."""
-        sums = [s.variable(s.zero(F32, 16)) for _ in VECTORS]
-        with s.loop(dim) as row:
-            key = s.splat(s.load(k + row * 4, F32), 16)
-            for i, total in enumerate(sums):
-                total.set(isa.multiply_add(s, key, s.load(state + row * ROW + 64 * i, F32, 16), total.get()))
-        return [total.get() for total in sums]
-
-    def advance(
-        s: Simd, state: Value, dim: Value, keys: list[Value], decayed: Value, errors: list[Value]
-    ) -> tuple[list[Value], list[Value]]:
-        """Take a token in; S . q for it, and S . k for the one after it. keys: addresses of its q and k, and of the next k."""
-        read = [s.variable(s.zero(F32, 16)) for _ in VECTORS]
-        recalled = [s.variable(s.zero(F32, 16)) for _ in VECTORS]
-        with s.loop(dim, step=4) as first:
-            for row in range(4):
-                q, k, following = (s.splat(s.load(at + (first + row) * 4, F32), 16) for at in keys)
-                for i in VECTORS:
-                    at = state + (first + row) * ROW + 64 * i
-                    new = isa.multiply_add(s, k, errors[i], s.load(at, F32, 16) * decayed)
-                    s.store(at, new)
-                    read[i].set(isa.multiply_add(s, q, new, read[i].get()))
-                    recalled[i].set(isa.multiply_add(s, following, new, recalled[i].get()))
-        return [total.get() for total in read], [total.get() for total in recalled]
-
     @simd_function("void(i8, i8, i8, i8, i8, i8, i8, i8, i8, i8, i8, i8)")
     def block(
         s: Simd, q: Value, k: Value, qk_stride: Value, v: Value, out: Value, stride: Value, decays: Value, betas: Value,
         gate_stride: Value, n: Value, state: Value, dim: Value,
     ) -> None:  # fmt: skip
-        recalled = [s.variable(value) for value in recall(s, state, k, dim)]
+        recalled = [s.variable(value) for value in _recall(s, isa, state, k, dim)]
         with s.loop(n) as t:
             decayed = s.splat(s.load(decays + t * gate_stride, F32), 16)
             beta = s.splat(s.load(betas + t * gate_stride, F32), 16)
@@ -96,7 +98,7 @@ def delta_rule(isa: Isa) -> Kernel:
             key = k + t * qk_stride
             more = (t + 1).compare("<", n)  # after the last token: its own key once more, and not used
             following = key + s.select(more, qk_stride, s.zero(I64))
-            read, then = advance(s, state, dim, [q + t * qk_stride, key, following], decayed, errors)
+            read, then = _advance(s, isa, state, dim, [q + t * qk_stride, key, following], decayed, errors)
             for i in VECTORS:
                 s.store(out + t * stride + 64 * i, read[i])
                 recalled[i].set(then[i])

@@ -14,6 +14,7 @@ the scale before rounding.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 from gumba.backends.cpu.kernels import activations_q8
 from gumba.backends.cpu.kernels.matmul import dot_block
@@ -43,7 +44,7 @@ def _blocks(head_dim: int) -> int:
     return -(-head_dim // BLOCK)
 
 
-def _scores(isa: Isa, rows: int):
+def _group_scores(isa: Isa, rows: int) -> Any:
     """S[r, key] for one group of ``lanes`` keys: a q8_0 matrix product."""
     block_bytes = (2 + BLOCK) * isa.lanes
 
@@ -76,27 +77,14 @@ def _scaled_copy(s: Simd, x: Value, out: Value, n: Value, factor: Value) -> None
         s.store(out + i * 4, s.load(x + i * 4, F32) * factor)
 
 
-def _functions(isa: Isa) -> PageFunctions:
+def _store(isa: Isa) -> Any:
     lanes = isa.lanes
     block_bytes = (2 + BLOCK) * lanes
     flip = 0 if isa.dot_signed is not None else q8_0.FORMAT.sign_flip
-    scores_6, scores_3, scores_1 = (_scores(isa, rows) for rows in (6, 3, 1))
-    update = rank_update(isa, float_product(isa, 1, lambda s, address: s.load(address, I8, lanes).to(F32)), 2)
 
     @simd_function("void(i8, i8)")
     def store_half(s: Simd, x: Value, out: Value) -> None:
         s.store(out, isa.to_f16(s, s.load(x, F32)))
-
-    @simd_function("void(i8, i8, i8, i8)")
-    def weigh(s: Simd, p: Value, scales: Value, out: Value, n: Value) -> None:
-        """out = p * scales, n numbers."""
-        with s.loop(n >> 4) as i:
-            scale = isa.from_f16(s, s.load(scales + i * 32, F16, 16))
-            s.store(out + i * 64, s.load(p + i * 64, F32, 16) * scale)
-        done = n & -16
-        with s.loop(n & 15) as i:
-            scale = isa.from_f16(s, s.load(scales + (done + i) * 2, F16))
-            s.store(out + (done + i) * 4, s.load(p + (done + i) * 4, F32) * scale)
 
     @inline
     def store(k, v, keys, values, place, head_dim, v_dim, v_row, scratch):
@@ -117,15 +105,24 @@ def _functions(isa: Isa) -> PageFunctions:
             for j in range(8):
                 store_i32(block + place * BLOCK + 4 * j, load_i32(block_of_x + 4 * j))
 
-    @inline
-    def query(x, out, head_dim, scale):
-        n_blocks = (head_dim + BLOCK - 1) // BLOCK
-        row = out + n_blocks * activations_q8.BYTES
-        for i in range(head_dim, n_blocks * BLOCK):
-            store_f32(row + 4 * i, 0.0)
-        _scaled_copy(x, row, head_dim, scale)
-        for b in range(n_blocks):
-            activations_q8.quantize_block(row + b * (4 * BLOCK), out + b * activations_q8.BYTES)
+    return store
+
+
+@inline
+def _query(x, out, head_dim, scale):
+    n_blocks = (head_dim + BLOCK - 1) // BLOCK
+    row = out + n_blocks * activations_q8.BYTES
+    for i in range(head_dim, n_blocks * BLOCK):
+        store_f32(row + 4 * i, 0.0)
+    _scaled_copy(x, row, head_dim, scale)
+    for b in range(n_blocks):
+        activations_q8.quantize_block(row + b * (4 * BLOCK), out + b * activations_q8.BYTES)
+
+
+def _scores(isa: Isa) -> Any:
+    lanes = isa.lanes
+    block_bytes = (2 + BLOCK) * lanes
+    scores_6, scores_3, scores_1 = (_group_scores(isa, rows) for rows in (6, 3, 1))
 
     @inline
     def scores(left, q, q_row, keys, out, n_columns, head_dim):
@@ -139,6 +136,23 @@ def _functions(isa: Isa) -> PageFunctions:
             else:
                 scores_1(q, q_row, group, out + g * (4 * lanes), n_blocks)
 
+    return scores
+
+
+def _outputs(isa: Isa) -> Any:
+    update = rank_update(isa, float_product(isa, 1, lambda s, address: s.load(address, I8, isa.lanes).to(F32)), 2)
+
+    @simd_function("void(i8, i8, i8, i8)")
+    def weigh(s: Simd, p: Value, scales: Value, out: Value, n: Value) -> None:
+        """out = p * scales, n numbers."""
+        with s.loop(n >> 4) as i:
+            scale = isa.from_f16(s, s.load(scales + i * 32, F16, 16))
+            s.store(out + i * 64, s.load(p + i * 64, F32, 16) * scale)
+        done = n & -16
+        with s.loop(n & 15) as i:
+            scale = isa.from_f16(s, s.load(scales + (done + i) * 2, F16))
+            s.store(out + (done + i) * 4, s.load(p + (done + i) * 4, F32) * scale)
+
     @inline
     def outputs(left, p, values, first_key, n_keys, o, o_row, v_row, scratch):
         for b in range(v_row // BLOCK):
@@ -148,7 +162,11 @@ def _functions(isa: Isa) -> PageFunctions:
             update(left, scratch, _WEIGHTS_ROW, block + first_key * BLOCK, BLOCK, o + b * (4 * BLOCK), o_row, BLOCK,
                    n_keys, 0, 0)  # fmt: skip
 
-    return PageFunctions(store, query, scores, outputs)
+    return outputs
+
+
+def _functions(isa: Isa) -> PageFunctions:
+    return PageFunctions(_store(isa), _query, _scores(isa), _outputs(isa))
 
 
 Q8_0_PAGES = PageFormat(
