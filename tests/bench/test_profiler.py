@@ -1,4 +1,4 @@
-"""The profile: every operation is there with its share, parts and whole agree, work is what shapes say, limits exist."""
+"""The profile: every operation with its fraction of the time, sums that agree, work as the shapes imply, measured limits."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ RATES = Rates(memory_gb_s=10.0, cache_gb_s=100.0, int8_gop_s=500.0, float32_gflo
 
 @pytest.fixture
 def known_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Spares the test the measurements, and makes them the same on every machine. Memory: 10, 12, 14, 10, ... GB/s."""
+    """Replaces the measurements by fixed ones. Memory: 10, 12, 14, 10, ... GB/s."""
     monkeypatch.setattr(profiler, "measure_limits", lambda n_threads: Limits("none", n_threads, RATES, RATES))
     rates = itertools.cycle((10.0, 12.0, 14.0))
     monkeypatch.setattr(profiler, "_memory_probe", lambda n_threads: contextlib.nullcontext(lambda: next(rates)))
 
 
-def test_the_memory_is_probed() -> None:
+def test_the_memory_probe() -> None:
     with profiler._memory_probe(2) as probe:
         assert math.isfinite(probe()) and probe() > 0
 
@@ -47,7 +47,7 @@ def test_limits_are_measured() -> None:
 
 @pytest.mark.usefixtures("known_limits")
 @pytest.mark.parametrize("n_threads", [1, 2])
-def test_parts_and_whole(n_threads: int) -> None:
+def test_operations_sum_to_the_step(n_threads: int) -> None:
     found = profile(MODEL, Workload(prompt=20, gen=3, depth=30, sequences=2, n_threads=n_threads), repeat=2)
     with GGUFFile(MODEL) as file:
         model = load_model(file, n_threads=n_threads)
@@ -67,8 +67,8 @@ def test_parts_and_whole(n_threads: int) -> None:
 
 
 @pytest.mark.usefixtures("known_limits")
-def test_work_is_what_the_shapes_say() -> None:
-    """Two sequences that decode three tokens each after 30: weights once a step, each one's cache, pairs with all before."""
+def test_work_is_as_the_shapes_imply() -> None:
+    """Two sequences that decode three tokens each after 30: weights once a step, each cache, pairs with all earlier tokens."""
     decode = profile(MODEL, Workload(prompt=0, gen=3, depth=30, sequences=2, n_threads=1), repeat=1).decode
     assert decode is not None
     with GGUFFile(MODEL) as file:
@@ -84,7 +84,7 @@ def test_work_is_what_the_shapes_say() -> None:
         assert op.bound in ("int8", "float32", "bf16", "memory", "cache")
     assert decode.memory_gb_s == pytest.approx(decode.memory_bytes / (decode.step_ms * 1e6))
     assert decode.memory_of_limit == pytest.approx(decode.memory_gb_s / 12)
-    # A pass with clocks stands between 12 and 14 GB/s.
+    # A pass with clocks lies between 12 and 14 GB/s.
     product = next(op for op in decode.operations if op.shape == f"{model.config.n_vocab}x{model.config.n_embd}")
     output = next(w for w in work if w.shape == product.shape)
     assert product.bound == "memory" and product.limit_ms == pytest.approx(output.weights / 14e9 * 1e3)
@@ -104,7 +104,7 @@ def test_pairs_of_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_layers_that_share_keys_work_for_the_last_token_of_a_prompt() -> None:
-    """Of their attention, only the pairs of the tokens whose logits are wanted count, and only their contexts."""
+    """Of their attention, only pairs and contexts of the tokens whose logits are needed count."""
     step = profiler._Step(
         [Chunk([1] * 5, 7, [0], "last"), Chunk([1, 2], 0, [1], "all"), Chunk([1], 3, [2], "none")],
         np.zeros(0, np.int64),
@@ -133,7 +133,7 @@ def test_states_are_read_and_written_for_each_sequence() -> None:
 
 
 @pytest.mark.usefixtures("known_limits")
-def test_what_was_not_asked_for_is_none() -> None:
+def test_a_phase_that_is_not_measured_is_none() -> None:
     assert profile(MODEL, Workload(prompt=4, gen=0, n_threads=1), repeat=1).decode is None
     with pytest.raises(RequestError, match="context"):
         profile(MODEL, Workload(prompt=1 << 20, gen=0, n_threads=1))

@@ -1,4 +1,4 @@
-"""Several answers to a prompt, and the asynchronous twins."""
+"""Several answers to a prompt, and the methods for event loops."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.fake_model import END, OP, ST, scripted
 from support.generation_oracle import GREEDY, oracle
 
 
-def test_answers_are_those_of_their_seeds(make_llm):
+def test_each_answer_depends_on_its_seed_only(make_llm):
     llm = make_llm()
     params = SamplingParams(seed=5, max_tokens=12, n=6)
     prompt = list(range(18))
@@ -27,8 +27,8 @@ def test_answers_are_those_of_their_seeds(make_llm):
 
 
 @pytest.mark.parametrize("n_prompt", [31, 32, 37, 90])
-def test_answers_compute_their_prompt_once(make_llm, n_prompt):
-    """Full pages (of 16) are shared by all; each answer has a begun page of its own, and computes one token of the prompt."""
+def test_the_prompt_of_several_answers_is_computed_once(make_llm, n_prompt):
+    """All answers share full pages (of 16); each copies the partial page, and computes one token of the prompt."""
     seen = []
 
     def count(model):
@@ -43,7 +43,7 @@ def test_answers_compute_their_prompt_once(make_llm, n_prompt):
     assert max(seen) <= whole + 1 + 8 * 2, "the prompt's pages are not shared"
 
 
-def test_answers_without_the_cache_are_the_same(make_llm):
+def test_answers_are_the_same_without_the_prefix_cache(make_llm):
     llm = make_llm()
     prompt = list(range(30))
     one, other = (
@@ -67,19 +67,19 @@ def test_a_stream_of_several_answers(make_llm):
         assert [step.finish_reason for step in own] == [None] * 6 + ["length"]
 
 
-def test_the_stop_string_may_stay(make_llm):
+def test_the_stop_string_can_be_included(make_llm):
     llm = make_llm(logits=scripted(*b"go ", ST, OP, *b" on", start=1))
     params = SamplingParams(temperature=0, stop=["stop", "x"], include_stop_str_in_output=True)
     assert llm.generate([[1]], params)[0].text == "go stop"
     assert [step.text for step in llm.stream([1], params)] == ["g", "o", " ", "", "stop"]
 
 
-def test_special_tokens_may_stay(make_llm):
+def test_special_tokens_can_be_included(make_llm):
     llm = make_llm(logits=scripted(ord("a"), END, start=1))
     assert llm.generate([[1]], SamplingParams(temperature=0, skip_special_tokens=False))[0].token_ids == [97, END]
 
 
-def test_event_loops_go_on_meanwhile(make_llm):
+def test_the_event_loop_continues_meanwhile(make_llm):
     llm = make_llm(before=lambda model: time.sleep(0.002))
 
     async def main():
@@ -105,7 +105,7 @@ def test_event_loops_go_on_meanwhile(make_llm):
         assert [each.token_ids for each in pair] == [oracle([i], GREEDY, 64), oracle([i, 7], GREEDY, 64)]
 
 
-def test_cancelled_tasks_give_their_pages_back(make_llm):
+def test_cancelled_tasks_release_their_pages(make_llm):
     llm = make_llm(n_ctx=4000, n_pages=1000, before=lambda model: time.sleep(0.001))
 
     async def main():
@@ -121,7 +121,7 @@ def test_cancelled_tasks_give_their_pages_back(make_llm):
     assert llm.kv_usage().in_use == 0
 
 
-def test_closing_ends_tasks(make_llm):
+def test_closing_cancels_tasks(make_llm):
     llm = make_llm(n_ctx=4000, n_pages=1000, before=lambda model: time.sleep(0.001))
 
     async def main():
@@ -137,7 +137,7 @@ def test_closing_ends_tasks(make_llm):
     assert result.finish_reason == "cancelled"
 
 
-def test_the_reading_of_prompts_is_reported(make_llm):
+def test_prefill_progress_is_reported(make_llm):
     llm = make_llm(max_batch_tokens=8)
     told = []
     params = SamplingParams(temperature=0, max_tokens=3)

@@ -16,8 +16,8 @@ NAMES = ["bert_pairs", "bert_ranks", "roberta", "xlmr", "modern_bert", "qwen3_re
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def judge(request: pytest.FixtureRequest) -> Iterator[tuple[LLM, list[tuple[str, str]], np.ndarray]]:
-    """A model with a head, pairs of texts, and what transformers says of them: float32 [pairs, labels]."""
+def head_model(request: pytest.FixtureRequest) -> Iterator[tuple[LLM, list[tuple[str, str]], np.ndarray]]:
+    """A model with a classification head, pairs of texts, and their logits by transformers, float32 [pairs, labels]."""
     path = DATA / f"classifier_{request.param}.gguf"
     with np.load(path.with_suffix(".npz")) as golden:
         pairs = [(str(first), str(second)) for first, second in golden["pairs"]]
@@ -26,8 +26,8 @@ def judge(request: pytest.FixtureRequest) -> Iterator[tuple[LLM, list[tuple[str,
         yield llm, pairs, scores
 
 
-def test_pairs(judge: tuple[LLM, list[tuple[str, str]], np.ndarray]) -> None:
-    llm, pairs, scores = judge
+def test_pairs(head_model: tuple[LLM, list[tuple[str, str]], np.ndarray]) -> None:
+    llm, pairs, scores = head_model
     found = llm.classify(pairs)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, scores, rtol=1e-4, atol=1e-4)
@@ -36,8 +36,8 @@ def test_pairs(judge: tuple[LLM, list[tuple[str, str]], np.ndarray]) -> None:
     assert np.array_equal(np.concatenate([llm.classify([pair]) for pair in pairs]), found), "alone: the same bits"
 
 
-def test_rerank(judge: tuple[LLM, list[tuple[str, str]], np.ndarray]) -> None:
-    llm, pairs, scores = judge
+def test_rerank(head_model: tuple[LLM, list[tuple[str, str]], np.ndarray]) -> None:
+    llm, pairs, scores = head_model
     query, documents = pairs[0][0], [second for _, second in pairs]
     if llm.labels == ("yes", "no"):
         scores = scores[:, :1] - scores[:, 1:]
@@ -52,15 +52,15 @@ def test_rerank(judge: tuple[LLM, list[tuple[str, str]], np.ndarray]) -> None:
     assert llm.rerank(query, []) == []
 
 
-def test_one_text_and_token_ids(judge: tuple[LLM, list[tuple[str, str]], np.ndarray]) -> None:
-    llm, _, _ = judge
+def test_one_text_and_token_ids(head_model: tuple[LLM, list[tuple[str, str]], np.ndarray]) -> None:
+    llm, _, _ = head_model
     ids = llm.tokenizer.encode("the cat")
     assert np.array_equal(llm.classify("the cat"), llm.classify([ids]))
     assert not np.array_equal(llm.classify("the cat"), llm.classify([("the cat", "the cat")]))
 
 
-def test_what_is_refused(judge: tuple[LLM, list[tuple[str, str]], np.ndarray]) -> None:
-    llm, _, _ = judge
+def test_wrong_arguments(head_model: tuple[LLM, list[tuple[str, str]], np.ndarray]) -> None:
+    llm, _, _ = head_model
     with pytest.raises(RequestError, match="do not fit"):
         llm.classify([("a " * 600, "b")])
     with pytest.raises(RequestError, match=r"without logits|instead of logits"):
@@ -86,8 +86,8 @@ ENCODERS = [
 
 
 @pytest.mark.parametrize(("name", "use"), ENCODERS)
-def test_chatting_with_what_writes_nothing(name: str, use: str) -> None:
-    """Said before anything is said of a chat template, which these files have none of."""
+def test_models_that_generate_no_text(name: str, use: str) -> None:
+    """The error comes before any about a chat template, which these files lack."""
     with LLM(DATA / f"{name}.gguf", n_threads=1) as llm:
         messages = [{"role": "user", "content": "a"}]
         for ask in (llm.chat, llm.chat_stream, lambda _: llm.conversation(), lambda _: llm.generate(["a"])):
@@ -104,7 +104,7 @@ def test_models_without_a_head() -> None:
 
 
 def test_embeddings_of_an_encoder() -> None:
-    """Pooled from the states of all tokens; texts together give the bits that they give alone."""
+    """Pooled from the states of all tokens; a batch gives the same bits as each text alone."""
     with LLM(DATA / "arch_bert.gguf", kv_type="f32", n_threads=2) as llm:
         texts = ["the cat sat on the mat", "a dog ran"]
         states = llm.embed(texts, pooling="none", normalize=False)

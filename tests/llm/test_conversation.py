@@ -1,4 +1,4 @@
-"""Conversation: what it holds after every way that a turn can go, and that a saved one goes on as if nothing had been."""
+"""Conversation: its messages after every outcome of a turn, and resuming a saved one."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_system_message(llm: LLM) -> None:
 
 
 @pytest.mark.parametrize("taken", [0, 1, 4])
-def test_a_closed_stream_keeps_what_has_come(llm: LLM, taken: int) -> None:
+def test_a_closed_stream_keeps_its_text_so_far(llm: LLM, taken: int) -> None:
     talk = Conversation(llm, params=PARAMS)
     stream = talk.stream("hello")
     text = "".join(next(stream).text for _ in range(taken))
@@ -81,7 +81,7 @@ def test_a_closed_stream_keeps_what_has_come(llm: LLM, taken: int) -> None:
 
 
 def test_ctrl_c_before_the_first_token(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream's message stays, answered by nothing; ``send`` leaves the conversation as it was."""
+    """A stream's message stays, with an empty answer; ``send`` leaves the conversation as it was."""
 
     def strike(*args: object, **options: object) -> Any:
         raise KeyboardInterrupt
@@ -102,7 +102,7 @@ def test_ctrl_c_before_the_first_token(llm: LLM, monkeypatch: pytest.MonkeyPatch
     assert text and talk.messages == [*before, user("more"), answer(text)]
 
 
-def test_one_answer_at_a_time(llm: LLM, tmp_path: Path) -> None:
+def test_only_one_answer_at_a_time(llm: LLM, tmp_path: Path) -> None:
     talk = Conversation(llm, params=PARAMS)
     talk.send("hello")
     stream, stale = talk.stream("a"), talk.stream("b")
@@ -152,7 +152,7 @@ def test_undo(llm: LLM) -> None:
     assert talk.send("more").text == first
 
 
-def test_an_error_takes_the_message_back(llm: LLM) -> None:
+def test_an_error_removes_the_message(llm: LLM) -> None:
     talk = Conversation(llm, params=PARAMS)
     talk.send("hello")
     before = talk.messages[:]
@@ -180,7 +180,7 @@ def test_an_error_takes_the_message_back(llm: LLM) -> None:
     assert talk.messages == before
 
 
-def test_forks_go_their_own_ways(llm: LLM) -> None:
+def test_forks_are_independent(llm: LLM) -> None:
     talk = Conversation(llm, params=PARAMS, template_args={"a": [1]})
     talk.send("hello " * 12)
     twin = talk.fork()
@@ -199,7 +199,7 @@ def test_forks_go_their_own_ways(llm: LLM) -> None:
 
 
 def test_forgetful(llm: LLM) -> None:
-    """Answers are those of a conversation that begins later; the system message stays."""
+    """Answers equal those of a conversation without the dropped messages; the system message stays."""
     kind = {"role": "system", "content": "Be kind."}
     talk = Conversation(llm, system="Be kind.", params=PARAMS, forgetful=True)
     kept: list[dict[str, str]] = []
@@ -221,7 +221,7 @@ def test_forgetful(llm: LLM) -> None:
     assert (talk.messages, talk.forgotten) == (before, forgotten)
 
 
-def test_forgetful_knows_how_many_tokens_fit(tiny: Path) -> None:
+def test_forgetful_with_a_small_kv_cache(tiny: Path) -> None:
     with LLM(tiny, n_ctx=256, kv_tokens=128) as llm:
         talk = Conversation(llm, params=PARAMS, forgetful=True)
         for letter in "abcd":
@@ -233,7 +233,7 @@ def test_forgetful_knows_how_many_tokens_fit(tiny: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", [4, None])
-def test_a_loaded_conversation_goes_on(tiny: Path, tmp_path: Path, seed: int | None) -> None:
+def test_a_loaded_conversation_continues(tiny: Path, tmp_path: Path, seed: int | None) -> None:
     path = tmp_path / "a.session"
     params = replace(PARAMS, seed=seed, temperature=PARAMS.temperature if seed else 0.0)
     bias = {5: -3.5, 9: -float("inf")}
@@ -253,9 +253,7 @@ def test_a_loaded_conversation_goes_on(tiny: Path, tmp_path: Path, seed: int | N
             assert getattr(found, name) == getattr(saved, name), name
         first = found.regenerate()
         assert [first.token_ids, found.send("more").token_ids] == expected
-        assert (
-            first.timings.cached_tokens == len(first.prompt_token_ids) - 1
-        )  # nothing was computed but what comes next
+        assert first.timings.cached_tokens == len(first.prompt_token_ids) - 1  # only the new tokens were computed
         assert llm.kv_usage().in_use == 0
 
 
@@ -266,7 +264,7 @@ def test_a_conversation_without_messages(llm: LLM, tmp_path: Path) -> None:
         assert Conversation.load(llm, tmp_path / "a").messages == talk.messages
 
 
-def test_settings_there_and_back() -> None:
+def test_settings_survive_a_round_trip() -> None:
     for outputs in (None, StructuredOutputsParams(choice=["a", "b"]), StructuredOutputsParams(json={"type": "object"})):
         params = SamplingParams(
             structured_outputs=outputs, allowed_token_ids=[1, 2], bad_words="x", logit_bias={3: 1.5}, seed=2**64 - 1
@@ -274,7 +272,7 @@ def test_settings_there_and_back() -> None:
         assert params_of(json.loads(json.dumps(settings_of(params)))) == params
 
 
-def test_what_cannot_be_saved(llm: LLM, tmp_path: Path) -> None:
+def test_settings_that_cannot_be_saved(llm: LLM, tmp_path: Path) -> None:
     path = tmp_path / "a"
     with pytest.raises(RequestError, match="logits_processors"):
         Conversation(llm, params=SamplingParams(logits_processors=[lambda ids, logits: logits])).save(path)
@@ -335,7 +333,7 @@ def test_notes_that_are_wrong(llm: LLM, tmp_path: Path, name: str, value: Any, s
         Conversation.load(llm, path)
 
 
-def test_files_that_are_no_conversation(llm: LLM, tmp_path: Path) -> None:
+def test_files_without_a_conversation(llm: LLM, tmp_path: Path) -> None:
     for notes in (None, [], "x", {}):
         llm.save_session(tmp_path / "a", [1], notes)
         with pytest.raises(RequestError, match="not of a conversation"):
@@ -358,7 +356,7 @@ def parts(*texts: str) -> list[dict[str, str]]:
 
 
 def test_messages_in_parts(llm: LLM, tmp_path: Path) -> None:
-    """They are asked, kept and saved as their text; messages put in by hand in parts do too."""
+    """They are sent, kept and saved as their text, and so are messages that the caller inserts in parts."""
     plain, other = (Conversation(llm, params=PARAMS) for _ in range(2))
     for text in ("hello you", "more"):
         plain.send(text)

@@ -1,4 +1,4 @@
-"""Vectors of texts: the hidden states that the logits are made of, pooled."""
+"""Embedding vectors: the pooled hidden states before the output matrix."""
 
 from __future__ import annotations
 
@@ -35,8 +35,7 @@ def embed(engine: Engine, tokens: list[int], pooling: str, skip: int = 0) -> np.
     return sequence.vector
 
 
-def test_the_output_matrix_makes_logits_of_them(gguf: GGUFFile) -> None:
-    """What comes of the last token's vector by the output matrix are the logits after it."""
+def test_the_last_vector_times_the_output_matrix_gives_the_logits(gguf: GGUFFile) -> None:
     engine = make(gguf)
     (output,) = [t for t in GGUFReader(DATA).tensors if t.name == "output.weight"]
     matrix = output.data.astype(np.float64)
@@ -50,7 +49,7 @@ def test_the_output_matrix_makes_logits_of_them(gguf: GGUFFile) -> None:
 
 @pytest.mark.parametrize("max_batch_tokens", [3, 64])
 def test_pooling(gguf: GGUFFile, max_batch_tokens: int) -> None:
-    """Each token's own vector is that of the text that ends there; the steps change no bit."""
+    """Each token's vector equals the last vector of the text up to it; the number of steps changes no bit."""
     engine, whole = make(gguf, max_batch_tokens=max_batch_tokens), make(gguf)
     each = [embed(engine, TOKENS[: i + 1], "last") for i in range(len(TOKENS))]
     mean = np.zeros_like(each[0])
@@ -65,7 +64,7 @@ def test_pooling(gguf: GGUFFile, max_batch_tokens: int) -> None:
 
 @pytest.mark.parametrize("max_batch_tokens", [3, 64])
 def test_tokens_that_are_not_pooled(gguf: GGUFFile, max_batch_tokens: int) -> None:
-    """A prompt's, at the beginning; where they are all, sentence-transformers gives zeros, or the first token's state."""
+    """Leading tokens of a prompt; if there are no others, zeros, or the first token's state, as in sentence-transformers."""
     engine = make(gguf, max_batch_tokens=max_batch_tokens)
     each = [embed(engine, TOKENS[: i + 1], "last") for i in range(len(TOKENS))]
     for skip in (1, 4, len(TOKENS) - 1):
@@ -82,7 +81,7 @@ def test_tokens_that_are_not_pooled(gguf: GGUFFile, max_batch_tokens: int) -> No
     engine.close()
 
 
-def test_many_at_once_are_what_they_are_alone(gguf: GGUFFile) -> None:
+def test_a_batch_gives_the_same_vectors_as_each_text_alone(gguf: GGUFFile) -> None:
     engine = make(gguf)
     n_embd = engine._core.model.config.n_embd
     texts = [TOKENS[i : i + 1 + i % 7] for i in range(12)]

@@ -28,7 +28,7 @@ def model(request: pytest.FixtureRequest) -> Iterator[tuple[str, LLM]]:
 
 
 def test_vectors(model: tuple[str, LLM]) -> None:
-    """The second text is longer than each model's longest, with and without a prompt."""
+    """The second text exceeds each model's maximum length, with and without a prompt."""
     name, llm = model
     with np.load(DATA / f"embedder_{name}.npz") as golden:
         for prompt in golden.files:
@@ -51,7 +51,7 @@ def test_long_texts_are_refused_by_number(model: tuple[str, LLM]) -> None:
     with pytest.raises(RequestError, match=r"^prompt: 18 tokens") as error:
         llm.embed(TEXTS[1], prompt="")
     assert error.value.index is None
-    ids = llm.tokenizer.encode(TEXTS[1])  # of token ids the caller knows
+    ids = llm.tokenizer.encode(TEXTS[1])  # token ids are the caller's responsibility
     whole, cut = llm.embed([ids]), llm.embed([ids], truncate=True)
     assert not np.allclose(whole, cut, atol=1e-3)
     with pytest.raises(RequestError, match=r"prompts\[0\]: 97 tokens do not fit|prompts\[0\]: 257 tokens do not fit"):
@@ -74,14 +74,14 @@ def test_names_of_prompts(model: tuple[str, LLM]) -> None:
 
 
 def test_states_of_all_tokens(model: tuple[str, LLM]) -> None:
-    """Every token has one, the prompt's too."""
+    """One for every token, the prompt's included."""
     _, llm = model
     (states,) = llm.embed(["the cat"], prompt="query", pooling="none")
     assert len(states) == len(llm.tokenizer.encode("find the cat: the cat"))
 
 
 def test_control_tokens_of_a_prompt(tmp_path: Path) -> None:
-    """The model's own prompt may have them; the same characters in a text are text."""
+    """They count in the model's own prompt; the same characters in a text are text."""
     prompts = {"gumba.embedding.prompt.query": "[SEP]the ", "gumba.embedding.max_seq_length": 40}
     path = rewrite(tmp_path / "out.gguf", prompts, model=DATA / "embedder_bert.gguf")
     with LLM(path, n_threads=1) as llm:
@@ -118,7 +118,7 @@ def test_damaged_keys(tmp_path: Path, key: str, value: object, message: str) -> 
 
 @pytest.mark.parametrize(("name", "n_special"), [("bert_pairs", 3), ("roberta", 4)])
 def test_pairs_are_cut_at_the_longer_text(name: str, n_special: int) -> None:
-    """tokenizers 0.23's `longest_first`: (tokens of both texts, room, tokens that are left)."""
+    """tokenizers 0.23's `longest_first`: (tokens of both texts, limit, tokens that remain)."""
     with LLM(DATA / f"classifier_{name}.gguf", n_threads=1) as llm:
         word, tokenizer = ("the " if name == "bert_pairs" else "a"), llm.tokenizer
         for first, second, room, left in (

@@ -1,4 +1,4 @@
-"""A model that nobody uses gives its memory back, and is there again when it is wanted."""
+"""An idle model is unloaded, and loaded again by the next request."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def tiny(tmp_path: Path) -> Path:
 
 
 def unloaded(llm: LLM) -> bool:
-    """Whether the model has gone by now, waited for a little."""
+    """Whether the model is unloaded within a short time."""
     end = time.monotonic() + 10
     while llm._engine._core.loaded and time.monotonic() < end:
         time.sleep(0.005)
@@ -28,7 +28,7 @@ def unloaded(llm: LLM) -> bool:
 
 
 @pytest.mark.parametrize("draft", [False, True])
-def test_it_goes_and_comes_back(tiny: Path, draft: bool) -> None:
+def test_unloading_and_reloading(tiny: Path, draft: bool) -> None:
     with LLM(tiny, unload_after=0.02, draft_model=tiny if draft else None) as llm:
         before = {thread.name for thread in threading.enumerate()}
         expected = llm.generate([[5, 6, 7]], PARAMS)[0]
@@ -66,7 +66,7 @@ def test_a_file_that_has_changed_meanwhile(tiny: Path) -> None:
     llm = LLM(tiny, unload_after=0.01)
     assert unloaded(llm)
     data = tiny.read_bytes()
-    tiny.write_bytes(data)  # the same, but how would one know
+    tiny.write_bytes(data)  # the same bytes, but a new file
     with pytest.raises(GGUFError, match="changed"):
         llm.generate([[5]], PARAMS)
     with pytest.raises(GGUFError, match="changed"):
@@ -76,7 +76,7 @@ def test_a_file_that_has_changed_meanwhile(tiny: Path) -> None:
         llm.generate([[5]], PARAMS)
 
 
-def test_closing_an_unloaded_one(tiny: Path) -> None:
+def test_closing_an_unloaded_model(tiny: Path) -> None:
     llm = LLM(tiny, unload_after=0.0)
     assert unloaded(llm)
     llm.close()
@@ -89,8 +89,8 @@ def test_bad_times(tiny: Path, value: object) -> None:
         LLM(tiny, unload_after=value)  # type: ignore[arg-type]
 
 
-def test_what_drafts_is_there_again_at_once(tiny: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The first request after every return of the model is drafted for as well."""
+def test_the_draft_model_is_reloaded_at_once(tiny: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The first request after each reload has drafts, too."""
     with LLM(tiny, unload_after=0.01, draft_model=tiny, draft_tokens=8) as llm:
         for _ in range(2):
             assert unloaded(llm)
@@ -112,7 +112,7 @@ def test_what_drafts_is_there_again_at_once(tiny: Path, caplog: pytest.LogCaptur
     assert not caplog.records
 
 
-def test_a_relative_path_and_another_folder(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_path_after_a_change_of_folder(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tiny.parent)
     with LLM(tiny.name, unload_after=0.01, draft_model=tiny.name) as llm:
         expected = llm.generate([[5, 6, 7]], PARAMS)[0].token_ids

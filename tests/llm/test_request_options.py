@@ -1,4 +1,4 @@
-"""What a request may want besides tokens: a form of its text, log-probabilities of the prompt, the best of several."""
+"""Structured outputs, log-probabilities of the prompt, and the best of several answers."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def test_best_of(llm: LLM) -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_texts_have_the_form_that_is_asked_for(llm: LLM, seed: int) -> None:
-    """Each alone and beside the others the same; whether the model would end itself or not."""
+def test_texts_match_their_constraint(llm: LLM, seed: int) -> None:
+    """The same alone and in a batch, whether or not the model would end by itself."""
     schema = {
         "type": "object",
         "properties": {"a": {"type": "integer"}, "b": {"enum": ["x", "y"]}},
@@ -94,7 +94,7 @@ def test_texts_have_the_form_that_is_asked_for(llm: LLM, seed: int) -> None:
         ]
         together = llm.generate([[5, 6]] * 3, params)
         for result, check, one in zip(together, checks, params):
-            if result.finish_reason == "stop":  # an integer may go on for as long as it likes
+            if result.finish_reason == "stop":  # an integer has no maximum length
                 assert check(result.text), result.text
             else:
                 assert one.structured_outputs is forms[2]
@@ -107,13 +107,13 @@ def test_texts_have_the_form_that_is_asked_for(llm: LLM, seed: int) -> None:
     assert llm.kv_usage().in_use == 0
 
 
-def test_forms_that_are_none(llm: LLM) -> None:
+def test_malformed_constraints(llm: LLM) -> None:
     with pytest.raises(RequestError, match="regex"):
         llm.generate(["a"], SamplingParams(structured_outputs=StructuredOutputsParams(regex="(")))
 
 
 @pytest.mark.parametrize("stop", ["}", '"', "a"])
-def test_a_stop_inside_the_form_is_told_from_its_end(llm: LLM, stop: str) -> None:
+def test_a_stop_string_inside_the_constraint_is_reported(llm: LLM, stop: str) -> None:
     form = StructuredOutputsParams(json={"const": {"a": {"b": 1}}})
     (whole,) = llm.generate(["x"], SamplingParams(structured_outputs=form, max_tokens=100, temperature=0))
     assert json.loads(whole.text) == {"a": {"b": 1}} and (whole.finish_reason, whole.stop_reason) == ("stop", None)

@@ -1,4 +1,4 @@
-"""Session files: a conversation goes on where it was, and nothing that is no whole session of this model is believed."""
+"""Session files: resuming a conversation, and refusing files that are damaged or of another model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def load(tiny: Path, **options: object) -> LLM:
 
 
 @pytest.mark.parametrize("kv_type", ["f16", "bf16", "f32", "q8_0"])
-def test_a_conversation_goes_on(tiny: Path, prompt: list[int], tmp_path: Path, kv_type: str) -> None:
+def test_resuming_a_conversation(tiny: Path, prompt: list[int], tmp_path: Path, kv_type: str) -> None:
     path = tmp_path / "a.session"
     with load(tiny, kv_type=kv_type) as llm:
         first = llm.generate([prompt], PARAMS)[0]
@@ -37,15 +37,15 @@ def test_a_conversation_goes_on(tiny: Path, prompt: list[int], tmp_path: Path, k
         found = llm.generate([[*said, 5, 6]], PARAMS)[0]
         assert found.token_ids == expected.token_ids
         assert found.timings.cached_tokens == len(said) - 1
-        assert llm.load_session(path)[0] == said  # again: nothing is there twice
+        assert llm.load_session(path)[0] == said  # again: no page is stored twice
         assert llm.kv_usage().in_use == 0
-    # Without the file the same comes out, only later.
+    # Without the file the result is the same, only later.
     with load(tiny, kv_type=kv_type) as llm:
         found = llm.generate([[*said, 5, 6]], PARAMS)[0]
         assert (found.token_ids, found.timings.cached_tokens) == (expected.token_ids, 0)
 
 
-def test_tokens_that_nobody_has_computed(tiny: Path, prompt: list[int], tmp_path: Path) -> None:
+def test_tokens_that_were_never_computed(tiny: Path, prompt: list[int], tmp_path: Path) -> None:
     path = tmp_path / "a.session"
     with load(tiny) as llm:
         assert llm.save_session(path, prompt) == 0
@@ -95,7 +95,7 @@ def test_damaged_files(tiny: Path, saved: Path) -> None:
         assert llm.load_session(saved)[1] == "notes"
 
 
-def test_files_of_others(tiny: Path, saved: Path, tmp_path: Path) -> None:
+def test_files_of_other_models(tiny: Path, saved: Path, tmp_path: Path) -> None:
     with load(tiny, kv_type="f16") as llm, pytest.raises(RequestError, match=r"another kv_type.*with the same kv_type"):
         llm.load_session(saved)
     other = tmp_path / "other.gguf"
@@ -112,7 +112,7 @@ def test_files_of_others(tiny: Path, saved: Path, tmp_path: Path) -> None:
                 llm.load_session(missing)
 
 
-def test_what_cannot_be_written(tiny: Path, prompt: list[int], tmp_path: Path) -> None:
+def test_files_that_cannot_be_written(tiny: Path, prompt: list[int], tmp_path: Path) -> None:
     with load(tiny) as llm:
         llm.generate([prompt], SamplingParams(max_tokens=1))
         with pytest.raises(ResourceError, match="cannot be written"):
@@ -125,7 +125,7 @@ def test_what_cannot_be_written(tiny: Path, prompt: list[int], tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_room(tiny: Path, saved: Path) -> None:
+def test_a_full_kv_cache(tiny: Path, saved: Path) -> None:
     with LLM(tiny, n_ctx=64, kv_tokens=64, kv_type="f32") as llm:
         with pytest.raises(ResourceError, match="KV pages"):
             llm.load_session(saved)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict, overload
+from typing import TYPE_CHECKING, TypedDict, cast, overload
 
 from gumba.llm.base import LLMBase, answer_bar, build_async
 from gumba.llm.input_processor import ChatOptions, Messages, ParamsOf, PromptProgress
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack  # the standard library's from Python 3.11 on
 
 #: Functions that a model may call, as OpenAI's API has them.
-Tools = Sequence[Mapping[str, Any]] | None
+Tools = Sequence[Mapping[str, object]] | None
 
 
 class ChatKeywords(TypedDict, total=False):
@@ -24,8 +24,8 @@ class ChatKeywords(TypedDict, total=False):
 
     tools: Tools
     reasoning: str
-    template_args: Mapping[str, Any] | None
-    chat_template_kwargs: Mapping[str, Any] | None
+    template_args: Mapping[str, object] | None
+    chat_template_kwargs: Mapping[str, object] | None
     progress: PromptProgress | None
 
 
@@ -53,8 +53,8 @@ class ChatMixin(LLMBase):
         *,
         tools: Tools = None,
         reasoning: str = "auto",
-        template_args: Mapping[str, Any] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
+        template_args: Mapping[str, object] | None = None,
+        chat_template_kwargs: Mapping[str, object] | None = None,
         progress: PromptProgress | None = None,
         use_tqdm: bool = False,
     ) -> RequestOutput | list[RequestOutput]:
@@ -97,8 +97,8 @@ class ChatMixin(LLMBase):
         *,
         tools: Tools = None,
         reasoning: str = "auto",
-        template_args: Mapping[str, Any] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
+        template_args: Mapping[str, object] | None = None,
+        chat_template_kwargs: Mapping[str, object] | None = None,
         progress: PromptProgress | None = None,
     ) -> RequestOutput | list[RequestOutput]:
         """As ``chat``, for an event loop."""
@@ -117,8 +117,8 @@ class ChatMixin(LLMBase):
         *,
         tools: Tools = None,
         reasoning: str = "auto",
-        template_args: Mapping[str, Any] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
+        template_args: Mapping[str, object] | None = None,
+        chat_template_kwargs: Mapping[str, object] | None = None,
         progress: PromptProgress | None = None,
     ) -> Iterator[StreamOutput]:
         """As ``chat`` of one conversation, one StreamOutput per token, as ``stream`` gives them."""
@@ -133,8 +133,8 @@ class ChatMixin(LLMBase):
         *,
         tools: Tools = None,
         reasoning: str = "auto",
-        template_args: Mapping[str, Any] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
+        template_args: Mapping[str, object] | None = None,
+        chat_template_kwargs: Mapping[str, object] | None = None,
         progress: PromptProgress | None = None,
     ) -> AsyncIterator[StreamOutput]:
         """As ``chat_stream``, for an event loop. With ``structured_outputs`` arguments are checked with the first item, too."""
@@ -151,14 +151,14 @@ class ChatMixin(LLMBase):
         options: ChatOptions,
         progress: PromptProgress | None,
     ) -> RequestBatch[RequestOutput]:
-        chats: Any = messages if several else [messages]
-        per_chat: Any = params if several else [params]
+        chats = cast("Sequence[Messages]", messages if several else [messages])
+        per_chat = cast("ParamsOf", params if several else [params])
         return self._inputs.chats(chats, per_chat, options, progress)
 
 
 def _options(
-    template_args: Mapping[str, Any] | None,
-    chat_template_kwargs: Mapping[str, Any] | None,
+    template_args: Mapping[str, object] | None,
+    chat_template_kwargs: Mapping[str, object] | None,
     tools: Tools,
     reasoning: str,
 ) -> ChatOptions:
@@ -166,6 +166,6 @@ def _options(
     return ChatOptions(template_variables(given), tools, reasoning)
 
 
-def _several(messages: Any) -> bool:
+def _several(messages: object) -> bool:
     """Whether these are several conversations, not the messages of one."""
     return isinstance(messages, Sequence) and bool(messages) and isinstance(messages[0], list | tuple)

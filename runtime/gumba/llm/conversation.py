@@ -49,22 +49,22 @@ class ChatModel(Protocol):
 
     def chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Sequence[Mapping[str, object]],
         sampling_params: SamplingParams | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None,
+        tools: Sequence[Mapping[str, object]] | None,
         reasoning: str,
-        template_args: Mapping[str, Any] | None,
+        template_args: Mapping[str, object] | None,
     ) -> RequestOutput: ...
 
     def chat_stream(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Sequence[Mapping[str, object]],
         sampling_params: SamplingParams | None = None,
         *,
-        tools: Sequence[Mapping[str, Any]] | None,
+        tools: Sequence[Mapping[str, object]] | None,
         reasoning: str,
-        template_args: Mapping[str, Any] | None,
+        template_args: Mapping[str, object] | None,
     ) -> Iterator[StreamOutput]: ...
 
     def kv_usage(self) -> KVUsage: ...
@@ -104,10 +104,10 @@ class Conversation:
         *,
         system: str | None = None,
         params: SamplingParams | None = None,
-        template_args: Mapping[str, Any] | None = None,
+        template_args: Mapping[str, object] | None = None,
         forgetful: bool = False,
         reasoning: str = "auto",
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[Mapping[str, object]] | None = None,
     ) -> None:
         if params is not None and not isinstance(params, SamplingParams):
             raise RequestError(f"params: expected SamplingParams, found {show(params)}")
@@ -376,7 +376,7 @@ class Conversation:
             del messages[first:end]
         return forgotten
 
-    def _ids(self, messages: Sequence[Mapping[str, Any]], *, ended: bool = False) -> list[int]:
+    def _ids(self, messages: Sequence[Mapping[str, object]], *, ended: bool = False) -> list[int]:
         """Token ids of ``messages`` with the beginning of an answer; ``ended``: without it, but at least one id."""
         args = {**self.template_args, "add_generation_prompt": not ended}
         if self.tools:
@@ -415,10 +415,10 @@ def settings_of(params: SamplingParams) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def params_of(settings: Mapping[str, Any]) -> SamplingParams:
+def params_of(settings: Mapping[str, object]) -> SamplingParams:
     """The parameters that ``settings_of`` wrote. Raises RequestError naming the parameter that is wrong."""
     names = {field.name for field in fields(SamplingParams)} - {"logits_processors"}
-    values = dict(settings)
+    values: dict[str, Any] = dict(settings)
     for name in values:
         if name not in names:
             raise RequestError(f"{show(name)} is not a parameter in this version")

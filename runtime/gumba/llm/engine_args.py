@@ -69,7 +69,7 @@ WITHOUT_EFFECT = frozenset({
 })  # fmt: skip
 
 #: Keywords that could change results or the device, and their accepted values (besides None), which do not.
-ALLOWED: dict[str, tuple[Any, ...]] = {
+ALLOWED: dict[str, tuple[object, ...]] = {
     "quantization": ("gguf",),
     "load_format": ("auto", "gguf", "safetensors", "hf", "pt"),
     "config_format": ("auto", "hf"),
@@ -184,7 +184,7 @@ class EngineArgs:
 
 
 def parse_engine_args(
-    model: Any, keywords: Mapping[str, Any], extra: Mapping[str, Any], defaults: Mapping[str, Any]
+    model: object, keywords: Mapping[str, Any], extra: Mapping[str, object], defaults: Mapping[str, object]
 ) -> EngineArgs:
     """Check the keywords of ``LLM``, and translate those of vLLM.
 
@@ -240,7 +240,7 @@ def _optional(require: Callable[..., N], name: str, value: object, *limits: floa
     return None if value is None else require(name, value, *limits)
 
 
-def _known_values(extra: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def _known_values(extra: Mapping[str, object], defaults: Mapping[str, object]) -> dict[str, object]:
     """The keywords of vLLM that are not None. Raises KeywordError for an unknown one, UnsupportedError for a refused value."""
     known = {*RENAMED, *WITHOUT_EFFECT, *ALLOWED, *_SPECIAL}
     for name in extra:
@@ -257,7 +257,7 @@ def _known_values(extra: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict
     return values
 
 
-def _synonyms(values: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+def _synonyms(values: Mapping[str, object]) -> dict[str, tuple[str, object]]:
     """The settings given by vLLM's names: keyword of ``LLM`` -> (vLLM's name, value)."""
     synonyms = {RENAMED[name]: (name, value) for name, value in values.items() if name in RENAMED}
     synonyms |= _speculation(values)
@@ -270,7 +270,7 @@ def _synonyms(values: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
     return synonyms
 
 
-def check_dtype(name: str, value: Any) -> None:
+def check_dtype(name: str, value: object) -> None:
     """Check a data type: a string, or an object whose ``str`` is one, such as ``torch.float16``.
 
     The weights keep the types of the file, so every floating-point type that models are loaded in is accepted.
@@ -301,7 +301,7 @@ def kv_budget(fraction: float, weights_bytes: int) -> int | None:
 
 
 def _memory_fraction(
-    values: Mapping[str, Any], keywords: Mapping[str, Any], synonyms: Mapping[str, Any]
+    values: Mapping[str, object], keywords: Mapping[str, object], synonyms: Mapping[str, object]
 ) -> float | None:
     fraction = values.get("gpu_memory_utilization")
     if fraction is None:
@@ -317,7 +317,7 @@ def _memory_fraction(
     return None if "kv_memory" in synonyms else number  # kv_cache_memory_bytes overrides it, as in vLLM
 
 
-def _speculation(values: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+def _speculation(values: Mapping[str, object]) -> dict[str, tuple[str, object]]:
     """The keywords of ``LLM`` for a draft model: keyword -> (vLLM's name, value)."""
     config = values.get("speculative_config")
     if config is None:
@@ -339,28 +339,28 @@ def _speculation(values: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
     return synonyms
 
 
-def _kv_type(value: Any) -> str | None:
+def _kv_type(value: object) -> str | None:
     text = str(value).removeprefix("torch.")
     if text in _KV_TYPES:
         return _KV_TYPES[text]
     raise _refused("kv_cache_dtype", value, tuple(_KV_TYPES))
 
 
-def _revision(values: Mapping[str, Any]) -> str | None:
+def _revision(values: Mapping[str, object]) -> str | None:
     revision, tokenizer = _text(values, "revision"), _text(values, "tokenizer_revision")
     if tokenizer is not None and tokenizer != (revision or "main"):
         raise _refused("tokenizer_revision", tokenizer, (revision or "main",))
     return revision
 
 
-def _text(values: Mapping[str, Any], name: str) -> str | None:
+def _text(values: Mapping[str, object], name: str) -> str | None:
     value = values.get(name)
     if value is not None and not (hasattr(value, "__fspath__") or (isinstance(value, str) and value)):
         raise RequestError(f"{name}: expected a string of at least one character, found {show(value)}")
     return None if value is None else str(value)
 
 
-def _is_one_of(value: Any, allowed: Collection[Any]) -> bool:
+def _is_one_of(value: object, allowed: Collection[object]) -> bool:
     text = str(value)  # e.g. of a torch.device or an enum member
     return any(
         (type(value) is type(one) and value == one)
@@ -369,7 +369,7 @@ def _is_one_of(value: Any, allowed: Collection[Any]) -> bool:
     )
 
 
-def _refused(name: str, value: Any, allowed: Collection[Any]) -> UnsupportedError:
+def _refused(name: str, value: object, allowed: Collection[object]) -> UnsupportedError:
     expected = " or ".join(show(one) for one in allowed) or "None"
     why = f" ({_INSTEAD[name]})" if name in _INSTEAD else ""
     return UnsupportedError(f"{name}: gumba supports {expected} only, found {show(value)}{why}")

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from gumba.loading.config import Config
     from gumba.sampling.structured.constraints import Constraint
 
-Messages = Sequence[Mapping[str, Any]]
+Messages = Sequence[Mapping[str, object]]
 #: One for all requests, or one for each of them.
 ParamsOf = SamplingParams | Sequence[SamplingParams | None] | None
 #: Called with the number of prompt tokens computed so far, and the number of all prompt tokens.
@@ -63,8 +63,8 @@ class DraftSource(Protocol):
 class ChatOptions:
     """The arguments of ``LLM.chat`` that apply to all its conversations."""
 
-    template_args: Mapping[str, Any] | None = None
-    tools: Sequence[Mapping[str, Any]] | None = None
+    template_args: Mapping[str, object] | None = None
+    tools: Sequence[Mapping[str, object]] | None = None
     reasoning: str = "auto"
 
 
@@ -103,7 +103,7 @@ class InputProcessor:
         self,
         prompts: str | Iterable[Prompt] | None,
         params: ParamsOf,
-        token_ids: Sequence[Any] | None = None,
+        token_ids: Sequence[object] | None = None,
         progress: PromptProgress | None = None,
     ) -> RequestBatch[RequestOutput]:
         """Requests that continue prompts; arguments as of ``LLM.generate``."""
@@ -173,9 +173,9 @@ class InputProcessor:
         visible = frozenset[int]() if form is None else self._visible_ids(form.texts)
         return PendingRequest(None, self.generations(ids, params, "messages", visible), form)
 
-    def _chat_ids(self, messages: Messages, template: ChatTemplate, template_args: Mapping[str, Any]) -> list[int]:
+    def _chat_ids(self, messages: Messages, template: ChatTemplate, template_args: Mapping[str, object]) -> list[int]:
         """Token ids of a conversation, rendered by ``template`` with ``template_args``."""
-        args = {"add_generation_prompt": True, **template_args}
+        args: dict[str, Any] = {"add_generation_prompt": True, **template_args}
         for name in args:
             if not isinstance(name, str) or name in ("tokenizer", "template", "messages"):
                 raise RequestError(f"template_args: {show(name)} is not the name of a template variable")
@@ -369,11 +369,10 @@ class InputProcessor:
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt."""
         self.check_usable()
-        if isinstance(prompt, Mapping):
-            prompt = plain_prompt(prompt)
-        if isinstance(prompt, str):
-            prompt = self.tokenizer.encode(prompt, add_special=True, parse_special=False)
-        return self.checked_ids(prompt, "prompt")
+        plain = plain_prompt(prompt) if isinstance(prompt, Mapping) else prompt
+        if isinstance(plain, str):
+            plain = self.tokenizer.encode(plain, add_special=True, parse_special=False)
+        return self.checked_ids(plain, "prompt")
 
     def checked_ids(self, tokens: object, field: str) -> list[int]:
         """``tokens`` as a list of ids that are all in the vocabulary: kernels index with them."""

@@ -195,7 +195,7 @@ class LLM(ChatMixin, PoolingMixin):
         prompts: str | Iterable[Prompt] | None = None,
         sampling_params: ParamsOf = None,
         *,
-        prompt_token_ids: Sequence[Any] | None = None,
+        prompt_token_ids: Sequence[object] | None = None,
         progress: PromptProgress | None = None,
         use_tqdm: bool = False,
     ) -> list[RequestOutput]:
@@ -224,7 +224,7 @@ class LLM(ChatMixin, PoolingMixin):
         prompts: str | Iterable[Prompt] | None = None,
         sampling_params: ParamsOf = None,
         *,
-        prompt_token_ids: Sequence[Any] | None = None,
+        prompt_token_ids: Sequence[object] | None = None,
         progress: PromptProgress | None = None,
     ) -> list[RequestOutput]:
         """As ``generate``, for an event loop, which continues meanwhile. Cancelling the task cancels the requests."""
@@ -319,8 +319,8 @@ class LLM(ChatMixin, PoolingMixin):
     def _fingerprint(self) -> str:
         return self._gguf.fingerprint()
 
-    def _page_layout(self) -> dict[str, str | int]:
-        """What the contents of KV pages depend on, by the keys of a session file's header."""
+    def _page_layout(self) -> session_file.PageLayout:
+        """What the contents of KV pages depend on."""
         kv = self.model.kv
         return {
             "model": self._fingerprint,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -15,11 +15,14 @@ from gumba.llm.prompts import Prompt
 from gumba.outputs import Logprobs
 from gumba.sampling_params import SamplingParams
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 
 class PoolingMixin(LLMBase):
     """Pooling API of ``LLM``: embed, rerank, classify, score."""
 
-    def logits(self, tokens: Sequence[int] | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def logits(self, tokens: Sequence[int] | np.ndarray[Any, Any]) -> NDArray[np.float32]:
         """Logits after each of ``tokens``, float32 [len(tokens), n_vocab]: the bare forward pass.
 
         Raises:
@@ -42,7 +45,7 @@ class PoolingMixin(LLMBase):
         normalize: bool = True,
         prompt: str | None = None,
         truncate: bool = False,
-    ) -> np.ndarray[Any, Any]: ...
+    ) -> NDArray[np.float32]: ...
     @overload
     def embed(
         self,
@@ -52,7 +55,7 @@ class PoolingMixin(LLMBase):
         normalize: bool = True,
         prompt: str | None = None,
         truncate: bool = False,
-    ) -> list[np.ndarray[Any, Any]]: ...
+    ) -> list[NDArray[np.float32]]: ...
     def embed(
         self,
         prompts: Prompt | Iterable[Prompt],
@@ -61,7 +64,7 @@ class PoolingMixin(LLMBase):
         normalize: bool = True,
         prompt: str | None = None,
         truncate: bool = False,
-    ) -> np.ndarray[Any, Any] | list[np.ndarray[Any, Any]]:
+    ) -> NDArray[np.float32] | list[NDArray[np.float32]]:
         """Embedding vectors of texts, float32 [prompts, n_embd]: the pooled final hidden states.
 
         Args:
@@ -117,7 +120,7 @@ class PoolingMixin(LLMBase):
         rows = self._head_outputs(self._pooling_inputs.rankings(query, documents, truncate))
         return [float(row[0] - row[1] if self._inputs.yes_no_labels else row[0]) for row in rows]
 
-    def classify(self, texts: str | Iterable[ClassifyInput], *, truncate: bool = False) -> np.ndarray[Any, Any]:
+    def classify(self, texts: str | Iterable[ClassifyInput], *, truncate: bool = False) -> NDArray[np.float32]:
         """Logits of a classifier, float32 [texts, labels], in the order of ``labels``.
 
         ``texts``: prompts as for ``generate``, or pairs ``(first, second)`` that are read together. The softmax of a row gives
@@ -128,7 +131,7 @@ class PoolingMixin(LLMBase):
         n_labels: int = self.model.config.n_labels
         return np.array(rows, np.float32).reshape(len(rows), n_labels)
 
-    def _head_outputs(self, sequences: list[ClassifySequence]) -> list[np.ndarray[Any, Any]]:
+    def _head_outputs(self, sequences: list[ClassifySequence]) -> list[NDArray[np.float32]]:
         """The outputs of the classification head for each sequence, float32 [n_labels]."""
         self._engine.finish(sequences)
         for sequence in sequences:

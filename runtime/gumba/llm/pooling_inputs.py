@@ -69,7 +69,7 @@ class PoolingInputs:
         single_step, sequences = not self._config.causal, []
         for i, item in enumerate(prompt_list(cast("Iterable[Prompt]", prompts))):
             try:
-                plain = plain_prompt(item) if isinstance(item, Mapping) else item
+                plain = cast("Prompt", plain_prompt(item)) if isinstance(item, Mapping) else item
                 is_text = isinstance(plain, str)
                 if prompt and not is_text:
                     raise RequestError(f"prompt: {show(prompt)} needs a text to precede, found {show(plain)}")

@@ -12,10 +12,10 @@ from gumba.errors import RequestError
 from gumba.validation import is_iterable, show
 
 #: A prompt: text, token ids, or vLLM's dictionaries of one, {"prompt": text} and {"prompt_token_ids": ids}.
-Prompt = str | Sequence[int] | np.ndarray[Any, Any] | Mapping[str, Any]
+Prompt = str | Sequence[int] | np.ndarray[Any, Any] | Mapping[str, object]
 
 
-def prompt_list(prompts: str | Iterable[Prompt] | Mapping[str, Any]) -> list[Prompt]:
+def prompt_list(prompts: str | Iterable[Prompt] | Mapping[str, object]) -> list[Prompt]:
     """A text, or several prompts, as a list of prompts."""
     if not is_iterable(prompts):
         raise RequestError(f"prompts: expected a text or a list of prompts, found {show(prompts)}")
@@ -32,7 +32,7 @@ def prompt_text(prompt: Prompt) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def plain_prompt(prompt: Mapping[str, Any]) -> Any:
+def plain_prompt(prompt: Mapping[str, object]) -> object:
     """The text or token ids of vLLM's prompt dictionary. Raises RequestError for other keys."""
     for name, value in prompt.items():
         if name not in ("prompt", "prompt_token_ids") and value not in (None, {}):
@@ -46,7 +46,7 @@ def plain_prompt(prompt: Mapping[str, Any]) -> Any:
 
 
 def with_token_ids(
-    prompts: str | Iterable[Prompt] | None, token_ids: Sequence[Any] | np.ndarray[Any, Any] | None
+    prompts: str | Iterable[Prompt] | None, token_ids: Sequence[object] | np.ndarray[Any, Any] | None
 ) -> str | Iterable[Prompt]:
     """``prompts`` with their token ids (vLLM's ``prompt_token_ids``), which take precedence over texts.
 

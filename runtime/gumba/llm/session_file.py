@@ -19,10 +19,10 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypedDict
 
 import numpy as np
 
@@ -44,6 +44,21 @@ _DIFFERENCES = {
 }
 
 
+#: What the contents of pages depend on: the keys of a header whose values must be the same.
+PageLayout = TypedDict(  # noqa: UP013 - these are keys of the file, not names of the code
+    "PageLayout",
+    {
+        "model": str,
+        "kv_type": str,
+        "page_tokens": int,
+        "page_bytes": int,
+        "near_bytes": int,
+        "window": int,
+        "state_bytes": int,
+    },
+)
+
+
 @dataclass(frozen=True)
 class Session:
     """The contents of a session file without its pages.
@@ -63,7 +78,7 @@ class Session:
     notes: Any
 
 
-def write(path: Path, layout: Mapping[str, Any], session: Session, page: Callable[[int], bytes]) -> None:
+def write(path: Path, layout: PageLayout, session: Session, page: Callable[[int], bytes]) -> None:
     """Write a session file.
 
     Args:
@@ -100,7 +115,7 @@ def write(path: Path, layout: Mapping[str, Any], session: Session, page: Callabl
 
 
 def read(
-    path: Path, layout: Mapping[str, Any], n_vocab: int, store: Callable[[Session, Callable[[], bytes]], None]
+    path: Path, layout: PageLayout, n_vocab: int, store: Callable[[Session, Callable[[], bytes]], None]
 ) -> Session:
     """Read a session file.
 
@@ -122,7 +137,7 @@ def read(
 def _read(
     path: Path,
     file: BinaryIO,
-    layout: Mapping[str, Any],
+    layout: PageLayout,
     n_vocab: int,
     store: Callable[[Session, Callable[[], bytes]], None],
 ) -> Session:
