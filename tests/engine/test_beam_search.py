@@ -24,7 +24,7 @@ STOPS = tuple(range(0, 256, 9))
 
 
 def log_probs(history, n_prompt, params, ends, logits):
-    """Log-probabilities of every token, after all that the parameters do to them."""
+    """Log-probabilities of all tokens, after everything that the parameters change."""
     row = logits(history).astype(np.float64)
     if params.temperature:
         row = row / params.temperature
@@ -43,7 +43,7 @@ def log_probs(history, n_prompt, params, ends, logits):
 
 
 def slow_search(prompt, params, ends=(END, *STOPS), capacity=64, logits=hashed_logits):
-    """Every continuation of every beam is looked at; (tokens, sum of log-probabilities, score, why) of the best answers."""
+    """Scores every continuation of every beam; (tokens, sum of log-probabilities, score, finish reason) of the best answers."""
     limit = capacity - len(prompt)
     limit = limit if params.max_tokens is None else min(limit, params.max_tokens)
     width = params.beam_width // params.num_groups
@@ -81,11 +81,11 @@ def slow_search(prompt, params, ends=(END, *STOPS), capacity=64, logits=hashed_l
 
 
 def check(output, expected):
-    assert [each.token_ids for each in output.sequences] == [list(tokens) for tokens, *_ in expected]
-    for each, (_, total, score, why) in zip(output.sequences, expected):
-        assert each.cumulative_logprob == pytest.approx(total, rel=1e-9)
-        assert each.score == pytest.approx(score, rel=1e-9)
-        assert each.finish_reason == why
+    assert [sequence.token_ids for sequence in output.sequences] == [list(tokens) for tokens, *_ in expected]
+    for sequence, (_, total, score, why) in zip(output.sequences, expected):
+        assert sequence.cumulative_logprob == pytest.approx(total, rel=1e-9)
+        assert sequence.score == pytest.approx(score, rel=1e-9)
+        assert sequence.finish_reason == why
 
 
 @pytest.mark.parametrize("index", range(len(GOLDENS)))
@@ -111,8 +111,8 @@ def test_answers_and_scores_are_those_of_transformers(index):
 def test_the_goldens_cover_every_parameter():
     together = {name for case in GOLDENS for name, value in case["params"].items()}
     assert together >= {"length_penalty", "early_stopping", "min_tokens", "repetition_penalty", "no_repeat_ngram_size"}
-    found = {json.dumps(case["sequences"]) for case in GOLDENS}
-    assert len(found) == len(GOLDENS), "a parameter changes nothing"
+    outputs = {json.dumps(case["sequences"]) for case in GOLDENS}
+    assert len(outputs) == len(GOLDENS), "a parameter changes nothing"
 
 
 PARAMS = [
@@ -145,7 +145,7 @@ def test_answers_are_those_of_the_slow_search(make_llm, fields):
 
 
 @pytest.mark.parametrize("n", [1, 5, 16, 17, 100, 263, 1000])
-def test_the_largest_numbers_are_found(n):
+def test_top_k(n):
     rng = np.random.default_rng(n)
     for count in (1, 2, 6, 7, 20, 62, 63, 100, n, n + 3):
         for values in (rng.standard_normal(n), rng.integers(0, 4, n).astype(float), np.zeros(n)):
@@ -159,8 +159,8 @@ def test_groups_choose_different_tokens(make_llm):
     llm = make_llm(n_pages=500)
     params = BeamSearchParams(beam_width=6, n=6, num_groups=6, diversity_penalty=100, max_tokens=6)
     (output,) = llm.beam_search([[1, 2]], params)
-    # An answer's last token is none that goes on, and costs nobody.
-    for column in list(zip(*[each.token_ids for each in output.sequences]))[:-1]:
+    # An answer's last token does not continue, and costs no other group a penalty.
+    for column in list(zip(*[sequence.token_ids for sequence in output.sequences]))[:-1]:
         assert len(set(column)) == 6
 
 
@@ -178,7 +178,10 @@ def test_text_and_ends(make_llm):
     llm = make_llm(logits=logits)
     for prompt in ("a", [ord("a")]):
         (output,) = llm.beam_search([prompt], BeamSearchParams(beam_width=2, n=2))
-        assert [(each.text, each.finish_reason) for each in output.sequences] == [("he", "stop"), ("hi", "stop")]
+        assert [(sequence.text, sequence.finish_reason) for sequence in output.sequences] == [
+            ("he", "stop"),
+            ("hi", "stop"),
+        ]
         assert output.sequences[0].token_ids == [ord("h"), ord("e"), END]
         assert output.prompt == (prompt if prompt == "a" else None)
     (output,) = llm.beam_search("a", BeamSearchParams(beam_width=2, n=1, ignore_eos=True, max_tokens=3))
@@ -190,7 +193,7 @@ def test_to_the_end_of_the_context(make_llm):
     llm = make_llm(n_ctx=20, n_pages=60)
     params = BeamSearchParams(beam_width=3, n=3)
     (output,) = llm.beam_search([list(range(12))], params)
-    assert [len(each.token_ids) for each in output.sequences] == [8, 8, 8]
+    assert [len(sequence.token_ids) for sequence in output.sequences] == [8, 8, 8]
     check(output, slow_search(list(range(12)), params, ends=(END,), capacity=20))
 
 
@@ -207,13 +210,13 @@ def test_beams_share_the_pages_of_their_prompt(make_llm, n_prompt):
     check(output, slow_search(list(range(n_prompt)), params, ends=(END,), capacity=200))
     # The prompt is computed once, then every beam one token a step.
     assert [[n for _, n in step] for step in llm.model.steps] == [[n_prompt]] + [[1] * 8] * 5
-    # Its full pages are there once, and each beam has one or two of its own; a few are kept of beams that ended.
+    # Its full pages exist once, and each beam has one or two of its own; a few cached ones are of beams that ended.
     assert held[1] <= n_prompt // 16 + 8 + 1
     assert max(held) <= n_prompt // 16 + 2 * 8 + 2
 
 
 def test_beams_that_end_leave_their_places_to_others(make_llm):
-    """With no more places than beams, no beam is computed again for want of one."""
+    """With no more places than beams, no beam is recomputed for lack of a place."""
     llm = make_llm(n_pages=100, max_sequences=4)
     params = BeamSearchParams(beam_width=4, max_tokens=15)
     check(llm.beam_search([[1, 2, 3]], params)[0], slow_search([1, 2, 3], params, ends=(END,)))
@@ -224,7 +227,7 @@ def test_beams_that_end_leave_their_places_to_others(make_llm):
 @pytest.mark.parametrize("n_pages", [16, 19, 26, 60])
 @pytest.mark.parametrize("cached", [True, False])
 def test_same_answers_when_pages_or_places_run_out(make_llm, max_sequences, n_pages, cached):
-    """Beams run in turns, lose their pages and are computed again, and the answers have the same bits."""
+    """Beams run in turns, are preempted and recomputed, and the answers have the same bits."""
     llm = make_llm(n_pages=n_pages, max_sequences=max_sequences, max_batch_tokens=16)
     params = BeamSearchParams(beam_width=6, n=6, max_tokens=20, stop_token_ids=STOPS, cache_prompt=cached)
     prompts = [list(range(30)), [5, 6], list(range(30, 7, -1))]
@@ -238,7 +241,7 @@ def test_same_answers_when_pages_or_places_run_out(make_llm, max_sequences, n_pa
 
 
 def test_beside_other_requests(make_llm):
-    """Streams, answers and searches at once, from several threads, with few pages: each gets what it would get alone."""
+    """Streams, answers and searches at once, from several threads, with few pages: all get what they would get alone."""
     rng = random.Random(1)
     llm, roomy = make_llm(n_pages=24, max_sequences=5), make_llm(n_pages=2000)
     jobs = []
@@ -256,11 +259,11 @@ def test_beside_other_requests(make_llm):
         return output.sequences if kind == "beam_search" else output.token_ids
 
     alone = [run(roomy, *job) for job in jobs]
-    found = [None] * len(jobs)
+    outputs = [None] * len(jobs)
 
     def work(first):
         for index in range(first, len(jobs), 8):
-            found[index] = run(llm, *jobs[index])
+            outputs[index] = run(llm, *jobs[index])
 
     threads = [threading.Thread(target=work, args=(first,)) for first in range(8)]
     for thread in threads:
@@ -268,12 +271,12 @@ def test_beside_other_requests(make_llm):
     for thread in threads:
         thread.join(60)
         assert not thread.is_alive()
-    assert found == alone
+    assert outputs == alone
     assert llm.kv_usage().in_use == 0
 
 
 def test_cancelled(make_llm):
-    """What was found so far comes back, and all pages are free."""
+    """It returns the answers so far, and all pages are free."""
 
     def cancel(model):
         if len(model.steps) == 6:
@@ -282,11 +285,11 @@ def test_cancelled(make_llm):
     llm = make_llm(before=cancel, n_pages=200)
     params = BeamSearchParams(beam_width=4, n=4, max_tokens=20)
     (output,) = llm.beam_search([[1, 2, 3]], params)
-    assert [each.finish_reason for each in output.sequences] == ["cancelled"] * 4
-    # The prompt's step was the first; the one in which it was cancelled was still taken in.
+    assert [sequence.finish_reason for sequence in output.sequences] == ["cancelled"] * 4
+    # The prompt's step was the first; the step in which it was cancelled still counts.
     shorter = slow_search([1, 2, 3], BeamSearchParams(beam_width=4, n=4, max_tokens=7), ends=(END,))
-    assert [each.token_ids for each in output.sequences] == [list(tokens) for tokens, *_ in shorter]
-    assert [each.score for each in output.sequences] == pytest.approx([score for _, _, score, _ in shorter])
+    assert [sequence.token_ids for sequence in output.sequences] == [list(tokens) for tokens, *_ in shorter]
+    assert [sequence.score for sequence in output.sequences] == pytest.approx([score for _, _, score, _ in shorter])
     assert llm.kv_usage().in_use == 0
     check(llm.beam_search([[1, 2, 3]], params)[0], slow_search([1, 2, 3], params, ends=(END,)))
 
@@ -294,7 +297,7 @@ def test_cancelled(make_llm):
 def test_cancelled_before_it_began(make_llm):
     llm = make_llm(before=lambda model: llm.cancel())
     (output,) = llm.beam_search([list(range(30))], BeamSearchParams(beam_width=2, n=2, num_groups=2))
-    assert [(each.token_ids, each.finish_reason) for each in output.sequences] == [([], "cancelled")]
+    assert [(sequence.token_ids, sequence.finish_reason) for sequence in output.sequences] == [([], "cancelled")]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -330,7 +333,7 @@ def test_no_token_is_left(make_llm):
     everything = list(range(N_VOCAB))
     with pytest.raises(RequestError, match="no token is left"):
         llm.beam_search([everything], BeamSearchParams(beam_width=3, no_repeat_ngram_size=1))
-    # Three tokens are left, then two, one and none: fewer answers than asked for, and none is a repetition.
+    # Three tokens are left, then two, one and none: fewer answers than requested, and none is a repetition.
     few = BeamSearchParams(beam_width=2, n=2, no_repeat_ngram_size=1, stop_token_ids=[everything[-1]], ignore_eos=True)
     (output,) = llm.beam_search([everything[:-3]], few)
     check(output, slow_search(everything[:-3], few, ends=everything[-1:], capacity=400))
@@ -342,14 +345,14 @@ def test_extreme_length_penalties(make_llm):
         params = BeamSearchParams(beam_width=2, n=2, max_tokens=1250, length_penalty=penalty, stop_token_ids=STOPS)
         (output,) = llm.beam_search([[1, 2]], params)
         assert len(output.sequences) == 2
-        assert not any(np.isnan(each.score) for each in output.sequences)
+        assert not any(np.isnan(sequence.score) for sequence in output.sequences)
 
     def certain(history):
         return np.where(np.arange(N_VOCAB) == (1 if len(history) < 1900 else END), 1e4, 0).astype(np.float32)
 
     llm = make_llm(n_ctx=2000, n_pages=2000, logits=certain)
     (output,) = llm.beam_search([[1, 2]], BeamSearchParams(beam_width=1, length_penalty=-100.0))
-    assert [each.score for each in output.sequences] == [0] and len(output.sequences[0].token_ids) == 1899
+    assert [sequence.score for sequence in output.sequences] == [0] and len(output.sequences[0].token_ids) == 1899
 
 
 def test_requests_are_checked(make_llm):
@@ -366,7 +369,7 @@ def test_requests_are_checked(make_llm):
     assert llm.beam_search([], BeamSearchParams(beam_width=2)) == []
 
 
-def test_the_asynchronous_twin(make_llm):
+def test_abeam_search(make_llm):
     llm = make_llm(n_pages=200)
     params = BeamSearchParams(beam_width=3, n=3, max_tokens=5)
     (output,) = asyncio.run(llm.abeam_search([[1, 2]], params))
@@ -376,12 +379,12 @@ def test_the_asynchronous_twin(make_llm):
 def test_closing_ends_a_search(make_llm):
     started = threading.Event()
     llm = make_llm(n_ctx=4000, n_pages=4000, before=lambda model: started.set())
-    found = []
+    outputs = []
     params = BeamSearchParams(beam_width=3, n=1)
-    thread = threading.Thread(target=lambda: found.extend(llm.beam_search([[1, 2]], params)))
+    thread = threading.Thread(target=lambda: outputs.extend(llm.beam_search([[1, 2]], params)))
     thread.start()
     assert started.wait(10)
     llm.close()
     thread.join(10)
     assert not thread.is_alive()
-    assert [each.finish_reason for each in found[0].sequences] == ["cancelled"]
+    assert [sequence.finish_reason for sequence in outputs[0].sequences] == ["cancelled"]

@@ -1,4 +1,4 @@
-"""Cancelling, interrupts, threads and forks: whatever happens, pages come back and the engine stays usable."""
+"""Cancelling, interrupts, threads and forks: pages are always released, and the engine stays usable."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def slow(model):
 
 
 def free(llm):
-    """No request holds a page (after everything that was asked for before)."""
+    """Whether no request owns a page, after all commands so far."""
     return llm.kv_usage().in_use == 0
 
 
@@ -42,7 +42,7 @@ def test_closing_a_stream_frees_its_pages(make_llm):
     assert free(llm)
 
 
-def test_a_stream_that_is_never_started_holds_nothing(make_llm):
+def test_a_stream_that_is_never_started_owns_no_pages(make_llm):
     llm = make_llm()
     stream = llm.stream("abc")
     assert free(llm)
@@ -84,7 +84,7 @@ def test_cancelled_stream_ends_with_an_item_without_token(make_llm):
     first = next(stream)
     llm.cancel()
     assert free(llm)
-    *more, last = stream  # those that were there already
+    *more, last = stream  # the tokens delivered before
     tokens = [step.token_id for step in (first, *more)]
     assert tokens == oracle([1], GREEDY, 64)[: len(tokens)]
     assert (last.token_id, last.index, last.finish_reason) == (None, len(tokens), "cancelled")
@@ -100,7 +100,7 @@ def test_cancelled_logits_are_an_error(make_llm):
 
 
 def test_garbage_collected_in_the_middle_of_a_step(make_llm):
-    """A suspended stream in a reference cycle is closed by the collector, wherever that happens to run."""
+    """The garbage collector, in whichever thread it runs, closes a suspended stream in a reference cycle."""
 
     def collect(model):
         if left:
@@ -132,7 +132,7 @@ def test_a_request_cancelled_before_its_first_step_takes_no_part(make_llm):
 
 
 def test_many_threads(make_llm):
-    """Random work from eight threads, with cancelled and abandoned streams: each gets its own right tokens."""
+    """Random work from eight threads, with cancelled and abandoned streams: all get the right tokens."""
     llm = make_llm(n_pages=24, before=lambda model: time.sleep(0))
     problems = []
 
@@ -217,7 +217,7 @@ def test_a_forked_child_gets_a_clear_error(make_llm):
 @pytest.mark.parametrize("call", ["generate", "stream", "beams", "embed", "logits", "async"])
 @pytest.mark.parametrize("where", ["processor", "progress"])
 def test_a_request_from_within_the_engine_is_refused(make_llm, call, where):
-    """It would wait for itself, and everybody else for it."""
+    """It would wait for itself, and all other requests for it."""
     llm = make_llm()
     calls = {
         "generate": lambda: llm.generate([[1]]),
@@ -239,8 +239,8 @@ def test_a_request_from_within_the_engine_is_refused(make_llm, call, where):
 
 
 @pytest.mark.parametrize("how", ["agenerate", "generate", "usage"])
-def test_an_order_that_the_engine_will_not_see_is_refused(make_llm, how):
-    """Given after the engine's last look at its inbox, by somebody who found it running."""
+def test_a_message_that_the_engine_will_not_process_is_refused(make_llm, how):
+    """A thread that saw the engine running puts it into the inbox after the engine has emptied that for the last time."""
     llm = make_llm()
     engine, put = llm._engine, llm._engine._inbox.put
 

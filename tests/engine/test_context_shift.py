@@ -1,4 +1,4 @@
-"""Going on where the context is full: as if the request had begun with what is left of it."""
+"""Context shift: a request continues as if it had begun with the tokens that are left."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from support.fake_model import END, N_VOCAB, hashed_logits
 
 
 def oracle(prompt, params, capacity):
-    """Tokens by the obvious loop over what is in the context."""
+    """Tokens by a plain loop over the tokens in the context."""
     window, answer, numbers, sampler = list(prompt), [], UniformStream(params.seed), Sampler(N_VOCAB)
     state = SamplerState(params, N_VOCAB, prompt, seed=params.seed)
     while len(answer) < params.max_tokens:
@@ -32,7 +32,7 @@ def oracle(prompt, params, capacity):
 @pytest.mark.parametrize("n_prompt", [1, 5, 20, 31])
 @pytest.mark.parametrize("n_keep", [0, 4, -1, 30, 31])
 @pytest.mark.parametrize("guesses", [0, 5])
-def test_as_the_obvious_loop_goes_on(make_llm, n_prompt, n_keep, guesses):
+def test_answers_are_those_of_the_plain_loop(make_llm, n_prompt, n_keep, guesses):
     llm = make_llm(n_ctx=32, n_pages=20, max_batch_tokens=8)
     prompt = [(7 * i) % 256 for i in range(n_prompt)]
     params = SamplingParams(seed=2, max_tokens=100, context_shift=True, n_keep=n_keep, prompt_lookup_tokens=guesses)
@@ -46,7 +46,7 @@ def test_as_the_obvious_loop_goes_on(make_llm, n_prompt, n_keep, guesses):
     )
 
 
-def test_beside_others_and_with_few_pages(make_llm):
+def test_in_a_batch_and_with_few_pages(make_llm):
     llm = make_llm(n_ctx=32, n_pages=17, max_batch_tokens=8)
     prompts = [[i] * (3 + i) for i in range(6)]
     params = SamplingParams(seed=2, max_tokens=70, context_shift=True, n=2)

@@ -18,7 +18,7 @@ STOPS = tuple(range(0, 256, 9))
 
 
 def slow_search(prompt, params, ends, limit, logits=hashed_logits, hidden=hashed_hidden):
-    """The answer by the paper's formula; every history is looked at from its beginning."""
+    """The answer by the paper's formula; every history is computed from its beginning."""
     tokens = list(prompt)
     while len(tokens) < limit:
         row = logits(tokens).astype(np.float64)
@@ -62,7 +62,7 @@ def test_more_candidates_than_tokens(make_llm):
     assert result.token_ids == slow_search([1, 2], params, (END,), 5)
 
 
-def test_it_says_other_things_than_the_likeliest(make_llm):
+def test_it_differs_from_greedy_decoding(make_llm):
     """On a model that would repeat itself."""
 
     def logits(history):
@@ -103,7 +103,7 @@ def test_same_answers_when_pages_or_places_run_out(make_llm, max_sequences, n_pa
     assert [result.token_ids for result in llm.contrastive_search(prompts, params)] == expected
     assert [
         result.token_ids for result in llm.contrastive_search(prompts, params)
-    ] == expected  # its pages are kept now
+    ] == expected  # its pages are cached now
 
 
 def test_the_prompt_is_computed_once(make_llm):
@@ -149,7 +149,7 @@ def test_parameters_are_checked(make_llm):
 
 @pytest.mark.parametrize("name", ["gqa_tied", "plain", "wide_head"])
 def test_real_hidden_states(name):
-    """On a model, of which each history is computed alone; the same with one thread and two, in one step and many."""
+    """Against a model that computes every history alone; with one thread and two, in one step and in many."""
     with GGUFFile(DATA / f"model_{name}.gguf") as file, np.load(DATA / f"model_{name}.npz") as stored:
         prompt = stored["tokens"][:30].tolist()
         params = ContrastiveSearchParams(top_k=4, max_tokens=12)

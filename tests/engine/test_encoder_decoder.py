@@ -1,4 +1,4 @@
-"""Answers of an encoder-decoder, against a loop over the bare model: alone and together, in any steps, however chosen."""
+"""Answers of an encoder-decoder, against a loop over the bare model: alone, in batches, with small steps, by every search."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ SAMPLED = SamplingParams(temperature=1.3, seed=7, max_tokens=20, ignore_eos=True
 
 @pytest.fixture(scope="module")
 def llm() -> Iterator[LLM]:
-    with LLM(PATH, n_ctx=N_CTX, n_threads=2, max_batch_tokens=32) as made:
-        yield made
+    with LLM(PATH, n_ctx=N_CTX, n_threads=2, max_batch_tokens=32) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[Model]:
     with GGUFFile(PATH) as file:
-        made = load_model(file, n_ctx=N_CTX, n_threads=1)
-    yield made
-    made.close()
+        opened = load_model(file, n_ctx=N_CTX, n_threads=1)
+    yield opened
+    opened.close()
 
 
 def next_logits(model: Model, source: list[int], answer: list[int]) -> np.ndarray:
-    """Logits behind an answer, all of which is computed anew."""
+    """Logits after an answer, all of it computed anew."""
     tokens = [*source, model.config.start_token, *answer]
     pages = model.kv.allocate(-(-len(tokens) // model.kv.page_tokens))
     row = model.forward([Chunk(tokens, 0, pages, "last", n_source=len(source))])[0].copy()
@@ -46,7 +46,7 @@ def next_logits(model: Model, source: list[int], answer: list[int]) -> np.ndarra
 
 
 def oracle(model: Model, source: list[int], params: SamplingParams, seed: int | None = None) -> list[int]:
-    """An answer, token by token; its sampler knows of the start and the answer only."""
+    """An answer, token by token; its sampler sees only the start token and the answer."""
     seed = (params.seed or 0) if seed is None else seed
     sampler, numbers, n_vocab = Sampler(model.config.n_vocab), UniformStream(seed), model.config.n_vocab
     state = SamplerState(params, n_vocab, [model.config.start_token], seed=seed)
@@ -63,19 +63,19 @@ def oracle(model: Model, source: list[int], params: SamplingParams, seed: int | 
 def test_answers_are_those_of_the_oracle(llm: LLM, model: Model, params: SamplingParams) -> None:
     """Together with other sources, of other lengths; steps are smaller than the sources."""
     expected = [oracle(model, source, params) for source in SOURCES]
-    assert len({tuple(each) for each in expected}) == len(SOURCES)
+    assert len({tuple(completion) for completion in expected}) == len(SOURCES)
     together = llm.generate(SOURCES, params)
-    assert [each.token_ids for each in together] == expected
-    assert [each.prompt_token_ids for each in together] == SOURCES
+    assert [completion.token_ids for completion in together] == expected
+    assert [completion.prompt_token_ids for completion in together] == SOURCES
     assert llm.generate([SOURCES[0]], params)[0].token_ids == expected[0]
-    assert [each.token_id for each in llm.stream(SOURCES[2], params)] == expected[2]
+    assert [completion.token_id for completion in llm.stream(SOURCES[2], params)] == expected[2]
 
 
 def test_several_answers_to_a_source(llm: LLM) -> None:
-    found = llm.generate([SOURCES[2]], replace(SAMPLED, n=3))[0].outputs
+    actual = llm.generate([SOURCES[2]], replace(SAMPLED, n=3))[0].outputs
     alone = [llm.generate([SOURCES[2]], SAMPLED)[0].outputs[0]]
-    assert found[0].token_ids == alone[0].token_ids
-    assert len({tuple(each.token_ids) for each in found}) == 3
+    assert actual[0].token_ids == alone[0].token_ids
+    assert len({tuple(completion.token_ids) for completion in actual}) == 3
 
 
 def test_beams(llm: LLM, model: Model) -> None:
@@ -83,19 +83,19 @@ def test_beams(llm: LLM, model: Model) -> None:
     params = BeamSearchParams(beam_width=1, max_tokens=8, ignore_eos=True)
     greedy = oracle(model, SOURCES[0], replace(GREEDY, max_tokens=8))
     assert llm.beam_search([SOURCES[0]], params)[0].sequences[0].token_ids == greedy
-    found = llm.beam_search(SOURCES, replace(params, beam_width=4, n=4))
-    for source, output in zip(SOURCES, found):
+    actual = llm.beam_search(SOURCES, replace(params, beam_width=4, n=4))
+    for source, output in zip(SOURCES, actual):
         assert output.prompt_token_ids == source
-        for each in output.sequences:
+        for completion in output.sequences:
             total = 0.0
-            for i, token in enumerate(each.token_ids):
-                row = next_logits(model, source, each.token_ids[:i]).astype(np.float64)
+            for i, token in enumerate(completion.token_ids):
+                row = next_logits(model, source, completion.token_ids[:i]).astype(np.float64)
                 total += row[token] - row.max() - np.log(np.exp(row - row.max()).sum())
-            assert each.cumulative_logprob == pytest.approx(total, abs=1e-4)
-    assert llm.beam_search([SOURCES[2]], replace(params, beam_width=4, n=4))[0].sequences == found[2].sequences
+            assert completion.cumulative_logprob == pytest.approx(total, abs=1e-4)
+    assert llm.beam_search([SOURCES[2]], replace(params, beam_width=4, n=4))[0].sequences == actual[2].sequences
 
 
-def test_beams_pay_for_repeating_themselves_not_the_source(llm: LLM, model: Model) -> None:
+def test_the_repetition_penalty_of_beams_ignores_the_source(llm: LLM, model: Model) -> None:
     source, answer = SOURCES[2], [model.config.start_token]
     params = BeamSearchParams(beam_width=1, max_tokens=12, ignore_eos=True, repetition_penalty=3.0)
     for _ in range(12):
@@ -106,50 +106,50 @@ def test_beams_pay_for_repeating_themselves_not_the_source(llm: LLM, model: Mode
     assert llm.beam_search([source], params)[0].sequences[0].token_ids == answer[1:]
 
 
-def test_the_same_when_pages_are_short(llm: LLM) -> None:
-    """Sequences that give their pages back are computed again, the source first."""
+def test_the_same_with_few_pages(llm: LLM) -> None:
+    """Preempted sequences are recomputed, the source first."""
     params = replace(SAMPLED, max_tokens=150)
-    expected = [each.token_ids for each in llm.generate(SOURCES, params)]
+    expected = [completion.token_ids for completion in llm.generate(SOURCES, params)]
     with LLM(PATH, n_ctx=N_CTX, n_threads=1, kv_tokens=N_CTX, max_batch_tokens=16) as small:
-        assert [each.token_ids for each in small.generate(SOURCES, params)] == expected
+        assert [completion.token_ids for completion in small.generate(SOURCES, params)] == expected
 
 
-def test_a_source_is_read_once_if_it_is_the_same_to_the_end(llm: LLM, model: Model) -> None:
-    """What was computed is of use to whoever has all of the source, and to nobody else."""
+def test_only_identical_sources_share_pages(llm: LLM, model: Model) -> None:
+    """Cached pages serve requests with exactly the same source, and no others."""
     first = RNG.integers(3, 130, 90).tolist()
     params = replace(GREEDY, max_tokens=50)
-    (found,) = llm.generate([first], params)
-    assert found.timings.cached_tokens == 0
+    (actual,) = llm.generate([first], params)
+    assert actual.timings.cached_tokens == 0
     for source in ([*first[:64]], [*first[:80], 5, 6, 7], [*first, 5], [9, *first[1:]]):
         (other,) = llm.generate([source], GREEDY)
         assert other.token_ids == oracle(model, source, GREEDY) and other.timings.cached_tokens == 0
     (again,) = llm.generate([first], params)
-    assert again.token_ids == found.token_ids == oracle(model, first, params) and again.timings.cached_tokens == 90
+    assert again.token_ids == actual.token_ids == oracle(model, first, params) and again.timings.cached_tokens == 90
     several = llm.generate([[8, *first]], replace(SAMPLED, n=3))[0].outputs
-    assert [each.timings.cached_tokens for each in several if each.timings] == [0, 91, 91]
+    assert [completion.timings.cached_tokens for completion in several if completion.timings] == [0, 91, 91]
     kept = llm.generate([[7, *first]], replace(GREEDY, cache_prompt=False)) + llm.generate([[7, *first]], GREEDY)
-    assert [each.timings.cached_tokens for each in kept] == [0, 0]
+    assert [completion.timings.cached_tokens for completion in kept] == [0, 0]
 
 
-def test_guesses_change_nothing(llm: LLM) -> None:
+def test_draft_tokens_change_nothing(llm: LLM) -> None:
     expected = llm.generate(SOURCES, GREEDY)
     guessed = llm.generate(SOURCES, replace(GREEDY, prompt_lookup_tokens=4))
-    assert [each.token_ids for each in guessed] == [each.token_ids for each in expected]
+    assert [completion.token_ids for completion in guessed] == [completion.token_ids for completion in expected]
 
 
-def test_a_full_context_forgets_of_the_answer_only(llm: LLM) -> None:
+def test_a_context_shift_removes_tokens_of_the_answer_only(llm: LLM) -> None:
     source = RNG.integers(3, 130, 300).tolist()
     params = replace(GREEDY, max_tokens=60, context_shift=True, n_keep=4)
-    (found,) = llm.generate([source], params)
-    assert len(found.token_ids) == 60 and found.finish_reason == "length"
+    (actual,) = llm.generate([source], params)
+    assert len(actual.token_ids) == 60 and actual.finish_reason == "length"
     (before,) = llm.generate([source], replace(params, context_shift=False))
-    assert found.token_ids[: len(before.token_ids)] == before.token_ids and len(before.token_ids) == N_CTX - 301
+    assert actual.token_ids[: len(before.token_ids)] == before.token_ids and len(before.token_ids) == N_CTX - 301
 
 
 def test_text_goes_in_and_out(llm: LLM) -> None:
-    (found,) = llm.generate("abc abc", GREEDY)
-    assert found.prompt_token_ids == llm.tokenizer.encode("abc abc", add_special=True)
-    assert isinstance(found.text, str) and found.prompt == "abc abc"
+    (actual,) = llm.generate("abc abc", GREEDY)
+    assert actual.prompt_token_ids == llm.tokenizer.encode("abc abc", add_special=True)
+    assert isinstance(actual.text, str) and actual.prompt == "abc abc"
 
 
 @pytest.mark.parametrize(

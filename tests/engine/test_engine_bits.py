@@ -1,5 +1,5 @@
 """A request has the same tokens, and every row of logits the same bits: alone, in a batch, after a hit of the prefix cache,
-sent away and computed again, guessed ahead, at any number of threads. And what others computed is not computed again."""
+preempted and recomputed, with draft tokens, with any number of threads. And cached tokens are not computed again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gumba import LLM, SamplingParams
 from gumba.backends.cpu.kv_pages import PAGE_FORMATS, PAGE_TOKENS
 from support.tiny_models import prompt, write_model
 
-#: Beginnings in common: two full pages, two and a part, none; and the whole.
+#: Common prefixes: two full pages, two and a partial one, none; and the whole prompt.
 STEM = prompt(230)
 PROMPTS = [STEM, STEM[:140] + prompt(71, 1), STEM[:128] + prompt(50, 2), prompt(101, 3), STEM[:200] + prompt(3, 4)]
 PARAMS = [
@@ -29,7 +29,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def counted(llm: LLM) -> list[int]:
-    """Tokens of each step from now on."""
+    """A list that receives the number of tokens of every step from now on."""
     sizes: list[int] = []
     forward: Callable[..., Any] = llm.model.forward
 
@@ -62,15 +62,15 @@ def test_same_bits_whatever_happens(tiny: Path, rows: dict[tuple[int, ...], byte
             assert alone == expected, "the number of threads matters"
             n_rows = len(rows)
             assert answers(llm, cache_prompt=False) == expected, "the batch matters"
-            found = [llm.generate([one], params)[0] for one, params in zip(PROMPTS, PARAMS)]
-            assert [result.token_ids for result in found] == expected, "the prefix cache matters"
-            # Pages that are shared as they are, and one that is copied: STEM has a page in part that others do not have.
-            cached = [result.timings.cached_tokens for result in found]
+            actual = [llm.generate([one], params)[0] for one, params in zip(PROMPTS, PARAMS)]
+            assert [result.token_ids for result in actual] == expected, "the prefix cache matters"
+            # Pages that are shared, and one that is copied: STEM ends within a page.
+            cached = [result.timings.cached_tokens for result in actual]
             assert cached[1] == 140 and cached[2] == 2 * PAGE_TOKENS and cached[4] == 200, cached
-            assert answers(llm) == expected, "what all have computed before matters"
-            assert answers(llm, prompt_lookup_tokens=7) == expected, "guesses matter"
+            assert answers(llm) == expected, "the pages of earlier requests matter"
+            assert answers(llm, prompt_lookup_tokens=7) == expected, "draft tokens matter"
             assert len(rows) == n_rows, "rows were not compared"
-            # The next turn of a chat: all is there but the last token, which was chosen and never computed.
+            # The next turn of a chat: all tokens are cached but the last one, which was chosen and never computed.
             turn = PROMPTS[0] + expected[0] + prompt(5, 6)
             (there,) = llm.generate([turn], PARAMS[0])
             llm.clear_cache()
@@ -81,16 +81,14 @@ def test_same_bits_whatever_happens(tiny: Path, rows: dict[tuple[int, ...], byte
 
 
 @pytest.mark.parametrize("kv_type", PAGE_FORMATS)
-def test_same_bits_when_sent_away_and_computed_again(
-    tiny: Path, rows: dict[tuple[int, ...], bytes], kv_type: str
-) -> None:
+def test_same_bits_when_preempted_and_recomputed(tiny: Path, rows: dict[tuple[int, ...], bytes], kv_type: str) -> None:
     with LLM(tiny, n_ctx=320, kv_tokens=2048, kv_type=kv_type, n_threads=2) as llm:
         expected = answers(llm, max_tokens=60)
     n_rows = len(rows)
     with LLM(tiny, n_ctx=320, kv_tokens=13 * PAGE_TOKENS, kv_type=kv_type, n_threads=2, max_batch_tokens=256) as llm:
         sizes = counted(llm)
         assert answers(llm, max_tokens=60, cache_prompt=False) == expected
-        assert sum(sizes) > sum(map(len, PROMPTS)) + len(PROMPTS) * 59, "nobody was sent away"
+        assert sum(sizes) > sum(map(len, PROMPTS)) + len(PROMPTS) * 59, "no sequence was preempted"
         assert answers(llm, max_tokens=60) == expected
     assert len(rows) == n_rows
 
@@ -102,14 +100,14 @@ def test_only_the_rest_is_computed(tiny: Path) -> None:
             llm.generate([one], SamplingParams(temperature=0, max_tokens=1))[0].timings
             for one in (STEM, STEM, STEM + prompt(40, 1), STEM[:150] + prompt(60, 2))
         )
-        assert [each.cached_tokens for each in (first, again, longer, other)] == [0, 229, 230, 150]
+        assert [member.cached_tokens for member in (first, again, longer, other)] == [0, 229, 230, 150]
         assert sizes == [230, 1, 40, 60]
         llm.clear_cache()
         (result,) = llm.generate([STEM], SamplingParams(temperature=0, max_tokens=1))
         assert result.timings.cached_tokens == 0 and sizes[-1] == 230
-        # Answers to one prompt, and to a request that does without the cache.
+        # Answers to one prompt, and to a request without the cache.
         del sizes[:]
         (result,) = llm.generate([prompt(100, 5)], SamplingParams(seed=1, n=4, max_tokens=1))
-        assert [each.timings.cached_tokens for each in result.outputs] == [0, 99, 99, 99] and sizes == [100, 3]
+        assert [member.timings.cached_tokens for member in result.outputs] == [0, 99, 99, 99] and sizes == [100, 3]
         (result,) = llm.generate([STEM], SamplingParams(max_tokens=1, cache_prompt=False))
         assert result.timings.cached_tokens == 0 and sizes[-1] == 230

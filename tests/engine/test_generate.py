@@ -1,4 +1,4 @@
-"""Generation on a model that checks positions and pages, against token-by-token oracles without any engine."""
+"""Generation on a model that checks positions and pages, against token-by-token oracles without an engine."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ def test_tokens_are_those_of_the_oracle(make_llm, n_prompt, max_batch_tokens):
         assert all(step.timings is None for step in steps[:-1])
 
 
-def test_prefill_comes_in_chunks_of_the_step(make_llm):
+def test_chunked_prefill(make_llm):
     llm = make_llm(max_batch_tokens=16)
     llm.generate([list(range(40))], SamplingParams(max_tokens=3))
     assert llm.model.steps == [[(0, 16)], [(16, 16)], [(32, 8)], [(40, 1)], [(41, 1)]]
 
 
-def test_decoding_goes_on_while_another_prompt_is_read(make_llm):
+def test_decoding_continues_during_another_prefill(make_llm):
     llm = make_llm(max_batch_tokens=8)
     llm.generate([[1, 2], list(range(20))], SamplingParams(max_tokens=4))
-    # Every step gives the first sequence one token and the second what is left.
+    # Every step gives the first sequence one token and the second the rest.
     assert llm.model.steps[:3] == [[(0, 2), (0, 6)], [(2, 1), (6, 7)], [(3, 1), (13, 7)]]
 
 
 @pytest.mark.parametrize("max_sequences, n_pages", [(1, 64), (4, 64), (32, 200), (32, 16), (32, 20)])
 def test_alone_or_in_a_batch(make_llm, max_sequences, n_pages):
-    """Same seed, same tokens: whoever shares the steps, and when pages run out and sequences are computed again."""
+    """Same seed, same tokens: with any other requests in the batch, and when sequences are preempted and recomputed."""
     rng = random.Random(n_pages)
     llm = make_llm(max_sequences=max_sequences, n_pages=n_pages)
     prompts = [[rng.randrange(256) for _ in range(rng.randrange(1, 40))] for _ in range(40)]
@@ -130,7 +130,7 @@ def test_stop_strings_across_tokens(make_llm):
     assert [step.text for step in steps] == ["g", "o", " ", "", "s", "st", ""]
     assert steps[-1].finish_reason == "stop" and steps[-1].token_id == OP
     assert llm.generate([[1]], params)[0].text == "go sst"
-    # Held-back text comes out when the stop string never does.
+    # Withheld text is emitted if it does not become a stop string.
     params = SamplingParams(temperature=0, stop=["stopped", "on!"])
     assert llm.generate([[1]], params)[0].text == "go sststop on"
     params = SamplingParams(temperature=0, stop=["stopped"], max_tokens=7)
@@ -312,13 +312,13 @@ def chatting(make_llm, monkeypatch):
 
 
 def test_several_conversations_at_once(chatting):
-    """As vLLM's ``chat``: a list of conversations gives a list of answers, each what it would be alone."""
+    """As vLLM's ``chat``: a list of conversations gives a list of answers, all as they would be alone."""
     chats = [[{"role": "user", "content": text}] for text in ("hi", "ho", "he")]
     params = [SamplingParams(seed=i, max_tokens=5) for i in range(3)]
     alone = [chatting.chat(chat, one).token_ids for chat, one in zip(chats, params)]
-    assert [each.token_ids for each in chatting.chat(chats, params)] == alone
-    assert [each.token_ids for each in asyncio.run(chatting.achat(chats, sampling_params=params))] == alone
-    assert [each.token_ids for each in chatting.chat(chats[:1], params[0])] == alone[:1]
+    assert [completion.token_ids for completion in chatting.chat(chats, params)] == alone
+    assert [completion.token_ids for completion in asyncio.run(chatting.achat(chats, sampling_params=params))] == alone
+    assert [completion.token_ids for completion in chatting.chat(chats[:1], params[0])] == alone[:1]
     with pytest.raises(RequestError, match=r"one SamplingParams per prompt \(3\), found 2"):
         chatting.chat(chats, params[:2])
 
@@ -364,14 +364,14 @@ def test_log_probabilities_come_with_every_token(make_llm):
     (result,) = llm.generate([[1, 2, 3]], params)
     answer = result.outputs[0]
     history = [1, 2, 3]
-    for token, found in zip(answer.token_ids, answer.logprobs, strict=True):
+    for token, actual in zip(answer.token_ids, answer.logprobs, strict=True):
         logits = hashed_logits(history).astype(np.float64)
         expected = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
-        assert found.logprob == pytest.approx(expected[token])
-        assert [each for each, _ in found.top] == np.argsort(-expected, kind="stable")[:3].tolist()
-        assert found.rank == 1 + (expected > expected[token]).sum()
+        assert actual.logprob == pytest.approx(expected[token])
+        assert [completion for completion, _ in actual.top] == np.argsort(-expected, kind="stable")[:3].tolist()
+        assert actual.rank == 1 + (expected > expected[token]).sum()
         history.append(token)
-    assert answer.cumulative_logprob == pytest.approx(sum(each.logprob for each in answer.logprobs))
+    assert answer.cumulative_logprob == pytest.approx(sum(completion.logprob for completion in answer.logprobs))
     assert [step.logprobs for step in llm.stream([1, 2, 3], params)] == answer.logprobs
     assert llm.generate([[1, 2, 3]], SamplingParams(seed=5, max_tokens=8))[0].logprobs is None
 
@@ -382,7 +382,7 @@ def test_names_of_vllm(make_llm, monkeypatch, capfd):
     params = SamplingParams(temperature=0, max_tokens=5)
     expected = llm.generate([[1], [2]], params)
     results = llm.generate(prompts=[[1], [2]], sampling_params=params, use_tqdm=True)
-    assert [each.token_ids for each in results] == [each.token_ids for each in expected]
+    assert [completion.token_ids for completion in results] == [completion.token_ids for completion in expected]
     assert capfd.readouterr() == ("", ""), "there is no terminal"
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     monkeypatch.setattr("gumba.progress._INTERVAL_S", 0.0)
@@ -404,8 +404,8 @@ def test_names_of_vllm(make_llm, monkeypatch, capfd):
 
 
 @pytest.mark.parametrize("how", ["agenerate", "astream", "achat", "achat_stream"])
-def test_an_event_loop_goes_on_while_a_grammar_is_compiled(chatting, monkeypatch, how):
-    """Compiling takes tenths of a second with a large vocabulary: it is done by another thread."""
+def test_an_event_loop_runs_while_a_grammar_is_compiled(chatting, monkeypatch, how):
+    """Compiling takes tenths of a second with a large vocabulary: another thread does it."""
     where = []
 
     def compile_constraint(spec, tokenizer):

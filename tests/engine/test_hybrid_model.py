@@ -1,4 +1,4 @@
-"""Tiny models with recurrent layers: the same tokens alone, together, after others, forked, sent away and come back."""
+"""Tiny models with recurrent layers: the same tokens alone, in a batch, after others, forked, preempted and recomputed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PARAMS = SamplingParams(temperature=0.9, seed=5, max_tokens=80, ignore_eos=True)
 
 
 def prompts() -> list[list[int]]:
-    """Of which some begin alike: within a page, after one, and one that another continues."""
+    """Prompts with common prefixes: within a page, after one, and one that another continues."""
     rng = np.random.default_rng(1)
     stem = rng.integers(3, 100, 130).tolist()
     return [stem[:70], stem[:130], stem[:20] + [9] * 60, stem[:66] + [8] * 30, [5, 6, 7]]
@@ -31,12 +31,12 @@ def path(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(path: Path) -> list[list[int]]:
-    """Each alone, in a model of its own."""
-    found = []
+    """The answers to every prompt alone, in a model of its own."""
+    actual = []
     for prompt in prompts():
         with LLM(path, n_threads=1) as llm:
-            found.append(llm.generate([prompt], PARAMS)[0].token_ids)
-    return found
+            actual.append(llm.generate([prompt], PARAMS)[0].token_ids)
+    return actual
 
 
 @pytest.fixture
@@ -49,9 +49,9 @@ def llm(path: Path) -> Iterator[LLM]:
 def test_together_and_again(llm: LLM, expected: list[list[int]]) -> None:
     assert len({tuple(tokens) for tokens in expected}) == len(expected)
     for reused in (0, 64):
-        found = llm.generate(prompts(), PARAMS)
-        assert [each.token_ids for each in found] == expected
-        assert found[1].timings.cached_tokens >= reused
+        actual = llm.generate(prompts(), PARAMS)
+        assert [result.token_ids for result in actual] == expected
+        assert actual[1].timings.cached_tokens >= reused
 
 
 def test_one_after_the_other(llm: LLM, expected: list[list[int]]) -> None:
@@ -60,31 +60,31 @@ def test_one_after_the_other(llm: LLM, expected: list[list[int]]) -> None:
 
 
 def test_the_next_turn(path: Path, llm: LLM, expected: list[list[int]]) -> None:
-    """It begins with the state that the turn before left."""
+    """It starts from the state that the previous turn left."""
     turn = prompts()[0] + expected[0] + [11, 12, 13]
     llm.generate([prompts()[0]], PARAMS)
-    (found,) = llm.generate([turn], PARAMS)
-    assert found.timings.cached_tokens == 70 + 80 - 1
+    (actual,) = llm.generate([turn], PARAMS)
+    assert actual.timings.cached_tokens == 70 + 80 - 1
     with LLM(path, n_threads=1) as other:
-        assert other.generate([turn], PARAMS)[0].token_ids == found.token_ids
+        assert other.generate([turn], PARAMS)[0].token_ids == actual.token_ids
 
 
 def test_few_pages_and_small_steps(path: Path, expected: list[list[int]]) -> None:
-    """All begin, most are sent away and come back."""
+    """All prompts start; most are preempted and recomputed."""
     with LLM(path, n_threads=1, kv_tokens=5 * 64, max_batch_tokens=24) as llm:
-        assert [each.token_ids for each in llm.generate(prompts(), PARAMS)] == expected
+        assert [result.token_ids for result in llm.generate(prompts(), PARAMS)] == expected
 
 
 def test_several_answers_and_beams(llm: LLM) -> None:
     params = SamplingParams(temperature=0.9, seed=5, n=3, max_tokens=20, ignore_eos=True)
     beams = BeamSearchParams(beam_width=3, n=3, max_tokens=20, ignore_eos=True)
-    found = []
+    actual = []
     for _ in range(2):
         (several,), (best,) = llm.generate([prompts()[0]], params), llm.beam_search([prompts()[0]], beams)
-        found.append([[each.token_ids for each in ones] for ones in (several.outputs, best.sequences)])
-    assert found[0] == found[1]
-    assert len({tuple(tokens) for tokens in found[0][0]}) == 3
-    # Each beam's score is what its tokens, computed in one go, say.
+        actual.append([[result.token_ids for result in ones] for ones in (several.outputs, best.sequences)])
+    assert actual[0] == actual[1]
+    assert len({tuple(tokens) for tokens in actual[0][0]}) == 3
+    # A beam's score is that of its tokens, computed in one step.
     for output in best.sequences:
         logits = llm.logits(prompts()[0] + output.token_ids).astype(np.float64)[69:-1]
         chosen = logits[np.arange(20), output.token_ids] - np.log(np.exp(logits).sum(axis=1))
@@ -92,7 +92,7 @@ def test_several_answers_and_beams(llm: LLM) -> None:
 
 
 def test_a_session_goes_on(path: Path, llm: LLM, tmp_path: Path) -> None:
-    """With the state in it: nothing is computed again."""
+    """The session holds the state too: nothing is computed again."""
     file = tmp_path / "a.session"
     first = llm.generate([prompts()[0]], PARAMS)[0]
     said = first.prompt_token_ids + first.token_ids
@@ -100,8 +100,8 @@ def test_a_session_goes_on(path: Path, llm: LLM, tmp_path: Path) -> None:
     expected = llm.generate([[*said, 5, 6]], PARAMS)[0].token_ids
     with LLM(path, n_threads=1) as other:
         assert other.load_session(file) == (said, None)
-        found = other.generate([[*said, 5, 6]], PARAMS)[0]
-        assert (found.token_ids, found.timings.cached_tokens) == (expected, len(said) - 1)
+        actual = other.generate([[*said, 5, 6]], PARAMS)[0]
+        assert (actual.token_ids, actual.timings.cached_tokens) == (expected, len(said) - 1)
         assert other.kv_usage().in_use == 0
     file.write_bytes(file.read_bytes()[:-40])
     with pytest.raises(RequestError, match="damaged"):
@@ -109,21 +109,21 @@ def test_a_session_goes_on(path: Path, llm: LLM, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("draft_tokens", [1, 5])
-def test_guesses_of_itself(path: Path, draft_tokens: int, expected: list[list[int]]) -> None:
-    """Drawn tokens are seldom what the draft model, which is always greedy, takes them for."""
+def test_a_model_that_drafts_for_itself(path: Path, draft_tokens: int, expected: list[list[int]]) -> None:
+    """Sampled tokens seldom equal the draft, which is always greedy."""
     with LLM(path, n_threads=1, draft_model=path, draft_tokens=draft_tokens) as llm:
-        assert [each.token_ids for each in llm.generate(prompts(), PARAMS)] == expected
+        assert [result.token_ids for result in llm.generate(prompts(), PARAMS)] == expected
         greedy = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
-        guessed = [each.token_ids for each in llm.generate(prompts(), greedy)]
+        guessed = [result.token_ids for result in llm.generate(prompts(), greedy)]
         draft = llm._models.draft
         assert draft is not None and draft.states is not None
         assert (draft.states.n_free, draft.kv.n_free) == (draft.states.n_slots, draft.kv.n_pages)
     with LLM(path, n_threads=1) as llm:
-        assert [each.token_ids for each in llm.generate(prompts(), greedy)] == guessed
+        assert [result.token_ids for result in llm.generate(prompts(), greedy)] == guessed
 
 
-def test_a_draft_model_forgets_its_wrong_guesses(path: Path) -> None:
-    """It guesses what one does that begins anew, and computes only what is new since it was last right."""
+def test_a_draft_model_rolls_back_wrong_tokens(path: Path) -> None:
+    """It proposes what a new drafter proposes, and computes only the tokens after the verified ones."""
     with GGUFFile(path) as gguf:
         model = load_model(gguf, n_threads=1)
     forward, seen = model.forward, []
@@ -148,8 +148,8 @@ def test_a_draft_model_forgets_its_wrong_guesses(path: Path) -> None:
     model.close()
 
 
-def test_guesses_of_the_prompt(llm: LLM) -> None:
-    """Greedy answers of so small a model soon repeat themselves."""
+def test_prompt_lookup(llm: LLM) -> None:
+    """Greedy answers of such a small model soon repeat themselves."""
     greedy = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
-    found = [llm.generate(prompts(), replace(greedy, prompt_lookup_tokens=most)) for most in (0, 8)]
-    assert [each.token_ids for each in found[0]] == [each.token_ids for each in found[1]]
+    actual = [llm.generate(prompts(), replace(greedy, prompt_lookup_tokens=most)) for most in (0, 8)]
+    assert [result.token_ids for result in actual[0]] == [result.token_ids for result in actual[1]]

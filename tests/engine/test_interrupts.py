@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment: the engine stays whole, no page is lost, and other requests go on."""
+"""Ctrl-C at any moment: the engine stays usable, no page is lost, and other requests continue."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def request(start: int, count: int) -> Generation:
     return Generation(tokens, params, seed=1, sampling=state, decoder=Letters(), end_ids=frozenset({END}), capacity=64)
 
 
-def test_interrupts_at_any_moment_leave_the_engine_whole() -> None:
+def test_interrupts_at_any_moment_leave_the_engine_usable() -> None:
     armed, struck = [False], [0]
 
     def strike_once(number: int, frame: object) -> None:
@@ -83,7 +83,7 @@ def test_interrupts_at_any_moment_leave_the_engine_whole() -> None:
 
 @pytest.mark.parametrize("at_step", range(6))
 def test_an_interrupt_ends_the_callers_own_requests_alone(at_step: int) -> None:
-    """Ctrl-C during any step of a blocking call: its requests are given up, another's goes on."""
+    """Ctrl-C during any step of a blocking call cancels its requests; others continue."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def interrupt(model: FakeModel) -> None:
@@ -108,7 +108,7 @@ def test_an_interrupt_ends_the_callers_own_requests_alone(at_step: int) -> None:
 
 
 def test_closing_in_a_signal_handler() -> None:
-    """The handler waits for the step that is under way, and no longer."""
+    """The handler waits for the current step, and no longer."""
     model = FakeModel(n_pages=8)
     engine = Engine(model, N_VOCAB, max_sequences=2)
     sequence = request(1, 5)

@@ -1,4 +1,4 @@
-"""Pages that belong to nobody's request, while a session is written or read: requests wait for them, and nobody spins."""
+"""Page leases, held while a session is written or read: requests wait for their pages, and the engine does not spin."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def lease_pages(llm, count):
     return [llm._engine.call(llm._engine._core.leases.allocate_page) for _ in range(count)]
 
 
-def test_a_request_waits_for_pages_that_are_lent(make_llm):
+def test_a_request_waits_for_leased_pages(make_llm):
     llm = make_llm(n_pages=8)
     pages = lease_pages(llm, 7)
     expected = oracle(range(12), SHORT, 6)
@@ -32,7 +32,7 @@ def test_a_request_waits_for_pages_that_are_lent(make_llm):
     assert result() == expected
 
 
-def test_a_stream_that_runs_out_of_pages_goes_on_when_they_come_back(make_llm):
+def test_a_stream_that_runs_out_of_pages_continues_after_the_lease(make_llm):
     llm = make_llm(n_pages=8, before=lambda model: time.sleep(0.005))
     stream = llm.stream([1], GREEDY)
     first = next(stream).token_id
@@ -41,12 +41,12 @@ def test_a_stream_that_runs_out_of_pages_goes_on_when_they_come_back(make_llm):
     deadline = time.monotonic() + 20
     while not llm._engine._core.scheduler.blocked_on_lease and time.monotonic() < deadline:
         time.sleep(0.001)
-    assert llm.kv_usage().in_use == 5, "the stream holds none any more"
+    assert llm.kv_usage().in_use == 5, "the stream owns none any more"
     llm._engine.release_lease(PageLease(pages))
     assert [first, *rest()] == oracle([1], GREEDY, 31)
 
 
-def test_waiting_requests_can_be_given_up(make_llm):
+def test_waiting_requests_can_be_cancelled(make_llm):
     llm = make_llm(n_pages=8)
     pages = lease_pages(llm, 7)
     result = in_thread(lambda: llm.generate([list(range(12))], SHORT)[0].finish_reason)
@@ -57,7 +57,7 @@ def test_waiting_requests_can_be_given_up(make_llm):
 
 
 @pytest.mark.parametrize("waiting", [False, True])
-def test_nothing_is_done_meanwhile(make_llm, monkeypatch, waiting):
+def test_the_engine_does_not_spin(make_llm, monkeypatch, waiting):
     llm = make_llm(n_pages=8)
     core = llm._engine._core
     pages = lease_pages(llm, 7)
@@ -69,7 +69,7 @@ def test_nothing_is_done_meanwhile(make_llm, monkeypatch, waiting):
     llm.generate([[1]], SamplingParams(max_tokens=1))
     looks.clear()
     result = in_thread(lambda: llm.generate([list(range(12))], SHORT)[0].token_ids) if waiting else None
-    llm._engine.call(lambda: None)  # wakes it
+    llm._engine.call(lambda: None)  # wakes the engine
     time.sleep(0.2)
     seen = len(looks)
     monkeypatch.undo()
@@ -79,8 +79,8 @@ def test_nothing_is_done_meanwhile(make_llm, monkeypatch, waiting):
         assert result() == oracle(range(12), SHORT, 6)
 
 
-def test_what_is_kept_is_given_up_before_anybody_waits_for_ever(make_llm):
-    """A page that stands in the cache twice, as a mistake would leave it there, counts as nobody's."""
+def test_cached_pages_are_evicted_before_a_request_waits_forever(make_llm):
+    """A page that is in the cache twice, as a mistake would leave it, looks like a leased page."""
     llm = make_llm(n_pages=8)
     llm.generate([list(range(12))], SHORT)
     cache = llm._engine._core.scheduler.blocks.prefix_cache

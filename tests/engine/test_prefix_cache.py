@@ -1,4 +1,4 @@
-"""The tree of pages against a slow oracle: a dict from each page to all the tokens that lead to its end."""
+"""The tree of pages against a slow oracle: a dict from page to all tokens up to its end."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def common(one, other):
 
 
 class Oracle:
-    """What is in the tree: ``paths[page]`` are the tokens from the beginning to the last one that the page is kept for;
-    the longest unused page comes first in ``used``."""
+    """The content of the tree: ``paths[page]`` are the tokens from the beginning to the last one that the page is cached for;
+    ``used`` begins with the least recently used page."""
 
     def __init__(self, kv):
         self.kv, self.paths, self.used = kv, {}, []
@@ -28,7 +28,7 @@ class Oracle:
         return next((page for page, other in self.paths.items() if other == path), None)
 
     def touch(self, path, part=None):
-        """All full pages of ``path`` and the page ``part``; the end is older than the beginning."""
+        """Use all full pages of ``path`` and the page ``part``; the end counts as older than the beginning."""
         full = [page for page, one in self.paths.items() if not len(one) % SIZE and path[: len(one)] == one]
         full.sort(key=lambda page: -len(self.paths[page]))
         for page in full if part in (None, *full) else [part, *full]:
@@ -37,7 +37,7 @@ class Oracle:
             self.used.append(page)
 
     def find(self, tokens, most):
-        """The pages, and how many tokens each page has of what comes next."""
+        """The matching pages; then page -> number of its tokens that match the following ones."""
         pages = []
         while (len(pages) + 1) * SIZE <= most and (page := self.page_of(tokens[: (len(pages) + 1) * SIZE])) is not None:
             pages.append(page)
@@ -68,7 +68,7 @@ class Oracle:
         return [page for page in self.used if self.kv.owners(page) == 1]
 
     def victim(self):
-        """The longest unused of those that nobody holds and that nothing follows."""
+        """The least recently used page without an owner and without a page that follows it."""
         for page in self.idle():
             path = self.paths[page]
             if len(path) % SIZE or not any(o[: len(path)] == path for o in self.paths.values() if len(o) > len(path)):
@@ -77,8 +77,8 @@ class Oracle:
 
 
 def walk(cache):
-    """Page -> path of all that is in the tree; every link is there in both directions."""
-    found = {}
+    """Page -> path of all nodes in the tree; checks that every link exists in both directions."""
+    actual = {}
     todo = [(cache.root, ())]
     while todo:
         node, path = todo.pop()
@@ -89,13 +89,13 @@ def walk(cache):
             assert 0 < len(part.tokens) < SIZE and part.parent is node and not part.full and not part.partial
             todo.append((part, path + part.tokens))
         if node is not cache.root:
-            assert node.page not in found, "a page is in the tree twice"
-            found[node.page] = path
-    return found
+            assert node.page not in actual, "a page is in the tree twice"
+            actual[node.page] = path
+    return actual
 
 
 class World:
-    """A cache with its oracle, and clients that hold pages: they begin with what is found, go on in pages of their own."""
+    """A cache with its oracle, and clients that own pages: they start from a match and continue in pages of their own."""
 
     def __init__(self, n_pages):
         self.kv = FakeKV(n_pages, SIZE)
@@ -104,7 +104,7 @@ class World:
         self.seen = {"pages": 0, "copies": 0, "same": 0, "victims": 0, "full parts": 0}
 
     def evict(self, n_free):
-        expected = []  # what the oracle gives up, with its own count of free pages
+        expected = []  # pages that the oracle evicts, with its own count of free pages
         before = dict(self.oracle.paths)
         while self.kv.n_free + len(expected) < n_free and (page := self.oracle.victim()) is not None:
             del self.oracle.paths[page]
@@ -118,7 +118,7 @@ class World:
         return possible
 
     def join(self, tokens):
-        """A new client: what the engine does when it lets a request in."""
+        """A new client: what the engine does when it admits a request."""
         most = len(tokens) - 1
         pages, following = self.oracle.find(tokens, most)
         match = self.cache.find(tokens, most)
@@ -167,7 +167,7 @@ class World:
             self.oracle.add(path, page)
             node = self.cache.add(client["node"], path[-SIZE:], page)
             assert node.page == self.oracle.page_of(path)
-            if node.page != page:  # somebody else computed the same
+            if node.page != page:  # another client computed the same
                 self.kv.share([node.page])
                 self.kv.release([page])
                 pages[at] = node.page
@@ -208,7 +208,7 @@ class World:
 
 @pytest.mark.parametrize("n_pages", [6, 12, 20, 31])
 def test_random_requests_against_the_oracle(n_pages):
-    """Few different tokens, so that requests often begin alike; few pages, so that many are given up."""
+    """Few different tokens, so that requests often share prefixes; few pages, so that many are evicted."""
     rng = random.Random(n_pages)
     world = World(n_pages)
 
@@ -240,7 +240,7 @@ def test_random_requests_against_the_oracle(n_pages):
 
 
 def fill(kv, cache, path, *, hold=False):
-    """Computes ``path`` for the cache; its pages."""
+    """Computes ``path`` for the cache; returns its pages."""
     pages, node = [], cache.root
     for at in range(0, len(path), SIZE):
         (page,) = kv.allocate(1)
@@ -265,7 +265,7 @@ def kept(cache):
     return set(walk(cache))
 
 
-def test_the_least_recently_used_goes_first_and_ends_before_beginnings(kv, cache):
+def test_the_least_recently_used_is_evicted_first_and_ends_before_beginnings(kv, cache):
     one, two, three = (fill(kv, cache, [number] * 3 * SIZE) for number in (1, 2, 3))
     cache.find([1] * 3 * SIZE, 3 * SIZE)  # now the second path is the oldest
     gone = []
@@ -276,7 +276,7 @@ def test_the_least_recently_used_goes_first_and_ends_before_beginnings(kv, cache
     assert gone == two[::-1] + three[::-1] + one[::-1]
 
 
-def test_what_somebody_holds_stays_and_so_does_all_before_it(kv, cache):
+def test_owned_pages_and_all_before_them_are_not_evicted(kv, cache):
     held, other = fill(kv, cache, [1] * 3 * SIZE), fill(kv, cache, [2] * 3 * SIZE)
     kv.share(held)
     assert not cache.evict(kv.n_pages)
@@ -286,14 +286,14 @@ def test_what_somebody_holds_stays_and_so_does_all_before_it(kv, cache):
     assert cache.evict(kv.n_pages) and kept(cache) == set()
 
 
-def test_nothing_is_given_up_while_enough_is_free(kv, cache):
+def test_nothing_is_evicted_while_enough_is_free(kv, cache):
     fill(kv, cache, [1] * 3 * SIZE)
     assert cache.evict(kv.n_free) and cache.n_pages == 3
     assert not cache.evict(kv.n_pages + 1)
 
 
-def test_what_ends_is_used_as_lately_as_what_is_found(kv, cache):
-    """A begun page that is put in once more counts as used then."""
+def test_adding_a_page_counts_as_use(kv, cache):
+    """A partial page that is added once more counts as used then."""
     (first,), (second,) = fill(kv, cache, [1] * 5, hold=True), fill(kv, cache, [2] * 5, hold=True)
     cache.add(cache.root, (1,) * 6, first)
     kv.release([first, second])
@@ -301,7 +301,7 @@ def test_what_ends_is_used_as_lately_as_what_is_found(kv, cache):
 
 
 @pytest.mark.parametrize("most", range(2 * SIZE + 1))
-def test_never_more_than_asked_for(kv, cache, most):
+def test_the_limit_is_respected(kv, cache, most):
     pages = fill(kv, cache, range(2 * SIZE))
     match = cache.find(list(range(2 * SIZE)), most)
     assert match.pages == pages[: most // SIZE]
@@ -309,7 +309,7 @@ def test_never_more_than_asked_for(kv, cache, most):
     assert (match.n_copied, match.source) == ((rest, pages[most // SIZE]) if rest >= MIN_COPIED else (0, -1))
 
 
-def test_the_longest_match_is_copied_from_full_pages_and_parts(kv, cache):
+def test_the_longest_match_is_copied_from_full_and_partial_pages(kv, cache):
     fill(kv, cache, [*range(SIZE), *[1, 1, 1, 1, 9, 9, 9, 9]])
     (_, best) = fill(kv, cache, [*range(SIZE), *[1, 1, 1, 1, 1, 8, 8, 8]])
     match = cache.find([*range(SIZE), *[1] * 7], 2 * SIZE - 1)
@@ -322,7 +322,7 @@ def test_the_longest_match_is_copied_from_full_pages_and_parts(kv, cache):
     assert cache.find([5, *[1] * 7], SIZE).n_copied == 0
 
 
-def test_a_part_becomes_a_full_page(kv, cache):
+def test_a_partial_page_becomes_full(kv, cache):
     (page,) = fill(kv, cache, [1] * 5, hold=True)
     assert kv.owners(page) == 2
     cache.add(cache.root, (1,) * 6, page)
@@ -333,7 +333,7 @@ def test_a_part_becomes_a_full_page(kv, cache):
     assert cache.evict(kv.n_pages)
 
 
-def test_a_part_that_is_there_already_is_not_kept_twice(kv, cache):
+def test_a_known_partial_page_is_not_added_twice(kv, cache):
     (page,) = fill(kv, cache, [1] * 5)
     (other,) = kv.allocate(1)
     assert cache.add(cache.root, (1,) * 4, other).page == page and kv.owners(other) == 1
@@ -341,15 +341,15 @@ def test_a_part_that_is_there_already_is_not_kept_twice(kv, cache):
     assert cache.add(cache.root, (1,) * 6, other).page == other and kv.owners(other) == 2
 
 
-def test_a_full_page_that_is_there_already_is_not_kept_twice(kv, cache):
+def test_a_known_full_page_is_not_added_twice(kv, cache):
     (page,) = fill(kv, cache, [1] * SIZE)
     (other,) = kv.allocate(1)
     assert cache.add(cache.root, (1,) * SIZE, other).page == page
     assert walk(cache) == {page: (1,) * SIZE} and kv.owners(other) == 1
 
 
-def test_only_so_many_parts_follow_a_page(kv, cache):
-    """A request is compared with each of them."""
+def test_the_number_of_partial_pages_is_limited(kv, cache):
+    """A request is compared with all of them."""
     pages = [fill(kv, cache, [number, 0, 0, 0, 0])[0] for number in range(MAX_COMPARED + 3)]
     assert kept(cache) == set(pages[3:])
     assert cache.find([0, 0, 0, 0, 0, 0], 5).n_copied == 0
@@ -363,7 +363,7 @@ def test_clear(kv, cache):
     cache.clear()
     assert cache.n_pages == cache.evictable() == 0 and kv.n_free == kv.n_pages - 2
     assert cache.find([1] * SIZE, SIZE).pages == []
-    # A sequence that goes on where it was.
+    # A sequence that continues where it was.
     (more,) = kv.allocate(1)
     node = cache.add(node, (3,) * SIZE, held[1])
     assert node.page == held[1] and cache.add(node, (4,) * 5, more).page == more

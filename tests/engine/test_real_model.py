@@ -1,4 +1,4 @@
-"""The whole of it on SmolLM2: right answers, the same bits in every arrangement, and a real Ctrl-C."""
+"""The engine on SmolLM2: right answers, the same bits however requests are grouped, and a real Ctrl-C."""
 
 from __future__ import annotations
 

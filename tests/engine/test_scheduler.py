@@ -1,4 +1,4 @@
-"""The scheduler alone: who takes part in a step, with how much, and who holds the pages. Steps are made here, in no time."""
+"""The scheduler alone: which sequences take part in a step, with how many tokens, and which own the pages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_in_order_of_priority_then_of_arrival():
     assert [job.name for job in steps.run()] == ["-1 2", "-1 5", "0 0", "0 3", "2 1", "2 4"]
 
 
-def test_who_runs_is_not_sent_away_by_a_higher_priority():
+def test_a_running_sequence_is_not_preempted_by_a_higher_priority():
     steps = Steps(most=1)
     first = steps.add(Job(prompt(5), 9))
     steps.step()
@@ -33,7 +33,7 @@ def test_who_runs_is_not_sent_away_by_a_higher_priority():
     assert steps.run() == [first, second]
 
 
-def test_who_decodes_comes_first_and_prompts_share_the_rest():
+def test_decoding_comes_first_and_prompts_share_the_rest():
     steps = Steps(budget=20)
     one = steps.add(Job(prompt(4), 30))
     steps.step()
@@ -52,7 +52,7 @@ def test_a_prompt_of_higher_priority_takes_what_is_left_first():
     steps.add(low)
     steps.step()
     steps.add(high)
-    assert steps.step() == [(low, 16)], "a prompt that is being read goes on"
+    assert steps.step() == [(low, 16)], "a prefill that has begun continues"
     assert steps.step()[0] == (low, 16)
 
 
@@ -61,36 +61,36 @@ def test_no_more_than_allowed_run_at_once(most):
     steps = Steps(most=most)
     steps.add(*(Job(prompt(3, i)) for i in range(7)))
     steps.run()
-    assert max(map(len, steps.plans)) == most
+    assert max(map(len, steps.history)) == most
 
 
-def test_each_that_decodes_has_a_token_of_every_step():
+def test_every_decoding_sequence_has_a_token_of_every_step():
     steps = Steps(budget=4, most=32)
     steps.add(*(Job(prompt(3, i), 5) for i in range(9)))
     steps.run()
-    assert max(map(len, steps.plans)) == 4
+    assert max(map(len, steps.history)) == 4
 
 
-def test_the_last_in_order_gives_way_when_pages_run_out_and_comes_back():
+def test_the_last_in_order_is_preempted_when_pages_run_out_and_recomputed():
     steps = Steps(n_pages=6)
     first = steps.add(Job(prompt(8), 33, name="first"))
     second = steps.add(Job(prompt(8, 1), 20, name="second"))
     taking_part = {first: [], second: []}
     while not steps.scheduler.idle:
         for job, tokens in steps.step():
-            taking_part[job].append((len(steps.plans), tokens))
+            taking_part[job].append((len(steps.history), tokens))
     assert steps.ended == [first, second]
-    assert [tokens for _, tokens in taking_part[first]] == [8] + [1] * 32, "the first was held up"
+    assert [tokens for _, tokens in taking_part[first]] == [8] + [1] * 32, "the first was delayed"
     pauses = [a for (a, _), (b, _) in zip(taking_part[second], taking_part[second][1:]) if b - a > 1]
-    assert len(pauses) == 1, "the second was not sent away once"
+    assert len(pauses) == 1, "the second was not preempted once"
     alone = Steps()
     other = alone.add(Job(prompt(8, 1), 20))
     alone.run()
     assert other.tokens == second.tokens
 
 
-def test_what_the_cache_still_has_is_not_computed_again():
-    """Of two, the last is sent away, and let in again when the first has ended: most of its full pages are there."""
+def test_cached_pages_of_a_preempted_sequence_are_not_recomputed():
+    """The last of two is preempted, and admitted again when the first has ended: most of its full pages are cached."""
     steps = Steps(n_pages=9)
     first, second = Job(prompt(14), 30), Job(prompt(14, 1), 40)
     steps.add(first, second)
@@ -101,13 +101,13 @@ def test_what_the_cache_still_has_is_not_computed_again():
         length = len(second.tokens)
         steps.step()
     assert steps.ended == [first]
-    assert 1 < dict(steps.plans[-1])[second] == length - 3 * SIZE
+    assert 1 < dict(steps.history[-1])[second] == length - 3 * SIZE
     steps.run()
 
 
 @pytest.mark.parametrize("more", range(1, 12))
-def test_the_next_turn_of_a_chat_begins_where_the_last_one_ended(more):
-    """All that was computed is there, but for fewer tokens at the end than are worth a copy."""
+def test_the_next_turn_of_a_chat_starts_where_the_last_one_ended(more):
+    """All computed tokens are cached, except fewer at the end than are worth a copy."""
     steps = Steps()
     steps.add(one := Job(prompt(13), more))
     steps.run()
@@ -117,8 +117,8 @@ def test_the_next_turn_of_a_chat_begins_where_the_last_one_ended(more):
     assert two.n_reused == (computed if computed % SIZE >= MIN_COPIED else computed // SIZE * SIZE)
 
 
-def test_tokens_of_its_own_are_not_counted_as_those_of_others():
-    """How much of a prompt was there already: when it came, not when it came back."""
+def test_reused_tokens_are_counted_at_the_first_admission():
+    """Not when a preempted sequence is admitted again."""
     steps = Steps(n_pages=6)
     steps.add(Job(prompt(8), 33), second := Job(prompt(8, 1), 20))
     steps.run()
@@ -128,7 +128,7 @@ def test_tokens_of_its_own_are_not_counted_as_those_of_others():
     assert third.n_reused == 7
 
 
-def test_nothing_is_let_in_that_leaves_no_room_to_grow():
+def test_admission_leaves_running_sequences_a_page_to_grow():
     steps = Steps(n_pages=5)
     steps.add(Job(prompt(8), 6), Job(prompt(17, 1), 2), Job(prompt(8, 2), 2))
     assert [tokens for _, tokens in steps.step()] == [8, 17]
@@ -157,8 +157,8 @@ def test_more_pages_than_there_are_is_an_error_of_that_request_alone():
 
 
 @pytest.mark.parametrize("n", range(4 * SIZE - 7, 4 * SIZE + 1))
-def test_a_page_that_would_be_copied_is_given_up_when_there_is_no_other(n):
-    """The same prompt again, of as many pages as there are: its last page cannot be both kept and copied."""
+def test_a_page_to_copy_is_evicted_when_there_is_no_other(n):
+    """The same prompt again, of as many pages as exist: its last page cannot be both cached and copied."""
     steps = Steps(n_pages=4)
     steps.add(one := Job(prompt(n), 0))
     steps.run()
@@ -177,14 +177,14 @@ def test_followers_wait_for_the_prompt_of_their_leader():
     steps.add(leader, *followers, other)
     assert steps.step() == [(leader, 16)]
     assert steps.step() == [(leader, 16)]
-    assert steps.step() == [(leader, 14), (other, 2)], "who follows nobody need not wait"
+    assert steps.step() == [(leader, 14), (other, 2)], "a sequence without a leader need not wait"
     assert [tokens for job, tokens in steps.step() if job in followers] == [1, 1]
     steps.run()
     assert [job.n_reused for job in (leader, *followers)] == [0, 45, 45]
     assert leader.tokens == followers[0].tokens == followers[1].tokens
 
 
-def test_followers_of_a_leader_that_is_gone_go_on_alone():
+def test_followers_of_a_cancelled_leader_compute_the_prompt():
     steps = Steps(budget=16)
     leader, follower = Job(prompt(40), 3), Job(prompt(40), 3)
     follower.leader = leader
@@ -198,20 +198,20 @@ def test_followers_of_a_leader_that_is_gone_go_on_alone():
 
 
 class Machine:
-    """Made-up times: seconds of a step by the tokens of prompts in it."""
+    """Invented times: the duration of a step depends on its number of prompt tokens."""
 
-    def __init__(self, decode, each):
-        self.decode, self.each = decode, each
+    def __init__(self, decode, token):
+        self.decode, self.token = decode, token
 
     def __call__(self, prompt, decoding):
-        return (self.decode if decoding else 0.0) + self.each * prompt
+        return (self.decode if decoding else 0.0) + self.token * prompt
 
 
 def parts_of(steps, job):
-    return [tokens for plan in steps.plans for other, tokens in plan if other is job and tokens > 1]
+    return [tokens for plan in steps.history for other, tokens in plan if other is job and tokens > 1]
 
 
-def test_prompts_come_in_parts_that_keep_streams_fluent():
+def test_prefill_chunks_keep_streams_fluent():
     machine = Machine(0.01, 0.001)
     steps = Steps(n_pages=700, budget=512, seconds=machine)
     stream = steps.add(Job(prompt(3), 300, streaming=True))
@@ -222,24 +222,24 @@ def test_prompts_come_in_parts_that_keep_streams_fluent():
     assert parts_of(steps, reading) == [FIRST_PREFILL_CHUNK], "nothing was measured yet"
     for _ in range(8):
         steps.step()
-    fits = round((STEP_SECONDS - machine.decode) / machine.each)
+    fits = round((STEP_SECONDS - machine.decode) / machine.token)
     assert all(abs(part - fits) <= 1 for part in parts_of(steps, reading)[2:])
-    # The machine becomes slower: at once there is less; faster: there is more, by and by.
-    machine.each = 0.003
+    # When the machine becomes slower, chunks shrink at once; when it becomes faster, they grow step by step.
+    machine.token = 0.003
     for _ in range(3):
         steps.step()
     assert abs(parts_of(steps, reading)[-1] - fits / 3) <= 1
-    machine.each = 0.5
+    machine.token = 0.5
     for _ in range(3):
         steps.step()
     assert parts_of(steps, reading)[-2:] == [MIN_PREFILL_CHUNK] * 2
-    machine.each = 0.001
+    machine.token = 0.001
     before = len(parts_of(steps, reading))
     for _ in range(20):
         steps.step()
     later = parts_of(steps, reading)[before:]
     assert later == sorted(later) and later[0] < fits / 2 < fits - 3 < later[-1] <= fits
-    assert all(job is stream for job, _ in (plan[0] for plan in steps.plans)), "the stream missed a step"
+    assert all(job is stream for job, _ in (plan[0] for plan in steps.history)), "the stream missed a step"
     # When the stream has ended, prompts take the whole step.
     stream.cancel()
     steps.remove(stream)
@@ -247,8 +247,8 @@ def test_prompts_come_in_parts_that_keep_streams_fluent():
 
 
 @pytest.mark.parametrize("decode", [0.05, 0.08, 3.0])
-def test_there_is_always_a_least_part(decode):
-    """Streams of many others may take all the time there is; a prompt must be read nevertheless."""
+def test_there_is_a_minimum_chunk(decode):
+    """Decoding may take the whole target time; a prompt must be computed nevertheless."""
     steps = Steps(n_pages=400, budget=512, seconds=Machine(decode, 0.01))
     steps.add(Job(prompt(3), 900, streaming=True))
     steps.step()
@@ -266,7 +266,7 @@ def test_without_streams_steps_are_full():
     assert parts_of(steps, reading) == [97, 99, 99, 55]
 
 
-def test_a_plan_that_was_not_computed_is_made_again():
+def test_a_step_that_was_not_computed_is_scheduled_again():
     steps = Steps(budget=16)
     steps.add(Job(prompt(20), 9), Job(prompt(9, 1), 9))
     for _ in range(12):
@@ -277,9 +277,9 @@ def test_a_plan_that_was_not_computed_is_made_again():
 
 @pytest.mark.parametrize("window, n_states", [(0, 0), (1, 0), (7, 0), (30, 0), (0, 1), (0, 4), (0, 60), (7, 12)])
 @pytest.mark.parametrize("seed", range(12))
-def test_nobody_starves_and_nothing_is_lost(seed, window, n_states):
-    """Random requests come and go, with few pages: in each step the first in order takes part, and all end with what they
-    would say alone."""
+def test_no_sequence_starves_and_no_page_is_lost(seed, window, n_states):
+    """Random requests come and go, with few pages: the first in order takes part in every step, and all end with the tokens
+    that they would have alone."""
     rng = random.Random(seed)
     sizes = {"n_pages": rng.choice([9, 12, 30]), "budget": rng.choice([8, 17, 64]), "most": rng.choice([3, 10])}
     steps = Steps(**sizes, window=window, n_states=n_states)
@@ -308,7 +308,7 @@ def test_nobody_starves_and_nothing_is_lost(seed, window, n_states):
             running = [job for job in steps.here if job.pages]
             part = [job for job, _ in steps.step()]
             if running:
-                assert part and min(running, key=lambda job: job.rank) in part, "the first in order was held up"
+                assert part and min(running, key=lambda job: job.rank) in part, "the first in order was delayed"
             assert part
     steps.run(5000)
     assert len(steps.ended) > 40 and gone
@@ -322,8 +322,8 @@ def test_nobody_starves_and_nothing_is_lost(seed, window, n_states):
     assert steps.kv.window_pool is None or steps.kv.window_pool.n_free == steps.kv.window_pool.n_pages
 
 
-def test_what_fills_a_gap_is_in_the_tree_once():
-    """Requests that end within a page and go on, asked again when some of their pages have been given up: nothing is lost."""
+def test_a_page_that_fills_a_gap_is_in_the_tree_once():
+    """Requests that end within a page and continue, repeated after some of their pages were evicted: no page is lost."""
     steps = Steps(n_pages=300, budget=16, window=10)
     questions = [prompt(5, i) for i in range(40)]
     for _ in range(3):
@@ -332,8 +332,8 @@ def test_what_fills_a_gap_is_in_the_tree_once():
             steps.run(5000)
 
 
-def test_pages_behind_the_window_are_given_back():
-    """A long sequence has few pages for layers with a window, and what is kept of them is given up for others."""
+def test_pages_before_the_window_are_released():
+    """A long sequence owns few window pages, and cached ones are evicted for others."""
     steps = Steps(n_pages=200, budget=16, window=20)
     job = steps.add(Job(prompt(600), 300))
     most = -(-(20 + 16) // SIZE) + 1
@@ -345,8 +345,8 @@ def test_pages_behind_the_window_are_given_back():
 
 
 @pytest.mark.parametrize("window", [1, 9, 16, 17, 40])
-def test_who_begins_alike_needs_what_the_window_reaches(window):
-    """The pages that a beginning leaves are found at its end; in its middle only as long as those before it are kept."""
+def test_a_cached_prefix_needs_the_pages_that_the_window_reaches(window):
+    """A prefix matches to its end; to its middle only as long as the window pages before that are cached."""
     steps = Steps(n_pages=200, budget=16, window=window)
     tokens = prompt(400)
     steps.add(Job(tokens, 1))
@@ -356,13 +356,13 @@ def test_who_begins_alike_needs_what_the_window_reaches(window):
     assert again.n_reused == 400
     middle = steps.add(Job([*tokens[:100], 1, 2], 1))
     steps.run()
-    assert middle.n_reused == (96 if window == 1 else 0), "all but the last pages for the window have been given up"
+    assert middle.n_reused == (96 if window == 1 else 0), "all window pages but the last have been evicted"
     other = steps.add(Job([*tokens[:100], 3, 4], 1))
     steps.run()
     assert other.n_reused == 100, "the gap was filled"
     last = steps.add(Job([*tokens, 1, 3], 1))
     steps.run()
-    assert last.n_reused == 400, "where a request ended is kept longer than what others passed by"
+    assert last.n_reused == 400, "pages where a request ended are evicted after those that others passed through"
 
 
 SHORT = SamplingParams(temperature=0, max_tokens=3)
@@ -370,7 +370,7 @@ SHORT = SamplingParams(temperature=0, max_tokens=3)
 
 @pytest.fixture
 def busy_llm(make_llm):
-    """An LLM of two places, three may wait besides; and an event that its steps wait for, one that says it has begun."""
+    """An LLM with two places, where three more may wait; an event that its steps wait for, and one that says it has begun."""
     go, begun = threading.Event(), threading.Event()
 
     def wait(model):
@@ -382,8 +382,8 @@ def busy_llm(make_llm):
     go.set()
 
 
-def test_a_full_queue_takes_nothing_in(busy_llm):
-    """However many come at once, while a step is being computed: those that fit are all computed, no other is."""
+def test_a_full_queue_refuses_requests(busy_llm):
+    """Requests that fit are all computed, and no others, however many are submitted during a step."""
     llm, go, begun = busy_llm
     first = in_thread(lambda: llm.generate([[1]], SHORT))
     assert begun.wait(20)
@@ -392,22 +392,24 @@ def test_a_full_queue_takes_nothing_in(busy_llm):
         time.sleep(0.001)
     go.set()
     results = [other() for other in others]
-    assert [each.token_ids for each in first()] == [oracle([1], SHORT, 3)]
+    assert [item.token_ids for item in first()] == [oracle([1], SHORT, 3)]
     full = [result for result in results if isinstance(result, QueueFullError)]
     assert len(results) - len(full) == 2, "five places, one of them taken: two of the pairs fit"
-    assert all("5 requests are here already, no more than 5 may be" in str(error) for error in full)
+    assert all("5 requests are running or waiting, the maximum is 5" in str(error) for error in full)
     for i, result in enumerate(results, 2):
         if result not in full:
-            assert [each.token_ids for each in result] == [oracle([i], SHORT, 3), oracle([i, 0], SHORT, 3)]
-    assert sum(count for step in llm.model.steps for _, count in step) == 3 + 2 * (3 + 4), "a refused one was computed"
-    # When they have ended there is room again.
-    assert [each.token_ids for each in llm.generate([[7]] * 5, SHORT)] == [oracle([7], SHORT, 3)] * 5
+            assert [item.token_ids for item in result] == [oracle([i], SHORT, 3), oracle([i, 0], SHORT, 3)]
+    assert sum(count for step in llm.model.steps for _, count in step) == 3 + 2 * (3 + 4), (
+        "a refused request was computed"
+    )
+    # When they have ended, new ones fit again.
+    assert [item.token_ids for item in llm.generate([[7]] * 5, SHORT)] == [oracle([7], SHORT, 3)] * 5
 
 
 def test_more_at_once_than_will_ever_fit(busy_llm):
     llm, go, _ = busy_llm
     go.set()
-    with pytest.raises(QueueFullError, match="0 requests are here already, no more than 5"):
+    with pytest.raises(QueueFullError, match="0 requests are running or waiting, the maximum is 5"):
         llm.generate([[7]] * 6, SHORT)
     with pytest.raises(QueueFullError):
         llm.generate([[7]], SamplingParams(n=6))
@@ -418,7 +420,7 @@ def test_more_at_once_than_will_ever_fit(busy_llm):
     assert llm.model.steps == []
 
 
-def test_those_that_are_given_up_make_room(busy_llm):
+def test_cancelled_requests_leave_the_queue(busy_llm):
     llm, go, begun = busy_llm
     first = in_thread(lambda: llm.generate([[1]], SHORT))
     assert begun.wait(20)
@@ -428,11 +430,11 @@ def test_those_that_are_given_up_make_room(busy_llm):
     second = in_thread(lambda: llm.generate([[3]] * 4, SHORT))
     go.set()
     assert [len(first()), len(second())] == [1, 4]
-    assert {each.finish_reason for each in generations} == {"cancelled"}
+    assert {item.finish_reason for item in generations} == {"cancelled"}
 
 
 def test_a_search_counts_once(busy_llm):
-    """However many branches it has: those of one request are not others that wait."""
+    """However many branches it has."""
     llm, go, begun = busy_llm
     first = in_thread(lambda: llm.generate([[1]], SHORT))
     assert begun.wait(20)
@@ -449,7 +451,7 @@ def test_a_search_counts_once(busy_llm):
 
 
 def test_a_source_is_in_one_step() -> None:
-    """Whole or not at all, though streams wait for it; what follows it comes in parts again."""
+    """Also while it delays streams; the tokens after it come in chunks again."""
     steps = Steps(budget=80, seconds=lambda prompt, decoding: 0.01)
     steps.add(Job(prompt(3), 30, streaming=True))
     steps.step()
@@ -459,10 +461,10 @@ def test_a_source_is_in_one_step() -> None:
     steps.add(job, other)
     assert steps.step()[1:] == [(job, 60)]
     steps.run()
-    assert sum(count for plan in steps.plans for each, count in plan if each is job) == 78
+    assert sum(count for plan in steps.history for item, count in plan if item is job) == 78
 
 
-def test_a_source_waits_until_there_is_room_for_all_of_it() -> None:
+def test_a_source_waits_until_all_of_it_fits() -> None:
     steps = Steps(budget=80)
     steps.add(*(Job(prompt(3, seed=i), more) for i, more in enumerate((9, 9, 9, 5))))
     steps.step()
@@ -470,5 +472,5 @@ def test_a_source_waits_until_there_is_room_for_all_of_it() -> None:
     job.n_source, job.uses_prefix_cache = 77, False
     steps.add(job)
     steps.run()
-    first = next(plan for plan in steps.plans if job in dict(plan))
+    first = next(plan for plan in steps.history if job in dict(plan))
     assert dict(first)[job] == 77 and len(first) == 4

@@ -1,4 +1,4 @@
-"""A thousand requests of every kind from several threads: none is lost or mixed up, and nothing is left behind."""
+"""A thousand requests of every kind from several threads: none is lost or mixed up, and no object stays."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _table[:, 256] = -30
 
 
 def logits(history):
-    """Different for every history, mostly; often what came 7 tokens ago, so that guesses are sometimes right."""
+    """Mostly different for every history; often the token 7 places before, so that draft tokens are sometimes right."""
     number = zlib.crc32(bytes(token % 256 for token in history))
     row = _table[number % 64].copy()
     row[number // 64 % 200] += 9
@@ -36,7 +36,7 @@ def logits(history):
 
 
 def expected(prompt, params):
-    """Without any engine."""
+    """The answer without an engine."""
     history, numbers, sampler = list(prompt), UniformStream(params.seed), Sampler(N_VOCAB)
     state = SamplerState(params, N_VOCAB, prompt, seed=params.seed)
     for index in range(params.max_tokens):
@@ -46,7 +46,7 @@ def expected(prompt, params):
 
 
 def request(rng):
-    """A prompt that often begins like others, and its parameters."""
+    """A prompt that often shares a prefix with others, and its parameters."""
     stem = rng.choice(STEMS)
     prompt = stem[: rng.randrange(len(stem) + 1)] + rng.choices(range(97, 123), k=rng.randrange(1, 8))
     params = SamplingParams(
@@ -63,7 +63,7 @@ def request(rng):
 
 
 def work(llm, rng):
-    """One request, answered as it must be; its kind."""
+    """Makes one request and checks its answer; returns its kind."""
     prompt, params = request(rng)
     right = expected(prompt, params)
     kind = rng.choice(
@@ -115,7 +115,7 @@ def work(llm, rng):
 
 
 def soak(llm, seed, requests):
-    """Random work from all threads; how often each kind was done."""
+    """Random work from all threads; returns how often every kind ran."""
     done, problems = [], []
 
     def run(number):
@@ -137,11 +137,11 @@ def soak(llm, seed, requests):
 
 
 def left(llm):
-    """What the engine, and the interpreter, still hold: sizes that must not grow with requests."""
+    """Sizes, of the engine and of the interpreter, that must not grow with requests."""
     usage = llm.kv_usage()
     core, kv = llm._engine._core, llm.model.kv
     assert usage.in_use == 0 and usage.kept == core.scheduler.blocks.prefix_cache.n_pages == kv.n_pages - kv.n_free
-    assert sum(kv.owner_counts) == usage.kept, "a page is owned by somebody who is gone"
+    assert sum(kv.owner_counts) == usage.kept, "a request that has ended owns a page"
     if kv.window_pool is not None:
         assert (
             usage.window_in_use == 0
@@ -150,10 +150,10 @@ def left(llm):
     llm.model.steps.clear()
     gc.collect()
     objects = gc.get_objects()
-    # Not isinstance: an abstract class remembers every class that it was asked about.
-    assert not any(Sequence in type(each).__mro__ for each in objects), "a request that has ended is still there"
+    # Not isinstance: an abstract class caches every class that was tested against it.
+    assert not any(Sequence in type(entry).__mro__ for entry in objects), "a request that has ended still exists"
     assert not core._live and core.scheduler.idle and core.inbox.empty()
-    nodes = sum(type(each) is Node for each in objects)
+    nodes = sum(type(entry) is Node for entry in objects)
     assert nodes == core.scheduler.blocks.prefix_cache.n_pages + 1
     return len(objects)
 
@@ -161,7 +161,7 @@ def left(llm):
 @pytest.mark.parametrize("windows", [{}, {"window": 13, "n_window_pages": 15}, {"n_states": 9}, {"n_states": 2}])
 def test_a_thousand_requests(make_llm, windows):
     llm = make_llm(n_ctx=60, n_pages=24, page_tokens=8, max_batch_tokens=24, max_sequences=5, logits=logits, **windows)
-    soak(llm, 1, 20)  # whatever is made once
+    soak(llm, 1, 20)  # creates everything that exists once
     threads, before = threading.active_count(), left(llm)
     done = soak(llm, 2, REQUESTS)
     after = left(llm)

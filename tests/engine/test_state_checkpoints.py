@@ -1,4 +1,4 @@
-"""Models with recurrent layers: who goes on from whose state. A state remembers all that went into it (``FakeStates``)."""
+"""Models with recurrent layers: which sequence continues from which state. ``FakeStates`` remember all their tokens."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ GREEDY = SamplingParams(temperature=0, max_tokens=12)
 
 
 def run(steps, tokens, more=1):
-    """Of a new request, tokens that were there already; it then goes to its end."""
+    """Runs a new request to its end; returns how many of its tokens were cached."""
     steps.add(job := Job(tokens, more))
     steps.run()
     return job.n_reused
 
 
-def test_the_same_prompt_again_begins_at_its_last_full_page():
+def test_the_same_prompt_again_starts_at_its_last_full_page():
     for n in (1, SIZE, SIZE + 1, 5 * SIZE, 5 * SIZE + 3):
         steps = Steps(n_states=9)
         tokens = prompt(n)
         assert [run(steps, tokens), run(steps, tokens)] == [0, (n - 1) // SIZE * SIZE]
-        # The last request left its state where it ended: beyond a prompt that is shorter.
+        # The last request left its state where it ended: after the end of a shorter prompt.
         assert run(steps, tokens[:-1] + [7, 7]) == max((n - 1) // SIZE * SIZE, 0)
 
 
 @pytest.mark.parametrize("more", range(1, 12))
-def test_the_next_turn_of_a_chat_begins_exactly_where_the_last_one_ended(more):
+def test_the_next_turn_of_a_chat_starts_exactly_where_the_last_one_ended(more):
     steps = Steps(n_states=9)
     steps.add(one := Job(prompt(13), more))
     steps.run()
     assert run(steps, one.tokens + prompt(5, 1)) == 13 + more - 1
 
 
-def test_what_requests_have_in_common_is_kept_once_it_shows():
-    """The first cannot know where others will differ; the second computes all, and stops there; the others begin there."""
+def test_a_checkpoint_is_made_where_requests_diverge():
+    """The first cannot know where others will differ; the second computes all and stops there; the others start there."""
     steps = Steps(n_states=20)
     common = prompt(3 * SIZE + 2)
-    found = [run(steps, common + prompt(2 * SIZE, 10 + i)) for i in range(4)]
-    assert found == [0, 0, 3 * SIZE, 3 * SIZE]
+    actual = [run(steps, common + prompt(2 * SIZE, 10 + i)) for i in range(4)]
+    assert actual == [0, 0, 3 * SIZE, 3 * SIZE]
 
 
-def test_long_prompts_have_checkpoints_on_the_way():
+def test_long_prompts_have_checkpoints_at_intervals():
     steps = Steps(n_pages=200, n_states=30)
     every = state_checkpoints.MIN_PAGES_BETWEEN * SIZE
     tokens = prompt(3 * every + SIZE)
@@ -64,13 +64,13 @@ def test_long_prompts_have_checkpoints_on_the_way():
 def test_steps_end_where_a_checkpoint_is_made():
     steps = Steps(budget=20, n_states=9)
     run(steps, prompt(43))
-    assert [count for ((_, count),) in steps.plans] == [20, 20, 3]
+    assert [count for ((_, count),) in steps.history] == [20, 20, 3]
     steps = Steps(budget=32, n_states=9)
     run(steps, prompt(43))
-    assert [count for ((_, count),) in steps.plans] == [32, 8, 3]
+    assert [count for ((_, count),) in steps.history] == [32, 8, 3]
 
 
-def test_who_keeps_nothing_takes_nothing():
+def test_without_the_prefix_cache_there_are_no_checkpoints():
     steps = Steps(n_states=3)
     tokens = prompt(30)
     for _ in range(2):
@@ -79,7 +79,7 @@ def test_who_keeps_nothing_takes_nothing():
         steps.add(job)
         steps.run()
         assert job.n_reused == 0
-    assert steps.states.n_free == 3 and [len(plan) for plan in steps.plans] == [1, 1]
+    assert steps.states.n_free == 3 and [len(plan) for plan in steps.history] == [1, 1]
 
 
 def test_no_more_run_than_there_are_slots():
@@ -87,11 +87,11 @@ def test_no_more_run_than_there_are_slots():
     jobs = [Job(prompt(10, i), 6) for i in range(5)]
     steps.add(*jobs)
     steps.run()
-    assert max(len(plan) for plan in steps.plans) == 2
+    assert max(len(plan) for plan in steps.history) == 2
     assert steps.ended == jobs
 
 
-def test_the_checkpoint_not_used_for_longest_goes_first():
+def test_the_least_recently_used_checkpoint_is_evicted_first():
     states = FakeStates(4)
     checkpoints, nodes = StateCheckpoints(states, SIZE), [Node() for _ in range(5)]
     jobs = [Job([1]) for _ in nodes]
@@ -119,7 +119,7 @@ def test_the_checkpoint_not_used_for_longest_goes_first():
 
 
 @pytest.mark.parametrize("n_states, most", [(100, state_checkpoints.MAX_CHECKPOINTS), (400, 100)])
-def test_only_so_many_are_kept(n_states, most):
+def test_the_number_of_checkpoints_is_limited(n_states, most):
     checkpoints, job = StateCheckpoints(FakeStates(n_states), SIZE), Job([1])
     assert checkpoints.allocate(job)
     nodes = [Node() for _ in range(most + 5)]
@@ -128,7 +128,7 @@ def test_only_so_many_are_kept(n_states, most):
     assert [node.state >= 0 for node in nodes] == [False] * 5 + [True] * most
 
 
-def test_who_gave_way_goes_on_from_its_own_state():
+def test_a_preempted_sequence_continues_from_its_own_state():
     steps = Steps(n_pages=9, n_states=9)
     first, second = Job(prompt(14), 30), Job(prompt(14, 1), 40)
     steps.add(first, second)
@@ -142,7 +142,7 @@ def test_who_gave_way_goes_on_from_its_own_state():
     assert second.tokens == alone.ended[0].tokens
 
 
-def test_states_go_with_their_pages():
+def test_checkpoints_are_dropped_with_their_pages():
     steps = Steps(n_pages=8, n_states=9)
     run(steps, prompt(30))
     kept = steps.scheduler.blocks.checkpoints.n_checkpoints
@@ -154,8 +154,8 @@ def test_states_go_with_their_pages():
     assert steps.scheduler.blocks.checkpoints.n_checkpoints == 0 and steps.states.n_free == 9
 
 
-def test_a_state_of_more_tokens_than_it_should_is_not_kept():
-    """As after a step that failed when it had been computed."""
+def test_a_state_after_too_many_tokens_is_no_checkpoint():
+    """As after a step that failed once it was computed."""
     steps = Steps(n_states=4)
     steps.add(job := Job(prompt(2 * SIZE), 9))
     while job.n_cached < 2 * SIZE + 3:
@@ -166,7 +166,7 @@ def test_a_state_of_more_tokens_than_it_should_is_not_kept():
     assert steps.scheduler.blocks.checkpoints.n_checkpoints == kept and steps.states.n_free == 4 - kept
 
 
-def test_a_part_that_others_go_beyond_does_not_get_their_state():
+def test_a_partial_page_does_not_get_the_state_of_a_longer_one():
     steps = Steps(n_states=9)
     tokens = prompt(14)
     run(steps, tokens)
@@ -177,7 +177,7 @@ def test_a_part_that_others_go_beyond_does_not_get_their_state():
     assert run(steps, tokens + [7]) == SIZE
 
 
-def test_a_part_that_grows_loses_its_state():
+def test_a_partial_page_that_grows_loses_its_checkpoint():
     steps = Steps(n_states=9)
     cache, checkpoints = steps.scheduler.blocks.prefix_cache, steps.scheduler.blocks.checkpoints
     (page,) = steps.kv.allocate(1)
@@ -190,7 +190,7 @@ def test_a_part_that_grows_loses_its_state():
     assert cache.add(cache.root, (1, 2, 3, 4), page) is part and part.state < 0 and steps.states.n_free == 9
 
 
-def test_a_tree_that_was_cleared_keeps_nothing_of_those_who_go_on():
+def test_a_cleared_tree_takes_nothing_from_running_sequences():
     steps = Steps(n_states=9)
     steps.add(Job(prompt(3 * SIZE), 9))
     for _ in range(3):
@@ -209,35 +209,39 @@ def both(make_llm):
     return lambda n_states=40, **sizes: (make_llm(n_states=n_states, **sizes), make_llm(**sizes))
 
 
-def told(results):
-    return [replace(each, timings=None) for result in results for each in result.outputs]
+def without_timings(results):
+    return [replace(completion, timings=None) for result in results for completion in result.outputs]
 
 
 @pytest.mark.parametrize("n_states", [1, 3, 40])
-def test_several_answers_and_searches_are_what_they_are_without_states(both, n_states):
+def test_several_answers_and_searches_are_those_without_states(both, n_states):
     prompts = [[100 + i for i in range(n)] for n in (1, 9, 23)]
     several = SamplingParams(n=3, seed=4, max_tokens=9)
     beams, contrastive = (
         BeamSearchParams(beam_width=4, n=2, max_tokens=9),
         ContrastiveSearchParams(top_k=3, max_tokens=6),
     )
-    found = []
+    actual = []
     for llm in both(n_states):
         for _ in range(2):
             answers = [llm.generate(prompts, several), llm.contrastive_search(prompts, contrastive)]
-            ranked = [(each.token_ids, each.score) for one in llm.beam_search(prompts, beams) for each in one.sequences]
-            found.append([*map(told, answers), ranked])
-    assert found == [found[0]] * 4
+            ranked = [
+                (completion.token_ids, completion.score)
+                for one in llm.beam_search(prompts, beams)
+                for completion in one.sequences
+            ]
+            actual.append([*map(without_timings, answers), ranked])
+    assert actual == [actual[0]] * 4
 
 
 @pytest.mark.parametrize("wrong", [1, 3, 10**9])
 @pytest.mark.parametrize("n_states", [1, 4, 40])
-def test_wrong_guesses_are_undone(make_llm, n_states, wrong):
-    """Guesses that are never, often and always right; without a slot for a copy there are none."""
+def test_wrong_drafts_are_rolled_back(make_llm, n_states, wrong):
+    """Draft tokens that are never, often and always right; without a slot for a copy there are none."""
     recurrent, plain = (make_llm(n_states=n, logits=echo(5, wrong)) for n in (n_states, 0))
     params = SamplingParams(temperature=0, max_tokens=40)
     prompts = prompts_of(wrong)
-    assert told(recurrent.generate(prompts, replace(params, prompt_lookup_tokens=9))) == told(
+    assert without_timings(recurrent.generate(prompts, replace(params, prompt_lookup_tokens=9))) == without_timings(
         plain.generate(prompts, params)
     )
     guessed = any(count > 1 for step in recurrent.model.steps for position, count in step if position > 30)
@@ -249,7 +253,7 @@ def test_wrong_guesses_are_undone(make_llm, n_states, wrong):
 def test_a_full_context_is_shifted(both):
     recurrent, plain = both(n_ctx=24)
     params = replace(GREEDY, max_tokens=50, context_shift=True, n_keep=3)
-    assert told(recurrent.generate([[100, 101, 102, 103]], params)) == told(
+    assert without_timings(recurrent.generate([[100, 101, 102, 103]], params)) == without_timings(
         plain.generate([[100, 101, 102, 103]], params)
     )
 
@@ -262,7 +266,7 @@ def test_the_logits_of_all_positions(both):
         recurrent.generate([tokens], GREEDY)
 
 
-def test_what_a_session_holds_has_a_slot_of_its_own(both):
+def test_a_lease_has_a_slot_of_its_own(both):
     recurrent, plain = both(n_states=4)
     tokens = list(range(100, 140))
     for llm, expected in ((recurrent, 36), (plain, 40)):  # of a prompt, its last full page; or all of it
@@ -272,13 +276,17 @@ def test_what_a_session_holds_has_a_slot_of_its_own(both):
         if llm is recurrent:
             assert llm.model.states.taken[held.state] == tokens[:36]
             others = [llm._engine.lease(tokens) for _ in range(3)]
-            assert [each.n_cached for each in others] == [36, 36, 0]  # no checkpoint is left when all slots are lent
-            for each in others:
-                llm._engine.release_lease(each)
+            assert [completion.n_cached for completion in others] == [
+                36,
+                36,
+                0,
+            ]  # no checkpoint is left when all slots are leased
+            for completion in others:
+                llm._engine.release_lease(completion)
         llm._engine.release_lease(held)
 
 
-def test_the_pool_of_the_tests_finds_mistakes():
+def test_the_fake_pool_detects_mistakes():
     states = FakeStates(2)
     slot = states.allocate()
     states.take_in(slot, 0, [1, 2], [1, 2])

@@ -1,4 +1,4 @@
-"""Stop strings, against a character-by-character oracle, whatever pieces the text comes in."""
+"""Stop strings, against a character-by-character oracle, however the text is cut into pieces."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_same_text_whatever_the_pieces(pieces, stops):
     for piece in pieces:
         shown += checker.push(piece)
         seen += piece
-        # Nothing comes out that further text could make part of a stop string, and nothing else is kept back.
+        # Text is withheld exactly if further text could make it part of a stop string.
         before, done = oracle(seen, stops)
         held = max((n for stop in stops for n in range(len(stop)) if before.endswith(stop[:n])), default=0)
         assert shown == (before if done else before[: len(before) - held])
@@ -40,6 +40,6 @@ def test_same_text_whatever_the_pieces(pieces, stops):
     assert shown + checker.flush() == expected
 
 
-def test_without_stop_strings_nothing_is_held():
+def test_without_stop_strings_nothing_is_withheld():
     checker = StopStrings([])
     assert checker.push("abc") == "abc" and checker.flush() == ""

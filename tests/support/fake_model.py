@@ -18,7 +18,7 @@ N_EMBD = 12
 
 
 class FakeTokenizer:
-    """Bytes are tokens; what the engine and StreamDecoder need of a tokenizer."""
+    """Byte tokens, with the members that the engine and StreamDecoder need of a tokenizer."""
 
     n_vocab = N_VOCAB
     eog_ids = frozenset({END})
@@ -38,7 +38,7 @@ class FakeTokenizer:
 
 
 def hashed_logits(history):
-    """Deterministic, different for every history; END is never likely."""
+    """Deterministic logits, different for every history; END is never likely."""
     rng = np.random.default_rng(zlib.crc32(np.asarray(history, np.int64).tobytes()))
     logits = (rng.standard_normal(N_VOCAB) * 3).astype(np.float32)
     logits[END] = -30
@@ -46,14 +46,14 @@ def hashed_logits(history):
 
 
 def hashed_hidden(history):
-    """Deterministic, different for every history; most of it depends on the last token, so that some are much alike."""
+    """Deterministic hidden states, different for every history, which depend mostly on the last token: some are similar."""
     rng = np.random.default_rng(zlib.crc32(np.asarray(history, np.int64).tobytes()) + 1)
     same = np.random.default_rng(history[-1] % 16).standard_normal(N_EMBD)
     return (same + 0.3 * rng.standard_normal(N_EMBD)).astype(np.float32)
 
 
 def scripted(*tokens, start):
-    """Logits that make greedy generation from a prompt of ``start`` tokens say ``tokens``, then END."""
+    """Logits that make greedy generation after a prompt of ``start`` tokens return ``tokens``, then END."""
     script = [*tokens, END]
 
     def logits(history):
@@ -65,7 +65,7 @@ def scripted(*tokens, start):
 
 
 class FakeKV:
-    """Pages that remember tokens; a page without owners forgets them. ``window_pool``: such a pool for a ``window``."""
+    """A KV cache whose pages store tokens; a page without owners loses them. With ``n_window_pages``, it has a window pool."""
 
     def __init__(self, n_pages, page_tokens=4, *, n_window_pages=0, window=0):
         self.n_pages, self.page_tokens = n_pages, page_tokens
@@ -85,7 +85,7 @@ class FakeKV:
     def allocate(self, n):
         if n > len(self.free):
             raise ResourceError(f"{n} pages wanted, {len(self.free)} free")
-        # Neither end, so that block tables are not simply ascending.
+        # From the middle, so that block tables are not simply ascending.
         pages = [self.free.pop(len(self.free) // 2) for _ in range(n)]
         for page in pages:
             assert self.owner_counts[page] == 0
@@ -117,7 +117,7 @@ class FakeKV:
 
 
 class FakeStates:
-    """Slots that remember all tokens that went into their state."""
+    """State slots that store all tokens that went into the state."""
 
     def __init__(self, n_slots):
         self.n_slots, self.free = n_slots, list(range(n_slots))
@@ -147,15 +147,15 @@ class FakeStates:
         self.taken[target] = self.taken[source][:]
 
     def take_in(self, slot, position, tokens, history):
-        """``history``: what the pages hold, ``tokens`` last."""
+        """Advance a state by ``tokens``; ``history``: all tokens in the pages, these included."""
         if not position:
             self.taken[slot] = []
-        assert self.taken[slot] == history[:position], "a state is that of other tokens"
+        assert self.taken[slot] == history[:position], "the state is of other tokens"
         self.taken[slot] += tokens
 
 
 class FakeModel:
-    """Checks every chunk it is given; ``before(model)`` is called at the start of every forward."""
+    """A model that checks all chunks; ``before(model)`` is called at the start of every forward."""
 
     config = SimpleNamespace(
         architecture="fake",
@@ -189,10 +189,10 @@ class FakeModel:
             self.before(self)
         page_tokens = self.kv.page_tokens
         pages = [page for chunk in chunks for page in chunk.pages]
-        assert not set(pages) & set(self.kv.free), "a page is used that is free"
+        assert not set(pages) & set(self.kv.free), "a free page is used"
         for chunk in chunks:
             for page in chunk.pages[chunk.position // page_tokens :]:
-                assert pages.count(page) == 1, "a page is written that belongs to two sequences"
+                assert pages.count(page) == 1, "a page of two sequences is written"
         assert 0 < sum(len(chunk.tokens) for chunk in chunks) <= self.max_batch_tokens
         self.steps.append([(chunk.position, len(chunk.tokens)) for chunk in chunks])
         rows, hidden = [], []
@@ -207,13 +207,13 @@ class FakeModel:
                 at = chunk.pages[position // page_tokens], position % page_tokens
                 if position >= chunk.position:
                     if self.kv.owner_counts[at[0]] > 1:
-                        # Of a page that is kept, only what lies behind the tokens it is kept for may be written.
+                        # A cached page may be written only after the tokens that it is cached for.
                         self.shared_writes.append((at, chunk.tokens[position - chunk.position]))
                     self.kv.store[at] = chunk.tokens[position - chunk.position]
-                assert self.kv.store[at] >= 0, "a position is read that was never written"
+                assert self.kv.store[at] >= 0, "a position is read before it is written"
                 history.append(int(self.kv.store[at]))
             if self.states is not None:
-                assert [each.state for each in chunks].count(chunk.state) == 1, "two sequences have a slot"
+                assert [other.state for other in chunks].count(chunk.state) == 1, "two sequences have the same slot"
                 self.states.take_in(chunk.state, chunk.position, chunk.tokens, history)
             wanted = {"none": [], "last": [end], "all": range(chunk.position + 1, end + 1)}[chunk.outputs]
             rows += [self.logits(history[:length]) for length in wanted]
@@ -224,13 +224,13 @@ class FakeModel:
         return self.rows
 
     def check_window(self, chunk, end):
-        """What the window reaches is there: the same tokens as in the other pages."""
+        """Check the window pages: those that the window reaches hold the same tokens as the other pages."""
         window_pool, first = self.kv.window_pool, self.kv.first_read(chunk.position)
         assert len(chunk.window_pages) == len(chunk.pages) and set(chunk.window_pages[:first]) <= {-1}, (
-            "pages that are not needed are held"
+            "pages before the window are kept"
         )
         assert -1 not in chunk.window_pages[first:] and not set(chunk.window_pages) & set(window_pool.free), (
-            "a page is used that is free"
+            "a free page is used"
         )
         for position in range(chunk.position, end):
             page = chunk.window_pages[position // window_pool.page_tokens]
@@ -244,7 +244,7 @@ class FakeModel:
 
 
 def echo(period, wrong):
-    """Logits that mostly repeat what came ``period`` tokens ago; one time in ``wrong`` something else."""
+    """Logits that mostly repeat the token ``period`` places before; one time in ``wrong``, another one."""
 
     def logits(history):
         out = hashed_logits(history)

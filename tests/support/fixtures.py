@@ -16,9 +16,9 @@ from support.fake_model import FakeModel, FakeTokenizer
 
 @pytest.fixture
 def make_llm(monkeypatch):
-    """``make_llm(n_ctx=..., max_queue=..., **fake)``: an LLM on a FakeModel, whose pages must belong to no request at the end,
-    and all be free after it was closed."""
-    made = []
+    """``make_llm(n_ctx=..., max_queue=..., **fake)``: an LLM on a FakeModel. At the end no request may own a page, and after
+    it was closed all pages must be free."""
+    llms = []
 
     def make(*, max_sequences=32, max_queue=None, **fake):
         model = FakeModel(**fake)
@@ -33,11 +33,11 @@ def make_llm(monkeypatch):
         monkeypatch.setattr(gumba.llm.llm, "Tokenizer", tokenizer)
         monkeypatch.setattr(gumba.llm.reloadable_model, "load_model", lambda gguf, **options: model)
         llm = gumba.llm.llm.LLM("fake.gguf", max_sequences=max_sequences, max_queue=max_queue)
-        made.append(llm)
+        llms.append(llm)
         return llm
 
     yield make
-    for llm in made:
+    for llm in llms:
         if not llm._engine._closed:
             assert llm.kv_usage().in_use == llm.kv_usage().window_in_use == 0
         llm.close()
@@ -51,12 +51,14 @@ def make_llm(monkeypatch):
 
 @pytest.fixture
 def rows(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, ...], bytes]:
-    """The logits that each token was chosen by, by all tokens before it: the same tokens must give the same bits."""
+    """All tokens so far -> the logits that chose the next one: the same tokens must have the same bits."""
     seen: dict[tuple[int, ...], bytes] = {}
     choose: Any = Generation._choose
 
     def checked(self: Generation, row: np.ndarray, *rest: Any) -> Any:
-        assert seen.setdefault(tuple(self.tokens), row.tobytes()) == row.tobytes(), "other bits after the same tokens"
+        assert seen.setdefault(tuple(self.tokens), row.tobytes()) == row.tobytes(), (
+            "different bits after the same tokens"
+        )
         return choose(self, row, *rest)
 
     monkeypatch.setattr(Generation, "_choose", checked)

@@ -10,7 +10,7 @@ GREEDY = SamplingParams(temperature=0)
 
 
 def oracle(prompt, params, n, capacity=64):
-    """Tokens that sampling from the bare function gives."""
+    """Tokens sampled directly from ``hashed_logits``."""
     history, numbers, sampler = list(prompt), UniformStream(params.seed or 0), Sampler(N_VOCAB)
     state = SamplerState(params, N_VOCAB, prompt, seed=params.seed or 0)
     while len(history) < min(len(prompt) + n, capacity):

@@ -187,7 +187,7 @@ class EngineCore:
             self._retire()
             n_requests = sum(sequence.is_request for sequence in self._live)
             if n_requests + len(sequences) > self._max_requests:
-                message = f"{n_requests} requests are here already, no more than {self._max_requests} may be"
+                message = f"{n_requests} requests are running or waiting, the maximum is {self._max_requests}"
                 _refuse(sequences, QueueFullError(message))
                 return
         try:
