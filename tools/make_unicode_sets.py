@@ -33,13 +33,13 @@ import functools
 @functools.cache
 def characters(ranges: str) -> frozenset[int]:
     """The code points of a set below."""
-    bounds = [[int(end, 16) for end in each.split("-")] for each in ranges.split()]
-    return frozenset(point for each in bounds for point in range(each[0], each[-1] + 1))
+    bounds = [[int(end, 16) for end in pair.split("-")] for pair in ranges.split()]
+    return frozenset(point for pair in bounds for point in range(pair[0], pair[-1] + 1))
 
 
 def inside_class(ranges: str) -> str:
     """A set below as the inside of a character class of a pattern."""
-    return "".join("-".join(chr(int(end, 16)) for end in each.split("-")) for each in ranges.split())
+    return "".join("-".join(chr(int(end, 16)) for end in pair.split("-")) for pair in ranges.split())
 
 
 #: What BertNormalizer's clean_text leaves out.

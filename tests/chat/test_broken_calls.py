@@ -11,7 +11,7 @@ import pytest
 from gumba.chat.formats import REASONING
 from gumba.chat.harmony import HarmonySplitter
 from gumba.chat.output_parser import AnswerFormat
-from gumba.chat.reasoning import ThinkSplitter
+from gumba.chat.reasoning import ReasoningSplitter
 from gumba.chat.tool_parsers.base import Tools
 from gumba.chat.tool_parsers.registry import PARSERS
 
@@ -331,7 +331,7 @@ def test_reasoning_however_the_tags_come(opened, text, content, reasoning):
     calls = [("f", {"zip": "<think>a</think>"})] if "tool_call" in text else []
 
     def split():
-        return ThinkSplitter(REASONING["think"], opened, FORMS[HERMES], TOOLS)
+        return ReasoningSplitter(REASONING["think"], opened, FORMS[HERMES], TOOLS)
 
     for pieces in cuts(text):
         found = read(HERMES, pieces, splitter=split)
@@ -341,7 +341,7 @@ def test_reasoning_however_the_tags_come(opened, text, content, reasoning):
 
 def test_reasoning_tags_in_a_call_without_a_marker_are_its_own():
     def split():
-        return ThinkSplitter(REASONING["think"], True, FORMS["<|python_tag|>"], TOOLS)
+        return ReasoningSplitter(REASONING["think"], True, FORMS["<|python_tag|>"], TOOLS)
 
     call = '{"name": "f", "parameters": {"zip": "<think>a</think>"}}'
     for pieces in cuts(f"b</think>{call}"):
@@ -351,7 +351,7 @@ def test_reasoning_tags_in_a_call_without_a_marker_are_its_own():
 
 
 def test_an_answer_is_not_held_back_after_reasoning():
-    parser = AnswerFormat(lambda: ThinkSplitter(REASONING["think"], True), None, TOOLS).parser()
+    parser = AnswerFormat(lambda: ReasoningSplitter(REASONING["think"], True), None, TOOLS).parser()
     assert [parser.push(each).content for each in ("hm", "</think>", "\n\n", "Hello", " <b>", " you")] == [
         "", "", "", "Hello", " <b>", " you"]  # fmt: skip
 
@@ -389,7 +389,7 @@ def _splitters():
     yield None, lambda: HarmonySplitter(TOOLS)
     for source, form in FORMS.items():
         for opened in (False, True):
-            yield source, lambda form=form, opened=opened: ThinkSplitter(REASONING["think"], opened, form, TOOLS)
+            yield source, lambda form=form, opened=opened: ReasoningSplitter(REASONING["think"], opened, form, TOOLS)
 
 
 def test_mutated_answers():
@@ -432,7 +432,9 @@ LONG = [
 def test_time_is_linear(source, unit):
     def split():
         return (
-            HarmonySplitter(TOOLS) if source is None else ThinkSplitter(REASONING["think"], True, FORMS[source], TOOLS)
+            HarmonySplitter(TOOLS)
+            if source is None
+            else ReasoningSplitter(REASONING["think"], True, FORMS[source], TOOLS)
         )
 
     seconds = []

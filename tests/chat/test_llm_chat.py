@@ -231,7 +231,7 @@ def test_a_stream_that_is_closed_cancels(plain, dictate):
 
 # ---------------------------------------------------------------------------------------------------------- messages
 
-ASKED = {"role": "user", "content": "?"}
+QUESTION = {"role": "user", "content": "?"}
 CALLED = {"role": "assistant", "content": None, "tool_calls": [
     {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"city": "Köln"}'}}]}  # fmt: skip
 WRITTEN = '{"city": "Köln"}'
@@ -261,14 +261,14 @@ def test_calls_as_templates_want_them(arguments, wanted, content, shown):
         f"{{% for m in messages if m.tool_calls %}}{content}{{% set a = m.tool_calls[0].function.arguments %}}"
         f"{arguments}{{% endfor %}}"
     )
-    assert ChatTemplate(source).render([ASKED, CALLED]) == shown + wanted
+    assert ChatTemplate(source).render([QUESTION, CALLED]) == shown + wanted
 
 
 def test_arguments_that_are_no_objects_are_left():
     source = "{% for m in messages if m.tool_calls %}{{ m.tool_calls[0].function.arguments }}{% endfor %}"
     for text in ("Bonn", "[1]", '"a"', "{"):
         called = {**CALLED, "tool_calls": [{"function": {"name": "f", "arguments": text}}]}
-        assert ChatTemplate(source).render([ASKED, called]) == text
+        assert ChatTemplate(source).render([QUESTION, called]) == text
 
 
 def test_arguments_nested_too_deeply_are_refused():
@@ -278,20 +278,20 @@ def test_arguments_nested_too_deeply_are_refused():
     called = {**CALLED, "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
     source = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}"
     with pytest.raises(RequestError, match="nested too deeply"):
-        ChatTemplate(source).render([ASKED, called])
+        ChatTemplate(source).render([QUESTION, called])
 
 
 def test_a_template_that_refuses_calls_says_why():
     from gumba.errors import TemplateError
 
     with pytest.raises(TemplateError, match="no tools here"):
-        ChatTemplate("{{ raise_exception('no tools here') }}").render([ASKED, CALLED])
+        ChatTemplate("{{ raise_exception('no tools here') }}").render([QUESTION, CALLED])
 
 
 #: What a template says of each message; the rest of it is ``TURNS``.
 TURNS = "{{% for m in messages %}}[{{{{ m.role }}}}]{body}{{% endfor %}}"
 TWO = [
-    ASKED,
+    QUESTION,
     {"role": "assistant", "content": None, "tool_calls": [
         {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Köln"}'}},
         {"id": "call_2", "type": "function", "function": {"name": "get_time", "arguments": '{"zone": "CET"}'}}]},

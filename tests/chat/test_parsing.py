@@ -10,7 +10,7 @@ import pytest
 from gumba.chat.formats import REASONING
 from gumba.chat.harmony import HarmonySplitter
 from gumba.chat.output_parser import AnswerFormat
-from gumba.chat.reasoning import ThinkSplitter
+from gumba.chat.reasoning import ReasoningSplitter
 from gumba.chat.tool_parsers.base import Tools, checked_tools
 from gumba.chat.tool_parsers.deepseek import DeepSeek
 from gumba.chat.tool_parsers.gemma4 import Gemma4
@@ -310,19 +310,19 @@ THOUGHTS = [
 
 @pytest.mark.parametrize(("name", "opened", "text", "content", "reasoning"), THOUGHTS)
 def test_reasoning(name, opened, text, content, reasoning):
-    form = AnswerFormat(lambda: ThinkSplitter(REASONING[name], opened), None, TOOLS)
+    form = AnswerFormat(lambda: ReasoningSplitter(REASONING[name], opened), None, TOOLS)
     for pieces in cuts(text):
         assert read(form, pieces) == (content, reasoning, [])
 
 
 def test_reasoning_comes_as_it_is_thought():
-    parser = AnswerFormat(lambda: ThinkSplitter(REASONING["think"], True), None, TOOLS).parser()
+    parser = AnswerFormat(lambda: ReasoningSplitter(REASONING["think"], True), None, TOOLS).parser()
     assert [parser.push(each).reasoning for each in ("Hm", ", ", "so.", "\n</")] == ["Hm", ",", " so.", ""]
 
 
 def test_calls_behind_reasoning():
     call = '<tool_call>{"name": "now", "arguments": {}}</tool_call>'
-    form = AnswerFormat(lambda: ThinkSplitter(REASONING["think"], False), Hermes(), TOOLS)
+    form = AnswerFormat(lambda: ReasoningSplitter(REASONING["think"], False), Hermes(), TOOLS)
     for pieces in cuts(f"<think>\nI could {call}.\n</think>\n\nOk.\n{call}"):
         assert read(form, pieces) == ("Ok.", f"I could {call}.", [("now", {})])
 
@@ -380,8 +380,8 @@ def test_noise_never_raises():
     for round in range(150):
         text = "".join(dice.choice(pieces) for _ in range(dice.randint(1, 14)))
 
-        def think(opened: bool = round % 2 == 0) -> ThinkSplitter:
-            return ThinkSplitter(REASONING["think"], opened)
+        def think(opened: bool = round % 2 == 0) -> ReasoningSplitter:
+            return ReasoningSplitter(REASONING["think"], opened)
 
         forms = [AnswerFormat(think, form, TOOLS) for form in FORMS.values()]
         for form in [*forms, AnswerFormat(lambda: HarmonySplitter(TOOLS), None, TOOLS)]:

@@ -212,7 +212,7 @@ def test_sizes(tiny, llama, caplog):
     assert "trained for 256" in caplog.text
     caplog.clear()
     assert Llama(tiny, vocab_only=True).n_ctx() == 256
-    assert not [each for each in caplog.records if each.levelno >= logging.WARNING], "nobody asked for more"
+    assert not [each for each in caplog.records if each.levelno >= logging.WARNING], "a warning without a cause"
     assert Llama(tiny, n_ctx=64, type_k=llama_cpp.GGML_TYPE_F32).n_ctx() == 64
 
 
@@ -590,7 +590,7 @@ def test_keywords_of_older_versions_have_no_effect(tiny):
 def test_a_draft_model_of_ones_own_changes_nothing(tiny, llm):
     class Draft(llama_cpp.llama_speculative.LlamaDraftModel):
         def __call__(self, input_ids, /, **kwargs):
-            raise AssertionError("never asked")
+            raise AssertionError("never called")
 
     with Llama(tiny, n_ctx=128, draft_model=Draft()) as llama:
         answer = llama(PROMPT, max_tokens=6, temperature=0)

@@ -243,7 +243,7 @@ def test_any_json_object(llama):
 
 
 def test_a_stop_string_inside_a_form_cuts_it_with_a_warning(llama, caplog):
-    """As llama-cpp-python 0.3.36, which tells nobody."""
+    """As llama-cpp-python 0.3.36, which says nothing about it."""
     grammar = LlamaGrammar.from_json_schema('{"const": {"a": 1}}')
     choice = llama("h", grammar=grammar, stop=["}"], temperature=0, max_tokens=30)["choices"][0]
     assert choice["finish_reason"] == "stop" and choice["text"].startswith("{") and "}" not in choice["text"]

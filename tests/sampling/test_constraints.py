@@ -1,4 +1,4 @@
-"""Constrained generation: what random tokens under the mask spell is always valid, judged by independent oracles."""
+"""Constrained generation: the text of random tokens under the mask is always valid, checked by independent oracles."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ JSON_TEXTS: list[tuple[dict[str, Any], list[str], list[str]]] = [
     ),
     ({"type": "object", "propertyNames": {"pattern": "^x+$"}}, ['{"xx":[]}'], ['{"y":1}']),
     ({"type": "object", "propertyNames": {"maxLength": 2}}, ['{"xx":1}'], ['{"xxx":1}']),
-    # pydantic's pattern of a Decimal, and what passwords are asked for.
+    # pydantic's pattern of a Decimal, and what sites require of passwords.
     (
         {"type": "string", "pattern": r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$"},
         ['"1.5"', '".5"', '"-07"'],

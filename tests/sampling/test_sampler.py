@@ -274,7 +274,7 @@ def test_draws_follow_the_distribution(name):
     assert ((observed - expected) ** 2 / expected).sum() < freedom + 5 * np.sqrt(2 * freedom)
 
 
-def test_xtc_acts_as_often_as_asked():
+def test_xtc_acts_at_its_probability():
     """The coin is another number than the draw's, and depends on seed and index alone."""
     logits = np.array([5, 4, 0, 0, 0, 0], np.float32)
     params = SamplingParams(**BARE, xtc_probability=0.3, xtc_threshold=0.05)

@@ -44,7 +44,7 @@ def test_log_probabilities_are_those_of_the_models_logits(size, more):
             assert [value for _, value in choice.top] == pytest.approx(expected[order[:count]], abs=1e-12, rel=1e-12)
 
 
-def test_log_probabilities_are_given_when_asked_for_alone():
+def test_log_probabilities_alone():
     logits = np.array([1, 2, 3], np.float32)
     sampler = Sampler(3)
     choice = sampler.sample(logits, SamplerState(SamplingParams(), 3), 0.5)

@@ -42,7 +42,7 @@ def llm(tmp_path_factory: pytest.TempPathFactory) -> LLM:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_prompt_and_answer_spell_what_was_generated(llm: LLM, seed: int) -> None:
+def test_prompt_and_answer_are_the_text_of_the_tokens(llm: LLM, seed: int) -> None:
     prompt = ["hello wor", "once upo", "a b", "the c"][seed % 4]
     params = SamplingParams(seed=seed, temperature=2.0, top_k=0, max_tokens=12, token_healing=True, n=2, logprobs=0)
     (result,) = llm.generate([prompt], params)
@@ -66,13 +66,13 @@ def test_pieces_shorter_than_the_token() -> None:
     wanted = tokenizer.token_bytes(token)
     healing = Healing(tokenizer, wanted)
     other = healing.fork()
-    spelled = b""
+    generated = b""
     while (mask := healing.mask()) is not None:
         bits = np.unpackbits(mask.view(np.uint8), bitorder="little")
         shortest = min(np.flatnonzero(bits).tolist(), key=lambda i: len(tokenizer.token_bytes(i)))
         healing.accept(shortest)
-        spelled += tokenizer.token_bytes(shortest)
-    assert spelled.startswith(wanted) and other.mask() is not None
+        generated += tokenizer.token_bytes(shortest)
+    assert generated.startswith(wanted) and other.mask() is not None
 
 
 def test_a_piece_after_which_nothing_fits_is_not_allowed() -> None:

@@ -120,6 +120,6 @@ def test_options_of_families(tmp_path, name, whole, bos):
 def test_unknown_name(tmp_path):
     with pytest.raises(
         TokenizerError,
-        match=r"v\.gguf: tokenizer\.ggml\.pre: unknown pre-tokenizer 'nobody'; known are a\.x-4\.0, afmoe, ",
+        match=r"v\.gguf: tokenizer\.ggml\.pre: unknown pre-tokenizer 'unheard-of'; known are a\.x-4\.0, afmoe, ",
     ):
-        Tokenizer.from_gguf(write_with(tmp_path, "nobody"))
+        Tokenizer.from_gguf(write_with(tmp_path, "unheard-of"))

@@ -179,7 +179,7 @@ def test_control_tokens_are_parsed_on_request_only(tmp_path):
 
 
 def test_whole_words_never_are_control_tokens(tmp_path):
-    """llama-bpe looks words up whole: a control token that is spelled as a word must not come from plain text."""
+    """llama-bpe looks words up whole: a control token with the text of a word must not come from plain text."""
     path = byte_level(tmp_path / "v.gguf", marks=("begin", "end"), pre="llama-bpe")
     tokenizer = Tokenizer.from_gguf(path)
     assert tokenizer.encode("end", add_special=False) == [ord("e"), ord("n"), ord("d")]

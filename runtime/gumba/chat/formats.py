@@ -1,4 +1,4 @@
-"""Which forms of reasoning and calls a model speaks: its chat template, and its vocabulary, tell."""
+"""The answer format of a model, detected from its chat template and vocabulary: reasoning tags and the tool parser."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gumba.chat import harmony
-from gumba.chat.output_parser import AnswerFormat, SplitterMaker
-from gumba.chat.reasoning import Tags, ThinkSplitter
+from gumba.chat.output_parser import AnswerFormat, SplitterFactory
+from gumba.chat.reasoning import ReasoningSplitter, Tags
 from gumba.chat.tool_parsers.base import Tools
 from gumba.chat.tool_parsers.registry import parser_of
 from gumba.errors import RequestError
 from gumba.tokenizer.tokenizer import Tokenizer
 from gumba.validation import show
 
-#: Name -> tags of reasoning.
+#: Reasoning formats by name.
 REASONING: Mapping[str, Tags] = {
     "think": Tags("<think>", "</think>"),
     "cohere": Tags(
@@ -55,15 +55,15 @@ def answer_format(
     tools: Sequence[Mapping[str, Any]] | None = None,
     constrained: bool = False,
 ) -> AnswerFormat | None:
-    """How the answers to ``prompt`` are taken apart; None: not at all.
+    """How the answers to ``prompt`` are parsed; None: not at all.
 
     Args:
-        tokenizer: The model's.
+        tokenizer: The model's tokenizer.
         source: The text of the chat template.
-        prompt: Its ids; they tell whether the template has opened the reasoning.
-        reasoning: "auto": as the template says; "off": it stays in the text; or a name of ``REASONING``.
-        tools: Checked ones; calls are looked for where there are any.
-        constrained: The answer is held to a form, so it begins at once.
+        prompt: Token ids of the prompt; its end shows whether the template has opened the reasoning.
+        reasoning: "auto": detected from the template; "off": left in the text; or a name of ``REASONING``.
+        tools: Checked tools; without any, no calls are parsed.
+        constrained: Whether structured outputs constrain the answer, which then begins without reasoning.
 
     Raises RequestError for another ``reasoning``.
     """
@@ -71,25 +71,25 @@ def answer_format(
         raise RequestError(f"reasoning: expected auto, off, {', '.join(REASONING)} or harmony, found {show(reasoning)}")
     functions = Tools([tool["function"] for tool in tools or ()])
     salt = hashlib.sha256(repr(list(prompt)).encode()).digest() if tools else b""
-    speaks_harmony = harmony.CHANNEL in source and harmony.MESSAGE in source
-    if reasoning == "harmony" or (speaks_harmony and (reasoning == "auto" or tools)):
+    has_harmony = harmony.CHANNEL in source and harmony.MESSAGE in source
+    if reasoning == "harmony" or (has_harmony and (reasoning == "auto" or tools)):
         _, started, header = tokenizer.decode(prompt[-24:]).rpartition("<|start|>assistant")
         if not started or any(end in header for end in harmony.ENDS):
             header = ""
-        maker: SplitterMaker = functools.partial(harmony.HarmonySplitter, functions if tools else None, header)
-        return AnswerFormat(maker, None, functions, salt, harmony.TEXTS)
+        factory: SplitterFactory = functools.partial(harmony.HarmonySplitter, functions if tools else None, header)
+        return AnswerFormat(factory, None, functions, salt, harmony.TEXTS)
     tags = _tags(tokenizer, source, reasoning)
     opened = tags is not None and tokenizer.decode(prompt[-24:]).rstrip().endswith(tags.opening)
-    form = parser_of(source) if tools else None
+    parser = parser_of(source) if tools else None
     split = (
         None
         if tags is None or (opened and constrained)
-        else functools.partial(ThinkSplitter, tags, opened, form, functions)
+        else functools.partial(ReasoningSplitter, tags, opened, parser, functions)
     )
-    if split is None and form is None:
+    if split is None and parser is None:
         return None
-    texts = (() if tags is None else tags.texts) + (() if form is None else (*form.markers, *form.texts))
-    return AnswerFormat(split, form, functions, salt, texts)
+    texts = (() if tags is None else tags.texts) + (() if parser is None else (*parser.markers, *parser.texts))
+    return AnswerFormat(split, parser, functions, salt, texts)
 
 
 def _tags(tokenizer: Tokenizer, source: str, reasoning: str) -> Tags | None:

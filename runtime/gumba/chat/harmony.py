@@ -1,4 +1,4 @@
-"""Harmony, the form of gpt-oss: messages in channels (github.com/openai/harmony).
+"""Harmony, the answer format of gpt-oss: messages in channels (github.com/openai/harmony).
 
 ::
 
@@ -18,21 +18,23 @@ ENDS = ("<|end|>", "<|return|>", "<|call|>", START)
 TEXTS = (CHANNEL, MESSAGE, "<|constrain|>", *ENDS)
 _RECIPIENT = re.compile(r"(?<!\S)to=(\S+?)(?=<\||\s|\Z)")
 _CHANNEL = re.compile(r"\s*([\w.-]*)")
-#: Characters of a header that count.
-_MOST_HEADER = 1000
+#: Maximum length of a header in characters; of a longer one only the end is read.
+_MAX_HEADER = 1000
 
 
 class HarmonySplitter:
-    """The final channel, and a message without a channel, are the answer; a message to an offered function is a call; every
-    other channel is reasoning. A call that is malformed, or of no such function, is text of the answer, unless it is in the
-    channel of analysis.
+    """Splits an answer by its channels.
 
-    A header ends at ``<|message|>``; one that ends otherwise says nothing, and neither does what stands between messages. An
-    answer that does not begin with a header passes unchanged.
+    The final channel, and a message without a channel, are the answer; a message to an offered function is a call; every
+    other channel is reasoning. A malformed call, or one to an unknown function, is text of the answer, or reasoning in the
+    analysis channel.
+
+    A header ends at ``<|message|>``; a header that ends otherwise, and text between messages, are dropped. An answer that does
+    not begin with a header passes unchanged.
 
     Args:
-        tools: Those offered; None: no calls are looked for.
-        header: What the prompt already says of the first header.
+        tools: The offered tools; None: no calls are parsed.
+        header: The part of the first header that the prompt contains.
     """
 
     def __init__(self, tools: Tools | None, header: str = "") -> None:
@@ -47,7 +49,7 @@ class HarmonySplitter:
         self._content: list[str] = []
         self._reasoning: list[str] = []
         self._calls: list[Call] = []
-        #: Whether there was reasoning before, which a line break tells apart, and whether this message has begun.
+        #: Whether there is earlier reasoning, from which a line break separates the next, and whether this message has begun.
         self._reasoned = self._begun = False
         self.push(header)
 
@@ -65,7 +67,7 @@ class HarmonySplitter:
         """See ``Splitter``."""
         self._text(self._scanner.finish())
         if self._state == "start" or (self._state == "between" and "".join(self._held).strip()):
-            self._content += self._held  # no message follows it
+            self._content += self._held  # no message follows
         elif self._state == "message":
             self._close()
         self._held = []
@@ -113,7 +115,7 @@ class HarmonySplitter:
 
     def _open(self) -> None:
         """Start a message, whose header is complete."""
-        header = "".join(self._header)[-_MOST_HEADER:]
+        header = "".join(self._header)[-_MAX_HEADER:]
         channels = [match[1] for part in header.split(CHANNEL)[1:] if (match := _CHANNEL.match(part))]
         self._channel = "analysis" if "analysis" in channels else channels[-1] if channels else "final"
         recipients = _RECIPIENT.findall(header.replace(CHANNEL, " "))
@@ -123,7 +125,7 @@ class HarmonySplitter:
         self._state, self._begun, self._held = "message", False, []
 
     def _take(self, text: str) -> None:
-        """More of a message."""
+        """Append text to the current message."""
         if self._kind == "call":
             self._held.append(text)
         elif self._kind == "content":

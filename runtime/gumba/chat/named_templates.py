@@ -1,8 +1,8 @@
-"""Chat templates by name, for files that have none.
+"""Built-in chat templates by name, for files without a template.
 
-The names are those of llama.cpp's ``--chat-template``, and so is what they render (a few names are ours: ``alpaca``,
-``hermes`` and the aliases). Written from the formats that the models' authors publish. None writes BOS, which
-``encode_chat`` puts in front of a conversation where the file wants it.
+Names and output are those of llama.cpp's ``--chat-template`` (``alpaca``, ``hermes`` and the aliases are additions). They are
+written from the formats that the models' authors publish. None of them writes BOS, which ``encode_chat`` adds if the file
+requires it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gumba.tokenizer.tokenizer import Tokenizer
 
-#: What stands before and after a message.
+#: The text before and after a message.
 _Turn = tuple[str, str]
 _EOS = "<\uff5cend▁of▁sentence\uff5c>"  # DeepSeek's
 
@@ -275,7 +275,7 @@ CHAT_TEMPLATES: Mapping[str, str] = {
     "zephyr": _ZEPHYR,
 }  # fmt: skip
 
-#: Tokens that a vocabulary has only for one format, and its name; the first row that fits counts.
+#: (tokens that only vocabularies of one format have, its name); the first matching row counts.
 _BY_TOKENS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("<|im_start|>", "<|im_sep|>"), "phi4"),
     (("<|im_start|>", "<end_of_utterance>"), "smolvlm"),
@@ -298,9 +298,9 @@ _BY_TOKENS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("[INST]", "[SYSTEM_PROMPT]"), "mistral-v7"),
     (("[INST]", "[/INST]"), "mistral-v3"),
 )
-#: Formats that are written without the spaces where the vocabulary is no SentencePiece's.
+#: Formats that have no spaces for vocabularies other than SentencePiece.
 _TEKKEN = {"mistral-v3": "mistral-v3-tekken", "mistral-v7": "mistral-v7-tekken"}
-#: What architectures speak whose vocabularies do not show it.
+#: Formats of architectures whose vocabularies do not show them.
 _BY_ARCHITECTURE = {
     "orion": "orion",
     "minicpm": "minicpm",
@@ -312,7 +312,7 @@ _BY_ARCHITECTURE = {
 
 
 def guess_name(tokenizer: Tokenizer, metadata: Mapping[str, Any]) -> str | None:
-    """The template of a file that has none, by its vocabulary and architecture; None when nothing is known of them."""
+    """The built-in template for a file without one, by its vocabulary and architecture; None if no row matches."""
     for texts, name in _BY_TOKENS:
         if all(tokenizer.token_id(text) is not None for text in texts):
             tekken = metadata.get("tokenizer.ggml.model") != "llama"

@@ -1,4 +1,4 @@
-"""Takes an answer apart while it comes: reasoning, answer, calls."""
+"""Parses an answer while it streams: reasoning, answer text, tool calls."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _is_cut(finish_reason: str | None) -> bool:
 
 
 class Delta(NamedTuple):
-    """What new text holds. Calls come with the last one."""
+    """The parts of new text. Calls come with the last delta."""
 
     content: str = ""
     reasoning: str = ""
@@ -26,7 +26,8 @@ class Delta(NamedTuple):
 
 
 class Splitter(Protocol):
-    """Text in pieces to deltas; ``finish`` gives what was held back. However it is cut, the sums are the same."""
+    """Splits streamed text into deltas; ``finish`` returns the pending ones. The concatenated result does not depend on how the
+    text is cut into pieces."""
 
     def push(self, text: str, /) -> Delta: ...
 
@@ -34,43 +35,45 @@ class Splitter(Protocol):
 
 
 class MarkerScanner:
-    """Splits text that comes in pieces at ``markers``, however it is cut. No marker may begin with another one."""
+    """Splits streamed text at ``markers``, also at markers cut across pieces. No marker may be a prefix of another."""
 
     def __init__(self, markers: tuple[str, ...]) -> None:
         self._pattern = re.compile("|".join(map(re.escape, markers)) or r"(?!)")
-        self._beginnings = frozenset(marker[:n] for marker in markers for n in range(1, len(marker)))
-        self._longest = max(map(len, self._beginnings), default=0)
-        self._held = ""
+        self._prefixes = frozenset(marker[:n] for marker in markers for n in range(1, len(marker)))
+        self._longest = max(map(len, self._prefixes), default=0)
+        self._pending = ""
 
     def push(self, text: str) -> list[tuple[str, str]]:
         """Pairs of plain text and the marker after it; the last pair has no marker."""
-        text = self._held + text
-        found, place = [], 0
+        text = self._pending + text
+        pairs, place = [], 0
         for marker in self._pattern.finditer(text):
-            found.append((text[place : marker.start()], marker[0]))
+            pairs.append((text[place : marker.start()], marker[0]))
             place = marker.end()
         lengths = range(min(self._longest, len(text) - place), 0, -1)
-        kept = next((n for n in lengths if text[-n:] in self._beginnings), 0)
-        end = len(text) - kept
-        self._held = text[end:]
-        return [*found, (text[place:end], "")]
+        n_pending = next((n for n in lengths if text[-n:] in self._prefixes), 0)
+        end = len(text) - n_pending
+        self._pending = text[end:]
+        return [*pairs, (text[place:end], "")]
 
     def finish(self) -> str:
-        """Held-back text that looked like the start of a marker, but is not."""
-        held, self._held = self._held, ""
-        return held
+        """Pending text that looked like the start of a marker but is not."""
+        pending, self._pending = self._pending, ""
+        return pending
 
 
 class Trimmer:
-    """Holds white space back until other text follows it."""
+    """Delays white space until other text follows it.
+
+    ``leading``: drop white space before the first text.
+    """
 
     def __init__(self, *, leading: bool = False) -> None:
-        #: Whether white space in front of everything is dropped.
         self._drops = leading
         self._spaces: list[str] = []
 
     def push(self, text: str) -> str:
-        """The held-back white space and ``text``, without white space at its end."""
+        """The delayed white space and ``text``, without trailing white space."""
         bare = text.rstrip()
         if not bare:
             if not self._drops:
@@ -84,26 +87,26 @@ class Trimmer:
         return result
 
     def finish(self) -> str:
-        """The white space that was held back."""
-        held, self._spaces = "".join(self._spaces), []
-        return held
+        """The delayed white space."""
+        spaces, self._spaces = "".join(self._spaces), []
+        return spaces
 
 
-#: Characters after which an answer that may have begun with a call without a marker is none.
-MOST_UNDECIDED = 512
+#: An answer that is still undecided after this many characters does not begin with a call.
+MAX_UNDECIDED = 512
 
 
 class CallSplitter:
-    """Answer and calls. What begins like a call is held back until the end, which tells whether it is one."""
+    """Separates tool calls from the answer. Text that begins like a call is collected until the end, and then parsed."""
 
-    def __init__(self, form: ToolParser, tools: Tools) -> None:
-        self._form, self._tools = form, tools
-        self._scanner, self._spaces = MarkerScanner(form.markers), Trimmer()
+    def __init__(self, parser: ToolParser, tools: Tools) -> None:
+        self._parser, self._tools = parser, tools
+        self._scanner, self._spaces = MarkerScanner(parser.markers), Trimmer()
         self._held: list[str] = []
         self._begun = self._decided = self._collecting = False
 
     def push(self, text: str) -> str:
-        """What is certainly no call."""
+        """Text that is certainly not part of a call."""
         if self._collecting:
             self._held.append(text)
             return ""
@@ -125,28 +128,28 @@ class CallSplitter:
         return result
 
     def _start(self, text: str) -> str:
-        """The text so far when it is clear how the answer begins, and that it is not by a call without a marker."""
+        """The text so far, once it is decided that the answer does not begin with a call without a marker; else ""."""
         bare = text if self._held else text.lstrip()
         if not self._held:
             self._spaces.push(text[: len(text) - len(bare)])
         self._held = ["".join([*self._held, bare])] if bare else self._held
         if not self._held:
             return ""
-        verdict = self._form.starts(self._held[0][:MOST_UNDECIDED], self._tools)
-        if verdict is None and len(self._held[0]) < MOST_UNDECIDED:
+        starts_call = self._parser.starts(self._held[0][:MAX_UNDECIDED], self._tools)
+        if starts_call is None and len(self._held[0]) < MAX_UNDECIDED:
             return ""
-        self._decided, self._collecting = True, verdict is True
+        self._decided, self._collecting = True, starts_call is True
         if self._collecting:
             return ""
         text, self._held = self._held[0], []
         return text
 
     def finish(self, cut: bool = False) -> tuple[str, tuple[Call, ...]]:
-        """What is left of the answer, and the calls. ``cut``: see ``ToolParser.parse``."""
+        """The rest of the answer, and the calls. ``cut``: see ``ToolParser.parse``."""
         spaces, held = self._spaces.finish(), "".join(self._held) + self._scanner.finish()
         if not self._collecting:
             return spaces + held, ()
-        calls, rest = self._form.parse(held, self._tools, cut)
+        calls, rest = self._parser.parse(held, self._tools, cut)
         if not calls:
             return spaces + held, ()
         rest = (spaces + rest if self._begun else rest).rstrip()
@@ -155,45 +158,49 @@ class CallSplitter:
 
 @dataclass(frozen=True)
 class AnswerFormat:
-    """How a request's answers are taken apart: by ``reasoning`` (it makes a splitter), and ``form`` of calls of ``tools``.
+    """How the answers of a request are parsed.
 
-    ``salt``: what the ids of calls are made of, besides the answer. ``texts``: those that have to be shown even if they are
-    control tokens.
+    Args:
+        reasoning: Makes the splitter of reasoning; None: the answers have none.
+        tool_parser: Parser of the calls; None: no calls are parsed.
+        tools: The tools that the request offers.
+        salt: Input of the call ids, besides the answer's text.
+        texts: Texts that must be part of the answer's text even if they are control tokens.
     """
 
-    reasoning: SplitterMaker | None
-    form: ToolParser | None
+    reasoning: SplitterFactory | None
+    tool_parser: ToolParser | None
     tools: Tools
     salt: bytes = b""
     texts: tuple[str, ...] = ()
 
     def parser(self) -> AnswerParser:
-        """Of one answer."""
+        """A parser for one answer."""
         return AnswerParser(self)
 
 
-class SplitterMaker(Protocol):
-    """Makes what tells reasoning, and perhaps calls, from the answer."""
+class SplitterFactory(Protocol):
+    """Creates the splitter of one answer."""
 
     def __call__(self) -> Splitter: ...
 
 
 class AnswerParser:
-    """One answer's."""
+    """Parses one answer."""
 
     def __init__(self, form: AnswerFormat) -> None:
         self._splitter = None if form.reasoning is None else form.reasoning()
-        self._calls = None if form.form is None else CallSplitter(form.form, form.tools)
+        self._calls = None if form.tool_parser is None else CallSplitter(form.tool_parser, form.tools)
         self._digest = hashlib.sha256(form.salt)
 
     def push(self, text: str) -> Delta:
-        """What new ``text`` holds for certain."""
+        """The parts of ``text``, and of pending text, that are certain."""
         self._digest.update(text.encode("utf-8", "surrogatepass"))
         delta = Delta(text) if self._splitter is None else self._splitter.push(text)
         return delta if self._calls is None else delta._replace(content=self._calls.push(delta.content))
 
     def finish(self, cut: bool = False) -> Delta:
-        """What was held back, and the calls. ``cut``: the answer ended before the model did, at the most tokens allowed."""
+        """The pending text, and the calls. ``cut``: the answer was cut off at the token limit."""
         delta = Delta() if self._splitter is None else self._splitter.finish()
         if self._calls is None:
             return delta
@@ -202,7 +209,7 @@ class AnswerParser:
         return Delta(content + rest, delta.reasoning, delta.calls + calls)
 
     def step(self, step: StreamOutput) -> StreamOutput:
-        """A step of the stream, with its text taken apart."""
+        """A step of the stream with its text parsed."""
         content, reasoning, _ = self.push(step.text)
         if step.finish_reason is None:
             return replace(step, text=content, reasoning=reasoning)
@@ -215,7 +222,7 @@ class AnswerParser:
         )
 
     def output(self, output: CompletionOutput) -> CompletionOutput:
-        """A whole answer, taken apart."""
+        """A whole answer, parsed."""
         first, last = self.push(output.text), self.finish(_is_cut(output.finish_reason))
         return replace(
             output,
@@ -225,12 +232,12 @@ class AnswerParser:
         )
 
     def named(self, calls: tuple[Call, ...]) -> tuple[ToolCall, ...]:
-        """Calls with ids: the model's, or nine letters and digits (as Mistral's templates want) that tell turns apart."""
-        found = []
+        """Calls with ids: the model's, or nine letters and digits (as Mistral's templates require) that differ between turns."""
+        named = []
         for index, call in enumerate(calls):
             digest = self._digest.copy()
             digest.update(b"%d" % index)
             number = int.from_bytes(digest.digest(), "big")
             letters = "".join(_LETTERS[number // 62**i % 62] for i in range(9))
-            found.append(ToolCall(call.id or letters, FunctionCall(call.name, call.arguments)))
-        return tuple(found)
+            named.append(ToolCall(call.id or letters, FunctionCall(call.name, call.arguments)))
+        return tuple(named)

@@ -1,17 +1,17 @@
-"""Reasoning between two tags in an answer: <think>...</think> and its kin."""
+"""Reasoning between two tags in an answer, such as <think>...</think>."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-from gumba.chat.output_parser import MOST_UNDECIDED, Delta, MarkerScanner, Trimmer
+from gumba.chat.output_parser import MAX_UNDECIDED, Delta, MarkerScanner, Trimmer
 from gumba.chat.tool_parsers.base import ToolParser, Tools
 
 
 @dataclass(frozen=True)
 class Tags:
-    """The opening and closing tag of reasoning; ``dropped``: pairs of marks around the answer, which are removed."""
+    """The opening and closing tag of reasoning; ``dropped``: pairs of markers around the answer, which are removed."""
 
     opening: str
     closing: str
@@ -19,7 +19,7 @@ class Tags:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """All of them."""
+        """All tags and markers."""
         return (self.opening, self.closing, *self.dropped)
 
 
@@ -30,7 +30,7 @@ class _Code:
 
     def __init__(self) -> None:
         self._fenced = self._in_span = False
-        #: Of the last line: its beginning, which tells a fence; and the last character of all.
+        #: The start of the last line, which shows whether it is a fence, and the last character of the text.
         self._line = self._last = ""
 
     def push(self, text: str) -> None:
@@ -63,41 +63,41 @@ class _Code:
         return not self._line
 
 
-class ThinkSplitter:
-    """Separates reasoning from the answer; white space around the reasoning is dropped.
+class ReasoningSplitter:
+    """Separates reasoning from the answer, and drops white space around the reasoning.
 
-    - Everything from an opening tag to the closing one is reasoning, also in the middle of the answer, but not in Markdown's
-      code nor in calls. Reasoning that does not end is all there is.
-    - Where a second closing tag may follow (the reasoning was empty although the prompt had opened it, or it opened one
-      more), the text behind the first one is held back until that comes, and is reasoning too, or until the end.
-    - An opening tag in the middle of a line of the answer that nothing closes is text, and so is a closing tag that
-      nothing opens, but for one that begins the answer or repeats the one before it.
+    - Everything between an opening and a closing tag is reasoning, also in the middle of the answer, but not in Markdown
+      code or in calls. Unclosed reasoning extends to the end.
+    - If a second closing tag may follow (the reasoning is empty although the prompt opened it, or it contains another
+      opening tag), the text after the first one is held until that tag, and is reasoning too, or until the end.
+    - An unclosed opening tag in the middle of a line of the answer is text. So is an unopened closing tag, except at the
+      start of the answer or right after another closing tag.
 
     Args:
-        tags: Those of the model.
+        tags: The model's tags.
         opened: Whether the prompt ends with the opening tag.
-        form: That of calls of ``tools``, whose text is left alone.
+        parser: Parser of calls to ``tools``, whose text is not searched for tags.
     """
 
-    def __init__(self, tags: Tags, opened: bool, form: ToolParser | None = None, tools: Tools | None = None) -> None:
-        self._tags, self._form, self._tools = tags, form, tools
-        self._calls, self._calls_end = ((), ()) if form is None else (form.markers, form.closing)
-        #: How the answer begins, which may be a call without a marker.
+    def __init__(self, tags: Tags, opened: bool, parser: ToolParser | None = None, tools: Tools | None = None) -> None:
+        self._tags, self._parser, self._tools = tags, parser, tools
+        self._calls, self._calls_end = ((), ()) if parser is None else (parser.markers, parser.closing)
+        #: The beginning of the answer, which may be a call without a marker.
         self._beginning = ""
         self._scanner = MarkerScanner(tuple(dict.fromkeys((*tags.texts, *self._calls, *self._calls_end))))
-        #: start, reasoning, after (the closing tag), doubt (whether reasoning is over), answer, inner (reasoning in the
-        #: answer), call.
+        #: start, reasoning, after (the closing tag), doubt (a second closing tag may follow), answer, inner (reasoning in
+        #: the answer), call.
         self._state = "reasoning" if opened else "start"
-        #: Whether the prompt opened the reasoning, whether the answer repeated that, and tags opened within it.
+        #: Whether the prompt opened the reasoning, whether the answer repeated its tag, and the number of nested tags.
         self._opened, self._repeated, self._nested = opened, False, 0
         self._reasoned = False
-        #: Whether earlier reasoning exists; a line break separates the two.
+        #: Whether earlier reasoning exists, from which a line break separates the next.
         self._again = False
         #: Whether the reasoning in the answer began on a line of its own.
         self._inner_at_start = False
         self._thought, self._lead = Trimmer(leading=True), Trimmer()
         self._code = _Code()
-        #: A closing tag that a backtick precedes: it is text if one follows.
+        #: A closing tag after a backtick: it is text if another backtick follows.
         self._quoted = False
         self._held: list[str] = []
         self._content: list[str] = []
@@ -186,17 +186,17 @@ class ThinkSplitter:
         if self._state == "start":
             self._content.append(self._lead.finish())
         self._state = "answer"
-        if len(self._beginning) < MOST_UNDECIDED:
-            self._beginning += text[:MOST_UNDECIDED]
+        if len(self._beginning) < MAX_UNDECIDED:
+            self._beginning += text[:MAX_UNDECIDED]
         self._code.push(text)
         self._content.append(text)
 
     @property
     def _in_call(self) -> bool:
         """Whether the answer begins with a call without a marker."""
-        if self._form is None or self._tools is None:
+        if self._parser is None or self._tools is None:
             return False
-        return self._form.starts(self._beginning[:MOST_UNDECIDED], self._tools) is True
+        return self._parser.starts(self._beginning[:MAX_UNDECIDED], self._tools) is True
 
     def _think(self, text: str) -> None:
         self._code.push(text)
@@ -210,14 +210,14 @@ class ThinkSplitter:
 
     def _open(self) -> None:
         """Handle an opening tag."""
-        if self._state == "doubt":  # text behind which reasoning is opened anew is of the answer
+        if self._state == "doubt":  # text before a new opening tag belongs to the answer
             held, self._held = "".join(self._held).lstrip(), []
             self._state = "after"
             if held:
                 self._answer(held)
         if self._state == "reasoning":
             begun = self._reasoned and not self._again
-            if self._opened and not begun and not self._repeated:  # some models write the prompt's tag once more
+            if self._opened and not begun and not self._repeated:  # some models repeat the prompt's tag
                 self._repeated = True
                 return
             self._nested += 1
@@ -271,7 +271,7 @@ class ThinkSplitter:
             self._state = "after"
 
     def _drop(self, mark: str) -> None:
-        """Handle a mark around the answer; an opening mark ends the reasoning."""
+        """Handle a marker around the answer; an opening one ends the reasoning."""
         if self._state == "start":
             self._answer("")
         elif self._state in ("reasoning", "doubt", "inner"):

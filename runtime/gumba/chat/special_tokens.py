@@ -1,8 +1,8 @@
-"""Keeps the texts of control tokens inside messages from becoming control tokens.
+"""Prevents the texts of control tokens inside messages from being parsed as control tokens.
 
-A mark, one of Unicode's noncharacters, goes between the first and the second character of every such text, and to the end
-of every string that ends like the beginning of one. It stays there while the template runs; the tokenizer leaves it out
-after it has looked for control tokens (``Tokenizer.encode``, ``shield``).
+A mark, one of Unicode's noncharacters, is inserted between the first and the second character of every such text, and at the
+end of every string that ends with a prefix of one. It stays there while the template runs; the tokenizer removes it after it
+has matched control tokens (``Tokenizer.encode``, ``shield``).
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any
 
 from gumba.errors import RequestError
 
-#: Noncharacters, which no text to be exchanged contains (The Unicode Standard, section 23.7).
+#: Noncharacters, which are not for text interchange (The Unicode Standard, section 23.7).
 MARKS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
 
 
 def shielded(value: Any, texts: tuple[str, ...], source: str) -> tuple[Any, str]:
-    """``value`` with marks in the strings of all its lists, tuples and mappings, and the mark used.
+    """``value`` with marks inserted into all strings of its lists, tuples and mappings, and the mark.
 
-    ``texts``: those of the control tokens; ``source``: the template's, in which the mark must not occur either. Raises
-    RequestError for what is nested too deeply, or holds every noncharacter there is.
+    ``texts``: the control tokens' texts; ``source``: the template's text, which must not contain the mark. Raises RequestError
+    for a value that is nested too deeply or contains all of the noncharacters.
     """
     strings: list[str] = [source]
 
@@ -45,38 +45,38 @@ def _shows(mark: str, text: str) -> bool:
 
 
 def _mapped(value: Any, function: Callable[[str], str]) -> Any:
-    """``value`` with ``function`` applied to every string in it; what is no container stays the same object."""
+    """``value`` with ``function`` applied to every string in it; other values stay the same objects."""
     if isinstance(value, str):
         return function(value)
     if isinstance(value, Mapping):
-        return {_mapped(key, function): _mapped(each, function) for key, each in value.items()}
+        return {_mapped(key, function): _mapped(item, function) for key, item in value.items()}
     if isinstance(value, tuple):
-        return tuple(_mapped(each, function) for each in value)
+        return tuple(_mapped(item, function) for item in value)
     if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview | range):
-        return [_mapped(each, function) for each in value]
+        return [_mapped(item, function) for item in value]
     return value
 
 
 @functools.lru_cache(maxsize=8)
-def _beginnings(texts: tuple[str, ...]) -> tuple[frozenset[str], int]:
-    """Proper beginnings of texts, and the length of the longest. Not of those that begin like a word: names end so."""
-    found = {text[:n] for text in texts if not text[0].isalnum() for n in range(1, len(text))}
-    return frozenset(found), max(map(len, found), default=0)
+def _prefixes(texts: tuple[str, ...]) -> tuple[frozenset[str], int]:
+    """Proper prefixes of texts, and the length of the longest; not of texts that begin with a letter, as names may end so."""
+    prefixes = {text[:n] for text in texts if not text[0].isalnum() for n in range(1, len(text))}
+    return frozenset(prefixes), max(map(len, prefixes), default=0)
 
 
 def _marked(text: str, texts: tuple[str, ...], mark: str) -> str:
     places = set()
-    for each in texts:
-        if len(each) < 2:
+    for control in texts:
+        if len(control) < 2:
             continue
-        start = text.find(each)
+        start = text.find(control)
         while start >= 0:
             places.add(start + 1)
-            start = text.find(each, start + 1)
-    # A template may strip the text before it puts another next to it.
+            start = text.find(control, start + 1)
+    # A template may strip the text before it appends another.
     end = len(text.rstrip())
-    beginnings, longest = _beginnings(texts)
-    if any(text[end - n : end] in beginnings for n in range(1, min(longest, end) + 1)):
+    prefixes, longest = _prefixes(texts)
+    if any(text[end - n : end] in prefixes for n in range(1, min(longest, end) + 1)):
         places.add(end)
     if not places:
         return text

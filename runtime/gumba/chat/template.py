@@ -1,4 +1,4 @@
-"""Chat templates: messages to the text that a model was trained on (Jinja2, with Hugging Face's conventions)."""
+"""Chat templates: render messages to the prompt format of a model (Jinja2, with Hugging Face's conventions)."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 KEY = "tokenizer.chat_template"
 MAX_SOURCE = 48 << 10  # characters; the largest template known has 40,436 (GigaChat 3.5)
 
-#: What a message says: a text, or OpenAI's parts, ``{"type": "text", "text": ...}``.
+#: The content of a message: a text, or OpenAI's parts, ``{"type": "text", "text": ...}``.
 Content = str | Sequence[Mapping[str, Any]]
-#: The roles of the OpenAI API. Others are taken where the template has their names.
+#: The roles of the OpenAI API. Others are accepted if the template contains their names.
 ROLES = ("system", "user", "assistant", "tool", "developer", "function")
 
 
 def plain_messages(messages: Any, source: str | None = None) -> list[dict[str, Any]]:
-    """Checked copies of ``messages`` whose contents are texts (those in parts are joined), and calls' arguments objects.
+    """Checked copies of ``messages`` whose contents are texts (parts are joined) and whose calls' arguments are objects.
 
-    ``source``: the template's text, which may name more roles than ``ROLES``; None takes any role. A message without content
-    is taken only if it calls tools. Raises RequestError naming the message at fault by its index.
+    ``source``: the template's text, which may name roles beyond ``ROLES``; None accepts any role. A message without content
+    must call tools. Raises RequestError naming the message at fault by its index.
     """
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
         raise RequestError(f"messages: expected a list of messages, found {show(messages)}")
     if not messages:
         raise RequestError("messages: expected at least one message, found none")
-    found = []
+    checked = []
     for i, message in enumerate(messages):
         name = f"messages[{i}]"
         if not isinstance(message, Mapping):
@@ -58,12 +58,12 @@ def plain_messages(messages: Any, source: str | None = None) -> list[dict[str, A
             plain["content"] = joined_text(f"{name}.content", content)
         elif not message.get("tool_calls") and not message.get("function_call"):
             raise RequestError(f"{name}: there is no content in {show(plain)}")
-        found.append(with_objects(plain, name))
-    return found
+        checked.append(with_objects(plain, name))
+    return checked
 
 
 def joined_text(name: str, content: Any) -> str:
-    """The text of a message's ``content``. Raises RequestError for what is no text."""
+    """The text of a message's ``content``. Raises RequestError if it is not text."""
     if isinstance(content, str):
         return content
     if not isinstance(content, Sequence) or isinstance(content, bytes):
@@ -101,13 +101,13 @@ def _environment() -> Any:
 class ChatTemplate:
     """A compiled chat template; ``source`` is its text.
 
-    ``special_texts``: what ``bos_token``, ``eos_token`` and so on stand for in it. Untrusted templates are safe to render:
-    no access to Python, at most 2 seconds and 8 MB of output (with calls of tools in the messages, which templates want in
-    different forms, several times that).
+    ``special_texts``: the values of ``bos_token``, ``eos_token`` and so on. Untrusted templates are safe to render: no access to
+    Python, at most 2 seconds and 8 MB of output (several times that for messages with tool calls, which are tried in the
+    variants that templates accept).
     """
 
     def __init__(self, source: str, special_texts: Mapping[str, str] | None = None, origin: str = "") -> None:
-        """``origin``: where it comes from, for messages. Raises TemplateError for one that is too long or not well-formed."""
+        """``origin``: the template's source, for errors. Raises TemplateError for a template that is too long or malformed."""
         import jinja2
 
         if len(source) > MAX_SOURCE:
@@ -133,10 +133,10 @@ class ChatTemplate:
     def given(
         cls, template: str | PathLike[str] | ChatTemplate, tokenizer: Tokenizer, gguf: GGUFFile | None = None
     ) -> ChatTemplate:
-        """What a user means: the name of one of the further templates in ``gguf`` ("tool_use") or of a built-in one, a file,
-        or the text of a template (it has {{ or {% in it).
+        """The template that a user names: a named template of ``gguf`` ("tool_use"), a built-in one, a file, or the text of a
+        template (which contains {{ or {%).
 
-        Raises RequestError when it is neither, or the file cannot be read, TemplateError when it is not well-formed.
+        Raises RequestError if it is none of these or the file cannot be read, TemplateError for a malformed template.
         """
         if isinstance(template, ChatTemplate):
             return template
@@ -151,7 +151,7 @@ class ChatTemplate:
             raise RequestError(f"chat_template: expected a name, a file or a ChatTemplate, found {show(template)}")
         path = Path(template)
         if isinstance(template, str) and not path.suffix and path.name == template and not path.exists():
-            return cls.named(template)  # which tells the names
+            return cls.named(template)  # raises an error with the names
         try:
             with path.open(encoding="utf-8") as file:
                 return cls(file.read(MAX_SOURCE + 1), texts, f"the file {template!s:.200}")
@@ -161,18 +161,18 @@ class ChatTemplate:
 
     @classmethod
     def from_gguf(cls, gguf: GGUFFile, tokenizer: Tokenizer, name: str | None = None) -> ChatTemplate:
-        """The template of a file; where it has none, the built-in one that its vocabulary or architecture speaks.
+        """The template of a file; if it has none, the built-in one for its vocabulary or architecture.
 
-        ``name``: the one of that name ("tool_use"), of the few files that have several; the usual one where there is none.
-        Raises TemplateError when there is neither, or the template is not well-formed.
+        ``name``: a named template ("tool_use") of a file with several; if there is none of this name, the default one. Raises
+        TemplateError if there is no template, or it is malformed.
         """
         key = KEY if name is None else f"{KEY}.{name}"
         source = gguf.metadata.get(key)
         if source is None and name is not None:
             return cls.from_gguf(gguf, tokenizer)
         if source is None:
-            others = [each.removeprefix(f"{KEY}.") for each in gguf.metadata if each.startswith(f"{KEY}.")]
-            if others and others != ["rerank"]:  # that is of no chats
+            others = [key.removeprefix(f"{KEY}.") for key in gguf.metadata if key.startswith(f"{KEY}.")]
+            if others and others != ["rerank"]:  # which is not for chats
                 raise TemplateError(
                     f"the file has chat templates named {', '.join(map(show, others[:8]))}, but no default one ({KEY}): choose "
                     "one (chat_template=..., --chat-template NAME or FILE)"
@@ -180,8 +180,8 @@ class ChatTemplate:
             name = guess_name(tokenizer, gguf.metadata)
             if name is None:
                 raise TemplateError(
-                    f"the file has no chat template ({KEY}) and its vocabulary looks like no chat model's that is known: "
-                    "give it a plain prompt, or choose a template (chat_template=..., --chat-template NAME or FILE)"
+                    f"the file has no chat template ({KEY}) and its vocabulary matches no known chat model: "
+                    "use a plain prompt, or choose a template (chat_template=..., --chat-template NAME or FILE)"
                 )
             return cls.named(name, special_texts(tokenizer))
         if not isinstance(source, str):
@@ -192,11 +192,12 @@ class ChatTemplate:
         """The prompt for a conversation.
 
         ``messages``: mappings with ``role`` and ``content``, as in the OpenAI API; contents that are lists of
-        ``{"type": "text", "text": ...}`` are handed to the template as such. Arguments of ``tool_calls`` may be objects or JSON:
-        the template gets what it can take. ``add_generation_prompt``: end with the opening
-        of the assistant's answer. ``kwargs``: further variables of the template (``tools``, ``enable_thinking``).
-        Raises RequestError for messages of another form, TemplateError when the template refuses them, fails, or needs too
-        much time or memory.
+        ``{"type": "text", "text": ...}`` are passed to the template as lists. Arguments of ``tool_calls`` may be objects or
+        JSON text: the template gets the variant that it supports. ``add_generation_prompt``: end with the opening of the
+        assistant's answer. ``kwargs``: further variables of the template (``tools``, ``enable_thinking``).
+
+        Raises RequestError for malformed messages, TemplateError if the template rejects them, fails, or exceeds its limits of
+        time and memory.
         """
         plain_messages(messages, self.source)
         given = [with_objects(dict(message), f"messages[{i}]") for i, message in enumerate(messages)]
@@ -226,12 +227,12 @@ class ChatTemplate:
             raise
         except jinja2.TemplateError as error:
             raise TemplateError(f"the chat template fails: {error!s:.500}") from None
-        except Exception as error:  # a template can make anything raise: it is the template's fault
+        except Exception as error:  # a template can raise anything: report it as the template's error
             raise TemplateError(f"the chat template fails: {type(error).__name__}: {error!s:.500}") from None
 
 
 def special_texts(tokenizer: Tokenizer) -> dict[str, str]:
-    """What ``bos_token``, ``eos_token`` and so on stand for in a template; undefined ones are left out."""
+    """The values of ``bos_token``, ``eos_token`` and so on in a template; undefined ones are left out."""
     ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "unk": tokenizer.unk_id, "pad": tokenizer.pad_id}
     texts: dict[str, str | None] = {
         f"{name}_token": tokenizer.token_bytes(token).decode("utf-8", "replace")
@@ -243,9 +244,9 @@ def special_texts(tokenizer: Tokenizer) -> dict[str, str]:
 
 
 def until_final_message(text: str, messages: Sequence[Mapping[str, Any]]) -> str:
-    """The prompt ``text`` of ``messages`` up to the end of the last one's content, which a model is to continue.
+    """The prompt ``text`` of ``messages`` up to the end of the last message's content, which the model is to continue.
 
-    Raises RequestError when that content is no text, or the template has changed it.
+    Raises RequestError if that content is not text, or the template has changed it.
     """
     content = messages[-1].get("content") if messages else None
     if not isinstance(content, str) or content.strip() not in text:
@@ -269,26 +270,26 @@ def encode_chat(
 
     ``add_bos=False``: only if the template writes it. ``continue_final_message``: end with the text of the last message.
 
-    Control tokens come from the template only. Where the text of one stands in the messages, ``tools`` or ``documents``, or
-    would come about where two of their strings meet, it is encoded as text. To that end a character that occurs nowhere else
-    stands inside it while the template runs: a template that looks for a control token's text in a message does not find
-    it, and one that takes such texts apart and joins them anew, or itself writes a part of one around a message's text, is
-    not covered. Neither are control tokens of a single character. User-defined tokens (``<think>``) are parsed
-    everywhere, as the model's format expects; in vocabularies that mark their turns by these (gpt-oss), contents can too.
+    Control tokens come from the template only. The text of a control token inside the messages, ``tools`` or ``documents``, or
+    at the junction of two of their strings, is encoded as text: a character that occurs nowhere else is inserted into it while
+    the template runs. So a template that searches a message for a control token's text does not find it. Not covered are
+    templates that split such texts and join them again, or that write a part of one next to a message's text, and control
+    tokens of a single character. User-defined tokens (``<think>``) are parsed everywhere, as the model's format expects; in
+    vocabularies that mark turns with them (gpt-oss), contents can mark turns too.
 
-    Arguments and errors as for `ChatTemplate.render`, but for contents in parts: most templates cannot take them, so their
-    texts are joined.
+    Arguments and errors as for `ChatTemplate.render`, except that contents in parts are joined: most templates do not support
+    parts.
     """
-    given = {name: kwargs[name] for name in ("tools", "documents") if name in kwargs}
-    messages = plain_messages(messages, template.source)  # joined before control tokens are looked for
-    (messages, given), mark = shielded((messages, given), tokenizer.control_texts, template.source)
-    text = template.render(messages, add_generation_prompt, **{**kwargs, **given})
+    texts = {name: kwargs[name] for name in ("tools", "documents") if name in kwargs}
+    messages = plain_messages(messages, template.source)  # joined before control tokens are matched
+    (messages, texts), mark = shielded((messages, texts), tokenizer.control_texts, template.source)
+    text = template.render(messages, add_generation_prompt, **{**kwargs, **texts})
     if not text and add_generation_prompt:
         origin = f" ({template.origin})" if template.origin else ""
         listed = ", ".join(f"messages[{i}] ({show(message['role'])})" for i, message in enumerate(messages[:4]))
         more = "" if len(messages) <= 4 else f" and {len(messages) - 4} more"
         raise TemplateError(f"the chat template{origin} renders an empty prompt for {listed}{more}")
-    # A printed list or dict, and JSON in ASCII, show the mark by its number.
+    # A printed list or dict, and JSON in ASCII, contain the mark as an escape.
     text = text.replace(f"\\u{ord(mark):04x}", mark)
     if continue_final_message:
         text = until_final_message(text, messages)

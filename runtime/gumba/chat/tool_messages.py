@@ -1,7 +1,7 @@
-"""Messages that call tools, in the variants that templates want.
+"""Messages with tool calls, in the variants that templates support.
 
-OpenAI's messages have arguments as the text of a JSON object, and no content beside calls. Most templates write arguments by
-``tojson`` and want the object itself; some join the text. Most know messages without content; some join that too.
+In OpenAI's messages a call's arguments are JSON text, and there is no content beside calls. Most templates write arguments with
+``tojson`` and need the object itself; some concatenate the text. Most accept messages without content; some concatenate that.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ Message = dict[str, Any]
 #: Roles of messages that are results of calls.
 _RESULTS = ("tool", "function")
 #: Seconds after which no further variant is tried.
-_MOST_SECONDS = 4.0
-#: What the texts that stand for calls and results begin with.
+_MAX_SECONDS = 4.0
+#: Prefix of the probe texts that replace names, arguments and results.
 _MARK = "zqX7kv"
 
 
 def with_objects(message: Message, name: str) -> Message:
-    """``message``, called ``name`` in errors, with the arguments of its calls as objects where they are JSON of one."""
+    """``message`` (``name`` in errors) with its calls' arguments as objects if they are the JSON text of one."""
     calls = message.get("tool_calls")
     if not calls:
         return message
     if isinstance(calls, str | Mapping) or not isinstance(calls, Sequence):
         raise RequestError(f"{name}.tool_calls: expected a list of calls, found {show(calls)}")
-    found = []
+    converted = []
     for i, call in enumerate(calls):
         if not isinstance(call, Mapping):
             raise RequestError(f"{name}.tool_calls[{i}]: expected a call, found {show(call)}")
@@ -42,8 +42,8 @@ def with_objects(message: Message, name: str) -> Message:
         plain = dict(function)
         if "arguments" in function:
             plain["arguments"] = _object(function["arguments"])
-        found.append({**call, "function": plain} if "function" in call else plain)
-    return {**message, "tool_calls": found}
+        converted.append({**call, "function": plain} if "function" in call else plain)
+    return {**message, "tool_calls": converted}
 
 
 def _object(arguments: Any) -> Any:
@@ -59,25 +59,25 @@ def _object(arguments: Any) -> Any:
 
 
 def calls_tools(message: Mapping[str, Any]) -> bool:
-    """Whether ``message`` has calls or the result of a call."""
+    """Whether ``message`` contains calls or the result of a call."""
     return bool(message.get("tool_calls") or message.get("function_call") or message.get("role") in _RESULTS)
 
 
 def rendered(render: Callable[[Sequence[Message]], str], messages: Sequence[Message], knows_tools: bool = True) -> str:
-    """What ``render`` makes of the variant of ``messages`` that its template wants.
+    """The prompt of the variant of ``messages`` that the template supports best.
 
-    That is the first variant whose calls (names and arguments) and results all come into the text, without Python's
-    dictionaries or None; else the one that loses least. Texts that stand for them in a second rendering tell. For a template
-    that loses calls in every variant, or refuses them without knowing tools, they are written into the contents.
+    That is the first variant whose calls (names and arguments) and results all appear in the text, without Python's
+    dictionaries or None; else the one that loses least. A second rendering with probe texts in their place shows what appears.
+    For a template that loses calls in every variant, or rejects them without tool support, calls are written into the contents.
 
     Args:
-        knows_tools: whether the template says anything of tools, so that what it refuses stays refused.
+        knows_tools: Whether the template mentions tools; then a rejection is final.
 
-    Raises TemplateError when every variant is refused, or loses a call's arguments or a result.
+    Raises TemplateError if every variant is rejected, or loses a call's arguments or a result.
     """
     first: TemplateError | None = None
     best: tuple[tuple[int, int, bool], str, str] | None = None
-    end = time.monotonic() + _MOST_SECONDS
+    end = time.monotonic() + _MAX_SECONDS
     for variant in itertools.chain(_variants(messages), _written_out(messages)):
         if isinstance(variant, _WrittenOut) and (knows_tools if best is None else not best[0][0]):
             break
@@ -98,7 +98,7 @@ def rendered(render: Callable[[Sequence[Message]], str], messages: Sequence[Mess
     if best is None:
         raise first or TemplateError("the chat template fails")
     if best[0][0]:
-        why = "" if first is None else f"; of another form of the messages it says: {first!s:.300}"
+        why = "" if first is None else f"; for another variant of the messages it fails: {first!s:.300}"
         raise TemplateError(
             f"{best[2]}: the chat template omits it: choose a template with tool support, such as 'hermes'{why}"
         )
@@ -106,9 +106,9 @@ def rendered(render: Callable[[Sequence[Message]], str], messages: Sequence[Mess
 
 
 def _variants(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
-    """Forms in which templates want calls: arguments as objects or JSON, no content or an empty one, the older
-    ``function_call`` as a call of a tool, ids of nine letters and digits, the function's fields beside ``function`` too, and
-    one call in a message."""
+    """The variants of calls that templates support: arguments as objects or JSON text, no content or an empty one, the older
+    ``function_call`` as a tool call, ids of nine letters and digits, the function's fields beside ``function`` too, and one
+    call per message."""
     shapes = [messages]
     for change in (_modern, _with_ids, _with_flat_fields, _one_by_one):
         if (changed := change(shapes[-1])) != shapes[-1]:
@@ -126,14 +126,14 @@ def _variants(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
 
 
 class _WrittenOut(list[Message]):
-    """Messages with calls rendered into their content; ``places``: the indices of these and of results."""
+    """Messages with calls written into their content; ``places``: the indices of these and of results."""
 
     places: set[int]
 
 
 def _written_out(messages: Sequence[Message]) -> Iterator[_WrittenOut]:
-    """For a template that has no place for calls: they stand in the content, as Hermes 2 Pro writes them; results in the
-    role that they have, or together in the user's."""
+    """For templates without tool support: calls in the content, in the form of Hermes 2 Pro; results in their own role, or
+    together in the user's."""
     for role in ("tool", "user"):
         written, was_result = _WrittenOut(), False
         written.places = set()
@@ -142,7 +142,7 @@ def _written_out(messages: Sequence[Message]) -> Iterator[_WrittenOut]:
             if message.get("tool_calls"):
                 calls = [{"name": call.get("name"), "arguments": call.get("arguments", {})} for call in _calls(message)]
                 texts = [json.dumps(call, ensure_ascii=False, default=str) for call in calls]
-                text += ("\n" if text else "") + "\n".join(f"<tool_call>\n{each}\n</tool_call>" for each in texts)
+                text += ("\n" if text else "") + "\n".join(f"<tool_call>\n{call}\n</tool_call>" for call in texts)
                 message = {"role": message["role"], "content": text}
             elif is_result and role == "user":
                 text = f"<tool_response>\n{text}\n</tool_response>"
@@ -164,8 +164,8 @@ def _text(content: Any) -> str:
 
 
 def _losses(render: Callable[[Sequence[Message]], str], messages: Sequence[Message]) -> tuple[list[str], int, bool]:
-    """What of ``messages`` is not in the text: calls' arguments and results, by their places, and how many names; and
-    whether arguments stand there as Python prints them."""
+    """The parts of ``messages`` that the text lacks: calls' arguments and results, by their places, and the number of names;
+    and whether arguments appear as Python prints them."""
     if isinstance(messages, _WrittenOut):
         return _lost_contents(render, messages), 0, False
     probe = [_probe(message, f"{_MARK}{i}q") for i, message in enumerate(messages)]
@@ -202,23 +202,23 @@ def _lost_contents(render: Callable[[Sequence[Message]], str], messages: _Writte
 
 
 def _probe(message: Message, mark: str) -> Message:
-    """``message`` with texts that begin with ``mark`` in place of names, and in arguments and results."""
+    """``message`` with probe texts that begin with ``mark`` in place of names, and in arguments and results."""
     if message.get("role") in _RESULTS:
         return {**message, "content": f"{message.get('content') or ''}{mark}result"}
 
     def changed(call: Mapping[str, Any], j: int) -> Message:
-        arguments, found = call.get("arguments"), dict(call)
+        arguments, probe = call.get("arguments"), dict(call)
         if "name" in call:
-            found["name"] = f"{mark}{j}name"
+            probe["name"] = f"{mark}{j}name"
         is_text = isinstance(arguments, str)
         value = _object(arguments) if arguments else None
         if isinstance(value, dict):
             value = {k: f"{v}{mark}{j}value" if isinstance(v, str) else v for k, v in value.items()}
             value |= {f"{mark}{j}key": f"{mark}{j}value"}
-            found["arguments"] = json.dumps(value, ensure_ascii=False, default=str) if is_text else value
+            probe["arguments"] = json.dumps(value, ensure_ascii=False, default=str) if is_text else value
         elif value is not None:
-            found["arguments"] = f"{mark}{j}value"
-        return found
+            probe["arguments"] = f"{mark}{j}value"
+        return probe
 
     result = dict(message)
     if isinstance(message.get("function_call"), Mapping):
@@ -243,7 +243,7 @@ def _prints_none(render: Callable[[Sequence[Message]], str], messages: Sequence[
 
 
 def _calls(message: Message) -> list[Mapping[str, Any]]:
-    """The functions that ``message`` calls, each with its name and arguments."""
+    """The functions that ``message`` calls, with names and arguments."""
     if message.get("tool_calls"):
         return [call.get("function", call) for call in message["tool_calls"]]
     called = message.get("function_call")
@@ -251,7 +251,7 @@ def _calls(message: Message) -> list[Mapping[str, Any]]:
 
 
 def _with_texts(message: Message) -> Message:
-    """``message`` with the arguments of its calls as JSON."""
+    """``message`` with the arguments of its calls as JSON text."""
 
     def changed(call: Mapping[str, Any]) -> Message:
         if not isinstance(call.get("arguments"), dict):
@@ -260,15 +260,15 @@ def _with_texts(message: Message) -> Message:
 
     if not message.get("tool_calls"):
         return message
-    found = [
+    calls = [
         {**changed(call), "function": changed(call["function"])} if "function" in call else changed(call)
         for call in message["tool_calls"]
     ]
-    return {**message, "tool_calls": found}
+    return {**message, "tool_calls": calls}
 
 
 def _with_flat_fields(messages: Sequence[Message]) -> list[Message]:
-    """``messages`` whose calls have the function's fields beside it too, and in it."""
+    """``messages`` whose calls have the function's fields both beside ``function`` and inside it."""
 
     def changed(call: Mapping[str, Any]) -> Message:
         function = call.get("function", call)
@@ -284,13 +284,13 @@ def _with_flat_fields(messages: Sequence[Message]) -> list[Message]:
 
 
 def _modern(messages: Sequence[Message]) -> list[Message]:
-    """``messages`` with ``function_call`` and the role "function" as calls of tools and their results."""
-    found: list[Message] = []
+    """``messages`` with ``function_call`` and the role "function" converted to tool calls and tool results."""
+    result: list[Message] = []
     call_id = ""
     for i, message in enumerate(messages):
         called = message.get("function_call")
         if isinstance(called, Mapping) and not message.get("tool_calls"):
-            call_id = f"call{i:05}"  # nine letters and digits, as Mistral's templates want
+            call_id = f"call{i:05}"  # nine letters and digits, as Mistral's templates require
             call = {
                 "id": call_id,
                 "type": "function",
@@ -300,15 +300,15 @@ def _modern(messages: Sequence[Message]) -> list[Message]:
             message = {**rest, "content": message.get("content"), "tool_calls": [call]}
         elif message.get("role") == "function":
             message = {**message, "role": "tool", "tool_call_id": message.get("tool_call_id", call_id)}
-        found.append(message)
-    return found
+        result.append(message)
+    return result
 
 
 def _with_ids(messages: Sequence[Message]) -> list[Message]:
-    """``messages`` whose calls and results have ids of nine letters and digits, as Mistral's templates want."""
+    """``messages`` whose calls and results have ids of nine letters and digits, as Mistral's templates require."""
     ids: dict[Any, str] = {}
-    open_ids: list[str] = []  # of calls without an id, in the order in which results come
-    found: list[Message] = []
+    open_ids: list[str] = []  # new ids of calls without one, in the order of their results
+    result: list[Message] = []
     for i, message in enumerate(messages):
         if message.get("tool_calls"):
             calls = []
@@ -324,30 +324,30 @@ def _with_ids(messages: Sequence[Message]) -> list[Message]:
             known = message.get("tool_call_id")
             new = ids.get(known) if known else open_ids.pop(0) if open_ids else None
             message = message if new is None else {**message, "tool_call_id": new}
-        found.append(message)
-    return found
+        result.append(message)
+    return result
 
 
 def _one_by_one(messages: Sequence[Message]) -> list[Message]:
-    """``messages`` in which each call has a message of its own, with its result behind it."""
-    found: list[Message] = []
+    """``messages`` with one call per message, followed by its result."""
+    result: list[Message] = []
     place = 0
     while place < len(messages):
         message = messages[place]
         calls = message.get("tool_calls") or ()
         place += 1
         if len(calls) < 2:
-            found.append(message)
+            result.append(message)
             continue
         results: list[Message] = []
         while place < len(messages) and messages[place].get("role") == "tool":
             results.append(messages[place])
             place += 1
         for j, call in enumerate(calls):
-            found.append({**message, "content": message.get("content") if j == 0 else None, "tool_calls": [call]})
-            own = [each for each in results if call.get("id") and each.get("tool_call_id") == call.get("id")]
-            own = own or [each for each in results if not each.get("tool_call_id")][:1]
-            found += own
-            results = [each for each in results if not any(each is other for other in own)]
-        found += results
-    return found
+            result.append({**message, "content": message.get("content") if j == 0 else None, "tool_calls": [call]})
+            own = [answer for answer in results if call.get("id") and answer.get("tool_call_id") == call.get("id")]
+            own = own or [answer for answer in results if not answer.get("tool_call_id")][:1]
+            result += own
+            results = [answer for answer in results if not any(answer is other for other in own)]
+        result += results
+    return result

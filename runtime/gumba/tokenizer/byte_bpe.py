@@ -36,8 +36,8 @@ BYTE_TO_CHARACTER = _byte_characters()
 CHARACTER_TO_BYTE = {character: byte for byte, character in BYTE_TO_CHARACTER.items()}
 
 
-def spelled_bytes(text: bytes) -> bytes:
-    """The bytes that a token's text stands for; characters outside the spelling stand for themselves."""
+def decode_byte_text(text: bytes) -> bytes:
+    """Decode a token text in GPT-2's byte mapping; characters outside the mapping become their UTF-8 bytes."""
     try:
         characters = text.decode()
     except UnicodeDecodeError:
@@ -131,12 +131,12 @@ class BytePairEncoder:
             characters = np.flatnonzero((data & 0xC0) != 0x80)
             ends = np.append(characters, len(data))[ends]
         scratch = np.empty(7 * longest_word, np.int64)
-        spelled = np.empty(2 * self._longest_whole, np.uint8)
+        word_bytes = np.empty(2 * self._longest_whole, np.uint8)
         out = np.empty(len(data), np.int32)
         tables = self._merges
         count = self._encode(
             data, ends, self._byte_ids, self._byte_texts, tables.pairs, tables.multiplier, tables.table, tables.tokens,
-            tables.offsets, self._whole, scratch, spelled, out,
+            tables.offsets, self._whole, scratch, word_bytes, out,
         )  # fmt: skip
         ids = out[:count]
         if count and ids.min() < 0:
@@ -145,8 +145,8 @@ class BytePairEncoder:
                 log.warning("the vocabulary has no token for some bytes of this text (0x%02X): left out", missing)
                 self._warned = True
             ids = ids[ids >= 0]
-        found: list[int] = ids.tolist()
-        return found
+        token_ids: list[int] = ids.tolist()
+        return token_ids
 
 
 class CharacterPairEncoder:
@@ -214,22 +214,22 @@ class CharacterPairEncoder:
         count = self._merge(
             np.array(symbols, np.int32), np.array(ends, np.int64), tables.pairs, tables.multiplier, scratch, out
         )
-        found: list[int] = out[:count].tolist()
-        return found
+        ids: list[int] = out[:count].tolist()
+        return ids
 
     def _without_unknown(self, symbols: list[int], ends: list[int]) -> tuple[list[int], list[int]]:
         """Words of symbols in which characters that have no token are bytes, or unknown tokens, or left out."""
-        made: list[int] = []
+        expanded: list[int] = []
         bounds: list[int] = []
         begin = 0
         for end in ends:
             unknown = False  # whether the symbol before this one is an unknown token
             for symbol in symbols[begin:end]:
                 if symbol >= 0 or self._bytes:
-                    made += [symbol] if symbol >= 0 else (self._bytes[byte] for byte in chr(-1 - symbol).encode())
+                    expanded += [symbol] if symbol >= 0 else (self._bytes[byte] for byte in chr(-1 - symbol).encode())
                     unknown = False
                 elif self._unknown is not None:
-                    made += [] if unknown and self._fuse else [self._unknown]
+                    expanded += [] if unknown and self._fuse else [self._unknown]
                     unknown = True
                 elif not self._warned:
                     character = chr(-1 - symbol)
@@ -237,6 +237,6 @@ class CharacterPairEncoder:
                         "the vocabulary has no token for some characters of this text (%r): left out", character
                     )
                     self._warned = True
-            bounds.append(len(made))
+            bounds.append(len(expanded))
             begin = end
-        return made, bounds
+        return expanded, bounds

@@ -8,12 +8,11 @@ from gumba.tokenizer.tokenizer import Tokenizer
 
 
 class StreamDecoder:
-    """Gives text as tokens arrive, never half a character: ``push`` holds bytes back until their character is whole.
+    """Decodes tokens as they arrive, in whole characters: ``push`` keeps bytes until their character is complete.
 
-    The texts of all ``push`` calls and of ``finish`` are together ``tokenizer.decode(ids, skip_special,
-    continuation=continuation)``. ``continuation`` (the usual case) keeps a space at the very beginning, because the text
-    goes on after a prompt; only SentencePiece vocabularies know the difference. ``shown``: special tokens that are text
-    nevertheless.
+    The texts of all ``push`` calls and of ``finish`` concatenate to ``tokenizer.decode(ids, skip_special,
+    continuation=continuation)``. ``continuation`` (the usual case) keeps a leading space, because the text continues a prompt;
+    it matters only for SentencePiece vocabularies. ``shown``: special tokens that are not skipped.
     """
 
     def __init__(
@@ -32,7 +31,7 @@ class StreamDecoder:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
-        """Text that this token completes ("" when none). Raises RequestError for an id out of range."""
+        """The text that this token completes, or "". Raises RequestError for an id out of range."""
         token = self._tokenizer.check_id(token)
         ids = [token] if self._previous is None else [self._previous, token]
         skip_special = self._skip_special and token not in self._shown
@@ -41,7 +40,7 @@ class StreamDecoder:
         return self._decoder.decode(piece)
 
     def finish(self) -> str:
-        """What is held back, as U+FFFD; the decoder is then as new."""
+        """An incomplete character at the end as U+FFFD; resets the decoder."""
         text = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         self._previous = None

@@ -46,12 +46,12 @@ def _capitals() -> dict[int, int]:
 class _Table(dict[int, str]):
     """A table for ``str.translate`` that computes the replacement of a character at its first use."""
 
-    def __init__(self, made: Callable[[int], str]) -> None:
-        self._made = made
+    def __init__(self, replacement: Callable[[int], str]) -> None:
+        self._made = replacement
 
     def __missing__(self, point: int) -> str:
-        made = self[point] = self._made(point)
-        return made
+        text = self[point] = self._made(point)
+        return text
 
 
 def cleaned(point: int) -> str:
@@ -82,7 +82,7 @@ def normalizer(step: Any, charsmap: Callable[[str], str] | None = None) -> Norma
         inner = step.get("normalizers")
         if not isinstance(inner, list):
             raise TokenizerError("a Sequence without normalizers")
-        steps = [normalizer(each, charsmap) for each in inner]
+        steps = [normalizer(step, charsmap) for step in inner]
         return functools.partial(_in_turn, steps)
     if kind == "Precompiled":
         if charsmap is None:
@@ -90,8 +90,8 @@ def normalizer(step: Any, charsmap: Callable[[str], str] | None = None) -> Norma
         return _plain(charsmap)
     if kind not in _STEPS:
         raise TokenizerError(f"normalizer {step!s:.200} is not supported")
-    made: Normalizer = _STEPS[kind](step)
-    return made
+    function: Normalizer = _STEPS[kind](step)
+    return function
 
 
 def step_kind(step: Any) -> str:
@@ -129,11 +129,11 @@ def string(step: Mapping[str, Any], name: str, longest: int = _LONGEST_CONTENT) 
 
 def pattern(step: Mapping[str, Any]) -> Pattern:
     """The pattern of a step, {"String": text} or {"Regex": expression}. Raises TokenizerError for anything else."""
-    found = step.get("pattern")
+    spec = step.get("pattern")
     for name, literal in (("String", True), ("Regex", False)):
-        if isinstance(found, Mapping) and list(found) == [name] and isinstance(found[name], str):
-            return Pattern(found[name], literal=literal)
-    raise TokenizerError(f"{step.get('type')}: pattern {found!s:.200} is neither a String nor a Regex")
+        if isinstance(spec, Mapping) and list(spec) == [name] and isinstance(spec[name], str):
+            return Pattern(spec[name], literal=literal)
+    raise TokenizerError(f"{step.get('type')}: pattern {spec!s:.200} is neither a String nor a Regex")
 
 
 def _plain(function: Callable[[str], str]) -> Normalizer:
@@ -158,15 +158,15 @@ def _long_runs() -> Any:
 
 def _sorted_marks(run: Any) -> str:
     """The marks of a run in order, sorted by combining class between marks of class 0."""
-    made: list[str] = []
+    ordered: list[str] = []
     marks: list[str] = []
-    for mark in itertools.chain.from_iterable(unicodedata.normalize("NFD", each) for each in run[0]):
+    for mark in itertools.chain.from_iterable(unicodedata.normalize("NFD", character) for character in run[0]):
         if unicodedata.combining(mark):
             marks.append(mark)
         else:
-            made += [*sorted(marks, key=unicodedata.combining), mark]
+            ordered += [*sorted(marks, key=unicodedata.combining), mark]
             marks = []
-    return "".join([*made, *sorted(marks, key=unicodedata.combining)])
+    return "".join([*ordered, *sorted(marks, key=unicodedata.combining)])
 
 
 def _form(step: Mapping[str, Any]) -> Normalizer:
@@ -200,11 +200,11 @@ def _without_marks(step: Mapping[str, Any]) -> Normalizer:
 
 
 def _replace(step: Mapping[str, Any]) -> Normalizer:
-    found, content = pattern(step), string(step, "content")
+    match_pattern, content = pattern(step), string(step, "content")
 
     def replaced(text: str, deadline: float) -> str:
         parts, begin, room = [], 0, _SMALLEST_ROOM + _GROWTH * len(text)
-        for first, last in found.spans(text, deadline):
+        for first, last in match_pattern.spans(text, deadline):
             parts += [text[begin:first], content]
             begin, room = last, room - len(content)
             if room < 0:
@@ -225,11 +225,11 @@ def _bert(step: Mapping[str, Any]) -> Normalizer:
     clean, ideographs = flag(step, "clean_text", True), flag(step, "handle_chinese_chars", True)
     accents = dict.fromkeys(characters(NONSPACING), "")
 
-    def made(point: int) -> str:
+    def replacement(point: int) -> str:
         text = cleaned(point) if clean else chr(point)
         return f" {text} " if ideographs and is_ideograph(point) else text
 
-    table = _Table(made)
+    table = _Table(replacement)
 
     def normalized(text: str) -> str:
         text = text.translate(table)
@@ -240,7 +240,7 @@ def _bert(step: Mapping[str, Any]) -> Normalizer:
     return _plain(normalized)
 
 
-def spelled(text: str) -> str:
+def byte_text(text: str) -> str:
     """The bytes of a text as printable characters, in GPT-2's mapping (see ``byte_bpe``)."""
     from gumba.tokenizer.byte_bpe import BYTE_TO_CHARACTER
 
@@ -259,5 +259,5 @@ _STEPS: Mapping[str, Callable[[Mapping[str, Any]], Normalizer]] = {
     "Replace": _replace,
     "Prepend": _prepend,
     "BertNormalizer": _bert,
-    "ByteLevel": lambda step: _plain(spelled),
+    "ByteLevel": lambda step: _plain(byte_text),
 }

@@ -105,14 +105,14 @@ def _translated(source: str) -> str:
         if depth == 0 and character not in "+*?)":
             atom = len(out)
         if character == "\\":
-            spelled, i = _escape(source, i, depth > 0)
-            out.append(spelled)
+            translated, i = _escape(source, i, depth > 0)
+            out.append(translated)
             continue
         if depth == 0 and source.startswith("(?", i):
-            spelled, i = _group(source, i)
-            if not spelled.endswith(")"):
+            translated, i = _group(source, i)
+            if not translated.endswith(")"):
                 groups.append(atom)
-            out.append(spelled)
+            out.append(translated)
             continue
         if depth and source[i : i + 2] in ("--", "||", "~~"):
             if source[i : i + 2] == "--":
@@ -163,10 +163,10 @@ def _escape(source: str, i: int, in_class: bool) -> tuple[str, int]:
 
 def _posix(name: str) -> str:
     """The translation of a POSIX class inside a character class."""
-    found = _POSIX.get(name.replace("^", "", 1))
-    if found is None:
+    characters = _POSIX.get(name.replace("^", "", 1))
+    if characters is None:
         return name
-    return f"[^{found}]" if "^" in name else found
+    return f"[^{characters}]" if "^" in name else characters
 
 
 def _group(source: str, i: int) -> tuple[str, int]:

@@ -4,7 +4,7 @@ Keys, all under ``gumba.tokenizer.``; llama.cpp reads none of them:
 
 - ``added_tokens``, an array of token ids, and ``added_token_flags``, as many numbers (bits of ``added_tokens.LSTRIP`` ...):
   the tokens that are cut out of a text, and how;
-- ``normalizer`` and ``pre_tokenizer``: the steps as JSON, spelled as in tokenizer.json ("null" for none). A Precompiled
+- ``normalizer`` and ``pre_tokenizer``: the steps as JSON, in the form of tokenizer.json ("null" for none). A Precompiled
   step has its table in ``tokenizer.ggml.precompiled_charsmap``;
 - ``model``: options of the model as JSON: ``unk_id``, ``fuse_unk``, ``byte_fallback``, ``ignore_merges`` of BPE,
   ``max_input_chars_per_word`` and ``continuing_subword_prefix`` of WordPiece;
@@ -105,7 +105,7 @@ class Pipeline:
         plain = [token for token in added if not token.flags & NORMALIZED]
         normalized = [token for token in added if token.flags & NORMALIZED]
         self._before = Matcher(plain)
-        self._after = Matcher([each._replace(text=self._normalized(each.text)) for each in normalized])
+        self._after = Matcher([token._replace(text=self._normalized(token.text)) for token in normalized])
         # In the text of a template, control tokens are matched before normalization, so that no text of a message can
         # become one.
         self._in_template = Matcher([*plain, *(token for token in normalized if token.special)])
@@ -158,11 +158,11 @@ class Pipeline:
 def default_added_tokens(vocabulary: Vocabulary) -> list[AddedToken]:
     """The tokens to match in a text if the file has no keys for added tokens."""
     user_defined = {token for _, token in vocabulary.special_texts[False]}
-    found = []
+    tokens = []
     for text, token in vocabulary.special_texts[True]:
         flags = (token in vocabulary.eats_before) * 1 | (token in vocabulary.eats_after) * 2
-        found.append(AddedToken(token, text, flags, token not in user_defined))
-    return found
+        tokens.append(AddedToken(token, text, flags, token not in user_defined))
+    return tokens
 
 
 def _json(metadata: Mapping[str, Any], name: str) -> Any:
@@ -185,9 +185,9 @@ def _count(step: Any, depth: int = 0) -> int:
     if depth > _DEEPEST:
         return _MOST_STEPS + 1
     inner = (
-        [each for value in step.values() if isinstance(value, list) for each in value] if isinstance(step, dict) else []
+        [item for value in step.values() if isinstance(value, list) for item in value] if isinstance(step, dict) else []
     )
-    return 1 + sum(_count(each, depth + 1) for each in inner)
+    return 1 + sum(_count(item, depth + 1) for item in inner)
 
 
 def _leaves(step: Any, children: str) -> list[Mapping[str, Any]]:
@@ -197,7 +197,7 @@ def _leaves(step: Any, children: str) -> list[Mapping[str, Any]]:
     if step.get("type") != "Sequence":
         return [step]
     inner = step.get(children)
-    return [leaf for each in inner for leaf in _leaves(each, children)] if isinstance(inner, list) else []
+    return [leaf for item in inner for leaf in _leaves(item, children)] if isinstance(inner, list) else []
 
 
 def _built(name: str, make: Any) -> Any:
@@ -208,15 +208,15 @@ def _built(name: str, make: Any) -> Any:
 
 
 def _options(metadata: Mapping[str, Any], n_vocab: int) -> dict[str, Any]:
-    found = _json(metadata, "model") or {}
-    for name, value in found.items():
+    options = _json(metadata, "model") or {}
+    for name, value in options.items():
         if type(value) is not _OPTIONS.get(name):
             raise TokenizerError(f"{KEYS}model: {name!r:.80} is {value!r:.80}; known are {', '.join(_OPTIONS)}")
-    if not 0 <= found.get("unk_id", 0) < n_vocab:
-        raise TokenizerError(f"{KEYS}model: unk_id {found['unk_id']} is outside the vocabulary of {n_vocab} tokens")
-    if not 0 <= found.get("max_input_chars_per_word", 0) <= _LONGEST_WORD:
-        raise TokenizerError(f"{KEYS}model: max_input_chars_per_word is {found['max_input_chars_per_word']}")
-    return dict(found)
+    if not 0 <= options.get("unk_id", 0) < n_vocab:
+        raise TokenizerError(f"{KEYS}model: unk_id {options['unk_id']} is outside the vocabulary of {n_vocab} tokens")
+    if not 0 <= options.get("max_input_chars_per_word", 0) <= _LONGEST_WORD:
+        raise TokenizerError(f"{KEYS}model: max_input_chars_per_word is {options['max_input_chars_per_word']}")
+    return dict(options)
 
 
 def _added_tokens(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> list[AddedToken] | None:
@@ -226,7 +226,7 @@ def _added_tokens(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> list[A
     ids, flags = (metadata_numbers(metadata, name) for name in names)
     if len(ids) != len(flags):
         raise TokenizerError(f"{names[1]}: {len(flags)} elements, but {names[0]} has {len(ids)}")
-    found, n_vocab = [], len(vocabulary.texts)
+    tokens, n_vocab = [], len(vocabulary.texts)
     for token, bits in zip(ids, flags):
         if not 0 <= token < n_vocab:
             raise TokenizerError(f"{names[0]}: {token} is outside the vocabulary of {n_vocab} tokens")
@@ -236,8 +236,8 @@ def _added_tokens(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> list[A
         if not 0 < len(text) <= LONGEST_TOKEN:
             raise TokenizerError(f"{PREFIX}tokens: added token {token} has {len(text)} characters")
         special = vocabulary.types[token] in (TokenType.CONTROL, TokenType.UNKNOWN)
-        found.append(AddedToken(token, text.replace(" ", _BOUNDARY) if bits & SPACES else text, bits, bool(special)))
-    return found
+        tokens.append(AddedToken(token, text.replace(" ", _BOUNDARY) if bits & SPACES else text, bits, bool(special)))
+    return tokens
 
 
 def _spaces(steps: Sequence[Mapping[str, Any]]) -> tuple[str, str]:

@@ -156,7 +156,7 @@ _EXAONE_MOE = _family(_tiktoken_words(r"\p{N}", letters=r"(?:\p{L}\p{M}*+(?: \p{
 def _cased_words(number: str, *, contraction: str = "", without: str = "", after: str = r"[\r\n/]*+") -> str:
     """The pattern of GPT-4o (o200k): a word is capitals, then small letters; ``without`` names letters left out."""
     upper, lower = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
-    upper, lower = (f"[[{each}]--{without}]" if without else f"[{each}]" for each in (upper, lower))
+    upper, lower = (f"[[{letters}]--{without}]" if without else f"[{letters}]" for letters in (upper, lower))
     before, contraction = r"[^\r\n\p{L}\p{N}]?", f"(?:{contraction})?" if contraction else ""
     return (
         rf"{before}{upper}*{lower}++{contraction}|{before}{upper}++{lower}*+{contraction}|{number}"
@@ -287,7 +287,7 @@ _FAMILIES: tuple[tuple[PreTokenizer, str], ...] = (
     (_family(r"[^\p{White_Space}]++", characters=True, spaces=False), "whitespace"),
 )
 
-PRE_TOKENIZERS: dict[str, PreTokenizer] = {name: each for each, names in _FAMILIES for name in names.split()}
+PRE_TOKENIZERS: dict[str, PreTokenizer] = {name: family for family, names in _FAMILIES for name in names.split()}
 
 
 def _regex(pattern: str) -> Any:
@@ -322,11 +322,11 @@ def _remembering(cut: Cut) -> Cut:
     def remembered(text: str) -> list[str]:
         if len(text) > _SHORT:
             return cut(text)
-        found = known.get(text)
-        if found is None:
+        pieces = known.get(text)
+        if pieces is None:
             if len(known) >= _REMEMBERED:
                 known.clear()
-            found = known[text] = cut(text)
-        return found
+            pieces = known[text] = cut(text)
+        return pieces
 
     return remembered

@@ -49,18 +49,18 @@ class GraphemeCharsmap:
 
     def __call__(self, text: str) -> str:
         """The text with replacements."""
-        made = []
+        parts = []
         for cluster in text if text.isascii() and "\r\n" not in text else self._clusters(text):
             whole = self._replaced(cluster) if len(cluster) == 1 or len(cluster.encode()) < 6 else None
             if whole is not None:
-                made.append(whole)
+                parts.append(whole)
             elif len(cluster) == 1:
-                made.append(cluster)
+                parts.append(cluster)
             else:
                 for character in cluster:
                     replaced = self._replaced(character)
-                    made.append(character if replaced is None else replaced)
-        return "".join(made)
+                    parts.append(character if replaced is None else replaced)
+        return "".join(parts)
 
     def _replaced(self, text: str) -> str | None:
         try:
@@ -68,8 +68,8 @@ class GraphemeCharsmap:
         except KeyError:
             if len(self._known) >= _REMEMBERED:
                 self._known.clear()
-            found = self._known[text] = self._found(text.encode())
-            return found
+            ids = self._known[text] = self._found(text.encode())
+            return ids
 
     def _found(self, key: bytes) -> str | None:
         """The replacement of the shortest string in the table that ``key`` begins with; None when there is none."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gumba.errors import RequestError, TokenizerError
-from gumba.tokenizer.byte_bpe import BytePairEncoder, CharacterPairEncoder, spelled_bytes
+from gumba.tokenizer.byte_bpe import BytePairEncoder, CharacterPairEncoder, decode_byte_text
 from gumba.tokenizer.pipeline import KEYS, Pipeline, Steps, read_steps
 from gumba.tokenizer.pretokenize import PRE_TOKENIZERS
 from gumba.tokenizer.sentence_piece import SPACE, SentencePieceEncoder
@@ -36,7 +36,7 @@ def _of_characters(vocabulary: Vocabulary) -> bool:
 
 
 def _encoder_of_words(metadata: Mapping[str, Any], vocabulary: Vocabulary, steps: Steps) -> Encoder:
-    """The model alone, for words that the steps of a file cut."""
+    """The encoder for words that the file's own pre-tokenizer steps cut."""
     if vocabulary.model == "t5":
         return UnigramEncoder(vocabulary, steps.scores, steps.options.get("unk_id", vocabulary.special.get("unk")))
     if vocabulary.model == "bert":
@@ -49,15 +49,14 @@ def _encoder_of_words(metadata: Mapping[str, Any], vocabulary: Vocabulary, steps
 
 
 class Tokenizer:
-    """Token ids as llama.cpp and the model's own code give them.
+    """Encodes and decodes text with the same token ids as llama.cpp and the model's own code.
 
     Vocabularies: ``gpt2`` (byte-level BPE), ``gemma4`` (BPE over characters), ``llama`` (SentencePiece BPE), ``t5``
     (SentencePiece unigram) and ``bert`` (WordPiece).
 
-    ``bos_id``, ``eos_id`` ...: special tokens, None where there is none. ``fim_pre_id``, ``fim_suf_id``, ``fim_mid_id``: what
-    stands before the text in front of a gap, before the text behind it, and before what fills it; ``fim_rep_id`` and
-    ``fim_sep_id`` stand before names of repositories and files. ``token_type_count``: token types of an encoder (0: none).
-    One tokenizer may be used by several threads at once.
+    ``bos_id``, ``eos_id`` ...: special tokens, None if undefined. ``fim_pre_id``, ``fim_suf_id``, ``fim_mid_id``: the infill
+    tokens before the prefix, the suffix and the middle; ``fim_rep_id`` and ``fim_sep_id`` come before names of repositories
+    and files. ``token_type_count``: number of token types of an encoder (0: none). Thread-safe.
     """
 
     def __init__(self, vocabulary: Vocabulary, encoder: Encoder, steps: Steps | None = None) -> None:
@@ -90,15 +89,15 @@ class Tokenizer:
         self.add_sep: bool = vocabulary.add_sep
         self.add_space_prefix: bool = vocabulary.add_space_prefix and isinstance(encoder, SentencePieceEncoder)
         self.token_type_count: int = vocabulary.token_type_count
-        spells_bytes = isinstance(encoder, BytePairEncoder)
+        has_byte_texts = isinstance(encoder, BytePairEncoder)
         if steps is not None and steps.has_words:
             self.add_space_prefix = steps.prefix != "never"
-            spells_bytes, self._mark = steps.byte_level, steps.mark.encode() or SPACE
-        self._spells_bytes = spells_bytes
-        # Whether the first word, and the first word after a special token, has a space that no text had.
+            has_byte_texts, self._mark = steps.byte_level, steps.mark.encode() or SPACE
+        self._has_byte_texts = has_byte_texts
+        # Whether the encoder adds a space before the first word, and before the first word after a special token.
         self._space_first = self.add_space_prefix or isinstance(encoder, WordPieceEncoder)
         self._space_after_special = self._space_first and not (steps is not None and steps.prefix == "first")
-        self._spaced = self.add_space_prefix and vocabulary.model == "llama"  # the encoder for t5 does it itself
+        self._spaced = self.add_space_prefix and vocabulary.model == "llama"  # the encoder of t5 adds its own
         self._pipeline = None
         if steps is not None:
             words = None if isinstance(encoder, BytePairEncoder | SentencePieceEncoder) else encoder.encode_words
@@ -110,7 +109,7 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(cls, source: str | PathLike[str] | GGUFFile | Header) -> Tokenizer:
-        """The tokenizer of a GGUF file: its path, the file opened, or its header. A file that holds only a vocabulary will do.
+        """The tokenizer of a GGUF file, given as a path, an open file or its header; the file may contain only a vocabulary.
 
         Raises GGUFError for a malformed file, TokenizerError (naming the file and the key) for a vocabulary that is
         inconsistent or of an unknown kind.
@@ -143,7 +142,7 @@ class Tokenizer:
         return cls(vocabulary, encoder, steps)
 
     def same_vocabulary(self, other: Tokenizer) -> bool:
-        """Whether every token id stands for the same text and kind in both."""
+        """Whether every token id has the same text and type in both."""
         mine, theirs = self._vocabulary, other._vocabulary
         return self._types == other._types and list(mine.texts) == list(theirs.texts)
 
@@ -152,23 +151,24 @@ class Tokenizer:
 
     @functools.cached_property
     def control_texts(self) -> tuple[str, ...]:
-        """The texts that ``parse_special`` takes for control (or unknown) tokens, longest first."""
+        """The texts that ``parse_special`` parses as control (or unknown) tokens, longest first."""
         if self._pipeline is not None:
             return self._pipeline.control_texts
-        found = self._vocabulary.special_texts[True]
-        return tuple(text for text, token in found if self._types[token] in _MARKERS)
+        specials = self._vocabulary.special_texts[True]
+        return tuple(text for text, token in specials if self._types[token] in _MARKERS)
 
     def encode(
         self, text: str, add_special: bool = True, parse_special: bool = False, *, shield: str = ""
     ) -> list[int]:
         """Token ids of ``text``.
 
-        ``add_special``: add the BOS and EOS tokens (BERT: CLS and SEP) that the file asks for. ``parse_special``: take the
-        texts of control tokens ("<|im_end|>") for these tokens; never do that with text from strangers. User-defined tokens
-        always are. ``shield``: a character that is left out of the text once control tokens have been found, so that one
-        inside such a text keeps it from being taken for the token.
-        Time grows linearly with the text (n log n within a single word). Bytes that the vocabulary cannot express are left
-        out with a warning. Raises TokenizerError for a lone surrogate.
+        ``add_special``: add the BOS and EOS tokens (BERT: CLS and SEP) as the file specifies. ``parse_special``: parse the
+        texts of control tokens ("<|im_end|>") as these tokens; never do that with untrusted text. User-defined tokens are
+        always parsed. ``shield``: a character that is removed from the text after control tokens have been matched; inside
+        the text of a control token it prevents the match.
+
+        Takes linear time (n log n within a single word). Bytes that the vocabulary cannot express are dropped with a warning.
+        Raises TokenizerError for a lone surrogate.
         """
         if not isinstance(text, str):
             raise RequestError(f"text to encode: expected str, found {type(text).__name__}")
@@ -197,11 +197,11 @@ class Tokenizer:
         return ids
 
     def encode_pair(self, first: str, second: str, max_length: int | None = None) -> tuple[list[int], list[int]]:
-        """Token ids of two texts that an encoder reads together (a query and a document), and their token types.
+        """Token ids and token types of two texts that an encoder reads together (a query and a document).
 
-        Begin, first text, end, second text, end; vocabularies with ``add_sep`` have the separator between the two, too. The
-        type is 1 from the second text on where the model tells types apart, else 0. ``max_length``: the longer text loses
-        tokens at its end until so many are left. Raises as ``encode`` does, RequestError where ``max_length`` leaves no room.
+        The ids are: begin, first text, end, second text, end; with ``add_sep`` also the separator between the texts. Types are
+        1 from the second text on if the model has token types, else 0. ``max_length``: the longer text is truncated at its end
+        to fit. Raises the errors of ``encode``, and RequestError if the special tokens alone exceed ``max_length``.
         """
         left, right = self.encode(first), self.encode(second, add_special=False)
         between = []
@@ -218,17 +218,18 @@ class Tokenizer:
         return left + right, [0] * len(left) + [int(self.token_type_count > 1)] * len(right)
 
     def truncated(self, ids: Sequence[int], max_length: int, side: str = "right") -> list[int]:
-        """``ids`` of one text, of which so many are left that they are ``max_length`` at most; special tokens at both ends stay.
+        """``ids`` of one text, truncated to ``max_length``; special tokens at both ends are kept.
 
-        ``side``: "right", where the text loses its end, or "left". Raises RequestError where there is no room for special tokens.
+        ``side``: "right" truncates the end of the text, "left" its start. Raises RequestError if the special tokens alone
+        exceed ``max_length``.
         """
         if len(ids) <= max_length:
             return list(ids)
         begin, n_end = self._n_begin(ids), len(self._ends)
         end = len(ids) - (n_end if n_end and tuple(ids[-n_end:]) == self._ends else 0)
         room = self._checked_room(max_length - begin - (len(ids) - end), max_length)
-        kept = ids[begin : begin + room] if side == "right" else ids[end - room : end]
-        return [*ids[:begin], *kept, *ids[end:]]
+        text = ids[begin : begin + room] if side == "right" else ids[end - room : end]
+        return [*ids[:begin], *text, *ids[end:]]
 
     def _n_begin(self, ids: Sequence[int]) -> int:
         """The number of leading tokens of ``ids`` that begin every text (0 or 1)."""
@@ -241,13 +242,13 @@ class Tokenizer:
         return room
 
     def _fragments(self, text: str, parse_special: bool, shield: str = "") -> list[str | int]:
-        """The text cut at special tokens: of overlapping ones the longest counts, wherever it begins."""
+        """Split the text at special tokens; of overlapping ones the longest wins, wherever it begins."""
         if shield and shield in text:
             outer = self._fragments(text, parse_special)
             inner = (
-                [each] if isinstance(each, int) else self._fragments(each.replace(shield, ""), False) for each in outer
+                [part] if isinstance(part, int) else self._fragments(part.replace(shield, ""), False) for part in outer
             )
-            return [each for fragments in inner for each in fragments]
+            return [part for fragments in inner for part in fragments]
         fragments: list[str | int] = [text] if text else []
         for special, token in self._vocabulary.special_texts[parse_special]:
             if special not in text:
@@ -266,7 +267,7 @@ class Tokenizer:
         return fragments
 
     def _trimmed(self, pieces: list[str], token: int) -> list[str]:
-        """The texts between occurrences of a token, without the whitespace that it takes along."""
+        """The texts between occurrences of a token, without the whitespace that it strips."""
         if token in self._vocabulary.eats_after:
             pieces = [pieces[0], *(piece.lstrip(_WHITESPACE) for piece in pieces[1:])]
         if token in self._vocabulary.eats_before:
@@ -286,7 +287,7 @@ class Tokenizer:
         return number
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that one token stands for; b"" for unused tokens. Raises RequestError for an id out of range."""
+        """The bytes of one token; b"" for unused tokens. Raises RequestError for an id out of range."""
         known = self._bytes.get(token)
         if known is None or isinstance(token, bool):
             token = self.check_id(token)
@@ -301,32 +302,32 @@ class Tokenizer:
             return bytes([byte_value(token, text)])
         if kind != TokenType.NORMAL:
             return text
-        return spelled_bytes(text) if self._spells_bytes else text.replace(self._mark, b" ")
+        return decode_byte_text(text) if self._has_byte_texts else text.replace(self._mark, b" ")
 
     def token_text(self, token: int) -> str:
-        """The text of a token as the file spells it ("Ġhello"). Raises RequestError for an id out of range."""
+        """The text of a token in the file ("Ġhello"). Raises RequestError for an id out of range."""
         return self._vocabulary.texts[self.check_id(token)].decode("utf-8", "replace")
 
     def token_id(self, text: str) -> int | None:
-        """The token with exactly this text in the file (so the spelling of bytes is the file's); None when there is none."""
+        """The token with exactly this text in the file, in the file's byte encoding; None if there is none."""
         return self._vocabulary.ids.get(text.encode("utf-8", "surrogatepass"))
 
     def special_id(self, name: str) -> int | None:
-        """The token with a role (``bos``, ``sep``, ``fim_pre``: the keys of ``SPECIAL_KEYS``); None when there is none."""
+        """The special token ``name`` (``bos``, ``sep``, ``fim_pre``: the keys of ``SPECIAL_KEYS``); None if undefined."""
         return self._vocabulary.special.get(name)
 
     def is_special(self, token: int) -> bool:
-        """Whether a token is a control or unknown token, which ``skip_special`` leaves out."""
+        """Whether a token is a control or unknown token, which ``skip_special`` skips."""
         return self._types[self.check_id(token)] in _MARKERS
 
     def token_type(self, token: int) -> TokenType:
-        """What kind of token this is. Raises RequestError for an id out of range."""
+        """The type of a token. Raises RequestError for an id out of range."""
         return TokenType(self._types[self.check_id(token)])
 
     def pieces(self, ids: Iterable[int], skip_special: bool = False, continuation: bool = False) -> Iterable[bytes]:
-        """The bytes of each token, without the spaces that ``encode`` puts in front of text (not byte-level BPE).
+        """The bytes of the tokens, one by one, without the spaces that ``encode`` adds before text (not byte-level BPE).
 
-        ``continuation``: the ids go on after a prompt, so that a space at their beginning is text.
+        ``continuation``: the ids continue a prompt, so that a leading space is text.
         """
         if not self._space_first and not skip_special:
             yield from map(self.token_bytes, ids)
@@ -344,20 +345,20 @@ class Tokenizer:
             yield piece
 
     def decode_bytes(self, ids: Sequence[int], skip_special: bool = False, *, continuation: bool = False) -> bytes:
-        """The bytes that token ids stand for: what ``decode`` gives, before it is read as UTF-8."""
+        """The bytes of token ids, which ``decode`` decodes as UTF-8."""
         return b"".join(self.pieces(ids, skip_special, continuation))
 
     def decode(self, ids: Sequence[int], skip_special: bool = False, *, continuation: bool = False) -> str:
-        """The text of token ids; incomplete or wrong UTF-8 becomes U+FFFD.
+        """The text of token ids; incomplete or invalid UTF-8 becomes U+FFFD.
 
-        ``skip_special``: leave control tokens out. ``continuation``: the ids go on after a prompt (see ``pieces``).
+        ``skip_special``: skip control tokens. ``continuation``: the ids continue a prompt (see ``pieces``).
         Raises RequestError for an id that is not in the vocabulary.
         """
         return self.decode_bytes(ids, skip_special, continuation=continuation).decode("utf-8", "replace")
 
 
 def _longest_first(n_first: int, n_second: int, room: int) -> tuple[int, int]:
-    """How many tokens two texts keep of ``room``: the longer one loses as many more as it is longer (Hugging Face's rule)."""
+    """Lengths of two texts truncated to fit ``room`` tokens: the longer one first (Hugging Face's rule)."""
     shorter = min(n_first, n_second)
     longer = shorter if shorter > room else max(shorter, room - shorter)
     if shorter + longer > room:

@@ -11,13 +11,13 @@ import functools
 @functools.cache
 def characters(ranges: str) -> frozenset[int]:
     """The code points of one of the sets below."""
-    bounds = [[int(end, 16) for end in each.split("-")] for each in ranges.split()]
-    return frozenset(point for each in bounds for point in range(each[0], each[-1] + 1))
+    bounds = [[int(end, 16) for end in pair.split("-")] for pair in ranges.split()]
+    return frozenset(point for pair in bounds for point in range(pair[0], pair[-1] + 1))
 
 
 def inside_class(ranges: str) -> str:
     """One of the sets below, as the inside of a regular expression's character class."""
-    return "".join("-".join(chr(int(end, 16)) for end in each.split("-")) for each in ranges.split())
+    return "".join("-".join(chr(int(end, 16)) for end in pair.split("-")) for pair in ranges.split())
 
 
 #: Characters that BertNormalizer's clean_text removes.

@@ -57,14 +57,14 @@ class UnigramEncoder:
         """
         ids: list[int] = []
         for word in words:
-            found = self._known.get(word)
-            if found is None:
-                found = self._tokens(word)
+            tokens = self._known.get(word)
+            if tokens is None:
+                tokens = self._tokens(word)
                 if len(word) <= _LONGEST_KEPT:
                     if len(self._known) >= _REMEMBERED:
                         self._known.clear()
-                    self._known[word] = found
-            ids += found
+                    self._known[word] = tokens
+            ids += tokens
         return ids
 
     def _tokens(self, word: str) -> list[int]:
@@ -90,12 +90,12 @@ class UnigramEncoder:
                 end = begin + length
                 if end > n:
                     break
-                found = pieces.get(word[begin:end])
-                if found is None:
+                piece = pieces.get(word[begin:end])
+                if piece is None:
                     continue
-                total = base + found[1]
+                total = base + piece[1]
                 if begins[end] < 0 or total > sums[end]:
-                    begins[end], tokens[end], sums[end] = begin, found[0], total
+                    begins[end], tokens[end], sums[end] = begin, piece[0], total
                 single = single or length == 1
             if not single:
                 total = base + self._unknown_score

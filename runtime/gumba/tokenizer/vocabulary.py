@@ -1,13 +1,12 @@
-"""What a GGUF file says about its vocabulary, checked.
+"""Reads and checks the vocabulary of a GGUF file.
 
 Keys (all under ``tokenizer.ggml.``; GGUF specification, "Tokenizer"): ``model``, ``pre``, ``tokens``, ``scores``,
 ``token_type``, ``merges``, ``precompiled_charsmap``, ``token_type_count``, the special ids ``bos_token_id`` ..., and the
 flags ``add_bos_token``, ``add_eos_token``, ``add_sep_token``, ``add_space_prefix``, ``remove_extra_whitespaces``,
-``normalizer.lowercase``, ``normalizer.strip_accents``. Where the file is silent, the defaults are llama.cpp's, per kind of
-vocabulary.
+``normalizer.lowercase``, ``normalizer.strip_accents``. The defaults of missing keys are llama.cpp's, per kind of vocabulary.
 
-Keys of gumba's own, for what GGUF has none for: EOG_KEY, further tokens that end a generation (integers); and what a chat
-template sees where that is not the text of the special token: UNDEFINED_KEY, the names of undefined ones (strings of
+gumba has keys of its own for what GGUF cannot express: EOG_KEY, further end-of-generation tokens (integers); and the values of
+special tokens in chat templates that differ from the tokens' texts: UNDEFINED_KEY, the names of undefined ones (strings of
 TEMPLATE_NAMES), and TEMPLATE_PREFIX with such a name, its text.
 """
 
@@ -48,7 +47,7 @@ class TokenType(enum.IntEnum):
 
 @dataclass(frozen=True)
 class Kind:
-    """What a value of ``tokenizer.ggml.model`` means where the file says nothing else: special ids, flags."""
+    """Defaults for a value of ``tokenizer.ggml.model``: special ids and flags."""
 
     special: Mapping[str, int] = field(default_factory=dict)
     add_bos: bool = False
@@ -66,13 +65,13 @@ KINDS = {
     "bert": Kind({"pad": 0, "unk": 100, "bos": 101, "sep": 102, "mask": 103}, add_bos=True, add_sep=True),
 }
 
-#: Names of special tokens -> the keys that may hold their ids, the first one present counts.
+#: Names of special tokens -> the keys of their ids; the first key present counts.
 SPECIAL_KEYS = {
     "bos": ("bos_token_id",),
     "eos": ("eos_token_id",),
     "unk": ("unknown_token_id",),
     "pad": ("padding_token_id",),
-    "sep": ("seperator_token_id",),  # spelled so in the specification
+    "sep": ("seperator_token_id",),  # sic, as in the specification
     "cls": ("cls_token_id",),
     "mask": ("mask_token_id",),
     "eot": ("eot_token_id",),
@@ -85,14 +84,14 @@ SPECIAL_KEYS = {
     "fim_sep": ("fim_sep_token_id",),
 }
 
-#: Tokens that end a generation, known by their text because files rarely name all of them.
+#: Texts of end-of-generation tokens, because files rarely name all of them.
 END_TEXTS = (
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
     "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>",
     "<eos>", "<turn|>", "<|tool_response>", "<\uff5cend▁of▁sentence\uff5c>", "[e~[",
 )  # fmt: skip
 
-#: Infill tokens known by their text. Those of padding, repository and file end a generation too.
+#: Texts of infill tokens. Those for padding, repository and file are end-of-generation tokens too.
 INFILL_TEXTS = {
     "fim_pre": (
         "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<\uff5cfim▁begin\uff5c>", "<PRE>", "▁<PRE>", "<|code_prefix|>",
@@ -111,12 +110,12 @@ INFILL_TEXTS = {
     "fim_sep": ("<|file_sep|>",),
 }  # fmt: skip
 
-#: Markers of a message's structure, which are always shown and always parsed.
+#: Markers of message structure, which are always part of the text and always parsed.
 VISIBLE_TEXTS = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 
 
 def metadata_value(metadata: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
-    """``metadata[key]`` when it is a ``kind``; ``default`` when absent. Raises TokenizerError naming the key."""
+    """``metadata[key]``, which must be a ``kind``; ``default`` if absent. Raises TokenizerError naming the key."""
     value = metadata.get(key)
     if value is None:
         return default
@@ -169,13 +168,13 @@ def metadata_array(metadata: Mapping[str, Any], key: str, kinds: str, n_vocab: i
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Tokens and rules of one file.
+    """The tokens and rules of one file.
 
-    ``texts``: each token as the file spells it; ``scores`` float32[n] and ``types`` int32[n] (TokenType; all NORMAL and 0
-    when the file has none); ``special``: name (see SPECIAL_KEYS) -> id; ``eog_ids``: tokens that end a generation;
-    ``template_texts``: what ``bos_token`` and so on are in a chat template, where not the text of that token (None: undefined);
-    ``charsmap``: what SentencePiece's normalizer replaces; ``token_type_count``: how many token types (segments) an encoder
-    tells apart; ``eats_before`` and ``eats_after``: special tokens that take the whitespace beside them along.
+    ``texts``: the tokens' texts in the file; ``scores`` float32[n] and ``types`` int32[n] (TokenType; without them in the file
+    all 0 and NORMAL); ``special``: name (see SPECIAL_KEYS) -> id; ``eog_ids``: end-of-generation tokens; ``template_texts``:
+    values of ``bos_token`` and so on in a chat template that differ from the token's text (None: undefined); ``charsmap``: the
+    replacements of SentencePiece's normalizer; ``token_type_count``: number of token types (segments) of an encoder;
+    ``eats_before`` and ``eats_after``: special tokens that strip the whitespace before or after them.
     """
 
     model: str
@@ -201,18 +200,18 @@ class Vocabulary:
 
     @functools.cached_property
     def special_texts(self) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-        """Tokens to find in a text before it is encoded, longest first: (those always parsed, those on request too)."""
+        """Tokens to match in a text before it is encoded, longest first: (always parsed, also those parsed on request)."""
         wanted = np.isin(self.types, (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED))
-        found = [(self.texts[token].decode(), token) for token in map(int, np.flatnonzero(wanted)) if self.texts[token]]
-        found.sort(key=lambda each: -len(each[0].encode()))
-        return [each for each in found if self.types[each[1]] == TokenType.USER_DEFINED], found
+        pairs = [(self.texts[token].decode(), token) for token in map(int, np.flatnonzero(wanted)) if self.texts[token]]
+        pairs.sort(key=lambda pair: -len(pair[0].encode()))
+        return [pair for pair in pairs if self.types[pair[1]] == TokenType.USER_DEFINED], pairs
 
 
 def read_vocabulary(metadata: Mapping[str, Any], families: Mapping[str, Any]) -> Vocabulary:
     """Read and check a vocabulary.
 
-    ``families``: names of pre-tokenizers -> what has ``add_bos`` and ``add_sep``, which they do unless the file says
-    otherwise. Raises TokenizerError naming the key at fault.
+    ``families``: names of pre-tokenizers -> objects with their defaults of ``add_bos`` and ``add_sep``. Raises TokenizerError
+    naming the key at fault.
     """
     model = metadata_value(metadata, PREFIX + "model", str, None)
     if model is None:
@@ -234,9 +233,9 @@ def read_vocabulary(metadata: Mapping[str, Any], families: Mapping[str, Any]) ->
     family = families.get(pre) if model == "gpt2" else None
     add_bos = _flag(metadata, "bos", special, kind.add_bos or (family is not None and family.add_bos))
     if model == "gemma4" and "bos" in special:
-        add_bos = True  # the first files of Gemma 4 deny it, and the model goes astray without it
+        add_bos = True  # the first files of Gemma 4 have it false, and the model fails without it
     add_sep = _flag(metadata, "sep", special, kind.add_sep or (family is not None and family.add_sep))
-    # What ends a BERT text is the separator, whatever else is said; converters name it as the end of the text, too.
+    # A BERT text always ends with the separator, which converters name as EOS too.
     add_eos = model != "bert" and _flag(metadata, "eos", special, kind.add_eos)
     lowercase = metadata_value(metadata, PREFIX + "normalizer.lowercase", bool, model == "bert")
     eog_ids = end_ids(ids, special, types) | more_end_ids(metadata, n_vocab)
@@ -331,17 +330,17 @@ def byte_value(token: int, text: bytes) -> int:
 def byte_ids(vocabulary: Vocabulary) -> dict[int, int]:
     """The BYTE tokens by their bytes: none, or all 256. Raises TokenizerError otherwise."""
     tokens = np.flatnonzero(vocabulary.types == TokenType.BYTE).tolist()
-    found = {byte_value(token, vocabulary.texts[token]): token for token in tokens}
-    if 0 < len(found) < 256:
-        missing = min(set(range(256)) - found.keys())
+    ids = {byte_value(token, vocabulary.texts[token]): token for token in tokens}
+    if 0 < len(ids) < 256:
+        missing = min(set(range(256)) - ids.keys())
         raise TokenizerError(
-            f"{PREFIX}tokens: {len(found)} of the 256 byte tokens; <0x{missing:02X}> is the first one missing"
+            f"{PREFIX}tokens: {len(ids)} of the 256 byte tokens; <0x{missing:02X}> is the first one missing"
         )
-    return found
+    return ids
 
 
 def _report_duplicate(texts: Sequence[bytes]) -> None:
-    """Raise for the first text that stands twice; empty texts may, as placeholders that nothing encodes to."""
+    """Raise for the first duplicate text; empty texts may repeat, as placeholders that nothing encodes to."""
     seen: dict[bytes, int] = {}
     for token, text in enumerate(texts):
         if text and text in seen:
@@ -350,18 +349,18 @@ def _report_duplicate(texts: Sequence[bytes]) -> None:
 
 
 def _special_ids(metadata: Mapping[str, Any], n_vocab: int, kind: Kind) -> dict[str, int]:
-    found = dict(kind.special) if all(token < n_vocab for token in kind.special.values()) else {}
+    special = dict(kind.special) if all(token < n_vocab for token in kind.special.values()) else {}
     for name, keys in SPECIAL_KEYS.items():
         for key in keys:
             token = metadata_value(metadata, PREFIX + key, int, None)
             if token is not None:
                 if not 0 <= token < n_vocab:
                     raise TokenizerError(f"{PREFIX}{key}: {token} is outside the vocabulary of {n_vocab} tokens")
-                found[name] = token
+                special[name] = token
                 break
-    if kind is KINDS["bert"] and "cls" in found and PREFIX + "bos_token_id" not in metadata:
-        found["bos"] = found["cls"]  # what begins a text has two names
-    return found
+    if kind is KINDS["bert"] and "cls" in special and PREFIX + "bos_token_id" not in metadata:
+        special["bos"] = special["cls"]  # two names of the token that begins a text
+    return special
 
 
 def _flag(metadata: Mapping[str, Any], name: str, special: Mapping[str, int], default: bool) -> bool:
@@ -398,11 +397,11 @@ def more_end_ids(metadata: Mapping[str, Any], n_vocab: int) -> frozenset[int]:
     value = metadata.get(EOG_KEY)
     if value is None:
         return frozenset()
-    found = value.to_list() if isinstance(value, GGUFArray) else [value]
-    for token in found:
+    tokens = value.to_list() if isinstance(value, GGUFArray) else [value]
+    for token in tokens:
         if type(token) is not int or not 0 <= token < n_vocab:
             raise TokenizerError(f"{EOG_KEY}: expected an array of ids below {n_vocab}, found {token!r:.80}")
-    return frozenset(token for token in found if isinstance(token, int))
+    return frozenset(token for token in tokens if isinstance(token, int))
 
 
 def template_texts(metadata: Mapping[str, Any]) -> dict[str, str | None]:

@@ -29,8 +29,8 @@ class _Characters(dict[int, str]):
         self._lowercase, self._strip_accents = lowercase, strip_accents
 
     def __missing__(self, point: int) -> str:
-        made = self[point] = self._made(point)
-        return made
+        text = self[point] = self._made(point)
+        return text
 
     def _made(self, point: int) -> str:
         character = cleaned(point)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from gumba.errors import TokenizerError
-from gumba.tokenizer.normalizers import WHITE_SPACE, flag, pattern, spelled, step_kind, string
+from gumba.tokenizer.normalizers import WHITE_SPACE, byte_text, flag, pattern, step_kind, string
 from gumba.tokenizer.patterns import WORD, Pattern
 from gumba.tokenizer.unicode_sets import PUNCTUATION, characters
 
@@ -45,11 +45,11 @@ def cutter(step: Any) -> Cutter:
         inner = step.get("pretokenizers")
         if not isinstance(inner, list):
             raise TokenizerError("a Sequence without pretokenizers")
-        cutters = [cutter(each) for each in inner]
+        cutters = [cutter(step) for step in inner]
 
         def in_turn(pieces: Pieces, deadline: float) -> Pieces:
-            for each in cutters:
-                pieces = each(pieces, deadline)
+            for cut_pieces in cutters:
+                pieces = cut_pieces(pieces, deadline)
             return pieces
 
         return in_turn
@@ -59,10 +59,10 @@ def cutter(step: Any) -> Cutter:
 
 
 def _behavior(step: Mapping[str, Any], default: str | None = None) -> str:
-    found = step.get("behavior", default)
-    if found not in _BEHAVIORS:
-        raise TokenizerError(f"{step['type']}: behavior {found!r:.80}; known are {', '.join(_BEHAVIORS)}")
-    return str(found)
+    behavior = step.get("behavior", default)
+    if behavior not in _BEHAVIORS:
+        raise TokenizerError(f"{step['type']}: behavior {behavior!r:.80}; known are {', '.join(_BEHAVIORS)}")
+    return str(behavior)
 
 
 def _cut(spans: Callable[[str, float], Iterable[tuple[int, int]]], behavior: str, invert: bool = False) -> Cutter:
@@ -71,10 +71,10 @@ def _cut(spans: Callable[[str, float], Iterable[tuple[int, int]]], behavior: str
         at_start = pieces.at_start
         for i, text in enumerate(pieces.texts):
             kept = _kept(_ranges(spans(text, deadline), len(text), invert), behavior)
-            found = [(first, last) for first, last in kept if last > first]
+            filled = [(first, last) for first, last in kept if last > first]
             if i == 0:
-                at_start = at_start and bool(found) and found[0][0] == 0
-            texts += [text[first:last] for first, last in found]
+                at_start = at_start and bool(filled) and filled[0][0] == 0
+            texts += [text[first:last] for first, last in filled]
         return Pieces(texts, at_start)
 
     return cut
@@ -142,7 +142,7 @@ def _byte_level(step: Mapping[str, Any]) -> Cutter:
         if prefix:
             pieces = Pieces([text if text.startswith(" ") else " " + text for text in pieces.texts], pieces.at_start)
         pieces = pieces if words is None else words(pieces, deadline)
-        return Pieces([spelled(text) for text in pieces.texts], pieces.at_start)
+        return Pieces([byte_text(text) for text in pieces.texts], pieces.at_start)
 
     return cut
 

@@ -1,6 +1,6 @@
-"""What rendering a chat template may use, and how large values are: see ``gumba.chat.sandbox.environment``.
+"""The limits of rendering a chat template, and the sizes of values: see ``gumba.chat.sandbox.environment``.
 
-Sizes are bytes, and nothing made is ever given back: what a rendering holds at once is no more than the total.
+Sizes are bytes, and freed values still count: the total is an upper bound of what a rendering holds at once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LONG_BRACES = re.compile(r"\{[^{}]*\d{4}|\{[^{}]+\{")
 
 
 class Budget:
-    """What one rendering may still use. Every method raises TemplateError when it is used up."""
+    """The remaining time, steps and bytes of one rendering. Every method raises TemplateError when a limit is exceeded."""
 
     def __init__(self) -> None:
         self.deadline = time.monotonic() + MAX_SECONDS
@@ -37,7 +37,7 @@ class Budget:
         self.made = 0
 
     def step(self) -> None:
-        """One more pass of a loop, call or operator."""
+        """Count a pass of a loop, a call or an operator."""
         self.steps += 1
         if self.steps > MAX_STEPS:
             refuse(f"it takes more than {MAX_STEPS} steps")
@@ -45,7 +45,7 @@ class Budget:
             refuse(f"it takes more than {MAX_SECONDS:g} s")
 
     def make(self, size: int) -> None:
-        """A value of ``size`` bytes is about to be made, or was."""
+        """Count a value of ``size`` bytes."""
         if size > MAX_OUTPUT:
             refuse(f"it makes a value of {size} bytes; the limit is {MAX_OUTPUT}")
         self.made += size
@@ -57,13 +57,13 @@ _budget: contextvars.ContextVar[Budget | None] = contextvars.ContextVar("gumba_t
 
 
 def budget() -> Budget:
-    """The budget of the rendering that runs in this context; a new one outside any."""
+    """The budget of the current rendering; a new one outside of renderings."""
     return _budget.get() or Budget()
 
 
 @contextlib.contextmanager
 def renewed() -> Iterator[Budget]:
-    """A budget of its own for a rendering."""
+    """Run a rendering with a new budget."""
     token = _budget.set(Budget())
     try:
         yield budget()
@@ -80,7 +80,7 @@ def char_width(text: str) -> int:
     """Upper bound of the bytes per character: 1, 2 or 4 in long texts."""
     if text.isascii():
         return 1
-    # Not less than the characters take: the header has 56 bytes or more. Texts too short to tell count as widest.
+    # An upper bound, because the header has 56 bytes or more. Short texts, where it is not tight, count as the widest.
     return max(1, min(4, -(-(sys.getsizeof(text) - 56) // len(text)))) if len(text) > 64 else 4
 
 
@@ -102,7 +102,7 @@ def _shallow_size(value: Any) -> int:
 
 
 def measure(value: Any) -> int:
-    """Bytes of a value with all that it contains, each as often as it would be printed."""
+    """Bytes of a value with its contents, which count as often as they would be printed."""
     if isinstance(value, str):
         return len(value) * char_width(value)
     if not isinstance(value, list | tuple | dict):
@@ -110,17 +110,17 @@ def measure(value: Any) -> int:
     size = items = 0
     left: list[Any] = [value]
     while left:
-        each = left.pop()
-        if isinstance(each, str):
-            size += 48 + len(each) * char_width(each)
-        elif isinstance(each, list | tuple | dict):
-            items += len(each)
-            size += 64 + 16 * len(each)
+        item = left.pop()
+        if isinstance(item, str):
+            size += 48 + len(item) * char_width(item)
+        elif isinstance(item, list | tuple | dict):
+            items += len(item)
+            size += 64 + 16 * len(item)
             if items <= MAX_ITEMS:
-                left.extend(each)
-                if isinstance(each, dict):
-                    size += 168 + 48 * len(each)
-                    left.extend(each.values())
+                left.extend(item)
+                if isinstance(item, dict):
+                    size += 168 + 48 * len(item)
+                    left.extend(item.values())
         else:
             size += 32
         if items > MAX_ITEMS:
@@ -137,7 +137,7 @@ def check_number(value: Any) -> None:
 
 
 def check_format(template: str, values: Iterable[Any], long_width: re.Pattern[str]) -> None:
-    """Before ``%`` and ``str.format``: no long padding, and room for every value in every place."""
+    """Check a ``%`` or ``str.format`` before it runs: no long padding, and enough budget for every value in every place."""
     if long_width.search(template):
         refuse(f"a format has a computed width, or one of more than {MAX_WIDTH}")
     places = template.count("%") + template.count("{")

@@ -3,13 +3,13 @@
 jinja2's immutable sandbox stops a template from reaching Python. It does not stop ``'a' * 10**9``, ``x ~ x`` in a loop,
 lists that contain themselves thirty times over, or a million passes of an empty loop. Here:
 
-- every operator that can make a value larger, every call, filter and test, and every pass of a loop reports to a
-  `Budget`, which counts steps, looks at the clock and adds up the sizes of all values made. ``~``, slices, comparisons,
-  list and dict literals and the loops' iterables are no hooks of jinja2's, so the syntax tree is rewritten to pass them
-  through filters of ours (whose names no template can spell);
-- filters and methods are named one by one; those that repeat or pad (``center``, ``wordwrap``, ``lipsum`` ...) are not
-  among them, and the arguments of the others are checked before they run, because nothing can stop them afterwards;
-- nothing is computed at compile time, and a syntax tree of too many nodes is not compiled.
+- Every operator that can make a value larger, every call, filter and test, and every pass of a loop reports to a `Budget`,
+  which counts steps, checks the clock and adds up the sizes of all values. jinja2 has no hooks for ``~``, slices,
+  comparisons, list and dict literals and the iterables of loops, so the syntax tree is rewritten to pass them through filters
+  of this package (whose names a template cannot write).
+- Allowed filters and methods are listed. Those that repeat or pad (``center``, ``wordwrap``, ``lipsum`` ...) are not among
+  them, and the arguments of the others are checked before they run, because they cannot be stopped afterwards.
+- Nothing is computed at compile time, and a syntax tree with too many nodes is not compiled.
 
 The budget and the sizes are in ``gumba.chat.sandbox.budget``, the filters in ``gumba.chat.sandbox.filters``.
 """
@@ -40,7 +40,7 @@ from gumba.chat.sandbox.budget import (
 )
 from gumba.chat.sandbox.filters import check_method, counted_filters, counted_tests, join_counted, text_of
 
-MAX_NODES = 30_000  # of the syntax tree
+MAX_NODES = 30_000  # nodes of the syntax tree
 
 _STR_METHODS = {
     "capitalize", "casefold", "count", "endswith", "find", "format", "index", "isalnum", "isalpha", "isascii",
@@ -51,7 +51,7 @@ _STR_METHODS = {
 
 
 class _Rewriter(NodeTransformer):
-    """Passes loops' iterables, ``~``, slices, comparisons and literals through our filters; names begin with a space."""
+    """Passes iterables of loops, ``~``, slices, comparisons and literals through filters whose names begin with a space."""
 
     @staticmethod
     def _through(name: str, node: Any) -> nodes.Filter:
@@ -94,7 +94,7 @@ class _Rewriter(NodeTransformer):
 
 
 class _Namespace(jinja2.utils.Namespace):
-    """Printed without its attributes: namespaces can hold each other, many times over."""
+    """A namespace that is printed without its attributes: namespaces can contain one another, many times over."""
 
     def __repr__(self) -> str:
         return "<namespace>"
@@ -111,7 +111,7 @@ class GenerationTag(jinja2.ext.Extension):
         return body
 
 
-#: What compiled templates hand to every call within a loop or a block that sets variables.
+#: Keywords that compiled templates pass to every call inside a loop or a block that sets variables.
 _OWN_KEYWORDS = ("_loop_vars", "_block_vars")
 
 
@@ -137,7 +137,7 @@ class ChatEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     @staticmethod
     def concat(parts: Iterable[str]) -> str:
-        """What blocks and macros are joined by."""
+        """Join the parts of a block or macro."""
         texts = list(parts)
         budget().make(text_size(texts))
         return "".join(texts)
@@ -202,7 +202,7 @@ class ChatEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
 
 def _finalize(value: Any) -> Any:
-    """Before a value is printed."""
+    """Count a value before it is printed."""
     spent = budget()
     spent.step()
     if isinstance(value, str):
@@ -212,7 +212,7 @@ def _finalize(value: Any) -> Any:
 
 
 def render(template: jinja2.Template, variables: dict[str, Any]) -> str:
-    """Render within a new `Budget`. Raises TemplateError, also for whatever the template raises."""
+    """Render with a new `Budget`. Raises TemplateError when a limit is exceeded, and what the template raises."""
     with renewed() as spent:
         parts: list[str] = []
         size = 0

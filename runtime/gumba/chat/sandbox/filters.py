@@ -1,4 +1,4 @@
-"""The filters of chat templates: those of templates' own that are counted, and those that the syntax tree is rewritten to.
+"""The filters of chat templates: counted versions of jinja2's, and those that the rewritten syntax tree uses.
 
 All report to the `Budget` of the rendering; see ``gumba.chat.sandbox.environment``.
 """
@@ -26,7 +26,7 @@ from gumba.chat.sandbox.budget import (
     text_size,
 )
 
-#: Those of jinja2 that templates may use.
+#: The filters of jinja2 that templates may use.
 _FILTERS = {
     "abs", "attr", "batch", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float",
     "format", "groupby", "int", "items", "join", "last", "length", "list", "lower", "map", "max", "min", "reject",
@@ -172,7 +172,7 @@ def join_counted(values: Any, d: Any = "", attribute: Any = None) -> str:
     """``d.join(values)``, or of an attribute of them, counted while it is made."""
     if attribute is not None:
         values = [value.get(attribute, "") if isinstance(value, dict) else value[attribute] for value in values]
-    parts = [text_of(each) for each in values]
+    parts = [text_of(value) for value in values]
     glue = text_of(d)
     budget().make(max(char_width(glue), *map(char_width, parts), 1) * (sum(map(len, parts)) + len(parts) * len(glue)))
     return glue.join(parts)
@@ -181,7 +181,7 @@ def join_counted(values: Any, d: Any = "", attribute: Any = None) -> str:
 def _filter_tojson(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    """As transformers gives it to templates: plain JSON, without escapes for HTML."""
+    """``tojson`` as transformers defines it: plain JSON, without escapes for HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -211,7 +211,7 @@ def check_method(text: str, name: str, args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def counted_filters(known: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
-    """The filters of templates, made of jinja2's own (``known``), and those that only the rewritten syntax tree can name."""
+    """The filters of templates: guarded versions of jinja2's (``known``), and those that only the rewriter can name."""
     filters = {name: known[name] for name in _FILTERS} | {
         "format": _filter_format,
         "indent": _filter_indent,
@@ -219,10 +219,10 @@ def counted_filters(known: Mapping[str, Callable[..., Any]]) -> dict[str, Callab
         "sum": _filter_sum,
         "tojson": _filter_tojson,
     }
-    made = {name: _guarded(name, each, _CHECKS.get(name)) for name, each in filters.items()}
-    return made | {" steps": _steps, " measured": _measured, " concatenate": _concatenate, " slice": _slice}
+    guarded = {name: _guarded(name, function, _CHECKS.get(name)) for name, function in filters.items()}
+    return guarded | {" steps": _steps, " measured": _measured, " concatenate": _concatenate, " slice": _slice}
 
 
 def counted_tests(known: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
-    """The tests of templates, made of jinja2's own (``known``)."""
-    return {name: _guarded(name, each, None) for name, each in known.items()}
+    """The tests of templates: guarded versions of jinja2's (``known``)."""
+    return {name: _guarded(name, function, None) for name, function in known.items()}

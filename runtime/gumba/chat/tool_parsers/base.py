@@ -1,4 +1,4 @@
-"""Calls of tools: how tools are described, what a call is, and the base of the forms in which models write them."""
+"""Tool calls: the offered tools, a call, and the base class of the parsers of the forms in which models write calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gumba.validation import show
 
 
 class Call(NamedTuple):
-    """A function's name and its arguments, a JSON object as text; the id is the model's own, if it writes one."""
+    """A function's name and its arguments, the text of a JSON object; the id is the model's, if it writes one."""
 
     name: str
     arguments: str
@@ -22,16 +22,16 @@ class Call(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Calls that stand in a text, where they end, and what between them is no call."""
+    """Calls read from a text, their end, and the text between them that is no call."""
 
     calls: list[Call]
     end: int
     rest: str = ""
 
 
-#: Calls, and the text that was none.
+#: Calls, and the rest of the text.
 Parsed = tuple[list[Call], str]
-#: Reads calls that begin at a place of a text; raises NoCall where there are none.
+#: Reads the calls at a position of a text; raises NoCall if there are none.
 Read = Callable[[str, int], Part]
 
 #: Prefixes that models write before function names.
@@ -46,7 +46,7 @@ class Tools:
         self.names = frozenset(self._functions)
 
     def offered(self, name: Any) -> str | None:
-        """The offered function that ``name`` means, possibly with quotes or a namespace; None if there is none."""
+        """The offered function for ``name``, which may have quotes or a namespace; None if there is none."""
         if not isinstance(name, str):
             return None
         if name in self.names:
@@ -60,19 +60,20 @@ class Tools:
         return typed(self._functions.get(name, {}).get("parameters"), key, text, quotes)
 
     def keys(self, name: str) -> frozenset[str]:
-        """The parameters that the function ``name`` declares, as far as its schema lists them at once."""
+        """The parameters that the function ``name`` declares at the top level of its schema."""
         schema = self._functions.get(name, {}).get("parameters")
         properties = schema.get("properties") if isinstance(schema, Mapping) else None
         return frozenset(map(str, properties)) if isinstance(properties, Mapping) else frozenset()
 
 
 def outer_ends(kinds: Sequence[str | None], value: str, value_end: str, following: tuple[str, ...]) -> list[int]:
-    """For each tag of ``kinds``, and the end: the ``value_end`` that closes a value in which it stands; -1 where it is in none.
+    """For each tag of ``kinds``, and for the end: the index of the ``value_end`` that closes the value around it; -1 outside of
+    values.
 
-    That is the next one that closes no ``value`` opened behind the tag, if a tag of ``following`` is behind it. Tags of the
+    That is the next one that closes no ``value`` opened after the tag, if a tag of ``following`` comes after it. Tags of the
     kind "" are text.
     """
-    outside, inside = [-1], [-1]  # from the end: without and with a value that is open
+    outside, inside = [-1], [-1]  # from the end: outside of and inside an open value
     kind_after = None
     for at in range(len(kinds) - 1, -1, -1):
         kind = kinds[at]
@@ -124,7 +125,7 @@ class ToolParser(ABC):
 
 
 def checked_tools(tools: Any) -> list[dict[str, Any]]:
-    """Copies of ``tools``, each ``{"type": "function", "function": {"name": ...}}`` as OpenAI has it. Raises RequestError."""
+    """Checked copies of ``tools``, OpenAI's ``{"type": "function", "function": {"name": ...}}``. Raises RequestError."""
     if isinstance(tools, str | Mapping) or not isinstance(tools, Sequence):
         raise RequestError(f"tools: expected a list of tools, found {show(tools)}")
     checked = []
@@ -146,7 +147,7 @@ def checked_tools(tools: Any) -> list[dict[str, Any]]:
 
 
 def make_call(tools: Tools, name: Any, arguments: Any, call_id: Any = None) -> Call | None:
-    """A call; None when ``name`` is of no offered function, or ``arguments`` no object (or the text of one)."""
+    """A call; None if ``name`` is not an offered function, or ``arguments`` not an object (or the text of one)."""
     offered = tools.offered(name)
     if isinstance(arguments, str):
         try:
@@ -172,10 +173,10 @@ _FIELDS = frozenset(("name", "tool_name", "function", "type", "id", "tool_call_i
 
 
 def json_call(tools: Tools, value: Any) -> Call | None:
-    """The call that an object describes, by any of the names that fields have; None when it is none.
+    """The call that an object describes, under any of the field names in use; None if it is none.
 
-    Without a field for arguments the parameters may stand beside the name; other fields there make no call, as it would be
-    one without what they say.
+    Without a field for arguments, the parameters may be beside the name; undeclared fields there make it no call, because the
+    call would lose them.
     """
     if not isinstance(value, dict):
         return None
@@ -194,7 +195,7 @@ def json_call(tools: Tools, value: Any) -> Call | None:
 
 
 def read_arguments(text: str, place: int, *ends: str) -> tuple[Any, int]:
-    """The arguments of a call and where they end; none at all where one of ``ends`` follows. Raises NoCall without any."""
+    """The arguments of a call and their end; empty if one of ``ends`` follows. Raises NoCall if there are none."""
     start = after_space(text, place)
     return ({}, start) if text.startswith(ends, start) else read_at(text, place)
 
@@ -229,14 +230,14 @@ def read_calls(tools: Tools, text: str, place: int) -> Part:
     return Part(calls, place, "\n".join(rest))
 
 
-#: Characters that may be read without success in a short text.
+#: Maximum number of characters read without finding a call, beyond a multiple of the text's length.
 _MAX_WASTED = 1 << 16
 
 
 def scan(text: str, marker: str, read: Read) -> Parsed:
-    """Calls behind each ``marker`` in ``text``, as ``read`` finds them, and what is left of the text.
+    """The calls that ``read`` reads after every ``marker`` in ``text``, and the rest of the text.
 
-    Text that is read in vain several times over is left as it is, so that the time is linear.
+    Stops when it has read several times the text's length without finding a call, so that the time is linear.
     """
     calls: list[Call] = []
     rest: list[str] = []

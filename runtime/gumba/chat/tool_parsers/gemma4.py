@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from gumba.chat.tool_parsers.base import Parsed, Part, ToolParser, Tools, make_call, scan
-from gumba.chat.tool_parsers.values import MOST_NESTED, NoCall, after, after_space, read_nested, read_whole, unescaped
+from gumba.chat.tool_parsers.values import MAX_NESTING, NoCall, after, after_space, read_nested, read_whole, unescaped
 
 OPEN, _CLOSE, _QUOTE = "<|tool_call>", "<tool_call|>", '<|"|>'
 _HEAD = re.compile(r"\s*call:\s*([^\s{}<>]{1,500})\s*(?=\{)")
@@ -84,7 +84,7 @@ def _value(text: str, place: int, depth: int, key: str, typed: Any, in_object: b
     if text.startswith(('"', "'"), place):
         return _string(text, place)
     if text.startswith(("{", "["), place):
-        return _container(text, place, depth + 1, _untyped) if depth < MOST_NESTED else read_nested(text, place)
+        return _container(text, place, depth + 1, _untyped) if depth < MAX_NESTING else read_nested(text, place)
     return _bare(text, place, key, typed, in_object)
 
 

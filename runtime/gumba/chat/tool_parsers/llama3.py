@@ -21,7 +21,7 @@ _FIRST = re.compile(r"""\{\s*(["'])(?:name|type|function|parameters|arguments)\1
 _BUILT_IN = re.compile(r"\s*([A-Za-z_]\w*)\.call\(")
 _INTERPRETERS = ("python", "ipython", "code_interpreter")
 #: White space that may be inside a call's beginning.
-_MOST_UNDECIDED = 40
+_MAX_UNDECIDED = 40
 
 
 class Llama3(ToolParser):
@@ -33,9 +33,9 @@ class Llama3(ToolParser):
     def starts(self, text: str, tools: Tools) -> bool | None:
         if not text.startswith("{"):
             return False
-        if _FIRST.match(text[:_MOST_UNDECIDED]):
+        if _FIRST.match(text[:_MAX_UNDECIDED]):
             return True
-        return None if len(text) < _MOST_UNDECIDED else False
+        return None if len(text) < _MAX_UNDECIDED else False
 
     def parse(self, text: str, tools: Tools, cut: bool = False) -> Parsed:
         if not text.startswith(_TAG):

@@ -9,19 +9,19 @@ from typing import Any
 from gumba.chat.tool_parsers.values import NoCall, read_whole
 
 _KINDS = frozenset({"string", "null", "boolean", "integer", "number", "object", "array"})
-#: Other spellings of types: Python's, and upper case in Google's API.
-_SPELLINGS = {
+#: Other names of types: Python's, and Google's, which are in upper case.
+_TYPE_ALIASES = {
     "str": "string", "text": "string", "enum": "string", "int": "integer", "float": "number", "double": "number",
     "bool": "boolean", "dict": "object", "list": "array", "tuple": "array", "none": "null",
 }  # fmt: skip
 
 
 def typed(parameters: Any, key: str, text: str, quotes: bool = False) -> Any:
-    """An argument that a model wrote as bare ``text``.
+    """The value of an argument that a model wrote as bare ``text``.
 
-    It stays text wherever the schema of ``key`` in ``parameters`` admits a string (also where there is no schema), but for
-    null where that is admitted too; otherwise it is the value that it spells in JSON or Python, and text where it is none.
-    ``quotes``: the form has quotes for strings, so what has none is rather a value of another kind, where that is admitted.
+    It stays text if the schema of ``key`` in ``parameters`` allows a string (or there is no schema), except for null where that
+    is allowed too; otherwise it is parsed as JSON or a Python literal, and stays text if that fails. ``quotes``: the form
+    quotes strings, so that unquoted text is parsed as a value of another type if the schema allows one.
     """
     try:
         kinds = _Reader(parameters, text).kinds_of(key)
@@ -98,14 +98,14 @@ class _Reader:
 
     def _resolved(self, reference: str) -> Any:
         """The target of a JSON pointer into the root; None if it does not exist."""
-        found = self._root
+        target = self._root
         for part in reference.removeprefix("#").split("/")[1:]:
             part = part.replace("~1", "/").replace("~0", "~")
-            if isinstance(found, Sequence) and not isinstance(found, str) and part.isdecimal():
-                found = found[int(part)] if int(part) < len(found) else None
+            if isinstance(target, Sequence) and not isinstance(target, str) and part.isdecimal():
+                target = target[int(part)] if int(part) < len(target) else None
             else:
-                found = found.get(part) if isinstance(found, Mapping) else None
-        return found if reference.startswith("#") else None
+                target = target.get(part) if isinstance(target, Mapping) else None
+        return target if reference.startswith("#") else None
 
     def _kinds(self, schema: Any) -> frozenset[str] | None:
         """The kinds that ``schema`` allows; None for a circular reference."""
@@ -126,9 +126,9 @@ class _Reader:
                 yield self._kinds_of_values(values) | nullable
         types = schema.get("type")
         named = {
-            _SPELLINGS.get(each.lower(), each.lower())
-            for each in ([types] if isinstance(types, str) else _listed(types))
-            if isinstance(each, str)
+            _TYPE_ALIASES.get(name.lower(), name.lower())
+            for name in ([types] if isinstance(types, str) else _listed(types))
+            if isinstance(name, str)
         } & _KINDS
         if named:
             yield frozenset(named | nullable | ({"integer"} if "number" in named else set()))
@@ -148,7 +148,7 @@ class _Reader:
         kinds = frozenset(map(_kind, values))
         if "string" in kinds and len(kinds) > 1 and self._text not in values:
             value = _value(self._text.strip())
-            if not isinstance(value, str) and any(type(each) is type(value) and each == value for each in values):
+            if not isinstance(value, str) and any(type(other) is type(value) and other == value for other in values):
                 return kinds - {"string"}
         return kinds
 

@@ -1,7 +1,7 @@
 """Parses argument values of calls: JSON, or what models write instead, such as Python literals.
 
-What JSON cannot spell is kept as text: NaN, Infinity, numbers beyond a double (1e400), and containers nested deeper than
-``MOST_NESTED``, which parsers of other languages refuse.
+Values that JSON cannot express are kept as text: NaN, Infinity, numbers beyond a double (1e400), and containers nested deeper
+than ``MAX_NESTING``, which parsers of other languages reject.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import math
 import re
 from typing import Any
 
-#: Maximum nesting; a deeper container is kept as text. (serde_json refuses more than 127 levels.)
-MOST_NESTED = 100
+#: Maximum nesting; a deeper container is kept as text. (serde_json rejects more than 127 levels.)
+MAX_NESTING = 100
 
 _SPACE = re.compile(r"\s*")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?(?![\w.])")
@@ -38,7 +38,7 @@ _CLOSING = {"[": "]", "(": ")", "{": "}"}
 
 
 class NoCall(Exception):
-    """A text is not a value, or not a call of an offered function; ``place``: how far it was read."""
+    """A text is not a value, or not a call to an offered function; ``place``: how far it was read."""
 
     def __init__(self, place: int = 0) -> None:
         self.place = place
@@ -61,7 +61,7 @@ def read_at(text: str, place: int) -> tuple[Any, int]:
         return read_literal(text, place)
     whole, end = read_nested(text, place)
     try:
-        value = _DECODER.decode(whole)  # the slice: an error of json counts the lines in front of it
+        value = _DECODER.decode(whole)  # a slice, because an error of json counts all lines before it
     except (ValueError, RecursionError):
         value = None
     if value is not None and _is_shallow(value):
@@ -84,22 +84,22 @@ def read_whole(text: str) -> Any:
 
 def after_space(text: str, place: int) -> int:
     """The end of the white space at ``place``."""
-    found = _SPACE.match(text, place)
-    return place if found is None else found.end()
+    match = _SPACE.match(text, place)
+    return place if match is None else match.end()
 
 
 def after(text: str, place: int, *ends: str) -> int:
-    """The position after whichever of ``ends`` follows (after optional white space); else ``place``."""
-    found = after_space(text, place)
-    return next((found + len(end) for end in ends if text.startswith(end, found)), place)
+    """The position after the first of ``ends`` that follows (after optional white space); else ``place``."""
+    start = after_space(text, place)
+    return next((start + len(end) for end in ends if text.startswith(end, start)), place)
 
 
 def unescaped(text: str) -> str:
     """The content of a quoted string, with JSON's and Python's escapes resolved."""
 
-    def character(found: re.Match[str]) -> str:
-        code = found[1] or found[2]
-        return chr(int(code, 16)) if code else _ESCAPES.get(found[3], found[0])
+    def character(match: re.Match[str]) -> str:
+        code = match[1] or match[2]
+        return chr(int(code, 16)) if code else _ESCAPES.get(match[3], match[0])
 
     return _ESCAPE.sub(character, text) if "\\" in text else text
 
@@ -107,33 +107,33 @@ def unescaped(text: str) -> str:
 def read_string(text: str, place: int) -> tuple[str, int]:
     """The quoted string at ``place`` and its end. Raises NoCall if it is not terminated."""
     quote = text[place : place + 3] if text.startswith(('"""', "'''"), place) else text[place]
-    found = _STRINGS[quote].match(text, place)
-    if found is None or not found[2]:
+    match = _STRINGS[quote].match(text, place)
+    if match is None or not match[2]:
         raise NoCall(len(text))
-    return unescaped(found[1]), found.end()
+    return unescaped(match[1]), match.end()
 
 
 def read_nested(text: str, place: int) -> tuple[str, int]:
     """The text of the container at ``place``, unparsed, and its end. Raises NoCall if it is not terminated."""
     depth = 0
-    for found in _BRACKETS.finditer(text, place):
-        if found[0] in ("[", "(", "{"):
+    for match in _BRACKETS.finditer(text, place):
+        if match[0] in ("[", "(", "{"):
             depth += 1
-        elif found[0] in ("]", ")", "}"):
+        elif match[0] in ("]", ")", "}"):
             depth -= 1
         if depth == 0:
-            return text[place : found.end()], found.end()
+            return text[place : match.end()], match.end()
     raise NoCall(len(text))
 
 
 def _is_shallow(value: Any) -> bool:
     level = [value]
-    for _ in range(MOST_NESTED + 1):
+    for _ in range(MAX_NESTING + 1):
         level = [
             item
-            for each in level
-            if isinstance(each, dict | list)
-            for item in (each.values() if isinstance(each, dict) else each)
+            for container in level
+            if isinstance(container, dict | list)
+            for item in (container.values() if isinstance(container, dict) else container)
         ]
         if not level:
             return True
@@ -147,7 +147,7 @@ def read_literal(text: str, place: int, depth: int = 0) -> tuple[Any, int]:
     if first in ("'", '"'):
         return read_string(text, place)
     if first in _CLOSING:
-        return _container(text, place, depth + 1) if depth < MOST_NESTED else read_nested(text, place)
+        return _container(text, place, depth + 1) if depth < MAX_NESTING else read_nested(text, place)
     if number := _NUMBER.match(text, place):
         return number[0] if _LEADING_ZERO.match(number[0]) else _number(number[0]), number.end()
     word = _WORD.match(text, place)

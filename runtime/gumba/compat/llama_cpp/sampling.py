@@ -34,8 +34,8 @@ class StoppingCriteriaList(list[StoppingCriteria]):
     """Stopping criteria, of which one is enough."""
 
     def __call__(self, input_ids: Array, logits: Array) -> bool:
-        answers = [criterion(input_ids, logits) for criterion in self]  # each is asked: they may count
-        return any(answers)
+        met = [criterion(input_ids, logits) for criterion in self]  # call all of them: they may have state
+        return any(met)
 
 
 class MinTokensLogitsProcessor:

@@ -96,10 +96,12 @@ class _Writer:
         if "const" in schema or "enum" in schema:
             self._only(schema, place, "const", "enum", "type")
             options = [schema["const"]] if "const" in schema else schema["enum"]
-            return self._either([_literal(json.dumps(each, ensure_ascii=False)) for each in options]) + self._space()
+            return (
+                self._either([_literal(json.dumps(option, ensure_ascii=False)) for option in options]) + self._space()
+            )
         types = schema.get("type", "object" if "properties" in schema else "array" if "items" in schema else None)
         return self._either(
-            [self._typed(each, schema, place) for each in (types if isinstance(types, list) else [types])]
+            [self._typed(kind, schema, place) for kind in (types if isinstance(types, list) else [types])]
         )
 
     def _typed(self, name: Any, schema: Mapping[str, Any], place: str) -> str:
@@ -162,12 +164,12 @@ class _Writer:
         return self._either(first)
 
     def _array(self, schema: Mapping[str, Any], place: str) -> str:
-        head = [self.rule(each, f"{place}/prefixItems/{i}") for i, each in enumerate(schema.get("prefixItems", ()))]
+        head = [self.rule(item, f"{place}/prefixItems/{i}") for i, item in enumerate(schema.get("prefixItems", ()))]
         least, most = self._count(schema, "minItems", place) or 0, self._count(schema, "maxItems", place)
         if head:
             if schema.get("items") not in (None, False) or least not in (0, len(head)) or most not in (None, len(head)):
                 raise OptionError(f"json_schema_to_gbnf: at {place}: items after prefixItems are not supported")
-            return f'"[" {self._space()} ' + ' "," space '.join(f"({each})" for each in head) + ' "]" space'
+            return f'"[" {self._space()} ' + ' "," space '.join(f"({rule})" for rule in head) + ' "]" space'
         if most == 0:
             return f'"[" {self._space()} "]" space'
         body = self.rule(schema.get("items", True), f"{place}/items")
@@ -210,8 +212,8 @@ class _Writer:
         """The name of one of JSON's own rules, which is added with what it uses."""
         if name not in self._rules:
             self._rules[name], used = _JSON[name]
-            for each in used:
-                self._json(each)
+            for rule in used:
+                self._json(rule)
         return name
 
     def _space(self) -> str:
@@ -220,7 +222,8 @@ class _Writer:
     def _new(self, name: str) -> str:
         """A name that no rule has."""
         taken = {*self._rules, *_JSON, "root"}
-        return next(each for each in (name, *(f"{name}{i}" for i in range(2, len(taken) + 3))) if each not in taken)
+        names = (name, *(f"{name}{i}" for i in range(2, len(taken) + 3)))
+        return next(candidate for candidate in names if candidate not in taken)
 
     def _either(self, options: Sequence[str]) -> str:
         return options[0] if len(options) == 1 else "(" + " | ".join(options) + ")"

@@ -49,11 +49,11 @@ def check_device(name: str, value: Any) -> None:
     Raises RequestError for a value that names no device.
     """
     devices = list(value.values()) if isinstance(value, Mapping) else [value]
-    for each in devices:
-        if each is not None and not isinstance(each, str | int) and type(each).__name__ != "device":
+    for place in devices:
+        if place is not None and not isinstance(place, str | int) and type(place).__name__ != "device":
             raise RequestError(f"{name}: expected the name of a device, found {show(value)}")
-        if each is not None and str(each) not in ("cpu", "auto", "-1", "balanced", "sequential", "balanced_low_0"):
-            log.warning("%s=%s has no effect: gumba computes on the CPU", name, show(each))
+        if place is not None and str(place) not in ("cpu", "auto", "-1", "balanced", "sequential", "balanced_low_0"):
+            log.warning("%s=%s has no effect: gumba computes on the CPU", name, show(place))
 
 
 def is_tensor(value: Any) -> bool:
@@ -90,7 +90,7 @@ def listed(value: Any) -> Any:
     """Nested lists of ``value``: lists, tuples, arrays and tensors, at any depth."""
     if hasattr(value, "tolist"):
         return value.tolist()
-    return [listed(each) for each in value] if isinstance(value, list | tuple) else value
+    return [listed(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def id_columns(encoded: Any) -> dict[str, list[list[Any]]]:
@@ -98,10 +98,10 @@ def id_columns(encoded: Any) -> dict[str, list[list[Any]]]:
 
     Raises RequestError without ``input_ids``, and for a column that is no list of lists.
     """
-    if isinstance(encoded, Sequence) and encoded and all(isinstance(each, Mapping) for each in encoded):
-        if any(each.keys() != encoded[0].keys() for each in encoded):
+    if isinstance(encoded, Sequence) and encoded and all(isinstance(item, Mapping) for item in encoded):
+        if any(item.keys() != encoded[0].keys() for item in encoded):
             raise RequestError("encoded_inputs: expected dictionaries with the same names, found different ones")
-        encoded = {name: [each[name] for each in encoded] for name in encoded[0]}
+        encoded = {name: [item[name] for item in encoded] for name in encoded[0]}
     if not isinstance(encoded, Mapping) or "input_ids" not in encoded:
         raise RequestError(f"encoded_inputs: expected 'input_ids' of texts, found {show(encoded)}")
     columns = {name: listed(rows) for name, rows in encoded.items()}
@@ -126,16 +126,16 @@ def id_rows(name: str, value: Any) -> list[list[int]]:
             raise RequestError(
                 f"{name}: expected rows of the same length, found {len(rows[0])} and {len(row)}; use padding=True"
             )
-        for each in row:
-            if isinstance(each, bool) and name == "attention_mask":
+        for item in row:
+            if isinstance(item, bool) and name == "attention_mask":
                 continue
-            if isinstance(each, bool) or not isinstance(each, Integral):
-                raise RequestError(f"{name}: expected integers, found {show(each)}")
-    return [[int(each) for each in row] for row in rows]
+            if isinstance(item, bool) or not isinstance(item, Integral):
+                raise RequestError(f"{name}: expected integers, found {show(item)}")
+    return [[int(item) for item in row] for row in rows]
 
 
 class BatchEncoding(dict[str, Any]):
-    """What a tokenizer returns: ``input_ids``, ``attention_mask`` ..., as keys and as attributes.
+    """The result of a tokenizer: ``input_ids``, ``attention_mask`` ..., as keys and as attributes.
 
     An integer index gives that row of ``input_ids``; ``shape`` is that of ``input_ids``.
     """
@@ -172,12 +172,12 @@ def tensors(columns: Mapping[str, Sequence[Any]], kind: str | None) -> BatchEnco
     """
     if kind is None:
         return BatchEncoding(columns)
-    found = {}
+    encoded = {}
     for name, rows in columns.items():
         lengths = {len(row) for row in rows if isinstance(row, list)}
         if len(lengths) > 1:
             raise RequestError(
                 f"{name}: rows have {min(lengths)} to {max(lengths)} tokens; use padding=True or truncation=True"
             )
-        found[name] = as_kind(np.array(rows, np.int64), kind)
-    return BatchEncoding(found)
+        encoded[name] = as_kind(np.array(rows, np.int64), kind)
+    return BatchEncoding(encoded)

@@ -1,4 +1,4 @@
-"""``AutoTokenizer`` and ``AutoModelForCausalLM``: what a name stands for, loaded."""
+"""``AutoTokenizer`` and ``AutoModelForCausalLM``: load a tokenizer or a model by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers by transformers' keywords of ``generate``: searches, samples, and its order of changes of the logits (5.24)."""
+"""Generation with transformers' keywords of ``generate``: searches, samples, and its order of logits processors (5.24)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from gumba.validation import require_boolean, require_count, require_number, req
 
 log = logging.getLogger("gumba.compat.transformers")
 
-#: The order in which transformers filters.
+#: transformers' order of samplers.
 _SAMPLERS = ("penalties", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-#: What beam search and contrastive search do not take.
+#: Keywords that beam search and contrastive search do not support.
 _NOT_IN_SEARCHES = (
     "bad_words_ids", "sequence_bias", "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id",
     "exponential_decay_length_penalty", "stop_strings", "max_time", "stopping_criteria", "logits_processor",
@@ -35,14 +35,14 @@ _seeds: random.Random = secrets.SystemRandom()
 
 
 def set_seed(seed: int, deterministic: bool = False) -> None:
-    """Draw the seeds of all later calls that have none from ``seed``. ``deterministic`` has no effect: gumba always is."""
+    """Derive the seeds of all later calls without one from ``seed``. ``deterministic`` has no effect: gumba always is."""
     global _seeds
     _seeds = random.Random(require_count("seed", seed, 0, 2**64 - 1))
 
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt: its token ids, the number of tokens that lengths count for it, and the ids with padding (None: there is none)."""
+    """A prompt: its token ids, its number of tokens for length limits, and the ids with padding (None: without padding)."""
 
     ids: list[int]
     n_counted: int
@@ -50,12 +50,12 @@ class Row:
 
 
 class Plan:
-    """What the keywords of one call mean for one model.
+    """The keywords of one call, resolved for one model.
 
     Args:
         llm: The model.
         options: Keywords, checked and merged.
-        default_new_tokens: Most new tokens where no keyword says a number.
+        default_new_tokens: Maximum number of new tokens if no keyword gives one.
 
     Raises:
         RequestError: A value has the wrong type or is out of range.
@@ -80,7 +80,7 @@ class Plan:
         if ends is not None and ends != []:
             listed = [ends] if isinstance(ends, int) else list(ends) if isinstance(ends, list | tuple | set) else ends
             if isinstance(listed, list):
-                listed = [each for each in listed if not isinstance(each, int) or each >= 0]
+                listed = [token for token in listed if not isinstance(token, int) or token >= 0]
             self.ends = [] if listed == [] else processors.token_ids("eos_token_id", listed, self._n_vocab)
         self._check()
 
@@ -108,7 +108,7 @@ class Plan:
 
     @property
     def pad(self) -> int:
-        """The token that fills rows behind the end of an answer."""
+        """The token that pads rows after the end of an answer."""
         given = self._options.get("pad_token_id")
         if given is not None:
             return processors.token_ids("pad_token_id", given, self._n_vocab)[0]
@@ -118,13 +118,13 @@ class Plan:
 
     @property
     def infers_mask(self) -> bool:
-        """Whether padding is told by its token: there is one, and it ends no answer."""
+        """Whether padding is recognised by its token: there is one, and it does not end answers."""
         given = self._options.get("pad_token_id")
         ends: list[int] | list[int | None] = [self._llm.tokenizer.eos_id] if self.ends is None else self.ends
         return (given is not None or self._llm.tokenizer.pad_id is not None) and self.pad not in ends
 
     def new_tokens(self, n_counted: int) -> tuple[int, int]:
-        """Most and fewest new tokens behind ``n_counted`` tokens of input."""
+        """Maximum and minimum number of new tokens after ``n_counted`` tokens of input."""
         options = self._options
         most, least = options.get("max_new_tokens"), options.get("min_new_tokens")
         if most is None and options.get("max_length") is not None:
@@ -147,22 +147,22 @@ class Plan:
             return [[self._contrastive(row)] for row in rows]
         samples = [self._sample(row, i) for i, row in enumerate(rows) for _ in range(self.n)]
         seeds = self._seeds(len(rows))
-        params = [replace(each[0], seed=seed) for each, seed in zip(samples, seeds)]
+        params = [replace(sample[0], seed=seed) for sample, seed in zip(samples, seeds)]
         prompts = [row.ids for row in rows for _ in range(self.n)]
         results = self._llm.generate(prompts, params)
-        found = []
-        for result, (asked, stop) in zip(results, samples):
-            self._warn_if_full(result.finish_reason, len(result.token_ids), asked.max_tokens)
-            found.append(result.token_ids if stop is None else stop.without_end(result.token_ids))
-        return [found[i : i + self.n] for i in range(0, len(found), self.n)]
+        answers = []
+        for result, (answer_params, stop) in zip(results, samples):
+            self._warn_if_full(result.finish_reason, len(result.token_ids), answer_params.max_tokens)
+            answers.append(result.token_ids if stop is None else stop.without_end(result.token_ids))
+        return [answers[i : i + self.n] for i in range(0, len(answers), self.n)]
 
     def streamed(self, row: Row, prompt: list[list[int]], kind: str = "np") -> list[int]:
-        """The answer to a row, whose tokens the streamer gets as they come; it is told the end whatever happens.
+        """The answer to a row; the streamer receives its tokens as they come, and the end also after an error.
 
         Args:
             row: The prompt.
-            prompt: What the streamer gets first, [1, n].
-            kind: What it gets, arrays ("np") or PyTorch tensors ("pt"), int64.
+            prompt: The streamer's first value, [1, n].
+            kind: Type of the streamer's values: int64 arrays ("np") or PyTorch tensors ("pt").
         """
         params, stop = self._sample(row, 0)
         params = replace(params, seed=self._seeds(1)[0])
@@ -198,7 +198,7 @@ class Plan:
         return [(seed + i) % 2**64 for _ in range(n_rows) for i in range(self.n)]
 
     def _shared(self, row: Row) -> dict[str, Any]:
-        """What all ways to search have in common."""
+        """The parameters that all decoding methods share."""
         most, least = self.new_tokens(row.n_counted)
         return {
             "max_tokens": most,
@@ -237,7 +237,7 @@ class Plan:
         return list(result.token_ids)
 
     def _sample(self, row: Row, index: int) -> tuple[SamplingParams, processors.Stop | None]:
-        """Parameters of an answer that is drawn token by token, or greedy, and what ends it early."""
+        """Parameters of a sampled or greedy answer, and its stopping criteria."""
         options, shared = self._options, self._shared(row)
         stop = self._stop(row)
         changes = self._processors(row, index, shared)
@@ -278,12 +278,12 @@ class Plan:
         return processors.Stop(listed, deadline, ends[0], len(before), row.padded or before)
 
     def _start(self, ids: list[int]) -> list[int]:
-        """What processors see of a prompt: of an encoder-decoder the start token alone."""
+        """The prompt's tokens that processors receive: for an encoder-decoder only the start token."""
         start = self._llm.model.config.start_token
         return ids if start is None else [start]
 
     def _processors(self, row: Row, index: int, shared: Mapping[str, Any]) -> _Changes:
-        """Changes of the logits in transformers' order, where ``SamplingParams`` has no field for them."""
+        """Logits processors in transformers' order, for keywords without a field of ``SamplingParams``."""
         options, n_vocab, n_prompt = self._options, self._n_vocab, len(self._start(row.ids))
         ends = self._end_ids
         before: list[processors.Processor] = []
@@ -315,7 +315,7 @@ class Plan:
             tokens = processors.token_ids("begin_suppress_tokens", options["begin_suppress_tokens"], n_vocab)
             after.append(processors.not_at(n_prompt, tokens))
         given = _functions("logits_processor", options)
-        after += [processors.foreign(each, n_prompt, row.padded or self._start(row.ids)) for each in given]
+        after += [processors.foreign(function, n_prompt, row.padded or self._start(row.ids)) for function in given]
         penalty = options.get("repetition_penalty", 1.0)
         own = bool(after) and penalty != 1.0
         return _Changes([*before, *([processors.repetition(penalty)] if own else []), *after], own)
@@ -323,17 +323,17 @@ class Plan:
 
 @dataclass
 class _Changes:
-    """Functions that change logits; ``own``: the repetition penalty is among them."""
+    """Logits processors; ``own``: the repetition penalty is among them."""
 
     functions: list[processors.Processor]
     own: bool
 
 
 def _functions(name: str, options: Mapping[str, Any]) -> list[Callable[..., Any]]:
-    """A function, or several, as a list. Raises RequestError for anything else."""
+    """A function, or several, as a list. Raises RequestError for other values."""
     given = options.get(name)
     listed = list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
-    for each in listed:
-        if not callable(each):
-            raise RequestError(f"{name}: expected functions, found {show(each)}")
+    for function in listed:
+        if not callable(function):
+            raise RequestError(f"{name}: expected functions, found {show(function)}")
     return listed

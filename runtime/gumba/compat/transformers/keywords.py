@@ -1,4 +1,4 @@
-"""transformers' keywords of ``generate``: which have an effect, which are taken for nothing, which are refused.
+"""transformers' keywords of ``generate``: which have an effect, which are accepted without one, which are refused.
 
 Names and defaults are transformers' (5.24).
 """
@@ -17,7 +17,7 @@ from gumba.gguf import GGUFFile
 from gumba.tokenizer.tokenizer import Tokenizer
 from gumba.validation import MAX_COUNT, KeywordError, show, suggestion
 
-#: Keywords of sampling alone -> default, and ``SamplingParams``' name where it is another.
+#: Keywords of sampling -> default.
 SAMPLING = {
     "temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
 }  # fmt: skip
@@ -39,7 +39,7 @@ WITHOUT_EFFECT = frozenset({
     "speculation_type", "continuous_batching_config", "bos_token_id", "decoder_start_token_id", "trust_remote_code",
     "transformers_version", "_from_model_config", "tokenizer", "logits_to_keep",
 })  # fmt: skip
-#: Keywords that would change results, or ask for results that gumba does not have, and the values besides None that do not.
+#: Keywords that would change results, or request unsupported ones, and the values besides None that do not.
 REFUSED: dict[str, tuple[Any, ...]] = {
     "guidance_scale": (1, 1.0),
     "encoder_repetition_penalty": (1, 1.0),
@@ -60,7 +60,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "output_attentions": (False,),
     "output_hidden_states": (False,),
 }
-#: Keys of the file below ``general.sampling.``, in which converters keep generation_config.json -> keyword, least, most.
+#: Keys below ``general.sampling.``, where converters keep generation_config.json -> keyword, minimum, maximum.
 _FILE_KEYS = {
     "temp": ("temperature", 0.0, 100.0),
     "top_k": ("top_k", 0, MAX_COUNT),
@@ -71,9 +71,9 @@ _FILE_KEYS = {
 
 
 def file_defaults(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
-    """The file's defaults for ``generate``; one that says how to sample means that texts are sampled, as in transformers."""
+    """The file's defaults for ``generate``; a sampling parameter among them turns sampling on, as in transformers."""
     ends = [*([] if tokenizer.eos_id is None else [tokenizer.eos_id]), *sorted(tokenizer.eog_ids - {tokenizer.eos_id})]
-    found: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
         "pad_token_id": tokenizer.pad_id,
@@ -81,19 +81,19 @@ def file_defaults(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str
     for key, (name, least, most) in _FILE_KEYS.items():
         value = metadata.get(f"general.sampling.{key}")
         if isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most:
-            found[name] = shortest(value)
-    if found.keys() & {"temperature", "top_k", "top_p", "min_p"}:
-        found["do_sample"] = True
-    return found
+            defaults[name] = shortest(value)
+    if defaults.keys() & {"temperature", "top_k", "top_p", "min_p"}:
+        defaults["do_sample"] = True
+    return defaults
 
 
 def shortest(value: float) -> float:
-    """A float32 of a file as the number that was written: 0.7, not 0.699999988."""
+    """A float32 of a file as its shortest decimal: 0.7, not 0.699999988."""
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 class GenerationConfig:
-    """Keywords of ``generate``, kept together as attributes; those not given are None.
+    """Keywords of ``generate`` as attributes; None for those not given.
 
     Raises RequestError for an unknown keyword, UnsupportedError for a value that is not supported.
     """
@@ -104,7 +104,7 @@ class GenerationConfig:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name: str | PathLike[str], *_: Any, **options: Any) -> GenerationConfig:
-        """What the file of a model says of its ends and of sampling; ``options`` as of ``AutoTokenizer.from_pretrained``.
+        """The end tokens and sampling defaults of a model's file; ``options`` as for ``AutoTokenizer.from_pretrained``.
 
         Raises RequestError when there is no such model.
         """

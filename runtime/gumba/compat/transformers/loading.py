@@ -107,6 +107,6 @@ def found_file(name: str | PathLike[str], naming: Mapping[str, Any]) -> Path:
     return store.resolve(
         name,
         revision=require_optional_text("revision", naming.get("revision")),
-        token=next((each for each in tokens if isinstance(each, str)), None),
+        token=next((token for token in tokens if isinstance(token, str)), None),
         cache_dir=cache_dir,
     )

@@ -20,7 +20,7 @@ from gumba.validation import show
 
 #: Default maximum of new tokens, as in transformers.
 DEFAULT_NEW_TOKENS = 20
-#: Keywords of ``generate`` beside those of the search: what the tokenizer gives, and what the position of a token is.
+#: Keywords of ``generate`` besides those of generation: the tokenizer's results, and positions.
 _INPUTS = frozenset({
     "inputs", "input_ids", "attention_mask", "token_type_ids", "position_ids", "past_key_values", "inputs_embeds",
     "decoder_input_ids", "special_tokens_mask", "length",
@@ -44,12 +44,12 @@ _SIZES = {
 
 
 class PretrainedConfig:
-    """Sizes and special tokens of a model, by transformers' names, as far as the file has them.
+    """Sizes and special tokens of a model under transformers' names, as far as the file has them.
 
     Args:
-        metadata: Of the file.
-        tokenizer: Of the file.
-        name_or_path: What it was loaded from.
+        metadata: The file's metadata.
+        tokenizer: The file's tokenizer.
+        name_or_path: The name or path that it was loaded from.
     """
 
     def __init__(self, metadata: Mapping[str, Any], tokenizer: Tokenizer, name_or_path: str = "") -> None:
@@ -77,7 +77,7 @@ class PretrainedConfig:
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def get_text_config(self, *_: Any, **__: Any) -> PretrainedConfig:
-        """This configuration: gumba's models have no other part than that for text."""
+        """This configuration: gumba's models have only a text part."""
         return self
 
     def __repr__(self) -> str:
@@ -85,7 +85,7 @@ class PretrainedConfig:
 
 
 class ModelOutput(dict[str, Any]):
-    """Results by name: as keys, as attributes, and by their number."""
+    """Results as keys, as attributes, and by index."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -101,11 +101,11 @@ class PreTrainedModel:
     """A model with transformers' ``generate``, run by gumba.
 
     Args:
-        llm: The model, which ``close`` closes.
-        name_or_path: What it was loaded from.
+        llm: The model; ``close`` closes it.
+        name_or_path: The name or path that it was loaded from.
 
     Attributes:
-        llm: The same.
+        llm: The model.
         config: Sizes and special tokens.
         generation_config: Defaults of ``generate``'s keywords; may be changed.
     """
@@ -127,21 +127,21 @@ class PreTrainedModel:
 
     @property
     def dtype(self) -> str:
-        """The type of the numbers between layers."""
+        """The data type of activations."""
         return "float32"
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Numbers in the tensors of the file. Raises UnsupportedError for a part of them."""
+        """The number of parameters in the file. Raises UnsupportedError for a part of them."""
         if only_trainable or exclude_embeddings:
             raise UnsupportedError("num_parameters: gumba counts all parameters: expected False for both arguments")
         return sum(math.prod(tensor.shape) for tensor in self.llm.file.tensors.values())
 
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
-        """Bytes of the weights, as the file has them."""
+        """Bytes of the weights in the file."""
         return sum(tensor.n_bytes for tensor in self.llm.file.tensors.values())
 
     def can_generate(self) -> bool:
-        """True: the model writes text."""
+        """True: the model generates text."""
         return True
 
     def eval(self) -> PreTrainedModel:
@@ -192,9 +192,9 @@ class PreTrainedModel:
         self.close()
 
     def __call__(self, input_ids: Any = None, attention_mask: Any = None, **options: Any) -> ModelOutput:
-        """Logits, float32 [batch, n, vocabulary], after each token; zeros at padding.
+        """Logits after each token, float32 [batch, n, vocabulary]; zeros at padding.
 
-        Raises RequestError for ids that are wrong, UnsupportedError for ``labels``, hidden states and attentions.
+        Raises RequestError for invalid ids, UnsupportedError for ``labels``, hidden states and attentions.
         """
         for name, value in options.items():
             if name not in ("token_type_ids", "use_cache", "return_dict", "logits_to_keep") and value not in (
@@ -206,7 +206,7 @@ class PreTrainedModel:
         rows = []
         for ids, mask in zip(inputs.rows, inputs.masks):
             logits = np.zeros((len(ids), self.llm.tokenizer.n_vocab), np.float32)
-            kept = [i for i, each in enumerate(mask) if each]
+            kept = [i for i, kept_token in enumerate(mask) if kept_token]
             logits[kept] = self.llm.logits([ids[i] for i in kept])[:, : logits.shape[1]]
             rows.append(logits)
         return ModelOutput(logits=as_kind(np.stack(rows), inputs.kind))
@@ -214,21 +214,21 @@ class PreTrainedModel:
     forward = __call__
 
     def keywords(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Keywords of ``generate``; they override its ``generation_config``, which overrides the model's."""
+        """The merged keywords of a ``generate`` call: its own, then its ``generation_config``, then the model's."""
         defaults = self.generation_config.to_dict()
         if defaults.get("eos_token_id") == self._ends:
-            defaults.pop("eos_token_id", None)  # the file's ends, which are used without it
+            defaults.pop("eos_token_id", None)  # these are the file's, which are the default
         return merged(options, defaults)
 
     def generate(self, inputs: Any = None, generation_config: Any = None, **options: Any) -> Any:
         """Token ids of prompts and their answers, int64 [batch * num_return_sequences, n + new]; tensors for tensors.
 
-        Padding of the prompts, at either side, is told by ``attention_mask``, or else by ``pad_token_id`` (where that does not
-        end answers, too); padded or not, an answer is the same. Rows whose answer is shorter end with ``pad_token_id``.
+        ``attention_mask`` marks padding of the prompts, at either side; without it, ``pad_token_id`` does (unless it ends
+        answers too). Padding does not change an answer. Rows with a shorter answer are padded with ``pad_token_id``.
 
         Args:
-            inputs: The prompts' token ids [batch, n]: lists, an array, a tensor, or what the tokenizer returned.
-            generation_config: A ``GenerationConfig``, also transformers' own.
+            inputs: The prompts' token ids [batch, n]: lists, an array, a tensor, or a result of the tokenizer.
+            generation_config: A ``GenerationConfig``, of gumba or of transformers.
             options: ``input_ids`` (instead of ``inputs``), ``attention_mask``, and transformers' keywords of generation (see
                 ``gumba.compat.transformers.keywords``): lengths, sampling, beams, penalties, ``streamer``,
                 ``stopping_criteria``, ``logits_processor`` ...; ``seed`` is gumba's.
@@ -259,17 +259,17 @@ class PreTrainedModel:
             answers = [[plan.streamed(rows[0], given.rows, given.kind)]]
         else:
             answers = plan.answers(rows)
-        length = max(len(answer) for each in answers for answer in each)
+        length = max(len(answer) for row_answers in answers for answer in row_answers)
         table = []
-        for ids, each in zip(given.rows, answers):
-            for answer in each:
+        for ids, row_answers in zip(given.rows, answers):
+            for answer in row_answers:
                 table.append([*(ids if start is None else [start]), *answer, *[plan.pad] * (length - len(answer))])
-        found = as_kind(np.array(table, np.int64), given.kind)
-        return ModelOutput(sequences=found) if keywords.get("return_dict_in_generate") else found
+        sequences = as_kind(np.array(table, np.int64), given.kind)
+        return ModelOutput(sequences=sequences) if keywords.get("return_dict_in_generate") else sequences
 
 
 class _Inputs:
-    """Prompts of one length, their attention masks, and the array type of the caller."""
+    """Prompts of one length, their attention masks, and the caller's array type."""
 
     def __init__(self, rows: list[list[int]], masks: list[list[int]], kind: str) -> None:
         self.rows, self.masks, self.kind = rows, masks, kind
@@ -301,7 +301,7 @@ def _inputs(ids: Any, attention_mask: Any, options: Mapping[str, Any], plan: Pla
 
 
 def _without_padding(row: Sequence[int], plan: Plan | None) -> list[int]:
-    """The mask of a row without one: padding tokens are masked unless they also end answers."""
+    """The mask of a row without one: masks padding tokens unless they also end answers."""
     if plan is None or not plan.infers_mask:
         return [1] * len(row)
     return [int(token != plan.pad) for token in row]
@@ -315,7 +315,7 @@ def opened(model: str | PathLike[str], options: Mapping[str, Any]) -> PreTrained
     return PreTrainedModel(LLM(found_file(model, naming), **rest), str(model))
 
 
-#: Keywords of ``LLM`` that ``from_pretrained`` takes, too.
+#: Keywords of ``LLM`` that ``from_pretrained`` accepts too.
 LLM_KEYWORDS = frozenset({
     "n_ctx", "max_model_len", "n_threads", "max_batch_tokens", "max_sequences", "max_queue", "kv_tokens", "kv_memory", "n_states",
     "kv_type", "draft_model", "draft_tokens", "unload_after", "chat_template", "progress", "gpu_memory_utilization",

@@ -95,12 +95,12 @@ def pipeline(
         if str(tokenizer) != (model.name_or_path if isinstance(model, PreTrainedModel) else ""):
             log.warning("tokenizer=%s is ignored: gumba uses the tokenizer of the model file", show(tokenizer))
         tokenizer = None
-    made = TextGenerationPipeline(model, tokenizer=tokenizer, **defaults)
-    if task != made.task:
+    pipe = TextGenerationPipeline(model, tokenizer=tokenizer, **defaults)
+    if task != pipe.task:
         raise UnsupportedError(
-            f"task: this {made.llm.model.config.architecture} model is for {made.task!r}, found {task!r}"
+            f"task: this {pipe.llm.model.config.architecture} model is for {pipe.task!r}, found {task!r}"
         )
-    return made
+    return pipe
 
 
 class TextGenerationPipeline:
@@ -158,17 +158,17 @@ class TextGenerationPipeline:
         return self.model.generation_config
 
     def __call__(self, text_inputs: Any, **options: Any) -> Any:
-        """Results for ``text_inputs``, in the shapes that the class tells.
+        """Results for ``text_inputs``, in the shapes that the class documents.
 
-        Raises RequestError (a ValueError) for inputs, or a keyword's value, that are wrong, UnsupportedError for keywords that
-        would change results and are not supported, TemplateError when the chat template refuses a conversation.
+        Raises RequestError (a ValueError) for invalid inputs or values of keywords, UnsupportedError for unsupported keywords
+        that would change results, TemplateError if the chat template rejects a conversation.
         """
         _check_keywords(options)
         options = {**self._defaults, **options}
         inputs, one = _inputs(text_inputs)
         plan = Plan(self.llm, self.model.keywords(_generation(options)), DEFAULT_NEW_TOKENS)
         form = _Form(options)
-        calls = [_Call(self, each, options, plan) for each in inputs]
+        calls = [_Call(self, item, options, plan) for item in inputs]
         if plan.streamer is not None:
             if len(calls) != 1 or plan.n != 1:
                 raise RequestError("streamer: expected a single input and a single answer")
@@ -176,7 +176,9 @@ class TextGenerationPipeline:
             records = [[calls[0].record(plan.streamed(row, [row.ids]), form)]]
         else:
             answers = plan.answers([call.row for call in calls])
-            records = [[call.record(answer, form) for answer in each] for call, each in zip(calls, answers)]
+            records = [
+                [call.record(answer, form) for answer in row_answers] for call, row_answers in zip(calls, answers)
+            ]
         return records[0] if one else records
 
     def close(self) -> None:
@@ -193,7 +195,7 @@ class TextGenerationPipeline:
 
 
 class _Form:
-    """The form of the results that the keywords select."""
+    """The form of the results, as selected by the keywords."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         given = [
@@ -239,7 +241,7 @@ class _Call:
             ids = self._chat_ids(options, encoding)
         if options.get("handle_long_generation") is not None:
             ids = self._cut(ids, options, plan)
-        #: What stands before an answer: of an encoder-decoder nothing but its start, which is no text.
+        #: Token ids before the answer; none for an encoder-decoder, whose start token is not text.
         self._before = ids if pipe.llm.model.config.start_token is None else []
         self.row = Row(ids, len(ids) - n_prefix if self._before else 1)
         plan.new_tokens(self.row.n_counted)  # raises for a length that has no room for an answer
@@ -260,11 +262,11 @@ class _Call:
         return {"generated_text": [*self._messages, {"role": "assistant", "content": text}]}
 
     def _chat_ids(self, options: Mapping[str, Any], encoding: Mapping[str, Any]) -> list[int]:
-        """Token ids of a conversation up to where the answer begins, or goes on."""
+        """Token ids of a conversation, up to where the answer begins or continues."""
         last = self._messages[-1]
         chosen = options.get("continue_final_message")
         self._continued = last.get("role") == "assistant" if chosen is None else bool(chosen)
-        found = self._pipe.tokenizer.apply_chat_template(
+        ids = self._pipe.tokenizer.apply_chat_template(
             self._messages,
             tools=options.get("tools"),
             documents=options.get("documents"),
@@ -273,7 +275,7 @@ class _Call:
             return_dict=False,
             **encoding,
         )
-        return list(found)
+        return list(ids)
 
     def _cut(self, ids: list[int], options: Mapping[str, Any], plan: Plan) -> list[int]:
         """The last tokens of a prompt that leave room for the answer in the context (``handle_long_generation="hole"``)."""
@@ -292,30 +294,30 @@ class _Call:
 
 
 def _inputs(given: Any) -> tuple[list[str | list[Message]], bool]:
-    """Texts or conversations, and whether there was just one, not in a list."""
+    """Texts or conversations, and whether the input was a single one outside of a list."""
     if isinstance(given, str):
         return [given], True
     if isinstance(given, Mapping) or not is_iterable(given):
         raise RequestError(f"text_inputs: expected text, messages, or a list of either, found {show(given)}")
     items = list(given)
-    if items and all(isinstance(each, Mapping) for each in items):
+    if items and all(isinstance(item, Mapping) for item in items):
         return [items], True
-    found: list[str | list[Message]] = []
+    prompts: list[str | list[Message]] = []
     for item in items:
         if isinstance(item, str):
-            found.append(item)
-        elif isinstance(item, Sequence) and item and all(isinstance(each, Mapping) for each in item):
-            found.append(list(item))
+            prompts.append(item)
+        elif isinstance(item, Sequence) and item and all(isinstance(message, Mapping) for message in item):
+            prompts.append(list(item))
         else:
             raise RequestError(f"text_inputs: expected text or a list of messages, found {show(item)}")
-    return found, False
+    return prompts, False
 
 
 def _check_keywords(options: Mapping[str, Any]) -> None:
     """Check the keywords of a call, or of the pipeline.
 
     Raises RequestError for an unknown one, UnsupportedError for a value that would change results and for devices other than
-    the processor.
+    the CPU.
     """
     for name in ("device", "device_map"):
         given = options.get(name)
@@ -330,18 +332,18 @@ def _check_keywords(options: Mapping[str, Any]) -> None:
 
 def _generation(options: Mapping[str, Any]) -> dict[str, Any]:
     """The keywords of ``generate`` among those of a call."""
-    found = {name: value for name, value in options.items() if name not in _KEYWORDS}
+    keywords = {name: value for name, value in options.items() if name not in _KEYWORDS}
     stops = options.get("stop_sequence")
     if stops is not None:
         more = options.get("stop_strings") or ()
-        found["stop_strings"] = [*require_strings("stop_sequence", stops), *require_strings("stop_strings", more)]
-    return found
+        keywords["stop_strings"] = [*require_strings("stop_sequence", stops), *require_strings("stop_strings", more)]
+    return keywords
 
 
 class TextStreamer:
-    """A ``streamer`` that writes text to stdout as soon as its characters are whole.
+    """A ``streamer`` that writes text to stdout, in whole characters.
 
-    ``tokenizer``: the pipeline's; ``skip_prompt``: leave the input out; ``decode_kwargs``: ``skip_special_tokens``.
+    ``tokenizer``: the pipeline's; ``skip_prompt``: do not write the prompt; ``decode_kwargs``: ``skip_special_tokens``.
     """
 
     def __init__(
@@ -356,7 +358,7 @@ class TextStreamer:
         self._decoder: StreamDecoder | None = None
 
     def put(self, value: Any) -> None:
-        """Token ids, an array [n] or [1, n]; the first one is the prompt."""
+        """Write token ids, an array [n] or [1, n]; the first call is the prompt."""
         ids = np.asarray(value)
         if ids.ndim > 1 and len(ids) > 1:
             raise RequestError("TextStreamer shows one answer at a time")
@@ -371,13 +373,13 @@ class TextStreamer:
             self.on_finalized_text("".join(map(self._decoder.push, ids.reshape(-1).tolist())))
 
     def end(self) -> None:
-        """What is left; the next tokens are those of another prompt."""
+        """Write the pending text; the next tokens belong to another prompt."""
         rest = self._decoder.finish() if self._decoder is not None else ""
         self._decoder = None
         self.on_finalized_text(rest, stream_end=True)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Called with each new text; ``stream_end`` with the last one. For subclasses."""
+        """Called with each new text; ``stream_end`` is True for the last one. Subclasses override it."""
         sys.stdout.write(text + ("\n" if stream_end else ""))
         sys.stdout.flush()
 
@@ -385,7 +387,7 @@ class TextStreamer:
 class TextIteratorStreamer(TextStreamer):
     """A ``streamer`` to iterate over, in another thread than the pipeline's call.
 
-    ``timeout``: seconds to wait for a text before ``queue.Empty`` is raised; None waits for ever.
+    ``timeout``: seconds to wait for a text before raising ``queue.Empty``; None waits forever.
     """
 
     def __init__(
@@ -400,7 +402,7 @@ class TextIteratorStreamer(TextStreamer):
         self.text_queue: Queue[str | None] = Queue()
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Queue a text, and the end."""
+        """Queue a text, and after the last one the end."""
         self.text_queue.put(text)
         if stream_end:
             self.text_queue.put(None)

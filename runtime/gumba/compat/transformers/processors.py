@@ -133,8 +133,8 @@ def foreign(processor: Callable[[Any, Any], Any], n_prompt: int, padded: list[in
     """
 
     def process(ids: list[int], logits: Logits) -> Logits:
-        found = processor(_array([[*padded, *ids[n_prompt:]]]), _array(logits[np.newaxis]))
-        return np.array(found, np.float32).reshape(-1)
+        scores = processor(_array([[*padded, *ids[n_prompt:]]]), _array(logits[np.newaxis]))
+        return np.array(scores, np.float32).reshape(-1)
 
     return process
 
@@ -174,7 +174,7 @@ class Stop:
         if self._deadline is not None and time.monotonic() > self._deadline:
             return True
         seen = _array([[*self._padded, *ids[self._n_prompt :]]])
-        return any(bool(np.all(np.asarray(each(seen, None)))) for each in self._criteria)
+        return any(bool(np.all(np.asarray(criterion(seen, None)))) for criterion in self._criteria)
 
 
 def bad_words(sequences: Any, ends: Iterable[int], n_vocab: int) -> list[tuple[Sequence[int], float]]:
@@ -186,14 +186,14 @@ def bad_words(sequences: Any, ends: Iterable[int], n_vocab: int) -> list[tuple[S
 def biases(given: Any, n_vocab: int) -> list[tuple[Sequence[int], float]]:
     """``sequence_bias``, a dictionary or a list of [token ids, bias], as pairs."""
     items = list(given.items()) if isinstance(given, Mapping) else _rows("sequence_bias", given)
-    found: list[tuple[Sequence[int], float]] = []
+    pairs: list[tuple[Sequence[int], float]] = []
     for item in items:
         if not isinstance(item, Sequence) or len(item) != 2:
             raise RequestError(f"sequence_bias: expected pairs of token ids and a number, found {show(item)}")
         bias = item[1]
         number = float(bias) if bias in (np.inf, -np.inf) else require_number("sequence_bias", bias, -1e6, 1e6)
-        found.append((token_ids("sequence_bias", item[0], n_vocab), number))
-    return found
+        pairs.append((token_ids("sequence_bias", item[0], n_vocab), number))
+    return pairs
 
 
 def decay(given: Any) -> tuple[int, float]:
@@ -217,7 +217,7 @@ def token_ids(name: str, given: Any, n_vocab: int) -> list[int]:
         given = [given]
     if isinstance(given, str | bytes | Mapping) or not is_iterable(given):
         raise RequestError(f"{name}: expected a list of token ids, found {show(given)}")
-    ids = [require_count(name, each, 0, n_vocab - 1) for each in given]
+    ids = [require_count(name, token, 0, n_vocab - 1) for token in given]
     if not ids:
         raise RequestError(f"{name}: expected at least one token id, found none")
     return ids

@@ -163,8 +163,8 @@ class PreTrainedTokenizer:
         _check_options(options)
         several = isinstance(text, list | tuple)
         texts, pairs = (text, text_pair) if several else ([text], None if text_pair is None else [text_pair])
-        if several and pairs is None and texts and all(isinstance(each, tuple) and len(each) == 2 for each in texts):
-            texts, pairs = [each[0] for each in texts], [each[1] for each in texts]
+        if several and pairs is None and texts and all(isinstance(item, tuple) and len(item) == 2 for item in texts):
+            texts, pairs = [item[0] for item in texts], [item[1] for item in texts]
         if pairs is not None and (not isinstance(pairs, list | tuple) or len(pairs) != len(texts)):
             raise RequestError(f"text_pair: expected as many texts as in text ({len(texts)}), found {show(text_pair)}")
         rows = [
@@ -184,10 +184,10 @@ class PreTrainedTokenizer:
 
     def _encoded(self, text: Any, pair: Any, options: Mapping[str, Any], several: bool) -> tuple[list[int], list[int]]:
         """Token ids of a text (or a pair), truncated to the requested length, and their token types."""
-        for each in (text,) if pair is None else (text, pair):
-            if not isinstance(each, str):
+        for item in (text,) if pair is None else (text, pair):
+            if not isinstance(item, str):
                 raise RequestError(
-                    f"text: expected a string{' or a list of strings' if not several else 's'}, found {show(each)}"
+                    f"text: expected a string{' or a list of strings' if not several else 's'}, found {show(item)}"
                 )
         special, parse = bool(options.get("add_special_tokens", True)), not options.get("split_special_tokens")
         most = self._most(options)
@@ -352,14 +352,14 @@ class PreTrainedTokenizer:
             return self.unk_token_id if token is None else token
         if not isinstance(tokens, list | tuple):
             raise RequestError(f"tokens: expected a token's text or a list of them, found {show(tokens)}")
-        return [self.convert_tokens_to_ids(each) for each in tokens]
+        return [self.convert_tokens_to_ids(token) for token in tokens]
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
         """The text of a token as the file spells it, or a list of such texts."""
         ids = listed(ids)
         if not isinstance(ids, list):
             return self._text(ids)
-        return [self._text(each) for each in ids if not (skip_special_tokens and self.backend.is_special(each))]
+        return [self._text(token) for token in ids if not (skip_special_tokens and self.backend.is_special(token))]
 
     def convert_tokens_to_string(self, tokens: Iterable[str]) -> str:
         """The text of a list of tokens. Raises RequestError for a token that is not in the vocabulary."""
@@ -444,8 +444,8 @@ class PreTrainedTokenizer:
             most = self._most(options)
             ids = ids if most is None or len(ids) <= most else self._cut(ids, False, most, None)
             rows.append((ids, [0] * len(ids)))
-        found = self._batch(rows, several, options)
-        return found if return_dict else found["input_ids"]
+        encoding = self._batch(rows, several, options)
+        return encoding if return_dict else encoding["input_ids"]
 
     def get_chat_template(self, chat_template: str | None = None, tools: Any = None) -> str:
         """The source of the template that ``apply_chat_template`` would use. Raises TemplateError without one."""

@@ -28,21 +28,21 @@ _CHOICES = re.compile(r"\(choices:\s*(.*?)\)\s*$", re.IGNORECASE)
 
 
 def schemas(tools: Sequence[Any]) -> list[Any]:
-    """OpenAI's schemas of ``tools``, each a schema already or a function.
+    """OpenAI's schemas of ``tools``, which are schemas or functions.
 
-    Raises RequestError for anything else, and for a function whose docstring does not describe it and its arguments.
+    Raises RequestError for other values, and for a function whose docstring does not describe it and its arguments.
     """
     if isinstance(tools, str | Mapping) or not isinstance(tools, Sequence):
         raise RequestError(f"tools: expected a list of functions or JSON schemas, found {show(tools)}")
-    found: list[Any] = []
+    listed: list[Any] = []
     for i, tool in enumerate(tools):
         if isinstance(tool, Mapping):
-            found.append(dict(tool))
+            listed.append(dict(tool))
         elif callable(tool):
-            found.append(_schema(tool))
+            listed.append(_schema(tool))
         else:
             raise RequestError(f"tools[{i}]: expected a function or a JSON schema, found {show(tool)}")
-    return found
+    return listed
 
 
 def _schema(function: Callable[..., Any]) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def _schema(function: Callable[..., Any]) -> dict[str, Any]:
         text = arguments[parameter.name]
         choices = _CHOICES.search(text)
         if choices:
-            schema["enum"] = [each.strip(" \"'[]") for each in choices.group(1).split(",")]
+            schema["enum"] = [choice.strip(" \"'[]") for choice in choices.group(1).split(",")]
             text = text[: choices.start()].strip()
         properties[parameter.name] = {**schema, "description": text}
         if parameter.default is parameter.empty:
@@ -80,10 +80,10 @@ def _schema(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _documented(text: str) -> tuple[str, dict[str, str], str]:
-    """Description, arguments and result that a docstring in Google's style names."""
+    """The description, arguments and result of a docstring in Google's style."""
     marks = list(_SECTION.finditer(text))
     parts = {"": text[: marks[0].start()] if marks else text}
-    for mark, after in zip(marks, [*(each.start() for each in marks[1:]), len(text)]):
+    for mark, after in zip(marks, [*(match.start() for match in marks[1:]), len(text)]):
         parts["Args" if mark.group(1) == "Arguments" else mark.group(1)] = text[mark.end() : after]
     arguments: dict[str, str] = {}
     last = ""
@@ -100,20 +100,20 @@ def _documented(text: str) -> tuple[str, dict[str, str], str]:
 
 
 def _of_type(hint: Any) -> dict[str, Any]:
-    """The JSON schema of a type hint. Raises RequestError for a type that JSON does not have."""
+    """The JSON schema of a type hint. Raises RequestError for a type without one."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is None and hint in _TYPES:
         return dict(_TYPES[hint])
     if origin in (Union, types.UnionType):
-        kinds = [_of_type(each) for each in arguments if each is not type(None)]
+        kinds = [_of_type(argument) for argument in arguments if argument is not type(None)]
         names = sorted({kind["type"] for kind in kinds if set(kind) == {"type"}})
         schema = kinds[0] if len(kinds) == 1 else {"type": names} if len(names) == len(kinds) else {"anyOf": kinds}
         return {**schema, "nullable": True} if type(None) in arguments else schema
     if origin is Literal:
-        names = sorted({_TYPES.get(type(each), {}).get("type", "string") for each in arguments})
+        names = sorted({_TYPES.get(type(value), {}).get("type", "string") for value in arguments})
         return {"type": names[0] if len(names) == 1 else names, "enum": list(arguments)}
     if origin is tuple and len(arguments) > 1 and Ellipsis not in arguments:
-        return {"type": "array", "prefixItems": [_of_type(each) for each in arguments]}
+        return {"type": "array", "prefixItems": [_of_type(argument) for argument in arguments]}
     if origin in (list, Sequence):
         return {"type": "array", **({"items": _of_type(arguments[0])} if arguments else {})}
     if origin in (dict, Mapping):

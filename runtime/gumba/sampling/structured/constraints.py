@@ -44,7 +44,7 @@ NO_FORCING = '%llguidance {"no_forcing": true}\n'
 class Constraint:
     """The state of one constrained text. It belongs to one sequence; ``fork`` makes independent copies.
 
-    ``mask`` and ``finished`` may be asked any number of times between two tokens. Not for several threads at once.
+    ``mask`` and ``finished`` may be read any number of times between two tokens. Not thread-safe.
     """
 
     def __init__(self, matcher: Any, tables: VocabularyTables, tokenizer: Tokenizer, ended: bool = False) -> None:
@@ -171,7 +171,7 @@ def _compile(kind: str, text: str, whitespace: str, tables: VocabularyTables) ->
         if matcher.is_error():
             raise locate(
                 schema,
-                lambda each: _matcher(_json_grammar(each, whitespace, one_of_as_any_of=True), tables).get_error(),
+                lambda part: _matcher(_json_grammar(part, whitespace, one_of_as_any_of=True), tables).get_error(),
             )
         return matcher
     if kind == "grammar":
@@ -210,11 +210,11 @@ def _checked_regex(pattern: str) -> str:
     if (len(pattern) - len(pattern.rstrip("\\"))) % 2:
         raise RequestError("regex: ends in a backslash, expected an escape or two backslashes")
     # Escapes first, so that "\{" opens no count and "\x{41}" is none.
-    for found in re.finditer(r"\\[xuUpP]\{[^}]*\}|\\.|\{\s*(\d*)\s*(?:,\s*(\d*)\s*)?\}", pattern, re.DOTALL):
-        for count in found.groups():
+    for match in re.finditer(r"\\[xuUpP]\{[^}]*\}|\\.|\{\s*(\d*)\s*(?:,\s*(\d*)\s*)?\}", pattern, re.DOTALL):
+        for count in match.groups():
             if count and (len(count) > 9 or int(count) > MAX_REPEAT):
                 raise RequestError(
-                    f"regex: count {show(found.group())} at character {found.start()}, expected at most {MAX_REPEAT}"
+                    f"regex: count {show(match.group())} at character {match.start()}, expected at most {MAX_REPEAT}"
                 )
     return pattern
 

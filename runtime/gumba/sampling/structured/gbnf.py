@@ -76,7 +76,7 @@ class _Parser:
         self.nodes = 0
 
     def rules(self) -> dict[str, Node]:
-        found: dict[str, Node] = {}
+        rules: dict[str, Node] = {}
         self.space(True)
         while self.at < len(self.text):
             place = self.at
@@ -86,23 +86,23 @@ class _Parser:
                 self.fail("'::=' after the rule's name")
             self.at += 3
             self.space(True)
-            if name in found:
+            if name in rules:
                 self.at = place
                 self.fail(f"each rule once, but {name!r} has one already")
-            found[name] = self.choice(False)
-            if len(found) > MAX_RULES:
+            rules[name] = self.choice(False)
+            if len(rules) > MAX_RULES:
                 raise RequestError(f"grammar: more than {MAX_RULES} rules")
             if self.peek() and self.peek() not in "\r\n":
                 self.fail("a new line before the next rule")
             self.space(True)
-        if "root" not in found:
+        if "root" not in rules:
             raise RequestError("grammar: no rule 'root', expected 'root ::= ...'")
-        for node in found.values():
+        for node in rules.values():
             for inner in names_in(node):
-                if inner.name not in found:
+                if inner.name not in rules:
                     self.at = inner.place
                     self.fail(f"the name of a rule, but no rule is called {show(inner.name)}")
-        return found
+        return rules
 
     def fail(self, expected: str) -> NoReturn:
         before = self.text[: self.at]
@@ -182,13 +182,13 @@ class _Parser:
         first = self.peek()
         if first == '"':
             self.at += 1
-            found: list[Node] = []
+            codes: list[Node] = []
             while self.peek() != '"':
                 code = self.character('"')
-                found.append(Chars(((code, code),)))
+                codes.append(Chars(((code, code),)))
             self.at += 1
-            self.add(len(found))
-            return found
+            self.add(len(codes))
+            return codes
         if first == "[":
             return [self.characters()]
         if first == ".":
@@ -209,13 +209,13 @@ class _Parser:
             self.fail(f"groups nested at most {MAX_DEPTH} deep")
         self.at += 1
         self.space(True)
-        found = self.choice(True)
+        node = self.choice(True)
         self.space(True)
         if self.peek() != ")":
             self.fail("')'")
         self.at += 1
         self.depth -= 1
-        return found
+        return node
 
     def repeated(self, items: list[Node]) -> list[Node]:
         signs = 0
@@ -288,44 +288,44 @@ class _Parser:
             ranges.append((first, last))
         self.at += 1
         self.add(len(ranges))
-        found = without_surrogates(_inverse(ranges) if inverse else ranges)
-        if not found:
+        kept_ranges = without_surrogates(_inverse(ranges) if inverse else ranges)
+        if not kept_ranges:
             self.at = start
             self.fail("characters: none is in this set")
-        return Chars(found)
+        return Chars(kept_ranges)
 
 
 def _inverse(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    found, after = [], 0
+    gaps, after = [], 0
     for first, last in sorted(ranges):
         if first > after:
-            found.append((after, first - 1))
+            gaps.append((after, first - 1))
         after = max(after, last + 1)
-    return found + ([(after, _LAST)] if after <= _LAST else [])
+    return gaps + ([(after, _LAST)] if after <= _LAST else [])
 
 
 def without_surrogates(ranges: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     """Ranges sorted and joined, without the halves of surrogate pairs, which no text holds."""
-    found: list[tuple[int, int]] = []
+    merged: list[tuple[int, int]] = []
     for first, last in sorted(ranges):
-        if found and first <= found[-1][1] + 1:
-            found[-1] = (found[-1][0], max(found[-1][1], last))
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], last))
         else:
-            found.append((first, last))
-    parts = [part for a, b in found for part in ((a, min(b, 0xD7FF)), (max(a, 0xE000), b)) if part[0] <= part[1]]
+            merged.append((first, last))
+    parts = [part for a, b in merged for part in ((a, min(b, 0xD7FF)), (max(a, 0xE000), b)) if part[0] <= part[1]]
     return tuple(parts)
 
 
 def names_in(node: Node) -> list[Name]:
     """The names of rules in a rule, in their order."""
-    found: list[Name] = []
+    names: list[Name] = []
     waiting: list[Node] = [node]
     while waiting:
         inner = waiting.pop()
         if isinstance(inner, Name):
-            found.append(inner)
+            names.append(inner)
         elif isinstance(inner, Repeat):
             waiting.append(inner.item)
         elif not isinstance(inner, Chars):
             waiting += reversed(inner.items)
-    return found
+    return names

@@ -35,14 +35,14 @@ def gbnf_to_lark(text: str) -> str:
 
 def _reachable(rules: dict[str, Node]) -> dict[str, Node]:
     """The rules that ``root`` needs, itself first."""
-    found: dict[str, Node] = {}
+    reachable: dict[str, Node] = {}
     waiting = ["root"]
     while waiting:
         name = waiting.pop()
-        if name not in found:
-            found[name] = rules[name]
+        if name not in reachable:
+            reachable[name] = rules[name]
             waiting += [inner.name for inner in names_in(rules[name])]
-    return found
+    return reachable
 
 
 def _regular(rules: dict[str, Node]) -> Collection[str]:
@@ -127,9 +127,9 @@ def _split(name: str, node: Node, last: bool) -> tuple[list[Node], list[Node]] |
         return inner and (inner[0], [*inner[1], _EMPTY])
     if isinstance(node, Choice):
         parts = [_split(name, item, last) for item in node.items]
-        found = [part for part in parts if part is not None]
+        known = [part for part in parts if part is not None]
         return (
-            ([n for p in found for n in p[0]], [n for p in found for n in p[1]]) if len(found) == len(parts) else None
+            ([n for p in known for n in p[0]], [n for p in known for n in p[1]]) if len(known) == len(parts) else None
         )
     if isinstance(node, Sequence):
         rest, end = (node.items[:-1], node.items[-1]) if last else (node.items[1:], node.items[0])

@@ -103,10 +103,10 @@ class _Closing:
         """(keyword, schema) of each part that says something of the same value."""
         for key in _LISTS:
             if isinstance(node.get(key), list):
-                yield from ((key, each) for each in node[key])
+                yield from ((key, part) for part in node[key])
         yield from ((key, node[key]) for key in _PARTS if key in node)
         if isinstance(node.get("dependentSchemas"), dict):
-            yield from (("dependentSchemas", each) for each in node["dependentSchemas"].values())
+            yield from (("dependentSchemas", part) for part in node["dependentSchemas"].values())
         if "$ref" in node:
             yield "$ref", self._target(node["$ref"])
 
@@ -118,25 +118,25 @@ class _Closing:
 
     def _all_parts(self, node: Any) -> list[dict[str, Any]]:
         """``node`` and its parts, to any depth, each once."""
-        found: dict[int, dict[str, Any]] = {}
+        nodes: dict[int, dict[str, Any]] = {}
         waiting = [node]
         while waiting:
-            each = waiting.pop()
-            if isinstance(each, dict) and id(each) not in found:
+            item = waiting.pop()
+            if isinstance(item, dict) and id(item) not in nodes:
                 self._looked_at += 1
                 if self._looked_at > MAX_LOOKED_AT:
                     raise RequestError("json: too many references from one to the next in combined objects")
-                found[id(each)] = each
-                waiting += [part for _, part in reversed(list(self._parts(each)))]
-        return list(found.values())
+                nodes[id(item)] = item
+                waiting += [part for _, part in reversed(list(self._parts(item)))]
+        return list(nodes.values())
 
     def _names(self, node: Any) -> dict[str, None]:
         """The properties of ``node`` and of its parts, in their order."""
-        found: dict[str, None] = {}
+        names: dict[str, None] = {}
         for part in self._all_parts(node):
             if isinstance(part.get("properties"), dict):
-                found |= dict.fromkeys(part["properties"])
-        return found
+                names |= dict.fromkeys(part["properties"])
+        return names
 
     def _copy_reference(self, node: dict[str, Any]) -> bool:
         """Put a copy in the place of ``$ref``: what it leads to is closed for itself elsewhere."""
@@ -158,9 +158,9 @@ class _Closing:
 
 def _size(value: Any) -> int:
     """The number of values in a JSON value, nested ones included."""
-    waiting, found = [value], 0
+    waiting, n_values = [value], 0
     while waiting:
-        each = waiting.pop()
-        found += 1
-        waiting.extend(each.values() if isinstance(each, dict) else each if isinstance(each, list) else ())
-    return found
+        item = waiting.pop()
+        n_values += 1
+        waiting.extend(item.values() if isinstance(item, dict) else item if isinstance(item, list) else ())
+    return n_values

@@ -21,10 +21,10 @@ def subschemas(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """(relative path, subschema) of each direct subschema."""
     for key in MAPS:
         if isinstance(schema.get(key), dict):
-            yield from ((f"{key}/{name}", each) for name, each in schema[key].items())
+            yield from ((f"{key}/{name}", subschema) for name, subschema in schema[key].items())
     for key in LISTS + ("items",):
         if isinstance(schema.get(key), list):
-            yield from ((f"{key}/{i}", each) for i, each in enumerate(schema[key]))
+            yield from ((f"{key}/{i}", subschema) for i, subschema in enumerate(schema[key]))
     for key in SCHEMAS:
         if key in schema and not isinstance(schema[key], list):
             yield key, schema[key]

@@ -86,10 +86,10 @@ def _patterns(part: dict[str, Any], place: str) -> list[str]:
     if not isinstance(pattern, str):
         return []
     further, rest = [], pattern
-    while found := re.match(r"\^\(\?([=!])", rest):
+    while lookaround := re.match(r"\^\(\?([=!])", rest):
         end = _closing(rest, 1)
-        inner = rest[found.end() : end]
-        if found.group(1) == "=":
+        inner = rest[lookaround.end() : end]
+        if lookaround.group(1) == "=":
             further.append(inner if inner.startswith("^") else f"^(?:{inner})")
         elif chars := re.fullmatch(r"\^?\[(?!\^)((?:[^\[\]\\]|\\.)+)\]\*\$", inner):
             further.append(f"[^{chars.group(1)}]")  # a character that is none of these
@@ -98,7 +98,7 @@ def _patterns(part: dict[str, Any], place: str) -> list[str]:
         rest = "^" + rest[end + 1 :]
     if further:
         part["pattern"] = rest
-        part["allOf"] = [*part.get("allOf", ()), *({"pattern": each} for each in further)]
+        part["allOf"] = [*part.get("allOf", ()), *({"pattern": pattern} for pattern in further)]
     return []
 
 
@@ -204,6 +204,6 @@ def _property_names(root: Any, part: dict[str, Any], place: str) -> list[str]:
 def _length_pattern(names: dict[str, Any]) -> str:
     """A pattern of all texts as long as ``names`` wants them; empty without bounds that can be written so."""
     bounds = [names.get("minLength", 0), names.get("maxLength", "")]
-    if bounds == [0, ""] or not all(each == "" or (type(each) is int and 0 <= each <= 1000) for each in bounds):
+    if bounds == [0, ""] or not all(bound == "" or (type(bound) is int and 0 <= bound <= 1000) for bound in bounds):
         return ""
     return f"^[\\s\\S]{{{bounds[0]},{bounds[1]}}}$"

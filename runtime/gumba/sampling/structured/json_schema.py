@@ -90,14 +90,14 @@ def _nesting(text: str) -> Iterator[int]:
 
 
 def _count(schema: Any) -> None:
-    waiting, found = [schema], 0
+    waiting, n_values = [schema], 0
     while waiting:
         value = waiting.pop()
-        found += 1
+        n_values += 1
         inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
         waiting.extend(inner)
-    if found > MAX_VALUES:
-        raise RequestError(f"json: a schema of {found} values, expected at most {MAX_VALUES}")
+    if n_values > MAX_VALUES:
+        raise RequestError(f"json: a schema of {n_values} values, expected at most {MAX_VALUES}")
 
 
 def check_parts(schema: Any) -> list[tuple[str, dict[str, Any]]]:
@@ -105,22 +105,22 @@ def check_parts(schema: Any) -> list[tuple[str, dict[str, Any]]]:
 
     Raises RequestError for what the compiler would explain without its place, or take too long for.
     """
-    found: dict[int, tuple[str, dict[str, Any]]] = {}
+    parts: dict[int, tuple[str, dict[str, Any]]] = {}
     waiting = [("#", schema)]
     while waiting:
         place, part = waiting.pop()
-        if isinstance(part, bool) or id(part) in found:
+        if isinstance(part, bool) or id(part) in parts:
             continue
         if not isinstance(part, dict):
             raise RequestError(f"json: at {place}: expected a schema (an object, true or false), found {show(part)}")
-        found[id(part)] = place, part
+        parts[id(part)] = place, part
         _check(part, place)
-        waiting += [(f"{place}/{path}", each) for path, each in subschemas(part)]
+        waiting += [(f"{place}/{path}", subschema) for path, subschema in subschemas(part)]
         if "$ref" in part:
             waiting.append(target(schema, part["$ref"], place))
         if place != "#":
             check_base(part, place)
-    return list(found.values())
+    return list(parts.values())
 
 
 def _check(schema: dict[str, Any], place: str) -> None:
@@ -193,13 +193,13 @@ def locate(schema: dict[str, Any] | bool, failure: Callable[[Any], str]) -> Requ
     attempts = 0
     inner: Any = schema
     while isinstance(inner, dict):
-        for path, each in subschemas(inner):
-            if not isinstance(each, dict) or attempts >= MAX_ATTEMPTS:
+        for path, subschema in subschemas(inner):
+            if not isinstance(subschema, dict) or attempts >= MAX_ATTEMPTS:
                 continue
             attempts += 1
-            found = failure({**shared, **each})
-            if found and _first_line(found) == reason:
-                place, inner = f"{place}/{path}", each
+            message = failure({**shared, **subschema})
+            if message and _first_line(message) == reason:
+                place, inner = f"{place}/{path}", subschema
                 break
         else:
             break

@@ -76,7 +76,7 @@ class _Source:
         self.special_token_ids = special_token_ids
 
     def __call__(self, text: bytes | str) -> list[int]:
-        """Token ids of a text: only asked for tokens to skip ahead, which is never done here."""
+        """Token ids of a text; the library calls it only to skip ahead over forced tokens, which is off here."""
         return []
 
 
@@ -89,8 +89,8 @@ def _hidden(tokenizer: Tokenizer, token: int) -> bool:
 
 def _bits(flags: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint32]:
     packed = np.zeros((len(flags) + 31) // 32 * 4, np.uint8)
-    found = np.packbits(flags, bitorder="little")
-    packed[: len(found)] = found
+    octets = np.packbits(flags, bitorder="little")
+    packed[: len(octets)] = octets
     return packed.view("<u4").astype(np.uint32)
 
 
@@ -102,14 +102,14 @@ _tables: weakref.WeakKeyDictionary[Tokenizer, VocabularyTables] = weakref.WeakKe
 def vocabulary_tables(tokenizer: Tokenizer) -> VocabularyTables:
     """The tables of a tokenizer, for as long as it lives. Any thread may ask; one of them builds."""
     with _lock:
-        found = _tables.get(tokenizer)
+        tables = _tables.get(tokenizer)
         lock = _locks.setdefault(tokenizer, threading.Lock())
-    if found is not None:
-        return found
+    if tables is not None:
+        return tables
     with lock:
-        found = _tables.get(tokenizer)
-        if found is None:
-            found = VocabularyTables(tokenizer)
+        tables = _tables.get(tokenizer)
+        if tables is None:
+            tables = VocabularyTables(tokenizer)
             with _lock:
-                _tables[tokenizer] = found
-    return found
+                _tables[tokenizer] = tables
+    return tables

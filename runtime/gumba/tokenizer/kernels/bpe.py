@@ -244,7 +244,7 @@ def _put(n, symbols, following, out, count):
     "i4[::1])"
 )
 def encode_words(
-    text, ends, byte_ids, byte_texts, pairs, multiplier, table, tokens, offsets, whole, scratch, spelled, out
+    text, ends, byte_ids, byte_texts, pairs, multiplier, table, tokens, offsets, whole, scratch, word_bytes, out
 ):
     """Token ids of all words of a text.
 
@@ -255,13 +255,13 @@ def encode_words(
         pairs, multiplier: as ``index_merges`` left them.
         table, tokens, offsets: as ``index_tokens`` left them; whole: uint8[tokens], 1 for tokens that a word with just
             their text becomes whatever its merges give.
-        scratch: int64[7 * longest word]; spelled: uint8[2 * longest word to be looked up whole]; out: int32[bytes].
+        scratch: int64[7 * longest word]; word_bytes: uint8[2 * longest word to be looked up whole]; out: int32[bytes].
     Returns how many ids were written to ``out``; a byte without a token is written as -1 - byte.
     """
     room = scratch.size // 7
     symbols, following, previous = scratch[:room], scratch[room : 2 * room], scratch[2 * room : 3 * room]
     ranks, merged, heap = scratch[3 * room : 4 * room], scratch[4 * room : 5 * room], scratch[5 * room :]
-    longest_whole = spelled.size >> 1
+    longest_whole = word_bytes.size >> 1
     count = 0
     begin = 0
     for word in range(ends.size):
@@ -270,9 +270,9 @@ def encode_words(
             length = 0
             for i in range(begin, begin + n):
                 for j in range(byte_texts[text[i], 0]):
-                    spelled[length] = byte_texts[text[i], 1 + j]
+                    word_bytes[length] = byte_texts[text[i], 1 + j]
                     length += 1
-            token = _find(table, tokens, offsets, spelled, 0, length, multiplier)
+            token = _find(table, tokens, offsets, word_bytes, 0, length, multiplier)
             if token >= 0 and whole[token]:
                 out[count] = token
                 count += 1
