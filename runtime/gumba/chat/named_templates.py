@@ -8,7 +8,7 @@ requires it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gumba.tokenizer.tokenizer import Tokenizer
@@ -311,7 +311,7 @@ _BY_ARCHITECTURE = {
 }  # fmt: skip
 
 
-def guess_name(tokenizer: Tokenizer, metadata: Mapping[str, Any]) -> str | None:
+def guess_name(tokenizer: Tokenizer, metadata: Mapping[str, object]) -> str | None:
     """The built-in template for a file without one, by its vocabulary and architecture; None if no row matches."""
     for texts, name in _BY_TOKENS:
         if all(tokenizer.token_id(text) is not None for text in texts):

@@ -18,7 +18,7 @@ from gumba.errors import RequestError
 MARKS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
 
 
-def shielded(value: Any, texts: tuple[str, ...], source: str) -> tuple[Any, str]:
+def shielded(value: object, texts: tuple[str, ...], source: str) -> tuple[Any, str]:
     """``value`` with marks inserted into all strings of its lists, tuples and mappings, and the mark.
 
     ``texts``: the control tokens' texts; ``source``: the template's text, which must not contain the mark. Raises RequestError
@@ -44,7 +44,7 @@ def _shows(mark: str, text: str) -> bool:
     return mark in text or f"\\u{ord(mark):04x}" in text
 
 
-def _mapped(value: Any, function: Callable[[str], str]) -> Any:
+def _mapped(value: object, function: Callable[[str], str]) -> Any:
     """``value`` with ``function`` applied to every string in it; other values stay the same objects."""
     if isinstance(value, str):
         return function(value)

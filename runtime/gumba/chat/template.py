@@ -29,7 +29,7 @@ Content = str | Sequence[Mapping[str, Any]]
 ROLES = ("system", "user", "assistant", "tool", "developer", "function")
 
 
-def plain_messages(messages: Any, source: str | None = None) -> list[dict[str, Any]]:
+def plain_messages(messages: object, source: str | None = None) -> list[dict[str, Any]]:
     """Checked copies of ``messages`` whose contents are texts (parts are joined) and whose calls' arguments are objects.
 
     ``source``: the template's text, which may name roles beyond ``ROLES``; None accepts any role. A message without content
@@ -62,7 +62,7 @@ def plain_messages(messages: Any, source: str | None = None) -> list[dict[str, A
     return checked
 
 
-def joined_text(name: str, content: Any) -> str:
+def joined_text(name: str, content: object) -> str:
     """The text of a message's ``content``. Raises RequestError if it is not text."""
     if isinstance(content, str):
         return content
@@ -188,7 +188,9 @@ class ChatTemplate:
             raise TemplateError(f"{key}: expected a string, found {show(source)}")
         return cls(source, special_texts(tokenizer), f"the model file's {key}")
 
-    def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **kwargs: Any) -> str:
+    def render(
+        self, messages: Sequence[Mapping[str, object]], add_generation_prompt: bool = True, **kwargs: object
+    ) -> str:
         """The prompt for a conversation.
 
         ``messages``: mappings with ``role`` and ``content``, as in the OpenAI API; contents that are lists of
@@ -243,7 +245,7 @@ def special_texts(tokenizer: Tokenizer) -> dict[str, str]:
     return {name: text for name, text in texts.items() if text is not None}
 
 
-def until_final_message(text: str, messages: Sequence[Mapping[str, Any]]) -> str:
+def until_final_message(text: str, messages: Sequence[Mapping[str, object]]) -> str:
     """The prompt ``text`` of ``messages`` up to the end of the last message's content, which the model is to continue.
 
     Raises RequestError if that content is not text, or the template has changed it.
@@ -259,12 +261,12 @@ def until_final_message(text: str, messages: Sequence[Mapping[str, Any]]) -> str
 def encode_chat(
     tokenizer: Tokenizer,
     template: ChatTemplate,
-    messages: Sequence[Mapping[str, Any]],
+    messages: Sequence[Mapping[str, object]],
     add_generation_prompt: bool = True,
     *,
     add_bos: bool = True,
     continue_final_message: bool = False,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> list[int]:
     """Token ids of a conversation: the rendered template with its control tokens parsed, and BOS exactly once.
 

@@ -46,7 +46,7 @@ def with_objects(message: Message, name: str) -> Message:
     return {**message, "tool_calls": converted}
 
 
-def _object(arguments: Any) -> Any:
+def _object(arguments: object) -> Any:
     if arguments is None or arguments == "":
         return {}
     if isinstance(arguments, str):
@@ -58,7 +58,7 @@ def _object(arguments: Any) -> Any:
     return arguments
 
 
-def calls_tools(message: Mapping[str, Any]) -> bool:
+def calls_tools(message: Mapping[str, object]) -> bool:
     """Whether ``message`` contains calls or the result of a call."""
     return bool(message.get("tool_calls") or message.get("function_call") or message.get("role") in _RESULTS)
 
@@ -206,7 +206,7 @@ def _probe(message: Message, mark: str) -> Message:
     if message.get("role") in _RESULTS:
         return {**message, "content": f"{message.get('content') or ''}{mark}result"}
 
-    def changed(call: Mapping[str, Any], j: int) -> Message:
+    def changed(call: Mapping[str, object], j: int) -> Message:
         arguments, probe = call.get("arguments"), dict(call)
         if "name" in call:
             probe["name"] = f"{mark}{j}name"
@@ -253,7 +253,7 @@ def _calls(message: Message) -> list[Mapping[str, Any]]:
 def _with_texts(message: Message) -> Message:
     """``message`` with the arguments of its calls as JSON text."""
 
-    def changed(call: Mapping[str, Any]) -> Message:
+    def changed(call: Mapping[str, object]) -> Message:
         if not isinstance(call.get("arguments"), dict):
             return dict(call)
         return {**call, "arguments": json.dumps(call["arguments"], ensure_ascii=False, default=str)}

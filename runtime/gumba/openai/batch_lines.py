@@ -74,7 +74,7 @@ class Line:
         return request
 
     def sampling_params(
-        self, request: ChatRequest | CompletionRequest, defaults: Mapping[str, Any], seed: int
+        self, request: ChatRequest | CompletionRequest, defaults: Mapping[str, object], seed: int
     ) -> list[SamplingParams]:
         """The parameters of each prompt of the line's request, or of its conversation; ``defaults`` fill in missing fields.
 

@@ -62,7 +62,7 @@ class ChatRequest:
     model: str | None = None
 
 
-def parse_completion(body: Mapping[str, Any]) -> CompletionRequest:
+def parse_completion(body: Mapping[str, object]) -> CompletionRequest:
     """Parse the body of ``/v1/completions``; None counts as not given. Raises RequestError naming the field at fault."""
     rest = _given(body)
     model = _model(rest)
@@ -78,7 +78,7 @@ def parse_completion(body: Mapping[str, Any]) -> CompletionRequest:
     return CompletionRequest(_prompts(prompt), params, model)
 
 
-def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
+def parse_chat(body: Mapping[str, object]) -> ChatRequest:
     """Parse the body of ``/v1/chat/completions``; None counts as not given. Raises RequestError naming the field at fault."""
     rest = _given(body)
     model = _model(rest)
@@ -113,7 +113,7 @@ def response_schema(response_format: object, default: object = None) -> tuple[st
     )
 
 
-def _given(body: Mapping[str, Any]) -> JsonObject:
+def _given(body: Mapping[str, object]) -> JsonObject:
     return {key: value for key, value in body.items() if value is not None}
 
 

@@ -94,7 +94,7 @@ def normalizer(step: Any, charsmap: Callable[[str], str] | None = None) -> Norma
     return function
 
 
-def step_kind(step: Any) -> str:
+def step_kind(step: object) -> str:
     """The type of a step; "" if it is not a step."""
     kind = step.get("type") if isinstance(step, Mapping) else None
     return kind if isinstance(kind, str) else ""
@@ -109,7 +109,7 @@ def _in_turn(steps: Sequence[Normalizer], text: str, deadline: float) -> str:
     return text
 
 
-def flag(step: Mapping[str, Any], name: str, default: bool) -> bool:
+def flag(step: Mapping[str, object], name: str, default: bool) -> bool:
     """A boolean option of a step. Raises TokenizerError for another type."""
     value = step.get(name, default)
     if not isinstance(value, bool):
@@ -117,7 +117,7 @@ def flag(step: Mapping[str, Any], name: str, default: bool) -> bool:
     return value
 
 
-def string(step: Mapping[str, Any], name: str, longest: int = _LONGEST_CONTENT) -> str:
+def string(step: Mapping[str, object], name: str, longest: int = _LONGEST_CONTENT) -> str:
     """A string option of a step. Raises TokenizerError for another type, or a string that is too long."""
     value = step.get(name)
     if not isinstance(value, str) or len(value) > longest:
@@ -127,7 +127,7 @@ def string(step: Mapping[str, Any], name: str, longest: int = _LONGEST_CONTENT) 
     return value
 
 
-def pattern(step: Mapping[str, Any]) -> Pattern:
+def pattern(step: Mapping[str, object]) -> Pattern:
     """The pattern of a step, {"String": text} or {"Regex": expression}. Raises TokenizerError for anything else."""
     spec = step.get("pattern")
     for name, literal in (("String", True), ("Regex", False)):
@@ -169,7 +169,7 @@ def _sorted_marks(run: Any) -> str:
     return "".join([*ordered, *sorted(marks, key=unicodedata.combining)])
 
 
-def _form(step: Mapping[str, Any]) -> Normalizer:
+def _form(step: Mapping[str, object]) -> Normalizer:
     import regex
 
     kind: Any = step["type"]
@@ -184,7 +184,7 @@ def _form(step: Mapping[str, Any]) -> Normalizer:
     return _plain(normalized)
 
 
-def _strip(step: Mapping[str, Any]) -> Normalizer:
+def _strip(step: Mapping[str, object]) -> Normalizer:
     left, right = flag(step, "strip_left", True), flag(step, "strip_right", True)
 
     def stripped(text: str) -> str:
@@ -194,12 +194,12 @@ def _strip(step: Mapping[str, Any]) -> Normalizer:
     return _plain(stripped)
 
 
-def _without_marks(step: Mapping[str, Any]) -> Normalizer:
+def _without_marks(step: Mapping[str, object]) -> Normalizer:
     table = dict.fromkeys(characters(MARKS), "")
     return _plain(lambda text: text if text.isascii() else text.translate(table))
 
 
-def _replace(step: Mapping[str, Any]) -> Normalizer:
+def _replace(step: Mapping[str, object]) -> Normalizer:
     match_pattern, content = pattern(step), string(step, "content")
 
     def replaced(text: str, deadline: float) -> str:
@@ -214,12 +214,12 @@ def _replace(step: Mapping[str, Any]) -> Normalizer:
     return replaced
 
 
-def _prepend(step: Mapping[str, Any]) -> Normalizer:
+def _prepend(step: Mapping[str, object]) -> Normalizer:
     before = string(step, "prepend")
     return _plain(lambda text: before + text if text else text)
 
 
-def _bert(step: Mapping[str, Any]) -> Normalizer:
+def _bert(step: Mapping[str, object]) -> Normalizer:
     lowercase = flag(step, "lowercase", True)
     strip = lowercase if step.get("strip_accents") is None else flag(step, "strip_accents", True)
     clean, ideographs = flag(step, "clean_text", True), flag(step, "handle_chinese_chars", True)

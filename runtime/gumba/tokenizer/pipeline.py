@@ -58,7 +58,7 @@ class Steps:
     "always", "first" or "never": where a space is put before a text.
     """
 
-    def __init__(self, metadata: Mapping[str, Any], vocabulary: Vocabulary) -> None:
+    def __init__(self, metadata: Mapping[str, object], vocabulary: Vocabulary) -> None:
         self.normalizer_step = normalizing = _json(metadata, "normalizer")
         self.pre_tokenizer_step = cutting = _json(metadata, "pre_tokenizer")
         self.has_normalizer, self.has_words = KEYS + "normalizer" in metadata, KEYS + "pre_tokenizer" in metadata
@@ -74,7 +74,7 @@ class Steps:
         self.mark, self.prefix = _spaces(steps)
 
 
-def read_steps(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> Steps | None:
+def read_steps(metadata: Mapping[str, object], vocabulary: Vocabulary) -> Steps | None:
     """The steps of a file's keys; None if it has none. Raises TokenizerError that names the invalid key."""
     return Steps(metadata, vocabulary) if any(key in metadata for key in _ALL_KEYS) else None
 
@@ -165,7 +165,7 @@ def default_added_tokens(vocabulary: Vocabulary) -> list[AddedToken]:
     return tokens
 
 
-def _json(metadata: Mapping[str, Any], name: str) -> Any:
+def _json(metadata: Mapping[str, object], name: str) -> Any:
     """The steps at a key; None if it has none. Raises TokenizerError for invalid or too large JSON."""
     text = metadata_value(metadata, KEYS + name, str, "null")
     if len(text) > _LONGEST_STEPS:
@@ -181,7 +181,7 @@ def _json(metadata: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def _count(step: Any, depth: int = 0) -> int:
+def _count(step: object, depth: int = 0) -> int:
     if depth > _DEEPEST:
         return _MOST_STEPS + 1
     inner = (
@@ -190,7 +190,7 @@ def _count(step: Any, depth: int = 0) -> int:
     return 1 + sum(_count(item, depth + 1) for item in inner)
 
 
-def _leaves(step: Any, children: str) -> list[Mapping[str, Any]]:
+def _leaves(step: object, children: str) -> list[Mapping[str, Any]]:
     """The steps, with sequences flattened."""
     if not isinstance(step, dict):
         return []
@@ -207,7 +207,7 @@ def _built(name: str, make: Any) -> Any:
         raise TokenizerError(f"{KEYS}{name}: {error}") from None
 
 
-def _options(metadata: Mapping[str, Any], n_vocab: int) -> dict[str, Any]:
+def _options(metadata: Mapping[str, object], n_vocab: int) -> dict[str, Any]:
     options = _json(metadata, "model") or {}
     for name, value in options.items():
         if type(value) is not _OPTIONS.get(name):
@@ -219,7 +219,7 @@ def _options(metadata: Mapping[str, Any], n_vocab: int) -> dict[str, Any]:
     return dict(options)
 
 
-def _added_tokens(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> list[AddedToken] | None:
+def _added_tokens(metadata: Mapping[str, object], vocabulary: Vocabulary) -> list[AddedToken] | None:
     names = (ADDED_TOKENS, ADDED_TOKEN_FLAGS)
     if not any(name in metadata for name in names):
         return None
@@ -240,7 +240,7 @@ def _added_tokens(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> list[A
     return tokens
 
 
-def _spaces(steps: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+def _spaces(steps: Sequence[Mapping[str, object]]) -> tuple[str, str]:
     """The character that represents a space, and where one is prepended to a text."""
     mark, prefix = "", "never"
     for step in steps:

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from operator import index
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -35,7 +35,7 @@ def _of_characters(vocabulary: Vocabulary) -> bool:
     return family is not None and family.characters
 
 
-def _encoder_of_words(metadata: Mapping[str, Any], vocabulary: Vocabulary, steps: Steps) -> Encoder:
+def _encoder_of_words(metadata: Mapping[str, object], vocabulary: Vocabulary, steps: Steps) -> Encoder:
     """The encoder for words that the file's own pre-tokenizer steps cut."""
     if vocabulary.model == "t5":
         return UnigramEncoder(vocabulary, steps.scores, steps.options.get("unk_id", vocabulary.special.get("unk")))
@@ -125,7 +125,7 @@ class Tokenizer:
             raise TokenizerError(f"{source.path}: {error}") from None
 
     @classmethod
-    def _of_metadata(cls, metadata: Mapping[str, Any]) -> Tokenizer:
+    def _of_metadata(cls, metadata: Mapping[str, object]) -> Tokenizer:
         vocabulary = read_vocabulary(metadata, PRE_TOKENIZERS)
         steps = read_steps(metadata, vocabulary)
         encoder: Encoder

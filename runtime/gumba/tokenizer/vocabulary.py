@@ -114,7 +114,7 @@ INFILL_TEXTS = {
 VISIBLE_TEXTS = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 
 
-def metadata_value(metadata: Mapping[str, Any], key: str, kind: type, default: Any) -> Any:
+def metadata_value(metadata: Mapping[str, object], key: str, kind: type, default: object) -> Any:
     """``metadata[key]``, which must be a ``kind``; ``default`` if absent. Raises TokenizerError naming the key."""
     value = metadata.get(key)
     if value is None:
@@ -124,7 +124,7 @@ def metadata_value(metadata: Mapping[str, Any], key: str, kind: type, default: A
     return value
 
 
-def metadata_strings(metadata: Mapping[str, Any], key: str) -> GGUFArray:
+def metadata_strings(metadata: Mapping[str, object], key: str) -> GGUFArray:
     """The array of strings at ``key``. Raises TokenizerError naming the key."""
     value = metadata.get(key)
     if value is None:
@@ -134,7 +134,7 @@ def metadata_strings(metadata: Mapping[str, Any], key: str) -> GGUFArray:
     return value
 
 
-def _array(value: Any, key: str, kinds: str) -> npt.NDArray[Any]:
+def _array(value: object, key: str, kinds: str) -> npt.NDArray[Any]:
     """The numbers of an array in a file (numpy kinds in ``kinds``)."""
     if not isinstance(value, GGUFArray) or value.element_type in (ValueType.STRING, ValueType.BOOL):
         raise TokenizerError(f"{key}: expected an array of numbers, found {value!r:.80}")
@@ -144,7 +144,7 @@ def _array(value: Any, key: str, kinds: str) -> npt.NDArray[Any]:
     return array
 
 
-def metadata_numbers(metadata: Mapping[str, Any], key: str) -> list[int]:
+def metadata_numbers(metadata: Mapping[str, object], key: str) -> list[int]:
     """The array of integers at ``key``. Raises TokenizerError naming the key."""
     if key not in metadata:
         raise TokenizerError(f"{key}: missing")
@@ -152,7 +152,7 @@ def metadata_numbers(metadata: Mapping[str, Any], key: str) -> list[int]:
     return numbers
 
 
-def metadata_array(metadata: Mapping[str, Any], key: str, kinds: str, n_vocab: int) -> npt.NDArray[Any] | None:
+def metadata_array(metadata: Mapping[str, object], key: str, kinds: str, n_vocab: int) -> npt.NDArray[Any] | None:
     """The array of ``n_vocab`` numbers at ``key`` (numpy kinds in ``kinds``); None when absent.
 
     Raises TokenizerError naming the key.
@@ -279,7 +279,7 @@ def _check_utf8(texts: Sequence[bytes]) -> None:
                 raise TokenizerError(f"{PREFIX}tokens: token {token}, {text!r:.80}, is not UTF-8") from None
 
 
-def _scores(metadata: Mapping[str, Any], n_vocab: int) -> npt.NDArray[np.float32]:
+def _scores(metadata: Mapping[str, object], n_vocab: int) -> npt.NDArray[np.float32]:
     scores = metadata_array(metadata, PREFIX + "scores", "fiu", n_vocab)
     if scores is None:
         return np.zeros(n_vocab, np.float32)
@@ -289,7 +289,7 @@ def _scores(metadata: Mapping[str, Any], n_vocab: int) -> npt.NDArray[np.float32
     return scores
 
 
-def _types(metadata: Mapping[str, Any], n_vocab: int) -> npt.NDArray[np.int32]:
+def _types(metadata: Mapping[str, object], n_vocab: int) -> npt.NDArray[np.int32]:
     types = metadata_array(metadata, PREFIX + "token_type", "iu", n_vocab)
     if types is None:
         return np.full(n_vocab, TokenType.NORMAL, np.int32)
@@ -304,7 +304,7 @@ def _types(metadata: Mapping[str, Any], n_vocab: int) -> npt.NDArray[np.int32]:
     return types
 
 
-def _charsmap(metadata: Mapping[str, Any]) -> bytes:
+def _charsmap(metadata: Mapping[str, object]) -> bytes:
     key = PREFIX + "precompiled_charsmap"
     value = metadata.get(key)
     if value is None:
@@ -348,7 +348,7 @@ def _report_duplicate(texts: Sequence[bytes]) -> None:
         seen[text] = token
 
 
-def _special_ids(metadata: Mapping[str, Any], n_vocab: int, kind: Kind) -> dict[str, int]:
+def _special_ids(metadata: Mapping[str, object], n_vocab: int, kind: Kind) -> dict[str, int]:
     special = dict(kind.special) if all(token < n_vocab for token in kind.special.values()) else {}
     for name, keys in SPECIAL_KEYS.items():
         for key in keys:
@@ -363,7 +363,7 @@ def _special_ids(metadata: Mapping[str, Any], n_vocab: int, kind: Kind) -> dict[
     return special
 
 
-def _flag(metadata: Mapping[str, Any], name: str, special: Mapping[str, int], default: bool) -> bool:
+def _flag(metadata: Mapping[str, object], name: str, special: Mapping[str, int], default: bool) -> bool:
     """An ``add_..._token`` flag, which needs its token; a mere default gives way where there is none."""
     key = f"{PREFIX}add_{name}_token"
     flag: bool | None = metadata_value(metadata, key, bool, None)
@@ -378,7 +378,7 @@ _PHI3_OTHERS = (b"<unk>", b"<s>", b"<|endoftext|>")
 
 
 def stripping_tokens(
-    metadata: Mapping[str, Any], ids: Mapping[bytes, int], types: npt.NDArray[np.int32], model: str, pre: str
+    metadata: Mapping[str, object], ids: Mapping[bytes, int], types: npt.NDArray[np.int32], model: str, pre: str
 ) -> tuple[frozenset[int], frozenset[int]]:
     """Special tokens that strip whitespace before and after them, by model family, as GGUF has no key for it."""
     of_roberta = model == "t5" or (model == "gpt2" and pre.startswith(("jina-", "roberta")))
@@ -392,7 +392,7 @@ def stripping_tokens(
     return before, frozenset(after - {ids[text] for text in _PHI3_OTHERS if text in ids})
 
 
-def more_end_ids(metadata: Mapping[str, Any], n_vocab: int) -> frozenset[int]:
+def more_end_ids(metadata: Mapping[str, object], n_vocab: int) -> frozenset[int]:
     """The tokens at EOG_KEY. Raises TokenizerError naming the key."""
     value = metadata.get(EOG_KEY)
     if value is None:
@@ -404,7 +404,7 @@ def more_end_ids(metadata: Mapping[str, Any], n_vocab: int) -> frozenset[int]:
     return frozenset(token for token in tokens if isinstance(token, int))
 
 
-def template_texts(metadata: Mapping[str, Any]) -> dict[str, str | None]:
+def template_texts(metadata: Mapping[str, object]) -> dict[str, str | None]:
     """What chat templates see as ``bos_token`` and so on, by name, where not the text of that token; None for undefined.
 
     Raises TokenizerError naming the key.

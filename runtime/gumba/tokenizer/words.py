@@ -58,7 +58,7 @@ def cutter(step: Any) -> Cutter:
     return _STEPS[kind](step)
 
 
-def _behavior(step: Mapping[str, Any], default: str | None = None) -> str:
+def _behavior(step: Mapping[str, object], default: str | None = None) -> str:
     behavior = step.get("behavior", default)
     if behavior not in _BEHAVIORS:
         raise TokenizerError(f"{step['type']}: behavior {behavior!r:.80}; known are {', '.join(_BEHAVIORS)}")
@@ -128,13 +128,13 @@ def _is_punctuation(character: str) -> bool:
     return ord(character) in characters(PUNCTUATION)
 
 
-def _bert(step: Mapping[str, Any]) -> Cutter:
+def _bert(step: Mapping[str, object]) -> Cutter:
     spaces = _cut(_single(WHITE_SPACE.__contains__), "Removed")
     marks = _cut(_single(_is_punctuation), "Isolated")
     return lambda pieces, deadline: marks(spaces(pieces, deadline), deadline)
 
 
-def _byte_level(step: Mapping[str, Any]) -> Cutter:
+def _byte_level(step: Mapping[str, object]) -> Cutter:
     prefix = flag(step, "add_prefix_space", True)
     words = _cut(Pattern(BYTE_LEVEL_WORDS).spans, "Isolated") if flag(step, "use_regex", True) else None
 
@@ -147,12 +147,12 @@ def _byte_level(step: Mapping[str, Any]) -> Cutter:
     return cut
 
 
-def _digits(step: Mapping[str, Any]) -> Cutter:
+def _digits(step: Mapping[str, object]) -> Cutter:
     alone = flag(step, "individual_digits", False)
     return _cut(_single(lambda c: unicodedata.category(c)[0] == "N"), "Isolated" if alone else "Contiguous")
 
 
-def metaspace_options(step: Mapping[str, Any]) -> tuple[str, str, bool]:
+def metaspace_options(step: Mapping[str, object]) -> tuple[str, str, bool]:
     """Replacement, prepend_scheme and split of a Metaspace step. Raises TokenizerError for an invalid one."""
     replacement = string(step, "replacement") if "replacement" in step else _SPACE
     scheme = step.get("prepend_scheme", "always")
@@ -163,7 +163,7 @@ def metaspace_options(step: Mapping[str, Any]) -> tuple[str, str, bool]:
     return replacement, str(scheme), flag(step, "split", True)
 
 
-def _metaspace(step: Mapping[str, Any]) -> Cutter:
+def _metaspace(step: Mapping[str, object]) -> Cutter:
     mark, scheme, split = metaspace_options(step)
     words = _cut(Pattern(mark, literal=True).spans, "MergedWithNext")
 
@@ -178,22 +178,22 @@ def _metaspace(step: Mapping[str, Any]) -> Cutter:
     return cut
 
 
-def _words_or_not(step: Mapping[str, Any]) -> Cutter:
+def _words_or_not(step: Mapping[str, object]) -> Cutter:
     return _cut(Pattern(rf"{WORD}++|[^{WORD}\s]++").spans, "Removed", invert=True)
 
 
-def _split(step: Mapping[str, Any]) -> Cutter:
+def _split(step: Mapping[str, object]) -> Cutter:
     return _cut(pattern(step).spans, _behavior(step), flag(step, "invert", False))
 
 
-def _delimiter(step: Mapping[str, Any]) -> Cutter:
+def _delimiter(step: Mapping[str, object]) -> Cutter:
     delimiter = string(step, "delimiter")
     if len(delimiter) != 1:
         raise TokenizerError(f"CharDelimiterSplit: delimiter {delimiter!r:.80}, expected one character")
     return _cut(_single(delimiter.__eq__), "Removed")
 
 
-def _fixed_length(step: Mapping[str, Any]) -> Cutter:
+def _fixed_length(step: Mapping[str, object]) -> Cutter:
     length = step.get("length", 5)
     if type(length) is not int or length < 1:
         raise TokenizerError(f"FixedLength: length {length!r:.80}, expected a number above 0")

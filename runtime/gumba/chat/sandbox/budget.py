@@ -94,14 +94,14 @@ def text_size(texts: Iterable[str]) -> int:
     return length * width
 
 
-def _shallow_size(value: Any) -> int:
+def _shallow_size(value: object) -> int:
     """Bytes of a text or list, without what a list contains."""
     if isinstance(value, str):
         return len(value) * char_width(value)
     return 64 + 16 * len(value) if isinstance(value, list | tuple | dict) else 1
 
 
-def measure(value: Any) -> int:
+def measure(value: object) -> int:
     """Bytes of a value with its contents, which count as often as they would be printed."""
     if isinstance(value, str):
         return len(value) * char_width(value)
@@ -130,13 +130,13 @@ def measure(value: Any) -> int:
     return size
 
 
-def check_number(value: Any) -> None:
+def check_number(value: object) -> None:
     """Refuse a very long number."""
     if isinstance(value, int) and value.bit_length() > MAX_INT_BITS:
         refuse(f"a number has more than {MAX_INT_BITS} bits")
 
 
-def check_format(template: str, values: Iterable[Any], long_width: re.Pattern[str]) -> None:
+def check_format(template: str, values: Iterable[object], long_width: re.Pattern[str]) -> None:
     """Check a ``%`` or ``str.format`` before it runs: no long padding, and enough budget for every value in every place."""
     if long_width.search(template):
         refuse(f"a format has a computed width, or one of more than {MAX_WIDTH}")
@@ -144,7 +144,7 @@ def check_format(template: str, values: Iterable[Any], long_width: re.Pattern[st
     budget().make(char_width(template) * (len(template) + places * (MAX_WIDTH + sum(map(measure, values)))))
 
 
-def binary_size(operator: str, left: Any, right: Any) -> int:
+def binary_size(operator: str, left: object, right: object) -> int:
     """Upper bound of the size of ``left operator right``."""
     if operator == "*":
         if isinstance(left, int) and isinstance(right, int):
@@ -171,7 +171,7 @@ def binary_size(operator: str, left: Any, right: Any) -> int:
     return 1
 
 
-def check_list(values: Any) -> None:
+def check_list(values: object) -> None:
     """Refuse a very long list."""
     if hasattr(values, "__len__") and len(values) > MAX_ITEMS:
         refuse(f"a list would hold more than {MAX_ITEMS} items")

@@ -148,7 +148,7 @@ class ChatEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
             refuse(f"it has more than {MAX_NODES} parts")
         return tree
 
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+    def is_safe_attribute(self, obj: object, attr: str, value: object) -> bool:
         if isinstance(obj, str):
             return attr in _STR_METHODS
         if isinstance(obj, int | float | bytes | range):
@@ -166,11 +166,11 @@ class ChatEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
         return checked
 
-    def getitem(self, obj: Any, argument: Any) -> Any:
+    def getitem(self, obj: object, argument: object) -> Any:
         budget().step()
         return super().getitem(obj, argument)
 
-    def getattr(self, obj: Any, attribute: str) -> Any:
+    def getattr(self, obj: object, attribute: str) -> Any:
         budget().step()
         return super().getattr(obj, attribute)
 
@@ -201,7 +201,7 @@ class ChatEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return result
 
 
-def _finalize(value: Any) -> Any:
+def _finalize(value: object) -> Any:
     """Count a value before it is printed."""
     spent = budget()
     spent.step()

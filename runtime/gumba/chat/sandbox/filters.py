@@ -51,11 +51,11 @@ class _Steps:
         return len(self._iterable)
 
 
-def _steps(iterable: Any) -> Any:
+def _steps(iterable: object) -> Any:
     return _Steps(iterable, budget())
 
 
-def _measured(value: Any) -> Any:
+def _measured(value: object) -> Any:
     spent = budget()
     spent.step()
     if isinstance(value, list | tuple | dict):
@@ -69,7 +69,7 @@ def _concatenate(values: list[Any]) -> str:
     return "".join(texts)
 
 
-def text_of(value: Any) -> str:
+def text_of(value: object) -> str:
     """``str(value)``, counted."""
     if isinstance(value, str):
         return value
@@ -99,7 +99,7 @@ def _guarded(name: str, function: Callable[..., Any], check: Callable[..., None]
     """A filter or test that measures its arguments and its result, and runs ``check`` on the arguments first."""
     passed = getattr(function, "jinja_pass_arg", None)
 
-    def guarded(*args: Any, **kwargs: Any) -> Any:
+    def guarded(*args: object, **kwargs: object) -> Any:
         spent = budget()
         spent.step()
         if name in _CHEAP:
@@ -119,29 +119,29 @@ def _guarded(name: str, function: Callable[..., Any], check: Callable[..., None]
     return guarded
 
 
-def _check_width(value: Any, *numbers: Any, **named: Any) -> None:
+def _check_width(value: object, *numbers: object, **named: object) -> None:
     for number in (*numbers, *named.values()):
         if isinstance(number, int) and abs(number) > MAX_WIDTH:
             refuse(f"a width or precision of {number}; the limit is {MAX_WIDTH}")
 
 
-def _check_strip(text: Any, chars: Any = None) -> None:
+def _check_strip(text: object, chars: object = None) -> None:
     if isinstance(chars, str) and len(chars) > MAX_WIDTH:
         refuse(f"a set of {len(chars)} characters to strip")
 
 
-def _check_replace(text: Any, old: Any, new: Any, count: Any = None) -> None:
+def _check_replace(text: object, old: object, new: object, count: object = None) -> None:
     text, old, new = str(text), str(old), str(new)
     spent = budget()
     spent.make(max(char_width(text), char_width(new)) * (len(text) + text.count(old) * max(0, len(new) - len(old))))
 
 
-def _check_round(value: Any, precision: Any = 0, method: Any = "common") -> None:
+def _check_round(value: object, precision: object = 0, method: object = "common") -> None:
     if isinstance(precision, int) and abs(precision) > 300:
         refuse(f"rounding to {precision} digits")
 
 
-def _filter_format(template: Any, *args: Any, **kwargs: Any) -> str:
+def _filter_format(template: object, *args: object, **kwargs: object) -> str:
     check_format(str(template), kwargs.values() if kwargs else args, LONG_PERCENT)
     return str(template) % (kwargs or args)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gumba.chat.tool_parsers.schemas import typed
-from gumba.chat.tool_parsers.values import NoCall, after, after_space, read_at, read_whole
+from gumba.chat.tool_parsers.values import JsonObject, NoCall, after, after_space, read_at, read_whole
 from gumba.errors import RequestError
 from gumba.validation import show
 
@@ -41,11 +41,11 @@ _NAMESPACES = ("functions.", "default_api.")
 class Tools:
     """The tools that a request offers, by name."""
 
-    def __init__(self, functions: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, functions: Sequence[Mapping[str, object]]) -> None:
         self._functions = {str(function["name"]): function for function in functions}
         self.names = frozenset(self._functions)
 
-    def offered(self, name: Any) -> str | None:
+    def offered(self, name: object) -> str | None:
         """The offered function for ``name``, which may have quotes or a namespace; None if there is none."""
         if not isinstance(name, str):
             return None
@@ -124,7 +124,7 @@ class ToolParser(ABC):
         """
 
 
-def checked_tools(tools: Any) -> list[dict[str, Any]]:
+def checked_tools(tools: object) -> list[JsonObject]:
     """Checked copies of ``tools``, OpenAI's ``{"type": "function", "function": {"name": ...}}``. Raises RequestError."""
     if isinstance(tools, str | Mapping) or not isinstance(tools, Sequence):
         raise RequestError(f"tools: expected a list of tools, found {show(tools)}")
@@ -146,7 +146,7 @@ def checked_tools(tools: Any) -> list[dict[str, Any]]:
     return checked
 
 
-def make_call(tools: Tools, name: Any, arguments: Any, call_id: Any = None) -> Call | None:
+def make_call(tools: Tools, name: object, arguments: object, call_id: object = None) -> Call | None:
     """A call; None if ``name`` is not an offered function, or ``arguments`` not an object (or the text of one)."""
     offered = tools.offered(name)
     if isinstance(arguments, str):
@@ -172,7 +172,7 @@ _ARGUMENTS = ("arguments", "parameters", "args", "params", "kwargs", "input", "t
 _FIELDS = frozenset(("name", "tool_name", "function", "type", "id", "tool_call_id", "index"))
 
 
-def json_call(tools: Tools, value: Any) -> Call | None:
+def json_call(tools: Tools, value: object) -> Call | None:
     """The call that an object describes, under any of the field names in use; None if it is none.
 
     Without a field for arguments, the parameters may be beside the name; undeclared fields there make it no call, because the

@@ -6,7 +6,16 @@ import re
 from typing import Any
 
 from gumba.chat.tool_parsers.base import Parsed, Part, ToolParser, Tools, make_call, scan
-from gumba.chat.tool_parsers.values import MAX_NESTING, NoCall, after, after_space, read_nested, read_whole, unescaped
+from gumba.chat.tool_parsers.values import (
+    MAX_NESTING,
+    JsonObject,
+    NoCall,
+    after,
+    after_space,
+    read_nested,
+    read_whole,
+    unescaped,
+)
 
 OPEN, _CLOSE, _QUOTE = "<|tool_call>", "<tool_call|>", '<|"|>'
 _HEAD = re.compile(r"\s*call:\s*([^\s{}<>]{1,500})\s*(?=\{)")
@@ -72,7 +81,7 @@ def _untyped(key: str, word: str) -> Any:
         return word
 
 
-def _value(text: str, place: int, depth: int, key: str, typed: Any, in_object: bool) -> tuple[Any, int]:
+def _value(text: str, place: int, depth: int, key: str, typed: object, in_object: bool) -> tuple[Any, int]:
     """The value at ``place`` and where it ends."""
     place = after_space(text, place)
     if text.startswith(_QUOTE, place):
@@ -115,11 +124,11 @@ def _bare(text: str, place: int, key: str, typed: Any, in_object: bool) -> tuple
     return typed(key, text[place:end].strip()), end
 
 
-def _container(text: str, place: int, depth: int, typed: Any) -> tuple[Any, int]:
+def _container(text: str, place: int, depth: int, typed: object) -> tuple[Any, int]:
     """A list or an object; ``typed`` makes a value of a key and a bare word."""
     closing = "}" if text[place] == "{" else "]"
     items: list[Any] = []
-    table: dict[str, Any] = {}
+    table: JsonObject = {}
     place = after_space(text, place + 1)
     while not text.startswith(closing, place):
         key = _KEY.match(text, place) if closing == "}" else None

@@ -14,13 +14,12 @@ GLM-4.5 and later tags::
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from gumba.chat.tool_parsers.base import Call, Parsed, Part, ToolParser, Tools, make_call, outer_ends, scan
 from gumba.chat.tool_parsers.hermes import CLOSE as _CLOSE
 from gumba.chat.tool_parsers.hermes import OPEN as _OPEN
 from gumba.chat.tool_parsers.hermes import read_hermes
-from gumba.chat.tool_parsers.values import NoCall, after, after_space, read_at
+from gumba.chat.tool_parsers.values import JsonObject, NoCall, after, after_space, read_at
 
 _KEY, _KEY_END, _VALUE, _VALUE_END = "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"
 _TAG = re.compile("|".join((_OPEN, _CLOSE, _KEY, _KEY_END, _VALUE, _VALUE_END)))
@@ -102,7 +101,7 @@ def _read(text: str, tools: Tools, tags: list[re.Match[str]], ends: list[int], a
     name, key = _split(tools, head, kind(at) in (_KEY_END, _VALUE))
     if name is None:
         raise NoCall(until(at))
-    arguments: dict[str, Any] = {}
+    arguments: JsonObject = {}
     place = until(at)
     while key is not None or (kind(at) == _KEY and (not arguments or after_space(text, place) == until(at))):
         if key is None:

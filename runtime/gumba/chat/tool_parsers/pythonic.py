@@ -6,10 +6,9 @@ They are read, never run.
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from gumba.chat.tool_parsers.base import Call, Parsed, Part, ToolParser, Tools, make_call, read_calls, scan
-from gumba.chat.tool_parsers.values import NoCall, after, after_space, read_literal
+from gumba.chat.tool_parsers.values import JsonObject, NoCall, after, after_space, read_literal
 
 OPEN, CLOSE = "<|tool_call_start|>", "<|tool_call_end|>"
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
@@ -62,11 +61,11 @@ def _read(tools: Tools, text: str, place: int) -> Part:
     return Part(calls, after(text, place + listed, CLOSE), ", ".join(rest))
 
 
-def read_keywords(text: str, place: int) -> tuple[dict[str, Any], int]:
+def read_keywords(text: str, place: int) -> tuple[JsonObject, int]:
     """``(key=value, ...)`` at ``place`` and where it ends. Raises NoCall when it is something else."""
     if not text.startswith("(", place):
         raise NoCall(place)
-    arguments: dict[str, Any] = {}
+    arguments: JsonObject = {}
     place = after_space(text, place + 1)
     while key := _NAME.match(text, place):
         place = after_space(text, key.end())

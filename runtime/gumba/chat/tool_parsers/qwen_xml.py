@@ -20,7 +20,7 @@ from typing import Any
 
 from gumba.chat.tool_parsers.base import Parsed, Part, ToolParser, Tools, make_call, outer_ends
 from gumba.chat.tool_parsers.hermes import read_hermes
-from gumba.chat.tool_parsers.values import NoCall, after, after_space, read_at
+from gumba.chat.tool_parsers.values import JsonObject, NoCall, after, after_space, read_at
 
 _ATTRIBUTE = re.compile(r"\s*(?:name\s*)?=\s*(?:\"([^\"]+)\"|'([^']+)'|([^\s]+))")
 
@@ -135,7 +135,7 @@ class _Reader:
             raise NoCall(place)
         return Part([call], place)
 
-    def _value_end(self, name: str, given: dict[str, Any]) -> int:
+    def _value_end(self, name: str, given: JsonObject) -> int:
         """The end of the value that begins at the last tag; the next tag ends it."""
         keys = self._tools.keys(name)
         while self._at < len(self._tags):

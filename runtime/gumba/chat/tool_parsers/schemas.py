@@ -16,7 +16,7 @@ _TYPE_ALIASES = {
 }  # fmt: skip
 
 
-def typed(parameters: Any, key: str, text: str, quotes: bool = False) -> Any:
+def typed(parameters: object, key: str, text: str, quotes: bool = False) -> Any:
     """The value of an argument that a model wrote as bare ``text``.
 
     It stays text if the schema of ``key`` in ``parameters`` allows a string (or there is no schema), except for null where that
@@ -53,7 +53,7 @@ def _value(text: str) -> Any:
         return text
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     if isinstance(value, bool) or value is None:
         return "null" if value is None else "boolean"
     for kind, of in (("string", str), ("integer", int), ("number", float), ("object", Mapping)):
@@ -65,7 +65,7 @@ def _kind(value: Any) -> str:
 class _Reader:
     """Determines the kinds that ``root``, the schema of a function's parameters, allows for a ``text``."""
 
-    def __init__(self, root: Any, text: str) -> None:
+    def __init__(self, root: object, text: str) -> None:
         self._root, self._text = root, text
         #: By id of a schema: None while it is being read, so that circular references are ignored.
         self._read: dict[int, frozenset[str] | None] = {}
@@ -77,7 +77,7 @@ class _Reader:
         ]
         return frozenset().union(*known) if known else _KINDS
 
-    def _properties(self, schema: Any, key: str, seen: set[int]) -> Iterator[Any]:
+    def _properties(self, schema: object, key: str, seen: set[int]) -> Iterator[Any]:
         """The schemas of the property ``key`` in ``schema`` and its parts."""
         if not isinstance(schema, Mapping) or id(schema) in seen:
             return
@@ -107,7 +107,7 @@ class _Reader:
                 target = target.get(part) if isinstance(target, Mapping) else None
         return target if reference.startswith("#") else None
 
-    def _kinds(self, schema: Any) -> frozenset[str] | None:
+    def _kinds(self, schema: object) -> frozenset[str] | None:
         """The kinds that ``schema`` allows; None for a circular reference."""
         if not isinstance(schema, Mapping):
             return _KINDS
@@ -143,7 +143,7 @@ class _Reader:
             if known:
                 yield frozenset().union(*known, nullable)
 
-    def _kinds_of_values(self, values: Sequence[Any]) -> frozenset[str]:
+    def _kinds_of_values(self, values: Sequence[object]) -> frozenset[str]:
         """The kinds of an enumeration; strings only if the text is not a value of another kind in it."""
         kinds = frozenset(map(_kind, values))
         if "string" in kinds and len(kinds) > 1 and self._text not in values:
@@ -153,5 +153,5 @@ class _Reader:
         return kinds
 
 
-def _listed(value: Any) -> Sequence[Any]:
+def _listed(value: object) -> Sequence[Any]:
     return value if isinstance(value, Sequence) and not isinstance(value, str) else ()

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Any
+from typing import Any, TypeAlias
 
+#: A JSON object.
+JsonObject: TypeAlias = "dict[str, Any]"
 #: Maximum nesting; a deeper container is kept as text. (serde_json rejects more than 127 levels.)
 MAX_NESTING = 100
 
@@ -126,7 +128,7 @@ def read_nested(text: str, place: int) -> tuple[str, int]:
     raise NoCall(len(text))
 
 
-def _is_shallow(value: Any) -> bool:
+def _is_shallow(value: object) -> bool:
     level = [value]
     for _ in range(MAX_NESTING + 1):
         level = [
@@ -160,7 +162,7 @@ def _container(text: str, place: int, depth: int) -> tuple[Any, int]:
     """A list, a tuple (as a list) or a dictionary; a comma may follow the last item."""
     closing = _CLOSING[text[place]]
     items: list[Any] = []
-    table: dict[str, Any] = {}
+    table: JsonObject = {}
     place = after_space(text, place + 1)
     while not text.startswith(closing, place):
         if closing == "}":

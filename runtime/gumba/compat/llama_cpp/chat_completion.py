@@ -62,7 +62,7 @@ class PromptBuilder(Protocol):
     """Builds the prompt of a conversation; ``options`` are the keywords about tools of ``create_chat_completion``."""
 
     def __call__(
-        self, llama: ChatModel, messages: Sequence[JsonObject], tools: Sequence[JsonObject] | None, **options: Any
+        self, llama: ChatModel, messages: Sequence[JsonObject], tools: Sequence[JsonObject] | None, **options: object
     ) -> Prompt: ...
 
 
@@ -75,7 +75,7 @@ class TemplatePrompts:
     stop: str | None = None
 
     def __call__(
-        self, llama: ChatModel, messages: Sequence[JsonObject], tools: Sequence[JsonObject] | None, **options: Any
+        self, llama: ChatModel, messages: Sequence[JsonObject], tools: Sequence[JsonObject] | None, **options: object
     ) -> Prompt:
         template = self._template(llama)
         return Prompt(_encode(llama, template, messages, tools), [self.stop] if self.stop else [], template.source)
@@ -104,7 +104,7 @@ def complete_chat(
     logprobs: bool | None = None,
     top_logprobs: int | None = None,
     stream: bool = False,
-    **options: Any,
+    **options: object,
 ) -> ChatResult:
     """A chat completion; ``options`` are passed on to ``create_completion``."""
     tools, tool_choice = _as_tools(functions, function_call, tools, tool_choice)
@@ -199,7 +199,7 @@ def complete_function_chat(
         opening = form.message
     after = llama.tokenize(opening.encode("utf-8"), add_bos=False, special=True) if opening else []
 
-    def build_prompt(*args: Any, **kwargs: Any) -> Prompt:
+    def build_prompt(*args: object, **kwargs: object) -> Prompt:
         return Prompt([*ids, *after], [form.stop])
 
     return complete_chat(build_prompt, llama=llama, messages=messages, stop=stop, stream=stream, **options)
@@ -229,10 +229,10 @@ def _as_tools(
 def _continue(
     llama: ChatModel,
     ids: list[int],
-    options: Mapping[str, Any],
+    options: Mapping[str, object],
     text: str,
     grammar: LlamaGrammar | None,
-    **overrides: Any,
+    **overrides: object,
 ) -> Any:
     """Complete a prompt that continues with ``text``."""
     after = llama.tokenize(text.encode("utf-8"), add_bos=False, special=True) if text else []
@@ -265,7 +265,7 @@ def _encode(
         raise ChatTemplateError(str(error)) from error
 
 
-def _text(content: Any) -> Any:
+def _text(content: object) -> Any:
     """The text of a message's content, which may come in parts. Raises OptionError for parts that are not text."""
     if not isinstance(content, list):
         return content

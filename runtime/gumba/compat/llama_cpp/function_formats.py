@@ -86,7 +86,7 @@ FUNCTION_FORMATS: dict[str, FunctionFormat] = {
 FUNCTION_FORMATS["functionary"] = FUNCTION_FORMATS["functionary-v1"]
 
 
-def schema_grammar(schema: Any) -> LlamaGrammar:
+def schema_grammar(schema: object) -> LlamaGrammar:
     """The grammar of a JSON schema, given as a value or as text."""
     return LlamaGrammar.from_json_schema(schema if isinstance(schema, str) else json.dumps(schema))
 

@@ -238,7 +238,7 @@ class Llama(LoadedModel):
         stopping_criteria: StoppingCriteriaList | None = None,
         logits_processor: LogitsProcessorList | None = None,
         grammar: LlamaGrammar | None = None,
-        logit_bias: Mapping[Any, float] | None = None,
+        logit_bias: Mapping[object, float] | None = None,
     ) -> CompletionResult:
         """Complete a text or token ids: OpenAI's completion object, or with ``stream`` an iterator of its chunks.
 
@@ -306,7 +306,7 @@ class Llama(LoadedModel):
         model: str | None = None,
         logits_processor: LogitsProcessorList | None = None,
         grammar: LlamaGrammar | None = None,
-        logit_bias: Mapping[Any, float] | None = None,
+        logit_bias: Mapping[object, float] | None = None,
         logprobs: bool | None = None,
         top_logprobs: int | None = None,
     ) -> ChatResult:

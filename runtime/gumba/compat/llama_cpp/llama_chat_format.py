@@ -58,13 +58,13 @@ class ChatFormatterResponse:
 class ChatFormatter(Protocol):
     """Formats the prompt of a chat; ``kwargs`` are keywords of ``create_chat_completion`` that a prompt may depend on."""
 
-    def __call__(self, *, messages: Sequence[JsonObject], **kwargs: Any) -> ChatFormatterResponse: ...
+    def __call__(self, *, messages: Sequence[JsonObject], **kwargs: object) -> ChatFormatterResponse: ...
 
 
 class LlamaChatCompletionHandler(Protocol):
     """Completes chats; ``kwargs`` are the keywords of ``create_chat_completion``."""
 
-    def __call__(self, *, llama: ChatModel, messages: Sequence[JsonObject], **kwargs: Any) -> ChatResult: ...
+    def __call__(self, *, llama: ChatModel, messages: Sequence[JsonObject], **kwargs: object) -> ChatResult: ...
 
 
 class LlamaChatCompletionHandlerRegistry:
@@ -138,7 +138,7 @@ class _FormatterPrompts:
     formatter: ChatFormatter
 
     def __call__(
-        self, llama: ChatModel, messages: Sequence[JsonObject], tools: Sequence[JsonObject] | None, **options: Any
+        self, llama: ChatModel, messages: Sequence[JsonObject], tools: Sequence[JsonObject] | None, **options: object
     ) -> Prompt:
         response = self.formatter(messages=messages, tools=tools, **options)
         ids = llama.tokenize(response.prompt.encode("utf-8"), add_bos=not response.added_special, special=True)
@@ -170,7 +170,7 @@ class Jinja2ChatFormatter:
         except TemplateError as error:
             raise ChatTemplateError(str(error)) from error
 
-    def __call__(self, *, messages: Sequence[JsonObject], **kwargs: Any) -> ChatFormatterResponse:
+    def __call__(self, *, messages: Sequence[JsonObject], **kwargs: object) -> ChatFormatterResponse:
         """The prompt of ``messages``; ``kwargs`` are variables of the template."""
         try:
             prompt = self._template.render(messages, self.add_generation_prompt, **kwargs)
@@ -188,7 +188,7 @@ class Jinja2ChatFormatter:
 
 
 def hf_tokenizer_config_to_chat_formatter(
-    tokenizer_config: Mapping[str, Any], add_generation_prompt: bool = True
+    tokenizer_config: Mapping[str, object], add_generation_prompt: bool = True
 ) -> ChatFormatter:
     """A formatter with the template of a ``tokenizer_config.json``. Raises RequestError (a ValueError) for a missing key."""
     texts: dict[str, Any] = {}
@@ -203,25 +203,25 @@ def hf_tokenizer_config_to_chat_formatter(
 
 
 def hf_tokenizer_config_to_chat_completion_handler(
-    tokenizer_config: Mapping[str, Any], add_generation_prompt: bool = True
+    tokenizer_config: Mapping[str, object], add_generation_prompt: bool = True
 ) -> Handler:
     """A handler with the template of a ``tokenizer_config.json``."""
     formatter = hf_tokenizer_config_to_chat_formatter(tokenizer_config, add_generation_prompt)
     return chat_formatter_to_chat_completion_handler(formatter)
 
 
-def hf_autotokenizer_to_chat_formatter(pretrained_model_name_or_path: Any) -> ChatFormatter:
+def hf_autotokenizer_to_chat_formatter(pretrained_model_name_or_path: object) -> ChatFormatter:
     """A formatter with the template of a tokenizer of the package transformers. Raises an ImportError without that package."""
     tokenizer = auto_tokenizer(pretrained_model_name_or_path)
 
-    def formatted(*, messages: Sequence[JsonObject], **kwargs: Any) -> ChatFormatterResponse:
+    def formatted(*, messages: Sequence[JsonObject], **kwargs: object) -> ChatFormatterResponse:
         prompt = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         return ChatFormatterResponse(prompt, tokenizer.eos_token, added_special=True)
 
     return formatted
 
 
-def hf_autotokenizer_to_chat_completion_handler(pretrained_model_name_or_path: Any) -> Handler:
+def hf_autotokenizer_to_chat_completion_handler(pretrained_model_name_or_path: object) -> Handler:
     """A handler with the template of a tokenizer of the package transformers."""
     return chat_formatter_to_chat_completion_handler(hf_autotokenizer_to_chat_formatter(pretrained_model_name_or_path))
 
@@ -237,7 +237,7 @@ def _formatter(name: str) -> Callable[..., ChatFormatterResponse]:
     """The formatter of the entry ``name`` of ``CHAT_FORMATS``."""
     source, stop = CHAT_FORMATS[name]
 
-    def formatted(messages: Sequence[JsonObject], **kwargs: Any) -> ChatFormatterResponse:
+    def formatted(messages: Sequence[JsonObject], **kwargs: object) -> ChatFormatterResponse:
         return ChatFormatterResponse(ChatTemplate(source).render(messages), stop)
 
     return formatted

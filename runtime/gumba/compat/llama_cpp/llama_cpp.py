@@ -135,7 +135,7 @@ class CFunction:
             f"llama_cpp.{self._name}: gumba does not provide llama.cpp's C functions and structures; use the methods of Llama"
         )
 
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def __call__(self, *args: object, **kwargs: object) -> NoReturn:
         self._refuse()
 
     def __getattr__(self, name: str) -> Any:

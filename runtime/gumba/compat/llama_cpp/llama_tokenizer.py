@@ -67,7 +67,7 @@ class LlamaHFTokenizer(BaseLlamaTokenizer):
         return cls(auto_tokenizer(pretrained_model_name_or_path))
 
 
-def auto_tokenizer(name: Any) -> Any:
+def auto_tokenizer(name: object) -> Any:
     """``AutoTokenizer.from_pretrained(name)`` of transformers. Raises PackageError (an ImportError) without it."""
     try:
         from transformers import AutoTokenizer

@@ -67,7 +67,7 @@ class LoadedModel:
         type_v: int | None = None,
         spm_infill: bool = False,
         verbose: bool = True,
-        **options: Any,
+        **options: object,
     ) -> None:
         check_options(options, verbose)
         kv = kv_type(type_k, type_v)

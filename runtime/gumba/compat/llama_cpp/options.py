@@ -101,7 +101,7 @@ def open_gguf(path: str) -> Iterator[GGUFFile]:
         yield file
 
 
-def check_options(options: Mapping[str, Any], verbose: bool) -> None:
+def check_options(options: Mapping[str, object], verbose: bool) -> None:
     """Log keywords without effect, and unknown ones, which llama-cpp-python ignores silently."""
     for name, value in options.items():
         if name in WITHOUT_EFFECT:
@@ -112,7 +112,7 @@ def check_options(options: Mapping[str, Any], verbose: bool) -> None:
             logger.log(level, "Llama(): unknown keyword %s=%s is ignored", name, show(value))
 
 
-def check_overrides(options: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+def check_overrides(options: Mapping[str, object], metadata: Mapping[str, str]) -> None:
     """Raise OptionError for keywords that would change the model that ``metadata`` (as text) describes."""
     file_values = _file_values(metadata)
     for name, value in options.items():

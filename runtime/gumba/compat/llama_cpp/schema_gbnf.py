@@ -60,7 +60,7 @@ def json_schema_to_gbnf(schema: str, prop_order: Sequence[str] | None = None) ->
 
 
 class _Writer:
-    def __init__(self, root: Any, order: Sequence[str]) -> None:
+    def __init__(self, root: object, order: Sequence[str]) -> None:
         self._root, self._order = root, list(order)
         self._rules: dict[str, str] = {}
         self._references: dict[str, str] = {}
@@ -73,7 +73,7 @@ class _Writer:
             self._rules["root"] = first
         return "".join(f"{name} ::= {body}\n" for name, body in self._rules.items())
 
-    def rule(self, schema: Any, place: str) -> str:
+    def rule(self, schema: object, place: str) -> str:
         """An expression of the texts that fit ``schema``."""
         if schema is True or (isinstance(schema, Mapping) and not set(schema) - _ANNOTATIONS):
             return self._json("value")
@@ -104,7 +104,7 @@ class _Writer:
             [self._typed(kind, schema, place) for kind in (types if isinstance(types, list) else [types])]
         )
 
-    def _typed(self, name: Any, schema: Mapping[str, Any], place: str) -> str:
+    def _typed(self, name: object, schema: Mapping[str, object], place: str) -> str:
         if name == "object" and ("properties" in schema or "additionalProperties" in schema):
             self._only(schema, place, "type", "properties", "required", "additionalProperties")
             return self._object(schema, place)
@@ -179,7 +179,7 @@ class _Writer:
         body = f"{item} {more}" if least else f"({item} {more})?"
         return f'"[" {self._space()} {body} "]" space'
 
-    def _reference(self, reference: Any, place: str) -> str:
+    def _reference(self, reference: object, place: str) -> str:
         where, schema = target(self._root, reference, place)
         if where not in self._references:
             self._depth += 1
@@ -194,13 +194,13 @@ class _Writer:
             self._depth -= 1
         return self._references[where]
 
-    def _count(self, schema: Mapping[str, Any], key: str, place: str) -> int | None:
+    def _count(self, schema: Mapping[str, object], key: str, place: str) -> int | None:
         value = schema.get(key)
         if value is not None and (type(value) is not int or not 0 <= value <= MAX_COUNT):
             raise RequestError(f"json_schema_to_gbnf: at {place}/{key}: expected 0 to {MAX_COUNT}, found {show(value)}")
         return value
 
-    def _only(self, schema: Mapping[str, Any], place: str, *keys: str) -> None:
+    def _only(self, schema: Mapping[str, object], place: str, *keys: str) -> None:
         further = sorted(set(schema) - _ANNOTATIONS - set(keys))
         if further:
             raise OptionError(

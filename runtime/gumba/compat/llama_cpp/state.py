@@ -101,6 +101,6 @@ class ChatModel(Vocabulary, Protocol):
         """The file's chat template of this name."""
         ...
 
-    def create_completion(self, *args: Any, **kwargs: Any) -> Any:
+    def create_completion(self, *args: object, **kwargs: object) -> Any:
         """Complete a prompt: a completion, or with ``stream`` an iterator of its chunks."""
         ...

@@ -18,12 +18,12 @@ class Llava15ChatHandler:
     an image.
     """
 
-    def __init__(self, clip_model_path: str = "", verbose: bool = True, **options: Any) -> None:
+    def __init__(self, clip_model_path: str = "", verbose: bool = True, **options: object) -> None:
         self.clip_model_path = clip_model_path
         self.verbose = verbose
 
     @classmethod
-    def from_pretrained(cls, repo_id: str, filename: str | None = None, **kwargs: Any) -> Llava15ChatHandler:
+    def from_pretrained(cls, repo_id: str, filename: str | None = None, **kwargs: object) -> Llava15ChatHandler:
         """A handler; nothing is downloaded."""
         return cls(filename or "")
 

@@ -43,7 +43,7 @@ def device() -> Any:
     return Device("cpu") if torch is None else torch.device("cpu")
 
 
-def check_device(name: str, value: Any) -> None:
+def check_device(name: str, value: object) -> None:
     """Warn about a device other than the CPU: gumba computes on the CPU, with the same results.
 
     Raises RequestError for a value that names no device.
@@ -56,13 +56,13 @@ def check_device(name: str, value: Any) -> None:
             log.warning("%s=%s has no effect: gumba computes on the CPU", name, show(place))
 
 
-def is_tensor(value: Any) -> bool:
+def is_tensor(value: object) -> bool:
     """Whether ``value`` is a PyTorch tensor."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
 
-def tensor_kind(value: Any) -> str | None:
+def tensor_kind(value: object) -> str | None:
     """``return_tensors`` as None, "np" or "pt".
 
     Raises UnsupportedError for another kind, PackageError for "pt" without PyTorch.
@@ -86,14 +86,14 @@ def as_kind(array: np.ndarray[Any, Any], kind: str | None) -> Any:
     return array if kind == "np" else array.tolist()
 
 
-def listed(value: Any) -> Any:
+def listed(value: object) -> Any:
     """Nested lists of ``value``: lists, tuples, arrays and tensors, at any depth."""
     if hasattr(value, "tolist"):
         return value.tolist()
     return [listed(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def id_columns(encoded: Any) -> dict[str, list[list[Any]]]:
+def id_columns(encoded: object) -> dict[str, list[list[Any]]]:
     """Columns of encoded inputs, name -> rows: from a dictionary of columns, or a list of dictionaries of one row each.
 
     Raises RequestError without ``input_ids``, and for a column that is no list of lists.
@@ -111,7 +111,7 @@ def id_columns(encoded: Any) -> dict[str, list[list[Any]]]:
     return columns
 
 
-def id_rows(name: str, value: Any) -> list[list[int]]:
+def id_rows(name: str, value: object) -> list[list[int]]:
     """Integers [batch, n] as lists of the same length; a single row counts as a batch of one.
 
     Raises RequestError for anything else.
@@ -159,13 +159,13 @@ class BatchEncoding(dict[str, Any]):
         """The shape of ``input_ids``, arrays or tensors."""
         return tuple(self["input_ids"].shape)
 
-    def to(self, device: Any = None, *_: Any, **__: Any) -> BatchEncoding:
+    def to(self, device: object = None, *_: object, **__: object) -> BatchEncoding:
         """The same: everything is on the CPU. Another device is a warning."""
         check_device("device", device)
         return self
 
 
-def tensors(columns: Mapping[str, Sequence[Any]], kind: str | None) -> BatchEncoding:
+def tensors(columns: Mapping[str, Sequence[object]], kind: str | None) -> BatchEncoding:
     """Columns of rows as arrays or tensors int64, or as they are (``kind`` None).
 
     Raises RequestError when rows differ in length and ``kind`` is given.

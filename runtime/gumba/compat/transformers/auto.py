@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import Any
 
 from gumba.chat.template import ChatTemplate
 from gumba.compat.transformers.loading import found_file, split_keywords
@@ -33,7 +32,7 @@ class AutoTokenizer(_Auto):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | PathLike[str], *_: Any, **options: Any
+        cls, pretrained_model_name_or_path: str | PathLike[str], *_: object, **options: object
     ) -> PreTrainedTokenizer:
         """The tokenizer of a GGUF file, a folder, a hub id or a known name.
 
@@ -87,7 +86,7 @@ class AutoConfig(_Auto):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | PathLike[str], *_: Any, **options: Any
+        cls, pretrained_model_name_or_path: str | PathLike[str], *_: object, **options: object
     ) -> PretrainedConfig:
         """Those of a GGUF file, a folder, a hub id or a known name; ``options`` as of ``AutoTokenizer.from_pretrained``.
 
@@ -103,7 +102,7 @@ class AutoModelForCausalLM(_Auto):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | PathLike[str], *_: Any, **options: Any
+        cls, pretrained_model_name_or_path: str | PathLike[str], *_: object, **options: object
     ) -> PreTrainedModel:
         """The model of a GGUF file, a folder, a hub id or a known name.
 
@@ -124,7 +123,7 @@ class AutoModelForSeq2SeqLM(_Auto):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | PathLike[str], *_: Any, **options: Any
+        cls, pretrained_model_name_or_path: str | PathLike[str], *_: object, **options: object
     ) -> PreTrainedModel:
         """As ``AutoModelForCausalLM.from_pretrained``, for encoder-decoders: ``generate`` returns answers alone."""
         return _checked(opened(pretrained_model_name_or_path, options), True)

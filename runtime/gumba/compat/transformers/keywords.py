@@ -70,7 +70,7 @@ _FILE_KEYS = {
 }
 
 
-def file_defaults(metadata: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+def file_defaults(metadata: Mapping[str, object], tokenizer: Tokenizer) -> dict[str, Any]:
     """The file's defaults for ``generate``; a sampling parameter among them turns sampling on, as in transformers."""
     ends = [*([] if tokenizer.eos_id is None else [tokenizer.eos_id]), *sorted(tokenizer.eog_ids - {tokenizer.eos_id})]
     defaults: dict[str, Any] = {
@@ -98,12 +98,14 @@ class GenerationConfig:
     Raises RequestError for an unknown keyword, UnsupportedError for a value that is not supported.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: object) -> None:
         check_keywords(options)
         self.__dict__.update(options)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name: str | PathLike[str], *_: Any, **options: Any) -> GenerationConfig:
+    def from_pretrained(
+        cls, pretrained_model_name: str | PathLike[str], *_: object, **options: object
+    ) -> GenerationConfig:
         """The end tokens and sampling defaults of a model's file; ``options`` as for ``AutoTokenizer.from_pretrained``.
 
         Raises RequestError when there is no such model.
@@ -131,14 +133,14 @@ class GenerationConfig:
 
     to_diff_dict = to_dict
 
-    def update(self, **options: Any) -> dict[str, Any]:
+    def update(self, **options: object) -> dict[str, Any]:
         """Set the keywords of ``options`` that this class knows; the others are returned."""
         known = {name: value for name, value in options.items() if _is_known(name)}
         check_keywords(known)
         self.__dict__.update(known)
         return {name: value for name, value in options.items() if name not in known}
 
-    def validate(self, **_: Any) -> None:
+    def validate(self, **_: object) -> None:
         """Check the values again, as they may have been set since."""
         check_keywords(self.to_dict())
 
@@ -147,7 +149,7 @@ def _is_known(name: str) -> bool:
     return name in KEYWORDS or name in WITHOUT_EFFECT or name in REFUSED
 
 
-def check_keywords(options: Mapping[str, Any], more: frozenset[str] = frozenset()) -> None:
+def check_keywords(options: Mapping[str, object], more: frozenset[str] = frozenset()) -> None:
     """Check keywords of ``generate`` and the names in ``more``.
 
     Raises KeywordError for an unknown one, UnsupportedError for a value that would change results and is not supported.
@@ -167,7 +169,7 @@ def _names(more: frozenset[str]) -> str:
     return ", ".join(sorted(KEYWORDS | more))
 
 
-def merged(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def merged(options: Mapping[str, object], defaults: Mapping[str, object]) -> dict[str, Any]:
     """Keywords of a call, over those of its ``generation_config``, over ``defaults``. None means not given."""
     config = options.get("generation_config")
     given: Mapping[str, Any] = {}

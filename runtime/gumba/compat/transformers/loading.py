@@ -44,7 +44,7 @@ _NAMING = ("revision", "token", "use_auth_token", "gguf_file", "cache_dir", "loc
 _PLACES = ("device_map", "device", "torch_dtype", "dtype")
 
 
-def split_keywords(options: Mapping[str, Any], own: frozenset[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_keywords(options: Mapping[str, object], own: frozenset[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Keywords that name the files, and those in ``own``; the others are checked, and have no effect.
 
     Raises KeywordError for an unknown one, UnsupportedError for a value that would change results and is not supported.
@@ -71,7 +71,7 @@ def split_keywords(options: Mapping[str, Any], own: frozenset[str]) -> tuple[dic
     return naming, rest
 
 
-def found_file(name: str | PathLike[str], naming: Mapping[str, Any]) -> Path:
+def found_file(name: str | PathLike[str], naming: Mapping[str, object]) -> Path:
     """The GGUF file of a model: a GGUF file, a folder, a hub id or a known name; checkpoints are converted once, then cached.
 
     Args:

@@ -52,7 +52,7 @@ class PretrainedConfig:
         name_or_path: The name or path that it was loaded from.
     """
 
-    def __init__(self, metadata: Mapping[str, Any], tokenizer: Tokenizer, name_or_path: str = "") -> None:
+    def __init__(self, metadata: Mapping[str, object], tokenizer: Tokenizer, name_or_path: str = "") -> None:
         architecture = str(metadata.get("general.architecture", ""))
         self.model_type = architecture
         self.name_or_path = self._name_or_path = name_or_path
@@ -76,7 +76,7 @@ class PretrainedConfig:
         """All attributes."""
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
-    def get_text_config(self, *_: Any, **__: Any) -> PretrainedConfig:
+    def get_text_config(self, *_: object, **__: object) -> PretrainedConfig:
         """This configuration: gumba's models have only a text part."""
         return self
 
@@ -158,7 +158,7 @@ class PreTrainedModel:
         """The model itself with ``requires_grad`` False. Raises UnsupportedError with True."""
         return self.train(requires_grad)
 
-    def to(self, *places: Any, **options: Any) -> PreTrainedModel:
+    def to(self, *places: object, **options: object) -> PreTrainedModel:
         """The model itself, whatever the data type. A device other than the CPU is a warning."""
         for place in [*places, options.get("device")]:
             if isinstance(place, str) or type(place).__name__ == "device":
@@ -169,7 +169,7 @@ class PreTrainedModel:
         """The model itself."""
         return self
 
-    def cuda(self, device: Any = None) -> PreTrainedModel:
+    def cuda(self, device: object = None) -> PreTrainedModel:
         """The model itself, with a warning: it stays on the CPU."""
         return self.to("cuda")
 
@@ -191,7 +191,7 @@ class PreTrainedModel:
     ) -> None:
         self.close()
 
-    def __call__(self, input_ids: Any = None, attention_mask: Any = None, **options: Any) -> ModelOutput:
+    def __call__(self, input_ids: object = None, attention_mask: object = None, **options: object) -> ModelOutput:
         """Logits after each token, float32 [batch, n, vocabulary]; zeros at padding.
 
         Raises RequestError for invalid ids, UnsupportedError for ``labels``, hidden states and attentions.
@@ -213,14 +213,14 @@ class PreTrainedModel:
 
     forward = __call__
 
-    def keywords(self, options: Mapping[str, Any]) -> dict[str, Any]:
+    def keywords(self, options: Mapping[str, object]) -> dict[str, Any]:
         """The merged keywords of a ``generate`` call: its own, then its ``generation_config``, then the model's."""
         defaults = self.generation_config.to_dict()
         if defaults.get("eos_token_id") == self._ends:
             defaults.pop("eos_token_id", None)  # these are the file's, which are the default
         return merged(options, defaults)
 
-    def generate(self, inputs: Any = None, generation_config: Any = None, **options: Any) -> Any:
+    def generate(self, inputs: object = None, generation_config: object = None, **options: object) -> Any:
         """Token ids of prompts and their answers, int64 [batch * num_return_sequences, n + new]; tensors for tensors.
 
         ``attention_mask`` marks padding of the prompts, at either side; without it, ``pad_token_id`` does (unless it ends
@@ -307,7 +307,7 @@ def _without_padding(row: Sequence[int], plan: Plan | None) -> list[int]:
     return [int(token != plan.pad) for token in row]
 
 
-def opened(model: str | PathLike[str], options: Mapping[str, Any]) -> PreTrainedModel:
+def opened(model: str | PathLike[str], options: Mapping[str, object]) -> PreTrainedModel:
     """The model of ``from_pretrained(model, **options)``."""
     from gumba.compat.transformers.loading import found_file, split_keywords
 

@@ -128,7 +128,7 @@ class TextGenerationPipeline:
     """
 
     def __init__(
-        self, model: LLM | PreTrainedModel, *, tokenizer: PreTrainedTokenizer | None = None, **defaults: Any
+        self, model: LLM | PreTrainedModel, *, tokenizer: PreTrainedTokenizer | None = None, **defaults: object
     ) -> None:
         _check_keywords(defaults)
         self.model = (
@@ -157,7 +157,7 @@ class TextGenerationPipeline:
         """The model's defaults of ``generate``'s keywords."""
         return self.model.generation_config
 
-    def __call__(self, text_inputs: Any, **options: Any) -> Any:
+    def __call__(self, text_inputs: object, **options: object) -> Any:
         """Results for ``text_inputs``, in the shapes that the class documents.
 
         Raises RequestError (a ValueError) for invalid inputs or values of keywords, UnsupportedError for unsupported keywords
@@ -197,7 +197,7 @@ class TextGenerationPipeline:
 class _Form:
     """The form of the results, as selected by the keywords."""
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
+    def __init__(self, options: Mapping[str, object]) -> None:
         given = [
             name for name in ("return_full_text", "return_tensors", "return_text") if options.get(name) is not None
         ]
@@ -213,7 +213,7 @@ class _Call:
     """One input of a call: its token ids, and its results."""
 
     def __init__(
-        self, pipe: TextGenerationPipeline, given: str | list[Message], options: Mapping[str, Any], plan: Plan
+        self, pipe: TextGenerationPipeline, given: str | list[Message], options: Mapping[str, object], plan: Plan
     ) -> None:
         self._pipe = pipe
         self._text: str | None = None
@@ -277,7 +277,7 @@ class _Call:
         )
         return list(ids)
 
-    def _cut(self, ids: list[int], options: Mapping[str, Any], plan: Plan) -> list[int]:
+    def _cut(self, ids: list[int], options: Mapping[str, object], plan: Plan) -> list[int]:
         """The last tokens of a prompt that leave room for the answer in the context (``handle_long_generation="hole"``)."""
         if options["handle_long_generation"] != "hole":
             raise RequestError(
@@ -313,7 +313,7 @@ def _inputs(given: Any) -> tuple[list[str | list[Message]], bool]:
     return prompts, False
 
 
-def _check_keywords(options: Mapping[str, Any]) -> None:
+def _check_keywords(options: Mapping[str, object]) -> None:
     """Check the keywords of a call, or of the pipeline.
 
     Raises RequestError for an unknown one, UnsupportedError for a value that would change results and for devices other than
@@ -330,7 +330,7 @@ def _check_keywords(options: Mapping[str, Any]) -> None:
     check_keywords(options, _KEYWORDS)
 
 
-def _generation(options: Mapping[str, Any]) -> dict[str, Any]:
+def _generation(options: Mapping[str, object]) -> dict[str, Any]:
     """The keywords of ``generate`` among those of a call."""
     keywords = {name: value for name, value in options.items() if name not in _KEYWORDS}
     stops = options.get("stop_sequence")
@@ -347,7 +347,7 @@ class TextStreamer:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer | PreTrainedTokenizer, skip_prompt: bool = False, **decode_kwargs: Any
+        self, tokenizer: Tokenizer | PreTrainedTokenizer, skip_prompt: bool = False, **decode_kwargs: object
     ) -> None:
         unknown = sorted(set(decode_kwargs) - {"skip_special_tokens", "clean_up_tokenization_spaces"})
         if unknown:
@@ -357,7 +357,7 @@ class TextStreamer:
         self._skip_special = bool(decode_kwargs.get("skip_special_tokens", False))
         self._decoder: StreamDecoder | None = None
 
-    def put(self, value: Any) -> None:
+    def put(self, value: object) -> None:
         """Write token ids, an array [n] or [1, n]; the first call is the prompt."""
         ids = np.asarray(value)
         if ids.ndim > 1 and len(ids) > 1:
@@ -395,7 +395,7 @@ class TextIteratorStreamer(TextStreamer):
         tokenizer: Tokenizer | PreTrainedTokenizer,
         skip_prompt: bool = False,
         timeout: float | None = None,
-        **decode_kwargs: Any,
+        **decode_kwargs: object,
     ) -> None:
         super().__init__(tokenizer, skip_prompt, **decode_kwargs)
         self.timeout = timeout

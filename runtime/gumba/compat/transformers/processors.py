@@ -23,7 +23,7 @@ Processor = Callable[[list[int], Logits], Logits]
 class LogitsProcessor:
     """Base class of custom logits processors: called with token ids [1, n] and logits [1, n_vocab]; returns logits."""
 
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
+    def __call__(self, input_ids: object, scores: object) -> Any:
         """The logits, changed."""
         return scores
 
@@ -35,7 +35,7 @@ class LogitsProcessorList(list[Any]):
 class StoppingCriteria:
     """Base class of custom stopping criteria: called with token ids [1, n] and None; returns whether to stop."""
 
-    def __call__(self, input_ids: Any, scores: Any, **options: Any) -> Any:
+    def __call__(self, input_ids: object, scores: object, **options: object) -> Any:
         """Whether the answer ends here."""
         return False
 
@@ -177,13 +177,13 @@ class Stop:
         return any(bool(np.all(np.asarray(criterion(seen, None)))) for criterion in self._criteria)
 
 
-def bad_words(sequences: Any, ends: Iterable[int], n_vocab: int) -> list[tuple[Sequence[int], float]]:
+def bad_words(sequences: object, ends: Iterable[int], n_vocab: int) -> list[tuple[Sequence[int], float]]:
     """``bad_words_ids`` as biases, without sequences that consist of an end-of-generation token."""
     rows = [token_ids("bad_words_ids", row, n_vocab) for row in _rows("bad_words_ids", sequences)]
     return [(row, -np.inf) for row in rows if not (len(row) == 1 and row[0] in set(ends))]
 
 
-def biases(given: Any, n_vocab: int) -> list[tuple[Sequence[int], float]]:
+def biases(given: object, n_vocab: int) -> list[tuple[Sequence[int], float]]:
     """``sequence_bias``, a dictionary or a list of [token ids, bias], as pairs."""
     items = list(given.items()) if isinstance(given, Mapping) else _rows("sequence_bias", given)
     pairs: list[tuple[Sequence[int], float]] = []
@@ -196,7 +196,7 @@ def biases(given: Any, n_vocab: int) -> list[tuple[Sequence[int], float]]:
     return pairs
 
 
-def decay(given: Any) -> tuple[int, float]:
+def decay(given: object) -> tuple[int, float]:
     """``exponential_decay_length_penalty``: the number of new tokens after which it begins, and its factor."""
     if not isinstance(given, list | tuple) or len(given) != 2:
         raise RequestError(f"exponential_decay_length_penalty: expected (start, factor), found {show(given)}")
@@ -223,7 +223,7 @@ def token_ids(name: str, given: Any, n_vocab: int) -> list[int]:
     return ids
 
 
-def _array(values: Any) -> Any:
+def _array(values: object) -> Any:
     """An array, or a tensor in a process that uses PyTorch, whose functions foreign processors call."""
     array = np.asarray(values) if not isinstance(values, list) else np.array(values, np.int64)
     torch = sys.modules.get("torch")

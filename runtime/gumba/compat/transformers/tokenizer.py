@@ -172,7 +172,7 @@ class PreTrainedTokenizer:
         ]
         return self._batch(rows, several, options)
 
-    def encode(self, text: Any, text_pair: Any = None, **options: Any) -> Any:
+    def encode(self, text: object, text_pair: object = None, **options: object) -> Any:
         """Only the ``input_ids`` of calling the tokenizer; same keywords and errors."""
         return self(text, text_pair, **options)["input_ids"]
 
@@ -207,7 +207,7 @@ class PreTrainedTokenizer:
             ids = self._cut(ids, special, most, options.get("truncation_side"))
         return ids, [0] * len(ids)
 
-    def _most(self, options: Mapping[str, Any]) -> int | None:
+    def _most(self, options: Mapping[str, object]) -> int | None:
         """The length to truncate to; None: no truncation."""
         truncation, most = options.get("truncation"), options.get("max_length")
         truncation = getattr(truncation, "value", truncation)
@@ -237,7 +237,7 @@ class PreTrainedTokenizer:
         return [*ids[:before], *(body[len(body) - room :] if left else body[:room]), *ids[len(ids) - after :]]
 
     def _batch(
-        self, rows: list[tuple[list[int], list[int]]], several: bool, options: Mapping[str, Any]
+        self, rows: list[tuple[list[int], list[int]]], several: bool, options: Mapping[str, object]
     ) -> BatchEncoding:
         columns: dict[str, list[Any]] = {"input_ids": [ids for ids, _ in rows]}
         wants_types = options.get("return_token_type_ids")
@@ -258,13 +258,13 @@ class PreTrainedTokenizer:
 
     def pad(
         self,
-        encoded_inputs: Any,
-        padding: Any = True,
+        encoded_inputs: object,
+        padding: object = True,
         max_length: int | None = None,
         pad_to_multiple_of: int | None = None,
         padding_side: str | None = None,
         return_attention_mask: bool | None = None,
-        return_tensors: Any = None,
+        return_tensors: object = None,
         verbose: bool = True,
     ) -> BatchEncoding:
         """Rows of the same length from encoded inputs: a dictionary of columns, or a list of dictionaries.
@@ -279,7 +279,7 @@ class PreTrainedTokenizer:
             del columns["attention_mask"]
         return tensors(columns, tensor_kind(return_tensors))
 
-    def _padded(self, columns: dict[str, list[Any]], options: Mapping[str, Any]) -> dict[str, list[Any]]:
+    def _padded(self, columns: dict[str, list[Any]], options: Mapping[str, object]) -> dict[str, list[Any]]:
         """The columns with rows of the length that ``padding`` says."""
         padding = options.get("padding")
         padding = getattr(padding, "value", padding)
@@ -319,7 +319,7 @@ class PreTrainedTokenizer:
 
     def decode(
         self,
-        token_ids: Any,
+        token_ids: object,
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
         spaces_between_special_tokens: bool | None = None,
@@ -345,7 +345,7 @@ class PreTrainedTokenizer:
         rows = rows if all(isinstance(row, list) for row in rows) else [rows]
         return [self.decode(row, skip_special_tokens, **options) for row in rows]
 
-    def convert_tokens_to_ids(self, tokens: Any) -> Any:
+    def convert_tokens_to_ids(self, tokens: object) -> Any:
         """The id of a token's text, or a list of ids; the id of ``unk_token`` or None for an unknown token."""
         if isinstance(tokens, str):
             token = self.backend.token_id(tokens)
@@ -447,11 +447,11 @@ class PreTrainedTokenizer:
         encoding = self._batch(rows, several, options)
         return encoding if return_dict else encoding["input_ids"]
 
-    def get_chat_template(self, chat_template: str | None = None, tools: Any = None) -> str:
+    def get_chat_template(self, chat_template: str | None = None, tools: object = None) -> str:
         """The source of the template that ``apply_chat_template`` would use. Raises TemplateError without one."""
         return self._chat_template(chat_template, tools).source
 
-    def _chat_template(self, chosen: str | None, tools: Any) -> ChatTemplate:
+    def _chat_template(self, chosen: str | None, tools: object) -> ChatTemplate:
         if chosen is not None:
             return ChatTemplate.given(chosen, self.backend)
         return self._chosen or (self._tool_template() if tools else self._template())
@@ -472,7 +472,7 @@ class PreTrainedTokenizer:
         return token
 
 
-def _check_options(options: Mapping[str, Any]) -> None:
+def _check_options(options: Mapping[str, object]) -> None:
     for name, value in options.items():
         if name not in _ENCODING:
             raise KeywordError(f"unexpected keyword argument {name!r}{suggestion(name, _ENCODING)}")
@@ -480,7 +480,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
             raise UnsupportedError(f"{name}: gumba does not support it, found {show(value)}")
 
 
-def _side(name: str, value: Any) -> str:
+def _side(name: str, value: object) -> str:
     if value not in ("left", "right"):
         raise RequestError(f"{name}: expected 'left' or 'right', found {show(value)}")
     return str(value)

@@ -27,7 +27,7 @@ _ARGUMENT = re.compile(r"^\s*(\w+)\s*(?:\([^)]*\))?:\s*(.*)$")
 _CHOICES = re.compile(r"\(choices:\s*(.*?)\)\s*$", re.IGNORECASE)
 
 
-def schemas(tools: Sequence[Any]) -> list[Any]:
+def schemas(tools: Sequence[object]) -> list[Any]:
     """OpenAI's schemas of ``tools``, which are schemas or functions.
 
     Raises RequestError for other values, and for a function whose docstring does not describe it and its arguments.
@@ -99,7 +99,7 @@ def _documented(text: str) -> tuple[str, dict[str, str], str]:
     return parts[""].strip(), arguments, " ".join(parts.get("Returns", "").split())
 
 
-def _of_type(hint: Any) -> dict[str, Any]:
+def _of_type(hint: object) -> dict[str, Any]:
     """The JSON schema of a type hint. Raises RequestError for a type without one."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is None and hint in _TYPES:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from gumba.errors import RequestError
 from gumba.sampling.structured.gbnf_lark import gbnf_to_lark
+from gumba.sampling.structured.json_pointers import Schema
 from gumba.sampling.structured.json_schema import check_schema, locate
 from gumba.sampling.structured.token_tables import VocabularyTables, library, vocabulary_tables
 from gumba.sampling_params import StructuredOutputsParams, show
@@ -198,7 +199,7 @@ def _matcher(grammar: str, tables: VocabularyTables) -> Any:
     return module.LLMatcher(tables.tokenizer, grammar, log_level=0, limits=limits)
 
 
-def _json_grammar(schema: dict[str, Any] | bool, whitespace: str, one_of_as_any_of: bool = False) -> str:
+def _json_grammar(schema: Schema | bool, whitespace: str, one_of_as_any_of: bool = False) -> str:
     options = {"whitespace_pattern": whitespace, "json_allowed_escapes": ESCAPES, "coerce_one_of": one_of_as_any_of}
     text = json.dumps({**(schema if isinstance(schema, dict) else {}), "x-guidance": options})
     return f"{NO_FORCING}start: %json {text}\n"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gumba.errors import RequestError
-from gumba.sampling.structured.json_pointers import subschemas, target
+from gumba.sampling.structured.json_pointers import Schema, subschemas, target
 
 #: Most values in the copies of what references beside properties lead to.
 MAX_COPIED = 10_000
@@ -25,7 +25,7 @@ _PARTS = ("if", "then", "else")
 _FURTHER = ("additionalProperties", "patternProperties", "propertyNames")
 
 
-def close_objects(schema: Any, everywhere: bool = False) -> None:
+def close_objects(schema: object, everywhere: bool = False) -> None:
     """Close the objects of ``schema``, in place, which is checked afterwards.
 
     Those that say ``unevaluatedProperties: false``; with ``everywhere`` all that have properties and say nothing of further
@@ -37,7 +37,7 @@ def close_objects(schema: Any, everywhere: bool = False) -> None:
 
 
 class _Closing:
-    def __init__(self, root: dict[str, Any], everywhere: bool) -> None:
+    def __init__(self, root: Schema, everywhere: bool) -> None:
         self._root, self._everywhere = root, everywhere
         self._seen: dict[int, Any] = {}  # the parts themselves too: an id stays taken while its object lives
         self._copied = self._looked_at = 0
@@ -49,7 +49,7 @@ class _Closing:
         while self._waiting:
             self.visit(self._waiting.pop(), within=False)
 
-    def visit(self, node: Any, within: bool) -> None:
+    def visit(self, node: object, within: bool) -> None:
         """Close ``node``; what is inside waits its turn. ``within``: it is a part of an object that is closed as a whole."""
         if not isinstance(node, dict) or id(node) in self._seen:
             return
@@ -70,7 +70,7 @@ class _Closing:
             self._waiting.append(self._target(node.get("$ref")))
         self._waiting += [part for _, part in subschemas(node)]
 
-    def _combined(self, node: dict[str, Any]) -> bool:
+    def _combined(self, node: Schema) -> bool:
         """Whether the properties of ``node`` come from several parts that apply together."""
         keys = {key for key, _ in self._parts(node)}
         explicit = "unevaluatedProperties" in node
@@ -82,12 +82,12 @@ class _Closing:
         together = "properties" in node or "allOf" in named or len(set(named)) > 1
         return together and len(named) + ("properties" in node) > 1
 
-    def _wants(self, node: dict[str, Any]) -> bool:
+    def _wants(self, node: Schema) -> bool:
         if "unevaluatedProperties" in node:
             return node["unevaluatedProperties"] is False
         return self._everywhere and "additionalProperties" not in node
 
-    def _close(self, node: dict[str, Any]) -> None:
+    def _close(self, node: Schema) -> None:
         """Allow the properties of ``node`` and its parts only, unless one of them speaks of further ones itself."""
         if any(key in part for part in self._all_parts(node) for key in _FURTHER):
             return
@@ -99,7 +99,7 @@ class _Closing:
             if self._everywhere:
                 node.setdefault("type", "object")
 
-    def _parts(self, node: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    def _parts(self, node: Schema) -> Iterator[tuple[str, Any]]:
         """(keyword, schema) of each part that says something of the same value."""
         for key in _LISTS:
             if isinstance(node.get(key), list):
@@ -110,15 +110,15 @@ class _Closing:
         if "$ref" in node:
             yield "$ref", self._target(node["$ref"])
 
-    def _target(self, reference: Any) -> Any:
+    def _target(self, reference: object) -> Any:
         try:
             return target(self._root, reference, "#")[1]
         except RequestError:
             return None  # which is reported when the schema is checked
 
-    def _all_parts(self, node: Any) -> list[dict[str, Any]]:
+    def _all_parts(self, node: object) -> list[Schema]:
         """``node`` and its parts, to any depth, each once."""
-        nodes: dict[int, dict[str, Any]] = {}
+        nodes: dict[int, Schema] = {}
         waiting = [node]
         while waiting:
             item = waiting.pop()
@@ -130,7 +130,7 @@ class _Closing:
                 waiting += [part for _, part in reversed(list(self._parts(item)))]
         return list(nodes.values())
 
-    def _names(self, node: Any) -> dict[str, None]:
+    def _names(self, node: object) -> dict[str, None]:
         """The properties of ``node`` and of its parts, in their order."""
         names: dict[str, None] = {}
         for part in self._all_parts(node):
@@ -138,7 +138,7 @@ class _Closing:
                 names |= dict.fromkeys(part["properties"])
         return names
 
-    def _copy_reference(self, node: dict[str, Any]) -> bool:
+    def _copy_reference(self, node: Schema) -> bool:
         """Put a copy in the place of ``$ref``: what it leads to is closed for itself elsewhere."""
         part = self._target(node.get("$ref"))
         if not isinstance(part, dict) or node["$ref"] in self._open:
@@ -156,7 +156,7 @@ class _Closing:
         return True
 
 
-def _size(value: Any) -> int:
+def _size(value: object) -> int:
     """The number of values in a JSON value, nested ones included."""
     waiting, n_values = [value], 0
     while waiting:

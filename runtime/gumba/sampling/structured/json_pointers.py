@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 from gumba.errors import RequestError
 from gumba.sampling_params import show
+
+#: A JSON schema that is an object.
+Schema: TypeAlias = "dict[str, Any]"
 
 MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 LISTS = ("prefixItems", "anyOf", "oneOf", "allOf")
@@ -17,7 +20,7 @@ SCHEMAS = (
 )  # fmt: skip
 
 
-def subschemas(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def subschemas(schema: Schema) -> Iterator[tuple[str, Any]]:
     """(relative path, subschema) of each direct subschema."""
     for key in MAPS:
         if isinstance(schema.get(key), dict):
@@ -30,7 +33,7 @@ def subschemas(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield key, schema[key]
 
 
-def target(schema: Any, reference: Any, place: str) -> tuple[str, Any]:
+def target(schema: object, reference: object, place: str) -> tuple[str, Any]:
     """What ``$ref`` means, with its place. Other documents are not read, so it must be a pointer into this one."""
     expected = (
         f"json: at {place}/$ref: expected # or a pointer into the schema, like #/$defs/name, found {show(reference)}"
@@ -53,7 +56,7 @@ def target(schema: Any, reference: Any, place: str) -> tuple[str, Any]:
     return reference, part
 
 
-def check_base(part: dict[str, Any], place: str) -> None:
+def check_base(part: Schema, place: str) -> None:
     """Raise RequestError for keywords that would change the base of references."""
     for key in ("$id", "id"):
         if isinstance(part.get(key), str):

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from gumba.errors import RequestError
-from gumba.sampling.structured.json_pointers import target
+from gumba.sampling.structured.json_pointers import Schema, target
 from gumba.sampling_params import show
 
 _YEAR = "(?:[0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"
@@ -37,7 +36,7 @@ _NOT_HELD = (
 _PARTS = ("$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas")
 
 
-def rewrite(root: Any, places: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+def rewrite(root: object, places: Sequence[tuple[str, Schema]]) -> list[str]:
     """Rewrite every schema of ``places`` (each with its place), in place; returns where something is not held.
 
     Raises RequestError for what no value at all fits.
@@ -53,7 +52,7 @@ def rewrite(root: Any, places: Sequence[tuple[str, dict[str, Any]]]) -> list[str
     return left
 
 
-def _says_something(key: str, part: dict[str, Any]) -> bool:
+def _says_something(key: str, part: Schema) -> bool:
     """Whether removing ``key`` can allow more values."""
     if key in ("then", "else", "minContains", "maxContains"):
         return False  # they belong to "if" and "contains", which are named
@@ -62,7 +61,7 @@ def _says_something(key: str, part: dict[str, Any]) -> bool:
     return part[key] not in (({}, True) if key.startswith("unevaluated") else ({}, False))
 
 
-def _formats(part: dict[str, Any], place: str) -> list[str]:
+def _formats(part: Schema, place: str) -> list[str]:
     """Give the formats that the compiler is too generous with as patterns; take out those that are annotations."""
     name = part.get("format")
     if not isinstance(name, str) or name in _KNOWN_FORMATS:
@@ -73,14 +72,14 @@ def _formats(part: dict[str, Any], place: str) -> list[str]:
     return []
 
 
-def _add_pattern(part: dict[str, Any], pattern: str) -> None:
+def _add_pattern(part: Schema, pattern: str) -> None:
     if "pattern" in part:
         part["allOf"] = [*part.get("allOf", ()), {"pattern": pattern}]
     else:
         part["pattern"] = pattern
 
 
-def _patterns(part: dict[str, Any], place: str) -> list[str]:
+def _patterns(part: Schema, place: str) -> list[str]:
     """Rewrite leading lookaheads of a pattern as separate patterns that must also match."""
     pattern = part.get("pattern")
     if not isinstance(pattern, str):
@@ -122,7 +121,7 @@ def _closing(pattern: str, start: int) -> int:
     return len(pattern) - 1
 
 
-def _least_properties(part: dict[str, Any], place: str) -> list[str]:
+def _least_properties(part: Schema, place: str) -> list[str]:
     """Lower ``minProperties`` if repetitions of one name, which count once, could satisfy it."""
     least, required = part.get("minProperties", 0), part.get("required", [])
     closed = part.get("additionalProperties") is False and not part.get("patternProperties")
@@ -132,7 +131,7 @@ def _least_properties(part: dict[str, Any], place: str) -> list[str]:
     return ["minProperties"]
 
 
-def _items(part: dict[str, Any], place: str) -> list[str]:
+def _items(part: Schema, place: str) -> list[str]:
     """Apply the bounds on an array's length that ``contains`` and ``uniqueItems`` imply."""
     items = part.get("items")
     options = items.get("enum") if isinstance(items, dict) else None
@@ -147,12 +146,12 @@ def _items(part: dict[str, Any], place: str) -> list[str]:
     return []
 
 
-def _bound(part: dict[str, Any], key: str, choose: Callable[[int, int], int], value: int) -> None:
+def _bound(part: Schema, key: str, choose: Callable[[int, int], int], value: int) -> None:
     there = part.get(key, value)
     part[key] = choose(there, value) if isinstance(there, int) else there
 
 
-def _closed(part: dict[str, Any], place: str) -> list[str]:
+def _closed(part: Schema, place: str) -> list[str]:
     """``unevaluatedProperties`` is ``additionalProperties`` where nothing else speaks of the object."""
     if "unevaluatedProperties" in part and not any(key in part for key in _PARTS):
         part.setdefault("additionalProperties", part["unevaluatedProperties"])
@@ -160,7 +159,7 @@ def _closed(part: dict[str, Any], place: str) -> list[str]:
     return []
 
 
-def _wrong(part: dict[str, Any], place: str) -> list[str]:
+def _wrong(part: Schema, place: str) -> list[str]:
     """Check the values of removed keywords, which the compiler does not see. Raises RequestError."""
     if "not" in part and part["not"] in ({}, True):
         raise RequestError(
@@ -174,7 +173,7 @@ def _wrong(part: dict[str, Any], place: str) -> list[str]:
     return []
 
 
-def _property_names(root: Any, part: dict[str, Any], place: str) -> list[str]:
+def _property_names(root: object, part: Schema, place: str) -> list[str]:
     """``propertyNames`` as the names, or the pattern of them, that are allowed."""
     if "propertyNames" not in part:
         return []
@@ -201,7 +200,7 @@ def _property_names(root: Any, part: dict[str, Any], place: str) -> list[str]:
     return ["propertyNames"] if set(names) - exact - lengths else []
 
 
-def _length_pattern(names: dict[str, Any]) -> str:
+def _length_pattern(names: Schema) -> str:
     """A pattern of all texts as long as ``names`` wants them; empty without bounds that can be written so."""
     bounds = [names.get("minLength", 0), names.get("maxLength", "")]
     if bounds == [0, ""] or not all(bound == "" or (type(bound) is int and 0 <= bound <= 1000) for bound in bounds):

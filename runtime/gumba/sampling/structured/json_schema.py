@@ -11,7 +11,7 @@ from typing import Any
 
 from gumba.errors import RequestError
 from gumba.sampling.structured.json_closing import close_objects
-from gumba.sampling.structured.json_pointers import LISTS, MAPS, check_base, subschemas, target
+from gumba.sampling.structured.json_pointers import LISTS, MAPS, Schema, check_base, subschemas, target
 from gumba.sampling.structured.json_rewriting import rewrite
 from gumba.sampling_params import show
 
@@ -37,7 +37,7 @@ MAX_NAMED = 10
 _TYPES = ("null", "boolean", "object", "array", "number", "integer", "string")
 
 
-def check_schema(text: str) -> dict[str, Any] | bool:
+def check_schema(text: str) -> Schema | bool:
     """A JSON schema from its text, without options of the library and keywords that it does not know.
 
     A warning (logger ``gumba``) names the places that are not held while decoding. Raises RequestError naming the place.
@@ -51,7 +51,7 @@ def check_schema(text: str) -> dict[str, Any] | bool:
         log.warning("json: decoding does not enforce these parts of the schema, check the answer: %s", names)
     if isinstance(schema, dict):
         schema.pop("x-guidance", None)
-    checked: dict[str, Any] | bool = schema
+    checked: Schema | bool = schema
     return checked
 
 
@@ -89,7 +89,7 @@ def _nesting(text: str) -> Iterator[int]:
             depth -= 1
 
 
-def _count(schema: Any) -> None:
+def _count(schema: object) -> None:
     waiting, n_values = [schema], 0
     while waiting:
         value = waiting.pop()
@@ -100,12 +100,12 @@ def _count(schema: Any) -> None:
         raise RequestError(f"json: a schema of {n_values} values, expected at most {MAX_VALUES}")
 
 
-def check_parts(schema: Any) -> list[tuple[str, dict[str, Any]]]:
+def check_parts(schema: object) -> list[tuple[str, Schema]]:
     """All subschemas in use, with their places, itself first, each checked: those in their places and those referred to.
 
     Raises RequestError for what the compiler would explain without its place, or take too long for.
     """
-    parts: dict[int, tuple[str, dict[str, Any]]] = {}
+    parts: dict[int, tuple[str, Schema]] = {}
     waiting = [("#", schema)]
     while waiting:
         place, part = waiting.pop()
@@ -123,7 +123,7 @@ def check_parts(schema: Any) -> list[tuple[str, dict[str, Any]]]:
     return list(parts.values())
 
 
-def _check(schema: dict[str, Any], place: str) -> None:
+def _check(schema: Schema, place: str) -> None:
     for key in MAPS:
         if not isinstance(schema.get(key, {}), dict):
             raise RequestError(f"json: at {place}/{key}: expected an object, found {show(schema[key])}")
@@ -133,7 +133,7 @@ def _check(schema: dict[str, Any], place: str) -> None:
     _check_keywords(schema, place)
 
 
-def _check_keywords(schema: dict[str, Any], place: str) -> None:
+def _check_keywords(schema: Schema, place: str) -> None:
     types = schema.get("type", [])
     for name in types if isinstance(types, list) else [types]:
         if not isinstance(name, str) or name not in _TYPES:
@@ -158,7 +158,7 @@ def _check_keywords(schema: dict[str, Any], place: str) -> None:
         )
 
 
-def _check_merging(parts: list[dict[str, Any]]) -> None:
+def _check_merging(parts: list[Schema]) -> None:
     """Raise RequestError where ``allOf``, or a keyword beside a reference or choice, may combine too many automata."""
     merging, patterns, multiples = False, 0, {1}
     for part in parts:
@@ -183,7 +183,7 @@ def _units(number: int | float) -> int:
     return int(text.replace(".", "")) if not text.endswith(".0") else int(text[:-2])
 
 
-def locate(schema: dict[str, Any] | bool, failure: Callable[[Any], str]) -> RequestError:
+def locate(schema: Schema | bool, failure: Callable[[Any], str]) -> RequestError:
     """The error of a schema that does not compile, with the innermost part that fails by itself.
 
     ``failure`` compiles a schema and gives the complaint, "" when there is none.
