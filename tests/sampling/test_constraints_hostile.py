@@ -164,7 +164,7 @@ def test_what_looks_costly_is_followed(index: int, tokenizer: Tokenizer) -> None
 
 def test_a_text_too_costly_to_follow_ends_in_an_error(tokenizer: Tokenizer) -> None:
     rng = random.Random(0)
-    with pytest.raises(RequestError, match="too complex to go on"):
+    with pytest.raises(RequestError, match="too complex to continue"):
         constraint = compile_constraint(StructuredOutputsParams(regex=".*a.{50}b"), tokenizer)
         for _ in range(2000):
             bits = constraint.mask()[:, None] >> np.arange(32, dtype=np.uint32) & np.uint32(1)

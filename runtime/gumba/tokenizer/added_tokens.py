@@ -1,8 +1,8 @@
 r"""Added tokens, matched in a text before all other steps, by the rules of Hugging Face's tokenizers library.
 
-Tokens that are not ``normalized`` are looked for in the text itself, then the others (normalized themselves) in what the
-normalizer makes of each stretch between. Of the tokens that match at a place the longest counts, and what begins first
-wins. ``single_word``: not inside a word; ``lstrip``, ``rstrip``: whitespace before or after the token goes along with it.
+Tokens that are not ``normalized`` are matched in the text itself, then the others (normalized themselves) in the normalized
+text between them. The leftmost match wins, and the longest at a position. ``single_word``: matches no part of a word;
+``lstrip``, ``rstrip``: strips whitespace before or after the token.
 """
 
 from __future__ import annotations

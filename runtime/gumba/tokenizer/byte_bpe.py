@@ -1,8 +1,8 @@
 """BPE (``tokenizer.ggml.model = gpt2`` and ``gemma4``): words, then merges of token pairs by rank.
 
-Byte-level BPE merges bytes: token texts spell each byte as one printable character, GPT-2's way (Radford et al. 2019);
-bytes that are printable in Latin-1 stand for themselves, the others are counted up from U+0100. The families of Gemma 4
-merge characters, with U+2581 for the space, and fall back on byte tokens for characters that are none.
+Byte-level BPE merges bytes: a token text represents each byte by one printable character in GPT-2's mapping (Radford et al.
+2019), where bytes that are printable in Latin-1 represent themselves and the others are numbered from U+0100. The families of
+Gemma 4 merge characters, with U+2581 for the space, and fall back to byte tokens for characters without a token.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _room(n: int) -> int:
 
 
 class _Symbols(dict[str, int]):
-    """Characters and their tokens; -1 - code point for those that have none."""
+    """Characters and their tokens; -1 - code point for characters without one."""
 
     def __missing__(self, character: str) -> int:
         return -1 - ord(character)
@@ -112,7 +112,7 @@ class BytePairEncoder:
         if (self._byte_ids < 0).all():
             raise TokenizerError(f"{PREFIX}tokens: not one single-byte token, which a gpt2 vocabulary builds upon")
         self._merges = _Merges(vocabulary.texts, merges)
-        # Only normal tokens are taken whole: the text of a control token stays text.
+        # Only normal tokens are looked up as whole words: the text of a control token stays text.
         whole = vocabulary.types == TokenType.NORMAL
         self._whole = whole.astype(np.uint8)
         self._longest_whole = 0
@@ -152,8 +152,8 @@ class BytePairEncoder:
 class CharacterPairEncoder:
     """Encodes text without special tokens, merging characters.
 
-    ``options``: those of ``gumba.tokenizer.model`` for words that come cut already (``encode_words``); None where the family
-    of ``tokenizer.ggml.pre`` says everything. ``texts``: tokens whose text in the file is not the one to be found.
+    ``options``: the options of ``gumba.tokenizer.model`` for words that are cut already (``encode_words``); None if the family
+    of ``tokenizer.ggml.pre`` defines everything. ``texts``: texts of tokens that differ from the file's.
     Raises TokenizerError naming the key when vocabulary and merges disagree.
     """
 
@@ -190,15 +190,15 @@ class CharacterPairEncoder:
         self._merge: Any = bpe.merge_words
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, any Unicode but lone surrogates; newlines that are a token together are taken whole."""
+        """Token ids of a text, any Unicode but lone surrogates; runs of newlines that are a token are not merged."""
         if self._spaces:
             text = text.replace(" ", "\u2581")
         elif self._lowercase:
-            text = "".join(map(str.lower, text))  # each by itself, so that no sigma is a final one
+            text = "".join(map(str.lower, text))  # character by character, so that no sigma becomes a final one
         return self.encode_words(self._words(text))
 
     def encode_words(self, words: Iterable[str]) -> list[int]:
-        """Token ids of words, each by itself."""
+        """Token ids of words, encoded separately."""
         symbols: list[int] = []
         ends: list[int] = []
         for word in words:
@@ -218,7 +218,7 @@ class CharacterPairEncoder:
         return ids
 
     def _without_unknown(self, symbols: list[int], ends: list[int]) -> tuple[list[int], list[int]]:
-        """Words of symbols in which characters that have no token are bytes, or unknown tokens, or left out."""
+        """The symbols of words with characters without a token replaced by byte tokens or unknown tokens, or dropped."""
         expanded: list[int] = []
         bounds: list[int] = []
         begin = 0

@@ -51,11 +51,11 @@ _BOUNDARY = "\u2581"
 class Steps:
     """The checked keys of one file.
 
-    ``has_normalizer``, ``has_words``: the file has the keys ``normalizer``, ``pre_tokenizer``; ``normalizer_step`` and
-    ``pre_tokenizer_step``: these as JSON has them, and ``normalizer`` and ``cutter`` as functions, None for none;
-    ``options``: those of the model; ``scores``: float64[n_vocab]; ``added``: None where the file has no such keys;
-    ``byte_level``: tokens spell bytes; ``mark``: the character that stands for a space in tokens, "" for none; ``prefix``:
-    "always", "first" or "never": where a space is put before a text.
+    ``has_normalizer``, ``has_words``: whether the file has the keys ``normalizer`` and ``pre_tokenizer``; ``normalizer_step``
+    and ``pre_tokenizer_step``: their JSON values, and ``normalizer`` and ``cutter`` the same as functions, None without one;
+    ``options``: the model's options; ``scores``: float64[n_vocab]; ``added``: the added tokens, None without the keys;
+    ``byte_level``: whether token texts are in GPT-2's byte mapping; ``mark``: the character for a space in tokens, "" for none;
+    ``prefix``: "always", "first" or "never": when a space is added before a text.
     """
 
     def __init__(self, metadata: Mapping[str, object], vocabulary: Vocabulary) -> None:
@@ -83,8 +83,9 @@ class Pipeline:
     """Encodes text to token ids as Hugging Face's tokenizers library does: added tokens, normalizer, pre-tokenizer, model.
 
     Args:
-        encode: ids of a text, where the file has no key ``pre_tokenizer``. encode_words: ids of words, where it has.
-        space_before: a text for ``encode`` begins with a space that it does not have itself.
+        encode: Returns the ids of a text; used if the file has no key ``pre_tokenizer``.
+        encode_words: Returns the ids of words; used if it has one.
+        space_before: Whether to add a space before a text for ``encode``.
     """
 
     def __init__(

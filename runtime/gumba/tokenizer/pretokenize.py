@@ -1,10 +1,10 @@
 r"""Pre-tokenizers: how a text is cut into words before byte-pair merging, by the name in ``tokenizer.ggml.pre``.
 
-A pre-tokenizer is one step or a few: the first cuts the text, each other one the pieces that the one before it left, so
-that a piece's end is the end of the text to its pattern. Steps are written as the models' own tokenizer.json files have
-them. llama.cpp folds Unicode's categories for its engine in some patterns, and so cuts otherwise where marks (Devanagari,
-Thai) or letters of both cases outside of ASCII stand together: "gpt-4o", "tekken", "kimi-k2", "youtu", "tiny_aya" and their
-like follow the model here, and so do "deepseek-llm" (single digits) and "laguna" (lines with what ends the one before).
+A pre-tokenizer is one or several steps: the first cuts the text, each further one the pieces of the previous one, so that the
+end of a piece is the end of the text for its pattern. Steps are written as in the models' tokenizer.json files. llama.cpp
+simplifies Unicode categories for its regex engine in some patterns, and so cuts differently between marks (Devanagari, Thai)
+or between letters of both cases outside of ASCII: here "gpt-4o", "tekken", "kimi-k2", "youtu", "tiny_aya" and similar ones
+follow the model, as do "deepseek-llm" (single digits) and "laguna" (lines start with the end of the previous one).
 
 Runs are possessive (``++``) wherever the pattern that follows cannot take back from them: no backtracking, linear time.
 """
@@ -20,7 +20,7 @@ from gumba.errors import TokenizerError
 
 Cut = Callable[[str], list[str]]
 
-_SHORT, _REMEMBERED = 24, 1 << 14  # characters of a piece that is remembered, how many pieces are
+_MAX_CACHED_LENGTH, _MAX_CACHED = 24, 1 << 14  # characters of a cached text, and number of cached texts
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Isolate:
-    """A step that makes each match of its pattern a piece, and each stretch between them."""
+    """A step whose pieces are the matches of its pattern and the texts between them."""
 
     pattern: str
 
@@ -320,11 +320,11 @@ def _remembering(cut: Cut) -> Cut:
     known: dict[str, list[str]] = {}
 
     def remembered(text: str) -> list[str]:
-        if len(text) > _SHORT:
+        if len(text) > _MAX_CACHED_LENGTH:
             return cut(text)
         pieces = known.get(text)
         if pieces is None:
-            if len(known) >= _REMEMBERED:
+            if len(known) >= _MAX_CACHED:
                 known.clear()
             pieces = known[text] = cut(text)
         return pieces

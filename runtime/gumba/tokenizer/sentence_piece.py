@@ -1,8 +1,8 @@
 """SentencePiece, BPE (``tokenizer.ggml.model = llama``) and unigram (``t5``), run by the sentencepiece library.
 
-The library gets a model made from the file: its pieces and scores, with an identity normalizer: spaces become U+2581,
-nothing else changes. Special tokens, and for BPE the space in front of a text, are the caller's business, as in llama.cpp.
-A unigram vocabulary's own normalization is done here (a table from a file is walked with care, which the library lacks).
+The library gets a model built from the file: its pieces and scores, with an identity normalizer: spaces become U+2581, nothing
+else changes. The caller handles special tokens, and for BPE the space before a text, as in llama.cpp. The normalization of a
+unigram vocabulary is done here, because the library does not check the bounds of an untrusted table.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gumba.tokenizer.vocabulary import PREFIX, TokenType, Vocabulary, byte_ids
 
 SPACE = "▁".encode()
 _BPE, _UNIGRAM = 2, 1  # the library's numbers
-_REMEMBERED = 1 << 16  # clusters of characters
+_MAX_CACHED = 1 << 16  # clusters of characters
 _LONGEST_REPLACEMENT = 1024  # bytes; Unicode's longest has 33, and a text must not grow without bounds
 
 
@@ -34,10 +34,10 @@ def _table(data: bytes) -> tuple[Any, Any]:
 
 
 class GraphemeCharsmap:
-    """The table as Hugging Face's tokenizers library applies it, which is not quite as SentencePiece does.
+    """A normalization table as Hugging Face's tokenizers library applies it, which differs from SentencePiece.
 
-    Each grapheme cluster of fewer than six bytes that begins with a known string becomes what the table has for the
-    shortest such string; of other clusters, each character does. Raises TokenizerError when the table is damaged.
+    A grapheme cluster of fewer than six bytes that begins with a string of the table becomes the replacement of the shortest
+    such string; in other clusters the characters are replaced one by one. Raises TokenizerError for a damaged table.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -66,7 +66,7 @@ class GraphemeCharsmap:
         try:
             return self._known[text]
         except KeyError:
-            if len(self._known) >= _REMEMBERED:
+            if len(self._known) >= _MAX_CACHED:
                 self._known.clear()
             ids = self._known[text] = self._found(text.encode())
             return ids

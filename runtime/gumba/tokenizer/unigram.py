@@ -1,8 +1,8 @@
 """Unigram model on pre-tokenized words, as in Hugging Face's tokenizers library (Kudo 2018).
 
-The pieces of a word are those of the highest sum of scores. Sums are made in float64 and in that library's order, so that
-of sums that are equal, or nearly so, the same one wins: "..." is "." and ".." in either order. Characters without a piece
-are unknown, with a score below all others.
+A word is segmented into the pieces with the highest sum of scores. Sums are float64 in the order of that library, so that the
+same segmentation wins among equal or nearly equal sums: "..." is "." and ".." in either order. Characters without a piece are
+unknown, with a score below all others.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from gumba.errors import TokenizerError
 from gumba.tokenizer.vocabulary import PREFIX, TokenType, Vocabulary, byte_ids
 
 _UNKNOWN_PENALTY = 10.0
-_LONGEST_PIECES = 4096  # sum of the distinct piece lengths, each of which is tried at every character
-_REMEMBERED, _LONGEST_KEPT = 1 << 16, 64  # the cache: number of words, and characters of the longest
+_LONGEST_PIECES = 4096  # sum of the distinct piece lengths, which are all tried at every character
+_MAX_CACHED, _MAX_CACHED_LENGTH = 1 << 16, 64  # number of cached words, and characters of one
 
 
 class UnigramEncoder:
@@ -60,8 +60,8 @@ class UnigramEncoder:
             tokens = self._known.get(word)
             if tokens is None:
                 tokens = self._tokens(word)
-                if len(word) <= _LONGEST_KEPT:
-                    if len(self._known) >= _REMEMBERED:
+                if len(word) <= _MAX_CACHED_LENGTH:
+                    if len(self._known) >= _MAX_CACHED:
                         self._known.clear()
                     self._known[word] = tokens
             ids += tokens

@@ -1,9 +1,8 @@
 """WordPiece (``tokenizer.ggml.model = bert``): words, then the longest pieces from left to right (Devlin et al. 2018).
 
-In the file U+2581 begins the pieces that begin words; those that continue one have no mark (U+2581 alone is one
-of them). Text is normalized as BERT's
-own code does: control characters are left out, ideographs and punctuation are words of their own, and, if the model wants
-that, accents are left out and letters made small.
+In the file, pieces that begin a word start with U+2581; pieces that continue one have no mark (U+2581 alone is one of them).
+Text is normalized as in BERT's code: control characters are dropped, ideographs and punctuation are separate words, and, if the
+model requires it, accents are dropped and letters lowercased.
 """
 
 from __future__ import annotations
@@ -18,21 +17,21 @@ from gumba.tokenizer.unicode_sets import NONSPACING, PUNCTUATION, characters
 from gumba.tokenizer.vocabulary import PREFIX, TokenType, Vocabulary
 
 LONGEST_WORD = 100  # characters; a longer word is unknown, to BERT's own code too
-_REMEMBERED, _LONGEST_KEPT = 1 << 16, 100  # words, and characters of one, that are remembered
+_MAX_CACHED, _MAX_CACHED_LENGTH = 1 << 16, 100  # number of cached words, and characters of one
 _MARK = "\u2581"
 
 
 class _Characters(dict[int, str]):
-    """What a character becomes (for ``str.translate``), found out when it is first met."""
+    """Replacements of characters for ``str.translate``, computed on first use."""
 
     def __init__(self, lowercase: bool, strip_accents: bool) -> None:
         self._lowercase, self._strip_accents = lowercase, strip_accents
 
     def __missing__(self, point: int) -> str:
-        text = self[point] = self._made(point)
+        text = self[point] = self._replacement(point)
         return text
 
-    def _made(self, point: int) -> str:
+    def _replacement(self, point: int) -> str:
         character = cleaned(point)
         if self._strip_accents and point in characters(NONSPACING):
             return ""
@@ -41,10 +40,10 @@ class _Characters(dict[int, str]):
 
 
 class WordPieceEncoder:
-    """Encodes text without special tokens. Raises TokenizerError when there is no token for unknown words.
+    """Encodes text without special tokens. Raises TokenizerError if there is no token for unknown words.
 
-    ``longest_word``: characters; a longer word is unknown. ``prefix``: what pieces that continue a word have in front of
-    them in the vocabulary, and may begin a word with ("" for nothing).
+    ``longest_word``: in characters; a longer word is unknown. ``prefix``: the mark of pieces that continue a word, with which
+    a word may also begin ("" for none).
     """
 
     def __init__(self, vocabulary: Vocabulary, longest_word: int = LONGEST_WORD, prefix: str = "") -> None:
@@ -75,7 +74,7 @@ class WordPieceEncoder:
         return self.encode_words(text.translate(self._characters).split(" "))
 
     def encode_words(self, words: Sequence[str]) -> list[int]:
-        """Token ids of words, each by itself."""
+        """Token ids of words, encoded separately."""
         ids: list[int] = []
         for word in words:
             if word:
@@ -84,7 +83,7 @@ class WordPieceEncoder:
         return ids
 
     def _pieces(self, word: str) -> list[int]:
-        """The pieces of one word; the unknown token when not all of it is in the vocabulary."""
+        """The pieces of one word; the unknown token if the vocabulary does not cover it."""
         pieces: list[int] = []
         known, begin = self._begin, 0
         while begin < len(word) <= self._longest_word:
@@ -98,6 +97,6 @@ class WordPieceEncoder:
             known, begin = self._continue, end
         if begin < len(word):
             pieces = [self._unknown]
-        if len(self._known) < _REMEMBERED and len(word) <= _LONGEST_KEPT:
+        if len(self._known) < _MAX_CACHED and len(word) <= _MAX_CACHED_LENGTH:
             self._known[word] = pieces
         return pieces

@@ -31,14 +31,14 @@ CACHE_SIZE = 64
 MAX_REGEX, MAX_CHOICES = 20_000, 200_000
 #: Largest count in ``{m,n}``.
 MAX_REPEAT = 65_536
-#: Whitespace where JSON allows it: a model that likes blanks could otherwise write nothing else.
+#: Whitespace between the parts of JSON: unlimited, a model could generate nothing else.
 WHITESPACE = r" |\n[ \t]{0,32}"
-#: What may follow a backslash in JSON. Not \\u: the library does not read it, so that "\\u0061" would not be the property "a".
+#: Characters allowed after a backslash in JSON. Not \\u, which the library does not decode: "\\u0061" would not be property "a".
 ESCAPES = 'nrbtf\\"'
 
-#: What the library says of a oneOf whose alternatives it cannot tell apart.
+#: The library's error for a oneOf whose alternatives it cannot distinguish.
 NOT_APART = "oneOf constraints are not supported"
-#: Every token that the text allows, not only the one that spells forced text in the fewest tokens.
+#: Allow every token that matches, not only the longest one of forced text.
 NO_FORCING = '%llguidance {"no_forcing": true}\n'
 
 
@@ -69,16 +69,16 @@ class Constraint:
 
     @property
     def finished(self) -> bool:
-        """Whether the text is complete and cannot go on: the mask has end-of-generation tokens only."""
+        """Whether the text is complete and cannot continue: the mask has only end-of-generation tokens."""
         self.mask()
         return self._finished
 
     def accept(self, token: int) -> None:
-        """Go on by one token. Raises RequestError, and stays as it was, for a token that the mask rules out."""
+        """Advance by one token. Raises RequestError, and does not change, for a token that the mask rules out."""
         token = self._tokenizer.check_id(token)
         if not self.mask()[token // 32] >> np.uint32(token % 32) & np.uint32(1):
             raise RequestError(
-                f"token {token} ({show(self._tokenizer.token_bytes(token))}) does not go on the constrained text"
+                f"token {token} ({show(self._tokenizer.token_bytes(token))}) does not continue the constrained text"
             )
         if token in self._tables.eog_ids:
             self._ended = True
@@ -87,7 +87,7 @@ class Constraint:
         self._mask = None
 
     def fork(self) -> Constraint:
-        """A copy that goes its own way."""
+        """An independent copy."""
         return Constraint(self._matcher.deep_copy(), self._tables, self._tokenizer, self._ended)
 
     def _compute(self) -> tuple[npt.NDArray[np.uint32], bool]:
@@ -103,12 +103,12 @@ class Constraint:
         if self._matcher.is_accepting():
             words |= tables.end_bits
         elif not going_on:
-            raise RequestError("structured_outputs: no token of this vocabulary goes on the constrained text")
+            raise RequestError("structured_outputs: no token of this vocabulary continues the constrained text")
         return words, not going_on
 
 
 def compile_constraint(spec: StructuredOutputsParams, tokenizer: Tokenizer) -> Constraint:
-    """The constraint that ``spec`` asks for, at the start of a text.
+    """The constraint of ``spec``, at the start of a text.
 
     Expressions match the whole text, in the syntax of Rust's regex crate (which is Python's without lookaround and
     backreferences; ``\\d`` is ``[0-9]``). Any thread may call it; the last constraints of each vocabulary are
@@ -138,7 +138,7 @@ def compile_constraint(spec: StructuredOutputsParams, tokenizer: Tokenizer) -> C
 
 
 def _source(spec: StructuredOutputsParams) -> tuple[str, str]:
-    """(field, text that says all) of a request."""
+    """(field, canonical text) of a request."""
     if spec.json is not None:
         return "json", spec.json if isinstance(spec.json, str) else json.dumps(spec.json)
     if spec.regex is not None:
@@ -186,7 +186,7 @@ def _compile(kind: str, text: str, whitespace: str, tables: VocabularyTables) ->
 
 
 def _matcher(grammar: str, tables: VocabularyTables) -> Any:
-    """A matcher with bounded appetite: tens of milliseconds for a compilation or a step, tens of megabytes."""
+    """A matcher with limits: tens of milliseconds per compilation or step, tens of megabytes."""
     module = library()
     limits = module.LLParserLimits(
         initial_lexer_fuel=500_000,
@@ -236,7 +236,7 @@ def literal_regex(text: str) -> str:
 
 
 def _reason(message: str) -> str:
-    """What the library complains about, in one short line without the source it repeats."""
+    """The library's error message as one short line, without the source text that it repeats."""
     caret = re.search(r"^    (.*)\n    ( *)\^+$", message, re.MULTILINE)
     lines = [line for line in message.splitlines() if line and not line.startswith("<")]
     errors = [line[len("error: ") :] for line in lines if line.startswith("error: ")]
@@ -251,8 +251,8 @@ def _reason(message: str) -> str:
 
 def _too_complex(matcher: Any) -> RequestError:
     if "NoExtension" in matcher.get_error():
-        return RequestError("structured_outputs: no text goes on the constrained text")
+        return RequestError("structured_outputs: no text continues the constrained text")
     return RequestError(
-        f"structured_outputs: the constraint is too complex to go on ({_reason(matcher.get_error())}); "
+        f"structured_outputs: the constraint is too complex to continue ({_reason(matcher.get_error())}); "
         "expected a simpler schema, expression or grammar"
     )

@@ -1,4 +1,4 @@
-"""GBNF, llama.cpp's grammar notation, read into rules.
+"""Parser of GBNF, llama.cpp's grammar notation.
 
 ``name ::= alternatives``, one rule after another, ``root`` is the text; ``#`` starts a comment. An alternative is a sequence
 of ``"text"``, ``[a-z]``, ``[^a-z]``, ``.`` (any character), names and groups ``( )``, each with ``*``, ``+``, ``?``, ``{m}``,
@@ -26,14 +26,14 @@ _WORD = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345678
 
 @dataclass(frozen=True)
 class Chars:
-    """One character of these ranges (first, last), ascending and apart."""
+    """One character of these ranges (first, last), ascending and disjoint."""
 
     ranges: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
 class Name:
-    """The text of another rule; ``place`` is where it stands."""
+    """A reference to another rule; ``place`` is its position."""
 
     name: str
     place: int
@@ -51,7 +51,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Repeat:
-    """``low`` to ``high`` times; None has no end."""
+    """``low`` to ``high`` repetitions; None is unlimited."""
 
     item: Node
     low: int
@@ -114,7 +114,7 @@ class _Parser:
         return self.text[self.at : self.at + 1]
 
     def space(self, lines: bool) -> None:
-        """Skip blanks and comments, and ends of lines where ``lines``."""
+        """Skip blanks and comments, and with ``lines`` also line ends."""
         blanks = " \t\r\n" if lines else " \t"
         while self.peek() and (self.peek() in blanks or self.peek() == "#"):
             if self.peek() == "#":
@@ -171,7 +171,7 @@ class _Parser:
         return items[0] if len(items) == 1 else Sequence(tuple(items))
 
     def _next_rule(self) -> bool:
-        """Whether what follows is not a name in this rule but the next rule's."""
+        """Whether a new rule begins here."""
         end = self.at
         while self.text[end : end + 1] in _WORD:
             end += 1
@@ -305,7 +305,7 @@ def _inverse(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def without_surrogates(ranges: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """Ranges sorted and joined, without the halves of surrogate pairs, which no text holds."""
+    """Ranges sorted and merged, without surrogates, which no text contains."""
     merged: list[tuple[int, int]] = []
     for first, last in sorted(ranges):
         if merged and first <= merged[-1][1] + 1:
@@ -317,7 +317,7 @@ def without_surrogates(ranges: list[tuple[int, int]]) -> tuple[tuple[int, int], 
 
 
 def names_in(node: Node) -> list[Name]:
-    """The names of rules in a rule, in their order."""
+    """The references in a rule, in their order."""
     names: list[Name] = []
     waiting: list[Node] = [node]
     while waiting:

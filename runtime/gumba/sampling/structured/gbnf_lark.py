@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable
 from gumba.errors import RequestError
 from gumba.sampling.structured.gbnf import Chars, Choice, Name, Node, Repeat, Sequence, names_in, parse_gbnf
 
-#: Most characters of a grammar written out as one terminal.
+#: Maximum number of characters of a grammar that is written as one terminal.
 MAX_TERMINAL = 50_000
 
 _EMPTY = Sequence(())
@@ -34,7 +34,7 @@ def gbnf_to_lark(text: str) -> str:
 
 
 def _reachable(rules: dict[str, Node]) -> dict[str, Node]:
-    """The rules that ``root`` needs, itself first."""
+    """The rules that ``root`` uses, ``root`` first."""
     reachable: dict[str, Node] = {}
     waiting = ["root"]
     while waiting:
@@ -46,12 +46,12 @@ def _reachable(rules: dict[str, Node]) -> dict[str, Node]:
 
 
 def _regular(rules: dict[str, Node]) -> Collection[str]:
-    """The rules that do not need themselves again, however indirectly; each after those that it needs."""
+    """The rules that are not recursive, in topological order: after the rules that they use."""
     return _settled(rules, lambda node, known: all(inner.name in known for inner in names_in(node)))
 
 
 def _written_out(rules: dict[str, Node], order: Iterable[str]) -> int:
-    """How many characters ``root`` has with every name replaced by its rule; in ``order`` rules follow those they need."""
+    """The length of ``root`` in characters with every name replaced by its rule; ``order`` is topological."""
     sizes: dict[str, int] = {}
 
     def size(node: Node) -> int:
@@ -77,7 +77,7 @@ def _check_endings(rules: dict[str, Node]) -> None:
 
 
 def _settled(rules: dict[str, Node], holds: Callable[[Node, Collection[str]], bool]) -> Collection[str]:
-    """The fewest rules such that ``holds(rule, set)`` for each; every rule is looked at again only when needed."""
+    """The smallest set of rules closed under ``holds(rule, set)``; rules are revisited only when their input changes."""
     users: dict[str, list[str]] = {name: [] for name in rules}
     for name, node in rules.items():
         for inner in names_in(node):
@@ -93,7 +93,7 @@ def _settled(rules: dict[str, Node], holds: Callable[[Node, Collection[str]], bo
 
 
 def _ends(node: Node, known: Collection[str]) -> bool:
-    """Whether a text can match, given the rules for which one can."""
+    """Whether any text can match, given the rules that have a matching text."""
     if isinstance(node, Name):
         return node.name in known
     if isinstance(node, Repeat):
@@ -114,7 +114,7 @@ def _without_own_recursion(name: str, node: Node) -> Node:
 
 
 def _split(name: str, node: Node, last: bool) -> tuple[list[Node], list[Node]] | None:
-    """(what stands beside the rule's own name at the end of an alternative, the alternatives without it).
+    """(the parts beside the rule's own name at the end of alternatives, the alternatives without it).
 
     ``last``: the name ends the alternative, else it begins it. None where it stands elsewhere too.
     """

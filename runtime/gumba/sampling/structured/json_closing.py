@@ -13,11 +13,11 @@ from typing import Any
 from gumba.errors import RequestError
 from gumba.sampling.structured.json_pointers import Schema, subschemas, target
 
-#: Most values in the copies of what references beside properties lead to.
+#: Maximum number of values in the copies of references' targets beside properties.
 MAX_COPIED = 10_000
-#: Most parts that are looked at, counting again those that several objects have.
+#: Maximum number of parts that are visited, where shared parts count once per object.
 MAX_LOOKED_AT = 100_000
-#: How deep such copies may be inside of each other: each is visited by a call of its own.
+#: Maximum nesting of such copies, which are visited recursively.
 MAX_OPEN = 50
 
 _LISTS = ("allOf", "anyOf", "oneOf")
@@ -39,7 +39,7 @@ def close_objects(schema: object, everywhere: bool = False) -> None:
 class _Closing:
     def __init__(self, root: Schema, everywhere: bool) -> None:
         self._root, self._everywhere = root, everywhere
-        self._seen: dict[int, Any] = {}  # the parts themselves too: an id stays taken while its object lives
+        self._seen: dict[int, Any] = {}  # keeps the objects too, so that their ids stay unique
         self._copied = self._looked_at = 0
         self._open: list[str] = []  # references whose copies are being visited
         self._waiting: list[Any] = [root]
@@ -50,7 +50,7 @@ class _Closing:
             self.visit(self._waiting.pop(), within=False)
 
     def visit(self, node: object, within: bool) -> None:
-        """Close ``node``; what is inside waits its turn. ``within``: it is a part of an object that is closed as a whole."""
+        """Close ``node`` and queue its contents. ``within``: it is a part of an object that is closed as a whole."""
         if not isinstance(node, dict) or id(node) in self._seen:
             return
         self._seen[id(node)] = node
@@ -75,7 +75,7 @@ class _Closing:
         keys = {key for key, _ in self._parts(node)}
         explicit = "unevaluatedProperties" in node
         if not explicit and "properties" not in node and "allOf" not in keys and len(keys) < 2:
-            return False  # a reference or a choice alone: what it leads to is closed for itself
+            return False  # only a reference or a choice: its targets are closed separately
         named = [key for key, part in self._parts(node) if self._names(part)]
         if explicit:
             return bool(named)
@@ -88,7 +88,7 @@ class _Closing:
         return self._everywhere and "additionalProperties" not in node
 
     def _close(self, node: Schema) -> None:
-        """Allow the properties of ``node`` and its parts only, unless one of them speaks of further ones itself."""
+        """Allow only the properties of ``node`` and its parts, unless one of them has a keyword for further properties."""
         if any(key in part for part in self._all_parts(node) for key in _FURTHER):
             return
         own, names = node.get("properties", {}), self._names(node)
@@ -100,7 +100,7 @@ class _Closing:
                 node.setdefault("type", "object")
 
     def _parts(self, node: Schema) -> Iterator[tuple[str, Any]]:
-        """(keyword, schema) of each part that says something of the same value."""
+        """(keyword, schema) of the parts that apply to the same value."""
         for key in _LISTS:
             if isinstance(node.get(key), list):
                 yield from ((key, part) for part in node[key])
@@ -114,10 +114,10 @@ class _Closing:
         try:
             return target(self._root, reference, "#")[1]
         except RequestError:
-            return None  # which is reported when the schema is checked
+            return None  # reported when the schema is checked
 
     def _all_parts(self, node: object) -> list[Schema]:
-        """``node`` and its parts, to any depth, each once."""
+        """``node`` and its parts at any depth, without duplicates."""
         nodes: dict[int, Schema] = {}
         waiting = [node]
         while waiting:
@@ -139,7 +139,7 @@ class _Closing:
         return names
 
     def _copy_reference(self, node: Schema) -> bool:
-        """Put a copy in the place of ``$ref``: what it leads to is closed for itself elsewhere."""
+        """Replace ``$ref`` by a copy of its target, which is closed separately elsewhere."""
         part = self._target(node.get("$ref"))
         if not isinstance(part, dict) or node["$ref"] in self._open:
             return False

@@ -21,7 +21,7 @@ SCHEMAS = (
 
 
 def subschemas(schema: Schema) -> Iterator[tuple[str, Any]]:
-    """(relative path, subschema) of each direct subschema."""
+    """(relative path, subschema) of the direct subschemas."""
     for key in MAPS:
         if isinstance(schema.get(key), dict):
             yield from ((f"{key}/{name}", subschema) for name, subschema in schema[key].items())
@@ -34,7 +34,7 @@ def subschemas(schema: Schema) -> Iterator[tuple[str, Any]]:
 
 
 def target(schema: object, reference: object, place: str) -> tuple[str, Any]:
-    """What ``$ref`` means, with its place. Other documents are not read, so it must be a pointer into this one."""
+    """The target of ``$ref``, with its place. It must be a pointer into this document; other documents are not read."""
     expected = (
         f"json: at {place}/$ref: expected # or a pointer into the schema, like #/$defs/name, found {show(reference)}"
     )

@@ -20,10 +20,10 @@ _DATE = (
     rf"02-(?:0[1-9]|1[0-9]|2[0-8]))|{_LEAP_YEAR}-02-29)"
 )
 _TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]+)?(?:[Zz]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
-#: RFC 3339, without the year 0 and leap seconds, which hardly a reader knows. The library's own have a 29th of every February,
-#: and leap seconds at any time.
+#: RFC 3339, without the year 0 and leap seconds, which few parsers accept. The library's own formats allow February 29 in every
+#: year, and leap seconds at any time.
 _FORMATS = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}[Tt]{_TIME}$"}
-#: The other formats that the compiler holds texts to. All further ones are annotations (JSON Schema 2020-12, validation, 7.2).
+#: The other formats that the compiler enforces. All others are annotations (JSON Schema 2020-12, validation, 7.2).
 _KNOWN_FORMATS = {"email", "hostname", "ipv4", "ipv6", "uuid", "uri", "duration", "unknown"}
 
 #: Maximum length of a chain of references in ``propertyNames``.
@@ -37,7 +37,7 @@ _PARTS = ("$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas")
 
 
 def rewrite(root: object, places: Sequence[tuple[str, Schema]]) -> list[str]:
-    """Rewrite every schema of ``places`` (each with its place), in place; returns where something is not held.
+    """Rewrite every schema of ``places`` (pairs of place and schema), in place; returns the places of unenforced keywords.
 
     Raises RequestError for what no value at all fits.
     """
@@ -62,7 +62,7 @@ def _says_something(key: str, part: Schema) -> bool:
 
 
 def _formats(part: Schema, place: str) -> list[str]:
-    """Give the formats that the compiler is too generous with as patterns; take out those that are annotations."""
+    """Replace formats that the compiler enforces too loosely by patterns; remove those that are annotations."""
     name = part.get("format")
     if not isinstance(name, str) or name in _KNOWN_FORMATS:
         return []
@@ -91,7 +91,7 @@ def _patterns(part: Schema, place: str) -> list[str]:
         if lookaround.group(1) == "=":
             further.append(inner if inner.startswith("^") else f"^(?:{inner})")
         elif chars := re.fullmatch(r"\^?\[(?!\^)((?:[^\[\]\\]|\\.)+)\]\*\$", inner):
-            further.append(f"[^{chars.group(1)}]")  # a character that is none of these
+            further.append(f"[^{chars.group(1)}]")  # any other character
         else:
             break
         rest = "^" + rest[end + 1 :]
@@ -152,7 +152,7 @@ def _bound(part: Schema, key: str, choose: Callable[[int, int], int], value: int
 
 
 def _closed(part: Schema, place: str) -> list[str]:
-    """``unevaluatedProperties`` is ``additionalProperties`` where nothing else speaks of the object."""
+    """Rewrite ``unevaluatedProperties`` as ``additionalProperties`` if no other keyword applies to the object."""
     if "unevaluatedProperties" in part and not any(key in part for key in _PARTS):
         part.setdefault("additionalProperties", part["unevaluatedProperties"])
         del part["unevaluatedProperties"]
@@ -174,7 +174,7 @@ def _wrong(part: Schema, place: str) -> list[str]:
 
 
 def _property_names(root: object, part: Schema, place: str) -> list[str]:
-    """``propertyNames`` as the names, or the pattern of them, that are allowed."""
+    """Rewrite ``propertyNames`` as the allowed names or their pattern."""
     if "propertyNames" not in part:
         return []
     names = part.pop("propertyNames")
@@ -183,7 +183,7 @@ def _property_names(root: object, part: Schema, place: str) -> list[str]:
             break
         names = target(root, names["$ref"], place)[1]
     if names is True or (isinstance(names, dict) and not set(names) - {"title", "description", "type", "format"}):
-        return []  # every name is a text
+        return []  # every name is a string
     further = part.get("additionalProperties", True)
     if not isinstance(names, dict) or part.get("properties") or part.get("patternProperties"):
         return ["propertyNames"]
@@ -201,7 +201,7 @@ def _property_names(root: object, part: Schema, place: str) -> list[str]:
 
 
 def _length_pattern(names: Schema) -> str:
-    """A pattern of all texts as long as ``names`` wants them; empty without bounds that can be written so."""
+    """A pattern of the lengths that ``names`` allows; empty without bounds, or if they cannot be expressed."""
     bounds = [names.get("minLength", 0), names.get("maxLength", "")]
     if bounds == [0, ""] or not all(bound == "" or (type(bound) is int and 0 <= bound <= 1000) for bound in bounds):
         return ""

@@ -1,4 +1,4 @@
-"""JSON schemas before they are compiled: sizes that keep compilation short, and the place of what is wrong."""
+"""Checks of JSON schemas before compilation: sizes that keep compilation short, and the place of errors."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from gumba.sampling_params import show
 
 log = logging.getLogger("gumba")
 
-#: Longest schema (characters of JSON), deepest nesting, most values in it.
+#: Maximum length of a schema (characters of JSON), nesting, and number of values.
 MAX_TEXT, MAX_DEPTH, MAX_VALUES = 1_000_000, 100, 10_000
-#: Most properties of one object: each that may be left out costs four of the parser's items.
+#: Maximum number of properties of one object: an optional one costs four items of the parser.
 MAX_PROPERTIES = 400
-#: Most patterns in ``patternProperties``: each pair of them has to be apart.
+#: Maximum number of patterns in ``patternProperties``, which must be pairwise disjoint.
 MAX_PATTERNS = 20
-#: Most items of an ``enum``.
+#: Maximum number of items of an ``enum``.
 MAX_ENUM = 9000
-#: Largest multiple, in units of its last decimal: a number is followed with one state per remainder.
+#: Largest multiple, in units of its last decimal: the automaton has one state per remainder.
 MAX_MULTIPLE = 1000
 #: The same for all multiples together, and most patterns, where parts of a schema are merged: their automata multiply.
 MAX_MERGED_MULTIPLE, MAX_MERGED_PATTERNS = 10_000, 8
@@ -73,7 +73,7 @@ def parse_schema(text: str) -> Any:
 
 
 def _nesting(text: str) -> Iterator[int]:
-    """How many brackets are open after each opening one outside of strings."""
+    """The nesting depth at every opening bracket outside of strings."""
     depth, quoted, skip = 0, False, False
     for character in text:
         if skip:
@@ -159,7 +159,7 @@ def _check_keywords(schema: Schema, place: str) -> None:
 
 
 def _check_merging(parts: list[Schema]) -> None:
-    """Raise RequestError where ``allOf``, or a keyword beside a reference or choice, may combine too many automata."""
+    """Raise RequestError if ``allOf``, or a keyword beside a reference or choice, may combine too many automata."""
     merging, patterns, multiples = False, 0, {1}
     for part in parts:
         own = [key for key in ("pattern", "format", "multipleOf") if key in part]
@@ -174,7 +174,7 @@ def _check_merging(parts: list[Schema]) -> None:
 
 
 def _units(number: int | float) -> int:
-    """A positive decimal number without its point (0.25 -> 25); 0 where there is none."""
+    """A positive decimal number without its point (0.25 -> 25); 0 without one."""
     if isinstance(number, int):
         return number
     text = repr(number)

@@ -1,4 +1,4 @@
-"""The tables of one vocabulary that constrained generation walks: built once per tokenizer, when first needed."""
+"""The tables of one vocabulary for constrained generation, built once per tokenizer on first use."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ except ImportError:
 
 
 def library() -> Any:
-    """The ``llguidance`` package. Raises RequestError naming the extra where it is not installed."""
+    """The ``llguidance`` package. Raises RequestError naming the extra if it is not installed."""
     if llguidance is None:
         raise RequestError(
             "structured_outputs: needs the package llguidance, which is not installed: pip install 'gumba[structured]'"
@@ -32,7 +32,7 @@ def library() -> Any:
 
 
 class VocabularyTables:
-    """What the grammar library needs to know of a vocabulary.
+    """The tables of a vocabulary that the grammar library reads.
 
     ``tokenizer``: its prefix tree of the tokens' bytes. ``text_bits`` and ``end_bits``: uint32 [ceil(n_vocab / 32)], bit
     ``i % 32`` of word ``i // 32`` for tokens that stand for text, and for those that end a generation. ``compiled``: the
@@ -49,7 +49,7 @@ class VocabularyTables:
         ends = sorted(tokenizer.eog_ids)
         self.n_vocab = n_vocab
         self.eog_ids = tokenizer.eog_ids
-        # What the answer does not show cannot be part of it; a marker in the middle would also let a space vanish.
+        # Tokens that the answer's text omits cannot be part of it; a marker in the middle would also drop a space.
         hidden = {token for token in range(n_vocab) if _hidden(tokenizer, token)} | set(ends)
         pieces = [b"" if token in hidden else tokenizer.token_bytes(token) for token in range(n_vocab)]
         text = np.array([bool(piece) for piece in pieces])
@@ -57,7 +57,7 @@ class VocabularyTables:
         end = np.zeros(n_vocab, np.bool_)
         end[ends] = True
         self.end_bits = _bits(end)
-        for token in hidden:  # such names never meet text: the library keeps special tokens apart
+        for token in hidden:  # these names never match text: the library treats special tokens separately
             pieces[token] = b"<|hidden_%d|>" % token
         source = _Source(ends[0], pieces, sorted(hidden))
         self.compiled: OrderedDict[tuple[str, str, str], Any] = OrderedDict()
@@ -100,7 +100,7 @@ _tables: weakref.WeakKeyDictionary[Tokenizer, VocabularyTables] = weakref.WeakKe
 
 
 def vocabulary_tables(tokenizer: Tokenizer) -> VocabularyTables:
-    """The tables of a tokenizer, for as long as it lives. Any thread may ask; one of them builds."""
+    """The tables of a tokenizer, cached for its lifetime. Thread-safe; they are built once."""
     with _lock:
         tables = _tables.get(tokenizer)
         lock = _locks.setdefault(tokenizer, threading.Lock())
