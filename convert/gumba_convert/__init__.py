@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gumba_convert.checkpoint.hub import fetch
+from gumba.hub.fetch import fetch
 from gumba_convert.to_gguf import ConvertReport, convert
 from gumba_convert.to_hf import ExportReport, export
 

@@ -26,10 +26,10 @@ from gumba.chat.template import ChatTemplate
 from gumba.errors import ConvertError, GGUFError, ModelError, ResourceError, TemplateError, TokenizerError
 from gumba.gguf.parser import Header
 from gumba.host import available_threads
-from gumba.store.reference import parse
+from gumba.hub.fetch import fetch
+from gumba.hub.reference import parse
 from gumba.tokenizer.tokenizer import Tokenizer
 from gumba_convert.atomic import atomic_file
-from gumba_convert.checkpoint import hub
 from gumba_convert.checkpoint.folder import name_in_cache, open_checkpoint
 from gumba_convert.checkpoint.safetensors import FileReader
 from gumba_convert.common import general
@@ -78,7 +78,7 @@ def convert(
 
     Args:
         source: a folder with config.json, safetensors and a tokenizer; or a hub id such as "org/model", or
-            "modelscope:org/model" (see `gumba_convert.checkpoint.modelscope`).
+            "modelscope:org/model" (see `gumba.hub.modelscope`).
         out: the file to write, outside of the source folder. It appears complete or not at all; an existing GGUF file
             is replaced, anything else that exists is refused.
         type: "f32", "f16", "bf16", "q8_0" or "q4_0"; norms and biases stay F32.
@@ -170,7 +170,7 @@ def _locate(source: str | os.PathLike[str], revision: str | None, cache_dir: Pat
     reference = parse(text) if isinstance(source, str) else None
     if reference is None:
         raise ConvertError(f"{path}: no such folder, and not a hub id")
-    return hub.fetch(text, revision=revision, cache_dir=cache_dir), reference.repository.rpartition("/")[2]
+    return fetch(text, revision=revision, cache_dir=cache_dir), reference.repository.rpartition("/")[2]
 
 
 def _info(source: Source, fmt: Any) -> TensorInfo:

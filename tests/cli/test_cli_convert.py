@@ -101,13 +101,11 @@ def test_a_folder_is_converted_once_and_anew_when_it_changes(
 def test_a_hub_id_is_fetched_and_converted(
     gumba: Callable, checkpoint: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gumba_convert.checkpoint.hub import Listing
+    from gumba.hub.fetch import Listing
 
     asked: list[str] = []
-    monkeypatch.setattr("gumba_convert.checkpoint.hub.list_files", lambda reference: Listing(()))
-    monkeypatch.setattr(
-        "gumba_convert.checkpoint.hub.fetch_checkpoint", lambda each, cached: asked.append(str(each)) or checkpoint
-    )
+    monkeypatch.setattr("gumba.hub.fetch.list_files", lambda reference: Listing(()))
+    monkeypatch.setattr("gumba.hub.fetch.fetch_checkpoint", lambda each, cached: asked.append(str(each)) or checkpoint)
     path = store.resolve("someone/Tiny-Chat")
     assert asked == ["someone/Tiny-Chat"]
     assert path.parent == home / "converted" and path.name.startswith("someone--Tiny-Chat-")

@@ -245,7 +245,7 @@ def test_from_pretrained(tiny, monkeypatch):
         fetched.append((*args, places))
         return tiny
 
-    monkeypatch.setattr("gumba_convert.checkpoint.hub.fetch_file", fetch_file)
+    monkeypatch.setattr("gumba.hub.fetch.fetch_file", fetch_file)
     model = Llama.from_pretrained("ada/tiny", "*q8_0.gguf", ["*-2.gguf"], local_dir="here", vocab_only=True)
     places = {"local_dir": "here", "cache_dir": None}
     assert fetched == [("ada/tiny", "*q8_0.gguf", places), ("ada/tiny", "*-2.gguf", places)]

@@ -373,8 +373,8 @@ def test_a_user_without_a_home_gets_one_line(tmp_path: Path, arguments: list[str
 
 
 def test_known_names_as_people_write_them() -> None:
+    from gumba.hub.reference import parse
     from gumba.store.known import canonical
-    from gumba.store.reference import parse
 
     for text in ("qwen2.5:0.5b", "Qwen2.5-0.5B", "qwen2.5-0.5b-instruct", "qwen2.5:0.5b-instruct"):
         assert canonical(text) == "qwen2.5:0.5b"
@@ -408,13 +408,13 @@ def test_a_known_name_that_is_not_reached() -> None:
 
 
 def test_all_known_types_run() -> None:
-    from gumba.store.gguf_files import runs
+    from gumba.hub.gguf_files import runs
 
     assert [source for source in store.ON_HUB.values() if not runs(source.partition(":")[2])] == []
 
 
 def test_types_in_names_of_files() -> None:
-    from gumba.store.gguf_files import PREFERENCE, RemoteFile, is_gguf, runs, type_of
+    from gumba.hub.gguf_files import PREFERENCE, RemoteFile, is_gguf, runs, type_of
 
     types = {
         "qwen2.5-0.5b-instruct-q4_k_m.gguf": "Q4_K_M",
@@ -449,7 +449,7 @@ def test_types_in_names_of_files() -> None:
 def test_switches_of_other_engines(
     environment: dict[str, str], modelscope: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gumba.store.reference import SWITCHES, parse
+    from gumba.hub.reference import SWITCHES, parse
 
     for name in SWITCHES:
         monkeypatch.delenv(name, raising=False)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from gumba._version import __version__
 from gumba.errors import RequestError
+from gumba.hub.reference import Reference
 from gumba.store.folders import converted_folder, unusable
-from gumba.store.reference import Reference
 from gumba.store.wheel import Progress
 
 CONVERTED_TYPE = "q8_0"

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from gumba.errors import ResourceError
+from gumba.hub.home import no_home
 
 
 def models_folder() -> Path:
@@ -24,16 +25,6 @@ def state_folder() -> Path:
     Raises ResourceError if there is no home folder.
     """
     return _home("state")
-
-
-def has_home() -> bool:
-    """Whether this user has a home folder: HOME is set, or there is a passwd entry."""
-    return os.path.expanduser("~") != "~"  # noqa: PTH111 - Path.expanduser raises if there is no home
-
-
-def no_home(use: str, setting: str) -> ResourceError:
-    """The error for a missing home folder, with its ``use`` and the environment variable that sets another folder."""
-    return ResourceError(f"{use}: this user has no home folder (HOME is not set); set {setting} to a folder")
 
 
 def unusable(folder: Path, use: str, error: OSError) -> ResourceError:

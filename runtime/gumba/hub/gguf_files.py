@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from gumba.errors import DownloadError, RequestError, UnsupportedError
-from gumba.store.reference import Reference
+from gumba.hub.reference import Reference
 
 #: Types in order of preference, if the user names none.
 PREFERENCE = (

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 from gumba.errors import DownloadError, GumbaError
-from gumba.store.reference import Reference
+from gumba.hub.reference import Reference
 
 
 class UnreachableError(DownloadError):

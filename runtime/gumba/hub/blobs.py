@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from gumba.errors import DownloadError, ResourceError
-from gumba.store.gguf_files import RemoteFile
-from gumba.store.reference import Reference
-from gumba_convert.checkpoint.hub_errors import hub_errors
+from gumba.hub.errors import hub_errors
+from gumba.hub.gguf_files import RemoteFile
+from gumba.hub.reference import Reference
 
 #: Called with "download" or "check", the bytes done and the bytes there are.
 Report = Callable[[str, int, int], None]

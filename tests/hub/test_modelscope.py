@@ -28,9 +28,9 @@ except GumbaError as error:
     print(type(error).__name__, error, sep=": ")
     sys.exit(2)
 """
-FETCH_FILE = CONVERT.replace(
-    "from gumba_convert import convert", "from gumba_convert.checkpoint.hub import fetch_file"
-).replace("convert(sys.argv[1], sys.argv[2])", "print(fetch_file(sys.argv[1], sys.argv[3]).read_text())")
+FETCH_FILE = CONVERT.replace("from gumba_convert import convert", "from gumba.hub.fetch import fetch_file").replace(
+    "convert(sys.argv[1], sys.argv[2])", "print(fetch_file(sys.argv[1], sys.argv[3]).read_text())"
+)
 RESOLVE = CONVERT.replace("from gumba_convert import convert", "from gumba import store").replace(
     "convert(sys.argv[1], sys.argv[2])", "print(store.resolve(sys.argv[1]))"
 )

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from gumba.errors import DownloadError, GumbaError, RequestError
-from gumba.store.folders import has_home, no_home
-from gumba.store.gguf_files import RemoteFile
-from gumba.store.reference import Reference, checked_path
+from gumba.hub.gguf_files import RemoteFile
+from gumba.hub.home import has_home, no_home
+from gumba.hub.reference import Reference, checked_path
 
 # The package reads these once, as it is imported; by default it tries an unreachable site for most of a minute. Downloads
 # of files, which begin after the site has answered, keep its own patience.

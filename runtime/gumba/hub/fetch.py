@@ -21,12 +21,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gumba.errors import DownloadError, RequestError
+from gumba.hub import blobs, modelscope
+from gumba.hub.errors import NotFoundError, UnreachableError, hub_errors
+from gumba.hub.gguf_files import RemoteFile
+from gumba.hub.home import has_home, no_home
+from gumba.hub.reference import Reference, checked_path, parse
 from gumba.progress import size
-from gumba.store.folders import has_home, no_home
-from gumba.store.gguf_files import RemoteFile
-from gumba.store.reference import Reference, checked_path, parse
-from gumba_convert.checkpoint import hub_file, modelscope
-from gumba_convert.checkpoint.hub_errors import NotFoundError, UnreachableError, hub_errors
 
 NEEDED = [
     "config.json",
@@ -159,9 +159,7 @@ def list_files(reference: Reference) -> Listing:
     return Listing(tuple(_remote_file(reference, each) for each in info.siblings or ()))
 
 
-def fetch_gguf(
-    reference: Reference, files: Sequence[RemoteFile], report: hub_file.Report, *, check: bool = False
-) -> Path:
+def fetch_gguf(reference: Reference, files: Sequence[RemoteFile], report: blobs.Report, *, check: bool = False) -> Path:
     """Download `files` of `list_files` to the cache and return the path of the first. `check`: verify cached files, too.
 
     Raises:
@@ -176,7 +174,7 @@ def fetch_gguf(
     for file in files:
         if file.size is None or not (file.sha256 or file.git_sha1):
             raise DownloadError(f"{reference.at}: the hub gives no size or no hash for {file.path}")
-        hub_file.fetch_blob(reference, file, _of_all(report, files, file), check=check)
+        blobs.fetch_blob(reference, file, _of_all(report, files, file), check=check)
     paths = []
     for file in files:
         with hub_errors(reference):
@@ -189,7 +187,7 @@ def fetch_gguf(
     return paths[0]
 
 
-def _of_all(report: hub_file.Report, files: Sequence[RemoteFile], file: RemoteFile) -> hub_file.Report:
+def _of_all(report: blobs.Report, files: Sequence[RemoteFile], file: RemoteFile) -> blobs.Report:
     """Report the progress of one file as a part of all files."""
     before = sum(each.size or 0 for each in files[: files.index(file)])
     total = sum(each.size or 0 for each in files)
@@ -262,7 +260,7 @@ def n_present(reference: Reference, files: Sequence[RemoteFile]) -> int:
     """The number of bytes of `files` that are cached."""
     if reference.modelscope:
         return modelscope.n_present(reference, files)
-    return sum(hub_file.n_present(reference, file) for file in files)
+    return sum(blobs.n_present(reference, file) for file in files)
 
 
 def _remote_file(reference: Reference, sibling: Any) -> RemoteFile:
@@ -289,7 +287,7 @@ def _places(reference: Reference) -> dict[str, Any]:
 def _cached(reference: Reference) -> Path | None:
     """The cached copy of a repository, possibly incomplete."""
     revision = reference.revision or "main"
-    repository = hub_file.repository_folder(reference)
+    repository = blobs.repository_folder(reference)
     with contextlib.suppress(OSError, RequestError, UnicodeError):
         commit = (repository / "refs" / checked_path(revision, reference.at)).read_text(encoding="utf-8").strip()
         revision = commit or revision

@@ -16,7 +16,7 @@ import pytest
 
 from gumba import store
 from gumba.errors import DownloadError, GumbaError, RequestError, ResourceError, UnsupportedError
-from gumba.store.reference import Reference, parse
+from gumba.hub.reference import Reference, parse
 from support.local_sites import COMMIT, Hub, serving
 from support.tiny_checkpoints import write_checkpoint
 
@@ -104,7 +104,7 @@ def test_the_file_that_is_meant(hub: Hub, tmp_path: Path, text: str, file: str) 
 
 
 def test_q4_k_m_is_the_default_where_it_runs(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gumba.store.gguf_files.runs", lambda type: True)
+    monkeypatch.setattr("gumba.hub.gguf_files.runs", lambda type: True)
     assert resolve("ada/tiny").name == "tiny-Q4_K_M.gguf"
 
 
@@ -353,7 +353,7 @@ def test_names_that_need_quoting(hub: Hub, name: str) -> None:
 
 
 def test_from_pretrained_of_the_look_alike_checks_too(hub: Hub) -> None:
-    from gumba_convert.checkpoint.hub import fetch_file
+    from gumba.hub.fetch import fetch_file
 
     assert fetch_file("ada/tiny", "tiny-Q8*.gguf").name == "tiny-Q8_0.gguf"
     hub.files["tiny-F16.gguf"] = content("other", SIZE)

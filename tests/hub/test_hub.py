@@ -25,7 +25,7 @@ except GumbaError as error:
 FETCH_FILE = """
 import sys
 from gumba.errors import GumbaError
-from gumba_convert.checkpoint.hub import fetch_file
+from gumba.hub.fetch import fetch_file
 try:
     print(fetch_file(sys.argv[1], *sys.argv[3:]).read_text())
 except GumbaError as error:
@@ -143,7 +143,7 @@ def test_every_file_that_a_conversion_may_read_is_fetched() -> None:
     import re
 
     import gumba_convert
-    from gumba_convert.checkpoint.hub import NEEDED
+    from gumba.hub.fetch import NEEDED
 
     named = re.compile(r'"([\w.-]+(?:/[\w.-]+)?\.(?:json|model|txt|tiktoken|jinja|py|safetensors))"')
     found = set()
