@@ -32,13 +32,13 @@ from gumba.tokenizer.tokenizer import Tokenizer
 from gumba_convert.atomic import atomic_file
 from gumba_convert.checkpoint.folder import name_in_cache, open_checkpoint
 from gumba_convert.checkpoint.safetensors import FileReader
-from gumba_convert.common import general
 from gumba_convert.common.gather import read_rows, unit, where
-from gumba_convert.common.generation import generation_metadata
 from gumba_convert.common.parallel import Job, Progress, in_order, row_pieces
 from gumba_convert.common.plan import Plan, Source
 from gumba_convert.families import family_of
 from gumba_convert.gguf_writer import TensorInfo, Value, data_size, header, padding, string, u32
+from gumba_convert.metadata import general
+from gumba_convert.metadata.generation import generation_metadata
 from gumba_convert.quantize.recipe import file_type, tensor_format
 from gumba_convert.vocabulary.vocabulary import Vocabulary, read_vocabulary
 

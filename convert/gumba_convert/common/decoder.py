@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from gumba_convert.checkpoint.folder import Checkpoint
-from gumba_convert.common.embedder import read_embedder
-from gumba_convert.common.plan import ConfigReader, Plan
+from gumba_convert.common.config_reader import ConfigReader
+from gumba_convert.common.plan import Plan
 from gumba_convert.common.pooling import RANK, classifier_metadata, labels
 from gumba_convert.common.rope import KINDS, Rope, read_rope, rope_metadata
+from gumba_convert.common.sentence_transformers import read_embedder
 from gumba_convert.common.table import Change, Layer, TensorTable
 from gumba_convert.gguf_writer import BOOL, Value, f32, i32_array, u32
 

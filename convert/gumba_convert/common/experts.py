@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gumba_convert.common.config_reader import ConfigReader
 from gumba_convert.common.decoder import Decoder
-from gumba_convert.common.plan import ConfigReader
 from gumba_convert.common.table import Layer
 from gumba_convert.gguf_writer import Value, u32
 

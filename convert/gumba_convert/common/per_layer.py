@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from gumba_convert.common.config_reader import ConfigReader
 from gumba_convert.common.decoder import BARE, Decoder, booleans
-from gumba_convert.common.plan import ConfigReader
 from gumba_convert.common.rope import Rope, read_rope
 from gumba_convert.common.table import Layer, TensorTable
 from gumba_convert.gguf_writer import Value, f32, i32_array, u32

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gumba.errors import ConvertError
-from gumba_convert.common.plan import ConfigReader
+from gumba_convert.common.config_reader import ConfigReader
 from gumba_convert.gguf_writer import Value, strings, u32
 
 MEAN, CLS, LAST, RANK = 1, 2, 3, 4

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gumba_convert.common.plan import ConfigReader
+from gumba_convert.common.config_reader import ConfigReader
 from gumba_convert.gguf_writer import Value, f32, string, u32
 
 KINDS = ("default", "linear", "yarn", "llama3")

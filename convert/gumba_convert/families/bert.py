@@ -10,8 +10,9 @@ from dataclasses import replace
 
 from gumba_convert.checkpoint.folder import Checkpoint
 from gumba_convert.common import decoder
+from gumba_convert.common.config_reader import ConfigReader
 from gumba_convert.common.decoder import Decoder, Names
-from gumba_convert.common.plan import ConfigReader, Plan
+from gumba_convert.common.plan import Plan
 from gumba_convert.common.pooling import classifier_metadata, labels
 from gumba_convert.common.table import Layer, TensorTable
 from gumba_convert.common.transforms import part

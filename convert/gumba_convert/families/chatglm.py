@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from gumba_convert.checkpoint.folder import Checkpoint
 from gumba_convert.common import decoder
+from gumba_convert.common.config_reader import ConfigReader
 from gumba_convert.common.decoder import Decoder
-from gumba_convert.common.plan import ConfigReader, Plan
+from gumba_convert.common.plan import Plan
 from gumba_convert.common.table import TensorTable
 from gumba_convert.gguf_writer import f32
 

@@ -12,9 +12,10 @@ import numpy as np
 
 from gumba_convert.checkpoint.folder import Checkpoint
 from gumba_convert.common import decoder
+from gumba_convert.common.config_reader import ConfigReader
 from gumba_convert.common.decoder import Decoder
 from gumba_convert.common.experts import Experts, expert_metadata, read_experts, separate_experts
-from gumba_convert.common.plan import ConfigReader, Plan
+from gumba_convert.common.plan import Plan
 from gumba_convert.common.table import Layer, TensorTable
 from gumba_convert.gguf_writer import Value, boolean, f32, u32
 

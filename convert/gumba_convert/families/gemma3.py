@@ -9,8 +9,8 @@ from __future__ import annotations
 from gumba_convert.checkpoint.folder import Checkpoint
 from gumba_convert.common import decoder
 from gumba_convert.common.decoder import Decoder, Names
-from gumba_convert.common.embedder import projections
 from gumba_convert.common.plan import Plan
+from gumba_convert.common.sentence_transformers import projections
 from gumba_convert.common.table import TensorTable
 from gumba_convert.common.transforms import plus_one
 from gumba_convert.families.gemma2 import check_scale, gemma_block

@@ -13,9 +13,10 @@ import numpy as np
 from gumba.errors import ConvertError
 from gumba_convert.checkpoint.folder import Checkpoint
 from gumba_convert.common import decoder, per_layer
+from gumba_convert.common.config_reader import ConfigReader
 from gumba_convert.common.decoder import Decoder, Names
 from gumba_convert.common.experts import Experts, expert_metadata, read_experts
-from gumba_convert.common.plan import ConfigReader, Plan
+from gumba_convert.common.plan import Plan
 from gumba_convert.common.rope import Rope, read_rope
 from gumba_convert.common.table import Layer, TensorTable
 from gumba_convert.gguf_writer import f32, i32_array, u32

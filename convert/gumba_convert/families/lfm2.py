@@ -6,8 +6,9 @@ import numpy as np
 
 from gumba_convert.checkpoint.folder import Checkpoint
 from gumba_convert.common import decoder
+from gumba_convert.common.config_reader import ConfigReader
 from gumba_convert.common.decoder import Decoder, Names
-from gumba_convert.common.plan import ConfigReader, Plan
+from gumba_convert.common.plan import Plan
 from gumba_convert.common.table import Layer, TensorTable
 from gumba_convert.gguf_writer import i32_array, u32
 

@@ -11,11 +11,12 @@ import numpy as np
 from gumba.errors import ConvertError
 from gumba_convert.checkpoint.folder import Checkpoint, name_in_cache
 from gumba_convert.common import decoder
+from gumba_convert.common.config_reader import ConfigReader
 from gumba_convert.common.decoder import Decoder
-from gumba_convert.common.embedder import LOGIT_SCORE, OWN_CLASSES, modules
 from gumba_convert.common.multimodal import position_sections
-from gumba_convert.common.plan import ConfigReader, Plan
+from gumba_convert.common.plan import Plan
 from gumba_convert.common.pooling import classifier_metadata
+from gumba_convert.common.sentence_transformers import LOGIT_SCORE, OWN_CLASSES, modules
 from gumba_convert.common.table import TensorTable
 from gumba_convert.gguf_writer import Value, string, strings
 

@@ -12,10 +12,11 @@ import numpy as np
 
 from gumba_convert.checkpoint.folder import Checkpoint
 from gumba_convert.common import decoder
+from gumba_convert.common.config_reader import ConfigReader
 from gumba_convert.common.decoder import Decoder
 from gumba_convert.common.experts import expert_metadata, read_experts
 from gumba_convert.common.multimodal import PARTS, position_sections
-from gumba_convert.common.plan import ConfigReader, Plan
+from gumba_convert.common.plan import Plan
 from gumba_convert.common.table import Layer, TensorTable
 from gumba_convert.common.transforms import plus_one
 from gumba_convert.families.qwen2moe import mixture

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from gumba_convert.checkpoint.folder import Checkpoint
 from gumba_convert.common import decoder
+from gumba_convert.common.config_reader import ConfigReader
 from gumba_convert.common.experts import expert_metadata, read_experts, separate_experts
 from gumba_convert.common.multimodal import position_sections
-from gumba_convert.common.plan import ConfigReader, Plan
+from gumba_convert.common.plan import Plan
 from gumba_convert.common.table import TensorTable
 from gumba_convert.families.qwen2moe import every_layer_is_sparse
 from gumba_convert.gguf_writer import Value

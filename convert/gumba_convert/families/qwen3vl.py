@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from gumba_convert.checkpoint.folder import Checkpoint
 from gumba_convert.common import decoder
+from gumba_convert.common.config_reader import ConfigReader
 from gumba_convert.common.decoder import architecture_name
 from gumba_convert.common.multimodal import language_table
-from gumba_convert.common.plan import ConfigReader, Plan
+from gumba_convert.common.plan import Plan
 from gumba_convert.families import qwen3, qwen3moe
 from gumba_convert.gguf_writer import Value, u32
 

@@ -25,7 +25,7 @@ from gumba.errors import ConvertError
 from gumba.tokenizer.pretokenize import PRE_TOKENIZERS
 from gumba.tokenizer.vocabulary import KINDS, TEMPLATE_NAMES, TEMPLATE_PREFIX, UNDEFINED_KEY
 from gumba_convert.checkpoint.folder import Checkpoint
-from gumba_convert.common.embedder import with_lowercase
+from gumba_convert.common.sentence_transformers import modules, transformer_settings
 from gumba_convert.gguf_writer import boolean, string, strings
 from gumba_convert.vocabulary import bpe_ranks as ranks
 from gumba_convert.vocabulary import pre_tokenizers, sentence_piece, vocab_and_merges, word_piece
@@ -96,7 +96,7 @@ def read_vocabulary(checkpoint: Checkpoint, n_rows: int, *, pre_tokenizer: str |
     changes: list[str] = []
     if tokenizer:
         tokenizer, changes = as_loaded(checkpoint, tokenizer, config)
-        tokenizer = with_lowercase(checkpoint, tokenizer)
+        tokenizer = _with_lowercase(checkpoint, tokenizer)
     elif not any(checkpoint.has(name) for name in _WHOLE_FILES):
         tokenizer, config = vocab_and_merges.from_files(checkpoint, config) or (tokenizer, config)
     extra = checkpoint.json("added_tokens.json") or {}
@@ -126,6 +126,24 @@ def read_vocabulary(checkpoint: Checkpoint, n_rows: int, *, pre_tokenizer: str |
     else:
         warn_of_flags(vocabulary, f"{checkpoint.folder / 'tokenizer_config.json'}")
     return vocabulary
+
+
+def _with_lowercase(checkpoint: Checkpoint, tokenizer: dict[str, Any]) -> dict[str, Any]:
+    """tokenizer.json as sentence-transformers uses it: `do_lower_case` adds a Lowercase before the normalizers."""
+    lowers = bool(modules(checkpoint)) and transformer_settings(checkpoint).flag("do_lower_case", False)
+    if not tokenizer or not lowers or _lowercases(tokenizer.get("normalizer")):
+        return tokenizer
+    normalizers = [{"type": "Lowercase"}, *steps(tokenizer.get("normalizer"), "normalizers")]
+    return tokenizer | {"normalizer": {"type": "Sequence", "normalizers": normalizers}}
+
+
+def _lowercases(normalizer: Any) -> bool:
+    """Whether a normalizer of tokenizer.json converts texts to lower case."""
+    return any(
+        step.get("type") == "Lowercase"
+        or (step.get("type") == "BertNormalizer" and step.get("lowercase", True) is True)
+        for step in steps(normalizer, "normalizers")
+    )
 
 
 def _drop_unset_ends(vocabulary: Vocabulary) -> None:

@@ -15,14 +15,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
 
 from gumba.errors import ConvertError
 from gumba_convert.checkpoint.folder import Checkpoint
-from gumba_convert.common.plan import ConfigReader
+from gumba_convert.common.config_reader import ConfigReader
 from gumba_convert.common.pooling import no_other_keys, pooling_type
 from gumba_convert.gguf_writer import Value, boolean, string, u32
-from gumba_convert.vocabulary.tokens import steps
 
 MODULES = "modules.json"
 SETTINGS = "config_sentence_transformers.json"
@@ -298,15 +296,6 @@ def transformer_settings(checkpoint: Checkpoint) -> ConfigReader:
     return ConfigReader({}, f"{checkpoint.folder / TRANSFORMER_SETTINGS[0]}")
 
 
-def with_lowercase(checkpoint: Checkpoint, tokenizer: dict[str, Any]) -> dict[str, Any]:
-    """tokenizer.json as sentence-transformers uses it: `do_lower_case` adds a Lowercase before the normalizers."""
-    lowers = bool(modules(checkpoint)) and transformer_settings(checkpoint).flag("do_lower_case", False)
-    if not tokenizer or not lowers or _lowercases(tokenizer.get("normalizer")):
-        return tokenizer
-    normalizers = [{"type": "Lowercase"}, *steps(tokenizer.get("normalizer"), "normalizers")]
-    return tokenizer | {"normalizer": {"type": "Sequence", "normalizers": normalizers}}
-
-
 def _is_name(name: str) -> bool:
     """Whether a name can be a part of a metadata key."""
     return len(name) <= MAX_PROMPT_NAME and "\0" not in name and _is_unicode(name)
@@ -315,15 +304,6 @@ def _is_name(name: str) -> bool:
 def _is_unicode(text: str) -> bool:
     """Whether a text has no lone surrogates, which JSON can hold and UTF-8 cannot."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def _lowercases(normalizer: Any) -> bool:
-    """Whether a normalizer of tokenizer.json converts texts to lower case."""
-    return any(
-        step.get("type") == "Lowercase"
-        or (step.get("type") == "BertNormalizer" and step.get("lowercase", True) is True)
-        for step in steps(normalizer, "normalizers")
-    )
 
 
 def _settings(checkpoint: Checkpoint, values: dict[str, Value], warnings: list[str], *, normalizes: bool) -> None:
