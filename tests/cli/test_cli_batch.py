@@ -211,7 +211,7 @@ def test_bad_lines_are_answered_by_an_error(gumba: Callable, tiny: Path, request
         assert says in each["error"]["message"], (bad, each)
         assert len(each["error"]["message"]) < 400
     n_bad = sum(each["error"] is not None for each in found.values())
-    assert n_bad >= len(BAD) - 2 and f"{n_bad} lines answered by an error" in result.err
+    assert n_bad >= len(BAD) - 2 and f"{n_bad} lines with an error" in result.err
     assert found[1]["error"] is None and found[2 * len(BAD) + 2]["error"] is None
     assert {each["custom_id"] for each in found.values() if "custom_id" in each} == {"q", "a", None}
 
@@ -302,19 +302,19 @@ def begin(gumba: Callable, tiny: Path, requests: Path, out: Path, *options: obje
     ("change", "says"),
     [
         ("requests", "the requests have changed"),
-        ("model", "the model is another"),
-        ("temp", "temperature was 0.8, and is 0.5"),
-        ("ctx", "--ctx was None, and is 64"),
-        ("seed", "seed was 3, and is 4"),
-        ("sidecar", "of what is not known"),
-        ("damage", "of what is not known"),
+        ("model", "the model differs"),
+        ("temp", "temperature was 0.8 and is now 0.5"),
+        ("ctx", "--ctx was None and is now 64"),
+        ("seed", "seed was 3 and is now 4"),
+        ("sidecar", "of an unknown job"),
+        ("damage", "of an unknown job"),
     ],
 )
 def test_results_of_something_else_are_not_mixed_in(
     gumba: Callable, tiny: Path, requests: Path, out: Path, tmp_path: Path, change: str, says: str
 ) -> None:
     line = begin(gumba, tiny, requests, out, "--seed", 3)
-    said = out.with_name(out.name + ".part.json")
+    state = out.with_name(out.name + ".part.json")
     part = out.with_name(out.name + ".part")
     model, options = tiny, ["--seed", 3]
     if change == "requests":
@@ -323,9 +323,9 @@ def test_results_of_something_else_are_not_mixed_in(
         model = tmp_path / "other.gguf"
         model.write_bytes(tiny.read_bytes()[:-4] + b"\0\0\0\0")
     elif change == "sidecar":
-        said.unlink()
+        state.unlink()
     elif change == "damage":
-        said.write_text("{}")
+        state.write_text("{}")
     else:
         options = {"temp": [*options, "--temp", 0.5], "ctx": [*options, "-c", 64], "seed": ["--seed", 4]}[change]
     result = gumba("batch", requests, "-o", out, model, *options)
@@ -412,7 +412,7 @@ def test_a_full_disk_names_the_file_and_nothing_is_lost(
     full = gumba_process(*command, program=["-c", FULL])
     assert full.code == 2 and not out.exists()
     assert full.err.startswith(f"gumba: error: {out}.part cannot be written: ") and full.err.count("\n") == 1
-    assert "; the same command goes on where it stopped" in full.err
+    assert "; the same command resumes where it stopped" in full.err
     again = gumba(*command)
     assert again.code == 0 and "kept from an earlier run" in again.err
     assert len(results(out)) == 20
@@ -472,7 +472,7 @@ def test_bad_files(gumba: Callable, tiny: Path, requests: Path, out: Path, tmp_p
 def test_no_requests_at_all(gumba: Callable, tiny: Path, requests: Path, out: Path) -> None:
     requests.write_bytes(b"\n \n")
     result = gumba("batch", requests, "-o", out, tiny)
-    assert result.code == 0 and f"{requests} holds no requests" in result.err
+    assert result.code == 0 and f"{requests} has no requests" in result.err
     assert out.read_bytes() == b""
 
 
@@ -481,12 +481,12 @@ def test_requests_that_were_all_wrong_are_mended(gumba: Callable, tiny: Path, re
     write(requests, *[{"prompt": "hello", "max_tokns": 2}] * 3)
     command = ("batch", requests, "-o", out, tiny)
     result = gumba(*command)
-    assert (result.code, result.out) == (1, "") and "3 lines answered by an error" in result.err
+    assert (result.code, result.out) == (1, "") and "3 lines with an error" in result.err
     assert "the first error: line 1: max_tokns: there is no such parameter\n" in result.err
     assert gumba(*command, "-q").code == 1 and len(results(out)) == 3
     write(requests, {"prompt": "hello", "max_tokens": 2}, {"prompt": "hello", "max_tokns": 2})
     result = gumba(*command)
-    assert result.code == 1 and "1 request answered" in result.err and "1 line answered by an error" in result.err
+    assert result.code == 1 and "1 request answered" in result.err and "1 line with an error" in result.err
     found = results(out)
     assert found[1]["error"] is None and found[2]["response"] is None
     write(requests, *[{"prompt": "hello", "max_tokens": 2}] * 2)

@@ -18,7 +18,7 @@ import pytest
 
 from gumba import LLM, SamplingParams
 from gumba.cli import chat_input as lines
-from gumba.cli.terminal import tame
+from gumba.cli.terminal import without_controls
 from gumba.errors import RequestError
 
 GREEDY = SamplingParams(max_tokens=8, temperature=0)
@@ -59,7 +59,9 @@ def test_save_and_load(gumba: Callable, tiny: Path, llm: LLM, tmp_path: Path) ->
     found = gumba("chat", tiny, stdin=script("other things", "/clear", f"/load {file}", "again", "/history"))
     assert found.code == 0 and found.out.endswith(out(third))
     assert "loaded: 4 messages" in found.err
-    shown = tame(f"user: hello\nassistant: {first}\nuser: more\nassistant: {second}\nuser: again\nassistant: {third}\n")
+    shown = without_controls(
+        f"user: hello\nassistant: {first}\nuser: more\nassistant: {second}\nuser: again\nassistant: {third}\n"
+    )
     assert shown in found.err
 
 
@@ -67,9 +69,9 @@ def test_save_spares_what_it_finds(gumba: Callable, tiny: Path, tmp_path: Path) 
     file = tmp_path / "letter.txt"
     file.write_text("dear all")
     for name, says in (
-        (file, "no saved conversation: it is left as it is"),
+        (file, "is not a saved conversation: it is not overwritten"),
         (tmp_path, "Is a directory"),
-        ("", "/save: expected the name of a file"),
+        ("", "/save: expected a file name"),
         (tmp_path / "none" / "a", "cannot be written"),
     ):
         result = gumba("chat", tiny, stdin=script(f"/save {name}"))
@@ -85,7 +87,7 @@ def test_load_says_what_is_wrong(gumba: Callable, tiny: Path, llm: LLM, tmp_path
         (file, r"messages\[0\]: expected a mapping [^\n]*, found 5"),
         (tiny, "not a session file"),
         (tmp_path / "none", "cannot be read"),
-        ("", "/load: expected the name of a file"),
+        ("", "/load: expected a file name"),
     ):
         result = gumba("chat", tiny, stdin=script(f"/load {name}"))
         assert result.code == 2 and re.fullmatch(rf"gumba: error: [^\n]*{says}[^\n]*\n", result.err)
@@ -111,7 +113,7 @@ def test_forks(gumba: Callable, tiny: Path, llm: LLM) -> None:
 
 def test_forks_that_cannot_be(gumba: Callable, tiny: Path) -> None:
     for line, says in (
-        ("/fork main", 'there is a conversation "main" already'),
+        ("/fork main", 'a conversation "main" exists already'),
         ("/switch other", 'no conversation "other"'),
         ("/switch", 'no conversation ""'),
     ):
@@ -190,15 +192,15 @@ def test_what_a_command_did_is_said_at_a_terminal_only(
     ):
         assert talk.take(line)
         assert capsys.readouterr().err == says
-    assert talk.take("hello") and capsys.readouterr().err == "[cut off after 2 tokens, as max_tokens (-n) says]\n"
-    assert talk.take("/undo") and capsys.readouterr().err == 'taken back: "hello"\n'
+    assert talk.take("hello") and capsys.readouterr().err == "[cut off after 2 tokens: max_tokens (-n)]\n"
+    assert talk.take("/undo") and capsys.readouterr().err == 'removed: "hello"\n'
     assert talk.take("hello") and capsys.readouterr()
     assert talk.take("/clear") and capsys.readouterr().err == "2 messages forgotten\n"
     assert talk.take("hello") and capsys.readouterr()
     assert talk.take("/set system Be rude.")
     assert capsys.readouterr().err == "the system message is set; 2 messages forgotten\n"
     lines = script("/set temp 0.5", "/system Be kind.", "/clear", "hello", "/undo")
-    assert gumba("chat", tiny, "-n", 1, stdin=lines).err == "[cut off after 1 token, as max_tokens (-n) says]\n"
+    assert gumba("chat", tiny, "-n", 1, stdin=lines).err == "[cut off after 1 token: max_tokens (-n)]\n"
 
 
 def test_the_system_message_by_set(gumba: Callable, tiny: Path, llm: LLM) -> None:
@@ -379,7 +381,7 @@ def test_a_history_that_is_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
 def test_lines_are_kept_between_runs(tmp_path: Path) -> None:
     path = tmp_path / "new" / "chat_history"
     history = lines.History(path, Editor())
-    for line in ("one", "one", "", "  ", "tw\u00f6", "one", "x" * (lines.MOST_CHARACTERS + 1), "bad\udcff"):
+    for line in ("one", "one", "", "  ", "tw\u00f6", "one", "x" * (lines.MAX_CHARACTERS + 1), "bad\udcff"):
         history.keep(line)
     if os.name == "posix":
         assert path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o777 == 0o700
@@ -392,12 +394,12 @@ def test_lines_are_kept_between_runs(tmp_path: Path) -> None:
 
 def test_the_history_stays_short_tame_and_private(tmp_path: Path) -> None:
     path = tmp_path / "chat_history"
-    many = [f"line {i}" for i in range(lines.MOST_LINES + 50)]
+    many = [f"line {i}" for i in range(lines.MAX_LINES + 50)]
     path.write_bytes(script("\x1b[31mred\x07", *many, "\x1b[31mred\x07").encode() + b"\xff\n")
     path.chmod(0o644)
     editor = Editor()
     lines.History(path, editor)
-    expected = [*many[-lines.MOST_LINES + 2 :], "[31mred", "\ufffd"]
+    expected = [*many[-lines.MAX_LINES + 2 :], "[31mred", "\ufffd"]
     assert editor.lines == expected
     assert path.read_text(encoding="utf-8") == script(*expected)
     assert [each.name for each in tmp_path.iterdir() if each.name != "gumba-home"] == ["chat_history"]

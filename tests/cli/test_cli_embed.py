@@ -42,7 +42,7 @@ def test_pooling_and_json(gumba: Callable) -> None:
     np.testing.assert_allclose(numbers(each.out), states, rtol=1e-6)
 
 
-def test_texts_behind_options(gumba: Callable) -> None:
+def test_texts_after_options(gumba: Callable) -> None:
     expected = gumba("embed", MODEL, *TEXTS, "--pooling", "cls", "-t", 1).out
     for args in (
         (MODEL, "--pooling", "cls", "-t", 1, *TEXTS),

@@ -226,11 +226,12 @@ def test_chat_regenerates_something_else(gumba: Callable, tiny: Path, llm: LLM) 
 
 def test_chat_says_why_an_answer_was_cut_off(gumba: Callable, tiny: Path) -> None:
     assert (
-        gumba("chat", tiny, "-n", 4, "--temp", 0, stdin="hello\n").err
-        == "[cut off after 4 tokens, as max_tokens (-n) says]\n"
+        gumba("chat", tiny, "-n", 4, "--temp", 0, stdin="hello\n").err == "[cut off after 4 tokens: max_tokens (-n)]\n"
     )
     full = gumba("chat", tiny, "-c", 64, "--temp", 0, "--stop", "\x01\x02", stdin="hello\n").err
-    assert full == "[cut off: the context of 64 tokens is full; /clear forgets the conversation, -c N asks for more]\n"
+    assert (
+        full == "[cut off: the context of 64 tokens is full; /clear forgets the conversation, -c N sets a larger one]\n"
+    )
 
 
 def test_chat_sends_a_slash(gumba: Callable, tiny: Path, llm: LLM) -> None:

@@ -133,10 +133,10 @@ def test_bad_files_are_one_line_and_code_2(
 
 
 def test_messages_speak_of_options(gumba: Callable, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gumba.cli.options import MOST_THREADS
+    from gumba.cli.options import MAX_THREADS as OPTION_MAX_THREADS
     from gumba.runner.load import MAX_THREADS
 
-    assert MOST_THREADS == MAX_THREADS
+    assert OPTION_MAX_THREADS == MAX_THREADS
     assert "gumba: error: -c/--ctx is 4000: the model was made for" in one_line(
         gumba("run", tiny, "-p", "x", "-c", 4000).err
     )

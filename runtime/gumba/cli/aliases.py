@@ -152,7 +152,7 @@ _COMMANDS: dict[str, str] = {
 }
 
 
-def command_like(given: str) -> str:
+def hint_for_command(given: str) -> str:
     """A hint to append to an error message about the unknown command ``given``, or "" if there is none."""
     if given in _COMMANDS:
         return f"; {_COMMANDS[given]}"
@@ -176,40 +176,42 @@ def names_of(command: argparse.ArgumentParser) -> set[str]:
 
 
 class _Words:
-    """The arguments of ``command``, and their translation."""
+    """Translates the arguments of ``command``."""
 
     def __init__(self, command: argparse.ArgumentParser, words: list[str]) -> None:
         self._command = command
         self._name = command.prog.rpartition(" ")[2]
         self._own = {name: action for action in command._actions for name in action.option_strings}
-        self._places = [action.dest for action in command._actions if not action.option_strings]
+        self._positionals = [action.dest for action in command._actions if not action.option_strings]
         self._left = words
         self._models: list[str] = []
         self._plain: list[str] = []
         self._greedy = False
 
     def translated(self) -> list[str]:
+        """The words with gumba's option names; exits with a message if an option is refused."""
         translated: list[str] = []
         while self._left:
             translated += self._next(self._left.pop(0))
         if len(self._models) > 1:
             self._command.error(f"several models: {', '.join(self._models)}")
-        if self._greedy:  # whatever temperature is given before or after it
+        if self._greedy:  # regardless of any other temperature on the command line
             translated += ["--temp", "0"]
-        if self._place() == 0:
+        if self._model_index() == 0:
             return [*self._models, *translated, *self._plain]
         return [*translated, *self._models, *self._plain]
 
-    def _place(self) -> int:
+    def _model_index(self) -> int:
         """The index of the model among the positional arguments; -1 if the command has none."""
-        return next((i for i, name in enumerate(self._places) if name in ("model", "source")), -1)
+        return next((i for i, name in enumerate(self._positionals) if name in ("model", "source")), -1)
 
     def _next(self, word: str) -> Iterator[str]:
+        """Translate ``word``, taking its value from the words that are left."""
         given, equals, value = word.partition("=")
         if not given.startswith("-") or given in ("-", "--"):
             yield word
             return
-        if self._name == "convert" and given == "-t" and self._names_a_type(equals, value):
+        if self._name == "convert" and given == "-t" and self._is_type(equals, value):
             yield f"--type{equals}{value}"
             return
         if given in self._own:
@@ -228,22 +230,22 @@ class _Words:
         elif name in _FILES and _FILES[name] in self._own:
             yield f"{_FILES[name]}=@{self._value(given, equals, value)}"
         elif name == "--do-sample" and "--temp" in self._own:
-            text = value if equals else self._next_of(_BOOLEANS) or "true"
+            text = value if equals else self._next_if_in(_BOOLEANS) or "true"
             if text.lower() not in _BOOLEANS:
                 self._command.error(f"{given}: expected true or false, found {text!r}")
             self._greedy = text.lower() == "false"
-        elif name in _MODELS and self._place() >= 0 and not (name == "-i" and "source" not in self._places):
+        elif name in _MODELS and self._model_index() >= 0 and not (name == "-i" and "source" not in self._positionals):
             self._models.append(self._value(given, equals, value))
         elif name in _PLAIN.get(self._name, ()):
             self._plain.append(self._value(given, equals, value))
         elif name in _FLAG_VALUES and _FLAG_VALUES[name][0] in self._own:
             yield from _FLAG_VALUES[name]
-        elif name in (*_FLAGS, *_FLAGS_OF.get(self._name, ())) and self._place() >= 0:
+        elif name in (*_FLAGS, *_FLAGS_OF.get(self._name, ())) and self._model_index() >= 0:
             if not equals:
-                self._next_of(_VALUES_OF_FLAGS.get(name, ()))
-        elif name in _WITHOUT_EFFECT and self._place() >= 0:
+                self._next_if_in(_VALUES_OF_FLAGS.get(name, ()))
+        elif name in _WITHOUT_EFFECT and self._model_index() >= 0:
             self._value(given, equals, value)
-        elif name in _VALUES and self._place() >= 0:
+        elif name in _VALUES and self._model_index() >= 0:
             text = self._value(given, equals, value)
             if text.lower() not in _VALUES[name]:
                 self._command.error(f"{given} {text}: {_REFUSED[name]}")
@@ -261,7 +263,7 @@ class _Words:
             self._left.pop(0)
         return True
 
-    def _names_a_type(self, equals: str, value: str) -> bool:
+    def _is_type(self, equals: str, value: str) -> bool:
         """Whether the value of ``-t`` is a type, as in qwen.cpp, and not a number of threads."""
         text = value if equals else self._left[0] if self._left else "0"
         return not text.lstrip("+-").isdigit()
@@ -270,7 +272,7 @@ class _Words:
         """The next word if it is the value of gumba's option ``own``: a text that may look like an option of others."""
         return [self._left.pop(0)] if self._own[own].nargs is None and self._left else []
 
-    def _next_of(self, words: Sequence[str]) -> str | None:
+    def _next_if_in(self, words: Sequence[str]) -> str | None:
         """The next word if it is one of ``words``; case is ignored."""
         return self._left.pop(0) if self._left and self._left[0].lower() in words else None
 

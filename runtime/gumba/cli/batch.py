@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gumba._version import __version__
-from gumba.cli.batch_file import Lines, Results
+from gumba.cli.batch_file import Job, Lines, Results
 from gumba.cli.open_model import compile_seconds, find_model, open_llm
 from gumba.cli.options import (
     Commands,
@@ -21,9 +21,9 @@ from gumba.cli.options import (
     add_model,
     add_template,
     command,
+    integer,
     sampling_params,
     template_args,
-    whole,
 )
 from gumba.cli.terminal import count, note, printable
 from gumba.errors import EngineError, GumbaError, RequestError, ResourceError
@@ -49,16 +49,16 @@ Results are kept in OUT.part until all are complete: the same command resumes af
 
 Exit code: 0 if every line was answered, 1 if OUT is complete but has errors, 2 if the run failed, 130 after Ctrl-C.
 """
-#: Errors that are not the fault of one line.
+#: Errors that stop the whole run.
 _FATAL = (EngineError, ResourceError)
-#: A model file is identified by a hash of this many pieces, spread over it evenly, of this many bytes each.
+#: A model file is identified by a hash of this many evenly spread pieces, of this many bytes each.
 _PIECES, _PIECE_BYTES = 64, 1 << 20
 
 
 def add_parser(commands: Commands) -> None:
     """Add ``batch`` to the command line."""
     parser = command(commands, "batch", batch, "answer all requests of a file together", _EXAMPLES)
-    parser.description += "\n\n" + _DETAILS
+    parser.description = f"{parser.description}\n\n{_DETAILS}"
     parser.add_argument("file", metavar="FILE", type=Path, help="the requests, one JSON object per line")
     add_model(parser)
     parser.add_argument("-o", "--output", metavar="OUT", type=Path, required=True, help="the answers, one per line")
@@ -67,7 +67,7 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--parallel",
         metavar="N",
-        type=whole(1, 4096),
+        type=integer(1, 4096),
         default=32,
         help="maximum number of requests in a batch (default 32)",
     )
@@ -77,7 +77,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def batch(args: argparse.Namespace) -> int:
-    """Carry out ``gumba batch``."""
+    """Run ``gumba batch``."""
     params, variables = sampling_params(args), template_args(args)
     defaults = {name: value for name, value in vars(params).items() if name != "seed"}
     with Lines(args.file) as lines:
@@ -85,7 +85,7 @@ def batch(args: argparse.Namespace) -> int:
             survey = lines.survey(lambda done, total: progress("read", done, total))
         path = find_model(args.model, args.revision, quiet=args.quiet)
         args.model, args.revision = str(path), None  # resolve only once: a hub is not queried again
-        asked = {
+        job: Job = {
             "gumba": __version__,
             "input": {"bytes": survey.n_bytes, "lines": survey.n_lines, "sha256": survey.sha256},
             "model": fingerprint(path),
@@ -102,7 +102,7 @@ def batch(args: argparse.Namespace) -> int:
             "created": int(survey.modified),
         }
         given = {} if params.seed is None else {"seed": params.seed}
-        with Results(args.output, args.file, asked, chosen, given, overwrite=args.overwrite) as results:
+        with Results(args.output, args.file, job, chosen, given, overwrite=args.overwrite) as results:
             run = _Run(lines, results, survey.n_requests, defaults, variables, args, path.stem)
             try:
                 if results.n_kept < survey.n_requests:
@@ -113,7 +113,7 @@ def batch(args: argparse.Namespace) -> int:
                 results.complete()
             except KeyboardInterrupt:
                 if not args.quiet:
-                    note(f"gumba: stopped with {run.done} of {survey.n_requests} lines done; the same command goes on")
+                    note(f"gumba: stopped with {run.done} of {survey.n_requests} lines done; the same command resumes")
                 raise
     if not args.quiet:
         for line in run.summary(args.output):
@@ -122,7 +122,7 @@ def batch(args: argparse.Namespace) -> int:
 
 
 def fingerprint(path: Path) -> str:
-    """What tells a model file (all of its shards) from others: its size, and a hash of pieces spread over it."""
+    """Identify a model file: a hash of the sizes of its shards, and of pieces spread over them."""
     from gumba.gguf import GGUFFile
 
     digest = hashlib.sha256()
@@ -141,7 +141,7 @@ def fingerprint(path: Path) -> str:
 
 @dataclass
 class _Tally:
-    """What this run has done so far."""
+    """Counts of this run."""
 
     answered: int = 0
     failed: int = 0
@@ -150,7 +150,7 @@ class _Tally:
 
 
 class _Run:
-    """One run over the lines that have no result yet."""
+    """One run over the lines without a result."""
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ class _Run:
         self._variables, self._args, self._model = variables, args, model
         self._tally = _Tally()
         self._first_error = ""
-        #: Hashes of the names of lines, and one that two lines have.
+        #: Hashes of the ids of lines, and the first id that occurs twice, with its line.
         self._names: set[int] = set()
         self._twice: tuple[str | int, int] | None = None
         self._began = time.perf_counter()
@@ -179,11 +179,11 @@ class _Run:
 
     @property
     def failed(self) -> int:
-        """Lines that were answered by an error, in an earlier run or in this one."""
+        """Lines whose result is an error, in this run or an earlier one."""
         return self._results.n_kept_errors + self._tally.failed
 
     def all(self, llm: LLM) -> None:
-        """Answer every line that has no result."""
+        """Answer every line without a result."""
         compiled = compile_seconds()
         self._began = time.perf_counter()
         with Progress("lines") as progress:
@@ -191,7 +191,7 @@ class _Run:
         self._elapsed = max(0.0, time.perf_counter() - self._began - (compile_seconds() - compiled))
 
     async def _answer_all(self, llm: LLM, progress: Progress) -> None:
-        """Keep as many lines in flight as are computed at once, and as many again ready to take their places."""
+        """Keep twice as many lines in flight as one batch holds, so that a finished one is replaced at once."""
         window = 2 * self._args.parallel
         running: _Running = {}
         for line, request, params in self._requests():
@@ -203,7 +203,7 @@ class _Run:
             await self._take(running, llm, progress)
 
     def _requests(self) -> Iterator[tuple[Line, ChatRequest | CompletionRequest, list[SamplingParams]]]:
-        """The lines without a result, as far as they can be read; the others are answered here."""
+        """The valid lines without a result; a line that cannot be parsed gets its error here."""
         for number, data in self._lines:
             if self._results.has(number):
                 continue
@@ -225,17 +225,17 @@ class _Run:
             self._names.add(mark)
 
     async def _take(self, running: _Running, llm: LLM, progress: Progress) -> None:
-        """Wait for a line or several to be ready, and write what they are answered."""
+        """Wait until at least one line is finished, and write the results of the finished ones."""
         ready, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
         for task in ready:
             line, chat = running.pop(task)
-            found = task.result()
-            if isinstance(found, list):
-                self._write(line, found, chat, llm)
-            elif isinstance(found, GumbaError) and not isinstance(found, _FATAL):
-                self._fail(line, found)
+            result = task.result()
+            if isinstance(result, list):
+                self._write(line, result, chat, llm)
+            elif isinstance(result, GumbaError) and not isinstance(result, _FATAL):
+                self._fail(line, result)
             else:
-                raise found
+                raise result
         rate = self._tally.completion_tokens / max(1e-9, time.perf_counter() - self._began)
         progress("batch", self.done, self._n_requests, figure=f"{rate:.0f} tokens/s")
 
@@ -246,7 +246,7 @@ class _Run:
         )
         self._tally.answered += 1
         self._tally.prompt_tokens += sum(output.prompt_tokens for output in outputs)
-        self._tally.completion_tokens += sum(len(each.token_ids) for output in outputs for each in output.outputs)
+        self._tally.completion_tokens += sum(len(choice.token_ids) for output in outputs for choice in output.outputs)
 
     def _fail(self, line: Line, error: GumbaError) -> None:
         if self._args.fail_fast:
@@ -256,13 +256,13 @@ class _Run:
         self._tally.failed += 1
 
     def summary(self, output: Path) -> list[str]:
-        """What was done, and how fast; what was wrong first; and what the user may want to know of the names."""
+        """Lines for stderr: counts and speed, the first error, and an id that occurs twice."""
         if not self._n_requests:
-            return [f"gumba: {self._args.file} holds no requests | {output}"]
+            return [f"gumba: {self._args.file} has no requests | {output}"]
         t, kept = self._tally, self._results.n_kept
         parts = [count(t.answered, "request") + f" answered in {self._elapsed:.1f} s"]
         if t.failed:
-            parts.append(count(t.failed, "line") + " answered by an error")
+            parts.append(count(t.failed, "line") + " with an error")
         if kept:
             errors = self._results.n_kept_errors
             parts.append(
@@ -274,19 +274,19 @@ class _Run:
                 f" | prompt {count(t.prompt_tokens, 'token')}, decode {count(t.completion_tokens, 'token')}, "
                 f"{t.completion_tokens / self._elapsed:.1f}/s"
             )
-        found = [f"gumba: {', '.join(parts)}{speed} | {output}"]
+        notes = [f"gumba: {', '.join(parts)}{speed} | {output}"]
         if self._first_error:
-            found.append(f"gumba: the first error: {printable(self._first_error)}")
+            notes.append(f"gumba: the first error: {printable(self._first_error)}")
         if self._twice is not None:
             name, number = self._twice
-            found.append(f"gumba: {printable(str(name))[:60]}: more than one line has this id (line {number} again)")
-        return found
+            notes.append(f"gumba: {printable(str(name))[:60]}: more than one line has this id (line {number} again)")
+        return notes
 
 
 async def _compute(
     llm: LLM, request: ChatRequest | CompletionRequest, params: list[SamplingParams], variables: dict[str, Any]
 ) -> list[RequestOutput] | Exception:
-    """The outputs of a line's request, or its error. ``variables``: those of the template that the line does not set."""
+    """The answers of a line, or the error. ``variables``: of the chat template, unless the line sets them."""
     try:
         if isinstance(request, ChatRequest):
             variables = {**variables, **request.template_args}
@@ -304,5 +304,5 @@ async def _compute(
         return error
 
 
-#: The lines being computed, and whether they are conversations.
+#: The lines being computed; True for chat requests.
 _Running: TypeAlias = "dict[asyncio.Task[list[RequestOutput] | Exception], tuple[Line, bool]]"

@@ -1,8 +1,8 @@
 """The files of ``gumba batch``: requests read line by line, and results that survive a kill.
 
-Beside OUT there are, until it is complete, ``OUT.part`` with the results so far, one whole line each, and ``OUT.part.json``,
-which says what they are the results of. A line that a killed run left half written is cut off. ``OUT.part`` becomes OUT by
-being renamed.
+Until OUT is complete, ``OUT.part`` holds the results so far, one per line, and ``OUT.part.json`` describes the job that they
+belong to. A line that a killed run left incomplete is cut off. In the end ``OUT.part`` is renamed to OUT. Unlike the
+temporaries of ``gumba.files`` it keeps its name from run to run, so that the next run can resume.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import BinaryIO, TypedDict
 
 from gumba.errors import RequestError, ResourceError
 from gumba.files import write_file
@@ -26,15 +26,41 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-#: Bytes of one line of requests.
+#: Maximum length of a line of requests in bytes.
 LINE_LIMIT = 64_000_000
-#: As ``OUT.part.json`` says it; another number is another format of these files.
-_FORMAT = 1
+#: Version of the format of ``OUT.part`` and ``OUT.part.json``.
+_FORMAT = 2
+
+
+class Input(TypedDict):
+    """The file of requests, in a job."""
+
+    bytes: int
+    lines: int
+    sha256: str
+
+
+class Job(TypedDict):
+    """What the results of a run depend on."""
+
+    gumba: str
+    input: Input
+    model: str
+    options: dict[str, object]
+
+
+@dataclass(frozen=True)
+class _State:
+    """The contents of ``OUT.part.json``."""
+
+    job: dict[str, object]
+    chosen: dict[str, int]
+    replaces: bool
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What a first look at the requests finds: ``n_requests`` are the lines that are not blank."""
+    """Size, hash and modification time of the file of requests; ``n_requests``: lines that are not blank."""
 
     n_bytes: int
     n_lines: int
@@ -44,7 +70,7 @@ class Survey:
 
 
 class Lines:
-    """The lines of ``path``, a plain file, as (number from 1, bytes; None for those beyond LINE_LIMIT); blank ones left out."""
+    """Iterates over the lines of a plain file, without blank ones: (number from 1, bytes; None beyond LINE_LIMIT)."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -57,7 +83,7 @@ class Lines:
             raise RequestError(f"{path} cannot be read: {error.strerror or error}") from error
 
     def survey(self, progress: Callable[[int, int], object]) -> Survey:
-        """Read the whole file once."""
+        """Read the whole file once; ``progress`` is called with the bytes read and the bytes of the file."""
         info = os.fstat(self._file.fileno())
         n_lines = n_requests = n_bytes = 0
         for number, data, size in self._all():
@@ -76,9 +102,9 @@ class Lines:
                 yield number, data
 
     def check_unchanged(self, survey: Survey) -> None:
-        """Raise RequestError unless the lines read since the survey were the same."""
+        """Raise RequestError if the lines differ from those of the survey."""
         if self._digest.hexdigest() != survey.sha256:
-            raise RequestError(f"{self._path} was changed while it was read: give --overwrite to begin anew")
+            raise RequestError(f"{self._path} was changed while it was read: give --overwrite to start over")
 
     def _all(self) -> Iterator[tuple[int, bytes | None, int]]:
         self._file.seek(0)
@@ -90,15 +116,15 @@ class Lines:
                 return
             number += 1
             self._digest.update(data)
-            size, whole, last = len(data), len(data) <= LINE_LIMIT, data
+            size, complete, last = len(data), len(data) <= LINE_LIMIT, data
             while not last.endswith(b"\n"):
                 last = self._file.readline(LINE_LIMIT)
                 if not last:
                     break
-                whole = False
+                complete = False
                 self._digest.update(last)
                 size += len(last)
-            yield number, data if whole else None, size
+            yield number, data if complete else None, size
 
     def __enter__(self) -> Lines:
         return self
@@ -108,21 +134,24 @@ class Lines:
 
 
 class Results:
-    """The results for ``out``: those that an earlier run of the same has left, and those that are added.
+    """The results of a job: those that an earlier run left, and those that this run adds.
 
-    ``asked`` says of what they are the results, by names that a message can show: what an earlier run says must be the same.
-    ``chosen`` are values that the first run chooses for all, integers; those in ``given`` were asked for and must be the
-    same too. ``overwrite`` forgets earlier runs, and lets OUT be replaced.
+    Args:
+        out: OUT, the file that the results become.
+        requests: The file of requests, which must not be overwritten.
+        job: What the results depend on, by names for messages; an earlier run's must be equal to be resumed.
+        chosen: Integers that the first run chooses for all later ones ("seed", "created").
+        given: Those of ``chosen`` that the user set; an earlier run's must be equal.
+        overwrite: Discard the results of earlier runs, and replace OUT.
 
-    Raises RequestError when there is an OUT with an answer in it, when an earlier run was one of something else, and when one
-    goes on just now.
+    Raises RequestError if OUT contains an answer, if an earlier run has another job, or if another process is running it.
     """
 
     def __init__(
         self,
         out: Path,
         requests: Path,
-        asked: Mapping[str, Any],
+        job: Job,
         chosen: Mapping[str, int],
         given: Mapping[str, int],
         *,
@@ -130,44 +159,44 @@ class Results:
     ) -> None:
         self._out = out
         self._part = out.with_name(out.name + ".part")
-        self._said = out.with_name(out.name + ".part.json")
+        self._state_path = out.with_name(out.name + ".part.json")
         if not out.absolute().parent.is_dir():
             raise RequestError(f"cannot write {out}: there is no folder {out.absolute().parent}")
-        for path in (out, self._part, self._said):
+        for path in (out, self._part, self._state_path):
             if path.exists() and (not path.is_file() or path.samefile(requests)):
                 raise RequestError(f"{path} is {'a file of requests' if path.is_file() else 'not a plain file'}")
-        self._done = bytearray(asked["input"]["lines"] + 1)
+        self._done = bytearray(job["input"]["lines"] + 1)
         self.n_kept = self.n_kept_errors = 0
         self._file = self._open()
         try:
             if not overwrite:
-                chosen = self._earlier(asked, chosen, given)
+                chosen = self._resume(job, chosen, given)
             else:
                 self._file.truncate(0)
-            self._keep(chosen, asked, out.exists())
+            self._write_state(job, chosen, out.exists())
             self.seed, self.created = chosen["seed"], chosen["created"]
         except BaseException:
             self._file.close()
             raise
 
     def has(self, number: int) -> bool:
-        """Whether there is a result for this line of the requests."""
+        """Whether the line ``number`` of the requests has a result."""
         return number < len(self._done) and bool(self._done[number])
 
     def add(self, line: bytes) -> None:
-        """Write a result: when this returns, it survives the end of this process. Raises ResourceError for a full disk."""
+        """Append a result, which then survives the end of this process. Raises ResourceError if the disk is full."""
         with self._writing():
             self._file.write(line)
             self._file.flush()
 
     def complete(self) -> None:
-        """All results are there: make OUT of them. Raises ResourceError for a full disk."""
+        """Rename the complete results to OUT. Raises ResourceError if the disk is full."""
         with self._writing():
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
             self._part.replace(self._out)
-        self._said.unlink(missing_ok=True)
+        self._state_path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -175,7 +204,7 @@ class Results:
             yield
         except OSError as error:
             raise ResourceError(
-                f"{self._part} cannot be written: {error.strerror or error}; the same command goes on where it stopped"
+                f"{self._part} cannot be written: {error.strerror or error}; the same command resumes where it stopped"
             ) from error
 
     def __enter__(self) -> Results:
@@ -184,12 +213,12 @@ class Results:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         try:
             self._file.close()
-        except OSError:  # what could not be written a moment ago still cannot be
+        except OSError:  # the error of the failed write is raised already
             if error is None:
                 raise
 
     def _open(self) -> BinaryIO:
-        """OUT.part, made where there is none, and locked where files can be."""
+        """Open OUT.part, creating it if needed, and lock it if the system has locks."""
         file = open(os.open(self._part, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b")  # noqa: PTH123, SIM115
         if fcntl is not None:
             try:
@@ -201,44 +230,44 @@ class Results:
                 pass
         return file
 
-    def _earlier(
-        self, asked: Mapping[str, Any], chosen: Mapping[str, int], given: Mapping[str, int]
-    ) -> Mapping[str, int]:
-        """Take over an earlier run's results, if there are any; what that run chose."""
+    def _resume(self, job: Job, chosen: Mapping[str, int], given: Mapping[str, int]) -> Mapping[str, int]:
+        """Keep the results of an earlier run of the same job, if there are any; return the values that it chose."""
         n_bytes = self._file.seek(0, 2)
-        said = self._read_said()
-        if said is None and n_bytes:
-            raise RequestError(f"{self._part} holds results, but of what is not known: give --overwrite to begin anew")
-        differs = said is None or _difference({**said["asked"], **said["chosen"]}, {**asked, **said["chosen"], **given})
-        if said is not None and differs and n_bytes:
+        state = self._read_state()
+        if state is None and n_bytes:
+            raise RequestError(f"{self._part} has results of an unknown job: give --overwrite to start over")
+        differs = state is None or _difference({**state.job, **state.chosen}, {**job, **state.chosen, **given})
+        if state is not None and differs and n_bytes:
             raise RequestError(
-                f"{self._part} holds results of something else: {differs}. "
-                "Go on with what they are of, or give --overwrite to begin anew"
+                f"{self._part} has results of another job: {differs}. "
+                "Repeat the earlier command, or give --overwrite to start over"
             )
-        if (said is None or differs or not said.get("replaces")) and _holds_answers(self._out):
+        if (state is None or differs or not state.replaces) and _has_answers(self._out):
             if not n_bytes:
                 self._part.unlink()
             raise RequestError(f"{self._out} exists already: give --overwrite to replace it")
-        if said is None or differs:
+        if state is None or differs:
             return chosen
-        self._take_over()
-        return {name: said["chosen"][name] for name in chosen}
+        self._keep_results()
+        return {name: state.chosen[name] for name in chosen}
 
-    def _read_said(self) -> dict[str, Any] | None:
-        """What an earlier run wrote down; None where there is nothing of use."""
+    def _read_state(self) -> _State | None:
+        """The state that an earlier run wrote; None without a valid one."""
         try:
-            said = json.loads(self._said.read_bytes())
-        except FileNotFoundError:
+            state: object = json.loads(self._state_path.read_bytes())
+        except (FileNotFoundError, ValueError):
             return None
-        except ValueError:
+        if not isinstance(state, dict) or state.get("format") != _FORMAT:
             return None
-        whole = isinstance(said, dict) and said.get("format") == _FORMAT
-        if not whole or not isinstance(said.get("asked"), dict) or not isinstance(said.get("chosen"), dict):
+        job, chosen = state.get("job"), state.get("chosen")
+        if not isinstance(job, dict) or not isinstance(chosen, dict):
             return None
-        return said if all(type(said["chosen"].get(name)) is int for name in ("seed", "created")) else None
+        if any(type(chosen.get(name)) is not int for name in ("seed", "created")):
+            return None
+        return _State(job, chosen, bool(state.get("replaces")))
 
-    def _take_over(self) -> None:
-        """Mark the lines that have a result. From the first that is not whole on, the file is cut off."""
+    def _keep_results(self) -> None:
+        """Mark the lines that have a result, and truncate the file at the first incomplete line."""
         self._file.seek(0)
         end = 0
         for data in self._file:
@@ -252,17 +281,17 @@ class Results:
         self._file.truncate(end)
         self._file.seek(end)
 
-    def _keep(self, chosen: Mapping[str, int], asked: Mapping[str, Any], replaces: bool) -> None:
-        """Write down what the results are of, and whether they are to replace an OUT."""
-        said = {"format": _FORMAT, "asked": asked, "chosen": chosen, "replaces": replaces}
+    def _write_state(self, job: Job, chosen: Mapping[str, int], replaces: bool) -> None:
+        """Write OUT.part.json; ``replaces``: the results will replace an OUT that exists."""
+        state = {"format": _FORMAT, "job": job, "chosen": chosen, "replaces": replaces}
         try:
-            write_file(self._said, json.dumps(said, indent=1).encode() + b"\n")
+            write_file(self._state_path, json.dumps(state, indent=1).encode() + b"\n")
         except OSError as error:
-            raise ResourceError(f"{self._said} cannot be written: {error.strerror or error}") from error
+            raise ResourceError(f"{self._state_path} cannot be written: {error.strerror or error}") from error
 
 
 def _result(data: bytes) -> tuple[int | None, bool]:
-    """The number of the line that a whole line of results is for, and whether it was answered by an error."""
+    """Parse a line of results: the number of the request's line (None if invalid), and whether it failed."""
     if not data.endswith(b"\n"):
         return None, False
     try:
@@ -273,8 +302,8 @@ def _result(data: bytes) -> tuple[int | None, bool]:
     return (number if type(number) is int else None), failed
 
 
-def _holds_answers(out: Path) -> bool:
-    """Whether something would be lost with ``out``: all but a file of errors alone, where every line was wrong."""
+def _has_answers(out: Path) -> bool:
+    """Whether ``out`` contains anything but errors."""
     try:
         with out.open("rb") as file:
             return not all(number is not None and failed for number, failed in map(_result, file))
@@ -282,9 +311,9 @@ def _holds_answers(out: Path) -> bool:
         return False
 
 
-def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The first thing that is not as it was, for a message; empty when all is."""
-    titles = {"input": "the requests have changed", "model": "the model is another"}
+def _difference(before: Mapping[str, object], now: Mapping[str, object]) -> str:
+    """The first difference between two jobs, for a message; "" without one."""
+    titles = {"input": "the requests have changed", "model": "the model differs"}
     for name in [*before, *(name for name in now if name not in before)]:
         old, new = before.get(name), now.get(name)
         if old == new:
@@ -293,5 +322,5 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
             return titles[name]
         if isinstance(old, dict) and isinstance(new, dict):
             return _difference(old, new)
-        return f"{name} was {old}, and is {new}"
+        return f"{name} was {old} and is now {new}"
     return ""

@@ -1,4 +1,4 @@
-"""``gumba bench``: how fast a model runs here."""
+"""``gumba bench``: measure the speed of a model on this machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gumba.cli.open_model import find_model, needed_for, watch_compilation
-from gumba.cli.options import Commands, add_kv_type, add_model, add_threads, command, whole
+from gumba.cli.options import Commands, add_kv_type, add_model, add_threads, command, integer
 from gumba.cli.profile import as_json, as_text, check_plot, write_plot
 from gumba.cli.terminal import print_json, table
 from gumba.errors import RequestError
@@ -28,23 +28,27 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--prompt",
         metavar="N",
-        type=whole(0, 1 << 24),
+        type=integer(0, 1 << 24),
         help="tokens of the prompt (default 512, or as many as fit the model's context)",
     )
     parser.add_argument(
         "--gen",
         metavar="N",
-        type=whole(0, 1 << 24),
+        type=integer(0, 1 << 24),
         help="decode steps (default 64, or as many as fit; 0 for models that do not generate text)",
     )
     parser.add_argument(
-        "--depth", metavar="N", type=whole(0, 1 << 24), default=0, help="tokens in the KV cache before both (default 0)"
+        "--depth",
+        metavar="N",
+        type=integer(0, 1 << 24),
+        default=0,
+        help="tokens in the KV cache before both (default 0)",
     )
     parser.add_argument(
-        "--sequences", metavar="N", type=whole(1, 4096), default=1, help="sequences decoded at once (default 1)"
+        "--sequences", metavar="N", type=integer(1, 4096), default=1, help="sequences decoded at once (default 1)"
     )
     parser.add_argument(
-        "--repeat", metavar="N", type=whole(1, 1000), default=5, help="number of measured runs (default 5)"
+        "--repeat", metavar="N", type=integer(1, 1000), default=5, help="number of measured runs (default 5)"
     )
     add_threads(parser)
     add_kv_type(parser)
@@ -58,7 +62,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def bench(args: argparse.Namespace) -> int:
-    """Carry out ``gumba bench``."""
+    """Run ``gumba bench``."""
     if args.prompt == 0 and args.gen == 0:
         raise RequestError("nothing to measure: --prompt and --gen are both 0")
     if args.plot is not None:
@@ -75,18 +79,18 @@ def bench(args: argparse.Namespace) -> int:
         if not prompt and not gen:
             raise RequestError("nothing to measure: --prompt is 0, and the model generates no text")
         sizes = {"prompt": prompt, "gen": gen, "depth": args.depth, "sequences": args.sequences}
-        asked = {"model": path.name, **sizes, "repeat": args.repeat}
+        settings = {"model": path.name, **sizes, "repeat": args.repeat}
         work = Workload(**sizes, n_threads=args.threads, kv_type=args.kv_type)
         if not args.profile:
             speed = measure(path, work, repeat=args.repeat, progress=progress.fraction("bench"))
         else:
-            found = profile(path, work, repeat=args.repeat, progress=progress.fraction("profile"))
+            timings = profile(path, work, repeat=args.repeat, progress=progress.fraction("profile"))
     if not args.profile:
         rounded = {k: round(value, 3) if isinstance(value, float) else value for k, value in asdict(speed).items()}
-        rows = [[name, "-" if value is None else str(value)] for name, value in {**asked, **rounded}.items()]
-        print_json({**asked, **rounded}) if args.json else print(table(rows))
+        rows = [[name, "-" if value is None else str(value)] for name, value in {**settings, **rounded}.items()]
+        print_json({**settings, **rounded}) if args.json else print(table(rows))
         return 0
     if args.plot is not None:
-        write_plot(args.plot, found, path.name)
-    print_json({**asked, **as_json(found)}) if args.json else print(as_text(found))
+        write_plot(args.plot, timings, path.name)
+    print_json({**settings, **as_json(timings)}) if args.json else print(as_text(timings))
     return 0

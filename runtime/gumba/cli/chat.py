@@ -1,4 +1,4 @@
-"""``gumba chat``: talk with a model."""
+"""``gumba chat``: chat with a model."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import sys
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gumba.cli.chat_input import Lines, open_history
 from gumba.cli.open_model import open_llm
 from gumba.cli.options import (
-    FURTHER,
+    ADVANCED_SAMPLING,
     Commands,
     add_generation,
     add_model,
     add_template,
     command,
-    in_options,
     sampling_params,
     template_args,
+    with_option_names,
 )
-from gumba.cli.probabilities import MOST, USUAL, View
-from gumba.cli.reasoning import MODES, Shown, add_reasoning, form_of
+from gumba.cli.probabilities import DEFAULT_ALTERNATIVES, MAX_ALTERNATIVES, View
+from gumba.cli.reasoning import MODES, AnswerWriter, add_reasoning, parser_mode
 from gumba.cli.run import Answer
-from gumba.cli.terminal import argument_text, count, note, printable, show, tame
+from gumba.cli.terminal import argument_text, count, note, printable, show, without_controls
 from gumba.errors import GumbaError, RequestError
 from gumba.progress import size
 from gumba.sampling_params import SamplingParams
@@ -47,27 +47,27 @@ echo "Name three rivers." | gumba chat
 """
 
 _HELP = """\
-/help              this list
-/system TEXT       set the system message (without TEXT: show it) and start afresh
-/regen             answer the last message once more
-/undo              take the last message and its answer back
+/help              show this list
+/system TEXT       set the system message (without TEXT: show it) and start over
+/regen             answer the last message again
+/undo              remove the last message and its answer
 /clear             forget the conversation (the system message stays)
 /history           show the messages
-/save FILE         write the conversation to a file; /load FILE goes on with it
-/fork [NAME]       go on in a copy; /forks lists the copies, /switch NAME goes to one ("main" is the first)
+/save FILE         write the conversation to a file; /load FILE continues it
+/fork [NAME]       continue in a copy; /forks lists the copies, /switch NAME selects one ("main" is the first)
 /set NAME VALUE    change a setting (temperature, top_k, seed, max_tokens ...; without VALUE: show it). VALUE is a number,
                    true, false, none, default, a text, a list (top_k,temperature or ["a", "b"]) or an object ({"5": -2})
-/reasoning MODE    show, hide or raw: what the model thinks before it answers
-/probs [N]         show how likely each token was, and the N likeliest at its place (3); /probs off: no longer
-/show              what is set, and the model
-/stats             tokens and speed of the last answer
-/exit              leave (so does Ctrl-D); Ctrl-C stops an answer
-A line that ends in \\ goes on in the next one, as do lines between \"\"\" and \"\"\"; one that begins with // is sent,
-beginning with /."""
+/reasoning MODE    show or hide the model's reasoning, or raw: leave it in the answer
+/probs [N]         show the probability of each token and of N alternatives (default 3); /probs off: stop
+/show              show the settings and the model
+/stats             show tokens and speed of the last answer
+/exit              leave (also Ctrl-D); Ctrl-C stops an answer
+A line that ends in \\ continues on the next one, as do lines between \"\"\" and \"\"\". A line that begins with // is a
+message that begins with /."""
 
-#: Settings that the answers of a chat cannot have, and where there is another way.
+#: Settings that a chat does not support, or sets in another way.
 _REFUSED = ("n", "best_of", "logits_processors", "logprobs", "prompt_logprobs")
-#: What settings are called at the command line and by others.
+#: Names of settings as command-line options, and in other programs.
 _ALIASES = {
     "temp": "temperature",
     "n": "max_tokens",
@@ -75,9 +75,9 @@ _ALIASES = {
     "num_predict": "max_tokens",
     "repeat_penalty": "repetition_penalty",
     "repeat_last_n": "repetition_window",
-    **{option.lstrip("-").replace("-", "_"): field for option, field, *_ in FURTHER},
+    **{option.lstrip("-").replace("-", "_"): field for option, field, *_ in ADVANCED_SAMPLING},
 }
-#: Settings that are lists of names or numbers, which may be typed with commas between them.
+#: Settings that are lists of names or numbers, which the user may separate by commas.
 _LISTS = ("samplers", "allowed_token_ids", "stop_token_ids")
 _MAIN = "main"
 
@@ -101,7 +101,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def chat(args: argparse.Namespace) -> int:
-    """Carry out ``gumba chat``. With piped stdin each line is a message, and stdout holds the answers alone."""
+    """Run ``gumba chat``. With piped stdin each line is a message, and stdout contains only the answers."""
     params, variables = sampling_params(args), template_args(args)
     system = None if args.system is None else argument_text(args.system)
     llm, _ = open_llm(args)
@@ -118,7 +118,7 @@ def chat(args: argparse.Namespace) -> int:
         )
         history = None
         if interactive:
-            # Whatever is imported with the first message is imported now: Ctrl-C during an import leaves half a module.
+            # Import now what the first message needs: Ctrl-C during an import leaves a partial module.
             with contextlib.suppress(GumbaError):
                 llm.chat_template.render([{"role": "user", "content": ""}])
             history = open_history(None if args.no_history else _history_file())
@@ -133,7 +133,7 @@ def chat(args: argparse.Namespace) -> int:
             except GumbaError as error:
                 if not interactive:
                     raise
-                note(f"gumba: {printable(in_options(error))}")
+                note(f"gumba: {printable(with_option_names(error))}")
             except KeyboardInterrupt:
                 if not interactive:
                     raise
@@ -143,18 +143,20 @@ def chat(args: argparse.Namespace) -> int:
 
 
 def _history_file() -> Path | None:
-    """Where lines are kept between runs; None for a user without a home."""
+    """The file of the input history; None for a user without a home folder."""
     with contextlib.suppress(GumbaError):
         return state_folder() / "chat_history"
     return None
 
 
 class Talk:
-    """The conversations at the terminal, one of which is the current one, and what a line from the user does to them.
+    """The conversations of a chat, one of which is current; executes the user's commands and answers messages.
 
-    ``variables``: the template's. ``reasoning``: a mode of ``Shown``, None for the usual one. ``forgetful``: where the context
-    is full, forget the oldest messages instead of refusing a new one. ``confirming``: say in a line what a command has done
-    that would otherwise say nothing.
+    Args:
+        variables: Of the chat template.
+        reasoning: A mode of ``--reasoning``; None: the default.
+        forgetful: If the context is full, forget the oldest messages instead of refusing a new one.
+        confirming: Print a line after commands that print nothing otherwise.
     """
 
     def __init__(
@@ -163,7 +165,7 @@ class Talk:
         params: SamplingParams,
         system: str | None = None,
         *,
-        variables: dict[str, Any] | None = None,
+        variables: dict[str, object] | None = None,
         reasoning: str | None = None,
         forgetful: bool = False,
         confirming: bool = False,
@@ -204,35 +206,35 @@ class Talk:
 
     @property
     def conversation(self) -> Conversation:
-        """The current one."""
+        """The current conversation."""
         return self._forks[self._name]
 
     def take(self, line: str, *, is_message: bool = False) -> bool:
-        """Answer ``line``, or obey it if it is a command; False when the user wants to leave."""
+        """Answer ``line``, or execute it if it is a command; False if the user leaves."""
         name, *rest = line.strip().split(maxsplit=1)
         if name.startswith("//") and not is_message:
             line = line.lstrip()[1:]
         elif name.startswith("/") and not is_message:
-            obey = self._commands.get(name.lower())
-            if obey is None:
-                note(f"no command {printable(name)}; /help lists them")
+            execute = self._commands.get(name.lower())
+            if execute is None:
+                note(f"no command {printable(name)}; /help lists the commands")
                 return True
-            return obey("".join(rest).strip()) is not False
-        self._watch(lambda: self.conversation.stream(line))
+            return execute("".join(rest).strip()) is not False
+        self._show_answer(lambda: self.conversation.stream(line))
         return True
 
-    def _watch(self, ask: Callable[[], Iterator[StreamOutput]]) -> None:
-        """Show an answer as it comes. Ctrl-C ends it; what has come is kept."""
+    def _show_answer(self, start: Callable[[], Iterator[StreamOutput]]) -> None:
+        """Show an answer as it is generated. Ctrl-C stops it; the text so far is kept."""
         conversation, answer = self.conversation, Answer()
         forgotten = conversation.forgotten
         conversation.params = replace(conversation.params, logprobs=self._top)
-        conversation.reasoning = form_of(self._reasoning)
-        view, shown = View(self._llm.tokenizer), Shown(self._reasoning)
+        conversation.reasoning = parser_mode(self._reasoning)
+        view, writer = View(self._llm.tokenizer), AnswerWriter(self._reasoning)
         stream: Iterator[StreamOutput] = iter(())
         try:
-            stream = ask()
+            stream = start()
             for step in answer.watch(view.tap(stream)):
-                shown.show(step, view.style)
+                writer.write(step, view.style)
         except KeyboardInterrupt:
             if not sys.stdin.isatty():
                 raise
@@ -244,19 +246,19 @@ class Talk:
         self._last = answer
         if conversation.forgotten > forgotten:
             note(f"gumba: the context is full: {count(conversation.forgotten - forgotten, 'old message')} forgotten")
-        most = conversation.params.max_tokens
+        max_tokens = conversation.params.max_tokens
         if answer.finish_reason == "length":
-            if most is not None and len(answer.token_ids) >= most:
-                note(f"[cut off after {count(most, 'token')}, as max_tokens (-n) says]")
+            if max_tokens is not None and len(answer.token_ids) >= max_tokens:
+                note(f"[cut off after {count(max_tokens, 'token')}: max_tokens (-n)]")
             else:
                 model = self._llm.model
-                more = ", -c N asks for more" if model.n_ctx < model.config.n_ctx_most else ""
+                more = ", -c N sets a larger one" if model.n_ctx < model.config.n_ctx_most else ""
                 note(f"[cut off: the context of {model.n_ctx} tokens is full; /clear forgets the conversation{more}]")
 
     def _set_system(self, text: str) -> None:
         if not text:
             system = self.conversation.system
-            note(tame(system) if system else "no system message")
+            note(without_controls(system) if system else "no system message")
             return
         self.conversation.system = text
         self._clear("the system message is set; ")
@@ -267,7 +269,7 @@ class Talk:
         self._confirm(f"{before}{count(forgotten, 'message')} forgotten")
 
     def _undo(self) -> None:
-        self._confirm(f"taken back: {_quoted(self.conversation.undo()['content'])}")
+        self._confirm(f"removed: {_quoted(self.conversation.undo()['content'])}")
 
     def _confirm(self, text: str) -> None:
         if self._confirming:
@@ -277,11 +279,11 @@ class Talk:
         messages, params = self.conversation.messages, self.conversation.params
         if params.temperature == 0 and messages and messages[-1]["role"] == "assistant":
             note("[at temperature 0 the answer will be the same]")
-        self._watch(self.conversation.regenerate_stream)
+        self._show_answer(self.conversation.regenerate_stream)
 
     def _history(self) -> None:
         for message in self.conversation.messages:
-            note(f"{message['role']}: {tame(message['content'])}")
+            note(f"{message['role']}: {without_controls(message['content'])}")
         if not self.conversation.messages:
             note("no message yet")
 
@@ -291,7 +293,7 @@ class Talk:
         path = _path("/save", name)
         with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
             if file.read(len(MAGIC)) != MAGIC:
-                raise RequestError(f"{path} is there, and no saved conversation: it is left as it is")
+                raise RequestError(f"{path} exists and is not a saved conversation: it is not overwritten")
         self.conversation.save(path)
         note(f"saved: {count(len(self.conversation.messages), 'message')}, {size(path.stat().st_size)}")
 
@@ -308,7 +310,7 @@ class Talk:
         if not name:
             name = next(f"fork{i}" for i in itertools.count(1) if f"fork{i}" not in self._forks)
         if name in self._forks:
-            raise RequestError(f"there is a conversation {_quoted(name)} already")
+            raise RequestError(f"a conversation {_quoted(name)} exists already")
         self._forks[name] = self.conversation.fork()
         note(f"now in {_quoted(name)}; /switch {printable(self._name)} goes back")
         self._name = name
@@ -328,7 +330,7 @@ class Talk:
         from gumba.llm.conversation import params_of, settings_of
 
         name, _, value = text.partition(" ")
-        if name == "parameter":  # as ollama has it
+        if name == "parameter":  # ollama's form
             name, _, value = value.strip().partition(" ")
         if name == "system":
             self._set_system(value.strip())
@@ -350,10 +352,12 @@ class Talk:
         self._confirm(f"{name} {_json(settings_of(self.conversation.params)[name])}")
 
     def _set_probabilities(self, text: str) -> None:
-        top = None if text.lower() == "off" else USUAL
+        top = None if text.lower() == "off" else DEFAULT_ALTERNATIVES
         if text.lower() not in ("", "on", "off"):
-            if not text.isascii() or not text.isdigit() or int(text[:9]) > MOST:
-                raise RequestError(f"/probs: expected a number from 0 to {MOST}, on or off, found {_quoted(text)}")
+            if not text.isascii() or not text.isdigit() or int(text[:9]) > MAX_ALTERNATIVES:
+                raise RequestError(
+                    f"/probs: expected a number from 0 to {MAX_ALTERNATIVES}, on or off, found {_quoted(text)}"
+                )
             top = int(text)
         self._top = None if not text and self._top is not None else top
         note(
@@ -371,14 +375,14 @@ class Talk:
     def _show(self) -> None:
         from gumba.llm.conversation import settings_of
 
-        usual, settings = settings_of(SamplingParams()), settings_of(self.conversation.params)
+        defaults, settings = settings_of(SamplingParams()), settings_of(self.conversation.params)
         note(
             f"model {printable(str(self._llm.metadata.get('general.name', '')))}, context {self._llm.model.n_ctx} tokens"
         )
         for name, value in settings.items():
-            if name in _REFUSED:  # what /probs asks for is no setting
+            if name in _REFUSED:  # those of /probs
                 continue
-            if value != usual[name] or name in ("temperature", "top_k", "top_p", "min_p", "seed", "max_tokens"):
+            if value != defaults[name] or name in ("temperature", "top_k", "top_p", "min_p", "seed", "max_tokens"):
                 note(f"{name} {_json(value)}")
 
     def _stats(self) -> None:
@@ -386,17 +390,17 @@ class Talk:
 
 
 def _path(command: str, name: str) -> Path:
-    """The file that a command names."""
+    """The file named in a command."""
     if not name:
-        raise RequestError(f"{command}: expected the name of a file")
+        raise RequestError(f"{command}: expected a file name")
     try:
         return Path(name).expanduser()
     except RuntimeError:  # a ~ without a home
         return Path(name)
 
 
-def _value(name: str, text: str) -> Any:
-    """A setting as it is typed: as JSON has it, a bare text, or what stands between commas."""
+def _value(name: str, text: str) -> object:
+    """Parse the value of a setting: JSON, a plain text, or items separated by commas."""
     if text.lower() in ("none", "off"):
         return None
     try:
@@ -409,10 +413,10 @@ def _value(name: str, text: str) -> Any:
     return value
 
 
-def _json(value: Any) -> str:
+def _json(value: object) -> str:
     return "none" if value is None else printable(json.dumps(value, ensure_ascii=False))
 
 
 def _quoted(name: str) -> str:
-    """A name that was typed, for a message."""
+    """A name that the user typed, for a message."""
     return f'"{printable(name[:60])}"'

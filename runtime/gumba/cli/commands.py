@@ -7,7 +7,7 @@ success                                                                  0
 some of many failed (``batch``)     a summary                            1
 bad input, any ``GumbaError``       one line, ``gumba: error: …``        2
 Ctrl-C (see ``gumba.cli.main``)                                          130
-the reader of stdout is gone                                             141
+stdout was closed by its reader                                          141
 =================================== ==================================== =========
 """
 
@@ -39,8 +39,8 @@ from gumba.cli import (
     run,
     tokenize,
 )
-from gumba.cli.aliases import command_like, names_of, translate
-from gumba.cli.options import Formatter, did_you_mean, in_options
+from gumba.cli.aliases import hint_for_command, names_of, translate
+from gumba.cli.options import Formatter, did_you_mean, with_option_names
 from gumba.cli.terminal import printable
 from gumba.errors import GumbaError, ResourceError
 from gumba.memory import address_space_left, lacks_memory, no_memory, shortage
@@ -73,7 +73,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         wrong = _CHOICE.search(message)
         if wrong is not None:
-            here = command_like(wrong["given"]) if message.startswith("argument COMMAND") else ""
+            here = hint_for_command(wrong["given"]) if message.startswith("argument COMMAND") else ""
             message += here or did_you_mean(wrong["given"], re.split(r"', '|, ", wrong["choices"].strip("'")))
         _complain(f"{message} (see {self.prog} --help)")
         sys.exit(2)
@@ -111,9 +111,9 @@ def execute(argv: Sequence[str] | None = None) -> int:
         return code
     except GumbaError as error:
         lacking = not isinstance(error, ResourceError) and lacks_memory(error)
-        _complain(no_memory() if lacking else in_options(error))
+        _complain(no_memory() if lacking else with_option_names(error))
     except BrokenPipeError:
-        # stdout is gone: give the interpreter somewhere harmless to flush to at exit
+        # stdout is closed: let the interpreter flush to the null device at exit
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -153,9 +153,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args, unknown = parser.parse_known_args(argv)
     command = getattr(args, "parser", parser)
     if unknown and hasattr(args, "texts"):
-        args.texts, unknown = _behind_options(args.texts, unknown)
+        args.texts, unknown = _texts_after_options(args.texts, unknown)
     if unknown:
-        hint = did_you_mean(next((each for each in unknown if each.startswith("-")), ""), names_of(command))
+        hint = did_you_mean(next((word for word in unknown if word.startswith("-")), ""), names_of(command))
         command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     if command is parser:
         parser.error("expected a COMMAND")
@@ -163,11 +163,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    [found] = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    return dict(found)
+    [commands] = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(commands)
 
 
-def _behind_options(texts: list[str], unknown: list[str]) -> tuple[list[str], list[str]]:
+def _texts_after_options(texts: list[str], unknown: list[str]) -> tuple[list[str], list[str]]:
     """Move the arguments of ``unknown`` that follow an option to ``texts``; return both.
 
     argparse accepts TEXTs directly after MODEL only. An argument that begins with a dash is an option unless it contains a
@@ -178,7 +178,7 @@ def _behind_options(texts: list[str], unknown: list[str]) -> tuple[list[str], li
         unknown, rest = unknown[:end], unknown[end + 1 :]
     else:
         rest = []
-    if any(each.startswith("-") and each != "-" and " " not in each for each in unknown):
+    if any(word.startswith("-") and word != "-" and " " not in word for word in unknown):
         return texts, unknown
     return [*texts, *unknown, *rest], []
 

@@ -43,7 +43,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def compile_(args: argparse.Namespace) -> int:
-    """Carry out ``gumba compile``: with MODEL, compile only what its file needs."""
+    """Run ``gumba compile``: with MODEL, compile only what its file needs."""
     began = time.perf_counter()
     path = None if args.model is None else find_model(args.model, args.revision)
     from gumba.jit import bundled, jit, kernel_cache
@@ -61,9 +61,9 @@ def compile_(args: argparse.Namespace) -> int:
         )
     kernel_cache.lost.clear()
     jit.watching = contextlib.nullcontext
-    with Progress() as progress, progress.ticking(), _warnings() as said:
+    with Progress() as progress, progress.ticking(), _warnings() as warnings:
         total = compile_all(path, Compilation(progress).report)
-    for line in said:
+    for line in warnings:
         if not line.startswith("kernel cache: cannot write"):  # the error below reports these
             note(f"gumba: {printable(line)}")
     if kernel_cache.lost:
@@ -75,23 +75,23 @@ def compile_(args: argparse.Namespace) -> int:
         bundled.ship(kernel_cache.kept, args.output / folder.name)
         folder = args.output
     seconds = time.perf_counter() - began
-    there = "" if jit.stats.compiled >= total else ", the others were cached"
-    print(f"{jit.stats.compiled} of {total} functions compiled in {seconds:.1f} s{there}: {folder}")
+    cached = "" if jit.stats.compiled >= total else ", the others were cached"
+    print(f"{jit.stats.compiled} of {total} functions compiled in {seconds:.1f} s{cached}: {folder}")
     return 0
 
 
 @contextlib.contextmanager
 def _warnings() -> Iterator[list[str]]:
     """Collect gumba's warnings instead of printing them, so that an error can include them."""
-    found: list[str] = []
+    messages: list[str] = []
     log = logging.getLogger("gumba")
 
     def gather(record: logging.LogRecord) -> bool:
-        found.append(record.getMessage())
+        messages.append(record.getMessage())
         return False
 
     log.addFilter(gather)
     try:
-        yield found
+        yield messages
     finally:
         log.removeFilter(gather)

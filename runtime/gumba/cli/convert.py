@@ -1,4 +1,4 @@
-"""``gumba convert``: make a GGUF file out of a Hugging Face checkpoint."""
+"""``gumba convert``: convert a Hugging Face checkpoint to a GGUF file."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ def add_parser(commands: Commands) -> None:
 
 
 def convert(args: argparse.Namespace) -> int:
-    """Carry out ``gumba convert``."""
+    """Run ``gumba convert``."""
     if args.output == "-":
         raise ConvertError("-o -: a GGUF file cannot be written to stdout; name a file")
     out = Path(args.output)
     with Progress() as progress:
         watch_compilation(progress)
-        from gumba_convert import convert as make_gguf
+        from gumba_convert import convert as convert_checkpoint
 
-        report = make_gguf(
+        report = convert_checkpoint(
             args.source,
             out,
             type=args.type,

@@ -1,4 +1,4 @@
-"""``gumba embed``: vectors that stand for texts."""
+"""``gumba embed``: compute embedding vectors of texts."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def embed(args: argparse.Namespace) -> int:
-    """Carry out ``gumba embed``: one line of numbers per vector."""
+    """Run ``gumba embed``: one line of numbers per vector."""
     if args.texts and args.file is not None:
         raise RequestError("give texts as arguments or with -f, not both")
     texts = [argument_text(text) for text in args.texts] or read_text(args.file or "-").splitlines()

@@ -1,4 +1,4 @@
-"""``gumba export``: make a Hugging Face folder out of a GGUF file."""
+"""``gumba export``: convert a GGUF file to a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def add_parser(commands: Commands) -> None:
     parser = command(
         commands, "export", export, "convert a GGUF file of a Llama model to a Hugging Face folder", _EXAMPLES
     )
-    parser.description += "\nOnly files of the architecture llama (Llama, Mistral and similar models) can be exported."
+    scope = "Only files of the architecture llama (Llama, Mistral and similar models) can be exported."
+    parser.description = f"{parser.description}\n{scope}"
     add_model(parser)
     parser.add_argument("-o", "--output", metavar="FOLDER", required=True, help="the folder to write")
     parser.add_argument(
@@ -33,12 +34,12 @@ def add_parser(commands: Commands) -> None:
 
 
 def export(args: argparse.Namespace) -> int:
-    """Carry out ``gumba export``."""
+    """Run ``gumba export``."""
     path, out = find_model(args.model, args.revision), Path(args.output)
     with Progress() as progress:
-        from gumba_convert import export as make_folder
+        from gumba_convert import export as export_folder
 
-        report = make_folder(path, out, dtype=args.dtype, progress=progress, n_threads=args.threads)
+        report = export_folder(path, out, dtype=args.dtype, progress=progress, n_threads=args.threads)
     note(
         f"gumba: {printable(str(out))}: {report.n_tensors} tensors in {report.dtype}, {size(report.n_bytes)} "
         f"in {report.seconds:.1f} s"

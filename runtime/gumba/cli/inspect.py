@@ -1,4 +1,4 @@
-"""``gumba inspect``: what a GGUF file holds."""
+"""``gumba inspect``: show the metadata and tensors of a GGUF file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import struct
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from gumba.cli.open_model import find_model
 from gumba.cli.options import Commands, add_revision, command
@@ -15,7 +15,7 @@ from gumba.cli.terminal import print_json, printable, table
 from gumba.progress import size
 
 if TYPE_CHECKING:
-    from gumba.gguf import GGUFFile
+    from gumba.gguf import GGUFArray, GGUFFile
 
 _EXAMPLES = """
 gumba inspect model.gguf
@@ -23,7 +23,7 @@ gumba inspect model.gguf --tensors
 gumba inspect model.gguf --json
 """
 
-#: What is shown of a long array and of a long string.
+#: Items of an array, and characters of a string, that are shown.
 _ITEMS, _CHARACTERS = 6, 100
 
 
@@ -39,7 +39,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def inspect(args: argparse.Namespace) -> int:
-    """Carry out ``gumba inspect``."""
+    """Run ``gumba inspect``."""
     path = find_model(args.file, args.revision)
     from gumba.gguf import GGUFFile
 
@@ -54,7 +54,7 @@ def inspect(args: argparse.Namespace) -> int:
     return 0
 
 
-def _description(file: GGUFFile, n_bytes: int) -> dict[str, Any]:
+def _description(file: GGUFFile, n_bytes: int) -> dict[str, object]:
     return {
         "path": str(file.path),
         "version": file.version,
@@ -70,8 +70,8 @@ def _description(file: GGUFFile, n_bytes: int) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
-    """A metadata value as JSON can hold it: arrays as their element type, length and first items."""
+def _plain(value: object) -> object:
+    """Convert a metadata value for JSON: an array becomes its element type, length and first items."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -97,7 +97,7 @@ def _heading(file: GGUFFile, n_bytes: int) -> str:
     return table(rows)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """A metadata value on one line."""
     if isinstance(value, str):
         rest = len(value) - _CHARACTERS
@@ -111,13 +111,13 @@ def _shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _element_type(array: Any) -> str:
-    """The name of what an array holds, as the GGUF specification has it."""
-    return str(array.element_type.name).lower()
+def _element_type(array: Sequence[object]) -> str:
+    """The GGUF specification's name of an array's element type."""
+    return str(cast("GGUFArray", array).element_type.name).lower()
 
 
 def _shortest(value: float) -> str:
-    """The fewest digits that mean the same float32 (nearly all floats in metadata are float32)."""
+    """The shortest decimal number that rounds to the same float32 (nearly all floats in metadata are float32)."""
     if not math.isfinite(value) or abs(value) > 3e38:
         return str(value)
     stored = struct.pack("f", value)

@@ -1,4 +1,4 @@
-"""``gumba models``: the architectures that run, and whose logits theirs were found equal to, on tiny random models."""
+"""``gumba models``: list the architectures, and the implementations with equal logits on tiny random models."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def add_parser(commands: Commands) -> None:
 
 
 def models(args: argparse.Namespace) -> int:
-    """Carry out ``gumba models``."""
+    """Run ``gumba models``."""
     from gumba.runner.load import ARCHITECTURES
 
     if args.json:
-        found = {name: {"families": m.FAMILIES, "verified": list(m.VERIFIED)} for name, m in ARCHITECTURES.items()}
-        print_json(found)
+        listed = {name: {"families": m.FAMILIES, "verified": list(m.VERIFIED)} for name, m in ARCHITECTURES.items()}
+        print_json(listed)
     else:
         rows = [[name, module.FAMILIES, ", ".join(module.VERIFIED)] for name, module in ARCHITECTURES.items()]
         print(table([["ARCHITECTURE", "FAMILIES", "SAME LOGITS AS"], *rows]))

@@ -38,13 +38,13 @@ def find_model(model: str | None, revision: str | None = None, *, quiet: bool = 
         except RequestError as error:
             hint = ""
             if model is not None and "did you mean" not in str(error):
-                hint = did_you_mean(model, _files_beside(model), lambda name: Path(name).stem)
+                hint = did_you_mean(model, _gguf_files_beside(model), lambda name: Path(name).stem)
             if not hint:
                 raise
             raise RequestError(f"{error}{hint}") from None
 
 
-def _files_beside(model: str) -> list[str]:
+def _gguf_files_beside(model: str) -> list[str]:
     """The GGUF files in the folder of the path ``model``."""
     folder = Path(model).parent
     try:

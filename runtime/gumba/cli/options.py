@@ -7,7 +7,7 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from gumba.errors import RequestError, ResourceError
 
@@ -20,7 +20,7 @@ MODEL_HELP = (
 )
 
 #: ``gumba.runner.load.MAX_THREADS``, which takes long to import.
-MOST_THREADS = 512
+MAX_THREADS = 512
 #: The names of ``gumba.backends.cpu.kv_pages.PAGE_FORMATS``, which take as long.
 KV_TYPES = ("bf16", "f16", "f32", "q8_0")
 
@@ -40,8 +40,8 @@ _OPTIONS = {
 }
 _NAMES = re.compile("|".join(rf"(?<![\w./\"-]){re.escape(name)}(?![\w./-])" for name in _OPTIONS))
 
-#: As ``add_subparsers`` returns it; argparse keeps the class to itself.
-Commands = Any
+#: The result of ``add_subparsers``.
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
@@ -53,7 +53,7 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 
 def command(
     commands: Commands, name: str, function: Callable[[argparse.Namespace], int], help: str, examples: str
-) -> Any:
+) -> argparse.ArgumentParser:
     """Add the command ``name``, which calls ``function``, and return its parser."""
     parser = commands.add_parser(
         name,
@@ -67,8 +67,8 @@ def command(
     return parser
 
 
-def whole(low: int, high: int | None = None) -> Callable[[str], int]:
-    """A whole number of at least ``low``, at most ``high``."""
+def integer(low: int, high: int | None = None) -> Callable[[str], int]:
+    """Parser of an integer from ``low`` to ``high``."""
 
     def parse(text: str) -> int:
         try:
@@ -84,14 +84,14 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
 
 def size(text: str) -> int:
     """Parse a number of bytes: digits, optionally followed by K, M or G (powers of 1024)."""
-    found = re.fullmatch(r"([0-9]{1,15})([KMG]?)i?B?", text, re.IGNORECASE | re.ASCII)
-    if found is None:
+    match = re.fullmatch(r"([0-9]{1,15})([KMG]?)i?B?", text, re.IGNORECASE | re.ASCII)
+    if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; expected e.g. 512M or 2G")
-    return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2].upper()]
+    return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2].upper()]
 
 
-def real(low: float, high: float | None = None) -> Callable[[str], float]:
-    """A finite number of at least ``low``, at most ``high``."""
+def number(low: float, high: float | None = None) -> Callable[[str], float]:
+    """Parser of a finite number from ``low`` to ``high``."""
 
     def parse(text: str) -> float:
         try:
@@ -119,15 +119,15 @@ def did_you_mean(given: str, names: Iterable[str], key: Callable[[str], str] = s
     return f"; did you mean {by_key[close[0]]}?" if close else ""
 
 
-def in_options(error: Exception) -> str:
+def with_option_names(error: Exception) -> str:
     """The message of ``error``, with the library's keywords replaced by the options of the command line."""
     message = str(error)
     named = isinstance(error, RequestError | ResourceError)
-    return _NAMES.sub(lambda found: _OPTIONS[found[0]], message) if named else message
+    return _NAMES.sub(lambda match: _OPTIONS[match[0]], message) if named else message
 
 
 def add_model(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
-    """The positional MODEL, and ``--revision``."""
+    """Add the positional MODEL, and ``--revision``."""
     add_revision(parser)
     if optional:
         parser.add_argument("model", metavar="MODEL", nargs="?", help=MODEL_HELP + " (default: SmolLM2-135M-Instruct)")
@@ -136,33 +136,33 @@ def add_model(parser: argparse.ArgumentParser, *, optional: bool = False) -> Non
 
 
 def add_revision(parser: argparse.ArgumentParser) -> None:
-    """``--revision``, of a model on a hub."""
+    """Add ``--revision``, of a model on a hub."""
     parser.add_argument("--revision", metavar="REV", help="branch, tag or commit of a model on a hub")
 
 
 def add_length(parser: argparse.ArgumentParser, help: str) -> None:
-    """``-n``."""
-    parser.add_argument("-n", metavar="N", type=whole(1, 2**31 - 1), help=help)
+    """Add ``-n``."""
+    parser.add_argument("-n", metavar="N", type=integer(1, 2**31 - 1), help=help)
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
-    """``--threads``."""
+    """Add ``--threads``."""
     parser.add_argument(
         "-t",
         "--threads",
         metavar="N",
-        type=whole(1, MOST_THREADS),
+        type=integer(1, MAX_THREADS),
         help="compute threads (default: the physical cores that this process may use)",
     )
 
 
 def add_context(parser: argparse.ArgumentParser) -> None:
-    """``--ctx`` and the memory of the KV cache."""
+    """Add ``--ctx``, ``--kv-memory`` and ``--kv-type``."""
     parser.add_argument(
         "-c",
         "--ctx",
         metavar="N",
-        type=whole(1, 1 << 24),
+        type=integer(1, 1 << 24),
         help="context length in tokens (default: the model's training context, at most 4096)",
     )
     parser.add_argument(
@@ -175,7 +175,7 @@ def add_context(parser: argparse.ArgumentParser) -> None:
 
 
 def add_kv_type(parser: argparse.ArgumentParser) -> None:
-    """``--kv-type``; None selects the best type for the processor."""
+    """Add ``--kv-type``; None selects the best type for the processor."""
     parser.add_argument(
         "--kv-type",
         type=str.lower,
@@ -185,63 +185,75 @@ def add_kv_type(parser: argparse.ArgumentParser) -> None:
 
 
 #: Advanced sampling options: name, field of ``SamplingParams``, metavar, type, help.
-FURTHER = (
+ADVANCED_SAMPLING = (
     (
         "--repeat-last-n",
         "repetition_window",
         "N",
-        whole(-1, 2**31 - 1),
+        integer(-1, 2**31 - 1),
         "penalties consider the last N tokens (default 64)",
     ),
     (
         "--presence-penalty",
         "presence_penalty",
         "A",
-        real(-100, 100),
+        number(-100, 100),
         "subtract A from the logits of tokens that occurred (default 0)",
     ),
-    ("--frequency-penalty", "frequency_penalty", "A", real(-100, 100), "subtract A for each occurrence (default 0)"),
-    ("--typical", "typical_p", "P", real(0, 1), "locally typical sampling (default 1: off)"),
+    ("--frequency-penalty", "frequency_penalty", "A", number(-100, 100), "subtract A for each occurrence (default 0)"),
+    ("--typical", "typical_p", "P", number(0, 1), "locally typical sampling (default 1: off)"),
     (
         "--top-n-sigma",
         "top_n_sigma",
         "N",
-        real(-1, 100),
+        number(-1, 100),
         "drop tokens N standard deviations below the most likely (default -1: off)",
     ),
     (
         "--xtc-probability",
         "xtc_probability",
         "P",
-        real(0, 1),
+        number(0, 1),
         "probability of dropping the most likely tokens (default 0)",
     ),
-    ("--xtc-threshold", "xtc_threshold", "P", real(0, 1), "probability from which XTC may drop a token (default 0.1)"),
-    ("--dry-multiplier", "dry_multiplier", "M", real(0, 100), "DRY: penalize repeated sequences (default 0: off)"),
-    ("--dry-base", "dry_base", "B", real(1, 100), "base of the DRY penalty (default 1.75)"),
+    (
+        "--xtc-threshold",
+        "xtc_threshold",
+        "P",
+        number(0, 1),
+        "probability from which XTC may drop a token (default 0.1)",
+    ),
+    ("--dry-multiplier", "dry_multiplier", "M", number(0, 100), "DRY: penalize repeated sequences (default 0: off)"),
+    ("--dry-base", "dry_base", "B", number(1, 100), "base of the DRY penalty (default 1.75)"),
     (
         "--dry-allowed-length",
         "dry_allowed_length",
         "N",
-        whole(0, 2**31 - 1),
+        integer(0, 2**31 - 1),
         "longest repetition without DRY penalty (default 2)",
     ),
-    ("--mirostat", "mirostat", "1|2", whole(0, 2), "Mirostat version: hold the surprise at a target (default 0: off)"),
-    ("--mirostat-ent", "mirostat_tau", "T", real(0, 100), "Mirostat's target (default 5)"),
-    ("--mirostat-lr", "mirostat_eta", "E", real(0, 10), "Mirostat's learning rate (default 0.1)"),
-    ("--keep", "n_keep", "N", whole(-1, 2**31 - 1), "number of first tokens that --context-shift keeps (default 4)"),
+    (
+        "--mirostat",
+        "mirostat",
+        "1|2",
+        integer(0, 2),
+        "Mirostat version: hold the surprise at a target (default 0: off)",
+    ),
+    ("--mirostat-ent", "mirostat_tau", "T", number(0, 100), "Mirostat's target (default 5)"),
+    ("--mirostat-lr", "mirostat_eta", "E", number(0, 10), "Mirostat's learning rate (default 0.1)"),
+    ("--keep", "n_keep", "N", integer(-1, 2**31 - 1), "number of first tokens that --context-shift keeps (default 4)"),
     (
         "--lookup",
         "prompt_lookup_tokens",
         "N",
-        whole(0, 1024),
+        integer(0, 1024),
         "prompt lookup: draft up to N tokens from earlier text (default 0)",
     ),
 )
 
 
 def add_generation(parser: argparse.ArgumentParser, length: str) -> None:
-    """Options of length (``length`` is the help of ``-n``), context, threads and sampling."""
+    """Add options of length (``length`` is the help of ``-n``), context, threads and sampling."""
     add_length(parser, length)
     add_context(parser)
     add_threads(parser)
@@ -249,7 +261,7 @@ def add_generation(parser: argparse.ArgumentParser, length: str) -> None:
 
 
 def add_template(parser: argparse.ArgumentParser) -> None:
-    """Options of the chat template; ``template_args`` reads its variables."""
+    """Add options of the chat template; ``template_args`` reads its variables."""
     group = parser.add_argument_group("chat template")
     group.add_argument(
         "--chat-template",
@@ -269,9 +281,9 @@ def add_template(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--chat-template-kwargs", metavar="JSON", help=argparse.SUPPRESS)
 
 
-def template_args(args: argparse.Namespace) -> dict[str, Any]:
+def template_args(args: argparse.Namespace) -> dict[str, object]:
     """The template variables of ``--template-arg`` and llama.cpp's ``--chat-template-kwargs``. Raises RequestError."""
-    found: dict[str, Any] = {}
+    variables: dict[str, object] = {}
     if args.chat_template_kwargs is not None:
         try:
             given = json.loads(args.chat_template_kwargs)
@@ -279,44 +291,47 @@ def template_args(args: argparse.Namespace) -> dict[str, Any]:
             raise RequestError(f"--chat-template-kwargs: not JSON ({error!s:.200})") from None
         if not isinstance(given, dict):
             raise RequestError(f"--chat-template-kwargs: expected an object, found {args.chat_template_kwargs:.60}")
-        found |= given
+        variables |= given
     for text in args.template_arg:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
             raise RequestError(f"--template-arg: expected NAME=VALUE, found {text:.60}")
         try:
-            found[name] = json.loads(value)
+            variables[name] = json.loads(value)
         except (ValueError, RecursionError):
-            found[name] = value
-    return found
+            variables[name] = value
+    return variables
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Sampling options; those not given keep the defaults of ``SamplingParams``."""
+    """Add sampling options; those not given keep the defaults of ``SamplingParams``."""
     group = parser.add_argument_group("sampling")
-    group.add_argument("--temp", metavar="T", type=real(0, 100), help="temperature; 0: greedy (default 0.8)")
+    group.add_argument("--temp", metavar="T", type=number(0, 100), help="temperature; 0: greedy (default 0.8)")
     group.add_argument(
         "--top-k",
         metavar="K",
-        type=whole(0, 2**31 - 1),
+        type=integer(0, 2**31 - 1),
         help="sample from the K most likely tokens; 0: from all (default 40)",
     )
     group.add_argument(
         "--top-p",
         metavar="P",
-        type=real(0, 1),
+        type=number(0, 1),
         help="sample from the most likely tokens whose probabilities sum to P (default 0.95)",
     )
     group.add_argument(
-        "--min-p", metavar="P", type=real(0, 1), help="drop tokens below P times the highest probability (default 0.05)"
+        "--min-p",
+        metavar="P",
+        type=number(0, 1),
+        help="drop tokens below P times the highest probability (default 0.05)",
     )
     group.add_argument(
         "--repeat-penalty",
         metavar="R",
-        type=real(0.01, 100),
+        type=number(0.01, 100),
         help="penalize recent tokens; 1: off (default 1)",
     )
-    for name, field, metavar, kind, text in FURTHER:
+    for name, field, metavar, kind, text in ADVANCED_SAMPLING:
         group.add_argument(name, dest=field, metavar=metavar, type=kind, help=text)
     group.add_argument(
         "--context-shift",
@@ -339,7 +354,7 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--seed",
         metavar="S",
-        type=whole(0, 2**64 - 1),
+        type=integer(0, 2**64 - 1),
         help="random seed; the same seed gives the same text (default: random)",
     )
     group.add_argument("--stop", metavar="TEXT", action="append", default=[], help="stop before TEXT (repeatable)")
@@ -369,7 +384,7 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
         "ignore_eos": args.ignore_eos,
         "samplers": args.samplers,
         "structured_outputs": form,
-        **{field: getattr(args, field) for _, field, *_ in FURTHER},
+        **{field: getattr(args, field) for _, field, *_ in ADVANCED_SAMPLING},
     }
     return SamplingParams(**{name: value for name, value in given.items() if value is not None})
 

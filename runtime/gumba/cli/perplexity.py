@@ -1,11 +1,11 @@
-"""``gumba perplexity``: how well a model predicts a text."""
+"""``gumba perplexity``: measure how well a model predicts a text."""
 
 from __future__ import annotations
 
 import argparse
 
 from gumba.cli.open_model import find_model, needed_for, watch_compilation
-from gumba.cli.options import Commands, add_kv_type, add_model, add_threads, command, whole
+from gumba.cli.options import Commands, add_kv_type, add_model, add_threads, command, integer
 from gumba.cli.terminal import print_json, read_text
 from gumba.errors import RequestError
 from gumba.progress import Progress
@@ -25,7 +25,7 @@ def add_parser(commands: Commands) -> None:
         "-c",
         "--ctx",
         metavar="N",
-        type=whole(4),
+        type=integer(4),
         default=512,
         help="tokens per window; the second half of each is scored (default 512)",
     )
@@ -35,10 +35,10 @@ def add_parser(commands: Commands) -> None:
 
 
 def perplexity(args: argparse.Namespace) -> int:
-    """Carry out ``gumba perplexity``."""
+    """Run ``gumba perplexity``."""
     path = find_model(args.model, args.revision)
     text = read_text(args.textfile)
-    from gumba.bench import perplexity as evaluate
+    from gumba.bench.perplexity import perplexity as evaluate
     from gumba.gguf import GGUFFile
     from gumba.tokenizer.tokenizer import Tokenizer
 
@@ -62,7 +62,7 @@ def perplexity(args: argparse.Namespace) -> int:
         )
         try:
             bos = tokenizer.bos_id if tokenizer.add_bos else None
-            for result in evaluate.perplexity(model, tokens, args.ctx, bos):
+            for result in evaluate(model, tokens, args.ctx, bos):
                 figure = f"perplexity {result.perplexity:.4f}"
                 progress("windows", result.windows, result.n_windows, figure=figure)
         finally:

@@ -1,10 +1,10 @@
-"""What ``gumba bench --profile`` shows: a table, a JSON object, a plot."""
+"""Output of ``gumba bench --profile``: tables, JSON or a plot."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gumba.cli.terminal import count, table
 from gumba.errors import RequestError
@@ -16,30 +16,33 @@ if TYPE_CHECKING:
 # Table and JSON --------------------------------------------------------------------------------------------------------
 
 
-def as_json(found: Profile) -> dict[str, Any]:
-    """The profile as JSON takes it; numbers to six digits, which is more than they are worth."""
+def as_json(profile: Profile) -> dict[str, object]:
+    """The profile as a JSON object, with numbers of six digits."""
 
-    def short(value: Any) -> Any:
+    def rounded(value: object) -> object:
         if isinstance(value, float):
             return float(f"{value:.6g}")
         if isinstance(value, dict):
-            return {key: short(each) for key, each in value.items()}
-        return [short(each) for each in value] if isinstance(value, list) else value
+            return {key: rounded(item) for key, item in value.items()}
+        return [rounded(item) for item in value] if isinstance(value, list) else value
 
-    def phase(phase: Phase | None) -> dict[str, Any] | None:
+    def of_phase(phase: Phase | None) -> dict[str, object] | None:
         if phase is None:
             return None
         operations = [{**asdict(op), "of_limit": op.of_limit} for op in phase.operations]
         return {**asdict(phase), "overhead_ms": phase.overhead_ms, "operations": operations}
 
-    whole = {"limits": asdict(found.limits), "prefill": phase(found.prefill), "decode": phase(found.decode)}
-    made: dict[str, Any] = short(whole)
-    return made
+    fields = {
+        "limits": asdict(profile.limits),
+        "prefill": of_phase(profile.prefill),
+        "decode": of_phase(profile.decode),
+    }
+    return {key: rounded(value) for key, value in fields.items()}
 
 
-def as_text(found: Profile) -> str:
+def as_text(profile: Profile) -> str:
     """The limits, then one table per phase."""
-    return "\n\n".join([_limits_table(found.limits), *(_phase_table(phase) for phase in found.phases)])
+    return "\n\n".join([_limits_table(profile.limits), *(_phase_table(phase) for phase in profile.phases)])
 
 
 def _limits_table(limits: Limits) -> str:
@@ -60,9 +63,9 @@ def _limits_table(limits: Limits) -> str:
 
 def title(phase: Phase) -> str:
     """A phase in one line."""
-    each = "" if phase.steps == 1 else f", {phase.steps} steps, one of them"
+    steps = "" if phase.steps == 1 else f", {phase.steps} steps, one of them"
     return (
-        f"{phase.name}: {count(phase.tokens, 'token')}{each} {phase.step_ms:.3f} ms, {phase.tokens_per_s:.1f} tokens/s"
+        f"{phase.name}: {count(phase.tokens, 'token')}{steps} {phase.step_ms:.3f} ms, {phase.tokens_per_s:.1f} tokens/s"
     )
 
 
@@ -92,20 +95,20 @@ def _phase_table(phase: Phase) -> str:
 # Plot ------------------------------------------------------------------------------------------------------------------
 
 _ROW, _BARS, _GAP, _MARGIN = 22, 420, 8, 16
-#: Of a character, in parts of the size of the text: as wide as digits are in the widest of the usual fonts (DejaVu Sans).
+#: Width of a character in parts of the font size: that of digits in the widest common font (DejaVu Sans).
 _CHARACTER = 0.64
 _TIME, _LIMIT, _OTHER = "#9db8d9", "#2f5d9b", "#c9c9c9"
 
 
-def plot(found: Profile, heading: str) -> str:
-    """Where a step's time goes, as SVG: a bar per operation, in it the least time that the limits allow."""
-    limits = found.limits
+def plot(profile: Profile, heading: str) -> str:
+    """SVG of the time of each operation, with the minimum time that the limits allow in the same bar."""
+    limits = profile.limits
     machine = (
         f"{limits.isa}, {count(limits.threads, 'thread')}; limits: {limits.all.memory_gb_s:.1f} GB/s from memory, "
         f"{limits.all.cache_gb_s:.0f} GB/s from cache, {limits.all.int8_gop_s:.0f} GOP/s int8, "
         f"{limits.all.float32_gflop_s:.0f} GFLOP/s float32, {limits.all.bf16_gflop_s:.0f} GFLOP/s bfloat16"
     )
-    panels = [(title(phase), _rows(phase)) for phase in found.phases]
+    panels = [(title(phase), _rows(phase)) for phase in profile.phases]
     rows = [row for _, own in panels for row in own]
     left = _MARGIN + _GAP + max((_width(row.label) for row in rows), default=0)
     ends = [left + row.length * _BARS + _GAP + _width(row.figures) for row in rows]
@@ -118,7 +121,7 @@ def plot(found: Profile, heading: str) -> str:
         _text(_MARGIN, 28, heading, size=16),
         _text(_MARGIN, 48, machine),
         _box(_MARGIN, 58, 12, _TIME, 12), _text(_MARGIN + 18, 68, "time taken"),
-        _box(_MARGIN + 100, 58, 12, _LIMIT, 12), _text(_MARGIN + 118, 68, "least time that the limits allow"),
+        _box(_MARGIN + 100, 58, 12, _LIMIT, 12), _text(_MARGIN + 118, 68, "minimum time that the limits allow"),
     ]  # fmt: skip
     y = 84
     for name, own in panels:
@@ -137,7 +140,7 @@ def plot(found: Profile, heading: str) -> str:
 
 @dataclass(frozen=True)
 class _Row:
-    """One row of the plot; ``length`` of its bar and, of it, ``limit``, from 0 to 1."""
+    """One row of the plot; ``length`` of its bar and ``limit`` within it, both from 0 to 1."""
 
     label: str
     length: float
@@ -157,7 +160,7 @@ def _rows(phase: Phase) -> list[_Row]:
 
 
 def _width(text: str, size: int = 12) -> float:
-    """How wide ``text`` is at most in the plot."""
+    """Maximum width of ``text`` in the plot."""
     return len(text) * size * _CHARACTER
 
 
@@ -187,16 +190,16 @@ def _box(x: float, y: float, width: float, colour: str, height: int = _ROW - 6) 
 
 
 def check_plot(path: Path) -> None:
-    """Raise ``RequestError`` for a name that asks for another kind of picture, or lies in no folder."""
+    """Raise RequestError unless ``path`` is an .svg file in an existing folder."""
     if path.suffix.lower() != ".svg":
         raise RequestError(f"--plot {path}: expected a name that ends in .svg")
     if not path.parent.is_dir():
         raise RequestError(f"{path} cannot be written: the folder {path.parent} does not exist")
 
 
-def write_plot(path: Path, found: Profile, heading: str) -> None:
-    """Write the plot, as a whole or not at all. Raises ``RequestError`` when the file cannot be written."""
+def write_plot(path: Path, profile: Profile, heading: str) -> None:
+    """Write the plot, complete or not at all. Raises RequestError if the file cannot be written."""
     try:
-        write_file(path, plot(found, heading).encode())
+        write_file(path, plot(profile, heading).encode())
     except OSError as error:
         raise RequestError(f"{path} cannot be written: {error.strerror or error}") from error

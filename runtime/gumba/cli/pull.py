@@ -32,7 +32,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def pull(args: argparse.Namespace) -> int:
-    """Carry out ``gumba pull``: the path of the model goes to stdout."""
+    """Run ``gumba pull``: the path of the model goes to stdout."""
     if args.list:
         if args.name is not None or args.revision is not None:
             raise RequestError("--list lists all known names: omit MODEL and --revision")

@@ -1,4 +1,4 @@
-"""How a model's reasoning is shown, or not."""
+"""``--reasoning``: showing or hiding a model's reasoning."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from gumba.cli.terminal import show
 if TYPE_CHECKING:
     from gumba.outputs import StreamOutput
 
-#: What ``--reasoning`` knows.
+#: Values of ``--reasoning``.
 MODES = ("show", "hide", "raw")
 
 
 def add_reasoning(parser: argparse.ArgumentParser) -> None:
-    """``--reasoning``."""
+    """Add ``--reasoning``."""
     parser.add_argument(
         "--reasoning",
         choices=MODES,
@@ -26,25 +26,25 @@ def add_reasoning(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def form_of(mode: str | None) -> str:
+def parser_mode(mode: str | None) -> str:
     """``reasoning`` of ``LLM.chat`` for a value of ``--reasoning``."""
     return "off" if mode == "raw" else "auto"
 
 
-class Shown:
-    """Writes an answer's steps to stdout, reasoning dimmed and a blank line behind it."""
+class AnswerWriter:
+    """Writes an answer's steps to stdout; reasoning is dimmed and followed by a blank line."""
 
     def __init__(self, mode: str | None) -> None:
-        self._thoughts = mode == "show" or (mode is None and sys.stdout.isatty())
+        self._shows_reasoning = mode == "show" or (mode is None and sys.stdout.isatty())
         self._dim = "2" if colours() else ""
-        self._thinking = False
+        self._in_reasoning = False
 
-    def show(self, step: StreamOutput, style: str = "") -> None:
-        """Write what is new; ``style`` as of ``show``."""
-        if step.reasoning and self._thoughts:
+    def write(self, step: StreamOutput, style: str = "") -> None:
+        """Write the new text of ``step``; ``style`` as of ``gumba.cli.terminal.show``."""
+        if step.reasoning and self._shows_reasoning:
             show(step.reasoning, ";".join(filter(None, (self._dim, style))))
-            self._thinking = True
-        if step.text and self._thinking:
+            self._in_reasoning = True
+        if step.text and self._in_reasoning:
             show("\n\n")
-            self._thinking = False
+            self._in_reasoning = False
         show(step.text, style)

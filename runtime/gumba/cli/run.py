@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from gumba.cli.open_model import compile_seconds, open_llm
 from gumba.cli.options import Commands, add_generation, add_model, add_template, command, sampling_params, template_args
-from gumba.cli.reasoning import Shown, add_reasoning, form_of
+from gumba.cli.reasoning import AnswerWriter, add_reasoning, parser_mode
 from gumba.cli.terminal import argument_text, count, note, print_json, read_text, show
 from gumba.errors import RequestError, TemplateError
 
@@ -60,7 +60,7 @@ def add_parser(commands: Commands) -> None:
 
 @dataclass
 class Answer:
-    """A generation as it is watched."""
+    """The answer as it is generated."""
 
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
@@ -69,7 +69,7 @@ class Answer:
     timings: Timings | None = None
 
     def watch(self, stream: Iterator[StreamOutput]) -> Iterator[StreamOutput]:
-        """Hand on each step of ``stream``. Kernels compiled on the way are taken out of the timings."""
+        """Yield each step of ``stream`` and collect it; timings exclude the compilation of kernels meanwhile."""
         began = first = compile_seconds()
         for step in stream:
             if not self.token_ids:
@@ -99,7 +99,7 @@ class Answer:
         )
 
     def as_json(self, prompt: str, seed: int | None, load_s: float) -> dict[str, object]:
-        """What ``--json`` prints."""
+        """The object that ``--json`` prints."""
         t = self.timings
         timings = {"compile_s": round(compile_seconds(), 4), "load_s": round(load_s, 4)}
         if t is not None:
@@ -123,26 +123,26 @@ class Answer:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out ``gumba run``."""
+    """Run ``gumba run``."""
     prompt = _prompt(args)
     params, variables = sampling_params(args), template_args(args)
     if (
         params.seed is None and params.temperature > 0
-    ):  # chosen here, so that --json can tell how to get the same text again
+    ):  # chosen here, so that --json can report the seed that reproduces the text
         params = replace(params, seed=secrets.randbits(32))
     llm, load_s = open_llm(args)
-    answer, shown = Answer(), Shown(args.reasoning)
+    answer, writer = Answer(), AnswerWriter(args.reasoning)
     with llm:
         is_message = _is_message(args, llm)
         if is_message:
             stream = llm.chat_stream(
-                _messages(args, prompt), params, template_args=variables, reasoning=form_of(args.reasoning)
+                _messages(args, prompt), params, template_args=variables, reasoning=parser_mode(args.reasoning)
             )
         else:
             stream = llm.stream(prompt, params)
         for step in answer.watch(stream):
             if not args.json:
-                shown.show(step)
+                writer.write(step)
     if args.json:
         print_json(answer.as_json(prompt, params.seed, load_s))
     elif not answer.text.endswith("\n"):
@@ -156,7 +156,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _is_message(args: argparse.Namespace, llm: LLM) -> bool:
-    """Whether the prompt is a message to be answered: as ``--chat`` says, else a PROMPT for a model with a chat template."""
+    """Whether to answer the prompt as a message: by ``--chat``, else if it is a PROMPT and the model has a chat template."""
     if args.chat is not None:
         return bool(args.chat)
     if not args.texts:
@@ -196,7 +196,7 @@ def _prompt(args: argparse.Namespace) -> str:
         text = _without_newline(read_text("-"))
     elif args.prompt is None:
         piped = "" if sys.stdin.isatty() else _without_newline(read_text("-"))
-        written = " ".join(argument_text(each) for each in args.texts)
+        written = " ".join(argument_text(text) for text in args.texts)
         if not piped and not args.texts:
             missing = "" if args.model is None or " " not in args.model else f" ({args.model!r:.80} was read as MODEL)"
             raise RequestError(
@@ -211,5 +211,5 @@ def _prompt(args: argparse.Namespace) -> str:
 
 
 def _without_newline(text: str) -> str:
-    """``text`` without the line break that editors and shells end a text with (one; llama.cpp does the same)."""
+    """``text`` without one line break at its end, which editors and shells add (llama.cpp removes it, too)."""
     return text[:-1].removesuffix("\r") if text.endswith("\n") else text

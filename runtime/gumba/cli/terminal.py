@@ -1,34 +1,33 @@
-"""Text in and out: what comes from files and models is not trusted to be text, or to be kind to a terminal."""
+"""Text in and out: checks that files are UTF-8 text, and removes control characters from what a terminal shows."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from gumba.errors import RequestError
 from gumba.progress import size
 
-#: Bytes of text that a command takes in at once: far beyond any context, and far from the end of memory.
-_MOST_TEXT = 250_000_000
+#: Maximum bytes of a text that a command reads: far beyond any context, and far below the size of memory.
+_MAX_TEXT_BYTES = 250_000_000
 _KEEP = "\n\t\r"
 
 
 def printable(text: str) -> str:
-    """``text`` on one line, with whatever a terminal would act on written as an escape."""
+    """``text`` on one line, with control characters written as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def tame(text: str) -> str:
-    """``text`` with no control characters but line breaks and tabs: what a terminal may be given."""
+def without_controls(text: str) -> str:
+    """``text`` without control characters other than line breaks and tabs, safe to show on a terminal."""
     return "".join(c if c.isprintable() or c in _KEEP or ord(c) > 0x9F else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def show(text: str, style: str = "") -> None:
-    """Write generated text to stdout at once; a terminal gets it tamed, in the ``style`` of an ANSI sequence if there is one."""
+    """Write generated text to stdout and flush it; on a terminal without control characters, in the ANSI ``style``."""
     if sys.stdout.isatty():
-        text = f"\x1b[{style}m{tame(text)}\x1b[0m" if style and text else tame(text)
+        text = f"\x1b[{style}m{without_controls(text)}\x1b[0m" if style and text else without_controls(text)
     sys.stdout.write(text)
     sys.stdout.flush()
 
@@ -38,22 +37,22 @@ def note(text: str = "") -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """Write one JSON object to stdout."""
     print(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
 def read_text(path: str) -> str:
-    """The text of a UTF-8 file, or of stdin for ``-``. Raises ``RequestError`` for anything else."""
+    """The text of a UTF-8 file, or of stdin for ``-``. Raises RequestError if it is not one, or too long."""
     name = "stdin" if path == "-" else path
     try:
         if path == "-":
-            data = sys.stdin.buffer.read(_MOST_TEXT + 1)
+            data = sys.stdin.buffer.read(_MAX_TEXT_BYTES + 1)
         else:
             with Path(path).open("rb") as file:
-                data = file.read(_MOST_TEXT + 1)
-        if len(data) > _MOST_TEXT:
-            raise RequestError(f"{name} is longer than {size(_MOST_TEXT)}")
+                data = file.read(_MAX_TEXT_BYTES + 1)
+        if len(data) > _MAX_TEXT_BYTES:
+            raise RequestError(f"{name} is longer than {size(_MAX_TEXT_BYTES)}")
         return data.decode()
     except UnicodeDecodeError as error:
         raise RequestError(f"{name} is not UTF-8 text (byte {error.start})") from error
@@ -62,7 +61,7 @@ def read_text(path: str) -> str:
 
 
 def argument_text(text: str) -> str:
-    """``text`` as given on the command line, which may hold bytes that are not text. Raises ``RequestError``."""
+    """``text`` from the command line. Raises RequestError if it contains bytes that are not UTF-8."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -71,7 +70,7 @@ def argument_text(text: str) -> str:
 
 
 def table(rows: list[list[str]], *, right: str = "") -> str:
-    """``rows`` in columns two spaces apart; the columns whose index is a digit of ``right`` are flush right."""
+    """``rows`` in columns two spaces apart; the columns whose index is a digit of ``right`` are right-aligned."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:
@@ -83,6 +82,6 @@ def table(rows: list[list[str]], *, right: str = "") -> str:
     return "\n".join(lines)
 
 
-def count(n: int, thing: str) -> str:
-    """``n`` of a thing, in the singular or plural."""
-    return f"{n} {thing}" if n == 1 else f"{n} {thing}s"
+def count(n: int, noun: str) -> str:
+    """``n`` and ``noun``, in the singular or plural."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

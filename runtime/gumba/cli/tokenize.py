@@ -1,10 +1,10 @@
-"""``gumba tokenize``: the token ids of a text."""
+"""``gumba tokenize``: show the token ids of a text."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gumba.cli.open_model import find_model, watch_compilation
 from gumba.cli.options import Commands, add_model, command
@@ -34,7 +34,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def tokenize(args: argparse.Namespace) -> int:
-    """Carry out ``gumba tokenize``: one line per token, id and piece."""
+    """Run ``gumba tokenize``: one line per token, id and piece."""
     if len(args.texts) > 1:
         raise RequestError("expected one TEXT; quote one that has spaces")
     if args.texts and args.file is not None:
@@ -58,7 +58,7 @@ def tokenize(args: argparse.Namespace) -> int:
     return 0
 
 
-def _needed(metadata: Mapping[str, Any]) -> list[Function]:
+def _needed(metadata: Mapping[str, object]) -> list[Function]:
     from gumba.runner.aot import tokenizer_functions
 
     return [function for function in tokenizer_functions(metadata) if function.is_missing]
