@@ -280,7 +280,7 @@ def test_vllms_detokenize_is_taken_where_it_changes_nothing():
     assert SamplingParams(detokenize=True) == SamplingParams()
     assert dataclasses.replace(SamplingParams(detokenize=True), n=2).n == 2
     for wrong in (False, None, 1):
-        with pytest.raises(RequestError, match=r"^detokenize: expected True, found .*text is always made"):
+        with pytest.raises(RequestError, match=r"^detokenize: expected True, found .*outputs always have a text"):
             SamplingParams(detokenize=wrong)
 
 

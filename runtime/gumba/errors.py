@@ -1,20 +1,20 @@
-"""Every error that gumba raises on purpose.
+"""The exceptions of gumba.
 
     GumbaError
     ├── GGUFError            the file is not a well-formed GGUF file (path, field, byte offset)
-    ├── ModelError           a well-formed file, but not a model that its architecture's rules allow
-    │   └── UnsupportedError a model that needs something this version does not have (architecture, type, option)
+    ├── ModelError           a well-formed file, but not a valid model of its architecture
+    │   └── UnsupportedError the model needs something that this version does not support (architecture, type, option)
     ├── TokenizerError       the vocabulary is inconsistent, or text cannot be encoded
-    ├── TemplateError        the chat template is wrong, unsafe, too slow or too large
+    ├── TemplateError        the chat template is invalid, unsafe, too slow or too large
     ├── RequestError         a prompt, token id, parameter or message is out of range
     ├── ConvertError         a checkpoint cannot be read, or a file cannot be written
-    ├── DownloadError        a model source is unknown, unreachable, or failed its checksum
-    ├── ResourceError        not enough memory, disk or pages: says what is needed and what there is
-    │   └── QueueFullError   more requests wait than may: try again later
-    └── EngineError          the engine cannot work here (closed, forked, unknown instruction set)
+    ├── DownloadError        a model source is unknown or unreachable, or a checksum differs
+    ├── ResourceError        not enough memory, disk or pages: the message has what is needed and what is available
+    │   └── QueueFullError   the queue of requests is full: try again later
+    └── EngineError          the engine cannot run (closed, forked, unknown instruction set)
 
-A message says what was found, where, what was expected and, where there is one, what to do.
-At the command line each of them is one line on stderr and exit code 2.
+A message names what was found, where, what was expected and, if possible, what to do. The command line prints it as one line
+on stderr and exits with code 2.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from os import PathLike, fspath
 
 
 class GumbaError(Exception):
-    """Base of all errors that gumba raises on purpose."""
+    """Base class of the exceptions of gumba."""
 
 
 class GGUFError(GumbaError):
     """A file is not well-formed GGUF.
 
-    ``path`` is the file, ``field`` the header field, metadata key or tensor at fault, ``offset`` the byte offset in
-    the file where it was read (None when the fault has no single place).
+    ``path`` is the file, ``field`` the header field, metadata key or tensor at fault, ``offset`` its byte offset in the file
+    (None if there is no single one).
     """
 
     def __init__(
@@ -46,11 +46,11 @@ class GGUFError(GumbaError):
 
 
 class ModelError(GumbaError):
-    """A well-formed file whose contents do not make a model: missing tensors, wrong shapes, impossible sizes."""
+    """A well-formed file without a valid model: missing tensors, wrong shapes, impossible sizes."""
 
 
 class UnsupportedError(ModelError):
-    """A model that needs an architecture, tensor type or option that this version does not have."""
+    """A model needs an architecture, tensor type or option that this version does not support."""
 
 
 class TokenizerError(GumbaError):
@@ -58,13 +58,13 @@ class TokenizerError(GumbaError):
 
 
 class TemplateError(GumbaError):
-    """A chat template is wrong, unsafe, too slow or too large, or rejects the messages."""
+    """A chat template is invalid, unsafe, too slow or too large, or rejects the messages."""
 
 
 class RequestError(GumbaError, ValueError):
     """A prompt, token id, parameter or message is out of range.
 
-    ``index``: which one of several prompts is at fault, None where the message does not begin with it.
+    ``index``: index of the prompt at fault among several; None if the message does not begin with it.
     """
 
     index: int | None = None
@@ -75,7 +75,7 @@ class ConvertError(GumbaError):
 
 
 class DownloadError(GumbaError):
-    """A model source is unknown, unreachable, or what came from it failed its checksum."""
+    """A model source is unknown or unreachable, or the checksum of a download differs."""
 
 
 class ResourceError(GumbaError):
@@ -83,8 +83,8 @@ class ResourceError(GumbaError):
 
 
 class QueueFullError(ResourceError):
-    """More requests wait than may; the same request may well succeed later."""
+    """The queue of requests is full; the same request may succeed later."""
 
 
 class EngineError(GumbaError, RuntimeError):
-    """The engine cannot do this here: it is closed, was forked, or the processor lacks what was asked for."""
+    """The engine cannot do this: it is closed or was forked, or the processor lacks an instruction set."""

@@ -1,50 +1,49 @@
-"""What generation hands back: one ``StreamOutput`` per token, or one ``RequestOutput`` per request."""
+"""Results of generation: one ``StreamOutput`` per token, or one ``RequestOutput`` per request."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-#: Why a request ended: an end-of-generation token, stop token or stop string; max_tokens or the context's end;
-#: cancelled.
+#: Why a request ended: "stop": an end-of-generation token, stop token or stop string; "length": max_tokens or a full context.
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Where the time of one request went. Times are wall-clock seconds, shared with whatever ran in the same steps."""
+    """Wall-clock times of one request in seconds. Other requests may run in the same steps."""
 
-    #: From submission to the first step that took part of the prompt in.
+    #: From submission to the first step that processes part of the prompt.
     queue_s: float
-    #: From there to the first generated token (or to the end, when there was none).
+    #: From there to the first generated token (to the end, without one).
     prompt_s: float
     #: From the first generated token to the last.
     decode_s: float
-    #: Tokens of the prompt.
+    #: Number of tokens of the prompt.
     prompt_tokens: int
-    #: Tokens generated, one that ended the request included.
+    #: Number of generated tokens, including one that ended the request.
     generated_tokens: int
-    #: Tokens of the prompt that were there already, because another request began with them.
+    #: Tokens of the prompt that were in the prefix cache.
     cached_tokens: int = 0
 
     @property
     def prompt_tokens_per_s(self) -> float:
-        """Speed of prefill, of the tokens that it had to compute; 0 when nothing could be measured."""
+        """Speed of prefill over the tokens that were not cached; 0 without a measurable time."""
         return (self.prompt_tokens - self.cached_tokens) / self.prompt_s if self.prompt_s > 0 else 0.0
 
     @property
     def decode_tokens_per_s(self) -> float:
-        """Speed of decoding: the tokens after the first, whose time is prefill's; 0 when there were none."""
+        """Speed of decoding over the tokens after the first, which belongs to prefill; 0 without any."""
         return (self.generated_tokens - 1) / self.decode_s if self.decode_s > 0 and self.generated_tokens > 1 else 0.0
 
 
 @dataclass(frozen=True)
 class Logprobs:
-    """How likely the model held one token, and which ones it held the likeliest, before any sampler changed that.
+    """Log-probability of one token, and the most likely alternatives, from the model's logits before any sampler.
 
-    ``logprob`` is the natural logarithm of the token's probability, the log-softmax of the model's logits in float64;
-    ``rank`` its place among all tokens from 1 (equal ones by ascending id); ``top`` are the ids and log-probabilities of
-    the likeliest tokens, best first, as many as were asked for.
+    ``logprob`` is the natural logarithm of the token's probability, the log-softmax of the logits in float64; ``rank`` its
+    rank among all tokens from 1 (ties by ascending id); ``top`` the ids and log-probabilities of the most likely tokens, best
+    first, as many as the request set.
     """
 
     logprob: float
@@ -68,8 +67,8 @@ class ToolCall:
     function: FunctionCall
     type: Literal["function"] = "function"
 
-    def as_dict(self) -> dict[str, Any]:
-        """As it stands in ``tool_calls`` of OpenAI's messages."""
+    def as_dict(self) -> dict[str, object]:
+        """The entry of ``tool_calls`` in OpenAI's messages."""
         return {
             "id": self.id,
             "type": self.type,
@@ -81,11 +80,11 @@ class ToolCall:
 class StreamOutput:
     """One step of a stream.
 
-    ``text`` is the new text: whole characters, without any part of a stop string, and so sometimes empty or of several
-    tokens. ``token_id`` is the new token (None when the request was cancelled), ``index`` counts tokens from 0, ``choice``
-    the answers of one prompt. ``finish_reason`` and ``timings`` are set on the last one of an answer only; ``logprobs`` on
-    each that has a token, where ``SamplingParams.logprobs`` asks for it. Chats tell ``reasoning``, new text of that kind, from
-    the ``text`` of the answer, and have the answer's ``tool_calls`` on its last one. ``stop_reason``: as of CompletionOutput.
+    ``text`` is the new text: complete characters without any part of a stop string, so it can be empty or belong to several
+    tokens. ``token_id`` is the new token (None if the request was cancelled), ``index`` counts tokens from 0, ``choice`` the
+    answers to one prompt. ``finish_reason``, ``timings`` and ``tool_calls`` (chats only) are set on the last step of an answer;
+    ``logprobs`` on each step with a token if ``SamplingParams.logprobs`` is set. ``reasoning`` is new text of a chat's
+    reasoning, which is not in ``text``. ``stop_reason``: see CompletionOutput.
     """
 
     text: str
@@ -102,13 +101,13 @@ class StreamOutput:
 
 @dataclass(frozen=True)
 class CompletionOutput:
-    """One answer to a prompt, the ``index``-th.
+    """One answer to a prompt; ``index`` counts them from 0.
 
-    ``token_ids`` are all tokens generated, the one that ended the request included; ``text`` is their text without special
-    tokens that ended it and without the stop string. ``logprobs`` has one entry per token where ``SamplingParams.logprobs``
-    asks for it. Of a chat, ``reasoning`` is what the model thought (None: nothing), which is not in ``text``, and
-    ``tool_calls`` are the tools that it calls. ``stop_reason`` is the string of ``SamplingParams.stop``, or the token of
-    ``stop_token_ids``, that ended it; None where it ended for another reason.
+    ``token_ids`` are all generated tokens, including the one that ended the answer; ``text`` is their text without a final
+    special token or stop string. ``logprobs`` has one entry per token if ``SamplingParams.logprobs`` is set. In a chat,
+    ``reasoning`` is the model's reasoning (None without any), which is not in ``text``, and ``tool_calls`` are its calls of
+    tools. ``stop_reason`` is the string of ``SamplingParams.stop``, or the token of ``stop_token_ids``, that ended the answer;
+    None if it ended for another reason.
     """
 
     index: int
@@ -123,16 +122,16 @@ class CompletionOutput:
 
     @property
     def cumulative_logprob(self) -> float | None:
-        """Sum of the tokens' log-probabilities; None when they were not asked for."""
-        return None if self.logprobs is None else sum(each.logprob for each in self.logprobs)
+        """Sum of the tokens' log-probabilities; None without ``logprobs``."""
+        return None if self.logprobs is None else sum(token.logprob for token in self.logprobs)
 
 
 @dataclass(frozen=True)
 class RequestOutput:
-    """The result of one request: its answers, and the first one's fields as its own.
+    """The result of one request: its answers; properties return the fields of the first one.
 
-    ``prompt`` is the text given, None when token ids were. ``prompt_logprobs`` has one entry per token of the prompt, None for
-    the first, where ``SamplingParams.prompt_logprobs`` asks for it.
+    ``prompt`` is the text of the prompt, None for a prompt of token ids. ``prompt_logprobs`` has one entry per token of the
+    prompt, None for the first, if ``SamplingParams.prompt_logprobs`` is set.
     """
 
     prompt: str | None
@@ -147,53 +146,52 @@ class RequestOutput:
 
     @property
     def text(self) -> str:
-        """Of the first answer."""
+        """That of the first answer."""
         return self.outputs[0].text
 
     @property
     def reasoning(self) -> str | None:
-        """Of the first answer."""
+        """That of the first answer."""
         return self.outputs[0].reasoning
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
-        """Of the first answer."""
+        """That of the first answer."""
         return self.outputs[0].tool_calls
 
     @property
     def token_ids(self) -> list[int]:
-        """Of the first answer."""
+        """That of the first answer."""
         return self.outputs[0].token_ids
 
     @property
     def finish_reason(self) -> FinishReason:
-        """Of the first answer."""
+        """That of the first answer."""
         return self.outputs[0].finish_reason
 
     @property
     def stop_reason(self) -> str | int | None:
-        """Of the first answer."""
+        """That of the first answer."""
         return self.outputs[0].stop_reason
 
     @property
     def timings(self) -> Timings:
-        """Of the first answer."""
+        """That of the first answer."""
         return self.outputs[0].timings
 
     @property
     def logprobs(self) -> list[Logprobs] | None:
-        """Of the first answer."""
+        """That of the first answer."""
         return self.outputs[0].logprobs
 
 
 @dataclass(frozen=True)
 class BeamSearchSequence:
-    """One answer that beam search found.
+    """One answer of beam search.
 
-    ``token_ids`` are all tokens generated, the one that ended it included; ``text`` is their text without special tokens that
-    ended it. ``cumulative_logprob`` is the sum of the tokens' log-probabilities, as the search's parameters (temperature,
-    repetition penalty) made them; ``score`` is what answers are ranked by: that sum, less diversity penalties, divided by the
-    length to the power of the length penalty.
+    ``token_ids`` are all generated tokens, including the one that ended the answer; ``text`` is their text without a final
+    special token. ``cumulative_logprob`` is the sum of the tokens' log-probabilities after temperature and repetition penalty;
+    ``score`` ranks the answers: that sum, less diversity penalties, divided by the length to the power of the length penalty.
     """
 
     text: str
@@ -205,7 +203,7 @@ class BeamSearchSequence:
 
 @dataclass(frozen=True)
 class BeamSearchOutput:
-    """The answers that beam search found to one prompt, best first; ``prompt`` is the text given, None for token ids."""
+    """The answers of beam search to one prompt, best first; ``prompt`` is its text, None for token ids."""
 
     prompt: str | None
     prompt_token_ids: list[int]
@@ -215,11 +213,11 @@ class BeamSearchOutput:
 
 @dataclass(frozen=True)
 class KVUsage:
-    """Pages of the KV cache: all, those that requests hold, and those only kept for requests that begin alike.
+    """Pages of the KV cache: all, those in use by requests, and those kept in the prefix cache only.
 
-    ``window_pages``, ``window_in_use``, ``window_kept``: the same for layers that see a window only, where they have pages of
-    their own; of these a request gives back what is behind the window while it goes on. ``states``, ``states_in_use``,
-    ``states_kept``: the same for the states of recurrent layers, one for each request and one for each beginning kept.
+    ``window_pages``, ``window_in_use``, ``window_kept``: the same for layers with sliding-window attention if they have their
+    own pages; a request frees those that its window has passed. ``states``, ``states_in_use``, ``states_kept``: the same for
+    the states of recurrent layers, one per request and one per cached prefix.
     """
 
     pages: int

@@ -132,7 +132,7 @@ class Progress:
         return [part for part in parts if part]
 
     def _write_line(self, now: float, done: float, total: float, figure: str) -> None:
-        """Write a line, unless the last one was a short time ago."""
+        """Write a line, unless the pause since the last one is too short."""
         if now - self._last_line < self._pause:
             return
         self._last_line, self._pause = now, min(2 * self._pause, _MAX_PAUSE_S)
@@ -170,7 +170,7 @@ def _bar_type() -> Any:
 
 
 def size(n_bytes: float) -> str:
-    """A number of bytes as a person reads it."""
+    """``n_bytes`` as text, with a unit."""
     for unit in ("B", "kB", "MB"):
         if n_bytes < 1000:
             return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""What a request asks for: ``SamplingParams``, ``BeamSearchParams`` and ``StructuredOutputsParams``."""
+"""Parameters of a request: ``SamplingParams``, ``BeamSearchParams``, ``ContrastiveSearchParams``, ``StructuredOutputsParams``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import InitVar, dataclass, fields
 from numbers import Real
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from gumba.errors import RequestError
 from gumba.validation import (
@@ -23,46 +23,49 @@ from gumba.validation import (
     show,
 )
 
+if TYPE_CHECKING:
+    import numpy as np
+
 __all__ = [
     "LogitsProcessor", "SAMPLERS", "MAX_COUNT", "MAX_SEQUENCES", "MAX_LOGPROBS", "SamplingParams", "BeamSearchParams",
-    "ContrastiveSearchParams", "StructuredOutputsParams", "require_count", "require_number", "show",
+    "ContrastiveSearchParams", "StructuredOutputsParams",
 ]  # fmt: skip
 
-#: Most samples of one prompt, and most beams.
+#: Maximum number of answers to one prompt, and of beams.
 MAX_SEQUENCES = 1024
-#: Most likeliest tokens whose log-probabilities may be asked for.
+#: Maximum of ``logprobs`` and ``prompt_logprobs``.
 MAX_LOGPROBS = 1000
 
-#: The samplers in the order in which they are applied; ``SamplingParams.samplers`` names others.
+#: The samplers in their default order; ``SamplingParams.samplers`` sets another.
 SAMPLERS = (
     "penalties", "dry", "top_n_sigma", "top_k", "typical_p", "top_p", "min_p", "epsilon_cutoff", "eta_cutoff", "xtc",
     "temperature",
 )  # fmt: skip
-#: Other names that llama.cpp has for some of them.
+#: llama.cpp's other names of samplers.
 _SAMPLER_ALIASES = {"typ_p": "typical_p", "temp": "temperature"}
 
 #: A function of (token ids of prompt and answer so far, logits float32 [n_vocab] to change or replace) to the logits.
-LogitsProcessor = Callable[[list[int], Any], Any]
+LogitsProcessor: TypeAlias = "Callable[[list[int], np.ndarray], np.ndarray]"
 
 
 @dataclass(frozen=True, kw_only=True)
 class StructuredOutputsParams:
-    """What the whole text of an answer must be; exactly one of the first five is given (the names are vLLM's).
+    """A constraint on the whole text of an answer. Set exactly one of the first five fields (names as in vLLM).
 
     Args:
         json: A JSON schema, as a dict, True or JSON text; kept as JSON text.
         regex: A regular expression that matches the whole text.
-        choice: Texts, one of which the answer is.
+        choice: Texts; the answer is one of them.
         grammar: A grammar in GBNF.
         json_object: True for any JSON object.
-        whitespace_pattern: With ``json`` or ``json_object``, a regular expression of the white space between two parts of the
-            JSON text, beside none; None: a space, or a line break with up to 32 blanks.
+        whitespace_pattern: With ``json`` or ``json_object``, a regular expression of the white space allowed between two
+            parts of the JSON text (none is always allowed); None: a space, or a line break with up to 32 blanks.
 
     Raises:
-        RequestError: None or several are given, one has the wrong type, or ``json`` is not a schema.
+        RequestError: None or several are set, one has the wrong type, or ``json`` is not a schema.
     """
 
-    json: str | Mapping[str, Any] | bool | None = None
+    json: str | Mapping[str, object] | bool | None = None
     regex: str | None = None
     choice: Sequence[str] | None = None
     grammar: str | None = None
@@ -97,93 +100,93 @@ class StructuredOutputsParams:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How the tokens of one request are chosen, and when it ends. Names are vLLM's, defaults and order llama.cpp's.
+    """Sampling and stopping of a request. Names as in vLLM; defaults and order of samplers as in llama.cpp.
 
-    A token is chosen in these steps, each leaving at least one token or the request ends in a RequestError:
+    Each token is sampled in these steps; if a step excludes every token, the request ends with a RequestError:
 
-    1. ``logits_processors``, then ``logit_bias``; then tokens are ruled out by ``allowed_token_ids``, ``bad_words``,
-       ``min_tokens``, ``no_repeat_ngram_size`` and ``structured_outputs``.
+    1. ``logits_processors``, then ``logit_bias``; then ``allowed_token_ids``, ``bad_words``, ``min_tokens``,
+       ``no_repeat_ngram_size`` and ``structured_outputs`` exclude tokens.
     2. The ``samplers`` in their order: by default penalties (repetition, frequency, presence), DRY, top-n-sigma, top-k,
-       typical, top-p, min-p, epsilon and eta cutoff, XTC, temperature. With ``mirostat`` penalties, DRY and temperature
-       alone, then mirostat.
-    3. One token is drawn, by a number that depends on ``seed`` and the token's index alone.
+       typical, top-p, min-p, epsilon and eta cutoff, XTC, temperature. With ``mirostat``: penalties, DRY, temperature,
+       then Mirostat.
+    3. One token is drawn with a random number that depends only on ``seed`` and the token's index.
 
-    With a temperature of 0 the likeliest token after step 1, penalties and DRY is taken.
+    With a temperature of 0, the most likely token after step 1, penalties and DRY is chosen.
 
     Args:
-        max_tokens: Most tokens to generate, 1 or more; None goes on to the end of the context.
-        min_tokens: End-of-generation and stop tokens are ruled out before this many tokens, 0 to ``max_tokens``.
-        n: Answers to generate, 1 to 1024.
-        best_of: Answers to generate of which the ``n`` with the highest mean log-probability are returned, ``n`` to
-            1024; None is ``n``.
-        temperature: Divides the logits before the draw, 0 to 100. 0 takes the likeliest token.
-        dynatemp_range: The temperature moves this much, 0 to 100, to both sides (at least to 0) with the entropy of the
-            tokens left: up when it is high; 0 is off (as in llama.cpp).
-        dynatemp_exponent: Power of the entropy's share of the largest one possible in that, 0 to 100.
-        top_k: Keep the ``top_k`` likeliest tokens; 0, or vLLM's -1, keeps all (Fan et al., "Hierarchical neural story
+        max_tokens: Maximum number of tokens to generate, 1 or more; None: up to the end of the context.
+        min_tokens: Exclude end-of-generation and stop tokens before this many tokens, 0 to ``max_tokens``.
+        n: Number of answers, 1 to 1024.
+        best_of: Number of answers to generate, ``n`` to 1024; the ``n`` with the highest mean log-probability are
+            returned. None: ``n``.
+        temperature: Divides the logits before sampling, 0 to 100. 0: greedy, the most likely token.
+        dynatemp_range: Dynamic temperature (llama.cpp): the temperature varies by this much, 0 to 100, in both directions
+            (at least to 0) with the entropy of the remaining tokens, higher at high entropy; 0: off.
+        dynatemp_exponent: Exponent of the normalized entropy in that, 0 to 100.
+        top_k: Keep the ``top_k`` most likely tokens; 0, or vLLM's -1: keep all (Fan et al., "Hierarchical neural story
             generation", 2018).
-        top_p: Keep the likeliest tokens until they hold this much probability, 0 to 1; 1 keeps all (Holtzman et al., "The
+        top_p: Keep the most likely tokens whose probabilities sum to this, 0 to 1; 1: keep all (Holtzman et al., "The
             curious case of neural text degeneration", 2019).
-        min_p: Keep tokens with at least this fraction of the likeliest token's probability, 0 to 1; 0 keeps all (Nguyen et
+        min_p: Keep tokens with at least this fraction of the highest probability, 0 to 1; 0: keep all (Nguyen et
             al., "Turning up the heat: min-p sampling", 2024).
-        typical_p: Keep the tokens whose surprise is nearest the entropy until they hold this much probability, 0 to 1; 1
-            keeps all (Meister et al., "Locally typical sampling", 2022).
-        top_n_sigma: Keep tokens whose logit is at most this many standard deviations of the logits below the largest, up to
-            100; 0 and below (to -1) keep all (Tang et al., "Top-n-sigma: not all logits are you need", 2024).
+        typical_p: Keep the tokens whose surprise is closest to the entropy and whose probabilities sum to this, 0 to 1; 1:
+            keep all (Meister et al., "Locally typical sampling", 2022).
+        top_n_sigma: Keep tokens whose logit is at most this many standard deviations of the logits below the highest, up to
+            100; 0 and below (to -1): keep all (Tang et al., "Top-n-sigma: not all logits are you need", 2024).
         epsilon_cutoff: Keep tokens of at least this probability, 0 to 1 (Hewitt et al., "Truncation sampling as language
-            model desmoothing", 2022). The likeliest always stays.
-        eta_cutoff: Keep tokens with probability of at least min(eta, sqrt(eta) exp(-entropy)), 0 to 1 (the same paper).
-        xtc_probability: How often, 0 to 1, all tokens of probability ``xtc_threshold`` or more except the least likely of
-            them are dropped ("Exclude top choices", P. E. Weidmann, 2024).
-        xtc_threshold: See there, 0 to 1.
-        mirostat: 1 or 2 keeps the surprise of the tokens chosen near a target; 0 is off (Basu et al., "Mirostat: a neural
-            text decoding algorithm that directly controls perplexity", 2021).
-        mirostat_tau: Mirostat's target in bits a token, 0 to 100.
+            model desmoothing", 2022). The most likely token is always kept.
+        eta_cutoff: Keep tokens with a probability of at least min(eta, sqrt(eta) exp(-entropy)), 0 to 1 (the same paper).
+        xtc_probability: Probability, 0 to 1, of dropping all tokens with a probability of ``xtc_threshold`` or more except
+            the least likely of them ("Exclude top choices", P. E. Weidmann, 2024).
+        xtc_threshold: See ``xtc_probability``, 0 to 1.
+        mirostat: Version 1 or 2 keeps the surprise of the generated tokens close to a target; 0: off (Basu et al., "Mirostat:
+            a neural text decoding algorithm that directly controls perplexity", 2021).
+        mirostat_tau: Mirostat's target in bits per token, 0 to 100.
         mirostat_eta: Mirostat's learning rate, 0 to 10.
-        min_keep: Each of the filters above leaves at least this many tokens, if it had them.
+        min_keep: Minimum number of tokens that each of the filters above keeps.
         repetition_penalty: Divides positive logits and multiplies negative ones of tokens that occurred in the
-            window, 0.01 to 100; 1 changes nothing (Keskar et al., "CTRL", 2019).
-        frequency_penalty: Subtracted from a token's logit for each time that it occurred in the window, -100 to 100.
+            window, 0.01 to 100; 1: off (Keskar et al., "CTRL", 2019).
+        frequency_penalty: Subtracted from a token's logit for each occurrence in the window, -100 to 100.
         presence_penalty: Subtracted from a token's logit if it occurred in the window, -100 to 100.
-        repetition_window: How many of the last tokens, prompt included, these three look at; -1 is all, 0 is none.
-        dry_multiplier: A token that would go on with a repetition of L tokens, ``dry_allowed_length`` or more, loses
-            ``dry_multiplier * dry_base ** (L - dry_allowed_length)``, 0 to 100; 0 is off ("DRY: don't repeat yourself",
+        repetition_window: Number of last tokens, including the prompt, that these three penalties consider; -1: all, 0: none.
+        dry_multiplier: Subtract ``dry_multiplier * dry_base ** (L - dry_allowed_length)`` from the logit of a token that
+            would continue a repetition of L >= ``dry_allowed_length`` tokens, 0 to 100; 0: off ("DRY: don't repeat yourself",
             P. E. Weidmann, 2024).
-        dry_base: See there, 1 to 100.
-        dry_allowed_length: See there, 0 or more.
-        dry_range: How many of the last tokens, prompt included, DRY looks at; -1 is all, 0 is none.
-        dry_sequence_breakers: Texts across which DRY sees no repetition.
-        no_repeat_ngram_size: No sequence of this many tokens, prompt included, occurs twice; 0 is off (Paulus et al., "A
+        dry_base: See ``dry_multiplier``, 1 to 100.
+        dry_allowed_length: See ``dry_multiplier``, 0 or more.
+        dry_range: Number of last tokens, including the prompt, that DRY considers; -1: all, 0: none.
+        dry_sequence_breakers: Texts that end a repetition for DRY.
+        no_repeat_ngram_size: No sequence of this many tokens occurs twice, including the prompt; 0: off (Paulus et al., "A
             deep reinforced model for abstractive summarization", 2017).
-        logit_bias: Added to the logits of tokens: a dict from token id (as an integer, or in digits as
-            JSON has it) to a number up to 1e6; -inf rules the token out.
-        bad_words: Texts that are not generated, as the tokens that they are encoded in.
-        allowed_token_ids: The only tokens that may be chosen; None allows all.
-        logits_processors: Functions of (token ids of prompt and answer so far, logits float32 [n_vocab] that they may
-            change) that return the logits; -inf rules a token out.
-        samplers: The samplers to apply, in this order, each at most once; None is ``gumba.sampling_params.SAMPLERS``. Those not
-            named do nothing.
-        seed: 0 to 2**64 - 1. The same seed gives the same tokens, alone or beside other requests. None draws a new one.
-        stop: A string, or several, that end the text, which then excludes them.
-        include_stop_str_in_output: The text ends with the stop string instead.
-        stop_token_ids: Token ids that end the text like the model's own end-of-generation tokens.
-        ignore_eos: Go on after an end-of-generation token.
-        skip_special_tokens: Leave special tokens out of the text.
-        logprobs: Return log-probabilities of the tokens chosen, and of this many likeliest ones at each place, 0 to 1000:
-            of the model's own logits, before any of the above. None returns none.
-        prompt_logprobs: The same of the prompt's tokens.
-        priority: Requests with lower numbers come first, -2**31 to 2**31 - 1.
-        structured_outputs: What the answer must look like; a dict of ``StructuredOutputsParams``' fields will do.
-        prompt_lookup_tokens: Guess up to this many tokens, 0 to 1024, from what followed the last tokens earlier on, and
-            check them in one step: the same answer, sooner (Saxena, "Prompt lookup decoding", 2023); 0 is off.
-        cache_prompt: Start from what other requests computed of this prompt, and let others start from it.
-        context_shift: Where the context is full go on instead of ending: of the tokens behind the first ``n_keep`` the older
-            half is forgotten, and what is left is read anew.
-        n_keep: First tokens that are never forgotten then, 0 or more; -1 is the whole prompt. The very first ones matter
+        logit_bias: Numbers added to the logits of tokens: a dict from token id (an integer, or a string of digits as in
+            JSON) to a number up to 1e6; -inf excludes the token.
+        bad_words: Texts that must not be generated, as the token sequences that encode them.
+        allowed_token_ids: The only tokens that may be generated; None allows all.
+        logits_processors: Functions of (token ids of prompt and answer so far, logits float32 [n_vocab], which they may
+            change) that return the logits; -inf excludes a token.
+        samplers: The samplers to apply, in this order, each at most once; None: ``gumba.sampling_params.SAMPLERS``. Samplers
+            that are not listed are off.
+        seed: 0 to 2**64 - 1. The same seed gives the same tokens, whatever other requests run. None: a random seed.
+        stop: A string, or several, that end the answer, whose text then excludes them.
+        include_stop_str_in_output: Include the stop string in the text.
+        stop_token_ids: Token ids that end the answer, like the model's own end-of-generation tokens.
+        ignore_eos: Continue after an end-of-generation token.
+        skip_special_tokens: Omit special tokens from the text.
+        logprobs: Return the log-probability of each generated token and of this many most likely alternatives, 0 to 1000,
+            from the model's logits before any of the above. None: return none.
+        prompt_logprobs: The same for the tokens of the prompt.
+        priority: Requests with lower numbers are scheduled first, -2**31 to 2**31 - 1.
+        structured_outputs: A constraint on the answer, also as a dict of the fields of ``StructuredOutputsParams``.
+        prompt_lookup_tokens: Draft up to this many tokens, 0 to 1024, from what followed the last tokens earlier in the
+            text, and verify them in one step: the same answer, faster (Saxena, "Prompt lookup decoding", 2023); 0: off.
+        cache_prompt: Reuse cached pages of this prompt from other requests, and let others reuse its pages.
+        context_shift: If the context is full, continue instead of ending: forget the older half of the tokens after the
+            first ``n_keep``, and recompute the rest.
+        n_keep: Number of first tokens that context shift keeps, 0 or more; -1: the whole prompt. The very first ones matter
             most (Xiao et al., "Efficient streaming language models with attention sinks", 2023).
-        token_healing: Write the prompt's last token anew, as the beginning of a longer one perhaps (not with
+        token_healing: Regenerate the prompt's last token, possibly as the start of a longer one (not with
             ``structured_outputs``, nor in a chat, whose template ends the prompt).
-        detokenize: vLLM has it; only True is taken, since the text is always made.
+        detokenize: For vLLM's callers; only True is accepted, since answers always have a text.
 
     Raises:
         RequestError: A value has the wrong type or is out of range; the message names the field.
@@ -244,12 +247,12 @@ class SamplingParams:
     def __post_init__(self, detokenize: bool) -> None:
         if detokenize is not True:
             raise RequestError(
-                f"detokenize: expected True, found {show(detokenize)}; the text is always made, "
-                "token_ids of an output are there too"
+                f"detokenize: expected True, found {show(detokenize)}; outputs always have a text, "
+                "beside their token_ids"
             )
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is None and field.default == ():  # vLLM's way to say none
+            if value is None and field.default == ():  # vLLM's value for none
                 value = ()
             if field.name in _RANGES:
                 value = require_number(field.name, value, *_RANGES[field.name])
@@ -272,7 +275,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, kw_only=True)
 class _SearchParams:
-    """What searches have in common with ``SamplingParams``."""
+    """Fields of searches that ``SamplingParams`` has, too."""
 
     max_tokens: int | None = None
     min_tokens: int = 0
@@ -291,13 +294,13 @@ class _SearchParams:
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastiveSearchParams(_SearchParams):
-    """How contrastive search goes (Su et al., "A contrastive framework for neural text generation", 2022).
+    """Parameters of contrastive search (Su et al., "A contrastive framework for neural text generation", 2022).
 
     Args:
-        penalty_alpha: What being alike costs, 0 to 1: of the ``top_k`` likeliest tokens the one with the largest
-            ``(1 - penalty_alpha) * probability - penalty_alpha * cosine`` is taken, where the cosine is the largest one between
-            the token's hidden state and those before. 0 takes the likeliest.
-        top_k: Tokens compared, 1 to 1024; each of them is computed.
+        penalty_alpha: Weight of the similarity penalty, 0 to 1: of the ``top_k`` most likely tokens, choose the one with the
+            highest ``(1 - penalty_alpha) * probability - penalty_alpha * cosine``, where the cosine is the highest one of the
+            token's hidden state and those of earlier tokens. 0: greedy.
+        top_k: Number of candidates, 1 to 1024; the model computes each of them.
         max_tokens, min_tokens, stop_token_ids, ignore_eos, skip_special_tokens, priority: As of ``SamplingParams``.
 
     Raises:
@@ -315,21 +318,21 @@ class ContrastiveSearchParams(_SearchParams):
 
 @dataclass(frozen=True, kw_only=True)
 class BeamSearchParams(_SearchParams):
-    """How beam search goes: the likeliest whole answers, found by keeping the best ``beam_width`` partial ones.
+    """Parameters of beam search, which finds likely answers by keeping the ``beam_width`` best partial ones.
 
     Args:
         beam_width: Partial answers kept at each step, 1 to 1024.
-        n: Best answers returned, 1 to ``beam_width``.
-        max_tokens: Most tokens to generate, 1 or more; None goes on to the end of the context.
-        min_tokens: End-of-generation and stop tokens are ruled out before this many tokens, 0 to ``max_tokens``.
+        n: Number of best answers returned, 1 to ``beam_width``.
+        max_tokens: Maximum number of tokens to generate, 1 or more; None: up to the end of the context.
+        min_tokens: Exclude end-of-generation and stop tokens before this many tokens, 0 to ``max_tokens``.
         length_penalty: An answer's score is the sum of its log-probabilities divided by its length to this power, -100 to
             100; above 0 favours longer answers (Wu et al., "Google's neural machine translation system", 2016).
-        early_stopping: True ends when ``beam_width`` answers are complete; False when none better seems likely; "never"
-            when none better is possible.
-        num_groups: Groups that the beams are split in evenly, 1 to ``beam_width`` (Vijayakumar et al., "Diverse beam
+        early_stopping: True ends when ``beam_width`` answers are complete; False when a better one is unlikely; "never"
+            when a better one is impossible.
+        num_groups: Number of equal groups of beams, 1 to ``beam_width`` (Vijayakumar et al., "Diverse beam
             search", 2016).
-        diversity_penalty: Subtracted from a token's score for each time that earlier groups chose it in this step, 0 to 100.
-        temperature: Divides the logits before their log-probabilities are taken, 0 to 100; 0 leaves them, as 1 does.
+        diversity_penalty: Subtracted from a token's score for each choice of it by earlier groups in this step, 0 to 100.
+        temperature: Divides the logits before the log-softmax, 0 to 100; 0 and 1: off.
         repetition_penalty: Multiplies the log-probabilities of tokens that occurred in prompt or answer, 0.01 to 100.
         no_repeat_ngram_size, stop_token_ids, ignore_eos, skip_special_tokens, priority, cache_prompt: As of
             ``SamplingParams``.
@@ -370,56 +373,57 @@ class BeamSearchParams(_SearchParams):
             object.__setattr__(self, name, value)
 
 
-def _bias(name: str, value: Any) -> tuple[tuple[int, float], ...]:
+def _bias(name: str, value: object) -> tuple[tuple[int, float], ...]:
     """Pairs of token id and bias in the order of the ids; from a mapping or from such pairs."""
     expected = f"{name}: expected a dict from token ids to numbers, found {show(value)}"
     if isinstance(value, (str, bytes)) or not is_iterable(value):
         raise RequestError(expected)
-    found: dict[int, float] = {}
+    biases: dict[int, float] = {}
     for pair in value.items() if isinstance(value, Mapping) else value:
         if not isinstance(pair, tuple) or len(pair) != 2:
             raise RequestError(expected)
         token = require_count(name, _token(pair[0]), 0)
-        if token in found:
+        if token in biases:
             raise RequestError(f"{name}: expected each token id once, found {token} twice")
         banned = isinstance(pair[1], Real) and pair[1] == -math.inf
-        found[token] = -math.inf if banned else require_number(name, pair[1], -1e6, 1e6)
-    return tuple(sorted(found.items()))
+        biases[token] = -math.inf if banned else require_number(name, pair[1], -1e6, 1e6)
+    return tuple(sorted(biases.items()))
 
 
-def _token(key: Any) -> Any:
-    """A token id; the keys of JSON objects are texts."""
-    digits = isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 20
-    return int(key) if digits else key
+def _token(key: object) -> object:
+    """A token id; as a key of a JSON object it is a string."""
+    if isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 20:
+        return int(key)
+    return key
 
 
-def _samplers(name: str, value: Any) -> tuple[str, ...] | None:
+def _samplers(name: str, value: object) -> tuple[str, ...] | None:
     if value is None:
         return None
     if isinstance(value, (str, bytes, Mapping)) or not is_iterable(value):
         raise RequestError(f"{name}: expected a list of names, found {show(value)}")
-    found: list[str] = []
+    samplers: list[str] = []
     for item in value:
         sampler = _SAMPLER_ALIASES.get(item, item) if isinstance(item, str) else item
         if not isinstance(sampler, str) or sampler not in SAMPLERS:
             raise RequestError(f"{name}: expected names among {', '.join(SAMPLERS)}, found {show(item)}")
-        if sampler in found:
+        if sampler in samplers:
             raise RequestError(f"{name}: expected each name once, found {show(item)} again")
-        found.append(sampler)
-    return tuple(found)
+        samplers.append(sampler)
+    return tuple(samplers)
 
 
-def _callables(name: str, value: Any) -> tuple[LogitsProcessor, ...]:
+def _callables(name: str, value: object) -> tuple[LogitsProcessor, ...]:
     if isinstance(value, (str, bytes, Mapping)) or not is_iterable(value):
         raise RequestError(f"{name}: expected a list of functions, found {show(value)}")
-    found = tuple(value)
-    for item in found:
+    functions = tuple(value)
+    for item in functions:
         if not callable(item):
             raise RequestError(f"{name}: expected functions, found {show(item)}")
-    return found
+    return functions
 
 
-def _structured(name: str, value: Any) -> StructuredOutputsParams | None:
+def _structured(name: str, value: object) -> StructuredOutputsParams | None:
     if value is None or isinstance(value, StructuredOutputsParams):
         return value
     known = [field.name for field in fields(StructuredOutputsParams)]
@@ -472,7 +476,7 @@ _OPTIONAL_COUNTS = {
     "logprobs": (0, MAX_LOGPROBS),
     "prompt_logprobs": (0, MAX_LOGPROBS),
 }
-_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+_CHECKS: dict[str, Callable[[str, object], object]] = {
     "dry_sequence_breakers": require_strings,
     "logit_bias": _bias,
     "bad_words": require_strings,

@@ -1,4 +1,4 @@
-"""Checks of what a caller or a file says: each returns the value in one form, or raises RequestError naming the field."""
+"""Checks of arguments and settings: each returns the value in one form, or raises RequestError with the field's name."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeGuard
 
 from gumba.errors import RequestError
 
-#: Largest value of a count (max_tokens, top_k, repetition_window).
+#: Maximum of a count (max_tokens, top_k, repetition_window).
 MAX_COUNT = 2**31 - 1
 
 
@@ -21,25 +21,26 @@ class KeywordError(RequestError, TypeError):
 
 def suggestion(name: object, known: Iterable[str]) -> str:
     """A hint to append to an error message: the known name closest to ``name``, or "" if none is close."""
-    near = difflib.get_close_matches(name, sorted(known), 1) if isinstance(name, str) else []
-    return f"; did you mean {near[0]!r}?" if near else ""
+    matches = difflib.get_close_matches(name, sorted(known), 1) if isinstance(name, str) else []
+    return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
 def show(value: object) -> str:
-    """A short picture of a value of any kind for an error message."""
+    """A short representation of any value, for an error message."""
     try:
         text = repr(value)
-    except Exception:  # a foreign object's own __repr__, or an int too large to print
+    except Exception:  # a __repr__ that raises, or an int too large to print
         text = f"an object of type {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def is_iterable(value: object) -> bool:
+def is_iterable(value: object) -> TypeGuard[Iterable[Any]]:
     """Whether ``value`` can be iterated over. NumPy's arrays without dimensions cannot, though they have ``__iter__``."""
     return isinstance(value, Iterable) and getattr(value, "ndim", 1) != 0
 
 
-def require_count(name: str, value: Any, low: int, high: int = MAX_COUNT) -> int:
+def require_count(name: str, value: object, low: int, high: int = MAX_COUNT) -> int:
+    """An integer from ``low`` to ``high``."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise RequestError(f"{name}: expected an integer from {low} to {high}, found {show(value)}")
     number = int(value)
@@ -48,7 +49,8 @@ def require_count(name: str, value: Any, low: int, high: int = MAX_COUNT) -> int
     return number
 
 
-def require_number(name: str, value: Any, low: float, high: float) -> float:
+def require_number(name: str, value: object, low: float, high: float) -> float:
+    """A finite number from ``low`` to ``high``, as a float."""
     expected = f"{name}: expected a number from {low:g} to {high:g}, found {show(value)}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise RequestError(expected)
@@ -61,46 +63,51 @@ def require_number(name: str, value: Any, low: float, high: float) -> float:
     return number
 
 
-def require_boolean(name: str, value: Any) -> bool:
+def require_boolean(name: str, value: object) -> bool:
+    """True or False."""
     if not isinstance(value, bool):
         raise RequestError(f"{name}: expected True or False, found {show(value)}")
     return value
 
 
-def require_strings(name: str, value: Any) -> tuple[str, ...]:
+def require_strings(name: str, value: object) -> tuple[str, ...]:
+    """Strings of at least one character; a single one becomes a tuple."""
     items = (value,) if isinstance(value, str) else value
     if isinstance(items, (bytes, dict)) or not is_iterable(items):
         raise RequestError(f"{name}: expected a string or a list of strings, found {show(value)}")
-    found = tuple(items)
-    for item in found:
+    strings = tuple(items)
+    for item in strings:
         if not isinstance(item, str) or not item:
             raise RequestError(f"{name}: expected strings of at least one character, found {show(item)}")
-    return found
+    return strings
 
 
-def require_ids(name: str, value: Any) -> tuple[int, ...]:
+def require_ids(name: str, value: object) -> tuple[int, ...]:
+    """Token ids."""
     if isinstance(value, (str, bytes, dict)) or not is_iterable(value):
         raise RequestError(f"{name}: expected a list of token ids, found {show(value)}")
     return tuple(require_count(name, item, 0) for item in value)
 
 
-def require_optional_text(name: str, value: Any) -> str | None:
+def require_optional_text(name: str, value: object) -> str | None:
+    """A string of at least one character, or None."""
     if value is not None and (not isinstance(value, str) or not value):
         raise RequestError(f"{name}: expected a string of at least one character, found {show(value)}")
     return value
 
 
-def require_optional_ids(name: str, value: Any) -> tuple[int, ...] | None:
+def require_optional_ids(name: str, value: object) -> tuple[int, ...] | None:
+    """At least one token id, or None."""
     if value is None:
         return None
-    found = require_ids(name, value)
-    if not found:
+    ids = require_ids(name, value)
+    if not ids:
         raise RequestError(f"{name}: expected at least one token id or None, found {show(value)}")
-    return found
+    return ids
 
 
-def require_schema(name: str, value: Any) -> str:
-    """A JSON schema as JSON text."""
+def require_schema(name: str, value: object) -> str:
+    """Check a JSON schema, and return it as JSON text."""
     expected = f"{name}: expected a JSON schema, an object or true, found {show(value)}"
     if not isinstance(value, (str, Mapping, bool)):
         raise RequestError(expected)
@@ -115,18 +122,18 @@ def require_schema(name: str, value: Any) -> str:
     return text
 
 
-def template_variables(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Variables of a template, which may be said by one of the names in ``given``; None: not by that one.
+def template_variables(arguments: Mapping[str, object]) -> dict[str, object]:
+    """The variables of a chat template, which several arguments can set; None: not set by that one.
 
-    Raises RequestError when they are said by both names, or are no mapping of names.
+    Raises RequestError if two arguments set them, or the value is not a mapping from names.
     """
-    found: dict[str, Any] | None = None
-    for name, value in given.items():
+    variables: dict[str, object] | None = None
+    for name, value in arguments.items():
         if value is None:
             continue
-        if found is not None:
-            raise RequestError(f"{name} and {next(iter(given))} are the same setting: pass only one of them")
+        if variables is not None:
+            raise RequestError(f"{name} and {next(iter(arguments))} are the same setting: pass only one of them")
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
             raise RequestError(f"{name}: expected an object whose keys are names of variables, found {show(value)}")
-        found = dict(value)
-    return found or {}
+        variables = dict(value)
+    return variables or {}

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from gumba.chat.special_tokens import shielded
 from gumba.errors import ModelError, RequestError
 from gumba.gguf import GGUFFile
-from gumba.sampling_params import show
 from gumba.tokenizer.tokenizer import Tokenizer
+from gumba.validation import show
 
 PREFIX = "gumba.embedding."
 _PROMPT = PREFIX + "prompt."

@@ -23,8 +23,9 @@ from gumba.errors import EngineError, RequestError
 from gumba.openai.responses import Head, text_choice, text_completion, usage
 from gumba.outputs import Logprobs as TokenLogprobs
 from gumba.outputs import StreamOutput
-from gumba.sampling_params import SamplingParams, show
+from gumba.sampling_params import SamplingParams
 from gumba.tokenizer.tokenizer import Tokenizer
+from gumba.validation import show
 
 if TYPE_CHECKING:
     from gumba.openai import types

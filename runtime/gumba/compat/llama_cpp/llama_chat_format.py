@@ -34,7 +34,7 @@ from gumba.compat.llama_cpp.vision_handlers import NanoLlavaChatHandler as NanoL
 from gumba.compat.llama_cpp.vision_handlers import ObsidianChatHandler as ObsidianChatHandler
 from gumba.compat.llama_cpp.vision_handlers import Qwen25VLChatHandler as Qwen25VLChatHandler
 from gumba.errors import RequestError, TemplateError
-from gumba.sampling_params import show
+from gumba.validation import show
 
 
 class LlamaChatCompletionHandlerNotFoundException(RequestError):

@@ -10,7 +10,8 @@ from gumba.compat.llama_cpp.schema_gbnf import json_schema_to_gbnf as json_schem
 from gumba.errors import RequestError
 from gumba.sampling.structured.json_closing import close_objects
 from gumba.sampling.structured.json_schema import parse_schema
-from gumba.sampling_params import StructuredOutputsParams, show
+from gumba.sampling_params import StructuredOutputsParams
+from gumba.validation import show
 
 LLAMA_GRAMMAR_DEFAULT_ROOT = "root"
 

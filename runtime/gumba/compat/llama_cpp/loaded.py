@@ -36,8 +36,8 @@ from gumba.errors import EngineError, RequestError
 from gumba.gguf import GGUFFile
 from gumba.gguf.array import GGUFArray
 from gumba.llm.llm import LLM
-from gumba.sampling_params import require_count, show
 from gumba.tokenizer.tokenizer import Tokenizer
+from gumba.validation import require_count, show
 
 M = TypeVar("M", bound="LoadedModel")
 

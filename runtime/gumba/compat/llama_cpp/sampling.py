@@ -12,7 +12,8 @@ import numpy as np
 from gumba.compat.llama_cpp.llama_grammar import LlamaGrammar
 from gumba.compat.llama_cpp.options import require
 from gumba.errors import RequestError
-from gumba.sampling_params import SamplingParams, show
+from gumba.sampling_params import SamplingParams
+from gumba.validation import show
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 #: Called with the token ids so far (int32) and the logits of the next token (float32 [n_vocab]); returns new logits.

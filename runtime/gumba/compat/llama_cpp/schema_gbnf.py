@@ -12,7 +12,7 @@ from gumba.errors import RequestError
 from gumba.sampling.structured.json_closing import close_objects
 from gumba.sampling.structured.json_pointers import target
 from gumba.sampling.structured.json_schema import check_parts, parse_schema
-from gumba.sampling_params import show
+from gumba.validation import show
 
 #: Rules of JSON's own, each with those that it uses.
 _JSON: dict[str, tuple[str, tuple[str, ...]]] = {

@@ -20,8 +20,9 @@ from gumba.sampling.structured.gbnf_lark import gbnf_to_lark
 from gumba.sampling.structured.json_pointers import Schema
 from gumba.sampling.structured.json_schema import check_schema, locate
 from gumba.sampling.structured.token_tables import VocabularyTables, library, vocabulary_tables
-from gumba.sampling_params import StructuredOutputsParams, show
+from gumba.sampling_params import StructuredOutputsParams
 from gumba.tokenizer.tokenizer import Tokenizer
+from gumba.validation import show
 
 log = logging.getLogger("gumba")
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from gumba.errors import RequestError
-from gumba.sampling_params import show
+from gumba.validation import show
 
 #: Longest grammar (characters), deepest groups, most rules, largest count in ``{m,n}``.
 MAX_TEXT, MAX_DEPTH, MAX_RULES, MAX_REPEAT = 100_000, 50, 400, 2000

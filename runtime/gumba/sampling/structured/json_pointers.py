@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 from gumba.errors import RequestError
-from gumba.sampling_params import show
+from gumba.validation import show
 
 #: A JSON schema that is an object.
 Schema: TypeAlias = "dict[str, Any]"

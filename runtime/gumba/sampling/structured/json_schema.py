@@ -13,7 +13,7 @@ from gumba.errors import RequestError
 from gumba.sampling.structured.json_closing import close_objects
 from gumba.sampling.structured.json_pointers import LISTS, MAPS, Schema, check_base, subschemas, target
 from gumba.sampling.structured.json_rewriting import rewrite
-from gumba.sampling_params import show
+from gumba.validation import show
 
 log = logging.getLogger("gumba")
 
