@@ -104,7 +104,7 @@ def test_the_file_that_is_meant(hub: Hub, tmp_path: Path, text: str, file: str) 
 
 
 def test_q4_k_m_is_the_default_where_it_runs(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gumba.hub.gguf_files.runs", lambda type: True)
+    monkeypatch.setattr("gumba.hub.gguf_files.is_supported", lambda type: True)
     assert resolve("ada/tiny").name == "tiny-Q4_K_M.gguf"
 
 
@@ -122,9 +122,9 @@ def test_shards_come_together(hub: Hub, tmp_path: Path, text: str) -> None:
         (
             "ada/tiny:Q4_K_M",
             UnsupportedError,
-            "does not run Q4_K_M; name one that it runs: ada/tiny:Q4_0, :Q8_0, :BF16, :F16",
+            "does not support Q4_K_M; name one that it supports: ada/tiny:Q4_0, :Q8_0, :BF16, :F16",
         ),
-        ("ada/tiny/tiny-Q4_K_M.gguf", UnsupportedError, "does not run Q4_K_M"),
+        ("ada/tiny/tiny-Q4_K_M.gguf", UnsupportedError, "does not support Q4_K_M"),
         ("ada/tiny:Q5_0", RequestError, "no file has the type Q5_0; the repository has .*Q4_0"),
         ("ada/tiny/other.gguf", RequestError, r"no file 'other\.gguf'; its GGUF files are .*tiny-Q4_0\.gguf"),
         ("ada/tiny/mmproj-tiny-Q8_0.gguf", RequestError, "expected a language model"),
@@ -210,7 +210,7 @@ def test_offline_the_cache_has_to_do(hub: Hub, monkeypatch: pytest.MonkeyPatch) 
     for status in (500, 503, 429):
         hub.status = status
         assert resolve("ada/tiny:Q8_0") == path
-        with pytest.raises(DownloadError, match=f"ada/new: the hub answered {status}"):
+        with pytest.raises(DownloadError, match=f"ada/new: the hub returned {status}"):
             resolve("ada/new:Q8_0")
 
 
@@ -223,7 +223,7 @@ def test_a_broken_connection_is_made_anew(hub: Hub) -> None:
 
 def test_an_interrupted_download_goes_on(hub: Hub, tmp_path: Path) -> None:
     hub.cut = 1 << 16
-    with pytest.raises(DownloadError, match=r"interrupted at 327680 of 1500003 bytes .*goes on from there"):
+    with pytest.raises(DownloadError, match=r"interrupted at 327680 of 1500003 bytes .*resumes there"):
         resolve("ada/tiny:Q8_0")
     assert cached(tmp_path) == [], "what is not complete has no name"
     hub.cut = 0
@@ -231,7 +231,7 @@ def test_an_interrupted_download_goes_on(hub: Hub, tmp_path: Path) -> None:
     lines: list[str] = []
     path = store.resolve("ada/tiny:Q8_0", announce=lines.append)
     assert path.read_bytes() == content("tiny-Q8_0.gguf", SIZE + 3)
-    assert hub.ranges == ["bytes=327680-"] and "(1.5 MB, 327.7 kB of it already here)" in lines[0]
+    assert hub.ranges == ["bytes=327680-"] and "(1.5 MB, 327.7 kB of it already downloaded)" in lines[0]
     assert [name for name in blobs(tmp_path) if "incomplete" in name] == []
 
 
@@ -264,7 +264,7 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9
 @pytest.mark.parametrize(
     ("sent", "says"),
     [
-        (content("other", SIZE + 3), "fails its check: the hub says it has hash"),
+        (content("other", SIZE + 3), "fails its check: the hub lists the hash"),
         (content("other", SIZE), "the hub sends 1500000 bytes where 1500003 are missing"),
         (b"<html>log in first</html>", "the hub sends 25 bytes where"),
         (LFS_POINTER, "the hub sends .* bytes where"),

@@ -125,7 +125,11 @@ def test_one_file_by_name_or_pattern(hub: Hub, tmp_path: Path) -> None:
     for pattern in ("training.log", "*.log"):
         done = fetched(pattern)
         assert done.returncode == 0 and done.stdout == "not needed\n", done.stdout + done.stderr
-    for pattern, reason in (("*.gguf", "no files fit"), ("*tokenizer*", "2 files fit"), ("none.gguf", "no files fit")):
+    for pattern, reason in (
+        ("*.gguf", "no files match"),
+        ("*tokenizer*", "2 files match"),
+        ("none.gguf", "no files match"),
+    ):
         done = fetched(pattern)
         assert done.returncode == 2 and reason in done.stdout, done.stdout + done.stderr
     assert {path for method, path in hub.requests if method == "GET" and "/resolve/" in path} == {

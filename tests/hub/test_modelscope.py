@@ -205,8 +205,8 @@ def test_one_file_by_name_or_pattern(site: Site, tmp_path: Path) -> None:
         done = run(tmp_path, site.url, "modelscope:ada/tiny", pattern, code=FETCH_FILE)
         assert done.returncode == 0 and done.stdout == "not needed\n", done.stdout + done.stderr
     for pattern, kind, reason in (
-        ("*.gguf", "RequestError", "no files fit"),
-        ("token*", "RequestError", "2 files fit"),
+        ("*.gguf", "RequestError", "no files match"),
+        ("token*", "RequestError", "2 files match"),
         ("none.gguf", "DownloadError", "no such model, revision or file"),
     ):
         done = run(tmp_path, site.url, "modelscope:ada/tiny", pattern, code=FETCH_FILE)

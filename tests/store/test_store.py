@@ -408,13 +408,13 @@ def test_a_known_name_that_is_not_reached() -> None:
 
 
 def test_all_known_types_run() -> None:
-    from gumba.hub.gguf_files import runs
+    from gumba.hub.gguf_files import is_supported
 
-    assert [source for source in store.ON_HUB.values() if not runs(source.partition(":")[2])] == []
+    assert [source for source in store.ON_HUB.values() if not is_supported(source.partition(":")[2])] == []
 
 
 def test_types_in_names_of_files() -> None:
-    from gumba.hub.gguf_files import PREFERENCE, RemoteFile, is_gguf, runs, type_of
+    from gumba.hub.gguf_files import PREFERENCE, RemoteFile, is_gguf, is_supported, type_of
 
     types = {
         "qwen2.5-0.5b-instruct-q4_k_m.gguf": "Q4_K_M",
@@ -429,7 +429,7 @@ def test_types_in_names_of_files() -> None:
         "Qwen2.5.gguf": "",
     }
     assert {path: type_of(path) for path in types} == types
-    assert runs("Q4_0") and runs("") and not runs("Q4_0_4_4") and not runs("IQ9_X")
+    assert is_supported("Q4_0") and is_supported("") and not is_supported("Q4_0_4_4") and not is_supported("IQ9_X")
     assert not is_gguf(RemoteFile("mmproj-Q8_0.gguf")) and not is_gguf(RemoteFile("a/imatrix.gguf"))
     assert is_gguf(RemoteFile("model.imatrix-Q4_0.gguf"))
     assert PREFERENCE[0] == "Q4_K_M" and len(set(PREFERENCE)) == len(PREFERENCE)

@@ -1,9 +1,8 @@
-"""One file of a repository on the Hugging Face hub, into the cache of the hub's own library.
+"""Downloads one file of a repository on the Hugging Face hub into the cache of the hub's own library.
 
-That library checks no hash, and since its version 2 an interrupted download begins anew. So the content comes here: into
-the unfinished file that the library also used, `blobs/HASH.incomplete`, from where it ends, and it gets its name in the
-cache only when it has the size and the hash that the hub's API gave. The library then does the rest of its layout
-(snapshots, references), for which nothing is left to download.
+The library checks no hash, and since its version 2 it restarts interrupted downloads. So this module downloads the content: it
+resumes the incomplete file that the library also used, `blobs/HASH.incomplete`, and renames it only when its size and hash are
+those of the hub's API. The library then creates its snapshots and references, without a download.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ from gumba.hub.errors import hub_errors
 from gumba.hub.gguf_files import RemoteFile
 from gumba.hub.reference import Reference
 
-#: Called with "download" or "check", the bytes done and the bytes there are.
+#: Called with "download" or "check", the bytes done and the total bytes.
 Report = Callable[[str, int, int], None]
 
 _BLOCK = 1 << 16
-_MOST_ATTEMPTS = 5
+_MAX_ATTEMPTS = 5
 _MAGIC = b"GGUF"
 
 
 def blob_path(reference: Reference, file: RemoteFile) -> Path:
-    """Where the content of a file is in the cache, once it is complete."""
+    """The path of a file's complete content in the cache."""
     return repository_folder(reference) / "blobs" / str(file.sha256 or file.git_sha1)
 
 
@@ -48,7 +47,7 @@ def _cache(reference: Reference) -> Path:
 
 
 def n_present(reference: Reference, file: RemoteFile) -> int:
-    """The bytes of a file that are in the cache already, of an interrupted download too (0 without a hash)."""
+    """The number of bytes of a file in the cache, including those of an interrupted download (0 without a hash)."""
     if not (file.sha256 or file.git_sha1):
         return 0
     blob = blob_path(reference, file)
@@ -59,16 +58,16 @@ def n_present(reference: Reference, file: RemoteFile) -> int:
 
 
 def fetch_blob(reference: Reference, file: RemoteFile, report: Report, *, check: bool) -> None:
-    """Bring the content of a GGUF file into the cache. With `check`, content that is there already is hashed anew.
+    """Download the content of a GGUF file into the cache. `check`: verify the hash of cached content.
 
     Raises:
-        DownloadError: the hub stops or refuses to send, or sends something else than its API said.
-        ResourceError: the disk has too little room.
+        DownloadError: the hub stops or refuses to send, or sends other content than its API lists.
+        ResourceError: too little disk space.
     """
     from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
     blob = blob_path(reference, file)
-    if not check and _is_whole(blob, file):
+    if not check and _is_complete(blob, file):
         return  # in a cache that may be read-only
     lock = _cache(reference) / ".locks" / blob.parent.parent.name / f"{blob.name}.lock"
     try:
@@ -76,7 +75,7 @@ def fetch_blob(reference: Reference, file: RemoteFile, report: Report, *, check:
             folder.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(lock):  # another process may be fetching the same file
             if blob.is_file():
-                if _is_whole(blob, file) and (not check or _digest(blob, file, report) == blob.name):
+                if _is_complete(blob, file) and (not check or _digest(blob, file, report) == blob.name):
                     return
                 blob.unlink()  # damaged
             _download(reference, file, blob, report)
@@ -84,21 +83,21 @@ def fetch_blob(reference: Reference, file: RemoteFile, report: Report, *, check:
         raise ResourceError(f"{reference.at}: {blob.parent} cannot be written: {error.strerror or error}") from error
 
 
-def _is_whole(blob: Path, file: RemoteFile) -> bool:
+def _is_complete(blob: Path, file: RemoteFile) -> bool:
     return blob.is_file() and blob.stat().st_size == file.size
 
 
 def _download(reference: Reference, file: RemoteFile, blob: Path, report: Report) -> None:
-    """Fetch what is missing of `blob`; a beginning of an earlier run that turns out wrong is fetched anew."""
+    """Download the rest of `blob`; if the part of an earlier run proves wrong, download everything again."""
     part, size = _part(blob), file.size or 0
-    here = n_present(reference, file)
+    present = n_present(reference, file)
     free = shutil.disk_usage(blob.parent).free
-    if free < size - here:
+    if free < size - present:
         raise ResourceError(
-            f"{blob.parent}: not enough disk space: {(size - here) // 1_000_000} MB needed, "
+            f"{blob.parent}: not enough disk space: {(size - present) // 1_000_000} MB needed, "
             f"{free // 1_000_000} MB free (HF_HUB_CACHE)"
         )
-    for fresh in (here == 0, True):
+    for fresh in (present == 0, True):
         with part.open("r+b" if part.is_file() and not fresh else "wb") as out:
             _transfer(reference, file, out, report)
             out.flush()
@@ -109,10 +108,10 @@ def _download(reference: Reference, file: RemoteFile, blob: Path, report: Report
         part.unlink()
         if fresh:
             raise DownloadError(
-                f"{reference.at}: {file.path} fails its check: the hub says it has hash {blob.name}, got {digest}"
+                f"{reference.at}: {file.path} fails its check: the hub lists the hash {blob.name}, got {digest}"
             )
-    with part.open("rb") as begun:
-        magic = begun.read(4)
+    with part.open("rb") as content:
+        magic = content.read(4)
     if magic != _MAGIC:
         part.unlink()
         raise DownloadError(f"{reference.at}: {file.path} is no GGUF file: it begins with {magic!r}")
@@ -120,13 +119,13 @@ def _download(reference: Reference, file: RemoteFile, blob: Path, report: Report
 
 
 def _transfer(reference: Reference, file: RemoteFile, out: IO[bytes], report: Report) -> None:
-    """Append what the hub sends to `out` until it has the file's size; a broken connection is made anew a few times."""
+    """Append the hub's data to `out` until it has the file's size; reconnect a few times if the connection breaks."""
     size = file.size or 0
     out.seek(0, os.SEEK_END)
     if out.tell() > size:
         out.truncate(0)
-    failure = "it ended too soon"
-    for _ in range(_MOST_ATTEMPTS):
+    failure = "it ended early"
+    for _ in range(_MAX_ATTEMPTS):
         start = out.seek(0, os.SEEK_END)
         if start == size:
             return
@@ -137,13 +136,13 @@ def _transfer(reference: Reference, file: RemoteFile, out: IO[bytes], report: Re
                 for block in blocks:
                     if out.tell() + len(block) > size:
                         raise DownloadError(
-                            f"{reference.at}: {file.path}: the hub sends more than the {size} bytes it said"
+                            f"{reference.at}: {file.path}: the hub sends more than the {size} bytes that it lists"
                         )
                     _write(out, block, reference)
                     report("download", out.tell(), size)
         except (DownloadError, ResourceError):
             raise
-        except Exception as error:  # the hub's library raises what its HTTP client does, and that has changed
+        except Exception as error:  # of the library's HTTP client, which differs between its versions
             failure = _reason(error)
         done = out.seek(0, os.SEEK_END)
         if done <= start:
@@ -151,12 +150,12 @@ def _transfer(reference: Reference, file: RemoteFile, out: IO[bytes], report: Re
     if out.tell() != size:
         raise DownloadError(
             f"{reference.at}: the download of {file.path} was interrupted at {out.tell()} of {size} bytes ({failure}); "
-            "the same command goes on from there"
+            "the same command resumes there"
         )
 
 
 def _write(out: IO[bytes], block: bytes, reference: Reference) -> None:
-    """Write to disk, apart from what goes wrong with the connection."""
+    """Write to disk; an error is a ResourceError, unlike those of the connection."""
     try:
         out.write(block)
     except OSError as error:
@@ -165,7 +164,7 @@ def _write(out: IO[bytes], block: bytes, reference: Reference) -> None:
 
 @contextlib.contextmanager
 def _opened(reference: Reference, file: RemoteFile, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
-    """Ask for a file from byte `start` on: the byte at which the answer begins, and its blocks."""
+    """Request a file from byte `start` on: the first byte of the response, and its blocks."""
     from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
 
@@ -176,16 +175,14 @@ def _opened(reference: Reference, file: RemoteFile, start: int) -> Iterator[tupl
     session: Any = get_session()
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
     with contextlib.ExitStack() as stack:
-        if callable(
-            getattr(session, "stream", None)
-        ):  # httpx, since version 1 of the library; requests has a flag there
+        if callable(getattr(session, "stream", None)):  # httpx, since version 1 of the library; requests has a flag
             response = stack.enter_context(session.stream("GET", url, headers=headers, timeout=timeout))
             blocks = response.iter_bytes(_BLOCK)
         else:
             response = stack.enter_context(session.get(url, headers=headers, timeout=timeout, stream=True))
             blocks = response.iter_content(_BLOCK)
         if response.status_code == 416 and start:
-            yield 0, iter(())  # what is here is none of that file's beginning
+            yield 0, iter(())  # the local part is longer than the file, or of another one
             return
         if response.status_code >= 400:
             with hub_errors(reference):
@@ -206,7 +203,7 @@ def _opened(reference: Reference, file: RemoteFile, start: int) -> Iterator[tupl
 
 
 def _digest(path: Path, file: RemoteFile, report: Report) -> str:
-    """The hash by which the hub knows a content: SHA-256, or of a small file Git's SHA-1."""
+    """The hash that identifies the content on the hub: SHA-256, or Git's SHA-1 for a small file."""
     total = path.stat().st_size
     digest = hashlib.sha256() if file.sha256 else hashlib.sha1(f"blob {total}\0".encode(), usedforsecurity=False)
     done = 0

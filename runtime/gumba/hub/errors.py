@@ -1,4 +1,4 @@
-"""What goes wrong with the Hugging Face hub and its library, as gumba's errors."""
+"""Translates errors of the Hugging Face hub and its library to DownloadError."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class UnreachableError(DownloadError):
 
 
 class NotFoundError(DownloadError):
-    """The hub has no such model, or none that it shows to this user."""
+    """The hub has no such model, or does not show it to this user."""
 
 
 @contextlib.contextmanager
 def hub_errors(reference: Reference) -> Iterator[None]:
-    """What goes wrong with the hub, as DownloadError."""
+    """Raise DownloadError for errors of the hub in the ``with`` block."""
     from huggingface_hub import constants, errors
 
     at, name = reference.at, str(reference)
@@ -46,20 +46,20 @@ def hub_errors(reference: Reference) -> Iterator[None]:
         if status in (401, 403):
             raise DownloadError(f"{at}: the hub refuses access ({status}): check HF_TOKEN") from None
         kind = UnreachableError if status == 429 or (isinstance(status, int) and status >= 500) else DownloadError
-        raise kind(f"{at}: the hub answered {status}") from None
+        raise kind(f"{at}: the hub returned {status}") from None
     except OSError as error:
         if _of_connection(error):
             raise UnreachableError(unreachable) from None
         raise DownloadError(f"{at}: download failed: {_first_line(error)}") from None
-    except Exception as error:  # of the HTTP client of the hub's library, which has changed
+    except Exception as error:  # of the library's HTTP client, which differs between its versions
         if _of_connection(error):
             raise UnreachableError(unreachable) from None
-        raise DownloadError(f"{at}: the hub's answer is not understood: {_first_line(error)}") from None
+        raise DownloadError(f"{at}: unexpected response of the hub: {_first_line(error)}") from None
 
 
 def _of_connection(error: BaseException) -> bool:
-    """Whether an HTTP client's error is about the connection, by its name: which client it is depends on the library."""
-    names = {each.__name__ for each in type(error).__mro__}
+    """Whether an HTTP client's error is about the connection, by its class name: the client depends on the library."""
+    names = {base.__name__ for base in type(error).__mro__}
     return bool(names & {"ConnectionError", "ConnectError", "TransportError", "TimeoutException", "Timeout"})
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from gumba.errors import DownloadError, RequestError
@@ -27,6 +27,9 @@ from gumba.hub.gguf_files import RemoteFile
 from gumba.hub.home import has_home, no_home
 from gumba.hub.reference import Reference, checked_path, parse
 from gumba.progress import size
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
 
 NEEDED = [
     "config.json",
@@ -93,7 +96,7 @@ def fetch(hub_id: str, *, revision: str | None = None, cache_dir: Path | None = 
             announce_checkpoint(reference, listing.files, log.warning)
         return fetch_checkpoint(reference, cached=listing.folder is not None)
     except DownloadError as error:
-        raise or_local(error, hub_id) from None
+        raise with_local_note(error, hub_id) from None
 
 
 def fetch_checkpoint(reference: Reference, *, cached: bool = False) -> Path:
@@ -129,7 +132,7 @@ def _named_weights(folder: Path) -> list[str]:
             names = {checked_path(named, "config.json")}
             if named.endswith(".index.json") and (folder / named).is_file():
                 weight_map = json.loads((folder / named).read_text(encoding="utf-8"))["weight_map"]
-                names |= {checked_path(str(each), named) for each in weight_map.values()}
+                names |= {checked_path(str(name), named) for name in weight_map.values()}
             return sorted(name for name in names if not (folder / name).is_file())
     return []
 
@@ -156,7 +159,7 @@ def list_files(reference: Reference) -> Listing:
             raise
         files = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
         return Listing(tuple(map(RemoteFile, files)), folder)
-    return Listing(tuple(_remote_file(reference, each) for each in info.siblings or ()))
+    return Listing(tuple(_remote_file(reference, sibling) for sibling in info.siblings or ()))
 
 
 def fetch_gguf(reference: Reference, files: Sequence[RemoteFile], report: blobs.Report, *, check: bool = False) -> Path:
@@ -174,23 +177,23 @@ def fetch_gguf(reference: Reference, files: Sequence[RemoteFile], report: blobs.
     for file in files:
         if file.size is None or not (file.sha256 or file.git_sha1):
             raise DownloadError(f"{reference.at}: the hub gives no size or no hash for {file.path}")
-        blobs.fetch_blob(reference, file, _of_all(report, files, file), check=check)
+        blobs.fetch_blob(reference, file, _as_part(report, files, file), check=check)
     paths = []
     for file in files:
         with hub_errors(reference):
             paths.append(Path(hf_hub_download(reference.repository, file.path, **_places(reference))))
-        found = paths[-1].resolve().name if paths[-1].is_symlink() else ""
-        if paths[-1].stat().st_size != file.size or found not in ("", file.sha256 or file.git_sha1):
+        digest = paths[-1].resolve().name if paths[-1].is_symlink() else ""
+        if paths[-1].stat().st_size != file.size or digest not in ("", file.sha256 or file.git_sha1):
             raise DownloadError(
                 f"{reference.at}: {file.path} changed on the hub during the download; run the command again"
             )
     return paths[0]
 
 
-def _of_all(report: blobs.Report, files: Sequence[RemoteFile], file: RemoteFile) -> blobs.Report:
+def _as_part(report: blobs.Report, files: Sequence[RemoteFile], file: RemoteFile) -> blobs.Report:
     """Report the progress of one file as a part of all files."""
-    before = sum(each.size or 0 for each in files[: files.index(file)])
-    total = sum(each.size or 0 for each in files)
+    before = sum(other.size or 0 for other in files[: files.index(file)])
+    total = sum(other.size or 0 for other in files)
     return lambda stage, done, _: report(stage, before + done, total)
 
 
@@ -213,7 +216,7 @@ def fetch_file(
     reference = parse(hub_id)
     if reference is None or reference.names_file:
         raise RequestError(f"{hub_id!r}: expected a hub id (owner/name)")
-    places = [None if each is None else Path(each) for each in (local_dir, cache_dir)]
+    places = [None if folder is None else Path(folder) for folder in (local_dir, cache_dir)]
     reference = replace(reference.with_revision(revision), cache_dir=places[1])
     if reference.modelscope:
         return modelscope.fetch_file(reference, pattern, local_dir=places[0])
@@ -238,22 +241,22 @@ def fetch_file(
         return Path(path)
 
 
-def announce_checkpoint(reference: Reference, files: Sequence[RemoteFile], tell: Callable[[str], None]) -> None:
+def announce_checkpoint(reference: Reference, files: Sequence[RemoteFile], announce: Callable[[str], None]) -> None:
     """Announce the download of a checkpoint, with its source and size, unless everything is cached."""
     is_needed = re.compile("|".join(map(fnmatch.translate, NEEDED))).match
     needed = [file for file in files if is_needed(file.path)]
     missing = sum(file.size or 0 for file in needed) - n_present(reference, needed)
     if missing:
-        tell(f"downloading the checkpoint {reference.at} ({size(missing)}) from {reference.host}")
+        announce(f"downloading the checkpoint {reference.at} ({size(missing)}) from {reference.host}")
 
 
-def announce_gguf(reference: Reference, files: Sequence[RemoteFile], tell: Callable[[str], None]) -> None:
+def announce_gguf(reference: Reference, files: Sequence[RemoteFile], announce: Callable[[str], None]) -> None:
     """Announce the download of a GGUF file or its shards, with source and size, unless everything is cached."""
-    total, here = sum(file.size or 0 for file in files), n_present(reference, files)
-    if here < total or not total:
+    total, present = sum(file.size or 0 for file in files), n_present(reference, files)
+    if present < total or not total:
         what = files[0].path if len(files) == 1 else f"{files[0].path} and {len(files) - 1} more"
-        some = f", {size(here)} of it already here" if here else ""
-        tell(f"downloading {what} ({size(total)}{some}) of {reference.at} from {reference.host}")
+        some = f", {size(present)} of it already downloaded" if present else ""
+        announce(f"downloading {what} ({size(total)}{some}) of {reference.at} from {reference.host}")
 
 
 def n_present(reference: Reference, files: Sequence[RemoteFile]) -> int:
@@ -263,8 +266,8 @@ def n_present(reference: Reference, files: Sequence[RemoteFile]) -> int:
     return sum(blobs.n_present(reference, file) for file in files)
 
 
-def _remote_file(reference: Reference, sibling: Any) -> RemoteFile:
-    """A file of the API's list, checked, because its path and hash become file names in the cache."""
+def _remote_file(reference: Reference, sibling: RepoSibling) -> RemoteFile:
+    """Check an entry of the API's list, whose path and hash become file names in the cache."""
     try:
         path = checked_path(str(sibling.rfilename), reference.at)
     except RequestError as error:
@@ -320,7 +323,7 @@ def _check_settings(cache_dir: Path | None) -> None:
         raise no_home("the cache of the hub", "HF_HOME")
 
 
-def or_local(error: DownloadError, text: str) -> DownloadError:
+def with_local_note(error: DownloadError, text: str) -> DownloadError:
     """``error``, if it means that there is no such model, with a note that there is no local file or folder `text` either."""
     if not isinstance(error, NotFoundError | UnreachableError) or ":" in text or Path(text).exists():
         return error

@@ -111,8 +111,8 @@ def parse(text: str) -> Reference | None:
         return _of_path(text, path.split("/"), False, explicit=True)
     if slash and host.lower() in _MODELSCOPE_HOSTS:
         return _of_path(text, path.removeprefix("models/").split("/"), True, explicit=True)
-    found = _of_path(text, text.split("/"), False)
-    return found and replace(found, modelscope=prefers_modelscope())
+    reference = _of_path(text, text.split("/"), False)
+    return reference and replace(reference, modelscope=prefers_modelscope())
 
 
 def _of_address(text: str) -> Reference:
@@ -132,22 +132,22 @@ def _of_address(text: str) -> Reference:
     shown = parse_qs(url.query).get("show_file_info")
     if shown and len(parts) == 2:
         parts += shown[0].split("/")
-    found = _of_path(text, parts, modelscope, explicit=True)
-    assert found is not None
-    return found
+    reference = _of_path(text, parts, modelscope, explicit=True)
+    assert reference is not None
+    return reference
 
 
 def _site(url: SplitResult) -> tuple[bool, bool]:
-    """Whether a URL is of the Hugging Face hub, and whether it is of ModelScope, or of the endpoints that replace them."""
-    place = url.netloc.lower()
-    hub = place in _HUB_HOSTS or place == _netloc(os.environ.get("HF_ENDPOINT", ""))
+    """Whether a URL belongs to the Hugging Face hub, and whether to ModelScope, or to their configured endpoints."""
+    host = url.netloc.lower()
+    hub = host in _HUB_HOSTS or host == _netloc(os.environ.get("HF_ENDPOINT", ""))
     named = os.environ.get("MODELSCOPE_ENDPOINT", "")
     named = named if "//" in named else f"//{named}"
-    return bool(place) and hub, bool(place) and (place in _MODELSCOPE_HOSTS or place == _netloc(named))
+    return bool(host) and hub, bool(host) and (host in _MODELSCOPE_HOSTS or host == _netloc(named))
 
 
 def _netloc(address: str) -> str:
-    """Host and port of an address, in lower case; "" where it has none or is malformed."""
+    """Host and port of an address in lower case; "" if it has none or is malformed."""
     try:
         return urlsplit(address).netloc.lower()
     except ValueError:
@@ -155,7 +155,7 @@ def _netloc(address: str) -> str:
 
 
 def _of_path(text: str, parts: list[str], modelscope: bool, *, explicit: bool = False) -> Reference | None:
-    """The reference of a path's parts. ``explicit``: the text names a site, so an invalid path is an error instead of None."""
+    """Parse the components of a path. ``explicit``: the text names a site, so an invalid path is an error instead of None."""
     if explicit and parts[0] in _OTHER_REPOSITORIES:
         raise RequestError(f"{text}: expected a model, found one of the hub's {parts[0]}")
     owned = len(parts) > 1 and parts[1] not in _VIEWS
@@ -192,7 +192,7 @@ def _tagged(repository: str, modelscope: bool, tag: str) -> Reference:
 
 
 def checked_path(path: str, where: str) -> str:
-    """``path``, of a file in a repository. Raises RequestError if it leads out of the repository's folder."""
+    """Return ``path``, of a file in a repository. Raises RequestError if it leads out of the repository's folder."""
     parts = path.split("/")
     if any(part in ("", ".", "..") for part in parts) or any(not c.isprintable() or c in "\\:" for c in path):
         raise RequestError(f"{where}: {path!r} is not a valid path in a repository")

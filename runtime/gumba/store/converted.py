@@ -16,18 +16,18 @@ from gumba.store.wheel import Progress
 CONVERTED_TYPE = "q8_0"
 
 
-def conversion_of(folder: Path, progress: Progress | None) -> Path:
+def conversion_of_folder(folder: Path, progress: Progress | None) -> Path:
     """The GGUF file of the Hugging Face folder ``folder``, converted unless an up-to-date conversion is cached."""
     if not (folder / "config.json").is_file():
         raise RequestError(f"{folder}: a folder without config.json; expected a GGUF file or a Hugging Face folder")
     return _convert(str(folder.resolve()), folder.resolve().name, None, folder, progress)
 
 
-def kept_conversion(reference: Reference, folder: Path, progress: Progress | None) -> Path:
+def conversion_of_checkpoint(reference: Reference, folder: Path, progress: Progress | None) -> Path:
     """The GGUF file of a hub's checkpoint in the local folder ``folder``, converted unless the conversion is cached."""
-    whole = f"{reference}@{reference.revision}" if reference.revision else str(reference)
+    identity = f"{reference}@{reference.revision}" if reference.revision else str(reference)
     title = str(reference).replace("/", "--").replace(":", "--")
-    return _convert(whole, title, reference.repository.rpartition("/")[2], folder, progress)
+    return _convert(identity, title, reference.repository.rpartition("/")[2], folder, progress)
 
 
 def _convert(identity: str, title: str, name: str | None, folder: Path, progress: Progress | None) -> Path:

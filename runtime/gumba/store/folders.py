@@ -34,20 +34,20 @@ def unusable(folder: Path, use: str, error: OSError) -> ResourceError:
     return ResourceError(f"{folder}, the folder of {use}, cannot be written: {error.strerror or error} ({origin})")
 
 
-def _home(room: str) -> Path:
+def _home(name: str) -> Path:
     setting = os.environ.get("GUMBA_HOME")
     if setting:
         try:
-            return Path(setting).expanduser().absolute() / room
+            return Path(setting).expanduser().absolute() / name
         except RuntimeError:
             raise ResourceError(f"GUMBA_HOME is {setting}: that user has no home folder") from None
     import platformdirs
 
-    places = {"models": platformdirs.user_data_dir, "state": platformdirs.user_state_dir}
+    folders = {"models": platformdirs.user_data_dir, "state": platformdirs.user_state_dir}
     try:
-        folder = Path(places.get(room, platformdirs.user_cache_dir)("gumba", appauthor=False))
+        folder = Path(folders.get(name, platformdirs.user_cache_dir)("gumba", appauthor=False))
     except RuntimeError:
         folder = Path("~")
     if folder.parts[:1] == ("~",):  # returned by older versions of platformdirs
         raise no_home("the folder of models", "GUMBA_HOME")
-    return folder / room
+    return folder / name

