@@ -8,9 +8,9 @@ import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from gumba.errors import ConvertError
+from gumba_convert.checkpoint.json_object import JsonObject
 from gumba_convert.checkpoint.safetensors import SafeTensor, read_header
 
 INDEX = "model.safetensors.index.json"
@@ -114,7 +114,7 @@ class Folder:
         except UnicodeDecodeError as error:
             raise ConvertError(f"{self.folder / name}: not UTF-8 (byte {error.start})") from None
 
-    def json(self, name: str) -> dict[str, Any] | None:
+    def json(self, name: str) -> JsonObject | None:
         """A JSON object; None where there is no such file."""
         text = self.text(name)
         if text is None:
@@ -145,7 +145,7 @@ class Checkpoint(Folder):
         if config is None:
             mistral = " (params.json is Mistral's own form, which is not read)" if self.has("params.json") else ""
             raise ConvertError(f"{folder}: no config.json; is this a Hugging Face model folder?{mistral}")
-        self.config: dict[str, Any] = config
+        self.config: JsonObject = config
         #: What a user should know of the choice among files.
         self.warnings: list[str] = []
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from gumba.errors import ConvertError
+from gumba_convert.checkpoint.json_object import JsonObject
 
 
 class ConfigReader:
@@ -14,7 +13,7 @@ class ConfigReader:
         ConvertError: a required key is missing, or has the wrong type or range.
     """
 
-    def __init__(self, config: dict[str, Any], where: str, *, prefix: str = "") -> None:
+    def __init__(self, config: JsonObject, where: str, *, prefix: str = "") -> None:
         self.config = config
         self.where = where
         self.prefix = prefix
@@ -60,7 +59,7 @@ class ConfigReader:
             raise self.fail(key, f"is {value!r}, expected true or false")
         return value
 
-    def must_be(self, key: str, *allowed: Any) -> None:
+    def must_be(self, key: str, *allowed: object) -> None:
         """The key is absent, null, or one of the allowed values."""
         if self.has(key) and self.config[key] not in allowed:
             names = " or ".join(map(repr, allowed)) or "absent"

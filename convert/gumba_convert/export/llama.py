@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
 from gumba import quants
 from gumba.errors import ConvertError
 from gumba.gguf import GGUFFile
+from gumba_convert.checkpoint.json_object import JsonObject
 from gumba_convert.common.decoder import MAX_LAYERS
 from gumba_convert.common.rope import llama3_factors
 
@@ -29,7 +29,7 @@ LAYER = {
 }
 
 
-def config(file: GGUFFile) -> dict[str, Any]:
+def config(file: GGUFFile) -> JsonObject:
     """config.json of a llama file, without what the tokenizer adds.
 
     Raises:
@@ -127,7 +127,7 @@ def _short(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def _rope(file: GGUFFile, head_dim: int) -> dict[str, Any] | None:
+def _rope(file: GGUFFile, head_dim: int) -> JsonObject | None:
     key = "llama.rope.scaling."
     kind = file.get(key + "type", str, "none")
     factor = _short(file.get(key + "factor", float, 1.0))
@@ -139,7 +139,7 @@ def _rope(file: GGUFFile, head_dim: int) -> dict[str, Any] | None:
         return {"rope_type": "linear", "factor": factor}
     if kind == "yarn":
         n_ctx = file.require("llama.context_length", int)
-        rope: dict[str, Any] = {
+        rope: JsonObject = {
             "rope_type": "yarn",
             "factor": factor,
             "original_max_position_embeddings": file.get(key + "original_context_length", int, n_ctx),
@@ -155,7 +155,7 @@ def _rope(file: GGUFFile, head_dim: int) -> dict[str, Any] | None:
     raise ConvertError(f"{file.path}: {key}type is {kind!r}; known are none, linear and yarn")
 
 
-def _llama3(file: GGUFFile, head_dim: int) -> dict[str, Any]:
+def _llama3(file: GGUFFile, head_dim: int) -> JsonObject:
     """The llama3 parameters that give the file's frequency factors."""
     tensor = file.tensors[ROPE_FREQS]
     if tensor.shape != (head_dim // 2,) or tensor.type.name != "f32":
@@ -163,7 +163,7 @@ def _llama3(file: GGUFFile, head_dim: int) -> dict[str, Any]:
     factors = np.asarray(quants.dequantize("f32", tensor.data), np.float64)
     theta = file.get("llama.rope.freq_base", float, 10000.0)
     for low, high, n_ctx in ((1.0, 4.0, 8192), _fit(factors, head_dim, theta)):
-        parameters: dict[str, Any] = {"factor": _short(float(factors.max()))}
+        parameters: JsonObject = {"factor": _short(float(factors.max()))}
         found = llama3_factors(
             head_dim=head_dim, theta=theta, factor=parameters["factor"], low=low, high=high, n_ctx_original=n_ctx
         )

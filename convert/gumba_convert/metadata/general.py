@@ -5,10 +5,13 @@ Found by gguf's own heuristics (model card, config.json, folder name), so that n
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from gumba_convert.checkpoint.folder import Checkpoint
 from gumba_convert.gguf_writer import STRING, Value, string
+
+if TYPE_CHECKING:
+    from gguf.gguf_writer import GGUFValue
 
 #: Keys of sampler settings, which gguf takes from generation_config.json without a look at them.
 SAMPLING = "general.sampling."
@@ -40,7 +43,7 @@ def metadata(checkpoint: Checkpoint, name: str | None, n_parameters: int) -> tup
     return {key: Value(int(value.type), value.value, STRING) for key, value in described.items()}, warnings
 
 
-def _is_setting(entry: Any) -> bool:
+def _is_setting(entry: GGUFValue) -> bool:
     """Whether the value of a sampler setting is of its GGUF type: a text, an integer, or a number that is not negative."""
     value, kind = entry.value, entry.type.name
     if kind == "STRING" or isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -7,16 +7,16 @@ transformers' names, this module the repetition penalty) and the end of a text. 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 from gumba.tokenizer.vocabulary import EOG_KEY, KINDS, end_ids
 from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.checkpoint.json_object import JsonObject
 from gumba_convert.gguf_writer import I32, Value, f32, i32_array
 from gumba_convert.vocabulary.tokens import Vocabulary
 
 FILE = "generation_config.json"
 #: Settings that affect the text but have no GGUF key -> their neutral values (besides null).
-UNSTORED: dict[str, tuple[Any, ...]] = {
+UNSTORED: dict[str, tuple[object, ...]] = {
     "do_sample": (True,),
     "max_new_tokens": (),
     "min_length": (0,),
@@ -51,7 +51,7 @@ UNSTORED: dict[str, tuple[Any, ...]] = {
     "num_return_sequences": (1,),
 }
 #: Settings of beam search.
-BEAM_SEARCH: dict[str, tuple[Any, ...]] = {"length_penalty": (1,), "early_stopping": (False,)}
+BEAM_SEARCH: dict[str, tuple[object, ...]] = {"length_penalty": (1,), "early_stopping": (False,)}
 
 
 def generation_metadata(
@@ -88,7 +88,7 @@ def generation_metadata(
     return values, warnings
 
 
-def _ends(checkpoint: Checkpoint, given: dict[str, Any], vocabulary: Vocabulary) -> tuple[dict[str, Value], list[str]]:
+def _ends(checkpoint: Checkpoint, given: JsonObject, vocabulary: Vocabulary) -> tuple[dict[str, Value], list[str]]:
     """The ids at which transformers stops, but readers of the file would not."""
     text_config = checkpoint.config.get("text_config")
     sources = {
@@ -117,7 +117,8 @@ def _ends(checkpoint: Checkpoint, given: dict[str, Any], vocabulary: Vocabulary)
     return {EOG_KEY: i32_array(missing)}, warnings
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     """The value as a float; None if it is not a finite number."""
-    numeric = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
-    return float(value) if numeric else None
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300:
+        return float(value)
+    return None

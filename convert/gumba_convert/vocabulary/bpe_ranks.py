@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Any
 
 from gumba.errors import ConvertError, TokenizerError
 from gumba.gguf.parser import Header
 from gumba.tokenizer.byte_bpe import BYTE_TO_CHARACTER
 from gumba.tokenizer.tokenizer import Tokenizer
 from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.checkpoint.json_object import JsonObject
 from gumba_convert.gguf_writer import header, string
 from gumba_convert.vocabulary.pre_tokenizer_probe import PROBE
 from gumba_convert.vocabulary.pre_tokenizers import spell
-from gumba_convert.vocabulary.special_tokens import SpecialTokens, added_tokens
+from gumba_convert.vocabulary.special_tokens import AddedToken, SpecialTokens, added_tokens
 from gumba_convert.vocabulary.tokens import CONTROL, NORMAL, Vocabulary, add, padding
 
 QWEN_FILE, TEKKEN_FILE, MODEL_FILE = "qwen.tiktoken", "tekken.json", "tokenizer.model"
@@ -118,7 +118,9 @@ def qwen(checkpoint: Checkpoint, data: bytes, n_rows: int, special: SpecialToken
     ranked = parse_tiktoken(data, where)
     vocabulary = _vocabulary(ranked, 0, n_rows, "qwen2", special, where)
     named = _QWEN_SPECIAL[: n_rows - len(ranked)]
-    added = {len(ranked) + i: {"content": text, "special": True} for i, text in enumerate(named)}
+    added: dict[int, AddedToken] = {
+        len(ranked) + i: {"content": text, "special": True, "flags": 0} for i, text in enumerate(named)
+    }
     add(vocabulary.tokens, vocabulary.types, added)
     for kind, text in (
         ("bos", "<|endoftext|>"),
@@ -133,7 +135,7 @@ def qwen(checkpoint: Checkpoint, data: bytes, n_rows: int, special: SpecialToken
 
 
 def from_model(
-    checkpoint: Checkpoint, data: bytes, config: dict[str, Any], n_rows: int, special: SpecialTokens, pre: str | None
+    checkpoint: Checkpoint, data: bytes, config: JsonObject, n_rows: int, special: SpecialTokens, pre: str | None
 ) -> Vocabulary:
     """A vocabulary from `tokenizer.model` in tiktoken's form: GLM-4's or Llama 3's, as config.json says.
 
@@ -165,7 +167,7 @@ def from_model(
     return vocabulary
 
 
-def _llama3_tokens(checkpoint: Checkpoint, first: int, n_rows: int) -> dict[int, dict[str, Any]]:
+def _llama3_tokens(checkpoint: Checkpoint, first: int, n_rows: int) -> dict[int, AddedToken]:
     """Llama 3's special tokens; from 3.1 on, which scales its positions, some have names of their own."""
     scaling = checkpoint.config.get("rope_scaling") or checkpoint.config.get("rope_parameters")
     kind = (scaling.get("rope_type") or scaling.get("type")) if isinstance(scaling, dict) else None
@@ -209,7 +211,7 @@ def _compare(ranked: list[bytes], first: int, pattern: str | None, vocabulary: V
         raise ConvertError(f"{where}: the ids differ from tiktoken's with the pattern {pattern!r:.300}")
 
 
-def tekken(checkpoint: Checkpoint, data: dict[str, Any], n_rows: int, special: SpecialTokens) -> Vocabulary:
+def tekken(checkpoint: Checkpoint, data: JsonObject, n_rows: int, special: SpecialTokens) -> Vocabulary:
     """Mistral's vocabulary, from `tekken.json`: special tokens first, then tokens by rank."""
     where = f"{checkpoint.folder / TEKKEN_FILE}"
     config, listed = data.get("config"), data.get("vocab")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from gumba.errors import ConvertError
 from gumba.validation import show
@@ -14,7 +13,7 @@ DEFAULT = "default"
 _FOLDER = "additional_chat_templates"
 
 
-def read_templates(checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
+def read_templates(checkpoint: Checkpoint, config: Mapping[str, object]) -> tuple[dict[str, str], list[str]]:
     """Chat templates by name, and warnings about those that are omitted.
 
     Those of chat_template.jinja and additional_chat_templates/*.jinja take the place of those in tokenizer_config.json
@@ -63,13 +62,13 @@ def _files(checkpoint: Checkpoint) -> dict[str, str]:
     return found
 
 
-def _named(value: Any, where: str) -> dict[str, str]:
+def _named(value: object, where: str) -> dict[str, str]:
     """The templates of a JSON file: a string, a list of objects with a name and a template, or an object by name."""
     if value is None:
         return {}
     if isinstance(value, str):
         return {DEFAULT: value}
-    pairs: list[tuple[Any, Any]]
+    pairs: list[tuple[object, object]]
     if isinstance(value, dict):
         pairs = list(value.items())
     elif isinstance(value, list) and all(isinstance(each, dict) for each in value):
@@ -78,10 +77,12 @@ def _named(value: Any, where: str) -> dict[str, str]:
         raise ConvertError(
             f"{where}: chat_template: expected a string or a list of named templates, found {show(value)}"
         )
+    templates: dict[str, str] = {}
     for name, text in pairs:
         if not isinstance(name, str) or not name or not isinstance(text, str):
             raise ConvertError(f"{where}: chat_template: expected names and strings, found {show(name)}: {show(text)}")
-    return dict(pairs)
+        templates[name] = text
+    return templates
 
 
 def _with_plain_names(templates: dict[str, str], warnings: list[str]) -> dict[str, str]:

@@ -10,12 +10,18 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gumba.errors import ConvertError
 from gumba.tokenizer.pretokenize import PRE_TOKENIZERS, splitter
+from gumba_convert.checkpoint.json_object import JsonObject
 from gumba_convert.vocabulary.pre_tokenizer_probe import PROBE
 
+if TYPE_CHECKING:
+    import regex
+
+#: A step of a chain: its kind, and its pattern (text) or flag.
+Step: TypeAlias = "tuple[Any, ...]"
 NAMES = tuple(PRE_TOKENIZERS)
 # What of a strange chain is tried: its steps, the length of their patterns, seconds.
 _TRIED = ("split", "digits", "bytes")
@@ -66,7 +72,7 @@ _BLOOM_PATTERN = " ?[^(\\s|[.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c])]+"
 # ("punctuation",) or ("bytes", with GPT-2's pattern).
 _BYTES = ("bytes", False)
 _DIGITS = ("digits", True)
-CHAINS: tuple[tuple[str, tuple[tuple[Any, ...], ...]], ...] = (
+CHAINS: tuple[tuple[str, tuple[Step, ...]], ...] = (
     ("gpt-2", (("bytes", True),)),
     ("smollm", (_DIGITS, ("bytes", True))),
     ("llama-bpe", (("split", LLAMA3_PATTERN), _BYTES)),
@@ -200,7 +206,7 @@ CHAINS: tuple[tuple[str, tuple[tuple[Any, ...], ...]], ...] = (
 )
 
 
-def detect(pre_tokenizer: Any, *, ignore_merges: bool | None = None) -> tuple[str | None, bool]:
+def detect(pre_tokenizer: object, *, ignore_merges: bool | None = None) -> tuple[str | None, bool]:
     """GGUF's name for the `pre_tokenizer` of a byte-level BPE tokenizer.json, and whether it is known to be the same.
 
     None where no name fits. A chain that cuts a page of hard text as a known one does has that one's name, which may not be
@@ -222,7 +228,7 @@ def detect(pre_tokenizer: Any, *, ignore_merges: bool | None = None) -> tuple[st
     return name, exact
 
 
-def spell(name: str) -> dict[str, Any]:
+def spell(name: str) -> JsonObject:
     """The `pre_tokenizer` of a tokenizer.json for a GGUF name.
 
     Raises:
@@ -234,7 +240,7 @@ def spell(name: str) -> dict[str, Any]:
     found = next((chain for known, chain in CHAINS if PRE_TOKENIZERS[known].steps == wanted.steps), None)
     if found is None:
         raise ConvertError(f"the pre-tokenizer {name!r} has no known spelling as a tokenizer.json")
-    steps: list[dict[str, Any]] = []
+    steps: list[JsonObject] = []
     for kind, *rest in found:
         if kind == "digits":
             steps.append({"type": "Digits", "individual_digits": rest[0]})
@@ -250,13 +256,13 @@ def spell(name: str) -> dict[str, Any]:
     return steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps}
 
 
-def _flat(step: Any) -> list[Any]:
+def _flat(step: object) -> list[object]:
     """The steps of a pre-tokenizer, sequences within sequences included."""
     inner = step.get("pretokenizers") if isinstance(step, dict) and step.get("type") == "Sequence" else None
     return [each for part in inner for each in _flat(part)] if isinstance(inner, list) else [step]
 
 
-def _step(step: Any) -> tuple[Any, ...]:
+def _step(step: object) -> Step:
     if isinstance(step, dict):
         kind = step.get("type")
         if kind == "ByteLevel" and not step.get("add_prefix_space", True):
@@ -287,7 +293,7 @@ _TOKEN = re.compile(r"\\[pP]\{\^?\w+\}|\\u[0-9A-Fa-f]{4}|\\x\{[0-9A-Fa-f]+\}|\\.
 _WHITE = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
-def _plain(chain: tuple[tuple[Any, ...], ...]) -> tuple[str, ...]:
+def _plain(chain: tuple[Step, ...]) -> tuple[str, ...]:
     """A chain as patterns alone, each in one spelling."""
     patterns: list[str] = []
     for kind, *rest in chain:
@@ -358,7 +364,7 @@ def _class(tokens: list[str], i: int) -> tuple[str, int]:
 _KNOWN = {_plain(chain): name for name, chain in reversed(CHAINS)}
 
 
-def _by_trying(chain: tuple[tuple[Any, ...], ...]) -> str | None:
+def _by_trying(chain: tuple[Step, ...]) -> str | None:
     """The name that cuts the probe as this chain does; None when none does, or the chain cannot be run here in time."""
     import regex
 
@@ -385,7 +391,7 @@ def _by_trying(chain: tuple[tuple[Any, ...], ...]) -> str | None:
     return next((name for name in NAMES if splitter(name)(PROBE) == pieces), None)
 
 
-def _isolated(cut: Any, text: str, deadline: float) -> list[str]:
+def _isolated(cut: regex.Pattern[str], text: str, deadline: float) -> list[str]:
     parts, begin = [], 0
     for match in cut.finditer(text, timeout=max(deadline - time.monotonic(), 1e-3)):
         for end in match.span():

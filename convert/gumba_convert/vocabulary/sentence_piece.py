@@ -10,8 +10,9 @@ import numpy as np
 
 from gumba.errors import ConvertError
 from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.checkpoint.json_object import JsonObject
 from gumba_convert.gguf_writer import Value, boolean, u8_array, u32
-from gumba_convert.vocabulary.special_tokens import SpecialTokens, added_tokens, text_of
+from gumba_convert.vocabulary.special_tokens import AddedToken, SpecialTokens, added_tokens, text_of
 from gumba_convert.vocabulary.tokenizer_class import named_tokens
 from gumba_convert.vocabulary.tokens import (
     ADDED_SCORE,
@@ -41,8 +42,8 @@ def from_model(
     checkpoint: Checkpoint,
     name: str,
     data: bytes,
-    tokenizer: dict[str, Any],
-    config: dict[str, Any],
+    tokenizer: JsonObject,
+    config: JsonObject,
     n_rows: int,
     special: SpecialTokens,
 ) -> Vocabulary:
@@ -127,26 +128,30 @@ def _of_fairseq(checkpoint: Checkpoint, model: Any, n_rows: int, special: Specia
 
 
 def _added(
-    checkpoint: Checkpoint, n_pieces: int, tokenizer: dict[str, Any], config: dict[str, Any], n_rows: int, where: str
-) -> dict[int, dict[str, Any]]:
+    checkpoint: Checkpoint, n_pieces: int, tokenizer: JsonObject, config: JsonObject, n_rows: int, where: str
+) -> dict[int, AddedToken]:
     """Tokens that are no pieces. Where no file has their kinds, added_tokens.json has at least their ids."""
-    added: dict[int, dict[str, Any]] = {}
+    added: dict[int, AddedToken] = {}
     if checkpoint.config.get("model_type") == "chatglm":
         code = checkpoint.text("tokenization_chatglm.py") or ""
         names = _GLM_ADDED + (_GLM_ROLES if _GLM_ROLES[1] in code else ())
         added |= {
-            n_pieces + i: {"content": text, "special": True} for i, text in enumerate(names) if n_pieces + i < n_rows
+            n_pieces + i: {"content": text, "special": True, "flags": 0}
+            for i, text in enumerate(names)
+            if n_pieces + i < n_rows
         }
     extra = checkpoint.json("added_tokens.json") or {}
     added |= {
-        i: {"content": text, "special": False} for text, i in extra.items() if type(i) is int and n_pieces <= i < n_rows
+        i: {"content": text, "special": False, "flags": 0}
+        for text, i in extra.items()
+        if type(i) is int and n_pieces <= i < n_rows
     }
     return added | added_tokens(tokenizer, config, where)
 
 
 def _named_only(
-    model: Any, added: dict[int, dict[str, Any]], tokenizer: dict[str, Any], config: dict[str, Any], n_rows: int
-) -> tuple[dict[int, dict[str, Any]], list[str]]:
+    model: Any, added: dict[int, AddedToken], tokenizer: JsonObject, config: JsonObject, n_rows: int
+) -> tuple[dict[int, AddedToken], list[str]]:
     """Special tokens that tokenizer_config.json names and no file gives an id: the next ones, as transformers has it; and
     warnings. Where there is a tokenizer.json, it has them (`tokenizer_class.as_loaded`)."""
     known = {piece.piece for piece in model.pieces} | {token["content"] for token in added.values()}
@@ -167,7 +172,7 @@ def _normalizer(charsmap: bytes, remove_extra_whitespaces: bool) -> dict[str, Va
 
 
 def unigram_from_json(
-    checkpoint: Checkpoint, tokenizer: dict[str, Any], config: dict[str, Any], n_rows: int, special: SpecialTokens
+    checkpoint: Checkpoint, tokenizer: JsonObject, config: JsonObject, n_rows: int, special: SpecialTokens
 ) -> Vocabulary:
     """From a tokenizer.json of kind Unigram.
 
@@ -208,7 +213,7 @@ def unigram_from_json(
     return vocabulary
 
 
-def _read_normalizer(normalizer: Any, where: str) -> tuple[bytes, bool]:
+def _read_normalizer(normalizer: object, where: str) -> tuple[bytes, bool]:
     """The table of replacements, and whether runs of spaces become one; `tokenizer_steps` sees to all other steps."""
     tables, merged = [], False
     for step in steps(normalizer, "normalizers"):
@@ -224,7 +229,7 @@ def _read_normalizer(normalizer: Any, where: str) -> tuple[bytes, bool]:
     return tables[0] if tables else b"", merged
 
 
-def _read_metaspace(pre_tokenizer: Any) -> tuple[bool, bool]:
+def _read_metaspace(pre_tokenizer: object) -> tuple[bool, bool]:
     """Whether a space is put before the text, and whether whitespace only parts words."""
     prefix, split = False, False
     for step in steps(pre_tokenizer, "pretokenizers"):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 from gumba.errors import ConvertError
 from gumba.tokenizer.added_tokens import LSTRIP, NORMALIZED, RSTRIP, SINGLE_WORD
 from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.checkpoint.json_object import JsonObject
 from gumba_convert.gguf_writer import Value, string, strings
 from gumba_convert.vocabulary.chat_templates import DEFAULT, read_templates
 
@@ -20,6 +21,14 @@ NO_DEFAULTS = {
     "TokenizersBackend": KINDS,
     "Qwen2Tokenizer": ("bos", "sep", "cls", "mask"),
 }
+
+
+class AddedToken(TypedDict):
+    """An added token of tokenizer.json; `flags`: bits of `gumba.tokenizer.added_tokens`."""
+
+    content: str
+    special: bool
+    flags: int
 
 
 @dataclass
@@ -54,12 +63,12 @@ class SpecialTokens:
         return result
 
 
-def added_tokens(tokenizer: dict[str, Any], config: dict[str, Any], where: str) -> dict[int, dict[str, Any]]:
+def added_tokens(tokenizer: JsonObject, config: JsonObject, where: str) -> dict[int, AddedToken]:
     """Added tokens by id, each {"content": str, "special": bool, "flags": bits of `gumba.tokenizer.added_tokens`}.
 
     They are listed in tokenizer.json; tokenizer_config.json may list them too, and its flags win, as in transformers.
     """
-    result: dict[int, dict[str, Any]] = {}
+    result: dict[int, AddedToken] = {}
     listed = tokenizer.get("added_tokens")
     decoder = config.get("added_tokens_decoder")
     entries = (
@@ -77,17 +86,17 @@ def added_tokens(tokenizer: dict[str, Any], config: dict[str, Any], where: str) 
         content = token.get("content") if isinstance(token, dict) else None
         if type(i) is not int or i < 0 or not isinstance(content, str) or not content:
             raise ConvertError(f"{where}: added token {i!r}: {str(token)[:120]} is not valid")
-        special = bool(token.get("special")) or result.get(i, {}).get("special", False)
+        special = bool(token.get("special")) or (i in result and result[i]["special"])
         result[i] = {"content": content, "special": special, "flags": _flags(token)}
     named = {text for kind in KINDS if (text := text_of(config.get(f"{kind}_token")))}
-    for token in result.values():
-        token["special"] = token["special"] or token["content"] in named
+    for added in result.values():
+        added["special"] = added["special"] or added["content"] in named
     return dict(sorted(result.items()))
 
 
 def without_rows(
-    tokenizer: dict[str, Any], config: dict[str, Any], extra: dict[str, Any], n_rows: int
-) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    tokenizer: JsonObject, config: JsonObject, extra: JsonObject, n_rows: int
+) -> tuple[JsonObject, JsonObject, list[str]]:
     """tokenizer.json and tokenizer_config.json without the added tokens that the embedding has no row for, and warnings.
 
     Gemma 3's `<image_soft_token>` is one: its id is the number of rows. transformers loads such a checkpoint, and
@@ -99,7 +108,7 @@ def without_rows(
     gone: dict[int, str] = {}
     listed, decoder = tokenizer.get("added_tokens"), config.get("added_tokens_decoder")
 
-    def has_row(i: Any, content: Any) -> bool:
+    def has_row(i: object, content: object) -> bool:
         number = int(i) if isinstance(i, str) and i.isdecimal() else i
         if type(number) is not int or number < n_rows or not isinstance(content, str):
             return True  # what is not valid is refused where it is read
@@ -120,9 +129,7 @@ def without_rows(
     return tokenizer, config, _warnings_of_missing_rows(gone, config, n_rows)
 
 
-def without_repetitions(
-    tokenizer: dict[str, Any], config: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+def without_repetitions(tokenizer: JsonObject, config: JsonObject) -> tuple[JsonObject, JsonObject, list[str]]:
     """tokenizer.json and tokenizer_config.json without added tokens whose text is another token's, and warnings.
 
     The tokenizers library knows a text by one id: that of the model's vocabulary, or else the lowest one listed. The other
@@ -139,7 +146,7 @@ def without_repetitions(
         ids.setdefault(content, number)
     warnings: dict[str, None] = {}
 
-    def is_first(i: Any, content: Any) -> bool:
+    def is_first(i: object, content: object) -> bool:
         number = int(i) if isinstance(i, str) and i.isdecimal() else i
         if type(number) is not int or not isinstance(content, str):
             return True
@@ -157,7 +164,7 @@ def without_repetitions(
     return tokenizer, config, [*warnings]
 
 
-def _without(vocab: Any, gone: dict[int, str]) -> Any:
+def _without(vocab: object, gone: dict[int, str]) -> object:
     """The vocabulary of tokenizer.json without those added tokens: ids by text, or a list of texts and scores."""
     if isinstance(vocab, dict):
         return {text: i for text, i in vocab.items() if type(i) is not int or gone.get(i) != text}
@@ -166,7 +173,7 @@ def _without(vocab: Any, gone: dict[int, str]) -> Any:
     return vocab
 
 
-def _warnings_of_missing_rows(gone: dict[int, str], config: dict[str, Any], n_rows: int) -> list[str]:
+def _warnings_of_missing_rows(gone: dict[int, str], config: JsonObject, n_rows: int) -> list[str]:
     warnings = []
     for i, text in sorted(gone.items())[:NAMED_AT_MOST]:
         roles = [f"{kind}_token" for kind in KINDS if text_of(config.get(f"{kind}_token")) == text]
@@ -179,13 +186,13 @@ def _warnings_of_missing_rows(gone: dict[int, str], config: dict[str, Any], n_ro
     return warnings
 
 
-def _flags(token: dict[str, Any]) -> int:
+def _flags(token: JsonObject) -> int:
     """The flags of an added token as bits; those that it does not give are unset, as in transformers."""
     return sum(bit for name, bit in FLAGS.items() if token.get(name))
 
 
 def read_special_tokens(
-    checkpoint: Checkpoint, tokenizer: dict[str, Any], config: dict[str, Any], n_rows: int
+    checkpoint: Checkpoint, tokenizer: JsonObject, config: JsonObject, n_rows: int
 ) -> SpecialTokens:
     """Special tokens and chat templates.
 
@@ -234,7 +241,7 @@ def read_special_tokens(
     return result
 
 
-def _texts(checkpoint: Checkpoint, config: dict[str, Any]) -> dict[str, str | None]:
+def _texts(checkpoint: Checkpoint, config: JsonObject) -> dict[str, str | None]:
     """Texts of special tokens by kind; None for null, or where none is named and the tokenizer's class has no default.
 
     special_tokens_map.json counts where tokenizer_config.json gives none (transformers 5.24).
@@ -251,13 +258,13 @@ def _texts(checkpoint: Checkpoint, config: dict[str, Any]) -> dict[str, str | No
     return texts
 
 
-def text_of(entry: Any) -> str | None:
+def text_of(entry: object) -> str | None:
     """The text of a token that is given plainly or as an object."""
     text = entry.get("content") if isinstance(entry, dict) else entry
     return text if isinstance(text, str) and text else None
 
 
-def _leaves(processor: Any) -> list[dict[str, Any]]:
+def _leaves(processor: object) -> list[JsonObject]:
     """The steps of a post-processor, sequences within sequences opened."""
     if not isinstance(processor, dict):
         return []
@@ -265,10 +272,10 @@ def _leaves(processor: Any) -> list[dict[str, Any]]:
     return [leaf for each in inner for leaf in _leaves(each)] if isinstance(inner, list) else [processor]
 
 
-def tokens_around(processor: Any) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
+def tokens_around(processor: object) -> tuple[list[tuple[str, object]], list[tuple[str, object]]]:
     """The special tokens that a post-processor puts before and after a single text, each as its text and its id."""
-    before: list[tuple[str, Any]] = []
-    after: list[tuple[str, Any]] = []
+    before: list[tuple[str, object]] = []
+    after: list[tuple[str, object]] = []
     for step in _leaves(processor):
         if step.get("type") in ("RobertaProcessing", "BertProcessing"):
             first, last = (_token_of_pair(step.get(key)) for key in ("cls", "sep"))
@@ -280,22 +287,24 @@ def tokens_around(processor: Any) -> tuple[list[tuple[str, Any]], list[tuple[str
     return before, after
 
 
-def _token_of_pair(pair: Any) -> list[tuple[str, Any]]:
+def _token_of_pair(pair: object) -> list[tuple[str, object]]:
     """The token of a RobertaProcessing or BertProcessing, [text, id]; none where it is something else."""
-    valid = isinstance(pair, list) and len(pair) == 2 and text_of(pair[0]) is not None
-    return [(str(text_of(pair[0])), pair[1])] if valid else []
+    if not isinstance(pair, list) or len(pair) != 2:
+        return []
+    text = text_of(pair[0])
+    return [] if text is None else [(text, pair[1])]
 
 
-def _tokens_of_template(step: dict[str, Any]) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
+def _tokens_of_template(step: JsonObject) -> tuple[list[tuple[str, object]], list[tuple[str, object]]]:
     single, listed = step.get("single"), step.get("special_tokens")
     parts = [part for part in single if isinstance(part, dict)] if isinstance(single, list) else []
     places = [i for i, part in enumerate(parts) if "Sequence" in part]
     if len(places) != 1:
         return [], []
 
-    def tokens(parts: list[dict[str, Any]]) -> list[tuple[str, Any]]:
+    def tokens(parts: list[JsonObject]) -> list[tuple[str, object]]:
         names = [part["SpecialToken"].get("id") for part in parts if isinstance(part.get("SpecialToken"), dict)]
-        made: list[tuple[str, Any]] = []
+        made: list[tuple[str, object]] = []
         for name in names:
             entry = listed.get(name) if isinstance(listed, dict) and isinstance(name, str) else None
             texts, ids = (entry.get(key) if isinstance(entry, dict) else None for key in ("tokens", "ids"))
@@ -308,7 +317,7 @@ def _tokens_of_template(step: dict[str, Any]) -> tuple[list[tuple[str, Any]], li
     return tokens(parts[: places[0]]), tokens(parts[places[0] + 1 :])
 
 
-def _separated(processor: Any) -> bool:
+def _separated(processor: object) -> bool:
     """Whether two texts have a token more between them than stands at the end of one."""
     leaves = _leaves(processor)
     if any(step.get("type") == "RobertaProcessing" for step in leaves):
@@ -326,6 +335,6 @@ def _separated(processor: Any) -> bool:
     return len(between) > len(single) - last[0] - 1
 
 
-def _same_token(part: Any, other: Any) -> bool:
+def _same_token(part: object, other: object) -> bool:
     first, second = (each.get("SpecialToken") if isinstance(each, dict) else None for each in (part, other))
     return isinstance(first, dict) and isinstance(second, dict) and first.get("id") == second.get("id")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.checkpoint.json_object import JsonObject
 from gumba_convert.vocabulary.special_tokens import FLAGS, KINDS, text_of
 
 #: Classes, without "Tokenizer" and "Fast", whose normalizer is built from tokenizer_config.json.
@@ -23,7 +24,7 @@ _BY_MODEL_TYPE = {
 }  # fmt: skip
 
 
-def tokenizer_class(checkpoint: Checkpoint, config: dict[str, Any]) -> str:
+def tokenizer_class(checkpoint: Checkpoint, config: JsonObject) -> str:
     """The class that the files name, without "Tokenizer" and "Fast"; else that of the model's type; "" for none."""
     name = config.get("tokenizer_class") or checkpoint.config.get("tokenizer_class")
     if isinstance(name, str):
@@ -31,14 +32,12 @@ def tokenizer_class(checkpoint: Checkpoint, config: dict[str, Any]) -> str:
     return _BY_MODEL_TYPE.get(str(checkpoint.config.get("model_type")), "")
 
 
-def is_bert(checkpoint: Checkpoint, config: dict[str, Any]) -> bool:
+def is_bert(checkpoint: Checkpoint, config: JsonObject) -> bool:
     """Whether the tokenizer's class is of BERT's kind, which puts the class and the separator around every text."""
     return tokenizer_class(checkpoint, config) in _BERT
 
 
-def as_loaded(
-    checkpoint: Checkpoint, tokenizer: dict[str, Any], config: dict[str, Any]
-) -> tuple[dict[str, Any], list[str]]:
+def as_loaded(checkpoint: Checkpoint, tokenizer: JsonObject, config: JsonObject) -> tuple[JsonObject, list[str]]:
     """tokenizer.json as transformers loads it, and warnings of what differs from the file.
 
     Args:
@@ -82,7 +81,7 @@ _BERT_OPTIONS = {
 _BERT_DEFAULTS = {"clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": True}
 
 
-def _bert_normalizer(config: dict[str, Any], own: Any) -> Any:
+def _bert_normalizer(config: JsonObject, own: Any) -> Any:
     """The normalizer ``own`` of tokenizer.json with the options that tokenizer_config.json names.
 
     What neither file names is as in a new tokenizer of BERT's class. transformers 5 takes these defaults for all that
@@ -95,18 +94,18 @@ def _bert_normalizer(config: dict[str, Any], own: Any) -> Any:
     return {"type": "BertNormalizer", **_BERT_DEFAULTS, **options, **named}
 
 
-def _options(normalizer: dict[str, Any]) -> str:
+def _options(normalizer: JsonObject) -> str:
     return ", ".join(f"{key} {str(value).lower()}" for key, value in normalizer.items() if key != "type")
 
 
-def _without_defaults(step: Any) -> Any:
+def _without_defaults(step: object) -> object:
     """A BertNormalizer with all of its options, in their usual order; any other step as it is."""
     if not isinstance(step, dict) or step.get("type") != "BertNormalizer":
         return step
     return {"type": "BertNormalizer", **{key: step.get(key, value) for key, value in _BERT_DEFAULTS.items()}}
 
 
-def _with_prefix(step: Any, prefix: bool) -> Any:
+def _with_prefix(step: object, prefix: bool) -> object:
     """A pre-tokenizer whose ByteLevel step puts a space before the text, or does not."""
     if not isinstance(step, dict):
         return step
@@ -116,7 +115,7 @@ def _with_prefix(step: Any, prefix: bool) -> Any:
     return {**step, "add_prefix_space": prefix} if step.get("type") == "ByteLevel" else step
 
 
-def _unlisted(checkpoint: Checkpoint, tokenizer: dict[str, Any], config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _unlisted(checkpoint: Checkpoint, tokenizer: JsonObject, config: JsonObject) -> Iterator[JsonObject]:
     """Added tokens that tokenizer.json does not list: those of added_tokens.json, and special tokens that a file names.
 
     The two older files count where tokenizer_config.json has no `added_tokens_decoder`. A token that has no id yet gets the
@@ -143,7 +142,7 @@ def _unlisted(checkpoint: Checkpoint, tokenizer: dict[str, Any], config: dict[st
         free += text not in ids
 
 
-def _ids(model: Any) -> dict[str, Any]:
+def _ids(model: object) -> JsonObject:
     """The ids of the texts in the vocabulary of tokenizer.json."""
     vocab = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocab, list):
@@ -155,7 +154,7 @@ def _ids(model: Any) -> dict[str, Any]:
     return dict(vocab) if isinstance(vocab, dict) else {}
 
 
-def named_tokens(config: dict[str, Any]) -> Iterator[Any]:
+def named_tokens(config: JsonObject) -> Iterator[object]:
     """The special tokens that a file names: by kind, and further ones in lists or by names of their own."""
     yield from (config.get(f"{kind}_token") for kind in KINDS)
     yield from (text for key, text in config.items() if key.endswith("_token") and isinstance(text, str))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from gumba.errors import ConvertError, TokenizerError
@@ -11,6 +9,7 @@ from gumba.gguf import GGUFArray, GGUFFile
 from gumba.tokenizer.pipeline import KEYS, Steps, read_steps
 from gumba.tokenizer.pretokenize import PRE_TOKENIZERS
 from gumba.tokenizer.vocabulary import more_end_ids, read_vocabulary, template_texts
+from gumba_convert.checkpoint.json_object import JsonObject
 from gumba_convert.vocabulary import pre_tokenizers
 from gumba_convert.vocabulary.special_tokens import FLAGS
 from gumba_convert.vocabulary.tokens import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
@@ -20,7 +19,7 @@ _MODELS = ("gpt2", "llama")
 SAMPLING = (("temp", "temperature"), ("top_p", "top_p"), ("min_p", "min_p"), ("penalty_repeat", "repetition_penalty"))
 
 
-def tokenizer_files(file: GGUFFile, n_ctx: int) -> dict[str, dict[str, Any]]:
+def tokenizer_files(file: GGUFFile, n_ctx: int) -> dict[str, JsonObject]:
     """tokenizer.json, tokenizer_config.json and generation_config.json by name.
 
     Raises:
@@ -62,7 +61,7 @@ def tokenizer_files(file: GGUFFile, n_ctx: int) -> dict[str, dict[str, Any]]:
         **tokenizer,
         "post_processor": _post_processor(file, model, texts, vocab),
     }
-    config: dict[str, Any] = {
+    config: JsonObject = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "model_max_length": n_ctx,
@@ -109,8 +108,8 @@ def _steps(file: GGUFFile) -> Steps | None:
 
 
 def _with_steps(
-    made: dict[str, Any], file: GGUFFile, tokens: list[str], vocab: dict[str, int], steps: Steps | None
-) -> dict[str, Any]:
+    made: JsonObject, file: GGUFFile, tokens: list[str], vocab: dict[str, int], steps: Steps | None
+) -> JsonObject:
     """A tokenizer.json with those steps instead of the ones that the kind of vocabulary implies."""
     if steps is None or not (steps.has_normalizer or steps.has_words):
         return made
@@ -134,7 +133,7 @@ def _pairs(file: GGUFFile, key: str, vocab: dict[str, int]) -> list[list[str]]:
     return merges
 
 
-def _gpt2(file: GGUFFile, tokens: list[str], vocab: dict[str, int], steps: Steps | None) -> dict[str, Any]:
+def _gpt2(file: GGUFFile, tokens: list[str], vocab: dict[str, int], steps: Steps | None) -> JsonObject:
     pre = file.get("tokenizer.ggml.pre", str, "default")
     merges = _pairs(file, "tokenizer.ggml.merges", vocab)
     own_words = steps is not None and steps.has_words
@@ -155,7 +154,7 @@ def _llama(
     vocab: dict[str, int],
     unknown: str | None,
     steps: Steps | None,
-) -> dict[str, Any]:
+) -> JsonObject:
     stored = file.get("tokenizer.ggml.scores", GGUFArray)
     scores = np.zeros(len(tokens), np.float32) if stored is None else stored.to_numpy()
     if len(scores) != len(tokens):
@@ -166,7 +165,7 @@ def _llama(
         prefix = steps.prefix != "never"
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     prepend = {"type": "Prepend", "prepend": "▁"}
-    decoders: list[dict[str, Any]] = [
+    decoders: list[JsonObject] = [
         {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
         {"type": "ByteFallback"},
         {"type": "Fuse"},
@@ -197,7 +196,7 @@ def _merges(tokens: list[str], scores: np.ndarray, kinds: np.ndarray, vocab: dic
 
 def _bpe(
     vocab: dict[str, int], merges: list[list[str]], unknown: str | None, *, byte_fallback: bool, ignore_merges: bool
-) -> dict[str, Any]:
+) -> JsonObject:
     return {
         "type": "BPE",
         "dropout": None,
@@ -212,7 +211,7 @@ def _bpe(
     }
 
 
-def _post_processor(file: GGUFFile, model: str, texts: dict[str, str], vocab: dict[str, int]) -> dict[str, Any] | None:
+def _post_processor(file: GGUFFile, model: str, texts: dict[str, str], vocab: dict[str, int]) -> JsonObject | None:
     """Puts BOS and EOS around a text where the file says so; the defaults are GGUF readers'."""
     family = PRE_TOKENIZERS.get(file.get("tokenizer.ggml.pre", str, "default"))
     starts = model == "llama" or (family is not None and family.add_bos)
@@ -221,7 +220,7 @@ def _post_processor(file: GGUFFile, model: str, texts: dict[str, str], vocab: di
     if not before and not after:
         return None
 
-    def part(sequence: str, type_id: int) -> list[dict[str, Any]]:
+    def part(sequence: str, type_id: int) -> list[JsonObject]:
         middle = {"Sequence": {"id": sequence, "type_id": type_id}}
         around = [
             [{"SpecialToken": {"id": texts[name], "type_id": type_id}} for name in side] for side in (before, after)
@@ -246,8 +245,8 @@ def _chat_template(file: GGUFFile) -> str | list[dict[str, str]] | None:
     return [{"name": name, "template": text} for name, text in [("default", default), *named] if text]
 
 
-def _generation(file: GGUFFile, ids: dict[str, int | None], more: frozenset[int]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
+def _generation(file: GGUFFile, ids: dict[str, int | None], more: frozenset[int]) -> JsonObject:
+    result: JsonObject = {}
     named = [i for name in ("eos", "eot", "eom") if (i := ids[name]) is not None]
     ends = list(dict.fromkeys([*named, *sorted(more)]))
     if ends:

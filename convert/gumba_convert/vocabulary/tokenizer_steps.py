@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
@@ -22,23 +21,24 @@ from gumba.tokenizer.patterns import deadline_of
 from gumba.tokenizer.pipeline import ADDED_TOKENS, KEYS
 from gumba.tokenizer.pretokenize import PRE_TOKENIZERS
 from gumba.tokenizer.words import Pieces, cutter
+from gumba_convert.checkpoint.json_object import JsonObject
 from gumba_convert.gguf_writer import f64_array, string, strings
 from gumba_convert.vocabulary import pre_tokenizers
 from gumba_convert.vocabulary.pre_tokenizer_probe import PROBE
-from gumba_convert.vocabulary.special_tokens import tokens_around
+from gumba_convert.vocabulary.special_tokens import AddedToken, tokens_around
 from gumba_convert.vocabulary.tokens import BYTE, NORMAL, Vocabulary, steps
 
 _SPACE = "▁"
 _SHOWN = 300  # characters of the steps in a warning
 #: Decoders that read tokens as gumba does.
 _DECODERS = ("ByteLevel", "Metaspace", "WordPiece", "ByteFallback", "Fuse", "Strip", "Replace")
-_SPACES_MARKED: dict[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+_SPACES_MARKED: JsonObject = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
 #: What is tried of a file's patterns: one that takes too long on these is refused.
 _TRIED = (PROBE, "a" * 3000, " " * 3000, "a " * 1500, "1" * 3000, "a1!\n" * 750)
 
 
 def add_steps(
-    vocabulary: Vocabulary, tokenizer: dict[str, Any], added: dict[int, dict[str, Any]], where: str, *, named: bool
+    vocabulary: Vocabulary, tokenizer: JsonObject, added: dict[int, AddedToken], where: str, *, named: bool
 ) -> None:
     """Add the settings of tokenizer.json without a GGUF key, and warnings, to a vocabulary.
 
@@ -89,7 +89,7 @@ def add_steps(
     )
 
 
-def _is_step(step: Any, children: str) -> bool:
+def _is_step(step: object, children: str) -> bool:
     """Whether this is a step or null, and so are the steps of a sequence."""
     if not isinstance(step, dict):
         return step is None
@@ -113,10 +113,10 @@ def warn_of_flags(vocabulary: Vocabulary, where: str) -> None:
     vocabulary.warnings.append(f"{where}: {what}: gumba follows their flags ({ADDED_TOKENS}), llama.cpp does not")
 
 
-def _spelled(step: Any) -> str:
+def _spelled(step: object) -> str:
     """A step as JSON, without the table of a Precompiled normalizer, which has a GGUF key."""
 
-    def without_table(value: Any) -> Any:
+    def without_table(value: object) -> object:
         if isinstance(value, dict):
             return {key: without_table(each) for key, each in value.items() if key != "precompiled_charsmap"}
         return [without_table(each) for each in value] if isinstance(value, list) else value
@@ -124,7 +124,7 @@ def _spelled(step: Any) -> str:
     return json.dumps(without_table(step), ensure_ascii=False, separators=(",", ":"))
 
 
-def _shown(listed: Iterable[dict[str, Any]]) -> str:
+def _shown(listed: Iterable[JsonObject]) -> str:
     text = ", ".join(
         " ".join(
             [str(step.get("type")), *(_spelled({k: v}) for k, v in step.items() if k not in ("type", "trim_offsets"))]
@@ -134,7 +134,7 @@ def _shown(listed: Iterable[dict[str, Any]]) -> str:
     return f"{text[:_SHOWN]} ..." if len(text) > _SHOWN else text or "none"
 
 
-def _check(tokenizer: dict[str, Any], where: str) -> None:
+def _check(tokenizer: JsonObject, where: str) -> None:
     """Refuse steps that the runtime refuses, and patterns that take too long."""
     try:
         step = tokenizer.get("normalizer")
@@ -157,7 +157,7 @@ def _check(tokenizer: dict[str, Any], where: str) -> None:
 # Why GGUF's keys do not say it all, by kind of vocabulary.
 
 
-def _of_gpt2(vocabulary: Vocabulary, tokenizer: dict[str, Any]) -> list[str]:
+def _of_gpt2(vocabulary: Vocabulary, tokenizer: JsonObject) -> list[str]:
     model, family = tokenizer["model"], PRE_TOKENIZERS[vocabulary.pre]
     cutters, normalizers = (_leaves(tokenizer, name) for name in ("pre_tokenizer", "normalizer"))
     ignores = bool(model.get("ignore_merges"))
@@ -181,14 +181,14 @@ def _of_gpt2(vocabulary: Vocabulary, tokenizer: dict[str, Any]) -> list[str]:
     return reasons
 
 
-def _of_gemma4(vocabulary: Vocabulary, tokenizer: dict[str, Any]) -> list[str]:
+def _of_gemma4(vocabulary: Vocabulary, tokenizer: JsonObject) -> list[str]:
     return _steps_unlike(tokenizer, [[_SPACES_MARKED]], [[], *_SPLIT_AT_SPACES])
 
 
-def _of_llama(vocabulary: Vocabulary, tokenizer: dict[str, Any]) -> list[str]:
+def _of_llama(vocabulary: Vocabulary, tokenizer: JsonObject) -> list[str]:
     model, added = tokenizer["model"], vocabulary.added.values()
     prefix = vocabulary.add_space_prefix is not False
-    normalizers: list[dict[str, Any]] = (
+    normalizers: list[JsonObject] = (
         [{"type": "Prepend", "prepend": _SPACE}, _SPACES_MARKED] if prefix else [_SPACES_MARKED]
     )
     bare = [] if prefix else [[{"type": "Metaspace", "prepend_scheme": "never", "split": False, "replacement": _SPACE}]]
@@ -205,13 +205,13 @@ def _of_llama(vocabulary: Vocabulary, tokenizer: dict[str, Any]) -> list[str]:
     return reasons
 
 
-def _of_t5(vocabulary: Vocabulary, tokenizer: dict[str, Any]) -> list[str]:
+def _of_t5(vocabulary: Vocabulary, tokenizer: JsonObject) -> list[str]:
     # Hugging Face's tables replace grapheme clusters, SentencePiece's the longest strings; Metaspace adds no second space.
     named = (f"{name} {_shown(_leaves(tokenizer, name))}" for name in ("normalizer", "pre_tokenizer"))
     return [" and ".join(named)]
 
 
-def _of_bert(vocabulary: Vocabulary, tokenizer: dict[str, Any]) -> list[str]:
+def _of_bert(vocabulary: Vocabulary, tokenizer: JsonObject) -> list[str]:
     model, normalizers = tokenizer["model"], _leaves(tokenizer, "normalizer")
     reasons = _steps_unlike(tokenizer, [normalizers], [[{"type": "BertPreTokenizer"}]])
     step = normalizers[0] if len(normalizers) == 1 else {}
@@ -234,10 +234,10 @@ _SPLIT_AT_SPACES = [
 ]
 
 
-def _leaves(tokenizer: dict[str, Any], name: str) -> list[dict[str, Any]]:
+def _leaves(tokenizer: JsonObject, name: str) -> list[JsonObject]:
     """The steps of the normalizer or pre-tokenizer, with nested sequences flattened."""
 
-    def opened(step: Any) -> list[dict[str, Any]]:
+    def opened(step: object) -> list[JsonObject]:
         inner = steps(step, "normalizers" if name == "normalizer" else "pretokenizers")
         return inner if inner == [step] else [leaf for each in inner for leaf in opened(each)]
 
@@ -245,7 +245,7 @@ def _leaves(tokenizer: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def _steps_unlike(
-    tokenizer: dict[str, Any], normalizers: list[list[dict[str, Any]]], cutters: list[list[dict[str, Any]]]
+    tokenizer: JsonObject, normalizers: list[list[JsonObject]], cutters: list[list[JsonObject]]
 ) -> list[str]:
     """The normalizer and the pre-tokenizer, unless they are among those listed."""
     found = ((name, _leaves(tokenizer, name), listed) for name, listed in
@@ -253,13 +253,13 @@ def _steps_unlike(
     return [f"{name} {_shown(leaves)}" for name, leaves, listed in found if leaves not in listed]
 
 
-def _pairs(model: dict[str, Any]) -> Iterable[tuple[str, str]]:
+def _pairs(model: JsonObject) -> Iterable[tuple[str, str]]:
     for merge in model["merges"]:
         left, right = merge.split(" ") if isinstance(merge, str) else merge
         yield (left, right)
 
 
-def _is_order_of_scores(vocabulary: Vocabulary, model: dict[str, Any]) -> bool:
+def _is_order_of_scores(vocabulary: Vocabulary, model: JsonObject) -> bool:
     """Whether merging by scores equals merging in order: all pairs that form a token are listed, best scores first."""
     assert vocabulary.scores is not None
     normal = vocabulary.types == NORMAL
@@ -278,12 +278,12 @@ def _is_order_of_scores(vocabulary: Vocabulary, model: dict[str, Any]) -> bool:
     return ways == len(listed)
 
 
-def _unknown_id(vocabulary: Vocabulary, model: dict[str, Any]) -> int | None:
+def _unknown_id(vocabulary: Vocabulary, model: JsonObject) -> int | None:
     unknown = model.get("unk_token")
     return vocabulary.tokens.index(unknown) if isinstance(unknown, str) and unknown in vocabulary.tokens else None
 
 
-def _options(vocabulary: Vocabulary, model: dict[str, Any]) -> dict[str, Any]:
+def _options(vocabulary: Vocabulary, model: JsonObject) -> JsonObject:
     if vocabulary.model == "t5":
         return {"unk_id": model["unk_id"]} if type(model.get("unk_id")) is int else {}
     if vocabulary.model == "bert":
@@ -292,14 +292,14 @@ def _options(vocabulary: Vocabulary, model: dict[str, Any]) -> dict[str, Any]:
             "continuing_subword_prefix": model.get("continuing_subword_prefix", "##"),
         }
     unknown = _unknown_id(vocabulary, model)
-    options: dict[str, Any] = {} if unknown is None else {"unk_id": unknown}
+    options: JsonObject = {} if unknown is None else {"unk_id": unknown}
     return options | {name: bool(model.get(name)) for name in ("fuse_unk", "byte_fallback", "ignore_merges")}
 
 
 # Added tokens.
 
 
-def _is_ambiguous(added: Iterable[dict[str, Any]]) -> bool:
+def _is_ambiguous(added: Iterable[AddedToken]) -> bool:
     """Whether leftmost-first matching of added tokens can differ from llama.cpp's longest-first."""
     texts = [(token["content"], bool(token["flags"] & rules.NORMALIZED)) for token in added]
     plain = {text for text, normalized in texts if not normalized}
@@ -312,7 +312,7 @@ def _is_ambiguous(added: Iterable[dict[str, Any]]) -> bool:
     return bool(beginnings & ends) or any(run[1:] in mixed for run in runs)
 
 
-def _warn(vocabulary: Vocabulary, tokenizer: dict[str, Any], where: str, *, differs: bool) -> None:
+def _warn(vocabulary: Vocabulary, tokenizer: JsonObject, where: str, *, differs: bool) -> None:
     """Warn about settings that gumba does not implement."""
     if tokenizer["model"].get("dropout"):
         vocabulary.warnings.append(

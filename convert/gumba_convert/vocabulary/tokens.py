@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -12,8 +11,9 @@ from gumba.errors import ConvertError
 from gumba.tokenizer.added_tokens import LSTRIP, NORMALIZED, RSTRIP, SPACES
 from gumba.tokenizer.pipeline import ADDED_TOKEN_FLAGS, ADDED_TOKENS
 from gumba.tokenizer.vocabulary import INFILL_TEXTS, stripping_tokens
+from gumba_convert.checkpoint.json_object import JsonObject
 from gumba_convert.gguf_writer import Value, boolean, f32_array, i32_array, string, strings, u32
-from gumba_convert.vocabulary.special_tokens import SpecialTokens
+from gumba_convert.vocabulary.special_tokens import AddedToken, SpecialTokens
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 ADDED_SCORE = -1000.0
@@ -43,7 +43,7 @@ class Vocabulary:
     more: dict[str, Value] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     template_texts: dict[str, Value] = field(default_factory=dict)
-    added: dict[int, dict[str, Any]] = field(default_factory=dict)
+    added: dict[int, AddedToken] = field(default_factory=dict)
     adds_tokens: bool = False
     steps: dict[str, Value] = field(default_factory=dict)
 
@@ -106,7 +106,7 @@ def padding(n_rows: int) -> tuple[list[str], np.ndarray]:
     return [f"[PAD{i}]" for i in range(n_rows)], np.full(n_rows, UNUSED, np.int32)
 
 
-def add(tokens: list[str], types: np.ndarray, added: dict[int, dict[str, Any]]) -> None:
+def add(tokens: list[str], types: np.ndarray, added: dict[int, AddedToken]) -> None:
     """Put the added tokens in their places, all of which are rows (`without_rows`)."""
     for token_id, token in added.items():
         control = token["special"] or CONTROL_LOOK.fullmatch(token["content"])
@@ -116,7 +116,7 @@ def add(tokens: list[str], types: np.ndarray, added: dict[int, dict[str, Any]]) 
         tokens[token_id] = token["content"].replace("▁", " ") if kind == USER_DEFINED else token["content"]
 
 
-def ids_in_vocab(vocab: Any, n_rows: int, where: str) -> dict[str, int]:
+def ids_in_vocab(vocab: object, n_rows: int, where: str) -> dict[str, int]:
     """A mapping of token texts to ids, checked: not empty, ids different and below `n_rows`."""
     if not isinstance(vocab, dict) or not vocab:
         raise ConvertError(f"{where}: no vocabulary")
@@ -132,7 +132,7 @@ def ids_in_vocab(vocab: Any, n_rows: int, where: str) -> dict[str, int]:
     return vocab
 
 
-def steps(step: Any, children: str) -> list[dict[str, Any]]:
+def steps(step: object, children: str) -> list[JsonObject]:
     """The steps of a normalizer or pre-tokenizer of tokenizer.json: those in its list `children`, or itself."""
     if not isinstance(step, dict):
         return []

@@ -5,10 +5,9 @@ The files do not define the pre-tokenizer; the code of transformers' tokenizer c
 
 from __future__ import annotations
 
-from typing import Any
-
 from gumba.errors import ConvertError
 from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.checkpoint.json_object import JsonObject
 from gumba_convert.vocabulary.pre_tokenizers import spell
 from gumba_convert.vocabulary.special_tokens import text_of
 
@@ -35,7 +34,7 @@ _DEFAULTS = {
 }
 
 
-def from_files(checkpoint: Checkpoint, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]] | None:
+def from_files(checkpoint: Checkpoint, config: JsonObject) -> tuple[JsonObject, JsonObject] | None:
     """tokenizer.json of a checkpoint that has the two files in its place, and tokenizer_config.json with the class's own
     special tokens added; None where it does not have them.
 
@@ -59,7 +58,7 @@ def from_files(checkpoint: Checkpoint, config: dict[str, Any]) -> tuple[dict[str
         {**flags.get(text, {}), "id": i, "content": text, "special": text in flags, "normalized": False}
         for text, i in ids.items()
     ]
-    tokenizer: dict[str, Any] = {
+    tokenizer: JsonObject = {
         "added_tokens": added,
         "normalizer": {"type": "NFC"} if kind == "Qwen2" else None,
         "pre_tokenizer": _pre_tokenizer(kind, config),
@@ -70,7 +69,7 @@ def from_files(checkpoint: Checkpoint, config: dict[str, Any]) -> tuple[dict[str
     return tokenizer, config
 
 
-def _kind(checkpoint: Checkpoint, config: dict[str, Any]) -> str:
+def _kind(checkpoint: Checkpoint, config: JsonObject) -> str:
     name = config.get("tokenizer_class")
     if name is None:
         name = _BY_MODEL_TYPE.get(str(checkpoint.config.get("model_type")))
@@ -91,7 +90,7 @@ def _merges(text: str) -> list[str]:
     return [line for line in lines[lines[:1] != [] and lines[0].startswith("#version") :] if line]
 
 
-def _pre_tokenizer(kind: str, config: dict[str, Any]) -> dict[str, Any]:
+def _pre_tokenizer(kind: str, config: JsonObject) -> JsonObject:
     """The pre-tokenizer of the class, with add_prefix_space from the configuration."""
     prefix = config.get("add_prefix_space") is True
     if kind != "Qwen2":
@@ -101,7 +100,7 @@ def _pre_tokenizer(kind: str, config: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def _post_processor(kind: str, config: dict[str, Any], ids: dict[str, Any]) -> dict[str, Any] | None:
+def _post_processor(kind: str, config: JsonObject, ids: JsonObject) -> JsonObject | None:
     if kind == "Roberta":
         ends = {role: text_of(config[f"{role}_token"]) for role in ("cls", "sep")}
         return {"type": "RobertaProcessing"} | {role: [text, ids.get(text or "")] for role, text in ends.items()}

@@ -17,7 +17,7 @@ converter, so that both converters write the same ids and flags.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,11 +25,13 @@ from gumba.errors import ConvertError
 from gumba.tokenizer.pretokenize import PRE_TOKENIZERS
 from gumba.tokenizer.vocabulary import KINDS, TEMPLATE_NAMES, TEMPLATE_PREFIX, UNDEFINED_KEY
 from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.checkpoint.json_object import JsonObject
 from gumba_convert.common.sentence_transformers import modules, transformer_settings
 from gumba_convert.gguf_writer import boolean, string, strings
 from gumba_convert.vocabulary import bpe_ranks as ranks
 from gumba_convert.vocabulary import pre_tokenizers, sentence_piece, vocab_and_merges, word_piece
 from gumba_convert.vocabulary.special_tokens import (
+    AddedToken,
     SpecialTokens,
     added_tokens,
     read_special_tokens,
@@ -112,7 +114,7 @@ def read_vocabulary(checkpoint: Checkpoint, n_rows: int, *, pre_tokenizer: str |
         _check_named(vocabulary, pre_tokenizer, f"{checkpoint.folder}")
     where = f"{checkpoint.folder / 'tokenizer.json'}"
     vocabulary.added = {
-        i: {"content": vocabulary.tokens[i], "flags": 0}
+        i: AddedToken(content=vocabulary.tokens[i], special=False, flags=0)
         for i in np.flatnonzero(np.isin(vocabulary.types, (UNKNOWN, CONTROL, USER_DEFINED))).tolist()
     } | {i: token for i, token in added_tokens(tokenizer, config, where).items() if i < n_rows}
     prefix = config.get("add_prefix_space")
@@ -128,7 +130,7 @@ def read_vocabulary(checkpoint: Checkpoint, n_rows: int, *, pre_tokenizer: str |
     return vocabulary
 
 
-def _with_lowercase(checkpoint: Checkpoint, tokenizer: dict[str, Any]) -> dict[str, Any]:
+def _with_lowercase(checkpoint: Checkpoint, tokenizer: JsonObject) -> JsonObject:
     """tokenizer.json as sentence-transformers uses it: `do_lower_case` adds a Lowercase before the normalizers."""
     lowers = bool(modules(checkpoint)) and transformer_settings(checkpoint).flag("do_lower_case", False)
     if not tokenizer or not lowers or _lowercases(tokenizer.get("normalizer")):
@@ -137,7 +139,7 @@ def _with_lowercase(checkpoint: Checkpoint, tokenizer: dict[str, Any]) -> dict[s
     return tokenizer | {"normalizer": {"type": "Sequence", "normalizers": normalizers}}
 
 
-def _lowercases(normalizer: Any) -> bool:
+def _lowercases(normalizer: object) -> bool:
     """Whether a normalizer of tokenizer.json converts texts to lower case."""
     return any(
         step.get("type") == "Lowercase"
@@ -154,7 +156,7 @@ def _drop_unset_ends(vocabulary: Vocabulary) -> None:
         vocabulary.warnings.append(f"add_{kind}_token is true, but the tokenizer has no {kind}_token: gumba adds none")
 
 
-def _warn_of_ends(vocabulary: Vocabulary, tokenizer: dict[str, Any], by_class: bool) -> None:
+def _warn_of_ends(vocabulary: Vocabulary, tokenizer: JsonObject, by_class: bool) -> None:
     """Warn if readers of a WordPiece vocabulary add other tokens around a text than tokenizer.json."""
     around = tokens_around(tokenizer.get("post_processor"))
     if vocabulary.model != "bert" or not tokenizer or by_class:
@@ -205,8 +207,8 @@ class _Given(NamedTuple):
     """What is known of a vocabulary before it is read; `tokenizer`: tokenizer.json, `config`: tokenizer_config.json."""
 
     checkpoint: Checkpoint
-    tokenizer: dict[str, Any]
-    config: dict[str, Any]
+    tokenizer: JsonObject
+    config: JsonObject
     n_rows: int
     special: SpecialTokens
     pre_tokenizer: str | None
@@ -303,7 +305,7 @@ def _tokenizer_json(given: _Given) -> Vocabulary:
     return vocabulary
 
 
-def _has_bos_by_code(checkpoint: Checkpoint, config: dict[str, Any]) -> bool:
+def _has_bos_by_code(checkpoint: Checkpoint, config: JsonObject) -> bool:
     """Whether the tokenizer's class, or that of the model's type where none is named, adds a BOS by itself."""
     name = config.get("tokenizer_class") or checkpoint.config.get("model_type")
     return isinstance(name, str) and name.lower().startswith(_BOS_BY_CODE)
@@ -319,7 +321,7 @@ def _is_gemma4(checkpoint: Checkpoint) -> bool:
     return any(isinstance(kind, str) and kind.startswith("gemma4") for kind in kinds)
 
 
-def _merges(model: dict[str, Any], vocab: dict[str, int], where: str) -> list[tuple[str, str]]:
+def _merges(model: JsonObject, vocab: dict[str, int], where: str) -> list[tuple[str, str]]:
     """The merges as pairs, from either spelling ("a b" or ["a", "b"]); both parts and their join are tokens."""
     merges = model.get("merges")
     if not isinstance(merges, list):
@@ -350,7 +352,7 @@ def _scores(tokens: list[str], merges: list[tuple[str, str]]) -> np.ndarray:
     return np.array([-float(ranks.get(text, n + i)) for i, text in enumerate(tokens)], np.float32)
 
 
-def _has_dummy_prefix(tokenizer: dict[str, Any]) -> bool:
+def _has_dummy_prefix(tokenizer: JsonObject) -> bool:
     """Whether the tokenizer puts a space before the text."""
     if any(step.get("type") == "Prepend" for step in steps(tokenizer.get("normalizer"), "normalizers")):
         return True

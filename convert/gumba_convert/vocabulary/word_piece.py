@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from gumba.errors import ConvertError
 from gumba_convert.checkpoint.folder import Checkpoint
+from gumba_convert.checkpoint.json_object import JsonObject
 from gumba_convert.gguf_writer import boolean, u32
-from gumba_convert.vocabulary.special_tokens import SpecialTokens, added_tokens
+from gumba_convert.vocabulary.special_tokens import AddedToken, SpecialTokens, added_tokens
 from gumba_convert.vocabulary.tokens import CONTROL, NORMAL, Vocabulary, add, ids_in_vocab, padding, steps
 
 _USUAL = {"unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "mask": "[MASK]"}
@@ -15,7 +14,7 @@ _MARK = "▁"
 
 
 def from_json(
-    checkpoint: Checkpoint, tokenizer: dict[str, Any], config: dict[str, Any], n_rows: int, special: SpecialTokens
+    checkpoint: Checkpoint, tokenizer: JsonObject, config: JsonObject, n_rows: int, special: SpecialTokens
 ) -> Vocabulary:
     """From tokenizer.json; `tokenizer_steps` sees to steps other than BERT's. Raises ConvertError for a faulty vocabulary."""
     where = f"{checkpoint.folder / 'tokenizer.json'}"
@@ -36,9 +35,7 @@ def from_json(
     )
 
 
-def from_text(
-    checkpoint: Checkpoint, text: str, config: dict[str, Any], n_rows: int, special: SpecialTokens
-) -> Vocabulary:
+def from_text(checkpoint: Checkpoint, text: str, config: JsonObject, n_rows: int, special: SpecialTokens) -> Vocabulary:
     """From vocab.txt: a token a line."""
     where = f"{checkpoint.folder / 'vocab.txt'}"
     lines = text.removesuffix("\n").split("\n")
@@ -59,12 +56,12 @@ def from_text(
 def _vocabulary(
     checkpoint: Checkpoint,
     vocab: dict[str, int],
-    added: dict[int, dict[str, Any]],
+    added: dict[int, AddedToken],
     n_rows: int,
     special: SpecialTokens,
     where: str,
     lowercase: bool,
-    strip_accents: Any,
+    strip_accents: object,
     prefix: str = "##",
 ) -> Vocabulary:
     tokens, types = padding(n_rows)
