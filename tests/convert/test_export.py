@@ -172,7 +172,7 @@ def change(path: Path, **changes: Any) -> Path:
 REFUSED = [
     ({"architecture": "gemma"}, "'gemma' models cannot be exported: .* architecture llama only"),
     ({"tokenizer.ggml.pre": "sunflower"}, "unknown pre-tokenizer 'sunflower'"),
-    ({"tokenizer.ggml.pre": "afmoe"}, "'afmoe' has no known spelling"),
+    ({"tokenizer.ggml.pre": "afmoe"}, "'afmoe' has no known form"),
     ({"tokenizer.ggml.model": "bert"}, "tokenizer.ggml.model is 'bert'"),
     ({"tokenizer.ggml.bos_token_id": 10**6}, "bos_token_id is 1000000"),
     ({"tokenizer.ggml.merges": ["a b", "q q"]}, r"merges\[1\]"),

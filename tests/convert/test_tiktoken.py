@@ -9,7 +9,7 @@ import tiktoken
 
 from gumba.errors import ConvertError
 from gumba_convert.vocabulary import bpe_ranks
-from gumba_convert.vocabulary.pre_tokenizers import spell
+from gumba_convert.vocabulary.pre_tokenizers import to_json
 from gumba_convert.vocabulary.special_tokens import SpecialTokens
 from support.tiny_checkpoints import tokenizer
 from support.vocabulary_sources import TEXTS, ranked, read, tiktoken_file, tokenizer_of
@@ -21,7 +21,7 @@ PATTERNS = ("qwen2", "glm4", "llama-bpe", "gpt-4o", "tekken")
 @pytest.mark.parametrize("pre", PATTERNS)
 def test_ids_are_tiktokens(tmp_path: Path, pre: str) -> None:
     """The run time merges by itself, as GGUF files hold merges: with ranks recovered from, it does what tiktoken does."""
-    pattern = spell(pre)["pretokenizers"][0]["pattern"]["Regex"]
+    pattern = to_json(pre)["pretokenizers"][0]["pattern"]["Regex"]
     table = {token: rank for rank, token in enumerate(ranked())}
     theirs = tiktoken.Encoding("x", pat_str=pattern, mergeable_ranks=table, special_tokens={})
     special = SpecialTokens()

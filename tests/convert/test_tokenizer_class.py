@@ -194,12 +194,12 @@ def test_a_bos_that_the_files_do_not_agree_on(tmp_path: Path, add: bool) -> None
 
 def test_words_without_class_and_separator_are_warned_of(tmp_path: Path) -> None:
     vocabulary, _ = read(tmp_path / "hf", "words", BERT_NAMES)
-    assert "puts nothing around a text" in vocabulary.warnings[0]
+    assert "adds nothing to a text" in vocabulary.warnings[0]
     swapped = {"type": "BertProcessing", "cls": ["[SEP]", 3], "sep": ["[CLS]", 2]}
     vocabulary, _ = read(
         tmp_path / "swapped", "words", BERT_NAMES, tokenizer=GOLDENS["kinds"]["words"] | {"post_processor": swapped}
     )
-    assert "puts [SEP] and [CLS] around a text" in vocabulary.warnings[0]
+    assert "adds [SEP] and [CLS] to a text" in vocabulary.warnings[0]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from gumba.tokenizer.pretokenize import PRE_TOKENIZERS
 from gumba_convert import convert
 from gumba_convert.checkpoint.folder import Checkpoint
 from gumba_convert.gguf_writer import boolean
-from gumba_convert.vocabulary.pre_tokenizers import CHAINS, GPT4O_PATTERN, NAMES, TEKKEN_PATTERN, detect, spell
+from gumba_convert.vocabulary.pre_tokenizers import CHAINS, GPT4O_PATTERN, NAMES, TEKKEN_PATTERN, detect, to_json
 from gumba_convert.vocabulary.vocabulary import CONTROL, Vocabulary, read_vocabulary
 from support.sentencepiece_models import N_PIECES, PIECES, proto, write_sentencepiece
 from support.tiny_checkpoints import CONFIG, GPT2, MERGES, VOCAB, added, tokenizer, write_checkpoint
@@ -110,7 +110,7 @@ def test_pre_tokenizers_of_published_models() -> None:
         "invert": False,
     }
     assert detect(chain(lines, split(LLAMA3.replace("{1,3}", "")), BYTES)) == ("laguna", True)
-    literal = spell("deepseek-v3")
+    literal = to_json("deepseek-v3")
     literal["pretokenizers"][2]["pattern"]["Regex"] = literal["pretokenizers"][2]["pattern"]["Regex"].replace(
         "\\r\\n", "\r\n"
     )
@@ -144,7 +144,7 @@ def test_name_of_the_same_options(step: dict[str, Any], whole: bool, name: str) 
 
 def test_chains_are_found() -> None:
     for name, _ in CHAINS:
-        assert detect(spell(name)) == (name, True)
+        assert detect(to_json(name)) == (name, True)
 
 
 @pytest.mark.parametrize("step", OTHER_PRE)
@@ -173,10 +173,10 @@ def test_pre_tokenizer_that_is_refused(tmp_path: Path, step: Any, message: str) 
 @pytest.mark.parametrize("name", NAMES)
 def test_spelled_and_found_again(name: str) -> None:
     if name in ("afmoe", "chameleon") or PRE_TOKENIZERS[name].characters:
-        with pytest.raises(ConvertError, match="no known spelling"):
-            spell(name)
+        with pytest.raises(ConvertError, match="no known form"):
+            to_json(name)
         return
-    found, exact = detect(spell(name), ignore_merges=PRE_TOKENIZERS[name].whole_words)
+    found, exact = detect(to_json(name), ignore_merges=PRE_TOKENIZERS[name].whole_words)
     assert found is not None and exact
     same = PRE_TOKENIZERS[found]
     assert (same.steps, same.whole_words) == (PRE_TOKENIZERS[name].steps, PRE_TOKENIZERS[name].whole_words)

@@ -77,7 +77,7 @@ def test_bad_word_piece(tmp_path: Path, change: dict[str, Any], message: str) ->
 def test_bad_vocab_txt(tmp_path: Path) -> None:
     with pytest.raises(ConvertError, match="14 lines, but only 13 different"):
         read(tmp_path / "hf", {"vocab.txt": "\n".join([*WORDS, "un"])}, 20)
-    with pytest.raises(ConvertError, match="the token '▁un' stands there twice"):
+    with pytest.raises(ConvertError, match="the token '▁un' occurs twice"):
         read(tmp_path / "hf", {"vocab.txt": "\n".join([*WORDS, "##▁un"])}, 20)
     whole = {"vocab.txt": "\n".join(WORDS), "tokenizer_config.json": {"tokenize_chinese_chars": False}}
     with pytest.raises(ConvertError, match="tokenize_chinese_chars is false, which only a"):
@@ -264,7 +264,7 @@ def test_tekken(tmp_path: Path) -> None:
     [
         ({"qwen.tiktoken": b"IQ== 0\n!! 1\n"}, "line 2, b'!! 1', is not a token in base64"),
         ({"qwen.tiktoken": b"IQ== 0\nIg== 2\n"}, "the ranks are not 0, 1, 2"),
-        ({"qwen.tiktoken": b"IQ== 0\nIQ== 1\n"}, "the token b'!' stands there twice"),
+        ({"qwen.tiktoken": b"IQ== 0\nIQ== 1\n"}, "the token b'!' occurs twice"),
         ({"qwen.tiktoken": b""}, "the ranks are not"),
         ({"qwen.tiktoken": b"".join(base64.b64encode(bytes([i, 0])) + b" %d\n" % i for i in range(40))}, "40 tokens, but"),
         ({"tekken.json": {"vocab": []}}, "not a tekken tokenizer"),

@@ -1,9 +1,8 @@
-r"""Which GGUF pre-tokenizer a tokenizer.json asks for, and back.
+r"""Converts between GGUF's names of pre-tokenizers and the steps of tokenizer.json.
 
-GGUF names the way text is cut before byte-pair merging (`tokenizer.ggml.pre`); tokenizer.json spells it out as a chain
-of steps. A chain is recognised by its own regular expressions, brought into one spelling first: `\p{N}{1}` is `\p{N}`,
-classes are sorted, a possessive `++` is a `+`. A chain that is none of the known ones may still cut as one of them does: it
-is tried on a page of hard text.
+GGUF has a name for how text is split before byte-pair merging (`tokenizer.ggml.pre`); tokenizer.json lists a chain of steps. A
+chain is recognized by its regular expressions in a normal form: `\p{N}{1}` becomes `\p{N}`, classes are sorted, a possessive
+`++` becomes `+`. An unknown chain may still split like a known one: it is compared on a page of difficult text.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ if TYPE_CHECKING:
 #: A step of a chain: its kind, and its pattern (text) or flag.
 Step: TypeAlias = "tuple[Any, ...]"
 NAMES = tuple(PRE_TOKENIZERS)
-# What of a strange chain is tried: its steps, the length of their patterns, seconds.
+#: Limits for comparing an unknown chain: its steps, the length of their patterns, seconds.
 _TRIED = ("split", "digits", "bytes")
-_MOST_STEPS, _LONGEST_PATTERN, _PATIENCE = 16, 20_000, 2.0
+_MAX_STEPS, _MAX_PATTERN, _TIMEOUT_S = 16, 20_000, 2.0
 
-# The patterns as the models' own files spell them.
+# The patterns as in the models' own files.
 _ANY_CASE = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|" + _SPACES
@@ -207,41 +206,41 @@ CHAINS: tuple[tuple[str, tuple[Step, ...]], ...] = (
 
 
 def detect(pre_tokenizer: object, *, ignore_merges: bool | None = None) -> tuple[str | None, bool]:
-    """GGUF's name for the `pre_tokenizer` of a byte-level BPE tokenizer.json, and whether it is known to be the same.
+    """GGUF's name for the `pre_tokenizer` of a byte-level BPE tokenizer.json, and whether it is exact.
 
-    None where no name fits. A chain that cuts a page of hard text as a known one does has that one's name, which may not be
-    the same on every text.
+    None without a matching name. A chain that splits a page of difficult text like a known one gets that one's name, although
+    they may differ on other texts (not exact).
 
     Args:
-        ignore_merges: as tokenizer.json has it: of names that cut alike the one is chosen that says the same.
+        ignore_merges: of tokenizer.json; among names that split alike, the one with this setting is chosen.
     """
     steps = _flat(pre_tokenizer)
     if [step.get("type") if isinstance(step, dict) else None for step in steps] == ["WhitespaceSplit"]:
         return "whitespace", True
     chain = tuple(_step(step) for step in steps)
-    name = _KNOWN.get(_plain(chain))
+    name = _KNOWN.get(_patterns(chain))
     exact = name is not None
-    name = name or _by_trying(chain)
+    name = name or _by_comparison(chain)
     if name is not None and ignore_merges is not None and ignore_merges != PRE_TOKENIZERS[name].whole_words:
-        twins = (other for other, each in PRE_TOKENIZERS.items() if each.steps == PRE_TOKENIZERS[name].steps)
+        twins = (other for other, family in PRE_TOKENIZERS.items() if family.steps == PRE_TOKENIZERS[name].steps)
         name = next((twin for twin in twins if PRE_TOKENIZERS[twin].whole_words == ignore_merges), name)
     return name, exact
 
 
-def spell(name: str) -> JsonObject:
+def to_json(name: str) -> JsonObject:
     """The `pre_tokenizer` of a tokenizer.json for a GGUF name.
 
     Raises:
-        ConvertError: the name is unknown, or is one that tokenizer.json cannot say.
+        ConvertError: the name is unknown, or tokenizer.json cannot express it.
     """
-    wanted = PRE_TOKENIZERS.get(name)
-    if wanted is None:
+    family = PRE_TOKENIZERS.get(name)
+    if family is None:
         raise ConvertError(f"unknown pre-tokenizer {name!r}; known are {', '.join(sorted(NAMES))}")
-    found = next((chain for known, chain in CHAINS if PRE_TOKENIZERS[known].steps == wanted.steps), None)
-    if found is None:
-        raise ConvertError(f"the pre-tokenizer {name!r} has no known spelling as a tokenizer.json")
+    chain = next((chain for known, chain in CHAINS if PRE_TOKENIZERS[known].steps == family.steps), None)
+    if chain is None:
+        raise ConvertError(f"the pre-tokenizer {name!r} has no known form in tokenizer.json")
     steps: list[JsonObject] = []
-    for kind, *rest in found:
+    for kind, *rest in chain:
         if kind == "digits":
             steps.append({"type": "Digits", "individual_digits": rest[0]})
         elif kind == "punctuation":
@@ -257,9 +256,9 @@ def spell(name: str) -> JsonObject:
 
 
 def _flat(step: object) -> list[object]:
-    """The steps of a pre-tokenizer, sequences within sequences included."""
+    """The steps of a pre-tokenizer, with nested sequences flattened."""
     inner = step.get("pretokenizers") if isinstance(step, dict) and step.get("type") == "Sequence" else None
-    return [each for part in inner for each in _flat(part)] if isinstance(inner, list) else [step]
+    return [leaf for part in inner for leaf in _flat(part)] if isinstance(inner, list) else [step]
 
 
 def _step(step: object) -> Step:
@@ -274,7 +273,7 @@ def _step(step: object) -> Step:
         pattern = step.get("pattern")
         if kind == "Split" and isinstance(pattern, dict) and isinstance(pattern.get("Regex"), str):
             how = step.get("behavior"), bool(step.get("invert"))
-            # Keeping each match apart, or dropping all that is not matched: the same for patterns that match anything.
+            # Isolating each match, or removing what is not matched: equal for patterns that match every character.
             if how in (("Isolated", False), ("Isolated", True), ("Removed", True)):
                 return ("split", pattern["Regex"])
             if how == ("MergedWithNext", False):
@@ -293,22 +292,22 @@ _TOKEN = re.compile(r"\\[pP]\{\^?\w+\}|\\u[0-9A-Fa-f]{4}|\\x\{[0-9A-Fa-f]+\}|\\.
 _WHITE = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
-def _plain(chain: tuple[Step, ...]) -> tuple[str, ...]:
-    """A chain as patterns alone, each in one spelling."""
+def _patterns(chain: tuple[Step, ...]) -> tuple[str, ...]:
+    """A chain as patterns, each in normal form."""
     patterns: list[str] = []
     for kind, *rest in chain:
         if kind == "digits":
             patterns.append(r"\p{N}" if rest[0] else r"\p{N}+")
         elif kind == "split":
-            patterns.append(_one_spelling(rest[0]))
+            patterns.append(_normal_form(rest[0]))
         elif kind == "bytes":
-            patterns += [_one_spelling(GPT2_PATTERN)] if rest[0] else []
+            patterns += [_normal_form(GPT2_PATTERN)] if rest[0] else []
         else:
-            patterns.append(f"{kind} {_one_spelling(rest[0])}" if rest else kind)
+            patterns.append(f"{kind} {_normal_form(rest[0])}" if rest else kind)
     return (*patterns, "bytes") if any(step[0] == "bytes" for step in chain) else tuple(patterns)
 
 
-def _one_spelling(pattern: str) -> str:
+def _normal_form(pattern: str) -> str:
     for contractions in _CONTRACTIONS:
         pattern = pattern.replace(contractions, _CONTRACTIONS[0])
     tokens = [_literal(token) for token in _TOKEN.findall(pattern)]
@@ -324,21 +323,21 @@ def _one_spelling(pattern: str) -> str:
     text = "".join(out).replace("{1}", "")
     text = re.sub(
         r"(?<!\\)([+*?])\+(?!\(\?!)", r"\1", text
-    )  # possessive: but before a look-ahead that takes back, and not of {1,3}, which Oniguruma repeats
+    )  # possessive, except before a look-ahead that backtracks; not {1,3}+, which Oniguruma repeats
     text = re.sub(r"\((?!\?)", "(?:", text)
     text = re.sub(r"\\s\*\[\\n\\r\](?!\+)", lambda match: match[0] + "+", text)
     return text.removesuffix(r"|\s+") if text.endswith(r"|\s+(?!\S)|\s+") else text
 
 
 def _literal(token: str) -> str:
-    """One token of a pattern: characters given by number or escaped without need become themselves."""
+    """One token of a pattern; characters given by number, or escaped without need, become themselves."""
     if token[:2] in (r"\u", r"\x") and len(token) > 2:
         token = chr(int(token[2:].strip("{}"), 16) % 0x110000)
     return _WHITE.get(token, token)
 
 
 def _class(tokens: list[str], i: int) -> tuple[str, int]:
-    """A character class from its "[" on, its members sorted; and where it ends."""
+    """A character class that begins at `i`, with sorted members, and the index after it."""
     members: list[str] = []
     i += 1
     negated = tokens[i : i + 1] == ["^"]
@@ -361,39 +360,35 @@ def _class(tokens: list[str], i: int) -> tuple[str, int]:
     return ordered[0] if plain else f"[{'^' * negated}{''.join(ordered)}]", i + 1
 
 
-_KNOWN = {_plain(chain): name for name, chain in reversed(CHAINS)}
+_KNOWN = {_patterns(chain): name for name, chain in reversed(CHAINS)}
 
 
-def _by_trying(chain: tuple[Step, ...]) -> str | None:
-    """The name that cuts the probe as this chain does; None when none does, or the chain cannot be run here in time."""
+def _by_comparison(chain: tuple[Step, ...]) -> str | None:
+    """The name that splits the probe like this chain; None without one, or if the chain cannot run or takes too long."""
     import regex
 
-    if (
-        len(chain) > _MOST_STEPS
-        or chain[-1][0] != "bytes"
-        or any(step[0] in ("other", "punctuation") for step in chain)
-    ):
+    if len(chain) > _MAX_STEPS or chain[-1][0] != "bytes" or any(step[0] in ("other", "punctuation") for step in chain):
         return None
-    pieces, deadline = [PROBE], time.monotonic() + _PATIENCE
+    pieces, deadline = [PROBE], time.monotonic() + _TIMEOUT_S
     try:
         for kind, *rest in chain:
             if kind == "bytes":
                 pattern = GPT2_PATTERN if rest[0] else None
             else:
                 pattern = rest[0] if kind == "split" else (r"\p{N}" if rest[0] else r"\p{N}+")
-            if pattern is not None and len(pattern) > _LONGEST_PATTERN:
+            if pattern is not None and len(pattern) > _MAX_PATTERN:
                 return None
             if pattern is not None:
-                cut = regex.compile(pattern, regex.VERSION1)
-                pieces = [part for piece in pieces for part in _isolated(cut, piece, deadline)]
+                compiled = regex.compile(pattern, regex.VERSION1)
+                pieces = [part for piece in pieces for part in _isolated(compiled, piece, deadline)]
     except (regex.error, TimeoutError, RecursionError, OverflowError):
         return None
     return next((name for name in NAMES if splitter(name)(PROBE) == pieces), None)
 
 
-def _isolated(cut: regex.Pattern[str], text: str, deadline: float) -> list[str]:
+def _isolated(pattern: regex.Pattern[str], text: str, deadline: float) -> list[str]:
     parts, begin = [], 0
-    for match in cut.finditer(text, timeout=max(deadline - time.monotonic(), 1e-3)):
+    for match in pattern.finditer(text, timeout=max(deadline - time.monotonic(), 1e-3)):
         for end in match.span():
             if end > begin:
                 parts.append(text[begin:end])

@@ -31,9 +31,9 @@ from gumba_convert.vocabulary.word_piece import token_types
 
 FAIRSEQ_FILE = "sentencepiece.bpe.model"
 _UNIGRAM, _BPE = 1, 2
-#: Classes that put around a text what the post-processor says, and nothing without one.
+#: Classes that add no tokens to a text without a post-processor.
 _WITHOUT_ENDS = ("PreTrainedTokenizerFast", "TokenizersBackend")
-#: What ChatGLM2's and 3's code adds after the last piece.
+#: Special tokens of ChatGLM2 and 3 after the last piece, from their code.
 _GLM_ADDED = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
 _GLM_ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 
@@ -47,10 +47,10 @@ def from_model(
     n_rows: int,
     special: SpecialTokens,
 ) -> Vocabulary:
-    """From a file of the sentencepiece library.
+    """Read a model file of the sentencepiece library.
 
     Raises:
-        ConvertError: it is none, of another kind than BPE or unigram, or too big for the model.
+        ConvertError: the file is not one, is neither BPE nor unigram, or has too many pieces for the model.
     """
     from google.protobuf.message import DecodeError
     from sentencepiece import sentencepiece_model_pb2
@@ -71,7 +71,7 @@ def from_model(
     for i, piece in enumerate(model.pieces):
         tokens[i], scores[i], types[i] = piece.piece, piece.score, piece.type
     if name == FAIRSEQ_FILE:
-        return _of_fairseq(checkpoint, model, n_rows, special, where)
+        return _from_fairseq(checkpoint, model, n_rows, special, where)
     added = _added(checkpoint, len(model.pieces), tokenizer, config, n_rows, where)
     added = {i: token for i, token in added.items() if tokens[i : i + 1] != [token["content"]] or types[i] == NORMAL}
     without_ids, warnings = _named_only(model, added, tokenizer, config, n_rows)
@@ -81,8 +81,8 @@ def from_model(
     add(tokens, types, added)
     if config.get("legacy") is False and not tokenizer and model.normalizer_spec.add_dummy_prefix:
         warnings.append(
-            f"{where}: tokenizer_config.json says legacy false, so that transformers puts no space before what follows a special "
-            "token; gumba follows that with a tokenizer.json only, which AutoTokenizer...save_pretrained(FOLDER) writes"
+            f"{where}: tokenizer_config.json sets legacy false, so transformers adds no space after a special token; gumba "
+            "supports that with a tokenizer.json only, which AutoTokenizer...save_pretrained(FOLDER) writes"
         )
     trainer = model.trainer_spec
     for role, i in (("bos", trainer.bos_id), ("eos", trainer.eos_id), ("unk", trainer.unk_id), ("pad", trainer.pad_id)):
@@ -104,8 +104,8 @@ def from_model(
     return vocabulary
 
 
-def _of_fairseq(checkpoint: Checkpoint, model: Any, n_rows: int, special: SpecialTokens, where: str) -> Vocabulary:
-    """XLM-RoBERTa's: four tokens of its own come first, the mask last, and the pieces after the third between them."""
+def _from_fairseq(checkpoint: Checkpoint, model: Any, n_rows: int, special: SpecialTokens, where: str) -> Vocabulary:
+    """XLM-RoBERTa's vocabulary: four own tokens, then the pieces after the third, then the mask token."""
     pieces = model.pieces[3:]
     if model.trainer_spec.model_type != _UNIGRAM or len(pieces) + 5 > n_rows:
         raise ConvertError(f"{where}: not a unigram model of at most {n_rows - 5} pieces, as {FAIRSEQ_FILE} usually is")
@@ -130,7 +130,7 @@ def _of_fairseq(checkpoint: Checkpoint, model: Any, n_rows: int, special: Specia
 def _added(
     checkpoint: Checkpoint, n_pieces: int, tokenizer: JsonObject, config: JsonObject, n_rows: int, where: str
 ) -> dict[int, AddedToken]:
-    """Tokens that are no pieces. Where no file has their kinds, added_tokens.json has at least their ids."""
+    """Tokens that are not pieces, from the model's code, added_tokens.json and the lists of added tokens."""
     added: dict[int, AddedToken] = {}
     if checkpoint.config.get("model_type") == "chatglm":
         code = checkpoint.text("tokenization_chatglm.py") or ""
@@ -152,14 +152,16 @@ def _added(
 def _named_only(
     model: Any, added: dict[int, AddedToken], tokenizer: JsonObject, config: JsonObject, n_rows: int
 ) -> tuple[dict[int, AddedToken], list[str]]:
-    """Special tokens that tokenizer_config.json names and no file gives an id: the next ones, as transformers has it; and
-    warnings. Where there is a tokenizer.json, it has them (`tokenizer_class.as_loaded`)."""
+    """Special tokens that tokenizer_config.json names without an id, with the next ids as in transformers, and warnings.
+
+    Empty if there is a tokenizer.json, which lists them (`tokenizer_class.as_loaded`).
+    """
     known = {piece.piece for piece in model.pieces} | {token["content"] for token in added.values()}
     names = [] if tokenizer else dict.fromkeys(map(text_of, named_tokens(config)))
     first = max(len(model.pieces), *(i + 1 for i in added)) if added else len(model.pieces)
     new = dict(enumerate((text for text in names if text is not None and text not in known), first))
     warnings = [
-        f"special token {text!r:.100} would have id {i}, but the model's embedding has {n_rows} rows: it is left out"
+        f"special token {text!r:.100} would have id {i}, but the model's embedding has {n_rows} rows: it is omitted"
         for i, text in new.items()
         if i >= n_rows
     ]
@@ -174,7 +176,7 @@ def _normalizer(charsmap: bytes, remove_extra_whitespaces: bool) -> dict[str, Va
 def unigram_from_json(
     checkpoint: Checkpoint, tokenizer: JsonObject, config: JsonObject, n_rows: int, special: SpecialTokens
 ) -> Vocabulary:
-    """From a tokenizer.json of kind Unigram.
+    """Read a tokenizer.json of kind Unigram.
 
     Raises:
         ConvertError: an inconsistent vocabulary.
@@ -214,7 +216,7 @@ def unigram_from_json(
 
 
 def _read_normalizer(normalizer: object, where: str) -> tuple[bytes, bool]:
-    """The table of replacements, and whether runs of spaces become one; `tokenizer_steps` sees to all other steps."""
+    """The replacement table, and whether runs of spaces are merged; `tokenizer_steps` handles all other steps."""
     tables, merged = [], False
     for step in steps(normalizer, "normalizers"):
         if step.get("type") == "Precompiled":
@@ -225,12 +227,12 @@ def _read_normalizer(normalizer: object, where: str) -> tuple[bytes, bool]:
         elif step.get("type") == "Replace" and (step.get("pattern") or {}).get("Regex") == " {2,}":
             merged = True
     if len(tables) > 1:
-        raise ConvertError(f"{where}: {len(tables)} Precompiled normalizers; GGUF has a place for one")
+        raise ConvertError(f"{where}: {len(tables)} Precompiled normalizers; GGUF has a key for one")
     return tables[0] if tables else b"", merged
 
 
 def _read_metaspace(pre_tokenizer: object) -> tuple[bool, bool]:
-    """Whether a space is put before the text, and whether whitespace only parts words."""
+    """Whether a space is added before the text, and whether whitespace only separates words."""
     prefix, split = False, False
     for step in steps(pre_tokenizer, "pretokenizers"):
         if step.get("type") == "Metaspace":

@@ -1,4 +1,4 @@
-"""Special tokens and the chat template of a checkpoint, found by the rules of llama.cpp's converter."""
+"""Special tokens and chat templates of a checkpoint, by the rules of llama.cpp's converter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gumba_convert.vocabulary.chat_templates import DEFAULT, read_templates
 
 FLAGS = {"lstrip": LSTRIP, "rstrip": RSTRIP, "single_word": SINGLE_WORD, "normalized": NORMALIZED}
 KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-NAMED_AT_MOST = 8
+MAX_NAMED = 8
 #: Special tokens that transformers' classes lack unless a file names them.
 NO_DEFAULTS = {
     "PreTrainedTokenizer": KINDS,
@@ -35,8 +35,8 @@ class AddedToken(TypedDict):
 class SpecialTokens:
     """Special tokens and chat templates of a checkpoint.
 
-    `ids`: by kind (bos, eos, eot, unk, ...). `add`: whether a text gets its bos or eos. `templates`: by name. `texts`: by kind,
-    None if transformers' tokenizer does not have the token, even if config.json has an id for it.
+    `ids`: by kind (bos, eos, eot, unk, ...). `add`: whether bos or eos is added to a text. `templates`: by name. `texts`: by
+    kind, None if transformers' tokenizer does not have the token, even if config.json has an id for it.
     """
 
     ids: dict[str, int] = field(default_factory=dict)
@@ -46,6 +46,7 @@ class SpecialTokens:
     warnings: list[str] = field(default_factory=list)
 
     def named_in_templates(self, name: str) -> bool:
+        """Whether a chat template uses the variable `name`."""
         return any(name in template for template in self.templates.values())
 
     def template_metadata(self) -> dict[str, Value]:
@@ -64,9 +65,9 @@ class SpecialTokens:
 
 
 def added_tokens(tokenizer: JsonObject, config: JsonObject, where: str) -> dict[int, AddedToken]:
-    """Added tokens by id, each {"content": str, "special": bool, "flags": bits of `gumba.tokenizer.added_tokens`}.
+    """Added tokens by id.
 
-    They are listed in tokenizer.json; tokenizer_config.json may list them too, and its flags win, as in transformers.
+    tokenizer.json lists them; tokenizer_config.json may list them, too, and its flags take precedence, as in transformers.
     """
     result: dict[int, AddedToken] = {}
     listed = tokenizer.get("added_tokens")
@@ -97,22 +98,22 @@ def added_tokens(tokenizer: JsonObject, config: JsonObject, where: str) -> dict[
 def without_rows(
     tokenizer: JsonObject, config: JsonObject, extra: JsonObject, n_rows: int
 ) -> tuple[JsonObject, JsonObject, list[str]]:
-    """tokenizer.json and tokenizer_config.json without the added tokens that the embedding has no row for, and warnings.
+    """Remove added tokens without a row of the embedding from tokenizer.json and tokenizer_config.json, with warnings.
 
     Gemma 3's `<image_soft_token>` is one: its id is the number of rows. transformers loads such a checkpoint, and
-    llama.cpp's converter leaves the token out.
+    llama.cpp's converter omits the token.
 
     Args:
-        extra: added_tokens.json, ids by text; it is only looked at.
+        extra: added_tokens.json, ids by text; it is not changed.
     """
-    gone: dict[int, str] = {}
+    removed: dict[int, str] = {}
     listed, decoder = tokenizer.get("added_tokens"), config.get("added_tokens_decoder")
 
     def has_row(i: object, content: object) -> bool:
         number = int(i) if isinstance(i, str) and i.isdecimal() else i
         if type(number) is not int or number < n_rows or not isinstance(content, str):
-            return True  # what is not valid is refused where it is read
-        gone.setdefault(number, content)
+            return True  # invalid entries are refused when they are read
+        removed.setdefault(number, content)
         return False
 
     if isinstance(listed, list):
@@ -124,16 +125,16 @@ def without_rows(
     for text, i in extra.items():
         has_row(i, text)
     model = tokenizer.get("model")
-    if gone and isinstance(model, dict) and "vocab" in model:
-        tokenizer = {**tokenizer, "model": {**model, "vocab": _without(model["vocab"], gone)}}
-    return tokenizer, config, _warnings_of_missing_rows(gone, config, n_rows)
+    if removed and isinstance(model, dict) and "vocab" in model:
+        tokenizer = {**tokenizer, "model": {**model, "vocab": _without(model["vocab"], removed)}}
+    return tokenizer, config, _warnings_of_missing_rows(removed, config, n_rows)
 
 
-def without_repetitions(tokenizer: JsonObject, config: JsonObject) -> tuple[JsonObject, JsonObject, list[str]]:
-    """tokenizer.json and tokenizer_config.json without added tokens whose text is another token's, and warnings.
+def without_duplicates(tokenizer: JsonObject, config: JsonObject) -> tuple[JsonObject, JsonObject, list[str]]:
+    """Remove added tokens whose text another token has from tokenizer.json and tokenizer_config.json, with warnings.
 
-    The tokenizers library knows a text by one id: that of the model's vocabulary, or else the lowest one listed. The other
-    ids are never encoded to, and stand for no text.
+    The tokenizers library has one id per text: that of the model's vocabulary, else the lowest one listed. The other ids are
+    never encoded, and have no text.
     """
     model = tokenizer.get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
@@ -164,41 +165,43 @@ def without_repetitions(tokenizer: JsonObject, config: JsonObject) -> tuple[Json
     return tokenizer, config, [*warnings]
 
 
-def _without(vocab: object, gone: dict[int, str]) -> object:
-    """The vocabulary of tokenizer.json without those added tokens: ids by text, or a list of texts and scores."""
+def _without(vocab: object, removed: dict[int, str]) -> object:
+    """The vocabulary of tokenizer.json (ids by text, or a list of texts and scores) without the removed added tokens."""
     if isinstance(vocab, dict):
-        return {text: i for text, i in vocab.items() if type(i) is not int or gone.get(i) != text}
-    while isinstance(vocab, list) and vocab and isinstance(vocab[-1], list) and gone.get(len(vocab) - 1) in vocab[-1]:
+        return {text: i for text, i in vocab.items() if type(i) is not int or removed.get(i) != text}
+    while (
+        isinstance(vocab, list) and vocab and isinstance(vocab[-1], list) and removed.get(len(vocab) - 1) in vocab[-1]
+    ):
         vocab = vocab[:-1]
     return vocab
 
 
-def _warnings_of_missing_rows(gone: dict[int, str], config: JsonObject, n_rows: int) -> list[str]:
+def _warnings_of_missing_rows(removed: dict[int, str], config: JsonObject, n_rows: int) -> list[str]:
     warnings = []
-    for i, text in sorted(gone.items())[:NAMED_AT_MOST]:
+    for i, text in sorted(removed.items())[:MAX_NAMED]:
         roles = [f"{kind}_token" for kind in KINDS if text_of(config.get(f"{kind}_token")) == text]
         role = f" ({', '.join(roles)})" if roles else ""
         warnings.append(
             f"added token {text!r:.100}{role} has id {i}, but the model's embedding has {n_rows} rows: it is omitted"
         )
-    if len(gone) > NAMED_AT_MOST:
-        warnings.append(f"{len(gone) - NAMED_AT_MOST} more added tokens without a row are omitted")
+    if len(removed) > MAX_NAMED:
+        warnings.append(f"{len(removed) - MAX_NAMED} more added tokens without a row are omitted")
     return warnings
 
 
 def _flags(token: JsonObject) -> int:
-    """The flags of an added token as bits; those that it does not give are unset, as in transformers."""
+    """The flags of an added token as bits; missing ones are unset, as in transformers."""
     return sum(bit for name, bit in FLAGS.items() if token.get(name))
 
 
 def read_special_tokens(
     checkpoint: Checkpoint, tokenizer: JsonObject, config: JsonObject, n_rows: int
 ) -> SpecialTokens:
-    """Special tokens and chat templates.
+    """Read special tokens and chat templates.
 
     Args:
         tokenizer: tokenizer.json, or empty. config: tokenizer_config.json, or empty.
-        n_rows: ids from here on are not tokens and are left out.
+        n_rows: ids from here on are not tokens and are omitted.
     """
     templates, warnings = read_templates(checkpoint, config)
     result = SpecialTokens(templates=templates, texts=_texts(checkpoint, config), warnings=warnings)
@@ -207,17 +210,17 @@ def read_special_tokens(
     texts["bos"] = texts["bos"] or texts["cls"]
     texts["eos"] = texts["eos"] or texts["sep"]
     before, after = tokens_around(tokenizer.get("post_processor"))
-    if before:  # what is put before a text is GGUF's BOS, whatever the files name so
+    if before:  # the token before a text is GGUF's BOS, whatever token the files name so
         texts["bos"] = before[0][0]
         result.add["bos"] = True
     if after:
         last = after[-1][0]
-        if texts["eos"] and last != texts["eos"]:  # what ends a turn is not what ends a text
+        if texts["eos"] and last != texts["eos"]:  # the end of a turn differs from the end of a text
             texts["eot"] = texts["eos"]
             kinds.append("eot")
         texts["eos"] = last
         result.add["eos"] = True
-    if _separated(tokenizer.get("post_processor")):
+    if _has_separator(tokenizer.get("post_processor")):
         result.add["sep"] = True
     ids = {text: i for text, i in (*before, *after) if type(i) is int}
     ids |= {token["content"]: i for i, token in added_tokens(tokenizer, config, str(checkpoint.folder)).items()}
@@ -228,7 +231,7 @@ def read_special_tokens(
             if kind in ("bos", "eos") and tokenizer and add != result.add.get(kind, False):
                 result.warnings.append(
                     f"tokenizer_config.json: add_{kind}_token is {str(add).lower()}, unlike the post-processor of "
-                    "tokenizer.json, which transformers 5 follows: the file says so, and llama.cpp does so too"
+                    "tokenizer.json, which transformers 5 follows; the GGUF file stores this setting, and llama.cpp follows it"
                 )
             result.add[kind] = add
         named = ids.get(text_of(listed.get(f"{kind}_token")) or "")
@@ -242,9 +245,9 @@ def read_special_tokens(
 
 
 def _texts(checkpoint: Checkpoint, config: JsonObject) -> dict[str, str | None]:
-    """Texts of special tokens by kind; None for null, or where none is named and the tokenizer's class has no default.
+    """Texts of special tokens by kind; None for null, or if no file names one and the tokenizer's class has no default.
 
-    special_tokens_map.json counts where tokenizer_config.json gives none (transformers 5.24).
+    special_tokens_map.json applies if tokenizer_config.json names none (transformers 5.24).
     """
     listed = checkpoint.json("special_tokens_map.json") or {}
     name = config.get("tokenizer_class")
@@ -259,21 +262,21 @@ def _texts(checkpoint: Checkpoint, config: JsonObject) -> dict[str, str | None]:
 
 
 def text_of(entry: object) -> str | None:
-    """The text of a token that is given plainly or as an object."""
+    """The text of a token, which is a string or an object with `content`."""
     text = entry.get("content") if isinstance(entry, dict) else entry
     return text if isinstance(text, str) and text else None
 
 
 def _leaves(processor: object) -> list[JsonObject]:
-    """The steps of a post-processor, sequences within sequences opened."""
+    """The steps of a post-processor, with nested sequences flattened."""
     if not isinstance(processor, dict):
         return []
     inner = processor.get("processors")
-    return [leaf for each in inner for leaf in _leaves(each)] if isinstance(inner, list) else [processor]
+    return [leaf for item in inner for leaf in _leaves(item)] if isinstance(inner, list) else [processor]
 
 
 def tokens_around(processor: object) -> tuple[list[tuple[str, object]], list[tuple[str, object]]]:
-    """The special tokens that a post-processor puts before and after a single text, each as its text and its id."""
+    """The special tokens that a post-processor adds before and after a single text, as pairs of text and id."""
     before: list[tuple[str, object]] = []
     after: list[tuple[str, object]] = []
     for step in _leaves(processor):
@@ -288,7 +291,7 @@ def tokens_around(processor: object) -> tuple[list[tuple[str, object]], list[tup
 
 
 def _token_of_pair(pair: object) -> list[tuple[str, object]]:
-    """The token of a RobertaProcessing or BertProcessing, [text, id]; none where it is something else."""
+    """The token of a RobertaProcessing or BertProcessing, [text, id]; empty if it is malformed."""
     if not isinstance(pair, list) or len(pair) != 2:
         return []
     text = text_of(pair[0])
@@ -298,27 +301,27 @@ def _token_of_pair(pair: object) -> list[tuple[str, object]]:
 def _tokens_of_template(step: JsonObject) -> tuple[list[tuple[str, object]], list[tuple[str, object]]]:
     single, listed = step.get("single"), step.get("special_tokens")
     parts = [part for part in single if isinstance(part, dict)] if isinstance(single, list) else []
-    places = [i for i, part in enumerate(parts) if "Sequence" in part]
-    if len(places) != 1:
+    texts = [i for i, part in enumerate(parts) if "Sequence" in part]
+    if len(texts) != 1:
         return [], []
 
     def tokens(parts: list[JsonObject]) -> list[tuple[str, object]]:
         names = [part["SpecialToken"].get("id") for part in parts if isinstance(part.get("SpecialToken"), dict)]
-        made: list[tuple[str, object]] = []
+        pairs: list[tuple[str, object]] = []
         for name in names:
             entry = listed.get(name) if isinstance(listed, dict) and isinstance(name, str) else None
             texts, ids = (entry.get(key) if isinstance(entry, dict) else None for key in ("tokens", "ids"))
             if isinstance(texts, list) and isinstance(ids, list) and texts and len(texts) == len(ids):
-                made += [(str(text), i) for text, i in zip(texts, ids)]
+                pairs += [(str(text), i) for text, i in zip(texts, ids)]
             else:
-                made.append((str(name), None))
-        return made
+                pairs.append((str(name), None))
+        return pairs
 
-    return tokens(parts[: places[0]]), tokens(parts[places[0] + 1 :])
+    return tokens(parts[: texts[0]]), tokens(parts[texts[0] + 1 :])
 
 
-def _separated(processor: object) -> bool:
-    """Whether two texts have a token more between them than stands at the end of one."""
+def _has_separator(processor: object) -> bool:
+    """Whether a pair of texts has more tokens between them than a single text has at its end."""
     leaves = _leaves(processor)
     if any(step.get("type") == "RobertaProcessing" for step in leaves):
         return True
@@ -330,11 +333,11 @@ def _separated(processor: object) -> bool:
     last = [i for i, part in enumerate(single) if isinstance(part, dict) and "Sequence" in part]
     if len(texts) != 2 or len(last) != 1:
         return False
-    begin = single[: last[0]]  # what begins a text may begin the second one again
-    between = [part for part in pair[texts[0] + 1 : texts[1]] if not any(_same_token(part, each) for each in begin)]
+    begin = single[: last[0]]  # the tokens before a text may also precede the second one
+    between = [part for part in pair[texts[0] + 1 : texts[1]] if not any(_same_token(part, other) for other in begin)]
     return len(between) > len(single) - last[0] - 1
 
 
 def _same_token(part: object, other: object) -> bool:
-    first, second = (each.get("SpecialToken") if isinstance(each, dict) else None for each in (part, other))
+    first, second = (item.get("SpecialToken") if isinstance(item, dict) else None for item in (part, other))
     return isinstance(first, dict) and isinstance(second, dict) and first.get("id") == second.get("id")

@@ -1,7 +1,7 @@
-"""What transformers changes of a tokenizer.json when it loads it: by the tokenizer's class, and by the files beside it.
+"""Changes of transformers to a tokenizer.json that it loads, by the tokenizer's class and by other files.
 
-The rules are those of transformers 5.24. Classes of BERT's kind take their normalizer from tokenizer_config.json, those of
-GPT-2's kind the space before a text; special tokens that are named in any file are added tokens, listed or not.
+The rules are those of transformers 5.24. BERT-like classes take their normalizer from tokenizer_config.json, GPT-2-like classes
+the space before a text; special tokens that any file names are added tokens, listed or not.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gumba_convert.vocabulary.special_tokens import FLAGS, KINDS, text_of
 _BERT = ("Bert", "DistilBert", "Electra", "MPNet")
 #: Classes that take the space before a text from tokenizer_config.json.
 _BYTE_LEVEL = ("GPT2", "Roberta")
-#: Classes by config.json's `model_type`, where no file names one.
+#: Classes by config.json's `model_type`, if no file names one.
 _BY_MODEL_TYPE = {
     "bert": "Bert", "distilbert": "Bert", "electra": "Bert", "nomic_bert": "Bert", "mpnet": "MPNet", "gpt2": "GPT2",
     "roberta": "Roberta",
@@ -25,7 +25,7 @@ _BY_MODEL_TYPE = {
 
 
 def tokenizer_class(checkpoint: Checkpoint, config: JsonObject) -> str:
-    """The class that the files name, without "Tokenizer" and "Fast"; else that of the model's type; "" for none."""
+    """The class that a file names, without "Tokenizer" and "Fast"; else that of the model's type; "" if unknown."""
     name = config.get("tokenizer_class") or checkpoint.config.get("tokenizer_class")
     if isinstance(name, str):
         return name.removesuffix("Fast").removesuffix("Tokenizer")
@@ -33,12 +33,12 @@ def tokenizer_class(checkpoint: Checkpoint, config: JsonObject) -> str:
 
 
 def is_bert(checkpoint: Checkpoint, config: JsonObject) -> bool:
-    """Whether the tokenizer's class is of BERT's kind, which puts the class and the separator around every text."""
+    """Whether the tokenizer's class is BERT-like: it adds the class token and the separator to every text."""
     return tokenizer_class(checkpoint, config) in _BERT
 
 
 def as_loaded(checkpoint: Checkpoint, tokenizer: JsonObject, config: JsonObject) -> tuple[JsonObject, list[str]]:
-    """tokenizer.json as transformers loads it, and warnings of what differs from the file.
+    """tokenizer.json as transformers loads it, and warnings about differences from the file.
 
     Args:
         tokenizer: tokenizer.json, not empty. config: tokenizer_config.json, or empty.
@@ -46,7 +46,7 @@ def as_loaded(checkpoint: Checkpoint, tokenizer: JsonObject, config: JsonObject)
     name, model, warnings = tokenizer_class(checkpoint, config), tokenizer.get("model"), []
     kind = model.get("type") if isinstance(model, dict) else None
     if name in _BERT and kind == "WordPiece":
-        own = _without_defaults(tokenizer.get("normalizer"))
+        own = _with_all_options(tokenizer.get("normalizer"))
         normalizer = _bert_normalizer(config, own)
         if own != normalizer:
             tokenizer = {**tokenizer, "normalizer": normalizer}
@@ -61,8 +61,8 @@ def as_loaded(checkpoint: Checkpoint, tokenizer: JsonObject, config: JsonObject)
             )
     if config.get("split_special_tokens") is True:
         warnings.append(
-            "tokenizer_config.json: split_special_tokens is true: left out, gumba reads the texts of special tokens as text "
-            "except where a call asks otherwise"
+            "tokenizer_config.json: split_special_tokens is true: omitted; gumba reads the texts of special tokens as "
+            "text by default"
         )
     prefix = config.get("add_prefix_space")
     if name in _BYTE_LEVEL and isinstance(prefix, bool):
@@ -84,8 +84,8 @@ _BERT_DEFAULTS = {"clean_text": True, "handle_chinese_chars": True, "strip_accen
 def _bert_normalizer(config: JsonObject, own: Any) -> Any:
     """The normalizer ``own`` of tokenizer.json with the options that tokenizer_config.json names.
 
-    What neither file names is as in a new tokenizer of BERT's class. transformers 5 takes these defaults for all that
-    tokenizer_config.json does not name, whatever tokenizer.json says; the tokenizers library reads tokenizer.json alone.
+    Options that neither file names have the defaults of BERT's class. transformers 5 uses these defaults for all options that
+    tokenizer_config.json does not name, despite tokenizer.json; the tokenizers library reads tokenizer.json only.
     """
     named = {ours: config[theirs] for theirs, ours in _BERT_OPTIONS.items() if isinstance(config.get(theirs), bool)}
     if own != {} and not named:
@@ -98,28 +98,27 @@ def _options(normalizer: JsonObject) -> str:
     return ", ".join(f"{key} {str(value).lower()}" for key, value in normalizer.items() if key != "type")
 
 
-def _without_defaults(step: object) -> object:
-    """A BertNormalizer with all of its options, in their usual order; any other step as it is."""
+def _with_all_options(step: object) -> object:
+    """A BertNormalizer with all options, in their default order; any other step unchanged."""
     if not isinstance(step, dict) or step.get("type") != "BertNormalizer":
         return step
     return {"type": "BertNormalizer", **{key: step.get(key, value) for key, value in _BERT_DEFAULTS.items()}}
 
 
 def _with_prefix(step: object, prefix: bool) -> object:
-    """A pre-tokenizer whose ByteLevel step puts a space before the text, or does not."""
+    """A pre-tokenizer with `add_prefix_space` of its ByteLevel step set to `prefix`."""
     if not isinstance(step, dict):
         return step
     inner = step.get("pretokenizers")
     if isinstance(inner, list):
-        return {**step, "pretokenizers": [_with_prefix(each, prefix) for each in inner]}
+        return {**step, "pretokenizers": [_with_prefix(item, prefix) for item in inner]}
     return {**step, "add_prefix_space": prefix} if step.get("type") == "ByteLevel" else step
 
 
 def _unlisted(checkpoint: Checkpoint, tokenizer: JsonObject, config: JsonObject) -> Iterator[JsonObject]:
     """Added tokens that tokenizer.json does not list: those of added_tokens.json, and special tokens that a file names.
 
-    The two older files count where tokenizer_config.json has no `added_tokens_decoder`. A token that has no id yet gets the
-    next one.
+    The two older files apply if tokenizer_config.json has no `added_tokens_decoder`. A token without an id gets the next one.
     """
     listed, decoder = tokenizer.get("added_tokens"), config.get("added_tokens_decoder")
     older = not isinstance(decoder, dict)
@@ -127,7 +126,7 @@ def _unlisted(checkpoint: Checkpoint, tokenizer: JsonObject, config: JsonObject)
     named = [*named_tokens(config), *(named_tokens(checkpoint.json("special_tokens_map.json") or {}) if older else [])]
     entries = [*(listed if isinstance(listed, list) else []), *(decoder.values() if isinstance(decoder, dict) else [])]
     known = {text_of(entry) for entry in entries}
-    ids = extra | _ids(tokenizer.get("model"))  # the tokenizers library knows a text by its id in the vocabulary
+    ids = extra | _ids(tokenizer.get("model"))  # the tokenizers library prefers the id in the vocabulary
     numbers = [*ids.values(), *(entry.get("id") for entry in entries if isinstance(entry, dict))]
     numbers += [int(i) for i in decoder if i.isdecimal()] if isinstance(decoder, dict) else []
     free = max((i for i in numbers if type(i) is int), default=-1) + 1
@@ -155,7 +154,7 @@ def _ids(model: object) -> JsonObject:
 
 
 def named_tokens(config: JsonObject) -> Iterator[object]:
-    """The special tokens that a file names: by kind, and further ones in lists or by names of their own."""
+    """The special tokens that a file names: by kind, in lists, or by other names."""
     yield from (config.get(f"{kind}_token") for kind in KINDS)
     yield from (text for key, text in config.items() if key.endswith("_token") and isinstance(text, str))
     for key in ("extra_special_tokens", "additional_special_tokens"):

@@ -1,4 +1,4 @@
-"""The tokenizer of a GGUF file as Hugging Face's tokenizer.json, tokenizer_config.json and generation_config.json."""
+"""Exports the tokenizer of a GGUF file: tokenizer.json, tokenizer_config.json and generation_config.json."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ SAMPLING = (("temp", "temperature"), ("top_p", "top_p"), ("min_p", "min_p"), ("p
 
 
 def tokenizer_files(file: GGUFFile, n_ctx: int) -> dict[str, JsonObject]:
-    """tokenizer.json, tokenizer_config.json and generation_config.json by name.
+    """The contents of tokenizer.json, tokenizer_config.json and generation_config.json by file name.
 
     Raises:
-        ConvertError: a vocabulary of a kind that is not known, or an inconsistent one.
+        ConvertError: the vocabulary is of an unknown kind, or inconsistent.
     """
     model = file.require("tokenizer.ggml.model", str)
     if model not in _MODELS:
@@ -86,10 +86,10 @@ def tokenizer_files(file: GGUFFile, n_ctx: int) -> dict[str, JsonObject]:
 
 
 def special_ids(file: GGUFFile, n_tokens: int) -> dict[str, int]:
-    """bos_token_id and the like, for config.json."""
+    """bos_token_id, eos_token_id and pad_token_id for config.json."""
     pairs = (("bos", "bos_token_id"), ("eos", "eos_token_id"), ("padding", "pad_token_id"))
-    found = {theirs: _special(file, ours, n_tokens) for ours, theirs in pairs}
-    return {name: i for name, i in found.items() if i is not None}
+    ids = {theirs: _special(file, ours, n_tokens) for ours, theirs in pairs}
+    return {name: i for name, i in ids.items() if i is not None}
 
 
 def _special(file: GGUFFile, name: str, n_tokens: int) -> int | None:
@@ -108,24 +108,24 @@ def _steps(file: GGUFFile) -> Steps | None:
 
 
 def _with_steps(
-    made: JsonObject, file: GGUFFile, tokens: list[str], vocab: dict[str, int], steps: Steps | None
+    tokenizer: JsonObject, file: GGUFFile, tokens: list[str], vocab: dict[str, int], steps: Steps | None
 ) -> JsonObject:
-    """A tokenizer.json with those steps instead of the ones that the kind of vocabulary implies."""
+    """`tokenizer` with the file's own steps instead of those that the kind of vocabulary implies."""
     if steps is None or not (steps.has_normalizer or steps.has_words):
-        return made
-    made |= {"normalizer": steps.normalizer_step}
+        return tokenizer
+    tokenizer |= {"normalizer": steps.normalizer_step}
     if not steps.has_words:
-        return made
+        return tokenizer
     options = {"unk_id": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False} | steps.options
     unknown = options.pop("unk_id")
-    model = made["model"] | options | {"unk_token": None if unknown is None else tokens[unknown]}
+    model = tokenizer["model"] | options | {"unk_token": None if unknown is None else tokens[unknown]}
     if KEYS + "merges" in file.metadata:
         model["merges"] = _pairs(file, KEYS + "merges", vocab)
-    return made | {"pre_tokenizer": steps.pre_tokenizer_step, "model": model}
+    return tokenizer | {"pre_tokenizer": steps.pre_tokenizer_step, "model": model}
 
 
 def _pairs(file: GGUFFile, key: str, vocab: dict[str, int]) -> list[list[str]]:
-    """The merges of a file, each as its two tokens."""
+    """The merges of a file, each as two tokens."""
     merges = [str(merge).split(" ") for merge in file.require(key, GGUFArray).to_list()]
     for i, pair in enumerate(merges):
         if len(pair) != 2 or "".join(pair) not in vocab or pair[0] not in vocab or pair[1] not in vocab:
@@ -138,13 +138,13 @@ def _gpt2(file: GGUFFile, tokens: list[str], vocab: dict[str, int], steps: Steps
     merges = _pairs(file, "tokenizer.ggml.merges", vocab)
     own_words = steps is not None and steps.has_words
     byte_level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
-    made = {
+    tokenizer = {
         "normalizer": None,
-        "pre_tokenizer": None if own_words else pre_tokenizers.spell(pre),
+        "pre_tokenizer": None if own_words else pre_tokenizers.to_json(pre),
         "decoder": {"type": "Fuse"} if steps is not None and own_words and not steps.byte_level else byte_level,
         "model": _bpe(vocab, merges, None, byte_fallback=False, ignore_merges=PRE_TOKENIZERS[pre].whole_words),
     }
-    return _with_steps(made, file, tokens, vocab, steps)
+    return _with_steps(tokenizer, file, tokens, vocab, steps)
 
 
 def _llama(
@@ -172,26 +172,26 @@ def _llama(
     ]
     if prefix:
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    made = {
+    tokenizer = {
         "normalizer": {"type": "Sequence", "normalizers": [prepend, replace] if prefix else [replace]},
         "pre_tokenizer": None,
         "decoder": {"type": "Sequence", "decoders": decoders},
         "model": _bpe(vocab, merges, unknown, byte_fallback=True, ignore_merges=False),
     }
-    return _with_steps(made, file, tokens, vocab, steps)
+    return _with_steps(tokenizer, file, tokens, vocab, steps)
 
 
 def _merges(tokens: list[str], scores: np.ndarray, kinds: np.ndarray, vocab: dict[str, int]) -> list[list[str]]:
-    """Every way to make a token of two others, best-scored token first: SentencePiece's order as a list of merges."""
+    """All pairs that form a token, best-scored token first: SentencePiece's order as a list of merges."""
     normal = np.flatnonzero(kinds == NORMAL)
-    made: list[list[str]] = []
+    merges: list[list[str]] = []
     usable = {text for text, i in vocab.items() if kinds[i] == NORMAL}
     for i in normal[np.argsort(-scores[normal], kind="stable")]:
         text = tokens[i]
         splits = [(text[:at], text[at:]) for at in range(1, len(text))]
         pairs = [pair for pair in splits if pair[0] in usable and pair[1] in usable]
-        made += sorted(([left, right] for left, right in pairs), key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
-    return made
+        merges += sorted(([left, right] for left, right in pairs), key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
+    return merges
 
 
 def _bpe(
@@ -212,7 +212,7 @@ def _bpe(
 
 
 def _post_processor(file: GGUFFile, model: str, texts: dict[str, str], vocab: dict[str, int]) -> JsonObject | None:
-    """Puts BOS and EOS around a text where the file says so; the defaults are GGUF readers'."""
+    """A post-processor that adds BOS and EOS if the file sets it; defaults as of GGUF readers."""
     family = PRE_TOKENIZERS.get(file.get("tokenizer.ggml.pre", str, "default"))
     starts = model == "llama" or (family is not None and family.add_bos)
     before = ["bos"] if "bos" in texts and file.get("tokenizer.ggml.add_bos_token", bool, starts) else []

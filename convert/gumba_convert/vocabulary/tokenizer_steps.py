@@ -1,8 +1,8 @@
 """Settings of tokenizer.json without a GGUF key, written to keys of gumba (see `gumba.tokenizer.pipeline`).
 
-GGUF names a kind of vocabulary, and each kind implies its normalizer, its pre-tokenizer and its model; tokenizer.json spells
-all of them out. Where the two differ, the steps go into the file as they are, with the added tokens and their flags.
-llama.cpp reads none of these keys: a warning says what it does otherwise.
+GGUF names a kind of vocabulary, which implies a normalizer, a pre-tokenizer and a model; tokenizer.json contains them. If they
+differ, the steps are stored in the file as they are, with the added tokens and their flags. llama.cpp reads none of these keys:
+a warning names the difference.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from gumba_convert.vocabulary.special_tokens import AddedToken, tokens_around
 from gumba_convert.vocabulary.tokens import BYTE, NORMAL, Vocabulary, steps
 
 _SPACE = "▁"
-_SHOWN = 300  # characters of the steps in a warning
-#: Decoders that read tokens as gumba does.
+_MAX_SHOWN = 300  # characters of the steps in a warning
+#: Decoders that decode tokens as gumba does.
 _DECODERS = ("ByteLevel", "Metaspace", "WordPiece", "ByteFallback", "Fuse", "Strip", "Replace")
 _SPACES_MARKED: JsonObject = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
-#: What is tried of a file's patterns: one that takes too long on these is refused.
-_TRIED = (PROBE, "a" * 3000, " " * 3000, "a " * 1500, "1" * 3000, "a1!\n" * 750)
+#: Texts for testing a file's patterns: one that takes too long on these is refused.
+_TEST_TEXTS = (PROBE, "a" * 3000, " " * 3000, "a " * 1500, "1" * 3000, "a1!\n" * 750)
 
 
 def add_steps(
@@ -44,10 +44,10 @@ def add_steps(
 
     Args:
         tokenizer: tokenizer.json. added: its added tokens, as `special_tokens.added_tokens` has them.
-        named: the user has named the pre-tokenizer (`vocabulary.pre`), whatever tokenizer.json says.
+        named: the user has named the pre-tokenizer (`vocabulary.pre`), which overrides tokenizer.json.
 
     Raises:
-        ConvertError: a step that gumba does not have, or byte tokens of which some are missing.
+        ConvertError: gumba does not support a step, or some byte tokens are missing.
     """
     n_bytes = int((vocabulary.types == BYTE).sum())
     if 0 < n_bytes < 256:
@@ -66,9 +66,9 @@ def add_steps(
         warn_of_flags(vocabulary, where)
         return
     _check(tokenizer, where)
-    keys = {"normalizer": string(_spelled(tokenizer.get("normalizer")))}
+    keys = {"normalizer": string(_to_json(tokenizer.get("normalizer")))}
     if reasons:
-        keys["pre_tokenizer"] = string(_spelled(tokenizer.get("pre_tokenizer")))
+        keys["pre_tokenizer"] = string(_to_json(tokenizer.get("pre_tokenizer")))
         keys["model"] = string(json.dumps(_options(vocabulary, model)))
         if vocabulary.model == "llama":
             keys["merges"] = strings(f"{left} {right}" for left, right in _pairs(model))
@@ -90,11 +90,11 @@ def add_steps(
 
 
 def _is_step(step: object, children: str) -> bool:
-    """Whether this is a step or null, and so are the steps of a sequence."""
+    """Whether `step` is a step or null, and the items of a sequence are steps."""
     if not isinstance(step, dict):
         return step is None
     inner = step.get(children) if step.get("type") == "Sequence" else []
-    return isinstance(inner, list) and all(isinstance(each, dict) and _is_step(each, children) for each in inner)
+    return isinstance(inner, list) and all(isinstance(item, dict) and _is_step(item, children) for item in inner)
 
 
 def warn_of_flags(vocabulary: Vocabulary, where: str) -> None:
@@ -104,7 +104,7 @@ def warn_of_flags(vocabulary: Vocabulary, where: str) -> None:
         what = (
             f"added tokens strip whitespace or match whole words only ({', '.join(map(repr, odd[:5]))})"
             if odd
-            else ("no added token takes whitespace along, unlike in others of its family")
+            else "no added token strips whitespace, unlike in other models of its family"
         )
     elif vocabulary.adds_tokens and not vocabulary.steps:
         what = "added tokens overlap"
@@ -113,13 +113,13 @@ def warn_of_flags(vocabulary: Vocabulary, where: str) -> None:
     vocabulary.warnings.append(f"{where}: {what}: gumba follows their flags ({ADDED_TOKENS}), llama.cpp does not")
 
 
-def _spelled(step: object) -> str:
+def _to_json(step: object) -> str:
     """A step as JSON, without the table of a Precompiled normalizer, which has a GGUF key."""
 
     def without_table(value: object) -> object:
         if isinstance(value, dict):
-            return {key: without_table(each) for key, each in value.items() if key != "precompiled_charsmap"}
-        return [without_table(each) for each in value] if isinstance(value, list) else value
+            return {key: without_table(item) for key, item in value.items() if key != "precompiled_charsmap"}
+        return [without_table(item) for item in value] if isinstance(value, list) else value
 
     return json.dumps(without_table(step), ensure_ascii=False, separators=(",", ":"))
 
@@ -127,11 +127,11 @@ def _spelled(step: object) -> str:
 def _shown(listed: Iterable[JsonObject]) -> str:
     text = ", ".join(
         " ".join(
-            [str(step.get("type")), *(_spelled({k: v}) for k, v in step.items() if k not in ("type", "trim_offsets"))]
+            [str(step.get("type")), *(_to_json({k: v}) for k, v in step.items() if k not in ("type", "trim_offsets"))]
         )
         for step in listed
     )
-    return f"{text[:_SHOWN]} ..." if len(text) > _SHOWN else text or "none"
+    return f"{text[:_MAX_SHOWN]} ..." if len(text) > _MAX_SHOWN else text or "none"
 
 
 def _check(tokenizer: JsonObject, where: str) -> None:
@@ -139,14 +139,14 @@ def _check(tokenizer: JsonObject, where: str) -> None:
     try:
         step = tokenizer.get("normalizer")
         normalize = normalizer(step, lambda text: text) if step else None
-        texts = [normalize(text, deadline_of(text)) if normalize else text for text in _TRIED]
+        texts = [normalize(text, deadline_of(text)) if normalize else text for text in _TEST_TEXTS]
     except TokenizerError as error:
         raise ConvertError(f"{where}: {error}") from None
     try:
         step = tokenizer.get("pre_tokenizer")
-        for cut in [cutter(step)] if step else []:
+        for split in [cutter(step)] if step else []:
             for text in texts:
-                cut(Pieces([text], True), deadline_of(text))
+                split(Pieces([text], True), deadline_of(text))
     except TokenizerError as error:
         raise ConvertError(
             f"{where}: {error}. If GGUF has a name for this pre-tokenizer, give it: `gumba convert SOURCE -o OUT.gguf "
@@ -154,10 +154,10 @@ def _check(tokenizer: JsonObject, where: str) -> None:
         ) from None
 
 
-# Why GGUF's keys do not say it all, by kind of vocabulary.
+# The reasons why GGUF's keys are insufficient, by kind of vocabulary.
 
 
-def _of_gpt2(vocabulary: Vocabulary, tokenizer: JsonObject) -> list[str]:
+def _reasons_gpt2(vocabulary: Vocabulary, tokenizer: JsonObject) -> list[str]:
     model, family = tokenizer["model"], PRE_TOKENIZERS[vocabulary.pre]
     cutters, normalizers = (_leaves(tokenizer, name) for name in ("pre_tokenizer", "normalizer"))
     ignores = bool(model.get("ignore_merges"))
@@ -181,39 +181,39 @@ def _of_gpt2(vocabulary: Vocabulary, tokenizer: JsonObject) -> list[str]:
     return reasons
 
 
-def _of_gemma4(vocabulary: Vocabulary, tokenizer: JsonObject) -> list[str]:
-    return _steps_unlike(tokenizer, [[_SPACES_MARKED]], [[], *_SPLIT_AT_SPACES])
+def _reasons_gemma4(vocabulary: Vocabulary, tokenizer: JsonObject) -> list[str]:
+    return _unlisted_steps(tokenizer, [[_SPACES_MARKED]], [[], *_SPLIT_AT_SPACES])
 
 
-def _of_llama(vocabulary: Vocabulary, tokenizer: JsonObject) -> list[str]:
+def _reasons_llama(vocabulary: Vocabulary, tokenizer: JsonObject) -> list[str]:
     model, added = tokenizer["model"], vocabulary.added.values()
     prefix = vocabulary.add_space_prefix is not False
     normalizers: list[JsonObject] = (
         [{"type": "Prepend", "prepend": _SPACE}, _SPACES_MARKED] if prefix else [_SPACES_MARKED]
     )
     bare = [] if prefix else [[{"type": "Metaspace", "prepend_scheme": "never", "split": False, "replacement": _SPACE}]]
-    reasons = _steps_unlike(tokenizer, [normalizers], [[], *_SPLIT_AT_SPACES])
-    if reasons and bare and not _steps_unlike(tokenizer, [[]], bare):
+    reasons = _unlisted_steps(tokenizer, [normalizers], [[], *_SPLIT_AT_SPACES])
+    if reasons and bare and not _unlisted_steps(tokenizer, [[]], bare):
         reasons = []
     if model.get("ignore_merges"):
         reasons.append("ignore_merges is true")
     if not reasons and not _is_order_of_scores(vocabulary, model):
-        reasons.append("merges whose order no scores can say")
+        reasons.append("merges whose order scores cannot express")
     normalized = [token["content"] for token in added if token["flags"] & rules.NORMALIZED]
     if not reasons and any(prefix or " " in text or _SPACE in text for text in normalized):
         reasons.append(f"added tokens that match normalized text ({normalized[0]!r} ...)")
     return reasons
 
 
-def _of_t5(vocabulary: Vocabulary, tokenizer: JsonObject) -> list[str]:
+def _reasons_t5(vocabulary: Vocabulary, tokenizer: JsonObject) -> list[str]:
     # Hugging Face's tables replace grapheme clusters, SentencePiece's the longest strings; Metaspace adds no second space.
     named = (f"{name} {_shown(_leaves(tokenizer, name))}" for name in ("normalizer", "pre_tokenizer"))
     return [" and ".join(named)]
 
 
-def _of_bert(vocabulary: Vocabulary, tokenizer: JsonObject) -> list[str]:
+def _reasons_bert(vocabulary: Vocabulary, tokenizer: JsonObject) -> list[str]:
     model, normalizers = tokenizer["model"], _leaves(tokenizer, "normalizer")
-    reasons = _steps_unlike(tokenizer, [normalizers], [[{"type": "BertPreTokenizer"}]])
+    reasons = _unlisted_steps(tokenizer, [normalizers], [[{"type": "BertPreTokenizer"}]])
     step = normalizers[0] if len(normalizers) == 1 else {}
     if step.get("type") != "BertNormalizer" or not (
         step.get("clean_text", True) and step.get("handle_chinese_chars", True)
@@ -226,8 +226,10 @@ def _of_bert(vocabulary: Vocabulary, tokenizer: JsonObject) -> list[str]:
     return reasons
 
 
-_REASONS = {"gpt2": _of_gpt2, "gemma4": _of_gemma4, "llama": _of_llama, "t5": _of_t5, "bert": _of_bert}
-#: Pre-tokenizers that find nothing to cut once spaces are U+2581.
+_REASONS = {
+    "gpt2": _reasons_gpt2, "gemma4": _reasons_gemma4, "llama": _reasons_llama, "t5": _reasons_t5, "bert": _reasons_bert,
+}  # fmt: skip
+#: Pre-tokenizers that split nothing after spaces became U+2581.
 _SPLIT_AT_SPACES = [
     [{"type": "Split", "pattern": {"String": " "}, "behavior": behavior, "invert": False}]
     for behavior in ("MergedWithPrevious", "MergedWithNext", "Isolated")
@@ -237,20 +239,20 @@ _SPLIT_AT_SPACES = [
 def _leaves(tokenizer: JsonObject, name: str) -> list[JsonObject]:
     """The steps of the normalizer or pre-tokenizer, with nested sequences flattened."""
 
-    def opened(step: object) -> list[JsonObject]:
+    def flat(step: object) -> list[JsonObject]:
         inner = steps(step, "normalizers" if name == "normalizer" else "pretokenizers")
-        return inner if inner == [step] else [leaf for each in inner for leaf in opened(each)]
+        return inner if inner == [step] else [leaf for item in inner for leaf in flat(item)]
 
-    return opened(tokenizer.get(name))
+    return flat(tokenizer.get(name))
 
 
-def _steps_unlike(
+def _unlisted_steps(
     tokenizer: JsonObject, normalizers: list[list[JsonObject]], cutters: list[list[JsonObject]]
 ) -> list[str]:
-    """The normalizer and the pre-tokenizer, unless they are among those listed."""
-    found = ((name, _leaves(tokenizer, name), listed) for name, listed in
+    """Reasons for a normalizer or pre-tokenizer that is not among those listed."""
+    parts = ((name, _leaves(tokenizer, name), listed) for name, listed in
              (("normalizer", normalizers), ("pre_tokenizer", cutters)))  # fmt: skip
-    return [f"{name} {_shown(leaves)}" for name, leaves, listed in found if leaves not in listed]
+    return [f"{name} {_shown(leaves)}" for name, leaves, listed in parts if leaves not in listed]
 
 
 def _pairs(model: JsonObject) -> Iterable[tuple[str, str]]:
@@ -273,7 +275,7 @@ def _is_order_of_scores(vocabulary: Vocabulary, model: JsonObject) -> bool:
             return False
         last = score
         listed.add(pair)
-    # All that are listed are ways to make a token: if there are as many, they are all of them.
+    # Every listed pair forms a token: if there are as many pairs in all, none is missing.
     ways = sum(text[:at] in scores and text[at:] in scores for text in scores for at in range(1, len(text)))
     return ways == len(listed)
 
@@ -303,8 +305,8 @@ def _is_ambiguous(added: Iterable[AddedToken]) -> bool:
     """Whether leftmost-first matching of added tokens can differ from llama.cpp's longest-first."""
     texts = [(token["content"], bool(token["flags"] & rules.NORMALIZED)) for token in added]
     plain = {text for text, normalized in texts if not normalized}
-    if any(normalized and any(each in text for each in plain) for text, normalized in texts):
-        return True  # what is not normalized comes first, however short
+    if any(normalized and any(other in text for other in plain) for text, normalized in texts):
+        return True  # a token that is not normalized is matched first, however short
     beginnings = {text[:n] for text, _ in texts for n in range(1, len(text))}
     ends = {text[n:] for text, _ in texts for n in range(1, len(text)) if len(set(text)) > 1}
     runs = {text for text, _ in texts if len(set(text)) == 1 and len(text) > 1}
@@ -327,5 +329,5 @@ def _warn(vocabulary: Vocabulary, tokenizer: JsonObject, where: str, *, differs:
         texts = [text for side in around for text, _ in side]
         vocabulary.warnings.append(
             f"{where}: the post-processor puts {len(texts)} tokens around a text ({', '.join(texts)!s:.100}); GGUF "
-            "has a place for one before it and one behind it, the others are left out"
+            "has a key for one before and one after it; the others are omitted"
         )

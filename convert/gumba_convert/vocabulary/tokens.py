@@ -1,4 +1,4 @@
-"""A vocabulary on its way into a GGUF file, and what every kind of source does to make one."""
+"""``Vocabulary``, as written to a GGUF file, and helpers for reading all kinds of vocabularies."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 ADDED_SCORE = -1000.0
 PAD_SCORE = -10000.0
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
-# Added tokens of this look are control tokens even where the checkpoint does not say so.
-CONTROL_LOOK = re.compile(r"<pad>|<mask>|<2mass>|\[@BOS@\]|<\|.*\|>|<\uff5c.*\uff5c>|<unused.*>", re.DOTALL)
+# Added tokens of these forms are control tokens even if the checkpoint does not mark them.
+CONTROL_FORM = re.compile(r"<pad>|<mask>|<2mass>|\[@BOS@\]|<\|.*\|>|<\uff5c.*\uff5c>|<unused.*>", re.DOTALL)
 
 
 @dataclass
 class Vocabulary:
     """Tokens with their GGUF types, one per row of the embedding; `scores` for SentencePiece, `merges` for BPE.
 
-    `more`: further metadata of the tokenizer, keys without "tokenizer.ggml."; `template_texts`: whole keys of what special
-    tokens are in chat templates; `added`: the added tokens by id, with their flags; `adds_tokens`: they go into the file;
-    `steps`: keys of gumba's own (see `tokenizer_steps`).
+    `more`: further metadata of the tokenizer, keys without "tokenizer.ggml."; `template_texts`: metadata of the texts of special
+    tokens in chat templates; `added`: the added tokens by id; `adds_tokens`: whether they are written to the file; `steps`:
+    gumba's own keys (see `tokenizer_steps`).
     """
 
     model: str
@@ -62,7 +62,7 @@ class Vocabulary:
         if self.add_space_prefix is not None:
             result["tokenizer.ggml.add_space_prefix"] = boolean(self.add_space_prefix)
         for kind, token in {**self.special.ids, **self._infill_ids()}.items():
-            key = {"unk": "unknown", "sep": "seperator", "pad": "padding"}.get(kind, kind)  # GGUF's own spelling
+            key = {"unk": "unknown", "sep": "seperator", "pad": "padding"}.get(kind, kind)  # GGUF's own names
             result[f"tokenizer.ggml.{key}_token_id"] = u32(token)
         for kind, add in self.special.add.items():
             result[f"tokenizer.ggml.add_{kind}_token"] = boolean(add)
@@ -85,31 +85,31 @@ class Vocabulary:
         return all(flags.get(i, 0) == bits for i, bits in known.items())
 
     def _has_marks(self, i: int) -> bool:
-        """Whether the file's text of a token has spaces in the place of U+2581."""
+        """Whether the file's text of a token has spaces instead of U+2581."""
         content = self.added[i]["content"]
         return "▁" in content and self.tokens[i] == content.replace("▁", " ")
 
     def _infill_ids(self) -> dict[str, int]:
-        """Fill-in-the-middle tokens, known by their texts; none where there is no mark for what comes before the gap."""
+        """Fill-in-the-middle tokens by their texts; empty unless prefix, suffix and middle tokens exist."""
         wanted = {text for texts in INFILL_TEXTS.values() for text in texts}
-        places = {text: i for i, text in enumerate(self.tokens) if text in wanted and self.types[i] != UNUSED}
-        found = {
-            name: next(places[text] for text in texts if text in places)
+        ids = {text: i for i, text in enumerate(self.tokens) if text in wanted and self.types[i] != UNUSED}
+        infill = {
+            name: next(ids[text] for text in texts if text in ids)
             for name, texts in INFILL_TEXTS.items()
-            if not places.keys().isdisjoint(texts)
+            if not ids.keys().isdisjoint(texts)
         }
-        return found if found.keys() >= {"fim_pre", "fim_suf", "fim_mid"} else {}
+        return infill if infill.keys() >= {"fim_pre", "fim_suf", "fim_mid"} else {}
 
 
 def padding(n_rows: int) -> tuple[list[str], np.ndarray]:
-    """`n_rows` tokens that nothing becomes, and their types."""
+    """`n_rows` unused tokens and their types."""
     return [f"[PAD{i}]" for i in range(n_rows)], np.full(n_rows, UNUSED, np.int32)
 
 
 def add(tokens: list[str], types: np.ndarray, added: dict[int, AddedToken]) -> None:
-    """Put the added tokens in their places, all of which are rows (`without_rows`)."""
+    """Set the added tokens, whose ids are all below the number of rows (`without_rows`)."""
     for token_id, token in added.items():
-        control = token["special"] or CONTROL_LOOK.fullmatch(token["content"])
+        control = token["special"] or CONTROL_FORM.fullmatch(token["content"])
         kind = CONTROL if control else USER_DEFINED
         if types[token_id] not in (UNKNOWN, BYTE):
             types[token_id] = kind
@@ -117,7 +117,7 @@ def add(tokens: list[str], types: np.ndarray, added: dict[int, AddedToken]) -> N
 
 
 def ids_in_vocab(vocab: object, n_rows: int, where: str) -> dict[str, int]:
-    """A mapping of token texts to ids, checked: not empty, ids different and below `n_rows`."""
+    """Check a mapping of token texts to ids: not empty, with distinct ids below `n_rows`."""
     if not isinstance(vocab, dict) or not vocab:
         raise ConvertError(f"{where}: no vocabulary")
     taken: dict[int, str] = {}
@@ -133,7 +133,7 @@ def ids_in_vocab(vocab: object, n_rows: int, where: str) -> dict[str, int]:
 
 
 def steps(step: object, children: str) -> list[JsonObject]:
-    """The steps of a normalizer or pre-tokenizer of tokenizer.json: those in its list `children`, or itself."""
+    """The steps of a normalizer or pre-tokenizer of tokenizer.json: the items of its list `children`, or itself."""
     if not isinstance(step, dict):
         return []
     inner = step.get(children)

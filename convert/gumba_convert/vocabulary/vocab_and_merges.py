@@ -8,7 +8,7 @@ from __future__ import annotations
 from gumba.errors import ConvertError
 from gumba_convert.checkpoint.folder import Checkpoint
 from gumba_convert.checkpoint.json_object import JsonObject
-from gumba_convert.vocabulary.pre_tokenizers import spell
+from gumba_convert.vocabulary.pre_tokenizers import to_json
 from gumba_convert.vocabulary.special_tokens import text_of
 
 FILES = ("vocab.json", "merges.txt")
@@ -17,7 +17,7 @@ _ROBERTA = ("Roberta", "Bart", "Longformer", "LED")
 _QWEN2 = ("Qwen2",)
 #: Classes by config.json's `model_type`, where tokenizer_config.json names none.
 _BY_MODEL_TYPE = {"gpt2": "GPT2", "phi": "CodeGen", "roberta": "Roberta", "qwen2": "Qwen2", "qwen2_moe": "Qwen2"}
-#: Special tokens by role, where no file names them.
+#: Default special tokens by role.
 _END = "<|endoftext|>"
 _DEFAULTS = {
     "GPT2": {"bos": _END, "eos": _END, "unk": _END},
@@ -35,11 +35,12 @@ _DEFAULTS = {
 
 
 def from_files(checkpoint: Checkpoint, config: JsonObject) -> tuple[JsonObject, JsonObject] | None:
-    """tokenizer.json of a checkpoint that has the two files in its place, and tokenizer_config.json with the class's own
-    special tokens added; None where it does not have them.
+    """Build tokenizer.json from the two files, and add the class's default special tokens to tokenizer_config.json.
+
+    Returns None if the checkpoint does not have the files.
 
     Raises:
-        ConvertError: a class that is not known here, or a malformed file.
+        ConvertError: the tokenizer's class is unknown, or a file is malformed.
     """
     if not all(checkpoint.has(name) for name in FILES):
         return None
@@ -77,7 +78,7 @@ def _kind(checkpoint: Checkpoint, config: JsonObject) -> str:
     for kind, names in (("GPT2", _GPT2), ("Roberta", _ROBERTA), ("Qwen2", _QWEN2)):
         if name in names:
             return kind
-    known = ", ".join(f"{each}Tokenizer" for each in (*_GPT2, *_ROBERTA, *_QWEN2))
+    known = ", ".join(f"{name}Tokenizer" for name in (*_GPT2, *_ROBERTA, *_QWEN2))
     raise ConvertError(
         f"{checkpoint.folder}: {FILES[0]} and {FILES[1]} do not define the pre-tokenizer, and the tokenizer class "
         f"{config.get('tokenizer_class')!r:.100} is unknown (known are {known}): add its tokenizer.json, which "
@@ -95,9 +96,9 @@ def _pre_tokenizer(kind: str, config: JsonObject) -> JsonObject:
     prefix = config.get("add_prefix_space") is True
     if kind != "Qwen2":
         return {"type": "ByteLevel", "add_prefix_space": prefix, "use_regex": True}
-    made = spell("qwen2")
-    made["pretokenizers"][-1]["add_prefix_space"] = prefix
-    return made
+    step = to_json("qwen2")
+    step["pretokenizers"][-1]["add_prefix_space"] = prefix
+    return step
 
 
 def _post_processor(kind: str, config: JsonObject, ids: JsonObject) -> JsonObject | None:

@@ -1,12 +1,11 @@
-"""The vocabulary of a checkpoint, as GGUF stores it.
+"""Reads the vocabulary of a checkpoint in GGUF's form.
 
-Kinds of source, the first found of:
+The source is the first of these that exists:
 
-- qwen.tiktoken, tekken.json, or tokenizer.model in tiktoken's form: byte-level BPE by ranks (`ranks`);
+- qwen.tiktoken, tekken.json, or tokenizer.model in tiktoken's form: byte-level BPE by ranks (`bpe_ranks`);
 - tokenizer.json of kind WordPiece or Unigram (`word_piece`, `sentence_piece`);
 - tokenizer.model, spiece.model or sentencepiece.bpe.model, a SentencePiece model (`sentence_piece`);
-- tokenizer.json of kind BPE with byte fallback, which is a SentencePiece model in another form: the scores are rebuilt
-  from the merges;
+- tokenizer.json of kind BPE with byte fallback, a SentencePiece model in another form: scores are rebuilt from the merges;
 - tokenizer.json of kind byte-level BPE: tokens, merges and the name of the pre-tokenizer;
 - vocab.json and merges.txt, byte-level BPE (`vocab_and_merges`);
 - vocab.txt, a WordPiece vocabulary.
@@ -36,7 +35,7 @@ from gumba_convert.vocabulary.special_tokens import (
     added_tokens,
     read_special_tokens,
     tokens_around,
-    without_repetitions,
+    without_duplicates,
     without_rows,
 )
 from gumba_convert.vocabulary.tokenizer_class import as_loaded, is_bert
@@ -60,7 +59,7 @@ from gumba_convert.vocabulary.tokens import (
 
 __all__ = ["BYTE", "CONTROL", "NORMAL", "UNKNOWN", "UNUSED", "USER_DEFINED", "Vocabulary", "read_vocabulary"]
 
-#: What Gemma 4 marks thoughts and calls with: part of an answer's text, though its tokenizer calls these tokens special.
+#: Gemma 4's marks of reasoning and tool calls: part of an answer's text, although its tokenizer lists them as special.
 _GEMMA4_MARKS = {
     "<|channel>",
     "<channel|>",
@@ -74,11 +73,11 @@ _GEMMA4_MARKS = {
 _OTHER_KINDS = {"llama": "of SentencePiece's kind", "t5": "of SentencePiece's unigram kind", "bert": "WordPiece"}
 #: The models of tokenizer.json by GGUF's kind of vocabulary.
 _JSON_KINDS = {"gpt2": "BPE", "gemma4": "BPE", "llama": "BPE", "t5": "Unigram", "bert": "WordPiece"}
-#: Beginnings of tokenizer classes, and of model types, whose code adds a BOS that no file names.
+#: Prefixes of tokenizer classes and model types whose code adds a BOS that no file names.
 _BOS_BY_CODE = ("codellama", "code_llama", "gemma")
 _MODEL_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-#: Files that say all of a vocabulary by themselves.
-_WHOLE_FILES = (*_MODEL_FILES, ranks.QWEN_FILE, ranks.TEKKEN_FILE)
+#: Files with a complete vocabulary.
+_COMPLETE_FILES = (*_MODEL_FILES, ranks.QWEN_FILE, ranks.TEKKEN_FILE)
 
 
 def read_vocabulary(checkpoint: Checkpoint, n_rows: int, *, pre_tokenizer: str | None = None) -> Vocabulary:
@@ -99,14 +98,14 @@ def read_vocabulary(checkpoint: Checkpoint, n_rows: int, *, pre_tokenizer: str |
     if tokenizer:
         tokenizer, changes = as_loaded(checkpoint, tokenizer, config)
         tokenizer = _with_lowercase(checkpoint, tokenizer)
-    elif not any(checkpoint.has(name) for name in _WHOLE_FILES):
+    elif not any(checkpoint.has(name) for name in _COMPLETE_FILES):
         tokenizer, config = vocab_and_merges.from_files(checkpoint, config) or (tokenizer, config)
     extra = checkpoint.json("added_tokens.json") or {}
     tokenizer, config, warnings = without_rows(tokenizer, config, extra, n_rows)
-    tokenizer, config, repeated = without_repetitions(tokenizer, config)
+    tokenizer, config, duplicates = without_duplicates(tokenizer, config)
     special = read_special_tokens(checkpoint, tokenizer, config, n_rows)
-    vocabulary = _read(_Given(checkpoint, tokenizer, config, n_rows, special, pre_tokenizer))
-    vocabulary.warnings[:0] = [*changes, *warnings, *repeated, *special.warnings]
+    vocabulary = _read(_Source(checkpoint, tokenizer, config, n_rows, special, pre_tokenizer))
+    vocabulary.warnings[:0] = [*changes, *warnings, *duplicates, *special.warnings]
     _drop_unset_ends(vocabulary)
     _warn_of_ends(vocabulary, tokenizer, is_bert(checkpoint, config))
     _template_texts(vocabulary)
@@ -123,7 +122,9 @@ def read_vocabulary(checkpoint: Checkpoint, n_rows: int, *, pre_tokenizer: str |
     model = tokenizer.get("model")
     if isinstance(model, dict) and model.get("type", "BPE") == _JSON_KINDS[vocabulary.model]:
         if vocabulary.model == "llama":
-            _merges(model, ids_in_vocab(model.get("vocab"), n_rows, where), where)  # not read, where tokenizer.model is
+            _merges(
+                model, ids_in_vocab(model.get("vocab"), n_rows, where), where
+            )  # check them; tokenizer.model is read instead
         add_steps(vocabulary, tokenizer, added_tokens(tokenizer, config, where), where, named=pre_tokenizer is not None)
     else:
         warn_of_flags(vocabulary, f"{checkpoint.folder / 'tokenizer_config.json'}")
@@ -149,7 +150,7 @@ def _lowercases(normalizer: object) -> bool:
 
 
 def _drop_unset_ends(vocabulary: Vocabulary) -> None:
-    """Do not add a token that does not exist, as in transformers; GGUF readers would refuse the file."""
+    """Add no token that does not exist, as in transformers; GGUF readers would refuse the file."""
     ids = {**KINDS[vocabulary.model].special, **vocabulary.special.ids}
     for kind in [kind for kind, wanted in vocabulary.special.add.items() if wanted and kind not in ids]:
         del vocabulary.special.add[kind]
@@ -165,13 +166,13 @@ def _warn_of_ends(vocabulary: Vocabulary, tokenizer: JsonObject, by_class: bool)
     if [[text for text, _ in side] for side in around] != ends:
         texts = [text for side in around for text, _ in side]
         vocabulary.warnings.append(
-            f"tokenizer.json puts {' and '.join(texts) or 'nothing'} around a text; GGUF readers always put the class token "
-            "before and the separator behind the text of a WordPiece vocabulary"
+            f"tokenizer.json adds {' and '.join(texts) or 'nothing'} to a text; GGUF readers always add the class token "
+            "before and the separator after the text of a WordPiece vocabulary"
         )
 
 
 def _template_texts(vocabulary: Vocabulary) -> None:
-    """bos_token etc. of chat templates that differ from the text of the file's special token."""
+    """Store bos_token etc. of chat templates if they differ from the text of the file's special token."""
     special = vocabulary.special
     ids = {**KINDS[vocabulary.model].special, **special.ids}
     undefined = []
@@ -193,7 +194,7 @@ def _template_texts(vocabulary: Vocabulary) -> None:
 
 
 def _check_named(vocabulary: Vocabulary, pre_tokenizer: str, where: str) -> None:
-    """Refuse a name of a pre-tokenizer that changes nothing."""
+    """Refuse the name of a pre-tokenizer that has no effect."""
     if vocabulary.model in _OTHER_KINDS:
         own = f"its vocabulary is {_OTHER_KINDS[vocabulary.model]}, only byte-level BPE has pre-tokenizers"
     elif vocabulary.pre != pre_tokenizer:
@@ -203,8 +204,8 @@ def _check_named(vocabulary: Vocabulary, pre_tokenizer: str, where: str) -> None
     raise ConvertError(f"{where}: a pre-tokenizer cannot be named (--pre-tokenizer, pre_tokenizer=): {own}")
 
 
-class _Given(NamedTuple):
-    """What is known of a vocabulary before it is read; `tokenizer`: tokenizer.json, `config`: tokenizer_config.json."""
+class _Source(NamedTuple):
+    """The files of a vocabulary and what was read of them; `tokenizer`: tokenizer.json, `config`: tokenizer_config.json."""
 
     checkpoint: Checkpoint
     tokenizer: JsonObject
@@ -214,8 +215,8 @@ class _Given(NamedTuple):
     pre_tokenizer: str | None
 
 
-def _read(given: _Given) -> Vocabulary:
-    checkpoint, tokenizer, config, n_rows, special, pre_tokenizer = given
+def _read(source: _Source) -> Vocabulary:
+    checkpoint, tokenizer, config, n_rows, special, pre_tokenizer = source
     model = tokenizer.get("model")
     kind = model.get("type") if isinstance(model, dict) else None
     if kind == "WordPiece":
@@ -225,13 +226,13 @@ def _read(given: _Given) -> Vocabulary:
     for name in _MODEL_FILES:
         data = checkpoint.bytes(name)
         if data is not None and ranks.is_tiktoken(data):
-            if tokenizer:  # which says how text is cut
+            if tokenizer:  # which defines the pre-tokenizer
                 break
             return ranks.from_model(checkpoint, data, config, n_rows, special, pre_tokenizer)
         if data is not None:
             return sentence_piece.from_model(checkpoint, name, data, tokenizer, config, n_rows, special)
     if tokenizer:
-        return _tokenizer_json(given)
+        return _tokenizer_json(source)
     ranked = checkpoint.bytes(ranks.QWEN_FILE)
     if ranked is not None:
         return ranks.qwen(checkpoint, ranked, n_rows, special)
@@ -247,8 +248,8 @@ def _read(given: _Given) -> Vocabulary:
     )
 
 
-def _tokenizer_json(given: _Given) -> Vocabulary:
-    checkpoint, tokenizer, config, n_rows, special, pre_tokenizer = given
+def _tokenizer_json(source: _Source) -> Vocabulary:
+    checkpoint, tokenizer, config, n_rows, special, pre_tokenizer = source
     where = f"{checkpoint.folder / 'tokenizer.json'}"
     model = tokenizer.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
@@ -306,13 +307,13 @@ def _tokenizer_json(given: _Given) -> Vocabulary:
 
 
 def _has_bos_by_code(checkpoint: Checkpoint, config: JsonObject) -> bool:
-    """Whether the tokenizer's class, or that of the model's type where none is named, adds a BOS by itself."""
+    """Whether the code of the tokenizer's class (by default that of the model's type) adds a BOS."""
     name = config.get("tokenizer_class") or checkpoint.config.get("model_type")
     return isinstance(name, str) and name.lower().startswith(_BOS_BY_CODE)
 
 
 def _is_gemma4(checkpoint: Checkpoint) -> bool:
-    """Gemma 4 has merges whose order scores cannot say; its GGUF files keep them."""
+    """Gemma 4 has merges whose order scores cannot express; its GGUF files keep them."""
     text_config = checkpoint.config.get("text_config")
     kinds = [
         checkpoint.config.get("model_type"),
@@ -322,7 +323,7 @@ def _is_gemma4(checkpoint: Checkpoint) -> bool:
 
 
 def _merges(model: JsonObject, vocab: dict[str, int], where: str) -> list[tuple[str, str]]:
-    """The merges as pairs, from either spelling ("a b" or ["a", "b"]); both parts and their join are tokens."""
+    """The merges as pairs, from either form ("a b" or ["a", "b"]); both parts and their concatenation are tokens."""
     merges = model.get("merges")
     if not isinstance(merges, list):
         raise ConvertError(f"{where}: no list of merges")
@@ -341,9 +342,9 @@ def _merges(model: JsonObject, vocab: dict[str, int], where: str) -> list[tuple[
 
 
 def _scores(tokens: list[str], merges: list[tuple[str, str]]) -> np.ndarray:
-    """Scores under which joining the best-scored pair first does the same as applying the merges in order.
+    """Scores for which merging the best-scored pair first equals applying the merges in order.
 
-    llama.cpp's converter gives every token -1000 here, and loses the order.
+    llama.cpp's converter gives every token -1000 here, which loses the order.
     """
     ranks: dict[str, int] = {}
     for left, right in merges:
@@ -353,7 +354,7 @@ def _scores(tokens: list[str], merges: list[tuple[str, str]]) -> np.ndarray:
 
 
 def _has_dummy_prefix(tokenizer: JsonObject) -> bool:
-    """Whether the tokenizer puts a space before the text."""
+    """Whether the tokenizer adds a space before the text."""
     if any(step.get("type") == "Prepend" for step in steps(tokenizer.get("normalizer"), "normalizers")):
         return True
     return any(
