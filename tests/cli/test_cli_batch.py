@@ -272,7 +272,7 @@ def test_goes_on_where_it_was_ended(gumba: Callable, tiny: Path, requests: Path,
         assert process.returncode == (130 if how == "SIGINT" else -signal.SIGKILL)
         assert not out.exists() and part.read_bytes().startswith(kept)
         if how == "SIGINT":
-            assert "of 120 lines done; the same command goes on" in said and "Traceback" not in said
+            assert "of 120 lines done; the same command resumes" in said and "Traceback" not in said
         kept = part.read_bytes()
         kept = kept[: kept.rfind(b"\n") + 1]
         assert n <= kept.count(b"\n") < 120

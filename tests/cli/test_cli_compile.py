@@ -123,12 +123,12 @@ def test_a_full_disk_is_no_success(gumba: Callable, tmp_path: Path, monkeypatch:
     def compile_all(path: object, report: object) -> int:
         folder = cache_folder()
         assert folder is not None
-        monkeypatch.setattr(kernel_cache, "unfinished_file", full)
+        monkeypatch.setattr(kernel_cache, "write_file", full)
         for name in "abcde":
             write(folder / name, b"code")
         return 7
 
-    def full(*args: object) -> None:
+    def full(*args: object, **options: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(aot, "compile_all", compile_all)

@@ -86,7 +86,7 @@ def test_tokenize_special_tokens_only_on_request(gumba: Callable, tiny: Path) ->
 
 
 def test_endless_text_is_refused(gumba: Callable, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gumba.cli.terminal._MOST_TEXT", 1000)
+    monkeypatch.setattr("gumba.cli.terminal._MAX_TEXT_BYTES", 1000)
     assert gumba("tokenize", tiny, stdin="x" * 1000).code == 0
     result = gumba("tokenize", tiny, stdin="x" * 1001)
     assert (result.code, result.out, result.err) == (2, "", "gumba: error: stdin is longer than 1.0 kB\n")
@@ -139,7 +139,7 @@ def test_a_file_of_a_schema_that_never_ends(
     gumba: Callable, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As /dev/zero: it is not read into memory as a whole."""
-    monkeypatch.setattr("gumba.cli.terminal._MOST_TEXT", 1000)
+    monkeypatch.setattr("gumba.cli.terminal._MAX_TEXT_BYTES", 1000)
     (tmp_path / "schema").write_text(" " * 1001)
     for option in ("--json-schema", "--grammar"):
         result = gumba("run", tiny, "hello", option, f"@{tmp_path / 'schema'}")
