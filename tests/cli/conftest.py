@@ -31,7 +31,7 @@ Command = Callable[..., Result]
 
 
 def without_notice(err: str) -> str:
-    """What a command said on stderr, but for the notice that whoever comes first to a kernel gets."""
+    """The stderr of a command, without the notice of the first compilation of a kernel."""
     return "".join(line for line in err.splitlines(keepends=True) if not line.startswith("gumba: compiling kernels"))
 
 

@@ -32,10 +32,10 @@ def llm(tiny: Path) -> Iterator[LLM]:
         yield llm
 
 
-def answers(llm: LLM, *asked: str, params: SamplingParams = GREEDY, system: str | None = None) -> list[str]:
+def answers(llm: LLM, *messages: str, params: SamplingParams = GREEDY, system: str | None = None) -> list[str]:
     """What the model answers to these messages of one conversation."""
     talk = llm.conversation(params=params, system=system)
-    return [talk.send(text).text for text in asked]
+    return [talk.send(text).text for text in messages]
 
 
 def out(*texts: str) -> str:
@@ -500,7 +500,7 @@ def test_ctrl_c_at_a_terminal(tiny: Path, home: Path) -> None:
             time.sleep(0.002 * (attempt % 20))
             terminal.type(b"\x03/forks\n")
             stopped = b"[stopped]" in terminal.wait_for(b"main: ")
-            kept = terminal.wait_for(b" messages")  # 0: Ctrl-C came before the message was asked
+            kept = terminal.wait_for(b" messages")  # 0: Ctrl-C came before the message was sent
             terminal.wait_for(b"> ")
             if stopped and kept == b"2":
                 break

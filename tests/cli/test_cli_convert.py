@@ -103,11 +103,13 @@ def test_a_hub_id_is_fetched_and_converted(
 ) -> None:
     from gumba.hub.fetch import Listing
 
-    asked: list[str] = []
+    fetched: list[str] = []
     monkeypatch.setattr("gumba.hub.fetch.list_files", lambda reference: Listing(()))
-    monkeypatch.setattr("gumba.hub.fetch.fetch_checkpoint", lambda each, cached: asked.append(str(each)) or checkpoint)
+    monkeypatch.setattr(
+        "gumba.hub.fetch.fetch_checkpoint", lambda each, cached: fetched.append(str(each)) or checkpoint
+    )
     path = store.resolve("someone/Tiny-Chat")
-    assert asked == ["someone/Tiny-Chat"]
+    assert fetched == ["someone/Tiny-Chat"]
     assert path.parent == home / "converted" and path.name.startswith("someone--Tiny-Chat-")
     with GGUFFile(path) as file:
         assert file.metadata["general.architecture"] == "llama"

@@ -67,10 +67,10 @@ def test_run_takes_its_prompt_from_anywhere(gumba: Callable, tiny: Path, llm: LL
 
 
 def test_run_tells_the_seed_that_it_chose(gumba: Callable, tiny: Path) -> None:
-    asked = ("run", tiny, "-p", "hello", "--temp", 3, "--top-k", 0, "--top-p", 1, "--min-p", 0, "-n", 12, "--json")
-    first, second = (json.loads(gumba(*asked).out) for _ in range(2))
+    command = ("run", tiny, "-p", "hello", "--temp", 3, "--top-k", 0, "--top-p", 1, "--min-p", 0, "-n", 12, "--json")
+    first, second = (json.loads(gumba(*command).out) for _ in range(2))
     assert first["seed"] != second["seed"] and first["token_ids"] != second["token_ids"]
-    again = json.loads(gumba(*asked, "--seed", first["seed"]).out)
+    again = json.loads(gumba(*command, "--seed", first["seed"]).out)
     assert again["token_ids"] == first["token_ids"]
     greedy = ("run", tiny, "-p", "hello", "--temp", 0, "-n", 2, "--json")  # nothing is drawn
     assert json.loads(gumba(*greedy).out)["seed"] is None
@@ -243,16 +243,16 @@ def test_piped_chat_forgets_the_oldest_messages(gumba: Callable, tiny: Path, llm
     """Answers are those of a conversation that begins later; the system message stays; one message too long is an error."""
     params = SamplingParams(max_tokens=8, temperature=0)
     kind = {"role": "system", "content": "Be kind."}
-    asked = [{"role": "user", "content": letter * 40} for letter in "abcd"]
+    messages = [{"role": "user", "content": letter * 40} for letter in "abcd"]
     answers, kept = [], []
-    for message in asked:
+    for message in messages:
         kept.append(message)
         while len(llm.tokenizer.encode(llm.chat_template.render([kind, *kept]), parse_special=True)) + 8 > 160:
             del kept[:2]
         answers.append(llm.chat([kind, *kept], params).text)
         kept.append({"role": "assistant", "content": answers[-1]})
-    assert kept[0] != asked[0]
-    lines = "".join(message["content"] + "\n" for message in asked)
+    assert kept[0] != messages[0]
+    lines = "".join(message["content"] + "\n" for message in messages)
     args = ("chat", tiny, "-n", 8, "--temp", 0, "-c", 160, "--system", "Be kind.")
     result = gumba(*args, stdin=lines)
     assert (result.code, result.out) == (0, "".join(f"{text}\n" for text in answers))
@@ -412,7 +412,7 @@ def test_what_writes_no_text_says_so(gumba: Callable, command: tuple[str, ...]) 
     assert result.err == "gumba: error: bert models are encoders, without logits, and generate no text: use embed\n"
 
 
-def test_what_judges_texts_is_for_python(gumba: Callable) -> None:
+def test_rerankers_and_classifiers_are_for_python(gumba: Callable) -> None:
     result = gumba("chat", ENCODER.with_name("classifier_bert_ranks.gguf"), "--quiet")
     assert result.code == 2 and result.err.endswith("instead of logits; use rerank of LLM, from Python\n")
 

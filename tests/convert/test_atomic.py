@@ -135,7 +135,7 @@ def test_temporary_of_a_living_run_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks")
-def test_only_what_nobody_works_on_is_removed(tmp_path: Path) -> None:
+def test_only_unlocked_temporaries_are_removed(tmp_path: Path) -> None:
     """By its lock, not by the process id in its name: that may be another process's by now, in a container for one."""
     import fcntl
 

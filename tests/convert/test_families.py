@@ -264,7 +264,7 @@ def test_a_reranker_by_name_alone_is_a_warning(tmp_path: Path, kind: str) -> Non
     assert any("the model's name is that of a reranker, but no file says so" in each for each in report.warnings)
 
 
-def test_a_reranker_with_a_head_of_its_own_is_asked_the_same(tmp_path: Path) -> None:
+def test_a_reranker_with_a_head_of_its_own_has_the_same_template(tmp_path: Path) -> None:
     family = FAMILIES["qwen3"]
     tensors = checkpoint_tensors(family)
     del tensors["lm_head.weight"]

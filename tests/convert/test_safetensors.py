@@ -1,4 +1,4 @@
-"""Checkpoint files that nobody vouches for: every fault is a ConvertError that names the file and the tensor."""
+"""Untrusted checkpoint files: every fault is a ConvertError that names the file and the tensor."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from support.tiny_checkpoints import CONFIG, GPT2, MERGES, VOCAB, added, tokeniz
 
 N_ROWS = CONFIG["vocab_size"]
 
-# As the published models spell them.
+# As in the published models.
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -98,7 +98,7 @@ def test_pre_tokenizer(step: dict[str, Any], name: str) -> None:
 
 
 def test_pre_tokenizers_of_published_models() -> None:
-    """In use, and spelled otherwise than in the table: Granite 4.1 and MiniMax M2 drop what is not matched."""
+    """In use, and written differently than in the table: Granite 4.1 and MiniMax M2 drop what is not matched."""
     removed = [split(pattern, "Removed", True) for pattern in (LLAMA3, GPT4O_PATTERN)]
     assert [detect(chain(step, BYTES))[0] for step in removed] == ["llama-bpe", "gpt-4o"]
     tekken = chain(split(TEKKEN_PATTERN), BYTES)
@@ -120,8 +120,8 @@ def test_pre_tokenizers_of_published_models() -> None:
 
 def test_pre_tokenizer_in_a_new_spelling() -> None:
     """Words that are letters of any kind: none of the known spellings, but the same on every text."""
-    spelled = chain(split(LLAMA3.replace(r"\p{L}+", r"[\p{Lu}\p{Ll}\p{Lt}\p{Lm}\p{Lo}]+")), BYTES)
-    assert detect(spelled) == ("llama-bpe", False)
+    variant = chain(split(LLAMA3.replace(r"\p{L}+", r"[\p{Lu}\p{Ll}\p{Lt}\p{Lm}\p{Lo}]+")), BYTES)
+    assert detect(variant) == ("llama-bpe", False)
 
 
 def test_a_repeated_interval_is_no_possessive_one() -> None:
@@ -171,7 +171,7 @@ def test_pre_tokenizer_that_is_refused(tmp_path: Path, step: Any, message: str) 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_spelled_and_found_again(name: str) -> None:
+def test_to_json_and_back(name: str) -> None:
     if name in ("afmoe", "chameleon") or PRE_TOKENIZERS[name].characters:
         with pytest.raises(ConvertError, match="no known form"):
             to_json(name)

@@ -65,7 +65,7 @@ def test_fetched_converted_and_kept(hub: Hub, tmp_path: Path) -> None:
     assert {method for method, _ in hub.requests} <= {"GET", "HEAD"}  # nothing is sent
     (tmp_path / "out.gguf").unlink()
     hub.shutdown()
-    hub.server_close()  # nobody answers now: the cache has to do
+    hub.server_close()  # the hub is gone: the cache must suffice
     second = run(tmp_path, hub.url, "ada/tiny")
     assert second.returncode == 0, second.stdout + second.stderr
     assert (tmp_path / "out.gguf").read_bytes() == made
@@ -136,13 +136,13 @@ def test_one_file_by_name_or_pattern(hub: Hub, tmp_path: Path) -> None:
         "/ada/tiny/resolve/main/training.log"
     }
     hub.shutdown()
-    hub.server_close()  # nobody answers now: a file that was named is in the cache
+    hub.server_close()  # the hub is gone: a file that was named is in the cache
     done = fetched("training.log")
     assert done.returncode == 0 and done.stdout == "not needed\n", done.stdout + done.stderr
 
 
 def test_every_file_that_a_conversion_may_read_is_fetched() -> None:
-    """Names of files in the converter's source are all among those that are asked for."""
+    """Names of files in the converter's source are all among those that are downloaded."""
     import fnmatch
     import re
 

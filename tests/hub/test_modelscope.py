@@ -41,13 +41,13 @@ MODEL = "/api/v1/models/ada/tiny"
 class Site(Local):
     """Serves `folder` as the model ada/tiny.
 
-    `asked`: (path, FilePath, Range) of every request; `cut`: of a file so many bytes are sent before the line goes dead;
+    `requests`: (path, FilePath, Range) of every request; `cut`: of a file so many bytes are sent before the line goes dead;
     `spoiled`: whether files are other than their hashes say; `listed`: changes to what the list says of every file.
     """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, Routes)
-        self.asked: list[tuple[str, str, str]] = []
+        self.requests: list[tuple[str, str, str]] = []
         self.cut, self.spoiled = 0, False
         self.listed: dict[str, object] = {}
 
@@ -63,7 +63,7 @@ class Routes(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         name = parse_qs(url.query).get("FilePath", [""])[0]
         wanted = self.headers.get("Range", "")
-        self.server.asked.append((url.path, name, wanted))
+        self.server.requests.append((url.path, name, wanted))
         if self.server.status != 200:
             return self.answer(self.server.status, b'{"Code": 1, "Message": "trouble", "Success": false}')
         folder = self.server.folder
@@ -135,7 +135,7 @@ def one_line(done: subprocess.CompletedProcess[str], kind: str = "DownloadError"
 
 
 def fetched(site: Site) -> set[str]:
-    return {name for path, name, _ in site.asked if path == f"{MODEL}/repo"}
+    return {name for path, name, _ in site.requests if path == f"{MODEL}/repo"}
 
 
 NEEDED = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
@@ -149,7 +149,7 @@ def test_fetched_converted_and_kept(site: Site, tmp_path: Path) -> None:
     assert fetched(site) == NEEDED
     (tmp_path / "out.gguf").unlink()
     site.shutdown()
-    site.server_close()  # nobody answers now: the cache has to do
+    site.server_close()  # the site is gone: the cache must suffice
     second = run(tmp_path, site.url, "modelscope:ada/tiny")
     assert second.returncode == 0, second.stdout + second.stderr
     assert (tmp_path / "out.gguf").read_bytes() == made
@@ -162,10 +162,10 @@ def test_a_download_goes_on_where_it_ended(site: Site, tmp_path: Path) -> None:
     unreachable = one_line(run(tmp_path, "http://127.0.0.1:9", "modelscope:ada/tiny"))
     assert "cannot be reached" in unreachable, "what is there is not the whole"
     site.cut = 0
-    site.asked.clear()
+    site.requests.clear()
     done = run(tmp_path, site.url, "modelscope:ada/tiny")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [wanted for _, name, wanted in site.asked if name == "model.safetensors"] == ["bytes=1000-"]
+    assert [wanted for _, name, wanted in site.requests if name == "model.safetensors"] == ["bytes=1000-"]
 
 
 def test_a_file_that_is_not_what_its_hash_says(site: Site, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_the_site_in_trouble(site: Site, tmp_path: Path, status: int, message: s
     done = run(tmp_path, site.url, "modelscope:ada/tiny")
     assert message in one_line(done)
     assert done.stderr == ""
-    assert len(site.asked) <= 2, "its package asks more than twenty times by itself"
+    assert len(site.requests) <= 2, "its package retries more than twenty times by itself"
 
 
 def test_unreachable(tmp_path: Path) -> None:
@@ -260,4 +260,4 @@ def test_a_gguf_file_that_is_not_what_its_hash_says(site: Site, tmp_path: Path) 
 def test_an_impossible_size(site: Site, tmp_path: Path) -> None:
     site.listed = {"Size": -1}
     assert "ModelScope gives -1 as a size" in one_line(run(tmp_path, site.url, "modelscope:ada/tiny", code=RESOLVE))
-    assert all(name == "" for _, name, _ in site.asked)
+    assert all(name == "" for _, name, _ in site.requests)

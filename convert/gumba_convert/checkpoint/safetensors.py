@@ -1,4 +1,4 @@
-"""Reading safetensors files that nobody vouches for.
+"""Reads untrusted safetensors files.
 
     header length N u64 little-endian | N bytes of JSON | data
     JSON: {"__metadata__": {str: str}, NAME: {"dtype": "BF16", "shape": [rows, columns], "data_offsets": [begin, end]}}

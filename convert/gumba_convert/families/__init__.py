@@ -1,4 +1,4 @@
-"""Checkpoint families, one file each: `HF_ARCHITECTURES`, `MODEL_TYPES` and `plan(checkpoint)`."""
+"""Checkpoint families, one file each, with `HF_ARCHITECTURES`, `MODEL_TYPES` and `plan(checkpoint)`."""
 
 from __future__ import annotations
 
@@ -108,21 +108,21 @@ MODEL_TYPES: dict[str, ModuleType] = {name: family for family in MODULES for nam
 
 
 def family_of(checkpoint: Checkpoint) -> ModuleType:
-    """The family of a checkpoint: by its architecture, or where it names none, by its model type.
+    """The family of a checkpoint: by its architecture or, without one, by its model type.
 
     Raises:
-        ConvertError: none that is known here.
+        ConvertError: the family is unknown.
     """
     architectures, model_type = checkpoint.config.get("architectures"), checkpoint.config.get("model_type")
     if architectures is None and isinstance(model_type, str) and model_type in MODEL_TYPES:
         return MODEL_TYPES[model_type]
-    found = architectures[0] if isinstance(architectures, list) and len(architectures) == 1 else architectures
-    if not isinstance(found, str) or found not in FAMILIES:
-        what = found if isinstance(found, str) else f"architectures {architectures!s:.100}"
+    name = architectures[0] if isinstance(architectures, list) and len(architectures) == 1 else architectures
+    if not isinstance(name, str) or name not in FAMILIES:
+        what = name if isinstance(name, str) else f"architectures {architectures!s:.100}"
         if architectures is None and model_type is not None:
             what = f"model_type {model_type!s:.100} without architectures"
         raise ConvertError(
             f"{checkpoint.folder / 'config.json'}: {what:.200} is not supported; "
             "docs/models.md or `gumba models` lists what is"
         )
-    return FAMILIES[found]
+    return FAMILIES[name]

@@ -1,6 +1,6 @@
-"""Baichuan 1 and 2: Llama with Q, K and V in one matrix. The 13B models have ALiBi in place of rotated positions.
+"""Baichuan 1 and 2: Llama with Q, K and V in one matrix. The 13B models have ALiBi instead of RoPE.
 
-Baichuan 2 divides every row of its output matrix by the row's length when it is used; the file stores the result.
+Baichuan 2 normalizes each row of its output matrix at run time; the file stores normalized rows.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ ARCHITECTURE = "baichuan"
 HF_ARCHITECTURES = ("BaichuanForCausalLM", "BaiChuanForCausalLM")
 MODEL_TYPES = ("baichuan",)
 
-#: What tells Baichuan 2 from 1.
+#: The vocabulary size of Baichuan 2, which distinguishes it from 1.
 N_VOCAB_2 = 125696
 
 
 def plan(checkpoint: Checkpoint) -> Plan:
-    """Metadata and tensors of a Baichuan checkpoint; readers tell ALiBi models by their 40 layers.
+    """Metadata and tensors of a Baichuan checkpoint; readers recognize ALiBi models by their 40 layers.
 
     Raises:
         ConvertError: an unsupported configuration or set of tensors.

@@ -1,6 +1,6 @@
 """BERT, RoBERTa and XLM-RoBERTa: encoders, LayerNorm after each part; embeddings, rerankers and classifiers.
 
-RoBERTa counts positions from one past the padding token's id: the rows before are left out. A classifier's first layer
+RoBERTa counts positions from the padding token's id + 1: the rows before are omitted. A classifier's first layer
 (BERT's pooler, RoBERTa's `classifier.dense`) is GGUF's `cls`, its last `cls.output`.
 """
 
@@ -32,13 +32,13 @@ POOLER = r"|pooler\..*"
 
 
 def plan(checkpoint: Checkpoint) -> Plan:
-    """Metadata and tensors of a BERT checkpoint; heads that predict masked words are left out.
+    """Metadata and tensors of a BERT checkpoint; masked-language-model heads are omitted.
 
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
     reader = decoder.text_config(checkpoint)
-    if reader.config.get("position_embedding_type") == "rotary":  # Jina Embeddings 3 says that it is XLM-RoBERTa
+    if reader.config.get("position_embedding_type") == "rotary":  # Jina Embeddings 3 has the model type of XLM-RoBERTa
         return jina_bert_v3.plan(checkpoint)
     name = (checkpoint.config.get("architectures") or [reader.config.get("model_type", "")])[0]
     roberta = name.startswith(ROBERTA) or "roberta" in name or "camembert" in name

@@ -1,7 +1,7 @@
 """ChatGLM2, ChatGLM3 and GLM-4-9B, in their own form and in that of transformers (GlmForCausalLM).
 
-Heads are half rotated, pairs side by side as in GGUF's architecture; gate and up lie in one matrix, and in ChatGLM's own
-form Q, K and V too.
+Half of each head is rotated, in interleaved pairs as in GGUF's architecture; gate and up are one matrix, in ChatGLM's own form
+also Q, K and V.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HF_ARCHITECTURES = ("ChatGLMModel", "ChatGLMForConditionalGeneration", "GlmForCa
 MODEL_TYPES = ("chatglm", "glm")
 
 DEFAULTS = {"n_kv_heads": 2, "n_ctx": 131072, "head_dim": 128, "norm_eps": 1.5625e-7}
-# The keys of ChatGLM's own configuration, and what they are called everywhere else.
+# The keys of ChatGLM's own configuration, and the common keys.
 OWN = {
     "num_layers": "num_hidden_layers",
     "ffn_hidden_size": "intermediate_size",
@@ -54,7 +54,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
 
 
 def _translated(reader: ConfigReader) -> ConfigReader:
-    """ChatGLM's configuration under the usual names; without groups, every head has its own K and V."""
+    """ChatGLM's configuration with the common keys; without groups, every head has its own K and V."""
     for key, wanted in (("rmsnorm", True), ("add_bias_linear", False), ("post_layer_norm", True)):
         reader.must_be(key, wanted)
     reader.must_be("apply_residual_connection_post_layernorm", False)

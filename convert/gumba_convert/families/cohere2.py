@@ -1,6 +1,6 @@
-"""Command R7B and Command A: one LayerNorm feeds attention and feed-forward; only layers with a window rotate.
+"""Command R7B and Command A: one LayerNorm feeds attention and feed-forward; only sliding-window layers have RoPE.
 
-Cohere's own code rotates pairs side by side, as GGUF's architecture does: no rows are moved.
+Cohere's code rotates interleaved pairs, as GGUF's architecture does: rows keep their order.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Command R and R+, and Aya: one LayerNorm feeds attention and feed-forward; the larger ones norm each head of Q and K.
+"""Command R and R+, and Aya: one LayerNorm feeds attention and feed-forward; the larger ones normalize each head of Q and K.
 
-Cohere's own code rotates pairs side by side, as GGUF's architecture does: no rows are moved.
+Cohere's code rotates interleaved pairs, as GGUF's architecture does: rows keep their order.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ HF_ARCHITECTURES = ("CohereForCausalLM",)
 MODEL_TYPES = ("cohere",)
 
 DEFAULTS = {"n_ctx": 8192, "norm_eps": 1e-5, "tied": True}
-#: Readers look for the norms of heads in models of at least so many layers.
+#: Readers expect head norms in models of at least this many layers.
 NORMED = 64
 
 

@@ -1,7 +1,7 @@
-"""DeepSeek V2 and V3: multi-head latent attention, and experts behind a few dense layers.
+"""DeepSeek V2 and V3: multi-head latent attention, and experts after a few dense layers.
 
-GGUF has K's and V's share of `kv_b_proj` apart, head by head, K's turned round: attention then works on the latent
-vectors themselves, as one head of K and V that all query heads share.
+GGUF stores the K and V parts of `kv_b_proj` separately, head by head, K's transposed: attention then works on the latent
+vectors, as one head of K and V that all query heads share.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SOFTMAX, SIGMOID = 1, 2
 
 @dataclass(frozen=True)
 class Latent:
-    """Widths of latent attention; `q_rank` is 0 where Q is one matrix."""
+    """Widths of latent attention; `q_rank` is 0 if Q is one matrix."""
 
     q_rank: int
     kv_rank: int
@@ -38,7 +38,7 @@ class Latent:
 
 
 def plan(checkpoint: Checkpoint) -> Plan:
-    """Metadata and tensors of a DeepSeek V2 or V3 checkpoint; layers that predict further tokens are left out.
+    """Metadata and tensors of a DeepSeek V2 or V3 checkpoint; multi-token-prediction layers are omitted.
 
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
@@ -93,7 +93,7 @@ def _width(reader: ConfigReader) -> int:
 
 
 def _count(reader: ConfigReader, key: str, limit: int) -> int:
-    """A number from 0 to `limit`; 0 where there is none."""
+    """An integer from 0 to `limit`; 0 if the key is absent."""
     value = reader.config.get(key)
     if value is None or (type(value) is int and value == 0):
         return 0
@@ -116,7 +116,7 @@ def _attention_metadata(latent: Latent) -> dict[str, Value]:
 
 
 def _routing(reader: ConfigReader, third: bool) -> dict[str, Value]:
-    """How experts are chosen and weighed."""
+    """Metadata of the expert routing."""
     reader.must_be("scoring_func", "sigmoid" if third else "softmax")
     reader.must_be("topk_method", "noaux_tc" if third else "greedy")
     values = {

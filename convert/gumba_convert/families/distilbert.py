@@ -1,6 +1,6 @@
-"""DistilBERT: BERT with half of its layers, and without types of tokens.
+"""DistilBERT: BERT with half of its layers, and without token types.
 
-Its classifier's first layer has ReLU where BERT's has tanh, which a key of gumba's own says: `gumba.classifier.activation`.
+Its classifier's first layer has ReLU instead of BERT's tanh, stored in gumba's key `gumba.classifier.activation`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ HF_ARCHITECTURES = ("DistilBertModel", "DistilBertForMaskedLM", "DistilBertForSe
 MODEL_TYPES = ("distilbert",)
 
 NAMES = Names("n_layers", "dim", "hidden_dim", "n_heads", "n_heads", norm_eps="layer_norm_eps", activation="activation")
-#: The epsilon stands in transformers' code; no configuration has it.
+#: The epsilon is in transformers' code, not in the configuration.
 DEFAULTS = {"n_ctx": 512, "norm_eps": 1e-12, "tied": True}
-#: transformers reads these names too.
+#: transformers also reads these names.
 OTHER_NAMES = {
     "hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers", "hidden_act": "activation",
 }  # fmt: skip
@@ -30,7 +30,7 @@ UNNEEDED = r"vocab_(transform|layer_norm|projector)\..*|embeddings\.position_ids
 
 
 def plan(checkpoint: Checkpoint) -> Plan:
-    """Metadata and tensors of a DistilBERT checkpoint; the head that predicts masked words is left out.
+    """Metadata and tensors of a DistilBERT checkpoint; the masked-language-model head is omitted.
 
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
@@ -53,9 +53,9 @@ def plan(checkpoint: Checkpoint) -> Plan:
         table.linear("cls", "pre_classifier", (d.n_embd, d.n_embd), bias=True)
         table.linear("cls.output", "classifier", (len(names), d.n_embd), bias=True)
         values |= classifier_metadata(ARCHITECTURE, names) | {"gumba.classifier.activation": string("relu")}
-    made = decoder.finish(ARCHITECTURE, d, values, table, None)
+    result = decoder.finish(ARCHITECTURE, d, values, table, None)
     note = ["the classifier's first layer has ReLU: llama.cpp, which has tanh there, gives other scores"]
-    return replace(made, warnings=[*(note if classifies else []), *made.warnings])
+    return replace(result, warnings=[*(note if classifies else []), *result.warnings])
 
 
 def _block(layer: Layer, d: Decoder) -> None:

@@ -1,4 +1,4 @@
-"""EXAONE 4: norms after each part and on the heads of Q and K. Where there are windows, only those layers rotate."""
+"""EXAONE 4: norms after each block and on the heads of Q and K. In models with windows, only sliding-window layers have RoPE."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
 
 
 def _pattern(d: Decoder) -> list[bool]:
-    """`sliding_window_pattern`: a period, or letters for the layers in turn, L (local) and G (global)."""
+    """`sliding_window_pattern`: a period, or a letter per layer: L (local) or G (global)."""
     pattern = d.reader.config.get("sliding_window_pattern", 4)
     if type(pattern) is int and pattern > 0:
         pattern = "L" * (pattern - 1) + "G"

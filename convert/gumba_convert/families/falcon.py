@@ -1,6 +1,6 @@
-"""Falcon: attention and feed-forward side by side; Q, K and V fused in groups that share one K and V.
+"""Falcon: parallel attention and feed-forward; Q, K and V fused in groups that share one K and V.
 
-GGUF wants all of Q, then all of K, then all of V.
+GGUF stores all of Q, then all of K, then all of V.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
 
 
 def _names(reader: ConfigReader, new: bool) -> Names:
-    """Names of the sizes; the first checkpoints have shorter ones. Without groups, `num_kv_heads` says nothing."""
+    """Keys of the sizes; the first checkpoints have shorter ones. Without groups, `num_kv_heads` has no effect."""
     heads = "num_attention_heads" if reader.has("num_attention_heads") else "n_head"
     groups = ("num_kv_heads" if reader.has("num_kv_heads") else "n_head_kv") if new else heads
     layers = "num_hidden_layers" if reader.has("num_hidden_layers") else "n_layer"

@@ -16,7 +16,7 @@ DEFAULTS = {"n_kv_heads": 16, "n_ctx": 8192, "head_dim": 256, "tied": True}
 
 
 def plan(checkpoint: Checkpoint) -> Plan:
-    """Metadata and tensors of a Gemma checkpoint; its first files say `gelu` where they mean the tanh form.
+    """Metadata and tensors of a Gemma checkpoint; in its first files `gelu` means the tanh form.
 
     Raises:
         ConvertError: an unsupported configuration or set of tensors.

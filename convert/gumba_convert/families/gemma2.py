@@ -1,4 +1,4 @@
-"""Gemma 2: norms before and after each part, soft caps, and every other layer sees only a window."""
+"""Gemma 2: norms before and after each block, logit soft-capping, and sliding windows in every other layer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODEL_TYPES = ("gemma2",)
 NAMES = Names(activation="hidden_activation")
 DEFAULTS = {"n_kv_heads": 4, "n_ctx": 8192, "head_dim": 256, "tied": True}
 PERIOD = 2
-# Models of so many layers (the 27B ones) scale attention by the width of a head as embedding / heads, others by the head's own.
+# Models with this many layers (27B) scale attention by embedding / heads, others by the width of a head.
 WIDE = 46
 
 
@@ -61,10 +61,10 @@ def gemma_block(layer: Layer, d: Decoder) -> None:
 
 
 def check_scale(d: Decoder, wide: int) -> None:
-    """GGUF has no key for `query_pre_attn_scalar`: readers know it from the sizes.
+    """Check `query_pre_attn_scalar`, which has no GGUF key: readers derive it from the sizes.
 
     Raises:
-        ConvertError: it is another number than readers take.
+        ConvertError: it differs from the derived value.
     """
     known = d.n_embd // d.n_heads if d.n_layers == wide else d.head_dim
     scalar = d.reader.number("query_pre_attn_scalar", 256)

@@ -1,7 +1,6 @@
-"""Gemma 3's language models: norms on the heads of Q and K, five layers with a window to one without.
+"""Gemma 3's language models: norms on the heads of Q and K, five sliding-window layers to one global layer.
 
-Layers with a window rotate with a base frequency of their own, and without context extension.
-EmbeddingGemma is the same with tokens that see both sides.
+Sliding-window layers have their own RoPE base frequency, without context extension. EmbeddingGemma has bidirectional attention.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ DEFAULTS = {
 }
 PERIOD = 6
 WIDE = 62
-# Where the whole model is a part of a larger one.
+# Prefixes in checkpoints of a larger model.
 PARTS = decoder.BARE | {
     "language_model.lm_head.": "lm_head.",
     "language_model.model.": "model.",
@@ -49,7 +48,7 @@ VISION = r"(model\.)?(vision_tower|multi_modal_projector)\..*"
 
 
 def plan(checkpoint: Checkpoint) -> Plan:
-    """Metadata and tensors of a Gemma 3 checkpoint; images' parts are left out.
+    """Metadata and tensors of a Gemma 3 checkpoint; vision parts are omitted.
 
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
@@ -64,7 +63,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     settings = reader.section("rope_parameters")
     local = settings.section("sliding_attention") if settings is not None else None
     if local is not None:
-        local.must_be("rope_type", "default")  # layers with a window rotate without context extension
+        local.must_be("rope_type", "default")  # sliding-window layers have no context extension
     theta = local.number("rope_theta", 1e4) if local is not None else reader.number("rope_local_base_freq", 1e4)
     if both_sides:
         values["gemma-embedding.attention.causal"] = boolean(False)
@@ -91,7 +90,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
 
 
 def _projections(table: TensorTable, d: Decoder) -> dict[str, Value]:
-    """EmbeddingGemma's two matrices behind the pooling, where the checkpoint has them."""
+    """EmbeddingGemma's two matrices after the pooling, if the checkpoint has them."""
     values = {}
     for i, (part, columns, rows) in enumerate(projections(table.checkpoint, d.n_embd), 2):
         table.include(f"dense_{i}.", part)

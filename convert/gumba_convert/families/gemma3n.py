@@ -1,7 +1,7 @@
-"""Gemma 3n's language models: several streams, of which layers work on one; windows in four layers of five.
+"""Gemma 3n's language models: AltUp streams, of which layers process one; windows in four layers of five.
 
-Readers know some sizes without being told: llama.cpp takes it that there are 4 streams, that 20 layers have keys of their
-own and that embeddings of a layer are 256 wide, as in all released models.
+Readers assume some sizes: llama.cpp assumes 4 streams, 20 layers with their own keys, and per-layer embeddings of width 256, as
+in all released models.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PERIOD = 5
 
 
 def plan(checkpoint: Checkpoint) -> Plan:
-    """Metadata and tensors of a Gemma 3n checkpoint; pictures' and sound's parts are left out.
+    """Metadata and tensors of a Gemma 3n checkpoint; vision and audio parts are omitted.
 
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
@@ -90,29 +90,29 @@ def plan(checkpoint: Checkpoint) -> Plan:
 
 
 def _widths(reader: ConfigReader) -> list[int]:
-    """Widths of all layers' feed-forward parts: a list, or one number for all."""
+    """Feed-forward widths of all layers, from a list or one number."""
     key, n_layers = "intermediate_size", reader.integer("num_hidden_layers", DEFAULTS["n_layers"])
-    found = reader.config.get(key)
-    if not isinstance(found, list):
+    widths = reader.config.get(key)
+    if not isinstance(widths, list):
         return [reader.integer(key, DEFAULTS["n_ff"])] * n_layers
-    if len(found) != n_layers or not all(type(n) is int and 0 < n < 2**31 for n in found):
-        raise reader.fail(key, f"is {str(found)[:80]}, expected {n_layers} positive integers")
-    return found
+    if len(widths) != n_layers or not all(type(n) is int and 0 < n < 2**31 for n in widths):
+        raise reader.fail(key, f"is {str(widths)[:80]}, expected {n_layers} positive integers")
+    return widths
 
 
 def _cutoffs(reader: ConfigReader, n_layers: int) -> list[float]:
-    """For each layer, how far above the mean a gate opens so that only its share does, in standard deviations."""
+    """Cutoff of each layer's sparse gate in standard deviations above the mean, from the fraction of zeros."""
     key = "activation_sparsity_pattern"
-    usual = [0.95 if i < 10 < n_layers else 0.0 for i in range(n_layers)]
-    found = reader.config[key] if reader.has(key) else usual
-    shares = found if isinstance(found, list) else [found] * n_layers
-    if len(shares) != n_layers or not all(type(share) in (int, float) and 0 <= share < 1 for share in shares):
-        raise reader.fail(key, f"is {str(found)[:80]}, expected {n_layers} numbers from 0 to 1")
-    return [NormalDist().inv_cdf(share) if share else float("-inf") for share in shares]
+    default = [0.95 if i < 10 < n_layers else 0.0 for i in range(n_layers)]
+    sparsity = reader.config[key] if reader.has(key) else default
+    fractions = sparsity if isinstance(sparsity, list) else [sparsity] * n_layers
+    if len(fractions) != n_layers or not all(type(share) in (int, float) and 0 <= share < 1 for share in fractions):
+        raise reader.fail(key, f"is {str(sparsity)[:80]}, expected {n_layers} numbers from 0 to 1")
+    return [NormalDist().inv_cdf(share) if share else float("-inf") for share in fractions]
 
 
 def _attention(layer: Layer, d: Decoder, *, own: bool) -> None:
-    """The attention of a layer; llama.cpp wants keys and values of layers, too, that read others' (`own` is false)."""
+    """The attention of a layer; llama.cpp also expects K and V of layers that reuse others' (`own` is false)."""
     layer.linear("attn_q", "self_attn.q_proj", (d.n_q, d.n_embd))
     layer.linear("attn_output", "self_attn.o_proj", (d.n_embd, d.n_q))
     if own or layer.has("self_attn.k_proj.weight"):
@@ -127,7 +127,7 @@ def _attention(layer: Layer, d: Decoder, *, own: bool) -> None:
 
 
 def _streams(layer: Layer, d: Decoder, n: int) -> None:
-    """How a layer predicts and corrects the streams."""
+    """Tensors of AltUp: prediction and correction of the streams."""
     layer.linear("altup_router", "altup.modality_router", (n, d.n_embd))
     layer.norm("altup_router_norm", "altup.router_norm", d.n_embd)
     layer.linear("altup_predict_coef", "altup.prediction_coefs", (n * n, n))

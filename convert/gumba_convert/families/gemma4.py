@@ -1,7 +1,7 @@
-"""Gemma 4's language models: global layers with heads of their own size, of which a part turns; experts in some.
+"""Gemma 4's language models: global layers with another head size and partial RoPE; experts in some models.
 
-A rotation of a part of a head that leaves its pairs where they are is said by factors of the frequencies: those that do not
-turn are divided by a huge number.
+Partial RoPE that keeps the pairs of the full head is expressed by frequency factors: frequencies of unrotated pairs are divided
+by a huge number.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ NO_TURN = np.float32(1e30)
 
 
 def plan(checkpoint: Checkpoint) -> Plan:
-    """Metadata and tensors of a Gemma 4 checkpoint; pictures' and sound's parts are left out.
+    """Metadata and tensors of a Gemma 4 checkpoint; vision and audio parts are omitted.
 
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
@@ -55,14 +55,14 @@ def plan(checkpoint: Checkpoint) -> Plan:
     reader = decoder.text_config(checkpoint)
     d = decoder.read_decoder(reader, defaults=DEFAULTS, names=NAMES, activations=("gelu_pytorch_tanh",), theta=None)
     reader.must_be("attention_bias", False)
-    reader.must_be("use_bidirectional_attention", "vision")  # of pictures only
+    reader.must_be("use_bidirectional_attention", "vision")  # of images only
     sliding = decoder.sliding_layers(reader, d.n_layers, decoder.every(d.n_layers, PERIOD))
     n_shared = per_layer.shared_layers(reader, sliding)
     n_own = d.n_layers - n_shared
     n_per_layer = per_layer.optional_integer(reader, "hidden_size_per_layer_input")
     wide = reader.flag("use_double_wide_mlp", False)
     n_ffs = [2 * d.n_ff if wide and i >= n_own else d.n_ff for i in range(d.n_layers)]
-    full = _everywhere(d, sliding)
+    full = _global_sizes(d, sliding)
     kinds = [d if windowed else full for windowed in sliding]
     rope, local = read_rope(reader, theta=1e6), per_layer.local_rope(reader)
     experts = _experts(reader)
@@ -106,16 +106,16 @@ def plan(checkpoint: Checkpoint) -> Plan:
     return decoder.finish(ARCHITECTURE, d, values, table, _factors(reader, rope, full.head_dim))
 
 
-def _everywhere(d: Decoder, sliding: list[bool]) -> Decoder:
-    """The sizes of layers without a window; transformers 5 writes them layer by layer."""
+def _global_sizes(d: Decoder, sliding: list[bool]) -> Decoder:
+    """The sizes of global layers; transformers 5 writes them layer by layer."""
     reader = d.reader
     by_layer = reader.section("per_layer_config")
     if by_layer is None:
         own = reader.flag("attention_k_eq_v", False) and reader.has("num_global_key_value_heads")
         n_kv_heads = reader.integer("num_global_key_value_heads") if own else d.n_kv_heads
-        found = {(reader.integer("global_head_dim", 512), n_kv_heads)}
+        sizes_seen = {(reader.integer("global_head_dim", 512), n_kv_heads)}
     else:
-        found = set()
+        sizes_seen = set()
         for i, windowed in enumerate(sliding):
             layer = by_layer.section(str(i)) or ConfigReader({}, reader.where)
             sizes = layer.integer("head_dim", d.head_dim), layer.integer("num_key_value_heads", d.n_kv_heads)
@@ -126,10 +126,10 @@ def _everywhere(d: Decoder, sliding: list[bool]) -> Decoder:
                     "per_layer_config", f"of layer {i} is {str(layer.config)[:100]}, which is not supported"
                 )
             if not windowed:
-                found.add(sizes)
-    if len(found) != 1:
-        raise reader.fail("per_layer_config", "has layers without a window of other sizes than one another, or none")
-    head_dim, n_kv_heads = found.pop()
+                sizes_seen.add(sizes)
+    if len(sizes_seen) != 1:
+        raise reader.fail("per_layer_config", "must have global layers, all of the same sizes")
+    head_dim, n_kv_heads = sizes_seen.pop()
     if d.n_heads % n_kv_heads or head_dim % 2:
         raise reader.fail("num_attention_heads", f"is {d.n_heads}: {n_kv_heads} KV heads of {head_dim} do not fit")
     return replace(d, head_dim=head_dim, n_kv_heads=n_kv_heads)
@@ -145,12 +145,12 @@ def _factors(reader: ConfigReader, rope: Rope, head_dim: int) -> np.ndarray:
 
 
 def _attention(layer: Layer, d: Decoder, *, own: bool, values: bool) -> None:
-    """The attention of a layer; `own`: it makes keys itself, and `values`: with a matrix for values."""
+    """The attention of a layer; `own`: it has its own keys; `values`: and a matrix for values."""
     layer.linear("attn_q", "self_attn.q_proj", (d.n_q, d.n_embd))
     layer.norm("attn_q_norm", "self_attn.q_norm", d.head_dim)
     layer.linear("attn_output", "self_attn.o_proj", (d.n_embd, d.n_q))
     for name in ("k_proj", "v_proj", "k_norm"):
-        layer.table.spare(f"{layer.theirs}self_attn.{name}.weight")  # others' are read instead
+        layer.table.spare(f"{layer.theirs}self_attn.{name}.weight")  # earlier layers' are used instead
     if own:
         layer.linear("attn_k", "self_attn.k_proj", (d.n_kv, d.n_embd))
         layer.norm("attn_k_norm", "self_attn.k_norm", d.head_dim)
@@ -159,12 +159,12 @@ def _attention(layer: Layer, d: Decoder, *, own: bool, values: bool) -> None:
 
 
 def _suppressed(checkpoint: Checkpoint, n_vocab: int) -> list[int]:
-    """Tokens that are never to be written, such as those that stand for pictures and sound."""
-    found = (checkpoint.json("generation_config.json") or {}).get("suppress_tokens") or []
-    if not isinstance(found, list) or not all(type(token) is int and 0 <= token < n_vocab for token in found):
+    """Tokens that are never generated, such as placeholders of images and audio."""
+    tokens = (checkpoint.json("generation_config.json") or {}).get("suppress_tokens") or []
+    if not isinstance(tokens, list) or not all(type(token) is int and 0 <= token < n_vocab for token in tokens):
         where = checkpoint.folder / "generation_config.json"
-        raise ConvertError(f"{where}: suppress_tokens is {str(found)[:80]}, expected ids below {n_vocab}")
-    return found
+        raise ConvertError(f"{where}: suppress_tokens is {str(tokens)[:80]}, expected ids below {n_vocab}")
+    return tokens
 
 
 def _experts(reader: ConfigReader) -> Experts | None:
@@ -175,7 +175,7 @@ def _experts(reader: ConfigReader) -> Experts | None:
 
 
 def _expert_tensors(layer: Layer, d: Decoder, experts: Experts) -> None:
-    """Router and experts, beside the usual feed-forward part."""
+    """Router and experts, in addition to the dense feed-forward."""
     for name in ("post_ffw_norm_1", "pre_ffw_norm_2", "post_ffw_norm_2"):
         when, number = name.split("_ffw_norm_")
         layer.norm(name, f"{when}_feedforward_layernorm_{number}", d.n_embd)

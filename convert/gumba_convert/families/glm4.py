@@ -1,6 +1,6 @@
-"""GLM-4-0414: half-rotated heads, norms before and after each part, gate and up in one matrix.
+"""GLM-4-0414: partial RoPE, norms before and after each block, gate and up in one matrix.
 
-GLM's own code rotates pairs side by side, as GGUF's architecture does: no rows are moved.
+GLM's code rotates interleaved pairs, as GGUF's architecture does: rows keep their order.
 """
 
 from __future__ import annotations

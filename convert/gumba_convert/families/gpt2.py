@@ -1,4 +1,4 @@
-"""GPT-2: learned positions, LayerNorm and biases everywhere. Its matrices lie the other way round in checkpoints."""
+"""GPT-2: learned positions, LayerNorm and biases everywhere. Its matrices are transposed in checkpoints."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """gpt-oss: experts with biases and a clamped SwiGLU, attention sinks, and a window in every other layer.
 
-A checkpoint's experts hold gate and up in turn, column by column, and lie the other way round; OpenAI's own have them in
-MXFP4 instead, rows as in GGUF.
+A checkpoint's experts have gate and up interleaved column by column, and are transposed; OpenAI's own are in MXFP4, with rows as
+in GGUF.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
 
 
 def _experts(layer: Layer, d: Decoder, experts: Experts, packed: bool) -> None:
-    """The experts' matrices and biases: gate is every other row from the first, up from the second."""
+    """The experts' matrices and biases: gate has the even rows, up the odd ones."""
     n, n_ff, inner = experts.n, experts.n_ff, "mlp.experts."
     ours, theirs = layer.ours, layer.theirs + inner
     for i, name in enumerate(("gate", "up")):

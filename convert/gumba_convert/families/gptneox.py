@@ -1,6 +1,6 @@
-"""GPT-NeoX and Pythia: attention and feed-forward side by side, each behind its own LayerNorm; partly rotated heads.
+"""GPT-NeoX and Pythia: parallel attention and feed-forward, each after its own LayerNorm; partial RoPE.
 
-A checkpoint's fused matrix holds Q, K and V of the first head, then of the second; GGUF wants all of Q, K and V.
+A checkpoint's fused matrix has Q, K and V of the first head, then of the second; GGUF stores all of Q, then K, then V.
 """
 
 from __future__ import annotations

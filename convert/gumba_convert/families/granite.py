@@ -60,13 +60,13 @@ def plan(checkpoint: Checkpoint) -> Plan:
 
 
 def _shared(d: Decoder, architecture: str) -> tuple[int, dict[str, Value]]:
-    """The width of the expert that every token uses, 0 for none, and its metadata."""
+    """The width of the shared expert (0: none), and its metadata."""
     width = d.reader.integer("shared_intermediate_size") if d.reader.config.get("shared_intermediate_size") else 0
     return width, {f"{architecture}.expert_shared_feed_forward_length": u32(width)} if width else {}
 
 
 def _experts(layer: Layer, d: Decoder, experts: Experts, shared: int) -> None:
-    """Router and experts; gate and up of each expert lie in one matrix, one after the other."""
+    """Router and experts; gate and up of each expert are one matrix, gate first."""
     layer.linear("ffn_gate_inp", "block_sparse_moe.router.layer", (experts.n, d.n_embd))
     fused_experts(layer, d, experts, "block_sparse_moe.input_linear.weight", "block_sparse_moe.output_linear.weight")
     if shared:

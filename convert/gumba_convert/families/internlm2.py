@@ -1,4 +1,4 @@
-"""InternLM2: Llama with Q, K and V fused in groups of heads that share one K and V, and names of its own."""
+"""InternLM2: Llama with Q, K and V fused in groups of heads that share one K and V, and its own tensor names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     reader = decoder.text_config(checkpoint)
     settings = reader.section("rope_scaling")
     if settings is not None and settings.config.get("type") == "dynamic":
-        # Stretches frequencies beyond the trained context only, which is what the file names as the model's context.
+        # It scales frequencies beyond the trained context only, which is the file's context length.
         reader.config = {key: value for key, value in reader.config.items() if key != "rope_scaling"}
     d = decoder.read_decoder(reader)
     reader.must_be("bias", False)

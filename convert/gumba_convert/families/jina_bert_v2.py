@@ -1,7 +1,7 @@
-"""Jina Embeddings 2: BERT with ALiBi and a gated feed-forward. Its code is not in transformers; there are two layouts of it.
+"""Jina Embeddings 2: BERT with ALiBi and a gated feed-forward. Its code is not in transformers; it has two layouts.
 
 One has the matrices of gate and up in `mlp.gated_layers`, the gate first. The other (models for code, German, Spanish) has
-them in `mlp.up_gated_layer`, the gate last, norms on Q and K, and adds a layer's input once more behind its attention.
+them in `mlp.up_gated_layer`, the gate last, norms on Q and K, and adds a layer's input again after its attention.
 Models with `feed_forward_type` "original" have BERT's own feed-forward.
 """
 
@@ -25,7 +25,7 @@ DEFAULTS = {"n_ctx": 8192, "norm_eps": 1e-12, "tied": True}
 
 
 def plan(checkpoint: Checkpoint) -> Plan:
-    """Metadata and tensors of a Jina BERT 2 checkpoint; heads that predict masked words are left out.
+    """Metadata and tensors of a Jina BERT 2 checkpoint; masked-language-model heads are omitted.
 
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
@@ -79,6 +79,6 @@ def _attention(layer: Layer, d: Decoder) -> None:
 
 
 def _gated(layer: Layer, d: Decoder, theirs: str, *, gate: int, up: int) -> None:
-    """Both matrices of one, as tensors of their own: readers differ in which half they take for the gate."""
+    """Split a fused matrix in two tensors, because readers differ in which half is the gate."""
     for ours, first in (("ffn_gate", gate), ("ffn_up", up)):
         layer.tensor(f"{ours}.weight", f"{theirs}.weight", (2 * d.n_ff, d.n_embd), rows=part(first, d.n_ff))

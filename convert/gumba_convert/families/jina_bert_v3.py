@@ -26,7 +26,7 @@ ADAPTERS = r"|.*\.parametrizations\.weight\.0\.lora_[AB]"
 
 
 def plan(checkpoint: Checkpoint) -> Plan:
-    """Metadata and tensors of a Jina Embeddings 3 checkpoint; heads that predict masked words are left out.
+    """Metadata and tensors of a Jina Embeddings 3 checkpoint; masked-language-model heads are omitted.
 
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
@@ -64,11 +64,11 @@ def plan(checkpoint: Checkpoint) -> Plan:
         table.linear("cls", "classifier.dense", (d.n_embd, d.n_embd), bias=True)
         table.linear("cls.output", "classifier.out_proj", (len(names), d.n_embd), bias=True)
         values |= classifier_metadata(ARCHITECTURE, names)
-    made = decoder.finish(ARCHITECTURE, d, values, table, None)
+    result = decoder.finish(ARCHITECTURE, d, values, table, None)
     tasks = reader.config.get("lora_adaptations")
     if not tasks:
-        return made
+        return result
     warning = (
         f"the adapters for tasks ({', '.join(map(str, tasks))}) are left out: the file is the model without a task"
     )
-    return replace(made, warnings=[*made.warnings, warning])
+    return replace(result, warnings=[*result.warnings, warning])

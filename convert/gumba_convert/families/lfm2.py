@@ -48,7 +48,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         layer.linear("ffn_gate", "feed_forward.w1", (d.n_ff, d.n_embd))
         layer.linear("ffn_up", "feed_forward.w3", (d.n_ff, d.n_embd))
         layer.linear("ffn_down", "feed_forward.w2", (d.n_embd, d.n_ff))
-    table.norm("token_embd_norm", "model.embedding_norm", d.n_embd)  # the norm before the output, in spite of its name
+    table.norm("token_embd_norm", "model.embedding_norm", d.n_embd)  # the norm before the output, despite its name
     if not tied:
         table.tensor("output.weight", "lm_head.weight", (d.n_vocab, d.n_embd))
     return decoder.finish(ARCHITECTURE, d, values, table, factors)
@@ -61,7 +61,7 @@ def _convolution(layer: Layer, d: Decoder, kernel: int) -> None:
 
 
 def _adjusted(reader: ConfigReader) -> ConfigReader:
-    """The configuration with the feed-forward's true width, and one name for each thing."""
+    """The configuration with the actual feed-forward width, under one name per setting."""
     config = dict(reader.config)
     if "tie_embedding" in config:
         config["tie_word_embeddings"] = config["tie_embedding"]
@@ -75,7 +75,7 @@ def _adjusted(reader: ConfigReader) -> ConfigReader:
 
 
 def _attention_layers(reader: ConfigReader, n_layers: int) -> np.ndarray:
-    """Which layers have attention, bool [n_layers]."""
+    """Layers with attention, bool [n_layers]."""
     types = reader.config.get("layer_types")
     if types is None:
         chosen = reader.config.get("full_attn_idxs")

@@ -1,7 +1,7 @@
 """Llama and Mistral checkpoints as GGUF architecture `llama`.
 
 Hugging Face stores the rows of each Q and K head as two halves (x of all pairs, then y of all pairs, as RoPE rotates
-halves there); GGUF's llama wants the pairs side by side.
+halves there); GGUF's llama has interleaved pairs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     """Metadata and tensors of a Llama or Mistral checkpoint.
 
     Raises:
-        ConvertError: an unsupported configuration; missing, unexpected or mis-shaped tensors, all named together.
+        ConvertError: an unsupported configuration; missing, unexpected or mis-shaped tensors, all in one message.
     """
     reader = decoder.text_config(checkpoint)
     mistral = (
@@ -59,7 +59,7 @@ def llama_attention(layer: Layer, d: Decoder, *, bias: bool = False) -> None:
 
 
 def read_window(reader: ConfigReader, d: Decoder, default: int | None) -> int:
-    """The sliding window of all layers; 0 where there is none that a full context leaves."""
+    """The sliding window of all layers; 0 without one that is smaller than the context."""
     decoder.full_only(d)
     window = reader.config.get("sliding_window", default)
     if window is None:

@@ -1,6 +1,6 @@
-"""Llama 4's text models: chunked attention, layers without positions, experts in every layer or in every other.
+"""Llama 4's text models: chunked attention, layers without RoPE, experts in every layer or in every other.
 
-Queries and keys are stored as pairs side by side, as GGUF has them.
+Queries and keys have interleaved pairs, as in GGUF.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ HF_ARCHITECTURES = ("Llama4ForCausalLM", "Llama4ForConditionalGeneration")
 MODEL_TYPES = ("llama4", "llama4_text")
 
 DEFAULTS = {"n_kv_heads": 8, "n_ctx": 131072, "norm_eps": 1e-5}
-#: Readers take every fourth layer to be one without positions, and only the model of so many experts to lack norms of heads.
+#: Readers assume no RoPE in every fourth layer, and that only the model with this many experts lacks head norms.
 PERIOD, PLAIN_EXPERTS = 4, 128
 PARTS = {"language_model.model.": "model.", "language_model.lm_head.": "lm_head."}
 VISION = r"(vision_model|multi_modal_projector)\..*"
 
 
 def plan(checkpoint: Checkpoint) -> Plan:
-    """Metadata and tensors of a Llama 4 checkpoint; images' parts are left out.
+    """Metadata and tensors of a Llama 4 checkpoint; vision parts are omitted.
 
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
@@ -66,7 +66,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
 
 
 def _check(d: Decoder, n_experts: int, step: int) -> None:
-    """Refuse what readers of the architecture do not ask about."""
+    """Refuse settings that readers assume and that GGUF has no key for."""
     reader, layers = d.reader, range(d.n_layers)
     usual = [int((i + 1) % PERIOD != 0) for i in layers]
     kinds = ["chunked_attention" if yes else "full_attention" for yes in usual]

@@ -17,7 +17,7 @@ DEFAULTS = {"n_kv_heads": 8, "n_ctx": 131072, "norm_eps": 1e-5}
 
 
 def plan(checkpoint: Checkpoint) -> Plan:
-    """Metadata and tensors of a Mixtral checkpoint; the router's weights are those of the chosen experts, summing to 1.
+    """Metadata and tensors of a Mixtral checkpoint; the weights of the selected experts are normalized to sum to 1.
 
     Raises:
         ConvertError: an unsupported configuration or set of tensors.

@@ -1,4 +1,4 @@
-"""ModernBERT: an encoder with rotated positions, gated feed-forward, and a window on both sides in two layers of three."""
+"""ModernBERT: an encoder with RoPE, gated feed-forward, and a symmetric window in two layers of three."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PERIOD = 3
 
 
 def plan(checkpoint: Checkpoint) -> Plan:
-    """Metadata and tensors of a ModernBERT checkpoint; the head that predicts masked words is left out.
+    """Metadata and tensors of a ModernBERT checkpoint; the masked-language-model head is omitted.
 
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
@@ -35,7 +35,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     period = reader.integer("global_attn_every_n_layers", PERIOD)
     usual = [bool(i % period) for i in range(d.n_layers)]
     if decoder.sliding_layers(reader, d.n_layers, usual) != usual:
-        raise reader.fail("layer_types", f"is no pattern of one layer without a window in {period}, from the first on")
+        raise reader.fail("layer_types", f"must have one global layer in {period}, beginning with the first")
     values, _ = decoder.metadata(ARCHITECTURE, d, eps=decoder.LAYER_EPS, kinds=("default",))
     values |= {
         "modern-bert.attention.causal": boolean(False),
@@ -50,7 +50,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     table.tensor("token_embd.weight", "embeddings.tok_embeddings.weight", (d.n_vocab, d.n_embd))
     table.norm("token_embd_norm", "embeddings.norm", d.n_embd)
     for layer in table.layers(d.n_layers, "layers"):
-        if layer.index:  # the first layer's input has been normed with the embedding
+        if layer.index:  # the embedding's norm serves the first layer
             layer.norm("attn_norm", "attn_norm", d.n_embd)
         layer.linear("attn_qkv", "attn.Wqkv", (3 * d.n_embd, d.n_embd))
         layer.linear("attn_output", "attn.Wo", (d.n_embd, d.n_embd))

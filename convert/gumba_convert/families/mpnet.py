@@ -1,6 +1,6 @@
-"""MPNet: BERT without types of tokens, and with relative positions that all layers share.
+"""MPNet: BERT without token types, and with relative position biases that all layers share.
 
-Positions are counted from two on (one past the padding token, whatever its id): the rows before are left out.
+Positions are counted from two on, regardless of the padding token's id: the rows before are omitted.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ HF_ARCHITECTURES = ("MPNetModel", "MPNetForMaskedLM")
 MODEL_TYPES = ("mpnet",)
 
 SKIPPED = 2
-#: transformers' code has this number, whatever the configuration says.
+#: Fixed in transformers' code, regardless of the configuration.
 BUCKETS = 32
 UNNEEDED = r"lm_head\..*|embeddings\.position_ids"
 
 
 def plan(checkpoint: Checkpoint) -> Plan:
-    """Metadata and tensors of an MPNet checkpoint; the head that predicts masked words is left out.
+    """Metadata and tensors of an MPNet checkpoint; the masked-language-model head is omitted.
 
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
@@ -60,9 +60,9 @@ def plan(checkpoint: Checkpoint) -> Plan:
     table.tensor("attn_rel_b.weight", "encoder.relative_attention_bias.weight", (BUCKETS, d.n_heads))
     for layer in table.layers(d.n_layers, "encoder.layer"):
         _block(layer, d)
-    made = decoder.finish(ARCHITECTURE, d, values, table, None)
+    result = decoder.finish(ARCHITECTURE, d, values, table, None)
     note = f"llama.cpp does not have the architecture {ARCHITECTURE}: only gumba runs this file"
-    return replace(made, warnings=[note, *made.warnings])
+    return replace(result, warnings=[note, *result.warnings])
 
 
 def _block(layer: Layer, d: Decoder) -> None:

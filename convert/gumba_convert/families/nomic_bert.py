@@ -1,4 +1,4 @@
-"""nomic-embed-text 1 and 1.5: BERT with rotated positions, a gated feed-forward and no biases in its matrices."""
+"""nomic-embed-text 1 and 1.5: BERT with RoPE, a gated feed-forward and no biases in its matrices."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MODEL_TYPES = ("nomic_bert",)
 
 NAMES = Names(norm_eps="layer_norm_eps", n_kv_heads="num_attention_heads")
 DEFAULTS = {"n_ctx": 2048, "norm_eps": 1e-12, "tied": True}
-# The keys of Nomic's own configuration, and what they are called everywhere else.
+# The keys of Nomic's own configuration, and the common keys.
 OWN = {
     "n_embd": "hidden_size",
     "n_layer": "num_hidden_layers",
@@ -56,7 +56,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
 
 
 def _translated(reader: ConfigReader) -> ConfigReader:
-    """Nomic's own configuration under the usual names. Its models were trained on `max_trained_positions` tokens."""
+    """Nomic's own configuration with the common keys. Its models were trained on `max_trained_positions` tokens."""
     for key, wanted in (
         ("activation_function", "swiglu"),
         ("causal", False),

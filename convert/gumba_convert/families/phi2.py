@@ -1,4 +1,4 @@
-"""Phi-1, Phi-1.5 and Phi-2: one LayerNorm feeds attention and feed-forward side by side; all matrices have biases."""
+"""Phi-1, Phi-1.5 and Phi-2: one LayerNorm feeds parallel attention and feed-forward; all matrices have biases."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Phi-3, Phi-3.5, Phi-4 and Phi-4-mini: Q, K and V in one matrix, gate and up in one, and LongRoPE.
 
-GGUF keeps both matrices in one piece. LongRoPE divides each frequency by a factor of its own, one set of factors for
-contexts up to the original length and one for longer ones, and scales the rotated vectors.
+GGUF keeps both fused matrices. LongRoPE divides each frequency by its own factor, with one set of factors for contexts up to the
+original length and one for longer ones, and scales the rotated vectors.
 """
 
 from __future__ import annotations

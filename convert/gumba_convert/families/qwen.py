@@ -16,8 +16,8 @@ MODEL_TYPES = ("qwen",)
 def plan(checkpoint: Checkpoint) -> Plan:
     """Metadata and tensors of a Qwen 1 checkpoint.
 
-    Beyond `seq_length` these models stretch their frequencies and scale attention, which GGUF has no words for: that
-    length is the file's context.
+    Beyond `seq_length` these models scale frequencies and attention, which GGUF cannot express: that length is the file's
+    context length.
 
     Raises:
         ConvertError: an unsupported configuration or set of tensors.

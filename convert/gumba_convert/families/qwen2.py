@@ -1,4 +1,4 @@
-"""Qwen2, Qwen2.5 and what was distilled into them: Q, K and V have biases, the other matrices none."""
+"""Qwen2, Qwen2.5 and models distilled into them: Q, K and V have biases, the other matrices none."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
 def language_model(
     reader: ConfigReader, table: TensorTable, *, architecture: str = ARCHITECTURE, sections: tuple[int, ...] = ()
 ) -> Plan:
-    """The same of a model that may be a part of another; `sections`: see `position_sections`, none where there are none."""
+    """`plan` for a model that may be part of a multimodal one; `sections`: see `position_sections`, None without any."""
     d = decoder.read_decoder(reader, defaults=DEFAULTS)
     reader.must_be("use_sliding_window", False)
     decoder.full_only(d)

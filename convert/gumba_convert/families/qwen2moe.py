@@ -1,4 +1,4 @@
-"""Qwen1.5-MoE and Qwen2-MoE: Qwen2's attention, many small experts, and one expert that every token uses."""
+"""Qwen1.5-MoE and Qwen2-MoE: Qwen2's attention, many small experts, and a shared expert."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEFAULTS = {"n_kv_heads": 16, "n_ctx": 32768}
 
 
 def plan(checkpoint: Checkpoint) -> Plan:
-    """Metadata and tensors of a Qwen2-MoE checkpoint; the chosen experts keep the router's weights as they are.
+    """Metadata and tensors of a Qwen2-MoE checkpoint; the weights of the selected experts are not normalized.
 
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
@@ -45,7 +45,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
 
 
 def mixture(layer: Layer, d: Decoder, experts: Experts, shared: int) -> None:
-    """Router and experts, and the expert of every token with a gate of its own."""
+    """Router and experts, and the shared expert with its own gate."""
     layer.linear("ffn_gate_inp", "mlp.gate", (experts.n, d.n_embd))
     separate_experts(layer, d, experts, "mlp.experts")
     layer.linear("ffn_gate_inp_shexp", "mlp.shared_expert_gate", (1, d.n_embd))
@@ -55,7 +55,7 @@ def mixture(layer: Layer, d: Decoder, experts: Experts, shared: int) -> None:
 
 
 def every_layer_is_sparse(d: Decoder) -> None:
-    """Refuse Qwen's layers without experts, and its windows."""
+    """Refuse Qwen's dense layers, and its windows."""
     d.reader.must_be("decoder_sparse_step", 1)
     d.reader.must_be("mlp_only_layers", [])
     d.reader.must_be("use_sliding_window", False)

@@ -1,4 +1,4 @@
-"""Qwen2-VL and Qwen2.5-VL: the language model is Qwen2, whose positions have several coordinates in pictures."""
+"""Qwen2-VL and Qwen2.5-VL: the language model is Qwen2, whose positions have several coordinates in images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SECTIONS = (16, 24, 24)
 
 
 def plan(checkpoint: Checkpoint) -> Plan:
-    """Metadata and tensors of the language model; parts for pictures are left out.
+    """Metadata and tensors of the language model; vision parts are omitted.
 
     Raises:
         ConvertError: an unsupported configuration or set of tensors.

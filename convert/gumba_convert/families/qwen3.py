@@ -1,7 +1,7 @@
-"""Qwen3: each head of Q and K is normed before it is rotated.
+"""Qwen3: each head of Q and K is normalized before RoPE.
 
-Qwen3-Reranker is a language model that is asked whether a document answers a query: of its logits only those of the words
-yes and no are wanted, so that its file has these two rows as a head, and the question as a template.
+Qwen3-Reranker is a language model whose prompt is the question whether a document answers a query. Only its logits of the words
+yes and no are needed, so its file has these two rows as a head, and the question as a template.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DEFAULTS = {"n_kv_heads": 32, "n_ctx": 32768, "head_dim": 128}
 WORDS = ("yes", "no")
 #: The instruction in Qwen3-Reranker's prompt, which no other model has.
 INSTRUCTION = "Judge whether the Document meets the requirements based on the Query and the Instruct provided."
-#: What Qwen3-Reranker was trained to be asked, with its usual instruction.
+#: The prompt that Qwen3-Reranker was trained with, with its default instruction.
 QUESTION = (
     f"<|im_start|>system\n{INSTRUCTION} "
     'Note that the answer can only be "yes" or "no".<|im_end|>\n'
@@ -57,7 +57,7 @@ def language_model(
     sections: tuple[int, ...] = (),
     more: dict[str, Value] | None = None,
 ) -> Plan:
-    """The same of a model that may be a part of another, with `more` metadata; `sections`: see `position_sections`."""
+    """`plan` for a model that may be part of a multimodal one, with `more` metadata; `sections`: see `position_sections`."""
     d = decoder.read_decoder(reader, defaults=DEFAULTS)
     reader.must_be("use_sliding_window", False)
     decoder.full_only(d)
@@ -89,10 +89,10 @@ def language_model(
 
 
 def is_reranker(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint is Qwen3-Reranker, or what was made of it.
+    """Whether a checkpoint is Qwen3-Reranker, or derived from it.
 
-    Its configuration and its tensors are those of any Qwen3. What says so is sentence-transformers' module of such models,
-    vLLM's key in config.json, or the question, which the model card spells out, as chat templates of such models do.
+    Its configuration and its tensors are those of any Qwen3. It is recognized by sentence-transformers' module of such models,
+    vLLM's key in config.json, or the question, which is in the model card and in chat templates of such models.
     """
     if not decoder.architecture_name(checkpoint).endswith(("ForCausalLM", decoder.CLASSIFIER)):
         return False
@@ -105,7 +105,7 @@ def is_reranker(checkpoint: Checkpoint) -> bool:
 
 
 def _name_warnings(checkpoint: Checkpoint) -> list[str]:
-    """A warning where only a name says that the model is a reranker: names decide nothing."""
+    """A warning if only the name suggests a reranker, because names alone do not decide."""
     names = (
         name_in_cache(checkpoint.folder) or checkpoint.folder.resolve().name,
         checkpoint.config.get("_name_or_path"),
@@ -120,7 +120,7 @@ def _name_warnings(checkpoint: Checkpoint) -> list[str]:
 
 
 def _yes_and_no(table: TensorTable, d: Decoder) -> dict[str, Value]:
-    """Token embedding, the rows of the output matrix that say yes and no, and the metadata that goes with them."""
+    """Token embedding, the rows of the output matrix for yes and no, and their metadata."""
     embedding, head = "model.embed_tokens.weight", "lm_head.weight"
     output = embedding if d.tied and table.ties(head, embedding) else head
     table.tensor("token_embd.weight", embedding, (d.n_vocab, d.n_embd))

@@ -1,7 +1,7 @@
 """Qwen3.5, dense and with experts: gated delta-net layers, and attention with an output gate in every fourth.
 
-A delta net may have more heads of V than of Q and K. Checkpoints have the heads of V that share one of K side by side;
-GGUF has the first of every K head, then the second of every one.
+A delta net may have more heads of V than of Q and K. Checkpoints store the V heads of one K head consecutively; GGUF
+stores the first of every K head, then the second of every one.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class DeltaNet:
 def plan(checkpoint: Checkpoint) -> Plan:
     """Metadata and tensors of a Qwen3.5 checkpoint: architecture `qwen35`, or `qwen35moe` with experts.
 
-    Parts for images, and layers that predict further tokens, are left out.
+    Vision parts and multi-token-prediction layers are omitted.
 
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
@@ -109,7 +109,7 @@ def _delta_net(reader: ConfigReader) -> DeltaNet:
 
 
 def _linear_layers(reader: ConfigReader, n_layers: int) -> list[bool]:
-    """Which layers are delta nets."""
+    """Layers that are delta nets, bool [n_layers]."""
     types = reader.config.get("layer_types")
     if types is None:
         period = reader.integer("full_attention_interval", PERIOD)
@@ -121,7 +121,7 @@ def _linear_layers(reader: ConfigReader, n_layers: int) -> list[bool]:
 
 
 def _net_metadata(architecture: str, net: DeltaNet, linear: list[bool], d: Decoder) -> dict[str, Value]:
-    """The delta net's sizes, and the sections of positions that images have; text has the same position in all."""
+    """The delta net's sizes, and the M-RoPE sections of image positions; text has the same position in all sections."""
     values = {
         "ssm.conv_kernel": u32(net.kernel),
         "ssm.state_size": u32(net.width),

@@ -20,7 +20,7 @@ DEFAULTS = {"n_kv_heads": 4, "n_ctx": 32768}
 
 
 def plan(checkpoint: Checkpoint) -> Plan:
-    """Metadata and tensors of a Qwen3-MoE checkpoint; the weights of the chosen experts are made to sum to 1.
+    """Metadata and tensors of a Qwen3-MoE checkpoint; the weights of the selected experts are normalized to sum to 1.
 
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
@@ -37,7 +37,7 @@ def language_model(
     sections: tuple[int, ...] = (),
     more: dict[str, Value] | None = None,
 ) -> Plan:
-    """The same of a model that may be a part of another, with `more` metadata.
+    """`plan` for a model that may be part of a multimodal one, with `more` metadata.
 
     `normalizes`: the default of `norm_topk_prob`; `sections`: see `position_sections`.
     """

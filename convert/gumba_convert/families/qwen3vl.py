@@ -1,4 +1,4 @@
-"""Qwen3-VL, dense and with experts: the language model is Qwen3, whose positions have several coordinates in pictures."""
+"""Qwen3-VL, dense and with experts: the language model is Qwen3, whose positions have several coordinates in images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEEPSTACK = (8, 16, 24)
 
 
 def plan(checkpoint: Checkpoint) -> Plan:
-    """Metadata and tensors of the language model; parts for pictures are left out.
+    """Metadata and tensors of the language model; vision parts are omitted.
 
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
@@ -34,7 +34,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
 
 
 def _deepstack_layers(reader: ConfigReader, checkpoint: Checkpoint) -> Value:
-    """After how many layers something of a picture is added, beginning with the first; nothing in text."""
+    """Number of first layers after which image features are added; text has none."""
     vision = ConfigReader(checkpoint.config, reader.where).section("vision_config")
     layers = vision.config.get("deepstack_visual_indexes", DEEPSTACK) if vision is not None else DEEPSTACK
     if not isinstance(layers, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Seed-OSS: Llama with biases on Q, K and V, rotated as Qwen's are."""
+"""Seed-OSS: Llama with biases on Q, K and V, with RoPE as in Qwen."""
 
 from __future__ import annotations
 

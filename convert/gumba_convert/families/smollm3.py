@@ -1,4 +1,4 @@
-"""SmolLM3: Llama whose every fourth layer does not rotate positions."""
+"""SmolLM3: Llama without RoPE in every fourth layer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     d = decoder.read_decoder(reader, defaults=DEFAULTS, theta=2e6)
     reader.must_be("use_sliding_window", False)
     decoder.full_only(d)
-    rotated = reader.config.get("no_rope_layers")  # in spite of its name: 1 where positions are rotated
+    rotated = reader.config.get("no_rope_layers")  # despite its name: 1 for layers with RoPE
     if rotated is None:
         reader.must_be("no_rope_layer_interval", PERIOD)
     elif rotated != [int(yes) for yes in decoder.every(d.n_layers, PERIOD)]:

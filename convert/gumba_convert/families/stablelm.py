@@ -1,4 +1,4 @@
-"""StableLM: LayerNorm and partly rotated heads; the 12B models norm each head and have no norm before the feed-forward."""
+"""StableLM: LayerNorm and partial RoPE; the 12B models normalize each head and have no norm before the feed-forward."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""T5, flan-T5, mT5 and umT5: encoder and decoder, positions as biases of attention, RMS norms."""
+"""T5, flan-T5, mT5 and umT5: encoder and decoder, relative position biases, RMS norms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gumba_convert.common.table import TensorTable
 from gumba_convert.gguf_writer import f32, u32
 
 ARCHITECTURE = "t5"
-#: Of checkpoints that have the encoder alone.
+#: Checkpoints of the encoder alone.
 ENCODER = "t5encoder"
 HF_ARCHITECTURES = (
     "T5ForConditionalGeneration",
@@ -32,17 +32,17 @@ MODEL_TYPES = ("t5", "mt5", "umt5")
 NAMES = Names(
     "num_layers", "d_model", "d_ff", "num_heads", "num_heads", "n_positions", "layer_norm_epsilon", "dense_act_fn"
 )
-#: The first checkpoints have biases of cross attention, which nothing reads.
+#: Unused position biases of cross attention in the first checkpoints.
 UNUSED = r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
-#: What readers take a feed-forward with a gate, and one without, to compute.
+#: The activations that readers assume with and without a gate.
 FEED_FORWARDS = {"gated-gelu": True, "relu": False}
 
 
 def plan(checkpoint: Checkpoint) -> Plan:
     """Metadata and tensors of a T5 checkpoint.
 
-    The first T5 models divide by sqrt(d_model) before the output matrix: theirs is stored divided. A reader divides where
-    the file has no such matrix: so one that is not divided is stored, too.
+    The first T5 models divide by sqrt(d_model) before the output matrix: theirs is stored divided. Readers divide if the file
+    has no output matrix; so an undivided one is stored, too.
 
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
@@ -70,12 +70,12 @@ def plan(checkpoint: Checkpoint) -> Plan:
         (name for name in ("shared", "encoder.embed_tokens", "decoder.embed_tokens") if table.has(f"{name}.weight")),
         "shared",
     )
-    for each in ("shared", "encoder.embed_tokens", "decoder.embed_tokens"):
-        table.spare(f"{each}.weight")  # copies of one matrix
-        read = each != shared and not (encodes and each.startswith("decoder"))
-        if read and table.has(f"{each}.weight") and not table.same(f"{each}.weight", f"{shared}.weight"):
+    for name in ("shared", "encoder.embed_tokens", "decoder.embed_tokens"):
+        table.spare(f"{name}.weight")  # copies of one matrix
+        read = name != shared and not (encodes and name.startswith("decoder"))
+        if read and table.has(f"{name}.weight") and not table.same(f"{name}.weight", f"{shared}.weight"):
             raise ConvertError(
-                f"{checkpoint.folder}: tensor {each}.weight differs from {shared}.weight; GGUF has one embedding for both"
+                f"{checkpoint.folder}: tensor {name}.weight differs from {shared}.weight; GGUF has one embedding for both"
             )
     table.tensor("token_embd.weight", f"{shared}.weight", (d.n_vocab, d.n_embd))
     stacks = {"enc": d.n_layers}
@@ -92,7 +92,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
 
 
 def _output(table: TensorTable, reader: ConfigReader, d: Decoder, shared: str) -> None:
-    """The output matrix, lm_head or the embedding; of the first models divided by the root of its width (mT5's never is)."""
+    """The output matrix, lm_head or the embedding; in the first models divided by the root of its width (never in mT5)."""
     name = "lm_head" if table.has("lm_head.weight") else shared
     plain = reader.config.get("tie_word_embeddings") is False or reader.config.get("model_type") == "mt5"
     scaled = reader.flag("scale_decoder_outputs", not plain)
@@ -111,7 +111,7 @@ def _start(reader: ConfigReader) -> int:
 def _stack(
     table: TensorTable, d: Decoder, stack: str, n_layers: int, buckets: int, gated: bool, *, every_layer: bool
 ) -> None:
-    """Encoder or decoder; the first layer's position biases serve all, but for umT5's."""
+    """Encoder or decoder; all layers share the first one's position biases, except in umT5."""
     theirs = {"enc": "encoder", "dec": "decoder"}[stack]
     for i in range(n_layers):
         ours, inner = f"{stack}.blk.{i}.", f"{theirs}.block.{i}.layer."

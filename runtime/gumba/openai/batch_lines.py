@@ -31,7 +31,8 @@ from gumba.openai.responses import (
     text_completion,
     usage,
 )
-from gumba.sampling_params import SamplingParams, show
+from gumba.sampling_params import SamplingParams
+from gumba.validation import show
 
 if TYPE_CHECKING:
     from gumba.openai import types

@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias
 
 from gumba.errors import RequestError
-from gumba.sampling_params import SamplingParams, StructuredOutputsParams, show
-from gumba.validation import template_variables
+from gumba.sampling_params import SamplingParams, StructuredOutputsParams
+from gumba.validation import show, template_variables
 
 #: Variables of the chat template: gumba's name for the field, and llama.cpp's.
 _TEMPLATE_VARIABLES = ("template_args", "chat_template_kwargs")

@@ -35,7 +35,7 @@ from gumba.compat.llama_cpp.sampling import StoppingCriteriaList
 from gumba.compat.llama_cpp.state import ChatModel, JsonObject
 from gumba.errors import RequestError, TemplateError
 from gumba.openai.requests import response_schema
-from gumba.sampling_params import show
+from gumba.validation import show
 
 if TYPE_CHECKING:
     from gumba.openai import types

@@ -23,7 +23,7 @@ from gumba.compat.llama_cpp.llama_cpp import (
 )
 from gumba.errors import GGUFError, ModelError, RequestError, TokenizerError, UnsupportedError
 from gumba.gguf import GGUFFile
-from gumba.sampling_params import show
+from gumba.validation import show
 
 logger = logging.getLogger("gumba")
 

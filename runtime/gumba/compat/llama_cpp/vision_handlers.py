@@ -8,7 +8,7 @@ from typing import Any
 from gumba.compat.llama_cpp.chat_completion import ChatResult, TemplatePrompts, complete_chat
 from gumba.compat.llama_cpp.errors import OptionError
 from gumba.compat.llama_cpp.state import ChatModel, JsonObject
-from gumba.sampling_params import show
+from gumba.validation import show
 
 
 class Llava15ChatHandler:
