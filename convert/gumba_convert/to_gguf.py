@@ -1,8 +1,7 @@
-"""Hugging Face checkpoint -> GGUF file, tensor by tensor.
+"""Converts a Hugging Face checkpoint to a GGUF file, tensor by tensor.
 
-A tensor goes through in pieces of whole rows: read in GGUF's order, encode, write. Pieces are encoded by a few threads
-while this one writes finished ones in order; a bounded queue keeps memory at a few pieces per thread, however large the
-tensor or the model.
+Each tensor is processed in pieces of whole rows: read in GGUF's order, encode, write. A few threads encode pieces while this
+one writes finished ones in order; a bounded queue limits memory to a few pieces per thread, whatever the size of the model.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from gumba.hub.fetch import fetch
 from gumba.hub.reference import parse
 from gumba.tokenizer.tokenizer import Tokenizer
 from gumba_convert.atomic import atomic_file
-from gumba_convert.checkpoint.folder import name_in_cache, open_checkpoint
+from gumba_convert.checkpoint.folder import Checkpoint, name_in_cache, open_checkpoint
 from gumba_convert.checkpoint.safetensors import FileReader
 from gumba_convert.common.gather import read_rows, unit, where
 from gumba_convert.common.parallel import Job, Progress, in_order, row_pieces
@@ -47,7 +46,7 @@ QUANTIZATION_VERSION = 2
 
 @dataclass(frozen=True)
 class ConvertReport:
-    """What a conversion made: `formats` counts tensors by block format, `warnings` are for the user to read."""
+    """Result of a conversion: `formats` counts tensors by block format, `warnings` are messages for the user."""
 
     path: Path
     source: Path
@@ -80,22 +79,22 @@ def convert(
         source: a folder with config.json, safetensors and a tokenizer; or a hub id such as "org/model", or
             "modelscope:org/model" (see `gumba.hub.modelscope`).
         out: the file to write, outside of the source folder. It appears complete or not at all; an existing GGUF file
-            is replaced, anything else that exists is refused.
+            is replaced, any other existing file is an error.
         type: "f32", "f16", "bf16", "q8_0" or "q4_0"; norms and biases stay F32.
-        pure: give every matrix that type. Otherwise a q4_0 file carries its output matrix in Q6_K, as llama.cpp's do.
-        progress: called with "convert", the bytes written so far and the bytes of the whole file.
+        pure: give every matrix that type. Otherwise a q4_0 file stores its output matrix in Q6_K, as llama.cpp does.
+        progress: called with "convert", the bytes written so far and the size of the file.
         n_threads: encoding threads; by default the processors of this process. The file does not depend on it.
-        name: `general.name`, instead of the one that the checkpoint or its folder suggests.
-        pre_tokenizer: GGUF's name of the pre-tokenizer, where it is not recognised.
+        name: `general.name`; by default from the checkpoint or its folder.
+        pre_tokenizer: GGUF's name of the pre-tokenizer, if it is not recognized.
         revision, cache_dir: for a hub id, as in huggingface_hub.
 
     Raises:
         ConvertError: the checkpoint cannot be read or is not supported, or the file cannot or must not be written.
         DownloadError: a hub id cannot be fetched.
-        ResourceError: the disk has too little room.
+        ResourceError: too little disk space.
     """
     started = time.perf_counter()
-    number, out = file_type(type), Path(out)
+    file_type_number, out = file_type(type), Path(out)
     _check_target(out)
     folder, title = _locate(source, revision, cache_dir)
     _check_outside(out, folder)
@@ -105,34 +104,13 @@ def convert(
     formats = [tensor_format(s.name, s.shape, type, tied=plan.tied, pure=pure) for s in plan.tensors]
     infos = [_info(source, quants.get(fmt)) for source, fmt in zip(plan.tensors, formats, strict=True)]
     n_parameters = sum(math.prod(info.shape) for info in infos)
-    described, warnings = general.metadata(checkpoint, name or title, n_parameters)
-    ends, further = generation_metadata(checkpoint, vocabulary, plan.metadata)
-    general_name = described["general.name"].value
-    metadata: dict[str, Value] = {
-        "general.architecture": string(plan.architecture),
-        "general.type": string("model"),
-        **described,
-        "general.file_type": u32(number),
-        "general.quantization_version": u32(QUANTIZATION_VERSION),
-        **plan.metadata,
-        **{key: value for key, value in vocabulary.metadata(general_name).items() if key not in plan.metadata},
-        **ends,
-    }
+    described, general_warnings = general.metadata(checkpoint, name or title, n_parameters)
+    metadata, generation_warnings = _metadata(checkpoint, plan, vocabulary, described, file_type_number)
     head = header(metadata, infos)
     n_bytes = len(head) + data_size(infos)
-    _read_back(out, head, n_bytes)
-    _check_room(out, n_bytes)
-    with FileReader() as reader, atomic_file(out) as file:
-        reader.open([part for s in plan.tensors if not isinstance(s.parts, np.ndarray) for part in s.parts])
-        file.write(head)
-        done = len(head)
-        jobs = _jobs(reader, plan, formats, infos)
-        with closing(in_order(jobs, n_threads or available_threads())) as pieces:
-            for data in pieces:
-                file.write(data.data)
-                done += data.nbytes
-                if progress is not None:
-                    progress("convert", done, n_bytes)
+    _check_readable(out, head, n_bytes)
+    _check_space(out, n_bytes)
+    _write(out, head, n_bytes, plan, formats, infos, n_threads or available_threads(), progress)
     return ConvertReport(
         path=out,
         source=folder,
@@ -147,15 +125,57 @@ def convert(
             *checkpoint.warnings,
             *plan.warnings,
             *vocabulary.warnings,
-            *_of_templates(vocabulary),
-            *warnings,
-            *further,
+            *_template_warnings(vocabulary),
+            *general_warnings,
+            *generation_warnings,
         ),
     )
 
 
+def _metadata(
+    checkpoint: Checkpoint, plan: Plan, vocabulary: Vocabulary, described: dict[str, Value], file_type_number: int
+) -> tuple[dict[str, Value], list[str]]:
+    """All metadata of the file in order, and warnings about generation settings. `described`: `general.*` keys."""
+    ends, warnings = generation_metadata(checkpoint, vocabulary, plan.metadata)
+    tokenizer = vocabulary.metadata(described["general.name"].value)
+    return {
+        "general.architecture": string(plan.architecture),
+        "general.type": string("model"),
+        **described,
+        "general.file_type": u32(file_type_number),
+        "general.quantization_version": u32(QUANTIZATION_VERSION),
+        **plan.metadata,
+        **{key: value for key, value in tokenizer.items() if key not in plan.metadata},
+        **ends,
+    }, warnings
+
+
+def _write(
+    out: Path,
+    head: bytes,
+    n_bytes: int,
+    plan: Plan,
+    formats: list[str],
+    infos: list[TensorInfo],
+    n_threads: int,
+    progress: Progress | None,
+) -> None:
+    """Write the file of `n_bytes`: the header, then the tensors in order, which `n_threads` threads encode."""
+    with FileReader() as reader, atomic_file(out) as file:
+        reader.open([part for s in plan.tensors if not isinstance(s.parts, np.ndarray) for part in s.parts])
+        file.write(head)
+        done = len(head)
+        jobs = _jobs(reader, plan, formats, infos)
+        with closing(in_order(jobs, n_threads)) as pieces:
+            for data in pieces:
+                file.write(data.data)
+                done += data.nbytes
+                if progress is not None:
+                    progress("convert", done, n_bytes)
+
+
 def _locate(source: str | os.PathLike[str], revision: str | None, cache_dir: Path | None) -> tuple[Path, str | None]:
-    """The folder to read, and the model's title where the source gives one."""
+    """The folder to read, and the model's title if the source has one."""
     text = os.fspath(source)
     if not text:  # an empty path would be the current folder
         raise ConvertError("the source is empty; expected a Hugging Face folder or hub id")
@@ -179,7 +199,7 @@ def _info(source: Source, fmt: Any) -> TensorInfo:
 
 
 def _check_target(out: Path) -> None:
-    """Refuse a target that exists and is no GGUF file: a slip of the hand must not cost anything else."""
+    """Refuse an existing target that is not a GGUF file, so that a typing error destroys no other file."""
     if not out.exists() or out.is_dir():  # a folder is reported where the file is opened
         return
     magic = b""
@@ -194,12 +214,12 @@ def _check_target(out: Path) -> None:
 
 
 def _check_outside(out: Path, folder: Path) -> None:
-    """Refuse a target inside the source: a checkpoint is read only, whatever a file in it is called."""
+    """Refuse a target inside the source, which is never changed."""
     if folder.resolve() in (out.absolute().parent.resolve() / out.name).parents:
         raise ConvertError(f"{out} lies inside the source folder {folder}; name a file outside of it")
 
 
-def _check_room(out: Path, n_bytes: int) -> None:
+def _check_space(out: Path, n_bytes: int) -> None:
     try:
         free = shutil.disk_usage(out.absolute().parent).free
     except OSError:  # a missing folder is reported where the file is opened
@@ -208,15 +228,15 @@ def _check_room(out: Path, n_bytes: int) -> None:
         raise ResourceError(f"{out} needs {n_bytes / 1e6:.0f} MB, but the disk has {free / 1e6:.0f} MB free")
 
 
-def _read_back(out: Path, head: bytes, n_bytes: int) -> None:
-    """Read the header and its vocabulary as the runtime does, so that no unreadable file is written."""
+def _check_readable(out: Path, head: bytes, n_bytes: int) -> None:
+    """Read the header and its vocabulary as the runtime does, to write no unreadable file."""
     try:
         Tokenizer.from_gguf(Header(out, head, n_bytes))
     except (GGUFError, TokenizerError) as error:
         raise ConvertError(f"no file is written, because gumba could not read it: {error}") from None
 
 
-def _of_templates(vocabulary: Vocabulary) -> list[str]:
+def _template_warnings(vocabulary: Vocabulary) -> list[str]:
     """Warnings about chat templates that do not compile."""
     warnings = []
     for name, template in vocabulary.special.templates.items():
@@ -225,7 +245,7 @@ def _of_templates(vocabulary: Vocabulary) -> list[str]:
         except TemplateError as error:
             which = "" if name == "default" else f" (chat template {name!r:.60})"
             warnings.append(
-                f"{error}{which}: it is kept, but chats need another template (chat_template=, --chat-template)"
+                f"{error}{which}: it is stored, but chats need another template (chat_template=, --chat-template)"
             )
     return warnings
 

@@ -1,4 +1,4 @@
-"""GGUF file -> Hugging Face folder that transformers loads: safetensors, configuration and tokenizer."""
+"""Converts a GGUF file to a Hugging Face folder that transformers loads: safetensors, configuration and tokenizer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FAMILIES: dict[str, ModuleType] = {"llama": llama}
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export made: the folder, the safetensors files in it, and their bytes of weights."""
+    """Result of an export: the folder, its safetensors files, and their bytes of weights."""
 
     path: Path
     files: tuple[str, ...]
@@ -56,11 +56,11 @@ def export(
         gguf_path: the file, or the first of its shards.
         out_folder: a new folder; it appears complete or not at all.
         dtype: "float32", "float16" or "bfloat16", for all tensors. Weights are decoded to float32 and rounded once.
-        progress: called with "export", the bytes of weights written so far, and their number in all.
+        progress: called with "export", the bytes of weights written so far, and the total.
 
     Raises:
         GGUFError, ModelError: the file cannot be read.
-        ConvertError: the model has no Hugging Face form known here, or the folder cannot be written.
+        ConvertError: the architecture cannot be exported, or the folder cannot be written.
     """
     started = time.perf_counter()
     if dtype not in DTYPES:
@@ -70,8 +70,8 @@ def export(
         architecture = file.require("general.architecture", str)
         if architecture not in FAMILIES:
             raise ConvertError(
-                f"{file.path}: {architecture!r} models cannot be exported: a Hugging Face folder is made of files of the "
-                f"architecture {' or '.join(FAMILIES)} only"
+                f"{file.path}: {architecture!r} models cannot be exported, only files of the "
+                f"architecture {' or '.join(FAMILIES)}"
             )
         family = FAMILIES[architecture]
         config = family.config(file)

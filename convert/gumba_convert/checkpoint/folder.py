@@ -20,7 +20,7 @@ MAX_JSON = 1 << 28
 
 
 def _repository(folder: Path) -> Path:
-    """The resolved folder that holds all files of a model: the folder itself, or its repository in a hub's cache.
+    """The resolved folder with all files of a model: the folder itself, or its repository in a hub's cache.
 
     A cache has models--OWNER--NAME/snapshots/REVISION/... (Hugging Face) or OWNER--NAME/snapshots/... (ModelScope).
     """
@@ -32,7 +32,7 @@ def _repository(folder: Path) -> Path:
 
 
 def name_in_cache(folder: Path) -> str | None:
-    """The model's name by its repository in a hub's cache; None outside of one, where the folder's name counts."""
+    """The model's name from its repository in a hub's cache; None outside of one, where the folder's name is used."""
     repository = _repository(folder)
     return None if repository == folder.resolve() else repository.name.rpartition("--")[2] or None
 
@@ -43,7 +43,7 @@ class Folder:
     Args:
         folder: the folder. Its files may be links as long as they stay inside it; in a hub's cache, inside the
             repository (a snapshot there is links to `blobs`).
-        root: the resolved folder that links may lead into, where it is wider than that.
+        root: the resolved folder that links may lead into, if it is a larger one.
 
     Raises:
         ConvertError: there is no such folder.
@@ -77,7 +77,7 @@ class Folder:
         return path
 
     def below(self, folder: object, origin: str = "") -> Checkpoint | None:
-        """The parts of a model that lie in a folder of their own, which must have a config.json; None without it.
+        """A part of the model in a subfolder, which must have a config.json; None if the subfolder does not exist.
 
         Raises:
             ConvertError: the name is not a plain one, or leads out of the checkpoint.
@@ -91,7 +91,7 @@ class Folder:
         return self.path(name).is_file()
 
     def bytes(self, name: str) -> bytes | None:
-        """Contents of a file of at most MAX_JSON bytes; None where there is no such file."""
+        """Contents of a file of at most MAX_JSON bytes; None if it does not exist."""
         path = self.path(name)
         if not path.exists():
             return None
@@ -105,7 +105,7 @@ class Folder:
             raise ConvertError(f"{path}: cannot be read: {error.strerror}") from error
 
     def text(self, name: str) -> str | None:
-        """Contents of a UTF-8 file; None where there is no such file."""
+        """Contents of a UTF-8 file; None if it does not exist."""
         data = self.bytes(name)
         if data is None:
             return None
@@ -115,7 +115,7 @@ class Folder:
             raise ConvertError(f"{self.folder / name}: not UTF-8 (byte {error.start})") from None
 
     def json(self, name: str) -> JsonObject | None:
-        """A JSON object; None where there is no such file."""
+        """Contents of a JSON file with an object; None if it does not exist."""
         text = self.text(name)
         if text is None:
             return None
@@ -132,7 +132,7 @@ class Checkpoint(Folder):
     """A folder with config.json, safetensors and tokenizer files.
 
     Args:
-        outer: the folder with modules.json, where that is another one (see `open_checkpoint`).
+        outer: the folder with modules.json, if it is another one (see `open_checkpoint`).
 
     Raises:
         ConvertError: there is no such folder, or no usable config.json in it.
@@ -143,16 +143,18 @@ class Checkpoint(Folder):
         self.outer: Folder = outer or self
         config = self.json("config.json")
         if config is None:
-            mistral = " (params.json is Mistral's own form, which is not read)" if self.has("params.json") else ""
+            mistral = (
+                " (params.json is Mistral's own format, which is not supported)" if self.has("params.json") else ""
+            )
             raise ConvertError(f"{folder}: no config.json; is this a Hugging Face model folder?{mistral}")
         self.config: JsonObject = config
-        #: What a user should know of the choice among files.
+        #: Messages for the user about files that were not read.
         self.warnings: list[str] = []
 
     @cached_property
     def tensors(self) -> Mapping[str, SafeTensor]:
-        """All tensors of the checkpoint by name, from the files that transformers takes: the one that config.json names
-        (`transformers_weights`), model.safetensors, the files that an index names, a complete set of shards.
+        """All tensors of the checkpoint by name, from the first of: the file that config.json names (`transformers_weights`),
+        model.safetensors, the files that an index names, a complete set of shards (as in transformers).
 
         Raises:
             ConvertError: no safetensors, a damaged one, or an index that does not agree with its files.
@@ -182,45 +184,45 @@ class Checkpoint(Folder):
                 self.warnings.append(f"{SINGLE} is converted; {INDEX} and the files that it names are not read")
 
     def _shards(self) -> dict[str, SafeTensor]:
-        """The tensors of shards without an index, all of which are there."""
-        there = sorted(path.name for path in self.folder.iterdir())
-        found = {match[0]: int(match[2]) for name in there if (match := SHARD.fullmatch(name))}
-        if not found:
-            raise self._no_weights(there)
-        counts = sorted(set(found.values()))
-        wanted = [f"model-{i:05}-of-{counts[0]:05}.safetensors" for i in range(1, counts[0] + 1)]
-        if len(counts) > 1 or list(found) != wanted:
+        """The tensors of a complete set of shards without an index."""
+        names = sorted(path.name for path in self.folder.iterdir())
+        shards = {match[0]: int(match[2]) for name in names if (match := SHARD.fullmatch(name))}
+        if not shards:
+            raise self._no_weights(names)
+        counts = sorted(set(shards.values()))
+        expected = [f"model-{i:05}-of-{counts[0]:05}.safetensors" for i in range(1, counts[0] + 1)]
+        if len(counts) > 1 or list(shards) != expected:
             raise ConvertError(
-                f"{self.folder}: no {INDEX}, and {', '.join(list(found)[:4])}{' ...' * (len(found) > 4)} "
-                f"are not all shards of one model: expected {counts[0]} named {wanted[0]} to {wanted[-1]}"
+                f"{self.folder}: no {INDEX}, and {', '.join(list(shards)[:4])}{' ...' * (len(shards) > 4)} "
+                f"are not all shards of one model: expected {counts[0]} named {expected[0]} to {expected[-1]}"
             )
-        return self._union({name: self._header(name, "") for name in wanted})
+        return self._union({name: self._header(name, "") for name in expected})
 
-    def _no_weights(self, there: list[str]) -> ConvertError:
+    def _no_weights(self, names: list[str]) -> ConvertError:
         for name in (SINGLE, INDEX):
-            if name in there:
+            if name in names:
                 what = (
                     "not a regular file" if self.path(name).exists() else "a link to nothing: is the download complete?"
                 )
                 return ConvertError(f"{self.folder / name}: {what}")
-        if "adapter_config.json" in there:
+        if "adapter_config.json" in names:
             return ConvertError(
                 f"{self.folder}: an adapter (adapter_config.json), not a model: merge it into its base model "
                 "(merge_and_unload() of peft), and save_pretrained() that"
             )
-        if any(name.startswith("consolidated") and name.endswith(".safetensors") for name in there):
+        if any(name.startswith("consolidated") and name.endswith(".safetensors") for name in names):
             return ConvertError(
                 f"{self.folder}: consolidated.safetensors has Mistral's own names of tensors, which are not read; "
                 f"take the checkpoint with {SINGLE}, or {INDEX} and its shards, which transformers loads"
             )
-        if any(name.endswith((".bin", ".pt", ".pth")) for name in there):
+        if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
             return ConvertError(
                 f"{self.folder}: PyTorch weights (pickles, which can run code) are not read; load the model with "
                 "transformers and save_pretrained() it, which writes safetensors"
             )
-        others = [name for name in there if name.endswith((".safetensors", ".index.json", ".gguf"))]
-        found = f" (but {', '.join(others[:4])})" if others else ""
-        return ConvertError(f"{self.folder}: no {SINGLE} and no {INDEX}{found}")
+        others = [name for name in names if name.endswith((".safetensors", ".index.json", ".gguf"))]
+        but = f" (but {', '.join(others[:4])})" if others else ""
+        return ConvertError(f"{self.folder}: no {SINGLE} and no {INDEX}{but}")
 
     def _header(self, name: object, origin: str) -> dict[str, SafeTensor]:
         path = self.path(name, origin)
@@ -229,7 +231,7 @@ class Checkpoint(Folder):
         return read_header(path)
 
     def _indexed(self, index: str) -> dict[str, SafeTensor]:
-        """All tensors of the files that an index names: transformers reads whole files, not the index's list of tensors."""
+        """All tensors of the files that an index names: transformers reads complete files, not the listed tensors."""
         weight_map = (self.json(index) or {}).get("weight_map")
         if not isinstance(weight_map, dict):
             raise ConvertError(f"{self.folder / index}: no weight_map")
@@ -243,7 +245,7 @@ class Checkpoint(Folder):
         return self._union(dict(sorted(files.items())))
 
     def _union(self, files: dict[str, dict[str, SafeTensor]]) -> dict[str, SafeTensor]:
-        """The tensors of several files; of a name in two of them the last one, as in transformers."""
+        """The tensors of several files; the last of those with the same name, as in transformers."""
         tensors: dict[str, SafeTensor] = {}
         twice: list[str] = []
         for file in files.values():
@@ -258,14 +260,14 @@ class Checkpoint(Folder):
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """The checkpoint in a folder; in old layouts of sentence-transformers it lies in a folder that modules.json names first.
+    """Open the checkpoint in a folder, or, in old layouts of sentence-transformers, in the first folder of modules.json.
 
     Raises:
         ConvertError: there is no checkpoint, or that folder is not there.
     """
     outer = Folder(folder)
     text = outer.text("modules.json")
-    with contextlib.suppress(ValueError, RecursionError):  # what is wrong is reported where all of it is read
+    with contextlib.suppress(ValueError, RecursionError):  # errors are reported when the whole file is read
         listed = json.loads(text or "[]")
         first = listed[0] if isinstance(listed, list) and listed else None
         name = first.get("path") if isinstance(first, dict) else None

@@ -5,8 +5,8 @@
 
 Offsets count from the start of the data. The rules are those of the format's own library, all of them checked here:
 the tensors fill the data exactly, without gaps or overlaps, and every size agrees with its shape and dtype. Only the
-header is kept in memory; tensor data is read in pieces by position, never mapped, so that a file that shrinks while
-it is read gives an error and not a signal.
+header is kept in memory; tensor data is read in pieces by position, never mapped, so that a file that shrinks while it is read
+causes an error instead of a signal.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 
 from gumba.errors import ConvertError
+from gumba_convert.checkpoint.json_object import JsonObject
 
 MAX_HEADER = 100_000_000  # the format's own limit
 MAX_DIMENSIONS = 16
 
-# Bits of one element. Only F32, F16 and BF16 can be converted; the others may stand beside them.
+# Bits of one element. Only F32, F16 and BF16 can be converted; tensors of other dtypes may exist.
 DTYPES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
@@ -79,8 +80,8 @@ def read_header(path: Path) -> dict[str, SafeTensor]:
     return tensors
 
 
-def _parse(path: Path, text: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _parse(path: Path, text: bytes) -> JsonObject:
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         result = dict(pairs)
         if len(result) != len(pairs):
             seen: set[str] = set()
@@ -102,7 +103,7 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     return entries  # type: ignore[no-any-return]
 
 
-def _entry(path: Path, name: str, entry: Any, data: int, size: int) -> SafeTensor:
+def _entry(path: Path, name: str, entry: object, data: int, size: int) -> SafeTensor:
     def fail(message: str) -> ConvertError:
         return ConvertError(f"{path}: tensor {name!r}: {message}")
 
@@ -130,7 +131,7 @@ def _entry(path: Path, name: str, entry: Any, data: int, size: int) -> SafeTenso
 
 
 def _check_cover(path: Path, tensors: dict[str, SafeTensor], data: int, size: int) -> None:
-    """The tensors fill the data exactly."""
+    """Check that the tensors fill the data exactly."""
     position = data
     for tensor in sorted(tensors.values(), key=lambda t: (t.start, t.n_bytes)):
         if tensor.start != position:

@@ -1,4 +1,4 @@
-"""Writing safetensors: one file, or several with an index where they would be too large."""
+"""Writes safetensors: one file, or several with an index if it would be too large."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Entry:
 def write_shards(
     folder: Path, entries: Sequence[Entry], data: Iterable[np.ndarray], progress: Callable[[int], None]
 ) -> list[str]:
-    """Write all tensors to `folder`; the names of the files made.
+    """Write all tensors to `folder`; return the names of the files.
 
     Args:
-        data: the bytes of all entries one after the other, in pieces; a piece never spans two tensors.
+        data: the bytes of all entries in order, in pieces; a piece never spans two tensors.
         progress: called with the bytes of data written so far.
     """
     shards: list[list[Entry]] = [[]]

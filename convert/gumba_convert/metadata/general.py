@@ -1,6 +1,6 @@
-"""The `general.*` metadata: what the model is called and where it comes from.
+"""The `general.*` metadata: name and origin of the model.
 
-Found by gguf's own heuristics (model card, config.json, folder name), so that names agree with other converters' files.
+They come from the gguf package's heuristics (model card, config.json, folder name), as in other converters' files.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from gumba_convert.gguf_writer import STRING, Value, string
 if TYPE_CHECKING:
     from gguf.gguf_writer import GGUFValue
 
-#: Keys of sampler settings, which gguf takes from generation_config.json without a look at them.
+#: Prefix of sampler settings, which gguf takes from generation_config.json unchecked.
 SAMPLING = "general.sampling."
 
 
 def metadata(checkpoint: Checkpoint, name: str | None, n_parameters: int) -> tuple[dict[str, Value], list[str]]:
-    """`general.*` keys, and warnings. A model card that cannot be understood costs its details, not the conversion."""
+    """`general.*` keys, and warnings. A malformed model card loses its details, but does not stop the conversion."""
     import gguf
 
     warnings = []
-    checkpoint.outer.path("README.md")  # it is read by name below: it must not lead out of the folder
+    checkpoint.outer.path("README.md")  # checks that a link does not lead out of the folder; gguf reads it below
     checkpoint.path("generation_config.json")
     try:
-        found = gguf.Metadata.load(model_path=checkpoint.outer.folder, model_name=name, total_params=n_parameters)
-        found.name = name or found.name or checkpoint.outer.folder.resolve().name
-        found.size_label = found.size_label or gguf.size_label(n_parameters, 0, 0, 0)
+        loaded = gguf.Metadata.load(model_path=checkpoint.outer.folder, model_name=name, total_params=n_parameters)
+        loaded.name = name or loaded.name or checkpoint.outer.folder.resolve().name
+        loaded.size_label = loaded.size_label or gguf.size_label(n_parameters, 0, 0, 0)
         writer = gguf.GGUFWriter(None, "")
-        found.set_gguf_meta_model(writer)
-    except Exception as error:  # any file of the folder can be malformed in any way, and gguf does not say how
+        loaded.set_gguf_meta_model(writer)
+    except Exception as error:  # gguf raises many kinds of errors for malformed files
         warnings.append(
-            f"README.md, config.json or generation_config.json could not be understood ({type(error).__name__}: {error})"
+            f"README.md, config.json or generation_config.json could not be parsed ({type(error).__name__}: {error})"
         )
         return {"general.name": string(name or checkpoint.outer.folder.resolve().name)}, warnings
     described = dict(writer.kv_data[0])
@@ -44,7 +44,7 @@ def metadata(checkpoint: Checkpoint, name: str | None, n_parameters: int) -> tup
 
 
 def _is_setting(entry: GGUFValue) -> bool:
-    """Whether the value of a sampler setting is of its GGUF type: a text, an integer, or a number that is not negative."""
+    """Whether the value of a sampler setting fits its GGUF type: a string, an integer, or a non-negative number."""
     value, kind = entry.value, entry.type.name
     if kind == "STRING" or isinstance(value, bool) or not isinstance(value, (int, float)):
         return kind == "STRING" and isinstance(value, str)

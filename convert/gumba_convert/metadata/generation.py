@@ -1,7 +1,7 @@
 """End-of-generation tokens and sampler settings of a checkpoint, from generation_config.json and config.json.
 
-GGUF has keys for some: `general.sampling.*` (recommended sampler settings; `general` writes those that gguf knows by
-transformers' names, this module the repetition penalty) and the end of a text. A warning names settings without a key.
+GGUF has keys for the end of a text and for some sampler settings, `general.sampling.*`: `general` writes those that gguf reads,
+this module the repetition penalty. A warning names settings without a key.
 """
 
 from __future__ import annotations
@@ -89,25 +89,25 @@ def generation_metadata(
 
 
 def _ends(checkpoint: Checkpoint, given: JsonObject, vocabulary: Vocabulary) -> tuple[dict[str, Value], list[str]]:
-    """The ids at which transformers stops, but readers of the file would not."""
+    """The ids at which transformers stops, but readers of the file would not stop without them."""
     text_config = checkpoint.config.get("text_config")
     sources = {
         FILE: given,
         "config.json": checkpoint.config,
         "text_config of config.json": text_config if isinstance(text_config, dict) else {},
     }
-    wanted: dict[int, None] = {}
+    end_tokens: dict[int, None] = {}
     warnings = []
     for where, source in sources.items():
         listed = source.get("eos_token_id")
         for i in listed if isinstance(listed, list) else [listed]:
             if type(i) is int and 0 <= i < len(vocabulary.tokens):
-                wanted[i] = None
+                end_tokens[i] = None
             elif i is not None and i != -1:
                 warnings.append(f"eos_token_id {i!r:.40} in {where} is not a token and is omitted")
     special = {**KINDS[vocabulary.model].special, **vocabulary.special.ids}
     ids = {text.encode("utf-8", "surrogatepass"): i for i, text in enumerate(vocabulary.tokens)}
-    missing = sorted(wanted.keys() - end_ids(ids, special, vocabulary.types.copy()))
+    missing = sorted(end_tokens.keys() - end_ids(ids, special, vocabulary.types.copy()))
     if not missing:
         return {}, warnings
     texts = ", ".join(f"{vocabulary.tokens[i]!r:.60} ({i})" for i in missing[:8])

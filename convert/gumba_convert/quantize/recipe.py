@@ -1,8 +1,8 @@
-"""Which block format each tensor of a file gets.
+"""Selects the block format of each tensor of a file.
 
-A file type names the format of most tensors. What differs follows llama.cpp, so that both make the same files: norms
-and biases stay F32, q4_0 files carry their output matrix (the token embedding where it serves as both) in Q6_K, and
-rows that are not whole blocks fall back to Q8_0 or F16.
+A file type names the format of most tensors. Exceptions follow llama.cpp, so that both write equal files: norms and biases stay
+F32, q4_0 files store their output matrix (or the tied token embedding) in Q6_K, and rows that are not multiples of the block
+size fall back to Q8_0 or F16.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from gumba.errors import ConvertError
 #: File types by name, with their number in `general.file_type`.
 FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}
 
-#: Small tensors that stay F32 though they have two axes: norms of heads, routers, tables of positions, convolutions.
-KEPT = (
+#: Small tensors that stay F32 although they have two axes: norms of heads, routers, position tables, convolutions.
+KEPT_F32 = (
     "_norm.weight",
     "ffn_gate_inp.weight",
     "ffn_gate_inp_shexp.weight",
@@ -28,8 +28,8 @@ KEPT = (
     "altup_correct_coef.weight",
 )
 
-#: Matrices that all layers depend on, small beside the rest: never in fewer than 8 bits.
-FINE = (
+#: Small matrices that all layers depend on: at least 8 bits.
+AT_LEAST_8_BITS = (
     "per_layer_model_proj.weight",
     "altup_proj.weight",
     "altup_unembd_proj.weight",
@@ -50,14 +50,14 @@ def tensor_format(name: str, shape: tuple[int, ...], file_type: str, *, tied: bo
 
     Args:
         tied: the token embedding is also the output matrix.
-        pure: every matrix gets the file type, the output matrix too.
+        pure: every matrix gets the file type, including the output matrix.
     """
-    if len(shape) < 2 or not name.endswith(".weight") or name.endswith(KEPT):
+    if len(shape) < 2 or not name.endswith(".weight") or name.endswith(KEPT_F32):
         return "f32"
     chosen = file_type
     if file_type == "q4_0" and not pure and name == ("token_embd.weight" if tied else "output.weight"):
         chosen = "q6_k" if _fits(shape, "q6_k") else "q8_0"
-    if file_type == "q4_0" and not pure and name.endswith(FINE):
+    if file_type == "q4_0" and not pure and name.endswith(AT_LEAST_8_BITS):
         chosen = "q8_0"
     return chosen if _fits(shape, chosen) else "f16"
 
