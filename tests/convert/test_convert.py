@@ -341,7 +341,7 @@ REFUSED = [
     ({"hidden_act": "gelu"}, "hidden_act.*gelu"),
     (
         {"quantization_config": {"quant_method": "gptq", "bits": 4}},
-        r"quantization_config says that the checkpoint is quantized \(gptq\): take the one with full weights$",
+        r"quantization_config names a quantization \(gptq\): use the checkpoint with full weights$",
     ),
     ({"quantization_config": "awq"}, r"is quantized \(awq\)"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),

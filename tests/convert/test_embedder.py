@@ -165,10 +165,10 @@ def test_a_reranker_of_sentence_transformers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("modules", "message"),
     [
-        ([TRANSFORMER, module("Normalize"), POOLING], "module 2, .*Pooling, is at the wrong place"),
-        ([TRANSFORMER, POOLING, POOLING], "module 2, .*Pooling, is at the wrong place"),
-        ([TRANSFORMER, TRANSFORMER, POOLING], "module 1, .*Transformer, is at the wrong place"),
-        ([POOLING], "module 0, .*Pooling, is at the wrong place"),
+        ([TRANSFORMER, module("Normalize"), POOLING], "module 2, .*Pooling, is in the wrong order"),
+        ([TRANSFORMER, POOLING, POOLING], "module 2, .*Pooling, is in the wrong order"),
+        ([TRANSFORMER, TRANSFORMER, POOLING], "module 1, .*Transformer, is in the wrong order"),
+        ([POOLING], "module 0, .*Pooling, is in the wrong order"),
         (
             [TRANSFORMER, POOLING, module("Normalize", {"module_input_name": "token_embeddings"})],
             "module_input_name is",

@@ -22,11 +22,11 @@ class ConfigReader:
         return ConvertError(f"{self.where}: {self.prefix}{key} {message}")
 
     def has(self, key: str) -> bool:
-        """Whether the key is there and not null."""
+        """Whether the key exists and is not null."""
         return self.config.get(key) is not None
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """A positive integer below 2**31; without a default it is required."""
+        """A positive integer below 2**31, required unless there is a default."""
         value = self.config.get(key)
         value = default if value is None else value
         if value is None:
@@ -36,7 +36,7 @@ class ConfigReader:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A finite positive number; without a default it is required."""
+        """A finite positive number, required unless there is a default."""
         value = self.config.get(key)
         value = default if value is None else value
         if value is None:
@@ -46,13 +46,14 @@ class ConfigReader:
         return float(value)
 
     def numbers(self, key: str, count: int) -> list[float]:
-        """A list of so many finite positive numbers."""
+        """A list of `count` finite positive numbers."""
         value = self.config.get(key)
         if not isinstance(value, list) or len(value) != count:
             raise self.fail(key, f"is {str(value)[:80]}, expected a list of {count} numbers")
         return [ConfigReader({key: item}, self.where, prefix=self.prefix).number(key) for item in value]
 
     def flag(self, key: str, default: bool) -> bool:
+        """A boolean."""
         value = self.config.get(key)
         value = default if value is None else value
         if not isinstance(value, bool):
@@ -60,23 +61,23 @@ class ConfigReader:
         return value
 
     def must_be(self, key: str, *allowed: object) -> None:
-        """The key is absent, null, or one of the allowed values."""
+        """Check that the key is absent, null, or one of the allowed values."""
         if self.has(key) and self.config[key] not in allowed:
             names = " or ".join(map(repr, allowed)) or "absent"
             raise self.fail(key, f"is {str(self.config[key])[:100]!r}; only {names} is supported")
 
-    def has_full_weights(self) -> None:
-        """The checkpoint is not quantized by any of the methods that config.json may name."""
+    def require_full_weights(self) -> None:
+        """Check that the checkpoint is not quantized, by `quantization_config`."""
         method = self.config.get("quantization_config")
         if method is not None:
             name = method.get("quant_method") if isinstance(method, dict) else method
             raise self.fail(
                 "quantization_config",
-                f"says that the checkpoint is quantized ({name!s:.100}): take the one with full weights",
+                f"names a quantization ({name!s:.100}): use the checkpoint with full weights",
             )
 
     def section(self, key: str) -> ConfigReader | None:
-        """A nested object."""
+        """A nested object; None if it is absent."""
         value = self.config.get(key)
         if value is None:
             return None

@@ -1,4 +1,4 @@
-"""What the families of decoders have in common: sizes in config.json, their GGUF metadata, the usual tensors."""
+"""Shared by decoder families: reading sizes from config.json, GGUF metadata, common tensors."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from gumba_convert.gguf_writer import BOOL, Value, f32, i32_array, u32
 MAX_LAYERS = 4096
 RMS_EPS = "attention.layer_norm_rms_epsilon"
 LAYER_EPS = "attention.layer_norm_epsilon"
-#: The architecture whose files may have projections behind the pooling.
+#: The architecture whose files may have projections after the pooling.
 PROJECTED = "gemma-embedding"
 
 
 @dataclass(frozen=True)
 class Names:
-    """The keys of config.json that hold the sizes; GPT-2's relatives have their own."""
+    """The keys of sizes in config.json; GPT-2-like models have their own."""
 
     n_layers: str = "num_hidden_layers"
     n_embd: str = "hidden_size"
@@ -39,7 +39,7 @@ class Names:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Sizes of a decoder, checked against each other. `rope` is None where positions are not rotated."""
+    """Sizes of a decoder, checked for consistency. `rope` is None without RoPE."""
 
     reader: ConfigReader
     n_layers: int
@@ -67,14 +67,14 @@ class Decoder:
 
     @property
     def n_rotated(self) -> int:
-        """Values of a head that are rotated."""
+        """Number of values of a head that RoPE rotates."""
         return int(self.head_dim * self.rope.partial) if self.rope is not None else 0
 
 
 def text_config(checkpoint: Checkpoint) -> ConfigReader:
-    """config.json, or its `text_config` where the language model is a part of something larger, which says what is tied."""
+    """config.json, or its `text_config` in a multimodal model, with `tie_word_embeddings` of the whole."""
     whole = ConfigReader(checkpoint.config, f"{checkpoint.folder / 'config.json'}")
-    whole.has_full_weights()
+    whole.require_full_weights()
     reader = whole.section("text_config") or whole
     if whole.has("tie_word_embeddings"):
         reader.config = reader.config | {"tie_word_embeddings": whole.config["tie_word_embeddings"]}
@@ -94,55 +94,58 @@ def read_decoder(
 
     Args:
         defaults: transformers' defaults of this family, by the fields of `Names`, and `head_dim`, `tied`, `vocab_size`.
-            A size without one is required.
-        activations: what the family's feed-forward may use.
-        theta: the default of the base frequency; None for no rotary positions.
-        partial: the default of `partial_rotary_factor`; None where all of a head must be rotated.
+            A size without a default is required.
+        activations: allowed activations of the feed-forward.
+        theta: default base frequency; None: no RoPE.
+        partial: default of `partial_rotary_factor`; None: only 1 is allowed.
 
     Raises:
         ConvertError: a key is missing, wrong or not supported.
     """
-    keys, given = names or Names(), defaults or {}
-    reader.has_full_weights()
+    keys, default = names or Names(), defaults or {}
+    reader.require_full_weights()
     reader.must_be(keys.activation, *activations)
-    n_embd = reader.integer(keys.n_embd, given.get("n_embd"))
-    n_heads = reader.integer(keys.n_heads, given.get("n_heads"))
-    head_dim = given.get("head_dim")
+    n_embd = reader.integer(keys.n_embd, default.get("n_embd"))
+    n_heads = reader.integer(keys.n_heads, default.get("n_heads"))
+    head_dim = default.get("head_dim")
     if not reader.has("head_dim") and head_dim is None and n_embd % n_heads:
         raise reader.fail(keys.n_heads, f"is {n_heads}, which does not divide {keys.n_embd} {n_embd}")
     has_head_dim = reader.has("head_dim") or head_dim is not None
     head_dim = reader.integer("head_dim", head_dim or n_embd // n_heads)
-    n_kv_heads = reader.integer(keys.n_kv_heads, given.get("n_kv_heads", n_heads))
+    n_kv_heads = reader.integer(keys.n_kv_heads, default.get("n_kv_heads", n_heads))
     if n_heads % n_kv_heads:
         raise reader.fail(keys.n_kv_heads, f"is {n_kv_heads}, which does not divide the {n_heads} heads")
-    n_layers = reader.integer(keys.n_layers, given.get("n_layers"))
+    n_layers = reader.integer(keys.n_layers, default.get("n_layers"))
     if n_layers > MAX_LAYERS:
         raise reader.fail(keys.n_layers, f"is {n_layers}; at most {MAX_LAYERS} are supported")
-    rope = None
-    if theta is not None:
-        rope = read_rope(reader, theta=theta, partial=1.0 if partial is None else partial)
-        if partial is None and rope.partial != 1:
-            raise reader.fail("partial_rotary_factor", f"is {rope.partial}; only 1 is supported")
-        if int(head_dim * rope.partial) % 2:
-            raise reader.fail(
-                "head_dim",
-                f"is {head_dim}, of which {rope.partial:g} are rotated; rotary positions need an even number",
-            )
+    rope = None if theta is None else _read_decoder_rope(reader, head_dim, theta, partial)
     return Decoder(
         reader=reader,
         n_layers=n_layers,
         n_embd=n_embd,
-        n_ff=reader.integer(keys.n_ff, given.get("n_ff")),
+        n_ff=reader.integer(keys.n_ff, default.get("n_ff")),
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,
         has_head_dim=has_head_dim,
-        n_vocab=reader.integer("vocab_size", given.get("vocab_size")),
-        n_ctx=reader.integer(keys.n_ctx, given.get("n_ctx", 2048)),
-        norm_eps=reader.number(keys.norm_eps, given.get("norm_eps", 1e-6)),
-        tied=reader.flag("tie_word_embeddings", given.get("tied", False)),
+        n_vocab=reader.integer("vocab_size", default.get("vocab_size")),
+        n_ctx=reader.integer(keys.n_ctx, default.get("n_ctx", 2048)),
+        norm_eps=reader.number(keys.norm_eps, default.get("norm_eps", 1e-6)),
+        tied=reader.flag("tie_word_embeddings", default.get("tied", False)),
         rope=rope,
     )
+
+
+def _read_decoder_rope(reader: ConfigReader, head_dim: int, theta: float, partial: float | None) -> Rope:
+    """The RoPE settings, checked against the head's size; `theta` and `partial` as of `read_decoder`."""
+    rope = read_rope(reader, theta=theta, partial=1.0 if partial is None else partial)
+    if partial is None and rope.partial != 1:
+        raise reader.fail("partial_rotary_factor", f"is {rope.partial}; only 1 is supported")
+    if int(head_dim * rope.partial) % 2:
+        raise reader.fail(
+            "head_dim", f"is {head_dim}, of which {rope.partial:g} are rotated; RoPE needs an even number"
+        )
+    return rope
 
 
 def metadata(
@@ -154,7 +157,7 @@ def metadata(
     log_multiplier: bool = False,
     truncates: bool = True,
 ) -> tuple[dict[str, Value], np.ndarray | None]:
-    """The metadata that every decoder has, and llama3's frequency factors where the model has them.
+    """The metadata of every decoder, and llama3's frequency factors if the model has them.
 
     Args:
         eps: the key of the norms' epsilon, without the architecture.
@@ -193,7 +196,7 @@ def booleans(values: list[bool]) -> Value:
 
 
 def sliding_layers(reader: ConfigReader, n_layers: int, default: list[bool]) -> list[bool]:
-    """Which layers see only the window, from `layer_types`; `default` where there is none.
+    """Layers with sliding-window attention, from `layer_types`; `default` without that key.
 
     Raises:
         ConvertError: another length, or other types than full and sliding attention.
@@ -210,12 +213,12 @@ def sliding_layers(reader: ConfigReader, n_layers: int, default: list[bool]) -> 
 
 
 def every(n_layers: int, period: int) -> list[bool]:
-    """Windows in all layers but each `period`-th."""
+    """Windows in all layers except every `period`-th."""
     return [bool((i + 1) % period) for i in range(n_layers)]
 
 
 def no_window(d: Decoder) -> None:
-    """Refuse a sliding window that a full context leaves, and layers of other types than full attention."""
+    """Refuse a sliding window smaller than the context, and layers of other types than full attention."""
     window = d.reader.config.get("sliding_window")
     if window is not None and (type(window) is not int or window < d.n_ctx):
         raise d.reader.fail(
@@ -228,27 +231,27 @@ def no_window(d: Decoder) -> None:
 def full_only(d: Decoder) -> None:
     """Refuse layers of other types than full attention."""
     if any(sliding_layers(d.reader, d.n_layers, [])):
-        raise d.reader.fail("layer_types", "asks for other than full attention, which is not supported")
+        raise d.reader.fail("layer_types", "has other types than full attention, which are not supported")
 
 
-#: Beginnings of the names in checkpoints of a bare model, without anything on top of it.
+#: Prefixes of names in checkpoints of a base model without a head.
 BARE = {name: f"model.{name}" for name in ("embed_tokens.", "layers.", "norm.")}
 CLASSIFIER = "ForSequenceClassification"
-#: Architectures whose output matrix is the embedding in llama.cpp, which refuses another one.
+#: Architectures whose output matrix is tied in llama.cpp, which refuses a separate one.
 TIED_ELSEWHERE = ("gemma", "gemma2", "command-r", "cohere2")
 
 
 def with_heads(*names: str) -> tuple[str, ...]:
-    """transformers' classes of families whose models embed texts and classify them, too."""
+    """transformers' classes of a family that also has embedding and classification models."""
     return tuple(f"{name}{head}" for name in names for head in ("ForCausalLM", "Model", CLASSIFIER))
 
 
 def embedding_and_head(table: TensorTable, d: Decoder) -> None:
-    """Token embedding, and the output matrix where it is not the embedding. An embedding model has none."""
+    """Token embedding, and the output matrix unless it is tied. An embedding model has none."""
     embedding, head = "model.embed_tokens.weight", "lm_head.weight"
     embeds = architecture_name(table.checkpoint).endswith("Model") or table.checkpoint.has("modules.json")
     if embeds and (d.tied or not table.has(head)):
-        table.spare(head)
+        table.ignore(head)
         tied = True
     else:
         tied = d.tied and table.ties(head, embedding)
@@ -258,9 +261,9 @@ def embedding_and_head(table: TensorTable, d: Decoder) -> None:
 
 
 def embedding_and_any_head(table: TensorTable, d: Decoder, architecture: str) -> dict[str, Value]:
-    """Token embedding, and what stands on top of the model: a language model's output, or a classifier.
+    """Token embedding, and the head: the output matrix of a language model, or a classifier.
 
-    Returns the metadata of a classifier, else none.
+    Returns the metadata of a classifier, else an empty dict.
     """
     if not architecture_name(table.checkpoint).endswith(CLASSIFIER):
         embedding_and_head(table, d)
@@ -272,7 +275,7 @@ def embedding_and_any_head(table: TensorTable, d: Decoder, architecture: str) ->
 
 
 def architecture_name(checkpoint: Checkpoint) -> str:
-    """transformers' class that the checkpoint was written by; empty where it does not say."""
+    """transformers' class in `architectures` of config.json; "" without one."""
     names = checkpoint.config.get("architectures")
     return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
 
@@ -312,9 +315,9 @@ def head_norms(layer: Layer, d: Decoder, *, change: Change | None = None) -> Non
 def finish(
     architecture: str, d: Decoder, values: dict[str, Value], table: TensorTable, factors: np.ndarray | None
 ) -> Plan:
-    """The plan of a family; llama3's factors become the last tensor, and what sentence-transformers' files say is added."""
+    """The plan of a family, with llama3's factors as last tensor, and the metadata of sentence-transformers' files."""
     if f"{architecture}.attention.causal" not in values:
-        d.reader.must_be("is_causal", True)  # transformers 5 lets any decoder see the whole text
+        d.reader.must_be("is_causal", True)  # transformers 5 allows bidirectional attention in any decoder
     if factors is not None:
         table.computed("rope_freqs.weight", factors)
     pooled = values.get(f"{architecture}.pooling_type")

@@ -1,4 +1,4 @@
-"""Mixtures of experts: sizes, metadata, and the experts' matrices stacked into one tensor of each kind."""
+"""Mixtures of experts: sizes, metadata, and tensors of stacked expert matrices."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_EXPERTS = 4096
 
 @dataclass(frozen=True)
 class Experts:
-    """How many experts there are, how many a token uses, and the width of one."""
+    """Number of experts, number used per token, and the width of an expert."""
 
     n: int
     n_used: int
@@ -49,7 +49,7 @@ def read_experts(
 
 
 def expert_metadata(architecture: str, experts: Experts, *, width: bool = False) -> dict[str, Value]:
-    """The number of experts; with `width`, also their own feed-forward's."""
+    """The numbers of experts; with `width`, also their feed-forward width."""
     values = {
         f"{architecture}.expert_count": u32(experts.n),
         f"{architecture}.expert_used_count": u32(experts.n_used),
@@ -67,9 +67,9 @@ def separate_experts(
     *,
     names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
 ) -> None:
-    """Experts that are three matrices each, named `inner.NUMBER.NAME`; `names` of gate, up and down.
+    """Experts of three matrices each, named `inner.NUMBER.NAME`; `names` of gate, up and down.
 
-    Some checkpoints have all of them in two tensors instead: `inner.gate_up_proj`, gate before up, and `inner.down_proj`.
+    Some checkpoints have two tensors for all experts instead: `inner.gate_up_proj`, gate before up, and `inner.down_proj`.
     """
     if layer.has(f"{inner}.gate_up_proj"):
         fused_experts(layer, d, experts, f"{inner}.gate_up_proj", f"{inner}.down_proj")
@@ -81,7 +81,7 @@ def separate_experts(
 
 
 def fused_experts(layer: Layer, d: Decoder, experts: Experts, gate_up: str, down: str) -> None:
-    """Experts in two tensors: [experts, gate and up, embedding] and [experts, embedding, width]; or each matrix turned round."""
+    """Experts in two tensors: [experts, gate and up, embedding] and [experts, embedding, width]; or each matrix transposed."""
     n, n_ff = experts.n, experts.n_ff
     if (layer.shape(gate_up), layer.shape(down)) == ((n, d.n_embd, 2 * n_ff), (n, n_ff, d.n_embd)):
         for i, name in enumerate(("gate", "up")):

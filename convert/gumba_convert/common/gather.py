@@ -1,4 +1,4 @@
-"""Reading rows of a planned tensor from the files of a checkpoint: reordered, stacked, transposed, changed."""
+"""Reads rows of a planned tensor from the files of a checkpoint: reordered, stacked, transposed, changed."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 from gumba_convert.checkpoint.safetensors import FileReader, SafeTensor
 from gumba_convert.common.plan import Source
 
-# Rows that lie scattered over a span of at most so many times their number are read with all that lies between.
-SPREAD = 4
-#: Values of two tensors that are compared at once: 4 MB of float32 each.
-COMPARED = 1 << 20
+# Scattered rows are read as one span if it has at most this many times their number.
+MAX_SPREAD = 4
+#: Number of values of two tensors compared at once: 4 MB of float32 each.
+COMPARE_CHUNK = 1 << 20
 #: The values of MXFP4's codes: sign, two bits of exponent, one of fraction.
 FP4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 
 
 def unit(source: Source) -> int:
-    """Rows that can only be read together: those of a matrix, where it lies the other way round."""
+    """Number of rows that must be read together: all of a transposed matrix."""
     return source.shape[-2] if source.transposed else 1
 
 
@@ -32,24 +32,24 @@ def read_rows(reader: FileReader, source: Source, first: int, n_rows: int) -> np
     if source.mxfp4:
         return _mxfp4_rows(reader, source, first, n_rows)
     if source.transposed:
-        height = source.shape[-2]  # what is picked of a stored matrix is [length, height]
-        picked = _picked(reader, source, first // height * length, n_rows // height * length, height)
-        rows = picked.reshape(-1, length, height).swapaxes(1, 2).reshape(n_rows, length)
+        height = source.shape[-2]  # selected from a stored matrix: [length, height]
+        selected = _selected(reader, source, first // height * length, n_rows // height * length, height)
+        rows = selected.reshape(-1, length, height).swapaxes(1, 2).reshape(n_rows, length)
     else:
-        rows = _picked(reader, source, first, n_rows, length)
+        rows = _selected(reader, source, first, n_rows, length)
     return source.change(_float32(rows)) if source.change is not None else rows
 
 
-def _picked(reader: FileReader, source: Source, first: int, n_rows: int, length: int) -> np.ndarray:
-    """Stored rows by their number in the tensor to write, of `length` values each."""
+def _selected(reader: FileReader, source: Source, first: int, n_rows: int, length: int) -> np.ndarray:
+    """Rows `first` to `first + n_rows` of the tensor to write, before transposing, of `length` values each."""
     if source.columns is None:
         return _gather(reader, source, first, n_rows, length)
-    whole = source.parts if isinstance(source.parts, np.ndarray) else source.parts[0]
-    return _gather(reader, source, first, n_rows, whole.shape[-1])[:, source.columns]
+    stored = source.parts if isinstance(source.parts, np.ndarray) else source.parts[0]
+    return _gather(reader, source, first, n_rows, stored.shape[-1])[:, source.columns]
 
 
 def _gather(reader: FileReader, source: Source, first: int, n_rows: int, length: int) -> np.ndarray:
-    """Whole stored rows, `length` values each."""
+    """Complete stored rows, of `length` values each."""
     if isinstance(source.parts, np.ndarray):
         flat = source.parts.reshape(-1, length)
         return flat[first : first + n_rows] if source.rows is None else flat[source.rows[first : first + n_rows]]
@@ -67,9 +67,9 @@ def _gather(reader: FileReader, source: Source, first: int, n_rows: int, length:
 
 
 def _part_rows(reader: FileReader, tensor: SafeTensor, rows: np.ndarray, length: int) -> np.ndarray:
-    """The rows of those numbers of one tensor of the checkpoint."""
+    """The rows with the indices `rows` of one tensor of the checkpoint."""
     low, high = int(rows.min()), int(rows.max()) + 1
-    if high - low <= SPREAD * len(rows):
+    if high - low <= MAX_SPREAD * len(rows):
         data = reader.read(tensor, low * length, (high - low) * length).reshape(-1, length)
         return data if high - low == len(rows) and bool(np.all(np.diff(rows) == 1)) else data[rows - low]
     cuts = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1), len(rows)]
@@ -103,8 +103,8 @@ def same_values(reader: FileReader, a: SafeTensor, b: SafeTensor) -> bool:
     if a.shape != b.shape:
         return False
     reader.open([a, b])
-    for first in range(0, a.n_elements, COMPARED):
-        n = min(COMPARED, a.n_elements - first)
+    for first in range(0, a.n_elements, COMPARE_CHUNK):
+        n = min(COMPARE_CHUNK, a.n_elements - first)
         x, y = reader.read(a, first, n), reader.read(b, first, n)
         if not np.array_equal(_float32(x), _float32(y)):
             return False
@@ -119,7 +119,7 @@ def _float32(values: np.ndarray) -> np.ndarray:
 
 
 def where(source: Source) -> str:
-    """The tensor as errors name it."""
+    """The tensor's name for error messages."""
     if isinstance(source.parts, np.ndarray):
         return f"tensor {source.name!r}"
     names = [part.name for part in source.parts]

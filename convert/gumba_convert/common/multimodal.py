@@ -1,4 +1,4 @@
-"""Language models that are parts of models which see pictures: where their settings and their tensors are."""
+"""Language models in vision-language models: their settings and tensors."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from gumba_convert.common.decoder import Decoder
 from gumba_convert.common.table import TensorTable
 from gumba_convert.gguf_writer import Value, i32_array
 
-#: Beginnings of the language model's names, and a pattern of names that are not its own.
-PARTS = {"model.language_model.": "model.", "language_model.lm_head.": "lm_head."}
-PICTURES = r"(model\.)?visual\..*"
+#: Prefixes of the language model's names, and a pattern of the vision model's names.
+PREFIXES = {"model.language_model.": "model.", "language_model.lm_head.": "lm_head."}
+VISION = r"(model\.)?visual\..*"
 
 
 def language_table(checkpoint: Checkpoint) -> TensorTable:
-    """The tensors of the language model; those for pictures are left out."""
-    return TensorTable(checkpoint, renamed=PARTS, ignored=PICTURES)
+    """The tensors of the language model, without the vision model's."""
+    return TensorTable(checkpoint, prefixes=PREFIXES, ignored=VISION)
 
 
 def position_sections(architecture: str, d: Decoder, default: Sequence[int]) -> dict[str, Value]:
-    """How many rotary pairs each coordinate of a picture's patch turns; a text's tokens have one position in all of them.
+    """Number of RoPE pairs per coordinate of an image patch (M-RoPE); text tokens have the same position in all.
 
     Raises:
-        ConvertError: `mrope_section` is no list of up to four numbers.
+        ConvertError: `mrope_section` is not a list of up to four integers.
     """
     sections = d.rope.settings.config.get("mrope_section", default) if d.rope is not None else default
     if (

@@ -1,4 +1,4 @@
-"""Work on many pieces at once, results in order, memory for only a few of them."""
+"""Runs jobs in several threads; results come in order, with memory for only a few of them."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-CHUNK = 1 << 20  # weights in a piece: small enough for a core's cache, large enough to hide the queue
+CHUNK = 1 << 20  # weights per piece: fits a core's cache, and hides the overhead of the queue
 
 Job = Callable[[], np.ndarray]
 
-#: Called with the stage, the bytes written so far, and the bytes to write in all.
+#: Called with the stage, the bytes written so far, and the total bytes.
 Progress = Callable[[str, int, int], None]
 
 
 def in_order(jobs: Iterable[Job], n_threads: int) -> Generator[np.ndarray, None, None]:
-    """Results of the jobs in their order. At most a few more than `n_threads` are begun and not yet taken.
+    """Yield the results of the jobs in order. At most a few more than `n_threads` are started and not yet taken.
 
-    Jobs should release the GIL. The first one that fails ends the iteration with its exception. Close the generator
-    when leaving early: that waits for what has begun.
+    Jobs should release the GIL. The first one that fails ends the iteration with its exception. Close the generator when leaving
+    early: that waits for started jobs.
     """
     pool = ThreadPoolExecutor(n_threads, "gumba-convert")
-    begun: deque[Future[np.ndarray]] = deque()
+    started: deque[Future[np.ndarray]] = deque()
     try:
         for job in jobs:
-            begun.append(pool.submit(job))
-            if len(begun) > n_threads + 2:
-                yield begun.popleft().result()
-        while begun:
-            yield begun.popleft().result()
+            started.append(pool.submit(job))
+            if len(started) > n_threads + 2:
+                yield started.popleft().result()
+        while started:
+            yield started.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -1,4 +1,4 @@
-"""What an architecture hands to the converter: where each tensor comes from, and the metadata."""
+"""``Plan``, a family's description of the GGUF file to write, and ``Source``, that of one tensor."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from gumba_convert.gguf_writer import Value
 
 @dataclass(frozen=True)
 class Source:
-    """One tensor to write: GGUF's name and shape (rows first), and where its rows come from.
+    """One tensor to write: GGUF's name and shape (rows first), and the source of its rows.
 
-    The rows of `parts` (the last axis is a row), one part after the other, are the rows there are; `rows` picks and
-    orders them, None takes all as they lie; `columns` picks some of each. With `transposed`, what has been picked is then
-    turned round, the last two axes of each matrix. `change` is applied to the values in float32. `mxfp4`: the parts are
-    the blocks and the scales of one tensor of that format.
+    The rows of `parts` (the last axis is a row) are concatenated; `rows` selects and orders them (None: all, in order);
+    `columns` selects columns; `transposed` then swaps the last two axes of each matrix; `change` is applied to the values in
+    float32. `mxfp4`: the parts are the blocks and the scales of one MXFP4 tensor.
     """
 
     name: str
@@ -33,7 +32,7 @@ class Source:
 
     @property
     def n_rows(self) -> int:
-        """Rows as they are encoded: a vector's elements, else everything but the last axis."""
+        """Number of rows to encode: the elements of a vector, else the product of all axes but the last."""
         return self.shape[0] if len(self.shape) == 1 else math.prod(self.shape[:-1])
 
     @property
@@ -43,7 +42,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Plan:
-    """A model to write: architecture ("llama"), its metadata without the tokenizer's, tensors in file order."""
+    """A model to write: architecture ("llama"), metadata without the tokenizer's, tensors in file order."""
 
     architecture: str
     metadata: dict[str, Value]

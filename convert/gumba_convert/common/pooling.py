@@ -1,4 +1,4 @@
-"""How a model makes one vector of many, as sentence-transformers' Pooling module says; and heads that classify."""
+"""Pooling settings of sentence-transformers' Pooling module, and metadata of classification heads."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def no_other_keys(reader: ConfigReader, known: set[str]) -> None:
 
 
 def labels(reader: ConfigReader) -> list[str]:
-    """The names of the classes, in the order of their numbers.
+    """The labels of the classes in order.
 
     Raises:
         ConvertError: they are not numbered from 0 without gaps.
@@ -71,7 +71,7 @@ def labels(reader: ConfigReader) -> list[str]:
 
 
 def classifier_metadata(architecture: str, names: list[str]) -> dict[str, Value]:
-    """The metadata of a model whose result is a score for each class."""
+    """The metadata of a model with a score per class."""
     return {
         f"{architecture}.pooling_type": u32(RANK),
         f"{architecture}.classifier.output_labels": strings(names),

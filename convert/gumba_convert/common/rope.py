@@ -1,4 +1,4 @@
-"""Rotary positions: what config.json says of them, in all its spellings, as GGUF metadata and factor tensors."""
+"""RoPE settings of config.json, in all their forms, as GGUF metadata and factor tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KINDS = ("default", "linear", "yarn", "llama3")
 
 @dataclass(frozen=True)
 class Rope:
-    """Base frequency, kind of context extension ("default": none), and the part of a head that is rotated.
+    """Base frequency, kind of context extension ("default": none), and the fraction of a head that is rotated.
 
     `settings` reads the object that holds the extension's parameters.
     """
@@ -29,22 +29,22 @@ class Rope:
 def read_rope(
     reader: ConfigReader, *, theta: float = 10000.0, partial: float = 1.0, layer_type: str = "full_attention"
 ) -> Rope:
-    """The rotary settings; `theta` and `partial` are the family's defaults.
+    """The RoPE settings; `theta` and `partial` are the family's defaults.
 
-    transformers 5 writes one object `rope_parameters`, or one for each type of layer; before, `rope_theta` and
-    `partial_rotary_factor` stood by themselves and `rope_scaling` held the extension.
+    transformers 5 writes one object `rope_parameters`, or one per type of layer; earlier versions wrote `rope_theta`,
+    `partial_rotary_factor`, and `rope_scaling` for the extension.
     """
     settings = reader.section("rope_parameters") or reader.section("rope_scaling") or ConfigReader({}, reader.where)
     settings = settings.section(layer_type) or settings
     kind = settings.config.get("rope_type", settings.config.get("type", "default"))
-    if kind == "mrope":  # a picture's tokens have several coordinates, a text's have the same position in all of them
+    if kind == "mrope":  # image tokens have several coordinates; text has the same position in all of them
         kind = "default"
-    found = settings.number("rope_theta") if settings.has("rope_theta") else reader.number("rope_theta", theta)
+    theta = settings.number("rope_theta") if settings.has("rope_theta") else reader.number("rope_theta", theta)
     key = "partial_rotary_factor"
-    share = settings.number(key) if settings.has(key) else reader.number(key, partial)
-    if share > 1:
-        raise reader.fail(key, f"is {share}, expected at most 1")
-    return Rope(found, kind.lower() if isinstance(kind, str) else repr(kind), share, settings)
+    partial = settings.number(key) if settings.has(key) else reader.number(key, partial)
+    if partial > 1:
+        raise reader.fail(key, f"is {partial}, expected at most 1")
+    return Rope(theta, kind.lower() if isinstance(kind, str) else repr(kind), partial, settings)
 
 
 def rope_metadata(
@@ -60,13 +60,13 @@ def rope_metadata(
     """`rope.dimension_count`, `rope.freq_base` and `rope.scaling.*`, and llama3's `rope_freqs.weight`.
 
     Args:
-        n_rotated: values of a head that are rotated.
-        kinds: context extensions that the architecture has.
+        n_rotated: number of values of a head that are rotated.
+        kinds: context extensions that the architecture supports.
         log_multiplier: the architecture's attention is scaled by YaRN's `mscale_all_dim`, as DeepSeek's is.
         truncates: the architecture rounds the ends of YaRN's ramp to whole dimensions.
 
     Raises:
-        ConvertError: another kind, or parameters of it that GGUF cannot say.
+        ConvertError: another kind, or parameters that GGUF cannot express.
     """
     settings, key = rope.settings, f"{architecture}.rope.scaling."
     metadata = {
@@ -108,9 +108,9 @@ def _yarn(settings: ConfigReader, key: str, n_ctx: int, log_multiplier: bool, tr
         settings.must_be("mscale")
         settings.must_be("mscale_all_dim")
     if settings.has("attention_factor"):
-        # GGUF readers multiply by 0.1 ln(factor) + 1 themselves; transformers takes attention_factor for the whole.
-        whole = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
-        metadata[key + "attn_factor"] = f32(settings.number("attention_factor") / whole)
+        # GGUF readers also multiply by 0.1 ln(factor) + 1; in transformers attention_factor is the product.
+        reader_factor = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
+        metadata[key + "attn_factor"] = f32(settings.number("attention_factor") / reader_factor)
     for name in ("beta_fast", "beta_slow"):
         if settings.has(name):
             metadata[key + "yarn_" + name] = f32(settings.number(name))
@@ -122,7 +122,7 @@ def llama3_factors(
 ) -> np.ndarray:
     """Llama 3.1's divisors of the RoPE frequencies, float32 [head_dim / 2].
 
-    Short wavelengths stay, long ones are divided by `factor`, those between get a mean of both.
+    Short wavelengths are kept, long ones divided by `factor`, those between get a weighted mean of both.
     """
     frequency = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     turns = n_ctx_original * frequency / (2 * math.pi)  # full turns over the original context

@@ -30,10 +30,10 @@ TRANSFORMER_SETTINGS = tuple(
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 PREFIX = "gumba.embedding."
-OWN_CLASSES = "sentence_transformers."
+PACKAGE = "sentence_transformers."
 #: The only supported order of modules; a Dropout has no effect after training.
 ORDER = ("Transformer", "Pooling", "Dense", "Normalize")
-WITHOUT_EFFECT = "Dropout"
+NO_EFFECT = "Dropout"
 #: A reranker's score from the logits of two words (see `families.qwen3`).
 LOGIT_SCORE = "LogitScore"
 LOADING_KEYS = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs")
@@ -77,16 +77,16 @@ def read_embedder(
 
     Args:
         n_ctx: tokens of the model's context.
-        has_classifier: the model has a classification head, and so no pooling and no prompts.
+        has_classifier: the model has a classification head, hence no pooling and no prompts.
         projected: the architecture has the projections of `Dense` modules.
 
     Raises:
-        ConvertError: a file is malformed, or asks for something that is not computed.
+        ConvertError: a file is malformed, or has an unsupported setting.
     """
-    found = modules(checkpoint)
-    if not found:
+    listed = modules(checkpoint)
+    if not listed:
         return Embedder()
-    warnings = _check_kinds(checkpoint, found, has_classifier=has_classifier, projected=projected)
+    warnings = _check_kinds(checkpoint, listed, has_classifier=has_classifier, projected=projected)
     if has_classifier:
         if (checkpoint.outer.json(SETTINGS) or {}).get("prompts"):
             warnings.append(
@@ -94,11 +94,11 @@ def read_embedder(
             )
         return Embedder({}, warnings)
     values: dict[str, Value] = {}
-    if not any(module.kind == "Pooling" for module in found):
+    if not any(module.kind == "Pooling" for module in listed):
         warnings.append(
             f"{MODULES} has no Pooling, which sentence-transformers needs for a vector: gumba uses mean pooling"
         )
-    for module in found:
+    for module in listed:
         if module.kind == "Pooling":
             folder = part(checkpoint, module)
             reader = ConfigReader(folder.config, f"{folder.folder / 'config.json'}")
@@ -109,7 +109,7 @@ def read_embedder(
         elif module.kind == "Normalize":
             _check_normalize(checkpoint, module)
     _transformer(checkpoint, n_ctx, values)
-    _settings(checkpoint, values, warnings, normalizes=any(module.kind == "Normalize" for module in found))
+    _settings(checkpoint, values, warnings, normalizes=any(module.kind == "Normalize" for module in listed))
     return Embedder(values, warnings)
 
 
@@ -129,41 +129,41 @@ def modules(checkpoint: Checkpoint) -> list[Module]:
         raise ConvertError(f"{where}: not valid JSON: {error}") from None
     if not isinstance(listed, list):
         raise ConvertError(f"{where}: expected a list of modules")
-    found = []
+    result = []
     for i, entry in enumerate(listed):
         name = entry.get("type") if isinstance(entry, dict) else None
         if not isinstance(entry, dict) or not isinstance(name, str):
             raise ConvertError(f"{where}: module {i} is {str(entry)[:100]}, expected an object with a type")
-        found.append(Module(name.rpartition(".")[2], name, entry.get("path"), i))
-    return found
+        result.append(Module(name.rpartition(".")[2], name, entry.get("path"), i))
+    return result
 
 
 def part(checkpoint: Checkpoint, module: Module) -> Checkpoint:
     """The folder of a module.
 
     Raises:
-        ConvertError: it is not there, or has no config.json.
+        ConvertError: it does not exist, or has no config.json.
     """
-    found = checkpoint.outer.below(module.path, MODULES)
-    if found is None:
+    folder = checkpoint.outer.below(module.path, MODULES)
+    if folder is None:
         raise ConvertError(f"{checkpoint.outer.folder}: no folder {module.path!r}, though modules.json names it")
-    return found
+    return folder
 
 
 def projections(checkpoint: Checkpoint, n_embd: int) -> list[tuple[Checkpoint, int, int]]:
     """The two projections after the pooling: folder, columns and rows of each matrix. Empty if there are none.
 
     Raises:
-        ConvertError: others than two without a bias and an activation, from `n_embd` and back to it.
+        ConvertError: not two matrices without bias and activation, from `n_embd` and back to it.
     """
-    found = []
+    matrices = []
     for module in modules(checkpoint):
         if module.kind != "Dense":
             continue
         folder = part(checkpoint, module)
         reader = ConfigReader(folder.config, f"{folder.folder / 'config.json'}")
-        # Where the file does not say it, there is a bias, and tanh.
-        for key, default, wanted in (
+        # The defaults are a bias and tanh.
+        for key, default, allowed in (
             ("bias", True, (False,)),
             ("activation_function", "torch.nn.modules.activation.Tanh", IDENTITIES),
             ("use_residual", False, (False,)),
@@ -171,39 +171,41 @@ def projections(checkpoint: Checkpoint, n_embd: int) -> list[tuple[Checkpoint, i
             ("module_output_name", "sentence_embedding", ("sentence_embedding",)),
         ):
             value = reader.config[key] if reader.has(key) else default
-            if value not in wanted:
-                raise reader.fail(key, f"is {str(value)[:100]!r}; only {wanted[0]!r} is supported")
+            if value not in allowed:
+                raise reader.fail(key, f"is {str(value)[:100]!r}; only {allowed[0]!r} is supported")
         no_other_keys(reader, DENSE_KEYS)
-        found.append((folder, reader.integer("in_features"), reader.integer("out_features")))
-    if found and not (len(found) == 2 and found[0][1] == n_embd == found[1][2] and found[0][2] == found[1][1]):
+        matrices.append((folder, reader.integer("in_features"), reader.integer("out_features")))
+    if matrices and not (
+        len(matrices) == 2 and matrices[0][1] == n_embd == matrices[1][2] and matrices[0][2] == matrices[1][1]
+    ):
         raise ConvertError(
             f"{checkpoint.outer.folder / MODULES}: expected two projections, from {n_embd} and back to it"
         )
-    return found
+    return matrices
 
 
-def _check_kinds(checkpoint: Checkpoint, found: list[Module], *, has_classifier: bool, projected: bool) -> list[str]:
+def _check_kinds(checkpoint: Checkpoint, listed: list[Module], *, has_classifier: bool, projected: bool) -> list[str]:
     """Refuse unsupported modules and any order other than ``ORDER``; warn about custom classes."""
     where = f"{checkpoint.outer.folder / MODULES}"
     warnings, last = [], -1
-    for module in found:
-        own = module.full_name.startswith(OWN_CLASSES)
+    for module in listed:
+        own = module.full_name.startswith(PACKAGE)
         if has_classifier and own and module.kind == LOGIT_SCORE:
             _check_words(checkpoint, part(checkpoint, module))
             continue
-        if own and module.kind == WITHOUT_EFFECT:
+        if own and module.kind == NO_EFFECT:
             continue
         known = module.kind in ORDER and (own or module.kind == ORDER[0])
         if not known or (module.kind == "Dense" and not projected):
-            most = [kind for kind in ORDER if projected or kind != "Dense"]
+            supported = [kind for kind in ORDER if projected or kind != "Dense"]
             raise ConvertError(
                 f"{where}: module {module.index}, {module.full_name:.200}, is not supported in this family: "
-                f"{', '.join(most)} and {WITHOUT_EFFECT} are"
+                f"{', '.join(supported)} and {NO_EFFECT} are"
             )
-        place = ORDER.index(module.kind)
-        if place < last or (place == last and module.kind != "Dense") or (place and last < 0):
+        index = ORDER.index(module.kind)
+        if index < last or (index == last and module.kind != "Dense") or (index and last < 0):
             raise ConvertError(
-                f"{where}: module {module.index}, {module.full_name:.200}, is at the wrong place: "
+                f"{where}: module {module.index}, {module.full_name:.200}, is in the wrong order: "
                 f"expected {', '.join(ORDER)}, in this order"
             )
         if not own:
@@ -211,12 +213,12 @@ def _check_kinds(checkpoint: Checkpoint, found: list[Module], *, has_classifier:
                 f"{MODULES} names a custom class, {module.full_name:.200}, whose code gumba does not run: "
                 "it is taken for sentence-transformers' Transformer"
             )
-        last = place
+        last = index
     return warnings
 
 
 def _check_words(checkpoint: Checkpoint, score: Checkpoint) -> None:
-    """Refuse a reranker that is judged by other words than yes and no, which it has in this order (see `families.qwen3`)."""
+    """Refuse a reranker whose score uses other words than yes and no, in this order (see `families.qwen3`)."""
     model = (checkpoint.json("tokenizer.json") or {}).get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(vocabulary, dict):
@@ -302,7 +304,7 @@ def _is_name(name: str) -> bool:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether a text has no lone surrogates, which JSON can hold and UTF-8 cannot."""
+    """Whether a text has no lone surrogates, which JSON can encode and UTF-8 cannot."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
@@ -332,7 +334,7 @@ def _settings(checkpoint: Checkpoint, values: dict[str, Value], warnings: list[s
             )
     if reader.has("truncate_dim"):
         values[f"{PREFIX}dimensions"] = u32(reader.integer("truncate_dim"))
-        warnings.append("of each vector only the first truncate_dim values count; llama.cpp gives all")
+        warnings.append("gumba returns the first truncate_dim values of each vector; llama.cpp returns all")
     if not normalizes and config.get("similarity_fn_name") in ("dot", "dot_product", "euclidean", "manhattan"):
         warnings.append(
             f"the model's similarity is {config['similarity_fn_name']!r}, of vectors that are not normalized: "

@@ -1,6 +1,6 @@
-"""Orders of rows that Hugging Face and GGUF differ in.
+"""Row orders in which Hugging Face and GGUF differ.
 
-Each function gives, for the rows in GGUF's order, their places in the checkpoint's tensor: int64 [n_rows].
+The functions return the indices of GGUF's rows in the checkpoint's tensor, int64 [n_rows].
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import numpy as np
 
 
 def pairs(n_heads: int, head_dim: int, n_rotated: int | None = None) -> np.ndarray:
-    """Rows of Q or K from two halves per head to pairs side by side, for architectures that rotate neighbours.
+    """Rows of Q or K from two halves per head to interleaved pairs, for architectures that rotate neighbours.
 
     Args:
-        n_rotated: only the first so many rows of a head are rotated; by default all of them.
+        n_rotated: number of first rows of a head that are rotated; by default all.
     """
     n_rotated = head_dim if n_rotated is None else n_rotated
     head = np.arange(head_dim)
@@ -26,18 +26,18 @@ def part(first: int, n_rows: int) -> np.ndarray:
 
 
 def grouped_qkv(n_groups: int, heads_per_group: int, head_dim: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of Q, K and V in a fused tensor whose groups hold `heads_per_group` query heads, one of K and one of V."""
+    """Rows of Q, K and V in a fused tensor with groups of `heads_per_group` query heads, one of K and one of V."""
     rows = np.arange(n_groups * (heads_per_group + 2) * head_dim).reshape(n_groups, heads_per_group + 2, head_dim)
     return rows[:, :-2].reshape(-1), rows[:, -2].reshape(-1), rows[:, -1].reshape(-1)
 
 
 def separate_rows(rows: np.ndarray, head_rows: int) -> np.ndarray:
-    """Rows [n, ...] of whole heads from pairs side by side back to two halves."""
+    """Rows [n, ...] of complete heads from interleaved pairs back to two halves."""
     pairs: np.ndarray = rows.reshape(-1, head_rows // 2, 2, *rows.shape[1:])
-    apart: np.ndarray = pairs.swapaxes(1, 2).reshape(rows.shape)
-    return apart
+    halves: np.ndarray = pairs.swapaxes(1, 2).reshape(rows.shape)
+    return halves
 
 
 def plus_one(values: np.ndarray) -> np.ndarray:
-    """Norms that multiply by 1 + weight store the sum."""
+    """The weight of a norm that multiplies by 1 + weight, as GGUF stores it: the sum."""
     return values + np.float32(1)

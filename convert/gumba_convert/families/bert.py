@@ -56,8 +56,8 @@ def plan(checkpoint: Checkpoint) -> Plan:
     classifies = name.endswith("ForSequenceClassification")
     table = TensorTable(
         checkpoint,
-        renamed=dict.fromkeys(("bert.", "roberta.", "camembert."), ""),
-        respelled={".gamma": ".weight", ".beta": ".bias"},
+        prefixes=dict.fromkeys(("bert.", "roberta.", "camembert."), ""),
+        suffixes={".gamma": ".weight", ".beta": ".bias"},
         ignored=UNNEEDED + ("" if classifies else POOLER),
     )
     table.tensor("token_embd.weight", "embeddings.word_embeddings.weight", (d.n_vocab, d.n_embd))

@@ -45,7 +45,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     values, factors = decoder.metadata(ARCHITECTURE, d, kinds=("default",))
     if own:
         values["chatglm.rope.freq_base"] = f32(10000.0 * reader.number("rope_ratio", 1.0))
-    table = TensorTable(checkpoint, renamed={"transformer.": ""}, ignored=r"rotary_pos_emb\.inv_freq")
+    table = TensorTable(checkpoint, prefixes={"transformer.": ""}, ignored=r"rotary_pos_emb\.inv_freq")
     if own:
         _own_tensors(table, d, reader.flag("add_qkv_bias", False))
     else:

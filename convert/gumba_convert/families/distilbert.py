@@ -41,7 +41,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     d = decoder.read_decoder(reader, defaults=DEFAULTS, names=NAMES, activations=("gelu",), theta=None)
     values, _ = decoder.metadata(ARCHITECTURE, d, eps=decoder.LAYER_EPS)
     values |= {"bert.attention.causal": boolean(False), "tokenizer.ggml.token_type_count": u32(1)}
-    table = TensorTable(checkpoint, renamed={"distilbert.": ""}, ignored=UNNEEDED)
+    table = TensorTable(checkpoint, prefixes={"distilbert.": ""}, ignored=UNNEEDED)
     table.tensor("token_embd.weight", "embeddings.word_embeddings.weight", (d.n_vocab, d.n_embd))
     table.tensor("position_embd.weight", "embeddings.position_embeddings.weight", (d.n_ctx, d.n_embd))
     table.norm("token_embd_norm", "embeddings.LayerNorm", d.n_embd, bias=True)

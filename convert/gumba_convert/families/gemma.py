@@ -28,7 +28,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     reader.must_be("tie_word_embeddings", True)
     bias = reader.flag("attention_bias", False)
     values, factors = decoder.metadata(ARCHITECTURE, d, kinds=("default",))
-    table = TensorTable(checkpoint, renamed=decoder.BARE)
+    table = TensorTable(checkpoint, prefixes=decoder.BARE)
     values |= decoder.embedding_and_any_head(table, d, ARCHITECTURE)
     for layer in table.layers(d.n_layers):
         layer.norm("attn_norm", "input_layernorm", d.n_embd, change=plus_one)

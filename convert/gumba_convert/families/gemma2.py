@@ -42,7 +42,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     if sliding != usual:
         values["gemma2.attention.sliding_window_pattern"] = decoder.booleans(sliding)
     bias = reader.flag("attention_bias", False)
-    table = TensorTable(checkpoint, renamed=decoder.BARE)
+    table = TensorTable(checkpoint, prefixes=decoder.BARE)
     values |= decoder.embedding_and_any_head(table, d, ARCHITECTURE)
     for layer in table.layers(d.n_layers):
         decoder.attention(layer, d, bias=bias, output_bias=bias)

@@ -39,7 +39,7 @@ DEFAULTS = {
 PERIOD = 6
 WIDE = 62
 # Prefixes in checkpoints of a larger model.
-PARTS = decoder.BARE | {
+PREFIXES = decoder.BARE | {
     "language_model.lm_head.": "lm_head.",
     "language_model.model.": "model.",
     "model.language_model.": "model.",
@@ -77,7 +77,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         if sliding != decoder.every(d.n_layers, PERIOD):
             values[f"{architecture}.attention.sliding_window_pattern"] = decoder.booleans(sliding)
     bias = reader.flag("attention_bias", False)
-    table = TensorTable(checkpoint, renamed=PARTS, ignored=VISION)
+    table = TensorTable(checkpoint, prefixes=PREFIXES, ignored=VISION)
     values |= decoder.embedding_and_any_head(table, d, architecture)
     for layer in table.layers(d.n_layers):
         decoder.attention(layer, d, bias=bias, output_bias=bias)

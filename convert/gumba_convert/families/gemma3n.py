@@ -69,7 +69,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
             "rope.freq_base_swa": f32(per_layer.local_rope(reader).theta),
         }.items()
     }
-    table = TensorTable(checkpoint, renamed=per_layer.PARTS, ignored=per_layer.OTHER_HALVES)
+    table = TensorTable(checkpoint, prefixes=per_layer.PREFIXES, ignored=per_layer.OTHER_PARTS)
     decoder.embedding_and_head(table, d)
     per_layer.embeddings(table, d, n_per_layer)
     for ours, theirs in (("altup_proj", "altup_projections"), ("altup_unembd_proj", "altup_unembed_projections")):

@@ -87,7 +87,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         values |= expert_metadata(ARCHITECTURE, experts, width=True)
     if suppressed := _suppressed(checkpoint, d.n_vocab):
         values["tokenizer.ggml.suppress_tokens"] = i32_array(suppressed)
-    table = TensorTable(checkpoint, renamed=per_layer.PARTS, ignored=per_layer.OTHER_HALVES)
+    table = TensorTable(checkpoint, prefixes=per_layer.PREFIXES, ignored=per_layer.OTHER_PARTS)
     decoder.embedding_and_head(table, d)
     if n_per_layer:
         per_layer.embeddings(table, d, n_per_layer)
@@ -150,7 +150,7 @@ def _attention(layer: Layer, d: Decoder, *, own: bool, values: bool) -> None:
     layer.norm("attn_q_norm", "self_attn.q_norm", d.head_dim)
     layer.linear("attn_output", "self_attn.o_proj", (d.n_embd, d.n_q))
     for name in ("k_proj", "v_proj", "k_norm"):
-        layer.table.spare(f"{layer.theirs}self_attn.{name}.weight")  # earlier layers' are used instead
+        layer.table.ignore(f"{layer.theirs}self_attn.{name}.weight")  # earlier layers' are used instead
     if own:
         layer.linear("attn_k", "self_attn.k_proj", (d.n_kv, d.n_embd))
         layer.norm("attn_k_norm", "self_attn.k_norm", d.head_dim)

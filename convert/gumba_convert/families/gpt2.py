@@ -31,7 +31,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     reader.must_be("scale_attn_by_inverse_layer_idx", False)
     reader.must_be("add_cross_attention", False)
     values, _ = decoder.metadata(ARCHITECTURE, d, eps=decoder.LAYER_EPS)
-    table = TensorTable(checkpoint, renamed={"transformer.": ""})
+    table = TensorTable(checkpoint, prefixes={"transformer.": ""})
     tied = d.tied and table.ties("lm_head.weight", "wte.weight")
     table.tensor("token_embd.weight", "wte.weight", (d.n_vocab, d.n_embd))
     table.tensor("position_embd.weight", "wpe.weight", (d.n_ctx, d.n_embd))

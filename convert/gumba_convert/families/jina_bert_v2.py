@@ -44,7 +44,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         "tokenizer.ggml.token_type_count": u32(types),
     }
     table = TensorTable(
-        checkpoint, renamed={"bert.": ""}, ignored=r"cls\..*|lm_head\..*|embeddings\.position_ids|pooler\..*"
+        checkpoint, prefixes={"bert.": ""}, ignored=r"cls\..*|lm_head\..*|embeddings\.position_ids|pooler\..*"
     )
     table.tensor("token_embd.weight", "embeddings.word_embeddings.weight", (d.n_vocab, d.n_embd))
     table.tensor("token_types.weight", "embeddings.token_type_embeddings.weight", (types, d.n_embd))

@@ -45,8 +45,8 @@ def plan(checkpoint: Checkpoint) -> Plan:
     classifies = decoder.architecture_name(checkpoint).endswith(decoder.CLASSIFIER)
     table = TensorTable(
         checkpoint,
-        renamed={"roberta.": ""},
-        respelled={".parametrizations.weight.original": ".weight"},
+        prefixes={"roberta.": ""},
+        suffixes={".parametrizations.weight.original": ".weight"},
         ignored=r"lm_head\..*|pooler\..*" + ADAPTERS,
     )
     table.tensor("token_embd.weight", "embeddings.word_embeddings.weight", (d.n_vocab, d.n_embd))

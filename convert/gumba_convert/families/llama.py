@@ -41,7 +41,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     else:
         decoder.no_window(d)
     attention_bias, mlp_bias = reader.flag("attention_bias", False), reader.flag("mlp_bias", False)
-    table = TensorTable(checkpoint, renamed=decoder.BARE)
+    table = TensorTable(checkpoint, prefixes=decoder.BARE)
     values |= decoder.embedding_and_any_head(table, d, ARCHITECTURE)
     for layer in table.layers(d.n_layers):
         llama_attention(layer, d, bias=attention_bias)

@@ -22,7 +22,7 @@ MODEL_TYPES = ("llama4", "llama4_text")
 DEFAULTS = {"n_kv_heads": 8, "n_ctx": 131072, "norm_eps": 1e-5}
 #: Readers assume no RoPE in every fourth layer, and that only the model with this many experts lacks head norms.
 PERIOD, PLAIN_EXPERTS = 4, 128
-PARTS = {"language_model.model.": "model.", "language_model.lm_head.": "lm_head."}
+PREFIXES = {"language_model.model.": "model.", "language_model.lm_head.": "lm_head."}
 VISION = r"(vision_model|multi_modal_projector)\..*"
 
 
@@ -46,7 +46,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         "llama4.attention.temperature_length": u32(reader.integer("floor_scale", 8192)),
         "llama4.attention.temperature_scale": f32(reader.number("attn_scale", 0.1)),
     }
-    table = TensorTable(checkpoint, renamed=PARTS, ignored=VISION)
+    table = TensorTable(checkpoint, prefixes=PREFIXES, ignored=VISION)
     decoder.embedding_and_head(table, d)
     for i, layer in enumerate(table.layers(d.n_layers)):
         layer.norm("attn_norm", "input_layernorm", d.n_embd)

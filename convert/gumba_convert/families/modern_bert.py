@@ -46,7 +46,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     }
     classifies = checkpoint.config.get("architectures") == ["ModernBertForSequenceClassification"]
     head = r"(?!)" if classifies else r"head\..*|decoder\..*"
-    table = TensorTable(checkpoint, renamed={"model.": ""}, ignored=head)
+    table = TensorTable(checkpoint, prefixes={"model.": ""}, ignored=head)
     table.tensor("token_embd.weight", "embeddings.tok_embeddings.weight", (d.n_vocab, d.n_embd))
     table.norm("token_embd_norm", "embeddings.norm", d.n_embd)
     for layer in table.layers(d.n_layers, "layers"):

@@ -48,7 +48,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         f"{ARCHITECTURE}.attention.relative_buckets_count": u32(BUCKETS),
         "tokenizer.ggml.token_type_count": u32(1),
     }
-    table = TensorTable(checkpoint, renamed={"mpnet.": ""}, ignored=UNNEEDED + POOLER)
+    table = TensorTable(checkpoint, prefixes={"mpnet.": ""}, ignored=UNNEEDED + POOLER)
     table.tensor("token_embd.weight", "embeddings.word_embeddings.weight", (d.n_vocab, d.n_embd))
     table.tensor(
         "position_embd.weight",

@@ -37,7 +37,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         raise reader.fail("intermediate_size", f"is {d.n_ff}; expected an even number")
     half = d.n_ff // 2
     values, factors = decoder.metadata(ARCHITECTURE, d, kinds=("default",))
-    table = TensorTable(checkpoint, renamed={"transformer.": ""}, ignored=r"rotary_emb\.inv_freq")
+    table = TensorTable(checkpoint, prefixes={"transformer.": ""}, ignored=r"rotary_emb\.inv_freq")
     table.tensor("token_embd.weight", "wte.weight", (d.n_vocab, d.n_embd))
     for layer in table.layers(d.n_layers, "h"):
         layer.norm("attn_norm", "ln_1", d.n_embd)

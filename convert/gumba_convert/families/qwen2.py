@@ -22,7 +22,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    return language_model(decoder.text_config(checkpoint), TensorTable(checkpoint, renamed=decoder.BARE))
+    return language_model(decoder.text_config(checkpoint), TensorTable(checkpoint, prefixes=decoder.BARE))
 
 
 def language_model(

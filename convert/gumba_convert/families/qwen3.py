@@ -16,7 +16,7 @@ from gumba_convert.common.decoder import Decoder
 from gumba_convert.common.multimodal import position_sections
 from gumba_convert.common.plan import Plan
 from gumba_convert.common.pooling import classifier_metadata
-from gumba_convert.common.sentence_transformers import LOGIT_SCORE, OWN_CLASSES, modules
+from gumba_convert.common.sentence_transformers import LOGIT_SCORE, PACKAGE, modules
 from gumba_convert.common.table import TensorTable
 from gumba_convert.gguf_writer import Value, string, strings
 
@@ -46,7 +46,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     Raises:
         ConvertError: an unsupported configuration or set of tensors.
     """
-    return language_model(decoder.text_config(checkpoint), TensorTable(checkpoint, renamed=decoder.BARE))
+    return language_model(decoder.text_config(checkpoint), TensorTable(checkpoint, prefixes=decoder.BARE))
 
 
 def language_model(
@@ -98,7 +98,7 @@ def is_reranker(checkpoint: Checkpoint) -> bool:
         return False
     if checkpoint.config.get("is_original_qwen3_reranker") is True:
         return True
-    if any(module.full_name.startswith(OWN_CLASSES) and module.kind == LOGIT_SCORE for module in modules(checkpoint)):
+    if any(module.full_name.startswith(PACKAGE) and module.kind == LOGIT_SCORE for module in modules(checkpoint)):
         return True
     texts = [checkpoint.text(name) for name in ("chat_template.jinja", "tokenizer_config.json")]
     return any(INSTRUCTION in (text or "") for text in (checkpoint.outer.text("README.md"), *texts))

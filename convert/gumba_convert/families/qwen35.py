@@ -15,7 +15,7 @@ from gumba_convert.common import decoder
 from gumba_convert.common.config_reader import ConfigReader
 from gumba_convert.common.decoder import Decoder
 from gumba_convert.common.experts import expert_metadata, read_experts
-from gumba_convert.common.multimodal import PARTS, position_sections
+from gumba_convert.common.multimodal import PREFIXES, position_sections
 from gumba_convert.common.plan import Plan
 from gumba_convert.common.table import Layer, TensorTable
 from gumba_convert.common.transforms import plus_one
@@ -82,7 +82,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         shared = reader.integer("shared_expert_intermediate_size", 512)
         values |= expert_metadata(architecture, experts, width=True)
         values[f"{architecture}.expert_shared_feed_forward_length"] = u32(shared)
-    table = TensorTable(checkpoint, renamed=PARTS, ignored=UNNEEDED)
+    table = TensorTable(checkpoint, prefixes=PREFIXES, ignored=UNNEEDED)
     decoder.embedding_and_head(table, d)
     for layer in table.layers(d.n_layers):
         layer.norm("attn_norm", "input_layernorm", d.n_embd, change=plus_one)

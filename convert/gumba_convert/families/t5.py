@@ -71,7 +71,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         "shared",
     )
     for name in ("shared", "encoder.embed_tokens", "decoder.embed_tokens"):
-        table.spare(f"{name}.weight")  # copies of one matrix
+        table.ignore(f"{name}.weight")  # copies of one matrix
         read = name != shared and not (encodes and name.startswith("decoder"))
         if read and table.has(f"{name}.weight") and not table.same(f"{name}.weight", f"{shared}.weight"):
             raise ConvertError(
