@@ -35,7 +35,7 @@ def blocks(language):
 
 @pytest.fixture(scope="module")
 def pulled(real_model, tmp_path_factory):
-    """A GUMBA_HOME in which the default model has been pulled."""
+    """A GUMBA_HOME with the default model."""
     home = tmp_path_factory.mktemp("home")
     (home / "models").mkdir()
     shutil.copyfile(real_model, home / "models" / KNOWN[DEFAULT_MODEL].filename)
@@ -60,7 +60,7 @@ def test_every_block_of_python_runs_by_itself_and_prints(code, pulled, tmp_path,
 
 
 @pytest.mark.parametrize("code", blocks("sh"))
-def test_every_command_has_the_options_it_is_given(code):
+def test_every_command_has_the_options_of_its_examples(code):
     commands = [part for line in code.splitlines() for part in line.split(" && ")]
     for command in commands:
         words = shlex.split(command, comments=True)

@@ -38,7 +38,7 @@ if __name__ == "__main__":
 
 
 def test_pyinstaller_is_told_of_the_hook() -> None:
-    """The entry point names what is there: a folder with a hook that needs no more than PyInstaller's own functions."""
+    """The entry point names an existing folder with a hook that uses PyInstaller's functions only."""
     project = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
     assert '[project.entry-points.pyinstaller40]\nhook-dirs = "gumba._pyinstaller:hook_dirs"\n' in project
     [folder] = _pyinstaller.hook_dirs()
@@ -48,13 +48,13 @@ def test_pyinstaller_is_told_of_the_hook() -> None:
 
 
 def state(folder: Path) -> dict[str, str]:
-    """Every file of a folder, and what is in it."""
+    """Every file of a folder with its contents."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def start(app: Path, tmp_path: Path, **env: str) -> dict[str, Any]:
-    """What the program says of itself. It finds no Python, and no cache but the user's."""
+    """The program's report. It has no Python, and no cache but the user's."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("GUMBA", "PYTHON")) or k == "GUMBA_ISA"}
     home = {name: str(tmp_path / "user") for name in ("HOME", "XDG_CACHE_HOME", "LOCALAPPDATA")}
     command = [str(next(app.glob("program*"))), str(MODEL), json.dumps(PROMPT)]
@@ -66,7 +66,7 @@ def start(app: Path, tmp_path: Path, **env: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the frozen program, in which nothing can be written (where the user is not root)."""
+    """The folder of the frozen program, read-only (unless the user is root)."""
     assert find_spec("PyInstaller") is not None, "pip install '.[test,freeze]'"
     folder = tmp_path_factory.mktemp("freeze")
     (folder / "program.py").write_text(PROGRAM, encoding="utf-8")
@@ -95,7 +95,7 @@ def test_kernels_are_compiled_once_into_the_users_cache(app: Path, tmp_path: Pat
 
 
 @pytest.mark.freeze
-def test_kernels_that_are_shipped_need_no_cache_and_no_compiler(app: Path, tmp_path: Path) -> None:
+def test_shipped_kernels_need_no_cache_and_no_compiler(app: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "gumba", "compile", str(MODEL), "--output", str(tmp_path / "made")]
     subprocess.run(command, check=True, timeout=600, stdout=subprocess.DEVNULL)
     app.chmod(0o755)

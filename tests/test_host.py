@@ -18,7 +18,7 @@ from gumba.errors import RequestError
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """The system's files, by path: a machine of 8 logical processors on 4 cores, all of them ours."""
+    """The system's files by path: a machine of 8 logical processors on 4 cores, all allowed."""
     files = {
         f"/sys/devices/system/cpu/cpu{i}/topology/thread_siblings_list": f"{i % 4},{i % 4 + 4}\n" for i in range(8)
     }
@@ -41,7 +41,7 @@ def test_cores_not_hyperthreads(machine: dict[str, str]) -> None:
     assert host.default_threads() == 4
 
 
-def test_only_our_processors(machine: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_allowed_processors(machine: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "allowed_processors", lambda: [0, 4, 5])
     assert host.default_threads() == 2
 
@@ -80,7 +80,7 @@ def test_inside_a_container_of_version_2(machine: dict[str, str]) -> None:
 @pytest.mark.parametrize("quota, expected", [("-1", 4), ("200000", 2), ("50000", 1), ("nonsense", 4)])
 @pytest.mark.parametrize("where", ["/docker/abc", ""])
 def test_quota_of_version_1(where: str, quota: str, expected: int, machine: dict[str, str]) -> None:
-    """On the host the group has a folder; inside a container its files lie at the root, though the path says otherwise."""
+    """On the host the group has a folder; inside a container its files are at the root, despite the path."""
     machine["/proc/self/cgroup"] = "12:memory:/docker/abc\n4:cpu,cpuacct:/docker/abc\n3:cpuset:/\n"
     machine[f"/sys/fs/cgroup/cpu{where}/cpu.cfs_quota_us"] = quota + "\n"
     machine[f"/sys/fs/cgroup/cpu{where}/cpu.cfs_period_us"] = "100000\n"
@@ -102,7 +102,7 @@ def test_threads_for_copying(machine: dict[str, str], monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("capacities, expected", [
     ((1024, 1024, 1024, 1024), 4), ((1024, 1024, 640, 640), 4), ((1024, 1024, 300, 250), 2), ((512, 100, 100, 100), 1),
 ])  # fmt: skip
-def test_little_cores_do_not_count(capacities: tuple[int, ...], expected: int, machine: dict[str, str]) -> None:
+def test_slow_cores_do_not_count(capacities: tuple[int, ...], expected: int, machine: dict[str, str]) -> None:
     """Linux reports capacities; the others would only wait for a core of less than half the largest."""
     for cpu in range(8):
         machine[f"/sys/devices/system/cpu/cpu{cpu}/cpu_capacity"] = f"{capacities[cpu % 4]}\n"

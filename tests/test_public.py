@@ -1,4 +1,4 @@
-"""The public surface: what ``import gumba`` offers, and that it stays light."""
+"""The public API: the names of ``import gumba``, and its light import."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_importing_gumba_loads_nothing_heavy():
     assert not heavy & set(loaded)
 
 
-def test_what_is_no_file_is_a_folder_or_on_a_hub(tmp_path, monkeypatch):
+def test_other_names_are_folders_or_on_a_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder" / "a").mkdir(parents=True)
     with pytest.raises(gumba.RequestError, match=r"folder without config\.json"):

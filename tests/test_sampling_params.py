@@ -101,13 +101,13 @@ BEAM_FIELDS = {
 SHARED = {field.name for field in dataclasses.fields(BeamSearchParams)} - set(BEAM_FIELDS)
 
 
-def test_the_tables_name_every_field():
+def test_the_tables_have_every_field():
     assert set(FIELDS) == {field.name for field in dataclasses.fields(SamplingParams)}
     assert set(FIELDS) >= SHARED
 
 
 def expected(field, value):
-    """What the field holds after ``value`` was given."""
+    """The field's value after passing ``value``."""
     if field in ("stop", "bad_words", "dry_sequence_breakers"):
         return (value,) if isinstance(value, str) else tuple(value)
     if field == "logit_bias":
@@ -276,7 +276,7 @@ def test_structured_outputs_as_a_dict_are_checked():
             SamplingParams(structured_outputs=given)
 
 
-def test_vllms_detokenize_is_taken_where_it_changes_nothing():
+def test_vllms_detokenize_must_be_true():
     assert SamplingParams(detokenize=True) == SamplingParams()
     assert dataclasses.replace(SamplingParams(detokenize=True), n=2).n == 2
     for wrong in (False, None, 1):
@@ -285,7 +285,7 @@ def test_vllms_detokenize_is_taken_where_it_changes_nothing():
 
 
 @pytest.mark.parametrize("name", ["stop", "stop_token_ids", "bad_words", "logit_bias", "logits_processors"])
-def test_none_is_no_list(name):
+def test_none_is_an_empty_list(name):
     """vLLM's default."""
     assert SamplingParams(**{name: None}) == SamplingParams()
 
@@ -293,6 +293,6 @@ def test_none_is_no_list(name):
 @pytest.mark.parametrize(
     "name", ["stop", "stop_token_ids", "bad_words", "logit_bias", "logits_processors", "samplers", "allowed_token_ids"]
 )
-def test_arrays_without_dimensions_are_no_lists(name):
+def test_arrays_without_dimensions_are_not_lists(name):
     with pytest.raises(RequestError, match=f"^{name}: expected"):
         SamplingParams(**{name: np.array(0.5)})

@@ -1,4 +1,4 @@
-"""How the tests run commands: in a process of their own, or in this one where only the behaviour matters."""
+"""Fixtures that run commands in a process of their own, or in this one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gumba.jit.kernel_cache import sources_hash
 
 @dataclass(frozen=True)
 class Result:
-    """How a command ended and what it wrote."""
+    """Exit code and output of a command."""
 
     code: int
     out: str

@@ -52,7 +52,7 @@ class Slow(LLM):
 
 
 def until(chat: Any, *kinds: str) -> tuple[str, Any]:
-    """The text that comes until an event of one of these kinds, and that event."""
+    """The text up to an event of one of these kinds, and that event."""
     text = ""
     while True:
         event = chat.events.get(timeout=120)
@@ -83,7 +83,7 @@ def test_a_conversation(chat: Any, tiny: Path) -> None:
     assert until(chat, "done", "error")[0] == first
 
 
-def test_stopping_keeps_what_has_come(example: ModuleType, tiny: Path) -> None:
+def test_stopping_keeps_the_text_so_far(example: ModuleType, tiny: Path) -> None:
     """The answer would go on to the end of the context."""
     chat = example.Chat(open_model=Slow, params=SamplingParams(temperature=0, ignore_eos=True))
     chat.load(tiny)
@@ -131,7 +131,7 @@ def test_stopping_before_the_first_word_leaves_nothing(example: ModuleType, tiny
     chat.join(60)
 
 
-def test_what_goes_wrong_is_told_and_the_chat_goes_on(chat: Any, tiny: Path, tmp_path: Path) -> None:
+def test_errors_are_shown_and_the_chat_continues(chat: Any, tiny: Path, tmp_path: Path) -> None:
     chat.send("hi")
     assert "no model" in until(chat, "error")[1].text
     chat.load(tmp_path / "none.gguf")
@@ -146,7 +146,7 @@ def test_what_goes_wrong_is_told_and_the_chat_goes_on(chat: Any, tiny: Path, tmp
 
 
 def test_nothing_waits_for_the_model(example: ModuleType) -> None:
-    """Loading takes as long as it likes; every method has returned before, and closing ends it."""
+    """Every method returns while the model loads, and closing stops the loading."""
     started, seen = threading.Event(), threading.Event()
 
     def slowly(path: Path, *, progress: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Options of other programs mean the same as there, or are refused by name."""
+"""Options of other programs have their meaning, or are refused by name."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def words(line: str) -> str:
         ("", ""),
     ],
 )
-def test_what_is_meant(given: str, meant: str) -> None:
+def test_options_of_other_programs(given: str, meant: str) -> None:
     assert words(given) == meant
 
 
@@ -101,8 +101,8 @@ def test_unsupported_options_are_refused_by_name(gumba: Callable, line: str, mes
     assert result.err.startswith("gumba: error: ") and message in result.err and result.err.count("\n") == 1
 
 
-def test_prompts_behind_the_model(gumba: Callable, tiny: Path) -> None:
-    """As one text, whatever stands between; what is piped in is put below it."""
+def test_prompts_after_the_model(gumba: Callable, tiny: Path) -> None:
+    """They are joined to one text, wherever they stand; piped text is appended on a new line."""
 
     def prompt(*args: object, stdin: str = "") -> str:
         result = gumba("run", *args, "-n", 1, "--json", "-q", stdin=stdin)
@@ -138,7 +138,7 @@ def test_an_empty_continuation_by_a_chat_model_is_explained(gumba: Callable, tin
     assert hint not in gumba("run", tiny, "-p", "hello", "-n", 4, "--ignore-eos").err
 
 
-def test_a_misspelled_file_names_the_one_that_is_there(gumba: Callable, tiny: Path) -> None:
+def test_a_misspelled_file_suggests_an_existing_one(gumba: Callable, tiny: Path) -> None:
     assert "did you mean" not in gumba("inspect", tiny.with_name("other.gguf")).err  # only the suffix is the same
     result = gumba("inspect", tiny.with_name("tny.gguf"))
     assert result.code == 2 and result.err.endswith(f"no such file; did you mean {tiny}?\n")

@@ -1,4 +1,4 @@
-"""gumba batch: every line answered once, as the library would, whatever ends the run in between."""
+"""gumba batch: every line is answered once, as by the library, even if the run is interrupted."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write(path: Path, *lines: object) -> None:
 
 
 def results(path: Path) -> dict[int, Any]:
-    """The results by the number of their line, which none shares with another."""
+    """The results by line number; no number occurs twice."""
     lines = path.read_bytes().split(b"\n")
     assert lines.pop() == b""
     found = [json.loads(line) for line in lines]
@@ -61,7 +61,7 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HI = [{"role": "user", "content": "hi"}]
 
 
-def test_answers_are_the_librarys(gumba: Callable, tiny: Path, llm: LLM, requests: Path, out: Path) -> None:
+def test_answers_equal_the_librarys(gumba: Callable, tiny: Path, llm: LLM, requests: Path, out: Path) -> None:
     write(
         requests,
         {"prompt": "hello", "id": 7, "temperature": 0, "max_tokens": 9},
@@ -112,10 +112,10 @@ def test_answers_are_the_librarys(gumba: Callable, tiny: Path, llm: LLM, request
     assert all(each["error"] is None for each in found.values())
 
 
-def test_results_depend_on_the_seed_and_not_on_the_window(
+def test_results_depend_on_the_seed_and_not_on_parallel(
     gumba: Callable, tiny: Path, requests: Path, tmp_path: Path
 ) -> None:
-    """Without a seed of their own, equal lines get different answers, and the same ones in every run with --seed."""
+    """Equal lines without a seed get different answers, which --seed reproduces in every run."""
     write(requests, *[{"prompt": "hello", "max_tokens": 6 + i % 9} for i in range(60)])
     found = []
     for i, options in enumerate([("--parallel", 1), ("--parallel", 64, "-t", 2), ("--parallel", 7)]):
@@ -191,8 +191,8 @@ BAD: list[tuple[str | bytes, str]] = [
 ]
 
 
-def test_bad_lines_are_answered_by_an_error(gumba: Callable, tiny: Path, requests: Path, out: Path) -> None:
-    """Good lines stand before, between and behind; one has no line break, and one a byte order mark."""
+def test_bad_lines_get_an_error(gumba: Callable, tiny: Path, requests: Path, out: Path) -> None:
+    """Valid lines are before, between and after them; one has no line break, one a byte order mark."""
     good = b'{"prompt": "hello", "max_tokens": 2}'
     lines = [b"\xef\xbb\xbf" + good]
     for bad, _ in BAD:
@@ -243,7 +243,7 @@ def start(*args: object) -> subprocess.Popen[bytes]:
 
 
 def wait_for_results(process: subprocess.Popen[bytes], part: Path, n: int) -> None:
-    """Until a run has written ``n`` results, and goes on."""
+    """Wait until a run has written ``n`` results."""
     deadline = time.monotonic() + 240
     while not part.exists() or part.read_bytes().count(b"\n") < n:
         assert process.poll() is None and time.monotonic() < deadline
@@ -252,8 +252,8 @@ def wait_for_results(process: subprocess.Popen[bytes], part: Path, n: int) -> No
 
 @posix
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGINT"])
-def test_goes_on_where_it_was_ended(gumba: Callable, tiny: Path, requests: Path, out: Path, how: str) -> None:
-    """Ended twice, the second time with half a line behind; the end is what a run in one go gives, byte for byte."""
+def test_resumes_after_a_signal(gumba: Callable, tiny: Path, requests: Path, out: Path, how: str) -> None:
+    """After two interruptions, one within a line, the result equals that of an uninterrupted run byte for byte."""
     lines: list[object] = [{"prompt": f"hello {i}", "max_tokens": 150, "ignore_eos": True} for i in range(120)]
     lines[30] = {"prompt": "x", "top_p": 7}
     lines[31] = post("é", CHAT, messages=HI, max_tokens=5)
@@ -288,7 +288,7 @@ def test_goes_on_where_it_was_ended(gumba: Callable, tiny: Path, requests: Path,
 
 
 def begin(gumba: Callable, tiny: Path, requests: Path, out: Path, *options: object) -> bytes:
-    """Leave what a run leaves that was ended after its first result; that."""
+    """Leave the files of a run that was killed after its first result; return that result."""
     write(requests, {"prompt": "hello", "max_tokens": 4}, {"prompt": "hello", "top_p": 3})
     arguments = (requests, "-o", out, tiny, *options)
     assert gumba("batch", *arguments, "--fail-fast").code == 2
@@ -310,7 +310,7 @@ def begin(gumba: Callable, tiny: Path, requests: Path, out: Path, *options: obje
         ("damage", "of an unknown job"),
     ],
 )
-def test_results_of_something_else_are_not_mixed_in(
+def test_results_of_another_job_are_refused(
     gumba: Callable, tiny: Path, requests: Path, out: Path, tmp_path: Path, change: str, says: str
 ) -> None:
     line = begin(gumba, tiny, requests, out, "--seed", 3)
@@ -336,8 +336,8 @@ def test_results_of_something_else_are_not_mixed_in(
     assert sorted(out.parent.glob("out*")) == [out]
 
 
-def test_what_may_change_on_the_way(gumba: Callable, tiny: Path, requests: Path, out: Path) -> None:
-    """How many are computed at once and by how many threads; the seed that was chosen stays."""
+def test_settings_that_may_change_between_runs(gumba: Callable, tiny: Path, requests: Path, out: Path) -> None:
+    """The batch size and the number of threads may change; the chosen seed is kept."""
     line = begin(gumba, tiny, requests, out)
     seed = json.loads(out.with_name(out.name + ".part.json").read_text())["chosen"]["seed"]
     result = gumba("batch", requests, "-o", out, tiny, "--parallel", 5, "-t", 2, "--seed", seed)
@@ -350,16 +350,14 @@ def test_what_may_change_on_the_way(gumba: Callable, tiny: Path, requests: Path,
     [b'{"line": 1}\n', b'{"line": 99}\n', b"\0\0\0\n", b"[]\n", b'{"line": true}\n', b'{"line": 2' + b" " * 9999],
     ids=range(6),
 )
-def test_results_that_are_damaged_are_computed_anew(
-    gumba: Callable, tiny: Path, requests: Path, out: Path, damage: bytes
-) -> None:
+def test_damaged_results_are_recomputed(gumba: Callable, tiny: Path, requests: Path, out: Path, damage: bytes) -> None:
     line = begin(gumba, tiny, requests, out)
     out.with_name(out.name + ".part").write_bytes(line + damage)
     assert gumba("batch", requests, "-o", out, tiny).code == 1
     assert out.read_bytes().startswith(line) and sorted(results(out)) == [1, 2]
 
 
-def test_results_that_are_there_are_not_replaced(gumba: Callable, tiny: Path, requests: Path, out: Path) -> None:
+def test_existing_results_are_not_replaced(gumba: Callable, tiny: Path, requests: Path, out: Path) -> None:
     write(requests, {"prompt": "hello", "max_tokens": 2})
     assert gumba("batch", requests, "-o", out, tiny, "-q") == gumba(
         "batch", requests, "-o", out, tiny, "-q", "--overwrite"
@@ -374,7 +372,7 @@ def test_results_that_are_there_are_not_replaced(gumba: Callable, tiny: Path, re
     assert out.read_bytes().startswith(line) and sorted(results(out)) == [1, 2]
 
 
-def test_all_was_done_but_the_renaming(gumba: Callable, tiny: Path, requests: Path, out: Path) -> None:
+def test_complete_results_are_only_renamed(gumba: Callable, tiny: Path, requests: Path, out: Path) -> None:
     line = begin(gumba, tiny, requests, out)
     both = line + line.replace(b"1", b"2")
     out.with_name(out.name + ".part").write_bytes(both)
@@ -406,7 +404,7 @@ sys.exit(main(sys.argv[1:]))
 def test_a_full_disk_names_the_file_and_nothing_is_lost(
     gumba: Callable, gumba_process: Callable, tiny: Path, requests: Path, out: Path
 ) -> None:
-    """No file may be longer than 3000 bytes: as on a full disk, a result is half written."""
+    """With files limited to 3000 bytes, a result is written in part, as on a full disk."""
     write(requests, *({"prompt": "hello", "id": i} for i in range(20)))
     command = ["batch", requests, tiny, "-o", out, "-n", 2, "-t", 1, "--seed", 1]
     full = gumba_process(*command, program=["-c", FULL])
@@ -438,7 +436,7 @@ def test_requests_that_change_while_they_are_read(
 def test_an_engine_that_fails_ends_the_run(
     gumba: Callable, tiny: Path, requests: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is not the fault of the lines, which must not be answered by it."""
+    """The lines must not get its error, which is not their fault."""
     from gumba.errors import EngineError
 
     async def fail(*args: Any) -> Any:
@@ -476,8 +474,8 @@ def test_no_requests_at_all(gumba: Callable, tiny: Path, requests: Path, out: Pa
     assert out.read_bytes() == b""
 
 
-def test_requests_that_were_all_wrong_are_mended(gumba: Callable, tiny: Path, requests: Path, out: Path) -> None:
-    """The same command with the mended file replaces what holds no answer; what holds one stays."""
+def test_a_file_of_errors_only_is_replaced(gumba: Callable, tiny: Path, requests: Path, out: Path) -> None:
+    """The command with corrected requests replaces an OUT without answers; one with an answer is kept."""
     write(requests, *[{"prompt": "hello", "max_tokns": 2}] * 3)
     command = ("batch", requests, "-o", out, tiny)
     result = gumba(*command)
@@ -498,7 +496,7 @@ def test_requests_that_were_all_wrong_are_mended(gumba: Callable, tiny: Path, re
     assert gumba(*command).code == 2 and out.read_text() == "dear all"
 
 
-def test_names_that_two_lines_have_are_noticed(gumba: Callable, tiny: Path, requests: Path, out: Path) -> None:
+def test_duplicate_ids_are_reported(gumba: Callable, tiny: Path, requests: Path, out: Path) -> None:
     line = {"prompt": "hello", "max_tokens": 2}
     write(requests, {**line, "id": "a"}, line, line, {**line, "custom_id": "b"}, {**line, "custom_id": "a"})
     result = gumba("batch", requests, "-o", out, tiny)
@@ -509,7 +507,7 @@ def test_names_that_two_lines_have_are_noticed(gumba: Callable, tiny: Path, requ
 
 
 def test_a_big_batch_needs_little_memory(gumba: Callable, tiny: Path, requests: Path, out: Path) -> None:
-    """Never are more requests alive than twice those computed at once."""
+    """At most twice as many requests are alive as are computed at once."""
     from gumba.cli import batch
 
     alive = most = 0

@@ -1,4 +1,4 @@
-"""What can be said to ``gumba chat`` itself: files, copies, settings, lines that go on, and the lines of earlier runs."""
+"""Commands and input of ``gumba chat``: files, forks, settings, continued lines and the history."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def llm(tiny: Path) -> Iterator[LLM]:
 
 
 def answers(llm: LLM, *messages: str, params: SamplingParams = GREEDY, system: str | None = None) -> list[str]:
-    """What the model answers to these messages of one conversation."""
+    """The model's answers to these messages of one conversation."""
     talk = llm.conversation(params=params, system=system)
     return [talk.send(text).text for text in messages]
 
@@ -50,7 +50,7 @@ def script(*lines: object) -> str:
 
 
 def test_save_and_load(gumba: Callable, tiny: Path, llm: LLM, tmp_path: Path) -> None:
-    """The conversation goes on in another process, settings included; ``/save`` again replaces the file."""
+    """The conversation continues in another process with its settings; a second ``/save`` replaces the file."""
     file = tmp_path / "a talk.session"
     first, second, third = answers(llm, "hello", "more", "again")
     said = gumba("chat", tiny, *ARGS, stdin=script("hello", f"/save {file}", "more", f"/save {file}"))
@@ -65,7 +65,7 @@ def test_save_and_load(gumba: Callable, tiny: Path, llm: LLM, tmp_path: Path) ->
     assert shown in found.err
 
 
-def test_save_spares_what_it_finds(gumba: Callable, tiny: Path, tmp_path: Path) -> None:
+def test_save_does_not_overwrite_other_files(gumba: Callable, tiny: Path, tmp_path: Path) -> None:
     file = tmp_path / "letter.txt"
     file.write_text("dear all")
     for name, says in (
@@ -80,7 +80,7 @@ def test_save_spares_what_it_finds(gumba: Callable, tiny: Path, tmp_path: Path) 
     assert file.read_text() == "dear all"
 
 
-def test_load_says_what_is_wrong(gumba: Callable, tiny: Path, llm: LLM, tmp_path: Path) -> None:
+def test_load_reports_errors(gumba: Callable, tiny: Path, llm: LLM, tmp_path: Path) -> None:
     file = tmp_path / "a"
     llm.save_session(file, [1], {"kind": "conversation", "version": 1, "messages": [5]})
     for name, says in (
@@ -111,7 +111,7 @@ def test_forks(gumba: Callable, tiny: Path, llm: LLM) -> None:
     assert 'now in "fork1"; /switch main goes back\n' in result.err
 
 
-def test_forks_that_cannot_be(gumba: Callable, tiny: Path) -> None:
+def test_invalid_forks(gumba: Callable, tiny: Path) -> None:
     for line, says in (
         ("/fork main", 'a conversation "main" exists already'),
         ("/switch other", 'no conversation "other"'),
@@ -141,7 +141,7 @@ def test_settings(gumba: Callable, tiny: Path, llm: LLM) -> None:
 
 
 def test_settings_by_the_names_of_options(gumba: Callable, tiny: Path) -> None:
-    """And what is wrong is told by the names that /set has."""
+    """Errors use the names of /set."""
     given = ("-n 6", "--repeat-last-n 9", "typical 0.5", "mirostat-ent 4", "--keep 2", "lookup 3", "n-predict 7")
     names = ("max_tokens", "repetition_window", "typical_p", "mirostat_tau", "n_keep", "prompt_lookup_tokens")
     lines = [f"/set {each}" for each in (*given, *names)]
@@ -176,7 +176,7 @@ def test_settings_that_are_lists_and_objects(gumba: Callable, tiny: Path, llm: L
     assert result.out == out(*answers(llm, "hello", params=biased)) != out(*answers(llm, "hello"))
 
 
-def test_what_a_command_did_is_said_at_a_terminal_only(
+def test_commands_are_confirmed_at_a_terminal_only(
     gumba: Callable, tiny: Path, llm: LLM, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from gumba.cli.chat import Talk
@@ -224,7 +224,7 @@ def test_the_system_message_by_set(gumba: Callable, tiny: Path, llm: LLM) -> Non
         ("/set logit_bias [[1]]", "logit_bias: expected"),
     ],
 )
-def test_settings_that_are_wrong(gumba: Callable, tiny: Path, line: str, says: str) -> None:
+def test_invalid_settings(gumba: Callable, tiny: Path, line: str, says: str) -> None:
     result = gumba("chat", tiny, stdin=script(line))
     assert (result.code, result.out) == (2, "")
     assert says in result.err and result.err.count("\n") == 1
@@ -234,7 +234,7 @@ def test_settings_that_are_wrong(gumba: Callable, tiny: Path, line: str, says: s
 
 
 def test_probabilities(gumba: Callable, tiny: Path, llm: LLM) -> None:
-    """The answer stays the same on stdout; stderr has a line per token, with what the model's logits say."""
+    """stdout has the same answer; stderr has a line per token, with the probabilities of the model's logits."""
     messages = [{"role": "user", "content": "hello"}]
     found = llm.chat(messages, GREEDY)
     ids = [*found.prompt_token_ids, *found.token_ids]
@@ -265,7 +265,7 @@ def test_probabilities(gumba: Callable, tiny: Path, llm: LLM) -> None:
 
 
 @posix
-def test_probabilities_are_colours_at_a_terminal(tiny: Path, home: Path) -> None:
+def test_probabilities_are_coloured_at_a_terminal(tiny: Path, home: Path) -> None:
     with Terminal(tiny, "-q", *ARGS, "--no-history") as terminal:
         terminal.type(b"hello\n")
         assert b"\x1b[3" not in terminal.wait_for(b"cut off")
@@ -301,7 +301,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, *given: str, interactive: bool = Fals
     return list(iter(lines.Lines(interactive).read, None))
 
 
-def test_piped_bytes_that_are_no_text_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_piped_bytes_that_are_not_utf_8_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"caf\xc3\xa9\r\ncaf\xe9\n")))
     read = lines.Lines(False).read
     assert read() == ("caf\N{LATIN SMALL LETTER E WITH ACUTE}", False)
@@ -310,7 +310,7 @@ def test_piped_bytes_that_are_no_text_are_refused(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("interactive", [False, True])
-def test_lines_that_go_on(monkeypatch: pytest.MonkeyPatch, interactive: bool) -> None:
+def test_continued_lines(monkeypatch: pytest.MonkeyPatch, interactive: bool) -> None:
     for given, expected in (
         (["a", "", "  ", "b"], [("a", False), ("b", False)]),
         (["a\\", "", "b"], [("a\n", False), ("b", False)]),
@@ -329,7 +329,7 @@ def test_lines_that_go_on(monkeypatch: pytest.MonkeyPatch, interactive: bool) ->
         assert typed(monkeypatch, *given, interactive=interactive) == expected, given
 
 
-def test_ctrl_c_forgets_the_lines_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_discards_the_lines_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
     given: Iterator[str | type[BaseException]] = iter(['"""a', "b", KeyboardInterrupt, "c", EOFError])
 
     def answer(prompt: str) -> str:
@@ -359,7 +359,7 @@ def test_quoted_messages(gumba: Callable, tiny: Path, llm: LLM) -> None:
 
 
 class Editor:
-    """Stands for readline."""
+    """Replaces readline."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -392,7 +392,7 @@ def test_lines_are_kept_between_runs(tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8") == script("one", "tw\u00f6", "one", "bad?")
 
 
-def test_the_history_stays_short_tame_and_private(tmp_path: Path) -> None:
+def test_the_history_is_short_printable_and_private(tmp_path: Path) -> None:
     path = tmp_path / "chat_history"
     many = [f"line {i}" for i in range(lines.MAX_LINES + 50)]
     path.write_bytes(script("\x1b[31mred\x07", *many, "\x1b[31mred\x07").encode() + b"\xff\n")
@@ -459,7 +459,7 @@ class Terminal:
 
 @posix
 def test_a_terminal_remembers_lines(tiny: Path, home: Path) -> None:
-    """The arrow key brings the last run's last line back; ``--no-history`` neither reads nor writes."""
+    """The arrow key shows the last line of the last run; ``--no-history`` neither reads nor writes the file."""
     kept = home / "state" / "chat_history"
     with Terminal(tiny, "-n", 2, "-q") as terminal:
         terminal.type(b"/stats\n")
@@ -490,7 +490,7 @@ def test_a_pipe_is_not_remembered(gumba: Callable, tiny: Path, home: Path) -> No
 
 @posix
 def test_ctrl_c_at_a_terminal(tiny: Path, home: Path) -> None:
-    """Ctrl-C while the model answers: the conversation is kept, with what has come as the answer, and goes on."""
+    """Ctrl-C during an answer keeps the conversation with the text so far, and it continues."""
     with Terminal(tiny, "-q", "--temp", 0, "--no-history") as terminal:
         terminal.type(b"/set ignore_eos true\n")
         terminal.wait_for(b"> ")
@@ -521,7 +521,7 @@ def test_ctrl_c_at_a_terminal(tiny: Path, home: Path) -> None:
 def test_ctrl_c_before_the_first_token(
     llm: LLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The message stays, answered by nothing; /regen answers it."""
+    """The message is kept without an answer; /regen answers it."""
     from gumba.cli import chat
 
     def strike(*_: object) -> object:

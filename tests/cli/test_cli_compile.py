@@ -1,4 +1,4 @@
-"""gumba compile: what it leaves for other processes to do."""
+"""gumba compile: other processes find all kernels in the cache."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ print(json.dumps([jit.stats.compiled, jit.stats.loaded > 8, "numba" in sys.modul
 def test_a_model_then_runs_without_compiler(
     gumba_process: Callable, tiny: Path, nearly_full_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is missing is compiled; then the model finds all that it needs, for there is nothing else in the cache."""
+    """Missing kernels are compiled; then the model finds all kernels in the cache."""
     monkeypatch.setenv("GUMBA_CACHE_DIR", str(nearly_full_cache))
     monkeypatch.setenv("GUMBA_ISA", "generic")
     sources = kernel_cache._sources_state()
@@ -44,8 +44,8 @@ def test_a_model_then_runs_without_compiler(
     assert json.loads(ran.stdout) == [0, True, False]
 
 
-def test_kernels_to_ship(gumba_process: Callable, tiny: Path, generic_kernels: Path, tmp_path: Path) -> None:
-    """Those of the model, whether they were compiled just now or before, under the hash of their sources."""
+def test_kernels_for_an_application(gumba_process: Callable, tiny: Path, generic_kernels: Path, tmp_path: Path) -> None:
+    """All kernels of the model, compiled now or earlier, are in a folder named after the hash of their sources."""
     result = gumba_process("compile", str(tiny), "--output", str(tmp_path / "again"), GUMBA_ISA="generic")
     assert result.code == 0 and str(tmp_path / "again") in result.out
     folders = generic_kernels, tmp_path / "again" / generic_kernels.name
@@ -78,8 +78,8 @@ assert made == needed, (made - needed, needed - made)
 
 
 @pytest.mark.parametrize("top_k", [0, 40])
-def test_what_the_first_answer_needs(tiny: Path, top_k: int) -> None:
-    """Nothing is compiled behind the counted functions, and none is counted that is not called."""
+def test_functions_of_the_first_answer(tiny: Path, top_k: int) -> None:
+    """No other function is compiled, and every counted one is called."""
     subprocess.run([sys.executable, "-c", NEEDED, str(tiny), str(top_k)], check=True, timeout=120)
 
 
@@ -90,8 +90,8 @@ def test_a_file_that_cannot_run_needs_nothing(tmp_path: Path) -> None:
     assert first_functions(tmp_path / "bad.gguf", None) == []
 
 
-def test_kernels_compiled_on_the_way_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that are known beforehand at the first one that is missed, in one go; later ones as they come."""
+def test_kernels_compiled_later_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first cache miss compiles all known functions; later ones are counted one by one."""
     from gumba.cli.open_model import Compilation
     from gumba.jit import jit
     from gumba.progress import Progress

@@ -1,4 +1,4 @@
-"""convert and export, and checkpoints named where a model is wanted."""
+"""convert and export, and checkpoints as MODEL of other commands."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_convert_to_stdout_is_refused(
 
 
 @pytest.mark.parametrize("make", ["missing", "empty", "file"])
-def test_convert_of_what_is_no_checkpoint(gumba: Callable, tiny: Path, tmp_path: Path, make: str) -> None:
+def test_convert_of_other_files(gumba: Callable, tiny: Path, tmp_path: Path, make: str) -> None:
     source, out = tmp_path / "source", tmp_path / "out.gguf"
     if make == "empty":
         source.mkdir()
@@ -76,7 +76,7 @@ def test_an_empty_source_is_not_the_current_folder(
     assert result.code == 2 and "the source is empty" in result.err and not (tmp_path / "out.gguf").exists()
 
 
-def test_a_folder_is_converted_once_and_anew_when_it_changes(
+def test_a_folder_is_converted_once_and_again_when_it_changes(
     gumba: Callable, checkpoint: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = gumba("inspect", checkpoint, "--json")

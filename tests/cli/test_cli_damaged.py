@@ -1,4 +1,4 @@
-"""Damaged files that look like a model's: refused in one line, or harmless for the reason that each test states."""
+"""Damaged model files: refused with a line, or harmless for the reason in each test."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_size_of_the_vocabulary_is_that_of_the_embedding(gumba: Callable, ti
 def test_a_bad_chat_template_is_refused_by_chats_only(
     gumba: Callable, tiny: Path, tmp_path: Path, value: Any, kind: gguf.GGUFValueType, message: str
 ) -> None:
-    """A text that is continued has no template, and a chat may be given another one: the file itself is sound."""
+    """Continuing a text needs no template, and a chat can use another one: the file itself is valid."""
     wanted = [
         gumba("run", tiny, "-p", "hello", *more, *COMMON).out for more in ((), ("--chat", "--chat-template", "vicuna"))
     ]

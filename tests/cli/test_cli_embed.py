@@ -18,7 +18,7 @@ def numbers(out: str) -> np.ndarray:
     return np.array([[float(word) for word in line.split()] for line in out.splitlines()])
 
 
-def test_texts_from_everywhere(gumba: Callable, tmp_path: Path) -> None:
+def test_texts_from_all_sources(gumba: Callable, tmp_path: Path) -> None:
     file = tmp_path / "texts.txt"
     file.write_text("\n".join(TEXTS) + "\n", encoding="utf-8")
     results = [
@@ -61,14 +61,14 @@ def test_texts_after_options(gumba: Callable) -> None:
     assert "stdin" in gumba("embed", "--help").out
 
 
-def test_tokenize_a_text_behind_an_option(gumba: Callable) -> None:
+def test_tokenize_a_text_after_an_option(gumba: Callable) -> None:
     expected = gumba("tokenize", MODEL, TEXTS[0], "--json")
     assert expected.code == 0 and gumba("tokenize", MODEL, "--json", TEXTS[0]).out == expected.out
     result = gumba("tokenize", MODEL, "--json", *TEXTS)
     assert result.code == 2 and "expected one TEXT" in result.err
 
 
-def test_what_is_refused(gumba: Callable, tmp_path: Path) -> None:
+def test_refused_arguments(gumba: Callable, tmp_path: Path) -> None:
     for args, stdin, message in (
         (("a", "-f", tmp_path / "no.txt"), "", "not both"),
         ((), "", "no texts"),

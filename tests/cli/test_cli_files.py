@@ -1,4 +1,4 @@
-"""inspect and tokenize: what they say about a file."""
+"""inspect and tokenize."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_models_lists_every_architecture(gumba: Callable) -> None:
         ("bench", "t5", "encoder-decoders, which cannot be measured"),
     ],
 )
-def test_models_that_do_not_go_on_with_a_text(
+def test_models_that_do_not_generate_text(
     gumba: Callable, tmp_path: Path, command: str, name: str, message: str
 ) -> None:
     model = Path(__file__).parent.parent / "data" / f"arch_{name}.gguf"
@@ -135,10 +135,8 @@ def test_models_that_do_not_go_on_with_a_text(
     assert result.code == 2 and message in result.err
 
 
-def test_a_file_of_a_schema_that_never_ends(
-    gumba: Callable, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As /dev/zero: it is not read into memory as a whole."""
+def test_an_endless_schema_file(gumba: Callable, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Like /dev/zero: it is not read into memory completely."""
     monkeypatch.setattr("gumba.cli.terminal._MAX_TEXT_BYTES", 1000)
     (tmp_path / "schema").write_text(" " * 1001)
     for option in ("--json-schema", "--grammar"):
@@ -146,7 +144,7 @@ def test_a_file_of_a_schema_that_never_ends(
         assert result.code == 2 and "schema is longer than 1.0 kB" in result.err
 
 
-def test_pull_of_what_is_no_file(gumba: Callable) -> None:
+def test_pull_of_other_paths(gumba: Callable) -> None:
     result = gumba("pull", os.devnull)
     assert (result.code, result.out) == (2, "") and "expected a regular file" in result.err
     result = gumba("pull", "--list", "smollm2")

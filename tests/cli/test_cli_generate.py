@@ -1,4 +1,4 @@
-"""run, chat, bench and perplexity with a tiny random model: what goes where, and that it is what the library says."""
+"""run, chat, bench and perplexity with a tiny random model: their output streams, and equality with the library."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_run_prints_the_text_alone(gumba_process: Callable, tiny: Path, llm: LLM
     assert re.fullmatch(TIMINGS, result.err)
 
 
-def test_run_takes_its_prompt_from_anywhere(gumba: Callable, tiny: Path, llm: LLM, tmp_path: Path) -> None:
+def test_run_takes_its_prompt_from_all_sources(gumba: Callable, tiny: Path, llm: LLM, tmp_path: Path) -> None:
     file = tmp_path / "prompt.txt"
     file.write_text("hello", encoding="utf-8")
     common = ("-n", 5, "--temp", 0, "--quiet")
@@ -66,7 +66,7 @@ def test_run_takes_its_prompt_from_anywhere(gumba: Callable, tiny: Path, llm: LL
     assert json.loads(gumba("run", tiny, "-f", file, *common, "--json").out)["prompt"] == "hello\n"
 
 
-def test_run_tells_the_seed_that_it_chose(gumba: Callable, tiny: Path) -> None:
+def test_run_reports_its_seed(gumba: Callable, tiny: Path) -> None:
     command = ("run", tiny, "-p", "hello", "--temp", 3, "--top-k", 0, "--top-p", 1, "--min-p", 0, "-n", 12, "--json")
     first, second = (json.loads(gumba(*command).out) for _ in range(2))
     assert first["seed"] != second["seed"] and first["token_ids"] != second["token_ids"]
@@ -84,7 +84,7 @@ def test_run_takes_llama_cpps_names(gumba: Callable, tiny: Path) -> None:
     assert "n-predict" not in gumba("run", "--help").out
 
 
-def test_compiling_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compile_time_is_separate(monkeypatch: pytest.MonkeyPatch) -> None:
     """3 s of compiling before the first token and 2 s after it are in neither rate."""
     from gumba.cli import run
     from gumba.outputs import StreamOutput, Timings
@@ -131,7 +131,7 @@ def test_run_stops_at_any_of_several_strings(gumba: Callable, tiny: Path, llm: L
     assert found["finish_reason"] == "stop"
 
 
-def test_run_chat_is_the_models_template(gumba: Callable, tiny: Path, llm: LLM) -> None:
+def test_run_chat_uses_the_models_template(gumba: Callable, tiny: Path, llm: LLM) -> None:
     result = gumba("run", tiny, "--chat", "--system", "Be kind.", "-p", "hello", "-n", 9, "--temp", 0, "--json")
     messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hello"}]
     assert json.loads(result.out)["text"] == llm.chat(messages, SamplingParams(max_tokens=9, temperature=0)).text
@@ -143,7 +143,7 @@ def test_run_that_does_not_fit_is_one_line(gumba: Callable, tiny: Path) -> None:
     assert re.fullmatch(r"gumba: error: [^\n]*context[^\n]*\n", result.err)
 
 
-def test_the_first_start_says_that_it_compiles_once(gumba_process: Callable, tiny: Path, tmp_path: Path) -> None:
+def test_the_first_start_announces_compilation(gumba_process: Callable, tiny: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "gumba", "run", str(tiny), "-p", "hello", "-n", "3", "--temp", "0"]
     cache = tmp_path / "cache"
     env = {**os.environ, "GUMBA_CACHE_DIR": str(cache), "GUMBA_ISA": "generic"}
@@ -160,7 +160,7 @@ def test_the_first_start_says_that_it_compiles_once(gumba_process: Callable, tin
     assert re.fullmatch(TIMINGS, again.stderr) and "compile" not in again.stderr
 
 
-def test_quiet_is_quiet_about_compiling_too(tiny: Path, nearly_full_cache: Path) -> None:
+def test_quiet_also_hides_compilation(tiny: Path, nearly_full_cache: Path) -> None:
     before = sorted(nearly_full_cache.rglob("*"))
     command = [sys.executable, "-m", "gumba", "run", str(tiny), "-p", "hello", "-n", "1", "-q"]
     env = {**os.environ, "GUMBA_CACHE_DIR": str(nearly_full_cache), "GUMBA_ISA": "generic"}
@@ -224,7 +224,7 @@ def test_chat_regenerates_something_else(gumba: Callable, tiny: Path, llm: LLM) 
     assert "the answer will be the same" in gumba("chat", tiny, "-n", 1, "--temp", 0, stdin="hello\n/regen\n").err
 
 
-def test_chat_says_why_an_answer_was_cut_off(gumba: Callable, tiny: Path) -> None:
+def test_chat_explains_why_an_answer_was_cut_off(gumba: Callable, tiny: Path) -> None:
     assert (
         gumba("chat", tiny, "-n", 4, "--temp", 0, stdin="hello\n").err == "[cut off after 4 tokens: max_tokens (-n)]\n"
     )
@@ -240,7 +240,7 @@ def test_chat_sends_a_slash(gumba: Callable, tiny: Path, llm: LLM) -> None:
 
 
 def test_piped_chat_forgets_the_oldest_messages(gumba: Callable, tiny: Path, llm: LLM) -> None:
-    """Answers are those of a conversation that begins later; the system message stays; one message too long is an error."""
+    """Answers equal those without the oldest messages; the system message is kept; a long message is an error."""
     params = SamplingParams(max_tokens=8, temperature=0)
     kind = {"role": "system", "content": "Be kind."}
     messages = [{"role": "user", "content": letter * 40} for letter in "abcd"]
@@ -261,7 +261,7 @@ def test_piped_chat_forgets_the_oldest_messages(gumba: Callable, tiny: Path, llm
     assert (too_long.code, too_long.out) == (2, "")
 
 
-def test_chat_with_nothing_to_take_back(gumba: Callable, tiny: Path) -> None:
+def test_chat_with_nothing_to_undo(gumba: Callable, tiny: Path) -> None:
     for line in ("/regen", "/undo"):
         result = gumba("chat", tiny, stdin=line + "\n")
         assert (result.code, result.out) == (2, "")
@@ -305,7 +305,7 @@ def test_chat_at_a_terminal(tiny: Path, home: Path) -> None:
         os.close(master)
 
 
-def test_ctrl_c_at_a_terminal_keeps_what_was_said(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_at_a_terminal_keeps_the_conversation(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     from gumba.cli import chat, reasoning
 
     shown: list[str] = []
@@ -345,8 +345,8 @@ def test_bench_json(gumba: Callable, tiny: Path) -> None:
     assert found["peak_rss_mb"] is None or 20 < found["peak_rss_mb"] < 10_000
 
 
-def test_bench_measures_what_it_says(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counts the work that is timed: positions, lengths and outputs of every step, with a clock that counts seconds."""
+def test_bench_measures_the_reported_work(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records positions, lengths and outputs of every timed step, with a fake clock."""
     from gumba.bench import benchmark
     from gumba.runner.load import Model
 
@@ -388,8 +388,8 @@ def test_bench_beyond_the_context(gumba: Callable, tiny: Path) -> None:
 ENCODER = Path(__file__).parent.parent / "data" / "arch_bert.gguf"
 
 
-def test_bench_of_an_encoder_measures_what_there_is(gumba: Callable) -> None:
-    """By itself as long a prompt as it was made for, and no decode steps."""
+def test_bench_of_an_encoder(gumba: Callable) -> None:
+    """By default a prompt of its training length, and no decode steps."""
     found = json.loads(gumba("bench", ENCODER, "--repeat", 1, "--threads", 1, "--json").out)
     with GGUFFile(ENCODER) as file:
         assert found["prompt"] == min(512, file.metadata["bert.context_length"])
@@ -400,13 +400,13 @@ def test_bench_of_an_encoder_measures_what_there_is(gumba: Callable) -> None:
     assert result.code == 2 and "--depth must be 0" in result.err
 
 
-def test_bench_takes_what_fits_a_short_context(gumba: Callable, tiny: Path) -> None:
+def test_bench_with_a_short_context(gumba: Callable, tiny: Path) -> None:
     found = json.loads(gumba("bench", tiny, "--repeat", 1, "--threads", 1, "--gen", 1, "--json").out)
     assert (found["prompt"], found["gen"]) == (tiny_chat.CONTEXT, 1)
 
 
 @pytest.mark.parametrize("command", [("chat",), ("run", "--chat", "-p", "x"), ("run", "-p", "x")])
-def test_what_writes_no_text_says_so(gumba: Callable, command: tuple[str, ...]) -> None:
+def test_models_without_generation_are_refused(gumba: Callable, command: tuple[str, ...]) -> None:
     result = gumba(command[0], ENCODER, *command[1:], "--quiet")
     assert (result.code, result.out) == (2, "")
     assert result.err == "gumba: error: bert models are encoders, without logits, and generate no text: use embed\n"
@@ -417,7 +417,7 @@ def test_rerankers_and_classifiers_are_for_python(gumba: Callable) -> None:
     assert result.code == 2 and result.err.endswith("instead of logits; use rerank of LLM, from Python\n")
 
 
-def test_more_context_than_the_model_was_made_for(gumba: Callable, tiny: Path) -> None:
+def test_more_context_than_the_model_was_trained_for(gumba: Callable, tiny: Path) -> None:
     most = tiny_chat.CONTEXT
     result = gumba("run", tiny, "-p", "x", "-c", most + 1)
     said = f"-c/--ctx is {most + 1}: the model was made for a context of {most} tokens at most"
@@ -428,7 +428,7 @@ def test_more_context_than_the_model_was_made_for(gumba: Callable, tiny: Path) -
     assert result.code == 2 and "ask for more context with -c N" in result.err
 
 
-def test_a_plot_is_written_as_a_whole_or_not_at_all(
+def test_a_plot_is_complete_or_absent(
     gumba: Callable, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(descriptor: int) -> None:
@@ -445,7 +445,7 @@ def test_a_plot_is_written_as_a_whole_or_not_at_all(
 
 
 def test_profile(gumba: Callable, tiny: Path, tmp_path: Path) -> None:
-    """One table per phase, the same as JSON and as a well-formed picture in which every operation is named."""
+    """One table per phase, equal JSON, and a well-formed SVG with every operation."""
     picture = tmp_path / "profile.svg"
     sizes = ("--prompt", 32, "--gen", 4, "--threads", 2, "--repeat", 1)
     result = gumba("bench", tiny, "--profile", *sizes, "--json", "--plot", picture)
@@ -502,7 +502,7 @@ def test_no_text_of_a_plot_is_cut(name: str) -> None:
         (("--profile", "--plot", "no/such/folder/x.svg", "--gen", 0, "--prompt", 1), "cannot be written"),
     ],
 )
-def test_plots_that_cannot_be(gumba: Callable, tiny: Path, args: tuple, says: str) -> None:
+def test_invalid_plots(gumba: Callable, tiny: Path, args: tuple, says: str) -> None:
     result = gumba("bench", tiny, *args, "--repeat", 1)
     assert (result.code, result.out) == (2, "")
     assert re.fullmatch(rf"gumba: error: [^\n]*{re.escape(says)}[^\n]*\n", result.err)
@@ -511,7 +511,7 @@ def test_plots_that_cannot_be(gumba: Callable, tiny: Path, args: tuple, says: st
 # ------------------------------------------------------------------------------------------------------- perplexity
 
 
-def test_perplexity_is_what_the_logits_say(gumba: Callable, tiny: Path, llm: LLM, tmp_path: Path) -> None:
+def test_perplexity_equals_that_of_the_logits(gumba: Callable, tiny: Path, llm: LLM, tmp_path: Path) -> None:
     text = "hello world, so many letters. " * 20
     file = tmp_path / "text.txt"
     file.write_text(text, encoding="utf-8")
@@ -535,7 +535,7 @@ def test_perplexity_is_what_the_logits_say(gumba: Callable, tiny: Path, llm: LLM
     assert shown.startswith(f"perplexity {found['perplexity']:.4f} +/- ")
 
 
-def test_perplexity_puts_bos_first_where_the_model_adds_one(tiny: Path, llm: LLM) -> None:
+def test_perplexity_adds_bos_if_the_model_does(tiny: Path, llm: LLM) -> None:
     from gumba.bench import perplexity
 
     llm.clear_cache()
@@ -562,8 +562,8 @@ def test_perplexity_of_a_real_model_is_llama_cpps(gumba: Callable, real_model: P
     assert found["perplexity"] == pytest.approx(17.7438, rel=0.005)
 
 
-def test_further_options_of_sampling(gumba: Callable, tiny: Path, tmp_path: Path) -> None:
-    """Each reaches the sampler: a form of the answer, a strong penalty, guesses that change nothing."""
+def test_advanced_sampling_options(gumba: Callable, tiny: Path, tmp_path: Path) -> None:
+    """They reach the sampler: a grammar, a strong penalty, and prompt lookup, which changes nothing."""
     pytest.importorskip("llguidance")
     run = ("run", tiny, "-p", "hello", "-n", 40, "--seed", 3, "--temp", 1.5)
     grammar = tmp_path / "g.gbnf"

@@ -1,4 +1,4 @@
-"""The command line as a whole: help, exit codes, one line for each thing that is wrong."""
+"""The command line in general: help, exit codes, and errors of one line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAMES = [command.__name__.rpartition(".")[2] for command in COMMANDS]
 
 
 def one_line(err: str) -> str:
-    """The message of a command that failed as it should."""
+    """The message of a failed command, which is one line."""
     assert re.fullmatch(r"gumba: error: [^\n]+\n", err), err
     return err
 
@@ -55,7 +55,7 @@ def test_version(gumba_process: Callable) -> None:
 
 
 def test_help_and_files_need_no_compiler(tiny: Path) -> None:
-    """numba takes long to import: what runs no model must not."""
+    """Commands without a model do not import numba, which takes long."""
     code = (
         "import sys; from gumba.cli.main import main\n"
         "assert main(['inspect', sys.argv[1]]) == 0\n"
@@ -132,7 +132,7 @@ def test_bad_files_are_one_line_and_code_2(
         assert result.out == ""
 
 
-def test_messages_speak_of_options(gumba: Callable, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_name_options(gumba: Callable, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from gumba.cli.options import MAX_THREADS as OPTION_MAX_THREADS
     from gumba.runner.load import MAX_THREADS
 
@@ -150,7 +150,7 @@ def test_messages_speak_of_options(gumba: Callable, tiny: Path, monkeypatch: pyt
     assert "/models/n_ctx: n_ctx is" in gumba("inspect", "x").err
 
 
-def test_a_message_stays_one_line_whatever_is_in_it(gumba: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_is_one_line_whatever_it_contains(gumba: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **options: object) -> None:
         raise ModelError("tensor 'a\nb\x1b[31m' is wrong")
 
@@ -170,10 +170,10 @@ def test_ctrl_c_is_130_without_a_traceback(gumba: Callable, monkeypatch: pytest.
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
 @pytest.mark.parametrize("module", ["argparse", "gumba.cli.batch", "gumba.llm.llm", "gumba.models.llama"])
-def test_ctrl_c_during_an_import_that_takes_it_for_its_own_error(
+def test_ctrl_c_during_an_import_that_raises_another_error(
     gumba_process: Callable, tiny: Path, tmp_path: Path, module: str
 ) -> None:
-    """Python's own compiler makes a SyntaxError of it, numpy an ImportError."""
+    """Python's compiler turns it into a SyntaxError, numpy into an ImportError."""
     script = tmp_path / "interrupted.py"
     script.write_text(
         "import os, signal, sys\n"
@@ -192,9 +192,7 @@ def test_ctrl_c_during_an_import_that_takes_it_for_its_own_error(
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
-def test_a_signal_that_ends_the_process_lets_it_clean_up(
-    gumba_process: Callable, tmp_path: Path, name: str, code: int
-) -> None:
+def test_a_terminated_process_cleans_up(gumba_process: Callable, tmp_path: Path, name: str, code: int) -> None:
     script = tmp_path / "ended.py"
     script.write_text(
         "import os, signal, sys; from gumba.cli import inspect; from gumba.cli.main import main\n"
@@ -209,8 +207,8 @@ def test_a_signal_that_ends_the_process_lets_it_clean_up(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
-def test_handlers_are_left_as_they_were(gumba: Callable, tiny: Path) -> None:
-    """A program that runs a command in its own process keeps its handlers, and those that are ignored stay so."""
+def test_handlers_are_restored(gumba: Callable, tiny: Path) -> None:
+    """A program that runs a command in its process keeps its handlers, and ignored signals stay ignored."""
     before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     assert gumba("inspect", tiny).code == 0
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
@@ -238,7 +236,7 @@ def test_ctrl_c_during_generation(gumba_process: Callable, tiny: Path, tmp_path:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes differ elsewhere")
-def test_a_reader_that_leaves_is_silent(tiny: Path) -> None:
+def test_a_closed_pipe_is_silent(tiny: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "gumba", "inspect", str(tiny)]
@@ -309,10 +307,10 @@ def test_main_takes_its_arguments_from_the_process(monkeypatch: pytest.MonkeyPat
     assert main() == 0
 
 
-def test_progress_off_a_terminal_is_a_line_now_and_then(
+def test_progress_without_a_terminal_is_an_occasional_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing for what is over soon; for an hour of work a few lines."""
+    """No line for short work, a few lines for an hour."""
     from gumba import progress
 
     clock = [100.0]
@@ -329,9 +327,7 @@ def test_progress_off_a_terminal_is_a_line_now_and_then(
     assert len(lines) < 12
 
 
-def test_progress_without_a_count_shows_none(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_progress_without_a_total(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from gumba import progress
 
     monkeypatch.setattr(progress.time, "monotonic", iter([1.0, 100.0]).__next__)
@@ -342,7 +338,7 @@ def test_progress_without_a_count_shows_none(
 
 
 def test_progress_counts_down_between_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bar is redrawn while its work reports nothing; it never shows that no time is left, and stays away once cleared."""
+    """A bar is redrawn between calls; the time left stays above zero; a cleared bar is not redrawn."""
     from gumba import progress
 
     terminal = io.StringIO()
@@ -388,7 +384,7 @@ def test_progress_counts_down_between_calls(monkeypatch: pytest.MonkeyPatch) -> 
         (9, "windows"),
     ],
 )
-def test_progress_shows_whole_figures(monkeypatch: pytest.MonkeyPatch, columns: int, line: str) -> None:
+def test_progress_never_cuts_figures(monkeypatch: pytest.MonkeyPatch, columns: int, line: str) -> None:
     from gumba import progress
 
     terminal = io.StringIO()

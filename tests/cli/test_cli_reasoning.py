@@ -1,4 +1,4 @@
-"""What a model thinks before it answers, at the command line; tools in a batch. Its answers are dictated by grammars."""
+"""Reasoning at the command line, and tools in a batch; grammars force the model's answers."""
 
 from __future__ import annotations
 

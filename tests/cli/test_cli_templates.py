@@ -1,4 +1,4 @@
-"""Chat templates that are chosen at the command line, and their variables, in run, chat and batch."""
+"""Options of chat templates and their variables in run, chat and batch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def answer(llm: LLM, prompt: str) -> str:
 
 
 @pytest.mark.parametrize("option", ["--chat-template", "--chat-template-file"])
-def test_run_with_a_template_of_ones_own(gumba: Callable, tiny: Path, llm: LLM, mine: Path, option: str) -> None:
+def test_run_with_a_custom_template(gumba: Callable, tiny: Path, llm: LLM, mine: Path, option: str) -> None:
     variables = ("--template-arg", "greeting=hi hello", "--template-arg", "shout=true")
     expected = answer(llm, "hi hello w!")
     assert expected != answer(llm, "hi hello w")
@@ -44,8 +44,8 @@ def test_run_with_a_template_of_ones_own(gumba: Callable, tiny: Path, llm: LLM, 
     assert (result.code, result.out.rstrip("\n")) == (0, expected.rstrip("\n"))
 
 
-def test_a_prompt_behind_the_model_is_a_message(gumba: Callable, tiny: Path, llm: LLM) -> None:
-    """If the model has a chat template, unless --no-chat says otherwise; -p, -f and stdin give texts to continue."""
+def test_a_prompt_after_the_model_is_a_message(gumba: Callable, tiny: Path, llm: LLM) -> None:
+    """If the model has a chat template, except with --no-chat; -p, -f and stdin give texts to continue."""
 
     def text(*args: object, stdin: str = "") -> str:
         result = gumba("run", tiny, *args, *COMMON, stdin=stdin)
@@ -66,7 +66,7 @@ def test_a_prompt_behind_the_model_is_a_message(gumba: Callable, tiny: Path, llm
     )
 
 
-def test_a_prompt_behind_a_model_without_a_template_is_continued(gumba: Callable) -> None:
+def test_a_prompt_after_a_model_without_a_template_is_continued(gumba: Callable) -> None:
     model = Path(__file__).parent.parent / "data" / "model_plain.gguf"
     texts = [gumba("run", model, *prompt, *COMMON).out for prompt in (("ab",), ("-p", "ab"))]
     assert texts[0] == texts[1] != ""
@@ -82,9 +82,7 @@ def test_chat_with_variables(gumba: Callable, tiny: Path, llm: LLM, mine: Path) 
     assert result.out.rstrip("\n") == answer(llm, "he w").rstrip("\n")
 
 
-def test_batch_lines_say_more_than_the_options(
-    gumba: Callable, tiny: Path, llm: LLM, mine: Path, tmp_path: Path
-) -> None:
+def test_batch_lines_override_options(gumba: Callable, tiny: Path, llm: LLM, mine: Path, tmp_path: Path) -> None:
     requests, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     message = {"messages": [{"role": "user", "content": " w"}]}
     shout = {"shout": True}
@@ -112,7 +110,7 @@ def test_batch_lines_say_more_than_the_options(
         (("--template-arg", "a=1"), "need --chat"),
     ],
 )
-def test_what_is_wrong(gumba: Callable, tiny: Path, options: tuple, says: str) -> None:
+def test_invalid_templates(gumba: Callable, tiny: Path, options: tuple, says: str) -> None:
     result = gumba("run", tiny, "-p", "x", *options, *COMMON)
     assert result.code == 2
     assert says in result.err

@@ -1,4 +1,4 @@
-"""GGUF files of a hub's repositories: which is meant, and what a download may meet; a hub on the loopback interface."""
+"""GGUF files in repositories of a hub: selection and download, with a hub on the loopback interface."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def content(path: str, n_bytes: int) -> bytes:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub with a repository of GGUF files; the hub's library is sent to it, and to a cache of the test's own."""
+    """A hub with a repository of GGUF files, which the hub's library uses, with a cache of the test."""
     from huggingface_hub import constants
 
     folder = tmp_path / "server"
@@ -93,7 +93,7 @@ def cached(tmp_path: Path) -> list[str]:
         ("ENDPOINT/ada/tiny/resolve/main/tiny-F16.gguf", "tiny-F16.gguf"),
     ],
 )
-def test_the_file_that_is_meant(hub: Hub, tmp_path: Path, text: str, file: str) -> None:
+def test_selected_file(hub: Hub, tmp_path: Path, text: str, file: str) -> None:
     path = resolve(text.replace("ENDPOINT", hub.url))
     assert path.name == file
     assert path.read_bytes() == content(file, FILES[file])
@@ -103,13 +103,13 @@ def test_the_file_that_is_meant(hub: Hub, tmp_path: Path, text: str, file: str) 
     assert (tmp_path / "hf/hub/models--ada--tiny/refs" / revision).read_text() == COMMIT
 
 
-def test_q4_k_m_is_the_default_where_it_runs(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_q4_k_m_is_the_default_if_supported(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gumba.hub.gguf_files.is_supported", lambda type: True)
     assert resolve("ada/tiny").name == "tiny-Q4_K_M.gguf"
 
 
 @pytest.mark.parametrize("text", ["ada/tiny:bf16", "ada/tiny/BF16/tiny-BF16-00001-of-00002.gguf"])
-def test_shards_come_together(hub: Hub, tmp_path: Path, text: str) -> None:
+def test_shards_are_one_model(hub: Hub, tmp_path: Path, text: str) -> None:
     path = resolve(text)
     assert path.name == "tiny-BF16-00001-of-00002.gguf"
     assert (path.parent / "tiny-BF16-00002-of-00002.gguf").stat().st_size == 3001
@@ -139,7 +139,7 @@ def test_shards_come_together(hub: Hub, tmp_path: Path, text: str) -> None:
         ("llama3.2:99b", RequestError, r"no known model 'llama3\.2:99b'.*did you mean llama3\.2:3b"),
     ],
 )
-def test_what_cannot_be_had_is_refused_before_it_is_fetched(
+def test_unsupported_files_are_refused_before_the_download(
     hub: Hub, tmp_path: Path, text: str, kind: type[GumbaError], says: str
 ) -> None:
     with pytest.raises(kind, match=says) as caught:
@@ -164,7 +164,7 @@ def test_a_missing_shard(hub: Hub) -> None:
 
 
 def test_a_repository_with_both(hub: Hub, tmp_path: Path) -> None:
-    """Its checkpoint, unless a type or a file is named."""
+    """The checkpoint is used, unless a type or file is named."""
     write_checkpoint(hub.folder)
     lines: list[str] = []
     converted = store.resolve("ada/tiny", announce=lines.append)
@@ -182,7 +182,7 @@ def test_a_repository_with_both(hub: Hub, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------- what a download meets
 
 
-def test_says_what_comes_from_where_once(hub: Hub, tmp_path: Path) -> None:
+def test_a_download_is_announced_once(hub: Hub, tmp_path: Path) -> None:
     lines: list[str] = []
     stages: dict[str, tuple[int, int]] = {}
     for _ in range(2):
@@ -197,7 +197,7 @@ def test_says_what_comes_from_where_once(hub: Hub, tmp_path: Path) -> None:
     assert len(hub.ranges) == 1, "it is fetched once"
 
 
-def test_offline_the_cache_has_to_do(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_the_cache_is_used(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     path = resolve("ada/tiny:Q8_0")
@@ -214,14 +214,14 @@ def test_offline_the_cache_has_to_do(hub: Hub, monkeypatch: pytest.MonkeyPatch) 
             resolve("ada/new:Q8_0")
 
 
-def test_a_broken_connection_is_made_anew(hub: Hub) -> None:
+def test_reconnects_after_a_broken_connection(hub: Hub) -> None:
     hub.cut = 9 << 16
     path = resolve("ada/tiny:Q8_0")
     assert path.read_bytes() == content("tiny-Q8_0.gguf", SIZE + 3)
     assert hub.ranges == [None, f"bytes={9 << 16}-", f"bytes={18 << 16}-"]
 
 
-def test_an_interrupted_download_goes_on(hub: Hub, tmp_path: Path) -> None:
+def test_an_interrupted_download_resumes(hub: Hub, tmp_path: Path) -> None:
     hub.cut = 1 << 16
     with pytest.raises(DownloadError, match=r"interrupted at 327680 of 1500003 bytes .*resumes there"):
         resolve("ada/tiny:Q8_0")
@@ -237,7 +237,7 @@ def test_an_interrupted_download_goes_on(hub: Hub, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("there", [b"GGUF" + bytes(1000), bytes(SIZE + 3), bytes(SIZE + 500), b""])
 @pytest.mark.parametrize("takes_ranges", [True, False])
-def test_a_wrong_beginning_is_fetched_anew(hub: Hub, tmp_path: Path, there: bytes, takes_ranges: bool) -> None:
+def test_a_wrong_partial_download_is_repeated(hub: Hub, tmp_path: Path, there: bytes, takes_ranges: bool) -> None:
     hub.takes_ranges = takes_ranges
     right = content("tiny-Q8_0.gguf", SIZE + 3)
     part = tmp_path / f"hf/hub/models--ada--tiny/blobs/{hashlib.sha256(right).hexdigest()}.incomplete"
@@ -247,7 +247,7 @@ def test_a_wrong_beginning_is_fetched_anew(hub: Hub, tmp_path: Path, there: byte
 
 
 def test_a_range_that_the_hub_cannot_satisfy(hub: Hub, tmp_path: Path) -> None:
-    """The content there is shorter than what is here: it is fetched from its beginning, and is not what the API says."""
+    """The hub's content is shorter than the local part: it is downloaded from the start, and has another hash."""
     right = content("tiny-Q8_0.gguf", SIZE + 3)
     part = tmp_path / f"hf/hub/models--ada--tiny/blobs/{hashlib.sha256(right).hexdigest()}.incomplete"
     part.parent.mkdir(parents=True)
@@ -272,7 +272,7 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9
     ],
     ids=["other", "short", "html", "pointer", "empty"],
 )
-def test_something_else_than_the_hub_said(hub: Hub, tmp_path: Path, sent: bytes, says: str) -> None:
+def test_content_that_differs_from_the_listing(hub: Hub, tmp_path: Path, sent: bytes, says: str) -> None:
     hub.files["tiny-Q8_0.gguf"] = sent
     with pytest.raises(DownloadError, match=says) as caught:
         resolve("ada/tiny:Q8_0")
@@ -282,8 +282,8 @@ def test_something_else_than_the_hub_said(hub: Hub, tmp_path: Path, sent: bytes,
 
 
 @pytest.mark.parametrize("data", [b"<html></html>", LFS_POINTER, b"", b"GGU"])
-def test_a_file_that_is_no_gguf(hub: Hub, tmp_path: Path, data: bytes) -> None:
-    """Uploaded like that: it is what the hub says, but nothing to run."""
+def test_a_file_that_is_not_gguf(hub: Hub, tmp_path: Path, data: bytes) -> None:
+    """The file matches the hub's hash, but is not GGUF."""
     (hub.folder / "tiny-Q8_0.gguf").write_bytes(data)
     with pytest.raises(DownloadError, match=r"tiny-Q8_0\.gguf is no GGUF file: it begins with b'"):
         resolve("ada/tiny:Q8_0")
@@ -320,7 +320,7 @@ def test_a_small_file_outside_of_lfs(hub: Hub) -> None:
         ({"size": 1 << 60}, "not enough disk space"),
     ],
 )
-def test_what_the_api_says_is_not_trusted(hub: Hub, tmp_path: Path, listed: dict[str, object], says: str) -> None:
+def test_the_api_is_not_trusted(hub: Hub, tmp_path: Path, listed: dict[str, object], says: str) -> None:
     hub.listed["tiny-Q8_0.gguf"] = listed
     with pytest.raises((DownloadError, RequestError, ResourceError), match=says) as caught:
         resolve("ada/tiny:Q8_0")
@@ -336,7 +336,7 @@ def test_shards_are_one_download(hub: Hub) -> None:
 
 
 def test_the_token_goes_to_the_hub_only(hub: Hub, tmp_path: Path) -> None:
-    """Content comes from another address, which must not get it."""
+    """Content comes from another host, which must not get the token."""
     with serving(Hub(hub.folder)) as other:
         hub.redirects = other.url
         path = resolve("ada/tiny:Q8_0", token="hf_secret")
@@ -352,7 +352,7 @@ def test_names_that_need_quoting(hub: Hub, name: str) -> None:
     assert resolve("ada/tiny:Q8_0").read_bytes() == content(name, 500)
 
 
-def test_from_pretrained_of_the_look_alike_checks_too(hub: Hub) -> None:
+def test_from_pretrained_checks_hashes(hub: Hub) -> None:
     from gumba.hub.fetch import fetch_file
 
     assert fetch_file("ada/tiny", "tiny-Q8*.gguf").name == "tiny-Q8_0.gguf"
@@ -365,7 +365,7 @@ def test_from_pretrained_of_the_look_alike_checks_too(hub: Hub) -> None:
     "said",
     [b"<html></html>", b"", b"[]", b"{}", b'{"id": 1, "siblings": [{}]}', b'{"id": "a/b", "siblings": null}', b"\xff"],
 )
-def test_an_api_that_talks_nonsense(hub: Hub, said: bytes) -> None:
+def test_malformed_api_responses(hub: Hub, said: bytes) -> None:
     hub.said = said
     with pytest.raises((DownloadError, RequestError)) as caught:
         resolve("ada/tiny:Q8_0")
@@ -380,7 +380,7 @@ def test_two_at_once_download_once(hub: Hub) -> None:
     assert len(paths) == 1 and hub.ranges == [None]
 
 
-def test_a_cache_that_can_only_be_read(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_cache(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     path = resolve("ada/tiny:Q8_0")
 
     def refuse(*_: object, **__: object) -> None:
@@ -470,7 +470,7 @@ print(store.resolve("ada/tiny:Q8_0", announce=print))
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_killed_at_any_moment(hub: Hub, tmp_path: Path) -> None:
-    """Nothing has a name before it is complete, and the next run goes on."""
+    """A file has its name only when it is complete, and the next run resumes."""
     right = content("tiny-Q8_0.gguf", SIZE + 3)
     hub.cut = 6 << 16  # so that a run has several connections, at each of which it may be killed
     environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")}
@@ -488,7 +488,7 @@ def test_killed_at_any_moment(hub: Hub, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("endpoint", ["http://[::1", "http://127.0.0.1:99999"])
-def test_an_endpoint_that_is_no_address(hub: Hub, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+def test_an_endpoint_that_is_not_a_url(hub: Hub, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
     with pytest.raises(RequestError, match=r"HF_ENDPOINT is 'http://.*expected a URL"):
         resolve("ada/tiny:Q8_0")
@@ -496,7 +496,7 @@ def test_an_endpoint_that_is_no_address(hub: Hub, monkeypatch: pytest.MonkeyPatc
     assert Reference("ada/tiny").host
 
 
-def test_a_setting_that_the_hubs_library_does_not_take(hub: Hub) -> None:
+def test_a_setting_that_the_hubs_library_rejects(hub: Hub) -> None:
     command = [sys.executable, "-m", "gumba", "pull", "ada/tiny:Q8_0"]  # the library reads it once, as it is imported
     process = subprocess.run(
         command, env={**os.environ, "HF_HUB_DOWNLOAD_TIMEOUT": "soon"}, capture_output=True, text=True, check=False

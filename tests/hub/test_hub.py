@@ -1,4 +1,4 @@
-"""Fetching from a hub: a loopback server with the routes that huggingface_hub uses."""
+"""Downloads from a hub: a loopback server with the routes that huggingface_hub uses."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def run(
     return subprocess.run(command, capture_output=True, text=True, env=env, timeout=120, check=False)
 
 
-def test_fetched_converted_and_kept(hub: Hub, tmp_path: Path) -> None:
+def test_downloaded_converted_and_cached(hub: Hub, tmp_path: Path) -> None:
     first = run(tmp_path, hub.url, "ada/tiny")
     assert first.returncode == 0, first.stdout + first.stderr
     made = (tmp_path / "out.gguf").read_bytes()
@@ -71,8 +71,8 @@ def test_fetched_converted_and_kept(hub: Hub, tmp_path: Path) -> None:
     assert (tmp_path / "out.gguf").read_bytes() == made
 
 
-def test_weights_of_another_name_are_fetched(hub: Hub, tmp_path: Path) -> None:
-    """config.json may name an index, and that its files."""
+def test_weights_of_another_name_are_downloaded(hub: Hub, tmp_path: Path) -> None:
+    """config.json may name an index, which names files."""
     import json
 
     (hub.folder / "model.safetensors").rename(hub.folder / "weights[1].safetensors")
@@ -141,7 +141,7 @@ def test_one_file_by_name_or_pattern(hub: Hub, tmp_path: Path) -> None:
     assert done.returncode == 0 and done.stdout == "not needed\n", done.stdout + done.stderr
 
 
-def test_every_file_that_a_conversion_may_read_is_fetched() -> None:
+def test_every_file_that_a_conversion_may_read_is_downloaded() -> None:
     """Names of files in the converter's source are all among those that are downloaded."""
     import fnmatch
     import re

@@ -1,4 +1,4 @@
-"""Fetching from ModelScope: a loopback server with the routes that its package uses."""
+"""Downloads from ModelScope: a loopback server with the routes that its package uses."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ NEEDED = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_confi
 NEEDED |= {"modules.json", "1_Pooling/config.json"}
 
 
-def test_fetched_converted_and_kept(site: Site, tmp_path: Path) -> None:
+def test_downloaded_converted_and_cached(site: Site, tmp_path: Path) -> None:
     first = run(tmp_path, site.url, "modelscope:ada/tiny")
     assert first.returncode == 0, first.stdout + first.stderr
     made = (tmp_path / "out.gguf").read_bytes()
@@ -155,7 +155,7 @@ def test_fetched_converted_and_kept(site: Site, tmp_path: Path) -> None:
     assert (tmp_path / "out.gguf").read_bytes() == made
 
 
-def test_a_download_goes_on_where_it_ended(site: Site, tmp_path: Path) -> None:
+def test_a_download_resumes(site: Site, tmp_path: Path) -> None:
     site.cut = 1000
     assert "ada/tiny" in one_line(run(tmp_path, site.url, "modelscope:ada/tiny"))
     assert not (tmp_path / "out.gguf").exists()
@@ -168,7 +168,7 @@ def test_a_download_goes_on_where_it_ended(site: Site, tmp_path: Path) -> None:
     assert [wanted for _, name, wanted in site.requests if name == "model.safetensors"] == ["bytes=1000-"]
 
 
-def test_a_file_that_is_not_what_its_hash_says(site: Site, tmp_path: Path) -> None:
+def test_a_file_with_another_hash(site: Site, tmp_path: Path) -> None:
     site.spoiled = True
     assert "modelscope:ada/tiny: download failed" in one_line(run(tmp_path, site.url, "modelscope:ada/tiny"))
     assert not list(tmp_path.glob("cache/**/model.safetensors"))
@@ -214,7 +214,7 @@ def test_one_file_by_name_or_pattern(site: Site, tmp_path: Path) -> None:
 
 
 def test_every_id_with_a_switch(site: Site, tmp_path: Path) -> None:
-    """As a MODEL of a command: converted once and kept, under a name that says where it is from."""
+    """As MODEL of a command: converted once and cached, under a name with its site."""
     found = []
     for source, switch in (("ada/tiny", "1"), ("modelscope:ada/tiny", "")):
         done = run(tmp_path, site.url, source, code=RESOLVE, GUMBA_USE_MODELSCOPE=switch)
@@ -229,7 +229,7 @@ def test_every_id_with_a_switch(site: Site, tmp_path: Path) -> None:
 
 
 def test_gguf_files(site: Site, tmp_path: Path) -> None:
-    """By type, name and address; from the cache where ModelScope is not reached."""
+    """By type, name and URL; from the cache if ModelScope is unreachable."""
     for name in ("tiny-Q4_0.gguf", "tiny-Q8_0.gguf", "mmproj-Q8_0.gguf"):
         (site.folder / name).write_bytes(b"GGUF" + name.encode())
     address = f"{site.url}/models/ada/tiny/resolve/master/tiny-Q4_0.gguf"
@@ -250,7 +250,7 @@ def test_gguf_files(site: Site, tmp_path: Path) -> None:
     assert done.returncode == 0 and done.stdout.strip().endswith("tiny-Q8_0.gguf"), done.stdout + done.stderr
 
 
-def test_a_gguf_file_that_is_not_what_its_hash_says(site: Site, tmp_path: Path) -> None:
+def test_a_gguf_file_with_another_hash(site: Site, tmp_path: Path) -> None:
     (site.folder / "tiny-Q8_0.gguf").write_bytes(b"GGUF" + bytes(1000))
     site.spoiled = True
     assert "modelscope:ada/tiny" in one_line(run(tmp_path, site.url, "modelscope:ada/tiny:Q8_0", code=RESOLVE))

