@@ -1,4 +1,4 @@
-"""A conversion's file is there complete or not at all, whatever happens to the process."""
+"""A conversion's file is complete or absent, whatever happens to the process."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_error_in_the_block(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_temporary_of_a_living_run_is_left_alone(tmp_path: Path) -> None:
+def test_temporary_of_a_running_process_is_kept(tmp_path: Path) -> None:
     with atomic_file(tmp_path / "x") as first:
         first.write(b"first")
         with atomic_file(tmp_path / "x") as second:
@@ -136,7 +136,7 @@ def test_temporary_of_a_living_run_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no locks")
 def test_only_unlocked_temporaries_are_removed(tmp_path: Path) -> None:
-    """By its lock, not by the process id in its name: that may be another process's by now, in a container for one."""
+    """The lock decides, not the process id in the name, which another process may have by now, e.g. in a container."""
     import fcntl
 
     locked, free = tmp_path / f".x.part-{os.getpid()}-00000000", tmp_path / f".x.part-{os.getpid()}-00000001"
@@ -176,8 +176,8 @@ def test_without_locks_the_process_id_counts(tmp_path: Path, monkeypatch: pytest
         assert ours.exists() and not gone.exists()
 
 
-def test_two_cleaners_and_owners_at_once(tmp_path: Path) -> None:
-    """An owner whose file another run takes for abandoned, between its creation and its lock, makes another one."""
+def test_concurrent_writers_and_cleaners(tmp_path: Path) -> None:
+    """A writer whose file another run removes between its creation and its lock creates another one."""
     from concurrent.futures import ThreadPoolExecutor
 
     def write(i: int) -> None:

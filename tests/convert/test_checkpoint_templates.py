@@ -1,4 +1,4 @@
-"""Which of a checkpoint's chat templates count: as transformers 5.24 (AutoTokenizer.from_pretrained) takes them."""
+"""Precedence of a checkpoint's chat templates, as in transformers 5.24 (AutoTokenizer.from_pretrained)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def checkpoint(folder: Path, template: Any, files: dict[str, Any]) -> tuple[Chec
 
 
 @pytest.mark.parametrize(("template", "files", "wanted", "warned"), CASES)
-def test_which_templates_count(
+def test_precedence_of_templates(
     tmp_path: Path, template: Any, files: dict[str, Any], wanted: dict[str, str], warned: list[str]
 ) -> None:
     found, warnings = read_templates(*checkpoint(tmp_path, template, files))
@@ -50,7 +50,7 @@ def test_which_templates_count(
     [7, True, ["A"], [{"name": "default"}], [{"template": "A"}], {"default": 7}, [{"name": "", "template": "A"}]],
 )
 @pytest.mark.parametrize("where", ["tokenizer_config.json", "chat_template.json"])
-def test_what_is_no_template_is_refused(tmp_path: Path, template: Any, where: str) -> None:
+def test_invalid_templates_are_refused(tmp_path: Path, template: Any, where: str) -> None:
     files = {where: {"chat_template": template}}
     folder, config = checkpoint(tmp_path, template if where.startswith("tok") else None, files)
     with pytest.raises(ConvertError, match=f"{where}: chat_template: expected"):

@@ -40,7 +40,7 @@ def run(
 
 
 @pytest.mark.parametrize("kind", ["text", "empty", "short", "device", "link"])
-def test_a_target_that_is_no_gguf_file_is_kept(tmp_path: Path, kind: str) -> None:
+def test_a_target_that_is_not_gguf_is_kept(tmp_path: Path, kind: str) -> None:
     write_checkpoint(tmp_path / "hf")
     out = kept = tmp_path / "thesis.txt"
     kept.write_bytes({"empty": b"", "short": b"GGU"}.get(kind, b"three years of work"))
@@ -85,7 +85,7 @@ def test_nothing_is_written_into_the_source(tmp_path: Path, place: str) -> None:
     ],
     ids=["plain", "tied, wide heads", "biases", "mistral"],
 )
-def test_every_tensor_arrives(tmp_path: Path, dtype: str, config: dict[str, Any]) -> None:
+def test_every_tensor_is_written(tmp_path: Path, dtype: str, config: dict[str, Any]) -> None:
     full = CONFIG | config
     tensors = weights(full)
     if dtype == "F16":
@@ -99,7 +99,7 @@ def test_every_tensor_arrives(tmp_path: Path, dtype: str, config: dict[str, Any]
 
 
 @pytest.mark.parametrize("type", ["f16", "bf16", "q8_0", "q4_0"])
-def test_encoded_as_gguf_does(tmp_path: Path, type: str) -> None:
+def test_encoded_like_gguf(tmp_path: Path, type: str) -> None:
     tensors = weights(CONFIG)
     _, found = run(tmp_path, type=type, pure=True, tensors=tensors)
     kind = Types[type.upper()]
@@ -139,7 +139,7 @@ MIXTURE = [
 
 
 @pytest.mark.parametrize(("type", "tied", "pure", "name", "row", "format"), MIXTURE)
-def test_mixture_is_llama_cpps(type: str, tied: bool, pure: bool, name: str, row: int, format: str) -> None:
+def test_formats_are_llama_cpps(type: str, tied: bool, pure: bool, name: str, row: int, format: str) -> None:
     assert tensor_format(name, (10, row), type, tied=tied, pure=pure) == format
 
 
@@ -197,7 +197,7 @@ def test_metadata(tmp_path: Path) -> None:
     assert not any(key.startswith("llama.rope.scaling") for key in fields)
 
 
-def test_head_dim_apart_from_the_width(tmp_path: Path) -> None:
+def test_head_dim_independent_of_the_width(tmp_path: Path) -> None:
     fields, _ = run(tmp_path, config={"head_dim": 32})
     keys = ("attention.key_length", "attention.value_length", "rope.dimension_count")
     assert [fields[f"llama.{key}"] for key in keys] == [32, 32, 32]
@@ -413,7 +413,7 @@ SOURCES = [("missing/folder/here", "no such folder"), ("file.gguf", "GGUF file a
 
 
 @pytest.mark.parametrize(("source", "message"), SOURCES)
-def test_source_that_is_no_folder(tmp_path: Path, source: str, message: str) -> None:
+def test_source_that_is_not_a_folder(tmp_path: Path, source: str, message: str) -> None:
     for name in ("file.gguf", "file.txt"):
         (tmp_path / name).touch()
     with pytest.raises(ConvertError, match=message):
@@ -427,8 +427,8 @@ def test_pytorch_weights_are_refused(tmp_path: Path) -> None:
         convert(tmp_path / "hf", tmp_path / "out.gguf")
 
 
-def test_weights_that_are_not_there(tmp_path: Path) -> None:
-    """The link of a download that was not finished, and the files of an adapter, which transformers adds to the model."""
+def test_missing_weights(tmp_path: Path) -> None:
+    """A link of an incomplete download, and the files of an adapter, which transformers would apply."""
     folder = tmp_path / "hf"
     write_checkpoint(folder)
     (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
@@ -453,7 +453,7 @@ def test_disk_too_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         convert(tmp_path / "hf", tmp_path / "out.gguf")
 
 
-def test_malformed_model_card_costs_its_details_only(tmp_path: Path) -> None:
+def test_malformed_model_card_loses_its_details_only(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "hf", files={"README.md": "---\nlicense: [\n---\n"})
     report = convert(tmp_path / "hf", tmp_path / "out.gguf")
     assert len(report.warnings) == 1 and "README.md" in report.warnings[0]

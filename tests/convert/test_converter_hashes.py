@@ -1,4 +1,4 @@
-"""Every family's checkpoint converts to the bytes that are recorded: whatever is moved, renamed or rewritten."""
+"""Every family's checkpoint converts to the recorded bytes."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ def test_every_checkpoint_is_recorded_and_no_other() -> None:
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_same_bytes_as_recorded(name: str, tmp_path: Path) -> None:
-    """Where a change of files is intended, `cd tests && python -m support.converter_hashes` records them anew."""
+    """After an intended change of files, record them again with `cd tests && python -m support.converter_hashes`."""
     assert hashes_of(name, tmp_path) == recorded()[name]

@@ -1,4 +1,4 @@
-"""Weights that are no finite numbers, in every type that the converter writes: a generation ends with one clear error."""
+"""Weights that are not finite, in every type that the converter writes: generation ends with a clear error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What sentence-transformers' files say around a transformer: done, refused by name, or warned of.
+"""Settings of sentence-transformers' files: followed, refused by name, or mentioned in a warning.
 
 The right values are those of sentence-transformers 6.2: several poolings are concatenated, no pooling mode means the mean, a
 default prompt is put before every text, and a model without max_seq_length is limited by its tokenizer's model_max_length.
@@ -47,14 +47,14 @@ def embedder(folder: Path, modules: Entries | None = None, *, name: str = "bert"
 
 
 def converted(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The metadata of the file that a checkpoint becomes, and the warnings."""
+    """The metadata of the converted file, and the warnings."""
     out = folder.parent / f"{folder.name}.gguf"
     report = convert(folder, out)
     return read(out)[0], report.warnings
 
 
 def own(metadata: dict[str, Any]) -> dict[str, Any]:
-    """gumba's own keys, without their beginnings."""
+    """gumba's own keys without their prefix."""
     start = "gumba.embedding."
     return {key.removeprefix(start): value for key, value in metadata.items() if key.startswith(start)}
 
@@ -109,7 +109,7 @@ def module(kind: str, config: dict[str, Any] | None = None, package: str = "sent
      "StaticEmbedding", "CLIPModel", "SpladePooling", "LogitScore"],
 )  # fmt: skip
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_modules_that_are_not_computed(tmp_path: Path, kind: str, place: int) -> None:
+def test_unsupported_modules(tmp_path: Path, kind: str, place: int) -> None:
     modules = [TRANSFORMER, POOLING]
     modules.insert(place, module(kind, {}))
     with pytest.raises(ConvertError, match=rf"module {place}, sentence_transformers\.models\.{kind}, is not supported"):
@@ -133,13 +133,13 @@ def test_modules_without_effect(tmp_path: Path) -> None:
     assert metadata["bert.pooling_type"] == 1 and not own(metadata) and not warnings
 
 
-def test_modules_without_a_pooling_are_warned_of(tmp_path: Path) -> None:
+def test_modules_without_a_pooling_cause_a_warning(tmp_path: Path) -> None:
     metadata, (warning,) = converted(embedder(tmp_path / "hf", [TRANSFORMER]))
     assert "bert.pooling_type" not in metadata and "modules.json has no Pooling" in warning
 
 
 def test_a_reranker_of_sentence_transformers(tmp_path: Path) -> None:
-    """Its score is of the words yes and no; other words are refused. It has neither pooling nor prompts."""
+    """Its score uses the words yes and no; others are refused. It has neither pooling nor prompts."""
     score = {"true_token_id": 7, "false_token_id": 8, "module_input_name": "causal_logits"}
     modules = [
         TRANSFORMER,
@@ -182,7 +182,7 @@ def test_modules_in_another_order(tmp_path: Path, modules: Entries, message: str
 
 
 def test_old_layout(tmp_path: Path) -> None:
-    """The checkpoint in a folder of its own, prompts and modules around it: the same file."""
+    """The checkpoint in a subfolder, with prompts and modules outside: the same file."""
     settings = {"prompts": {"query": "query: "}}
     new = converted(embedder(tmp_path / "model", settings=settings, bert={"max_seq_length": 20}))
     old = tmp_path / "old" / "model"
@@ -206,7 +206,7 @@ def test_malformed_modules(tmp_path: Path, text: str) -> None:
         convert(folder, tmp_path / "out.gguf")
 
 
-def test_a_class_of_the_models_own(tmp_path: Path) -> None:
+def test_a_custom_class(tmp_path: Path) -> None:
     modules = [("", "custom_st.Transformer", None), POOLING]
     _, warnings = converted(embedder(tmp_path / "hf", modules))
     assert any("custom_st.Transformer" in warning and "not run" in warning for warning in warnings)
@@ -257,7 +257,7 @@ def test_prompts(tmp_path: Path) -> None:
         ({"truncate_dim": 0}, "truncate_dim is 0"),
     ],
 )
-def test_prompts_that_cannot_be(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+def test_invalid_prompts(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConvertError, match=message):
         convert(embedder(tmp_path / "hf", settings=settings), tmp_path / "out.gguf")
 
@@ -283,7 +283,7 @@ def test_longest_text(tmp_path: Path, file: dict[str, Any], tokenizer: dict[str,
     assert own(converted(folder)[0]) == ({} if wanted is None else {"max_seq_length": wanted})
 
 
-def test_where_long_texts_are_cut(tmp_path: Path) -> None:
+def test_truncation_side(tmp_path: Path) -> None:
     folder = embedder(tmp_path / "hf")
     path = folder / "tokenizer_config.json"
     path.write_text(path.read_text(encoding="utf-8").replace("{", '{"truncation_side": "left", ', 1), encoding="utf-8")
@@ -313,7 +313,7 @@ def test_settings_of_the_transformer(tmp_path: Path, settings: dict[str, Any], m
 
 
 def test_lower_case(tmp_path: Path) -> None:
-    """What the tokenizer does not do itself is put before its normalizers, as sentence-transformers does."""
+    """A Lowercase step is added before the tokenizer's normalizers unless it has one, as in sentence-transformers."""
     folder = embedder(tmp_path / "hf", bert={"do_lower_case": True})
     out = tmp_path / "out.gguf"
     assert any("Lowercase" in warning for warning in convert(folder, out).warnings)
@@ -342,7 +342,7 @@ def test_settings_without_effect(tmp_path: Path) -> None:
 
 
 def write_projections(folder: Path, *shapes: tuple[int, int], **changes: Any) -> list[np.ndarray]:
-    """sentence-transformers' modules of a mean and of projections behind it; their matrices."""
+    """sentence-transformers' modules of mean pooling and projections; returns their matrices."""
     modules = [{"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"}]
     matrices: list[np.ndarray] = []
     for i, (rows, columns) in enumerate(shapes, 2):
@@ -362,7 +362,7 @@ def write_projections(folder: Path, *shapes: tuple[int, int], **changes: Any) ->
     return matrices
 
 
-def test_projections_behind_the_pooling(tmp_path: Path) -> None:
+def test_projections_after_the_pooling(tmp_path: Path) -> None:
     family = FAMILIES["gemma embeds"]
     write(tmp_path / "hf", family, checkpoint_tensors(family))
     matrices = write_projections(tmp_path / "hf", (48, W), (W, 48))

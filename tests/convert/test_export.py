@@ -1,4 +1,4 @@
-"""gumba_convert.export: what was converted comes back."""
+"""gumba_convert.export: round trips of converted files."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Checkpoint(tmp_path / "back").tensors.keys() == tensors.keys()
 
 
-def test_tokenizer_comes_back(tmp_path: Path) -> None:
+def test_tokenizer_round_trip(tmp_path: Path) -> None:
     template = {
         "type": "TemplateProcessing",
         "single": [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
@@ -126,7 +126,7 @@ def test_tokenizer_comes_back(tmp_path: Path) -> None:
     )
 
 
-def test_sentencepiece_comes_back(tmp_path: Path) -> None:
+def test_sentencepiece_round_trip(tmp_path: Path) -> None:
     from support.sentencepiece_models import N_PIECES, PIECES, write_sentencepiece
 
     write_sentencepiece(tmp_path / "hf")
@@ -142,7 +142,7 @@ def test_sentencepiece_comes_back(tmp_path: Path) -> None:
 
 
 def change(path: Path, **changes: Any) -> Path:
-    """A copy of a GGUF file with other metadata or tensors (None: left out), written by gguf's own writer."""
+    """A copy of a GGUF file with other metadata or tensors (None: omitted), written by gguf's writer."""
     reader = gguf.GGUFReader(path)
     out = path.with_name("changed.gguf")
     writer = gguf.GGUFWriter(out, changes.pop("architecture", "llama"))

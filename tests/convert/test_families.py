@@ -1,4 +1,4 @@
-"""Every family of checkpoints: tensors and metadata against tiny_families.py's tables, and what is refused."""
+"""Every family of checkpoints: tensors and metadata against tiny_families.py's tables, and refused settings."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def test_settings_without_a_form_in_gguf_are_refused(
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_reranker_keeps_the_rows_of_two_words(tmp_path: Path, tied: bool) -> None:
-    """Qwen3-Reranker, told by the question in its card or template, or by vLLM's key: logits of yes and no are its head."""
+    """Recognized by the question in its card or template, or by vLLM's key: the head has the rows of yes and no."""
     family = FAMILIES["qwen3"]
     tensors = checkpoint_tensors(family)
     if tied:
@@ -249,7 +249,7 @@ def test_a_reranker_keeps_the_rows_of_two_words(tmp_path: Path, tied: bool) -> N
 
 @pytest.mark.parametrize("kind", ["ForCausalLM", "ForSequenceClassification"])
 def test_a_reranker_by_name_alone_is_a_warning(tmp_path: Path, kind: str) -> None:
-    """Neither the folder, nor the source's name, nor a heading decides what a model is."""
+    """Neither the folder's nor the source's name nor a heading makes a model a reranker."""
     family = FAMILIES["qwen3"]
     tensors = checkpoint_tensors(family)
     if kind != "ForCausalLM":
@@ -282,7 +282,7 @@ def test_a_reranker_with_a_head_of_its_own_has_the_same_template(tmp_path: Path)
     assert list(fields["qwen3.classifier.output_labels"]) == ["LABEL_0"]
 
 
-def test_model_type_names_the_family_too(tmp_path: Path) -> None:
+def test_model_type_selects_the_family(tmp_path: Path) -> None:
     family = FAMILIES["qwen3"]
     write(tmp_path / "hf", family, checkpoint_tensors(family), architectures=None, model_type="qwen3")
     assert convert(tmp_path / "hf", tmp_path / "out.gguf").architecture == "qwen3"
@@ -296,7 +296,7 @@ def test_model_type_names_the_family_too(tmp_path: Path) -> None:
         ("gemma4", "model.language_model.", ("model.vision_tower.a", "model.audio_tower.b", "model.embed_vision.c")),
     ],
 )
-def test_a_language_model_inside_of_a_larger_one(
+def test_a_language_model_in_a_multimodal_one(
     tmp_path: Path, name: str, beginning: str, others: tuple[str, ...]
 ) -> None:
     family = FAMILIES[name]
@@ -316,14 +316,14 @@ def test_a_language_model_inside_of_a_larger_one(
         np.testing.assert_array_equal(np.asarray(found[name].data).reshape(values.shape), values)
 
 
-def test_gemma3s_usual_pattern_is_not_written(tmp_path: Path) -> None:
+def test_gemma3s_default_pattern_is_not_written(tmp_path: Path) -> None:
     family = FAMILIES["gemma3"]
     write(tmp_path / "hf", family, checkpoint_tensors(family), layer_types=None, sliding_window_pattern=6)
     convert(tmp_path / "hf", tmp_path / "out.gguf")
     assert "gemma3.attention.sliding_window_pattern" not in read(tmp_path / "out.gguf")[0]
 
 
-def test_gemma4s_tokens_that_are_never_written(tmp_path: Path) -> None:
+def test_gemma4s_suppressed_tokens(tmp_path: Path) -> None:
     family = FAMILIES["gemma4"]
     write(tmp_path / "hf", family, checkpoint_tensors(family), architectures=["Gemma4UnifiedForCausalLM"])
     settings = tmp_path / "hf" / "generation_config.json"
@@ -335,11 +335,11 @@ def test_gemma4s_tokens_that_are_never_written(tmp_path: Path) -> None:
         convert(tmp_path / "hf", tmp_path / "out.gguf")
 
 
-def test_adapters_that_are_left_out_are_named(tmp_path: Path) -> None:
+def test_omitted_adapters_are_named(tmp_path: Path) -> None:
     family = FAMILIES["jina 3, adapters"]
     write(tmp_path / "hf", family, checkpoint_tensors(family))
     warnings = convert(tmp_path / "hf", tmp_path / "out.gguf").warnings
-    assert any("separation, classification" in warning and "left out" in warning for warning in warnings)
+    assert any("separation, classification" in warning and "omitted" in warning for warning in warnings)
 
 
 def test_old_names_of_norms(tmp_path: Path) -> None:
@@ -380,7 +380,7 @@ def test_yarn_of_deepseek_scales_attention(tmp_path: Path) -> None:
 
 
 def test_mxfp4_is_decoded(tmp_path: Path) -> None:
-    """gpt-oss with experts as OpenAI published them: the file holds what gguf's own decoder makes of the same blocks."""
+    """gpt-oss with OpenAI's MXFP4 experts: the file has the values that gguf decodes from the same blocks."""
     family = FAMILIES["gpt_oss"]
     config = {"hidden_size": 32, "intermediate_size": 32, "head_dim": 8, "num_key_value_heads": 1}
     rng = np.random.default_rng(1)
@@ -434,7 +434,7 @@ def test_small_tables_stay_f32(tmp_path: Path, name: str) -> None:
         assert tensor.tensor_type.name == wanted, ours
 
 
-def test_experts_are_encoded_as_gguf_does(tmp_path: Path) -> None:
+def test_experts_are_encoded_like_gguf(tmp_path: Path) -> None:
     family = FAMILIES["granitemoe"]
     tensors = checkpoint_tensors(family)
     wide = {name: np.repeat(values, 2, -1) if values.shape[-1:] == (W,) else values for name, values in tensors.items()}
@@ -453,8 +453,10 @@ def test_experts_are_encoded_as_gguf_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("whole", "part", "tied"), [(True, False, True), (False, True, False), (None, True, True)])
-def test_the_whole_says_what_is_tied(tmp_path: Path, whole: bool | None, part: bool, tied: bool) -> None:
-    """As transformers ties a model for pictures, whatever the section of its language model says."""
+def test_the_multimodal_configuration_sets_what_is_tied(
+    tmp_path: Path, whole: bool | None, part: bool, tied: bool
+) -> None:
+    """As transformers ties a vision-language model, regardless of its text_config."""
     config = {"text_config": {"tie_word_embeddings": part}, "tie_word_embeddings": whole}
     write_checkpoint(tmp_path, config=config, tensors={})
     assert decoder.text_config(Checkpoint(tmp_path)).flag("tie_word_embeddings", False) is tied

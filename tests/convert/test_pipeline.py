@@ -1,4 +1,4 @@
-"""Work on many pieces at once: order, bounds, errors."""
+"""Parallel jobs: order, bounds, errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gumba_convert.common import parallel
 from gumba_convert.common.parallel import in_order, row_pieces
 
 
-def test_in_order_and_never_far_ahead() -> None:
+def test_results_are_in_order_and_bounded() -> None:
     begun = 0
 
     def jobs() -> Iterator[Callable[[], np.ndarray]]:
@@ -28,7 +28,7 @@ def test_in_order_and_never_far_ahead() -> None:
         assert begun - taken <= 2 + 3
 
 
-def test_an_error_ends_it_and_leaves_no_thread() -> None:
+def test_an_error_stops_all_threads() -> None:
     before = threading.active_count()
     jobs: list[Callable[[], np.ndarray]] = [lambda: np.zeros(1), lambda: np.zeros(1 // 0), lambda: np.zeros(1)]
     results = in_order(jobs, 2)
@@ -41,7 +41,7 @@ def test_an_error_ends_it_and_leaves_no_thread() -> None:
 
 
 @pytest.mark.parametrize(("rows", "length", "unit"), [(7, 3, 1), (64, 10, 16), (64, 1000, 16), (1, 5, 1)])
-def test_row_pieces_cover_all_rows_in_whole_units(
+def test_row_pieces_cover_all_rows_in_multiples_of_the_unit(
     rows: int, length: int, unit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parallel, "CHUNK", 40)

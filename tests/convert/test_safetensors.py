@@ -160,7 +160,7 @@ def test_links_cannot_leave_the_folder(tmp_path: Path, name: str) -> None:
 
 
 def moved_to_blobs(folder: Path, blobs: Path) -> None:
-    """Put links to `blobs` in the place of all files of a folder, as the hub's cache has it."""
+    """Replace all files of a folder by links to `blobs`, as in the hub's cache."""
     blobs.mkdir(parents=True, exist_ok=True)
     for path in list(folder.rglob("*")):
         if path.is_file():
@@ -209,7 +209,7 @@ def test_links_between_folders_of_a_checkpoint_are_followed(tmp_path: Path) -> N
     assert part is not None and part.config == {"word_embedding_dimension": 8}
 
 
-def test_link_that_goes_round(tmp_path: Path) -> None:
+def test_circular_link(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "hf")
     (tmp_path / "hf" / "model.safetensors").unlink()
     (tmp_path / "hf" / "model.safetensors").symlink_to("model.safetensors")
@@ -261,8 +261,8 @@ def halves(folder: Path, names: tuple[str, str], seed: int) -> dict[str, str]:
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 
 
-def test_model_safetensors_wins_over_an_index(tmp_path: Path) -> None:
-    """As in transformers 5.24: save_pretrained() of a smaller model leaves the old index behind, and removes its shards."""
+def test_model_safetensors_takes_precedence_over_an_index(tmp_path: Path) -> None:
+    """As in transformers 5.24: save_pretrained() of a smaller model keeps the old index, but removes its shards."""
     write_checkpoint(tmp_path / "hf")
     convert(tmp_path / "hf", tmp_path / "wanted.gguf")
     wanted = (tmp_path / "wanted.gguf").read_bytes()
@@ -281,7 +281,7 @@ def test_model_safetensors_wins_over_an_index(tmp_path: Path) -> None:
 
 
 def test_all_tensors_of_the_files_of_an_index_are_read(tmp_path: Path) -> None:
-    """transformers reads whole files: a tensor that the index leaves out is there, and of two the last file's counts."""
+    """transformers reads complete files, with tensors that the index omits; of duplicates it uses the last file's."""
     write_checkpoint(tmp_path / "hf")
     (tmp_path / "hf" / "model.safetensors").unlink()
     weight_map = halves(tmp_path / "hf", SHARDS, 0)
@@ -315,7 +315,7 @@ def test_shards_without_an_index(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "index"), [("weights.safetensors", False), ("my.safetensors.index.json", True)])
-def test_the_file_that_the_configuration_names(tmp_path: Path, name: str, index: bool) -> None:
+def test_weights_named_by_the_configuration(tmp_path: Path, name: str, index: bool) -> None:
     write_checkpoint(tmp_path / "hf", config={"transformers_weights": name})
     weight_map = halves(tmp_path / "hf", ("a.safetensors", "b.safetensors"), 3)
     wanted = "ab"
@@ -347,7 +347,7 @@ def test_other_weights(tmp_path: Path, name: str, message: str) -> None:
         assert Checkpoint(tmp_path / "hf").tensors
 
 
-def test_a_folder_of_mistral_s_own_form(tmp_path: Path) -> None:
+def test_a_folder_in_mistrals_format(tmp_path: Path) -> None:
     (tmp_path / "params.json").write_text("{}")
     with pytest.raises(ConvertError, match=r"no config\.json.*params\.json is Mistral's own form"):
         Checkpoint(tmp_path)

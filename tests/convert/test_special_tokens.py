@@ -1,4 +1,4 @@
-"""Special and added tokens of a checkpoint: what its files say of them, and what a GGUF file then says."""
+"""Special and added tokens of a checkpoint's files, and in the GGUF file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LISTED = [added(i, text) for i, text in enumerate(SPECIAL)]
         ),
     ],
 )
-def test_an_added_token_without_a_row_is_left_out(tmp_path: Path, files: dict[str, Any], role: str) -> None:
+def test_an_added_token_without_a_row_is_omitted(tmp_path: Path, files: dict[str, Any], role: str) -> None:
     """As llama.cpp's converter does ("ignore token: id is out of range"); transformers 5.24 loads such a checkpoint."""
     config = {"tokenizer_config.json": {"eos_token": "<|im_end|>"}}
     write_checkpoint(tmp_path / "hf", files=config)
@@ -52,7 +52,7 @@ def test_an_added_token_without_a_row_is_left_out(tmp_path: Path, files: dict[st
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_two_added_tokens_of_one_text(tmp_path: Path, turned: bool) -> None:
-    """tokenizers 0.23.3 encodes to the lower id, and knows no text of the other: in whatever order they are listed."""
+    """tokenizers 0.23.3 encodes to the lower id, and has no text of the other, in any order of the list."""
     twice = [added(N_ROWS - 2, "<stop>"), added(N_ROWS - 1, "<stop>")]
     files = {"tokenizer.json": tokenizer(added_tokens=[*LISTED, *(twice[::-1] if turned else twice)])}
     write_checkpoint(tmp_path / "hf", files=files)
@@ -70,7 +70,7 @@ def test_an_added_token_that_the_vocabulary_has_under_another_id(tmp_path: Path)
     assert Tokenizer.from_gguf(tmp_path / "out.gguf").encode("abc") == [VOCAB["abc"]]
 
 
-def test_what_gumba_cannot_read_is_not_written(tmp_path: Path) -> None:
+def test_unreadable_vocabularies_are_not_written(tmp_path: Path) -> None:
     """U+2581 in an added token becomes a space: two texts that were different become one."""
     alike = [added(N_ROWS - 2, "\u2581x", False), added(N_ROWS - 1, " x", False)]
     write_checkpoint(tmp_path / "hf", files={"tokenizer.json": tokenizer(added_tokens=[*LISTED, *alike])})
@@ -81,7 +81,7 @@ def test_what_gumba_cannot_read_is_not_written(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
-def test_a_chat_template_that_does_not_compile_is_warned_of(tmp_path: Path) -> None:
+def test_a_chat_template_that_does_not_compile_causes_a_warning(tmp_path: Path) -> None:
     templates = [{"name": "default", "template": "{% if"}, {"name": "tool_use", "template": "{{ messages"}]
     write_checkpoint(tmp_path / "hf", files={"tokenizer_config.json": {"chat_template": templates}})
     warnings = convert(tmp_path / "hf", tmp_path / "out.gguf").warnings
@@ -126,7 +126,7 @@ def test_every_end_of_a_text(
     assert set(back if isinstance(back, list) else [back]) >= ends - known
 
 
-def test_ends_that_are_no_tokens(tmp_path: Path) -> None:
+def test_ends_that_are_not_tokens(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "hf", files={"generation_config.json": {"eos_token_id": [N_ROWS, "2", -1]}})
     warnings = convert(tmp_path / "hf", tmp_path / "out.gguf").warnings
     assert warnings == tuple(
@@ -151,7 +151,7 @@ SAMPLING = [
 
 @pytest.mark.parametrize(("generation", "keys", "warned"), SAMPLING)
 def test_sampler_settings(tmp_path: Path, generation: dict[str, Any], keys: dict[str, Any], warned: str) -> None:
-    """What has a key is written, what changes a text and has none is named in one line."""
+    """Settings with a key are written; others that change a text are named in one line."""
     write_checkpoint(tmp_path / "hf", files={"generation_config.json": generation})
     report = convert(tmp_path / "hf", tmp_path / "out.gguf")
     prefix = "general.sampling."
@@ -171,7 +171,7 @@ def test_sampler_settings(tmp_path: Path, generation: dict[str, Any], keys: dict
         ('{"top_k": 1000000000000000000000, "top_p": [0.5]}', ["top_k is 1000000000000000000000", "top_p is [0.5]"]),
     ],
 )
-def test_sampler_settings_that_are_no_values(tmp_path: Path, text: str, named: list[str]) -> None:
+def test_invalid_sampler_settings(tmp_path: Path, text: str, named: list[str]) -> None:
     write_checkpoint(tmp_path / "hf", files={"generation_config.json": text})
     warnings = convert(tmp_path / "hf", tmp_path / "out.gguf").warnings
     assert sorted(warnings) == sorted(f"generation_config.json: {each}, not a valid value: omitted" for each in named)
@@ -202,7 +202,7 @@ GIVEN = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
 def test_special_tokens_in_a_chat_template(
     tmp_path: Path, settings: dict[str, Any], listed: dict[str, Any] | None, text: str
 ) -> None:
-    """config.json names the ids of BOS and EOS in all of them."""
+    """In all cases config.json has the ids of BOS and EOS."""
     files = {"tokenizer_config.json": settings | {"chat_template": TEMPLATE}, "special_tokens_map.json": listed}
     write_checkpoint(tmp_path / "hf", files=files)
     report = convert(tmp_path / "hf", tmp_path / "out.gguf")

@@ -1,6 +1,6 @@
-"""Checkpoints that tie the output matrix to the embedding, in every family that does: what transformers 5.24 makes of them.
+"""Checkpoints with a tied output matrix, in every family that has them, as in transformers 5.24.
 
-Its rule (`tie_weights`): where both are in the file and differ, each stays what it is; where one is, it is both.
+Its rule (`tie_weights`): if both matrices are in the file and differ, each is kept; if one is, it serves as both.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def test_a_tied_head(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch)
     assert any("llama.cpp" in each for each in report.warnings) == (family.architecture in TIED_IN_LLAMA_CPP)
 
 
-def test_a_head_in_the_place_of_the_embedding(tmp_path: Path) -> None:
+def test_a_head_without_an_embedding(tmp_path: Path) -> None:
     family = FAMILIES["qwen2 tied"]
     tensors = checkpoint_tensors(family)
     write(tmp_path / "hf", family, tensors)
@@ -70,7 +70,7 @@ def test_a_head_in_the_place_of_the_embedding(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("differs", [False, True])
-def test_gpt_neox_writes_an_output_matrix_in_any_case(tmp_path: Path, differs: bool) -> None:
+def test_gpt_neox_always_has_an_output_matrix(tmp_path: Path, differs: bool) -> None:
     family = FAMILIES["gptneox"]
     tensors = checkpoint_tensors(family)
     if not differs:
@@ -81,8 +81,8 @@ def test_gpt_neox_writes_an_output_matrix_in_any_case(tmp_path: Path, differs: b
     np.testing.assert_array_equal(found, tensors["embed_out.weight"])
 
 
-def test_t5_divides_before_a_head_of_its_own_too(tmp_path: Path) -> None:
-    """transformers' T5 scales by d_model**-0.5 wherever tie_word_embeddings is not false, whatever the head is."""
+def test_t5_scales_a_separate_head_too(tmp_path: Path) -> None:
+    """transformers' T5 scales by d_model**-0.5 unless tie_word_embeddings is false, with any head."""
     family = FAMILIES["t5"]
     tensors = checkpoint_tensors(family)
     write(tmp_path / "hf", family, tensors, tie_word_embeddings=True)

@@ -1,4 +1,4 @@
-"""Vocabularies that are ranks alone, against the tiktoken library with the same ranks and pattern."""
+"""Vocabularies of ranks, compared to the tiktoken library with the same ranks and pattern."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PATTERNS = ("qwen2", "glm4", "llama-bpe", "gpt-4o", "tekken")
 
 @pytest.mark.parametrize("pre", PATTERNS)
 def test_ids_are_tiktokens(tmp_path: Path, pre: str) -> None:
-    """The run time merges by itself, as GGUF files hold merges: with ranks recovered from, it does what tiktoken does."""
+    """The runtime uses the merges that were recovered from the ranks, and gives the ids of tiktoken."""
     pattern = to_json(pre)["pretokenizers"][0]["pattern"]["Regex"]
     table = {token: rank for rank, token in enumerate(ranked())}
     theirs = tiktoken.Encoding("x", pat_str=pattern, mergeable_ranks=table, special_tokens={})
@@ -31,7 +31,7 @@ def test_ids_are_tiktokens(tmp_path: Path, pre: str) -> None:
 
 
 def test_llama_3(tmp_path: Path) -> None:
-    """The 256 special tokens of Meta's code, and the names that 3.1 gave to some of them."""
+    """The 256 special tokens of Meta's code, and those that 3.1 names."""
     files = {"tokenizer.model": tiktoken_file()}
     old = read(tmp_path / "3.0", files, N + 256, model_type="llama")
     assert (old.pre, old.special.ids, old.special.add) == (
@@ -55,7 +55,7 @@ def test_llama_3(tmp_path: Path) -> None:
     assert made.encode("<|eot_id|>", parse_special=True) == [N, N + 9] and {N + 1, N + 8, N + 9} <= made.eog_ids
 
 
-def test_the_files_of_a_checkpoint_win_over_what_is_known_of_llama_3(tmp_path: Path) -> None:
+def test_files_take_precedence_over_llama_3s_known_tokens(tmp_path: Path) -> None:
     decoder = {f"{N}": {"content": "<s>", "special": True}}
     files = {"tokenizer.model": tiktoken_file(), "tokenizer_config.json": {"added_tokens_decoder": decoder}}
     assert read(tmp_path / "a", files, N + 2, model_type="llama").tokens[N:] == ["<s>", f"[PAD{N + 1}]"]
@@ -70,7 +70,7 @@ def test_another_family_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["qwen.tiktoken", "tokenizer.model"])
-def test_merges_that_do_not_do_what_tiktoken_does_are_refused(
+def test_merges_that_differ_from_tiktoken_are_refused(
     tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bpe_ranks, "merges_of", lambda tokens, where: [])

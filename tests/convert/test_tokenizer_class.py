@@ -1,4 +1,4 @@
-"""What transformers changes of a tokenizer.json by the tokenizer's class and the files beside it: the same ids.
+"""Changes of transformers to a tokenizer.json by the tokenizer's class and other files: the ids are equal.
 
 The ids are those of AutoTokenizer of transformers 5.24 on a folder with these files.
 """
@@ -91,7 +91,7 @@ def test_normalizer_of_berts_classes(
     assert ("the normalizer of tokenizer.json is kept" in warnings) == (of_bert and not named)
 
 
-def test_a_normalizer_that_agrees_is_not_warned_of(tmp_path: Path) -> None:
+def test_an_equal_normalizer_causes_no_warning(tmp_path: Path) -> None:
     state = GOLDENS["kinds"]["words"] | {"normalizer": {"type": "BertNormalizer", "strip_accents": None}}
     vocabulary, _ = read(tmp_path / "hf", "words", BERT_NAMES | {"tokenizer_class": "BertTokenizer"}, tokenizer=state)
     assert vocabulary.warnings == []
@@ -176,7 +176,7 @@ ROBERTA = {"type": "RobertaProcessing", "cls": ["<s>", 1], "sep": ["</s>", 2]}
 def test_tokens_around_a_text(
     tmp_path: Path, processor: dict[str, Any] | None, config: dict[str, Any], ids: list[int], deep: bool
 ) -> None:
-    """Whatever tokenizer_config.json calls the token that the post-processor puts there."""
+    """Whatever name tokenizer_config.json has for the token that the post-processor adds."""
     step = {"type": "Sequence", "processors": [{"type": "Sequence", "processors": [processor]}]}
     state = GOLDENS["kinds"]["bytes"] | {"post_processor": step if deep and processor else processor}
     _, tokenizer = read(tmp_path / "hf", "bytes", config, tokenizer=state)
@@ -184,7 +184,7 @@ def test_tokens_around_a_text(
 
 
 @pytest.mark.parametrize("add", [False, True])
-def test_a_bos_that_the_files_do_not_agree_on(tmp_path: Path, add: bool) -> None:
+def test_conflicting_bos_settings(tmp_path: Path, add: bool) -> None:
     processor = None if add else template("<s>", "A", ids={"<s>": 1})
     state = GOLDENS["kinds"]["bytes"] | {"post_processor": processor}
     vocabulary, tokenizer = read(tmp_path / "hf", "bytes", ENDS | {"add_bos_token": add}, tokenizer=state)
@@ -192,7 +192,7 @@ def test_a_bos_that_the_files_do_not_agree_on(tmp_path: Path, add: bool) -> None
     assert f"add_bos_token is {str(add).lower()}, unlike the post-processor" in vocabulary.warnings[0]
 
 
-def test_words_without_class_and_separator_are_warned_of(tmp_path: Path) -> None:
+def test_word_piece_without_class_and_separator_causes_a_warning(tmp_path: Path) -> None:
     vocabulary, _ = read(tmp_path / "hf", "words", BERT_NAMES)
     assert "adds nothing to a text" in vocabulary.warnings[0]
     swapped = {"type": "BertProcessing", "cls": ["[SEP]", 3], "sep": ["[CLS]", 2]}
@@ -205,7 +205,7 @@ def test_words_without_class_and_separator_are_warned_of(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("processor", "ids"), [(None, []), (template("<s>", "A", ids={"<s>": 1}), [1]), (ROBERTA, [1, 2])]
 )
-def test_pieces_get_the_ends_of_their_post_processor(
+def test_sentence_piece_follows_the_post_processor(
     tmp_path: Path, processor: dict[str, Any] | None, ids: list[int]
 ) -> None:
     settings = ENDS | {"unk_token": "<unk>", "tokenizer_class": "PreTrainedTokenizerFast"}
@@ -214,7 +214,7 @@ def test_pieces_get_the_ends_of_their_post_processor(
     assert tokenizer.encode("") == ids
 
 
-def test_flags_that_tokenizer_config_leaves_out_are_unset(tmp_path: Path) -> None:
+def test_flags_missing_in_tokenizer_config_are_unset(tmp_path: Path) -> None:
     token = {"id": 400, "content": "<tool>", "special": False, "normalized": False, "lstrip": True}
     bytes_ = GOLDENS["kinds"]["bytes"]
     state = bytes_ | {"added_tokens": [*bytes_["added_tokens"], token]}

@@ -1,4 +1,4 @@
-"""Steps, options and flags of tokenizer.json for which GGUF has no key: they come to the ids of the tokenizers library."""
+"""Steps, options and flags of tokenizer.json without a GGUF key: the ids equal those of the tokenizers library."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ PLAIN = ("words_plain", "words_cased")
 
 
 @pytest.mark.parametrize("name", GOLDENS["cases"])
-def test_a_warning_where_llama_cpp_differs(tmp_path: Path, name: str) -> None:
-    """And no key of gumba's own where GGUF can say it all."""
+def test_a_warning_if_llama_cpp_differs(tmp_path: Path, name: str) -> None:
+    """And no key of gumba's own if GGUF's keys suffice."""
     vocabulary = read(tmp_path / "hf", *of_case(name))
     keys = [key for key in vocabulary.metadata() if key.startswith("gumba.tokenizer.")]
     assert bool(keys) == (name not in PLAIN)
@@ -65,7 +65,7 @@ def test_a_warning_where_llama_cpp_differs(tmp_path: Path, name: str) -> None:
 
 
 def test_flags_come_from_the_checkpoint_and_not_from_its_name(tmp_path: Path) -> None:
-    """llama.cpp, and gumba for files without the key, strip after special tokens where the name is Phi-3's."""
+    """llama.cpp, and gumba for files without the key, strip after special tokens if the name is Phi-3's."""
     kind = GOLDENS["kinds"]["fallback"]
     plain = kind | {"pre_tokenizer": None}
     plain["normalizer"] = {"type": "Sequence", "normalizers": [
@@ -78,7 +78,7 @@ def test_flags_come_from_the_checkpoint_and_not_from_its_name(tmp_path: Path) ->
             assert found.decode(found.encode("<|end|>\nHi", False, True)) == text
 
 
-def test_flags_of_tokenizer_config_win(tmp_path: Path) -> None:
+def test_flags_of_tokenizer_config_take_precedence(tmp_path: Path) -> None:
     """As in transformers (5.24)."""
     state = GOLDENS["kinds"]["bytes"]
     end = next(token for token in state["added_tokens"] if token["content"] == "<|end|>")
@@ -115,7 +115,7 @@ def test_decoded_again(tmp_path: Path, name: str) -> None:
 
 
 def test_special_tokens_in_text_stay_text(tmp_path: Path) -> None:
-    """Without ``parse_special``, and behind a shield: neither as they are, nor in a spelling that is normalized to one."""
+    """Without ``parse_special``, and in protected text: neither as they are, nor in a form that is normalized to one."""
     found = opened(tmp_path / "v.gguf", read(tmp_path / "hf", *of_case("bytes_lower")))
     odd = found.token_id("<|END|>")
     assert odd is not None and set(found.control_texts) >= {"<|END|>", "<|end|>"}
@@ -191,7 +191,7 @@ def test_patterns_that_take_exponential_time(tmp_path: Path, monkeypatch: pytest
 
 
 def test_long_runs_of_marks_are_normalized_in_linear_time() -> None:
-    """Python's own sort of them takes the square of their number: 100,000 would take half a minute."""
+    """Python's own sort of them takes quadratic time: 100,000 would take half a minute."""
     rng = random.Random(1)
     for kind in ("NFC", "NFD", "NFKC", "NFKD"):
         for _ in range(5):

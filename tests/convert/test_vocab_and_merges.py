@@ -1,4 +1,4 @@
-"""vocab.json and merges.txt without tokenizer.json: the ids are those of transformers 5.24's AutoTokenizer on the folder."""
+"""vocab.json and merges.txt without tokenizer.json: the ids equal those of transformers 5.24's AutoTokenizer."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_an_unknown_class_is_refused(tmp_path: Path, config: dict[str, Any]) -> 
         read(tmp_path / "hf", files(config, END), 1610, model_type="blenderbot")
 
 
-def test_tokenizer_json_wins(tmp_path: Path) -> None:
+def test_tokenizer_json_takes_precedence(tmp_path: Path) -> None:
     from support.tiny_checkpoints import VOCAB, tokenizer
 
     both = files({"tokenizer_class": "GPT2Tokenizer"}, END) | {"tokenizer.json": tokenizer()}

@@ -98,7 +98,7 @@ def test_pre_tokenizer(step: dict[str, Any], name: str) -> None:
 
 
 def test_pre_tokenizers_of_published_models() -> None:
-    """In use, and written differently than in the table: Granite 4.1 and MiniMax M2 drop what is not matched."""
+    """Published chains that differ from the table: Granite 4.1 and MiniMax M2 remove unmatched text."""
     removed = [split(pattern, "Removed", True) for pattern in (LLAMA3, GPT4O_PATTERN)]
     assert [detect(chain(step, BYTES))[0] for step in removed] == ["llama-bpe", "gpt-4o"]
     tekken = chain(split(TEKKEN_PATTERN), BYTES)
@@ -118,14 +118,14 @@ def test_pre_tokenizers_of_published_models() -> None:
     assert detect(chain({**lines, "pattern": {"Regex": "x"}}, split(LLAMA3), BYTES)) == (None, False)
 
 
-def test_pre_tokenizer_in_a_new_spelling() -> None:
-    """Words that are letters of any kind: none of the known spellings, but the same on every text."""
+def test_pre_tokenizer_in_an_unknown_form() -> None:
+    """Words of letters of any kind: an unknown form that splits every text alike."""
     variant = chain(split(LLAMA3.replace(r"\p{L}+", r"[\p{Lu}\p{Ll}\p{Lt}\p{Lm}\p{Lo}]+")), BYTES)
     assert detect(variant) == ("llama-bpe", False)
 
 
-def test_a_repeated_interval_is_no_possessive_one() -> None:
-    """Oniguruma repeats {1,3}+: digits are not cut after three."""
+def test_a_repeated_interval_is_not_possessive() -> None:
+    """Oniguruma repeats {1,3}+: digits are not split after three."""
     assert detect(chain(split(LLAMA3.replace("{1,3}", "{1,3}+")), BYTES)) == ("llama-bpe", False)
 
 
@@ -142,14 +142,14 @@ def test_name_of_the_same_options(step: dict[str, Any], whole: bool, name: str) 
     assert detect(step, ignore_merges=whole) == (name, True)
 
 
-def test_chains_are_found() -> None:
+def test_chains_are_recognized() -> None:
     for name, _ in CHAINS:
         assert detect(to_json(name)) == (name, True)
 
 
 @pytest.mark.parametrize("step", OTHER_PRE)
 def test_pre_tokenizer_without_a_name(tmp_path: Path, step: Any) -> None:
-    """Its steps go into the file, and a warning says that llama.cpp does not follow them; unless the user names one."""
+    """Its steps are stored, with a warning that llama.cpp does not follow them, unless the user names one."""
     write_checkpoint(tmp_path / "hf", files={"tokenizer.json": tokenizer(pre_tokenizer=step)})
     report = convert(tmp_path / "hf", tmp_path / "out.gguf")
     assert any("pre-tokenizer" in text and "llama.cpp" in text for text in report.warnings)
@@ -164,7 +164,7 @@ def test_pre_tokenizer_without_a_name(tmp_path: Path, step: Any) -> None:
 
 
 @pytest.mark.parametrize(("step", "message"), REFUSED_PRE)
-def test_pre_tokenizer_that_is_refused(tmp_path: Path, step: Any, message: str) -> None:
+def test_refused_pre_tokenizer(tmp_path: Path, step: Any, message: str) -> None:
     with pytest.raises(ConvertError, match=message) as caught:
         vocabulary(tmp_path, tokenizer=tokenizer(pre_tokenizer=step))
     assert "--pre-tokenizer NAME" in str(caught.value)
@@ -196,7 +196,7 @@ def test_added_tokens(tmp_path: Path) -> None:
     assert found.types[-3:].tolist() == [4, 3, 4]  # user-defined; control by its looks; user-defined, a space again
 
 
-def test_words_parted_by_white_space(tmp_path: Path) -> None:
+def test_words_separated_by_white_space(tmp_path: Path) -> None:
     parts = {"pre_tokenizer": {"type": "WhitespaceSplit"}}
     found = vocabulary(tmp_path, tokenizer=tokenizer(**parts, normalizer={"type": "Lowercase"}))
     assert (found.pre, found.more["normalizer.lowercase"]) == ("whitespace", boolean(True))
@@ -257,7 +257,7 @@ def test_special_tokens(
     assert add.items() <= found.add.items()
 
 
-def test_options_that_are_left_out_are_warned_of(tmp_path: Path) -> None:
+def test_omitted_options_cause_a_warning(tmp_path: Path) -> None:
     assert vocabulary(tmp_path, tokenizer=tokenizer(post_processor=template("<|im_start|>", "A"))).warnings == []
     for json_, message in (
         (tokenizer(post_processor=template("<|im_start|>", "<|end|>", "A")), "2 tokens around a text"),
@@ -269,7 +269,7 @@ def test_options_that_are_left_out_are_warned_of(tmp_path: Path) -> None:
 
 
 def pair(*parts: str) -> dict[str, Any]:
-    """The step for a text alone and for two: RoBERTa's, or BERT's."""
+    """The post-processor of RoBERTa or BERT for single texts and pairs."""
     sequence = [{"Sequence": {"id": part}} if part in "AB" else {"SpecialToken": {"id": part}} for part in parts]
     return template("<|im_start|>", "A", "<|end|>") | {"pair": sequence}
 
@@ -293,7 +293,7 @@ def test_separator_of_pairs(tmp_path: Path, step: dict[str, Any], add: dict[str,
     assert found.add == ({"bos": False} | add)
 
 
-def test_ids_beyond_the_vocabulary_are_left_out(tmp_path: Path) -> None:
+def test_ids_beyond_the_vocabulary_are_omitted(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "hf", config={"bos_token_id": 10**6, "eos_token_id": [2, 0], "pad_token_id": -1})
     (tmp_path / "hf" / "tokenizer_config.json").unlink()
     found = read_vocabulary(Checkpoint(tmp_path / "hf"), N_ROWS).special
@@ -327,7 +327,7 @@ def test_chat_template(tmp_path: Path, files: dict[str, Any], wanted: dict[str, 
     assert found == wanted
 
 
-def test_merges_of_either_spelling(tmp_path: Path) -> None:
+def test_both_forms_of_merges(tmp_path: Path) -> None:
     found = vocabulary(tmp_path, tokenizer=tokenizer(model={"merges": [" ".join(pair) for pair in MERGES]}))
     assert found.merges == ["a b", "ab c", "Ġ t"]
 
@@ -412,8 +412,8 @@ def test_sentencepiece_model(tmp_path: Path) -> None:
     assert ids == [0, 1, 2]
 
 
-def test_special_tokens_without_an_id_come_behind_the_pieces(tmp_path: Path) -> None:
-    """As in transformers 5.24; what it says of spaces behind them is a warning."""
+def test_special_tokens_without_an_id_follow_the_pieces(tmp_path: Path) -> None:
+    """As in transformers 5.24; its handling of spaces after them is a warning."""
     config = {
         "additional_special_tokens": ["<|a|>", "<s>", {"content": "<|b|>"}],
         "pad_token": "<pad>",
@@ -448,7 +448,7 @@ def byte_fallback_json() -> dict[str, Any]:
     }
 
 
-def test_byte_fallback_tokenizer_json_cuts_as_sentencepiece_does(tmp_path: Path) -> None:
+def test_byte_fallback_tokenizer_json_tokenizes_like_sentencepiece(tmp_path: Path) -> None:
     write_sentencepiece(tmp_path / "hf", **{"tokenizer.model": None, "tokenizer.json": byte_fallback_json()})
     found = read_vocabulary(Checkpoint(tmp_path / "hf"), N_PIECES + 4)
     assert found.model == "llama" and found.merges is None and found.scores is not None
@@ -497,7 +497,7 @@ def test_bos_of_a_sentencepiece_model(tmp_path: Path) -> None:
 
 
 def test_a_pre_tokenizer_named_without_effect(tmp_path: Path) -> None:
-    """Of SentencePiece's kind and of WordPiece, which have none."""
+    """SentencePiece and WordPiece vocabularies have no pre-tokenizer."""
     write_sentencepiece(tmp_path / "model")
     write_sentencepiece(tmp_path / "json", **{"tokenizer.model": None, "tokenizer.json": byte_fallback_json()})
     write_sentencepiece(tmp_path / "words", **{"tokenizer.model": None, "vocab.txt": "\n".join(VOCAB_TXT)})
@@ -509,7 +509,7 @@ def test_a_pre_tokenizer_named_without_effect(tmp_path: Path) -> None:
         (tmp_path / "out.gguf").unlink()
 
 
-def test_metaspace_says_whether_a_space_comes_first(tmp_path: Path) -> None:
+def test_metaspace_sets_whether_a_space_is_added(tmp_path: Path) -> None:
     for scheme, wanted in (("never", False), ("first", None), ("always", None)):
         json = byte_fallback_json() | {"normalizer": None}
         json["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme}

@@ -1,4 +1,4 @@
-"""Vocabularies of other kinds than Llama's: they convert into files that cut texts as the originals do."""
+"""Vocabularies of other kinds than Llama's: converted files tokenize texts like the originals."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def trained(**options: Any) -> bytes:
 @pytest.mark.parametrize("name", ["spiece.model", "tokenizer.model"])
 @pytest.mark.parametrize("fallback", [False, True])
 def test_unigram_model(tmp_path: Path, name: str, fallback: bool) -> None:
-    """With the usual table of replacements (NFKC), which no golden file has room for."""
+    """With the common replacement table (NFKC), which is too large for golden files."""
     data = trained(
         model_type="unigram", pad_id=0, eos_id=1, unk_id=2, bos_id=-1, **({"byte_fallback": True} if fallback else {})
     )
@@ -185,7 +185,7 @@ def test_chatglm_tokens(tmp_path: Path) -> None:
     assert read(tmp_path / "other", files, n + 12, model_type="llama").tokens[n] == f"[PAD{n}]"
 
 
-def test_model_with_a_normalizer_is_warned_of(tmp_path: Path) -> None:
+def test_model_with_a_normalizer_causes_a_warning(tmp_path: Path) -> None:
     data = trained(model_type="bpe", byte_fallback=True)
     assert "normalizes text (nmt_nfkc)" in read(tmp_path / "hf", {"tokenizer.model": data}, 1500).warnings[0]
 
@@ -199,7 +199,7 @@ def test_merges_are_recovered(tmp_path: Path) -> None:
     assert merges_of(parse_tiktoken(tiktoken_file(), "x"), "x") == wanted
 
 
-def test_tokens_that_nothing_makes_get_no_merge() -> None:
+def test_tokens_without_parts_have_no_merge() -> None:
     assert merges_of([b"a", b"b", b"c", b"abc", b"ab", b"abcc", b"abca"], "x") == [
         (b"a", b"b"),
         (b"abc", b"c"),
@@ -317,7 +317,7 @@ def test_gemma4_keeps_its_merges(tmp_path: Path) -> None:
         assert read(tmp_path / "hf", files, n, model_type=model_type).model == "llama"
 
 
-def test_gemma4s_marks_of_thoughts_and_calls_are_text(tmp_path: Path) -> None:
+def test_gemma4s_marks_of_reasoning_and_calls_are_text(tmp_path: Path) -> None:
     n = len(GOLDENS["kinds"]["gemma4"]["arrays"]["tokens"])
     marks = ["<|channel>", "<tool_call|>", '<|"|>', "<|turn>"]
     tokenizer = gemma_json()

@@ -1,7 +1,7 @@
 """Jina Embeddings 3: XLM-RoBERTa with rotated positions.
 
 The first checkpoints are of code that is not in transformers: each matrix is the `original` of a parametrization, beside
-adapters of low rank for tasks, which are left out; what is written is the model as it is used without a task.
+low-rank adapters for tasks, which are omitted; the file has the model without a task.
 """
 
 from __future__ import annotations
@@ -68,7 +68,5 @@ def plan(checkpoint: Checkpoint) -> Plan:
     tasks = reader.config.get("lora_adaptations")
     if not tasks:
         return result
-    warning = (
-        f"the adapters for tasks ({', '.join(map(str, tasks))}) are left out: the file is the model without a task"
-    )
+    warning = f"the adapters for tasks ({', '.join(map(str, tasks))}) are omitted: the file is the model without a task"
     return replace(result, warnings=[*result.warnings, warning])
