@@ -58,8 +58,8 @@ def with_token_ids(
         return prompts
     if (
         isinstance(token_ids, str | bytes)
-        or not isinstance(token_ids, Sequence | np.ndarray)
         or not is_iterable(token_ids)
+        or not isinstance(token_ids, Sequence | np.ndarray)
     ):
         raise RequestError(f"prompt_token_ids: expected a list of token ids, or several, found {show(token_ids)}")
     listed: list[Any] = [token_ids] if len(token_ids) and isinstance(token_ids[0], Integral) else list(token_ids)
