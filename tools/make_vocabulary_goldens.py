@@ -30,7 +30,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from gumba.tokenizer.pretokenize import PRE_TOKENIZERS
 from gumba_convert.vocabulary.pre_tokenizer_probe import PROBE
-from gumba_convert.vocabulary.pre_tokenizers import CHAINS, spell
+from gumba_convert.vocabulary.pre_tokenizers import CHAINS, to_json
 from make_tokenizer_goldens import LLAMA, corpus
 
 DATA = Path(__file__).parent.parent / "tests" / "data"
@@ -99,7 +99,7 @@ def of_pre_tokenizers(python: str, folder: Path) -> dict[str, Any]:
             continue
         tokenizer = tokenizers.Tokenizer(models.BPE())
         state = json.loads(tokenizer.to_str())
-        state["pre_tokenizer"] = spell(name)
+        state["pre_tokenizer"] = to_json(name)
         vocab = {text: i for i, text in enumerate(vocabulary["tokens"])}
         whole = PRE_TOKENIZERS[name].whole_words
         state["model"] |= {"vocab": vocab, "merges": vocabulary["merges"], "ignore_merges": whole}

@@ -19,7 +19,7 @@ import tiktoken
 from gumba import GGUFFile, Tokenizer
 from gumba.gguf import GGUFArray
 from gumba.tokenizer.byte_bpe import BYTE_TO_CHARACTER
-from gumba_convert.vocabulary.pre_tokenizers import spell
+from gumba_convert.vocabulary.pre_tokenizers import to_json
 
 LETTERS = [*"abcXYZ019 \n\t.,'!", *"\u00e9\u00df\u00f1\u6f22\u5b57\u304b\u306a\ud55c\uad6d\u0308\u200b\u00a0\u3000"]
 
@@ -32,7 +32,7 @@ def peer(path: Path) -> tiktoken.Encoding:
         types = file.require("tokenizer.ggml.token_type", GGUFArray).to_list()
         pre = file.require("tokenizer.ggml.pre", str)
     ranks = {bytes(bytes_of[c] for c in str(text)): i for i, text in enumerate(tokens) if types[i] == 1}
-    pattern = spell(pre)["pretokenizers"][0]["pattern"]["Regex"]
+    pattern = to_json(pre)["pretokenizers"][0]["pattern"]["Regex"]
     return tiktoken.Encoding(path.stem, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
 
 
