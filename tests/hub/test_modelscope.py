@@ -175,7 +175,7 @@ def test_a_file_with_another_hash(site: Site, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "message"), [(403, "refuses access"), (404, "no such model"), (500, "answered 500")]
+    ("status", "message"), [(403, "refuses access"), (404, "no such model"), (500, "returned 500")]
 )
 def test_the_site_in_trouble(site: Site, tmp_path: Path, status: int, message: str) -> None:
     site.status = status

@@ -52,20 +52,8 @@ def from_model(
     Raises:
         ConvertError: the file is not one, is neither BPE nor unigram, or has too many pieces for the model.
     """
-    from google.protobuf.message import DecodeError
-    from sentencepiece import sentencepiece_model_pb2
-
     where = f"{checkpoint.folder / name}"
-    model: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
-    try:
-        model.ParseFromString(data)
-    except DecodeError:
-        raise ConvertError(f"{where}: not a SentencePiece model") from None
-    kind = model.trainer_spec.model_type
-    if kind not in (_BPE, _UNIGRAM):
-        raise ConvertError(f"{where}: only SentencePiece models of kind BPE and unigram are supported")
-    if not 0 < len(model.pieces) <= n_rows:
-        raise ConvertError(f"{where}: {len(model.pieces)} pieces, but the model's embedding has {n_rows} rows")
+    model = _parse(data, n_rows, where)
     tokens, types = padding(n_rows)
     scores = np.full(n_rows, PAD_SCORE, np.float32)
     for i, piece in enumerate(model.pieces):
@@ -86,10 +74,10 @@ def from_model(
         )
     trainer = model.trainer_spec
     for role, i in (("bos", trainer.bos_id), ("eos", trainer.eos_id), ("unk", trainer.unk_id), ("pad", trainer.pad_id)):
-        if 0 <= i < len(model.pieces) and (role != "pad" or kind == _UNIGRAM):
+        if 0 <= i < len(model.pieces) and (role != "pad" or trainer.model_type == _UNIGRAM):
             special.ids.setdefault(role, i)
     spec = model.normalizer_spec
-    if kind == _UNIGRAM:
+    if model.trainer_spec.model_type == _UNIGRAM:
         vocabulary = Vocabulary("t5", "default", tokens, types, special, scores=scores, warnings=warnings)
         vocabulary.add_space_prefix = bool(spec.add_dummy_prefix)
         vocabulary.more = _normalizer(spec.precompiled_charsmap, bool(spec.remove_extra_whitespaces))
@@ -102,6 +90,24 @@ def from_model(
     if spec.precompiled_charsmap:
         vocabulary.warnings.append(f"{where} normalizes text ({spec.name or 'unnamed rules'}); GGUF readers do not")
     return vocabulary
+
+
+def _parse(data: bytes, n_rows: int, where: str) -> Any:
+    """The ModelProto in a file of the sentencepiece library. Raises ConvertError as `from_model`."""
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2
+
+    model: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    try:
+        model.ParseFromString(data)
+    except DecodeError:
+        raise ConvertError(f"{where}: not a SentencePiece model") from None
+    kind = model.trainer_spec.model_type
+    if kind not in (_BPE, _UNIGRAM):
+        raise ConvertError(f"{where}: only SentencePiece models of kind BPE and unigram are supported")
+    if not 0 < len(model.pieces) <= n_rows:
+        raise ConvertError(f"{where}: {len(model.pieces)} pieces, but the model's embedding has {n_rows} rows")
+    return model
 
 
 def _from_fairseq(checkpoint: Checkpoint, model: Any, n_rows: int, special: SpecialTokens, where: str) -> Vocabulary:

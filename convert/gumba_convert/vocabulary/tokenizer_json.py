@@ -61,6 +61,15 @@ def tokenizer_files(file: GGUFFile, n_ctx: int) -> dict[str, JsonObject]:
         **tokenizer,
         "post_processor": _post_processor(file, model, texts, vocab),
     }
+    return {
+        "tokenizer.json": tokenizer,
+        "tokenizer_config.json": _config(file, texts, n_ctx),
+        "generation_config.json": _generation(file, ids, more_end_ids(file.metadata, len(tokens))),
+    }
+
+
+def _config(file: GGUFFile, texts: dict[str, str], n_ctx: int) -> JsonObject:
+    """tokenizer_config.json; `texts`: special tokens by GGUF's names."""
     config: JsonObject = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
@@ -78,11 +87,7 @@ def tokenizer_files(file: GGUFFile, n_ctx: int) -> dict[str, JsonObject]:
     template = _chat_template(file)
     if template:
         config["chat_template"] = template
-    return {
-        "tokenizer.json": tokenizer,
-        "tokenizer_config.json": config,
-        "generation_config.json": _generation(file, ids, more_end_ids(file.metadata, len(tokens))),
-    }
+    return config
 
 
 def special_ids(file: GGUFFile, n_tokens: int) -> dict[str, int]:
