@@ -148,7 +148,7 @@ REFUSED = [
     ("gemma4", {"attention_bias": True}, "attention_bias"),
     ("gemma4", {"num_kv_shared_layers": 2}, "num_kv_shared_layers is 2: no layer before"),
     ("gemma4", {"layer_types": SLIDE}, "num_kv_shared_layers is 1: no layer before"),
-    ("gemma4_experts", {"layer_types": SLIDE[:1] * 2, "per_layer_config": {}}, "layers without a window"),
+    ("gemma4_experts", {"layer_types": SLIDE[:1] * 2, "per_layer_config": {}}, "global layers"),
     ("gemma4", {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "supported is proportional"),
     ("gemma4", {"global_head_dim": 7}, "do not fit"),
     ("gemma4_experts", {"per_layer_config": {"0": {"head_dim": 6}}}, "per_layer_config of layer 0"),

@@ -1,4 +1,4 @@
-"""GGUF architecture `llama` as a Hugging Face LlamaForCausalLM: configuration, names, and which rows to put back."""
+"""Exports GGUF architecture `llama` as Hugging Face's LlamaForCausalLM: configuration, tensor names, order of rows."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ LAYER = {
 
 
 def config(file: GGUFFile) -> JsonObject:
-    """config.json of a llama file, without what the tokenizer adds.
+    """config.json of a llama file, without the tokenizer's keys.
 
     Raises:
-        ConvertError: an option that LlamaForCausalLM does not have.
+        ConvertError: the file has an option that LlamaForCausalLM does not support.
         ModelError: a key that every llama file has is missing or of the wrong type.
     """
     n_heads = file.require("llama.attention.head_count", int)
@@ -73,7 +73,7 @@ def config(file: GGUFFile) -> JsonObject:
 
 
 def head_rows(name: str, head_dim: int) -> int:
-    """Rows per head of a tensor whose rows must be put back, 0 for the others."""
+    """Rows per head of a tensor whose rows must be reordered, 0 for other tensors."""
     return head_dim if name.split(".")[-2] in ("attn_q", "attn_k") else 0
 
 
@@ -81,23 +81,23 @@ def names(file: GGUFFile) -> dict[str, str]:
     """GGUF names of the file's tensors in order, and their Hugging Face names.
 
     Raises:
-        ConvertError: tensors are missing, or the file has some that LlamaForCausalLM does not.
+        ConvertError: tensors are missing, or LlamaForCausalLM does not have them.
     """
     n_layers = file.require("llama.block_count", int)
     if not 0 < n_layers <= MAX_LAYERS:
         raise ConvertError(f"{file.path}: llama.block_count is {n_layers}")
     known = _names(n_layers)
-    strange = [name for name in file.tensors if name not in known and name != ROPE_FREQS]
+    unexpected = [name for name in file.tensors if name not in known and name != ROPE_FREQS]
     missing = [
         name for name in known if name not in file.tensors and name.endswith(".weight") and name != "output.weight"
     ]
-    # Biases come for all layers and all projections of a kind, or not at all.
+    # All layers and projections of a kind have biases, or none has.
     for kind in ("attn_", "ffn_"):
         biases = [name for name in known if name.endswith(".bias") and f".{kind}" in name]
         present = [name for name in biases if name in file.tensors]
         missing += [name for name in biases if name not in file.tensors] if present else []
-    if strange or missing:
-        what = [f"{name} is unexpected" for name in strange[:5]] + [f"{name} is missing" for name in missing[:5]]
+    if unexpected or missing:
+        what = [f"{name} is unexpected" for name in unexpected[:5]] + [f"{name} is missing" for name in missing[:5]]
         raise ConvertError(f"{file.path}: not a plain Llama: tensor {'; '.join(what)}")
     return {name: hf for name, hf in known.items() if name in file.tensors}
 
@@ -123,7 +123,7 @@ def _n_vocab(file: GGUFFile) -> int:
 
 
 def _short(value: float) -> float:
-    """A float32 as the shortest decimal that is still the same float32: 1e-05, not 9.999999747378752e-06."""
+    """A float32 as the shortest decimal that rounds to it: 1e-05, not 9.999999747378752e-06."""
     return float(str(np.float32(value)))
 
 
@@ -156,7 +156,7 @@ def _rope(file: GGUFFile, head_dim: int) -> JsonObject | None:
 
 
 def _llama3(file: GGUFFile, head_dim: int) -> JsonObject:
-    """The llama3 parameters that give the file's frequency factors."""
+    """The llama3 parameters that reproduce the file's frequency factors."""
     tensor = file.tensors[ROPE_FREQS]
     if tensor.shape != (head_dim // 2,) or tensor.type.name != "f32":
         raise ConvertError(f"{file.path}: {ROPE_FREQS} is {list(tensor.shape)}, expected [{head_dim // 2}] of F32")
@@ -164,10 +164,10 @@ def _llama3(file: GGUFFile, head_dim: int) -> JsonObject:
     theta = file.get("llama.rope.freq_base", float, 10000.0)
     for low, high, n_ctx in ((1.0, 4.0, 8192), _fit(factors, head_dim, theta)):
         parameters: JsonObject = {"factor": _short(float(factors.max()))}
-        found = llama3_factors(
+        computed = llama3_factors(
             head_dim=head_dim, theta=theta, factor=parameters["factor"], low=low, high=high, n_ctx_original=n_ctx
         )
-        if np.allclose(found, factors, rtol=1e-4, atol=0):
+        if np.allclose(computed, factors, rtol=1e-4, atol=0):
             return {
                 "rope_type": "llama3",
                 **parameters,
@@ -175,7 +175,7 @@ def _llama3(file: GGUFFile, head_dim: int) -> JsonObject:
                 "high_freq_factor": high,
                 "original_max_position_embeddings": n_ctx,
             }
-    raise ConvertError(f"{file.path}: {ROPE_FREQS} holds other factors than llama3's, which cannot be exported")
+    raise ConvertError(f"{file.path}: {ROPE_FREQS} has other factors than llama3's, which cannot be exported")
 
 
 def _fit(factors: np.ndarray, head_dim: int, theta: float) -> tuple[float, float, int]:

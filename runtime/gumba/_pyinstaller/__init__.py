@@ -1,4 +1,4 @@
-"""Where PyInstaller finds the hook that packs gumba into a frozen application (an entry point in pyproject.toml says so)."""
+"""The folder of the PyInstaller hook, which an entry point in pyproject.toml names."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What PyInstaller cannot see of gumba by itself; run by PyInstaller, never imported.
+"""Files and modules of gumba that PyInstaller does not find; run by PyInstaller, never imported.
 
-Compiled kernels are kept under a hash of the sources that they come from, and of numba's version: these files go along as
-they are, so that a frozen application finds the kernels that the same sources made elsewhere, and no others.
+Compiled kernels are cached under a hash of their sources and of numba's version. These files are included unchanged, so that a
+frozen application finds kernels that were compiled elsewhere from the same sources.
 """
 
 from __future__ import annotations
@@ -15,5 +15,5 @@ datas = collect_data_files(
 )
 datas += collect_data_files("numba", include_py_files=True, includes=["_version.py"])
 
-#: Modules that gumba imports by name when they are first asked for. The command line is packed where it is imported.
+#: Modules that gumba imports by name when they are first used. The command line is included if the application imports it.
 hiddenimports = collect_submodules("gumba", filter=lambda name: name.split(".")[1:2] not in (["cli"], ["_pyinstaller"]))
