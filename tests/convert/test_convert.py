@@ -343,7 +343,7 @@ REFUSED = [
         {"quantization_config": {"quant_method": "gptq", "bits": 4}},
         r"quantization_config names a quantization \(gptq\): use the checkpoint with full weights$",
     ),
-    ({"quantization_config": "awq"}, r"is quantized \(awq\)"),
+    ({"quantization_config": "awq"}, r"names a quantization \(awq\)"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ({"sliding_window": 64}, "sliding_window.*64"),
     ({"architectures": ["MistralForCausalLM"], "sliding_window": 64.0}, "sliding_window"),

@@ -34,7 +34,7 @@ def test_most_families_are_here() -> None:
 
 @pytest.mark.parametrize("name", TIED)
 def test_a_tied_head(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gather, "COMPARED", 1000)  # several pieces
+    monkeypatch.setattr(gather, "COMPARE_CHUNK", 1000)  # several pieces
     family = FAMILIES[name]
     tensors = checkpoint_tensors(family)
     embedding = family.outer["token_embd.weight"][0]
