@@ -1,6 +1,6 @@
 """Selects a GGUF file of a repository by the names of its files.
 
-Without a type, the first of ``PREFERENCE`` that the repository has and this version runs is selected: Q4_K_M, then types
+Without a type, the first of ``PREFERENCE`` that the repository has and this version supports is selected: Q4_K_M, then types
 with about as many bits per weight, then more bits, then fewer. Shards (``-00001-of-00003.gguf``) are one model;
 multimodal projectors (``mmproj``) and importance matrices (``imatrix``) are never selected.
 """
@@ -47,14 +47,14 @@ _MIXTURES = {
     "F16": ("f16",),
     "F32": ("f32",),
 }
-#: Other spellings of types in file names.
-_SPELLINGS = {"FP16": "F16", "FP32": "F32", "Q8": "Q8_0", **{f"Q{bits}": f"Q{bits}_K" for bits in range(2, 7)}}
+#: Other names of types in file names.
+_ALIASES = {"FP16": "F16", "FP32": "F32", "Q8": "Q8_0", **{f"Q{bits}": f"Q{bits}_K" for bits in range(2, 7)}}
 _TYPE = re.compile(
     r"(?<![^\W_])((?:UD-)?(?:I?Q\d+(?:_[A-Z0-9]+)*|TQ\d_\d|B?F16|F32|FP16|FP32|MXFP4(?:_[A-Z]+)*|NVFP4))(?![^\W_])",
     re.IGNORECASE,
 )
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE | re.DOTALL)
-_MOST_SHARDS = 9999
+_MAX_SHARDS = 9999
 
 
 @dataclass(frozen=True)
@@ -82,22 +82,22 @@ class GGUFModel:
 def type_of(path: str) -> str:
     """The type in the name of a GGUF file, else in that of its folder, in upper case; "" if there is none."""
     for part in reversed(path.removesuffix(".gguf").split("/")):
-        found = _TYPE.findall(part.replace(".gguf", "").replace(".GGUF", ""))
-        if found:
-            return _spelled(found[-1])
+        types = _TYPE.findall(part.replace(".gguf", "").replace(".GGUF", ""))
+        if types:
+            return _canonical_type(types[-1])
     return ""
 
 
-def runs(type: str) -> bool:
+def is_supported(type: str) -> bool:
     """Whether this version supports the block formats of files of that type; True if the type is "" (unknown)."""
     from gumba import quants  # NumPy takes a while, and most commands need none of this
 
     plain = type.removeprefix("UD-")
-    formats = next((each for start, each in _MIXTURES.items() if plain.startswith(start)), None)
+    formats = next((mixture for prefix, mixture in _MIXTURES.items() if plain.startswith(prefix)), None)
     if formats is None:
         formats = (plain.lower(),) if plain else ()
     known = {format.name for format in quants.FORMATS.values()}
-    return all(each in known for each in formats)
+    return all(name in known for name in formats)
 
 
 def is_gguf(file: RemoteFile) -> bool:
@@ -110,7 +110,7 @@ def choose(reference: Reference, files: Iterable[RemoteFile]) -> GGUFModel:
 
     Raises:
         RequestError: No file has that type or name, or several have.
-        UnsupportedError: This version does not run that type, or any type of the repository.
+        UnsupportedError: This version does not support that type, or any type of the repository.
         DownloadError: A shard is missing.
     """
     files = list(files)
@@ -121,9 +121,9 @@ def choose(reference: Reference, files: Iterable[RemoteFile]) -> GGUFModel:
         raise RequestError(f"{reference.at}: the repository has no GGUF file" + _hint_of_checkpoint(files))
     if reference.type is not None:
         models = _of_type(reference, reference.type, models)
-        candidates = [model for model in models if runs(model.type)]
+        candidates = [model for model in models if is_supported(model.type)]
     else:
-        candidates = [model for model in models if runs(model.type)]
+        candidates = [model for model in models if is_supported(model.type)]
         best = min((_rank(model.type) for model in candidates), default=0)
         candidates = [model for model in candidates if _rank(model.type) == best]
     if not candidates:
@@ -139,56 +139,58 @@ def choose(reference: Reference, files: Iterable[RemoteFile]) -> GGUFModel:
 
 def _named(reference: Reference, path: str, files: Sequence[RemoteFile]) -> GGUFModel:
     """The model of the file at ``path``, with its other shards."""
-    fitting = [file for file in files if file.path == path] or [f for f in files if f.path.lower() == path.lower()]
-    if len(fitting) != 1:
+    matches = [file for file in files if file.path == path] or [f for f in files if f.path.lower() == path.lower()]
+    if len(matches) != 1:
         raise RequestError(
             f"{reference.at}: there is no file {path!r}; its GGUF files are {_list(f.path for f in files if is_gguf(f))}"
         )
-    if _is_companion(fitting[0]):
+    if _is_companion(matches[0]):
         raise RequestError(f"{reference.at}: {path} is a projector or an importance matrix, expected a language model")
     models = _models(reference, [file for file in files if is_gguf(file)])
-    model = next(model for model in models if fitting[0] in model.files)
-    if not runs(model.type):
+    model = next(model for model in models if matches[0] in model.files)
+    if not is_supported(model.type):
         raise _unsupported(reference, [model], models)
     return model
 
 
 def _of_type(reference: Reference, type: str, models: Sequence[GGUFModel]) -> list[GGUFModel]:
     """The models of a type; if there are none, those of its dynamic (``UD-``) variant."""
-    wanted = _spelled(type)
+    wanted = _canonical_type(type)
     for prefix in ("", "UD-"):
-        fitting = [model for model in models if model.type == prefix + wanted]
-        if fitting:
-            return fitting
+        matches = [model for model in models if model.type == prefix + wanted]
+        if matches:
+            return matches
     types = _list(dict.fromkeys(model.type for model in models if model.type))
     raise RequestError(f"{reference.at}: no file has the type {type}; the repository has {types}")
 
 
 def _unsupported(reference: Reference, models: Sequence[GGUFModel], others: Sequence[GGUFModel]) -> UnsupportedError:
-    """The error that this version runs none of ``models``, with the types of ``others`` that it runs."""
+    """The error that this version supports none of ``models``, with the types of ``others`` that it supports."""
     types = _list(dict.fromkeys(model.type for model in models))
-    running = dict.fromkeys(model.type for model in sorted(others, key=lambda m: _rank(m.type)) if runs(model.type))
-    hint = f"name one that it runs: {reference}:{', :'.join(type for type in running if type)}"
-    if not any(running):
-        hint = "the repository has no type that it runs (a safetensors checkpoint can be converted)"
-    return UnsupportedError(f"{reference.at}: this version does not run {types}; {hint}")
+    supported = dict.fromkeys(
+        model.type for model in sorted(others, key=lambda m: _rank(m.type)) if is_supported(model.type)
+    )
+    hint = f"name one that it supports: {reference}:{', :'.join(type for type in supported if type)}"
+    if not any(supported):
+        hint = "the repository has no type that it supports (a safetensors checkpoint can be converted)"
+    return UnsupportedError(f"{reference.at}: this version does not support {types}; {hint}")
 
 
 def _models(reference: Reference, files: Sequence[RemoteFile]) -> list[GGUFModel]:
     """Group the files into models; the shards of a model belong together."""
-    whole: list[GGUFModel] = []
+    models: list[GGUFModel] = []
     shards: dict[tuple[str, int], dict[int, RemoteFile]] = {}
     for file in files:
-        found = _SHARD.fullmatch(file.path)
-        if found is None:
-            whole.append(GGUFModel((file,), type_of(file.path)))
+        match = _SHARD.fullmatch(file.path)
+        if match is None:
+            models.append(GGUFModel((file,), type_of(file.path)))
         else:
-            shards.setdefault((found[1], int(found[3])), {})[int(found[2])] = file
+            shards.setdefault((match[1], int(match[3])), {})[int(match[2])] = file
     for (stem, n), by_number in shards.items():
-        if not 1 <= n <= _MOST_SHARDS or set(by_number) != set(range(1, n + 1)):
+        if not 1 <= n <= _MAX_SHARDS or set(by_number) != set(range(1, n + 1)):
             raise DownloadError(f"{reference.at}: the repository has {len(by_number)} of the {n} shards of {stem}")
-        whole.append(GGUFModel(tuple(by_number[i] for i in range(1, n + 1)), type_of(stem)))
-    return whole
+        models.append(GGUFModel(tuple(by_number[i] for i in range(1, n + 1)), type_of(stem)))
+    return models
 
 
 def _is_companion(file: RemoteFile) -> bool:
@@ -201,12 +203,12 @@ def _is_companion(file: RemoteFile) -> bool:
 
 def _rank(type: str) -> int:
     plain = type.removeprefix("UD-")
-    place = PREFERENCE.index(plain) if plain in PREFERENCE else len(PREFERENCE)
-    return 2 * place + type.startswith("UD-")
+    index = PREFERENCE.index(plain) if plain in PREFERENCE else len(PREFERENCE)
+    return 2 * index + type.startswith("UD-")
 
 
-def _spelled(type: str) -> str:
-    return _SPELLINGS.get(type.upper(), type.upper())
+def _canonical_type(type: str) -> str:
+    return _ALIASES.get(type.upper(), type.upper())
 
 
 def _hint_of_checkpoint(files: Sequence[RemoteFile]) -> str:
