@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from gumba.errors import RequestError
 from gumba.sampling.structured.json_pointers import Schema, target
-from gumba.sampling_params import show
+from gumba.validation import show
 
 _YEAR = "(?:[0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)"
 _LEAP_YEAR = "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)"
