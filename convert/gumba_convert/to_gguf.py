@@ -16,7 +16,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -27,6 +26,7 @@ from gumba.gguf.parser import Header
 from gumba.host import available_threads
 from gumba.hub.fetch import fetch
 from gumba.hub.reference import parse
+from gumba.quants import BlockFormat
 from gumba.tokenizer.tokenizer import Tokenizer
 from gumba_convert.atomic import atomic_file
 from gumba_convert.checkpoint.folder import Checkpoint, name_in_cache, open_checkpoint
@@ -193,7 +193,7 @@ def _locate(source: str | os.PathLike[str], revision: str | None, cache_dir: Pat
     return fetch(text, revision=revision, cache_dir=cache_dir), reference.repository.rpartition("/")[2]
 
 
-def _info(source: Source, fmt: Any) -> TensorInfo:
+def _info(source: Source, fmt: BlockFormat) -> TensorInfo:
     n_bytes = math.prod(source.shape) // fmt.block_size * fmt.type_size
     return TensorInfo(source.name, source.shape, fmt.ggml_type, n_bytes)
 
@@ -258,7 +258,7 @@ def _jobs(reader: FileReader, plan: Plan, formats: list[str], infos: list[Tensor
         yield partial(np.zeros, padding(info.n_bytes), np.uint8)
 
 
-def _encode(reader: FileReader, source: Source, fmt: Any, first: int, n_rows: int) -> np.ndarray:
+def _encode(reader: FileReader, source: Source, fmt: BlockFormat, first: int, n_rows: int) -> np.ndarray:
     """Rows of a tensor as the bytes of a format; uint8, flat."""
     rows = read_rows(reader, source, first, n_rows)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -35,6 +35,21 @@ class Names:
     n_ctx: str = "max_position_embeddings"
     norm_eps: str = "rms_norm_eps"
     activation: str = "hidden_act"
+
+
+class Defaults(TypedDict, total=False):
+    """transformers' defaults of a family, for keys that its configurations may omit."""
+
+    n_layers: int
+    n_embd: int
+    n_ff: int
+    n_heads: int
+    n_kv_heads: int
+    n_ctx: int
+    norm_eps: float
+    head_dim: int
+    tied: bool
+    vocab_size: int
 
 
 @dataclass(frozen=True)
@@ -84,7 +99,7 @@ def text_config(checkpoint: Checkpoint) -> ConfigReader:
 def read_decoder(
     reader: ConfigReader,
     *,
-    defaults: dict[str, Any] | None = None,
+    defaults: Defaults | None = None,
     names: Names | None = None,
     activations: tuple[str, ...] = ("silu", "swish"),
     theta: float | None = 10000.0,
@@ -102,7 +117,8 @@ def read_decoder(
     Raises:
         ConvertError: a key is missing, wrong or not supported.
     """
-    keys, default = names or Names(), defaults or {}
+    keys = names or Names()
+    default: Defaults = defaults or {}
     reader.require_full_weights()
     reader.must_be(keys.activation, *activations)
     n_embd = reader.integer(keys.n_embd, default.get("n_embd"))

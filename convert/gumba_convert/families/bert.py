@@ -26,7 +26,7 @@ HF_ARCHITECTURES = tuple(f"{name}{head}" for name in ("Bert", *ROBERTA) for head
 MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "camembert")
 
 NAMES = Names(norm_eps="layer_norm_eps", n_kv_heads="num_attention_heads")
-DEFAULTS = {"n_ctx": 512, "norm_eps": 1e-12, "tied": True}
+DEFAULTS: decoder.Defaults = {"n_ctx": 512, "norm_eps": 1e-12, "tied": True}
 UNNEEDED = r"cls\..*|lm_head\..*|embeddings\.position_ids"
 POOLER = r"|pooler\..*"
 

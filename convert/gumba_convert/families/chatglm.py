@@ -18,7 +18,7 @@ ARCHITECTURE = "chatglm"
 HF_ARCHITECTURES = ("ChatGLMModel", "ChatGLMForConditionalGeneration", "GlmForCausalLM")
 MODEL_TYPES = ("chatglm", "glm")
 
-DEFAULTS = {"n_kv_heads": 2, "n_ctx": 131072, "head_dim": 128, "norm_eps": 1.5625e-7}
+DEFAULTS: decoder.Defaults = {"n_kv_heads": 2, "n_ctx": 131072, "head_dim": 128, "norm_eps": 1.5625e-7}
 # The keys of ChatGLM's own configuration, and the common keys.
 OWN = {
     "num_layers": "num_hidden_layers",

@@ -17,7 +17,7 @@ HF_ARCHITECTURES = ("Cohere2ForCausalLM",)
 MODEL_TYPES = ("cohere2",)
 
 NAMES = Names(norm_eps="layer_norm_eps")
-DEFAULTS = {"n_ctx": 8192, "norm_eps": 1e-5, "tied": True}
+DEFAULTS: decoder.Defaults = {"n_ctx": 8192, "norm_eps": 1e-5, "tied": True}
 PERIOD = 4
 
 

@@ -16,7 +16,7 @@ ARCHITECTURE = "command-r"
 HF_ARCHITECTURES = ("CohereForCausalLM",)
 MODEL_TYPES = ("cohere",)
 
-DEFAULTS = {"n_ctx": 8192, "norm_eps": 1e-5, "tied": True}
+DEFAULTS: decoder.Defaults = {"n_ctx": 8192, "norm_eps": 1e-5, "tied": True}
 #: Readers expect head norms in models of at least this many layers.
 NORMED = 64
 

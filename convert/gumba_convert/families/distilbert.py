@@ -21,7 +21,7 @@ MODEL_TYPES = ("distilbert",)
 
 NAMES = Names("n_layers", "dim", "hidden_dim", "n_heads", "n_heads", norm_eps="layer_norm_eps", activation="activation")
 #: The epsilon is in transformers' code, not in the configuration.
-DEFAULTS = {"n_ctx": 512, "norm_eps": 1e-12, "tied": True}
+DEFAULTS: decoder.Defaults = {"n_ctx": 512, "norm_eps": 1e-12, "tied": True}
 #: transformers also reads these names.
 OTHER_NAMES = {
     "hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers", "hidden_act": "activation",

@@ -13,7 +13,7 @@ ARCHITECTURE = "exaone4"
 HF_ARCHITECTURES = ("Exaone4ForCausalLM",)
 MODEL_TYPES = ("exaone4",)
 
-DEFAULTS = {"n_kv_heads": 32, "norm_eps": 1e-5}
+DEFAULTS: decoder.Defaults = {"n_kv_heads": 32, "norm_eps": 1e-5}
 
 
 def plan(checkpoint: Checkpoint) -> Plan:

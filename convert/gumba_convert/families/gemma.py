@@ -12,7 +12,7 @@ ARCHITECTURE = "gemma"
 HF_ARCHITECTURES = decoder.with_heads("Gemma")
 MODEL_TYPES = ("gemma",)
 
-DEFAULTS = {"n_kv_heads": 16, "n_ctx": 8192, "head_dim": 256, "tied": True}
+DEFAULTS: decoder.Defaults = {"n_kv_heads": 16, "n_ctx": 8192, "head_dim": 256, "tied": True}
 
 
 def plan(checkpoint: Checkpoint) -> Plan:

@@ -15,7 +15,7 @@ HF_ARCHITECTURES = decoder.with_heads("Gemma2")
 MODEL_TYPES = ("gemma2",)
 
 NAMES = Names(activation="hidden_activation")
-DEFAULTS = {"n_kv_heads": 4, "n_ctx": 8192, "head_dim": 256, "tied": True}
+DEFAULTS: decoder.Defaults = {"n_kv_heads": 4, "n_ctx": 8192, "head_dim": 256, "tied": True}
 PERIOD = 2
 # Models with this many layers (27B) scale attention by embedding / heads, others by the width of a head.
 WIDE = 46

@@ -25,7 +25,7 @@ HF_ARCHITECTURES = (
 MODEL_TYPES = ("gemma3", "gemma3_text")
 
 NAMES = Names(activation="hidden_activation")
-DEFAULTS = {
+DEFAULTS: decoder.Defaults = {
     "n_layers": 26,
     "n_embd": 2304,
     "n_ff": 9216,

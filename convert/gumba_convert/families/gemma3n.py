@@ -24,7 +24,7 @@ HF_ARCHITECTURES = ("Gemma3nForCausalLM", "Gemma3nForConditionalGeneration")
 MODEL_TYPES = ("gemma3n", "gemma3n_text")
 
 NAMES = Names(activation="hidden_activation")
-DEFAULTS = {
+DEFAULTS: decoder.Defaults = {
     "n_layers": 35,
     "n_embd": 2048,
     "n_ff": 16384,

@@ -31,7 +31,7 @@ HF_ARCHITECTURES = (
 MODEL_TYPES = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")
 
 NAMES = Names(activation="hidden_activation")
-DEFAULTS = {
+DEFAULTS: decoder.Defaults = {
     "n_layers": 30,
     "n_embd": 2304,
     "n_ff": 9216,

@@ -14,7 +14,7 @@ ARCHITECTURE = "glm4"
 HF_ARCHITECTURES = ("Glm4ForCausalLM",)
 MODEL_TYPES = ("glm4",)
 
-DEFAULTS = {"n_kv_heads": 2, "n_ctx": 131072, "head_dim": 128, "norm_eps": 1.5625e-7}
+DEFAULTS: decoder.Defaults = {"n_kv_heads": 2, "n_ctx": 131072, "head_dim": 128, "norm_eps": 1.5625e-7}
 
 
 def plan(checkpoint: Checkpoint) -> Plan:

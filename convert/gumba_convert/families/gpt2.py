@@ -25,7 +25,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         ConvertError: an unsupported configuration or set of tensors.
     """
     reader = decoder.text_config(checkpoint)
-    defaults = {"n_ctx": 1024, "norm_eps": 1e-5, "tied": True, "n_ff": 4 * reader.integer("n_embd")}
+    defaults: decoder.Defaults = {"n_ctx": 1024, "norm_eps": 1e-5, "tied": True, "n_ff": 4 * reader.integer("n_embd")}
     d = decoder.read_decoder(reader, defaults=defaults, names=NAMES, activations=TANH_GELU, theta=None)
     reader.must_be("scale_attn_weights", True)
     reader.must_be("scale_attn_by_inverse_layer_idx", False)

@@ -21,7 +21,7 @@ ARCHITECTURE = "gpt-oss"
 HF_ARCHITECTURES = ("GptOssForCausalLM",)
 MODEL_TYPES = ("gpt_oss",)
 
-DEFAULTS = {"n_kv_heads": 8, "n_ctx": 131072, "head_dim": 64, "norm_eps": 1e-5}
+DEFAULTS: decoder.Defaults = {"n_kv_heads": 8, "n_ctx": 131072, "head_dim": 64, "norm_eps": 1e-5}
 PERIOD = 2
 
 

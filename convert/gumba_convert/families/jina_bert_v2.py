@@ -21,7 +21,7 @@ HF_ARCHITECTURES = ("JinaBertModel", "JinaBertForMaskedLM")
 MODEL_TYPES = ("jina_bert",)
 
 NAMES = Names(norm_eps="layer_norm_eps", n_kv_heads="num_attention_heads")
-DEFAULTS = {"n_ctx": 8192, "norm_eps": 1e-12, "tied": True}
+DEFAULTS: decoder.Defaults = {"n_ctx": 8192, "norm_eps": 1e-12, "tied": True}
 
 
 def plan(checkpoint: Checkpoint) -> Plan:

@@ -21,7 +21,7 @@ HF_ARCHITECTURES = tuple(f"JinaEmbeddingsV3{head}" for head in ("Model", "ForMas
 MODEL_TYPES = ("jina_embeddings_v3",)
 
 NAMES = Names(norm_eps="layer_norm_eps", n_kv_heads="num_attention_heads")
-DEFAULTS = {"n_ctx": 8194, "norm_eps": 1e-5, "tied": True}
+DEFAULTS: decoder.Defaults = {"n_ctx": 8194, "norm_eps": 1e-5, "tied": True}
 ADAPTERS = r"|.*\.parametrizations\.weight\.0\.lora_[AB]"
 
 

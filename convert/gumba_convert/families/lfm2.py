@@ -16,7 +16,7 @@ ARCHITECTURE = "lfm2"
 HF_ARCHITECTURES = ("Lfm2ForCausalLM", "LFM2ForCausalLM")
 MODEL_TYPES = ("lfm2",)
 
-DEFAULTS = {"n_kv_heads": 8, "n_ctx": 128000, "norm_eps": 1e-5, "tied": True}
+DEFAULTS: decoder.Defaults = {"n_kv_heads": 8, "n_ctx": 128000, "norm_eps": 1e-5, "tied": True}
 
 
 def plan(checkpoint: Checkpoint) -> Plan:

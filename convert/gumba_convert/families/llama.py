@@ -19,7 +19,7 @@ ARCHITECTURE = "llama"
 HF_ARCHITECTURES = decoder.with_heads("Llama", "Mistral")
 MODEL_TYPES = ("llama", "mistral")
 
-MISTRAL = {"n_kv_heads": 8, "n_ctx": 131072}
+MISTRAL: decoder.Defaults = {"n_kv_heads": 8, "n_ctx": 131072}
 
 
 def plan(checkpoint: Checkpoint) -> Plan:

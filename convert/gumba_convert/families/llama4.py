@@ -19,7 +19,7 @@ ARCHITECTURE = "llama4"
 HF_ARCHITECTURES = ("Llama4ForCausalLM", "Llama4ForConditionalGeneration")
 MODEL_TYPES = ("llama4", "llama4_text")
 
-DEFAULTS = {"n_kv_heads": 8, "n_ctx": 131072, "norm_eps": 1e-5}
+DEFAULTS: decoder.Defaults = {"n_kv_heads": 8, "n_ctx": 131072, "norm_eps": 1e-5}
 #: Readers assume no RoPE in every fourth layer, and that only the model with this many experts lacks head norms.
 PERIOD, PLAIN_EXPERTS = 4, 128
 PREFIXES = {"language_model.model.": "model.", "language_model.lm_head.": "lm_head."}

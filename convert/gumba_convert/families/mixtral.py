@@ -13,7 +13,7 @@ from gumba_convert.gguf_writer import u32
 HF_ARCHITECTURES = ("MixtralForCausalLM",)
 MODEL_TYPES = ("mixtral",)
 
-DEFAULTS = {"n_kv_heads": 8, "n_ctx": 131072, "norm_eps": 1e-5}
+DEFAULTS: decoder.Defaults = {"n_kv_heads": 8, "n_ctx": 131072, "norm_eps": 1e-5}
 
 
 def plan(checkpoint: Checkpoint) -> Plan:

@@ -16,7 +16,7 @@ HF_ARCHITECTURES = ("ModernBertModel", "ModernBertForMaskedLM", "ModernBertForSe
 MODEL_TYPES = ("modernbert",)
 
 NAMES = Names(norm_eps="norm_eps", activation="hidden_activation", n_kv_heads="num_attention_heads")
-DEFAULTS = {"n_ctx": 8192, "norm_eps": 1e-5, "tied": True}
+DEFAULTS: decoder.Defaults = {"n_ctx": 8192, "norm_eps": 1e-5, "tied": True}
 PERIOD = 3
 
 

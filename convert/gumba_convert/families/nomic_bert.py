@@ -15,7 +15,7 @@ HF_ARCHITECTURES = ("NomicBertModel",)
 MODEL_TYPES = ("nomic_bert",)
 
 NAMES = Names(norm_eps="layer_norm_eps", n_kv_heads="num_attention_heads")
-DEFAULTS = {"n_ctx": 2048, "norm_eps": 1e-12, "tied": True}
+DEFAULTS: decoder.Defaults = {"n_ctx": 2048, "norm_eps": 1e-12, "tied": True}
 # The keys of Nomic's own configuration, and the common keys.
 OWN = {
     "n_embd": "hidden_size",

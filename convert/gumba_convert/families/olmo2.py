@@ -12,7 +12,7 @@ ARCHITECTURE = "olmo2"
 HF_ARCHITECTURES = ("Olmo2ForCausalLM", "Olmo3ForCausalLM")
 MODEL_TYPES = ("olmo2", "olmo3")
 
-DEFAULTS = {"norm_eps": 1e-5}
+DEFAULTS: decoder.Defaults = {"norm_eps": 1e-5}
 PERIOD = 4
 
 

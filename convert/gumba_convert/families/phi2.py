@@ -13,7 +13,7 @@ HF_ARCHITECTURES = ("PhiForCausalLM",)
 MODEL_TYPES = ("phi",)
 
 NAMES = Names(norm_eps="layer_norm_eps")
-DEFAULTS = {"n_ctx": 2048, "norm_eps": 1e-5}
+DEFAULTS: decoder.Defaults = {"n_ctx": 2048, "norm_eps": 1e-5}
 #: The tanh form of GELU under transformers' names.
 TANH_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 

@@ -23,7 +23,7 @@ ARCHITECTURE = "phi3"
 HF_ARCHITECTURES = ("Phi3ForCausalLM",)
 MODEL_TYPES = ("phi3",)
 
-DEFAULTS = {"n_ctx": 4096, "norm_eps": 1e-5}
+DEFAULTS: decoder.Defaults = {"n_ctx": 4096, "norm_eps": 1e-5}
 
 
 def plan(checkpoint: Checkpoint) -> Plan:

@@ -13,7 +13,7 @@ ARCHITECTURE = "qwen2"
 HF_ARCHITECTURES = decoder.with_heads("Qwen2")
 MODEL_TYPES = ("qwen2",)
 
-DEFAULTS = {"n_kv_heads": 32, "n_ctx": 32768}
+DEFAULTS: decoder.Defaults = {"n_kv_heads": 32, "n_ctx": 32768}
 
 
 def plan(checkpoint: Checkpoint) -> Plan:

@@ -14,7 +14,7 @@ ARCHITECTURE = "qwen2moe"
 HF_ARCHITECTURES = ("Qwen2MoeForCausalLM",)
 MODEL_TYPES = ("qwen2_moe",)
 
-DEFAULTS = {"n_kv_heads": 16, "n_ctx": 32768}
+DEFAULTS: decoder.Defaults = {"n_kv_heads": 16, "n_ctx": 32768}
 
 
 def plan(checkpoint: Checkpoint) -> Plan:

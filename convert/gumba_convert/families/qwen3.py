@@ -24,7 +24,7 @@ ARCHITECTURE = "qwen3"
 HF_ARCHITECTURES = decoder.with_heads("Qwen3")
 MODEL_TYPES = ("qwen3",)
 
-DEFAULTS = {"n_kv_heads": 32, "n_ctx": 32768, "head_dim": 128}
+DEFAULTS: decoder.Defaults = {"n_kv_heads": 32, "n_ctx": 32768, "head_dim": 128}
 WORDS = ("yes", "no")
 #: The instruction in Qwen3-Reranker's prompt, which no other model has.
 INSTRUCTION = "Judge whether the Document meets the requirements based on the Query and the Instruct provided."

@@ -27,7 +27,7 @@ SPARSE = ("Qwen3_5MoeForCausalLM", "Qwen3_5MoeForConditionalGeneration")
 HF_ARCHITECTURES = DENSE + SPARSE
 MODEL_TYPES = ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text")
 
-DEFAULTS = {"n_kv_heads": 4, "n_ctx": 32768, "head_dim": 256}
+DEFAULTS: decoder.Defaults = {"n_kv_heads": 4, "n_ctx": 32768, "head_dim": 256}
 PERIOD = 4
 SECTIONS = (11, 11, 10)
 UNNEEDED = r"mtp\..*|model\.visual\..*"

@@ -16,7 +16,7 @@ ARCHITECTURE = "qwen3moe"
 HF_ARCHITECTURES = ("Qwen3MoeForCausalLM",)
 MODEL_TYPES = ("qwen3_moe",)
 
-DEFAULTS = {"n_kv_heads": 4, "n_ctx": 32768}
+DEFAULTS: decoder.Defaults = {"n_kv_heads": 4, "n_ctx": 32768}
 
 
 def plan(checkpoint: Checkpoint) -> Plan:

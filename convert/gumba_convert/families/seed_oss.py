@@ -11,7 +11,7 @@ ARCHITECTURE = "seed_oss"
 HF_ARCHITECTURES = ("SeedOssForCausalLM",)
 MODEL_TYPES = ("seed_oss",)
 
-DEFAULTS = {"n_kv_heads": 8, "n_ctx": 524288, "head_dim": 128}
+DEFAULTS: decoder.Defaults = {"n_kv_heads": 8, "n_ctx": 524288, "head_dim": 128}
 
 
 def plan(checkpoint: Checkpoint) -> Plan:

@@ -12,7 +12,7 @@ ARCHITECTURE = "smollm3"
 HF_ARCHITECTURES = ("SmolLM3ForCausalLM",)
 MODEL_TYPES = ("smollm3",)
 
-DEFAULTS = {"n_kv_heads": 4, "n_ctx": 32768, "tied": True}
+DEFAULTS: decoder.Defaults = {"n_kv_heads": 4, "n_ctx": 32768, "tied": True}
 PERIOD = 4
 
 

@@ -13,7 +13,7 @@ ARCHITECTURE = "stablelm"
 HF_ARCHITECTURES = ("StableLmForCausalLM", "StableLMEpochForCausalLM")
 MODEL_TYPES = ("stablelm", "stablelm_epoch")
 
-DEFAULTS = {"n_ctx": 4096, "norm_eps": 1e-5}
+DEFAULTS: decoder.Defaults = {"n_ctx": 4096, "norm_eps": 1e-5}
 
 
 def plan(checkpoint: Checkpoint) -> Plan:

@@ -16,7 +16,7 @@ HF_ARCHITECTURES = ("Starcoder2ForCausalLM",)
 MODEL_TYPES = ("starcoder2",)
 
 NAMES = Names(norm_eps="norm_epsilon")
-DEFAULTS = {"n_kv_heads": 2, "n_ctx": 4096, "norm_eps": 1e-5, "tied": True}
+DEFAULTS: decoder.Defaults = {"n_kv_heads": 2, "n_ctx": 4096, "norm_eps": 1e-5, "tied": True}
 
 
 def plan(checkpoint: Checkpoint) -> Plan:

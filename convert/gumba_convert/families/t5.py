@@ -49,9 +49,9 @@ def plan(checkpoint: Checkpoint) -> Plan:
     """
     reader = decoder.text_config(checkpoint)
     head_dim = reader.integer("d_kv", 64)
-    given = {"n_ctx": 512, "head_dim": head_dim, "tied": True}
+    defaults: decoder.Defaults = {"n_ctx": 512, "head_dim": head_dim, "tied": True}
     activations = ("gelu_new", "relu")
-    d = decoder.read_decoder(reader, defaults=given, names=NAMES, activations=activations, theta=None)
+    d = decoder.read_decoder(reader, defaults=defaults, names=NAMES, activations=activations, theta=None)
     kind = reader.config.get("feed_forward_proj", "relu")
     if kind not in FEED_FORWARDS:
         raise reader.fail("feed_forward_proj", f"is {kind!r}; supported are {', '.join(FEED_FORWARDS)}")

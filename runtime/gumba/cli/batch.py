@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from gumba._version import __version__
 from gumba.cli.batch_file import Job, Lines, Results
@@ -157,8 +157,8 @@ class _Run:
         lines: Lines,
         results: Results,
         n_requests: int,
-        defaults: dict[str, Any],
-        variables: dict[str, Any],
+        defaults: dict[str, object],
+        variables: dict[str, object],
         args: argparse.Namespace,
         model: str,
     ) -> None:
@@ -284,7 +284,7 @@ class _Run:
 
 
 async def _compute(
-    llm: LLM, request: ChatRequest | CompletionRequest, params: list[SamplingParams], variables: dict[str, Any]
+    llm: LLM, request: ChatRequest | CompletionRequest, params: list[SamplingParams], variables: dict[str, object]
 ) -> list[RequestOutput] | Exception:
     """The answers of a line, or the error. ``variables``: of the chat template, unless the line sets them."""
     try:
