@@ -151,7 +151,9 @@ class Progress:
         state = {"n": min(done, total or done), "total": total or None, "bar_format": line, "ncols": max(1, width)}
         if self._bar is None:
             first = {"initial": state.pop("n"), **state}
-            self._bar = _bar_type()(file=sys.stderr, leave=False, position=0, ascii=".#", disable=False, **first)
+            # nrows: tqdm hides the bar of a terminal that does not report its size.
+            fixed = {"leave": False, "position": 0, "nrows": 24, "ascii": ".#", "disable": False}
+            self._bar = _bar_type()(file=sys.stderr, **fixed, **first)
         else:
             vars(self._bar).update(state)
             self._bar.refresh()

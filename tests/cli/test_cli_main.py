@@ -374,6 +374,21 @@ def test_progress_counts_down_between_calls(monkeypatch: pytest.MonkeyPatch) -> 
     assert terminal.getvalue() == ""
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no pseudo-terminals")
+def test_progress_on_a_terminal_without_a_size() -> None:
+    """As in containers: the bar has 80 columns, and disappears at the end."""
+    import pty
+
+    terminal, stderr = pty.openpty()
+    code = "from gumba.progress import Progress\nwith Progress() as bar: bar('load', 0.5, 1.0)"
+    subprocess.run([sys.executable, "-c", code], stderr=stderr, check=True, timeout=60)
+    drawn = os.read(terminal, 10_000).decode()
+    os.close(stderr)
+    os.close(terminal)
+    assert drawn.split("\r")[1] == "load  [############............]  50%"
+    assert drawn.split("\r")[-2].strip() == drawn.split("\r")[-1] == ""
+
+
 @pytest.mark.parametrize(
     ("columns", "line"),
     [
