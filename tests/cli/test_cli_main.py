@@ -49,6 +49,16 @@ def test_the_docs_name_every_command() -> None:
     assert [name for name in NAMES if f"| `gumba {name}" not in page] == []
 
 
+def test_every_command_that_takes_a_model_takes_its_revision() -> None:
+    from argparse import _SubParsersAction
+
+    from gumba.cli.commands import build_parser
+
+    (commands,) = [action for action in build_parser()._actions if isinstance(action, _SubParsersAction)]
+    without = [n for n, parser in commands.choices.items() if "--revision" not in parser._option_string_actions]
+    assert without == ["models"]
+
+
 def test_version(gumba_process: Callable) -> None:
     result = gumba_process("--version")
     assert (result.code, result.out, result.err) == (0, f"gumba {__version__}\n", "")
