@@ -32,7 +32,7 @@ CODE = '''def merge(left: list[int], right: list[int]) -> list[int]:
     return merged + left[i:] + right[j:]
 '''
 PROSE = (
-    "The river rose in the night, and by morning the lower fields lay under a brown sheet of water. Nobody in the village had "
+    "The river rose in the night, and by morning the lower fields lay under a brown sheet of water. No one in the village had "
     "seen it so high since the year the old bridge was carried away, and the miller, who kept a row of notches on his door, cut "
     "a new one a hand's breadth above the rest. "
 )

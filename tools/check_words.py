@@ -3,8 +3,9 @@
 
     python tools/check_words.py
 
-tools/retired_words.txt lists them, one a line: a word, or a prefix as ``near_*``; words in capitals are identifiers and match as
-they are written, the others match whatever their case. CHANGELOG.md may have them: it tells of earlier versions.
+tools/retired_words.txt lists them, one a line: a word, or a prefix that ends with an asterisk. Words in capitals are
+identifiers and match as they are written; the others match whatever their case. CHANGELOG.md may have them, since it tells of
+earlier versions.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = Path(__file__).with_name("retired_words.txt")
 #: Files that may name the words, and keys of file formats that cannot change any more.
-EXEMPT = ("CHANGELOG.md", "tools/retired_words.txt", "tests/tools/test_check_words.py")
+EXEMPT = ("CHANGELOG.md", "tools/check_words.py", "tools/retired_words.txt", "tests/tools/test_check_words.py")
 #: Keys of session files, and a model's own prompt.
 KEPT = re.compile(r"[\"'`](?:near_from|near_bytes)[\"'`]|Judge whether the Document")
 #: Text files that people write; recorded test data is none.

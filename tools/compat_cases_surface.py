@@ -29,7 +29,7 @@ def keywords_of_langchain(lib: Any, path: str) -> Any:
 
 
 @case
-def keywords_of_nobody(lib: Any, path: str) -> Any:
+def unknown_keywords(lib: Any, path: str) -> Any:
     return lib.Llama(path, vocab_only=True, verbose=False, temperature=0.7, n_gqa=8, stream=True, seed=None).n_ctx()
 
 

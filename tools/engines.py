@@ -1,4 +1,4 @@
-"""The engines that tools/race.py races: how each is asked for a figure, every time in a child process of its own."""
+"""The engines that tools/race.py races: how each gives a figure, every time in a child process of its own."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def search(
     """The tokens of the best answers, and their scores."""
     import torch
 
-    asked = {NAMES.get(name, name): value for name, value in params.items()}
+    options = {NAMES.get(name, name): value for name, value in params.items()}
     ids = torch.tensor([prompt])
     with torch.no_grad():
         found = model.generate(
@@ -63,7 +63,7 @@ def search(
             return_dict_in_generate=True,
             output_scores=True,
             output_logits=True,
-            **asked,
+            **options,
         )
     lengths = (found.beam_indices >= 0).sum(dim=1).tolist()
     rows = found.sequences[:, len(prompt) :].tolist()

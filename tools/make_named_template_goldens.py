@@ -68,7 +68,7 @@ def llama() -> list[dict[str, Any]]:
     for name in sorted(name.decode() for name in names if name):
         for title, messages in CONVERSATIONS.items():
             for prompt in (False, True):
-                # llama.cpp begins RWKV's answer whether it is asked to or not.
+                # llama.cpp begins RWKV's answer whether a generation prompt is requested or not.
                 if (prompt and title == "answered") or (name == "rwkv-world" and not prompt):
                     continue
                 pairs = [api.llama_chat_message(m["role"].encode(), m["content"].encode()) for m in messages]

@@ -120,8 +120,8 @@ def byte_level(name: str, rule: pre_tokenizers.PreTokenizer | None, path: Path) 
     tokenizer.train_from_iterator(corpus(), trainer)
     state = json.loads(tokenizer.to_str())
     vocabulary = state["model"]["vocab"]
-    spelled = [pre_tokenizers.ByteLevel(False, False).pre_tokenize_str(text)[0][0] for text in UNREACHABLE]
-    for text in spelled:
+    as_bytes = [pre_tokenizers.ByteLevel(False, False).pre_tokenize_str(text)[0][0] for text in UNREACHABLE]
+    for text in as_bytes:
         vocabulary.setdefault(text, len(vocabulary))
     state["model"]["ignore_merges"] = name == "llama-bpe"
     tokenizer = tokenizers.Tokenizer.from_str(json.dumps(state))

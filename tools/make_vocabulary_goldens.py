@@ -105,7 +105,7 @@ def of_pre_tokenizers(python: str, folder: Path) -> dict[str, Any]:
         state["model"] |= {"vocab": vocab, "merges": vocabulary["merges"], "ignore_merges": whole}
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(state))
         if tokenizer.pre_tokenizer is None:
-            raise SystemExit(f"{name}: tokenizers made no pre-tokenizer of what is spelled for it")
+            raise SystemExit(f"{name}: tokenizers made no pre-tokenizer from its JSON")
         rows = [tokenizer.pre_tokenizer.pre_tokenize_str(text) for text in TEXTS]
         lengths = [[end - begin for _, (begin, end) in row] for row in rows]
         for text, row, counts in zip(TEXTS, rows, lengths, strict=True):

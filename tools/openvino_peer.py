@@ -39,7 +39,7 @@ class Peer:
         found = self._pipe.generate(inputs, config).perf_metrics
         counts = (found.get_num_input_tokens(), found.get_num_generated_tokens())
         if counts != (prompt, gen):
-            sys.exit(f"OpenVINO processed {counts} tokens, {(prompt, gen)} were asked for")
+            sys.exit(f"OpenVINO processed {counts} tokens, {(prompt, gen)} were requested")
         return found.get_ttft().mean / 1e3, found.get_tpot().mean / 1e3
 
 

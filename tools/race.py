@@ -56,7 +56,7 @@ class Target:
         return ", ".join(parts)
 
     def met(self, medians: dict[str, float]) -> bool | None:
-        """Whether it is; None where nothing is asked for, or what it is held against was not measured."""
+        """Whether the target is met; None without a target, or if the figure that it is compared with was not measured."""
         ours = medians[GUMBA]
         checks = []
         if self.of_llama is not None:
