@@ -27,6 +27,8 @@ else:
 _SUFFIX = re.compile(r"([0-9]{1,10})-[0-9a-f]{8}")
 #: Prefixes that ``atomic_file`` and ``atomic_folder`` give to temporaries.
 _PREFIXES = re.compile(r"\..+\.part-", re.DOTALL)
+#: Permissions of a file that only its owner can read and write.
+_PRIVATE = 0o600
 #: Errors of file systems that cannot flush a folder, and of folders that this user may not open for reading.
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)
 
@@ -98,14 +100,14 @@ def unfinished_file(folder: Path, prefix: str, *, mode: int | None = None) -> It
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     while True:
         path = _new_name(folder, prefix)
-        descriptor = os.open(path, flags, 0o666 if mode is None else 0o600)
+        descriptor = os.open(path, flags, 0o666 if mode is None else _PRIVATE)
         if _lock(descriptor, path):
             break
         os.close(descriptor)
     # The lock outlives the caller's descriptor. An open file could not be renamed on Windows, which has no locks here.
     holder = None if fcntl is None else os.dup(descriptor)
     try:
-        if mode is not None:
+        if mode not in (None, _PRIVATE):  # some file systems have no permissions, and refuse to change them
             path.chmod(mode)
         yield path, descriptor
     finally:
