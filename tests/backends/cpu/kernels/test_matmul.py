@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from gumba.backends.cpu.kernels.embed import embed
 from gumba.backends.cpu.kernels.matmul import TOKEN_BLOCK, matmul
 from gumba.quants import BlockFormat, DotFormat, FloatFormat, get
+from gumba.quants._registers import BlockRegisters
 from gumba.simd.isa import Isa
+from gumba.simd.value import Simd, Value
 from support import kernel_oracles, kernel_setups
-from support.kernel_harness import GENERIC, ISAS, Batch, Setup, address, isa_id, packed, rows, same_bits
+from support.kernel_harness import (
+    GENERIC,
+    ISAS,
+    Batch,
+    Setup,
+    address,
+    isa_id,
+    packed,
+    random_rows,
+    rng_of,
+    rows,
+    same_bits,
+)
 
 every = pytest.mark.parametrize("isa", ISAS, ids=isa_id)
 every_format = pytest.mark.parametrize("format", kernel_setups.ALL_FORMATS, ids=isa_id)
@@ -140,6 +158,40 @@ def test_what_is_not_finite_comes_through(bad: float, isa: Isa) -> None:
         results.append(product.run())
     np.testing.assert_array_equal(results[1][[0, 2]], results[0][[0, 2]])
     assert np.isfinite(results[0]).all() and not np.isfinite(results[1][1]).any()
+
+
+def two_blocks(format: DotFormat) -> DotFormat:
+    """Blocks of two of ``format``'s blocks, packed as one: its ``unpack`` yields twice."""
+    size, n_bytes = format.type_size, format.packed_block_bytes
+    first, second = format.pack_fields, [field._replace(offset=size + field.offset) for field in format.pack_fields]
+
+    def unpack(s: Simd, isa: Isa, address: Value) -> Iterator[BlockRegisters]:
+        yield from format.unpack(s, isa, address)
+        yield from format.unpack(s, isa, address + n_bytes * isa.lanes)
+
+    return replace(
+        format, name=f"two_{format.name}", block_size=2 * format.block_size, type_size=2 * size,
+        dtype=np.dtype((np.void, 2 * size)), pack_fields=(*first, *second), packed_block_size=64, unpack=unpack,
+    )  # fmt: skip
+
+
+@every
+@pytest.mark.parametrize("name", ["q4_0", "q4_1", "q8_0"])
+def test_a_block_of_several_parts(name: str, isa: Isa) -> None:
+    """Packed as blocks of 64, the same bytes give the same bits: products and embedding rows."""
+    format = get(name)
+    assert isinstance(format, DotFormat)
+    parts = two_blocks(format)
+    for make, kernel, seed in (
+        (kernel_setups.setup_matmul, matmul(parts, isa), 2),
+        (kernel_setups.setup_embed, embed(parts, isa), 7),
+    ):
+        setup = make(isa, format, columns=192)
+        expected = setup.check()
+        w = packed(parts, random_rows(format, 37, 192, rng_of(seed)), 192, isa)
+        setup.kernel = kernel
+        setup.arguments |= {"w": w.address, "group_bytes": w.group_bytes, "n_blocks": w.n_blocks}
+        np.testing.assert_array_equal(same_bits(setup.run()), same_bits(expected))
 
 
 @every_format
