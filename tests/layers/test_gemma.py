@@ -68,7 +68,7 @@ def written(
 )
 def test_layers_that_share_keys_take_no_memory(name: str, sizes: list[tuple[int, int]]) -> None:
     model = load(DATA / f"arch_{name}.gguf")
-    layouts = model.kv.layouts
+    layouts = model.kv.memory.layouts
     assert [(at.n_kv_heads, at.head_dim) for at in layouts] == sizes
     assert model.kv.page_bytes == sum(at.n_kv_heads * (at.k_page + at.v_page) for at in layouts)
     model.close()

@@ -173,7 +173,9 @@ def test_bad_chunks_change_nothing() -> None:
 
 def test_a_closed_model_frees_its_memory() -> None:
     model = load(SOURCE, n_threads=2)
-    memory = [weakref.ref(array) for array in (model.kv._memory.base, model._program._arena.base)]  # type: ignore[union-attr]
+    owners = (model.kv.memory._memory.base, model._runner._program._arena.base)  # type: ignore[attr-defined]
+    memory = [weakref.ref(array) for array in owners]
+    del owners
     rows = model.forward([Chunk([1, 2], 0, model.kv.allocate(1), "all")])
     kept = rows.copy()
     model.close()

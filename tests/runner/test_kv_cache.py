@@ -10,14 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gumba import backends
+from gumba.backends.cache_shapes import KVShape
+from gumba.backends.cpu import cache_pages
 from gumba.backends.cpu.kv_pages import PAGE_FORMATS
 from gumba.errors import EngineError, RequestError, ResourceError
-from gumba.runner import kv_cache
-from gumba.runner.kv_cache import KVCache, KVShape
+from gumba.runner.kv_cache import KVCache
+
+BACKEND = backends.get()
 
 
 def cache(n_pages: int = 6, **options: str) -> KVCache:
-    return KVCache([KVShape(3, 24, 24)] * 2, n_pages=n_pages, **options)
+    return KVCache(BACKEND, [KVShape(3, 24, 24)] * 2, n_pages=n_pages, **options)
 
 
 def test_pages_are_handed_out_once_and_come_back() -> None:
@@ -104,14 +108,14 @@ def test_threads_never_share_a_page() -> None:
 @pytest.mark.parametrize("kv_type, size", [("f16", 2), ("f32", 4)])
 def test_layout(kv_type: str, size: int) -> None:
     kv = cache(kv_type=kv_type)
-    assert len(kv.layouts) == 2 and kv.kv_type == kv_type
-    for layout in kv.layouts:
+    assert len(kv.memory.layouts) == 2 and kv.kv_type == kv_type
+    for layout in kv.memory.layouts:
         assert (layout.n_kv_heads, layout.head_dim, layout.v_dim, layout.kv_type) == (3, 24, 24, kv_type)
         assert (layout.k_page, layout.v_page) == (24 * 64 * size, 32 * 64 * size)
         assert (layout.k_head, layout.v_head) == (6 * layout.k_page, 6 * layout.v_page)
         assert layout.v_offset == 3 * layout.k_head
         assert layout.pages % 64 == layout.v_offset % 64 == layout.k_page % 64 == layout.extent_bytes % 64 == 0
-    layer_bytes = kv.layouts[1].pages - kv.layouts[0].pages
+    layer_bytes = kv.memory.layouts[1].pages - kv.memory.layouts[0].pages
     assert layer_bytes == layout.v_offset + 3 * layout.v_head
     assert kv.page_bytes == 2 * 3 * (layout.k_page + layout.v_page)
     assert kv.n_bytes == 6 * kv.page_bytes == 2 * layer_bytes and kv.page_tokens == 64
@@ -124,9 +128,9 @@ MIXED = [KVShape(3, 24, 24), KVShape(1, 72, 40), KVShape(1, 72, 40), KVShape(0, 
 def runs_of(kv: KVCache, page: int) -> list[tuple[int, int]]:
     """(first byte, bytes) of each layer's and head's keys and values of a page, in memory."""
     keys, values = [], []
-    for at in kv.layouts:
+    for at in kv.memory.layouts:
         extent, place = divmod(page, at.extent_pages)
-        first = at.pages - kv._memory.ctypes.data + extent * at.extent_bytes
+        first = at.pages - kv.memory._memory.ctypes.data + extent * at.extent_bytes
         for head in range(at.n_kv_heads):
             keys.append((first + head * at.k_head + place * at.k_page, at.k_page))
             values.append((first + at.v_offset + head * at.v_head + place * at.v_page, at.v_page))
@@ -137,34 +141,38 @@ def runs_of(kv: KVCache, page: int) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("n_pages", [1, 15, 16, 17, 40])
 def test_every_page_has_memory_of_its_own(n_pages: int, shapes: list[KVShape]) -> None:
     """Each head's keys and values of each layer and page: disjoint, and inside what was allocated."""
-    kv = KVCache(shapes, n_pages, "bf16")
+    kv = KVCache(BACKEND, shapes, n_pages, "bf16")
     runs = sorted(run for page in range(n_pages) for run in runs_of(kv, page))
     assert len(runs) == n_pages * sum(shape.n_kv_heads for shape in shapes) * 2
     assert all(start + size <= following for (start, size), (following, _) in itertools.pairwise(runs))
     assert runs[0][0] == 0 and sum(runs[-1]) <= kv.n_bytes < (n_pages + 3) * kv.page_bytes
-    assert sum(size for _, size in runs) == n_pages * kv.page_bytes == n_pages * KVCache.bytes_per_page(shapes, "bf16")
-    for layout, shape in zip(kv.layouts, shapes, strict=True):
+    assert (
+        sum(size for _, size in runs)
+        == n_pages * kv.page_bytes
+        == n_pages * KVCache.bytes_per_page(shapes, BACKEND.kv_format("bf16"))
+    )
+    for layout, shape in zip(kv.memory.layouts, shapes, strict=True):
         assert (layout.n_kv_heads, layout.head_dim, layout.v_dim) == (shape.n_kv_heads, shape.head_dim, shape.v_dim)
 
 
 def filled(kv_type: str, n_pages: int, seed: int = 0, shapes: list[KVShape] = MIXED) -> KVCache:
     """A cache of random bytes, all its pages taken."""
-    kv = KVCache(shapes, n_pages, kv_type)
+    kv = KVCache(BACKEND, shapes, n_pages, kv_type)
     assert sorted(kv.allocate(n_pages)) == list(range(n_pages))
-    kv._memory[:] = np.random.default_rng(seed).integers(0, 256, kv.n_bytes, np.uint8)
+    kv.memory._memory[:] = np.random.default_rng(seed).integers(0, 256, kv.n_bytes, np.uint8)
     return kv
 
 
 @pytest.mark.parametrize("kv_type", PAGE_FORMATS)
 def test_a_copy_has_every_byte_and_touches_no_other_page(kv_type: str) -> None:
     kv = filled(kv_type, 17)  # two extents of 9: the last place of the second one is no page
-    assert kv.layouts[0].extent_pages == 9
+    assert kv.memory.layouts[0].extent_pages == 9
     for source, target in ((0, 1), (3, 16), (16, 0), (8, 9), (9, 8)):
-        expected = kv._memory.copy()
+        expected = kv.memory._memory.copy()
         for (start, size), (to, _) in zip(runs_of(kv, source), runs_of(kv, target), strict=True):
             expected[to : to + size] = expected[start : start + size]
         kv.copy(source, target)
-        assert np.array_equal(kv._memory, expected)
+        assert np.array_equal(kv.memory._memory, expected)
 
 
 @pytest.mark.parametrize("kv_type", PAGE_FORMATS)
@@ -174,11 +182,11 @@ def test_what_is_read_can_be_written_into_another_cache(kv_type: str) -> None:
     for source, target in ((0, 39), (5, 0), (3, 20)):
         data = one.read(source, windowed=False)
         assert len(data) == one.page_bytes and one.read(source, windowed=False) == data
-        expected = two._memory.copy()
+        expected = two.memory._memory.copy()
         for (start, size), (to, _) in zip(runs_of(one, source), runs_of(two, target), strict=True):
-            expected[to : to + size] = one._memory[start : start + size]
+            expected[to : to + size] = one.memory._memory[start : start + size]
         two.write(target, data, windowed=False)
-        assert np.array_equal(two._memory, expected)
+        assert np.array_equal(two.memory._memory, expected)
         assert (
             two.read(target, windowed=False) == data and two.read(target - 1 if target else 1, windowed=False) != data
         )
@@ -186,7 +194,7 @@ def test_what_is_read_can_be_written_into_another_cache(kv_type: str) -> None:
 
 def test_layers_with_a_window_read_alike_in_one_pool_and_in_two() -> None:
     shapes = [KVShape(3, 24, 24, window=9), KVShape(3, 24, 24), KVShape(3, 24, 24, window=5), KVShape(1, 8, 40)]
-    one, two = filled("f16", 6, 1, shapes), KVCache(shapes, 40, n_window_pages=3)
+    one, two = filled("f16", 6, 1, shapes), KVCache(BACKEND, shapes, 40, n_window_pages=3)
     assert two.window_pool is not None
     two.allocate(40)
     two.window_pool.allocate(3)
@@ -200,7 +208,7 @@ def test_layers_with_a_window_read_alike_in_one_pool_and_in_two() -> None:
     assert one.read(5, windowed=False) == parts[False] and one.read(5, windowed=True) != parts[True]
     one.write(5, two.window_pool.read(1, windowed=True), windowed=True)
     for (start, size), (to, _) in zip(runs_of(one, 2), runs_of(one, 5), strict=True):
-        assert np.array_equal(one._memory[start : start + size], one._memory[to : to + size])
+        assert np.array_equal(one.memory._memory[start : start + size], one.memory._memory[to : to + size])
 
 
 def test_what_cannot_be_copied_read_or_written() -> None:
@@ -221,7 +229,7 @@ def test_what_cannot_be_copied_read_or_written() -> None:
     for size in (0, kv.page_bytes - 1, kv.page_bytes + 1):
         with pytest.raises(RequestError, match=rf"a KV page of {size} bytes: expected {kv.page_bytes}"):
             kv.write(0, bytes(size), windowed=False)
-    assert not kv._memory.any()
+    assert not kv.memory._memory.any()
     kv.close()
     for closed in (
         lambda: kv.copy(0, 1),
@@ -285,13 +293,13 @@ def test_owners_are_counted(actions: list[tuple[str, int]]) -> None:
 
 
 def test_q8_0_takes_34_bytes_for_32_elements() -> None:
-    layout = cache(kv_type="q8_0").layouts[0]  # head_dim 24: one block each
+    layout = cache(kv_type="q8_0").memory.layouts[0]  # head_dim 24: one block each
     assert layout.k_page == layout.v_page == 34 * 64
 
 
 def test_fresh_memory_is_zero() -> None:
     kv = cache()
-    assert not kv._memory.any() and kv._memory.ctypes.data == kv.layouts[0].pages
+    assert not kv.memory._memory.any() and kv.memory._memory.ctypes.data == kv.memory.layouts[0].pages
 
 
 def test_errors_at_construction(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,6 +309,6 @@ def test_errors_at_construction(monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing_left(n_bytes: int) -> np.ndarray:
         raise MemoryError
 
-    monkeypatch.setattr(kv_cache, "aligned_zeros", nothing_left)
+    monkeypatch.setattr(cache_pages, "aligned_zeros", nothing_left)
     with pytest.raises(ResourceError, match="384 tokens"):
         cache()

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import gumba.runner.load
-from gumba import GGUFFile
+from gumba import GGUFFile, backends
 from gumba.backends.cpu import packing
 from gumba.errors import GGUFError, RequestError, ResourceError
 from gumba.loading import weight_loader
@@ -228,7 +228,7 @@ def test_interrupted(n_threads: int, when: int, path: Path) -> None:
 
 def test_interrupting_stops_the_others_too(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each ends the piece that it is at, and takes no other."""
-    real, pieces = weight_loader.pack, []
+    real, pieces = packing.pack, []
 
     def pack(*args: Any) -> None:
         pieces.append(args)
@@ -238,7 +238,7 @@ def test_interrupting_stops_the_others_too(path: Path, monkeypatch: pytest.Monke
     def interrupt(done: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(weight_loader, "pack", pack)
+    monkeypatch.setattr(packing, "pack", pack)
     load(path, n_threads=1).close()
     gc.collect()
     whole = len(pieces)
@@ -250,7 +250,7 @@ def test_interrupting_stops_the_others_too(path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("who", ["the caller", "a helper"])
 def test_an_error_while_packing_is_raised(who: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = weight_loader.pack
+    real = packing.pack
     failed = threading.Event()
 
     def pack(*args: Any) -> None:
@@ -260,7 +260,7 @@ def test_an_error_while_packing_is_raised(who: str, path: Path, monkeypatch: pyt
         failed.wait(10)
         real(*args)
 
-    monkeypatch.setattr(weight_loader, "pack", pack)
+    monkeypatch.setattr(packing, "pack", pack)
     with pytest.raises(ResourceError, match="memory"):
         load(path, n_threads=2)
     assert failed.is_set() and not helpers()
@@ -334,7 +334,7 @@ ARCHITECTURE_FILES = sorted(DATA.glob("arch_*.gguf"))
 def test_the_kernels_of_a_file_are_known_before_it_is_read(path: Path) -> None:
     """What ``gumba compile MODEL`` compiles is what the model runs."""
     with GGUFFile(path) as file:
-        known = {kernel.name for kernel in gumba.runner.load.kernels_of(file, "f32")}
+        known = {kernel.name for kernel in gumba.runner.load.functions_of(backends.get(), file, "f32")}
         model = gumba.runner.load.load_model(file, n_threads=1, kv_type="f32")
     try:
         operations = [*model.operations, *getattr(getattr(model, "encoder", None), "operations", [])]

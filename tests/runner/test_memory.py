@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 
 import gumba.runner.load
-from gumba import memory
+from gumba import backends, memory
 from gumba.errors import ConvertError, GumbaError, ResourceError
 from gumba.gguf import GGUFFile
 from gumba.jit import jit
 from gumba.memory import lacks_memory, no_memory, shortage
+from gumba.runner import memory_budget
+from gumba.runner.kv_cache import KVCache
 
 PATH = Path(__file__).parent.parent / "data" / "arch_qwen3.gguf"
 
@@ -65,10 +67,10 @@ def most(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
     def limit(n_pages: int) -> None:
         class Limited(gumba.runner.load.KVCache):
-            def __init__(self, shapes: Any, count: int, *rest: Any) -> None:
+            def __init__(self, backend: Any, shapes: Any, count: int, *rest: Any) -> None:
                 if count > n_pages:
                     raise ResourceError(f"{count} pages")
-                super().__init__(shapes, count, *rest)
+                super().__init__(backend, shapes, count, *rest)
 
         monkeypatch.setattr(gumba.runner.load, "KVCache", Limited)
 
@@ -107,12 +109,12 @@ def test_it_is_never_too_small_for_anything(most: Callable[[int], None]) -> None
 
 def test_little_memory_is_not_promised_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of what the weights leave, where a whole context takes more than an eighth of all."""
-    page_bytes = gumba.runner.load.KVCache.bytes_per_page(gumba.runner.load.kv_shapes(config()), "f16")
+    page_bytes = KVCache.bytes_per_page(config().kv_shapes, backends.get().kv_format("f16"))
     left = PATH.stat().st_size + 4 * page_bytes
-    monkeypatch.setattr(gumba.runner.load, "LEAST_PAGES", 1)
-    monkeypatch.setattr(gumba.runner.load, "available_memory", lambda: left)
+    monkeypatch.setattr(memory_budget, "LEAST_PAGES", 1)
+    monkeypatch.setattr(memory_budget, "available_memory", lambda: left)
     assert n_pages(n_ctx=256, kv_type="f16") == 2
-    monkeypatch.setattr(gumba.runner.load, "available_memory", lambda: 0)
+    monkeypatch.setattr(memory_budget, "available_memory", lambda: 0)
     assert n_pages(n_ctx=256, kv_type="f16") == 1
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import gumba.runner.load
+from gumba import backends
+from gumba.backends.cache_shapes import DeltaState
 from gumba.errors import EngineError, RequestError, ResourceError
+from gumba.runner import memory_budget
 from gumba.runner.load import Chunk, Model
 from gumba.runner.state_pool import States
 from support.tiny_models import DATA, load, logits_of, stored
@@ -15,10 +17,10 @@ PATH = DATA / "arch_qwen35.gguf"
 
 
 def test_slots_are_handed_out_and_taken_back() -> None:
-    states = States([(3, 100), (), (16,)], 3)
+    states = States(backends.get(), [(DeltaState(3, 1), DeltaState(1, 10)), (), (DeltaState(1, 4),)], 3)
     assert states.slot_bytes == 64 + 448 + 64
-    assert [len(layer) for layer in states.layouts] == [2, 0, 1]
-    assert (np.diff([*states.layouts[0], *states.layouts[2]]) == [64, 448]).all()
+    assert [len(layer) for layer in states.memory.layouts] == [2, 0, 1]
+    assert (np.diff([*states.memory.layouts[0], *states.memory.layouts[2]]) == [64, 448]).all()
     taken = [states.allocate() for _ in range(3)]
     assert sorted(taken) == [0, 1, 2] and states.n_free == 0
     with pytest.raises(ResourceError, match="3 slots"):
@@ -38,7 +40,7 @@ def test_slots_are_handed_out_and_taken_back() -> None:
 
 
 def test_what_is_copied_or_written_is_what_was_there() -> None:
-    states = States([(20,), (7,)], 4)
+    states = States(backends.get(), [(DeltaState(20, 1),), (DeltaState(7, 1),)], 4)
     first, second = states.allocate(), states.allocate()
     data = bytes(range(1, states.slot_bytes + 1))
     states.write(first, data, 9)
@@ -133,7 +135,7 @@ def test_close_lets_go(model: Model) -> None:
 def test_as_many_slots_as_there_is_memory_for(
     there_is: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gumba.runner.load, "available_memory", lambda: there_is)
+    monkeypatch.setattr(memory_budget, "available_memory", lambda: there_is)
     model = load(PATH, n_threads=1, kv_tokens=64)
     assert model.states is not None
     assert model.states.slot_bytes == 2 * 4 * (3 * 256 + 4 * 32 * 32) and model.states.n_slots == expected

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import gumba.runner.load
 from gumba import LLM, GGUFFile, SamplingParams
 from gumba.backends.cpu.kv_pages import PAGE_TOKENS
+from gumba.runner import memory_budget
 from gumba.runner.load import ARCHITECTURES
 from support.arch_models import FILES as DECODERS
 from support.arch_models import architecture
@@ -24,7 +24,7 @@ def windows(path: Path) -> list[int]:
     """The window of each layer."""
     with GGUFFile(path) as file:
         config = ARCHITECTURES[architecture(path)].read_config(file)
-        return [shape.window for shape in gumba.runner.load.kv_shapes(config)]
+        return [shape.window for shape in config.kv_shapes]
 
 
 FILES = [path for path in DECODERS if any(windows(path))]
@@ -50,7 +50,7 @@ def test_the_same_bits_with_fewer_pages(
 ) -> None:
     monkeypatch.setattr(ARCHITECTURES[architecture(path)], "read_config", longer(path))
     with monkeypatch.context() as all_pages:
-        all_pages.setattr(gumba.runner.load, "NEAR_ROOM", 1000)
+        all_pages.setattr(memory_budget, "WINDOW_POOL_FACTOR", 1000)
         with load(path) as llm:
             assert llm.model.kv.window_pool is None
             expected = [llm.generate([one], PARAMS)[0].token_ids for one in PROMPTS]
@@ -84,7 +84,7 @@ def test_the_same_bits_with_fewer_pages(
         assert (again.token_ids, again.timings.cached_tokens) == (expected[3], len(PROMPTS[3]) - 1)
         assert llm.kv_usage().in_use == llm.kv_usage().window_in_use == 0
     with monkeypatch.context() as all_pages:
-        all_pages.setattr(gumba.runner.load, "NEAR_ROOM", 1000)
+        all_pages.setattr(memory_budget, "WINDOW_POOL_FACTOR", 1000)
         with load(path) as llm:
             assert llm.load_session(tmp_path / "a.session")[0] == said
             again = llm.generate([[*said, 7, 8]], PARAMS)[0]

@@ -15,13 +15,13 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from gumba.backends.chunks import Chunk
 from gumba.engine.page_lease import LeaseManager
 from gumba.engine.protocols import Runner
 from gumba.engine.scheduler import ScheduledChunk, Scheduler
 from gumba.engine.sequence import Sequence
 from gumba.errors import EngineError, QueueFullError
 from gumba.outputs import KVUsage
-from gumba.runner.model import Chunk
 from gumba.sampling.sampler import Sampler
 
 log = logging.getLogger("gumba")

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gumba.runner.model import Chunk
+from gumba.backends.chunks import Chunk
 
 
 class Pages(Protocol):

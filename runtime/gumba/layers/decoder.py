@@ -7,23 +7,20 @@ Beside these parts of a program stand those of a file: what it says (``gumba.loa
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from gumba.backends.cpu.kernels.rope import cos_sin_table
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
-from gumba.backends.cpu.program.moe import moe
+from gumba.backends.base import Buffer, Program, RopeTable
 from gumba.loading.config import Config
 from gumba.loading.rope import Rope, frequencies
 from gumba.loading.weights import LayerWeights, Weights
 
 
-def rope_table(p: Program, rope: Rope, n_ctx: int, factors: np.ndarray | None = None) -> int:
-    """The constant that ``Program.rope`` turns by."""
-    turning, magnitude = frequencies(rope, factors)
-    return p.constant(cos_sin_table(turning, n_ctx, magnitude, neox=rope.neox), pad=False)
+def rope_table(p: Program, rope: Rope, factors: np.ndarray | None = None) -> RopeTable:
+    """Cosines and sines of all positions. ``factors``: float32 [rope.dim / 2], divisors of the frequencies."""
+    inverse_frequencies, magnitude = frequencies(rope, factors)
+    return p.rope_table(inverse_frequencies, magnitude, neox=rope.neox)
 
 
 def project_qkv(p: Program, layer: LayerWeights, h: Buffer) -> tuple[Buffer, Buffer, Buffer]:
@@ -53,7 +50,7 @@ def qk_layer_norm(p: Program, c: Config, layer: LayerWeights, q: Buffer, k: Buff
 
 
 def apply_rope(
-    p: Program, c: Config, q: Buffer, k: Buffer, table: int, rope: Rope | None = None
+    p: Program, c: Config, q: Buffer, k: Buffer, table: RopeTable, rope: Rope | None = None
 ) -> tuple[Buffer, Buffer]:
     """Queries and keys at their positions."""
     rope = rope or c.rope
@@ -64,8 +61,8 @@ def apply_rope(
 
 
 def attend(
-    p: Program, c: Config, layer: LayerWeights, qkv: tuple[Buffer, Buffer, Buffer], kv: Sequence[KVLayout], i: int,
-    table: int | None, residual: Buffer | None = None, *, scale: float | None = None, **options: Any,
+    p: Program, c: Config, layer: LayerWeights, qkv: tuple[Buffer, Buffer, Buffer], i: int,
+    table: RopeTable | None, residual: Buffer | None = None, *, scale: float | None = None, **options: Any,
 ) -> Buffer:  # fmt: skip
     """Attention from queries, keys and values on, with the output's product.
 
@@ -76,25 +73,25 @@ def attend(
     if table is not None:
         q, k = apply_rope(p, c, q, k, table)
     scale = 1.0 / math.sqrt(c.head_dim) if scale is None else scale
-    a = p.attention(q, k, v, kv, layer=i, scale=scale, **options)
+    a = p.attention(q, k, v, layer=i, scale=scale, **options)
     return p.matmul(layer.attn_output, a, residual=residual, bias=layer.attn_output_bias)
 
 
 def attention(
-    p: Program, c: Config, layer: LayerWeights, h: Buffer, kv: Sequence[KVLayout], i: int, table: int | None,
+    p: Program, c: Config, layer: LayerWeights, h: Buffer, i: int, table: RopeTable | None,
     residual: Buffer | None = None, **options: Any,
 ) -> Buffer:  # fmt: skip
     """The usual attention to ``h``; ``table`` and what follows as of ``attend``."""
-    return attend(p, c, layer, project_qkv(p, layer, h), kv, i, table, residual, **options)
+    return attend(p, c, layer, project_qkv(p, layer, h), i, table, residual, **options)
 
 
 def qk_norm_attention(
-    p: Program, c: Config, layer: LayerWeights, h: Buffer, kv: Sequence[KVLayout], i: int, table: int | None,
+    p: Program, c: Config, layer: LayerWeights, h: Buffer, i: int, table: RopeTable | None,
     residual: Buffer | None = None, **options: Any,
 ) -> Buffer:  # fmt: skip
     """As ``attention``, with an RMS norm on every head of queries and keys."""
     q, k, v = project_qkv(p, layer, h)
-    return attend(p, c, layer, (*qk_norm(p, c, layer, q, k), v), kv, i, table, residual, **options)
+    return attend(p, c, layer, (*qk_norm(p, c, layer, q, k), v), i, table, residual, **options)
 
 
 def alibi_slopes(n_heads: int, bias: float) -> np.ndarray:
@@ -135,7 +132,7 @@ def moe_ffn(p: Program, layer: LayerWeights, h: Buffer, n_used: int, *, normaliz
     """A mixture of experts with SwiGLU."""
     logits = p.matmul(layer.ffn_gate_inp, h)
     parts = layer.ffn_gate_exps, layer.ffn_up_exps, layer.ffn_down_exps
-    return moe(p, h, logits, *parts, n_used, "silu", normalized=normalized)
+    return p.moe(h, logits, *parts, n_used, "silu", normalized=normalized)
 
 
 def shared_expert(p: Program, layer: LayerWeights, h: Buffer) -> Buffer:

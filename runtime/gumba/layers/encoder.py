@@ -6,9 +6,7 @@ first token, or from the mean of all. Without one there are no logits: what is a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.base import Buffer, Program
 from gumba.layers import decoder
 from gumba.loading.config import EncoderConfig
 from gumba.loading.weights import LayerWeights, Weights
@@ -29,17 +27,15 @@ def post_norm_block(p: Program, c: EncoderConfig, layer: LayerWeights, x: Buffer
     return p.layer_norm(x, layer.layer_output_norm, layer.layer_output_norm_bias, c.norm_eps)
 
 
-def rotary_forward(
-    p: Program, c: EncoderConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int, kind: str, *, gate: bool
-) -> tuple[Buffer, Buffer]:
+def rotary_forward(p: Program, c: EncoderConfig, w: Weights, kind: str, *, gate: bool) -> tuple[Buffer, Buffer]:
     """The program of an encoder with rotary positions and a norm after each half of a layer; results as of ``outputs``.
 
     ``kind``, ``gate``: the activation of the feed-forward part, and whether it has a gate.
     """
-    table = decoder.rope_table(p, c.rope, n_ctx)
+    table = decoder.rope_table(p, c.rope)
     x = p.layer_norm(embed(p, c, w), w.token_embd_norm, w.token_embd_norm_bias, c.norm_eps)
     for i, layer in enumerate(w.layers):
-        x = decoder.attention(p, c, layer, x, kv, i, table, residual=x, causal=False)
+        x = decoder.attention(p, c, layer, x, i, table, residual=x, causal=False)
         x = post_norm_block(p, c, layer, x, kind, gate=gate)
     return outputs(p, c, w, p.select_outputs(x))
 

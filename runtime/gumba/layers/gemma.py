@@ -11,8 +11,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from gumba.backends.cpu.packing import PackedMatrix
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.base import Buffer, Matrix, Program, RopeTable
+from gumba.backends.cache_shapes import KVShape
 from gumba.layers import decoder
 from gumba.loading.config import Config, read_common, read_windows
 from gumba.loading.metadata import MetadataReader
@@ -20,15 +20,14 @@ from gumba.loading.rope import Rope
 from gumba.loading.tensor_table import TensorTable
 from gumba.loading.weight_loader import MAX_LAYERS, MAX_WIDTH
 from gumba.loading.weights import Array, LayerWeights, Weights
-from gumba.runner.kv_cache import KVShape
 
 #: Keys of ``decoder.INERT_KEYS`` that are read here.
 OWN_KEYS = ("attention.sliding_window", "final_logit_softcapping", "attention.scale")
 
 
 class GemmaLayer(LayerWeights):
-    inp_gate: PackedMatrix
-    proj: PackedMatrix
+    inp_gate: Matrix
+    proj: Matrix
     post_norm: Array
 
 
@@ -36,8 +35,8 @@ class GemmaWeights(Weights):
     """``per_layer_token_embd``: the second embedding, of all layers side by side."""
 
     layers: Sequence[GemmaLayer]
-    per_layer_token_embd: PackedMatrix
-    per_layer_model_proj: PackedMatrix
+    per_layer_token_embd: Matrix
+    per_layer_model_proj: Matrix
     per_layer_proj_norm: Array
 
 
@@ -161,13 +160,13 @@ def add_per_layer(t: TensorTable, c: LayersConfig) -> None:
         t.add("post_norm", "post_norm.weight", c.n_embd, layer=i)
 
 
-def rope_tables(p: Program, c: LayersConfig, w: GemmaWeights, n_ctx: int) -> tuple[int, int]:
+def rope_tables(p: Program, c: LayersConfig, w: GemmaWeights) -> tuple[RopeTable, RopeTable]:
     """The constants that layers without a window turn by, and those with one."""
-    return decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs), decoder.rope_table(p, c.local_rope, n_ctx)
+    return decoder.rope_table(p, c.rope, w.rope_freqs), decoder.rope_table(p, c.local_rope)
 
 
 def attention(
-    p: Program, c: LayersConfig, layer: GemmaLayer, h: Buffer, kv: Sequence[KVLayout], i: int, tables: tuple[int, int]
+    p: Program, c: LayersConfig, layer: GemmaLayer, h: Buffer, i: int, tables: tuple[RopeTable, RopeTable]
 ) -> Buffer:
     """Attention with norms on every head of queries, keys and values, not scaled; with the output's product."""
     windowed, dim, n_kv = c.windowed[i], c.head_dim_of(i), c.kv_heads[i]
@@ -180,7 +179,7 @@ def attention(
         k = p.head_norm(plain, layer.attn_k_norm, c.norm_eps, n_kv, dim)
         k = p.rope(k, n_kv, dim, rope.dim, table, neox=rope.neox)
         v = p.head_norm(p.matmul(layer.attn_v, h) if layer.has("attn_v") else plain, None, c.norm_eps, n_kv, dim)
-    a = p.attention(q, k, v, kv, layer=c.sources[i], scale=1.0, window=c.window_of(i))
+    a = p.attention(q, k, v, layer=c.sources[i], scale=1.0, window=c.window_of(i))
     return p.matmul(layer.attn_output, a)
 
 

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from gumba.backends.cache_shapes import KVShape, StateShape
 from gumba.gguf import GGUFArray, GGUFFile
 from gumba.loading.metadata import MetadataReader
 from gumba.loading.rope import Rope, read_rope
 from gumba.loading.weight_loader import MAX_LAYERS, MAX_WIDTH
-from gumba.runner.kv_cache import KVShape
 
 #: GGUF's ``pooling_type``, by number. "rank": a classification head scores the text.
 POOLINGS = ("none", "mean", "first", "last", "rank")
@@ -84,8 +84,8 @@ class Config:
         return [KVShape(self.n_kv_heads, self.head_dim, self.head_dim, self.window_of(i)) for i in range(self.n_layers)]
 
     @property
-    def state_parts(self) -> list[tuple[int, ...]]:
-        """Sizes in float32 of the parts of each layer's recurrent state; none for a layer, or a model, without."""
+    def state_parts(self) -> list[tuple[StateShape, ...]]:
+        """The parts of each layer's recurrent state; none for a layer, or a model, without."""
         return []
 
 

@@ -8,7 +8,7 @@ from typing import TypeVar, get_args, get_type_hints
 
 import numpy as np
 
-from gumba.backends.cpu.program.moe import Experts
+from gumba.backends.base import Experts
 from gumba.gguf import GGUFFile
 from gumba.loading.weight_loader import Loader, TensorRule, check_tensors
 from gumba.loading.weights import LayerWeights, Weights

@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from gumba.backends.cpu.packing import PackedMatrix, aligned_empty, allocate_packed, chunks, interleave, pack
+from gumba.backends.base import Backend, Matrix, MatrixShape, Packer
 from gumba.errors import GGUFError, ModelError, UnsupportedError
 from gumba.gguf import GGUFFile, GGUFTensor
 from gumba.quants import FORMATS, BlockFormat
-from gumba.simd.isa import Isa
 
 #: No model that exists comes near these; sizes are multiplied as Python integers, so nothing overflows below them.
 MAX_WIDTH = 1 << 20
@@ -89,25 +88,25 @@ def block_format(gguf: GGUFFile, tensor: GGUFTensor) -> BlockFormat:
 
 
 class Loader:
-    """Reads tensors and packs matrices for an instruction set.
+    """Reads tensors and packs matrices for a backend.
 
     ``matrix`` only sets memory aside; ``run`` then reads and packs all of them, on all threads, in the order of the file. A
     thread has its own handle and reads a piece at a time: there is never more of the file in this process than a few
     megabytes beside the packed copy. Data is read, not mapped: a file that is cut while open gives an error instead of a
-    signal. The packed weights lie in one run of memory, so that the system can back it with huge pages; they are not written
-    again. A context manager: leaving it closes the handles.
+    signal. The packed weights lie in one run of memory; they are not written again. A context manager: leaving it closes the
+    handles.
     """
 
     def __init__(
-        self, gguf: GGUFFile, isa: Isa, n_threads: int, progress: Callable[[float], Any] | None = None
+        self, gguf: GGUFFile, backend: Backend, n_threads: int, progress: Callable[[float], Any] | None = None
     ) -> None:
-        self.gguf, self.isa, self.n_threads, self._progress = gguf, isa, n_threads, progress
+        self.gguf, self.n_threads, self._progress = gguf, n_threads, progress
+        self._backend = backend
         self._total = sum(t.n_bytes for t in gguf.tensors.values()) or 1
         self._done = 0
         self._lock = threading.Lock()
-        self._matrices: list[tuple[GGUFTensor, int, PackedMatrix]] = []
-        self._memory: np.ndarray | None = None
-        self._used = 0
+        self._matrices: list[tuple[GGUFTensor, int, Matrix]] = []
+        self._packer: Packer | None = None
         self._own = _Files(gguf)
 
     def __enter__(self) -> Loader:
@@ -131,7 +130,7 @@ class Loader:
         self._count(tensor.n_bytes)
         return values[first:last]
 
-    def matrix(self, name: str, first: int = 0, last: int | None = None) -> PackedMatrix | None:
+    def matrix(self, name: str, first: int = 0, last: int | None = None) -> Matrix | None:
         """A matrix, or its rows ``first`` up to ``last``, packed for the kernels when ``run`` has ended.
 
         None when the file has none of that name.
@@ -141,12 +140,11 @@ class Loader:
             return None
         n_rows, columns = tensor.shape if len(tensor.shape) == 2 else (1, tensor.shape[0])
         last = n_rows if last is None else last
-        made = allocate_packed(block_format(self.gguf, tensor), last - first, columns, self.isa, self._take)
-        made.data.flags.writeable = False
-        self._matrices.append((tensor, first, made))
-        return made
+        matrix = self._allocate(block_format(self.gguf, tensor), last - first, columns)
+        self._matrices.append((tensor, first, matrix))
+        return matrix
 
-    def experts(self, name: str, first: int = 0, last: int | None = None) -> list[PackedMatrix] | None:
+    def experts(self, name: str, first: int = 0, last: int | None = None) -> list[Matrix] | None:
         """A tensor [n_experts, rows, columns] as a matrix for each expert, or rows ``first`` up to ``last`` of each.
 
         None when the file has none of that name.
@@ -156,39 +154,36 @@ class Loader:
             return None
         n_experts, n_rows, columns = tensor.shape
         last = n_rows if last is None else last
-        format, made = block_format(self.gguf, tensor), []
+        format, matrices = block_format(self.gguf, tensor), []
         for e in range(n_experts):
-            made.append(allocate_packed(format, last - first, columns, self.isa, self._take))
-            made[-1].data.flags.writeable = False
-            self._matrices.append((tensor, e * n_rows + first, made[-1]))
-        return made
+            matrices.append(self._allocate(format, last - first, columns))
+            self._matrices.append((tensor, e * n_rows + first, matrices[-1]))
+        return matrices
 
-    def _take(self, n_bytes: int) -> np.ndarray:
-        """Part of the one run of memory, which is made large enough for all matrices of the file at the first call."""
-        if self._memory is None:
-            total = 0
-            for tensor in self.gguf.tensors.values():
-                if len(tensor.shape) in (2, 3):
-                    format = block_format(self.gguf, tensor)
-                    size = allocate_packed(
-                        format, tensor.shape[-2], tensor.shape[-1], self.isa, lambda n: np.empty(0, np.uint8)
-                    )
-                    total += math.prod(tensor.shape[:-2]) * (-(-size.n_groups * size.group_bytes // 64) * 64)
-            self._memory = aligned_empty(total)
-        start = self._used
-        if start + n_bytes > len(self._memory):  # parts of a matrix take more than the whole
-            return aligned_empty(n_bytes)
-        self._used += -(-n_bytes // 64) * 64
-        return self._memory[start : start + n_bytes]
+    def _allocate(self, format: BlockFormat, rows: int, columns: int) -> Matrix:
+        """A matrix to be packed. The first call sets memory aside for all matrices of the file."""
+        if self._packer is None:
+            shapes = [
+                (MatrixShape(block_format(self.gguf, tensor), *tensor.shape[-2:]), math.prod(tensor.shape[:-2]))
+                for tensor in self.gguf.tensors.values()
+                if len(tensor.shape) in (2, 3)
+            ]
+            self._packer = self._backend.packer(shapes)
+        return self._packer.allocate(MatrixShape(format, rows, columns))
 
     def run(self) -> None:
         """Read and pack all matrices that were asked for. Raises GGUFError when the file cannot be read.
 
         Whatever is raised here, Ctrl-C and what the progress callback raises included, the other threads have ended by then.
         """
-        interleave.compile()
+        packer = self._packer
+        if packer is None:
+            self._own.check_unchanged()
+            self._report()
+            return
+        packer.prepare()
         order = sorted(self._matrices, key=lambda m: (str(m[0].path), m[0].offset, m[1]))
-        pieces = [(tensor, start, matrix, *groups) for tensor, start, matrix in order for groups in chunks(matrix)]
+        pieces = [(tensor, start, matrix, *run) for tensor, start, matrix in order for run in packer.row_runs(matrix)]
         self._matrices = []
         left = iter(pieces)
         failed: list[BaseException] = []
@@ -199,7 +194,7 @@ class Loader:
                     piece = next(left, None)
                 if piece is None:
                     return
-                self._pack(own, *piece)
+                self._pack(packer, own, *piece)
                 if report:
                     self._report()
 
@@ -233,14 +228,14 @@ class Loader:
         self._own.check_unchanged()
         self._report()
 
-    def _pack(self, own: _Files, tensor: GGUFTensor, start: int, matrix: PackedMatrix, first: int, last: int) -> None:
-        """Groups ``first`` up to ``last`` of a matrix whose first row is the tensor's row ``start``."""
-        lanes = self.isa.lanes
+    def _pack(
+        self, packer: Packer, own: _Files, tensor: GGUFTensor, start: int, matrix: Matrix, first: int, last: int
+    ) -> None:
+        """Rows ``first`` up to ``last`` of a matrix whose first row is the tensor's row ``start``."""
         row_bytes = tensor.n_bytes // math.prod(tensor.shape[:-1])
-        first_row, n_rows = first * lanes, min(last * lanes, matrix.rows) - first * lanes
-        data = own.buffer(n_rows * row_bytes)
-        own.read(tensor, (start + first_row) * row_bytes, data)
-        pack(matrix, self.isa, data.reshape(n_rows, row_bytes), first, last)
+        data = own.buffer((last - first) * row_bytes)
+        own.read(tensor, (start + first) * row_bytes, data)
+        packer.pack(matrix, first, data.reshape(last - first, row_bytes))
         self._count(len(data))
 
     def _count(self, n_bytes: int) -> None:
@@ -281,7 +276,8 @@ class _Files:
 
     def buffer(self, n_bytes: int) -> np.ndarray:
         if len(self._buffer) < n_bytes:
-            self._buffer = aligned_empty(n_bytes)
+            whole = np.empty(n_bytes + 64, np.uint8)
+            self._buffer = whole[-whole.ctypes.data % 64 :][:n_bytes]  # at a cache line
         return self._buffer[:n_bytes]
 
     def read(self, tensor: GGUFTensor, offset: int, out: np.ndarray) -> None:

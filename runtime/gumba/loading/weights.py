@@ -19,8 +19,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from gumba.backends.cpu.packing import PackedMatrix
-from gumba.backends.cpu.program.moe import Experts
+from gumba.backends.base import Experts, Matrix
 
 #: float32 numbers that operations take as they are: norms, biases, learned tables.
 Array: TypeAlias = np.ndarray
@@ -39,15 +38,15 @@ class LayerWeights(_Tensors):
     attn_norm_bias: Array
     attn_norm_2: Array | None = None
     attn_norm_2_bias: Array | None = None
-    attn_q: PackedMatrix
-    attn_k: PackedMatrix
-    attn_v: PackedMatrix
+    attn_q: Matrix
+    attn_k: Matrix
+    attn_v: Matrix
     attn_q_bias: Array | None = None
     attn_k_bias: Array | None = None
     attn_v_bias: Array | None = None
     attn_q_norm: Array | None = None
     attn_k_norm: Array | None = None
-    attn_output: PackedMatrix
+    attn_output: Matrix
     attn_output_bias: Array | None = None
     attn_output_norm: Array
     attn_output_norm_bias: Array
@@ -55,9 +54,9 @@ class LayerWeights(_Tensors):
 
     ffn_norm: Array
     ffn_norm_bias: Array
-    ffn_gate: PackedMatrix
-    ffn_up: PackedMatrix
-    ffn_down: PackedMatrix
+    ffn_gate: Matrix
+    ffn_up: Matrix
+    ffn_down: Matrix
     ffn_gate_bias: Array | None = None
     ffn_up_bias: Array | None = None
     ffn_down_bias: Array | None = None
@@ -66,22 +65,22 @@ class LayerWeights(_Tensors):
     layer_output_norm_bias: Array
 
     #: The router of a mixture of experts, its experts, and the shared expert.
-    ffn_gate_inp: PackedMatrix
+    ffn_gate_inp: Matrix
     ffn_gate_inp_bias: Array | None = None
     ffn_gate_exps: Experts
     ffn_up_exps: Experts
     ffn_down_exps: Experts
-    ffn_gate_inp_shexp: PackedMatrix
-    ffn_gate_shexp: PackedMatrix
-    ffn_up_shexp: PackedMatrix
-    ffn_down_shexp: PackedMatrix
+    ffn_gate_inp_shexp: Matrix
+    ffn_gate_shexp: Matrix
+    ffn_up_shexp: Matrix
+    ffn_down_shexp: Matrix
 
 
 class Weights(_Tensors):
     """The tensors outside the layers, and ``layers``."""
 
     layers: Sequence[LayerWeights]
-    token_embd: PackedMatrix
+    token_embd: Matrix
     token_embd_norm: Array
     token_embd_norm_bias: Array
     #: Learned positions, [n_ctx_train, n_embd].
@@ -93,12 +92,12 @@ class Weights(_Tensors):
     output_norm: Array
     output_norm_bias: Array
     #: None: tied to ``token_embd``.
-    output: PackedMatrix | None = None
+    output: Matrix | None = None
     output_bias: Array | None = None
 
     #: The classifier head: a dense layer, its norm, and the matrix [n_labels, n_embd].
-    cls: PackedMatrix | None = None
+    cls: Matrix | None = None
     cls_bias: Array | None = None
     cls_norm: Array | None = None
-    cls_output: PackedMatrix
+    cls_output: Matrix
     cls_output_bias: Array | None = None

@@ -5,9 +5,7 @@ ALiBi is Press et al. 2022. What the 13B model is, is told by its 40 layers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.base import Buffer, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import Config, read_common, read_metadata
@@ -34,14 +32,14 @@ def load_weights(loader: Loader, c: Config) -> Weights:
     return decoder_table(loader.gguf, c).load(loader, Weights)
 
 
-def forward(p: Program, c: Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Config, w: Weights) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
     slopes = decoder.alibi_slopes(c.n_heads, ALIBI_BIAS) if c.n_layers == ALIBI_LAYERS else None
-    table = decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs)
+    table = decoder.rope_table(p, c.rope, w.rope_freqs)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
-        x = decoder.attention(p, c, layer, h, kv, i, table if slopes is None else None, residual=x, slopes=slopes)
+        x = decoder.attention(p, c, layer, h, i, table if slopes is None else None, residual=x, slopes=slopes)
         h = p.rms_norm(x, layer.ffn_norm, c.norm_eps)
         x = decoder.swiglu(p, layer, h, residual=x)
     return decoder.outputs(p, c, w, x)

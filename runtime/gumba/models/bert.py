@@ -5,10 +5,9 @@ Learned positions and types of tokens; LayerNorm after each half of a layer; GEL
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.base import Buffer, Program
 from gumba.errors import UnsupportedError
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder, encoder
@@ -52,11 +51,11 @@ def load_weights(loader: Loader, c: BertConfig) -> Weights:
     return t.load(loader, Weights)
 
 
-def forward(p: Program, c: BertConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: BertConfig, w: Weights) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the head's, float32 [n_outputs, n_labels]."""
     x = p.add_positions(encoder.embed(p, c, w), w.position_embd)
     x = p.layer_norm(x, w.token_embd_norm, w.token_embd_norm_bias, c.norm_eps)
     for i, layer in enumerate(w.layers):
-        x = decoder.attention(p, c, layer, x, kv, i, None, residual=x, causal=False)
+        x = decoder.attention(p, c, layer, x, i, None, residual=x, causal=False)
         x = encoder.post_norm_block(p, c, layer, x, "gelu", gate=False)
     return encoder.outputs(p, c, w, p.select_outputs(x), c.head_activation)

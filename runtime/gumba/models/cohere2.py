@@ -5,10 +5,9 @@ Of every four layers three see a window and turn queries and keys; the fourth se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.base import Buffer, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import Config, read_common, read_metadata, read_windows
@@ -41,14 +40,14 @@ def load_weights(loader: Loader, c: Cohere2Config) -> Weights:
     return decoder_table(loader.gguf, c, norms=("attn_norm",)).load(loader, Weights)
 
 
-def forward(p: Program, c: Cohere2Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Cohere2Config, w: Weights) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    table = decoder.rope_table(p, c.rope, n_ctx)
+    table = decoder.rope_table(p, c.rope)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         h = p.layer_norm(x, layer.attn_norm, None, c.norm_eps)
         turning = table if c.windowed[i] else None
-        x = decoder.attention(p, c, layer, h, kv, i, turning, residual=x, window=c.window_of(i))
+        x = decoder.attention(p, c, layer, h, i, turning, residual=x, window=c.window_of(i))
         x = decoder.swiglu(p, layer, h, residual=x)
     hidden = p.layer_norm(p.select_outputs(x), w.output_norm, None, c.norm_eps)
     return hidden, p.scale(p.matmul(w.output or w.token_embd, hidden), c.logit_scale)

@@ -6,10 +6,9 @@ Command R+ has a LayerNorm on every head of queries and keys, each head's with w
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.base import Buffer, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import Config, read_common, read_metadata
@@ -42,15 +41,15 @@ def load_weights(loader: Loader, c: Config) -> Weights:
     return t.load(loader, Weights)
 
 
-def forward(p: Program, c: CommandRConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: CommandRConfig, w: Weights) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    table = decoder.rope_table(p, c.rope, n_ctx)
+    table = decoder.rope_table(p, c.rope)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         h = p.layer_norm(x, layer.attn_norm, None, c.norm_eps)
         q, k, v = decoder.project_qkv(p, layer, h)
         q, k = decoder.apply_rope(p, c, *decoder.qk_layer_norm(p, c, layer, q, k), table)
-        a = p.attention(q, k, v, kv, layer=i, scale=1.0 / math.sqrt(c.head_dim))
+        a = p.attention(q, k, v, layer=i, scale=1.0 / math.sqrt(c.head_dim))
         x = p.matmul(layer.attn_output, a, residual=x, bias=layer.attn_output_bias)
         x = decoder.swiglu(p, layer, h, residual=x)
     hidden = p.layer_norm(p.select_outputs(x), w.output_norm, None, c.norm_eps)

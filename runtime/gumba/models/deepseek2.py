@@ -12,9 +12,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from gumba.backends.cpu.packing import PackedMatrix
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
-from gumba.backends.cpu.program.moe import Experts, moe
+from gumba.backends.base import Buffer, Experts, Matrix, Program, RopeTable
+from gumba.backends.cache_shapes import KVShape
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import EXPERT_KEYS, Config, read_common, read_expert_counts, read_metadata
@@ -23,7 +22,6 @@ from gumba.loading.metadata import MetadataReader
 from gumba.loading.tensor_table import TensorTable
 from gumba.loading.weight_loader import MAX_LAYERS, MAX_WIDTH, Loader
 from gumba.loading.weights import Array, LayerWeights, Weights
-from gumba.runner.kv_cache import KVShape
 
 NAME = "deepseek2"
 FAMILIES = "DeepSeek-V2, V2-Lite, Coder-V2, V2.5, V3, R1"
@@ -35,12 +33,12 @@ GATINGS = {1: "softmax", 2: "sigmoid"}
 class Deepseek2Layer(LayerWeights):
     """The projections of latent attention; ``attn_kv_b`` in files made before 2025, else ``attn_k_b`` and ``attn_v_b``."""
 
-    attn_q_a: PackedMatrix
+    attn_q_a: Matrix
     attn_q_a_norm: Array
-    attn_q_b: PackedMatrix
-    attn_kv_a_mqa: PackedMatrix
+    attn_q_b: Matrix
+    attn_kv_a_mqa: Matrix
     attn_kv_a_norm: Array
-    attn_kv_b: PackedMatrix
+    attn_kv_b: Matrix
     attn_k_b: Experts
     attn_v_b: Experts
     exp_probs_b: Array | None = None
@@ -169,15 +167,13 @@ def _add_attention(t: TensorTable, c: Deepseek2Config, i: int) -> None:
     t.add("attn_output", "attn_output.weight", c.n_embd, c.n_heads * c.v_dim, layer=i)
 
 
-def forward(
-    p: Program, c: Deepseek2Config, w: Deepseek2Weights, kv: Sequence[KVLayout], n_ctx: int
-) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Deepseek2Config, w: Deepseek2Weights) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    table = decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs)
+    table = decoder.rope_table(p, c.rope, w.rope_freqs)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
-        a = (_latent_attention if c.latent else _attention)(p, c, layer, h, kv, i, table)
+        a = (_latent_attention if c.latent else _attention)(p, c, layer, h, i, table)
         x = p.matmul(layer.attn_output, a, residual=x)
         h = p.rms_norm(x, layer.ffn_norm, c.norm_eps)
         x = decoder.swiglu(p, layer, h, residual=x) if i < c.n_dense else p.add(x, _experts(p, c, layer, h))
@@ -192,7 +188,7 @@ def _queries(p: Program, c: Deepseek2Config, layer: Deepseek2Layer, h: Buffer) -
 
 
 def _latent_attention(
-    p: Program, c: Deepseek2Config, layer: Deepseek2Layer, h: Buffer, kv: Sequence[KVLayout], i: int, table: int
+    p: Program, c: Deepseek2Config, layer: Deepseek2Layer, h: Buffer, i: int, table: RopeTable
 ) -> Buffer:
     """Attention of all heads to the latent vectors; what turns comes first in queries and keys."""
     plain, turning, rank = c.n_plain, c.rope.dim, c.kv_rank
@@ -203,12 +199,10 @@ def _latent_attention(
     q = p.join_heads(c.n_heads, [(q, plain, turning, plain + turning), (inner, 0, rank, rank)])
     q = p.rope(q, c.n_heads, turning + rank, turning, table)
     k = p.rope(k, 1, turning + rank, turning, table)
-    return p.head_matmul(layer.attn_v_b.matrices, p.attention(q, k, v, kv, layer=i, scale=c.score_scale))
+    return p.head_matmul(layer.attn_v_b.matrices, p.attention(q, k, v, layer=i, scale=c.score_scale))
 
 
-def _attention(
-    p: Program, c: Deepseek2Config, layer: Deepseek2Layer, h: Buffer, kv: Sequence[KVLayout], i: int, table: int
-) -> Buffer:
+def _attention(p: Program, c: Deepseek2Config, layer: Deepseek2Layer, h: Buffer, i: int, table: RopeTable) -> Buffer:
     """Attention with every head's own keys and values; what turns comes first in queries and keys."""
     plain, turning, of_head = c.n_plain, c.rope.dim, c.n_plain + c.v_dim
     q, latent = _queries(p, c, layer, h), p.matmul(layer.attn_kv_a_mqa, h)
@@ -219,13 +213,13 @@ def _attention(
     q = p.join_heads(c.n_heads, [(q, plain, turning, plain + turning), (q, 0, plain, plain + turning)])
     q = p.rope(q, c.n_heads, turning + plain, turning, table)
     k = p.rope(k, c.n_heads, turning + plain, turning, table)
-    return p.attention(q, k, v, kv, layer=i, scale=c.score_scale)
+    return p.attention(q, k, v, layer=i, scale=c.score_scale)
 
 
 def _experts(p: Program, c: Deepseek2Config, layer: Deepseek2Layer, h: Buffer) -> Buffer:
     """The chosen experts and, where there are any, those that every token takes."""
-    made = moe(
-        p, h, p.matmul(layer.ffn_gate_inp, h), layer.ffn_gate_exps, layer.ffn_up_exps, layer.ffn_down_exps, c.n_used, "silu",
+    made = p.moe(
+        h, p.matmul(layer.ffn_gate_inp, h), layer.ffn_gate_exps, layer.ffn_up_exps, layer.ffn_down_exps, c.n_used, "silu",
         weights=c.gating, normalized=c.normalized, bias=layer.exp_probs_b, scale=c.weight_scale, groups=c.groups,
     )  # fmt: skip
     return p.add(made, decoder.shared_expert(p, layer, h)) if c.n_ff_shared else made

@@ -6,9 +6,7 @@ positions; in the smaller one all layers see everything and turn.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.base import Buffer, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import Config, read_windowed_config
@@ -31,14 +29,14 @@ def load_weights(loader: Loader, c: Config) -> Weights:
     return decoder_table(loader.gguf, c, norms=POST_NORMS, head_norms=True).load(loader, Weights)
 
 
-def forward(p: Program, c: Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Config, w: Weights) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    table = decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs)
+    table = decoder.rope_table(p, c.rope, w.rope_freqs)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         window = c.window_of(i)
         turning = table if window or not c.window else None
-        h = decoder.qk_norm_attention(p, c, layer, x, kv, i, turning, window=window)
+        h = decoder.qk_norm_attention(p, c, layer, x, i, turning, window=window)
         x = p.add(x, p.rms_norm(h, layer.post_attention_norm, c.norm_eps))
         x = p.add(x, p.rms_norm(decoder.swiglu(p, layer, x), layer.post_ffw_norm, c.norm_eps))
     return decoder.outputs(p, c, w, x)

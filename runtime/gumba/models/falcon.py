@@ -5,9 +5,7 @@ The larger ones have a norm for each of the two.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.base import Buffer, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import Config, read_common, read_metadata
@@ -36,13 +34,13 @@ def load_weights(loader: Loader, c: Config) -> Weights:
     return t.load(loader, Weights)
 
 
-def forward(p: Program, c: Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Config, w: Weights) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    table = decoder.rope_table(p, c.rope, n_ctx)
+    table = decoder.rope_table(p, c.rope)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         h = p.layer_norm(x, layer.attn_norm, layer.attn_norm_bias, c.norm_eps)
         own = h if layer.attn_norm_2 is None else p.layer_norm(x, layer.attn_norm_2, layer.attn_norm_2_bias, c.norm_eps)
-        x = decoder.attention(p, c, layer, own, kv, i, table, residual=x)
+        x = decoder.attention(p, c, layer, own, i, table, residual=x)
         x = decoder.plain_ffn(p, layer, h, "gelu", residual=x)
     return decoder.layer_norm_outputs(p, c, w, x)

@@ -6,9 +6,8 @@ Files hold the norms' weights with 1 added. Heads may be wider than the model's 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.base import Buffer, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import Config, read_plain_config
@@ -31,13 +30,13 @@ def load_weights(loader: Loader, c: Config) -> Weights:
     return decoder_table(loader.gguf, c, classifier_head=True).load(loader, Weights)
 
 
-def forward(p: Program, c: Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Config, w: Weights) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    table = decoder.rope_table(p, c.rope, n_ctx)
+    table = decoder.rope_table(p, c.rope)
     x = p.scale(p.embed(w.token_embd), math.sqrt(c.n_embd))
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
-        x = decoder.attention(p, c, layer, h, kv, i, table, residual=x)
+        x = decoder.attention(p, c, layer, h, i, table, residual=x)
         h = p.rms_norm(x, layer.ffn_norm, c.norm_eps)
         x = decoder.gated_ffn(p, layer, h, "gelu_tanh", residual=x)
     return decoder.outputs(p, c, w, x)

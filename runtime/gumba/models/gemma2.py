@@ -7,10 +7,9 @@ scaled by their own constant.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.base import Buffer, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import Config, read_common, read_metadata, read_windows
@@ -59,15 +58,13 @@ def load_weights(loader: Loader, c: Gemma2Config) -> Weights:
     return decoder_table(loader.gguf, c, norms=PRE_POST_NORMS, classifier_head=True).load(loader, Weights)
 
 
-def forward(p: Program, c: Gemma2Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Gemma2Config, w: Weights) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    table = decoder.rope_table(p, c.rope, n_ctx)
+    table = decoder.rope_table(p, c.rope)
     x = p.scale(p.embed(w.token_embd), math.sqrt(c.n_embd))
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
-        h = decoder.attention(
-            p, c, layer, h, kv, i, table, scale=c.query_scale, window=c.window_of(i), softcap=c.score_cap
-        )
+        h = decoder.attention(p, c, layer, h, i, table, scale=c.query_scale, window=c.window_of(i), softcap=c.score_cap)
         x = decoder.post_norm_block(p, c, layer, x, h, "gelu_tanh")
     hidden, logits = decoder.outputs(p, c, w, x)
     return hidden, logits if c.n_labels else p.softcap(logits, c.logit_cap)

@@ -6,10 +6,9 @@ Of every six layers five see only the last ``sliding_window`` tokens, and turn q
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.base import Buffer, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import Config, read_common, read_metadata, read_windows
@@ -50,15 +49,15 @@ def load_weights(loader: Loader, c: Gemma3Config) -> Weights:
     )
 
 
-def forward(p: Program, c: Gemma3Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Gemma3Config, w: Weights) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    everywhere = decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs)
-    local = decoder.rope_table(p, replace(c.rope, freq_base=c.local_freq_base, scaling="none"), n_ctx)
+    everywhere = decoder.rope_table(p, c.rope, w.rope_freqs)
+    local = decoder.rope_table(p, replace(c.rope, freq_base=c.local_freq_base, scaling="none"))
     x = p.scale(p.embed(w.token_embd), math.sqrt(c.n_embd))
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
         table = local if c.windowed[i] else everywhere
-        h = decoder.qk_norm_attention(p, c, layer, h, kv, i, table, scale=c.query_scale, window=c.window_of(i))
+        h = decoder.qk_norm_attention(p, c, layer, h, i, table, scale=c.query_scale, window=c.window_of(i))
         x = decoder.post_norm_block(p, c, layer, x, h, "gelu_tanh")
     hidden, logits = decoder.outputs(p, c, w, x)
     return hidden, p.softcap(logits, c.logit_cap) if c.logit_cap and not c.n_labels else logits

@@ -12,11 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gumba.backends.cpu.packing import PackedMatrix
-from gumba.backends.cpu.program import altup
-from gumba.backends.cpu.program.altup import Streams
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
-from gumba.backends.cpu.program.moe import Experts
+from gumba.backends.base import Buffer, Experts, Matrix, Program, Streams
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder, gemma
 from gumba.layers.gemma import GemmaLayer, GemmaWeights, LayersConfig
@@ -36,13 +32,13 @@ LEAST = 1e-5
 
 
 class Gemma3nLayer(GemmaLayer):
-    altup_router: PackedMatrix
+    altup_router: Matrix
     altup_router_norm: Array
-    altup_predict_coef: PackedMatrix
-    altup_correct_coef: PackedMatrix
+    altup_predict_coef: Matrix
+    altup_correct_coef: Matrix
     altup_correct_scale: Array
-    laurel_l: PackedMatrix
-    laurel_r: PackedMatrix
+    laurel_l: Matrix
+    laurel_r: Matrix
     laurel_post_norm: Array
 
 
@@ -99,45 +95,43 @@ def load_weights(loader: Loader, c: Gemma3nConfig) -> Gemma3nWeights:
     return t.load(loader, Gemma3nWeights, gemma.unused_kv(c))
 
 
-def forward(
-    p: Program, c: Gemma3nConfig, w: Gemma3nWeights, kv: Sequence[KVLayout], n_ctx: int
-) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Gemma3nConfig, w: Gemma3nWeights) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    tables = gemma.rope_tables(p, c, w, n_ctx)
+    tables = gemma.rope_tables(p, c, w)
     x = p.scale(p.embed(w.token_embd), math.sqrt(c.n_embd))
     inputs = gemma.per_layer_inputs(p, c, w, x)
-    others = [altup.match_magnitude(p, p.matmul(m, x), x, LEAST) for m in w.altup_proj.matrices]
-    all_streams = altup.stack(p, [x, *others])
+    others = [p.match_magnitude(p.matmul(m, x), x, LEAST) for m in w.altup_proj.matrices]
+    all_streams = p.stack_streams([x, *others])
     for i, layer in enumerate(w.layers):
         if i == c.n_own:
-            all_streams, inputs = altup.select_outputs(p, all_streams), p.select_outputs(inputs)
-        before = altup.part(p, all_streams, c.active)
-        predicted = altup.mix(p, all_streams, _coefficients(p, c, layer, before, layer.altup_predict_coef))
-        active = altup.part(p, predicted, c.active)
+            all_streams, inputs = p.select_output_streams(all_streams), p.select_outputs(inputs)
+        before = p.stream(all_streams, c.active)
+        predicted = p.mix_streams(all_streams, _coefficients(p, c, layer, before, layer.altup_predict_coef))
+        active = p.stream(predicted, c.active)
         h = p.rms_norm(active, layer.attn_norm, c.norm_eps)
-        a = p.rms_norm(gemma.attention(p, c, layer, h, kv, i, tables), layer.post_attention_norm, c.norm_eps)
+        a = p.rms_norm(gemma.attention(p, c, layer, h, i, tables), layer.post_attention_norm, c.norm_eps)
         x = p.scale(p.add(p.add(active, a), _laurel(p, c, layer, h)), math.sqrt(0.5))
         h = _feed_forward(p, layer, p.rms_norm(x, layer.ffn_norm, c.norm_eps), c.cutoffs[i])
         x = p.add(x, p.rms_norm(h, layer.post_ffw_norm, c.norm_eps))
         corrected = _correct(p, c, layer, predicted, active, x)
-        first = p.multiply_row(altup.part(p, corrected, c.active), layer.altup_correct_scale)
+        first = p.multiply_row(p.stream(corrected, c.active), layer.altup_correct_scale)
         h = gemma.per_layer_embedding(p, c, layer, first, inputs, i)
-        all_streams = altup.add(p, corrected, h, [0.0] + [1.0] * (c.n_streams - 1))
-    return _outputs(p, c, w, altup.select_outputs(p, all_streams))
+        all_streams = p.add_to_streams(corrected, h, [0.0] + [1.0] * (c.n_streams - 1))
+    return _outputs(p, c, w, p.select_output_streams(all_streams))
 
 
-def _coefficients(p: Program, c: Gemma3nConfig, layer: Gemma3nLayer, x: Buffer, matrix: PackedMatrix) -> Buffer:
+def _coefficients(p: Program, c: Gemma3nConfig, layer: Gemma3nLayer, x: Buffer, matrix: Matrix) -> Buffer:
     """What a stream says of how the streams go together, from a few numbers that its router makes."""
     routed = p.matmul(layer.altup_router, p.rms_norm(x, layer.altup_router_norm / c.n_embd, c.norm_eps))
     return p.matmul(matrix, p.activation(routed, "tanh"))
 
 
 def _correct(
-    p: Program, c: Gemma3nConfig, layer: Gemma3nLayer, predicted: Streams, active: Buffer, x: Buffer
-) -> Streams:
+    p: Program, c: Gemma3nConfig, layer: Gemma3nLayer, predicted: Streams[Buffer], active: Buffer, x: Buffer
+) -> Streams[Buffer]:
     """Every predicted stream plus a part of what x, which the layer made of the active one, differs by from that."""
     coefficients = p.add_row(_coefficients(p, c, layer, x, layer.altup_correct_coef), np.ones(c.n_streams, np.float32))
-    return altup.add(p, predicted, p.add(x, p.scale(active, -1.0)), coefficients)
+    return p.add_to_streams(predicted, p.add(x, p.scale(active, -1.0)), coefficients)
 
 
 def _laurel(p: Program, c: Gemma3nConfig, layer: Gemma3nLayer, h: Buffer) -> Buffer:
@@ -149,15 +143,15 @@ def _feed_forward(p: Program, layer: Gemma3nLayer, h: Buffer, cutoff: float | No
     """A feed-forward part with a gate, of which only the greatest few numbers open it where there is a ``cutoff``."""
     if cutoff is None:
         return decoder.gated_ffn(p, layer, h, "gelu_tanh")
-    gate = altup.keep_greatest(p, p.matmul(layer.ffn_gate, h), cutoff)
+    gate = p.keep_greatest(p.matmul(layer.ffn_gate, h), cutoff)
     return p.matmul(layer.ffn_down, p.gated(gate, p.matmul(layer.ffn_up, h), "gelu_tanh"))
 
 
-def _outputs(p: Program, c: Gemma3nConfig, w: Gemma3nWeights, x: Streams) -> tuple[Buffer, Buffer]:
+def _outputs(p: Program, c: Gemma3nConfig, w: Gemma3nWeights, x: Streams[Buffer]) -> tuple[Buffer, Buffer]:
     """The mean of all streams, brought back to the first one's size, and its logits."""
-    first = altup.part(p, x, 0)
+    first = p.stream(x, 0)
     total = first
     for i, matrix in enumerate(w.altup_unembd_proj.matrices, 1):
-        total = p.add(total, altup.match_magnitude(p, p.matmul(matrix, altup.part(p, x, i)), first, LEAST))
+        total = p.add(total, p.match_magnitude(p.matmul(matrix, p.stream(x, i)), first, LEAST))
     hidden = p.rms_norm(p.scale(total, 1.0 / x.n), w.output_norm, c.norm_eps)
     return gemma.softcap_logits(p, c, hidden, p.matmul(w.output or w.token_embd, hidden))

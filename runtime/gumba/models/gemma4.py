@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
-from gumba.backends.cpu.program.moe import moe
+from gumba.backends.base import Buffer, Program
 from gumba.errors import ModelError
 from gumba.gguf import GGUFArray, GGUFFile
 from gumba.layers import decoder, gemma
@@ -103,15 +102,15 @@ def _add_experts(t: TensorTable, c: Gemma4Config, i: int) -> None:
     t.add("ffn_down_exps_scale", "ffn_down_exps.scale", c.n_experts, layer=i, required=False)
 
 
-def forward(p: Program, c: Gemma4Config, w: Gemma4Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Gemma4Config, w: Gemma4Weights) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    tables = gemma.rope_tables(p, c, w, n_ctx)
+    tables = gemma.rope_tables(p, c, w)
     x = p.scale(p.embed(w.token_embd), math.sqrt(c.n_embd))
     inputs = gemma.per_layer_inputs(p, c, w, x) if c.n_per_layer else None
     for i, layer in enumerate(w.layers):
         if i == c.n_own:
             x, inputs = p.select_outputs(x), None if inputs is None else p.select_outputs(inputs)
-        h = gemma.attention(p, c, layer, p.rms_norm(x, layer.attn_norm, c.norm_eps), kv, i, tables)
+        h = gemma.attention(p, c, layer, p.rms_norm(x, layer.attn_norm, c.norm_eps), i, tables)
         halves = _halves_with_experts if c.n_experts else decoder.post_norm_block
         x = halves(p, c, layer, x, h, "gelu_tanh")
         if inputs is not None:
@@ -133,8 +132,8 @@ def _halves_with_experts(
     x = p.add(x, p.rms_norm(attended, layer.post_attention_norm, c.norm_eps))
     h = decoder.gated_ffn(p, layer, p.rms_norm(x, layer.ffn_norm, c.norm_eps), kind)
     scores = p.matmul(layer.ffn_gate_inp, p.rms_norm(x, layer.ffn_gate_inp_scale / math.sqrt(c.n_embd), c.norm_eps))
-    made = moe(
-        p, p.rms_norm(x, layer.pre_ffw_norm_2, c.norm_eps), scores,
+    made = p.moe(
+        p.rms_norm(x, layer.pre_ffw_norm_2, c.norm_eps), scores,
         layer.ffn_gate_exps, layer.ffn_up_exps, layer.ffn_down_exps, c.n_used, kind,
         normalized=True, factors=layer.ffn_down_exps_scale,
     )  # fmt: skip

@@ -6,11 +6,9 @@ Two projections without a bias follow in some files. They are linear, so that th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from gumba.backends.cpu.packing import PackedMatrix
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.base import Buffer, Matrix, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import (
@@ -31,8 +29,8 @@ VERIFIED = ("transformers", "llama.cpp")
 
 
 class GemmaEmbeddingWeights(Weights):
-    dense_2: PackedMatrix
-    dense_3: PackedMatrix
+    dense_2: Matrix
+    dense_3: Matrix
 
 
 @dataclass(frozen=True)
@@ -69,17 +67,15 @@ def load_weights(loader: Loader, c: GemmaEmbeddingConfig) -> GemmaEmbeddingWeigh
     return t.load(loader, GemmaEmbeddingWeights)
 
 
-def forward(
-    p: Program, c: GemmaEmbeddingConfig, w: GemmaEmbeddingWeights, kv: Sequence[KVLayout], n_ctx: int
-) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: GemmaEmbeddingConfig, w: GemmaEmbeddingWeights) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], twice: there are no logits."""
-    everywhere = decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs)
-    local = decoder.rope_table(p, replace(c.rope, freq_base=c.local_freq_base, scaling="none"), n_ctx)
+    everywhere = decoder.rope_table(p, c.rope, w.rope_freqs)
+    local = decoder.rope_table(p, replace(c.rope, freq_base=c.local_freq_base, scaling="none"))
     x = p.scale(p.embed(w.token_embd), math.sqrt(c.n_embd))
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
         table, seen = (local, c.window // 2 + 1) if c.windowed[i] else (everywhere, 0)
-        h = decoder.qk_norm_attention(p, c, layer, h, kv, i, table, scale=c.query_scale, window=seen, causal=False)
+        h = decoder.qk_norm_attention(p, c, layer, h, i, table, scale=c.query_scale, window=seen, causal=False)
         x = decoder.post_norm_block(p, c, layer, x, h, "gelu_tanh")
     hidden = p.rms_norm(p.select_outputs(x), w.output_norm, c.norm_eps)
     if c.n_dense:

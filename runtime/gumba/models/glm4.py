@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.base import Buffer, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import Config, read_plain_config
@@ -27,12 +25,12 @@ def load_weights(loader: Loader, c: Config) -> Weights:
     return decoder_table(loader.gguf, c, norms=PRE_POST_NORMS, feed_forward="fused").load(loader, Weights)
 
 
-def forward(p: Program, c: Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Config, w: Weights) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    table = decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs)
+    table = decoder.rope_table(p, c.rope, w.rope_freqs)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
-        h = decoder.attention(p, c, layer, h, kv, i, table)
+        h = decoder.attention(p, c, layer, h, i, table)
         x = decoder.post_norm_block(p, c, layer, x, h, "silu")
     return decoder.outputs(p, c, w, x)

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
-from gumba.backends.cpu.program.moe import moe
+from gumba.backends.base import Buffer, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import EXPERT_KEYS, Config, read_common, read_experts, read_metadata, read_windows
@@ -52,17 +51,17 @@ def load_weights(loader: Loader, c: Config) -> GptOssWeights:
     return t.load(loader, GptOssWeights)
 
 
-def forward(p: Program, c: Config, w: GptOssWeights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Config, w: GptOssWeights) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    table = decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs)
+    table = decoder.rope_table(p, c.rope, w.rope_freqs)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
-        x = decoder.attention(p, c, layer, h, kv, i, table, residual=x, window=c.window_of(i), sinks=layer.attn_sinks)
+        x = decoder.attention(p, c, layer, h, i, table, residual=x, window=c.window_of(i), sinks=layer.attn_sinks)
         h = p.rms_norm(x, layer.post_attention_norm, c.norm_eps)
         scores = p.matmul(layer.ffn_gate_inp, h, bias=layer.ffn_gate_inp_bias)
-        made = moe(
-            p, h, scores, layer.ffn_gate_exps, layer.ffn_up_exps, layer.ffn_down_exps, c.n_used,
+        made = p.moe(
+            h, scores, layer.ffn_gate_exps, layer.ffn_up_exps, layer.ffn_down_exps, c.n_used,
             lambda gate, up: p.swiglu_oai(gate, up, ALPHA, LIMIT), weights="softmax_chosen",
         )  # fmt: skip
         x = p.add(x, made)

@@ -5,10 +5,9 @@ Attention and feed-forward part take the layer's input side by side, each after 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.base import Buffer, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import Config, read_common, read_metadata
@@ -38,13 +37,13 @@ def load_weights(loader: Loader, c: Config) -> Weights:
     return decoder_table(loader.gguf, c, norm_bias=True, feed_forward="plain").load(loader, Weights)
 
 
-def forward(p: Program, c: NeoXConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: NeoXConfig, w: Weights) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    table = decoder.rope_table(p, c.rope, n_ctx)
+    table = decoder.rope_table(p, c.rope)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         h = p.layer_norm(x, layer.attn_norm, layer.attn_norm_bias, c.norm_eps)
-        after = decoder.attention(p, c, layer, h, kv, i, table, residual=x)
+        after = decoder.attention(p, c, layer, h, i, table, residual=x)
         h = p.layer_norm(x if c.parallel else after, layer.ffn_norm, layer.ffn_norm_bias, c.norm_eps)
         x = decoder.plain_ffn(p, layer, h, "gelu", residual=after)
     return decoder.layer_norm_outputs(p, c, w, x)

@@ -6,10 +6,9 @@ Its relative with experts (``granitemoe``) is computed here as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.base import Buffer, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import EXPERT_KEYS, Config, read_common, read_expert_counts, read_metadata
@@ -60,13 +59,13 @@ def load_weights(loader: Loader, c: GraniteConfig) -> Weights:
     return t.load(loader, Weights)
 
 
-def forward(p: Program, c: GraniteConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: GraniteConfig, w: Weights) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    table = decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs)
+    table = decoder.rope_table(p, c.rope, w.rope_freqs)
     x = p.scale(p.embed(w.token_embd), c.embedding_scale)
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
-        h = decoder.attention(p, c, layer, h, kv, i, table, scale=c.score_scale)
+        h = decoder.attention(p, c, layer, h, i, table, scale=c.score_scale)
         x = p.add(x, p.scale(h, c.residual_scale))
         h = p.rms_norm(x, layer.ffn_norm, c.norm_eps)
         if c.n_experts:

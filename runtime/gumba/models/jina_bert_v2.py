@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.base import Buffer, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder, encoder
 from gumba.loading.config import ENCODER_INERT_KEYS, EncoderConfig, read_common, read_encoder, read_metadata
@@ -70,7 +70,7 @@ def _add_feed_forward(t: TensorTable, c: EncoderConfig, i: int, gguf: GGUFFile) 
     t.add("ffn_gate_bias", "ffn_gate.bias", c.n_ff, layer=i, required=False)
 
 
-def forward(p: Program, c: EncoderConfig, w: JinaWeights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: EncoderConfig, w: JinaWeights) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], twice: there are no logits."""
     slopes = decoder.alibi_slopes(c.n_heads, ALIBI_BIAS)
     x = p.layer_norm(encoder.embed(p, c, w), w.token_embd_norm, w.token_embd_norm_bias, c.norm_eps)
@@ -80,7 +80,7 @@ def forward(p: Program, c: EncoderConfig, w: JinaWeights, kv: Sequence[KVLayout]
             q = p.layer_norm(q, layer.attn_q_norm, layer.attn_q_norm_bias, c.norm_eps)
         if layer.attn_k_norm is not None:
             k = p.layer_norm(k, layer.attn_k_norm, layer.attn_k_norm_bias, c.norm_eps)
-        h = decoder.attend(p, c, layer, (q, k, v), kv, i, None, residual=x, slopes=slopes, causal=False)
+        h = decoder.attend(p, c, layer, (q, k, v), i, None, residual=x, slopes=slopes, causal=False)
         h = p.layer_norm(h, layer.attn_output_norm, layer.attn_output_norm_bias, c.norm_eps)
         if layer.attn_norm_2 is not None:
             h = p.layer_norm(p.add(h, x), layer.attn_norm_2, layer.attn_norm_2_bias, c.norm_eps)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.base import Buffer, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import encoder
 from gumba.loading.config import EncoderConfig, read_plain_encoder
@@ -27,6 +25,6 @@ def load_weights(loader: Loader, c: EncoderConfig) -> Weights:
     return encoder_table(loader.gguf, c, gate=False).load(loader, Weights)
 
 
-def forward(p: Program, c: EncoderConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: EncoderConfig, w: Weights) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the head's, float32 [n_outputs, n_labels]."""
-    return encoder.rotary_forward(p, c, w, kv, n_ctx, "gelu", gate=False)
+    return encoder.rotary_forward(p, c, w, "gelu", gate=False)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gumba.backends.cpu.kernels.causal_conv import MAX_TAPS
-from gumba.backends.cpu.packing import PackedMatrix
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
-from gumba.backends.cpu.program.delta_net import conv_state
+from gumba.backends.base import Buffer, Matrix, Program
+from gumba.backends.cache_shapes import MAX_CONV_TAPS, NOTHING, ConvState, KVShape, StateShape
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import Config, read_common, read_metadata
@@ -16,7 +14,6 @@ from gumba.loading.decoder_tensors import add_attention, add_embeddings, add_fee
 from gumba.loading.tensor_table import TensorTable
 from gumba.loading.weight_loader import MAX_LAYERS, MAX_WIDTH, Loader
 from gumba.loading.weights import Array, LayerWeights, Weights
-from gumba.runner.kv_cache import NOTHING, KVShape
 
 NAME = "lfm2"
 FAMILIES = "LFM2 (350M, 700M, 1.2B, 2.6B)"
@@ -26,11 +23,11 @@ VERIFIED = ("transformers", "llama.cpp")
 class Lfm2Layer(LayerWeights):
     """``shortconv_conv``: [n_embd, n_taps]; ``shortconv_b``, ``_c`` and ``_x``: the three parts of the input projection."""
 
-    shortconv_b: PackedMatrix
-    shortconv_c: PackedMatrix
-    shortconv_x: PackedMatrix
+    shortconv_b: Matrix
+    shortconv_c: Matrix
+    shortconv_x: Matrix
     shortconv_conv: Array
-    shortconv_out_proj: PackedMatrix
+    shortconv_out_proj: Matrix
 
 
 class Lfm2Weights(Weights):
@@ -49,9 +46,9 @@ class Lfm2Config(Config):
         return [attention if yes else NOTHING for yes in self.attends]
 
     @property
-    def state_parts(self) -> list[tuple[int, ...]]:
+    def state_parts(self) -> list[tuple[StateShape, ...]]:
         """float32 of what a convolution keeps: its last inputs."""
-        return [() if yes else (conv_state(self.n_embd, self.n_taps),) for yes in self.attends]
+        return [() if yes else (ConvState(self.n_embd, self.n_taps),) for yes in self.attends]
 
 
 def read_config(gguf: GGUFFile) -> Lfm2Config:
@@ -62,7 +59,7 @@ def read_config(gguf: GGUFFile) -> Lfm2Config:
         if len(found) != 1:
             raise metadata.error("attention.head_count_kv", "expected 0 or one and the same number")
         common = read_common(metadata, neox=True, freq_base=1000000.0, n_kv_heads=found.pop())
-        n_taps = metadata.count("shortconv.l_cache", MAX_TAPS)
+        n_taps = metadata.count("shortconv.l_cache", MAX_CONV_TAPS)
         return Lfm2Config(**vars(common), attends=tuple(n > 0 for n in of_layers), n_taps=n_taps)
 
 
@@ -88,14 +85,14 @@ def load_weights(loader: Loader, c: Lfm2Config) -> Lfm2Weights:
     return t.load(loader, Lfm2Weights)
 
 
-def forward(p: Program, c: Lfm2Config, w: Lfm2Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Lfm2Config, w: Lfm2Weights) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    table = decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs)
+    table = decoder.rope_table(p, c.rope, w.rope_freqs)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
         if c.attends[i]:
-            x = decoder.qk_norm_attention(p, c, layer, h, kv, i, table, residual=x)
+            x = decoder.qk_norm_attention(p, c, layer, h, i, table, residual=x)
         else:
             x = _convolution(p, layer, h, i, residual=x)
         h = p.rms_norm(x, layer.ffn_norm, c.norm_eps)

@@ -7,10 +7,9 @@ model sees a window only (Jiang et al. 2023); Mixtral's feed-forward parts are e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.base import Buffer, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import EXPERT_KEYS, Config, read_common, read_expert_counts, read_metadata, read_single_window
@@ -47,13 +46,13 @@ def load_weights(loader: Loader, c: Config) -> Weights:
     return t.load(loader, Weights, lambda name: name.endswith((".rotary_emb.inv_freq", ".attn_rot_embd.weight")))
 
 
-def forward(p: Program, c: Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Config, w: Weights) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    table = decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs)
+    table = decoder.rope_table(p, c.rope, w.rope_freqs)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
-        x = decoder.attention(p, c, layer, h, kv, i, table, residual=x, window=c.window)
+        x = decoder.attention(p, c, layer, h, i, table, residual=x, window=c.window)
         h = p.rms_norm(x, layer.ffn_norm, c.norm_eps)
         if c.n_experts:
             x = p.add(x, decoder.moe_ffn(p, layer, h, c.n_used))

@@ -6,14 +6,11 @@ scales its queries up with the length of what is before them. Experts weigh what
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from gumba.backends.cpu.kernels.rope import cos_sin_table
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
-from gumba.backends.cpu.program.moe import moe
+from gumba.backends.base import Buffer, Program, RopeTable
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import EXPERT_KEYS, Config, read_common, read_experts, read_metadata, read_windows
@@ -69,9 +66,9 @@ def load_weights(loader: Loader, c: Llama4Config) -> Weights:
     return t.load(loader, Weights)
 
 
-def forward(p: Program, c: Llama4Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Llama4Config, w: Weights) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    table, growing = decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs), temperatures(p, c, n_ctx)
+    table, growing = decoder.rope_table(p, c.rope, w.rope_freqs), temperatures(p, c)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
@@ -83,26 +80,25 @@ def forward(p: Program, c: Llama4Config, w: Weights, kv: Sequence[KVLayout], n_c
                 k = p.head_norm(k, None, c.norm_eps, c.n_kv_heads, c.head_dim)
         else:
             q = p.rope(q, c.n_heads, c.head_dim, c.head_dim, growing)
-        x = decoder.attend(p, c, layer, (q, k, v), kv, i, None, residual=x, chunk=c.window_of(i))
+        x = decoder.attend(p, c, layer, (q, k, v), i, None, residual=x, chunk=c.window_of(i))
         h = p.rms_norm(x, layer.ffn_norm, c.norm_eps)
         if c.has_experts(i):
             scores, parts = (
                 p.matmul(layer.ffn_gate_inp, h),
                 (layer.ffn_gate_exps, layer.ffn_up_exps, layer.ffn_down_exps),
             )
-            made = moe(p, h, scores, *parts, c.n_used, "silu", weights="sigmoid", weigh_inputs=True)
+            made = p.moe(h, scores, *parts, c.n_used, "silu", weights="sigmoid", weigh_inputs=True)
             x = p.add(x, p.add(made, decoder.shared_expert(p, layer, h)))
         else:
             x = decoder.swiglu(p, layer, h, residual=x)
     return decoder.outputs(p, c, w, x)
 
 
-def temperatures(p: Program, c: Llama4Config, n_ctx: int) -> int:
+def temperatures(p: Program, c: Llama4Config) -> RopeTable:
     """What queries are multiplied by at each position, as the constant of a rotation by nothing (Nakanishi 2025).
 
     That is 1 + growth * log(1 + floor((position + 1) / floor)).
     """
-    table = cos_sin_table(np.zeros(c.head_dim // 2), n_ctx, 1.0, neox=False)
-    steps = np.floor((np.arange(n_ctx, dtype=np.float64) + 1) / c.floor)
-    factors = 1 + c.growth * np.log1p(steps)
-    return p.constant(table * factors.astype(np.float32)[:, None, None], pad=False)
+    steps = np.floor((np.arange(p.max_context, dtype=np.float64) + 1) / c.floor)
+    factors = (1 + c.growth * np.log1p(steps)).astype(np.float32)
+    return p.rope_table(np.zeros(c.head_dim // 2), 1.0, neox=False, factors=factors)

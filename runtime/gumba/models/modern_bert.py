@@ -5,10 +5,9 @@ Of every three layers two see a window only, as many tokens to either side, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.base import Buffer, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder, encoder
 from gumba.loading.config import (
@@ -70,15 +69,15 @@ def load_weights(loader: Loader, c: ModernBertConfig) -> Weights:
     return t.load(loader, Weights)
 
 
-def forward(p: Program, c: ModernBertConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: ModernBertConfig, w: Weights) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the head's, float32 [n_outputs, n_labels]."""
-    everywhere = decoder.rope_table(p, c.rope, n_ctx)
-    local = decoder.rope_table(p, replace(c.rope, freq_base=c.local_freq_base), n_ctx)
+    everywhere = decoder.rope_table(p, c.rope)
+    local = decoder.rope_table(p, replace(c.rope, freq_base=c.local_freq_base))
     x = p.layer_norm(encoder.embed(p, c, w), w.token_embd_norm, None, c.norm_eps)
     for i, layer in enumerate(w.layers):
         h = p.layer_norm(x, layer.attn_norm, None, c.norm_eps) if layer.has("attn_norm") else x
         table, seen = (local, c.window // 2 + 1) if c.windowed[i] else (everywhere, 0)
-        x = decoder.attention(p, c, layer, h, kv, i, table, residual=x, window=seen, causal=False)
+        x = decoder.attention(p, c, layer, h, i, table, residual=x, window=seen, causal=False)
         x = decoder.gated_ffn(p, layer, p.layer_norm(x, layer.ffn_norm, None, c.norm_eps), "gelu", residual=x)
     if not (c.n_labels and c.classifies_mean):
         return encoder.outputs(p, c, w, p.layer_norm(p.select_outputs(x), w.output_norm, None, c.norm_eps), "gelu")

@@ -5,10 +5,9 @@ The biases by distance are one table for all layers. llama.cpp does not have thi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.base import Buffer, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder, encoder
 from gumba.loading.config import ENCODER_INERT_KEYS, EncoderConfig, read_common, read_encoder, read_metadata
@@ -48,12 +47,12 @@ def load_weights(loader: Loader, c: MPNetConfig) -> MPNetWeights:
     return t.load(loader, MPNetWeights)
 
 
-def forward(p: Program, c: MPNetConfig, w: MPNetWeights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: MPNetConfig, w: MPNetWeights) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the head's, float32 [n_outputs, n_labels]."""
     bias = biases(w.attn_rel_b, causal=False)
     x = p.add_positions(encoder.embed(p, c, w), w.position_embd)
     x = p.layer_norm(x, w.token_embd_norm, w.token_embd_norm_bias, c.norm_eps)
     for i, layer in enumerate(w.layers):
-        x = decoder.attention(p, c, layer, x, kv, i, None, residual=x, causal=False, bias=bias)
+        x = decoder.attention(p, c, layer, x, i, None, residual=x, causal=False, bias=bias)
         x = encoder.post_norm_block(p, c, layer, x, "gelu", gate=False)
     return encoder.outputs(p, c, w, p.select_outputs(x))

@@ -5,10 +5,9 @@ In OLMo 3 three of every four layers see a window, and turn queries and keys wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.base import Buffer, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import Config, read_windowed_config
@@ -35,17 +34,17 @@ def load_weights(loader: Loader, c: Config) -> Weights:
     return t.load(loader, Weights)
 
 
-def forward(p: Program, c: Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Config, w: Weights) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    everywhere = decoder.rope_table(p, c.rope, n_ctx)
-    local = decoder.rope_table(p, replace(c.rope, scaling="none"), n_ctx)
+    everywhere = decoder.rope_table(p, c.rope)
+    local = decoder.rope_table(p, replace(c.rope, scaling="none"))
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         q, k, v = decoder.project_qkv(p, layer, x)
         q = p.rms_norm(q, layer.attn_q_norm, c.norm_eps)
         k = p.rms_norm(k, layer.attn_k_norm, c.norm_eps)
         window = c.window_of(i)
-        h = decoder.attend(p, c, layer, (q, k, v), kv, i, local if window else everywhere, window=window)
+        h = decoder.attend(p, c, layer, (q, k, v), i, local if window else everywhere, window=window)
         x = p.add(x, p.rms_norm(h, layer.post_attention_norm, c.norm_eps))
         x = p.add(x, p.rms_norm(decoder.swiglu(p, layer, x), layer.post_ffw_norm, c.norm_eps))
     return decoder.outputs(p, c, w, x)

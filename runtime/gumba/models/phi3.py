@@ -6,10 +6,9 @@ was first trained for, by another in a longer one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.base import Buffer, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import Config, read_common, read_metadata, read_single_window
@@ -46,15 +45,15 @@ def load_weights(loader: Loader, c: Config) -> Phi3Weights:
     return t.load(loader, Phi3Weights)
 
 
-def forward(p: Program, c: Config, w: Phi3Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Config, w: Phi3Weights) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    factors = w.rope_factors_long if n_ctx > c.rope.original_ctx else w.rope_factors_short
+    factors = w.rope_factors_long if p.max_context > c.rope.original_ctx else w.rope_factors_short
     rope = c.rope if factors is None else replace(c.rope, scaling="longrope")
-    table = decoder.rope_table(p, rope, n_ctx, factors)
+    table = decoder.rope_table(p, rope, factors)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
-        x = decoder.attention(p, c, layer, h, kv, i, table, residual=x, window=c.window)
+        x = decoder.attention(p, c, layer, h, i, table, residual=x, window=c.window)
         h = p.rms_norm(x, layer.ffn_norm, c.norm_eps)
         x = decoder.swiglu(p, layer, h, residual=x)
     return decoder.outputs(p, c, w, x)

@@ -5,10 +5,9 @@ That one counts by a gate of its own, a sigmoid.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.base import Buffer, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import EXPERT_KEYS, Config, read_common, read_experts, read_metadata
@@ -45,13 +44,13 @@ def load_weights(loader: Loader, c: Qwen2MoeConfig) -> Weights:
     return t.load(loader, Weights)
 
 
-def forward(p: Program, c: Qwen2MoeConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Qwen2MoeConfig, w: Weights) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    table = decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs)
+    table = decoder.rope_table(p, c.rope, w.rope_freqs)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
-        x = decoder.attention(p, c, layer, h, kv, i, table, residual=x)
+        x = decoder.attention(p, c, layer, h, i, table, residual=x)
         h = p.rms_norm(x, layer.ffn_norm, c.norm_eps)
         x = p.add(x, decoder.moe_ffn(p, layer, h, c.n_used, normalized=False))
         x = p.add(x, decoder.gated_shared_expert(p, layer, h))

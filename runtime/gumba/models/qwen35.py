@@ -11,11 +11,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gumba.backends.cpu.kernels.causal_conv import MAX_TAPS
-from gumba.backends.cpu.kernels.recurrent_state import COLUMNS
-from gumba.backends.cpu.packing import PackedMatrix
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
-from gumba.backends.cpu.program.delta_net import conv_state, delta_state
+from gumba.backends.base import Buffer, Matrix, Program, RopeTable
+from gumba.backends.cache_shapes import (
+    DELTA_DIM_MULTIPLE,
+    MAX_CONV_TAPS,
+    NOTHING,
+    ConvState,
+    DeltaState,
+    KVShape,
+    StateShape,
+)
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import EXPERT_KEYS, Config, read_common, read_experts, read_metadata
@@ -24,7 +29,6 @@ from gumba.loading.metadata import MetadataReader
 from gumba.loading.tensor_table import TensorTable
 from gumba.loading.weight_loader import MAX_LAYERS, MAX_WIDTH, Loader
 from gumba.loading.weights import Array, LayerWeights, Weights
-from gumba.runner.kv_cache import NOTHING, KVShape
 
 NAME = "qwen35"
 FAMILIES = "Qwen3.5 (0.8B, 2B, 4B, 9B, 27B)"
@@ -39,16 +43,16 @@ CONV_QK, CONV_V, MATRICES = range(3)
 class Qwen35Layer(LayerWeights):
     """The tensors of a recurrent layer; ``attn_q`` of an attention layer holds queries and their gates."""
 
-    attn_qk: PackedMatrix
-    attn_gate: PackedMatrix
+    attn_qk: Matrix
+    attn_gate: Matrix
     ssm_conv1d_qk: Array
     ssm_conv1d_v: Array
-    ssm_alpha: PackedMatrix
-    ssm_beta: PackedMatrix
+    ssm_alpha: Matrix
+    ssm_beta: Matrix
     ssm_dt_bias: Array
     ssm_a: Array
     ssm_norm: Array
-    ssm_out: PackedMatrix
+    ssm_out: Matrix
 
 
 class Qwen35Weights(Weights):
@@ -82,10 +86,10 @@ class Qwen35Config(Config):
         return [NOTHING if recurrent else attention for recurrent in self.recurrent]
 
     @property
-    def state_parts(self) -> list[tuple[int, ...]]:
+    def state_parts(self) -> list[tuple[StateShape, ...]]:
         """float32 of the parts of each layer's state."""
-        convolutions = conv_state(self.n_state_qk, self.n_taps), conv_state(self.n_state_v, self.n_taps)
-        parts = (*convolutions, delta_state(self.n_value_heads, self.state_dim))
+        convolutions = ConvState(self.n_state_qk, self.n_taps), ConvState(self.n_state_v, self.n_taps)
+        parts = (*convolutions, DeltaState(self.n_value_heads, self.state_dim))
         return [parts if recurrent else () for recurrent in self.recurrent]
 
 
@@ -136,13 +140,13 @@ def _read_delta_net(metadata: MetadataReader) -> tuple[int, int, int, int]:
     dim, n_values, n_keys = (
         metadata.count(f"ssm.{key}", 1024) for key in ("state_size", "time_step_rank", "group_count")
     )
-    if dim % COLUMNS:
-        raise metadata.unsupported("ssm.state_size", f"is {dim}, expected a multiple of {COLUMNS}")
+    if dim % DELTA_DIM_MULTIPLE:
+        raise metadata.unsupported("ssm.state_size", f"is {dim}, expected a multiple of {DELTA_DIM_MULTIPLE}")
     if n_values % n_keys:
         raise metadata.error("ssm.time_step_rank", f"{n_values} is no multiple of ssm.group_count {n_keys}")
     if metadata.count("ssm.inner_size", MAX_WIDTH) != n_values * dim:
         raise metadata.error("ssm.inner_size", f"expected {n_values} heads of {dim}")
-    n_taps = metadata.count("ssm.conv_kernel", MAX_TAPS)
+    n_taps = metadata.count("ssm.conv_kernel", MAX_CONV_TAPS)
     return n_taps, n_keys, n_values, dim
 
 
@@ -184,16 +188,16 @@ def _add_gated_attention(t: TensorTable, c: Qwen35Config, i: int) -> None:
     add_qk_norms(t, c, i)
 
 
-def forward(p: Program, c: Qwen35Config, w: Qwen35Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Qwen35Config, w: Qwen35Weights) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    table = decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs)
+    table = decoder.rope_table(p, c.rope, w.rope_freqs)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
         if c.recurrent[i]:
             x = _delta_net(p, c, layer, h, i, residual=x)
         else:
-            x = _gated_attention(p, c, layer, h, kv, i, table, residual=x)
+            x = _gated_attention(p, c, layer, h, i, table, residual=x)
         h = p.rms_norm(x, layer.post_attention_norm, c.norm_eps)
         if c.n_experts:
             x = p.add(x, decoder.moe_ffn(p, layer, h, c.n_used))
@@ -222,9 +226,8 @@ def _gated_attention(
     c: Qwen35Config,
     layer: Qwen35Layer,
     h: Buffer,
-    kv: Sequence[KVLayout],
     i: int,
-    table: int,
+    table: RopeTable,
     residual: Buffer,
 ) -> Buffer:
     """Attention whose result goes through a gate."""
@@ -233,5 +236,5 @@ def _gated_attention(
     gate = p.join_heads(c.n_heads, [(q_gate, c.head_dim, c.head_dim, 2 * c.head_dim)])
     q, k = decoder.qk_norm(p, c, layer, q, p.matmul(layer.attn_k, h))
     q, k = decoder.apply_rope(p, c, q, k, table)
-    a = p.attention(q, k, p.matmul(layer.attn_v, h), kv, layer=i, scale=1.0 / math.sqrt(c.head_dim))
+    a = p.attention(q, k, p.matmul(layer.attn_v, h), layer=i, scale=1.0 / math.sqrt(c.head_dim))
     return p.matmul(layer.attn_output, p.gated(gate, a, "sigmoid"), residual=residual)

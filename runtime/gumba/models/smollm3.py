@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.base import Buffer, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import Config, read_plain_config
@@ -29,14 +27,14 @@ def load_weights(loader: Loader, c: Config) -> Weights:
     return decoder_table(loader.gguf, c).load(loader, Weights)
 
 
-def forward(p: Program, c: Config, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: Config, w: Weights) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    table = decoder.rope_table(p, c.rope, n_ctx, w.rope_freqs)
+    table = decoder.rope_table(p, c.rope, w.rope_freqs)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
         placed = (i + 1) % PERIOD != 0
-        x = decoder.attention(p, c, layer, h, kv, i, table if placed else None, residual=x)
+        x = decoder.attention(p, c, layer, h, i, table if placed else None, residual=x)
         h = p.rms_norm(x, layer.ffn_norm, c.norm_eps)
         x = decoder.swiglu(p, layer, h, residual=x)
     return decoder.outputs(p, c, w, x)

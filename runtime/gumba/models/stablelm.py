@@ -6,10 +6,9 @@ the same input as attention.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.base import Buffer, Program
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import Config, read_common, read_metadata
@@ -43,15 +42,15 @@ def load_weights(loader: Loader, c: StableLMConfig) -> Weights:
     return t.load(loader, Weights)
 
 
-def forward(p: Program, c: StableLMConfig, w: Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: StableLMConfig, w: Weights) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
-    table = decoder.rope_table(p, c.rope, n_ctx)
+    table = decoder.rope_table(p, c.rope)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         h = p.layer_norm(x, layer.attn_norm, layer.attn_norm_bias, c.norm_eps)
         q, k, v = decoder.project_qkv(p, layer, h)
         q, k = decoder.qk_layer_norm(p, c, layer, q, k)
-        x = decoder.attend(p, c, layer, (q, k, v), kv, i, table, residual=x)
+        x = decoder.attend(p, c, layer, (q, k, v), i, table, residual=x)
         if not c.parallel:
             h = p.layer_norm(x, layer.ffn_norm, layer.ffn_norm_bias, c.norm_eps)
         x = decoder.swiglu(p, layer, h, residual=x)

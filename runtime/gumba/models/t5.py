@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gumba.backends.cpu.packing import PackedMatrix
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.base import Buffer, Matrix, Program
+from gumba.backends.cache_shapes import KVShape
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import Config, read_common, read_metadata
@@ -23,7 +23,6 @@ from gumba.loading.relative_bias import biases, read_buckets
 from gumba.loading.tensor_table import TensorTable
 from gumba.loading.weight_loader import MAX_LAYERS, Loader
 from gumba.loading.weights import Array, LayerWeights, Weights
-from gumba.runner.kv_cache import KVShape
 
 NAME = "t5"
 FAMILIES = "T5, Flan-T5, mT5, umT5"
@@ -51,13 +50,13 @@ class T5Config(Config):
 class T5Layer(LayerWeights):
     """``attn_rel_b``: biases by bucket, [n_buckets, n_heads]; of the first layer only, if all have the same."""
 
-    attn_o: PackedMatrix
+    attn_o: Matrix
     attn_rel_b: Array
     cross_attn_norm: Array
-    cross_attn_q: PackedMatrix
-    cross_attn_k: PackedMatrix
-    cross_attn_v: PackedMatrix
-    cross_attn_o: PackedMatrix
+    cross_attn_q: Matrix
+    cross_attn_k: Matrix
+    cross_attn_v: Matrix
+    cross_attn_o: Matrix
     cross_attn_rel_b: Array | None = None
 
 
@@ -136,35 +135,35 @@ def _add_attention(t: TensorTable, c: T5Config, i: int, name: str) -> None:
     t.add(f"{name}_o", f"{name}_o.weight", c.n_embd, c.n_q, layer=i)
 
 
-def encode(p: Program, c: T5Config, w: T5Weights, kv: Sequence[KVLayout]) -> Buffer:
+def encode(p: Program, c: T5Config, w: T5Weights) -> Buffer:
     """Write the encoder's program; the last hidden states, float32 [n_outputs, n_embd]. What the decoder needs is stored."""
-    x = encoded(p, c, w.decoder.token_embd, w.encoder, kv)
+    x = encoded(p, c, w.decoder.token_embd, w.encoder)
     for i, layer in enumerate(w.decoder.layers):
-        p.store_kv(p.matmul(layer.cross_attn_k, x), p.matmul(layer.cross_attn_v, x), kv, i)
+        p.store_kv(p.matmul(layer.cross_attn_k, x), p.matmul(layer.cross_attn_v, x), i)
     return p.select_outputs(x)
 
 
-def encoded(p: Program, c: T5Config, token_embd: PackedMatrix, w: T5Stack, kv: Sequence[KVLayout]) -> Buffer:
+def encoded(p: Program, c: T5Config, token_embd: Matrix, w: T5Stack) -> Buffer:
     """The source's hidden states behind the encoder's last norm, float32 [n_tokens, n_embd]."""
     x = p.embed(token_embd)
     for layer in w.layers:
         bias = biases(_relative_bias(layer, w), causal=False)
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
-        x = _attention(p, layer, h, kv, 0, x, causal=False, bias=bias)
+        x = _attention(p, layer, h, 0, x, causal=False, bias=bias)
         x = _feed_forward(p, c, layer, x)
     return p.rms_norm(x, w.output_norm, c.norm_eps)
 
 
-def forward(p: Program, c: T5Config, weights: T5Weights, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: T5Config, weights: T5Weights) -> tuple[Buffer, Buffer]:
     """Write the decoder's program; its last hidden states, float32 [n_outputs, n_embd], and the logits [n_outputs, n_vocab]."""
     w = weights.decoder
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         bias = biases(_relative_bias(layer, w), causal=True)
         h = p.rms_norm(x, layer.attn_norm, c.norm_eps)
-        x = _attention(p, layer, h, kv, i, x, part="answer", bias=bias)
+        x = _attention(p, layer, h, i, x, part="answer", bias=bias)
         q = p.matmul(layer.cross_attn_q, p.rms_norm(x, layer.cross_attn_norm, c.norm_eps))
-        a = p.attention(q, None, None, kv, i, 1.0, part="source")
+        a = p.attention(q, None, None, i, 1.0, part="source")
         x = _feed_forward(p, c, layer, p.matmul(layer.cross_attn_o, a, residual=x))
     hidden = p.rms_norm(p.select_outputs(x), w.output_norm, c.norm_eps)
     if w.output is not None:
@@ -178,11 +177,9 @@ def _relative_bias(layer: T5Layer, w: T5Stack) -> Array:
     return layer.attn_rel_b if layer.has("attn_rel_b") else w.layers[0].attn_rel_b
 
 
-def _attention(
-    p: Program, layer: T5Layer, h: Buffer, kv: Sequence[KVLayout], i: int, residual: Buffer, **options: Any
-) -> Buffer:
+def _attention(p: Program, layer: T5Layer, h: Buffer, i: int, residual: Buffer, **options: Any) -> Buffer:
     q, k, v = p.matmul(layer.attn_q, h), p.matmul(layer.attn_k, h), p.matmul(layer.attn_v, h)
-    a = p.attention(q, k, v, kv, i, 1.0, **options)
+    a = p.attention(q, k, v, i, 1.0, **options)
     return p.matmul(layer.attn_o, a, residual=residual)
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gumba.backends.cpu.program.builder import Buffer, KVLayout, Program
+from gumba.backends.base import Buffer, Program
 from gumba.gguf import GGUFFile
 from gumba.loading.config import ENCODER_INERT_KEYS, read_metadata
 from gumba.loading.weight_loader import Loader
@@ -35,7 +34,7 @@ def load_weights(loader: Loader, c: T5EncoderConfig) -> T5Stack:
     return t5.load_encoder(loader, c)
 
 
-def forward(p: Program, c: T5EncoderConfig, w: T5Stack, kv: Sequence[KVLayout], n_ctx: int) -> tuple[Buffer, Buffer]:
+def forward(p: Program, c: T5EncoderConfig, w: T5Stack) -> tuple[Buffer, Buffer]:
     """Write the program; the last hidden states, float32 [n_outputs, n_embd], twice."""
-    hidden = p.select_outputs(t5.encoded(p, c, w.token_embd, w, kv))
+    hidden = p.select_outputs(t5.encoded(p, c, w.token_embd, w))
     return hidden, hidden

@@ -6,34 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from gumba.backends.cpu import batch
-from gumba.backends.cpu.kernels import (
-    activations,
-    activations_q8,
-    attention,
-    elementwise,
-    embed,
-    matmul,
-    norms,
-    roofline,
-    rope,
-)
-from gumba.backends.cpu.kernels.record import Kernel
-from gumba.backends.cpu.kv_pages import PAGE_FORMATS
-from gumba.backends.cpu.packing import interleave
-from gumba.backends.cpu.program import executor, timing
+from gumba import backends
+from gumba.backends.base import Function
 from gumba.errors import GumbaError
 from gumba.gguf.reader import GGUFFile
 from gumba.jit.jit import Entry
 from gumba.quants import FORMATS
-from gumba.runner.load import kernels_of, usual_kv_type
+from gumba.runner.load import functions_of
 from gumba.sampling.kernels import filters, logprobs, penalties, sample
-from gumba.simd import detect
 from gumba.tokenizer.kernels import bpe, charsmap
 from gumba.tokenizer.pretokenize import PRE_TOKENIZERS
 
-#: A function to be compiled.
-Function: TypeAlias = "Entry | Kernel"
+__all__ = ["Function", "compile_all", "compile_functions", "first_functions", "tokenizer_functions"]
 
 #: Seconds that compiling took on one machine, for what takes longer than USUAL_S: what is told of the time that is left needs
 #: only how they compare.
@@ -82,18 +66,18 @@ def first_functions(path: Path, kv_type: str | None, *, text: bool = True, top_k
     ``text``: the prompt is encoded. ``top_k``: tokens are chosen by this parameter and the usual others; None: none are
     chosen. Empty for a file that cannot be opened or run: opening it says why.
     """
-    found: list[Function] = [interleave, *_team(), batch.gather]
+    backend = backends.get()
+    functions = backend.step_functions()
     try:
         with GGUFFile(path) as gguf:
-            found += kernels_of(
-                gguf, kv_type or usual_kv_type()
-            )  # which reads vectors, so their decoder is there after it
-            found += tokenizer_functions(gguf.metadata, text)
+            # This reads vectors, so their decoder is there after it.
+            functions += functions_of(backend, gguf, kv_type or backend.default_kv_type)
+            functions += tokenizer_functions(gguf.metadata, text)
     except GumbaError:
         return []
     if top_k is not None:
-        found.append(sample.sample_all if top_k == 0 else sample.sample_top_k)
-    return [function for function in dict.fromkeys(found) if function.is_missing]
+        functions.append(sample.sample_all if top_k == 0 else sample.sample_top_k)
+    return [function for function in dict.fromkeys(functions) if function.is_missing]
 
 
 def tokenizer_functions(metadata: Mapping[str, Any], text: bool = True) -> list[Function]:
@@ -107,23 +91,18 @@ def tokenizer_functions(metadata: Mapping[str, Any], text: bool = True) -> list[
     return []
 
 
-def _team() -> list[Function]:
-    return [executor.run_step, executor.stop_team, executor.help_team]
-
-
 def _functions(path: Path | None) -> list[Function]:
     """All functions, except the encoders of a file's formats."""
-    formats = set(FORMATS)
+    backend, formats = backends.get(), set(FORMATS)
     if path is None:
-        kernels = [*_llama_kernels(), timing.stamp]  # and what ``gumba bench --profile`` measures the machine with
-        tests = roofline.read_memory, roofline.dot_int8, roofline.fma_float32, roofline.pairs_bf16
-        kernels += [test(detect.current()) for test in tests]
+        kernels = backend.llama_functions()
     else:
         with GGUFFile(path) as gguf:
-            kernels = [kernel for kv_type in PAGE_FORMATS for kernel in kernels_of(gguf, kv_type)]
+            kernels = [each for kv_type in backend.kv_types for each in functions_of(backend, gguf, kv_type)]
             formats = {tensor.type.id for tensor in gguf.tensors.values()} & set(FORMATS)
-    entries = [*_team(), interleave, batch.gather, bpe.index_tokens, bpe.index_merges, bpe.encode_words, bpe.merge_words,
-               charsmap.normalize]  # fmt: skip
+    entries: list[Function] = [
+        *backend.step_functions(), bpe.index_tokens, bpe.index_merges, bpe.encode_words, bpe.merge_words, charsmap.normalize,
+    ]  # fmt: skip
     for module in (sample, penalties, filters, logprobs):
         entries += [each for each in vars(module).values() if isinstance(each, Entry)]
     for number in sorted(formats):
@@ -131,16 +110,3 @@ def _functions(path: Path | None) -> list[Function]:
         entries += [decode] if path is not None else [encode, decode]
     named = {kernel.name: kernel for kernel in kernels}
     return [*named.values(), *dict.fromkeys(entries)]
-
-
-def _llama_kernels() -> list[Kernel]:
-    set_ = detect.current()
-    kernels: list[Kernel] = [
-        norms.rms_norm, elementwise.combine("add"), elementwise.select_rows, activations.gated(set_, "silu"), rope.rope,
-        activations_q8.quantize_q8,
-    ]  # fmt: skip
-    for pages in PAGE_FORMATS.values():
-        kernels += [attention.store_kv(set_, pages), attention.attention(set_, pages)]
-    for format in FORMATS.values():
-        kernels += [embed.embed(format, set_), matmul.matmul(format, set_)]
-    return kernels

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
+from gumba.backends.base import Chunk
 from gumba.errors import RequestError
-from gumba.runner.model import Chunk, Model
+from gumba.runner.model import Model, ModelParts
 
 
 class EncoderDecoder(Model):
     """A model whose chunks say how many of the sequence's first tokens are its source: one at least, all in the same step.
 
     Logits are the decoder's: there are none of a source. ``encoder``: the model that reads sources, of the same cache and
-    threads; the other arguments are those of ``Model``.
+    threads.
     """
 
-    def __init__(self, encoder: Model, *arguments: Any, **more: Any) -> None:
-        super().__init__(*arguments, **more)
+    def __init__(self, encoder: Model, parts: ModelParts) -> None:
+        super().__init__(parts)
         self.encoder = encoder
 
-    def _step(self, chunks: Sequence[Chunk], records: np.ndarray) -> np.ndarray:
+    def forward(self, chunks: Sequence[Chunk]) -> np.ndarray:
+        """See ``Model.forward``."""
+        return self._runner.run(self._encode(chunks))
+
+    def forward_timed(self, chunks: Sequence[Chunk]) -> np.ndarray:
+        """See ``Model.forward_timed``; the encoder's operations are not timed."""
+        return self._runner.run_timed(self._encode(chunks))
+
+    def _encode(self, chunks: Sequence[Chunk]) -> list[Chunk]:
+        """Let the encoder read all sources; the chunks that are left for the decoder."""
         sources, answers = [], []
         for chunk in chunks:
             n, position, end = chunk.n_source, chunk.position, chunk.position + len(chunk.tokens)
@@ -37,9 +46,9 @@ class EncoderDecoder(Model):
             if len(chunk.tokens):
                 answers.append(chunk)
         if sources:
-            self._refuse(answers)  # before anything is computed
+            self._limits.check(answers)  # before anything is computed
             self.encoder.forward(sources)
-        return super()._step(answers, records)
+        return answers
 
     def close(self) -> None:
         """See ``Model.close``."""

@@ -1,4 +1,4 @@
-"""Architectures, one file each, named as GGUF's ``general.architecture``; and how a file becomes a model that runs."""
+"""How a file becomes a model that runs: memory, weights, and the program that its architecture writes."""
 
 from __future__ import annotations
 
@@ -7,113 +7,31 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
-from gumba.backends.cpu.kernels.record import Kernel
-from gumba.backends.cpu.kv_pages import PAGE_TOKENS
-from gumba.backends.cpu.program.builder import Buffer, Program
-from gumba.backends.cpu.program.executor import Team
-from gumba.errors import ModelError, RequestError, ResourceError, UnsupportedError
+from gumba import backends
+from gumba.backends.base import Backend, Buffer, Chunk, Function, Program, ProgramSizes, StepLimits, Workers
+from gumba.backends.chunks import token_ids
+from gumba.errors import ModelError, RequestError, ResourceError
 from gumba.gguf import GGUFFile
 from gumba.host import can_pin_threads, default_threads, parse_affinity
 from gumba.loading.config import Config
 from gumba.loading.weight_loader import Loader
-from gumba.memory import available_memory, shortage
-from gumba.models import (
-    baichuan,
-    bert,
-    chatglm,
-    cohere2,
-    command_r,
-    deepseek2,
-    exaone4,
-    falcon,
-    gemma,
-    gemma2,
-    gemma3,
-    gemma3n,
-    gemma4,
-    gemma_embedding,
-    glm4,
-    gpt2,
-    gpt_oss,
-    gptneox,
-    granite,
-    granitemoe,
-    internlm2,
-    jina_bert_v2,
-    jina_bert_v3,
-    lfm2,
-    llama,
-    llama4,
-    modern_bert,
-    mpnet,
-    nomic_bert,
-    olmo2,
-    phi2,
-    phi3,
-    qwen,
-    qwen2,
-    qwen2moe,
-    qwen2vl,
-    qwen3,
-    qwen3moe,
-    qwen3vl,
-    qwen3vlmoe,
-    qwen35,
-    qwen35moe,
-    seed_oss,
-    smollm3,
-    stablelm,
-    starcoder2,
-    t5,
-    t5encoder,
-)
+from gumba.memory import shortage
+from gumba.models.registry import ARCHITECTURES, architecture
 from gumba.runner.encoder_decoder import EncoderDecoder
-from gumba.runner.kv_cache import KVCache, KVShape
-from gumba.runner.model import Chunk, Model, token_ids
+from gumba.runner.kv_cache import KVCache
+from gumba.runner.memory_budget import LEAST_PAGES, PageBudget, state_slots
+from gumba.runner.model import Model, ModelParts
 from gumba.runner.state_pool import States
-from gumba.simd import detect
-from gumba.simd.isa import Isa
 
 log = logging.getLogger("gumba")
-
-#: Every architecture that runs, by its name in files.
-ARCHITECTURES: dict[str, ModuleType] = {
-    module.NAME: module
-    for module in (
-        llama, llama4, qwen, qwen2, qwen2moe, qwen2vl, qwen3, qwen3moe, qwen3vl, qwen3vlmoe,
-        chatglm, glm4, gemma, gemma2, gemma3, gemma3n, gemma4, phi2, phi3, gpt2,
-        gptneox, starcoder2, stablelm, falcon, internlm2, olmo2, baichuan, granite, granitemoe, smollm3, exaone4,
-        command_r, cohere2, deepseek2, gpt_oss, lfm2, qwen35, qwen35moe, seed_oss,
-        bert, mpnet, nomic_bert, jina_bert_v2, jina_bert_v3, modern_bert, gemma_embedding,
-        t5, t5encoder,
-    )
-}  # fmt: skip
 
 #: Context when none is asked for: the model's own, but no more than this.
 DEFAULT_CONTEXT = 4096
 MAX_THREADS = 512
-#: Sequences of the whole context that the KV cache has room for, where memory allows. It takes memory only as it fills.
-USUAL_CONTEXTS = 4
-#: Pages that a KV cache has where the memory does not allow one whole context, and no size is named.
-LEAST_PAGES = 4
-#: Slots for recurrent states, where memory allows; of small ones more, but in no more than so many bytes. They take memory only
-#: when used.
-MOST_STATES, MOST_SMALL_STATES, STATES_BYTES = 128, 4096, 256 << 20
-#: A pool of pages for layers with a window holds so many times what whole contexts need there, for many short sequences and for
-#: what requests have in common.
-WINDOW_POOL_FACTOR = 2
-
-
-def architecture(gguf: GGUFFile) -> ModuleType:
-    """The module of a file's architecture. Raises UnsupportedError listing the known ones."""
-    name = gguf.require("general.architecture", str)
-    if name not in ARCHITECTURES:
-        known = ", ".join(sorted(ARCHITECTURES))
-        raise UnsupportedError(f"{gguf.path}: architecture {name!r} is not known; this version runs: {known}")
-    return ARCHITECTURES[name]
 
 
 def load_model(
@@ -126,7 +44,7 @@ def load_model(
     kv_type: str | None = None,
     n_states: int | None = None,
     n_threads: int | None = None,
-    team: Team | None = None,
+    team: Workers | None = None,
     max_sequences: int = 0,
     progress: Callable[[float], Any] | None = None,
 ) -> Model:
@@ -171,44 +89,51 @@ def load_model(
     if not config.causal or config.start_token is not None:  # all of a text, or of a source, is computed in one step
         max_batch_tokens = max(max_batch_tokens, n_ctx)
     processors = _processors()
-    chosen = detect.current()
+    backend = backends.get()
     if kv_type is None:
-        kv_type = usual_kv_type()
-    pools = _Pools(kv_shapes(config), n_ctx, max_batch_tokens, kv_type, max_sequences if config.causal else 0)
-    n_states, states_bytes = _n_states(config, n_states, kv_memory)
+        kv_type = backend.default_kv_type
+    shapes, format = config.kv_shapes, backend.kv_format(kv_type)
+    budget = PageBudget(shapes, n_ctx, max_batch_tokens, format, max_sequences if config.causal else 0)
+    n_states, states_bytes = state_slots(backend, config.state_parts, n_states, kv_memory)
     sized = kv_tokens is not None or kv_memory is not None
-    n_pages = (
-        pools.n_pages(kv_memory, states_bytes, gguf.file_size) if kv_tokens is None else -(-kv_tokens // PAGE_TOKENS)
-    )
-    kv_tokens = n_pages * PAGE_TOKENS if kv_tokens is None else kv_tokens
-    max_batch_tokens = min(max_batch_tokens, max(n_ctx, kv_tokens))
+    if kv_tokens is None:
+        n_pages = budget.n_pages(kv_memory, states_bytes, gguf.file_size)
+        kv_tokens = n_pages * format.page_tokens
+    else:
+        n_pages = -(-kv_tokens // format.page_tokens)
+    sizes = ProgramSizes(min(max_batch_tokens, max(n_ctx, kv_tokens)), n_ctx)
 
-    def made(n_pages: int) -> Model:
-        kv = KVCache(pools.shapes, n_pages, kv_type, pools.window_pages(n_pages))
-        states = States(config.state_parts, n_states) if n_states else None
-        sizes = n_threads, max_batch_tokens, n_ctx
-        (program, outputs), *source = _programs(module, config, weights, chosen, sizes, kv, states)
-        threads = Team(n_threads, processors) if team is None else team
-        owns_team = team is None
-        if not source:
-            return Model(config, program, outputs, kv, threads, n_ctx, weights, owns_team=owns_team, states=states)
-        encoder = Model(config, *source[0], kv, threads, n_ctx, weights, owns_team=False)
-        return EncoderDecoder(encoder, config, program, outputs, kv, threads, n_ctx, weights, owns_team=owns_team)
+    def assemble(n_pages: int) -> Model:
+        kv = KVCache(backend, shapes, n_pages, kv_type, budget.window_pages(n_pages))
+        states = States(backend, config.state_parts, n_states) if n_states else None
+        programs = _programs(backend, module, config, weights, sizes, n_threads, kv, states)
+        workers = backend.workers(n_threads, processors) if team is None else team
+        limits = StepLimits(config.n_vocab * config.n_types, n_ctx, sizes.max_batch_tokens, kv)
+        try:
+            runner, *encoders = [backend.runner(*program, workers, limits, states) for program in programs]
+        except BaseException:
+            if team is None:
+                workers.close()
+            raise
+        parts = ModelParts(config, runner, kv, states, workers, team is None, limits, backend.target, weights)
+        if not encoders:
+            return Model(parts)
+        return EncoderDecoder(Model(replace(parts, runner=encoders[0], owns_workers=False)), parts)
 
     try:
-        weights = _weights(gguf, module, config, chosen, n_threads, progress)
-        return made(n_pages) if sized else _smaller(made, n_pages)
+        weights = _weights(backend, gguf, module, config, n_threads, progress)
+        return assemble(n_pages) if sized else _smaller(assemble, n_pages, format.page_tokens)
     except MemoryError:
         need = f"the weights and, for a context of {n_ctx} tokens, tables and cache need more than"
         raise ResourceError(f"{gguf.path}: {shortage(need, gguf.file_size)}") from None
 
 
-def _smaller(made: Callable[[int], Model], n_pages: int) -> Model:
-    """``made(n_pages)``, or with as many pages fewer as the memory there is calls for, down to LEAST_PAGES."""
+def _smaller(assemble: Callable[[int], Model], n_pages: int, page_tokens: int) -> Model:
+    """``assemble(n_pages)``, or with as many pages fewer as the memory there is calls for, down to LEAST_PAGES."""
     wanted = n_pages
     while True:
         try:
-            model = made(n_pages)
+            model = assemble(n_pages)
         except (MemoryError, ResourceError):
             if n_pages <= LEAST_PAGES:
                 raise
@@ -217,140 +142,49 @@ def _smaller(made: Callable[[int], Model], n_pages: int) -> Model:
         if n_pages < wanted:
             log.warning(
                 "not enough memory for a KV cache of %d tokens: it holds %d (kv_memory, --kv-memory of commands, names its size)",
-                wanted * PAGE_TOKENS,
-                n_pages * PAGE_TOKENS,
+                wanted * page_tokens,
+                n_pages * page_tokens,
             )
         return model
 
 
 def _programs(
+    backend: Backend,
     module: ModuleType,
-    config: Any,
+    config: Config,
     weights: Any,
-    chosen: Isa,
-    sizes: tuple[int, int, int],
+    sizes: ProgramSizes,
+    n_threads: int,
     kv: KVCache,
     states: States | None,
-) -> list[tuple[Program, tuple[Buffer, Buffer]]]:
-    """The model's program, and that of its encoder if that is another, with what they compute.
-
-    ``sizes``: threads, tokens of a step, tokens of a sequence.
-    """
-    program = Program(chosen, *sizes, states=states.layouts if states else [])
-    made = [(program, module.forward(program, config, weights, kv.layouts, sizes[2]))]
+) -> list[tuple[Program, Buffer, Buffer]]:
+    """The model's program, and that of its encoder if that is another, with their hidden states and logits."""
+    program = backend.program(sizes, n_threads, kv.memory, None if states is None else states.memory)
+    programs = [(program, *module.forward(program, config, weights))]
     if config.start_token is not None:
-        source = Program(chosen, *sizes)
-        hidden = module.encode(source, config, weights, kv.layouts)
-        made.append((source, (hidden, hidden)))
-    return made
+        reader = backend.program(sizes, n_threads, kv.memory)
+        hidden = module.encode(reader, config, weights)
+        programs.append((reader, hidden, hidden))
+    return programs
 
 
-def usual_kv_type() -> str:
-    """The default data type of the KV cache: the one that this processor computes with fastest."""
-    return "bf16" if detect.current().dot_bf16 is not None else "f16"
-
-
-def kernels_of(gguf: GGUFFile, kv_type: str) -> list[Kernel]:
-    """The kernels that a file's model runs with a KV cache of ``kv_type``; its matrices are not read.
+def functions_of(backend: Backend, gguf: GGUFFile, kv_type: str) -> list[Function]:
+    """The functions that a file's model runs with a KV cache of ``kv_type``; its matrices are not read.
 
     Raises what ``load_model`` does for a file that cannot run.
     """
-    module, chosen = architecture(gguf), detect.current()
+    module = architecture(gguf)
     config = module.read_config(gguf)
-    with Loader(gguf, chosen, 1) as loader:
+    with Loader(gguf, backend, 1) as loader:
         weights = module.load_weights(loader, config)
-    kv = KVCache(kv_shapes(config), 1, kv_type)
-    sizes = 1, 1, min(config.n_ctx_train, PAGE_TOKENS)
-    states = States(config.state_parts, 1) if _n_states(config, None, None)[0] else None
-    made = _programs(module, config, weights, chosen, sizes, kv, states)
-    return list({op.kernel.name: op.kernel for program, _ in made for op in program.operations}.values())
+    kv = KVCache(backend, config.kv_shapes, 1, kv_type)
+    sizes = ProgramSizes(1, min(config.n_ctx_train, kv.page_tokens))
+    states = States(backend, config.state_parts, 1) if any(config.state_parts) else None
+    programs = _programs(backend, module, config, weights, sizes, 1, kv, states)
+    return backend.functions_of([program for program, _, _ in programs])
 
 
-def kv_shapes(config: Config) -> list[KVShape]:
-    """What each layer keeps of a token."""
-    return config.kv_shapes
-
-
-class _Pools:
-    """How many pages there are, for all layers and for those with a window.
-
-    ``n_ctx``, ``n_step``: most tokens of a sequence and of a step.
-    """
-
-    def __init__(self, shapes: list[KVShape], n_ctx: int, n_step: int, kv_type: str, n_sequences: int) -> None:
-        self.shapes = shapes
-        self._n_ctx = n_ctx
-        window = max((shape.window for shape in shapes), default=0) if n_sequences else 0
-        #: For so many sequences at once, a page each to grow into.
-        self._least = n_sequences * (-(-window // PAGE_TOKENS) + 2) if window else 0
-        #: Pages that a sequence has at once for the layers with a window.
-        self._each = -(-(window + n_step) // PAGE_TOKENS) + 1 if window else 0
-        self._page_bytes = KVCache.bytes_per_page([shape for shape in shapes if not (window and shape.window)], kv_type)
-        self._window_bytes = KVCache.bytes_per_page(shapes, kv_type) - self._page_bytes
-
-    def window_pages(self, n_pages: int) -> int:
-        """Pages of the pool for layers with a window, beside ``n_pages`` for the others; 0 where one pool for all is as small."""
-        if not self._each:
-            return 0
-        count = max(self._least, WINDOW_POOL_FACTOR * self._each * (1 + -(-n_pages * PAGE_TOKENS // self._n_ctx)))
-        return count if count < n_pages else 0
-
-    def _bytes(self, n_pages: int) -> int:
-        return n_pages * self._page_bytes + (self.window_pages(n_pages) or n_pages) * self._window_bytes
-
-    def n_pages(self, kv_memory: int | None, states_bytes: int, weights_bytes: int) -> int:
-        """Pages where the caller names no number. Raises RequestError when ``kv_memory`` is too little for any.
-
-        ``states_bytes``: of that memory, what the recurrent states take. ``weights_bytes``: what the weights are going to take
-        of the memory there is.
-        """
-        most, there_is = -(-USUAL_CONTEXTS * self._n_ctx // PAGE_TOKENS), available_memory()
-        least = -(-self._n_ctx // PAGE_TOKENS)
-        if kv_memory is not None:
-            wanted = self._bytes(1) + states_bytes
-            if kv_memory < wanted:
-                states = " and the states of two sequences" if states_bytes else ""
-                raise RequestError(
-                    f"kv_memory is {kv_memory}, expected at least {wanted}, for {PAGE_TOKENS} tokens{states}"
-                )
-            return self._fitting(kv_memory - states_bytes, 1, 1 << 24)
-        if there_is is None:
-            return least
-        least = self._fitting((there_is - weights_bytes) // 2, min(least, LEAST_PAGES), least)
-        return self._fitting(there_is // 8, least, most)
-
-    def _fitting(self, n_bytes: int, least: int, most: int) -> int:
-        """The largest number of pages from ``least`` to ``most`` that fits ``n_bytes``; ``least`` where none does."""
-        while least < most:
-            middle = (least + most + 1) // 2
-            if self._bytes(middle) <= n_bytes:
-                least = middle
-            else:
-                most = middle - 1
-        return least
-
-
-def _n_states(config: Config, n_states: int | None, kv_memory: int | None) -> tuple[int, int]:
-    """Slots for recurrent states, and their bytes; none for a model without recurrent layers.
-
-    ``n_states``: as asked for; None: as many as fit a quarter of ``kv_memory``, or an eighth of what the machine has to spare.
-    """
-    parts: list[tuple[int, ...]] = config.state_parts
-    if not any(parts):
-        return 0, 0
-    each = States.bytes_per_slot(parts)
-    if n_states is None:
-        there_is = available_memory()
-        n_states = most = max(MOST_STATES, min(STATES_BYTES // each, MOST_SMALL_STATES))
-        if kv_memory is not None:
-            n_states = kv_memory // 4 // each
-        elif there_is is not None:
-            n_states = there_is // 8 // each
-        n_states = max(2, min(most, n_states))
-    return n_states, n_states * each
-
-
-#: Packed weights of models that are in use, by file and instruction set; and who packs some just now, by process.
+#: Packed weights of models that are in use, by file and device; and locks of those being packed, by process.
 _in_use: weakref.WeakValueDictionary[object, Any] = weakref.WeakValueDictionary()
 _packing: weakref.WeakValueDictionary[object, Any] = weakref.WeakValueDictionary()
 _guard = threading.Lock()
@@ -367,21 +201,21 @@ if hasattr(os, "register_at_fork"):
 
 
 def _weights(
+    backend: Backend,
     gguf: GGUFFile,
     module: ModuleType,
-    config: Any,
-    chosen: Isa,
+    config: Config,
     n_threads: int,
     progress: Callable[[float], Any] | None,
 ) -> Any:
-    """A model's weights; the same ones for all models of a file that are in use at a time. Nobody changes them."""
-    key = (gguf.identity, chosen.name)
+    """A model's weights; the same ones for all models of a file that are in use at a time. Nothing changes them."""
+    key = (gguf.identity, backend.name, backend.target)
     with _guard:
         lock = _packing.setdefault((os.getpid(), key), threading.Lock())
     with lock:
         weights = _in_use.get(key)
         if weights is None:
-            with Loader(gguf, chosen, n_threads, progress) as loader:
+            with Loader(gguf, backend, n_threads, progress) as loader:
                 weights = module.load_weights(loader, config)
                 loader.run()
             _in_use[key] = weights

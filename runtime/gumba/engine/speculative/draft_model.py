@@ -12,9 +12,9 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gumba.backends.chunks import Chunk
 from gumba.engine.protocols import StatePool
 from gumba.errors import ResourceError
-from gumba.runner.model import Chunk
 
 
 class DraftPages(Protocol):

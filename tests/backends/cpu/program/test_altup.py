@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from gumba.backends.cpu.program import altup
 from gumba.backends.cpu.program.builder import Buffer, Program
 from gumba.simd.detect import current
 from support import programs
@@ -20,13 +19,13 @@ WIDTH = 72  # a row of its own has 128
 
 def written(p: Program, x: Buffer, y: Buffer, selected: bool) -> list[Buffer]:
     """All that there is to do with streams; of the rows whose logits are wanted, if ``selected``."""
-    all_streams = altup.stack(p, [x, y, altup.match_magnitude(p, y, x, 1e-5)])
+    all_streams = p.stack_streams([x, y, p.match_magnitude(y, x, 1e-5)])
     if selected:
-        all_streams, x, y = altup.select_outputs(p, all_streams), p.select_outputs(x), p.select_outputs(y)
-    mixed = altup.mix(p, all_streams, p.slice(y, 3, 9))
-    added = altup.add(p, mixed, altup.keep_greatest(p, x, 0.5), p.slice(x, 20, 3))
-    last = altup.add(p, added, x, [0.0, 1.0, 2.0])
-    return [altup.part(p, last, i) for i in range(3)]
+        all_streams, x, y = p.select_output_streams(all_streams), p.select_outputs(x), p.select_outputs(y)
+    mixed = p.mix_streams(all_streams, p.slice(y, 3, 9))
+    added = p.add_to_streams(mixed, p.keep_greatest(x, 0.5), p.slice(x, 20, 3))
+    last = p.add_to_streams(added, x, [0.0, 1.0, 2.0])
+    return [p.stream(last, i) for i in range(3)]
 
 
 def expected(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -58,18 +57,18 @@ def test_what_does_not_fit_is_refused() -> None:
     p = Program(current(), 1, 8, 41)
     x = p.embed(programs.matrix(named("f32"), 50, WIDTH))
     narrow, chosen = p.slice(x, 0, 40), p.select_outputs(x)
-    two, wrong = altup.stack(p, [x, x]), p.slice(x, 0, 3)
+    two, wrong = p.stack_streams([x, x]), p.slice(x, 0, 3)
     calls: list[Callable[[], object]] = [
-        lambda: altup.stack(p, [x, narrow]),
-        lambda: altup.stack(p, [x, chosen]),
-        lambda: altup.mix(p, two, wrong),
-        lambda: altup.mix(p, two, p.slice(chosen, 0, 4)),
-        lambda: altup.add(p, two, narrow, [1.0, 1.0]),
-        lambda: altup.add(p, two, chosen, [1.0, 1.0]),
-        lambda: altup.add(p, two, x, [1.0]),
-        lambda: altup.add(p, two, x, wrong),
-        lambda: altup.match_magnitude(p, x, narrow, 1e-5),
-        lambda: altup.match_magnitude(p, x, chosen, 1e-5),
+        lambda: p.stack_streams([x, narrow]),
+        lambda: p.stack_streams([x, chosen]),
+        lambda: p.mix_streams(two, wrong),
+        lambda: p.mix_streams(two, p.slice(chosen, 0, 4)),
+        lambda: p.add_to_streams(two, narrow, [1.0, 1.0]),
+        lambda: p.add_to_streams(two, chosen, [1.0, 1.0]),
+        lambda: p.add_to_streams(two, x, [1.0]),
+        lambda: p.add_to_streams(two, x, wrong),
+        lambda: p.match_magnitude(x, narrow, 1e-5),
+        lambda: p.match_magnitude(x, chosen, 1e-5),
     ]
     for call in calls:
         with pytest.raises(ValueError, match=r"columns|coefficients"):

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gumba import backends
+from gumba.backends.cache_shapes import KVShape
 from gumba.backends.cpu.kernels import record
 from gumba.backends.cpu.kernels.attention_layout import split_units, tile_tokens
 from gumba.backends.cpu.program.builder import Buffer, Program
-from gumba.runner.kv_cache import KVCache, KVShape
+from gumba.runner.kv_cache import KVCache
 from gumba.simd.detect import current
 from support import kernel_oracles, programs
 from support.programs import batch, named, walk
@@ -47,7 +49,7 @@ def attentions(p: Program, kv: KVCache, cases: list[tuple[int, dict[str, Any], d
         widths = (N_HEADS * shape.head_dim, shape.n_kv_heads * shape.head_dim, shape.n_kv_heads * shape.v_dim)
         q, k, v = (p.embed(programs.matrix(named("f32"), 50, width, width + layer)) for width in widths)
         q, k, v = (p.scale(b, 4.0) for b in (q, k, v))
-        made.append([q, k, v, p.attention(q, k, v, kv.layouts, layer, 0.3, **options)])
+        made.append([q, k, v, p.attention(q, k, v, layer, 0.3, **options)])
     return made
 
 
@@ -55,9 +57,9 @@ def run(
     n_threads: int, order: list[int], write: Callable[[Program, KVCache], list[Buffer]], kv_type: str = "f32"
 ) -> list[list[np.ndarray]]:
     """Rows of the buffers that ``write`` names, for each step of two sequences."""
-    kv = KVCache(SHAPES, 7, kv_type, n_window_pages=9)
+    kv = KVCache(backends.get(), SHAPES, 7, kv_type, n_window_pages=9)
     assert kv.window_pool is not None
-    p = Program(current(), n_threads, 140, 300)
+    p = Program(current(), n_threads, 140, 300, kv=kv.memory.layouts)
     kept = write(p, kv)
     records = p.finish(kept)
     tables = [np.array(kv.allocate(3), np.int32) for _ in STEPS[0]]
@@ -142,7 +144,7 @@ def test_a_layer_can_read_what_another_has_stored() -> None:
 
     def write(p: Program, kv: KVCache) -> list[Buffer]:
         q, _, _, one = attentions(p, kv, [CASES[1]])[0]
-        other = p.attention(p.scale(q, -1.0), None, None, kv.layouts, 2, -0.3)
+        other = p.attention(p.scale(q, -1.0), None, None, 2, -0.3)
         return [one, other]
 
     for n_threads in (1, 3):
@@ -151,8 +153,8 @@ def test_a_layer_can_read_what_another_has_stored() -> None:
 
 
 def test_a_program_knows_what_bounds_its_tiles() -> None:
-    kv = KVCache(SHAPES, 7, "f16", n_window_pages=7)
-    p = Program(current(), 2, 8, 300)
+    kv = KVCache(backends.get(), SHAPES, 7, "f16", n_window_pages=7)
+    p = Program(current(), 2, 8, 300, kv=kv.memory.layouts)
     assert (p.most_grouped, p.most_kv_heads) == (1, 1)
     attentions(p, kv, [CASES[0], CASES[1]])
     assert (p.most_grouped, p.most_kv_heads) == (6, 2)
@@ -162,28 +164,28 @@ def test_a_program_knows_what_bounds_its_tiles() -> None:
 
 
 def test_attention_checks_what_it_is_given() -> None:
-    kv = KVCache(SHAPES, 7, "f16", n_window_pages=7)
-    p = Program(current(), 1, 8, 300)
+    kv = KVCache(backends.get(), SHAPES, 7, "f16", n_window_pages=7)
+    p = Program(current(), 1, 8, 300, kv=kv.memory.layouts)
     q, k, v = (p.embed(programs.matrix(named("f32"), 50, width)) for width in (72, 24, 24))
     wrong: list[Callable[[], object]] = [
-        lambda: p.attention(q, k, v, kv.layouts, 0, 0.3, sinks=SINKS[:5]),
-        lambda: p.attention(q, k, v, kv.layouts, 0, 0.3, slopes=SLOPES[:1]),
-        lambda: p.attention(k, k, q, kv.layouts, 0, 0.3),
-        lambda: p.attention(q, q, v, kv.layouts, 0, 0.3),
-        lambda: p.attention(q, k, None, kv.layouts, 0, 0.3),
-        lambda: p.attention(v, k, v, kv.layouts, 2, 0.3),
-        lambda: p.attention(q, k, v, kv.layouts, 1, 0.3),
-        lambda: p.attention(q, k, v, kv.layouts, 0, 0.3, window=-1),
-        lambda: p.attention(q, None, None, kv.layouts, 0, 0.3),
-        lambda: p.attention(q, k, v, kv.layouts, 0, 0.3, chunk=-1),
-        lambda: p.attention(q, k, v, kv.layouts, 0, 0.3, window=9, chunk=9),
-        lambda: p.attention(q, k, v, kv.layouts, 0, 0.3, chunk=9, causal=False),
-        lambda: p.attention(q, k, v, kv.layouts, 0, 0.3, slopes=SLOPES, bias=BIAS),
-        lambda: p.attention(q, k, v, kv.layouts, 0, 0.3, bias=BIAS[:5]),
-        lambda: p.attention(q, k, v, kv.layouts, 0, 0.3, bias=BIAS[:, :60]),
-        lambda: p.store_kv(q, v, kv.layouts, 0),
-        lambda: p.attention(v, v, v, kv.layouts, 3, 0.3),
-        lambda: p.attention(v, v, v, kv.layouts, 3, 0.3, window=51),
+        lambda: p.attention(q, k, v, 0, 0.3, sinks=SINKS[:5]),
+        lambda: p.attention(q, k, v, 0, 0.3, slopes=SLOPES[:1]),
+        lambda: p.attention(k, k, q, 0, 0.3),
+        lambda: p.attention(q, q, v, 0, 0.3),
+        lambda: p.attention(q, k, None, 0, 0.3),
+        lambda: p.attention(v, k, v, 2, 0.3),
+        lambda: p.attention(q, k, v, 1, 0.3),
+        lambda: p.attention(q, k, v, 0, 0.3, window=-1),
+        lambda: p.attention(q, None, None, 0, 0.3),
+        lambda: p.attention(q, k, v, 0, 0.3, chunk=-1),
+        lambda: p.attention(q, k, v, 0, 0.3, window=9, chunk=9),
+        lambda: p.attention(q, k, v, 0, 0.3, chunk=9, causal=False),
+        lambda: p.attention(q, k, v, 0, 0.3, slopes=SLOPES, bias=BIAS),
+        lambda: p.attention(q, k, v, 0, 0.3, bias=BIAS[:5]),
+        lambda: p.attention(q, k, v, 0, 0.3, bias=BIAS[:, :60]),
+        lambda: p.store_kv(q, v, 0),
+        lambda: p.attention(v, v, v, 3, 0.3),
+        lambda: p.attention(v, v, v, 3, 0.3, window=51),
     ]
     before = len(p.operations)
     for call in wrong:

@@ -135,14 +135,14 @@ def play(model: object, n_threads: int, order: list[int]) -> None:
 
     class Player:
         def run(self, records: np.ndarray, words: np.ndarray) -> None:
-            model._program._arena[:] = 0xFF  # type: ignore[attr-defined]
+            model._runner._program._arena[:] = 0xFF  # type: ignore[attr-defined]
             walk(records, words, n_threads, order)
 
         def close(self) -> None:
             team.close()
 
-    team = model._team  # type: ignore[attr-defined]
-    model._team = Player()  # type: ignore[attr-defined]
+    team = model._runner._team  # type: ignore[attr-defined]
+    model._runner._team = Player()  # type: ignore[attr-defined]
 
 
 def test_shares_are_cut_where_all_operations_allow_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,11 +54,11 @@ def check(program: Program, records: np.ndarray, kept: Buffer) -> int:
 def test_buffers_of_a_model_do_not_meet(path: Path, max_batch_tokens: int) -> None:
     model = programs.load(path, n_threads=2, kv_tokens=128, max_batch_tokens=max_batch_tokens)
     try:
-        program = model._program
+        program = model._runner._program
         assert program is not None
         written = program.operations[-1].writes[0]
-        assert check(program, model._records, written) > 5, "memory is used again"
-        whole = sum(b.row_bytes for b in lives(program, model._records, written)) * program.max_rows
+        assert check(program, model._runner._records, written) > 5, "memory is used again"
+        whole = sum(b.row_bytes for b in lives(program, model._runner._records, written)) * program.max_rows
         assert len(program._arena) < whole
     finally:
         model.close()

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gumba.backends.base import ExpertMatrices
 from gumba.backends.cpu.packing import PackedMatrix
 from gumba.backends.cpu.program.builder import Buffer, Program
-from gumba.backends.cpu.program.moe import Experts, moe
 from gumba.simd.detect import current
 from support import programs
 from support.programs import batch, named, walk
@@ -42,8 +42,10 @@ def run(
     if options.pop("oai", False):
         options["kind"] = lambda g, u: p.swiglu_oai(g, u, 1.702, 1.5)
     options.setdefault("kind", "silu")
-    parts = [Experts(m, options.pop(f"{name}_bias", None)) for name, m in (("gate", gate), ("up", up), ("down", down))]
-    out = moe(p, x, logits, parts[0] if gated else None, parts[1], parts[2], 2, **options)
+    parts = [
+        ExpertMatrices(m, options.pop(f"{name}_bias", None)) for name, m in (("gate", gate), ("up", up), ("down", down))
+    ]
+    out = p.moe(x, logits, parts[0] if gated else None, parts[1], parts[2], 2, **options)
     kept: list[Buffer] = [x, logits, out]
     records = p.finish(kept)
     p._arena[:] = 0xFF
@@ -130,31 +132,34 @@ def test_what_does_not_fit() -> None:
     p = Program(current(), 1, 8)
     x = p.embed(programs.matrix(named("f32"), 50, WIDTH))
     logits = p.matmul(programs.matrix(named("f32"), N_EXPERTS, WIDTH, 7), x)
-    up, down = Experts(of_experts("f32", INNER, WIDTH, 1)), Experts(of_experts("f32", WIDTH, INNER, 2))
-    short, mixed = Experts(up.matrices[:4]), Experts([*up.matrices[:4], of_experts("q8_0", INNER, WIDTH, 1)[4]])
-    none, biased = Experts([]), Experts(up.matrices, np.zeros((N_EXPERTS, WIDTH), np.float32))
-    shifted = Experts(up.matrices, np.zeros((N_EXPERTS, INNER), np.float32))
+    up, down = ExpertMatrices(of_experts("f32", INNER, WIDTH, 1)), ExpertMatrices(of_experts("f32", WIDTH, INNER, 2))
+    short, mixed = (
+        ExpertMatrices(up.matrices[:4]),
+        ExpertMatrices([*up.matrices[:4], of_experts("q8_0", INNER, WIDTH, 1)[4]]),
+    )
+    none, biased = ExpertMatrices([]), ExpertMatrices(up.matrices, np.zeros((N_EXPERTS, WIDTH), np.float32))
+    shifted = ExpertMatrices(up.matrices, np.zeros((N_EXPERTS, INNER), np.float32))
     wrong: list[Callable[[], object]] = [
-        lambda: moe(p, x, logits, up, up, down, 0, "silu"),
-        lambda: moe(p, x, logits, up, up, down, 6, "silu"),
-        lambda: moe(p, x, logits, up, shifted, down, 2, "silu", weigh_inputs=True),
-        lambda: moe(p, x, x, up, up, down, 2, "silu"),
-        lambda: moe(p, x, p.select_outputs(logits), up, up, down, 2, "silu"),
-        lambda: moe(p, x, logits, short, up, down, 2, "silu"),
-        lambda: moe(p, x, logits, up, up, Experts(down.matrices[:4]), 2, "silu"),
-        lambda: moe(p, x, logits, up, up, none, 2, "silu"),
-        lambda: moe(p, x, logits, up, up, up, 2, "silu"),
-        lambda: moe(p, x, logits, down, up, down, 2, "silu"),
-        lambda: moe(p, x, logits, up, mixed, down, 2, "silu"),
-        lambda: moe(p, x, logits, up, biased, down, 2, "silu"),
-        lambda: moe(p, x, logits, up, up, down, 2, "silu", weights="softmin"),
-        lambda: moe(p, x, logits, up, up, down, 2, "silu", bias=BIAS[:4]),
-        lambda: moe(p, x, logits, up, up, down, 2, "silu", factors=BIAS[:4]),
-        lambda: moe(p, x, logits, up, up, down, 2, "silu", groups=(2, 1)),
-        lambda: moe(p, x, logits, up, up, down, 2, "silu", groups=(5, 1)),
-        lambda: moe(p, x, logits, up, up, down, 2, "silu", groups=(5, 6)),
-        lambda: moe(p, x, logits, none, none, none, 1, "silu"),
-        lambda: moe(p, x, logits, None, up, down, 2, lambda g, u: g),
+        lambda: p.moe(x, logits, up, up, down, 0, "silu"),
+        lambda: p.moe(x, logits, up, up, down, 6, "silu"),
+        lambda: p.moe(x, logits, up, shifted, down, 2, "silu", weigh_inputs=True),
+        lambda: p.moe(x, x, up, up, down, 2, "silu"),
+        lambda: p.moe(x, p.select_outputs(logits), up, up, down, 2, "silu"),
+        lambda: p.moe(x, logits, short, up, down, 2, "silu"),
+        lambda: p.moe(x, logits, up, up, ExpertMatrices(down.matrices[:4]), 2, "silu"),
+        lambda: p.moe(x, logits, up, up, none, 2, "silu"),
+        lambda: p.moe(x, logits, up, up, up, 2, "silu"),
+        lambda: p.moe(x, logits, down, up, down, 2, "silu"),
+        lambda: p.moe(x, logits, up, mixed, down, 2, "silu"),
+        lambda: p.moe(x, logits, up, biased, down, 2, "silu"),
+        lambda: p.moe(x, logits, up, up, down, 2, "silu", weights="softmin"),
+        lambda: p.moe(x, logits, up, up, down, 2, "silu", bias=BIAS[:4]),
+        lambda: p.moe(x, logits, up, up, down, 2, "silu", factors=BIAS[:4]),
+        lambda: p.moe(x, logits, up, up, down, 2, "silu", groups=(2, 1)),
+        lambda: p.moe(x, logits, up, up, down, 2, "silu", groups=(5, 1)),
+        lambda: p.moe(x, logits, up, up, down, 2, "silu", groups=(5, 6)),
+        lambda: p.moe(x, logits, none, none, none, 1, "silu"),
+        lambda: p.moe(x, logits, None, up, down, 2, lambda g, u: g),
     ]
     for call in wrong:
         before = len(p.operations)

@@ -62,6 +62,11 @@ class PageFormat:
     functions: Callable[[Isa], PageFunctions]
     together: int = 1
 
+    @property
+    def page_tokens(self) -> int:
+        """Tokens of a page."""
+        return PAGE_TOKENS
+
     def arithmetic(self, isa: Isa) -> str:
         """What the products are computed in: whose peak rate a profile compares them with."""
         return "bf16" if self.together == 2 and isa.dot_bf16 is not None else "float32"

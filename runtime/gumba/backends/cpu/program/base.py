@@ -10,7 +10,7 @@ import numpy as np
 from gumba.backends.cpu.kernels import activations_q8
 from gumba.backends.cpu.kernels.record import N_TOKENS, Kernel
 from gumba.backends.cpu.packing import ROW_ALIGN, aligned_empty
-from gumba.backends.cpu.program.operation import NO_WORK, Buffer, Operation, Work
+from gumba.backends.cpu.program.operation import NO_WORK, Arguments, Buffer, Operation, Work
 from gumba.simd.isa import Isa
 
 
@@ -27,7 +27,7 @@ class Writer:
     _plain_rows: dict[tuple[int, float], int] = field(default_factory=dict)
 
     def append(
-        self, kernel: Kernel, arguments: dict[str, int | float | Buffer], reads: Sequence[Buffer],
+        self, kernel: Kernel, arguments: Arguments, reads: Sequence[Buffer],
         writes: Sequence[Buffer], split: tuple[object, ...], gathers: Sequence[Buffer] = (), work: Work = NO_WORK,
     ) -> None:  # fmt: skip
         moved = sum(b.row_bytes for b in [*reads, *writes])
@@ -53,8 +53,8 @@ class Writer:
         if x.blocks is None:
             n_blocks = x.width // activations_q8.COLUMNS
             x.blocks = Buffer(f"{x.name}.q8", x.width, n_blocks * activations_q8.BYTES, x.count)
-            arguments = {"count": x.count, "x": x, "x_stride": x.row_bytes, "out": x.blocks,
-                         "out_stride": x.blocks.row_bytes, "n_blocks": n_blocks}  # fmt: skip
+            arguments: Arguments = {"count": x.count, "x": x, "x_stride": x.row_bytes, "out": x.blocks,
+                                    "out_stride": x.blocks.row_bytes, "n_blocks": n_blocks}  # fmt: skip
             self.append(activations_q8.quantize_q8, arguments, [x], [x.blocks], ("blocks", x.count, n_blocks))
         return x.blocks
 

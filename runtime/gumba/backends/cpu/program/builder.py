@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from gumba.backends.base import RopeTable
 from gumba.backends.cpu.kernels import activations_q8, embed, matmul, rope
 from gumba.backends.cpu.kernels import attention_layout as att
 from gumba.backends.cpu.kernels import output_rows as outputs
@@ -21,9 +22,11 @@ from gumba.backends.cpu.kernels.attention import attention, store_kv
 from gumba.backends.cpu.kernels.record import BARRIER, FIRST_ARGUMENT, N_TOKENS, OUTPUTS_VIEW, RECORD_WORDS
 from gumba.backends.cpu.kv_pages import PAGE_FORMATS, PAGE_TOKENS
 from gumba.backends.cpu.packing import PackedMatrix, aligned_empty
+from gumba.backends.cpu.program.altup import AltUp
 from gumba.backends.cpu.program.delta_net import Recurrent
 from gumba.backends.cpu.program.memory_plan import place_barriers, place_buffers, plan_splits
-from gumba.backends.cpu.program.operation import Buffer, KVLayout, Operation, Work
+from gumba.backends.cpu.program.moe import MixtureOfExperts
+from gumba.backends.cpu.program.operation import Arguments, Buffer, KVLayout, Operation, Work
 
 __all__ = ["Buffer", "KVLayout", "Operation", "Program", "Work"]
 
@@ -49,9 +52,13 @@ def _product(w: PackedMatrix) -> Work:
 
 
 @dataclass
-class Program(Recurrent):
-    """What an architecture writes; ``Elementwise`` holds what works row by row, ``Recurrent`` what has a state."""
+class Program(Recurrent, MixtureOfExperts, AltUp):
+    """The CPU's ``gumba.backends.base.Operations``: products, positions and attention here, the others in its base classes.
 
+    ``kv``: where the keys and values of each layer lie.
+    """
+
+    kv: Sequence[KVLayout] = field(default_factory=list)
     #: Of all attentions: most query heads for a KV head, and most KV heads. They bound a step's tiles.
     most_grouped: int = 1
     most_kv_heads: int = 1
@@ -119,11 +126,22 @@ class Program(Recurrent):
         )  # fmt: skip
         return out if padded == m.rows else self.join_heads(n_heads, [(out, 0, m.rows, padded)])
 
-    def rope(self, x: Buffer, n_heads: int, head_dim: int, rope_dim: int, table: int, neox: bool = False) -> Buffer:
-        """Turn the heads of x by their positions, in place. ``table``: a constant made by ``kernels.rope.rope_table``."""
+    def rope_table(
+        self, inverse_frequencies: np.ndarray, magnitude: float, neox: bool, factors: np.ndarray | None = None
+    ) -> RopeTable:
+        """Cosines and sines of each position, float32 [max_context, 2, rope_dim]; see ``kernels.rope.cos_sin_table``."""
+        table = rope.cos_sin_table(inverse_frequencies, self.max_context, magnitude, neox=neox)
+        if factors is not None:
+            table *= factors.astype(np.float32)[:, None, None]
+        return RopeTable(self.constant(table, pad=False))
+
+    def rope(
+        self, x: Buffer, n_heads: int, head_dim: int, rope_dim: int, table: RopeTable, neox: bool = False
+    ) -> Buffer:
+        """Rotate the heads of x by their positions, in place."""
         view, reads = self._view(x.count)
-        arguments = {"view": view, "x": x, "stride": x.row_bytes, "n_heads": n_heads, "head_dim": head_dim,
-                     "rope_dim": rope_dim, "table": table, "neox": int(neox)}  # fmt: skip
+        arguments: Arguments = {"view": view, "x": x, "stride": x.row_bytes, "n_heads": n_heads,
+                                "head_dim": head_dim, "rope_dim": rope_dim, "table": table, "neox": int(neox)}  # fmt: skip
         self.append(rope.rope, arguments, [x, *reads], [x], ("heads", x.count, n_heads))
         return x
 
@@ -137,7 +155,7 @@ class Program(Recurrent):
         return OUTPUTS_VIEW, [self._outputs_view]
 
     def attention(
-        self, q: Buffer, k: Buffer | None, v: Buffer | None, kv: Sequence[KVLayout], layer: int, scale: float, *,
+        self, q: Buffer, k: Buffer | None, v: Buffer | None, layer: int, scale: float, *,
         window: int = 0, softcap: float = 0.0, sinks: np.ndarray | None = None, slopes: np.ndarray | None = None,
         causal: bool = True, chunk: int = 0, bias: np.ndarray | None = None, part: Literal["all", "source", "answer"] = "all",
     ) -> Buffer:  # fmt: skip
@@ -152,7 +170,7 @@ class Program(Recurrent):
         ``part``: of an encoder-decoder, only keys of the "source" or of the "answer", which begins after it. q may have only the
         rows whose logits are wanted, where k and v are None.
         """
-        at = kv[layer]
+        at = self.kv[layer]
         if k is not None and k.count != q.count:
             raise ValueError(f"{q.name} has other rows than {k.name}")
         view, reads = self._view(q.count)
@@ -188,9 +206,9 @@ class Program(Recurrent):
         )  # fmt: skip
         return out
 
-    def store_kv(self, k: Buffer, v: Buffer, kv: Sequence[KVLayout], layer: int) -> None:
+    def store_kv(self, k: Buffer, v: Buffer, layer: int) -> None:
         """Store keys and values of this step's tokens in the layer's cache."""
-        at = kv[layer]
+        at = self.kv[layer]
         if (k.width, v.width) != (at.n_kv_heads * at.head_dim, at.n_kv_heads * at.v_dim):
             raise ValueError(f"keys and values of {k.width} and {v.width} columns for {at.n_kv_heads} heads")
         self._scratch_bytes = max(
@@ -198,16 +216,14 @@ class Program(Recurrent):
         )
         self._store(k, v, at, *self._place(at, 1, {}))
 
-    def _store(self, k: Buffer, v: Buffer, at: KVLayout, place: dict[str, int | float | Buffer], cache: Buffer) -> None:
+    def _store(self, k: Buffer, v: Buffer, at: KVLayout, place: Arguments, cache: Buffer) -> None:
         self.append(
             store_kv(self.isa, PAGE_FORMATS[at.kv_type]),
             place | {"k": k, "v": v, "k_stride": k.row_bytes, "v_stride": v.row_bytes},
             [k, v], [cache], ("heads", k.count, at.n_kv_heads),
         )  # fmt: skip
 
-    def _place(
-        self, at: KVLayout, group: int, options: dict[str, int]
-    ) -> tuple[dict[str, int | float | Buffer], Buffer]:
+    def _place(self, at: KVLayout, group: int, options: dict[str, int]) -> tuple[Arguments, Buffer]:
         """The arguments that say where a layer's cache lies; what stands for it, to order the operations."""
         pages = PAGE_FORMATS[at.kv_type]
         geometry = att.geometry(pages, at.n_kv_heads, group, at.head_dim, at.v_dim, k_page=at.k_page, v_page=at.v_page,

@@ -11,7 +11,7 @@ from gumba.backends.cpu.kernels import causal_conv, delta_net
 from gumba.backends.cpu.kernels.record import N_TOKENS
 from gumba.backends.cpu.kernels.recurrent_state import COLUMNS
 from gumba.backends.cpu.program.elementwise import Elementwise
-from gumba.backends.cpu.program.operation import Buffer, Work
+from gumba.backends.cpu.program.operation import Arguments, Buffer, Work
 
 
 def conv_state(width: int, n_taps: int) -> int:
@@ -40,8 +40,9 @@ class Recurrent(Elementwise):
         n_blocks, n_taps = -(-x.width // COLUMNS), weight.shape[1]
         taps = np.zeros((n_taps, n_blocks * COLUMNS), np.float32)
         taps[:, : x.width] = weight.T
-        arguments = {"x": x, "stride": x.row_bytes, "n_blocks": n_blocks, "weight": self.constant(taps, pad=False),
-                     "weight_stride": taps.strides[0], "memory": self.states[layer][part]}  # fmt: skip
+        arguments: Arguments = {"x": x, "stride": x.row_bytes, "n_blocks": n_blocks,
+                                "weight": self.constant(taps, pad=False), "weight_stride": taps.strides[0],
+                                "memory": self.states[layer][part]}  # fmt: skip
         kernel = causal_conv.causal_conv(self.isa, n_taps, silu)
         work = Work(row_ops=2 * n_taps * x.width, shape=f"{x.width}x{n_taps}")
         self.append(kernel, arguments, [x], [x], ("run blocks", n_blocks), [x], work)
@@ -51,8 +52,8 @@ class Recurrent(Elementwise):
         """exp(rate * log(1 + exp(x + bias))); bias and rate (below 0): float32 [width]."""
         out = self._buffer("decay", x.width)
         n_blocks = -(-x.width // COLUMNS)
-        arguments = {"x": x, "bias": self._row(bias, x.width, 0.0), "rate": self._row(rate, x.width, 0.0), "out": out,
-                     "stride": out.row_bytes, "n_blocks": n_blocks}  # fmt: skip
+        arguments: Arguments = {"x": x, "bias": self._row(bias, x.width, 0.0), "rate": self._row(rate, x.width, 0.0),
+                                "out": out, "stride": out.row_bytes, "n_blocks": n_blocks}  # fmt: skip
         self.append(delta_net.decay(self.isa), arguments, [x], [out], ("blocks", x.count, n_blocks))
         return out
 
@@ -73,10 +74,10 @@ class Recurrent(Elementwise):
             )
         out = self._buffer("delta_rule", v.width)
         n_blocks = dim // COLUMNS
-        arguments = {"qk": qk, "qk_stride": qk.row_bytes, "n_key_heads": n_key_heads,
-                     "v": v, "decays": decays, "betas": betas, "gate_stride": decays.row_bytes,
-                     "memory": self.states[layer][part], "n_heads": n_heads, "n_blocks": n_blocks, "dim": dim, "out": out,
-                     "stride": out.row_bytes}  # fmt: skip
+        arguments: Arguments = {"qk": qk, "qk_stride": qk.row_bytes, "n_key_heads": n_key_heads, "v": v,
+                                "decays": decays, "betas": betas, "gate_stride": decays.row_bytes,
+                                "memory": self.states[layer][part], "n_heads": n_heads, "n_blocks": n_blocks,
+                                "dim": dim, "out": out, "stride": out.row_bytes}  # fmt: skip
         reads = [qk, v, decays, betas]
         state_bytes = 2 * 4 * delta_state(n_heads, dim)
         work = Work(row_ops=7 * v.width * dim, shape=f"{n_heads}x{dim}x{dim}", state_bytes=state_bytes)

@@ -10,7 +10,7 @@ from gumba.backends.cpu.kernels import activations, activations_q8, elementwise,
 from gumba.backends.cpu.kernels import mean_pooling as text_means
 from gumba.backends.cpu.kernels.record import N_OUTPUTS, N_TOKENS, POSITIONS, TOKENS, Kernel
 from gumba.backends.cpu.program.base import Writer
-from gumba.backends.cpu.program.operation import Buffer
+from gumba.backends.cpu.program.operation import Arguments, Buffer
 
 #: Operations over blocks of rows that read more than the block they write: whole rows, other rows, other columns.
 _GATHERING = (
@@ -35,15 +35,21 @@ class Elementwise(Writer):
     def rms_norm(self, x: Buffer, weight: np.ndarray | None, eps: float) -> Buffer:
         """x / sqrt(mean(x^2) + eps) * weight, float32 [width]; None: without."""
         out = self._buffer("rms_norm", x.width, x.count)
-        arguments = {"x": x, "weight": self._row(weight, x.width, 1.0), "out": out, "width": x.width, "eps": eps}
+        arguments: Arguments = {
+            "x": x,
+            "weight": self._row(weight, x.width, 1.0),
+            "out": out,
+            "width": x.width,
+            "eps": eps,
+        }
         self._elementwise(norms.rms_norm, arguments, [x], out)
         return out
 
     def layer_norm(self, x: Buffer, weight: np.ndarray | None, bias: np.ndarray | None, eps: float) -> Buffer:
         """(x - mean(x)) / sqrt(variance(x) + eps) * weight + bias, both float32 [width]; None: without."""
         out = self._buffer("layer_norm", x.width, x.count)
-        arguments = {"x": x, "weight": self._row(weight, x.width, 1.0), "bias": self._row(bias, x.width, 0.0), "out": out,
-                     "width": x.width, "eps": eps}  # fmt: skip
+        arguments: Arguments = {"x": x, "weight": self._row(weight, x.width, 1.0),
+                                "bias": self._row(bias, x.width, 0.0), "out": out, "width": x.width, "eps": eps}  # fmt: skip
         self._elementwise(norms.layer_norm, arguments, [x], out)
         return out
 
@@ -55,9 +61,10 @@ class Elementwise(Writer):
             raise ValueError(f"{n_heads} heads of {head_dim}: {x.name} has {x.width} columns")
         of_each = weight is not None and np.size(weight) == x.width
         out = self._buffer("head_norm", x.width, x.count)
-        arguments = {"count": x.count, "x": x, "weight": self._row(weight, x.width if of_each else head_dim, 1.0),
-                     "weight_step": 4 * head_dim if of_each else 0, "out": out, "stride": x.row_bytes, "n_heads": n_heads,
-                     "head_dim": head_dim, "centred": int(centred), "eps": eps}  # fmt: skip
+        arguments: Arguments = {"count": x.count, "x": x,
+                                "weight": self._row(weight, x.width if of_each else head_dim, 1.0),
+                                "weight_step": 4 * head_dim if of_each else 0, "out": out, "stride": x.row_bytes,
+                                "n_heads": n_heads, "head_dim": head_dim, "centred": int(centred), "eps": eps}  # fmt: skip
         self.append(norms.head_norm, arguments, [x], [out], ("heads", x.count, n_heads))
         return out
 
@@ -90,7 +97,7 @@ class Elementwise(Writer):
                 f"{factors.name} has {factors.width} columns, expected 1; or it has other rows than {x.name}"
             )
         out = self._buffer("scale_rows", x.width, x.count)
-        arguments = {"x": x, "factors": factors, "factors_stride": factors.row_bytes, "out": out}
+        arguments: Arguments = {"x": x, "factors": factors, "factors_stride": factors.row_bytes, "out": out}
         self._elementwise(elementwise.scale_rows, arguments, [x, factors], out)
         return out
 
@@ -110,8 +117,9 @@ class Elementwise(Writer):
         padded = np.zeros((len(table), x.row_bytes // 4), np.float32)
         padded[:, : x.width] = table
         out = self._buffer(name, x.width)
-        arguments = {"index": index, "divisor": divisor, "x": x, "table": self.constant(padded, pad=False),
-                     "table_stride": padded.strides[0], "out": out}  # fmt: skip
+        arguments: Arguments = {"index": index, "divisor": divisor, "x": x,
+                                "table": self.constant(padded, pad=False), "table_stride": padded.strides[0],
+                                "out": out}  # fmt: skip
         self._elementwise(elementwise.add_table, arguments, [x], out)
         return out
 
@@ -120,7 +128,7 @@ class Elementwise(Writer):
         if not 0 <= first < first + width <= x.width:
             raise ValueError(f"columns {first} to {first + width} of {x.name}, which has {x.width}")
         out = self._buffer("slice", width, x.count)
-        arguments = {"x": x, "x_stride": x.row_bytes, "first": first, "out": out, "width": width}
+        arguments: Arguments = {"x": x, "x_stride": x.row_bytes, "first": first, "out": out, "width": width}
         self._elementwise(elementwise.copy_columns, arguments, [x], out)
         return out
 
@@ -153,7 +161,7 @@ class Elementwise(Writer):
         """g sigmoid(alpha g) (u + 1), where g is gate, at most ``limit``, and u is up, within ``limit`` of 0."""
         _check_alike(gate, up)
         out = self._buffer("swiglu_oai", gate.width, gate.count)
-        arguments = {"gate": gate, "up": up, "out": out, "alpha": alpha, "limit": limit}
+        arguments: Arguments = {"gate": gate, "up": up, "out": out, "alpha": alpha, "limit": limit}
         self._elementwise(activations.swiglu_oai(self.isa), arguments, [gate, up], out)
         return out
 
@@ -201,9 +209,7 @@ class Elementwise(Writer):
         self._elementwise(elementwise.combine(kind), {"x": x, "y": y, "y_stride": y_stride, "out": out}, reads, out)
         return out
 
-    def _elementwise(
-        self, kernel: Kernel, arguments: dict[str, int | float | Buffer], reads: Sequence[Buffer], out: Buffer
-    ) -> None:
+    def _elementwise(self, kernel: Kernel, arguments: Arguments, reads: Sequence[Buffer], out: Buffer) -> None:
         n_blocks = -(-out.width // activations_q8.COLUMNS)
         arguments = arguments | {"count": out.count, "stride": out.row_bytes, "n_blocks": n_blocks}
         gathers = reads if kernel in _GATHERING else ()

@@ -2,81 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 
+from gumba.backends import base
 from gumba.backends.cpu.kernels import activations_q8
 from gumba.backends.cpu.kernels import moe as experts
 from gumba.backends.cpu.packing import ROW_ALIGN, PackedMatrix, aligned_empty
-from gumba.backends.cpu.program.builder import Buffer, Program, Work
+from gumba.backends.cpu.program.elementwise import Elementwise
+from gumba.backends.cpu.program.operation import Arguments, Buffer, Work
+
+Experts: TypeAlias = base.ExpertMatrices[PackedMatrix]
 
 
-@dataclass(frozen=True)
-class Experts:
-    """One matrix for each expert, all of one shape and format; ``bias``: float32 [n_experts, rows], added to products."""
+class MixtureOfExperts(Elementwise):
+    """The part of a ``Program`` that routes tokens to experts."""
 
-    matrices: Sequence[PackedMatrix]
-    bias: np.ndarray | None = None
-
-
-def moe(
-    p: Program, x: Buffer, logits: Buffer, gate: Experts | None, up: Experts, down: Experts, n_used: int,
-    kind: str | Callable[[Buffer, Buffer], Buffer], *, weights: str = "softmax", normalized: bool = False,
-    bias: np.ndarray | None = None, scale: float = 1.0, factors: np.ndarray | None = None,
-    groups: tuple[int, int] = (1, 1), weigh_inputs: bool = False,
-) -> Buffer:  # fmt: skip
-    """The weighted sum of what each token's ``n_used`` best experts make of it.
-
-    That is down(kind(gate(x)) * up(x)), or without ``gate`` down(kind(up(x))). ``logits``: the router's scores, float32
-    [n, n_experts]; ``kind``: as of ``Program.activation``, or what makes one buffer of gate(x) and up(x).
-
-    ``weights``: "softmax" of all scores, "softmax_chosen" of the chosen ones' only, or "sigmoid" of each; ``normalized``:
-    divided by their sum; ``bias``: float32 [n_experts], added to scores (for "sigmoid": to what it makes of them) to choose
-    by, not to weigh; ``scale``: factor of the weights; ``factors``: float32 [n_experts], of
-    each expert's weight besides; ``groups``: number of groups of experts, and how many of them, the best,
-    take part; ``weigh_inputs``: experts get x times their weights, and what they make of it is added as it is. ValueError for
-    what does not fit.
-    """
-    _check(x, logits, [up, down] if gate is None else [gate, up, down], n_used)
-    n_experts = len(up.matrices)
-    if weights not in experts.WEIGHTS:
-        raise ValueError(f"weights {weights!r}: expected one of {', '.join(experts.WEIGHTS)}")
-    for values in (bias, factors):
-        if values is not None and np.size(values) != n_experts:
-            raise ValueError(f"{np.size(values)} numbers for {n_experts} experts")
-    if weigh_inputs and any(part is not None and part.bias is not None for part in (gate, up)):
-        raise ValueError("inputs are weighed behind the products, which may not have biases then")
-    if gate is None and not isinstance(kind, str):
-        raise ValueError("without a gate, the activation is named")
-    n_groups, groups_used = groups
-    if not 1 <= groups_used <= n_groups or n_experts % n_groups or n_experts // n_groups * groups_used < n_used:
-        raise ValueError(f"{n_used} of {n_experts} experts, in {groups_used} of {n_groups} groups")
-    route = experts.routing(
-        n_experts, n_used, weights=weights, normalized=normalized, factor=scale, groups=groups,
-        bias=0 if bias is None else p.constant(bias), factors=0 if factors is None else p.constant(factors),
-    )  # fmt: skip
-    choice = Buffer(f"choice{len(p.operations)}", 0, -(-8 * (n_used + n_experts) // 64) * 64, x.count)
-    p.append(
-        experts.choose_experts(p.isa),
-        {"count": x.count, "logits": logits, "stride": logits.row_bytes, "choice": choice, "choice_stride": choice.row_bytes,
-         "route": p.hold(route)},
-        [logits], [choice], ("rows", x.count),
-    )  # fmt: skip
-    entries = _Entries(p, x, choice, n_experts, n_used)
-    made = entries.product(entries.rows_of(x, up), up)
-    if weigh_inputs:
-        entries.weigh(made)
-    if gate is not None:
-        gates = entries.product(entries.rows_of(x, gate), gate)
+    def moe(
+        self, x: Buffer, logits: Buffer, gate: Experts | None, up: Experts, down: Experts, n_used: int,
+        kind: str | Callable[[Buffer, Buffer], Buffer], *, weights: str = "softmax", normalized: bool = False,
+        bias: np.ndarray | None = None, scale: float = 1.0, factors: np.ndarray | None = None,
+        groups: tuple[int, int] = (1, 1), weigh_inputs: bool = False,
+    ) -> Buffer:  # fmt: skip
+        """The weighted sum of the outputs of each token's ``n_used`` best experts (``gumba.backends.base`` has the arguments)."""
+        _check(x, logits, [up, down] if gate is None else [gate, up, down], n_used)
+        n_experts = len(up.matrices)
+        if weights not in experts.WEIGHTS:
+            raise ValueError(f"weights {weights!r}: expected one of {', '.join(experts.WEIGHTS)}")
+        for values in (bias, factors):
+            if values is not None and np.size(values) != n_experts:
+                raise ValueError(f"{np.size(values)} numbers for {n_experts} experts")
+        if weigh_inputs and any(part is not None and part.bias is not None for part in (gate, up)):
+            raise ValueError("inputs are weighed behind the products, which may not have biases then")
+        if gate is None and not isinstance(kind, str):
+            raise ValueError("without a gate, the activation is named")
+        n_groups, groups_used = groups
+        if not 1 <= groups_used <= n_groups or n_experts % n_groups or n_experts // n_groups * groups_used < n_used:
+            raise ValueError(f"{n_used} of {n_experts} experts, in {groups_used} of {n_groups} groups")
+        route = experts.routing(
+            n_experts, n_used, weights=weights, normalized=normalized, factor=scale, groups=groups,
+            bias=0 if bias is None else self.constant(bias), factors=0 if factors is None else self.constant(factors),
+        )  # fmt: skip
+        choice = Buffer(f"choice{len(self.operations)}", 0, -(-8 * (n_used + n_experts) // 64) * 64, x.count)
+        self.append(
+            experts.choose_experts(self.isa),
+            {"count": x.count, "logits": logits, "stride": logits.row_bytes, "choice": choice,
+             "choice_stride": choice.row_bytes, "route": self.hold(route)},
+            [logits], [choice], ("rows", x.count),
+        )  # fmt: skip
+        entries = _Entries(self, x, choice, n_experts, n_used)
+        made = entries.product(entries.rows_of(x, up), up)
         if weigh_inputs:
-            entries.weigh(gates)
-        made = p.gated(gates, made, kind) if isinstance(kind, str) else kind(gates, made)
-    elif isinstance(kind, str):
-        made = p.activation(made, kind)
-    row = made if _is_float(down) else p.blocks(made)
-    return entries.merge(entries.product(row, down), down.matrices[0].rows, weighted=not weigh_inputs)
+            entries.weigh(made)
+        if gate is not None:
+            gates = entries.product(entries.rows_of(x, gate), gate)
+            if weigh_inputs:
+                entries.weigh(gates)
+            made = self.gated(gates, made, kind) if isinstance(kind, str) else kind(gates, made)
+        elif isinstance(kind, str):
+            made = self.activation(made, kind)
+        row = made if _is_float(down) else self.blocks(made)
+        return entries.merge(entries.product(row, down), down.matrices[0].rows, weighted=not weigh_inputs)
 
 
 def _is_float(of: Experts) -> bool:
@@ -107,9 +95,9 @@ class _Entries:
     A buffer of entries has ``n_used`` rows side by side in each of its own; where a token's lie is in ``order``.
     """
 
-    def __init__(self, p: Program, x: Buffer, choice: Buffer, n_experts: int, n_used: int) -> None:
+    def __init__(self, p: Elementwise, x: Buffer, choice: Buffer, n_experts: int, n_used: int) -> None:
         self._p, self._choice, self._n_experts, self._n_used = p, choice, n_experts, n_used
-        self._count = {"count": x.count, "n_used": n_used}
+        self._count: Arguments = {"count": x.count, "n_used": n_used}
         self._starts = p.hold(aligned_empty(4 * (n_experts + 1)))
         self._order = Buffer(f"entries{len(p.operations)}", 0, -(-8 * n_used // 64) * 64, x.count)
         self._gathered: dict[bool, Buffer] = {}

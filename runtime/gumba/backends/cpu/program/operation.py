@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from gumba.backends.cpu.kernels.record import Kernel
+from gumba.backends.cpu.kernels.record import N_OUTPUTS, Kernel
 
 
 @dataclass(eq=False)
@@ -20,6 +21,11 @@ class Buffer:
     address: int = 0
     first_use: int = -1
     last_use: int = -1
+
+    @property
+    def of_outputs(self) -> bool:
+        """Whether there is a row only for each token whose logits are wanted."""
+        return self.count == N_OUTPUTS
 
 
 @dataclass(frozen=True)
@@ -45,11 +51,14 @@ class Work:
 
 NO_WORK = Work()
 
+#: A kernel's arguments by name; a buffer stands for its address, which the memory plan settles.
+Arguments: TypeAlias = "dict[str, int | float | Buffer]"
+
 
 @dataclass
 class Operation:
     kernel: Kernel
-    arguments: dict[str, int | float | Buffer]
+    arguments: Arguments
     reads: Sequence[Buffer]
     writes: Sequence[Buffer]
     split: tuple[object, ...]  # operations of equal split give each thread the same rows and columns

@@ -71,7 +71,8 @@ class Timing:
         unit = _clock()[2]
         ticks = self._times[:, 0] * 1_000_000_000 + self._times[:, 1] if unit == 1.0 else self._times[:, 0]
         spans = np.diff(ticks) * unit
-        return np.rint(np.maximum(spans[1:] - spans[0], 0.0)).astype(np.int64)
+        nanoseconds: np.ndarray = np.rint(np.maximum(spans[1:] - spans[0], 0.0)).astype(np.int64)
+        return nanoseconds
 
 
 def _clock_record(target: np.ndarray) -> np.ndarray:
