@@ -149,34 +149,17 @@ def _read(
     if length > MAX_HEADER:
         raise damaged
     data = file.read(length)
-    try:
-        header = json.loads(data)
-        n_tokens, n_kept, first_window_page, notes = (
-            header[name] for name in ("n_tokens", "n_kept", "near_from", "notes")
-        )
-        sizes = {name: header[name] for name in layout}
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise damaged from None
-    for name, value in layout.items():
-        if sizes[name] != value:
-            raise RequestError(
-                f"{path} was written with {_DIFFERENCES[name]}: it can only be loaded with the same {name}"
-            )
-    page_bytes, page_tokens = layout["page_bytes"], layout["page_tokens"]
-    size = os.fstat(file.fileno()).st_size
-    if (
-        not type(n_tokens) is type(n_kept) is type(first_window_page) is int
-        or n_tokens < 1
-        or not 0 <= n_kept <= n_tokens
-    ):
+    n_tokens, n_kept, first_window_page, notes = _parse_header(path, data, layout)
+    n_pages = -(-n_kept // layout["page_tokens"])
+    pages_bytes = n_pages * layout["page_bytes"] + (n_pages - first_window_page) * layout["near_bytes"]
+    pages_bytes += layout["state_bytes"] if n_pages else 0
+    if os.fstat(file.fileno()).st_size != 16 + length + 4 * n_tokens + pages_bytes + 32:
         raise damaged
-    if not 0 <= first_window_page <= max(0, n_kept - layout["window"] + 1) // page_tokens:
-        raise damaged
-    n_pages = -(-n_kept // page_tokens)
-    page_sizes = [page_bytes + (layout["near_bytes"] if i >= first_window_page else 0) for i in range(n_pages)]
-    page_sizes[-1:] = [size + layout["state_bytes"] for size in page_sizes[-1:]]
-    if size != 16 + length + 4 * n_tokens + sum(page_sizes) + 32:
-        raise damaged
+    page_sizes = [layout["page_bytes"]] * n_pages
+    for index in range(first_window_page, n_pages):
+        page_sizes[index] += layout["near_bytes"]
+    if page_sizes:
+        page_sizes[-1] += layout["state_bytes"]
     digest = hashlib.sha256(begin + data)
     tokens = np.frombuffer(file.read(4 * n_tokens), "<i4")
     digest.update(tokens.tobytes())
@@ -198,3 +181,30 @@ def _read(
 
     store(session, page)
     return session
+
+
+def _parse_header(path: Path, data: bytes, layout: PageLayout) -> tuple[int, int, int, Any]:
+    """The header's n_tokens, n_kept, "near_from" and notes, with every number in range.
+
+    Raises RequestError if the header is damaged, or if it differs from ``layout``.
+    """
+    damaged = RequestError(f"{path} is damaged")
+    try:
+        header = json.loads(data)
+        n_tokens, n_kept, first_window_page, notes = (
+            header[name] for name in ("n_tokens", "n_kept", "near_from", "notes")
+        )
+        sizes = {name: header[name] for name in layout}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise damaged from None
+    for name, value in layout.items():
+        if sizes[name] != value:
+            raise RequestError(
+                f"{path} was written with {_DIFFERENCES[name]}: it can only be loaded with the same {name}"
+            )
+    if not type(n_tokens) is type(n_kept) is type(first_window_page) is int:
+        raise damaged
+    first_window_limit = max(0, n_kept - layout["window"] + 1) // layout["page_tokens"]
+    if n_tokens < 1 or not 0 <= n_kept <= n_tokens or not 0 <= first_window_page <= first_window_limit:
+        raise damaged
+    return n_tokens, n_kept, first_window_page, notes
