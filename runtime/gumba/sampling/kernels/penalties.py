@@ -11,6 +11,7 @@ Penalties and DRY come in two forms: on a whole row (``row``, float32), and on t
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -97,7 +98,7 @@ def _mark_repetitions(window, limit, allowed, lengths, marks):
     n = window.size
     left, right = 0, 0  # the match that reaches farthest: reversed window [left, right) equals its own prefix
     for p in range(1, n):
-        length = 0
+        length: Any = 0
         if p < right:
             length = min(np.int64(lengths[p - left]), right - p)
         while p + length < n and window[n - 1 - length] == window[n - 1 - p - length]:

@@ -14,6 +14,7 @@ there. All sums have a fixed order: the same logits and the same uniform number 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -284,7 +285,7 @@ def _cut_top_p(logits, bits, blocks, best, top_p, heap, buckets, terms, powers_b
         start = block * BLOCK
         part = logits[start : start + BLOCK]
         for j in range(part.size):
-            place = np.int32(min((highest - part[j]) * np.float32(BUCKETS / DEEPEST), np.float32(BUCKETS - 1)))
+            place: Any = np.int32(min((highest - part[j]) * np.float32(BUCKETS / DEEPEST), np.float32(BUCKETS - 1)))
             powers_bits[j] = np.int32(place == bucket)
         for j in range(part.size):
             heap[np.uint32(size)] = start + j

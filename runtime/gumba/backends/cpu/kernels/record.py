@@ -2,7 +2,8 @@
 
 A kernel is an ordinary compiled function ``kernel(batch, thread, n_threads, *arguments)``. It does its share of the work
 (thread ``thread`` of ``n_threads``) and returns; the executor then meets the other threads at a barrier. Its arguments are
-64-bit integers (addresses, counts, strides) or, where annotated ``f4``, 32-bit floats: they lie in the operation's record.
+64-bit integers (addresses, counts, strides) or, where annotated ``f4``, 32-bit floats: named words of the operation's record,
+which is why a kernel may have more of them than other functions.
 Everything that changes from step to step is read from one batch record, so that nothing is rebuilt between steps.
 
 A share is a range of independent output elements: how work is split never changes the order of a sum. So neither the number of
