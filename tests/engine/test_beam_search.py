@@ -42,9 +42,9 @@ def log_probs(history, n_prompt, params, ends, logits):
     return row
 
 
-def slow_search(prompt, params, ends=(END, *STOPS), capacity=64, logits=hashed_logits):
+def slow_search(prompt, params, ends=(END, *STOPS), n_ctx=64, logits=hashed_logits):
     """Scores every continuation of every beam; (tokens, sum of log-probabilities, score, finish reason) of the best answers."""
-    limit = capacity - len(prompt)
+    limit = n_ctx - len(prompt)
     limit = limit if params.max_tokens is None else min(limit, params.max_tokens)
     width = params.beam_width // params.num_groups
     groups = [{"beams": [((), 0.0, 0.0)], "answers": [], "open": True} for _ in range(params.num_groups)]
@@ -96,7 +96,7 @@ def test_answers_and_scores_are_those_of_transformers(index):
         model = load_model(file, n_ctx=128, n_threads=1, max_batch_tokens=64, kv_type="f32")
         engine = Engine(model, model.config.n_vocab, max_sequences=32)
         try:
-            search = BeamSearch(case["prompt"], params, end_ids={2, *params.stop_token_ids}, capacity=engine.capacity)
+            search = BeamSearch(case["prompt"], params, end_ids={2, *params.stop_token_ids}, n_ctx=engine.n_ctx)
             engine.finish([search])
             assert engine.kv_usage().in_use == 0
         finally:
@@ -194,7 +194,7 @@ def test_to_the_end_of_the_context(make_llm):
     params = BeamSearchParams(beam_width=3, n=3)
     (output,) = llm.beam_search([list(range(12))], params)
     assert [len(sequence.token_ids) for sequence in output.sequences] == [8, 8, 8]
-    check(output, slow_search(list(range(12)), params, ends=(END,), capacity=20))
+    check(output, slow_search(list(range(12)), params, ends=(END,), n_ctx=20))
 
 
 @pytest.mark.parametrize("n_prompt", [31, 32, 37])
@@ -207,7 +207,7 @@ def test_beams_share_the_pages_of_their_prompt(make_llm, n_prompt):
     llm = make_llm(n_ctx=200, n_pages=100, page_tokens=16, before=count, max_batch_tokens=64)
     params = BeamSearchParams(beam_width=8, n=8, max_tokens=6)
     (output,) = llm.beam_search([list(range(n_prompt))], params)
-    check(output, slow_search(list(range(n_prompt)), params, ends=(END,), capacity=200))
+    check(output, slow_search(list(range(n_prompt)), params, ends=(END,), n_ctx=200))
     # The prompt is computed once, then every beam one token a step.
     assert [[n for _, n in step] for step in llm.model.steps] == [[n_prompt]] + [[1] * 8] * 5
     # Its full pages exist once, and each beam has one or two of its own; a few cached ones are of beams that ended.
@@ -336,7 +336,7 @@ def test_no_token_is_left(make_llm):
     # Three tokens are left, then two, one and none: fewer answers than requested, and none is a repetition.
     few = BeamSearchParams(beam_width=2, n=2, no_repeat_ngram_size=1, stop_token_ids=[everything[-1]], ignore_eos=True)
     (output,) = llm.beam_search([everything[:-3]], few)
-    check(output, slow_search(everything[:-3], few, ends=everything[-1:], capacity=400))
+    check(output, slow_search(everything[:-3], few, ends=everything[-1:], n_ctx=400))
 
 
 def test_extreme_length_penalties(make_llm):

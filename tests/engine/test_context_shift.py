@@ -10,7 +10,7 @@ from gumba.sampling.sampler_state import SamplerState, UniformStream
 from support.fake_model import END, N_VOCAB, hashed_logits
 
 
-def oracle(prompt, params, capacity):
+def oracle(prompt, params, n_ctx):
     """Tokens by a plain loop over the tokens in the context."""
     window, answer, numbers, sampler = list(prompt), [], UniformStream(params.seed), Sampler(N_VOCAB)
     state = SamplerState(params, N_VOCAB, prompt, seed=params.seed)
@@ -21,11 +21,11 @@ def oracle(prompt, params, capacity):
         answer.append(token)
         if token == END:
             break
-        if len(window) == capacity:
+        if len(window) == n_ctx:
             keep = len(prompt) if params.n_keep < 0 else params.n_keep
-            if (capacity - keep) // 2 < 1:
+            if (n_ctx - keep) // 2 < 1:
                 break
-            del window[keep : keep + (capacity - keep) // 2]
+            del window[keep : keep + (n_ctx - keep) // 2]
     return answer
 
 

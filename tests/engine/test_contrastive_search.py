@@ -168,9 +168,7 @@ def test_real_hidden_states(name):
             model = load_model(file, n_ctx=128, n_threads=n_threads, max_batch_tokens=max_batch_tokens, kv_type="f32")
             engine = Engine(model, model.config.n_vocab, max_sequences=8)
             try:
-                search = ContrastiveSearch(
-                    prompt, params, end_ids={2}, capacity=engine.capacity, n_embd=model.config.n_embd
-                )
+                search = ContrastiveSearch(prompt, params, end_ids={2}, n_ctx=engine.n_ctx, n_embd=model.config.n_embd)
                 engine.finish([search])
                 assert search.answer == expected
                 assert engine.kv_usage().in_use == 0

@@ -36,7 +36,7 @@ def request(start: int, count: int) -> Generation:
     params = SamplingParams(max_tokens=30, temperature=0)
     tokens = list(range(start, start + count))
     state = SamplerState(params, N_VOCAB, tokens)
-    return Generation(tokens, params, seed=1, sampling=state, decoder=Letters(), end_ids=frozenset({END}), capacity=64)
+    return Generation(tokens, params, seed=1, sampling=state, decoder=Letters(), end_ids=frozenset({END}), n_ctx=64)
 
 
 def test_interrupts_at_any_moment_leave_the_engine_usable() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from gumba.engine.prefix_cache import PrefixCache
 from gumba.engine.prefix_tree import Match, Node
-from gumba.engine.protocols import PagePool, Pages, StatePool
+from gumba.engine.protocols import KVPool, PagePool, StatePool
 from gumba.engine.sequence import Sequence
 from gumba.engine.state_checkpoints import StateCheckpoints
 
@@ -23,7 +23,7 @@ class BlockManager:
         states: The pool of recurrent states; None for a model without.
     """
 
-    def __init__(self, kv: PagePool, *, max_batch_tokens: int, states: StatePool | None = None) -> None:
+    def __init__(self, kv: KVPool, *, max_batch_tokens: int, states: StatePool | None = None) -> None:
         self.kv = kv
         self.window_pool = kv.window_pool
         self.checkpoints = StateCheckpoints(states, kv.page_tokens)
@@ -234,7 +234,7 @@ class BlockManager:
         return self.kv.n_free + cache.evictable() < self.kv.n_pages
 
 
-def _copied(pool: Pages, pages: list[int], partial: bool) -> list[int]:
+def _copied(pool: PagePool, pages: list[int], partial: bool) -> list[int]:
     """Pages for one more owner: the same ones, but a copy of the last one if it is ``partial``."""
     shared = pages[:-1] if partial else pages
     pool.share([page for page in shared if page >= 0])
@@ -245,7 +245,7 @@ def _copied(pool: Pages, pages: list[int], partial: bool) -> list[int]:
     return [*shared, copy]
 
 
-def _exchange(pool: Pages, pages: list[int], at: int, other: int) -> None:
+def _exchange(pool: PagePool, pages: list[int], at: int, other: int) -> None:
     """Own page ``other`` in place of ``pages[at]``, if both are pages."""
     if other >= 0 and pages[at] >= 0 and pages[at] != other:
         pool.share([other])

@@ -62,8 +62,8 @@ class Engine:
         unload_after: float | None = None,
         load: Callable[[], Ordered[Runner]] | None = None,
     ) -> None:
-        #: Context length of one sequence, in tokens.
-        self.capacity = min(model.n_ctx, model.kv.n_pages * model.kv.page_tokens)
+        #: Context length of one sequence in tokens: the model's, or what fits into the KV cache if that is less.
+        self.n_ctx = min(model.n_ctx, model.kv.n_pages * model.kv.page_tokens)
         self._core = EngineCore(
             model,
             n_vocab,

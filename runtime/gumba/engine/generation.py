@@ -51,13 +51,13 @@ class Generation(Sequence):
     """One answer to a prompt, generated token by token.
 
     Args:
-        prompt: Token ids, at least one and fewer than ``capacity``.
+        prompt: Token ids, at least one and fewer than ``n_ctx``.
         params: Sampling parameters and stop conditions.
         seed: Seed of its random numbers, one per token.
         sampling: Sampler state for the prompt and ``params``.
         decoder: Turns its tokens into text.
         end_ids: Tokens that end it.
-        capacity: Context length in tokens.
+        n_ctx: Context length in tokens.
         choice: Index among the answers to its prompt. Only the first one collects the prompt's log-probabilities.
         constraint: Restricts its tokens; not shared with other answers.
     """
@@ -71,7 +71,7 @@ class Generation(Sequence):
         sampling: SamplerState,
         decoder: TextDecoder,
         end_ids: Set[int],
-        capacity: int,
+        n_ctx: int,
         choice: int = 0,
         constraint: TokenConstraint | None = None,
     ) -> None:
@@ -90,7 +90,7 @@ class Generation(Sequence):
         self.prompt = list(prompt)
         #: All generated tokens, including those that a context shift removed from ``tokens``.
         self.answer: list[int] = []
-        self._capacity = capacity
+        self._n_ctx = n_ctx
         self._max_tokens = sys.maxsize if params.max_tokens is None else params.max_tokens
         #: Proposes draft tokens; None: no speculative decoding.
         self.drafter: Drafter | None = None
@@ -121,7 +121,7 @@ class Generation(Sequence):
             return tokens, "none"
         if self.drafter is not None and count == 1 and budget > 1:
             try:
-                limit = min(self._max_tokens - len(self.answer), self._capacity - len(self.tokens)) - 1
+                limit = min(self._max_tokens - len(self.answer), self._n_ctx - len(self.tokens)) - 1
                 self._draft = self.drafter.propose(self.tokens, min(budget - 1, limit))
             except Exception as error:  # generation goes on without draft tokens
                 log.warning("drafting has failed; tokens are computed one by one from here on (%s)", error)
@@ -179,7 +179,7 @@ class Generation(Sequence):
                 self._constraint.accept(token)
             if self._stops.stopped or (self._constraint is not None and self._constraint.finished):
                 reason = "stop"
-            elif len(self.answer) >= self._max_tokens or (len(self.tokens) >= self._capacity and not self._shift()):
+            elif len(self.answer) >= self._max_tokens or (len(self.tokens) >= self._n_ctx and not self._shift()):
                 reason = "length"
         if reason is None:
             self._emit(text, token, None, logprobs)

@@ -23,7 +23,7 @@ from dataclasses import replace
 from itertools import islice
 
 from gumba.engine.prefix_tree import CacheKey, Match, Node
-from gumba.engine.protocols import PagePool
+from gumba.engine.protocols import KVPool
 from gumba.engine.state_checkpoints import StateCheckpoints
 
 #: Maximum number of pages compared with the tokens after the last full match.
@@ -40,7 +40,7 @@ class PrefixCache:
         checkpoints: Checkpoints of recurrent states; None for a model without recurrent layers.
     """
 
-    def __init__(self, kv: PagePool, checkpoints: StateCheckpoints | None = None) -> None:
+    def __init__(self, kv: KVPool, checkpoints: StateCheckpoints | None = None) -> None:
         self._kv = kv
         self._checkpoints = checkpoints or StateCheckpoints(None, kv.page_tokens)
         self._window_pool = kv.window_pool

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from gumba.backends.chunks import Chunk
 
 
-class Pages(Protocol):
+class PagePool(Protocol):
     """A pool of KV pages that count their owners."""
 
     @property
@@ -51,11 +51,11 @@ class Pages(Protocol):
         """Fill a page with what ``read`` returned."""
 
 
-class PagePool(Pages, Protocol):
+class KVPool(PagePool, Protocol):
     """The KV cache of a model. Layers with a sliding window may have a smaller pool of their own, ``window_pool``."""
 
     @property
-    def window_pool(self) -> Pages | None:
+    def window_pool(self) -> PagePool | None:
         """The pool of the layers with a sliding window; None: they have none of their own."""
 
     @property
@@ -105,7 +105,7 @@ class Runner(Protocol):
     """A model that runs: ``gumba.runner.model.Model``."""
 
     @property
-    def kv(self) -> PagePool:
+    def kv(self) -> KVPool:
         """The KV cache."""
 
     @property

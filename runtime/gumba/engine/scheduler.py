@@ -20,7 +20,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from gumba.engine.block_manager import BlockManager
-from gumba.engine.protocols import PagePool, StatePool
+from gumba.engine.protocols import KVPool, StatePool
 from gumba.engine.sequence import Fork, Outputs, Sequence
 from gumba.errors import ResourceError
 
@@ -67,7 +67,7 @@ class Scheduler:
     """
 
     def __init__(
-        self, kv: PagePool, *, max_batch_tokens: int, max_sequences: int, states: StatePool | None = None
+        self, kv: KVPool, *, max_batch_tokens: int, max_sequences: int, states: StatePool | None = None
     ) -> None:
         self.blocks = BlockManager(kv, max_batch_tokens=max_batch_tokens, states=states)
         self._max_batch_tokens = max_batch_tokens

@@ -199,7 +199,7 @@ class InputProcessor:
         for prompt in prompt_list(prompts):
             ids, n_source = self._with_start_token(self.prompt_ids(prompt))
             end_ids = self._end_ids(ids, params, "prompt")
-            search = BeamSearch(ids, params, end_ids=end_ids, capacity=self.n_ctx)
+            search = BeamSearch(ids, params, end_ids=end_ids, n_ctx=self.n_ctx)
             search.n_source = n_source
             searches.append(PendingBeamSearch(prompt_text(prompt), self.with_caching(search), self.tokenizer))
         return RequestBatch(searches)
@@ -217,7 +217,7 @@ class InputProcessor:
         for prompt in prompt_list(prompts):
             ids = self.prompt_ids(prompt)
             end_ids = self._end_ids(ids, params, "prompt")
-            search = ContrastiveSearch(ids, params, end_ids=end_ids, capacity=self.n_ctx, n_embd=n_embd)
+            search = ContrastiveSearch(ids, params, end_ids=end_ids, n_ctx=self.n_ctx, n_embd=n_embd)
             searches.append(PendingContrastiveSearch(prompt_text(prompt), self.with_caching(search), self.tokenizer))
         return RequestBatch(searches)
 
@@ -267,7 +267,7 @@ class InputProcessor:
                 sampling=sampling.fork(one),
                 decoder=self._decoder(params, len(healed), visible),
                 end_ids=end_ids,
-                capacity=self.n_ctx,
+                n_ctx=self.n_ctx,
                 choice=choice,
                 constraint=None if constraint is None else constraint.fork(),
             )

@@ -125,7 +125,7 @@ class LLM(ChatMixin, PoolingMixin):
             unload_after=config.unload_after,
             load=self._models.load,
         )
-        n_ctx = self._engine.capacity
+        n_ctx = self._engine.n_ctx
         if not loaded.config.causal:  # an encoder computes a text in one step
             n_ctx = min(n_ctx, loaded.max_batch_tokens)
         self._inputs = InputProcessor(

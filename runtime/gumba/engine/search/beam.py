@@ -71,20 +71,20 @@ class BeamSearch(Search, Beam):
     """A request for the likeliest answers to one prompt.
 
     Args:
-        prompt: Token ids, at least one and fewer than ``capacity``.
+        prompt: Token ids, at least one and fewer than ``n_ctx``.
         params: Parameters of the search.
         end_ids: Tokens that end an answer.
-        capacity: Context length in tokens.
+        n_ctx: Context length in tokens.
     """
 
-    def __init__(self, prompt: Ordered[int], params: BeamSearchParams, *, end_ids: Set[int], capacity: int) -> None:
+    def __init__(self, prompt: Ordered[int], params: BeamSearchParams, *, end_ids: Set[int], n_ctx: int) -> None:
         Beam.__init__(self, self, prompt, 0.0, 0.0)
         self.params = params
         self.priority = params.priority
         self.uses_prefix_cache = params.cache_prompt
         self._ends = np.array(sorted(end_ids), np.int64)
         self._end_ids = end_ids
-        self._limit = capacity if params.max_tokens is None else min(self.n_prompt + params.max_tokens, capacity)
+        self._limit = n_ctx if params.max_tokens is None else min(self.n_prompt + params.max_tokens, n_ctx)
         self._width = params.beam_width // params.num_groups
         self._groups = [_Group([self]) for _ in range(params.num_groups)]
         self.branches = [self]

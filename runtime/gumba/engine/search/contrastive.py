@@ -55,17 +55,17 @@ class ContrastiveSearch(Search, CandidateBranch):
     """A request for one answer by contrastive search.
 
     Args:
-        prompt: Token ids, at least one and fewer than ``capacity``. All of it is computed, since its hidden states are needed.
+        prompt: Token ids, at least one and fewer than ``n_ctx``. All of it is computed, since its hidden states are needed.
         params: Parameters of the search.
         end_ids: Tokens that end the answer.
-        capacity: Context length in tokens.
+        n_ctx: Context length in tokens.
         n_embd: Elements of a hidden state.
     """
 
     max_cached = 0
 
     def __init__(
-        self, prompt: Ordered[int], params: ContrastiveSearchParams, *, end_ids: Set[int], capacity: int, n_embd: int
+        self, prompt: Ordered[int], params: ContrastiveSearchParams, *, end_ids: Set[int], n_ctx: int, n_embd: int
     ) -> None:
         CandidateBranch.__init__(self, self, prompt, 1.0)
         self.params = params
@@ -75,8 +75,8 @@ class ContrastiveSearch(Search, CandidateBranch):
         self.branches = [self]
         self._ends = np.array(sorted(end_ids), np.int64)
         self._end_ids = end_ids
-        self._limit = capacity if params.max_tokens is None else min(self.n_prompt + params.max_tokens, capacity)
-        #: Hidden states of all tokens so far, scaled to length 1; rows beyond them are unused capacity.
+        self._limit = n_ctx if params.max_tokens is None else min(self.n_prompt + params.max_tokens, n_ctx)
+        #: Hidden states of all tokens so far, scaled to length 1; rows beyond them are not used yet.
         self._context = np.empty((self.n_prompt, n_embd), np.float32)
 
     def next_tokens(self, budget: int) -> tuple[list[int], Outputs]:
