@@ -1,7 +1,8 @@
-"""What encoders have in common: all of a text in one step, how its hidden states become one vector, and classification heads.
+"""Parts of an encoder that several architectures share, written as operations of a program.
 
-A head (of a cross-encoder that ranks documents, or of a classifier) makes a number for each label from the state of a text's
-first token, or from the mean of all. Without one there are no logits: what is asked for are hidden states.
+An encoder reads a text in one step, with bidirectional attention. A classifier head (of a cross-encoder that ranks documents,
+or of a classifier) turns the hidden state of a text's first token, or the mean over all tokens, into one number per label.
+Without a head there are no logits; the results are hidden states.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from gumba.loading.weights import LayerWeights, Weights
 
 
 def embed(p: Program, c: EncoderConfig, w: Weights) -> Buffer:
-    """The tokens' vectors with those of their types, without a norm."""
+    """Token embeddings plus token type embeddings, before the norm."""
     x = p.embed(w.token_embd)
     if w.token_types is None:
         return x
@@ -21,16 +22,16 @@ def embed(p: Program, c: EncoderConfig, w: Weights) -> Buffer:
 
 
 def post_norm_block(p: Program, c: EncoderConfig, layer: LayerWeights, x: Buffer, kind: str, *, gate: bool) -> Buffer:
-    """The rest of a layer with a norm after each half, from the sum of its input and what its attention gives."""
+    """The rest of a layer with norms after attention and feed-forward network; ``x``: input plus attention."""
     x = p.layer_norm(x, layer.attn_output_norm, layer.attn_output_norm_bias, c.norm_eps)
     x = (decoder.gated_ffn if gate else decoder.plain_ffn)(p, layer, x, kind, residual=x)
     return p.layer_norm(x, layer.layer_output_norm, layer.layer_output_norm_bias, c.norm_eps)
 
 
 def rotary_forward(p: Program, c: EncoderConfig, w: Weights, kind: str, *, gate: bool) -> tuple[Buffer, Buffer]:
-    """The program of an encoder with rotary positions and a norm after each half of a layer; results as of ``outputs``.
+    """The program of an encoder with rotary embeddings and ``post_norm_block``; returns the results of ``outputs``.
 
-    ``kind``, ``gate``: the activation of the feed-forward part, and whether it has a gate.
+    ``kind``, ``gate``: the activation of the feed-forward network, and whether it has a gate.
     """
     table = decoder.rope_table(p, c.rope)
     x = p.layer_norm(embed(p, c, w), w.token_embd_norm, w.token_embd_norm_bias, c.norm_eps)
@@ -43,9 +44,9 @@ def rotary_forward(p: Program, c: EncoderConfig, w: Weights, kind: str, *, gate:
 def outputs(
     p: Program, c: EncoderConfig, w: Weights, hidden: Buffer, kind: str = "tanh", classified: Buffer | None = None
 ) -> tuple[Buffer, Buffer]:
-    """The last hidden states, and what the head makes of them, float32 [n_outputs, n_labels]; without a head, them again.
+    """The last hidden states, and the outputs of the head [n_outputs, n_labels]; without a head, the hidden states again.
 
-    ``kind``: the activation of the head's own layer; ``classified``: what the head sees instead of the hidden states.
+    ``kind``: the activation of the head's dense layer; ``classified``: the head's input, if not the hidden states.
     """
     if not c.n_labels:
         return hidden, hidden

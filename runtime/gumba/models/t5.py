@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from gumba.backends.base import Buffer, Matrix, Program
 from gumba.backends.cache_shapes import KVShape
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
+from gumba.layers.decoder import AttentionOptions
 from gumba.loading.config import Config, read_common, read_metadata
 from gumba.loading.decoder_tensors import add_feed_forward, add_norms
 from gumba.loading.metadata import MetadataReader
@@ -23,6 +24,9 @@ from gumba.loading.relative_bias import biases, read_buckets
 from gumba.loading.tensor_table import TensorTable
 from gumba.loading.weight_loader import MAX_LAYERS, Loader
 from gumba.loading.weights import Array, LayerWeights, Weights
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 NAME = "t5"
 FAMILIES = "T5, Flan-T5, mT5, umT5"
@@ -177,7 +181,9 @@ def _relative_bias(layer: T5Layer, w: T5Stack) -> Array:
     return layer.attn_rel_b if layer.has("attn_rel_b") else w.layers[0].attn_rel_b
 
 
-def _attention(p: Program, layer: T5Layer, h: Buffer, i: int, residual: Buffer, **options: Any) -> Buffer:
+def _attention(
+    p: Program, layer: T5Layer, h: Buffer, i: int, residual: Buffer, **options: Unpack[AttentionOptions]
+) -> Buffer:
     q, k, v = p.matmul(layer.attn_q, h), p.matmul(layer.attn_k, h), p.matmul(layer.attn_v, h)
     a = p.attention(q, k, v, i, 1.0, **options)
     return p.matmul(layer.attn_o, a, residual=residual)
