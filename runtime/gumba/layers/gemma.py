@@ -1,8 +1,8 @@
-"""What Gemma 3n and 4 have in common: layers unlike each other, embeddings of every layer's own, shared keys and values.
+"""What Gemma 3n and 4 have in common: layers of different shapes, per-layer embeddings, shared keys and values.
 
-The last layers have no keys and values of their own: they read those of the last layer before them that has some, and the same
-kind of attention (with a window, or without). Every layer gets its part of a second embedding of each token, and of a
-projection of the first.
+The last layers have no keys and values of their own: they read those of the last layer before them that has some and the same
+kind of attention (with a sliding window, or full). Each layer has a part of a second embedding of every token, and of a
+projection of the first embedding.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gumba.loading.tensor_table import TensorTable
 from gumba.loading.weight_loader import MAX_LAYERS, MAX_WIDTH
 from gumba.loading.weights import Array, LayerWeights, Weights
 
-#: Keys of ``decoder.INERT_KEYS`` that are read here.
+#: Keys of ``INERT_KEYS`` that are read here.
 OWN_KEYS = ("attention.sliding_window", "final_logit_softcapping", "attention.scale")
 
 
@@ -42,11 +42,11 @@ class GemmaWeights(Weights):
 
 @dataclass(frozen=True)
 class LayersConfig(Config):
-    """Of each layer: its KV heads, the width of its feed-forward part, and the layer whose keys and values it reads: its own,
-    or one before it.
+    """Per layer: ``kv_heads``; ``n_ffs``, the width of the feed-forward network; ``sources``, the layer whose keys and values
+    it reads (itself, or one before it).
 
-    ``local_rope``: of windowed layers, whose heads may have another size; ``n_per_layer``: width of the embeddings of a layer,
-    0 where there are none.
+    ``local_rope``, ``local_head_dim``: of layers with a sliding window; ``n_per_layer``: width of the per-layer embeddings, 0
+    without.
     """
 
     kv_heads: tuple[int, ...]
@@ -58,17 +58,17 @@ class LayersConfig(Config):
     logit_cap: float
 
     def head_dim_of(self, i: int) -> int:
-        """Elements of a head in layer ``i``."""
+        """Elements of a head of layer ``i``."""
         return self.local_head_dim if self.windowed[i] else self.head_dim
 
     @property
     def n_own(self) -> int:
-        """Layers with keys and values of their own. Nothing reads what those behind them make of tokens but their logits."""
+        """Number of layers with keys and values of their own. Later layers affect only the logits of their own tokens."""
         return len(set(self.sources))
 
     @property
     def kv_shapes(self) -> list[KVShape]:
-        """Layers that read another's keys and values keep nothing."""
+        """What each layer keeps in the KV cache; nothing, if it reads another layer's keys and values."""
         shapes = [KVShape(0, 0, 0)] * len(self.sources)
         for i in set(self.sources):
             shapes[i] = KVShape(self.kv_heads[i], self.head_dim_of(i), self.head_dim_of(i), window=self.window_of(i))
@@ -78,8 +78,8 @@ class LayersConfig(Config):
 def read_layers(metadata: MetadataReader, *, period: int, n_own: int) -> LayersConfig:
     """The configuration that Gemma 3n and 4 have in common.
 
-    ``period``: of so many layers the last sees everything, ``n_own``: only the first so many have keys of their own, both where
-    the file does not say.
+    Defaults if the file does not say: the last of each ``period`` layers has full attention; the first ``n_own`` layers have
+    keys of their own.
     """
     metadata.must_be({"attention.scale": (0.0, 1.0)})
     n_layers = metadata.count("block_count", MAX_LAYERS)
@@ -94,9 +94,9 @@ def read_layers(metadata: MetadataReader, *, period: int, n_own: int) -> LayersC
         )
     head_dim = metadata.count("attention.key_length_swa", 4096, common.head_dim)
     metadata.must_be({"attention.value_length_swa": (head_dim,)})
-    turning = metadata.count("rope.dimension_count_swa", head_dim, head_dim)
-    if turning % 2:
-        raise metadata.error("rope.dimension_count_swa", f"is {turning}, expected an even number")
+    rotary_dim = metadata.count("rope.dimension_count_swa", head_dim, head_dim)
+    if rotary_dim % 2:
+        raise metadata.error("rope.dimension_count_swa", f"is {rotary_dim}, expected an even number")
     freq_base = metadata.number("rope.freq_base_swa", 10000.0, minimum=1.001)
     common = read_windows(metadata, common, period)
     n_shared = metadata.size("attention.shared_kv_layers", n_layers, max(0, n_layers - n_own))
@@ -106,14 +106,14 @@ def read_layers(metadata: MetadataReader, *, period: int, n_own: int) -> LayersC
         n_ffs=n_ffs,
         sources=_sources(metadata, common.windowed, n_layers - n_shared),
         local_head_dim=head_dim,
-        local_rope=replace(common.rope, dim=turning, freq_base=freq_base, scaling="none"),
+        local_rope=replace(common.rope, dim=rotary_dim, freq_base=freq_base, scaling="none"),
         n_per_layer=metadata.size("embedding_length_per_layer_input", MAX_WIDTH),
         logit_cap=metadata.number("final_logit_softcapping", 0.0, or_zero=True),
     )
 
 
 def _sources(metadata: MetadataReader, windowed: Sequence[bool], n_own: int) -> tuple[int, ...]:
-    """Whose keys and values each layer reads, where the first ``n_own`` have their own."""
+    """The layer whose keys and values each layer reads; the first ``n_own`` have their own."""
     sources = list(range(n_own))
     for i in range(n_own, len(windowed)):
         alike = [j for j in range(n_own) if windowed[j] == windowed[i]]
@@ -126,7 +126,7 @@ def _sources(metadata: MetadataReader, windowed: Sequence[bool], n_own: int) -> 
 
 
 def add_attention(t: TensorTable, c: LayersConfig, i: int, *, keys_are_values: bool) -> None:
-    """The attention of layer ``i``. ``keys_are_values``: there may be no matrix that makes values."""
+    """The attention of layer ``i``. ``keys_are_values``: the file may have no ``attn_v``."""
     dim, n_kv = c.head_dim_of(i), c.kv_heads[i] * c.head_dim_of(i)
     t.add("attn_q", "attn_q.weight", c.n_heads * dim, c.n_embd, layer=i)
     t.add("attn_q_norm", "attn_q_norm.weight", dim, layer=i)
@@ -138,7 +138,7 @@ def add_attention(t: TensorTable, c: LayersConfig, i: int, *, keys_are_values: b
 
 
 def unused_kv(c: LayersConfig) -> Callable[[str], bool]:
-    """Tells the tensors that files may have though nothing reads them: what would make keys and values that are another's."""
+    """Tells the tensors that files may have but that are not used: keys and values of layers that read another layer's."""
     names = {
         f"blk.{i}.{name}.weight"
         for i, source in enumerate(c.sources)
@@ -149,7 +149,7 @@ def unused_kv(c: LayersConfig) -> Callable[[str], bool]:
 
 
 def add_per_layer(t: TensorTable, c: LayersConfig) -> None:
-    """The embeddings of every layer's own."""
+    """The tensors of the per-layer embeddings."""
     width = c.n_layers * c.n_per_layer
     t.add("per_layer_token_embd", "per_layer_token_embd.weight", c.n_vocab, width)
     t.add("per_layer_model_proj", "per_layer_model_proj.weight", width, c.n_embd)
@@ -161,14 +161,14 @@ def add_per_layer(t: TensorTable, c: LayersConfig) -> None:
 
 
 def rope_tables(p: Program, c: LayersConfig, w: GemmaWeights) -> tuple[RopeTable, RopeTable]:
-    """The constants that layers without a window turn by, and those with one."""
+    """Rotary tables of layers with full attention, and of layers with a sliding window."""
     return decoder.rope_table(p, c.rope, w.rope_freqs), decoder.rope_table(p, c.local_rope)
 
 
 def attention(
     p: Program, c: LayersConfig, layer: GemmaLayer, h: Buffer, i: int, tables: tuple[RopeTable, RopeTable]
 ) -> Buffer:
-    """Attention with norms on every head of queries, keys and values, not scaled; with the output's product."""
+    """Attention with norms on each head of q, k and v and unscaled scores, and the output projection."""
     windowed, dim, n_kv = c.windowed[i], c.head_dim_of(i), c.kv_heads[i]
     rope, table = c.local_rope if windowed else c.rope, tables[windowed]
     q = p.head_norm(p.matmul(layer.attn_q, h), layer.attn_q_norm, c.norm_eps, c.n_heads, dim)
@@ -184,7 +184,7 @@ def attention(
 
 
 def per_layer_inputs(p: Program, c: LayersConfig, w: GemmaWeights, x: Buffer) -> Buffer:
-    """What all layers get beside x, the scaled embeddings: float32 [n_tokens, n_layers * n_per_layer]."""
+    """Per-layer embeddings of all layers, [n_tokens, n_layers * n_per_layer]; ``x``: the scaled token embeddings."""
     own = p.scale(p.embed(w.per_layer_token_embd), math.sqrt(c.n_per_layer))
     projected = p.scale(p.matmul(w.per_layer_model_proj, x), 1.0 / math.sqrt(c.n_embd))
     projected = p.head_norm(projected, w.per_layer_proj_norm, c.norm_eps, c.n_layers, c.n_per_layer)
@@ -192,12 +192,12 @@ def per_layer_inputs(p: Program, c: LayersConfig, w: GemmaWeights, x: Buffer) ->
 
 
 def per_layer_embedding(p: Program, c: LayersConfig, layer: GemmaLayer, x: Buffer, inputs: Buffer, i: int) -> Buffer:
-    """What layer ``i`` makes of its part of ``inputs``, gated by x."""
+    """The contribution of layer ``i``'s part of ``inputs``, gated by x."""
     part = p.slice(inputs, i * c.n_per_layer, c.n_per_layer)
     h = p.matmul(layer.proj, p.gated(p.matmul(layer.inp_gate, x), part, "gelu_tanh"))
     return p.rms_norm(h, layer.post_norm, c.norm_eps)
 
 
 def softcap_logits(p: Program, c: LayersConfig, hidden: Buffer, logits: Buffer) -> tuple[Buffer, Buffer]:
-    """The last hidden states, and logits with the cap that the model has."""
+    """The last hidden states, and the logits with the model's soft cap, if it has one."""
     return hidden, p.softcap(logits, c.logit_cap) if c.logit_cap else logits

@@ -1,6 +1,6 @@
-"""baichuan: Baichuan, Baichuan2 (Yang et al. 2023): llama; the 13B model adds a slope to scores in place of turning (ALiBi).
+"""baichuan: Baichuan, Baichuan2 (Yang et al. 2023): llama; the 13B model has ALiBi (Press et al. 2022), no rotary embeddings.
 
-ALiBi is Press et al. 2022. What the 13B model is, is told by its 40 layers.
+Its 40 layers identify the 13B model.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from gumba.loading.weights import Weights
 NAME = "baichuan"
 FAMILIES = "Baichuan, Baichuan2 7B and 13B"
 VERIFIED = ("transformers",)
-#: Layers of the model with ALiBi, and how much its steepest slope is: 2 to the power of minus so much over the heads.
+#: Layers of the model with ALiBi, and the bias of its slopes, see ``decoder.alibi_slopes``.
 ALIBI_LAYERS, ALIBI_BIAS = 40, 8.0
 
 
 def read_config(gguf: GGUFFile) -> Config:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     with read_metadata(gguf, NAME) as metadata:
         metadata.must_be({"tensor_data_layout": ("Meta AI original pth",)})
         return read_common(metadata, neox=False)
@@ -33,7 +33,7 @@ def load_weights(loader: Loader, c: Config) -> Weights:
 
 
 def forward(p: Program, c: Config, w: Weights) -> tuple[Buffer, Buffer]:
-    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    """Write the program. Returns the last hidden states [n_outputs, n_embd] and the logits [n_outputs, n_vocab]."""
     slopes = decoder.alibi_slopes(c.n_heads, ALIBI_BIAS) if c.n_layers == ALIBI_LAYERS else None
     table = decoder.rope_table(p, c.rope, w.rope_freqs)
     x = p.embed(w.token_embd)

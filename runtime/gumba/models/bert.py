@@ -1,6 +1,6 @@
-"""bert: BERT and RoBERTa (Devlin et al. 2019, Liu et al. 2019): encoders, in which every token sees the whole text.
+"""bert: BERT and RoBERTa (Devlin et al. 2019, Liu et al. 2019): encoders with bidirectional attention.
 
-Learned positions and types of tokens; LayerNorm after each half of a layer; GELU; biases everywhere.
+Learned positions and token types; LayerNorm after attention and after the feed-forward network; GELU; biases everywhere.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ FAMILIES = (
 VERIFIED = ("transformers", "llama.cpp")
 
 
-#: What the head's own layer computes: BERT's has tanh, DistilBERT's ReLU. A key of gumba's own.
+#: The activation of the head's dense layer: tanh in BERT, ReLU in DistilBERT. A key that only gumba writes.
 HEAD_ACTIVATION = "gumba.classifier.activation"
 
 
 @dataclass(frozen=True)
 class BertConfig(EncoderConfig):
-    """``head_activation``: of the head's own layer."""
+    """``head_activation``: of the head's dense layer."""
 
     head_activation: str
 
 
 def read_config(gguf: GGUFFile) -> BertConfig:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     activation = gguf.get(HEAD_ACTIVATION, str, "tanh")
     if activation not in ("tanh", "relu"):
         raise UnsupportedError(f"{gguf.path}: metadata {HEAD_ACTIVATION} is {activation!r:.100}, expected tanh or relu")
@@ -52,7 +52,7 @@ def load_weights(loader: Loader, c: BertConfig) -> Weights:
 
 
 def forward(p: Program, c: BertConfig, w: Weights) -> tuple[Buffer, Buffer]:
-    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the head's, float32 [n_outputs, n_labels]."""
+    """Write the program. Returns the last hidden states [n_outputs, n_embd] and the head's outputs [n_outputs, n_labels]."""
     x = p.add_positions(encoder.embed(p, c, w), w.position_embd)
     x = p.layer_norm(x, w.token_embd_norm, w.token_embd_norm_bias, c.norm_eps)
     for i, layer in enumerate(w.layers):

@@ -1,6 +1,6 @@
 """chatglm: ChatGLM2, ChatGLM3, GLM-4-9B (Zeng et al. 2024): llama with half of each head rotary, and fused tensors.
 
-Queries, keys and values have biases; rotary partners are neighbours; gate and up are one tensor.
+Q, K and V have biases; the elements of a rotary pair are neighbours; gate and up are one tensor.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ VERIFIED = ("transformers", "llama.cpp")
 
 
 def read_config(gguf: GGUFFile) -> Config:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     return read_plain_config(gguf, NAME, neox=False)
 
 

@@ -1,6 +1,6 @@
-"""command-r: Command R, R+, Aya (Cohere 2024): attention and feed-forward part side by side after a LayerNorm without bias.
+"""command-r: Command R, R+, Aya (Cohere 2024): attention and feed-forward network in parallel after a LayerNorm without bias.
 
-Command R+ has a LayerNorm on every head of queries and keys, each head's with weights of its own.
+Command R+ applies a LayerNorm to each head of queries and keys, with weights per head.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class CommandRConfig(Config):
 
 
 def read_config(gguf: GGUFFile) -> CommandRConfig:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     with read_metadata(gguf, NAME, "logit_scale") as metadata:
         common = read_common(metadata, neox=False, norm="layer_norm_epsilon")
         return CommandRConfig(**vars(common), logit_scale=metadata.number("logit_scale", 0.0, or_zero=True) or 1.0)
@@ -42,7 +42,7 @@ def load_weights(loader: Loader, c: Config) -> Weights:
 
 
 def forward(p: Program, c: CommandRConfig, w: Weights) -> tuple[Buffer, Buffer]:
-    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    """Write the program. Returns the last hidden states [n_outputs, n_embd] and the logits [n_outputs, n_vocab]."""
     table = decoder.rope_table(p, c.rope)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):

@@ -1,9 +1,9 @@
-"""deepseek2: DeepSeek V2 and V3 (DeepSeek-AI 2024): multi-head latent attention, and experts behind a few dense layers.
+"""deepseek2: DeepSeek V2 and V3 (DeepSeek-AI 2024): multi-head latent attention, and experts after a few dense layers.
 
-The cache holds one latent vector for each token, with a small rotary key beside it, that all heads share. Files have each head's
-part of keys and of values as matrices of its own (``attn_k_b``, ``attn_v_b``): queries go through the first, what attention
-gives through the second, and attention itself works on latent vectors. Files made before 2025 have both in one matrix
-(``attn_kv_b``), with which every head's keys and values are made and kept, as in other models.
+The cache holds one latent vector per token, and a small rotary key, which all heads share. Files have the matrices that make
+each head's keys and values of a latent vector apart (``attn_k_b``, ``attn_v_b``): queries are multiplied by the first, the
+result of attention by the second, and attention itself works on latent vectors. Files made before 2025 have both in one matrix
+(``attn_kv_b``), which computes the keys and values of every head; these are cached, as in other models.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ class Deepseek2Weights(Weights):
 
 @dataclass(frozen=True)
 class Deepseek2Config(Config):
-    latent: bool  # whether attention works on latent vectors
-    q_rank: int  # 0: queries are one product
+    latent: bool  # attention works on latent vectors
+    q_rank: int  # 0: queries are one matrix product
     kv_rank: int
-    n_plain: int  # of a head of queries and keys, the part without positions
+    n_plain: int  # elements of a head of q and k without rotary embeddings
     v_dim: int
     score_scale: float
     n_dense: int
@@ -71,13 +71,13 @@ class Deepseek2Config(Config):
 
 
 def read_config(gguf: GGUFFile) -> Deepseek2Config:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     with read_metadata(gguf, NAME, "rope.scaling.yarn_log_multiplier", *EXPERT_KEYS) as metadata:
         return _read(metadata)
 
 
 def _read(metadata: MetadataReader) -> Deepseek2Config:
-    """As ``read_config``; nothing is refused that stays unread."""
+    """``read_config`` without the check for unread keys."""
     common = read_common(metadata, neox=False, own_values=True)
     n_dense = metadata.size("leading_dense_block_count", MAX_LAYERS)
     n_experts, n_used = read_expert_counts(metadata)
@@ -95,7 +95,7 @@ def _read(metadata: MetadataReader) -> Deepseek2Config:
     n_ff_expert = metadata.count("expert_feed_forward_length", MAX_WIDTH, common.n_ff)
     log_multiplier = metadata.number("rope.scaling.yarn_log_multiplier", 0.0, or_zero=True)
     rope, magnitude = common.rope, 1.0
-    if rope.scaling == "yarn":  # what YaRN makes of cosines and sines elsewhere is a factor of the scores here
+    if rope.scaling == "yarn":  # YaRN's factor of cosines and sines is a factor of the scores here
         magnitude = rope.attn_factor * (1.0 + log_multiplier * math.log(rope.factor))
         rope = replace(rope, attn_factor=1.0 / (1.0 + 0.1 * math.log(rope.factor)))
     value_dim = metadata.count("attention.value_length", MAX_WIDTH, kv_rank if latent else common.head_dim)
@@ -117,7 +117,7 @@ def _read(metadata: MetadataReader) -> Deepseek2Config:
 
 
 def _groups(metadata: MetadataReader, n_experts: int, n_used: int) -> tuple[int, int]:
-    """Groups of experts, and those of which a token's are chosen."""
+    """Number of groups of experts, and of groups that the experts of a token are chosen from."""
     n_groups = metadata.size("expert_group_count", max(1, n_experts)) or 1
     used = metadata.size("expert_group_used_count", n_groups) or n_groups
     if n_experts % n_groups or n_experts // n_groups * used < n_used:
@@ -168,7 +168,7 @@ def _add_attention(t: TensorTable, c: Deepseek2Config, i: int) -> None:
 
 
 def forward(p: Program, c: Deepseek2Config, w: Deepseek2Weights) -> tuple[Buffer, Buffer]:
-    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    """Write the program. Returns the last hidden states [n_outputs, n_embd] and the logits [n_outputs, n_vocab]."""
     table = decoder.rope_table(p, c.rope, w.rope_freqs)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
@@ -181,7 +181,7 @@ def forward(p: Program, c: Deepseek2Config, w: Deepseek2Weights) -> tuple[Buffer
 
 
 def _queries(p: Program, c: Deepseek2Config, layer: Deepseek2Layer, h: Buffer) -> Buffer:
-    """Of each head the part without positions, then the part that turns."""
+    """Queries: of each head the part without positions, then the rotary part."""
     if not c.q_rank:
         return p.matmul(layer.attn_q, h)
     return p.matmul(layer.attn_q_b, p.rms_norm(p.matmul(layer.attn_q_a, h), layer.attn_q_a_norm, c.norm_eps))
@@ -190,36 +190,36 @@ def _queries(p: Program, c: Deepseek2Config, layer: Deepseek2Layer, h: Buffer) -
 def _latent_attention(
     p: Program, c: Deepseek2Config, layer: Deepseek2Layer, h: Buffer, i: int, table: RopeTable
 ) -> Buffer:
-    """Attention of all heads to the latent vectors; what turns comes first in queries and keys."""
-    plain, turning, rank = c.n_plain, c.rope.dim, c.kv_rank
+    """Attention of all heads to the latent vectors; the rotary part comes first in queries and keys."""
+    plain, rotary, rank = c.n_plain, c.rope.dim, c.kv_rank
     q, latent = _queries(p, c, layer, h), p.matmul(layer.attn_kv_a_mqa, h)
     v = p.rms_norm(p.slice(latent, 0, rank), layer.attn_kv_a_norm, c.norm_eps)
-    k = p.join_heads(1, [(latent, rank, turning, 0), (v, 0, rank, 0)])
-    inner = p.head_matmul(layer.attn_k_b.matrices, p.join_heads(c.n_heads, [(q, 0, plain, plain + turning)]))
-    q = p.join_heads(c.n_heads, [(q, plain, turning, plain + turning), (inner, 0, rank, rank)])
-    q = p.rope(q, c.n_heads, turning + rank, turning, table)
-    k = p.rope(k, 1, turning + rank, turning, table)
+    k = p.join_heads(1, [(latent, rank, rotary, 0), (v, 0, rank, 0)])
+    inner = p.head_matmul(layer.attn_k_b.matrices, p.join_heads(c.n_heads, [(q, 0, plain, plain + rotary)]))
+    q = p.join_heads(c.n_heads, [(q, plain, rotary, plain + rotary), (inner, 0, rank, rank)])
+    q = p.rope(q, c.n_heads, rotary + rank, rotary, table)
+    k = p.rope(k, 1, rotary + rank, rotary, table)
     return p.head_matmul(layer.attn_v_b.matrices, p.attention(q, k, v, layer=i, scale=c.score_scale))
 
 
 def _attention(p: Program, c: Deepseek2Config, layer: Deepseek2Layer, h: Buffer, i: int, table: RopeTable) -> Buffer:
-    """Attention with every head's own keys and values; what turns comes first in queries and keys."""
-    plain, turning, of_head = c.n_plain, c.rope.dim, c.n_plain + c.v_dim
+    """Attention with keys and values per head; the rotary part comes first in queries and keys."""
+    plain, rotary, of_head = c.n_plain, c.rope.dim, c.n_plain + c.v_dim
     q, latent = _queries(p, c, layer, h), p.matmul(layer.attn_kv_a_mqa, h)
     inner = p.rms_norm(p.slice(latent, 0, c.kv_rank), layer.attn_kv_a_norm, c.norm_eps)
-    made = p.matmul(layer.attn_kv_b, inner)
-    k = p.join_heads(c.n_heads, [(latent, c.kv_rank, turning, 0), (made, 0, plain, of_head)])
-    v = p.join_heads(c.n_heads, [(made, plain, c.v_dim, of_head)])
-    q = p.join_heads(c.n_heads, [(q, plain, turning, plain + turning), (q, 0, plain, plain + turning)])
-    q = p.rope(q, c.n_heads, turning + plain, turning, table)
-    k = p.rope(k, c.n_heads, turning + plain, turning, table)
+    kv = p.matmul(layer.attn_kv_b, inner)
+    k = p.join_heads(c.n_heads, [(latent, c.kv_rank, rotary, 0), (kv, 0, plain, of_head)])
+    v = p.join_heads(c.n_heads, [(kv, plain, c.v_dim, of_head)])
+    q = p.join_heads(c.n_heads, [(q, plain, rotary, plain + rotary), (q, 0, plain, plain + rotary)])
+    q = p.rope(q, c.n_heads, rotary + plain, rotary, table)
+    k = p.rope(k, c.n_heads, rotary + plain, rotary, table)
     return p.attention(q, k, v, layer=i, scale=c.score_scale)
 
 
 def _experts(p: Program, c: Deepseek2Config, layer: Deepseek2Layer, h: Buffer) -> Buffer:
-    """The chosen experts and, where there are any, those that every token takes."""
-    made = p.moe(
+    """The routed experts, and the shared ones if there are any."""
+    mixed = p.moe(
         h, p.matmul(layer.ffn_gate_inp, h), layer.ffn_gate_exps, layer.ffn_up_exps, layer.ffn_down_exps, c.n_used, "silu",
         weights=c.gating, normalized=c.normalized, bias=layer.exp_probs_b, scale=c.weight_scale, groups=c.groups,
     )  # fmt: skip
-    return p.add(made, decoder.shared_expert(p, layer, h)) if c.n_ff_shared else made
+    return p.add(mixed, decoder.shared_expert(p, layer, h)) if c.n_ff_shared else mixed

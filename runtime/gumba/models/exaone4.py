@@ -1,7 +1,7 @@
-"""exaone4: EXAONE 4.0 (LG AI Research 2025): norms after each half of a layer, and on every head of queries and keys.
+"""exaone4: EXAONE 4.0 (LG AI Research 2025): norms after attention and feed-forward network, and on each head of q and k.
 
-The larger model's layers see a window and turn queries and keys, but for every fourth, which sees everything and has no
-positions; in the smaller one all layers see everything and turn.
+In the larger model three of four layers have a sliding window and rotary embeddings; the fourth has full attention and no
+positions. In the smaller one all layers have full attention and rotary embeddings.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ VERIFIED = ("transformers", "llama.cpp")
 
 
 def read_config(gguf: GGUFFile) -> Config:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     return read_windowed_config(gguf, NAME, 4, neox=True)
 
 
@@ -30,13 +30,13 @@ def load_weights(loader: Loader, c: Config) -> Weights:
 
 
 def forward(p: Program, c: Config, w: Weights) -> tuple[Buffer, Buffer]:
-    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    """Write the program. Returns the last hidden states [n_outputs, n_embd] and the logits [n_outputs, n_vocab]."""
     table = decoder.rope_table(p, c.rope, w.rope_freqs)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
         window = c.window_of(i)
-        turning = table if window or not c.window else None
-        h = decoder.qk_norm_attention(p, c, layer, x, i, turning, window=window)
+        layer_table = table if window or not c.window else None
+        h = decoder.qk_norm_attention(p, c, layer, x, i, layer_table, window=window)
         x = p.add(x, p.rms_norm(h, layer.post_attention_norm, c.norm_eps))
         x = p.add(x, p.rms_norm(decoder.swiglu(p, layer, x), layer.post_ffw_norm, c.norm_eps))
     return decoder.outputs(p, c, w, x)

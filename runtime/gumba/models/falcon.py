@@ -1,4 +1,4 @@
-"""falcon: Falcon 7B and 40B (Almazrouei et al. 2023): attention and feed-forward part side by side, LayerNorm, GELU.
+"""falcon: Falcon 7B and 40B (Almazrouei et al. 2023): attention and feed-forward network in parallel, LayerNorm, GELU.
 
 The larger ones have a norm for each of the two.
 """
@@ -19,7 +19,7 @@ VERIFIED = ("transformers", "llama.cpp")
 
 
 def read_config(gguf: GGUFFile) -> Config:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     with read_metadata(gguf, NAME) as metadata:
         metadata.must_be({"tensor_data_layout": ("jploski",)})
         return read_common(metadata, neox=True, norm="layer_norm_epsilon")
@@ -35,7 +35,7 @@ def load_weights(loader: Loader, c: Config) -> Weights:
 
 
 def forward(p: Program, c: Config, w: Weights) -> tuple[Buffer, Buffer]:
-    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    """Write the program. Returns the last hidden states [n_outputs, n_embd] and the logits [n_outputs, n_vocab]."""
     table = decoder.rope_table(p, c.rope)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):

@@ -1,6 +1,6 @@
-"""gemma: Gemma 1 (Mesnard et al. 2024): llama with embeddings scaled by the root of their width, and GeGLU.
+"""gemma: Gemma 1 (Mesnard et al. 2024): llama with embeddings scaled by the root of the hidden size, and GeGLU.
 
-Files hold the norms' weights with 1 added. Heads may be wider than the model's width over their number.
+Files hold the norms' weights with 1 added. Heads may be wider than the hidden size divided by their number.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ VERIFIED = ("transformers", "llama.cpp")
 
 
 def read_config(gguf: GGUFFile) -> Config:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     return read_plain_config(gguf, NAME, neox=True)
 
 
@@ -31,7 +31,7 @@ def load_weights(loader: Loader, c: Config) -> Weights:
 
 
 def forward(p: Program, c: Config, w: Weights) -> tuple[Buffer, Buffer]:
-    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    """Write the program. Returns the last hidden states [n_outputs, n_embd] and the logits [n_outputs, n_vocab]."""
     table = decoder.rope_table(p, c.rope)
     x = p.scale(p.embed(w.token_embd), math.sqrt(c.n_embd))
     for i, layer in enumerate(w.layers):

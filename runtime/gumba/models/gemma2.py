@@ -1,7 +1,6 @@
-"""gemma2: Gemma 2 (Riviere et al. 2024): norms before and after each half of a layer, soft caps, and windows.
+"""gemma2: Gemma 2 (Riviere et al. 2024): norms before and after attention and feed-forward network, soft caps, sliding windows.
 
-Scores and logits are capped by a tangent; the first, third, ... layers see only the last ``sliding_window`` tokens. Queries are
-scaled by their own constant.
+Scores and logits are capped by a tanh; the first, third, ... layers have a sliding window. Scores have a scale of their own.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class Gemma2Config(Config):
 
 
 def read_config(gguf: GGUFFile) -> Gemma2Config:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     own = ("attention.sliding_window", "attn_logit_softcapping", "final_logit_softcapping", "attention.scale")
     with read_metadata(gguf, NAME, *own) as metadata:
         common = read_common(metadata, neox=True)
@@ -44,10 +43,9 @@ def read_config(gguf: GGUFFile) -> Gemma2Config:
 
 
 def read_query_scale(metadata: MetadataReader, common: Config, largest: int) -> float:
-    """What scores are scaled by.
+    """The scale of the scores, 1 / sqrt(head_dim) by default.
 
-    The model of ``largest`` layers, the largest of its family, scales by the width over the number of heads, which is not the
-    size of its heads.
+    In the model of ``largest`` layers, the largest of its family, it is 1 / sqrt(n_embd / n_heads), which differs.
     """
     usual = common.n_embd // common.n_heads if common.n_layers == largest else common.head_dim
     return metadata.number("attention.scale", 1.0 / math.sqrt(usual))
@@ -59,7 +57,7 @@ def load_weights(loader: Loader, c: Gemma2Config) -> Weights:
 
 
 def forward(p: Program, c: Gemma2Config, w: Weights) -> tuple[Buffer, Buffer]:
-    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    """Write the program. Returns the last hidden states [n_outputs, n_embd] and the logits [n_outputs, n_vocab]."""
     table = decoder.rope_table(p, c.rope)
     x = p.scale(p.embed(w.token_embd), math.sqrt(c.n_embd))
     for i, layer in enumerate(w.layers):

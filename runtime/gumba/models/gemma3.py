@@ -1,6 +1,6 @@
-"""gemma3: Gemma 3's text (Kamath et al. 2025): gemma2 with norms on queries and keys in place of soft caps.
+"""gemma3: Gemma 3's text (Kamath et al. 2025): gemma2 with norms on queries and keys instead of soft caps.
 
-Of every six layers five see only the last ``sliding_window`` tokens, and turn queries and keys at a rate of their own.
+Five of six layers have a sliding window, and rotary embeddings with a base frequency of their own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Gemma3Config(Config):
 
 
 def read_config(gguf: GGUFFile) -> Gemma3Config:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     own = ("attention.sliding_window", "final_logit_softcapping", "attention.scale")
     with read_metadata(gguf, NAME, *own) as metadata:
         common = read_common(metadata, neox=True, freq_base=1000000.0)
@@ -50,7 +50,7 @@ def load_weights(loader: Loader, c: Gemma3Config) -> Weights:
 
 
 def forward(p: Program, c: Gemma3Config, w: Weights) -> tuple[Buffer, Buffer]:
-    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    """Write the program. Returns the last hidden states [n_outputs, n_embd] and the logits [n_outputs, n_vocab]."""
     everywhere = decoder.rope_table(p, c.rope, w.rope_freqs)
     local = decoder.rope_table(p, replace(c.rope, freq_base=c.local_freq_base, scaling="none"))
     x = p.scale(p.embed(w.token_embd), math.sqrt(c.n_embd))

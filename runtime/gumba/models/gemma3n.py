@@ -1,7 +1,7 @@
-"""gemma3n: Gemma 3n's text (Gemma Team 2025): a layer works on one of several streams and corrects the others by what it made.
+"""gemma3n: Gemma 3n's text (Gemma Team 2025): a layer computes on one of several streams and corrects the others by its result.
 
-That is AltUp (Baykal et al. 2023); LAuReL (Menghani et al. 2024) adds a product of low rank to what a layer passes on. The
-first layers keep only the greatest few of what opens the gates of their feed-forward part.
+That is AltUp (Baykal et al. 2023); LAuReL (Menghani et al. 2024) adds a low-rank product to a layer's residual. In the first
+layers the gate of the feed-forward network keeps only its largest values.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from gumba.loading.weights import Array
 NAME = "gemma3n"
 FAMILIES = "Gemma 3n (text)"
 VERIFIED = ("transformers", "llama.cpp")
-#: Layers with keys of their own, where the file does not say.
+#: Layers with keys of their own, if the file does not say.
 N_OWN = 20
-#: The least mean square of a stream that is scaled to another's.
+#: The smallest mean square of a stream that is scaled to the magnitude of another.
 LEAST = 1e-5
 
 
@@ -50,8 +50,8 @@ class Gemma3nWeights(GemmaWeights):
 
 @dataclass(frozen=True)
 class Gemma3nConfig(LayersConfig):
-    """``active``: the stream that layers work on. ``cutoffs``: of each layer, how many standard deviations above the mean a
-    gate opens; None: all do."""
+    """``active``: the stream that layers compute on. ``cutoffs``: for each layer, how many standard deviations above the mean a
+    gate must be to open; None: all open."""
 
     n_streams: int
     active: int
@@ -60,18 +60,18 @@ class Gemma3nConfig(LayersConfig):
 
 
 def read_config(gguf: GGUFFile) -> Gemma3nConfig:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     with read_metadata(gguf, NAME, *gemma.OWN_KEYS) as metadata:
         common = gemma.read_layers(metadata, period=5, n_own=N_OWN)
         n_streams = metadata.count("altup.num_inputs", 16, 4)
-        found = gguf.tensors.get("blk.0.laurel_l.weight")  # no key says how wide it is
+        laurel = gguf.tensors.get("blk.0.laurel_l.weight")  # no metadata key has its width
         cutoffs = metadata.numbers("activation_sparsity_scale", common.n_layers) or (-math.inf,) * common.n_layers
         return Gemma3nConfig(
             **vars(common),
             n_streams=n_streams,
             active=metadata.size("altup.active_idx", n_streams - 1),
             cutoffs=tuple(None if cutoff == -math.inf else cutoff for cutoff in cutoffs),
-            n_laurel=found.shape[0] if found is not None and len(found.shape) == 2 else 64,
+            n_laurel=laurel.shape[0] if laurel is not None and len(laurel.shape) == 2 else 64,
         )
 
 
@@ -96,7 +96,7 @@ def load_weights(loader: Loader, c: Gemma3nConfig) -> Gemma3nWeights:
 
 
 def forward(p: Program, c: Gemma3nConfig, w: Gemma3nWeights) -> tuple[Buffer, Buffer]:
-    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    """Write the program. Returns the last hidden states [n_outputs, n_embd] and the logits [n_outputs, n_vocab]."""
     tables = gemma.rope_tables(p, c, w)
     x = p.scale(p.embed(w.token_embd), math.sqrt(c.n_embd))
     inputs = gemma.per_layer_inputs(p, c, w, x)
@@ -121,7 +121,7 @@ def forward(p: Program, c: Gemma3nConfig, w: Gemma3nWeights) -> tuple[Buffer, Bu
 
 
 def _coefficients(p: Program, c: Gemma3nConfig, layer: Gemma3nLayer, x: Buffer, matrix: Matrix) -> Buffer:
-    """What a stream says of how the streams go together, from a few numbers that its router makes."""
+    """Coefficients to mix the streams, computed from ``x`` by the router and ``matrix``."""
     routed = p.matmul(layer.altup_router, p.rms_norm(x, layer.altup_router_norm / c.n_embd, c.norm_eps))
     return p.matmul(matrix, p.activation(routed, "tanh"))
 
@@ -129,18 +129,18 @@ def _coefficients(p: Program, c: Gemma3nConfig, layer: Gemma3nLayer, x: Buffer, 
 def _correct(
     p: Program, c: Gemma3nConfig, layer: Gemma3nLayer, predicted: Streams[Buffer], active: Buffer, x: Buffer
 ) -> Streams[Buffer]:
-    """Every predicted stream plus a part of what x, which the layer made of the active one, differs by from that."""
+    """Each predicted stream plus its coefficient times the difference of x, the layer's result, from the active stream."""
     coefficients = p.add_row(_coefficients(p, c, layer, x, layer.altup_correct_coef), np.ones(c.n_streams, np.float32))
     return p.add_to_streams(predicted, p.add(x, p.scale(active, -1.0)), coefficients)
 
 
 def _laurel(p: Program, c: Gemma3nConfig, layer: Gemma3nLayer, h: Buffer) -> Buffer:
-    made = p.matmul(layer.laurel_r, p.matmul(layer.laurel_l, h))
-    return p.add(h, p.rms_norm(made, layer.laurel_post_norm, c.norm_eps))
+    mixed = p.matmul(layer.laurel_r, p.matmul(layer.laurel_l, h))
+    return p.add(h, p.rms_norm(mixed, layer.laurel_post_norm, c.norm_eps))
 
 
 def _feed_forward(p: Program, layer: Gemma3nLayer, h: Buffer, cutoff: float | None) -> Buffer:
-    """A feed-forward part with a gate, of which only the greatest few numbers open it where there is a ``cutoff``."""
+    """Feed-forward network with a gate; with a ``cutoff``, only the largest values of the gate are kept."""
     if cutoff is None:
         return decoder.gated_ffn(p, layer, h, "gelu_tanh")
     gate = p.keep_greatest(p.matmul(layer.ffn_gate, h), cutoff)
@@ -148,7 +148,7 @@ def _feed_forward(p: Program, layer: Gemma3nLayer, h: Buffer, cutoff: float | No
 
 
 def _outputs(p: Program, c: Gemma3nConfig, w: Gemma3nWeights, x: Streams[Buffer]) -> tuple[Buffer, Buffer]:
-    """The mean of all streams, brought back to the first one's size, and its logits."""
+    """The mean of all streams, scaled to the magnitude of the first, as hidden states; and their logits."""
     first = p.stream(x, 0)
     total = first
     for i, matrix in enumerate(w.altup_unembd_proj.matrices, 1):

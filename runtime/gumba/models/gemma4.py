@@ -1,7 +1,7 @@
-"""gemma4: Gemma 4's text: gemma3 whose global layers have heads of their own size, of which a part turns.
+"""gemma4: Gemma 4's text: gemma3 whose layers with full attention have heads of another size, of which a part is rotary.
 
-Small models have embeddings of every layer's own and share keys and values among the last layers; others make values of keys
-in global layers, or have experts beside the feed-forward part, with norms of their own.
+Small models have per-layer embeddings and share keys and values among the last layers. Others have no values of their own in
+layers with full attention (keys serve as values), or have experts in parallel to the feed-forward network, with further norms.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class Gemma4Weights(GemmaWeights):
 
 @dataclass(frozen=True)
 class Gemma4Config(LayersConfig):
-    """There are experts in every layer, or in none. ``suppressed``: tokens that are never written."""
+    """All layers have experts, or none. ``suppressed``: tokens that are never generated."""
 
     suppressed: tuple[int, ...]
 
 
 def read_config(gguf: GGUFFile) -> Gemma4Config:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     with read_metadata(gguf, NAME, *gemma.OWN_KEYS, *EXPERT_KEYS) as metadata:
         common = gemma.read_layers(metadata, period=6, n_own=MAX_LAYERS)
         n_experts, n_used = read_expert_counts(metadata)
@@ -61,7 +61,7 @@ def read_config(gguf: GGUFFile) -> Gemma4Config:
 
 
 def _suppressed(gguf: GGUFFile, n_vocab: int) -> tuple[int, ...]:
-    """Tokens that the file asks not to write: those of pictures and sound, which models without them make up."""
+    """Tokens that must not be generated: those of images and sound, which the text model would generate otherwise."""
     key = "tokenizer.ggml.suppress_tokens"
     value = gguf.metadata.get(key)
     values = value.to_list() if isinstance(value, GGUFArray) else [value] * (value is not None)
@@ -88,7 +88,7 @@ def load_weights(loader: Loader, c: Gemma4Config) -> Gemma4Weights:
 
 
 def _add_experts(t: TensorTable, c: Gemma4Config, i: int) -> None:
-    """Router and experts; gate and up of an expert lie in one matrix, or in two."""
+    """Router and experts; gate and up of an expert are one matrix, or two."""
     add_norms(t, c, i, "post_ffw_norm_1", "pre_ffw_norm_2", "post_ffw_norm_2")
     t.add("ffn_gate_inp", "ffn_gate_inp.weight", c.n_experts, c.n_embd, layer=i)
     t.add("ffn_gate_inp_scale", "ffn_gate_inp.scale", c.n_embd, layer=i)
@@ -103,7 +103,7 @@ def _add_experts(t: TensorTable, c: Gemma4Config, i: int) -> None:
 
 
 def forward(p: Program, c: Gemma4Config, w: Gemma4Weights) -> tuple[Buffer, Buffer]:
-    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    """Write the program. Returns the last hidden states [n_outputs, n_embd] and the logits [n_outputs, n_vocab]."""
     tables = gemma.rope_tables(p, c, w)
     x = p.scale(p.embed(w.token_embd), math.sqrt(c.n_embd))
     inputs = gemma.per_layer_inputs(p, c, w, x) if c.n_per_layer else None
@@ -128,15 +128,15 @@ def forward(p: Program, c: Gemma4Config, w: Gemma4Weights) -> tuple[Buffer, Buff
 def _halves_with_experts(
     p: Program, c: Gemma4Config, layer: Gemma4Layer, x: Buffer, attended: Buffer, kind: str
 ) -> Buffer:
-    """As ``decoder.post_norm_block``, with experts beside the feed-forward part: chosen by a norm of x, working on another."""
+    """``decoder.post_norm_block`` with experts in parallel; router and experts have norms of their own."""
     x = p.add(x, p.rms_norm(attended, layer.post_attention_norm, c.norm_eps))
     h = decoder.gated_ffn(p, layer, p.rms_norm(x, layer.ffn_norm, c.norm_eps), kind)
     scores = p.matmul(layer.ffn_gate_inp, p.rms_norm(x, layer.ffn_gate_inp_scale / math.sqrt(c.n_embd), c.norm_eps))
-    made = p.moe(
+    mixed = p.moe(
         p.rms_norm(x, layer.pre_ffw_norm_2, c.norm_eps), scores,
         layer.ffn_gate_exps, layer.ffn_up_exps, layer.ffn_down_exps, c.n_used, kind,
         normalized=True, factors=layer.ffn_down_exps_scale,
     )  # fmt: skip
-    made = p.rms_norm(made, layer.post_ffw_norm_2, c.norm_eps)
-    h = p.add(p.rms_norm(h, layer.post_ffw_norm_1, c.norm_eps), made)
+    mixed = p.rms_norm(mixed, layer.post_ffw_norm_2, c.norm_eps)
+    h = p.add(p.rms_norm(h, layer.post_ffw_norm_1, c.norm_eps), mixed)
     return p.add(x, p.rms_norm(h, layer.post_ffw_norm, c.norm_eps))

@@ -1,6 +1,6 @@
-"""gemma-embedding: EmbeddingGemma (Vera et al. 2025): gemma3 as an encoder, whose windows reach as far to either side.
+"""gemma-embedding: EmbeddingGemma (Vera et al. 2025): gemma3 as an encoder, whose windows reach to both sides.
 
-Two projections without a bias follow in some files. They are linear, so that they may come before the mean over all tokens.
+Some files have two projections without biases at the end. They are linear, so they can come before the mean over all tokens.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class GemmaEmbeddingWeights(Weights):
 
 @dataclass(frozen=True)
 class GemmaEmbeddingConfig(EncoderConfig):
-    """Windows reach to either side by half; ``n_dense``: width between the two projections, 0 without them."""
+    """Half of the window is on each side; ``n_dense``: width between the two projections, 0 without them."""
 
     local_freq_base: float
     query_scale: float
@@ -43,7 +43,7 @@ class GemmaEmbeddingConfig(EncoderConfig):
 
 
 def read_config(gguf: GGUFFile) -> GemmaEmbeddingConfig:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     own = ("attention.sliding_window", "attention.scale")
     with read_metadata(gguf, NAME, *own, inert=ENCODER_INERT_KEYS) as metadata:
         common = read_common(metadata, neox=True, freq_base=1000000.0)
@@ -68,7 +68,7 @@ def load_weights(loader: Loader, c: GemmaEmbeddingConfig) -> GemmaEmbeddingWeigh
 
 
 def forward(p: Program, c: GemmaEmbeddingConfig, w: GemmaEmbeddingWeights) -> tuple[Buffer, Buffer]:
-    """Write the program; the last hidden states, float32 [n_outputs, n_embd], twice: there are no logits."""
+    """Write the program. Returns the last hidden states [n_outputs, n_embd], twice: there are no logits."""
     everywhere = decoder.rope_table(p, c.rope, w.rope_freqs)
     local = decoder.rope_table(p, replace(c.rope, freq_base=c.local_freq_base, scaling="none"))
     x = p.scale(p.embed(w.token_embd), math.sqrt(c.n_embd))

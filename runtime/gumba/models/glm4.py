@@ -1,4 +1,4 @@
-"""glm4: GLM-4-0414, GLM-Z1 (Zhipu 2025): chatglm with a second norm after each half of a layer."""
+"""glm4: GLM-4-0414, GLM-Z1 (Zhipu 2025): chatglm with a second norm after attention and after the feed-forward network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VERIFIED = ("transformers", "llama.cpp")
 
 
 def read_config(gguf: GGUFFile) -> Config:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     return read_plain_config(gguf, NAME, neox=False)
 
 
@@ -26,7 +26,7 @@ def load_weights(loader: Loader, c: Config) -> Weights:
 
 
 def forward(p: Program, c: Config, w: Weights) -> tuple[Buffer, Buffer]:
-    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    """Write the program. Returns the last hidden states [n_outputs, n_embd] and the logits [n_outputs, n_vocab]."""
     table = decoder.rope_table(p, c.rope, w.rope_freqs)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):

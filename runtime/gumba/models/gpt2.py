@@ -16,7 +16,7 @@ VERIFIED = ("transformers", "llama.cpp")
 
 
 def read_config(gguf: GGUFFile) -> Config:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     return read_plain_config(gguf, NAME, neox=False, norm="layer_norm_epsilon")
 
 
@@ -28,7 +28,7 @@ def load_weights(loader: Loader, c: Config) -> Weights:
 
 
 def forward(p: Program, c: Config, w: Weights) -> tuple[Buffer, Buffer]:
-    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    """Write the program. Returns the last hidden states [n_outputs, n_embd] and the logits [n_outputs, n_vocab]."""
     x = p.add_positions(p.embed(w.token_embd), w.position_embd)
     for i, layer in enumerate(w.layers):
         h = p.layer_norm(x, layer.attn_norm, layer.attn_norm_bias, c.norm_eps)

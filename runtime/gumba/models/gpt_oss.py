@@ -1,7 +1,7 @@
-"""gpt-oss: OpenAI's open models (OpenAI 2025): experts with biases and a clamped SwiGLU, attention sinks, windows.
+"""gpt-oss: OpenAI's open models (OpenAI 2025): experts with biases and a clamped SwiGLU, attention sinks, sliding windows.
 
-Every other layer, from the first on, sees only the last ``sliding_window`` tokens. Each head has a logit that takes part in the
-softmax without a value: a head may attend to nothing.
+Every other layer, beginning with the first, has a sliding window. Each head has a logit that takes part in the softmax without
+a value: a head can attend to nothing.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from gumba.loading.weights import Array, LayerWeights, Weights
 NAME = "gpt-oss"
 FAMILIES = "gpt-oss-20b, gpt-oss-120b"
 VERIFIED = ("transformers", "llama.cpp")
-#: Of so many layers the last sees everything.
+#: Of each PERIOD layers the last has full attention.
 PERIOD = 2
-#: Of the experts' SwiGLU.
+#: Constants of the experts' SwiGLU.
 ALPHA, LIMIT = 1.702, 7.0
 
 
@@ -35,7 +35,7 @@ class GptOssWeights(Weights):
 
 
 def read_config(gguf: GGUFFile) -> Config:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     with read_metadata(gguf, NAME, "attention.sliding_window", *EXPERT_KEYS) as metadata:
         common = read_common(metadata, neox=True)
         common = read_windows(metadata, read_experts(metadata, common), PERIOD)
@@ -52,7 +52,7 @@ def load_weights(loader: Loader, c: Config) -> GptOssWeights:
 
 
 def forward(p: Program, c: Config, w: GptOssWeights) -> tuple[Buffer, Buffer]:
-    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    """Write the program. Returns the last hidden states [n_outputs, n_embd] and the logits [n_outputs, n_vocab]."""
     table = decoder.rope_table(p, c.rope, w.rope_freqs)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
@@ -60,9 +60,9 @@ def forward(p: Program, c: Config, w: GptOssWeights) -> tuple[Buffer, Buffer]:
         x = decoder.attention(p, c, layer, h, i, table, residual=x, window=c.window_of(i), sinks=layer.attn_sinks)
         h = p.rms_norm(x, layer.post_attention_norm, c.norm_eps)
         scores = p.matmul(layer.ffn_gate_inp, h, bias=layer.ffn_gate_inp_bias)
-        made = p.moe(
+        mixed = p.moe(
             h, scores, layer.ffn_gate_exps, layer.ffn_up_exps, layer.ffn_down_exps, c.n_used,
             lambda gate, up: p.swiglu_oai(gate, up, ALPHA, LIMIT), weights="softmax_chosen",
         )  # fmt: skip
-        x = p.add(x, made)
+        x = p.add(x, mixed)
     return decoder.outputs(p, c, w, x)

@@ -1,6 +1,6 @@
 """gptneox: GPT-NeoX, Pythia, Dolly (Black et al. 2022): LayerNorm, a part of each head is rotary, GELU, biases.
 
-Attention and feed-forward part take the layer's input side by side, each after a norm of its own, or one after the other.
+Attention and feed-forward network work in parallel, each after a norm of its own, or one after the other.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class NeoXConfig(Config):
 
 
 def read_config(gguf: GGUFFile) -> NeoXConfig:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     with read_metadata(gguf, NAME, "use_parallel_residual") as metadata:
         common = read_common(metadata, neox=True, norm="layer_norm_epsilon")
         return NeoXConfig(**vars(common), parallel=metadata.flag("use_parallel_residual", True))
@@ -38,7 +38,7 @@ def load_weights(loader: Loader, c: Config) -> Weights:
 
 
 def forward(p: Program, c: NeoXConfig, w: Weights) -> tuple[Buffer, Buffer]:
-    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    """Write the program. Returns the last hidden states [n_outputs, n_embd] and the logits [n_outputs, n_vocab]."""
     table = decoder.rope_table(p, c.rope)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):

@@ -1,6 +1,6 @@
-"""granite: Granite 3 (IBM 2024): llama with four constant factors: of embeddings, scores, both halves of a layer, logits.
+"""granite: Granite 3 (IBM 2024): llama with four constant factors: of embeddings, scores, residuals, logits.
 
-Its relative with experts (``granitemoe``) is computed here as well.
+``granitemoe`` uses this file, too.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class GraniteConfig(Config):
 
 
 def read_config(gguf: GGUFFile) -> GraniteConfig:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     return read_named(gguf, NAME)
 
 
 def read_named(gguf: GGUFFile, name: str) -> GraniteConfig:
-    """As ``read_config``, for the architecture ``name``."""
+    """``read_config`` for the architecture ``name``."""
     own = ("embedding_scale", "attention.scale", "residual_scale", "logit_scale", *EXPERT_KEYS)
     with read_metadata(gguf, name, *own) as metadata:
         common = read_common(metadata, neox=False)
@@ -60,7 +60,7 @@ def load_weights(loader: Loader, c: GraniteConfig) -> Weights:
 
 
 def forward(p: Program, c: GraniteConfig, w: Weights) -> tuple[Buffer, Buffer]:
-    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    """Write the program. Returns the last hidden states [n_outputs, n_embd] and the logits [n_outputs, n_vocab]."""
     table = decoder.rope_table(p, c.rope, w.rope_freqs)
     x = p.scale(p.embed(w.token_embd), c.embedding_scale)
     for i, layer in enumerate(w.layers):

@@ -1,4 +1,4 @@
-"""granitemoe: Granite 3 with experts (IBM 2024), with or without one that every token takes."""
+"""granitemoe: Granite 3 with experts (IBM 2024), with or without a shared one."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ VERIFIED = ("transformers", "llama.cpp")
 
 
 def read_config(gguf: GGUFFile) -> GraniteConfig:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     return read_named(gguf, NAME)

@@ -1,6 +1,6 @@
-"""internlm2: InternLM2, InternLM2.5 (Cai et al. 2024): llama, whose checkpoints hold queries, keys and values in one tensor.
+"""internlm2: InternLM2, InternLM2.5 (Cai et al. 2024): llama.
 
-Files have them apart.
+Checkpoints hold Q, K and V in one tensor, files hold three.
 """
 
 from __future__ import annotations
@@ -17,5 +17,5 @@ VERIFIED = ("transformers", "llama.cpp")
 
 
 def read_config(gguf: GGUFFile) -> Config:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     return read_plain_config(gguf, NAME, neox=False)

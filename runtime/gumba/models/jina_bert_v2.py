@@ -1,7 +1,7 @@
-"""jina-bert-v2: Jina Embeddings 2 (Günther et al. 2023): as bert, with a feed-forward part that has a gate, and ALiBi.
+"""jina-bert-v2: Jina Embeddings 2 (Günther et al. 2023): bert with a gated feed-forward network, and ALiBi (Press et al. 2022).
 
-Instead of positions, scores lose a share of the distance to either side (Press et al. 2022). The models for code, German and
-others norm queries and keys, and add a layer's input a second time behind its attention.
+ALiBi subtracts from a score in proportion to the distance, to both sides. The models for code, German and others apply norms
+to queries and keys, and add a layer's input a second time after its attention.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class JinaWeights(Weights):
 
 
 def read_config(gguf: GGUFFile) -> EncoderConfig:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     with read_metadata(gguf, NAME, "attention.max_alibi_bias", inert=ENCODER_INERT_KEYS) as metadata:
         common = read_common(metadata, neox=False, norm="layer_norm_epsilon")
         metadata.must_be({"attention.max_alibi_bias": (ALIBI_BIAS,)})
@@ -56,7 +56,7 @@ def load_weights(loader: Loader, c: EncoderConfig) -> JinaWeights:
 
 
 def _add_feed_forward(t: TensorTable, c: EncoderConfig, i: int, gguf: GGUFFile) -> None:
-    """Gate and up as two tensors or in one, or no gate. In one, the gate comes first but in models with a second sum."""
+    """Gate and up in two tensors or in one, or no gate. In one, the gate is first, except in models with ``attn_norm_2``."""
     up = gguf.tensors.get(f"blk.{i}.ffn_up.weight")
     if up is not None and up.shape[0] == 2 * c.n_ff:
         fields = ("ffn_up", "ffn_gate") if t.has(f"blk.{i}.attn_norm_2.weight") else ("ffn_gate", "ffn_up")
@@ -71,7 +71,7 @@ def _add_feed_forward(t: TensorTable, c: EncoderConfig, i: int, gguf: GGUFFile) 
 
 
 def forward(p: Program, c: EncoderConfig, w: JinaWeights) -> tuple[Buffer, Buffer]:
-    """Write the program; the last hidden states, float32 [n_outputs, n_embd], twice: there are no logits."""
+    """Write the program. Returns the last hidden states [n_outputs, n_embd], twice: there are no logits."""
     slopes = decoder.alibi_slopes(c.n_heads, ALIBI_BIAS)
     x = p.layer_norm(encoder.embed(p, c, w), w.token_embd_norm, w.token_embd_norm_bias, c.norm_eps)
     for i, layer in enumerate(w.layers):

@@ -1,4 +1,4 @@
-"""jina-bert-v3: Jina Embeddings 3 (Sturua et al. 2024): bert with rotary positions. Its adapters for tasks are not run."""
+"""jina-bert-v3: Jina Embeddings 3 (Sturua et al. 2024): bert with rotary embeddings. Its task adapters are not applied."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VERIFIED = ("transformers", "llama.cpp")
 
 
 def read_config(gguf: GGUFFile) -> EncoderConfig:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     return read_plain_encoder(gguf, NAME, neox=True)
 
 
@@ -26,5 +26,5 @@ def load_weights(loader: Loader, c: EncoderConfig) -> Weights:
 
 
 def forward(p: Program, c: EncoderConfig, w: Weights) -> tuple[Buffer, Buffer]:
-    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the head's, float32 [n_outputs, n_labels]."""
+    """Write the program. Returns the last hidden states [n_outputs, n_embd] and the head's outputs [n_outputs, n_labels]."""
     return encoder.rotary_forward(p, c, w, "gelu", gate=False)

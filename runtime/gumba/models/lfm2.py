@@ -36,12 +36,12 @@ class Lfm2Weights(Weights):
 
 @dataclass(frozen=True)
 class Lfm2Config(Config):
-    attends: tuple[bool, ...]  # of each layer: whether it has attention, or else a convolution
-    n_taps: int  # tokens that a convolution sees
+    attends: tuple[bool, ...]  # whether each layer is attention, or else a convolution
+    n_taps: int  # tokens that a convolution spans
 
     @property
     def kv_shapes(self) -> list[KVShape]:
-        """Only attention has keys and values in the cache."""
+        """Only attention layers have keys and values in the cache."""
         attention = KVShape(self.n_kv_heads, self.head_dim, self.head_dim)
         return [attention if yes else NOTHING for yes in self.attends]
 
@@ -52,13 +52,13 @@ class Lfm2Config(Config):
 
 
 def read_config(gguf: GGUFFile) -> Lfm2Config:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     with read_metadata(gguf, NAME) as metadata:
         of_layers = metadata.counts("attention.head_count_kv", metadata.count("block_count", MAX_LAYERS), MAX_WIDTH)
-        found = set(of_layers) - {0}
-        if len(found) != 1:
+        counts = set(of_layers) - {0}
+        if len(counts) != 1:
             raise metadata.error("attention.head_count_kv", "expected 0 or one and the same number")
-        common = read_common(metadata, neox=True, freq_base=1000000.0, n_kv_heads=found.pop())
+        common = read_common(metadata, neox=True, freq_base=1000000.0, n_kv_heads=counts.pop())
         n_taps = metadata.count("shortconv.l_cache", MAX_CONV_TAPS)
         return Lfm2Config(**vars(common), attends=tuple(n > 0 for n in of_layers), n_taps=n_taps)
 
@@ -86,7 +86,7 @@ def load_weights(loader: Loader, c: Lfm2Config) -> Lfm2Weights:
 
 
 def forward(p: Program, c: Lfm2Config, w: Lfm2Weights) -> tuple[Buffer, Buffer]:
-    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    """Write the program. Returns the last hidden states [n_outputs, n_embd] and the logits [n_outputs, n_vocab]."""
     table = decoder.rope_table(p, c.rope, w.rope_freqs)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
@@ -101,7 +101,7 @@ def forward(p: Program, c: Lfm2Config, w: Lfm2Weights) -> tuple[Buffer, Buffer]:
 
 
 def _convolution(p: Program, layer: Lfm2Layer, h: Buffer, i: int, residual: Buffer) -> Buffer:
-    """A gate on what goes into the convolution, another on what comes out."""
+    """x and a gate b make the convolution's input; another gate c scales its result."""
     taken = p.multiply(p.matmul(layer.shortconv_b, h), p.matmul(layer.shortconv_x, h))
     mixed = p.causal_conv(taken, layer.shortconv_conv, i)
     return p.matmul(layer.shortconv_out_proj, p.multiply(p.matmul(layer.shortconv_c, h), mixed), residual=residual)

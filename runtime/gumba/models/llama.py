@@ -1,13 +1,13 @@
 """llama: Llama 1 to 3.x, Mistral, SmolLM2, TinyLlama and others of the same shape (Touvron et al. 2023).
 
-A layer adds to the hidden state x [n_tokens, n_embd] what attention makes of it, then what the feed-forward network makes of it,
-each after an RMS norm. Attention has rotary position embeddings and grouped KV heads; the feed-forward network is SwiGLU. There
-are no biases, unless the file has them. Mistral's first model has a sliding window (Jiang et al. 2023); Mixtral's feed-forward
-networks are mixtures of experts (Jiang et al. 2024).
+Each layer adds attention, then a feed-forward network, to the hidden state x [n_tokens, n_embd], each after an RMS norm.
+Attention has rotary position embeddings and grouped KV heads; the feed-forward network is SwiGLU. There are no biases, unless
+the file has them. Mistral's first model has a sliding window (Jiang et al. 2023); Mixtral's feed-forward networks are mixtures
+of experts (Jiang et al. 2024).
 
-Every architecture file has these parts in this order: the configuration, read from metadata; the weights, declared as a table of
-tensors; and the forward pass, which writes a program: each call on ``p`` appends one operation to it and returns the buffer
-that the operation fills, float32 [n_tokens, width].
+Every architecture file has these parts in this order: the configuration, read from metadata; the weights, declared as a table
+of tensors; and the forward pass, which writes a program: each call on ``p`` appends one operation and returns the buffer that
+the operation fills, float32 [n_tokens, width].
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""llama4: Llama 4's text models (Meta 2025): chunks, layers without positions, and a choice of experts beside one for all.
+"""llama4: Llama 4's text models (Meta 2025): chunked attention, layers without positions, routed experts and a shared one.
 
-Of each four layers three turn queries and keys and see their own chunk only; the last sees everything, has no positions, and
-scales its queries up with the length of what is before them. Experts weigh what goes into them, not what comes out.
+Three of four layers have rotary embeddings and attend only within their chunk; the fourth has full attention and no positions,
+and scales its queries up with the position. Routing weights scale the input of experts, not their result.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from gumba.loading.weights import Weights
 NAME = "llama4"
 FAMILIES = "Llama 4 Scout and Maverick (text)"
 VERIFIED = ("transformers", "llama.cpp")
-#: Of so many layers the last sees everything.
+#: Of each PERIOD layers the last has full attention.
 PERIOD = 4
-#: What files of Scout and Maverick leave out: tokens of a chunk; after how many tokens queries begin to grow, and how much.
+#: Constants that files of Scout and Maverick lack: tokens of a chunk; of the scale of queries, see ``temperatures``.
 CHUNK, FLOOR, GROWTH = 8192, 8192, 0.1
-#: Maverick, the model of so many experts, has no norms of queries and keys.
+#: Maverick, the model with this number of experts, has no norms of queries and keys.
 PLAIN_EXPERTS = 128
 
 
 @dataclass(frozen=True)
 class Llama4Config(Config):
-    """The window is a chunk; of each ``moe_step`` layers the last has experts; ``floor``, ``growth``: of queries without
-    positions, see ``temperatures``."""
+    """``window``: the size of a chunk; of each ``moe_step`` layers the last has experts; ``floor``, ``growth``: see
+    ``temperatures``."""
 
     moe_step: int
     floor: int
@@ -44,7 +44,7 @@ class Llama4Config(Config):
 
 
 def read_config(gguf: GGUFFile) -> Llama4Config:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     with read_metadata(gguf, NAME, "attention.sliding_window", *EXPERT_KEYS) as metadata:
         common = read_common(metadata, neox=False, freq_base=500000.0)
         return Llama4Config(
@@ -67,7 +67,7 @@ def load_weights(loader: Loader, c: Llama4Config) -> Weights:
 
 
 def forward(p: Program, c: Llama4Config, w: Weights) -> tuple[Buffer, Buffer]:
-    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    """Write the program. Returns the last hidden states [n_outputs, n_embd] and the logits [n_outputs, n_vocab]."""
     table, growing = decoder.rope_table(p, c.rope, w.rope_freqs), temperatures(p, c)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
@@ -87,17 +87,17 @@ def forward(p: Program, c: Llama4Config, w: Weights) -> tuple[Buffer, Buffer]:
                 p.matmul(layer.ffn_gate_inp, h),
                 (layer.ffn_gate_exps, layer.ffn_up_exps, layer.ffn_down_exps),
             )
-            made = p.moe(h, scores, *parts, c.n_used, "silu", weights="sigmoid", weigh_inputs=True)
-            x = p.add(x, p.add(made, decoder.shared_expert(p, layer, h)))
+            mixed = p.moe(h, scores, *parts, c.n_used, "silu", weights="sigmoid", weigh_inputs=True)
+            x = p.add(x, p.add(mixed, decoder.shared_expert(p, layer, h)))
         else:
             x = decoder.swiglu(p, layer, h, residual=x)
     return decoder.outputs(p, c, w, x)
 
 
 def temperatures(p: Program, c: Llama4Config) -> RopeTable:
-    """What queries are multiplied by at each position, as the constant of a rotation by nothing (Nakanishi 2025).
+    """The scale of queries at each position, as the table of a rotation by an angle of 0 (Nakanishi 2025).
 
-    That is 1 + growth * log(1 + floor((position + 1) / floor)).
+    It is 1 + growth * log(1 + floor((position + 1) / floor)).
     """
     steps = np.floor((np.arange(p.max_context, dtype=np.float64) + 1) / c.floor)
     factors = (1 + c.growth * np.log1p(steps)).astype(np.float32)

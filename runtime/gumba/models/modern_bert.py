@@ -1,6 +1,6 @@
-"""modern-bert: ModernBERT (Warner et al. 2024): an encoder with norms before each half of a layer, GeGLU and no biases.
+"""modern-bert: ModernBERT (Warner et al. 2024): an encoder with pre-norms, GeGLU and no biases.
 
-Of every three layers two see a window only, as many tokens to either side, and turn queries and keys at a rate of their own.
+Two of three layers have a window that reaches to both sides, and rotary embeddings with a base frequency of their own.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from gumba.loading.weights import Weights
 NAME = "modern-bert"
 FAMILIES = "ModernBERT, GTE-ModernBERT, Granite Embedding R2, and their rerankers and classifiers"
 VERIFIED = ("transformers", "llama.cpp")
-#: The number of "first" among ``POOLINGS``, which transformers' heads take where nothing is said.
+#: The number of "first" in ``POOLINGS``, the default of transformers' heads.
 FIRST = POOLINGS.index("first")
 
 
 @dataclass(frozen=True)
 class ModernBertConfig(EncoderConfig):
-    """Windows reach to either side by half; ``classifies_mean``: the head reads the mean of a text's tokens, not its first."""
+    """Half of the window is on each side; ``classifies_mean``: the head reads the mean over all tokens, not the first token."""
 
     local_freq_base: float
     classifies_mean: bool
 
 
 def read_config(gguf: GGUFFile) -> ModernBertConfig:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     with read_metadata(gguf, NAME, "attention.sliding_window", inert=ENCODER_INERT_KEYS) as metadata:
         common = read_common(metadata, neox=True, norm="layer_norm_epsilon", freq_base=160000.0)
         metadata.must_be({"hidden_activation": ("gelu",)})
@@ -70,7 +70,7 @@ def load_weights(loader: Loader, c: ModernBertConfig) -> Weights:
 
 
 def forward(p: Program, c: ModernBertConfig, w: Weights) -> tuple[Buffer, Buffer]:
-    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the head's, float32 [n_outputs, n_labels]."""
+    """Write the program. Returns the last hidden states [n_outputs, n_embd] and the head's outputs [n_outputs, n_labels]."""
     everywhere = decoder.rope_table(p, c.rope)
     local = decoder.rope_table(p, replace(c.rope, freq_base=c.local_freq_base))
     x = p.layer_norm(encoder.embed(p, c, w), w.token_embd_norm, None, c.norm_eps)

@@ -1,6 +1,6 @@
-"""mpnet: MPNet (Song et al. 2020): as bert, without types of tokens, and with T5's relative positions beside the learned ones.
+"""mpnet: MPNet (Song et al. 2020): bert without token types, with T5's relative position biases besides learned positions.
 
-The biases by distance are one table for all layers. llama.cpp does not have this architecture; the name is gumba's.
+One table of biases serves all layers. llama.cpp does not have this architecture; the name is gumba's.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class MPNetWeights(Weights):
 
 @dataclass(frozen=True)
 class MPNetConfig(EncoderConfig):
-    """``n_buckets``: kinds of distances."""
+    """``n_buckets``: buckets of distances, see ``loading/relative_bias.py``."""
 
     n_buckets: int
 
 
 def read_config(gguf: GGUFFile) -> MPNetConfig:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     with read_metadata(gguf, NAME, inert=ENCODER_INERT_KEYS) as metadata:
         common = read_common(metadata, neox=False, norm="layer_norm_epsilon")
         return MPNetConfig(**vars(read_encoder(metadata, common)), n_buckets=read_buckets(metadata))
@@ -48,7 +48,7 @@ def load_weights(loader: Loader, c: MPNetConfig) -> MPNetWeights:
 
 
 def forward(p: Program, c: MPNetConfig, w: MPNetWeights) -> tuple[Buffer, Buffer]:
-    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the head's, float32 [n_outputs, n_labels]."""
+    """Write the program. Returns the last hidden states [n_outputs, n_embd] and the head's outputs [n_outputs, n_labels]."""
     bias = biases(w.attn_rel_b, causal=False)
     x = p.add_positions(encoder.embed(p, c, w), w.position_embd)
     x = p.layer_norm(x, w.token_embd_norm, w.token_embd_norm_bias, c.norm_eps)

@@ -1,4 +1,4 @@
-"""nomic-bert: Nomic Embed 1 and 1.5 (Nussbaum et al. 2024): as bert, with rotary positions, SwiGLU and no biases."""
+"""nomic-bert: Nomic Embed 1 and 1.5 (Nussbaum et al. 2024): bert with rotary embeddings, SwiGLU and no biases."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VERIFIED = ("transformers", "llama.cpp")
 
 
 def read_config(gguf: GGUFFile) -> EncoderConfig:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     return read_plain_encoder(gguf, NAME, neox=True)
 
 
@@ -26,5 +26,5 @@ def load_weights(loader: Loader, c: EncoderConfig) -> Weights:
 
 
 def forward(p: Program, c: EncoderConfig, w: Weights) -> tuple[Buffer, Buffer]:
-    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the head's, float32 [n_outputs, n_labels]."""
+    """Write the program. Returns the last hidden states [n_outputs, n_embd] and the head's outputs [n_outputs, n_labels]."""
     return encoder.rotary_forward(p, c, w, "silu", gate=True)

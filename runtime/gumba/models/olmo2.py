@@ -1,6 +1,6 @@
-"""olmo2: OLMo 2 (Walsh et al. 2024): llama with its norms after each half of a layer, and norms on all queries and keys.
+"""olmo2: OLMo 2 (Walsh et al. 2024): llama with norms after attention and feed-forward network, and on all of q and of k.
 
-In OLMo 3 three of every four layers see a window, and turn queries and keys without stretching.
+In OLMo 3 three of four layers have a sliding window, and rotary embeddings without scaling.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ VERIFIED = ("transformers", "llama.cpp")
 
 
 def read_config(gguf: GGUFFile) -> Config:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     return read_windowed_config(gguf, NAME, 4, neox=True)
 
 
@@ -35,7 +35,7 @@ def load_weights(loader: Loader, c: Config) -> Weights:
 
 
 def forward(p: Program, c: Config, w: Weights) -> tuple[Buffer, Buffer]:
-    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    """Write the program. Returns the last hidden states [n_outputs, n_embd] and the logits [n_outputs, n_vocab]."""
     everywhere = decoder.rope_table(p, c.rope)
     local = decoder.rope_table(p, replace(c.rope, scaling="none"))
     x = p.embed(w.token_embd)

@@ -1,4 +1,4 @@
-"""phi2: Phi-1, Phi-1.5, Phi-2 (Li et al. 2023): attention and feed-forward part side by side after one LayerNorm.
+"""phi2: Phi-1, Phi-1.5, Phi-2 (Li et al. 2023): attention and feed-forward network in parallel after one LayerNorm.
 
 Biases everywhere, a part of each head is rotary, GELU without a gate.
 """
@@ -19,7 +19,7 @@ VERIFIED = ("transformers", "llama.cpp")
 
 
 def read_config(gguf: GGUFFile) -> Config:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     with read_metadata(gguf, NAME, "use_parallel_residual") as metadata:
         metadata.must_be({"use_parallel_residual": (True,)})
         return read_common(metadata, neox=True, norm="layer_norm_epsilon")
@@ -33,7 +33,7 @@ def load_weights(loader: Loader, c: Config) -> Weights:
 
 
 def forward(p: Program, c: Config, w: Weights) -> tuple[Buffer, Buffer]:
-    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    """Write the program. Returns the last hidden states [n_outputs, n_embd] and the logits [n_outputs, n_vocab]."""
     table = decoder.rope_table(p, c.rope)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):

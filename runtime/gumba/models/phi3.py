@@ -1,7 +1,7 @@
 """phi3: Phi-3, Phi-3.5, Phi-4, Phi-4-mini (Abdin et al. 2024): llama with fused tensors, and LongRoPE for long contexts.
 
-LongRoPE (Ding et al. 2024) stretches every rotary pair by its own factor: by one set of factors in the context that the model
-was first trained for, by another in a longer one.
+LongRoPE (Ding et al. 2024) divides the frequency of each rotary pair by a factor of its own: one set of factors for the
+context of the first training, another for a longer one.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ VERIFIED = ("transformers", "llama.cpp")
 
 
 class Phi3Weights(Weights):
-    """Factors of the rotary frequencies for the context of the first training, and for a longer one."""
+    """Divisors of the rotary frequencies for the context of the first training, and for a longer one."""
 
     rope_factors_short: Array | None = None
     rope_factors_long: Array | None = None
 
 
 def read_config(gguf: GGUFFile) -> Config:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     with read_metadata(gguf, NAME, "attention.sliding_window") as metadata:
         common = read_common(metadata, neox=True)
         if metadata.has("attention.sliding_window_pattern"):
@@ -46,7 +46,7 @@ def load_weights(loader: Loader, c: Config) -> Phi3Weights:
 
 
 def forward(p: Program, c: Config, w: Phi3Weights) -> tuple[Buffer, Buffer]:
-    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    """Write the program. Returns the last hidden states [n_outputs, n_embd] and the logits [n_outputs, n_vocab]."""
     factors = w.rope_factors_long if p.max_context > c.rope.original_ctx else w.rope_factors_short
     rope = c.rope if factors is None else replace(c.rope, scaling="longrope")
     table = decoder.rope_table(p, rope, factors)

@@ -1,4 +1,4 @@
-"""qwen: Qwen-1 (Bai et al. 2023): llama with biases on queries, keys and values, which are one tensor.
+"""qwen: Qwen-1 (Bai et al. 2023): llama with biases on Q, K and V, which are one tensor.
 
 ``feed_forward_length`` counts gate and up together.
 """
@@ -20,7 +20,7 @@ VERIFIED = ("transformers", "llama.cpp")
 
 
 def read_config(gguf: GGUFFile) -> Config:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     common = read_plain_config(gguf, NAME, neox=True)
     if common.n_ff % 2:
         raise ModelError(f"{gguf.path}: metadata qwen.feed_forward_length is {common.n_ff}, expected an even number")

@@ -1,6 +1,6 @@
-"""qwen2: Qwen2, Qwen2.5, DeepSeek-R1-Distill-Qwen, QwQ (Yang et al. 2024): llama with biases on queries, keys and values.
+"""qwen2: Qwen2, Qwen2.5, DeepSeek-R1-Distill-Qwen, QwQ (Yang et al. 2024): llama with biases on Q, K and V.
 
-Rotary partners are half a head apart.
+The elements of a rotary pair are half a head apart.
 """
 
 from __future__ import annotations
@@ -17,5 +17,5 @@ VERIFIED = ("transformers", "llama.cpp")
 
 
 def read_config(gguf: GGUFFile) -> Config:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     return read_plain_config(gguf, NAME, neox=True)

@@ -1,7 +1,4 @@
-"""qwen2moe: Qwen1.5-MoE, Qwen2-57B-A14B (Yang et al. 2024): qwen2 with experts, and one more that every token takes.
-
-That one counts by a gate of its own, a sigmoid.
-"""
+"""qwen2moe: Qwen1.5-MoE, Qwen2-57B-A14B (Yang et al. 2024): qwen2 with experts, and a shared expert with a sigmoid gate."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ class Qwen2MoeConfig(Config):
 
 
 def read_config(gguf: GGUFFile) -> Qwen2MoeConfig:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     with read_metadata(gguf, NAME, *EXPERT_KEYS) as metadata:
         common = read_common(metadata, neox=True)
         return Qwen2MoeConfig(
@@ -45,7 +42,7 @@ def load_weights(loader: Loader, c: Qwen2MoeConfig) -> Weights:
 
 
 def forward(p: Program, c: Qwen2MoeConfig, w: Weights) -> tuple[Buffer, Buffer]:
-    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    """Write the program. Returns the last hidden states [n_outputs, n_embd] and the logits [n_outputs, n_vocab]."""
     table = decoder.rope_table(p, c.rope, w.rope_freqs)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):

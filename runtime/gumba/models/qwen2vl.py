@@ -1,6 +1,6 @@
 """qwen2vl: the text of Qwen2-VL and Qwen2.5-VL (Wang et al. 2024, Bai et al. 2025): qwen2.
 
-Positions have several coordinates, which differ in pictures only.
+Positions have several coordinates, which differ for image tokens only.
 """
 
 from __future__ import annotations
@@ -17,6 +17,6 @@ VERIFIED = ("transformers", "llama.cpp")
 
 
 def read_config(gguf: GGUFFile) -> Config:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     with read_metadata(gguf, NAME, multimodal=True) as metadata:
         return read_common(metadata, neox=True)

@@ -1,6 +1,6 @@
-"""qwen35: Qwen3.5 (Qwen 2026): three of four layers keep a state by the gated delta rule, the others attend, through a gate.
+"""qwen35: Qwen3.5 (Qwen 2026): three of four layers are recurrent (gated delta rule), the fourth is attention with a gate.
 
-Its relative with experts (``qwen35moe``) is computed here as well.
+``qwen35moe`` uses this file, too.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ NAME = "qwen35"
 FAMILIES = "Qwen3.5 (0.8B, 2B, 4B, 9B, 27B)"
 VERIFIED = ("transformers", "llama.cpp")
 
-#: What is added to a squared length before queries and keys are divided by it.
+#: Added to the squared length by which queries and keys are normalized.
 LENGTH_EPS = 1e-6
-#: Parts of a layer's state: inputs of the convolution of queries and keys, of that of values, and the delta rule's matrices.
+#: Parts of a layer's state: past inputs of the convolution of q and k, of that of v, and the matrices of the delta rule.
 CONV_QK, CONV_V, MATRICES = range(3)
 
 
 class Qwen35Layer(LayerWeights):
-    """The tensors of a recurrent layer; ``attn_q`` of an attention layer holds queries and their gates."""
+    """The tensors of recurrent layers. ``attn_q`` of attention layers holds queries and their gates."""
 
     attn_qk: Matrix
     attn_gate: Matrix
@@ -61,27 +61,27 @@ class Qwen35Weights(Weights):
 
 @dataclass(frozen=True)
 class Qwen35Config(Config):
-    n_blocks: int  # of the file: the last ones may be those that predict further tokens, which are not used
-    recurrent: tuple[bool, ...]  # of each layer: whether it keeps a state, or else attends
-    n_taps: int  # tokens that a convolution sees
+    n_blocks: int  # layers in the file: the last ones may be for multi-token prediction, which is not used
+    recurrent: tuple[bool, ...]  # whether each layer is recurrent, or else attention
+    n_taps: int  # tokens that a convolution spans
     n_key_heads: int
     n_value_heads: int
-    state_dim: int  # of a key's head and of a value's
+    state_dim: int  # elements of a head of keys, and of values
     n_ff_shared: int
 
     @property
     def n_state_qk(self) -> int:
-        """Width of a recurrent layer's queries and keys together."""
+        """Width of queries and keys together in recurrent layers."""
         return 2 * self.n_key_heads * self.state_dim
 
     @property
     def n_state_v(self) -> int:
-        """Width of its values."""
+        """Width of values in recurrent layers."""
         return self.n_value_heads * self.state_dim
 
     @property
     def kv_shapes(self) -> list[KVShape]:
-        """Only attention has keys and values in the cache."""
+        """Only attention layers have keys and values in the cache."""
         attention = KVShape(self.n_kv_heads, self.head_dim, self.head_dim)
         return [NOTHING if recurrent else attention for recurrent in self.recurrent]
 
@@ -94,12 +94,12 @@ class Qwen35Config(Config):
 
 
 def read_config(gguf: GGUFFile) -> Qwen35Config:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     return read_named(gguf, NAME)
 
 
 def read_named(gguf: GGUFFile, name: str, *, sparse: bool = False) -> Qwen35Config:
-    """As ``read_config``, for the architecture ``name``; ``sparse``: with experts."""
+    """``read_config`` for the architecture ``name``; ``sparse``: with experts."""
     with read_metadata(gguf, name, *(EXPERT_KEYS if sparse else ()), multimodal=True) as metadata:
         n_ff_expert = metadata.count("expert_feed_forward_length", MAX_WIDTH) if sparse else 0
         common = read_common(metadata, neox=True, freq_base=10000000.0, n_ff=n_ff_expert or None)
@@ -124,7 +124,7 @@ def read_named(gguf: GGUFFile, name: str, *, sparse: bool = False) -> Qwen35Conf
 
 
 def _recurrent_layers(metadata: MetadataReader, n_blocks: int, n_layers: int) -> tuple[bool, ...]:
-    """Which layers keep a state: what the file says of each block, or all but the last of each period."""
+    """Which layers are recurrent: a flag per layer in the file, or all but the last of each period."""
     period = metadata.count("full_attention_interval", MAX_LAYERS, 4)
     usual = tuple((i + 1) % period != 0 for i in range(n_blocks))
     recurrent = (metadata.flags("attention.recurrent_layers", n_blocks) or usual)[:n_layers]
@@ -136,7 +136,7 @@ def _recurrent_layers(metadata: MetadataReader, n_blocks: int, n_layers: int) ->
 
 
 def _read_delta_net(metadata: MetadataReader) -> tuple[int, int, int, int]:
-    """Of the recurrent layers: taps of the convolution, key heads, value heads, and the size of a head."""
+    """Sizes of the recurrent layers: taps of the convolution, key heads, value heads, elements of a head."""
     dim, n_values, n_keys = (
         metadata.count(f"ssm.{key}", 1024) for key in ("state_size", "time_step_rank", "group_count")
     )
@@ -167,7 +167,7 @@ def load_weights(loader: Loader, c: Qwen35Config) -> Qwen35Weights:
 
 
 def _add_delta_net(t: TensorTable, c: Qwen35Config, i: int) -> None:
-    """A recurrent layer: queries, keys and values in one tensor, and what is made of them."""
+    """A recurrent layer: Q, K and V in one tensor, convolutions, gates, norm and output."""
     t.split("attn_qkv.weight", {"attn_qk": c.n_state_qk, "attn_v": c.n_state_v}, c.n_embd, layer=i)
     t.split("ssm_conv1d.weight", {"ssm_conv1d_qk": c.n_state_qk, "ssm_conv1d_v": c.n_state_v}, c.n_taps, layer=i)
     t.add("attn_gate", "attn_gate.weight", c.n_state_v, c.n_embd, layer=i)
@@ -180,7 +180,7 @@ def _add_delta_net(t: TensorTable, c: Qwen35Config, i: int) -> None:
 
 
 def _add_gated_attention(t: TensorTable, c: Qwen35Config, i: int) -> None:
-    """An attention: each head of the queries' tensor is followed by its gate."""
+    """An attention layer; in the tensor of queries each head is followed by its gate."""
     t.add("attn_q", "attn_q.weight", 2 * c.n_q, c.n_embd, layer=i)
     t.add("attn_k", "attn_k.weight", c.n_kv, c.n_embd, layer=i)
     t.add("attn_v", "attn_v.weight", c.n_kv, c.n_embd, layer=i)
@@ -189,7 +189,7 @@ def _add_gated_attention(t: TensorTable, c: Qwen35Config, i: int) -> None:
 
 
 def forward(p: Program, c: Qwen35Config, w: Qwen35Weights) -> tuple[Buffer, Buffer]:
-    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    """Write the program. Returns the last hidden states [n_outputs, n_embd] and the logits [n_outputs, n_vocab]."""
     table = decoder.rope_table(p, c.rope, w.rope_freqs)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
@@ -208,12 +208,12 @@ def forward(p: Program, c: Qwen35Config, w: Qwen35Weights) -> tuple[Buffer, Buff
 
 
 def _delta_net(p: Program, c: Qwen35Config, layer: Qwen35Layer, h: Buffer, i: int, residual: Buffer) -> Buffer:
-    """Queries, keys and values of neighbouring tokens mixed; the delta rule; a norm of each head; a gate."""
+    """Convolutions of q, k and v over neighbouring tokens, the gated delta rule (Yang et al. 2024), a norm per head, a gate."""
     qk = p.causal_conv(p.matmul(layer.attn_qk, h), layer.ssm_conv1d_qk, i, CONV_QK, silu=True)
     v = p.causal_conv(p.matmul(layer.attn_v, h), layer.ssm_conv1d_v, i, CONV_V, silu=True)
     decays = p.decay(p.matmul(layer.ssm_alpha, h), layer.ssm_dt_bias, layer.ssm_a)
     betas = p.activation(p.matmul(layer.ssm_beta, h), "sigmoid")
-    # Queries and keys of length 1, queries then divided by the root of their size: an RMS norm with other weights.
+    # Normalize queries and keys to length 1, and divide queries by sqrt(state_dim): an RMS norm with these weights.
     unit = np.repeat([1 / c.state_dim, 1 / math.sqrt(c.state_dim)], c.n_state_qk // 2)
     qk = p.head_norm(qk, unit, LENGTH_EPS / c.state_dim, 2 * c.n_key_heads, c.state_dim)
     out = p.delta_rule(qk, v, decays, betas, c.state_dim, i, MATRICES)
@@ -230,7 +230,7 @@ def _gated_attention(
     table: RopeTable,
     residual: Buffer,
 ) -> Buffer:
-    """Attention whose result goes through a gate."""
+    """Attention whose result is multiplied by a sigmoid gate."""
     q_gate = p.matmul(layer.attn_q, h)
     q = p.join_heads(c.n_heads, [(q_gate, 0, c.head_dim, 2 * c.head_dim)])
     gate = p.join_heads(c.n_heads, [(q_gate, c.head_dim, c.head_dim, 2 * c.head_dim)])

@@ -1,4 +1,4 @@
-"""qwen35moe: Qwen3.5 (Qwen 2026) with experts, and one more that every token takes, through a gate."""
+"""qwen35moe: Qwen3.5 (Qwen 2026) with experts, and a shared expert with a sigmoid gate."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ VERIFIED = ("transformers", "llama.cpp")
 
 
 def read_config(gguf: GGUFFile) -> Qwen35Config:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     return read_named(gguf, NAME, sparse=True)

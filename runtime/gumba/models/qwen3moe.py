@@ -16,7 +16,7 @@ VERIFIED = ("transformers", "llama.cpp")
 
 
 def read_config(gguf: GGUFFile) -> Config:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     with read_metadata(gguf, NAME, *EXPERT_KEYS) as metadata:
         common = read_common(metadata, neox=True)
         return read_experts(metadata, common)
@@ -31,7 +31,7 @@ def load_weights(loader: Loader, c: Config) -> Weights:
 
 
 def forward(p: Program, c: Config, w: Weights) -> tuple[Buffer, Buffer]:
-    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    """Write the program. Returns the last hidden states [n_outputs, n_embd] and the logits [n_outputs, n_vocab]."""
     table = decoder.rope_table(p, c.rope, w.rope_freqs)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):

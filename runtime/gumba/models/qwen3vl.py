@@ -1,4 +1,4 @@
-"""qwen3vl: the text of Qwen3-VL (Bai et al. 2025): qwen3, whose positions have several coordinates in pictures."""
+"""qwen3vl: the text of Qwen3-VL (Bai et al. 2025): qwen3, whose positions have several coordinates for image tokens."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ VERIFIED = ("transformers", "llama.cpp")
 
 
 def read_config(gguf: GGUFFile) -> Config:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     with read_metadata(gguf, NAME, multimodal=True) as metadata:
         return read_common(metadata, neox=True)

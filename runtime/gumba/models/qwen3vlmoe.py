@@ -1,4 +1,4 @@
-"""qwen3vlmoe: the text of Qwen3-VL-30B-A3B and its like (Bai et al. 2025): qwen3moe, with qwen3vl's positions."""
+"""qwen3vlmoe: the text of Qwen3-VL-30B-A3B and its like (Bai et al. 2025): qwen3moe with the positions of qwen3vl."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ VERIFIED = ("transformers", "llama.cpp")
 
 
 def read_config(gguf: GGUFFile) -> Config:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     with read_metadata(gguf, NAME, *EXPERT_KEYS, multimodal=True) as metadata:
         common = read_common(metadata, neox=True)
         return read_experts(metadata, common)

@@ -1,4 +1,4 @@
-"""seed_oss: Seed-OSS (ByteDance 2025): as qwen2, with the size of a head given, and another name for the second norm."""
+"""seed_oss: Seed-OSS (ByteDance 2025): qwen2 with a given size of heads, and another name for the second norm."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VERIFIED = ("transformers", "llama.cpp")
 
 
 def read_config(gguf: GGUFFile) -> Config:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     return read_plain_config(gguf, NAME, neox=True)
 
 

@@ -1,6 +1,6 @@
 """stablelm: StableLM 2 and StableLM-3B (Bellagente et al. 2024): llama with LayerNorm, and a part of each head rotary.
 
-StableLM 2 12B has a LayerNorm on every head of queries and keys, and no norm before the feed-forward part, which then takes
+StableLM 2 12B applies a LayerNorm to each head of queries and keys, and has no norm before the feed-forward network, which has
 the same input as attention.
 """
 
@@ -27,7 +27,7 @@ class StableLMConfig(Config):
 
 
 def read_config(gguf: GGUFFile) -> StableLMConfig:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     with read_metadata(gguf, NAME, "use_parallel_residual") as metadata:
         common = read_common(metadata, neox=True, norm="layer_norm_epsilon")
         metadata.flag("use_parallel_residual", False)
@@ -43,7 +43,7 @@ def load_weights(loader: Loader, c: StableLMConfig) -> Weights:
 
 
 def forward(p: Program, c: StableLMConfig, w: Weights) -> tuple[Buffer, Buffer]:
-    """Write the program; the last hidden states, float32 [n_outputs, n_embd], and the logits, float32 [n_outputs, n_vocab]."""
+    """Write the program. Returns the last hidden states [n_outputs, n_embd] and the logits [n_outputs, n_vocab]."""
     table = decoder.rope_table(p, c.rope)
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):

@@ -1,9 +1,10 @@
-"""t5: T5, Flan-T5, mT5 and umT5 (Raffel et al. 2019): an encoder reads the source, a decoder writes the answer.
+"""t5: T5, Flan-T5, mT5 and umT5 (Raffel et al. 2019): an encoder reads the source, a decoder writes the output.
 
-Both have RMS norms before each half of a layer and no positions: a learned number for each head, by distance, is added to the
-scores, which nothing scales. Two programs share the KV cache. The encoder's needs keys and values in one step only, and has the
-place of the decoder's first layer for them, one layer after the other; in the end it leaves the keys and values that the
-decoder's cross attention sees, each layer's in that layer's pages, at the source's positions. The decoder's own follow there.
+Both have RMS norms before attention and feed-forward network, and no positions: attention adds a learned bias per head and
+distance to the scores, which are not scaled. Two programs share the KV cache. The encoder needs keys and values within one
+step only; it keeps them where the decoder's first layer has its own, one encoder layer after the other. At the end it stores
+the keys and values of the decoder's cross attention in the pages of each decoder layer, at the positions of the source. The
+decoder's own follow.
 """
 
 from __future__ import annotations
@@ -35,19 +36,19 @@ VERIFIED = ("transformers", "llama.cpp")
 
 @dataclass(frozen=True)
 class T5Config(Config):
-    """``n_layers`` are the encoder's; ``n_buckets``: kinds of distances."""
+    """``n_layers``: of the encoder; ``n_buckets``: buckets of distances, see ``loading/relative_bias.py``."""
 
     n_decoder_layers: int
     n_buckets: int
 
     @property
     def kv_shapes(self) -> list[KVShape]:
-        """The decoder's layers; the encoder borrows the first."""
+        """The decoder's layers; the encoder uses the first."""
         return [KVShape(self.n_kv_heads, self.head_dim, self.head_dim)] * max(1, self.n_decoder_layers)
 
     @property
     def n_ctx_most(self) -> int:
-        """Beyond relative.MAX_DISTANCE one token is as far away as another."""
+        """More than in training: beyond ``relative_bias.MAX_DISTANCE`` all tokens have the same bias."""
         return 1 << 16
 
 
@@ -70,26 +71,26 @@ class T5Stack(Weights):
 
 @dataclass(frozen=True, eq=False)
 class T5Weights:
-    """The embedding is the decoder's, and so is the output where the file has one."""
+    """The decoder has the embedding, and the output matrix if the file has one."""
 
     encoder: T5Stack
     decoder: T5Stack
 
 
 def read_config(gguf: GGUFFile) -> T5Config:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     with read_metadata(gguf, NAME) as metadata:
         n_vocab = metadata.vocabulary_size()
         start = metadata.size("decoder_start_token_id", n_vocab - 1)
         n_decoder = metadata.count("decoder_block_count", MAX_LAYERS, metadata.count("block_count", MAX_LAYERS))
         config = read_stack(metadata, n_decoder)
-        # Source and answer may each have the length of those in training.
+        # Source and output may each have the length of those in training.
         return replace(config, n_ctx_train=2 * config.n_ctx_train, start_token=start)
 
 
 def read_stack(metadata: MetadataReader, n_decoder_layers: int = 0) -> T5Config:
-    """What encoder and decoder have in common."""
-    metadata.has("attention.layer_norm_epsilon")  # as the norms', written twice
+    """The configuration that encoder and decoder share."""
+    metadata.has("attention.layer_norm_epsilon")  # the same as the norms' other key
     common = read_common(metadata, neox=False)
     if common.n_kv_heads != common.n_heads:
         raise metadata.error("attention.head_count_kv", f"expected {common.n_heads}")
@@ -106,7 +107,7 @@ def load_weights(loader: Loader, c: T5Config) -> T5Weights:
     for i in range(c.n_decoder_layers):
         add_norms(t, c, i, "cross_attn_norm")
         _add_attention(t, c, i, "cross_attn")
-        # Some files have biases of the cross attention, which are not used.
+        # Some files have biases of the cross attention, which no model uses.
         t.add("cross_attn_rel_b", "cross_attn_rel_b.weight", c.n_buckets, c.n_heads, layer=i, required=False)
     decoder = t.load(loader, T5Stack, lambda name: name.startswith("enc."))
     encoder = load_encoder(loader, c, ignored=lambda name: not name.startswith("enc."))
@@ -114,7 +115,7 @@ def load_weights(loader: Loader, c: T5Config) -> T5Weights:
 
 
 def load_encoder(loader: Loader, c: T5Config, ignored: Callable[[str], bool] = lambda name: False) -> T5Stack:
-    """The encoder's half of a file, all but what is ``ignored``; with the embedding where it is all there is."""
+    """The encoder's tensors; ``ignored``: others that the file may have. Without a decoder it has the embedding."""
     t = TensorTable(loader.gguf, c.n_layers, "enc.")
     if not c.n_decoder_layers:
         t.add("token_embd", "token_embd.weight", c.n_vocab, c.n_embd)
@@ -123,7 +124,7 @@ def load_encoder(loader: Loader, c: T5Config, ignored: Callable[[str], bool] = l
 
 
 def _add_stack(t: TensorTable, c: T5Config, n_layers: int) -> None:
-    """What layers of both halves have; biases by distance may be of the first one only, and then serve all."""
+    """Layers of encoder or decoder; the biases of the first layer serve those that have none."""
     t.add("output_norm", f"{t.prefix}output_norm.weight", c.n_embd)
     gate = t.has(f"{t.prefix}blk.0.ffn_gate.weight")
     for i in range(n_layers):
@@ -140,7 +141,7 @@ def _add_attention(t: TensorTable, c: T5Config, i: int, name: str) -> None:
 
 
 def encode(p: Program, c: T5Config, w: T5Weights) -> Buffer:
-    """Write the encoder's program; the last hidden states, float32 [n_outputs, n_embd]. What the decoder needs is stored."""
+    """Write the encoder's program, which stores what the decoder needs. Returns the last hidden states [n_outputs, n_embd]."""
     x = encoded(p, c, w.decoder.token_embd, w.encoder)
     for i, layer in enumerate(w.decoder.layers):
         p.store_kv(p.matmul(layer.cross_attn_k, x), p.matmul(layer.cross_attn_v, x), i)
@@ -148,7 +149,7 @@ def encode(p: Program, c: T5Config, w: T5Weights) -> Buffer:
 
 
 def encoded(p: Program, c: T5Config, token_embd: Matrix, w: T5Stack) -> Buffer:
-    """The source's hidden states behind the encoder's last norm, float32 [n_tokens, n_embd]."""
+    """The source's hidden states after the encoder's last norm, [n_tokens, n_embd]."""
     x = p.embed(token_embd)
     for layer in w.layers:
         bias = biases(_relative_bias(layer, w), causal=False)
@@ -159,7 +160,7 @@ def encoded(p: Program, c: T5Config, token_embd: Matrix, w: T5Stack) -> Buffer:
 
 
 def forward(p: Program, c: T5Config, weights: T5Weights) -> tuple[Buffer, Buffer]:
-    """Write the decoder's program; its last hidden states, float32 [n_outputs, n_embd], and the logits [n_outputs, n_vocab]."""
+    """Write the decoder's program. Returns its last hidden states [n_outputs, n_embd] and the logits [n_outputs, n_vocab]."""
     w = weights.decoder
     x = p.embed(w.token_embd)
     for i, layer in enumerate(w.layers):
@@ -172,7 +173,7 @@ def forward(p: Program, c: T5Config, weights: T5Weights) -> tuple[Buffer, Buffer
     hidden = p.rms_norm(p.select_outputs(x), w.output_norm, c.norm_eps)
     if w.output is not None:
         return hidden, p.matmul(w.output, hidden)
-    # The first models have one matrix for both ends.
+    # In the first models the output matrix is the embedding.
     return hidden, p.matmul(w.token_embd, p.scale(hidden, c.n_embd**-0.5))
 
 
@@ -190,7 +191,7 @@ def _attention(
 
 
 def _feed_forward(p: Program, c: T5Config, layer: T5Layer, x: Buffer) -> Buffer:
-    """With a gate in the later models, without in the first."""
+    """With a gate in later models, without in the first."""
     h = p.rms_norm(x, layer.ffn_norm, c.norm_eps)
     if layer.has("ffn_gate"):
         return decoder.gated_ffn(p, layer, h, "gelu_tanh", residual=x)

@@ -24,7 +24,7 @@ class T5EncoderConfig(T5Config):
 
 
 def read_config(gguf: GGUFFile) -> T5EncoderConfig:
-    """Every key is required, has a default, or must have the one value that is computed here."""
+    """Read the metadata: each key is required, has a default, or must have the one value that is computed here."""
     with read_metadata(gguf, NAME, inert=ENCODER_INERT_KEYS) as metadata:
         return T5EncoderConfig(**vars(t5.read_stack(metadata)))
 
@@ -35,6 +35,6 @@ def load_weights(loader: Loader, c: T5EncoderConfig) -> T5Stack:
 
 
 def forward(p: Program, c: T5EncoderConfig, w: T5Stack) -> tuple[Buffer, Buffer]:
-    """Write the program; the last hidden states, float32 [n_outputs, n_embd], twice."""
+    """Write the program. Returns the last hidden states [n_outputs, n_embd], twice: there are no logits."""
     hidden = p.select_outputs(t5.encoded(p, c, w.token_embd, w))
     return hidden, hidden
