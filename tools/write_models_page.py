@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from gumba.runner.load import ARCHITECTURES
+from gumba.models.registry import ARCHITECTURES
 from gumba_convert import families
 
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"

@@ -102,7 +102,7 @@ def test_text_that_is_not_utf_8_is_refused(gumba: Callable, tiny: Path, tmp_path
 
 
 def test_models_lists_every_architecture(gumba: Callable) -> None:
-    from gumba.runner.load import ARCHITECTURES
+    from gumba.models.registry import ARCHITECTURES
 
     result = gumba("models")
     assert result.code == 0

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from gumba.backends.cpu.kv_pages import PAGE_TOKENS
-from gumba.runner.load import ARCHITECTURES, Chunk
+from gumba.models.registry import ARCHITECTURES
+from gumba.runner.load import Chunk
 from support.arch_models import EXACT, FILES, NAMES, ROUNDED, architecture, rewritten
 from support.tiny_models import DATA, distance, load, logits_of, stored
 

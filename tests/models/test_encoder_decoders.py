@@ -14,7 +14,8 @@ import pytest
 from gumba import GGUFFile
 from gumba.backends.cpu.kv_pages import PAGE_TOKENS
 from gumba.errors import ModelError, RequestError
-from gumba.runner.load import ARCHITECTURES, Chunk, Model
+from gumba.models.registry import ARCHITECTURES
+from gumba.runner.load import Chunk, Model
 from support.arch_models import EXACT, ROUNDED, architecture, rewritten
 from support.tiny_models import DATA, distance, load, steps, stored
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import gumba.models.registry
 import gumba.runner.load
 from gumba import backends, memory
 from gumba.errors import ConvertError, GumbaError, ResourceError
@@ -120,7 +121,7 @@ def test_little_memory_is_not_promised_twice(monkeypatch: pytest.MonkeyPatch) ->
 
 def config() -> Any:
     with GGUFFile(PATH) as gguf:
-        return gumba.runner.load.architecture(gguf).read_config(gguf)
+        return gumba.models.registry.architecture(gguf).read_config(gguf)
 
 
 def test_the_compiler_is_not_started_where_it_would_die(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from gumba import LLM, GGUFFile, SamplingParams
 from gumba.backends.cpu.kv_pages import PAGE_TOKENS
+from gumba.models.registry import ARCHITECTURES
 from gumba.runner import memory_budget
-from gumba.runner.load import ARCHITECTURES
 from support.arch_models import FILES as DECODERS
 from support.arch_models import architecture
 from support.tiny_models import DATA

@@ -12,7 +12,7 @@ import numpy as np
 from gguf.quants import dequantize, quantize
 
 from gumba import GGUFFile
-from gumba.runner.load import ARCHITECTURES
+from gumba.models.registry import ARCHITECTURES
 from support.tiny_models import DATA, stored
 
 

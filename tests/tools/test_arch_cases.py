@@ -12,7 +12,7 @@ import arch_numpy
 import write_models_page
 from arch_cases import CASES
 from gumba import GGUFFile
-from gumba.runner.load import ARCHITECTURES
+from gumba.models.registry import ARCHITECTURES
 from gumba_convert import families
 
 ROOT = Path(__file__).parents[2]

@@ -74,7 +74,7 @@ def default_sizes(path: Path, prompt: int | None, gen: int | None, depth: int) -
     A model that generates no text has no decode steps. Raises the errors of opening the file.
     """
     from gumba.gguf import GGUFFile
-    from gumba.runner.load import architecture
+    from gumba.models.registry import architecture
 
     with GGUFFile(path) as file:
         config = architecture(file).read_config(file)
@@ -137,7 +137,8 @@ def loaded_model(path: Path, work: Workload) -> Iterator[LoadedBenchModel]:
     """The model at ``path``, with a KV cache for ``work``; closed at the end. Raises as ``measure``."""
     from gumba.gguf import GGUFFile
     from gumba.jit import jit
-    from gumba.runner.load import architecture, load_model
+    from gumba.models.registry import architecture
+    from gumba.runner.load import load_model
 
     n_ctx = work.depth + max(work.prompt, work.gen + 1)
     compiled_s = jit.stats.compile_s

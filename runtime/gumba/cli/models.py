@@ -21,7 +21,7 @@ def add_parser(commands: Commands) -> None:
 
 def models(args: argparse.Namespace) -> int:
     """Run ``gumba models``."""
-    from gumba.runner.load import ARCHITECTURES
+    from gumba.models.registry import ARCHITECTURES
 
     if args.json:
         listed = {name: {"families": m.FAMILIES, "verified": list(m.VERIFIED)} for name, m in ARCHITECTURES.items()}

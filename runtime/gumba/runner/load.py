@@ -8,8 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
-from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from gumba import backends
 from gumba.backends.base import Backend, Buffer, Chunk, Function, Program, ProgramSizes, StepLimits, Workers
@@ -20,7 +19,8 @@ from gumba.host import can_pin_threads, default_threads, parse_affinity
 from gumba.loading.config import Config
 from gumba.loading.weight_loader import Loader
 from gumba.memory import shortage
-from gumba.models.registry import ARCHITECTURES, architecture
+from gumba.models import registry
+from gumba.models.registry import Architecture, architecture
 from gumba.runner.encoder_decoder import EncoderDecoder
 from gumba.runner.kv_cache import KVCache
 from gumba.runner.memory_budget import LEAST_PAGES, PageBudget, state_slots
@@ -150,7 +150,7 @@ def _smaller(assemble: Callable[[int], Model], n_pages: int, page_tokens: int) -
 
 def _programs(
     backend: Backend,
-    module: ModuleType,
+    module: Architecture,
     config: Config,
     weights: Any,
     sizes: ProgramSizes,
@@ -163,7 +163,7 @@ def _programs(
     programs = [(program, *module.forward(program, config, weights))]
     if config.start_token is not None:
         reader = backend.program(sizes, n_threads, kv.memory)
-        hidden = module.encode(reader, config, weights)
+        hidden = cast(registry.EncoderDecoder, module).encode(reader, config, weights)
         programs.append((reader, hidden, hidden))
     return programs
 
@@ -203,7 +203,7 @@ if hasattr(os, "register_at_fork"):
 def _weights(
     backend: Backend,
     gguf: GGUFFile,
-    module: ModuleType,
+    module: Architecture,
     config: Config,
     n_threads: int,
     progress: Callable[[float], Any] | None,
@@ -240,4 +240,4 @@ def _check(name: str, value: int, most: int) -> None:
         raise RequestError(f"{name} is {value!r}, expected an integer from 1 to {most}")
 
 
-__all__ = ["ARCHITECTURES", "Chunk", "Model", "ModelError", "architecture", "load_model", "token_ids"]
+__all__ = ["Chunk", "Model", "ModelError", "load_model", "token_ids"]
