@@ -1,15 +1,14 @@
-"""Reading a model's metadata and tensors, with every check that the kernels rely on."""
+"""Reads a model's tensors, with every check that the kernels rely on, and packs its matrices."""
 
 from __future__ import annotations
 
 import math
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from gumba.errors import GGUFError, ModelError, UnsupportedError
 from gumba.gguf import GGUFFile, GGUFTensor
 from gumba.quants import FORMATS, BlockFormat
 
-#: No model that exists comes near these; sizes are multiplied as Python integers, so nothing overflows below them.
+#: Far above any real model. Sizes are multiplied as Python integers, so nothing overflows below these.
 MAX_WIDTH = 1 << 20
 MAX_LAYERS = 1024
 MAX_VOCABULARY = 1 << 24
@@ -26,7 +25,7 @@ MAX_VOCABULARY = 1 << 24
 
 @dataclass(frozen=True)
 class TensorRule:
-    """What a tensor must look like. ``shape``: rows first; one dimension for a vector. ``required``: fail when missing."""
+    """A tensor that files must have, or may have. ``shape``: rows first; one dimension for a vector."""
 
     name: str
     shape: tuple[int, ...]
@@ -52,7 +51,7 @@ def require_float(
 
 
 def check_tensors(gguf: GGUFFile, rules: Mapping[str, TensorRule], ignored: Callable[[str], bool]) -> None:
-    """Compare the file's tensors with the table: missing, unexpected and mis-shaped are reported together."""
+    """Compare the file's tensors with the rules. Raises ModelError naming all that are missing, unexpected or mis-shaped."""
     expected = {rule.name: rule for rule in rules.values()}
     missing = [n for n, rule in expected.items() if rule.required and n not in gguf.tensors]
     unexpected = [n for n in gguf.tensors if n not in expected and not ignored(n)]
@@ -88,17 +87,16 @@ def block_format(gguf: GGUFFile, tensor: GGUFTensor) -> BlockFormat:
 
 
 class Loader:
-    """Reads tensors and packs matrices for a backend.
+    """Reads tensors and packs matrices for a backend. A context manager: leaving it closes the file handles.
 
-    ``matrix`` only sets memory aside; ``run`` then reads and packs all of them, on all threads, in the order of the file. A
-    thread has its own handle and reads a piece at a time: there is never more of the file in this process than a few
-    megabytes beside the packed copy. Data is read, not mapped: a file that is cut while open gives an error instead of a
-    signal. The packed weights lie in one run of memory; they are not written again. A context manager: leaving it closes the
-    handles.
+    ``matrix`` only allocates memory; ``run`` then reads and packs all matrices, on all threads, in the order of the file. A
+    thread has its own handle and reads some rows at a time: besides the packed copy there are never more than a few megabytes
+    of the file in memory. Data is read, not mapped: a file that is truncated while open gives an error instead of a signal.
+    Packed weights are not written again.
     """
 
     def __init__(
-        self, gguf: GGUFFile, backend: Backend, n_threads: int, progress: Callable[[float], Any] | None = None
+        self, gguf: GGUFFile, backend: Backend, n_threads: int, progress: Callable[[float], object] | None = None
     ) -> None:
         self.gguf, self.n_threads, self._progress = gguf, n_threads, progress
         self._backend = backend
@@ -116,7 +114,10 @@ class Loader:
         self._own.__exit__()
 
     def vector(self, name: str, first: int = 0, last: int | None = None) -> np.ndarray | None:
-        """A vector as float32, or its elements ``first`` up to ``last``; None when the file has none of that name."""
+        """A tensor as float32, or its rows ``first`` up to ``last``; None if the file has no such tensor.
+
+        Raises ModelError for numbers that are not finite, GGUFError.
+        """
         tensor = self.gguf.tensors.get(name)
         if tensor is None:
             return None
@@ -131,10 +132,7 @@ class Loader:
         return values[first:last]
 
     def matrix(self, name: str, first: int = 0, last: int | None = None) -> Matrix | None:
-        """A matrix, or its rows ``first`` up to ``last``, packed for the kernels when ``run`` has ended.
-
-        None when the file has none of that name.
-        """
+        """A matrix, or its rows ``first`` up to ``last``; ``run`` packs it. None if the file has no such tensor."""
         tensor = self.gguf.tensors.get(name)
         if tensor is None:
             return None
@@ -145,9 +143,9 @@ class Loader:
         return matrix
 
     def experts(self, name: str, first: int = 0, last: int | None = None) -> list[Matrix] | None:
-        """A tensor [n_experts, rows, columns] as a matrix for each expert, or rows ``first`` up to ``last`` of each.
+        """A tensor [n_experts, rows, columns] as one matrix per expert, or rows ``first`` up to ``last`` of each.
 
-        None when the file has none of that name.
+        ``run`` packs them. None if the file has no such tensor.
         """
         tensor = self.gguf.tensors.get(name)
         if tensor is None:
@@ -161,7 +159,7 @@ class Loader:
         return matrices
 
     def _allocate(self, format: BlockFormat, rows: int, columns: int) -> Matrix:
-        """A matrix to be packed. The first call sets memory aside for all matrices of the file."""
+        """A matrix to be packed. The first call allocates memory for all matrices of the file."""
         if self._packer is None:
             shapes = [
                 (MatrixShape(block_format(self.gguf, tensor), *tensor.shape[-2:]), math.prod(tensor.shape[:-2]))
@@ -172,29 +170,32 @@ class Loader:
         return self._packer.allocate(MatrixShape(format, rows, columns))
 
     def run(self) -> None:
-        """Read and pack all matrices that were asked for. Raises GGUFError when the file cannot be read.
+        """Read and pack all matrices. Raises GGUFError when the file cannot be read.
 
-        Whatever is raised here, Ctrl-C and what the progress callback raises included, the other threads have ended by then.
+        When an exception leaves this, KeyboardInterrupt and those of the progress callback included, all threads have ended.
         """
-        packer = self._packer
-        if packer is None:
-            self._own.check_unchanged()
-            self._report()
-            return
-        packer.prepare()
-        order = sorted(self._matrices, key=lambda m: (str(m[0].path), m[0].offset, m[1]))
-        pieces = [(tensor, start, matrix, *run) for tensor, start, matrix in order for run in packer.row_runs(matrix)]
-        self._matrices = []
-        left = iter(pieces)
+        if self._packer is not None:
+            self._packer.prepare()
+            order = sorted(self._matrices, key=lambda m: (str(m[0].path), m[0].offset, m[1]))
+            self._matrices = []
+            self._pack_all(
+                self._packer, [(*matrix, *run) for matrix in order for run in self._packer.row_runs(matrix[2])]
+            )
+        self._own.check_unchanged()
+        self._report()
+
+    def _pack_all(self, packer: Packer, row_runs: Sequence[tuple[GGUFTensor, int, Matrix, int, int]]) -> None:
+        """Pack ``row_runs`` (arguments of ``_pack``) on all threads."""
+        remaining = iter(row_runs)
         failed: list[BaseException] = []
 
         def work(own: _Files, report: bool) -> None:
             while not failed:
                 with self._lock:
-                    piece = next(left, None)
-                if piece is None:
+                    row_run = next(remaining, None)
+                if row_run is None:
                     return
-                self._pack(packer, own, *piece)
+                self._pack(packer, own, *row_run)
                 if report:
                     self._report()
 
@@ -208,10 +209,10 @@ class Loader:
         helpers = [threading.Thread(target=help, name=f"gumba-load-{i}") for i in range(1, self.n_threads)]
         started: list[threading.Thread] = []
         try:
-            for helper in helpers[: len(pieces) - 1]:
+            for helper in helpers[: len(row_runs) - 1]:
                 try:
                     helper.start()
-                except RuntimeError:  # no more threads to be had: those that there are will do
+                except RuntimeError:  # the system has no more threads: continue with fewer
                     break
                 started.append(helper)
             work(self._own, True)
@@ -225,13 +226,11 @@ class Loader:
                 helper.join()
         if failed:
             raise failed[0]
-        self._own.check_unchanged()
-        self._report()
 
     def _pack(
         self, packer: Packer, own: _Files, tensor: GGUFTensor, start: int, matrix: Matrix, first: int, last: int
     ) -> None:
-        """Rows ``first`` up to ``last`` of a matrix whose first row is the tensor's row ``start``."""
+        """Read and pack rows ``first`` up to ``last`` of a matrix whose first row is the tensor's row ``start``."""
         row_bytes = tensor.n_bytes // math.prod(tensor.shape[:-1])
         data = own.buffer((last - first) * row_bytes)
         own.read(tensor, (start + first) * row_bytes, data)
@@ -248,7 +247,7 @@ class Loader:
 
 
 class _Files:
-    """One thread's handles of a model's files, and its reading buffer."""
+    """One thread's handles of a model's files, and its read buffer."""
 
     def __init__(self, gguf: GGUFFile) -> None:
         self._gguf = gguf
@@ -264,12 +263,12 @@ class _Files:
         self._open.clear()
 
     def check_unchanged(self) -> None:
-        """Raise GGUFError when a file was written to while it was read: what was read may be of both."""
+        """Raise GGUFError when a file was changed while it was read: the data may be a mixture of both versions."""
         for path in self._gguf.shards:
             file = self._open.get(path)
             try:
                 status = path.stat() if file is None else os.fstat(file.fileno())
-            except OSError:  # it is gone, but not before it was opened
+            except OSError:  # deleted after it was opened
                 continue
             if self._gguf.changed(path, status):
                 raise GGUFError("the file was changed while it was read", path=path)
