@@ -12,8 +12,7 @@ from typing import Any, cast
 
 from gumba import backends
 from gumba.backends.base import Backend, Buffer, Chunk, Function, Program, ProgramSizes, StepLimits, Workers
-from gumba.backends.chunks import token_ids
-from gumba.errors import ModelError, RequestError, ResourceError
+from gumba.errors import RequestError, ResourceError
 from gumba.gguf import GGUFFile
 from gumba.host import can_pin_threads, default_threads, parse_affinity
 from gumba.loading.config import Config
@@ -69,18 +68,13 @@ def load_model(
     """
     module = architecture(gguf)
     config = module.read_config(gguf)
-    if n_ctx is None:
-        n_ctx = min(config.n_ctx_train, DEFAULT_CONTEXT)
-    if type(n_ctx) is int and n_ctx > config.n_ctx_most:
-        raise RequestError(f"n_ctx is {n_ctx}: the model was made for a context of {config.n_ctx_most} tokens at most")
-    _check("n_ctx", n_ctx, config.n_ctx_most)
+    n_ctx = _context(config, n_ctx)
     _check("max_batch_tokens", max_batch_tokens, 1 << 16)
-    if kv_tokens is not None:
-        _check("kv_tokens", kv_tokens, 1 << 30)
-    if kv_memory is not None:
-        _check("kv_memory", kv_memory, 1 << 50)
-    if n_states is not None:
-        _check("n_states", n_states, 1 << 20)
+    for name, value, most in (
+        ("kv_tokens", kv_tokens, 1 << 30), ("kv_memory", kv_memory, 1 << 50), ("n_states", n_states, 1 << 20)
+    ):  # fmt: skip
+        if value is not None:
+            _check(name, value, most)
     if team is not None:
         n_threads = team.n_threads
     elif n_threads is None:
@@ -235,9 +229,19 @@ def _processors() -> list[int] | None:
     return parse_affinity(setting)
 
 
+def _context(config: Config, n_ctx: int | None) -> int:
+    """Most tokens of a sequence: as given, or the model's own, at most DEFAULT_CONTEXT. Raises RequestError."""
+    if n_ctx is None:
+        n_ctx = min(config.n_ctx_train, DEFAULT_CONTEXT)
+    if type(n_ctx) is int and n_ctx > config.n_ctx_most:
+        raise RequestError(f"n_ctx is {n_ctx}: the model was made for a context of {config.n_ctx_most} tokens at most")
+    _check("n_ctx", n_ctx, config.n_ctx_most)
+    return n_ctx
+
+
 def _check(name: str, value: int, most: int) -> None:
     if type(value) is not int or not 1 <= value <= most:
         raise RequestError(f"{name} is {value!r}, expected an integer from 1 to {most}")
 
 
-__all__ = ["Chunk", "Model", "ModelError", "load_model", "token_ids"]
+__all__ = ["Chunk", "Model", "load_model"]
