@@ -280,7 +280,7 @@ def test_owners_are_counted(actions: list[tuple[str, int]]) -> None:
         page = n % 5
         if action == "allocate" and kv.n_free:
             (page,) = kv.allocate(1)
-            assert owners[page] == 0, "a page is handed out that somebody owns"
+            assert owners[page] == 0, "a page is handed out that has an owner"
             owners[page] = 1
         elif action != "allocate" and not owners[page]:
             with pytest.raises(EngineError):

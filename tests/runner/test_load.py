@@ -161,7 +161,7 @@ def test_a_file_replaced_between_opening_and_loading(path: Path) -> None:
 
 @pytest.mark.parametrize("n_threads", [1, 3])
 def test_a_file_rewritten_while_it_is_loaded(path: Path, n_threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its tensors would be some of one model and some of another; nobody gets them, not even later."""
+    """Its tensors would be some of one model and some of another; no model gets them, not even later."""
     data = path.read_bytes()
     times, pack = path.stat(), weight_loader.Loader._pack
 
@@ -275,7 +275,7 @@ def test_a_file_that_ends_too_early(path: Path) -> None:
     assert not helpers()
 
 
-def test_fewer_threads_than_asked_for_will_do(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fewer_threads_than_given_will_do(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only while loading: a team's threads are needed, one by one."""
     real: Callable[[threading.Thread], None] = threading.Thread.start
 
@@ -295,7 +295,7 @@ def test_fewer_threads_than_asked_for_will_do(path: Path, monkeypatch: pytest.Mo
     model.close()
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="what a thread is tied to is asked as Linux does")
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="a thread's processors are read as on Linux")
 def test_threads_are_tied_as_the_environment_says(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     last = max(os.sched_getaffinity(0))
     monkeypatch.setenv("GUMBA_AFFINITY", str(last))

@@ -64,7 +64,7 @@ def test_the_same_bits_with_fewer_pages(
         assert llm.generate([PROMPTS[3]], PARAMS)[0].timings.cached_tokens > 400
         llm.clear_cache()
         assert [each.token_ids for each in llm.generate(PROMPTS, PARAMS)] == expected
-        assert len(rows) == n_rows, "tokens that nobody has said before"
+        assert len(rows) == n_rows, "tokens that were not given before"
         held = []
         for _ in llm.stream(PROMPTS[0], PARAMS):
             held.append(llm.kv_usage().window_in_use)

@@ -77,7 +77,7 @@ class KVCache:
 
     @property
     def n_free(self) -> int:
-        """Pages that nobody owns."""
+        """Pages without an owner."""
         return len(self._free)
 
     def allocate(self, count: int) -> list[int]:

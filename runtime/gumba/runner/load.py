@@ -28,7 +28,7 @@ from gumba.runner.state_pool import States
 
 log = logging.getLogger("gumba")
 
-#: Context when none is asked for: the model's own, but no more than this.
+#: Context when no n_ctx is given: the model's own, but no more than this.
 DEFAULT_CONTEXT = 4096
 MAX_THREADS = 512
 
@@ -185,7 +185,7 @@ _guard = threading.Lock()
 
 
 def _renew_guard() -> None:
-    """In a forked child: somebody may have held it at that moment."""
+    """In a forked child: another thread may have held it when the process was forked."""
     global _guard
     _guard = threading.Lock()
 

@@ -86,7 +86,7 @@ def state_slots(
 ) -> tuple[int, int]:
     """Slots for recurrent states, and their bytes; none for a model without recurrent layers.
 
-    ``n_states``: as asked for; None: as many as fit a quarter of ``kv_memory``, or an eighth of what the machine has to spare.
+    ``n_states``: as given; None: as many as fit a quarter of ``kv_memory``, or an eighth of what the machine has to spare.
     """
     if not any(parts):
         return 0, 0

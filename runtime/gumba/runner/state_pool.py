@@ -43,7 +43,7 @@ class States:
 
     @property
     def n_free(self) -> int:
-        """Slots that nobody owns."""
+        """Slots without an owner."""
         return len(self._free)
 
     def allocate(self) -> int:

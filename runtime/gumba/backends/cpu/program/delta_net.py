@@ -14,16 +14,6 @@ from gumba.backends.cpu.program.elementwise import Elementwise
 from gumba.backends.cpu.program.operation import Arguments, Buffer, Work
 
 
-def conv_state(width: int, n_taps: int) -> int:
-    """float32 of the state of a ``causal_conv`` over ``width`` columns."""
-    return -(-width // COLUMNS) * COLUMNS * (n_taps - 1)
-
-
-def delta_state(n_heads: int, dim: int) -> int:
-    """float32 of the state of a ``delta_rule``."""
-    return n_heads * dim * dim
-
-
 @dataclass
 class Recurrent(Elementwise):
     """The part of a ``Program`` that remembers. ``states``: of each layer, where the parts of its state lie in slot 0."""
@@ -33,7 +23,7 @@ class Recurrent(Elementwise):
     def causal_conv(self, x: Buffer, weight: np.ndarray, layer: int, part: int = 0, *, silu: bool = False) -> Buffer:
         """The sum over a token and those before it of x times a column of ``weight``, float32 [width, n_taps], the last its own.
 
-        ``silu``: through that activation. In place. ``part``: of the layer's state, which of its parts (``conv_state``).
+        ``silu``: through that activation. In place. ``part``: of the layer's state, which of its parts (a ``ConvState``).
         """
         if len(weight) != x.width or x.count != N_TOKENS:
             raise ValueError(f"{x.name} has {x.width} columns, weights {weight.shape}; or it has not all tokens")
@@ -64,7 +54,7 @@ class Recurrent(Elementwise):
 
         qk: heads of queries, then as many of keys; v: ``n_heads`` heads of values, the heads of the keys in turn; decays and
         betas: float32 [n_tokens, n_heads]; ``dim``: of a head. ``part``: of the layer's state, which of its parts
-        (``delta_state``).
+        (a ``DeltaState``).
         """
         n_heads, n_key_heads = v.width // dim, qk.width // 2 // dim
         whole = v.width == n_heads * dim and qk.width == 2 * n_key_heads * dim and n_key_heads and dim % COLUMNS == 0
@@ -79,7 +69,7 @@ class Recurrent(Elementwise):
                                 "memory": self.states[layer][part], "n_heads": n_heads, "n_blocks": n_blocks,
                                 "dim": dim, "out": out, "stride": out.row_bytes}  # fmt: skip
         reads = [qk, v, decays, betas]
-        state_bytes = 2 * 4 * delta_state(n_heads, dim)
+        state_bytes = 2 * 4 * n_heads * dim * dim
         work = Work(row_ops=7 * v.width * dim, shape=f"{n_heads}x{dim}x{dim}", state_bytes=state_bytes)
         self.append(delta_net.delta_rule(self.isa), arguments, reads, [out], ("run heads", n_heads), reads, work)
         return out
