@@ -374,3 +374,14 @@ def test_calls_make_no_control_tokens(plain, arguments, given):
     ids = encode_chat(plain.tokenizer, ChatTemplate(source), messages, tools=tools)
     assert [token for token in ids if plain.tokenizer.is_special(token)] == [1, 2]
     assert plain.tokenizer.decode(ids).count("<|im_end|>") == 4
+
+
+def test_templates_can_be_replaced_after_loading(marked):
+    """A conversation with tools has a template of its own, which stays."""
+    with LLM(marked) as llm:
+        before = llm.tool_template
+        llm.chat_template = ChatTemplate.named("chatml")
+        assert llm.chat_template.render(HI) == ChatTemplate.named("chatml").render(HI)
+        assert llm.tool_template is before
+        llm.tool_template = llm.chat_template
+        assert llm.tool_template is llm.chat_template

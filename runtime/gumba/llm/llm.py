@@ -157,10 +157,18 @@ class LLM(ChatMixin, PoolingMixin):
         """The file's chat template, or the one that replaces it. Raises TemplateError if it is missing or malformed."""
         return self._templates.default
 
+    @chat_template.setter
+    def chat_template(self, template: ChatTemplate) -> None:
+        self._templates.default = template
+
     @property
     def tool_template(self) -> ChatTemplate:
         """The template for conversations with tools: a few files have two."""
         return self._templates.tool_use
+
+    @tool_template.setter
+    def tool_template(self, template: ChatTemplate) -> None:
+        self._templates.tool_use = template
 
     def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, progress: PromptProgress | None = None
