@@ -181,10 +181,11 @@ def python(*arguments: str) -> list[str]:
 
 
 def lint() -> list[Step]:
-    """Style, form and layers of the sources."""
+    """Style, form, words and layers of the sources."""
     return [
         Step("ruff", python("-m", "ruff", "check", ".")),
         Step("format", python("-m", "ruff", "format", "--check", ".")),
+        Step("words", python("tools/check_words.py")),
         # import-linter has no module to run, and its script may lie elsewhere than this Python.
         Step("layers", python("-c", "from importlinter.cli import lint_imports_command; lint_imports_command()")),
     ]
