@@ -20,6 +20,8 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "examples" / "README.md",
 ]
+#: Their examples are parts of files and commands for a contributor's checkout.
+CONTRIBUTING = sorted((ROOT / "docs" / "contributing").glob("*.md"))
 
 
 def blocks(language):
@@ -74,7 +76,7 @@ def test_the_two_commands_of_the_set_up_are_in_the_readme():
     assert "pip install '.[test]' && python tools/test" in text
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES + CONTRIBUTING, ids=lambda page: page.name)
 def test_links_to_other_files_are_not_broken(page):
     links = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []

@@ -24,6 +24,8 @@ EXEMPT = ("CHANGELOG.md", "tools/check_words.py", "tools/retired_words.txt", "te
 KEPT = re.compile(r"[\"'`](?:near_from|near_bytes)[\"'`]|Judge whether the Document")
 #: Text files that people write; recorded test data is none.
 SUFFIXES = (".py", ".md", ".toml", ".sh", ".txt", "")
+#: What git ignores, in paths with a slash at both ends.
+IGNORED = re.compile(r"/(?:__pycache__|build|dist|[^/]*\.egg-info|\.(?!ci/|gitignore/)[^/]*)/")
 _PARTS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
@@ -48,16 +50,23 @@ class Retired:
 
 def files() -> Iterator[Path]:
     """Every file of the repository that people write, except those that may name the words."""
-    names = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    ).stdout.decode()
-    for name in filter(None, names.split("\0")):
+    for name in _names():
         path = ROOT / name
         if path.suffix in SUFFIXES and name not in EXEMPT and not name.startswith("tests/data/") and path.is_file():
             yield path
+
+
+def _names() -> Iterator[str]:
+    """Paths of the repository's files, as git lists them; of a copy without git's folder, all files that git would not ignore."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    if (ROOT / ".git").exists():
+        listing = subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout.decode()
+        yield from filter(None, listing.split("\0"))
+        return
+    for path in sorted(ROOT.rglob("*")):
+        name = path.relative_to(ROOT).as_posix()
+        if not IGNORED.search(f"/{name}/") and path.is_file():
+            yield name
 
 
 def main() -> int:

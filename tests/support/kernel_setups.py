@@ -47,7 +47,7 @@ from support.kernel_setups_rows import (
     setup_text_means,
 )
 
-#: Every kernel of ``gumba.kernels``, by module and name: how its inputs and its oracle's answer are made.
+#: Every kernel of ``gumba.backends.cpu.kernels``, by module and name: how its inputs and its oracle's answer are made.
 TABLE: dict[str, Callable[[Isa], Setup]] = {
     "attention.attention": setup_attention,
     "attention.store_kv": setup_store_kv,

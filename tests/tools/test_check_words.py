@@ -37,3 +37,19 @@ def check_words() -> ModuleType:
 def test_words_of_a_line(check_words: ModuleType, line: str, words: list[str]) -> None:
     lines = (TOOLS / "retired_words.txt").read_text(encoding="utf-8").splitlines()
     assert check_words.Retired(lines).in_line(line) == words
+
+
+def test_files_of_a_copy_without_git(check_words: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an archive of the sources has is checked too, and what git ignores is not."""
+    written = ["README.md", ".ci/run", "runtime/a.py", "tests/data/b.txt", "CHANGELOG.md", "c.gguf"]
+    ignored = [".venv/d.py", "build/e.py", "runtime/gumba.egg-info/f.txt", "runtime/__pycache__/g.py"]
+    for name in written + ignored:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    monkeypatch.setattr(check_words, "ROOT", tmp_path)
+    assert {path.relative_to(tmp_path).as_posix() for path in check_words.files()} == {*written[:3]}
+
+
+def test_this_repository_is_checked(check_words: ModuleType) -> None:
+    names = {path.relative_to(TOOLS.parent).as_posix() for path in check_words.files()}
+    assert {"README.md", ".ci/run", "tools/lint", "runtime/gumba/llm/llm.py", "docs/glossary.md"} <= names

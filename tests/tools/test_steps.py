@@ -123,6 +123,12 @@ def test_the_files_that_check_full_repeats_are_there() -> None:
     assert all(module.plan(name, args) for name in module.NEEDS)
 
 
+def test_lint_checks_style_words_and_layers() -> None:
+    assert [step.name for step in steps.lint()] == ["ruff", "format", "words", "layers"]
+    scripts = [word for step in steps.lint() for word in step.command if word.startswith("tools/")]
+    assert scripts and all((TOOLS.parent / script).is_file() for script in scripts)
+
+
 def test_serial_tests_run_after_the_others_from_the_files_that_have_them() -> None:
     first, second = steps.tests(but="isas")
     assert "not (serial or isas)" in first.command and "serial and not (isas)" in second.command
