@@ -18,7 +18,7 @@ from gguf import quants as reference
 from gumba import quants
 from gumba.errors import ModelError, RequestError, UnsupportedError
 from gumba.gguf import GGML_TYPES
-from gumba.quants import BlockFormat, DotFormat
+from gumba.quants import BlockFormat, DotFormat, PackField
 from support.kernel_harness import random_rows
 
 ALL = list(quants.FORMATS.values())
@@ -76,6 +76,7 @@ def half(x: float) -> list[int]:
 
 @by_name
 def test_sizes_are_those_that_files_have(format):
+    assert format.ggml_type in GGML_TYPES, f"{format.name} needs a line in gumba/gguf/types.py"
     known = GGML_TYPES[format.ggml_type]
     assert (known.name, known.block_size, known.type_size) == (format.name, format.block_size, format.type_size)
     assert format.packed_block_size in (1, *range(32, 257, 32)) and format.block_size % format.packed_block_size == 0
@@ -102,13 +103,23 @@ def test_an_unknown_format_lists_the_known_ones(unknown):
 
 
 @pytest.mark.parametrize(
-    "change", [{"ggml_type": 8}, {"name": "q8_0"}, {"dtype": np.dtype("u1")}, {"packed_block_size": 64}]
+    "changed, message",
+    [
+        ({"ggml_type": 8}, r"new \(8\) is registered twice"),
+        ({"name": "q8_0"}, r"q8_0 \(77\) is registered twice"),
+        ({"dtype": np.dtype("u1")}, "blocks of 34 bytes, its dtype 1"),
+        ({"packed_block_size": 64}, "blocks of 32 weights, packed blocks of 64"),
+        ({"packed_block_size": 16}, "blocks of 32 weights, packed blocks of 16, and no to_packed"),
+        ({"pack_fields": (PackField(0, 2, 1), PackField(2, 4, 7))}, "blocks of 34 bytes, its pack fields 30"),
+        ({"pack_fields": (PackField(0, 2, 1), PackField(2, 4, 9))}, "blocks of 34 bytes, its pack fields 38"),
+        ({"pack_fields": (PackField(2, 4, 8),)}, "pack fields of 32 bytes, which end at byte 34"),
+    ],
 )
-def test_a_contradictory_registration_is_refused(change):
+def test_a_contradictory_registration_is_refused(changed, message):
     new = replace(q8_0, name="new", ggml_type=77)
     assert list(quants.register([q8_0, new])) == [8, 77]
-    with pytest.raises(ValueError, match=r"twice|dtype|packed blocks"):
-        quants.register([q8_0, replace(new, **change)])
+    with pytest.raises(ValueError, match=message):
+        quants.register([q8_0, replace(new, **changed)])
 
 
 def test_importing_the_formats_does_not_import_numba():

@@ -141,10 +141,10 @@ def random_rows(format: BlockFormat, n_rows: int, columns: int, rng: np.random.G
     raw = blocks.view(np.uint8)
     raw[:] = rng.integers(0, 256, raw.shape)
     for name in format.dtype.names:
-        if format.dtype[name].base == np.dtype("<f2"):
-            blocks[name] = rng.standard_normal(blocks.shape) * 0.01
+        if np.issubdtype(format.dtype[name].base, np.floating):
+            blocks[name] = rng.standard_normal(blocks[name].shape) * 0.01
         elif name == "e":  # a power of two
-            blocks[name] = rng.integers(120, 126, blocks.shape)
+            blocks[name] = rng.integers(120, 126, blocks[name].shape)
     return raw
 
 

@@ -22,7 +22,8 @@ from gumba.quants._format import BlockFormat, DotFormat, FloatFormat, PackField
 def register(formats: Iterable[BlockFormat]) -> Mapping[int, BlockFormat]:
     """Formats by their GGUF type id.
 
-    Raises ValueError for two of one id or one name, and for sizes that contradict each other.
+    Raises ValueError for two of one id or one name, and for sizes that contradict each other. Packing reads raw addresses and
+    takes the size of a block from ``pack_fields``, so these must cover the block of the file, unless ``to_packed`` makes others.
     """
     registry: dict[int, BlockFormat] = {}
     for format in formats:
@@ -34,6 +35,19 @@ def register(formats: Iterable[BlockFormat]) -> Mapping[int, BlockFormat]:
             raise ValueError(
                 f"{format.name} has blocks of {format.block_size} weights, packed blocks of {format.packed_block_size}"
             )
+        end = max(field.offset + field.width * field.elements for field in format.pack_fields)
+        if end != format.packed_block_bytes:
+            raise ValueError(
+                f"{format.name} has pack fields of {format.packed_block_bytes} bytes, which end at byte {end}"
+            )
+        if isinstance(format, FloatFormat) or format.to_packed is None:
+            if format.packed_block_size != format.block_size:
+                raise ValueError(
+                    f"{format.name} has blocks of {format.block_size} weights, packed blocks of "
+                    f"{format.packed_block_size}, and no to_packed that makes these"
+                )
+            if end != format.type_size:
+                raise ValueError(f"{format.name} has blocks of {format.type_size} bytes, its pack fields {end}")
         registry[format.ggml_type] = format
     return MappingProxyType(registry)
 

@@ -4,7 +4,7 @@ At load, ``lanes`` consecutive rows (a group) are interleaved, block by block: e
 each 4-byte word of weights) is stored once per row, side by side. One vector load then brings the same element of ``lanes``
 rows, each lane sums one output row, and nothing is ever added across lanes. Rows past the last one are zeros.
 
-A block format says in its own file (``gumba.quants``) how its blocks are packed (``PACK_FIELDS``) and how a packed block becomes
+A block format says in its own file (``gumba.quants``) how its blocks are packed (``pack_fields``) and how a packed block becomes
 registers (``unpack``); what all formats share is here.
 """
 
