@@ -420,7 +420,7 @@ def test_rerankers_and_classifiers_are_for_python(gumba: Callable) -> None:
 def test_more_context_than_the_model_was_trained_for(gumba: Callable, tiny: Path) -> None:
     most = tiny_chat.CONTEXT
     result = gumba("run", tiny, "-p", "x", "-c", most + 1)
-    said = f"-c/--ctx is {most + 1}: the model was made for a context of {most} tokens at most"
+    said = f"-c/--ctx is {most + 1}: the model supports a context of at most {most} tokens"
     assert result.code == 2 and said in result.err
     result = gumba("run", tiny, "-p", "x" * (most + 9))
     assert result.code == 2 and "-c N" not in result.err and f"supports at most {most} tokens" in result.err

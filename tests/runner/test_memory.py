@@ -112,7 +112,7 @@ def test_little_memory_is_not_promised_twice(monkeypatch: pytest.MonkeyPatch) ->
     """Half of what the weights leave, where a whole context takes more than an eighth of all."""
     page_bytes = KVCache.bytes_per_page(config().kv_shapes, backends.get().kv_format("f16"))
     left = PATH.stat().st_size + 4 * page_bytes
-    monkeypatch.setattr(memory_budget, "LEAST_PAGES", 1)
+    monkeypatch.setattr(memory_budget, "MIN_PAGES", 1)
     monkeypatch.setattr(memory_budget, "available_memory", lambda: left)
     assert n_pages(n_ctx=256, kv_type="f16") == 2
     monkeypatch.setattr(memory_budget, "available_memory", lambda: 0)

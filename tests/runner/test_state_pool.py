@@ -30,7 +30,7 @@ def test_slots_are_handed_out_and_taken_back() -> None:
     for wrong in (taken[1], -1, 3):
         assert not states.owns(wrong)
         for call in (states.release, states.read, lambda slot: states.copy(slot, taken[0])):
-            with pytest.raises(EngineError, match="was not taken"):
+            with pytest.raises(EngineError, match="is not allocated"):
                 call(wrong)
     assert states.allocate() == taken[1]
     states.close()
@@ -102,7 +102,7 @@ def test_wrong_slots_are_refused_and_nothing_is_computed(model: Model) -> None:
         [good, Chunk([1], 0, pages[1:], "none", state=taken)],
     ]
     for chunks in wrong:
-        with pytest.raises(RequestError, match=r"slot .* for states"):
+        with pytest.raises(RequestError, match=r"slot .* for recurrent states"):
             model.forward(chunks)
     for position in (4, 6):
         with pytest.raises(RequestError, match=f"position {position}: the state in slot {taken} is that of 5"):

@@ -1,4 +1,4 @@
-"""Compiling ahead of time, for installers and images: what a model runs on this processor, or any of the Llama kind."""
+"""Compiling ahead of time, for installers and container images: all kernels of one model, or of all Llama-like models."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from gumba.tokenizer.pretokenize import PRE_TOKENIZERS
 
 __all__ = ["Function", "compile_all", "compile_functions", "first_functions", "tokenizer_functions"]
 
-#: Seconds that compiling took on one machine, for what takes longer than USUAL_S: what is told of the time that is left needs
-#: only how they compare.
+#: Seconds that compiling took on one machine, for functions that take longer than USUAL_S. Only their ratios matter: the
+#: progress bar estimates the remaining time from them.
 SECONDS = {
     "attention": 4.4,
     "encode_words": 3.4,
@@ -36,7 +36,7 @@ SECONDS = {
 }
 USUAL_S = 0.5
 
-#: Called while functions are compiled: how many are done, how many there are, and the share of the time that has gone.
+#: Called while functions are compiled: number done, number in all, and fraction of the expected time that has passed.
 Report: TypeAlias = Callable[[int, int, float], object]
 
 
@@ -50,10 +50,9 @@ def compile_functions(functions: Sequence[Function], report: Report = lambda don
 
 
 def compile_all(path: Path | None = None, report: Report = lambda done, total, share: None) -> int:
-    """Compile what the GGUF file at ``path`` needs, for the instruction set in use; how many functions.
+    """Compile what the GGUF file at ``path`` needs, for the instruction set in use; returns the number of functions.
 
-    Without a ``path``: what models of the Llama kind need, in every block format. Raises what opening and loading a model
-    raises.
+    Without a ``path``: what Llama-like models need, in every block format. Raises the errors of opening and loading a model.
     """
     functions = _functions(path)
     compile_functions(functions, report)
@@ -61,16 +60,16 @@ def compile_all(path: Path | None = None, report: Report = lambda done, total, s
 
 
 def first_functions(path: Path, kv_type: str | None, *, text: bool = True, top_k: int | None = None) -> list[Function]:
-    """What is yet to be compiled of all that loading the GGUF file at ``path``, and a first prompt, need.
+    """The functions, not compiled yet, that loading the GGUF file at ``path`` and running a first prompt need.
 
-    ``text``: the prompt is encoded. ``top_k``: tokens are chosen by this parameter and the usual others; None: none are
-    chosen. Empty for a file that cannot be opened or run: opening it says why.
+    ``text``: whether a text is encoded. ``top_k``: that of the sampling parameters; None: no tokens are sampled. Empty for a
+    file that cannot be opened or run: opening it raises the error.
     """
     backend = backends.get()
     functions = backend.step_functions()
     try:
         with GGUFFile(path) as gguf:
-            # This reads vectors, so their decoder is there after it.
+            # This reads float32 vectors, so the decoders of their formats are compiled after it.
             functions += functions_of(backend, gguf, kv_type or backend.default_kv_type)
             functions += tokenizer_functions(gguf.metadata, text)
     except GumbaError:
@@ -92,7 +91,7 @@ def tokenizer_functions(metadata: Mapping[str, Any], text: bool = True) -> list[
 
 
 def _functions(path: Path | None) -> list[Function]:
-    """All functions, except the encoders of a file's formats."""
+    """All functions that a file needs, or (None) that Llama-like models need. A file needs no encoders of block formats."""
     backend, formats = backends.get(), set(FORMATS)
     if path is None:
         kernels = backend.llama_functions()

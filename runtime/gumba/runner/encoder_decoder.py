@@ -1,4 +1,4 @@
-"""Encoder-decoders: a model whose sequences begin with a source, which a program of its own reads."""
+"""Encoder-decoders (T5): sequences begin with a source text, which the encoder reads in a program of its own."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from gumba.runner.model import Model, ModelParts
 
 
 class EncoderDecoder(Model):
-    """A model whose chunks say how many of the sequence's first tokens are its source: one at least, all in the same step.
+    """An encoder and a decoder that share a KV cache and threads; ``encoder`` is the model of the encoder.
 
-    Logits are the decoder's: there are none of a source. ``encoder``: the model that reads sources, of the same cache and
-    threads.
+    ``Chunk.n_source`` says how many of a sequence's first tokens are its source: at least one, all in one step. Only the
+    decoder's tokens get logits.
     """
 
     def __init__(self, encoder: Model, parts: ModelParts) -> None:
@@ -31,7 +31,7 @@ class EncoderDecoder(Model):
         return self._runner.run_timed(self._encode(chunks))
 
     def _encode(self, chunks: Sequence[Chunk]) -> list[Chunk]:
-        """Let the encoder read all sources; the chunks that are left for the decoder."""
+        """Run the encoder on the sources of ``chunks``; returns the chunks that remain for the decoder."""
         sources, answers = [], []
         for chunk in chunks:
             n, position, end = chunk.n_source, chunk.position, chunk.position + len(chunk.tokens)

@@ -1,11 +1,12 @@
 """The KV cache: a pool of pages, each holding ``page_tokens`` tokens of one sequence for every layer.
 
 A sequence owns a list of page ids (its block table); position p lies in page ``table[p // page_tokens]``, place
-``p % page_tokens`` (vLLM, Kwon et al. 2023). This module hands pages out and takes them back; their memory is the backend's
+``p % page_tokens`` (vLLM, Kwon et al. 2023). This module allocates and frees pages; their memory belongs to the backend
 (``gumba.backends.base.CachePages``).
 
-Layers with a sliding window may have a smaller pool of their own, ``window_pool``: there a sequence has pages for what its next
-token sees, and releases earlier ones as it advances. Its block table for them is as long as the other, with unused entries.
+Layers with a sliding window may have a smaller pool of their own, ``window_pool``: there a sequence has pages only for the tokens
+that its next token attends to, and releases earlier ones as it advances. Its block table for that pool is as long as the other
+one; the entries before the window are unused.
 """
 
 from __future__ import annotations
@@ -22,11 +23,17 @@ from gumba.memory import shortage
 
 
 class KVCache:
-    """A pool of ``n_pages`` pages, each with any number of owners.
+    """A pool of ``n_pages`` pages that counts the owners of each page.
 
-    ``shapes``: of each layer; ``kv_type``: a KV format of the backend, e.g. "f16"; ``n_window_pages``: pages of
-    ``window_pool``, the pool of layers with a window (0: no such pool). ``memory``: what the pages hold; ``window``: the longest
-    window of ``window_pool``. Raises RequestError for an unknown ``kv_type``, ResourceError when there is not enough memory.
+    Args:
+        backend: Allocates the memory.
+        shapes: The keys and values of each layer.
+        n_pages: Number of pages.
+        kv_type: Name of one of the backend's KV formats, e.g. "f16".
+        n_window_pages: Number of pages of ``window_pool``, the pool of the layers with a sliding window; 0: no such pool.
+        window: Longest window of ``window_pool``, in tokens; computed from ``shapes`` if there is such a pool.
+
+    Raises RequestError for an unknown ``kv_type``, ResourceError if there is not enough memory.
     """
 
     def __init__(
@@ -39,7 +46,7 @@ class KVCache:
         window: int = 0,
     ) -> None:
         format = backend.kv_format(kv_type)
-        #: What a page has of the layers with a window and without, in whichever pool they are.
+        #: Bytes of a page in the layers with a window (True) and in those without (False), in whichever pool they are.
         self.part_bytes = {
             windowed: self.bytes_per_page([shape for shape in shapes if (shape.window > 0) == windowed], format)
             for windowed in (False, True)
@@ -67,21 +74,21 @@ class KVCache:
         self._lock = threading.Lock()
         self._free = list(range(n_pages - 1, -1, -1))
         self._owners = [0] * n_pages
-        #: Which pages are taken, a byte for each.
+        #: Whether each page is allocated, bool [n_pages].
         self.used = np.zeros(n_pages, np.bool_)
 
     @staticmethod
     def bytes_per_page(shapes: Sequence[KVShape], format: KVFormat) -> int:
-        """Memory of a page, for all layers."""
+        """Size of a page in bytes, over all layers."""
         return sum(shape.bytes_per_page(format) for shape in shapes)
 
     @property
     def n_free(self) -> int:
-        """Pages without an owner."""
+        """Number of pages without an owner."""
         return len(self._free)
 
     def allocate(self, count: int) -> list[int]:
-        """Take ``count`` pages; all or none. Raises ResourceError when fewer are free."""
+        """Allocate ``count`` pages, all or none. Raises ResourceError if fewer are free."""
         if count < 0:
             raise RequestError(f"{count} pages: expected 0 or more")
         with self._lock:
@@ -96,16 +103,16 @@ class KVCache:
             return pages
 
     def share(self, pages: Sequence[int]) -> None:
-        """Count one more owner of each page; all or none. Raises EngineError for a page that is not taken."""
+        """Add one owner to each page, all or none. Raises EngineError for a page that is not allocated."""
         with self._lock:
             self._check(pages)
             for page in pages:
                 self._owners[page] += 1
 
     def release(self, pages: Sequence[int]) -> None:
-        """Give pages back, free when their last owner does; all or none.
+        """Remove one owner from each page, all or none; a page without owners is free.
 
-        Raises EngineError for a page that is not taken, or named twice.
+        Raises EngineError for a page that is not allocated or occurs twice.
         """
         with self._lock:
             self._check(pages)
@@ -119,36 +126,36 @@ class KVCache:
         named: set[int] = set()
         for page in pages:
             if not 0 <= page < self.n_pages or not self._owners[page] or page in named:
-                raise EngineError(f"KV page {page} is released or shared but was not taken")
+                raise EngineError(f"KV page {page} is not allocated")
             named.add(page)
 
     def owners(self, page: int) -> int:
-        """How many hold a page."""
+        """Number of owners of a page."""
         return self._owners[page]
 
     def copy(self, source: int, target: int) -> None:
-        """Make one taken page hold what another one holds."""
+        """Copy the content of one allocated page to another."""
         with self._lock:
             self._check([source, target])
             self.memory.copy(source, target)
 
     def read(self, page: int, windowed: bool) -> bytes:
-        """What a taken page of this pool holds of the layers with a window, or of those without.
+        """The content of an allocated page: the layers with a window (``windowed``), or those without.
 
-        The order depends on ``kv_type`` and the program alone, not on the pools.
+        The order of the bytes depends only on ``kv_type`` and the program, not on the pools.
         """
         with self._lock:
             self._check([page])
             return self.memory.read(page, windowed)
 
     def write(self, page: int, data: bytes, windowed: bool) -> None:
-        """Fill a taken page with what ``read`` gave. Raises RequestError when that has another length."""
+        """Fill an allocated page with what ``read`` returned. Raises RequestError if its length is wrong."""
         with self._lock:
             self._check([page])
             self.memory.write(page, data, windowed)
 
     def close(self) -> None:
-        """Free the memory; nothing can be allocated any more."""
+        """Free the memory. ``allocate`` raises EngineError from then on."""
         with self._lock:
             self._closed = True
             self.memory.close()
@@ -156,9 +163,9 @@ class KVCache:
             self.window_pool.close()
 
     def first_read(self, position: int) -> int:
-        """The first page of ``window_pool`` that a sequence's token at ``position`` reads, as an index in its block table."""
+        """Index in the block table of the first window page that a token at ``position`` reads."""
         return max(0, position - self.window + 1) // self.page_tokens
 
     def owns(self, pages: np.ndarray) -> bool:
-        """Whether all page ids (integers) are in range and taken."""
+        """Whether all page ids (integers) are in range and allocated."""
         return bool(((pages >= 0) & (pages < self.n_pages)).all() and self.used[pages].all())

@@ -1,4 +1,4 @@
-"""How a file becomes a model that runs: memory, weights, and the program that its architecture writes."""
+"""Loads a model: reads and packs its weights, allocates its KV cache, and has its architecture write the program."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from gumba.models import registry
 from gumba.models.registry import Architecture, architecture
 from gumba.runner.encoder_decoder import EncoderDecoder
 from gumba.runner.kv_cache import KVCache
-from gumba.runner.memory_budget import LEAST_PAGES, PageBudget, state_slots
+from gumba.runner.memory_budget import MIN_PAGES, PageBudget, state_slots
 from gumba.runner.model import Model, ModelParts
 from gumba.runner.state_pool import States
 
 log = logging.getLogger("gumba")
 
-#: Context when no n_ctx is given: the model's own, but no more than this.
+#: Maximum of the default context length, which is the model's training context otherwise.
 DEFAULT_CONTEXT = 4096
 MAX_THREADS = 512
 
@@ -49,22 +49,29 @@ def load_model(
 ) -> Model:
     """Read a model's weights, pack them for this processor, and write its program.
 
-    ``n_ctx``: most tokens of a sequence (None: the model's own, at most 4096); ``max_batch_tokens``: most tokens of a step, or
-    ``n_ctx`` if that is more and the model has an encoder, which computes all of a text in one step;
-    ``kv_tokens``: tokens that the KV cache holds, all sequences together; ``kv_memory``: as many as fit so many bytes (neither:
-    USUAL_CONTEXTS sequences of ``n_ctx``, or as many, but at least one, as fit an eighth of the memory there is); ``kv_type``:
-    "f16", "bf16", "f32" or "q8_0" (8.5 bits per element), None for bf16 on processors that multiply it and else f16;
-    ``n_states``: of a model with recurrent layers, how many sequences' states it holds, those kept for others to begin with
-    among them (None: MOST_STATES, of small ones more, or as many as fit an eighth of the memory there is);
-    ``n_threads``: None for as many as this process may use; ``team``: another model's threads to compute with instead, never at
-    the same time; it must outlive this model; ``max_sequences``: layers with a window may have a smaller pool of pages of their
-    own (``KVCache.window_pool``) where that saves memory, with room for so many sequences at once (0: they may not);
-    ``progress``: called with 0.0 to 1.0 while reading.
+    Args:
+        gguf: The model file.
+        n_ctx: Maximum number of tokens of a sequence; None: the training context, at most 4096.
+        max_batch_tokens: Maximum number of tokens in one step. Models with an encoder, which reads a text in one step, use
+            ``n_ctx`` if that is more.
+        kv_tokens: Size of the KV cache in tokens, for all sequences together.
+        kv_memory: Size of the KV cache in bytes. Without either: DEFAULT_SEQUENCES sequences of ``n_ctx`` tokens, or as many
+            (at least one) as fit into an eighth of the available memory.
+        kv_type: Data type of the KV cache: "f16", "bf16", "f32" or "q8_0" (8.5 bits per element); None: bf16 on processors
+            with bf16 arithmetic, else f16.
+        n_states: Number of slots for recurrent states, checkpoints of cached prefixes included; None: MAX_STATES, more if
+            they are small, or as many as fit into an eighth of the available memory.
+        n_threads: Compute threads; None: one per core that this process may use.
+        team: Threads of another model to compute with instead. They must outlive this model, and the two models must not
+            compute at the same time.
+        max_sequences: Number of sequences that must fit into the window pool (``KVCache.window_pool``), which layers with a
+            sliding window get if that saves memory; 0: no window pool.
+        progress: Called with 0.0 to 1.0 while the weights are read.
 
-    The environment variable GUMBA_AFFINITY ("0-3,8", or "all") ties the threads beside the caller's to processors.
+    The environment variable GUMBA_AFFINITY ("0-3,8", or "all") pins all threads but the caller's to processors.
 
-    Raises ModelError (UnsupportedError) for what is not a model that can run, ResourceError for too little memory,
-    RequestError for arguments out of range.
+    Raises ModelError (UnsupportedError) for a file that gumba cannot run, ResourceError for too little memory, RequestError for
+    arguments out of range.
     """
     module = architecture(gguf)
     config = module.read_config(gguf)
@@ -80,7 +87,7 @@ def load_model(
     elif n_threads is None:
         n_threads = default_threads()
     _check("n_threads", n_threads, MAX_THREADS)
-    if not config.causal or config.start_token is not None:  # all of a text, or of a source, is computed in one step
+    if not config.causal or config.start_token is not None:  # an encoder computes a whole text in one step
         max_batch_tokens = max(max_batch_tokens, n_ctx)
     processors = _processors()
     backend = backends.get()
@@ -116,22 +123,22 @@ def load_model(
 
     try:
         weights = _weights(backend, gguf, module, config, n_threads, progress)
-        return assemble(n_pages) if sized else _smaller(assemble, n_pages, format.page_tokens)
+        return assemble(n_pages) if sized else _with_fewer_pages(assemble, n_pages, format.page_tokens)
     except MemoryError:
         need = f"the weights and, for a context of {n_ctx} tokens, tables and cache need more than"
         raise ResourceError(f"{gguf.path}: {shortage(need, gguf.file_size)}") from None
 
 
-def _smaller(assemble: Callable[[int], Model], n_pages: int, page_tokens: int) -> Model:
-    """``assemble(n_pages)``, or with as many pages fewer as the memory there is calls for, down to LEAST_PAGES."""
+def _with_fewer_pages(assemble: Callable[[int], Model], n_pages: int, page_tokens: int) -> Model:
+    """``assemble(n_pages)``; if memory does not suffice, with half as many pages, and so on down to MIN_PAGES."""
     wanted = n_pages
     while True:
         try:
             model = assemble(n_pages)
         except (MemoryError, ResourceError):
-            if n_pages <= LEAST_PAGES:
+            if n_pages <= MIN_PAGES:
                 raise
-            n_pages = max(LEAST_PAGES, n_pages // 2)
+            n_pages = max(MIN_PAGES, n_pages // 2)
             continue
         if n_pages < wanted:
             log.warning(
@@ -152,7 +159,7 @@ def _programs(
     kv: KVCache,
     states: States | None,
 ) -> list[tuple[Program, Buffer, Buffer]]:
-    """The model's program, and that of its encoder if that is another, with their hidden states and logits."""
+    """The model's program and, for an encoder-decoder, the encoder's; each with its hidden states and logits."""
     program = backend.program(sizes, n_threads, kv.memory, None if states is None else states.memory)
     programs = [(program, *module.forward(program, config, weights))]
     if config.start_token is not None:
@@ -163,9 +170,9 @@ def _programs(
 
 
 def functions_of(backend: Backend, gguf: GGUFFile, kv_type: str) -> list[Function]:
-    """The functions that a file's model runs with a KV cache of ``kv_type``; its matrices are not read.
+    """The compiled functions that a model needs with a KV cache of ``kv_type``; its matrices are not read.
 
-    Raises what ``load_model`` does for a file that cannot run.
+    Raises as ``load_model`` for a file that gumba cannot run.
     """
     module = architecture(gguf)
     config = module.read_config(gguf)
@@ -178,14 +185,14 @@ def functions_of(backend: Backend, gguf: GGUFFile, kv_type: str) -> list[Functio
     return backend.functions_of([program for program, _, _ in programs])
 
 
-#: Packed weights of models that are in use, by file and device; and locks of those being packed, by process.
+#: Packed weights of loaded models, by file and device, so that models of one file share them; and locks, held while packing.
 _in_use: weakref.WeakValueDictionary[object, Any] = weakref.WeakValueDictionary()
 _packing: weakref.WeakValueDictionary[object, Any] = weakref.WeakValueDictionary()
 _guard = threading.Lock()
 
 
 def _renew_guard() -> None:
-    """In a forked child: another thread may have held it when the process was forked."""
+    """Replace the lock in a forked child: another thread of the parent may have held it."""
     global _guard
     _guard = threading.Lock()
 
@@ -202,7 +209,7 @@ def _weights(
     n_threads: int,
     progress: Callable[[float], Any] | None,
 ) -> Any:
-    """A model's weights; the same ones for all models of a file that are in use at a time. Nothing changes them."""
+    """A model's packed weights, which all loaded models of one file share: they are read-only."""
     key = (gguf.identity, backend.name, backend.target)
     with _guard:
         lock = _packing.setdefault((os.getpid(), key), threading.Lock())
@@ -219,22 +226,22 @@ def _weights(
 
 
 def _processors() -> list[int] | None:
-    """The processors that GUMBA_AFFINITY ties threads to; None where it is not set, or where threads cannot be tied."""
+    """The processors that GUMBA_AFFINITY pins threads to; None if it is not set, or threads cannot be pinned."""
     setting = os.environ.get("GUMBA_AFFINITY", "").strip()
     if not setting:
         return None
     if not can_pin_threads():
-        log.warning("GUMBA_AFFINITY is set, but threads cannot be tied to processors on this system")
+        log.warning("GUMBA_AFFINITY is set, but threads cannot be pinned to processors on this system")
         return None
     return parse_affinity(setting)
 
 
 def _context(config: Config, n_ctx: int | None) -> int:
-    """Most tokens of a sequence: as given, or the model's own, at most DEFAULT_CONTEXT. Raises RequestError."""
+    """The context length: ``n_ctx``, or the training context, at most DEFAULT_CONTEXT. Raises RequestError."""
     if n_ctx is None:
         n_ctx = min(config.n_ctx_train, DEFAULT_CONTEXT)
     if type(n_ctx) is int and n_ctx > config.n_ctx_most:
-        raise RequestError(f"n_ctx is {n_ctx}: the model was made for a context of {config.n_ctx_most} tokens at most")
+        raise RequestError(f"n_ctx is {n_ctx}: the model supports a context of at most {config.n_ctx_most} tokens")
     _check("n_ctx", n_ctx, config.n_ctx_most)
     return n_ctx
 

@@ -16,7 +16,7 @@ from gumba.runner.state_pool import States
 
 @dataclass(frozen=True, eq=False)
 class ModelParts:
-    """What a ``Model`` is made of. ``target``: what its code is made for; ``weights``: kept alive while the model is open."""
+    """The parts of a ``Model``. ``target``: the instruction set of its code; ``weights``: kept alive while it is open."""
 
     config: Config
     runner: Runner
@@ -30,10 +30,14 @@ class ModelParts:
 
 
 class Model:
-    """What ``load_model`` returns. One thread at a time may call ``forward``.
+    """A loaded model, returned by ``load_model``. Only one thread at a time may call ``forward``.
 
-    ``config``: sizes (n_vocab, n_layers, n_embd, ...); ``n_ctx``: most tokens of a sequence; ``kv``: the pool of pages;
-    ``states``: the pool of recurrent states, None for a model without; ``isa``: the instruction set.
+    Attributes:
+        config: Sizes and constants (n_vocab, n_layers, n_embd, ...).
+        n_ctx: Maximum number of tokens of a sequence.
+        kv: The KV cache.
+        states: The pool of recurrent states; None for a model without recurrent layers.
+        isa: Name of the instruction set.
     """
 
     def __init__(self, parts: ModelParts) -> None:
@@ -45,30 +49,30 @@ class Model:
         self._team, self._owns_team = parts.workers, parts.owns_workers
 
     def forward(self, chunks: Sequence[Chunk]) -> np.ndarray:
-        """One step. Logits, float32 [wanted tokens, n_vocab], in the order of chunks and tokens.
+        """Compute one step: logits, float32 [n_outputs, n_vocab], in the order of chunks and tokens.
 
-        The rows are a view that the next step overwrites. Raises RequestError for a chunk that is out of range (nothing has
-        been computed then), EngineError when the model is closed.
+        The rows are a view that the next step overwrites. Raises RequestError for a chunk that is out of range (before
+        anything is computed), EngineError if the model is closed.
         """
         return self._runner.run(chunks)
 
     def forward_timed(self, chunks: Sequence[Chunk]) -> np.ndarray:
-        """A step like ``forward``'s: nanoseconds that each of ``operations`` took, int64 [n]. Raises what ``forward`` does."""
+        """Compute one step: nanoseconds that each of ``operations`` took, int64 [n]. Raises as ``forward``."""
         return self._runner.run_timed(chunks)
 
     @property
     def hidden(self) -> np.ndarray:
-        """Of the last step: the final hidden states, float32 [wanted tokens, n_embd], of which the logits were made; a view."""
+        """Final hidden states of the last step, from which its logits were computed: float32 [n_outputs, n_embd], a view."""
         return self._runner.hidden
 
     @property
     def operations(self) -> Sequence[Any]:
-        """What a step consists of, in order. Raises EngineError when the model is closed."""
+        """The operations of a step, in order. Raises EngineError if the model is closed."""
         return self._runner.operations
 
     @property
     def team(self) -> Workers:
-        """What computes."""
+        """The threads that compute steps."""
         return self._team
 
     def take_state(self) -> int:
@@ -76,12 +80,12 @@ class Model:
         return -1 if self.states is None else self.states.allocate()
 
     def drop_state(self, slot: int) -> None:
-        """Give back what ``take_state`` gave."""
+        """Free a slot that ``take_state`` returned."""
         if self.states is not None:
             self.states.release(slot)
 
     def close(self) -> None:
-        """Stop the threads and free all memory, once a step that is under way has ended. Harmless when repeated."""
+        """Wait for the current step, then end the threads and free all memory. Closing twice is harmless."""
         if self._owns_team:
             self._team.close()
         self.kv.close()

@@ -1,8 +1,8 @@
-"""Recurrent states: a pool of slots, each holding what all layers keep of one sequence, whatever its length.
+"""Recurrent states: a pool of slots of a fixed size, each for the states of all layers of one sequence.
 
-Beside the pages of the KV cache, which grow with a sequence, a model with recurrent layers keeps a slot for it. Unlike a page, a
-state cannot be cut: it stands for exactly the tokens that went into it, ``lengths[slot]`` of them; the state of fewer tokens
-exists only where it was copied in time. This module hands slots out and takes them back; their memory is the backend's
+A sequence of a model with recurrent layers has one slot, besides its pages of the KV cache, which grow with it. Unlike pages, a
+state cannot be truncated to fewer tokens: it summarizes exactly the ``lengths[slot]`` tokens that went into it. To go back to
+fewer tokens, a copy made at that point is needed. This module allocates and frees slots; their memory belongs to the backend
 (``gumba.backends.base.StateSlots``).
 """
 
@@ -18,10 +18,14 @@ from gumba.memory import shortage
 
 
 class States:
-    """A pool of ``n_slots`` slots, each with one owner.
+    """A pool of ``n_slots`` slots, each with at most one owner.
 
-    ``parts``: of each layer, the shapes that its state consists of; none: a layer without. ``memory``: what the slots hold.
-    Raises ResourceError when there is not enough memory.
+    Args:
+        backend: Allocates the memory.
+        parts: For each layer, the shapes of the parts of its state; empty for a layer that is not recurrent.
+        n_slots: Number of slots.
+
+    Raises ResourceError if there is not enough memory.
     """
 
     def __init__(self, backend: Backend, parts: Sequence[Sequence[StateShape]], n_slots: int) -> None:
@@ -38,34 +42,34 @@ class States:
         self._lock = threading.Lock()
         self._free = list(range(n_slots - 1, -1, -1))
         self._taken = [False] * n_slots
-        #: Tokens that a slot's state has taken in.
+        #: Number of tokens that went into the state, by slot.
         self.lengths = [0] * n_slots
 
     @property
     def n_free(self) -> int:
-        """Slots without an owner."""
+        """Number of free slots."""
         return len(self._free)
 
     def allocate(self) -> int:
-        """Take a slot, of a sequence without tokens. Raises ResourceError when none is free."""
+        """Allocate a slot for a sequence without tokens. Raises ResourceError if none is free."""
         with self._lock:
             if self._closed:
                 raise EngineError("the model is closed")
             if not self._free:
-                raise ResourceError(f"all {self.n_slots} slots for states are taken")
+                raise ResourceError(f"all {self.n_slots} slots for recurrent states are in use")
             slot = self._free.pop()
             self._taken[slot], self.lengths[slot] = True, 0
             return slot
 
     def release(self, slot: int) -> None:
-        """Give a slot back. Raises EngineError for one that is not taken."""
+        """Free a slot. Raises EngineError for one that is not allocated."""
         with self._lock:
             self._check(slot)
             self._taken[slot] = False
             self._free.append(slot)
 
     def copy(self, source: int, target: int) -> None:
-        """Make one taken slot hold what another one holds."""
+        """Copy the state of one allocated slot to another."""
         with self._lock:
             self._check(target)
             self._check(source)
@@ -73,13 +77,16 @@ class States:
             self.lengths[target] = self.lengths[source]
 
     def read(self, slot: int) -> bytes:
-        """All that a taken slot holds, ``slot_bytes`` of it."""
+        """The state in an allocated slot, ``slot_bytes`` bytes."""
         with self._lock:
             self._check(slot)
             return self.memory.read(slot)
 
     def write(self, slot: int, data: bytes, length: int) -> None:
-        """Fill a taken slot with what ``read`` gave, of ``length`` tokens. Raises RequestError for data of another length."""
+        """Fill an allocated slot with what ``read`` returned: the state after ``length`` tokens.
+
+        Raises RequestError if ``data`` is not ``slot_bytes`` bytes.
+        """
         if len(data) != self.slot_bytes:
             raise RequestError(f"a state of {len(data)} bytes: expected {self.slot_bytes}")
         with self._lock:
@@ -88,24 +95,24 @@ class States:
             self.lengths[slot] = length
 
     def close(self) -> None:
-        """Let go of the memory; nothing can be allocated any more."""
+        """Free the memory. ``allocate`` raises EngineError from then on."""
         with self._lock:
             self._closed = True
             self.memory.close()
 
     def owns(self, slot: int) -> bool:
-        """Whether a slot is in range and taken."""
+        """Whether a slot is in range and allocated."""
         return 0 <= slot < self.n_slots and self._taken[slot]
 
     def _check(self, slot: int) -> None:
         if not self.owns(slot):
-            raise EngineError(f"slot {slot} for states is used or released but was not taken")
+            raise EngineError(f"slot {slot} for recurrent states is not allocated")
 
     def runs(self, chunks: Sequence[Chunk]) -> list[tuple[int, int, int, int]]:
-        """Of each chunk with tokens: first token in the step, tokens, position of the first, byte offset of the slot.
+        """For each chunk with tokens: index of its first token in the step, number of tokens, position, slot's byte offset.
 
-        The tokens count as taken in. All else of the chunks is checked already. Raises RequestError for a slot that is not
-        the sequence's own, or holds the state after another number of tokens.
+        Also adds the tokens to ``lengths``. The rest of the chunks must have been checked already. Raises RequestError for a
+        slot that is not allocated or occurs twice, or whose state is not the one after ``position`` tokens.
         """
         runs: list[tuple[int, int, int, int]] = []
         after: dict[int, int] = {}
@@ -113,7 +120,8 @@ class States:
         for tokens, position, _, _, slot, *_ in chunks:
             if type(slot) is not int or not self.owns(slot) or slot in after:
                 raise RequestError(
-                    f"slot {slot!r} for states: expected one taken from this model, for each sequence its own"
+                    f"slot {slot!r} for recurrent states: expected one that this model has allocated, "
+                    "another one for each sequence"
                 )
             if position and self.lengths[slot] != position:
                 raise RequestError(
