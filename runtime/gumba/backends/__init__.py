@@ -1,4 +1,4 @@
-"""Backends: what computes a program. ``base`` says what one provides; the runner names no other part of it."""
+"""Backends: what runs programs on one kind of hardware. ``base`` declares their interface, the only part that others use."""
 
 from __future__ import annotations
 

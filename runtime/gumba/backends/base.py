@@ -1,9 +1,11 @@
-"""What a backend provides: all that ``models/``, ``layers/``, ``loading/`` and ``runner/`` may name of one.
+"""The interface of a backend: everything that ``models/``, ``layers/``, ``loading/`` and ``runner/`` use of one.
 
-``Operations`` (``gumba.backends.operations``) is what architectures are written in. Here is what stands around it: packing
-weights, the memory of sequences, running steps, and ``Backend``, which makes all of them. ``gumba.backends.get`` chooses one.
+Architectures are written in ``Operations`` (``gumba.backends.operations``). This module declares the rest: packing weights, the
+memory of the KV cache and of recurrent states, running steps, and ``Backend``, which creates all of them.
+``gumba.backends.get`` returns the backend in use.
 
-Everything here is a type. A backend need not inherit from any of it: mypy checks that it fits (``docs/contributing``).
+Everything here is a type. A backend need not inherit from any of them: mypy checks that it has the methods
+(``docs/contributing/add-backend.md``).
 """
 
 from __future__ import annotations
@@ -50,13 +52,13 @@ class MatrixShape:
 
 
 class Packer(Protocol):
-    """Packs the matrices of one file. Methods but ``pack`` are called by one thread.
+    """Packs the matrices of one file. Only ``pack`` is called by several threads.
 
-    Made with the shapes of all matrices of the file, so that they can lie in one run of memory.
+    It is created with the shapes of all matrices of the file, so that it can allocate one piece of memory for all.
     """
 
     def allocate(self, shape: MatrixShape) -> Matrix:
-        """A matrix whose weights are yet to be packed."""
+        """Allocate a matrix, whose weights are packed later."""
         ...
 
     def prepare(self) -> None:
@@ -64,13 +66,13 @@ class Packer(Protocol):
         ...
 
     def row_runs(self, matrix: Matrix) -> Iterable[tuple[int, int]]:
-        """(first, last) row of the parts that ``pack`` takes, in order: some megabytes each, together the whole matrix."""
+        """The ranges of rows (first, last) that ``pack`` takes, in order: some megabytes each, together the whole matrix."""
         ...
 
     def pack(self, matrix: Matrix, first: int, rows: np.ndarray) -> None:
-        """Pack one of ``row_runs``, from row ``first`` on, called by several threads for different runs at a time.
+        """Pack one of ``row_runs``, from row ``first`` on. Several threads pack different ranges at once.
 
-        ``rows``: as the file has them, uint8 [count, bytes of a row]; it may be overwritten after the call.
+        ``rows``: the rows in the file, uint8 [count, bytes of a row]; the caller overwrites them after the call.
         """
         ...
 
@@ -79,16 +81,16 @@ class Packer(Protocol):
 
 
 class KVFormat(Protocol):
-    """How keys and values lie in a page: ``page_tokens`` tokens of one sequence, for every layer and KV head."""
+    """The layout of keys and values in a page: ``page_tokens`` tokens of one sequence, for every layer and KV head."""
 
     @property
     def name(self) -> str:
-        """As ``kv_type`` names it."""
+        """Its ``kv_type``, such as "f16"."""
         ...
 
     @property
     def page_tokens(self) -> int:
-        """Tokens of a page."""
+        """Tokens per page."""
         ...
 
     def key_bytes(self, head_dim: int, /) -> int:
@@ -101,26 +103,26 @@ class KVFormat(Protocol):
 
 
 class CachePages(Protocol):
-    """The memory of a pool of KV pages. Which pages are taken is the business of ``gumba.runner.kv_cache``."""
+    """The memory of a pool of KV pages. ``gumba.runner.kv_cache`` tracks which pages are allocated."""
 
     @property
     def n_bytes(self) -> int:
-        """All its memory."""
+        """Size of the whole pool."""
         ...
 
     def copy(self, source: int, target: int) -> None:
-        """Copy a page over another."""
+        """Copy the content of one page to another."""
         ...
 
     def read(self, page: int, windowed: bool) -> bytes:
-        """What a page holds of the layers with a window, or of those without.
+        """The content of a page: the layers with a sliding window (``windowed``), or those without.
 
-        Layers in order, all keys, then all values. Depends on the KV format and the backend alone, not on the pool's size.
+        All keys, then all values, in the order of the layers. Depends only on the KV format and the backend.
         """
         ...
 
     def write(self, page: int, data: bytes, windowed: bool) -> None:
-        """Fill a page with what ``read`` returned. Raises RequestError when that has another length."""
+        """Fill a page with what ``read`` returned. Raises RequestError if its length is wrong."""
         ...
 
     def close(self) -> None:
@@ -129,24 +131,24 @@ class CachePages(Protocol):
 
 
 class StateSlots(Protocol):
-    """The memory of recurrent states: slots of one size, each for the layers' states of one sequence."""
+    """The memory of recurrent states: slots of one size, each for the states of all layers of one sequence."""
 
     @property
     def slot_bytes(self) -> int:
-        """Memory of a slot."""
+        """Size of a slot."""
         ...
 
     @property
     def n_bytes(self) -> int:
-        """All its memory."""
+        """Size of the whole pool."""
         ...
 
     def copy(self, source: int, target: int) -> None:
-        """Copy a slot over another."""
+        """Copy the state in one slot to another."""
         ...
 
     def read(self, slot: int) -> bytes:
-        """``slot_bytes`` bytes: what a slot holds."""
+        """The state in a slot, ``slot_bytes`` bytes."""
         ...
 
     def write(self, slot: int, data: bytes) -> None:
@@ -162,56 +164,56 @@ class StateSlots(Protocol):
 
 
 class StateRuns(Protocol):
-    """Where a step's sequences have their states: as ``gumba.runner.state_pool.States`` says."""
+    """Says where the states of a step's sequences are: ``gumba.runner.state_pool.States``."""
 
     def runs(self, chunks: Sequence[Chunk]) -> list[tuple[int, int, int, int]]:
-        """Of each chunk with tokens: first token in the step, tokens, position of the first, byte offset of the slot.
+        """For each chunk with tokens: index of its first token in the step, number of tokens, position, slot's byte offset.
 
-        The tokens count as taken in. Raises RequestError for a slot that does not hold what came before.
+        Records that the states include these tokens. Raises RequestError for a slot without the state before them.
         """
         ...
 
 
 class Workers(Protocol):
-    """What computes: a team of threads, a device's stream. Programs of several models may share it, one step at a time."""
+    """What computes: a team of threads, or a device's stream. Several models may share it, one step at a time."""
 
     @property
     def n_threads(self) -> int:
-        """Threads of the host that take part."""
+        """Number of threads on the host."""
         ...
 
     def close(self) -> None:
-        """Let them end, after a step that is under way. Harmless when repeated."""
+        """Wait for the current step, then end the threads. Closing twice is harmless."""
         ...
 
 
 class Runner(Protocol):
-    """A finished program with its memory. One thread at a time may call it."""
+    """A finished program with its memory. Only one thread at a time may call it."""
 
     def run(self, chunks: Sequence[Chunk]) -> np.ndarray:
         """Compute one step: logits, float32 [n_outputs, n_vocab], in the order of chunks and tokens.
 
-        The rows are a view that the next step overwrites. Calls ``StepLimits.check`` where a number is out of range, before
-        anything is computed. Raises EngineError when closed.
+        The rows are a view that the next step overwrites. If a number is out of range, ``StepLimits.check`` raises the error,
+        before anything is computed. Raises EngineError if closed.
         """
         ...
 
     @property
     def hidden(self) -> np.ndarray:
-        """Of the last step: the final hidden states, float32 [n_outputs, n_embd], of which the logits were made; a view."""
+        """Final hidden states of the last step, from which its logits were computed: float32 [n_outputs, n_embd], a view."""
         ...
 
     def run_timed(self, chunks: Sequence[Chunk]) -> np.ndarray:
-        """As ``run``; nanoseconds that each of ``operations`` took, int64 [n]."""
+        """As ``run``, but returns the nanoseconds that each of ``operations`` took, int64 [n]."""
         ...
 
     @property
     def operations(self) -> Sequence[Any]:
-        """What a step consists of, in order, for profiles of this backend. Raises EngineError when closed."""
+        """The operations of a step, in order, for this backend's profiler. Raises EngineError if closed."""
         ...
 
     def close(self) -> None:
-        """Free the program's memory. Harmless when repeated."""
+        """Free the program's memory. Closing twice is harmless."""
         ...
 
 
@@ -220,12 +222,12 @@ class Function(Protocol):
 
     @property
     def name(self) -> str:
-        """Tells it apart from the backend's others."""
+        """Unique among the backend's functions."""
         ...
 
     @property
     def py_func(self) -> Callable[..., Any]:
-        """Its source."""
+        """The Python function."""
         ...
 
     @property
@@ -240,14 +242,14 @@ class Function(Protocol):
 
 @dataclass(frozen=True)
 class ProgramSizes:
-    """Bounds of a program: most tokens of a step, most tokens of a sequence."""
+    """Bounds of a program: maximum number of tokens in one step, and of a sequence."""
 
     max_batch_tokens: int
     max_context: int
 
 
 class Backend(Protocol):
-    """A device to run on, as chosen at load: an instruction set of the CPU, one GPU."""
+    """A device that models run on: the CPU with one instruction set, or one GPU."""
 
     @property
     def name(self) -> str:
@@ -256,13 +258,13 @@ class Backend(Protocol):
 
     @property
     def target(self) -> str:
-        """What code is made for, e.g. the instruction set. Packed weights of equal ``name`` and ``target`` are alike."""
+        """What code is compiled for, e.g. the instruction set. ``name`` and ``target`` determine the layout of packed weights."""
         ...
 
     # Weights
 
     def packer(self, shapes: Iterable[tuple[MatrixShape, int]]) -> Packer:
-        """A packer for the matrices of a file: shapes, and how many there are of each."""
+        """A packer for the matrices of a file: each shape, and the number of matrices of this shape."""
         ...
 
     # Memory of sequences
@@ -285,15 +287,15 @@ class Backend(Protocol):
         self, shapes: Sequence[KVShape], n_pages: int, format: KVFormat, window_pages: CachePages | None = None,
         window: int = 0,
     ) -> CachePages:  # fmt: skip
-        """Zeroed memory for ``n_pages`` pages of layers of these shapes. Raises MemoryError.
+        """Zeroed memory for ``n_pages`` pages. Raises MemoryError.
 
-        ``window_pages``: where layers lie that have a pool of their own, for tokens of the last ``window`` positions. Its
-        ``shapes`` are ``NOTHING`` here.
+        ``shapes``: the keys and values of each layer; ``NOTHING`` for layers in another pool. ``window_pages``: the memory of the
+        window pool, if there is one, for the last ``window`` positions.
         """
         ...
 
     def state_slot_bytes(self, parts: Sequence[Sequence[StateShape]]) -> int:
-        """Memory of a slot for the states of all layers. ``parts``: of each layer."""
+        """Size of a slot. ``parts``: for each layer, the shapes of the parts of its state."""
         ...
 
     def state_slots(self, parts: Sequence[Sequence[StateShape]], n_slots: int) -> StateSlots:
@@ -303,25 +305,25 @@ class Backend(Protocol):
     # Running
 
     def workers(self, n_threads: int, processors: Sequence[int] | None = None) -> Workers:
-        """Start what computes. ``processors``: those that threads are tied to; None: wherever the system places them.
+        """Start the threads. ``processors``: those that threads are pinned to; None: the system places them.
 
-        Raises ResourceError when a thread cannot be started.
+        Raises ResourceError if a thread cannot be started.
         """
         ...
 
     def program(
         self, sizes: ProgramSizes, n_threads: int, pages: CachePages, states: StateSlots | None = None
     ) -> Program:
-        """An empty program whose attentions store into ``pages`` and whose recurrent layers have their states in ``states``."""
+        """An empty program, whose attention stores keys and values in ``pages`` and whose recurrent states are in ``states``."""
         ...
 
     def runner(
         self, program: Program, hidden: Buffer, logits: Buffer, workers: Workers, limits: StepLimits,
         states: StateRuns | None = None,
     ) -> Runner:  # fmt: skip
-        """Finish a program: place its buffers and make it ready to run. Raises ResourceError, MemoryError.
+        """Finish a program: allocate its buffers and prepare it to run. Raises ResourceError, MemoryError.
 
-        ``hidden``, ``logits``: the results that stay readable after a step.
+        ``hidden``, ``logits``: the buffers that can be read after a step.
         """
         ...
 
@@ -332,9 +334,9 @@ class Backend(Protocol):
         ...
 
     def step_functions(self) -> list[Function]:
-        """The functions that loading a model and running a step need, whatever its program."""
+        """The functions that loading and running any model needs."""
         ...
 
     def llama_functions(self) -> list[Function]:
-        """The functions that programs of the Llama kind run, in every block format and KV format, and profiles of them."""
+        """The functions that Llama-like models and their profiles need, in every block format and KV format."""
         ...

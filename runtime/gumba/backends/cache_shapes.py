@@ -1,6 +1,6 @@
-"""What a layer keeps of a sequence: keys and values of each token, or a state of fixed size.
+"""Shapes of what a layer caches per sequence: keys and values of each token, or a recurrent state of fixed size.
 
-Architectures declare these shapes; a backend decides how they lie in its memory (``gumba.backends.base``).
+Architectures declare these shapes; a backend decides their layout in memory (``gumba.backends.base``).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Protocol, TypeAlias
 
 
 class HeadBytes(Protocol):
-    """The part of a KV page format that sizes depend on (``gumba.backends.base.KVFormat``)."""
+    """The members of ``gumba.backends.base.KVFormat`` that sizes depend on."""
 
     def key_bytes(self, head_dim: int, /) -> int:
         """Bytes of one head's keys in a page."""
@@ -23,7 +23,7 @@ class HeadBytes(Protocol):
 
 @dataclass(frozen=True)
 class KVShape:
-    """What one layer keeps of a token: ``head_dim`` elements of a key and ``v_dim`` of a value for each KV head.
+    """What one layer caches per token: for each KV head, ``head_dim`` elements of a key and ``v_dim`` of a value.
 
     0 heads: nothing. ``window``: a token reads only itself and the ``window - 1`` tokens before it; 0: all before it.
     """
@@ -34,7 +34,7 @@ class KVShape:
     window: int = 0
 
     def bytes_per_page(self, format: HeadBytes) -> int:
-        """Memory of this layer in a page of ``format``."""
+        """Bytes of this layer in a page of ``format``."""
         return self.n_kv_heads * (format.key_bytes(self.head_dim) + format.value_bytes(self.v_dim))
 
 

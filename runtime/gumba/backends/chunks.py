@@ -1,7 +1,7 @@
-"""A step's input, and what is checked of it: chunks of tokens, each of one sequence.
+"""The input of a step, chunks of tokens of one sequence each, and its checks.
 
-Backends check numbers on their way to the device, in compiled code. Where one is out of range they call ``StepLimits.check``,
-which finds the same slowly, and says what is wrong.
+Backends check all numbers in compiled code, on their way to the device. If one is out of range, they call
+``StepLimits.check``, which repeats the checks slowly and raises an error that says what is wrong.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ _TABLE = "a block table must be a row of page ids, all of them taken from this m
 class Chunk(NamedTuple):
     """Consecutive tokens of one sequence for one step.
 
-    ``tokens``: ids; ``position``: of the first one in its sequence; ``pages``: the sequence's block table, for at least
-    ``position + len(tokens)`` tokens; ``outputs``: the tokens whose logits are wanted; ``state``: of a model with recurrent
-    layers, the sequence's slot of ``Model.states``, which holds the state after ``position`` tokens; ``n_source``: of an
-    encoder-decoder, how many of the sequence's first tokens are the source, which the encoder reads, all in one chunk;
-    ``window_pages``: where the cache has a window pool, the block table of that; entries before the window are unused.
+    Attributes:
+        tokens: Token ids.
+        position: Position of the first token in its sequence.
+        pages: The sequence's block table, for at least ``position + len(tokens)`` tokens.
+        outputs: The tokens whose logits are computed.
+        state: For recurrent layers, the sequence's slot of ``Model.states`` with the state after ``position`` tokens.
+        n_source: For encoder-decoders, the number of first tokens of the sequence that are the source, all in one chunk.
+        window_pages: The block table of the window pool, if there is one; entries before the window are unused.
     """
 
     tokens: Sequence[int] | np.ndarray
@@ -38,34 +41,34 @@ class Chunk(NamedTuple):
 
 
 class PagePool(Protocol):
-    """What a step's checks need of ``gumba.runner.kv_cache.KVCache``."""
+    """What the checks of a step need of ``gumba.runner.kv_cache.KVCache``."""
 
     @property
     def n_pages(self) -> int:
-        """Page ids are below it."""
+        """Number of pages: page ids are below it."""
         ...
 
     @property
     def page_tokens(self) -> int:
-        """Tokens of a page."""
+        """Tokens per page."""
         ...
 
     @property
     def used(self) -> np.ndarray:
-        """Which pages are taken, bool [n_pages]."""
+        """Whether each page is allocated, bool [n_pages]."""
         ...
 
     def owns(self, pages: np.ndarray) -> bool:
-        """Whether all page ids (integers) are in range and taken."""
+        """Whether all page ids (integers) are in range and allocated."""
         ...
 
 
 class Pools(PagePool, Protocol):
-    """The pool of pages, with that of layers with a window where they have their own."""
+    """The KV cache's pool of pages, and its window pool if it has one."""
 
     @property
     def window_pool(self) -> PagePool | None:
-        """Pages for the layers with a window."""
+        """The pool of the layers with a sliding window; None: they have none of their own."""
         ...
 
     @property
@@ -74,13 +77,13 @@ class Pools(PagePool, Protocol):
         ...
 
     def first_read(self, position: int) -> int:
-        """The first page of ``window_pool`` that a token at ``position`` reads, as an index in its block table."""
+        """Index in the block table of the first window page that a token at ``position`` reads."""
         ...
 
 
 @dataclass(frozen=True)
 class StepLimits:
-    """What bounds the numbers of a step: token ids are below ``n_ids``, positions below ``n_ctx``."""
+    """Bounds of the numbers in a step: token ids are below ``n_ids``, positions below ``n_ctx``."""
 
     n_ids: int
     n_ctx: int
@@ -88,7 +91,7 @@ class StepLimits:
     pools: Pools
 
     def check(self, chunks: Sequence[Chunk]) -> None:
-        """Raise RequestError for what is wrong with a step; nothing when all is well."""
+        """Raise RequestError if a number of a step is out of range."""
         pools, total = self.pools, 0
         for chunk in chunks:
             ids, table = token_ids(chunk.tokens, self.n_ids), page_ids(chunk.pages)

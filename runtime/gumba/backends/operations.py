@@ -1,13 +1,14 @@
-"""The operations of a program: what an architecture is written in, and the contract that a backend's kernels fulfil.
+"""The operations of a program: the interface that architectures are written in and that every backend implements.
 
 An architecture's ``forward`` calls the operations of a ``Program`` once, at load. Each call appends one operation and returns
-the buffer that it fills; nothing is computed then. The backend decides what an operation becomes (records that threads walk,
-kernel launches in a graph), where buffers lie, which operations it fuses, and when one waits for another.
+the buffer that it fills; nothing is computed yet. The backend decides what an operation becomes (a record that threads process,
+a kernel launch in a graph), where buffers are, which operations it fuses, and when one waits for another.
 
 A step runs the program for the tokens of one or more sequences. Its size is unknown when the program is written, so a buffer
-has one row for each token of the step (``n_tokens`` rows) or, after ``select_outputs``, one for each token whose logits are
-wanted (``n_outputs`` rows). All buffers are float32. Results of a row may not depend on the other rows of a step: whatever
-batch or chunk a token is computed in, its bits are the same."""
+has one row for each token of the step (``n_tokens`` rows) or, after ``select_outputs``, one for each token that gets logits
+(``n_outputs`` rows). All buffers are float32. A row must not depend on the other rows of a step: a token's bits are the same in
+every batch and every chunk.
+"""
 
 from __future__ import annotations
 
@@ -49,21 +50,21 @@ class Buffer(Protocol):
 
     @property
     def of_outputs(self) -> bool:
-        """Whether there is a row only for each token whose logits are wanted."""
+        """Whether it has rows only for the tokens that get logits."""
         ...
 
 
 class Matrix(Protocol):
-    """A weight matrix [rows, columns] in a block format, packed as the backend's products read it; never written again."""
+    """A weight matrix [rows, columns] in a block format, packed for the backend's kernels; read-only."""
 
     @property
     def rows(self) -> int:
-        """Outputs of a product with it."""
+        """Number of outputs of a product."""
         ...
 
     @property
     def columns(self) -> int:
-        """Inputs of a product with it."""
+        """Number of inputs of a product."""
         ...
 
 
@@ -110,13 +111,13 @@ class Operations(Protocol[BufferT, MatrixT]):
 
     @property
     def max_context(self) -> int:
-        """Most tokens of a sequence: positions are below it."""
+        """Maximum number of tokens of a sequence: positions are below it."""
         ...
 
     # Products
 
     def embed(self, w: MatrixT) -> BufferT:
-        """Rows of ``w`` for the step's token ids, dequantized: [n_tokens, w.columns]. An id counts modulo ``w.rows``."""
+        """Rows of ``w`` for the step's token ids, dequantized: [n_tokens, w.columns]. The row of an id is id % ``w.rows``."""
         ...
 
     def matmul(
@@ -287,11 +288,11 @@ class Operations(Protocol[BufferT, MatrixT]):
         ...
 
     def select_outputs(self, x: BufferT) -> BufferT:
-        """Only the rows of tokens whose logits are wanted, [n_outputs, width]; x itself where it has no others."""
+        """Only the rows of tokens that get logits, [n_outputs, width]; x itself if it has no others."""
         ...
 
     def text_means(self, x: BufferT) -> BufferT:
-        """x, but in the row of each sequence's first token the mean of all its rows. Sequences must be in the step whole."""
+        """x with each sequence's first row replaced by the mean of all its rows. The step must have whole sequences."""
         ...
 
     # Layers with a state (Yang et al. 2024)
@@ -319,10 +320,10 @@ class Operations(Protocol[BufferT, MatrixT]):
         """
         ...
 
-    # Several streams beside each other
+    # Parallel residual streams
 
     def stack_streams(self, parts: Sequence[BufferT]) -> Streams[BufferT]:
-        """Streams from a buffer for each, all of one shape."""
+        """Streams from one buffer each, all of one shape."""
         ...
 
     def stream(self, x: Streams[BufferT], i: int) -> BufferT:
