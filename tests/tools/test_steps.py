@@ -135,3 +135,8 @@ def test_serial_tests_run_after_the_others_from_the_files_that_have_them() -> No
     files = [word for word in second.command if word.startswith("tests/")]
     assert "tests/engine/test_interrupts.py" in files and all((TOOLS.parent / file).is_file() for file in files)
     assert steps.tests(["tests/gguf"])[1].command[-1] == "tests/gguf"
+
+
+def test_all_tests_are_in_both_passes_and_some_may_be_in_one() -> None:
+    assert [step.passes for step in steps.tests()] == [(), ()]
+    assert [step.passes for step in steps.tests(["tests/gguf"])] == [(steps.NO_TESTS,)] * 2
