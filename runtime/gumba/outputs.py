@@ -146,42 +146,42 @@ class RequestOutput:
 
     @property
     def text(self) -> str:
-        """That of the first answer."""
+        """The first answer's, see ``CompletionOutput``."""
         return self.outputs[0].text
 
     @property
     def reasoning(self) -> str | None:
-        """That of the first answer."""
+        """The first answer's, see ``CompletionOutput``."""
         return self.outputs[0].reasoning
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
-        """That of the first answer."""
+        """The first answer's, see ``CompletionOutput``."""
         return self.outputs[0].tool_calls
 
     @property
     def token_ids(self) -> list[int]:
-        """That of the first answer."""
+        """The first answer's, see ``CompletionOutput``."""
         return self.outputs[0].token_ids
 
     @property
     def finish_reason(self) -> FinishReason:
-        """That of the first answer."""
+        """The first answer's, see ``CompletionOutput``."""
         return self.outputs[0].finish_reason
 
     @property
     def stop_reason(self) -> str | int | None:
-        """That of the first answer."""
+        """The first answer's, see ``CompletionOutput``."""
         return self.outputs[0].stop_reason
 
     @property
     def timings(self) -> Timings:
-        """That of the first answer."""
+        """The first answer's, see ``CompletionOutput``."""
         return self.outputs[0].timings
 
     @property
     def logprobs(self) -> list[Logprobs] | None:
-        """That of the first answer."""
+        """The first answer's, see ``CompletionOutput``."""
         return self.outputs[0].logprobs
 
 

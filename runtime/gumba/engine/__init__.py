@@ -1,1 +1,1 @@
-"""Requests become steps here: sequences, the scheduler that fills each step, and the engine that runs it."""
+"""Continuous batching: sequences, the scheduler that fills each step, and the engine that runs the steps in its thread."""

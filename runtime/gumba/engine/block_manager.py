@@ -1,8 +1,8 @@
 """Block tables: which sequence owns which KV pages and which slot for its recurrent state (paged attention, Kwon et al. 2023).
 
-Pages come from the pool of the KV cache, and from its window pool where layers with a sliding window have their own: there a
-sequence owns pages for what its next token reads, and releases those before the window while it goes on. Full pages go into
-the prefix cache, which keeps them for other sequences as long as no one needs the memory.
+Pages come from the pool of the KV cache and, if layers with a sliding window have a pool of their own, from its window pool.
+There a sequence owns pages only for the tokens that its next token attends to; it releases the others as the window moves.
+Full pages go into the prefix cache, which keeps them for other sequences until the memory is needed.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class BlockManager:
         key, size = sequence.cache_key(0, len(sequence.tokens)), self.kv.page_tokens
         match = self.prefix_cache.find(key, limit)
         if len(match.pages) * size + match.n_copied < sequence.n_source:
-            match = self.prefix_cache.find((), 0)  # part of a source is of no use
+            match = self.prefix_cache.find((), 0)  # a cached part of a source cannot be reused
         if self._start_from(match, sequence, n_running):
             return True
         # The page to copy may be one of those that have to be evicted.

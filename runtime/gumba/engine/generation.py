@@ -123,7 +123,7 @@ class Generation(Sequence):
             try:
                 limit = min(self._max_tokens - len(self.answer), self._n_ctx - len(self.tokens)) - 1
                 self._draft = self.drafter.propose(self.tokens, min(budget - 1, limit))
-            except Exception as error:  # generation goes on without draft tokens
+            except Exception as error:  # continue without draft tokens
                 log.warning("drafting has failed; tokens are computed one by one from here on (%s)", error)
                 self.drafter.close()
                 self.drafter = None

@@ -1,4 +1,4 @@
-"""What the engine needs of a model that runs: its forward pass, pools of KV pages, recurrent states.
+"""What the engine needs of a loaded model: its forward pass, pools of KV pages, recurrent states.
 
 ``gumba.runner`` provides all of it; the engine names no concrete class, so that tests run it on a model of a few lines.
 """
@@ -102,7 +102,7 @@ class StatePool(Protocol):
 
 
 class Runner(Protocol):
-    """A model that runs: ``gumba.runner.model.Model``."""
+    """A loaded model: ``gumba.runner.model.Model``."""
 
     @property
     def kv(self) -> KVPool:

@@ -265,7 +265,7 @@ class Scheduler:
         self._requeue(sequence)
 
     def recompute(self, sequence: Sequence) -> None:
-        """Requeue a running sequence whose tokens have changed: none of its pages is of use."""
+        """Requeue a running sequence whose tokens have changed, so that none of its pages is valid."""
         self._running.remove(sequence)
         self._requeue(sequence)
         sequence.shifted = False

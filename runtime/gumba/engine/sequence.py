@@ -83,7 +83,7 @@ class Sequence(ABC):
         self.n_prefix_pages = 0
         #: Prompt tokens that came from the prefix cache.
         self.n_reused = 0
-        #: Tokens removed because the context was full; ``shifted``: in this step, so its pages are of no use.
+        #: Tokens removed because the context was full; ``shifted``: in this step, so its pages are invalid.
         self.n_dropped = 0
         self.shifted = False
         self.priority = 0

@@ -3,8 +3,8 @@
 Nothing here knows GGUF. It guards against paths that are not regular files (opening a FIFO would block, a
 device has no end), and against files that shrink while they are mapped. Touching a mapped page beyond the end of the file
 kills the process with SIGBUS, which Python cannot catch, so `MappedFile.check` compares the file's present size
-with the mapped one before each access. The moment between check and access stays open: a model file must not be
-overwritten in place while it is in use; replacing it by renaming another over it is safe.
+with the mapped one before each access. A file that shrinks between check and access still kills the process: do not overwrite
+a model file in place while it is in use; replacing it by a rename is safe.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class MappedFile:
         return self._bytes
 
     def close(self) -> None:
-        """Ends access through this object. Harmless when repeated."""
+        """Close the file: ``bytes`` raises GGUFError from then on. Closing twice is harmless."""
         if self._bytes is not None:
             self._bytes = None
             with suppress(BufferError):  # a view is still in use: the mapping ends with it

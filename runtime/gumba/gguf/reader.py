@@ -118,7 +118,7 @@ class GGUFFile:
         return value
 
     def close(self) -> None:
-        """Unmaps the file. Arrays and tensors can no longer be read through it. Harmless when repeated."""
+        """Unmap the file: arrays and tensors can no longer be read through it. Closing twice is harmless."""
         for file in self._files:
             file.close()
 

@@ -138,7 +138,7 @@ def add_attention(t: TensorTable, c: LayersConfig, i: int, *, keys_are_values: b
 
 
 def unused_kv(c: LayersConfig) -> Callable[[str], bool]:
-    """Tells the tensors that files may have but that are not used: keys and values of layers that read another layer's."""
+    """A test for names of tensors that are ignored: keys and values of layers that read another layer's."""
     names = {
         f"blk.{i}.{name}.weight"
         for i, source in enumerate(c.sources)

@@ -78,7 +78,7 @@ def frequencies(rope: Rope, factors: np.ndarray | None = None) -> tuple[np.ndarr
     if rope.scaling == "yarn":
 
         def pair_of(rotations: float) -> float:
-            """The pair that makes so many rotations in the original context."""
+            """Index of the rotary pair that makes this number of rotations in the original context."""
             ratio = rope.original_ctx / (rotations * 2 * math.pi)
             return rope.dim * math.log(ratio) / (2 * math.log(rope.freq_base))
 

@@ -8,8 +8,8 @@ An architecture whose files have further tensors declares them in a subclass of 
     class ScaledWeights(Weights):
         layers: Sequence[ScaledLayer]
 
-``TensorTable.load`` reads each tensor as its declaration says. A field ``X | None`` is None in files without the tensor; for any
-other that some files lack, ask ``has``.
+``TensorTable.load`` reads each tensor as the type that its field declares. A field ``X | None`` is None in files without the
+tensor; for any other tensor that some files lack, ``has`` says whether it was loaded.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ class Sampler:
         return Logprobs(float(row[token]) - largest - total, n_better + 1, tuple(zip(ids.tolist(), values.tolist())))
 
     def _sample_candidates(self, row: Float32Array, state: SamplerState, uniform: float) -> int:
-        """Sample a token of ``row``, the logits after all edits, by way of candidates."""
+        """Sample a token from ``row``, the logits after all edits: gather candidates, apply the filters, draw one."""
         if self._candidates is None:
             self._candidates = Candidates(self.n_vocab)
         candidates, names = self._candidates, list(state.chain.filters)

@@ -142,7 +142,7 @@ _CL100K = _family(_LLAMA3_WORDS)
 _GLM4 = _family(_LLAMA3_WORDS, whole_words=True)
 _QWEN2 = _family(_QWEN2_WORDS)
 _QWEN35 = _family(_tiktoken_words(r"\p{N}", letters=r"[\p{L}\p{M}]++", other=r"\s\p{L}\p{M}\p{N}"))
-#: Only where a run of whitespace begins can a newline be in it: the rest of a long one is not looked through again.
+#: Searches a run of whitespace for a newline only from its start, so that a long run takes linear time.
 _CASCADE = "|".join(rf"\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4))
 _JAIS2 = _family(_tiktoken_words(r"\p{N}{1,3}+", spaces=rf"(?<![^\S\r\n])\s*[\r\n]++|{_CASCADE}|\s{{1,2}}(?!\S)|\s"))
 _SEED_CODER = _family(_tiktoken_words(r"\p{N}", other=r"\s\p{L}\p{N}\r\n", after=""))
@@ -311,15 +311,15 @@ def splitter(name: str) -> Cut:
 def _chained(steps: list[Cut]) -> Cut:
     if len(steps) == 1:
         return steps[0]
-    first, rest = steps[0], _remembering(_chained(steps[1:]))
+    first, rest = steps[0], _with_cache(_chained(steps[1:]))
     return lambda text: [word for piece in first(text) for word in rest(piece)]
 
 
-def _remembering(cut: Cut) -> Cut:
-    """The same, with the short pieces that it has cut kept: most of a text are words that come again and again."""
+def _with_cache(cut: Cut) -> Cut:
+    """``cut`` with a cache of short texts: most words of a text occur many times."""
     known: dict[str, list[str]] = {}
 
-    def remembered(text: str) -> list[str]:
+    def cached(text: str) -> list[str]:
         if len(text) > _MAX_CACHED_LENGTH:
             return cut(text)
         pieces = known.get(text)
@@ -329,4 +329,4 @@ def _remembering(cut: Cut) -> Cut:
             pieces = known[text] = cut(text)
         return pieces
 
-    return remembered
+    return cached

@@ -197,7 +197,7 @@ _CHECKS: dict[str, Callable[..., None]] = {
 
 
 def check_method(text: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Before a method of str runs."""
+    """Check the arguments of a method of str before it runs."""
     if name == "replace":
         _check_replace(text, *args, **kwargs)
     elif name in ("strip", "lstrip", "rstrip"):

@@ -112,7 +112,7 @@ def _string(text: str, place: int) -> tuple[str, int]:
 
 
 def _bare(text: str, place: int, key: str, typed: Any, in_object: bool) -> tuple[Any, int]:
-    """A value without quotes; in an object it goes on behind a comma that no key follows."""
+    """A value without quotes; in an object, a comma that no key follows is part of it."""
     end = place
     while (stop := _STOP.search(text, end)) is not None:
         end = stop.start()

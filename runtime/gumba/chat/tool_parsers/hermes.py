@@ -30,7 +30,7 @@ class Hermes(ToolParser):
 
 
 def read_hermes(tools: Tools, text: str, place: int) -> Part:
-    """Calls behind ``OPEN``, perhaps fenced as code, and with a bracket too many or too few in front of ``CLOSE``."""
+    """Calls after ``OPEN``, possibly in a code fence, and with a bracket too many or too few before ``CLOSE``."""
     start = after(text, place, "```json", "```")
     try:
         part = read_calls(tools, text, start)
@@ -54,7 +54,7 @@ def read_hermes(tools: Tools, text: str, place: int) -> Part:
 
 
 def _unfinished(tools: Tools, text: str, place: int, error: NoCall) -> Part:
-    """A call whose last brackets are missing in front of ``CLOSE``. Raises ``error`` when it is none."""
+    """A call whose last brackets are missing before ``CLOSE``. Raises ``error`` if it is not one."""
     following = text.find(OPEN, place)
     end = text.find(CLOSE, place, following if following >= 0 else len(text))
     for brackets in ("}", "}}", "]", "}]") if end >= 0 else ():

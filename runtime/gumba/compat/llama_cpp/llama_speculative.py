@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class LlamaDraftModel:
-    """Base class of an application's draft models. They are never called: decoding goes on one token at a time."""
+    """Base class of an application's draft models. They are never called: gumba decodes one token at a time."""
 
 
 class LlamaPromptLookupDecoding(LlamaDraftModel):

@@ -32,7 +32,7 @@ CACHE_SIZE = 64
 MAX_REGEX, MAX_CHOICES = 20_000, 200_000
 #: Largest count in ``{m,n}``.
 MAX_REPEAT = 65_536
-#: Whitespace between the parts of JSON: unlimited, a model could generate nothing else.
+#: Whitespace between the parts of JSON is limited: otherwise a model could generate whitespace forever.
 WHITESPACE = r" |\n[ \t]{0,32}"
 #: Characters allowed after a backslash in JSON. Not \\u, which the library does not decode: "\\u0061" would not be property "a".
 ESCAPES = 'nrbtf\\"'
@@ -61,7 +61,7 @@ class Constraint:
         """The tokens that may come next: uint32 [ceil(n_vocab / 32)], bit ``i % 32`` of word ``i // 32``; read-only.
 
         End-of-generation tokens are in it where the text is complete, other control tokens never. Raises RequestError when
-        following the constraint takes too much memory or time, or no token goes on.
+        following the constraint takes too much memory or time, or no token can follow.
         """
         if self._mask is None:
             self._mask, self._finished = self._compute()

@@ -1,7 +1,7 @@
 """Rewrites keywords of JSON Schema that the grammar compiler lacks with keywords that it supports, where possible.
 
-What is left is not held while decoding: it is taken out, and its places are returned for a warning. Everything here only
-widens what a schema admits; nothing that fits the schema is ruled out.
+Keywords that cannot be rewritten are not enforced while decoding: they are removed, and their places are returned for a warning.
+Every rewrite only allows more: no text that fits the schema is excluded.
 """
 
 from __future__ import annotations

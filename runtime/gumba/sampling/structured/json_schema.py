@@ -40,7 +40,7 @@ _TYPES = ("null", "boolean", "object", "array", "number", "integer", "string")
 def check_schema(text: str) -> Schema | bool:
     """A JSON schema from its text, without options of the library and keywords that it does not know.
 
-    A warning (logger ``gumba``) names the places that are not held while decoding. Raises RequestError naming the place.
+    A warning (logger ``gumba``) names the places that are not enforced while decoding. Raises RequestError naming the place.
     """
     schema = parse_schema(text)
     close_objects(schema)
