@@ -1,4 +1,4 @@
-"""The tiny models of tools/make_arch_goldens.py: one per architecture, or per variant of it that computes otherwise."""
+"""The tiny models of tools/make_arch_goldens.py: one per architecture, or per variant with other computations."""
 
 from __future__ import annotations
 

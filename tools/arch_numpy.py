@@ -1,4 +1,4 @@
-"""Models whose code is not in transformers, written down as plainly as possible in float64: the oracle of their goldens.
+"""Reference models in plain float64 NumPy for architectures that transformers lacks: the oracle of their golden files.
 
 Each function takes a case's settings and a source of random parameters (name, shape) -> values, and the tokens of a text;
 it returns config.json, the checkpoint's tensors, and the last hidden states [n_tokens, width].

@@ -1,4 +1,4 @@
-"""More calls for tools/compat_check.py: what packages import, give and expect."""
+"""More calls for tools/compat_check.py: what packages import, pass and expect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does gumba.compat.llama_cpp do what llama-cpp-python does? The same calls to both, compared case by case.
+"""Make the same calls to gumba.compat.llama_cpp and to llama-cpp-python, and compare the results case by case.
 
     python tools/compat_check.py MODEL.gguf --peer PYTHON
 

@@ -1,4 +1,4 @@
-"""The engines that tools/race.py races: how each gives a figure, every time in a child process of its own."""
+"""The engines that tools/race.py compares, each measured in a child process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write a model of the sizes of a published one with random weights, to be raced: what it says is noise, how fast is not.
+"""Write a model of the sizes of a published one with random weights, for benchmarks: its text is noise, its speed is real.
 
     python tools/make_big_gguf.py big-q4_0.gguf --type q4_0
     python tools/make_big_gguf.py qwen3.gguf --shape qwen3-0.6b

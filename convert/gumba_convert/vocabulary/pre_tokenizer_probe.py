@@ -1,4 +1,4 @@
-"""A page of difficult text: pre-tokenizers that split all of it alike are taken for equal."""
+"""A page of difficult text: pre-tokenizers that split all of it alike are considered equal."""
 
 PROBE = (
     "Hello, World! It's a test: I'M, you'RE, they'll, we've, he'd, she'S don't it'sx we'LLx do'nt.  Two spaces,   thr"

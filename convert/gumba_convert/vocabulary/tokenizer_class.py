@@ -1,4 +1,4 @@
-"""Changes of transformers to a tokenizer.json that it loads, by the tokenizer's class and by other files.
+"""Reproduces the changes that transformers makes to a tokenizer.json when it loads it, by class and by other files.
 
 The rules are those of transformers 5.24. BERT-like classes take their normalizer from tokenizer_config.json, GPT-2-like classes
 the space before a text; special tokens that any file names are added tokens, listed or not.

@@ -1,1 +1,1 @@
-"""Look-alikes of other libraries' interfaces: an application changes one import."""
+"""The interfaces of llama-cpp-python and transformers, implemented on gumba: an application changes one import."""

@@ -1,7 +1,7 @@
 """Chat formats under llama-cpp-python's names: templates, and the strings that end an answer.
 
-The formats are those that the models were trained on. llama-cpp-python's own differ here and there (messages left out, line
-breaks twice, the opening of the answer missing, long system prompts of its own); those differences are not taken over.
+The formats are those that the models were trained on. llama-cpp-python's own differ in places (omitted messages,
+doubled line breaks, a missing start of the answer, long system prompts of its own); those differences are not reproduced.
 """
 
 from __future__ import annotations

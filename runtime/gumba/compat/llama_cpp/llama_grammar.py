@@ -1,4 +1,4 @@
-"""Grammars that outputs are held to."""
+"""Grammars that constrain outputs."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class LlamaGrammar:
     def from_json_schema(cls, json_schema: str, verbose: bool = True) -> LlamaGrammar:
         """A grammar of the JSON texts that match a JSON schema. Raises RequestError if ``json_schema`` is not valid JSON.
 
-        As in llama.cpp, an object with properties has no others unless its schema speaks of ``additionalProperties``.
+        As in llama.cpp, an object with properties has no others unless its schema has ``additionalProperties``.
         """
         if not isinstance(json_schema, str):
             raise RequestError(f"json_schema: expected the text of a JSON schema, found {show(json_schema)}")

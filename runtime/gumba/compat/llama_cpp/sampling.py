@@ -40,7 +40,7 @@ class StoppingCriteriaList(list[StoppingCriteria]):
 
 
 class MinTokensLogitsProcessor:
-    """Keeps ``token_eos`` from being chosen before ``min_tokens`` tokens were generated."""
+    """Excludes ``token_eos`` until ``min_tokens`` tokens have been generated."""
 
     def __init__(self, min_tokens: int, token_eos: int) -> None:
         self.min_tokens = min_tokens
@@ -84,7 +84,7 @@ class Controls:
         if self.temp < 0:
             temperature, samplers = 1.0, ("penalties",)
         elif self.temp > 0 and self.mirostat_mode in (1, 2):
-            temperature = 1.0  # llama-cpp-python leaves it out then
+            temperature = 1.0  # llama-cpp-python then omits it
         params = SamplingParams(
             max_tokens=max_tokens,
             temperature=temperature,
@@ -120,12 +120,12 @@ class Controls:
 
 
 def _processor(processor: LogitsProcessor) -> Callable[[list[int], Array], Array]:
-    """A logits processor as gumba calls it."""
+    """Wrap a logits processor so that gumba can call it."""
     return lambda ids, logits: processor(np.array(ids, np.intc), logits)
 
 
 def _token(token: int | str) -> int:
-    """A token id that may be text, as JSON makes keys."""
+    """A token id, possibly as text, like the keys of a JSON object."""
     try:
         return int(token)
     except (TypeError, ValueError):

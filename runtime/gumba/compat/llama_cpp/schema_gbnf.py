@@ -1,4 +1,4 @@
-"""JSON schemas as the text of a GBNF grammar, for applications that write a schema's grammar into one of their own."""
+"""Converts JSON schemas to the text of a GBNF grammar, for applications that include it in a grammar of their own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gumba.sampling.structured.json_pointers import target
 from gumba.sampling.structured.json_schema import check_parts, parse_schema
 from gumba.validation import show
 
-#: Rules of JSON's own, each with those that it uses.
+#: Rules for JSON itself, each with the rules that it uses.
 _JSON: dict[str, tuple[str, tuple[str, ...]]] = {
     "space": ('[ \\n]{0,20}', ()),
     "char": ('[^"\\\\\\x00-\\x1f\\x7f] | "\\\\" (["\\\\/bfnrt] | "u" [0-9a-fA-F]{4})', ()),
@@ -33,14 +33,14 @@ _JSON: dict[str, tuple[str, tuple[str, ...]]] = {
         "object | array | string | number | boolean | null", ("object", "array", "string", "number", "boolean", "null")
     ),
 }  # fmt: skip
-#: Keywords that change nothing about which texts fit.
+#: Keywords that do not affect which texts match.
 _ANNOTATIONS = {
     "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment", "$schema", "$id",
     "$defs", "definitions", "format", "discriminator", "contentEncoding", "contentMediaType",
 }  # fmt: skip
 #: Largest count in GBNF.
 MAX_COUNT = 2000
-#: References inside of what references lead to: each is written by a call of its own.
+#: Maximum nesting of references: each is written by a recursive call.
 MAX_REFERENCES = 50
 _TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 
@@ -48,8 +48,8 @@ _TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 def json_schema_to_gbnf(schema: str, prop_order: Sequence[str] | None = None) -> str:
     """The GBNF grammar of a JSON schema's texts. ``prop_order``: names that come first in every object, in this order.
 
-    An object with properties has no others unless it speaks of them, as in llama.cpp. Formats are annotations. Raises
-    OptionError (a ValueError) for keywords that this does not write in GBNF; ``LlamaGrammar.from_json_schema`` has more.
+    As in llama.cpp, an object with properties has no others unless the schema allows them. Formats are annotations. Raises
+    OptionError (a ValueError) for keywords that it cannot express in GBNF; ``LlamaGrammar.from_json_schema`` supports more.
     """
     if not isinstance(schema, str):
         raise RequestError(f"schema: expected the text of a JSON schema, found {show(schema)}")
@@ -74,7 +74,7 @@ class _Writer:
         return "".join(f"{name} ::= {body}\n" for name, body in self._rules.items())
 
     def rule(self, schema: object, place: str) -> str:
-        """An expression of the texts that fit ``schema``."""
+        """An expression that matches the texts of ``schema``."""
         if schema is True or (isinstance(schema, Mapping) and not set(schema) - _ANNOTATIONS):
             return self._json("value")
         if not isinstance(schema, Mapping):
@@ -122,7 +122,7 @@ class _Writer:
         return self._json(name)
 
     def _object(self, schema: Mapping[str, Any], place: str) -> str:
-        """Members in their order: all required ones, any of the others, then further ones."""
+        """An object: all required members and any optional ones, in order, then additional ones."""
         properties, required = schema.get("properties", {}), schema.get("required", [])
         names = [name for name in self._order if name in properties]
         names += [name for name in properties if name not in names]
@@ -141,7 +141,7 @@ class _Writer:
         return name
 
     def _members(self, name: str, members: list[tuple[str, bool]]) -> str:
-        """An expression of members, those that are not required left out or not; ``tail`` rules follow a first member."""
+        """An expression of members, of which those not required are optional; ``tail`` rules follow a first member."""
         tails = ['""'] * (len(members) + 1)
         for i in reversed(range(len(members))):
             text, needed = members[i]
@@ -209,7 +209,7 @@ class _Writer:
             )
 
     def _json(self, name: str) -> str:
-        """The name of one of JSON's own rules, which is added with what it uses."""
+        """The name of a rule for JSON itself, which is added with the rules that it uses."""
         if name not in self._rules:
             self._rules[name], used = _JSON[name]
             for rule in used:
@@ -220,7 +220,7 @@ class _Writer:
         return " " + self._json("space")
 
     def _new(self, name: str) -> str:
-        """A name that no rule has."""
+        """An unused rule name."""
         taken = {*self._rules, *_JSON, "root"}
         names = (name, *(f"{name}{i}" for i in range(2, len(taken) + 3)))
         return next(candidate for candidate in names if candidate not in taken)

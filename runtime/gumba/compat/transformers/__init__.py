@@ -1,4 +1,4 @@
-"""The names that model cards import from transformers, over gumba: ``from gumba.compat.transformers import AutoTokenizer``.
+"""The classes that model cards import from transformers, on gumba: ``from gumba.compat.transformers import AutoTokenizer``.
 
 ``AutoTokenizer`` and ``AutoModelForCausalLM`` load GGUF files, folders and hub ids, and have the methods, keywords, defaults and
 shapes of transformers 5; token ids are NumPy arrays, or PyTorch tensors if tensors are requested or passed. A keyword that would

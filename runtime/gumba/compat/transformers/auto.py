@@ -88,7 +88,7 @@ class AutoConfig(_Auto):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | PathLike[str], *_: object, **options: object
     ) -> PretrainedConfig:
-        """Those of a GGUF file, a folder, a hub id or a known name; ``options`` as of ``AutoTokenizer.from_pretrained``.
+        """The configuration of a GGUF file, folder, hub id or known name; ``options`` as of ``AutoTokenizer.from_pretrained``.
 
         Raises RequestError when there is no such model, UnsupportedError for values of the configuration's own.
         """

@@ -141,7 +141,7 @@ class GenerationConfig:
         return {name: value for name, value in options.items() if name not in known}
 
     def validate(self, **_: object) -> None:
-        """Check the values again, as they may have been set since."""
+        """Check the values again, since attributes may have changed."""
         check_keywords(self.to_dict())
 
 

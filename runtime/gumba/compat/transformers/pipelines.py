@@ -1,8 +1,8 @@
-"""``pipeline("text-generation", model=...)``: the interface that people know from transformers.
+"""``pipeline("text-generation", model=...)``: as in transformers.
 
 Keywords and the shape of results are transformers': a list of inputs gives a list of lists, a conversation comes back with its
-answer. One default is not: without ``do_sample`` the likeliest tokens are taken, where its pipelines sample at a temperature of
-0.7. Log-probabilities, hidden states and training are not here; a keyword that gumba does not know is refused by name.
+answer. One default differs: without ``do_sample`` decoding is greedy, while transformers' pipelines sample at 0.7.
+Log-probabilities, hidden states and training are not supported; an unknown keyword raises an error that names it.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ log = logging.getLogger("gumba")
 Message = Mapping[str, Any]
 Record = dict[str, Any]
 
-#: Keywords that say what gumba does anyway, or where and in what type other libraries compute.
+#: Keywords without effect: what gumba does anyway, or devices and data types of other libraries.
 _WITHOUT_EFFECT = frozenset({
     "device", "device_map", "dtype", "torch_dtype", "framework", "trust_remote_code", "use_fast", "batch_size",
     "num_workers", "padding", "binary_output", "processor", "image_processor", "feature_extractor",
 })  # fmt: skip
-#: What models that continue texts are for, and encoder-decoders.
+#: The tasks of decoders, and of encoder-decoders.
 TASKS = ("text-generation", "text2text-generation")
-#: Most new tokens where no keyword says a number, as in transformers' pipelines.
+#: Default maximum number of new tokens, as in transformers' pipelines.
 DEFAULT_NEW_TOKENS = 256
 #: The pipeline's keywords beside those of ``generate``.
 _KEYWORDS = frozenset({
@@ -63,7 +63,7 @@ def pipeline(
     model_kwargs: Mapping[str, Any] | None = None,
     **defaults: Any,
 ) -> TextGenerationPipeline:
-    """A callable that continues texts and answers conversations, for people who come from transformers.
+    """A callable that continues texts and answers conversations, as in transformers.
 
     Args:
         task: "text-generation", or of an encoder-decoder "text2text-generation".
@@ -109,8 +109,8 @@ class TextGenerationPipeline:
     Call it with a text, a list of texts, a conversation (a list of ``{"role": ..., "content": ...}``), or a list of
     conversations. A text gives ``[{"generated_text": text}, ...]``, one for each of ``num_return_sequences``; a
     conversation the same, where the text is the conversation with its answer; a list gives one such list for each.
-    Control tokens' texts in a text are read as these tokens. A conversation that ends with the assistant's words is gone on
-    with (``continue_final_message``). An encoder-decoder's text is its answer alone.
+    Control tokens' texts in a text are read as these tokens. A conversation that ends with a message of the assistant is
+    continued (``continue_final_message``). An encoder-decoder's text is its answer alone.
 
     Keywords of a call are transformers'. Of the pipeline: ``return_full_text`` (True), ``return_tensors`` (token ids instead
     of text), ``skip_special_tokens`` (True), ``clean_up_tokenization_spaces``, ``add_special_tokens`` (True), ``prefix``

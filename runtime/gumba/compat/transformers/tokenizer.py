@@ -61,7 +61,7 @@ class PreTrainedTokenizer:
     """Text to token ids and back, with transformers' methods, keywords and results.
 
     The names of control tokens in a text are read as these tokens, as transformers does (``split_special_tokens=True``: as
-    text). Methods and keywords that are not here are refused by name.
+    text). An unsupported method or keyword raises an error that names it.
 
     Args:
         backend: gumba's tokenizer of the file.
