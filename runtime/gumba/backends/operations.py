@@ -207,9 +207,9 @@ class Operations(Protocol[BufferT, MatrixT]):
         layer's ``KVShape``; query head h reads KV head h * n_kv_heads // n_heads. k and v None: the layer's pages hold what an
         earlier attention or ``store_kv`` of this step has stored; then q may have only the rows of the outputs.
 
-        A token sees itself and what comes before it; if not ``causal``, all tokens that its sequence has after this step.
-        ``window``: only what is less than so many tokens away (0: no limit); ``chunk``: only what is in the same run of so
-        many tokens; ``part``: of an encoder-decoder, only keys of the source, or only of the answer, which begins after it.
+        A token attends to itself and all earlier tokens; if not ``causal``, to all tokens that its sequence has after this step.
+        ``window``: only to tokens less than this far away (0: no limit); ``chunk``: only within its chunk of this many tokens
+        (chunked attention); ``part``: in an encoder-decoder, only to the source, or only to the answer after it.
         ``softcap``: scores become cap * tanh(score / cap); ``sinks``: float32 [n_heads], logits that take part in the
         softmax's sum only; ``slopes``: float32 [n_heads], the distance times this is subtracted from a score (ALiBi);
         ``bias``: float32 [n_heads, 2 * reach + 1], added to the scores of keys from ``reach`` tokens before the query to
@@ -284,7 +284,7 @@ class Operations(Protocol[BufferT, MatrixT]):
         ...
 
     def join_heads(self, n_heads: int, parts: Sequence[tuple[BufferT, int, int, int]]) -> BufferT:
-        """Rows of ``n_heads`` heads, each put together of columns of several buffers (``HeadPart``)."""
+        """Rows of ``n_heads`` heads, each joined from columns of several buffers (``HeadPart``)."""
         ...
 
     def select_outputs(self, x: BufferT) -> BufferT:

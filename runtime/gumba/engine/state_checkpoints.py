@@ -1,6 +1,6 @@
 """Checkpoints of recurrent states: which sequence has which slot, and copies at the ends of prefixes that requests share.
 
-A recurrent state cannot be cut to fewer tokens, so a shared prefix is of use only where a copy of the state at its end exists:
+A recurrent state cannot be truncated, so a shared prefix can be reused only if there is a copy of the state at its end:
 a checkpoint, at a node of the prefix tree. Checkpoints are made where they are likely to pay (Pan et al. 2024, "Marconi"): at the
 end of a prompt's last full page, at intervals in a long prompt, and where requests diverge in the tree. A sequence that ends
 or is preempted leaves its own state as one. The least recently used checkpoint is evicted first, and any is evicted when a

@@ -38,7 +38,7 @@ class Config:
     head_dim: int
     norm_eps: float
     rope: Rope
-    #: Sliding window: a token attends only to so many tokens up to itself; 0: to all. In the layers that ``windowed`` names, or
+    #: Sliding window: a token attends to this many tokens, itself included; 0: to all. In the layers that ``windowed`` names, or
     #: in all if it names none.
     window: int = field(default=0, kw_only=True)
     windowed: tuple[bool, ...] = field(default=(), kw_only=True)

@@ -1,4 +1,4 @@
-"""The tensor table of decoders: the tensors that most of them have, for architectures to put together."""
+"""Tensor tables of decoders: functions that add the tensors that most architectures have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tensor table of encoders: what most of them have, for architectures to put together."""
+"""Tensor tables of encoders: functions that add the tensors that most architectures have."""
 
 from __future__ import annotations
 

@@ -364,7 +364,7 @@ def _special_ids(metadata: Mapping[str, object], n_vocab: int, kind: Kind) -> di
 
 
 def _flag(metadata: Mapping[str, object], name: str, special: Mapping[str, int], default: bool) -> bool:
-    """An ``add_..._token`` flag, which needs its token; a mere default gives way where there is none."""
+    """An ``add_..._token`` flag, which needs its token; without the token, a default of true becomes false."""
     key = f"{PREFIX}add_{name}_token"
     flag: bool | None = metadata_value(metadata, key, bool, None)
     if flag and name not in special:
