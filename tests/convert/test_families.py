@@ -149,7 +149,7 @@ REFUSED = [
     ("gemma4", {"num_kv_shared_layers": 2}, "num_kv_shared_layers is 2: no earlier layer"),
     ("gemma4", {"layer_types": SLIDE}, "num_kv_shared_layers is 1: no earlier layer"),
     ("gemma4_experts", {"layer_types": SLIDE[:1] * 2, "per_layer_config": {}}, "global layers"),
-    ("gemma4", {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "supported is proportional"),
+    ("gemma4", {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "only proportional is supported"),
     ("gemma4", {"global_head_dim": 7}, "do not fit"),
     ("gemma4_experts", {"per_layer_config": {"0": {"head_dim": 6}}}, "per_layer_config of layer 0"),
     ("gemma4_experts", {"per_layer_config": {"1": {"sliding_window": 6}}}, "per_layer_config of layer 1"),

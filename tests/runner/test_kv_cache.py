@@ -56,7 +56,7 @@ def test_whatever_the_order(actions: list[tuple[bool, int]]) -> None:
 def test_all_or_nothing() -> None:
     kv = cache()
     kv.allocate(4)
-    with pytest.raises(ResourceError, match="3 KV pages wanted, 2 of 6 are free"):
+    with pytest.raises(ResourceError, match="3 KV pages requested, 2 of 6 are free"):
         kv.allocate(3)
     assert kv.n_free == 2 and len(kv.allocate(2)) == 2
     assert kv.allocate(0) == []

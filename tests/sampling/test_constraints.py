@@ -178,7 +178,7 @@ JSON_TEXTS: list[tuple[dict[str, Any], list[str], list[str]]] = [
         ['"."', '"+"', '""', '"1a"'],
     ),
     ({"type": "string", "pattern": r"^(?=.*[A-Z])(?=.*\d).{3,}$"}, ['"aB1"'], ['"ab1"', '"B1"', '"aBc"']),
-    # What keywords that are not held mean for the number of items.
+    # What keywords that are not enforced mean for the number of items.
     ({"items": {"enum": ["a", "b"]}, "uniqueItems": True, "type": "array"}, ['["a","b"]'], ['["a","b","a"]']),
     ({"contains": {"type": "integer"}, "minContains": 2, "type": "array"}, ["[1,2]"], ["[]", "[1]"]),
     # Objects without further properties, across parts.
@@ -239,7 +239,7 @@ def test_white_space_between_the_parts_of_json() -> None:
 def test_one_of_with_overlapping_alternatives_is_held_as_any_of(caplog: pytest.LogCaptureFixture) -> None:
     schema = {"oneOf": [{"type": "integer", "minimum": 1}, {"type": "integer", "maximum": 9}]}
     assert follows({"json": schema}, "5") and not follows({"json": schema}, "true")
-    assert "oneOf is held like anyOf" in caplog.text
+    assert "oneOf is enforced like anyOf" in caplog.text
 
 
 REGEXES = [
@@ -415,7 +415,7 @@ def test_a_token_outside_the_mask_is_refused_and_changes_nothing() -> None:
     before = allowed(constraint, tokenizer.n_vocab)
     (end, *_), b = tokenizer.eog_ids, tokenizer.encode("b")[0]
     for token in (b, end):
-        with pytest.raises(RequestError, match=f"token {token} .*does not go on"):
+        with pytest.raises(RequestError, match=f"token {token} .*does not continue the constrained text"):
             constraint.accept(token)
         assert allowed(constraint, tokenizer.n_vocab) == before
     for token in (-1, tokenizer.n_vocab, 2**40, True, "1"):

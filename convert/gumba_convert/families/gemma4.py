@@ -138,7 +138,9 @@ def _global_sizes(d: Decoder, sliding: list[bool]) -> Decoder:
 def _factors(reader: ConfigReader, rope: Rope, head_dim: int) -> np.ndarray:
     """Divisors of the frequencies of global layers, float32 [head_dim / 2]."""
     if rope.kind != "proportional":
-        raise reader.fail("rope_parameters", f"is of type {rope.kind!r} for full attention; supported is proportional")
+        raise reader.fail(
+            "rope_parameters", f"is of type {rope.kind!r} for full attention; only proportional is supported"
+        )
     factors = np.full(head_dim // 2, NO_TURN)
     factors[: int(rope.partial * head_dim // 2)] = rope.settings.number("factor", 1.0)
     return factors

@@ -95,7 +95,7 @@ class KVCache:
             if self._closed:
                 raise EngineError("the model is closed")
             if count > len(self._free):
-                raise ResourceError(f"{count} KV pages wanted, {len(self._free)} of {self.n_pages} are free")
+                raise ResourceError(f"{count} KV pages requested, {len(self._free)} of {self.n_pages} are free")
             pages = [self._free.pop() for _ in range(count)]
             self.used[pages] = True
             for page in pages:

@@ -167,7 +167,7 @@ def _compile(kind: str, text: str, whitespace: str, tables: VocabularyTables) ->
         matcher = _matcher(_json_grammar(schema, whitespace), tables)
         if NOT_APART in matcher.get_error():
             log.warning(
-                "json: oneOf is held like anyOf: its alternatives do not exclude each other by type or constant"
+                "json: oneOf is enforced like anyOf: its alternatives do not exclude each other by type or constant"
             )
             matcher = _matcher(_json_grammar(schema, whitespace, one_of_as_any_of=True), tables)
         if matcher.is_error():
