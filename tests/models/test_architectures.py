@@ -14,7 +14,7 @@ import pytest
 from gumba.backends.cpu.kv_pages import PAGE_TOKENS
 from gumba.models.registry import ARCHITECTURES
 from gumba.runner.load import Chunk
-from support.arch_models import EXACT, FILES, NAMES, ROUNDED, architecture, rewritten
+from support.arch_models import EXACT, FILES, NAMES, ROUNDED, architecture, rewritten, where
 from support.tiny_models import DATA, distance, load, logits_of, stored
 
 
@@ -29,7 +29,7 @@ def test_logits_of_every_position(path: Path) -> None:
     model = load(path, kv_type="f32", n_threads=1)
     try:
         whole = logits_of(model, tokens, len(tokens))
-        assert distance(whole, expected) < EXACT
+        assert distance(whole, expected) < EXACT, where(whole, expected)
         for size in (7, 1):
             assert np.array_equal(logits_of(model, tokens, size), whole), f"{size} tokens at a time: not the same bits"
     finally:

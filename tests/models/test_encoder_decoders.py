@@ -16,7 +16,7 @@ from gumba.backends.cpu.kv_pages import PAGE_TOKENS
 from gumba.errors import ModelError, RequestError
 from gumba.models.registry import ARCHITECTURES
 from gumba.runner.load import Chunk, Model
-from support.arch_models import EXACT, ROUNDED, architecture, rewritten
+from support.arch_models import EXACT, ROUNDED, architecture, rewritten, where
 from support.tiny_models import DATA, distance, load, steps, stored
 
 FILES = [
@@ -53,7 +53,7 @@ def test_logits_of_every_position(path: Path) -> None:
     model = load(path, kv_type="f32", n_threads=1)
     try:
         whole = answer(model, source, tokens, len(tokens))
-        assert distance(whole, expected) < EXACT
+        assert distance(whole, expected) < EXACT, where(whole, expected)
         for size in (7, 1):
             assert np.array_equal(answer(model, source, tokens, size), whole), f"{size} tokens at a time: other bits"
     finally:

@@ -8,11 +8,13 @@ are compiled once more. Arm's sets run under emulation:
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from gumba.simd import detect
+from support import logit_hashes
 from support.logit_hashes import CASES, Case, environment, hash_of, recorded
 
 #: The instruction sets that always run, and the machine's others.
@@ -48,7 +50,8 @@ def check(case: Case, names: list[str], folder: Path, monkeypatch: pytest.Monkey
                 if other
                 else ""
             )
-            + f"Where a change of results is intended, `{HOW}` records them anew",
+            + f"Where a change of results is intended, `{HOW}` records them anew, "
+            f"with the argument {case.source} only this model's",
             pytrace=False,
         )
 
@@ -74,3 +77,33 @@ def test_same_bits_as_recorded(case: Case, folder: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_same_bits_as_recorded_on_lesser_sets(case: Case, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check(case, OTHERS, folder, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("sources", "missing", "expected"),
+    [
+        ((), False, ["new"] * 3),
+        ((), True, ["old", "old", "new"]),
+        ({"arch_a"}, False, ["new", "old", None]),
+        ({"arch_b"}, True, ["old", "old", "new"]),
+    ],
+)
+def test_recording(
+    sources: set[str], missing: bool, expected: list[str | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three cases, the last without a hash: all, those of the named sources, and of these only the ones without."""
+    cases = [Case("arch_a"), Case("tiny", "F16"), Case("arch_b")]
+    monkeypatch.setattr(logit_hashes, "RECORDING", tmp_path / "hashes.json")
+    monkeypatch.setattr(logit_hashes, "CASES", cases)
+    monkeypatch.setattr(logit_hashes, "write_model", lambda path, kind: path)
+    monkeypatch.setattr(logit_hashes, "hash_of", lambda path, kv_type: "new")
+    monkeypatch.setenv("GUMBA_ISA", "generic")  # ``record`` sets it
+    before = {
+        "environments": {"generic": {}},
+        "hashes": {"generic": {"arch_a": "old", "tiny F16": "old", "gone": "old"}},
+    }
+    (tmp_path / "hashes.json").write_text(json.dumps(before), encoding="utf-8")
+    logit_hashes.record(["generic"], sources, missing=missing)
+    found = recorded()
+    assert found["hashes"]["generic"] == {case.name: word for case, word in zip(cases, expected) if word}
+    assert bool(found["environments"]["generic"]) == (not sources and not missing)

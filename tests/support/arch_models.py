@@ -38,6 +38,12 @@ EXACT = 1e-4
 ROUNDED = 6e-2
 
 
+def where(got: np.ndarray, want: np.ndarray) -> str:
+    """For a failed comparison with EXACT: which of the rows, one for each position, differ."""
+    wrong = np.abs(got - want).max(axis=-1) >= EXACT * np.abs(want).max()
+    return f"{wrong.sum()} of {len(wrong)} positions are wrong, the first is position {wrong.argmax()}"
+
+
 def rewritten(
     source: Path,
     out: Path,

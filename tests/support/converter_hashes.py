@@ -6,8 +6,9 @@ which nothing names a version of this package; weights come from numpy's PCG64 w
 
     cd tests && python -m support.converter_hashes --missing
 
-records the checkpoints that have no hash yet, of a new family for example. Without ``--missing``, all of them anew: only for a
-change that is meant to change converted files; say so in its commit.
+records the checkpoints that have no hash yet, of a new family for example. With names of checkpoints instead of ``--missing``,
+these are recorded anew; without either, all of them: only for a change that is meant to change converted files; say so in its
+commit.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,14 @@ def recorded() -> dict[str, dict[str, str]]:
     return json.loads(RECORDING.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
-def record(*, missing: bool = False) -> None:
-    """Record the hashes of every checkpoint; ``missing``: only of those that have none."""
+def record(names: Collection[str] = (), *, missing: bool = False) -> None:
+    """Record the hashes of every checkpoint, or only of ``names``; ``missing``: only of those that have none."""
+    unknown = set(names) - set(CHECKPOINTS)
+    if unknown:
+        sys.exit(f"unknown: {', '.join(sorted(unknown))}; known are {', '.join(CHECKPOINTS)}")
     before = recorded() if RECORDING.exists() else {}
-    hashes = {name: before[name] for name in CHECKPOINTS if missing and name in before}
+    stay = [name for name in before if name in CHECKPOINTS and (missing or (names and name not in names))]
+    hashes = {name: before[name] for name in stay}
     for name in CHECKPOINTS:
         if name not in hashes:
             with tempfile.TemporaryDirectory() as folder:
@@ -77,4 +82,4 @@ def record(*, missing: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    record(missing="--missing" in sys.argv)
+    record([name for name in sys.argv[1:] if name != "--missing"], missing="--missing" in sys.argv)

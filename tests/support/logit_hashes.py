@@ -12,7 +12,11 @@ records the cases that have no hash yet, of a new architecture for example, for 
     cd tests && python -m support.logit_hashes [INSTRUCTION SET ...]
 
 records all hashes anew, for all instruction sets of this machine or for those named; the hashes of others stay. Only for a
-change that is meant to change results: say so in its commit.
+change that is meant to change results: say so in its commit. With names of golden files among the arguments,
+
+    cd tests && python -m support.logit_hashes arch_llama4
+
+it records the hashes of these alone.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -132,20 +136,24 @@ def recorded() -> dict[str, dict[str, dict[str, str]]]:
     return json.loads(RECORDING.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
-def record(names: list[str], *, missing: bool = False) -> None:
-    """Record the hashes of every case for the instruction sets ``names``; ``missing``: only of cases that have none."""
+def record(names: list[str], sources: Collection[str] = (), *, missing: bool = False) -> None:
+    """Record the hashes of every case for the instruction sets ``names``.
+
+    ``sources``: only of cases with these sources, if any are given; ``missing``: only of cases that have none.
+    """
     recording = recorded() if RECORDING.exists() else {"environments": {}, "hashes": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             os.environ["GUMBA_ISA"] = name
             start = time.perf_counter()
             before = recording["hashes"].get(name, {})
-            cases = [case for case in CASES if not (missing and case.name in before)]
+            cases = [case for case in CASES if not sources or case.source in sources]
+            cases = [case for case in cases if not (missing and case.name in before)]
             hashes = {case.name: hash_of(case.write(Path(folder)), case.kv_type) for case in cases}
             seconds = time.perf_counter() - start
             n_changed = sum(before.get(case) != digest for case, digest in hashes.items())
-            if missing:
-                hashes |= {case.name: before[case.name] for case in CASES if case.name in before}
+            if sources or missing:
+                hashes = {case.name: before[case.name] for case in CASES if case.name in before} | hashes
             else:
                 recording["environments"][name] = environment()
             recording["hashes"][name] = hashes
@@ -156,4 +164,6 @@ def record(names: list[str], *, missing: bool = False) -> None:
 
 if __name__ == "__main__":
     named = [argument for argument in sys.argv[1:] if argument != "--missing"]
-    record(named or detect.available(), missing="--missing" in sys.argv)
+    chosen = {case.source for case in CASES} & set(named)
+    sets = [argument for argument in named if argument not in chosen]
+    record(sets or detect.available(), chosen, missing="--missing" in sys.argv)
