@@ -1,7 +1,8 @@
 """Reference models in plain float64 NumPy for architectures that transformers lacks: the oracle of their golden files.
 
 Each function takes a case's settings and a source of random parameters (name, shape) -> values, and the tokens of a text;
-it returns config.json, the checkpoint's tensors, and the last hidden states [n_tokens, width].
+it returns config.json, the checkpoint's tensors, and the logits of every token [n_tokens, n_vocab], of an encoder the last hidden
+states [n_tokens, width]. The names and shapes of parameters decide how they are drawn: see `weights` of make_arch_goldens.py.
 """
 
 from __future__ import annotations
