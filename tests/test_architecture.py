@@ -68,8 +68,9 @@ def test_a_request_takes_the_way_that_the_page_describes() -> None:
     path = request_path()
     assert ("engine/scheduler.py", "Scheduler.schedule") in path  # which is no hop
     assert len(path) - 2 <= MAX_HOPS and len({file for file, _ in path}) <= MAX_FILES
-    functions = [(str(source(file)), name.rpartition(".")[2]) for file, name in path[:-1]]
-    loop = [(str(source("engine/core.py")), name) for name in ("run", "_process_inbox", "_step")]
+    package = Path(gumba.__file__).parent  # which may be an installed copy
+    functions = [(str(package / file), name.rpartition(".")[2]) for file, name in path[:-1]]
+    loop = [(str(package / "engine/core.py"), name) for name in ("run", "_process_inbox", "_step")]
     callers: dict[tuple[str, str], tuple[str, str]] = {}
 
     def profile(frame: FrameType, event: str, _: object) -> None:

@@ -147,7 +147,7 @@ def test_messages_name_options(gumba: Callable, tiny: Path, monkeypatch: pytest.
     from gumba.runner.load import MAX_THREADS
 
     assert OPTION_MAX_THREADS == MAX_THREADS
-    assert "gumba: error: -c/--ctx is 4000: the model was made for" in one_line(
+    assert "gumba: error: -c/--ctx is 4000: the model supports a context of at most" in one_line(
         gumba("run", tiny, "-p", "x", "-c", 4000).err
     )
     err = one_line(gumba("run", tiny, "-p", "x" * 100, "-c", 64).err)
