@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (the process's own when None) and return the exit code."""
+    import gc
+
+    if argv is None:
+        # In a process of its own: most objects that it makes while it starts stay, so collecting early only takes time
+        # (measured: with Python's own thresholds a start takes 6 % longer).
+        gc.set_threshold(100_000, 50, 50)
     try:
         with AtOnce():
             from gumba.cli.commands import execute

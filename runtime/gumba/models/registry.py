@@ -2,63 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from gumba.backends.base import Buffer, Program
 from gumba.errors import UnsupportedError
-from gumba.gguf import GGUFFile
-from gumba.loading.config import Config
-from gumba.loading.weight_loader import Loader
-from gumba.models import (
-    baichuan,
-    bert,
-    chatglm,
-    cohere2,
-    command_r,
-    deepseek2,
-    exaone4,
-    falcon,
-    gemma,
-    gemma2,
-    gemma3,
-    gemma3n,
-    gemma4,
-    gemma_embedding,
-    glm4,
-    gpt2,
-    gpt_oss,
-    gptneox,
-    granite,
-    granitemoe,
-    internlm2,
-    jina_bert_v2,
-    jina_bert_v3,
-    lfm2,
-    llama,
-    llama4,
-    modern_bert,
-    mpnet,
-    nomic_bert,
-    olmo2,
-    phi2,
-    phi3,
-    qwen,
-    qwen2,
-    qwen2moe,
-    qwen2vl,
-    qwen3,
-    qwen3moe,
-    qwen3vl,
-    qwen3vlmoe,
-    qwen35,
-    qwen35moe,
-    seed_oss,
-    smollm3,
-    stablelm,
-    starcoder2,
-    t5,
-    t5encoder,
-)
+
+if TYPE_CHECKING:
+    from gumba.backends.base import Buffer, Program
+    from gumba.gguf import GGUFFile
+    from gumba.loading.config import Config
+    from gumba.loading.weight_loader import Loader
 
 
 class Architecture(Protocol):
@@ -100,17 +54,36 @@ class EncoderDecoder(Architecture, Protocol):
         ...
 
 
-_MODULES: tuple[Architecture, ...] = (
-    llama, llama4, qwen, qwen2, qwen2moe, qwen2vl, qwen3, qwen3moe, qwen3vl, qwen3vlmoe,
-    chatglm, glm4, gemma, gemma2, gemma3, gemma3n, gemma4, phi2, phi3, gpt2,
-    gptneox, starcoder2, stablelm, falcon, internlm2, olmo2, baichuan, granite, granitemoe, smollm3, exaone4,
-    command_r, cohere2, deepseek2, gpt_oss, lfm2, qwen35, qwen35moe, seed_oss,
-    bert, mpnet, nomic_bert, jina_bert_v2, jina_bert_v3, modern_bert, gemma_embedding,
-    t5, t5encoder,
+#: GGUF's ``general.architecture`` of every architecture that runs. Its module has that name, with ``_`` in place of ``-``.
+_NAMES = (
+    "llama", "llama4", "qwen", "qwen2", "qwen2moe", "qwen2vl", "qwen3", "qwen3moe", "qwen3vl", "qwen3vlmoe", "chatglm",
+    "glm4", "gemma", "gemma2", "gemma3", "gemma3n", "gemma4", "phi2", "phi3", "gpt2", "gptneox", "starcoder2", "stablelm",
+    "falcon", "internlm2", "olmo2", "baichuan", "granite", "granitemoe", "smollm3", "exaone4", "command-r", "cohere2",
+    "deepseek2", "gpt-oss", "lfm2", "qwen35", "qwen35moe", "seed_oss", "bert", "mpnet", "nomic-bert", "jina-bert-v2",
+    "jina-bert-v3", "modern-bert", "gemma-embedding", "t5", "t5encoder",
 )  # fmt: skip
 
+
+class _Architectures(Mapping[str, Architecture]):
+    """The modules by name, each imported when it is first used: a process needs one of them, and all take 36 ms."""
+
+    def __getitem__(self, name: str) -> Architecture:
+        if name not in _NAMES:
+            raise KeyError(name)
+        return cast(Architecture, importlib.import_module(f"gumba.models.{name.replace('-', '_')}"))
+
+    def __contains__(self, name: object) -> bool:
+        return name in _NAMES
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_NAMES)
+
+    def __len__(self) -> int:
+        return len(_NAMES)
+
+
 #: Every architecture that runs, by its name in files.
-ARCHITECTURES = {module.NAME: module for module in _MODULES}
+ARCHITECTURES: Mapping[str, Architecture] = _Architectures()
 
 
 def architecture(gguf: GGUFFile) -> Architecture:
