@@ -43,7 +43,7 @@ def test_every_architecture_runs(path: Path, backend: RecordingBackend) -> None:
     config, kv = model.config, model.kv
     pages = kv.allocate(2)
     window = [] if kv.window_pool is None else kv.window_pool.allocate(2)
-    state = model.take_state()
+    state = model.allocate_state()
     chunks = [Chunk([1, 2, 3, 4], 0, pages, "all", state, 0 if config.start_token is None else 2, window)]
     logits = model.forward(chunks)
     rows = 4 if config.start_token is None else 2
@@ -98,7 +98,7 @@ for path in sys.argv[1:]:
     with GGUFFile(Path(path)) as file:
         model = load_model(file, n_threads=1)
     source = 0 if model.config.start_token is None else 1
-    model.forward([Chunk([1, 2], 0, model.kv.allocate(1), "last", model.take_state(), source)])
+    model.forward([Chunk([1, 2], 0, model.kv.allocate(1), "last", model.allocate_state(), source)])
     model.close()
 assert not [name for name in sys.modules if name.startswith("gumba.backends.cpu.")]
 """

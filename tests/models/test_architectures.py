@@ -46,10 +46,10 @@ def test_same_bits_in_a_batch(path: Path) -> None:
         alone = []
         for part in parts:
             pages = model.kv.allocate(1)
-            alone.append(model.forward([Chunk(part, 0, pages, "all", state=model.take_state())]).copy())
+            alone.append(model.forward([Chunk(part, 0, pages, "all", state=model.allocate_state())]).copy())
             model.kv.release(pages)
         pages = model.kv.allocate(3)
-        slots = [model.take_state() for _ in parts]
+        slots = [model.allocate_state() for _ in parts]
         chunks = [Chunk(part, 0, [page], "all", state=at) for part, page, at in zip(parts, pages, slots)]
         assert np.array_equal(model.forward(chunks), np.concatenate(alone))
         rows = model.forward(
@@ -58,7 +58,7 @@ def test_same_bits_in_a_batch(path: Path) -> None:
                 Chunk([5], 3, [pages[1]], "last", state=slots[1]),
             ]
         ).copy()
-        again, place = model.kv.allocate(1), model.take_state()
+        again, place = model.kv.allocate(1), model.allocate_state()
         model.forward([Chunk(tokens[:50], 0, again, "none", state=place)])
         assert np.array_equal(model.forward([Chunk(tokens[50:52], 50, again, "last", state=place)])[0], rows[0])
     finally:

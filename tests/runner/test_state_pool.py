@@ -10,14 +10,14 @@ from gumba.backends.cache_shapes import DeltaState
 from gumba.errors import EngineError, RequestError, ResourceError
 from gumba.runner import memory_budget
 from gumba.runner.load import Chunk, Model
-from gumba.runner.state_pool import States
+from gumba.runner.state_pool import StatePool
 from support.tiny_models import DATA, load, logits_of, stored
 
 PATH = DATA / "arch_qwen35.gguf"
 
 
 def test_slots_are_handed_out_and_taken_back() -> None:
-    states = States(backends.get(), [(DeltaState(3, 1), DeltaState(1, 10)), (), (DeltaState(1, 4),)], 3)
+    states = StatePool(backends.get(), [(DeltaState(3, 1), DeltaState(1, 10)), (), (DeltaState(1, 4),)], 3)
     assert states.slot_bytes == 64 + 448 + 64
     assert [len(layer) for layer in states.memory.layouts] == [2, 0, 1]
     assert (np.diff([*states.memory.layouts[0], *states.memory.layouts[2]]) == [64, 448]).all()
@@ -40,7 +40,7 @@ def test_slots_are_handed_out_and_taken_back() -> None:
 
 
 def test_what_is_copied_or_written_is_what_was_there() -> None:
-    states = States(backends.get(), [(DeltaState(20, 1),), (DeltaState(7, 1),)], 4)
+    states = StatePool(backends.get(), [(DeltaState(20, 1),), (DeltaState(7, 1),)], 4)
     first, second = states.allocate(), states.allocate()
     data = bytes(range(1, states.slot_bytes + 1))
     states.write(first, data, 9)
@@ -120,15 +120,15 @@ def test_wrong_slots_are_refused_and_nothing_is_computed(model: Model) -> None:
 
 def test_a_model_without_states_has_none() -> None:
     model = load(DATA / "arch_qwen3.gguf", n_threads=1)
-    assert model.states is None and model.take_state() == -1
-    model.drop_state(-1)
+    assert model.states is None and model.allocate_state() == -1
+    model.release_state(-1)
     model.close()
 
 
 def test_close_lets_go(model: Model) -> None:
     model.close()
     with pytest.raises(EngineError, match="closed"):
-        model.take_state()
+        model.allocate_state()
 
 
 @pytest.mark.parametrize("there_is, expected", [(None, 4096), (1 << 40, 4096), (400_000_000, 1284), (1, 2)])

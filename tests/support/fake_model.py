@@ -161,7 +161,7 @@ class FakeModel:
         architecture="fake",
         n_vocab=N_VOCAB,
         n_embd=N_EMBD,
-        n_ctx_most=1 << 20,
+        max_ctx=1 << 20,
         causal=True,
         n_types=1,
         n_labels=0,

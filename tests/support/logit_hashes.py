@@ -105,7 +105,7 @@ def results(model: Model) -> Iterator[np.ndarray]:
     """
     causal, n_source = model.config.causal, PROMPT // 2 if model.config.start_token is not None else 0
     tokens = [(5 * i * i + 3 * i + 1) % model.config.n_vocab for i in range(PROMPT + DECODED)]
-    pages, state = model.kv.allocate(-(-len(tokens) // model.kv.page_tokens)), model.take_state()
+    pages, state = model.kv.allocate(-(-len(tokens) // model.kv.page_tokens)), model.allocate_state()
     ends = [PROMPT, *range(PROMPT + 1, len(tokens) + 1)] if causal or n_source else [PROMPT]
     for start, end in zip([0, *ends], ends):
         chunk = Chunk(tokens[start:end], start, pages, "all", state=state, n_source=n_source)

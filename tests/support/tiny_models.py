@@ -55,7 +55,7 @@ def steps(tokens: Sequence[int], size: int) -> list[tuple[int, Sequence[int]]]:
 def logits_of(model: Model, tokens: Sequence[int], size: int) -> np.ndarray:
     """Logits of every position, float32 [n_tokens, n_vocab], feeding ``size`` tokens at a time to a new sequence."""
     pages = model.kv.allocate(-(-len(tokens) // model.kv.page_tokens))
-    state = model.take_state()
+    state = model.allocate_state()
     try:
         rows = [
             model.forward([Chunk(tokens=part, position=position, pages=pages, outputs="all", state=state)]).copy()
@@ -63,7 +63,7 @@ def logits_of(model: Model, tokens: Sequence[int], size: int) -> np.ndarray:
         ]
     finally:
         model.kv.release(pages)
-        model.drop_state(state)
+        model.release_state(state)
     return np.concatenate(rows)
 
 

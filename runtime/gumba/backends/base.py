@@ -164,7 +164,7 @@ class StateSlots(Protocol):
 
 
 class StateRuns(Protocol):
-    """Says where the states of a step's sequences are: ``gumba.runner.state_pool.States``."""
+    """Says where the states of a step's sequences are: ``gumba.runner.state_pool.StatePool``."""
 
     def runs(self, chunks: Sequence[Chunk]) -> list[tuple[int, int, int, int]]:
         """For each chunk with tokens: index of its first token in the step, number of tokens, position, slot's byte offset.

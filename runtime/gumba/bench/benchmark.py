@@ -225,7 +225,7 @@ class Bench:
         model = self._model
         n_pages = -(-model.n_ctx // model.kv.page_tokens)
         while len(self._sequences) < n:
-            sequence = _BenchSequence(model.kv.allocate(n_pages), model.take_state(), model.take_state())
+            sequence = _BenchSequence(model.kv.allocate(n_pages), model.allocate_state(), model.allocate_state())
             self._prefill(model.forward, sequence, 0, self._depth)
             if model.states is not None:
                 model.states.copy(sequence.state, sequence.saved_state)

@@ -90,7 +90,7 @@ def _score_window(model: Model, ids: np.ndarray) -> np.ndarray:
 
     n, first = len(ids), len(ids) // 2
     step = max(1, min(model.max_batch_tokens, _LOGITS_BYTES // (4 * model.config.n_vocab)))
-    pages, state = model.kv.allocate(-(-n // model.kv.page_tokens)), model.take_state()
+    pages, state = model.kv.allocate(-(-n // model.kv.page_tokens)), model.allocate_state()
     try:
         for start in range(0, first, model.max_batch_tokens):
             end = min(first, start + model.max_batch_tokens)
@@ -103,4 +103,4 @@ def _score_window(model: Model, ids: np.ndarray) -> np.ndarray:
         return np.concatenate(scores)
     finally:
         model.kv.release(pages)
-        model.drop_state(state)
+        model.release_state(state)

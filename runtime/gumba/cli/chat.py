@@ -252,7 +252,7 @@ class Talk:
                 note(f"[cut off after {count(max_tokens, 'token')}: max_tokens (-n)]")
             else:
                 model = self._llm.model
-                more = ", -c N sets a larger one" if model.n_ctx < model.config.n_ctx_most else ""
+                more = ", -c N sets a larger one" if model.n_ctx < model.config.max_ctx else ""
                 note(f"[cut off: the context of {model.n_ctx} tokens is full; /clear forgets the conversation{more}]")
 
     def _set_system(self, text: str) -> None:

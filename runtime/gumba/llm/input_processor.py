@@ -298,7 +298,7 @@ class InputProcessor:
         """Tokens that end an answer to the prompt ``ids``. Raises RequestError if the prompt fills the context."""
         self.check_generates()
         if len(ids) >= self.n_ctx:
-            longest = self.model_config.n_ctx_most
+            longest = self.model_config.max_ctx
             advice = (
                 "shorten the prompt or load the model with a larger n_ctx"
                 if self.n_ctx < longest

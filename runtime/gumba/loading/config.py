@@ -60,7 +60,7 @@ class Config:
     n_types = 1
 
     @property
-    def n_ctx_most(self) -> int:
+    def max_ctx(self) -> int:
         """The largest context size that may be requested."""
         return self.n_ctx_train
 

@@ -47,7 +47,7 @@ class T5Config(Config):
         return [KVShape(self.n_kv_heads, self.head_dim, self.head_dim)] * max(1, self.n_decoder_layers)
 
     @property
-    def n_ctx_most(self) -> int:
+    def max_ctx(self) -> int:
         """More than in training: beyond ``relative_bias.MAX_DISTANCE`` all tokens have the same bias."""
         return 1 << 16
 

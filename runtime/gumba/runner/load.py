@@ -24,7 +24,7 @@ from gumba.runner.encoder_decoder import EncoderDecoder
 from gumba.runner.kv_cache import KVCache
 from gumba.runner.memory_budget import MIN_PAGES, PageBudget, state_slots
 from gumba.runner.model import Model, ModelParts
-from gumba.runner.state_pool import States
+from gumba.runner.state_pool import StatePool
 
 log = logging.getLogger("gumba")
 
@@ -106,7 +106,7 @@ def load_model(
 
     def assemble(n_pages: int) -> Model:
         kv = KVCache(backend, shapes, n_pages, kv_type, budget.window_pages(n_pages))
-        states = States(backend, config.state_parts, n_states) if n_states else None
+        states = StatePool(backend, config.state_parts, n_states) if n_states else None
         programs = _programs(backend, module, config, weights, sizes, n_threads, kv, states)
         workers = backend.workers(n_threads, processors) if team is None else team
         limits = StepLimits(config.n_vocab * config.n_types, n_ctx, sizes.max_batch_tokens, kv)
@@ -157,7 +157,7 @@ def _programs(
     sizes: ProgramSizes,
     n_threads: int,
     kv: KVCache,
-    states: States | None,
+    states: StatePool | None,
 ) -> list[tuple[Program, Buffer, Buffer]]:
     """The model's program and, for an encoder-decoder, the encoder's; each with its hidden states and logits."""
     program = backend.program(sizes, n_threads, kv.memory, None if states is None else states.memory)
@@ -180,7 +180,7 @@ def functions_of(backend: Backend, gguf: GGUFFile, kv_type: str) -> list[Functio
         weights = module.load_weights(loader, config)
     kv = KVCache(backend, config.kv_shapes, 1, kv_type)
     sizes = ProgramSizes(1, min(config.n_ctx_train, kv.page_tokens))
-    states = States(backend, config.state_parts, 1) if any(config.state_parts) else None
+    states = StatePool(backend, config.state_parts, 1) if any(config.state_parts) else None
     programs = _programs(backend, module, config, weights, sizes, 1, kv, states)
     return backend.functions_of([program for program, _, _ in programs])
 
@@ -240,9 +240,9 @@ def _context(config: Config, n_ctx: int | None) -> int:
     """The context length: ``n_ctx``, or the training context, at most DEFAULT_CONTEXT. Raises RequestError."""
     if n_ctx is None:
         n_ctx = min(config.n_ctx_train, DEFAULT_CONTEXT)
-    if type(n_ctx) is int and n_ctx > config.n_ctx_most:
-        raise RequestError(f"n_ctx is {n_ctx}: the model supports a context of at most {config.n_ctx_most} tokens")
-    _check("n_ctx", n_ctx, config.n_ctx_most)
+    if type(n_ctx) is int and n_ctx > config.max_ctx:
+        raise RequestError(f"n_ctx is {n_ctx}: the model supports a context of at most {config.max_ctx} tokens")
+    _check("n_ctx", n_ctx, config.max_ctx)
     return n_ctx
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from gumba.backends.base import Chunk, Runner, StepLimits, Workers
 from gumba.loading.config import Config
 from gumba.runner.kv_cache import KVCache
-from gumba.runner.state_pool import States
+from gumba.runner.state_pool import StatePool
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +21,7 @@ class ModelParts:
     config: Config
     runner: Runner
     kv: KVCache
-    states: States | None
+    states: StatePool | None
     workers: Workers
     owns_workers: bool
     limits: StepLimits
@@ -75,12 +75,12 @@ class Model:
         """The threads that compute steps."""
         return self._team
 
-    def take_state(self) -> int:
+    def allocate_state(self) -> int:
         """A slot of ``states`` for a new sequence; -1 for a model without recurrent layers. Raises ResourceError."""
         return -1 if self.states is None else self.states.allocate()
 
-    def drop_state(self, slot: int) -> None:
-        """Free a slot that ``take_state`` returned."""
+    def release_state(self, slot: int) -> None:
+        """Free a slot that ``allocate_state`` returned."""
         if self.states is not None:
             self.states.release(slot)
 

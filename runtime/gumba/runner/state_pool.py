@@ -17,7 +17,7 @@ from gumba.errors import EngineError, RequestError, ResourceError
 from gumba.memory import shortage
 
 
-class States:
+class StatePool:
     """A pool of ``n_slots`` slots, each with at most one owner.
 
     Args:
