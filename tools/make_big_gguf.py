@@ -4,16 +4,14 @@
     python tools/make_big_gguf.py qwen3.gguf --shape qwen3-0.6b
 
 The default has the sizes of Llama 3.2 1B: 16 layers, 2048 wide, 32 heads of 64 and 8 KV heads, feed-forward 8192, 128256
-tokens, the output tied to the embedding (as in all shapes): 1.24 billion weights. A block is a float16 scale and random
-bytes, so that the values spread about 1/sqrt(columns) as those of a trained model do: logits stay finite, and no shortcut for
-zeros can be taken. The vocabulary is made up (byte-level BPE, every byte and no merge but a few), valid enough for llama.cpp to
-load the file.
+tokens, the output tied to the embedding (as in all shapes): 1.24 billion weights. ``random_blocks.py`` makes the weights. Every
+matrix has the type, or where its rows are no multiple of that type's blocks, the one that llama.cpp takes instead. The
+vocabulary is made up (byte-level BPE, every byte and no merge but a few), valid enough for llama.cpp to load the file.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +19,11 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from gumba.gguf.types import GGML_TYPES, NAMES
 from gumba_convert.gguf_writer import TensorInfo, f32, header, i32_array, padding, string, strings, u32
 from gumba_convert.gguf_writer import boolean as flag
+from gumba_convert.quantize.recipe import fallback
+from random_blocks import FORMATS, random_rows
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ QWEN35 = {
 GEMMA3 = {"attention.sliding_window": u32(512)}
 SHAPES = {
     "llama-3.2-1b": Shape("1.2B", "llama", 16, 2048, 32, 8, 64, 8192, 128256, 8192, 500000.0, eps=1e-5),
+    "smollm2-135m": Shape("0.1B", "llama", 30, 576, 9, 3, 64, 1536, 49152, 8192, 100000.0, eps=1e-5),
     "qwen2.5-0.5b": Shape("0.5B", "qwen2", 24, 896, 14, 2, 64, 4864, 151936, 32768, 1e6, bias=True),
     "qwen3-0.6b": Shape("0.6B", "qwen3", 28, 1024, 16, 8, 128, 3072, 151936, 40960, 1e6, head_norm=True),
     "qwen3.5-0.8b": Shape(
@@ -95,8 +97,12 @@ SHAPES = {
         "0.3B", "gemma3", 18, 640, 4, 1, 256, 2048, 262144, 32768, 1e6, head_norm=True, post=True, more=GEMMA3
     ),
 }
-#: Per type: GGUF's number, ``general.file_type``, bytes of a block of 32, standard deviation of a random quantized value.
-TYPES = {"q4_0": (2, 2, 18, 4.61), "q8_0": (8, 7, 34, 73.9)}
+#: ``general.file_type`` of files whose matrices all have one format.
+FILE_TYPES = {
+    "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k": 11, "q4_k": 14, "q5_k": 16,
+    "q6_k": 18, "iq2_xxs": 19, "iq2_xs": 20, "iq3_xxs": 23, "iq1_s": 24, "iq4_nl": 25, "iq3_s": 26, "iq2_s": 28, "iq4_xs": 30,
+    "iq1_m": 31, "bf16": 32, "tq1_0": 36, "tq2_0": 37, "mxfp4": 38, "nvfp4": 39, "q1_0": 40, "q2_0": 41,
+}  # fmt: skip
 F32_TYPE = 0
 
 
@@ -128,11 +134,12 @@ def tokens(count: int) -> tuple[list[str], list[str]]:
 
 def tensors(shape: Shape, kind: str) -> list[TensorInfo]:
     """Every tensor of the file, in its order; matrices are [rows, columns]."""
-    number, _, block_bytes, _ = TYPES[kind]
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
 
     def matrix(name: str, rows: int, columns: int) -> TensorInfo:
-        return TensorInfo(f"{name}.weight", (rows, columns), number, rows * columns // 32 * block_bytes)
+        block = GGML_TYPES[NAMES[fallback(kind, columns)]]
+        n_bytes = rows * columns // block.block_size * block.type_size
+        return TensorInfo(f"{name}.weight", (rows, columns), block.id, n_bytes)
 
     def vector(name: str, size: int) -> TensorInfo:
         return TensorInfo(name, (size,), F32_TYPE, 4 * size)
@@ -171,20 +178,13 @@ def tensors(shape: Shape, kind: str) -> list[TensorInfo]:
     return made
 
 
-def data(tensor: TensorInfo, kind: str, rng: np.random.Generator) -> Iterator[np.ndarray]:
+def data(tensor: TensorInfo, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """The bytes of a tensor, piece by piece."""
-    if tensor.type_id == F32_TYPE:
+    if len(tensor.shape) == 1 or tensor.name.endswith("ssm_conv1d.weight"):
         value = {"bias": 0.0, "sm_a": -0.1}.get(tensor.name[-4:], 1.0)  # the rate of a state's decay is below 0
         yield np.full(tensor.shape, value, np.float32).view(np.uint8).reshape(-1)
         return
-    _, _, block_bytes, spread = TYPES[kind]
-    scale = np.float16(1.0 / (spread * math.sqrt(tensor.shape[1])))
-    left = tensor.n_bytes // block_bytes
-    while left:
-        blocks = np.frombuffer(rng.bytes(min(left, 1 << 18) * block_bytes), np.uint8).reshape(-1, block_bytes).copy()
-        blocks[:, :2] = np.frombuffer(scale.tobytes(), np.uint8)
-        left -= len(blocks)
-        yield blocks.ravel()
+    yield from random_rows(GGML_TYPES[tensor.type_id].name, *tensor.shape, rng)
 
 
 def write(path: Path, kind: str, shape: Shape = SHAPES["llama-3.2-1b"]) -> None:
@@ -210,7 +210,7 @@ def write(path: Path, kind: str, shape: Shape = SHAPES["llama-3.2-1b"]) -> None:
     metadata = {
         "general.architecture": string(shape.architecture),
         "general.name": string(f"random {shape.title}"),
-        "general.file_type": u32(TYPES[kind][1]),
+        "general.file_type": u32(FILE_TYPES[kind]),
         "general.quantization_version": u32(2),
         **{f"{shape.architecture}.{key}": value for key, value in own.items()},
         "tokenizer.ggml.model": string("gpt2"),
@@ -226,7 +226,7 @@ def write(path: Path, kind: str, shape: Shape = SHAPES["llama-3.2-1b"]) -> None:
     with path.open("wb") as file:
         file.write(header(metadata, infos))
         for tensor in infos:
-            for piece in data(tensor, kind, rng):
+            for piece in data(tensor, rng):
                 file.write(piece.data)
             file.write(bytes(padding(tensor.n_bytes)))
 
@@ -235,7 +235,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="FILE", help="the GGUF file to write")
-    parser.add_argument("--type", choices=TYPES, default="q4_0", help="block format of every matrix (default q4_0)")
+    parser.add_argument("--type", choices=FORMATS, default="q4_0", help="block format of the matrices (default q4_0)")
     parser.add_argument("--shape", choices=SHAPES, default="llama-3.2-1b", help="whose sizes (default llama-3.2-1b)")
     options = parser.parse_args()
     write(options.out, options.type, SHAPES[options.shape])

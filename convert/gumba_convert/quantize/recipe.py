@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from gumba import quants
 from gumba.errors import ConvertError
+from gumba.gguf.types import GGML_TYPES, NAMES
 
 #: File types by name, with their number in `general.file_type`.
 FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}
@@ -37,6 +38,15 @@ AT_LEAST_8_BITS = (
     "laurel_r.weight",
 )
 
+#: What llama.cpp stores instead of a format of blocks of 64 or 256 weights where rows are no multiple of them: blocks of 32.
+FALLBACKS = {
+    **dict.fromkeys(("q2_k", "q3_k", "tq1_0", "tq2_0", "q2_0"), "q4_0"),
+    "q4_k": "q5_0",
+    "q5_k": "q5_1",
+    "q6_k": "q8_0",
+    **dict.fromkeys(("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_xs"), "iq4_nl"),
+}
+
 
 def file_type(name: str) -> int:
     """The number of a file type. Raises ConvertError listing the known ones."""
@@ -60,6 +70,14 @@ def tensor_format(name: str, shape: tuple[int, ...], file_type: str, *, tied: bo
     if file_type == "q4_0" and not pure and name.endswith(AT_LEAST_8_BITS):
         chosen = "q8_0"
     return chosen if _fits(shape, chosen) else "f16"
+
+
+def fallback(name: str, columns: int) -> str:
+    """The format of rows of ``columns`` weights that should have the format ``name``: that, or another with smaller blocks."""
+    for candidate in (name, FALLBACKS.get(name, name)):
+        if columns % GGML_TYPES[NAMES[candidate]].block_size == 0:
+            return candidate
+    return "f16"
 
 
 def _fits(shape: tuple[int, ...], name: str) -> bool:
