@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gumba.errors import ModelError, RequestError
+from gumba.errors import ModelError, RequestError, UnsupportedError
 
 if TYPE_CHECKING:  # imports llvmlite
     from gumba.jit.jit import Entry
@@ -28,13 +28,14 @@ class Codec:
     """Writes and reads the blocks of one format.
 
     ``name``: in lower case ("q4_0"); ``block_size``: weights in a block; ``type_size``: bytes of a block; ``loops()``: the
-    compiled encoder and decoder, ``(address in, address out, number of blocks, values in a block)`` -> 0, or 1 for "not finite".
+    compiled encoder (None: blocks are only read) and decoder, ``(address in, address out, number of blocks, values in a
+    block)`` -> 0, or 1 for "not finite".
     """
 
     name: str
     block_size: int
     type_size: int
-    loops: Callable[[], tuple[Entry, Entry]]
+    loops: Callable[[], tuple[Entry | None, Entry]]
 
     def quantize(
         self, x: NDArray[Any], out: NDArray[np.uint8] | None = None, *, n_threads: int = 1
@@ -45,13 +46,17 @@ class Codec:
         result does not depend on ``n_threads``. The GIL is released while values are worked on.
 
         Raises ModelError for an unfit row length, and for a NaN, an infinity or a value that the format cannot hold
-        (most end with float16's range), naming its index; RequestError for an unfit type or an unfit ``out``.
+        (most end with float16's range), naming its index; RequestError for an unfit type or an unfit ``out``;
+        UnsupportedError for a format that is only read.
         """
+        encoder = self.loops()[0]
+        if encoder is None:
+            raise UnsupportedError(f"{self.name} blocks are read, but not written by this version")
         source = np.asarray(x)
         widen = _widener(source.dtype)
         shape = self._shape(source.shape, self.block_size, self.type_size, "values")
         result = _output(out, shape, np.dtype(np.uint8))
-        encode = _ready(self.loops()[0])
+        encode = _ready(encoder)
         unit = self.block_size if source.flags.c_contiguous else max(source.shape[-1], 1)
         rows, target = source.reshape(-1, unit), result.reshape(-1)
 

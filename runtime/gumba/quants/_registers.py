@@ -10,19 +10,31 @@ from gumba.simd.value import F16, I8, I16, Simd, Value
 
 @dataclass
 class BlockRegisters:
-    """A packed block of 32 columns. Weight of lane l, column 4 j + b: ``scale * (byte - offset) [* sub] + minimum``.
+    """A packed block of 32 columns. Weight of lane l, column 4 j + b: ``scale * (byte - offset) + minimum``.
 
     ``weights``: 8 registers of 4 x lanes bytes, register j holding columns 4 j .. 4 j + 3 of each lane; ``signed`` says how
-    to read the bytes, ``w_max`` bounds their absolute value. ``sub``: integer factors of columns 0..15 and 16..31, if any.
+    to read the bytes, ``w_max`` bounds their absolute value. ``scale``, ``minimum``: float32, of all 32 columns, or a pair:
+    of columns 0..15 and 16..31.
     """
 
     weights: list[Value]
-    scale: Value
+    scale: Value | tuple[Value, Value]
     w_max: int
     offset: int = 0
     signed: bool = False
-    sub: tuple[Value, Value] | None = None
-    minimum: Value | None = None
+    minimum: Value | tuple[Value, Value] | None = None
+
+    @property
+    def scales(self) -> tuple[Value, ...]:
+        """The one scale, or both."""
+        return self.scale if isinstance(self.scale, tuple) else (self.scale,)
+
+    @property
+    def minimums(self) -> tuple[Value, ...]:
+        """The minimums: none, one, or two."""
+        if self.minimum is None:
+            return ()
+        return self.minimum if isinstance(self.minimum, tuple) else (self.minimum,)
 
 
 def load_f16(s: Simd, isa: Isa, address: Value) -> Value:

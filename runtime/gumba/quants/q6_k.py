@@ -188,16 +188,16 @@ def to_packed(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def unpack(s: Simd, isa: Isa, address: Value) -> Iterator[BlockRegisters]:
     """A packed block. The 6 bits stay unsigned; the 32 is subtracted where a dot product starts."""
     from gumba.quants import _registers
-    from gumba.simd.value import I8, I32
+    from gumba.simd.value import F32, I8, I32
 
     lanes = isa.lanes
-    low_scale, high_scale = (s.load(address + (2 + i) * lanes, I8, lanes).to(I32) for i in range(2))
+    d = _registers.load_f16(s, isa, address)
+    low_scale, high_scale = (d * s.load(address + (2 + i) * lanes, I8, lanes).to(I32).to(F32) for i in range(2))
     weights = _registers.nibbles(s, isa, address + 4 * lanes)
     high = _registers.bytes_at(s, isa, address + 20 * lanes, 2)
     for j in range(8):  # register j holds columns 4 j .. 4 j + 3: bytes of word j % 2, bits 2 (j / 2)
         weights[j] = weights[j] | (_registers.shift(high[j % 2], 2 * (j // 2) - 4) & 0x30)
-    scale = _registers.load_f16(s, isa, address)
-    yield _registers.BlockRegisters(weights, scale, w_max=63, offset=32, sub=(low_scale, high_scale))
+    yield _registers.BlockRegisters(weights, (low_scale, high_scale), w_max=63, offset=32)
 
 
 FORMAT = DotFormat(
@@ -210,5 +210,6 @@ FORMAT = DotFormat(
     # Of the blocks that to_packed makes: d, two scales, the low bits in words of 8 weights, the high bits in words of 16.
     pack_fields=(PackField(0, 2, 1), PackField(2, 1, 1), PackField(3, 1, 1), PackField(4, 4, 4), PackField(20, 4, 2)),
     to_packed=to_packed,
+    expand=True,
     unpack=unpack,
 )

@@ -106,6 +106,6 @@ def _functions(path: Path | None) -> list[Function]:
         entries += [each for each in vars(module).values() if isinstance(each, Entry)]
     for number in sorted(formats):
         encode, decode = FORMATS[number].loops()
-        entries += [decode] if path is not None else [encode, decode]
+        entries += [decode] if path is not None or encode is None else [encode, decode]
     named = {kernel.name: kernel for kernel in kernels}
     return [*named.values(), *dict.fromkeys(entries)]

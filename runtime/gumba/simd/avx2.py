@@ -32,6 +32,11 @@ def dot_signed(s: Simd, start: Value, weights: Sequence[Value], acts: Sequence[V
     return dot(s, start, unsigned, signed, 128)
 
 
+def shuffle_bytes(s: Simd, table: Value, index: Value) -> Value:
+    """``vpshufb``."""
+    return s.call("llvm.x86.avx2.pshuf.b", index.type, table, index)
+
+
 ISA = Isa(
     name="avx2",
     lanes=8,
@@ -42,4 +47,5 @@ ISA = Isa(
     has_fma=True,
     has_f16=True,
     tiles=(8, 4, 2, 1),
+    shuffle_bytes=shuffle_bytes,
 )

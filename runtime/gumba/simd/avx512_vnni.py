@@ -14,6 +14,11 @@ def dot(s: Simd, start: Value, weights: Sequence[Value], acts: Sequence[Value], 
     return start
 
 
+def shuffle_bytes(s: Simd, table: Value, index: Value) -> Value:
+    """``vpshufb``."""
+    return s.call("llvm.x86.avx512.pshuf.b.512", index.type, table, index)
+
+
 ISA = Isa(
     name="avx512_vnni",
     lanes=16,
@@ -24,4 +29,5 @@ ISA = Isa(
     has_fma=True,
     has_f16=True,
     tiles=(8, 4, 2, 1),
+    shuffle_bytes=shuffle_bytes,
 )

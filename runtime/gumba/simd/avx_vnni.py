@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gumba.simd import avx2
 from gumba.simd.isa import Isa
 from gumba.simd.value import Simd, Value
 
@@ -24,4 +25,5 @@ ISA = Isa(
     has_fma=True,
     has_f16=True,
     tiles=(8, 4, 2, 1),
+    shuffle_bytes=avx2.shuffle_bytes,
 )

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gumba.simd.value import F16, F32, I16, I32, Simd, Value
+from gumba.simd.value import F16, F32, I8, I16, I32, Simd, Value
 
 #: dot(s, start, weights, acts, w_max): w_max bounds the weights' absolute value.
 Dot = Callable[[Simd, Value, Sequence[Value], Sequence[Value], int], Value]
@@ -31,6 +31,8 @@ class Isa:
     half-precision conversion in hardware. ``tiles``: numbers of tokens that a matrix product takes at once, largest first.
     ``dot_tile``: the dot products of a whole tile of tokens with the same weights, where that is faster than one by one.
     ``dot_bf16``, ``round_bf16``: what ``pair_dot`` and ``to_bf16`` do, where there are instructions for it.
+    ``shuffle_bytes``: shuffle_bytes(s, table, index): in each 16 bytes, the byte of ``table`` that each byte 0..15 of ``index``
+    names.
     """
 
     name: str
@@ -45,6 +47,17 @@ class Isa:
     dot_tile: DotTile | None = None
     dot_bf16: Callable[[Simd, Value, Value, Value], Value] | None = None
     round_bf16: Callable[[Simd, Value], Value] | None = None
+    shuffle_bytes: Callable[[Simd, Value, Value], Value] | None = None
+
+    def lookup(self, s: Simd, table: Sequence[int], index: Value) -> Value:
+        """The byte of ``table`` (16 of them, -128..255) that each byte of ``index`` (0..15; a multiple of 16 lanes) names."""
+        if self.shuffle_bytes is not None:
+            return self.shuffle_bytes(s, s.constant(list(table) * (index.lanes // 16), I8, index.lanes), index)
+        values = [s.constant(entry, I8, index.lanes) for entry in table]
+        for bit in range(4):  # halve the candidates by one bit of the index after another
+            is_set = (index & 1 << bit).compare("!=", 0)
+            values = [s.select(is_set, odd, even) for even, odd in zip(values[::2], values[1::2])]
+        return values[0]
 
     def multiply_add(self, s: Simd, a: Value, x: Value, acc: Value) -> Value:
         """``a * x + acc`` in float32: one rounding where the set has it, two elsewhere."""

@@ -15,6 +15,11 @@ def dot(s: Simd, start: Value, weights: Sequence[Value], acts: Sequence[Value], 
     return start
 
 
+def shuffle_bytes(s: Simd, table: Value, index: Value) -> Value:
+    """``tbl``."""
+    return s.call("llvm.aarch64.neon.tbl1.v16i8", index.type, table, index)
+
+
 ISA = Isa(
     name="neon",
     lanes=4,
@@ -25,4 +30,5 @@ ISA = Isa(
     has_fma=True,
     has_f16=True,
     tiles=(8, 4, 2, 1),
+    shuffle_bytes=shuffle_bytes,
 )

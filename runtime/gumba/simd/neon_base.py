@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gumba.simd import neon
 from gumba.simd.isa import Isa
 from gumba.simd.value import I16, I32, Simd, Value
 
@@ -37,4 +38,5 @@ ISA = Isa(
     has_fma=True,
     has_f16=True,
     tiles=(8, 4, 2, 1),
+    shuffle_bytes=neon.shuffle_bytes,
 )

@@ -55,4 +55,5 @@ ISA = Isa(
     has_f16=True,
     tiles=(8, 4, 2, 1),
     dot_tile=dot_tile,
+    shuffle_bytes=neon.shuffle_bytes,
 )

@@ -8,6 +8,7 @@ A row of n floats becomes n / 32 blocks of 64 bytes, one cache line each:
     byte 40      int32   -8 * (q_0 + ... + q_31): start of a dot product whose weights are stored with 8 added
     byte 44      int32   -128 * (...)
     byte 48      int32   -32 * (q_0 + ... + q_15), byte 52: -32 * (q_16 + ... + q_31)
+    byte 56      float32 scale * (q_0 + ... + q_15), byte 60: scale * (q_16 + ... + q_31): for formats with a minimum per 16
 
 Infinities and NaN become an infinite or NaN scale, so that they are not lost.
 """
@@ -21,7 +22,7 @@ from gumba.simd.value import F32, I8, I32, Simd, Value, simd_function
 
 COLUMNS = 32
 BYTES = 64
-SCALE, SUM = 32, 36
+SCALE, SUM, HALF_SUMS = 32, 36, (56, 60)
 #: Where the start values of dot products lie: for weights stored with this offset added, of a whole block, and of its halves.
 WHOLE_STARTS = {8: 40, 128: 44}
 HALF_STARTS = ({32: 48}, {32: 52})
@@ -59,7 +60,8 @@ def quantize_block(s: Simd, x: Value, out: Value) -> None:
     s.store(out + SUM, scale * total.to(F32))
     for offset, at in WHOLE_STARTS.items():
         s.store(out + at, total * -offset)
-    for total, starts in zip(sums, HALF_STARTS):
+    for total, starts, half_sum in zip(sums, HALF_STARTS, HALF_SUMS):
+        s.store(out + half_sum, scale * total.to(F32))
         for offset, at in starts.items():
             s.store(out + at, total * -offset)
 

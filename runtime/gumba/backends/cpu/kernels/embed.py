@@ -11,7 +11,7 @@ from gumba.quants._format import DOT_COLUMNS
 from gumba.quants._registers import BlockRegisters
 from gumba.simd.isa import Isa
 from gumba.simd.memory import load_f32, load_i8, load_i32, load_i64, store_f32
-from gumba.simd.value import F32, I32, Simd, Value, simd_function
+from gumba.simd.value import F32, Simd, Value, simd_function
 
 #: Bytes of scratch per thread: 32 columns of a packed block of the widest instruction set.
 SCRATCH = 1024
@@ -59,19 +59,18 @@ def _dot_row(format: DotFormat, isa: Isa) -> Inline:
     """A function that writes one lane of a packed group of blocks to ``out``."""
     lanes, block_bytes = isa.lanes, format.packed_block_bytes * isa.lanes
     n_parts = format.packed_block_size // DOT_COLUMNS
-    # Scratch for a part: 32 x lanes weights as bytes, then for each lane scale, minimum and two factors, then the bias.
-    SCALE, MINIMUM, SUB, BIAS = 32 * lanes, 36 * lanes, 40 * lanes, 48 * lanes
+    # Scratch for a part: 32 x lanes weights as bytes, then for each lane scale and minimum of each half, then the bias.
+    SCALE, MINIMUM, BIAS = 32 * lanes, 40 * lanes, 48 * lanes
 
     def spill_part(s: Simd, block: BlockRegisters, scratch: Value) -> None:
         for j, register in enumerate(block.weights):
             stored = register if block.signed else register ^ -128  # as signed bytes, 128 less
             s.store(scratch + 4 * lanes * j, stored)
         bias = 0.0 if block.signed else 128.0 - block.offset
-        s.store(scratch + SCALE, block.scale)
-        s.store(scratch + MINIMUM, block.minimum if block.minimum is not None else s.zero(F32, lanes))
         for half in range(2):
-            factor = block.sub[half] if block.sub is not None else s.constant(1, I32, lanes)
-            s.store(scratch + SUB + 4 * lanes * half, factor.to(F32))
+            s.store(scratch + SCALE + 4 * lanes * half, block.scales[-1 if half else 0])
+            minimum = block.minimums[-1 if half else 0] if block.minimums else s.zero(F32, lanes)
+            s.store(scratch + MINIMUM + 4 * lanes * half, minimum)
         s.store(scratch + BIAS, s.constant(bias, F32))
 
     @simd_function("void(i8, i8, i8)")
@@ -88,12 +87,11 @@ def _dot_row(format: DotFormat, isa: Isa) -> Inline:
         for b in range(n_blocks):
             for part in range(n_parts):
                 spill(group + b * block_bytes, part, scratch)
-                scale = load_f32(scratch + SCALE + 4 * lane)
-                minimum = load_f32(scratch + MINIMUM + 4 * lane)
                 bias = load_f32(scratch + BIAS)
                 for c in range(32):
-                    factor = scale * load_f32(scratch + SUB + (c // 16) * 4 * lanes + 4 * lane)
+                    at = scratch + c // 16 * 4 * lanes + 4 * lane
                     value = load_i8(scratch + (c // 4) * 4 * lanes + 4 * lane + c % 4) + bias
-                    store_f32(out + ((b * n_parts + part) * 32 + c) * 4, factor * value + minimum)
+                    number = load_f32(at + SCALE) * value + load_f32(at + MINIMUM)
+                    store_f32(out + ((b * n_parts + part) * 32 + c) * 4, number)
 
     return read_row

@@ -7,7 +7,8 @@ tokens. So one token reads every weight byte once (memory-bound), and many token
 several tokens meet a group, the next group's lines are prefetched: with 32 tokens that saves an eighth of the time.
 
 The order of summation of an output element is the same for all of that: block after block, exact integers within a block,
-one float32 multiply-add (two with a minimum) per block; for float formats even and odd columns by themselves, then both.
+one float32 multiply-add per block, or two for its halves with scales of their own, and one for each minimum; for float formats
+even and odd columns by themselves, then both.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from gumba.backends.cpu.kernels import activations_q8
+from gumba.backends.cpu.kernels.expanded import EXPANDED_BLOCKS, ExpandedLayout, expand_blocks, expanded_layout
 from gumba.backends.cpu.kernels.record import Kernel, kernel, share
 from gumba.jit.jit import inline
 from gumba.quants import BlockFormat, DotFormat, FloatFormat
+from gumba.quants._compiled import scratch
 from gumba.quants._format import DOT_COLUMNS
 from gumba.quants._registers import BlockRegisters
 from gumba.simd.isa import Isa
@@ -45,8 +48,8 @@ def _finish(s: Simd, accs: list[Variable], out: Value, out_stride: Value, residu
         s.store(out + out_stride * t, acc.get())
 
 
-def _dots(s: Simd, isa: Isa, w: BlockRegisters, tokens: Sequence[Value]) -> list[Value]:
-    """The integer dot products of a packed weight block with the activation blocks at ``tokens``."""
+def _dots(s: Simd, isa: Isa, w: BlockRegisters, tokens: Sequence[Value]) -> list[tuple[Value, ...]]:
+    """The integer dot products of a packed weight block with the activation blocks at ``tokens``: for each scale one."""
     dot = isa.dot_signed if w.signed and isa.dot_signed is not None else isa.dot_unsigned
 
     def part(half: int | None, first: int, last: int) -> list[Value]:
@@ -62,19 +65,24 @@ def _dots(s: Simd, isa: Isa, w: BlockRegisters, tokens: Sequence[Value]) -> list
         acts = [[s.splat(word, isa.lanes).bits(I8, 4 * isa.lanes) for word in of_token] for of_token in words]
         return [dot(s, start, weights, a, w.w_max) for start, a in zip(starts, acts)]
 
-    if w.sub is None:
-        return part(None, 0, 8)
-    return [low * w.sub[0] + high * w.sub[1] for low, high in zip(part(0, 0, 4), part(1, 4, 8))]
+    if len(w.scales) == 1:
+        return [(total,) for total in part(None, 0, 8)]
+    return list(zip(part(0, 0, 4), part(1, 4, 8)))
 
 
 def dot_blocks(s: Simd, isa: Isa, w: BlockRegisters, tokens: Sequence[Value], accs: Sequence[Value]) -> list[Value]:
     """Each of ``accs`` plus the product of a packed weight block with the activation block at one of ``tokens``."""
     out = []
-    for x, acc, total in zip(tokens, accs, _dots(s, isa, w, tokens)):
-        scale = w.scale * s.splat(s.load(x + activations_q8.SCALE, F32), isa.lanes)
-        acc = isa.multiply_add(s, total.to(F32), scale, acc)
-        if w.minimum is not None:
-            acc = isa.multiply_add(s, w.minimum, s.splat(s.load(x + activations_q8.SUM, F32), isa.lanes), acc)
+    sums_at = activations_q8.HALF_SUMS if len(w.minimums) == 2 else (activations_q8.SUM,)
+    for x, acc, totals in zip(tokens, accs, _dots(s, isa, w, tokens)):
+        x_scale = s.splat(s.load(x + activations_q8.SCALE, F32), isa.lanes)
+        if len(totals) == 1:
+            acc = isa.multiply_add(s, totals[0].to(F32), w.scales[0] * x_scale, acc)
+        else:
+            low, high = (total.to(F32) for total in totals)
+            acc = isa.multiply_add(s, isa.multiply_add(s, high, w.scales[1], low * w.scales[0]), x_scale, acc)
+        for minimum, at in zip(w.minimums, sums_at):
+            acc = isa.multiply_add(s, minimum, s.splat(s.load(x + at, F32), isa.lanes), acc)
         out.append(acc)
     return out
 
@@ -116,6 +124,16 @@ def _float_tile(format: FloatFormat, isa: Isa, tokens: int) -> Any:
     return tile
 
 
+def _accumulate(s: Simd, isa: Isa, block: BlockRegisters, at: list[Value], accs: list[Variable]) -> None:
+    """Add the products of a packed weight block with the activation blocks at ``at`` to ``accs``."""
+    if isa.dot_tile is not None:
+        for acc, value in zip(accs, dot_blocks(s, isa, block, at, [acc.get() for acc in accs])):
+            acc.set(value)
+    else:  # token after token, so that no more than one token's numbers are in registers
+        for t, acc in enumerate(accs):
+            acc.set(dot_block(s, isa, block, at[t], acc.get()))
+
+
 def _dot_tile(format: DotFormat, isa: Isa, tokens: int) -> Any:
     """A compiled function: one group of rows with ``tokens`` rows of int8 blocks."""
     block_bytes = format.packed_block_bytes * isa.lanes
@@ -127,20 +145,35 @@ def _dot_tile(format: DotFormat, isa: Isa, tokens: int) -> Any:
     ) -> None:
         accs = [s.variable(s.zero(F32, isa.lanes)) for _ in range(tokens)]
         next_group = w + n_blocks * block_bytes
-
-        def dot_part(block: BlockRegisters, at: list[Value]) -> None:
-            if isa.dot_tile is not None:
-                for acc, value in zip(accs, dot_blocks(s, isa, block, at, [acc.get() for acc in accs])):
-                    acc.set(value)
-            else:  # token after token, so that no more than one token's numbers are in registers
-                for t, acc in enumerate(accs):
-                    acc.set(dot_block(s, isa, block, at[t], acc.get()))
-
         with s.loop(n_blocks) as k:
             if tokens > 1:
                 _prefetch(s, next_group + k * block_bytes, block_bytes)
             for part, block in enumerate(format.unpack(s, isa, w + k * block_bytes)):
-                dot_part(block, [x + x_stride * t + k * x_bytes + part * activations_q8.BYTES for t in range(tokens)])
+                at = [x + x_stride * t + k * x_bytes + part * activations_q8.BYTES for t in range(tokens)]
+                _accumulate(s, isa, block, at, accs)
+        _finish(s, accs, out, out_stride, residual)
+
+    return tile
+
+
+def _expanded_tile(layout: ExpandedLayout, isa: Isa, tokens: int) -> Any:
+    """A compiled function: ``n_blocks`` expanded blocks of a group with ``tokens`` rows of int8 blocks.
+
+    The sums begin with those in ``out`` where ``continued`` is not 0.
+    """
+
+    @simd_function("void(i8, i8, i8, i8, i8, i8, i8, i8)")
+    def tile(
+        s: Simd, w: Value, x: Value, x_stride: Value, out: Value, out_stride: Value, residual: Value, n_blocks: Value,
+        continued: Value,
+    ) -> None:  # fmt: skip
+        accs = [s.variable(s.zero(F32, isa.lanes)) for _ in range(tokens)]
+        with s.when(continued.compare("!=", 0)):
+            for t, acc in enumerate(accs):
+                acc.set(s.load(out + out_stride * t, F32, isa.lanes))
+        with s.loop(n_blocks) as k:
+            at = [x + x_stride * t + k * activations_q8.BYTES for t in range(tokens)]
+            _accumulate(s, isa, layout.load(s, w + k * layout.block_bytes), at, accs)
         _finish(s, accs, out, out_stride, residual)
 
     return tile
@@ -161,8 +194,55 @@ def _tiles(format: BlockFormat, isa: Isa, tokens: int) -> Any:
     return loop
 
 
+def _expanded_tiles(layout: ExpandedLayout, isa: Isa, tokens: int) -> Any:
+    """As ``_tiles``, of expanded blocks."""
+    tile = _expanded_tile(layout, isa, tokens)
+
+    @inline
+    def loop(t, last, w, x, x_stride, out, out_stride, residual, n_blocks, continued):
+        while t + tokens <= last:
+            r = residual + t * out_stride if residual != 0 else 0
+            tile(w, x + t * x_stride, x_stride, out + t * out_stride, out_stride, r, n_blocks, continued)
+            t += tokens
+        return t
+
+    return loop
+
+
+def _expanded_groups(format: DotFormat, isa: Isa) -> Any:
+    """``token_groups`` for a format whose blocks are expanded for more than one token."""
+    one = _dot_tile(format, isa, 1)
+    layout = expanded_layout(format, isa)
+    expand = expand_blocks(format, isa, layout)
+    parts = format.packed_block_size // DOT_COLUMNS
+    step, block_bytes = EXPANDED_BLOCKS // parts, format.packed_block_bytes * isa.lanes
+    x_bytes = parts * activations_q8.BYTES
+    memory = scratch(EXPANDED_BLOCKS * layout.block_bytes)
+    tiles_big, tiles_middle, tiles_small, tiles_one = (_expanded_tiles(layout, isa, size) for size in isa.tiles)
+
+    @inline
+    def group(w, x, x_stride, out, out_stride, residual, n_blocks, t, last):
+        if last - t == 1:
+            r = residual + t * out_stride if residual != 0 else 0
+            one(w, x + t * x_stride, x_stride, out + t * out_stride, out_stride, r, n_blocks)
+        elif last > t:
+            blocks = memory()
+            for b in range(0, n_blocks, step):
+                count = min(step, n_blocks - b)
+                expand(w + b * block_bytes, count, n_blocks * block_bytes, blocks)
+                r, at, n = residual if b + count == n_blocks else 0, x + b * x_bytes, count * parts
+                i = tiles_big(t, last, blocks, at, x_stride, out, out_stride, r, n, b)
+                i = tiles_middle(i, last, blocks, at, x_stride, out, out_stride, r, n, b)
+                i = tiles_small(i, last, blocks, at, x_stride, out, out_stride, r, n, b)
+                tiles_one(i, last, blocks, at, x_stride, out, out_stride, r, n, b)
+
+    return group
+
+
 def token_groups(format: BlockFormat, isa: Isa) -> Any:
     """A compiled function: tokens ``t`` up to ``last`` with one group of weight rows, in tiles."""
+    if isinstance(format, DotFormat) and format.expand:
+        return _expanded_groups(format, isa)
     sizes = isa.tiles
     if isinstance(format, FloatFormat) and isa.registers < 32:  # two sums per token: 16 registers hold no more
         sizes = (4, 4, 2, 1)
