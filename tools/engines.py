@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -57,7 +57,9 @@ def child(command: Sequence[str], **environment: str) -> Ended:
         output.seek(0)
         text = output.read().decode(errors="replace")
     unit = 1 if sys.platform == "darwin" else 1024
-    set_by_us = [f"{name}={value}" for name, value in environment.items() if name != "GUMBA_CACHE_DIR"]
+    set_by_us = [
+        f"{name}={value}" for name, value in environment.items() if name not in ("GUMBA_CACHE_DIR", "PYTHONPATH")
+    ]
     return Ended(text, wall_s, usage.ru_maxrss * unit / 1e6, " ".join([*set_by_us, shown(command)]))
 
 
@@ -88,9 +90,19 @@ def gumba(*arguments: object, **environment: str) -> Ended:
     return child([sys.executable, "-m", "gumba", *map(str, arguments)], **environment)
 
 
+def peer_command(python: str, script: str, job: str, order: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
+    """The command of one job of a peer's script, and what to set in its environment.
+
+    ``python``: the Python that has the peer, or "PYTHON,FOLDER" where the peer lies in a folder of its own.
+    """
+    python, _, folder = python.partition(",")
+    return [python, str(TOOLS / script), job, json.dumps(order)], {"PYTHONPATH": folder} if folder else {}
+
+
 def peer(python: str, script: str, job: str, **order: Any) -> Ended:
-    """Run one job of a peer's script with the Python that has the peer."""
-    return child([python, str(TOOLS / script), job, json.dumps(order)])
+    """Run one job of a peer's script: see ``peer_command``."""
+    command, environment = peer_command(python, script, job, order)
+    return child(command, **environment)
 
 
 def bench(engine: str, options: argparse.Namespace, model: Path, sizes: Sizes, isa: str = "") -> Found | None:

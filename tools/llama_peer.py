@@ -4,12 +4,13 @@ Run by the Python that has llama-cpp-python (tools/race.py and tools/quality.py 
 
     python llama_peer.py bench '{"model": "x.gguf", "prompt": 512, "gen": 64, "depth": 0, "sequences": 1, ...}'
     python llama_peer.py start '{"model": "x.gguf", "text": "The capital of France is", "threads": 2}'
-    python llama_peer.py perplexity '{"model": "x.gguf", "file": "text.txt", "ctx": 512, "threads": 2}'
+    python llama_peer.py logits '{"model": "x.gguf", "file": "text.txt", "ctx": 512, "threads": 2}'
+    python llama_peer.py greedy '{"model": "x.gguf", "texts": ["The capital of France is"], "gen": 64, "threads": 2}'
     python llama_peer.py quantize '{"model": "f16.gguf", "out": "q.gguf", "type": "q4_0", "threads": 2}'
     python llama_peer.py about '{}'
 
-Each prints one JSON object. Settings are llama-bench's: batches of at most 2048 tokens in pieces of 512, automatic
-flash attention, float16 KV cache, no sampling inside what is timed.
+Each prints one JSON object; what ``logits`` prints before, it says itself. Settings are llama-bench's: batches of at most
+2048 tokens in pieces of 512, automatic flash attention, float16 KV cache, no sampling inside what is timed.
 """
 
 from __future__ import annotations
@@ -161,45 +162,56 @@ def start(order: dict[str, Any]) -> dict[str, Any]:
     return {"token": token, "text": piece.raw[:n].decode(errors="replace")}
 
 
-def perplexity(order: dict[str, Any]) -> dict[str, Any]:
-    """Perplexity by the rule of llama.cpp's own tool.
+def logits(order: dict[str, Any]) -> dict[str, Any]:
+    """Logits of the second half of each window of a text: what perplexity by the rule of llama.cpp's own tool is made of.
 
     The text is cut into windows of ``ctx`` tokens, each processed alone; where the model adds a BOS token it takes the
-    place of the window's first token; the predictions of positions ctx/2 .. ctx-2 are scored.
+    place of the window's first token; positions ctx/2 .. ctx-2 predict a token of the window. The first line of the output
+    is a JSON object with the windows' tokens, then come float32 [windows, ctx/2 - 1, n_vocab] in bytes.
     """
     n_ctx = order["ctx"]
     peer = Peer(order["model"], threads=order["threads"], n_ctx=n_ctx)
     with open(order["file"], encoding="utf-8", newline="") as file:  # noqa: PTH123
         tokens = peer.tokenize(file.read())
-    windows = len(tokens) // n_ctx
-    if order.get("windows"):
-        windows = min(windows, order["windows"])
-    if windows == 0:
+    windows = tokens[: len(tokens) // n_ctx * n_ctx].reshape(-1, n_ctx)
+    if not len(windows):
         sys.exit(f"{order['file']} has only {len(tokens)} tokens: at least {n_ctx} are needed")
     adds_bos = llama_cpp.llama_vocab_get_add_bos(peer.vocab)
+    bos = llama_cpp.llama_vocab_bos(peer.vocab) if adds_bos else None
+    print(json.dumps({"windows": windows.tolist(), "bos": bos, "n_vocab": peer.n_vocab}), flush=True)
     first = n_ctx // 2
-    losses = []
-    for window in range(windows):
-        part = tokens[window * n_ctx : (window + 1) * n_ctx].copy()
-        targets = part[first + 1 :].copy()
-        if adds_bos:
-            part[0] = llama_cpp.llama_vocab_bos(peer.vocab)
+    for window in windows:
+        if bos is not None:
+            window[0] = bos
         llama_cpp.llama_memory_clear(peer.memory, True)
         for at in range(0, n_ctx, MAX_BATCH):
             positions = np.arange(at, min(at + MAX_BATCH, n_ctx))
-            peer.decode(part[positions], positions, 0, positions >= first)
+            peer.decode(window[positions], positions, 0, positions >= first)
             for position in positions[(positions >= first) & (positions < n_ctx - 1)]:
-                row = peer.logits(int(position) - at).astype(np.float64)
-                row -= row.max()
-                losses.append(float(np.log(np.exp(row).sum()) - row[targets[position - first]]))
-    mean = statistics.fmean(losses)
-    return {
-        "perplexity": float(np.exp(mean)),
-        "error": float(np.exp(mean) * np.std(losses, ddof=1) / np.sqrt(len(losses))),
-        "tokens": len(tokens),
-        "windows": windows,
-        "scored": len(losses),
-    }
+                sys.stdout.buffer.write(peer.logits(int(position) - at).data)
+    sys.stdout.buffer.flush()
+    return {}
+
+
+def greedy(order: dict[str, Any]) -> dict[str, Any]:
+    """The likeliest ``gen`` tokens after each of ``texts``, one by one, and how far each is ahead of the second best."""
+    peer = Peer(order["model"], threads=order["threads"], n_ctx=2048)
+    found = []
+    for text in order["texts"]:
+        prompt = peer.tokenize(text)
+        llama_cpp.llama_memory_clear(peer.memory, True)
+        ids: list[int] = []
+        margins: list[float] = []
+        step = prompt
+        for k in range(order["gen"]):
+            peer.feed(step, len(prompt) + k - 1 if k else 0)
+            row = peer.logits(-1)
+            second, best = np.partition(row, -2)[-2:]
+            ids.append(int(row.argmax()))
+            margins.append(float(best - second))
+            step = np.array(ids[-1:], np.int32)
+        found.append({"prompt": prompt.tolist(), "ids": ids, "margins": margins})
+    return {"texts": found}
 
 
 def quantize(order: dict[str, Any]) -> dict[str, Any]:
@@ -223,7 +235,7 @@ def about(order: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-JOBS = {"bench": bench, "start": start, "perplexity": perplexity, "quantize": quantize, "about": about}
+JOBS = {"bench": bench, "start": start, "logits": logits, "greedy": greedy, "quantize": quantize, "about": about}
 
 if __name__ == "__main__":
     print(json.dumps(JOBS[sys.argv[1]](json.loads(sys.argv[2]))), flush=True)
