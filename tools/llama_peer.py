@@ -7,6 +7,7 @@ Run by the Python that has llama-cpp-python (tools/race.py and tools/quality.py 
     python llama_peer.py logits '{"model": "x.gguf", "file": "text.txt", "ctx": 512, "threads": 2}'
     python llama_peer.py greedy '{"model": "x.gguf", "texts": ["The capital of France is"], "gen": 64, "threads": 2}'
     python llama_peer.py quantize '{"model": "f16.gguf", "out": "q.gguf", "type": "q4_0", "threads": 2}'
+    python llama_peer.py tensor_types '{"model": "f16.gguf", "types": {"q4_k_m": 15}}'
     python llama_peer.py about '{}'
 
 Each prints one JSON object; what ``logits`` prints before, it says itself. Settings are llama-bench's: batches of at most
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import re
 import statistics
 import sys
 import time
@@ -227,6 +229,26 @@ def quantize(order: dict[str, Any]) -> dict[str, Any]:
     return {"quantize_s": spent}
 
 
+def tensor_types(order: dict[str, Any]) -> dict[str, Any]:
+    """What quantizing a file would make of each tensor, by file type: its block format, or "-" where it is copied."""
+    log: list[str] = []
+
+    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator,unused-ignore]
+    def keep(level: int, text: bytes, user_data: Any) -> None:
+        log.append(text.decode())
+
+    llama_cpp.llama_log_set(keep, ctypes.c_void_p(0))
+    found = {}
+    for name, number in order["types"].items():
+        log.clear()
+        parameters = llama_cpp.llama_model_quantize_default_params()
+        parameters.ftype, parameters.dry_run = number, True
+        llama_cpp.llama_model_quantize(order["model"].encode(), b"", ctypes.byref(parameters))
+        lines = re.findall(r"\[ *\d+/ *\d+\] (\S+) .*size = +[\d.]+ MiB(?: -> +[\d.]+ MiB \((\w+)\))?", "".join(log))
+        found[name] = {tensor: kind.lower() or "-" for tensor, kind in lines}
+    return found
+
+
 def about(order: dict[str, Any]) -> dict[str, Any]:
     """Which llama.cpp this is."""
     return {
@@ -235,7 +257,15 @@ def about(order: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-JOBS = {"bench": bench, "start": start, "logits": logits, "greedy": greedy, "quantize": quantize, "about": about}
+JOBS = {
+    "bench": bench,
+    "start": start,
+    "logits": logits,
+    "greedy": greedy,
+    "quantize": quantize,
+    "tensor_types": tensor_types,
+    "about": about,
+}
 
 if __name__ == "__main__":
     print(json.dumps(JOBS[sys.argv[1]](json.loads(sys.argv[2]))), flush=True)

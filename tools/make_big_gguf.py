@@ -5,13 +5,15 @@
 
 The default has the sizes of Llama 3.2 1B: 16 layers, 2048 wide, 32 heads of 64 and 8 KV heads, feed-forward 8192, 128256
 tokens, the output tied to the embedding (as in all shapes): 1.24 billion weights. ``random_blocks.py`` makes the weights. Every
-matrix has the type, or where its rows are no multiple of that type's blocks, the one that llama.cpp takes instead. The
-vocabulary is made up (byte-level BPE, every byte and no merge but a few), valid enough for llama.cpp to load the file.
+matrix has the type, or where its rows are no multiple of that type's blocks, the one that llama.cpp takes instead; with
+``--type q4_k_m`` and other mixtures each has llama.cpp's choice. The vocabulary is made up (byte-level BPE, every byte and no
+merge but a few), valid enough for llama.cpp to load the file.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +24,7 @@ import numpy as np
 from gumba.gguf.types import GGML_TYPES, NAMES
 from gumba_convert.gguf_writer import TensorInfo, f32, header, i32_array, padding, string, strings, u32
 from gumba_convert.gguf_writer import boolean as flag
-from gumba_convert.quantize.recipe import fallback
+from gumba_convert.quantize import recipe
 from random_blocks import FORMATS, random_rows
 
 
@@ -97,13 +99,14 @@ SHAPES = {
         "0.3B", "gemma3", 18, 640, 4, 1, 256, 2048, 262144, 32768, 1e6, head_norm=True, post=True, more=GEMMA3
     ),
 }
-#: ``general.file_type`` of files whose matrices all have one format.
+#: ``general.file_type`` of files whose matrices all have one format; those of mixtures are the recipe's.
 FILE_TYPES = {
     "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k": 11, "q4_k": 14, "q5_k": 16,
     "q6_k": 18, "iq2_xxs": 19, "iq2_xs": 20, "iq3_xxs": 23, "iq1_s": 24, "iq4_nl": 25, "iq3_s": 26, "iq2_s": 28, "iq4_xs": 30,
     "iq1_m": 31, "bf16": 32, "tq1_0": 36, "tq2_0": 37, "mxfp4": 38, "nvfp4": 39, "q1_0": 40, "q2_0": 41,
 }  # fmt: skip
-F32_TYPE = 0
+#: ``q2_k`` is both: here every matrix has it.
+MIXTURES = tuple(name for name in recipe.FILE_TYPES if name not in FILE_TYPES)
 
 
 def byte_letters() -> list[str]:
@@ -132,17 +135,15 @@ def tokens(count: int) -> tuple[list[str], list[str]]:
     return made, merges
 
 
-def tensors(shape: Shape, kind: str) -> list[TensorInfo]:
-    """Every tensor of the file, in its order; matrices are [rows, columns]."""
+def tensors(shape: Shape) -> list[tuple[str, tuple[int, ...]]]:
+    """Name and shape (rows first) of every tensor of the file, in its order."""
     q, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
 
-    def matrix(name: str, rows: int, columns: int) -> TensorInfo:
-        block = GGML_TYPES[NAMES[fallback(kind, columns)]]
-        n_bytes = rows * columns // block.block_size * block.type_size
-        return TensorInfo(f"{name}.weight", (rows, columns), block.id, n_bytes)
+    def matrix(name: str, rows: int, columns: int) -> tuple[str, tuple[int, ...]]:
+        return f"{name}.weight", (rows, columns)
 
-    def vector(name: str, size: int) -> TensorInfo:
-        return TensorInfo(name, (size,), F32_TYPE, 4 * size)
+    def vector(name: str, size: int) -> tuple[str, tuple[int, ...]]:
+        return name, (size,)
 
     made = [matrix("token_embd", shape.vocab, shape.width), vector("output_norm.weight", shape.width)]
     for i in range(shape.layers):
@@ -160,9 +161,7 @@ def tensors(shape: Shape, kind: str) -> list[TensorInfo]:
                 matrix(f"{block}.attn_gate", inner, shape.width),
             ]
             made += [matrix(f"{block}.ssm_{name}", net.values, shape.width) for name in ("alpha", "beta")]
-            made.append(
-                TensorInfo(f"{block}.ssm_conv1d.weight", (channels, net.taps), F32_TYPE, 4 * channels * net.taps)
-            )
+            made.append(matrix(f"{block}.ssm_conv1d", channels, net.taps))
             made += [vector(f"{block}.ssm_a", net.values), vector(f"{block}.ssm_dt.bias", net.values)]
             made += [vector(f"{block}.ssm_norm.weight", net.dim), matrix(f"{block}.ssm_out", shape.width, inner)]
             continue
@@ -178,9 +177,29 @@ def tensors(shape: Shape, kind: str) -> list[TensorInfo]:
     return made
 
 
+def typed(shape: Shape, kind: str) -> list[TensorInfo]:
+    """Every tensor with its type and size. ``kind``: a block format, for all matrices, or a mixture."""
+    named = tensors(shape)
+    if kind in MIXTURES:
+        sizes = recipe.Sizes(shape.architecture, shape.layers, 0, shape.heads, shape.kv_heads)
+        formats = recipe.tensor_formats(named, kind, sizes)
+    else:
+        formats = ["f32" if is_f32(*tensor) else recipe.fallback(kind, tensor[1][-1]) for tensor in named]
+    made = []
+    for (name, size), format in zip(named, formats, strict=True):
+        block = GGML_TYPES[NAMES[format]]
+        made.append(TensorInfo(name, size, block.id, math.prod(size) // block.block_size * block.type_size))
+    return made
+
+
+def is_f32(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is one of those that are never quantized."""
+    return len(shape) == 1 or name.endswith(recipe.KEPT_F32)
+
+
 def data(tensor: TensorInfo, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """The bytes of a tensor, piece by piece."""
-    if len(tensor.shape) == 1 or tensor.name.endswith("ssm_conv1d.weight"):
+    if is_f32(tensor.name, tensor.shape):
         value = {"bias": 0.0, "sm_a": -0.1}.get(tensor.name[-4:], 1.0)  # the rate of a state's decay is below 0
         yield np.full(tensor.shape, value, np.float32).view(np.uint8).reshape(-1)
         return
@@ -210,7 +229,7 @@ def write(path: Path, kind: str, shape: Shape = SHAPES["llama-3.2-1b"]) -> None:
     metadata = {
         "general.architecture": string(shape.architecture),
         "general.name": string(f"random {shape.title}"),
-        "general.file_type": u32(FILE_TYPES[kind]),
+        "general.file_type": u32(FILE_TYPES[kind] if kind in FILE_TYPES else recipe.FILE_TYPES[kind].number),
         "general.quantization_version": u32(2),
         **{f"{shape.architecture}.{key}": value for key, value in own.items()},
         "tokenizer.ggml.model": string("gpt2"),
@@ -222,7 +241,7 @@ def write(path: Path, kind: str, shape: Shape = SHAPES["llama-3.2-1b"]) -> None:
         "tokenizer.ggml.eos_token_id": u32(1),
         "tokenizer.ggml.add_bos_token": flag(False),
     }
-    infos = tensors(shape, kind)
+    infos = typed(shape, kind)
     with path.open("wb") as file:
         file.write(header(metadata, infos))
         for tensor in infos:
@@ -235,7 +254,13 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="FILE", help="the GGUF file to write")
-    parser.add_argument("--type", choices=FORMATS, default="q4_0", help="block format of the matrices (default q4_0)")
+    parser.add_argument(
+        "--type",
+        choices=(*FORMATS, *MIXTURES),
+        default="q4_0",
+        metavar="TYPE",
+        help="block format or mixture (default q4_0)",
+    )
     parser.add_argument("--shape", choices=SHAPES, default="llama-3.2-1b", help="whose sizes (default llama-3.2-1b)")
     options = parser.parse_args()
     write(options.out, options.type, SHAPES[options.shape])

@@ -38,7 +38,7 @@ from gumba_convert.families import family_of
 from gumba_convert.gguf_writer import TensorInfo, Value, data_size, header, padding, string, u32
 from gumba_convert.metadata import general
 from gumba_convert.metadata.generation import generation_metadata
-from gumba_convert.quantize.recipe import file_type, tensor_format
+from gumba_convert.quantize.recipe import FILE_TYPES, canonical, sizes, tensor_formats
 from gumba_convert.vocabulary.vocabulary import Vocabulary, read_vocabulary
 
 QUANTIZATION_VERSION = 2
@@ -80,8 +80,11 @@ def convert(
             "modelscope:org/model" (see `gumba.hub.modelscope`).
         out: the file to write, outside of the source folder. It appears complete or not at all; an existing GGUF file
             is replaced, any other existing file is an error.
-        type: "f32", "f16", "bf16", "q8_0" or "q4_0"; norms and biases stay F32.
-        pure: give every matrix that type. Otherwise a q4_0 file stores its output matrix in Q6_K, as llama.cpp does.
+        type: in any case: "f32", "f16", "bf16"; "q8_0", "q6_k", "q5_1", "q5_0", "q4_1", "q4_0"; the mixtures "q5_k_m", "q5_k_s",
+            "q4_k_m", "q4_k_s", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k"; "q5_k", "q4_k" and "q3_k" mean those ending in "_m".
+            Norms and biases stay F32.
+        pure: give every matrix that format. Otherwise the output matrix, and in mixtures others, get more bits where
+            llama.cpp gives them.
         progress: called with "convert", the bytes written so far and the size of the file.
         n_threads: encoding threads; by default the processors of this process. The file does not depend on it.
         name: `general.name`; by default from the checkpoint or its folder.
@@ -94,18 +97,18 @@ def convert(
         ResourceError: too little disk space.
     """
     started = time.perf_counter()
-    file_type_number, out = file_type(type), Path(out)
+    type, out = canonical(type), Path(out)
     _check_target(out)
     folder, title = _locate(source, revision, cache_dir)
     _check_outside(out, folder)
     checkpoint = open_checkpoint(folder)
     plan = family_of(checkpoint).plan(checkpoint)
     vocabulary = read_vocabulary(checkpoint, plan.n_vocab, pre_tokenizer=pre_tokenizer)
-    formats = [tensor_format(s.name, s.shape, type, tied=plan.tied, pure=pure) for s in plan.tensors]
+    formats = _formats(plan, type, pure)
     infos = [_info(source, quants.get(fmt)) for source, fmt in zip(plan.tensors, formats, strict=True)]
     n_parameters = sum(math.prod(info.shape) for info in infos)
     described, general_warnings = general.metadata(checkpoint, name or title, n_parameters)
-    metadata, generation_warnings = _metadata(checkpoint, plan, vocabulary, described, file_type_number)
+    metadata, generation_warnings = _metadata(checkpoint, plan, vocabulary, described, FILE_TYPES[type].number)
     head = header(metadata, infos)
     n_bytes = len(head) + data_size(infos)
     _check_readable(out, head, n_bytes)
@@ -148,6 +151,12 @@ def _metadata(
         **{key: value for key, value in tokenizer.items() if key not in plan.metadata},
         **ends,
     }, warnings
+
+
+def _formats(plan: Plan, type: str, pure: bool) -> list[str]:
+    """The format of each tensor of the plan."""
+    model = sizes(plan.architecture, {key: value.value for key, value in plan.metadata.items()})
+    return tensor_formats([(source.name, source.shape) for source in plan.tensors], type, model, pure=pure)
 
 
 def _write(

@@ -18,7 +18,6 @@ from gguf.quants import dequantize, quantize
 from gumba.errors import ConvertError, ResourceError
 from gumba_convert import convert
 from gumba_convert.common import parallel
-from gumba_convert.quantize.recipe import tensor_format
 from support.tiny_checkpoints import CONFIG, TEMPLATE, VOCAB, expected, weights, write_checkpoint, write_safetensors
 
 Types = gguf.GGMLQuantizationType
@@ -98,7 +97,7 @@ def test_every_tensor_is_written(tmp_path: Path, dtype: str, config: dict[str, A
         np.testing.assert_array_equal(np.asarray(found[name].data).reshape(values.shape), values, err_msg=name)
 
 
-@pytest.mark.parametrize("type", ["f16", "bf16", "q8_0", "q4_0"])
+@pytest.mark.parametrize("type", ["f16", "bf16", "q8_0", "q4_0", "q4_1"])
 def test_encoded_like_gguf(tmp_path: Path, type: str) -> None:
     tensors = weights(CONFIG)
     _, found = run(tmp_path, type=type, pure=True, tensors=tensors)
@@ -114,40 +113,6 @@ def test_encoded_like_gguf(tmp_path: Path, type: str) -> None:
                 quantize(values, kind).view(np.uint8).reshape(-1),
                 err_msg=name,
             )
-
-
-MIXTURE = [
-    ("q4_0", False, False, "output.weight", 512, "q6_k"),
-    ("q4_0", False, False, "output.weight", 576, "q8_0"),
-    ("q4_0", False, False, "token_embd.weight", 512, "q4_0"),
-    ("q4_0", True, False, "token_embd.weight", 512, "q6_k"),
-    ("q4_0", True, False, "token_embd.weight", 576, "q8_0"),
-    ("q4_0", True, True, "token_embd.weight", 512, "q4_0"),
-    ("q4_0", False, True, "output.weight", 512, "q4_0"),
-    ("q4_0", False, False, "blk.0.ffn_down.weight", 80, "f16"),
-    ("q4_0", False, False, "output.weight", 80, "f16"),
-    ("q8_0", True, False, "token_embd.weight", 512, "q8_0"),
-    ("q8_0", True, False, "blk.0.attn_q.weight", 48, "f16"),
-    ("bf16", True, False, "token_embd.weight", 77, "bf16"),
-    ("q4_0", True, False, "blk.0.laurel_l.weight", 64, "q8_0"),
-    ("q4_0", True, False, "altup_proj.weight", 64, "q8_0"),
-    ("q4_0", True, True, "altup_proj.weight", 64, "q4_0"),
-    ("f16", True, False, "altup_proj.weight", 64, "f16"),
-    ("q4_0", True, False, "per_layer_token_embd.weight", 64, "q4_0"),
-    ("q4_0", True, False, "blk.0.altup_router.weight", 64, "f32"),
-]
-
-
-@pytest.mark.parametrize(("type", "tied", "pure", "name", "row", "format"), MIXTURE)
-def test_formats_are_llama_cpps(type: str, tied: bool, pure: bool, name: str, row: int, format: str) -> None:
-    assert tensor_format(name, (10, row), type, tied=tied, pure=pure) == format
-
-
-@pytest.mark.parametrize(
-    "name", ["output_norm.weight", "blk.0.attn_norm.weight", "blk.0.attn_q.bias", "rope_freqs.weight"]
-)
-def test_vectors_stay_f32(name: str) -> None:
-    assert tensor_format(name, (512,), "q4_0", tied=False, pure=True) == "f32"
 
 
 def test_q6_k_output_is_close(tmp_path: Path) -> None:
@@ -442,7 +407,7 @@ def test_missing_weights(tmp_path: Path) -> None:
 
 
 def test_unknown_type(tmp_path: Path) -> None:
-    with pytest.raises(ConvertError, match="'q3'; known are f32, f16, q4_0, q8_0, bf16"):
+    with pytest.raises(ConvertError, match="'q3'; known are f32, f16, bf16, q8_0, q6_k, q5_k_m"):
         convert(tmp_path, tmp_path / "out.gguf", type="q3")
 
 

@@ -346,7 +346,7 @@ def finish(
     )
     values = values | embedder.values
     sources = table.sources()
-    tied = d.tied and not any(source.name == "output.weight" for source in sources)
-    if d.tied and not tied and architecture in TIED_ELSEWHERE:
+    own_output = any(source.name == "output.weight" for source in sources)
+    if d.tied and own_output and architecture in TIED_ELSEWHERE:
         table.warnings.append(f"llama.cpp does not load {architecture} files with an output matrix of their own")
-    return Plan(architecture, values, sources, d.n_vocab, tied, [*table.warnings, *embedder.warnings])
+    return Plan(architecture, values, sources, d.n_vocab, [*table.warnings, *embedder.warnings])

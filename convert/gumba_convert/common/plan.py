@@ -48,5 +48,4 @@ class Plan:
     metadata: dict[str, Value]
     tensors: Sequence[Source]
     n_vocab: int
-    tied: bool
     warnings: list[str] = field(default_factory=list)

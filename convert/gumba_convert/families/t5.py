@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from gumba.errors import ConvertError
@@ -87,8 +85,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         _output(table, reader, d, shared)
     for stack, n_layers in stacks.items():
         _stack(table, d, stack, n_layers, buckets, FEED_FORWARDS[kind], every_layer=name.startswith("UMT5"))
-    plan = decoder.finish(architecture, d, values, table, None)
-    return replace(plan, tied=False)
+    return decoder.finish(architecture, d, values, table, None)
 
 
 def _output(table: TensorTable, reader: ConfigReader, d: Decoder, shared: str) -> None:

@@ -1,18 +1,52 @@
 """Selects the block format of each tensor of a file.
 
-A file type names the format of most tensors. Exceptions follow llama.cpp, so that both write equal files: norms and biases stay
-F32, q4_0 files store their output matrix (or the tied token embedding) in Q6_K, and rows that are not multiples of the block
-size fall back to Q8_0 or F16.
+A file type names the format of most matrices. Exceptions follow llama.cpp, so that both write files of equal types
+(``mixtures.py``): the output matrix gets more bits, in the K types other matrices too. Norms and biases stay F32, and rows that
+are not multiples of the block size fall back to another format. One rule is ours: what llama.cpp copies as it is in its source
+(F16 or BF16; ``AT_LEAST_8_BITS``, and matrices of one row) is stored in 8 bits.
 """
 
 from __future__ import annotations
 
-from gumba import quants
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
 from gumba.errors import ConvertError
 from gumba.gguf.types import GGML_TYPES, NAMES
+from gumba_convert.quantize.mixtures import Mixture, Sizes, in_order
 
-#: File types by name, with their number in `general.file_type`.
-FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}
+
+class FileType(NamedTuple):
+    """A file type: its number in ``general.file_type``, and the format of most matrices."""
+
+    number: int
+    format: str
+
+
+#: File types by name.
+FILE_TYPES = {
+    "f32": FileType(0, "f32"),
+    "f16": FileType(1, "f16"),
+    "bf16": FileType(32, "bf16"),
+    "q8_0": FileType(7, "q8_0"),
+    "q6_k": FileType(18, "q6_k"),
+    "q5_k_m": FileType(17, "q5_k"),
+    "q5_k_s": FileType(16, "q5_k"),
+    "q5_1": FileType(9, "q5_1"),
+    "q5_0": FileType(8, "q5_0"),
+    "q4_k_m": FileType(15, "q4_k"),
+    "q4_k_s": FileType(14, "q4_k"),
+    "q4_1": FileType(3, "q4_1"),
+    "q4_0": FileType(2, "q4_0"),
+    "q3_k_l": FileType(13, "q3_k"),
+    "q3_k_m": FileType(12, "q3_k"),
+    "q3_k_s": FileType(11, "q3_k"),
+    "q2_k": FileType(10, "q2_k"),
+}
+#: Names of K types without a size mean the medium one, as in llama.cpp.
+ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}
+FLOATS = ("f32", "f16", "bf16")
 
 #: Small tensors that stay F32 although they have two axes: norms of heads, routers, position tables, convolutions.
 KEPT_F32 = (
@@ -48,28 +82,57 @@ FALLBACKS = {
 }
 
 
-def file_type(name: str) -> int:
-    """The number of a file type. Raises ConvertError listing the known ones."""
-    if name not in FILE_TYPES:
+def canonical(name: str) -> str:
+    """The name in FILE_TYPES of a name in any case ("Q4_K_M", "q4_k"). Raises ConvertError listing the known ones."""
+    lower = name.lower()
+    lower = ALIASES.get(lower, lower)
+    if lower not in FILE_TYPES:
         raise ConvertError(f"unknown type {name!r}; known are {', '.join(FILE_TYPES)}")
-    return FILE_TYPES[name]
+    return lower
 
 
-def tensor_format(name: str, shape: tuple[int, ...], file_type: str, *, tied: bool, pure: bool) -> str:
-    """The format ("q4_0") of one tensor, by its GGUF name and shape (rows first).
+def sizes(architecture: str, metadata: Mapping[str, Any]) -> Sizes:
+    """What the rules ask about a model, from its metadata: key -> number, or a number for each layer."""
+
+    def number(key: str, default: int) -> int:
+        value = metadata.get(f"{architecture}.{key}", default)
+        return int(value if isinstance(value, int) else value[0])
+
+    heads = number("attention.head_count", 0)
+    return Sizes(
+        architecture=architecture,
+        n_layers=number("block_count", 0),
+        n_experts=number("expert_count", 0),
+        n_heads=heads,
+        n_kv_heads=number("attention.head_count_kv", heads),
+    )
+
+
+def tensor_formats(
+    tensors: Sequence[tuple[str, tuple[int, ...]]], file_type: str, model: Sizes, *, pure: bool = False
+) -> list[str]:
+    """The format ("q4_0") of each tensor.
 
     Args:
-        tied: the token embedding is also the output matrix.
-        pure: every matrix gets the file type, including the output matrix.
+        tensors: GGUF's name and shape (rows first) of every tensor of the file.
+        file_type: a name in FILE_TYPES.
+        pure: every matrix gets the format of the file type, the output matrix too.
     """
-    if len(shape) < 2 or not name.endswith(".weight") or name.endswith(KEPT_F32):
-        return "f32"
-    chosen = file_type
-    if file_type == "q4_0" and not pure and name == ("token_embd.weight" if tied else "output.weight"):
-        chosen = "q6_k" if _fits(shape, "q6_k") else "q8_0"
-    if file_type == "q4_0" and not pure and name.endswith(AT_LEAST_8_BITS):
-        chosen = "q8_0"
-    return chosen if _fits(shape, chosen) else "f16"
+    default = FILE_TYPES[file_type].format
+    block_size = GGML_TYPES[NAMES[default]].block_size
+    mixture = Mixture(file_type, default, model, [name for name, _ in tensors])
+    shapes, chosen = dict(tensors), {}
+    for name in in_order(list(shapes)):
+        shape = shapes[name]
+        if len(shape) < 2 or not name.endswith(".weight") or name.endswith(KEPT_F32):
+            chosen[name] = "f32"
+        elif default in FLOATS or pure:
+            chosen[name] = fallback(default, shape[-1])
+        elif name.endswith(AT_LEAST_8_BITS) or math.prod(shape[:-1]) == 1:
+            chosen[name] = fallback("q8_0", shape[-1])
+        else:
+            chosen[name] = fallback(mixture.choose(name, shape[-1], block_size), shape[-1])
+    return [chosen[name] for name, _ in tensors]
 
 
 def fallback(name: str, columns: int) -> str:
@@ -78,7 +141,3 @@ def fallback(name: str, columns: int) -> str:
         if columns % GGML_TYPES[NAMES[candidate]].block_size == 0:
             return candidate
     return "f16"
-
-
-def _fits(shape: tuple[int, ...], name: str) -> bool:
-    return shape[-1] % quants.get(name).block_size == 0

@@ -12,9 +12,16 @@ from gumba.errors import ConvertError
 from gumba.progress import Progress, size
 
 _EXAMPLES = """
-gumba convert ./SmolLM2-135M-Instruct -o smollm2.gguf --type q4_0
+gumba convert ./SmolLM2-135M-Instruct -o smollm2.gguf --type q4_k_m
 gumba convert HuggingFaceTB/SmolLM2-135M-Instruct -o smollm2-f16.gguf --type f16
 """
+
+
+#: ``gumba_convert.quantize.recipe``'s file types and aliases.
+TYPES = (
+    "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0", "q3_k_l",
+    "q3_k_m", "q3_k_s", "q2_k", "q5_k", "q4_k", "q3_k",
+)  # fmt: skip
 
 
 def add_parser(commands: Commands) -> None:
@@ -31,9 +38,12 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument(
         "--type",
         type=str.lower,
-        choices=("f32", "f16", "bf16", "q8_0", "q4_0"),
+        choices=TYPES,
+        metavar="TYPE",
         default="q8_0",
-        help="type of the weights (default q8_0)",
+        help="type of the weights, in any case (default q8_0): f32, f16, bf16; q8_0, q6_k, q5_1, q5_0, q4_1, q4_0; the mixtures "
+        "q5_k_m, q5_k_s, q4_k_m, q4_k_s, q3_k_l, q3_k_m, q3_k_s, q2_k with llama.cpp's choice for each tensor (q5_k, q4_k and "
+        "q3_k mean those ending in _m)",
     )
     parser.add_argument(
         "--pure", action="store_true", help="use that type for every matrix instead of more bits for some"
