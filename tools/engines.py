@@ -16,11 +16,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 TOOLS = Path(__file__).parent
 PROMPT = "The capital of France is"
 
 GUMBA, LLAMA, OPENVINO, IK = "gumba", "llama.cpp", "OpenVINO GenAI", "ik_llama.cpp"
 ENGINES = (GUMBA, LLAMA, OPENVINO, IK)
+ONNX, ONNX_INT8 = "onnxruntime", "onnxruntime int8"
+#: Those that make vectors of texts.
+EMBEDDERS = (GUMBA, "sentence-transformers", ONNX, ONNX_INT8)
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,17 @@ def bench(engine: str, options: argparse.Namespace, model: Path, sizes: Sizes, i
     )
 
 
+def embed(engine: str, options: argparse.Namespace, model: str, kind: str) -> tuple[Any, str, np.ndarray]:
+    """What ``embedding_peer.py bench`` found for one engine, its command, and the vectors. ``kind``: of gumba's GGUF file."""
+    file = options.embedders / (f"{model}-{kind}.gguf" if engine == GUMBA else model)
+    python = sys.executable if engine == GUMBA else options.embed_python
+    with tempfile.TemporaryDirectory() as folder:
+        vectors = Path(folder) / "vectors.npy"
+        order = {"engine": engine, "model": str(file), "threads": options.threads, "vectors": str(vectors)}
+        ended = peer(python, "embedding_peer.py", "bench", **order)
+        return ended.json(), ended.command, np.load(vectors)
+
+
 def _ik_bench(options: argparse.Namespace, model: Path, sizes: Sizes) -> Found:
     """ik_llama.cpp's own llama-bench, weights repacked at run time (-rtr 1), its fastest way.
 
@@ -150,11 +166,13 @@ def about(engine: str, options: argparse.Namespace) -> str | None:
     """Which engine this is, in words; None where it is not there."""
     if engine == GUMBA:
         return ", ".join(f"{name} {version(name)}" for name in ("gumba", "numba", "llvmlite", "numpy"))
-    if engine == LLAMA:
+    if engine == LLAMA and options.peer_python is not None:
         found = peer(options.peer_python, "llama_peer.py", "about").json()
         return f"{found['version']}, built for this processor: {found['features'].strip().rstrip('|').strip()}"
     if engine == OPENVINO and options.openvino_python is not None:
         return str(peer(options.openvino_python, "openvino_peer.py", "about").json()["version"])
     if engine == IK and options.ik_bench is not None:
         return f"{IK} {options.ik_version}".strip() + ", llama-bench -rtr 1"
+    if engine == ONNX and options.embed_python is not None:
+        return str(peer(options.embed_python, "embedding_peer.py", "about").json()["version"])
     return None

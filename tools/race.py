@@ -6,6 +6,8 @@
         --openvino-python ../openvino/bin/python --ik-bench ../ik_llama.cpp/build/bin/llama-bench \\
         --threads 2 --date 2026-11-21 --write
     python tools/race.py ... --rows deep big --reuse --write          some rows anew, the others as they were
+    python tools/make_embedders.py MINILM embedders --python ../st/bin/python
+    python tools/race.py --rows embeddings --embedders embedders --embed-python ../st/bin/python --rounds 1 --reuse --write
 
 Every measurement is a child process of its own, and the engines take turns (A B C, A B C, ...): same file, same threads,
 same token counts. Reported are medians over the rounds, with the lowest and highest, and the ratio of the medians: absolute
@@ -31,7 +33,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from engines import ENGINES, GUMBA, LLAMA, OPENVINO, PROMPT, Sizes, about, bench, gumba, peer
+from engines import (
+    EMBEDDERS,
+    ENGINES,
+    GUMBA,
+    LLAMA,
+    ONNX,
+    ONNX_INT8,
+    OPENVINO,
+    PROMPT,
+    Sizes,
+    about,
+    bench,
+    embed,
+    gumba,
+    peer,
+)  # fmt: skip
 
 ROOT = Path(__file__).parent.parent
 #: The context whose memory is measured: filled but for one token, for which llama.cpp would take another page.
@@ -44,6 +61,9 @@ class Target:
 
     of_llama: float | None = None  # times llama.cpp's figure
     above_openvino: bool = False
+    of_onnx: float | None = (
+        None  # times faster than onnxruntime in float32, and faster than with dynamically quantized weights
+    )
     at_least: float | None = None
     at_most: float | None = None
 
@@ -51,6 +71,7 @@ class Target:
         """For the table."""
         parts = [f"{self.of_llama:g} x llama.cpp"] if self.of_llama is not None else []
         parts += ["above OpenVINO"] if self.above_openvino else []
+        parts += [f"{self.of_onnx:g} x onnxruntime, above its int8"] if self.of_onnx is not None else []
         parts += [f"at least {self.at_least:g}"] if self.at_least is not None else []
         parts += [f"at most {self.at_most:g}"] if self.at_most is not None else []
         return ", ".join(parts)
@@ -63,6 +84,9 @@ class Target:
             checks.append(ours >= self.of_llama * medians[LLAMA] if LLAMA in medians else None)
         if self.above_openvino:
             checks.append(ours > medians[OPENVINO] if OPENVINO in medians else None)
+        if self.of_onnx is not None:
+            known = ONNX in medians and ONNX_INT8 in medians
+            checks.append(ours <= min(medians[ONNX] / self.of_onnx, medians[ONNX_INT8]) if known else None)
         if self.at_least is not None:
             checks.append(ours >= self.at_least)
         if self.at_most is not None:
@@ -90,15 +114,15 @@ class Row:
     def medians(self) -> dict[str, float]:
         return {engine: statistics.median(figures) for engine, figures in self.figures.items()}
 
-    def markdown(self) -> str:
+    def markdown(self, engines: Sequence[str] = ENGINES, reference: str = LLAMA) -> str:
         """The line in Markdown; the ratio says how many times better gumba is, whichever way better is."""
         medians = self.medians
         ratio = ""
-        if LLAMA in medians:
-            better = medians[GUMBA] / medians[LLAMA]
+        if reference in medians:
+            better = medians[GUMBA] / medians[reference]
             ratio = f"{better if self.unit == 'tokens/s' else 1 / better:.2f}"
         met = {True: "yes", False: "**no**", None: ""}[self.target.met(medians)]
-        cells = [spread(self.figures.get(engine, [])) for engine in ENGINES]
+        cells = [spread(self.figures.get(engine, [])) for engine in engines]
         return f"| {self.what}, {self.unit} | {' | '.join(cells)} | {ratio} | {self.target.words()} | {met} |"
 
 
@@ -303,6 +327,34 @@ def race_convert(options: argparse.Namespace, rounds: int) -> Race:
     return race
 
 
+def race_embeddings(options: argparse.Namespace, rounds: int) -> Race:
+    """Vectors of 500 short texts and of 100 texts of 400 tokens, by the models that tools/make_embedders.py makes."""
+    race, least = Race([], rounds), dict[str, float]()
+    for model in sorted({file.name.rpartition("-")[0] for file in options.embedders.glob("*.gguf")}):
+        rows = {
+            (kind, texts, clock): Row(f"{model} {kind}, {title}, {clock}", "s", Target(of_onnx=3))
+            for kind in ("q8_0", "f16")
+            for texts, title in (("short", "500 short texts"), ("long", "100 texts of 400 tokens"))
+            for clock in ("wall", "CPU")
+        }
+        race.rows += rows.values()
+        for _ in range(rounds):
+            vectors = {}
+            for engine, own in ((GUMBA, "q8_0"), (GUMBA, "f16"), *((name, "") for name in EMBEDDERS[1:])):
+                found, command, vectors[f"{engine} {own}".strip()] = embed(engine, options, model, own)
+                race.ran(command)
+                for (kind, texts, clock), row in rows.items():
+                    if own in ("", kind):
+                        row.note(engine, found[texts][clock])
+                        tell(row, engine)
+            for name, made in vectors.items():
+                cosine = float((made * vectors[EMBEDDERS[1]]).sum(axis=1).min())
+                least[name] = min(cosine, least.get(name, 1.0))
+    cosines = ", ".join(f"{name} {cosine:.5f}" for name, cosine in least.items())
+    race.remark = f"Least cosine to the vectors of {EMBEDDERS[1]}: {cosines}."
+    return race
+
+
 #: By the name that ``--rows`` takes: the job, and the option without which it cannot run.
 JOBS: dict[str, tuple[Callable[[argparse.Namespace, int], Race], str]] = {
     "q4_0": (race_q4_0, "q4_0"),
@@ -315,6 +367,7 @@ JOBS: dict[str, tuple[Callable[[argparse.Namespace, int], Race], str]] = {
     "start": (race_start, "q4_0"),
     "memory": (race_memory, "q4_0"),
     "convert": (race_convert, "hf_folder"),
+    "embeddings": (race_embeddings, "embedders"),
 }
 
 
@@ -355,22 +408,27 @@ HOW = """\
 - Memory is the peak resident set of a process that fills its context with one prompt.
 - The read limit is measured just before and after every decode pass, in the same process, by `gumba bench --profile`: plain
   vector reads on all threads.
+- Embeddings: tokenizing included, after a warm-up; CPU seconds are those of all threads. tools/embedding_peer.py says how each
+  engine is used, tools/make_embedders.py how the models are made.
 - The 1.2 B shape has the sizes of Llama 3.2 1B and random weights (tools/make_big_gguf.py), the others those of the models
   that they are named after."""
 
 
 def report(races: dict[str, Race], engines: dict[str, str], machine: str) -> str:
     """The whole of BENCHMARKS.md."""
-    head = f"| | {' | '.join(ENGINES)} | ratio to llama.cpp | target | met? |\n|{' --- |' * (len(ENGINES) + 4)}"
     ordered = [(name, races[name]) for name in JOBS if name in races]
-    table = "\n".join([head, *(row.markdown() for _, race in ordered for row in race.rows)])
+    tables = []
+    for columns, reference in ((ENGINES, LLAMA), (EMBEDDERS, ONNX)):
+        rows = [row for name, race in ordered for row in race.rows if (name == "embeddings") == (columns is EMBEDDERS)]
+        head = f"| | {' | '.join(columns)} | ratio to {reference} | target | met? |\n|{' --- |' * (len(columns) + 4)}"
+        tables += ["\n".join([head, *(row.markdown(columns, reference) for row in rows)])] if rows else []
     sources = []
     for name, race in ordered:
         remark = f" {race.remark}" if race.remark else ""
         commands = "\n".join(f"  - `{command}`" for command in race.commands)
         sources.append(f"- **{name}**, {race.date or 'undated'}, rounds: {race.rounds}.{remark}\n{commands}")
     parts = ["# Benchmarks", INTRODUCTION, "\n".join([f"- {machine}", *(f"- {text}" for text in engines.values())])]
-    parts += [table, "## How", HOW, "## Where each row comes from", "\n".join(sources)]
+    parts += [*tables, "## How", HOW, "## Where each row comes from", "\n".join(sources)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -396,16 +454,18 @@ def restore(path: Path) -> tuple[dict[str, Race], dict[str, str]]:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--q4_0", type=Path, required=True, metavar="MODEL", help="SmolLM2 135M in q4_0")
+    parser.add_argument("--q4_0", type=Path, metavar="MODEL", help="SmolLM2 135M in q4_0")
     parser.add_argument("--q8_0", type=Path, metavar="MODEL", help="SmolLM2 135M in q8_0")
     parser.add_argument("--big", type=Path, metavar="MODEL", help="what tools/make_big_gguf.py writes")
     parser.add_argument("--shapes", nargs="+", type=Path, metavar="MODEL", help="what it writes with other shapes")
-    parser.add_argument("--peer-python", required=True, help="the Python that has llama-cpp-python")
+    parser.add_argument("--peer-python", help="the Python that has llama-cpp-python")
     parser.add_argument("--peer-python-avx2", help="one whose llama-cpp-python is built for AVX2 and no more")
     parser.add_argument("--openvino-python", help="the Python that has openvino-genai")
     parser.add_argument("--ik-bench", help="ik_llama.cpp's llama-bench")
     parser.add_argument("--ik-version", default="", help="which ik_llama.cpp that is: it does not know itself")
     parser.add_argument("--hf-folder", type=Path, help="also time the conversion of this folder")
+    parser.add_argument("--embedders", type=Path, help="the folder that tools/make_embedders.py wrote")
+    parser.add_argument("--embed-python", help="the Python that has sentence-transformers and onnxruntime")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3, help="turns of each engine (default 3; long rows take 2)")
     parser.add_argument("--rows", nargs="+", choices=JOBS, metavar="ROWS", help=f"only these of {', '.join(JOBS)}")
@@ -421,7 +481,7 @@ def main() -> None:
     kept = ROOT / "benchmarks.json"
     races, engines = restore(kept) if options.reuse and kept.exists() else ({}, {})
     machine = f"{processor()}, threads: {options.threads}; Python {platform.python_version()}"
-    for engine in ENGINES:
+    for engine in (*ENGINES, ONNX):
         text = about(engine, options)
         if text is not None:
             engines[engine] = text

@@ -36,6 +36,19 @@ def test_targets_are_held_against_medians(figures: dict, met: bool | None) -> No
     assert made.target.met(made.medians) is met
 
 
+def test_embeddings_are_compared_with_both_kinds_of_weights() -> None:
+    made = race.Row("short texts", "s", race.Target(of_onnx=3))
+    for engine, seconds in zip(race.EMBEDDERS, (1.0, 9.0, 3.0, 1.0)):
+        made.note(engine, seconds)
+    assert made.target.met(made.medians) is True
+    assert made.target.met(made.medians | {"onnxruntime": 2.9}) is False
+    assert made.target.met(made.medians | {"onnxruntime int8": 0.9}) is False
+    assert made.target.met({"gumba": 1.0, "onnxruntime": 3.0}) is None
+    assert made.markdown(race.EMBEDDERS, race.ONNX) == (
+        "| short texts, s | 1.00 | 9.00 | 3.00 | 1.00 | 3.00 | 3 x onnxruntime, above its int8 | yes |"
+    )
+
+
 def test_bounds_that_stand_alone() -> None:
     assert race.Target(at_most=0.6).met({"gumba": 0.6}) is True
     assert race.Target(at_most=0.6).met({"gumba": 0.61}) is False
@@ -61,6 +74,9 @@ def test_rows_survive_the_file_they_are_kept_in(tmp_path: Path) -> None:
         "q4_0": race.Race([row(ours=[1.0, 2.0], llama=[3.0])], 2, "", ["gumba bench"]),
     }
     races["start"].rows[0].note("gumba", 0.5)
+    embeddings = race.Row("embeddings", "s", race.Target(of_onnx=3))
+    embeddings.note("gumba", 1.5)
+    races["embeddings"] = race.Race([embeddings], 1)
     race.save(tmp_path / "kept.json", races, {"gumba": "gumba 1"}, "a machine")
     again, engines = race.restore(tmp_path / "kept.json")
     assert again == races and engines == {"gumba": "gumba 1"}
@@ -68,7 +84,7 @@ def test_rows_survive_the_file_they_are_kept_in(tmp_path: Path) -> None:
     text = race.report(again, engines, "a machine")
     lines = text.splitlines()
     table = [line for line in lines if line.startswith("|")]
-    assert len({line.count("|") for line in table}) == 1 and len(table) == 4
+    assert len({line.count("|") for line in table}) == 1 and len(table) == 7
     assert lines.index(races["q4_0"].rows[0].markdown()) < lines.index(races["start"].rows[0].markdown())
     assert "- **start**, 2026-01-01, rounds: 1. Fine." in lines and "  - `gumba run`" in lines
 
