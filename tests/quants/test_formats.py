@@ -25,6 +25,7 @@ ALL = list(quants.FORMATS.values())
 f32, f16, bf16, q4_0, q4_1, q8_0, q6_k, mxfp4 = map(
     quants.get, ("f32", "f16", "bf16", "q4_0", "q4_1", "q8_0", "q6_k", "mxfp4")
 )
+iq4_nl, iq4_xs = map(quants.get, ("iq4_nl", "iq4_xs"))
 #: The formats that gguf-py can read.
 OF_GGUF = [format for format in ALL if format.ggml_type in set(GGMLQuantizationType)]
 QUANTIZED_BY_GGUF = [f16, bf16, q8_0, q4_0, q4_1, mxfp4]
@@ -143,6 +144,23 @@ def q6_k_block() -> list[int]:
     return ql + qh + [s % 256 for s in Q6_K_SCALES] + half(0.25)
 
 
+IQ4_VALUES = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]
+IQ4_XS_SCALES = [-32, 31, 1, 0, -1, 17, -20, 8]
+#: Zeros are written as the value nearest to 0, times a scale of 0.
+IQ4_XS_CODES = [(5 * i + g) % 16 if scale else 8 for g, scale in enumerate(IQ4_XS_SCALES) for i in range(32)]
+
+
+def iq4_xs_block() -> list[int]:
+    """The layout written out scale by scale and weight by weight, as the format's drawing says."""
+    high, low, codes = 0, [0] * 4, [0] * 128
+    for g, scale in enumerate(IQ4_XS_SCALES):
+        high |= (scale + 32 >> 4) << 2 * g
+        low[g // 2] |= (scale + 32 & 15) << g % 2 * 4
+    for i, code in enumerate(IQ4_XS_CODES):
+        codes[i // 32 * 16 + i % 16] |= code << i % 32 // 16 * 4
+    return half(0.25) + list(high.to_bytes(2, "little")) + low + codes
+
+
 MXFP4_VALUES = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]
 
 HAND_WRITTEN = [
@@ -166,6 +184,16 @@ HAND_WRITTEN = [
         mxfp4,
         [127] + [(15 - i if i != 7 else 0) << 4 | (i if i != 8 else 0) for i in range(16)],
         [0.5 * v for v in (MXFP4_VALUES + MXFP4_VALUES[::-1])],
+    ),
+    (
+        iq4_nl,
+        half(0.25) + [(15 - i) << 4 | i for i in range(16)],
+        [v * 0.25 for v in (IQ4_VALUES + IQ4_VALUES[::-1])],
+    ),
+    (
+        iq4_xs,
+        iq4_xs_block(),
+        [0.25 * IQ4_XS_SCALES[i // 32] * IQ4_VALUES[code] for i, code in enumerate(IQ4_XS_CODES)],
     ),
 ]
 
@@ -334,7 +362,8 @@ def test_a_tensor_of_many_pieces_gives_the_bytes_of_gguf():
 
 # --- error budgets: root mean square error over that of the weights, for normal and heavy-tailed (Laplace) weights
 
-#: Measured, rounded up. ggml's own quantizer for q6_k: 0.01775 and 0.02169. A format that is not here has 4 / 2^bits.
+#: Measured, rounded up. ggml's own quantizers, for q6_k: 0.01775 and 0.02169; iq4_nl: 0.0760 and 0.0878; iq4_xs: 0.0765 and
+#: 0.0885. A format that is not here has 4 / 2^bits.
 BUDGET = {
     "f32": (0, 0),
     "f16": (2.09e-4, 2.09e-4),
@@ -344,6 +373,8 @@ BUDGET = {
     "q4_1": (0.0781, 0.0913),
     "mxfp4": (0.1151, 0.1268),
     "q6_k": (0.0176, 0.0216),
+    "iq4_nl": (0.0759, 0.0886),
+    "iq4_xs": (0.0765, 0.0893),
 }
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gumba.errors import UnsupportedError
 from gumba.host import available_threads
-from gumba.quants import bf16, f16, f32, mxfp4, q4_0, q4_1, q6_k, q8_0
+from gumba.quants import bf16, f16, f32, iq4_nl, iq4_xs, mxfp4, q4_0, q4_1, q6_k, q8_0
 from gumba.quants._format import BlockFormat, DotFormat, FloatFormat, PackField
 
 
@@ -63,6 +63,8 @@ FORMATS: Mapping[int, BlockFormat] = register(
         q6_k.FORMAT,
         bf16.FORMAT,
         mxfp4.FORMAT,
+        iq4_nl.FORMAT,
+        iq4_xs.FORMAT,
     )
 )
 

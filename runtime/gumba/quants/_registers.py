@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from gumba.simd.isa import Isa
 from gumba.simd.value import F16, I8, I16, Simd, Value
@@ -57,3 +59,30 @@ def nibbles(s: Simd, isa: Isa, address: Value) -> list[Value]:
     """8 registers from 16 bytes per lane: first the low halves of the bytes (columns 0..15), then the high ones."""
     packed = bytes_at(s, isa, address, 4)
     return [p & 15 for p in packed] + [shift(p, 4) & 15 for p in packed]
+
+
+class WeightTable(NamedTuple):
+    """A format's table of at most 16 weights as bytes that the instruction set multiplies, and how to read these."""
+
+    entries: list[int]
+    w_max: int
+    offset: int
+    signed: bool
+
+    def block(self, s: Simd, isa: Isa, codes: list[Value], scale: Value | tuple[Value, Value]) -> BlockRegisters:
+        """The block whose weights the bytes of ``codes`` (0..15) name."""
+        weights = [isa.lookup(s, self.entries, code) for code in codes]
+        return BlockRegisters(weights, scale, self.w_max, self.offset, self.signed)
+
+
+def weight_table(isa: Isa, values: Sequence[int]) -> WeightTable:
+    """The table of ``values`` (-127..127): signed, or with an offset that makes them unsigned.
+
+    Unsigned is the only fast form on some sets; on AVX2 it is the faster one, as long as two products fit 16 bits.
+    """
+    values = [*values, *[0] * (16 - len(values))]
+    largest = max(abs(value) for value in values)
+    if isa.dot_signed is isa.dot_unsigned or (isa.dot_signed is not None and largest > 64):
+        return WeightTable(values, largest, 0, True)
+    offset = 128 if isa.dot_signed is None else 1 << (largest - 1).bit_length()
+    return WeightTable([value + offset for value in values], max(values) + offset, offset, False)

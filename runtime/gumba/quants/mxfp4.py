@@ -99,23 +99,16 @@ def loops() -> tuple[Entry, Entry]:
 
 
 def unpack(s: Simd, isa: Isa, address: Value) -> Iterator[BlockRegisters]:
-    """A packed block: signed weights where the instruction set multiplies those, else with 128 added."""
+    """A packed block: a nibble names its weight in a table."""
     from gumba.quants import _registers
     from gumba.simd.value import F32, I8, I32
 
-    signed = isa.dot_signed is not None
-    weights = []
-    for q in _registers.nibbles(s, isa, address + isa.lanes):
-        m, zero = q & 7, s.zero(I8, q.lanes)
-        size = m + s.select(m.compare(">", 4), m - 4, zero) + s.select(m.compare("==", 7), zero + 2, zero)
-        weight = s.select(q.compare(">", 7), zero - size, size)
-        weights.append(weight if signed else weight ^ -128)
     e = s.load(address, I8, isa.lanes).unsigned_to(I32)
     bits = s.select(e.compare(">", 1), (e - 1) << 23, (e + 1) << 21)
-    scale = bits.bits(F32, isa.lanes)
-    yield _registers.BlockRegisters(
-        weights, scale, w_max=12 if signed else 140, offset=0 if signed else 128, signed=signed
-    )
+    codes = _registers.nibbles(s, isa, address + isa.lanes)
+    sizes = (0, 1, 2, 3, 4, 6, 8, 12)
+    table = _registers.weight_table(isa, [*sizes, *(-size for size in sizes)])
+    yield table.block(s, isa, codes, bits.bits(F32, isa.lanes))
 
 
 FORMAT = DotFormat(
