@@ -25,6 +25,7 @@ FILES = {
     "tiny-F16.gguf": SIZE,
     "tiny-Q4_0.gguf": SIZE + 1,
     "tiny-Q4_K_M.gguf": SIZE + 2,
+    "tiny-Q4_0_4_4.gguf": SIZE + 4,
     "tiny-Q8_0.gguf": SIZE + 3,
     "mmproj-tiny-Q8_0.gguf": 2000,
     "imatrix.gguf": 2000,
@@ -78,8 +79,8 @@ def cached(tmp_path: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("text", "file"),
     [
-        ("ada/tiny", "tiny-Q4_0.gguf"),  # Q4_K_M cannot be run yet, and Q4_0 has about as many bits
-        ("ada/tiny:latest", "tiny-Q4_0.gguf"),
+        ("ada/tiny", "tiny-Q4_K_M.gguf"),
+        ("ada/tiny:latest", "tiny-Q4_K_M.gguf"),
         ("ada/tiny:q8_0", "tiny-Q8_0.gguf"),
         ("hf.co/ada/tiny:F16", "tiny-F16.gguf"),
         ("huggingface.co/ada/tiny:fp16", "tiny-F16.gguf"),
@@ -87,8 +88,8 @@ def cached(tmp_path: Path) -> list[str]:
         ("ada/tiny/tiny-Q8_0.gguf", "tiny-Q8_0.gguf"),
         ("https://huggingface.co/ada/tiny/resolve/main/tiny-F16.gguf?download=true", "tiny-F16.gguf"),
         ("https://hf.co/ada/tiny/blob/v1/tiny-F16.gguf", "tiny-F16.gguf"),
-        ("https://huggingface.co/ada/tiny", "tiny-Q4_0.gguf"),
-        ("https://huggingface.co/ada/tiny/tree/main", "tiny-Q4_0.gguf"),
+        ("https://huggingface.co/ada/tiny", "tiny-Q4_K_M.gguf"),
+        ("https://huggingface.co/ada/tiny/tree/main", "tiny-Q4_K_M.gguf"),
         ("https://huggingface.co/ada/tiny?show_file_info=tiny-F16.gguf", "tiny-F16.gguf"),
         ("ENDPOINT/ada/tiny/resolve/main/tiny-F16.gguf", "tiny-F16.gguf"),
     ],
@@ -103,11 +104,6 @@ def test_selected_file(hub: Hub, tmp_path: Path, text: str, file: str) -> None:
     assert (tmp_path / "hf/hub/models--ada--tiny/refs" / revision).read_text() == COMMIT
 
 
-def test_q4_k_m_is_the_default_if_supported(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gumba.hub.gguf_files.is_supported", lambda type: True)
-    assert resolve("ada/tiny").name == "tiny-Q4_K_M.gguf"
-
-
 @pytest.mark.parametrize("text", ["ada/tiny:bf16", "ada/tiny/BF16/tiny-BF16-00001-of-00002.gguf"])
 def test_shards_are_one_model(hub: Hub, tmp_path: Path, text: str) -> None:
     path = resolve(text)
@@ -120,11 +116,11 @@ def test_shards_are_one_model(hub: Hub, tmp_path: Path, text: str) -> None:
     ("text", "kind", "says"),
     [
         (
-            "ada/tiny:Q4_K_M",
+            "ada/tiny:Q4_0_4_4",
             UnsupportedError,
-            "does not support Q4_K_M; name one that it supports: ada/tiny:Q4_0, :Q8_0, :BF16, :F16",
+            "does not support Q4_0_4_4; name one that it supports: ada/tiny:Q4_K_M, :Q4_0, :Q8_0, :BF16, :F16",
         ),
-        ("ada/tiny/tiny-Q4_K_M.gguf", UnsupportedError, "does not support Q4_K_M"),
+        ("ada/tiny/tiny-Q4_0_4_4.gguf", UnsupportedError, "does not support Q4_0_4_4"),
         ("ada/tiny:Q5_0", RequestError, "no file has the type Q5_0; the repository has .*Q4_0"),
         ("ada/tiny/other.gguf", RequestError, r"no file 'other\.gguf'; its GGUF files are .*tiny-Q4_0\.gguf"),
         ("ada/tiny/mmproj-tiny-Q8_0.gguf", RequestError, "expected a language model"),
@@ -148,13 +144,13 @@ def test_unsupported_files_are_refused_before_the_download(
 
 
 def test_several_files_of_one_type(hub: Hub) -> None:
-    (hub.folder / "other-Q4_0.gguf").write_bytes(content("o", 50))
-    for text in ("ada/tiny", "ada/tiny:Q4_0"):
+    (hub.folder / "other-Q4_K_M.gguf").write_bytes(content("o", 50))
+    for text in ("ada/tiny", "ada/tiny:Q4_K_M"):
         with pytest.raises(
-            RequestError, match=r"several files have Q4_0 as type: .*; name one, e.g. ada/tiny/other-Q4_0\.gguf"
+            RequestError, match=r"several files have Q4_K_M as type: .*; name one, e.g. ada/tiny/other-Q4_K_M\.gguf"
         ):
             resolve(text)
-    assert resolve("ada/tiny/other-Q4_0.gguf").stat().st_size == 50
+    assert resolve("ada/tiny/other-Q4_K_M.gguf").stat().st_size == 50
 
 
 def test_a_missing_shard(hub: Hub) -> None:

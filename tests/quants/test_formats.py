@@ -22,16 +22,23 @@ from gumba.quants import BlockFormat, DotFormat, PackField
 from support.kernel_harness import random_rows
 
 ALL = list(quants.FORMATS.values())
-f32, f16, bf16, q4_0, q4_1, q8_0, q6_k, mxfp4 = map(
-    quants.get, ("f32", "f16", "bf16", "q4_0", "q4_1", "q8_0", "q6_k", "mxfp4")
+f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, mxfp4 = map(
+    quants.get, ("f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "mxfp4")
 )
 iq4_nl, iq4_xs = map(quants.get, ("iq4_nl", "iq4_xs"))
+q4_k, q5_k, q6_k = map(quants.get, ("q4_k", "q5_k", "q6_k"))
+#: The formats that gumba quantizes to; the others are only read.
+WRITTEN = [format for format in ALL if format.loops()[0] is not None]
 #: The formats that gguf-py can read.
 OF_GGUF = [format for format in ALL if format.ggml_type in set(GGMLQuantizationType)]
-QUANTIZED_BY_GGUF = [f16, bf16, q8_0, q4_0, q4_1, mxfp4]
+QUANTIZED_BY_GGUF = [f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, mxfp4]
 BLOCKS = [format for format in ALL if isinstance(format, DotFormat)]
 #: Those whose scale ends with float16's range.
-F16_SCALED = [format for format in BLOCKS if any(format.dtype[name] == np.dtype("<f2") for name in format.dtype.names)]
+F16_SCALED = [
+    format
+    for format in WRITTEN
+    if isinstance(format, DotFormat) and any(format.dtype[name] == np.dtype("<f2") for name in format.dtype.names)
+]
 
 
 def name_of(format: BlockFormat) -> str:
@@ -39,6 +46,7 @@ def name_of(format: BlockFormat) -> str:
 
 
 by_name = pytest.mark.parametrize("format", ALL, ids=name_of)
+written = pytest.mark.parametrize("format", WRITTEN, ids=name_of)
 of_gguf = pytest.mark.parametrize("format", OF_GGUF, ids=name_of)
 
 
@@ -161,6 +169,29 @@ def iq4_xs_block() -> list[int]:
     return half(0.25) + list(high.to_bytes(2, "little")) + low + codes
 
 
+K_SCALES, K_MINIMUMS = [63, 1, 0, 17, 32, 47, 5, 62], [0, 63, 33, 2, 16, 31, 48, 7]
+
+
+def k_block(bits: int) -> tuple[list[int], list[float]]:
+    """A block of Q4_K or Q5_K, written out part by part and weight by weight, and its weights."""
+    scales, high, low = [0] * 12, [0] * 32, [0] * 128
+    for part, (scale, minimum) in enumerate(zip(K_SCALES, K_MINIMUMS)):
+        if part < 4:
+            scales[part] |= scale
+            scales[part + 4] |= minimum
+        else:
+            scales[part + 4] |= scale & 15 | (minimum & 15) << 4
+            scales[part - 4] |= scale >> 4 << 6
+            scales[part] |= minimum >> 4 << 6
+    codes = [(7 * i + i // 32) % (1 << bits) for i in range(256)]
+    for i, code in enumerate(codes):
+        part, within = divmod(i, 32)
+        low[part // 2 * 32 + within] |= (code & 15) << part % 2 * 4
+        high[within] |= code >> 4 << part
+    weights = [0.25 * K_SCALES[i // 32] * code - 0.5 * K_MINIMUMS[i // 32] for i, code in enumerate(codes)]
+    return half(0.25) + half(0.5) + scales + (high if bits == 5 else []) + low, weights
+
+
 MXFP4_VALUES = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]
 
 HAND_WRITTEN = [
@@ -178,6 +209,17 @@ HAND_WRITTEN = [
         q4_1,
         half(0.25) + half(-3) + [(15 - i) << 4 | i for i in range(16)],
         [i * 0.25 - 3 for i in range(16)] + [(15 - i) * 0.25 - 3 for i in range(16)],
+    ),
+    # the fifth bits are those of odd weights of the first half, and of the last 8 weights
+    (
+        q5_0,
+        half(0.5) + [0xAA, 0xAA, 0x00, 0xFF] + [(15 - i) << 4 | i for i in range(16)],
+        [(i + 16 * (i % 2) - 16) * 0.5 for i in range(16)] + [(15 - i + 16 * (i >= 8) - 16) * 0.5 for i in range(16)],
+    ),
+    (
+        q5_1,
+        half(0.25) + half(-3) + [0xAA, 0xAA, 0x00, 0xFF] + [(15 - i) << 4 | i for i in range(16)],
+        [(i + 16 * (i % 2)) * 0.25 - 3 for i in range(16)] + [(15 - i + 16 * (i >= 8)) * 0.25 - 3 for i in range(16)],
     ),
     # scale 2^(127 - 128): all values but -0, for which 0 stands
     (
@@ -202,6 +244,12 @@ HAND_WRITTEN = [
 def test_a_hand_written_block_reads_and_writes(format, block, weights):
     np.testing.assert_array_equal(format.dequantize(np.array(block, np.uint8)), np.array(weights, np.float32))
     np.testing.assert_array_equal(format.quantize(np.array(weights, np.float32)), np.array(block, np.uint8))
+
+
+@pytest.mark.parametrize("format, bits", [(q4_k, 4), (q5_k, 5)], ids=["q4_k", "q5_k"])
+def test_a_hand_written_block_of_parts_reads(format, bits):
+    block, weights = k_block(bits)
+    np.testing.assert_array_equal(format.dequantize(np.array(block, np.uint8)), np.array(weights, np.float32))
 
 
 def test_a_hand_written_q6_k_block_reads():
@@ -244,13 +292,14 @@ def numpy_dequantize(format: BlockFormat) -> Callable[[np.ndarray], np.ndarray]:
 def test_the_docstring_says_what_the_compiled_loop_does(format):
     """Bit for bit, for random bytes, zero bytes, and what the format writes itself."""
     rng = np.random.default_rng(17)
-    written = format.quantize(rng.standard_normal((5, 1024)).astype(np.float32))
-    for data in (
+    cases = [
         rng.integers(0, 256, (257, 6 * format.type_size), dtype=np.uint8),
         random_rows(format, 7, 3 * format.block_size, rng),
         np.zeros((2, 2 * format.type_size), np.uint8),
-        written,
-    ):
+    ]
+    if format in WRITTEN:
+        cases.append(format.quantize(rng.standard_normal((5, 1024)).astype(np.float32)))
+    for data in cases:
         blocks = np.ascontiguousarray(data).reshape(-1).view(format.dtype)
         with np.errstate(all="ignore"):
             expected = np.asarray(numpy_dequantize(format)(blocks))
@@ -301,14 +350,14 @@ def test_quantize_gives_the_bytes_of_gguf(format, name):
     np.testing.assert_array_equal(format.quantize(x), gguf_quantize(format, x))
 
 
-@pytest.mark.parametrize("format", [q8_0, q4_0], ids=name_of)
+@pytest.mark.parametrize("format", [q8_0, q4_0, q5_0], ids=name_of)
 def test_scales_up_to_the_largest_float16(format):
     x = np.random.default_rng(0).uniform(-1, 1, (64, 64)).astype(np.float32)
-    x *= np.float32(65519.0 * {"q8_0": 127, "q4_0": 8}[format.name]) / np.abs(x).max()
+    x *= np.float32(65519.0 * {"q8_0": 127, "q4_0": 8, "q5_0": 16}[format.name]) / np.abs(x).max()
     np.testing.assert_array_equal(format.quantize(x), gguf_quantize(format, x))
 
 
-@pytest.mark.parametrize("format", [q8_0, q4_0, q4_1], ids=name_of)
+@pytest.mark.parametrize("format", [q8_0, q4_0, q4_1, q5_0, q5_1], ids=name_of)
 def test_blocks_too_small_for_an_inverse_scale_decode_to_zero(format):
     """1/d is infinite here, so that gguf-py's codes depend on the processor; the scale is 0 in both."""
     x = (np.random.default_rng(0).standard_normal((4, 64)) * 1e-41).astype(np.float32)
@@ -371,6 +420,8 @@ BUDGET = {
     "q8_0": (5.33e-3, 6.71e-3),
     "q4_0": (0.0857, 0.1064),
     "q4_1": (0.0781, 0.0913),
+    "q5_0": (0.0426, 0.0532),
+    "q5_1": (0.0378, 0.0443),
     "mxfp4": (0.1151, 0.1268),
     "q6_k": (0.0176, 0.0216),
     "iq4_nl": (0.0759, 0.0886),
@@ -378,7 +429,7 @@ BUDGET = {
 }
 
 
-@by_name
+@written
 @pytest.mark.parametrize("column, draw", [(0, "standard_normal"), (1, "laplace")])
 @pytest.mark.parametrize("scale", [0.02, 1.0, 300.0])
 def test_error_budget(format, column, draw, scale):
@@ -450,7 +501,7 @@ def test_mxfp4_has_room_for_every_finite_weight():
 # --- shapes, types, outputs
 
 
-@by_name
+@written
 @pytest.mark.parametrize("shape", [(256,), (3, 256), (2, 3, 512), (1, 2, 1, 256), (0, 256), (4, 0)])
 def test_shapes(format, shape):
     x = np.random.default_rng(10).standard_normal(shape).astype(np.float32)
@@ -464,23 +515,30 @@ def test_shapes(format, shape):
 @pytest.mark.parametrize("format", BLOCKS, ids=name_of)
 def test_rows_that_are_not_whole_blocks_are_refused(format):
     size, n_bytes = format.block_size, format.type_size
-    with pytest.raises(
-        ModelError, match=f"rows of {size + 1} values are not whole {format.name} blocks of {size} values"
-    ):
-        format.quantize(np.zeros((size, size + 1), np.float32))  # a whole number of blocks only as a whole
+    if format in WRITTEN:
+        with pytest.raises(
+            ModelError, match=f"rows of {size + 1} values are not whole {format.name} blocks of {size} values"
+        ):
+            format.quantize(np.zeros((size, size + 1), np.float32))  # a whole number of blocks only as a whole
     with pytest.raises(
         ModelError, match=f"rows of {n_bytes - 1} bytes are not whole {format.name} blocks of {n_bytes}"
     ):
         format.dequantize(np.zeros((n_bytes, n_bytes - 1), np.uint8))
 
 
-@by_name
+def test_a_format_that_is_only_read_is_not_written():
+    for format in set(ALL) - set(WRITTEN):
+        with pytest.raises(UnsupportedError, match=f"{format.name} blocks are read, but not written by this version"):
+            format.quantize(np.zeros(format.block_size, np.float32))
+
+
+@written
 def test_a_single_number_is_refused(format):
     with pytest.raises(ModelError, match="single number"):
         format.quantize(np.float32(1))
 
 
-@by_name
+@written
 @pytest.mark.parametrize("kind", [np.float64, np.int32, np.uint8, ">f4", object])
 def test_other_types_are_refused(format, kind):
     with pytest.raises(RequestError, match="weights must be float32, float16, or bfloat16 as uint16, not"):
@@ -493,7 +551,7 @@ def test_blocks_must_be_bytes(format):
         format.dequantize(np.zeros(format.type_size, np.int8))
 
 
-@by_name
+@written
 def test_float16_and_bfloat16_weights(format):
     x = np.random.default_rng(11).standard_normal((600, 1024)).astype(np.float32)
     narrow = x.astype(np.float16)
@@ -504,7 +562,7 @@ def test_float16_and_bfloat16_weights(format):
     )
 
 
-@by_name
+@written
 def test_views_that_are_not_contiguous_or_not_aligned(format):
     x = np.random.default_rng(12).standard_normal((512, 768)).astype(np.float32)
     for view in (x[::2], x[:, 256:512], x.T[:, :256], x[::-1], x.reshape(8, 64, 768).swapaxes(0, 1)):
@@ -518,7 +576,7 @@ def test_views_that_are_not_contiguous_or_not_aligned(format):
     np.testing.assert_array_equal(format.dequantize(shifted), format.dequantize(data).reshape(-1))
 
 
-@by_name
+@written
 def test_out_is_filled_and_returned(format):
     x = np.random.default_rng(13).standard_normal((4, 512)).astype(np.float32)
     x.flags.writeable = False
@@ -565,7 +623,7 @@ def test_memory_besides_input_and_output_is_small():
 # --- weights that are not finite, or too large
 
 
-@by_name
+@written
 @pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
 def test_a_weight_that_is_not_finite_is_named(format, value):
     for where in [(0, 0), (1, 700), (2, 255), (2, 1023)]:
@@ -579,7 +637,7 @@ def test_a_weight_that_is_not_finite_is_named(format, value):
             format.quantize(x)
 
 
-@by_name
+@written
 @pytest.mark.parametrize("n_threads", [1, 4])
 def test_the_first_of_several_is_named_whatever_the_threads(format, n_threads):
     x = np.zeros((40, 64, 1024), np.float16)
@@ -590,8 +648,10 @@ def test_the_first_of_several_is_named_whatever_the_threads(format, n_threads):
 
 
 @pytest.mark.parametrize(
-    "format, largest", [(f16, 65519.0), (bf16, 3.396e38), (q8_0, 127 * 65519.0), (q4_0, 8 * 65519.0), (q4_1, 65519.0)]
-)
+    "format, largest",
+    [(f16, 65519.0), (bf16, 3.396e38), (q8_0, 127 * 65519.0), (q4_0, 8 * 65519.0), (q5_0, 16 * 65519.0),
+     (q4_1, 65519.0), (q5_1, 65519.0)],
+)  # fmt: skip
 def test_a_weight_too_large_for_the_format_is_named(format, largest):
     x = np.random.default_rng(16).standard_normal((2, 256)).astype(np.float32)
     x[1, 77] = -largest

@@ -17,7 +17,7 @@ import gguf
 import numpy as np
 
 from gumba import GGUFFile
-from gumba.quants import FORMATS, dequantize, quantize
+from gumba.quants import FORMATS, dequantize, get, quantize
 from gumba.runner.load import Chunk, Model, load_model
 
 DATA = Path(__file__).parent.parent / "data"
@@ -88,6 +88,8 @@ def random_q6_k(rng: np.random.Generator, rows: int, columns: int, scale: float)
 
 def random_matrices(kind: str) -> dict[str, np.ndarray]:
     """The matrices of one model in block format ``kind``: name -> uint8 [rows, bytes]."""
+    import random_blocks  # of tools/: not there for the children that run this file
+
     rng = np.random.default_rng(7)
     q, kv = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
     shapes = {"token_embd": (VOCAB, WIDTH), "output": (VOCAB, WIDTH)}
@@ -102,6 +104,9 @@ def random_matrices(kind: str) -> dict[str, np.ndarray]:
         scale = (2.0 if name == "output" else 1.0) / math.sqrt(columns)
         if kind == "Q6_K":
             matrices[name] = random_q6_k(rng, rows, columns, scale)
+        elif get(kind).loops()[0] is None:
+            pieces = list(random_blocks.random_rows(kind.lower(), rows, columns, rng))
+            matrices[name] = np.concatenate(pieces).reshape(rows, -1)
         else:
             values = (scale * rng.standard_normal((rows, columns))).astype(np.float32)
             matrices[name] = quantize(kind, values)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gumba.errors import UnsupportedError
 from gumba.host import available_threads
-from gumba.quants import bf16, f16, f32, iq4_nl, iq4_xs, mxfp4, q4_0, q4_1, q6_k, q8_0
+from gumba.quants import bf16, f16, f32, iq4_nl, iq4_xs, mxfp4, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0
 from gumba.quants._format import BlockFormat, DotFormat, FloatFormat, PackField
 
 
@@ -59,7 +59,11 @@ FORMATS: Mapping[int, BlockFormat] = register(
         f16.FORMAT,
         q4_0.FORMAT,
         q4_1.FORMAT,
+        q5_0.FORMAT,
+        q5_1.FORMAT,
         q8_0.FORMAT,
+        q4_k.FORMAT,
+        q5_k.FORMAT,
         q6_k.FORMAT,
         bf16.FORMAT,
         mxfp4.FORMAT,

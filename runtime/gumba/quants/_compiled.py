@@ -121,6 +121,21 @@ def write_f16(block: Any, at: int, x: float) -> Any:
 
 
 @inline
+def read_u32(block: Any, at: int) -> Any:
+    """The little-endian 32-bit integer in bytes ``at`` to ``at`` + 3."""
+    low = np.uint32(block[at]) | np.uint32(np.uint32(block[at + 1]) << np.uint32(8))
+    high = np.uint32(block[at + 2]) | np.uint32(np.uint32(block[at + 3]) << np.uint32(8))
+    return np.uint32(low | np.uint32(high << np.uint32(16)))
+
+
+@inline
+def write_u32(block: Any, at: int, bits: int) -> None:
+    """Store 32 bits little-endian."""
+    for i in range(4):
+        block[at + i] = np.uint8(bits >> np.uint32(8 * i))
+
+
+@inline
 def inverse_or_zero(d: float) -> Any:
     """1 / d, and 0 where that is not finite (d is 0 or below 2^-128: as float16 it is 0, so the block decodes to 0)."""
     inverted = np.float32(1) / d
@@ -135,6 +150,13 @@ def to_nibble(x: float) -> Any:
 
 
 @inline
+def to_5_bits(x: float) -> Any:
+    """A number from 0 on, cut to an integer, at most 31."""
+    q = np.int32(x)
+    return q if q < np.int32(31) else np.int32(31)
+
+
+@inline
 def largest_magnitude(bits: Any, length: int) -> Any:
     """The largest magnitude of a block, as bits: they order as magnitudes do, then comes infinity, then NaN."""
     largest = np.uint32(0)
@@ -142,6 +164,34 @@ def largest_magnitude(bits: Any, length: int) -> Any:
         size = np.uint32(bits[i] & np.uint32(0x7FFFFFFF))
         largest = size if size > largest else largest
     return largest
+
+
+@inline
+def first_largest(bits: Any, length: int) -> Any:
+    """The index of the weight of largest magnitude, the first of equals, in a block of 32."""
+    largest = largest_magnitude(bits, length)
+    at = np.int32(31)
+    for i in range(length):
+        here = np.int32(i) if np.uint32(bits[i] & np.uint32(0x7FFFFFFF)) == largest else np.int32(31)
+        at = here if here < at else at
+    return at
+
+
+@inline
+def _ordered(bits: int) -> Any:
+    """A float's bits as an integer that orders as floats do, NaN outermost; its own inverse."""
+    return np.int32(bits) ^ np.int32(np.int32(np.int32(bits) >> np.int32(31)) & np.int32(0x7FFFFFFF))
+
+
+@inline
+def lowest_highest(bits: Any, length: int) -> Any:
+    """The smallest and the largest weight of a block (-0 before +0), NaN if there is one."""
+    lowest, highest = np.int32(0x7FFFFFFF), np.int32(-0x7FFFFFFF)
+    for i in range(length):
+        key = np.int32(_ordered(bits[i]))
+        lowest = key if key < lowest else lowest
+        highest = key if key > highest else highest
+    return bits_float(np.uint32(_ordered(lowest))), bits_float(np.uint32(_ordered(highest)))
 
 
 @codec_entry

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from gumba.simd.isa import Isa
-from gumba.simd.value import F16, I8, I16, Simd, Value
+from gumba.simd.value import F16, I8, I16, I32, Simd, Value
 
 
 @dataclass
@@ -86,3 +86,18 @@ def weight_table(isa: Isa, values: Sequence[int]) -> WeightTable:
         return WeightTable(values, largest, 0, True)
     offset = 128 if isa.dot_signed is None else 1 << (largest - 1).bit_length()
     return WeightTable([value + offset for value in values], max(values) + offset, offset, False)
+
+
+def fifth_bits(s: Simd, isa: Isa, address: Value) -> list[Value]:
+    """8 registers of bytes 0 or 16 from one word per lane, whose bit 4 j + b is of byte b of register j.
+
+    Register j takes one bit of each byte of a word, so the bits of equal b must get into one byte: two exchanges of bits do that.
+    The first swaps bits 1 and 4 of the bits' indices, the second bits 0 and 3; then byte b has j's bits in the order 0, 2, 1.
+    (Loading would take as long to do it, for every block, and a product of one token waits for memory.)
+    """
+    word = s.load(address, I32, isa.lanes)
+    for distance, mask in ((14, 0x0000CCCC), (7, 0x00AA00AA)):
+        differ = (word ^ word >> distance) & mask
+        word = word ^ differ ^ differ << distance
+    packed = word.bits(I8, 4 * isa.lanes)
+    return [shift(packed, (j & 1) * 4 + (j >> 2) * 2 + (j >> 1 & 1) - 4) & 16 for j in range(8)]

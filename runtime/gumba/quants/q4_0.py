@@ -42,8 +42,8 @@ def loops() -> tuple[Entry, Entry]:
     from gumba.quants._compiled import (
         codec_entry,
         f32_at,
+        first_largest,
         inverse_or_zero,
-        largest_magnitude,
         read_f16,
         to_nibble,
         u8_at,
@@ -58,12 +58,7 @@ def loops() -> tuple[Entry, Entry]:
             x = f32_at(x_address + b * 128, 32)
             bits = u32_at(x_address + b * 128, 32)
             out = u8_at(out_address + b * 18, 18)
-            largest = largest_magnitude(bits, length)
-            at = np.int32(31)
-            for i in range(length):
-                here = np.int32(i) if np.uint32(bits[i] & np.uint32(0x7FFFFFFF)) == largest else np.int32(31)
-                at = here if here < at else at
-            d = x[at] / np.float32(-8)
+            d = x[first_largest(bits, length)] / np.float32(-8)
             if not write_f16(out, 0, d):
                 not_finite = 1
             over_d = inverse_or_zero(d)

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -39,23 +39,17 @@ if TYPE_CHECKING:
 @functools.cache
 def loops() -> tuple[Entry, Entry]:
     """The compiled encoder and decoder."""
-    from gumba.jit.jit import inline
     from gumba.quants._compiled import (
-        bits_float,
         codec_entry,
         f32_at,
         inverse_or_zero,
+        lowest_highest,
         read_f16,
         to_nibble,
         u8_at,
         u32_at,
         write_f16,
     )
-
-    @inline
-    def ordered(bits: int) -> Any:
-        """A float's bits as an integer that orders as floats do, NaN outermost; its own inverse_or_zero."""
-        return np.int32(bits) ^ np.int32(np.int32(np.int32(bits) >> np.int32(31)) & np.int32(0x7FFFFFFF))
 
     @codec_entry
     def encode(x_address: int, out_address: int, n_blocks: int, length: int) -> int:
@@ -64,13 +58,8 @@ def loops() -> tuple[Entry, Entry]:
             x = f32_at(x_address + b * 128, 32)
             bits = u32_at(x_address + b * 128, 32)
             out = u8_at(out_address + b * 20, 20)
-            lowest, highest = np.int32(0x7FFFFFFF), np.int32(-0x7FFFFFFF)
-            for i in range(length):
-                key = np.int32(ordered(bits[i]))
-                lowest = key if key < lowest else lowest
-                highest = key if key > highest else highest
-            m = bits_float(np.uint32(ordered(lowest)))
-            d = (bits_float(np.uint32(ordered(highest))) - m) / np.float32(15)
+            m, largest = lowest_highest(bits, length)
+            d = (largest - m) / np.float32(15)
             if not (write_f16(out, 0, d) & write_f16(out, 2, m)):
                 not_finite = 1
             over_d = inverse_or_zero(d)

@@ -1,0 +1,98 @@
+"""Q5_K: 256 weights in 176 bytes, 5.5 bits per weight. 8 parts of 32 weights, each part with its own scale and minimum.
+
+    byte    0 ..   1   d       scale of the scales, float16, little-endian
+    byte    2 ..   3   dmin    scale of the minimums, float16
+    byte    4 ..  15   scales  s and m of each part, 6 bits each (``_k_scales``)
+    byte   16 ..  47   qh      hgfedcba    high bits: a of weights 0..31, b of weights 32..63, ... h of weights 224..255
+    byte   48 ..  79   qs      bbbbaaaa    low 4 bits: a of weights 0..31, b of weights 32..63
+    byte   80 .. 175           the same for weights 64..127, 128..191, 192..255
+
+    weight[i] = d * s[i / 32] * q[i] - dmin * m[i / 32],    q 5 bits
+
+In NumPy:
+
+    def dequantize(blocks):  # [n] of dtype -> float32 [n, 256]
+        a, b, c = (blocks["scales"][:, i : i + 4] for i in (0, 4, 8))
+        scale = np.concatenate([a & 63, c & 15 | a >> 6 << 4], axis=1) * blocks["d"].astype(np.float32)[:, None]
+        minimum = np.concatenate([b & 63, c >> 4 | b >> 6 << 4], axis=1) * blocks["dmin"].astype(np.float32)[:, None]
+        qs = blocks["qs"].reshape(-1, 4, 1, 32)
+        low = np.concatenate([qs & 15, qs >> 4], axis=2).reshape(-1, 8, 32)
+        q = low | (blocks["qh"][:, None] >> np.arange(8, dtype=np.uint8)[:, None] & 1) << 4
+        return (scale[:, :, None] * q - minimum[:, :, None]).reshape(-1, 256)
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gumba.quants._format import DotFormat, PackField
+
+if TYPE_CHECKING:
+    from gumba.jit.jit import Entry
+    from gumba.quants._registers import BlockRegisters
+    from gumba.simd.isa import Isa
+    from gumba.simd.value import Simd, Value
+
+
+@functools.cache
+def loops() -> tuple[None, Entry]:
+    """The compiled decoder."""
+    from gumba.quants._compiled import codec_entry, f32_at, read_f16, u8_at
+    from gumba.quants._k_scales import scale_and_minimum
+
+    scale_of = scale_and_minimum()
+
+    @codec_entry
+    def decode(data_address: int, out_address: int, n_blocks: int, length: int) -> int:
+        n = length // 8
+        for b in range(n_blocks):
+            data = u8_at(data_address + b * 176, 176)
+            d, dmin = read_f16(data, 0), read_f16(data, 2)
+            qh = data[16:48]
+            for part in range(8):
+                s, m = scale_of(data[4:16], part)
+                scale, minimum = d * s, dmin * m
+                qs = data[48 + part // 2 * 32 : 80 + part // 2 * 32]
+                low_shift, high_shift = np.int32(part % 2 * 4), np.int32(part)
+                out = f32_at(out_address + b * 1024 + part * 128, 32)
+                for i in range(n):
+                    low = np.int32(np.int32(np.int32(qs[i]) >> low_shift) & np.int32(15))
+                    high = np.int32(np.int32(np.int32(qh[i]) >> high_shift) & np.int32(1))
+                    out[i] = scale * np.float32(np.int32(low | np.int32(high << np.int32(4)))) - minimum
+        return 0
+
+    return None, decode
+
+
+def unpack(s: Simd, isa: Isa, address: Value) -> Iterator[BlockRegisters]:
+    """A packed block: 8 parts, of which two share 8 registers of nibbles, and all share 8 registers of high bits."""
+    from gumba.quants import _registers
+    from gumba.quants._k_scales import load_scales
+
+    lanes = isa.lanes
+    d, dmin = (_registers.load_f16(s, isa, address + 2 * lanes * i) for i in range(2))
+    for part, (scale, minimum) in enumerate(load_scales(s, isa, d, dmin, address + 4 * lanes)):
+        packed = _registers.bytes_at(s, isa, address + (48 + part // 2 * 32) * lanes, 8)
+        low = [(_registers.shift(p, 4) if part % 2 else p) & 15 for p in packed]
+        high = [_registers.shift(h, part - 4) & 16 for h in _registers.bytes_at(s, isa, address + 16 * lanes, 8)]
+        weights = [a | b for a, b in zip(low, high)]
+        yield _registers.BlockRegisters(weights, scale, w_max=31, minimum=minimum)
+
+
+FORMAT = DotFormat(
+    name="q5_k",
+    ggml_type=13,
+    block_size=256,
+    type_size=176,
+    dtype=np.dtype([("d", "<f2"), ("dmin", "<f2"), ("scales", "u1", 12), ("qh", "u1", 32), ("qs", "u1", 128)]),
+    loops=loops,
+    packed_block_size=256,
+    # d, dmin, the scales, the high bits in words of 32, the nibbles in words of 8
+    pack_fields=(PackField(0, 2, 1), PackField(2, 2, 1), PackField(4, 4, 3), PackField(16, 4, 8), PackField(48, 4, 32)),
+    expand=True,
+    unpack=unpack,
+)
