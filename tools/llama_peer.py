@@ -30,8 +30,12 @@ import numpy as np
 
 MAX_BATCH = 2048
 
-#: llama.cpp's names of whole-file types (llama_ftype).
-FILE_TYPES = {"f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q6_k": 18, "bf16": 32}
+#: llama.cpp's whole-file types (llama_ftype), by name: "f16", "q4_k_m".
+FILE_TYPES = {
+    name.removeprefix("LLAMA_FTYPE_MOSTLY_").lower(): number
+    for name, number in vars(llama_cpp).items()
+    if name.startswith("LLAMA_FTYPE_MOSTLY_")
+}
 
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator,unused-ignore]
@@ -217,15 +221,26 @@ def greedy(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def quantize(order: dict[str, Any]) -> dict[str, Any]:
-    """Quantize a float file, as llama-quantize does."""
+    """Quantize a float file, as llama-quantize does.
+
+    ``pure``: all matrices in one type. ``importance``: columns of each matrix by its name, all of which get the importance 1.
+    """
     llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.nthread = order["threads"]
     parameters.ftype = FILE_TYPES[order["type"]]
     parameters.pure = order.get("pure", False)
-    spent = timed(
-        lambda: llama_cpp.llama_model_quantize(order["model"].encode(), order["out"].encode(), ctypes.byref(parameters))
-    )
+    columns = order.get("importance", {})
+    if columns:
+        ones = (ctypes.c_float * max(columns.values()))(*[1.0] * max(columns.values()))
+        entries = [llama_cpp.llama_model_imatrix_data(name.encode(), ones, n) for name, n in columns.items()]
+        last = llama_cpp.llama_model_imatrix_data(None, None, 0)
+        parameters.imatrix = (llama_cpp.llama_model_imatrix_data * (len(columns) + 1))(*entries, last)
+    failed: list[int] = []
+    files = order["model"].encode(), order["out"].encode()
+    spent = timed(lambda: failed.append(llama_cpp.llama_model_quantize(*files, ctypes.byref(parameters))))
+    if failed != [0]:
+        sys.exit(f"llama_model_quantize failed for {order['type']}")
     return {"quantize_s": spent}
 
 
