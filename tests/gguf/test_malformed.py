@@ -212,6 +212,53 @@ def test_malformed_file(tmp_path: Path, name: str) -> None:
     assert str(path) in str(caught.value) and field in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("kind", "dims", "message"),
+    [
+        (4, [32], "unknown tensor type 4: q4_2 has been removed from GGUF; take a file of the same model in q4_0, or"),
+        (33, [32], "33: q4_0_8_8 has been removed from GGUF; take a file of the same model in q4_0, or make"),
+        (
+            36,
+            [32],
+            "36: iq4_nl_4_4 has been removed from GGUF (or i2_s of bitnet.cpp); take a file of the same model in iq4_nl",
+        ),
+        (
+            99,
+            [32],
+            "99: q8_2_x4 of ik_llama.cpp, which only that program reads; take a file of the same model in another type",
+        ),
+        (
+            137,
+            [256],
+            "137: iq2_k of ik_llama.cpp, which only that program reads; take a file of the same model in another",
+        ),
+        (142, [128], "142: iq2_tn of ik_llama.cpp or pq2_0 of Prism's llama.cpp, which only that program reads; take"),
+        (
+            43,
+            [32],
+            "43: a private type of another program, or newer than this version; take a file of the same model in",
+        ),
+        (
+            12,
+            [160],
+            "tensor a dims, byte 37: rows of 160 elements, but q4_k has blocks of 256: the file is damaged, or",
+        ),
+        (
+            2,
+            [48, 2],
+            "rows of 48 elements, but q4_0 has blocks of 32: the file is damaged, or written by a faulty program",
+        ),
+    ],
+)
+def test_types_that_cannot_be_read(tmp_path: Path, kind: int, dims: list[int], message: str) -> None:
+    path = tmp_path / "types.gguf"
+    path.write_bytes(bytes(GGUFBytes(1, 0).tensor("a", dims, kind).payload(bytes(1024))))
+    with pytest.raises(GGUFError, match=r"tensor a (type|dims), byte") as caught:
+        GGUFFile(path)
+    assert message in str(caught.value)
+    assert str(caught.value).endswith("make one of the original checkpoint with gumba convert")
+
+
 def test_messages_cannot_reach_the_terminal(tmp_path: Path) -> None:
     path = tmp_path / "bad.gguf"
     path.write_bytes(bytes(GGUFBytes(0, 1).kv("\x1b[2Jx" + "y" * 5000, 13, b"\1")))

@@ -12,8 +12,10 @@ import pytest
 
 from gumba import GGUFFile
 from gumba.errors import EngineError, ModelError, RequestError, ResourceError, UnsupportedError
+from gumba.loading.weight_loader import block_format
 from gumba.runner.load import Chunk, load_model
 from support.changed_models import SOURCE, rewrite
+from support.gguf_bytes import GGUFBytes
 from support.tiny_models import load
 
 
@@ -100,20 +102,44 @@ def test_tensor_faults_are_reported_together(tmp_path: Path) -> None:
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_numbers_that_are_not_finite_reach_the_logits(tmp_path: Path, bad: float) -> None:
-    """In a norm they are refused; in a matrix, whose numbers are not read at load, they reach the logits; nothing crashes."""
+@pytest.mark.parametrize("bad", [math.nan, -math.inf])
+def test_numbers_that_are_not_finite_are_refused(tmp_path: Path, bad: float) -> None:
     with GGUFFile(SOURCE) as source:
         shape = source.tensors["blk.0.ffn_down.weight"].shape
         norm = np.ones(source.tensors["output_norm.weight"].shape, np.float32)
     weights = np.ones(shape, np.float32)
-    weights[0, 0] = norm[0] = bad
+    weights[5, 7] = norm[0] = bad
     with pytest.raises(ModelError, match="output_norm"):
         load(rewrite(tmp_path / "norm.gguf", tensors={"output_norm.weight": norm}))
-    model = load(rewrite(tmp_path / "matrix.gguf", tensors={"blk.0.ffn_down.weight": weights}), n_threads=1)
-    logits = model.forward([Chunk([1, 2, 3], 0, model.kv.allocate(1))])
-    assert not np.isfinite(logits).all()
-    model.close()
+    with pytest.raises(
+        ModelError, match=r"tensor blk\.0\.ffn_down\.weight, row 5: column 7 is NaN or infinite: the file is"
+    ):
+        load(rewrite(tmp_path / "matrix.gguf", tensors={"blk.0.ffn_down.weight": weights}), n_threads=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        (26, "is i32, which holds integers, not weights: take a file of the same model in another type"),
+        (28, "is f64, which is for numbers of 64 bits"),
+        (9, "is q8_1, which is for activations while an engine runs, not for weights: take"),
+        (15, "is q8_k, which is for activations while an engine runs, not for weights: take"),
+    ],
+)
+def test_types_that_are_no_weights_are_refused(tmp_path: Path, kind: int, why: str) -> None:
+    path = tmp_path / "types.gguf"
+    path.write_bytes(bytes(GGUFBytes(1, 0).tensor("a.weight", [256], kind).payload(bytes(2048))))
+    with GGUFFile(path) as file, pytest.raises(UnsupportedError, match=f"tensor a.weight {why}"):
+        block_format(file, file.tensors["a.weight"])
+
+
+def test_a_number_that_is_not_finite_is_refused_in_an_expert(tmp_path: Path) -> None:
+    model, name = SOURCE.with_name("arch_llama_mixtral.gguf"), "blk.1.ffn_down_exps.weight"
+    with GGUFFile(model) as source:
+        weights = np.ones(source.tensors[name].shape, np.float32)
+    weights[2, 4, 3] = math.nan
+    with pytest.raises(ModelError, match=r"tensor blk\.1\.ffn_down_exps\.weight, row 4 of expert 2: column 3 is NaN"):
+        load(rewrite(tmp_path / "experts.gguf", tensors={name: weights}, model=model))
 
 
 def test_arguments_out_of_range() -> None:

@@ -31,7 +31,7 @@ import numpy.typing as npt
 from gumba.errors import GGUFError
 from gumba.gguf.array import GGUFArray, string_bounds
 from gumba.gguf.mapped import Cursor, InMemoryFile, MappedFile, printable
-from gumba.gguf.types import GGML_TYPES, NUMPY_DTYPES, REMOVED_TYPES, BlockType, ValueType
+from gumba.gguf.types import GGML_TYPES, NUMPY_DTYPES, BlockType, ValueType, explain_unknown
 
 # Far above any real file; they bound what a hostile one can cost: a sparse file may be terabytes of zeros.
 MAX_ENTRIES = 1 << 16  # metadata keys of a file; tensors of a file; both together of a model in shards
@@ -315,11 +315,13 @@ def _read_layout(cursor: Cursor, label: str) -> tuple[tuple[int, ...], BlockType
     type_id = cursor.u32(f"{label} type")
     block = GGML_TYPES.get(type_id)
     if block is None:
-        removed = f": {REMOVED_TYPES[type_id]} has been removed from the format" if type_id in REMOVED_TYPES else ""
-        cursor.fail(f"unknown tensor type {type_id}{removed}", f"{label} type", type_start)
+        cursor.fail(explain_unknown(type_id), f"{label} type", type_start)
     row = dims[0] if dims else 1
     if row % block.block_size:
-        message = f"rows of {row} elements; {block.name} needs a multiple of {block.block_size}"
+        message = (
+            f"rows of {row} elements, but {block.name} has blocks of {block.block_size}: the file is damaged, or written by a "
+            "faulty program; make one of the original checkpoint with gumba convert"
+        )
         cursor.fail(message, f"{label} dims", start)
     n_bytes = n_elements // block.block_size * block.type_size
     if n_bytes > cursor.file.size:

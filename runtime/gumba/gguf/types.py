@@ -65,17 +65,55 @@ GGML_TYPES: dict[int, BlockType] = {block.id: block for block in _BLOCKS}
 NAMES: dict[str, int] = {block.name: block.id for block in _BLOCKS}
 """Tensor type ids by lower-case name, such as ``"q4_0"``."""
 
-REMOVED_TYPES: dict[int, str] = {
-    4: "q4_2",
-    5: "q4_3",
-    31: "q4_0_4_4",
-    32: "q4_0_4_8",
-    33: "q4_0_8_8",
-    36: "iq4_nl_4_4",
-    37: "iq4_nl_4_8",
-    38: "iq4_nl_8_8",
+NOT_WEIGHTS: dict[str, str] = {
+    **dict.fromkeys(("i8", "i16", "i32", "i64"), "holds integers, not weights"),
+    "f64": "is for numbers of 64 bits, which no engine runs as weights",
+    **dict.fromkeys(("q8_1", "q8_k"), "is for activations while an engine runs, not for weights"),
 }
-"""Ids of old files that ggml no longer reads; errors name them."""
+"""Types that ggml defines, but that neither its quantizer writes as weights nor its matrix products read as such."""
+
+_REMOVED = {
+    4: ("q4_2", "q4_0"),
+    5: ("q4_3", "q4_1"),
+    31: ("q4_0_4_4", "q4_0"),
+    32: ("q4_0_4_8", "q4_0"),
+    33: ("q4_0_8_8", "q4_0"),
+    36: ("iq4_nl_4_4", "iq4_nl"),
+    37: ("iq4_nl_4_8", "iq4_nl"),
+    38: ("iq4_nl_8_8", "iq4_nl"),
+}
+"""Types that GGUF had for some time: name, and the type that took their place (31 on: the same weights in another order)."""
+
+_FORKS = {
+    "ik_llama.cpp": {
+        97: "q8_0_x4", 98: "q8_1_x4", 99: "q8_2_x4", 133: "q6_0", 134: "iq1_bn", 135: "iq2_bn", 136: "q8_k64", 137: "iq2_k",
+        138: "iq3_k", 139: "iq4_k", 140: "iq5_k", 141: "iq6_k", 142: "iq2_tn", 143: "iq1_tn", 144: "iq4_ks", 145: "iq2_ks",
+        146: "iq4_kss", 147: "q8_k16", 148: "q8_k32", 149: "q8_kr8", 150: "q8_k128", 151: "q8_kv", 152: "iq5_ks", 153: "iq2_kt",
+        154: "iq3_kt", 155: "iq4_kt", 156: "iq3_ks", 157: "iq2_kl", 158: "iq1_kt", 202: "q4_0_r8", 206: "q5_0_r4", 208: "q8_0_r8",
+        210: "q2_k_r4", 211: "q3_k_r4", 212: "q4_k_r4", 213: "q5_k_r4", 214: "q6_k_r4", 216: "iq2_xxs_r4", 217: "iq2_xs_r4",
+        218: "iq3_xxs_r4", 219: "iq1_s_r4", 220: "iq4_nl_r4", 221: "iq3_s_r4", 222: "iq2_s_r4", 223: "iq4_xs_r8", 229: "iq1_m_r4",
+        230: "bf16_r16", 233: "q6_0_r4", 335: "iq2_bn_r4", 337: "iq2_k_r4", 338: "iq3_k_r4", 339: "iq4_k_r4", 340: "iq5_k_r4",
+        344: "iq4_ks_r4", 352: "iq5_ks_r4", 353: "mxfp4_r8", 397: "q8_k_r16", 398: "q8_kv_r8", 399: "q8_k_r8",
+    },
+    "bitnet.cpp": {36: "i2_s"},
+    "Prism's llama.cpp": {142: "pq2_0", 143: "ptq1_0"},
+}  # fmt: skip
+"""Private types of other programs (August 2026): no two of them, and no version of ggml, need to agree on a number."""
+
+
+def explain_unknown(type_id: int) -> str:
+    """Why a file with tensors of this type, which GGML_TYPES does not have, cannot be read, and what to do."""
+    forks = [f"{numbers[type_id]} of {program}" for program, numbers in _FORKS.items() if type_id in numbers]
+    another = "take a file of the same model in another type"
+    if type_id in _REMOVED:
+        name, successor = _REMOVED[type_id]
+        why = f"{name} has been removed from GGUF" + "".join(f" (or {fork})" for fork in forks)
+        another = f"take a file of the same model in {successor}"
+    elif forks:
+        why = f"{' or '.join(forks)}, which only that program reads"
+    else:
+        why = "a private type of another program, or newer than this version"
+    return f"unknown tensor type {type_id}: {why}; {another}, or make one of the original checkpoint with gumba convert"
 
 
 class ValueType(IntEnum):

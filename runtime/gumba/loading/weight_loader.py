@@ -12,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from gumba import quants
 from gumba.backends.base import Backend, Matrix, MatrixShape, Packer
 from gumba.errors import GGUFError, ModelError, UnsupportedError
 from gumba.gguf import GGUFFile, GGUFTensor
+from gumba.gguf.types import NOT_WEIGHTS
 from gumba.quants import FORMATS, BlockFormat
 
 #: Far above any real model. Sizes are multiplied as Python integers, so nothing overflows below these.
@@ -74,15 +76,11 @@ def block_format(gguf: GGUFFile, tensor: GGUFTensor) -> BlockFormat:
     try:
         format = FORMATS[tensor.type.id]
     except KeyError:
-        known = ", ".join(f.name for f in FORMATS.values())
+        why = NOT_WEIGHTS.get(tensor.type.name, "this version cannot run")
         raise UnsupportedError(
-            f"{gguf.path}: tensor {tensor.name} is {tensor.type.name}, which this version cannot run (it runs {known}): take a "
-            "file of the same model in q8_0 or q4_0, or make one of its checkpoint with gumba convert"
+            f"{gguf.path}: tensor {tensor.name} is {tensor.type.name}, which {why}: take a file of the same model in another "
+            "type, such as q4_k_m or q8_0, or make one of the original checkpoint with gumba convert"
         ) from None
-    if tensor.shape[-1] % format.block_size:
-        raise ModelError(
-            f"{gguf.path}: tensor {tensor.name} has rows of {tensor.shape[-1]}, expected a multiple of {format.block_size}"
-        )
     return format
 
 
@@ -176,6 +174,7 @@ class Loader:
         """
         if self._packer is not None:
             self._packer.prepare()
+            quants.prepare_check()
             order = sorted(self._matrices, key=lambda m: (str(m[0].path), m[0].offset, m[1]))
             self._matrices = []
             self._pack_all(
@@ -234,8 +233,29 @@ class Loader:
         row_bytes = tensor.n_bytes // math.prod(tensor.shape[:-1])
         data = own.buffer((last - first) * row_bytes)
         own.read(tensor, (start + first) * row_bytes, data)
-        packer.pack(matrix, first, data.reshape(last - first, row_bytes))
+        rows = data.reshape(last - first, row_bytes)
+        self._check_finite(tensor, start + first, rows)
+        packer.pack(matrix, first, rows)
         self._count(len(data))
+
+    def _check_finite(self, tensor: GGUFTensor, start: int, rows: np.ndarray) -> None:
+        """Raise ModelError for a scale, or a number of a float format, that is NaN or infinite in the rows from ``start`` on."""
+        format = FORMATS[tensor.type.id]
+        found = quants.find_not_finite(format, rows)
+        if found is None:
+            return
+        *expert, row = (int(i) for i in np.unravel_index(start + found[0], tensor.shape[:-1] or (1,)))
+        where = f"row {row} of expert {expert[0]}" if expert else f"row {row}"
+        first = found[1] * format.block_size
+        what = (
+            f"the scale of columns {first} to {first + format.block_size - 1}"
+            if format.block_size > 1
+            else f"column {first}"
+        )
+        raise ModelError(
+            f"{self.gguf.path}: tensor {tensor.name}, {where}: {what} is NaN or infinite: the file is damaged or was made of "
+            "damaged weights; download it again, or make one of the original checkpoint with gumba convert"
+        )
 
     def _count(self, n_bytes: int) -> None:
         with self._lock:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gumba.errors import UnsupportedError
 from gumba.host import available_threads
 from gumba.quants import bf16, f16, f32, iq4_nl, iq4_xs, mxfp4, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0
-from gumba.quants._format import BlockFormat, DotFormat, FloatFormat, PackField
+from gumba.quants._format import BlockFormat, DotFormat, Finite, FloatFormat, PackField
 
 
 def register(formats: Iterable[BlockFormat]) -> Mapping[int, BlockFormat]:
@@ -31,6 +31,10 @@ def register(formats: Iterable[BlockFormat]) -> Mapping[int, BlockFormat]:
             raise ValueError(f"block format {format.name} ({format.ggml_type}) is registered twice")
         if format.dtype.itemsize != format.type_size:
             raise ValueError(f"{format.name} has blocks of {format.type_size} bytes, its dtype {format.dtype.itemsize}")
+        if not format.finite:
+            raise ValueError(
+                f"{format.name} does not say where its scales are: its dtype has no floats, so it needs other_finite"
+            )
         if format.block_size % format.packed_block_size:
             raise ValueError(
                 f"{format.name} has blocks of {format.block_size} weights, packed blocks of {format.packed_block_size}"
@@ -85,6 +89,23 @@ def get(name_or_id: str | int) -> BlockFormat:
     raise UnsupportedError(f"unknown block format {name_or_id!r}: there are {known}")
 
 
+def find_not_finite(format: BlockFormat, rows: NDArray[np.uint8]) -> tuple[int, int] | None:
+    """(row, block) of the first block of ``rows`` with a scale or a number that is NaN or infinite; None: there is none.
+
+    ``rows``: uint8 [n, bytes of a row], C-contiguous.
+    """
+    from gumba.quants import _finite
+
+    return _finite.find(format, rows)
+
+
+def prepare_check() -> None:
+    """Compile what ``find_not_finite`` needs."""
+    from gumba.quants import _finite
+
+    _finite.first_not_finite.compile()
+
+
 def quantize(
     name_or_id: str | int, x: NDArray[Any], out: NDArray[np.uint8] | None = None, *, n_threads: int | None = None
 ) -> NDArray[np.uint8]:
@@ -110,10 +131,13 @@ __all__ = [
     "FORMATS",
     "BlockFormat",
     "DotFormat",
+    "Finite",
     "FloatFormat",
     "PackField",
     "dequantize",
+    "find_not_finite",
     "get",
+    "prepare_check",
     "quantize",
     "register",
 ]

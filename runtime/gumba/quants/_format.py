@@ -7,6 +7,8 @@ activations are summed as integers before a scale is applied; so it says how byt
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias
@@ -36,20 +38,53 @@ class PackField(NamedTuple):
     elements: int
 
 
+class Finite(NamedTuple):
+    """A number of ``width`` bytes (1, 2, 4 or 8) at byte ``offset`` of a block that must be finite.
+
+    It is NaN or infinite if it has all bits of ``mask``: those of the exponent in float16 and float32.
+    """
+
+    offset: int
+    width: int
+    mask: int
+
+
+_EXPONENTS = {np.dtype("<f2"): 0x7C00, np.dtype("<f4"): 0x7F800000}
+
+
+def _floats(dtype: np.dtype[Any]) -> tuple[Finite, ...]:
+    """The float16 and float32 numbers of a block."""
+    fields = dtype.fields or {"": (dtype, 0)}
+    typed = [(offset, *(kind.subdtype or (kind, ()))) for kind, offset, *_ in fields.values()]
+    return tuple(
+        Finite(offset + i * kind.itemsize, kind.itemsize, _EXPONENTS[kind])
+        for offset, kind, shape in typed
+        if kind in _EXPONENTS
+        for i in range(math.prod(shape))
+    )
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Format(Codec):
     """What both kinds declare: how blocks are written and read (``Codec``), and what a packed matrix keeps of them.
 
     ``ggml_type``: its id in GGUF files; ``dtype``: a block as a NumPy dtype; ``pack_fields``: the parts of a packed block, in the
-    order in which a packed matrix keeps them (``gumba.backends.cpu.packing``).
+    order in which a packed matrix keeps them (``gumba.backends.cpu.packing``); ``other_finite``: scales that the
+    dtype does not show to be floats.
     """
 
     ggml_type: int
     dtype: np.dtype[Any]
     pack_fields: tuple[PackField, ...]
+    other_finite: tuple[Finite, ...] = ()
 
     #: What a product's activations must be: float32, or int8 blocks (``gumba.backends.cpu.kernels.activations_q8``).
     activation: ClassVar[Literal["f32", "q8"]]
+
+    @functools.cached_property
+    def finite(self) -> tuple[Finite, ...]:
+        """The numbers of a block that must be finite: its scales and minimums, or its one number."""
+        return _floats(self.dtype) + self.other_finite
 
     @property
     def packed_block_size(self) -> int:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gumba.quants._format import FloatFormat, PackField
+from gumba.quants._format import Finite, FloatFormat, PackField
 
 if TYPE_CHECKING:
     from gumba.jit.jit import Entry
@@ -60,6 +60,7 @@ FORMAT = FloatFormat(
     block_size=1,
     type_size=2,
     dtype=np.dtype("<u2"),
+    other_finite=(Finite(0, 2, 0x7F80),),
     loops=loops,
     pack_fields=(PackField(0, 2, 1),),
     unpack=unpack,

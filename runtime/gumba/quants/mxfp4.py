@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gumba.quants._format import DotFormat, PackField
+from gumba.quants._format import DotFormat, Finite, PackField
 
 if TYPE_CHECKING:
     from gumba.jit.jit import Entry
@@ -117,6 +117,7 @@ FORMAT = DotFormat(
     block_size=32,
     type_size=17,
     dtype=np.dtype([("e", "u1"), ("qs", "u1", 16)]),
+    other_finite=(Finite(0, 1, 0xFF),),  # all ones are NaN in the standard
     loops=loops,
     pack_fields=(PackField(0, 1, 1), PackField(1, 4, 4)),  # e, the nibbles in words of 8
     unpack=unpack,
