@@ -4,7 +4,7 @@ Three decorators, all lazy (nothing is compiled at import):
 
 - ``@inline``: a function called only from other compiled functions.
 - ``@entry("i8(u8, i8)")``: a function called from Python. Compiled on its first call, or taken from the cache.
-- ``@kernel``: an operation of a program (see ``gumba.program``), reached through a raw function address.
+- ``@kernel``: an operation of a program (``gumba.backends.cpu.program``), reached through a raw function address.
 
 Compiled code may live only in the folders named in ``kernel_cache.COMPILED_FOLDERS``; the cache key holds a hash of all their
 sources, so an edit in any of them, a callee in another file included, makes new code. (numba's own ``cache=True`` looks only

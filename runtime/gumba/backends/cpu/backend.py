@@ -1,4 +1,4 @@
-"""The CPU as a backend: what ``gumba.backends.base.Backend`` describes, put together."""
+"""The CPU's ``gumba.backends.base.Backend``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from gumba.simd import detect
 
 
 class CPUBackend:
-    """The CPU with the instruction set in use when this is made (GUMBA_ISA names another)."""
+    """The CPU, with the instruction set that is current when this is created (GUMBA_ISA names another)."""
 
     name = "cpu"
 
@@ -52,7 +52,7 @@ class CPUBackend:
 
     @property
     def default_kv_type(self) -> str:
-        """bf16 where the processor multiplies it, else f16."""
+        """bf16 where the instruction set has bf16 products, else f16."""
         return "bf16" if self._isa.dot_bf16 is not None else "f16"
 
     @property
@@ -74,26 +74,26 @@ class CPUBackend:
         window_pages: base.CachePages | None = None,
         window: int = 0,
     ) -> CPUCachePages:
-        """Zeroed memory for pages."""
+        """Zeroed memory for ``n_pages`` pages. Raises MemoryError."""
         beside = cast("CPUCachePages | None", window_pages)
         return CPUCachePages(shapes, n_pages, cast(PageFormat, format), beside, window)
 
     def state_slot_bytes(self, parts: Sequence[Sequence[StateShape]]) -> int:
-        """Memory of a slot for the states of all layers."""
+        """Size of a slot."""
         return slot_bytes(parts)
 
     def state_slots(self, parts: Sequence[Sequence[StateShape]], n_slots: int) -> CPUStateSlots:
-        """Memory for slots."""
+        """Memory for ``n_slots`` slots. Raises MemoryError."""
         return CPUStateSlots(parts, n_slots)
 
     def workers(self, n_threads: int, processors: Sequence[int] | None = None) -> Team:
-        """A team of threads."""
+        """Start a team of threads. Raises ResourceError if one cannot be started."""
         return Team(n_threads, processors)
 
     def program(
         self, sizes: base.ProgramSizes, n_threads: int, pages: base.CachePages, states: base.StateSlots | None = None
     ) -> base.Program:
-        """An empty program."""
+        """An empty program, whose attention stores keys and values in ``pages`` and whose recurrent states are in ``states``."""
         program = Program(
             self._isa,
             n_threads,
@@ -102,7 +102,7 @@ class CPUBackend:
             kv=cast(CPUCachePages, pages).layouts,
             states=[] if states is None else cast(CPUStateSlots, states).layouts,
         )
-        # Sound because a program only ever gets buffers that it has made, and matrices of this backend's packer.
+        # Sound because a program is given only buffers that it created, and matrices of this backend's packer.
         return cast(base.Program, program)
 
     def runner(
@@ -114,21 +114,21 @@ class CPUBackend:
         limits: base.StepLimits,
         states: base.StateRuns | None = None,
     ) -> CPURunner:
-        """A finished program, ready to run."""
+        """Finish a program: allocate its buffers and prepare it to run. Raises ResourceError, MemoryError."""
         own, team = cast(Program, program), cast(Team, workers)
         return CPURunner(own, cast(Buffer, hidden), cast(Buffer, logits), team, limits, states)
 
     def functions_of(self, programs: Sequence[base.Program]) -> list[base.Function]:
-        """The kernels that these programs run."""
+        """The kernels that these programs run, each once."""
         operations = [op for program in programs for op in cast(Program, program).operations]
         return list({op.kernel.name: op.kernel for op in operations}.values())
 
     def step_functions(self) -> list[base.Function]:
-        """The functions that loading a model and running a step need."""
+        """The functions that loading and running any model needs."""
         return [interleave, executor.run_step, executor.stop_team, executor.help_team, batch.gather]
 
     def llama_functions(self) -> list[base.Function]:
-        """The kernels of the Llama kind, and those that a profile measures the machine with."""
+        """The kernels that Llama-like models and their profiles need, in every block format and KV format."""
         kernels: list[base.Function] = [
             norms.rms_norm, elementwise.combine("add"), elementwise.select_rows, activations.gated(self._isa, "silu"),
             rope_kernels.rope, activations_q8.quantize_q8,
@@ -141,7 +141,7 @@ class CPUBackend:
         return [*kernels, timing.stamp, *(test(self._isa) for test in tests)]
 
 
-if TYPE_CHECKING:  # that everything fits ``gumba.backends.base``
+if TYPE_CHECKING:  # mypy checks here that these classes have the methods of ``gumba.backends.base``
 
     def _fits(program: Program, memory: tuple[CPUCachePages, CPUStateSlots], runner: CPURunner, team: Team) -> None:
         backend: base.Backend = CPUBackend()

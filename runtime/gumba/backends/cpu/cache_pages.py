@@ -1,9 +1,9 @@
 """The memory of a pool of KV pages.
 
-16 neighbouring pages of one head of one layer lie one after the other: a sequence whose pages are neighbours is read in long
-runs, and what no sequence has come to yet takes no memory. (With all layers of a page side by side, a small model's step from
-page to page is 1.4 MB; decoding at a context of 6144 tokens gained nothing from a second thread.) What lies in a page is said
-in ``kv_pages``.
+16 consecutive pages of one head of one layer are contiguous: a sequence with consecutive page ids is read in long runs, and
+pages that no sequence has used yet take no memory. (With all layers of a page contiguous, the stride from page to page of a
+small model is 1.4 MB; decoding at a context of 6144 tokens gained nothing from a second thread.) The layout of a page is in
+``kv_pages``.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from gumba.backends.cpu.kv_pages import PageFormat
 from gumba.backends.cpu.program.operation import KVLayout
 from gumba.errors import EngineError, RequestError
 
-#: Pages of one head of one layer that lie one after the other, at most.
+#: Maximum number of contiguous pages of one head of one layer.
 EXTENT_PAGES = 16
 
 
 def aligned_zeros(n_bytes: int) -> np.ndarray:
-    """Zeroed memory at a 64-byte boundary, that the system gives page by page when first touched."""
+    """Zeroed memory, aligned to 64 bytes, which the system allocates page by page when it is first written."""
     whole = np.zeros(n_bytes + 64, np.uint8)
     start = -whole.ctypes.data % 64
     return whole[start : start + n_bytes]
 
 
 class CPUCachePages:
-    """The CPU's ``gumba.backends.base.CachePages``. ``layouts``: where each layer's keys and values lie, in either pool."""
+    """The CPU's ``gumba.backends.base.CachePages``. ``layouts``: the layout of each layer's keys and values, in either pool."""
 
     def __init__(
         self, shapes: Sequence[KVShape], n_pages: int, pages: PageFormat, beside: CPUCachePages | None, window: int
@@ -67,16 +67,16 @@ class CPUCachePages:
             first += shape.n_kv_heads * (k_head + v_head)
 
     def copy(self, source: int, target: int) -> None:
-        """Copy a page over another."""
+        """Copy the content of one page to another."""
         for area in self._areas():
             area[target] = area[source]
 
     def read(self, page: int, windowed: bool) -> bytes:
-        """What a page holds of the layers with a window, or of those without."""
+        """The content of a page: the layers with a sliding window (``windowed``), or those without."""
         return b"".join(area[page].tobytes() for area in self._areas(windowed))
 
     def write(self, page: int, data: bytes, windowed: bool) -> None:
-        """Fill a page with what ``read`` gave. Raises RequestError when that has another length."""
+        """Fill a page with what ``read`` returned. Raises RequestError if its length is wrong."""
         areas = self._areas(windowed)
         if len(data) != (total := sum(area.size for area in areas)):
             raise RequestError(f"a KV page of {len(data)} bytes: expected {total}")
@@ -87,11 +87,11 @@ class CPUCachePages:
             start += part.size
 
     def close(self) -> None:
-        """Free the memory."""
+        """Free the memory. The other methods raise EngineError from then on."""
         self._memory = None
 
     def _areas(self, windowed: bool | None = None) -> list[_Area]:
-        """All keys, then all values, as bytes, each indexed by page; layers of one shape that follow each other are one area.
+        """All keys, then all values, as bytes, each indexed by page; consecutive layers of one shape are one area.
 
         ``windowed``: only those of layers with a window, or without.
         """
@@ -109,7 +109,9 @@ class CPUCachePages:
             first = layouts[at]
             alike, layer = 1, first.n_kv_heads * (first.k_head + first.v_head)
             while at + alike < len(layouts) and _shape(layouts[at + alike]) == _shape(first):
-                if layouts[at + alike].pages != first.pages + alike * layer:  # another one lies between
+                if (
+                    layouts[at + alike].pages != first.pages + alike * layer
+                ):  # a layer of the other pool, or of another shape, is between them
                     break
                 alike += 1
             start = first.pages - int(self._memory.ctypes.data)
@@ -126,7 +128,7 @@ def _shape(layout: KVLayout) -> tuple[int, int, int, str]:
 
 
 class _Area:
-    """Keys (or values) of some layers: bytes [n_layers, n_kv_heads, page] of each page, as a view."""
+    """Keys (or values) of consecutive layers: a view, uint8 [n_layers, n_kv_heads, bytes of a page], of each page."""
 
     def __init__(self, memory: np.ndarray, n_layers: int, at: KVLayout, offset: int, head: int, page: int) -> None:
         self._memory, self._at, self._offset, self._page = memory, at, offset, page

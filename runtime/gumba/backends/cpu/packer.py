@@ -1,4 +1,4 @@
-"""Packing a file's matrices into one run of memory, so that the system can back it with huge pages."""
+"""Packing a file's matrices into one allocation, so that the system can back it with huge pages."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class CPUPacker:
         return packing.allocate_packed(shape.format, shape.rows, shape.columns, self._isa, memory)
 
     def _take(self, n_bytes: int) -> np.ndarray:
-        """Part of the one run of memory."""
+        """Part of the one allocation."""
         start = self._used
-        if start + n_bytes > len(self._memory):  # parts of a matrix take more than the whole
+        if start + n_bytes > len(self._memory):  # a matrix that is allocated in parts takes more than in one
             return aligned_empty(n_bytes)
         self._used += -(-n_bytes // 64) * 64
         return self._memory[start : start + n_bytes]
 
     def allocate(self, shape: MatrixShape) -> PackedMatrix:
-        """A matrix whose weights are yet to be packed. Only ``pack`` writes to it."""
+        """Allocate a matrix, whose weights are packed later. Only ``pack`` writes to it."""
         matrix = self._allocate(shape, self._take)
         matrix.data.flags.writeable = False
         return matrix
@@ -47,12 +47,12 @@ class CPUPacker:
         packing.interleave.compile()
 
     def row_runs(self, matrix: Matrix) -> Iterator[tuple[int, int]]:
-        """(first, last) row of runs of whole groups, about ``packing.CHUNK_BYTES`` each."""
+        """The ranges of rows (first, last) that ``pack`` takes: whole groups, about ``packing.CHUNK_BYTES`` each."""
         lanes = self._isa.lanes
         for first, last in packing.chunks(cast(PackedMatrix, matrix)):
             yield first * lanes, min(last * lanes, matrix.rows)
 
     def pack(self, matrix: Matrix, first: int, rows: np.ndarray) -> None:
-        """Pack ``rows``, uint8 [count, bytes of a row], from row ``first`` on, which begins a group."""
+        """Pack ``rows``, uint8 [count, bytes of a row], from row ``first`` on, the first row of a group."""
         lanes = self._isa.lanes
         packing.pack(cast(PackedMatrix, matrix), self._isa, rows, first // lanes, -(-(first + len(rows)) // lanes))

@@ -1,4 +1,4 @@
-"""Running a finished program on the CPU: a step's chunks become a batch record, and a team of threads walks the records.
+"""Running a finished program on the CPU: a step's chunks become a batch record, with which a team of threads runs the records.
 
 Python code between two steps runs with cold caches, several times slower than in a tight loop: ``run`` makes as few calls as it
 can, and one compiled call (``batch.gather``) checks and copies all numbers.
@@ -61,7 +61,7 @@ class CPURunner:
         self._addresses = [array.ctypes.data for array in shared]
 
     def _gather_bounds(self, program: Program) -> np.ndarray:
-        """What ``batch.gather`` checks numbers against, and how it cuts attention into tiles."""
+        """The limits that ``batch.gather`` checks numbers against, and the sizes of attention's tiles: int64 [LIMIT_WORDS]."""
         limits, pools = self._limits, self._pools
         tile = tile_tokens(program.most_grouped)
         units = split_units(self._team.n_threads) if self._team.n_threads > 1 else 0
@@ -73,7 +73,7 @@ class CPURunner:
         return bounds
 
     def run(self, chunks: Sequence[Chunk]) -> np.ndarray:
-        """Compute one step: logits, a view; see ``gumba.backends.base.Runner``."""
+        """Compute one step: logits, float32 [n_outputs, n_vocab], a view that the next step overwrites."""
         if self._program is None:
             raise EngineError("the model is closed")
         numbers = self._numbers(chunks)
@@ -91,7 +91,7 @@ class CPURunner:
         return self._logits[:n_outputs]
 
     def run_timed(self, chunks: Sequence[Chunk]) -> np.ndarray:
-        """As ``run``; nanoseconds that each of ``operations`` took, int64 [n]."""
+        """As ``run``, but returns the nanoseconds that each of ``operations`` took, int64 [n]."""
         records = self._records
         timing = self._timing = self._timing or Timing(records)
         self._records = timing.records
@@ -102,7 +102,7 @@ class CPURunner:
         return timing.nanoseconds()
 
     def _numbers(self, chunks: Sequence[Chunk]) -> np.ndarray:
-        """What ``batch.gather`` reads: int64, nothing in it checked but that all are integers."""
+        """The input of ``batch.gather``: int64; only that all numbers are integers is checked here."""
         words: list[int] = []
         tokens: list[int] = []
         pages: list[int] = []
@@ -136,19 +136,19 @@ class CPURunner:
 
     @property
     def hidden(self) -> np.ndarray:
-        """Of the last step: the final hidden states; a view."""
+        """Final hidden states of the last step: float32 [n_outputs, n_embd], a view."""
         n_outputs: int = self._batch[record.N_OUTPUTS // 8]
         return self._hidden[:n_outputs]
 
     @property
     def operations(self) -> list[Operation]:
-        """What a step consists of, in order. Raises EngineError when closed."""
+        """The operations of a step, in order. Raises EngineError if closed."""
         if self._program is None:
             raise EngineError("the model is closed")
         return self._program.operations
 
     def close(self) -> None:
-        """Free the program's memory. Harmless when repeated."""
+        """Free the program's memory. Closing twice is harmless."""
         self._program = self._timing = None
         self._records = np.empty((0, record.RECORD_WORDS), np.int64)
         self._logits = np.empty((0, self._logits.shape[1]), np.float32)

@@ -1,6 +1,6 @@
-"""The memory of recurrent states: one run of bytes for each slot, so that a copy is one move.
+"""The memory of recurrent states: the bytes of a slot are contiguous, so that it is copied at once.
 
-``kernels.delta_net`` says what lies in a part of a layer's state.
+The layout of a part of a layer's state is in ``kernels.delta_net``.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from gumba.backends.cpu.cache_pages import aligned_zeros
 from gumba.backends.cpu.kernels.recurrent_state import COLUMNS
 from gumba.errors import EngineError
 
-#: A part of a layer's state begins at a cache line.
+#: Alignment of a part of a layer's state: a cache line.
 _ALIGN = 64
 
 
 def part_bytes(shape: StateShape) -> int:
-    """Memory of one part of a layer's state."""
+    """Size of one part of a layer's state."""
     if isinstance(shape, ConvState):
         n_floats = -(-shape.width // COLUMNS) * COLUMNS * (shape.n_taps - 1)
     else:
@@ -28,14 +28,14 @@ def part_bytes(shape: StateShape) -> int:
 
 
 def slot_bytes(parts: Sequence[Sequence[StateShape]]) -> int:
-    """Memory of a slot, for all layers."""
+    """Size of a slot, for all layers."""
     return sum(part_bytes(shape) for layer in parts for shape in layer)
 
 
 class CPUStateSlots:
     """The CPU's ``gumba.backends.base.StateSlots``.
 
-    ``layouts``: of each layer, the addresses of its parts in slot 0; other slots lie ``slot_bytes`` further on each.
+    ``layouts``: for each layer, the addresses of its parts in slot 0; the next slot is ``slot_bytes`` further.
     """
 
     def __init__(self, parts: Sequence[Sequence[StateShape]], n_slots: int) -> None:
@@ -53,11 +53,11 @@ class CPUStateSlots:
             self.layouts.append(tuple(addresses))
 
     def copy(self, source: int, target: int) -> None:
-        """Copy a slot over another."""
+        """Copy the state in one slot to another."""
         self._view(target)[...] = self._view(source)
 
     def read(self, slot: int) -> bytes:
-        """What a slot holds."""
+        """The state in a slot, ``slot_bytes`` bytes."""
         return self._view(slot).tobytes()
 
     def write(self, slot: int, data: bytes) -> None:
@@ -65,7 +65,7 @@ class CPUStateSlots:
         self._view(slot)[...] = np.frombuffer(data, np.uint8)
 
     def close(self) -> None:
-        """Free the memory."""
+        """Free the memory. The other methods raise EngineError from then on."""
         self._memory = None
 
     def _view(self, slot: int) -> np.ndarray:

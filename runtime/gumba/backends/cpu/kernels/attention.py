@@ -13,7 +13,7 @@ it: not on the threads, nor on which rows share its tile, its batch or its promp
 base's logarithm is part of the queries' scale.
 
 What some architectures add (``Variant``) is code of its own: a plain causal attention pays nothing for it. Pages that lie
-before what any row of a block sees are not read, nor are their places in the block table.
+before the first key that any row of a block attends to are not read, nor are their places in the block table.
 """
 
 from __future__ import annotations
@@ -128,28 +128,28 @@ def _scatter(isa: Isa, variant: Variant) -> Any:
     return scatter
 
 
-def _sees(variant: Variant) -> Any:
-    """A compiled function: whether a tile's row sees any key of a part."""
-    seen = bounds(variant)
-    first_key, last_key = seen.first_key, seen.last_key
+def _attends(variant: Variant) -> Any:
+    """A compiled function: whether a tile's row attends to any key of a part."""
+    limits = bounds(variant)
+    first_key, last_key = limits.first_key, limits.last_key
 
     @inline
-    def sees(tile, geometry, row, part):
+    def attends(tile, geometry, row, part):
         return last_key(tile, geometry, row, part) > first_key(tile, geometry, row, part)
 
-    return sees
+    return attends
 
 
 def _merge_rows(isa: Isa, variant: Variant) -> Any:
     """A compiled function: merges rows ``row`` up to ``last`` of a later part, the first of them at ``part_rows``, into those of
     the parts before, ``whole_rows``."""
-    merge, sees = row_merge(isa), _sees(variant)
+    merge, attends = row_merge(isa), _attends(variant)
 
     @inline
     def merge_rows(row, last, part_rows, whole_rows, tile, geometry, part):
         v_row, out_row = geometry.v_row, result_row_bytes(geometry)
         for r in range(row, last):
-            if sees(tile, geometry, r, part):
+            if attends(tile, geometry, r, part):
                 merge(part_rows + (r - row) * out_row, whole_rows + r * out_row, v_row)
 
     return merge_rows
@@ -161,7 +161,7 @@ def _attend_parts(isa: Isa, pages: PageFormat, variant: Variant) -> Any:
     ``work``: memory for a block's scores, SCRATCH bytes, and a block's results.
     """
     attend_block, merge_rows = block_attention(isa, pages, variant), _merge_rows(isa, variant)
-    sees, bounded = _sees(variant), variant.bounded
+    attends, bounded = _attends(variant), variant.bounded
 
     @inline
     def attend_parts(q, tile, geometry, first, last, work, out):
@@ -171,10 +171,10 @@ def _attend_parts(isa: Isa, pages: PageFormat, variant: Variant) -> Any:
             row = 0
             while row < tile.rows:
                 stop = min(row + block_rows(tile.rows - row), tile.rows)
-                seen = part == first or sees(tile, geometry, stop - 1, part)
-                if bounded and not seen:
-                    seen = sees(tile, geometry, row, part)
-                if seen:
+                attended = part == first or attends(tile, geometry, stop - 1, part)
+                if bounded and not attended:
+                    attended = attends(tile, geometry, row, part)
+                if attended:
                     target = out + row * out_row if part == first else results
                     attend_block(row, q + row * geometry.q_row, tile, geometry, part, work, target)
                 if part > first:
@@ -185,15 +185,15 @@ def _attend_parts(isa: Isa, pages: PageFormat, variant: Variant) -> Any:
 
 
 def _parts_of_context(variant: Variant) -> Any:
-    """A compiled function: the first part that a tile's tokens see any key of, and the last one (exclusive)."""
-    first_seen = bounds(variant).first_seen
+    """A compiled function: the first part that holds a key that a tile's tokens attend to, and the last one (exclusive)."""
+    first_attended = bounds(variant).first_attended
     bounded, window, bidirectional, cross = variant.bounded, variant.window, variant.bidirectional, variant.cross
 
     @inline
     def parts_of_context(first_position, n_tokens, edge, geometry):
         begin, context = 0, first_position + n_tokens
         if bounded:
-            begin = first_seen(first_position, geometry, edge) // PART_TOKENS
+            begin = first_attended(first_position, geometry, edge) // PART_TOKENS
         if bidirectional:
             context = min(edge, context - 1 + geometry.window) if window else edge
         if cross:

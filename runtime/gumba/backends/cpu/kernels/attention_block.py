@@ -24,9 +24,9 @@ from gumba.simd.memory import load_i32
 
 
 def _block_scores(isa: Isa, pages: PageFormat, variant: Variant) -> Any:
-    """A compiled function: Q K^T of a block's rows with the keys of a part that any of them sees."""
-    scores, seen = pages.functions(isa).scores, bounds(variant)
-    first_key, last_key = seen.first_key, seen.last_key
+    """A compiled function: Q K^T of a block's rows with the keys of a part that any of them attends to."""
+    scores, limits = pages.functions(isa).scores, bounds(variant)
+    first_key, last_key = limits.first_key, limits.last_key
 
     @inline
     def block_scores(row, last_row, left, q, tile, geometry, part, work):
@@ -43,8 +43,8 @@ def _block_scores(isa: Isa, pages: PageFormat, variant: Variant) -> Any:
 
 def _block_weights(isa: Isa, variant: Variant) -> Any:
     """A compiled function: the softmax of each of ``n`` rows of scores, and empty results for them at ``out``."""
-    weigh, seen = row_weights(isa, variant), bounds(variant)
-    first_key, last_key = seen.first_key, seen.last_key
+    weigh, limits = row_weights(isa, variant), bounds(variant)
+    first_key, last_key = limits.first_key, limits.last_key
 
     @inline
     def block_weights(row, n, tile, geometry, part, work, out):
@@ -65,12 +65,13 @@ def _block_weights(isa: Isa, variant: Variant) -> Any:
 def _block_outputs(isa: Isa, pages: PageFormat, variant: Variant) -> Any:
     """A compiled function: O += P V of a block's rows, for the keys of a part.
 
-    Keys that every row of the block sees are taken together, those before and after them row by row: a key is multiplied by no
-    weight, not even by zero, for a token that does not see it (zero times infinity would be NaN). Of two keys that are
-    multiplied at once, the first may lie before what is seen, with a weight of zero.
+    Keys that every row of the block attends to are taken together, those before and after them row by row: a key is multiplied
+    by no weight, not even by zero, for a token that does not attend to it (zero times infinity would be NaN). Of two keys that
+    are multiplied at once, the first may be before the first that is attended to, with a weight of zero.
     """
-    outputs, together, bounded, seen = pages.functions(isa).outputs, pages.together, variant.bounded, bounds(variant)
-    first_key, last_key = seen.first_key, seen.last_key
+    outputs, together, bounded = pages.functions(isa).outputs, pages.together, variant.bounded
+    limits = bounds(variant)
+    first_key, last_key = limits.first_key, limits.last_key
 
     @inline
     def block_outputs(row, last_row, left, lines, tile, geometry, part, work, out):

@@ -1,4 +1,4 @@
-"""How attention's pages, tiles and results lie in memory, and which keys a token sees.
+"""How attention's pages, tiles and results lie in memory, and which keys a token attends to.
 
 Kernels read it from a ``GEOMETRY`` record. ``Variant`` says what an attention adds to plain causal attention: code is made for
 each variant, so that plain causal attention pays nothing for what others need.
@@ -60,10 +60,10 @@ geometry_at: Any = record_at(GEOMETRY)
 class Variant:
     """What an attention adds to plain causal attention, each with code of its own.
 
-    ``bidirectional``: a token sees all of its sequence, not only what comes before it; ``window``: of that, only what is less
-    than a number of tokens away (Beltagy et al. 2020); ``chunk``: only what is in the same run of so many tokens (Llama 4, 2025);
-    ``target``: only what comes after its sequence's source; ``cross``: all of the source, and nothing else (both of
-    encoder-decoders, Vaswani et al. 2017); ``softcap``: scores go through cap * tanh(score / cap) (Gemma 2, 2024); ``slopes``:
+    ``bidirectional``: a token attends to all of its sequence, not only to earlier tokens; ``window``: only to tokens less than
+    this far away (Beltagy et al. 2020); ``chunk``: only within its chunk of so many tokens (Llama 4, 2025); ``target``: only
+    to what comes after its sequence's source; ``cross``: only to the source, and to all of it (both of encoder-decoders,
+    Vaswani et al. 2017); ``softcap``: scores go through cap * tanh(score / cap) (Gemma 2, 2024); ``slopes``:
     from each score its distance times the head's slope is taken (ALiBi, Press et al. 2021); ``bias``: to each score a number of
     the head and the distance is added (T5, Raffel et al. 2019); ``sinks``: one more logit for each head takes part in the
     softmax, but has no value (gpt-oss, OpenAI 2025).
@@ -83,13 +83,13 @@ class Variant:
         if self.window + self.chunk + self.target + self.cross > 1 or (
             self.bidirectional and (self.chunk or self.target)
         ):
-            raise ValueError(f"attention{self.name}: these limits of what a token sees do not go together")
+            raise ValueError(f"attention{self.name}: these limits of what a token attends to do not go together")
         if self.slopes and self.bias:
             raise ValueError("attention with both slopes and a bias")
 
     @property
     def bounded(self) -> bool:
-        """Whether the first key that a token sees is another than the sequence's first."""
+        """Whether the first key that a token attends to is another than the sequence's first."""
         return self.window or self.chunk or self.target
 
     @property
@@ -196,24 +196,24 @@ def result_row_bytes(geometry):
 
 
 class Bounds(NamedTuple):
-    """Compiled functions: which keys a variant of attention sees.
+    """Compiled functions: which keys a token attends to in a variant of attention.
 
-    ``first_seen(position, geometry, edge)``: the first key that the token at a position sees; ``first_key(tile, geometry, row,
-    part)``, ``last_key(...)``: the first key and the last one (exclusive) of a part that a row sees.
+    ``first_attended(position, geometry, edge)``: the first key that the token at a position attends to; ``first_key(tile,
+    geometry, row, part)``, ``last_key(...)``: the first key and the last one (exclusive) of a part that a row attends to.
     """
 
-    first_seen: Any
+    first_attended: Any
     first_key: Any
     last_key: Any
 
 
 def bounds(variant: Variant) -> Bounds:
-    """Which keys tokens see."""
+    """Which keys tokens attend to."""
     window, chunk, target, unbounded = variant.window, variant.chunk, variant.target, not variant.bounded
     bidirectional = variant.bidirectional or variant.cross
 
     @inline
-    def first_seen(position, geometry, edge):
+    def first_attended(position, geometry, edge):
         if window:
             return max(position - geometry.window + 1, 0)
         if chunk:
@@ -225,17 +225,17 @@ def bounds(variant: Variant) -> Bounds:
         if unbounded:
             return 0
         position = tile.first_position + row // geometry.group
-        return min(max(first_seen(position, geometry, tile.edge) - part * PART_TOKENS, 0), PART_TOKENS)
+        return min(max(first_attended(position, geometry, tile.edge) - part * PART_TOKENS, 0), PART_TOKENS)
 
     @inline
     def last_key(tile, geometry, row, part):
         position = tile.first_position + row // geometry.group
         if not bidirectional:
-            seen = position + 1
+            stop = position + 1
         elif window:
-            seen = min(tile.edge, position + geometry.window)
+            stop = min(tile.edge, position + geometry.window)
         else:
-            seen = tile.edge
-        return min(max(seen - part * PART_TOKENS, 0), PART_TOKENS)
+            stop = tile.edge
+        return min(max(stop - part * PART_TOKENS, 0), PART_TOKENS)
 
-    return Bounds(first_seen, first_key, last_key)
+    return Bounds(first_attended, first_key, last_key)

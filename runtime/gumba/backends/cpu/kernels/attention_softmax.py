@@ -14,24 +14,24 @@ from gumba.simd.value import F32, I32, I64, Simd, Value, simd_function
 
 
 def _softmax(isa: Isa):
-    """Softmax of the first ``visible`` scores of a part: scores to weights in place; their sum (+0) and maximum (+4).
+    """Softmax of the first ``n`` scores of a part: scores to weights in place; their sum (+0) and maximum (+4).
 
-    Scores after the last visible one, up to a whole vector, become 0.
+    Scores after these, up to a whole vector, become 0.
     """
 
     @simd_function("void(i8, i8, i8)")
-    def softmax(s: Simd, scores: Value, visible: Value, out: Value) -> None:
-        full = visible >> 4
-        rest = (visible & 15).to(I32)
-        tail = scores + (visible & -16) * 4
+    def softmax(s: Simd, scores: Value, n: Value, out: Value) -> None:
+        full = n >> 4
+        rest = (n & 15).to(I32)
+        tail = scores + (n & -16) * 4
         below = s.constant(float("-inf"), F32, 16)
         place = s.constant(list(range(16)), I32, 16)
-        seen = place.compare("<", s.splat(rest, 16))
+        valid = place.compare("<", s.splat(rest, 16))
         top = s.variable(below)
         with s.loop(full) as i:
             top.set(s.maximum(top.get(), s.load(scores + i * 64, F32, 16)))
         with s.when(rest.compare(">", 0)):
-            top.set(s.maximum(top.get(), s.select(seen, s.load(tail, F32, 16), below)))
+            top.set(s.maximum(top.get(), s.select(valid, s.load(tail, F32, 16), below)))
         now = s.reduce(top.get(), s.maximum)
         s.store(out + 4, now)
         shift = s.splat(now, 16)
@@ -42,7 +42,7 @@ def _softmax(isa: Isa):
             sums.set(sums.get() + weights)
         with s.when(rest.compare(">", 0)):
             weights = exp2(s, isa, s.load(tail, F32, 16) - shift)
-            weights = s.select(seen, weights, s.zero(F32, 16))
+            weights = s.select(valid, weights, s.zero(F32, 16))
             s.store(tail, weights)
             sums.set(sums.get() + weights)
         s.store(out, s.reduce(sums.get(), lambda a, b: a + b))
@@ -147,7 +147,7 @@ def row_sink(isa: Isa) -> Any:
 def row_weights(isa: Isa, variant: Variant) -> Any:
     """A compiled function: turns one row's scores with a part's keys ``first`` up to ``last`` into weights, see ``_softmax``.
 
-    Scores are read, and weights written, in whole vectors; weights of keys that the row does not see become 0.
+    Scores are read, and weights written, in whole vectors; weights of keys that the row does not attend to become 0.
     """
     softmax, adjust = _softmax(isa), _adjust(isa, variant)
     adjusts, bounded = variant.softcap or variant.slopes or variant.bias, variant.bounded

@@ -34,7 +34,7 @@ __all__ = ["Buffer", "KVLayout", "Operation", "Program", "Work"]
 def _check_shapes(
     q: Buffer, k: Buffer | None, v: Buffer | None, at: KVLayout, windows: tuple[int, int], stored: bool
 ) -> None:
-    """ValueError for what does not fit the layer's cache. ``windows``: what limits how far a token sees; 0: nothing."""
+    """ValueError for what does not fit the layer's cache. ``windows``: what limits how far back a token attends; 0: nothing."""
     wanted = at.n_kv_heads * at.head_dim, at.n_kv_heads * at.v_dim
     given = (k.width, v.width) if k is not None and v is not None else None
     if (given is None and (k is not v or not stored)) or given not in (None, wanted):
@@ -159,16 +159,10 @@ class Program(Recurrent, MixtureOfExperts, AltUp):
         window: int = 0, softcap: float = 0.0, sinks: np.ndarray | None = None, slopes: np.ndarray | None = None,
         causal: bool = True, chunk: int = 0, bias: np.ndarray | None = None, part: Literal["all", "source", "answer"] = "all",
     ) -> Buffer:  # fmt: skip
-        """Store k and v in the layer's cache, then attend: softmax(scale q k) v, float32 [n_tokens, n_heads * v_dim].
+        """Append ``store_kv``, unless k and v are None, and ``attention``: softmax(scale q k) v, float32 [n, n_heads * v_dim].
 
-        A token sees itself and what comes before it; if not ``causal``, all tokens that its sequence has after this step. k and
-        v None: the layer's cache holds what an earlier attention of this step has stored. ``window``: only what is less than so
-        many tokens away (0: no limit); ``softcap``: scores become cap * tanh(score / cap); ``sinks``: float32 [n_heads], logits
-        that take part in the softmax's sum only; ``slopes``: float32 [n_heads], the distance times this is taken from a score
-        (ALiBi). ``chunk``: only what is in the same run of so many tokens; ``bias``: float32 [n_heads, 2 * reach + 1], added to
-        the scores of keys ``reach`` tokens before the query, up to as many after it, the outermost ones to all beyond (T5);
-        ``part``: of an encoder-decoder, only keys of the "source" or of the "answer", which begins after it. q may have only the
-        rows whose logits are wanted, where k and v are None.
+        The arguments are those of ``gumba.backends.operations.Operations.attention``; each that differs from its default selects
+        code of the kernel (``kernels.attention_layout.Variant``). Raises ValueError for shapes that do not fit the layer's cache.
         """
         at = self.kv[layer]
         if k is not None and k.count != q.count:

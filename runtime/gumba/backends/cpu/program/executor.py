@@ -1,25 +1,25 @@
-"""Running a program: compiled code walks the records, a team of threads shares each phase's work.
+"""Running a program: compiled code executes the records in order, and a team of threads shares each phase's work.
 
-The team is one caller and ``n_threads - 1`` helpers. A helper is a Python thread that enters compiled code once and stays
-there with the GIL released. A step is one call: whatever Python does to the calling thread, Ctrl-C included, happens before
-or after it.
+The team is one caller and ``n_threads - 1`` helpers. A helper is a Python thread that calls one compiled function and stays in
+it with the GIL released. A step is one call: signals and other work of Python in the calling thread, Ctrl-C included, happen
+before or after it.
 
-A phase is a run of operations up to a barrier. Its work is cut into chunks: a chunk is one share (``thread`` of ``n_threads``,
-in the kernels' words) of each of the phase's operations, in order. A thread begins with its own run of chunks, so that it
-reads the same weights step after step; when those are gone it takes chunks of the others, one at a time. A phase is over when
-all its chunks are done, and then the thread that ended the last one opens the next. So no thread waits for one that holds
-no chunk: a slow core does less, and a thread that the system does not run at all (more threads than cores, a busy machine)
-costs the chunk that it was interrupted in, and nothing after that.
+A phase is a sequence of operations up to a barrier. Its work is divided into chunks: a chunk is one share (``thread`` of
+``n_threads``, as kernels take it) of each of the phase's operations, in order. A thread starts with its own chunks, so that it
+reads the same weights in every step; after those it steals chunks of other threads, one at a time. A phase ends when all its
+chunks are done, and the thread that finished the last one opens the next phase. So a thread without a chunk delays no other: a
+slow core does less, and a thread that the system does not run (more threads than cores, a busy machine) delays one phase by the
+chunk that it was interrupted in, and later phases not at all.
 
-All of it hangs on one word, ``STATE``: number of the phase, chunks of each thread (as a power of two), first operation. A chunk
-is claimed in its owner's ``CURSOR``: number of the phase, chunks taken. Both only grow. A claim succeeds only while its phase
-is open (it still has a chunk to be done), so a late thread that read an old ``STATE`` finds nothing, and an operation's record
-is read only by who holds a chunk of it. Nothing is ever put back to zero but the counters of done chunks: those by who fills
-them, before the next phase opens.
+The threads synchronize on one word, ``STATE``: number of the phase, chunks per thread (as a power of two), first operation. A
+chunk is claimed in its owner's cursor: number of the phase, chunks taken. Both only grow. A claim succeeds only while its phase
+is open (a chunk of it is not done yet), so a thread that read an outdated ``STATE`` claims nothing, and an operation's record is
+read only by a thread that has claimed a chunk of it. Only the counters of done chunks are reset to zero, by the thread that
+completes them, before the next phase opens.
 
-Who waits spins, then offers the processor to others, then sleeps on a lock (the interpreter's own portable one, called through
-its C address). Everything that the threads share lies in one int64 array; words that several write are on cache lines of their
-own, and done chunks are counted in groups of threads first, so that 64 threads do not queue for one line.
+A waiting thread spins, then yields the processor, then sleeps on a lock (the interpreter's own portable one, called through its
+C address). Everything that the threads share is in one int64 array; words that several threads write are on cache lines of
+their own, and done chunks are counted per group of threads first, so that 64 threads do not contend for one line.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ STATE = 0
 OPS, N_OPS, BATCH, SPLIT_SHIFT = LINE, LINE + 8, LINE + 16, LINE + 24  # of the current step; written before STATE
 ACQUIRE, RELEASE, YIELD = LINE + 32, LINE + 40, LINE + 48  # C functions; YIELD may be 0
 SPIN, CROWDED = LINE + 56, LINE + 64  # settings
-SLEEPERS = 2 * LINE  # at least as many as the slots that say so
+SLEEPERS = 2 * LINE  # number of sleeping threads: never less than the number of slots with SLEEPING set
 GROUPS_DONE = 3 * LINE
 SLOTS = 4 * LINE  # then per thread: its cursor; whether it sleeps, and its lock; done chunks of the group that it leads
 SLEEPING, LOCK, GROUP_DONE = LINE, LINE + 8, 2 * LINE
@@ -73,14 +73,14 @@ PHASE_BITS = 18
 NO_WORK, STOP = 0xFFFF, 0xFFFE
 MAX_OPERATIONS = STOP
 
-#: Turns of a waiting loop before it looks for other threads' chunks: one or two microseconds, so that threads of equal speed
-#: leave each other's cursors in peace.
+#: Turns of a waiting loop before a thread steals chunks: one or two microseconds, so that threads of equal speed do not write
+#: to each other's cursors.
 ALONE = 100
-#: Turns before the processor is offered to others: a few tens of microseconds; with more threads than cores, hardly any.
+#: Turns before a thread yields the processor: a few tens of microseconds; with more threads than cores, about one.
 SPIN_TURNS, CROWDED_SPIN_TURNS = 2000, 40
-#: How often the processor is offered before the thread sleeps, in a step and between two: about 0.1 and 1 ms.
-OFFERS, IDLE_OFFERS = 300, 3000
-#: Sleepers that one thread wakes; each of those wakes as many again.
+#: How often a thread yields the processor before it sleeps, in a step and between two: about 0.1 and 1 ms.
+YIELDS, IDLE_YIELDS = 300, 3000
+#: Sleeping threads that one thread wakes; each of those wakes as many again.
 WAKES = 2
 
 
@@ -128,7 +128,7 @@ def _state(shared, phase, first, record_bytes):
 
 @inline
 def _wake(shared, n_threads):
-    """Wake some sleepers, the caller of the step first. Each of them wakes others when it comes to itself."""
+    """Wake some of the sleeping threads, the caller of the step first. Each of them wakes others when it runs again."""
     if atomic_load(shared + SLEEPERS) == 0:
         return
     woken = 0
@@ -144,7 +144,7 @@ def _wake(shared, n_threads):
 
 @inline
 def _done(shared, owner, count, n_threads, state, end, record_bytes):
-    """Count chunks of ``owner`` that were done in this phase; who counts the last opens the next one."""
+    """Count chunks of ``owner`` that were done in this phase; the thread that counts the last one opens the next phase."""
     leader = owner // GROUP * GROUP
     in_group = min(GROUP, n_threads - leader) << ((state >> 16) & 3)
     counter = _slot(shared, leader) + GROUP_DONE
@@ -156,17 +156,17 @@ def _done(shared, owner, count, n_threads, state, end, record_bytes):
         if atomic_add(shared + GROUPS_DONE, 1) + 1 < n_groups:
             return
         atomic_store(shared + GROUPS_DONE, 0)
-    # Compared with a plain store, an exchange makes sure that this is seen before SLEEPERS is looked at.
+    # An exchange, not a plain store: other threads must read the new STATE before SLEEPERS is read here.
     opened = _state(shared, (state >> PHASE_BITS) + 1, end, record_bytes)
     atomic_exchange(shared + STATE, opened)
-    # Threads that sleep within a step of a crowded machine are better left alone until the next one.
+    # With more threads than cores, threads that sleep within a step are woken for the next step only: it is faster.
     if opened & 0xFFFF == NO_WORK or load_i64(shared + CROWDED) == 0 or load_i64(shared + SPLIT_SHIFT) != 0:
         _wake(shared, n_threads)
 
 
 @inline
 def _work(shared, thread, n_threads, state, record_bytes):
-    """Do a thread's own chunks of a phase, then what is left of the others'."""
+    """Compute a thread's own chunks of a phase, then steal those that are left of the other threads'."""
     phase = state >> PHASE_BITS
     first = state & 0xFFFF
     chunks = 1 << ((state >> 16) & 3)
@@ -199,7 +199,7 @@ def _sleep(shared, thread, n_threads, state):
     slot = _slot(shared, thread)
     atomic_add(shared + SLEEPERS, 1)
     atomic_exchange(slot + SLEEPING, 1)
-    # The change may have come before the flag. The thread that takes the flag back unlocks: then lock.
+    # STATE may have changed before the flag was set. The thread that clears the flag releases the lock: if another does, take it.
     if atomic_load(shared + STATE) != state and atomic_exchange(slot + SLEEPING, 0) == 1:
         atomic_add(shared + SLEEPERS, -1)
     else:
@@ -209,16 +209,16 @@ def _sleep(shared, thread, n_threads, state):
 
 @inline
 def _wait(shared, thread, n_threads, state):
-    """Until STATE is another one; returns that."""
+    """Wait until STATE is not ``state``; returns the new one."""
     spin = load_i64(shared + SPIN)
-    patience = spin + (IDLE_OFFERS if state & 0xFFFF == NO_WORK else OFFERS)
+    max_turns = spin + (IDLE_YIELDS if state & 0xFFFF == NO_WORK else YIELDS)
     turn = 0
     while True:
         now = atomic_load(shared + STATE)
         if now != state:
             return now
         turn += 1
-        if turn > patience:
+        if turn > max_turns:
             _sleep(shared, thread, n_threads, state)
             turn = 0
         elif turn > spin and load_i64(shared + YIELD) != 0:
@@ -229,7 +229,7 @@ def _wait(shared, thread, n_threads, state):
 
 @entry("void(i8, i8, i8, i8, i8, i8)")
 def run_step(shared, ops, n_ops, batch, n_threads, record_bytes):
-    """The caller's part of one step: open its first phase, wake who sleeps, work as thread 0 until all is done."""
+    """The caller's part of one step: open its first phase, wake sleeping threads, work as thread 0 until all is done."""
     store_i64(shared + OPS, ops)
     store_i64(shared + N_OPS, n_ops)
     store_i64(shared + BATCH, batch)
@@ -250,14 +250,14 @@ def run_step(shared, ops, n_ops, batch, n_threads, record_bytes):
 
 @entry("void(i8, i8)")
 def stop_team(shared, n_threads):
-    """Let the helpers end. No step may be under way."""
+    """Make the helpers end. No step may be running."""
     atomic_exchange(shared + STATE, (((atomic_load(shared + STATE) >> PHASE_BITS) + 1) << PHASE_BITS) | STOP)
     _wake(shared, n_threads)
 
 
 @entry("void(i8, i8, i8, i8)")
 def help_team(shared, thread, n_threads, record_bytes):
-    """A helper's whole life: take part in phase after phase, until the team stops."""
+    """A helper's loop: work in each phase until the team stops."""
     state = NO_WORK
     while True:
         state = _wait(shared, thread, n_threads, state)
@@ -268,7 +268,7 @@ def help_team(shared, thread, n_threads, record_bytes):
 
 
 def _yield_address() -> int:
-    """Address of the C function that offers the processor to other threads; 0 where none is known."""
+    """Address of the C function that yields the processor to other threads; 0 where none is known."""
     try:
         library = ctypes.WinDLL("kernel32") if os.name == "nt" else ctypes.CDLL(None)  # type: ignore[attr-defined]
         function = library.SwitchToThread if os.name == "nt" else library.sched_yield
@@ -280,8 +280,8 @@ def _yield_address() -> int:
 class Team:
     """Threads that run programs, one job at a time.
 
-    ``processors``: helper i is tied to the i-th of these (modulo their number); None: the system places them. The caller is
-    the application's own thread and never tied. Raises ResourceError when a thread cannot be started.
+    ``processors``: helper i is pinned to the i-th of these (modulo their number); None: the system places them. The caller is
+    the application's own thread and never pinned. Raises ResourceError when a thread cannot be started.
     """
 
     def __init__(self, n_threads: int, processors: Sequence[int] | None = None) -> None:
@@ -319,7 +319,7 @@ class Team:
             lock = api.PyThread_allocate_lock()
             if not lock:
                 raise ResourceError("cannot allocate a lock for a helper thread")
-            api.PyThread_acquire_lock(lock, 1)  # taken from the start: a sleeper waits until it is released
+            api.PyThread_acquire_lock(lock, 1)  # acquired from the start: a thread sleeps on it until it is released
             self._locks.append(lock)
             self._set(SLOTS + thread * SLOT_BYTES + LOCK, lock)
         for thread in range(1, self.n_threads):
@@ -342,8 +342,8 @@ class Team:
         ctypes.c_int64.from_address(self._address + offset).value = value
 
     def run(self, ops: np.ndarray, batch: np.ndarray) -> None:
-        """Run a program's records (int64 [n, RECORD_WORDS]) once, with one batch record (int64)."""
-        if os.getpid() != self._pid:  # looked at first: the lock may have been taken when the process was forked
+        """Run a program's records (int64 [n, RECORD_WORDS]) once, with one batch record (int64). Raises EngineError if closed."""
+        if os.getpid() != self._pid:  # checked first: the lock may have been taken when the process was forked
             raise EngineError("this process was forked after the model was loaded: load the model in the child instead")
         if len(ops) > MAX_OPERATIONS:
             raise EngineError(f"a program of {len(ops)} operations, expected no more than {MAX_OPERATIONS}")
@@ -354,7 +354,7 @@ class Team:
             self._run_step(self._address, ops_address, len(ops), batch_address, self.n_threads, ops.strides[0])
 
     def close(self) -> None:
-        """Let the helpers end, after a step that is under way. Harmless when repeated."""
+        """Wait for the current step, then end the helpers. Closing twice is harmless."""
         if os.getpid() != self._pid:  # a fork's child has no helpers
             self._closed = True
             return
@@ -374,8 +374,8 @@ class Team:
 
 
 def _help(shared: np.ndarray, address: int, thread: int, n_threads: int, processor: int | None) -> None:
-    """A helper's thread. It holds on to the memory that its compiled loop reads (``shared``) until that has ended."""
+    """A helper's thread. It keeps a reference to the memory that its compiled loop reads (``shared``) until that ends."""
     if processor is not None and not pin_thread(processor):
-        log.warning("thread %s could not be tied to processor %s", thread, processor)
+        log.warning("thread %s could not be pinned to processor %s", thread, processor)
     help_team(address, thread, n_threads, 8 * RECORD_WORDS)
     del shared
