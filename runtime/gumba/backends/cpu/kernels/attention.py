@@ -40,7 +40,6 @@ from gumba.backends.cpu.kernels.page_format import (
     S_ROW,
     SCRATCH,
     PageFormat,
-    block_rows,
 )
 from gumba.backends.cpu.kernels.record import (
     N_TILES,
@@ -128,6 +127,7 @@ def _scatter(isa: Isa, variant: Variant) -> Any:
     return scatter
 
 
+@functools.cache
 def _attends(variant: Variant) -> Any:
     """A compiled function: whether a tile's row attends to any key of a part."""
     limits = bounds(variant)
@@ -168,9 +168,8 @@ def _attend_parts(isa: Isa, pages: PageFormat, variant: Variant) -> Any:
         out_row = result_row_bytes(geometry)
         results = work + BLOCK_ROWS * S_ROW + SCRATCH
         for part in range(first, last):
-            row = 0
-            while row < tile.rows:
-                stop = min(row + block_rows(tile.rows - row), tile.rows)
+            for row in range(0, tile.rows, BLOCK_ROWS):
+                stop = min(row + BLOCK_ROWS, tile.rows)
                 attended = part == first or attends(tile, geometry, stop - 1, part)
                 if bounded and not attended:
                     attended = attends(tile, geometry, row, part)
@@ -179,7 +178,6 @@ def _attend_parts(isa: Isa, pages: PageFormat, variant: Variant) -> Any:
                     attend_block(row, q + row * geometry.q_row, tile, geometry, part, work, target)
                 if part > first:
                     merge_rows(row, stop, results, out, tile, geometry, part)
-                row += block_rows(tile.rows - row)
 
     return attend_parts
 

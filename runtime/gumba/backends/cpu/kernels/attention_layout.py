@@ -6,6 +6,7 @@ each variant, so that plain causal attention pays nothing for what others need.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
@@ -207,8 +208,9 @@ class Bounds(NamedTuple):
     last_key: Any
 
 
+@functools.cache
 def bounds(variant: Variant) -> Bounds:
-    """Which keys tokens attend to."""
+    """Which keys tokens attend to. Cached: compiled once for all functions of a kernel, and for all kernels of a variant."""
     window, chunk, target, unbounded = variant.window, variant.chunk, variant.target, not variant.bounded
     bidirectional = variant.bidirectional or variant.cross
 
