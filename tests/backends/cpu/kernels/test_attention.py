@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from dataclasses import fields
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
+from gumba.backends.cpu.kernels import attention as attention_module
+from gumba.backends.cpu.kernels import attention_block, attention_layout, attention_softmax, page_format
 from gumba.backends.cpu.kernels.attention import attention
 from gumba.backends.cpu.kernels.attention_layout import (
     TILE_ROWS,
@@ -18,18 +24,47 @@ from gumba.backends.cpu.kernels.attention_layout import (
     tile_tokens,
 )
 from gumba.backends.cpu.kernels.page_format import BLOCK_ROWS, PART_TOKENS, SCRATCH
-from gumba.backends.cpu.kv_pages import PAGE_FORMATS
+from gumba.backends.cpu.kv_pages import PAGE_FORMATS, bf16, q8_0
+from gumba.backends.cpu.kv_pages import float as float_pages
 from gumba.backends.cpu.packing import aligned_empty
+from gumba.simd import maths
 from gumba.simd.isa import Isa
 from support import kernel_setups
 from support.kernel_harness import ISAS, Batch, Setup, address, isa_id, same_bits
 from support.kernel_setups_attention import Cache
 
 ISA = ISAS[0]
+#: What methods of ``Isa`` read of it.
+READ_BY = {"multiply_add": "has_fma", "from_f16": "has_f16", "to_f16": "has_f16", "to_bf16": "round_bf16",
+           "pair_dot": "dot_bf16"}  # fmt: skip
 
 
-@pytest.mark.parametrize("kv_type", ["f16", "f32", "bf16", "q8_0"])
-@pytest.mark.parametrize("isa", ISAS, ids=isa_id)
+def read_of_isa(*modules: ModuleType) -> set[str]:
+    """The attributes of an instruction set that the code which these modules compile is made from."""
+    sources = "".join(map(inspect.getsource, modules)).replace(inspect.getsource(page_format.PageFormat.arithmetic), "")
+    return set(re.findall(r"\bisa\.(\w+)", sources)) - {"name"}
+
+
+def isas_for(kv_type: str) -> list[Isa]:
+    """The instruction sets with an attention of their own for these pages: of those that differ in nothing it reads, one.
+
+    A kernel takes seconds to compile, and the others' are the same code, byte for byte.
+    """
+    modules = [attention_module, attention_block, attention_layout, attention_softmax, page_format, maths]
+    read = read_of_isa(*modules, {"bf16": bf16, "q8_0": q8_0}.get(kv_type, float_pages))
+    assert {"lanes", "registers", "multiply_add"} <= read
+    if kv_type == "q8_0":  # its integer products are in other modules
+        assert not read & {"pair_dot", "to_bf16"}
+        read = {field.name for field in fields(Isa)} - {"name", "needs", "dot_bf16", "round_bf16"}
+    kinds: dict[tuple[object, ...], Isa] = {}
+    for isa in ISAS:
+        kinds.setdefault(tuple(getattr(isa, READ_BY.get(name, name)) for name in sorted(read)), isa)
+    return list(kinds.values())
+
+
+@pytest.mark.parametrize(
+    "isa, kv_type", [(isa, kv_type) for kv_type in PAGE_FORMATS for isa in isas_for(kv_type)], ids=isa_id
+)
 def test_every_instruction_set_and_cache_type(isa: Isa, kv_type: str) -> None:
     kernel_setups.setup_attention(isa, kv_type).check()
     kernel_setups.setup_store_kv(isa, kv_type).check()
@@ -62,7 +97,7 @@ def test_same_bits_for_any_tiling(group: int) -> None:
         np.testing.assert_array_equal(same_bits(other), same_bits(results[0]))
 
 
-@pytest.mark.parametrize("isa", ISAS, ids=isa_id)
+@pytest.mark.parametrize("isa", isas_for("f16"), ids=isa_id)
 def test_same_bits_token_by_token(isa: Isa) -> None:
     """Queries of a long prompt, and the same queries as a chunk of their own."""
     setup = kernel_setups.setup_attention(isa, sequences=[(0, 526)], group=3)
@@ -78,7 +113,7 @@ SPLIT = [[(511, 1)], [(512, 1)], [(2047, 1)], [(2048, 3)], [(510, 4)], [(5, 1), 
 
 
 @pytest.mark.parametrize("sequences", SPLIT, ids=str)
-@pytest.mark.parametrize("isa", ISAS, ids=isa_id)
+@pytest.mark.parametrize("isa", isas_for("f16"), ids=isa_id)
 def test_same_bits_when_threads_share_a_context(isa: Isa, sequences: list[tuple[int, int]]) -> None:
     """The parts of the context as units of their own, with any number of threads, in any order, time after time."""
     whole = kernel_setups.setup_attention(isa, sequences=sequences, kv_heads=1)
@@ -196,9 +231,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "bias of one": {"reach": 1},
     "all": {"causal": False, "window": 65, "cap": 2.0, "sinks": True, "slopes": True},
 }
-#: Each is code of its own, which takes a second or two to make: of formats but one, those where the format matters.
-CHOSEN = [(name, "f16") for name in OPTIONS] + [
-    (name, kv_type) for name in ("whole", "window, cap", "answer, bias", "all") for kv_type in ("f32", "bf16", "q8_0")
+#: Each is code of its own, which takes seconds to compile: all with float32 pages, whose kernels the tests of models compile
+#: too, and of the other formats those where the format matters.
+CHOSEN = [(name, "f32") for name in OPTIONS] + [
+    (name, kv_type) for name in ("whole", "window, cap", "answer, bias", "all") for kv_type in ("f16", "bf16", "q8_0")
 ]
 
 
@@ -215,11 +251,17 @@ def test_options(name: str, kv_type: str) -> None:
         tolerance(kernel_setups.setup_attention(ISA, kv_type, group, head_dim, **OPTIONS[name]), kv_type).check()
 
 
-@pytest.mark.parametrize("isa", ISAS, ids=isa_id)
-def test_options_on_every_instruction_set(isa: Isa) -> None:
-    for kv_type in ("f16", "bf16", "q8_0"):
-        tolerance(kernel_setups.setup_attention(isa, kv_type, **OPTIONS["all"]), kv_type).check()
-    tolerance(kernel_setups.setup_attention(isa, "f16", **OPTIONS["answer, bias"]), "f16").check()
+@pytest.mark.parametrize(
+    "isa, name, kv_type",
+    [
+        (isa, name, kv_type)
+        for name, kv_type in (("all", "f16"), ("all", "bf16"), ("all", "q8_0"), ("answer, bias", "f16"))
+        for isa in isas_for(kv_type)
+    ],
+    ids=isa_id,
+)
+def test_options_on_every_instruction_set(isa: Isa, name: str, kv_type: str) -> None:
+    tolerance(kernel_setups.setup_attention(isa, kv_type, **OPTIONS[name]), kv_type).check()
 
 
 @pytest.mark.parametrize("window", [1, 2, 15, 16, 17, 63, 64, 65, 128, 500, 511, 512, 513, 600, 1024, 5000])
@@ -227,7 +269,7 @@ def test_options_on_every_instruction_set(isa: Isa) -> None:
 def test_windows_of_any_size(window: int, causal: bool) -> None:
     """That begin and end anywhere in a page or part; what lies before them is not read."""
     sequences = [(0, 75), (1030, 1), (505, 14), (1023, 3)]
-    for kv_type in ("f16", "bf16"):
+    for kv_type in ("f32", "bf16"):
         setup = kernel_setups.setup_attention(
             ISA, kv_type, sequences=sequences, window=window, causal=causal, kv_heads=1
         )
@@ -247,13 +289,15 @@ def test_options_have_the_same_bits_for_any_tiling(name: str, kv_type: str) -> N
 
 
 @pytest.mark.parametrize(
-    "isa, name", [*((ISA, name) for name in OPTIONS), *((isa, "all") for isa in ISAS[1:])], ids=isa_id
+    "isa, kv_type, name",
+    [*((ISA, "f32", name) for name in OPTIONS), *((isa, "f16", "all") for isa in isas_for("f16"))],
+    ids=isa_id,
 )
-def test_options_have_the_same_bits_when_threads_share_a_context(isa: Isa, name: str) -> None:
+def test_options_have_the_same_bits_when_threads_share_a_context(isa: Isa, kv_type: str, name: str) -> None:
     for sequences in ([(1030, 1)], [(1020, 7)], [(2047, 1), (0, 1)]):
         sizes = {"sequences": sequences, "kv_heads": 1, **OPTIONS[name]}
-        alone = tolerance(kernel_setups.setup_attention(isa, **sizes), "f16")
-        parted = tolerance(kernel_setups.setup_attention(isa, split=True, **sizes), "f16")
+        alone = tolerance(kernel_setups.setup_attention(isa, kv_type, **sizes), kv_type)
+        parted = tolerance(kernel_setups.setup_attention(isa, kv_type, split=True, **sizes), kv_type)
         np.testing.assert_array_equal(same_bits(parted.check()), same_bits(alone.check()))
         assert not parted.keep[2][: 64 * split_units(1)].any(), "ready for the next step"
 
