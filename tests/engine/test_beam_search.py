@@ -294,6 +294,23 @@ def test_cancelled(make_llm):
     check(llm.beam_search([[1, 2, 3]], params)[0], slow_search([1, 2, 3], params, ends=(END,)))
 
 
+def test_beams_are_removed_in_the_order_of_the_search(make_llm):
+    """Which pages become free first must not depend on the order that the beams' parents happened to have."""
+    orders = []
+
+    def compare(model):
+        live = list(llm._engine._core._live)
+        for search in live:
+            if isinstance(search, BeamSearch):
+                orders.append(([live.index(beam) for beam in search.branches], len(search.branches)))
+
+    llm = make_llm(before=compare, n_pages=200)
+    llm.beam_search([[1, 2, 3], [9, 8, 7, 6]], BeamSearchParams(beam_width=5, n=5, max_tokens=20))
+    assert len(orders) > 30 and max(count for _, count in orders) == 5
+    for places, _ in orders:
+        assert places == sorted(places)
+
+
 def test_cancelled_before_it_began(make_llm):
     llm = make_llm(before=lambda model: llm.cancel())
     (output,) = llm.beam_search([list(range(30))], BeamSearchParams(beam_width=2, n=2, num_groups=2))

@@ -50,8 +50,9 @@ class Branch(Sequence):
         if search.done or not all(branch.waiting_on_group for branch in search.branches):
             return ()
         selected = search.select()
-        # Dropped branches come first: the others may need their pages and their places in the batch.
-        parents = sorted(search.branches, key=lambda branch: branch in selected)
+        # Dropped branches come first: the others may need their pages and their places in the batch. Those that go on have the
+        # order of their children in ``branches``, in which the engine removes them if the search is cancelled.
+        parents = [*(branch for branch in search.branches if branch not in selected), *selected]
         for parent in parents:
             if parent is not search:
                 parent.finish_reason = "stop"
