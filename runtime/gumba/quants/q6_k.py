@@ -31,7 +31,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gumba.quants._format import DotFormat, PackField
 
@@ -165,39 +164,25 @@ def _decoder() -> Entry:
     return decode
 
 
-def to_packed(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Each block of 256 as 8 packed blocks of 32 weights: uint8 [n, bytes] -> uint8 [n, 8 * 28 bytes for each block].
-
-    byte 0..1 d, 2..3 scales of weights 0..15 and 16..31, 4..19 low bits as in Q4_0 (weight i and weight i + 16 in byte i),
-    20..27 high bits: bits 2 k of byte m are those of weight m + 8 k.
-    """
-    blocks = rows.reshape(-1, FORMAT.type_size)
-    ql = blocks[:, :128].reshape(-1, 2, 2, 32)  # [block, half, part, weight]
-    qh = blocks[:, 128:192].reshape(-1, 2, 1, 32)
-    low = np.stack([ql & 15, ql >> 4], axis=2).reshape(-1, 8, 32)  # halves of 128: low nibbles first, then high
-    high = ((qh >> np.array([0, 2, 4, 6], np.uint8)[:, None]) & 3).reshape(-1, 8, 32)
-    out = np.empty((len(blocks), 8, 28), np.uint8)
-    out[:, :, 0:2] = blocks[:, None, 208:210]
-    out[:, :, 2:4] = blocks[:, 192:208].reshape(-1, 8, 2)
-    out[:, :, 4:20] = low[:, :, :16] | low[:, :, 16:] << 4
-    parts = high.reshape(-1, 8, 4, 8)
-    out[:, :, 20:28] = parts[:, :, 0] | parts[:, :, 1] << 2 | parts[:, :, 2] << 4 | parts[:, :, 3] << 6
-    return out.reshape(len(rows), -1)
-
-
 def unpack(s: Simd, isa: Isa, address: Value) -> Iterator[BlockRegisters]:
-    """A packed block. The 6 bits stay unsigned; the 32 is subtracted where a dot product starts."""
+    """A packed block: 8 parts of 32 weights, of which four share 8 registers of high bits, and two of those their low bits.
+
+    The 6 bits stay unsigned; the 32 is subtracted where a dot product starts.
+    """
     from gumba.quants import _registers
-    from gumba.simd.value import F32, I8, I32
+    from gumba.simd.value import F32, I32
 
     lanes = isa.lanes
-    d = _registers.load_f16(s, isa, address)
-    low_scale, high_scale = (d * s.load(address + (2 + i) * lanes, I8, lanes).to(I32).to(F32) for i in range(2))
-    weights = _registers.nibbles(s, isa, address + 4 * lanes)
-    high = _registers.bytes_at(s, isa, address + 20 * lanes, 2)
-    for j in range(8):  # register j holds columns 4 j .. 4 j + 3: bytes of word j % 2, bits 2 (j / 2)
-        weights[j] = weights[j] | (_registers.shift(high[j % 2], 2 * (j // 2) - 4) & 0x30)
-    yield _registers.BlockRegisters(weights, (low_scale, high_scale), w_max=63, offset=32)
+    d = _registers.load_f16(s, isa, address + 208 * lanes)
+    for part in range(8):
+        half, k = divmod(part, 4)
+        packed = _registers.bytes_at(s, isa, address + (64 * half + 32 * (k % 2)) * lanes, 8)
+        low = [(_registers.shift(p, 4) if k >= 2 else p) & 15 for p in packed]
+        high = _registers.bytes_at(s, isa, address + (128 + 32 * half) * lanes, 8)
+        weights = [a | _registers.shift(b, 2 * k - 4) & 48 for a, b in zip(low, high)]
+        words = s.load(address + (192 + part // 2 * 4) * lanes, I32, lanes)  # scales of four groups
+        first, second = ((words << 24 - 8 * (part % 2 * 2 + i)).shift_right_signed(24).to(F32) for i in range(2))
+        yield _registers.BlockRegisters(weights, (d * first, d * second), w_max=63, offset=32)
 
 
 FORMAT = DotFormat(
@@ -207,9 +192,9 @@ FORMAT = DotFormat(
     type_size=210,
     dtype=np.dtype([("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", "<f2")]),
     loops=loops,
-    # Of the blocks that to_packed makes: d, two scales, the low bits in words of 8 weights, the high bits in words of 16.
-    pack_fields=(PackField(0, 2, 1), PackField(2, 1, 1), PackField(3, 1, 1), PackField(4, 4, 4), PackField(20, 4, 2)),
-    to_packed=to_packed,
+    packed_block_size=256,
+    # low bits in words of 8 weights, high bits in words of 16, scales in words of 4, d
+    pack_fields=(PackField(0, 4, 32), PackField(128, 4, 16), PackField(192, 4, 4), PackField(208, 2, 1)),
     expand=True,
     unpack=unpack,
 )
