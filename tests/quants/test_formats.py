@@ -247,9 +247,11 @@ def test_a_hand_written_block_reads_and_writes(format, block, weights):
 
 
 @pytest.mark.parametrize("format, bits", [(q4_k, 4), (q5_k, 5)], ids=["q4_k", "q5_k"])
-def test_a_hand_written_block_of_parts_reads(format, bits):
+def test_a_hand_written_block_of_parts(format, bits):
+    """It reads, and its weights survive being written, also those of parts that are one number."""
     block, weights = k_block(bits)
     np.testing.assert_array_equal(format.dequantize(np.array(block, np.uint8)), np.array(weights, np.float32))
+    np.testing.assert_array_equal(format.dequantize(format.quantize(np.array(weights, np.float32))), weights)
 
 
 def test_a_hand_written_q6_k_block_reads():
@@ -422,6 +424,8 @@ BUDGET = {
     "q4_1": (0.0781, 0.0913),
     "q5_0": (0.0426, 0.0532),
     "q5_1": (0.0378, 0.0443),
+    "q4_k": (0.0706, 0.0836),
+    "q5_k": (0.0354, 0.0421),
     "mxfp4": (0.1151, 0.1268),
     "q6_k": (0.0176, 0.0216),
     "iq4_nl": (0.0759, 0.0886),
@@ -466,17 +470,46 @@ def test_q6_k_groups_of_very_different_size():
     assert np.abs(got[9] - x[9]).max() < np.abs(x[9]).max() / 31
 
 
-def test_q6_k_is_the_same_up_to_a_power_of_two():
+K_QUANTS = pytest.mark.parametrize("format", [q4_k, q5_k, q6_k], ids=name_of)
+
+
+@K_QUANTS
+def test_the_same_up_to_a_power_of_two(format):
     x = np.random.default_rng(8).standard_normal((8, 512)).astype(np.float32)
-    small, large = (q6_k.quantize(x * np.float32(f)).view(q6_k.dtype) for f in (1, 1024))
-    for field in ("ql", "qh", "scales"):
+    small, large = (format.quantize(x * np.float32(f)).view(format.dtype) for f in (1, 1024))
+    for field in set(format.dtype.names) - {"d", "dmin"}:
         np.testing.assert_array_equal(small[field], large[field])
 
 
-def test_q6_k_does_not_depend_on_the_neighbours():
-    """Sixteen blocks are searched at a time; each must come out as it does alone."""
+@K_QUANTS
+def test_blocks_do_not_depend_on_their_neighbours(format):
+    """Several are searched at a time; each must come out as it does alone."""
     x = np.random.default_rng(9).standard_normal((37, 256)).astype(np.float32)
-    np.testing.assert_array_equal(q6_k.quantize(x), np.stack([q6_k.quantize(row) for row in x]))
+    np.testing.assert_array_equal(format.quantize(x), np.stack([format.quantize(row) for row in x]))
+
+
+# --- the quantizer of q4_k and q5_k
+
+
+@pytest.mark.parametrize("format, bits", [(q4_k, 4), (q5_k, 5)], ids=["q4_k", "q5_k"])
+def test_parts_of_one_number_and_of_one_sign(format, bits):
+    """Numbers below 0 are minimums; above 0 there is no minimum, and the largest integer stands for the number."""
+    uniform = np.random.default_rng(10).uniform(3, 4, 256).astype(np.float32)
+    for x, step in (
+        (np.full(256, 3.3, np.float32), 1e-3),
+        (np.full(256, -3.3, np.float32), 1e-3),
+        (uniform, 4 / (1 << bits)),
+        (-uniform, 1 / (1 << bits) + 4 / 126),
+        (np.where(np.arange(256) < 32, np.float32(-1.5), np.float32(0)), 1e-3),
+        (np.where(np.arange(256) == 77, np.float32(1.5), np.float32(0)), 1e-3),
+    ):
+        assert np.abs(format.dequantize(format.quantize(x)) - x).max() <= step
+
+
+@pytest.mark.parametrize("format", [q4_k, q5_k], ids=name_of)
+@pytest.mark.parametrize("scale", [0.0, -0.0, 1e-45, -1e-41, 1e-35, -1e-35, 1e-12])
+def test_parts_below_the_smallest_scale_are_zero(format, scale):
+    assert not np.any(format.dequantize(format.quantize(np.full((2, 256), scale, np.float32))))
 
 
 # --- mxfp4's scales

@@ -20,6 +20,22 @@ if TYPE_CHECKING:
     from gumba.simd.value import Simd, Value
 
 
+def write_scales() -> Inline:
+    """A compiled function: the 12 bytes of 8 scales and 8 minimums, whole numbers 0..63 as float32."""
+    from gumba.jit.jit import inline
+
+    @inline
+    def write(out: Any, scales: Any, minimums: Any) -> None:
+        for i in range(4):
+            s, m = np.int32(scales[i]), np.int32(minimums[i])
+            t, n = np.int32(scales[i + 4]), np.int32(minimums[i + 4])
+            out[i] = np.uint8(s | t >> 4 << 6)
+            out[i + 4] = np.uint8(m | n >> 4 << 6)
+            out[i + 8] = np.uint8(t & 15 | (n & 15) << 4)
+
+    return write
+
+
 def scale_and_minimum() -> Inline:
     """A compiled function: the two 6-bit numbers of a part, as float32."""
     from gumba.jit.jit import inline

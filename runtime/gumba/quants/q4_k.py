@@ -17,13 +17,16 @@ In NumPy:
         qs = blocks["qs"].reshape(-1, 4, 1, 32)
         q = np.concatenate([qs & 15, qs >> 4], axis=2).reshape(-1, 8, 32)
         return (scale[:, :, None] * q - minimum[:, :, None]).reshape(-1, 256)
+
+Quantizing: each part gets its scale and minimum of least squared error, both become 6-bit multiples, and the weights are
+rounded with what is stored (``_scale_minimum_search``).
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,12 +40,20 @@ if TYPE_CHECKING:
 
 
 @functools.cache
-def loops() -> tuple[None, Entry]:
-    """The compiled decoder."""
+def loops() -> tuple[Entry, Entry]:
+    """The compiled encoder and decoder."""
+    from gumba.jit.jit import inline
     from gumba.quants._compiled import codec_entry, f32_at, read_f16, u8_at
     from gumba.quants._k_scales import scale_and_minimum
+    from gumba.quants._scale_minimum_search import encoder
 
     scale_of = scale_and_minimum()
+
+    @inline
+    def pack_codes(codes: Any, out: Any, n: int) -> None:
+        for part in range(0, 8, 2):
+            for i in range(n):
+                out[16 + part * 16 + i] = np.uint8(codes[part * 32 + i] | np.uint8(codes[part * 32 + 32 + i] << 4))
 
     @codec_entry
     def decode(data_address: int, out_address: int, n_blocks: int, length: int) -> int:
@@ -60,7 +71,7 @@ def loops() -> tuple[None, Entry]:
                     out[i] = scale * np.float32(np.int32(np.int32(np.int32(qs[i]) >> shift) & np.int32(15))) - minimum
         return 0
 
-    return None, decode
+    return encoder(4, 144, pack_codes), decode
 
 
 def unpack(s: Simd, isa: Isa, address: Value) -> Iterator[BlockRegisters]:

@@ -19,13 +19,16 @@ In NumPy:
         low = np.concatenate([qs & 15, qs >> 4], axis=2).reshape(-1, 8, 32)
         q = low | (blocks["qh"][:, None] >> np.arange(8, dtype=np.uint8)[:, None] & 1) << 4
         return (scale[:, :, None] * q - minimum[:, :, None]).reshape(-1, 256)
+
+Quantizing: each part gets its scale and minimum of least squared error, both become 6-bit multiples, and the weights are
+rounded with what is stored (``_scale_minimum_search``).
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,12 +42,24 @@ if TYPE_CHECKING:
 
 
 @functools.cache
-def loops() -> tuple[None, Entry]:
-    """The compiled decoder."""
+def loops() -> tuple[Entry, Entry]:
+    """The compiled encoder and decoder."""
+    from gumba.jit.jit import inline
     from gumba.quants._compiled import codec_entry, f32_at, read_f16, u8_at
     from gumba.quants._k_scales import scale_and_minimum
+    from gumba.quants._scale_minimum_search import encoder
 
     scale_of = scale_and_minimum()
+
+    @inline
+    def pack_codes(codes: Any, out: Any, n: int) -> None:
+        for i in range(n):
+            out[16 + i] = np.uint8(0)
+        for part in range(0, 8, 2):
+            for i in range(n):
+                low, high = codes[part * 32 + i], codes[part * 32 + 32 + i]
+                out[48 + part * 16 + i] = np.uint8((low & 15) | ((high & 15) << 4))
+                out[16 + i] |= np.uint8(((low >> 4) << part) | ((high >> 4) << (part + 1)))
 
     @codec_entry
     def decode(data_address: int, out_address: int, n_blocks: int, length: int) -> int:
@@ -65,7 +80,7 @@ def loops() -> tuple[None, Entry]:
                     out[i] = scale * np.float32(np.int32(low | np.int32(high << np.int32(4)))) - minimum
         return 0
 
-    return None, decode
+    return encoder(5, 176, pack_codes), decode
 
 
 def unpack(s: Simd, isa: Isa, address: Value) -> Iterator[BlockRegisters]:
