@@ -30,7 +30,7 @@ RUNTIME = Path(backends.__file__).parent.parent
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> RecordingBackend:
     made = RecordingBackend()
-    monkeypatch.setattr(backends, "get", lambda name="cpu": made)
+    monkeypatch.setattr(backends, "get", lambda name="cpu", *, portable=False: made)
     return made
 
 
@@ -91,7 +91,7 @@ sys.modules["gumba.backends.cpu"] = None  # importing it, or anything in it, rai
 from pathlib import Path
 from gumba import GGUFFile, backends
 from support.recording_backend import RecordingBackend
-backends.get = lambda name="cpu": RecordingBackend()
+backends.get = lambda name="cpu", *, portable=False: RecordingBackend()
 from gumba.backends.base import Chunk
 from gumba.runner.load import load_model
 for path in sys.argv[1:]:

@@ -120,7 +120,7 @@ def test_a_full_disk_is_no_success(gumba: Callable, tmp_path: Path, monkeypatch:
     from gumba.jit.kernel_cache import cache_folder, write
     from gumba.runner import aot
 
-    def compile_all(path: object, report: object) -> int:
+    def compile_all(path: object, report: object, *, portable: bool) -> int:
         folder = cache_folder()
         assert folder is not None
         monkeypatch.setattr(kernel_cache, "write_file", full)

@@ -1,7 +1,7 @@
-"""Every golden model gives the bits that are recorded: whatever is moved, renamed or rewritten, no result changes.
+"""Every golden model gives the bits that are recorded, the same on every processor, whatever is moved, renamed or rewritten.
 
 The machine's best instruction set and the generic one run by default; ``pytest -m isas`` runs the others, for which all kernels
-are compiled once more. Arm's sets run under emulation:
+are compiled once more. Arm's sets run under emulation, and are held to the same hashes:
 
     tools/neon_check.sh FOLDER tests/models/test_logit_hashes.py -m "isas or not isas"
 """
@@ -13,13 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from gumba.backends.cpu.kv_pages import PAGE_FORMATS
 from gumba.simd import detect
 from support import logit_hashes
-from support.logit_hashes import CASES, Case, environment, hash_of, recorded
+from support.logit_hashes import CASES, PORTABLE, Case, environment, hash_of, names, recorded
 
 #: The instruction sets that always run, and the machine's others.
 FIRST = list(dict.fromkeys([detect.available()[0], "generic"]))
 OTHERS = [name for name in detect.available() if name not in FIRST]
+#: Sets with hashes of their own, for models loaded without ``portable``.
+OWN = [name for name in names() if name != PORTABLE]
 HOW = "cd tests && python -m support.logit_hashes"
 
 
@@ -29,18 +32,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("rewritten")
 
 
-def check(case: Case, names: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The case's hash is the recorded one on every instruction set of ``names``."""
+def check(case: Case, sets: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The case's hash is the recorded one on every instruction set of ``sets``: without ``portable``, the set's own if it has
+    hashes of its own."""
     path, recording = case.write(folder), recorded()
     changed = []
-    for name in names:
-        expected = recording["hashes"].get(name, {}).get(case.name)
-        assert expected is not None, f"no hash is recorded for {name}: `{HOW} --missing` records it"
+    for name in sets:
+        key = name if name in OWN else PORTABLE
+        expected = recording["hashes"].get(key, {}).get(case.name)
+        assert expected is not None, f"no hash is recorded for {key}: `{HOW} --missing` records it"
         monkeypatch.setenv("GUMBA_ISA", name)
-        if hash_of(path, case.kv_type) != expected:
+        if hash_of(path, case.kv_type, portable=False) != expected:
             changed.append(name)
     if changed:
-        where = recording["environments"][changed[0]]
+        where = recording["environments"][changed[0] if changed[0] in OWN else PORTABLE]
         here = environment()
         other = {key: f"{value} here, {where[key]} recorded" for key, value in here.items() if where[key] != value}
         pytest.fail(
@@ -56,15 +61,24 @@ def check(case: Case, names: list[str], folder: Path, monkeypatch: pytest.Monkey
         )
 
 
-def test_every_case_is_recorded_on_every_instruction_set() -> None:
-    """Of this machine: those of others are recorded, and this test run, where they are available."""
-    names = {case.name for case in CASES}
-    assert len(names) == len(CASES)
+def test_every_case_is_recorded() -> None:
+    """Hashes of sets of other machines are recorded, and this test run, where they are available."""
+    cases = {case.name for case in CASES}
+    assert len(cases) == len(CASES)
     hashes = recorded()["hashes"]
-    assert set(hashes) == set(detect.known())
-    incomplete = [name for name in detect.available() if set(hashes[name]) != names]
+    assert set(hashes) == {PORTABLE, *(isa.name for isa in detect.known().values() if isa.portable is not None)}
+    incomplete = [name for name in names() if set(hashes[name]) != cases]
     assert incomplete == [], f"`{HOW} --missing` records what is missing"
-    assert [name for name in hashes if not set(hashes[name]) <= names] == [], "hashes of cases that do not exist"
+    assert [name for name in hashes if not set(hashes[name]) <= cases] == [], "hashes of cases that do not exist"
+
+
+def test_portable_sets_have_nothing_of_their_own() -> None:
+    """Where a set has instructions whose results are its own, the set beside it has none of them."""
+    for isa in detect.known().values():
+        portable = isa.portable or isa
+        assert portable.portable is None
+        assert portable.dot_bf16 is portable.round_bf16 is None, f"{isa.name}: a portable set must name another"
+        assert any(set(need) <= set(other) for need in portable.needs for other in isa.needs)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -77,6 +91,16 @@ def test_same_bits_as_recorded(case: Case, folder: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_same_bits_as_recorded_on_lesser_sets(case: Case, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check(case, OTHERS, folder, monkeypatch)
+
+
+@pytest.mark.skipif(not OWN, reason="no set of this machine has hashes of its own")
+@pytest.mark.parametrize("kv_type", PAGE_FORMATS)
+def test_portable_models_give_the_bits_of_all_sets(kv_type: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a set with bits of its own, which runs as the set beside it: one whose kernels ``-m isas`` takes through all cases."""
+    case = next(case for case in CASES if case.source == "tiny" and case.kv_type == kv_type)
+    for name in OWN:
+        monkeypatch.setenv("GUMBA_ISA", name)
+        assert hash_of(case.write(folder), kv_type, portable=True) == recorded()["hashes"][PORTABLE][case.name]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +120,7 @@ def test_recording(
     monkeypatch.setattr(logit_hashes, "RECORDING", tmp_path / "hashes.json")
     monkeypatch.setattr(logit_hashes, "CASES", cases)
     monkeypatch.setattr(logit_hashes, "write_model", lambda path, kind: path)
-    monkeypatch.setattr(logit_hashes, "hash_of", lambda path, kv_type: "new")
+    monkeypatch.setattr(logit_hashes, "hash_of", lambda path, kv_type, *, portable: "new")
     monkeypatch.setenv("GUMBA_ISA", "generic")  # ``record`` sets it
     before = {
         "environments": {"generic": {}},

@@ -8,6 +8,7 @@ import pytest
 
 from gumba.errors import EngineError
 from gumba.simd import detect
+from gumba.simd import processor as host
 
 
 @pytest.fixture(autouse=True)
@@ -85,14 +86,14 @@ def processor(monkeypatch: pytest.MonkeyPatch) -> Callable[..., frozenset[str]]:
     from numba.core import config
 
     def features(machine: str, name: str, told: str, **settings: object) -> frozenset[str]:
-        monkeypatch.setattr(detect, "_machine", lambda: machine)
+        monkeypatch.setattr(host, "_machine", lambda: machine)
         monkeypatch.setattr(llvm, "get_host_cpu_name", lambda: name)
         there = {feature.lstrip("-"): not feature.startswith("-") for feature in told.split()}
         monkeypatch.setattr(llvm, "get_host_cpu_features", lambda: there)
         for setting in ("CPU_FEATURES", "CPU_NAME"):
             monkeypatch.setattr(config, setting, settings.get(setting))
         monkeypatch.setattr(config, "ENABLE_AVX", settings.get("ENABLE_AVX", 1))
-        return detect.features.__wrapped__()
+        return host.features.__wrapped__()
 
     return features
 

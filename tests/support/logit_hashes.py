@@ -2,17 +2,19 @@
 
 A case is a golden file as it is, one rewritten in another block format, or a quantized model of ``tiny_models``, with the
 default type of KV cache or another. Its hash is the SHA-256 of every bit that the model computes for a fixed prompt: logits
-(or a classifier's outputs) and final hidden states of all tokens. Results depend on the instruction set alone: kernels are
-compiled without fast-math, so neither the number of threads nor the version of the compiler changes a bit.
+(or a classifier's outputs) and final hidden states of all tokens. It is one hash, PORTABLE, for all processors: kernels are
+compiled without fast-math, and neither the instruction set nor the number of threads nor the version of the compiler changes a
+bit. Only a set with a portable one beside it (``Isa.portable``) has hashes of its own, for models loaded without ``portable``.
 
     cd tests && python -m support.logit_hashes --missing
 
-records the cases that have no hash yet, of a new architecture for example, for every instruction set of this machine.
+records the cases that have no hash yet, of a new architecture for example: the portable ones with this machine's best set, and
+those of the sets of this machine that have hashes of their own.
 
-    cd tests && python -m support.logit_hashes [INSTRUCTION SET ...]
+    cd tests && python -m support.logit_hashes [NAME ...]
 
-records all hashes anew, for all instruction sets of this machine or for those named; the hashes of others stay. Only for a
-change that is meant to change results: say so in its commit. With names of golden files among the arguments,
+records all hashes anew, or only those named: "portable", or a set. The others stay. Only for a change that is meant to change
+results: say so in its commit. With names of golden files among the arguments,
 
     cd tests && python -m support.logit_hashes arch_llama4
 
@@ -42,6 +44,8 @@ from support.arch_models import rewritten
 from support.tiny_models import DATA, load, write_model
 
 RECORDING = DATA / "logit_hashes.json"
+#: What the hashes are called in the recording that hold on every instruction set.
+PORTABLE = "portable"
 #: Tokens of the first step, more than a page of the KV cache, and how many steps of one token follow.
 PROMPT, DECODED = 67, 3
 FILES = sorted(
@@ -113,9 +117,15 @@ def results(model: Model) -> Iterator[np.ndarray]:
         yield model.hidden
 
 
-def hash_of(path: Path, kv_type: str | None = None, n_threads: int = 1) -> str:
+def names() -> list[str]:
+    """What this machine can record: PORTABLE, and its sets with hashes of their own."""
+    known = detect.known()
+    return [PORTABLE, *(name for name in detect.available() if known[name].portable is not None)]
+
+
+def hash_of(path: Path, kv_type: str | None = None, n_threads: int = 1, *, portable: bool = True) -> str:
     """SHA-256 of the results' bits, with the instruction set in use."""
-    model = load(path, kv_type=kv_type, n_threads=n_threads)
+    model = load(path, kv_type=kv_type, n_threads=n_threads, portable=portable)
     digest = hashlib.sha256()
     try:
         for rows in results(model):
@@ -132,24 +142,26 @@ def environment() -> dict[str, str]:
 
 
 def recorded() -> dict[str, dict[str, dict[str, str]]]:
-    """The recording: "hashes" and "environments" by instruction set."""
+    """The recording: "hashes" and "environments" by PORTABLE or an instruction set."""
     return json.loads(RECORDING.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
 def record(names: list[str], sources: Collection[str] = (), *, missing: bool = False) -> None:
-    """Record the hashes of every case for the instruction sets ``names``.
+    """Record the hashes of every case: PORTABLE, with the instruction set in use, and those of the sets in ``names``.
 
     ``sources``: only of cases with these sources, if any are given; ``missing``: only of cases that have none.
     """
     recording = recorded() if RECORDING.exists() else {"environments": {}, "hashes": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
-            os.environ["GUMBA_ISA"] = name
+            portable = name == PORTABLE
+            if not portable:
+                os.environ["GUMBA_ISA"] = name
             start = time.perf_counter()
             before = recording["hashes"].get(name, {})
             cases = [case for case in CASES if not sources or case.source in sources]
             cases = [case for case in cases if not (missing and case.name in before)]
-            hashes = {case.name: hash_of(case.write(Path(folder)), case.kv_type) for case in cases}
+            hashes = {case.name: hash_of(case.write(Path(folder)), case.kv_type, portable=portable) for case in cases}
             seconds = time.perf_counter() - start
             n_changed = sum(before.get(case) != digest for case, digest in hashes.items())
             if sources or missing:
@@ -166,4 +178,4 @@ if __name__ == "__main__":
     named = [argument for argument in sys.argv[1:] if argument != "--missing"]
     chosen = {case.source for case in CASES} & set(named)
     sets = [argument for argument in named if argument not in chosen]
-    record(sets or detect.available(), chosen, missing="--missing" in sys.argv)
+    record(sets or names(), chosen, missing="--missing" in sys.argv)

@@ -165,7 +165,7 @@ def main() -> None:
     """Logits of each model named on the command line, into one file: float32 [PROMPT, VOCAB] by the file's stem."""
     logits = {}
     for path in map(Path, sys.argv[2:]):
-        model = load(path, kv_type="f16", n_threads=2)  # sets with bfloat16 products round those otherwise
+        model = load(path, kv_type="f16", portable=True, n_threads=2)
         logits[path.stem] = logits_of(model, prompt(PROMPT), 96)
         model.close()
     np.savez(sys.argv[1], **logits)

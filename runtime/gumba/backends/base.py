@@ -271,7 +271,7 @@ class Backend(Protocol):
 
     @property
     def default_kv_type(self) -> str:
-        """The KV format that this device computes with fastest."""
+        """The KV format that this device computes with fastest; the same on every device for a portable backend."""
         ...
 
     @property

@@ -66,6 +66,7 @@ class Workload:
     sequences: int = 1
     n_threads: int | None = None
     kv_type: str | None = None
+    portable: bool = False
 
 
 def default_sizes(path: Path, prompt: int | None, gen: int | None, depth: int) -> tuple[int, int]:
@@ -168,6 +169,7 @@ def loaded_model(path: Path, work: Workload) -> Iterator[LoadedBenchModel]:
             n_states=2 * work.sequences,
             n_threads=work.n_threads,
             kv_type=work.kv_type,
+            portable=work.portable,
         )
     load_s = time.perf_counter() - began - (jit.stats.compile_s - compiled_s)
     try:

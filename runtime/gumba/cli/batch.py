@@ -92,6 +92,7 @@ def batch(args: argparse.Namespace) -> int:
             "options": {
                 "--ctx": args.ctx,
                 "--kv-type": args.kv_type,
+                "--portable": args.portable,
                 "--chat-template": args.chat_template,
                 "--template-arg": variables,
                 **{k: repr(v) for k, v in defaults.items()},

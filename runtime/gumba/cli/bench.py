@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gumba.cli.open_model import find_model, needed_for, watch_compilation
-from gumba.cli.options import Commands, add_kv_type, add_model, add_threads, command, integer
+from gumba.cli.options import Commands, add_model, add_numerics, add_threads, command, integer
 from gumba.cli.profile import as_json, as_text, check_plot, write_plot
 from gumba.cli.terminal import print_json, table
 from gumba.errors import RequestError
@@ -51,7 +51,7 @@ def add_parser(commands: Commands) -> None:
         "--repeat", metavar="N", type=integer(1, 1000), default=5, help="number of measured runs (default 5)"
     )
     add_threads(parser)
-    add_kv_type(parser)
+    add_numerics(parser)
     parser.add_argument(
         "--profile",
         action="store_true",
@@ -71,7 +71,7 @@ def bench(args: argparse.Namespace) -> int:
         check_plot(args.plot)
     path = find_model(args.model, args.revision)
     with Progress() as progress:
-        watch_compilation(progress, needed_for(path, args.kv_type, text=False))
+        watch_compilation(progress, needed_for(path, args, text=False))
         from gumba.bench.benchmark import Workload, default_sizes, measure
         from gumba.bench.profiler import profile
 
@@ -80,7 +80,7 @@ def bench(args: argparse.Namespace) -> int:
             raise RequestError("nothing to measure: --prompt is 0, and the model generates no text")
         sizes = {"prompt": prompt, "gen": gen, "depth": args.depth, "sequences": args.sequences}
         settings = {"model": path.name, **sizes, "repeat": args.repeat}
-        work = Workload(**sizes, n_threads=args.threads, kv_type=args.kv_type)
+        work = Workload(**sizes, n_threads=args.threads, kv_type=args.kv_type, portable=args.portable)
         if not args.profile:
             speed = measure(path, work, repeat=args.repeat, progress=progress.fraction("bench"))
         else:

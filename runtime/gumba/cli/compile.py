@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gumba.cli.open_model import Compilation, find_model
-from gumba.cli.options import MODEL_HELP, Commands, add_revision, command
+from gumba.cli.options import MODEL_HELP, Commands, add_portable, add_revision, command
 from gumba.cli.terminal import note, printable
 from gumba.errors import ResourceError
 from gumba.progress import Progress
@@ -33,6 +33,7 @@ def add_parser(commands: Commands) -> None:
         "model", metavar="MODEL", nargs="?", help=MODEL_HELP + " (default: the kernels of Llama-like models)"
     )
     add_revision(parser)
+    add_portable(parser)
     parser.add_argument(
         "-o",
         "--output",
@@ -62,7 +63,7 @@ def compile_(args: argparse.Namespace) -> int:
     kernel_cache.lost.clear()
     jit.watching = contextlib.nullcontext
     with Progress() as progress, progress.ticking(), _warnings() as warnings:
-        total = compile_all(path, Compilation(progress).report)
+        total = compile_all(path, Compilation(progress).report, portable=args.portable)
     for line in warnings:
         if not line.startswith("kernel cache: cannot write"):  # the error below reports these
             note(f"gumba: {printable(line)}")

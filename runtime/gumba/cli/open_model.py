@@ -135,7 +135,7 @@ def open_llm(args: argparse.Namespace, **options: Any) -> tuple[LLM, float]:
     path = find_model(args.model, args.revision, quiet=args.quiet)
     began = time.perf_counter()
     with Progress(quiet=args.quiet, delayed=True) as progress:
-        watch_compilation(progress, needed_for(path, args.kv_type, top_k=_top_k(args)), quiet=args.quiet)
+        watch_compilation(progress, needed_for(path, args, top_k=_top_k(args)), quiet=args.quiet)
         compiled = compile_seconds()  # importing may compile too
         with AtOnce():
             from gumba.llm.llm import LLM
@@ -145,6 +145,7 @@ def open_llm(args: argparse.Namespace, **options: Any) -> tuple[LLM, float]:
             n_ctx=args.ctx,
             n_threads=args.threads,
             kv_type=args.kv_type,
+            portable=args.portable,
             kv_memory=args.kv_memory,
             progress=progress.fraction("load"),
             **{"chat_template": getattr(args, "chat_template", None), **options},
@@ -154,14 +155,17 @@ def open_llm(args: argparse.Namespace, **options: Any) -> tuple[LLM, float]:
 
 
 def needed_for(
-    path: Path, kv_type: str | None, *, text: bool = True, top_k: int | None = None
+    path: Path, args: argparse.Namespace, *, text: bool = True, top_k: int | None = None
 ) -> Callable[[], list[Function]]:
-    """The ``needed`` of ``watch_compilation`` for a model; the arguments are those of ``gumba.runner.aot.first_functions``."""
+    """The ``needed`` of ``watch_compilation`` for a model and the options of a command.
+
+    ``text``, ``top_k``: as of ``gumba.runner.aot.first_functions``.
+    """
 
     def needed() -> list[Function]:
         from gumba.runner.aot import first_functions
 
-        return first_functions(path, kv_type, text=text, top_k=top_k)
+        return first_functions(path, args.kv_type, portable=args.portable, text=text, top_k=top_k)
 
     return needed
 

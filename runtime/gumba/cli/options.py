@@ -157,7 +157,7 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
 
 
 def add_context(parser: argparse.ArgumentParser) -> None:
-    """Add ``--ctx``, ``--kv-memory`` and ``--kv-type``."""
+    """Add ``--ctx``, ``--kv-memory``, ``--kv-type`` and ``--portable``."""
     parser.add_argument(
         "-c",
         "--ctx",
@@ -171,16 +171,26 @@ def add_context(parser: argparse.ArgumentParser) -> None:
         type=size,
         help="memory for the KV cache, e.g. 512M or 2G (default: four contexts, fewer if they exceed an eighth of the memory)",
     )
-    add_kv_type(parser)
+    add_numerics(parser)
 
 
-def add_kv_type(parser: argparse.ArgumentParser) -> None:
-    """Add ``--kv-type``; None selects the best type for the processor."""
+def add_numerics(parser: argparse.ArgumentParser) -> None:
+    """Add ``--kv-type``, where None selects the best type for the processor, and ``--portable``."""
     parser.add_argument(
         "--kv-type",
         type=str.lower,
         choices=KV_TYPES,
         help="data type of the KV cache; q8_0 halves its memory (default: bf16 on processors with bf16 instructions, else f16)",
+    )
+    add_portable(parser)
+
+
+def add_portable(parser: argparse.ArgumentParser) -> None:
+    """Add ``--portable``."""
+    parser.add_argument(
+        "--portable",
+        action="store_true",
+        help="give the same results, bit for bit, on every processor (KV cache: f16 by default)",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from gumba.cli.open_model import find_model, needed_for, watch_compilation
-from gumba.cli.options import Commands, add_kv_type, add_model, add_threads, command, integer
+from gumba.cli.options import Commands, add_model, add_numerics, add_threads, command, integer
 from gumba.cli.terminal import print_json, read_text
 from gumba.errors import RequestError
 from gumba.progress import Progress
@@ -30,7 +30,7 @@ def add_parser(commands: Commands) -> None:
         help="tokens per window; the second half of each is scored (default 512)",
     )
     add_threads(parser)
-    add_kv_type(parser)
+    add_numerics(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -43,7 +43,7 @@ def perplexity(args: argparse.Namespace) -> int:
     from gumba.tokenizer.tokenizer import Tokenizer
 
     with GGUFFile(path) as file, Progress("windows") as progress:
-        watch_compilation(progress, needed_for(path, args.kv_type))
+        watch_compilation(progress, needed_for(path, args))
         from gumba.runner.load import load_model
 
         tokenizer = Tokenizer.from_gguf(file)
@@ -57,6 +57,7 @@ def perplexity(args: argparse.Namespace) -> int:
             n_ctx=args.ctx,
             kv_tokens=args.ctx,
             kv_type=args.kv_type,
+            portable=args.portable,
             n_threads=args.threads,
             progress=progress.fraction("load"),
         )

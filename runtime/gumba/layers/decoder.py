@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 import numpy as np
 
 from gumba.backends.base import Buffer, Program, RopeTable
+from gumba.elementary import powers
 from gumba.loading.config import Config
 from gumba.loading.rope import Rope, frequencies
 from gumba.loading.weights import LayerWeights, Weights
@@ -116,8 +117,8 @@ def qk_norm_attention(
 def alibi_slopes(n_heads: int, bias: float) -> np.ndarray:
     """ALiBi (Press et al. 2022): what each head subtracts from its scores per token of distance, float32 [n_heads]."""
     n = 1 << (n_heads.bit_length() - 1)  # heads beyond a power of two take slopes between those of the first n
-    powers = [bias * (h + 1) / n if h < n else bias * (2 * (h - n) + 1) / (2 * n) for h in range(n_heads)]
-    return np.array([2.0**-power for power in powers], np.float32)
+    exponents = [bias * (h + 1) / n if h < n else bias * (2 * (h - n) + 1) / (2 * n) for h in range(n_heads)]
+    return powers(2.0, [-exponent for exponent in exponents]).astype(np.float32)
 
 
 def gated_ffn(p: Program, layer: LayerWeights, h: Buffer, kind: str, residual: Buffer | None = None) -> Buffer:

@@ -226,6 +226,7 @@ def parse_engine_args(
         n_threads=settings["n_threads"],
         max_batch_tokens=settings["max_batch_tokens"],
         cache=cache,
+        portable=require_boolean("portable", settings["portable"]),
         draft_model=settings["draft_model"],
         draft_tokens=require_count("draft_tokens", settings["draft_tokens"], 1, 64),
         max_sequences=require_count("max_sequences", settings["max_sequences"], 1),

@@ -13,7 +13,7 @@ class CacheConfig:
     Attributes:
         kv_tokens: Size of the KV cache in tokens; None: ``kv_memory`` or the available memory determines it.
         kv_memory: Size of the KV cache in bytes; None: ``kv_tokens`` or the available memory determines it.
-        kv_type: Data type, "f16", "bf16", "f32" or "q8_0"; None: the fastest on this processor.
+        kv_type: Data type, "f16", "bf16", "f32" or "q8_0"; None: the fastest on this processor (f16 if ``portable``).
         n_states: Number of recurrent states; None: the memory determines it.
         prefix_caching: Whether requests share the KV pages of common prefixes.
     """
@@ -36,6 +36,7 @@ class EngineConfig:
         max_sequences: Maximum number of running requests.
         max_queue: Maximum number of waiting requests; None: no limit.
         cache: The KV cache.
+        portable: Whether answers have the same bits on every processor.
         draft_model: The model that drafts tokens; None: no drafts.
         draft_tokens: Maximum number of tokens per draft.
         unload_after: Idle time in seconds before the model is unloaded; None: never.
@@ -48,6 +49,7 @@ class EngineConfig:
     max_sequences: int = 32
     max_queue: int | None = None
     cache: CacheConfig = field(default_factory=CacheConfig)
+    portable: bool = False
     draft_model: str | PathLike[str] | None = None
     draft_tokens: int = 4
     unload_after: float | None = None

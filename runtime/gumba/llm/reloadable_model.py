@@ -59,6 +59,7 @@ class ReloadableModel:
             kv_memory=cache.kv_memory,
             kv_type=cache.kv_type,
             n_states=cache.n_states,
+            portable=config.portable,
         )
         try:
             if self._tokenizer.n_vocab > model.config.n_vocab:
@@ -78,7 +79,8 @@ class ReloadableModel:
             if not self._tokenizer.same_vocabulary(Tokenizer.from_gguf(gguf)):
                 raise ModelError(f"{path}: a draft model must have the same vocabulary as the model that it drafts for")
             n_ctx_train = gguf.get(f"{gguf.require('general.architecture', str)}.context_length", int, 1)
-            draft = load_model(gguf, n_ctx=min(model.n_ctx, n_ctx_train), team=model.team)
+            n_ctx = min(model.n_ctx, n_ctx_train)
+            draft = load_model(gguf, n_ctx=n_ctx, team=model.team, portable=self._config.portable)
             if not draft.config.causal or draft.config.n_labels or draft.config.start_token is not None:
                 draft.close()
                 raise ModelError(f"{path}: a draft model must have logits; this one is an encoder or a classifier")

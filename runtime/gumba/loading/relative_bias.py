@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gumba.elementary import ln, log
 from gumba.loading.metadata import MetadataReader
 
 #: Distance from which all keys have the same bias.
@@ -32,9 +33,8 @@ def biases(of_buckets: np.ndarray, *, causal: bool) -> np.ndarray:
     n = len(of_buckets) if causal else len(of_buckets) // 2
     distance = np.maximum(-away, 0) if causal else np.abs(away)
     near = n // 2
-    ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(near)) / np.float32(
-        np.log(MAX_DISTANCE / near)
-    )
+    times = np.maximum(distance, 1).astype(np.float32) / np.float32(near)
+    ratio = log(times.astype(np.float64)).astype(np.float32) / np.float32(ln(MAX_DISTANCE / near))
     far = np.minimum(near + (ratio * np.float32(n - near)).astype(np.int64), n - 1)
     bucket = np.where(distance < near, distance, far) + (0 if causal else n * (away > 0))
     return np.ascontiguousarray(of_buckets[bucket].T)

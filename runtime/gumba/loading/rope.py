@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gumba.elementary import ln, powers
 from gumba.errors import ModelError
 from gumba.loading.metadata import MetadataReader
 
@@ -66,7 +67,7 @@ def frequencies(rope: Rope, factors: np.ndarray | None = None) -> tuple[np.ndarr
     above 0.
     """
     pair = np.arange(0, rope.dim, 2, dtype=np.float64)
-    frequency = rope.freq_base ** (-pair / rope.dim)
+    frequency = powers(rope.freq_base, (-pair / rope.dim).tolist())
     if factors is not None:
         if not (factors > 0).all():
             raise ModelError("tensors rope_freqs and rope_factors: expected numbers above 0")
@@ -80,7 +81,7 @@ def frequencies(rope: Rope, factors: np.ndarray | None = None) -> tuple[np.ndarr
         def pair_of(rotations: float) -> float:
             """Index of the rotary pair that makes this number of rotations in the original context."""
             ratio = rope.original_ctx / (rotations * 2 * math.pi)
-            return rope.dim * math.log(ratio) / (2 * math.log(rope.freq_base))
+            return rope.dim * ln(ratio) / (2 * ln(rope.freq_base))
 
         low, high = pair_of(rope.beta_fast), pair_of(rope.beta_slow)
         if rope.whole_pairs:
@@ -88,6 +89,6 @@ def frequencies(rope: Rope, factors: np.ndarray | None = None) -> tuple[np.ndarr
         low, high = max(0.0, low), min(rope.dim - 1.0, high)
         ramp = np.clip((pair / 2 - low) / max(0.001, high - low), 0.0, 1.0)
         kept = (1.0 - ramp) * rope.ext_factor  # how much of its original frequency a pair keeps
-        scale = rope.attn_factor * (1.0 + 0.1 * math.log(rope.factor))
+        scale = rope.attn_factor * (1.0 + 0.1 * ln(rope.factor))
         return frequency / rope.factor * (1.0 - kept) + frequency * kept, scale
     return frequency, 1.0

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from gumba.backends.base import Buffer, Experts, Matrix, Program, RopeTable
 from gumba.backends.cache_shapes import KVShape
+from gumba.elementary import ln
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import EXPERT_KEYS, Config, read_common, read_expert_counts, read_metadata
@@ -96,8 +97,8 @@ def _read(metadata: MetadataReader) -> Deepseek2Config:
     log_multiplier = metadata.number("rope.scaling.yarn_log_multiplier", 0.0, or_zero=True)
     rope, magnitude = common.rope, 1.0
     if rope.scaling == "yarn":  # YaRN's factor of cosines and sines is a factor of the scores here
-        magnitude = rope.attn_factor * (1.0 + log_multiplier * math.log(rope.factor))
-        rope = replace(rope, attn_factor=1.0 / (1.0 + 0.1 * math.log(rope.factor)))
+        magnitude = rope.attn_factor * (1.0 + log_multiplier * ln(rope.factor))
+        rope = replace(rope, attn_factor=1.0 / (1.0 + 0.1 * ln(rope.factor)))
     value_dim = metadata.count("attention.value_length", MAX_WIDTH, kv_rank if latent else common.head_dim)
     return Deepseek2Config(
         **vars(replace(common, rope=rope, n_experts=n_experts, n_used=n_used, n_ff_expert=n_ff_expert)),

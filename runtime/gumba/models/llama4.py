@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gumba.backends.base import Buffer, Program, RopeTable
+from gumba.elementary import log
 from gumba.gguf import GGUFFile
 from gumba.layers import decoder
 from gumba.loading.config import EXPERT_KEYS, Config, read_common, read_experts, read_metadata, read_windows
@@ -100,5 +101,5 @@ def temperatures(p: Program, c: Llama4Config) -> RopeTable:
     It is 1 + growth * log(1 + floor((position + 1) / floor)).
     """
     steps = np.floor((np.arange(p.max_context, dtype=np.float64) + 1) / c.floor)
-    factors = (1 + c.growth * np.log1p(steps)).astype(np.float32)
+    factors = (1 + c.growth * log(1 + steps)).astype(np.float32)
     return p.rope_table(np.zeros(c.head_dim // 2), 1.0, neox=False, factors=factors)

@@ -9,6 +9,7 @@ decoder's own follow.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -174,7 +175,7 @@ def forward(p: Program, c: T5Config, weights: T5Weights) -> tuple[Buffer, Buffer
     if w.output is not None:
         return hidden, p.matmul(w.output, hidden)
     # In the first models the output matrix is the embedding.
-    return hidden, p.matmul(w.token_embd, p.scale(hidden, c.n_embd**-0.5))
+    return hidden, p.matmul(w.token_embd, p.scale(hidden, 1.0 / math.sqrt(c.n_embd)))
 
 
 def _relative_bias(layer: T5Layer, w: T5Stack) -> Array:

@@ -49,23 +49,28 @@ def compile_functions(functions: Sequence[Function], report: Report = lambda don
     report(len(functions), len(functions), 1.0)
 
 
-def compile_all(path: Path | None = None, report: Report = lambda done, total, share: None) -> int:
+def compile_all(
+    path: Path | None = None, report: Report = lambda done, total, share: None, *, portable: bool = False
+) -> int:
     """Compile what the GGUF file at ``path`` needs, for the instruction set in use; returns the number of functions.
 
-    Without a ``path``: what Llama-like models need, in every block format. Raises the errors of opening and loading a model.
+    Without a ``path``: what Llama-like models need, in every block format. ``portable``: as of ``load_model``. Raises the errors
+    of opening and loading a model.
     """
-    functions = _functions(path)
+    functions = _functions(path, portable)
     compile_functions(functions, report)
     return len(functions)
 
 
-def first_functions(path: Path, kv_type: str | None, *, text: bool = True, top_k: int | None = None) -> list[Function]:
+def first_functions(
+    path: Path, kv_type: str | None, *, portable: bool = False, text: bool = True, top_k: int | None = None
+) -> list[Function]:
     """The functions, not compiled yet, that loading the GGUF file at ``path`` and running a first prompt need.
 
-    ``text``: whether a text is encoded. ``top_k``: that of the sampling parameters; None: no tokens are sampled. Empty for a
-    file that cannot be opened or run: opening it raises the error.
+    ``kv_type``, ``portable``: as of ``load_model``. ``text``: whether a text is encoded. ``top_k``: that of the sampling
+    parameters; None: no tokens are sampled. Empty for a file that cannot be opened or run: opening it raises the error.
     """
-    backend = backends.get()
+    backend = backends.get(portable=portable)
     functions = backend.step_functions()
     try:
         with GGUFFile(path) as gguf:
@@ -90,9 +95,9 @@ def tokenizer_functions(metadata: Mapping[str, Any], text: bool = True) -> list[
     return []
 
 
-def _functions(path: Path | None) -> list[Function]:
+def _functions(path: Path | None, portable: bool) -> list[Function]:
     """All functions that a file needs, or (None) that Llama-like models need. A file needs no encoders of block formats."""
-    backend, formats = backends.get(), set(FORMATS)
+    backend, formats = backends.get(portable=portable), set(FORMATS)
     if path is None:
         kernels = backend.llama_functions()
     else:

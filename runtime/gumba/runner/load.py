@@ -42,6 +42,7 @@ def load_model(
     kv_memory: int | None = None,
     kv_type: str | None = None,
     n_states: int | None = None,
+    portable: bool = False,
     n_threads: int | None = None,
     team: Workers | None = None,
     max_sequences: int = 0,
@@ -61,6 +62,8 @@ def load_model(
             with bf16 arithmetic, else f16.
         n_states: Number of slots for recurrent states, checkpoints of cached prefixes included; None: MAX_STATES, more if
             they are small, or as many as fit into an eighth of the available memory.
+        portable: Whether results have the same bits on every processor: f16 pages by default, and no instructions whose
+            results differ from those of others.
         n_threads: Compute threads; None: one per core that this process may use.
         team: Threads of another model to compute with instead. They must outlive this model, and the two models must not
             compute at the same time.
@@ -90,7 +93,7 @@ def load_model(
     if not config.causal or config.start_token is not None:  # an encoder computes a whole text in one step
         max_batch_tokens = max(max_batch_tokens, n_ctx)
     processors = _processors()
-    backend = backends.get()
+    backend = backends.get(portable=portable)
     if kv_type is None:
         kv_type = backend.default_kv_type
     shapes, format = config.kv_shapes, backend.kv_format(kv_type)

@@ -44,7 +44,6 @@ ISA = Isa(
     needs=(("avx2", "fma", "f16c"),),
     dot_unsigned=dot,
     dot_signed=dot_signed,
-    has_fma=True,
     has_f16=True,
     tiles=(8, 4, 2, 1),
     shuffle_bytes=shuffle_bytes,

@@ -1,4 +1,8 @@
-"""AVX-512 with VNNI and BF16: ``vdpbf16ps`` multiplies 32 pairs of bfloat16 and adds them into 16 sums at once."""
+"""AVX-512 with VNNI and BF16: ``vdpbf16ps`` multiplies 32 pairs of bfloat16 and adds them into 16 sums at once.
+
+It takes subnormal numbers for zero and adds a pair in its own order, so its sums are not those of other sets: what must have the
+same bits everywhere runs on the set without BF16.
+"""
 
 from __future__ import annotations
 
@@ -46,4 +50,5 @@ ISA = replace(
     needs=tuple((*need, "avx512bf16") for need in avx512_vnni.ISA.needs),
     dot_bf16=dot_bf16,
     round_bf16=round_bf16,
+    portable=avx512_vnni.ISA,
 )

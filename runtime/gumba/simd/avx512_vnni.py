@@ -26,7 +26,6 @@ ISA = Isa(
     needs=(("avx512vnni", "avx512bw", "avx512vl", "fma", "f16c"),),
     dot_unsigned=dot,
     dot_signed=None,
-    has_fma=True,
     has_f16=True,
     tiles=(8, 4, 2, 1),
     shuffle_bytes=shuffle_bytes,

@@ -22,7 +22,6 @@ ISA = Isa(
     needs=(("avxvnni", "avx2", "fma", "f16c"), ("avx512vnni", "avx512vl", "fma", "f16c")),
     dot_unsigned=dot,
     dot_signed=None,
-    has_fma=True,
     has_f16=True,
     tiles=(8, 4, 2, 1),
     shuffle_bytes=avx2.shuffle_bytes,

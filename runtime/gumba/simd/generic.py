@@ -30,7 +30,6 @@ ISA = Isa(
     needs=((),),
     dot_unsigned=dot_unsigned,
     dot_signed=dot_signed,
-    has_fma=False,
     has_f16=False,
     tiles=(4, 4, 1, 1),
 )

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from gumba.simd import fma
 from gumba.simd.value import F16, F32, I8, I16, I32, Simd, Value
 
 #: dot(s, start, weights, acts, w_max): w_max bounds the weights' absolute value.
@@ -27,12 +28,13 @@ class Isa:
     ``lanes``: 32-bit lanes of its register. ``registers``: vector registers that a kernel's tile may fill. ``needs``: one tuple
     of LLVM feature names per sufficient combination.
     ``dot_unsigned``: weights 0..255 (0..w_max) times signed activations. ``dot_signed``: both signed; None where only the
-    unsigned form is fast: 8-bit weights are then stored with 128 added. ``has_fma``, ``has_f16``: fused multiply-add, and
-    half-precision conversion in hardware. ``tiles``: numbers of tokens that a matrix product takes at once, largest first.
+    unsigned form is fast: 8-bit weights are then stored with 128 added. ``has_f16``: half-precision conversion in hardware.
+    ``tiles``: numbers of tokens that a matrix product takes at once, largest first.
     ``dot_tile``: the dot products of a whole tile of tokens with the same weights, where that is faster than one by one.
     ``dot_bf16``, ``round_bf16``: what ``pair_dot`` and ``to_bf16`` do, where there are instructions for it.
     ``shuffle_bytes``: shuffle_bytes(s, table, index): in each 16 bytes, the byte of ``table`` that each byte 0..15 of ``index``
-    names.
+    names. ``portable``: the set to use instead of this one where an answer must have the same bits on every processor; None: this
+    one.
     """
 
     name: str
@@ -41,13 +43,13 @@ class Isa:
     needs: tuple[tuple[str, ...], ...]
     dot_unsigned: Dot
     dot_signed: Dot | None
-    has_fma: bool
     has_f16: bool
     tiles: tuple[int, int, int, int]
     dot_tile: DotTile | None = None
     dot_bf16: Callable[[Simd, Value, Value, Value], Value] | None = None
     round_bf16: Callable[[Simd, Value], Value] | None = None
     shuffle_bytes: Callable[[Simd, Value, Value], Value] | None = None
+    portable: Isa | None = None
 
     def lookup(self, s: Simd, table: Sequence[int], index: Value) -> Value:
         """The byte of ``table`` (16 of them, -128..255) that each byte of ``index`` (0..15; a multiple of 16 lanes) names."""
@@ -60,8 +62,8 @@ class Isa:
         return values[0]
 
     def multiply_add(self, s: Simd, a: Value, x: Value, acc: Value) -> Value:
-        """``a * x + acc`` in float32: one rounding where the set has it, two elsewhere."""
-        return s.fma(a, x, acc) if self.has_fma else a * x + acc
+        """``a * x + acc`` in float32 with one rounding (``gumba.simd.fma``)."""
+        return fma.multiply_add(s, a, x, acc)
 
     def from_f16(self, s: Simd, half: Value) -> Value:
         """float16 to float32, exact (also infinities, NaN and subnormals)."""

@@ -27,7 +27,6 @@ ISA = Isa(
     needs=(("neon", "dotprod"),),
     dot_unsigned=dot,
     dot_signed=dot,
-    has_fma=True,
     has_f16=True,
     tiles=(8, 4, 2, 1),
     shuffle_bytes=shuffle_bytes,

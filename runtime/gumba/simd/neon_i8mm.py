@@ -51,7 +51,6 @@ ISA = Isa(
     needs=(("neon", "dotprod", "i8mm"),),
     dot_unsigned=neon.dot,
     dot_signed=neon.dot,
-    has_fma=True,
     has_f16=True,
     tiles=(8, 4, 2, 1),
     dot_tile=dot_tile,

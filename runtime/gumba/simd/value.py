@@ -236,8 +236,14 @@ class Simd:
         return self.call(f"llvm.{name}.{suffix}", kind, *args)
 
     def fma(self, a: Value, x: Value, acc: Value) -> Value:
-        """``a * x + acc`` in float32 with one rounding. Only on instruction sets that have it (else a slow library call)."""
+        """``a * x + acc`` in float32 with one rounding, by the instruction (``gumba.simd.fma`` where there is none)."""
         return self._unary("fma", a, x, acc)
+
+    def any(self, condition: Value) -> Value:
+        """Whether a lane-wise comparison holds in any lane."""
+        if condition.lanes == 1:
+            return condition
+        return self.call(f"llvm.vector.reduce.or.v{condition.lanes}i1", ir.IntType(1), condition)
 
     def maximum(self, a: Value, b: Value) -> Value:
         return self.select(a.compare(">", b), a, b)

@@ -34,12 +34,16 @@ from gumba.simd import detect
 
 
 class CPUBackend:
-    """The CPU, with the instruction set that is current when this is created (GUMBA_ISA names another)."""
+    """The CPU, with the instruction set that is current when this is created (GUMBA_ISA names another).
+
+    ``portable``: without instructions whose results differ from those of other sets.
+    """
 
     name = "cpu"
 
-    def __init__(self) -> None:
-        self._isa = detect.current()
+    def __init__(self, *, portable: bool = False) -> None:
+        isa = detect.current()
+        self._isa = isa.portable or isa if portable else isa
 
     @property
     def target(self) -> str:

@@ -318,7 +318,7 @@ def opened(model: str | PathLike[str], options: Mapping[str, object]) -> PreTrai
 #: Keywords of ``LLM`` that ``from_pretrained`` accepts too.
 LLM_KEYWORDS = frozenset({
     "n_ctx", "max_model_len", "n_threads", "max_batch_tokens", "max_sequences", "max_queue", "kv_tokens", "kv_memory", "n_states",
-    "kv_type", "draft_model", "draft_tokens", "unload_after", "chat_template", "progress", "gpu_memory_utilization",
+    "kv_type", "portable", "draft_model", "draft_tokens", "unload_after", "chat_template", "progress", "gpu_memory_utilization",
 })  # fmt: skip
 
 __all__ = ["BatchEncoding", "ModelOutput", "PreTrainedModel", "PretrainedConfig", "opened"]

@@ -7,7 +7,6 @@ each variant, so that plain causal attention pays nothing for what others need.
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ PART_PAGES = PART_TOKENS // PAGE_TOKENS
 TILE_ROWS = 48
 SPLIT_UNITS_PER_THREAD = 4
 #: Factor of the scores' scale: softmax is computed with powers of two.
-LOG2_E = math.log2(math.e)
+LOG2_E = 1.4426950408889634
 
 #: What a layer's pages and heads look like, constant from step to step: a record that compiled functions read by its fields.
 GEOMETRY = np.dtype(

@@ -10,23 +10,37 @@ from __future__ import annotations
 import numpy as np
 
 from gumba.backends.cpu.kernels.record import N_TOKENS, POSITIONS, first_unit, kernel, next_unit
+from gumba.elementary import cos_sin
 from gumba.jit.jit import inline
 from gumba.simd.memory import load_f32, load_i32, load_i64, store_f32
 from gumba.simd.value import F32, Simd, Value, simd_function
 
+#: Positions whose cosines and sines are computed from those of the first of them.
+_RUN = 256
+
 
 def cos_sin_table(inverse_frequencies: np.ndarray, n_positions: int, scale: float, neox: bool) -> np.ndarray:
-    """float32 [n_positions, 2, rope_dim].
+    """float32 [n_positions, 2, rope_dim], the same bits on every machine.
 
     ``inverse_frequencies``: float64 [rope_dim / 2], radians per position; ``scale``: factor of both (YaRN's magnitude).
+
+    A position's angle is the sum of two: of the first position of its run of _RUN, and of its place in the run. So few cosines
+    and sines are computed, and of the others every one takes two products (faster than NumPy's ``cos`` and ``sin``).
     """
-    angles = np.arange(n_positions, dtype=np.float64)[:, None] * inverse_frequencies[None, :].astype(np.float64)
-    cos, sin = np.cos(angles) * scale, np.sin(angles) * scale
-    table = np.empty((n_positions, 2, 2 * len(inverse_frequencies)), np.float32)
     half = len(inverse_frequencies)
+    rows = np.arange(min(_RUN, n_positions), dtype=np.float64)
+    starts = np.arange(0, n_positions, _RUN, dtype=np.float64)
+    cos_in, sin_in = cos_sin(rows[:, None] * inverse_frequencies[None, :].astype(np.float64))
+    cos_of, sin_of = cos_sin(starts[:, None] * inverse_frequencies[None, :].astype(np.float64))
+    table = np.empty((n_positions, 2, 2 * half), np.float32)
     first, second = (slice(0, half), slice(half, None)) if neox else (slice(0, None, 2), slice(1, None, 2))
-    table[:, 0, first] = table[:, 0, second] = cos
-    table[:, 1, first], table[:, 1, second] = -sin, sin
+    for run, start in enumerate(range(0, n_positions, _RUN)):
+        part = table[start : start + _RUN]
+        n = len(part)
+        cos = (cos_in[:n] * cos_of[run] - sin_in[:n] * sin_of[run]) * scale
+        sin = (sin_in[:n] * cos_of[run] + cos_in[:n] * sin_of[run]) * scale
+        part[:, 0, first] = part[:, 0, second] = cos
+        part[:, 1, first], part[:, 1, second] = -sin, sin
     return table
 
 

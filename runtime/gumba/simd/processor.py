@@ -1,0 +1,43 @@
+"""What the processor offers that code is compiled for."""
+
+from __future__ import annotations
+
+import functools
+import platform
+
+from gumba.jit.object_file import compiler_settings
+
+
+def _machine() -> str:
+    return platform.machine().lower()
+
+
+@functools.cache
+def features() -> frozenset[str]:
+    """The LLVM feature names of the processor that code is generated for: those that numba hands to LLVM.
+
+    ``NUMBA_CPU_FEATURES`` replaces the processor's own, ``NUMBA_CPU_NAME=generic`` leaves none of them, ``NUMBA_ENABLE_AVX=0``
+    those without AVX; any other ``NUMBA_CPU_NAME`` only tunes. 64-bit Arm has NEON by definition, but not every system
+    tells what else: Apple's processors are known by name (M1: dot products, from M2 on also integer matrix products).
+    """
+    import llvmlite.binding as llvm
+
+    settings = compiler_settings()
+    forced = settings["CPU_FEATURES"]
+    if forced is not None:
+        have = {f[1:] for f in forced.split(",") if f.startswith("+")}
+    else:
+        have = {name for name, there in llvm.get_host_cpu_features().items() if there}
+        if settings["ENABLE_AVX"] is not None:
+            have = {name for name in have if not name.startswith("avx")}
+        name = settings["CPU_NAME"] or llvm.get_host_cpu_name()
+        if name.startswith("apple-m"):
+            have |= {"dotprod"} if name == "apple-m1" else {"dotprod", "i8mm"}
+    if _machine() in ("aarch64", "arm64"):
+        have.add("neon")
+    return frozenset(have)
+
+
+def has_fma() -> bool:
+    """Whether it multiplies and adds float32 vectors with one rounding: x86 since 2013, and every 64-bit Arm."""
+    return not features().isdisjoint({"fma", "neon"})
