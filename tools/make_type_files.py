@@ -28,7 +28,7 @@ FILE_TYPES = {
     "q4_0": "q4_0", "q4_1": "q4_1", "q5_0": "q5_0", "q5_1": "q5_1", "q8_0": "q8_0", "q2_k": "q2_k", "q3_k": "q3_k_s",
     "q4_k": "q4_k_s", "q5_k": "q5_k_s", "q6_k": "q6_k", "iq4_nl": "iq4_nl", "iq4_xs": "iq4_xs", "iq3_s": "iq3_s",
     "iq3_xxs": "iq3_xxs", "iq2_s": "iq2_m", "iq2_xs": "iq2_xs", "iq2_xxs": "iq2_xxs", "iq1_m": "iq1_m", "iq1_s": "iq1_s",
-    "tq1_0": "tq1_0", "tq2_0": "tq2_0", "mxfp4": "mxfp4_moe", "nvfp4": "nvfp4", "q1_0": "q1_0", "q2_0": "q2_0",
+    "tq1_0": "tq1_0", "tq2_0": "tq2_0", "mxfp4": "mxfp4_moe", "q1_0": "q1_0",
 }  # fmt: skip
 MULTIPLE = 256
 

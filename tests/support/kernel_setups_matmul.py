@@ -38,10 +38,18 @@ def setup_matmul(
     columns = columns or (2 * format.block_size if format.block_size > 32 else 160)
     rng = rng_of(2)
     raw = random_rows(format, n_rows, columns, rng)
+    x = rng.standard_normal((n, columns)).astype(np.float32)
+    added = rng.standard_normal((n, n_rows)).astype(np.float32)
+    return product_of(isa, format, raw, x, added if residual else None)
+
+
+def product_of(
+    isa: Isa, format: BlockFormat, raw: np.ndarray, x: np.ndarray, residual: np.ndarray | None = None
+) -> Setup:
+    """Products of ``x``, float32 [n, columns], with the rows of blocks ``raw``, and ``residual`` added, float32 [n, n_rows]."""
+    n_rows, (n, columns) = len(raw), x.shape
     w = packed(format, raw, columns, isa)
     dense = np.asarray(format.dequantize(raw), np.float64).reshape(n_rows, columns)
-    x = rng.standard_normal((n, columns)).astype(np.float32)
-    added = rows(rng.standard_normal((n, n_rows)).astype(np.float32), padding=0.0)
     if format.activation == "q8":
         held = kernel_oracles.quantize_q8(x)
         seen, stride = kernel_oracles.dequantize_q8(held), held.shape[1] * 64
@@ -54,12 +62,13 @@ def setup_matmul(
         size = np.abs(seen) @ np.abs(dense).T
         roundings = 2 * columns
     out = rows(np.full((n, n_rows), np.nan, np.float32))
+    added = out if residual is None else rows(residual, padding=0.0)
     arguments = {
         "count": N_TOKENS, "x": address(held), "x_stride": stride, "w": w.address, "group_bytes": w.group_bytes,
         "n_blocks": w.n_blocks, "n_groups": w.n_groups, "out": address(out), "out_stride": out.strides[0],
-        "residual": address(added) if residual else 0,
+        "residual": 0 if residual is None else address(added),
     }  # fmt: skip
-    expected = kernel_oracles.matmul(seen, dense, added[:, :n_rows] if residual else None)
+    expected = kernel_oracles.matmul(seen, dense, residual)
     tolerance = (roundings + 4) * EPS32 * (size + np.abs(expected)) + 1e-30
     return Setup(
         matmul.matmul(format, isa), arguments, Batch(n), out, lambda a: a[:, :n_rows], expected, tolerance,
