@@ -25,6 +25,7 @@ def quantize_q8(x: np.ndarray) -> np.ndarray:
     for at, field in (
         (32, scale), (36, scale * total.astype(np.float32)), (40, -8 * total), (44, -128 * total),
         (48, -32 * sums[..., 0]), (52, -32 * sums[..., 1]),
+        (56, scale * sums[..., 0].astype(np.float32)), (60, scale * sums[..., 1].astype(np.float32)),
     ):  # fmt: skip
         out[..., at : at + 4] = np.ascontiguousarray(field)[..., None].view(np.uint8)
     return out

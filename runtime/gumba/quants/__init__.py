@@ -15,7 +15,29 @@ from numpy.typing import NDArray
 
 from gumba.errors import UnsupportedError
 from gumba.host import available_threads
-from gumba.quants import bf16, f16, f32, iq4_nl, iq4_xs, mxfp4, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0
+from gumba.quants import (
+    bf16,
+    f16,
+    f32,
+    iq4_nl,
+    iq4_xs,
+    mxfp4,
+    nvfp4,
+    q1_0,
+    q2_0,
+    q2_k,
+    q3_k,
+    q4_0,
+    q4_1,
+    q4_k,
+    q5_0,
+    q5_1,
+    q5_k,
+    q6_k,
+    q8_0,
+    tq1_0,
+    tq2_0,
+)
 from gumba.quants._format import BlockFormat, DotFormat, Finite, FloatFormat, PackField
 
 
@@ -66,13 +88,20 @@ FORMATS: Mapping[int, BlockFormat] = register(
         q5_0.FORMAT,
         q5_1.FORMAT,
         q8_0.FORMAT,
+        q2_k.FORMAT,
+        q3_k.FORMAT,
         q4_k.FORMAT,
         q5_k.FORMAT,
         q6_k.FORMAT,
         bf16.FORMAT,
+        tq1_0.FORMAT,
+        tq2_0.FORMAT,
         mxfp4.FORMAT,
         iq4_nl.FORMAT,
         iq4_xs.FORMAT,
+        nvfp4.FORMAT,
+        q1_0.FORMAT,
+        q2_0.FORMAT,
     )
 )
 

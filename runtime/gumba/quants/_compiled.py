@@ -157,6 +157,32 @@ def to_5_bits(x: float) -> Any:
 
 
 @inline
+def ternary_code(x: float) -> Any:
+    """A number from -1 to 1 to the nearest integer, halves away from 0, plus 1."""
+    return np.int32((x >= np.float32(0.5)) + (x > np.float32(-0.5)))
+
+
+@inline
+def fp4_size(m: int) -> Any:
+    """The magnitude that the low three bits of a 4-bit float (e2m1) stand for, doubled: 0 1 2 3 4 6 8 12."""
+    return np.int32(m + (m - 4 if m > 4 else 0) + (2 if m == 7 else 0))
+
+
+@inline
+def fp4_code(x: Any, d: Any) -> Any:
+    """The 4-bit float whose doubled value, times ``d``, is nearest to x; halfway between two the smaller one."""
+    size, largest = abs(x), np.float32(12) * d
+    size = (
+        size if size < largest else largest
+    )  # beside larger numbers the values' distances would be rounded to the same
+    best, least = np.int32(0), size
+    for m in range(1, 8):
+        error = abs(d * np.float32(fp4_size(m)) - size)
+        best, least = (np.int32(m), error) if error < least else (best, least)
+    return np.int32(best | np.int32(8)) if x < np.float32(0) and best > 0 else best
+
+
+@inline
 def largest_magnitude(bits: Any, length: int) -> Any:
     """The largest magnitude of a block, as bits: they order as magnitudes do, then comes infinity, then NaN."""
     largest = np.uint32(0)

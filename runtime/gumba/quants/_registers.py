@@ -55,6 +55,21 @@ def shift(value: Value, bits: int) -> Value:
     return (wide >> bits if bits >= 0 else wide << -bits).bits(I8, value.lanes)
 
 
+def exchange_bits(word: Value, distance: int, mask: int) -> Value:
+    """Exchange the bits of ``mask`` in each 32-bit element with those ``distance`` places above."""
+    different = (word ^ (word >> distance)) & mask
+    return word ^ different ^ (different << distance)
+
+
+def two_bits(s: Simd, isa: Isa, address: Value, part: int, place: int = 0) -> list[Value]:
+    """8 registers with 2 bits for each weight, from bit ``place`` on: columns 32 ``part`` and up of 256 that lie in 64 bytes.
+
+    Byte i of 32 has four weights of its half of the columns: i + 32 k in bits 2 k.
+    """
+    words = bytes_at(s, isa, address + part // 4 * 32 * isa.lanes, 8)
+    return [shift(word, part % 4 * 2 - place) & 3 << place for word in words]
+
+
 def nibbles(s: Simd, isa: Isa, address: Value) -> list[Value]:
     """8 registers from 16 bytes per lane: first the low halves of the bytes (columns 0..15), then the high ones."""
     packed = bytes_at(s, isa, address, 4)

@@ -42,7 +42,16 @@ if TYPE_CHECKING:
 def loops() -> tuple[Entry, Entry]:
     """The compiled encoder and decoder."""
     from gumba.jit.jit import inline
-    from gumba.quants._compiled import bits_float, codec_entry, f32_at, largest_magnitude, u8_at, u32_at
+    from gumba.quants._compiled import (
+        bits_float,
+        codec_entry,
+        f32_at,
+        fp4_code,
+        fp4_size,
+        largest_magnitude,
+        u8_at,
+        u32_at,
+    )
 
     @inline
     def scale_of(e: int) -> Any:
@@ -50,21 +59,6 @@ def loops() -> tuple[Entry, Entry]:
         normal = np.uint32((np.uint32(e) - np.uint32(1)) << np.uint32(23))
         small = np.uint32(np.uint32(0x00200000) << np.uint32(e & 1))
         return bits_float(small if e < 2 else normal)
-
-    @inline
-    def size_of(m: int) -> Any:
-        """The magnitude that three bits stand for."""
-        return np.int32(m + (m - 4 if m > 4 else 0) + (2 if m == 7 else 0))
-
-    @inline
-    def code_of(x: Any, d: Any) -> Any:
-        """The nibble whose value, times ``d``, is nearest to x."""
-        size = abs(x)
-        best, least = np.int32(0), size
-        for m in range(1, 8):
-            error = abs(d * np.float32(size_of(m)) - size)
-            best, least = (np.int32(m), error) if error < least else (best, least)
-        return np.int32(best | np.int32(8)) if x < np.float32(0) and best > 0 else best
 
     @codec_entry
     def encode(x_address: int, out_address: int, n_blocks: int, length: int) -> int:
@@ -79,7 +73,7 @@ def loops() -> tuple[Entry, Entry]:
             d = scale_of(e)
             out[0] = np.uint8(e)
             for i in range(length // 2):
-                out[i + 1] = np.uint8(code_of(x[i], d) | np.int32(code_of(x[i + 16], d) << np.int32(4)))
+                out[i + 1] = np.uint8(fp4_code(x[i], d) | np.int32(fp4_code(x[i + 16], d) << np.int32(4)))
         return not_finite
 
     @codec_entry
@@ -91,7 +85,7 @@ def loops() -> tuple[Entry, Entry]:
             for i in range(length // 2):
                 for half in range(2):
                     q = np.int32(np.int32(data[i + 1]) >> np.int32(4 * half))
-                    size = size_of(q & 7)
+                    size = fp4_size(q & 7)
                     out[i + 16 * half] = d * np.float32(-size if q & 8 else size)
         return 0
 
